@@ -1,0 +1,4 @@
+//! byway: private IPs for containers and VMs, across peers.
+
+pub mod model;
+pub mod packet;

@@ -1,0 +1,142 @@
+//! State to View: routes, zones and what the kernel must match, built whole each time.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::host::{HostConfig, MapConfig, TunConfig, WorkloadConfig};
+use super::members::Subnet;
+use super::record::data_fits;
+use super::state::State;
+use super::subnet::{Member, Resolved};
+use super::view::{Owner, RouteTable, SubnetView, View};
+use super::zone::{Entry, RecordData, Zone};
+
+/// Bytes of the largest inner packet: what a 1500-byte underlay carries with either carrier over IPv4.
+pub const MTU: u16 = 1420;
+/// Seconds a member's or workload's name may be kept by a client: a withdrawn one is gone soon.
+pub const NAME_TTL: u32 = 5;
+
+/// What the machine adds to the state to make a view.
+#[derive(Debug, Clone, Default)]
+pub struct Here {
+    /// See [`HostConfig::instance`].
+    pub instance: String,
+    /// Ports of the underlay.
+    pub underlay_ports: Vec<u16>,
+}
+
+impl State {
+    /// The view that follows from this state at `now` (seconds since 1970).
+    pub fn view(&self, generation: u64, now: u64, here: &Here) -> View {
+        let now = self.clock(now);
+        let mut host = HostConfig {
+            instance: here.instance.clone(),
+            underlay_ports: here.underlay_ports.clone(),
+            ..HostConfig::default()
+        };
+        let mut subnets = BTreeMap::new();
+        for (id, subnet) in &self.subnets {
+            let resolved = subnet.records.resolve(now);
+            let Some(me) = resolved.members.get(&self.me.peer) else { continue };
+            if !subnet.local.up || resolved.destroyed || me.addresses.is_empty() {
+                continue;
+            }
+            self.add_host(&mut host, subnet, &resolved, me);
+            subnets.insert(*id, Arc::new(self.subnet_view(subnet, &resolved, me, generation)));
+        }
+        View { generation, subnets, host: Arc::new(host) }
+    }
+
+    fn subnet_view(&self, subnet: &Subnet, resolved: &Resolved, me: &Member, generation: u64) -> SubnetView {
+        let mut routes = RouteTable::default();
+        for (peer, member) in &resolved.members {
+            let owner = if *peer == self.me.peer { Owner::Local } else { Owner::Member(*peer) };
+            for lease in &member.leases {
+                let _ = routes.insert(*lease, owner);
+            }
+        }
+        let pools = subnet.records.pools();
+        SubnetView {
+            id: subnet.records.id,
+            name: subnet.name().clone(),
+            interface: subnet.local.interface.clone(),
+            cidr4: pools.v4,
+            cidr6: pools.v6,
+            addresses: me.addresses.clone(),
+            mtu: MTU,
+            routes,
+            members: resolved.members.keys().copied().filter(|p| *p != self.me.peer).collect(),
+            zone: Arc::new(zone(subnet, resolved, generation)),
+        }
+    }
+
+    fn add_host(&self, host: &mut HostConfig, subnet: &Subnet, resolved: &Resolved, me: &Member) {
+        let prefixes = subnet.records.prefixes();
+        host.tuns.push(TunConfig {
+            subnet: subnet.records.id,
+            name: subnet.local.interface.clone(),
+            mtu: MTU,
+            addresses: me.addresses.clone(),
+            prefixes: prefixes.clone(),
+        });
+        for workload in &subnet.local.workloads {
+            // Addresses a conflict took away are no longer ours to hand out.
+            let addresses: Vec<IpAddr> =
+                workload.addresses.iter().copied().filter(|a| me.leases.iter().any(|l| l.contains(a))).collect();
+            host.workloads.push(WorkloadConfig {
+                subnet: subnet.records.id,
+                name: workload.name.clone(),
+                tun: subnet.local.interface.clone(),
+                host_link: workload.host_link.clone(),
+                inner_link: workload.inner_link.clone(),
+                netns: workload.netns.clone(),
+                mtu: MTU,
+                addresses,
+                gateways: me.addresses.clone(),
+                prefixes: prefixes.clone(),
+                resolv_conf: workload.resolv_conf.clone(),
+                search: subnet.records.genesis.domain.clone(),
+                mac: workload.mac,
+            });
+        }
+        for map in &subnet.local.maps {
+            let target = subnet.target_address(&self.me, resolved, &map.target, map.listen);
+            host.maps.push(MapConfig {
+                subnet: subnet.records.id,
+                name: map.name.clone(),
+                proto: map.proto,
+                listen: map.listen,
+                port: map.port,
+                target: target.map(|(a, _)| a),
+                target_port: map.target_port,
+                local: target.is_some_and(|(_, local)| local),
+                source: me.addresses.iter().copied().find(|a| a.is_ipv4() == map.listen.is_ipv4()),
+                allow: map.allow.clone(),
+            });
+        }
+    }
+}
+
+/// The names of a subnet: members, workloads, and what members added.
+fn zone(subnet: &Subnet, resolved: &Resolved, generation: u64) -> Zone {
+    let domain = &subnet.records.genesis.domain;
+    let mut names: BTreeMap<String, Vec<Entry>> = BTreeMap::new();
+    let mut pointers = BTreeMap::new();
+    for member in resolved.members.values() {
+        let own = std::iter::once((&member.name, &member.addresses));
+        for (name, addresses) in own.chain(member.workloads.iter().map(|(n, a)| (n, a))) {
+            for address in addresses {
+                let entry = Entry { ttl: NAME_TTL, data: RecordData::Address(*address) };
+                names.entry(name.to_string()).or_default().push(entry);
+                pointers.insert(*address, format!("{name}.{domain}"));
+            }
+        }
+    }
+    for (name, data, ttl, _) in resolved.names.iter().filter(|(_, d, ..)| data_fits(d)) {
+        names.entry(name.clone()).or_default().push(Entry { ttl: *ttl, data: data.clone() });
+    }
+    // Generations are milliseconds since 1970 or more: their seconds fit a serial until 2106.
+    let serial = u32::try_from((generation / 1000) & u64::from(u32::MAX)).unwrap_or(1);
+    Zone { origin: domain.clone(), serial, names, pointers, prefixes: subnet.records.prefixes() }
+}

@@ -1,0 +1,208 @@
+//! What the kernel must match: links, addresses, routes, port maps, resolvers.
+//!
+//! PURE. `HostConfig` is derived from the state; `host` makes the kernel follow it: it observes ([`Observed`]), plans
+//! ([`plan`]) and applies ([`Change`]).
+
+mod observed;
+mod plan;
+mod want;
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+pub use observed::{Change, Family, Link, LinkSet, NetnsRule, Observed, Place, Route, Rule, Scene, SysctlKey};
+pub use plan::plan;
+pub use want::{Resolver, resolvers, sysctl_keys};
+
+use super::id::{Name, SubnetId};
+
+/// The routing table our routes of the host live in.
+pub const TABLE: u32 = 4110;
+/// Priority of our rules: ahead of `main` (32766), behind `local` (0).
+pub const PRIORITY: u32 = 4110;
+/// Protocol number our routes and rules bear (`rtnetlink(7)`, `RTA_PROTOCOL`): those of others are never touched.
+pub const PROTOCOL: u8 = 98;
+/// Largest segmentation-offload packet on our links, bytes: one that the stream of a peer carries whole.
+pub const GSO_MAX_SIZE: u32 = 60_000;
+/// Packets the kernel queues in front of a TUN; each may be a super-packet of [`GSO_MAX_SIZE`].
+pub const TX_QUEUE: u32 = 128;
+
+/// The alias a link of ours bears: `byway:INSTANCE:ROLE:NAME`, with role `tun`, `veth` or `inner`.
+pub fn alias(instance: &str, role: &str, name: &str) -> String {
+    format!("byway:{instance}:{role}:{name}")
+}
+
+/// The name in an alias of this instance, or nothing if the alias is not ours.
+pub fn alias_name<'a>(instance: &str, alias: &'a str) -> Option<&'a str> {
+    let (role, name) = alias.strip_prefix("byway:")?.strip_prefix(instance)?.strip_prefix(':')?.split_once(':')?;
+    (["tun", "veth", "inner"].contains(&role) && !name.is_empty()).then_some(name)
+}
+
+/// Hardware address of the host end of a veth pair: the same for the same name, so that neighbour entries are known
+/// before the link is made, and locally administered (`02:62:77`).
+pub fn host_mac(instance: &str, host_link: &str) -> [u8; 6] {
+    mac_of(&format!("{instance}/{host_link}/host"))
+}
+
+/// Hardware address of the workload's end of a veth pair, where none was asked for.
+pub fn inner_mac(instance: &str, host_link: &str) -> [u8; 6] {
+    mac_of(&format!("{instance}/{host_link}/inner"))
+}
+
+/// FNV-1a of the text, behind the prefix of ours.
+fn mac_of(text: &str) -> [u8; 6] {
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    let [a, b, c, ..] = hash.to_be_bytes();
+    [0x02, 0x62, 0x77, a, b, c]
+}
+
+/// Something the kernel did not do, in words.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Failure {
+    /// What was being done: `add route 10.7.0.0/16 to bw-lab`.
+    pub what: String,
+    /// Why it was not.
+    pub why: String,
+}
+
+/// What came of one generation of the desired state.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Number of the desired state this answers.
+    pub generation: u64,
+    /// What could not be done; empty: the kernel matches.
+    pub failures: Vec<Failure>,
+    /// Workloads whose namespace is gone: their lease and name are to be freed.
+    pub dead_workloads: Vec<(SubnetId, Name)>,
+}
+
+/// Everything this daemon wants from the kernel. The default wants nothing: applying it removes every trace.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostConfig {
+    /// Eight hex digits that tell this daemon's objects from those of another one on the same machine.
+    pub instance: String,
+    /// One TUN per subnet that is up.
+    pub tuns: Vec<TunConfig>,
+    /// Workloads with an address of their own in their own namespace.
+    pub workloads: Vec<WorkloadConfig>,
+    /// Ports mapped into workloads.
+    pub maps: Vec<MapConfig>,
+    /// UDP and TCP ports the underlay listens on: no port map may take them.
+    pub underlay_ports: Vec<u16>,
+}
+
+/// One subnet's TUN.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TunConfig {
+    /// The subnet behind it.
+    pub subnet: SubnetId,
+    /// `bw-NAME`.
+    pub name: String,
+    /// Bytes of the largest inner packet.
+    pub mtu: u16,
+    /// This node's addresses (entered as /32 and /128 without a prefix route).
+    pub addresses: Vec<IpAddr>,
+    /// The subnet's prefixes, routed to this TUN.
+    pub prefixes: Vec<IpNet>,
+}
+
+/// A network namespace, told apart from a later one at the same path.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct NetnsRef {
+    /// `/run/netns/NAME` or `/proc/PID/ns/net`.
+    pub path: PathBuf,
+    /// Device number of the namespace file when it was attached.
+    pub device: u64,
+    /// Inode number of the namespace file when it was attached.
+    pub inode: u64,
+}
+
+/// Where a workload's resolver is written.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum ResolvConf {
+    /// Nowhere: the address is only reported.
+    None,
+    /// `/etc/netns/NAME/resolv.conf`, made where none exists and removed on detach.
+    Create(PathBuf),
+    /// A container's own file on the host: rewritten, its former content kept and restored on detach.
+    Replace(PathBuf),
+}
+
+/// One workload's way into its subnet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkloadConfig {
+    /// The subnet.
+    pub subnet: SubnetId,
+    /// Name of the workload.
+    pub name: Name,
+    /// The TUN of the subnet on the host.
+    pub tun: String,
+    /// Host end of the veth pair.
+    pub host_link: String,
+    /// Workload end of the veth pair, inside the namespace.
+    pub inner_link: String,
+    /// The namespace.
+    pub netns: NetnsRef,
+    /// Bytes of the largest inner packet.
+    pub mtu: u16,
+    /// The workload's own addresses.
+    pub addresses: Vec<IpAddr>,
+    /// This node's addresses in the subnet: gateway and resolver of the workload.
+    pub gateways: Vec<IpAddr>,
+    /// Prefixes reached through the gateway.
+    pub prefixes: Vec<IpNet>,
+    /// Where its resolver is written.
+    pub resolv_conf: ResolvConf,
+    /// Search domain and nameservers go there: `<subnet>.internal`.
+    pub search: String,
+    /// Fixed hardware address, if one was asked for.
+    pub mac: Option<[u8; 6]>,
+}
+
+/// Transport protocol of a port map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Proto {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl std::fmt::Display for Proto {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Proto::Tcp => "tcp",
+            Proto::Udp => "udp",
+        })
+    }
+}
+
+/// One port map with its target resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MapConfig {
+    /// The subnet.
+    pub subnet: SubnetId,
+    /// Name of the map, unique in the subnet on this node.
+    pub name: Name,
+    /// Protocol.
+    pub proto: Proto,
+    /// Address listened on: unspecified (`0.0.0.0`, `::`) for every local one, loopback, or one of this machine's.
+    pub listen: IpAddr,
+    /// Port listened on.
+    pub port: u16,
+    /// The workload's address, of the same family as `listen`; none while the target has no address (nothing is mapped).
+    pub target: Option<IpAddr>,
+    /// The workload's port.
+    pub target_port: u16,
+    /// Whether the target is attached to this machine: it then sees the client's address, else this node's overlay
+    /// address.
+    pub local: bool,
+    /// This node's overlay address of the target's family: the source of what goes to other peers.
+    pub source: Option<IpAddr>,
+    /// Client prefixes let in; empty: everyone.
+    pub allow: Vec<IpNet>,
+}

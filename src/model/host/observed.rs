@@ -1,0 +1,506 @@
+//! What the kernel is, as far as it concerns us, and the single changes that lead from one state to another.
+//!
+//! Holds only what bears our mark (alias, route protocol, or a record of ours) or stands in its way by name.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::{HostConfig, NetnsRef, TABLE, TunConfig, WorkloadConfig};
+use crate::model::id::{Name, SubnetId};
+
+/// A network namespace we work in.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// The daemon's own.
+    Host,
+    /// A workload's.
+    Netns(NetnsRef),
+}
+
+/// Address family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Family of an address.
+    pub fn of(address: &IpAddr) -> Family {
+        if address.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
+}
+
+/// A route of ours: unicast, protocol 98.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Route {
+    /// Routing table.
+    pub table: u32,
+    /// Destination, host bits zero.
+    pub destination: IpNet,
+    /// Name of the output link.
+    pub link: String,
+    /// Next hop; none: on the link itself.
+    pub gateway: Option<IpAddr>,
+    /// Preferred source of what this machine sends along it.
+    pub source: Option<IpAddr>,
+}
+
+/// A rule of ours: priority 4110, protocol 98.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Rule {
+    /// Family it holds for.
+    pub family: Family,
+    /// Only packets from this address; none: all.
+    pub source: Option<IpAddr>,
+    /// Table looked up.
+    pub table: u32,
+}
+
+/// A rule of ours and the namespace it was entered in.
+pub type NetnsRule = (NetnsRef, Rule);
+
+/// One link of ours.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Its name now; someone may have renamed it.
+    pub name: String,
+    /// Its alias.
+    pub alias: String,
+    /// Set up by the administrator (`IFF_UP`).
+    pub up: bool,
+    /// Bytes.
+    pub mtu: u32,
+    /// Packets.
+    pub txqueuelen: u32,
+    /// Bytes.
+    pub gso_max_size: u32,
+    /// Hardware address, for links that have one.
+    pub mac: Option<[u8; 6]>,
+    /// Addresses with global scope, all of them entered as /32 or /128.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Permanent neighbour entries.
+    pub neighbours: BTreeMap<IpAddr, [u8; 6]>,
+}
+
+/// Path of a sysctl below `/proc/sys`, with slashes: `net/ipv4/conf/eth0/forwarding`.
+pub type SysctlKey = String;
+
+/// Our share of one namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Scene {
+    /// Our links by the name they should have.
+    pub links: BTreeMap<String, Link>,
+    /// Names of links that are not ours.
+    pub foreign: BTreeSet<String>,
+    /// Our routes.
+    pub routes: BTreeSet<Route>,
+    /// Our rules.
+    pub rules: BTreeSet<Rule>,
+    /// Values of the sysctls that concern us; a missing key does not exist.
+    pub sysctls: BTreeMap<SysctlKey, String>,
+}
+
+/// The kernel's state as far as it concerns us.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Our share of the host's namespace and of the workloads'.
+    pub places: BTreeMap<Place, Scene>,
+    /// Namespaces that exist and could not be read: nothing of theirs is changed.
+    pub unreadable: BTreeSet<NetnsRef>,
+    /// Whether the kernel speaks IPv6.
+    pub ipv6: bool,
+    /// Whether IPv6 can be forwarded per link (`force_forwarding`, Linux 6.17).
+    pub force_forwarding: bool,
+    /// Whether somebody else (another daemon) has routes in our table: the rules stay.
+    pub table_shared: bool,
+    /// Other links with global addresses: where clients of port maps may come from.
+    pub uplinks: BTreeMap<String, BTreeSet<IpAddr>>,
+    /// Sysctls outside our own links that we set and whose former value we keep.
+    pub kept_sysctls: BTreeSet<SysctlKey>,
+    /// Resolver files that exist, with their text.
+    pub resolvers: BTreeMap<PathBuf, String>,
+    /// Resolver files we wrote and whose former content we keep.
+    pub kept_resolvers: BTreeSet<PathBuf>,
+    /// Far ends of the veth pairs [`Observed::absorb`] made; the kernel deletes them by itself.
+    pub pairs: BTreeMap<String, (NetnsRef, String)>,
+    /// Workloads whose namespace is gone or is another one.
+    pub dead: BTreeSet<(SubnetId, Name)>,
+}
+
+/// Attributes of a link to set; `None` leaves one as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LinkSet {
+    /// Alias.
+    pub alias: Option<String>,
+    /// Bytes.
+    pub mtu: Option<u32>,
+    /// Packets.
+    pub txqueuelen: Option<u32>,
+    /// Bytes.
+    pub gso_max_size: Option<u32>,
+    /// Hardware address.
+    pub mac: Option<[u8; 6]>,
+    /// Set it up.
+    pub up: bool,
+}
+
+/// One step towards the desired state. Links are named by the name they should have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing can be done: a link of somebody else has the name we need.
+    Conflict {
+        /// Where.
+        place: Place,
+        /// The name.
+        link: String,
+    },
+    /// Open the TUN device and start its packet loops.
+    OpenTun(TunConfig),
+    /// Close the TUN device: its link, addresses and routes go with it.
+    CloseTun {
+        /// The name it should have had.
+        link: String,
+        /// The name it has.
+        name: String,
+    },
+    /// Make a veth pair, the far end directly in the workload's namespace.
+    CreateVeth(Box<WorkloadConfig>),
+    /// Delete a link; the far end of a veth pair goes with it.
+    DeleteLink {
+        /// The name it should have had.
+        link: String,
+        /// The name it has.
+        name: String,
+    },
+    /// Give a link its name back.
+    Rename {
+        /// Where.
+        place: Place,
+        /// The name it has.
+        from: String,
+        /// The name it should have.
+        to: String,
+    },
+    /// Set attributes of a link.
+    SetLink {
+        /// Where.
+        place: Place,
+        /// The link.
+        link: String,
+        /// What to set.
+        set: LinkSet,
+    },
+    /// Add an address as /32 or /128 without a prefix route.
+    AddAddress {
+        /// Where.
+        place: Place,
+        /// The link.
+        link: String,
+        /// The address.
+        address: IpAddr,
+    },
+    /// Remove an address.
+    DelAddress {
+        /// Where.
+        place: Place,
+        /// The link.
+        link: String,
+        /// The address.
+        address: IpAddr,
+    },
+    /// Enter a permanent neighbour.
+    SetNeighbour {
+        /// Where.
+        place: Place,
+        /// The link.
+        link: String,
+        /// The neighbour's address.
+        address: IpAddr,
+        /// Its hardware address.
+        mac: [u8; 6],
+    },
+    /// Remove a neighbour.
+    DelNeighbour {
+        /// Where.
+        place: Place,
+        /// The link.
+        link: String,
+        /// The neighbour's address.
+        address: IpAddr,
+    },
+    /// Add a route, or replace one of ours with the same table and destination.
+    SetRoute {
+        /// Where.
+        place: Place,
+        /// The route.
+        route: Route,
+        /// Whether one of ours is replaced; otherwise one that exists is somebody else's and stays.
+        replace: bool,
+    },
+    /// Remove a route.
+    DelRoute {
+        /// Where.
+        place: Place,
+        /// The route.
+        route: Route,
+    },
+    /// Add a rule.
+    AddRule {
+        /// Where.
+        place: Place,
+        /// The rule.
+        rule: Rule,
+    },
+    /// Remove a rule.
+    DelRule {
+        /// Where.
+        place: Place,
+        /// The rule.
+        rule: Rule,
+    },
+    /// Write a sysctl.
+    SetSysctl {
+        /// Where.
+        place: Place,
+        /// Path below `/proc/sys`.
+        key: SysctlKey,
+        /// The value.
+        value: String,
+        /// Whether it outlives our links, so that the former value is kept.
+        keep: bool,
+    },
+    /// Put back the former value of a sysctl, if ours still stands.
+    RestoreSysctl {
+        /// Path below `/proc/sys`.
+        key: SysctlKey,
+    },
+    /// Write a resolver file in place.
+    WriteResolver {
+        /// The file.
+        path: PathBuf,
+        /// Its whole text.
+        text: String,
+    },
+    /// Put back the former content of a resolver file, if ours still stands; remove it if there was none.
+    RestoreResolver {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl Change {
+    /// The namespace the change is made in.
+    pub fn place(&self) -> &Place {
+        match self {
+            Change::Conflict { place, .. }
+            | Change::Rename { place, .. }
+            | Change::SetLink { place, .. }
+            | Change::AddAddress { place, .. }
+            | Change::DelAddress { place, .. }
+            | Change::SetNeighbour { place, .. }
+            | Change::DelNeighbour { place, .. }
+            | Change::SetRoute { place, .. }
+            | Change::DelRoute { place, .. }
+            | Change::AddRule { place, .. }
+            | Change::DelRule { place, .. }
+            | Change::SetSysctl { place, .. } => place,
+            Change::OpenTun(_)
+            | Change::CloseTun { .. }
+            | Change::CreateVeth(_)
+            | Change::DeleteLink { .. }
+            | Change::RestoreSysctl { .. }
+            | Change::WriteResolver { .. }
+            | Change::RestoreResolver { .. } => &Place::Host,
+        }
+    }
+}
+
+/// ` in /run/netns/x`, or nothing for the host.
+struct In<'a>(&'a Place);
+
+impl fmt::Display for In<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Place::Host => Ok(()),
+            Place::Netns(netns) => write!(f, " in {}", netns.path.display()),
+        }
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ", self.destination)?;
+        if let Some(gateway) = self.gateway {
+            write!(f, "via {gateway} ")?;
+        }
+        write!(f, "dev {} table {}", self.link, self.table)
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let family = if self.family == Family::V4 { "IPv4" } else { "IPv6" };
+        match self.source {
+            Some(source) => write!(f, "{family} from {source} lookup {}", self.table),
+            None => write!(f, "{family} lookup {}", self.table),
+        }
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Change::Conflict { place, link } => write!(f, "make link {link}{}", In(place)),
+            Change::OpenTun(tun) => write!(f, "open TUN {}", tun.name),
+            Change::CloseTun { name, .. } => write!(f, "close TUN {name}"),
+            Change::CreateVeth(w) => {
+                write!(f, "make veth {} for {} in {}", w.host_link, w.name, w.netns.path.display())
+            }
+            Change::DeleteLink { name, .. } => write!(f, "delete link {name}"),
+            Change::Rename { place, from, to } => write!(f, "rename link {from} to {to}{}", In(place)),
+            Change::SetLink { place, link, .. } => write!(f, "set up link {link}{}", In(place)),
+            Change::AddAddress { place, link, address } => write!(f, "add address {address} to {link}{}", In(place)),
+            Change::DelAddress { place, link, address } => {
+                write!(f, "remove address {address} from {link}{}", In(place))
+            }
+            Change::SetNeighbour { place, link, address, .. } => {
+                write!(f, "enter neighbour {address} on {link}{}", In(place))
+            }
+            Change::DelNeighbour { place, link, address } => {
+                write!(f, "remove neighbour {address} from {link}{}", In(place))
+            }
+            Change::SetRoute { place, route, .. } => write!(f, "add route {route}{}", In(place)),
+            Change::DelRoute { place, route } => write!(f, "remove route {route}{}", In(place)),
+            Change::AddRule { place, rule } => write!(f, "add rule {rule}{}", In(place)),
+            Change::DelRule { place, rule } => write!(f, "remove rule {rule}{}", In(place)),
+            Change::SetSysctl { place, key, value, .. } => write!(f, "set sysctl {key} to {value}{}", In(place)),
+            Change::RestoreSysctl { key } => write!(f, "restore sysctl {key}"),
+            Change::WriteResolver { path, .. } => write!(f, "write resolver {}", path.display()),
+            Change::RestoreResolver { path } => write!(f, "restore resolver {}", path.display()),
+        }
+    }
+}
+
+impl Observed {
+    /// What one change leads to when the kernel does as told: the slow twin of the kernel for tests and the memory
+    /// host.
+    pub fn absorb(&mut self, desired: &HostConfig, change: &Change) {
+        match change {
+            Change::Conflict { .. } => {}
+            Change::OpenTun(tun) => {
+                let link = Link { name: tun.name.clone(), mtu: 1500, ..Link::default() };
+                self.scene(&Place::Host).links.insert(tun.name.clone(), link);
+            }
+            Change::CloseTun { link, .. } | Change::DeleteLink { link, .. } => self.drop_link(link),
+            Change::CreateVeth(w) => {
+                let (host, inner) = (
+                    super::host_mac(&desired.instance, &w.host_link),
+                    w.mac.unwrap_or_else(|| super::inner_mac(&desired.instance, &w.host_link)),
+                );
+                self.pairs.insert(w.host_link.clone(), (w.netns.clone(), w.inner_link.clone()));
+                for (place, name, mac) in
+                    [(Place::Host, &w.host_link, host), (Place::Netns(w.netns.clone()), &w.inner_link, inner)]
+                {
+                    let link = Link { name: name.clone(), mtu: 1500, mac: Some(mac), ..Link::default() };
+                    self.scene(&place).links.insert(name.clone(), link);
+                }
+            }
+            Change::Rename { place, to, .. } => self.edit(place, to, |link| link.name.clone_from(to)),
+            Change::SetLink { place, link, set } => self.edit(place, link, |l| {
+                if let Some(alias) = &set.alias {
+                    l.alias.clone_from(alias);
+                }
+                l.mtu = set.mtu.unwrap_or(l.mtu);
+                l.txqueuelen = set.txqueuelen.unwrap_or(l.txqueuelen);
+                l.gso_max_size = set.gso_max_size.unwrap_or(l.gso_max_size);
+                l.mac = set.mac.or(l.mac);
+                l.up |= set.up;
+            }),
+            Change::AddAddress { place, link, address } => self.edit(place, link, |l| {
+                l.addresses.insert(*address);
+            }),
+            Change::DelAddress { place, link, address } => self.edit(place, link, |l| {
+                l.addresses.remove(address);
+            }),
+            Change::SetNeighbour { place, link, address, mac } => self.edit(place, link, |l| {
+                l.neighbours.insert(*address, *mac);
+            }),
+            Change::DelNeighbour { place, link, address } => self.edit(place, link, |l| {
+                l.neighbours.remove(address);
+            }),
+            Change::SetRoute { place, route, .. } => {
+                let routes = &mut self.scene(place).routes;
+                routes.retain(|r| (r.table, r.destination) != (route.table, route.destination));
+                routes.insert(route.clone());
+            }
+            Change::DelRoute { place, route } => {
+                self.scene(place).routes.remove(route);
+            }
+            Change::AddRule { place, rule } => {
+                self.scene(place).rules.insert(rule.clone());
+            }
+            Change::DelRule { place, rule } => {
+                self.scene(place).rules.remove(rule);
+            }
+            Change::SetSysctl { place, key, value, keep } => {
+                self.scene(place).sysctls.insert(key.clone(), value.clone());
+                if *keep {
+                    self.kept_sysctls.insert(key.clone());
+                }
+            }
+            Change::RestoreSysctl { key } => {
+                self.kept_sysctls.remove(key);
+                self.scene(&Place::Host).sysctls.remove(key);
+            }
+            Change::WriteResolver { path, text } => {
+                self.resolvers.insert(path.clone(), text.clone());
+                self.kept_resolvers.insert(path.clone());
+            }
+            Change::RestoreResolver { path } => {
+                self.kept_resolvers.remove(path);
+                self.resolvers.remove(path);
+            }
+        }
+    }
+
+    /// Our share of a namespace, made if there was none.
+    pub fn scene(&mut self, place: &Place) -> &mut Scene {
+        self.places.entry(place.clone()).or_default()
+    }
+
+    /// Our share of the host's namespace: its links by the name they should have, with routes of [`TABLE`].
+    pub fn host_links(&self) -> impl Iterator<Item = &Link> {
+        self.places.get(&Place::Host).into_iter().flat_map(|scene| scene.links.values())
+    }
+
+    /// Whether any route of ours is in the host's table.
+    pub fn has_host_routes(&self) -> bool {
+        self.places.get(&Place::Host).is_some_and(|scene| scene.routes.iter().any(|r| r.table == TABLE))
+    }
+
+    fn edit(&mut self, place: &Place, link: &str, edit: impl FnOnce(&mut Link)) {
+        if let Some(link) = self.scene(place).links.get_mut(link) {
+            edit(link);
+        }
+    }
+
+    /// A host link goes, and with it its routes, its sysctls and, of a pair, the other end.
+    fn drop_link(&mut self, link: &str) {
+        let other = self.pairs.remove(link).map(|(netns, inner)| (Place::Netns(netns), inner));
+        let ends = [Some((Place::Host, link.to_owned())), other];
+        for (place, name) in ends.into_iter().flatten() {
+            let scene = self.scene(&place);
+            scene.links.remove(&name);
+            scene.routes.retain(|r| r.link != name);
+            scene.sysctls.retain(|key, _| key.split('/').nth(3) != Some(name.as_str()));
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! Which addresses are free: the subnet's pool, a block per member, an address per workload.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::error::{Error, Kind, Result};
+
+/// Prefix length of a member's block where none was asked for: /24 of a /16, and never so large that a pool of another
+/// size holds fewer than 16 members.
+pub fn default_block4(pool: u8) -> u8 {
+    pool.saturating_add(4).clamp(24, 32).max(pool)
+}
+
+/// Picks a /16 that no route of this machine and no other subnet here overlaps: 10.77 first, then the rest of 10/8 from
+/// a place the ID seed chooses, then 172.16/12.
+///
+/// # Errors
+/// `E-POOL-NONE` when every candidate is taken.
+pub fn pick_pool4(taken: &[IpNet], seed: u8) -> Result<Ipv4Net> {
+    let ten = (0..=255u8).map(|i| Ipv4Addr::new(10, seed.wrapping_add(i), 0, 0));
+    std::iter::once(Ipv4Addr::new(10, 77, 0, 0))
+        .chain(ten)
+        .chain((16..32).map(|i| Ipv4Addr::new(172, i, 0, 0)))
+        .filter_map(|base| Ipv4Net::new(base, 16).ok())
+        .find(|pool| !taken.iter().any(|t| overlaps(*t, IpNet::V4(*pool))))
+        .ok_or_else(|| {
+            Error::new(Kind::Conflict, "E-POOL-NONE", "every private /16 overlaps a route of this machine")
+                .hint("byway create NAME --cidr4 CIDR")
+        })
+}
+
+/// Whether two prefixes share an address.
+pub fn overlaps(a: IpNet, b: IpNet) -> bool {
+    a.contains(&b.network()) || b.contains(&a.network())
+}
+
+/// A member's first leases.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Block {
+    /// One prefix per family.
+    pub leases: Vec<IpNet>,
+    /// The member's own address in each.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// The pools of one subnet.
+#[derive(Debug, Clone, Copy)]
+pub struct Pools {
+    /// Version 4 pool.
+    pub v4: Option<Ipv4Net>,
+    /// Prefix length of a version 4 block.
+    pub block4: u8,
+    /// Version 6 pool, in blocks of /64.
+    pub v6: Option<Ipv6Net>,
+}
+
+impl Pools {
+    /// Blocks in the pool, at most 65,536.
+    fn blocks(&self) -> u32 {
+        let four =
+            self.v4.map(|p| 1u32.checked_shl(u32::from(self.block4.saturating_sub(p.prefix_len()))).unwrap_or(0));
+        let six = self.v6.map(|p| 1u32.checked_shl(u32::from(64u8.saturating_sub(p.prefix_len()))).unwrap_or(0));
+        [four, six].into_iter().flatten().map(|n| n.clamp(1, 65_536)).min().unwrap_or(0)
+    }
+
+    /// The block with number `index`, if both families have one.
+    fn block(&self, index: u32) -> Option<Block> {
+        let mut block = Block { leases: Vec::new(), addresses: Vec::new() };
+        if let Some(pool) = self.v4 {
+            let size = 32u32.checked_sub(u32::from(self.block4))?;
+            let base =
+                u32::from(pool.network()).checked_add(index.checked_shl(size).filter(|_| size < 32).unwrap_or(0))?;
+            let lease = Ipv4Net::new(base.into(), self.block4).ok()?;
+            let own = if self.block4 >= 31 { base } else { base.checked_add(1)? };
+            // Of a pool cut into single addresses the first and last are its network and broadcast address.
+            if pool.prefix_len() < 31 && (own == u32::from(pool.network()) || own == u32::from(pool.broadcast())) {
+                return None;
+            }
+            block.leases.push(IpNet::V4(lease));
+            block.addresses.push(IpAddr::V4(own.into()));
+        }
+        if let Some(pool) = self.v6 {
+            let base = u128::from(pool.network()).checked_add(u128::from(index) << 64)?;
+            block.leases.push(IpNet::V6(Ipv6Net::new(base.into(), 64).ok()?));
+            block.addresses.push(IpAddr::V6(base.checked_add(1)?.into()));
+        }
+        Some(block)
+    }
+
+    /// The first block that overlaps none of `taken`: number 1 upwards, number 0 last.
+    ///
+    /// With `wanted`, the block around that address, which becomes the member's own address.
+    ///
+    /// # Errors
+    /// `E-POOL-FULL` when none is left; `E-ADDRESS-TAKEN` or `E-ADDRESS-OUTSIDE` for a wanted address.
+    pub fn free_block(&self, taken: &[IpNet], wanted: Option<IpAddr>) -> Result<Block> {
+        let free = |b: &Block| !b.leases.iter().any(|l| taken.iter().any(|t| overlaps(*l, *t)));
+        let Some(address) = wanted else {
+            // Collected once: a linear scan per candidate would be quadratic in the members.
+            let used: BTreeSet<IpNet> = taken.iter().copied().collect();
+            let exact = |b: &Block| b.leases.iter().any(|l| used.contains(l));
+            return (1..self.blocks())
+                .chain(std::iter::once(0))
+                .filter_map(|i| self.block(i))
+                .find(|b| !exact(b) && free(b))
+                .ok_or_else(|| {
+                    Error::new(
+                        Kind::Conflict,
+                        "E-POOL-FULL",
+                        format!("no free block among the {} of the pool", self.blocks()),
+                    )
+                    .hint("byway create NAME --cidr4 CIDR --block4 LEN   (a larger pool or smaller blocks)")
+                });
+        };
+        let taken_error =
+            || Error::new(Kind::Conflict, "E-ADDRESS-TAKEN", format!("{address} is leased to another member"));
+        let index = self.index_of(address).ok_or_else(|| {
+            Error::new(Kind::Conflict, "E-ADDRESS-OUTSIDE", format!("{address} is not in the subnet's pool"))
+        })?;
+        let mut block = self.block(index).ok_or_else(taken_error)?;
+        if !free(&block) || !self.usable(address) {
+            return Err(taken_error());
+        }
+        for own in &mut block.addresses {
+            if own.is_ipv4() == address.is_ipv4() {
+                *own = address;
+            }
+        }
+        Ok(block)
+    }
+
+    fn index_of(&self, address: IpAddr) -> Option<u32> {
+        match address {
+            IpAddr::V4(a) => {
+                let pool = self.v4.filter(|p| p.contains(&a))?;
+                u32::from(a)
+                    .checked_sub(u32::from(pool.network()))?
+                    .checked_shr(32 - u32::from(self.block4))
+                    .or(Some(0))
+            }
+            IpAddr::V6(a) => {
+                let pool = self.v6.filter(|p| p.contains(&a))?;
+                let offset = u128::from(a).checked_sub(u128::from(pool.network()))?;
+                u32::try_from(offset >> 64).ok()
+            }
+        }
+    }
+
+    /// Whether an address can be somebody's: not the pool's network or broadcast address, not a block's zero of v6.
+    pub fn usable(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(a) => self
+                .v4
+                .is_some_and(|p| p.contains(&a) && (p.prefix_len() >= 31 || (a != p.network() && a != p.broadcast()))),
+            IpAddr::V6(a) => self.v6.is_some_and(|p| p.contains(&a) && a.segments().get(4..) != Some(&[0; 4])),
+        }
+    }
+
+    /// Whether a prefix lies inside the pools.
+    pub fn covers(&self, prefix: IpNet) -> bool {
+        match prefix {
+            IpNet::V4(p) => self.v4.is_some_and(|pool| pool.contains(&p)),
+            IpNet::V6(p) => self.v6.is_some_and(|pool| pool.contains(&p)),
+        }
+    }
+}
+
+/// One address per family out of `leases` for a workload, none of them in `used`; v4 and v6 get the same host number
+/// where they can.
+///
+/// # Errors
+/// `E-ADDRESS-TAKEN`, `E-NOT-LEASED` for a wanted one; `E-BLOCK-FULL`.
+pub fn free_addresses(
+    pools: &Pools,
+    leases: &[IpNet],
+    used: &BTreeSet<IpAddr>,
+    wanted: Option<IpAddr>,
+) -> Result<Vec<IpAddr>> {
+    if let Some(address) = wanted {
+        if !leases.iter().any(|l| l.contains(&address)) || !pools.usable(address) {
+            return Err(Error::new(Kind::Conflict, "E-NOT-LEASED", format!("{address} is not leased to this node"))
+                .hint("byway lease add SUBNET PREFIX   (on the owner or an admin)"));
+        }
+        if used.contains(&address) {
+            return Err(Error::new(Kind::Conflict, "E-ADDRESS-TAKEN", format!("{address} is in use")));
+        }
+    }
+    let mut found: Vec<IpAddr> = wanted.into_iter().collect();
+    let v4 = leases.iter().filter_map(|l| if let IpNet::V4(n) = l { Some(*n) } else { None });
+    if !found.iter().any(IpAddr::is_ipv4) {
+        let pick = v4.flat_map(|n| {
+            let first = u32::from(n.network());
+            let last = u32::from(n.broadcast());
+            // Blocks have network and broadcast addresses of their own only in people's eyes; theirs are left unused.
+            let (from, to) =
+                if n.prefix_len() >= 31 { (first, last) } else { (first.saturating_add(2), last.saturating_sub(1)) };
+            (from..=to).map(|a| IpAddr::V4(a.into()))
+        });
+        found.extend(pick.take(1 << 20).find(|a| pools.usable(*a) && !used.contains(a)));
+    }
+    if !found.iter().any(IpAddr::is_ipv6) {
+        let same = found.iter().find_map(|a| if let IpAddr::V4(a) = a { Some(u32::from(*a) & 0xff) } else { None });
+        let mut pick = leases.iter().filter_map(|l| if let IpNet::V6(n) = l { Some(*n) } else { None }).flat_map(|n| {
+            let base = u128::from(n.network());
+            let span = 1u128.checked_shl(128 - u32::from(n.prefix_len())).unwrap_or(u128::MAX).min(1 << 20);
+            let first = same.filter(|s| u128::from(*s) < span).map(u128::from);
+            let range = if n.prefix_len() == 128 { 0..1 } else { 2..span };
+            first.into_iter().chain(range).map(move |i| IpAddr::V6(Ipv6Addr::from(base.saturating_add(i))))
+        });
+        found.extend(pick.find(|a| pools.usable(*a) && !used.contains(a)));
+    }
+    if found.is_empty() {
+        return Err(Error::new(Kind::Conflict, "E-BLOCK-FULL", "this node's leases have no free address")
+            .hint("byway lease add SUBNET PREFIX   (on the owner or an admin)"));
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn pools(v4: &str, block4: u8) -> Pools {
+        Pools { v4: Some(v4.parse().unwrap()), block4, v6: Some("fd00:1:2::/48".parse().unwrap()) }
+    }
+
+    #[test]
+    fn default_pool_holds_256_members() {
+        let pools = pools("10.77.0.0/16", 24);
+        let mut taken = Vec::new();
+        for i in 0..256 {
+            let block = pools.free_block(&taken, None).unwrap();
+            if i == 0 {
+                assert_eq!(block.addresses[0].to_string(), "10.77.1.1");
+                assert_eq!(block.addresses[1].to_string(), "fd00:1:2:1::1");
+            }
+            taken.extend(block.leases);
+        }
+        assert_eq!(pools.free_block(&taken, None).unwrap_err().code, "E-POOL-FULL");
+    }
+
+    #[test]
+    fn pool_avoids_every_route_of_the_host() {
+        let taken = ["10.77.3.0/24".parse().unwrap(), "10.5.0.0/16".parse().unwrap()];
+        let pool = pick_pool4(&taken, 5).unwrap();
+        assert_eq!(pool.to_string(), "10.6.0.0/16");
+        assert!(pick_pool4(&["10.0.0.0/8".parse().unwrap(), "172.16.0.0/12".parse().unwrap()], 0).is_err());
+    }
+
+    #[test]
+    fn wanted_address_brings_its_block() {
+        let pools = pools("10.42.7.0/24", default_block4(24));
+        let block = pools.free_block(&[], Some("10.42.7.20".parse().unwrap())).unwrap();
+        assert_eq!(block.leases[0].to_string(), "10.42.7.16/28");
+        assert_eq!(block.addresses[0].to_string(), "10.42.7.20");
+        assert!(pools.free_block(&block.leases, Some("10.42.7.21".parse().unwrap())).is_err());
+        assert!(pools.free_block(&[], Some("10.42.8.1".parse().unwrap())).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn blocks_never_overlap(len in 8u8..=28, extra in 0u8..=8, members in 1usize..40) {
+            let pools = Pools { v4: Ipv4Net::new("10.0.0.0".parse().unwrap(), len).ok(), block4: (len + extra).min(32), v6: None };
+            let mut taken: Vec<IpNet> = Vec::new();
+            for _ in 0..members {
+                let Ok(block) = pools.free_block(&taken, None) else { break };
+                prop_assert!(block.leases.iter().all(|l| !taken.iter().any(|t| overlaps(*l, *t))));
+                prop_assert!(block.leases.iter().all(|l| pools.covers(*l)));
+                prop_assert!(block.addresses.iter().all(|a| pools.usable(*a)));
+                taken.extend(block.leases);
+            }
+        }
+
+        #[test]
+        fn workload_addresses_are_leased_and_distinct(count in 1usize..300) {
+            let pools = pools("10.77.0.0/16", 24);
+            let block = pools.free_block(&[], None).unwrap();
+            let mut used: BTreeSet<IpAddr> = block.addresses.iter().copied().collect();
+            for _ in 0..count {
+                let Ok(found) = free_addresses(&pools, &block.leases, &used, None) else { break };
+                for address in found {
+                    prop_assert!(block.leases.iter().any(|l| l.contains(&address)));
+                    prop_assert!(used.insert(address));
+                }
+            }
+        }
+    }
+}

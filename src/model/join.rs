@@ -1,0 +1,307 @@
+//! How one gets in: the signed question of a joiner, invites, and who may answer.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use zeroize::Zeroize;
+
+use super::error::{Error, Kind, Result};
+use super::id::{Name, PeerId, SubnetId};
+use super::record::{Role, decode, encode};
+
+/// What an invite text begins with.
+pub const INVITE_PREFIX: &str = "byway1";
+/// Longest invite text read.
+const MAX_INVITE: usize = 4096;
+
+/// An invite as a person pastes it: `byway1` and base58 of the canonical bytes with four bytes of their SHA-256 behind.
+///
+/// The 128-bit secret seeds an ed25519 key; the issuer keeps only the public key, uses and expiry.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invite {
+    /// The subnet; authenticates the owner.
+    pub subnet: SubnetId,
+    /// The only peer that admits by it.
+    pub issuer: PeerId,
+    /// Seeds the key that proves possession.
+    pub secret: [u8; 16],
+    /// Seconds since 1970.
+    pub expires: u64,
+    /// Where issuer and other members can be dialled: multiaddrs, with `/p2p/` where the peer is known.
+    pub addresses: Vec<String>,
+}
+
+impl Drop for Invite {
+    fn drop(&mut self) {
+        self.secret.zeroize();
+    }
+}
+
+impl std::fmt::Debug for Invite {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Invite").field("subnet", &self.subnet).field("issuer", &self.issuer).finish_non_exhaustive()
+    }
+}
+
+impl Invite {
+    /// The text a person pastes.
+    pub fn to_text(&self) -> String {
+        let mut bytes = encode(self);
+        let sum = Sha256::digest(&bytes);
+        bytes.extend_from_slice(sum.get(..4).unwrap_or_default());
+        let text = format!("{INVITE_PREFIX}{}", bs58::encode(&bytes).into_string());
+        bytes.zeroize();
+        text
+    }
+
+    /// Reads an invite's text.
+    ///
+    /// # Errors
+    /// `E-INVITE-MALFORMED` (it was cut or mistyped).
+    pub fn parse(text: &str) -> Result<Invite> {
+        let malformed = || {
+            Error::new(Kind::Refused, "E-INVITE-MALFORMED", "this is no invite: it was cut or mistyped")
+                .hint("ask for a new one: byway invite create SUBNET")
+        };
+        let body = text.trim().strip_prefix(INVITE_PREFIX).filter(|b| b.len() <= MAX_INVITE).ok_or_else(malformed)?;
+        let bytes = bs58::decode(body).into_vec().map_err(|_| malformed())?;
+        let (payload, sum) =
+            bytes.len().checked_sub(4).and_then(|n| bytes.split_at_checked(n)).ok_or_else(malformed)?;
+        if Sha256::digest(payload).get(..4) != Some(sum) {
+            return Err(malformed());
+        }
+        let invite: Invite = decode(payload).map_err(|_| malformed())?;
+        let sane = invite.addresses.len() <= 16
+            && invite.addresses.iter().all(|a| a.len() <= 256 && !a.chars().any(char::is_control));
+        if sane { Ok(invite) } else { Err(malformed()) }
+    }
+
+    /// The key that proves possession.
+    pub fn key(&self) -> SigningKey {
+        let mut hash = Sha256::new();
+        hash.update(b"byway/invite-key/1\0");
+        hash.update(self.secret);
+        let mut seed: [u8; 32] = hash.finalize().into();
+        let key = SigningKey::from_bytes(&seed);
+        seed.zeroize();
+        key
+    }
+}
+
+/// What the issuer keeps of an invite.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Issued {
+    /// Public half of the invite's key.
+    pub public: [u8; 32],
+    /// Uses allowed.
+    pub uses: u32,
+    /// Who used it.
+    pub used: Vec<PeerId>,
+    /// Seconds since 1970.
+    pub expires: u64,
+    /// Role the joiner gets.
+    pub role: Role,
+    /// Labels the joiner gets.
+    pub labels: BTreeMap<String, String>,
+    /// Called back.
+    pub revoked: bool,
+}
+
+impl Issued {
+    /// Short name in `invite ls`: the first eight hex digits of the public key.
+    pub fn id(&self) -> String {
+        self.public.iter().take(4).map(|b| format!("{b:02x}")).collect()
+    }
+
+    /// Whether `joiner` may come in by it at `now`.
+    ///
+    /// # Errors
+    /// `E-INVITE-REVOKED`, `E-INVITE-EXPIRED`, `E-INVITE-USED`.
+    pub fn admits(&self, joiner: PeerId, now: u64) -> Result<()> {
+        let refuse = |code, why: &str| {
+            Err(Error::new(Kind::Refused, code, format!("invite {} {why}", self.id()))
+                .hint("ask for a new one: byway invite create SUBNET"))
+        };
+        let used_up = self.used.len() >= self.uses as usize;
+        match () {
+            () if self.revoked => refuse("E-INVITE-REVOKED", "was revoked"),
+            () if now >= self.expires => refuse("E-INVITE-EXPIRED", "has expired"),
+            // Who used it and is a member needs no invite; who used it and was removed does not come back by it.
+            () if used_up || self.used.contains(&joiner) => refuse("E-INVITE-USED", "was used already"),
+            () => Ok(()),
+        }
+    }
+}
+
+/// A joiner's question, signed with its identity so that any member may pass it on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ask {
+    /// The subnet.
+    pub subnet: SubnetId,
+    /// Who asks.
+    pub joiner: PeerId,
+    /// Its X25519 key.
+    pub data_key: [u8; 32],
+    /// The name it wants.
+    pub name: Name,
+    /// Whether another name will do.
+    pub name_is_default: bool,
+    /// The address it wants.
+    pub ip: Option<IpAddr>,
+    /// Seconds since 1970.
+    pub asked: u64,
+    /// Proof of an invite.
+    pub proof: Option<Proof>,
+}
+
+/// Proof that the joiner holds an invite's secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proof {
+    /// Public half of the invite's key.
+    pub public: [u8; 32],
+    /// The peer that issued the invite.
+    pub issuer: PeerId,
+    /// Its nonce for this attempt.
+    pub nonce: [u8; 16],
+    /// Signature by the invite's key, two halves.
+    pub signature: ([u8; 32], [u8; 32]),
+}
+
+/// An [`Ask`] with the joiner's signature.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedAsk {
+    /// Canonical bytes.
+    pub body: Vec<u8>,
+    /// Signature by the joiner's identity, two halves.
+    pub signature: ([u8; 32], [u8; 32]),
+}
+
+fn proof_message(subnet: SubnetId, joiner: PeerId, issuer: PeerId, nonce: [u8; 16]) -> Vec<u8> {
+    [b"byway/invite/1\0".as_slice(), &subnet.0, &joiner.0, &issuer.0, &nonce].concat()
+}
+
+/// Signs `message` and gives the two halves.
+fn sign(key: &SigningKey, message: &[u8]) -> ([u8; 32], [u8; 32]) {
+    let signature = key.sign(message);
+    (*signature.r_bytes(), *signature.s_bytes())
+}
+
+fn verified(key: &[u8; 32], message: &[u8], (r, s): ([u8; 32], [u8; 32])) -> bool {
+    VerifyingKey::from_bytes(key).is_ok_and(|k| k.verify_strict(message, &Signature::from_components(r, s)).is_ok())
+}
+
+impl Proof {
+    /// Proves possession of `invite` for one attempt.
+    pub fn new(invite: &Invite, joiner: PeerId, nonce: [u8; 16]) -> Proof {
+        let key = invite.key();
+        let message = proof_message(invite.subnet, joiner, invite.issuer, nonce);
+        Proof { public: key.verifying_key().to_bytes(), issuer: invite.issuer, nonce, signature: sign(&key, &message) }
+    }
+
+    /// Whether the proof is for this subnet, joiner, issuer and nonce.
+    pub fn holds(&self, subnet: SubnetId, joiner: PeerId, issuer: PeerId, nonce: [u8; 16]) -> bool {
+        self.nonce == nonce
+            && self.issuer == issuer
+            && verified(&self.public, &proof_message(subnet, joiner, issuer, nonce), self.signature)
+    }
+}
+
+impl SignedAsk {
+    /// Signs a question.
+    pub fn new(ask: &Ask, key: &SigningKey) -> SignedAsk {
+        let body = encode(ask);
+        let signature = sign(key, &[b"byway/ask/1\0".as_slice(), &body].concat());
+        SignedAsk { body, signature }
+    }
+
+    /// Checks signature and canonical form.
+    ///
+    /// # Errors
+    /// `E-ASK` for what its joiner did not sign.
+    pub fn verify(&self) -> Result<Ask> {
+        let bad = || Error::new(Kind::Refused, "E-ASK", "the join request is not signed by who asks");
+        let ask: Ask = if self.body.len() <= 4096 { decode(&self.body).map_err(|_| bad())? } else { return Err(bad()) };
+        let message = [b"byway/ask/1\0".as_slice(), &self.body].concat();
+        if verified(&ask.joiner.0, &message, self.signature) { Ok(ask) } else { Err(bad()) }
+    }
+}
+
+/// What two people compare before one approves the other: the first 60 bits of SHA-256 of the peer's key, as five groups of digits.
+pub fn fingerprint(peer: PeerId) -> String {
+    let digest = Sha256::digest(peer.0);
+    let groups: Vec<String> = digest
+        .chunks(2)
+        .take(5)
+        .map(|pair| {
+            let value = pair.iter().fold(0u32, |sum, b| (sum << 8) | u32::from(*b));
+            format!("{value:05}")
+        })
+        .collect();
+    groups.join("-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn invite() -> Invite {
+        Invite {
+            subnet: SubnetId([1; 16]),
+            issuer: PeerId([2; 32]),
+            secret: [3; 16],
+            expires: 9,
+            addresses: vec!["/ip4/1.2.3.4/tcp/4100".into()],
+        }
+    }
+
+    #[test]
+    fn every_changed_character_of_an_invite_is_noticed() {
+        let text = invite().to_text();
+        assert_eq!(Invite::parse(&format!(" {text}\n")), Ok(invite()));
+        for i in INVITE_PREFIX.len()..text.len() {
+            let mut forged = text.clone().into_bytes();
+            forged[i] = if forged[i] == b'2' { b'3' } else { b'2' };
+            assert!(Invite::parse(std::str::from_utf8(&forged).unwrap()).is_err(), "character {i}");
+        }
+    }
+
+    #[test]
+    fn a_proof_holds_for_one_attempt_only() {
+        let proof = Proof::new(&invite(), PeerId([5; 32]), [7; 16]);
+        assert!(proof.holds(SubnetId([1; 16]), PeerId([5; 32]), PeerId([2; 32]), [7; 16]));
+        assert!(!proof.holds(SubnetId([1; 16]), PeerId([5; 32]), PeerId([2; 32]), [8; 16]));
+        assert!(!proof.holds(SubnetId([1; 16]), PeerId([6; 32]), PeerId([2; 32]), [7; 16]));
+        assert!(!proof.holds(SubnetId([9; 16]), PeerId([5; 32]), PeerId([2; 32]), [7; 16]));
+    }
+
+    #[test]
+    fn one_use_has_one_winner() {
+        let mut issued = Issued {
+            public: [0; 32],
+            uses: 1,
+            used: vec![],
+            expires: 10,
+            role: Role::Member,
+            labels: BTreeMap::new(),
+            revoked: false,
+        };
+        assert!(issued.admits(PeerId([1; 32]), 5).is_ok());
+        issued.used.push(PeerId([1; 32]));
+        assert_eq!(issued.admits(PeerId([1; 32]), 5).unwrap_err().code, "E-INVITE-USED");
+        assert_eq!(issued.admits(PeerId([2; 32]), 5).unwrap_err().code, "E-INVITE-USED");
+        assert_eq!(issued.admits(PeerId([1; 32]), 10).unwrap_err().code, "E-INVITE-EXPIRED");
+    }
+
+    proptest! {
+        #[test]
+        fn parsers_never_panic(text in ".{0,200}", bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Invite::parse(&text);
+            let _ = Invite::parse(&format!("byway1{}", bs58::encode(&bytes).into_string()));
+            let _ = SignedAsk { body: bytes, signature: ([0; 32], [0; 32]) }.verify();
+        }
+    }
+}

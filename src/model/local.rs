@@ -1,0 +1,144 @@
+//! What this node knows of a subnet and tells nobody: its alias, invites it issued, workloads, port maps.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::host::{NetnsRef, Proto, ResolvConf};
+use super::id::{Name, PeerId, SubnetId};
+use super::join::{Invite, Issued};
+
+/// How a workload was found, for people and for finding it again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Target {
+    /// A network namespace by name or path.
+    Netns(String),
+    /// A container of the Docker engine: its name and full ID.
+    Docker {
+        /// As the engine shows it.
+        name: String,
+        /// 64 hex digits.
+        id: String,
+    },
+}
+
+impl Target {
+    /// `netns` or `docker`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Target::Netns(_) => "netns",
+            Target::Docker { .. } => "docker",
+        }
+    }
+
+    /// What the person called it.
+    pub fn text(&self) -> &str {
+        match self {
+            Target::Netns(spec) => spec,
+            Target::Docker { name, .. } => name,
+        }
+    }
+}
+
+/// A workload attached here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Workload {
+    /// Its name in the subnet.
+    pub name: Name,
+    /// What it is.
+    pub target: Target,
+    /// Its namespace.
+    pub netns: NetnsRef,
+    /// Host end of its veth.
+    pub host_link: String,
+    /// Its own end.
+    pub inner_link: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Where its resolver is written.
+    pub resolv_conf: ResolvConf,
+    /// Hardware address asked for.
+    pub mac: Option<[u8; 6]>,
+    /// When it was attached (seconds since 1970).
+    pub since: u64,
+}
+
+/// A port map added here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Map {
+    /// Its name, unique in the subnet on this node.
+    pub name: Name,
+    /// Protocol.
+    pub proto: Proto,
+    /// Address listened on.
+    pub listen: IpAddr,
+    /// Port listened on.
+    pub port: u16,
+    /// Address, or name in the subnet.
+    pub target: String,
+    /// Port of the target.
+    pub target_port: u16,
+    /// Clients let in; empty: everyone.
+    pub allow: Vec<IpNet>,
+}
+
+/// This node's own side of one membership.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Local {
+    /// Canonical bytes of the genesis.
+    pub genesis: Vec<u8>,
+    /// Name of the subnet here.
+    pub alias: Name,
+    /// Its TUN.
+    pub interface: String,
+    /// On the wire, or taken off it by `down`.
+    pub up: bool,
+    /// Addresses given by `--peer` and invites.
+    pub hints: Vec<String>,
+    /// Invites issued here.
+    pub invites: Vec<Issued>,
+    /// Leases kept for peers that are no members yet (`lease import`).
+    pub reserved: BTreeMap<PeerId, Vec<IpNet>>,
+    /// Workloads attached here.
+    pub workloads: Vec<Workload>,
+    /// Port maps added here.
+    pub maps: Vec<Map>,
+    /// Who was denied, and until when (seconds since 1970).
+    pub denied: BTreeMap<PeerId, u64>,
+}
+
+/// A join that waits for an answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingJoin {
+    /// The subnet.
+    pub subnet: SubnetId,
+    /// The invite, where there is one.
+    pub invite: Option<Invite>,
+    /// Addresses given.
+    pub hints: Vec<String>,
+    /// Name wanted.
+    pub name: Name,
+    /// Whether another name will do.
+    pub name_is_default: bool,
+    /// Local name wanted for the subnet.
+    pub alias: Option<Name>,
+    /// Address wanted.
+    pub ip: Option<IpAddr>,
+    /// Since when (seconds since 1970).
+    pub since: u64,
+}
+
+/// A subnet that is no more here; saying `leave` or `destroy` again is no error.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Past {
+    /// The subnet.
+    pub id: SubnetId,
+    /// Its name here.
+    pub name: Name,
+    /// Genesis and the head that ended it, to tell members that were away; empty after `leave`.
+    pub proof: Vec<super::record::Signed>,
+    /// Genesis bytes.
+    pub genesis: Vec<u8>,
+}

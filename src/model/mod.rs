@@ -1,0 +1,16 @@
+//! PURE: the network as we believe it to be. No sockets, files, clock or randomness: time and seeds are arguments.
+
+pub mod build;
+pub mod error;
+pub mod host;
+pub mod id;
+pub mod ipam;
+pub mod join;
+pub mod local;
+pub mod members;
+pub mod publish;
+pub mod record;
+pub mod state;
+pub mod subnet;
+pub mod view;
+pub mod zone;

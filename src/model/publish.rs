@@ -1,0 +1,297 @@
+//! What a member says of itself: endpoints, workloads, names; and its own port maps, which it tells nobody.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::error::{Error, Kind, Result};
+use super::id::Name;
+use super::ipam::free_addresses;
+use super::local::{Map, Workload};
+use super::members::{Identity, Subnet, printable};
+use super::record::{Body, Doc, MAX_ENTRIES, NameEntry, WorkloadEntry, data_fits, is_record_name};
+use super::subnet::{Member, Resolved};
+use super::zone::RecordData;
+
+impl Subnet {
+    /// This node as a member.
+    ///
+    /// # Errors
+    /// `E-NOT-MEMBER` while the grant has run out or was revoked.
+    pub fn myself<'a>(&self, me: &Identity, resolved: &'a Resolved) -> Result<&'a Member> {
+        resolved.members.get(&me.peer).ok_or_else(|| {
+            Error::new(Kind::Refused, "E-NOT-MEMBER", format!("this node is no member of subnet {} now", self.name()))
+                .hint(format!("byway join {}", self.records.id))
+        })
+    }
+
+    /// Publishes this node's document with `change` applied; the same document again is not published.
+    pub(super) fn publish(&mut self, me: &Identity, now_ms: u64, change: impl FnOnce(&mut Doc)) -> Result<()> {
+        let now = now_ms / 1000;
+        let empty = Doc { version: 0, issued: now, left: None, endpoints: vec![], workloads: vec![], names: vec![] };
+        let old = self.records.doc(me.peer).cloned();
+        let mut doc = old.clone().unwrap_or(empty);
+        change(&mut doc);
+        if old.as_ref() == Some(&doc) {
+            return Ok(());
+        }
+        if doc.workloads.len().saturating_add(doc.names.len()) > MAX_ENTRIES {
+            return Err(Error::new(
+                Kind::Conflict,
+                "E-TOO-MANY-NAMES",
+                format!("one member publishes at most {MAX_ENTRIES} workloads and names"),
+            ));
+        }
+        doc.version = now_ms.max(doc.version.saturating_add(1));
+        doc.issued = now;
+        self.issue(me, &Body::Doc(doc), now)
+    }
+
+    /// Says where this node can be dialled.
+    ///
+    /// # Errors
+    /// None in practice; see [`Subnet::issue`].
+    pub fn set_endpoints(&mut self, me: &Identity, endpoints: &[String], now_ms: u64) -> Result<()> {
+        let list: Vec<String> = endpoints.iter().take(32).cloned().collect();
+        self.publish(me, now_ms, |d| d.endpoints = list)
+    }
+
+    /// Gives this node's leases back: the member that leaves says so itself.
+    ///
+    /// # Errors
+    /// None in practice; see [`Subnet::issue`].
+    pub fn say_goodbye(&mut self, me: &Identity, now_ms: u64) -> Result<()> {
+        let generation = self.records.grants_of(me.peer).map(|g| g.generation).max().unwrap_or(0);
+        self.publish(me, now_ms, |d| {
+            d.left = Some(generation);
+            d.workloads.clear();
+            d.names.clear();
+            d.endpoints.clear();
+        })
+    }
+
+    fn name_is_taken(&self, resolved: &Resolved, name: &str) -> bool {
+        let taken = |n: &Name| n.as_str() == name;
+        resolved.members.values().any(|m| taken(&m.name) || m.workloads.iter().any(|(w, _)| taken(w)))
+            || self.local.workloads.iter().any(|w| taken(&w.name))
+    }
+
+    /// Attaches a workload: a free name and free addresses out of this node's leases. `workload` comes without
+    /// addresses.
+    ///
+    /// # Errors
+    /// `E-NAME-TAKEN`, `E-ATTACHED`, `E-ADDRESS-TAKEN`, `E-NOT-LEASED`, `E-BLOCK-FULL`.
+    pub fn attach(
+        &mut self,
+        me: &Identity,
+        mut workload: Workload,
+        ip: Option<IpAddr>,
+        now_ms: u64,
+    ) -> Result<Workload> {
+        let now = now_ms / 1000;
+        let resolved = self.records.resolve(now);
+        let mine = self.myself(me, &resolved)?;
+        if let Some(same) = self.local.workloads.iter().find(|w| w.netns == workload.netns) {
+            return Err(Error::new(
+                Kind::Conflict,
+                "E-ATTACHED",
+                format!("it is attached to subnet {} already, as {}", self.name(), same.name),
+            )
+            .hint(format!("byway detach {}", same.name)));
+        }
+        if self.name_is_taken(&resolved, workload.name.as_str()) {
+            return Err(Error::new(
+                Kind::Conflict,
+                "E-NAME-TAKEN",
+                format!("the name {} is taken in subnet {}", workload.name, self.name()),
+            )
+            .hint("byway attach … --name OTHER"));
+        }
+        let mut used: BTreeSet<IpAddr> =
+            self.local.workloads.iter().flat_map(|w| w.addresses.iter().copied()).collect();
+        used.extend(resolved.members.values().flat_map(|m| m.addresses.iter().copied()));
+        workload.addresses = free_addresses(&self.records.pools(), &mine.leases, &used, ip)?;
+        workload.since = now;
+        self.local.workloads.push(workload.clone());
+        self.publish_workloads(me, now_ms)?;
+        Ok(workload)
+    }
+
+    fn publish_workloads(&mut self, me: &Identity, now_ms: u64) -> Result<()> {
+        let entries: Vec<WorkloadEntry> = self
+            .local
+            .workloads
+            .iter()
+            .map(|w| WorkloadEntry { name: w.name.clone(), addresses: w.addresses.clone(), since: w.since })
+            .collect();
+        self.publish(me, now_ms, |d| d.workloads = entries)
+    }
+
+    /// Detaches a workload; name and addresses are free again.
+    ///
+    /// # Errors
+    /// `E-NO-WORKLOAD`.
+    pub fn detach(&mut self, me: &Identity, name: &str, now_ms: u64) -> Result<Workload> {
+        let place = self.local.workloads.iter().position(|w| w.name.as_str().eq_ignore_ascii_case(name));
+        let Some(place) = place else {
+            return Err(Error::new(Kind::NotFound, "E-NO-WORKLOAD", format!("no workload {} here", printable(name)))
+                .hint("byway workload ls"));
+        };
+        let gone = self.local.workloads.remove(place);
+        self.publish_workloads(me, now_ms)?;
+        Ok(gone)
+    }
+
+    /// Adds answers for a name.
+    ///
+    /// # Errors
+    /// `E-NAME`, `E-NAME-TAKEN`.
+    pub fn dns_add(&mut self, me: &Identity, name: &str, data: &[RecordData], ttl: u32, now_ms: u64) -> Result<()> {
+        let now = now_ms / 1000;
+        let resolved = self.records.resolve(now);
+        self.myself(me, &resolved)?;
+        let name = self.relative(name);
+        if !is_record_name(&name) || !data.iter().all(data_fits) || ttl > 86_400 {
+            return Err(Error::new(
+                Kind::Usage,
+                "E-NAME",
+                format!("{} cannot be a name of zone {}", printable(&name), self.records.genesis.domain),
+            ));
+        }
+        let foreign = resolved.names.iter().any(|(n, _, _, by)| *n == name && *by != me.peer);
+        if foreign || self.name_is_taken(&resolved, &name) {
+            return Err(Error::new(
+                Kind::Conflict,
+                "E-NAME-TAKEN",
+                format!("the name {name} is taken in subnet {}", self.name()),
+            )
+            .hint(format!("byway dns ls {}", self.name())));
+        }
+        let has = |d: &dyn Fn(&RecordData) -> bool| {
+            resolved.names.iter().any(|(n, x, ..)| *n == name && d(x)) || data.iter().any(d)
+        };
+        // RFC 1034, 3.6.2: a CNAME stands alone.
+        if has(&|d| matches!(d, RecordData::Cname(_))) && has(&|d| !matches!(d, RecordData::Cname(_))) {
+            return Err(Error::new(
+                Kind::Conflict,
+                "E-CNAME",
+                format!("{name} cannot have a CNAME beside other records"),
+            ));
+        }
+        self.publish(me, now_ms, |d| {
+            let since = d.names.iter().filter(|n| n.name == name).map(|n| n.since).min().unwrap_or(now);
+            for answer in data {
+                d.names.retain(|n| !(n.name == name && n.data == *answer));
+                d.names.push(NameEntry { name: name.clone(), data: answer.clone(), ttl, since });
+            }
+        })
+    }
+
+    /// Takes answers of this node's own away; gives how many.
+    ///
+    /// # Errors
+    /// `E-NO-NAME`, also where another member said the name.
+    pub fn dns_rm(&mut self, me: &Identity, name: &str, kind: Option<&str>, now_ms: u64) -> Result<usize> {
+        let name = self.relative(name);
+        let matches = |n: &NameEntry| n.name == name && kind.is_none_or(|k| n.data.kind().eq_ignore_ascii_case(k));
+        let count = self.records.doc(me.peer).map_or(0, |d| d.names.iter().filter(|n| matches(n)).count());
+        if count == 0 {
+            return Err(Error::new(
+                Kind::NotFound,
+                "E-NO-NAME",
+                format!("this node added no name {} to subnet {}", printable(&name), self.name()),
+            )
+            .hint(format!("byway dns ls {}", self.name())));
+        }
+        self.publish(me, now_ms, |d| d.names.retain(|n| !matches(n)))?;
+        Ok(count)
+    }
+
+    /// A name without the zone behind it, lower case.
+    pub fn relative(&self, name: &str) -> String {
+        let lower = name.trim_end_matches('.').to_ascii_lowercase();
+        let zone = &self.records.genesis.domain;
+        lower.strip_suffix(zone.as_str()).and_then(|n| n.strip_suffix('.')).map(str::to_owned).unwrap_or(lower)
+    }
+
+    /// Address of a map's target in the family of `like`, and whether it is attached here.
+    pub fn target_address(
+        &self,
+        me: &Identity,
+        resolved: &Resolved,
+        target: &str,
+        like: IpAddr,
+    ) -> Option<(IpAddr, bool)> {
+        let family = |a: &&IpAddr| a.is_ipv4() == like.is_ipv4();
+        if let Ok(address) = target.parse::<IpAddr>() {
+            let (peer, _) = resolved.members.iter().find(|(_, m)| super::members::holds_address(m, address))?;
+            return Some((address, *peer == me.peer));
+        }
+        let name = self.relative(target);
+        let short = name.strip_suffix(&format!(".{}", self.name())).unwrap_or(&name).to_owned();
+        for (peer, member) in &resolved.members {
+            let own = (member.name.as_str() == short).then_some(&member.addresses);
+            let workload = member.workloads.iter().find(|(w, _)| w.as_str() == short).map(|(_, a)| a);
+            if let Some(addresses) = own.or(workload) {
+                return addresses.iter().find(family).map(|a| (*a, *peer == me.peer));
+            }
+        }
+        let added = resolved.names.iter().find_map(|(n, data, ..)| match data {
+            RecordData::Address(a) if *n == short && a.is_ipv4() == like.is_ipv4() => Some(*a),
+            _ => None,
+        })?;
+        let (peer, _) = resolved.members.iter().find(|(_, m)| super::members::holds_address(m, added))?;
+        Some((added, *peer == me.peer))
+    }
+
+    /// Adds a port map. `others` are the maps of every subnet here.
+    ///
+    /// # Errors
+    /// `E-NO-TARGET`, `E-PORT-TAKEN`, `E-NAME-TAKEN`.
+    pub fn map_add(&mut self, me: &Identity, map: Map, others: &[Map], now: u64) -> Result<bool> {
+        let resolved = self.records.resolve(now);
+        self.myself(me, &resolved)?;
+        if self.local.maps.contains(&map) {
+            return Ok(false);
+        }
+        let wild = |a: &Map, b: &Map| a.listen == b.listen || a.listen.is_unspecified() || b.listen.is_unspecified();
+        let clash = |o: &&Map| {
+            o.proto == map.proto && o.port == map.port && o.listen.is_ipv4() == map.listen.is_ipv4() && wild(o, &map)
+        };
+        if let Some(other) = others.iter().find(clash) {
+            return Err(Error::new(
+                Kind::Conflict,
+                "E-PORT-TAKEN",
+                format!("{} {} is mapped already, by {}", map.proto, endpoint(map.listen, map.port), other.name),
+            )
+            .hint("byway map ls"));
+        }
+        if self.local.maps.iter().any(|m| m.name == map.name) {
+            return Err(Error::new(
+                Kind::Conflict,
+                "E-NAME-TAKEN",
+                format!("a map named {} exists in subnet {}", map.name, self.name()),
+            )
+            .hint("byway map ls"));
+        }
+        if self.target_address(me, &resolved, &map.target, map.listen).is_none() {
+            let family = if map.listen.is_ipv4() { "IPv4" } else { "IPv6" };
+            return Err(Error::new(
+                Kind::NotFound,
+                "E-NO-TARGET",
+                format!(
+                    "subnet {} has no workload or member {} with an {family} address",
+                    self.name(),
+                    printable(&map.target)
+                ),
+            )
+            .hint(format!("byway subnet show {}", self.name())));
+        }
+        self.local.maps.push(map);
+        Ok(true)
+    }
+}
+
+/// `A:P`, with brackets around version 6.
+pub fn endpoint(address: IpAddr, port: u16) -> String {
+    std::net::SocketAddr::new(address, port).to_string()
+}

@@ -1,0 +1,489 @@
+//! The only replicated thing: signed, numbered statements about one subnet.
+//!
+//! A record is its exact bytes: the body is [postcard](https://postcard.jamesmunns.com/wire-format), which has one
+//! encoding for every value we use; what does not encode back to the same bytes is refused. The ed25519 signature
+//! (RFC 8032, strict verification) covers
+//!
+//! ```text
+//! context ("byway/grant/1", "byway/head/1" or "byway/doc/1") | 0x00 | subnet ID, 16 bytes | body
+//! ```
+//!
+//! so that no statement can be taken for one of another kind or of another subnet.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::id::{Name, PeerId, SubnetId};
+use super::zone::RecordData;
+
+/// Bytes of the largest record taken from a peer.
+pub const MAX_RECORD: usize = 128 * 1024;
+/// Workloads and names one member may publish in a subnet.
+pub const MAX_ENTRIES: usize = 2048;
+/// Leases in one grant.
+pub const MAX_LEASES: usize = 1024;
+
+/// What a member may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Takes part.
+    #[default]
+    Member,
+    /// Admits, renews and removes members.
+    Admin,
+    /// Founded the subnet.
+    Owner,
+}
+
+/// Who decides about a bare-ID join.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Admission {
+    /// The owner or an admin approves each.
+    #[default]
+    Approve,
+    /// Whoever knows the ID is let in.
+    Open,
+}
+
+/// Where the version 6 prefix comes from. It cannot simply stand in the genesis: the ID is the genesis' hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Prefix6 {
+    /// No version 6.
+    None,
+    /// `fd` and 40 bits of the ID: a unique local /48 (RFC 4193).
+    Derived,
+    /// A given one.
+    Given(Ipv6Net),
+}
+
+/// The founding statement. Its hash is the subnet's ID, so the ID alone authenticates owner and parameters.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Genesis {
+    /// Format, 1.
+    pub version: u8,
+    /// The founder's key.
+    pub owner: PeerId,
+    /// Name given by the founder.
+    pub name: Name,
+    /// Version 4 pool.
+    pub cidr4: Option<Ipv4Net>,
+    /// Version 6 pool.
+    pub cidr6: Prefix6,
+    /// Prefix length of one member's version 4 block.
+    pub block4: u8,
+    /// Who decides about a bare-ID join.
+    pub admission: Admission,
+    /// Domain of the names, without the last dot.
+    pub domain: String,
+    /// Seconds a grant lasts.
+    pub grant_life: u64,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// Makes two subnets of one founder differ.
+    pub salt: [u8; 16],
+}
+
+impl Genesis {
+    /// Canonical bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        encode(self)
+    }
+
+    /// Reads canonical bytes and checks that they make sense.
+    ///
+    /// # Errors
+    /// [`RecordError`] for what no founder would have made.
+    pub fn parse(bytes: &[u8]) -> Result<Genesis, RecordError> {
+        let genesis: Genesis = decode(bytes)?;
+        let block_fits = genesis.cidr4.is_none_or(|c| c.prefix_len() <= genesis.block4 && genesis.block4 <= 32);
+        let pool6_fits = !matches!(genesis.cidr6, Prefix6::Given(p) if p.prefix_len() > 64);
+        let has_pool = genesis.cidr4.is_some() || genesis.cidr6 != Prefix6::None;
+        let life_fits = (60..=10 * 365 * 86_400).contains(&genesis.grant_life);
+        if genesis.version == 1 && block_fits && pool6_fits && has_pool && life_fits && is_domain(&genesis.domain) {
+            Ok(genesis)
+        } else {
+            Err(RecordError::Nonsense("genesis"))
+        }
+    }
+
+    /// The first 16 bytes of SHA-256 over `byway/genesis/1`, a zero byte and the canonical bytes.
+    pub fn id(&self) -> SubnetId {
+        let mut hash = Sha256::new();
+        hash.update(b"byway/genesis/1\0");
+        hash.update(self.encode());
+        let digest: [u8; 32] = hash.finalize().into();
+        let mut id = [0; 16];
+        id.iter_mut().zip(digest).for_each(|(to, from)| *to = from);
+        SubnetId(id)
+    }
+
+    /// The version 6 pool.
+    pub fn prefix6(&self, id: SubnetId) -> Option<Ipv6Net> {
+        match self.cidr6 {
+            Prefix6::None => None,
+            Prefix6::Given(prefix) => Some(prefix),
+            Prefix6::Derived => {
+                let [a, b, c, d, e, ..] = id.0;
+                let octets = [0xfd, a, b, c, d, e, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+                Ipv6Net::new(octets.into(), 48).ok()
+            }
+        }
+    }
+}
+
+/// Whether `text` is a domain of DNS labels, lower case, at most 200 characters.
+pub fn is_domain(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 200 && text.split('.').all(|l| l.parse::<Name>().is_ok_and(|n| n.as_str() == l))
+}
+
+/// A member's admission, signed by the owner or an admin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// Who is admitted.
+    pub subject: PeerId,
+    /// The subject's X25519 key for data sessions.
+    pub data_key: [u8; 32],
+    /// The member's name.
+    pub name: Name,
+    /// What it may do; `Admin` counts only while the head names it.
+    pub role: Role,
+    /// Grows when a removed member is admitted again: revocations name a generation.
+    pub generation: u32,
+    /// The member's own addresses, inside its leases.
+    pub addresses: Vec<IpAddr>,
+    /// Prefixes that belong to it.
+    pub leases: Vec<IpNet>,
+    /// When the leases were first given (seconds since 1970): the earlier of two claims holds.
+    pub leased_at: u64,
+    /// Seconds since 1970.
+    pub not_before: u64,
+    /// Seconds since 1970.
+    pub not_after: u64,
+    /// Free key=value pairs.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// The numbered statement of who administers and who is out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// Grows by one with each.
+    pub number: u64,
+    /// Digest of the head it follows; zeros for the first.
+    pub previous: [u8; 32],
+    /// Who may admit and remove. Only the owner's word counts.
+    pub admins: BTreeSet<PeerId>,
+    /// Identities that are out, each up to and with a generation. Only grows.
+    pub revoked: BTreeMap<PeerId, u32>,
+    /// The subnet has ended. Only the owner's word counts.
+    pub destroyed: bool,
+    /// Seconds since 1970.
+    pub issued: u64,
+}
+
+/// One workload in a member's document.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkloadEntry {
+    /// Name in the subnet.
+    pub name: Name,
+    /// Addresses, inside the member's leases.
+    pub addresses: Vec<IpAddr>,
+    /// When the name was claimed (seconds since 1970): the earlier of two claims holds.
+    pub since: u64,
+}
+
+/// One name in a member's document.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameEntry {
+    /// Relative to the zone; labels with dots between, `_` allowed in front for SRV.
+    pub name: String,
+    /// What is answered.
+    pub data: RecordData,
+    /// Seconds.
+    pub ttl: u32,
+    /// When it was claimed (seconds since 1970).
+    pub since: u64,
+}
+
+/// What a member says of itself; the highest version holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Doc {
+    /// Grows with each change; milliseconds since 1970 or one more than before, so that a restored backup goes on.
+    pub version: u64,
+    /// Seconds since 1970.
+    pub issued: u64,
+    /// The generation that was left, if the member left.
+    pub left: Option<u32>,
+    /// Where the member can be dialled: multiaddrs.
+    pub endpoints: Vec<String>,
+    /// Its workloads.
+    pub workloads: Vec<WorkloadEntry>,
+    /// Its names.
+    pub names: Vec<NameEntry>,
+}
+
+/// One statement.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "few of them exist and they are moved rarely")]
+pub enum Body {
+    /// A member's admission.
+    Grant(Grant),
+    /// Who administers and who is out.
+    Head(Head),
+    /// What a member says of itself.
+    Doc(Doc),
+}
+
+impl Body {
+    fn context(&self) -> &'static [u8] {
+        match self {
+            Body::Grant(_) => b"byway/grant/1",
+            Body::Head(_) => b"byway/head/1",
+            Body::Doc(_) => b"byway/doc/1",
+        }
+    }
+
+    /// The time the statement was made, in seconds since 1970.
+    pub fn signed_at(&self) -> u64 {
+        match self {
+            Body::Grant(grant) => grant.not_before,
+            Body::Head(head) => head.issued,
+            Body::Doc(doc) => doc.issued,
+        }
+    }
+}
+
+/// A statement with its signature, as stored and sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signed {
+    /// Which subnet it is about.
+    pub subnet: SubnetId,
+    /// Who signed.
+    pub issuer: PeerId,
+    /// Canonical bytes of the [`Body`].
+    pub body: Vec<u8>,
+    /// First half of the ed25519 signature.
+    pub signature_r: [u8; 32],
+    /// Second half.
+    pub signature_s: [u8; 32],
+}
+
+/// SHA-256 of a record's bytes.
+pub type Digest = [u8; 32];
+
+/// A record that was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// Not the bytes of a record, or not the canonical ones.
+    #[error("not a canonical record")]
+    Encoding,
+    /// Larger than [`MAX_RECORD`].
+    #[error("record of {0} bytes is too large")]
+    Size(usize),
+    /// The signature is not the issuer's.
+    #[error("signature does not verify")]
+    Signature,
+    /// Well signed and without sense.
+    #[error("{0} states what cannot be")]
+    Nonsense(&'static str),
+}
+
+impl Signed {
+    /// Signs `body` with `key`.
+    pub fn new(subnet: SubnetId, body: &Body, key: &SigningKey) -> Signed {
+        let bytes = encode(body);
+        let signature = key.sign(&message(subnet, body.context(), &bytes));
+        Signed {
+            subnet,
+            issuer: PeerId(key.verifying_key().to_bytes()),
+            body: bytes,
+            signature_r: *signature.r_bytes(),
+            signature_s: *signature.s_bytes(),
+        }
+    }
+
+    /// Checks signature, encoding and bounds, and reads the body.
+    ///
+    /// # Errors
+    /// [`RecordError`] says what is wrong; nothing of such a record may be used.
+    pub fn verify(&self) -> Result<Body, RecordError> {
+        if self.body.len() > MAX_RECORD {
+            return Err(RecordError::Size(self.body.len()));
+        }
+        let body: Body = decode(&self.body)?;
+        let key = VerifyingKey::from_bytes(&self.issuer.0).map_err(|_| RecordError::Signature)?;
+        let signature = Signature::from_components(self.signature_r, self.signature_s);
+        key.verify_strict(&message(self.subnet, body.context(), &self.body), &signature)
+            .map_err(|_| RecordError::Signature)?;
+        check(&body)?;
+        Ok(body)
+    }
+
+    /// Names the record's exact bytes.
+    pub fn digest(&self) -> Digest {
+        Sha256::digest(self.encode()).into()
+    }
+
+    /// Bytes as stored.
+    pub fn encode(&self) -> Vec<u8> {
+        encode(self)
+    }
+
+    /// Reads stored bytes; the signature is not checked here.
+    ///
+    /// # Errors
+    /// [`RecordError::Encoding`].
+    pub fn parse(bytes: &[u8]) -> Result<Signed, RecordError> {
+        decode(bytes)
+    }
+}
+
+fn message(subnet: SubnetId, context: &[u8], body: &[u8]) -> Vec<u8> {
+    [context, b"\0", &subnet.0, body].concat()
+}
+
+/// Bounds that hold for every record, whoever signed it.
+fn check(body: &Body) -> Result<(), RecordError> {
+    let fits = match body {
+        Body::Grant(g) => {
+            g.leases.len() <= MAX_LEASES
+                && g.addresses.len() <= 8
+                && g.not_before < g.not_after
+                && g.labels.len() <= 64
+                && g.leases.iter().all(|p| p.trunc() == *p)
+                && g.addresses.iter().all(|a| g.leases.iter().any(|p| p.contains(a)))
+                && g.labels.iter().all(|(k, v)| k.len() <= 63 && v.len() <= 255 && !has_control(k) && !has_control(v))
+        }
+        Body::Head(h) => h.number > 0 && h.admins.len() <= 1024 && h.revoked.len() <= 65_536,
+        Body::Doc(d) => {
+            d.endpoints.len() <= 32
+                && d.endpoints.iter().all(|e| e.len() <= 256 && !has_control(e))
+                && d.workloads.len().saturating_add(d.names.len()) <= MAX_ENTRIES
+                && d.workloads.iter().all(|w| w.addresses.len() <= 8)
+                && d.names.iter().all(|n| is_record_name(&n.name) && n.ttl <= 86_400 && data_fits(&n.data))
+        }
+    };
+    let kind = match body {
+        Body::Grant(_) => "grant",
+        Body::Head(_) => "head",
+        Body::Doc(_) => "doc",
+    };
+    if fits { Ok(()) } else { Err(RecordError::Nonsense(kind)) }
+}
+
+fn has_control(text: &str) -> bool {
+    text.chars().any(char::is_control)
+}
+
+/// A name inside a zone: labels of a-z, 0-9, `-` and a leading `_` (RFC 2782), dots between, lower case.
+pub fn is_record_name(name: &str) -> bool {
+    name.len() <= 200
+        && name.split('.').all(|label| label.strip_prefix('_').unwrap_or(label).parse::<Name>().is_ok())
+        && !name.bytes().any(|b| b.is_ascii_uppercase())
+}
+
+/// Whether an answer can be put into a DNS message.
+pub fn data_fits(data: &RecordData) -> bool {
+    match data {
+        RecordData::Address(_) => true,
+        RecordData::Txt(text) => text.len() <= 255,
+        RecordData::Cname(name) | RecordData::Srv { target: name, .. } => is_record_name(name),
+    }
+}
+
+/// Canonical bytes of a value.
+pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    // Only a serializer that refuses a type fails here; none of our types holds one.
+    postcard::to_allocvec(value).unwrap_or_default()
+}
+
+/// Reads canonical bytes: all of them, and only the one encoding.
+pub(crate) fn decode<T: Serialize + serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, RecordError> {
+    let value: T = postcard::from_bytes(bytes).map_err(|_| RecordError::Encoding)?;
+    if encode(&value) == bytes { Ok(value) } else { Err(RecordError::Encoding) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn key(seed: u8) -> SigningKey {
+        SigningKey::from_bytes(&[seed; 32])
+    }
+
+    fn grant() -> Body {
+        Body::Grant(Grant {
+            subject: PeerId([2; 32]),
+            data_key: [3; 32],
+            name: "web".parse().unwrap(),
+            role: Role::Member,
+            generation: 1,
+            addresses: vec!["10.77.1.1".parse().unwrap()],
+            leases: vec!["10.77.1.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()],
+            leased_at: 10,
+            not_before: 10,
+            not_after: 20,
+            labels: BTreeMap::new(),
+        })
+    }
+
+    #[test]
+    fn every_changed_byte_of_a_record_is_refused() {
+        let signed = Signed::new(SubnetId([1; 16]), &grant(), &key(9));
+        assert_eq!(signed.verify(), Ok(grant()));
+        let bytes = signed.encode();
+        for i in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut forged = bytes.clone();
+                forged[i] ^= 1 << bit;
+                let accepted = Signed::parse(&forged).is_ok_and(|s| s.verify().is_ok());
+                assert!(!accepted, "byte {i} bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_record_of_another_subnet_is_refused() {
+        let mut signed = Signed::new(SubnetId([1; 16]), &grant(), &key(9));
+        signed.subnet = SubnetId([2; 16]);
+        assert_eq!(signed.verify(), Err(RecordError::Signature));
+    }
+
+    #[test]
+    fn id_names_owner_and_parameters() {
+        let genesis = Genesis {
+            version: 1,
+            owner: PeerId([1; 32]),
+            name: "lab".parse().unwrap(),
+            cidr4: Some("10.77.0.0/16".parse().unwrap()),
+            cidr6: Prefix6::Derived,
+            block4: 24,
+            admission: Admission::Approve,
+            domain: "lab.internal".into(),
+            grant_life: 90 * 86_400,
+            created: 1,
+            salt: [0; 16],
+        };
+        assert_eq!(Genesis::parse(&genesis.encode()), Ok(genesis.clone()));
+        let other = Genesis { owner: PeerId([2; 32]), ..genesis.clone() };
+        assert_ne!(genesis.id(), other.id());
+        let prefix = genesis.prefix6(genesis.id()).unwrap();
+        assert_eq!((prefix.prefix_len(), prefix.addr().octets()[0]), (48, 0xfd));
+    }
+
+    proptest! {
+        #[test]
+        fn decoders_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let _ = Genesis::parse(&bytes);
+            let _ = Signed::parse(&bytes).map(|s| s.verify());
+            let _ = decode::<Body>(&bytes);
+        }
+    }
+}

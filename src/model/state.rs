@@ -1,0 +1,558 @@
+//! The whole of what this node believes: a pure machine over the records of every subnet.
+//!
+//! A command is *decided* on a copy ([`State::edit`]), *saved* by the caller ([`Draft::writes`]), and only then
+//! *absorbed* ([`State::absorb`]): what could not be saved has changed nothing.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+use super::error::{Error, Kind, Result};
+use super::id::{Name, PeerId, SubnetId};
+use super::ipam::{default_block4, overlaps, pick_pool4};
+use super::join::Ask;
+use super::local::{Local, Past, PendingJoin};
+use super::members::{Identity, Subnet, printable};
+use super::record::{Admission, Body, Genesis, Grant, Prefix6, Role, Signed};
+use super::subnet::{Absorbed, Records};
+
+/// Former subnets remembered.
+const MAX_PAST: usize = 64;
+
+/// Everything this node believes and keeps.
+#[derive(Debug, Clone)]
+pub struct State {
+    /// This node's keys.
+    pub me: Identity,
+    /// Subnets this node belongs to, or belonged to and was removed from.
+    pub subnets: BTreeMap<SubnetId, Subnet>,
+    /// Joins that wait for an answer.
+    pub joins: BTreeMap<SubnetId, PendingJoin>,
+    /// Subnets that are no more here.
+    pub past: Vec<Past>,
+    /// The highest time a record was signed at: the clock never falls behind it.
+    signed_time: u64,
+}
+
+/// What `create` was asked for, checked for form only.
+#[derive(Debug, Clone)]
+pub struct Founding {
+    /// Name of the subnet.
+    pub name: Name,
+    /// `None`: no version 4; `Some(None)`: pick one.
+    pub cidr4: Option<Option<Ipv4Net>>,
+    /// `None`: no version 6; `Some(None)`: derived from the ID.
+    pub cidr6: Option<Option<Ipv6Net>>,
+    /// Prefix length of a member's block.
+    pub block4: Option<u8>,
+    /// Who decides about a bare-ID join.
+    pub admission: Admission,
+    /// Domain of the names; `<name>.internal` where none.
+    pub domain: Option<String>,
+    /// Seconds a grant lasts.
+    pub grant_life: Option<u64>,
+    /// This member's name.
+    pub member: Name,
+    /// Every prefix the machine routes, with the link it goes to.
+    pub routed: Vec<(IpNet, String)>,
+    /// 16 random bytes.
+    pub salt: [u8; 16],
+}
+
+/// A change that is decided and not yet saved.
+#[derive(Debug, Clone, Default)]
+pub struct Draft {
+    /// Subnets as they shall be; `None` removes one.
+    subnets: BTreeMap<SubnetId, Option<Box<Subnet>>>,
+    joins: BTreeMap<SubnetId, Option<PendingJoin>>,
+    past: Option<Vec<Past>>,
+}
+
+/// Key and value as they go to disk; no value deletes.
+pub type Write = (Vec<u8>, Option<Vec<u8>>);
+
+/// A stored item that could not be used: its key and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// What it was.
+    pub what: String,
+    /// Why it was left out.
+    pub why: String,
+}
+
+impl State {
+    /// Knows nothing yet.
+    pub fn new(me: Identity) -> State {
+        State { me, subnets: BTreeMap::new(), joins: BTreeMap::new(), past: Vec::new(), signed_time: 0 }
+    }
+
+    /// Rebuilds what was saved. Every record's signature is checked; what is damaged is named and left out, to be
+    /// fetched from the others again.
+    pub fn load(me: Identity, items: impl IntoIterator<Item = (Vec<u8>, Vec<u8>)>) -> (State, Vec<Damage>) {
+        let mut state = State::new(me);
+        let mut damage = Vec::new();
+        let mut records = Vec::new();
+        let mut harm = |what: &str, key: &[u8], why: &str| {
+            let name: String = key.iter().skip(1).take(16).map(|b| format!("{b:02x}")).collect();
+            damage.push(Damage { what: format!("{what} {name}"), why: why.to_owned() });
+        };
+        for (key, value) in items {
+            match key.first() {
+                Some(b'l') => match read_local(&value) {
+                    Some(subnet) => drop(state.subnets.insert(subnet.records.id, subnet)),
+                    None => harm("membership", &key, "cannot be read"),
+                },
+                Some(b'r') => match Signed::parse(&value).map(|s| s.verify().map(|_| s)) {
+                    Ok(Ok(signed)) => records.push(signed),
+                    _ => harm("record", &key, "its signature does not verify"),
+                },
+                Some(b'j') => match postcard::from_bytes::<PendingJoin>(&value) {
+                    Ok(join) => drop(state.joins.insert(join.subnet, join)),
+                    Err(_) => harm("join", &key, "cannot be read"),
+                },
+                Some(b'p') => match postcard::from_bytes(&value) {
+                    Ok(past) => state.past = past,
+                    Err(_) => harm("history", &key, "cannot be read"),
+                },
+                _ => harm("item", &key, "is of no known kind"),
+            }
+        }
+        // Their signers' clocks were accepted once: nothing saved is from the future.
+        let order = |s: &Signed| {
+            s.verify().map_or(3, |b| match b {
+                Body::Head(_) => 0,
+                Body::Grant(_) => 1,
+                Body::Doc(_) => 2,
+            })
+        };
+        records.sort_by_key(order);
+        for signed in records {
+            if let Some(subnet) = state.subnets.get_mut(&signed.subnet) {
+                let _ = subnet.records.absorb(&signed, u64::MAX);
+            }
+        }
+        state.note_signed_time(u64::MAX);
+        (state, damage)
+    }
+
+    /// The time to judge validity by: the system's, but never before the latest accepted signature.
+    pub fn clock(&self, system: u64) -> u64 {
+        system.max(self.signed_time)
+    }
+
+    fn note_signed_time(&mut self, now: u64) {
+        let latest = self.subnets.values().map(|s| s.records.latest()).max();
+        self.signed_time = latest.unwrap_or(0).min(now.saturating_add(300)).max(self.signed_time);
+    }
+
+    /// A copy of one subnet to decide on.
+    ///
+    /// # Errors
+    /// `E-NO-SUBNET`.
+    pub fn edit(&self, text: &str) -> Result<Subnet> {
+        self.find(text).cloned()
+    }
+
+    /// Finds a subnet by local name, full ID, or a unique beginning of the ID.
+    ///
+    /// # Errors
+    /// `E-NO-SUBNET`, `E-AMBIGUOUS`.
+    pub fn find(&self, text: &str) -> Result<&Subnet> {
+        let lower = text.to_ascii_lowercase();
+        if let Some(subnet) = self.subnets.values().find(|s| s.local.alias.as_str() == lower) {
+            return Ok(subnet);
+        }
+        let mut found = self
+            .subnets
+            .values()
+            .filter(|s| super::id::is_id_prefix(&lower) && s.records.id.to_string().starts_with(&lower));
+        match (found.next(), found.next()) {
+            (Some(subnet), None) => Ok(subnet),
+            (Some(_), Some(_)) => {
+                Err(Error::new(Kind::Usage, "E-AMBIGUOUS", format!("{lower} is the beginning of several subnet IDs"))
+                    .hint("byway subnet ls"))
+            }
+            (None, _) => Err(no_subnet(text)),
+        }
+    }
+
+    /// A former subnet by name or ID.
+    pub fn find_past(&self, text: &str) -> Option<&Past> {
+        let lower = text.to_ascii_lowercase();
+        self.past.iter().rev().find(|p| p.name.as_str() == lower || p.id.to_string() == lower)
+    }
+
+    /// Refuses a prefix that overlaps a route of this machine or another subnet here. `routed` holds the machine's
+    /// routes; routes to this daemon's own links are not among them.
+    ///
+    /// # Errors
+    /// `E-CIDR-OVERLAP`.
+    pub fn check_overlap(&self, name: &Name, prefixes: &[IpNet], routed: &[(IpNet, String)]) -> Result<()> {
+        for prefix in prefixes {
+            let other = self.subnets.values().find(|s| s.records.prefixes().iter().any(|p| overlaps(*p, *prefix)));
+            let route = routed.iter().find(|(p, _)| overlaps(*p, *prefix));
+            let why = match (other, route) {
+                (Some(subnet), _) => format!("subnet {} uses it here", subnet.name()),
+                (None, Some((_, link))) => format!("this machine already routes it to {link}"),
+                (None, None) => continue,
+            };
+            let taken: Vec<IpNet> = routed
+                .iter()
+                .map(|(p, _)| *p)
+                .chain(self.subnets.values().flat_map(|s| s.records.prefixes()))
+                .collect();
+            let hint = pick_pool4(&taken, 0)
+                .map(|p| format!("byway create {name} --cidr4 auto      ({p} is free)"))
+                .unwrap_or_default();
+            return Err(Error::new(
+                Kind::Conflict,
+                "E-CIDR-OVERLAP",
+                format!("cannot use {prefix} for subnet {name}: {why}"),
+            )
+            .hint(hint));
+        }
+        Ok(())
+    }
+
+    fn check_alias(&self, alias: &Name) -> Result<()> {
+        match self.subnets.values().find(|s| s.local.alias == *alias) {
+            None => Ok(()),
+            Some(s) => Err(Error::new(
+                Kind::Conflict,
+                "E-SUBNET-EXISTS",
+                format!("a subnet named {alias} exists here: {}", s.records.id),
+            )
+            .hint(format!("byway subnet show {alias}   (or join … --as OTHER)"))),
+        }
+    }
+
+    /// Interface name of a subnet: `bw-NAME`, with the beginning of the ID where that is too long or taken.
+    fn interface_name(&self, name: &Name, id: SubnetId) -> String {
+        let plain = format!("bw-{name}");
+        let taken = |n: &str| self.subnets.values().any(|s| s.local.interface == n);
+        if plain.len() <= 15 && !taken(&plain) {
+            return plain;
+        }
+        let head: String = plain.chars().take(10).collect();
+        let tail: String = id.to_string().chars().take(5).collect();
+        format!("{}{tail}", head.trim_end_matches('-'))
+    }
+
+    /// Founds a subnet: this node owns it and is its first member.
+    ///
+    /// # Errors
+    /// `E-SUBNET-EXISTS`, `E-CIDR`, `E-CIDR-OVERLAP`, `E-POOL-NONE`.
+    pub fn found(&self, founding: Founding, now: u64) -> Result<Subnet> {
+        self.check_alias(&founding.name)?;
+        let taken: Vec<IpNet> = founding
+            .routed
+            .iter()
+            .map(|(p, _)| *p)
+            .chain(self.subnets.values().flat_map(|s| s.records.prefixes()))
+            .collect();
+        let usage = |code, message: String| Error::new(Kind::Usage, code, message);
+        let cidr4 = match founding.cidr4 {
+            None => None,
+            Some(Some(given)) => Some(given),
+            Some(None) => Some(pick_pool4(&taken, founding.salt.first().copied().unwrap_or(0))?),
+        };
+        if let Some(given) = cidr4.filter(|c| c.trunc() != *c || c.prefix_len() > 30 || c.prefix_len() < 8) {
+            return Err(usage(
+                "E-CIDR",
+                format!("{given} is no pool: use a network address with a length from 8 to 30, like {}", given.trunc()),
+            ));
+        }
+        if let Some(Some(given)) =
+            founding.cidr6.filter(|c| c.is_some_and(|c| c.trunc() != c || !(16..=64).contains(&c.prefix_len())))
+        {
+            return Err(usage(
+                "E-CIDR",
+                format!("{given} is no pool: use a network address with a length from 16 to 64"),
+            ));
+        }
+        if cidr4.is_none() && founding.cidr6.is_none() {
+            return Err(usage("E-CIDR", "a subnet needs a version 4 or a version 6 pool".to_owned()));
+        }
+        let pool_len = cidr4.map_or(16, |c| c.prefix_len());
+        let block4 = founding.block4.unwrap_or_else(|| default_block4(pool_len));
+        if block4 < pool_len || block4 > 32 {
+            return Err(usage(
+                "E-CIDR",
+                format!("a block of length {block4} does not fit into a pool of length {pool_len}"),
+            ));
+        }
+        let domain = founding.domain.unwrap_or_else(|| format!("{}.internal", founding.name));
+        let genesis = Genesis {
+            version: 1,
+            owner: self.me.peer,
+            name: founding.name.clone(),
+            cidr4,
+            cidr6: match founding.cidr6 {
+                None => Prefix6::None,
+                Some(None) => Prefix6::Derived,
+                Some(Some(given)) => Prefix6::Given(given),
+            },
+            block4,
+            admission: founding.admission,
+            domain,
+            grant_life: founding.grant_life.unwrap_or(90 * 86_400),
+            created: now,
+            salt: founding.salt,
+        };
+        let genesis =
+            Genesis::parse(&genesis.encode()).map_err(|_| usage("E-CIDR", "these values make no subnet".to_owned()))?;
+        let id = genesis.id();
+        let records = Records::new(genesis);
+        self.check_overlap(&founding.name, &records.prefixes(), &founding.routed)?;
+        let block = records.pools().free_block(&[], None)?;
+        let mut subnet = Subnet {
+            local: Local {
+                genesis: records.genesis.encode(),
+                alias: founding.name.clone(),
+                interface: self.interface_name(&founding.name, id),
+                up: true,
+                hints: vec![],
+                invites: vec![],
+                reserved: BTreeMap::new(),
+                workloads: vec![],
+                maps: vec![],
+                denied: BTreeMap::new(),
+            },
+            records,
+            requests: BTreeMap::new(),
+        };
+        let grant = Grant {
+            subject: self.me.peer,
+            data_key: self.me.data_key,
+            name: founding.member,
+            role: Role::Owner,
+            generation: 1,
+            addresses: block.addresses,
+            leases: block.leases,
+            leased_at: now,
+            not_before: now,
+            not_after: now.saturating_add(subnet.records.genesis.grant_life),
+            labels: BTreeMap::new(),
+        };
+        subnet.issue(&self.me, &Body::Grant(grant), now)?;
+        Ok(subnet)
+    }
+
+    /// Turns an answer to our join into a membership: genesis and records are checked, our grant must be among them.
+    ///
+    /// # Errors
+    /// `E-BAD-ANSWER`, `E-CIDR-OVERLAP`, `E-SUBNET-EXISTS`.
+    pub fn accept(
+        &self,
+        join: &PendingJoin,
+        genesis: &[u8],
+        records: &[Signed],
+        routed: &[(IpNet, String)],
+        now: u64,
+    ) -> Result<Subnet> {
+        let bad = |why: &str| {
+            Error::new(Kind::Failed, "E-BAD-ANSWER", format!("the answer to joining {} {why}", join.subnet))
+        };
+        let parsed = Genesis::parse(genesis).map_err(|_| bad("holds no genesis"))?;
+        if parsed.id() != join.subnet {
+            return Err(bad("is about another subnet"));
+        }
+        let alias = join.alias.clone().unwrap_or_else(|| parsed.name.clone());
+        let held = self.subnets.get(&join.subnet);
+        let mut subnet = match held {
+            Some(old) => old.clone(),
+            None => {
+                self.check_alias(&alias)?;
+                let fresh = Records::new(parsed);
+                self.check_overlap(&alias, &fresh.prefixes(), routed)?;
+                Subnet {
+                    local: Local {
+                        genesis: genesis.to_vec(),
+                        interface: self.interface_name(&alias, join.subnet),
+                        alias,
+                        up: true,
+                        hints: vec![],
+                        invites: vec![],
+                        reserved: BTreeMap::new(),
+                        workloads: vec![],
+                        maps: vec![],
+                        denied: BTreeMap::new(),
+                    },
+                    records: fresh,
+                    requests: BTreeMap::new(),
+                }
+            }
+        };
+        subnet.local.up = true;
+        subnet
+            .local
+            .hints
+            .extend(join.hints.iter().filter(|h| !subnet.local.hints.contains(h)).cloned().collect::<Vec<_>>());
+        for signed in records {
+            let _ = subnet.records.absorb(signed, now);
+        }
+        let resolved = subnet.records.resolve(now);
+        match resolved.members.get(&self.me.peer) {
+            Some(me) if !me.addresses.is_empty() => Ok(subnet),
+            _ => Err(bad("holds no valid grant for this node")),
+        }
+    }
+
+    /// The question this node asks to join.
+    pub fn ask(&self, join: &PendingJoin, proof: Option<super::join::Proof>, now: u64) -> Ask {
+        Ask {
+            subnet: join.subnet,
+            joiner: self.me.peer,
+            data_key: self.me.data_key,
+            name: join.name.clone(),
+            name_is_default: join.name_is_default,
+            ip: join.ip,
+            asked: now,
+            proof,
+        }
+    }
+
+    /// Takes records from a peer in; gives the draft to save and how many were new. Records of unknown subnets are
+    /// ignored.
+    pub fn take(&self, subnet: SubnetId, records: &[Signed], now: u64) -> Option<(Draft, Vec<Signed>)> {
+        let mut copy = self.subnets.get(&subnet)?.clone();
+        let news: Vec<Signed> =
+            records.iter().filter(|r| matches!(copy.records.absorb(r, now), Absorbed::New)).cloned().collect();
+        if news.is_empty() {
+            return None;
+        }
+        let mut draft = Draft::default();
+        draft.put(copy);
+        Some((draft, news))
+    }
+
+    /// Makes a saved draft true.
+    pub fn absorb(&mut self, draft: Draft, now: u64) {
+        for (id, subnet) in draft.subnets {
+            match subnet {
+                Some(subnet) => drop(self.subnets.insert(id, *subnet)),
+                None => drop(self.subnets.remove(&id)),
+            }
+        }
+        for (id, join) in draft.joins {
+            match join {
+                Some(join) => drop(self.joins.insert(id, join)),
+                None => drop(self.joins.remove(&id)),
+            }
+        }
+        if let Some(past) = draft.past {
+            self.past = past;
+        }
+        self.note_signed_time(now);
+    }
+
+    /// A draft that removes a subnet and remembers its name, with the proof of its end where it was destroyed.
+    pub fn forget(&self, id: SubnetId) -> Draft {
+        let mut draft = Draft::default();
+        let Some(subnet) = self.subnets.get(&id) else { return draft };
+        let mut past: Vec<Past> = self.past.iter().filter(|p| p.id != id).cloned().collect();
+        let proof = if subnet.records.destroyed() { subnet.records.head_records() } else { vec![] };
+        past.push(Past { id, name: subnet.local.alias.clone(), proof, genesis: subnet.local.genesis.clone() });
+        let surplus = past.len().saturating_sub(MAX_PAST);
+        past.drain(..surplus);
+        draft.past = Some(past);
+        draft.subnets.insert(id, None);
+        draft.joins.insert(id, None);
+        draft
+    }
+
+    /// All addresses a peer was said to have, from its own documents.
+    pub fn endpoints(&self) -> BTreeMap<PeerId, Vec<String>> {
+        let mut all: BTreeMap<PeerId, Vec<String>> = BTreeMap::new();
+        for subnet in self.subnets.values() {
+            for signed in subnet.records.all() {
+                if let Some(doc) = subnet.records.doc(signed.issuer) {
+                    let list = all.entry(signed.issuer).or_default();
+                    list.extend(doc.endpoints.iter().filter(|e| !list.contains(e)).cloned().collect::<Vec<_>>());
+                }
+            }
+        }
+        all
+    }
+}
+
+fn no_subnet(text: &str) -> Error {
+    Error::new(Kind::NotFound, "E-NO-SUBNET", format!("no subnet {} here", printable(text))).hint("byway subnet ls")
+}
+
+/// Whether `address` may be asked for at all: no loopback, multicast or unspecified one.
+pub fn is_unicast(address: IpAddr) -> bool {
+    !(address.is_loopback() || address.is_multicast() || address.is_unspecified())
+}
+
+impl Draft {
+    /// The subnet as it shall be.
+    pub fn put(&mut self, subnet: Subnet) {
+        self.subnets.insert(subnet.records.id, Some(Box::new(subnet)));
+    }
+
+    /// A join that waits, or no more.
+    pub fn join(&mut self, id: SubnetId, join: Option<PendingJoin>) {
+        self.joins.insert(id, join);
+    }
+
+    /// Former subnets as they shall be remembered.
+    pub fn remember(&mut self, past: Vec<Past>) {
+        self.past = Some(past);
+    }
+
+    /// Whether there is anything to save.
+    pub fn is_empty(&self) -> bool {
+        self.subnets.is_empty() && self.joins.is_empty() && self.past.is_none()
+    }
+
+    /// What goes to disk, as the difference to `state`: one transaction.
+    pub fn writes(&self, state: &State) -> Vec<Write> {
+        let mut writes = Vec::new();
+        for (id, new) in &self.subnets {
+            let old = state.subnets.get(id);
+            diff_records(&mut writes, *id, old, new.as_deref());
+            let before = old.map(|s| &s.local);
+            let after = new.as_ref().map(|s| &s.local);
+            if before != after {
+                writes.push((key(b'l', *id, &[]), after.map(super::record::encode)));
+            }
+        }
+        for (id, join) in &self.joins {
+            if state.joins.get(id) != join.as_ref() {
+                writes.push((key(b'j', *id, &[]), join.as_ref().map(super::record::encode)));
+            }
+        }
+        if let Some(past) = self.past.as_ref().filter(|p| **p != state.past) {
+            writes.push((vec![b'p'], Some(super::record::encode(past))));
+        }
+        writes
+    }
+}
+
+fn diff_records(writes: &mut Vec<Write>, id: SubnetId, old: Option<&Subnet>, new: Option<&Subnet>) {
+    let digests = |s: Option<&Subnet>| -> BTreeMap<[u8; 32], Signed> {
+        s.map(|s| s.records.all().map(|r| (r.digest(), r.clone())).collect()).unwrap_or_default()
+    };
+    let (before, after) = (digests(old), digests(new));
+    writes.extend(before.keys().filter(|d| !after.contains_key(*d)).map(|d| (key(b'r', id, d), None)));
+    writes.extend(
+        after.iter().filter(|(d, _)| !before.contains_key(*d)).map(|(d, r)| (key(b'r', id, d), Some(r.encode()))),
+    );
+}
+
+/// `kind | subnet ID | rest`.
+fn key(kind: u8, id: SubnetId, rest: &[u8]) -> Vec<u8> {
+    [&[kind], id.0.as_slice(), rest].concat()
+}
+
+#[derive(Serialize, Deserialize)]
+struct Stored(Local);
+
+fn read_local(bytes: &[u8]) -> Option<Subnet> {
+    let Stored(local) = postcard::from_bytes(bytes).ok()?;
+    let genesis = Genesis::parse(&local.genesis).ok()?;
+    Some(Subnet { records: Records::new(genesis), local, requests: BTreeMap::new() })
+}

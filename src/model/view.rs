@@ -1,0 +1,148 @@
+//! The immutable result of [`State`](super::state::State) that everyone reads: routes, filter, zones, and what the
+//! kernel must match.
+//!
+//! Published whole through one atomic pointer; never edited in place.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use prefix_trie::PrefixMap;
+
+use super::host::HostConfig;
+use super::id::{Name, PeerId, SubnetId};
+use super::zone::Zone;
+use crate::packet::DropReason;
+
+/// Who holds a prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// This node.
+    Local,
+    /// Another member.
+    Member(PeerId),
+}
+
+/// Longest-prefix table of one subnet: one owner per prefix.
+#[derive(Debug, Clone, Default)]
+pub struct RouteTable {
+    v4: PrefixMap<Ipv4Net, Owner>,
+    v6: PrefixMap<Ipv6Net, Owner>,
+}
+
+impl RouteTable {
+    /// Enters `prefix`; the former owner, if there was one, is given back.
+    pub fn insert(&mut self, prefix: IpNet, owner: Owner) -> Option<Owner> {
+        match prefix {
+            IpNet::V4(net) => self.v4.insert(net.trunc(), owner),
+            IpNet::V6(net) => self.v6.insert(net.trunc(), owner),
+        }
+    }
+
+    /// Owner of the longest prefix that covers `address`.
+    pub fn lookup(&self, address: IpAddr) -> Option<Owner> {
+        match address {
+            IpAddr::V4(a) => self.v4.get_lpm(&Ipv4Net::from(a)).map(|(_, owner)| *owner),
+            IpAddr::V6(a) => self.v6.get_lpm(&Ipv6Net::from(a)).map(|(_, owner)| *owner),
+        }
+    }
+
+    /// Prefixes entered.
+    pub fn len(&self) -> usize {
+        self.v4.len().saturating_add(self.v6.len())
+    }
+
+    /// Whether nothing is routed.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Where an outbound packet goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hop {
+    /// A lease of this node: the kernel knows every attached address, so nothing lives there now.
+    Local,
+    /// Over the link to this member.
+    Peer(PeerId),
+}
+
+/// One subnet as the packet loops, DNS and the kernel see it.
+#[derive(Debug, Clone)]
+pub struct SubnetView {
+    /// The subnet.
+    pub id: SubnetId,
+    /// Its local name (alias).
+    pub name: Name,
+    /// The TUN on this machine, `bw-NAME`.
+    pub interface: String,
+    /// Prefix of version 4.
+    pub cidr4: Option<Ipv4Net>,
+    /// Prefix of version 6.
+    pub cidr6: Option<Ipv6Net>,
+    /// This node's own addresses in the subnet; port 53 is answered there.
+    pub addresses: Vec<IpAddr>,
+    /// Bytes of the largest inner packet.
+    pub mtu: u16,
+    /// Who holds which prefix.
+    pub routes: RouteTable,
+    /// Members with a valid grant, this node not among them.
+    pub members: BTreeSet<PeerId>,
+    /// Names of the subnet.
+    pub zone: Arc<Zone>,
+}
+
+impl SubnetView {
+    /// Decides an outbound packet (TUN to peer): our source may send it, longest prefix wins.
+    ///
+    /// # Errors
+    /// [`DropReason::SourceNotLeased`] where the source is not ours, [`DropReason::NoRoute`] where nobody holds the
+    /// destination.
+    pub fn route(&self, source: IpAddr, destination: IpAddr) -> Result<Hop, DropReason> {
+        match self.routes.lookup(source) {
+            Some(Owner::Local) => {}
+            _ => return Err(DropReason::SourceNotLeased),
+        }
+        match self.routes.lookup(destination) {
+            Some(Owner::Local) => Ok(Hop::Local),
+            Some(Owner::Member(peer)) => Ok(Hop::Peer(peer)),
+            None => Err(DropReason::NoRoute),
+        }
+    }
+
+    /// Decides an inbound packet (peer to TUN): the source must be leased to the sender, the destination ours.
+    ///
+    /// # Errors
+    /// [`DropReason::SourceNotLeased`], [`DropReason::NotMember`] or [`DropReason::NoRoute`].
+    pub fn admit(&self, from: PeerId, source: IpAddr, destination: IpAddr) -> Result<(), DropReason> {
+        if !self.members.contains(&from) {
+            return Err(DropReason::NotMember);
+        }
+        if self.routes.lookup(source) != Some(Owner::Member(from)) {
+            return Err(DropReason::SourceNotLeased);
+        }
+        match self.routes.lookup(destination) {
+            Some(Owner::Local) => Ok(()),
+            _ => Err(DropReason::NoRoute),
+        }
+    }
+}
+
+/// What everyone reads: one immutable picture of all subnets, numbered.
+#[derive(Debug, Clone, Default)]
+pub struct View {
+    /// Grows with every published view.
+    pub generation: u64,
+    /// Subnets that are up, by ID: equal prefixes in two of them never mix.
+    pub subnets: BTreeMap<SubnetId, Arc<SubnetView>>,
+    /// What the kernel must match.
+    pub host: Arc<HostConfig>,
+}
+
+impl View {
+    /// Peers with a valid grant in a subnet that is up here: who may speak more than the join protocol.
+    pub fn members(&self) -> BTreeSet<PeerId> {
+        self.subnets.values().flat_map(|s| s.members.iter().copied()).collect()
+    }
+}

@@ -1,0 +1,408 @@
+//! Work the kernel leaves undone, and how it is described: the virtio header of a TUN, and [`Offload`], which crosses the
+//! wire in its place.
+//!
+//! A receiver believes none of the sender's numbers: [`Rebuild::plan`] checks them against the packet itself and the virtio
+//! header is made anew from what the packet says.
+
+use super::checksum;
+use super::drops::DropReason;
+use super::parse::{Packet, TCP, UDP, Version};
+
+/// Bytes of the virtio header of a TUN opened with `IFF_VNET_HDR`.
+pub const VIRTIO_LEN: usize = 10;
+/// Smallest segment of a TCP super-packet: the kernel's least MSS (48) without its options.
+const MIN_TCP_GSO: usize = 8;
+/// Most segments of a UDP super-packet: the kernel's `UDP_MAX_SEGMENTS`.
+const MAX_UDP_SEGMENTS: usize = 128;
+
+/// `VIRTIO_NET_HDR_F_NEEDS_CSUM`: the checksum field holds the pseudo-header's sum only.
+const NEEDS_CSUM: u8 = 1;
+const GSO_NONE: u8 = 0;
+const GSO_TCPV4: u8 = 1;
+const GSO_TCPV6: u8 = 4;
+const GSO_UDP_L4: u8 = 5;
+/// Flag beside the GSO type: a segment carries CWR.
+const GSO_ECN: u8 = 0x80;
+
+/// `struct virtio_net_hdr` (`linux/virtio_net.h`): ten bytes in the machine's byte order.
+///
+/// ```text
+///  0      1          2          4          6            8
+/// +-------+----------+----------+----------+------------+-------------+
+/// | flags | gso type | hdr len  | gso size | csum start | csum offset |
+/// +-------+----------+----------+----------+------------+-------------+
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VirtioHeader {
+    /// Bit 0: the checksum is to be completed.
+    pub flags: u8,
+    /// What kind of super-packet.
+    pub gso_type: u8,
+    /// Bytes of all headers.
+    pub header_len: u16,
+    /// Payload bytes of one segment.
+    pub gso_size: u16,
+    /// Where the checksum's range begins.
+    pub checksum_start: u16,
+    /// Where in that range the field lies.
+    pub checksum_offset: u16,
+}
+
+impl VirtioHeader {
+    /// Reads the ten bytes.
+    pub fn decode(bytes: [u8; VIRTIO_LEN]) -> Self {
+        let [flags, gso_type, h0, h1, g0, g1, s0, s1, o0, o1] = bytes;
+        VirtioHeader {
+            flags,
+            gso_type,
+            header_len: u16::from_ne_bytes([h0, h1]),
+            gso_size: u16::from_ne_bytes([g0, g1]),
+            checksum_start: u16::from_ne_bytes([s0, s1]),
+            checksum_offset: u16::from_ne_bytes([o0, o1]),
+        }
+    }
+
+    /// Writes the ten bytes.
+    pub fn encode(self) -> [u8; VIRTIO_LEN] {
+        let [h0, h1] = self.header_len.to_ne_bytes();
+        let [g0, g1] = self.gso_size.to_ne_bytes();
+        let [s0, s1] = self.checksum_start.to_ne_bytes();
+        let [o0, o1] = self.checksum_offset.to_ne_bytes();
+        [self.flags, self.gso_type, h0, h1, g0, g1, s0, s1, o0, o1]
+    }
+
+    /// Whether the packet is larger than it will be on a network.
+    pub fn is_super_packet(self) -> bool {
+        self.gso_type & !GSO_ECN != GSO_NONE
+    }
+}
+
+/// What kind of work is left undone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// None: an ordinary, complete packet.
+    None = 0,
+    /// One TCP or UDP packet whose checksum is still to be computed.
+    Partial = 1,
+    /// A TCP super-packet over IPv4.
+    Tcp4 = 2,
+    /// A TCP super-packet over IPv6.
+    Tcp6 = 3,
+    /// A UDP super-packet over IPv4: equal datagrams, the last may be shorter.
+    Udp4 = 4,
+    /// A UDP super-packet over IPv6.
+    Udp6 = 5,
+}
+
+impl Kind {
+    /// The kind with this number.
+    pub fn from_number(number: u8) -> Option<Kind> {
+        [Kind::None, Kind::Partial, Kind::Tcp4, Kind::Tcp6, Kind::Udp4, Kind::Udp6]
+            .into_iter()
+            .find(|kind| *kind as u8 == number)
+    }
+}
+
+/// A packet's undone work, as it crosses the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offload {
+    /// What kind.
+    pub kind: Kind,
+    /// Payload bytes of one segment; 0 where it is no super-packet.
+    pub gso_size: u16,
+    /// Bytes of all headers, repeated on each segment; 0 where it is no super-packet.
+    pub header_len: u16,
+}
+
+impl Offload {
+    /// Nothing undone.
+    pub const NONE: Offload = Offload { kind: Kind::None, gso_size: 0, header_len: 0 };
+
+    /// Bytes of the largest packet this makes on a network.
+    pub fn segment_length(&self, packet: &Packet) -> usize {
+        match self.kind {
+            Kind::None | Kind::Partial => packet.length,
+            _ => packet.length.min(usize::from(self.header_len).saturating_add(usize::from(self.gso_size))),
+        }
+    }
+}
+
+/// What a sender does with a packet its kernel handed over: what to tell the receiver, and a checksum to complete here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outgoing {
+    /// What crosses the wire.
+    pub offload: Offload,
+    /// Checksum range and field for [`checksum::complete`], where the receiver could not find them by itself.
+    pub complete: Option<(usize, usize)>,
+}
+
+impl Outgoing {
+    /// Translates the kernel's virtio header of `packet`, whose bytes are `bytes`.
+    ///
+    /// # Errors
+    /// [`DropReason::Malformed`] for a super-packet of a kind that was not asked for, or that does not hold what its
+    /// header says.
+    pub fn from_virtio(header: VirtioHeader, packet: &Packet, bytes: &[u8]) -> Result<Outgoing, DropReason> {
+        if header.is_super_packet() {
+            let kind = match (header.gso_type & !GSO_ECN, packet.version) {
+                (GSO_TCPV4, Version::V4) => Kind::Tcp4,
+                (GSO_TCPV6, Version::V6) => Kind::Tcp6,
+                (GSO_UDP_L4, Version::V4) => Kind::Udp4,
+                (GSO_UDP_L4, Version::V6) => Kind::Udp6,
+                _ => return Err(DropReason::Malformed),
+            };
+            // The kernel's header length is only a hint (it may cover payload): the packet says where its headers end.
+            let header_len = u16::try_from(packet.headers).map_err(|_| DropReason::Malformed)?;
+            let offload = Offload { kind, gso_size: header.gso_size, header_len };
+            Rebuild::plan(packet, &offload)?;
+            return Ok(Outgoing { offload, complete: None });
+        }
+        if header.flags & NEEDS_CSUM == 0 {
+            return Ok(Outgoing { offload: Offload::NONE, complete: None });
+        }
+        let (start, offset) = (usize::from(header.checksum_start), usize::from(header.checksum_offset));
+        let plain = start == packet.transport
+            && packet.checksum_offset() == Some(offset)
+            && field(bytes, start.saturating_add(offset)) == Some(pseudo_sum(packet));
+        if plain {
+            let offload = Offload { kind: Kind::Partial, gso_size: 0, header_len: 0 };
+            return Ok(Outgoing { offload, complete: None });
+        }
+        // A protocol or header the receiver would not look for (an inner header, a routing header's last address).
+        Ok(Outgoing { offload: Offload::NONE, complete: Some((start, offset)) })
+    }
+}
+
+/// How a receiver makes a packet fit for its own kernel: fields to write and the virtio header to hand over with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rebuild {
+    packet: Packet,
+    header: VirtioHeader,
+}
+
+impl Rebuild {
+    /// Checks what a peer said about `packet` against the packet.
+    ///
+    /// # Errors
+    /// [`DropReason::Malformed`] where kind, IP version and protocol disagree, the header length is not the true one, or
+    /// the segment size is out of range (TCP: 8 to the payload; UDP: 1 to the payload, at most 128 segments).
+    pub fn plan(packet: &Packet, offload: &Offload) -> Result<Rebuild, DropReason> {
+        if offload.kind == Kind::None {
+            let sizes = (offload.gso_size, offload.header_len) == (0, 0);
+            let header = VirtioHeader::default();
+            return if sizes { Ok(Rebuild { packet: *packet, header }) } else { Err(DropReason::Malformed) };
+        }
+        let checksum_offset = packet.checksum_offset().ok_or(DropReason::Malformed)?;
+        let gso_type = match (offload.kind, packet.version, packet.protocol) {
+            (Kind::Partial, _, _) => GSO_NONE,
+            (Kind::Tcp4, Version::V4, TCP) => GSO_TCPV4,
+            (Kind::Tcp6, Version::V6, TCP) => GSO_TCPV6,
+            (Kind::Udp4, Version::V4, UDP) | (Kind::Udp6, Version::V6, UDP) => GSO_UDP_L4,
+            _ => return Err(DropReason::Malformed),
+        };
+        if !sizes_agree(packet, offload) {
+            return Err(DropReason::Malformed);
+        }
+        let number = |value: usize| u16::try_from(value).map_err(|_| DropReason::Malformed);
+        let header = VirtioHeader {
+            flags: NEEDS_CSUM,
+            gso_type,
+            header_len: number(packet.headers)?,
+            gso_size: offload.gso_size,
+            checksum_start: number(packet.transport)?,
+            checksum_offset: number(checksum_offset)?,
+        };
+        Ok(Rebuild { packet: *packet, header })
+    }
+
+    /// Writes what the kernel relies on into `bytes` (the packet that was planned for) and gives the virtio header.
+    pub fn apply(&self, bytes: &mut [u8]) -> VirtioHeader {
+        if self.header.flags & NEEDS_CSUM == 0 {
+            return self.header;
+        }
+        let at = usize::from(self.header.checksum_start).saturating_add(usize::from(self.header.checksum_offset));
+        put(bytes, at, pseudo_sum(&self.packet));
+        if self.header.is_super_packet() {
+            if self.packet.protocol == UDP {
+                // At most 65,535 by the IP header's own length.
+                let length = self.packet.length.saturating_sub(self.packet.transport);
+                put(bytes, self.packet.transport.saturating_add(4), u16::try_from(length).unwrap_or(u16::MAX));
+            }
+            write_ip_lengths(bytes, self.packet.version);
+        }
+        self.header
+    }
+}
+
+/// Whether segment size and header length fit the packet.
+fn sizes_agree(packet: &Packet, offload: &Offload) -> bool {
+    let (size, payload) = (usize::from(offload.gso_size), packet.payload());
+    match offload.kind {
+        Kind::None | Kind::Partial => (offload.gso_size, offload.header_len) == (0, 0),
+        Kind::Tcp4 | Kind::Tcp6 => {
+            usize::from(offload.header_len) == packet.headers && size >= MIN_TCP_GSO && size <= payload
+        }
+        Kind::Udp4 | Kind::Udp6 => {
+            usize::from(offload.header_len) == packet.headers
+                && (1..=payload).contains(&size)
+                && payload.div_ceil(size) <= MAX_UDP_SEGMENTS
+        }
+    }
+}
+
+/// Folded sum of the packet's pseudo-header: what stands in a partial checksum field.
+pub(super) fn pseudo_sum(packet: &Packet) -> u16 {
+    let length = packet.length.saturating_sub(packet.transport);
+    checksum::fold(checksum::pseudo(packet.source, packet.destination, packet.protocol, length))
+}
+
+/// Makes the IP header's length field, and version 4's checksum, those of `bytes`.
+pub(super) fn write_ip_lengths(bytes: &mut [u8], version: Version) {
+    let length = bytes.len();
+    match version {
+        Version::V4 => {
+            put(bytes, 2, u16::try_from(length).unwrap_or(u16::MAX));
+            put(bytes, 10, 0);
+            let header = bytes.first().map_or(0, |first| usize::from(first & 15).saturating_mul(4));
+            let value = checksum::finish(checksum::sum(bytes.get(..header).unwrap_or_default(), 0));
+            put(bytes, 10, value);
+        }
+        Version::V6 => put(bytes, 4, u16::try_from(length.saturating_sub(40)).unwrap_or(u16::MAX)),
+    }
+}
+
+/// The 16-bit field at `at`.
+pub(super) fn field(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes.get(at..at.saturating_add(2)).and_then(|two| two.try_into().ok()).map(u16::from_be_bytes)
+}
+
+/// Writes a 16-bit field; a field outside the packet is left alone.
+pub(super) fn put(bytes: &mut [u8], at: usize, value: u16) {
+    if let Some(two) = bytes.get_mut(at..at.saturating_add(2)) {
+        two.copy_from_slice(&value.to_be_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::parse::parse;
+    use super::super::parse::samples::{ip, tcp, udp};
+    use super::*;
+    use proptest::prelude::*;
+
+    fn super_packet(kind: Kind, payload: usize) -> Vec<u8> {
+        let body = vec![3u8; payload];
+        match kind {
+            Kind::Tcp4 => tcp(ip("10.0.0.1"), ip("10.0.0.2"), &body),
+            Kind::Tcp6 => tcp(ip("fd00::1"), ip("fd00::2"), &body),
+            Kind::Udp4 => udp(ip("10.0.0.1"), ip("10.0.0.2"), &body),
+            _ => udp(ip("fd00::1"), ip("fd00::2"), &body),
+        }
+    }
+
+    #[test]
+    fn every_super_packet_survives_the_way() {
+        for (kind, gso_type) in
+            [(Kind::Tcp4, GSO_TCPV4), (Kind::Tcp6, GSO_TCPV6), (Kind::Udp4, GSO_UDP_L4), (Kind::Udp6, GSO_UDP_L4)]
+        {
+            let mut bytes = super_packet(kind, 5000);
+            let packet = parse(&bytes).unwrap();
+            // As the kernel hands it over: pseudo-header sum, and a header length that is only a hint.
+            let offset = packet.checksum_offset().unwrap();
+            put(&mut bytes, packet.transport + offset, pseudo_sum(&packet));
+            let from_kernel = VirtioHeader {
+                flags: NEEDS_CSUM,
+                gso_type,
+                header_len: packet.headers as u16 + 100,
+                gso_size: 1000,
+                checksum_start: packet.transport as u16,
+                checksum_offset: offset as u16,
+            };
+            let out = Outgoing::from_virtio(from_kernel, &packet, &bytes).unwrap();
+            assert_eq!((out.offload.kind, out.complete), (kind, None));
+            let mut arrived = bytes.clone();
+            let rebuilt = Rebuild::plan(&packet, &out.offload).unwrap().apply(&mut arrived);
+            assert_eq!(arrived, bytes, "the kernel's own fields are what is rebuilt");
+            assert_eq!(rebuilt, VirtioHeader { header_len: packet.headers as u16, ..from_kernel });
+            assert_eq!(VirtioHeader::decode(rebuilt.encode()), rebuilt);
+        }
+    }
+
+    #[test]
+    fn partial_checksum_is_carried_or_completed() {
+        for source in [udp(ip("10.0.0.1"), ip("10.0.0.2"), b"abc"), tcp(ip("fd00::1"), ip("fd00::2"), b"abc")] {
+            let packet = parse(&source).unwrap();
+            let (start, offset) = (packet.transport, packet.checksum_offset().unwrap());
+            let mut bytes = source.clone();
+            put(&mut bytes, start + offset, pseudo_sum(&packet));
+            let mut header = VirtioHeader {
+                flags: NEEDS_CSUM,
+                checksum_start: start as u16,
+                checksum_offset: offset as u16,
+                ..VirtioHeader::default()
+            };
+            let out = Outgoing::from_virtio(header, &packet, &bytes).unwrap();
+            assert_eq!((out.offload.kind, out.complete), (Kind::Partial, None));
+            let rebuilt = Rebuild::plan(&packet, &out.offload).unwrap().apply(&mut bytes);
+            assert_eq!((rebuilt.flags, rebuilt.checksum_start), (NEEDS_CSUM, start as u16));
+            assert!(checksum::complete(&mut bytes, start, offset));
+            assert_eq!(bytes, source);
+            header.checksum_start += 1;
+            assert_eq!(
+                Outgoing::from_virtio(header, &packet, &bytes).unwrap().complete,
+                Some((start + 1, offset)),
+                "an odd place is completed by the sender"
+            );
+        }
+    }
+
+    #[test]
+    fn lies_about_a_packet_are_refused() {
+        let bytes = super_packet(Kind::Tcp4, 5000);
+        let packet = parse(&bytes).unwrap();
+        let good = Offload { kind: Kind::Tcp4, gso_size: 1000, header_len: packet.headers as u16 };
+        assert!(Rebuild::plan(&packet, &good).is_ok());
+        for bad in [
+            Offload { kind: Kind::Tcp6, ..good },
+            Offload { kind: Kind::Udp4, ..good },
+            Offload { kind: Kind::Partial, ..good },
+            Offload { kind: Kind::None, ..good },
+            Offload { gso_size: 0, ..good },
+            Offload { gso_size: 7, ..good },
+            Offload { gso_size: 5001, ..good },
+            Offload { header_len: good.header_len - 4, ..good },
+            Offload { header_len: good.header_len + 4, ..good },
+        ] {
+            assert_eq!(Rebuild::plan(&packet, &bad), Err(DropReason::Malformed), "{bad:?}");
+        }
+        let bytes = super_packet(Kind::Udp6, 5000);
+        let packet = parse(&bytes).unwrap();
+        let many = Offload { kind: Kind::Udp6, gso_size: 39, header_len: packet.headers as u16 };
+        assert_eq!(Rebuild::plan(&packet, &many), Err(DropReason::Malformed));
+        assert!(Rebuild::plan(&packet, &Offload { gso_size: 40, ..many }).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn rebuild_never_panics(
+            mut bytes in proptest::collection::vec(any::<u8>(), 40..200),
+            v4: bool, tcp_or_udp: bool, kind in 0u8..6, gso_size: u16, header_len in prop_oneof![Just(28u16), Just(40), Just(48), Just(60), any::<u16>()],
+        ) {
+            let length = bytes.len();
+            bytes[0] = if v4 { 0x45 } else { 0x60 };
+            bytes[if v4 { 9 } else { 6 }] = if tcp_or_udp { TCP } else { UDP };
+            let (at, value) = if v4 { (2, length) } else { (4, length - 40) };
+            put(&mut bytes, at, value as u16);
+            bytes[if v4 { 6 } else { 0 }] &= if v4 { 0 } else { 0xff };
+            if let Ok(packet) = parse(&bytes) {
+                let offload = Offload { kind: Kind::from_number(kind).unwrap(), gso_size: gso_size % 300, header_len };
+                if let Ok(rebuild) = Rebuild::plan(&packet, &offload) {
+                    let header = rebuild.apply(&mut bytes);
+                    prop_assert!(usize::from(header.header_len) <= length);
+                    prop_assert_eq!(parse(&bytes).map(|p| (p.source, p.destination, p.length)), Ok((packet.source, packet.destination, length)));
+                }
+            }
+        }
+    }
+}
