@@ -1,0 +1,201 @@
+//! Control messages between peers: joining (`/byway/join/1`, for everyone) and records (`/byway/control/1`, members).
+//!
+//! Each is one postcard value in one request or answer; the carrier bounds its size. Unknown variants do not decode and
+//! are refused as malformed.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::model::id::{PeerId, SubnetId};
+use crate::model::join::SignedAsk;
+use crate::model::record::{Digest, Signed};
+
+/// Bytes of the largest join message.
+pub const MAX_JOIN: usize = 64 * 1024;
+/// Bytes of the largest control message or answer to a join.
+pub const MAX_CONTROL: usize = 1024 * 1024;
+/// Bytes of records put into one message; the rest follows in the next.
+pub const RECORDS_BUDGET: usize = 768 * 1024;
+/// Bytes of records put into the answer to a join; the rest follows once the joiner is a member.
+pub const BUNDLE_BUDGET: usize = 48 * 1024;
+
+/// A stranger's request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JoinRequest {
+    /// Do you know this subnet, and does it still want me?
+    Probe(SubnetId),
+    /// A nonce of the issuer for one attempt with an invite.
+    Nonce {
+        /// The subnet.
+        subnet: SubnetId,
+        /// The invite's issuer.
+        issuer: PeerId,
+        /// Who will use it.
+        joiner: PeerId,
+    },
+    /// The question itself.
+    Ask(SignedAsk),
+}
+
+/// The answer to a stranger.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JoinAnswer {
+    /// I do not know that subnet.
+    Unknown,
+    /// I am a member of it.
+    Known,
+    /// The nonce to sign.
+    Nonce([u8; 16]),
+    /// The owner or an admin has the question and will decide; `reached` tells whether one could be asked at all.
+    Pending {
+        /// Whether someone who may decide has it.
+        reached: bool,
+    },
+    /// You are in.
+    Admitted {
+        /// Genesis bytes.
+        genesis: Vec<u8>,
+        /// Records: heads, your grant, then everyone's, as many as fit.
+        records: Vec<Signed>,
+    },
+    /// You are not let in.
+    Refused {
+        /// `E-…`.
+        code: String,
+        /// Why.
+        message: String,
+    },
+    /// The subnet is over, or over for you: the heads prove it.
+    Ended {
+        /// Genesis bytes.
+        genesis: Vec<u8>,
+        /// Heads.
+        heads: Vec<Signed>,
+    },
+}
+
+/// A member's request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ControlRequest {
+    /// Compare what we hold: a hash over all digests.
+    Compare {
+        /// The subnet.
+        subnet: SubnetId,
+        /// [`set_hash`] of the digests held.
+        hash: Digest,
+    },
+    /// Here is what I hold; send what I lack, say what you lack.
+    Pull {
+        /// The subnet.
+        subnet: SubnetId,
+        /// First eight bytes of each digest held.
+        have: Vec<[u8; 8]>,
+    },
+    /// New records.
+    Push {
+        /// The subnet.
+        subnet: SubnetId,
+        /// The records.
+        records: Vec<Signed>,
+    },
+    /// A stranger's request, passed on to who may decide.
+    Forward(JoinRequest),
+    /// Answer at once.
+    Ping,
+}
+
+/// The answer to a member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ControlAnswer {
+    /// We hold the same.
+    Same,
+    /// We do not.
+    Different,
+    /// What you lack (as much as fits), and which of yours I lack.
+    Records {
+        /// Records you lack.
+        records: Vec<Signed>,
+        /// First eight bytes of digests I lack.
+        want: Vec<[u8; 8]>,
+    },
+    /// Taken.
+    Done,
+    /// Answer to [`ControlRequest::Forward`].
+    Forwarded(JoinAnswer),
+    /// I am no member of that subnet, or you are not for me.
+    NotMember,
+}
+
+/// Bytes of a message.
+pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
+    // Only a type postcard cannot express fails here; none of ours holds one.
+    postcard::to_allocvec(message).unwrap_or_default()
+}
+
+/// Not a message of this version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("malformed message")]
+pub struct Malformed;
+
+/// Reads a message.
+///
+/// # Errors
+/// [`Malformed`]; what a length inside it claims is never allocated ahead of the bytes.
+pub fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Malformed> {
+    postcard::from_bytes(bytes).map_err(|_| Malformed)
+}
+
+/// SHA-256 over all digests in order: equal sets have equal hashes.
+pub fn set_hash(digests: &BTreeSet<Digest>) -> Digest {
+    let mut hash = Sha256::new();
+    digests.iter().for_each(|d| hash.update(d));
+    hash.finalize().into()
+}
+
+/// The first eight bytes of a digest: enough to tell records of one subnet apart; a collision only delays one.
+pub fn short(digest: &Digest) -> [u8; 8] {
+    let mut short = [0; 8];
+    short.iter_mut().zip(digest).for_each(|(to, from)| *to = *from);
+    short
+}
+
+/// As many records as fit into `budget` bytes.
+pub fn fitting<'a>(records: impl Iterator<Item = &'a Signed>, budget: usize) -> Vec<Signed> {
+    let mut room = budget;
+    records
+        .take_while(|r| {
+            let size = r.body.len().saturating_add(128);
+            let fits = size <= room;
+            room = room.saturating_sub(size);
+            fits
+        })
+        .cloned()
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn decoders_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let _ = decode::<JoinRequest>(&bytes);
+            let _ = decode::<JoinAnswer>(&bytes);
+            let _ = decode::<ControlRequest>(&bytes);
+            let _ = decode::<ControlAnswer>(&bytes);
+        }
+    }
+
+    #[test]
+    fn a_claimed_length_allocates_nothing() {
+        // Variant 2 (Push), subnet, then a record count of 2^32 - 1 and no bytes.
+        let mut bytes = vec![2u8];
+        bytes.extend([0; 16]);
+        bytes.extend([0xff, 0xff, 0xff, 0xff, 0x0f]);
+        assert_eq!(decode::<ControlRequest>(&bytes), Err(Malformed));
+    }
+}

@@ -1,0 +1,336 @@
+//! Packets on a byte stream: the preamble that names the subnet, then frames.
+//!
+//! All numbers are big-endian. The preamble is sent once, by the side that opened the stream; the stream carries frames in
+//! that direction only.
+//!
+//! ```text
+//! preamble   0         1                                17
+//!           +---------+--------------------------------+
+//!           | version | subnet ID                      |
+//!           +---------+--------------------------------+
+//!
+//! frame      0        4      5         6          8            10
+//!           +--------+------+---------+----------+------------+---------+
+//!           | length | kind | offload | gso size | header len | body    |
+//!           +--------+------+---------+----------+------------+---------+
+//! ```
+//!
+//! `length` counts what follows it: 6 to 65,581 bytes. Kinds: 0 a packet; 1 a ping and 2 its answer, whose body is an
+//! 8-byte token and whose other fields are zero. Frames of other kinds are skipped, so that a later version may send them.
+//! `offload` is a [`Kind`], `gso size` and `header len` are those of [`Offload`]: claims of the sender, which the receiver
+//! checks against the packet.
+
+use crate::model::id::SubnetId;
+use crate::packet::offload::{Kind, Offload};
+use crate::packet::parse::MAX_PACKET;
+
+/// Version of the stream's format.
+pub const VERSION: u8 = 1;
+/// Bytes of the preamble.
+pub const PREAMBLE_LEN: usize = 17;
+/// Bytes of a frame in front of its body.
+pub const HEADER_LEN: usize = 10;
+/// Bytes of the largest frame, header included.
+pub const MAX_FRAME: usize = HEADER_LEN + MAX_PACKET;
+/// Bytes of a ping or pong frame.
+pub const PING_LEN: usize = HEADER_LEN + 8;
+
+/// Bytes a frame's length field does not count: itself.
+const LENGTH_FIELD: usize = 4;
+/// Buffer of a quiet stream, in bytes.
+const SMALL_BUFFER: usize = 16 * 1024;
+/// Buffer of a busy stream, in bytes: room behind the largest unfinished frame keeps reads large and moves rare.
+const LARGE_BUFFER: usize = 3 * MAX_FRAME;
+
+const PACKET: u8 = 0;
+const PING: u8 = 1;
+const PONG: u8 = 2;
+
+/// The stream cannot be read any further.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// Another version of the format.
+    #[error("packet stream has version {0}, this node speaks version 1")]
+    Version(u8),
+    /// A length above the largest frame.
+    #[error("frame of {0} bytes, the largest has 65585")]
+    Oversize(u64),
+    /// A length too small for the frame's own header.
+    #[error("frame of {0} bytes is shorter than its header")]
+    Short(u64),
+}
+
+/// The preamble of a stream for `subnet`.
+pub fn preamble(subnet: SubnetId) -> [u8; PREAMBLE_LEN] {
+    let mut out = [VERSION; PREAMBLE_LEN];
+    if let Some(id) = out.get_mut(1..) {
+        id.copy_from_slice(&subnet.0);
+    }
+    out
+}
+
+/// Reads a preamble.
+///
+/// # Errors
+/// [`FrameError::Version`].
+pub fn read_preamble(bytes: [u8; PREAMBLE_LEN]) -> Result<SubnetId, FrameError> {
+    let [version, id @ ..] = bytes;
+    if version == VERSION { Ok(SubnetId(id)) } else { Err(FrameError::Version(version)) }
+}
+
+/// The header of a packet frame whose body has `packet` bytes (at most [`MAX_PACKET`]).
+pub fn packet_header(offload: &Offload, packet: usize) -> [u8; HEADER_LEN] {
+    header(PACKET, offload, packet)
+}
+
+/// A ping frame.
+pub fn ping(token: u64) -> [u8; PING_LEN] {
+    token_frame(PING, token)
+}
+
+/// The answer to a ping.
+pub fn pong(token: u64) -> [u8; PING_LEN] {
+    token_frame(PONG, token)
+}
+
+fn header(kind: u8, offload: &Offload, body: usize) -> [u8; HEADER_LEN] {
+    let length = body.saturating_add(HEADER_LEN - LENGTH_FIELD);
+    let [l0, l1, l2, l3] = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
+    let [g0, g1] = offload.gso_size.to_be_bytes();
+    let [h0, h1] = offload.header_len.to_be_bytes();
+    [l0, l1, l2, l3, kind, offload.kind as u8, g0, g1, h0, h1]
+}
+
+fn token_frame(kind: u8, token: u64) -> [u8; PING_LEN] {
+    let mut out = [0; PING_LEN];
+    let (head, body) = out.split_at_mut(HEADER_LEN);
+    head.copy_from_slice(&header(kind, &Offload::NONE, 8));
+    body.copy_from_slice(&token.to_be_bytes());
+    out
+}
+
+/// One frame.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// A packet, and what the sender claims about it.
+    Packet {
+        /// Undone work, unchecked.
+        offload: Offload,
+        /// Where the packet lies, for [`Decoder::body`].
+        body: Body,
+    },
+    /// To be answered with a pong of this token.
+    Ping(u64),
+    /// The answer to our ping of this token.
+    Pong(u64),
+    /// A frame of a known kind that holds something else: dropped and counted, the stream goes on.
+    Malformed,
+}
+
+/// Where a frame's body lies in its decoder, until [`Decoder::space`] is asked for again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Body {
+    start: usize,
+    end: usize,
+}
+
+/// Takes bytes as they come and gives frames. Its buffer grows with what was received, never by a stated length.
+#[derive(Debug)]
+pub struct Decoder {
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Default for Decoder {
+    fn default() -> Self {
+        Decoder { buffer: vec![0; SMALL_BUFFER], start: 0, end: 0 }
+    }
+}
+
+impl Decoder {
+    /// Where the next bytes of the stream go; never empty once [`decode`](Self::decode) gave `None`.
+    pub fn space(&mut self) -> &mut [u8] {
+        if self.start == self.end {
+            self.start = 0;
+            self.end = 0;
+        } else if self.start > 0 && self.buffer.len().saturating_sub(self.end) < MAX_FRAME {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end = self.end.saturating_sub(self.start);
+            self.start = 0;
+        }
+        if self.end.saturating_mul(2) > self.buffer.len() && self.buffer.len() < LARGE_BUFFER {
+            // Half full with one unfinished frame: the stream is busy.
+            self.buffer.resize(LARGE_BUFFER, 0);
+        }
+        self.buffer.get_mut(self.end..).unwrap_or_default()
+    }
+
+    /// Says that the first `count` bytes of [`space`](Self::space) now hold bytes of the stream.
+    pub fn filled(&mut self, count: usize) {
+        self.end = self.end.saturating_add(count).min(self.buffer.len());
+    }
+
+    /// The next complete frame, if there is one.
+    ///
+    /// # Errors
+    /// [`FrameError::Oversize`] and [`FrameError::Short`]: where the next frame begins is unknown, the stream is over.
+    pub fn decode(&mut self) -> Result<Option<Frame>, FrameError> {
+        loop {
+            let Some(pending) = self.buffer.get(self.start..self.end) else { return Ok(None) };
+            let Some((length, _)) = pending.split_first_chunk::<LENGTH_FIELD>() else { return Ok(None) };
+            let stated = u32::from_be_bytes(*length);
+            let whole = usize::try_from(stated).unwrap_or(usize::MAX).saturating_add(LENGTH_FIELD);
+            if whole > MAX_FRAME {
+                return Err(FrameError::Oversize(u64::from(stated).saturating_add(4)));
+            }
+            if whole < HEADER_LEN {
+                return Err(FrameError::Short(u64::from(stated).saturating_add(4)));
+            }
+            if pending.len() < whole {
+                return Ok(None);
+            }
+            let from = self.start;
+            self.start = self.start.saturating_add(whole);
+            let body = Body { start: from.saturating_add(HEADER_LEN), end: self.start };
+            if let Some(frame) = self.buffer.get(from..self.start).and_then(|frame| read_frame(frame, body)) {
+                return Ok(Some(frame));
+            }
+        }
+    }
+
+    /// The bytes of a packet frame; the receiver may change them in place.
+    pub fn body(&mut self, body: Body) -> &mut [u8] {
+        self.buffer.get_mut(body.start..body.end).unwrap_or_default()
+    }
+}
+
+/// Reads one complete frame; none of an unknown kind.
+fn read_frame(frame: &[u8], body: Body) -> Option<Frame> {
+    let ([_, _, _, _, kind, offload, g0, g1, h0, h1], bytes) = frame.split_first_chunk::<HEADER_LEN>()?;
+    let token = || <[u8; 8]>::try_from(bytes).map(u64::from_be_bytes);
+    let gso_size = u16::from_be_bytes([*g0, *g1]);
+    let header_len = u16::from_be_bytes([*h0, *h1]);
+    match *kind {
+        PACKET => Some(Kind::from_number(*offload).map_or(Frame::Malformed, |kind| {
+            let offload = Offload { kind, gso_size, header_len };
+            Frame::Packet { offload, body }
+        })),
+        PING => Some(token().map_or(Frame::Malformed, Frame::Ping)),
+        PONG => Some(token().map_or(Frame::Malformed, Frame::Pong)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[derive(Debug, Clone, PartialEq)]
+    enum Sent {
+        Packet(Offload, Vec<u8>),
+        Ping(u64),
+        Pong(u64),
+        Unknown(u8, Vec<u8>),
+    }
+
+    fn encode(sent: &Sent, out: &mut Vec<u8>) {
+        match sent {
+            Sent::Packet(offload, bytes) => {
+                out.extend_from_slice(&packet_header(offload, bytes.len()));
+                out.extend_from_slice(bytes);
+            }
+            Sent::Ping(token) => out.extend_from_slice(&ping(*token)),
+            Sent::Pong(token) => out.extend_from_slice(&pong(*token)),
+            Sent::Unknown(kind, bytes) => {
+                out.extend_from_slice(&header(*kind, &Offload::NONE, bytes.len()));
+                out.extend_from_slice(bytes);
+            }
+        }
+    }
+
+    fn sent() -> impl Strategy<Value = Sent> {
+        let body = || prop_oneof![Just(0usize), 0usize..200, Just(1400), Just(MAX_PACKET)].prop_map(|n| vec![0x5a; n]);
+        prop_oneof![
+            (0u8..6, any::<u16>(), any::<u16>(), body()).prop_map(|(k, gso_size, header_len, b)| {
+                Sent::Packet(Offload { kind: Kind::from_number(k).unwrap(), gso_size, header_len }, b)
+            }),
+            any::<u64>().prop_map(Sent::Ping),
+            any::<u64>().prop_map(Sent::Pong),
+            (3u8..=255, body()).prop_map(|(k, b)| Sent::Unknown(k, b)),
+        ]
+    }
+
+    fn decode_all(bytes: &[u8], chunk: usize) -> Result<Vec<Sent>, FrameError> {
+        let mut decoder = Decoder::default();
+        let mut got = Vec::new();
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let space = decoder.space();
+            let n = space.len().min(chunk).min(rest.len());
+            assert!(n > 0, "a decoder that wants more has room for more");
+            space[..n].copy_from_slice(&rest[..n]);
+            rest = &rest[n..];
+            decoder.filled(n);
+            while let Some(frame) = decoder.decode()? {
+                match frame {
+                    Frame::Packet { offload, body } => got.push(Sent::Packet(offload, decoder.body(body).to_vec())),
+                    Frame::Ping(token) => got.push(Sent::Ping(token)),
+                    Frame::Pong(token) => got.push(Sent::Pong(token)),
+                    Frame::Malformed => {}
+                }
+            }
+        }
+        Ok(got)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn frames_read_back_however_they_are_cut(frames in proptest::collection::vec(sent(), 0..12), chunk in 1usize..70_000) {
+            let mut bytes = Vec::new();
+            frames.iter().for_each(|f| encode(f, &mut bytes));
+            let chunk = if bytes.len() > 20_000 { chunk.max(50) } else { chunk };
+            let known: Vec<_> = frames.into_iter().filter(|f| !matches!(f, Sent::Unknown(..))).collect();
+            prop_assert_eq!(decode_all(&bytes, chunk), Ok(known));
+        }
+
+        #[test]
+        fn decoder_never_panics(mut bytes in proptest::collection::vec(any::<u8>(), 0..500), chunk in 1usize..100, small: bool) {
+            if small {
+                // Lengths that are in range, so that the bytes behind them are read.
+                for at in (0..bytes.len()).step_by(5) { bytes[at] = 0; }
+            }
+            let _ = decode_all(&bytes, chunk);
+        }
+
+        #[test]
+        fn preamble_reads_back(id: [u8; 16]) {
+            prop_assert_eq!(read_preamble(preamble(SubnetId(id))), Ok(SubnetId(id)));
+        }
+    }
+
+    #[test]
+    fn stated_length_allocates_nothing() {
+        let mut decoder = Decoder::default();
+        decoder.space()[..4].copy_from_slice(&u32::MAX.to_be_bytes());
+        decoder.filled(4);
+        assert_eq!(decoder.decode(), Err(FrameError::Oversize(u64::from(u32::MAX) + 4)));
+        let mut decoder = Decoder::default();
+        decoder.space()[..4].copy_from_slice(&60_000u32.to_be_bytes());
+        decoder.filled(4);
+        assert_eq!(decoder.decode(), Ok(None));
+        assert_eq!(decoder.space().len(), SMALL_BUFFER - 4);
+        assert!(matches!(decode_all(&[0, 0, 0, 5, 0], 5), Err(FrameError::Short(9))));
+        assert!(matches!(read_preamble([2; 17]), Err(FrameError::Version(2))));
+    }
+
+    #[test]
+    fn a_body_of_the_wrong_kind_is_malformed() {
+        let mut bytes = header(PING, &Offload::NONE, 3).to_vec();
+        bytes.extend_from_slice(b"abc");
+        bytes.extend_from_slice(&ping(5));
+        assert_eq!(decode_all(&bytes, 100), Ok(vec![Sent::Ping(5)]));
+    }
+}

@@ -1,0 +1,4 @@
+//! PURE: bytes between peers.
+
+pub mod control;
+pub mod frame;
