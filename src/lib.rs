@@ -1,5 +1,8 @@
 //! byway: private IPs for containers and VMs, across peers.
 
+pub mod datapath;
+pub mod link;
 pub mod model;
 pub mod packet;
+pub mod tun;
 pub mod wire;

@@ -1,0 +1,177 @@
+//! The two packet loops: TUN to peer and peer to TUN, and what they share.
+//!
+//! Owns the TUNs it is given and one thread for each; reads the View, never writes it. Which packet may pass is decided by
+//! the View ([`SubnetView::route`](crate::model::view::SubnetView::route) and `admit`), here it is only carried out.
+
+mod inbound;
+mod outbound;
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use arc_swap::ArcSwap;
+use futures::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+
+use crate::link::{Inbound, Key, Links, Via};
+use crate::model::id::{PeerId, SubnetId};
+use crate::model::view::View;
+use crate::packet::{DropCounts, DropReason};
+use crate::tun::Tun;
+use outbound::Outbound;
+
+/// TUNs whose death was not yet heard: one per subnet is more than there can be at once.
+const DIED_CHANNEL: usize = 64;
+
+/// A subnet's TUN ended by itself: its link was deleted. It is detached already; open and attach a new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TunDied(pub SubnetId);
+
+/// The packet path of every subnet. Clones are the same one.
+#[derive(Debug, Clone)]
+pub struct Datapath(Arc<Shared>);
+
+/// What both loops read.
+#[derive(Debug)]
+struct Shared {
+    views: Arc<ArcSwap<View>>,
+    links: Links,
+    /// Replaced whole when a TUN comes or goes; read once per batch.
+    ports: ArcSwap<HashMap<SubnetId, Arc<Port>>>,
+    /// Serialises those replacements.
+    attaching: Mutex<()>,
+    died: mpsc::Sender<TunDied>,
+}
+
+/// One subnet's TUN.
+struct Port {
+    subnet: SubnetId,
+    tun: Arc<dyn Tun>,
+    counts: Arc<DropCounts>,
+}
+
+impl std::fmt::Debug for Port {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Port").field("subnet", &self.subnet).finish_non_exhaustive()
+    }
+}
+
+impl Datapath {
+    /// A packet path without TUNs, and where the death of one is told.
+    pub fn new(views: Arc<ArcSwap<View>>, links: Links) -> (Datapath, mpsc::Receiver<TunDied>) {
+        let (died, heard) = mpsc::channel(DIED_CHANNEL);
+        let shared = Shared { views, links, ports: ArcSwap::default(), attaching: Mutex::default(), died };
+        (Datapath(Arc::new(shared)), heard)
+    }
+
+    /// Starts carrying a subnet's packets over `tun`, on a thread of its own. A former TUN of the subnet is detached.
+    ///
+    /// # Errors
+    /// No thread could be started.
+    pub fn attach_tun(&self, subnet: SubnetId, tun: Arc<dyn Tun>) -> io::Result<()> {
+        let port = Arc::new(Port { subnet, tun, counts: self.0.links.counts(subnet) });
+        self.replace_port(subnet, Some(Arc::clone(&port)));
+        let outbound = Outbound::new(Arc::clone(&self.0), Arc::clone(&port));
+        // Linux shows 15 characters of a thread's name.
+        let started =
+            thread::Builder::new().name(format!("tun-{subnet}").chars().take(15).collect()).spawn(|| outbound.run());
+        if let Err(error) = started {
+            self.0.forget(&port);
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Stops carrying a subnet's packets; its TUN's link goes when the last packet in hand is done with.
+    pub fn detach_tun(&self, subnet: SubnetId) {
+        self.replace_port(subnet, None);
+    }
+
+    /// Whether a subnet has a living TUN.
+    pub fn has_tun(&self, subnet: SubnetId) -> bool {
+        self.0.ports.load().contains_key(&subnet)
+    }
+
+    /// What was dropped in a subnet so far, every reason named.
+    pub fn drops(&self, subnet: SubnetId) -> Vec<(DropReason, u64)> {
+        self.0.links.counts(subnet).snapshot()
+    }
+
+    /// The links below.
+    pub fn links(&self) -> &Links {
+        &self.0.links
+    }
+
+    /// Reads packets from a stream that `peer` opened ([`Links::carry_in`]); a peer that is no member is refused.
+    pub fn carry_in(&self, peer: PeerId, connection: u64, stream: impl AsyncRead + Send + Unpin + 'static) {
+        self.0.links.carry_in(peer, connection, stream, Arc::clone(&self.0) as Arc<dyn Inbound>);
+    }
+
+    /// Sends a peer's packets on a stream opened to it ([`Links::carry_out`]); a peer that is no member is refused.
+    pub fn carry_out(&self, key: Key, connection: u64, via: Via, stream: impl AsyncWrite + Send + Unpin + 'static) {
+        if !self.0.may_open(key) {
+            return;
+        }
+        self.0.links.carry_out(key, connection, via, stream);
+        // Asked again: a removal between the two would have found no link to cut.
+        if !self.0.may_open(key) {
+            self.0.links.cut(key);
+        }
+    }
+
+    fn replace_port(&self, subnet: SubnetId, port: Option<Arc<Port>>) {
+        let former = self.0.change_ports(|ports| match port {
+            Some(port) => ports.insert(subnet, port),
+            None => ports.remove(&subnet),
+        });
+        if let Some(former) = former {
+            former.tun.close();
+        }
+    }
+}
+
+impl Shared {
+    /// Publishes a changed copy of the TUN table.
+    fn change_ports<T>(&self, change: impl FnOnce(&mut HashMap<SubnetId, Arc<Port>>) -> T) -> T {
+        let _one = self.attaching.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ports = HashMap::clone(&self.ports.load());
+        let result = change(&mut ports);
+        self.ports.store(Arc::new(ports));
+        result
+    }
+
+    /// Takes a TUN out of the table, unless another took its place; whether it was there.
+    fn forget(&self, port: &Arc<Port>) -> bool {
+        self.change_ports(|ports| {
+            let ours = ports.get(&port.subnet).is_some_and(|current| Arc::ptr_eq(current, port));
+            if ours {
+                ports.remove(&port.subnet);
+            }
+            ours
+        })
+    }
+
+    /// A TUN's link is gone: tells the daemon, once.
+    fn tun_died(&self, port: &Arc<Port>) {
+        if self.forget(port) {
+            port.tun.close();
+            tracing::warn!(subnet = %port.subnet, "TUN deleted under us");
+            let _ = self.died.try_send(TunDied(port.subnet));
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        for port in self.ports.load().values() {
+            port.tun.close();
+        }
+    }
+}
+
+#[cfg(test)]
+mod kernel_tests;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,280 @@
+//! TUN to peer: read, parse, route, describe what the kernel left undone, queue.
+//!
+//! A plain thread per TUN. It blocks on its TUN and on nothing else: a peer that takes nothing only loses its own packets.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use super::{Port, Shared};
+use crate::link::{Chunk, Key, Link, Links, Reach};
+use crate::model::id::PeerId;
+use crate::model::view::{Hop, SubnetView};
+use crate::packet::icmp::{self, Failure};
+use crate::packet::offload::Outgoing;
+use crate::packet::{DropReason, Packet, VirtioHeader, checksum, parse};
+use crate::tun::TunError;
+
+/// Packets read before a new View is looked for.
+const BATCH: usize = 64;
+/// ICMP errors sent at once, and per second afterwards.
+const ICMP_BURST: u32 = 50;
+/// Failed reads in a row after which a TUN counts as dead.
+const MAX_FAILURES: u32 = 100;
+
+/// The loop of one TUN and what it keeps between packets.
+pub(super) struct Outbound {
+    /// Weak, so that dropping the last [`Datapath`](super::Datapath) closes the TUN and ends this thread.
+    shared: Weak<Shared>,
+    links: Links,
+    port: Arc<Port>,
+    /// The run being filled: every frame in it goes to `to`.
+    chunk: Chunk,
+    to: Option<(PeerId, Arc<Link>)>,
+    /// Links of this generation's members, so that a change of peer costs no shared lock.
+    known: HashMap<PeerId, Arc<Link>>,
+    generation: u64,
+    /// The last flow and where it went.
+    flow: Option<(IpAddr, IpAddr, Result<Hop, DropReason>)>,
+    bucket: Bucket,
+}
+
+impl Outbound {
+    pub(super) fn new(shared: Arc<Shared>, port: Arc<Port>) -> Self {
+        let links = shared.links.clone();
+        Outbound {
+            shared: Arc::downgrade(&shared),
+            chunk: links.pool().take(),
+            links,
+            port,
+            to: None,
+            known: HashMap::new(),
+            generation: 0,
+            flow: None,
+            bucket: Bucket::new(Instant::now()),
+        }
+    }
+
+    /// Carries packets until the TUN is closed or gone.
+    pub(super) fn run(mut self) {
+        let mut failures = 0u32;
+        let port = Arc::clone(&self.port);
+        loop {
+            match port.tun.wait().and_then(|()| self.batch()) {
+                Ok(()) => failures = 0,
+                Err(TunError::Closed) => return,
+                Err(TunError::Io(error)) if failures < MAX_FAILURES => {
+                    failures = failures.saturating_add(1);
+                    tracing::debug!(subnet = %port.subnet, %error, "TUN read failed");
+                }
+                Err(_) => {
+                    if let Some(shared) = self.shared.upgrade() {
+                        shared.tun_died(&port);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Reads until the TUN is drained, or it is time to look for a new View. Every packet read is handed on at the end:
+    /// none waits for company.
+    fn batch(&mut self) -> Result<(), TunError> {
+        let Some(shared) = self.shared.upgrade() else { return Err(TunError::Closed) };
+        let view = shared.views.load();
+        self.renew(view.generation);
+        let subnet = view.subnets.get(&self.port.subnet);
+        let mut result = Ok(());
+        for _ in 0..BATCH {
+            match self.port.tun.recv(self.chunk.space()) {
+                Ok(Some((header, length))) => self.packet(subnet.map(AsRef::as_ref), header, length),
+                Ok(None) => break,
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+        }
+        self.hand_on();
+        result
+    }
+
+    /// Forgets what an older View said.
+    fn renew(&mut self, generation: u64) {
+        if self.generation != generation {
+            self.generation = generation;
+            self.flow = None;
+            self.known.clear();
+        }
+    }
+
+    /// One packet of `length` bytes, in the chunk's space.
+    fn packet(&mut self, subnet: Option<&SubnetView>, header: VirtioHeader, length: usize) {
+        let Some(subnet) = subnet else { return self.refuse(DropReason::NoRoute) };
+        let Some(bytes) = self.chunk.space().get(..length) else { return self.refuse(DropReason::Malformed) };
+        let packet = match parse(bytes) {
+            Ok(packet) => packet,
+            Err(reason) => return self.refuse(reason),
+        };
+        let Outgoing { offload, complete } = match Outgoing::from_virtio(header, &packet, bytes) {
+            Ok(outgoing) => outgoing,
+            Err(reason) => return self.refuse(reason),
+        };
+        if is_noise(&packet) {
+            return self.refuse(DropReason::Filtered);
+        }
+        let peer = match self.route(subnet, &packet) {
+            Ok(Hop::Peer(peer)) => peer,
+            // The kernel has a route of its own to whatever is attached here: nothing lives at this address.
+            Ok(Hop::Local) => return self.answer(subnet, &packet, DropReason::NoRoute, Failure::Unreachable),
+            Err(DropReason::NoRoute) => return self.answer(subnet, &packet, DropReason::NoRoute, Failure::NoRoute),
+            // Not answered: the source is not ours, so the answer would go to a stranger.
+            Err(reason) => return self.refuse(reason),
+        };
+        if offload.segment_length(&packet) > usize::from(subnet.mtu) {
+            return self.answer(subnet, &packet, DropReason::TooBig, Failure::TooBig(subnet.mtu));
+        }
+        if let Some((start, offset)) = complete {
+            let done = self.chunk.space().get_mut(..length).is_some_and(|b| checksum::complete(b, start, offset));
+            if !done {
+                return self.refuse(DropReason::Malformed);
+            }
+        }
+        if self.to.as_ref().is_none_or(|(current, _)| *current != peer) && !self.turn_to(peer, length) {
+            return self.answer(subnet, &packet, DropReason::Unreachable, Failure::Unreachable);
+        }
+        self.chunk.commit(&offload, length);
+        if self.chunk.is_full() {
+            self.hand_on();
+        }
+    }
+
+    /// Where the packet goes; asks the table only when the flow changes.
+    fn route(&mut self, subnet: &SubnetView, packet: &Packet) -> Result<Hop, DropReason> {
+        if let Some((source, destination, hop)) = self.flow
+            && (source, destination) == (packet.source, packet.destination)
+        {
+            return hop;
+        }
+        let hop = subnet.route(packet.source, packet.destination);
+        self.flow = Some((packet.source, packet.destination, hop));
+        hop
+    }
+
+    /// Begins a run to another peer: what was gathered is handed on, the packet at hand moves to a new chunk. False where the
+    /// peer cannot be reached; the packet then stays where it is.
+    fn turn_to(&mut self, peer: PeerId, length: usize) -> bool {
+        let key = Key { subnet: self.port.subnet, peer };
+        let link = Arc::clone(self.known.entry(peer).or_insert_with(|| self.links.link(key)));
+        if self.links.reach(&link) == Reach::Unreachable {
+            return false;
+        }
+        if !self.chunk.is_empty() {
+            let mut fresh = self.links.pool().take();
+            if let (Some(to), Some(from)) = (fresh.space().get_mut(..length), self.chunk.space().get(..length)) {
+                to.copy_from_slice(from);
+            }
+            let full = std::mem::replace(&mut self.chunk, fresh);
+            if let Some((_, former)) = self.to.take() {
+                self.links.send(&former, full);
+            }
+        }
+        self.to = Some((peer, link));
+        true
+    }
+
+    /// Hands the run to its peer's queue.
+    fn hand_on(&mut self) {
+        if let Some((_, link)) = self.to.take()
+            && !self.chunk.is_empty()
+        {
+            let full = std::mem::replace(&mut self.chunk, self.links.pool().take());
+            self.links.send(&link, full);
+        }
+    }
+
+    /// Drops the packet at hand.
+    fn refuse(&self, reason: DropReason) {
+        self.port.counts.add(reason, 1);
+    }
+
+    /// Drops the packet at hand and tells its sender, as often as the bucket allows.
+    fn answer(&mut self, subnet: &SubnetView, packet: &Packet, reason: DropReason, failure: Failure) {
+        self.refuse(reason);
+        if !self.bucket.take(Instant::now()) {
+            return;
+        }
+        // Linux drops what comes in from one of its own IPv4 addresses ("martian source"): there the unreachable address
+        // itself answers. IPv6 has no such check, and wants the node's own address (RFC 4443 section 2.2).
+        let own = match packet.destination {
+            IpAddr::V4(_) => Some(&packet.destination),
+            IpAddr::V6(_) => subnet.addresses.iter().find(|a| a.is_ipv6()),
+        };
+        let bytes = self.chunk.space().get(..packet.length).unwrap_or_default();
+        if let Some(reply) = own.and_then(|from| icmp::reply(packet, bytes, *from, failure))
+            && self.port.tun.send(VirtioHeader::default(), &reply).is_err()
+        {
+            self.port.counts.add(DropReason::TunWrite, 1);
+        }
+        tracing::trace!(subnet = %self.port.subnet, source = %packet.source, destination = %packet.destination, %reason, "refused");
+    }
+}
+
+/// What a kernel says on every link by itself (router solicitations, mDNS, link-local chatter): not for peers.
+fn is_noise(packet: &Packet) -> bool {
+    let link_local = |address: IpAddr| match address {
+        IpAddr::V4(a) => a.is_link_local(),
+        IpAddr::V6(a) => a.is_unicast_link_local(),
+    };
+    let broadcast = matches!(packet.destination, IpAddr::V4(a) if a.is_broadcast());
+    packet.destination.is_multicast()
+        || broadcast
+        || link_local(packet.destination)
+        || link_local(packet.source)
+        || packet.source.is_unspecified()
+}
+
+/// A token bucket: [`ICMP_BURST`] at once and as many per second.
+struct Bucket {
+    tokens: u32,
+    filled: Instant,
+}
+
+impl Bucket {
+    fn new(now: Instant) -> Self {
+        Bucket { tokens: ICMP_BURST, filled: now }
+    }
+
+    fn take(&mut self, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.filled).as_millis();
+        let earned = passed.saturating_mul(u128::from(ICMP_BURST)) / 1000;
+        if earned > 0 {
+            let all = u128::from(self.tokens).saturating_add(earned).min(u128::from(ICMP_BURST));
+            self.tokens = u32::try_from(all).unwrap_or(ICMP_BURST);
+            self.filled = now;
+        }
+        match self.tokens.checked_sub(1) {
+            Some(left) => {
+                self.tokens = left;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn bucket_allows_a_burst_and_then_a_rate() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new(start);
+        assert_eq!((0..200).filter(|_| bucket.take(start)).count(), ICMP_BURST as usize);
+        let later = start + Duration::from_millis(500);
+        assert_eq!((0..200).filter(|_| bucket.take(later)).count(), ICMP_BURST as usize / 2);
+    }
+}

@@ -1,0 +1,410 @@
+use super::*;
+use crate::link::pipe::{End, pipe};
+use crate::model::id::Name;
+use crate::model::view::{Owner, RouteTable, SubnetView};
+use crate::packet::offload::{Kind, VirtioHeader};
+use crate::packet::parse::samples::{ip, tcp, udp};
+use crate::packet::{checksum, parse};
+use crate::tun::memory::{MemoryKernel, Segmentation, pair};
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+use tokio::runtime::{Handle, Runtime};
+
+pub(super) const LONG: Duration = Duration::from_secs(10);
+/// How long a packet that must not come is waited for; the packet behind it is the real proof wherever there is one.
+const SHORT: Duration = Duration::from_millis(50);
+
+pub(super) const RED: SubnetId = SubnetId([1; 16]);
+const BLUE: SubnetId = SubnetId([2; 16]);
+
+fn peer(n: u8) -> PeerId {
+    PeerId([n; 32])
+}
+
+/// The subnet as node `me` sees it: node n holds 10.0.n.0/24 and fd00:n::/64.
+fn subnet(id: SubnetId, me: u8, nodes: &[u8]) -> Arc<SubnetView> {
+    let mut routes = RouteTable::default();
+    for n in nodes {
+        let owner = if *n == me { Owner::Local } else { Owner::Member(peer(*n)) };
+        routes.insert(format!("10.0.{n}.0/24").parse().unwrap(), owner);
+        routes.insert(format!("fd00:{n}::/64").parse().unwrap(), owner);
+    }
+    Arc::new(SubnetView {
+        id,
+        name: Name::from_host("lab"),
+        interface: "bw-lab".into(),
+        cidr4: "10.0.0.0/16".parse().ok(),
+        cidr6: "fd00::/16".parse().ok(),
+        addresses: vec![ip(&format!("10.0.{me}.1")), ip(&format!("fd00:{me}::1"))],
+        mtu: 1420,
+        routes,
+        members: nodes.iter().filter(|n| **n != me).map(|n| peer(*n)).collect::<BTreeSet<_>>(),
+        zone: Arc::new(crate::model::zone::Zone::empty(&Name::from_host("lab"))),
+    })
+}
+
+pub(super) struct Node {
+    pub(super) me: u8,
+    pub(super) path: Datapath,
+    views: Arc<ArcSwap<View>>,
+    pub(super) died: mpsc::Receiver<TunDied>,
+    kernels: BTreeMap<SubnetId, MemoryKernel>,
+    _wanted: mpsc::Receiver<Key>,
+}
+
+impl Node {
+    fn new(runtime: &Handle, me: u8, nodes: &[u8], subnets: &[SubnetId], segmentation: Segmentation) -> Node {
+        let mut node = Node::without_tuns(runtime, me, nodes, subnets);
+        for id in subnets {
+            let (tun, kernel) = pair(segmentation);
+            node.path.attach_tun(*id, Arc::new(tun)).unwrap();
+            node.kernels.insert(*id, kernel);
+        }
+        node
+    }
+
+    pub(super) fn without_tuns(runtime: &Handle, me: u8, nodes: &[u8], subnets: &[SubnetId]) -> Node {
+        let subnet_views = subnets.iter().map(|id| (*id, subnet(*id, me, nodes))).collect();
+        let view = View { generation: 1, subnets: subnet_views, ..View::default() };
+        let views = Arc::new(ArcSwap::from_pointee(view));
+        let (links, wanted) = Links::new(runtime.clone());
+        let (path, died) = Datapath::new(Arc::clone(&views), links);
+        Node { me, path, views, died, kernels: BTreeMap::new(), _wanted: wanted }
+    }
+
+    fn kernel(&self) -> &MemoryKernel {
+        &self.kernels[&RED]
+    }
+
+    fn count(&self, subnet: SubnetId, reason: DropReason) -> u64 {
+        self.path.drops(subnet).iter().find(|(r, _)| *r == reason).unwrap().1
+    }
+
+    fn wait_count(&self, subnet: SubnetId, reason: DropReason, want: u64) {
+        let until = std::time::Instant::now() + LONG;
+        while self.count(subnet, reason) < want {
+            assert!(std::time::Instant::now() < until, "{reason}: {} of {want}", self.count(subnet, reason));
+            std::thread::yield_now();
+        }
+        assert_eq!(self.count(subnet, reason), want);
+    }
+
+    fn publish(&self, nodes: &[u8]) {
+        let old = self.views.load();
+        let subnets = old.subnets.keys().map(|id| (*id, subnet(*id, self.me, nodes))).collect();
+        let view = View { generation: old.generation + 1, subnets, ..View::default() };
+        self.path.links().retain(&view);
+        self.views.store(Arc::new(view));
+    }
+}
+
+fn via() -> Via {
+    Via { transport: "memory", remote: "test".into() }
+}
+
+/// Connects two nodes in one subnet, both ways.
+pub(super) fn connect(a: &Node, b: &Node, id: SubnetId) {
+    for (from, to) in [(a, b), (b, a)] {
+        let (out, arrives) = pipe(1 << 16);
+        from.path.carry_out(Key { subnet: id, peer: peer(to.me) }, 1, via(), out);
+        to.path.carry_in(peer(from.me), 1, arrives);
+    }
+}
+
+fn two(segmentation: Segmentation) -> (Runtime, Node, Node) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let a = Node::new(runtime.handle(), 1, &[1, 2], &[RED], Segmentation::Offload);
+    let b = Node::new(runtime.handle(), 2, &[1, 2], &[RED], segmentation);
+    connect(&a, &b, RED);
+    (runtime, a, b)
+}
+
+#[test]
+fn packets_pass_both_ways_and_both_versions() {
+    let (_runtime, a, b) = two(Segmentation::Offload);
+    for (source, destination, body) in [
+        ("10.0.1.5", "10.0.2.7", 64),
+        ("fd00:1::5", "fd00:2::7", 64),
+        // A 1400-byte UDP datagram does not fit 1420 with IPv4 headers (1428): 1392 is the largest that does.
+        ("10.0.1.5", "10.0.2.7", 1392),
+        ("fd00:1::5", "fd00:2::7", 1372),
+    ] {
+        let there = udp(ip(source), ip(destination), &vec![7; body]);
+        a.kernel().inject(&there);
+        assert_eq!(b.kernel().read(LONG), Some((VirtioHeader::default(), there)));
+        let back = tcp(ip(destination), ip(source), &vec![8; body.min(1368 - 20)]);
+        b.kernel().inject(&back);
+        assert_eq!(a.kernel().read(LONG), Some((VirtioHeader::default(), back)));
+    }
+    assert!(a.path.drops(RED).iter().all(|(_, n)| *n == 0));
+}
+
+/// A TCP super-packet as the kernel hands it over.
+fn super_packet(source: IpAddr, destination: IpAddr, body: usize) -> (VirtioHeader, Vec<u8>) {
+    let mut bytes = tcp(source, destination, &vec![9; body]);
+    let p = parse(&bytes).unwrap();
+    let at = p.transport + 16;
+    let sum = checksum::fold(checksum::pseudo(p.source, p.destination, p.protocol, p.length - p.transport));
+    bytes[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    let header = VirtioHeader {
+        flags: 1,
+        gso_type: if source.is_ipv4() { 1 } else { 4 },
+        header_len: p.headers as u16,
+        gso_size: 1348,
+        checksum_start: p.transport as u16,
+        checksum_offset: 16,
+    };
+    (header, bytes)
+}
+
+#[test]
+fn super_packet_arrives_whole_or_cut_as_the_far_tun_takes_it() {
+    for (source, destination) in [("10.0.1.5", "10.0.2.7"), ("fd00:1::5", "fd00:2::7")] {
+        let (header, bytes) = super_packet(ip(source), ip(destination), 60_000);
+        let (_runtime, a, b) = two(Segmentation::Offload);
+        a.kernel().inject_with(header, &bytes);
+        assert_eq!(b.kernel().read(LONG), Some((header, bytes.clone())));
+        let (_runtime, a, b) = two(Segmentation::None);
+        a.kernel().inject_with(header, &bytes);
+        let mut got = 0;
+        while got < 60_000 {
+            let (none, piece) = b.kernel().read(LONG).unwrap();
+            let p = parse(&piece).unwrap();
+            assert_eq!(none, VirtioHeader::default());
+            assert!(p.length <= 1420);
+            let full = checksum::pseudo(p.source, p.destination, p.protocol, p.length - p.transport);
+            assert_eq!(checksum::fold(checksum::sum(&piece[p.transport..], full)), 0xffff);
+            got += p.payload();
+        }
+    }
+}
+
+#[test]
+fn many_packets_arrive_in_order() {
+    let (_runtime, a, b) = two(Segmentation::Offload);
+    let mut sent = 0u32;
+    let mut got = 0u32;
+    while got < 20_000 {
+        while sent < got + 500 {
+            let mut body = vec![0; 4 + (sent as usize * 7) % 1300];
+            body[..4].copy_from_slice(&sent.to_be_bytes());
+            a.kernel().inject(&udp(ip("10.0.1.5"), ip("10.0.2.7"), &body));
+            sent += 1;
+        }
+        let (_, bytes) = b.kernel().read(LONG).unwrap();
+        assert_eq!(bytes[28..32], got.to_be_bytes());
+        got += 1;
+    }
+}
+
+#[test]
+fn source_must_be_leased_to_sender() {
+    let runtime = Runtime::new().unwrap();
+    let a = Node::new(runtime.handle(), 1, &[1, 2, 3], &[RED], Segmentation::Offload);
+    let b = Node::new(runtime.handle(), 2, &[1, 2, 3], &[RED], Segmentation::Offload);
+    connect(&a, &b, RED);
+    // Outbound: the host sends from an address that is not its own.
+    for spoofed in ["10.0.3.5", "10.0.2.5", "192.168.0.1"] {
+        a.kernel().inject(&udp(ip(spoofed), ip("10.0.2.7"), b"x"));
+    }
+    a.wait_count(RED, DropReason::SourceNotLeased, 3);
+    // Inbound: node 1 believes that 10.0.3.0/24 is its own.
+    let mut lie = SubnetView::clone(&subnet(RED, 1, &[1, 2, 3]));
+    lie.routes.insert("10.0.3.0/24".parse().unwrap(), Owner::Local);
+    lie.routes.insert("fd00:3::/64".parse().unwrap(), Owner::Local);
+    a.views.store(Arc::new(View { generation: 9, subnets: [(RED, Arc::new(lie))].into(), ..View::default() }));
+    a.kernel().inject(&udp(ip("10.0.3.5"), ip("10.0.2.7"), b"x"));
+    a.kernel().inject(&udp(ip("fd00:3::5"), ip("fd00:2::7"), b"x"));
+    let honest = udp(ip("10.0.1.5"), ip("10.0.2.7"), b"honest");
+    a.kernel().inject(&honest);
+    assert_eq!(b.kernel().read(LONG).unwrap().1, honest, "only the honest one comes");
+    b.wait_count(RED, DropReason::SourceNotLeased, 2);
+}
+
+#[test]
+fn inbound_destination_must_be_here() {
+    let runtime = Runtime::new().unwrap();
+    let b = Node::new(runtime.handle(), 2, &[1, 2, 3], &[RED], Segmentation::Offload);
+    let mut far = stream_to(&runtime, &b, 1);
+    for destination in ["10.0.3.7", "192.168.1.1", "224.0.0.1", "127.0.0.1"] {
+        write_packet(&runtime, &mut far, 0, &udp(ip("10.0.1.5"), ip(destination), b"x"));
+    }
+    b.wait_count(RED, DropReason::NoRoute, 4);
+    assert_eq!(b.kernel().read(SHORT), None);
+}
+
+/// A stream that node 1 opens to `node`, driven by the test.
+fn stream_to(runtime: &Runtime, node: &Node, from: u8) -> End {
+    use futures::AsyncWriteExt;
+    let (mut far, near) = pipe(1 << 20);
+    node.path.carry_in(peer(from), 1, near);
+    runtime.block_on(far.write_all(&crate::wire::frame::preamble(RED))).unwrap();
+    far
+}
+
+fn write_frame(runtime: &Runtime, far: &mut End, header: [u8; 10], body: &[u8]) {
+    use futures::AsyncWriteExt;
+    runtime.block_on(async {
+        far.write_all(&header).await.unwrap();
+        far.write_all(body).await.unwrap();
+    });
+}
+
+fn write_packet(runtime: &Runtime, far: &mut End, offload: u8, body: &[u8]) {
+    let offload = crate::packet::Offload { kind: Kind::from_number(offload).unwrap(), gso_size: 0, header_len: 0 };
+    write_frame(runtime, far, crate::wire::frame::packet_header(&offload, body.len()), body);
+}
+
+#[test]
+fn lying_frames_are_malformed_and_the_stream_goes_on() {
+    let runtime = Runtime::new().unwrap();
+    let b = Node::new(runtime.handle(), 2, &[1, 2], &[RED], Segmentation::Offload);
+    let mut far = stream_to(&runtime, &b, 1);
+    let good = udp(ip("10.0.1.5"), ip("10.0.2.7"), b"good");
+    write_packet(&runtime, &mut far, Kind::Tcp4 as u8, &good);
+    write_packet(&runtime, &mut far, 0, b"no packet");
+    write_packet(&runtime, &mut far, 0, &good[..20]);
+    let mut unknown_offload = crate::wire::frame::packet_header(&crate::packet::Offload::NONE, good.len());
+    unknown_offload[5] = 77;
+    write_frame(&runtime, &mut far, unknown_offload, &good);
+    write_packet(&runtime, &mut far, 0, &good);
+    assert_eq!(b.kernel().read(LONG).unwrap().1, good);
+    b.wait_count(RED, DropReason::Malformed, 4);
+}
+
+#[test]
+fn equal_prefixes_do_not_mix() {
+    let runtime = Runtime::new().unwrap();
+    let a = Node::new(runtime.handle(), 1, &[1, 2], &[RED, BLUE], Segmentation::Offload);
+    let b = Node::new(runtime.handle(), 2, &[1, 2], &[RED, BLUE], Segmentation::Offload);
+    connect(&a, &b, RED);
+    connect(&a, &b, BLUE);
+    for (id, body) in [(RED, b"red "), (BLUE, b"blue")] {
+        let packet = udp(ip("10.0.1.5"), ip("10.0.2.7"), body);
+        a.kernels[&id].inject(&packet);
+        assert_eq!(b.kernels[&id].read(LONG).unwrap().1, packet);
+    }
+    for id in [RED, BLUE] {
+        assert_eq!(b.kernels[&id].read(SHORT), None);
+    }
+}
+
+#[test]
+fn outbound_never_waits_for_a_peer() {
+    let runtime = Runtime::new().unwrap();
+    let a = Node::new(runtime.handle(), 1, &[1, 2, 3], &[RED], Segmentation::Offload);
+    let b = Node::new(runtime.handle(), 2, &[1, 2, 3], &[RED], Segmentation::Offload);
+    connect(&a, &b, RED);
+    let (stalled, _never_read) = pipe(1);
+    a.path.carry_out(Key { subnet: RED, peer: peer(3) }, 1, via(), stalled);
+    for i in 0..3000u32 {
+        a.kernel().inject(&udp(ip("10.0.1.5"), ip("10.0.3.7"), &[0; 1300]));
+        let live = udp(ip("10.0.1.5"), ip("10.0.2.7"), &i.to_be_bytes());
+        a.kernel().inject(&live);
+        assert_eq!(b.kernel().read(LONG).unwrap().1, live, "packet {i}");
+    }
+    assert!(a.count(RED, DropReason::QueueFull) > 1000);
+}
+
+#[test]
+fn removed_member_is_cut() {
+    let (_runtime, a, b) = two(Segmentation::Offload);
+    let packet = udp(ip("10.0.1.5"), ip("10.0.2.7"), b"x");
+    a.kernel().inject(&packet);
+    assert!(b.kernel().read(LONG).is_some());
+    b.publish(&[2]);
+    a.kernel().inject(&packet);
+    assert_eq!(b.kernel().read(SHORT), None);
+    // Its streams are refused from now on, too.
+    let (_far, near) = pipe(100);
+    b.path.carry_out(Key { subnet: RED, peer: peer(1) }, 2, via(), near);
+    assert_eq!(b.path.links().connection(Key { subnet: RED, peer: peer(1) }), None);
+}
+
+#[test]
+fn no_route_is_answered_and_noise_is_not() {
+    let (_runtime, a, _b) = two(Segmentation::Offload);
+    for (source, destination) in [("10.0.1.5", "10.0.9.9"), ("fd00:1::5", "fd00:9::9"), ("10.0.1.5", "10.0.1.77")] {
+        let lost = udp(ip(source), ip(destination), b"lost");
+        a.kernel().inject(&lost);
+        let (_, reply) = a.kernel().read(LONG).unwrap();
+        let p = parse(&reply).unwrap();
+        assert_eq!(p.destination, ip(source));
+        assert!(reply.ends_with(&lost));
+    }
+    a.wait_count(RED, DropReason::NoRoute, 3);
+    for (source, destination) in [
+        ("fe80::1", "ff02::2"),
+        ("10.0.1.5", "224.0.0.251"),
+        ("10.0.1.5", "255.255.255.255"),
+        ("fd00:1::5", "fe80::9"),
+        ("0.0.0.0", "10.0.2.2"),
+    ] {
+        a.kernel().inject(&udp(ip(source), ip(destination), b"noise"));
+    }
+    a.wait_count(RED, DropReason::Filtered, 5);
+    assert_eq!(a.kernel().read(SHORT), None, "noise is not answered");
+}
+
+#[test]
+fn too_big_is_answered_with_the_mtu() {
+    let (_runtime, a, b) = two(Segmentation::Offload);
+    a.kernel().inject(&udp(ip("fd00:1::5"), ip("fd00:2::7"), &[0; 1400]));
+    let (_, reply) = a.kernel().read(LONG).unwrap();
+    assert_eq!((reply[40], &reply[44..48]), (2, 1420u32.to_be_bytes().as_slice()));
+    a.wait_count(RED, DropReason::TooBig, 1);
+    assert_eq!(b.kernel().read(SHORT), None);
+}
+
+#[test]
+fn deleted_tun_is_told_and_can_be_replaced() {
+    let (_runtime, mut a, b) = two(Segmentation::Offload);
+    a.kernel().delete_link();
+    assert_eq!(a.died.blocking_recv(), Some(TunDied(RED)));
+    assert!(!a.path.has_tun(RED));
+    let (tun, kernel) = pair(Segmentation::Offload);
+    a.path.attach_tun(RED, Arc::new(tun)).unwrap();
+    let packet = udp(ip("10.0.1.5"), ip("10.0.2.7"), b"x");
+    kernel.inject(&packet);
+    assert_eq!(b.kernel().read(LONG).unwrap().1, packet);
+}
+
+#[test]
+fn inbound_notices_a_deleted_tun() {
+    let runtime = Runtime::new().unwrap();
+    let b = Node::new(runtime.handle(), 2, &[1, 2], &[RED], Segmentation::Offload);
+    b.path.detach_tun(RED);
+    let mut far = stream_to(&runtime, &b, 1);
+    write_packet(&runtime, &mut far, 0, &udp(ip("10.0.1.5"), ip("10.0.2.7"), b"x"));
+    b.wait_count(RED, DropReason::NoRoute, 1);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(50))]
+    #[test]
+    fn hostile_streams_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 0u8..8) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let b = Node::new(runtime.handle(), 2, &[1, 2], &[RED], Segmentation::None);
+        let mut far = stream_to(&runtime, &b, 1);
+        let mut packet = udp(ip("10.0.1.5"), ip("10.0.2.7"), &bytes);
+        for (i, byte) in bytes.iter().enumerate().filter(|(i, _)| i % 17 == 3) {
+            let at = i % packet.len();
+            packet[at] ^= byte;
+        }
+        let offload = crate::packet::Offload { kind: Kind::from_number(kind % 6).unwrap(), gso_size: bytes.len() as u16 / 3, header_len: 28 };
+        write_frame(&runtime, &mut far, crate::wire::frame::packet_header(&offload, packet.len()), &packet);
+        let good = udp(ip("10.0.1.5"), ip("10.0.2.7"), b"the end");
+        write_packet(&runtime, &mut far, 0, &good);
+        let key = Key { subnet: RED, peer: peer(1) };
+        runtime.block_on(async {
+            while b.path.links().status(key).rx_packets < 2 {
+                tokio::task::yield_now().await;
+            }
+        });
+        let mut last = Vec::new();
+        while let Some((_, bytes)) = b.kernel().read(Duration::from_millis(1)) { last = bytes; }
+        prop_assert_eq!(last, good);
+    }
+}

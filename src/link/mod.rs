@@ -1,0 +1,511 @@
+//! Packets to peers: which stream carries them, what waits in front of it, how it fares.
+//!
+//! Owns the streams it is given, one bounded queue per subnet and peer, and the drop counters of every subnet. Never dials,
+//! never opens a stream, never looks into a packet. The stream of the newest connection carries packets out; packets are
+//! taken in from every stream of a member.
+
+mod queue;
+mod stream;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use futures::{AsyncRead, AsyncWrite};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use queue::{Bound, Queue};
+pub use queue::{Chunk, Pool};
+pub use stream::Frames;
+
+use crate::model::id::{PeerId, SubnetId};
+use crate::model::view::View;
+use crate::packet::{DropCounts, DropReason};
+use crate::wire::frame;
+
+/// Between two reports that a peer is wanted.
+const WANTED_EVERY: Duration = Duration::from_secs(1);
+/// Peers reported wanted and not yet heard; further ones are reported again with their next packet.
+const WANTED_CHANNEL: usize = 256;
+/// How long packets wait for the first stream before their senders are told that the peer is unreachable.
+const UNREACHABLE_AFTER: Duration = Duration::from_secs(3);
+/// After this long without a packet, the next one waits for a stream like the first.
+const FORGET_AFTER: Duration = Duration::from_secs(15);
+/// Streams of one peer in one subnet that are read at once: one per live connection, with room for those just replaced.
+const MAX_READERS: usize = 8;
+/// Probes under way in all.
+const MAX_PROBES: usize = 256;
+
+/// One peer in one subnet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// The subnet.
+    pub subnet: SubnetId,
+    /// The peer.
+    pub peer: PeerId,
+}
+
+/// The connection below a stream, as `status` shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Via {
+    /// `tcp`, `quic` or `memory`.
+    pub transport: &'static str,
+    /// The far address.
+    pub remote: String,
+}
+
+/// How a link fares.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LinkStatus {
+    /// The stream that carries packets out; none: offline.
+    pub via: Option<Via>,
+    /// Since when it is so.
+    pub since: Option<SystemTime>,
+    /// Inner bytes handed to streams.
+    pub tx_bytes: u64,
+    /// Inner bytes that came from streams, refused ones included.
+    pub rx_bytes: u64,
+    /// Packets handed to streams.
+    pub tx_packets: u64,
+    /// Packets that came from streams, refused ones included.
+    pub rx_packets: u64,
+    /// Packets dropped in front of the stream: the queue was full, or there was none.
+    pub queue_drops: u64,
+}
+
+/// Where packets from peers go.
+pub trait Inbound: Send + Sync + 'static {
+    /// Whether the peer is a member of that subnet here: else its stream is closed at once.
+    fn may_open(&self, key: Key) -> bool;
+
+    /// Takes what one read of the stream brought.
+    fn batch(&self, key: Key, frames: &mut Frames<'_>);
+}
+
+/// Why there is no round trip time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ProbeError {
+    /// No stream carries packets to the peer.
+    #[error("no stream to the peer")]
+    Offline,
+    /// The link went, or too many probes are under way.
+    #[error("the probe was dropped")]
+    Dropped,
+}
+
+/// What becomes of a packet to a peer, asked once per run of packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// A stream carries it, or it may wait for one.
+    Queue,
+    /// There has been no stream for some seconds: the sender is told.
+    Unreachable,
+}
+
+/// All links of the daemon. Clones are the same registry.
+#[derive(Debug, Clone)]
+pub struct Links(Arc<Registry>);
+
+#[derive(Debug)]
+struct Registry {
+    runtime: Handle,
+    links: Mutex<HashMap<Key, Arc<Link>>>,
+    counts: Mutex<HashMap<SubnetId, Arc<DropCounts>>>,
+    probes: Mutex<HashMap<u64, oneshot::Sender<Instant>>>,
+    next_probe: AtomicU64,
+    pool: Pool,
+    wanted: mpsc::Sender<Key>,
+}
+
+/// One peer in one subnet: the queue, the stream that drains it, the streams that are read.
+#[derive(Debug)]
+pub struct Link {
+    key: Key,
+    state: Mutex<State>,
+    /// Rung when a chunk was queued.
+    queued: Notify,
+    counts: Arc<DropCounts>,
+    tx_bytes: AtomicU64,
+    rx_bytes: AtomicU64,
+    tx_packets: AtomicU64,
+    rx_packets: AtomicU64,
+    queue_drops: AtomicU64,
+}
+
+#[derive(Debug)]
+struct State {
+    queue: Queue,
+    writer: Option<Writer>,
+    readers: Vec<Reader>,
+    changed: Option<SystemTime>,
+    /// Since when packets want a stream that is not there.
+    wanting: Option<Instant>,
+    reported: Option<Instant>,
+    /// The peer is no member any more: nothing is queued, nothing is carried.
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Writer {
+    connection: u64,
+    via: Via,
+    stop: CancellationToken,
+}
+
+#[derive(Debug)]
+struct Reader {
+    connection: u64,
+    stop: CancellationToken,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Links {
+    /// An empty registry whose streams run on `runtime`, and the peers that have packets and no stream: each at most once a
+    /// second, the daemon should connect them and [`carry_out`](Self::carry_out) a stream.
+    pub fn new(runtime: Handle) -> (Links, mpsc::Receiver<Key>) {
+        let (wanted, heard) = mpsc::channel(WANTED_CHANNEL);
+        let registry = Registry {
+            runtime,
+            links: Mutex::default(),
+            counts: Mutex::default(),
+            probes: Mutex::default(),
+            next_probe: AtomicU64::new(1),
+            pool: Pool::default(),
+            wanted,
+        };
+        (Links(Arc::new(registry)), heard)
+    }
+
+    /// The drop counters of a subnet, made on first use.
+    pub fn counts(&self, subnet: SubnetId) -> Arc<DropCounts> {
+        Arc::clone(lock(&self.0.counts).entry(subnet).or_default())
+    }
+
+    /// Buffers for packets on their way out.
+    pub fn pool(&self) -> &Pool {
+        &self.0.pool
+    }
+
+    /// The link to a peer, made on first use. Packet loops keep it for as long as their View lasts.
+    pub fn link(&self, key: Key) -> Arc<Link> {
+        let counts = self.counts(key.subnet);
+        Arc::clone(lock(&self.0.links).entry(key).or_insert_with(|| Arc::new(Link::new(key, counts))))
+    }
+
+    /// Queues a run of packets for a peer. Never waits: what does not fit pushes out the oldest, counted `queue-full`, or
+    /// `unreachable` where no stream carries packets.
+    pub fn send(&self, link: &Link, chunk: Chunk) {
+        let now = Instant::now();
+        let mut state = lock(&link.state);
+        if state.closed {
+            drop(state);
+            link.count(DropReason::NotMember, chunk.packets());
+            self.0.pool.put(chunk);
+            return;
+        }
+        let bound = state.bound();
+        let dropped = state.queue.push(chunk, bound, now, &self.0.pool);
+        let report = state.want(now);
+        drop(state);
+        link.queued.notify_one();
+        link.count(bound.reason(), dropped);
+        if report {
+            // Full: the daemon is behind; the next packet asks again.
+            let _ = self.0.wanted.try_send(link.key);
+        }
+    }
+
+    /// Whether packets to the peer may be queued now; asks for a stream where there is none.
+    pub fn reach(&self, link: &Link) -> Reach {
+        let now = Instant::now();
+        let mut state = lock(&link.state);
+        let report = state.want(now);
+        let gone = state.wanting.is_some_and(|since| now.saturating_duration_since(since) >= UNREACHABLE_AFTER);
+        drop(state);
+        if report {
+            let _ = self.0.wanted.try_send(link.key);
+        }
+        if gone { Reach::Unreachable } else { Reach::Queue }
+    }
+
+    /// Gives a peer a stream to carry packets out on. That of the newest connection (the largest number) carries them from
+    /// now on; the former one is finished and closed, and what it did not take goes to the new one. A stream of an older
+    /// connection than the one in use is closed unused.
+    pub fn carry_out(&self, key: Key, connection: u64, via: Via, stream: impl AsyncWrite + Send + Unpin + 'static) {
+        let link = self.link(key);
+        let stop = CancellationToken::new();
+        let mut state = lock(&link.state);
+        if state.closed || state.writer.as_ref().is_some_and(|writer| writer.connection > connection) {
+            return;
+        }
+        tracing::debug!(subnet = %key.subnet, peer = %key.peer, connection, transport = via.transport, "stream carries packets");
+        if let Some(former) = state.writer.replace(Writer { connection, via, stop: stop.clone() }) {
+            former.stop.cancel();
+        }
+        let expired = state.queue.expire(Instant::now(), &self.0.pool);
+        state.wanting = None;
+        state.changed = Some(SystemTime::now());
+        drop(state);
+        link.count(DropReason::Unreachable, expired);
+        self.0.runtime.spawn(stream::write(self.clone(), link, stop, stream));
+    }
+
+    /// Reads packets from a stream that `peer` opened on `connection`: the preamble names the subnet, `sink` decides
+    /// whether the peer may, and takes the packets. Of one connection the newest stream per subnet is read.
+    pub fn carry_in(
+        &self,
+        peer: PeerId,
+        connection: u64,
+        stream: impl AsyncRead + Send + Unpin + 'static,
+        sink: Arc<dyn Inbound>,
+    ) {
+        self.0.runtime.spawn(stream::read(self.clone(), peer, connection, stream, sink));
+    }
+
+    /// A connection ended: its streams, in every subnet, are closed. What they did not take waits for the next one.
+    pub fn drop_connection(&self, peer: PeerId, connection: u64) {
+        let of_peer: Vec<Arc<Link>> = lock(&self.0.links).values().filter(|l| l.key.peer == peer).cloned().collect();
+        for link in of_peer {
+            let mut state = lock(&link.state);
+            state.readers.retain(|reader| {
+                let stays = reader.connection != connection;
+                if !stays {
+                    reader.stop.cancel();
+                }
+                stays
+            });
+            if state.writer.as_ref().is_some_and(|writer| writer.connection == connection) {
+                self.take_writer(&link, state);
+            }
+        }
+    }
+
+    /// Cuts every link to a peer that is no member in `view`: streams closed, queues dropped.
+    pub fn retain(&self, view: &View) {
+        let is_member = |key: &Key| view.subnets.get(&key.subnet).is_some_and(|s| s.members.contains(&key.peer));
+        let cut: Vec<Key> = lock(&self.0.links).keys().filter(|key| !is_member(key)).copied().collect();
+        for key in cut {
+            self.cut(key);
+        }
+        // A TUN that is still attached goes on counting into the same numbers.
+        lock(&self.0.counts).retain(|subnet, c| view.subnets.contains_key(subnet) || Arc::strong_count(c) > 1);
+    }
+
+    /// Ends one link: streams closed, queue dropped.
+    pub fn cut(&self, key: Key) {
+        let Some(link) = lock(&self.0.links).remove(&key) else { return };
+        let mut state = lock(&link.state);
+        state.closed = true;
+        if let Some(writer) = state.writer.take() {
+            writer.stop.cancel();
+        }
+        state.readers.drain(..).for_each(|reader| reader.stop.cancel());
+        let dropped = state.queue.clear(&self.0.pool);
+        drop(state);
+        link.count(DropReason::NotMember, dropped);
+        tracing::debug!(subnet = %key.subnet, peer = %key.peer, "link cut");
+    }
+
+    /// How the link to a peer fares; the default where there is none.
+    pub fn status(&self, key: Key) -> LinkStatus {
+        let Some(link) = lock(&self.0.links).get(&key).cloned() else { return LinkStatus::default() };
+        let state = lock(&link.state);
+        LinkStatus {
+            via: state.writer.as_ref().map(|writer| writer.via.clone()),
+            since: state.changed,
+            tx_bytes: link.tx_bytes.load(Ordering::Relaxed),
+            rx_bytes: link.rx_bytes.load(Ordering::Relaxed),
+            tx_packets: link.tx_packets.load(Ordering::Relaxed),
+            rx_packets: link.rx_packets.load(Ordering::Relaxed),
+            queue_drops: link.queue_drops.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The connection whose stream carries packets out to a peer.
+    pub fn connection(&self, key: Key) -> Option<u64> {
+        let link = lock(&self.0.links).get(&key).cloned()?;
+        let state = lock(&link.state);
+        state.writer.as_ref().map(|writer| writer.connection)
+    }
+
+    /// Measures the round trip of the data path: a ping frame behind the packets that wait, answered by the peer on the
+    /// stream its packets come on.
+    ///
+    /// # Errors
+    /// [`ProbeError`]. The caller sets the time limit: a probe lost on the way never answers.
+    ///
+    /// # Cancel safety
+    /// Dropping the future forgets the probe.
+    pub async fn probe(&self, key: Key) -> Result<Duration, ProbeError> {
+        let link = lock(&self.0.links).get(&key).cloned().ok_or(ProbeError::Offline)?;
+        let token = self.0.next_probe.fetch_add(1, Ordering::Relaxed);
+        let (answer, answered) = oneshot::channel();
+        {
+            let mut probes = lock(&self.0.probes);
+            if probes.len() >= MAX_PROBES {
+                return Err(ProbeError::Dropped);
+            }
+            probes.insert(token, answer);
+        }
+        let _forget = Forget { links: self, token };
+        let sent = Instant::now();
+        if !self.send_frame(&link, &frame::ping(token)) {
+            return Err(ProbeError::Offline);
+        }
+        answered.await.map(|at| at.saturating_duration_since(sent)).map_err(|_| ProbeError::Dropped)
+    }
+
+    /// Queues a frame that is no packet; false where no stream would carry it.
+    fn send_frame(&self, link: &Link, frame: &[u8]) -> bool {
+        let mut state = lock(&link.state);
+        if state.writer.is_none() {
+            return false;
+        }
+        let dropped = state.queue.push_frame(frame, Bound::Carried, Instant::now(), &self.0.pool);
+        drop(state);
+        link.queued.notify_one();
+        link.count(DropReason::QueueFull, dropped);
+        true
+    }
+
+    /// A pong came.
+    fn answered(&self, token: u64) {
+        if let Some(answer) = lock(&self.0.probes).remove(&token) {
+            let _ = answer.send(Instant::now());
+        }
+    }
+
+    /// A writer's stream failed: the link is without one, unless another took over already.
+    fn writer_failed(&self, link: &Link, stop: &CancellationToken) {
+        let state = lock(&link.state);
+        if !stop.is_cancelled() {
+            self.take_writer(link, state);
+        }
+    }
+
+    /// Leaves the link without a stream, and asks for one where packets wait.
+    fn take_writer(&self, link: &Link, mut state: MutexGuard<'_, State>) {
+        if let Some(writer) = state.writer.take() {
+            writer.stop.cancel();
+        }
+        state.changed = Some(SystemTime::now());
+        let report = !state.queue.is_empty() && state.want(Instant::now());
+        drop(state);
+        if report {
+            let _ = self.0.wanted.try_send(link.key);
+        }
+    }
+}
+
+/// Takes a probe out of the table when its future ends or is dropped.
+struct Forget<'a> {
+    links: &'a Links,
+    token: u64,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        lock(&self.links.0.probes).remove(&self.token);
+    }
+}
+
+impl Bound {
+    /// Why a packet beyond this bound is lost.
+    fn reason(self) -> DropReason {
+        match self {
+            Bound::Carried => DropReason::QueueFull,
+            Bound::Waiting => DropReason::Unreachable,
+        }
+    }
+}
+
+impl State {
+    fn bound(&self) -> Bound {
+        if self.writer.is_some() { Bound::Carried } else { Bound::Waiting }
+    }
+
+    /// Notes that packets want a stream; whether that is to be reported now.
+    fn want(&mut self, now: Instant) -> bool {
+        if self.writer.is_some() || self.closed {
+            return false;
+        }
+        // A long silence ends the old wish: the next packet may wait again.
+        let silent = self.reported.is_none_or(|last| now.saturating_duration_since(last) > FORGET_AFTER);
+        if silent || self.wanting.is_none() {
+            self.wanting = Some(now);
+        }
+        let due = self.reported.is_none_or(|last| now.saturating_duration_since(last) >= WANTED_EVERY);
+        if due {
+            self.reported = Some(now);
+        }
+        due
+    }
+}
+
+impl Link {
+    fn new(key: Key, counts: Arc<DropCounts>) -> Link {
+        Link {
+            key,
+            state: Mutex::new(State {
+                queue: Queue::default(),
+                writer: None,
+                readers: Vec::new(),
+                changed: None,
+                wanting: None,
+                reported: None,
+                closed: false,
+            }),
+            queued: Notify::new(),
+            counts,
+            tx_bytes: AtomicU64::new(0),
+            rx_bytes: AtomicU64::new(0),
+            tx_packets: AtomicU64::new(0),
+            rx_packets: AtomicU64::new(0),
+            queue_drops: AtomicU64::new(0),
+        }
+    }
+
+    /// Counts packets lost in front of the stream.
+    fn count(&self, reason: DropReason, packets: u64) {
+        if packets > 0 {
+            self.counts.add(reason, packets);
+            self.queue_drops.fetch_add(packets, Ordering::Relaxed);
+        }
+    }
+
+    /// Enters a stream to be read; a former one of the same connection, and the oldest beyond the limit, end. None where the
+    /// link is cut.
+    fn enter_reader(&self, connection: u64) -> Option<CancellationToken> {
+        let mut state = lock(&self.state);
+        if state.closed {
+            return None;
+        }
+        let stop = CancellationToken::new();
+        state.readers.push(Reader { connection, stop: stop.clone() });
+        let newest = state.readers.len().saturating_sub(1);
+        let former = state.readers.iter().take(newest).position(|reader| reader.connection == connection);
+        let beyond = (state.readers.len() > MAX_READERS).then_some(0);
+        if let Some(index) = former.or(beyond) {
+            state.readers.remove(index).stop.cancel();
+        }
+        Some(stop)
+    }
+
+    /// A stream ended by itself.
+    fn leave_reader(&self, stop: &CancellationToken) {
+        // Cancelling marks the entry as ours: tokens cannot be compared.
+        stop.cancel();
+        lock(&self.state).readers.retain(|reader| !reader.stop.is_cancelled());
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod pipe;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,274 @@
+//! The bounded ring in front of a peer's stream, and the buffers that pass through it.
+//!
+//! A [`Chunk`] is a run of frames to one peer, filled by the TUN's reader and written to the stream as it is. Drop-oldest
+//! works on chunks: the oldest run goes, whole frames always.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::packet::Offload;
+use crate::packet::parse::MAX_PACKET;
+use crate::wire::frame::{HEADER_LEN, MAX_FRAME, packet_header};
+
+/// A chunk this full is handed on, in bytes: larger writes gain nothing measurable.
+const FULL: usize = 56 * 1024;
+/// Bytes of a chunk: the largest frame still fits in one that is not yet full.
+const CAPACITY: usize = FULL + MAX_FRAME;
+/// Bytes that wait in front of a stream: about 2.5 ms at 3 Gbit/s. Measured over TCP, Noise and Yamux: half of it costs a
+/// loaded flow 10 to 25 % of its throughput (CUBIC and BBR) and saves a ping beside it 2 ms.
+const QUEUE_BYTES: usize = 1024 * 1024;
+/// Chunks that wait in front of a stream: bounds the memory of a ring of part-filled chunks.
+const QUEUE_CHUNKS: usize = 32;
+/// Bytes that wait while there is no stream: the first packets of a conversation, not the conversation.
+const WAITING_BYTES: usize = 2 * FULL;
+/// How old a packet may grow while there is no stream: its sender has long sent it again.
+const WAITING_AGE: Duration = Duration::from_secs(5);
+/// Idle buffers kept for reuse (4 MB).
+const POOL: usize = 32;
+
+/// A run of frames to one peer.
+#[derive(Debug)]
+pub struct Chunk {
+    buffer: Vec<u8>,
+    len: usize,
+    packets: u64,
+    queued: Option<Instant>,
+}
+
+impl Chunk {
+    /// Where the next packet of up to [`MAX_PACKET`] bytes goes, room for its frame header in front of it.
+    pub fn space(&mut self) -> &mut [u8] {
+        let at = self.len.saturating_add(HEADER_LEN);
+        self.buffer.get_mut(at..at.saturating_add(MAX_PACKET)).unwrap_or_default()
+    }
+
+    /// Makes the `length` bytes in [`space`](Self::space) the chunk's next frame.
+    pub fn commit(&mut self, offload: &Offload, length: usize) {
+        let at = self.len;
+        if let Some(header) = self.buffer.get_mut(at..at.saturating_add(HEADER_LEN)) {
+            header.copy_from_slice(&packet_header(offload, length));
+            self.len = at.saturating_add(HEADER_LEN).saturating_add(length);
+            self.packets = self.packets.saturating_add(1);
+        }
+    }
+
+    /// Appends whole frames; false where they do not fit.
+    pub fn append(&mut self, frames: &[u8], packets: u64) -> bool {
+        let end = self.len.saturating_add(frames.len());
+        match self.buffer.get_mut(self.len..end) {
+            Some(room) => {
+                room.copy_from_slice(frames);
+                self.len = end;
+                self.packets = self.packets.saturating_add(packets);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// The frames.
+    pub fn bytes(&self) -> &[u8] {
+        self.buffer.get(..self.len).unwrap_or_default()
+    }
+
+    /// Packets in it (pings do not count).
+    pub fn packets(&self) -> u64 {
+        self.packets
+    }
+
+    /// Whether it should be handed on.
+    pub fn is_full(&self) -> bool {
+        self.len >= FULL
+    }
+
+    /// Whether nothing is in it.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// Idle buffers; at most 32 are kept. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Pool(Arc<Mutex<Vec<Vec<u8>>>>);
+
+impl Pool {
+    /// An empty chunk.
+    pub fn take(&self) -> Chunk {
+        let idle = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        // Zeroed pages of the kernel: a buffer that stays small costs what was written to it.
+        let buffer = idle.unwrap_or_else(|| vec![0; CAPACITY]);
+        Chunk { buffer, len: 0, packets: 0, queued: None }
+    }
+
+    /// Gives a chunk's buffer back.
+    pub fn put(&self, chunk: Chunk) {
+        let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < POOL {
+            idle.push(chunk.buffer);
+        }
+    }
+}
+
+/// How much may wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bound {
+    /// A stream takes the chunks.
+    Carried,
+    /// There is no stream yet.
+    Waiting,
+}
+
+/// The ring.
+#[derive(Debug, Default)]
+pub struct Queue {
+    chunks: VecDeque<Chunk>,
+    bytes: usize,
+}
+
+impl Queue {
+    /// Appends a chunk and drops the oldest ones beyond the bound; gives the number of packets dropped.
+    ///
+    /// What fits is copied into the newest waiting chunk: a ring of single small packets stays small.
+    pub fn push(&mut self, chunk: Chunk, bound: Bound, now: Instant, pool: &Pool) -> u64 {
+        self.bytes = self.bytes.saturating_add(chunk.len);
+        let joined = match self.chunks.back_mut() {
+            Some(last) if !last.is_full() => last.append(chunk.bytes(), chunk.packets),
+            _ => false,
+        };
+        if joined {
+            pool.put(chunk);
+        } else {
+            self.chunks.push_back(Chunk { queued: Some(now), ..chunk });
+        }
+        self.trim(bound, pool)
+    }
+
+    /// Appends a small frame (a ping) that is no packet; gives the number of packets dropped for it.
+    pub fn push_frame(&mut self, frame: &[u8], bound: Bound, now: Instant, pool: &Pool) -> u64 {
+        let mut chunk = pool.take();
+        chunk.append(frame, 0);
+        self.push(chunk, bound, now, pool)
+    }
+
+    /// Puts back what a stream did not take. It is the oldest now, so it is the first to go beyond the bound.
+    pub fn put_back(&mut self, chunk: Chunk, bound: Bound, pool: &Pool) -> u64 {
+        self.bytes = self.bytes.saturating_add(chunk.len);
+        self.chunks.push_front(chunk);
+        self.trim(bound, pool)
+    }
+
+    /// The oldest chunk.
+    pub fn pop(&mut self) -> Option<Chunk> {
+        let chunk = self.chunks.pop_front()?;
+        self.bytes = self.bytes.saturating_sub(chunk.len);
+        Some(chunk)
+    }
+
+    /// Drops what waited too long for a stream; gives the number of packets.
+    pub fn expire(&mut self, now: Instant, pool: &Pool) -> u64 {
+        let mut dropped = 0u64;
+        while self
+            .chunks
+            .front()
+            .and_then(|chunk| chunk.queued)
+            .is_some_and(|queued| now.saturating_duration_since(queued) > WAITING_AGE)
+        {
+            dropped = dropped.saturating_add(self.drop_oldest(pool));
+        }
+        dropped
+    }
+
+    /// Drops everything; gives the number of packets.
+    pub fn clear(&mut self, pool: &Pool) -> u64 {
+        let mut dropped = 0u64;
+        while !self.chunks.is_empty() {
+            dropped = dropped.saturating_add(self.drop_oldest(pool));
+        }
+        dropped
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    fn trim(&mut self, bound: Bound, pool: &Pool) -> u64 {
+        let limit = match bound {
+            Bound::Carried => QUEUE_BYTES,
+            Bound::Waiting => WAITING_BYTES,
+        };
+        let mut dropped = 0u64;
+        while self.bytes > limit || self.chunks.len() > QUEUE_CHUNKS {
+            dropped = dropped.saturating_add(self.drop_oldest(pool));
+        }
+        dropped
+    }
+
+    fn drop_oldest(&mut self, pool: &Pool) -> u64 {
+        self.pop().map_or(0, |chunk| {
+            let packets = chunk.packets;
+            pool.put(chunk);
+            packets
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packet(pool: &Pool, fill: u8, length: usize) -> Chunk {
+        let mut chunk = pool.take();
+        chunk.space()[..length].fill(fill);
+        chunk.commit(&Offload::NONE, length);
+        chunk
+    }
+
+    #[test]
+    fn full_queue_drops_oldest() {
+        let (pool, mut queue, now) = (Pool::default(), Queue::default(), Instant::now());
+        let mut dropped = 0;
+        for i in 0..100u8 {
+            dropped += queue.push(packet(&pool, i, 50_000), Bound::Carried, now, &pool);
+        }
+        let mut left = Vec::new();
+        while let Some(chunk) = queue.pop() {
+            left.push((chunk.bytes()[HEADER_LEN], chunk.packets()));
+        }
+        let kept: u64 = left.iter().map(|(_, packets)| packets).sum();
+        assert_eq!(dropped + kept, 100, "every packet is either there or counted");
+        assert!(kept as usize * 50_010 <= QUEUE_BYTES && kept > 15);
+        assert!(left.first().unwrap().0 > 50 && left.is_sorted(), "the newest are kept, in order");
+        assert_eq!(queue.bytes, 0);
+    }
+
+    #[test]
+    fn small_packets_share_chunks() {
+        let (pool, mut queue, now) = (Pool::default(), Queue::default(), Instant::now());
+        for _ in 0..500 {
+            assert_eq!(queue.push(packet(&pool, 1, 84), Bound::Carried, now, &pool), 0);
+        }
+        assert_eq!(queue.chunks.len(), 1);
+        assert_eq!(queue.pop().unwrap().packets(), 500);
+    }
+
+    #[test]
+    fn waiting_packets_grow_old() {
+        let (pool, mut queue, now) = (Pool::default(), Queue::default(), Instant::now());
+        queue.push(packet(&pool, 1, 84), Bound::Waiting, now, &pool);
+        assert_eq!(queue.expire(now + WAITING_AGE, &pool), 0);
+        assert_eq!(queue.expire(now + WAITING_AGE + Duration::from_millis(1), &pool), 1);
+        assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn the_largest_packet_fits_a_chunk_that_is_not_full() {
+        let pool = Pool::default();
+        let mut chunk = packet(&pool, 1, FULL - HEADER_LEN - 1);
+        assert!(!chunk.is_full());
+        assert_eq!(chunk.space().len(), MAX_PACKET);
+        chunk.commit(&Offload::NONE, MAX_PACKET);
+        assert!(chunk.is_full());
+    }
+}

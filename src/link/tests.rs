@@ -1,0 +1,211 @@
+use super::pipe::{End, pipe};
+use super::*;
+use crate::packet::Offload;
+use futures::AsyncReadExt;
+
+const SUBNET: SubnetId = SubnetId([1; 16]);
+const PEER: PeerId = PeerId([2; 32]);
+const KEY: Key = Key { subnet: SUBNET, peer: PEER };
+
+fn via() -> Via {
+    Via { transport: "memory", remote: "test".into() }
+}
+
+fn send(links: &Links, fill: u8, length: usize) {
+    let mut chunk = links.pool().take();
+    chunk.space()[..length].fill(fill);
+    chunk.commit(&Offload::NONE, length);
+    links.send(&links.link(KEY), chunk);
+}
+
+/// Reads the preamble.
+async fn begin(end: &mut End) {
+    let mut preamble = [0; frame::PREAMBLE_LEN];
+    end.read_exact(&mut preamble).await.unwrap();
+    assert_eq!(frame::read_preamble(preamble), Ok(SUBNET));
+}
+
+/// Reads one packet frame and gives its first byte.
+async fn next_packet(end: &mut End) -> u8 {
+    let mut header = [0; frame::HEADER_LEN];
+    end.read_exact(&mut header).await.unwrap();
+    let body = u32::from_be_bytes(header[..4].try_into().unwrap()) as usize - 6;
+    let mut bytes = vec![0; body];
+    end.read_exact(&mut bytes).await.unwrap();
+    bytes[0]
+}
+
+/// Accepts everyone and hands on what comes.
+struct Collect(mpsc::UnboundedSender<(Key, Vec<u8>)>, bool);
+
+impl Inbound for Collect {
+    fn may_open(&self, _: Key) -> bool {
+        self.1
+    }
+    fn batch(&self, key: Key, frames: &mut Frames<'_>) {
+        while let Some((_, bytes)) = frames.next() {
+            let _ = self.0.send((key, bytes.to_vec()));
+        }
+    }
+}
+
+#[tokio::test]
+async fn first_packets_wait_and_the_peer_is_wanted_once() {
+    let (links, mut wanted) = Links::new(Handle::current());
+    for fill in 1..=3 {
+        send(&links, fill, 100);
+    }
+    assert_eq!(wanted.try_recv(), Ok(KEY));
+    assert!(wanted.try_recv().is_err(), "once a second at most");
+    assert_eq!(links.status(KEY).via, None);
+    let (ours, mut theirs) = pipe(100_000);
+    links.carry_out(KEY, 1, via(), ours);
+    begin(&mut theirs).await;
+    for fill in 1..=3 {
+        assert_eq!(next_packet(&mut theirs).await, fill);
+    }
+    assert_eq!(links.status(KEY).via, Some(via()));
+}
+
+#[tokio::test]
+async fn newest_connection_carries_packets() {
+    let (links, _wanted) = Links::new(Handle::current());
+    let (first, mut old) = pipe(100_000);
+    links.carry_out(KEY, 1, via(), first);
+    begin(&mut old).await;
+    send(&links, 1, 100);
+    assert_eq!(next_packet(&mut old).await, 1);
+    let (second, mut new) = pipe(100_000);
+    links.carry_out(KEY, 2, via(), second);
+    send(&links, 2, 100);
+    begin(&mut new).await;
+    assert_eq!(next_packet(&mut new).await, 2);
+    assert_eq!(old.read(&mut [0]).await.unwrap(), 0, "the former stream is closed");
+    let (third, mut late) = pipe(100_000);
+    links.carry_out(KEY, 1, via(), third);
+    assert_eq!(late.read(&mut [0]).await.unwrap(), 0, "an older connection does not take over");
+    send(&links, 3, 100);
+    assert_eq!(next_packet(&mut new).await, 3);
+    assert_eq!(links.connection(KEY), Some(2));
+    let (fourth, mut again) = pipe(100_000);
+    links.drop_connection(PEER, 2);
+    assert_eq!(links.connection(KEY), None);
+    links.carry_out(KEY, 1, via(), fourth);
+    send(&links, 4, 100);
+    begin(&mut again).await;
+    assert_eq!(next_packet(&mut again).await, 4, "an older one serves when the newest is gone");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_stalled_stream_gives_back_what_it_did_not_take() {
+    let (links, _wanted) = Links::new(Handle::current());
+    let (stalled, _never_read) = pipe(8);
+    links.carry_out(KEY, 1, via(), stalled);
+    send(&links, 1, 1000);
+    tokio::task::yield_now().await;
+    let (fresh, mut new) = pipe(100_000);
+    links.carry_out(KEY, 2, via(), fresh);
+    begin(&mut new).await;
+    assert_eq!(next_packet(&mut new).await, 1);
+}
+
+#[tokio::test]
+async fn stalled_queue_drops_oldest_and_counts() {
+    let (links, _wanted) = Links::new(Handle::current());
+    let (stalled, _never_read) = pipe(8);
+    links.carry_out(KEY, 1, via(), stalled);
+    for _ in 0..100 {
+        send(&links, 1, 60_000);
+    }
+    let full = links.counts(SUBNET).snapshot().iter().find(|(r, _)| *r == DropReason::QueueFull).unwrap().1;
+    assert!(full > 70, "{full}");
+    assert_eq!(links.status(KEY).queue_drops, full);
+}
+
+#[tokio::test]
+async fn removed_member_is_cut() {
+    let (links, _wanted) = Links::new(Handle::current());
+    let (collected, mut got) = mpsc::unbounded_channel();
+    let (ours, mut theirs) = pipe(100_000);
+    links.carry_out(KEY, 1, via(), ours);
+    begin(&mut theirs).await;
+    let (mut far, near) = pipe(100_000);
+    links.carry_in(PEER, 1, near, Arc::new(Collect(collected, true)));
+    use futures::AsyncWriteExt;
+    far.write_all(&frame::preamble(SUBNET)).await.unwrap();
+    far.write_all(&frame::packet_header(&Offload::NONE, 1)).await.unwrap();
+    far.write_all(&[9]).await.unwrap();
+    assert_eq!(got.recv().await, Some((KEY, vec![9])));
+    let link = links.link(KEY);
+    links.retain(&View::default());
+    assert_eq!(theirs.read(&mut [0]).await.unwrap(), 0);
+    assert_eq!(got.recv().await, None, "the reader is gone");
+    links.send(&link, {
+        let mut chunk = links.pool().take();
+        chunk.commit(&Offload::NONE, 10);
+        chunk
+    });
+    assert!(links.counts(SUBNET).snapshot().contains(&(DropReason::NotMember, 1)));
+    drop((link, links.link(KEY)));
+    links.retain(&View::default());
+    links.retain(&View::default());
+    assert!(links.counts(SUBNET).snapshot().iter().all(|(_, n)| *n == 0), "a subnet that is gone leaves nothing");
+}
+
+#[tokio::test]
+async fn stream_of_a_stranger_is_closed() {
+    let (links, _wanted) = Links::new(Handle::current());
+    let (collected, mut got) = mpsc::unbounded_channel();
+    let (mut far, near) = pipe(100_000);
+    links.carry_in(PEER, 1, near, Arc::new(Collect(collected, false)));
+    use futures::AsyncWriteExt;
+    far.write_all(&frame::preamble(SUBNET)).await.unwrap();
+    assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
+    assert_eq!(got.recv().await, None);
+}
+
+#[tokio::test]
+async fn oversize_frame_cuts_the_stream() {
+    let (links, _wanted) = Links::new(Handle::current());
+    let (collected, mut got) = mpsc::unbounded_channel();
+    let (mut far, near) = pipe(100_000);
+    links.carry_in(PEER, 1, near, Arc::new(Collect(collected, true)));
+    use futures::AsyncWriteExt;
+    far.write_all(&frame::preamble(SUBNET)).await.unwrap();
+    far.write_all(&[0xff; 100]).await.unwrap();
+    assert_eq!(got.recv().await, None);
+    assert!(links.counts(SUBNET).snapshot().contains(&(DropReason::Malformed, 1)));
+}
+
+#[tokio::test]
+async fn probe_measures_the_data_path() {
+    let (a, _) = Links::new(Handle::current());
+    let (b, _) = Links::new(Handle::current());
+    let other = Key { subnet: SUBNET, peer: PeerId([3; 32]) };
+    assert_eq!(a.probe(KEY).await, Err(ProbeError::Offline));
+    let (ab, ba) = pipe(100_000);
+    let (back, forth) = pipe(100_000);
+    let (collected, _got) = mpsc::unbounded_channel();
+    let sink: Arc<dyn Inbound> = Arc::new(Collect(collected, true));
+    a.carry_out(KEY, 1, via(), ab);
+    b.carry_in(other.peer, 1, ba, Arc::clone(&sink));
+    b.carry_out(other, 1, via(), back);
+    a.carry_in(PEER, 1, forth, sink);
+    assert!(a.probe(KEY).await.is_ok());
+    assert!(lock(&a.0.probes).is_empty());
+    assert_eq!(b.status(other).rx_packets, 0, "a ping is no packet");
+}
+
+#[tokio::test]
+async fn readers_of_a_peer_are_bounded() {
+    let (links, _wanted) = Links::new(Handle::current());
+    let link = links.link(KEY);
+    let first = link.enter_reader(1).unwrap();
+    let again = link.enter_reader(1).unwrap();
+    assert!(first.is_cancelled() && !again.is_cancelled(), "one stream of a connection");
+    for connection in 2..=MAX_READERS as u64 + 1 {
+        link.enter_reader(connection).unwrap();
+    }
+    assert!(again.is_cancelled());
+    assert_eq!(lock(&link.state).readers.len(), MAX_READERS);
+}

@@ -1,0 +1,56 @@
+//! Where packets enter and leave the kernel: one device per subnet.
+//!
+//! Owns the descriptor and nothing else: addresses, routes, queue lengths are `host`'s. Never looks into a packet.
+
+pub mod linux;
+pub mod memory;
+
+use std::io;
+
+use crate::packet::VirtioHeader;
+
+/// Why a device gave nothing, or took nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum TunError {
+    /// [`Tun::close`] was called.
+    #[error("the TUN was closed")]
+    Closed,
+    /// The link was deleted under us: open a new one.
+    #[error("the TUN's link is gone")]
+    Gone,
+    /// One read or write failed; the device may still work.
+    #[error("read or write the TUN: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// A layer 3 device: whole IP packets, each with a virtio header.
+///
+/// `recv` and `wait` are called by one thread; `send` by any number of them.
+pub trait Tun: Send + Sync + 'static {
+    /// Blocks until there is something to [`recv`](Self::recv).
+    ///
+    /// # Errors
+    /// [`TunError::Closed`] at once when [`close`](Self::close) is called, [`TunError::Gone`] when the link is deleted.
+    fn wait(&self) -> Result<(), TunError>;
+
+    /// Reads one packet into `buffer` without waiting; `None` where there is none. The packet is `buffer[..length]`.
+    ///
+    /// A super-packet of up to [`MAX_PACKET`](crate::packet::parse::MAX_PACKET) bytes is one packet. The caller's buffer
+    /// should hold that much; a longer packet is cut (and no longer parses).
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait), and [`TunError::Io`].
+    fn recv(&self, buffer: &mut [u8]) -> Result<Option<(VirtioHeader, usize)>, TunError>;
+
+    /// Writes one packet; with offload it may be a super-packet or lack its checksum, as `header` says.
+    ///
+    /// # Errors
+    /// [`TunError::Gone`], or [`TunError::Io`]: this packet was refused.
+    fn send(&self, header: VirtioHeader, packet: &[u8]) -> Result<(), TunError>;
+
+    /// Whether this super-packet header may be given to [`send`](Self::send); segmented in software otherwise.
+    fn takes(&self, header: VirtioHeader) -> bool;
+
+    /// Ends [`wait`](Self::wait) and every later call of it.
+    fn close(&self);
+}
