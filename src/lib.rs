@@ -3,6 +3,7 @@
 pub mod datapath;
 pub mod link;
 pub mod model;
+pub mod p2p;
 pub mod packet;
 pub mod tun;
 pub mod wire;

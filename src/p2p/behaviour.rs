@@ -1,0 +1,93 @@
+//! The behaviours and how they are stacked: limits, then the gate with everything members get, then the join protocol.
+
+use std::time::Duration;
+
+use libp2p::connection_limits::{self, ConnectionLimits};
+use libp2p::identity::Keypair;
+use libp2p::request_response::{self, ProtocolSupport};
+use libp2p::swarm::NetworkBehaviour;
+use libp2p::swarm::behaviour::toggle::Toggle;
+use libp2p::{StreamProtocol, identify, mdns, memory_connection_limits, ping};
+
+use super::codec::Codec;
+use super::gate::Gate;
+use super::{Config, Protocol, TransportKind, data};
+
+/// Time for one request and its answer.
+const EXCHANGE: Duration = Duration::from_secs(10);
+/// Exchanges of one connection at a time: a stranger's cost 64 KiB each, a member's 1 MiB.
+const EXCHANGES: (usize, usize) = (4, 8);
+/// What is asked on the local networks: often enough that a peer behind a switch is found soon; any answer heard
+/// resets every listener's timer, so that one node asks for all.
+const QUERY: Duration = Duration::from_secs(10);
+/// How long others may believe an answer.
+const TTL: Duration = Duration::from_secs(120);
+
+/// Everything. The order matters: whoever may refuse a connection comes before those that keep books about it.
+#[derive(NetworkBehaviour)]
+pub(super) struct Behaviour {
+    pub(super) limits: connection_limits::Behaviour,
+    pub(super) memory: memory_connection_limits::Behaviour,
+    pub(super) gate: Gate<Members>,
+    pub(super) join: request_response::Behaviour<Codec>,
+}
+
+/// What members get.
+#[derive(NetworkBehaviour)]
+pub(super) struct Members {
+    pub(super) identify: identify::Behaviour,
+    pub(super) ping: ping::Behaviour,
+    pub(super) control: request_response::Behaviour<Codec>,
+    pub(super) data: data::Behaviour,
+    pub(super) mdns4: Toggle<mdns::tokio::Behaviour>,
+    pub(super) mdns6: Toggle<mdns::tokio::Behaviour>,
+}
+
+/// Stacks the behaviours.
+pub(super) fn build(config: &Config, key: &Keypair) -> Behaviour {
+    let limits = ConnectionLimits::default()
+        .with_max_pending_incoming(Some(config.limits.pending_in))
+        .with_max_pending_outgoing(Some(config.limits.pending_out))
+        .with_max_established(Some(config.limits.connections))
+        .with_max_established_per_peer(Some(config.limits.per_peer));
+    let identify = identify::Config::new("byway/1".to_owned(), key.public())
+        .with_agent_version(format!("byway/{}", env!("CARGO_PKG_VERSION")))
+        // A link that comes up gives new addresses: members hear of them at once.
+        .with_push_listen_addr_updates(true)
+        .with_cache_size(0);
+    let members = Members {
+        identify: identify::Behaviour::new(identify),
+        ping: ping::Behaviour::new(
+            ping::Config::new().with_interval(config.timing.ping).with_timeout(config.timing.ping),
+        ),
+        control: exchange(Protocol::Control, EXCHANGES.1),
+        data: data::Behaviour::new(),
+        mdns4: discovery(config, key, false).into(),
+        mdns6: discovery(config, key, true).into(),
+    };
+    Behaviour {
+        limits: connection_limits::Behaviour::new(limits),
+        memory: memory_connection_limits::Behaviour::with_max_bytes(config.limits.memory),
+        gate: Gate::new(members, config.limits),
+        join: exchange(Protocol::Join, EXCHANGES.0),
+    }
+}
+
+fn exchange(protocol: Protocol, streams: usize) -> request_response::Behaviour<Codec> {
+    request_response::Behaviour::with_codec(
+        Codec { cap: protocol.cap() },
+        [(StreamProtocol::new(protocol.as_str()), ProtocolSupport::Full)],
+        request_response::Config::default().with_request_timeout(EXCHANGE).with_max_concurrent_streams(streams),
+    )
+}
+
+/// One behaviour per family: libp2p's serves one only.
+fn discovery(config: &Config, key: &Keypair, enable_ipv6: bool) -> Option<mdns::tokio::Behaviour> {
+    if !config.lan_discovery || config.transport == TransportKind::Memory {
+        return None;
+    }
+    let settings = mdns::Config { ttl: TTL, query_interval: QUERY, enable_ipv6 };
+    mdns::tokio::Behaviour::new(settings, key.public().to_peer_id())
+        .inspect_err(|error| tracing::warn!(%error, ipv6 = enable_ipv6, "no discovery on local networks"))
+        .ok()
+}

@@ -1,0 +1,257 @@
+//! What the rest of the daemon asks of the peers' task.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Address, Class, Members};
+use crate::model::id::{PeerId, SubnetId};
+
+/// A protocol of requests and answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// `/byway/join/1`: open to everybody. Bodies up to 64 KiB.
+    Join,
+    /// `/byway/control/1`: members only. Bodies up to 1 MiB.
+    Control,
+}
+
+impl Protocol {
+    /// The name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Protocol::Join => "/byway/join/1",
+            Protocol::Control => "/byway/control/1",
+        }
+    }
+
+    /// Largest request or answer in bytes.
+    pub fn cap(self) -> usize {
+        match self {
+            Protocol::Join => 64 * 1024,
+            Protocol::Control => 1024 * 1024,
+        }
+    }
+}
+
+/// An order for the [`Driver`](super::Driver).
+#[derive(Debug)]
+pub enum Command {
+    /// Who is a member, and of which common subnets. Replaces what was said before. Connections of peers that are not in
+    /// it any more are cut at once; strangers' connections of peers that are new in it are replaced.
+    Members(Arc<Members>),
+    /// Dials; a peer that was disconnected by command is kept connected again. Without `peer`, whoever answers there.
+    Connect {
+        /// Where to try.
+        addresses: Vec<Address>,
+        /// Who has to answer.
+        peer: Option<PeerId>,
+        /// Who answered.
+        reply: oneshot::Sender<Result<PeerId, ConnectError>>,
+    },
+    /// Closes all connections to a peer, and dials it no more until `Connect` or until it comes by itself.
+    Disconnect {
+        /// Whom.
+        peer: PeerId,
+    },
+    /// Sends a request and waits for the answer. A peer that is not connected is dialled.
+    Ask {
+        /// Whom.
+        peer: PeerId,
+        /// On which protocol.
+        protocol: Protocol,
+        /// The request, at most [`Protocol::cap`] bytes.
+        body: Vec<u8>,
+        /// Time for everything, the dial included. The exchange itself has 10 s at most: whoever waits longer asks again.
+        timeout: Duration,
+        /// The answer.
+        reply: oneshot::Sender<Result<Vec<u8>, AskError>>,
+    },
+    /// Adds addresses of a peer to the address book: at most 32 are kept, none of the overlay.
+    Known {
+        /// Whose.
+        peer: PeerId,
+        /// Where it may be.
+        addresses: Vec<Address>,
+    },
+    /// The overlay prefixes: never announced, never dialled, never accepted from. Replaces what was said before; to be
+    /// sent before a TUN gets an address.
+    Overlay(Vec<IpNet>),
+    /// Packets wait for this peer: dial it now if it is not connected.
+    Wanted {
+        /// For whom.
+        peer: PeerId,
+    },
+    /// What is connected.
+    Status {
+        /// One entry per connected or wanted peer.
+        reply: oneshot::Sender<Vec<PeerStatus>>,
+    },
+}
+
+/// Why a request has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AskError {
+    /// No connection, and no address to dial.
+    #[error("no address of the peer is known")]
+    NoAddress,
+    /// Not connected (for control: not as a member) before the time was over.
+    #[error("the peer could not be reached")]
+    Unreachable,
+    /// No answer in time.
+    #[error("the peer did not answer in time")]
+    Timeout,
+    /// The connection ended, or the peer dropped the request.
+    #[error("the connection ended before the answer came")]
+    Closed,
+    /// The peer does not offer the protocol to us: it does not see us as a member.
+    #[error("the peer does not speak this protocol with us")]
+    Refused,
+    /// The request is larger than the protocol allows.
+    #[error("the request has {0} bytes, more than the protocol allows")]
+    TooLarge(usize),
+    /// Too many requests wait for this peer already.
+    #[error("too many requests wait for this peer")]
+    Busy,
+    /// The exchange failed otherwise.
+    #[error("request: {0}")]
+    Failed(String),
+    /// The peers' task is not running.
+    #[error("the peers' task has stopped")]
+    Stopped,
+}
+
+/// Why a dial reached nobody.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConnectError {
+    /// Nothing to try.
+    #[error("no address to dial")]
+    NoAddress,
+    /// Every address failed; what each said.
+    #[error("dial: {0}")]
+    Failed(String),
+    /// The peers' task is not running.
+    #[error("the peers' task has stopped")]
+    Stopped,
+}
+
+/// One peer, for people to look at.
+#[derive(Debug, Clone)]
+pub struct PeerStatus {
+    /// Who.
+    pub peer: PeerId,
+    /// Member or stranger, by the members known now.
+    pub class: Class,
+    /// Its connections, oldest first.
+    pub connections: Vec<ConnectionStatus>,
+    /// Where it may be, best first.
+    pub addresses: Vec<Address>,
+    /// Failed dials since it was last connected.
+    pub failures: u32,
+}
+
+/// One connection, for people to look at.
+#[derive(Debug, Clone)]
+pub struct ConnectionStatus {
+    /// Grows with each connection of this process.
+    pub connection: u64,
+    /// The class it was given.
+    pub class: Class,
+    /// `tcp`, `quic` or `memory`.
+    pub transport: &'static str,
+    /// Address at the other end.
+    pub remote: String,
+    /// Whether we dialled.
+    pub outbound: bool,
+    /// How long it has been open.
+    pub age: Duration,
+    /// The last ping's round trip.
+    pub rtt: Option<Duration>,
+}
+
+/// The peers' task has stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the peers' task has stopped")]
+pub struct Stopped;
+
+/// Sends commands to the [`Driver`](super::Driver). Cheap to clone; bounded: a full queue makes the sender wait.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) peer: PeerId,
+}
+
+impl Handle {
+    /// Our own identity.
+    pub fn peer(&self) -> PeerId {
+        self.peer
+    }
+
+    /// Sends a command.
+    ///
+    /// # Errors
+    /// When the task has stopped.
+    ///
+    /// # Cancel safety
+    /// Dropped before it is done, the command is not sent.
+    pub async fn send(&self, command: Command) -> Result<(), Stopped> {
+        self.commands.send(command).await.map_err(|_| Stopped)
+    }
+
+    /// Sends a command if there is room for it: for callers that must not wait, and may try again (`Wanted`).
+    pub fn try_send(&self, command: Command) -> bool {
+        self.commands.try_send(command).is_ok()
+    }
+
+    /// Sends a request and waits for the answer; see [`Command::Ask`].
+    ///
+    /// # Errors
+    /// See [`AskError`].
+    ///
+    /// # Cancel safety
+    /// Dropped before it is done, the request may have been sent all the same.
+    pub async fn ask(
+        &self,
+        peer: PeerId,
+        protocol: Protocol,
+        body: Vec<u8>,
+        timeout: Duration,
+    ) -> Result<Vec<u8>, AskError> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Ask { peer, protocol, body, timeout, reply };
+        self.send(command).await.map_err(|_| AskError::Stopped)?;
+        answer.await.unwrap_or(Err(AskError::Stopped))
+    }
+
+    /// Dials and says who answered; see [`Command::Connect`].
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub async fn connect(&self, addresses: Vec<Address>, peer: Option<PeerId>) -> Result<PeerId, ConnectError> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Connect { addresses, peer, reply };
+        self.send(command).await.map_err(|_| ConnectError::Stopped)?;
+        answer.await.unwrap_or(Err(ConnectError::Stopped))
+    }
+
+    /// What is connected.
+    ///
+    /// # Errors
+    /// When the task has stopped.
+    pub async fn status(&self) -> Result<Vec<PeerStatus>, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Status { reply }).await?;
+        answer.await.map_err(|_| Stopped)
+    }
+
+    /// Says who is a member; see [`Command::Members`].
+    ///
+    /// # Errors
+    /// When the task has stopped.
+    pub async fn members(&self, members: BTreeMap<PeerId, Vec<SubnetId>>) -> Result<(), Stopped> {
+        self.send(Command::Members(Arc::new(members))).await
+    }
+}

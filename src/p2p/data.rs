@@ -1,0 +1,167 @@
+//! The data behaviour: one stream per common subnet and direction, pinned to its connection.
+//!
+//! libp2p-stream is not used: it drops inbound streams silently and opens outbound ones on a connection it picks itself.
+//! Here each member connection has its own [`handler`]; the behaviour tells it which subnets both sides share and passes
+//! finished streams on.
+
+mod handler;
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use libp2p::core::Endpoint;
+use libp2p::core::transport::PortUse;
+use libp2p::swarm::{
+    ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, NotifyHandler, THandler, THandlerInEvent,
+    THandlerOutEvent, ToSwarm,
+};
+use libp2p::{Multiaddr, PeerId as LibPeer};
+
+use self::handler::{FromHandler, Handler, Subnets};
+use super::Members;
+use super::stream::{DataStream, Vitals};
+use crate::model::id::SubnetId;
+
+/// Subnets two peers can share: 24 streams each way leave 16 of a connection's 64 for control, join, identify and ping.
+const SUBNETS: usize = 24;
+
+/// A stream is ready.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) connection: ConnectionId,
+    pub(super) subnet: SubnetId,
+    pub(super) direction: Direction,
+    pub(super) stream: DataStream,
+}
+
+/// Who writes a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    /// We do.
+    Outbound,
+    /// The peer does.
+    Inbound,
+}
+
+struct Connection {
+    peer: LibPeer,
+    vitals: Arc<Vitals>,
+    subnets: BTreeSet<SubnetId>,
+}
+
+/// Streams of all member connections.
+pub(super) struct Behaviour {
+    members: Arc<Members>,
+    connections: HashMap<ConnectionId, Connection>,
+    events: VecDeque<ToSwarm<Opened, Subnets>>,
+    waker: Option<Waker>,
+}
+
+impl Behaviour {
+    pub(super) fn new() -> Self {
+        Behaviour { members: Arc::default(), connections: HashMap::new(), events: VecDeque::new(), waker: None }
+    }
+
+    /// Tells every connection which subnets it carries from now on.
+    pub(super) fn set_members(&mut self, members: Arc<Members>) {
+        self.members = members;
+        for (id, connection) in &mut self.connections {
+            let subnets = common(&self.members, &connection.peer);
+            if connection.subnets != subnets {
+                connection.subnets.clone_from(&subnets);
+                self.events.push_back(ToSwarm::NotifyHandler {
+                    peer_id: connection.peer,
+                    handler: NotifyHandler::One(*id),
+                    event: Subnets(subnets),
+                });
+            }
+        }
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Makes all streams of a connection fail at once, before the connection itself has closed.
+    pub(super) fn cut(&self, connection: ConnectionId) {
+        if let Some(connection) = self.connections.get(&connection) {
+            connection.vitals.cut();
+        }
+    }
+
+    /// Whether packets have come in on the connection since the last call.
+    pub(super) fn take_heard(&self, connection: ConnectionId) -> bool {
+        self.connections.get(&connection).is_some_and(|c| c.vitals.take_heard())
+    }
+
+    fn handler(&mut self, id: ConnectionId, peer: LibPeer) -> Handler {
+        let vitals = Arc::new(Vitals::default());
+        let subnets = common(&self.members, &peer);
+        let handler = Handler::new(subnets.clone(), vitals.clone());
+        self.connections.insert(id, Connection { peer, vitals, subnets });
+        handler
+    }
+}
+
+/// The subnets shared with a peer.
+fn common(members: &Members, peer: &LibPeer) -> BTreeSet<SubnetId> {
+    let subnets = super::peer_from_lib(peer).and_then(|peer| members.get(&peer));
+    subnets.into_iter().flatten().copied().take(SUBNETS).collect()
+}
+
+impl NetworkBehaviour for Behaviour {
+    type ConnectionHandler = Handler;
+    type ToSwarm = Opened;
+
+    fn handle_established_inbound_connection(
+        &mut self,
+        id: ConnectionId,
+        peer: LibPeer,
+        _: &Multiaddr,
+        _: &Multiaddr,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        Ok(self.handler(id, peer))
+    }
+
+    fn handle_established_outbound_connection(
+        &mut self,
+        id: ConnectionId,
+        peer: LibPeer,
+        _: &Multiaddr,
+        _: Endpoint,
+        _: PortUse,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        Ok(self.handler(id, peer))
+    }
+
+    fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
+        let gone = match event {
+            FromSwarm::ConnectionClosed(closed) => closed.connection_id,
+            // Another behaviour refused the connection after this one had made its handler.
+            FromSwarm::ListenFailure(failure) => failure.connection_id,
+            FromSwarm::DialFailure(failure) => failure.connection_id,
+            _ => return,
+        };
+        if let Some(connection) = self.connections.remove(&gone) {
+            connection.vitals.cut();
+        }
+    }
+
+    fn on_connection_handler_event(&mut self, _: LibPeer, id: ConnectionId, event: THandlerOutEvent<Self>) {
+        let FromHandler { subnet, direction, stream } = event;
+        // The set may have shrunk while the handler was finishing: the stream is then dropped here.
+        if self.connections.get(&id).is_some_and(|c| c.subnets.contains(&subnet)) {
+            self.events.push_back(ToSwarm::GenerateEvent(Opened { connection: id, subnet, direction, stream }));
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Opened, THandlerInEvent<Self>>> {
+        match self.events.pop_front() {
+            Some(event) => Poll::Ready(event),
+            None => {
+                self.waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}

@@ -1,0 +1,388 @@
+//! The peers' task: owns the swarm, turns commands into dials and requests, and what happens into events.
+//!
+//! It never waits for whoever reads the events: they queue, and while too many do, the swarm is not polled, so that the
+//! peers wait instead.
+
+mod asks;
+mod dials;
+mod links;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use libp2p::core::transport::ListenerId;
+use libp2p::swarm::{ConnectionId, SwarmEvent};
+use libp2p::{Multiaddr, Swarm, identify, mdns, ping, request_response};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use self::asks::{Answer, Asks};
+use self::dials::{Dialling, Waiter};
+use self::links::Link;
+use super::address::{carrier_of, is_believable, is_link_local_v6, is_loopback};
+use super::behaviour::{Behaviour, BehaviourEvent, MembersEvent};
+use super::book::Book;
+use super::data::{Direction, Opened};
+use super::transport::Overlay;
+use super::{Address, Class, Command, Config, ConnectionStatus, Event, Members, PeerStatus, Protocol};
+use crate::model::id::PeerId;
+
+/// Events that may queue before the swarm has to wait.
+const BACKLOG: usize = 512;
+/// How often deadlines are looked at.
+const TICK: Duration = Duration::from_millis(100);
+/// Addresses believed of one identify message.
+const TOLD: usize = 32;
+
+/// The peers' task; see [`Driver::run`].
+pub struct Driver {
+    swarm: Swarm<Behaviour>,
+    me: PeerId,
+    config: Config,
+    overlay: Overlay,
+    commands: mpsc::Receiver<Command>,
+    events: mpsc::Sender<Event>,
+    backlog: VecDeque<Event>,
+    members: Arc<Members>,
+    book: Book,
+    links: HashMap<ConnectionId, Link>,
+    next_link: u64,
+    dialling: BTreeMap<PeerId, Dialling>,
+    /// Peers disconnected by command.
+    held: BTreeSet<PeerId>,
+    waiters: Vec<Waiter>,
+    asks: Asks,
+    answers: FuturesUnordered<BoxFuture<'static, Answer>>,
+    listening: HashSet<(ListenerId, Multiaddr)>,
+}
+
+impl std::fmt::Debug for Driver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Driver").field("me", &self.me).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // A memory listener keeps its number until it is removed: dropping it with its transport is not enough.
+        for (id, _) in &self.listening {
+            self.swarm.remove_listener(*id);
+        }
+    }
+}
+
+impl Driver {
+    pub(super) fn new(
+        swarm: Swarm<Behaviour>,
+        me: PeerId,
+        config: Config,
+        overlay: Overlay,
+        commands: mpsc::Receiver<Command>,
+        events: mpsc::Sender<Event>,
+    ) -> Self {
+        Driver {
+            swarm,
+            me,
+            config,
+            overlay,
+            commands,
+            events,
+            backlog: VecDeque::new(),
+            members: Arc::default(),
+            book: Book::default(),
+            links: HashMap::new(),
+            next_link: 0,
+            dialling: BTreeMap::new(),
+            held: BTreeSet::new(),
+            waiters: Vec::new(),
+            asks: Asks::default(),
+            answers: FuturesUnordered::new(),
+            listening: HashSet::new(),
+        }
+    }
+
+    /// Runs until `stop`, or until every [`Handle`](super::Handle) or the event receiver is gone. All connections end
+    /// with it.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let events = self.events.clone();
+        loop {
+            let room = self.backlog.len() < BACKLOG;
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = events.closed() => break,
+                permit = events.reserve(), if !self.backlog.is_empty() => match (permit, self.backlog.pop_front()) {
+                    (Ok(permit), Some(event)) => permit.send(event),
+                    (Err(_), _) => break,
+                    (Ok(_), None) => {}
+                },
+                command = self.commands.recv() => match command {
+                    Some(command) => self.handle_command(command),
+                    None => break,
+                },
+                Some(answer) = self.answers.next() => self.handle_answer(answer),
+                event = self.swarm.select_next_some(), if room => self.handle_swarm(event),
+                _ = tick.tick() => self.handle_tick(Instant::now()),
+            }
+        }
+        self.asks.fail_all();
+        let links: Vec<_> = self.links.keys().copied().collect();
+        for id in links {
+            self.swarm.close_connection(id);
+        }
+        // Half a second for the goodbyes, so that peers need no ping to miss us.
+        let goodbye = async {
+            while self.swarm.connected_peers().next().is_some() {
+                let _ = self.swarm.select_next_some().await;
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_millis(500), goodbye).await;
+    }
+
+    fn emit(&mut self, event: Event) {
+        self.backlog.push_back(event);
+    }
+
+    fn handle_command(&mut self, command: Command) {
+        let now = Instant::now();
+        match command {
+            Command::Members(members) => self.handle_members(members, now),
+            Command::Connect { addresses, peer, reply } => self.handle_connect(addresses, peer, reply, now),
+            Command::Disconnect { peer } => {
+                self.held.insert(peer);
+                self.dialling.remove(&peer);
+                self.links_of(peer).into_iter().for_each(|id| self.close(id, "disconnected by command"));
+            }
+            Command::Ask { peer, protocol, body, timeout, reply } => {
+                self.handle_ask(asks::Ask { peer, protocol, body, deadline: now + timeout, reply }, now);
+            }
+            Command::Known { peer, addresses } => {
+                let overlay = self.overlay.load_full();
+                let fresh = addresses
+                    .iter()
+                    // A name was typed by a person, who may also mean loopback.
+                    .filter(|a| a.ip().is_none() || is_believable(&a.0, &overlay, true))
+                    .filter(|a| a.carrier().is_some())
+                    .filter(|a| self.book.add(peer, &a.0))
+                    .count();
+                if fresh > 0 {
+                    self.hurry(peer, now);
+                }
+            }
+            Command::Overlay(prefixes) => self.overlay.store(Arc::new(prefixes)),
+            Command::Wanted { peer } => self.handle_wanted(peer, now),
+            Command::Status { reply } => {
+                // Whoever asked may have gone away.
+                let _ = reply.send(self.status(now));
+            }
+        }
+    }
+
+    fn handle_members(&mut self, members: Arc<Members>, now: Instant) {
+        let before = std::mem::replace(&mut self.members, members.clone());
+        self.book.pin(members.keys().copied().collect());
+        let behaviour = self.swarm.behaviour_mut();
+        behaviour.gate.set_members(members.clone());
+        behaviour.gate.inner.data.set_members(members.clone());
+        let outdated: Vec<_> = self.links.iter().map(|(id, link)| (*id, link.peer, link.class)).collect();
+        for (id, peer, class) in outdated {
+            match (class, members.contains_key(&peer)) {
+                (Class::Member, false) => self.close(id, "no member any more"),
+                (Class::Stranger, true) => self.retire(id, now),
+                _ => {}
+            }
+        }
+        for peer in before.keys().filter(|peer| !members.contains_key(peer)) {
+            self.dialling.remove(peer);
+            self.asks.fail_control(*peer);
+        }
+        for peer in members.keys().filter(|peer| !before.contains_key(peer)) {
+            self.hurry(*peer, now);
+        }
+        self.handle_dials(now);
+    }
+
+    fn handle_tick(&mut self, now: Instant) {
+        self.watch(now);
+        self.handle_dials(now);
+        self.asks.expire(now);
+    }
+
+    fn handle_swarm(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        let now = Instant::now();
+        match event {
+            SwarmEvent::Behaviour(event) => self.handle_behaviour(event, now),
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
+                self.handle_established(&peer_id, connection_id, &endpoint, now);
+            }
+            SwarmEvent::ConnectionClosed { connection_id, cause, .. } => {
+                self.handle_closed(connection_id, cause.map(|c| c.to_string()), now);
+            }
+            SwarmEvent::OutgoingConnectionError { connection_id, peer_id, error } => {
+                tracing::debug!(peer = ?peer_id, %error, "dial failed");
+                self.handle_dial_failed(connection_id, &error, now);
+            }
+            SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
+                tracing::debug!(remote = %send_back_addr, %error, "incoming connection failed");
+            }
+            SwarmEvent::NewListenAddr { listener_id, address } => {
+                tracing::debug!(%address, "listening");
+                self.listening.insert((listener_id, address));
+                self.emit_listening();
+                // A new address is a new network: peers that could not be reached may be now.
+                let peers: Vec<_> = self.dialling.keys().copied().collect();
+                peers.into_iter().for_each(|peer| self.hurry(peer, now));
+            }
+            SwarmEvent::ExpiredListenAddr { listener_id, address } => {
+                self.listening.remove(&(listener_id, address));
+                self.emit_listening();
+            }
+            SwarmEvent::ListenerClosed { listener_id, reason, .. } => {
+                tracing::warn!(?reason, "a listener has closed");
+                self.listening.retain(|(id, _)| *id != listener_id);
+                self.emit_listening();
+            }
+            SwarmEvent::ListenerError { error, .. } => tracing::debug!(%error, "listener"),
+            _ => {}
+        }
+    }
+
+    fn emit_listening(&mut self) {
+        let all: BTreeSet<_> = self.listening.iter().map(|(_, a)| a).filter(|a| !is_link_local_v6(a)).collect();
+        let routable = all.iter().any(|a| !is_loopback(a));
+        let told = all.into_iter().filter(|a| !routable || !is_loopback(a));
+        let addresses = told.cloned().map(Address).collect();
+        self.emit(Event::Listening { addresses });
+    }
+
+    fn handle_behaviour(&mut self, event: BehaviourEvent, now: Instant) {
+        match event {
+            BehaviourEvent::Join(event) => self.handle_exchange(Protocol::Join, event),
+            BehaviourEvent::Gate(MembersEvent::Control(event)) => self.handle_exchange(Protocol::Control, event),
+            BehaviourEvent::Gate(MembersEvent::Data(opened)) => self.handle_stream(opened),
+            BehaviourEvent::Gate(MembersEvent::Ping(event)) => self.handle_ping(event, now),
+            BehaviourEvent::Gate(MembersEvent::Identify(event)) => self.handle_identify(event),
+            BehaviourEvent::Gate(MembersEvent::Mdns4(event) | MembersEvent::Mdns6(event)) => {
+                self.handle_mdns(event, now);
+            }
+            BehaviourEvent::Limits(never) => match never {},
+            BehaviourEvent::Memory(never) => match never {},
+        }
+    }
+
+    fn handle_exchange(&mut self, protocol: Protocol, event: request_response::Event<Vec<u8>, Vec<u8>>) {
+        use request_response::{Event as Exchange, Message};
+        match event {
+            Exchange::Message { connection_id, message: Message::Request { request, channel, .. }, .. } => {
+                self.handle_request(protocol, connection_id, request, channel);
+            }
+            Exchange::Message { message: Message::Response { request_id, response }, .. } => {
+                self.asks.finish(protocol, request_id, Ok(response));
+            }
+            Exchange::OutboundFailure { request_id, error, .. } => {
+                self.asks.finish(protocol, request_id, Err(asks::error_of(error)));
+            }
+            Exchange::InboundFailure { connection_id, error, .. } => {
+                tracing::debug!(%error, "request not answered");
+                self.answered(connection_id);
+            }
+            Exchange::ResponseSent { connection_id, .. } => self.answered(connection_id),
+        }
+    }
+
+    fn handle_stream(&mut self, opened: Opened) {
+        let Opened { connection, subnet, direction, stream } = opened;
+        let Some(link) = self.links.get(&connection).filter(|link| !link.closing) else { return };
+        let (peer, connection, transport, remote) =
+            (link.peer, link.number, link.carrier.as_str(), link.remote.to_string());
+        self.emit(match direction {
+            Direction::Outbound => Event::StreamOut { peer, connection, subnet, transport, remote, stream },
+            Direction::Inbound => Event::StreamIn { peer, connection, subnet, stream },
+        });
+    }
+
+    fn handle_ping(&mut self, event: ping::Event, now: Instant) {
+        let Some(link) = self.links.get_mut(&event.connection).filter(|link| !link.closing) else { return };
+        match event.result {
+            Ok(rtt) => {
+                link.heard = now;
+                link.rtt = Some(rtt);
+                let (peer, connection) = (link.peer, link.number);
+                self.emit(Event::Rtt { peer, connection, rtt });
+            }
+            // The peer does not see us as a member: the connection is of little use, and dies of silence.
+            Err(ping::Failure::Unsupported) => link.one_sided = true,
+            Err(error) => {
+                tracing::debug!(peer = %link.peer, %error, "ping failed");
+                self.close(event.connection, "ping failed");
+            }
+        }
+    }
+
+    fn handle_identify(&mut self, event: identify::Event) {
+        let identify::Event::Received { connection_id, info, .. } = event else { return };
+        let Some(link) = self.links.get(&connection_id) else { return };
+        let (peer, local) = (link.peer, is_loopback(&link.remote));
+        let overlay = self.overlay.load_full();
+        for address in info.listen_addrs.iter().take(TOLD).filter(|a| is_believable(a, &overlay, local)) {
+            self.book.add(peer, address);
+        }
+        if carrier_of(&info.observed_addr).is_some() && is_believable(&info.observed_addr, &overlay, local) {
+            self.emit(Event::Observed { peer, address: Address(info.observed_addr) });
+        }
+    }
+
+    fn handle_mdns(&mut self, event: mdns::Event, now: Instant) {
+        let mdns::Event::Discovered(found) = event else { return };
+        let overlay = self.overlay.load_full();
+        let mut fresh: BTreeMap<PeerId, Vec<Address>> = BTreeMap::new();
+        for (peer, address) in found {
+            let Some(peer) = super::peer_from_lib(&peer).filter(|peer| *peer != self.me) else { continue };
+            if is_believable(&address, &overlay, false) {
+                self.book.add(peer, &address);
+                fresh.entry(peer).or_default().push(Address(super::address::bare(&address)));
+            }
+        }
+        for (peer, addresses) in fresh {
+            self.hurry(peer, now);
+            self.emit(Event::Discovered { peer, addresses });
+        }
+    }
+
+    fn status(&self, now: Instant) -> Vec<PeerStatus> {
+        let connected = self.links.values().filter(|l| !l.closing).map(|l| l.peer);
+        let peers: BTreeSet<_> = connected.chain(self.members.keys().copied()).filter(|p| *p != self.me).collect();
+        peers.into_iter().map(|peer| self.status_of(peer, now)).collect()
+    }
+
+    fn status_of(&self, peer: PeerId, now: Instant) -> PeerStatus {
+        let mut connections: Vec<_> = self
+            .links
+            .values()
+            .filter(|link| link.peer == peer && !link.closing)
+            .map(|link| ConnectionStatus {
+                connection: link.number,
+                class: link.class,
+                transport: link.carrier.as_str(),
+                remote: link.remote.to_string(),
+                outbound: link.outbound,
+                age: now.duration_since(link.since),
+                rtt: link.rtt,
+            })
+            .collect();
+        connections.sort_by_key(|c| c.connection);
+        PeerStatus {
+            peer,
+            class: if self.members.contains_key(&peer) { Class::Member } else { Class::Stranger },
+            connections,
+            addresses: self.book.addresses(&peer).iter().cloned().map(Address).collect(),
+            failures: self.dialling.get(&peer).map_or(0, |d| d.redial.failures),
+        }
+    }
+}

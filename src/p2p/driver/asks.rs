@@ -1,0 +1,193 @@
+//! Requests: ours that wait for a connection or an answer, and the peers' that wait for ours.
+
+use std::collections::{BTreeMap, HashMap};
+
+use futures::FutureExt;
+use libp2p::request_response::{OutboundFailure, OutboundRequestId, ResponseChannel};
+use libp2p::swarm::ConnectionId;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::Driver;
+use crate::model::id::PeerId;
+use crate::p2p::address::ip_of;
+use crate::p2p::{AskError, Class, Event, Protocol, Responder};
+
+/// Requests that may wait for one peer's connection.
+const WAITING: usize = 64;
+
+/// A request of ours.
+pub(super) struct Ask {
+    pub(super) peer: PeerId,
+    pub(super) protocol: Protocol,
+    pub(super) body: Vec<u8>,
+    pub(super) deadline: Instant,
+    pub(super) reply: oneshot::Sender<Result<Vec<u8>, AskError>>,
+}
+
+/// The node's answer to a peer's request.
+pub(super) struct Answer {
+    protocol: Protocol,
+    connection: ConnectionId,
+    channel: ResponseChannel<Vec<u8>>,
+    body: Option<Vec<u8>>,
+}
+
+struct Sent {
+    deadline: Instant,
+    reply: oneshot::Sender<Result<Vec<u8>, AskError>>,
+}
+
+/// Requests of ours without an answer.
+#[derive(Default)]
+pub(super) struct Asks {
+    /// No connection yet.
+    waiting: BTreeMap<PeerId, Vec<Ask>>,
+    /// Each protocol numbers its own.
+    sent: HashMap<(Protocol, OutboundRequestId), Sent>,
+}
+
+impl Asks {
+    /// Whether a request waits for a connection to the peer.
+    pub(super) fn wait_for(&self, peer: PeerId) -> bool {
+        self.waiting.contains_key(&peer)
+    }
+
+    /// The answer, or why there is none.
+    pub(super) fn finish(&mut self, protocol: Protocol, id: OutboundRequestId, result: Result<Vec<u8>, AskError>) {
+        if let Some(sent) = self.sent.remove(&(protocol, id)) {
+            // Whoever asked may have gone away.
+            let _ = sent.reply.send(result);
+        }
+    }
+
+    /// Ends what is too late, and forgets what nobody waits for any more.
+    pub(super) fn expire(&mut self, now: Instant) {
+        self.end_waiting(|ask| now >= ask.deadline || ask.reply.is_closed(), &AskError::Unreachable);
+        let late: Vec<_> = self.sent.iter().filter(|(_, sent)| now >= sent.deadline).map(|(key, _)| *key).collect();
+        late.into_iter().for_each(|(protocol, id)| self.finish(protocol, id, Err(AskError::Timeout)));
+    }
+
+    /// A removed peer has no control protocol any more.
+    pub(super) fn fail_control(&mut self, peer: PeerId) {
+        self.end_waiting(|ask| ask.peer == peer && ask.protocol == Protocol::Control, &AskError::Refused);
+    }
+
+    /// The task stops.
+    pub(super) fn fail_all(&mut self) {
+        self.end_waiting(|_| true, &AskError::Stopped);
+        for (_, sent) in self.sent.drain() {
+            let _ = sent.reply.send(Err(AskError::Stopped));
+        }
+    }
+
+    fn end_waiting(&mut self, over: impl Fn(&Ask) -> bool, error: &AskError) {
+        for asks in self.waiting.values_mut() {
+            for ask in asks.extract_if(.., |ask| over(ask)) {
+                let _ = ask.reply.send(Err(error.clone()));
+            }
+        }
+        self.waiting.retain(|_, asks| !asks.is_empty());
+    }
+}
+
+/// What went wrong, in our words.
+pub(super) fn error_of(failure: OutboundFailure) -> AskError {
+    match failure {
+        OutboundFailure::DialFailure => AskError::Unreachable,
+        OutboundFailure::Timeout => AskError::Timeout,
+        OutboundFailure::ConnectionClosed => AskError::Closed,
+        OutboundFailure::UnsupportedProtocols => AskError::Refused,
+        OutboundFailure::Io(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => AskError::Closed,
+        OutboundFailure::Io(error) => AskError::Failed(error.to_string()),
+    }
+}
+
+impl Driver {
+    pub(super) fn handle_ask(&mut self, ask: Ask, now: Instant) {
+        let refusal = if ask.body.len() > ask.protocol.cap() {
+            Some(AskError::TooLarge(ask.body.len()))
+        } else if ask.protocol == Protocol::Control && !self.members.contains_key(&ask.peer) {
+            Some(AskError::Refused)
+        } else if self.can_send(ask.peer, ask.protocol) {
+            return self.send(ask);
+        } else if self.book.addresses(&ask.peer).is_empty() && self.links_of(ask.peer).is_empty() {
+            Some(AskError::NoAddress)
+        } else if self.asks.waiting.get(&ask.peer).is_some_and(|asks| asks.len() >= WAITING) {
+            Some(AskError::Busy)
+        } else {
+            None
+        };
+        if let Some(error) = refusal {
+            let _ = ask.reply.send(Err(error));
+            return;
+        }
+        let peer = ask.peer;
+        self.asks.waiting.entry(peer).or_default().push(ask);
+        self.handle_wanted(peer, now);
+    }
+
+    /// Whether a connection of the right class is there.
+    fn can_send(&self, peer: PeerId, protocol: Protocol) -> bool {
+        let fits = |class| protocol == Protocol::Join || class == Class::Member;
+        self.links.values().any(|link| link.peer == peer && !link.closing && fits(link.class))
+    }
+
+    fn send(&mut self, ask: Ask) {
+        let Some(lib) = crate::p2p::peer_to_lib(ask.peer) else { return };
+        let behaviour = self.swarm.behaviour_mut();
+        let id = match ask.protocol {
+            Protocol::Join => behaviour.join.send_request(&lib, ask.body),
+            Protocol::Control => behaviour.gate.inner.control.send_request(&lib, ask.body),
+        };
+        self.asks.sent.insert((ask.protocol, id), Sent { deadline: ask.deadline, reply: ask.reply });
+    }
+
+    /// A connection is there: sends what waited for one of its class.
+    pub(super) fn send_waiting(&mut self, peer: PeerId) {
+        let (ready, rest): (Vec<_>, Vec<_>) =
+            self.asks.waiting.remove(&peer).into_iter().flatten().partition(|ask| self.can_send(peer, ask.protocol));
+        if !rest.is_empty() {
+            self.asks.waiting.insert(peer, rest);
+        }
+        ready.into_iter().for_each(|ask| self.send(ask));
+    }
+
+    pub(super) fn handle_request(
+        &mut self,
+        protocol: Protocol,
+        id: ConnectionId,
+        body: Vec<u8>,
+        channel: ResponseChannel<Vec<u8>>,
+    ) {
+        // A connection that was cut says nothing more, whatever is still in its buffers.
+        let Some(link) = self.links.get_mut(&id).filter(|link| !link.closing) else { return };
+        link.answering += 1;
+        let (respond, answer) = oneshot::channel();
+        let event = Event::Asked {
+            peer: link.peer,
+            connection: link.number,
+            class: link.class,
+            protocol,
+            remote_ip: ip_of(&link.remote),
+            body,
+            responder: Responder(respond),
+        };
+        self.answers.push(async move { Answer { protocol, connection: id, channel, body: answer.await.ok() } }.boxed());
+        self.emit(event);
+    }
+
+    pub(super) fn handle_answer(&mut self, answer: Answer) {
+        let Answer { protocol, connection, channel, body } = answer;
+        // Without an answer the channel is dropped, and the behaviour reports the omission.
+        let Some(body) = body.filter(|body| body.len() <= protocol.cap()) else { return };
+        let behaviour = self.swarm.behaviour_mut();
+        let gone = match protocol {
+            Protocol::Join => behaviour.join.send_response(channel, body),
+            Protocol::Control => behaviour.gate.inner.control.send_response(channel, body),
+        };
+        if gone.is_err() {
+            tracing::debug!(?connection, "the peer is gone before its answer");
+        }
+    }
+}

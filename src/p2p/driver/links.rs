@@ -1,0 +1,215 @@
+//! Connections: born, watched, replaced, closed.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use libp2p::Multiaddr;
+use libp2p::core::ConnectedPoint;
+use libp2p::swarm::ConnectionId;
+use tokio::time::Instant;
+
+use super::Driver;
+use crate::model::id::PeerId;
+use crate::p2p::address::{Carrier, carrier_of};
+use crate::p2p::surplus::{Candidate, surplus};
+use crate::p2p::{Class, Event};
+
+/// How much longer a stranger's connection may live to finish answering.
+const ANSWERING: Duration = Duration::from_secs(2);
+/// Patience with the other side over a tie between surplus connections, in multiples of their age.
+const PATIENCE: u32 = 3;
+
+/// One connection.
+pub(super) struct Link {
+    pub(super) peer: PeerId,
+    /// Grows with each connection of this process.
+    pub(super) number: u64,
+    pub(super) class: Class,
+    pub(super) carrier: Carrier,
+    pub(super) remote: Multiaddr,
+    pub(super) outbound: bool,
+    pub(super) since: Instant,
+    /// Last sign of life.
+    pub(super) heard: Instant,
+    pub(super) rtt: Option<Duration>,
+    /// The peer does not see us as a member.
+    pub(super) one_sided: bool,
+    /// Requests of the peer that have not been answered.
+    pub(super) answering: usize,
+    /// When a stranger's connection gives way to a member's.
+    pub(super) retire: Option<Instant>,
+    /// Reported as closed already; the swarm still says goodbye.
+    pub(super) closing: bool,
+}
+
+impl Link {
+    /// Whether it is a member's and usable in both directions.
+    fn carries(&self) -> bool {
+        self.class == Class::Member && !self.closing && !self.one_sided
+    }
+}
+
+impl Driver {
+    /// Open connections to a peer.
+    pub(super) fn links_of(&self, peer: PeerId) -> Vec<ConnectionId> {
+        self.links.iter().filter(|(_, link)| link.peer == peer && !link.closing).map(|(id, _)| *id).collect()
+    }
+
+    /// Whether packets can go to and come from the peer.
+    pub(super) fn is_linked(&self, peer: PeerId) -> bool {
+        self.links.values().any(|link| link.peer == peer && link.carries())
+    }
+
+    pub(super) fn handle_established(
+        &mut self,
+        peer: &libp2p::PeerId,
+        id: ConnectionId,
+        endpoint: &ConnectedPoint,
+        now: Instant,
+    ) {
+        let Some(peer) = crate::p2p::peer_from_lib(peer) else {
+            self.swarm.close_connection(id);
+            return;
+        };
+        let remote = crate::p2p::address::bare(endpoint.get_remote_address());
+        let outbound = endpoint.is_dialer();
+        let class = self.swarm.behaviour().gate.class(id);
+        // A listener's memory address is its peer's ephemeral one; every other address names its carrier.
+        let carrier = carrier_of(&remote).unwrap_or(Carrier::Memory);
+        let number = self.next_link;
+        self.next_link += 1;
+        self.links.insert(
+            id,
+            Link {
+                peer,
+                number,
+                class,
+                carrier,
+                remote: remote.clone(),
+                outbound,
+                since: now,
+                heard: now,
+                rtt: None,
+                one_sided: false,
+                answering: 0,
+                retire: None,
+                closing: false,
+            },
+        );
+        tracing::debug!(%peer, connection = number, ?class, %remote, outbound, "connected");
+        if outbound {
+            self.book.worked(peer, &remote);
+        } else {
+            // It came by itself: whoever was told to leave it alone no longer has to.
+            self.held.remove(&peer);
+        }
+        self.emit(Event::Connected {
+            peer,
+            connection: number,
+            class,
+            transport: carrier.as_str(),
+            remote: remote.to_string(),
+            outbound,
+        });
+        self.settle_waiters(id, peer);
+        match (class, self.members.contains_key(&peer)) {
+            // The members changed while the handshake ran.
+            (Class::Member, false) => self.close(id, "no member any more"),
+            (Class::Stranger, true) => self.retire(id, now),
+            (Class::Member, true) => {
+                self.dialling.remove(&peer);
+                let old: Vec<_> = self.links_of(peer);
+                old.into_iter().filter(|old| *old != id).for_each(|old| self.retire(old, now));
+            }
+            (Class::Stranger, false) => {}
+        }
+        self.send_waiting(peer);
+    }
+
+    /// A stranger's connection gives way soon: not at once, because the answer that tells the peer of its admission may
+    /// still be on its way over it.
+    pub(super) fn retire(&mut self, id: ConnectionId, now: Instant) {
+        let grace = self.config.timing.grace;
+        if let Some(link) = self.links.get_mut(&id)
+            && link.class == Class::Stranger
+        {
+            link.retire.get_or_insert(now + grace);
+        }
+    }
+
+    /// Ends a connection now: its streams fail and `Closed` is reported before the transport has said goodbye.
+    pub(super) fn close(&mut self, id: ConnectionId, why: &str) {
+        self.swarm.behaviour().gate.inner.data.cut(id);
+        self.report_closed(id, why);
+        self.swarm.close_connection(id);
+    }
+
+    pub(super) fn handle_closed(&mut self, id: ConnectionId, cause: Option<String>, now: Instant) {
+        self.report_closed(id, cause.as_deref().unwrap_or("closed"));
+        if let Some(link) = self.links.remove(&id) {
+            self.handle_lost(link.peer, now);
+        }
+    }
+
+    fn report_closed(&mut self, id: ConnectionId, why: &str) {
+        let Some(link) = self.links.get_mut(&id).filter(|link| !link.closing) else { return };
+        link.closing = true;
+        let (peer, connection) = (link.peer, link.number);
+        tracing::debug!(%peer, connection, why, "connection closed");
+        let remaining = self.links_of(peer).len();
+        self.emit(Event::Closed { peer, connection, remaining });
+        self.handle_lost(peer, Instant::now());
+    }
+
+    /// The peer has had its answer, or will never have it.
+    pub(super) fn answered(&mut self, id: ConnectionId) {
+        if let Some(link) = self.links.get_mut(&id) {
+            link.answering = link.answering.saturating_sub(1);
+        }
+    }
+
+    /// Closes what is silent, retired or surplus.
+    pub(super) fn watch(&mut self, now: Instant) {
+        let timing = self.config.timing;
+        let data = &self.swarm.behaviour().gate.inner.data;
+        let mut over = Vec::new();
+        for (id, link) in self.links.iter_mut().filter(|(_, link)| !link.closing) {
+            if link.class == Class::Member && data.take_heard(*id) {
+                link.heard = now;
+            }
+            if link.class == Class::Member && now.duration_since(link.heard) >= timing.silence {
+                over.push((*id, "nothing heard"));
+            } else if let Some(retire) = link.retire
+                && now >= retire
+                && (link.answering == 0 || now >= retire + ANSWERING)
+            {
+                over.push((*id, "replaced by a member's connection"));
+            }
+        }
+        over.into_iter().for_each(|(id, why)| self.close(id, why));
+        self.close_surplus(now);
+    }
+
+    fn close_surplus(&mut self, now: Instant) {
+        let age = self.config.timing.surplus;
+        // A connection that has gone quiet may be dead: the live one beside it must not be closed for its sake.
+        let lively = self.config.timing.ping.mul_f32(1.5);
+        let mut by_peer: BTreeMap<PeerId, Vec<(ConnectionId, Candidate, Duration)>> = BTreeMap::new();
+        let alive = |link: &Link| link.carries() && now.duration_since(link.heard) <= lively;
+        for (id, link) in self.links.iter().filter(|(_, link)| alive(link)) {
+            let candidate = Candidate { number: link.number, carrier: link.carrier, outbound: link.outbound };
+            by_peer.entry(link.peer).or_default().push((*id, candidate, now.duration_since(link.since)));
+        }
+        for (peer, links) in by_peer.into_iter().filter(|(_, links)| links.len() > 1) {
+            let youngest = links.iter().map(|(_, _, age)| *age).min().unwrap_or_default();
+            if youngest < age {
+                continue;
+            }
+            let candidates: Vec<_> = links.iter().map(|(_, candidate, _)| *candidate).collect();
+            let closed = surplus(&candidates, self.me < peer, youngest >= age * PATIENCE);
+            for (id, _, _) in links.iter().filter(|(_, c, _)| closed.contains(&c.number)) {
+                self.close(*id, "surplus");
+            }
+        }
+    }
+}

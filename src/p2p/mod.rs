@@ -1,0 +1,162 @@
+//! Peers: libp2p connections, discovery, requests, and the streams that packets travel on.
+//!
+//! Owns every connection to another peer and the decision what may be spoken on it. Never decides who is a member
+//! (that arrives as [`Command::Members`]), never looks into a request or a packet, and lets nothing of libp2p out except
+//! the opaque [`DataStream`].
+//!
+//! [`start`] opens the listeners and returns three things: a [`Handle`] for commands, a receiver of [`Event`]s, and the
+//! [`Driver`] whose [`run`](Driver::run) is the task.
+//!
+//! # The gate
+//! A connection's [`Class`] is settled when it is made and never changes. A stranger is offered `/byway/join/1` and
+//! nothing else; members get identify, ping, `/byway/control/1` and `/byway/data/1`. A peer that becomes a member has
+//! its strangers' connections replaced; one that is removed is cut at once. There is no DHT and no relay.
+
+mod address;
+mod behaviour;
+mod book;
+mod codec;
+mod command;
+mod data;
+mod driver;
+mod event;
+mod gate;
+mod preamble;
+mod redial;
+mod start;
+mod stream;
+mod surplus;
+mod transport;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+pub use self::address::{Address, AddressError, Carrier};
+pub use self::command::{AskError, Command, ConnectError, ConnectionStatus, Handle, PeerStatus, Protocol, Stopped};
+pub use self::driver::Driver;
+pub use self::event::{Class, Event, Responder};
+pub use self::start::{Error, start};
+pub use self::stream::DataStream;
+
+use crate::model::id::{PeerId, SubnetId};
+
+/// Who has a valid grant in a subnet of ours, and in which subnets.
+pub type Members = BTreeMap<PeerId, Vec<SubnetId>>;
+
+/// Which transports to open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TransportKind {
+    /// TCP and QUIC sockets.
+    Network,
+    /// Channels inside this process (`/memory/N`): tests of many nodes.
+    Memory,
+}
+
+/// How a daemon meets its peers.
+#[derive(Clone)]
+pub struct Config {
+    /// Seed of the ed25519 identity.
+    pub secret: [u8; 32],
+    /// Addresses to listen on; empty: none.
+    pub listen: Vec<Address>,
+    /// Whether to look for peers on the local networks (mDNS, IPv4 and IPv6) and be found there.
+    pub lan_discovery: bool,
+    /// Which transports to open.
+    pub transport: TransportKind,
+    /// Which transport is dialled first where a peer offers both; the other follows 300 ms later. TCP by default: on a
+    /// LAN it moves several times the bytes of QUIC per CPU second.
+    pub prefer: Carrier,
+    /// What strangers and members may use up.
+    pub limits: Limits,
+    /// Intervals and patience.
+    pub timing: Timing,
+}
+
+impl Config {
+    /// The defaults for an identity: the network, no listeners, LAN discovery.
+    pub fn new(secret: [u8; 32]) -> Self {
+        Config {
+            secret,
+            listen: Vec::new(),
+            lan_discovery: true,
+            transport: TransportKind::Network,
+            prefer: Carrier::Tcp,
+            limits: Limits::default(),
+            timing: Timing::default(),
+        }
+    }
+}
+
+/// Caps on what the outside can make us hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Unfinished inbound handshakes in all. Each is one socket and a few KiB, and ends after 5 s.
+    pub pending_in: u32,
+    /// Unfinished outbound dials in all.
+    pub pending_out: u32,
+    /// Unfinished handshakes, and strangers' connections, of one source address: one flooder cannot use up the rest.
+    pub per_source: usize,
+    /// Connections of one peer: two carriers, two directions, and their replacements.
+    pub per_peer: u32,
+    /// Connections in all.
+    pub connections: u32,
+    /// Connections of peers that are no members: what is left is kept for members.
+    pub strangers: usize,
+    /// Memory of the process in bytes above which no new connection is taken. A peer that never reads can pin the
+    /// windows of its streams; this bounds all of them together.
+    pub memory: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            pending_in: 256,
+            pending_out: 256,
+            per_source: 8,
+            per_peer: 8,
+            connections: 1024,
+            strangers: 64,
+            memory: 1024 * 1024 * 1024,
+        }
+    }
+}
+
+/// Intervals and patience. The defaults are what the daemon uses; tests shorten them.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    /// Pause between two pings on a member connection.
+    pub ping: Duration,
+    /// A member connection on which nothing has been heard for so long is dead: two pings and a little more.
+    pub silence: Duration,
+    /// Age at which a second connection to the same peer is surplus.
+    pub surplus: Duration,
+    /// Life of an idle stranger's connection.
+    pub idle: Duration,
+    /// How long a stranger's connection outlives its peer's admission, so that the answer which tells of it arrives.
+    pub grace: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Timing {
+            ping: Duration::from_secs(5),
+            silence: Duration::from_secs(12),
+            surplus: Duration::from_secs(10),
+            idle: Duration::from_secs(10),
+            grace: Duration::from_millis(250),
+        }
+    }
+}
+
+/// Our name of a libp2p peer; `None` for keys that are not ed25519.
+fn peer_from_lib(peer: &libp2p::PeerId) -> Option<PeerId> {
+    PeerId::from_multihash(&peer.to_bytes())
+}
+
+/// libp2p's name of a peer.
+fn peer_to_lib(peer: PeerId) -> Option<libp2p::PeerId> {
+    libp2p::PeerId::from_bytes(&peer.to_multihash()).ok()
+}

@@ -1,0 +1,53 @@
+//! The first bytes of a data stream: which subnet its packets belong to.
+//!
+//! ```text
+//! opener -> accepter   [ version = 1 ][ subnet ID, 16 bytes ]
+//! accepter -> opener   [ accepted = 1 ]
+//! ```
+//!
+//! Afterwards only the opener writes. Pure: no I/O.
+
+use crate::model::id::SubnetId;
+
+/// Bytes of the opener's preamble.
+pub(super) const LEN: usize = 17;
+/// The version this program writes and reads.
+const VERSION: u8 = 1;
+/// What the accepter answers when the subnet is one that both are members of.
+pub(super) const ACCEPTED: u8 = 1;
+
+/// The preamble of a stream for `subnet`.
+pub(super) fn encode(subnet: SubnetId) -> [u8; LEN] {
+    let mut bytes = [VERSION; LEN];
+    for (to, from) in bytes.iter_mut().skip(1).zip(subnet.0) {
+        *to = from;
+    }
+    bytes
+}
+
+/// The subnet a preamble names; `None` for another version or length.
+pub(super) fn parse(bytes: &[u8]) -> Option<SubnetId> {
+    match bytes.split_first()? {
+        (&VERSION, id) => id.try_into().ok().map(SubnetId),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn preamble_reads_back(id: [u8; 16]) {
+            prop_assert_eq!(parse(&encode(SubnetId(id))), Some(SubnetId(id)));
+        }
+
+        #[test]
+        fn preamble_parser_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
+            let parsed = parse(&bytes);
+            prop_assert_eq!(parsed.is_some(), bytes.len() == LEN && bytes.first() == Some(&1));
+        }
+    }
+}

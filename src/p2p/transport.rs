@@ -1,0 +1,226 @@
+//! The transports: TCP+Noise+Yamux and QUIC, or memory+Noise+Yamux, each behind the same two guards.
+//!
+//! [`Guard`] keeps libp2p off the overlay: it dials no overlay address, whatever DNS says, announces none when a
+//! wildcard listener finds the TUN's address, and refuses connections that arrive over it. [`BoundedClose`] gives a
+//! closing connection two seconds: a peer that is gone must not hold a socket for the kernel's fifteen minutes.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use ipnet::IpNet;
+use libp2p::core::muxing::{StreamMuxer, StreamMuxerBox, StreamMuxerEvent};
+use libp2p::core::transport::dummy::DummyTransport;
+use libp2p::core::transport::{Boxed, DialOpts, ListenerId, MemoryTransport, TransportError, TransportEvent};
+use libp2p::core::upgrade::Version;
+use libp2p::identity::Keypair;
+use libp2p::{Multiaddr, PeerId, Transport, dns, noise, quic, tcp, yamux};
+
+use super::address::is_within;
+use super::{Error, TransportKind};
+
+/// The overlay prefixes, as the transports see them.
+pub(super) type Overlay = Arc<ArcSwap<Vec<IpNet>>>;
+
+/// What every transport ends in: an authenticated peer and its multiplexed connection.
+type Output = (PeerId, StreamMuxerBox);
+
+/// Time for a TCP connect, the Noise handshake and the multiplexer together: half-open attempts end here.
+const SETUP: Duration = Duration::from_secs(5);
+/// Streams of one connection, both directions together. The default of 512 lets one peer pin 512 windows of 256 KiB.
+pub(super) const STREAMS: usize = 64;
+/// Time to say goodbye.
+const CLOSING: Duration = Duration::from_secs(2);
+
+/// Builds the transport.
+///
+/// # Errors
+/// When the Noise keys cannot be made of the identity.
+pub(super) fn build(kind: TransportKind, key: &Keypair, overlay: &Overlay) -> Result<Boxed<Output>, Error> {
+    let noise = || noise::Config::new(key).map_err(|e| Error::Identity(e.to_string()));
+    match kind {
+        TransportKind::Memory => {
+            let memory = MemoryTransport::default()
+                .upgrade(Version::V1)
+                .authenticate(noise()?)
+                .multiplex(muxer())
+                .timeout(SETUP)
+                .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(BoundedClose::new(muxer))));
+            Ok(Guard::new(memory.boxed(), overlay.clone()).boxed())
+        }
+        TransportKind::Network => {
+            let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
+                .upgrade(Version::V1)
+                .authenticate(noise()?)
+                .multiplex(muxer())
+                .timeout(SETUP)
+                .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(BoundedClose::new(muxer))));
+            let mut config = quic::Config::new(key);
+            config.handshake_timeout = SETUP;
+            config.keep_alive_interval = Duration::from_secs(5);
+            config.max_idle_timeout = 10_000;
+            config.max_concurrent_stream_limit = u32::try_from(STREAMS).unwrap_or(64);
+            let quic = quic::tokio::Transport::new(config)
+                .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(BoundedClose::new(muxer))));
+            let both = tcp.or_transport(quic).map(|either, _| either.into_inner());
+            Ok(named(Guard::new(both.boxed(), overlay.clone())))
+        }
+    }
+}
+
+/// Puts name resolution above the guard, so that a name cannot lead to an overlay address.
+fn named(guard: Guard) -> Boxed<Output> {
+    // The resolver takes the transport with it when it fails: look first whether it will.
+    let probe = dns::tokio::Transport::system(DummyTransport::<Output>::new());
+    match probe.map(drop) {
+        Ok(()) => match dns::tokio::Transport::system(guard) {
+            Ok(named) => named.boxed(),
+            Err(_) => DummyTransport::<Output>::new().boxed(),
+        },
+        Err(error) => {
+            tracing::warn!(%error, "no usable resolver configuration: /dns addresses of peers cannot be dialled");
+            guard.boxed()
+        }
+    }
+}
+
+fn muxer() -> yamux::Config {
+    let mut config = yamux::Config::default();
+    config.set_max_num_streams(STREAMS);
+    config
+}
+
+/// Keeps one transport off the overlay.
+struct Guard {
+    inner: Boxed<Output>,
+    overlay: Overlay,
+    /// The prefixes that `announced` was last checked against.
+    checked: Arc<Vec<IpNet>>,
+    /// Listen addresses the swarm knows of, to take them back when a prefix comes to cover them.
+    announced: Vec<(ListenerId, Multiaddr)>,
+}
+
+impl Guard {
+    fn new(inner: Boxed<Output>, overlay: Overlay) -> Self {
+        let checked = overlay.load_full();
+        Guard { inner, overlay, checked, announced: Vec::new() }
+    }
+
+    /// An announced address that is an overlay address now.
+    fn expired(&mut self) -> Option<(ListenerId, Multiaddr)> {
+        let prefixes = self.overlay.load_full();
+        if Arc::ptr_eq(&prefixes, &self.checked) {
+            return None;
+        }
+        match self.announced.iter().position(|(_, address)| is_within(address, &prefixes)) {
+            Some(at) => Some(self.announced.swap_remove(at)),
+            None => {
+                self.checked = prefixes;
+                None
+            }
+        }
+    }
+}
+
+impl Transport for Guard {
+    type Output = Output;
+    type Error = io::Error;
+    type ListenerUpgrade = <Boxed<Output> as Transport>::ListenerUpgrade;
+    type Dial = <Boxed<Output> as Transport>::Dial;
+
+    fn listen_on(&mut self, id: ListenerId, addr: Multiaddr) -> Result<(), TransportError<io::Error>> {
+        self.inner.listen_on(id, addr)
+    }
+
+    fn remove_listener(&mut self, id: ListenerId) -> bool {
+        self.inner.remove_listener(id)
+    }
+
+    fn dial(&mut self, addr: Multiaddr, opts: DialOpts) -> Result<Self::Dial, TransportError<io::Error>> {
+        if is_within(&addr, &self.overlay.load()) {
+            return Err(TransportError::Other(io::Error::new(
+                io::ErrorKind::AddrNotAvailable,
+                format!("{addr} is an overlay address: peers are reached over the underlay only"),
+            )));
+        }
+        self.inner.dial(addr, opts)
+    }
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<TransportEvent<Self::ListenerUpgrade, io::Error>> {
+        if let Some((listener_id, listen_addr)) = self.expired() {
+            return Poll::Ready(TransportEvent::AddressExpired { listener_id, listen_addr });
+        }
+        loop {
+            let event = std::task::ready!(Pin::new(&mut self.inner).poll(cx));
+            let overlay = self.overlay.load_full();
+            match &event {
+                TransportEvent::NewAddress { listener_id, listen_addr } => {
+                    if is_within(listen_addr, &overlay) {
+                        tracing::debug!(address = %listen_addr, "overlay address not announced");
+                        continue;
+                    }
+                    self.announced.push((*listener_id, listen_addr.clone()));
+                }
+                TransportEvent::AddressExpired { listener_id, listen_addr } => {
+                    let known = self.announced.iter().position(|(id, a)| id == listener_id && a == listen_addr);
+                    match known {
+                        Some(at) => drop(self.announced.swap_remove(at)),
+                        None => continue,
+                    }
+                }
+                TransportEvent::Incoming { local_addr, send_back_addr, .. } => {
+                    if is_within(local_addr, &overlay) || is_within(send_back_addr, &overlay) {
+                        tracing::debug!(remote = %send_back_addr, "connection over the overlay refused");
+                        continue;
+                    }
+                }
+                TransportEvent::ListenerClosed { listener_id, .. } => {
+                    self.announced.retain(|(id, _)| id != listener_id);
+                }
+                TransportEvent::ListenerError { .. } => {}
+            }
+            return Poll::Ready(event);
+        }
+    }
+}
+
+/// A muxer whose goodbye ends in time.
+struct BoundedClose<M> {
+    inner: M,
+    deadline: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl<M> BoundedClose<M> {
+    fn new(inner: M) -> Self {
+        BoundedClose { inner, deadline: None }
+    }
+}
+
+impl<M: StreamMuxer + Unpin> StreamMuxer for BoundedClose<M> {
+    type Substream = M::Substream;
+    type Error = M::Error;
+
+    fn poll_inbound(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<M::Substream, M::Error>> {
+        Pin::new(&mut self.inner).poll_inbound(cx)
+    }
+
+    fn poll_outbound(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<M::Substream, M::Error>> {
+        Pin::new(&mut self.inner).poll_outbound(cx)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), M::Error>> {
+        let deadline = self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(CLOSING)));
+        if deadline.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.inner).poll_close(cx)
+    }
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<StreamMuxerEvent, M::Error>> {
+        Pin::new(&mut self.inner).poll(cx)
+    }
+}
