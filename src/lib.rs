@@ -1,6 +1,7 @@
 //! byway: private IPs for containers and VMs, across peers.
 
 pub mod datapath;
+pub mod host;
 pub mod link;
 pub mod model;
 pub mod p2p;

@@ -1,0 +1,312 @@
+//! Ends flows: deletes entries of the kernel's connection tracking.
+//!
+//! NAT decides on the first packet of a flow, so a flow outlives the map that began it until its entry is deleted.
+//! Speaks netlink on a socket of its own, in the network namespace of the calling thread (through a blocking thread,
+//! which inherits it). Owns nothing.
+
+use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_netfilter::conntrack::{
+    ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol, Status, Tuple,
+};
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use netlink_sys::{Socket, SocketAddr};
+
+use crate::model::host::Proto;
+
+/// `CTA_ID`: tells an entry from a later one with the same tuple (linux/netfilter/nfnetlink_conntrack.h).
+const CTA_ID: u16 = 12;
+/// `CTA_ZONE`.
+const CTA_ZONE: u16 = 18;
+/// Longest a whole deletion may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of the length and type that begin every netlink message.
+const HEADER: usize = 16;
+
+/// The flows of one port map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MapFlows {
+    /// Protocol.
+    pub proto: Proto,
+    /// Address the clients asked for; unspecified: any.
+    pub listen: IpAddr,
+    /// Port the clients asked for.
+    pub port: u16,
+    /// Where they were sent.
+    pub target: IpAddr,
+    /// The port there.
+    pub target_port: u16,
+}
+
+/// One direction of a flow.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Direction {
+    source: Option<IpAddr>,
+    destination: Option<IpAddr>,
+    proto: Option<u8>,
+    source_port: Option<u16>,
+    destination_port: Option<u16>,
+}
+
+/// One entry, as far as it is matched on, and what names it to the kernel.
+#[derive(Debug, Clone)]
+struct Entry {
+    original: Direction,
+    reply: Direction,
+    rewritten: bool,
+    family: NetfilterProtoFamily,
+    handle: Vec<ConntrackAttribute>,
+}
+
+fn direction(tuples: &[Tuple]) -> Direction {
+    let mut found = Direction::default();
+    for tuple in tuples {
+        match tuple {
+            Tuple::Ip(parts) => parts.iter().for_each(|part| match part {
+                IPTuple::SourceAddress(addr) => found.source = Some(*addr),
+                IPTuple::DestinationAddress(addr) => found.destination = Some(*addr),
+                _ => {}
+            }),
+            Tuple::Proto(parts) => parts.iter().for_each(|part| match part {
+                ProtoTuple::Protocol(proto) => found.proto = Some(u8::from(*proto)),
+                ProtoTuple::SourcePort(port) => found.source_port = Some(*port),
+                ProtoTuple::DestinationPort(port) => found.destination_port = Some(*port),
+                _ => {}
+            }),
+            _ => {}
+        }
+    }
+    found
+}
+
+impl Entry {
+    fn of(message: NetfilterMessage) -> Option<Self> {
+        let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = message.inner else { return None };
+        let mut entry = Entry {
+            original: Direction::default(),
+            reply: Direction::default(),
+            rewritten: false,
+            family: message.header.family,
+            handle: Vec::new(),
+        };
+        for attribute in attributes {
+            match &attribute {
+                ConntrackAttribute::CtaTupleOrig(tuples) => {
+                    entry.original = direction(tuples);
+                    entry.handle.push(attribute);
+                }
+                ConntrackAttribute::CtaTupleReply(tuples) => entry.reply = direction(tuples),
+                ConntrackAttribute::CtaStatus(status) => entry.rewritten = status.contains(Status::DstNat),
+                ConntrackAttribute::Other(nla) if matches!(netlink_packet_core::Nla::kind(nla), CTA_ID | CTA_ZONE) => {
+                    entry.handle.push(attribute);
+                }
+                _ => {}
+            }
+        }
+        Some(entry)
+    }
+
+    fn is_of(&self, map: &MapFlows) -> bool {
+        let proto = u8::from(match map.proto {
+            Proto::Tcp => Protocol::Tcp,
+            Proto::Udp => Protocol::Udp,
+        });
+        self.rewritten
+            && self.original.proto == Some(proto)
+            && self.original.destination_port == Some(map.port)
+            && (map.listen.is_unspecified() || self.original.destination == Some(map.listen))
+            && self.reply.source == Some(map.target)
+            && self.reply.source_port == Some(map.target_port)
+    }
+
+    fn touches(&self, addresses: &[IpAddr]) -> bool {
+        [&self.original, &self.reply]
+            .into_iter()
+            .flat_map(|d| [d.source, d.destination])
+            .flatten()
+            .any(|addr| addresses.contains(&addr))
+    }
+}
+
+fn encode(flags: u16, family: NetfilterProtoFamily, message: ConntrackMessage) -> Vec<u8> {
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | flags;
+    let body = NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), message);
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::from(body));
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    bytes
+}
+
+/// Messages of one datagram as (type, body); stops at what is no message.
+fn messages(datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8], &[u8])> {
+    let mut rest = datagram;
+    std::iter::from_fn(move || {
+        let length = u32::from_ne_bytes(rest.get(..4)?.try_into().ok()?) as usize;
+        let kind = u16::from_ne_bytes(rest.get(4..6)?.try_into().ok()?);
+        let whole = rest.get(..length)?;
+        let body = whole.get(HEADER..)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, whole, body))
+    })
+}
+
+/// `NLMSG_ERROR` and `NLMSG_DONE` (linux/netlink.h).
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+
+/// The error number in the body of an error message; 0 is success.
+fn errno(body: &[u8]) -> i32 {
+    body.get(..4).and_then(|b| b.try_into().ok()).map_or(0, i32::from_ne_bytes).saturating_neg()
+}
+
+fn open() -> io::Result<Socket> {
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    // Large tables come faster than they are read.
+    socket.set_rx_buf_sz(4u32 << 20)?;
+    Ok(socket)
+}
+
+/// Every entry of both families that `wanted` says yes to.
+fn dump(socket: &Socket, wanted: impl Fn(&Entry) -> bool) -> io::Result<Vec<Entry>> {
+    socket.send(&encode(NLM_F_DUMP, NetfilterProtoFamily::Unspec, ConntrackMessage::Get(Vec::new())), 0)?;
+    let mut found = Vec::new();
+    loop {
+        let (datagram, _) = socket.recv_from_full()?;
+        for (kind, whole, body) in messages(&datagram) {
+            match kind {
+                DONE => return Ok(found),
+                ERROR => return Err(io::Error::from_raw_os_error(errno(body))),
+                _ => {
+                    let Ok(message) = NetlinkMessage::<NetfilterMessage>::deserialize(whole) else { continue };
+                    let NetlinkPayload::InnerMessage(message) = message.payload else { continue };
+                    found.extend(Entry::of(message).filter(&wanted));
+                }
+            }
+        }
+    }
+}
+
+/// Deletes `entry`; whether it was still there.
+fn delete(socket: &Socket, entry: Entry) -> io::Result<bool> {
+    socket.send(&encode(NLM_F_ACK, entry.family, ConntrackMessage::Delete(entry.handle)), 0)?;
+    let (datagram, _) = socket.recv_from_full()?;
+    match messages(&datagram).find(|(kind, ..)| *kind == ERROR).map(|(_, _, body)| errno(body)) {
+        Some(0) | None => Ok(true),
+        Some(libc::ENOENT) => Ok(false),
+        Some(number) => Err(io::Error::from_raw_os_error(number)),
+    }
+}
+
+async fn delete_where(wanted: impl Fn(&Entry) -> bool + Send + 'static) -> io::Result<usize> {
+    let work = tokio::task::spawn_blocking(move || {
+        let socket = open()?;
+        let mut deleted = 0usize;
+        for entry in dump(&socket, wanted)? {
+            deleted += usize::from(delete(&socket, entry)?);
+        }
+        Ok(deleted)
+    });
+    tokio::time::timeout(TIMEOUT, work).await?.map_err(io::Error::other)?
+}
+
+/// Ends the flows of one map; see [`delete_maps`].
+///
+/// # Errors
+/// Netlink refused.
+pub async fn delete_map(map: MapFlows) -> io::Result<usize> {
+    delete_maps(vec![map]).await
+}
+
+/// Ends every flow that one of `maps` began, and returns how many.
+///
+/// # Errors
+/// Netlink refused; some may be gone.
+///
+/// # Cancel safety
+/// A dropped call goes on in the background.
+pub async fn delete_maps(maps: Vec<MapFlows>) -> io::Result<usize> {
+    delete_where(move |entry| maps.iter().any(|map| entry.is_of(map))).await
+}
+
+/// Ends every flow from or to one of `addresses` (those of a removed member), and returns how many.
+///
+/// # Errors
+/// Netlink refused; some may be gone.
+///
+/// # Cancel safety
+/// A dropped call goes on in the background.
+pub async fn delete_addresses(addresses: &[IpAddr]) -> io::Result<usize> {
+    let addresses = addresses.to_vec();
+    if addresses.is_empty() {
+        return Ok(0);
+    }
+    delete_where(move |entry| entry.touches(&addresses)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn flow() -> Entry {
+        let addr = |n: u8| Some(IpAddr::from([192, 0, 2, n]));
+        let side = |source, destination, source_port, destination_port| Direction {
+            source: addr(source),
+            destination: addr(destination),
+            proto: Some(6),
+            source_port: Some(source_port),
+            destination_port: Some(destination_port),
+        };
+        Entry {
+            original: side(1, 2, 40000, 8080),
+            reply: side(3, 1, 80, 40000),
+            rewritten: true,
+            family: NetfilterProtoFamily::IPv4,
+            handle: vec![],
+        }
+    }
+
+    fn map() -> MapFlows {
+        MapFlows {
+            proto: Proto::Tcp,
+            listen: "0.0.0.0".parse().unwrap(),
+            port: 8080,
+            target: "192.0.2.3".parse().unwrap(),
+            target_port: 80,
+        }
+    }
+
+    #[test]
+    fn only_flows_of_the_map_match() {
+        assert!(flow().is_of(&map()));
+        assert!(flow().is_of(&MapFlows { listen: "192.0.2.2".parse().unwrap(), ..map() }));
+        assert!(!flow().is_of(&MapFlows { listen: "192.0.2.9".parse().unwrap(), ..map() }));
+        assert!(!flow().is_of(&MapFlows { proto: Proto::Udp, ..map() }));
+        assert!(!flow().is_of(&MapFlows { port: 8081, ..map() }));
+        assert!(!flow().is_of(&MapFlows { target_port: 81, ..map() }));
+        assert!(!Entry { rewritten: false, ..flow() }.is_of(&map()));
+        assert!(flow().touches(&["192.0.2.3".parse().unwrap()]));
+        assert!(!flow().touches(&["192.0.2.4".parse().unwrap()]));
+    }
+
+    proptest! {
+        #[test]
+        fn datagrams_never_panic(bytes in proptest::collection::vec(0u8..40, 0..120)) {
+            for (_, whole, body) in messages(&bytes) {
+                let _ = errno(body);
+                if let Ok(message) = NetlinkMessage::<NetfilterMessage>::deserialize(whole)
+                    && let NetlinkPayload::InnerMessage(message) = message.payload {
+                        let _ = Entry::of(message);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,448 @@
+//! The kernel of this machine.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use futures::StreamExt;
+use netlink_packet_core::NetlinkPayload;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage};
+use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
+use rtnetlink::MulticastGroup;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use super::kept::Kept;
+use super::netlink::{LinkInfo, Netlink};
+use super::netns::{self, NetnsError};
+use super::nft::Repair;
+use super::{Host, TunControl, failure, nft, proxy, resolver, sysctl};
+use crate::model::host::{
+    Change, Failure, HostConfig, NetnsRef, Observed, Place, Scene, TABLE, WorkloadConfig, alias_name, host_mac,
+    inner_mac, resolvers, sysctl_keys,
+};
+
+/// How long what was seen inside a workload's namespace is believed: the kernel does not tell us of changes there.
+const BELIEVED: Duration = Duration::from_secs(5);
+/// How often it is checked that the namespaces of workloads are still at their paths.
+const LIVENESS: Duration = Duration::from_secs(2);
+/// How long a closed TUN may take to vanish before it is deleted.
+const TUN_CLOSING: Duration = Duration::from_millis(300);
+
+/// What is known of one workload's namespace.
+#[derive(Debug, Default)]
+struct Inside {
+    /// Tells it from a later one with the same inode number.
+    cookie: Option<u64>,
+    /// What was seen last, and when.
+    seen: Option<(Instant, Scene)>,
+}
+
+/// The kernel of this machine, in the namespace it was made in.
+pub struct LinuxHost {
+    instance: String,
+    tuns: TunControl,
+    kept: Kept,
+    netlink: Netlink,
+    /// TUNs this process opened, with their index once it is known.
+    opened: BTreeMap<String, u32>,
+    inside: BTreeMap<NetnsRef, Inside>,
+    /// Namespaces found gone: they never come back.
+    gone: BTreeSet<NetnsRef>,
+    /// Indexes of our links: events of others are not ours.
+    indexes: Arc<Mutex<BTreeSet<u32>>>,
+    wake: Arc<Notify>,
+    watchers: Vec<JoinHandle<()>>,
+    rules: Rules,
+}
+
+/// Ruleset and loopback proxies, shared with who reads their counters.
+#[derive(Clone)]
+pub struct Rules(Arc<tokio::sync::Mutex<(nft::Nft, proxy::Proxies)>>);
+
+impl Rules {
+    /// What passed through each port map so far, loopback clients included, and what the ruleset dropped, by reason.
+    pub async fn counts(&self) -> nft::Counts {
+        let held = self.0.lock().await;
+        let mut counts = held.0.counters().await.unwrap_or_else(|error| {
+            tracing::debug!(%error, "read the counters of the ruleset");
+            nft::Counts::default()
+        });
+        for (key, more) in held.1.counters() {
+            let count = counts.maps.entry(key).or_default();
+            count.connections = count.connections.saturating_add(more.connections);
+            count.rx_bytes = count.rx_bytes.saturating_add(more.rx_bytes);
+            count.tx_bytes = count.tx_bytes.saturating_add(more.tx_bytes);
+        }
+        counts
+    }
+}
+
+impl LinuxHost {
+    /// Ruleset and proxies, for who reads their counters.
+    pub fn rules(&self) -> Rules {
+        self.rules.clone()
+    }
+}
+
+impl Drop for LinuxHost {
+    fn drop(&mut self) {
+        self.watchers.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl LinuxHost {
+    /// Opens the kernel in the calling thread's namespace; needs a runtime. `state_dir` keeps what must be put back,
+    /// across a kill.
+    ///
+    /// # Errors
+    /// When netlink cannot be opened.
+    pub fn new(instance: String, state_dir: PathBuf, tuns: TunControl, repair: Repair) -> anyhow::Result<LinuxHost> {
+        let wake = Arc::new(Notify::new());
+        let indexes = Arc::default();
+        let nft = nft::Nft::new(&instance, repair);
+        let watchers =
+            vec![watch_rtnetlink(Arc::clone(&wake), Arc::clone(&indexes))?, watch_ruleset(&nft, Arc::clone(&wake))?];
+        Ok(LinuxHost {
+            rules: Rules(Arc::new(tokio::sync::Mutex::new((nft, proxy::Proxies::new())))),
+            kept: Kept::open(&state_dir),
+            netlink: Netlink::open()?,
+            opened: BTreeMap::new(),
+            inside: BTreeMap::new(),
+            gone: BTreeSet::new(),
+            instance,
+            tuns,
+            indexes,
+            wake,
+            watchers,
+        })
+    }
+
+    /// The name a link of ours should have: by its alias, by the index of a TUN we opened, or by the hardware address
+    /// we make pairs with (a kill may come between making and marking).
+    fn owned(instance: &str, opened: &BTreeMap<String, u32>, info: &LinkInfo) -> Option<String> {
+        if let Some(name) = alias_name(instance, &info.link.alias) {
+            return Some(name.to_owned());
+        }
+        if let Some((name, _)) = opened.iter().find(|(_, index)| **index == info.index) {
+            return Some(name.clone());
+        }
+        (info.link.mac == Some(host_mac(instance, &info.name))).then(|| info.name.clone())
+    }
+
+    async fn observe_host(&mut self, desired: &HostConfig, observed: &mut Observed) -> anyhow::Result<()> {
+        let (instance, opened) = (self.instance.clone(), self.opened.clone());
+        let ours = move |info: &LinkInfo| Self::owned(&instance, &opened, info);
+        let mut look = self.netlink.scene(&ours, Some(TABLE)).await?;
+        look.scene.rules.retain(|rule| rule.source.is_none() && rule.table == TABLE);
+        observed.table_shared = look.table_shared;
+        observed.uplinks = look.uplinks;
+        observed.places.insert(Place::Host, look.scene);
+        *self.indexes.lock().unwrap_or_else(PoisonError::into_inner) = look.indexes;
+        let mut keys = sysctl_keys(desired, observed).remove(&Place::Host).unwrap_or_default();
+        keys.extend(self.kept.sysctls().keys().cloned());
+        observed.scene(&Place::Host).sysctls = sysctl::read_all(&keys);
+        Ok(())
+    }
+
+    /// Namespaces of the desired workloads, and those where rules of ours still stand.
+    async fn observe_inside(&mut self, desired: &HostConfig, observed: &mut Observed) {
+        let mut places: BTreeSet<NetnsRef> = desired.namespaces().into_iter().cloned().collect();
+        places.extend(self.kept.rules().iter().map(|(netns, _)| netns.clone()));
+        self.inside.retain(|netns, _| places.contains(netns));
+        self.gone.retain(|netns| places.contains(netns));
+        let keys = sysctl_keys(desired, observed);
+        for netns in places {
+            let place = Place::Netns(netns.clone());
+            let sysctls = keys.get(&place).cloned().unwrap_or_default();
+            match self.look_inside(desired, observed, &netns, sysctls).await {
+                Ok(scene) => {
+                    observed.places.insert(place, scene);
+                }
+                Err(NetnsError::Gone(path)) => {
+                    if self.gone.insert(netns.clone()) {
+                        tracing::info!(netns = %path.display(), "network namespace is gone");
+                    }
+                    let dead = desired.workloads.iter().filter(|w| w.netns == netns);
+                    observed.dead.extend(dead.map(|w| (w.subnet, w.name.clone())));
+                }
+                Err(error) => {
+                    tracing::warn!(netns = %netns.path.display(), %error, "network namespace cannot be read");
+                    observed.unreadable.insert(netns);
+                }
+            }
+        }
+        // Rules in a namespace that is gone are gone; those that were seen to be gone elsewhere as well.
+        let stand = |netns: &NetnsRef, rule| {
+            let unreadable = observed.unreadable.contains(netns);
+            let scene = observed.places.get(&Place::Netns(netns.clone()));
+            unreadable || scene.is_some_and(|scene| scene.rules.contains(rule))
+        };
+        let rules = self.kept.rules().iter().filter(|(netns, rule)| stand(netns, rule)).cloned().collect();
+        if let Err(error) = self.kept.set_rules(rules) {
+            tracing::warn!(error = format!("{error:#}"), "rules of workloads not recorded");
+        }
+    }
+
+    async fn look_inside(
+        &mut self,
+        desired: &HostConfig,
+        observed: &Observed,
+        netns: &NetnsRef,
+        sysctls: BTreeSet<String>,
+    ) -> Result<Scene, NetnsError> {
+        if self.gone.contains(netns) || !netns::exists(netns)? {
+            return Err(NetnsError::Gone(netns.path.clone()));
+        }
+        let here: Vec<&WorkloadConfig> = desired.workloads.iter().filter(|w| w.netns == *netns).collect();
+        let host = observed.places.get(&Place::Host);
+        let pairs = here.iter().all(|w| host.is_some_and(|scene| scene.links.contains_key(&w.host_link)));
+        let known = self.inside.entry(netns.clone()).or_default();
+        if let Some((when, scene)) = known.seen.as_ref().filter(|(when, _)| pairs && when.elapsed() < BELIEVED) {
+            tracing::trace!(netns = %netns.path.display(), age = ?when.elapsed(), "believed");
+            return Ok(scene.clone());
+        }
+        let mac = |w: &&WorkloadConfig| {
+            (w.inner_link.clone(), w.mac.unwrap_or_else(|| inner_mac(&self.instance, &w.host_link)))
+        };
+        let look = netns::Look {
+            instance: self.instance.clone(),
+            macs: here.iter().map(mac).collect(),
+            rules: self.kept.rules().iter().filter(|(place, _)| place == netns).map(|(_, rule)| rule.clone()).collect(),
+            sysctls,
+        };
+        let (scene, cookie) = netns::observe(netns, known.cookie, look).await?;
+        known.cookie = known.cookie.or(cookie);
+        known.seen = Some((Instant::now(), scene.clone()));
+        Ok(scene)
+    }
+
+    fn observe_files(&self, desired: &HostConfig, observed: &mut Observed) {
+        observed.kept_sysctls = self.kept.sysctls().keys().cloned().collect();
+        observed.kept_resolvers = self.kept.resolvers().keys().cloned().collect();
+        let mut paths: BTreeSet<PathBuf> = resolvers(desired, observed).into_keys().collect();
+        paths.extend(observed.kept_resolvers.iter().cloned());
+        for path in paths {
+            match resolver::read(&path) {
+                Ok(Some(content)) => {
+                    observed.resolvers.insert(path, String::from_utf8_lossy(&content).into_owned());
+                }
+                Ok(None) => {}
+                Err(error) => tracing::debug!(error = format!("{error:#}"), "resolver file not read"),
+            }
+        }
+    }
+
+    async fn change(&mut self, desired: &HostConfig, change: &Change) -> anyhow::Result<()> {
+        match change {
+            Change::OpenTun(tun) => {
+                self.opened.remove(&tun.name);
+                (self.tuns.open)(tun)?;
+                let links = self.netlink.links().await?;
+                let made = links.values().find(|l| l.name == tun.name);
+                let index = made.map(|l| l.index).with_context(|| format!("no link {} was made", tun.name))?;
+                self.opened.insert(tun.name.clone(), index);
+                Ok(())
+            }
+            Change::CloseTun { link, name } => self.close_tun(link, name).await,
+            Change::CreateVeth(workload) => {
+                // Only a descriptor that was checked itself leads to the right namespace.
+                let file = netns::open(&workload.netns)?;
+                self.inside.entry(workload.netns.clone()).or_default().seen = None;
+                self.netlink.create_veth(&desired.instance, workload, file.as_fd()).await
+            }
+            Change::SetSysctl { key, value, keep: true, .. } => sysctl::write_kept(&mut self.kept, key, value),
+            Change::SetSysctl { key, value, .. } => sysctl::write(key, value),
+            Change::RestoreSysctl { key } => sysctl::restore(&mut self.kept, key),
+            Change::WriteResolver { path, text } => resolver::write(&mut self.kept, path, text),
+            Change::RestoreResolver { path } => resolver::restore(&mut self.kept, path),
+            other => self.netlink.apply(other).await,
+        }
+    }
+
+    /// The packet loop ends and drops the device; a device that outlives it is deleted.
+    async fn close_tun(&mut self, link: &str, name: &str) -> anyhow::Result<()> {
+        (self.tuns.close)(link);
+        self.opened.remove(link);
+        let until = Instant::now() + TUN_CLOSING;
+        while Instant::now() < until {
+            if !self.netlink.links().await?.values().any(|l| l.name == name) {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let delete = Change::DeleteLink { link: link.to_owned(), name: name.to_owned() };
+        self.netlink.apply(&delete).await
+    }
+
+    /// Changes inside one namespace, entered once.
+    async fn change_inside(&mut self, netns: &NetnsRef, changes: Vec<Change>) -> Vec<Failure> {
+        let mut rules = self.kept.rules().clone();
+        rules.extend(changes.iter().filter_map(|change| match change {
+            Change::AddRule { rule, .. } => Some((netns.clone(), rule.clone())),
+            _ => None,
+        }));
+        if let Err(error) = self.kept.set_rules(rules) {
+            return vec![failure(format!("configure {}", netns.path.display()), format!("{error:#}"))];
+        }
+        let mut left = self.kept.rules().clone();
+        for change in &changes {
+            if let Change::DelRule { rule, .. } = change {
+                left.remove(&(netns.clone(), rule.clone()));
+            }
+        }
+        let known = self.inside.entry(netns.clone()).or_default();
+        known.seen = None;
+        let mut failures = netns::apply(netns, known.cookie, changes).await;
+        // Where one failed, the next look tells which rules still stand.
+        if failures.is_empty()
+            && let Err(error) = self.kept.set_rules(left)
+        {
+            failures.push(failure(format!("configure {}", netns.path.display()), format!("{error:#}")));
+        }
+        failures
+    }
+
+    async fn rules_and_ports(&mut self, desired: &HostConfig) -> Vec<Failure> {
+        let mut failures = Vec::new();
+        let mut held = self.rules.0.lock().await;
+        match held.0.sync(desired).await {
+            Ok(refused) => failures.extend(refused.into_iter().map(|why| failure("map a port", why))),
+            Err(error) => failures.push(failure("bring the ruleset up to date", error)),
+        }
+        failures.extend(held.1.sync(&desired.maps).await.into_iter().map(|why| failure("proxy a mapped port", why)));
+        failures
+    }
+}
+
+impl Host for LinuxHost {
+    async fn observe(&mut self, desired: &HostConfig) -> anyhow::Result<Observed> {
+        let mut observed = Observed {
+            ipv6: std::path::Path::new("/proc/sys/net/ipv6/conf/all").exists(),
+            force_forwarding: sysctl::read("net/ipv6/conf/all/force_forwarding").is_some(),
+            ..Observed::default()
+        };
+        self.observe_host(desired, &mut observed).await?;
+        self.observe_inside(desired, &mut observed).await;
+        self.observe_files(desired, &mut observed);
+        Ok(observed)
+    }
+
+    async fn apply(&mut self, desired: &HostConfig, changes: Vec<Change>) -> Vec<Failure> {
+        let stops = desired.tuns.is_empty() && desired.workloads.is_empty() && desired.maps.is_empty();
+        // What guards the links stands before they do, and falls after them.
+        let mut failures = if stops { Vec::new() } else { self.rules_and_ports(desired).await };
+        let mut changes = changes.into_iter().peekable();
+        while let Some(change) = changes.next() {
+            tracing::debug!(%change, "apply");
+            if let Place::Netns(netns) = change.place().clone() {
+                let mut batch = vec![change];
+                while let Some(next) = changes.next_if(|next| *next.place() == Place::Netns(netns.clone())) {
+                    batch.push(next);
+                }
+                failures.extend(self.change_inside(&netns, batch).await);
+            } else if let Err(error) = self.change(desired, &change).await {
+                failures.push(failure(&change, format!("{error:#}")));
+            }
+        }
+        if stops {
+            failures.extend(self.rules_and_ports(desired).await);
+        }
+        failures
+    }
+
+    async fn changed(&mut self) {
+        let gone = async {
+            loop {
+                tokio::time::sleep(LIVENESS).await;
+                let dead = |netns: &&NetnsRef| !self.gone.contains(netns) && matches!(netns::exists(netns), Ok(false));
+                if self.inside.keys().any(|netns| dead(&netns)) {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = self.wake.notified() => {}
+            () = gone => {}
+        }
+    }
+}
+
+/// Wakes the loop when someone else changes our table.
+fn watch_ruleset(nft: &nft::Nft, wake: Arc<Notify>) -> anyhow::Result<JoinHandle<()>> {
+    let watcher = nft.watch().context("listen to nftables")?;
+    let changed = watcher.changed();
+    Ok(tokio::spawn(async move {
+        let stop = tokio_util::sync::CancellationToken::new();
+        let follow = async {
+            loop {
+                changed.notified().await;
+                wake.notify_one();
+            }
+        };
+        tokio::select! {
+            () = watcher.run(stop.clone()) => {}
+            () = follow => {}
+        }
+    }))
+}
+
+/// Listens to what happens to links, addresses, routes and rules. An overflow of the socket counts as an event: every
+/// pass looks at everything anyway.
+fn watch_rtnetlink(wake: Arc<Notify>, indexes: Arc<Mutex<BTreeSet<u32>>>) -> anyhow::Result<JoinHandle<()>> {
+    use MulticastGroup::{Ipv4Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Ifaddr, Ipv6Route, Ipv6Rule, Link};
+    let groups = [Link, Ipv4Ifaddr, Ipv6Ifaddr, Ipv4Route, Ipv6Route, Ipv4Rule, Ipv6Rule];
+    let (connection, _, mut messages) = rtnetlink::new_multicast_connection(&groups).context("listen to netlink")?;
+    Ok(tokio::spawn(async move {
+        let listen = async {
+            while let Some((message, _)) = messages.next().await {
+                let indexes = indexes.lock().unwrap_or_else(PoisonError::into_inner);
+                let concerns = match &message.payload {
+                    NetlinkPayload::InnerMessage(message) => concerns(message, &indexes),
+                    _ => true,
+                };
+                if concerns {
+                    wake.notify_one();
+                }
+            }
+            tracing::warn!("netlink events ended: the slow tick remains");
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = connection => {}
+            () = listen => {}
+        }
+    }))
+}
+
+/// Whether an event is about ours: a busy router's route changes are not.
+fn concerns(message: &RouteNetlinkMessage, indexes: &BTreeSet<u32>) -> bool {
+    match message {
+        RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => link_concerns(link, indexes),
+        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => route_concerns(route),
+        RouteNetlinkMessage::NewRule(rule) | RouteNetlinkMessage::DelRule(rule) => rule_concerns(rule),
+        _ => true,
+    }
+}
+
+fn link_concerns(link: &LinkMessage, indexes: &BTreeSet<u32>) -> bool {
+    indexes.contains(&link.header.index)
+        || link.attributes.iter().any(|a| match a {
+            LinkAttribute::IfName(name) => name.starts_with("bw"),
+            LinkAttribute::IfAlias(alias) => alias.starts_with("byway:"),
+            _ => false,
+        })
+}
+
+fn route_concerns(route: &RouteMessage) -> bool {
+    route.attributes.iter().any(|a| matches!(a, RouteAttribute::Table(TABLE)))
+}
+
+fn rule_concerns(rule: &RuleMessage) -> bool {
+    rule.attributes.iter().any(|a| matches!(a, RuleAttribute::Table(TABLE)))
+}

@@ -1,0 +1,221 @@
+//! Whether a socket of this machine already listens where a port map would.
+//!
+//! Reads the kernel's socket tables of the calling thread's network namespace. Owns and changes nothing. A map put on a
+//! port in use would silently take it from the program that has it.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::path::Path;
+
+use crate::model::host::Proto;
+
+/// Socket states of `/proc/net/tcp` (include/net/tcp_states.h): TCP listens in the one, unconnected UDP is in the other.
+const LISTEN: &str = "0A";
+const UNCONNECTED: &str = "07";
+
+/// Why a port cannot be mapped.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Conflict {
+    /// Nothing can listen on port 0.
+    #[error("port 0 cannot be mapped: name a port from 1 to 65535")]
+    PortZero,
+    /// A socket is there.
+    #[error("{proto} {address} is in use{}", by(.process.as_deref()))]
+    InUse {
+        /// Its protocol.
+        proto: Proto,
+        /// Where it listens.
+        address: SocketAddr,
+        /// `nginx (pid 812)`, if that can be seen.
+        process: Option<String>,
+    },
+}
+
+fn by(process: Option<&str>) -> impl fmt::Display {
+    process.map(|p| format!(" by {p}")).unwrap_or_default()
+}
+
+/// One row of a socket table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Row {
+    address: SocketAddr,
+    listens: bool,
+    inode: u64,
+}
+
+/// Reads `0100007F:1F90`, an address as the kernel prints it: 32-bit words of network order shown as host integers.
+fn address(text: &str) -> Option<SocketAddr> {
+    let (addr, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let word = |i: usize| u32::from_str_radix(addr.get(i * 8..i * 8 + 8)?, 16).ok().map(u32::to_ne_bytes);
+    let ip: IpAddr = match addr.len() {
+        8 => Ipv4Addr::from(word(0)?).into(),
+        32 => {
+            let words = [word(0)?, word(1)?, word(2)?, word(3)?];
+            let bytes: [u8; 16] = words.as_flattened().try_into().ok()?;
+            Ipv6Addr::from(bytes).to_canonical()
+        }
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, port))
+}
+
+fn row(line: &str) -> Option<Row> {
+    let mut fields = line.split_whitespace();
+    let local = fields.nth(1)?;
+    let state = fields.nth(1)?;
+    let inode = fields.nth(5)?;
+    Some(Row { address: address(local)?, listens: [LISTEN, UNCONNECTED].contains(&state), inode: inode.parse().ok()? })
+}
+
+/// How a listening socket and a wanted address stand to each other.
+#[derive(Debug, PartialEq, Eq)]
+enum Overlap {
+    None,
+    Certain,
+    /// A socket on `::` has IPv4 too unless it is marked V6ONLY, which the table does not show.
+    IfDualStack,
+}
+
+fn overlap(socket: IpAddr, wanted: IpAddr) -> Overlap {
+    match (socket, wanted) {
+        (IpAddr::V6(any), IpAddr::V4(_)) if any.is_unspecified() => Overlap::IfDualStack,
+        _ if socket.is_ipv4() != wanted.is_ipv4() => Overlap::None,
+        _ if socket == wanted || socket.is_unspecified() || wanted.is_unspecified() => Overlap::Certain,
+        _ => Overlap::None,
+    }
+}
+
+/// Whether a socket of our own could listen there this moment: the kernel's own answer.
+fn can_bind(proto: Proto, wanted: SocketAddr) -> bool {
+    match proto {
+        Proto::Tcp => TcpListener::bind(wanted).is_ok(),
+        Proto::Udp => UdpSocket::bind(wanted).is_ok(),
+    }
+}
+
+fn sockets_in(fds: &Path) -> impl Iterator<Item = u64> {
+    let entries = std::fs::read_dir(fds).into_iter().flatten().flatten();
+    entries.filter_map(|fd| {
+        let link = std::fs::read_link(fd.path()).ok()?;
+        link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+    })
+}
+
+fn process_of(inode: u64) -> Option<String> {
+    let processes = std::fs::read_dir("/proc").ok()?.flatten();
+    for process in processes {
+        let Some(pid) = process.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+        if sockets_in(&process.path().join("fd")).any(|socket| socket == inode) {
+            let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            return Some(format!("{} (pid {pid})", name.trim()));
+        }
+    }
+    None
+}
+
+/// Checks that no socket of this network namespace has what a map on `listen`:`port` would take.
+///
+/// `0.0.0.0` overlaps every IPv4 address and `::` every IPv6 address; a dual-stack socket on `::` has IPv4 too. With
+/// `listen` unspecified, sockets of this very process on one address do not count: the resolver on the overlay
+/// addresses keeps its port (the ruleset leaves it out), and our loopback proxies are the map's own.
+///
+/// Reads files and may bind for a moment: call it from a blocking thread.
+///
+/// # Errors
+/// The conflict, in words for people.
+pub fn check(proto: Proto, listen: IpAddr, port: u16) -> Result<(), Conflict> {
+    if port == 0 {
+        return Err(Conflict::PortZero);
+    }
+    let tables = match proto {
+        Proto::Tcp => ["tcp", "tcp6"],
+        Proto::Udp => ["udp", "udp6"],
+    };
+    let text: String =
+        tables.iter().filter_map(|t| std::fs::read_to_string(format!("/proc/thread-self/net/{t}")).ok()).collect();
+    let mut own: Option<HashSet<u64>> = None;
+    for row in text.lines().filter_map(row).filter(|row| row.listens && row.address.port() == port) {
+        let conflict = match overlap(row.address.ip(), listen) {
+            Overlap::None => false,
+            Overlap::Certain if listen.is_unspecified() && !row.address.ip().is_unspecified() => {
+                !own.get_or_insert_with(|| sockets_in(Path::new("/proc/self/fd")).collect()).contains(&row.inode)
+            }
+            Overlap::Certain => true,
+            Overlap::IfDualStack => !can_bind(proto, SocketAddr::new(listen, port)),
+        };
+        if conflict {
+            return Err(Conflict::InUse { proto, address: row.address, process: process_of(row.inode) });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn addresses_are_read_as_the_kernel_prints_them() {
+        // As a little-endian machine shows them.
+        if cfg!(target_endian = "little") {
+            assert_eq!(address("0100007F:1F90"), Some("127.0.0.1:8080".parse().unwrap()));
+            assert_eq!(address("B80D0120000000000000000001000000:0035"), Some("[2001:db8::1]:53".parse().unwrap()));
+            assert_eq!(address("0000000000000000FFFF00000100007F:0050"), Some("127.0.0.1:80".parse().unwrap()));
+        }
+        assert_eq!(address("00000000:0000"), Some("0.0.0.0:0".parse().unwrap()));
+        assert_eq!(address("zz:1"), None);
+    }
+
+    #[test]
+    fn wildcards_overlap_their_family() {
+        let ip = |t: &str| t.parse::<IpAddr>().unwrap();
+        assert_eq!(overlap(ip("127.0.0.1"), ip("0.0.0.0")), Overlap::Certain);
+        assert_eq!(overlap(ip("0.0.0.0"), ip("192.0.2.1")), Overlap::Certain);
+        assert_eq!(overlap(ip("192.0.2.1"), ip("192.0.2.2")), Overlap::None);
+        assert_eq!(overlap(ip("::"), ip("192.0.2.2")), Overlap::IfDualStack);
+        assert_eq!(overlap(ip("0.0.0.0"), ip("::")), Overlap::None);
+        assert_eq!(overlap(ip("::1"), ip("::")), Overlap::Certain);
+    }
+
+    #[test]
+    fn a_listening_socket_is_found_with_its_process() {
+        let any = TcpListener::bind("0.0.0.0:0").unwrap();
+        let port = any.local_addr().unwrap().port();
+        let Err(Conflict::InUse { process, address, .. }) = check(Proto::Tcp, "127.0.0.1".parse().unwrap(), port)
+        else {
+            panic!("not found")
+        };
+        assert_eq!(address.port(), port);
+        assert!(process.unwrap().contains(&format!("(pid {})", std::process::id())));
+        assert_eq!(check(Proto::Tcp, "127.0.0.1".parse().unwrap(), 0), Err(Conflict::PortZero));
+    }
+
+    #[test]
+    fn a_dual_stack_socket_has_ipv4_too() {
+        let any = UdpSocket::bind("[::]:0").unwrap();
+        let port = any.local_addr().unwrap().port();
+        assert!(check(Proto::Udp, "192.0.2.1".parse().unwrap(), port).is_err());
+        assert!(check(Proto::Udp, "::1".parse().unwrap(), port).is_err());
+        assert!(check(Proto::Tcp, "::1".parse().unwrap(), port).is_ok());
+        drop(any);
+        assert!(check(Proto::Udp, "::1".parse().unwrap(), port).is_ok());
+    }
+
+    #[test]
+    fn own_sockets_on_one_address_leave_the_wildcard_free() {
+        let own = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = own.local_addr().unwrap().port();
+        assert!(check(Proto::Udp, "0.0.0.0".parse().unwrap(), port).is_ok());
+        assert!(check(Proto::Udp, "127.0.0.1".parse().unwrap(), port).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn rows_never_panic(line in "[ 0-9A-F:é]{0,150}") {
+            let _ = row(&line);
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! The kernel follows the View: `observe`, `plan`, `apply`.
+//!
+//! Owns everything this daemon has in the kernel of its machine: links, addresses, routes, rules, sysctls, the nftables
+//! table, the resolver files of workloads. Deletes only what bears its mark. Never decides what is wanted: that is
+//! [`HostConfig`].
+
+mod cleanup;
+pub mod conntrack;
+mod cookie;
+mod kept;
+mod linux;
+pub mod listening;
+pub mod memory;
+pub mod netlink;
+pub mod netns;
+pub mod nft;
+pub mod preflight;
+pub mod proxy;
+pub mod reconcile;
+pub mod resolver;
+pub mod sysctl;
+#[cfg(test)]
+mod tests;
+
+use std::future::Future;
+use std::sync::Arc;
+
+pub use cleanup::cleanup;
+pub use linux::{LinuxHost, Rules};
+pub use netlink::used_prefixes;
+pub use preflight::preflight;
+
+pub use crate::model::host::{Applied, Failure};
+use crate::model::host::{Change, HostConfig, Observed, TunConfig};
+
+/// Opens a TUN by its configuration.
+pub type OpenTun = Arc<dyn Fn(&TunConfig) -> anyhow::Result<()> + Send + Sync>;
+/// Closes the TUN of that name.
+pub type CloseTun = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// How TUN devices are opened and closed: handed over by the daemon, which runs their packet loops.
+#[derive(Clone)]
+pub struct TunControl {
+    /// Makes the device in the calling thread's namespace and starts its packet loop. Called again for a name that is
+    /// open when the device was deleted from outside: the old one is dead then and is to be replaced.
+    pub open: OpenTun,
+    /// Ends the packet loop and drops the device; a name that is not open is no error.
+    pub close: CloseTun,
+}
+
+/// A kernel that can be made to follow a [`HostConfig`].
+pub trait Host: Send + 'static {
+    /// What is, as far as `desired` and our earlier traces concern it.
+    ///
+    /// # Errors
+    /// When the kernel cannot be read at all; single namespaces that cannot are in [`Observed::unreadable`].
+    fn observe(&mut self, desired: &HostConfig) -> impl Future<Output = anyhow::Result<Observed>> + Send;
+
+    /// Makes the changes, in order, and brings what is not planned object by object (ruleset, proxies) in line with
+    /// `desired`. Goes on after a failure and returns all of them.
+    fn apply(&mut self, desired: &HostConfig, changes: Vec<Change>) -> impl Future<Output = Vec<Failure>> + Send;
+
+    /// Resolves when something may have changed that concerns us.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost: a change seen before the future is dropped resolves the next one.
+    fn changed(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+/// A failure from anything with a text.
+pub(crate) fn failure(what: impl ToString, why: impl ToString) -> Failure {
+    Failure { what: what.to_string(), why: why.to_string() }
+}

@@ -1,0 +1,565 @@
+//! Links, addresses, routes, rules and neighbours over rtnetlink, in the namespace of the thread that opened it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use anyhow::{Context, bail};
+use futures::{Stream, TryStreamExt};
+use ipnet::IpNet;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope};
+use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use rtnetlink::{Handle, IpVersion, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use tokio::task::JoinHandle;
+
+use crate::model::host::{
+    Change, Family, Link, LinkSet, PRIORITY, PROTOCOL, Route, Rule, Scene, TABLE, WorkloadConfig, alias_name, host_mac,
+    inner_mac,
+};
+
+/// A link as the kernel lists it.
+#[derive(Debug, Clone, Default)]
+pub struct LinkInfo {
+    /// Index.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// Loopback.
+    pub loopback: bool,
+    /// What we compare.
+    pub link: Link,
+}
+
+/// A look at one namespace.
+pub(super) struct Look {
+    pub scene: Scene,
+    pub table_shared: bool,
+    pub uplinks: BTreeMap<String, BTreeSet<IpAddr>>,
+    /// Indexes of our links.
+    pub indexes: BTreeSet<u32>,
+}
+
+/// A route as the kernel lists it, of whatever table.
+struct RouteInfo {
+    route: Route,
+    link: Option<u32>,
+    ours: bool,
+    kind: RouteType,
+}
+
+/// One netlink connection for requests.
+#[derive(Debug)]
+pub struct Netlink {
+    handle: Handle,
+    /// Asks the kernel to filter dumps, so that one table of a router is not a dump of all.
+    strict: Handle,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Drop for Netlink {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// The error of a request, as the kernel's words.
+fn plain(error: rtnetlink::Error) -> anyhow::Error {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.to_io().into(),
+        other => anyhow::anyhow!("{other}"),
+    }
+}
+
+/// Errno of a kernel's refusal.
+fn errno(error: &rtnetlink::Error) -> Option<i32> {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => Some(message.raw_code().abs()),
+        _ => None,
+    }
+}
+
+/// A refusal that says the state is as wanted already.
+fn unless(result: Result<(), rtnetlink::Error>, fine: &[i32]) -> anyhow::Result<()> {
+    match result {
+        Err(error) if errno(&error).is_some_and(|code| fine.contains(&code)) => Ok(()),
+        other => other.map_err(plain),
+    }
+}
+
+async fn all<T>(what: &str, stream: impl Stream<Item = Result<T, rtnetlink::Error>>) -> anyhow::Result<Vec<T>> {
+    stream.try_collect().await.map_err(plain).with_context(|| format!("list {what}"))
+}
+
+impl Netlink {
+    /// Opens a connection in the calling thread's namespace; needs a runtime.
+    ///
+    /// # Errors
+    /// When the kernel refuses the socket.
+    pub fn open() -> anyhow::Result<Netlink> {
+        let (connection, handle, _) = rtnetlink::new_connection().context("open a netlink socket")?;
+        let first = tokio::spawn(connection);
+        let (connection, strict, _) = rtnetlink::new_connection_with_strict_check()
+            .or_else(|_| rtnetlink::new_connection())
+            .context("open a netlink socket")?;
+        Ok(Netlink { handle, strict, tasks: [first, tokio::spawn(connection)] })
+    }
+
+    /// All links by index, without addresses and neighbours.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn links(&self) -> anyhow::Result<BTreeMap<u32, LinkInfo>> {
+        let messages = all("links", self.handle.link().get().execute()).await?;
+        Ok(messages.iter().map(|m| (m.header.index, link_info(m))).collect())
+    }
+
+    /// Index of a link.
+    async fn index(&self, name: &str) -> anyhow::Result<u32> {
+        let mut stream = Box::pin(self.handle.link().get().match_name(name.to_owned()).execute());
+        let message = stream.try_next().await.map_err(plain)?;
+        message.map(|m| m.header.index).with_context(|| format!("no link {name}"))
+    }
+
+    /// Addresses with global scope: index of the link, address, prefix length.
+    async fn addresses(&self) -> anyhow::Result<Vec<(u32, IpAddr, u8)>> {
+        let messages = all("addresses", self.handle.address().get().execute()).await?;
+        let global = messages.iter().filter(|m| m.header.scope == AddressScope::Universe);
+        Ok(global.filter_map(|m| Some((m.header.index, local_address(m)?, m.header.prefix_len))).collect())
+    }
+
+    /// Unicast and blackhole-like routes, of one table or of all.
+    async fn routes(&self, table: Option<u32>) -> anyhow::Result<Vec<RouteInfo>> {
+        let mut routes = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut filter = RouteMessage::default();
+            filter.header.address_family = family;
+            if let Some(table) = table {
+                filter.attributes.push(RouteAttribute::Table(table));
+            }
+            let handle = if table.is_some() { &self.strict } else { &self.handle };
+            match handle.route().get(filter).execute().try_collect::<Vec<_>>().await {
+                Ok(messages) => routes.extend(messages.iter().filter_map(route_info)),
+                // No such table: no such routes.
+                Err(error) if errno(&error) == Some(libc::ENOENT) => {}
+                // No IPv6 at all.
+                Err(error) if family == AddressFamily::Inet6 && errno(&error) == Some(libc::EOPNOTSUPP) => {}
+                Err(error) => return Err(plain(error).context("list routes")),
+            }
+        }
+        // Kernels that do not filter send everything.
+        routes.retain(|r| table.is_none_or(|table| r.route.table == table));
+        Ok(routes)
+    }
+
+    /// Rules that bear our mark, with how often each is there.
+    async fn rules(&self) -> anyhow::Result<Vec<Rule>> {
+        let mut rules = Vec::new();
+        for version in [IpVersion::V4, IpVersion::V6] {
+            match self.handle.rule().get(version).execute().try_collect::<Vec<_>>().await {
+                Ok(messages) => rules.extend(messages.iter().filter_map(rule_of)),
+                Err(error) if errno(&error) == Some(libc::EOPNOTSUPP) => {}
+                Err(error) => return Err(plain(error).context("list rules")),
+            }
+        }
+        Ok(rules)
+    }
+
+    /// Permanent neighbours: index of the link, address, hardware address.
+    async fn neighbours(&self) -> anyhow::Result<Vec<(u32, IpAddr, [u8; 6])>> {
+        let messages = all("neighbours", self.handle.neighbours().get().execute()).await?;
+        Ok(messages.iter().filter(|m| m.header.state == NeighbourState::Permanent).filter_map(neighbour_of).collect())
+    }
+
+    /// Our share of the namespace. `ours` tells the name a link of ours should have; `table` limits the routes to one
+    /// table. Sysctls are not read.
+    pub(super) async fn scene(
+        &self,
+        ours: &(dyn Fn(&LinkInfo) -> Option<String> + Sync),
+        table: Option<u32>,
+    ) -> anyhow::Result<Look> {
+        let mut links = self.links().await?;
+        let addresses = self.addresses().await?;
+        for (index, address, _) in &addresses {
+            if let Some(info) = links.get_mut(index) {
+                info.link.addresses.insert(*address);
+            }
+        }
+        for (index, address, mac) in self.neighbours().await? {
+            if let Some(info) = links.get_mut(&index) {
+                info.link.neighbours.insert(address, mac);
+            }
+        }
+        let mut look =
+            Look { scene: Scene::default(), table_shared: false, uplinks: BTreeMap::new(), indexes: BTreeSet::new() };
+        // A route names its link by the name the link should have.
+        let mut names = BTreeMap::new();
+        for (index, info) in links {
+            if let Some(key) = ours(&info) {
+                look.indexes.insert(index);
+                names.insert(index, key.clone());
+                look.scene.links.insert(key, info.link);
+                continue;
+            }
+            if !info.loopback && !info.link.addresses.is_empty() {
+                look.uplinks.insert(info.name.clone(), info.link.addresses);
+            }
+            look.scene.foreign.insert(info.name);
+        }
+        for info in self.routes(table).await? {
+            match info.link.and_then(|index| names.get(&index)) {
+                Some(name) if info.ours => {
+                    look.scene.routes.insert(Route { link: name.clone(), ..info.route });
+                }
+                Some(_) => {}
+                None => look.table_shared |= info.ours && info.route.table == TABLE,
+            }
+        }
+        look.scene.rules = self.rules().await?.into_iter().collect();
+        Ok(look)
+    }
+
+    /// Makes one change to links, addresses, routes, rules or neighbours.
+    ///
+    /// # Errors
+    /// When the kernel refuses; what is done or gone already is no error.
+    pub async fn apply(&self, change: &Change) -> anyhow::Result<()> {
+        match change {
+            Change::Conflict { link, .. } => bail!("a link named {link} exists that is not ours"),
+            Change::DeleteLink { name, .. } => self.delete_link(name).await,
+            Change::Rename { from, to, .. } => self.rename(from, to).await,
+            Change::SetLink { link, set, .. } => self.set_link(link, set).await,
+            Change::AddAddress { link, address, .. } => self.add_address(link, *address).await,
+            Change::DelAddress { link, address, .. } => self.del_address(link, *address).await,
+            Change::SetNeighbour { link, address, mac, .. } => {
+                let index = self.index(link).await?;
+                let request = self.handle.neighbours().add(index, *address).link_layer_address(mac).replace();
+                request.execute().await.map_err(plain)
+            }
+            Change::DelNeighbour { link, address, .. } => {
+                let index = self.index(link).await?;
+                let mut request = self.handle.neighbours().add(index, *address);
+                let message = std::mem::take(request.message_mut());
+                unless(self.handle.neighbours().del(message).execute().await, &[libc::ENOENT, libc::ESRCH])
+            }
+            Change::SetRoute { route, replace, .. } => {
+                let message = self.route_message(route).await?;
+                let mut request = self.handle.route().add(message);
+                if *replace {
+                    request = request.replace();
+                }
+                request.execute().await.map_err(plain)
+            }
+            Change::DelRoute { route, .. } => {
+                let message = self.route_message(route).await?;
+                unless(self.handle.route().del(message).execute().await, &[libc::ESRCH, libc::ENOENT])
+            }
+            Change::AddRule { rule, .. } => {
+                let mut request = self.handle.rule().add();
+                *request.message_mut() = rule_message(rule);
+                unless(request.execute().await, &[libc::EEXIST])
+            }
+            Change::DelRule { rule, .. } => {
+                let message = rule_message(rule);
+                unless(self.handle.rule().del(message).execute().await, &[libc::ENOENT, libc::ESRCH])
+            }
+            other => bail!("{other} is not done over netlink"),
+        }
+    }
+
+    /// Makes a veth pair with the far end in the namespace of that descriptor.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn create_veth(
+        &self,
+        instance: &str,
+        workload: &WorkloadConfig,
+        netns: BorrowedFd<'_>,
+    ) -> anyhow::Result<()> {
+        let inner = workload.mac.unwrap_or_else(|| inner_mac(instance, &workload.host_link));
+        let peer = LinkMessageBuilder::<LinkUnspec>::new()
+            .name(workload.inner_link.clone())
+            .address(inner.to_vec())
+            .mtu(u32::from(workload.mtu))
+            .setns_by_fd(netns.as_raw_fd())
+            .build();
+        let pair = LinkVeth::new(&workload.host_link, &workload.inner_link)
+            .address(host_mac(instance, &workload.host_link).to_vec())
+            .mtu(u32::from(workload.mtu))
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .build();
+        self.handle.link().add(pair).execute().await.map_err(plain)
+    }
+
+    async fn delete_link(&self, name: &str) -> anyhow::Result<()> {
+        let Ok(index) = self.index(name).await else {
+            return Ok(());
+        };
+        unless(self.handle.link().del(index).execute().await, &[libc::ENODEV])
+    }
+
+    /// Older kernels rename only what is down.
+    async fn rename(&self, from: &str, to: &str) -> anyhow::Result<()> {
+        let index = self.index(from).await?;
+        let named = || LinkUnspec::new_with_index(index).name(to.to_owned());
+        match self.handle.link().change(named().build()).execute().await {
+            Err(error) if errno(&error) == Some(libc::EBUSY) => {
+                let down = LinkUnspec::new_with_index(index).down().build();
+                self.handle.link().change(down).execute().await.map_err(plain)?;
+                self.handle.link().change(named().build()).execute().await.map_err(plain)?;
+                let up = LinkUnspec::new_with_index(index).up().build();
+                self.handle.link().change(up).execute().await.map_err(plain)
+            }
+            other => other.map_err(plain),
+        }
+    }
+
+    async fn set_link(&self, name: &str, set: &LinkSet) -> anyhow::Result<()> {
+        let index = self.index(name).await?;
+        let mut link = LinkUnspec::new_with_index(index);
+        if let Some(alias) = &set.alias {
+            link = link.alias(alias.clone());
+        }
+        if let Some(mac) = set.mac {
+            link = link.address(mac.to_vec());
+        }
+        if let Some(mtu) = set.mtu {
+            link = link.mtu(mtu);
+        }
+        if let Some(length) = set.txqueuelen {
+            link = link.txqueuelen(length);
+        }
+        if let Some(size) = set.gso_max_size {
+            link = link.append_extra_attribute(LinkAttribute::GsoMaxSize(size));
+        }
+        if set.up {
+            link = link.up();
+        }
+        self.handle.link().change(link.build()).execute().await.map_err(plain)
+    }
+
+    async fn add_address(&self, link: &str, address: IpAddr) -> anyhow::Result<()> {
+        let index = self.index(link).await?;
+        let mut request = self.handle.address().add(index, address, host_length(&address)).replace();
+        let message = request.message_mut();
+        // No duplicate detection: leases are unique, and a tentative address would not answer for a second.
+        message.header.flags |= AddressHeaderFlags::Nodad;
+        message.attributes.push(AddressAttribute::Flags(AddressFlags::Noprefixroute | AddressFlags::Nodad));
+        request.execute().await.map_err(plain)
+    }
+
+    /// Whatever prefix length it was entered with.
+    async fn del_address(&self, link: &str, address: IpAddr) -> anyhow::Result<()> {
+        let index = self.index(link).await?;
+        let messages = all("addresses", self.handle.address().get().execute()).await?;
+        for message in messages {
+            if message.header.index == index && local_address(&message) == Some(address) {
+                unless(self.handle.address().del(message).execute().await, &[libc::EADDRNOTAVAIL])?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn route_message(&self, route: &Route) -> anyhow::Result<RouteMessage> {
+        let index = self.index(&route.link).await?;
+        let mut builder = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(route.destination.addr(), route.destination.prefix_len())?
+            .output_interface(index)
+            .table_id(route.table)
+            .protocol(RouteProtocol::Other(PROTOCOL));
+        builder = match route.gateway {
+            Some(gateway) => builder.gateway(gateway)?,
+            None if route.destination.addr().is_ipv4() => builder.scope(RouteScope::Link),
+            None => builder,
+        };
+        if let Some(source) = route.source {
+            builder = builder.pref_source(source)?;
+        }
+        Ok(builder.build())
+    }
+
+    /// Every prefix in use on this machine, with the device it leads to, except what is ours: routes of every table and
+    /// addresses, without default routes, multicast and link-local ones.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn used_prefixes(&self, instance: &str) -> anyhow::Result<Vec<(IpNet, String)>> {
+        let links = self.links().await?;
+        let mut used = BTreeSet::new();
+        for (index, address, length) in self.addresses().await? {
+            if let Ok(prefix) = IpNet::new(address, length) {
+                used.insert((prefix.trunc(), Some(index)));
+            }
+        }
+        for info in self.routes(None).await? {
+            if !matches!(info.kind, RouteType::Broadcast | RouteType::Multicast | RouteType::Anycast) {
+                used.insert((info.route.destination, info.link));
+            }
+        }
+        let ours = |index: &u32| links.get(index).is_some_and(|l| alias_name(instance, &l.link.alias).is_some());
+        let name = |index: u32| links.get(&index).map_or_else(|| "none".to_owned(), |l| l.name.clone());
+        Ok(used
+            .into_iter()
+            .filter(|(prefix, link)| counts(prefix) && !link.as_ref().is_some_and(ours))
+            .map(|(prefix, link)| (prefix, link.map_or_else(|| "none".to_owned(), name)))
+            .collect())
+    }
+
+    /// Routes and rules that bear our mark in our table, whoever made them, and whether any route is left whose link is
+    /// not in `gone`. For `cleanup`.
+    pub(super) async fn leftovers(&self) -> anyhow::Result<(Vec<Route>, Vec<Rule>)> {
+        let links = self.links().await?;
+        let named = |info: RouteInfo| {
+            let link = info.link.and_then(|index| links.get(&index)).map(|l| l.name.clone()).unwrap_or_default();
+            Route { link, ..info.route }
+        };
+        let routes = self.routes(Some(TABLE)).await?.into_iter().filter(|r| r.ours).map(named).collect();
+        Ok((routes, self.rules().await?))
+    }
+}
+
+/// Every prefix in use on this machine but those of this instance, with the device it leads to: for picking free pools
+/// and refusing overlaps. Default routes, multicast and link-local prefixes are left out.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub async fn used_prefixes(instance: &str) -> anyhow::Result<Vec<(IpNet, String)>> {
+    Netlink::open()?.used_prefixes(instance).await
+}
+
+fn counts(prefix: &IpNet) -> bool {
+    let link_local = match prefix.addr() {
+        IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    prefix.prefix_len() != 0 && !prefix.addr().is_multicast() && !link_local
+}
+
+fn host_length(address: &IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+fn link_info(message: &LinkMessage) -> LinkInfo {
+    let flags = message.header.flags;
+    let mut info = LinkInfo { index: message.header.index, ..LinkInfo::default() };
+    info.loopback = flags.contains(LinkFlags::Loopback);
+    info.link.up = flags.contains(LinkFlags::Up);
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => info.name.clone_from(name),
+            LinkAttribute::IfAlias(alias) => info.link.alias.clone_from(alias),
+            LinkAttribute::Mtu(mtu) => info.link.mtu = *mtu,
+            LinkAttribute::TxQueueLen(length) => info.link.txqueuelen = *length,
+            LinkAttribute::GsoMaxSize(size) => info.link.gso_max_size = *size,
+            LinkAttribute::Address(mac) => info.link.mac = mac.as_slice().try_into().ok(),
+            _ => {}
+        }
+    }
+    info.link.name.clone_from(&info.name);
+    info
+}
+
+/// On a point-to-point link `IFA_ADDRESS` is the far end and `IFA_LOCAL` ours; IPv6 has no `IFA_LOCAL` elsewhere.
+fn local_address(message: &AddressMessage) -> Option<IpAddr> {
+    let local = message.attributes.iter().find_map(|a| match a {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    local.or_else(|| {
+        message.attributes.iter().find_map(|a| match a {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    })
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    }
+}
+
+fn route_info(message: &RouteMessage) -> Option<RouteInfo> {
+    let unspecified = match message.header.address_family {
+        AddressFamily::Inet => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+        AddressFamily::Inet6 => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
+        _ => return None,
+    };
+    let (mut table, mut destination, mut gateway, mut source) =
+        (u32::from(message.header.table), unspecified, None, None);
+    let mut link = None;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Table(id) => table = *id,
+            RouteAttribute::Destination(address) => destination = ip(address)?,
+            RouteAttribute::Gateway(address) => gateway = ip(address),
+            RouteAttribute::PrefSource(address) => source = ip(address),
+            RouteAttribute::Oif(index) => link = Some(*index),
+            RouteAttribute::MultiPath(hops) => link = link.or(hops.first().map(|hop| hop.interface_index)),
+            _ => {}
+        }
+    }
+    let destination = IpNet::new(destination, message.header.destination_prefix_length).ok()?.trunc();
+    let ours = message.header.protocol == RouteProtocol::Other(PROTOCOL) && message.header.kind == RouteType::Unicast;
+    let route = Route { table, destination, link: String::new(), gateway, source };
+    Some(RouteInfo { route, link, ours, kind: message.header.kind })
+}
+
+/// A rule of ours: priority and protocol are our mark.
+fn rule_of(message: &RuleMessage) -> Option<Rule> {
+    let family = match message.header.family {
+        AddressFamily::Inet => Family::V4,
+        AddressFamily::Inet6 => Family::V6,
+        _ => return None,
+    };
+    let (mut table, mut source, mut priority, mut protocol) = (u32::from(message.header.table), None, 0, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RuleAttribute::Table(id) => table = *id,
+            RuleAttribute::Source(address) => source = Some(*address),
+            RuleAttribute::Priority(number) => priority = *number,
+            RuleAttribute::Protocol(number) => protocol = Some(*number),
+            _ => {}
+        }
+    }
+    let ours = priority == PRIORITY && protocol == Some(RouteProtocol::Other(PROTOCOL));
+    ours.then_some(Rule { family, source, table })
+}
+
+fn rule_message(rule: &Rule) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = match rule.family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    };
+    message.header.action = RuleAction::ToTable;
+    message.attributes = vec![
+        RuleAttribute::Table(rule.table),
+        RuleAttribute::Priority(PRIORITY),
+        RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)),
+    ];
+    if let Some(source) = rule.source {
+        message.header.src_len = host_length(&source);
+        message.attributes.push(RuleAttribute::Source(source));
+    }
+    message
+}
+
+fn neighbour_of(message: &NeighbourMessage) -> Option<(u32, IpAddr, [u8; 6])> {
+    let address = message.attributes.iter().find_map(|a| match a {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
+        _ => None,
+    })?;
+    let mac = message.attributes.iter().find_map(|a| match a {
+        NeighbourAttribute::LinkLayerAddress(mac) => mac.as_slice().try_into().ok(),
+        _ => None,
+    })?;
+    Some((message.header.ifindex, address, mac))
+}

@@ -1,0 +1,594 @@
+//! The elements of our sets and maps: what a `HostConfig` asks of the ruleset, and the difference of two of them.
+//!
+//! Pure. Everything that changes while a subnet is up is an element here; the chains around them (see `ruleset`) are
+//! the same for every configuration, so a change never touches a rule.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use nftables::expr::{Expression, NamedExpression, Prefix};
+use nftables::schema::{Element, NfCmd, NfListObject, NfObject, Nftables};
+use nftables::types::NfFamily;
+
+use crate::model::host::{HostConfig, MapConfig, Proto};
+use crate::model::id::SubnetId;
+
+/// One field of a key or value, in the spelling nft prints.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Atom {
+    /// An address.
+    Addr(IpAddr),
+    /// A prefix shorter than an address.
+    Net(IpNet),
+    /// A transport protocol.
+    Proto(Proto),
+    /// A port, host order.
+    Port(u16),
+    /// An interface.
+    Link(String),
+}
+
+impl Atom {
+    /// A prefix; one of full length is an address, as nft prints it.
+    pub fn net(net: IpNet) -> Self {
+        if net.prefix_len() == net.max_prefix_len() { Atom::Addr(net.addr()) } else { Atom::Net(net.trunc()) }
+    }
+
+    fn json(&self) -> Expression<'static> {
+        match self {
+            Atom::Addr(addr) => Expression::String(addr.to_string().into()),
+            Atom::Net(net) => Expression::Named(NamedExpression::Prefix(Prefix {
+                addr: Box::new(Expression::String(net.addr().to_string().into())),
+                len: u32::from(net.prefix_len()),
+            })),
+            Atom::Proto(proto) => Expression::String(proto.to_string().into()),
+            Atom::Port(port) => Expression::Number(u32::from(*port)),
+            Atom::Link(name) => Expression::String(name.clone().into()),
+        }
+    }
+}
+
+impl fmt::Display for Atom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Atom::Addr(addr) => write!(f, "{addr}"),
+            Atom::Net(net) => write!(f, "{net}"),
+            Atom::Proto(proto) => write!(f, "{proto}"),
+            Atom::Port(port) => write!(f, "{port}"),
+            Atom::Link(name) => write!(f, "\"{name}\""),
+        }
+    }
+}
+
+/// A key or value: one atom or a concatenation.
+pub type Tuple = Vec<Atom>;
+
+/// A key and, in a map, its value.
+pub type Entry = (Tuple, Option<Tuple>);
+
+/// `a . b . c`, as nft writes a concatenation.
+pub fn text(tuple: &[Atom]) -> String {
+    tuple.iter().map(Atom::to_string).collect::<Vec<_>>().join(" . ")
+}
+
+fn json(tuple: &[Atom]) -> Expression<'static> {
+    match tuple {
+        [one] => one.json(),
+        many => Expression::Named(NamedExpression::Concat(many.iter().map(Atom::json).collect())),
+    }
+}
+
+/// The listening side of a port map: what tells one map from another in the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MapKey {
+    /// Protocol.
+    pub proto: Proto,
+    /// Address listened on; unspecified: every local one of that family.
+    pub listen: IpAddr,
+    /// Port listened on.
+    pub port: u16,
+}
+
+impl MapKey {
+    /// The key of a configured map.
+    pub fn of(map: &MapConfig) -> Self {
+        MapKey { proto: map.proto, listen: map.listen, port: map.port }
+    }
+
+    /// The key as set elements have it: with the address for one address, without for all.
+    fn tuple(&self) -> Tuple {
+        let tail = [Atom::Proto(self.proto), Atom::Port(self.port)];
+        if self.listen.is_unspecified() {
+            tail.to_vec()
+        } else {
+            [&[Atom::Addr(self.listen)], tail.as_slice()].concat()
+        }
+    }
+
+    /// Reads the key back from an element of set `set` (`…any4`, `…exact6`).
+    pub fn parse(set: &str, tuple: &[Atom]) -> Option<Self> {
+        match tuple {
+            [Atom::Proto(proto), Atom::Port(port)] => {
+                let listen: IpAddr =
+                    if set.ends_with('6') { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+                Some(MapKey { proto: *proto, listen, port: *port })
+            }
+            [Atom::Addr(listen), Atom::Proto(proto), Atom::Port(port)] => {
+                Some(MapKey { proto: *proto, listen: *listen, port: *port })
+            }
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for MapKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.proto, std::net::SocketAddr::new(self.listen, self.port))
+    }
+}
+
+/// Elements of every set and map of our table: set name, key, and the value where it is a map.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Elements {
+    sets: BTreeMap<String, BTreeMap<Tuple, Option<Tuple>>>,
+}
+
+/// Whether a name can stand in a rule: no wildcard, no quote, no longer than the kernel's 15 bytes.
+fn is_link_name(name: &str) -> bool {
+    (1..=15).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+}
+
+fn version(addr: &IpAddr) -> &'static str {
+    if addr.is_ipv4() { "4" } else { "6" }
+}
+
+/// Prefixes of one family, merged: interval sets refuse elements that overlap.
+fn merged(prefixes: impl Iterator<Item = IpNet>) -> Vec<IpNet> {
+    IpNet::aggregate(&prefixes.map(|p| p.trunc()).collect())
+}
+
+impl Elements {
+    /// What `config` asks for, and what of it cannot be done.
+    pub fn of(config: &HostConfig) -> (Self, Vec<String>) {
+        let mut elements = Elements::default();
+        let mut failures = Vec::new();
+        elements.links(config, &mut failures);
+        elements.subnets(config);
+        elements.maps(config, &mut failures);
+        (elements, failures)
+    }
+
+    /// The elements of one set, in order.
+    pub fn in_set(&self, set: &str) -> impl Iterator<Item = (&Tuple, Option<&Tuple>)> {
+        self.sets.get(set).into_iter().flatten().map(|(key, value)| (key, value.as_ref()))
+    }
+
+    /// Adds an element, or replaces the value of its key.
+    pub fn insert(&mut self, set: impl Into<String>, key: Tuple, value: Option<Tuple>) {
+        self.sets.entry(set.into()).or_default().insert(key, value);
+    }
+
+    fn links(&mut self, config: &HostConfig, failures: &mut Vec<String>) {
+        for tun in &config.tuns {
+            if !is_link_name(&tun.name) {
+                failures.push(format!("filter packets of {:?}: not the name of an interface", tun.name));
+                continue;
+            }
+            let link = Atom::Link(tun.name.clone());
+            self.insert("tuns", vec![link.clone()], None);
+            self.insert("links", vec![link.clone()], None);
+            self.members(&link, tun.prefixes.iter().copied());
+            for addr in &tun.addresses {
+                let v = version(addr);
+                self.insert(format!("own{v}"), vec![Atom::Addr(*addr)], None);
+                self.insert(format!("local{v}"), vec![link.clone(), Atom::Addr(*addr)], None);
+                if self.in_set(&format!("source{v}")).all(|(key, _)| key.as_slice() != std::slice::from_ref(&link)) {
+                    self.insert(format!("source{v}"), vec![link.clone()], Some(vec![Atom::Addr(*addr)]));
+                }
+            }
+        }
+        for workload in &config.workloads {
+            if !is_link_name(&workload.host_link) {
+                failures.push(format!("filter packets of {:?}: not the name of an interface", workload.host_link));
+                continue;
+            }
+            let link = Atom::Link(workload.host_link.clone());
+            self.insert("workloads", vec![link.clone()], None);
+            self.insert("flood", vec![link.clone()], None);
+            self.insert("links", vec![link.clone()], None);
+            let tuns = || config.tuns.iter().filter(|t| t.subnet == workload.subnet);
+            self.members(&link, tuns().flat_map(|t| t.prefixes.iter()).copied());
+            for addr in tuns().flat_map(|t| &t.addresses).chain(&workload.gateways) {
+                self.insert(format!("local{}", version(addr)), vec![link.clone(), Atom::Addr(*addr)], None);
+            }
+            for addr in &workload.addresses {
+                let v = version(addr);
+                let own = Atom::Addr(*addr);
+                self.insert(format!("leases{v}"), vec![link.clone(), own.clone()], None);
+                let gateway = tuns().flat_map(|t| &t.addresses).chain(&workload.gateways);
+                if let Some(gateway) = gateway.into_iter().find(|g| g.is_ipv4() == addr.is_ipv4()) {
+                    self.insert(format!("self{v}"), vec![own.clone(), own], Some(vec![Atom::Addr(*gateway)]));
+                }
+            }
+        }
+    }
+
+    fn members(&mut self, link: &Atom, prefixes: impl Iterator<Item = IpNet>) {
+        for net in merged(prefixes) {
+            self.insert(format!("member{}", version(&net.addr())), vec![link.clone(), Atom::net(net)], None);
+        }
+    }
+
+    fn subnets(&mut self, config: &HostConfig) {
+        let mut of: BTreeMap<SubnetId, Vec<IpNet>> = BTreeMap::new();
+        for tun in &config.tuns {
+            of.entry(tun.subnet).or_default().extend(tun.prefixes.iter().copied());
+        }
+        for net in merged(of.values().flatten().copied()) {
+            self.insert(format!("overlay{}", version(&net.addr())), vec![Atom::net(net)], None);
+        }
+        for prefixes in of.into_values() {
+            let nets = merged(prefixes.into_iter());
+            for from in &nets {
+                for to in nets.iter().filter(|to| to.addr().is_ipv4() == from.addr().is_ipv4()) {
+                    let key = vec![Atom::net(*from), Atom::net(*to)];
+                    self.insert(format!("within{}", version(&from.addr())), key, None);
+                }
+            }
+        }
+    }
+
+    fn maps(&mut self, config: &HostConfig, failures: &mut Vec<String>) {
+        let mut taken = BTreeSet::new();
+        for map in &config.maps {
+            // The kernel cannot rewrite to and from loopback without opening it to the LAN: the proxy serves those.
+            if map.listen.is_loopback() {
+                continue;
+            }
+            let Some(target) = map.target else { continue };
+            let key = MapKey::of(map);
+            let refusal = if map.port == 0 || map.target_port == 0 {
+                Some("port 0 cannot be mapped".to_owned())
+            } else if target.is_ipv4() != map.listen.is_ipv4() {
+                Some(format!("target {target} is of the other address family"))
+            } else if config.underlay_ports.contains(&map.port) {
+                Some("this daemon itself listens on that port".to_owned())
+            } else if !taken.insert(key) {
+                Some("another map has the same protocol, address and port".to_owned())
+            } else {
+                None
+            };
+            match refusal {
+                Some(why) => failures.push(format!("map {key} to {}: {why}", map.name)),
+                None => self.map(map, key, target, config),
+            }
+        }
+    }
+
+    fn map(&mut self, map: &MapConfig, key: MapKey, target: IpAddr, config: &HostConfig) {
+        let v = version(&map.listen);
+        let kind = if map.listen.is_unspecified() { "any" } else { "exact" };
+        let tuple = key.tuple();
+        let value = vec![Atom::Addr(target), Atom::Port(map.target_port)];
+        self.insert(format!("{kind}{v}"), tuple.clone(), Some(value));
+        for counted in ["conn", "rx", "tx"] {
+            self.insert(format!("{counted}_{kind}{v}"), tuple.clone(), None);
+        }
+        if let (false, Some(source)) = (map.local, map.source) {
+            for tun in config.tuns.iter().filter(|t| t.subnet == map.subnet && is_link_name(&t.name)) {
+                self.insert(format!("source{v}"), vec![Atom::Link(tun.name.clone())], Some(vec![Atom::Addr(source)]));
+            }
+        }
+        // A prefix of length 0 lets everybody in: the same as no list.
+        let family = map.allow.iter().filter(|net| net.addr().is_ipv4() == map.listen.is_ipv4());
+        if map.allow.is_empty() || family.clone().any(|net| net.prefix_len() == 0) {
+            return;
+        }
+        self.insert(format!("guarded_{kind}{v}"), tuple.clone(), None);
+        for net in merged(family.copied()) {
+            let key = [tuple.as_slice(), &[Atom::net(net)]].concat();
+            self.insert(format!("allowed_{kind}{v}"), key, None);
+        }
+    }
+
+    /// The maps published here, with the address and port each leads to.
+    #[cfg(test)]
+    pub fn targets(&self) -> BTreeMap<MapKey, (IpAddr, u16)> {
+        ["any4", "any6", "exact4", "exact6"]
+            .iter()
+            .flat_map(|set| self.in_set(set).map(move |(key, value)| (*set, key, value)))
+            .filter_map(|(set, key, value)| match value.map(Vec::as_slice) {
+                Some([Atom::Addr(addr), Atom::Port(port)]) => Some((MapKey::parse(set, key)?, (*addr, *port))),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Who may use a guarded map; none where everybody may.
+    fn allowed(&self, key: &MapKey) -> Option<Vec<&Tuple>> {
+        let v = version(&key.listen);
+        let kind = if key.listen.is_unspecified() { "any" } else { "exact" };
+        let tuple = key.tuple();
+        self.sets.get(&format!("guarded_{kind}{v}"))?.get(&tuple)?;
+        let clients = self.sets.get(&format!("allowed_{kind}{v}")).map(|set| set.range(tuple.clone()..));
+        Some(clients.into_iter().flatten().map(|(k, _)| k).take_while(|k| k.starts_with(&tuple)).collect())
+    }
+
+    /// Maps of `self` that are gone in `next`, lead elsewhere, or let in other clients: flows they began must end.
+    pub fn ended(&self, next: &Elements) -> Vec<(MapKey, (IpAddr, u16))> {
+        let mut ended = Vec::new();
+        for (v, kind) in [("4", "any"), ("6", "any"), ("4", "exact"), ("6", "exact")] {
+            let name = format!("{kind}{v}");
+            let lists = ["guarded", "allowed"].map(|list| format!("{list}_{kind}{v}"));
+            let same_lists = lists.iter().all(|list| self.sets.get(list) == next.sets.get(list));
+            let after = next.sets.get(&name);
+            for (tuple, value) in self.sets.get(&name).into_iter().flatten() {
+                let same_target = after.and_then(|after| after.get(tuple)) == Some(value);
+                if same_target && same_lists {
+                    continue;
+                }
+                if let (Some(key), Some([Atom::Addr(addr), Atom::Port(port)])) =
+                    (MapKey::parse(&name, tuple), value.as_deref())
+                    && !(same_target && self.allowed(&key) == next.allowed(&key))
+                {
+                    ended.push((key, (*addr, *port)));
+                }
+            }
+        }
+        ended
+    }
+
+    /// What turns `self` into `next`.
+    pub fn delta(&self, next: &Elements) -> Delta {
+        let mut delta = Delta::default();
+        let names: BTreeSet<&String> = self.sets.keys().chain(next.sets.keys()).collect();
+        let none = BTreeMap::new();
+        for name in names {
+            let (old, new) = (self.sets.get(name).unwrap_or(&none), next.sets.get(name).unwrap_or(&none));
+            let gone: Vec<Tuple> = old.iter().filter(|(k, v)| new.get(*k) != Some(v)).map(|(k, _)| k.clone()).collect();
+            let come: Vec<_> =
+                new.iter().filter(|(k, v)| old.get(*k) != Some(v)).map(|(k, v)| (k.clone(), v.clone())).collect();
+            if !gone.is_empty() {
+                delta.delete.push((name.clone(), gone));
+            }
+            if !come.is_empty() {
+                delta.add.push((name.clone(), come));
+            }
+        }
+        delta
+    }
+
+    /// Whether both hold the same elements (a set without elements is the same as no set).
+    pub fn same(&self, other: &Elements) -> bool {
+        self.delta(other).is_empty()
+    }
+}
+
+/// Element changes that go to the kernel as one transaction: deletions, then additions.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Delta {
+    /// Keys that go, by set. A key whose value changes is here and in `add`.
+    pub delete: Vec<(String, Vec<Tuple>)>,
+    /// Elements that come, by set.
+    pub add: Vec<(String, Vec<Entry>)>,
+}
+
+impl Delta {
+    /// Whether nothing changes.
+    pub fn is_empty(&self) -> bool {
+        self.delete.is_empty() && self.add.is_empty()
+    }
+
+    /// The transaction for `nft -j -f -`.
+    pub fn commands(&self, table: &str) -> Nftables<'static> {
+        let element = |set: &str, elem: Vec<Expression<'static>>| {
+            NfListObject::Element(Element {
+                family: NfFamily::INet,
+                table: table.to_owned().into(),
+                name: set.to_owned().into(),
+                elem: elem.into(),
+            })
+        };
+        let deletes = self.delete.iter().map(|(set, keys)| {
+            NfObject::CmdObject(NfCmd::Delete(element(set, keys.iter().map(|key| json(key)).collect())))
+        });
+        let adds = self.add.iter().map(|(set, elements)| {
+            let elem = elements.iter().map(|(key, value)| match value {
+                Some(value) => Expression::List(vec![json(key), json(value)]),
+                None => json(key),
+            });
+            NfObject::CmdObject(NfCmd::Add(element(set, elem.collect())))
+        });
+        Nftables { objects: deletes.chain(adds).collect::<Vec<_>>().into() }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::model::host::{NetnsRef, ResolvConf, TunConfig, WorkloadConfig};
+    use proptest::prelude::*;
+
+    pub fn subnet(n: u8) -> SubnetId {
+        SubnetId([n; 16])
+    }
+
+    /// Subnet `n`: 10.N.0.0/16 and fdN::/48, this node at .1.
+    pub fn tun(n: u8) -> TunConfig {
+        TunConfig {
+            subnet: subnet(n),
+            name: format!("bw-net{n}"),
+            mtu: 1420,
+            addresses: vec![IpAddr::from([10, n, 1, 1]), format!("fd00:{n}::1").parse().unwrap()],
+            prefixes: vec![format!("10.{n}.0.0/16").parse().unwrap(), format!("fd00:{n}::/48").parse().unwrap()],
+        }
+    }
+
+    pub fn workload(n: u8, host: u8) -> WorkloadConfig {
+        WorkloadConfig {
+            subnet: subnet(n),
+            name: format!("w{n}-{host}").parse().unwrap(),
+            tun: format!("bw-net{n}"),
+            host_link: format!("bwv{n:04}{host:04}"),
+            inner_link: "byway0".to_owned(),
+            netns: NetnsRef { path: "/run/netns/none".into(), device: 0, inode: 0 },
+            mtu: 1420,
+            addresses: vec![IpAddr::from([10, n, 1, host]), format!("fd00:{n}::{host}").parse().unwrap()],
+            gateways: vec![IpAddr::from([10, n, 1, 1]), format!("fd00:{n}::1").parse().unwrap()],
+            prefixes: vec![],
+            resolv_conf: ResolvConf::None,
+            search: "net.internal".to_owned(),
+            mac: None,
+        }
+    }
+
+    pub fn map(n: u8, proto: Proto, listen: &str, port: u16, target: &str, target_port: u16) -> MapConfig {
+        let listen: IpAddr = listen.parse().unwrap();
+        MapConfig {
+            subnet: subnet(n),
+            name: format!("m{port}").parse().unwrap(),
+            proto,
+            listen,
+            port,
+            target: Some(target.parse().unwrap()),
+            target_port,
+            local: true,
+            source: tun(n).addresses.into_iter().find(|a| a.is_ipv4() == listen.is_ipv4()),
+            allow: vec![],
+        }
+    }
+
+    pub fn config() -> HostConfig {
+        HostConfig {
+            instance: "0123abcd".to_owned(),
+            tuns: vec![tun(7), tun(8)],
+            workloads: vec![workload(7, 2), workload(8, 2)],
+            maps: vec![],
+            underlay_ports: vec![4001],
+        }
+    }
+
+    prop_compose! {
+        fn any_map()(n in 7u8..9, tcp: bool, v6: bool, any in 0u8..3, port in 1u16..6, host in 2u8..5, to in 1u16..4,
+                     local: bool, allow in proptest::collection::vec(0u8..4, 0..3)) -> MapConfig {
+            let listen = match (v6, any) {
+                (false, 0) => "0.0.0.0", (false, 1) => "192.0.2.1", (false, _) => "127.0.0.1",
+                (true, 0) => "::", (true, 1) => "2001:db8::1", (true, _) => "::1",
+            };
+            let target = if v6 { format!("fd00:{n}::{host}") } else { format!("10.{n}.1.{host}") };
+            let proto = if tcp { Proto::Tcp } else { Proto::Udp };
+            let mut map = map(n, proto, listen, port, &target, to);
+            map.local = local;
+            map.allow = allow.into_iter().map(|a| match v6 {
+                false => format!("203.0.{a}.0/{}", 22 + a).parse().unwrap(),
+                true => format!("2001:db8:{a}::/{}", 46 + a).parse().unwrap(),
+            }).collect();
+            map
+        }
+    }
+
+    prop_compose! {
+        fn any_config()(tuns in proptest::collection::btree_set(7u8..10, 1..3),
+                        hosts in proptest::collection::btree_set((7u8..10, 2u8..5), 0..4),
+                        maps in proptest::collection::vec(any_map(), 0..8)) -> HostConfig {
+            HostConfig {
+                instance: "0123abcd".to_owned(),
+                tuns: tuns.into_iter().map(tun).collect(),
+                workloads: hosts.into_iter().map(|(n, h)| workload(n, h)).collect(),
+                maps,
+                underlay_ports: vec![5],
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn deltas_reach_what_a_fresh_table_holds(a in any_config(), b in any_config()) {
+            let (a, b) = (Elements::of(&a).0, Elements::of(&b).0);
+            let mut model = a.clone();
+            let delta = a.delta(&b);
+            for (set, keys) in &delta.delete {
+                for key in keys {
+                    prop_assert!(model.sets.get_mut(set).unwrap().remove(key).is_some(), "deletes what is there");
+                }
+            }
+            for (set, elements) in &delta.add {
+                for (key, value) in elements {
+                    prop_assert!(!model.sets.get(set).is_some_and(|s| s.contains_key(key)), "adds what is not there");
+                    model.insert(set.clone(), key.clone(), value.clone());
+                }
+            }
+            prop_assert!(model.same(&b));
+            prop_assert!(b.delta(&b).is_empty());
+        }
+
+        #[test]
+        fn removing_a_map_undoes_adding_it(before in any_config(), map in any_map()) {
+            let mut after = before.clone();
+            after.maps.push(map);
+            let (before, after) = (Elements::of(&before).0, Elements::of(&after).0);
+            let (forth, back) = (before.delta(&after), after.delta(&before));
+            let keys = |d: &Delta| d.add.iter().map(|(s, e)| (s.clone(), e.len())).collect::<Vec<_>>();
+            let gone = |d: &Delta| d.delete.iter().map(|(s, e)| (s.clone(), e.len())).collect::<Vec<_>>();
+            prop_assert_eq!(keys(&forth), gone(&back));
+        }
+    }
+
+    #[test]
+    fn a_map_of_an_underlay_port_is_refused() {
+        let mut config = config();
+        config.maps.push(map(7, Proto::Udp, "0.0.0.0", 4001, "10.7.1.2", 80));
+        let (elements, failures) = Elements::of(&config);
+        assert!(elements.targets().is_empty());
+        assert_eq!(failures.len(), 1, "{failures:?}");
+    }
+
+    #[test]
+    fn two_maps_never_share_a_key() {
+        let mut config = config();
+        config.maps.push(map(7, Proto::Tcp, "0.0.0.0", 80, "10.7.1.2", 80));
+        config.maps.push(map(8, Proto::Tcp, "0.0.0.0", 80, "10.8.1.2", 80));
+        let (elements, failures) = Elements::of(&config);
+        assert_eq!(elements.targets().into_values().collect::<Vec<_>>(), [("10.7.1.2".parse().unwrap(), 80)]);
+        assert_eq!(failures.len(), 1, "{failures:?}");
+    }
+
+    #[test]
+    fn overlapping_allow_prefixes_become_one() {
+        let mut config = config();
+        let mut m = map(7, Proto::Tcp, "0.0.0.0", 80, "10.7.1.2", 80);
+        m.allow =
+            vec!["192.0.2.0/24".parse().unwrap(), "192.0.2.7/32".parse().unwrap(), "2001:db8::/32".parse().unwrap()];
+        config.maps.push(m);
+        let (elements, _) = Elements::of(&config);
+        assert_eq!(
+            elements.in_set("allowed_any4").map(|(k, _)| text(k)).collect::<Vec<_>>(),
+            ["tcp . 80 . 192.0.2.0/24"]
+        );
+        assert_eq!(elements.in_set("guarded_any4").count(), 1);
+    }
+
+    #[test]
+    fn a_narrower_allow_list_ends_flows_of_the_map_only() {
+        let mut config = config();
+        config.maps.push(map(7, Proto::Tcp, "0.0.0.0", 80, "10.7.1.2", 80));
+        config.maps.push(map(7, Proto::Udp, "192.0.2.1", 53, "10.7.1.2", 53));
+        let before = Elements::of(&config).0;
+        config.maps[0].allow = vec!["192.0.2.0/24".parse().unwrap()];
+        let after = Elements::of(&config).0;
+        let ended = before.ended(&after);
+        assert_eq!(ended.iter().map(|(k, _)| k.port).collect::<Vec<_>>(), [80]);
+        assert!(after.ended(&after).is_empty());
+    }
+
+    #[test]
+    fn names_that_would_be_wildcards_are_refused() {
+        let mut config = config();
+        config.workloads[0].host_link = "bwv*".to_owned();
+        let (elements, failures) = Elements::of(&config);
+        assert_eq!(elements.in_set("workloads").count(), 1);
+        assert_eq!(failures.len(), 1);
+    }
+}

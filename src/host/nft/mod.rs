@@ -1,0 +1,349 @@
+//! The packet filter and the port maps: one table, `inet byway_INSTANCE`, and nothing outside it.
+//!
+//! Owns that table. Port maps, leases and links are *elements* of its sets and maps; the rules never change while a
+//! subnet is up, so `nft -s list ruleset` after `map rm` is what it was before `map add`. Elements change as deltas,
+//! one transaction each; the table is written whole only at start and when somebody flushed or altered it.
+//!
+//! Drives the `nft` program. The `nftables` crate's types carry the deltas (elements, as JSON). Text carries the
+//! table itself, and listings are read here field by field, because nft 1.0.6 and the crate cannot do otherwise; see
+//! `ruleset` and `counters`.
+//!
+//! Never touches another table, and cannot overrule one: a drop in anyone's chain wins over an accept of ours.
+//! Loopback maps are the `proxy`'s: rewriting loopback needs `route_localnet`, which opens it to the LAN.
+
+mod counters;
+mod elements;
+#[cfg(test)]
+mod kernel_tests;
+mod ruleset;
+mod run;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tracing::{debug, info, warn};
+
+pub use counters::{Count, MapCount};
+pub use elements::MapKey;
+pub use run::Error;
+pub use watch::Watcher;
+
+use super::conntrack::{self, MapFlows};
+use crate::model::host::HostConfig;
+use counters::{Counters, Listing};
+use elements::Elements;
+use run::{OwnRuns, nft};
+
+/// What every table of ours is called, before the instance.
+const TABLE_PREFIX: &str = "byway_";
+
+/// How often the table is looked at even though nobody reported a change.
+const VERIFY_EVERY: Duration = Duration::from_secs(30);
+
+/// What this process last wrote, and how the kernel printed its rules.
+#[derive(Debug)]
+struct Applied {
+    elements: Elements,
+    skeleton: Vec<Value>,
+    verified: Instant,
+}
+
+/// Our table in the network namespace of the calling thread.
+#[derive(Debug)]
+pub struct Nft {
+    table: String,
+    applied: Option<Applied>,
+    /// The latest counts seen: what a repaired table goes on from.
+    seen: Mutex<Counters>,
+    own: Arc<OwnRuns>,
+    altered: Arc<AtomicBool>,
+    watched: Arc<AtomicBool>,
+    repair: Repair,
+}
+
+/// What happens when someone else changes our table: `[firewall] repair`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Repair {
+    /// It is put back within a second.
+    Yes,
+    /// It is left as they made it until something here changes the ruleset or the daemon starts again.
+    No,
+}
+
+/// What the table counted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Per port map. Those of loopback clients are the proxy's.
+    pub maps: BTreeMap<MapKey, MapCount>,
+    /// Dropped packets by reason: `filtered`, `flood`, `source_not_leased`, `weak_host`.
+    pub drops: BTreeMap<String, Count>,
+}
+
+impl Nft {
+    /// The table of the daemon `instance` (eight hex digits). Changes nothing.
+    pub fn new(instance: &str, repair: Repair) -> Self {
+        // The name goes into text: whatever is no letter or digit cannot be part of it.
+        let instance: String = instance.chars().filter(char::is_ascii_alphanumeric).collect();
+        Nft {
+            table: format!("{TABLE_PREFIX}{instance}"),
+            applied: None,
+            seen: Mutex::default(),
+            own: Arc::default(),
+            altered: Arc::default(),
+            watched: Arc::default(),
+            repair,
+        }
+    }
+
+    /// The table's name.
+    pub fn table(&self) -> &str {
+        &self.table
+    }
+
+    /// Brings the table to what `desired` needs; without a TUN there is no table.
+    ///
+    /// Returns what could not be done of it (a map of a port that is taken), each ready to be shown; the rest is done.
+    /// Flows of maps that went, lead elsewhere or let in other clients are ended before this returns.
+    ///
+    /// # Errors
+    /// nft is missing or refused; the table is then as it was.
+    ///
+    /// # Cancel safety
+    /// The next call looks at the table first.
+    pub async fn sync(&mut self, desired: &HostConfig) -> Result<Vec<String>, Error> {
+        if desired.tuns.is_empty() {
+            self.remove_all().await?;
+            return Ok(Vec::new());
+        }
+        let (target, mut failures) = Elements::of(desired);
+        // Taken: a call that is dropped or fails half-way leaves no belief behind.
+        let (before, applied) = match self.applied.take() {
+            Some(mut applied) => {
+                if self.is_fresh(&applied) || self.verify(&mut applied).await? {
+                    self.change(applied, &target).await?
+                } else {
+                    // Flows of before the flush are still those of the maps known here.
+                    (applied.elements, self.write_whole(&target).await?.1)
+                }
+            }
+            None => self.write_whole(&target).await?,
+        };
+        self.applied = Some(applied);
+        failures.extend(end_flows(&before, &target).await);
+        Ok(failures)
+    }
+
+    /// Deletes the table and ends the flows of its maps. No table, no error.
+    ///
+    /// # Errors
+    /// nft is missing (and a table of ours was written) or refused.
+    pub async fn remove_all(&mut self) -> Result<(), Error> {
+        let listing = match self.list().await {
+            Ok(listing) => listing,
+            // Nobody can have written it.
+            Err(Error::Missing) if self.applied.is_none() => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let written = self.applied.take().map(|a| a.elements);
+        let before = written.or_else(|| listing.as_ref().map(|l| l.elements.clone())).unwrap_or_default();
+        if listing.is_some() {
+            delete_table(&self.table, &self.own).await?;
+            info!(table = self.table, "nftables table removed");
+        }
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Counters::default();
+        if let Some(failure) = end_flows(&before, &Elements::default()).await {
+            warn!(failure, "flows of removed maps go on");
+        }
+        Ok(())
+    }
+
+    /// Reads the counters. No table: none.
+    ///
+    /// # Errors
+    /// nft is missing or refused.
+    pub async fn counters(&self) -> Result<Counts, Error> {
+        let Some(mut counters) = self.list().await?.map(|l| l.counters) else { return Ok(Counts::default()) };
+        // Between a flush and the repair the last figures still stand.
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        counters.keep(&seen);
+        if let Some(applied) = &self.applied {
+            counters.retain(&applied.elements);
+        }
+        *seen = counters.clone();
+        Ok(Counts { maps: counters.maps(), drops: counters.drops })
+    }
+
+    /// Subscribes to changes of the table by others; see [`Watcher`].
+    ///
+    /// # Errors
+    /// The netlink socket cannot be opened.
+    pub fn watch(&self) -> std::io::Result<Watcher> {
+        Watcher::new(self)
+    }
+
+    fn is_fresh(&self, applied: &Applied) -> bool {
+        if self.repair == Repair::No {
+            return true;
+        }
+        self.watched.load(Ordering::Acquire)
+            && !self.altered.load(Ordering::Acquire)
+            && applied.verified.elapsed() < VERIFY_EVERY
+    }
+
+    /// Whether the kernel still holds what was written.
+    async fn verify(&self, applied: &mut Applied) -> Result<bool, Error> {
+        // Before listing: what changes meanwhile raises it again.
+        self.altered.store(false, Ordering::Release);
+        let listing = match self.list().await {
+            Ok(listing) => listing,
+            // Not readable is not as we wrote it.
+            Err(Error::Listing(_)) => None,
+            Err(error) => {
+                self.altered.store(true, Ordering::Release);
+                return Err(error);
+            }
+        };
+        let intact = listing.is_some_and(|l| l.elements.same(&applied.elements) && l.skeleton == applied.skeleton);
+        if intact {
+            applied.verified = Instant::now();
+        } else {
+            warn!(table = self.table, "nftables table was removed or altered by another program: writing it again");
+        }
+        Ok(intact)
+    }
+
+    /// Sends the difference; where the kernel refuses it, the whole table.
+    async fn change(&mut self, mut applied: Applied, target: &Elements) -> Result<(Elements, Applied), Error> {
+        let delta = applied.elements.delta(target);
+        if delta.is_empty() {
+            return Ok((target.clone(), applied));
+        }
+        let what = "change elements";
+        let input = serde_json::to_vec(&delta.commands(&self.table))
+            .map_err(|e| Error::Run { what, source: std::io::Error::other(e) })?;
+        match nft(what, &["-j", "-f", "-"], &input, &self.own).await {
+            Ok(_) => {
+                let before = std::mem::replace(&mut applied.elements, target.clone());
+                self.seen.lock().unwrap_or_else(PoisonError::into_inner).forget(&delta.delete);
+                Ok((before, applied))
+            }
+            Err(Error::Refused { stderr, .. }) => {
+                debug!(stderr, "element changes refused: writing the table whole");
+                let (_, written) = self.write_whole(target).await?;
+                Ok((applied.elements, written))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Replaces the table in one transaction. Returns what the kernel held before.
+    async fn write_whole(&mut self, target: &Elements) -> Result<(Elements, Applied), Error> {
+        self.altered.store(false, Ordering::Release);
+        // What cannot be read is replaced all the same: nothing of it is ours to keep.
+        let old = match self.list().await {
+            Err(Error::Listing(_)) | Ok(None) => Listing::default(),
+            Ok(Some(old)) => old,
+            Err(error) => return Err(error),
+        };
+        let mut counters = old.counters;
+        {
+            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            counters.keep(&seen);
+            counters.retain(target);
+            *seen = counters.clone();
+        }
+        let text = ruleset::whole(&self.table, target, &counters);
+        nft("write the table", &["-f", "-"], text.as_bytes(), &self.own).await?;
+        info!(table = self.table, "nftables table written");
+        let skeleton = self.list().await?.map(|l| l.skeleton).unwrap_or_default();
+        Ok((old.elements, Applied { elements: target.clone(), skeleton, verified: Instant::now() }))
+    }
+
+    /// Our own table, and no other: what other programs write there need not parse.
+    async fn list(&self) -> Result<Option<Listing>, Error> {
+        match nft("list the table", &["-j", "list", "table", "inet", &self.table], &[], &self.own).await {
+            Ok(json) => Listing::parse(&json).map(Some).ok_or_else(|| Error::Listing(self.table.clone())),
+            Err(error) if error.is_absent() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Deletes what conntrack still holds of maps that are in `before` and not, or differently, in `after`.
+async fn end_flows(before: &Elements, after: &Elements) -> Option<String> {
+    let flows: Vec<MapFlows> = before
+        .ended(after)
+        .into_iter()
+        .map(|(key, (target, target_port))| MapFlows {
+            proto: key.proto,
+            listen: key.listen,
+            port: key.port,
+            target,
+            target_port,
+        })
+        .collect();
+    if flows.is_empty() {
+        return None;
+    }
+    match conntrack::delete_maps(flows).await {
+        Ok(ended) => {
+            debug!(ended, "flows of removed maps ended");
+            None
+        }
+        Err(error) => Some(format!("end the flows of removed maps: {error}")),
+    }
+}
+
+async fn delete_table(table: &str, own: &OwnRuns) -> Result<(), Error> {
+    let gone = nft("delete the table", &["delete", "table", "inet", table], &[], own).await;
+    match gone {
+        Err(error) if !error.is_absent() => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Other people's base chains that drop what is forwarded unless a rule of theirs lets it pass: `ip filter FORWARD`.
+///
+/// An accept of ours cannot overrule them, and they are not ours to edit: they are to be shown. Docker and ufw make one.
+///
+/// # Errors
+/// nft is missing or refused.
+pub async fn forward_drops() -> Result<Vec<String>, Error> {
+    let listed = nft("list chains", &["-j", "list", "chains"], &[], &OwnRuns::default()).await?;
+    let listed: Value = serde_json::from_slice(&listed).map_err(|_| Error::Listing("of every chain".to_owned()))?;
+    let objects = listed.get("nftables").and_then(Value::as_array);
+    let chains = objects.into_iter().flatten().filter_map(|object| object.get("chain"));
+    let field = |chain: &Value, name: &str| chain.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    Ok(chains
+        .filter(|chain| field(chain, "hook") == "forward" && field(chain, "policy") == "drop")
+        .filter(|chain| ["ip", "ip6", "inet"].contains(&field(chain, "family").as_str()))
+        .map(|chain| format!("{} {} {}", field(chain, "family"), field(chain, "table"), field(chain, "name")))
+        .collect())
+}
+
+/// Deletes the table of `instance`, or every table that bears our name, and returns the names of those deleted.
+///
+/// # Errors
+/// nft refused. That it is missing is none: nothing can be there.
+pub async fn cleanup(instance: Option<&str>) -> Result<Vec<String>, Error> {
+    let own = OwnRuns::default();
+    let listed = match nft("list tables", &["list", "tables", "inet"], &[], &own).await {
+        Err(Error::Missing) => return Ok(Vec::new()),
+        listed => listed?,
+    };
+    let listed = String::from_utf8_lossy(&listed);
+    let mut deleted = Vec::new();
+    for table in listed.lines().filter_map(|line| line.trim().strip_prefix("table inet ")) {
+        let ours = table.strip_prefix(TABLE_PREFIX).is_some_and(|of| instance.is_none_or(|wanted| wanted == of));
+        if ours {
+            let mut nft = Nft::new(table.strip_prefix(TABLE_PREFIX).unwrap_or_default(), Repair::No);
+            nft.remove_all().await?;
+            deleted.push(table.to_owned());
+        }
+    }
+    Ok(deleted)
+}

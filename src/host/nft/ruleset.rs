@@ -1,0 +1,189 @@
+//! The text of our table: its sets, its chains, and everything in one transaction.
+//!
+//! Pure. The chains are the same for every configuration; only elements differ. Text and not JSON, because nft 1.0.6
+//! cannot create by JSON a map whose value is a concatenation (it silently makes a set), and the schema types know
+//! neither sets with statements (`counter`) nor elements that start from a count.
+//!
+//! ```text
+//! hook         priority  what it decides
+//! prerouting   -300      weak host, spoofed sources, noise of workloads            (raw, before conntrack)
+//! prerouting   -150      connections per workload; bytes back to clients
+//! prerouting   -100      port maps: exact address first, then every local address  (nat)
+//! output       -100      the same for clients on this machine                      (nat)
+//! forward      -150      TCP segment size fits the way
+//! forward         0      only what was asked for passes to or from our links
+//! input           0      what workloads and members may say to this machine
+//! postrouting   100      maps to other peers come from this node's address         (nat)
+//! postrouting   150      bytes to workloads
+//! ```
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use super::counters::{Count, Counters};
+use super::elements::{Elements, text};
+
+/// Connections one workload may have open at a time. Conntrack holds 65,536 entries on a machine
+/// with 1 GiB; one flooder must leave most of them to the others.
+pub const WORKLOAD_CONNECTIONS: u32 = 4096;
+
+/// Named counters of the table: how many packets were dropped and why.
+pub const DROPS: [&str; 4] = ["filtered", "flood", "source_not_leased", "weak_host"];
+
+/// A set or map: name, its `type` and what else its block says.
+struct SetSpec {
+    kind: &'static str,
+    name: String,
+    body: String,
+}
+
+fn set(name: impl Into<String>, body: impl Into<String>) -> SetSpec {
+    SetSpec { kind: "set", name: name.into(), body: body.into() }
+}
+
+fn map(name: impl Into<String>, body: impl Into<String>) -> SetSpec {
+    SetSpec { kind: "map", name: name.into(), body: body.into() }
+}
+
+/// Every set and map, in the order they are written.
+fn specs() -> Vec<SetSpec> {
+    let mut specs = vec![set("links", "type ifname"), set("tuns", "type ifname"), set("workloads", "type ifname")];
+    // Not a dynamic set: the kernel would collect elements without connections, and the listing would change by itself.
+    specs.push(set("flood", format!("type ifname; ct count over {WORKLOAD_CONNECTIONS}")));
+    for (v, addr) in [("4", "ipv4_addr"), ("6", "ipv6_addr")] {
+        let own = [
+            set(format!("overlay{v}"), format!("type {addr}; flags interval")),
+            set(format!("own{v}"), format!("type {addr}")),
+            set(format!("leases{v}"), format!("type ifname . {addr}")),
+            set(format!("local{v}"), format!("type ifname . {addr}")),
+            set(format!("member{v}"), format!("type ifname . {addr}; flags interval")),
+            set(format!("within{v}"), format!("type {addr} . {addr}; flags interval")),
+            map(format!("source{v}"), format!("type ifname : {addr}")),
+            map(format!("self{v}"), format!("type {addr} . {addr} : {addr}")),
+        ];
+        specs.extend(own);
+        for (kind, key) in
+            [("exact", format!("{addr} . inet_proto . inet_service")), ("any", "inet_proto . inet_service".to_owned())]
+        {
+            specs.push(map(format!("{kind}{v}"), format!("type {key} : {addr} . inet_service")));
+            specs.push(set(format!("guarded_{kind}{v}"), format!("type {key}")));
+            specs.push(set(format!("allowed_{kind}{v}"), format!("type {key} . {addr}; flags interval")));
+            for counted in ["conn", "rx", "tx"] {
+                specs.push(set(format!("{counted}_{kind}{v}"), format!("type {key}; counter")));
+            }
+        }
+    }
+    specs
+}
+
+/// Chains of every table of ours.
+const CHAINS: &str = include_str!("chains.nft");
+
+/// The chains that count bytes: lookups by the original tuple, whose port has a type only once the protocol is known.
+fn counting_chain(counted: &str) -> String {
+    let mut chain = format!("\tchain count_{counted} {{\n");
+    for (v, ip) in [("4", "ip"), ("6", "ip6")] {
+        for proto in ["tcp", "udp"] {
+            let _ = writeln!(
+                chain,
+                "\t\tmeta l4proto {proto} ct original {ip} daddr . meta l4proto . ct original proto-dst @{counted}_exact{v} return"
+            );
+        }
+        for proto in ["tcp", "udp"] {
+            let _ = writeln!(
+                chain,
+                "\t\tmeta nfproto ipv{v} meta l4proto {proto} meta l4proto . ct original proto-dst @{counted}_any{v} return"
+            );
+        }
+    }
+    chain.push_str("\t}\n");
+    chain
+}
+
+/// The transaction that brings table `table` from any state to `elements`, with counters going on from `counters`.
+pub fn whole(table: &str, elements: &Elements, counters: &Counters) -> String {
+    // Without the first line the second fails where there is no table; `destroy` is unknown to nft 1.0.6.
+    let mut out = format!("add table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n");
+    for drop in DROPS {
+        let Count { packets, bytes } = counters.drops.get(drop).copied().unwrap_or_default();
+        let _ = writeln!(out, "\tcounter {drop} {{ packets {packets} bytes {bytes}; }}");
+    }
+    let none = BTreeMap::new();
+    for SetSpec { kind, name, body } in specs() {
+        let _ = writeln!(out, "\t{kind} {name} {{\n\t\t{}", body.replace("; ", "\n\t\t"));
+        let counts = counters.sets.get(&name).unwrap_or(&none);
+        let counted = body.ends_with("counter");
+        let lines: Vec<String> = elements
+            .in_set(&name)
+            .map(|(key, value)| {
+                let mut line = text(key);
+                if counted {
+                    let Count { packets, bytes } = counts.get(key).copied().unwrap_or_default();
+                    let _ = write!(line, " counter packets {packets} bytes {bytes}");
+                }
+                if let Some(value) = value {
+                    let _ = write!(line, " : {}", text(value));
+                }
+                line
+            })
+            .collect();
+        if !lines.is_empty() {
+            let _ = writeln!(out, "\t\telements = {{ {} }}", lines.join(",\n\t\t\t"));
+        }
+        out.push_str("\t}\n");
+    }
+    out.push_str(CHAINS);
+    out.push_str(&counting_chain("rx"));
+    out.push_str(&counting_chain("tx"));
+    out.push_str("}\n");
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::elements::tests::{config, map};
+    use super::*;
+    use crate::model::host::Proto;
+
+    fn golden_config() -> crate::model::host::HostConfig {
+        let mut config = config();
+        let mut guarded = map(7, Proto::Tcp, "192.0.2.1", 443, "10.7.1.2", 8443);
+        guarded.allow = vec!["198.51.100.0/24".parse().unwrap(), "203.0.113.9/32".parse().unwrap()];
+        config.maps.push(map(7, Proto::Tcp, "0.0.0.0", 8080, "10.7.1.2", 80));
+        config.maps.push(map(8, Proto::Udp, "::", 53, "fd00:8::2", 5353));
+        config.maps.push(map(7, Proto::Tcp, "127.0.0.1", 9000, "10.7.1.2", 80));
+        config.maps.push(guarded);
+        config
+    }
+
+    #[test]
+    fn the_ruleset_reads_as_written_down() {
+        let (elements, failures) = Elements::of(&golden_config());
+        assert!(failures.is_empty(), "{failures:?}");
+        let text = whole("byway_0123abcd", &elements, &Counters::default());
+        // To accept a change: run with BYWAY_BLESS=1 and read the difference.
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/host/nft/golden.nft");
+        if std::env::var_os("BYWAY_BLESS").is_some() {
+            std::fs::write(path, &text).unwrap();
+        }
+        assert_eq!(text, include_str!("golden.nft"));
+    }
+
+    #[test]
+    fn rules_do_not_depend_on_the_configuration() {
+        let tail = |text: &str| text.split_once("\tchain raw").map(|(_, t)| t.to_owned());
+        let full = whole("byway_0123abcd", &Elements::of(&golden_config()).0, &Counters::default());
+        let empty = whole("byway_0123abcd", &Elements::default(), &Counters::default());
+        assert!(tail(&full).is_some());
+        assert_eq!(tail(&full), tail(&empty));
+    }
+
+    #[test]
+    fn every_element_belongs_to_a_set_of_the_table() {
+        let delta = Elements::default().delta(&Elements::of(&golden_config()).0);
+        let names: Vec<String> = specs().into_iter().map(|s| s.name).collect();
+        for (set, _) in delta.add {
+            assert!(names.contains(&set), "{set}");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Runs the `nft` program: one call is one kernel transaction, and its complaint comes back with the error.
+//!
+//! The schema crate's own runner leaves nft's messages on the daemon's stderr; they belong into the error.
+
+use std::collections::VecDeque;
+use std::io;
+use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::{Child, Command};
+
+/// Longest one call may take. A table of 10,000 maps loads in 0.3 s.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where the program is looked for: a daemon's PATH may lack the sbin directories.
+const PROGRAMS: [&str; 3] = ["nft", "/usr/sbin/nft", "/sbin/nft"];
+
+/// How many of our processes the watcher can tell from other people's.
+const REMEMBERED: usize = 64;
+
+/// What went wrong with the packet filter.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no nft.
+    #[error("run nft: not installed; port maps and the packet filter need it: install the package nftables (E-NO-NFT)")]
+    Missing,
+    /// It could not be started or spoken to.
+    #[error("run nft to {what}")]
+    Run {
+        /// What it was to do.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It did not come back.
+    #[error("run nft to {0}: no answer within 10 s")]
+    Timeout(&'static str),
+    /// It refused.
+    #[error("run nft to {what}: {stderr}")]
+    Refused {
+        /// What it was to do.
+        what: &'static str,
+        /// Its own words, the first lines.
+        stderr: String,
+    },
+    /// Its listing is not one.
+    #[error("read the listing of table {0}: not what nft -j prints")]
+    Listing(String),
+}
+
+impl Error {
+    /// The code people and programs know the error by.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Error::Missing => "E-NO-NFT",
+            _ => "E-NFT",
+        }
+    }
+
+    /// Whether nft says that the object is not there.
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Error::Refused { stderr, .. } if stderr.contains("No such file or directory"))
+    }
+}
+
+/// Process ids of our latest nft runs: the kernel names the process behind each change.
+#[derive(Debug, Default)]
+pub struct OwnRuns(Mutex<VecDeque<u32>>);
+
+impl OwnRuns {
+    fn add(&self, pid: u32) {
+        let mut pids = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        pids.push_back(pid);
+        if pids.len() > REMEMBERED {
+            pids.pop_front();
+        }
+    }
+
+    /// Whether `pid` was one of our runs.
+    pub fn contains(&self, pid: u32) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&pid)
+    }
+}
+
+fn spawn(args: &[&str]) -> Result<Child, io::Error> {
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for program in PROGRAMS {
+        let started = Command::new(program)
+            .args(args)
+            // Messages are matched on and go into logs: in one language.
+            .env("LC_ALL", "C")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn();
+        match started {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => last = e,
+            other => return other,
+        }
+    }
+    Err(last)
+}
+
+/// Runs nft with `args`, `input` on its stdin, and returns its stdout.
+///
+/// # Errors
+/// See [`Error`]; `what` completes "run nft to …".
+///
+/// # Cancel safety
+/// A dropped call kills the process; the kernel then has the whole transaction or nothing of it.
+pub async fn nft(what: &'static str, args: &[&str], input: &[u8], own: &OwnRuns) -> Result<Vec<u8>, Error> {
+    let mut child = spawn(args).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => Error::Missing,
+        _ => Error::Run { what, source },
+    })?;
+    // Before it has its input: the change must not be reported before its author is known.
+    if let Some(pid) = child.id() {
+        own.add(pid);
+    }
+    let stdin = child.stdin.take();
+    let feed = async {
+        if let Some(mut stdin) = stdin {
+            // A process that ended early says why on stderr: that is the better error.
+            let _ = stdin.write_all(input).await;
+            let _ = stdin.shutdown().await;
+        }
+    };
+    let both = async { tokio::join!(feed, child.wait_with_output()).1 };
+    let output = tokio::time::timeout(TIMEOUT, both)
+        .await
+        .map_err(|_| Error::Timeout(what))?
+        .map_err(|source| Error::Run { what, source })?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let stderr: String = said.lines().take(6).collect::<Vec<_>>().join("; ").chars().take(600).collect();
+    Err(Error::Refused { what, stderr })
+}

@@ -1,0 +1,65 @@
+//! What a machine must have before the daemon can work on it, checked without touching anything.
+
+use std::path::Path;
+
+/// Number of `CAP_NET_ADMIN` (`linux/capability.h`).
+const CAP_NET_ADMIN: u32 = 12;
+
+/// What is missing: code, message, and what to do about it. Empty: nothing.
+pub fn preflight() -> Vec<(&'static str, String, String)> {
+    let mut missing = Vec::new();
+    let tun = Path::new("/dev/net/tun");
+    if let Err(error) = std::fs::OpenOptions::new().read(true).write(true).open(tun) {
+        let hint = if tun.exists() {
+            "run as root, or in a container with --device /dev/net/tun"
+        } else {
+            "load it with `modprobe tun`, or give the container --device /dev/net/tun"
+        };
+        missing.push(("no-tun-device", format!("cannot open /dev/net/tun: {error}"), hint.to_owned()));
+    }
+    if !has_capability(&std::fs::read_to_string("/proc/self/status").unwrap_or_default(), CAP_NET_ADMIN) {
+        missing.push((
+            "no-net-admin",
+            "not allowed to change the network (CAP_NET_ADMIN is missing)".to_owned(),
+            "run as root, or in a container with --cap-add NET_ADMIN".to_owned(),
+        ));
+    }
+    if !nft_binary() {
+        missing.push((
+            "no-nft",
+            "the program `nft` was not found".to_owned(),
+            "install the package nftables".to_owned(),
+        ));
+    }
+    missing
+}
+
+/// Whether the effective set of `/proc/PID/status` holds the capability.
+fn has_capability(status: &str, capability: u32) -> bool {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .is_some_and(|set| set & (1 << capability) != 0)
+}
+
+/// Services often run without `sbin` in their path.
+fn nft_binary() -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(Into::into))
+        .any(|dir| dir.join("nft").is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capability_is_read_from_the_effective_set() {
+        let status = "Name:\tx\nCapPrm:\t0000000000001000\nCapEff:\t0000000000000000\n";
+        assert!(!has_capability(status, CAP_NET_ADMIN));
+        assert!(has_capability("CapEff:\t0000000000001000\n", CAP_NET_ADMIN));
+        assert!(!has_capability("", CAP_NET_ADMIN));
+    }
+}

@@ -1,0 +1,492 @@
+//! Port maps for clients on this machine's loopback.
+//!
+//! The kernel will not route a packet from 127.0.0.1 or ::1 to another machine; rewriting it needs `route_localnet`,
+//! which lets neighbours reach loopback services. So a map that listens on loopback, or on every address, has a small
+//! proxy on loopback here. Owns its sockets and tasks; what it listens on goes when the map goes, with every flow.
+//!
+//! Bounds per map: 256 TCP connections (further ones are closed at once), 1024 UDP clients (the oldest makes room).
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
+use tokio::time::Instant;
+use tracing::{debug, info};
+
+use super::nft::{MapCount, MapKey};
+use crate::model::host::{MapConfig, Proto};
+
+/// TCP connections of one map at a time.
+const CONNECTIONS: usize = 256;
+/// Longest the target may take to answer a connection.
+const CONNECT: Duration = Duration::from_secs(5);
+/// A UDP client that is silent this long, with no answer either, is forgotten.
+const IDLE: Duration = Duration::from_secs(60);
+/// UDP clients of one map at a time.
+const CLIENTS: usize = 1024;
+/// Bytes copied at a time.
+const CHUNK: usize = 16 * 1024;
+/// Largest UDP datagram.
+const DATAGRAM: usize = 65_535;
+/// Pause after the kernel could not accept a connection (out of descriptors).
+const BACKOFF: Duration = Duration::from_millis(100);
+
+/// Where a map leads, and for whom. Flows end when it changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Goal {
+    target: SocketAddr,
+    allow: Vec<IpNet>,
+}
+
+impl Goal {
+    fn lets_in(&self, client: IpAddr) -> bool {
+        self.allow.is_empty() || self.allow.iter().any(|net| net.contains(&client))
+    }
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    connections: AtomicU64,
+    rx: AtomicU64,
+    tx: AtomicU64,
+}
+
+fn add(counter: &AtomicU64, n: usize) {
+    counter.fetch_add(n as u64, Ordering::Relaxed);
+}
+
+#[derive(Debug)]
+struct Proxy {
+    goal: watch::Sender<Goal>,
+    tally: Arc<Tally>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The loopback proxies of every map.
+#[derive(Debug, Default)]
+pub struct Proxies {
+    running: BTreeMap<MapKey, Proxy>,
+}
+
+/// Where the proxy of `map` listens; none if the map is for one address of this machine only, or leads nowhere.
+fn wanted(map: &MapConfig) -> Option<(SocketAddr, Goal)> {
+    let listen = match map.listen {
+        addr if addr.is_loopback() => addr,
+        IpAddr::V4(any) if any.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(any) if any.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        _ => return None,
+    };
+    let target = SocketAddr::new(map.target?, map.target_port);
+    (map.port != 0).then(|| (SocketAddr::new(listen, map.port), Goal { target, allow: map.allow.clone() }))
+}
+
+impl Proxies {
+    /// No proxy.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Brings the proxies to what `maps` ask for, in the network namespace of the calling thread.
+    ///
+    /// Proxies of maps that are gone end with their flows; a changed target or allow list ends the flows and keeps the
+    /// socket. Returns what could not be done, each ready to be shown; the next call tries it again.
+    ///
+    /// # Cancel safety
+    /// The next call completes it.
+    pub async fn sync(&mut self, maps: &[MapConfig]) -> Vec<String> {
+        let mut failures = Vec::new();
+        let mut goals: BTreeMap<MapKey, (SocketAddr, Goal)> = BTreeMap::new();
+        for map in maps {
+            if let Some(goal) = wanted(map) {
+                goals.entry(MapKey::of(map)).or_insert(goal);
+            }
+        }
+        let gone: Vec<MapKey> = self.running.keys().filter(|key| !goals.contains_key(key)).copied().collect();
+        for key in gone {
+            if let Some(mut proxy) = self.running.remove(&key) {
+                proxy.task.abort();
+                // Its socket is closed once the task has ended: another map may want the port now.
+                let _ = (&mut proxy.task).await;
+                info!(map = %key, "loopback proxy stopped");
+            }
+        }
+        for (key, (listen, goal)) in goals {
+            match self.running.get(&key) {
+                Some(proxy) if !proxy.task.is_finished() => {
+                    proxy.goal.send_if_modified(|now| now != &goal && std::mem::replace(now, goal.clone()) != goal);
+                }
+                _ => match Proxy::start(key, listen, goal).await {
+                    Ok(proxy) => {
+                        self.running.insert(key, proxy);
+                        info!(map = %key, %listen, "loopback proxy started");
+                    }
+                    Err(error) => failures.push(format!("listen on {} {listen} for the map {key}: {error}", key.proto)),
+                },
+            }
+        }
+        failures
+    }
+
+    /// What passed, per map: to be added to what the kernel counted.
+    pub fn counters(&self) -> BTreeMap<MapKey, MapCount> {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let count =
+            |t: &Tally| MapCount { connections: read(&t.connections), rx_bytes: read(&t.rx), tx_bytes: read(&t.tx) };
+        self.running.iter().map(|(key, proxy)| (*key, count(&proxy.tally))).collect()
+    }
+}
+
+impl Proxy {
+    async fn start(key: MapKey, listen: SocketAddr, goal: Goal) -> io::Result<Self> {
+        let (goal, goals) = watch::channel(goal);
+        let tally = Arc::new(Tally::default());
+        let task = match key.proto {
+            Proto::Tcp => tokio::spawn(tcp(TcpListener::bind(listen).await?, goals, tally.clone())),
+            Proto::Udp => tokio::spawn(udp(Arc::new(UdpSocket::bind(listen).await?), goals, tally.clone())),
+        };
+        Ok(Proxy { goal, tally, task })
+    }
+}
+
+async fn tcp(listener: TcpListener, goals: watch::Receiver<Goal>, tally: Arc<Tally>) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    // Dropped with this task, and every connection with it.
+    let mut flows = JoinSet::new();
+    loop {
+        while flows.try_join_next().is_some() {}
+        let (client, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                debug!(%error, "accept on loopback");
+                tokio::time::sleep(BACKOFF).await;
+                continue;
+            }
+        };
+        let goal = goals.borrow().clone();
+        let Ok(slot) = slots.clone().try_acquire_owned() else { continue };
+        if !goal.lets_in(from.ip()) {
+            continue;
+        }
+        let (mut goals, tally) = (goals.clone(), tally.clone());
+        flows.spawn(async move {
+            let _slot = slot;
+            tokio::select! {
+                result = connection(client, &goal, &tally) => {
+                    if let Err(error) = result {
+                        debug!(%error, target = %goal.target, "loopback connection ended");
+                    }
+                }
+                _ = goals.wait_for(|now| *now != goal) => {}
+            }
+        });
+    }
+}
+
+async fn connection(client: TcpStream, goal: &Goal, tally: &Tally) -> io::Result<()> {
+    let server = tokio::time::timeout(CONNECT, TcpStream::connect(goal.target)).await??;
+    add(&tally.connections, 1);
+    client.set_nodelay(true)?;
+    server.set_nodelay(true)?;
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    tokio::try_join!(
+        copy(&mut from_client, &mut to_server, &tally.rx),
+        copy(&mut from_server, &mut to_client, &tally.tx)
+    )?;
+    Ok(())
+}
+
+/// Copies until the end of `from`, passes the end on, and counts as it goes.
+async fn copy<R, W>(from: &mut R, to: &mut W, counter: &AtomicU64) -> io::Result<()>
+where
+    R: tokio::io::AsyncRead + Unpin,
+    W: tokio::io::AsyncWrite + Unpin,
+{
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let n = from.read(&mut buffer).await?;
+        let Some(chunk) = buffer.get(..n).filter(|chunk| !chunk.is_empty()) else { return to.shutdown().await };
+        to.write_all(chunk).await?;
+        add(counter, n);
+    }
+}
+
+/// One UDP client and the socket that speaks to the target for it.
+struct Client {
+    socket: Arc<UdpSocket>,
+    last: Arc<AtomicU64>,
+    task: AbortHandle,
+}
+
+async fn udp(listener: Arc<UdpSocket>, mut goals: watch::Receiver<Goal>, tally: Arc<Tally>) {
+    let start = Instant::now();
+    let mut clients: HashMap<SocketAddr, Client> = HashMap::new();
+    let mut answers: JoinSet<SocketAddr> = JoinSet::new();
+    let mut buffer = vec![0; DATAGRAM];
+    loop {
+        let (n, from) = tokio::select! {
+            Some(ended) = answers.join_next() => {
+                // An evicted client's task was aborted; the same address may have a new one by now.
+                if let Ok(ended) = ended && clients.get(&ended).is_some_and(|c| c.task.is_finished()) {
+                    clients.remove(&ended);
+                }
+                continue;
+            }
+            changed = goals.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                clients.drain().for_each(|(_, client)| client.task.abort());
+                continue;
+            }
+            received = listener.recv_from(&mut buffer) => match received {
+                Ok(received) => received,
+                // The answer to something sent before (port unreachable): says nothing of the next datagram.
+                Err(error) => {
+                    debug!(%error, "receive on loopback");
+                    continue;
+                }
+            },
+        };
+        let goal = goals.borrow().clone();
+        let Some(datagram) = buffer.get(..n).filter(|_| goal.lets_in(from.ip())) else { continue };
+        if !clients.contains_key(&from) {
+            if clients.len() >= CLIENTS {
+                let oldest = clients.iter().min_by_key(|(_, c)| c.last.load(Ordering::Relaxed)).map(|(addr, _)| *addr);
+                if let Some(client) = oldest.and_then(|addr| clients.remove(&addr)) {
+                    client.task.abort();
+                }
+            }
+            let socket = match connected(goal.target).await {
+                Ok(socket) => Arc::new(socket),
+                Err(error) => {
+                    debug!(%error, target = %goal.target, "open a socket for a loopback client");
+                    continue;
+                }
+            };
+            add(&tally.connections, 1);
+            let last = Arc::new(AtomicU64::new(0));
+            let run = answer(socket.clone(), listener.clone(), from, last.clone(), start, tally.clone());
+            let task = answers.spawn(run);
+            clients.insert(from, Client { socket, last, task });
+        }
+        let Some(client) = clients.get(&from) else { continue };
+        client.last.store(millis(start), Ordering::Relaxed);
+        // A full queue or a target that refuses loses the datagram, as UDP may.
+        if client.socket.try_send(datagram).is_ok() {
+            add(&tally.rx, n);
+        }
+    }
+}
+
+fn millis(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+async fn connected(target: SocketAddr) -> io::Result<UdpSocket> {
+    let any: IpAddr = if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind(SocketAddr::new(any, 0)).await?;
+    socket.connect(target).await?;
+    // A fresh socket is not yet known to be writable, and `try_send` would refuse the first datagram.
+    socket.writable().await?;
+    Ok(socket)
+}
+
+/// Passes the target's answers to `client` until both have been silent for [`IDLE`].
+async fn answer(
+    socket: Arc<UdpSocket>,
+    listener: Arc<UdpSocket>,
+    client: SocketAddr,
+    last: Arc<AtomicU64>,
+    start: Instant,
+    tally: Arc<Tally>,
+) -> SocketAddr {
+    let mut buffer = vec![0; DATAGRAM];
+    loop {
+        let until = start + Duration::from_millis(last.load(Ordering::Relaxed)) + IDLE;
+        match tokio::time::timeout_at(until, socket.recv(&mut buffer)).await {
+            Ok(Ok(n)) => {
+                last.store(millis(start), Ordering::Relaxed);
+                if let Some(datagram) = buffer.get(..n)
+                    && listener.send_to(datagram, client).await.is_ok()
+                {
+                    add(&tally.tx, n);
+                }
+            }
+            // Refused: nothing listens there now; it may later.
+            Ok(Err(error)) => debug!(%error, %client, "receive for a loopback client"),
+            Err(_) if start + Duration::from_millis(last.load(Ordering::Relaxed)) + IDLE > Instant::now() => {}
+            Err(_) => return client,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::id::SubnetId;
+
+    fn map(proto: Proto, listen: SocketAddr, target: SocketAddr) -> MapConfig {
+        MapConfig {
+            subnet: SubnetId([1; 16]),
+            name: "web".parse().unwrap(),
+            proto,
+            listen: listen.ip(),
+            port: listen.port(),
+            target: Some(target.ip()),
+            target_port: target.port(),
+            local: true,
+            source: None,
+            allow: vec![],
+        }
+    }
+
+    /// A server that says its name and then echoes.
+    async fn server(listen: &str, name: &'static str) -> (SocketAddr, JoinHandle<()>) {
+        let listener = TcpListener::bind(listen).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let task = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                connections.spawn(async move {
+                    stream.write_all(name.as_bytes()).await.unwrap();
+                    let (mut r, mut w) = stream.split();
+                    let _ = tokio::io::copy(&mut r, &mut w).await;
+                });
+            }
+        });
+        (addr, task)
+    }
+
+    async fn free(listen: &str) -> SocketAddr {
+        TcpListener::bind(listen).await.unwrap().local_addr().unwrap()
+    }
+
+    async fn hello(addr: SocketAddr) -> (TcpStream, String) {
+        let mut stream = TcpStream::connect(addr).await.unwrap();
+        let mut name = [0; 3];
+        stream.read_exact(&mut name).await.unwrap();
+        (stream, String::from_utf8_lossy(&name).into_owned())
+    }
+
+    #[tokio::test]
+    async fn tcp_follows_its_map() {
+        for family in ["127.0.0.1:0", "[::1]:0"] {
+            let ((one, t1), (two, t2)) = (server(family, "one").await, server(family, "two").await);
+            let listen = free(family).await;
+            let mut proxies = Proxies::new();
+            let mut map = map(Proto::Tcp, listen, one);
+            assert!(proxies.sync(std::slice::from_ref(&map)).await.is_empty());
+            let (mut stream, name) = hello(listen).await;
+            assert_eq!(name, "one");
+            stream.write_all(b"ping").await.unwrap();
+            let mut echo = [0; 4];
+            stream.read_exact(&mut echo).await.unwrap();
+            assert_eq!(&echo, b"ping");
+            let count = proxies.counters()[&MapKey::of(&map)];
+            assert_eq!(count, MapCount { connections: 1, rx_bytes: 4, tx_bytes: 7 });
+
+            // The target moves: the socket stays, running flows end, new ones go there.
+            map.target_port = two.port();
+            assert!(proxies.sync(std::slice::from_ref(&map)).await.is_empty());
+            assert_eq!(stream.read(&mut echo).await.unwrap_or(0), 0);
+            let (mut stream, name) = hello(listen).await;
+            assert_eq!(name, "two");
+
+            // The map goes: so do its flows and its socket.
+            assert!(proxies.sync(&[]).await.is_empty());
+            assert_eq!(stream.read(&mut echo).await.unwrap_or(0), 0);
+            assert!(TcpStream::connect(listen).await.is_err());
+            t1.abort();
+            t2.abort();
+        }
+    }
+
+    #[tokio::test]
+    async fn the_end_of_one_direction_leaves_the_other() {
+        let (target, task) = server("127.0.0.1:0", "srv").await;
+        let listen = free("127.0.0.1:0").await;
+        let mut proxies = Proxies::new();
+        proxies.sync(&[map(Proto::Tcp, listen, target)]).await;
+        let (mut stream, _) = hello(listen).await;
+        stream.write_all(b"last words").await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).await.unwrap();
+        assert_eq!(rest, "last words");
+        task.abort();
+    }
+
+    #[tokio::test]
+    async fn udp_clients_get_their_own_answers() {
+        let target = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let addr = target.local_addr().unwrap();
+        let echo = tokio::spawn(async move {
+            let mut buffer = [0; 64];
+            loop {
+                let (n, from) = target.recv_from(&mut buffer).await.unwrap();
+                target.send_to(&buffer[..n], from).await.unwrap();
+            }
+        });
+        let listen = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let mut proxies = Proxies::new();
+        let map = map(Proto::Udp, listen, addr);
+        assert!(proxies.sync(std::slice::from_ref(&map)).await.is_empty());
+        for text in ["a", "bb"] {
+            let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            client.connect(listen).await.unwrap();
+            client.send(text.as_bytes()).await.unwrap();
+            let mut buffer = [0; 64];
+            let n = client.recv(&mut buffer).await.unwrap();
+            assert_eq!(&buffer[..n], text.as_bytes());
+        }
+        let count = proxies.counters()[&MapKey::of(&map)];
+        assert_eq!(count, MapCount { connections: 2, rx_bytes: 3, tx_bytes: 3 });
+        echo.abort();
+    }
+
+    #[tokio::test]
+    async fn clients_outside_the_allow_list_get_nothing() {
+        let (target, task) = server("127.0.0.1:0", "srv").await;
+        let listen = free("127.0.0.1:0").await;
+        let mut map = map(Proto::Tcp, listen, target);
+        map.allow = vec!["192.0.2.0/24".parse().unwrap()];
+        let mut proxies = Proxies::new();
+        proxies.sync(std::slice::from_ref(&map)).await;
+        let mut stream = TcpStream::connect(listen).await.unwrap();
+        assert_eq!(stream.read(&mut [0; 4]).await.unwrap_or(0), 0);
+        map.allow = vec!["127.0.0.0/8".parse().unwrap()];
+        proxies.sync(std::slice::from_ref(&map)).await;
+        assert_eq!(hello(listen).await.1, "srv");
+        task.abort();
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_a_failure_that_heals() {
+        let holder = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listen = holder.local_addr().unwrap();
+        let (target, task) = server("127.0.0.1:0", "srv").await;
+        let mut proxies = Proxies::new();
+        let maps = [map(Proto::Tcp, listen, target)];
+        assert_eq!(proxies.sync(&maps).await.len(), 1);
+        drop(holder);
+        assert!(proxies.sync(&maps).await.is_empty());
+        assert_eq!(hello(listen).await.1, "srv");
+        task.abort();
+    }
+}

@@ -1,0 +1,158 @@
+//! The loop that makes the kernel follow the desired state: on a new one, on an event of the kernel, and on a slow tick.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{Applied, Failure, Host, failure};
+use crate::model::host::{Change, HostConfig, Observed, plan};
+
+/// Between a kernel event and the look at the kernel: events come in swarms.
+const DEBOUNCE: Duration = Duration::from_millis(50);
+/// Longest wait after an event when passes go on failing.
+const SLOWEST: Duration = Duration::from_secs(2);
+/// Between two looks at a quiet kernel.
+const TICK: Duration = Duration::from_secs(10);
+/// For removing everything at the end.
+const STOP: Duration = Duration::from_secs(3);
+
+/// Why a pass is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Desired,
+    Kernel,
+    Tick,
+}
+
+/// Follows `desired` until `stop`, then removes everything (three seconds at most).
+///
+/// The number beside the desired state is its generation; 0 means that nothing is known yet, and nothing is touched
+/// until a higher one comes: what an earlier run left behind and is still wanted stays in use. `applied` hears of each
+/// generation when the kernel was made to follow it, and again whenever failures or dead workloads change.
+///
+/// # Errors
+/// None: what fails is in [`Applied`].
+pub async fn run<H: Host>(
+    mut host: H,
+    mut desired: watch::Receiver<(u64, Arc<HostConfig>)>,
+    applied: watch::Sender<Applied>,
+    stop: CancellationToken,
+) {
+    let mut failed_passes = 0u32;
+    let mut tick = Instant::now() + TICK;
+    let mut cause = Some(Cause::Desired);
+    loop {
+        if let Some(cause) = cause.take() {
+            let (generation, config) = desired.borrow_and_update().clone();
+            if generation > 0 {
+                let outcome = tokio::select! {
+                    outcome = pass(&mut host, &config) => outcome,
+                    // A pass that hangs must not outlive the daemon: what it began, the last one ends.
+                    () = late(&stop) => break,
+                };
+                failed_passes = if outcome.failures.is_empty() { 0 } else { failed_passes.saturating_add(1) };
+                log(cause, generation, &outcome);
+                publish(&applied, generation, outcome);
+            }
+            tick = Instant::now() + TICK;
+        }
+        cause = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            changed = desired.changed() => match changed {
+                Ok(()) => Some(Cause::Desired),
+                Err(_) => break,
+            },
+            () = host.changed() => {
+                settle(&stop, &mut desired, failed_passes).await;
+                Some(Cause::Kernel)
+            }
+            () = tokio::time::sleep_until(tick) => Some(Cause::Tick),
+        };
+    }
+    let instance = desired.borrow().1.instance.clone();
+    finish(&mut host, &HostConfig { instance, ..HostConfig::default() }).await;
+}
+
+/// Waits for the swarm of events to pass, longer while the kernel refuses what is wanted; a new desired state ends the
+/// wait.
+async fn settle(stop: &CancellationToken, desired: &mut watch::Receiver<(u64, Arc<HostConfig>)>, failed_passes: u32) {
+    let wait = DEBOUNCE.saturating_mul(1 << failed_passes.min(8)).min(SLOWEST);
+    tokio::select! {
+        () = tokio::time::sleep(wait) => {}
+        () = stop.cancelled() => {}
+        _ = desired.changed() => {}
+    }
+}
+
+/// Half a second after the stop.
+async fn late(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+}
+
+/// What one pass came to.
+#[derive(Default)]
+struct Outcome {
+    changes: Vec<String>,
+    failures: Vec<Failure>,
+    dead: Vec<(crate::model::id::SubnetId, crate::model::id::Name)>,
+}
+
+async fn pass<H: Host>(host: &mut H, config: &HostConfig) -> Outcome {
+    let observed = match host.observe(config).await {
+        Ok(observed) => observed,
+        Err(error) => {
+            let failures = vec![failure("read the kernel's state", format!("{error:#}"))];
+            return Outcome { failures, ..Outcome::default() };
+        }
+    };
+    let changes = plan(config, &observed);
+    let names = changes.iter().map(Change::to_string).collect();
+    let mut failures = unreadable(&observed);
+    failures.extend(host.apply(config, changes).await);
+    Outcome { changes: names, failures, dead: observed.dead.into_iter().collect() }
+}
+
+fn unreadable(observed: &Observed) -> Vec<Failure> {
+    let why = "it cannot be read; its workloads stay as they are";
+    observed.unreadable.iter().map(|netns| failure(format!("configure {}", netns.path.display()), why)).collect()
+}
+
+/// A repair is news; following the desired state is not.
+fn log(cause: Cause, generation: u64, outcome: &Outcome) {
+    if !outcome.changes.is_empty() && cause != Cause::Desired {
+        tracing::info!(?cause, generation, changes = outcome.changes.join(", "), "kernel state repaired");
+    } else if !outcome.changes.is_empty() {
+        tracing::debug!(generation, changes = outcome.changes.len(), "kernel state follows");
+    }
+}
+
+fn publish(applied: &watch::Sender<Applied>, generation: u64, outcome: Outcome) {
+    let next = Applied { generation, failures: outcome.failures, dead_workloads: outcome.dead };
+    applied.send_if_modified(|last| {
+        if *last == next {
+            return false;
+        }
+        for failure in next.failures.iter().filter(|f| !last.failures.contains(f)) {
+            tracing::warn!(what = failure.what, why = failure.why, "kernel refused");
+        }
+        *last = next;
+        true
+    });
+}
+
+/// Applies the empty state; what is left after the time is up is named.
+async fn finish<H: Host>(host: &mut H, empty: &HostConfig) {
+    match tokio::time::timeout(STOP, pass(host, empty)).await {
+        Ok(outcome) => {
+            for failure in outcome.failures {
+                tracing::warn!(what = failure.what, why = failure.why, "not removed");
+            }
+        }
+        Err(_) => tracing::warn!("the kernel did not let go in time: `byway cleanup` removes the rest"),
+    }
+}
