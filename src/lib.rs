@@ -1,6 +1,7 @@
 //! byway: private IPs for containers and VMs, across peers.
 
 pub mod datapath;
+pub mod dns;
 pub mod host;
 pub mod link;
 pub mod model;

@@ -1,0 +1,295 @@
+//! The sockets of one address, UDP and TCP, and what bounds them.
+//!
+//! The loops are our own: hickory's server starts one task per datagram and takes TCP connections without end. Here a
+//! name of ours is answered inside the receive loop, so that a flood of questions makes no task and no memory; only a
+//! question for the host's resolvers becomes a task, of which there are at most [`IN_FLIGHT`](super::upstream::IN_FLIGHT).
+//! A TCP connection is one task with one buffer of [`MAX_REQUEST`] bytes; there are at most [`CONNECTIONS`], and
+//! [`PER_SOURCE`] of one source: the oldest of who has most makes room, so that idle clients never shut others out.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::limit::{Buckets, Counters, count};
+use super::question::{Asker, Decision, Served, Transport};
+use super::upstream::{IN_FLIGHT, Upstream};
+
+/// TCP connections at the same time, of all addresses together.
+pub const CONNECTIONS: usize = 64;
+
+/// TCP connections of one source.
+pub const PER_SOURCE: usize = 16;
+
+/// A TCP client has this long for its next whole question, and for taking its answer.
+pub const IDLE: Duration = Duration::from_secs(5);
+
+/// Bytes of the largest request read.
+pub const MAX_REQUEST: usize = 4096;
+
+/// What all sockets share.
+pub(super) struct Shared {
+    pub(super) upstream: Upstream,
+    pub(super) counters: Arc<Counters>,
+    buckets: Mutex<Buckets>,
+    connections: Mutex<Connections>,
+}
+
+/// TCP connections under way, oldest first.
+#[derive(Default)]
+struct Connections {
+    next: u64,
+    open: Vec<(u64, IpAddr, AbortHandle)>,
+}
+
+/// Takes its connection out of the table when it ends.
+struct Place {
+    shared: Arc<Shared>,
+    id: u64,
+}
+
+impl Shared {
+    pub(super) fn new() -> Shared {
+        let counters = Arc::new(Counters::default());
+        Shared {
+            upstream: Upstream::new(Arc::clone(&counters)),
+            counters,
+            buckets: Mutex::new(Buckets::new(Instant::now())),
+            connections: Mutex::default(),
+        }
+    }
+
+    /// Whether `source` is below its rate.
+    fn take(&self, source: IpAddr) -> bool {
+        let taken = self.buckets.lock().unwrap_or_else(PoisonError::into_inner).take(source, Instant::now());
+        if !taken {
+            count(&self.counters.limited);
+        }
+        taken
+    }
+
+    /// Counts a decision and gives back what remains to be done.
+    fn settle(&self, decision: Decision) -> Next {
+        let (counter, next) = match decision {
+            Decision::Answer(bytes) => (&self.counters.answered, Next::Send(bytes)),
+            Decision::Refuse(bytes) => (&self.counters.refused, Next::Send(bytes)),
+            Decision::Malformed(bytes) => (&self.counters.malformed, Next::Send(bytes)),
+            Decision::Drop => (&self.counters.malformed, Next::Nothing),
+            Decision::Foreign => (&self.counters.foreign, Next::Nothing),
+            Decision::Forward(forward) => return Next::Resolve(forward),
+        };
+        count(counter);
+        next
+    }
+}
+
+/// What remains to be done about a message.
+enum Next {
+    Send(Vec<u8>),
+    Resolve(Box<super::question::Forward>),
+    Nothing,
+}
+
+impl Connections {
+    /// Makes room for one more of `source`; gives back how many were closed for it.
+    fn make_room(&mut self, source: IpAddr) -> u64 {
+        let of = |open: &[(u64, IpAddr, AbortHandle)], who: IpAddr| open.iter().filter(|(_, s, _)| *s == who).count();
+        let mut closed = 0;
+        loop {
+            let victim = if of(&self.open, source) >= PER_SOURCE {
+                source
+            } else if self.open.len() >= CONNECTIONS {
+                let most = self.open.iter().map(|(_, s, _)| *s).max_by_key(|s| of(&self.open, *s));
+                most.unwrap_or(source)
+            } else {
+                return closed;
+            };
+            let Some(at) = self.open.iter().position(|(_, s, _)| *s == victim) else { return closed };
+            self.open.remove(at).2.abort();
+            closed += 1;
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut table = self.shared.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        table.open.retain(|(id, _, _)| *id != self.id);
+    }
+}
+
+/// Both sockets of one address.
+pub(super) struct Sockets {
+    udp: UdpSocket,
+    tcp: TcpListener,
+}
+
+impl Sockets {
+    /// Binds UDP and TCP on `address`, which need not be on a link yet.
+    ///
+    /// # Errors
+    /// What the kernel says, most often that another server has the port.
+    pub(super) fn bind(address: SocketAddr) -> io::Result<Sockets> {
+        let udp = std::net::UdpSocket::from(bound(address, SockType::Datagram)?);
+        let tcp = std::net::TcpListener::from(bound(address, SockType::Stream)?);
+        Ok(Sockets { udp: UdpSocket::from_std(udp)?, tcp: TcpListener::from_std(tcp)? })
+    }
+
+    /// The address really bound, for tests with port 0.
+    #[cfg(test)]
+    pub(super) fn port(&self) -> io::Result<u16> {
+        self.udp.local_addr().map(|a| a.port())
+    }
+
+    /// Answers until `stop`.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the sockets and every connection.
+    pub(super) async fn run(self, served: Arc<ArcSwap<Served>>, shared: Arc<Shared>, stop: CancellationToken) {
+        let udp = serve_udp(Arc::new(self.udp), Arc::clone(&served), Arc::clone(&shared));
+        let tcp = serve_tcp(self.tcp, served, shared);
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = udp => {}
+            () = tcp => {}
+        }
+    }
+}
+
+/// A socket of `kind` on exactly `address`.
+fn bound(address: SocketAddr, kind: SockType) -> io::Result<std::os::fd::OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = nix::sys::socket::socket(family, kind, flags, None)?;
+    // The address comes with the link; binding first closes the gap in which nobody answers. Of IPv6 sockets too.
+    setsockopt(&socket, sockopt::IpFreebind, &true)?;
+    if address.is_ipv6() {
+        setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+    }
+    // Only for TCP, where it shortens a restart; on UDP it would let another program take the port.
+    if kind == SockType::Stream {
+        setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    }
+    nix::sys::socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
+    if kind == SockType::Stream {
+        nix::sys::socket::listen(&socket, Backlog::new(64)?)?;
+    }
+    Ok(socket)
+}
+
+async fn serve_udp(socket: Arc<UdpSocket>, served: Arc<ArcSwap<Served>>, shared: Arc<Shared>) {
+    let mut buffer = vec![0u8; MAX_REQUEST];
+    let mut forwards = JoinSet::new();
+    loop {
+        while forwards.try_join_next().is_some() {}
+        let (length, from) = match socket.recv_from(&mut buffer).await {
+            Ok(received) => received,
+            Err(error) => {
+                tracing::debug!(%error, "receive a DNS question");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let bytes = buffer.get(..length).unwrap_or_default();
+        let now = served.load_full();
+        // Port 0 cannot be answered. Who may not ask gets no bucket either: forged sources must not fill the table.
+        if from.port() == 0 || now.asker(from.ip()) == Asker::Foreign {
+            count(&shared.counters.foreign);
+            continue;
+        }
+        if !shared.take(from.ip()) {
+            continue;
+        }
+        match shared.settle(now.decide(bytes, from.ip(), Transport::Udp)) {
+            Next::Send(reply) => send(&socket, &reply, from).await,
+            Next::Resolve(forward) if forwards.len() >= IN_FLIGHT => {
+                count(&shared.counters.overloaded);
+                send(&socket, &forward.fail(), from).await;
+            }
+            Next::Resolve(forward) => {
+                let (socket, shared) = (Arc::clone(&socket), Arc::clone(&shared));
+                forwards.spawn(async move {
+                    let reply = shared.upstream.resolve(*forward, &now.owned.prefixes).await;
+                    send(&socket, &reply, from).await;
+                });
+            }
+            Next::Nothing => {}
+        }
+    }
+}
+
+async fn send(socket: &UdpSocket, reply: &[u8], to: SocketAddr) {
+    if let Err(error) = socket.send_to(reply, to).await {
+        tracing::debug!(%to, %error, "send a DNS answer");
+    }
+}
+
+async fn serve_tcp(listener: TcpListener, served: Arc<ArcSwap<Served>>, shared: Arc<Shared>) {
+    let mut tasks = JoinSet::new();
+    loop {
+        while tasks.try_join_next().is_some() {}
+        let (stream, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, most likely: they come back as connections end.
+                tracing::debug!(%error, "accept a DNS connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        if served.load().asker(from.ip()) == Asker::Foreign {
+            count(&shared.counters.foreign);
+            continue;
+        }
+        let mut table = shared.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let closed = table.make_room(from.ip());
+        shared.counters.closed.fetch_add(closed, std::sync::atomic::Ordering::Relaxed);
+        let id = table.next;
+        table.next = id.wrapping_add(1);
+        let place = Place { shared: Arc::clone(&shared), id };
+        // The table stays locked until the entry is in: a task that ends at once waits for that.
+        let task = tasks.spawn(connection(stream, from.ip(), Arc::clone(&served), place));
+        table.open.push((id, from.ip(), task));
+    }
+}
+
+/// One TCP client: question after question (RFC 7766), until it is silent for [`IDLE`] or asks too much.
+async fn connection(mut stream: TcpStream, source: IpAddr, served: Arc<ArcSwap<Served>>, place: Place) {
+    let shared = &place.shared;
+    let mut buffer = vec![0u8; MAX_REQUEST];
+    // A slow sender of single bytes has no more time than a silent one.
+    while let Ok(Ok(length)) = timeout(IDLE, read_message(&mut stream, &mut buffer)).await {
+        let bytes = buffer.get(..length).unwrap_or_default();
+        if !shared.take(source) {
+            return;
+        }
+        let now = served.load_full();
+        let reply = match shared.settle(now.decide(bytes, source, Transport::Tcp)) {
+            Next::Send(reply) => reply,
+            Next::Resolve(forward) => shared.upstream.resolve(*forward, &now.owned.prefixes).await,
+            Next::Nothing => return,
+        };
+        let Ok(length) = u16::try_from(reply.len()) else { return };
+        let framed = [length.to_be_bytes().as_slice(), &reply].concat();
+        if !matches!(timeout(IDLE, stream.write_all(&framed)).await, Ok(Ok(()))) {
+            return;
+        }
+    }
+}
+
+/// Reads one message with its two bytes of length in front.
+async fn read_message(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    let length = usize::from(stream.read_u16().await?);
+    let into = buffer.get_mut(..length).ok_or_else(|| io::Error::other("DNS request larger than any question"))?;
+    stream.read_exact(into).await?;
+    Ok(length)
+}

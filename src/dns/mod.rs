@@ -1,0 +1,426 @@
+//! Names: one authoritative server on each of this node's overlay addresses, and the way out for local askers.
+//!
+//! Owns the sockets on port 53 of every subnet that is up and the connection to the host's resolvers. It reads the View
+//! and nothing else: it never changes a zone, never binds an address that is not this node's own in a subnet, and never
+//! lets a question for a zone of ours leave the machine.
+//!
+//! | bound | value | why |
+//! |---|---|---|
+//! | UDP answer | [`MAX_UDP`] bytes, else TC | unfragmented, and no amplifier |
+//! | questions to the host's resolvers | [`IN_FLIGHT`] at once, 2.8 s each | the only tasks a question makes |
+//! | one source | [`RATE`]/s, [`BURST`] at once | a member cannot starve others |
+//! | sources remembered | [`SOURCES`] | further ones share one allowance |
+//! | TCP connections | [`CONNECTIONS`], [`PER_SOURCE`] a source | the oldest makes room |
+//! | TCP silence | [`IDLE`] for a whole question | also against one byte a second |
+//! | request | [`MAX_REQUEST`] bytes | one buffer each |
+
+mod catalog;
+mod limit;
+mod listen;
+mod question;
+mod upstream;
+mod zone;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use hickory_proto::op::{Message, Query, ResponseCode};
+use hickory_proto::rr::{Name as DnsName, RData, RecordType};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+pub use limit::{BURST, Counters, RATE, SOURCES};
+pub use listen::{CONNECTIONS, IDLE, MAX_REQUEST, PER_SOURCE};
+pub use question::MAX_UDP;
+pub use upstream::IN_FLIGHT;
+pub use zone::NEGATIVE_TTL;
+
+use catalog::{Catalog, own_addresses};
+use listen::{Shared, Sockets};
+use question::{Decision, Served, Transport};
+use upstream::Source;
+use zone::absolute;
+
+use crate::model::id::SubnetId;
+use crate::model::view::View;
+
+/// How often a port that could not be bound is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How often `resolv.conf` is looked at.
+const REREAD: Duration = Duration::from_secs(5);
+
+/// `[dns] mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// Our zones are answered here, everything else by the host's resolvers.
+    #[default]
+    Split,
+    /// Nothing is answered; no port is bound.
+    Off,
+}
+
+/// What the server needs to know beyond the View.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DnsConfig {
+    /// Whether names are answered at all.
+    pub mode: Mode,
+    /// Port bound on each address; 53 but in tests.
+    pub port: u16,
+    /// File the host's resolvers are read from.
+    pub resolv_conf: PathBuf,
+    /// Resolvers instead of those in the file.
+    pub upstreams: Option<Vec<SocketAddr>>,
+}
+
+impl Default for DnsConfig {
+    fn default() -> Self {
+        DnsConfig { mode: Mode::Split, port: 53, resolv_conf: PathBuf::from("/etc/resolv.conf"), upstreams: None }
+    }
+}
+
+/// An address that is not answered at the moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The subnet.
+    pub subnet: SubnetId,
+    /// Address and port that could not be bound.
+    pub address: SocketAddr,
+    /// What the kernel said.
+    pub error: String,
+    /// Whether another program holds the port.
+    pub in_use: bool,
+}
+
+/// Every address that is not answered at the moment.
+pub type Problems = Vec<Problem>;
+
+/// One record found by [`Dns::query`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Owner name without the last dot.
+    pub name: String,
+    /// `A`, `AAAA`, `CNAME`…
+    pub kind: String,
+    /// Seconds it may be kept.
+    pub ttl: u32,
+    /// The data as text.
+    pub value: String,
+}
+
+/// How a query ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The name exists; it may have no record of that type.
+    Exists,
+    /// There is no such name.
+    NoSuchName,
+    /// The question is of a kind that is not answered.
+    Refused,
+    /// The resolvers of the host did not answer, or there are none.
+    Failed,
+}
+
+/// Answer of [`Dns::query`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueryAnswer {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Whether the answer is from a zone of ours.
+    pub authoritative: bool,
+    /// The answers, aliases first.
+    pub records: Vec<Found>,
+}
+
+/// A question that cannot be asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum QueryError {
+    /// Not a DNS name.
+    #[error("{0:?} is not a DNS name")]
+    Name(String),
+    /// Not a record type.
+    #[error("{0:?} is not a DNS record type (A, AAAA, PTR, CNAME, TXT, SRV)")]
+    Kind(String),
+    /// No subnet is up, so nothing answers.
+    #[error("no subnet is up: no names are served")]
+    NoSubnet,
+}
+
+/// The server; cheap to clone, all clones are one.
+#[derive(Clone)]
+pub struct Dns {
+    config: Arc<DnsConfig>,
+    shared: Arc<Shared>,
+    problems: watch::Sender<Problems>,
+}
+
+/// One address that is answered.
+struct Serving {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+type Key = (SubnetId, SocketAddr);
+
+impl Dns {
+    /// A server that answers nothing until it [runs](Self::run).
+    pub fn new(config: DnsConfig) -> Dns {
+        Dns { config: Arc::new(config), shared: Arc::new(Shared::new()), problems: watch::Sender::default() }
+    }
+
+    /// The addresses that cannot be bound, as they come and go.
+    pub fn problems(&self) -> watch::Receiver<Problems> {
+        self.problems.subscribe()
+    }
+
+    /// What was answered and turned away since the start.
+    pub fn counters(&self) -> &Counters {
+        &self.shared.counters
+    }
+
+    /// Answers on every own address of every subnet in the view, following each new one, until `stop`.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the sockets to their tasks; use `stop`.
+    pub async fn run(self, view: Arc<ArcSwap<View>>, mut ticks: watch::Receiver<u64>, stop: CancellationToken) {
+        if self.config.mode == Mode::Off {
+            stop.cancelled().await;
+            return;
+        }
+        let mut server =
+            Server { dns: self, catalog: Catalog::default(), zones: BTreeMap::new(), serving: BTreeMap::new() };
+        let mut source = Source::default();
+        let mut retry = tokio::time::interval(RETRY);
+        let mut reread = tokio::time::interval(REREAD);
+        retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        reread.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        server.dns.read_upstreams(&mut source, &view.load()).await;
+        server.follow(&view.load()).await;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                changed = ticks.changed() => {
+                    let now = view.load_full();
+                    // The own addresses may have changed, and those are never asked.
+                    server.dns.read_upstreams(&mut source, &now).await;
+                    server.follow(&now).await;
+                    if changed.is_err() {
+                        // Whoever publishes views is gone; the last one stays until the stop.
+                        stop.cancelled().await;
+                        break;
+                    }
+                }
+                _ = retry.tick() => server.bind(&view.load()).await,
+                _ = reread.tick() => {
+                    let ready = server.dns.shared.upstream.is_ready();
+                    server.dns.read_upstreams(&mut source, &view.load()).await;
+                    if ready != server.dns.shared.upstream.is_ready() {
+                        server.follow(&view.load()).await;
+                    }
+                }
+            }
+        }
+        server.close().await;
+    }
+
+    async fn read_upstreams(&self, source: &mut Source, view: &View) {
+        let own = own_addresses(view);
+        self.shared.upstream.refresh(source, &self.config.resolv_conf, self.config.upstreams.as_deref(), &own).await;
+    }
+
+    /// Asks what a program on this machine would be told: the same bytes go the same way as from a socket.
+    ///
+    /// A name of one label is looked for in every subnet. Names outside are only resolved while the server runs, which
+    /// is what knows the host's resolvers.
+    ///
+    /// # Errors
+    /// [`QueryError`] where it is no question at all.
+    pub async fn query(&self, view: &View, name: &str, kind: &str) -> Result<QueryAnswer, QueryError> {
+        let kind = RecordType::from_str(&kind.to_ascii_uppercase()).map_err(|_| QueryError::Kind(cut(kind)))?;
+        let asked = asked_name(name).ok_or_else(|| QueryError::Name(cut(name)))?;
+        let zones = Catalog::default().update(view, self.shared.upstream.is_ready());
+        let single = asked.num_labels() == 1 && !name.ends_with('.');
+        if single {
+            for served in zones.values() {
+                let Ok(full) = asked.clone().append_domain(served.index.origin()) else { continue };
+                let answer = self.ask(served, full, kind).await;
+                if answer.outcome != Outcome::NoSuchName {
+                    return Ok(answer);
+                }
+            }
+        }
+        let owner = zones.values().find(|s| s.index.owns(&asked)).or_else(|| zones.values().next());
+        let served = owner.ok_or(QueryError::NoSubnet)?;
+        if single {
+            return Ok(QueryAnswer { outcome: Outcome::NoSuchName, authoritative: true, records: Vec::new() });
+        }
+        Ok(self.ask(served, asked, kind).await)
+    }
+
+    async fn ask(&self, served: &Served, name: DnsName, kind: RecordType) -> QueryAnswer {
+        let mut message = Message::query();
+        message.metadata.recursion_desired = true;
+        message.add_query(Query::query(name, kind));
+        let bytes = message.to_vec().unwrap_or_default();
+        let reply = match served.decide(&bytes, IpAddr::V4(Ipv4Addr::LOCALHOST), Transport::Tcp) {
+            Decision::Answer(reply) | Decision::Refuse(reply) | Decision::Malformed(reply) => reply,
+            Decision::Forward(forward) => self.shared.upstream.resolve(*forward, &served.owned.prefixes).await,
+            Decision::Drop | Decision::Foreign => Vec::new(),
+        };
+        read_answer(&reply)
+    }
+}
+
+/// The state of [`Dns::run`].
+struct Server {
+    dns: Dns,
+    catalog: Catalog,
+    /// What each subnet serves; the sockets read it through the pointer.
+    zones: BTreeMap<SubnetId, Arc<ArcSwap<Served>>>,
+    serving: BTreeMap<Key, Serving>,
+}
+
+impl Server {
+    /// Takes over a view: new answers first, then sockets.
+    async fn follow(&mut self, view: &View) {
+        let served = self.catalog.update(view, self.dns.shared.upstream.is_ready());
+        self.zones.retain(|id, _| served.contains_key(id));
+        for (id, served) in served {
+            match self.zones.get(&id) {
+                Some(slot) => slot.store(Arc::new(served)),
+                None => {
+                    self.zones.insert(id, Arc::new(ArcSwap::from_pointee(served)));
+                }
+            }
+        }
+        self.bind(view).await;
+    }
+
+    /// Opens what is missing, closes what is not wanted any more, and says what could not be opened.
+    async fn bind(&mut self, view: &View) {
+        let wanted = self.wanted(view);
+        let ended: Vec<Key> = self.serving.keys().filter(|k| !wanted.contains(k)).copied().collect();
+        let broken: Vec<Key> = self.serving.iter().filter(|(_, s)| s.task.is_finished()).map(|(k, _)| *k).collect();
+        for key in ended.into_iter().chain(broken) {
+            if let Some(serving) = self.serving.remove(&key) {
+                serving.end().await;
+                tracing::info!(subnet = %key.0, address = %key.1, "names no longer answered");
+            }
+        }
+        let mut problems = Problems::new();
+        for key in wanted {
+            if self.serving.contains_key(&key) {
+                continue;
+            }
+            if let Err(error) = self.open(key) {
+                let in_use = error.kind() == io::ErrorKind::AddrInUse;
+                problems.push(Problem { subnet: key.0, address: key.1, error: error.to_string(), in_use });
+            }
+        }
+        self.dns.problems.send_if_modified(|now| {
+            let changed = *now != problems;
+            if changed {
+                for p in problems.iter().filter(|p| !now.contains(p)) {
+                    tracing::warn!(subnet = %p.subnet, address = %p.address, error = %p.error, "names cannot be answered");
+                }
+                *now = problems;
+            }
+            changed
+        });
+    }
+
+    /// Every own address of every subnet, without what is not to be bound: never all addresses at once.
+    fn wanted(&self, view: &View) -> Vec<Key> {
+        let port = self.dns.config.port;
+        view.subnets
+            .values()
+            .filter(|s| self.zones.contains_key(&s.id))
+            .flat_map(|s| s.addresses.iter().map(|a| (s.id, SocketAddr::new(*a, port))))
+            .filter(|(_, a)| !a.ip().is_unspecified() && !a.ip().is_multicast())
+            .collect()
+    }
+
+    fn open(&mut self, key: Key) -> io::Result<()> {
+        let Some(served) = self.zones.get(&key.0) else { return Ok(()) };
+        let sockets = Sockets::bind(key.1)?;
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(sockets.run(Arc::clone(served), Arc::clone(&self.dns.shared), stop.clone()));
+        self.serving.insert(key, Serving { stop, task });
+        tracing::info!(subnet = %key.0, address = %key.1, "names answered");
+        Ok(())
+    }
+
+    async fn close(self) {
+        for serving in self.serving.values() {
+            serving.stop.cancel();
+        }
+        for serving in self.serving.into_values() {
+            serving.end().await;
+        }
+    }
+}
+
+impl Serving {
+    async fn end(self) {
+        self.stop.cancel();
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "DNS server task");
+        }
+    }
+}
+
+/// A name as typed; an address stands for the name its PTR is at.
+fn asked_name(text: &str) -> Option<DnsName> {
+    match text.parse::<IpAddr>() {
+        Ok(address) => Some(DnsName::from(address)),
+        Err(_) => absolute(text).filter(|_| !text.is_empty() && text.len() <= 255),
+    }
+}
+
+/// What is echoed in an error: a hostile name must not fill a terminal.
+fn cut(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+fn read_answer(reply: &[u8]) -> QueryAnswer {
+    let Ok(message) = Message::from_vec(reply) else {
+        return QueryAnswer { outcome: Outcome::Failed, authoritative: false, records: Vec::new() };
+    };
+    let outcome = match message.metadata.response_code {
+        ResponseCode::NoError => Outcome::Exists,
+        ResponseCode::NXDomain => Outcome::NoSuchName,
+        ResponseCode::Refused | ResponseCode::NotImp => Outcome::Refused,
+        _ => Outcome::Failed,
+    };
+    let records = message.answers.iter().map(|r| Found {
+        name: undotted(&r.name),
+        kind: r.record_type().to_string(),
+        ttl: r.ttl,
+        value: value(&r.data),
+    });
+    QueryAnswer { outcome, authoritative: message.metadata.authoritative, records: records.collect() }
+}
+
+fn undotted(name: &DnsName) -> String {
+    name.to_ascii().trim_end_matches('.').to_owned()
+}
+
+fn value(data: &RData) -> String {
+    match data {
+        RData::CNAME(name) => undotted(&name.0),
+        RData::PTR(name) => undotted(&name.0),
+        RData::SRV(srv) => format!("{} {} {} {}", srv.priority, srv.weight, srv.port, undotted(&srv.target)),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

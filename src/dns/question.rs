@@ -1,0 +1,506 @@
+//! One DNS message in, one decision out: the way every socket and every test goes.
+//!
+//! Pure: bytes, who asks and the zones are given; what is decided is a reply, silence, or a question for the host's
+//! resolvers. Nothing is allocated by a count the message states beyond what it really holds.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, ResponseCode};
+use hickory_proto::rr::{DNSClass, Name as DnsName, Record, RecordType};
+use ipnet::IpNet;
+
+use super::zone::{Answer, ZoneIndex, owned_reverse};
+
+/// Largest UDP answer in bytes: passes every usual path unfragmented (DNS flag day 2020).
+pub const MAX_UDP: u16 = 1232;
+
+/// UDP answer without EDNS in bytes (RFC 1035, section 4.2.1).
+const PLAIN_UDP: u16 = 512;
+
+/// Bytes of the message header.
+const HEADER: usize = 12;
+
+/// What one subnet's sockets know: made anew with each view, read by every question.
+#[derive(Debug)]
+pub(super) struct Served {
+    /// The subnet's own names.
+    pub(super) index: Arc<ZoneIndex>,
+    /// Who may ask for them: the subnet's prefixes.
+    pub(super) members: Vec<IpNet>,
+    /// This node's addresses and its workloads in this subnet: who may ask for anything.
+    pub(super) local: HashSet<IpAddr>,
+    /// Every zone of this node, of the past too: never asked outside.
+    pub(super) owned: Arc<Owned>,
+    /// Whether there are resolvers to forward to.
+    pub(super) forwards: bool,
+}
+
+/// Zones whose names must not leave this machine.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub(super) struct Owned {
+    /// Origins.
+    pub(super) origins: Vec<DnsName>,
+    /// Prefixes, whose reverse zones and addresses are ours.
+    pub(super) prefixes: Vec<IpNet>,
+}
+
+impl Owned {
+    /// Whether `name` is in one of them.
+    pub(super) fn covers(&self, name: &DnsName) -> bool {
+        self.origins.iter().any(|o| o.zone_of(name)) || owned_reverse(&self.prefixes, name)
+    }
+}
+
+/// How the question came, which bounds the answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Transport {
+    Udp,
+    Tcp,
+}
+
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asker {
+    /// On this machine: everything.
+    Local,
+    /// In the subnet: its names only.
+    Member,
+    /// Anybody else: nothing.
+    Foreign,
+}
+
+/// What to do with a message.
+#[derive(Debug)]
+pub(super) enum Decision {
+    /// Answered from the zone.
+    Answer(Vec<u8>),
+    /// Turned away.
+    Refuse(Vec<u8>),
+    /// Not a question: answered with an error.
+    Malformed(Vec<u8>),
+    /// Not a question and not worth an answer.
+    Drop,
+    /// From one who may not ask: no answer, so that nothing can be reflected.
+    Foreign,
+    /// To be resolved outside.
+    Forward(Box<Forward>),
+}
+
+/// A question on its way to the host's resolvers, with the reply begun.
+#[derive(Debug)]
+pub(super) struct Forward {
+    pub(super) name: DnsName,
+    pub(super) kind: RecordType,
+    reply: Reply,
+}
+
+/// A reply in the making.
+#[derive(Debug, Clone)]
+struct Reply {
+    message: Message,
+    limit: u16,
+}
+
+impl Served {
+    /// What `source` may ask here. IPv4 addresses in IPv6 clothes count as what they are.
+    pub(super) fn asker(&self, source: IpAddr) -> Asker {
+        let source = source.to_canonical();
+        if source.is_loopback() || self.local.contains(&source) {
+            Asker::Local
+        } else if self.members.iter().any(|p| p.contains(&source)) {
+            Asker::Member
+        } else {
+            Asker::Foreign
+        }
+    }
+
+    /// Decides what becomes of the message `bytes` from `source`.
+    pub(super) fn decide(&self, bytes: &[u8], source: IpAddr, transport: Transport) -> Decision {
+        let asker = self.asker(source);
+        if asker == Asker::Foreign {
+            return Decision::Foreign;
+        }
+        let Some(head) = bytes.first_chunk::<HEADER>() else { return Decision::Drop };
+        // An answer is never answered: two servers would talk for ever.
+        if head[2] & 0x80 != 0 {
+            return Decision::Drop;
+        }
+        let id = u16::from_be_bytes([head[0], head[1]]);
+        let opcode = OpCode::from_u8((head[2] >> 3) & 15);
+        if opcode != OpCode::Query {
+            return Decision::Refuse(bare(id, opcode, ResponseCode::NotImp));
+        }
+        if u16::from_be_bytes([head[4], head[5]]) != 1 {
+            return Decision::Malformed(bare(id, opcode, ResponseCode::FormErr));
+        }
+        match Message::from_vec(bytes) {
+            Ok(question) => self.answer(&question, asker, transport),
+            Err(_) => Decision::Malformed(bare(id, opcode, ResponseCode::FormErr)),
+        }
+    }
+
+    fn answer(&self, question: &Message, asker: Asker, transport: Transport) -> Decision {
+        let mut reply = Reply::begin(question, transport);
+        let recursion = asker == Asker::Local && self.forwards;
+        reply.message.metadata.recursion_available = recursion;
+        let Some(query) = question.queries.first() else {
+            return Decision::Malformed(reply.code(ResponseCode::FormErr));
+        };
+        if question.edns.as_ref().is_some_and(|e| e.version() > 0) {
+            return Decision::Refuse(reply.code(ResponseCode::BADVERS));
+        }
+        let kind = query.query_type();
+        let transfer = matches!(kind, RecordType::AXFR | RecordType::IXFR);
+        if transfer || !matches!(query.query_class(), DNSClass::IN | DNSClass::ANY) {
+            return Decision::Refuse(reply.code(ResponseCode::Refused));
+        }
+        let mut name = query.name().clone();
+        name.set_fqdn(true);
+        if self.index.owns(&name) {
+            let answer = self.index.lookup(&name, kind);
+            return self.own(reply, answer, kind, recursion);
+        }
+        if asker != Asker::Local {
+            return Decision::Refuse(reply.code(ResponseCode::Refused));
+        }
+        // Another zone of this node. "No such name" ends the search; a refusal would send the client to its next
+        // server, and the name onto the underlay.
+        if self.owned.covers(&name) {
+            return Decision::Answer(reply.code(ResponseCode::NXDomain));
+        }
+        let recurse = recursion && question.metadata.recursion_desired && !is_meta(kind);
+        if !recurse {
+            return Decision::Refuse(reply.code(ResponseCode::Refused));
+        }
+        Decision::Forward(Box::new(Forward { name, kind, reply }))
+    }
+
+    /// A reply of our own zone; a CNAME that leads outside is followed for those who may recurse.
+    fn own(&self, mut reply: Reply, answer: Answer, kind: RecordType, recursion: bool) -> Decision {
+        reply.message.metadata.authoritative = answer.code != ResponseCode::ServFail;
+        reply.message.metadata.response_code = answer.code;
+        reply.message.answers = answer.answers;
+        reply.message.authorities = answer.authorities;
+        reply.message.additionals = answer.additionals;
+        let recurse = recursion && reply.message.metadata.recursion_desired && !is_meta(kind);
+        match answer.outside.filter(|name| recurse && !self.owned.covers(name)) {
+            Some(name) => Decision::Forward(Box::new(Forward { name, kind, reply })),
+            None => Decision::Answer(reply.encode()),
+        }
+    }
+}
+
+impl Forward {
+    /// The reply with what was found outside.
+    pub(super) fn finish(mut self, code: ResponseCode, answers: Vec<Record>, authorities: Vec<Record>) -> Vec<u8> {
+        let message = &mut self.reply.message;
+        message.metadata.response_code = code;
+        message.answers.extend(answers);
+        message.authorities.extend(authorities);
+        self.reply.encode()
+    }
+
+    /// The reply where nothing could be found out.
+    pub(super) fn fail(self) -> Vec<u8> {
+        self.reply.code(ResponseCode::ServFail)
+    }
+}
+
+impl Reply {
+    fn begin(question: &Message, transport: Transport) -> Reply {
+        let mut message = Message::new(question.metadata.id, MessageType::Response, OpCode::Query);
+        message.metadata = Metadata::response_from_request(&question.metadata);
+        message.queries.clone_from(&question.queries);
+        let client = question.edns.as_ref().map(Edns::max_payload);
+        if client.is_some() {
+            let mut edns = Edns::new();
+            edns.set_max_payload(MAX_UDP);
+            message.set_edns(edns);
+        }
+        let limit = match transport {
+            Transport::Udp => client.unwrap_or(PLAIN_UDP).clamp(PLAIN_UDP, MAX_UDP),
+            Transport::Tcp => u16::MAX,
+        };
+        Reply { message, limit }
+    }
+
+    /// Nothing but a code.
+    fn code(mut self, code: ResponseCode) -> Vec<u8> {
+        self.message.metadata.response_code = code;
+        self.message.answers.clear();
+        self.message.authorities.clear();
+        self.message.additionals.clear();
+        self.encode()
+    }
+
+    /// The bytes: whole, else without what is only helpful, else empty with TC set.
+    fn encode(mut self) -> Vec<u8> {
+        let fits = |bytes: &Vec<u8>| bytes.len() <= usize::from(self.limit);
+        if let Some(bytes) = encoded(&self.message).filter(fits) {
+            return bytes;
+        }
+        self.message.additionals.clear();
+        if let Some(bytes) = encoded(&self.message).filter(fits) {
+            return bytes;
+        }
+        let cut = self.message.truncate();
+        encoded(&cut)
+            .filter(fits)
+            .unwrap_or_else(|| bare(self.message.metadata.id, OpCode::Query, ResponseCode::ServFail))
+    }
+}
+
+/// The bytes of `message`, unless not all of it could be written.
+fn encoded(message: &Message) -> Option<Vec<u8>> {
+    let bytes = message.to_vec().ok()?;
+    // Hickory sets TC by itself where a section did not fit into 65,535 bytes.
+    let cut = bytes.get(2).is_some_and(|flags| flags & 2 != 0);
+    (cut == message.metadata.truncation).then_some(bytes)
+}
+
+/// Types that are not data.
+fn is_meta(kind: RecordType) -> bool {
+    matches!(kind, RecordType::ANY | RecordType::OPT | RecordType::TSIG | RecordType::ZERO)
+        || (249..=255).contains(&u16::from(kind))
+}
+
+/// A header with a code and nothing else.
+fn bare(id: u16, opcode: OpCode, code: ResponseCode) -> Vec<u8> {
+    let [high, low] = id.to_be_bytes();
+    vec![high, low, 0x80 | (u8::from(opcode) << 3), code.low(), 0, 0, 0, 0, 0, 0, 0, 0]
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::zone::{absolute, tests::lab};
+    use super::*;
+    use hickory_proto::op::Query;
+    use proptest::prelude::*;
+
+    const MEMBER: &str = "10.42.99.1";
+    const LOCAL: &str = "10.42.7.1";
+
+    pub(in crate::dns) fn served() -> Served {
+        let zone = lab();
+        let owned = Owned {
+            origins: vec![absolute("lab.internal").unwrap(), absolute("prod.internal").unwrap()],
+            prefixes: vec!["10.42.0.0/16".parse().unwrap(), "10.50.0.0/16".parse().unwrap()],
+        };
+        Served {
+            members: zone.prefixes.clone(),
+            index: Arc::new(ZoneIndex::new(zone).unwrap()),
+            local: [LOCAL.parse().unwrap()].into(),
+            owned: Arc::new(owned),
+            forwards: true,
+        }
+    }
+
+    fn question(name: &str, kind: RecordType) -> Message {
+        let mut message = Message::query();
+        message.metadata.id = 77;
+        message.metadata.recursion_desired = true;
+        message.add_query(Query::query(absolute(name).unwrap(), kind));
+        message
+    }
+
+    fn decide(message: &Message, source: &str) -> Decision {
+        served().decide(&message.to_vec().unwrap(), source.parse().unwrap(), Transport::Udp)
+    }
+
+    fn reply(decision: Decision) -> Message {
+        match decision {
+            Decision::Answer(b) | Decision::Refuse(b) | Decision::Malformed(b) => Message::from_vec(&b).unwrap(),
+            other => panic!("no reply: {other:?}"),
+        }
+    }
+
+    fn code(message: &Message, source: &str) -> ResponseCode {
+        reply(decide(message, source)).metadata.response_code
+    }
+
+    #[test]
+    fn own_names_are_answered_with_authority() {
+        let message = reply(decide(&question("DB.lab.internal", RecordType::A), MEMBER));
+        assert!(message.metadata.authoritative && message.metadata.recursion_desired);
+        assert!(!message.metadata.recursion_available, "a member may not recurse");
+        assert_eq!((message.metadata.id, message.answers.len()), (77, 1));
+        assert_eq!(message.queries.first().map(|q| q.name().to_string()), Some("DB.lab.internal.".to_owned()));
+    }
+
+    #[test]
+    fn only_local_askers_are_forwarded() {
+        let outside = question("example.org", RecordType::A);
+        assert_eq!(code(&outside, MEMBER), ResponseCode::Refused);
+        for local in [LOCAL, "127.0.0.9", "::1", "::ffff:10.42.7.1"] {
+            assert!(matches!(decide(&outside, local), Decision::Forward(_)), "{local}");
+        }
+    }
+
+    #[test]
+    fn foreign_sources_get_silence() {
+        for source in ["192.0.2.1", "10.50.0.1", "::ffff:192.0.2.1", "2001:db8::1"] {
+            assert!(matches!(decide(&question("db.lab.internal", RecordType::A), source), Decision::Foreign));
+        }
+    }
+
+    #[test]
+    fn zones_of_other_subnets_never_leave() {
+        for name in ["db.prod.internal", "1.0.50.10.in-addr.arpa"] {
+            assert_eq!(code(&question(name, RecordType::A), LOCAL), ResponseCode::NXDomain);
+            assert_eq!(code(&question(name, RecordType::A), MEMBER), ResponseCode::Refused);
+        }
+    }
+
+    #[test]
+    fn alias_to_the_outside_is_followed_for_local_askers() {
+        let message = question("out.lab.internal", RecordType::A);
+        let Decision::Forward(forward) = decide(&message, LOCAL) else { panic!("not forwarded") };
+        assert_eq!(forward.name, absolute("example.org").unwrap());
+        let whole = Message::from_vec(&forward.finish(ResponseCode::NoError, vec![], vec![])).unwrap();
+        assert_eq!(whole.answers.len(), 1);
+        assert_eq!(reply(decide(&message, MEMBER)).answers.len(), 1);
+    }
+
+    #[test]
+    fn large_answers_are_cut_on_udp_and_whole_on_tcp() {
+        let mut message = question("big.lab.internal", RecordType::A);
+        let plain = message.to_vec().unwrap();
+        let mut edns = Edns::new();
+        edns.set_max_payload(65_535);
+        message.set_edns(edns);
+        let wide = message.to_vec().unwrap();
+        for (bytes, limit) in [(&plain, 512), (&wide, 1232)] {
+            let Decision::Answer(bytes) = served().decide(bytes, LOCAL.parse().unwrap(), Transport::Udp) else {
+                panic!("no answer")
+            };
+            assert!(bytes.len() <= limit);
+            assert!(Message::from_vec(&bytes).unwrap().metadata.truncation);
+        }
+        let tcp = reply(served().decide(&wide, LOCAL.parse().unwrap(), Transport::Tcp));
+        assert_eq!((tcp.answers.len(), tcp.metadata.truncation), (200, false));
+    }
+
+    #[test]
+    fn edns_is_answered_and_its_future_versions_refused() {
+        let mut message = question("db.lab.internal", RecordType::A);
+        for size in [0, 1, 511, 513, 65_535] {
+            let mut edns = Edns::new();
+            edns.set_max_payload(size);
+            message.set_edns(edns);
+            let answer = reply(decide(&message, LOCAL));
+            assert_eq!(answer.edns.map(|e| e.max_payload()), Some(MAX_UDP), "{size}");
+        }
+        let mut edns = Edns::new();
+        edns.set_version(1);
+        message.set_edns(edns);
+        // BADVERS and BADSIG are one number (RFC 6895, section 2.3).
+        assert_eq!(u16::from(code(&message, LOCAL)), u16::from(ResponseCode::BADVERS));
+        assert!(reply(decide(&question("db.lab.internal", RecordType::A), LOCAL)).edns.is_none());
+    }
+
+    #[test]
+    fn transfers_updates_and_unknown_opcodes_are_turned_away() {
+        for kind in [RecordType::AXFR, RecordType::IXFR] {
+            assert_eq!(code(&question("lab.internal", kind), LOCAL), ResponseCode::Refused);
+        }
+        for opcode in [1u8, 2, 3, 4, 5, 6, 15] {
+            let mut bytes = question("lab.internal", RecordType::SOA).to_vec().unwrap();
+            bytes[2] = (bytes[2] & 0x87) | (opcode << 3);
+            let answer = reply(served().decide(&bytes, LOCAL.parse().unwrap(), Transport::Udp));
+            assert_eq!(answer.metadata.response_code, ResponseCode::NotImp, "{opcode}");
+        }
+    }
+
+    #[test]
+    fn other_classes_are_refused() {
+        let mut message = question("version.bind", RecordType::TXT);
+        message.queries[0].set_query_class(DNSClass::CH);
+        assert_eq!(code(&message, LOCAL), ResponseCode::Refused);
+    }
+
+    #[test]
+    fn exactly_one_question_is_taken() {
+        for count in [0u16, 2, 65_535] {
+            let mut bytes = question("db.lab.internal", RecordType::A).to_vec().unwrap();
+            bytes[4..6].copy_from_slice(&count.to_be_bytes());
+            let answer = reply(served().decide(&bytes, LOCAL.parse().unwrap(), Transport::Udp));
+            assert_eq!(answer.metadata.response_code, ResponseCode::FormErr, "{count}");
+        }
+    }
+
+    #[test]
+    fn false_counts_are_formerr() {
+        for section in [6usize, 8, 10] {
+            let mut bytes = question("db.lab.internal", RecordType::A).to_vec().unwrap();
+            bytes[section..section + 2].copy_from_slice(&[255, 255]);
+            let answer = reply(served().decide(&bytes, LOCAL.parse().unwrap(), Transport::Udp));
+            assert_eq!(answer.metadata.response_code, ResponseCode::FormErr);
+        }
+    }
+
+    #[test]
+    fn answers_and_scraps_get_silence() {
+        let mut bytes = question("db.lab.internal", RecordType::A).to_vec().unwrap();
+        bytes[2] |= 0x80;
+        let local: IpAddr = LOCAL.parse().unwrap();
+        assert!(matches!(served().decide(&bytes, local, Transport::Udp), Decision::Drop));
+        assert!(matches!(served().decide(&bytes[..11], local, Transport::Udp), Decision::Drop));
+    }
+
+    #[test]
+    fn pointer_loops_are_formerr() {
+        let head = [0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        for name in [[0xc0u8, 12], [0xc0, 0x20], [0xff, 0xff]] {
+            let bytes = [head.as_slice(), &name, &[0, 1, 0, 1]].concat();
+            let answer = reply(served().decide(&bytes, LOCAL.parse().unwrap(), Transport::Udp));
+            assert_eq!(answer.metadata.response_code, ResponseCode::FormErr);
+        }
+    }
+
+    fn checked(bytes: &[u8]) {
+        let served = served();
+        for transport in [Transport::Udp, Transport::Tcp] {
+            match served.decide(bytes, LOCAL.parse().unwrap(), transport) {
+                Decision::Answer(b) | Decision::Refuse(b) | Decision::Malformed(b) => {
+                    assert_eq!(b.first_chunk::<2>(), bytes.first_chunk::<2>());
+                    assert!(transport == Transport::Tcp || b.len() <= usize::from(MAX_UDP));
+                }
+                Decision::Forward(forward) => {
+                    assert!(!served.owned.covers(&forward.name), "left: {}", forward.name);
+                    let _ = forward.fail();
+                }
+                Decision::Drop | Decision::Foreign => {}
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            checked(&bytes);
+        }
+
+        #[test]
+        fn bytes_that_look_like_a_question_never_panic(
+            flags in 0u8..128, counts in proptest::array::uniform4(0u8..3), tail in proptest::collection::vec(any::<u8>(), 0..120)
+        ) {
+            let mut bytes = vec![9, 9, flags & 0x7f, 0];
+            counts.iter().for_each(|c| bytes.extend([0, *c]));
+            bytes.extend(tail);
+            checked(&bytes);
+        }
+
+        #[test]
+        fn damaged_questions_never_panic(at in 0usize..60, byte: u8, cut in 0usize..60) {
+            let mut message = question("_http._tcp.lab.internal", RecordType::SRV);
+            message.set_edns(Edns::new());
+            let mut bytes = message.to_vec().unwrap();
+            if let Some(b) = bytes.get_mut(at) { *b = byte; }
+            checked(&bytes);
+            bytes.truncate(cut);
+            checked(&bytes);
+        }
+    }
+}

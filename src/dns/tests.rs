@@ -1,0 +1,363 @@
+//! Real sockets on loopback.
+
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ipnet::IpNet;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UdpSocket};
+
+use super::*;
+use crate::model::host::HostConfig;
+use crate::model::view::{RouteTable, SubnetView};
+use crate::model::zone::Zone;
+
+/// A subnet whose own addresses are on loopback, in a /16 of its own so that tests do not share ports.
+fn subnet(id: u8, addresses: &[&str], zone: Arc<Zone>) -> SubnetView {
+    SubnetView {
+        id: SubnetId([id; 16]),
+        name: "lab".parse().unwrap(),
+        interface: "bw-lab".to_owned(),
+        cidr4: None,
+        cidr6: None,
+        addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+        mtu: 1280,
+        routes: RouteTable::default(),
+        members: Default::default(),
+        zone,
+    }
+}
+
+fn view(subnets: Vec<SubnetView>) -> View {
+    let subnets = subnets.into_iter().map(|s| (s.id, Arc::new(s))).collect();
+    View { generation: 1, subnets, host: Arc::new(HostConfig::default()) }
+}
+
+struct Running {
+    dns: Dns,
+    view: Arc<ArcSwap<View>>,
+    tick: watch::Sender<u64>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+    port: u16,
+}
+
+impl Running {
+    fn publish(&self, view: View) {
+        self.view.store(Arc::new(view));
+        self.tick.send_modify(|t| *t += 1);
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+static PORT: AtomicU64 = AtomicU64::new(0);
+
+fn free_port() -> u16 {
+    // Below the ephemeral range, apart for each test of this process and likely for other processes.
+    let step = PORT.fetch_add(1, Ordering::Relaxed);
+    u16::try_from(20_000 + (u64::from(std::process::id()) * 16 + step) % 10_000).unwrap()
+}
+
+fn start(view: View, upstreams: Vec<SocketAddr>) -> Running {
+    let port = free_port();
+    let config = DnsConfig { port, upstreams: Some(upstreams), ..DnsConfig::default() };
+    let dns = Dns::new(config);
+    let view = Arc::new(ArcSwap::from_pointee(view));
+    let (tick, ticks) = watch::channel(0);
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(dns.clone().run(Arc::clone(&view), ticks, stop.clone()));
+    Running { dns, view, tick, stop, task, port }
+}
+
+fn question(name: &str, kind: RecordType) -> Vec<u8> {
+    let mut message = Message::query();
+    message.metadata.recursion_desired = true;
+    message.add_query(Query::query(absolute(name).unwrap(), kind));
+    message.to_vec().unwrap()
+}
+
+/// Asks over UDP until there is an answer: the server may not have bound yet.
+async fn ask(to: SocketAddr, name: &str, kind: RecordType) -> Message {
+    let local: SocketAddr = if to.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" }.parse().unwrap();
+    let bytes = question(name, kind);
+    for _ in 0..100 {
+        let socket = UdpSocket::bind(local).await.unwrap();
+        socket.connect(to).await.unwrap();
+        let mut reply = vec![0; 4096];
+        let sent = socket.send(&bytes).await;
+        if sent.is_ok()
+            && let Ok(Ok(n)) = tokio::time::timeout(Duration::from_secs(5), socket.recv(&mut reply)).await
+        {
+            return Message::from_vec(&reply[..n]).unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("no answer from {to}");
+}
+
+async fn ask_tcp(stream: &mut TcpStream, name: &str, kind: RecordType) -> Option<Message> {
+    let bytes = question(name, kind);
+    let length = u16::try_from(bytes.len()).unwrap();
+    stream.write_all(&[&length.to_be_bytes(), bytes.as_slice()].concat()).await.ok()?;
+    let length = stream.read_u16().await.ok()?;
+    let mut reply = vec![0; usize::from(length)];
+    stream.read_exact(&mut reply).await.ok()?;
+    Message::from_vec(&reply).ok()
+}
+
+/// A resolver outside: answers every A question with the addresses given, counts what it is asked.
+async fn outside(addresses: Vec<&'static str>) -> (SocketAddr, Arc<std::sync::Mutex<Vec<String>>>) {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let at = socket.local_addr().unwrap();
+    let asked = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = Arc::clone(&asked);
+    tokio::spawn(async move {
+        let mut buffer = vec![0; 4096];
+        while let Ok((n, from)) = socket.recv_from(&mut buffer).await {
+            let query = Message::from_vec(&buffer[..n]).unwrap();
+            let name = query.queries[0].name().clone();
+            seen.lock().unwrap().push(name.to_string().to_ascii_lowercase());
+            let mut reply = Message::response(query.metadata.id, hickory_proto::op::OpCode::Query);
+            reply.queries.clone_from(&query.queries);
+            reply.metadata.recursion_available = true;
+            for address in &addresses {
+                let data = match address.parse().unwrap() {
+                    IpAddr::V4(a) => RData::A(a.into()),
+                    IpAddr::V6(a) => RData::AAAA(a.into()),
+                };
+                reply.add_answer(hickory_proto::rr::Record::from_rdata(name.clone(), 30, data));
+            }
+            socket.send_to(&reply.to_vec().unwrap(), from).await.unwrap();
+        }
+    });
+    (at, asked)
+}
+
+#[tokio::test]
+async fn dig_is_answered_on_udp_and_tcp() {
+    let running = start(view(vec![subnet(1, &["127.0.2.1"], zone::tests::lab())]), vec![]);
+    let at = SocketAddr::new("127.0.2.1".parse().unwrap(), running.port);
+    let answer = ask(at, "DB.lab.internal", RecordType::A).await;
+    assert!(answer.metadata.authoritative);
+    let port = running.port.to_string();
+    let dig = move |extra: &'static [&'static str]| {
+        let port = port.clone();
+        tokio::task::spawn_blocking(move || {
+            let base = ["@127.0.2.1", "-p", &port, "+time=2", "+tries=1"];
+            let output = Command::new("dig").args(base).args(extra).output();
+            output.ok().map(|o| String::from_utf8_lossy(&o.stdout).into_owned())
+        })
+    };
+    let Some(short) = dig(&["+short", "db.lab.internal"]).await.unwrap() else {
+        eprintln!("SKIPPED the rest: no dig on this machine");
+        return running.end().await;
+    };
+    assert_eq!(short.trim(), "10.42.7.20");
+    let reverse = dig(&["+short", "-x", "10.42.7.20"]).await.unwrap().unwrap();
+    assert_eq!(reverse.trim(), "db.lab.internal.");
+    let negative = dig(&["nothing.lab.internal", "+tcp"]).await.unwrap().unwrap();
+    assert!(negative.contains("NXDOMAIN") && negative.contains("SOA"), "{negative}");
+    let large = dig(&["+short", "big.lab.internal"]).await.unwrap().unwrap();
+    assert_eq!(large.lines().filter(|l| l.starts_with("10.42.9.")).count(), 200, "cut on UDP, asked again on TCP");
+    let srv = dig(&["_http._tcp.lab.internal", "SRV"]).await.unwrap().unwrap();
+    assert!(srv.contains("ADDITIONAL SECTION") && srv.contains("10.42.7.21"), "{srv}");
+    running.end().await;
+}
+
+#[tokio::test]
+async fn sockets_follow_the_view() {
+    let running = start(view(vec![]), vec![]);
+    running.publish(view(vec![subnet(1, &["127.0.3.1", "127.0.3.2"], zone::tests::lab())]));
+    for address in ["127.0.3.1", "127.0.3.2"] {
+        let at = SocketAddr::new(address.parse().unwrap(), running.port);
+        assert_eq!(ask(at, "db.lab.internal", RecordType::A).await.answers.len(), 1);
+    }
+    // A changed zone is answered by the same sockets.
+    let mut zone = (*zone::tests::lab()).clone();
+    zone.names.remove("db");
+    running.publish(view(vec![subnet(1, &["127.0.3.1"], Arc::new(zone))]));
+    let at = SocketAddr::new("127.0.3.1".parse().unwrap(), running.port);
+    let mut code = ResponseCode::NoError;
+    for _ in 0..200 {
+        code = ask(at, "db.lab.internal", RecordType::A).await.metadata.response_code;
+        if code == ResponseCode::NXDomain {
+            break;
+        }
+    }
+    assert_eq!(code, ResponseCode::NXDomain);
+    let gone = SocketAddr::new("127.0.3.2".parse().unwrap(), running.port);
+    let mut free = false;
+    for _ in 0..200 {
+        free = std::net::UdpSocket::bind(gone).is_ok();
+        if free {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(free, "the socket of an address that went away is closed");
+    running.end().await;
+    assert!(std::net::UdpSocket::bind(at).is_ok(), "nothing is left after the stop");
+}
+
+#[tokio::test]
+async fn addresses_that_are_not_here_yet_can_be_bound() {
+    for address in ["198.51.100.77:0", "[2001:db8::77]:0"] {
+        let sockets = Sockets::bind(address.parse().unwrap()).unwrap();
+        assert_ne!(sockets.port().unwrap(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_taken_port_is_reported_and_taken_when_free() {
+    let port = free_port();
+    let at: SocketAddr = SocketAddr::new("127.0.4.1".parse().unwrap(), port);
+    let holder = std::net::UdpSocket::bind(at).unwrap();
+    let dns = Dns::new(DnsConfig { port, upstreams: Some(vec![]), ..DnsConfig::default() });
+    let mut problems = dns.problems();
+    let shared = Arc::new(ArcSwap::from_pointee(view(vec![subnet(1, &["127.0.4.1"], zone::tests::lab())])));
+    let (_tick, ticks) = watch::channel(0);
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(dns.run(shared, ticks, stop.clone()));
+    let reported = problems.wait_for(|p| !p.is_empty()).await.unwrap().clone();
+    assert!(reported.iter().all(|p| p.address == at && p.in_use));
+    drop(holder);
+    tokio::time::timeout(Duration::from_secs(10), problems.wait_for(Vec::is_empty)).await.unwrap().unwrap();
+    assert_eq!(ask(at, "db.lab.internal", RecordType::A).await.answers.len(), 1);
+    stop.cancel();
+    task.await.unwrap();
+}
+
+#[tokio::test]
+async fn outside_names_are_forwarded_without_addresses_of_ours() {
+    let (server, asked) = outside(vec!["192.0.2.9", "10.42.1.1", "127.0.0.1", "169.254.169.254"]).await;
+    let running = start(view(vec![subnet(1, &["127.0.5.1"], zone::tests::lab())]), vec![server]);
+    let at = SocketAddr::new("127.0.5.1".parse().unwrap(), running.port);
+    let answer = ask(at, "www.example.org", RecordType::A).await;
+    let addresses: Vec<String> = answer.answers.iter().map(|r| r.data.to_string()).collect();
+    assert_eq!(addresses, ["192.0.2.9"]);
+    assert!(!answer.metadata.authoritative && answer.metadata.recursion_available);
+    // An alias of ours that leads outside is followed.
+    assert_eq!(ask(at, "out.lab.internal", RecordType::A).await.answers.len(), 2);
+    // Ours never go out, not even when they do not exist.
+    for name in ["nothing.lab.internal", "9.9.42.10.in-addr.arpa"] {
+        assert_eq!(ask(at, name, RecordType::A).await.metadata.response_code, ResponseCode::NXDomain);
+    }
+    let now = running.view.load_full();
+    let found = running.dns.query(&now, "www.example.org", "a").await.unwrap();
+    assert_eq!(found.records.first().map(|r| r.value.as_str()), Some("192.0.2.9"));
+    let asked = asked.lock().unwrap().clone();
+    assert!(asked.iter().all(|n| n.ends_with("example.org.")), "{asked:?}");
+    assert_eq!(running.dns.counters().stripped.load(Ordering::Relaxed) % 3, 0);
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_dead_resolver_ends_in_servfail_within_three_seconds_and_ours_are_still_answered() {
+    let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let running = start(view(vec![subnet(1, &["127.0.6.1"], zone::tests::lab())]), vec![silent.local_addr().unwrap()]);
+    let at = SocketAddr::new("127.0.6.1".parse().unwrap(), running.port);
+    ask(at, "db.lab.internal", RecordType::A).await;
+    let begun = std::time::Instant::now();
+    let (outside, ours) =
+        tokio::join!(ask(at, "www.example.org", RecordType::A), ask(at, "db.lab.internal", RecordType::A));
+    assert_eq!(outside.metadata.response_code, ResponseCode::ServFail);
+    assert_eq!(ours.answers.len(), 1);
+    assert!(begun.elapsed() <= Duration::from_secs(3));
+    running.end().await;
+}
+
+#[tokio::test]
+async fn idle_tcp_clients_do_not_shut_others_out() {
+    let running = start(view(vec![subnet(1, &["127.0.7.1"], zone::tests::lab())]), vec![]);
+    let at = SocketAddr::new("127.0.7.1".parse().unwrap(), running.port);
+    ask(at, "db.lab.internal", RecordType::A).await;
+    let mut idle = Vec::new();
+    for _ in 0..100 {
+        let mut stream = TcpStream::connect(at).await.unwrap();
+        stream.write_all(&[0]).await.unwrap();
+        idle.push(stream);
+    }
+    let mut stream = TcpStream::connect(at).await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(ask_tcp(&mut stream, "db.lab.internal", RecordType::A).await.unwrap().answers.len(), 1);
+    }
+    assert!(running.dns.counters().closed.load(Ordering::Relaxed) >= 80);
+    // Those that were left are closed for their silence.
+    for stream in &mut idle {
+        let read = tokio::time::timeout(IDLE + Duration::from_secs(2), stream.read(&mut [0; 1])).await;
+        assert!(matches!(read, Ok(Ok(0) | Err(_))));
+    }
+    running.end().await;
+}
+
+#[tokio::test]
+async fn false_lengths_end_the_connection() {
+    let running = start(view(vec![subnet(1, &["127.0.8.1"], zone::tests::lab())]), vec![]);
+    let at = SocketAddr::new("127.0.8.1".parse().unwrap(), running.port);
+    ask(at, "db.lab.internal", RecordType::A).await;
+    for bytes in [&[0u8, 0][..], &[255, 255, 1, 2, 3], &[0, 3, 1, 2, 3]] {
+        let mut stream = TcpStream::connect(at).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        let read = tokio::time::timeout(Duration::from_secs(2), stream.read(&mut [0; 1])).await;
+        assert!(matches!(read, Ok(Ok(0) | Err(_))), "{bytes:?}");
+    }
+    running.end().await;
+}
+
+#[tokio::test]
+async fn query_finds_short_names_pointers_and_nothing() {
+    let dns = Dns::new(DnsConfig::default());
+    let now = view(vec![subnet(1, &["127.0.9.1"], zone::tests::lab())]);
+    let found = dns.query(&now, "db", "A").await.unwrap();
+    let expected = Found { name: "db.lab.internal".into(), kind: "A".into(), ttl: 60, value: "10.42.7.20".into() };
+    assert_eq!((found.records, found.authoritative), (vec![expected], true));
+    let pointer = dns.query(&now, "10.42.7.20", "PTR").await.unwrap();
+    assert_eq!(pointer.records.first().map(|r| r.value.as_str()), Some("db.lab.internal"));
+    assert_eq!(dns.query(&now, "nobody", "A").await.unwrap().outcome, Outcome::NoSuchName);
+    assert_eq!(dns.query(&now, "x.lab.internal", "A").await.unwrap().outcome, Outcome::NoSuchName);
+    assert_eq!(dns.query(&now, "db", "NONSENSE").await, Err(QueryError::Kind("NONSENSE".into())));
+    assert_eq!(dns.query(&now, "a..b", "A").await, Err(QueryError::Name("a..b".into())));
+    assert_eq!(dns.query(&view(vec![]), "a.b", "A").await, Err(QueryError::NoSubnet));
+}
+
+#[test]
+fn workloads_are_local_only_in_their_own_subnet_and_old_zones_stay_ours() {
+    let lab = subnet(1, &["10.42.7.1"], zone::tests::lab());
+    let mut other = Zone::empty(&"prod".parse().unwrap());
+    other.prefixes = vec!["10.50.0.0/16".parse::<IpNet>().unwrap()];
+    let prod = subnet(2, &["10.50.7.1"], Arc::new(other));
+    let mut now = view(vec![lab.clone(), prod]);
+    now.host = Arc::new(HostConfig { workloads: vec![workload(2, "10.50.7.9")], ..HostConfig::default() });
+    let mut catalog = Catalog::default();
+    let served = catalog.update(&now, true);
+    let (one, two) = (SubnetId([1; 16]), SubnetId([2; 16]));
+    let workload: IpAddr = "10.50.7.9".parse().unwrap();
+    assert_eq!(served.get(&two).map(|s| s.asker(workload)), Some(question::Asker::Local));
+    assert_eq!(served.get(&one).map(|s| s.asker(workload)), Some(question::Asker::Foreign));
+    let served = catalog.update(&view(vec![lab]), true);
+    let left = absolute("db.prod.internal").unwrap();
+    assert!(served.get(&one).is_some_and(|s| s.owned.covers(&left)), "a zone that is down is still not asked outside");
+}
+
+fn workload(subnet: u8, address: &str) -> crate::model::host::WorkloadConfig {
+    use crate::model::host::{NetnsRef, ResolvConf, WorkloadConfig};
+    WorkloadConfig {
+        subnet: SubnetId([subnet; 16]),
+        name: "db".parse().unwrap(),
+        tun: "bw-prod".to_owned(),
+        host_link: "bwv0".to_owned(),
+        inner_link: "byway0".to_owned(),
+        netns: NetnsRef { path: "/run/netns/x".into(), device: 0, inode: 0 },
+        mtu: 1280,
+        addresses: vec![address.parse().unwrap()],
+        gateways: vec![],
+        prefixes: vec![],
+        resolv_conf: ResolvConf::None,
+        search: "prod.internal".to_owned(),
+        mac: None,
+    }
+}

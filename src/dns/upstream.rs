@@ -1,0 +1,301 @@
+//! The way to the host's own resolvers, for those who may recurse.
+//!
+//! Owns the list of resolvers and the cache of their answers. It never asks one of this node's own addresses, never adds
+//! a search domain, and never lets an answer name an address of ours: an outside name that points into the overlay or at
+//! loopback would let a web page reach what it must not (DNS rebinding).
+
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwapOption;
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::rdata::svcb::SvcParamValue;
+use hickory_proto::rr::{RData, Record};
+use hickory_resolver::config::{
+    ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts, ServerOrderingStrategy,
+};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::{Resolver, TokioResolver};
+use ipnet::IpNet;
+use tokio::sync::Semaphore;
+
+use super::limit::{Counters, count};
+use super::question::Forward;
+
+/// How long one resolver has for its answer.
+const TRY: Duration = Duration::from_secs(2);
+
+/// After this an asker hears SERVFAIL, however many resolvers were left.
+const DEADLINE: Duration = Duration::from_millis(2800);
+
+/// Questions on their way to the host's resolvers at the same time; the next hears SERVFAIL at once.
+pub const IN_FLIGHT: usize = 256;
+
+/// Answers kept.
+const CACHE: u64 = 1024;
+
+/// Resolvers used of `resolv.conf`, as in the C library.
+const SERVERS: usize = 3;
+
+/// Bytes read of `resolv.conf`.
+const FILE_LIMIT: u64 = 64 * 1024;
+
+/// The host's resolvers.
+pub(super) struct Upstream {
+    resolver: ArcSwapOption<TokioResolver>,
+    permits: Semaphore,
+    counters: Arc<Counters>,
+}
+
+/// What the list of resolvers was made of: the same again changes nothing.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Source {
+    modified: Option<SystemTime>,
+    from_file: Vec<SocketAddr>,
+    used: Vec<SocketAddr>,
+}
+
+impl Upstream {
+    pub(super) fn new(counters: Arc<Counters>) -> Upstream {
+        Upstream { resolver: ArcSwapOption::empty(), permits: Semaphore::new(IN_FLIGHT), counters }
+    }
+
+    /// Whether there is a resolver to ask.
+    pub(super) fn is_ready(&self) -> bool {
+        self.resolver.load().is_some()
+    }
+
+    /// Reads `path` again where it changed, and asks other resolvers where the list did. `fixed` replaces the file;
+    /// addresses in `own` are never asked on port 53.
+    pub(super) async fn refresh(
+        &self,
+        source: &mut Source,
+        path: &Path,
+        fixed: Option<&[SocketAddr]>,
+        own: &HashSet<IpAddr>,
+    ) {
+        if let Some(fixed) = fixed {
+            source.from_file = fixed.to_vec();
+        } else {
+            let modified = tokio::fs::metadata(path).await.and_then(|m| m.modified()).ok();
+            if modified.is_none() || modified != source.modified {
+                source.from_file = read(path).await;
+                source.modified = modified;
+            }
+        }
+        let ours = |server: &&SocketAddr| server.port() == 53 && own.contains(&server.ip().to_canonical());
+        let used: Vec<SocketAddr> = source.from_file.iter().filter(|s| !ours(s)).take(SERVERS).copied().collect();
+        if used != source.used || !self.is_ready() {
+            self.resolver.store(resolver(&used).map(Arc::new));
+            if used != source.used {
+                tracing::info!(servers = ?used, "names outside are asked there");
+            }
+            source.used = used;
+        }
+    }
+
+    /// Resolves the question and completes its reply. Names and addresses of `denied` are taken out.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives the place among those [in flight](IN_FLIGHT) back.
+    pub(super) async fn resolve(&self, forward: Forward, denied: &[IpNet]) -> Vec<u8> {
+        let Ok(_place) = self.permits.try_acquire() else {
+            count(&self.counters.overloaded);
+            return forward.fail();
+        };
+        let Some(resolver) = self.resolver.load_full() else { return forward.fail() };
+        count(&self.counters.forwarded);
+        let lookup = resolver.lookup(forward.name.clone(), forward.kind);
+        match tokio::time::timeout(DEADLINE, lookup).await {
+            Ok(Ok(lookup)) => {
+                let mut answers = lookup.answers().to_vec();
+                let before = answers.len();
+                answers.retain(|record| !points_into(record, denied));
+                let taken = u64::try_from(before.saturating_sub(answers.len())).unwrap_or(u64::MAX);
+                self.counters.stripped.fetch_add(taken, Ordering::Relaxed);
+                forward.finish(ResponseCode::NoError, answers, Vec::new())
+            }
+            Ok(Err(NetError::Dns(DnsError::NoRecordsFound(none)))) => {
+                let soa = none.soa.map(|soa| soa.into_record_of_rdata());
+                forward.finish(none.response_code, Vec::new(), soa.into_iter().collect())
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(name = %forward.name, %error, "name outside not resolved");
+                forward.fail()
+            }
+            Err(_) => forward.fail(),
+        }
+    }
+}
+
+/// A resolver for exactly these servers; none without servers.
+fn resolver(servers: &[SocketAddr]) -> Option<TokioResolver> {
+    if servers.is_empty() {
+        return None;
+    }
+    let servers = servers.iter().map(|server| {
+        let mut config = NameServerConfig::udp_and_tcp(server.ip());
+        config.connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()]
+            .into_iter()
+            .map(|mut c| {
+                c.port = server.port();
+                c
+            })
+            .collect();
+        config
+    });
+    let config = ResolverConfig::from_parts(None, Vec::new(), servers.collect());
+    let mut builder = Resolver::builder_with_config(config, TokioRuntimeProvider::default());
+    *builder.options_mut() = options();
+    builder.build().inspect_err(|error| tracing::warn!(%error, "resolvers of the host cannot be used")).ok()
+}
+
+fn options() -> ResolverOpts {
+    let mut options = ResolverOpts::default();
+    options.timeout = TRY;
+    options.attempts = 1;
+    options.ndots = 0;
+    options.cache_size = CACHE;
+    options.max_active_requests = IN_FLIGHT;
+    // The order of the file is the administrator's; the second is asked beside the first.
+    options.server_ordering_strategy = ServerOrderingStrategy::UserProvidedOrder;
+    options.num_concurrent_reqs = 2;
+    // The hosts file is this machine's, not the workloads'.
+    options.use_hosts_file = ResolveHosts::Never;
+    options.positive_max_ttl = Some(Duration::from_secs(3600));
+    options.negative_max_ttl = Some(Duration::from_secs(60));
+    options
+}
+
+/// The servers of a `resolv.conf`; none where it cannot be read.
+async fn read(path: &Path) -> Vec<SocketAddr> {
+    use tokio::io::AsyncReadExt;
+    let mut text = Vec::new();
+    let Ok(file) = tokio::fs::File::open(path).await else { return Vec::new() };
+    match file.take(FILE_LIMIT).read_to_end(&mut text).await {
+        Ok(_) => nameservers(&String::from_utf8_lossy(&text)),
+        Err(_) => Vec::new(),
+    }
+}
+
+/// The `nameserver` lines of a `resolv.conf`, in order. Addresses with a zone (`fe80::1%eth0`) are left out.
+fn nameservers(text: &str) -> Vec<SocketAddr> {
+    text.lines()
+        .filter_map(|line| {
+            let mut words = line.split_ascii_whitespace();
+            let address: IpAddr =
+                words.next().filter(|w| *w == "nameserver").and_then(|_| words.next())?.parse().ok()?;
+            (!address.is_unspecified() && !address.is_multicast()).then(|| SocketAddr::new(address, 53))
+        })
+        .collect()
+}
+
+/// Whether a record from outside names an address that only we may name.
+fn points_into(record: &Record, denied: &[IpNet]) -> bool {
+    let hints = |params: &[(_, SvcParamValue)]| {
+        params.iter().any(|(_, value)| match value {
+            SvcParamValue::Ipv4Hint(hint) => hint.0.iter().any(|a| is_denied(IpAddr::V4(a.0), denied)),
+            SvcParamValue::Ipv6Hint(hint) => hint.0.iter().any(|a| is_denied(IpAddr::V6(a.0), denied)),
+            _ => false,
+        })
+    };
+    match &record.data {
+        RData::A(a) => is_denied(IpAddr::V4(a.0), denied),
+        RData::AAAA(a) => is_denied(IpAddr::V6(a.0), denied),
+        RData::HTTPS(https) => hints(&https.0.svc_params),
+        RData::SVCB(svcb) => hints(&svcb.svc_params),
+        _ => false,
+    }
+}
+
+/// Loopback, link-local, "this host", and the overlay's prefixes, in IPv6 clothes too.
+fn is_denied(address: IpAddr, denied: &[IpNet]) -> bool {
+    let address = match address {
+        // The deprecated ::a.b.c.d counts as a.b.c.d, ::1 stays what it is.
+        IpAddr::V6(v6) => v6.to_ipv4().filter(|_| !v6.is_loopback()).map_or(address, IpAddr::V4),
+        IpAddr::V4(_) => address,
+    };
+    let special = match address {
+        IpAddr::V4(a) => a.is_loopback() || a.is_link_local() || a.octets().first() == Some(&0),
+        IpAddr::V6(a) => a.is_loopback() || a.is_unicast_link_local() || a.is_unspecified(),
+    };
+    special || denied.iter().any(|p| p.contains(&address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn nameserver_lines_are_read_in_order() {
+        let text = "# x\nsearch a b\nnameserver 192.0.2.1\n nameserver\t2001:db8::1 trailing\nnameserver fe80::1%eth0\n\
+                    nameserver 0.0.0.0\nnameserver\nnameserverx 1.1.1.1\noptions ndots:5\n";
+        let expected: Vec<SocketAddr> = vec!["192.0.2.1:53".parse().unwrap(), "[2001:db8::1]:53".parse().unwrap()];
+        assert_eq!(nameservers(text), expected);
+    }
+
+    #[test]
+    fn addresses_of_ours_are_recognised_in_every_form() {
+        let denied: Vec<IpNet> = vec!["10.42.0.0/16".parse().unwrap(), "fd00:42::/48".parse().unwrap()];
+        for bad in [
+            "127.0.0.1",
+            "127.9.9.9",
+            "::1",
+            "169.254.169.254",
+            "fe80::1",
+            "10.42.1.1",
+            "fd00:42::5",
+            "0.0.0.0",
+            "::",
+            "::ffff:127.0.0.1",
+            "::ffff:10.42.1.1",
+            "::127.0.0.1",
+        ] {
+            assert!(is_denied(bad.parse().unwrap(), &denied), "{bad}");
+        }
+        for good in ["192.0.2.1", "10.43.0.1", "2001:db8::1", "fd00:43::1"] {
+            assert!(!is_denied(good.parse().unwrap(), &denied), "{good}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn resolv_conf_never_panics(text in "(nameserver |[ -~\n]){0,80}") {
+            let _ = nameservers(&text);
+        }
+    }
+
+    #[tokio::test]
+    async fn own_addresses_are_never_asked() {
+        let upstream = Upstream::new(Arc::default());
+        let mut source = Source::default();
+        let own = HashSet::from(["10.42.7.1".parse().unwrap()]);
+        let fixed = ["10.42.7.1:53".parse().unwrap(), "[::ffff:10.42.7.1]:53".parse().unwrap()];
+        upstream.refresh(&mut source, Path::new("/none"), Some(&fixed), &own).await;
+        assert!(!upstream.is_ready());
+    }
+
+    #[tokio::test]
+    async fn changed_resolv_conf_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("resolv.conf");
+        let upstream = Upstream::new(Arc::default());
+        let mut source = Source::default();
+        upstream.refresh(&mut source, &path, None, &HashSet::new()).await;
+        assert!(!upstream.is_ready());
+        std::fs::write(&path, "nameserver 192.0.2.1\n").unwrap();
+        upstream.refresh(&mut source, &path, None, &HashSet::new()).await;
+        assert_eq!(source.used, ["192.0.2.1:53".parse().unwrap()]);
+        std::fs::write(&path, "nameserver 192.0.2.2\n").unwrap();
+        let later = SystemTime::now() + Duration::from_secs(9);
+        std::fs::File::options().write(true).open(&path).unwrap().set_modified(later).unwrap();
+        upstream.refresh(&mut source, &path, None, &HashSet::new()).await;
+        assert_eq!(source.used, ["192.0.2.2:53".parse().unwrap()]);
+    }
+}
