@@ -7,5 +7,6 @@ pub mod link;
 pub mod model;
 pub mod p2p;
 pub mod packet;
+pub mod store;
 pub mod tun;
 pub mod wire;

@@ -1,0 +1,385 @@
+//! What survives a crash: the records, this node's own settings, and its keys.
+//!
+//! Owns the state directory. One file, `state.redb`, is changed by one synced transaction a command; beside it lies
+//! `state.redb.good`, a whole copy of a state that was read without a fault. The keys are files of their own
+//! ([`identity`], [`secret`]). Everything blocks: call it off the async threads. It knows nothing of what the bytes mean.
+//!
+//! A file is checked from end to end before it is used, on an image in memory, so that finding damage changes nothing on
+//! disk. Damage is never repaired in silence and never read as an empty state: membership and leases would be lost
+//! without a word. Two-phase commits make that possible: what was acknowledged is either there or found damaged.
+
+mod backend;
+mod error;
+mod guard;
+mod keys;
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+
+pub use error::StoreError;
+pub use keys::{IDENTITY_FILE, identity, secret};
+
+use backend::{FileStorage, Health, Image};
+
+/// Name of the state file.
+pub const STATE_FILE: &str = "state.redb";
+
+/// Name of the copy of the last state that was read without a fault.
+pub const GOOD_FILE: &str = "state.redb.good";
+
+/// Version of the tables; another one is refused.
+const SCHEMA: u64 = 1;
+
+/// The copy is renewed at most this often.
+const COPY_EVERY: Duration = Duration::from_secs(60);
+
+/// Bytes of the largest state file that is read: thousands of times what a node needs.
+const SIZE_LIMIT: u64 = 1 << 30;
+
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
+const LOCAL: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("local");
+
+/// Everything that was saved.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Saved {
+    /// Signed records, by key in byte order.
+    pub records: Vec<(Vec<u8>, Vec<u8>)>,
+    /// What only this node knows, by name.
+    pub local: BTreeMap<String, Vec<u8>>,
+}
+
+/// Changes that become durable together or not at all. Deletions come first: what is deleted and put is there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Records entered or replaced.
+    pub put_records: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Keys of records removed; absent ones are no error.
+    pub delete_records: Vec<Vec<u8>>,
+    /// Own values entered or replaced.
+    pub put_local: Vec<(String, Vec<u8>)>,
+    /// Names of own values removed; absent ones are no error.
+    pub delete_local: Vec<String>,
+}
+
+/// The open state directory; at most one in the world.
+#[derive(Debug)]
+pub struct Store {
+    dir: PathBuf,
+    health: Arc<Health>,
+    inner: Mutex<Inner>,
+    /// Locked for as long as the store is open.
+    _lock: File,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// None after the disk was full: opened again for the next use.
+    database: Option<Database>,
+    copied: Instant,
+}
+
+impl Store {
+    /// Opens the state in `dir`, making both where there is none yet. The directory becomes 0700.
+    ///
+    /// # Errors
+    /// [`StoreError::InUse`] where another process has it open, [`StoreError::Damaged`] where the file cannot be trusted,
+    /// [`StoreError::Schema`] where another version of byway wrote it; [`StoreError::Full`] and [`StoreError::Io`].
+    pub fn open(dir: &Path) -> Result<Store, StoreError> {
+        make_dir(dir)?;
+        let lock = lock(dir)?;
+        for leftover in [temporary(dir, STATE_FILE), temporary(dir, GOOD_FILE)] {
+            match fs::remove_file(&leftover) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(StoreError::io("remove", &leftover, e)),
+                _ => {}
+            }
+        }
+        let health = Arc::new(Health::default());
+        let path = dir.join(STATE_FILE);
+        if !exists(&path)? {
+            if exists(&dir.join(GOOD_FILE))? {
+                return Err(StoreError::damaged(&path, "it is gone, and its copy is there"));
+            }
+            write_new(dir, STATE_FILE, &Saved::default())?;
+        }
+        let saved = check(&path)?;
+        let database = open_database(&path, &health)?;
+        let store = Store {
+            dir: dir.to_path_buf(),
+            health,
+            inner: Mutex::new(Inner { database: Some(database), copied: Instant::now() }),
+            _lock: lock,
+        };
+        // Without a copy the state is as durable as with one; that is no reason not to start.
+        if let Err(error) = write_new(dir, GOOD_FILE, &saved) {
+            tracing::warn!(%error, "no copy of the state could be made");
+        }
+        Ok(store)
+    }
+
+    /// Reads everything.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn load(&self) -> Result<Saved, StoreError> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let database = self.database(&mut inner)?;
+        read_all(database).map_err(|e| StoreError::of_redb(&self.path(), e))
+    }
+
+    /// Makes `batch` durable: when this returns it survives a power cut.
+    ///
+    /// # Errors
+    /// Nothing was changed. [`StoreError::Full`] may be tried again once there is room; after [`StoreError::Fatal`] the
+    /// kernel may have thrown away what it could not write: every later call fails, and only a new start, which reads
+    /// the file anew, tells what is on the disk.
+    pub fn commit(&self, batch: &Batch) -> Result<(), StoreError> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let database = self.database(&mut inner)?;
+        if let Err(error) = write(database, batch) {
+            // The handle refuses everything after a failed write; the file still holds the former state.
+            inner.database = None;
+            return Err(self.failure(error));
+        }
+        if inner.copied.elapsed() >= COPY_EVERY {
+            inner.copied = Instant::now();
+            self.copy(&inner);
+        }
+        Ok(())
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.join(STATE_FILE)
+    }
+
+    /// The open database, opened again after the disk was full.
+    fn database<'a>(&self, inner: &'a mut Inner) -> Result<&'a Database, StoreError> {
+        if self.health.sync_failed() {
+            return Err(self.fatal("an earlier write did not reach the disk"));
+        }
+        let database = match inner.database.take() {
+            Some(database) => database,
+            None => {
+                self.health.clear_full();
+                open_database(&self.path(), &self.health)?
+            }
+        };
+        Ok(inner.database.insert(database))
+    }
+
+    fn fatal(&self, what: &str) -> StoreError {
+        StoreError::Fatal { path: self.path(), what: what.to_owned() }
+    }
+
+    fn failure(&self, error: redb::Error) -> StoreError {
+        if self.health.sync_failed() {
+            self.fatal(&format!("sync: {error}"))
+        } else if self.health.full() {
+            StoreError::Full { path: self.path() }
+        } else {
+            StoreError::of_redb(&self.path(), error)
+        }
+    }
+
+    /// Renews the copy; a failure leaves the former one.
+    fn copy(&self, inner: &Inner) {
+        let Some(database) = &inner.database else { return };
+        let written = read_all(database)
+            .map_err(|e| StoreError::of_redb(&self.path(), e))
+            .and_then(|saved| write_new(&self.dir, GOOD_FILE, &saved));
+        if let Err(error) = written {
+            tracing::warn!(%error, "the copy of the state could not be renewed");
+        }
+    }
+}
+
+/// Makes `dir` and closes it to everybody else.
+fn make_dir(dir: &Path) -> Result<(), StoreError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| StoreError::io("make", dir, e))?;
+    let mode = fs::metadata(dir).map_err(|e| StoreError::io("read", dir, e))?.permissions().mode();
+    if mode & 0o077 != 0 {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(|e| StoreError::io("close", dir, e))?;
+    }
+    Ok(())
+}
+
+/// Takes the directory for this process: also while `state.redb` itself is being made.
+fn lock(dir: &Path) -> Result<File, StoreError> {
+    let file = File::open(dir).map_err(|e| StoreError::io("open", dir, e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::InUse { dir: dir.to_path_buf() }),
+        Err(TryLockError::Error(e)) => Err(StoreError::io("lock", dir, e)),
+    }
+}
+
+fn exists(path: &Path) -> Result<bool, StoreError> {
+    path.try_exists().map_err(|e| StoreError::io("look for", path, e))
+}
+
+/// Where a file is written before it takes its name.
+fn temporary(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!("{name}.new"))
+}
+
+/// Makes the entries of `dir` durable.
+fn sync_dir(dir: &Path) -> Result<(), StoreError> {
+    File::open(dir).and_then(|d| d.sync_all()).map_err(|e| StoreError::io("sync", dir, e))
+}
+
+/// Reads the whole file into memory and checks every page and row there: nothing on disk changes.
+fn check(path: &Path) -> Result<Saved, StoreError> {
+    let size = fs::metadata(path).map_err(|e| StoreError::io("read", path, e))?.len();
+    if size == 0 {
+        return Err(StoreError::damaged(path, "it is empty"));
+    }
+    if size > SIZE_LIMIT {
+        return Err(StoreError::damaged(path, "it is far larger than any state"));
+    }
+    let bytes = fs::read(path).map_err(|e| StoreError::io("read", path, e))?;
+    let damage = StoreError::damaged(path, "its pages contradict each other");
+    match guard::reading(damage, || check_image(bytes))? {
+        Ok(saved) => Ok(saved),
+        Err(CheckError::Schema(found)) => Err(StoreError::Schema { path: path.to_path_buf(), found }),
+        Err(CheckError::Damaged(what)) => Err(StoreError::damaged(path, &what)),
+    }
+}
+
+enum CheckError {
+    Schema(u64),
+    Damaged(String),
+}
+
+impl<E: Into<redb::Error>> From<E> for CheckError {
+    fn from(error: E) -> CheckError {
+        CheckError::Damaged(error.into().to_string())
+    }
+}
+
+fn check_image(bytes: Vec<u8>) -> Result<Saved, CheckError> {
+    let mut database = Database::builder().create_with_backend(Image::new(bytes))?;
+    if !database.check_integrity()? {
+        return Err(CheckError::Damaged("its checksums do not hold".to_owned()));
+    }
+    match schema(&database)? {
+        Some(SCHEMA) => Ok(read_all(&database)?),
+        Some(found) => Err(CheckError::Schema(found)),
+        None => Err(CheckError::Damaged("it has no version".to_owned())),
+    }
+}
+
+fn schema(database: &Database) -> Result<Option<u64>, redb::Error> {
+    let transaction = database.begin_read()?;
+    let table = transaction.open_table(META)?;
+    Ok(table.get("schema")?.map(|v| v.value()))
+}
+
+/// Opens the file that [`check`] has passed.
+fn open_database(path: &Path, health: &Arc<Health>) -> Result<Database, StoreError> {
+    let file = OpenOptions::new().read(true).write(true).open(path).map_err(|e| StoreError::io("open", path, e))?;
+    let storage = FileStorage::new(file, Arc::clone(health)).map_err(|e| StoreError::of_redb(path, e.into()))?;
+    Database::builder().create_with_backend(storage).map_err(|e| StoreError::of_redb(path, e.into()))
+}
+
+/// Writes `saved` as a database of its own and gives it its name in one step.
+fn write_new(dir: &Path, name: &str, saved: &Saved) -> Result<(), StoreError> {
+    let new = temporary(dir, name);
+    let written = write_whole(&new, saved)
+        .and_then(|()| fs::rename(&new, dir.join(name)).map_err(|e| StoreError::io("rename", &new, e)))
+        .and_then(|()| sync_dir(dir));
+    if written.is_err() {
+        // It would only take room; if even this fails, the next start removes it.
+        let _ = fs::remove_file(&new);
+    }
+    written
+}
+
+fn write_whole(path: &Path, saved: &Saved) -> Result<(), StoreError> {
+    let health = Arc::new(Health::default());
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|e| StoreError::io("make", path, e))?;
+    let handle = file.try_clone().map_err(|e| StoreError::io("make", path, e))?;
+    let filled = FileStorage::new(file, Arc::clone(&health))
+        .and_then(|storage| Database::builder().create_with_backend(storage))
+        .map_err(redb::Error::from)
+        .and_then(|database| fill(&database, saved));
+    filled.map_err(|e| {
+        if health.full() { StoreError::Full { path: path.to_path_buf() } } else { StoreError::of_redb(path, e) }
+    })?;
+    handle.sync_all().map_err(|e| StoreError::io("sync", path, e))
+}
+
+/// The first transaction of a database.
+fn fill(database: &Database, saved: &Saved) -> Result<(), redb::Error> {
+    let batch = Batch {
+        put_records: saved.records.clone(),
+        put_local: saved.local.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+        ..Batch::default()
+    };
+    let transaction = begin(database)?;
+    transaction.open_table(META)?.insert("schema", SCHEMA)?;
+    apply(&transaction, &batch)?;
+    Ok(transaction.commit()?)
+}
+
+fn write(database: &Database, batch: &Batch) -> Result<(), redb::Error> {
+    let transaction = begin(database)?;
+    apply(&transaction, batch)?;
+    Ok(transaction.commit()?)
+}
+
+/// A transaction that is synced before it counts, in two phases: see the head of this file.
+fn begin(database: &Database) -> Result<redb::WriteTransaction, redb::Error> {
+    let mut transaction = database.begin_write()?;
+    transaction.set_durability(Durability::Immediate)?;
+    transaction.set_two_phase_commit(true);
+    Ok(transaction)
+}
+
+fn apply(transaction: &redb::WriteTransaction, batch: &Batch) -> Result<(), redb::Error> {
+    let mut records = transaction.open_table(RECORDS)?;
+    for key in &batch.delete_records {
+        records.remove(key.as_slice())?;
+    }
+    for (key, value) in &batch.put_records {
+        records.insert(key.as_slice(), value.as_slice())?;
+    }
+    let mut local = transaction.open_table(LOCAL)?;
+    for key in &batch.delete_local {
+        local.remove(key.as_str())?;
+    }
+    for (key, value) in &batch.put_local {
+        local.insert(key.as_str(), value.as_slice())?;
+    }
+    Ok(())
+}
+
+fn read_all(database: &Database) -> Result<Saved, redb::Error> {
+    let transaction = database.begin_read()?;
+    let mut saved = Saved::default();
+    for row in transaction.open_table(RECORDS)?.iter()? {
+        let (key, value) = row?;
+        saved.records.push((key.value().to_vec(), value.value().to_vec()));
+    }
+    for row in transaction.open_table(LOCAL)?.iter()? {
+        let (key, value) = row?;
+        saved.local.insert(key.value().to_owned(), value.value().to_vec());
+    }
+    Ok(saved)
+}
+
+#[cfg(test)]
+mod tests;

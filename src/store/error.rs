@@ -1,0 +1,162 @@
+//! Why the state or a key cannot be used, with what to do next.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why the state or a key cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process has the state directory open.
+    #[error("state directory {} is in use by another daemon", dir.display())]
+    InUse {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The state file cannot be trusted; it was not touched.
+    #[error("state file {} is damaged: {what}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        what: String,
+        /// What to do: the copy to take, where there is one.
+        remedy: String,
+    },
+    /// Written by another version of byway.
+    #[error("state file {} has version {found}, which this byway does not know", path.display())]
+    Schema {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u64,
+    },
+    /// No room; nothing was changed.
+    #[error("write {}: no space left on the device", path.display())]
+    Full {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A write did not reach the disk, and nobody knows what is there: only a new start can tell.
+    #[error("state file {} cannot be written any more: {what}", path.display())]
+    Fatal {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        what: String,
+    },
+    /// A key is missing beside a state that was made with it.
+    #[error("key file {} is missing, and this node's state was made with it", path.display())]
+    KeyMissing {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// Others can read a key.
+    #[error("key file {} can be read by others (mode {mode:04o})", path.display())]
+    KeyOpen {
+        /// The file.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// Not a key file.
+    #[error("key file {} holds no key: {what}", path.display())]
+    KeyDamaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// Anything else the kernel refuses.
+    #[error("{action} {}: {source}", path.display())]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl StoreError {
+    /// Stable code for people and programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            StoreError::InUse { .. } => "E-STATE-IN-USE",
+            StoreError::Damaged { .. } => "E-STATE-DAMAGED",
+            StoreError::Schema { .. } => "E-STATE-VERSION",
+            StoreError::Full { .. } => "E-DISK-FULL",
+            StoreError::Fatal { .. } => "E-STATE-WRITE",
+            StoreError::KeyMissing { .. } => "E-KEY-MISSING",
+            StoreError::KeyOpen { .. } => "E-KEY-OPEN",
+            StoreError::KeyDamaged { .. } => "E-KEY-DAMAGED",
+            StoreError::Io { .. } => "E-STATE-IO",
+        }
+    }
+
+    /// Whether somebody else holds what is asked for (exit 6); all others are failures (exit 1).
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, StoreError::InUse { .. })
+    }
+
+    /// What to do next; empty where nothing general can be said.
+    pub fn hint(&self) -> String {
+        match self {
+            StoreError::InUse { .. } => "stop the other daemon, or give this one its own --state-dir".to_owned(),
+            StoreError::Damaged { remedy, .. } => remedy.clone(),
+            StoreError::Schema { .. } => "start the byway that wrote it, or a newer one".to_owned(),
+            StoreError::Full { path } => format!("make room on its file system and try again: df -h {}", quoted(path)),
+            StoreError::Fatal { .. } => "look for disk errors (dmesg), then start byway again".to_owned(),
+            StoreError::KeyMissing { path } => {
+                format!("restore {} from a backup; without it this node cannot be who it was", quoted(path))
+            }
+            StoreError::KeyOpen { path, .. } => format!("chmod 600 {}", quoted(path)),
+            StoreError::KeyDamaged { path, .. } => format!("restore {} from a backup", quoted(path)),
+            StoreError::Io { source, path, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                format!("run byway as the owner of {}", quoted(path))
+            }
+            StoreError::Io { .. } => String::new(),
+        }
+    }
+
+    pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> StoreError {
+        if is_full(&source) {
+            return StoreError::Full { path: path.to_path_buf() };
+        }
+        StoreError::Io { action, path: path.to_path_buf(), source }
+    }
+
+    /// A file that cannot be trusted; names the copy where there is one.
+    pub(super) fn damaged(path: &Path, what: &str) -> StoreError {
+        let good = path.with_file_name(super::GOOD_FILE);
+        let remedy = if good.exists() {
+            format!("mv {} {}", quoted(&good), quoted(path))
+        } else {
+            format!("restore {} from a backup", quoted(path))
+        };
+        StoreError::Damaged { path: path.to_path_buf(), what: what.to_owned(), remedy }
+    }
+
+    pub(super) fn of_redb(path: &Path, error: redb::Error) -> StoreError {
+        match error {
+            redb::Error::DatabaseAlreadyOpen => StoreError::InUse { dir: path.parent().unwrap_or(path).to_path_buf() },
+            redb::Error::Io(source) if source.kind() != io::ErrorKind::InvalidData => {
+                StoreError::io("use", path, source)
+            }
+            other => StoreError::damaged(path, &other.to_string()),
+        }
+    }
+}
+
+/// Whether the kernel says that there is no room: on the disk, in the quota, or under the limit of a file's size.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
+/// A path as a shell takes it.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
