@@ -1,0 +1,140 @@
+//! The client side of the control socket, for the command line and for other programs.
+//!
+//! One connection a call; nothing is kept between calls. Never retries: a changing verb must not run twice.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+
+use super::types::{DEFAULT_SOCKET, Error, ErrorKind, ErrorReply, Request, Response};
+
+/// Bytes of the largest answer taken.
+const MAX_ANSWER: usize = 64 << 20;
+/// How long a verb may take that names no time itself: the daemon waits for the kernel and, bounded, for peers.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
+/// What is added to the time a verb names itself.
+const MARGIN: Duration = Duration::from_secs(15);
+
+/// A daemon, by the path of its socket.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    /// Nothing is opened before the first call.
+    pub fn new(socket: impl Into<PathBuf>) -> Client {
+        Client { socket: socket.into() }
+    }
+
+    /// Path of the socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Asks the daemon and waits for its answer.
+    ///
+    /// # Errors
+    /// The daemon's own error; `E-DAEMON` where none answers, `E-PERMISSION` where the socket may not be opened,
+    /// `E-TIMEOUT` where the answer does not come in the time of the request and a margin.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the connection; what the daemon has begun it may finish.
+    pub async fn call(&self, request: &Request) -> Result<Response, Error> {
+        let limit = time_for(request);
+        tokio::time::timeout(limit, self.exchange(request)).await.unwrap_or_else(|_| {
+            let message =
+                format!("no answer from the daemon on {} within {} s", self.socket.display(), limit.as_secs());
+            Err(Error::new(ErrorKind::Timeout, "E-TIMEOUT", message))
+        })
+    }
+
+    async fn exchange(&self, request: &Request) -> Result<Response, Error> {
+        let broken = |what: &dyn std::fmt::Display| {
+            let message = format!("talk to the daemon on {}: {what}", self.socket.display());
+            Error::new(ErrorKind::Failed, "E-API", message)
+        };
+        let body = serde_json::to_vec(request).map_err(|e| broken(&e))?;
+        let stream = UnixStream::connect(&self.socket).await.map_err(|e| self.unreachable(&e))?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(&e))?;
+        let call = hyper::Request::post("/v1/call")
+            .header(hyper::header::HOST, "byway")
+            .header(hyper::header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|e| broken(&e))?;
+        let exchange = async {
+            let answer = sender.send_request(call).await.map_err(|e| broken(&e))?;
+            let status = answer.status();
+            let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await.map_err(|e| broken(&e))?;
+            Ok::<_, Error>((status, body.to_bytes()))
+        };
+        // The connection does the reading and writing. It may end with the whole answer handed over but not yet taken.
+        let mut exchange = std::pin::pin!(exchange);
+        let (status, body) = tokio::select! {
+            biased;
+            done = exchange.as_mut() => done?,
+            _ = connection => exchange.await?,
+        };
+        if status.is_success() {
+            return serde_json::from_slice(&body).map_err(|e| broken(&format!("its answer is not understood: {e}")));
+        }
+        match serde_json::from_slice::<ErrorReply>(&body) {
+            Ok(reply) => Err(reply.error),
+            Err(_) => Err(broken(&format!("HTTP {status}"))),
+        }
+    }
+
+    fn unreachable(&self, error: &io::Error) -> Error {
+        let socket = self.socket.display();
+        match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                let hint = if self.socket != Path::new(DEFAULT_SOCKET) {
+                    format!("byway daemon --socket {socket}")
+                } else if Path::new("/run/systemd/system").exists() {
+                    "systemctl start byway".to_owned()
+                } else {
+                    "byway daemon".to_owned()
+                };
+                let message = format!("no daemon answers on {socket}: {}", reason(error));
+                Error::new(ErrorKind::NoDaemon, "E-DAEMON", message).hint(hint)
+            }
+            io::ErrorKind::PermissionDenied => not_permitted(format!("open {socket}: {}", reason(error))),
+            io::ErrorKind::InvalidInput => {
+                let message = format!("{socket} cannot be a socket: its path is longer than 107 bytes");
+                Error::new(ErrorKind::Usage, "E-SOCKET", message)
+            }
+            _ => Error::new(ErrorKind::NoDaemon, "E-DAEMON", format!("connect to {socket}: {error}")),
+        }
+    }
+}
+
+fn not_permitted(message: String) -> Error {
+    Error::new(ErrorKind::NotPermitted, "E-PERMISSION", message)
+        .hint("run it as root, or as a member of group byway (to change things, byway-admin too)")
+}
+
+fn reason(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => "there is no such socket",
+        io::ErrorKind::ConnectionRefused => "nobody listens there any more",
+        _ => "permission denied",
+    }
+}
+
+fn time_for(request: &Request) -> Duration {
+    match request {
+        Request::Join { timeout_ms, .. } => Duration::from_millis(*timeout_ms).max(DEFAULT_TIMEOUT - MARGIN) + MARGIN,
+        Request::Ping { count, timeout_ms, .. } => {
+            // Probes a second apart at most, each waited for in full.
+            let each = Duration::from_millis(timeout_ms.saturating_add(1000));
+            each.saturating_mul(*count).saturating_add(MARGIN)
+        }
+        _ => DEFAULT_TIMEOUT,
+    }
+}

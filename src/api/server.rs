@@ -1,0 +1,238 @@
+//! The server side of the control socket: who may ask what, and how much of it.
+//!
+//! Owns the socket file and every connection on it. What a verb does is the handler's, which `daemon` hands in; this
+//! module never touches the state.
+//!
+//! `POST /v1/call` takes a [`Request`] and answers a [`Response`] or `{"error": …}`; `GET /v1/health` answers `ok` to
+//! whoever may open the socket.
+
+mod peer;
+mod socket;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Request as HttpRequest, State};
+use axum::http::{StatusCode, header};
+use axum::response::Response as HttpResponse;
+use axum::routing::{get, post};
+use futures::future::BoxFuture;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::types::{Error, ErrorKind, ErrorReply, Request, Response};
+
+pub use peer::{Access, Peer};
+pub use socket::{Listener, bind};
+
+/// What the daemon does for a request.
+pub type Handler = Arc<dyn Fn(Request, Peer) -> BoxFuture<'static, Result<Response, Error>> + Send + Sync>;
+
+/// Bytes of the largest request: a routing table of ten thousand lines.
+pub const MAX_BODY: usize = 1 << 20;
+/// Clients at a time unless the daemon is told otherwise.
+pub const MAX_CLIENTS: usize = 64;
+/// A client that sends its request more slowly than this is dropped.
+pub const DEADLINE: Duration = Duration::from_secs(10);
+/// Clients that are told there is no room for them at a time; more are only dropped.
+const MAX_REFUSALS: usize = 16;
+/// What running requests get to finish when the daemon stops.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// Bounds of one server.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Clients at a time; one more is told so and dropped.
+    pub clients: usize,
+    /// Time for the head of a request, and again for its body.
+    pub deadline: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Bounds { clients: MAX_CLIENTS, deadline: DEADLINE }
+    }
+}
+
+/// Serves until `stop`, with the default [`Bounds`]; then removes the socket file if it is still ours.
+///
+/// # Errors
+/// Where the listener cannot be given to the runtime.
+pub async fn run(listener: Listener, handler: Handler, stop: CancellationToken) -> std::io::Result<()> {
+    run_bounded(listener, handler, stop, Bounds::default()).await
+}
+
+/// [`run`] with other bounds.
+///
+/// # Errors
+/// Where the listener cannot be given to the runtime.
+pub async fn run_bounded(
+    listener: Listener,
+    handler: Handler,
+    stop: CancellationToken,
+    bounds: Bounds,
+) -> std::io::Result<()> {
+    let accept = listener.to_tokio()?;
+    let free = Arc::new(Semaphore::new(bounds.clients));
+    let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
+    let mut clients = JoinSet::new();
+    loop {
+        let stream = tokio::select! {
+            () = stop.cancelled() => break,
+            Some(_) = clients.join_next() => continue,
+            accepted = accept.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of descriptors: those there are come free as clients leave.
+                    warn!(%error, "accept on the control socket");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            },
+        };
+        match free.clone().try_acquire_owned() {
+            Ok(permit) => {
+                clients.spawn(serve(stream, handler.clone(), permit, bounds.deadline, stop.clone()));
+            }
+            Err(_) => {
+                if let Ok(permit) = refusals.clone().try_acquire_owned() {
+                    clients.spawn(refuse(stream, permit));
+                }
+            }
+        }
+    }
+    drop(accept);
+    if tokio::time::timeout(DRAIN, async { while clients.join_next().await.is_some() {} }).await.is_err() {
+        debug!("control clients were cut off");
+    }
+    drop(listener);
+    Ok(())
+}
+
+/// Tells one client too many so; `permit` bounds how many are told at a time, the second how long that takes.
+async fn refuse(mut stream: UnixStream, permit: OwnedSemaphorePermit) {
+    let error = Error::new(ErrorKind::Failed, "E-BUSY", "the daemon has as many clients as it takes; ask again");
+    let body = serde_json::to_string(&ErrorReply { error }).unwrap_or_default();
+    let text = format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\
+         \r\n\r\n{body}",
+        body.len()
+    );
+    // What was sent is read first and last: closing over unread bytes would reset the connection under the answer.
+    let told = async {
+        let mut unread = [0; 4096];
+        let _first = stream.read(&mut unread).await?;
+        stream.write_all(text.as_bytes()).await?;
+        stream.shutdown().await?;
+        while stream.read(&mut unread).await? > 0 {}
+        std::io::Result::Ok(())
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(1), told).await;
+    drop(permit);
+}
+
+async fn serve(
+    stream: UnixStream,
+    handler: Handler,
+    permit: OwnedSemaphorePermit,
+    deadline: Duration,
+    stop: CancellationToken,
+) {
+    let peer = match stream.peer_cred() {
+        Ok(cred) => Peer::new(cred.uid(), cred.gid(), cred.pid()).await,
+        Err(error) => return warn!(%error, "credentials of a control client"),
+    };
+    let state = Arc::new(Connection { handler, peer, deadline, permit: Arc::new(permit) });
+    let router = Router::new()
+        .route("/v1/call", post(call))
+        .route("/v1/health", get(async || "ok\n"))
+        .fallback(async || {
+            let error = Error::new(ErrorKind::NotFound, "E-REQUEST", "there is POST /v1/call and GET /v1/health");
+            answer(Err(error))
+        })
+        .with_state(state);
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(deadline)
+        .max_buf_size(64 * 1024)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        debug!(%error, "control client");
+    }
+}
+
+struct Connection {
+    handler: Handler,
+    peer: Peer,
+    deadline: Duration,
+    permit: Arc<OwnedSemaphorePermit>,
+}
+
+async fn call(State(connection): State<Arc<Connection>>, request: HttpRequest) -> HttpResponse {
+    let body = axum::body::to_bytes(request.into_body(), MAX_BODY);
+    let body = match tokio::time::timeout(connection.deadline, body).await {
+        Err(_) => {
+            return answer(Err(Error::new(ErrorKind::Timeout, "E-REQUEST", "the request did not arrive in time")));
+        }
+        Ok(Err(error)) => {
+            let message = format!("read the request (at most {MAX_BODY} bytes): {error}");
+            return answer(Err(Error::new(ErrorKind::Usage, "E-REQUEST", message)));
+        }
+        Ok(Ok(body)) => body,
+    };
+    let request = match parse(&body) {
+        Ok(request) => request,
+        Err(error) => return answer(Err(error)),
+    };
+    if let Err(error) = connection.peer.may(&request) {
+        return answer(Err(error));
+    }
+    // A task of its own: what is begun is finished even when the client goes away, and counts as a client until then.
+    let work = (connection.handler)(request, connection.peer);
+    let permit = connection.permit.clone();
+    let done = tokio::spawn(async move {
+        let result = work.await;
+        drop(permit);
+        result
+    });
+    answer(done.await.unwrap_or_else(|_| {
+        Err(Error::new(ErrorKind::Failed, "E-INTERNAL", "the daemon failed at this request; its log tells more"))
+    }))
+}
+
+/// Reads a request; nesting is bounded by the JSON reader (128 levels), size by the body.
+fn parse(body: &[u8]) -> Result<Request, Error> {
+    serde_json::from_slice(body)
+        .map_err(|e| Error::new(ErrorKind::Usage, "E-REQUEST", format!("the request is not understood: {e}")))
+}
+
+fn answer(result: Result<Response, Error>) -> HttpResponse {
+    let (status, body) = match result {
+        Ok(response) => (200, serde_json::to_vec(&response)),
+        Err(error) => (error.kind.http_status(), serde_json::to_vec(&ErrorReply { error })),
+    };
+    let mut http = HttpResponse::new(Body::from(Bytes::from(body.unwrap_or_default())));
+    *http.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    http.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    http
+}
+
+#[cfg(test)]
+#[path = "server/tests.rs"]
+mod tests;

@@ -1,0 +1,126 @@
+//! Who asks: the kernel's word for it (SO_PEERCRED, unix(7)), and what the groups allow.
+
+use std::ffi::CString;
+
+use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
+
+use crate::api::types::{Error, ErrorKind, Request};
+
+/// Group whose members may look.
+pub const READERS: &str = "byway";
+/// Group whose members may change things.
+pub const ADMINS: &str = "byway-admin";
+
+/// What one may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Access {
+    /// Nothing.
+    None,
+    /// Reading verbs.
+    Read,
+    /// Every verb.
+    Change,
+}
+
+/// The process at the other end of a connection, as it was when it connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// User.
+    pub uid: u32,
+    /// Primary group.
+    pub gid: u32,
+    /// Process, where the kernel tells.
+    pub pid: Option<i32>,
+    /// What it may do.
+    pub access: Access,
+}
+
+impl Peer {
+    /// Looks up what the user's groups allow.
+    pub(super) async fn new(uid: u32, gid: u32, pid: Option<i32>) -> Peer {
+        let own = Uid::effective().as_raw();
+        let access = if uid == 0 || uid == own {
+            // Whoever runs a daemon without privilege (a relay) is its administrator.
+            Access::Change
+        } else {
+            // The user database may be on the network.
+            tokio::task::spawn_blocking(move || granted(&groups_of(uid, gid), &group)).await.unwrap_or(Access::None)
+        };
+        Peer { uid, gid, pid, access }
+    }
+
+    /// # Errors
+    /// `E-PERMISSION` where this one may not ask that.
+    pub(super) fn may(&self, request: &Request) -> Result<(), Error> {
+        let (needed, groups) = if request.changes() { (Access::Change, ADMINS) } else { (Access::Read, READERS) };
+        if self.access >= needed {
+            return Ok(());
+        }
+        let what = if needed == Access::Change { "change anything" } else { "look" };
+        let message = format!("user {} may not {what} here: that takes root or group {groups}", self.uid);
+        Err(Error::new(ErrorKind::NotPermitted, "E-PERMISSION", message).hint(format!("usermod -aG {groups} USER")))
+    }
+}
+
+/// What membership in `groups` allows; `lookup` gives a group's number.
+fn granted(groups: &[u32], lookup: &dyn Fn(&str) -> Option<u32>) -> Access {
+    let within = |name| lookup(name).is_some_and(|gid| groups.contains(&gid));
+    if within(ADMINS) {
+        Access::Change
+    } else if within(READERS) {
+        Access::Read
+    } else {
+        Access::None
+    }
+}
+
+/// Number of a group; none where there is no such group.
+pub(super) fn group(name: &str) -> Option<u32> {
+    Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw())
+}
+
+/// The groups of a user: the connection's own and those of the user database.
+fn groups_of(uid: u32, gid: u32) -> Vec<u32> {
+    let name = User::from_uid(Uid::from_raw(uid)).ok().flatten().and_then(|user| CString::new(user.name).ok());
+    let listed = name.and_then(|name| getgrouplist(&name, Gid::from_raw(gid)).ok()).unwrap_or_default();
+    listed.into_iter().map(Gid::as_raw).chain([gid]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(access: Access) -> Peer {
+        Peer { uid: 1000, gid: 1000, pid: None, access }
+    }
+
+    #[test]
+    fn groups_decide_who_may_look_and_who_may_change() {
+        let both = |name: &str| Some(if name == ADMINS { 20 } else { 10 });
+        let none = |_: &str| None;
+        for (groups, access) in [
+            (vec![], Access::None),
+            (vec![5], Access::None),
+            (vec![10], Access::Read),
+            (vec![20], Access::Change),
+            (vec![10, 20], Access::Change),
+        ] {
+            assert_eq!(granted(&groups, &both), access, "{groups:?}");
+            assert_eq!(granted(&groups, &none), Access::None, "without such groups root only");
+        }
+        let change = Request::Reload;
+        for (access, read, write) in
+            [(Access::None, false, false), (Access::Read, true, false), (Access::Change, true, true)]
+        {
+            assert_eq!(peer(access).may(&Request::Id).is_ok(), read);
+            assert_eq!(peer(access).may(&change).is_ok(), write);
+        }
+        let refusal = peer(Access::Read).may(&change).unwrap_err();
+        assert_eq!((refusal.kind.exit_code(), refusal.code.as_str()), (4, "E-PERMISSION"));
+    }
+
+    #[test]
+    fn a_user_the_database_does_not_know_has_its_own_group_only() {
+        assert_eq!(groups_of(4_000_000, 4_000_001), vec![4_000_001]);
+    }
+}

@@ -1,0 +1,112 @@
+//! The socket file: made with its rights, taken over only from the dead, removed only while it is ours.
+
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use super::peer::{READERS, group};
+use crate::api::types::{Error, ErrorKind};
+
+/// A bound socket; dropping it removes the file while that is still the one made here.
+#[derive(Debug)]
+pub struct Listener {
+    inner: UnixListener,
+    path: PathBuf,
+    /// Device and inode of the file.
+    file: (u64, u64),
+}
+
+impl Listener {
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn to_tokio(&self) -> io::Result<tokio::net::UnixListener> {
+        let twin = self.inner.try_clone()?;
+        twin.set_nonblocking(true)?;
+        tokio::net::UnixListener::from_std(twin)
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        // Someone may have put another socket there; that one is not ours to remove.
+        if identity(&self.path).is_ok_and(|file| file == self.file) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::symlink_metadata(path).map(|m| (m.dev(), m.ino()))
+}
+
+/// Listens on `path`: file 0660, a missing directory made 0750, both of group `byway` where that exists.
+///
+/// A socket file nobody answers on is taken over.
+///
+/// # Errors
+/// `E-SOCKET-IN-USE` where somebody answers, or where the file is no socket; `E-SOCKET` where it cannot be made.
+pub fn bind(path: &Path) -> Result<Listener, Error> {
+    let fail = |what: &str, e: &dyn std::fmt::Display| {
+        let message = format!("{what} {}: {e}", path.display());
+        Error::new(ErrorKind::Failed, "E-SOCKET", message)
+    };
+    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !directory.exists() {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o750)
+            .create(directory)
+            .and_then(|()| give_to_group(directory))
+            .map_err(|e| fail("make the directory of the control socket", &e))?;
+    }
+    // Two daemons that start at once must not both find the old socket dead and remove each other's new one.
+    let _guard = std::fs::File::open(directory)
+        .and_then(|dir| Flock::lock(dir, FlockArg::LockExclusive).map_err(|(_, e)| e.into()))
+        .map_err(|e| fail("lock the directory of the control socket", &e))?;
+    remove_stale(path)?;
+    // Bound beside its place and linked there with its rights already set: nobody connects before.
+    let aside = directory.join(format!(".{}", std::process::id()));
+    let _ = std::fs::remove_file(&aside);
+    let made = || -> io::Result<Listener> {
+        let inner = UnixListener::bind(&aside)?;
+        std::fs::set_permissions(&aside, PermissionsExt::from_mode(0o660))?;
+        give_to_group(&aside)?;
+        std::fs::hard_link(&aside, path)?;
+        Ok(Listener { inner, path: path.to_owned(), file: identity(path)? })
+    };
+    let result = made().map_err(|e| fail("make the control socket", &e));
+    let _ = std::fs::remove_file(&aside);
+    result
+}
+
+/// Gives a file to group `byway`; where there is no such group it stays with ours.
+fn give_to_group(path: &Path) -> io::Result<()> {
+    match group(READERS) {
+        Some(gid) => std::os::unix::fs::lchown(path, None, Some(gid)),
+        None => Ok(()),
+    }
+}
+
+fn remove_stale(path: &Path) -> Result<(), Error> {
+    let in_use = |why: &str| {
+        let message = format!("cannot listen on {}: {why}", path.display());
+        Err(Error::new(ErrorKind::Conflict, "E-SOCKET-IN-USE", message).hint("byway daemon --socket PATH"))
+    };
+    let Ok(metadata) = std::fs::symlink_metadata(path) else { return Ok(()) };
+    if !metadata.file_type().is_socket() {
+        return in_use("a file that is no socket is in the way");
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => in_use("another daemon answers there"),
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path).map_err(|e| {
+            Error::new(ErrorKind::Failed, "E-SOCKET", format!("remove the dead socket {}: {e}", path.display()))
+        }),
+        Err(e) => in_use(&format!("it cannot be told whether another daemon answers there: {e}")),
+    }
+}

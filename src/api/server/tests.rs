@@ -1,0 +1,165 @@
+//! The socket with a real client at the other end.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use proptest::prelude::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+use crate::api::client::Client;
+use crate::api::types::Done;
+
+struct Server {
+    socket: PathBuf,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<std::io::Result<()>>,
+    _dir: tempfile::TempDir,
+}
+
+/// Answers `reload` with what it was asked, fails at `id`, and panics at `version`.
+fn handler() -> Handler {
+    Arc::new(|request, _| {
+        Box::pin(async move {
+            match request {
+                Request::Id => Err(Error::new(ErrorKind::NotFound, "E-TEST", "nothing here").hint("look elsewhere")),
+                Request::Version => panic!("on purpose"),
+                other => Ok(Response::Done(Done { message: format!("{other:?}"), changed: true })),
+            }
+        })
+    })
+}
+
+fn start(bounds: Bounds) -> Server {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("run/byway.sock");
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(run_bounded(bind(&socket).unwrap(), handler(), stop.clone(), bounds));
+    Server { socket, stop, task, _dir: dir }
+}
+
+async fn raw(socket: &PathBuf, bytes: &[u8]) -> String {
+    let mut stream = UnixStream::connect(socket).await.unwrap();
+    let _ = stream.write_all(bytes).await;
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn calls_and_errors_cross_whole() {
+    let server = start(Bounds::default());
+    let client = Client::new(&server.socket);
+    let done = client.call(&Request::Reload).await.unwrap();
+    assert_eq!(done, Response::Done(Done { message: "Reload".into(), changed: true }));
+    let error = client.call(&Request::Id).await.unwrap_err();
+    assert_eq!(error, Error::new(ErrorKind::NotFound, "E-TEST", "nothing here").hint("look elsewhere"));
+    assert_eq!(client.call(&Request::Version).await.unwrap_err().code, "E-INTERNAL");
+    assert!(client.call(&Request::PeerLs).await.is_ok(), "one failed request does not end the server");
+    let health = raw(&server.socket, b"GET /v1/health HTTP/1.0\r\n\r\n").await;
+    assert!(health.starts_with("HTTP/1.0 200") && health.ends_with("ok\n"), "{health}");
+}
+
+#[tokio::test]
+async fn rights_are_set_and_the_file_goes_with_the_server() {
+    let server = start(Bounds::default());
+    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&server.socket), 0o660);
+    assert_eq!(mode(server.socket.parent().unwrap()), 0o750);
+    assert_eq!(std::fs::read_dir(server.socket.parent().unwrap()).unwrap().count(), 1, "nothing is left beside it");
+    server.stop.cancel();
+    server.task.await.unwrap().unwrap();
+    assert!(!server.socket.exists());
+}
+
+#[tokio::test]
+async fn a_live_socket_is_left_alone_and_a_dead_one_taken_over() {
+    let server = start(Bounds::default());
+    let error = bind(&server.socket).unwrap_err();
+    assert_eq!((error.kind.exit_code(), error.code.as_str()), (6, "E-SOCKET-IN-USE"));
+    assert!(Client::new(&server.socket).call(&Request::Reload).await.is_ok());
+
+    let dir = tempfile::tempdir().unwrap();
+    let dead = dir.path().join("dead.sock");
+    drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
+    let listener = bind(&dead).unwrap();
+    std::fs::remove_file(&dead).unwrap();
+    let other = bind(&dead).unwrap();
+    drop(listener);
+    assert!(other.path().exists(), "the socket of another is not removed");
+
+    let file = dir.path().join("file");
+    std::fs::write(&file, "mine").unwrap();
+    assert_eq!(bind(&file).unwrap_err().code, "E-SOCKET-IN-USE");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
+}
+
+#[tokio::test]
+async fn nobody_there_is_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let error = Client::new(&socket).call(&Request::Id).await.unwrap_err();
+    assert_eq!((error.kind, error.code.as_str()), (ErrorKind::NoDaemon, "E-DAEMON"));
+    assert_eq!(error.hint, format!("byway daemon --socket {}", socket.display()));
+    let long = PathBuf::from(format!("/{}", "x".repeat(200)));
+    assert_eq!(Client::new(long).call(&Request::Id).await.unwrap_err().code, "E-SOCKET");
+}
+
+#[tokio::test]
+async fn slow_clients_are_dropped() {
+    let server = start(Bounds { deadline: Duration::from_millis(50), ..Bounds::default() });
+    let head = raw(&server.socket, b"POST /v1/call HTTP/1.1\r\nhost: byway\r\n").await;
+    assert!(head.is_empty() || head.starts_with("HTTP/1.1 408"), "{head}");
+    let body = raw(&server.socket, b"POST /v1/call HTTP/1.1\r\nhost: byway\r\ncontent-length: 9\r\n\r\n{").await;
+    assert!(body.starts_with("HTTP/1.1 504"), "{body}");
+    assert!(Client::new(&server.socket).call(&Request::Reload).await.is_ok());
+}
+
+#[tokio::test]
+async fn oversize_requests_are_refused() {
+    let server = start(Bounds::default());
+    let entries = (0..=MAX_BODY / 32).map(|i| format!("\"{i:032}\"")).collect::<Vec<_>>().join(",");
+    let text = format!("POST /v1/call HTTP/1.0\r\ncontent-length: {}\r\n\r\n[{entries}]", entries.len() + 2);
+    let answer = raw(&server.socket, text.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.0 400") && answer.contains("E-REQUEST"), "{answer}");
+}
+
+#[tokio::test]
+async fn one_client_too_many_is_told_so() {
+    let server = start(Bounds { clients: 1, ..Bounds::default() });
+    let mut first = UnixStream::connect(&server.socket).await.unwrap();
+    // An answered request proves that the first client holds its place.
+    first.write_all(b"GET /v1/health HTTP/1.1\r\nhost: byway\r\n\r\n").await.unwrap();
+    assert!(first.read(&mut [0; 512]).await.unwrap() > 0);
+    let error = Client::new(&server.socket).call(&Request::Reload).await.unwrap_err();
+    assert_eq!(error.code, "E-BUSY");
+    drop(first);
+    for _ in 0..1000 {
+        if Client::new(&server.socket).call(&Request::Reload).await.is_ok() {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("the place of a client that left stays taken");
+}
+
+#[tokio::test]
+async fn wrong_requests_get_an_answer_that_says_so() {
+    let server = start(Bounds::default());
+    let deep = format!("{{\"verb\":{}", "[".repeat(100_000));
+    for body in ["", "{}", "null", "{\"verb\":\"fly\"}", "{\"verb\":\"leave\",\"subnet\":\"a\",\"x\":1}", &deep] {
+        let text = format!("POST /v1/call HTTP/1.0\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        let answer = raw(&server.socket, text.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.0 400") && answer.contains("E-REQUEST"), "{answer}");
+    }
+    let lost = raw(&server.socket, b"GET /v2 HTTP/1.0\r\n\r\n").await;
+    assert!(lost.starts_with("HTTP/1.0 404"), "{lost}");
+}
+
+proptest! {
+    #[test]
+    fn reading_a_request_never_panics(bytes: Vec<u8>, text in "\\{\"verb\":\"[a-z-]{0,12}\"(,\"[a-z_]{1,8}\":[0-9\"a-z\\[\\]{}]{0,8}){0,4}\\}") {
+        let _ = parse(&bytes);
+        let _ = parse(text.as_bytes());
+    }
+}

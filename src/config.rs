@@ -1,0 +1,320 @@
+//! Configuration: TOML files, environment and flags made into one checked [`Config`].
+//!
+//! Owns every key's name, type, bounds and default ([`keys`]), and where each value in force came from. Unknown keys and
+//! values are errors that name file, line and the nearest valid word: a typing error never silently means "the default".
+//! Never opens sockets and never asks the daemon.
+//!
+//! Precedence, strongest first: flags, `BYWAY_*`, `conf.d/*.toml` in order, `byway.toml`, defaults. A stronger layer
+//! replaces a value whole, lists too; `[[subnet]]` tables of all files add up.
+
+pub mod keys;
+pub mod multiaddr;
+mod read;
+pub mod subnet;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use crate::model::id::{Name, PeerId};
+
+pub use keys::{Kind, Value};
+pub use subnet::DeclaredSubnet;
+
+/// The file that is read when none is named; it need not exist.
+pub const DEFAULT_FILE: &str = "/etc/byway/byway.toml";
+/// Where the daemon keeps its state.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/byway";
+/// Where the daemon listens for the command line.
+pub const DEFAULT_SOCKET: &str = "/run/byway/byway.sock";
+/// UDP (QUIC) and TCP port of the underlay.
+pub const DEFAULT_PORT: u16 = 4100;
+
+/// For whom this node forwards.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum RelayFor {
+    /// Members of its subnets.
+    #[default]
+    Members,
+    /// Everyone in its swarm.
+    Swarm,
+    /// These.
+    Peers(Vec<PeerId>),
+}
+
+/// Relaying for others (`transport.relay`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RelayConfig {
+    /// Whether this node offers it.
+    pub offer: bool,
+    /// Most it forwards, in Mbit/s.
+    pub max_mbit: u32,
+    /// For whom.
+    pub for_whom: RelayFor,
+}
+
+/// Post-quantum key agreement (`transport.post_quantum`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PostQuantum {
+    /// Never.
+    Off,
+    /// Where both ends can.
+    #[default]
+    Prefer,
+}
+
+/// Whether the daemon answers names (`dns.mode`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DnsMode {
+    /// Answers its own zones and hands the rest to the host's resolvers.
+    #[default]
+    Split,
+    /// Serves no names.
+    Off,
+}
+
+/// Bounds on what others can make this daemon hold or do (`[limits]`); the reasons stand at each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Established connections of all peers together: the default pool has 256 members, two connections each.
+    pub connections: u32,
+    /// Connections still in their handshake, one way: each costs a key exchange.
+    pub pending_connections: u32,
+    /// Established connections of one peer: old and new overlap while a path moves.
+    pub connections_per_peer: u32,
+    /// Streams open at a time on one connection.
+    pub streams_per_connection: u32,
+    /// MiB the process may use before new connections are refused.
+    pub memory_mib: u32,
+    /// Packets that wait for one peer before the oldest is dropped.
+    pub queue_packets: u32,
+    /// Join requests one peer may make in a minute.
+    pub joins_per_minute: u32,
+    /// DNS questions a second, all askers together.
+    pub dns_queries_per_second: u32,
+    /// DNS connections over TCP at a time.
+    pub dns_tcp_connections: u32,
+    /// Clients of the control socket at a time.
+    pub api_clients: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            connections: 512,
+            pending_connections: 64,
+            connections_per_peer: 4,
+            streams_per_connection: 64,
+            memory_mib: 1024,
+            queue_packets: 512,
+            joins_per_minute: 30,
+            dns_queries_per_second: 2000,
+            dns_tcp_connections: 64,
+            api_clients: 64,
+        }
+    }
+}
+
+/// Everything the daemon is told when it starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// What this node calls itself; default: the host name to its first dot.
+    pub node_name: Name,
+    /// Identity and records; made (0700) where missing.
+    pub state_dir: PathBuf,
+    /// Control socket.
+    pub socket: PathBuf,
+    /// ed25519 key to use in place of the one in the state directory.
+    pub identity_file: Option<PathBuf>,
+    /// Key of the private swarm.
+    pub swarm_key_file: Option<PathBuf>,
+    /// No TUN, no privilege: only forwards for others.
+    pub relay_only: bool,
+    /// Multiaddrs to listen on, both families spelled out; empty: outbound only.
+    pub listen: Vec<String>,
+    /// Multiaddrs with `/p2p/ID`: meeting points.
+    pub bootstrap: Vec<String>,
+    /// Multiaddrs told to others beside the ones found.
+    pub advertise: Vec<String>,
+    /// mDNS.
+    pub lan_discovery: bool,
+    /// UPnP, NAT-PMP, PCP.
+    pub port_mapping: bool,
+    /// Forwarding for others.
+    pub relay: RelayConfig,
+    /// Post-quantum key agreement.
+    pub post_quantum: PostQuantum,
+    /// Names.
+    pub dns_mode: DnsMode,
+    /// Whether our table is put back when someone flushes it.
+    pub firewall_repair: bool,
+    /// Bounds.
+    pub limits: Limits,
+    /// TCP address metrics are served on beside the control socket.
+    pub metrics_listen: Option<SocketAddr>,
+    /// Declared memberships, in the order of the files.
+    pub subnets: Vec<DeclaredSubnet>,
+    /// Key path to where its value came from; keys left at their default are absent.
+    pub origins: BTreeMap<&'static str, String>,
+    /// What all this was read from, to read it again.
+    pub sources: Sources,
+}
+
+impl Config {
+    /// The defaults, for a machine called `host`.
+    pub fn defaults(host: &str) -> Config {
+        Config {
+            node_name: Name::from_host(host),
+            state_dir: DEFAULT_STATE_DIR.into(),
+            socket: DEFAULT_SOCKET.into(),
+            identity_file: None,
+            swarm_key_file: None,
+            relay_only: false,
+            listen: keys::listen_addresses(&[format!("udp/{DEFAULT_PORT}"), format!("tcp/{DEFAULT_PORT}")])
+                .unwrap_or_default(),
+            bootstrap: Vec::new(),
+            advertise: Vec::new(),
+            lan_discovery: true,
+            port_mapping: true,
+            relay: RelayConfig { offer: false, max_mbit: 100, for_whom: RelayFor::Members },
+            post_quantum: PostQuantum::Prefer,
+            dns_mode: DnsMode::Split,
+            firewall_repair: true,
+            limits: Limits::default(),
+            metrics_listen: None,
+            subnets: Vec::new(),
+            origins: BTreeMap::new(),
+            sources: Sources::default(),
+        }
+    }
+
+    /// Reads every layer.
+    ///
+    /// # Errors
+    /// Everything that is wrong, not only the first: a file that cannot be read, is not TOML, or has a key or value that
+    /// means nothing.
+    pub fn load(sources: &Sources) -> Result<Config, Vec<ConfigError>> {
+        let mut config = Config { sources: sources.clone(), ..Config::defaults(&sources.host) };
+        let mut errors = Vec::new();
+        for file in files(sources, &mut errors) {
+            read::file(&mut config, &file, &mut errors);
+        }
+        environment(&mut config, &sources.env, &mut errors);
+        for (path, value) in &sources.flags {
+            let Some(key) = keys::find(path) else { continue };
+            let flag = format!("--{}", key.leaf().replace('_', "-"));
+            config.set(key, value, flag, &mut errors);
+        }
+        if errors.is_empty() { Ok(config) } else { Err(errors) }
+    }
+
+    /// Every key with its value in force and where that came from (`None`: the default).
+    pub fn values(&self) -> impl Iterator<Item = (&'static str, Value, Option<&str>)> {
+        keys::KEYS.iter().map(|key| (key.path, (key.show)(self), self.origins.get(key.path).map(String::as_str)))
+    }
+
+    fn set(&mut self, key: &'static keys::Key, value: &Value, place: String, errors: &mut Vec<ConfigError>) {
+        match (key.set)(self, value) {
+            Ok(()) => {
+                self.origins.insert(key.path, place);
+            }
+            Err(why) => errors.push(ConfigError::value(place, key.path, &value.to_string(), &why)),
+        }
+    }
+}
+
+/// Where configuration is taken from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sources {
+    /// The file a person named: it must exist. None: [`DEFAULT_FILE`], which need not.
+    pub file: Option<PathBuf>,
+    /// `BYWAY_*` variables.
+    pub env: Vec<(String, String)>,
+    /// Key path and value of each flag given.
+    pub flags: Vec<(&'static str, Value)>,
+    /// Name of this machine.
+    pub host: String,
+}
+
+impl Sources {
+    /// This process's environment and this machine's name, with `file` and `flags` as given.
+    pub fn of_process(file: Option<PathBuf>, flags: Vec<(&'static str, Value)>) -> Sources {
+        let text = |s: OsString| s.to_string_lossy().into_owned();
+        Sources {
+            file,
+            env: std::env::vars_os()
+                .map(|(name, value)| (text(name), text(value)))
+                .filter(|(name, _)| name.starts_with("BYWAY_"))
+                .collect(),
+            flags,
+            host: nix::unistd::gethostname().map(text).unwrap_or_default(),
+        }
+    }
+}
+
+/// One thing wrong with the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    /// `E-CONFIG-READ`, `E-CONFIG-SYNTAX`, `E-CONFIG-KEY` or `E-CONFIG-VALUE`.
+    pub code: &'static str,
+    /// `FILE:LINE`, `FILE`, a flag or a variable.
+    pub place: String,
+    /// The key's path (`transport.listen`); empty where the whole file is meant.
+    pub key: String,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+impl ConfigError {
+    fn value(place: String, key: &str, shown: &str, why: &str) -> ConfigError {
+        let shown: String = shown.chars().take(100).collect();
+        ConfigError { code: "E-CONFIG-VALUE", place, key: key.to_owned(), message: format!("{key} = {shown}: {why}") }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.message)
+    }
+}
+
+/// The files to read, weakest first: the main one, then `conf.d` beside it in the order of names.
+fn files(sources: &Sources, errors: &mut Vec<ConfigError>) -> Vec<PathBuf> {
+    let main = sources.file.clone().unwrap_or_else(|| DEFAULT_FILE.into());
+    let directory = main.parent().unwrap_or(Path::new("/")).join("conf.d");
+    let mut files = Vec::new();
+    if sources.file.is_some() || main.exists() {
+        files.push(main);
+    }
+    match std::fs::read_dir(&directory) {
+        Ok(entries) => {
+            let mut found: Vec<PathBuf> =
+                entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "toml")).collect();
+            found.sort();
+            files.extend(found);
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => errors.push(read::unreadable(&directory, &e)),
+    }
+    files
+}
+
+/// `BYWAY_NODE_NAME` sets `node.name`, and so on; `BYWAY_SOCKET` and `BYWAY_STATE_DIR` are the short forms of the two
+/// that scripts need. Variables that name no key are left to whoever set them.
+fn environment(config: &mut Config, env: &[(String, String)], errors: &mut Vec<ConfigError>) {
+    for key in keys::KEYS {
+        for name in key.variables() {
+            let Some((_, text)) = env.iter().find(|(n, _)| *n == name) else { continue };
+            match keys::from_variable(key.kind, text) {
+                Ok(value) => config.set(key, &value, name, errors),
+                Err(why) => errors.push(ConfigError::value(name, key.path, text, &why)),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "config/tests.rs"]
+mod tests;

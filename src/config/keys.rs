@@ -1,0 +1,373 @@
+//! Every key of the configuration: its name, its type, how it is checked, how it is shown. One row a key.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use super::{Config, DnsMode, PostQuantum, RelayFor, multiaddr};
+use crate::model::id::{Name, PeerId};
+
+/// What a key holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A string.
+    Text,
+    /// An integer.
+    Number,
+    /// True or false.
+    Switch,
+    /// A list of strings; one string alone is a list of one.
+    List,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Text => "a string",
+            Kind::Number => "a whole number",
+            Kind::Switch => "true or false",
+            Kind::List => "a list of strings",
+        })
+    }
+}
+
+/// A value of one key; [`fmt::Display`] writes it as TOML.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the kinds above")]
+pub enum Value {
+    Text(String),
+    Number(i64),
+    Switch(bool),
+    List(Vec<String>),
+}
+
+impl Value {
+    fn text(&self) -> &str {
+        if let Value::Text(text) = self { text } else { "" }
+    }
+
+    fn switch(&self) -> bool {
+        matches!(self, Value::Switch(true))
+    }
+
+    fn list(&self) -> &[String] {
+        match self {
+            Value::List(list) => list,
+            Value::Text(one) => std::slice::from_ref(one),
+            _ => &[],
+        }
+    }
+
+    fn number(&self, least: u32, most: u32) -> Result<u32, String> {
+        let Value::Number(n) = self else { return Err(format!("expected {}", Kind::Number)) };
+        u32::try_from(*n)
+            .ok()
+            .filter(|n| (least..=most).contains(n))
+            .ok_or_else(|| format!("expected a number from {least} to {most}"))
+    }
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A JSON string is a TOML basic string but for DEL, which TOML wants escaped.
+        let quote = |s: &str| serde_json::Value::from(s).to_string().replace('\u{7f}', "\\u007f");
+        match self {
+            Value::Text(text) => f.write_str(&quote(text)),
+            Value::Number(n) => write!(f, "{n}"),
+            Value::Switch(b) => write!(f, "{b}"),
+            Value::List(list) => write!(f, "[{}]", list.iter().map(|s| quote(s)).collect::<Vec<_>>().join(", ")),
+        }
+    }
+}
+
+/// One key.
+pub struct Key {
+    /// Dotted path in the file.
+    pub path: &'static str,
+    /// Type.
+    pub kind: Kind,
+    /// Checks a value of that type and puts it in force.
+    pub set: fn(&mut Config, &Value) -> Result<(), String>,
+    /// The value in force.
+    pub show: fn(&Config) -> Value,
+}
+
+impl Key {
+    /// The last part of the path.
+    pub fn leaf(&self) -> &'static str {
+        self.path.rsplit('.').next().unwrap_or(self.path)
+    }
+
+    /// Environment variables that set it, weakest first.
+    pub(super) fn variables(&self) -> Vec<String> {
+        let long = format!("BYWAY_{}", self.path.replace('.', "_").to_ascii_uppercase());
+        let short = matches!(self.path, "node.socket" | "node.state_dir")
+            .then(|| format!("BYWAY_{}", self.leaf().to_ascii_uppercase()));
+        short.into_iter().chain([long]).collect()
+    }
+}
+
+/// The key at `path`.
+pub fn find(path: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.path == path)
+}
+
+/// A limit: bounds keep it from meaning "none" or "everything".
+macro_rules! limit {
+    ($field:ident, $least:literal, $most:literal) => {
+        Key {
+            path: concat!("limits.", stringify!($field)),
+            kind: Kind::Number,
+            set: |c, v| put(&mut c.limits.$field, v.number($least, $most)),
+            show: |c| Value::Number(c.limits.$field.into()),
+        }
+    };
+}
+
+/// A switch.
+macro_rules! switch {
+    ($path:literal, $($field:ident).+) => {
+        Key {
+            path: $path,
+            kind: Kind::Switch,
+            set: |c, v| { c.$($field).+ = v.switch(); Ok(()) },
+            show: |c| Value::Switch(c.$($field).+),
+        }
+    };
+}
+
+/// A file that may be named.
+macro_rules! file {
+    ($path:literal, $field:ident) => {
+        Key {
+            path: $path,
+            kind: Kind::Text,
+            set: |c, v| {
+                c.$field = if v.text().is_empty() { None } else { Some(absolute(v.text())?) };
+                Ok(())
+            },
+            show: |c| Value::Text(c.$field.as_ref().map(|p| p.display().to_string()).unwrap_or_default()),
+        }
+    };
+}
+
+/// Every key, in the order it is shown.
+pub const KEYS: &[Key] = &[
+    Key {
+        path: "version",
+        kind: Kind::Number,
+        set: |_, v| v.number(1, 1).map(|_| ()).map_err(|_| "this byway reads version 1".to_owned()),
+        show: |_| Value::Number(1),
+    },
+    Key {
+        path: "node.name",
+        kind: Kind::Text,
+        set: |c, v| put(&mut c.node_name, v.text().parse::<Name>().map_err(|e| e.to_string())),
+        show: |c| Value::Text(c.node_name.to_string()),
+    },
+    Key {
+        path: "node.state_dir",
+        kind: Kind::Text,
+        set: |c, v| put(&mut c.state_dir, absolute(v.text())),
+        show: |c| Value::Text(c.state_dir.display().to_string()),
+    },
+    Key {
+        path: "node.socket",
+        kind: Kind::Text,
+        set: |c, v| put(&mut c.socket, absolute(v.text())),
+        show: |c| Value::Text(c.socket.display().to_string()),
+    },
+    file!("node.identity_file", identity_file),
+    file!("node.swarm_key_file", swarm_key_file),
+    switch!("node.relay_only", relay_only),
+    Key {
+        path: "transport.listen",
+        kind: Kind::List,
+        set: |c, v| put(&mut c.listen, listen_addresses(v.list())),
+        show: |c| Value::List(if c.listen.is_empty() { vec!["none".to_owned()] } else { c.listen.clone() }),
+    },
+    Key {
+        path: "transport.bootstrap",
+        kind: Kind::List,
+        set: |c, v| put(&mut c.bootstrap, multiaddrs(v.list(), multiaddr::Peer::Required)),
+        show: |c| Value::List(c.bootstrap.clone()),
+    },
+    Key {
+        path: "transport.advertise",
+        kind: Kind::List,
+        set: |c, v| put(&mut c.advertise, multiaddrs(v.list(), multiaddr::Peer::Forbidden)),
+        show: |c| Value::List(c.advertise.clone()),
+    },
+    switch!("transport.lan_discovery", lan_discovery),
+    switch!("transport.port_mapping", port_mapping),
+    switch!("transport.relay.offer", relay.offer),
+    Key {
+        path: "transport.relay.max_mbit",
+        kind: Kind::Number,
+        set: |c, v| put(&mut c.relay.max_mbit, v.number(1, 1_000_000)),
+        show: |c| Value::Number(c.relay.max_mbit.into()),
+    },
+    Key {
+        path: "transport.relay.for",
+        kind: Kind::List,
+        set: |c, v| put(&mut c.relay.for_whom, relay_for(v.list())),
+        show: |c| match &c.relay.for_whom {
+            RelayFor::Members => Value::Text("members".to_owned()),
+            RelayFor::Swarm => Value::Text("swarm".to_owned()),
+            RelayFor::Peers(list) => Value::List(list.iter().map(ToString::to_string).collect()),
+        },
+    },
+    Key {
+        path: "transport.post_quantum",
+        kind: Kind::Text,
+        set: |c, v| {
+            c.post_quantum = match word(v.text(), &["off", "prefer", "require"])? {
+                "off" => PostQuantum::Off,
+                // A promise that cannot be kept is refused, not ignored.
+                "require" => return Err("this version cannot require it; use \"prefer\"".to_owned()),
+                _ => PostQuantum::Prefer,
+            };
+            Ok(())
+        },
+        show: |c| Value::Text(if c.post_quantum == PostQuantum::Off { "off" } else { "prefer" }.to_owned()),
+    },
+    Key {
+        path: "dns.mode",
+        kind: Kind::Text,
+        set: |c, v| {
+            c.dns_mode = if word(v.text(), &["split", "off"])? == "off" { DnsMode::Off } else { DnsMode::Split };
+            Ok(())
+        },
+        show: |c| Value::Text(if c.dns_mode == DnsMode::Off { "off" } else { "split" }.to_owned()),
+    },
+    switch!("firewall.repair", firewall_repair),
+    limit!(connections, 2, 1_000_000),
+    limit!(pending_connections, 1, 65_536),
+    limit!(connections_per_peer, 1, 64),
+    limit!(streams_per_connection, 8, 4096),
+    limit!(memory_mib, 64, 1_048_576),
+    limit!(queue_packets, 16, 65_536),
+    limit!(joins_per_minute, 1, 100_000),
+    limit!(dns_queries_per_second, 1, 1_000_000),
+    limit!(dns_tcp_connections, 1, 65_536),
+    limit!(api_clients, 1, 4096),
+    Key {
+        path: "metrics.listen",
+        kind: Kind::Text,
+        set: |c, v| {
+            c.metrics_listen = match v.text() {
+                "" => None,
+                text => Some(text.parse().map_err(|_| "expected ADDRESS:PORT, or \"\" for none".to_owned())?),
+            };
+            Ok(())
+        },
+        show: |c| Value::Text(c.metrics_listen.map(|a| a.to_string()).unwrap_or_default()),
+    },
+];
+
+/// Puts a checked value in its place.
+fn put<T>(slot: &mut T, value: Result<T, String>) -> Result<(), String> {
+    value.map(|value| *slot = value)
+}
+
+/// A value of the environment, where everything is text: lists are separated by commas.
+pub(super) fn from_variable(kind: Kind, text: &str) -> Result<Value, String> {
+    Ok(match kind {
+        Kind::Text => Value::Text(text.to_owned()),
+        Kind::Number => Value::Number(text.parse().map_err(|_| format!("expected {kind}"))?),
+        Kind::Switch => Value::Switch(match text {
+            "true" | "1" => true,
+            "false" | "0" => false,
+            _ => return Err(format!("expected {kind}")),
+        }),
+        Kind::List => {
+            Value::List(text.split(',').map(str::trim).filter(|s| !s.is_empty()).map(ToOwned::to_owned).collect())
+        }
+    })
+}
+
+/// `udp/4100`, `tcp/4100`, multiaddrs or `none`, as multiaddrs of both families.
+pub(super) fn listen_addresses(list: &[String]) -> Result<Vec<String>, String> {
+    if list.iter().any(|s| s == "none") {
+        return if list.len() == 1 { Ok(Vec::new()) } else { Err("\"none\" stands alone".to_owned()) };
+    }
+    if list.is_empty() {
+        return Err("expected at least one address, or \"none\" for outbound only".to_owned());
+    }
+    let mut out: Vec<String> = Vec::new();
+    for entry in list {
+        let both = match entry.split_once('/') {
+            Some((proto @ ("udp" | "tcp"), port)) => {
+                let port = port.parse::<u16>().ok().filter(|p| *p != 0 && !port.starts_with('+'));
+                let port = port.ok_or_else(|| format!("{entry:?}: expected a port from 1 to 65535"))?;
+                let quic = if proto == "udp" { "/quic-v1" } else { "" };
+                vec![format!("/ip4/0.0.0.0/{proto}/{port}{quic}"), format!("/ip6/::/{proto}/{port}{quic}")]
+            }
+            _ if entry.starts_with('/') => vec![multiaddr::check(entry, multiaddr::Peer::Forbidden)?],
+            _ => return Err(format!("{entry:?}: expected udp/PORT, tcp/PORT, a multiaddr or none")),
+        };
+        out.extend(both);
+    }
+    // The same address twice would fail as "in use" by ourselves.
+    let mut seen = std::collections::BTreeSet::new();
+    out.retain(|a| seen.insert(a.clone()));
+    Ok(out)
+}
+
+fn multiaddrs(list: &[String], peer: multiaddr::Peer) -> Result<Vec<String>, String> {
+    list.iter().map(|entry| multiaddr::check(entry, peer)).collect()
+}
+
+fn relay_for(list: &[String]) -> Result<RelayFor, String> {
+    match list {
+        [one] if one == "members" => Ok(RelayFor::Members),
+        [one] if one == "swarm" => Ok(RelayFor::Swarm),
+        [one] if !one.starts_with("12D3") => word(one, &["members", "swarm"]).map(|_| RelayFor::Members),
+        _ => Ok(RelayFor::Peers(
+            list.iter().map(|p| p.parse::<PeerId>().map_err(|e| format!("{p:?}: {e}"))).collect::<Result<_, _>>()?,
+        )),
+    }
+}
+
+/// A path that means the same file wherever the daemon is started.
+pub(super) fn absolute(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() && !text.contains('\0') { Ok(path) } else { Err("expected an absolute path".to_owned()) }
+}
+
+/// One of a few words.
+fn word<'a>(text: &'a str, words: &[&'static str]) -> Result<&'a str, String> {
+    if words.contains(&text) {
+        return Ok(text);
+    }
+    let near = nearest(text, words.iter().copied()).map(|w| format!("; did you mean {w:?}?")).unwrap_or_default();
+    Err(format!("expected one of {}{near}", words.join(", ")))
+}
+
+/// The closest of `words`, where one is close enough to be a typing error: at most two edits, or a third of the word.
+pub(super) fn nearest<'a>(text: &str, words: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let short: String = text.chars().take(64).collect();
+    words
+        .map(|word| (edits(&short.to_ascii_lowercase(), word), word))
+        .filter(|(distance, word)| *distance <= 2.max(word.len() / 3) && *distance < word.len())
+        .min()
+        .map(|(_, word)| word)
+}
+
+/// Insertions, deletions and replacements between two words (Levenshtein).
+fn edits(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = i;
+        let mut left = i + 1;
+        for (y, cell) in b.iter().zip(row.iter_mut().skip(1)) {
+            let next = (diagonal + usize::from(x != *y)).min(left + 1).min(*cell + 1);
+            diagonal = std::mem::replace(cell, next);
+            left = next;
+        }
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}

@@ -1,0 +1,165 @@
+//! What the configuration accepts, refuses and says.
+
+use super::*;
+use proptest::prelude::*;
+
+fn read_text(text: &str) -> Result<Config, Vec<ConfigError>> {
+    let mut config = Config::defaults("box.example");
+    let mut errors = Vec::new();
+    read::text(&mut config, "byway.toml", text, &mut errors);
+    if errors.is_empty() { Ok(config) } else { Err(errors) }
+}
+
+fn refusal(text: &str) -> String {
+    read_text(text).unwrap_err().iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_documented_example_is_accepted_and_changes_nothing() {
+    let config = read_text(include_str!("../../config/byway.toml")).unwrap();
+    let defaults = Config::defaults("box.example");
+    assert_eq!(Config { origins: BTreeMap::new(), ..config }, defaults);
+}
+
+#[test]
+fn unknown_keys_name_file_line_and_the_nearest_one() {
+    for (text, want) in [
+        ("version = 1\n[node]\nnmae = \"a\"\n", "byway.toml:3: unknown key \"nmae\" in [node]; did you mean \"name\"?"),
+        ("[transprt]\n", "byway.toml:1: unknown key \"transprt\"; did you mean \"transport\"?"),
+        ("\nlisten = []", "byway.toml:2: unknown key \"listen\"; did you mean \"transport.listen\"?"),
+        ("[dns]\nzzzzzz = 1", "byway.toml:2: unknown key \"zzzzzz\" in [dns]; valid: mode"),
+        (
+            "[transport]\nrelay = { ofer = true }",
+            "byway.toml:2: unknown key \"ofer\" in [transport.relay]; did you mean \"offer\"?",
+        ),
+        ("[[subnet]]\nidd = \"x\"", "byway.toml:2: unknown key \"idd\" in [subnet]; did you mean \"id\"?"),
+    ] {
+        assert_eq!(refusal(text), want);
+    }
+}
+
+#[test]
+fn wrong_values_name_the_key_and_what_was_expected() {
+    for (text, want) in [
+        ("version = 2", "byway.toml:1: version = 2: this byway reads version 1"),
+        ("[node]\nname = 7", "byway.toml:2: node.name = 7: expected a string"),
+        (
+            "[node]\nname = \"a.b\"",
+            "byway.toml:2: node.name = \"a.b\": a name is one DNS label: 1 to 63 of a-z, 0-9 and '-', no '-' at either \
+             end; \"a.b\" is not",
+        ),
+        (
+            "[dns]\nmode = \"splt\"",
+            "byway.toml:2: dns.mode = \"splt\": expected one of split, off; did you mean \"split\"?",
+        ),
+        (
+            "[transport]\nlisten = [\"udp/65536\"]",
+            "byway.toml:2: transport.listen = [\"udp/65536\"]: \"udp/65536\": expected a port from 1 to 65535",
+        ),
+        (
+            "[transport]\nlisten = [\"none\", \"udp/1\"]",
+            "byway.toml:2: transport.listen = [\"none\", \"udp/1\"]: \"none\" stands alone",
+        ),
+        (
+            "[transport]\npost_quantum = \"require\"",
+            "byway.toml:2: transport.post_quantum = \"require\": this version cannot require it; use \"prefer\"",
+        ),
+        ("[limits]\nconnections = 0", "byway.toml:2: limits.connections = 0: expected a number from 2 to 1000000"),
+        ("transport = 1", "byway.toml:1: transport = 1: expected a table ([transport])"),
+        ("[[subnet]]\nname = \"a\"", "byway.toml:1: [[subnet]] needs id or invite_file"),
+        ("subnet = 1", "byway.toml:1: subnet = 1: expected [[subnet]] tables"),
+        ("[node]\nstate_dir = \"x\"", "byway.toml:2: node.state_dir = \"x\": expected an absolute path"),
+        ("[[subnet]]\nid = \"x\"", "byway.toml:2: subnet.id = \"x\": a subnet ID has 26 characters, this has 1"),
+    ] {
+        assert_eq!(refusal(text), want);
+    }
+    assert_eq!(read_text("a = ").unwrap_err()[0].code, "E-CONFIG-SYNTAX");
+    assert_eq!(refusal("[dns]\nmode = \"x\"\n[node]\nname = 1").lines().count(), 2, "every error is told");
+}
+
+#[test]
+fn listen_words_become_multiaddrs_of_both_families() {
+    let listen = |list: &str| read_text(&format!("[transport]\nlisten = {list}")).map(|c| c.listen);
+    assert_eq!(
+        listen("[\"udp/4100\", \"tcp/99\"]").unwrap(),
+        ["/ip4/0.0.0.0/udp/4100/quic-v1", "/ip6/::/udp/4100/quic-v1", "/ip4/0.0.0.0/tcp/99", "/ip6/::/tcp/99"]
+    );
+    assert_eq!(listen("\"none\"").unwrap(), Vec::<String>::new());
+    assert_eq!(listen("[\"/ip4/10.0.0.1/udp/1\"]").unwrap(), ["/ip4/10.0.0.1/udp/1/quic-v1"]);
+}
+
+#[test]
+fn stronger_layers_win_and_their_origin_is_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let main = dir.path().join("byway.toml");
+    std::fs::create_dir(dir.path().join("conf.d")).unwrap();
+    std::fs::write(&main, "[node]\nname = \"main\"\n[dns]\nmode = \"off\"\n[firewall]\nrepair = false\n").unwrap();
+    std::fs::write(dir.path().join("conf.d/20.toml"), "[node]\nname = \"twenty\"\n").unwrap();
+    std::fs::write(dir.path().join("conf.d/10.toml"), "[node]\nname = \"ten\"\n").unwrap();
+    std::fs::write(dir.path().join("conf.d/30.txt"), "not toml").unwrap();
+    let mut sources = Sources { file: Some(main.clone()), host: "box".into(), ..Sources::default() };
+    let config = Config::load(&sources).unwrap();
+    assert_eq!((config.node_name.as_str(), config.dns_mode, config.firewall_repair), ("twenty", DnsMode::Off, false));
+    assert_eq!(config.origins["node.name"], format!("{}:2", dir.path().join("conf.d/20.toml").display()));
+    sources.env = vec![("BYWAY_NODE_NAME".into(), "env".into()), ("BYWAY_STATE_DIR".into(), "/s".into())];
+    assert_eq!(Config::load(&sources).unwrap().node_name.as_str(), "env");
+    sources.flags = vec![("node.state_dir", Value::Text("/flag".into()))];
+    let config = Config::load(&sources).unwrap();
+    assert_eq!(config.state_dir, Path::new("/flag"));
+    assert_eq!(config.origins["node.state_dir"], "--state-dir");
+}
+
+#[test]
+fn a_named_file_must_exist_and_be_readable() {
+    let dir = tempfile::tempdir().unwrap();
+    for path in [dir.path().join("absent.toml"), dir.path().to_owned()] {
+        let errors = Config::load(&Sources { file: Some(path), ..Sources::default() }).unwrap_err();
+        assert_eq!(errors[0].code, "E-CONFIG-READ");
+    }
+}
+
+#[test]
+fn declared_subnets_add_up_and_one_is_declared_once() {
+    let id = crate::model::id::SubnetId([3; 16]);
+    let one =
+        format!("[[subnet]]\nid = \"{id}\"\npeer = \"/ip4/10.0.0.1/tcp/4100\"\nas = \"lab\"\nip = \"10.1.1.1\"\n");
+    let config = read_text(&one).unwrap();
+    assert_eq!(config.subnets[0].id, Some(id));
+    assert_eq!(config.subnets[0].peers, ["/ip4/10.0.0.1/tcp/4100"]);
+    assert!(refusal(&format!("{one}{one}")).contains("declared already at byway.toml:1"));
+}
+
+proptest! {
+    #[test]
+    fn reading_never_panics(text in ".{0,200}") {
+        let _ = read_text(&text);
+    }
+
+    #[test]
+    fn no_value_of_a_known_key_panics(
+        key in proptest::sample::select(keys::KEYS.iter().map(|k| k.path).collect::<Vec<_>>()),
+        value in "(-?[0-9]{1,20}|true|\"[ -~]{0,20}\"|\\[\"[a-z0-9/.:]{0,30}\"\\]|0x[0-9a-f]{1,20}|1979-05-27|\\{\\})",
+    ) {
+        let _ = read_text(&format!("{key} = {value}"));
+    }
+
+    /// What `config show` prints is a configuration that means the same.
+    #[test]
+    fn shown_values_read_back(name in "[a-z]{1,20}", port in 1u16.., repair: bool, limit in 64u32..4096, off: bool) {
+        let mode = if off { "off" } else { "split" };
+        let text = format!(
+            "[node]\nname = \"{name}\"\n[transport]\nlisten = [\"udp/{port}\"]\n[firewall]\nrepair = {repair}\n\
+             [limits]\nmemory_mib = {limit}\n[dns]\nmode = \"{mode}\"\n"
+        );
+        let config = read_text(&text).unwrap();
+        let shown: String = config
+            .values()
+            .map(|(path, value, _)| format!("{path} = {value}\n"))
+            .collect();
+        let again = read_text(&shown).unwrap();
+        prop_assert_eq!(
+            Config { origins: BTreeMap::new(), ..again },
+            Config { origins: BTreeMap::new(), ..config }
+        );
+    }
+}
