@@ -7,6 +7,7 @@ pub mod dns;
 pub mod host;
 pub mod link;
 pub mod model;
+pub mod node;
 pub mod p2p;
 pub mod packet;
 pub mod store;

@@ -1,0 +1,281 @@
+//! Letting others in: the questions of strangers, and this node's own joins.
+
+use ipnet::IpNet;
+
+use super::Core;
+use crate::api::types::Error;
+use crate::model::id::{PeerId, SubnetId};
+use crate::model::join::{Ask, Invite, Proof, SignedAsk};
+use crate::model::local::PendingJoin;
+use crate::model::members::{MAX_REQUESTS, REQUEST_LIFE, Request, Subnet};
+use crate::model::record::{Admission, Role, Signed};
+use crate::model::state::Draft;
+use crate::wire::control::{BUNDLE_BUDGET, JoinAnswer, JoinRequest, fitting};
+
+/// Seconds a nonce may be used.
+const NONCE_LIFE: u64 = 30;
+/// Nonces kept at once.
+const MAX_NONCES: usize = 1024;
+/// Invite attempts a joiner has per minute: more is guessing.
+const TRIES_PER_MINUTE: usize = 5;
+
+/// What to do with a stranger's request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JoinDecision {
+    /// Answer it.
+    Answer(JoinAnswer),
+    /// Pass it on to the first of these that is connected, and its answer back.
+    Forward(Vec<PeerId>),
+}
+
+fn refused(error: &crate::model::error::Error) -> JoinAnswer {
+    JoinAnswer::Refused { code: error.code.to_owned(), message: error.message.clone() }
+}
+
+fn refuse(code: &str, message: &str) -> JoinDecision {
+    JoinDecision::Answer(JoinAnswer::Refused { code: code.to_owned(), message: message.to_owned() })
+}
+
+impl Core {
+    /// Decides about a request of the join protocol. `from` is who sent it; `passed_on` says that a member forwarded it,
+    /// and then it is not forwarded again.
+    pub fn decide_join(&mut self, from: PeerId, request: &JoinRequest, passed_on: bool) -> JoinDecision {
+        match request {
+            JoinRequest::Probe(subnet) => JoinDecision::Answer(self.probe(*subnet, from)),
+            JoinRequest::Nonce { subnet, issuer, joiner } => {
+                if !self.state.subnets.contains_key(subnet) {
+                    JoinDecision::Answer(JoinAnswer::Unknown)
+                } else if *issuer == self.state.me.peer {
+                    self.give_nonce(*subnet, *joiner)
+                } else if passed_on {
+                    JoinDecision::Answer(JoinAnswer::Unknown)
+                } else {
+                    JoinDecision::Forward(vec![*issuer])
+                }
+            }
+            JoinRequest::Ask(signed) => match signed.verify() {
+                Ok(ask) => self.decide_ask(&ask, passed_on),
+                Err(error) => JoinDecision::Answer(refused(&error)),
+            },
+        }
+    }
+
+    fn probe(&self, id: SubnetId, from: PeerId) -> JoinAnswer {
+        if let Some(past) = self.state.past.iter().find(|p| p.id == id && !p.proof.is_empty()) {
+            return JoinAnswer::Ended { genesis: past.genesis.clone(), heads: past.proof.clone() };
+        }
+        let Some(subnet) = self.state.subnets.get(&id) else { return JoinAnswer::Unknown };
+        if subnet.records.destroyed() || (!self.is_member(id, from) && subnet.records.revoked().contains_key(&from)) {
+            return JoinAnswer::Ended { genesis: subnet.local.genesis.clone(), heads: subnet.records.head_records() };
+        }
+        JoinAnswer::Known
+    }
+
+    fn give_nonce(&mut self, subnet: SubnetId, joiner: PeerId) -> JoinDecision {
+        let now = self.now();
+        self.tries.retain(|(_, at)| now < at.saturating_add(60));
+        if self.tries.iter().filter(|(p, _)| *p == joiner).count() >= TRIES_PER_MINUTE || self.tries.len() >= MAX_NONCES
+        {
+            return refuse("E-INVITE-RATE", "too many attempts with invites; wait a minute");
+        }
+        self.tries.push_back((joiner, now));
+        self.nonces.retain(|_, (_, at)| now < at.saturating_add(NONCE_LIFE));
+        let mut nonce = [0u8; 16];
+        if getrandom::fill(&mut nonce).is_err() {
+            return refuse("E-RANDOM", "no randomness on this machine");
+        }
+        self.nonces.insert((subnet, joiner), (nonce, now));
+        JoinDecision::Answer(JoinAnswer::Nonce(nonce))
+    }
+
+    fn decide_ask(&mut self, ask: &Ask, passed_on: bool) -> JoinDecision {
+        let now = self.now();
+        let Some(subnet) = self.state.subnets.get(&ask.subnet) else {
+            return JoinDecision::Answer(self.probe(ask.subnet, ask.joiner));
+        };
+        let resolved = subnet.records.resolve(now);
+        if resolved.destroyed {
+            return JoinDecision::Answer(self.probe(ask.subnet, ask.joiner));
+        }
+        if resolved.members.contains_key(&ask.joiner) {
+            return JoinDecision::Answer(bundle(subnet, ask.joiner));
+        }
+        let mine = resolved.members.get(&self.state.me.peer).map(|m| m.role);
+        match &ask.proof {
+            Some(proof) if proof.issuer == self.state.me.peer => JoinDecision::Answer(self.redeem(ask, proof, now)),
+            Some(proof) if !passed_on => JoinDecision::Forward(vec![proof.issuer]),
+            None if matches!(mine, Some(Role::Owner | Role::Admin)) => JoinDecision::Answer(self.consider(ask, now)),
+            None if !passed_on => {
+                let mut deciders: Vec<PeerId> = vec![subnet.records.genesis.owner];
+                deciders.extend(resolved.admins.iter().copied());
+                JoinDecision::Forward(deciders)
+            }
+            _ => JoinDecision::Answer(JoinAnswer::Pending { reached: false }),
+        }
+    }
+
+    /// Admits by an invite this node issued: one winner per use.
+    fn redeem(&mut self, ask: &Ask, proof: &Proof, now: u64) -> JoinAnswer {
+        let nonce = self.nonces.remove(&(ask.subnet, ask.joiner)).filter(|(_, at)| now < at.saturating_add(NONCE_LIFE));
+        let unknown = || JoinAnswer::Refused {
+            code: "E-INVITE-UNKNOWN".into(),
+            message: "this invite was not issued here, or is forged".into(),
+        };
+        let Some((nonce, _)) = nonce else {
+            return JoinAnswer::Refused {
+                code: "E-INVITE-STALE".into(),
+                message: "the attempt took too long; try again".into(),
+            };
+        };
+        if !proof.holds(ask.subnet, ask.joiner, self.state.me.peer, nonce) {
+            return unknown();
+        }
+        let Some(mut subnet) = self.state.subnets.get(&ask.subnet).cloned() else { return JoinAnswer::Unknown };
+        let Some(place) = subnet.local.invites.iter().position(|i| i.public == proof.public) else { return unknown() };
+        let Some(issued) = subnet.local.invites.get(place).cloned() else { return unknown() };
+        if let Err(error) = issued.admits(ask.joiner, now) {
+            return refused(&error);
+        }
+        if subnet.records.revoked().contains_key(&ask.joiner) {
+            return JoinAnswer::Refused {
+                code: "E-REMOVED".into(),
+                message: "this peer was removed from the subnet: only an approval lets it in again".into(),
+            };
+        }
+        if let Err(error) = subnet.admit(&self.state.me.clone(), ask, issued.role, &issued.labels, now) {
+            return refused(&error);
+        }
+        if let Some(invite) = subnet.local.invites.get_mut(place) {
+            invite.used.push(ask.joiner);
+        }
+        self.let_in(subnet, ask.joiner)
+    }
+
+    /// A bare-ID request at someone who may decide.
+    fn consider(&mut self, ask: &Ask, now: u64) -> JoinAnswer {
+        let Some(mut subnet) = self.state.subnets.get(&ask.subnet).cloned() else { return JoinAnswer::Unknown };
+        if subnet.local.denied.get(&ask.joiner).is_some_and(|until| now < *until) {
+            return JoinAnswer::Refused {
+                code: "E-DENIED".into(),
+                message: format!("the request to join {} was denied", subnet.name()),
+            };
+        }
+        let was_removed = subnet.records.revoked().contains_key(&ask.joiner);
+        if subnet.records.genesis.admission == Admission::Open && !was_removed {
+            let me = self.state.me.clone();
+            return match subnet.admit(&me, ask, Role::Member, &Default::default(), now) {
+                Ok(()) => self.let_in(subnet, ask.joiner),
+                Err(error) => refused(&error),
+            };
+        }
+        subnet.requests.retain(|_, r| now < r.seen.saturating_add(REQUEST_LIFE));
+        if !subnet.requests.contains_key(&ask.joiner) && subnet.requests.len() >= MAX_REQUESTS {
+            return JoinAnswer::Refused {
+                code: "E-REQUESTS-FULL".into(),
+                message: "too many requests wait for approval; try later".into(),
+            };
+        }
+        let request = subnet.requests.entry(ask.joiner).or_insert_with(|| {
+            tracing::info!(peer = %ask.joiner, subnet = %ask.subnet, name = %ask.name, "asks to join");
+            Request { ask: ask.clone(), since: now, seen: now }
+        });
+        request.seen = now;
+        request.ask = ask.clone();
+        let mut draft = Draft::default();
+        draft.put(subnet);
+        match self.commit(draft, None) {
+            Ok(_) => JoinAnswer::Pending { reached: true },
+            Err(error) => JoinAnswer::Refused { code: error.code, message: error.message },
+        }
+    }
+
+    fn let_in(&mut self, subnet: Subnet, joiner: PeerId) -> JoinAnswer {
+        let answer = bundle(&subnet, joiner);
+        let id = subnet.records.id;
+        let mut draft = Draft::default();
+        draft.put(subnet);
+        match self.commit(draft, None) {
+            Ok(_) => {
+                tracing::info!(peer = %joiner, subnet = %id, "member admitted");
+                answer
+            }
+            Err(error) => JoinAnswer::Refused { code: error.code, message: error.message },
+        }
+    }
+
+    /// Begins or continues a join of our own.
+    ///
+    /// # Errors
+    /// When it could not be saved.
+    pub fn begin_join(&mut self, join: PendingJoin) -> Result<(), Error> {
+        let mut draft = Draft::default();
+        draft.join(join.subnet, Some(join));
+        self.commit(draft, None).map(drop)
+    }
+
+    /// Ends a join of our own that was refused.
+    ///
+    /// # Errors
+    /// When it could not be saved.
+    pub fn drop_join(&mut self, subnet: SubnetId) -> Result<(), Error> {
+        let mut draft = Draft::default();
+        draft.join(subnet, None);
+        self.commit(draft, None).map(drop)
+    }
+
+    /// Our signed question.
+    pub fn signed_ask(&self, join: &PendingJoin, nonce: Option<[u8; 16]>) -> SignedAsk {
+        let proof = join
+            .invite
+            .as_ref()
+            .zip(nonce)
+            .map(|(invite, nonce): (&Invite, _)| Proof::new(invite, self.state.me.peer, nonce));
+        SignedAsk::new(&self.state.ask(join, proof, self.now()), &self.state.me.key)
+    }
+
+    /// Takes the answer that lets us in.
+    ///
+    /// # Errors
+    /// See [`State::accept`](crate::model::state::State::accept).
+    pub fn accept(
+        &mut self,
+        join: &PendingJoin,
+        genesis: &[u8],
+        records: &[Signed],
+        routed: &[(IpNet, String)],
+    ) -> Result<u64, Error> {
+        let now = self.now();
+        let mut subnet = self.state.accept(join, genesis, records, routed, now)?;
+        subnet.set_endpoints(&self.state.me, &self.endpoints, self.now_ms())?;
+        let mut draft = Draft::default();
+        draft.put(subnet);
+        draft.join(join.subnet, None);
+        let mut past = self.state.past.clone();
+        past.retain(|p| p.id != join.subnet);
+        draft.remember(past);
+        self.commit(draft, None)
+    }
+
+    /// Takes the proof that a subnet is over, or over for us.
+    ///
+    /// # Errors
+    /// When it could not be saved.
+    pub fn take_ended(&mut self, id: SubnetId, heads: &[Signed]) -> Result<(), Error> {
+        self.take(id, heads, None)
+    }
+}
+
+/// Genesis, heads, the joiner's grant, and as many of the others as fit.
+fn bundle(subnet: &Subnet, joiner: PeerId) -> JoinAnswer {
+    use crate::model::record::Body;
+    let rank = |signed: &&Signed| match signed.verify() {
+        Ok(Body::Head(_)) => 0,
+        Ok(Body::Grant(grant)) if grant.subject == joiner => 1,
+        Ok(Body::Grant(grant)) if grant.role == Role::Owner => 2,
+        _ if signed.issuer == subnet.records.genesis.owner => 3,
+        _ => 4,
+    };
+    let mut all: Vec<&Signed> = subnet.records.all().collect();
+    all.sort_by_key(rank);
+    JoinAnswer::Admitted { genesis: subnet.local.genesis.clone(), records: fitting(all.into_iter(), BUNDLE_BUDGET) }
+}

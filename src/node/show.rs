@@ -1,0 +1,295 @@
+//! The verbs that only look.
+
+use super::Core;
+use crate::api::types::{
+    DnsInfo, Error, InviteInfo, JoinRequestInfo, LeaseInfo, MapInfo, MemberInfo, SubnetInfo, SubnetState, WorkloadInfo,
+};
+use crate::model::build::{MTU, NAME_TTL};
+use crate::model::id::Name;
+use crate::model::join::fingerprint;
+use crate::model::local::Local;
+use crate::model::members::Subnet;
+use crate::model::publish::endpoint;
+use crate::model::record::Role;
+use crate::model::subnet::Resolved;
+use crate::model::zone::RecordData;
+
+/// An answer as text: `10.0.0.1`, `web`, `"text"`, `10 5 80 web`.
+pub fn value_text(data: &RecordData) -> String {
+    match data {
+        RecordData::Address(address) => address.to_string(),
+        RecordData::Cname(name) => name.clone(),
+        RecordData::Txt(text) => text.clone(),
+        RecordData::Srv { priority, weight, port, target } => format!("{priority} {weight} {port} {target}"),
+    }
+}
+
+impl Core {
+    /// State of one membership.
+    pub fn subnet_state(&self, subnet: &Subnet, resolved: &Resolved) -> SubnetState {
+        if resolved.destroyed || !resolved.members.contains_key(&self.state.me.peer) {
+            SubnetState::Removed
+        } else if subnet.local.up {
+            SubnetState::Ready
+        } else {
+            SubnetState::Down
+        }
+    }
+
+    /// `subnet ls`: joined ones.
+    pub fn subnets(&self) -> Vec<SubnetInfo> {
+        self.state.subnets.values().map(|s| self.subnet_info(s)).collect()
+    }
+
+    /// `subnet show`.
+    ///
+    /// # Errors
+    /// `E-NO-SUBNET`.
+    pub fn subnet_show(&self, text: &str) -> Result<SubnetInfo, Error> {
+        Ok(self.subnet_info(self.state.find(text)?))
+    }
+
+    fn subnet_info(&self, subnet: &Subnet) -> SubnetInfo {
+        let resolved = subnet.records.resolve(self.now());
+        let genesis = &subnet.records.genesis;
+        let mine = resolved.members.get(&self.state.me.peer);
+        SubnetInfo {
+            id: subnet.records.id,
+            name: subnet.name().clone(),
+            state: self.subnet_state(subnet, &resolved),
+            role: mine.map_or(Role::Member, |m| m.role),
+            cidr4: genesis.cidr4,
+            cidr6: subnet.records.pools().v6,
+            block4: genesis.block4,
+            domain: genesis.domain.clone(),
+            admission: genesis.admission,
+            owner: genesis.owner,
+            interface: subnet.local.interface.clone(),
+            mtu: MTU,
+            head: resolved.head,
+            addresses: mine.map(|m| m.addresses.clone()).unwrap_or_default(),
+            members: self.member_infos(&resolved),
+            leases: self.lease_infos(subnet, &resolved),
+            routes: vec![],
+            names: self.dns_infos(subnet, &resolved),
+            maps: self.map_infos(subnet, &resolved),
+        }
+    }
+
+    fn member_infos(&self, resolved: &Resolved) -> Vec<MemberInfo> {
+        let mut members: Vec<MemberInfo> = resolved
+            .members
+            .iter()
+            .map(|(peer, m)| MemberInfo {
+                peer_id: *peer,
+                name: m.name.clone(),
+                role: m.role,
+                addresses: m.addresses.clone(),
+                leases: m.leases.clone(),
+                generation: m.grant.generation,
+                expires: m.grant.not_after,
+                labels: m.grant.labels.clone(),
+                me: *peer == self.state.me.peer,
+            })
+            .collect();
+        members.sort_by(|a, b| a.name.cmp(&b.name));
+        members
+    }
+
+    /// `member ls`.
+    ///
+    /// # Errors
+    /// `E-NO-SUBNET`.
+    pub fn members(&self, text: &str) -> Result<Vec<MemberInfo>, Error> {
+        Ok(self.member_infos(&self.state.find(text)?.records.resolve(self.now())))
+    }
+
+    /// `member requests`.
+    ///
+    /// # Errors
+    /// `E-NO-SUBNET`, `E-NOT-ADMIN`.
+    pub fn requests(&self, text: &str) -> Result<Vec<JoinRequestInfo>, Error> {
+        let subnet = self.state.find(text)?;
+        subnet.require_admin(&self.state.me, &subnet.records.resolve(self.now()))?;
+        let info = |(peer, r): (&_, &crate::model::members::Request)| JoinRequestInfo {
+            peer_id: *peer,
+            name: r.ask.name.clone(),
+            fingerprint: fingerprint(*peer),
+            since: r.since,
+        };
+        Ok(subnet.requests.iter().map(info).collect())
+    }
+
+    fn lease_infos(&self, subnet: &Subnet, resolved: &Resolved) -> Vec<LeaseInfo> {
+        let held = resolved.members.iter().flat_map(|(peer, m)| {
+            m.leases.iter().map(move |prefix| LeaseInfo { prefix: *prefix, peer_id: *peer, member: m.name.clone() })
+        });
+        let reserved = subnet.local.reserved.iter().flat_map(|(peer, leases)| {
+            leases.iter().map(move |prefix| LeaseInfo {
+                prefix: *prefix,
+                peer_id: *peer,
+                member: Name::from_host("reserved"),
+            })
+        });
+        let mut all: Vec<LeaseInfo> = held.chain(reserved).collect();
+        all.sort_by_key(|l| l.prefix);
+        all
+    }
+
+    /// `lease ls`.
+    ///
+    /// # Errors
+    /// `E-NO-SUBNET`.
+    pub fn leases(&self, text: &str) -> Result<Vec<LeaseInfo>, Error> {
+        let subnet = self.state.find(text)?;
+        Ok(self.lease_infos(subnet, &subnet.records.resolve(self.now())))
+    }
+
+    fn dns_infos(&self, subnet: &Subnet, resolved: &Resolved) -> Vec<DnsInfo> {
+        let domain = &subnet.records.genesis.domain;
+        let mut all = Vec::new();
+        for member in resolved.members.values() {
+            let own = std::iter::once((&member.name, &member.addresses, "member"));
+            for (name, addresses, source) in own.chain(member.workloads.iter().map(|(n, a)| (n, a, "workload"))) {
+                all.extend(addresses.iter().map(|address| {
+                    let data = RecordData::Address(*address);
+                    DnsInfo {
+                        name: format!("{name}.{domain}"),
+                        r#type: data.kind().into(),
+                        value: value_text(&data),
+                        ttl: NAME_TTL,
+                        source: source.into(),
+                    }
+                }));
+            }
+        }
+        for (name, data, ttl, by) in &resolved.names {
+            let source = resolved.members.get(by).map_or_else(|| by.to_string(), |m| m.name.to_string());
+            all.push(DnsInfo {
+                name: format!("{name}.{domain}"),
+                r#type: data.kind().into(),
+                value: value_text(data),
+                ttl: *ttl,
+                source,
+            });
+        }
+        all
+    }
+
+    /// `dns ls`.
+    ///
+    /// # Errors
+    /// `E-NO-SUBNET`.
+    pub fn names(&self, text: &str) -> Result<Vec<DnsInfo>, Error> {
+        let subnet = self.state.find(text)?;
+        Ok(self.dns_infos(subnet, &subnet.records.resolve(self.now())))
+    }
+
+    fn map_infos(&self, subnet: &Subnet, resolved: &Resolved) -> Vec<MapInfo> {
+        let info = |m: &crate::model::local::Map| {
+            let target = subnet.target_address(&self.state.me, resolved, &m.target, m.listen);
+            let host = m.target.parse().map_or_else(
+                |_| m.target.clone(),
+                |a: std::net::IpAddr| if a.is_ipv6() { format!("[{a}]") } else { a.to_string() },
+            );
+            MapInfo {
+                subnet: subnet.name().clone(),
+                name: m.name.clone(),
+                proto: m.proto,
+                listen: endpoint(m.listen, m.port),
+                target: format!("{host}:{}", m.target_port),
+                address: target.map(|(a, _)| a),
+                state: if target.is_some() { "ok" } else { "no-target" }.into(),
+                connections: 0,
+                rx_bytes: 0,
+                tx_bytes: 0,
+                allow: m.allow.clone(),
+            }
+        };
+        subnet.local.maps.iter().map(info).collect()
+    }
+
+    /// `map ls`, without counters.
+    ///
+    /// # Errors
+    /// `E-NO-SUBNET`.
+    pub fn maps(&self, text: Option<&str>) -> Result<Vec<MapInfo>, Error> {
+        let chosen: Vec<&Subnet> = match text {
+            Some(text) => vec![self.state.find(text)?],
+            None => self.state.subnets.values().collect(),
+        };
+        let now = self.now();
+        Ok(chosen.into_iter().flat_map(|s| self.map_infos(s, &s.records.resolve(now))).collect())
+    }
+
+    /// `invite ls`.
+    ///
+    /// # Errors
+    /// `E-NO-SUBNET`.
+    pub fn invites(&self, text: Option<&str>) -> Result<Vec<InviteInfo>, Error> {
+        let chosen: Vec<&Subnet> = match text {
+            Some(text) => vec![self.state.find(text)?],
+            None => self.state.subnets.values().collect(),
+        };
+        let infos = |s: &&Subnet| {
+            let Local { alias, invites, .. } = &s.local;
+            let alias = alias.clone();
+            let info = |i: &crate::model::join::Issued| InviteInfo {
+                id: i.id(),
+                subnet: alias.clone(),
+                uses: i.uses,
+                left: i.uses.saturating_sub(u32::try_from(i.used.len()).unwrap_or(u32::MAX)),
+                expires: i.expires,
+                role: i.role,
+                revoked: i.revoked,
+            };
+            invites.iter().map(info).collect::<Vec<_>>()
+        };
+        Ok(chosen.iter().flat_map(infos).collect())
+    }
+
+    /// Workloads of one subnet, or of all.
+    pub fn workloads(&self, only: Option<&Subnet>) -> Vec<WorkloadInfo> {
+        let now = self.now();
+        let mut all = Vec::new();
+        for subnet in self.state.subnets.values().filter(|s| only.is_none_or(|o| o.records.id == s.records.id)) {
+            let resolved = subnet.records.resolve(now);
+            let mine = resolved.members.get(&self.state.me.peer);
+            let domain = &subnet.records.genesis.domain;
+            all.extend(subnet.local.workloads.iter().map(|w| {
+                let named = mine.is_some_and(|m| m.workloads.iter().any(|(n, _)| *n == w.name));
+                WorkloadInfo {
+                    workload: w.name.clone(),
+                    subnet: subnet.name().clone(),
+                    kind: w.target.kind().into(),
+                    target: w.target.text().into(),
+                    addresses: w.addresses.clone(),
+                    interface: w.inner_link.clone(),
+                    mtu: MTU,
+                    fqdn: format!("{}.{domain}", w.name),
+                    dns: mine.map(|m| m.addresses.clone()).unwrap_or_default(),
+                    state: if named { "ok" } else { "name-taken" }.into(),
+                }
+            }));
+        }
+        all
+    }
+
+    /// `workload show`.
+    ///
+    /// # Errors
+    /// `E-NO-WORKLOAD`.
+    pub fn workload(&self, name: &str) -> Result<WorkloadInfo, Error> {
+        self.workloads(None)
+            .into_iter()
+            .find(|w| w.workload.as_str().eq_ignore_ascii_case(name) || w.target == name)
+            .ok_or_else(|| {
+                Error::new(
+                    crate::api::types::ErrorKind::NotFound,
+                    "E-NO-WORKLOAD",
+                    format!("no workload {} here", crate::model::members::printable(name)),
+                )
+                .hint("byway workload ls")
+            })
+    }
+}
