@@ -1,6 +1,7 @@
 //! byway: private IPs for containers and VMs, across peers.
 
 pub mod api;
+pub mod attach;
 pub mod config;
 pub mod datapath;
 pub mod dns;
