@@ -1,8 +1,70 @@
 //! byway: private IPs for containers and VMs, across peers.
+//!
+//! One line: **one replicated thing (the Record), one writer (the node), one immutable View. Packets, DNS, the kernel and
+//! the command line all follow the View.** A pure core without I/O in the middle, thin shells around it, two traits.
+//!
+//! # The nouns
+//!
+//! | noun | what it is |
+//! |---|---|
+//! | [`model::record::Signed`] | the only replicated thing: a signed statement about a subnet (grant, head, document), one merge rule |
+//! | [`model::state::State`] | pure machine over the records of every subnet; a command is decided on a copy, saved, then absorbed |
+//! | [`model::view::View`] | what follows from the state, immutable, numbered: routes, members, zones, and what the kernel must match |
+//! | [`model::host::HostConfig`] | what the kernel must match; `plan(desired, observed)` is the difference |
+//! | [`link::Links`] | peers: the stream that carries packets to each, its bounded queue, its counters |
+//! | [`datapath::Datapath`] | the two packet loops between TUNs and links |
+//! | [`node::Node`] | owns state and store; every change goes decide, save, absorb, publish, tell |
+//!
+//! # Dependency direction
+//!
+//! A module imports only from rows below its own; `tests/layering.rs` keeps it true.
+//!
+//! ```text
+//! main
+//! daemon
+//! cli   attach
+//! api::server   datapath
+//! node
+//! tun  p2p  link  host  dns  store  config  api::{types,client}     one outside thing each; never import each other
+//! wire -> model -> packet                                           no tokio, sockets, files, clock, randomness
+//! ```
+//!
+//! # A packet, TUN to peer ([`datapath`], `outbound.rs`)
+//!
+//! 1. One read of the TUN fills a buffer; with segmentation offload it is up to 64 KB of one flow.
+//! 2. The current View is taken once per batch. The TUN fixes the subnet, so equal prefixes never mix.
+//! 3. The packet is parsed in place; [`SubnetView::route`](model::view::SubnetView::route) says whether our source may
+//!    send it and where it goes: longest prefix, or an ICMP answer instead of silence.
+//! 4. A run of packets to one peer is handed to that peer's bounded ring; when it is full its oldest goes. The loop never
+//!    waits for a peer. The peer's task writes the ring to a libp2p stream in large writes.
+//!
+//! # A packet, peer to TUN ([`datapath`], `inbound.rs`)
+//!
+//! 1. Frames are decoded from the stream; nothing is allocated by a length the sender states.
+//! 2. [`SubnetView::admit`](model::view::SubnetView::admit): the source must be leased to that member in that subnet, the
+//!    destination ours. Every refusal is counted by its reason.
+//! 3. The receiver builds the virtio header itself from the packet it checked and writes the super-packet in one piece.
+//!
+//! # A command
+//!
+//! `cli` -> [`api::client`] -> HTTP+JSON on the unix socket -> [`api::server`] (peer credentials) -> `daemon` ->
+//! [`node::Core`]: decide on a copy of the subnet -> [`store`] commits (synced) -> absorb -> publish the View -> tell the
+//! other members. [`host::reconcile`] wakes, observes, plans, applies, and publishes what failed; the command waits for
+//! that, so it never says "ok" for what the kernel refused. One path serves start, reload, repair, crash recovery and
+//! stop: add before delete, and only what bears our mark is deleted.
+//!
+//! # Joining
+//!
+//! A peer that has no valid grant in a common subnet is a stranger: it is offered `/byway/join/1` and nothing else (see
+//! [`p2p`]). [`wire::control`] has the messages; [`model::join`] the invite and the signed question; `node::admission`
+//! decides; any member passes a question on to who may decide.
+
 
 pub mod api;
 pub mod attach;
+pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod datapath;
 pub mod dns;
 pub mod host;

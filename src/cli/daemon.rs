@@ -1,0 +1,121 @@
+//! `daemon`, `cleanup`: flags over the configuration, then what the composition root does with it.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use clap::Args;
+use tracing_subscriber::EnvFilter;
+
+use super::config::{load, socket_flag};
+use super::value::wrong;
+use super::{Context, Entry, Outcome};
+use crate::api::types::{Done, Error, ErrorKind, Response};
+use crate::config::Value;
+
+#[derive(Debug, Args)]
+pub(super) struct DaemonArgs {
+    /// Configuration; must exist where it is named [default: /etc/byway/byway.toml]
+    #[arg(long, value_name = "FILE", env = "BYWAY_CONFIG")]
+    config: Option<PathBuf>,
+    /// Identity and records [default: /var/lib/byway]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Only tell whether the daemon could run here
+    #[arg(long)]
+    check: bool,
+    /// Only forward for others: no TUN, no privilege
+    #[arg(long)]
+    relay_only: bool,
+    /// ed25519 key to use instead of the one in the state directory
+    #[arg(long, value_name = "FILE")]
+    identity_file: Option<PathBuf>,
+    /// Key of the private swarm
+    #[arg(long, value_name = "FILE")]
+    swarm_key_file: Option<PathBuf>,
+    /// Where to listen; none: outbound only; may be repeated
+    #[arg(long, value_name = "MULTIADDR|none")]
+    listen: Vec<String>,
+}
+
+impl DaemonArgs {
+    fn flags(&self) -> Result<Vec<(&'static str, Value)>, Error> {
+        let mut flags = Vec::new();
+        for (key, path) in [
+            ("node.state_dir", &self.state_dir),
+            ("node.identity_file", &self.identity_file),
+            ("node.swarm_key_file", &self.swarm_key_file),
+        ] {
+            if let Some(path) = path {
+                flags.push((key, Value::Text(absolute(path)?)));
+            }
+        }
+        if self.relay_only {
+            flags.push(("node.relay_only", Value::Switch(true)));
+        }
+        if !self.listen.is_empty() {
+            flags.push(("transport.listen", Value::List(self.listen.clone())));
+        }
+        Ok(flags)
+    }
+}
+
+/// A path that stays the same file wherever the daemon works.
+fn absolute(path: &PathBuf) -> Result<String, Error> {
+    let shown = path.display();
+    std::path::absolute(path)
+        .map(|p| p.display().to_string())
+        .map_err(|e| wrong("E-FILE", format!("{shown:?} is no path: {e}")))
+}
+
+pub(super) fn run(args: DaemonArgs, context: &Context, entry: Entry) -> Result<Outcome, Error> {
+    let mut flags = args.flags()?;
+    flags.extend(socket_flag(context));
+    let config = load(args.config, flags, "byway config check")?;
+    if args.check {
+        (entry.preflight)(&config)?;
+        let done = Response::Done(Done { message: "ok".to_owned(), changed: false });
+        return Outcome::of(&done, context.style);
+    }
+    log_to_stderr(context);
+    (entry.run)(config).map_err(failure)?;
+    Ok(Outcome::default())
+}
+
+/// `BYWAY_LOG` says how much (`info`, `byway=debug`, …).
+fn log_to_stderr(context: &Context) {
+    let filter = EnvFilter::try_from_env("BYWAY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let colours = !context.colours_refused
+        && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+        && std::io::stderr().is_terminal();
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
+    // A second subscriber would mean that someone embeds the command line and logs already.
+    let _ = subscriber.try_init();
+}
+
+/// An error that knows its code keeps it; any other is a plain failure with everything it was doing.
+fn failure(error: anyhow::Error) -> Error {
+    match error.downcast::<Error>() {
+        Ok(own) => own,
+        Err(other) => Error::new(ErrorKind::Failed, "E-FAILED", format!("{other:#}")),
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CleanupArgs {
+    /// Configuration of the daemon that is gone
+    #[arg(long, value_name = "FILE", env = "BYWAY_CONFIG")]
+    config: Option<PathBuf>,
+    /// Its state directory
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+pub(super) fn cleanup(args: CleanupArgs, context: &Context, entry: Entry) -> Result<Outcome, Error> {
+    let mut flags = socket_flag(context);
+    if let Some(path) = &args.state_dir {
+        flags.push(("node.state_dir", Value::Text(absolute(path)?)));
+    }
+    let config = load(args.config, flags, "byway config check")?;
+    let done = (entry.cleanup)(&config)?;
+    Outcome::of(&Response::Done(done), context.style)
+}

@@ -1,0 +1,84 @@
+//! `invite`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use clap::Subcommand;
+
+use super::print::{self, Style, Table};
+use super::subnet::role_word;
+use super::value::{self, Checked, wrong};
+use crate::api::types::{InviteCreated, InviteInfo, Request, Role};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum InviteVerb {
+    /// Make an invite
+    Create {
+        /// The subnet
+        #[arg(value_parser = value::subnet)]
+        subnet: String,
+        /// How many may join by it
+        #[arg(long, default_value_t = 1)]
+        uses: u32,
+        /// How long it holds
+        #[arg(long, default_value = "24h", value_parser = value::duration, value_name = "DURATION")]
+        expires: Duration,
+        /// What they become: member or admin
+        #[arg(long, default_value = "member", value_parser = value::role)]
+        role: Role,
+        /// Label they get; may be repeated
+        #[arg(long, value_parser = value::label, value_name = "K=V")]
+        label: Vec<(String, String)>,
+    },
+    /// Invites made here and what is left of them
+    Ls {
+        /// The subnet; all where none is named
+        #[arg(value_parser = value::subnet)]
+        subnet: Option<String>,
+    },
+    /// End an invite
+    Revoke {
+        /// Its ID as `invite ls` shows it, or the invite itself; the subnet may stand before it
+        #[arg(value_parser = value::object, num_args = 1..=2, required = true, value_name = "INVITE")]
+        invite: Vec<String>,
+    },
+}
+
+impl InviteVerb {
+    pub(super) fn request(self) -> Checked<Request> {
+        Ok(match self {
+            InviteVerb::Create { uses: 0, .. } => return Err(wrong("E-USES", "--uses: an invite is for one at least")),
+            InviteVerb::Create { subnet, uses, expires, role, label } => {
+                let labels: BTreeMap<String, String> = label.into_iter().collect();
+                Request::InviteCreate { subnet, uses, expires_ms: value::millis(expires), role, labels }
+            }
+            InviteVerb::Ls { subnet } => Request::InviteLs { subnet },
+            InviteVerb::Revoke { mut invite } => Request::InviteRevoke { invite: invite.pop().unwrap_or_default() },
+        })
+    }
+}
+
+pub(super) fn created(i: &InviteCreated, style: Style) -> String {
+    let uses = if i.uses == 1 { "one use".to_owned() } else { format!("{} uses", i.uses) };
+    let left = print::until(style, i.expires);
+    let left = left.trim_start_matches("in ");
+    let invite = print::clean(&i.invite);
+    format!(
+        "invite {}\n  invite      {invite}  ({uses}, {left})\n  next        byway join {invite}      on another machine\n",
+        print::clean(&i.id)
+    )
+}
+
+pub(super) fn list(invites: &[InviteInfo], style: Style) -> String {
+    let mut table = Table::new(&["INVITE", "SUBNET", "ROLE", "LEFT", "EXPIRES"]);
+    for i in invites {
+        table.row([
+            i.id.clone(),
+            i.subnet.to_string(),
+            role_word(i.role).to_owned(),
+            format!("{} of {}", i.left, i.uses),
+            if i.revoked { "revoked".to_owned() } else { print::until(style, i.expires) },
+        ]);
+    }
+    table.render()
+}

@@ -1,0 +1,85 @@
+//! `lease`.
+
+use clap::{Args, Subcommand};
+use ipnet::IpNet;
+
+use super::print::Table;
+use super::subnet::SubnetArg;
+use super::value::{self, wrong};
+use super::{Context, Outcome};
+use crate::api::types::{Error, LeaseInfo, Request, Response};
+
+#[derive(Debug, Args)]
+pub(super) struct OneLease {
+    /// The subnet
+    #[arg(value_parser = value::subnet)]
+    subnet: String,
+    /// Prefix or address
+    #[arg(value_parser = value::prefix)]
+    prefix: IpNet,
+    /// Whose [default: this node's]
+    #[arg(long, value_parser = value::object)]
+    member: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum LeaseVerb {
+    /// Who holds what
+    Ls(SubnetArg),
+    /// Give a prefix or address to a member
+    Add(OneLease),
+    /// Take it back
+    Rm(OneLease),
+    /// Take a whole routing table: lines ADDRESS PEER-ID
+    Import {
+        /// The file, - for standard input; the subnet stands before it where this node has several
+        #[arg(num_args = 1..=2, required = true, value_names = ["SUBNET", "FILE"])]
+        args: Vec<String>,
+    },
+}
+
+pub(super) async fn run(verb: LeaseVerb, context: &Context) -> Result<Outcome, Error> {
+    let request = match verb {
+        LeaseVerb::Ls(args) => Request::LeaseLs { subnet: args.subnet },
+        LeaseVerb::Add(OneLease { subnet, prefix, member }) => Request::LeaseAdd { subnet, prefix, member },
+        LeaseVerb::Rm(OneLease { subnet, prefix, member }) => Request::LeaseRm { subnet, prefix, member },
+        LeaseVerb::Import { args } => import(args, context).await?,
+    };
+    Outcome::of(&context.client.call(&request).await?, context.style)
+}
+
+/// Largest table: ten thousand lines and then some.
+const MAX_TABLE: u64 = 1 << 20;
+
+/// The whole file as one command: all of it is taken, or nothing.
+async fn import(mut args: Vec<String>, context: &Context) -> Result<Request, Error> {
+    let file = args.pop().unwrap_or_default();
+    let entries = value::lease_lines(&value::text_of(&file, MAX_TABLE)?)
+        .map_err(|e| Error { message: format!("{file}: {}", e.message), ..e })?;
+    let subnet = match args.pop() {
+        Some(subnet) => value::subnet(&subnet)?,
+        None => only_subnet(context).await?,
+    };
+    Ok(Request::LeaseImport { subnet, entries })
+}
+
+async fn only_subnet(context: &Context) -> Result<String, Error> {
+    match context.client.call(&Request::SubnetLs).await? {
+        Response::Subnets { subnets } => match subnets.as_slice() {
+            [one] => Ok(one.id.to_string()),
+            several => {
+                let message = format!("this node has {} subnets: name the one that is meant", several.len());
+                Err(wrong("E-USAGE", message).hint("byway lease import SUBNET FILE"))
+            }
+        },
+        _ => Err(wrong("E-API", "the daemon answered something else than its subnets")),
+    }
+}
+
+pub(super) fn list(leases: &[LeaseInfo]) -> String {
+    let mut table = Table::new(&["PREFIX", "MEMBER", "PEER"]);
+    for l in leases {
+        table.row([l.prefix.to_string(), l.member.to_string(), l.peer_id.to_string()]);
+    }
+    table.render()
+}

@@ -1,0 +1,115 @@
+//! `map`.
+
+use std::net::SocketAddr;
+
+use clap::{Args, Subcommand};
+use ipnet::IpNet;
+
+use super::print::{self, Table};
+use super::value::{self, Checked, wrong};
+use crate::api::types::{MapInfo, Request};
+use crate::model::host::Proto;
+use crate::model::id::Name;
+
+fn proto(text: &str) -> Checked<Proto> {
+    match text {
+        "tcp" => Ok(Proto::Tcp),
+        "udp" => Ok(Proto::Udp),
+        _ => Err(wrong(
+            "E-PROTO",
+            format!("{:?} is not a protocol that is mapped: tcp, udp", text.escape_debug().to_string()),
+        )),
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct AddArgs {
+    /// The subnet
+    #[arg(value_parser = value::subnet)]
+    subnet: String,
+    /// tcp or udp
+    #[arg(value_parser = proto)]
+    proto: Proto,
+    /// Where this machine listens: ADDRESS:PORT
+    #[arg(value_parser = value::listen)]
+    listen: SocketAddr,
+    /// Where it leads: ADDRESS:PORT or NAME:PORT
+    #[arg(value_parser = value::map_target)]
+    target: (String, u16),
+    /// Name of the map
+    #[arg(long, value_parser = value::name)]
+    name: Option<Name>,
+    /// Clients that are let in [default: everyone]
+    #[arg(long, value_parser = value::prefix, num_args = 1.., value_delimiter = ',', value_name = "CIDR")]
+    allow: Vec<IpNet>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum MapVerb {
+    /// Map a port
+    Add(AddArgs),
+    /// Take a map away: by name, or by protocol and address
+    Rm {
+        /// The subnet
+        #[arg(value_parser = value::subnet)]
+        subnet: String,
+        /// Name of the map, or its protocol
+        #[arg(value_name = "NAME|PROTO")]
+        what: String,
+        /// Where it listens
+        #[arg(value_parser = value::listen)]
+        listen: Option<SocketAddr>,
+    },
+    /// Every map with its counters
+    Ls {
+        /// The subnet; all where none is named
+        #[arg(value_parser = value::subnet)]
+        subnet: Option<String>,
+    },
+}
+
+impl MapVerb {
+    pub(super) fn request(self) -> Checked<Request> {
+        Ok(match self {
+            MapVerb::Add(a) => Request::MapAdd {
+                subnet: a.subnet,
+                proto: a.proto,
+                listen: a.listen.ip(),
+                port: a.listen.port(),
+                target: a.target.0,
+                target_port: a.target.1,
+                name: a.name,
+                allow: a.allow,
+            },
+            MapVerb::Rm { subnet, what, listen: Some(at) } => Request::MapRm {
+                subnet,
+                name: None,
+                proto: Some(proto(&what)?),
+                listen: Some(at.ip()),
+                port: Some(at.port()),
+            },
+            MapVerb::Rm { subnet, what, listen: None } => {
+                let name = Some(value::subnet(&what)?);
+                Request::MapRm { subnet, name, proto: None, listen: None, port: None }
+            }
+            MapVerb::Ls { subnet } => Request::MapLs { subnet },
+        })
+    }
+}
+
+pub(super) fn list(maps: &[MapInfo]) -> String {
+    let mut table = Table::new(&["SUBNET", "NAME", "PROTO", "LISTEN", "TARGET", "STATE", "CONNECTIONS", "RX/TX"]);
+    for m in maps {
+        table.row([
+            m.subnet.to_string(),
+            m.name.to_string(),
+            m.proto.to_string(),
+            m.listen.clone(),
+            m.target.clone(),
+            m.state.clone(),
+            m.connections.to_string(),
+            format!("{} / {}", print::bytes(m.rx_bytes), print::bytes(m.tx_bytes)),
+        ]);
+    }
+    table.render()
+}

@@ -1,0 +1,312 @@
+//! The command line: arguments to requests, answers to text or JSON, errors to exit codes.
+//!
+//! One file a noun; each holds its verbs' arguments, the request they make and how the answer looks. Nothing here knows
+//! more than the control socket tells, except `daemon`, `cleanup` and `config`, which work without a daemon and get what
+//! they start handed in ([`Entry`]).
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 daemon not reachable, 4 not permitted, 5 no such object, 6 conflict,
+//! 7 waiting for approval or refused, 8 timed out, 9 degraded.
+
+mod config;
+mod daemon;
+mod dns;
+mod invite;
+mod lease;
+mod map;
+mod member;
+mod peer;
+mod ping;
+mod print;
+mod status;
+mod subnet;
+mod usage;
+mod value;
+mod workload;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::api::client::Client;
+use crate::api::types::{Done, Error, ErrorKind, Request, Response, SubnetState, default_socket};
+use crate::config::Config;
+use print::Style;
+
+/// What the composition root does for the verbs that are not requests to a daemon.
+#[derive(Clone, Copy)]
+pub struct Entry {
+    /// Runs the daemon until it is told to stop.
+    pub run: fn(Config) -> anyhow::Result<()>,
+    /// Tells whether the daemon could run here: rights, devices, tools.
+    pub preflight: fn(&Config) -> Result<(), Error>,
+    /// Removes every trace a dead daemon left on this machine; refused while one runs on the state directory.
+    pub cleanup: fn(&Config) -> Result<Done, Error>,
+}
+
+/// Private addresses for containers and machines, across peers.
+#[derive(Debug, Parser)]
+#[command(name = "byway", bin_name = "byway", version, about, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Options of every verb, before or after it.
+#[derive(Debug, Args)]
+struct Global {
+    /// Control socket [default: BYWAY_SOCKET, else /run/byway/byway.sock]
+    #[arg(long, global = true, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// One JSON object instead of text
+    #[arg(long, global = true)]
+    json: bool,
+    /// Nothing on success
+    #[arg(long, global = true)]
+    quiet: bool,
+    /// No colours
+    #[arg(long, global = true)]
+    no_color: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the daemon in the foreground
+    Daemon(daemon::DaemonArgs),
+    /// Found a subnet: this node owns it
+    Create(subnet::CreateArgs),
+    /// Join a subnet by its ID or an invite
+    Join(subnet::JoinArgs),
+    /// Leave a subnet and remove every trace of it here
+    Leave(subnet::SubnetArg),
+    /// End a subnet for every member (owner only)
+    Destroy(subnet::SubnetArg),
+    /// Subnets this node knows
+    #[command(subcommand)]
+    Subnet(subnet::SubnetVerb),
+    /// Invites: capabilities to join
+    #[command(subcommand)]
+    Invite(invite::InviteVerb),
+    /// Members of a subnet, and who asks to become one
+    #[command(subcommand)]
+    Member(member::MemberVerb),
+    /// Prefixes and addresses that belong to members
+    #[command(subcommand)]
+    Lease(lease::LeaseVerb),
+    /// Take memberships on the wire again
+    Up(subnet::OptionalSubnet),
+    /// Take memberships off the wire without leaving
+    Down(subnet::OptionalSubnet),
+    /// Give a workload an address of its own in a subnet
+    #[command(subcommand)]
+    Attach(workload::AttachVerb),
+    /// Take a workload out of its subnet: address and name are freed
+    Detach(workload::DetachArgs),
+    /// Workloads attached here
+    #[command(subcommand)]
+    Workload(workload::WorkloadVerb),
+    /// Names of a subnet
+    #[command(subcommand)]
+    Dns(dns::DnsVerb),
+    /// Ports of this machine mapped to workloads
+    #[command(subcommand)]
+    Map(map::MapVerb),
+    /// Subnets, peers and how they are reached, problems
+    Status(status::StatusArgs),
+    /// Who this node is
+    Id,
+    /// Machines this node knows
+    #[command(subcommand)]
+    Peer(peer::PeerVerb),
+    /// Measure the way to a peer, name or address
+    Ping(ping::PingArgs),
+    /// Check or show the configuration
+    #[command(subcommand)]
+    Config(config::ConfigVerb),
+    /// Have the daemon read its configuration again
+    Reload,
+    /// Remove every trace a dead daemon left on this machine
+    Cleanup(daemon::CleanupArgs),
+    /// Versions of this program and of the daemon
+    Version,
+}
+
+/// How a verb ended: what to print and the exit code.
+#[derive(Debug, Default)]
+struct Outcome {
+    /// For people.
+    text: String,
+    /// For programs, one line.
+    json: String,
+    /// Why the exit code is not 0 although there is something to print.
+    error: Option<Error>,
+}
+
+impl Outcome {
+    fn of(response: &Response, style: Style) -> Result<Outcome, Error> {
+        Ok(Outcome { text: render(response, style), json: json(response)?, error: None })
+    }
+}
+
+/// What everything that runs needs.
+struct Context {
+    client: Client,
+    style: Style,
+    json: bool,
+    quiet: bool,
+    /// `--socket`, where it was given.
+    socket: Option<PathBuf>,
+    colours_refused: bool,
+}
+
+impl Context {
+    /// Prints at once what is not the end yet.
+    fn show(&self, text: &str) {
+        if !self.quiet {
+            print::stdout(text);
+        }
+    }
+}
+
+/// Runs the command line; the exit code.
+pub fn run(args: impl IntoIterator<Item = OsString>, entry: Entry) -> u8 {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let cli = match Cli::try_parse_from(&args) {
+        Ok(cli) => cli,
+        Err(e) => return usage::report(&e, &args),
+    };
+    let Global { socket, json, quiet, no_color } = cli.global;
+    let context = Context {
+        client: Client::new(socket.clone().unwrap_or_else(default_socket)),
+        style: Style::of_process(no_color),
+        json,
+        quiet,
+        socket,
+        colours_refused: no_color,
+    };
+    let outcome = dispatch(cli.verb, &context, entry)
+        .unwrap_or_else(|error| Outcome { error: Some(error), ..Outcome::default() });
+    finish(&outcome, &context)
+}
+
+fn finish(outcome: &Outcome, context: &Context) -> u8 {
+    let shown = if context.json { &outcome.json } else { &outcome.text };
+    match &outcome.error {
+        None => {
+            context.show(shown);
+            0
+        }
+        Some(error) => {
+            // One object on standard output: the answer where there is one, else the error.
+            if context.json {
+                print::stdout(if shown.is_empty() { print::error_json(error) } else { shown.clone() }.as_str());
+            } else {
+                print::stdout(shown);
+                print::stderr(&print::error(context.style, error));
+            }
+            error.kind.exit_code()
+        }
+    }
+}
+
+fn dispatch(verb: Verb, context: &Context, entry: Entry) -> Result<Outcome, Error> {
+    let request = match verb {
+        Verb::Daemon(args) => return daemon::run(args, context, entry),
+        Verb::Cleanup(args) => return daemon::cleanup(args, context, entry),
+        Verb::Config(verb) => return config::run(verb, context),
+        Verb::Status(args) => return blocking(status::run(args, context)),
+        Verb::Ping(args) => return blocking(ping::run(args, context)),
+        Verb::Version => return blocking(version(context)),
+        Verb::Lease(verb) => return blocking(lease::run(verb, context)),
+        Verb::Create(args) => args.request()?,
+        Verb::Join(args) => args.request()?,
+        Verb::Leave(args) => Request::Leave { subnet: args.subnet },
+        Verb::Destroy(args) => Request::Destroy { subnet: args.subnet },
+        Verb::Subnet(verb) => verb.request(),
+        Verb::Invite(verb) => verb.request()?,
+        Verb::Member(verb) => verb.request(),
+        Verb::Up(args) => Request::Up { subnet: args.subnet },
+        Verb::Down(args) => Request::Down { subnet: args.subnet },
+        Verb::Attach(verb) => verb.request()?,
+        Verb::Detach(args) => Request::Detach { workload: args.workload, subnet: args.subnet },
+        Verb::Workload(verb) => verb.request(),
+        Verb::Dns(verb) => verb.request(),
+        Verb::Map(verb) => verb.request()?,
+        Verb::Id => Request::Id,
+        Verb::Peer(verb) => verb.request(),
+        Verb::Reload => Request::Reload,
+    };
+    let response = blocking(context.client.call(&request))?;
+    let mut outcome = Outcome::of(&response, context.style)?;
+    if let Response::Joined(joined) = &response
+        && joined.state == SubnetState::Pending
+    {
+        let message =
+            format!("subnet {} has not admitted this node yet: its owner or an admin must approve", joined.id);
+        let error = Error::new(ErrorKind::Refused, "E-PENDING", message);
+        outcome.error = Some(error.hint(format!("byway join {}      (continues the same request)", joined.id)));
+    }
+    Ok(outcome)
+}
+
+/// Runs one verb's future on this thread.
+fn blocking<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Error::new(ErrorKind::Failed, "E-FAILED", format!("start the runtime: {e}")))?
+        .block_on(work)
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String, Error> {
+    serde_json::to_string(value)
+        .map(|text| text + "\n")
+        .map_err(|e| Error::new(ErrorKind::Failed, "E-FAILED", format!("write JSON: {e}")))
+}
+
+/// An answer as people see it.
+fn render(response: &Response, style: Style) -> String {
+    match response {
+        Response::Created(created) => subnet::created(created),
+        Response::Joined(joined) => subnet::joined(joined, style),
+        Response::Done(done) => format!("{}\n", print::clean(&done.message)),
+        Response::Subnets { subnets } => subnet::list(subnets, style),
+        Response::Subnet(info) => subnet::show(info, style),
+        Response::Invite(invite) => invite::created(invite, style),
+        Response::Invites { invites } => invite::list(invites, style),
+        Response::Members { members } => member::list(members, style),
+        Response::Requests { requests } => member::requests(requests, style),
+        Response::Leases { leases } => lease::list(leases),
+        Response::Attached(attached) => workload::attached(attached),
+        Response::Workloads { workloads } => workload::list(workloads),
+        Response::Workload(info) => workload::show(info),
+        Response::Dns { records } => dns::list(records),
+        Response::Maps { maps } => map::list(maps),
+        Response::Map(info) => map::list(std::slice::from_ref(info)),
+        Response::Status(status) => status::render(status, style),
+        Response::Id(id) => peer::id(id),
+        Response::Peers { peers } => peer::list(peers, style),
+        Response::Peer(info) => peer::show(info, style),
+        Response::Ping(info) => ping::summary(info),
+        Response::Version { version, wire } => format!("daemon {} (wire {wire})\n", print::clean(version)),
+    }
+}
+
+/// `version`: this program's always, the daemon's where one answers.
+async fn version(context: &Context) -> Result<Outcome, Error> {
+    let own = env!("CARGO_PKG_VERSION");
+    let (text, daemon) = match context.client.call(&Request::Version).await {
+        Ok(Response::Version { version, wire }) => {
+            let daemon = serde_json::json!({"version": version, "wire": wire});
+            (format!("byway {own}\ndaemon {} (wire {wire})\n", print::clean(&version)), daemon)
+        }
+        _ => (format!("byway {own}\n"), serde_json::Value::Null),
+    };
+    let shown = serde_json::json!({"schema": "byway.version/1", "version": own, "daemon": daemon});
+    Ok(Outcome { text, json: format!("{shown}\n"), error: None })
+}
+
+#[cfg(test)]
+mod tests;

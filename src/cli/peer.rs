@@ -1,0 +1,79 @@
+//! `id`, `peer`.
+
+use clap::{Args, Subcommand};
+
+use super::print::{self, Style, Table};
+use super::value;
+use crate::api::types::{IdInfo, PeerInfo, Request};
+
+#[derive(Debug, Args)]
+pub(super) struct OnePeer {
+    /// Name, peer ID or a unique part of it
+    #[arg(value_parser = value::object)]
+    peer: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum PeerVerb {
+    /// Every peer known
+    Ls,
+    /// One of them
+    Show(OnePeer),
+    /// Connect to a peer, and keep its address
+    Connect {
+        /// Multiaddr, or a peer already known
+        #[arg(value_parser = value::peer, value_name = "MULTIADDR|PEER")]
+        peer: String,
+    },
+    /// Close the connections to a peer
+    Disconnect(OnePeer),
+}
+
+impl PeerVerb {
+    pub(super) fn request(self) -> Request {
+        match self {
+            PeerVerb::Ls => Request::PeerLs,
+            PeerVerb::Show(OnePeer { peer }) => Request::PeerShow { peer },
+            PeerVerb::Connect { peer } => Request::PeerConnect { peer },
+            PeerVerb::Disconnect(OnePeer { peer }) => Request::PeerDisconnect { peer },
+        }
+    }
+}
+
+pub(super) fn id(id: &IdInfo) -> String {
+    let mut out = format!("node {}  {}\n", id.name, id.peer_id);
+    out += &print::fields(&[("fingerprint", id.fingerprint.clone())]);
+    for address in &id.addresses {
+        out += &print::fields(&[("address", address.clone())]);
+    }
+    out
+}
+
+pub(super) fn list(peers: &[PeerInfo], style: Style) -> String {
+    let mut table = Table::new(&["NAMES", "PATH", "RTT", "TX/RX", "PEER"]);
+    for p in peers {
+        table.row([
+            print::listed(&p.names),
+            print::path(style, &p.path),
+            p.rtt_ms.map_or("-".to_owned(), print::millis),
+            format!("{} / {}", print::bytes(p.tx_bytes), print::bytes(p.rx_bytes)),
+            p.peer_id.to_string(),
+        ]);
+    }
+    table.render()
+}
+
+pub(super) fn show(p: &PeerInfo, style: Style) -> String {
+    let mut out = format!("peer {}  {}\n", p.peer_id, if p.connected { "connected" } else { "not connected" });
+    out += &print::fields(&[
+        ("names", print::listed(&p.names)),
+        ("fingerprint", p.fingerprint.clone()),
+        ("path", print::path(style, &p.path)),
+        ("rtt", p.rtt_ms.map(print::millis).unwrap_or_default()),
+        ("tx/rx", format!("{} / {}", print::bytes(p.tx_bytes), print::bytes(p.rx_bytes))),
+    ]);
+    for address in &p.addresses {
+        out += &print::fields(&[("address", address.clone())]);
+    }
+    out
+}

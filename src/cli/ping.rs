@@ -1,0 +1,121 @@
+//! `ping`: one line a probe as it comes, then the summary; control and data path apart.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::print;
+use super::value::{self, Checked, wrong};
+use super::{Context, Outcome, json};
+use crate::api::types::{Error, ErrorKind, PingInfo, Request, Response};
+
+#[derive(Debug, Args)]
+pub(super) struct PingArgs {
+    /// Peer, name or address
+    #[arg(value_parser = value::object, value_name = "PEER|NAME|ADDRESS")]
+    target: String,
+    /// How many probes
+    #[arg(short, long, default_value = "4", value_parser = count)]
+    count: u32,
+    /// How long each is waited for
+    #[arg(long, default_value = "2s", value_parser = value::duration)]
+    timeout: Duration,
+}
+
+fn count(text: &str) -> Checked<u32> {
+    text.parse()
+        .ok()
+        .filter(|n| (1..=100_000).contains(n))
+        .ok_or_else(|| wrong("E-USAGE", "a number of probes from 1 to 100000 is expected"))
+}
+
+/// Time from one probe to the next.
+const PERIOD: Duration = Duration::from_secs(1);
+
+pub(super) async fn run(args: PingArgs, context: &Context) -> Result<Outcome, Error> {
+    let timeout_ms = value::millis(args.timeout);
+    let request = Request::Ping { target: args.target.clone(), count: 1, timeout_ms };
+    let mut total: Option<PingInfo> = None;
+    let mut clock = tokio::time::interval(PERIOD);
+    clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    for _ in 0..args.count {
+        tokio::select! {
+            // Ctrl-C ends the probes, not the summary.
+            _ = tokio::signal::ctrl_c() => break,
+            _ = clock.tick() => {}
+        }
+        let Response::Ping(probe) = context.client.call(&request).await? else {
+            return Err(Error::new(ErrorKind::Failed, "E-API", "the daemon answered something else than a ping"));
+        };
+        let first = total.is_none();
+        let sum = match total.as_mut() {
+            Some(sum) => {
+                add(sum, &probe);
+                sum.clone()
+            }
+            None => total.insert(probe.clone()).clone(),
+        };
+        if !context.json {
+            let head = if first { heading(&probe, context.style) } else { String::new() };
+            context.show(&format!("{head}{}", line(sum.sent, &probe)));
+        }
+    }
+    let Some(sum) = total else { return Ok(Outcome::default()) };
+    let error = (sum.received == 0).then(|| {
+        let message = format!("no answer from {}: none of {} probes came back", sum.target, sum.sent);
+        Error::new(ErrorKind::Timeout, "E-TIMEOUT", message).hint("byway status")
+    });
+    // With --quiet and no answer only the error is told.
+    let text = if context.quiet { String::new() } else { summary(&sum) };
+    Ok(Outcome { text, json: json(&Response::Ping(sum))?, error })
+}
+
+fn add(sum: &mut PingInfo, probe: &PingInfo) {
+    sum.sent = sum.sent.saturating_add(probe.sent);
+    sum.received = sum.received.saturating_add(probe.received);
+    sum.control_rtt_ms.extend(&probe.control_rtt_ms);
+    sum.rtt_ms.extend(&probe.rtt_ms);
+    sum.address = probe.address.or(sum.address);
+    sum.path = probe.path.clone();
+}
+
+fn heading(p: &PingInfo, style: print::Style) -> String {
+    let address = p.address.map(|a| format!(" ({a})")).unwrap_or_default();
+    format!("PING {}{address} over {}\n", print::clean(&p.target), print::clean(&print::path(style, &p.path)))
+}
+
+/// `3: 11 ms  (control 9.8 ms)`.
+fn line(number: u32, probe: &PingInfo) -> String {
+    let last = |list: &[Option<f64>]| list.last().copied().flatten();
+    let control =
+        last(&probe.control_rtt_ms).map(|ms| format!("  (control {})", print::millis(ms))).unwrap_or_default();
+    match last(&probe.rtt_ms) {
+        Some(ms) => format!("{number}: {}{control}\n", print::millis(ms)),
+        None => format!("{number}: no answer{control}\n"),
+    }
+}
+
+/// The last lines, as ping(8) has them.
+pub(super) fn summary(p: &PingInfo) -> String {
+    let lost = f64::from(p.sent.saturating_sub(p.received)) / f64::from(p.sent.max(1));
+    let mut out = format!(
+        "--- {} ---\n{} sent, {} received, {} lost\n",
+        print::clean(&p.target),
+        p.sent,
+        p.received,
+        print::percent(lost)
+    );
+    for (what, times) in [("rtt", &p.rtt_ms), ("control", &p.control_rtt_ms)] {
+        let times: Vec<f64> = times.iter().copied().flatten().collect();
+        let (Some(least), Some(most)) =
+            (times.iter().copied().reduce(f64::min), times.iter().copied().reduce(f64::max))
+        else {
+            continue;
+        };
+        // Counts are at most 100,000: exact in a double.
+        let mean = times.iter().sum::<f64>() / times.len() as f64;
+        let [least, mean, most] = [least, mean, most].map(print::millis);
+        out += &format!("{what} min/avg/max  {least} / {mean} / {most}\n");
+    }
+    out
+}

@@ -1,0 +1,247 @@
+//! `create`, `join`, `leave`, `destroy`, `up`, `down`, `subnet`.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+use ipnet::{Ipv4Net, Ipv6Net};
+
+use super::print::{self, Colour, Style, Table};
+use super::value::{self, Checked, wrong};
+use super::{dns, lease, map, member};
+use crate::api::types::{Admission, Cidr, Created, Joined, Request, Role, SubnetInfo, SubnetState};
+use crate::model::id::Name;
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum AdmissionWord {
+    Approve,
+    Open,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CreateArgs {
+    /// What the subnet is called: one DNS label
+    #[arg(value_parser = value::name)]
+    name: Name,
+    /// IPv4 prefix: auto, none or CIDR
+    #[arg(long, default_value = "auto", value_parser = value::cidr4, value_name = "CIDR")]
+    cidr4: Cidr<Ipv4Net>,
+    /// IPv6 prefix: auto, none or CIDR
+    #[arg(long, default_value = "auto", value_parser = value::cidr6, value_name = "CIDR")]
+    cidr6: Cidr<Ipv6Net>,
+    /// Length of the IPv4 block each member gets [default: 24]
+    #[arg(long, value_name = "LEN")]
+    block4: Option<u8>,
+    /// Who decides about those who ask by ID
+    #[arg(long, default_value = "approve")]
+    admission: AdmissionWord,
+    /// Domain of the names [default: NAME.internal]
+    #[arg(long, value_parser = value::domain)]
+    domain: Option<String>,
+    /// How long a membership holds without renewal [default: 90d]
+    #[arg(long, value_parser = value::duration, value_name = "DURATION")]
+    grant_life: Option<Duration>,
+}
+
+impl CreateArgs {
+    pub(super) fn request(self) -> Checked<Request> {
+        if self.cidr4 == Cidr::None && self.cidr6 == Cidr::None {
+            return Err(wrong("E-CIDR", "a subnet has addresses of one family at least, not none of both"));
+        }
+        let shortest = if let Cidr::Given(net) = self.cidr4 { net.prefix_len() } else { 1 };
+        if self.block4.is_some_and(|len| len < shortest || len > 32) {
+            let message = format!("--block4: a member's block has a length from {shortest} to 32");
+            return Err(wrong("E-CIDR", message));
+        }
+        if self.grant_life.is_some_and(|life| life < Duration::from_secs(60)) {
+            return Err(wrong("E-DURATION", "--grant-life: a membership holds for a minute at least"));
+        }
+        Ok(Request::Create {
+            name: self.name,
+            cidr4: self.cidr4,
+            cidr6: self.cidr6,
+            block4: self.block4,
+            admission: match self.admission {
+                AdmissionWord::Approve => Admission::Approve,
+                AdmissionWord::Open => Admission::Open,
+            },
+            domain: self.domain,
+            grant_life_s: self.grant_life.map(|life| life.as_secs()),
+        })
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct JoinArgs {
+    /// ID of the subnet, an invite (byway1…), or - for standard input
+    #[arg(value_parser = target, value_name = "ID|INVITE", required_unless_present = "token_file")]
+    target: Option<String>,
+    /// File that holds the invite or ID, - for standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "target")]
+    token_file: Option<String>,
+    /// Where to find someone who knows the subnet; may be repeated
+    #[arg(long, value_parser = value::multiaddr, value_name = "MULTIADDR")]
+    peer: Vec<String>,
+    /// Name of this member [default: node.name]
+    #[arg(long, value_parser = value::name)]
+    name: Option<Name>,
+    /// What to call the subnet here
+    #[arg(long = "as", value_parser = value::name, value_name = "ALIAS")]
+    alias: Option<Name>,
+    /// Address to ask for
+    #[arg(long, value_parser = value::address, value_name = "ADDRESS")]
+    ip: Option<IpAddr>,
+    /// How long to wait
+    #[arg(long, default_value = "60s", value_parser = value::duration)]
+    timeout: Duration,
+    /// Ask and return at once
+    #[arg(long)]
+    no_wait: bool,
+}
+
+fn target(text: &str) -> Checked<String> {
+    if text == "-" { Ok(text.to_owned()) } else { value::join_target(text) }
+}
+
+impl JoinArgs {
+    pub(super) fn request(self) -> Checked<Request> {
+        let file = self.token_file.or_else(|| self.target.clone().filter(|t| t == "-"));
+        let target = match (file, self.target) {
+            (Some(file), _) => value::join_target(&value::secret(&file)?)?,
+            (None, target) => target.unwrap_or_default(),
+        };
+        Ok(Request::Join {
+            target,
+            peers: self.peer,
+            name: self.name,
+            alias: self.alias,
+            ip: self.ip,
+            timeout_ms: value::millis(self.timeout),
+            wait: !self.no_wait,
+        })
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SubnetArg {
+    /// Name, ID or beginning of the ID
+    #[arg(value_parser = value::subnet)]
+    pub(super) subnet: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct OptionalSubnet {
+    /// Name, ID or beginning of the ID; all where none is named
+    #[arg(value_parser = value::subnet)]
+    pub(super) subnet: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum SubnetVerb {
+    /// Every subnet
+    Ls,
+    /// Prefixes, members, leases, routes, names and maps of one
+    Show(SubnetArg),
+}
+
+impl SubnetVerb {
+    pub(super) fn request(self) -> Request {
+        match self {
+            SubnetVerb::Ls => Request::SubnetLs,
+            SubnetVerb::Show(args) => Request::SubnetShow { subnet: args.subnet },
+        }
+    }
+}
+
+pub(super) fn created(c: &Created) -> String {
+    let Created { id, name, member, interface, invite, .. } = c;
+    let (addresses, interface, invite) =
+        (print::addresses(&c.addresses), print::clean(interface), print::clean(invite));
+    format!(
+        "subnet {name}  {id}\n  you         {member}  {addresses}  on {interface}\n  invite      {invite}  (one use, 24 \
+         h)\n  next        byway join {invite}      on another machine\n"
+    )
+}
+
+pub(super) fn joined(joined: &Joined, style: Style) -> String {
+    let name = joined.name.as_ref().map(|n| format!("{n}  ")).unwrap_or_default();
+    let mut out = format!("subnet {name}{}  {}\n", joined.id, state(joined.state, style));
+    if !joined.addresses.is_empty() {
+        let member = joined.member.as_ref().map(|m| format!("{m}  ")).unwrap_or_default();
+        let on = joined.interface.as_ref().map(|i| format!("  on {i}")).unwrap_or_default();
+        out += &print::fields(&[("you", format!("{member}{}{on}", print::addresses(&joined.addresses)))]);
+    }
+    out
+}
+
+/// A state as the word of the contract.
+pub(super) fn state_word(state: SubnetState) -> &'static str {
+    match state {
+        SubnetState::Ready => "ready",
+        SubnetState::Pending => "pending",
+        SubnetState::Down => "down",
+        SubnetState::Removed => "removed",
+    }
+}
+
+pub(super) fn state(state: SubnetState, style: Style) -> String {
+    let colour = match state {
+        SubnetState::Ready => Colour::Good,
+        SubnetState::Pending | SubnetState::Down => Colour::Odd,
+        SubnetState::Removed => Colour::Bad,
+    };
+    style.paint(colour, state_word(state))
+}
+
+pub(super) fn role_word(role: Role) -> &'static str {
+    match role {
+        Role::Member => "member",
+        Role::Admin => "admin",
+        Role::Owner => "owner",
+    }
+}
+
+pub(super) fn list(subnets: &[SubnetInfo], _style: Style) -> String {
+    let mut table = Table::new(&["SUBNET", "ID", "STATE", "ROLE", "MEMBERS", "CIDR4", "CIDR6", "INTERFACE"]);
+    for s in subnets {
+        table.row([
+            s.name.to_string(),
+            s.id.to_string(),
+            state_word(s.state).to_owned(),
+            role_word(s.role).to_owned(),
+            s.members.len().to_string(),
+            s.cidr4.map_or("-".to_owned(), |c| c.to_string()),
+            s.cidr6.map_or("-".to_owned(), |c| c.to_string()),
+            s.interface.clone(),
+        ]);
+    }
+    table.render()
+}
+
+pub(super) fn show(s: &SubnetInfo, style: Style) -> String {
+    let mut out = format!("subnet {}  {}  {}\n", s.name, s.id, state(s.state, style));
+    let prefixes: Vec<String> =
+        s.cidr4.map(|c| c.to_string()).into_iter().chain(s.cidr6.map(|c| c.to_string())).collect();
+    out += &print::fields(&[
+        ("prefixes", prefixes.join("  ")),
+        ("block", if s.cidr4.is_some() { format!("/{} a member", s.block4) } else { String::new() }),
+        ("addresses", print::addresses(&s.addresses)),
+        ("interface", format!("{}  mtu {}", s.interface, s.mtu)),
+        ("domain", s.domain.clone()),
+        ("role", role_word(s.role).to_owned()),
+        ("admission", if s.admission == Admission::Open { "open" } else { "approve" }.to_owned()),
+        ("owner", s.owner.to_string()),
+        ("head", s.head.to_string()),
+    ]);
+    let mut part = |title: &str, count: usize, body: String| {
+        if count > 0 {
+            out += &format!("\n{title}\n{body}");
+        }
+    };
+    part("members", s.members.len(), member::list(&s.members, style));
+    part("leases", s.leases.len(), lease::list(&s.leases));
+    part("routes", s.routes.len(), lease::list(&s.routes));
+    part("names", s.names.len(), dns::list(&s.names));
+    part("maps", s.maps.len(), map::list(&s.maps));
+    out
+}

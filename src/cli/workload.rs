@@ -1,0 +1,139 @@
+//! `attach`, `detach`, `workload`.
+
+use std::net::IpAddr;
+
+use clap::{Args, Subcommand};
+
+use super::print::{self, Table};
+use super::value::{self, Checked, wrong};
+use crate::api::types::{Attached, Request, WorkloadInfo, WorkloadKind};
+use crate::model::id::Name;
+
+#[derive(Debug, Args)]
+pub(super) struct Place {
+    /// The subnet
+    #[arg(long, value_parser = value::subnet)]
+    subnet: String,
+    /// Name of the workload [default: that of the namespace or container]
+    #[arg(long, value_parser = value::name)]
+    name: Option<Name>,
+    /// Address to give it
+    #[arg(long, value_parser = value::address, value_name = "ADDRESS")]
+    ip: Option<IpAddr>,
+    /// Hardware address to give it
+    #[arg(long, value_parser = value::mac)]
+    mac: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum AttachVerb {
+    /// A network namespace
+    Netns {
+        /// Name under /run/netns, or a path
+        #[arg(value_name = "NAME|PATH")]
+        target: String,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// A running container
+    Docker {
+        /// Name or ID
+        #[arg(value_parser = value::object)]
+        container: String,
+        #[command(flatten)]
+        place: Place,
+    },
+}
+
+impl AttachVerb {
+    pub(super) fn request(self) -> Checked<Request> {
+        let (workload, Place { subnet, name, ip, mac }) = match self {
+            AttachVerb::Netns { target, place } => (WorkloadKind::Netns(namespace(&target)?), place),
+            AttachVerb::Docker { container, place } => (WorkloadKind::Docker(container), place),
+        };
+        Ok(Request::Attach { workload, subnet, name, ip, mac })
+    }
+}
+
+/// A name as `ip netns` knows it, or a path made absolute: the daemon works in another directory.
+fn namespace(text: &str) -> Checked<String> {
+    let bad = |why: &str| {
+        wrong("E-NETNS", format!("{:?} names no network namespace: {why}", text.escape_debug().to_string()))
+    };
+    if text.is_empty() || text.len() > 4096 || text.chars().any(char::is_control) {
+        return Err(bad("it is empty, too long or has control characters"));
+    }
+    if !text.contains('/') {
+        return if matches!(text, "." | "..") { Err(bad("it is a directory")) } else { Ok(text.to_owned()) };
+    }
+    std::path::absolute(text).map(|p| p.display().to_string()).map_err(|e| bad(&e.to_string()))
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DetachArgs {
+    /// Name of the workload
+    #[arg(value_parser = value::object)]
+    pub(super) workload: String,
+    /// Where several subnets have one of that name
+    #[arg(long, value_parser = value::subnet)]
+    pub(super) subnet: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum WorkloadVerb {
+    /// Every workload attached here
+    Ls,
+    /// One of them
+    Show {
+        /// Name of the workload
+        #[arg(value_parser = value::object)]
+        workload: String,
+    },
+}
+
+impl WorkloadVerb {
+    pub(super) fn request(self) -> Request {
+        match self {
+            WorkloadVerb::Ls => Request::WorkloadLs,
+            WorkloadVerb::Show { workload } => Request::WorkloadShow { workload },
+        }
+    }
+}
+
+pub(super) fn attached(a: &Attached) -> String {
+    let how = if a.resolver { "" } else { "  (set it in the workload: it has no resolv.conf of its own)" };
+    let dns = if a.dns.is_empty() { String::new() } else { format!("{}{how}", print::addresses(&a.dns)) };
+    format!("workload {}  in {}\n", a.workload, a.subnet)
+        + &print::fields(&[
+            ("addresses", print::addresses(&a.addresses)),
+            ("interface", format!("{}  mtu {}", a.interface, a.mtu)),
+            ("resolver", dns),
+        ])
+}
+
+pub(super) fn list(workloads: &[WorkloadInfo]) -> String {
+    let mut table = Table::new(&["WORKLOAD", "SUBNET", "ADDRESSES", "KIND", "TARGET", "INTERFACE", "STATE"]);
+    for w in workloads {
+        table.row([
+            w.workload.to_string(),
+            w.subnet.to_string(),
+            print::addresses(&w.addresses),
+            w.kind.clone(),
+            w.target.clone(),
+            w.interface.clone(),
+            w.state.clone(),
+        ]);
+    }
+    table.render()
+}
+
+pub(super) fn show(w: &WorkloadInfo) -> String {
+    format!("workload {}  in {}  {}\n", w.workload, w.subnet, print::clean(&w.state))
+        + &print::fields(&[
+            ("name", w.fqdn.clone()),
+            ("addresses", print::addresses(&w.addresses)),
+            ("interface", format!("{}  mtu {}", w.interface, w.mtu)),
+            ("resolver", print::addresses(&w.dns)),
+            (w.kind.as_str(), w.target.clone()),
+        ])
+}

@@ -1,0 +1,77 @@
+//! Finding a workload on this machine: a namespace by name or path, or a container.
+
+use std::path::Path;
+
+use super::Context;
+use crate::api::types::{Error, ErrorKind, WorkloadKind};
+use crate::attach::docker;
+use crate::host::netns;
+use crate::model::host::{NetnsRef, ResolvConf};
+use crate::model::id::Name;
+use crate::model::local::Target;
+use crate::model::members::printable;
+use crate::node::NewWorkload;
+
+fn not_found(message: String) -> Error {
+    Error::new(ErrorKind::NotFound, "E-NO-NETNS", message).hint("ip netns list")
+}
+
+/// Looks a workload up; its name is the one asked for or what the machine calls it.
+pub(crate) async fn find(
+    ctx: &Context,
+    kind: WorkloadKind,
+    name: Option<Name>,
+    mac: Option<String>,
+) -> Result<NewWorkload, Error> {
+    let mac = mac.map(|text| parse_mac(&text)).transpose()?;
+    let (target, netns, resolv_conf, default) = match kind {
+        WorkloadKind::Netns(spec) => {
+            let (netns, resolv_conf) = netns::resolve(&spec)
+                .await
+                .map_err(|e| not_found(format!("network namespace {}: {e}", printable(&spec))))?;
+            let default = Path::new(&spec).file_name().map(|f| f.to_string_lossy().into_owned()).unwrap_or_default();
+            (Target::Netns(spec), netns, resolv_conf, default)
+        }
+        WorkloadKind::Docker(container) => {
+            let host = std::env::var("DOCKER_HOST").ok();
+            let found = docker::inspect(host.as_deref(), &container).await.map_err(docker_error)?;
+            let netns = netns::of_pid(found.pid)
+                .await
+                .map_err(|e| not_found(format!("namespace of container {}: {e}", found.name)))?;
+            let resolv_conf = found.resolv_conf.map_or(ResolvConf::None, ResolvConf::Replace);
+            (Target::Docker { name: found.name.clone(), id: found.id }, netns, resolv_conf, found.name)
+        }
+    };
+    let inner_link = free_link(ctx, &netns).await?;
+    let name = name.unwrap_or_else(|| Name::from_host(&default));
+    Ok(NewWorkload { name, target, netns, inner_link, resolv_conf, mac })
+}
+
+fn docker_error(error: docker::DockerError) -> Error {
+    let (kind, code) = match &error {
+        docker::DockerError::NotFound(_) => (ErrorKind::NotFound, "E-NO-CONTAINER"),
+        _ => (ErrorKind::Failed, "E-DOCKER"),
+    };
+    Error::new(kind, code, error.to_string()).hint(error.hint())
+}
+
+/// `byway0`, or the next one that nobody uses in that namespace.
+async fn free_link(ctx: &Context, netns: &NetnsRef) -> Result<String, Error> {
+    let same = netns.clone();
+    let used: Vec<String> = ctx
+        .node
+        .run(move |core| {
+            let all = core.state.subnets.values().flat_map(|s| s.local.workloads.iter());
+            all.filter(|w| w.netns == same).map(|w| w.inner_link.clone()).collect()
+        })
+        .await?;
+    netns::free_link_name(netns, &used).await.map_err(|e| not_found(format!("look into {}: {e}", netns.path.display())))
+}
+
+fn parse_mac(text: &str) -> Result<[u8; 6], Error> {
+    let bytes: Vec<u8> = text.split(':').filter_map(|p| u8::from_str_radix(p, 16).ok()).collect();
+    let usage = || Error::new(ErrorKind::Usage, "E-MAC", format!("{} is no unicast hardware address", printable(text)));
+    let mac: [u8; 6] = bytes.try_into().map_err(|_| usage())?;
+    let [first, ..] = mac;
+    if first & 1 == 0 && text.split(':').count() == 6 { Ok(mac) } else { Err(usage()) }
+}

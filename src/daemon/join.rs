@@ -1,0 +1,256 @@
+//! This node's own joins: one task per subnet asks everybody it can find until it is let in, refused, or told to stop.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+
+use super::Context;
+use crate::api::types::{Error, ErrorKind};
+use crate::model::id::{PeerId, SubnetId};
+use crate::model::local::PendingJoin;
+use crate::p2p::{Address, Protocol};
+use crate::wire::control::{self, JoinAnswer, JoinRequest};
+
+/// Between two rounds at first, and later: a person may take a while to approve.
+const SOON: Duration = Duration::from_secs(1);
+/// See [`SOON`].
+const LATER: Duration = Duration::from_secs(5);
+/// Rounds until [`LATER`] applies.
+const EAGER_ROUNDS: u32 = 120;
+/// For one question.
+const PATIENCE: Duration = Duration::from_secs(6);
+
+/// How a join goes.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Progress {
+    /// Nobody found yet who knows the subnet.
+    Searching,
+    /// Asked; `reached` tells whether someone who may decide has the question.
+    Waiting { reached: bool },
+    /// In; the View's generation that shows it.
+    Admitted(u64),
+    /// Not let in.
+    Refused(Error),
+}
+
+/// Joins under way.
+#[derive(Debug, Default)]
+pub(crate) struct Joins {
+    running: Mutex<BTreeMap<SubnetId, watch::Receiver<Progress>>>,
+    hurry: Notify,
+}
+
+impl Joins {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<SubnetId, watch::Receiver<Progress>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Somebody new is there: ask now.
+    pub(crate) fn hurry(&self) {
+        self.hurry.notify_waiters();
+    }
+}
+
+/// Goes on with the joins that were under way when the daemon stopped.
+pub(crate) async fn resume(ctx: &Context) {
+    let pending = ctx.node.run(|core| core.state.joins.values().cloned().collect::<Vec<_>>()).await.unwrap_or_default();
+    for join in pending {
+        drop(start(ctx, join));
+    }
+}
+
+/// Starts a join, or continues the one under way for that subnet with what is new in `join`.
+pub(crate) fn start(ctx: &Context, join: PendingJoin) -> watch::Receiver<Progress> {
+    let (sender, receiver) = watch::channel(Progress::Searching);
+    // The former task ends when it sees that another took its place.
+    ctx.joins.lock().insert(join.subnet, receiver.clone());
+    tokio::spawn(ask_until_decided(ctx.clone(), join, sender));
+    receiver
+}
+
+async fn ask_until_decided(ctx: Context, join: PendingJoin, progress: watch::Sender<Progress>) {
+    let mine =
+        |ctx: &Context| ctx.joins.lock().get(&join.subnet).is_some_and(|r| r.same_channel(&progress.subscribe()));
+    for round in 0u32.. {
+        let subnet = join.subnet;
+        let wanted = ctx.node.run(move |core| core.state.joins.contains_key(&subnet)).await.unwrap_or(false);
+        if !wanted || !mine(&ctx) {
+            return;
+        }
+        match one_round(&ctx, &join).await {
+            Some(JoinAnswer::Admitted { genesis, records }) => {
+                let routed = ctx.machine.routed(&ctx.instance).await.unwrap_or_default();
+                let ours = join.clone();
+                let done =
+                    ctx.node.run(move |core| core.accept(&ours, &genesis, &records, &routed)).await.and_then(|r| r);
+                match done {
+                    Ok(generation) => {
+                        tracing::info!(%subnet, "joined");
+                        progress.send_replace(Progress::Admitted(generation));
+                    }
+                    Err(error) => end(&ctx, subnet, &progress, error).await,
+                }
+                return;
+            }
+            Some(JoinAnswer::Refused { code, message }) => {
+                // A person mistook the name or the address, or it was said no: asking again does not help.
+                let kind = match code.as_str() {
+                    "E-NAME-TAKEN" | "E-POOL-FULL" | "E-ADDRESS-TAKEN" | "E-ADDRESS-OUTSIDE" => ErrorKind::Conflict,
+                    _ => ErrorKind::Refused,
+                };
+                let hint =
+                    if code.starts_with("E-INVITE") { "ask for a new one: byway invite create SUBNET" } else { "" };
+                end(&ctx, subnet, &progress, Error::new(kind, &code, message).hint(hint)).await;
+                return;
+            }
+            Some(JoinAnswer::Ended { .. }) => {
+                let error = Error::new(
+                    ErrorKind::Refused,
+                    "E-ENDED",
+                    format!("subnet {subnet} has ended, or has removed this peer"),
+                );
+                end(&ctx, subnet, &progress, error).await;
+                return;
+            }
+            Some(JoinAnswer::Pending { reached }) => drop(progress.send_replace(Progress::Waiting { reached })),
+            _ => {}
+        }
+        let pause = if round < EAGER_ROUNDS { SOON } else { LATER };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = ctx.joins.hurry.notified() => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+async fn end(ctx: &Context, subnet: SubnetId, progress: &watch::Sender<Progress>, error: Error) {
+    let _ = ctx.node.run(move |core| core.drop_join(subnet)).await;
+    ctx.joins.lock().remove(&subnet);
+    progress.send_replace(Progress::Refused(error));
+}
+
+/// Everybody who might know: addresses given, peers on the local networks, peers connected anyway. The issuer first.
+async fn candidates(ctx: &Context, join: &PendingJoin) -> Vec<PeerId> {
+    let issuer = join.invite.as_ref().map(|i| i.issuer);
+    let mut dials = JoinSet::new();
+    let mut dial = |addresses: Vec<Address>, peer: Option<PeerId>| {
+        let peers = ctx.peers.clone();
+        dials.spawn(async move { tokio::time::timeout(PATIENCE, peers.connect(addresses, peer)).await.ok()?.ok() });
+    };
+    if let Some(invite) = &join.invite {
+        let of_issuer: Vec<Address> = invite.addresses.iter().filter_map(|a| a.parse().ok()).collect();
+        if !of_issuer.is_empty() {
+            dial(of_issuer, Some(invite.issuer));
+        }
+    }
+    for hint in &join.hints {
+        if let Ok(address) = hint.parse::<Address>() {
+            let peer = address.peer();
+            dial(vec![address], peer);
+        }
+    }
+    let connected = ctx.table.connected();
+    let mut found: Vec<PeerId> = connected.clone();
+    for (peer, addresses) in ctx.table.neighbours().into_iter().filter(|(p, _)| !connected.contains(p)) {
+        dial(addresses, Some(peer));
+    }
+    // Whoever answers first is asked first; a dead address must not hold the others up.
+    let deadline = tokio::time::sleep(if found.is_empty() { PATIENCE } else { Duration::from_secs(1) });
+    tokio::pin!(deadline);
+    loop {
+        tokio::select! {
+            next = dials.join_next() => match next {
+                Some(Ok(Some(peer))) => {
+                    found.push(peer);
+                    if issuer.is_none_or(|i| i == peer) {
+                        deadline.as_mut().reset(tokio::time::Instant::now() + Duration::from_millis(100));
+                    }
+                }
+                Some(_) => {}
+                None => break,
+            },
+            () = &mut deadline => break,
+        }
+    }
+    dials.detach_all();
+    found.sort_by_key(|p| (Some(*p) != issuer, *p));
+    found.dedup();
+    found
+}
+
+/// Asks each candidate; the first that lets us in decides, else the most telling answer.
+async fn one_round(ctx: &Context, join: &PendingJoin) -> Option<JoinAnswer> {
+    let mut best: Option<JoinAnswer> = None;
+    let candidates = candidates(ctx, join).await;
+    if join.invite.is_some() {
+        // One attempt at a time: each takes a nonce of the issuer's.
+        for peer in candidates {
+            best = better(best, ask(ctx, join, peer).await);
+            if matches!(best, Some(JoinAnswer::Admitted { .. } | JoinAnswer::Refused { .. })) {
+                break;
+            }
+        }
+        return best;
+    }
+    let mut asks = JoinSet::new();
+    for peer in candidates {
+        let (ctx, join) = (ctx.clone(), join.clone());
+        asks.spawn(async move { ask(&ctx, &join, peer).await });
+    }
+    while let Some(answer) = asks.join_next().await {
+        best = better(best, answer.ok().flatten());
+        if matches!(best, Some(JoinAnswer::Admitted { .. })) {
+            break;
+        }
+    }
+    best
+}
+
+fn better(a: Option<JoinAnswer>, b: Option<JoinAnswer>) -> Option<JoinAnswer> {
+    let rank = |answer: &Option<JoinAnswer>| match answer {
+        Some(JoinAnswer::Admitted { .. }) => 5,
+        Some(JoinAnswer::Pending { reached: true }) => 4,
+        Some(JoinAnswer::Refused { .. }) => 3,
+        Some(JoinAnswer::Ended { .. }) => 2,
+        Some(JoinAnswer::Pending { .. }) => 1,
+        _ => 0,
+    };
+    if rank(&b) > rank(&a) { b } else { a }
+}
+
+async fn ask(ctx: &Context, join: &PendingJoin, peer: PeerId) -> Option<JoinAnswer> {
+    let subnet = join.subnet;
+    let mut nonce = None;
+    if let Some(invite) = &join.invite {
+        let request = JoinRequest::Nonce { subnet, issuer: invite.issuer, joiner: ctx.peers.peer() };
+        match exchange(ctx, peer, &request).await? {
+            JoinAnswer::Nonce(bytes) => nonce = Some(bytes),
+            other => return Some(other),
+        }
+    }
+    let ours = join.clone();
+    let signed = ctx.node.run(move |core| core.signed_ask(&ours, nonce)).await.ok()?;
+    let answer = exchange(ctx, peer, &JoinRequest::Ask(signed)).await?;
+    // Only records decide who is in: an end without its proof is nobody's word.
+    if let JoinAnswer::Ended { genesis, heads } = &answer {
+        let proven = crate::model::record::Genesis::parse(genesis).is_ok_and(|g| {
+            g.id() == subnet && heads.iter().any(|h| h.issuer == g.owner && h.subnet == subnet && h.verify().is_ok())
+        });
+        return proven.then_some(answer);
+    }
+    Some(answer)
+}
+
+async fn exchange(ctx: &Context, peer: PeerId, request: &JoinRequest) -> Option<JoinAnswer> {
+    let body = ctx.peers.ask(peer, Protocol::Join, control::encode(request), PATIENCE).await;
+    match body {
+        Ok(bytes) => control::decode(&bytes).ok(),
+        Err(error) => {
+            tracing::debug!(%peer, %error, "ask to join");
+            None
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The machine below: the kernel, or memory in tests of whole daemons without root.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::api::types::{Error, ErrorKind};
+use crate::datapath::Datapath;
+use crate::host::nft::Repair;
+use crate::host::{self, Failure, Host, LinuxHost, Rules, TunControl, memory::MemoryHost};
+use crate::model::host::{Change, HostConfig, Observed, TunConfig};
+use crate::p2p::TransportKind;
+use crate::tun::{self, Tun};
+
+/// Opens memory TUNs for a test.
+pub type OpenMemoryTun = Arc<dyn Fn(&TunConfig) -> Arc<dyn Tun> + Send + Sync>;
+
+/// The kernel's host, or memory's.
+pub(crate) enum AnyHost {
+    Linux(Box<LinuxHost>),
+    Memory(Box<MemoryHost>),
+}
+
+impl AnyHost {
+    /// Where the kernel's counters are read.
+    pub(crate) fn rules(&self) -> Option<Rules> {
+        match self {
+            AnyHost::Linux(host) => Some(host.rules()),
+            AnyHost::Memory(_) => None,
+        }
+    }
+}
+
+impl Host for AnyHost {
+    async fn observe(&mut self, desired: &HostConfig) -> anyhow::Result<Observed> {
+        match self {
+            AnyHost::Linux(host) => host.observe(desired).await,
+            AnyHost::Memory(host) => host.observe(desired).await,
+        }
+    }
+
+    async fn apply(&mut self, desired: &HostConfig, changes: Vec<Change>) -> Vec<Failure> {
+        match self {
+            AnyHost::Linux(host) => host.apply(desired, changes).await,
+            AnyHost::Memory(host) => host.apply(desired, changes).await,
+        }
+    }
+
+    async fn changed(&mut self) {
+        match self {
+            AnyHost::Linux(host) => host.changed().await,
+            AnyHost::Memory(host) => host.changed().await,
+        }
+    }
+}
+
+/// What the daemon runs on.
+#[derive(Clone)]
+pub enum Machine {
+    /// This network namespace's kernel.
+    Kernel,
+    /// Nothing but memory: TUNs come from the test, the host only remembers.
+    Memory(OpenMemoryTun),
+}
+
+impl Machine {
+    pub(crate) fn is_kernel(&self) -> bool {
+        matches!(self, Machine::Kernel)
+    }
+
+    pub(crate) fn transport(&self) -> TransportKind {
+        match self {
+            Machine::Kernel => TransportKind::Network,
+            Machine::Memory(_) => TransportKind::Memory,
+        }
+    }
+
+    /// The host to reconcile, opening and closing TUNs through the packet path.
+    ///
+    /// # Errors
+    /// When the kernel's sockets cannot be opened.
+    pub(crate) fn host(
+        &self,
+        instance: &str,
+        state_dir: &Path,
+        datapath: Datapath,
+        repair: Repair,
+    ) -> anyhow::Result<AnyHost> {
+        let machine = self.clone();
+        let (opening, closing) = (datapath.clone(), datapath);
+        let names: Arc<std::sync::Mutex<std::collections::HashMap<String, crate::model::id::SubnetId>>> =
+            Arc::default();
+        let known = names.clone();
+        let tuns = TunControl {
+            open: Arc::new(move |config: &TunConfig| {
+                let tun: Arc<dyn Tun> = match &machine {
+                    Machine::Kernel => Arc::new(tun::linux::open(&config.name, config.mtu)?),
+                    Machine::Memory(open) => open(config),
+                };
+                known
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner)
+                    .insert(config.name.clone(), config.subnet);
+                opening.attach_tun(config.subnet, tun)?;
+                Ok(())
+            }),
+            close: Arc::new(move |name: &str| {
+                let subnet = names.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(name);
+                if let Some(subnet) = subnet {
+                    closing.detach_tun(subnet);
+                }
+            }),
+        };
+        Ok(match self {
+            Machine::Kernel => {
+                AnyHost::Linux(Box::new(LinuxHost::new(instance.to_owned(), state_dir.to_path_buf(), tuns, repair)?))
+            }
+            Machine::Memory(_) => AnyHost::Memory(Box::new(MemoryHost::new(tuns).0)),
+        })
+    }
+
+    /// Prefixes the machine routes elsewhere.
+    pub(crate) async fn routed(&self, instance: &str) -> Result<Vec<(IpNet, String)>, Error> {
+        match self {
+            Machine::Memory(_) => Ok(vec![]),
+            Machine::Kernel => host::used_prefixes(instance)
+                .await
+                .map_err(|e| Error::new(ErrorKind::Failed, "E-NETLINK", format!("read this machine's routes: {e:#}"))),
+        }
+    }
+
+    /// Whether the kernel gives us what we need: the first thing that is missing, with its remedy.
+    pub(crate) fn ready(&self) -> Result<(), Error> {
+        match (self, host::preflight().into_iter().next()) {
+            (Machine::Kernel, Some((what, message, hint))) => {
+                let (kind, code) = match what {
+                    "no-net-admin" => (ErrorKind::NotPermitted, "E-NO-NET-ADMIN"),
+                    "no-nft" => (ErrorKind::Failed, "E-NO-NFT"),
+                    _ => (ErrorKind::Failed, "E-NO-TUN"),
+                };
+                Err(Error::new(kind, code, message).hint(hint))
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! What happens at the peers: connections, streams, strangers' requests.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{Context, sync};
+use crate::link::{Key, Via};
+use crate::model::id::PeerId;
+use crate::node::JoinDecision;
+use crate::p2p::{Address, Class, Command, Event, Protocol, Responder};
+use crate::wire::control::{self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest};
+
+/// Join requests one source address may send per minute, polling included; the issuer counts invite attempts apart.
+const JOINS_PER_MINUTE: u32 = 240;
+/// Source addresses remembered for that.
+const SOURCES: usize = 1024;
+/// Peers seen on the local networks that are remembered.
+const NEIGHBOURS: usize = 256;
+
+/// Who is there, as far as events told.
+#[derive(Debug, Default)]
+pub(crate) struct Table(Mutex<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    connected: BTreeMap<PeerId, BTreeMap<u64, Class>>,
+    neighbours: BTreeMap<PeerId, Vec<Address>>,
+    /// Since when (seconds since 1970) a peer is gone.
+    gone: BTreeMap<PeerId, u64>,
+    tries: BTreeMap<IpAddr, (Instant, u32)>,
+}
+
+impl Table {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn arrived(&self, peer: PeerId, connection: u64, class: Class) {
+        let mut inner = self.lock();
+        inner.connected.entry(peer).or_default().insert(connection, class);
+        inner.gone.remove(&peer);
+    }
+
+    fn left(&self, peer: PeerId, connection: u64, remaining: usize) {
+        let mut inner = self.lock();
+        if let Some(held) = inner.connected.get_mut(&peer) {
+            held.remove(&connection);
+        }
+        if remaining == 0 {
+            inner.connected.remove(&peer);
+            inner.gone.insert(peer, crate::node::unix_now());
+        }
+    }
+
+    fn seen(&self, peer: PeerId, addresses: &[Address]) {
+        let mut inner = self.lock();
+        if inner.neighbours.len() < NEIGHBOURS || inner.neighbours.contains_key(&peer) {
+            inner.neighbours.insert(peer, addresses.to_vec());
+        }
+    }
+
+    /// Everybody connected, members and strangers.
+    pub(crate) fn connected(&self) -> Vec<PeerId> {
+        self.lock().connected.keys().copied().collect()
+    }
+
+    /// Those connected as members.
+    pub(crate) fn members(&self) -> Vec<PeerId> {
+        let inner = self.lock();
+        let member = |c: &&BTreeMap<u64, Class>| c.values().any(|class| *class == Class::Member);
+        inner.connected.iter().filter(|(_, c)| member(c)).map(|(p, _)| *p).collect()
+    }
+
+    /// Peers seen on the local networks and where.
+    pub(crate) fn neighbours(&self) -> Vec<(PeerId, Vec<Address>)> {
+        self.lock().neighbours.iter().map(|(p, a)| (*p, a.clone())).collect()
+    }
+
+    /// Since when (seconds since 1970) a peer is gone.
+    pub(crate) fn gone_since(&self, peer: PeerId) -> Option<u64> {
+        self.lock().gone.get(&peer).copied()
+    }
+
+    /// Whether one more join request from `source` is within its rate.
+    fn may_ask(&self, source: Option<IpAddr>) -> bool {
+        let Some(source) = source else { return true };
+        let mut inner = self.lock();
+        let now = Instant::now();
+        if inner.tries.len() >= SOURCES {
+            inner.tries.retain(|_, (since, _)| now.duration_since(*since) < Duration::from_secs(60));
+        }
+        if inner.tries.len() >= SOURCES && !inner.tries.contains_key(&source) {
+            return false;
+        }
+        let entry = inner.tries.entry(source).or_insert((now, 0));
+        if now.duration_since(entry.0) >= Duration::from_secs(60) {
+            *entry = (now, 0);
+        }
+        entry.1 = entry.1.saturating_add(1);
+        entry.1 <= JOINS_PER_MINUTE
+    }
+}
+
+/// Follows the events of the peers' task.
+pub(crate) async fn run(
+    ctx: Context,
+    mut events: mpsc::Receiver<Event>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut look = tokio::time::interval(Duration::from_secs(10));
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            event = events.recv() => {
+                let Some(event) = event else { return Ok(()) };
+                on_event(&ctx, event).await?;
+            }
+            _ = look.tick() => dial_hints(&ctx).await?,
+        }
+    }
+}
+
+async fn on_event(ctx: &Context, event: Event) -> anyhow::Result<()> {
+    match event {
+        Event::Connected { peer, connection, class, transport, remote, .. } => {
+            tracing::debug!(%peer, connection, ?class, transport, remote, "connected");
+            ctx.table.arrived(peer, connection, class);
+            if class == Class::Member {
+                tokio::spawn(sync::with_peer(ctx.clone(), peer));
+            }
+            ctx.joins.hurry();
+        }
+        Event::Closed { peer, connection, remaining } => {
+            ctx.links.drop_connection(peer, connection);
+            ctx.table.left(peer, connection, remaining);
+        }
+        Event::StreamOut { peer, connection, subnet, transport, remote, stream } => {
+            let via = Via { transport, remote };
+            ctx.datapath.carry_out(Key { subnet, peer }, connection, via, stream);
+        }
+        Event::StreamIn { peer, connection, subnet: _, stream } => ctx.datapath.carry_in(peer, connection, stream),
+        Event::Asked { peer, protocol: Protocol::Join, remote_ip, body, responder, .. } => {
+            if ctx.table.may_ask(remote_ip) {
+                tokio::spawn(on_join(ctx.clone(), peer, body, responder));
+            } else {
+                let message = "too many requests from this address; wait a minute".to_owned();
+                responder.respond(control::encode(&JoinAnswer::Refused { code: "E-RATE".into(), message }));
+            }
+        }
+        Event::Asked { peer, protocol: Protocol::Control, body, responder, .. } => {
+            tokio::spawn(on_control(ctx.clone(), peer, body, responder));
+        }
+        Event::Discovered { peer, addresses } => {
+            ctx.table.seen(peer, &addresses);
+            let member = ctx.node.view().load().members().contains(&peer);
+            if member {
+                ctx.peers.send(Command::Known { peer, addresses }).await?;
+            }
+            ctx.joins.hurry();
+        }
+        Event::Listening { addresses } => {
+            let mut endpoints: Vec<String> = ctx.config.advertise.clone();
+            endpoints.extend(addresses.iter().map(ToString::to_string));
+            let saved = ctx.node.run(move |core| core.set_endpoints(endpoints)).await?;
+            if let Err(error) = saved {
+                tracing::warn!(%error, "publish this node's addresses");
+            }
+        }
+        Event::Rtt { .. } | Event::Observed { .. } => {}
+    }
+    Ok(())
+}
+
+/// A stranger's request, or a member's about joining.
+async fn on_join(ctx: Context, peer: PeerId, body: Vec<u8>, responder: Responder) {
+    let Ok(request) = control::decode::<JoinRequest>(&body) else { return };
+    if let Some(answer) = decide(&ctx, peer, request, false).await {
+        responder.respond(control::encode(&answer));
+    }
+}
+
+async fn decide(ctx: &Context, peer: PeerId, request: JoinRequest, passed_on: bool) -> Option<JoinAnswer> {
+    let asked = request.clone();
+    match ctx.node.run(move |core| core.decide_join(peer, &asked, passed_on)).await.ok()? {
+        JoinDecision::Answer(answer) => Some(answer),
+        JoinDecision::Forward(deciders) => Some(forward(ctx, deciders, request).await),
+    }
+}
+
+/// Passes a stranger's request on to whoever may decide and is connected; the first who answers decides.
+async fn forward(ctx: &Context, deciders: Vec<PeerId>, request: JoinRequest) -> JoinAnswer {
+    let connected = ctx.table.members();
+    let body = control::encode(&ControlRequest::Forward(request));
+    for decider in deciders.into_iter().filter(|d| connected.contains(d)) {
+        let answer = ctx.peers.ask(decider, Protocol::Control, body.clone(), Duration::from_secs(5)).await;
+        if let Ok(ControlAnswer::Forwarded(answer)) =
+            answer.map_err(drop).and_then(|b| control::decode(&b).map_err(drop))
+        {
+            return answer;
+        }
+    }
+    JoinAnswer::Pending { reached: false }
+}
+
+/// A member's request.
+async fn on_control(ctx: Context, peer: PeerId, body: Vec<u8>, responder: Responder) {
+    let Ok(request) = control::decode::<ControlRequest>(&body) else { return };
+    let answer = match request {
+        ControlRequest::Forward(request) => {
+            decide(&ctx, peer, request, true).await.map_or(ControlAnswer::NotMember, ControlAnswer::Forwarded)
+        }
+        other => match ctx.node.run(move |core| core.answer(peer, other)).await {
+            Ok(answer) => answer,
+            Err(_) => return,
+        },
+    };
+    responder.respond(control::encode(&answer));
+}
+
+/// Peers that have packets and no stream are dialled.
+pub(crate) async fn follow_wanted(
+    ctx: Context,
+    mut wanted: mpsc::Receiver<Key>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            key = wanted.recv() => {
+                let Some(key) = key else { return Ok(()) };
+                ctx.peers.send(Command::Wanted { peer: key.peer }).await?;
+            }
+        }
+    }
+}
+
+/// Addresses given by hand are tried while a subnet has nobody connected: they may name no peer, so the address book
+/// cannot hold them.
+async fn dial_hints(ctx: &Context) -> anyhow::Result<()> {
+    let connected = ctx.table.members();
+    let view = ctx.node.view().load_full();
+    let hints = ctx
+        .node
+        .run(|core| core.state.subnets.iter().map(|(id, s)| (*id, s.local.hints.clone())).collect::<Vec<_>>())
+        .await?;
+    for (id, hints) in hints {
+        let alone = view
+            .subnets
+            .get(&id)
+            .is_some_and(|s| !s.members.is_empty() && !s.members.iter().any(|m| connected.contains(m)));
+        let addresses: Vec<Address> = hints.iter().filter_map(|h| h.parse().ok()).collect();
+        if alone && !addresses.is_empty() {
+            let peers = ctx.peers.clone();
+            tokio::spawn(async move {
+                let _ = peers.connect(addresses, None).await;
+            });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,262 @@
+//! `status`, `peer ls`, `peer show`: what the node believes joined with what links, peers and host see.
+
+use std::collections::BTreeMap;
+use std::time::UNIX_EPOCH;
+
+use super::Context;
+use crate::api::types::{Error, ErrorKind, Path, PeerInfo, PeerStatus, Problem, Status, SubnetStatus};
+use crate::link::{Key, LinkStatus};
+use crate::model::build::MTU;
+use crate::model::id::PeerId;
+use crate::model::join::fingerprint;
+use crate::model::members::{match_peer, printable};
+use crate::node::unix_now;
+use crate::p2p;
+
+/// What the peers' task knows, by peer.
+type Peers = BTreeMap<PeerId, p2p::PeerStatus>;
+
+async fn peers(ctx: &Context) -> Peers {
+    ctx.peers.status().await.unwrap_or_default().into_iter().map(|p| (p.peer, p)).collect()
+}
+
+fn rtt_ms(status: Option<&p2p::PeerStatus>) -> Option<f64> {
+    let newest = status?.connections.iter().rev().find_map(|c| c.rtt)?;
+    Some((newest.as_secs_f64() * 1e6).round() / 1e3)
+}
+
+/// How packets reach a peer: the stream in use, or since when there is none.
+fn path(ctx: &Context, peer: PeerId, link: Option<&LinkStatus>, status: Option<&p2p::PeerStatus>) -> Path {
+    let since = link.and_then(|l| l.since).and_then(|s| s.duration_since(UNIX_EPOCH).ok()).map(|d| d.as_secs());
+    let direct = |transport: &str, via: String, since| Path {
+        kind: "direct".into(),
+        carrier: Some("stream".into()),
+        transport: Some(transport.into()),
+        via: Some(via),
+        reason: None,
+        since,
+    };
+    if let Some(via) = link.and_then(|l| l.via.as_ref()) {
+        return direct(via.transport, via.remote.clone(), since.unwrap_or_else(unix_now));
+    }
+    // Connected, but in no common subnet's stream yet.
+    if let (None, Some(connection)) = (link, status.and_then(|s| s.connections.last())) {
+        return direct(
+            connection.transport,
+            connection.remote.clone(),
+            unix_now().saturating_sub(connection.age.as_secs()),
+        );
+    }
+    let gone = ctx
+        .table
+        .gone_since(peer)
+        .or(since)
+        .unwrap_or_else(|| unix_now().saturating_sub(ctx.started.elapsed().as_secs()));
+    Path { kind: "offline".into(), carrier: None, transport: None, via: None, reason: None, since: gone }
+}
+
+/// `status`.
+pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status, Error> {
+    struct Part {
+        status: SubnetStatus,
+        peers: Vec<(PeerId, PeerStatus)>,
+    }
+    let (parts, damage) = ctx
+        .node
+        .run(move |core| -> Result<_, Error> {
+            let chosen: Vec<_> = match &only {
+                Some(text) => vec![core.state.find(text)?],
+                None => core.state.subnets.values().collect(),
+            };
+            let now = core.now();
+            let mut parts = Vec::new();
+            for subnet in chosen {
+                let resolved = subnet.records.resolve(now);
+                let mine = resolved.members.get(&core.state.me.peer);
+                let nowhere = || Path {
+                    kind: "offline".into(),
+                    carrier: None,
+                    transport: None,
+                    via: None,
+                    reason: None,
+                    since: 0,
+                };
+                let mut peers: Vec<(PeerId, PeerStatus)> = resolved
+                    .members
+                    .iter()
+                    .filter(|(p, _)| **p != core.state.me.peer)
+                    .map(|(p, m)| {
+                        let status = PeerStatus {
+                            peer_id: *p,
+                            name: m.name.clone(),
+                            addresses: m.addresses.clone(),
+                            path: nowhere(),
+                            rtt_ms: None,
+                            loss: None,
+                            mtu: MTU,
+                            tx_bytes: 0,
+                            rx_bytes: 0,
+                            workloads: m.workloads.iter().map(|(n, _)| n.clone()).collect(),
+                        };
+                        (*p, status)
+                    })
+                    .collect();
+                peers.sort_by(|a, b| a.1.name.cmp(&b.1.name));
+                let status = SubnetStatus {
+                    id: subnet.records.id,
+                    name: subnet.name().clone(),
+                    state: core.subnet_state(subnet, &resolved),
+                    member: mine.map_or_else(|| core.node_name.clone(), |m| m.name.clone()),
+                    addresses: mine.map(|m| m.addresses.clone()).unwrap_or_default(),
+                    interface: subnet.local.interface.clone(),
+                    mtu: MTU,
+                    members: resolved.members.len(),
+                    peers: vec![],
+                    workloads: core.workloads(Some(subnet)),
+                    drops: BTreeMap::new(),
+                };
+                parts.push((Part { status, peers }, mine.map(|m| m.grant.not_after)));
+            }
+            Ok((parts, core.damage.clone()))
+        })
+        .await??;
+    let known = peers(ctx).await;
+    let mut problems = problems(ctx);
+    problems.extend(damage.into_iter().map(|d| Problem {
+        code: "E-STATE-DAMAGED".into(),
+        severity: "warning".into(),
+        message: format!("{} was left out of the saved state: {}", d.what, d.why),
+        help: "it is fetched from the other members when one is connected".into(),
+    }));
+    let mut subnets = Vec::new();
+    for (part, expires) in parts {
+        let mut status = part.status;
+        for (peer, mut info) in part.peers {
+            let link = ctx.links.status(Key { subnet: status.id, peer });
+            info.path = path(ctx, peer, Some(&link), known.get(&peer));
+            info.rtt_ms = if info.path.kind == "offline" { None } else { rtt_ms(known.get(&peer)) };
+            info.tx_bytes = link.tx_bytes;
+            info.rx_bytes = link.rx_bytes;
+            status.peers.push(info);
+        }
+        status.drops =
+            ctx.datapath.drops(status.id).into_iter().map(|(reason, n)| (reason.text().to_owned(), n)).collect();
+        problems.extend(expiry(&status.name.to_string(), expires));
+        subnets.push(status);
+    }
+    let applied = ctx.applied.borrow().generation;
+    Ok(Status {
+        peer_id: ctx.peers.peer(),
+        name: ctx.config.node_name.clone(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        ready: applied >= ctx.node.view().load().generation && problems.iter().all(|p| p.severity != "error"),
+        uptime_s: ctx.started.elapsed().as_secs(),
+        subnets,
+        problems,
+    })
+}
+
+/// A grant that ends soon is warned of 30, 7 and 1 days before.
+fn expiry(subnet: &str, expires: Option<u64>) -> Option<Problem> {
+    let problem = |severity: &str, message: String, help: String| {
+        Some(Problem { code: "E-GRANT-EXPIRES".into(), severity: severity.into(), message, help })
+    };
+    let Some(expires) = expires else {
+        return Some(Problem {
+            code: "E-NOT-MEMBER".into(),
+            severity: "error".into(),
+            message: format!(
+                "this node is no member of subnet {subnet} any more: removed, expired, or its addresses went to another"
+            ),
+            help: format!("byway leave {subnet}   (or ask the owner to admit it again, then byway join)"),
+        });
+    };
+    let left = expires.saturating_sub(unix_now());
+    let days = left / 86_400;
+    let help = "an online owner or admin renews it by itself; start one".to_owned();
+    match days {
+        0 => problem("error", format!("the grant in subnet {subnet} ends in {} hours", left / 3600), help),
+        1..7 => problem("warning", format!("the grant in subnet {subnet} ends in {days} days"), help),
+        7..30 => problem("info", format!("the grant in subnet {subnet} ends in {days} days"), help),
+        _ => None,
+    }
+}
+
+fn problems(ctx: &Context) -> Vec<Problem> {
+    let mut all = Vec::new();
+    if let Err(missing) = ctx.machine.ready() {
+        all.push(Problem {
+            code: missing.code,
+            severity: "error".into(),
+            message: missing.message,
+            help: missing.hint,
+        });
+    }
+    all.extend(ctx.applied.borrow().failures.iter().map(|f| Problem {
+        code: "E-KERNEL".into(),
+        severity: "error".into(),
+        message: format!("{}: {}", f.what, f.why),
+        help: "it is tried again every few seconds; byway cleanup and a restart remove what is in the way".into(),
+    }));
+    all.extend(ctx.dns.problems().borrow().iter().map(|p| Problem {
+        code: "E-DNS-BIND".into(),
+        severity: "error".into(),
+        message: format!("names are not answered on {}: {}", p.address, p.error),
+        help: if p.in_use { format!("find who listens: ss -lnp sport = :{}", p.address.port()) } else { String::new() },
+    }));
+    all
+}
+
+/// `peer ls`: every member of any subnet, and everybody connected.
+pub(crate) async fn peer_list(ctx: &Context) -> Result<Vec<PeerInfo>, Error> {
+    let mut names: BTreeMap<PeerId, (Vec<String>, Vec<crate::model::id::SubnetId>)> = ctx
+        .node
+        .run(|core| {
+            let now = core.now();
+            let mut all: BTreeMap<PeerId, (Vec<String>, Vec<_>)> = BTreeMap::new();
+            for subnet in core.state.subnets.values() {
+                for (peer, member) in subnet.records.resolve(now).members {
+                    let entry = all.entry(peer).or_default();
+                    entry.0.push(format!("{}.{}", member.name, subnet.name()));
+                    entry.1.push(subnet.records.id);
+                }
+            }
+            all.remove(&core.state.me.peer);
+            all
+        })
+        .await?;
+    let known = peers(ctx).await;
+    for peer in known.keys() {
+        names.entry(*peer).or_default();
+    }
+    let info = |(peer, (names, subnets)): (PeerId, (Vec<String>, Vec<_>))| {
+        let links: Vec<LinkStatus> = subnets.into_iter().map(|subnet| ctx.links.status(Key { subnet, peer })).collect();
+        let best = links.iter().find(|l| l.via.is_some()).or(links.first());
+        let status = known.get(&peer);
+        let connected = status.is_some_and(|s| !s.connections.is_empty());
+        let path = path(ctx, peer, best.filter(|l| l.via.is_some() || !connected), status);
+        PeerInfo {
+            peer_id: peer,
+            names,
+            fingerprint: fingerprint(peer),
+            connected,
+            path,
+            addresses: status.map(|s| s.addresses.iter().map(ToString::to_string).collect()).unwrap_or_default(),
+            rtt_ms: rtt_ms(status),
+            tx_bytes: links.iter().map(|l| l.tx_bytes).sum(),
+            rx_bytes: links.iter().map(|l| l.rx_bytes).sum(),
+        }
+    };
+    Ok(names.into_iter().map(info).collect())
+}
+
+/// One peer by member name, peer ID or a unique part of it.
+pub(crate) async fn peer_show(ctx: &Context, text: &str) -> Result<PeerInfo, Error> {
+    let all = peer_list(ctx).await?;
+    let by_name = |p: &&PeerInfo| p.names.iter().any(|n| n == text || n.split('.').next() == Some(text));
+    let found = all.iter().find(by_name).map(|p| p.peer_id).or_else(|| match_peer(all.iter().map(|p| p.peer_id), text));
+    all.into_iter().find(|p| Some(p.peer_id) == found).ok_or_else(|| {
+        Error::new(ErrorKind::NotFound, "E-NO-PEER", format!("no peer {} is known", printable(text)))
+            .hint("byway peer ls")
+    })
+}

@@ -1,0 +1,145 @@
+//! Carrying records between this node and the members it is connected to.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::Context;
+use crate::model::id::{PeerId, SubnetId};
+use crate::node::Push;
+use crate::p2p::{AskError, Protocol};
+use crate::wire::control::{self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest};
+
+/// Between two comparisons with every connected member: what a lost push costs at most.
+const EVERY: Duration = Duration::from_secs(30);
+/// For one question to a member.
+const PATIENCE: Duration = Duration::from_secs(8);
+/// Rounds of one comparison: each moves as much as fits a message.
+const ROUNDS: usize = 64;
+
+/// Pushes what is new, and compares from time to time.
+pub(crate) async fn run(
+    ctx: Context,
+    mut pushes: mpsc::UnboundedReceiver<Push>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut tick = tokio::time::interval(EVERY);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            push = pushes.recv() => match push {
+                Some(push) => send(&ctx, push),
+                None => return Ok(()),
+            },
+            _ = tick.tick() => {
+                for peer in ctx.table.members() {
+                    tokio::spawn(with_peer(ctx.clone(), peer));
+                }
+            }
+        }
+    }
+}
+
+/// Tells every connected member of the subnet, and those just removed, without waiting for any of them.
+fn send(ctx: &Context, push: Push) {
+    let view = ctx.node.view().load_full();
+    let members = view.subnets.get(&push.subnet).map(|s| s.members.clone()).unwrap_or_default();
+    let body = control::encode(&ControlRequest::Push { subnet: push.subnet, records: push.records });
+    let connected = ctx.table.connected();
+    let receivers =
+        connected.into_iter().filter(|p| Some(*p) != push.except && (members.contains(p) || push.removed.contains(p)));
+    for peer in receivers {
+        let (peers, body) = (ctx.peers.clone(), body.clone());
+        tokio::spawn(async move {
+            if let Err(error) = peers.ask(peer, Protocol::Control, body, PATIENCE).await {
+                tracing::debug!(%peer, %error, "push");
+            }
+        });
+    }
+}
+
+/// Compares every common subnet with a member that is connected.
+pub(crate) async fn with_peer(ctx: Context, peer: PeerId) {
+    let view = ctx.node.view().load_full();
+    let common: Vec<SubnetId> =
+        view.subnets.iter().filter(|(_, s)| s.members.contains(&peer)).map(|(id, _)| *id).collect();
+    for subnet in common {
+        match compare(&ctx, peer, subnet).await {
+            Ok(()) => {}
+            // It does not see us as a member: perhaps we are none any more, and it can prove it.
+            Err(Failure::Ask(AskError::Refused | AskError::Unreachable)) | Err(Failure::NotMember) => {
+                probe(&ctx, peer, subnet).await
+            }
+            Err(error) => tracing::debug!(%peer, %subnet, ?error, "compare records"),
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Failure {
+    Ask(AskError),
+    NotMember,
+    Malformed,
+    Stopped,
+}
+
+async fn ask(ctx: &Context, peer: PeerId, request: &ControlRequest) -> Result<ControlAnswer, Failure> {
+    let body =
+        ctx.peers.ask(peer, Protocol::Control, control::encode(request), PATIENCE).await.map_err(Failure::Ask)?;
+    control::decode(&body).map_err(|_| Failure::Malformed)
+}
+
+async fn compare(ctx: &Context, peer: PeerId, subnet: SubnetId) -> Result<(), Failure> {
+    for _ in 0..ROUNDS {
+        let Some(question) = ctx.node.run(move |core| core.compare(subnet)).await.map_err(|_| Failure::Stopped)? else {
+            return Ok(());
+        };
+        match ask(ctx, peer, &question).await? {
+            ControlAnswer::Different => {}
+            ControlAnswer::NotMember => return Err(Failure::NotMember),
+            _ => return Ok(()),
+        }
+        let Some(question) = ctx.node.run(move |core| core.pull(subnet)).await.map_err(|_| Failure::Stopped)? else {
+            return Ok(());
+        };
+        let ControlAnswer::Records { records, want } = ask(ctx, peer, &question).await? else {
+            return Err(Failure::Malformed);
+        };
+        let (got, wanted) = (records.len(), want.len());
+        let mine = ctx
+            .node
+            .run(move |core| {
+                if let Err(error) = core.take(subnet, &records, Some(peer)) {
+                    tracing::warn!(%error, "records from a peer were not saved");
+                }
+                core.wanted(subnet, &want)
+            })
+            .await
+            .map_err(|_| Failure::Stopped)?;
+        if !mine.is_empty() {
+            ask(ctx, peer, &ControlRequest::Push { subnet, records: mine }).await?;
+        }
+        if got == 0 && wanted == 0 {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Asks, as a stranger would, whether the subnet still wants us.
+async fn probe(ctx: &Context, peer: PeerId, subnet: SubnetId) {
+    let body = control::encode(&JoinRequest::Probe(subnet));
+    let Ok(answer) = ctx.peers.ask(peer, Protocol::Join, body, PATIENCE).await else { return };
+    if let Ok(JoinAnswer::Ended { heads, .. }) = control::decode(&answer) {
+        let taken = ctx.node.run(move |core| core.take_ended(subnet, &heads)).await;
+        if let Ok(Err(error)) = taken {
+            tracing::warn!(%error, "save the end of a subnet");
+        }
+    }
+}
+
+/// Gives pushes under way a moment before the sockets close.
+pub(crate) async fn goodbye(_ctx: &Context) {
+    tokio::time::sleep(Duration::from_millis(50)).await;
+}

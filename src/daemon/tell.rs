@@ -1,0 +1,139 @@
+//! Telling everyone what follows from a new View: the host, the gate, the links, the address book.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::Context;
+use crate::api::types::Request;
+use crate::datapath::TunDied;
+use crate::model::host::HostConfig;
+use crate::model::id::PeerId;
+use crate::model::view::View;
+use crate::p2p::{self, Command, Members};
+
+/// Time a removed member's connections outlive its membership, so that the head which removes it still reaches it. Its
+/// packets are refused from the first moment.
+const LAST_WORD: Duration = Duration::from_millis(300);
+
+/// Follows the View, and time: the node's own timers run here.
+pub(crate) async fn run(
+    ctx: Context,
+    desired: watch::Sender<(u64, Arc<HostConfig>)>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut published = ctx.node.published();
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    let mut former: BTreeSet<PeerId> = BTreeSet::new();
+    let mut applied = ctx.applied.clone();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            changed = published.changed() => {
+                changed?;
+                let view = ctx.node.view().load_full();
+                former = spread(&ctx, &view, former, &desired).await?;
+            }
+            _ = tick.tick() => {
+                if let Err(error) = ctx.node.run(super::super::node::Core::tick).await? {
+                    tracing::warn!(%error, "upkeep");
+                }
+            }
+            changed = applied.changed() => {
+                changed?;
+                let dead = applied.borrow_and_update().dead_workloads.clone();
+                for (subnet, name) in dead {
+                    ctx.node.run(move |core| core.workload_died(subnet, &name)).await?;
+                }
+            }
+        }
+    }
+}
+
+async fn spread(
+    ctx: &Context,
+    view: &View,
+    former: BTreeSet<PeerId>,
+    desired: &watch::Sender<(u64, Arc<HostConfig>)>,
+) -> anyhow::Result<BTreeSet<PeerId>> {
+    // Before a TUN gets an address nobody may announce or dial it.
+    let prefixes: Vec<IpNet> =
+        view.subnets.values().flat_map(|s| s.cidr4.map(IpNet::V4).into_iter().chain(s.cidr6.map(IpNet::V6))).collect();
+    ctx.peers.send(Command::Overlay(prefixes)).await?;
+    desired.send_replace((view.generation, view.host.clone()));
+    ctx.links.retain(view);
+    let mut members = Members::new();
+    for (id, subnet) in &view.subnets {
+        for peer in &subnet.members {
+            members.entry(*peer).or_default().push(*id);
+        }
+    }
+    let now: BTreeSet<PeerId> = members.keys().copied().collect();
+    for (peer, endpoints) in ctx.node.run(|core| core.state.endpoints()).await? {
+        let addresses: Vec<p2p::Address> = endpoints.iter().filter_map(|e| e.parse().ok()).collect();
+        if now.contains(&peer) && !addresses.is_empty() {
+            ctx.peers.send(Command::Known { peer, addresses }).await?;
+        }
+    }
+    if former.is_subset(&now) {
+        ctx.peers.send(Command::Members(Arc::new(members))).await?;
+    } else {
+        let peers = ctx.peers.clone();
+        tokio::time::sleep(LAST_WORD).await;
+        peers.send(Command::Members(Arc::new(members))).await?;
+    }
+    Ok(now)
+}
+
+/// A TUN that died is opened again: the host is told to look.
+pub(crate) async fn follow_devices(
+    ctx: Context,
+    mut died: mpsc::Receiver<TunDied>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            dead = died.recv() => {
+                let Some(TunDied(subnet)) = dead else { return Ok(()) };
+                // The link's disappearance wakes the host too; this is for a device that died without one.
+                tracing::debug!(%subnet, "device gone");
+                ctx.node.run(|core| core.publish()).await?;
+            }
+        }
+    }
+}
+
+/// Memberships declared in the configuration: the same as `join` and its flags, without waiting.
+pub(crate) async fn declared(ctx: &Context) {
+    for subnet in &ctx.config.subnets {
+        let invite = subnet.invite_file.as_ref().map(std::fs::read_to_string);
+        let target = match (invite, subnet.id) {
+            (Some(Ok(text)), _) => text.trim().to_owned(),
+            (Some(Err(error)), None) => {
+                tracing::warn!(%error, origin = %subnet.origin, "read the invite of a declared subnet");
+                continue;
+            }
+            (_, Some(id)) => id.to_string(),
+            (None, None) => continue,
+        };
+        let request = Request::Join {
+            target,
+            peers: subnet.peers.clone(),
+            name: subnet.name.clone(),
+            alias: subnet.alias.clone(),
+            ip: subnet.ip,
+            timeout_ms: 0,
+            wait: false,
+        };
+        if let Err(error) = super::handler::call(ctx, request).await
+            && error.code != "E-PENDING"
+        {
+            tracing::warn!(%error, origin = %subnet.origin, "join a declared subnet");
+        }
+    }
+}
