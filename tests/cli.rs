@@ -1,0 +1,242 @@
+//! The program itself where no daemon is needed: exact output and exit codes of what is refused.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot run what it tests has failed")]
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+fn byway(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_byway"));
+    for (name, _) in std::env::vars_os().filter(|(n, _)| n.to_string_lossy().starts_with("BYWAY_")) {
+        command.env_remove(name);
+    }
+    command.args(args).env("NO_COLOR", "1").output().unwrap()
+}
+
+/// Exit code, standard output, standard error.
+fn told(args: &[&str]) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = byway(args);
+    (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+#[test]
+fn wrong_usage_is_exit_2_with_a_way_out() {
+    for (args, stderr) in [
+        (vec![], "error: a verb is missing (E-USAGE)\n  try:  byway --help\n"),
+        (vec!["fly"], "error: unrecognized subcommand 'fly' (E-USAGE)\n  try:  byway --help\n"),
+        (vec!["subnet", "shw"], "error: unrecognized subcommand 'shw' (E-USAGE)\n  try:  byway subnet show\n"),
+        (
+            vec!["create"],
+            "error: the following required arguments were not provided: <NAME> (E-USAGE)\n  try:  byway create <NAME>\n",
+        ),
+        (vec!["run"], "error: unrecognized subcommand 'run' (E-USAGE)\n  try:  byway --help\n"),
+        (
+            vec!["create", "a.b"],
+            "error: <NAME>: a name is one DNS label: 1 to 63 of a-z, 0-9 and '-', no '-' at either end; \"a.b\" is not \
+             (E-NAME)\n",
+        ),
+        (
+            vec!["create", "a/b\n"],
+            "error: <NAME>: a name is one DNS label: 1 to 63 of a-z, 0-9 and '-', no '-' at either end; \"a/b\\n\" is \
+             not (E-NAME)\n",
+        ),
+        (
+            vec!["create", "lab", "--cidr4", "10.0.0.0/33"],
+            "error: --cidr4: \"10.0.0.0/33\" is not a prefix such as 10.77.0.0/16 (or auto, none) (E-CIDR)\n",
+        ),
+        (
+            vec!["create", "lab", "--cidr4", "10.0.0.1/8"],
+            "error: --cidr4: 10.0.0.1/8 has bits set behind its prefix length; the prefix is 10.0.0.0/8 (E-CIDR)\n",
+        ),
+        (
+            vec!["map", "add", "lab", "tcp", "0.0.0.0:0", "web:80"],
+            "error: <LISTEN>: \"0\" is not a port: 1 to 65535 (E-PORT)\n",
+        ),
+        (
+            vec!["map", "add", "lab", "tcp", "0.0.0.0:65536", "web:80"],
+            "error: <LISTEN>: \"65536\" is not a port: 1 to 65535 (E-PORT)\n",
+        ),
+        (
+            vec!["map", "add", "lab", "tcp", "0.0.0.0:80-90", "web:80-90"],
+            "error: <LISTEN>: \"80-90\" is a range of ports: this version maps single ports (E-PORT-RANGE)\n",
+        ),
+        (
+            vec!["join", "7q3km2wd9xra4ce8yn5t0vbz6u"],
+            "error: [ID|INVITE]: expected the ID of a subnet or an invite (byway1…): a subnet ID has no character 'u' \
+             (E-ID)\n",
+        ),
+        (
+            vec!["join", "byway1short"],
+            "error: [ID|INVITE]: this is not a whole invite: it was cut, or something stands in it that does not belong \
+             there (E-INVITE-MALFORMED)\n",
+        ),
+        (
+            vec!["invite", "create", "lab", "--expires", "5"],
+            "error: --expires: \"5\" is not a duration such as 500ms 3s 5m 24h 7d (E-DURATION)\n",
+        ),
+    ] {
+        assert_eq!(told(&args), (2, String::new(), stderr.to_owned()), "{args:?}");
+    }
+}
+
+#[test]
+fn json_errors_are_one_object_on_stdout() {
+    for (args, code, stdout) in [
+        (
+            vec!["--json", "fly"],
+            2,
+            "{\"error\":{\"code\":\"E-USAGE\",\"hint\":\"byway --help\",\"message\":\"unrecognized subcommand 'fly'\"}}\n",
+        ),
+        (
+            vec!["map", "add", "lab", "tcp", "0.0.0.0:0", "web:80", "--json"],
+            2,
+            "{\"error\":{\"code\":\"E-PORT\",\"hint\":\"\",\"message\":\"<LISTEN>: \\\"0\\\" is not a port: 1 to 65535\"}}\n",
+        ),
+        (
+            vec!["status", "--json", "--socket", "/nowhere/byway.sock"],
+            3,
+            "{\"error\":{\"code\":\"E-DAEMON\",\"hint\":\"byway daemon --socket /nowhere/byway.sock\",\"message\":\"no \
+             daemon answers on /nowhere/byway.sock: there is no such socket\"}}\n",
+        ),
+    ] {
+        assert_eq!(told(&args), (code, stdout.to_owned(), String::new()), "{args:?}");
+    }
+}
+
+#[test]
+fn no_daemon_is_exit_3() {
+    let (code, stdout, stderr) = told(&["--socket", "/nowhere/byway.sock", "create", "lab"]);
+    assert_eq!((code, stdout.as_str()), (3, ""));
+    assert_eq!(
+        stderr,
+        "error: no daemon answers on /nowhere/byway.sock: there is no such socket (E-DAEMON)\n  try:  byway daemon \
+         --socket /nowhere/byway.sock\n"
+    );
+}
+
+#[test]
+fn configuration_is_checked_without_a_daemon() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("byway.toml");
+    let path = file.display().to_string();
+    std::fs::write(&file, "version = 1\n[dns]\nmode = \"split\"\n").unwrap();
+    assert_eq!(told(&["config", "check", "--config", &path]), (0, "ok\n".to_owned(), String::new()));
+    assert_eq!(told(&["--quiet", "config", "check", "--config", &path]), (0, String::new(), String::new()));
+    assert_eq!(
+        told(&["config", "show", "--origin", "--config", &path]),
+        (0, format!("version = 1   # {path}:1\ndns.mode = \"split\"   # {path}:3\n"), String::new())
+    );
+    std::fs::write(&file, "[node]\nnmae = \"a\"\n").unwrap();
+    assert_eq!(
+        told(&["config", "check", "--config", &path]),
+        (
+            2,
+            String::new(),
+            format!("error: {path}:2: unknown key \"nmae\" in [node]; did you mean \"name\"? (E-CONFIG-KEY)\n")
+        )
+    );
+    let (code, _, stderr) = told(&["daemon", "--config", &format!("{path}.absent")]);
+    assert_eq!(code, 2);
+    assert_eq!(
+        stderr,
+        format!(
+            "error: {path}.absent: cannot read the configuration: No such file or directory (os error 2) \
+             (E-CONFIG-READ)\n"
+        )
+    );
+}
+
+#[test]
+fn help_and_versions_are_exit_0() {
+    for args in [&["--help"][..], &["map", "add", "--help"], &["--version"], &["version", "--socket", "/nowhere/s"]] {
+        let (code, stdout, stderr) = told(args);
+        assert_eq!((code, stderr.as_str()), (0, ""), "{args:?}");
+        assert!(!stdout.is_empty());
+    }
+    assert_eq!(told(&["--version"]).1, format!("byway {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn a_reader_that_went_away_is_no_error() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_byway"))
+        .args(["config", "show", "--effective"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+    assert_eq!((status.code(), stderr), (Some(0), Vec::new()));
+}
+
+#[test]
+fn a_secret_is_taken_from_standard_input() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_byway"))
+        .args(["join", "--token-file", "-", "--socket", "/nowhere/s", "--no-color"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"byway1abcdefghijklmnopqrst\n").unwrap();
+    let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+    assert_eq!(status.code(), Some(3), "{}", String::from_utf8_lossy(&stderr));
+}
+
+/// Needs root, to become somebody else.
+#[test]
+fn a_stranger_is_not_permitted() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    use std::sync::Arc;
+
+    use byway::api::server;
+    use byway::api::types::{Done, Response};
+
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED a_stranger_is_not_permitted: not root");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let open = |path: &std::path::Path, mode| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    open(dir.path(), 0o755);
+    // Where the program was built a stranger may not look.
+    let program = dir.path().join("byway");
+    std::fs::copy(env!("CARGO_BIN_EXE_byway"), &program).unwrap();
+    open(&program, 0o755);
+    let socket = dir.path().join("s");
+    let listener = server::bind(&socket).unwrap();
+    let stop = tokio_util::sync::CancellationToken::new();
+    let stopped = stop.clone();
+    let serving = std::thread::spawn(move || {
+        let done = || Ok(Response::Done(Done { message: "done".into(), changed: true }));
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(server::run(
+            listener,
+            Arc::new(move |_, _| Box::pin(async move { done() })),
+            stopped,
+        ))
+    });
+    let asked = |uid: u32| {
+        let mut command = Command::new(&program);
+        command.args(["reload", "--no-color", "--socket"]).arg(&socket).uid(uid).gid(uid);
+        let Output { status, stderr, .. } = command.output().unwrap();
+        (status.code(), String::from_utf8(stderr).unwrap())
+    };
+    let (code, stderr) = asked(4_000_000);
+    assert_eq!(code, Some(4), "{stderr}");
+    assert!(stderr.ends_with("permission denied (E-PERMISSION)\n  try:  run it as root, or as a member of group byway (to change things, byway-admin too)\n"), "{stderr}");
+    // Even where the file lets everybody in, the daemon asks the kernel who it is.
+    open(&socket, 0o666);
+    assert_eq!(
+        asked(4_000_000),
+        (
+            Some(4),
+            "error: user 4000000 may not change anything here: that takes root or group byway-admin (E-PERMISSION)\n  \
+             try:  usermod -aG byway-admin USER\n"
+                .to_owned()
+        )
+    );
+    assert_eq!(asked(0), (Some(0), String::new()));
+    stop.cancel();
+    serving.join().unwrap().unwrap();
+}

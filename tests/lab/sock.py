@@ -1,0 +1,147 @@
+"""Sockets for the tests: an echo server, clients that check what comes back, and packets with a false source.
+
+serve tcp|udp ADDRESS PORT      prints "ready"; answers with the address it saw, then with what it got
+tcp|udp ADDRESS PORT BYTES      sends BYTES random bytes, expects them back, prints "peer=ADDRESS"
+forge SOURCE TARGET PORT TEXT [DEVICE]   one UDP datagram with a source address that is not ours
+wait ADDRESS PORT SECONDS       prints the datagrams that arrive within that time, one a line
+"""
+import os
+import socket
+import struct
+import sys
+import threading
+
+
+def family(address):
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def plain(address):
+    return address.removeprefix("::ffff:").split("%")[0]
+
+
+def read_all(sock):
+    parts = []
+    while part := sock.recv(1 << 16):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def answer_tcp(conn, peer):
+    with conn:
+        conn.settimeout(20)
+        # Half of the first read at a time would deadlock on large echoes: read all, then write all.
+        data = read_all(conn)
+        conn.sendall(plain(peer[0]).encode() + b"\n" + data)
+
+
+def serve(proto, address, port):
+    kind = socket.SOCK_STREAM if proto == "tcp" else socket.SOCK_DGRAM
+    sock = socket.socket(family(address), kind)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family(address) == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock.bind((address, port))
+    if proto == "tcp":
+        sock.listen(64)
+    print("ready", flush=True)
+    while True:
+        if proto == "tcp":
+            threading.Thread(target=answer_tcp, args=sock.accept(), daemon=True).start()
+        else:
+            data, peer = sock.recvfrom(1 << 16)
+            if data[:3] == b"who":
+                sock.sendto(plain(peer[0]).encode(), peer)
+            else:
+                sock.sendto(data, peer)
+
+
+def tcp(address, port, size):
+    data = os.urandom(size)
+    with socket.create_connection((address, port), timeout=5) as sock:
+        sock.settimeout(20)
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        peer, _, back = read_all(sock).partition(b"\n")
+    if back != data:
+        sys.exit(f"sent {len(data)} bytes, got {len(back)} back, or others")
+    print(f"peer={peer.decode()}")
+
+
+def udp(address, port, size):
+    with socket.socket(family(address), socket.SOCK_DGRAM) as sock:
+        sock.settimeout(2)
+        # Linux: IP_MTU_DISCOVER 10 and IPV6_MTU_DISCOVER 23, value 2: set "do not fragment", never cut it here.
+        if family(address) == socket.AF_INET:
+            sock.setsockopt(socket.IPPROTO_IP, 10, 2)
+        else:
+            sock.setsockopt(socket.IPPROTO_IPV6, 23, 2)
+        sock.connect((address, port))
+        sock.send(b"who")
+        peer = sock.recv(1 << 16)
+        data = b"." + os.urandom(size - 1)
+        sock.send(data)
+        if sock.recv(1 << 16) != data:
+            sys.exit("another datagram came back")
+    print(f"peer={peer.decode()}")
+
+
+def checksum(data):
+    if len(data) % 2:
+        data += b"\0"
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF or 0xFFFF
+
+
+def forge(source, target, port, text, device=None):
+    af, body = family(target), text.encode()
+    src, dst = socket.inet_pton(af, source), socket.inet_pton(af, target)
+    length = 8 + len(body)
+    head = struct.pack("!HHH", 4444, port, length)
+    if af == socket.AF_INET:
+        pseudo = src + dst + struct.pack("!BBH", 0, 17, length)
+        ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + length, 1, 0, 64, 17, 0) + src + dst
+    else:
+        pseudo = src + dst + struct.pack("!IHBB", length, 0, 0, 17)
+        ip = struct.pack("!IHBB", 6 << 28, length, 17, 64) + src + dst
+    packet = ip + head + struct.pack("!H", checksum(pseudo + head + b"\0\0" + body)) + body
+    with socket.socket(af, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
+        if af == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, 36, 1)  # IPV6_HDRINCL
+        if device:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+        sock.sendto(packet, (target, 0))
+
+
+def wait(address, port, seconds):
+    with socket.socket(family(address), socket.SOCK_DGRAM) as sock:
+        sock.bind((address, port))
+        print("ready", flush=True)
+        sock.settimeout(seconds)
+        try:
+            while True:
+                data, peer = sock.recvfrom(1 << 16)
+                print(plain(peer[0]), data.decode(errors="replace"), flush=True)
+                if data == b"end":
+                    return
+        except TimeoutError:
+            return
+
+
+def main(argv):
+    verb = argv[0]
+    if verb == "serve":
+        serve(argv[1], argv[2], int(argv[3]))
+    elif verb in ("tcp", "udp"):
+        {"tcp": tcp, "udp": udp}[verb](argv[1], int(argv[2]), int(argv[3]))
+    elif verb == "forge":
+        forge(argv[1], argv[2], int(argv[3]), *argv[4:])
+    elif verb == "wait":
+        wait(argv[1], int(argv[2]), float(argv[3]))
+    else:
+        sys.exit(__doc__)
+
+
+main(sys.argv[1:])

@@ -1,0 +1,164 @@
+//! From `create` to nothing left: up, down, leave, destroy, stop, and what `status` says meanwhile.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::fast;
+use crate::lab::runner::Case;
+use crate::lab::{Lab, SOON, text, until};
+
+pub const CASES: &[Case] = &[
+    fast!(starts_alone_and_stops_without_a_trace),
+    fast!(down_takes_off_the_wire_and_up_brings_back),
+    fast!(leave_gives_back_and_leaves_nothing),
+    fast!(destroy_ends_it_for_every_member),
+    fast!(status_has_the_fields_of_the_contract),
+    fast!(byway_ping_tells_control_and_data_path),
+    fast!(two_daemons_in_one_namespace),
+];
+
+fn starts_alone_and_stops_without_a_trace(lab: &Lab) -> Result<()> {
+    let a = lab.node("a")?;
+    a.assert_clean().context("a daemon without a subnet touches nothing")?;
+    let made = a.json(&["create", "lab"])?;
+    ensure!(a.ns().pings(&crate::lab::v4(&made)?) && a.ns().pings(&crate::lab::v6(&made)?), "own addresses answer");
+    a.terminate()?;
+    a.assert_clean()?;
+    a.start()?;
+    until("the same addresses are back", SOON, || {
+        Ok(crate::lab::addresses(&a.status("lab")?)? == crate::lab::addresses(&made)?)
+    })?;
+    Ok(())
+}
+
+fn down_takes_off_the_wire_and_up_brings_back(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b"])?;
+    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let (b4, b6) = b.overlay("lab")?;
+    a.ns().reaches(&b4, SOON)?;
+    b.ok(&["down", "lab"])?;
+    until("nothing is left of a subnet that is down", SOON, || Ok(b.assert_clean().is_ok()))
+        .or_else(|_| b.assert_clean().map(|()| Duration::ZERO))?;
+    a.ns().loses(&b4, SOON)?;
+    b.ok(&["up", "lab"])?;
+    a.ns().reaches(&b4, SOON)?;
+    a.ns().reaches(&b6, SOON)?;
+    ensure!(b.overlay("lab")? == (b4, b6), "the addresses are the same");
+    Ok(())
+}
+
+fn leave_gives_back_and_leaves_nothing(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b"])?;
+    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let web = lab.workload("web")?;
+    b.attach(&web, "lab", "web")?;
+    b.ok(&["map", "add", "lab", "tcp", "0.0.0.0:8080", "web:80"])?;
+    b.ok(&["leave", "lab"])?;
+    b.assert_clean()?;
+    until("the others know", SOON, || Ok(a.members("lab")? == ["a"]))?;
+    b.ok(&["leave", "lab"]).context("said again it is exit 0")?;
+    b.fails(5, "E-", &["leave", "nosuch"]).map(drop)
+}
+
+fn destroy_ends_it_for_every_member(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b", "c"])?;
+    let [a, b, c] = &hosts[..] else { unreachable!("three hosts were asked for") };
+    let web = lab.workload("web")?;
+    b.attach(&web, "lab", "web")?;
+    let refused = b.byway(&["destroy", "lab"])?;
+    ensure!(refused.code == 4 || refused.code == 7, "only the owner may: {refused}");
+    a.ok(&["destroy", "lab"])?;
+    a.assert_clean()?;
+    for member in [b, c] {
+        until("the member has nothing left", SOON, || Ok(member.assert_clean().is_ok()))
+            .or_else(|_| member.assert_clean().map(|()| Duration::ZERO))?;
+    }
+    a.ok(&["destroy", "lab"]).context("said again it is exit 0")?;
+    a.terminate()?;
+    a.start()?;
+    a.assert_clean().context("a destroyed subnet does not come back")
+}
+
+fn status_has_the_fields_of_the_contract(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b"])?;
+    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    a.ns().reaches(&b.overlay("lab")?.0, SOON)?;
+    until("the peer is direct with an RTT", SOON, || {
+        let peer = a.status("lab")?["peers"][0].clone();
+        Ok(peer["path"]["kind"] == "direct" && peer["rtt_ms"].is_number())
+    })?;
+    let whole = a.json(&["status"])?;
+    ensure!(whole["schema"] == "byway.status/1" && whole["problems"].is_array(), "{whole}");
+    let status = a.status("lab")?;
+    let peer = &status["peers"][0];
+    ensure!(peer["name"] == "b" && peer["path"]["carrier"] == "stream", "{peer}");
+    ensure!(["tcp", "quic"].iter().any(|t| peer["path"]["transport"] == *t), "{peer}");
+    for field in ["mtu", "tx_bytes", "rx_bytes"] {
+        ensure!(peer[field].as_u64().is_some_and(|n| n > 0), "peer.{field} counts: {peer}");
+    }
+    ensure!(peer["path"]["since"].is_u64(), "{peer}");
+    for reason in ["source-not-leased", "not-member", "no-route", "filtered", "queue-full", "malformed"] {
+        ensure!(status["drops"][reason].is_u64(), "drops.{reason}: {status}");
+    }
+    let id = a.json(&["id"])?;
+    for field in ["peer_id", "name", "fingerprint", "addresses"] {
+        ensure!(!id[field].is_null(), "id lacks {field}: {id}");
+    }
+    ensure!(text(&id, "peer_id")? != text(&b.json(&["id"])?, "peer_id")?, "two state directories are two peers");
+    let show = a.json(&["subnet", "show", "lab"])?;
+    for field in ["id", "name", "cidr4", "cidr6", "members", "leases"] {
+        ensure!(!show[field].is_null(), "subnet show lacks {field}: {show}");
+    }
+    for level in ["live", "ready", "healthy"] {
+        a.ok(&["status", "--check", level])?;
+    }
+    let text = a.ok(&["status"])?;
+    ensure!(text.contains("subnet lab") && (text.contains("direct tcp") || text.contains("direct quic")), "{text}");
+    lab.unplug(b)?;
+    until("an unplugged peer is offline", Duration::from_secs(40), || {
+        Ok(a.status("lab")?["peers"][0]["path"]["kind"] == "offline")
+    })?;
+    Ok(())
+}
+
+fn byway_ping_tells_control_and_data_path(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b"])?;
+    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    a.ns().reaches(&b.overlay("lab")?.0, SOON)?;
+    for target in ["b", &b.overlay("lab")?.0, "b.lab"] {
+        let ping = a.json(&["ping", target, "-c", "2"])?;
+        ensure!(ping["received"] == 2 && ping["path"]["kind"] == "direct", "{ping}");
+    }
+    a.fails(5, "E-", &["ping", "nosuch"]).map(drop)
+}
+
+/// Two daemons of one machine share its namespace and do not fight over rules, tables or links.
+fn two_daemons_in_one_namespace(lab: &Lab) -> Result<()> {
+    let a = lab.node("a")?;
+    a.json(&["create", "lab"])?;
+    let second = lab.dir().join("second");
+    std::fs::create_dir(&second)?;
+    let path = |name: &str| second.join(name).to_string_lossy().into_owned();
+    let binary = crate::lab::binary().to_string_lossy().into_owned();
+    let (state, socket) = (path("state"), path("sock"));
+    let program = [&binary, "daemon", "--state-dir", &state, "--socket", &socket, "--listen", "/ip4/0.0.0.0/tcp/4200"];
+    let mut child =
+        a.ns().command(&program).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn()?;
+    let outcome = (|| -> Result<()> {
+        let call = |args: &[&str]| a.ns().run(&[&[binary.as_str(), "--socket", &socket], args].concat());
+        until("the second daemon answers", SOON, || Ok(call(&["status"])?.code == 0))?;
+        let made = call(&["create", "two", "--json"])?;
+        ensure!(made.code == 0, "{made}");
+        let (mine, other) = (a.overlay("lab")?.0, crate::lab::v4(&made.value()?)?);
+        ensure!(a.ns().pings(&mine) && a.ns().pings(&other), "both daemons' addresses answer");
+        let destroyed = call(&["destroy", "two"])?;
+        ensure!(destroyed.code == 0 && a.ns().pings(&mine), "the end of one leaves the other alone: {destroyed}");
+        Ok(())
+    })();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(child.id())?), nix::sys::signal::Signal::SIGTERM)?;
+    let code = crate::lab::netns::wait_end(&mut child);
+    outcome?;
+    ensure!(code? == 0, "the second daemon did not stop cleanly");
+    Ok(())
+}

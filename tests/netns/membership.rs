@@ -1,0 +1,275 @@
+//! Who is in a subnet: invites, approval, removal, and what a member may send.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::lab::runner::Case;
+use crate::lab::{Host, Lab, SOON, text, until};
+use crate::{fast, long};
+
+pub const CASES: &[Case] = &[
+    fast!(invite_joins_two_hosts_both_ways_both_families),
+    fast!(first_packet_within_three_seconds_of_join),
+    fast!(bare_id_waits_for_approval_found_by_mdns),
+    fast!(bare_id_with_peer_address_and_v6_underlay),
+    fast!(denied_request_is_refused),
+    fast!(unanswered_request_stays_pending),
+    fast!(five_hosts_all_pairs),
+    fast!(used_invite_is_refused),
+    fast!(expired_invite_is_refused),
+    fast!(revoked_invite_is_refused),
+    fast!(forged_invite_is_refused),
+    fast!(second_join_is_no_op),
+    fast!(removed_member_is_cut_and_stays_out),
+    fast!(two_admins_remove_two_members_in_a_partition),
+    fast!(forged_source_from_a_member_host_is_dropped),
+    fast!(two_subnets_on_one_daemon),
+    long!(ten_hosts_by_one_invite),
+];
+
+/// Pings from each host to every other, both families.
+fn all_pairs(hosts: &[std::rc::Rc<Host>], limit: Duration) -> Result<()> {
+    for from in hosts {
+        for to in hosts.iter().filter(|h| h.name() != from.name()) {
+            let (v4, v6) = to.overlay("lab")?;
+            from.ns().reaches(&v4, limit)?;
+            from.ns().reaches(&v6, limit)?;
+        }
+    }
+    Ok(())
+}
+
+fn invite_joins_two_hosts_both_ways_both_families(lab: &Lab) -> Result<()> {
+    let (a, b) = (lab.node("a")?, lab.node("b")?);
+    let made = a.json(&["create", "lab"])?;
+    for field in ["id", "name", "cidr4", "cidr6", "addresses", "interface", "invite"] {
+        ensure!(!made[field].is_null(), "create --json lacks {field}: {made}");
+    }
+    ensure!(text(&made, "id")?.len() == 26 && text(&made, "interface")? == "bw-lab", "{made}");
+    let joined = b.json(&["join", &text(&made, "invite")?])?;
+    ensure!(joined["state"] == "ready" && joined["id"] == made["id"] && joined["interface"] == "bw-lab", "{joined}");
+    ensure!(crate::lab::addresses(&joined)?.len() == 2, "an address of each family: {joined}");
+    all_pairs(&[a, b], SOON)
+}
+
+fn first_packet_within_three_seconds_of_join(lab: &Lab) -> Result<()> {
+    let (a, b) = (lab.node("a")?, lab.node("b")?);
+    let made = a.json(&["create", "lab"])?;
+    let start = Instant::now();
+    b.json(&["join", &text(&made, "invite")?])?;
+    b.ns().reaches(&crate::lab::v4(&made)?, SOON)?;
+    let took = start.elapsed();
+    ensure!(took <= Duration::from_secs(3), "join and first packet took {took:?}");
+    Ok(())
+}
+
+/// Waits for the one request at `at` and answers it with `verb`.
+fn answer_request(at: &Host, verb: &str) -> Result<()> {
+    let mut who = None;
+    until("the request is listed", SOON, || {
+        let list = at.json(&["member", "requests", "lab"])?;
+        who = list["requests"].as_array().and_then(|r| r.first()).cloned();
+        Ok(who.is_some())
+    })?;
+    let request = who.context("no request")?;
+    for field in ["peer_id", "name", "fingerprint", "since"] {
+        ensure!(!request[field].is_null(), "a request lacks {field}: {request}");
+    }
+    at.ok(&["member", verb, "lab", &text(&request, "peer_id")?]).map(drop)
+}
+
+fn bare_id_waits_for_approval_found_by_mdns(lab: &Lab) -> Result<()> {
+    let (a, b) = (lab.node("a")?, lab.node("b")?);
+    let made = a.json(&["create", "lab"])?;
+    let join = b.spawn(&["--json", "join", &text(&made, "id")?, "--timeout", "30s"])?;
+    answer_request(&a, "approve")?;
+    let joined = join.wait()?;
+    ensure!(joined.code == 0 && joined.value()?["state"] == "ready", "{joined}");
+    all_pairs(&[a, b], SOON)
+}
+
+fn bare_id_with_peer_address_and_v6_underlay(lab: &Lab) -> Result<()> {
+    let (a, b) = (lab.node("a")?, lab.node("b")?);
+    let made = a.json(&["create", "lab"])?;
+    let peer = format!("/ip6/{}/tcp/4100", a.under6());
+    let pending = b.byway(&["--json", "join", &text(&made, "id")?, "--peer", &peer, "--no-wait"])?;
+    ensure!(pending.code == 7, "--no-wait is pending with exit 7: {pending}");
+    answer_request(&a, "approve")?;
+    let joined = b.json(&["join", &text(&made, "id")?, "--peer", &peer, "--timeout", "20s"])?;
+    ensure!(joined["state"] == "ready", "asking again continues the same request: {joined}");
+    all_pairs(&[a, b], SOON)
+}
+
+fn denied_request_is_refused(lab: &Lab) -> Result<()> {
+    let (a, b) = (lab.node("a")?, lab.node("b")?);
+    let id = text(&a.json(&["create", "lab"])?, "id")?;
+    let peer = format!("/ip4/{}/tcp/4100", a.under4());
+    let join = b.spawn(&["join", &id, "--peer", &peer, "--timeout", "30s"])?;
+    answer_request(&a, "deny")?;
+    join.wait()?.assert_error(7, "E-")?;
+    ensure!(a.members("lab")? == ["a"], "a denied peer is no member");
+    Ok(())
+}
+
+fn unanswered_request_stays_pending(lab: &Lab) -> Result<()> {
+    let (a, b) = (lab.node("a")?, lab.node("b")?);
+    let made = a.json(&["create", "lab"])?;
+    let peer = format!("/ip4/{}/tcp/4100", a.under4());
+    b.fails(7, "E-", &["join", &text(&made, "id")?, "--peer", &peer, "--timeout", "1s"])?;
+    ensure!(!b.ns().pings(&crate::lab::v4(&made)?), "a peer without a grant sends no packet");
+    Ok(())
+}
+
+fn five_hosts_all_pairs(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b", "c", "d", "e"])?;
+    all_pairs(&hosts, SOON)?;
+    let everyone = ["a", "b", "c", "d", "e"];
+    for host in &hosts {
+        until("every member knows every member", SOON, || Ok(host.members("lab")? == everyone))?;
+    }
+    Ok(())
+}
+
+fn ten_hosts_by_one_invite(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b", "c", "d", "e", "f", "g", "h", "j", "k"])?;
+    all_pairs(&hosts, Duration::from_secs(20))
+}
+
+fn used_invite_is_refused(lab: &Lab) -> Result<()> {
+    let (a, b, c) = (lab.node("a")?, lab.node("b")?, lab.node("c")?);
+    let invite = text(&a.json(&["create", "lab"])?, "invite")?;
+    b.json(&["join", &invite])?;
+    c.fails(7, "E-INVITE-", &["join", &invite])?;
+    until("only two are members", SOON, || Ok(a.members("lab")? == ["a", "b"])).map(drop)
+}
+
+fn expired_invite_is_refused(lab: &Lab) -> Result<()> {
+    let (a, b) = (lab.node("a")?, lab.node("b")?);
+    a.json(&["create", "lab"])?;
+    let made = a.json(&["invite", "create", "lab", "--expires", "1s"])?;
+    for field in ["id", "invite", "uses", "expires"] {
+        ensure!(!made[field].is_null(), "invite create --json lacks {field}: {made}");
+    }
+    let expires = made["expires"].as_u64().context("`expires` is seconds since 1970")?;
+    until("the second is over", SOON, || {
+        Ok(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs() > expires)
+    })?;
+    b.fails(7, "E-INVITE-", &["join", &text(&made, "invite")?]).map(drop)
+}
+
+fn revoked_invite_is_refused(lab: &Lab) -> Result<()> {
+    let (a, b) = (lab.node("a")?, lab.node("b")?);
+    a.json(&["create", "lab"])?;
+    let made = a.json(&["invite", "create", "lab"])?;
+    a.ok(&["invite", "revoke", &text(&made, "id")?])?;
+    b.fails(7, "E-INVITE-", &["join", &text(&made, "invite")?]).map(drop)
+}
+
+fn forged_invite_is_refused(lab: &Lab) -> Result<()> {
+    let (a, b) = (lab.node("a")?, lab.node("b")?);
+    let invite = text(&a.json(&["create", "lab"])?, "invite")?;
+    // One character changed anywhere: either it does not decode any more, or its secret is not the issuer's.
+    for at in [invite.len() / 3, invite.len() / 2, invite.len() - 2] {
+        let old = invite.as_bytes().get(at).copied().context("an invite is longer than that")?;
+        let new = if old == b'2' { "3" } else { "2" };
+        let forged = format!("{}{new}{}", &invite[..at], &invite[at + 1..]);
+        b.fails(7, "E-INVITE-", &["join", &forged, "--timeout", "5s"])?;
+    }
+    ensure!(a.members("lab")? == ["a"], "a forged invite admits nobody");
+    b.json(&["join", &invite]).map(drop)
+}
+
+fn second_join_is_no_op(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b"])?;
+    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let before = b.overlay("lab")?;
+    let id = text(&a.json(&["subnet", "show", "lab"])?, "id")?;
+    let again = b.json(&["join", &id])?;
+    ensure!(again["state"] == "ready" && b.overlay("lab")? == before, "{again}");
+    a.fails(6, "E-", &["create", "lab"]).map(drop)
+}
+
+fn removed_member_is_cut_and_stays_out(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b"])?;
+    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let c = lab.node("c")?;
+    let invite = text(&a.json(&["invite", "create", "lab", "--uses", "5"])?, "invite")?;
+    c.json(&["join", &invite])?;
+    let ((a4, _), (b4, _), (c4, _)) = (a.overlay("lab")?, b.overlay("lab")?, c.overlay("lab")?);
+    c.ns().reaches(&a4, SOON)?;
+    c.ns().reaches(&b4, SOON)?;
+    a.ok(&["member", "remove", "lab", "c"])?;
+    let start = Instant::now();
+    a.ns().loses(&c4, Duration::from_secs(10))?;
+    b.ns().loses(&c4, Duration::from_secs(10).saturating_sub(start.elapsed()))?;
+    ensure!(!c.ns().pings(&a4) && !c.ns().pings(&b4), "the removed member still gets through");
+    until("b forgot c", SOON, || Ok(b.members("lab")? == ["a", "b"]))?;
+    // An invite that is good for others does not bring it back, nor does a restart.
+    c.fails(7, "E-", &["join", &invite, "--timeout", "5s"])?;
+    c.terminate()?;
+    c.start()?;
+    a.ns().loses(&c4, SOON)?;
+    ensure!(!c.ns().pings(&a4) && !c.ns().pings(&b4), "the removed member is back after a restart");
+    ensure!(a.ns().pings(&b4), "the others go on");
+    Ok(())
+}
+
+fn two_admins_remove_two_members_in_a_partition(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b", "c", "d"])?;
+    let [a, b, c, d] = &hosts[..] else { unreachable!("four hosts were asked for") };
+    all_pairs(&hosts, SOON)?;
+    a.ok(&["member", "role", "lab", "b", "admin"])?;
+    until("b knows it is an admin", SOON, || Ok(b.json(&["subnet", "show", "lab"])?["role"] == "admin"))?;
+    let ((a4, _), (b4, _), (c4, _), (d4, _)) =
+        (a.overlay("lab")?, b.overlay("lab")?, c.overlay("lab")?, d.overlay("lab")?);
+    lab.unplug(b)?;
+    a.ok(&["member", "remove", "lab", "c"])?;
+    b.ok(&["member", "remove", "lab", "d"])?;
+    a.ns().loses(&c4, SOON)?;
+    lab.plug(b)?;
+    a.ns().reaches(&b4, Duration::from_secs(30))?;
+    for admin in [a, b] {
+        until(
+            "both removals hold at both admins",
+            Duration::from_secs(40),
+            || Ok(admin.members("lab")? == ["a", "b"]),
+        )?;
+        admin.ns().loses(&c4, SOON)?;
+        admin.ns().loses(&d4, SOON)?;
+    }
+    ensure!(!d.ns().pings(&a4) && !d.ns().pings(&b4) && !c.ns().pings(&b4), "a removed member still gets through");
+    Ok(())
+}
+
+fn forged_source_from_a_member_host_is_dropped(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b", "c"])?;
+    let [a, b, c] = &hosts[..] else { unreachable!("three hosts were asked for") };
+    let ((a4, a6), (c4, c6)) = (a.overlay("lab")?, c.overlay("lab")?);
+    b.ns().reaches(&a4, SOON)?;
+    b.ns().reaches(&a6, SOON)?;
+    for (to, claimed) in [(&a4, &c4), (&a6, &c6), (&a4, &"203.0.113.7".to_owned())] {
+        let before = b.drops("lab", "source-not-leased")?;
+        let sent = b.ns().socket(&["forge", claimed, to, "7777", "stolen", "bw-lab"])?;
+        ensure!(sent.code == 0, "{sent}");
+        until("the packet with another's source is counted", SOON, || {
+            Ok(b.drops("lab", "source-not-leased")? > before)
+        })?;
+    }
+    Ok(())
+}
+
+fn two_subnets_on_one_daemon(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b"])?;
+    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let made = a.json(&["create", "other"])?;
+    ensure!(made["cidr4"] != a.json(&["subnet", "show", "lab"])?["cidr4"], "prefixes do not overlap: {made}");
+    b.json(&["join", &text(&made, "invite")?])?;
+    let ((lab4, _), (other4, other6)) = (a.overlay("lab")?, a.overlay("other")?);
+    b.ns().reaches(&lab4, SOON)?;
+    b.ns().reaches(&other4, SOON)?;
+    b.ns().reaches(&other6, SOON)?;
+    b.ok(&["leave", "other"])?;
+    ensure!(!b.ns().pings(&other4) && b.ns().pings(&lab4), "leaving one subnet leaves the other alone");
+    Ok(())
+}

@@ -1,0 +1,104 @@
+//! Names as the RFCs say, at every member.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::fast;
+use crate::lab::runner::Case;
+use crate::lab::{Lab, SOON, v4, v6};
+
+pub const CASES: &[Case] = &[
+    fast!(zone_answers_as_the_rfcs_say),
+    fast!(added_records_reach_other_members_in_five_seconds),
+    fast!(names_of_removed_members_are_withdrawn),
+    fast!(only_overlay_addresses_are_listened_on),
+];
+
+fn zone_answers_as_the_rfcs_say(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b"])?;
+    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let (web, db) = (lab.workload("web")?, lab.workload("db")?);
+    let web_at = a.attach(&web, "lab", "web")?;
+    let db_at = b.attach(&db, "lab", "db")?;
+    let ((b4, b6), (web4, web6)) = (b.overlay("lab")?, (v4(&web_at)?, v6(&web_at)?));
+    b.ns().resolves(&b4, &["web.lab.internal", "A"], &web4, SOON)?;
+    let resolver = db_at["dns"][0].as_str().unwrap_or(&b4).to_owned();
+    // From the host at its own address of both families, and from a workload at the resolver it was given.
+    for (asker, server) in [(b.ns(), &b4), (b.ns(), &b6), (&db, &resolver)] {
+        let a = asker.dig(server, &["web.lab.internal", "A"])?;
+        ensure!(a.status == "NOERROR" && a.answers == [web4.clone()] && a.flags.contains(&"aa".to_owned()), "{a:?}");
+        let aaaa = asker.dig(server, &["WEB.Lab.INTERNAL", "AAAA"])?;
+        ensure!(aaaa.status == "NOERROR" && aaaa.answers == [web6.clone()], "case does not matter: {aaaa:?}");
+        let ptr = asker.dig(server, &["-x", &web4])?;
+        ensure!(ptr.answers == ["web.lab.internal."], "{ptr:?}");
+        let ptr6 = asker.dig(server, &["-x", &web6])?;
+        ensure!(ptr6.answers == ["web.lab.internal."], "{ptr6:?}");
+        let none = asker.dig(server, &["nosuch.lab.internal", "A"])?;
+        ensure!(none.status == "NXDOMAIN" && none.authority.contains(&"SOA".to_owned()), "NXDOMAIN with SOA: {none:?}");
+        let empty = asker.dig(server, &["web.lab.internal", "MX"])?;
+        ensure!(empty.status == "NOERROR" && empty.answers.is_empty(), "no such type is NOERROR: {empty:?}");
+        ensure!(empty.authority.contains(&"SOA".to_owned()), "an empty answer carries the SOA: {empty:?}");
+        let tcp = asker.dig(server, &["+tcp", "web.lab.internal", "A"])?;
+        ensure!(tcp.answers == [web4.clone()], "over TCP: {tcp:?}");
+        let soa = asker.dig(server, &["lab.internal", "SOA"])?;
+        ensure!(soa.status == "NOERROR" && !soa.answers.is_empty(), "{soa:?}");
+    }
+    let member = b.ns().dig(&b4, &["a.lab.internal", "A"])?;
+    ensure!(member.answers == [a.overlay("lab")?.0], "every member has a name: {member:?}");
+    Ok(())
+}
+
+fn added_records_reach_other_members_in_five_seconds(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b", "c"])?;
+    let [a, b, c] = &hosts[..] else { unreachable!("three hosts were asked for") };
+    let ((a4, _), (b4, _), (c4, _)) = (a.overlay("lab")?, b.overlay("lab")?, c.overlay("lab")?);
+    a.ok(&["dns", "add", "lab", "db", &a4])?;
+    a.ok(&["dns", "add", "lab", "alias", "--cname", "db"])?;
+    a.ok(&["dns", "add", "lab", "note", "--txt", "hello world"])?;
+    a.ok(&["dns", "add", "lab", "_sip._tcp", "--srv", "10 20 5060 db"])?;
+    let limit = Duration::from_secs(5);
+    for (host, server) in [(b, &b4), (c, &c4)] {
+        host.ns().resolves(server, &["db.lab.internal", "A"], &a4, limit)?;
+        host.ns().resolves(server, &["alias.lab.internal", "CNAME"], "db.lab.internal.", limit)?;
+        host.ns().resolves(server, &["alias.lab.internal", "A"], &a4, limit)?;
+        host.ns().resolves(server, &["note.lab.internal", "TXT"], "\"hello world\"", limit)?;
+        host.ns().resolves(server, &["_sip._tcp.lab.internal", "SRV"], "10 20 5060 db.lab.internal.", limit)?;
+    }
+    let query = b.json(&["dns", "query", "db.lab.internal", "A"])?;
+    ensure!(query["records"][0]["value"] == a4.as_str(), "{query}");
+    a.ok(&["dns", "rm", "lab", "db"])?;
+    crate::lab::until("the removed name is gone at the others", limit, || {
+        Ok(b.ns().dig(&b4, &["db.lab.internal", "A"])?.status == "NXDOMAIN")
+    })?;
+    a.fails(5, "E-", &["dns", "rm", "lab", "nosuch"]).map(drop)
+}
+
+fn names_of_removed_members_are_withdrawn(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b", "c"])?;
+    let [a, b, c] = &hosts[..] else { unreachable!("three hosts were asked for") };
+    let b4 = b.overlay("lab")?.0;
+    b.ns().resolves(&b4, &["c.lab.internal", "A"], &c.overlay("lab")?.0, SOON)?;
+    a.ok(&["member", "remove", "lab", "c"])?;
+    crate::lab::until("the removed member's name is gone", SOON, || {
+        Ok(b.ns().dig(&b4, &["c.lab.internal", "A"])?.status == "NXDOMAIN")
+    })?;
+    Ok(())
+}
+
+fn only_overlay_addresses_are_listened_on(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a"])?;
+    let a = &hosts[0];
+    let (a4, a6) = a.overlay("lab")?;
+    a.ns().dig(&a4, &["a.lab.internal", "A"])?;
+    let listening = a.ns().ok(&["ss", "-Hlnut", "sport = 53"])?;
+    for line in listening.lines() {
+        ensure!(
+            line.contains(&format!("{a4}:53")) || line.contains(&format!("[{a6}]:53")),
+            "port 53 elsewhere: {line}"
+        );
+    }
+    let outside = lab.host("x")?;
+    ensure!(outside.ns().dig(a.under4(), &["a.lab.internal", "A"]).is_err(), "the underlay gets no answer");
+    Ok(())
+}

@@ -1,0 +1,472 @@
+//! Many states, a virtual clock, links that lose, partition and heal: what members believe ends the same everywhere.
+//!
+//! set: fast. No sockets, no root. Each run prints its seed; `BYWAY_SEED=n` repeats one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use byway::model::id::{Name, PeerId, SubnetId};
+use byway::model::join::Ask;
+use byway::model::local::PendingJoin;
+use byway::model::members::Identity;
+use byway::model::record::{Admission, Body, Doc, Grant, Head, Role, Signed};
+use byway::model::state::{Draft, Founding, State};
+use byway::model::subnet::Records;
+use proptest::prelude::*;
+
+/// A small deterministic generator (splitmix64): the seed alone decides a run.
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+}
+
+fn seeds() -> Vec<u64> {
+    let seeds = match std::env::var("BYWAY_SEED") {
+        Ok(seed) => vec![seed.parse().expect("BYWAY_SEED is a number")],
+        Err(_) => (1..=20).collect(),
+    };
+    println!("seeds: {seeds:?}");
+    seeds
+}
+
+fn identity(n: u8) -> Identity {
+    Identity::new(&[n; 32], [n; 32])
+}
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+/// Nodes, who hears whom, and one clock.
+struct World {
+    nodes: Vec<State>,
+    /// Partition each node is in: only equal numbers hear each other.
+    side: Vec<usize>,
+    now: u64,
+    loss: usize,
+    rng: Rng,
+    id: SubnetId,
+}
+
+impl World {
+    fn found(members: u8, seed: u64) -> World {
+        let now = 1_000_000;
+        let mut nodes: Vec<State> = (0..members).map(|n| State::new(identity(n + 1))).collect();
+        let founding = Founding {
+            name: name("lab"),
+            cidr4: Some(None),
+            cidr6: Some(None),
+            block4: None,
+            admission: Admission::Approve,
+            domain: None,
+            grant_life: None,
+            member: name("m0"),
+            routed: vec![],
+            salt: [seed as u8; 16],
+        };
+        let subnet = nodes[0].found(founding, now).unwrap();
+        let id = subnet.records.id;
+        let mut draft = Draft::default();
+        draft.put(subnet);
+        nodes[0].absorb(draft, now);
+        let count = nodes.len();
+        World { nodes, side: vec![0; count], now, loss: 0, rng: Rng(seed), id }
+    }
+
+    fn change(&mut self, node: usize, act: impl FnOnce(&mut byway::model::members::Subnet, &Identity, u64)) {
+        let me = self.nodes[node].me.clone();
+        let mut subnet = self.nodes[node].edit(&self.id.to_string()).unwrap();
+        act(&mut subnet, &me, self.now);
+        let mut draft = Draft::default();
+        draft.put(subnet);
+        self.nodes[node].absorb(draft, self.now);
+    }
+
+    /// `by` admits `who`, who takes the answer.
+    fn admit(&mut self, by: usize, who: usize, wanted: &str) {
+        let joiner = self.nodes[who].me.clone();
+        let ask = Ask {
+            subnet: self.id,
+            joiner: joiner.peer,
+            data_key: joiner.data_key,
+            name: name(wanted),
+            name_is_default: true,
+            ip: None,
+            asked: self.now,
+            proof: None,
+        };
+        self.change(by, |s, me, now| s.admit(me, &ask, Role::Member, &BTreeMap::new(), now).unwrap());
+        let giver = &self.nodes[by].subnets[&self.id];
+        let records: Vec<Signed> = giver.records.all().cloned().collect();
+        let join = PendingJoin {
+            subnet: self.id,
+            invite: None,
+            hints: vec![],
+            name: name(wanted),
+            name_is_default: true,
+            alias: None,
+            ip: None,
+            since: self.now,
+        };
+        let subnet = self.nodes[who].accept(&join, &giver.local.genesis.clone(), &records, &[], self.now).unwrap();
+        let mut draft = Draft::default();
+        draft.put(subnet);
+        self.nodes[who].absorb(draft, self.now);
+    }
+
+    /// One exchange between two nodes, record by record, some of them lost.
+    fn sync(&mut self, a: usize, b: usize) {
+        if self.side[a] != self.side[b] {
+            return;
+        }
+        for (from, to) in [(a, b), (b, a)] {
+            let Some(source) = self.nodes[from].subnets.get(&self.id) else { continue };
+            let have = self.nodes[to].subnets.get(&self.id).map(|s| s.records.digests()).unwrap_or_default();
+            let mut records: Vec<Signed> =
+                source.records.all().filter(|r| !have.contains(&r.digest())).cloned().collect();
+            for i in (1..records.len()).rev() {
+                records.swap(i, self.rng.below(i + 1));
+            }
+            let loss = self.loss;
+            records.retain(|_| self.rng.below(100) >= loss);
+            if let Some((draft, _)) = self.nodes[to].take(self.id, &records, self.now) {
+                self.nodes[to].absorb(draft, self.now);
+            }
+        }
+    }
+
+    fn gossip(&mut self, rounds: usize) {
+        for _ in 0..rounds {
+            self.now += 1;
+            for node in 0..self.nodes.len() {
+                let peer = self.rng.below(self.nodes.len());
+                self.sync(node, peer);
+                if self.nodes[node].subnets.contains_key(&self.id) {
+                    self.change(node, |s, me, now| s.upkeep(me, now).unwrap());
+                }
+            }
+        }
+    }
+
+    fn members(&self, node: usize) -> BTreeSet<PeerId> {
+        self.nodes[node].subnets[&self.id].records.resolve(self.now).members.keys().copied().collect()
+    }
+
+    fn assert_agreed(&self) {
+        let first = self.nodes[0].subnets[&self.id].records.resolve(self.now);
+        for (n, node) in self.nodes.iter().enumerate() {
+            if let Some(subnet) = node.subnets.get(&self.id) {
+                assert_eq!(subnet.records.resolve(self.now), first, "node {n}");
+            }
+        }
+        let mut leases: Vec<_> = first.members.values().flat_map(|m| m.leases.clone()).collect();
+        leases.sort();
+        for (i, a) in leases.iter().enumerate() {
+            for b in &leases[i + 1..] {
+                assert!(!byway::model::ipam::overlaps(*a, *b), "{a} and {b} have two owners");
+            }
+        }
+        assert!(first.members.values().all(|m| !m.addresses.is_empty()), "a member lost its address for good");
+    }
+}
+
+#[test]
+fn members_agree_after_loss() {
+    for seed in seeds() {
+        let mut world = World::found(8, seed);
+        world.loss = 40;
+        for who in 1..8 {
+            world.admit(0, who, &format!("m{who}"));
+            world.gossip(2);
+        }
+        world.gossip(60);
+        world.assert_agreed();
+        assert_eq!(world.members(7).len(), 8, "seed {seed}");
+    }
+}
+
+#[test]
+fn two_admins_removing_two_members_in_a_partition_both_hold_after_it() {
+    for seed in seeds() {
+        let mut world = World::found(7, seed);
+        for who in 1..7 {
+            world.admit(0, who, &format!("m{who}"));
+        }
+        world.gossip(20);
+        let (admin_a, admin_b) = (world.nodes[1].me.peer, world.nodes[2].me.peer);
+        world.change(0, |s, me, now| {
+            s.set_admin(me, admin_a, true, now).unwrap();
+            s.set_admin(me, admin_b, true, now).unwrap();
+        });
+        world.gossip(20);
+        // The owner is away; each half has one admin.
+        world.side = vec![9, 1, 2, 1, 2, 1, 2];
+        let (gone_a, gone_b) = (world.nodes[5].me.peer, world.nodes[6].me.peer);
+        world.change(1, |s, me, now| s.remove(me, gone_a, now).unwrap());
+        world.change(2, |s, me, now| s.remove(me, gone_b, now).unwrap());
+        world.gossip(10);
+        assert!(!world.members(3).contains(&gone_a) && world.members(3).contains(&gone_b), "seed {seed}");
+        world.side = vec![0; 7];
+        world.gossip(40);
+        world.assert_agreed();
+        for node in 0..5 {
+            let members = world.members(node);
+            assert!(!members.contains(&gone_a) && !members.contains(&gone_b), "node {node} seed {seed}");
+        }
+        assert!(!world.nodes[0].subnets[&world.id].records.forked(), "the next head repeats the union");
+    }
+}
+
+#[test]
+fn blocks_given_twice_in_a_partition_are_settled_the_same_everywhere() {
+    for seed in seeds() {
+        let mut world = World::found(6, seed);
+        for who in 1..4 {
+            world.admit(0, who, &format!("m{who}"));
+        }
+        world.gossip(20);
+        let admin = world.nodes[1].me.peer;
+        world.change(0, |s, me, now| s.set_admin(me, admin, true, now).unwrap());
+        world.gossip(20);
+        world.side = vec![1, 2, 1, 2, 1, 2];
+        // Both halves give the same block and the same name.
+        world.admit(0, 4, "web");
+        world.now += world.rng.below(2) as u64;
+        world.admit(1, 5, "web");
+        world.side = vec![0; 6];
+        world.gossip(120);
+        world.assert_agreed();
+        let resolved = world.nodes[3].subnets[&world.id].records.resolve(world.now);
+        let names: BTreeSet<&Name> = resolved.members.values().map(|m| &m.name).collect();
+        assert_eq!(names.len(), 6, "every member has a name of its own, seed {seed}");
+    }
+}
+
+#[test]
+fn removed_member_is_cut_and_stays_out() {
+    let mut world = World::found(4, 3);
+    for who in 1..4 {
+        world.admit(0, who, &format!("m{who}"));
+    }
+    world.gossip(20);
+    let gone = world.nodes[3].me.peer;
+    let old: Vec<Signed> = world.nodes[3].subnets[&world.id].records.all().cloned().collect();
+    world.change(0, |s, me, now| s.remove(me, gone, now).unwrap());
+    world.gossip(20);
+    // It pushes its old grant and document again.
+    for node in 0..3 {
+        if let Some((draft, _)) = world.nodes[node].take(world.id, &old, world.now) {
+            world.nodes[node].absorb(draft, world.now);
+        }
+        assert!(!world.members(node).contains(&gone));
+    }
+    let view = world.nodes[1].view(1, world.now, &Default::default());
+    assert!(!view.subnets[&world.id].members.contains(&gone));
+    // Only an approval brings it back, one generation up.
+    world.admit(0, 3, "m3");
+    world.gossip(20);
+    world.assert_agreed();
+    assert_eq!(world.nodes[0].subnets[&world.id].records.resolve(world.now).members[&gone].grant.generation, 2);
+}
+
+#[test]
+fn only_the_owner_and_admins_have_a_say() {
+    let mut world = World::found(3, 4);
+    world.admit(0, 1, "m1");
+    world.admit(0, 2, "m2");
+    world.gossip(20);
+    let (mallory, victim) = (world.nodes[1].me.clone(), world.nodes[2].me.peer);
+    let held = &world.nodes[0].subnets[&world.id].records;
+    let grant = held.resolve(world.now).members[&mallory.peer].grant.clone();
+    let forged = [
+        Body::Grant(Grant {
+            role: Role::Admin,
+            generation: 9,
+            not_before: world.now + 1,
+            not_after: world.now + 99,
+            ..grant.clone()
+        }),
+        Body::Grant(Grant { subject: victim, generation: 9, ..grant }),
+        Body::Head(Head {
+            number: u64::MAX,
+            previous: [0; 32],
+            admins: BTreeSet::from([mallory.peer]),
+            revoked: BTreeMap::from([(victim, 9)]),
+            destroyed: true,
+            issued: world.now,
+        }),
+    ];
+    let before = held.resolve(world.now);
+    let records: Vec<Signed> = forged.iter().map(|b| Signed::new(world.id, b, &mallory.key)).collect();
+    if let Some((draft, _)) = world.nodes[0].take(world.id, &records, world.now) {
+        world.nodes[0].absorb(draft, world.now);
+    }
+    assert_eq!(world.nodes[0].subnets[&world.id].records.resolve(world.now), before);
+}
+
+#[test]
+fn a_clock_ahead_or_behind_changes_no_membership() {
+    let mut world = World::found(2, 5);
+    world.admit(0, 1, "m1");
+    world.gossip(10);
+    let state = &world.nodes[1];
+    assert!(state.clock(0) + 300 >= world.now - 15, "a clock of 1970 does not fall behind what was signed");
+    // A record from the future is refused.
+    let me = world.nodes[0].me.clone();
+    let doc =
+        Doc { version: 99, issued: world.now + 301, left: None, endpoints: vec![], workloads: vec![], names: vec![] };
+    let signed = Signed::new(world.id, &Body::Doc(doc), &me.key);
+    assert!(world.nodes[1].take(world.id, &[signed], world.now).is_none());
+}
+
+#[test]
+fn grants_are_renewed_at_half_their_life_and_end_without_renewal() {
+    let mut world = World::found(2, 6);
+    world.admit(0, 1, "m1");
+    world.gossip(10);
+    let member = world.nodes[1].me.peer;
+    let end = |w: &World, node: usize| {
+        w.nodes[node].subnets[&w.id].records.resolve(w.now).members.get(&member).map(|m| m.grant.not_after)
+    };
+    let first = end(&world, 1).unwrap();
+    world.now += 46 * 86_400;
+    world.gossip(10);
+    assert!(end(&world, 1).unwrap() > first, "renewed by the owner");
+    // The owner is gone for good: the grant ends when it says.
+    world.side = vec![0, 1];
+    world.now = end(&world, 1).unwrap() + 1;
+    assert_eq!(end(&world, 1), None);
+}
+
+#[test]
+fn saved_state_is_loaded_whole_without_any_peer() {
+    let mut world = World::found(3, 7);
+    world.admit(0, 1, "m1");
+    world.admit(0, 2, "m2");
+    world.gossip(20);
+    let state = &world.nodes[1];
+    let empty = State::new(state.me.clone());
+    let mut draft = Draft::default();
+    draft.put(state.subnets[&world.id].clone());
+    let saved: Vec<(Vec<u8>, Vec<u8>)> =
+        draft.writes(&empty).into_iter().filter_map(|(k, v)| v.map(|v| (k, v))).collect();
+    let (loaded, damage) = State::load(state.me.clone(), saved.clone());
+    assert_eq!(damage, vec![]);
+    assert_eq!(loaded.view(1, world.now, &Default::default()).host, state.view(1, world.now, &Default::default()).host);
+    // One flipped bit in one record: it is named and left out, the rest stands, and the others give it back.
+    let mut damaged = saved;
+    let place = damaged.iter().rposition(|(k, _)| k[0] == b'r').unwrap();
+    damaged[place].1[40] ^= 1;
+    let (loaded, damage) = State::load(state.me.clone(), damaged);
+    assert_eq!(damage.len(), 1, "{damage:?}");
+    world.nodes[1] = loaded;
+    world.gossip(20);
+    world.assert_agreed();
+}
+
+#[test]
+fn unsaved_command_changes_nothing() {
+    let world = World::found(1, 8);
+    let state = &world.nodes[0];
+    let before = state.subnets.clone();
+    let mut copy = state.edit("lab").unwrap();
+    copy.destroy(&state.me, world.now).unwrap();
+    // The draft is dropped, as when the disk is full.
+    assert_eq!(state.subnets, before);
+}
+
+#[test]
+fn a_thousand_members_resolve_in_time() {
+    let owner = identity(1);
+    let mut world = World::found(1, 9);
+    let genesis = world.nodes[0].subnets[&world.id].records.genesis.clone();
+    let mut records = Records::new(genesis);
+    let id = world.id;
+    for n in 0..1000u32 {
+        let mut subject = [7u8; 32];
+        subject[..4].copy_from_slice(&n.to_be_bytes());
+        let lease = format!("10.77.{}.{}/32", n / 250, n % 250 + 1);
+        let grant = Grant {
+            subject: PeerId(subject),
+            data_key: [0; 32],
+            name: name(&format!("n{n}")),
+            role: Role::Member,
+            generation: 1,
+            addresses: vec![lease.trim_end_matches("/32").parse().unwrap()],
+            leases: vec![lease.parse().unwrap()],
+            leased_at: world.now,
+            not_before: world.now,
+            not_after: world.now + 1000,
+            labels: BTreeMap::new(),
+        };
+        records.absorb(&Signed::new(id, &Body::Grant(grant), &owner.key), world.now);
+    }
+    world.now += 1;
+    let resolved = records.resolve(world.now);
+    assert_eq!(resolved.members.len(), 1000);
+    assert!(resolved.members.values().all(|m| m.addresses.len() == 1));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn merge_is_order_free(seed in 0u64..1_000_000, shuffle: u64) {
+        let mut world = World::found(6, seed);
+        for who in 1..6 {
+            world.admit(0, who, "same-name");
+        }
+        let (admin, gone) = (world.nodes[1].me.peer, world.nodes[4].me.peer);
+        world.change(0, |s, me, now| s.set_admin(me, admin, true, now).unwrap());
+        world.gossip(30);
+        world.change(1, |s, me, now| s.remove(me, gone, now).unwrap());
+        world.change(2, |s, me, now| s.dns_add(me, "pg", &[byway::model::zone::RecordData::Txt("x".into())], 30, now * 1000).unwrap());
+        world.change(3, |s, me, now| s.dns_add(me, "pg", &[byway::model::zone::RecordData::Txt("y".into())], 30, now * 1000).unwrap());
+        let mut all: Vec<Signed> = world.nodes.iter().flat_map(|n| n.subnets[&world.id].records.all().cloned()).collect();
+        let genesis = world.nodes[0].subnets[&world.id].records.genesis.clone();
+        let merge = |records: &[Signed]| {
+            let mut merged = Records::new(genesis.clone());
+            records.iter().for_each(|r| drop(merged.absorb(r, world.now)));
+            merged.resolve(world.now)
+        };
+        let one = merge(&all);
+        let mut rng = Rng(shuffle);
+        for i in (1..all.len()).rev() {
+            all.swap(i, rng.below(i + 1));
+        }
+        let doubled: Vec<Signed> = all.iter().chain(all.iter().rev()).cloned().collect();
+        prop_assert_eq!(&merge(&all), &one);
+        prop_assert_eq!(&merge(&doubled), &one);
+    }
+
+    #[test]
+    fn only_lease_owner_may_claim(octet in 1u8..250) {
+        let mut world = World::found(3, 11);
+        world.admit(0, 1, "m1");
+        world.admit(0, 2, "m2");
+        world.gossip(20);
+        let resolved = world.nodes[0].subnets[&world.id].records.resolve(world.now);
+        let victim = &resolved.members[&world.nodes[2].me.peer];
+        let mut address = match victim.addresses[0] { std::net::IpAddr::V4(a) => a.octets(), _ => unreachable!() };
+        address[3] = octet;
+        let thief = world.nodes[1].me.clone();
+        let entry = byway::model::record::WorkloadEntry { name: name("stolen"), addresses: vec![address.into()], since: 1 };
+        let doc = Doc { version: u64::MAX, issued: world.now, left: None, endpoints: vec![], workloads: vec![entry], names: vec![] };
+        let signed = Signed::new(world.id, &Body::Doc(doc), &thief.key);
+        if let Some((draft, _)) = world.nodes[0].take(world.id, &[signed], world.now) {
+            world.nodes[0].absorb(draft, world.now);
+        }
+        let after = world.nodes[0].subnets[&world.id].records.resolve(world.now);
+        prop_assert!(after.members[&thief.peer].workloads.is_empty());
+    }
+}
