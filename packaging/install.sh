@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# install.sh [--prefix /usr] [--destdir DIR] [--binary FILE] [--uninstall|--check-unit|--tarball FILE]
+#
+# Puts the binary, the unit, an example configuration, and the snippets for sysusers, tmpfiles, NetworkManager and
+# networkd where they belong, below DIR. Starts nothing. --tarball packs the same tree; --check-unit only checks the unit.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+prefix=/usr destdir=${DESTDIR:-} binary=${CARGO_TARGET_DIR:-$here/target}/release/byway mode=install tarball=''
+# Highest exposure `systemd-analyze security` may report, in tenths.
+threshold=30
+
+while [[ $# -gt 0 ]]; do
+  case $1 in
+    --prefix) prefix=${2:?--prefix needs a directory}; shift 2 ;;
+    --destdir) destdir=${2:?--destdir needs a directory}; shift 2 ;;
+    --binary) binary=${2:?--binary needs a file}; shift 2 ;;
+    --uninstall) mode=uninstall; shift ;;
+    --check-unit) mode=check; shift ;;
+    --tarball) mode=tarball tarball=${2:?--tarball needs a file}; shift 2 ;;
+    -h | --help) sed -n '2,5s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    *) echo "install.sh: unknown option $1 (see --help)" >&2; exit 2 ;;
+  esac
+done
+
+# mode, source, place
+files() {
+  cat <<LIST
+0755 $binary $prefix/bin/byway
+0644 $here/systemd/byway.service $prefix/lib/systemd/system/byway.service
+0644 $here/packaging/sysusers.conf $prefix/lib/sysusers.d/byway.conf
+0644 $here/packaging/tmpfiles.conf $prefix/lib/tmpfiles.d/byway.conf
+0644 $here/packaging/networkmanager.conf $prefix/lib/NetworkManager/conf.d/90-byway.conf
+0644 $here/packaging/byway.network $prefix/lib/systemd/network/10-byway.network
+0644 $here/LICENSE $prefix/share/doc/byway/LICENSE
+0644 $here/README.md $prefix/share/doc/byway/README.md
+LIST
+}
+
+install_tree() { # ROOT
+  local root=$1 bits from to
+  if [[ ! -x $binary ]]; then
+    echo "install.sh: no binary at $binary; build it first: cargo build --release --locked" >&2
+    exit 1
+  fi
+  while read -r bits from to; do
+    install -D -m "$bits" "$from" "$root$to"
+  done < <(files)
+  if [[ $prefix != /usr ]]; then
+    sed -i "s|/usr/bin/byway|$prefix/bin/byway|" "$root$prefix/lib/systemd/system/byway.service"
+  fi
+  # A configuration that is there is never overwritten.
+  if [[ ! -e $root/etc/byway/byway.toml ]]; then
+    install -D -m 0644 "$here/config/byway.toml" "$root/etc/byway/byway.toml"
+  fi
+  install -d -m 0755 "$root/etc/byway/conf.d"
+}
+
+check_unit() {
+  local dir status=0 out
+  dir=$(mktemp -d)
+  systemd-analyze security --offline=true --threshold="$threshold" "$here/systemd/byway.service" >"$dir/security" 2>&1 || status=$?
+  tail -n 1 "$dir/security"
+  # The unit is verified with a program in the place of the binary: it need not be installed here.
+  sed "s|/usr/bin/byway|/bin/true|; /^Documentation=/d" "$here/systemd/byway.service" >"$dir/byway.service"
+  if ! out=$(systemd-analyze verify "$dir/byway.service" 2>&1) || [[ $out == *byway.service* ]]; then
+    echo "$out" >&2
+    status=1
+  fi
+  rm -rf -- "$dir"
+  return "$status"
+}
+
+case $mode in
+  install)
+    install_tree "$destdir"
+    echo "installed below ${destdir:-/}"
+    if [[ -z $destdir ]]; then
+      echo "next: systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload && systemctl enable --now byway"
+    fi
+    ;;
+  uninstall)
+    while read -r _ _ to; do rm -f -- "$destdir$to"; done < <(files)
+    rmdir -- "$destdir$prefix/share/doc/byway" 2>/dev/null || true
+    echo "removed; /etc/byway and /var/lib/byway are left"
+    ;;
+  tarball)
+    root=$(mktemp -d)
+    trap 'rm -rf -- "$root"' EXIT
+    install_tree "$root"
+    # The same input gives the same archive.
+    tar --sort=name --owner=0 --group=0 --numeric-owner --mtime="@${SOURCE_DATE_EPOCH:-0}" -C "$root" -czf "$tarball" .
+    echo "packed $tarball"
+    ;;
+  check) check_unit ;;
+esac
