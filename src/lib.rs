@@ -59,7 +59,6 @@
 //! [`p2p`]). [`wire::control`] has the messages; [`model::join`] the invite and the signed question; `node::admission`
 //! decides; any member passes a question on to who may decide.
 
-
 pub mod api;
 pub mod attach;
 pub mod cli;

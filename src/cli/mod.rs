@@ -58,7 +58,7 @@ struct Cli {
 #[derive(Debug, Args)]
 struct Global {
     /// Control socket [default: BYWAY_SOCKET, else /run/byway/byway.sock]
-    #[arg(long, global = true, value_name = "PATH")]
+    #[arg(long, global = true, value_name = "PATH", overrides_with = "socket")]
     socket: Option<PathBuf>,
     /// One JSON object instead of text
     #[arg(long, global = true)]

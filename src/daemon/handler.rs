@@ -399,15 +399,19 @@ async fn map_add(ctx: &Context, request: Request) -> Result<Response, Error> {
     };
     ctx.machine.ready()?;
     let map = prepare_map(proto, listen, port, target, target_port, name, allow)?;
-    let (text, same) = (subnet.clone(), map.clone());
-    let (known, own) = ctx
+    let (text, new) = (subnet.clone(), map.clone());
+    let (mapped_here, own) = ctx
         .node
         .run(move |core| {
             let own: Vec<IpAddr> = core.view().subnets.values().flat_map(|s| s.addresses.clone()).collect();
-            core.state.find(&text).map(|s| (s.local.maps.contains(&same), own))
+            let mut maps = core.state.subnets.values().flat_map(|s| s.local.maps.iter());
+            let mapped =
+                maps.any(|m| (m.proto, m.port, m.listen.is_ipv4()) == (new.proto, new.port, new.listen.is_ipv4()));
+            core.state.find(&text).map(|_| (mapped, own))
         })
         .await??;
-    if !known && ctx.machine.is_kernel() {
+    // Where a map of ours has the port, its own proxy listens there; the node names that conflict.
+    if !mapped_here && ctx.machine.is_kernel() {
         if let Err(conflict) = listening::check(proto, listen, port) {
             // Our own name servers listen on overlay addresses, which a map for every address leaves alone.
             let ours = matches!(&conflict, listening::Conflict::InUse { address, .. } if port == 53 && own.contains(&address.ip()));
@@ -421,9 +425,7 @@ async fn map_add(ctx: &Context, request: Request) -> Result<Response, Error> {
     let (found, mapped) = (subnet.clone(), map.name.to_string());
     let generation = ctx.node.run(move |core| core.map_add(&subnet, map).map(|_| generation(core))).await??;
     if let Err(error) = settle(ctx, generation).await {
-        if !known {
-            let _ = ctx.node.run(move |core| core.map_rm(&found, Some(&mapped), None)).await?;
-        }
+        let _ = ctx.node.run(move |core| core.map_rm(&found, Some(&mapped), None)).await?;
         return Err(error);
     }
     let maps = ctx.node.run(move |core| core.maps(Some(&found))).await??;

@@ -23,7 +23,7 @@ use super::netns::{self, NetnsError};
 use super::nft::Repair;
 use super::{Host, TunControl, failure, nft, proxy, resolver, sysctl};
 use crate::model::host::{
-    Change, Failure, HostConfig, NetnsRef, Observed, Place, Scene, TABLE, WorkloadConfig, alias_name, host_mac,
+    Change, Failure, HostConfig, NetnsRef, Observed, Order, Place, Scene, TABLE, WorkloadConfig, alias_name, host_mac,
     inner_mac, resolvers, sysctl_keys,
 };
 
@@ -106,8 +106,14 @@ impl LinuxHost {
         let wake = Arc::new(Notify::new());
         let indexes = Arc::default();
         let nft = nft::Nft::new(&instance, repair);
-        let watchers =
-            vec![watch_rtnetlink(Arc::clone(&wake), Arc::clone(&indexes))?, watch_ruleset(&nft, Arc::clone(&wake))?];
+        let mut watchers = vec![watch_rtnetlink(Arc::clone(&wake), Arc::clone(&indexes))?];
+        match watch_ruleset(&nft, Arc::clone(&wake)) {
+            Ok(watcher) => watchers.push(watcher),
+            // Without the right to listen there is no right to change anything either: `preflight` names it.
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "changes of the ruleset by others are seen late")
+            }
+        }
         Ok(LinuxHost {
             rules: Rules(Arc::new(tokio::sync::Mutex::new((nft, proxy::Proxies::new())))),
             kept: Kept::open(&state_dir),
@@ -139,7 +145,7 @@ impl LinuxHost {
         let (instance, opened) = (self.instance.clone(), self.opened.clone());
         let ours = move |info: &LinkInfo| Self::owned(&instance, &opened, info);
         let mut look = self.netlink.scene(&ours, Some(TABLE)).await?;
-        look.scene.rules.retain(|rule| rule.source.is_none() && rule.table == TABLE);
+        look.scene.rules.retain(|rule| rule.source.is_none() && rule.table == TABLE && rule.order == Order::First);
         observed.table_shared = look.table_shared;
         observed.uplinks = look.uplinks;
         observed.places.insert(Place::Host, look.scene);

@@ -17,8 +17,8 @@ use rtnetlink::{Handle, IpVersion, LinkMessageBuilder, LinkUnspec, LinkVeth, Rou
 use tokio::task::JoinHandle;
 
 use crate::model::host::{
-    Change, Family, Link, LinkSet, PRIORITY, PROTOCOL, Route, Rule, Scene, TABLE, WorkloadConfig, alias_name, host_mac,
-    inner_mac,
+    Change, Family, LAST_PRIORITY, Link, LinkSet, Order, PRIORITY, PROTOCOL, Route, Rule, Scene, TABLE, WorkloadConfig,
+    alias_name, host_mac, inner_mac,
 };
 
 /// A link as the kernel lists it.
@@ -528,8 +528,12 @@ fn rule_of(message: &RuleMessage) -> Option<Rule> {
             _ => {}
         }
     }
-    let ours = priority == PRIORITY && protocol == Some(RouteProtocol::Other(PROTOCOL));
-    ours.then_some(Rule { family, source, table })
+    let order = match priority {
+        PRIORITY => Order::First,
+        LAST_PRIORITY => Order::Last,
+        _ => return None,
+    };
+    (protocol == Some(RouteProtocol::Other(PROTOCOL))).then_some(Rule { family, source, table, order })
 }
 
 fn rule_message(rule: &Rule) -> RuleMessage {
@@ -541,7 +545,10 @@ fn rule_message(rule: &Rule) -> RuleMessage {
     message.header.action = RuleAction::ToTable;
     message.attributes = vec![
         RuleAttribute::Table(rule.table),
-        RuleAttribute::Priority(PRIORITY),
+        RuleAttribute::Priority(match rule.order {
+            Order::First => PRIORITY,
+            Order::Last => LAST_PRIORITY,
+        }),
         RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)),
     ];
     if let Some(source) = rule.source {

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-pub use observed::{Change, Family, Link, LinkSet, NetnsRule, Observed, Place, Route, Rule, Scene, SysctlKey};
+pub use observed::{Change, Family, Link, LinkSet, NetnsRule, Observed, Order, Place, Route, Rule, Scene, SysctlKey};
 pub use plan::plan;
 pub use want::{Resolver, resolvers, sysctl_keys};
 
@@ -23,6 +23,8 @@ use super::id::{Name, SubnetId};
 pub const TABLE: u32 = 4110;
 /// Priority of our rules: ahead of `main` (32766), behind `local` (0).
 pub const PRIORITY: u32 = 4110;
+/// Priority of the rules that hold where nothing else does: behind `main` and `default` (32767).
+pub const LAST_PRIORITY: u32 = 40_000;
 /// Protocol number our routes and rules bear (`rtnetlink(7)`, `RTA_PROTOCOL`): those of others are never touched.
 pub const PROTOCOL: u8 = 98;
 /// Largest segmentation-offload packet on our links, bytes: one that the stream of a peer carries whole.

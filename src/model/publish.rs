@@ -247,12 +247,9 @@ impl Subnet {
     ///
     /// # Errors
     /// `E-NO-TARGET`, `E-PORT-TAKEN`, `E-NAME-TAKEN`.
-    pub fn map_add(&mut self, me: &Identity, map: Map, others: &[Map], now: u64) -> Result<bool> {
+    pub fn map_add(&mut self, me: &Identity, map: Map, others: &[Map], now: u64) -> Result<()> {
         let resolved = self.records.resolve(now);
         self.myself(me, &resolved)?;
-        if self.local.maps.contains(&map) {
-            return Ok(false);
-        }
         let wild = |a: &Map, b: &Map| a.listen == b.listen || a.listen.is_unspecified() || b.listen.is_unspecified();
         let clash = |o: &&Map| {
             o.proto == map.proto && o.port == map.port && o.listen.is_ipv4() == map.listen.is_ipv4() && wild(o, &map)
@@ -287,7 +284,7 @@ impl Subnet {
             .hint(format!("byway subnet show {}", self.name())));
         }
         self.local.maps.push(map);
-        Ok(true)
+        Ok(())
     }
 }
 

@@ -554,14 +554,11 @@ impl Core {
     ///
     /// # Errors
     /// See [`Subnet::map_add`].
-    pub fn map_add(&mut self, text: &str, map: Map) -> Result<bool, Error> {
+    pub fn map_add(&mut self, text: &str, map: Map) -> Result<(), Error> {
         let mut subnet = self.state.edit(text)?;
         let others: Vec<Map> = self.state.subnets.values().flat_map(|s| s.local.maps.iter().cloned()).collect();
-        let changed = subnet.map_add(&self.state.me.clone(), map, &others, self.now())?;
-        if changed {
-            self.save(subnet)?;
-        }
-        Ok(changed)
+        subnet.map_add(&self.state.me.clone(), map, &others, self.now())?;
+        self.save(subnet).map(drop)
     }
 
     /// `map rm`, by name or by protocol and listening address.

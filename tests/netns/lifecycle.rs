@@ -119,7 +119,7 @@ fn status_has_the_fields_of_the_contract(lab: &Lab) -> Result<()> {
     until("an unplugged peer is offline", Duration::from_secs(40), || {
         Ok(a.status("lab")?["peers"][0]["path"]["kind"] == "offline")
     })?;
-    Ok(())
+    lab.plug(b)
 }
 
 fn byway_ping_tells_control_and_data_path(lab: &Lab) -> Result<()> {

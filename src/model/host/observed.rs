@@ -53,7 +53,16 @@ pub struct Route {
     pub source: Option<IpAddr>,
 }
 
-/// A rule of ours: priority 4110, protocol 98.
+/// When a rule is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Order {
+    /// Ahead of table `main`: [`PRIORITY`](super::PRIORITY).
+    First,
+    /// Only where nothing else knows a way: [`LAST_PRIORITY`](super::LAST_PRIORITY).
+    Last,
+}
+
+/// A rule of ours, known by its protocol 98 and its priority.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Rule {
     /// Family it holds for.
@@ -62,6 +71,8 @@ pub struct Rule {
     pub source: Option<IpAddr>,
     /// Table looked up.
     pub table: u32,
+    /// When it is asked.
+    pub order: Order,
 }
 
 /// A rule of ours and the namespace it was entered in.

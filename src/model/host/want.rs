@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 
 use super::{
-    Family, HostConfig, NetnsRef, Observed, Place, ResolvConf, Route, Rule, SysctlKey, TABLE, TX_QUEUE, TunConfig,
-    WorkloadConfig, alias, host_mac, inner_mac,
+    Family, HostConfig, NetnsRef, Observed, Order, Place, ResolvConf, Route, Rule, SysctlKey, TABLE, TX_QUEUE,
+    TunConfig, WorkloadConfig, alias, host_mac, inner_mac,
 };
 
 /// Table `main` of a workload's namespace.
@@ -128,6 +128,7 @@ fn host_want(host: &mut SceneWant, desired: &HostConfig, observed: &Observed, fa
         family,
         source: None,
         table: TABLE,
+        order: Order::First,
     }));
 }
 
@@ -208,7 +209,11 @@ fn inner_want(desired: &HostConfig, workload: &WorkloadConfig, families: &Famili
             family: Family::of(address),
             source: Some(*address),
             table,
+            order: Order::First,
         }));
+        // A server bound to every address answers before it has chosen one: where the namespace knows no other way to
+        // a client of a port map, this is it.
+        rules.insert(Rule { family: Family::of(gateway), source: None, table, order: Order::Last });
     }
     let sysctls = if families.ipv6 && own.iter().any(IpAddr::is_ipv6) {
         link_ipv6(&workload.inner_link).collect()
