@@ -84,18 +84,10 @@ pub struct Limits {
     pub pending_connections: u32,
     /// Established connections of one peer: old and new overlap while a path moves.
     pub connections_per_peer: u32,
-    /// Streams open at a time on one connection.
-    pub streams_per_connection: u32,
     /// MiB the process may use before new connections are refused.
     pub memory_mib: u32,
-    /// Packets that wait for one peer before the oldest is dropped.
-    pub queue_packets: u32,
-    /// Join requests one peer may make in a minute.
+    /// Join requests one source address may make in a minute; a joiner that waits for approval asks every second.
     pub joins_per_minute: u32,
-    /// DNS questions a second, all askers together.
-    pub dns_queries_per_second: u32,
-    /// DNS connections over TCP at a time.
-    pub dns_tcp_connections: u32,
     /// Clients of the control socket at a time.
     pub api_clients: u32,
 }
@@ -103,15 +95,11 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Limits {
-            connections: 512,
-            pending_connections: 64,
-            connections_per_peer: 4,
-            streams_per_connection: 64,
+            connections: 1024,
+            pending_connections: 256,
+            connections_per_peer: 8,
             memory_mib: 1024,
-            queue_packets: 512,
-            joins_per_minute: 30,
-            dns_queries_per_second: 2000,
-            dns_tcp_connections: 64,
+            joins_per_minute: 240,
             api_clients: 64,
         }
     }

@@ -436,7 +436,9 @@ proptest! {
         let genesis = world.nodes[0].subnets[&world.id].records.genesis.clone();
         let merge = |records: &[Signed]| {
             let mut merged = Records::new(genesis.clone());
-            records.iter().for_each(|r| drop(merged.absorb(r, world.now)));
+            for record in records {
+                let _ = merged.absorb(record, world.now);
+            }
             merged.resolve(world.now)
         };
         let one = merge(&all);

@@ -243,12 +243,8 @@ pub const KEYS: &[Key] = &[
     limit!(connections, 2, 1_000_000),
     limit!(pending_connections, 1, 65_536),
     limit!(connections_per_peer, 1, 64),
-    limit!(streams_per_connection, 8, 4096),
     limit!(memory_mib, 64, 1_048_576),
-    limit!(queue_packets, 16, 65_536),
     limit!(joins_per_minute, 1, 100_000),
-    limit!(dns_queries_per_second, 1, 1_000_000),
-    limit!(dns_tcp_connections, 1, 65_536),
     limit!(api_clients, 1, 4096),
     Key {
         path: "metrics.listen",

@@ -146,7 +146,7 @@ async fn candidates(ctx: &Context, join: &PendingJoin) -> Vec<PeerId> {
             dial(of_issuer, Some(invite.issuer));
         }
     }
-    for hint in &join.hints {
+    for hint in join.hints.iter().chain(&ctx.config.bootstrap) {
         if let Ok(address) = hint.parse::<Address>() {
             let peer = address.peer();
             dial(vec![address], peer);

@@ -60,6 +60,8 @@ impl Host for AnyHost {
 pub enum Machine {
     /// This network namespace's kernel.
     Kernel,
+    /// Real peers and no kernel: no TUN, no privilege, nothing attached (`--relay-only`).
+    Bare,
     /// Nothing but memory: TUNs come from the test, the host only remembers.
     Memory(OpenMemoryTun),
 }
@@ -71,7 +73,7 @@ impl Machine {
 
     pub(crate) fn transport(&self) -> TransportKind {
         match self {
-            Machine::Kernel => TransportKind::Network,
+            Machine::Kernel | Machine::Bare => TransportKind::Network,
             Machine::Memory(_) => TransportKind::Memory,
         }
     }
@@ -97,6 +99,7 @@ impl Machine {
                 let tun: Arc<dyn Tun> = match &machine {
                     Machine::Kernel => Arc::new(tun::linux::open(&config.name, config.mtu)?),
                     Machine::Memory(open) => open(config),
+                    Machine::Bare => anyhow::bail!("this daemon runs without a TUN"),
                 };
                 known
                     .lock()
@@ -116,14 +119,14 @@ impl Machine {
             Machine::Kernel => {
                 AnyHost::Linux(Box::new(LinuxHost::new(instance.to_owned(), state_dir.to_path_buf(), tuns, repair)?))
             }
-            Machine::Memory(_) => AnyHost::Memory(Box::new(MemoryHost::new(tuns).0)),
+            Machine::Bare | Machine::Memory(_) => AnyHost::Memory(Box::new(MemoryHost::new(tuns).0)),
         })
     }
 
     /// Prefixes the machine routes elsewhere.
     pub(crate) async fn routed(&self, instance: &str) -> Result<Vec<(IpNet, String)>, Error> {
         match self {
-            Machine::Memory(_) => Ok(vec![]),
+            Machine::Bare | Machine::Memory(_) => Ok(vec![]),
             Machine::Kernel => host::used_prefixes(instance)
                 .await
                 .map_err(|e| Error::new(ErrorKind::Failed, "E-NETLINK", format!("read this machine's routes: {e:#}"))),
@@ -132,7 +135,13 @@ impl Machine {
 
     /// Whether the kernel gives us what we need: the first thing that is missing, with its remedy.
     pub(crate) fn ready(&self) -> Result<(), Error> {
-        match (self, host::preflight().into_iter().next()) {
+        let missing = if self.is_kernel() { host::preflight().into_iter().next() } else { None };
+        match (self, missing) {
+            (Machine::Bare, _) => {
+                let message = "this daemon runs without a TUN (--relay-only): it cannot belong to a subnet";
+                Err(Error::new(ErrorKind::Conflict, "E-RELAY-ONLY", message)
+                    .hint("byway daemon   (without --relay-only)"))
+            }
             (Machine::Kernel, Some((what, message, hint))) => {
                 let (kind, code) = match what {
                     "no-net-admin" => (ErrorKind::NotPermitted, "E-NO-NET-ADMIN"),

@@ -76,7 +76,8 @@ pub fn run(config: Config) -> Result<(), Error> {
     let result = runtime.block_on(async {
         let stop = CancellationToken::new();
         tokio::spawn(on_signal(stop.clone()));
-        serve(config, Machine::Kernel, stop).await
+        let machine = if config.relay_only { Machine::Bare } else { Machine::Kernel };
+        serve(config, machine, stop).await
     });
     runtime.shutdown_timeout(Duration::from_millis(200));
     result
@@ -94,12 +95,29 @@ async fn on_signal(stop: CancellationToken) {
     std::process::exit(1);
 }
 
+/// SIGHUP reads the configuration again, like `byway reload`.
+async fn on_hangup(ctx: Context) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
+    while hangup.recv().await.is_some() {
+        match handler::call(&ctx, crate::api::types::Request::Reload).await {
+            Ok(_) => tracing::info!("configuration read again"),
+            Err(error) => tracing::warn!(%error, "read the configuration again"),
+        }
+    }
+}
+
 /// Everything between reading the state and the last goodbye, on the machine it is told: the kernel, or memory in tests.
 ///
 /// # Errors
 /// As [`run`].
 pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) -> Result<(), Error> {
     let failed = |code: &'static str| move |e: anyhow::Error| Error::new(ErrorKind::Failed, code, format!("{e:#}"));
+    if let Some(path) = &config.swarm_key_file {
+        // Ignoring it would run outside the perimeter that was asked for.
+        let message = format!("swarm key {}: this version has no private swarms", path.display());
+        return Err(Error::new(ErrorKind::Usage, "E-SWARM", message).hint("byway daemon   (without --swarm-key-file)"));
+    }
     let (identity, seed, state, damage, store) = load(&config)?;
     let instance = instance_of(identity.peer);
     let listener = server::bind(&config.socket)?;
@@ -114,6 +132,10 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     net.listen = listen;
     net.lan_discovery = config.lan_discovery;
     net.transport = machine.transport();
+    net.limits.pending_in = config.limits.pending_connections;
+    net.limits.connections = config.limits.connections;
+    net.limits.per_peer = config.limits.connections_per_peer;
+    net.limits.memory = usize::try_from(config.limits.memory_mib).unwrap_or(usize::MAX).saturating_mul(1 << 20);
     let (peers, events, driver) = p2p::start(net).map_err(|e| match e {
         p2p::Error::InUse(_) => Error::new(ErrorKind::Conflict, "E-LISTEN-IN-USE", e.to_string())
             .hint("byway daemon --listen udp/PORT --listen tcp/PORT   (with a free port), or stop the other program"),
@@ -184,8 +206,12 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     }
     {
         let (handler, stop) = (handler::handler(ctx.clone()), api_stop.clone());
-        task!("api", async move { server::run(listener, handler, stop).await.context("serve the control socket") });
+        let clients = usize::try_from(ctx.config.limits.api_clients).unwrap_or(server::MAX_CLIENTS);
+        let bounds = server::Bounds { clients, ..server::Bounds::default() };
+        let served = async move { server::run_bounded(listener, handler, stop, bounds).await };
+        task!("api", async move { served.await.context("serve the control socket") });
     }
+    tokio::spawn(on_hangup(ctx.clone()));
     join::resume(&ctx).await;
     tell::declared(&ctx).await;
     tracing::info!(peer = %ctx.peers.peer(), name = %ctx.config.node_name, "ready");

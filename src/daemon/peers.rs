@@ -15,8 +15,6 @@ use crate::node::JoinDecision;
 use crate::p2p::{Address, Class, Command, Event, Protocol, Responder};
 use crate::wire::control::{self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest};
 
-/// Join requests one source address may send per minute, polling included; the issuer counts invite attempts apart.
-const JOINS_PER_MINUTE: u32 = 240;
 /// Source addresses remembered for that.
 const SOURCES: usize = 1024;
 /// Peers seen on the local networks that are remembered.
@@ -87,7 +85,7 @@ impl Table {
     }
 
     /// Whether one more join request from `source` is within its rate.
-    fn may_ask(&self, source: Option<IpAddr>) -> bool {
+    fn may_ask(&self, source: Option<IpAddr>, per_minute: u32) -> bool {
         let Some(source) = source else { return true };
         let mut inner = self.lock();
         let now = Instant::now();
@@ -102,7 +100,7 @@ impl Table {
             *entry = (now, 0);
         }
         entry.1 = entry.1.saturating_add(1);
-        entry.1 <= JOINS_PER_MINUTE
+        entry.1 <= per_minute
     }
 }
 
@@ -145,7 +143,7 @@ async fn on_event(ctx: &Context, event: Event) -> anyhow::Result<()> {
         }
         Event::StreamIn { peer, connection, subnet: _, stream } => ctx.datapath.carry_in(peer, connection, stream),
         Event::Asked { peer, protocol: Protocol::Join, remote_ip, body, responder, .. } => {
-            if ctx.table.may_ask(remote_ip) {
+            if ctx.table.may_ask(remote_ip, ctx.config.limits.joins_per_minute) {
                 tokio::spawn(on_join(ctx.clone(), peer, body, responder));
             } else {
                 let message = "too many requests from this address; wait a minute".to_owned();
@@ -253,7 +251,8 @@ async fn dial_hints(ctx: &Context) -> anyhow::Result<()> {
             .subnets
             .get(&id)
             .is_some_and(|s| !s.members.is_empty() && !s.members.iter().any(|m| connected.contains(m)));
-        let addresses: Vec<Address> = hints.iter().filter_map(|h| h.parse().ok()).collect();
+        let addresses: Vec<Address> =
+            hints.iter().chain(&ctx.config.bootstrap).filter_map(|h| h.parse().ok()).collect();
         if alone && !addresses.is_empty() {
             let peers = ctx.peers.clone();
             tokio::spawn(async move {

@@ -1,6 +1,7 @@
 //! `status`, `peer ls`, `peer show`: what the node believes joined with what links, peers and host see.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::UNIX_EPOCH;
 
 use super::Context;
@@ -25,6 +26,13 @@ fn rtt_ms(status: Option<&p2p::PeerStatus>) -> Option<f64> {
     Some((newest.as_secs_f64() * 1e6).round() / 1e3)
 }
 
+/// `A:P` of a multiaddr with an IP address; any other as it is.
+fn endpoint_text(remote: &str) -> String {
+    let address = remote.parse::<p2p::Address>().ok();
+    let endpoint = address.as_ref().and_then(|a| Some(SocketAddr::new(a.ip()?, a.port()?)));
+    endpoint.map_or_else(|| remote.to_owned(), |e| e.to_string())
+}
+
 /// How packets reach a peer: the stream in use, or since when there is none.
 fn path(ctx: &Context, peer: PeerId, link: Option<&LinkStatus>, status: Option<&p2p::PeerStatus>) -> Path {
     let since = link.and_then(|l| l.since).and_then(|s| s.duration_since(UNIX_EPOCH).ok()).map(|d| d.as_secs());
@@ -32,7 +40,7 @@ fn path(ctx: &Context, peer: PeerId, link: Option<&LinkStatus>, status: Option<&
         kind: "direct".into(),
         carrier: Some("stream".into()),
         transport: Some(transport.into()),
-        via: Some(via),
+        via: Some(endpoint_text(&via)),
         reason: None,
         since,
     };
@@ -122,6 +130,8 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
         .await??;
     let known = peers(ctx).await;
     let mut problems = problems(ctx);
+    problems.extend(blocked(ctx).await);
+    let dropped = dropped_by_rules(ctx).await;
     problems.extend(damage.into_iter().map(|d| Problem {
         code: "E-STATE-DAMAGED".into(),
         severity: "warning".into(),
@@ -141,6 +151,13 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
         }
         status.drops =
             ctx.datapath.drops(status.id).into_iter().map(|(reason, n)| (reason.text().to_owned(), n)).collect();
+        // The ruleset counts for the machine: it is shown where the workloads are.
+        if !status.workloads.is_empty() {
+            for (reason, packets) in &dropped {
+                let count = status.drops.entry(reason.clone()).or_insert(0);
+                *count = count.saturating_add(*packets);
+            }
+        }
         problems.extend(expiry(&status.name.to_string(), expires));
         subnets.push(status);
     }
@@ -154,6 +171,39 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
         subnets,
         problems,
     })
+}
+
+/// What the ruleset dropped, under the names `drops` has: a workload's forged source, what the filter refused.
+async fn dropped_by_rules(ctx: &Context) -> BTreeMap<String, u64> {
+    let Some(rules) = &ctx.rules else { return BTreeMap::new() };
+    let mut all = BTreeMap::new();
+    for (name, count) in rules.counts().await.drops {
+        let reason = if name == "source_not_leased" { "source-not-leased" } else { "filtered" };
+        let sum: &mut u64 = all.entry(reason.to_owned()).or_insert(0);
+        *sum = sum.saturating_add(count.packets);
+    }
+    all
+}
+
+/// Foreign rules that drop what is forwarded: an accept of ours cannot overrule them, and they are not ours to edit.
+async fn blocked(ctx: &Context) -> Vec<Problem> {
+    let forwards = {
+        let view = ctx.node.view().load_full();
+        !view.host.workloads.is_empty() || !view.host.maps.is_empty()
+    };
+    if ctx.rules.is_none() || !forwards {
+        return vec![];
+    }
+    let chains = crate::host::nft::forward_drops().await.unwrap_or_default();
+    let problem = |chain: String| Problem {
+        code: "E-FORWARD-BLOCKED".into(),
+        severity: "warning".into(),
+        message: format!(
+            "{chain} drops what is forwarded: workloads and mapped ports of this machine may not be reached"
+        ),
+        help: "let it accept the interfaces bw-* and bwv*, e.g. iptables -I FORWARD -i bwv+ -j ACCEPT".into(),
+    };
+    chains.into_iter().map(problem).collect()
 }
 
 /// A grant that ends soon is warned of 30, 7 and 1 days before.
