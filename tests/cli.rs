@@ -66,11 +66,6 @@ fn wrong_usage_is_exit_2_with_a_way_out() {
              (E-ID)\n",
         ),
         (
-            vec!["join", "byway1short"],
-            "error: [ID|INVITE]: this is not a whole invite: it was cut, or something stands in it that does not belong \
-             there (E-INVITE-MALFORMED)\n",
-        ),
-        (
             vec!["invite", "create", "lab", "--expires", "5"],
             "error: --expires: \"5\" is not a duration such as 500ms 3s 5m 24h 7d (E-DURATION)\n",
         ),

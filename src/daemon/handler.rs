@@ -20,7 +20,7 @@ use crate::model::join::{INVITE_PREFIX, Invite, fingerprint};
 use crate::model::local::PendingJoin;
 use crate::model::members::{holds_address, printable};
 use crate::model::state::Founding;
-use crate::node::{Core, prepare_map, unix_now};
+use crate::node::{Core, Leaving, prepare_map, unix_now};
 use crate::p2p::{Address, Command, Protocol};
 use crate::wire::control::{self, ControlRequest};
 
@@ -44,8 +44,13 @@ pub(crate) async fn call(ctx: &Context, request: Request) -> Result<Response, Er
         Request::Join { .. } => join_subnet(ctx, request).await,
         Request::Leave { subnet } => {
             let text = subnet.clone();
-            let left = ctx.node.run(move |core| core.leave(&text)).await??;
-            end(ctx, left, &subnet, "left").await
+            match ctx.node.run(move |core| core.leave(&text)).await?? {
+                Leaving::Said(id) => end(ctx, Some(id), &subnet, "left").await,
+                Leaving::Withdrawn => {
+                    Ok(done(format!("the request to join {} is withdrawn", printable(&subnet)), true))
+                }
+                Leaving::Gone => end(ctx, None, &subnet, "left").await,
+            }
         }
         Request::Destroy { subnet } => {
             let text = subnet.clone();
@@ -349,14 +354,14 @@ async fn join_subnet(ctx: &Context, request: Request) -> Result<Response, Error>
             Err(Error::new(ErrorKind::Timeout, "E-NOBODY", format!("nobody was found who knows subnet {id}"))
                 .hint(format!("byway join {id} --peer /ip4/ADDRESS/tcp/4100   (the address of any member)")))
         }
-        Progress::Waiting { .. } | Progress::Searching => {
-            let fingerprint = fingerprint(ctx.peers.peer());
-            let message = format!(
-                "pending: the request to join {id} waits for approval; this peer's fingerprint is {fingerprint}"
-            );
-            Err(Error::new(ErrorKind::Refused, "E-PENDING", message)
-                .hint(format!("on the owner: byway member approve SUBNET {}", ctx.peers.peer())))
-        }
+        Progress::Waiting { .. } | Progress::Searching => Ok(Response::Joined(Joined {
+            id,
+            name: None,
+            state: SubnetState::Pending,
+            addresses: vec![],
+            interface: None,
+            member: None,
+        })),
     }
 }
 

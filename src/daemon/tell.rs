@@ -130,9 +130,7 @@ pub(crate) async fn declared(ctx: &Context) {
             timeout_ms: 0,
             wait: false,
         };
-        if let Err(error) = super::handler::call(ctx, request).await
-            && error.code != "E-PENDING"
-        {
+        if let Err(error) = super::handler::call(ctx, request).await {
             tracing::warn!(%error, origin = %subnet.origin, "join a declared subnet");
         }
     }

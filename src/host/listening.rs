@@ -14,6 +14,9 @@ use crate::model::host::Proto;
 const LISTEN: &str = "0A";
 const UNCONNECTED: &str = "07";
 
+/// Port of multicast DNS (RFC 6762).
+pub const MDNS: u16 = 5353;
+
 /// Why a port cannot be mapped.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Conflict {
@@ -119,7 +122,8 @@ fn process_of(inode: u64) -> Option<String> {
 ///
 /// `0.0.0.0` overlaps every IPv4 address and `::` every IPv6 address; a dual-stack socket on `::` has IPv4 too. With
 /// `listen` unspecified, sockets of this very process on one address do not count: the resolver on the overlay
-/// addresses keeps its port (the ruleset leaves it out), and our loopback proxies are the map's own.
+/// addresses keeps its port (the ruleset leaves it out), and our loopback proxies are the map's own. Nor do our mDNS
+/// sockets: they hear multicast, which no map takes.
 ///
 /// Reads files and may bind for a moment: call it from a blocking thread.
 ///
@@ -136,12 +140,13 @@ pub fn check(proto: Proto, listen: IpAddr, port: u16) -> Result<(), Conflict> {
     let text: String =
         tables.iter().filter_map(|t| std::fs::read_to_string(format!("/proc/thread-self/net/{t}")).ok()).collect();
     let mut own: Option<HashSet<u64>> = None;
+    let mut ours =
+        |row: &Row| own.get_or_insert_with(|| sockets_in(Path::new("/proc/self/fd")).collect()).contains(&row.inode);
     for row in text.lines().filter_map(row).filter(|row| row.listens && row.address.port() == port) {
         let conflict = match overlap(row.address.ip(), listen) {
             Overlap::None => false,
-            Overlap::Certain if listen.is_unspecified() && !row.address.ip().is_unspecified() => {
-                !own.get_or_insert_with(|| sockets_in(Path::new("/proc/self/fd")).collect()).contains(&row.inode)
-            }
+            Overlap::Certain if listen.is_unspecified() && !row.address.ip().is_unspecified() => !ours(&row),
+            Overlap::Certain if (proto, port) == (Proto::Udp, MDNS) => !ours(&row),
             Overlap::Certain => true,
             Overlap::IfDualStack => !can_bind(proto, SocketAddr::new(listen, port)),
         };

@@ -9,11 +9,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, sockopt};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, watch};
@@ -21,6 +23,7 @@ use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tracing::{debug, info};
 
+use super::listening::MDNS;
 use super::nft::{MapCount, MapKey};
 use crate::model::host::{MapConfig, Proto};
 
@@ -156,7 +159,7 @@ impl Proxy {
         let tally = Arc::new(Tally::default());
         let task = match key.proto {
             Proto::Tcp => tokio::spawn(tcp(TcpListener::bind(listen).await?, goals, tally.clone())),
-            Proto::Udp => tokio::spawn(udp(Arc::new(UdpSocket::bind(listen).await?), goals, tally.clone())),
+            Proto::Udp => tokio::spawn(udp(Arc::new(bind_udp(listen)?), goals, tally.clone())),
         };
         Ok(Proxy { goal, tally, task })
     }
@@ -230,6 +233,22 @@ struct Client {
     socket: Arc<UdpSocket>,
     last: Arc<AtomicU64>,
     task: AbortHandle,
+}
+
+/// Binds a proxy's socket; the port of multicast DNS is shared with who listens there for multicast.
+fn bind_udp(listen: SocketAddr) -> io::Result<UdpSocket> {
+    let family = if listen.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let socket = socket::socket(family, SockType::Datagram, flags, None)?;
+    if listen.port() == MDNS {
+        socket::setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+        socket::setsockopt(&socket, sockopt::ReusePort, &true)?;
+    }
+    if listen.is_ipv6() {
+        socket::setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+    }
+    socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(listen))?;
+    UdpSocket::from_std(socket.into())
 }
 
 async fn udp(listener: Arc<UdpSocket>, mut goals: watch::Receiver<Goal>, tally: Arc<Tally>) {

@@ -37,6 +37,17 @@ pub struct NewWorkload {
     pub mac: Option<[u8; 6]>,
 }
 
+/// What `leave` came upon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leaving {
+    /// A membership: goodbye is said, forgetting follows.
+    Said(SubnetId),
+    /// A join that waited; it waits no more.
+    Withdrawn,
+    /// It was left before.
+    Gone,
+}
+
 /// Checks a map's form and gives it a name.
 ///
 /// # Errors
@@ -210,14 +221,14 @@ impl Core {
     ///
     /// # Errors
     /// `E-NO-SUBNET`, `E-OWNER-STAYS`.
-    pub fn leave(&mut self, text: &str) -> Result<Option<SubnetId>, Error> {
+    pub fn leave(&mut self, text: &str) -> Result<Leaving, Error> {
         if let Some(id) = self.pending_join(text) {
             self.drop_join(id)?;
-            return Ok(None);
+            return Ok(Leaving::Withdrawn);
         }
         let mut subnet = match self.state.edit(text) {
             Ok(subnet) => subnet,
-            Err(_) if self.state.find_past(text).is_some() => return Ok(None),
+            Err(_) if self.state.find_past(text).is_some() => return Ok(Leaving::Gone),
             Err(error) => return Err(error.into()),
         };
         let me = self.state.me.clone();
@@ -235,7 +246,7 @@ impl Core {
             subnet.say_goodbye(&me, self.now_ms())?;
             self.save(subnet)?;
         }
-        Ok(Some(id))
+        Ok(Leaving::Said(id))
     }
 
     fn pending_join(&self, text: &str) -> Option<SubnetId> {

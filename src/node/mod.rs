@@ -17,7 +17,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use admission::JoinDecision;
-pub use commands::{NewWorkload, prepare_map};
+pub use commands::{Leaving, NewWorkload, prepare_map};
 
 use crate::api::types::{Error, ErrorKind};
 use crate::model::build::Here;

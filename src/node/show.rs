@@ -5,12 +5,12 @@ use crate::api::types::{
     DnsInfo, Error, InviteInfo, JoinRequestInfo, LeaseInfo, MapInfo, MemberInfo, SubnetInfo, SubnetState, WorkloadInfo,
 };
 use crate::model::build::{MTU, NAME_TTL};
-use crate::model::id::Name;
+use crate::model::id::{Name, PeerId};
 use crate::model::join::fingerprint;
-use crate::model::local::Local;
+use crate::model::local::{Local, PendingJoin};
 use crate::model::members::Subnet;
 use crate::model::publish::endpoint;
-use crate::model::record::Role;
+use crate::model::record::{Admission, Role};
 use crate::model::subnet::Resolved;
 use crate::model::zone::RecordData;
 
@@ -21,6 +21,32 @@ pub fn value_text(data: &RecordData) -> String {
         RecordData::Cname(name) => name.clone(),
         RecordData::Txt(text) => text.clone(),
         RecordData::Srv { priority, weight, port, target } => format!("{priority} {weight} {port} {target}"),
+    }
+}
+
+/// What is known of a subnet before it let this node in: its ID.
+fn pending_info(join: &PendingJoin) -> SubnetInfo {
+    let owner = join.invite.as_ref().map_or(PeerId([0; 32]), |i| i.issuer);
+    SubnetInfo {
+        id: join.subnet,
+        name: join.alias.clone().unwrap_or_else(|| Name::from_host("pending")),
+        state: SubnetState::Pending,
+        role: Role::Member,
+        cidr4: None,
+        cidr6: None,
+        block4: 0,
+        domain: String::new(),
+        admission: Admission::Approve,
+        owner,
+        interface: String::new(),
+        mtu: MTU,
+        head: 0,
+        addresses: vec![],
+        members: vec![],
+        leases: vec![],
+        routes: vec![],
+        names: vec![],
+        maps: vec![],
     }
 }
 
@@ -36,9 +62,10 @@ impl Core {
         }
     }
 
-    /// `subnet ls`: joined ones.
+    /// `subnet ls`: joined ones, and those whose join waits for an answer.
     pub fn subnets(&self) -> Vec<SubnetInfo> {
-        self.state.subnets.values().map(|s| self.subnet_info(s)).collect()
+        let joined = self.state.subnets.values().map(|s| self.subnet_info(s));
+        joined.chain(self.state.joins.values().map(pending_info)).collect()
     }
 
     /// `subnet show`.
