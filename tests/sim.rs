@@ -2,6 +2,8 @@
 //!
 //! set: fast. No sockets, no root. Each run prints its seed; `BYWAY_SEED=n` repeats one.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use byway::model::id::{Name, PeerId, SubnetId};

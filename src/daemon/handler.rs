@@ -405,26 +405,23 @@ async fn map_add(ctx: &Context, request: Request) -> Result<Response, Error> {
     ctx.machine.ready()?;
     let map = prepare_map(proto, listen, port, target, target_port, name, allow)?;
     let (text, new) = (subnet.clone(), map.clone());
-    let (mapped_here, own) = ctx
+    let mapped_here = ctx
         .node
         .run(move |core| {
-            let own: Vec<IpAddr> = core.view().subnets.values().flat_map(|s| s.addresses.clone()).collect();
             let mut maps = core.state.subnets.values().flat_map(|s| s.local.maps.iter());
             let mapped =
                 maps.any(|m| (m.proto, m.port, m.listen.is_ipv4()) == (new.proto, new.port, new.listen.is_ipv4()));
-            core.state.find(&text).map(|_| (mapped, own))
+            core.state.find(&text).map(|_| mapped)
         })
         .await??;
     // Where a map of ours has the port, its own proxy listens there; the node names that conflict.
     if !mapped_here && ctx.machine.is_kernel() {
-        if let Err(conflict) = listening::check(proto, listen, port) {
-            // Our own name servers listen on overlay addresses, which a map for every address leaves alone.
-            let ours = matches!(&conflict, listening::Conflict::InUse { address, .. } if port == 53 && own.contains(&address.ip()));
-            if !ours {
-                let error =
-                    Error::new(ErrorKind::Conflict, "E-PORT-IN-USE", format!("map {proto} port {port}: {conflict}"));
-                return Err(error.hint(format!("ss -lnp sport = :{port}")));
-            }
+        let free = tokio::task::spawn_blocking(move || listening::check(proto, listen, port)).await;
+        if let Ok(Err(conflict)) = free {
+            let message = format!("map {proto} port {port}: {conflict}");
+            return Err(
+                Error::new(ErrorKind::Conflict, "E-PORT-IN-USE", message).hint(format!("ss -lnp sport = :{port}"))
+            );
         }
     }
     let (found, mapped) = (subnet.clone(), map.name.to_string());

@@ -230,7 +230,6 @@ pub struct Doc {
 
 /// One statement.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(clippy::large_enum_variant, reason = "few of them exist and they are moved rarely")]
 pub enum Body {
     /// A member's admission.
     Grant(Grant),

@@ -211,7 +211,7 @@ impl Records {
             held.clear();
         }
         held.push(Held { body: head, signed: signed.clone(), digest });
-        held.sort_by(|a, b| a.digest.cmp(&b.digest));
+        held.sort_by_key(|h| h.digest);
         Absorbed::New
     }
 
