@@ -312,6 +312,15 @@ impl Records {
         self.heads.get(&self.genesis.owner).into_iter().flatten().any(|h| h.body.destroyed)
     }
 
+    /// Issuers whose heads bear the same, highest number: nobody saw the other's. Empty where there is one.
+    pub fn fork(&self) -> Vec<PeerId> {
+        let admins = self.admins();
+        let top = self.head_number();
+        let tops = |h: &&Held<Head>| h.body.number == top;
+        let issuers: Vec<PeerId> = self.counting_heads(&admins).filter(tops).map(|h| h.signed.issuer).collect();
+        if issuers.len() > 1 { issuers } else { Vec::new() }
+    }
+
     /// The heads that prove who is out and whether the subnet has ended.
     pub fn head_records(&self) -> Vec<Signed> {
         self.heads.values().flatten().map(|h| h.signed.clone()).collect()

@@ -146,3 +146,70 @@ impl View {
         self.subnets.values().flat_map(|s| s.members.iter().copied()).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn peer(n: u8) -> Owner {
+        if n == 0 { Owner::Local } else { Owner::Member(PeerId([n; 32])) }
+    }
+
+    proptest! {
+        #[test]
+        fn longest_prefix_wins(
+            entries in proptest::collection::vec((any::<u32>(), 0u8..=32, 0u8..6), 0..60),
+            six in proptest::collection::vec((any::<u128>(), 0u8..=128, 0u8..6), 0..20),
+            asked in proptest::collection::vec(any::<u32>(), 1..40),
+        ) {
+            let four = entries.iter().filter_map(|(a, len, n)| Some((IpNet::V4(Ipv4Net::new((*a).into(), *len).ok()?.trunc()), *n)));
+            let six = six.iter().filter_map(|(a, len, n)| Some((IpNet::V6(Ipv6Net::new((*a).into(), *len).ok()?.trunc()), *n)));
+            let mut table = RouteTable::default();
+            // The slow twin: a list, the last entry of a prefix counts.
+            let mut twin: Vec<(IpNet, u8)> = Vec::new();
+            for (prefix, n) in four.chain(six) {
+                let _ = table.insert(prefix, peer(n));
+                twin.retain(|(p, _)| *p != prefix);
+                twin.push((prefix, n));
+            }
+            prop_assert_eq!(table.len(), twin.len());
+            let near = entries.iter().map(|(a, ..)| a ^ 1);
+            let addresses = asked.iter().copied().chain(near).map(|a| IpAddr::V4(a.into()));
+            let mapped = twin.iter().map(|(p, _)| p.addr()).collect::<Vec<_>>();
+            for address in addresses.chain(mapped) {
+                let best = twin.iter().filter(|(p, _)| p.contains(&address)).max_by_key(|(p, _)| p.prefix_len());
+                prop_assert_eq!(table.lookup(address), best.map(|(_, n)| peer(*n)));
+            }
+        }
+    }
+
+    #[test]
+    fn only_members_with_a_lease_are_admitted() {
+        let (friend, stranger) = (PeerId([1; 32]), PeerId([2; 32]));
+        let mut routes = RouteTable::default();
+        for (prefix, owner) in [("10.0.1.0/24", Owner::Local), ("10.0.2.0/24", Owner::Member(friend))] {
+            let _ = routes.insert(prefix.parse().unwrap(), owner);
+        }
+        let name: Name = "lab".parse().unwrap();
+        let view = SubnetView {
+            id: SubnetId([0; 16]),
+            interface: "bw-lab".into(),
+            cidr4: None,
+            cidr6: None,
+            addresses: vec![],
+            mtu: 1420,
+            routes,
+            members: BTreeSet::from([friend]),
+            zone: Arc::new(Zone::empty(&name)),
+            name,
+        };
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert_eq!(view.admit(friend, ip("10.0.2.7"), ip("10.0.1.7")), Ok(()));
+        assert_eq!(view.admit(friend, ip("10.0.1.8"), ip("10.0.1.7")), Err(DropReason::SourceNotLeased));
+        assert_eq!(view.admit(friend, ip("10.0.2.7"), ip("10.0.3.7")), Err(DropReason::NoRoute));
+        assert_eq!(view.admit(stranger, ip("10.0.2.7"), ip("10.0.1.7")), Err(DropReason::NotMember));
+        assert_eq!(view.route(ip("10.0.1.7"), ip("10.0.2.7")), Ok(Hop::Peer(friend)));
+        assert_eq!(view.route(ip("10.0.2.7"), ip("10.0.2.8")), Err(DropReason::SourceNotLeased));
+    }
+}

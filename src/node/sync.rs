@@ -39,8 +39,14 @@ impl Core {
     /// When they could not be saved.
     pub fn take(&mut self, subnet: SubnetId, records: &[Signed], from: Option<PeerId>) -> Result<(), Error> {
         let now = self.now();
-        if let Some((draft, _)) = self.state.take(subnet, records, now) {
-            self.commit(draft, from)?;
+        let Some((draft, _)) = self.state.take(subnet, records, now) else { return Ok(()) };
+        let fork = |core: &Core| core.state.subnets.get(&subnet).map(|s| s.records.fork()).unwrap_or_default();
+        let before = fork(self);
+        self.commit(draft, from)?;
+        let after = fork(self);
+        if after.len() > before.len() {
+            let issuers: Vec<String> = after.iter().map(ToString::to_string).collect();
+            tracing::warn!(%subnet, ?issuers, "two heads with one number: all their revocations hold");
         }
         Ok(())
     }

@@ -144,6 +144,7 @@ fn a_failed_sync_is_final() {
 const SMALL: &str = "BYWAY_TEST_SMALL_DISK";
 
 #[test]
+#[ignore = "needs root"]
 fn a_small_file_system_fills_up_and_is_used_again_after_room_was_made() {
     let Some(dir) = std::env::var_os(SMALL).map(PathBuf::from) else {
         let dir = tempfile::tempdir().unwrap();
@@ -153,16 +154,13 @@ fn a_small_file_system_fills_up_and_is_used_again_after_room_was_made() {
         let run = Command::new("unshare")
             .args(["--mount", "--propagation", "private", "sh", "-c", &mount, "sh"])
             .arg(me)
-            .args(["--exact", name, "--nocapture"])
+            .args(["--exact", name, "--nocapture", "--include-ignored"])
             .env(SMALL, dir.path())
             .output();
         match run {
             Ok(out) if out.status.success() => {}
-            Ok(out) if String::from_utf8_lossy(&out.stderr).contains("unshare failed") => {
-                eprintln!("SKIPPED: no right to a mount namespace");
-            }
             Ok(out) => panic!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr)),
-            Err(error) => eprintln!("SKIPPED: no unshare: {error}"),
+            Err(error) => panic!("run unshare: {error}"),
         }
         return;
     };
