@@ -1,8 +1,9 @@
 //! The sockets of one address, UDP and TCP, and what bounds them.
 //!
-//! The loops are our own: hickory's server starts one task per datagram and takes TCP connections without end. Here a
-//! name of ours is answered inside the receive loop, so that a flood of questions makes no task and no memory; only a
-//! question for the host's resolvers becomes a task, of which there are at most [`IN_FLIGHT`](super::upstream::IN_FLIGHT).
+//! The loops are our own: hickory's `Server` starts one task per datagram and takes TCP connections without end. Here
+//! its request handler is polled once inside the receive loop: a name of ours is answered by then, so that a flood of
+//! questions makes no task and leaves no memory. Only what waits for the host's resolvers becomes a task, of which there are at
+//! most [`IN_FLIGHT`](super::upstream::IN_FLIGHT).
 //! A TCP connection is one task with one buffer of [`MAX_REQUEST`] bytes; there are at most [`CONNECTIONS`], and
 //! [`PER_SOURCE`] of one source: the oldest of who has most makes room, so that idle clients never shut others out.
 
@@ -10,9 +11,10 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use hickory_server::net::xfer::Protocol;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -20,8 +22,9 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::handler::{Handler, answer};
 use super::limit::{Buckets, Counters, count};
-use super::question::{Asker, Decision, Served, Transport};
+use super::question::Asker;
 use super::upstream::{IN_FLIGHT, Upstream};
 
 /// TCP connections at the same time, of all addresses together.
@@ -76,27 +79,6 @@ impl Shared {
         }
         taken
     }
-
-    /// Counts a decision and gives back what remains to be done.
-    fn settle(&self, decision: Decision) -> Next {
-        let (counter, next) = match decision {
-            Decision::Answer(bytes) => (&self.counters.answered, Next::Send(bytes)),
-            Decision::Refuse(bytes) => (&self.counters.refused, Next::Send(bytes)),
-            Decision::Malformed(bytes) => (&self.counters.malformed, Next::Send(bytes)),
-            Decision::Drop => (&self.counters.malformed, Next::Nothing),
-            Decision::Foreign => (&self.counters.foreign, Next::Nothing),
-            Decision::Forward(forward) => return Next::Resolve(forward),
-        };
-        count(counter);
-        next
-    }
-}
-
-/// What remains to be done about a message.
-enum Next {
-    Send(Vec<u8>),
-    Resolve(Box<super::question::Forward>),
-    Nothing,
 }
 
 impl Connections {
@@ -154,9 +136,9 @@ impl Sockets {
     ///
     /// # Cancel safety
     /// Dropping the future closes the sockets and every connection.
-    pub(super) async fn run(self, served: Arc<ArcSwap<Served>>, shared: Arc<Shared>, stop: CancellationToken) {
-        let udp = serve_udp(Arc::new(self.udp), Arc::clone(&served), Arc::clone(&shared));
-        let tcp = serve_tcp(self.tcp, served, shared);
+    pub(super) async fn run(self, handler: Arc<Handler>, stop: CancellationToken) {
+        let udp = serve_udp(Arc::new(self.udp), Arc::clone(&handler));
+        let tcp = serve_tcp(self.tcp, handler);
         tokio::select! {
             () = stop.cancelled() => {}
             () = udp => {}
@@ -186,7 +168,8 @@ fn bound(address: SocketAddr, kind: SockType) -> io::Result<std::os::fd::OwnedFd
     Ok(socket)
 }
 
-async fn serve_udp(socket: Arc<UdpSocket>, served: Arc<ArcSwap<Served>>, shared: Arc<Shared>) {
+async fn serve_udp(socket: Arc<UdpSocket>, handler: Arc<Handler>) {
+    let shared = handler.shared();
     let mut buffer = vec![0u8; MAX_REQUEST];
     let mut forwards = JoinSet::new();
     loop {
@@ -200,29 +183,29 @@ async fn serve_udp(socket: Arc<UdpSocket>, served: Arc<ArcSwap<Served>>, shared:
             }
         };
         let bytes = buffer.get(..length).unwrap_or_default();
-        let now = served.load_full();
         // Port 0 cannot be answered. Who may not ask gets no bucket either: forged sources must not fill the table.
-        if from.port() == 0 || now.asker(from.ip()) == Asker::Foreign {
+        if from.port() == 0 || handler.served().asker(from.ip()) == Asker::Foreign {
             count(&shared.counters.foreign);
             continue;
         }
         if !shared.take(from.ip()) {
             continue;
         }
-        match shared.settle(now.decide(bytes, from.ip(), Transport::Udp)) {
-            Next::Send(reply) => send(&socket, &reply, from).await,
-            Next::Resolve(forward) if forwards.len() >= IN_FLIGHT => {
-                count(&shared.counters.overloaded);
-                send(&socket, &forward.fail(), from).await;
-            }
-            Next::Resolve(forward) => {
-                let (socket, shared) = (Arc::clone(&socket), Arc::clone(&shared));
+        let mut reply = Box::pin(answer(Arc::clone(&handler), bytes.to_vec(), from, Protocol::Udp));
+        match futures::poll!(reply.as_mut()) {
+            Poll::Ready(Some(reply)) => send(&socket, &reply, from).await,
+            Poll::Ready(None) => {}
+            // What waits holds a place in flight; dropped, it gives it back. More than places are only those that are
+            // about to send.
+            Poll::Pending if forwards.len() >= IN_FLIGHT => count(&shared.counters.overloaded),
+            Poll::Pending => {
+                let socket = Arc::clone(&socket);
                 forwards.spawn(async move {
-                    let reply = shared.upstream.resolve(*forward, &now.owned.prefixes).await;
-                    send(&socket, &reply, from).await;
+                    if let Some(reply) = reply.await {
+                        send(&socket, &reply, from).await;
+                    }
                 });
             }
-            Next::Nothing => {}
         }
     }
 }
@@ -233,7 +216,8 @@ async fn send(socket: &UdpSocket, reply: &[u8], to: SocketAddr) {
     }
 }
 
-async fn serve_tcp(listener: TcpListener, served: Arc<ArcSwap<Served>>, shared: Arc<Shared>) {
+async fn serve_tcp(listener: TcpListener, handler: Arc<Handler>) {
+    let shared = handler.shared();
     let mut tasks = JoinSet::new();
     loop {
         while tasks.try_join_next().is_some() {}
@@ -246,7 +230,7 @@ async fn serve_tcp(listener: TcpListener, served: Arc<ArcSwap<Served>>, shared: 
                 continue;
             }
         };
-        if served.load().asker(from.ip()) == Asker::Foreign {
+        if handler.served().asker(from.ip()) == Asker::Foreign {
             count(&shared.counters.foreign);
             continue;
         }
@@ -255,29 +239,24 @@ async fn serve_tcp(listener: TcpListener, served: Arc<ArcSwap<Served>>, shared: 
         shared.counters.closed.fetch_add(closed, std::sync::atomic::Ordering::Relaxed);
         let id = table.next;
         table.next = id.wrapping_add(1);
-        let place = Place { shared: Arc::clone(&shared), id };
+        let place = Place { shared: Arc::clone(shared), id };
         // The table stays locked until the entry is in: a task that ends at once waits for that.
-        let task = tasks.spawn(connection(stream, from.ip(), Arc::clone(&served), place));
+        let task = tasks.spawn(connection(stream, from, Arc::clone(&handler), place));
         table.open.push((id, from.ip(), task));
     }
 }
 
 /// One TCP client: question after question (RFC 7766), until it is silent for [`IDLE`] or asks too much.
-async fn connection(mut stream: TcpStream, source: IpAddr, served: Arc<ArcSwap<Served>>, place: Place) {
+async fn connection(mut stream: TcpStream, source: SocketAddr, handler: Arc<Handler>, place: Place) {
     let shared = &place.shared;
     let mut buffer = vec![0u8; MAX_REQUEST];
     // A slow sender of single bytes has no more time than a silent one.
     while let Ok(Ok(length)) = timeout(IDLE, read_message(&mut stream, &mut buffer)).await {
         let bytes = buffer.get(..length).unwrap_or_default();
-        if !shared.take(source) {
+        if !shared.take(source.ip()) {
             return;
         }
-        let now = served.load_full();
-        let reply = match shared.settle(now.decide(bytes, source, Transport::Tcp)) {
-            Next::Send(reply) => reply,
-            Next::Resolve(forward) => shared.upstream.resolve(*forward, &now.owned.prefixes).await,
-            Next::Nothing => return,
-        };
+        let Some(reply) = answer(Arc::clone(&handler), bytes.to_vec(), source, Protocol::Tcp).await else { return };
         let Ok(length) = u16::try_from(reply.len()) else { return };
         let framed = [length.to_be_bytes().as_slice(), &reply].concat();
         if !matches!(timeout(IDLE, stream.write_all(&framed)).await, Ok(Ok(()))) {

@@ -4,6 +4,13 @@
 //! and nothing else: it never changes a zone, never binds an address that is not this node's own in a subnet, and never
 //! lets a question for a zone of ours leave the machine.
 //!
+//! The server is hickory-server's request and response half: [`handler`] is its
+//! [`RequestHandler`](hickory_server::server::RequestHandler), requests are decoded and replies encoded by its
+//! [`Request`](hickory_server::server::Request) and
+//! [`MessageResponse`](hickory_server::zone_handler::MessageResponse). Its `Server`, the half with the sockets, is not
+//! used: in 0.26 it starts a task for each datagram and takes TCP connections without end, and has no setting for either,
+//! nor for a rate. [`listen`] feeds the handler instead, within these bounds:
+//!
 //! | bound | value | why |
 //! |---|---|---|
 //! | UDP answer | [`MAX_UDP`] bytes, else TC | unfragmented, and no amplifier |
@@ -15,6 +22,7 @@
 //! | request | [`MAX_REQUEST`] bytes | one buffer each |
 
 mod catalog;
+mod handler;
 mod limit;
 mod listen;
 mod question;
@@ -32,6 +40,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use hickory_proto::op::{Message, Query, ResponseCode};
 use hickory_proto::rr::{Name as DnsName, RData, RecordType};
+use hickory_server::net::xfer::Protocol;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
@@ -44,8 +53,9 @@ pub use upstream::IN_FLIGHT;
 pub use zone::NEGATIVE_TTL;
 
 use catalog::{Catalog, own_addresses};
+use handler::Handler;
 use listen::{Shared, Sockets};
-use question::{Decision, Served, Transport};
+use question::Served;
 use upstream::Source;
 use zone::absolute;
 
@@ -249,33 +259,35 @@ impl Dns {
         let zones = Catalog::default().update(view, self.shared.upstream.is_ready());
         let single = asked.num_labels() == 1 && !name.ends_with('.');
         if single {
-            for served in zones.values() {
+            if zones.is_empty() {
+                return Err(QueryError::NoSubnet);
+            }
+            for served in zones.into_values() {
                 let Ok(full) = asked.clone().append_domain(served.index.origin()) else { continue };
                 let answer = self.ask(served, full, kind).await;
                 if answer.outcome != Outcome::NoSuchName {
                     return Ok(answer);
                 }
             }
-        }
-        let owner = zones.values().find(|s| s.index.owns(&asked)).or_else(|| zones.values().next());
-        let served = owner.ok_or(QueryError::NoSubnet)?;
-        if single {
             return Ok(QueryAnswer { outcome: Outcome::NoSuchName, authoritative: true, records: Vec::new() });
         }
-        Ok(self.ask(served, asked, kind).await)
+        let mut zones: Vec<Served> = zones.into_values().collect();
+        let owner = zones.iter().position(|s| s.index.owns(&asked)).unwrap_or(0);
+        if zones.is_empty() {
+            return Err(QueryError::NoSubnet);
+        }
+        Ok(self.ask(zones.swap_remove(owner), asked, kind).await)
     }
 
-    async fn ask(&self, served: &Served, name: DnsName, kind: RecordType) -> QueryAnswer {
+    async fn ask(&self, served: Served, name: DnsName, kind: RecordType) -> QueryAnswer {
         let mut message = Message::query();
         message.metadata.recursion_desired = true;
         message.add_query(Query::query(name, kind));
         let bytes = message.to_vec().unwrap_or_default();
-        let reply = match served.decide(&bytes, IpAddr::V4(Ipv4Addr::LOCALHOST), Transport::Tcp) {
-            Decision::Answer(reply) | Decision::Refuse(reply) | Decision::Malformed(reply) => reply,
-            Decision::Forward(forward) => self.shared.upstream.resolve(*forward, &served.owned.prefixes).await,
-            Decision::Drop | Decision::Foreign => Vec::new(),
-        };
-        read_answer(&reply)
+        let handler = Handler::new(Arc::new(ArcSwap::from_pointee(served)), Arc::clone(&self.shared));
+        let source = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let reply = handler::answer(Arc::new(handler), bytes, source, Protocol::Tcp).await;
+        read_answer(&reply.unwrap_or_default())
     }
 }
 
@@ -352,7 +364,8 @@ impl Server {
         let Some(served) = self.zones.get(&key.0) else { return Ok(()) };
         let sockets = Sockets::bind(key.1)?;
         let stop = CancellationToken::new();
-        let task = tokio::spawn(sockets.run(Arc::clone(served), Arc::clone(&self.dns.shared), stop.clone()));
+        let handler = Handler::new(Arc::clone(served), Arc::clone(&self.dns.shared));
+        let task = tokio::spawn(sockets.run(Arc::new(handler), stop.clone()));
         self.serving.insert(key, Serving { stop, task });
         tracing::info!(subnet = %key.0, address = %key.1, "names answered");
         Ok(())

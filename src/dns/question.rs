@@ -1,14 +1,18 @@
-//! One DNS message in, one decision out: the way every socket and every test goes.
+//! One request in, one decision out: the way every socket and every test goes.
 //!
-//! Pure: bytes, who asks and the zones are given; what is decided is a reply, silence, or a question for the host's
-//! resolvers. Nothing is allocated by a count the message states beyond what it really holds.
+//! Pure: the request, who asks and the zones are given; what is decided is a reply, silence, or a question for the host's
+//! resolvers. [`glance`] looks at the bare header first, so that nothing is decoded or allocated for what is no question.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, ResponseCode};
+use hickory_proto::op::{Edns, Metadata, OpCode, ResponseCode};
 use hickory_proto::rr::{DNSClass, Name as DnsName, Record, RecordType};
+use hickory_proto::serialize::binary::BinEncoder;
+use hickory_server::net::xfer::Protocol;
+use hickory_server::server::Request;
+use hickory_server::zone_handler::{MessageResponseBuilder, Queries};
 use ipnet::IpNet;
 
 use super::zone::{Answer, ZoneIndex, owned_reverse};
@@ -53,13 +57,6 @@ impl Owned {
     }
 }
 
-/// How the question came, which bounds the answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Transport {
-    Udp,
-    Tcp,
-}
-
 /// Who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Asker {
@@ -71,17 +68,26 @@ pub(super) enum Asker {
     Foreign,
 }
 
-/// What to do with a message.
-#[derive(Debug)]
-pub(super) enum Decision {
-    /// Answered from the zone.
-    Answer(Vec<u8>),
-    /// Turned away.
+/// What the header of a message tells.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Glance {
+    /// One question, worth decoding.
+    Question,
+    /// Of a kind that is not taken: the answer to that.
     Refuse(Vec<u8>),
-    /// Not a question: answered with an error.
+    /// Not a question: the answer to that.
     Malformed(Vec<u8>),
     /// Not a question and not worth an answer.
     Drop,
+}
+
+/// What to do with a request.
+#[derive(Debug)]
+pub(super) enum Decision {
+    /// Answered from the zone.
+    Answer(Reply),
+    /// Turned away.
+    Refuse(Reply),
     /// From one who may not ask: no answer, so that nothing can be reflected.
     Foreign,
     /// To be resolved outside.
@@ -96,11 +102,53 @@ pub(super) struct Forward {
     reply: Reply,
 }
 
-/// A reply in the making.
+/// A reply in the making; the question is added from the request.
 #[derive(Debug, Clone)]
-struct Reply {
-    message: Message,
+pub(super) struct Reply {
+    pub(super) metadata: Metadata,
+    pub(super) answers: Vec<Record>,
+    pub(super) authorities: Vec<Record>,
+    pub(super) additionals: Vec<Record>,
+    pub(super) edns: Option<Edns>,
     limit: u16,
+}
+
+/// Looks at the header and at the form of the question's name, without decoding anything.
+pub(super) fn glance(bytes: &[u8]) -> Glance {
+    let Some(head) = bytes.first_chunk::<HEADER>() else { return Glance::Drop };
+    // An answer is never answered: two servers would talk for ever.
+    if head[2] & 0x80 != 0 {
+        return Glance::Drop;
+    }
+    let id = u16::from_be_bytes([head[0], head[1]]);
+    let opcode = OpCode::from_u8((head[2] >> 3) & 15);
+    if opcode != OpCode::Query {
+        return Glance::Refuse(bare(id, opcode, ResponseCode::NotImp));
+    }
+    // The decoder makes room for as many questions as are claimed, and replies repeat the question's bytes: a pointer in
+    // there, which can only lead into the header, would lead somewhere else.
+    if u16::from_be_bytes([head[4], head[5]]) != 1 || !spelled_out(bytes) {
+        return Glance::Malformed(malformed(bytes));
+    }
+    Glance::Question
+}
+
+/// The answer to what cannot be decoded.
+pub(super) fn malformed(bytes: &[u8]) -> Vec<u8> {
+    let id = bytes.first_chunk().map_or(0, |id| u16::from_be_bytes(*id));
+    bare(id, OpCode::Query, ResponseCode::FormErr)
+}
+
+/// Whether the name after the header ends with the root and has no pointer.
+fn spelled_out(bytes: &[u8]) -> bool {
+    let mut at = HEADER;
+    loop {
+        match bytes.get(at) {
+            Some(0) => return true,
+            Some(length @ 1..=63) => at = at.saturating_add(1 + usize::from(*length)),
+            _ => return false,
+        }
+    }
 }
 
 impl Served {
@@ -116,41 +164,22 @@ impl Served {
         }
     }
 
-    /// Decides what becomes of the message `bytes` from `source`.
-    pub(super) fn decide(&self, bytes: &[u8], source: IpAddr, transport: Transport) -> Decision {
-        let asker = self.asker(source);
+    /// Decides what becomes of `request`, which [looked like a question](glance).
+    pub(super) fn decide(&self, request: &Request) -> Decision {
+        let asker = self.asker(request.src().ip());
         if asker == Asker::Foreign {
             return Decision::Foreign;
         }
-        let Some(head) = bytes.first_chunk::<HEADER>() else { return Decision::Drop };
-        // An answer is never answered: two servers would talk for ever.
-        if head[2] & 0x80 != 0 {
-            return Decision::Drop;
-        }
-        let id = u16::from_be_bytes([head[0], head[1]]);
-        let opcode = OpCode::from_u8((head[2] >> 3) & 15);
-        if opcode != OpCode::Query {
-            return Decision::Refuse(bare(id, opcode, ResponseCode::NotImp));
-        }
-        if u16::from_be_bytes([head[4], head[5]]) != 1 {
-            return Decision::Malformed(bare(id, opcode, ResponseCode::FormErr));
-        }
-        match Message::from_vec(bytes) {
-            Ok(question) => self.answer(&question, asker, transport),
-            Err(_) => Decision::Malformed(bare(id, opcode, ResponseCode::FormErr)),
-        }
-    }
-
-    fn answer(&self, question: &Message, asker: Asker, transport: Transport) -> Decision {
-        let mut reply = Reply::begin(question, transport);
+        let mut reply = Reply::begin(request);
         let recursion = asker == Asker::Local && self.forwards;
-        reply.message.metadata.recursion_available = recursion;
-        let Some(query) = question.queries.first() else {
-            return Decision::Malformed(reply.code(ResponseCode::FormErr));
+        reply.metadata.recursion_available = recursion;
+        let [query] = request.queries.queries() else {
+            return Decision::Refuse(reply.code(ResponseCode::FormErr));
         };
-        if question.edns.as_ref().is_some_and(|e| e.version() > 0) {
+        if request.version() > 0 {
             return Decision::Refuse(reply.code(ResponseCode::BADVERS));
         }
+        let query = query.original();
         let kind = query.query_type();
         let transfer = matches!(kind, RecordType::AXFR | RecordType::IXFR);
         if transfer || !matches!(query.query_class(), DNSClass::IN | DNSClass::ANY) {
@@ -170,7 +199,7 @@ impl Served {
         if self.owned.covers(&name) {
             return Decision::Answer(reply.code(ResponseCode::NXDomain));
         }
-        let recurse = recursion && question.metadata.recursion_desired && !is_meta(kind);
+        let recurse = recursion && request.metadata.recursion_desired && !is_meta(kind);
         if !recurse {
             return Decision::Refuse(reply.code(ResponseCode::Refused));
         }
@@ -179,85 +208,92 @@ impl Served {
 
     /// A reply of our own zone; a CNAME that leads outside is followed for those who may recurse.
     fn own(&self, mut reply: Reply, answer: Answer, kind: RecordType, recursion: bool) -> Decision {
-        reply.message.metadata.authoritative = answer.code != ResponseCode::ServFail;
-        reply.message.metadata.response_code = answer.code;
-        reply.message.answers = answer.answers;
-        reply.message.authorities = answer.authorities;
-        reply.message.additionals = answer.additionals;
-        let recurse = recursion && reply.message.metadata.recursion_desired && !is_meta(kind);
+        reply.metadata.authoritative = answer.code != ResponseCode::ServFail;
+        reply.metadata.response_code = answer.code;
+        reply.answers = answer.answers;
+        reply.authorities = answer.authorities;
+        reply.additionals = answer.additionals;
+        let recurse = recursion && reply.metadata.recursion_desired && !is_meta(kind);
         match answer.outside.filter(|name| recurse && !self.owned.covers(name)) {
             Some(name) => Decision::Forward(Box::new(Forward { name, kind, reply })),
-            None => Decision::Answer(reply.encode()),
+            None => Decision::Answer(reply),
         }
     }
 }
 
 impl Forward {
     /// The reply with what was found outside.
-    pub(super) fn finish(mut self, code: ResponseCode, answers: Vec<Record>, authorities: Vec<Record>) -> Vec<u8> {
-        let message = &mut self.reply.message;
-        message.metadata.response_code = code;
-        message.answers.extend(answers);
-        message.authorities.extend(authorities);
-        self.reply.encode()
+    pub(super) fn finish(mut self, code: ResponseCode, answers: Vec<Record>, authorities: Vec<Record>) -> Reply {
+        self.reply.metadata.response_code = code;
+        self.reply.answers.extend(answers);
+        self.reply.authorities.extend(authorities);
+        self.reply
     }
 
     /// The reply where nothing could be found out.
-    pub(super) fn fail(self) -> Vec<u8> {
+    pub(super) fn fail(self) -> Reply {
         self.reply.code(ResponseCode::ServFail)
     }
 }
 
 impl Reply {
-    fn begin(question: &Message, transport: Transport) -> Reply {
-        let mut message = Message::new(question.metadata.id, MessageType::Response, OpCode::Query);
-        message.metadata = Metadata::response_from_request(&question.metadata);
-        message.queries.clone_from(&question.queries);
-        let client = question.edns.as_ref().map(Edns::max_payload);
-        if client.is_some() {
+    fn begin(request: &Request) -> Reply {
+        let edns = request.edns.as_ref().map(|_| {
             let mut edns = Edns::new();
             edns.set_max_payload(MAX_UDP);
-            message.set_edns(edns);
-        }
-        let limit = match transport {
-            Transport::Udp => client.unwrap_or(PLAIN_UDP).clamp(PLAIN_UDP, MAX_UDP),
-            Transport::Tcp => u16::MAX,
+            edns
+        });
+        let limit = match request.protocol() {
+            Protocol::Udp => request.edns.as_ref().map_or(PLAIN_UDP, Edns::max_payload).clamp(PLAIN_UDP, MAX_UDP),
+            _ => u16::MAX,
         };
-        Reply { message, limit }
+        Reply {
+            metadata: Metadata::response_from_request(&request.metadata),
+            answers: Vec::new(),
+            authorities: Vec::new(),
+            additionals: Vec::new(),
+            edns,
+            limit,
+        }
     }
 
     /// Nothing but a code.
-    fn code(mut self, code: ResponseCode) -> Vec<u8> {
-        self.message.metadata.response_code = code;
-        self.message.answers.clear();
-        self.message.authorities.clear();
-        self.message.additionals.clear();
-        self.encode()
+    fn code(mut self, code: ResponseCode) -> Reply {
+        self.metadata.response_code = code;
+        self.answers.clear();
+        self.authorities.clear();
+        self.additionals.clear();
+        self
     }
 
-    /// The bytes: whole, else without what is only helpful, else empty with TC set.
-    fn encode(mut self) -> Vec<u8> {
-        let fits = |bytes: &Vec<u8>| bytes.len() <= usize::from(self.limit);
-        if let Some(bytes) = encoded(&self.message).filter(fits) {
-            return bytes;
+    /// Makes it fit its limit: whole, else without what is only helpful, else empty with TC set.
+    pub(super) fn fit(&mut self, queries: &Queries) {
+        if self.fits(queries) {
+            return;
         }
-        self.message.additionals.clear();
-        if let Some(bytes) = encoded(&self.message).filter(fits) {
-            return bytes;
+        self.additionals.clear();
+        if self.fits(queries) {
+            return;
         }
-        let cut = self.message.truncate();
-        encoded(&cut)
-            .filter(fits)
-            .unwrap_or_else(|| bare(self.message.metadata.id, OpCode::Query, ResponseCode::ServFail))
+        self.answers.clear();
+        self.authorities.clear();
+        self.metadata.truncation = true;
     }
-}
 
-/// The bytes of `message`, unless not all of it could be written.
-fn encoded(message: &Message) -> Option<Vec<u8>> {
-    let bytes = message.to_vec().ok()?;
-    // Hickory sets TC by itself where a section did not fit into 65,535 bytes.
-    let cut = bytes.get(2).is_some_and(|flags| flags & 2 != 0);
-    (cut == message.metadata.truncation).then_some(bytes)
+    fn fits(&self, queries: &Queries) -> bool {
+        let mut bytes = Vec::with_capacity(usize::from(PLAIN_UDP));
+        let mut encoder = BinEncoder::new(&mut bytes);
+        encoder.set_max_size(self.limit);
+        let response = MessageResponseBuilder::new(queries, self.edns.as_ref()).build(
+            self.metadata,
+            &self.answers,
+            &self.authorities,
+            [],
+            &self.additionals,
+        );
+        // Hickory sets TC by itself where a section did not fit.
+        response.destructive_emit(&mut encoder).is_ok_and(|info| info.truncation == self.metadata.truncation)
+    }
 }
 
 /// Types that are not data.
@@ -274,9 +310,10 @@ fn bare(id: u16, opcode: OpCode, code: ResponseCode) -> Vec<u8> {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::handler::{Outbox, send};
     use super::super::zone::{absolute, tests::lab};
     use super::*;
-    use hickory_proto::op::Query;
+    use hickory_proto::op::{Message, Query};
     use proptest::prelude::*;
 
     const MEMBER: &str = "10.42.99.1";
@@ -305,13 +342,49 @@ pub(super) mod tests {
         message
     }
 
-    fn decide(message: &Message, source: &str) -> Decision {
-        served().decide(&message.to_vec().unwrap(), source.parse().unwrap(), Transport::Udp)
+    /// What becomes of some bytes, replies encoded.
+    #[derive(Debug)]
+    enum Seen {
+        Answer(Vec<u8>),
+        Refuse(Vec<u8>),
+        Malformed(Vec<u8>),
+        Drop,
+        Foreign,
+        Forward(Box<Forward>, Box<Request>),
     }
 
-    fn reply(decision: Decision) -> Message {
-        match decision {
-            Decision::Answer(b) | Decision::Refuse(b) | Decision::Malformed(b) => Message::from_vec(&b).unwrap(),
+    fn encoded(mut reply: Reply, request: &Request) -> Vec<u8> {
+        let outbox = Outbox::default();
+        reply.fit(&request.queries);
+        futures::executor::block_on(send(reply, request, outbox.clone()));
+        outbox.take().unwrap()
+    }
+
+    fn see(bytes: &[u8], source: IpAddr, protocol: Protocol) -> Seen {
+        match glance(bytes) {
+            Glance::Question => {}
+            Glance::Refuse(b) => return Seen::Refuse(b),
+            Glance::Malformed(b) => return Seen::Malformed(b),
+            Glance::Drop => return Seen::Drop,
+        }
+        let Ok(request) = Request::from_bytes(bytes.to_vec(), (source, 5300).into(), protocol) else {
+            return Seen::Malformed(malformed(bytes));
+        };
+        match served().decide(&request) {
+            Decision::Answer(reply) => Seen::Answer(encoded(reply, &request)),
+            Decision::Refuse(reply) => Seen::Refuse(encoded(reply, &request)),
+            Decision::Foreign => Seen::Foreign,
+            Decision::Forward(forward) => Seen::Forward(forward, Box::new(request)),
+        }
+    }
+
+    fn decide(message: &Message, source: &str) -> Seen {
+        see(&message.to_vec().unwrap(), source.parse().unwrap(), Protocol::Udp)
+    }
+
+    fn reply(seen: Seen) -> Message {
+        match seen {
+            Seen::Answer(b) | Seen::Refuse(b) | Seen::Malformed(b) => Message::from_vec(&b).unwrap(),
             other => panic!("no reply: {other:?}"),
         }
     }
@@ -334,14 +407,14 @@ pub(super) mod tests {
         let outside = question("example.org", RecordType::A);
         assert_eq!(code(&outside, MEMBER), ResponseCode::Refused);
         for local in [LOCAL, "127.0.0.9", "::1", "::ffff:10.42.7.1"] {
-            assert!(matches!(decide(&outside, local), Decision::Forward(_)), "{local}");
+            assert!(matches!(decide(&outside, local), Seen::Forward(..)), "{local}");
         }
     }
 
     #[test]
     fn foreign_sources_get_silence() {
         for source in ["192.0.2.1", "10.50.0.1", "::ffff:192.0.2.1", "2001:db8::1"] {
-            assert!(matches!(decide(&question("db.lab.internal", RecordType::A), source), Decision::Foreign));
+            assert!(matches!(decide(&question("db.lab.internal", RecordType::A), source), Seen::Foreign));
         }
     }
 
@@ -356,9 +429,10 @@ pub(super) mod tests {
     #[test]
     fn alias_to_the_outside_is_followed_for_local_askers() {
         let message = question("out.lab.internal", RecordType::A);
-        let Decision::Forward(forward) = decide(&message, LOCAL) else { panic!("not forwarded") };
+        let Seen::Forward(forward, request) = decide(&message, LOCAL) else { panic!("not forwarded") };
         assert_eq!(forward.name, absolute("example.org").unwrap());
-        let whole = Message::from_vec(&forward.finish(ResponseCode::NoError, vec![], vec![])).unwrap();
+        let whole =
+            Message::from_vec(&encoded(forward.finish(ResponseCode::NoError, vec![], vec![]), &request)).unwrap();
         assert_eq!(whole.answers.len(), 1);
         assert_eq!(reply(decide(&message, MEMBER)).answers.len(), 1);
     }
@@ -372,13 +446,11 @@ pub(super) mod tests {
         message.set_edns(edns);
         let wide = message.to_vec().unwrap();
         for (bytes, limit) in [(&plain, 512), (&wide, 1232)] {
-            let Decision::Answer(bytes) = served().decide(bytes, LOCAL.parse().unwrap(), Transport::Udp) else {
-                panic!("no answer")
-            };
+            let Seen::Answer(bytes) = see(bytes, LOCAL.parse().unwrap(), Protocol::Udp) else { panic!("no answer") };
             assert!(bytes.len() <= limit);
             assert!(Message::from_vec(&bytes).unwrap().metadata.truncation);
         }
-        let tcp = reply(served().decide(&wide, LOCAL.parse().unwrap(), Transport::Tcp));
+        let tcp = reply(see(&wide, LOCAL.parse().unwrap(), Protocol::Tcp));
         assert_eq!((tcp.answers.len(), tcp.metadata.truncation), (200, false));
     }
 
@@ -408,7 +480,7 @@ pub(super) mod tests {
         for opcode in [1u8, 2, 3, 4, 5, 6, 15] {
             let mut bytes = question("lab.internal", RecordType::SOA).to_vec().unwrap();
             bytes[2] = (bytes[2] & 0x87) | (opcode << 3);
-            let answer = reply(served().decide(&bytes, LOCAL.parse().unwrap(), Transport::Udp));
+            let answer = reply(see(&bytes, LOCAL.parse().unwrap(), Protocol::Udp));
             assert_eq!(answer.metadata.response_code, ResponseCode::NotImp, "{opcode}");
         }
     }
@@ -425,7 +497,7 @@ pub(super) mod tests {
         for count in [0u16, 2, 65_535] {
             let mut bytes = question("db.lab.internal", RecordType::A).to_vec().unwrap();
             bytes[4..6].copy_from_slice(&count.to_be_bytes());
-            let answer = reply(served().decide(&bytes, LOCAL.parse().unwrap(), Transport::Udp));
+            let answer = reply(see(&bytes, LOCAL.parse().unwrap(), Protocol::Udp));
             assert_eq!(answer.metadata.response_code, ResponseCode::FormErr, "{count}");
         }
     }
@@ -435,7 +507,7 @@ pub(super) mod tests {
         for section in [6usize, 8, 10] {
             let mut bytes = question("db.lab.internal", RecordType::A).to_vec().unwrap();
             bytes[section..section + 2].copy_from_slice(&[255, 255]);
-            let answer = reply(served().decide(&bytes, LOCAL.parse().unwrap(), Transport::Udp));
+            let answer = reply(see(&bytes, LOCAL.parse().unwrap(), Protocol::Udp));
             assert_eq!(answer.metadata.response_code, ResponseCode::FormErr);
         }
     }
@@ -445,8 +517,16 @@ pub(super) mod tests {
         let mut bytes = question("db.lab.internal", RecordType::A).to_vec().unwrap();
         bytes[2] |= 0x80;
         let local: IpAddr = LOCAL.parse().unwrap();
-        assert!(matches!(served().decide(&bytes, local, Transport::Udp), Decision::Drop));
-        assert!(matches!(served().decide(&bytes[..11], local, Transport::Udp), Decision::Drop));
+        assert!(matches!(see(&bytes, local, Protocol::Udp), Seen::Drop));
+        assert!(matches!(see(&bytes[..11], local, Protocol::Udp), Seen::Drop));
+    }
+
+    #[test]
+    fn a_question_with_a_pointer_is_not_repeated() {
+        // The name ends with a pointer at the ID, which reads as the root: repeated in a reply, it would be another name.
+        let bytes = [0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, b'a', 0xc0, 0, 0, 1, 0, 1];
+        let Seen::Malformed(answer) = see(&bytes, LOCAL.parse().unwrap(), Protocol::Udp) else { panic!("taken") };
+        assert_eq!(answer, [0, 1, 0x80, 1, 0, 0, 0, 0, 0, 0, 0, 0]);
     }
 
     #[test]
@@ -454,24 +534,24 @@ pub(super) mod tests {
         let head = [0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
         for name in [[0xc0u8, 12], [0xc0, 0x20], [0xff, 0xff]] {
             let bytes = [head.as_slice(), &name, &[0, 1, 0, 1]].concat();
-            let answer = reply(served().decide(&bytes, LOCAL.parse().unwrap(), Transport::Udp));
+            let answer = reply(see(&bytes, LOCAL.parse().unwrap(), Protocol::Udp));
             assert_eq!(answer.metadata.response_code, ResponseCode::FormErr);
         }
     }
 
     fn checked(bytes: &[u8]) {
         let served = served();
-        for transport in [Transport::Udp, Transport::Tcp] {
-            match served.decide(bytes, LOCAL.parse().unwrap(), transport) {
-                Decision::Answer(b) | Decision::Refuse(b) | Decision::Malformed(b) => {
+        for transport in [Protocol::Udp, Protocol::Tcp] {
+            match see(bytes, LOCAL.parse().unwrap(), transport) {
+                Seen::Answer(b) | Seen::Refuse(b) | Seen::Malformed(b) => {
                     assert_eq!(b.first_chunk::<2>(), bytes.first_chunk::<2>());
-                    assert!(transport == Transport::Tcp || b.len() <= usize::from(MAX_UDP));
+                    assert!(transport == Protocol::Tcp || b.len() <= usize::from(MAX_UDP));
                 }
-                Decision::Forward(forward) => {
+                Seen::Forward(forward, _) => {
                     assert!(!served.owned.covers(&forward.name), "left: {}", forward.name);
                     let _ = forward.fail();
                 }
-                Decision::Drop | Decision::Foreign => {}
+                Seen::Drop | Seen::Foreign => {}
             }
         }
     }

@@ -271,6 +271,31 @@ async fn a_dead_resolver_ends_in_servfail_within_three_seconds_and_ours_are_stil
 }
 
 #[tokio::test]
+async fn questions_beyond_the_places_in_flight_hear_servfail_at_once() {
+    let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let running = start(view(vec![subnet(1, &["127.0.10.1"], zone::tests::lab())]), vec![silent.local_addr().unwrap()]);
+    let at = SocketAddr::new("127.0.10.1".parse().unwrap(), running.port);
+    ask(at, "db.lab.internal", RecordType::A).await;
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let excess = 20;
+    for n in 0..IN_FLIGHT + excess {
+        socket.send_to(&question(&format!("n{n}.example.org"), RecordType::A), at).await.unwrap();
+    }
+    let begun = std::time::Instant::now();
+    let mut reply = [0; 512];
+    for _ in 0..excess {
+        let (n, _) = tokio::time::timeout(Duration::from_secs(2), socket.recv_from(&mut reply)).await.unwrap().unwrap();
+        assert_eq!(Message::from_vec(&reply[..n]).unwrap().metadata.response_code, ResponseCode::ServFail);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(2), "before the first of the others gave up");
+    assert_eq!(running.dns.counters().forwarded.load(Ordering::Relaxed), IN_FLIGHT as u64);
+    assert_eq!(running.dns.counters().overloaded.load(Ordering::Relaxed), excess as u64);
+    // The places are full, and ours are answered all the same.
+    assert_eq!(ask(at, "db.lab.internal", RecordType::A).await.answers.len(), 1);
+    running.end().await;
+}
+
+#[tokio::test]
 async fn idle_tcp_clients_do_not_shut_others_out() {
     let running = start(view(vec![subnet(1, &["127.0.7.1"], zone::tests::lab())]), vec![]);
     let at = SocketAddr::new("127.0.7.1".parse().unwrap(), running.port);

@@ -25,7 +25,7 @@ use ipnet::IpNet;
 use tokio::sync::Semaphore;
 
 use super::limit::{Counters, count};
-use super::question::Forward;
+use super::question::{Forward, Reply};
 
 /// How long one resolver has for its answer.
 const TRY: Duration = Duration::from_secs(2);
@@ -103,7 +103,7 @@ impl Upstream {
     ///
     /// # Cancel safety
     /// Dropping the future gives the place among those [in flight](IN_FLIGHT) back.
-    pub(super) async fn resolve(&self, forward: Forward, denied: &[IpNet]) -> Vec<u8> {
+    pub(super) async fn resolve(&self, forward: Forward, denied: &[IpNet]) -> Reply {
         let Ok(_place) = self.permits.try_acquire() else {
             count(&self.counters.overloaded);
             return forward.fail();
