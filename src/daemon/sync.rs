@@ -13,6 +13,8 @@ use crate::wire::control::{self, ControlAnswer, ControlRequest, JoinAnswer, Join
 
 /// Between two comparisons with every connected member: what a lost push costs at most.
 const EVERY: Duration = Duration::from_secs(30);
+/// Between a push that was not taken and the comparison that makes up for it.
+const AGAIN: Duration = Duration::from_millis(500);
 /// For one question to a member.
 const PATIENCE: Duration = Duration::from_secs(8);
 /// Rounds of one comparison: each moves as much as fits a message.
@@ -50,11 +52,18 @@ fn send(ctx: &Context, push: Push) {
     let receivers =
         connected.into_iter().filter(|p| Some(*p) != push.except && (members.contains(p) || push.removed.contains(p)));
     for peer in receivers {
-        let (peers, body) = (ctx.peers.clone(), body.clone());
+        let (ctx, body) = (ctx.clone(), body.clone());
         tokio::spawn(async move {
-            if let Err(error) = peers.ask(peer, Protocol::Control, body, PATIENCE).await {
-                tracing::debug!(%peer, %error, "push");
+            let answer = ctx.peers.ask(peer, Protocol::Control, body, PATIENCE).await;
+            let answer = answer.map(|body| control::decode::<ControlAnswer>(&body));
+            if matches!(answer, Ok(Ok(ControlAnswer::Done))) {
+                return;
             }
+            // Sent on a connection that was just replaced, or to one who does not know us yet. What it missed is found
+            // by comparing; without this it would be missing until the next round.
+            tracing::debug!(%peer, ?answer, "push not taken");
+            tokio::time::sleep(AGAIN).await;
+            with_peer(ctx, peer).await;
         });
     }
 }
