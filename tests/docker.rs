@@ -2,8 +2,8 @@
 //!
 //! Each host of the lab gets a Docker daemon of its own: own data root, exec root, socket and pid file in the lab's
 //! directory, in the host's network namespace and a mount namespace of its own. The image is a static busybox, imported
-//! from a tar archive, so that no registry is needed. Where Docker cannot run, the tests are counted as skipped. Each test
-//! ends by checking that no process, mount or namespace of an engine is left.
+//! from a tar archive, so that no registry is needed. Where Docker cannot run, the tests are counted as skipped. Each engine
+//! ends by checking that no process, mount or control group of it is left.
 
 #[expect(dead_code, reason = "the laboratory is shared with the netns tests, which use more of it")]
 mod lab;
@@ -34,10 +34,18 @@ fn main() -> ExitCode {
     lab::runner::main(CASES)
 }
 
+/// A directory that the engine makes wherever its other directories are.
+const ENGINES: &str = "/run/docker";
+
 /// A Docker daemon in the namespace of one host; ends with its containers when dropped.
 struct Engine {
     socket: String,
     child: Child,
+    dir: PathBuf,
+    /// Below which every container of this engine has its control group.
+    group: String,
+    /// Whether `/run/docker`, which is the same for every engine, was not there before.
+    first: bool,
 }
 
 impl Engine {
@@ -48,17 +56,26 @@ impl Engine {
         let socket = format!("unix://{}", path("sock"));
         let log = OpenOptions::new().create(true).append(true).open(dir.join("log"))?;
         // Not `ip netns exec`: that hides /sys/fs/cgroup, which the engine needs. Each of these replaces itself by the next.
+        let group = host.ns().name().to_owned();
+        let first = !Path::new(ENGINES).exists();
         let child = Command::new("nsenter")
             .arg(format!("--net=/run/netns/{}", host.ns().name()))
             .args(["unshare", "-m", "--propagation", "private", "dockerd", "-H", &socket])
             .args(["--data-root", &path("data"), "--exec-root", &path("exec"), "--pidfile", &path("pid")])
-            .args(["--iptables=false", "--ip6tables=false", "--ip-forward=false", "--bridge=none", "--storage-driver=vfs"])
+            .args(["--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", &format!("/{group}")])
+            .args([
+                "--iptables=false",
+                "--ip6tables=false",
+                "--ip-forward=false",
+                "--bridge=none",
+                "--storage-driver=vfs",
+            ])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
             .context("start dockerd")?;
-        let mut engine = Engine { socket, child };
+        let mut engine = Engine { socket, child, dir, group, first };
         let ready = until("dockerd answers", Duration::from_secs(30), || {
             if engine.child.try_wait()?.is_some() {
                 return Ok(true);
@@ -66,11 +83,11 @@ impl Engine {
             Ok(engine.docker(&["info"]).is_ok())
         });
         if ready.is_err() || engine.child.try_wait()?.is_some() {
-            let log = std::fs::read_to_string(dir.join("log")).unwrap_or_default();
+            let log = std::fs::read_to_string(engine.dir.join("log")).unwrap_or_default();
             let why = log.lines().rfind(|l| l.contains("failed") || l.contains("level=error")).unwrap_or("no message");
             bail!(Skip(format!("dockerd does not start here: {why}")));
         }
-        engine.import(&dir)?;
+        engine.import()?;
         // The daemon and the command line of this host talk to this engine.
         host.set_env("DOCKER_HOST", &engine.socket);
         Ok(engine)
@@ -81,8 +98,8 @@ impl Engine {
     }
 
     /// The image `box`: a static busybox under the names of its tools.
-    fn import(&self, dir: &Path) -> Result<()> {
-        let root = dir.join("root");
+    fn import(&self) -> Result<()> {
+        let root = self.dir.join("root");
         for sub in ["bin", "etc", "proc", "tmp"] {
             std::fs::create_dir_all(root.join(sub))?;
         }
@@ -92,7 +109,7 @@ impl Engine {
         for tool in ["sh", "ping", "nc", "sleep", "ip", "httpd", "cat", "mkdir", "chmod"] {
             symlink("busybox", root.join("bin").join(tool))?;
         }
-        let archive = dir.join("box.tar").to_string_lossy().into_owned();
+        let archive = self.dir.join("box.tar").to_string_lossy().into_owned();
         lab::sh("tar", &["-C", &root.to_string_lossy(), "-cf", &archive, "."])?;
         self.docker(&["import", &archive, "box:1"]).map(drop)
     }
@@ -104,6 +121,34 @@ impl Engine {
 
     fn exec(&self, name: &str, args: &[&str]) -> Result<String> {
         self.docker(&[&["exec", name], args].concat())
+    }
+}
+
+impl Engine {
+    /// Takes away the control groups; what is still there of processes, groups and mounts.
+    fn clean(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        let named = |path: PathBuf, name: &str| {
+            std::fs::read_to_string(&path).unwrap_or_default().contains(name).then(|| path.display().to_string())
+        };
+        for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            if process.file_name().to_string_lossy().bytes().all(|b| b.is_ascii_digit()) {
+                left.extend(named(process.path().join("cgroup"), &format!("/{}/", self.group)));
+                left.extend(named(process.path().join("mountinfo"), &self.dir.to_string_lossy()));
+            }
+        }
+        let roots = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|e| e.path());
+        for root in roots.chain([PathBuf::from("/sys/fs/cgroup")]) {
+            let group = root.join(&self.group);
+            if group.is_dir() && std::fs::remove_dir(&group).is_err() {
+                left.push(group.display().to_string());
+            }
+        }
+        if self.first {
+            let _ = std::fs::remove_dir(Path::new(ENGINES).join("plugins"));
+            let _ = std::fs::remove_dir(ENGINES);
+        }
+        left
     }
 }
 
@@ -122,6 +167,10 @@ impl Drop for Engine {
         if lab::netns::wait_end(&mut self.child).is_err() {
             let _ = self.child.kill();
             let _ = self.child.wait();
+        }
+        let left = self.clean();
+        if !std::thread::panicking() {
+            assert!(left.is_empty(), "left by the engine: {left:?}");
         }
     }
 }
