@@ -15,6 +15,7 @@
 mod address;
 mod behaviour;
 mod book;
+mod coalesce;
 mod codec;
 mod command;
 mod data;

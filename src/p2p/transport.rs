@@ -21,6 +21,7 @@ use libp2p::identity::Keypair;
 use libp2p::{Multiaddr, PeerId, Transport, dns, noise, quic, tcp, yamux};
 
 use super::address::is_within;
+use super::coalesce::{LargeReads, LateNoise};
 use super::{Error, TransportKind};
 
 /// The overlay prefixes, as the transports see them.
@@ -41,7 +42,7 @@ const CLOSING: Duration = Duration::from_secs(2);
 /// # Errors
 /// When the Noise keys cannot be made of the identity.
 pub(super) fn build(kind: TransportKind, key: &Keypair, overlay: &Overlay) -> Result<Boxed<Output>, Error> {
-    let noise = || noise::Config::new(key).map_err(|e| Error::Identity(e.to_string()));
+    let noise = || noise::Config::new(key).map(LateNoise).map_err(|e| Error::Identity(e.to_string()));
     match kind {
         TransportKind::Memory => {
             let memory = MemoryTransport::default()
@@ -54,6 +55,7 @@ pub(super) fn build(kind: TransportKind, key: &Keypair, overlay: &Overlay) -> Re
         }
         TransportKind::Network => {
             let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
+                .map(|socket, _| LargeReads::new(socket))
                 .upgrade(Version::V1)
                 .authenticate(noise()?)
                 .multiplex(muxer())
