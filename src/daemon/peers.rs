@@ -141,7 +141,9 @@ async fn on_event(ctx: &Context, event: Event) -> anyhow::Result<()> {
             let via = Via { transport, remote };
             ctx.datapath.carry_out(Key { subnet, peer }, connection, via, stream);
         }
-        Event::StreamIn { peer, connection, subnet: _, stream } => ctx.datapath.carry_in(peer, connection, stream),
+        Event::StreamIn { peer, connection, subnet, stream } => {
+            ctx.datapath.carry_in(Key { subnet, peer }, connection, stream);
+        }
         Event::Asked { peer, protocol: Protocol::Join, remote_ip, body, responder, .. } => {
             if ctx.table.may_ask(remote_ip, ctx.config.limits.joins_per_minute) {
                 tokio::spawn(on_join(ctx.clone(), peer, body, responder));

@@ -3,12 +3,16 @@
 //! Runs in the task that reads the peer's stream. Nothing a peer says reaches the kernel unchecked: the source must be leased
 //! to it, and the virtio header is made here.
 
+use std::time::Instant;
+
+use super::join::{Run, is_joinable};
 use super::{Port, Shared};
 use crate::link::{Frames, Inbound, Key};
 use crate::model::view::SubnetView;
+use crate::packet::icmp::{self, Failure};
 use crate::packet::offload::Rebuild;
 use crate::packet::segment::segment;
-use crate::packet::{DropReason, Offload, VirtioHeader, parse};
+use crate::packet::{DropReason, Offload, Packet, VirtioHeader, parse};
 use crate::tun::TunError;
 
 impl Inbound for Shared {
@@ -19,71 +23,124 @@ impl Inbound for Shared {
     fn batch(&self, key: Key, frames: &mut Frames<'_>) {
         let view = self.views.load();
         let ports = self.ports.load();
-        let subnet = view.subnets.get(&key.subnet);
-        let port = ports.get(&key.subnet);
-        let mut gone = false;
-        while let Some((offload, bytes)) = frames.next() {
-            let Some((subnet, port)) = subnet.zip(port) else {
+        let Some((subnet, port)) = view.subnets.get(&key.subnet).zip(ports.get(&key.subnet)) else {
+            while frames.next().is_some() {
                 self.links.counts(key.subnet).add(DropReason::NoRoute, 1);
-                continue;
-            };
-            match packet(subnet, port, key, &offload, bytes) {
-                Ok(()) => {}
-                Err(Refusal::Drop(reason)) => port.counts.add(reason, 1),
-                Err(Refusal::Gone) => {
-                    port.counts.add(DropReason::TunWrite, 1);
-                    gone = true;
-                }
+            }
+            return;
+        };
+        let mut batch = Batch { shared: self, subnet, port, key, run: Run::new(frames.take_scratch()), gone: false };
+        while let Some((offload, bytes)) = frames.next() {
+            if let Err(reason) = batch.packet(&offload, bytes) {
+                port.counts.add(reason, 1);
             }
         }
-        if let Some(port) = port.filter(|_| gone) {
+        // None waits for the next read.
+        batch.end_run();
+        let (run, gone) = (batch.run, batch.gone);
+        frames.keep_scratch(run.into_buffer());
+        if gone {
             self.tun_died(port);
         }
     }
 }
 
-/// Why a packet was not written.
-enum Refusal {
-    Drop(DropReason),
+/// What one read of a stream brought.
+struct Batch<'a> {
+    shared: &'a Shared,
+    subnet: &'a SubnetView,
+    port: &'a Port,
+    key: Key,
+    run: Run,
     /// The TUN's link was deleted.
-    Gone,
+    gone: bool,
 }
 
-impl From<DropReason> for Refusal {
-    fn from(reason: DropReason) -> Self {
-        Refusal::Drop(reason)
+impl Batch<'_> {
+    /// One packet from the peer.
+    fn packet(&mut self, offload: &Offload, bytes: &mut [u8]) -> Result<(), DropReason> {
+        let packet = parse(bytes)?;
+        self.subnet.admit(self.key.peer, packet.source, packet.destination)?;
+        let rebuild = Rebuild::plan(&packet, offload)?;
+        // What may be cut, the kernel cuts.
+        if packet.dont_fragment && offload.segment_length(&packet) > usize::from(self.subnet.mtu) {
+            self.tell_too_big(&packet, bytes);
+            return Err(DropReason::TooBig);
+        }
+        if is_joinable(&packet, offload) && self.port.tun.takes(VirtioHeader::UDP_SUPER_PACKET) {
+            if !self.run.add(&packet, bytes) {
+                self.end_run();
+                self.run.add(&packet, bytes);
+            }
+            return Ok(());
+        }
+        self.end_run();
+        self.gone |= write(self.port, &rebuild, &packet, offload, bytes)?;
+        Ok(())
+    }
+
+    /// Writes the datagrams that were gathered.
+    fn end_run(&mut self) {
+        let Some((packet, offload, bytes, count)) = self.run.finish() else { return };
+        let written =
+            Rebuild::plan(&packet, &offload).and_then(|rebuild| write(self.port, &rebuild, &packet, &offload, bytes));
+        match written {
+            Ok(gone) => self.gone |= gone,
+            Err(reason) => self.port.counts.add(reason, count),
+        }
+    }
+
+    /// Tells the sender at the peer what would have fitted, as often as the bucket allows.
+    fn tell_too_big(&self, packet: &Packet, bytes: &[u8]) {
+        if !self.port.answers.lock().is_ok_and(|mut bucket| bucket.take(Instant::now())) {
+            return;
+        }
+        let own = self.subnet.addresses.iter().find(|a| a.is_ipv4() == packet.source.is_ipv4());
+        let reply = own.and_then(|from| icmp::reply(packet, bytes, *from, Failure::TooBig(self.subnet.mtu)));
+        let links = &self.shared.links;
+        let mut chunk = links.pool().take();
+        if let Some((reply, room)) =
+            reply.as_ref().and_then(|reply| chunk.space().get_mut(..reply.len()).map(|r| (reply, r)))
+        {
+            room.copy_from_slice(reply);
+            chunk.commit(&Offload::NONE, reply.len());
+            links.send(&links.link(self.key), chunk);
+        }
     }
 }
 
-/// One packet from a peer.
-fn packet(subnet: &SubnetView, port: &Port, key: Key, offload: &Offload, bytes: &mut [u8]) -> Result<(), Refusal> {
-    let packet = parse(bytes)?;
-    subnet.admit(key.peer, packet.source, packet.destination)?;
-    let rebuild = Rebuild::plan(&packet, offload)?;
+/// Writes one packet, whole or, where this kernel does not take it so, in pieces; whether the TUN turned out to be gone.
+fn write(
+    port: &Port,
+    rebuild: &Rebuild,
+    packet: &Packet,
+    offload: &Offload,
+    bytes: &mut [u8],
+) -> Result<bool, DropReason> {
     let header = rebuild.apply(bytes);
     if header == VirtioHeader::default() || port.tun.takes(header) {
         match port.tun.send(header, bytes) {
-            Ok(()) => return Ok(()),
-            Err(TunError::Gone | TunError::Closed) => return Err(Refusal::Gone),
+            Ok(()) => return Ok(false),
+            Err(TunError::Gone | TunError::Closed) => {
+                port.counts.add(DropReason::TunWrite, 1);
+                return Ok(true);
+            }
             // Some kernels refuse super-packets they should take (EINVAL): cut it and try once more.
             Err(TunError::Io(error)) if header.is_super_packet() && error.raw_os_error() == Some(EINVAL) => {}
             Err(TunError::Io(error)) => {
-                tracing::trace!(subnet = %key.subnet, %error, "TUN write failed");
-                return Err(Refusal::Drop(DropReason::TunWrite));
+                tracing::trace!(subnet = %port.subnet, %error, "TUN write failed");
+                return Err(DropReason::TunWrite);
             }
         }
     }
     let mut failed = 0u64;
     // Off the common path: one buffer per super-packet that this kernel does not take.
-    segment(bytes, &packet, offload, &mut Vec::new(), |piece| {
+    segment(bytes, packet, offload, &mut Vec::new(), |piece| {
         if port.tun.send(VirtioHeader::default(), piece).is_err() {
             failed = failed.saturating_add(1);
         }
     })?;
-    if failed > 0 {
-        return Err(Refusal::Drop(DropReason::TunWrite));
-    }
-    Ok(())
+    if failed > 0 { Err(DropReason::TunWrite) } else { Ok(false) }
 }
 
 /// "Invalid argument".

@@ -17,6 +17,7 @@ use tokio::runtime::Runtime;
 
 use super::tests::{LONG, Node, RED, connect};
 use super::*;
+use crate::model::id::PeerId;
 use crate::packet::offload::{Outgoing, Rebuild};
 use crate::packet::{VirtioHeader, parse};
 use crate::tun::TunError;

@@ -4,23 +4,25 @@
 //! the View ([`SubnetView::route`](crate::model::view::SubnetView::route) and `admit`), here it is only carried out.
 
 mod inbound;
+mod join;
 mod outbound;
 
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use futures::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
 use crate::link::{Inbound, Key, Links, Via};
-use crate::model::id::{PeerId, SubnetId};
+use crate::model::id::SubnetId;
 use crate::model::view::View;
 use crate::packet::{DropCounts, DropReason};
 use crate::tun::Tun;
-use outbound::Outbound;
+use outbound::{Bucket, Outbound};
 
 /// TUNs whose death was not yet heard: one per subnet is more than there can be at once.
 const DIED_CHANNEL: usize = 64;
@@ -50,6 +52,8 @@ struct Port {
     subnet: SubnetId,
     tun: Arc<dyn Tun>,
     counts: Arc<DropCounts>,
+    /// How often peers are told of their errors.
+    answers: Mutex<Bucket>,
 }
 
 impl std::fmt::Debug for Port {
@@ -71,7 +75,12 @@ impl Datapath {
     /// # Errors
     /// No thread could be started.
     pub fn attach_tun(&self, subnet: SubnetId, tun: Arc<dyn Tun>) -> io::Result<()> {
-        let port = Arc::new(Port { subnet, tun, counts: self.0.links.counts(subnet) });
+        let port = Arc::new(Port {
+            subnet,
+            tun,
+            counts: self.0.links.counts(subnet),
+            answers: Mutex::new(Bucket::new(Instant::now())),
+        });
         self.replace_port(subnet, Some(Arc::clone(&port)));
         let outbound = Outbound::new(Arc::clone(&self.0), Arc::clone(&port));
         // Linux shows 15 characters of a thread's name.
@@ -104,9 +113,9 @@ impl Datapath {
         &self.0.links
     }
 
-    /// Reads packets from a stream that `peer` opened ([`Links::carry_in`]); a peer that is no member is refused.
-    pub fn carry_in(&self, peer: PeerId, connection: u64, stream: impl AsyncRead + Send + Unpin + 'static) {
-        self.0.links.carry_in(peer, connection, stream, Arc::clone(&self.0) as Arc<dyn Inbound>);
+    /// Reads packets from a stream that a peer opened ([`Links::carry_in`]); a peer that is no member is refused.
+    pub fn carry_in(&self, key: Key, connection: u64, stream: impl AsyncRead + Send + Unpin + 'static) {
+        self.0.links.carry_in(key, connection, stream, Arc::clone(&self.0) as Arc<dyn Inbound>);
     }
 
     /// Sends a peer's packets on a stream opened to it ([`Links::carry_out`]); a peer that is no member is refused.

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Port, Shared};
 use crate::link::{Chunk, Key, Link, Links, Reach};
@@ -18,6 +18,13 @@ use crate::tun::TunError;
 
 /// Packets read before a new View is looked for.
 const BATCH: usize = 64;
+/// A flood of small packets begins with this many in [`PACE_WINDOW`]: more than any exchange of questions and answers makes.
+const FLOOD: u32 = 16;
+/// How long packets are counted before a flood is told from none.
+const PACE_WINDOW: Duration = Duration::from_millis(1);
+/// How long packets of a flood may gather in the TUN before they are read: saves the wake-ups of two tasks and a write to
+/// the stream for each of them. The TUN holds what comes in that time.
+const NAP: Duration = Duration::from_micros(100);
 /// ICMP errors sent at once, and per second afterwards.
 const ICMP_BURST: u32 = 50;
 /// Failed reads in a row after which a TUN counts as dead.
@@ -38,6 +45,7 @@ pub(super) struct Outbound {
     /// The last flow and where it went.
     flow: Option<(IpAddr, IpAddr, Result<Hop, DropReason>)>,
     bucket: Bucket,
+    pace: Pace,
 }
 
 impl Outbound {
@@ -53,6 +61,7 @@ impl Outbound {
             generation: 0,
             flow: None,
             bucket: Bucket::new(Instant::now()),
+            pace: Pace { since: Instant::now(), packets: 0, flood: false },
         }
     }
 
@@ -62,7 +71,12 @@ impl Outbound {
         let port = Arc::clone(&self.port);
         loop {
             match port.tun.wait().and_then(|()| self.batch()) {
-                Ok(()) => failures = 0,
+                Ok(()) => {
+                    failures = 0;
+                    if self.pace.is_flood(Instant::now()) {
+                        std::thread::sleep(NAP);
+                    }
+                }
                 Err(TunError::Closed) => return,
                 Err(TunError::Io(error)) if failures < MAX_FAILURES => {
                     failures = failures.saturating_add(1);
@@ -79,7 +93,7 @@ impl Outbound {
     }
 
     /// Reads until the TUN is drained, or it is time to look for a new View. Every packet read is handed on at the end:
-    /// none waits for company.
+    /// none that was read waits for company.
     fn batch(&mut self) -> Result<(), TunError> {
         let Some(shared) = self.shared.upgrade() else { return Err(TunError::Closed) };
         let view = shared.views.load();
@@ -88,7 +102,10 @@ impl Outbound {
         let mut result = Ok(());
         for _ in 0..BATCH {
             match self.port.tun.recv(self.chunk.space()) {
-                Ok(Some((header, length))) => self.packet(subnet.map(AsRef::as_ref), header, length),
+                Ok(Some((header, length))) => {
+                    self.pace.packets = self.pace.packets.saturating_add(u32::from(!header.is_super_packet()));
+                    self.packet(subnet.map(AsRef::as_ref), header, length);
+                }
                 Ok(None) => break,
                 Err(error) => {
                     result = Err(error);
@@ -235,18 +252,39 @@ fn is_noise(packet: &Packet) -> bool {
         || packet.source.is_unspecified()
 }
 
+/// Tells a flood of small packets from a few: between batches of a flood the loop rests, as a network card would.
+struct Pace {
+    since: Instant,
+    packets: u32,
+    flood: bool,
+}
+
+impl Pace {
+    fn is_flood(&mut self, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.since);
+        if passed >= PACE_WINDOW {
+            // A window that was slept away counts for what it was long.
+            let windows = u32::try_from(passed.as_millis()).unwrap_or(u32::MAX).max(1);
+            self.flood = self.packets / windows >= FLOOD;
+            (self.since, self.packets) = (now, 0);
+        }
+        self.flood
+    }
+}
+
 /// A token bucket: [`ICMP_BURST`] at once and as many per second.
-struct Bucket {
+pub(super) struct Bucket {
     tokens: u32,
     filled: Instant,
 }
 
 impl Bucket {
-    fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant) -> Self {
         Bucket { tokens: ICMP_BURST, filled: now }
     }
 
-    fn take(&mut self, now: Instant) -> bool {
+    /// Whether one more may be sent.
+    pub(super) fn take(&mut self, now: Instant) -> bool {
         let passed = now.saturating_duration_since(self.filled).as_millis();
         let earned = passed.saturating_mul(u128::from(ICMP_BURST)) / 1000;
         if earned > 0 {
@@ -267,7 +305,16 @@ impl Bucket {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+
+    #[test]
+    fn many_small_packets_make_a_flood_and_few_do_not() {
+        let start = Instant::now();
+        let mut pace = Pace { since: start, packets: 1000, flood: false };
+        assert!(!pace.is_flood(start), "not before a window is over");
+        assert!(pace.is_flood(start + PACE_WINDOW));
+        pace.packets = FLOOD * 3 - 1;
+        assert!(!pace.is_flood(start + PACE_WINDOW * 4), "the rate counts");
+    }
 
     #[test]
     fn bucket_allows_a_burst_and_then_a_rate() {

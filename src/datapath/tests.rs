@@ -1,6 +1,6 @@
 use super::*;
 use crate::link::pipe::{End, pipe};
-use crate::model::id::Name;
+use crate::model::id::{Name, PeerId};
 use crate::model::view::{Owner, RouteTable, SubnetView};
 use crate::packet::offload::{Kind, VirtioHeader};
 use crate::packet::parse::samples::{ip, tcp, udp};
@@ -109,7 +109,7 @@ pub(super) fn connect(a: &Node, b: &Node, id: SubnetId) {
     for (from, to) in [(a, b), (b, a)] {
         let (out, arrives) = pipe(1 << 16);
         from.path.carry_out(Key { subnet: id, peer: peer(to.me) }, 1, via(), out);
-        to.path.carry_in(peer(from.me), 1, arrives);
+        to.path.carry_in(Key { subnet: id, peer: peer(from.me) }, 1, arrives);
     }
 }
 
@@ -237,10 +237,9 @@ fn inbound_destination_must_be_here() {
 
 /// A stream that node 1 opens to `node`, driven by the test.
 fn stream_to(runtime: &Runtime, node: &Node, from: u8) -> End {
-    use futures::AsyncWriteExt;
-    let (mut far, near) = pipe(1 << 20);
-    node.path.carry_in(peer(from), 1, near);
-    runtime.block_on(far.write_all(&crate::wire::frame::preamble(RED))).unwrap();
+    let (far, near) = pipe(1 << 20);
+    let _in_runtime = runtime.enter();
+    node.path.carry_in(Key { subnet: RED, peer: peer(from) }, 1, near);
     far
 }
 
@@ -356,6 +355,52 @@ fn too_big_is_answered_with_the_mtu() {
     assert_eq!((reply[40], &reply[44..48]), (2, 1420u32.to_be_bytes().as_slice()));
     a.wait_count(RED, DropReason::TooBig, 1);
     assert_eq!(b.kernel().read(SHORT), None);
+}
+
+#[test]
+fn too_big_from_a_peer_is_answered_through_its_stream() {
+    let (_runtime, a, b) = two(Segmentation::Offload);
+    let view = View::clone(&a.views.load());
+    let roomy = |s: &Arc<SubnetView>| Arc::new(SubnetView { mtu: 9000, ..SubnetView::clone(s) });
+    let subnets = view.subnets.iter().map(|(id, s)| (*id, roomy(s))).collect();
+    a.views.store(Arc::new(View { generation: view.generation + 1, subnets, ..view }));
+    // Six: the kernel at the far end would have to cut it, which it may not.
+    a.kernel().inject(&udp(ip("fd00:1::5"), ip("fd00:2::7"), &[7; 2000]));
+    let (_, reply) = a.kernel().read(LONG).expect("an ICMP error");
+    assert_eq!((reply[40], &reply[44..48]), (2, 1420u32.to_be_bytes().as_slice()));
+    assert_eq!(parse(&reply).unwrap().source, ip("fd00:2::1"));
+    b.wait_count(RED, DropReason::TooBig, 1);
+    // Four without DF: the far kernel cuts it where it must.
+    let mut whole = udp(ip("10.0.1.5"), ip("10.0.2.7"), &[7; 2000]);
+    whole[6] &= !0x40;
+    a.kernel().inject(&whole);
+    assert!(b.kernel().read(LONG).is_some_and(|(_, packet)| packet == whole));
+}
+
+#[test]
+fn equal_datagrams_of_one_read_are_written_at_once() {
+    let runtime = Runtime::new().unwrap();
+    let b = Node::new(runtime.handle(), 2, &[1, 2], &[RED], Segmentation::Offload);
+    let mut far = stream_to(&runtime, &b, 1);
+    let datagram = udp(ip("fd00:1::5"), ip("fd00:2::7"), &[7; 1000]);
+    let stranger = udp(ip("fd00:1::6"), ip("fd00:2::7"), &[8; 1000]);
+    let partial = crate::packet::Offload { kind: Kind::Partial, gso_size: 0, header_len: 0 };
+    let mut bytes = Vec::new();
+    for packet in [&datagram, &datagram, &datagram, &stranger, &datagram] {
+        bytes.extend_from_slice(&crate::wire::frame::packet_header(&partial, packet.len()));
+        bytes.extend_from_slice(packet);
+    }
+    write_frame(&runtime, &mut far, bytes[..10].try_into().unwrap(), &bytes[10..]);
+    let mut lengths = Vec::new();
+    while lengths.iter().sum::<usize>() < 5000 {
+        let (header, packet) = b.kernel().read(LONG).expect("the datagrams");
+        let packet = parse(&packet).unwrap();
+        assert_eq!(header.is_super_packet(), packet.payload() > 1000);
+        lengths.push(packet.payload());
+    }
+    // How much one read brings is the pipe's business; the order is ours.
+    assert_eq!(lengths.iter().rev().take(2).collect::<Vec<_>>(), [&1000, &1000]);
+    assert_eq!(b.path.links().status(Key { subnet: RED, peer: peer(1) }).rx_packets, 5);
 }
 
 #[test]

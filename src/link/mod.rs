@@ -195,7 +195,9 @@ impl Links {
     /// The link to a peer, made on first use. Packet loops keep it for as long as their View lasts.
     pub fn link(&self, key: Key) -> Arc<Link> {
         let counts = self.counts(key.subnet);
-        Arc::clone(lock(&self.0.links).entry(key).or_insert_with(|| Arc::new(Link::new(key, counts))))
+        Arc::clone(
+            lock(&self.0.links).entry(key).or_insert_with(|| Arc::new(Link::new(key, counts, self.0.pool.clone()))),
+        )
     }
 
     /// Queues a run of packets for a peer. Never waits: what does not fit pushes out the oldest, counted `queue-full`, or
@@ -210,7 +212,7 @@ impl Links {
             return;
         }
         let bound = state.bound();
-        let dropped = state.queue.push(chunk, bound, now, &self.0.pool);
+        let dropped = state.queue.push(chunk, bound, now);
         let report = state.want(now);
         drop(state);
         link.queued.notify_one();
@@ -248,7 +250,7 @@ impl Links {
         if let Some(former) = state.writer.replace(Writer { connection, via, stop: stop.clone() }) {
             former.stop.cancel();
         }
-        let expired = state.queue.expire(Instant::now(), &self.0.pool);
+        let expired = state.queue.expire(Instant::now());
         state.wanting = None;
         state.changed = Some(SystemTime::now());
         drop(state);
@@ -256,16 +258,16 @@ impl Links {
         self.0.runtime.spawn(stream::write(self.clone(), link, stop, stream));
     }
 
-    /// Reads packets from a stream that `peer` opened on `connection`: the preamble names the subnet, `sink` decides
-    /// whether the peer may, and takes the packets. Of one connection the newest stream per subnet is read.
+    /// Reads packets from a stream that the peer of `key` opened on `connection` for its subnet: `sink` decides whether it
+    /// may, and takes the packets. Of one connection the newest stream per subnet is read.
     pub fn carry_in(
         &self,
-        peer: PeerId,
+        key: Key,
         connection: u64,
         stream: impl AsyncRead + Send + Unpin + 'static,
         sink: Arc<dyn Inbound>,
     ) {
-        self.0.runtime.spawn(stream::read(self.clone(), peer, connection, stream, sink));
+        self.0.runtime.spawn(stream::read(self.clone(), key, connection, stream, sink));
     }
 
     /// A connection ended: its streams, in every subnet, are closed. What they did not take waits for the next one.
@@ -306,7 +308,7 @@ impl Links {
             writer.stop.cancel();
         }
         state.readers.drain(..).for_each(|reader| reader.stop.cancel());
-        let dropped = state.queue.clear(&self.0.pool);
+        let dropped = state.queue.clear();
         drop(state);
         link.count(DropReason::NotMember, dropped);
         tracing::debug!(subnet = %key.subnet, peer = %key.peer, "link cut");
@@ -367,7 +369,7 @@ impl Links {
         if state.writer.is_none() {
             return false;
         }
-        let dropped = state.queue.push_frame(frame, Bound::Carried, Instant::now(), &self.0.pool);
+        let dropped = state.queue.push_frame(frame, Bound::Carried, Instant::now());
         drop(state);
         link.queued.notify_one();
         link.count(DropReason::QueueFull, dropped);
@@ -449,11 +451,11 @@ impl State {
 }
 
 impl Link {
-    fn new(key: Key, counts: Arc<DropCounts>) -> Link {
+    fn new(key: Key, counts: Arc<DropCounts>, pool: Pool) -> Link {
         Link {
             key,
             state: Mutex::new(State {
-                queue: Queue::default(),
+                queue: Queue::new(pool),
                 writer: None,
                 readers: Vec::new(),
                 changed: None,

@@ -1,15 +1,16 @@
 //! The bounded ring in front of a peer's stream, and the buffers that pass through it.
 //!
-//! A [`Chunk`] is a run of frames to one peer, filled by the TUN's reader and written to the stream as it is. Drop-oldest
-//! works on chunks: the oldest run goes, whole frames always.
+//! A [`Chunk`] is a run of frames to one peer, filled by the TUN's reader and written to the stream as it is. What is too
+//! much goes from the front, the oldest frame first and no more of them than must.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::packet::Offload;
 use crate::packet::parse::MAX_PACKET;
-use crate::wire::frame::{HEADER_LEN, MAX_FRAME, packet_header};
+use crate::wire::frame::{self, HEADER_LEN, MAX_FRAME, packet_header};
 
 /// A chunk this full is handed on, in bytes: larger writes gain nothing measurable.
 const FULL: usize = 56 * 1024;
@@ -26,11 +27,16 @@ const WAITING_BYTES: usize = 2 * FULL;
 const WAITING_AGE: Duration = Duration::from_secs(5);
 /// Idle buffers kept for reuse (4 MB).
 const POOL: usize = 32;
+/// Buffers that wait in front of all streams together: 64 MiB. Beyond it every link keeps only its newest run, so that
+/// many stalled peers together cost no more than that and one buffer each.
+const ALL_CHUNKS: usize = 64 * 1024 * 1024 / CAPACITY;
 
 /// A run of frames to one peer.
 #[derive(Debug)]
 pub struct Chunk {
     buffer: Vec<u8>,
+    /// Where the first frame begins: those in front of it were dropped.
+    start: usize,
     len: usize,
     packets: u64,
     queued: Option<Instant>,
@@ -69,7 +75,24 @@ impl Chunk {
 
     /// The frames.
     pub fn bytes(&self) -> &[u8] {
-        self.buffer.get(..self.len).unwrap_or_default()
+        self.buffer.get(self.start..self.len).unwrap_or_default()
+    }
+
+    /// Forgets the first frame; gives its bytes and the number of packets in it (a ping is none). Nothing is left of a chunk
+    /// whose frames cannot be told apart.
+    fn drop_first(&mut self) -> (usize, u64) {
+        let (bytes, packets) = match frame::first(self.bytes()) {
+            Some((length, is_packet)) => (length, u64::from(is_packet)),
+            None => (self.size(), self.packets),
+        };
+        self.start = self.start.saturating_add(bytes);
+        self.packets = self.packets.saturating_sub(packets);
+        (bytes, packets)
+    }
+
+    /// Bytes in it.
+    fn size(&self) -> usize {
+        self.len.saturating_sub(self.start)
     }
 
     /// Packets in it (pings do not count).
@@ -84,29 +107,40 @@ impl Chunk {
 
     /// Whether nothing is in it.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.size() == 0
     }
 }
 
-/// Idle buffers; at most 32 are kept. Cheap to clone.
+/// Idle buffers, at most 32 of them, and the number of those that wait in queues. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Pool(Arc<Mutex<Vec<Vec<u8>>>>);
+pub struct Pool(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    idle: Mutex<Vec<Vec<u8>>>,
+    waiting: AtomicUsize,
+}
 
 impl Pool {
     /// An empty chunk.
     pub fn take(&self) -> Chunk {
-        let idle = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let idle = self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         // Zeroed pages of the kernel: a buffer that stays small costs what was written to it.
         let buffer = idle.unwrap_or_else(|| vec![0; CAPACITY]);
-        Chunk { buffer, len: 0, packets: 0, queued: None }
+        Chunk { buffer, start: 0, len: 0, packets: 0, queued: None }
     }
 
     /// Gives a chunk's buffer back.
     pub fn put(&self, chunk: Chunk) {
-        let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = self.0.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < POOL {
             idle.push(chunk.buffer);
         }
+    }
+
+    /// Whether all queues together hold more than they may.
+    fn is_exhausted(&self) -> bool {
+        self.0.waiting.load(Ordering::Relaxed) > ALL_CHUNKS
     }
 }
 
@@ -120,53 +154,62 @@ pub enum Bound {
 }
 
 /// The ring.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Queue {
     chunks: VecDeque<Chunk>,
     bytes: usize,
+    pool: Pool,
 }
 
 impl Queue {
-    /// Appends a chunk and drops the oldest ones beyond the bound; gives the number of packets dropped.
+    /// An empty ring whose buffers go back to `pool`.
+    pub fn new(pool: Pool) -> Queue {
+        Queue { chunks: VecDeque::new(), bytes: 0, pool }
+    }
+
+    /// Appends a chunk and drops the oldest frames beyond the bound; gives the number of packets dropped.
     ///
     /// What fits is copied into the newest waiting chunk: a ring of single small packets stays small.
-    pub fn push(&mut self, chunk: Chunk, bound: Bound, now: Instant, pool: &Pool) -> u64 {
-        self.bytes = self.bytes.saturating_add(chunk.len);
+    pub fn push(&mut self, chunk: Chunk, bound: Bound, now: Instant) -> u64 {
+        self.bytes = self.bytes.saturating_add(chunk.size());
         let joined = match self.chunks.back_mut() {
             Some(last) if !last.is_full() => last.append(chunk.bytes(), chunk.packets),
             _ => false,
         };
         if joined {
-            pool.put(chunk);
+            self.pool.put(chunk);
         } else {
+            self.pool.0.waiting.fetch_add(1, Ordering::Relaxed);
             self.chunks.push_back(Chunk { queued: Some(now), ..chunk });
         }
-        self.trim(bound, pool)
+        self.trim(bound)
     }
 
     /// Appends a small frame (a ping) that is no packet; gives the number of packets dropped for it.
-    pub fn push_frame(&mut self, frame: &[u8], bound: Bound, now: Instant, pool: &Pool) -> u64 {
-        let mut chunk = pool.take();
+    pub fn push_frame(&mut self, frame: &[u8], bound: Bound, now: Instant) -> u64 {
+        let mut chunk = self.pool.take();
         chunk.append(frame, 0);
-        self.push(chunk, bound, now, pool)
+        self.push(chunk, bound, now)
     }
 
     /// Puts back what a stream did not take. It is the oldest now, so it is the first to go beyond the bound.
-    pub fn put_back(&mut self, chunk: Chunk, bound: Bound, pool: &Pool) -> u64 {
-        self.bytes = self.bytes.saturating_add(chunk.len);
+    pub fn put_back(&mut self, chunk: Chunk, bound: Bound) -> u64 {
+        self.bytes = self.bytes.saturating_add(chunk.size());
+        self.pool.0.waiting.fetch_add(1, Ordering::Relaxed);
         self.chunks.push_front(chunk);
-        self.trim(bound, pool)
+        self.trim(bound)
     }
 
     /// The oldest chunk.
     pub fn pop(&mut self) -> Option<Chunk> {
         let chunk = self.chunks.pop_front()?;
-        self.bytes = self.bytes.saturating_sub(chunk.len);
+        self.bytes = self.bytes.saturating_sub(chunk.size());
+        self.pool.0.waiting.fetch_sub(1, Ordering::Relaxed);
         Some(chunk)
     }
 
     /// Drops what waited too long for a stream; gives the number of packets.
-    pub fn expire(&mut self, now: Instant, pool: &Pool) -> u64 {
+    pub fn expire(&mut self, now: Instant) -> u64 {
         let mut dropped = 0u64;
         while self
             .chunks
@@ -174,16 +217,16 @@ impl Queue {
             .and_then(|chunk| chunk.queued)
             .is_some_and(|queued| now.saturating_duration_since(queued) > WAITING_AGE)
         {
-            dropped = dropped.saturating_add(self.drop_oldest(pool));
+            dropped = dropped.saturating_add(self.drop_chunk());
         }
         dropped
     }
 
     /// Drops everything; gives the number of packets.
-    pub fn clear(&mut self, pool: &Pool) -> u64 {
+    pub fn clear(&mut self) -> u64 {
         let mut dropped = 0u64;
         while !self.chunks.is_empty() {
-            dropped = dropped.saturating_add(self.drop_oldest(pool));
+            dropped = dropped.saturating_add(self.drop_chunk());
         }
         dropped
     }
@@ -193,24 +236,41 @@ impl Queue {
         self.chunks.is_empty()
     }
 
-    fn trim(&mut self, bound: Bound, pool: &Pool) -> u64 {
+    fn trim(&mut self, bound: Bound) -> u64 {
         let limit = match bound {
             Bound::Carried => QUEUE_BYTES,
             Bound::Waiting => WAITING_BYTES,
         };
         let mut dropped = 0u64;
-        while self.bytes > limit || self.chunks.len() > QUEUE_CHUNKS {
-            dropped = dropped.saturating_add(self.drop_oldest(pool));
+        while self.chunks.len() > QUEUE_CHUNKS || (self.chunks.len() > 1 && self.pool.is_exhausted()) {
+            dropped = dropped.saturating_add(self.drop_chunk());
+        }
+        while self.bytes > limit
+            && let Some(oldest) = self.chunks.front_mut()
+        {
+            let (bytes, packets) = oldest.drop_first();
+            self.bytes = self.bytes.saturating_sub(bytes);
+            dropped = dropped.saturating_add(packets);
+            if oldest.is_empty() {
+                dropped = dropped.saturating_add(self.drop_chunk());
+            }
         }
         dropped
     }
 
-    fn drop_oldest(&mut self, pool: &Pool) -> u64 {
+    /// Drops the oldest chunk; gives the number of packets.
+    fn drop_chunk(&mut self) -> u64 {
         self.pop().map_or(0, |chunk| {
             let packets = chunk.packets;
-            pool.put(chunk);
+            self.pool.put(chunk);
             packets
         })
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 
@@ -227,27 +287,61 @@ mod tests {
 
     #[test]
     fn full_queue_drops_oldest() {
-        let (pool, mut queue, now) = (Pool::default(), Queue::default(), Instant::now());
+        let (pool, now) = (Pool::default(), Instant::now());
+        let mut queue = Queue::new(pool.clone());
         let mut dropped = 0;
         for i in 0..100u8 {
-            dropped += queue.push(packet(&pool, i, 50_000), Bound::Carried, now, &pool);
+            dropped += queue.push(packet(&pool, i, 50_000), Bound::Carried, now);
         }
         let mut left = Vec::new();
         while let Some(chunk) = queue.pop() {
-            left.push((chunk.bytes()[HEADER_LEN], chunk.packets()));
+            let mut rest = chunk.bytes();
+            while let Some((length, _)) = frame::first(rest) {
+                left.push(rest[HEADER_LEN]);
+                rest = &rest[length..];
+            }
         }
-        let kept: u64 = left.iter().map(|(_, packets)| packets).sum();
-        assert_eq!(dropped + kept, 100, "every packet is either there or counted");
-        assert!(kept as usize * 50_010 <= QUEUE_BYTES && kept > 15);
-        assert!(left.first().unwrap().0 > 50 && left.is_sorted(), "the newest are kept, in order");
-        assert_eq!(queue.bytes, 0);
+        assert_eq!(dropped as usize + left.len(), 100, "every packet is either there or counted");
+        assert_eq!(left.len(), QUEUE_BYTES / 50_010, "no more is dropped than must be");
+        assert_eq!(left, (100 - left.len() as u8..100).collect::<Vec<_>>(), "the newest are kept, in order");
+        assert_eq!((queue.bytes, pool.0.waiting.load(Ordering::Relaxed)), (0, 0));
+    }
+
+    #[test]
+    fn one_packet_makes_room_for_one() {
+        let (pool, now) = (Pool::default(), Instant::now());
+        let mut queue = Queue::new(pool.clone());
+        let fits = QUEUE_BYTES / (HEADER_LEN + 1000);
+        let dropped: u64 = (0..fits).map(|_| queue.push(packet(&pool, 1, 1000), Bound::Carried, now)).sum();
+        assert_eq!(dropped, 0);
+        for _ in 0..10 {
+            assert_eq!(queue.push(packet(&pool, 1, 1000), Bound::Carried, now), 1);
+        }
+        assert_eq!(queue.clear(), fits as u64);
+    }
+
+    #[test]
+    fn all_queues_together_are_bounded() {
+        let (pool, now) = (Pool::default(), Instant::now());
+        let mut queues: Vec<Queue> = (0..100).map(|_| Queue::new(pool.clone())).collect();
+        for _ in 0..QUEUE_CHUNKS {
+            for queue in &mut queues {
+                queue.push(packet(&pool, 1, 60_000), Bound::Carried, now);
+            }
+        }
+        let waiting = pool.0.waiting.load(Ordering::Relaxed);
+        assert!(waiting <= ALL_CHUNKS + queues.len(), "{waiting}");
+        assert!(queues.iter().all(|q| !q.is_empty()), "nobody is shut out");
+        drop(queues);
+        assert_eq!(pool.0.waiting.load(Ordering::Relaxed), 0);
     }
 
     #[test]
     fn small_packets_share_chunks() {
-        let (pool, mut queue, now) = (Pool::default(), Queue::default(), Instant::now());
+        let (pool, now) = (Pool::default(), Instant::now());
+        let mut queue = Queue::new(pool.clone());
         for _ in 0..500 {
-            assert_eq!(queue.push(packet(&pool, 1, 84), Bound::Carried, now, &pool), 0);
+            assert_eq!(queue.push(packet(&pool, 1, 84), Bound::Carried, now), 0);
         }
         assert_eq!(queue.chunks.len(), 1);
         assert_eq!(queue.pop().unwrap().packets(), 500);
@@ -255,10 +349,11 @@ mod tests {
 
     #[test]
     fn waiting_packets_grow_old() {
-        let (pool, mut queue, now) = (Pool::default(), Queue::default(), Instant::now());
-        queue.push(packet(&pool, 1, 84), Bound::Waiting, now, &pool);
-        assert_eq!(queue.expire(now + WAITING_AGE, &pool), 0);
-        assert_eq!(queue.expire(now + WAITING_AGE + Duration::from_millis(1), &pool), 1);
+        let (pool, now) = (Pool::default(), Instant::now());
+        let mut queue = Queue::new(pool.clone());
+        queue.push(packet(&pool, 1, 84), Bound::Waiting, now);
+        assert_eq!(queue.expire(now + WAITING_AGE), 0);
+        assert_eq!(queue.expire(now + WAITING_AGE + Duration::from_millis(1)), 1);
         assert!(queue.is_empty());
     }
 

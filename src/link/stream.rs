@@ -8,12 +8,9 @@ use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
 use super::{Bound, Inbound, Key, Link, Links, lock};
-use crate::model::id::PeerId;
 use crate::packet::{DropReason, Offload};
-use crate::wire::frame::{self, Decoder, Frame, FrameError, HEADER_LEN, PREAMBLE_LEN};
+use crate::wire::frame::{self, Decoder, Frame, FrameError, HEADER_LEN};
 
-/// How long a peer may take to send its preamble.
-const PREAMBLE_WITHIN: Duration = Duration::from_secs(10);
 /// How long a replaced stream may take for the chunk it began.
 const FINISH_WITHIN: Duration = Duration::from_millis(250);
 /// How long a replaced stream may take to close.
@@ -26,17 +23,7 @@ pub(super) async fn write(
     stop: CancellationToken,
     mut stream: impl AsyncWrite + Send + Unpin + 'static,
 ) {
-    let preamble = frame::preamble(link.key.subnet);
-    let began = tokio::select! {
-        biased;
-        () = stop.cancelled() => return,
-        began = stream.write_all(&preamble) => began,
-    };
-    let result = match began {
-        Ok(()) => drain(&links, &link, &stop, &mut stream).await,
-        Err(error) => Err(error),
-    };
-    match result {
+    match drain(&links, &link, &stop, &mut stream).await {
         Ok(()) => {
             // What it took is still on its way: an orderly end lets it arrive.
             let _ = tokio::time::timeout(CLOSE_WITHIN, stream.close()).await;
@@ -99,7 +86,7 @@ async fn drain(
         if state.closed {
             return written.map(|_| ());
         }
-        let dropped = state.queue.put_back(chunk, Bound::Carried, &links.0.pool);
+        let dropped = state.queue.put_back(chunk, Bound::Carried);
         drop(state);
         link.queued.notify_one();
         link.count(DropReason::QueueFull, dropped);
@@ -117,26 +104,15 @@ async fn replaced_long_ago(stop: &CancellationToken) {
     tokio::time::sleep(FINISH_WITHIN).await;
 }
 
-/// Reads the preamble, then frames, until the stream ends or is cut.
+/// Reads frames until the stream ends or is cut.
 pub(super) async fn read(
     links: Links,
-    peer: PeerId,
+    key: Key,
     connection: u64,
     mut stream: impl AsyncRead + Send + Unpin + 'static,
     sink: Arc<dyn Inbound>,
 ) {
-    let mut bytes = [0u8; PREAMBLE_LEN];
-    let subnet = match tokio::time::timeout(PREAMBLE_WITHIN, stream.read_exact(&mut bytes)).await {
-        Ok(Ok(())) => match frame::read_preamble(bytes) {
-            Ok(subnet) => subnet,
-            Err(error) => {
-                tracing::warn!(%peer, %error, "packet stream refused");
-                return;
-            }
-        },
-        _ => return,
-    };
-    let key = Key { subnet, peer };
+    let Key { subnet, peer } = key;
     if !sink.may_open(key) {
         tracing::debug!(%subnet, %peer, "packet stream of a peer that is no member");
         return;
@@ -149,6 +125,7 @@ pub(super) async fn read(
         return;
     }
     let mut decoder = Decoder::default();
+    let mut scratch = Vec::new();
     let error = loop {
         let read = tokio::select! {
             biased;
@@ -159,7 +136,8 @@ pub(super) async fn read(
             Ok(0) | Err(_) => break None,
             Ok(count) => decoder.filled(count),
         }
-        let mut frames = Frames { decoder: &mut decoder, links: &links, link: &link, failed: None };
+        let mut frames =
+            Frames { decoder: &mut decoder, links: &links, link: &link, scratch: &mut scratch, failed: None };
         sink.batch(key, &mut frames);
         // What the sink left, so that the decoder has room again.
         while frames.next().is_some() {}
@@ -180,10 +158,21 @@ pub struct Frames<'a> {
     decoder: &'a mut Decoder,
     links: &'a Links,
     link: &'a Link,
+    scratch: &'a mut Vec<u8>,
     failed: Option<FrameError>,
 }
 
 impl Frames<'_> {
+    /// A buffer for the sink to work in, with the capacity it had when it was last [kept](Self::keep_scratch).
+    pub fn take_scratch(&mut self) -> Vec<u8> {
+        std::mem::take(self.scratch)
+    }
+
+    /// Keeps the buffer for the stream's next batch.
+    pub fn keep_scratch(&mut self, buffer: Vec<u8>) {
+        *self.scratch = buffer;
+    }
+
     /// The next packet, and what its sender claims about it.
     #[expect(clippy::should_implement_trait, reason = "a packet borrows the decoder, which an Iterator cannot say")]
     pub fn next(&mut self) -> Option<(Offload, &mut [u8])> {

@@ -18,13 +18,6 @@ fn send(links: &Links, fill: u8, length: usize) {
     links.send(&links.link(KEY), chunk);
 }
 
-/// Reads the preamble.
-async fn begin(end: &mut End) {
-    let mut preamble = [0; frame::PREAMBLE_LEN];
-    end.read_exact(&mut preamble).await.unwrap();
-    assert_eq!(frame::read_preamble(preamble), Ok(SUBNET));
-}
-
 /// Reads one packet frame and gives its first byte.
 async fn next_packet(end: &mut End) -> u8 {
     let mut header = [0; frame::HEADER_LEN];
@@ -60,7 +53,6 @@ async fn first_packets_wait_and_the_peer_is_wanted_once() {
     assert_eq!(links.status(KEY).via, None);
     let (ours, mut theirs) = pipe(100_000);
     links.carry_out(KEY, 1, via(), ours);
-    begin(&mut theirs).await;
     for fill in 1..=3 {
         assert_eq!(next_packet(&mut theirs).await, fill);
     }
@@ -72,13 +64,11 @@ async fn newest_connection_carries_packets() {
     let (links, _wanted) = Links::new(Handle::current());
     let (first, mut old) = pipe(100_000);
     links.carry_out(KEY, 1, via(), first);
-    begin(&mut old).await;
     send(&links, 1, 100);
     assert_eq!(next_packet(&mut old).await, 1);
     let (second, mut new) = pipe(100_000);
     links.carry_out(KEY, 2, via(), second);
     send(&links, 2, 100);
-    begin(&mut new).await;
     assert_eq!(next_packet(&mut new).await, 2);
     assert_eq!(old.read(&mut [0]).await.unwrap(), 0, "the former stream is closed");
     let (third, mut late) = pipe(100_000);
@@ -92,7 +82,6 @@ async fn newest_connection_carries_packets() {
     assert_eq!(links.connection(KEY), None);
     links.carry_out(KEY, 1, via(), fourth);
     send(&links, 4, 100);
-    begin(&mut again).await;
     assert_eq!(next_packet(&mut again).await, 4, "an older one serves when the newest is gone");
 }
 
@@ -105,7 +94,6 @@ async fn a_stalled_stream_gives_back_what_it_did_not_take() {
     tokio::task::yield_now().await;
     let (fresh, mut new) = pipe(100_000);
     links.carry_out(KEY, 2, via(), fresh);
-    begin(&mut new).await;
     assert_eq!(next_packet(&mut new).await, 1);
 }
 
@@ -128,11 +116,9 @@ async fn removed_member_is_cut() {
     let (collected, mut got) = mpsc::unbounded_channel();
     let (ours, mut theirs) = pipe(100_000);
     links.carry_out(KEY, 1, via(), ours);
-    begin(&mut theirs).await;
     let (mut far, near) = pipe(100_000);
-    links.carry_in(PEER, 1, near, Arc::new(Collect(collected, true)));
+    links.carry_in(KEY, 1, near, Arc::new(Collect(collected, true)));
     use futures::AsyncWriteExt;
-    far.write_all(&frame::preamble(SUBNET)).await.unwrap();
     far.write_all(&frame::packet_header(&Offload::NONE, 1)).await.unwrap();
     far.write_all(&[9]).await.unwrap();
     assert_eq!(got.recv().await, Some((KEY, vec![9])));
@@ -157,9 +143,7 @@ async fn stream_of_a_stranger_is_closed() {
     let (links, _wanted) = Links::new(Handle::current());
     let (collected, mut got) = mpsc::unbounded_channel();
     let (mut far, near) = pipe(100_000);
-    links.carry_in(PEER, 1, near, Arc::new(Collect(collected, false)));
-    use futures::AsyncWriteExt;
-    far.write_all(&frame::preamble(SUBNET)).await.unwrap();
+    links.carry_in(KEY, 1, near, Arc::new(Collect(collected, false)));
     assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
     assert_eq!(got.recv().await, None);
 }
@@ -169,9 +153,8 @@ async fn oversize_frame_cuts_the_stream() {
     let (links, _wanted) = Links::new(Handle::current());
     let (collected, mut got) = mpsc::unbounded_channel();
     let (mut far, near) = pipe(100_000);
-    links.carry_in(PEER, 1, near, Arc::new(Collect(collected, true)));
+    links.carry_in(KEY, 1, near, Arc::new(Collect(collected, true)));
     use futures::AsyncWriteExt;
-    far.write_all(&frame::preamble(SUBNET)).await.unwrap();
     far.write_all(&[0xff; 100]).await.unwrap();
     assert_eq!(got.recv().await, None);
     assert!(links.counts(SUBNET).snapshot().contains(&(DropReason::Malformed, 1)));
@@ -188,9 +171,9 @@ async fn probe_measures_the_data_path() {
     let (collected, _got) = mpsc::unbounded_channel();
     let sink: Arc<dyn Inbound> = Arc::new(Collect(collected, true));
     a.carry_out(KEY, 1, via(), ab);
-    b.carry_in(other.peer, 1, ba, Arc::clone(&sink));
+    b.carry_in(other, 1, ba, Arc::clone(&sink));
     b.carry_out(other, 1, via(), back);
-    a.carry_in(PEER, 1, forth, sink);
+    a.carry_in(KEY, 1, forth, sink);
     assert!(a.probe(KEY).await.is_ok());
     assert!(lock(&a.0.probes).is_empty());
     assert_eq!(b.status(other).rx_packets, 0, "a ping is no packet");

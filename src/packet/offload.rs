@@ -49,6 +49,16 @@ pub struct VirtioHeader {
 }
 
 impl VirtioHeader {
+    /// That of any UDP super-packet, for asking whether a device takes one.
+    pub const UDP_SUPER_PACKET: VirtioHeader = VirtioHeader {
+        flags: NEEDS_CSUM,
+        gso_type: GSO_UDP_L4,
+        header_len: 0,
+        gso_size: 0,
+        checksum_start: 0,
+        checksum_offset: 0,
+    };
+
     /// Reads the ten bytes.
     pub fn decode(bytes: [u8; VIRTIO_LEN]) -> Self {
         let [flags, gso_type, h0, h1, g0, g1, s0, s1, o0, o1] = bytes;

@@ -1,13 +1,14 @@
-//! Packets on a byte stream: the preamble that names the subnet, then frames.
+//! Packets on a byte stream: frames, one behind the other.
 //!
-//! All numbers are big-endian. The preamble is sent once, by the side that opened the stream; the stream carries frames in
-//! that direction only.
+//! All numbers are big-endian. The side that opened the stream first sends a preamble that names the version and the subnet,
+//! and waits for the other side's consent: both belong to `p2p`, which opens streams, and are shown here to have the whole
+//! stream in one place. From then on the stream carries frames in the opener's direction only.
 //!
 //! ```text
-//! preamble   0         1                                17
-//!           +---------+--------------------------------+
-//!           | version | subnet ID                      |
-//!           +---------+--------------------------------+
+//! preamble   0         1                                17       consent    0          1
+//!           +---------+--------------------------------+                   +----------+
+//!           | version | subnet ID                      |                   | accepted |
+//!           +---------+--------------------------------+                   +----------+
 //!
 //! frame      0        4      5         6          8            10
 //!           +--------+------+---------+----------+------------+---------+
@@ -20,14 +21,9 @@
 //! `offload` is a [`Kind`], `gso size` and `header len` are those of [`Offload`]: claims of the sender, which the receiver
 //! checks against the packet.
 
-use crate::model::id::SubnetId;
 use crate::packet::offload::{Kind, Offload};
 use crate::packet::parse::MAX_PACKET;
 
-/// Version of the stream's format.
-pub const VERSION: u8 = 1;
-/// Bytes of the preamble.
-pub const PREAMBLE_LEN: usize = 17;
 /// Bytes of a frame in front of its body.
 pub const HEADER_LEN: usize = 10;
 /// Bytes of the largest frame, header included.
@@ -49,33 +45,12 @@ const PONG: u8 = 2;
 /// The stream cannot be read any further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// Another version of the format.
-    #[error("packet stream has version {0}, this node speaks version 1")]
-    Version(u8),
     /// A length above the largest frame.
     #[error("frame of {0} bytes, the largest has 65585")]
     Oversize(u64),
     /// A length too small for the frame's own header.
     #[error("frame of {0} bytes is shorter than its header")]
     Short(u64),
-}
-
-/// The preamble of a stream for `subnet`.
-pub fn preamble(subnet: SubnetId) -> [u8; PREAMBLE_LEN] {
-    let mut out = [VERSION; PREAMBLE_LEN];
-    if let Some(id) = out.get_mut(1..) {
-        id.copy_from_slice(&subnet.0);
-    }
-    out
-}
-
-/// Reads a preamble.
-///
-/// # Errors
-/// [`FrameError::Version`].
-pub fn read_preamble(bytes: [u8; PREAMBLE_LEN]) -> Result<SubnetId, FrameError> {
-    let [version, id @ ..] = bytes;
-    if version == VERSION { Ok(SubnetId(id)) } else { Err(FrameError::Version(version)) }
 }
 
 /// The header of a packet frame whose body has `packet` bytes (at most [`MAX_PACKET`]).
@@ -107,6 +82,14 @@ fn token_frame(kind: u8, token: u64) -> [u8; PING_LEN] {
     head.copy_from_slice(&header(kind, &Offload::NONE, 8));
     body.copy_from_slice(&token.to_be_bytes());
     out
+}
+
+/// Bytes of the first of several whole frames, and whether it is a packet; none where it does not end within `frames`.
+pub fn first(frames: &[u8]) -> Option<(usize, bool)> {
+    let ([l0, l1, l2, l3, kind], _) = frames.split_first_chunk()?;
+    let stated = u32::from_be_bytes([*l0, *l1, *l2, *l3]);
+    let whole = usize::try_from(stated).ok()?.checked_add(LENGTH_FIELD)?;
+    (HEADER_LEN..=frames.len()).contains(&whole).then_some((whole, *kind == PACKET))
 }
 
 /// One frame.
@@ -304,11 +287,6 @@ mod tests {
             }
             let _ = decode_all(&bytes, chunk);
         }
-
-        #[test]
-        fn preamble_reads_back(id: [u8; 16]) {
-            prop_assert_eq!(read_preamble(preamble(SubnetId(id))), Ok(SubnetId(id)));
-        }
     }
 
     #[test]
@@ -323,7 +301,6 @@ mod tests {
         assert_eq!(decoder.decode(), Ok(None));
         assert_eq!(decoder.space().len(), SMALL_BUFFER - 4);
         assert!(matches!(decode_all(&[0, 0, 0, 5, 0], 5), Err(FrameError::Short(9))));
-        assert!(matches!(read_preamble([2; 17]), Err(FrameError::Version(2))));
     }
 
     #[test]
