@@ -25,6 +25,8 @@ const PACE_WINDOW: Duration = Duration::from_millis(1);
 /// How long packets of a flood may gather in the TUN before they are read: saves the wake-ups of two tasks and a write to
 /// the stream for each of them. The TUN holds what comes in that time.
 const NAP: Duration = Duration::from_micros(100);
+/// Runs to different peers that one batch keeps open.
+const ASIDE: usize = 8;
 /// ICMP errors sent at once, and per second afterwards.
 const ICMP_BURST: u32 = 50;
 /// Failed reads in a row after which a TUN counts as dead.
@@ -39,6 +41,8 @@ pub(super) struct Outbound {
     /// The run being filled: every frame in it goes to `to`.
     chunk: Chunk,
     to: Option<(PeerId, Arc<Link>)>,
+    /// Runs begun in this batch to other peers: interleaved flows cost a copy, not a queue's lock for each packet.
+    aside: Vec<(PeerId, Arc<Link>, Chunk)>,
     /// Links of this generation's members, so that a change of peer costs no shared lock.
     known: HashMap<PeerId, Arc<Link>>,
     generation: u64,
@@ -57,6 +61,7 @@ impl Outbound {
             links,
             port,
             to: None,
+            aside: Vec::with_capacity(ASIDE),
             known: HashMap::new(),
             generation: 0,
             flow: None,
@@ -163,7 +168,7 @@ impl Outbound {
         }
         self.chunk.commit(&offload, length);
         if self.chunk.is_full() {
-            self.hand_on();
+            self.hand_on_current();
         }
     }
 
@@ -179,30 +184,53 @@ impl Outbound {
         hop
     }
 
-    /// Begins a run to another peer: what was gathered is handed on, the packet at hand moves to a new chunk. False where the
-    /// peer cannot be reached; the packet then stays where it is.
+    /// Goes on with the run to another peer: the current one is set aside, the packet at hand moves. False where the peer
+    /// cannot be reached; the packet then stays where it is.
     fn turn_to(&mut self, peer: PeerId, length: usize) -> bool {
-        let key = Key { subnet: self.port.subnet, peer };
-        let link = Arc::clone(self.known.entry(peer).or_insert_with(|| self.links.link(key)));
-        if self.links.reach(&link) == Reach::Unreachable {
-            return false;
-        }
-        if !self.chunk.is_empty() {
-            let mut fresh = self.links.pool().take();
-            if let (Some(to), Some(from)) = (fresh.space().get_mut(..length), self.chunk.space().get(..length)) {
-                to.copy_from_slice(from);
+        let begun = self.aside.iter().position(|(other, _, _)| *other == peer).map(|at| self.aside.swap_remove(at));
+        let (link, mut chunk) = match begun {
+            Some((_, link, chunk)) => (link, chunk),
+            None => {
+                let key = Key { subnet: self.port.subnet, peer };
+                let link = Arc::clone(self.known.entry(peer).or_insert_with(|| self.links.link(key)));
+                if self.links.reach(&link) == Reach::Unreachable {
+                    return false;
+                }
+                if self.to.is_none() {
+                    // What was read lies in an empty chunk already.
+                    self.to = Some((peer, link));
+                    return true;
+                }
+                (link, self.links.pool().take())
             }
-            let full = std::mem::replace(&mut self.chunk, fresh);
-            if let Some((_, former)) = self.to.take() {
-                self.links.send(&former, full);
-            }
+        };
+        if let (Some(to), Some(from)) = (chunk.space().get_mut(..length), self.chunk.space().get(..length)) {
+            to.copy_from_slice(from);
         }
-        self.to = Some((peer, link));
+        let current = std::mem::replace(&mut self.chunk, chunk);
+        match self.to.replace((peer, link)) {
+            Some((former, link)) if !current.is_empty() => {
+                if self.aside.len() >= ASIDE {
+                    let (_, link, oldest) = self.aside.remove(0);
+                    self.links.send(&link, oldest);
+                }
+                self.aside.push((former, link, current));
+            }
+            _ => self.links.pool().put(current),
+        }
         true
     }
 
-    /// Hands the run to its peer's queue.
+    /// Hands the runs to their peers' queues.
     fn hand_on(&mut self) {
+        for (_, link, chunk) in self.aside.drain(..) {
+            self.links.send(&link, chunk);
+        }
+        self.hand_on_current();
+    }
+
+    /// Hands the run being filled to its peer's queue.
+    fn hand_on_current(&mut self) {
         if let Some((_, link)) = self.to.take()
             && !self.chunk.is_empty()
         {

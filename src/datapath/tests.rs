@@ -200,6 +200,26 @@ fn many_packets_arrive_in_order() {
 }
 
 #[test]
+fn interleaved_flows_reach_their_peers_in_order() {
+    let nodes: Vec<u8> = (1..=12).collect();
+    let runtime = Runtime::new().unwrap();
+    let a = Node::new(runtime.handle(), 1, &nodes, &[RED], Segmentation::Offload);
+    let others: Vec<Node> =
+        nodes[1..].iter().map(|n| Node::new(runtime.handle(), *n, &nodes, &[RED], Segmentation::Offload)).collect();
+    others.iter().for_each(|other| connect(&a, other, RED));
+    let packet = |to: u8, i: u8| udp(ip("10.0.1.5"), ip(&format!("10.0.{to}.7")), &[i; 900]);
+    for i in 0..100 {
+        nodes[1..].iter().for_each(|to| a.kernel().inject(&packet(*to, i)));
+    }
+    for other in &others {
+        for i in 0..100 {
+            assert!(other.kernel().read(LONG).is_some_and(|(_, got)| got == packet(other.me, i)), "{i}");
+        }
+    }
+    assert!(a.path.drops(RED).iter().all(|(_, n)| *n == 0));
+}
+
+#[test]
 fn source_must_be_leased_to_sender() {
     let runtime = Runtime::new().unwrap();
     let a = Node::new(runtime.handle(), 1, &[1, 2, 3], &[RED], Segmentation::Offload);
