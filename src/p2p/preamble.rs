@@ -1,10 +1,6 @@
 //! The first bytes of a data stream: which subnet its packets belong to.
 //!
-//! ```text
-//! opener -> accepter   [ version = 1 ][ subnet ID, 16 bytes ]
-//! accepter -> opener   [ accepted = 1 ]
-//! ```
-//!
+//! The opener sends version and subnet ID, the accepter answers with its consent; [`crate::wire::frame`] shows the layout.
 //! Afterwards only the opener writes. Pure: no I/O.
 
 use crate::model::id::SubnetId;
