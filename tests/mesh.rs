@@ -1,0 +1,21 @@
+//! Whole daemons in memory: real records, real libp2p over channels of this process, real packet loops, no root.
+//!
+//! set: fast. Every wait is for a condition and is bounded; the only clock is the one the daemons use themselves.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+#[path = "mesh/hostile.rs"]
+mod hostile;
+#[path = "mesh/node.rs"]
+mod node;
+
+#[path = "mesh/abuse.rs"]
+mod abuse;
+#[path = "mesh/durability.rs"]
+mod durability;
+#[path = "mesh/joining.rs"]
+mod joining;
+#[path = "mesh/packets.rs"]
+mod packets;
+#[path = "mesh/records.rs"]
+mod records;

@@ -1,0 +1,262 @@
+//! Who gets in, and who does not.
+
+use std::time::Duration;
+
+use byway::api::types::{Admission, Cidr, Request, Response, Role};
+use byway::model::id::PeerId;
+use byway::model::join::{Ask, Invite, Proof, SignedAsk};
+use byway::p2p::{AskError, Protocol};
+use byway::wire::control::{ControlRequest, JoinAnswer, JoinRequest};
+use ed25519_dalek::SigningKey;
+
+use super::hostile::Hostile;
+use super::node::{Node, PATIENCE, two, until};
+
+const SHORT: Duration = Duration::from_secs(4);
+
+/// A signed question of the peer with this seed.
+pub fn ask(seed: [u8; 32], subnet: byway::model::id::SubnetId, name: &str, proof: Option<Proof>) -> SignedAsk {
+    let key = SigningKey::from_bytes(&seed);
+    let joiner = PeerId(key.verifying_key().to_bytes());
+    let ask = Ask {
+        subnet,
+        joiner,
+        data_key: [1; 32],
+        name: name.parse().unwrap(),
+        name_is_default: true,
+        ip: None,
+        asked: 1,
+        proof,
+    };
+    SignedAsk::new(&ask, &key)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn join_by_id_waits_for_approval() {
+    let (a, b) = tokio::join!(Node::start("a"), Node::start("b"));
+    let created = a.create("lab").await;
+    let pending = b.join(&created.id.to_string(), &[a.address()], Duration::ZERO).await.unwrap_err();
+    assert_eq!(pending.code, "E-PENDING");
+    assert_eq!(a.requests("lab").await, vec![b.peer]);
+    assert_eq!(a.peers("lab").await.len(), 1, "asking lets nobody in");
+    a.ok(Request::MemberApprove { subnet: "lab".into(), member: b.peer.to_string() }).await;
+    until("the joiner is in", || async { b.peers("lab").await.len() == 2 }).await;
+    assert!(a.requests("lab").await.is_empty());
+    // Saying it again is no error and changes nothing.
+    let again = a.ok(Request::MemberApprove { subnet: "lab".into(), member: "b".into() }).await;
+    assert!(matches!(again, Response::Done(done) if !done.changed));
+    let second = b.join(&created.id.to_string(), &[a.address()], SHORT).await.unwrap();
+    assert_eq!(second.addresses, b.members("lab").await.iter().find(|m| m.me).unwrap().addresses);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn denied_joiner_stays_out() {
+    let (a, b) = tokio::join!(Node::start("a"), Node::start("b"));
+    let created = a.create("lab").await;
+    let _ = b.join(&created.id.to_string(), &[a.address()], Duration::ZERO).await;
+    until("the question arrived", || async { !a.requests("lab").await.is_empty() }).await;
+    a.ok(Request::MemberDeny { subnet: "lab".into(), member: "b".into() }).await;
+    let refused = b.join(&created.id.to_string(), &[a.address()], PATIENCE).await.unwrap_err();
+    assert_eq!(refused.code, "E-DENIED");
+    assert_eq!(a.peers("lab").await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn spent_expired_revoked_and_forged_invites_are_refused() {
+    let (a, b) = tokio::join!(Node::start("a"), Node::start("b"));
+    let created = a.create("lab").await;
+    let (id, revoked) = a.invite("lab", 1, 3_600_000, Role::Member).await;
+    a.ok(Request::InviteRevoke { invite: id }).await;
+    assert_eq!(b.join(&revoked, &[], PATIENCE).await.unwrap_err().code, "E-INVITE-REVOKED");
+
+    let (_, short) = a.invite("lab", 1, 1000, Role::Member).await;
+    let mut long = Invite::parse(&short).unwrap();
+    until("it expires", || async { byway::node::unix_now() >= long.expires }).await;
+    assert_eq!(b.join(&short, &[], PATIENCE).await.unwrap_err().code, "E-INVITE-EXPIRED");
+    // A joiner who writes a later date into it gains nothing: the issuer has its own.
+    long.expires += 3600;
+    assert_eq!(b.join(&long.to_text(), &[], PATIENCE).await.unwrap_err().code, "E-INVITE-EXPIRED");
+
+    let mut forged = Invite::parse(&created.invite).unwrap();
+    forged.secret[0] ^= 1;
+    assert_eq!(b.join(&forged.to_text(), &[], PATIENCE).await.unwrap_err().code, "E-INVITE-UNKNOWN");
+    assert_eq!(b.join("byway1nonsense", &[], PATIENCE).await.unwrap_err().code, "E-INVITE-MALFORMED");
+    assert_eq!(a.peers("lab").await.len(), 1, "none of these let anybody in");
+
+    b.join(&created.invite, &[], PATIENCE).await.unwrap();
+    let c = Node::start("c").await;
+    assert_eq!(c.join(&created.invite, &[], PATIENCE).await.unwrap_err().code, "E-INVITE-USED");
+    // A removed member does not come back by an invite, its own or a fresh one; an approval lets it in.
+    a.ok(Request::MemberRemove { subnet: "lab".into(), member: "b".into() }).await;
+    until("it knows", || async { b.peers("lab").await.len() < 2 }).await;
+    let (_, fresh) = a.invite("lab", 1, 3_600_000, Role::Member).await;
+    assert_eq!(b.join(&fresh, &[], PATIENCE).await.unwrap_err().code, "E-REMOVED");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attempts_with_invites_are_counted() {
+    let a = Node::start("a").await;
+    let created = a.create("lab").await;
+    let seed = [77; 32];
+    let mallory = Hostile::start(seed);
+    mallory.meet(&a, &[]).await;
+    let nonce = JoinRequest::Nonce { subnet: created.id, issuer: a.peer, joiner: mallory.peer() };
+    let mut refused = 0;
+    for _ in 0..10 {
+        if let JoinAnswer::Refused { code, .. } = mallory.join(&a, &nonce).await {
+            assert_eq!(code, "E-INVITE-RATE");
+            refused += 1;
+        }
+    }
+    assert_eq!(refused, 5, "five attempts a minute");
+    // Nobody uses up the attempts of another.
+    let b = Node::start("b").await;
+    let stolen = JoinRequest::Nonce { subnet: created.id, issuer: a.peer, joiner: b.peer };
+    for _ in 0..10 {
+        assert!(!matches!(mallory.join(&a, &stolen).await, JoinAnswer::Nonce(_)), "a nonce is for who asks");
+    }
+    b.join(&created.invite, &[], PATIENCE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_use_invite_has_exactly_one_winner() {
+    let a = Node::start("a").await;
+    let created = a.create("lab").await;
+    let invite = Invite::parse(&created.invite).unwrap();
+    let mut racers = Vec::new();
+    for n in 0..24u8 {
+        let seed = [100 + n; 32];
+        let racer = Hostile::start(seed);
+        racer.meet(&a, &[]).await;
+        racers.push((seed, racer));
+    }
+    let races = racers.iter().map(|(seed, racer)| async {
+        let nonce = JoinRequest::Nonce { subnet: created.id, issuer: a.peer, joiner: racer.peer() };
+        let JoinAnswer::Nonce(nonce) = racer.join(&a, &nonce).await else { panic!("no nonce") };
+        let proof = Proof::new(&invite, racer.peer(), nonce);
+        racer.join(&a, &JoinRequest::Ask(ask(*seed, created.id, "racer", Some(proof)))).await
+    });
+    let answers = futures::future::join_all(races).await;
+    let winners = answers.iter().filter(|a| matches!(a, JoinAnswer::Admitted { .. })).count();
+    assert_eq!(winners, 1);
+    let losers = answers.iter().filter(|a| matches!(a, JoinAnswer::Refused { code, .. } if code == "E-INVITE-USED"));
+    assert_eq!(losers.count(), 23);
+    assert_eq!(a.peers("lab").await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_invite_may_pass_through_another_member_and_name_an_admin() {
+    let (a, b, _) = two().await;
+    let (_, text) = a.invite("lab", 2, 3_600_000, Role::Admin).await;
+    let mut invite = Invite::parse(&text).unwrap();
+    // All it knows is where b is; only a may admit.
+    invite.addresses = vec![b.address()];
+    let c = Node::start("c").await;
+    c.join(&invite.to_text(), &[b.address()], PATIENCE).await.unwrap();
+    until("it is an admin", || async {
+        a.members("lab").await.iter().any(|m| m.peer_id == c.peer && m.role == Role::Admin)
+            && c.members("lab").await.iter().any(|m| m.me && m.role == Role::Admin)
+    })
+    .await;
+    // An admin admits.
+    let (_, by_admin) = c.invite("lab", 1, 3_600_000, Role::Member).await;
+    let d = Node::start("d").await;
+    d.join(&by_admin, &[], PATIENCE).await.unwrap();
+    for node in [&a, &b, &c, &d] {
+        until("all four", || async { node.peers("lab").await.len() == 4 }).await;
+    }
+    // A member does not.
+    let refused = Request::InviteCreate {
+        subnet: "lab".into(),
+        uses: 1,
+        expires_ms: 1000,
+        role: Role::Member,
+        labels: Default::default(),
+    };
+    assert_eq!(b.call(refused).await.unwrap_err().code, "E-NOT-ADMIN");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stranger_gets_the_join_protocol_only() {
+    let (a, b, id) = two().await;
+    let seed = [66; 32];
+    let mut mallory = Hostile::start(seed);
+    // It believes to be a member and tries everything.
+    mallory.meet(&a, &[id]).await;
+    for request in [ControlRequest::Ping, ControlRequest::Compare { subnet: id, hash: [0; 32] }] {
+        assert_eq!(mallory.control(&a, &request).await, Err(AskError::Refused));
+    }
+    let streams = mallory.wait(|event| matches!(event, byway::p2p::Event::StreamOut { .. }).then_some(()));
+    assert!(tokio::time::timeout(Duration::from_millis(300), streams).await.is_err());
+    // What it may ask tells it nothing about members.
+    assert_eq!(mallory.join(&a, &JoinRequest::Probe(id)).await, JoinAnswer::Known);
+    let question = JoinRequest::Ask(ask(seed, id, "mallory", None));
+    assert_eq!(mallory.join(&a, &question).await, JoinAnswer::Pending { reached: true });
+
+    // A member's question, overheard while it was asking around, opens nothing for who repeats it.
+    let overheard = JoinRequest::Ask(ask(b.stop().await.seed(), id, "b", None));
+    let answer = mallory.join(&a, &overheard).await;
+    assert!(!matches!(answer, JoinAnswer::Admitted { .. }), "a replayed question gives the members away");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_of_one_subnet_are_strangers_in_another() {
+    let (a, b, lab) = two().await;
+    let home = a.create_with("home", Cidr::Auto, Admission::Approve).await.unwrap();
+    let (_, invite) = a.invite("home", 1, 3_600_000, Role::Member).await;
+    let c = Node::start("c").await;
+    c.join(&invite, &[], PATIENCE).await.unwrap();
+    // b is a member of lab, and asks about home with what c once said.
+    let replay = ControlRequest::Forward(JoinRequest::Ask(ask(c.stop().await.seed(), home.id, "c", None)));
+    let mallory = Hostile::start(b.stop().await.seed());
+    mallory.meet(&a, &[lab]).await;
+    let compare = ControlRequest::Compare { subnet: home.id, hash: [0; 32] };
+    assert_eq!(mallory.control(&a, &compare).await, Ok(byway::wire::control::ControlAnswer::NotMember));
+    let answer = mallory.control(&a, &replay).await;
+    assert!(
+        !matches!(answer, Ok(byway::wire::control::ControlAnswer::Forwarded(JoinAnswer::Admitted { .. }))),
+        "{answer:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_wait_are_capped() {
+    let a = Node::start("a").await;
+    let created = a.create("lab").await;
+    let mut full = 0;
+    for n in 0..40u8 {
+        let seed = [150 + n; 32];
+        let peer = Hostile::start(seed);
+        peer.meet(&a, &[]).await;
+        match peer.join(&a, &JoinRequest::Ask(ask(seed, created.id, "flood", None))).await {
+            JoinAnswer::Pending { .. } => {}
+            JoinAnswer::Refused { code, .. } => {
+                assert_eq!(code, "E-REQUESTS-FULL");
+                full += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((a.requests("lab").await.len(), full), (32, 8));
+    // Invites work all the same.
+    let b = Node::start("b").await;
+    b.join(&created.invite, &[], PATIENCE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn malformed_and_oversize_requests_are_refused() {
+    let (a, b, id) = two().await;
+    let mallory = Hostile::start(b.stop().await.seed());
+    mallory.meet(&a, &[id]).await;
+    let junk: [Vec<u8>; 6] =
+        [vec![], vec![0xff; 9], vec![2; 40], vec![1; 60_000], vec![3, 3, 3], [vec![2], vec![0; 16], vec![0xff; 9]].concat()];
+    for protocol in [Protocol::Join, Protocol::Control] {
+        for body in &junk {
+            let answer = mallory.raw(&a, protocol, body.clone()).await;
+            assert!(!matches!(answer, Err(AskError::Stopped)), "{answer:?}");
+        }
+    }
+    assert!(matches!(mallory.raw(&a, Protocol::Join, vec![0; 64 * 1024 + 1]).await, Err(AskError::TooLarge(_))));
+    assert_eq!(mallory.control(&a, &ControlRequest::Ping).await, Ok(byway::wire::control::ControlAnswer::Done));
+    assert_eq!(a.peers("lab").await.len(), 2);
+}
