@@ -227,6 +227,8 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         host_stop.cancel();
         net_stop.cancel();
         while tasks.join_next().await.is_some() {}
+        // Tasks that ask a peer may still be about; none of them changes anything after this.
+        ctx.node.close().await;
     };
     let _ = tokio::time::timeout(STOP_WITHIN.saturating_sub(Duration::from_millis(500)), drain).await;
     match early {

@@ -59,6 +59,8 @@ pub struct Core {
     nonces: BTreeMap<(SubnetId, PeerId), ([u8; 16], u64)>,
     tries: VecDeque<(PeerId, u64)>,
     generation: u64,
+    /// Told when the thread has let go of the state directory.
+    closing: Option<oneshot::Sender<()>>,
 }
 
 /// Where a node is reached; cheap to clone.
@@ -113,11 +115,20 @@ impl Node {
             nonces: BTreeMap::new(),
             tries: VecDeque::new(),
             generation: 0,
+            closing: None,
         };
         std::thread::Builder::new().name("node".into()).spawn(move || {
             core.publish();
-            while let Some(job) = queue.blocking_recv() {
+            while core.closing.is_none()
+                && let Some(job) = queue.blocking_recv()
+            {
                 job(&mut core);
+            }
+            let done = core.closing.take();
+            drop(core);
+            if let Some(done) = done {
+                // Whoever asked may have gone away.
+                let _ = done.send(());
             }
         })?;
         Ok((Node { jobs, view, published: published_rx }, pushes_rx))
@@ -136,6 +147,14 @@ impl Node {
         let boxed: Job = Box::new(move |core| drop(reply.send(job(core))));
         self.jobs.send(boxed).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())
+    }
+
+    /// Ends the node's thread, whoever still holds a [`Node`], and waits until the state directory is free.
+    pub async fn close(&self) {
+        let (sender, closed) = oneshot::channel();
+        if self.run(move |core| core.closing = Some(sender)).await.is_ok() {
+            let _ = closed.await;
+        }
     }
 
     /// The current View.
