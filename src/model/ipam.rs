@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use prefix_trie::PrefixMap;
 
 use super::error::{Error, Kind, Result};
 
@@ -34,6 +35,43 @@ pub fn pick_pool4(taken: &[IpNet], seed: u8) -> Result<Ipv4Net> {
 /// Whether two prefixes share an address.
 pub fn overlaps(a: IpNet, b: IpNet) -> bool {
     a.contains(&b.network()) || b.contains(&a.network())
+}
+
+/// Prefixes with what belongs to each; finds an overlap without a scan.
+#[derive(Debug, Clone)]
+pub struct Prefixes<T> {
+    v4: PrefixMap<Ipv4Net, T>,
+    v6: PrefixMap<Ipv6Net, T>,
+}
+
+impl<T> Default for Prefixes<T> {
+    fn default() -> Self {
+        Prefixes { v4: PrefixMap::new(), v6: PrefixMap::new() }
+    }
+}
+
+impl<T: Copy> Prefixes<T> {
+    /// Enters a prefix.
+    pub fn insert(&mut self, prefix: IpNet, value: T) {
+        match prefix {
+            IpNet::V4(p) => drop(self.v4.insert(p.trunc(), value)),
+            IpNet::V6(p) => drop(self.v6.insert(p.trunc(), value)),
+        }
+    }
+
+    /// An entered prefix that shares an address with this one: the one around it, else one inside it.
+    pub fn overlapping(&self, prefix: IpNet) -> Option<(IpNet, T)> {
+        match prefix.trunc() {
+            IpNet::V4(p) => {
+                let found = self.v4.get_lpm(&p).or_else(|| self.v4.children(&p).next());
+                found.map(|(p, value)| (IpNet::V4(p), *value))
+            }
+            IpNet::V6(p) => {
+                let found = self.v6.get_lpm(&p).or_else(|| self.v6.children(&p).next());
+                found.map(|(p, value)| (IpNet::V6(p), *value))
+            }
+        }
+    }
 }
 
 /// A member's first leases.
@@ -261,6 +299,22 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn overlaps_are_found_as_by_a_scan(
+            held in proptest::collection::vec((any::<u16>(), 8u8..=32), 0..30),
+            asked in (any::<u16>(), 8u8..=32),
+        ) {
+            let net = |(bits, len): (u16, u8)| {
+                IpNet::V4(Ipv4Net::new((u32::from(bits) << 16 | u32::from(bits)).into(), len).unwrap().trunc())
+            };
+            let mut prefixes = Prefixes::default();
+            held.iter().for_each(|h| prefixes.insert(net(*h), ()));
+            let scan = held.iter().any(|h| overlaps(net(*h), net(asked)));
+            let found = prefixes.overlapping(net(asked));
+            prop_assert_eq!(found.is_some(), scan);
+            prop_assert!(found.is_none_or(|(p, ())| overlaps(p, net(asked))));
+        }
+
         #[test]
         fn blocks_never_overlap(len in 8u8..=28, extra in 0u8..=8, members in 1usize..40) {
             let pools = Pools { v4: Ipv4Net::new("10.0.0.0".parse().unwrap(), len).ok(), block4: (len + extra).min(32), v6: None };

@@ -137,7 +137,7 @@ pub struct Past {
     pub id: SubnetId,
     /// Its name here.
     pub name: Name,
-    /// Genesis and the head that ended it, to tell members that were away; empty after `leave`.
+    /// What ended it, to tell members that were away: the heads of a destroyed one, this node's goodbye after `leave`.
     pub proof: Vec<super::record::Signed>,
     /// Genesis bytes.
     pub genesis: Vec<u8>,

@@ -8,10 +8,10 @@ use ipnet::IpNet;
 
 use super::error::{Error, Kind, Result};
 use super::id::{Name, PeerId};
-use super::ipam::overlaps;
+use super::ipam::Prefixes;
 use super::join::Ask;
 use super::local::Local;
-use super::record::{Body, Grant, Role, Signed};
+use super::record::{Body, Grant, MAX_LEASES, Role, Signed};
 use super::subnet::{Absorbed, Member, Records, Resolved};
 
 /// This node's keys, as the core needs them.
@@ -208,7 +208,7 @@ impl Subnet {
                 .hint(format!("byway destroy {}   (ends the subnet for everyone)", self.name())));
         }
         self.adopt_grants_of(me, member, &resolved, now)?;
-        let mut head = self.records.next_head(now);
+        let mut head = self.records.next_head(me.peer, now);
         let generation = self.records.grants_of(member).map(|g| g.generation).max().unwrap_or(1);
         let entry = head.revoked.entry(member).or_insert(0);
         *entry = (*entry).max(generation);
@@ -234,7 +234,7 @@ impl Subnet {
         if !admin {
             self.adopt_grants_of(me, member, &resolved, now)?;
         }
-        let mut head = self.records.next_head(now);
+        let mut head = self.records.next_head(me.peer, now);
         let changed = if admin { head.admins.insert(member) } else { head.admins.remove(&member) };
         if changed { self.issue(me, &Body::Head(head), now) } else { Ok(()) }
     }
@@ -245,7 +245,7 @@ impl Subnet {
     /// `E-NOT-OWNER`.
     pub fn destroy(&mut self, me: &Identity, now: u64) -> Result<()> {
         self.require_owner(me)?;
-        let mut head = self.records.next_head(now);
+        let mut head = self.records.next_head(me.peer, now);
         head.destroyed = true;
         self.issue(me, &Body::Head(head), now)
     }
@@ -278,6 +278,10 @@ impl Subnet {
         self.require_admin(me, &resolved)?;
         let pools = self.records.pools();
         let mut fresh: BTreeMap<PeerId, Vec<IpNet>> = BTreeMap::new();
+        let mut held: Prefixes<PeerId> = Prefixes::default();
+        let leased = resolved.members.iter().flat_map(|(p, m)| m.leases.iter().map(move |l| (*l, *p)));
+        let reserved = self.local.reserved.iter().flat_map(|(p, leases)| leases.iter().map(move |l| (*l, *p)));
+        leased.chain(reserved).for_each(|(lease, peer)| held.insert(lease, peer));
         for (prefix, owner) in entries {
             if *prefix != prefix.trunc() || !pools.covers(*prefix) {
                 return Err(Error::new(
@@ -286,16 +290,9 @@ impl Subnet {
                     format!("{prefix} is no prefix of subnet {}'s pools", self.name()),
                 ));
             }
-            let holder = resolved
-                .members
-                .iter()
-                .flat_map(|(p, m)| m.leases.iter().map(move |l| (*p, *l)))
-                .chain(self.local.reserved.iter().flat_map(|(p, l)| l.iter().map(move |l| (*p, *l))))
-                .chain(fresh.iter().flat_map(|(p, l)| l.iter().map(move |l| (*p, *l))))
-                .find(|(_, lease)| overlaps(*lease, *prefix));
-            match holder {
-                Some((holder, lease)) if holder == *owner && lease.contains(prefix) => {}
-                Some((holder, lease)) => {
+            match held.overlapping(*prefix) {
+                Some((lease, holder)) if holder == *owner && lease.contains(prefix) => {}
+                Some((lease, holder)) => {
                     let name = resolved.members.get(&holder).map_or_else(|| holder.to_string(), |m| m.name.to_string());
                     return Err(Error::new(
                         Kind::Conflict,
@@ -303,7 +300,24 @@ impl Subnet {
                         format!("{prefix} overlaps {lease}, which is leased to {name}"),
                     ));
                 }
-                None => fresh.entry(*owner).or_default().push(*prefix),
+                None => {
+                    held.insert(*prefix, *owner);
+                    fresh.entry(*owner).or_default().push(*prefix);
+                }
+            }
+        }
+        for (owner, prefixes) in &fresh {
+            let before = resolved
+                .members
+                .get(owner)
+                .map_or_else(|| self.local.reserved.get(owner).map_or(0, Vec::len), |member| member.grant.leases.len());
+            // Two places are left for the block a peer gets when it joins.
+            if before.saturating_add(prefixes.len()).saturating_add(2) > MAX_LEASES {
+                return Err(Error::new(
+                    Kind::Conflict,
+                    "E-LEASE-MANY",
+                    format!("one member holds at most {} leases", MAX_LEASES - 2),
+                ));
             }
         }
         let changed = !fresh.is_empty();
@@ -363,10 +377,14 @@ impl Subnet {
             return Ok(());
         }
         if self.records.forked() {
-            let head = self.records.next_head(now);
+            let head = self.records.next_head(me.peer, now);
             self.issue(me, &Body::Head(head), now)?;
         }
-        for member in resolved.members.values() {
+        for (peer, member) in &resolved.members {
+            // The owner's own place is nobody else's to renew.
+            if *peer == self.records.genesis.owner && !owner {
+                continue;
+            }
             let life = member.grant.not_after.saturating_sub(member.grant.not_before);
             // The owner renews first; admins step in an eighth of a life later.
             let wait = if owner { life / 2 } else { life / 2 + life / 8 };

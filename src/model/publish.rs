@@ -8,7 +8,7 @@ use super::id::Name;
 use super::ipam::free_addresses;
 use super::local::{Map, Workload};
 use super::members::{Identity, Subnet, printable};
-use super::record::{Body, Doc, MAX_ENTRIES, NameEntry, WorkloadEntry, data_fits, is_record_name};
+use super::record::{Body, Doc, MAX_ENTRIES, MAX_RECORD, NameEntry, WorkloadEntry, data_fits, encode, is_record_name};
 use super::subnet::{Member, Resolved};
 use super::zone::RecordData;
 
@@ -43,7 +43,15 @@ impl Subnet {
         }
         doc.version = now_ms.max(doc.version.saturating_add(1));
         doc.issued = now;
-        self.issue(me, &Body::Doc(doc), now)
+        let body = Body::Doc(doc);
+        if encode(&body).len() > MAX_RECORD {
+            return Err(Error::new(
+                Kind::Conflict,
+                "E-TOO-MANY-NAMES",
+                format!("what one member publishes in a subnet has at most {} KiB", MAX_RECORD / 1024),
+            ));
+        }
+        self.issue(me, &body, now)
     }
 
     /// Says where this node can be dialled.

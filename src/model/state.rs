@@ -18,6 +18,12 @@ use super::members::{Identity, Subnet, printable};
 use super::record::{Admission, Body, Genesis, Grant, Prefix6, Role, Signed};
 use super::subnet::{Absorbed, Records};
 
+/// No clock was right before this moment (September 2026, seconds since 1970): the program did not exist.
+const RELEASED: u64 = 1_790_000_000;
+/// Seconds by which clocks of members may ordinarily differ.
+const SKEW: u64 = 300;
+/// Records of one message that may be refused, or be by nobody known, before the rest is not looked at.
+const MAX_JUNK: usize = 64;
 /// Former subnets remembered.
 const MAX_PAST: usize = 64;
 
@@ -133,18 +139,22 @@ impl State {
                 let _ = subnet.records.absorb(&signed, u64::MAX);
             }
         }
-        state.note_signed_time(u64::MAX);
+        state.note_signed_time();
         (state, damage)
     }
 
-    /// The time to judge validity by: the system's, but never before the latest accepted signature.
+    /// The time to judge validity by: the system's, but never before the latest signature of someone with a say. A clock
+    /// that can be right is moved by five minutes at most, however often somebody signs ahead of it.
     pub fn clock(&self, system: u64) -> u64 {
-        system.max(self.signed_time)
+        if system < RELEASED {
+            return system.max(self.signed_time);
+        }
+        system.max(self.signed_time.min(system.saturating_add(SKEW)))
     }
 
-    fn note_signed_time(&mut self, now: u64) {
+    fn note_signed_time(&mut self) {
         let latest = self.subnets.values().map(|s| s.records.latest()).max();
-        self.signed_time = latest.unwrap_or(0).min(now.saturating_add(300)).max(self.signed_time);
+        self.signed_time = latest.unwrap_or(0).max(self.signed_time);
     }
 
     /// A copy of one subnet to decide on.
@@ -391,8 +401,10 @@ impl State {
             .hints
             .extend(join.hints.iter().filter(|h| !subnet.local.hints.contains(h)).cloned().collect::<Vec<_>>());
         for signed in records {
-            let _ = subnet.records.absorb(signed, now);
+            let _ = subnet.records.absorb(signed, horizon(now));
         }
+        // Where the clock is wrong, what was signed tells the time.
+        let now = if now < RELEASED { now.max(subnet.records.latest()) } else { now };
         let resolved = subnet.records.resolve(now);
         match resolved.members.get(&self.me.peer) {
             Some(me) if !me.addresses.is_empty() => Ok(subnet),
@@ -415,12 +427,26 @@ impl State {
     }
 
     /// Takes records from a peer in; gives the draft to save and how many were new. Records of unknown subnets are
-    /// ignored.
+    /// ignored, and `None` says that nothing has changed. `now` is the system's clock.
     pub fn take(&self, subnet: SubnetId, records: &[Signed], now: u64) -> Option<(Draft, Vec<Signed>)> {
-        let mut copy = self.subnets.get(&subnet)?.clone();
-        let news: Vec<Signed> =
-            records.iter().filter(|r| matches!(copy.records.absorb(r, now), Absorbed::New)).cloned().collect();
-        if news.is_empty() {
+        let held = self.subnets.get(&subnet)?;
+        // What is known already costs no copy.
+        let mut unknown = records.iter().filter(|r| !held.records.knows(&r.digest())).peekable();
+        unknown.peek()?;
+        let mut copy = held.clone();
+        let (mut news, mut parked, mut junk) = (Vec::new(), 0usize, 0usize);
+        for record in unknown {
+            match copy.records.absorb(record, horizon(now)) {
+                Absorbed::New => news.push(record.clone()),
+                Absorbed::Parked => parked = parked.saturating_add(1),
+                Absorbed::Known => {}
+                Absorbed::Refused => junk = junk.saturating_add(1),
+            }
+            if junk.saturating_add(parked) >= MAX_JUNK {
+                break;
+            }
+        }
+        if news.is_empty() && parked == 0 {
             return None;
         }
         let mut draft = Draft::default();
@@ -429,7 +455,7 @@ impl State {
     }
 
     /// Makes a saved draft true.
-    pub fn absorb(&mut self, draft: Draft, now: u64) {
+    pub fn absorb(&mut self, draft: Draft) {
         for (id, subnet) in draft.subnets {
             match subnet {
                 Some(subnet) => drop(self.subnets.insert(id, *subnet)),
@@ -445,7 +471,7 @@ impl State {
         if let Some(past) = draft.past {
             self.past = past;
         }
-        self.note_signed_time(now);
+        self.note_signed_time();
     }
 
     /// A draft that removes a subnet and remembers its name, with the proof of its end where it was destroyed.
@@ -453,7 +479,13 @@ impl State {
         let mut draft = Draft::default();
         let Some(subnet) = self.subnets.get(&id) else { return draft };
         let mut past: Vec<Past> = self.past.iter().filter(|p| p.id != id).cloned().collect();
-        let proof = if subnet.records.destroyed() { subnet.records.head_records() } else { vec![] };
+        // Who was away when this node left hears of it later: its own last word says so.
+        let goodbye = || {
+            let mine =
+                |r: &&Signed| r.issuer == self.me.peer && matches!(r.verify(), Ok(Body::Doc(d)) if d.left.is_some());
+            subnet.records.all().filter(mine).cloned().collect()
+        };
+        let proof = if subnet.records.destroyed() { subnet.records.head_records() } else { goodbye() };
         past.push(Past { id, name: subnet.local.alias.clone(), proof, genesis: subnet.local.genesis.clone() });
         let surplus = past.len().saturating_sub(MAX_PAST);
         past.drain(..surplus);
@@ -467,15 +499,18 @@ impl State {
     pub fn endpoints(&self) -> BTreeMap<PeerId, Vec<String>> {
         let mut all: BTreeMap<PeerId, Vec<String>> = BTreeMap::new();
         for subnet in self.subnets.values() {
-            for signed in subnet.records.all() {
-                if let Some(doc) = subnet.records.doc(signed.issuer) {
-                    let list = all.entry(signed.issuer).or_default();
-                    list.extend(doc.endpoints.iter().filter(|e| !list.contains(e)).cloned().collect::<Vec<_>>());
-                }
+            for (peer, doc) in subnet.records.docs() {
+                let list = all.entry(peer).or_default();
+                list.extend(doc.endpoints.iter().filter(|e| !list.contains(e)).cloned().collect::<Vec<_>>());
             }
         }
         all
     }
+}
+
+/// Up to when records may have been signed: where the clock cannot be right, nothing can be told to be from the future.
+fn horizon(system: u64) -> u64 {
+    if system < RELEASED { u64::MAX } else { system }
 }
 
 fn no_subnet(text: &str) -> Error {
@@ -533,13 +568,12 @@ impl Draft {
 }
 
 fn diff_records(writes: &mut Vec<Write>, id: SubnetId, old: Option<&Subnet>, new: Option<&Subnet>) {
-    let digests = |s: Option<&Subnet>| -> BTreeMap<[u8; 32], Signed> {
-        s.map(|s| s.records.all().map(|r| (r.digest(), r.clone())).collect()).unwrap_or_default()
-    };
-    let (before, after) = (digests(old), digests(new));
-    writes.extend(before.keys().filter(|d| !after.contains_key(*d)).map(|d| (key(b'r', id, d), None)));
+    let entries = |s| Option::into_iter(s).flat_map(|s: &Subnet| s.records.entries());
+    let before: BTreeMap<&[u8; 32], &Signed> = entries(old).collect();
+    let after: BTreeMap<&[u8; 32], &Signed> = entries(new).collect();
+    writes.extend(before.keys().filter(|d| !after.contains_key(*d)).map(|d| (key(b'r', id, *d), None)));
     writes.extend(
-        after.iter().filter(|(d, _)| !before.contains_key(*d)).map(|(d, r)| (key(b'r', id, d), Some(r.encode()))),
+        after.iter().filter(|(d, _)| !before.contains_key(*d)).map(|(d, r)| (key(b'r', id, *d), Some(r.encode()))),
     );
 }
 

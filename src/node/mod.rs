@@ -210,16 +210,14 @@ impl Core {
         }
         if batch.put_records.is_empty() && batch.delete_records.is_empty() {
             // Only what is not saved (who waits for approval) has changed.
-            let now = self.now();
-            self.state.absorb(draft, now);
+            self.state.absorb(draft);
             return Ok(self.generation);
         }
         self.store
             .commit(&batch)
             .map_err(|e| Error::new(ErrorKind::Failed, e.code(), format!("save the change: {e}")).hint(e.hint()))?;
         let before = self.view.load_full();
-        let now = self.now();
-        self.state.absorb(draft, now);
+        self.state.absorb(draft);
         self.publish();
         let after = self.view.load_full();
         for (subnet, mut records) in pushes {

@@ -87,14 +87,10 @@ fn full_store_is_saved_or_refused() {
     let dir = TempDir::new().unwrap();
     let program = std::env::current_exe().unwrap();
     // 512-byte blocks; a write beyond fails with EFBIG once the signal is ignored.
-    let script = "trap '' XFSZ; ulimit -f 6000; exec \"$0\" --exact durability::inside_a_full_disk --ignored --nocapture";
-    let output = Command::new("sh")
-        .arg("-c")
-        .arg(script)
-        .arg(program)
-        .env("BYWAY_FULL_DIR", dir.path())
-        .output()
-        .unwrap();
+    let script =
+        "trap '' XFSZ; ulimit -f 6000; exec \"$0\" --exact durability::inside_a_full_disk --ignored --nocapture";
+    let output =
+        Command::new("sh").arg("-c").arg(script).arg(program).env("BYWAY_FULL_DIR", dir.path()).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && text.contains("the full disk was told 3 times"), "{text}");
 }

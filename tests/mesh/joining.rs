@@ -248,8 +248,14 @@ async fn malformed_and_oversize_requests_are_refused() {
     let (a, b, id) = two().await;
     let mallory = Hostile::start(b.stop().await.seed());
     mallory.meet(&a, &[id]).await;
-    let junk: [Vec<u8>; 6] =
-        [vec![], vec![0xff; 9], vec![2; 40], vec![1; 60_000], vec![3, 3, 3], [vec![2], vec![0; 16], vec![0xff; 9]].concat()];
+    let junk: [Vec<u8>; 6] = [
+        vec![],
+        vec![0xff; 9],
+        vec![2; 40],
+        vec![1; 60_000],
+        vec![3, 3, 3],
+        [vec![2], vec![0; 16], vec![0xff; 9]].concat(),
+    ];
     for protocol in [Protocol::Join, Protocol::Control] {
         for body in &junk {
             let answer = mallory.raw(&a, protocol, body.clone()).await;

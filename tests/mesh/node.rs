@@ -54,7 +54,6 @@ impl Home {
         Home { dir, number: NEXT.fetch_add(1, Ordering::Relaxed), name: name.to_owned() }
     }
 
-
     /// The seed of the identity, as whoever owns this machine could read it.
     pub fn seed(&self) -> [u8; 32] {
         *byway::store::identity(&self.dir.path().join("state"), None, true).unwrap()

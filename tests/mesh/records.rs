@@ -51,10 +51,7 @@ async fn an_admin_named_a_moment_ago_is_believed_at_once() {
     let (nodes, id) = lab(&["a", "b", "c"]).await;
     // Two statements in a row by two members: the second may overtake the first on its way to the third.
     nodes[0].ok(Request::MemberRole { subnet: "lab".into(), member: "b".into(), role: Role::Admin }).await;
-    until("b knows", || async {
-        nodes[1].members("lab").await.iter().any(|m| m.me && m.role == Role::Admin)
-    })
-    .await;
+    until("b knows", || async { nodes[1].members("lab").await.iter().any(|m| m.me && m.role == Role::Admin) }).await;
     let d = Node::start("d").await;
     let _ = d.join(&id.to_string(), &[nodes[1].address()], Duration::ZERO).await;
     until("the question arrived", || async { !nodes[1].requests("lab").await.is_empty() }).await;
@@ -71,7 +68,8 @@ async fn two_admins_remove_two_members_apart_and_both_hold() {
         nodes[0].ok(Request::MemberRole { subnet: "lab".into(), member: admin.into(), role: Role::Admin }).await;
     }
     for node in &nodes[1..3] {
-        until("admins know", || async { node.members("lab").await.iter().any(|m| m.me && m.role == Role::Admin) }).await;
+        until("admins know", || async { node.members("lab").await.iter().any(|m| m.me && m.role == Role::Admin) })
+            .await;
     }
     let (y, x) = (nodes.pop().unwrap(), nodes.pop().unwrap());
     let (gone_x, gone_y) = (x.peer, y.peer);
@@ -144,8 +142,5 @@ async fn one_removed_while_away_learns_it_when_it_is_back() {
     let away = b.stop().await;
     a.ok(Request::MemberRemove { subnet: "lab".into(), member: "b".into() }).await;
     let b = away.start().await;
-    until("it knows", || async {
-        !b.members("lab").await.iter().any(|m| m.me)
-    })
-    .await;
+    until("it knows", || async { !b.members("lab").await.iter().any(|m| m.me) }).await;
 }
