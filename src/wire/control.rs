@@ -142,9 +142,12 @@ pub struct Malformed;
 /// Reads a message.
 ///
 /// # Errors
-/// [`Malformed`]; what a length inside it claims is never allocated ahead of the bytes.
+/// [`Malformed`], also for bytes behind the message; what a length inside it claims is never allocated ahead of the bytes.
 pub fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Malformed> {
-    postcard::from_bytes(bytes).map_err(|_| Malformed)
+    match postcard::take_from_bytes(bytes) {
+        Ok((message, [])) => Ok(message),
+        _ => Err(Malformed),
+    }
 }
 
 /// SHA-256 over all digests in order: equal sets have equal hashes.
@@ -188,6 +191,14 @@ mod tests {
             let _ = decode::<ControlRequest>(&bytes);
             let _ = decode::<ControlAnswer>(&bytes);
         }
+    }
+
+    #[test]
+    fn bytes_behind_a_message_are_refused() {
+        let mut bytes = encode(&ControlRequest::Ping);
+        assert_eq!(decode::<ControlRequest>(&bytes), Ok(ControlRequest::Ping));
+        bytes.push(0);
+        assert_eq!(decode::<ControlRequest>(&bytes), Err(Malformed));
     }
 
     #[test]
