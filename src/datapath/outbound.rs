@@ -23,7 +23,8 @@ const FLOOD: u32 = 16;
 /// How long packets are counted before a flood is told from none.
 const PACE_WINDOW: Duration = Duration::from_millis(1);
 /// How long packets of a flood may gather in the TUN before they are read: saves the wake-ups of two tasks and a write to
-/// the stream for each of them. The TUN holds what comes in that time.
+/// the stream for each of them. The TUN holds what comes in that time. Measured with 1200-byte datagrams at 1 Gbit/s: 4.4
+/// CPU seconds for each GB and 1 % lost, without it 6.1 and 20 %; twice as long saves little more.
 const NAP: Duration = Duration::from_micros(100);
 /// Runs to different peers that one batch keeps open.
 const ASIDE: usize = 8;
