@@ -11,6 +11,8 @@ use super::Context;
 use crate::api::types::{Error, ErrorKind};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::local::PendingJoin;
+use crate::model::record::Genesis;
+use crate::model::subnet::Records;
 use crate::p2p::{Address, Protocol};
 use crate::wire::control::{self, JoinAnswer, JoinRequest};
 
@@ -22,6 +24,9 @@ const LATER: Duration = Duration::from_secs(5);
 const EAGER_ROUNDS: u32 = 120;
 /// For one question.
 const PATIENCE: Duration = Duration::from_secs(6);
+
+/// Refusals that pass: of a full queue, a full disk, an attempt that took too long.
+const PASSING: [&str; 5] = ["E-RATE", "E-REQUESTS-FULL", "E-INVITE-STALE", "E-DISK-FULL", "E-STATE-WRITE"];
 
 /// How a join goes.
 #[derive(Debug, Clone, PartialEq)]
@@ -94,6 +99,10 @@ async fn ask_until_decided(ctx: Context, join: PendingJoin, progress: watch::Sen
                     Err(error) => end(&ctx, subnet, &progress, error).await,
                 }
                 return;
+            }
+            // It may be otherwise in a moment, and nobody has decided anything.
+            Some(JoinAnswer::Refused { code, .. }) if PASSING.contains(&code.as_str()) => {
+                progress.send_replace(Progress::Waiting { reached: false });
             }
             Some(JoinAnswer::Refused { code, message }) => {
                 // A person mistook the name or the address, or it was said no: asking again does not help.
@@ -236,8 +245,12 @@ async fn ask(ctx: &Context, join: &PendingJoin, peer: PeerId) -> Option<JoinAnsw
     let answer = exchange(ctx, peer, &JoinRequest::Ask(signed)).await?;
     // Only records decide who is in: an end without its proof is nobody's word.
     if let JoinAnswer::Ended { genesis, heads } = &answer {
-        let proven = crate::model::record::Genesis::parse(genesis).is_ok_and(|g| {
-            g.id() == subnet && heads.iter().any(|h| h.issuer == g.owner && h.subnet == subnet && h.verify().is_ok())
+        let proven = Genesis::parse(genesis).is_ok_and(|g| {
+            let mut records = Records::new(g);
+            heads.iter().take(64).for_each(|h| {
+                let _ = records.absorb(h, u64::MAX);
+            });
+            records.id == subnet && records.destroyed()
         });
         return proven.then_some(answer);
     }

@@ -15,6 +15,10 @@ use crate::node::JoinDecision;
 use crate::p2p::{Address, Class, Command, Event, Protocol, Responder};
 use crate::wire::control::{self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest};
 
+/// Control requests one member may send at once, and a second after that. A comparison takes three, a ping one.
+const CONTROL_AT_ONCE: f64 = 200.0;
+/// See [`CONTROL_AT_ONCE`].
+const CONTROL_PER_SECOND: f64 = 20.0;
 /// Source addresses remembered for that.
 const SOURCES: usize = 1024;
 /// Peers seen on the local networks that are remembered.
@@ -31,6 +35,9 @@ struct Inner {
     /// Since when (seconds since 1970) a peer is gone.
     gone: BTreeMap<PeerId, u64>,
     tries: BTreeMap<IpAddr, (Instant, u32)>,
+    /// Control requests each member may still send, and since when that is so.
+    control: BTreeMap<PeerId, (f64, Instant)>,
+    refused: u64,
 }
 
 impl Table {
@@ -51,6 +58,8 @@ impl Table {
         }
         if remaining == 0 {
             inner.connected.remove(&peer);
+            let now = Instant::now();
+            inner.control.retain(|_, held| refilled(*held, now) < CONTROL_AT_ONCE);
             inner.gone.insert(peer, crate::node::unix_now());
         }
     }
@@ -102,6 +111,34 @@ impl Table {
         entry.1 = entry.1.saturating_add(1);
         entry.1 <= per_minute
     }
+
+    /// Whether one more control request of this member is within its rate.
+    fn may_control(&self, peer: PeerId) -> bool {
+        let mut inner = self.lock();
+        let now = Instant::now();
+        let left = inner.control.get(&peer).map_or(CONTROL_AT_ONCE, |held| refilled(*held, now));
+        inner.control.insert(peer, ((left - 1.0).max(0.0), now));
+        left >= 1.0
+    }
+
+    /// Counts a request that was malformed or over its rate.
+    fn refuse(&self, peer: PeerId, protocol: Protocol, why: &'static str) {
+        let mut inner = self.lock();
+        inner.refused = inner.refused.saturating_add(1);
+        // Every power of two: a flood does not fill the log.
+        if inner.refused.is_power_of_two() {
+            tracing::warn!(%peer, protocol = protocol.as_str(), total = inner.refused, "{why}");
+        }
+    }
+
+    /// Requests refused since the start because they were malformed or over their rate.
+    pub(crate) fn refused(&self) -> u64 {
+        self.lock().refused
+    }
+}
+
+fn refilled((left, at): (f64, Instant), now: Instant) -> f64 {
+    (left + now.duration_since(at).as_secs_f64() * CONTROL_PER_SECOND).min(CONTROL_AT_ONCE)
 }
 
 /// Follows the events of the peers' task.
@@ -149,8 +186,13 @@ async fn on_event(ctx: &Context, event: Event) -> anyhow::Result<()> {
                 tokio::spawn(on_join(ctx.clone(), peer, body, responder));
             } else {
                 let message = "too many requests from this address; wait a minute".to_owned();
+                ctx.table.refuse(peer, Protocol::Join, "too many join requests from one address");
                 responder.respond(control::encode(&JoinAnswer::Refused { code: "E-RATE".into(), message }));
             }
+        }
+        Event::Asked { peer, protocol: Protocol::Control, .. } if !ctx.table.may_control(peer) => {
+            // The responder is dropped: there will be no answer.
+            ctx.table.refuse(peer, Protocol::Control, "too many control requests from a member");
         }
         Event::Asked { peer, protocol: Protocol::Control, body, responder, .. } => {
             tokio::spawn(on_control(ctx.clone(), peer, body, responder));
@@ -178,7 +220,9 @@ async fn on_event(ctx: &Context, event: Event) -> anyhow::Result<()> {
 
 /// A stranger's request, or a member's about joining.
 async fn on_join(ctx: Context, peer: PeerId, body: Vec<u8>, responder: Responder) {
-    let Ok(request) = control::decode::<JoinRequest>(&body) else { return };
+    let Ok(request) = control::decode::<JoinRequest>(&body) else {
+        return ctx.table.refuse(peer, Protocol::Join, "a malformed request");
+    };
     if let Some(answer) = decide(&ctx, peer, request, false).await {
         responder.respond(control::encode(&answer));
     }
@@ -209,7 +253,9 @@ async fn forward(ctx: &Context, deciders: Vec<PeerId>, request: JoinRequest) -> 
 
 /// A member's request.
 async fn on_control(ctx: Context, peer: PeerId, body: Vec<u8>, responder: Responder) {
-    let Ok(request) = control::decode::<ControlRequest>(&body) else { return };
+    let Ok(request) = control::decode::<ControlRequest>(&body) else {
+        return ctx.table.refuse(peer, Protocol::Control, "a malformed request");
+    };
     let answer = match request {
         ControlRequest::Forward(request) => {
             decide(&ctx, peer, request, true).await.map_or(ControlAnswer::NotMember, ControlAnswer::Forwarded)

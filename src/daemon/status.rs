@@ -248,6 +248,15 @@ fn problems(ctx: &Context) -> Vec<Problem> {
         message: format!("{}: {}", f.what, f.why),
         help: "it is tried again every few seconds; byway cleanup and a restart remove what is in the way".into(),
     }));
+    let refused = ctx.table.refused();
+    if refused > 0 {
+        all.push(Problem {
+            code: "E-PEER-REQUESTS".into(),
+            severity: "info".into(),
+            message: format!("{refused} requests of peers were refused: malformed, or too many"),
+            help: "the log names the peers".into(),
+        });
+    }
     all.extend(ctx.dns.problems().borrow().iter().map(|p| Problem {
         code: "E-DNS-BIND".into(),
         severity: "error".into(),

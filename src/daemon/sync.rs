@@ -1,7 +1,9 @@
 //! Carrying records between this node and the members it is connected to.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +19,8 @@ const EVERY: Duration = Duration::from_secs(30);
 const AGAIN: Duration = Duration::from_millis(500);
 /// For one question to a member.
 const PATIENCE: Duration = Duration::from_secs(8);
+/// Members to whom news of others is passed on.
+const FANOUT: usize = 8;
 /// Rounds of one comparison: each moves as much as fits a message.
 const ROUNDS: usize = 64;
 
@@ -49,8 +53,21 @@ fn send(ctx: &Context, push: Push) {
     let members = view.subnets.get(&push.subnet).map(|s| s.members.clone()).unwrap_or_default();
     let body = control::encode(&ControlRequest::Push { subnet: push.subnet, records: push.records });
     let connected = ctx.table.connected();
-    let receivers =
-        connected.into_iter().filter(|p| Some(*p) != push.except && (members.contains(p) || push.removed.contains(p)));
+    let mut receivers: Vec<PeerId> =
+        connected.into_iter().filter(|p| Some(*p) != push.except && members.contains(p)).collect();
+    if push.except.is_some() && receivers.len() > FANOUT {
+        // Whose news it is tells everybody it is connected to; who hears of it need only reach those it missed.
+        let mut seed = Sha256::new();
+        seed.update(&body);
+        seed.update(ctx.peers.peer().0);
+        let seed: [u8; 32] = seed.finalize().into();
+        receivers.sort_by_cached_key(|p| {
+            let order: [u8; 32] = Sha256::new().chain_update(seed).chain_update(p.0).finalize().into();
+            order
+        });
+        receivers.truncate(FANOUT);
+    }
+    receivers.extend(push.removed);
     for peer in receivers {
         let (ctx, body) = (ctx.clone(), body.clone());
         tokio::spawn(async move {
@@ -100,6 +117,7 @@ async fn ask(ctx: &Context, peer: PeerId, request: &ControlRequest) -> Result<Co
 }
 
 async fn compare(ctx: &Context, peer: PeerId, subnet: SubnetId) -> Result<(), Failure> {
+    let mut sent = BTreeSet::new();
     for _ in 0..ROUNDS {
         let Some(question) = ctx.node.run(move |core| core.compare(subnet)).await.map_err(|_| Failure::Stopped)? else {
             return Ok(());
@@ -115,21 +133,23 @@ async fn compare(ctx: &Context, peer: PeerId, subnet: SubnetId) -> Result<(), Fa
         let ControlAnswer::Records { records, want } = ask(ctx, peer, &question).await? else {
             return Err(Failure::Malformed);
         };
-        let (got, wanted) = (records.len(), want.len());
-        let mine = ctx
+        let (changed, mut mine) = ctx
             .node
             .run(move |core| {
-                if let Err(error) = core.take(subnet, &records, Some(peer)) {
+                let changed = core.take(subnet, &records, Some(peer)).unwrap_or_else(|error| {
                     tracing::warn!(%error, "records from a peer were not saved");
-                }
-                core.wanted(subnet, &want)
+                    (false, false)
+                });
+                (changed.0, core.wanted(subnet, &want))
             })
             .await
             .map_err(|_| Failure::Stopped)?;
+        // What it did not take the first time it does not take the second.
+        mine.retain(|r| sent.insert(r.digest()));
         if !mine.is_empty() {
             ask(ctx, peer, &ControlRequest::Push { subnet, records: mine }).await?;
-        }
-        if got == 0 && wanted == 0 {
+        } else if !changed {
+            // Both may hold what the other will not have: another round would bring the same.
             return Ok(());
         }
     }

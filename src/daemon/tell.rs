@@ -1,6 +1,6 @@
 //! Telling everyone what follows from a new View: the host, the gate, the links, the address book.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +29,7 @@ pub(crate) async fn run(
     let mut published = ctx.node.published();
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     let mut former: BTreeSet<PeerId> = BTreeSet::new();
+    let mut told: BTreeMap<PeerId, Vec<String>> = BTreeMap::new();
     let mut applied = ctx.applied.clone();
     loop {
         tokio::select! {
@@ -36,7 +37,7 @@ pub(crate) async fn run(
             changed = published.changed() => {
                 changed?;
                 let view = ctx.node.view().load_full();
-                former = spread(&ctx, &view, former, &desired).await?;
+                former = spread(&ctx, &view, former, &mut told, &desired).await?;
             }
             _ = tick.tick() => {
                 if let Err(error) = ctx.node.run(super::super::node::Core::tick).await? {
@@ -58,6 +59,7 @@ async fn spread(
     ctx: &Context,
     view: &View,
     former: BTreeSet<PeerId>,
+    told: &mut BTreeMap<PeerId, Vec<String>>,
     desired: &watch::Sender<(u64, Arc<HostConfig>)>,
 ) -> anyhow::Result<BTreeSet<PeerId>> {
     // Before a TUN gets an address nobody may announce or dial it.
@@ -74,11 +76,16 @@ async fn spread(
     }
     let now: BTreeSet<PeerId> = members.keys().copied().collect();
     for (peer, endpoints) in ctx.node.run(|core| core.state.endpoints()).await? {
+        if !now.contains(&peer) || told.get(&peer) == Some(&endpoints) {
+            continue;
+        }
         let addresses: Vec<p2p::Address> = endpoints.iter().filter_map(|e| e.parse().ok()).collect();
-        if now.contains(&peer) && !addresses.is_empty() {
+        told.insert(peer, endpoints);
+        if !addresses.is_empty() {
             ctx.peers.send(Command::Known { peer, addresses }).await?;
         }
     }
+    told.retain(|peer, _| now.contains(peer));
     if former.is_subset(&now) {
         ctx.peers.send(Command::Members(Arc::new(members))).await?;
     } else {

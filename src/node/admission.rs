@@ -40,6 +40,20 @@ impl Core {
     /// Decides about a request of the join protocol. `from` is who sent it; `passed_on` says that a member forwarded it,
     /// and then it is not forwarded again.
     pub fn decide_join(&mut self, from: PeerId, request: &JoinRequest, passed_on: bool) -> JoinDecision {
+        // The connection proves who asks; a member vouches for whom it passes on, in its own subnets only. Without that,
+        // anybody could use up another's attempts, or repeat a question it overheard and read the answer.
+        let (subnet, joiner) = match request {
+            JoinRequest::Probe(subnet) => (*subnet, from),
+            JoinRequest::Nonce { subnet, joiner, .. } => (*subnet, *joiner),
+            JoinRequest::Ask(signed) => match signed.verify() {
+                Ok(ask) => (ask.subnet, ask.joiner),
+                Err(error) => return JoinDecision::Answer(refused(&error)),
+            },
+        };
+        let vouched = if passed_on { self.is_member(subnet, from) } else { joiner == from };
+        if !vouched {
+            return refuse("E-ASK", "the join request does not come from who asks");
+        }
         match request {
             JoinRequest::Probe(subnet) => JoinDecision::Answer(self.probe(*subnet, from)),
             JoinRequest::Nonce { subnet, issuer, joiner } => {
@@ -261,7 +275,7 @@ impl Core {
     /// # Errors
     /// When it could not be saved.
     pub fn take_ended(&mut self, id: SubnetId, heads: &[Signed]) -> Result<(), Error> {
-        self.take(id, heads, None)
+        self.take(id, heads, None).map(drop)
     }
 }
 

@@ -222,7 +222,8 @@ impl Core {
     /// # Errors
     /// `E-NO-SUBNET`, `E-OWNER-STAYS`.
     pub fn leave(&mut self, text: &str) -> Result<Leaving, Error> {
-        if let Some(id) = self.pending_join(text) {
+        // A subnet that is here goes before a join that waits under a like name.
+        if let Some(id) = self.pending_join(text).filter(|_| self.state.find(text).is_err()) {
             self.drop_join(id)?;
             return Ok(Leaving::Withdrawn);
         }
@@ -252,7 +253,8 @@ impl Core {
     fn pending_join(&self, text: &str) -> Option<SubnetId> {
         let lower = text.to_ascii_lowercase();
         let named = |j: &&crate::model::local::PendingJoin| {
-            j.subnet.to_string().starts_with(&lower) || j.alias.as_ref().is_some_and(|a| a.as_str() == lower)
+            (crate::model::id::is_id_prefix(&lower) && j.subnet.to_string().starts_with(&lower))
+                || j.alias.as_ref().is_some_and(|a| a.as_str() == lower)
         };
         self.state.joins.values().find(named).map(|j| j.subnet)
     }

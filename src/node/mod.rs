@@ -59,6 +59,11 @@ pub struct Core {
     nonces: BTreeMap<(SubnetId, PeerId), ([u8; 16], u64)>,
     tries: VecDeque<(PeerId, u64)>,
     generation: u64,
+    /// Hash of what is held, by subnet; emptied by every change.
+    hashes: BTreeMap<SubnetId, [u8; 32]>,
+    rates: sync::Rates,
+    /// When (seconds since 1970) the View changes by itself.
+    next_change: Option<u64>,
     /// Told when the thread has let go of the state directory.
     closing: Option<oneshot::Sender<()>>,
 }
@@ -115,6 +120,9 @@ impl Node {
             nonces: BTreeMap::new(),
             tries: VecDeque::new(),
             generation: 0,
+            hashes: BTreeMap::new(),
+            rates: sync::Rates::default(),
+            next_change: None,
             closing: None,
         };
         std::thread::Builder::new().name("node".into()).spawn(move || {
@@ -211,6 +219,7 @@ impl Core {
         if batch.put_records.is_empty() && batch.delete_records.is_empty() {
             // Only what is not saved (who waits for approval) has changed.
             self.state.absorb(draft);
+            self.hashes.clear();
             return Ok(self.generation);
         }
         self.store
@@ -218,6 +227,7 @@ impl Core {
             .map_err(|e| Error::new(ErrorKind::Failed, e.code(), format!("save the change: {e}")).hint(e.hint()))?;
         let before = self.view.load_full();
         self.state.absorb(draft);
+        self.hashes.clear();
         self.publish();
         let after = self.view.load_full();
         for (subnet, mut records) in pushes {
@@ -234,6 +244,8 @@ impl Core {
         self.generation = unix_now_ms().max(self.generation.saturating_add(1));
         let view = self.state.view(self.generation, unix_now(), &self.here);
         self.view.store(Arc::new(view));
+        let now = self.now();
+        self.next_change = self.state.subnets.values().filter_map(|s| s.records.next_end(now)).min();
         self.published.send_replace(self.generation);
     }
 
@@ -246,10 +258,14 @@ impl Core {
         let mut draft = Draft::default();
         let mut ended = Vec::new();
         for subnet in self.state.subnets.values() {
-            let mut copy = subnet.clone();
-            copy.upkeep(&self.state.me, now)?;
-            if copy != *subnet {
-                draft.put(copy);
+            // Others have nothing to keep up, and a copy of a large subnet every second is not free.
+            let me = self.state.me.peer;
+            if subnet.records.genesis.owner == me || subnet.records.admins().contains(&me) {
+                let mut copy = subnet.clone();
+                copy.upkeep(&self.state.me, now)?;
+                if copy != *subnet {
+                    draft.put(copy);
+                }
             }
             if subnet.records.destroyed() {
                 ended.push(subnet.records.id);
@@ -262,10 +278,8 @@ impl Core {
             let draft = self.state.forget(id);
             self.commit(draft, None)?;
         }
-        // A grant that began or ran out changes the View without any record.
-        let members = |v: &View| v.subnets.iter().map(|(id, s)| (*id, s.members.clone())).collect::<Vec<_>>();
-        let fresh = self.state.view(self.generation, unix_now(), &self.here);
-        if members(&fresh) != members(&self.view.load()) {
+        // A grant that ran out changes the View without any record.
+        if self.next_change.is_some_and(|at| at <= now) {
             self.publish();
         }
         Ok(())

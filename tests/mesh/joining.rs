@@ -264,5 +264,7 @@ async fn malformed_and_oversize_requests_are_refused() {
     }
     assert!(matches!(mallory.raw(&a, Protocol::Join, vec![0; 64 * 1024 + 1]).await, Err(AskError::TooLarge(_))));
     assert_eq!(mallory.control(&a, &ControlRequest::Ping).await, Ok(byway::wire::control::ControlAnswer::Done));
+    let told = a.status().await.problems.into_iter().find(|p| p.code == "E-PEER-REQUESTS").expect("it is counted");
+    assert!(told.message.starts_with("12 "), "{}", told.message);
     assert_eq!(a.peers("lab").await.len(), 2);
 }
