@@ -414,7 +414,24 @@ fn a_thousand_members_resolve_in_time() {
         records.absorb(&Signed::new(id, &Body::Grant(grant), &owner.key), world.now);
     }
     world.now += 1;
+    let began = std::time::Instant::now();
     let resolved = records.resolve(world.now);
+    println!("resolve {:?}", began.elapsed());
+    let mut subnet = world.nodes[0].subnets[&world.id].clone();
+    for record in records.all() {
+        subnet.records.absorb(record, world.now);
+    }
+    let mut state = world.nodes[0].clone();
+    let mut draft = Draft::default();
+    draft.put(subnet.clone());
+    state.absorb(draft);
+    let began = std::time::Instant::now();
+    subnet.set_endpoints(&state.me.clone(), &["/memory/1".into()], world.now * 1000).unwrap();
+    let mut draft = Draft::default();
+    draft.put(subnet);
+    let writes = draft.writes(&state).len();
+    println!("one change of a thousand members: {writes} writes, {:?}", began.elapsed());
+    assert_eq!(writes, 1);
     assert_eq!(resolved.members.len(), 1000);
     assert!(resolved.members.values().all(|m| m.addresses.len() == 1));
 }
@@ -751,4 +768,25 @@ fn a_large_routing_table_is_taken_at_once() {
         assert_eq!(s.lease(me, &many, now).unwrap_err().code, "E-LEASE-MANY");
     });
     assert!(began.elapsed().as_secs() < 5, "{:?}", began.elapsed());
+}
+
+#[test]
+fn an_admin_that_left_has_no_say_and_whom_it_admitted_stays() {
+    let mut world = with_admins(5, 29);
+    let mut sixth = State::new(identity(61));
+    std::mem::swap(&mut world.nodes[4], &mut sixth);
+    world.admit(1, 4, "late");
+    world.gossip(20);
+    let (admin, late) = (world.nodes[1].me.clone(), world.nodes[4].me.peer);
+    world.change(1, |s, me, now| s.say_goodbye(me, now * 1000).unwrap());
+    world.gossip(20);
+    let mut head = world.records(1).next_head(admin.peer, world.now);
+    head.revoked.insert(late, 1);
+    head.number += 5;
+    let signed = [Signed::new(world.id, &Body::Head(head), &admin.key)];
+    world.give(2, &signed);
+    for node in [0, 2, 3] {
+        let members = world.members(node);
+        assert!(members.contains(&late) && !members.contains(&admin.peer), "node {node}");
+    }
 }

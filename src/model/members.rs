@@ -376,6 +376,13 @@ impl Subnet {
         if !matches!(role, Some(Role::Owner | Role::Admin)) || resolved.destroyed {
             return Ok(());
         }
+        if owner {
+            // Who left, was removed or ran out administers nothing; what it granted is granted anew.
+            let gone = self.records.admins().into_iter().filter(|admin| !resolved.members.contains_key(admin));
+            for admin in gone.collect::<Vec<_>>() {
+                self.set_admin(me, admin, false, now)?;
+            }
+        }
         if self.records.forked() {
             let head = self.records.next_head(me.peer, now);
             self.issue(me, &Body::Head(head), now)?;
