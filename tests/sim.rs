@@ -2,7 +2,7 @@
 //!
 //! set: fast. No sockets, no root. Each run prints its seed; `BYWAY_SEED=n` repeats one.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
 
