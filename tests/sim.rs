@@ -577,6 +577,7 @@ fn an_owner_restored_from_a_backup_forgets_no_revocation() {
     for seed in seeds() {
         let mut world = with_admins(6, seed);
         let backup = world.nodes[0].clone();
+        let second = world.nodes[2].me.peer;
         let (one, two) = (world.nodes[3].me.peer, world.nodes[4].me.peer);
         // Only node 5 hears of the first removal before the owner's disk dies.
         world.change(0, |s, me, now| s.remove(me, one, now).unwrap());
@@ -588,7 +589,8 @@ fn an_owner_restored_from_a_backup_forgets_no_revocation() {
         world.side = vec![1, 1, 1, 1, 1, 2];
         world.change(0, |s, me, now| {
             s.remove(me, two, now).unwrap();
-            s.label(me, me.peer, &BTreeMap::new(), now).unwrap();
+            // A second head: its number is above that of the one that was lost.
+            s.set_admin(me, second, false, now).unwrap();
         });
         world.gossip(20);
         world.side = vec![0; 6];
@@ -641,6 +643,19 @@ fn one_who_left_twice_and_ran_out_is_admitted_again() {
     world.gossip(5);
     let peer = world.nodes[1].me.peer;
     assert!(world.members(0).contains(&peer));
+    // It starts afresh: its newest document says nothing of having left.
+    let me = world.nodes[1].me.clone();
+    let doc = Doc {
+        version: u64::MAX - 9,
+        issued: world.now,
+        left: None,
+        endpoints: vec![],
+        workloads: vec![],
+        names: vec![],
+    };
+    let signed = [Signed::new(world.id, &Body::Doc(doc), &me.key)];
+    world.give(0, &signed);
+    world.give(1, &signed);
     // Nobody renewed it in time.
     world.now += 91 * 86_400;
     assert!(!world.members(0).contains(&peer));
