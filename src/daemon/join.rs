@@ -12,6 +12,7 @@ use crate::api::types::{Error, ErrorKind};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::local::PendingJoin;
 use crate::model::record::Genesis;
+use crate::model::record::Signed;
 use crate::model::subnet::Records;
 use crate::p2p::{Address, Protocol};
 use crate::wire::control::{self, JoinAnswer, JoinRequest};
@@ -89,12 +90,18 @@ async fn ask_until_decided(ctx: Context, join: PendingJoin, progress: watch::Sen
             Some(JoinAnswer::Admitted { genesis, records }) => {
                 let routed = ctx.machine.routed(&ctx.instance).await.unwrap_or_default();
                 let ours = join.clone();
-                let done =
-                    ctx.node.run(move |core| core.accept(&ours, &genesis, &records, &routed)).await.and_then(|r| r);
-                match done {
-                    Ok(generation) => {
+                let done = ctx.node.run(move |core| {
+                    core.accept(&ours, &genesis, &records, &routed)
+                        .map_err(|e| (e, core.decline(&ours, &genesis, &records)))
+                });
+                match done.await {
+                    Ok(Ok(generation)) => {
                         tracing::info!(%subnet, "joined");
                         progress.send_replace(Progress::Admitted(generation));
+                    }
+                    Ok(Err((error, goodbye))) => {
+                        decline(&ctx, &join, goodbye).await;
+                        end(&ctx, subnet, &progress, error).await;
                     }
                     Err(error) => end(&ctx, subnet, &progress, error).await,
                 }
@@ -132,6 +139,14 @@ async fn ask_until_decided(ctx: Context, join: PendingJoin, progress: watch::Sen
             () = tokio::time::sleep(pause) => {}
             () = ctx.joins.hurry.notified() => tokio::time::sleep(Duration::from_millis(50)).await,
         }
+    }
+}
+
+/// Gives back what we were given and cannot take: else a member that never was would hold a name and a block.
+async fn decline(ctx: &Context, join: &PendingJoin, goodbye: Option<Signed>) {
+    let Some(goodbye) = goodbye else { return };
+    for peer in candidates(ctx, join).await {
+        let _ = exchange(ctx, peer, &JoinRequest::Decline(goodbye.clone())).await;
     }
 }
 

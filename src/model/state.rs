@@ -15,7 +15,7 @@ use super::ipam::{default_block4, overlaps, pick_pool4};
 use super::join::Ask;
 use super::local::{Local, Past, PendingJoin};
 use super::members::{Identity, Subnet, printable};
-use super::record::{Admission, Body, Genesis, Grant, Prefix6, Role, Signed};
+use super::record::{Admission, Body, Doc, Genesis, Grant, Prefix6, Role, Signed};
 use super::subnet::{Absorbed, Records};
 
 /// No clock was right before this moment (September 2026, seconds since 1970): the program did not exist.
@@ -410,6 +410,21 @@ impl State {
             Some(me) if !me.addresses.is_empty() => Ok(subnet),
             _ => Err(bad("holds no valid grant for this node")),
         }
+    }
+
+    /// This node's own goodbye to a subnet that let it in and that it cannot belong to: none where it was not let in.
+    pub fn decline(&self, join: &PendingJoin, genesis: &[u8], records: &[Signed], now_ms: u64) -> Option<Signed> {
+        let parsed = Genesis::parse(genesis).ok().filter(|g| g.id() == join.subnet)?;
+        let mut held = Records::new(parsed);
+        for signed in records {
+            let _ = held.absorb(signed, now_ms / 1000);
+        }
+        let generation = held.grants_of(self.me.peer).map(|g| g.generation).max()?;
+        let empty = Doc { version: 0, issued: 0, left: None, endpoints: vec![], workloads: vec![], names: vec![] };
+        let former = held.doc(self.me.peer).map_or(0, |d| d.version);
+        let version = now_ms.max(former.saturating_add(1));
+        let doc = Doc { version, issued: now_ms / 1000, left: Some(generation), ..empty };
+        Some(Signed::new(join.subnet, &Body::Doc(doc), &self.me.key))
     }
 
     /// The question this node asks to join.

@@ -8,7 +8,7 @@ use crate::model::id::{PeerId, SubnetId};
 use crate::model::join::{Ask, Invite, Proof, SignedAsk};
 use crate::model::local::PendingJoin;
 use crate::model::members::{MAX_REQUESTS, REQUEST_LIFE, Request, Subnet};
-use crate::model::record::{Admission, Role, Signed};
+use crate::model::record::{Admission, Body, Role, Signed};
 use crate::model::state::Draft;
 use crate::wire::control::{BUNDLE_BUDGET, JoinAnswer, JoinRequest, fitting};
 
@@ -49,6 +49,7 @@ impl Core {
                 Ok(ask) => (ask.subnet, ask.joiner),
                 Err(error) => return JoinDecision::Answer(refused(&error)),
             },
+            JoinRequest::Decline(record) => (record.subnet, record.issuer),
         };
         let vouched = if passed_on { self.is_member(subnet, from) } else { joiner == from };
         if !vouched {
@@ -56,6 +57,7 @@ impl Core {
         }
         match request {
             JoinRequest::Probe(subnet) => JoinDecision::Answer(self.probe(*subnet, from)),
+            JoinRequest::Decline(record) => JoinDecision::Answer(self.take_back(record)),
             JoinRequest::Nonce { subnet, issuer, joiner } => {
                 if !self.state.subnets.contains_key(subnet) {
                     JoinDecision::Answer(JoinAnswer::Unknown)
@@ -83,6 +85,23 @@ impl Core {
             return JoinAnswer::Ended { genesis: subnet.local.genesis.clone(), heads: subnet.records.head_records() };
         }
         JoinAnswer::Known
+    }
+
+    /// A joiner that was let in and cannot come gives its leases back.
+    fn take_back(&mut self, record: &Signed) -> JoinAnswer {
+        let leaves = matches!(record.verify(), Ok(Body::Doc(doc)) if doc.left.is_some());
+        if !leaves || !self.state.subnets.contains_key(&record.subnet) {
+            return JoinAnswer::Unknown;
+        }
+        match self.take(record.subnet, std::slice::from_ref(record), None) {
+            Ok(_) => JoinAnswer::Known,
+            Err(error) => JoinAnswer::Refused { code: error.code, message: error.message },
+        }
+    }
+
+    /// What to say to who let us in when we cannot take it.
+    pub fn decline(&self, join: &PendingJoin, genesis: &[u8], records: &[Signed]) -> Option<Signed> {
+        self.state.decline(join, genesis, records, self.now_ms())
     }
 
     fn give_nonce(&mut self, subnet: SubnetId, joiner: PeerId) -> JoinDecision {
@@ -281,7 +300,6 @@ impl Core {
 
 /// Genesis, heads, the joiner's grant, and as many of the others as fit.
 fn bundle(subnet: &Subnet, joiner: PeerId) -> JoinAnswer {
-    use crate::model::record::Body;
     let rank = |signed: &&Signed| match signed.verify() {
         Ok(Body::Head(_)) => 0,
         Ok(Body::Grant(grant)) if grant.subject == joiner => 1,

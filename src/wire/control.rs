@@ -37,6 +37,8 @@ pub enum JoinRequest {
     },
     /// The question itself.
     Ask(SignedAsk),
+    /// I was let in and cannot come after all: my own document, which gives the leases back.
+    Decline(Signed),
 }
 
 /// The answer to a stranger.

@@ -123,13 +123,13 @@ async fn removed_member_is_cut() {
     mallory.meet(&a, &[id]).await;
     let mut stream = mallory.stream_out().await;
     let honest = packet(own, far, "while a member");
-    write(&mut stream, &[honest.clone()]).await.unwrap();
+    write(&mut stream, std::slice::from_ref(&honest)).await.unwrap();
     read_until(&a.tap(id), &honest, || {}).await;
 
     a.ok(Request::MemberRemove { subnet: "lab".into(), member: "b".into() }).await;
     // From the moment the command returns nothing more is taken, even though the connection may live a breath longer.
     let late = packet(own, far, "too late");
-    let _ = write(&mut stream, &[late.clone()]).await;
+    let _ = write(&mut stream, std::slice::from_ref(&late)).await;
     let closed = mallory.wait(|event| matches!(event, Event::Closed { remaining: 0, .. }).then_some(())).await;
     assert!(closed.is_some(), "its connections are closed");
     assert_eq!(next(&a.tap(id), Duration::from_millis(100)).await, None);

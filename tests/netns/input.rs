@@ -82,7 +82,10 @@ fn overlapping_prefixes_are_refused(lab: &Lab) -> Result<()> {
     b.ns().ip(&["route", "add", "10.60.3.0/24", "dev", "eth0"])?;
     b.rebase()?;
     b.fails(6, "E-CIDR-OVERLAP", &["join", &crate::lab::text(&made, "invite")?])?;
-    b.assert_clean().context("a refused join leaves nothing")
+    b.assert_clean().context("a refused join leaves nothing")?;
+    until("who could not come is no member", SOON, || {
+        Ok(a.json(&["member", "ls", "lab"])?["members"].as_array().is_some_and(|m| m.len() == 1))
+    })
 }
 
 fn unknown_subnet_is_not_found_on_the_lan(lab: &Lab) -> Result<()> {
