@@ -86,6 +86,7 @@ fn overlapping_prefixes_are_refused(lab: &Lab) -> Result<()> {
     until("who could not come is no member", SOON, || {
         Ok(a.json(&["member", "ls", "lab"])?["members"].as_array().is_some_and(|m| m.len() == 1))
     })
+    .map(drop)
 }
 
 fn unknown_subnet_is_not_found_on_the_lan(lab: &Lab) -> Result<()> {
