@@ -213,6 +213,16 @@ impl Config {
     }
 }
 
+/// Reads a file's text, for tests/fuzz.
+#[cfg(fuzzing)]
+pub fn fuzz(text: &str) {
+    let mut config = Config::defaults("host");
+    let mut errors = Vec::new();
+    read::text(&mut config, "byway.toml", text, &mut errors);
+    errors.iter().for_each(|e| assert!(!e.to_string().is_empty()));
+    config.values().for_each(|(path, value, _)| assert!(!path.is_empty() || value.to_string().is_empty()));
+}
+
 /// Where configuration is taken from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sources {

@@ -435,5 +435,9 @@ fn value(data: &RData) -> String {
     }
 }
 
+/// A server without sockets, for tests/fuzz.
+#[cfg(fuzzing)]
+pub mod fuzz;
+
 #[cfg(test)]
 mod tests;

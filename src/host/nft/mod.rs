@@ -347,3 +347,16 @@ pub async fn cleanup(instance: Option<&str>) -> Result<Vec<String>, Error> {
     }
     Ok(deleted)
 }
+
+/// Reads a listing and makes of it what a comparison with the wanted state makes, for tests/fuzz.
+#[cfg(fuzzing)]
+pub fn fuzz(json: &[u8]) {
+    let Some(listing) = counters::Listing::parse(json) else { return };
+    let empty = Elements::default();
+    assert!(listing.elements.same(&listing.elements));
+    for delta in [listing.elements.delta(&empty), empty.delta(&listing.elements)] {
+        let _ = delta.commands("byway_00000000");
+    }
+    let _ = (listing.elements.ended(&empty), listing.counters.maps());
+    let _ = ruleset::whole("byway_00000000", &listing.elements, &listing.counters);
+}

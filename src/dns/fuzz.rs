@@ -1,0 +1,72 @@
+//! The way from bytes to bytes without sockets, over a zone with every kind of record. Only built by cargo-fuzz.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use hickory_server::net::xfer::Protocol;
+
+use super::catalog::Catalog;
+use super::handler::{Handler, answer};
+use super::listen::Shared;
+use crate::model::host::HostConfig;
+use crate::model::id::SubnetId;
+use crate::model::view::{RouteTable, SubnetView, View};
+use crate::model::zone::{Entry, RecordData, Zone};
+
+/// One subnet that is served.
+pub struct Fixture(Arc<Handler>);
+
+impl Default for Fixture {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Fixture {
+    /// Names of every kind: aliases in a ring and to the outside, too many addresses for a datagram, names below names.
+    #[expect(clippy::unwrap_used, reason = "constants")]
+    pub fn new() -> Fixture {
+        let own: IpAddr = "10.42.7.1".parse().unwrap();
+        let entry = |data| Entry { ttl: 60, data };
+        let alias = |target: &str| vec![entry(RecordData::Cname(target.to_owned()))];
+        let srv = RecordData::Srv { priority: 1, weight: 2, port: 80, target: "db.lab.internal".to_owned() };
+        let many = (0..200u8).map(|n| entry(RecordData::Address([10, 42, 9, n].into()))).collect();
+        let names = BTreeMap::from([
+            ("db".to_owned(), vec![entry(RecordData::Address(own)), entry(RecordData::Txt("x".repeat(255)))]),
+            ("a".to_owned(), alias("b.lab.internal")),
+            ("b".to_owned(), alias("a.lab.internal")),
+            ("out".to_owned(), alias("example.org")),
+            ("_http._tcp".to_owned(), vec![entry(srv)]),
+            ("big".to_owned(), many),
+        ]);
+        let prefixes = vec!["10.42.0.0/16".parse().unwrap(), "fd00:42::/48".parse().unwrap()];
+        let pointers = BTreeMap::from([(own, "db.lab.internal".to_owned())]);
+        let zone = Zone { origin: "lab.internal".to_owned(), serial: 1, names, pointers, prefixes };
+        let id = SubnetId([4; 16]);
+        let subnet = SubnetView {
+            id,
+            name: "lab".parse().unwrap(),
+            interface: "bw-lab".to_owned(),
+            cidr4: None,
+            cidr6: None,
+            addresses: vec![own],
+            mtu: 1280,
+            routes: RouteTable::default(),
+            members: Default::default(),
+            zone: Arc::new(zone),
+        };
+        let subnets = BTreeMap::from([(id, Arc::new(subnet))]);
+        let view = View { generation: 1, subnets, host: Arc::new(HostConfig::default()) };
+        let served = Catalog::default().update(&view, true).remove(&id).unwrap();
+        Fixture(Arc::new(Handler::new(Arc::new(ArcSwap::from_pointee(served)), Arc::new(Shared::new()))))
+    }
+
+    /// What is sent back for `raw`, from this machine (`local`) or from another member.
+    pub fn answer(&self, raw: &[u8], local: bool, tcp: bool) -> Option<Vec<u8>> {
+        let source = SocketAddr::from(([10, 42, if local { 7 } else { 99 }, 1], 5300));
+        let protocol = if tcp { Protocol::Tcp } else { Protocol::Udp };
+        futures::executor::block_on(answer(Arc::clone(&self.0), raw.to_vec(), source, protocol))
+    }
+}
