@@ -3,7 +3,7 @@
 //! The loops are our own: hickory's `Server` starts one task per datagram and takes TCP connections without end. Here
 //! its request handler is polled once inside the receive loop: a name of ours is answered by then, so that a flood of
 //! questions makes no task and leaves no memory. Only what waits for the host's resolvers becomes a task, of which there are at
-//! most [`IN_FLIGHT`](super::upstream::IN_FLIGHT).
+//! most [`IN_FLIGHT`].
 //! A TCP connection is one task with one buffer of [`MAX_REQUEST`] bytes; there are at most [`CONNECTIONS`], and
 //! [`PER_SOURCE`] of one source: the oldest of who has most makes room, so that idle clients never shut others out.
 

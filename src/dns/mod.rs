@@ -4,12 +4,12 @@
 //! and nothing else: it never changes a zone, never binds an address that is not this node's own in a subnet, and never
 //! lets a question for a zone of ours leave the machine.
 //!
-//! The server is hickory-server's request and response half: [`handler`] is its
+//! The server is hickory-server's request and response half: `handler` is its
 //! [`RequestHandler`](hickory_server::server::RequestHandler), requests are decoded and replies encoded by its
 //! [`Request`](hickory_server::server::Request) and
 //! [`MessageResponse`](hickory_server::zone_handler::MessageResponse). Its `Server`, the half with the sockets, is not
 //! used: in 0.26 it starts a task for each datagram and takes TCP connections without end, and has no setting for either,
-//! nor for a rate. [`listen`] feeds the handler instead, within these bounds:
+//! nor for a rate. `listen` feeds the handler instead, within these bounds:
 //!
 //! | bound | value | why |
 //! |---|---|---|

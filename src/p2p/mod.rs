@@ -4,7 +4,7 @@
 //! (that arrives as [`Command::Members`]), never looks into a request or a packet, and lets nothing of libp2p out except
 //! the opaque [`DataStream`].
 //!
-//! [`start`] opens the listeners and returns three things: a [`Handle`] for commands, a receiver of [`Event`]s, and the
+//! [`start()`] opens the listeners and returns three things: a [`Handle`] for commands, a receiver of [`Event`]s, and the
 //! [`Driver`] whose [`run`](Driver::run) is the task.
 //!
 //! # The gate
