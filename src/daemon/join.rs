@@ -92,14 +92,15 @@ async fn ask_until_decided(ctx: Context, join: PendingJoin, progress: watch::Sen
                 let ours = join.clone();
                 let done = ctx.node.run(move |core| {
                     core.accept(&ours, &genesis, &records, &routed)
-                        .map_err(|e| (e, core.decline(&ours, &genesis, &records)))
+                        .map_err(|e| Box::new((e, core.decline(&ours, &genesis, &records))))
                 });
                 match done.await {
                     Ok(Ok(generation)) => {
                         tracing::info!(%subnet, "joined");
                         progress.send_replace(Progress::Admitted(generation));
                     }
-                    Ok(Err((error, goodbye))) => {
+                    Ok(Err(refused)) => {
+                        let (error, goodbye) = *refused;
                         decline(&ctx, &join, goodbye).await;
                         end(&ctx, subnet, &progress, error).await;
                     }

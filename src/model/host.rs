@@ -1,7 +1,7 @@
 //! What the kernel must match: links, addresses, routes, port maps, resolvers.
 //!
 //! PURE. `HostConfig` is derived from the state; `host` makes the kernel follow it: it observes ([`Observed`]), plans
-//! ([`plan`]) and applies ([`Change`]).
+//! ([`plan()`]) and applies ([`Change`]).
 
 mod observed;
 mod plan;

@@ -57,7 +57,7 @@ impl Subnet {
     /// Says where this node can be dialled.
     ///
     /// # Errors
-    /// None in practice; see [`Subnet::issue`].
+    /// `E-RECORD` for a document the others would refuse; this node makes none.
     pub fn set_endpoints(&mut self, me: &Identity, endpoints: &[String], now_ms: u64) -> Result<()> {
         let list: Vec<String> = endpoints.iter().take(32).cloned().collect();
         self.publish(me, now_ms, |d| d.endpoints = list)
@@ -66,7 +66,7 @@ impl Subnet {
     /// Gives this node's leases back: the member that leaves says so itself.
     ///
     /// # Errors
-    /// None in practice; see [`Subnet::issue`].
+    /// `E-RECORD` for a document the others would refuse; this node makes none.
     pub fn say_goodbye(&mut self, me: &Identity, now_ms: u64) -> Result<()> {
         let generation = self.records.grants_of(me.peer).map(|g| g.generation).max().unwrap_or(0);
         self.publish(me, now_ms, |d| {
