@@ -105,10 +105,8 @@ impl Tun for Comparing {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn rebuilt_headers_are_those_of_the_kernel() {
-    if !root() {
-        return;
-    }
     let (_runtime, [left, right], [a, _b]) = two_kernels();
     left.sh("ip link del bw-1".into());
     let (compared, different) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
@@ -124,14 +122,6 @@ fn rebuilt_headers_are_those_of_the_kernel() {
     }
     assert!(compared.load(Ordering::Relaxed) > 20);
     assert_eq!(different.load(Ordering::Relaxed), 0);
-}
-
-fn root() -> bool {
-    let root = nix::unistd::geteuid().is_root() && std::path::Path::new("/dev/net/tun").exists();
-    if !root {
-        eprintln!("SKIPPED: needs root and /dev/net/tun");
-    }
-    root
 }
 
 /// Two nodes with real TUNs, connected by in-memory pipes.
@@ -167,10 +157,8 @@ fn echo(from: &Namespace, to: &Namespace, address: &'static str, bytes: usize) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn tcp_and_udp_pass_between_real_kernels() {
-    if !root() {
-        return;
-    }
     let (_runtime, [left, right], [a, b]) = two_kernels();
     for address in ["10.0.2.1", "fd00:2::1"] {
         echo(&left, &right, address, 20_000_000);
@@ -210,10 +198,8 @@ fn tcp_and_udp_pass_between_real_kernels() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn kernel_hears_host_unreachable() {
-    if !root() {
-        return;
-    }
     let (_runtime, [left, _right], _nodes) = two_kernels();
     for address in ["10.0.9.9", "fd00:9::9"] {
         let error = left.run(move || TcpStream::connect((address, 4000)).unwrap_err());
@@ -223,10 +209,8 @@ fn kernel_hears_host_unreachable() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn deleted_link_is_told_at_once() {
-    if !root() {
-        return;
-    }
     let (_runtime, [left, right], [mut a, b]) = two_kernels();
     left.sh("ip link del bw-1".into());
     assert_eq!(a.died.blocking_recv(), Some(TunDied(RED)));
