@@ -1,0 +1,102 @@
+//! Invites: made here, revoked here.
+
+use std::collections::BTreeMap;
+
+use ed25519_dalek::SigningKey;
+
+use super::{done, random};
+use crate::api::types::{Error, ErrorKind, InviteCreated, Response};
+use crate::model::join::{Invite, Issued};
+use crate::model::members::{Subnet, printable};
+use crate::model::record::Role;
+use crate::node::Core;
+
+impl Core {
+    pub(super) fn new_invite(
+        &self,
+        subnet: &Subnet,
+        uses: u32,
+        expires_ms: u64,
+        role: Role,
+        labels: BTreeMap<String, String>,
+    ) -> Result<(Issued, String), Error> {
+        let expires = self.now().saturating_add((expires_ms / 1000).max(1));
+        let mut invite = Invite {
+            subnet: subnet.records.id,
+            issuer: self.state.me.peer,
+            secret: random()?,
+            expires,
+            addresses: vec![],
+        };
+        // A few of our addresses are enough to find us; the text stays short enough to paste.
+        invite.addresses = self.endpoints.iter().take(6).cloned().collect();
+        let key: SigningKey = invite.key();
+        let issued = Issued {
+            public: key.verifying_key().to_bytes(),
+            uses,
+            used: vec![],
+            expires,
+            role,
+            labels,
+            revoked: false,
+        };
+        Ok((issued, invite.to_text()))
+    }
+
+    /// `invite create`.
+    ///
+    /// # Errors
+    /// `E-NOT-ADMIN`, `E-NOT-OWNER` for an admin's invite.
+    pub fn invite_create(
+        &mut self,
+        text: &str,
+        uses: u32,
+        expires_ms: u64,
+        role: Role,
+        labels: BTreeMap<String, String>,
+    ) -> Result<Response, Error> {
+        let mut subnet = self.state.edit(text)?;
+        let now = self.now();
+        let resolved = subnet.records.resolve(now);
+        subnet.require_admin(&self.state.me, &resolved)?;
+        if role != Role::Member {
+            subnet.require_owner(&self.state.me)?;
+        }
+        if role == Role::Owner {
+            return Err(Error::new(ErrorKind::Usage, "E-ROLE", "an invite is for a member or an admin"));
+        }
+        let (issued, invite) = self.new_invite(&subnet, uses.max(1), expires_ms, role, labels)?;
+        let (id, expires, uses) = (issued.id(), issued.expires, issued.uses);
+        // Spent invites of long ago tell nothing any more.
+        subnet.local.invites.retain(|i| now < i.expires.saturating_add(7 * 86_400));
+        subnet.local.invites.push(issued);
+        self.save(subnet)?;
+        Ok(Response::Invite(InviteCreated { id, invite, uses, expires }))
+    }
+
+    /// `invite revoke`.
+    ///
+    /// # Errors
+    /// `E-NO-INVITE`.
+    pub fn invite_revoke(&mut self, id: &str) -> Result<Response, Error> {
+        // People paste the invite itself as well as its short name.
+        let public = Invite::parse(id).ok().map(|i| i.key().verifying_key().to_bytes());
+        let matches = |i: &Issued| public == Some(i.public) || (id.len() >= 4 && i.id().starts_with(id));
+        let found = self.state.subnets.values().find(|s| s.local.invites.iter().any(matches)).cloned();
+        let Some(mut subnet) = found else {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                "E-NO-INVITE",
+                format!("no invite {} was issued here", printable(id)),
+            )
+            .hint("byway invite ls"));
+        };
+        let mut changed = false;
+        for invite in subnet.local.invites.iter_mut().filter(|i| matches(i)) {
+            changed |= !invite.revoked;
+            invite.revoked = true;
+        }
+        self.save(subnet)?;
+        Ok(done("invite revoked", changed))
+    }
+}

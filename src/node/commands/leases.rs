@@ -1,0 +1,51 @@
+//! Leases: prefixes given to one member and taken back.
+
+use ipnet::IpNet;
+
+use super::done;
+use crate::api::types::{Error, Response};
+use crate::model::id::PeerId;
+use crate::node::Core;
+
+impl Core {
+    /// `lease add` (one entry) and `lease import` (a whole routing table): all or nothing.
+    ///
+    /// # Errors
+    /// `E-NO-MEMBER`, `E-NOT-ADMIN`, `E-LEASE-OUTSIDE`, `E-LEASE-TAKEN`.
+    pub fn lease_add(&mut self, text: &str, entries: &[(IpNet, PeerId)]) -> Result<Response, Error> {
+        let mut subnet = self.state.edit(text)?;
+        let changed = subnet.lease(&self.state.me.clone(), entries, self.now())?;
+        self.save(subnet)?;
+        Ok(done(
+            format!(
+                "{} leased",
+                if entries.len() == 1 { "1 prefix".to_owned() } else { format!("{} prefixes", entries.len()) }
+            ),
+            changed,
+        ))
+    }
+
+    /// The peer a lease goes to: a member by name or ID, any full peer ID, or this node.
+    ///
+    /// # Errors
+    /// `E-NO-MEMBER`.
+    pub fn lease_owner(&self, text: &str, member: Option<&str>) -> Result<PeerId, Error> {
+        let subnet = self.state.find(text)?;
+        let Some(member) = member else { return Ok(self.state.me.peer) };
+        match member.parse::<PeerId>() {
+            Ok(peer) => Ok(peer),
+            Err(_) => Ok(subnet.find_member(&subnet.records.resolve(self.now()), member)?),
+        }
+    }
+
+    /// `lease rm`.
+    ///
+    /// # Errors
+    /// `E-NO-LEASE`, `E-NOT-ADMIN`, `E-LEASE-OWN`.
+    pub fn lease_rm(&mut self, text: &str, prefix: IpNet) -> Result<Response, Error> {
+        let mut subnet = self.state.edit(text)?;
+        subnet.unlease(&self.state.me.clone(), prefix, self.now())?;
+        self.save(subnet)?;
+        Ok(done(format!("{prefix} given back"), true))
+    }
+}

@@ -1,0 +1,107 @@
+//! Members: who asked decided on, removed, given a role, labelled.
+
+use std::collections::BTreeMap;
+
+use super::done;
+use crate::api::types::{Error, ErrorKind, Response};
+use crate::model::id::{Name, PeerId};
+use crate::model::members::{Identity, REQUEST_LIFE, Subnet, match_peer, printable};
+use crate::model::record::Role;
+use crate::node::Core;
+
+impl Core {
+    fn on_member(
+        &mut self,
+        text: &str,
+        member: &str,
+        act: impl FnOnce(&mut Subnet, &Identity, PeerId, u64) -> crate::model::error::Result<()>,
+    ) -> Result<Name, Error> {
+        let mut subnet = self.state.edit(text)?;
+        let now = self.now();
+        let resolved = subnet.records.resolve(now);
+        let peer = subnet.find_member(&resolved, member)?;
+        let name = resolved.members.get(&peer).map(|m| m.name.clone()).unwrap_or_else(|| Name::from_host("member"));
+        act(&mut subnet, &self.state.me.clone(), peer, now)?;
+        self.save(subnet)?;
+        Ok(name)
+    }
+
+    /// `member approve` and `member deny`.
+    ///
+    /// # Errors
+    /// `E-NO-REQUEST`, `E-NOT-ADMIN`, `E-POOL-FULL`.
+    pub fn decide_request(&mut self, text: &str, who: &str, approve: bool) -> Result<Response, Error> {
+        let mut subnet = self.state.edit(text)?;
+        let now = self.now();
+        let resolved = subnet.records.resolve(now);
+        subnet.require_admin(&self.state.me, &resolved)?;
+        let by_name = || {
+            let mut found =
+                subnet.requests.iter().filter(|(_, r)| r.ask.name.as_str().eq_ignore_ascii_case(who)).map(|(p, _)| *p);
+            let first = found.next();
+            if found.next().is_some() { None } else { first }
+        };
+        let peer = match_peer(subnet.requests.keys().copied(), who).or_else(by_name);
+        let Some(request) = peer.and_then(|p| subnet.requests.get(&p).cloned()) else {
+            // Approving twice is no error.
+            if approve && subnet.find_member(&resolved, who).is_ok() {
+                return Ok(done(format!("{} is a member already", printable(who)), false));
+            }
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                "E-NO-REQUEST",
+                format!("nobody called {} asks to join {}", printable(who), subnet.name()),
+            )
+            .hint(format!("byway member requests {}", subnet.name())));
+        };
+        let me = self.state.me.clone();
+        if approve {
+            subnet.admit(&me, &request.ask, Role::Member, &BTreeMap::new(), now)?;
+        } else {
+            subnet.requests.remove(&request.ask.joiner);
+            subnet.local.denied.insert(request.ask.joiner, now.saturating_add(REQUEST_LIFE));
+        }
+        self.save(subnet)?;
+        let word = if approve { "approved" } else { "denied" };
+        Ok(done(format!("{word} {} ({})", request.ask.name, request.ask.joiner), true))
+    }
+
+    /// `member remove`.
+    ///
+    /// # Errors
+    /// `E-NO-MEMBER`, `E-NOT-ADMIN`, `E-OWNER-STAYS`.
+    pub fn member_remove(&mut self, text: &str, member: &str) -> Result<Response, Error> {
+        let name = self.on_member(text, member, |s, me, peer, now| s.remove(me, peer, now))?;
+        Ok(done(format!("removed {name}"), true))
+    }
+
+    /// `member role`.
+    ///
+    /// # Errors
+    /// `E-NO-MEMBER`, `E-NOT-OWNER`.
+    pub fn member_role(&mut self, text: &str, member: &str, role: Role) -> Result<Response, Error> {
+        if role == Role::Owner {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                "E-ROLE",
+                "a subnet has one owner, its founder; roles to give are member and admin",
+            ));
+        }
+        let name = self.on_member(text, member, |s, me, peer, now| s.set_admin(me, peer, role == Role::Admin, now))?;
+        Ok(done(format!("{name} is {} now", if role == Role::Admin { "an admin" } else { "a member" }), true))
+    }
+
+    /// `member label`: an empty value takes a label away.
+    ///
+    /// # Errors
+    /// `E-NO-MEMBER`, `E-NOT-ADMIN`.
+    pub fn member_label(
+        &mut self,
+        text: &str,
+        member: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<Response, Error> {
+        let name = self.on_member(text, member, |s, me, peer, now| s.label(me, peer, labels, now))?;
+        Ok(done(format!("labelled {name}"), true))
+    }
+}

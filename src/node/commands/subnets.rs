@@ -1,0 +1,146 @@
+//! Subnets: founded, left, ended, up and down.
+
+use std::collections::BTreeMap;
+
+use super::{done, random};
+use crate::api::types::{Created, Error, ErrorKind, Response};
+use crate::model::id::{SubnetId, is_id_prefix};
+use crate::model::local::PendingJoin;
+use crate::model::members::Subnet;
+use crate::model::record::Role;
+use crate::model::state::{Draft, Founding};
+use crate::node::Core;
+
+/// What `leave` came upon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leaving {
+    /// A membership: goodbye is said, forgetting follows.
+    Said(SubnetId),
+    /// A join that waited; it waits no more.
+    Withdrawn,
+    /// It was left before.
+    Gone,
+}
+
+impl Core {
+    /// `create`. Gives the answer with the one-use invite.
+    ///
+    /// # Errors
+    /// See [`State::found`](crate::model::state::State::found).
+    pub fn create(&mut self, mut founding: Founding) -> Result<Response, Error> {
+        founding.salt = random()?;
+        let now_ms = self.now_ms();
+        let name = founding.name.clone();
+        let mut subnet = self.state.found(founding, now_ms / 1000)?;
+        subnet.set_endpoints(&self.state.me, &self.endpoints, now_ms)?;
+        let (issued, text) = self.new_invite(&subnet, 1, 86_400_000, Role::Member, BTreeMap::new())?;
+        subnet.local.invites.push(issued);
+        let resolved = subnet.records.resolve(now_ms / 1000);
+        let me = subnet.myself(&self.state.me, &resolved)?.clone();
+        let created = Created {
+            id: subnet.records.id,
+            name: name.clone(),
+            cidr4: subnet.records.pools().v4,
+            cidr6: subnet.records.pools().v6,
+            addresses: me.addresses.clone(),
+            interface: subnet.local.interface.clone(),
+            invite: text,
+            member: me.name,
+        };
+        let mut draft = Draft::default();
+        draft.put(subnet);
+        let past = self.state.past.iter().filter(|p| p.name != name).cloned().collect();
+        draft.remember(past);
+        self.commit(draft, None)?;
+        Ok(Response::Created(created))
+    }
+
+    /// `leave`: says goodbye, then removes every trace here. The caller tells the others before it calls
+    /// [`Core::forget`].
+    ///
+    /// # Errors
+    /// `E-NO-SUBNET`, `E-OWNER-STAYS`.
+    pub fn leave(&mut self, text: &str) -> Result<Leaving, Error> {
+        // A subnet that is here goes before a join that waits under a like name.
+        if let Some(id) = self.pending_join(text).filter(|_| self.state.find(text).is_err()) {
+            self.drop_join(id)?;
+            return Ok(Leaving::Withdrawn);
+        }
+        let mut subnet = match self.state.edit(text) {
+            Ok(subnet) => subnet,
+            Err(_) if self.state.find_past(text).is_some() => return Ok(Leaving::Gone),
+            Err(error) => return Err(error.into()),
+        };
+        let me = self.state.me.clone();
+        let resolved = subnet.records.resolve(self.now());
+        if subnet.records.genesis.owner == me.peer && resolved.members.len() > 1 {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                "E-OWNER-STAYS",
+                format!("the owner cannot leave subnet {} while it has other members", subnet.name()),
+            )
+            .hint(format!("byway destroy {}   (ends the subnet for everyone)", subnet.name())));
+        }
+        let id = subnet.records.id;
+        if resolved.members.contains_key(&me.peer) {
+            subnet.say_goodbye(&me, self.now_ms())?;
+            self.save(subnet)?;
+        }
+        Ok(Leaving::Said(id))
+    }
+
+    fn pending_join(&self, text: &str) -> Option<SubnetId> {
+        let lower = text.to_ascii_lowercase();
+        let named = |j: &&PendingJoin| {
+            (is_id_prefix(&lower) && j.subnet.to_string().starts_with(&lower))
+                || j.alias.as_ref().is_some_and(|a| a.as_str() == lower)
+        };
+        self.state.joins.values().find(named).map(|j| j.subnet)
+    }
+
+    /// Removes a subnet from this node and remembers its name.
+    ///
+    /// # Errors
+    /// When it could not be saved.
+    pub fn forget(&mut self, id: SubnetId) -> Result<u64, Error> {
+        let draft = self.state.forget(id);
+        self.commit(draft, None)
+    }
+
+    /// `destroy`: the owner's head ends the subnet; forgetting follows once the others were told.
+    ///
+    /// # Errors
+    /// `E-NO-SUBNET`, `E-NOT-OWNER`.
+    pub fn destroy(&mut self, text: &str) -> Result<Option<SubnetId>, Error> {
+        let mut subnet = match self.state.edit(text) {
+            Ok(subnet) => subnet,
+            Err(_) if self.state.find_past(text).is_some() => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        subnet.destroy(&self.state.me.clone(), self.now())?;
+        let id = subnet.records.id;
+        self.save(subnet)?;
+        Ok(Some(id))
+    }
+
+    /// `up` and `down`; without a subnet all of them.
+    ///
+    /// # Errors
+    /// `E-NO-SUBNET`.
+    pub fn set_up(&mut self, text: Option<&str>, up: bool) -> Result<Response, Error> {
+        let mut chosen: Vec<Subnet> = match text {
+            Some(text) => vec![self.state.edit(text)?],
+            None => self.state.subnets.values().cloned().collect(),
+        };
+        let mut draft = Draft::default();
+        let mut changed = false;
+        for subnet in &mut chosen {
+            changed |= subnet.local.up != up;
+            subnet.local.up = up;
+            draft.put(subnet.clone());
+        }
+        self.commit(draft, None)?;
+        let names: Vec<&str> = chosen.iter().map(|s| s.name().as_str()).collect();
+        Ok(done(format!("{} {}", names.join(", "), if up { "up" } else { "down" }), changed))
+    }
+}

@@ -1,0 +1,132 @@
+//! Workloads of this machine: attached, detached, gone by themselves.
+
+use std::net::IpAddr;
+
+use sha2::{Digest as _, Sha256};
+
+use super::done;
+use crate::api::types::{Attached, Error, ErrorKind, Response};
+use crate::model::build::MTU;
+use crate::model::host::{NetnsRef, ResolvConf};
+use crate::model::id::{Name, SubnetId};
+use crate::model::local::{Target, Workload};
+use crate::model::members::{Subnet, printable};
+use crate::node::Core;
+
+/// A workload as it was found on this machine, before it has addresses.
+#[derive(Debug, Clone)]
+pub struct NewWorkload {
+    /// Name asked for, or the default.
+    pub name: Name,
+    /// What it is.
+    pub target: Target,
+    /// Its namespace.
+    pub netns: NetnsRef,
+    /// End of the veth inside.
+    pub inner_link: String,
+    /// Where its resolver is written.
+    pub resolv_conf: ResolvConf,
+    /// Hardware address asked for.
+    pub mac: Option<[u8; 6]>,
+}
+
+impl Core {
+    /// `attach`: gives the answer; the kernel follows the View.
+    ///
+    /// # Errors
+    /// See [`Subnet::attach`].
+    pub fn attach(&mut self, text: &str, new: NewWorkload, ip: Option<IpAddr>) -> Result<Attached, Error> {
+        let mut subnet = self.state.edit(text)?;
+        let elsewhere = self.state.subnets.values().any(|s| {
+            s.records.id != subnet.records.id
+                && s.local.workloads.iter().any(|w| w.netns == new.netns && w.inner_link == new.inner_link)
+        });
+        if elsewhere {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                "E-ATTACHED",
+                format!("{} has a link {} of another subnet", new.name, new.inner_link),
+            ));
+        }
+        let mut hash = Sha256::new();
+        hash.update(subnet.records.id.0);
+        hash.update(self.state.me.peer.0);
+        hash.update(new.name.as_str());
+        let tail: String = hash.finalize().iter().take(5).map(|b| format!("{b:02x}")).collect();
+        let workload = Workload {
+            name: new.name,
+            target: new.target,
+            netns: new.netns,
+            host_link: format!("bwv{tail}"),
+            inner_link: new.inner_link,
+            addresses: vec![],
+            resolv_conf: new.resolv_conf,
+            mac: new.mac,
+            since: 0,
+        };
+        let workload = subnet.attach(&self.state.me.clone(), workload, ip, self.now_ms())?;
+        let resolved = subnet.records.resolve(self.now());
+        let gateways = subnet.myself(&self.state.me, &resolved)?.addresses.clone();
+        let attached = Attached {
+            workload: workload.name.clone(),
+            subnet: subnet.name().clone(),
+            addresses: workload.addresses.clone(),
+            interface: workload.inner_link.clone(),
+            mtu: MTU,
+            dns: gateways,
+            resolver: workload.resolv_conf != ResolvConf::None,
+        };
+        self.save(subnet)?;
+        Ok(attached)
+    }
+
+    /// `detach`; without a subnet the workload is looked for in all of them.
+    ///
+    /// # Errors
+    /// `E-NO-WORKLOAD`, `E-AMBIGUOUS`.
+    pub fn detach(&mut self, workload: &str, subnet: Option<&str>) -> Result<Response, Error> {
+        let lower = workload.to_ascii_lowercase();
+        let named =
+            |s: &&Subnet| s.local.workloads.iter().any(|w| w.name.as_str() == lower || w.target.text() == workload);
+        let candidates: Vec<Subnet> = match subnet {
+            Some(text) => vec![self.state.edit(text)?],
+            None => self.state.subnets.values().filter(named).cloned().collect(),
+        };
+        if candidates.len() > 1 {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                "E-AMBIGUOUS",
+                format!("{} is attached to several subnets", printable(workload)),
+            )
+            .hint("byway detach WORKLOAD --subnet SUBNET"));
+        }
+        let Some(mut subnet) = candidates.into_iter().next() else {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                "E-NO-WORKLOAD",
+                format!("no workload {} here", printable(workload)),
+            )
+            .hint("byway workload ls"));
+        };
+        let by_target = subnet.local.workloads.iter().find(|w| w.target.text() == workload).map(|w| w.name.to_string());
+        let name = if subnet.local.workloads.iter().any(|w| w.name.as_str() == lower) {
+            lower
+        } else {
+            by_target.unwrap_or(lower)
+        };
+        let gone = subnet.detach(&self.state.me.clone(), &name, self.now_ms())?;
+        self.save(subnet)?;
+        Ok(done(format!("detached {}", gone.name), true))
+    }
+
+    /// A workload whose namespace died: name and addresses are free again.
+    pub fn workload_died(&mut self, subnet: SubnetId, name: &Name) {
+        let Some(mut copy) = self.state.subnets.get(&subnet).cloned() else { return };
+        if copy.detach(&self.state.me.clone(), name.as_str(), self.now_ms()).is_ok() {
+            tracing::info!(workload = %name, "namespace is gone, detached");
+            if let Err(error) = self.save(copy) {
+                tracing::warn!(%error, workload = %name, "could not save that it is gone");
+            }
+        }
+    }
+}
