@@ -1,0 +1,65 @@
+//! Port maps: made when their port is free, shown with their live counters.
+
+use std::net::SocketAddr;
+
+use super::{generation, settle};
+use crate::api::types::{Error, ErrorKind, MapInfo, Request, Response};
+use crate::daemon::Context;
+use crate::host::listening;
+use crate::host::nft::MapKey;
+use crate::node::prepare_map;
+
+pub(super) async fn map_add(ctx: &Context, request: Request) -> Result<Response, Error> {
+    let Request::MapAdd { subnet, proto, listen, port, target, target_port, name, allow } = request else {
+        return Err(Error::new(ErrorKind::Usage, "E-VERB", "not map add"));
+    };
+    ctx.machine.ready()?;
+    let map = prepare_map(proto, listen, port, target, target_port, name, allow)?;
+    let (text, new) = (subnet.clone(), map.clone());
+    let mapped_here = ctx
+        .node
+        .run(move |core| {
+            let mut maps = core.state.subnets.values().flat_map(|s| s.local.maps.iter());
+            let mapped =
+                maps.any(|m| (m.proto, m.port, m.listen.is_ipv4()) == (new.proto, new.port, new.listen.is_ipv4()));
+            core.state.find(&text).map(|_| mapped)
+        })
+        .await??;
+    // Where a map of ours has the port, its own proxy listens there; the node names that conflict.
+    if !mapped_here && ctx.machine.is_kernel() {
+        let free = tokio::task::spawn_blocking(move || listening::check(proto, listen, port)).await;
+        if let Ok(Err(conflict)) = free {
+            let message = format!("map {proto} port {port}: {conflict}");
+            return Err(
+                Error::new(ErrorKind::Conflict, "E-PORT-IN-USE", message).hint(format!("ss -lnp sport = :{port}"))
+            );
+        }
+    }
+    let (found, mapped) = (subnet.clone(), map.name.to_string());
+    let generation = ctx.node.run(move |core| core.map_add(&subnet, map).map(|_| generation(core))).await??;
+    if let Err(error) = settle(ctx, generation).await {
+        let _ = ctx.node.run(move |core| core.map_rm(&found, Some(&mapped), None)).await?;
+        return Err(error);
+    }
+    let maps = ctx.node.run(move |core| core.maps(Some(&found))).await??;
+    let map = maps.into_iter().find(|m| m.name.as_str() == mapped);
+    map.map(Response::Map).ok_or_else(|| Error::new(ErrorKind::Failed, "E-MAP", "the map is gone again"))
+}
+
+/// Adds the live counters.
+pub(super) async fn count(ctx: &Context, maps: &mut [MapInfo]) {
+    let Some(rules) = &ctx.rules else { return };
+    if maps.is_empty() {
+        return;
+    }
+    let counts = rules.counts().await;
+    for map in maps {
+        let Ok(listen) = map.listen.parse::<SocketAddr>() else { continue };
+        let key = MapKey { proto: map.proto, listen: listen.ip(), port: listen.port() };
+        if let Some(found) = counts.maps.get(&key) {
+            map.connections = found.connections;
+            map.rx_bytes = found.rx_bytes;
+            map.tx_bytes = found.tx_bytes;
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! Names, asked as a workload would ask for them.
+
+use crate::api::types::{DnsInfo, Error, ErrorKind, Response};
+use crate::daemon::Context;
+use crate::dns::Outcome;
+use crate::model::members::printable;
+
+pub(super) async fn query(ctx: &Context, name: &str, kind: &str) -> Result<Response, Error> {
+    let view = ctx.node.view().load_full();
+    let answer =
+        ctx.dns.query(&view, name, kind).await.map_err(|e| Error::new(ErrorKind::Usage, "E-QUERY", e.to_string()))?;
+    let shown = printable(name);
+    match answer.outcome {
+        Outcome::Exists => {
+            let source = if answer.authoritative { "zone" } else { "upstream" };
+            let record = |r: crate::dns::Found| DnsInfo {
+                name: r.name,
+                r#type: r.kind,
+                value: r.value,
+                ttl: r.ttl,
+                source: source.into(),
+            };
+            Ok(Response::Dns { records: answer.records.into_iter().map(record).collect() })
+        }
+        Outcome::NoSuchName => Err(Error::new(ErrorKind::NotFound, "E-NXDOMAIN", format!("there is no name {shown}"))),
+        Outcome::Refused => {
+            Err(Error::new(ErrorKind::Failed, "E-DNS-REFUSED", format!("{shown} {kind} is not answered")))
+        }
+        Outcome::Failed => Err(Error::new(
+            ErrorKind::Failed,
+            "E-DNS-FAILED",
+            format!("the host's resolvers did not answer for {shown}"),
+        )
+        .hint("cat /etc/resolv.conf")),
+    }
+}

@@ -1,0 +1,113 @@
+//! Peers: connected, found by whatever they are called, measured.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use super::done;
+use crate::api::types::{Error, ErrorKind, PingInfo, Response};
+use crate::daemon::{Context, status};
+use crate::link::Key;
+use crate::model::id::{PeerId, SubnetId};
+use crate::model::members::{holds_address, printable};
+use crate::p2p::{Address, Protocol};
+use crate::wire::control::{self, ControlRequest};
+
+pub(super) async fn connect(ctx: &Context, peer: &str) -> Result<Response, Error> {
+    let failed = |e: crate::p2p::ConnectError| {
+        Error::new(ErrorKind::Failed, "E-CONNECT", format!("connect {}: {e}", printable(peer)))
+    };
+    if peer.starts_with('/') {
+        let address: Address =
+            peer.parse().map_err(|e| Error::new(ErrorKind::Usage, "E-ADDRESS", format!("{}: {e}", printable(peer))))?;
+        let expected = address.peer();
+        let id = ctx.peers.connect(vec![address], expected).await.map_err(failed)?;
+        return Ok(done(format!("connected {id}"), true));
+    }
+    let found = status::peer_show(ctx, peer).await?;
+    let addresses = found.addresses.iter().filter_map(|a| a.parse().ok()).collect();
+    let id = ctx.peers.connect(addresses, Some(found.peer_id)).await.map_err(failed)?;
+    Ok(done(format!("connected {id}"), !found.connected))
+}
+
+/// Who is behind a peer ID, member or workload name, or overlay address.
+async fn resolve(ctx: &Context, target: &str) -> Result<(PeerId, Option<SubnetId>, Option<IpAddr>), Error> {
+    let text = target.to_owned();
+    let found = ctx
+        .node
+        .run(move |core| {
+            let now = core.now();
+            let address: Option<IpAddr> = text.parse().ok();
+            for subnet in core.state.subnets.values() {
+                let resolved = subnet.records.resolve(now);
+                let id = Some(subnet.records.id);
+                if let Some(address) = address {
+                    if let Some((peer, _)) = resolved.members.iter().find(|(_, m)| holds_address(m, address)) {
+                        return Some((*peer, id, Some(address)));
+                    }
+                    continue;
+                }
+                let any = IpAddr::from([0, 0, 0, 0]);
+                let target = subnet.target_address(&core.state.me, &resolved, &text, any);
+                let target =
+                    target.or_else(|| subnet.target_address(&core.state.me, &resolved, &text, IpAddr::from([0u16; 8])));
+                if let Some((address, _)) = target {
+                    let owner = resolved.members.iter().find(|(_, m)| holds_address(m, address)).map(|(p, _)| *p)?;
+                    return Some((owner, id, Some(address)));
+                }
+                if let Ok(peer) = subnet.find_member(&resolved, &text) {
+                    let address = resolved.members.get(&peer).and_then(|m| m.addresses.first().copied());
+                    return Some((peer, id, address));
+                }
+            }
+            None
+        })
+        .await?;
+    match found {
+        Some(found) => Ok(found),
+        None => Ok((status::peer_show(ctx, target).await?.peer_id, None, None)),
+    }
+}
+
+pub(super) async fn ping(ctx: &Context, target: &str, count: u32, timeout: Duration) -> Result<Response, Error> {
+    let (peer, subnet, address) = resolve(ctx, target).await?;
+    if peer == ctx.peers.peer() {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            "E-SELF",
+            format!("{} is on this node; ping measures the way to other peers", printable(target)),
+        ));
+    }
+    let timeout = timeout.clamp(Duration::from_millis(100), Duration::from_secs(10));
+    let ms = |d: Duration| (d.as_secs_f64() * 1e6).round() / 1e3;
+    let (mut control_rtt_ms, mut rtt_ms) = (Vec::new(), Vec::new());
+    let count = count.clamp(1, 100);
+    for n in 0..count {
+        let start = Instant::now();
+        let body = control::encode(&ControlRequest::Ping);
+        let answer = ctx.peers.ask(peer, Protocol::Control, body, timeout).await;
+        control_rtt_ms.push(answer.ok().map(|_| ms(start.elapsed())));
+        let data = match subnet {
+            Some(subnet) => {
+                tokio::time::timeout(timeout, ctx.links.probe(Key { subnet, peer })).await.ok().and_then(Result::ok)
+            }
+            None => None,
+        };
+        rtt_ms.push(data.map(ms));
+        if n + 1 < count {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+    let counted = if subnet.is_some() { &rtt_ms } else { &control_rtt_ms };
+    let received = u32::try_from(counted.iter().flatten().count()).unwrap_or(0);
+    let path = status::peer_show(ctx, &peer.to_string()).await.map(|p| p.path)?;
+    Ok(Response::Ping(PingInfo {
+        target: target.to_owned(),
+        peer_id: peer,
+        address,
+        sent: count,
+        received,
+        control_rtt_ms,
+        rtt_ms,
+        path,
+    }))
+}

@@ -1,0 +1,60 @@
+//! Subnets: founded, and ended once the others heard of it.
+
+use std::time::Duration;
+
+use super::{done, generation, settle};
+use crate::api::types::{Cidr, Error, ErrorKind, Request, Response};
+use crate::daemon::Context;
+use crate::model::id::SubnetId;
+use crate::model::members::printable;
+use crate::model::state::Founding;
+
+pub(super) async fn create(ctx: &Context, request: Request) -> Result<Response, Error> {
+    let Request::Create { name, cidr4, cidr6, block4, admission, domain, grant_life_s } = request else {
+        return Err(Error::new(ErrorKind::Usage, "E-VERB", "not create"));
+    };
+    ctx.machine.ready()?;
+    let routed = ctx.machine.routed(&ctx.instance).await?;
+    let founding = Founding {
+        name,
+        cidr4: choice(cidr4),
+        cidr6: choice(cidr6),
+        block4,
+        admission,
+        domain,
+        grant_life: grant_life_s,
+        member: ctx.config.node_name.clone(),
+        routed,
+        salt: [0; 16],
+    };
+    let (response, generation) =
+        ctx.node.run(move |core| core.create(founding).map(|r| (r, generation(core)))).await??;
+    if let Err(error) = settle(ctx, generation).await {
+        // What the kernel refuses was never founded.
+        if let Response::Created(created) = &response {
+            let id = created.id;
+            ctx.node.run(move |core| core.forget(id)).await??;
+        }
+        return Err(error);
+    }
+    Ok(response)
+}
+
+fn choice<T>(cidr: Cidr<T>) -> Option<Option<T>> {
+    match cidr {
+        Cidr::None => None,
+        Cidr::Auto => Some(None),
+        Cidr::Given(prefix) => Some(Some(prefix)),
+    }
+}
+
+/// After `leave` or `destroy`: gives the others a moment to hear of it, then forgets the subnet.
+pub(super) async fn end(ctx: &Context, subnet: Option<SubnetId>, text: &str, word: &str) -> Result<Response, Error> {
+    let Some(id) = subnet else { return Ok(done(format!("{} was {word} already", printable(text)), false)) };
+    if !ctx.table.members().is_empty() {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    let generation = ctx.node.run(move |core| core.forget(id)).await??;
+    settle(ctx, generation).await?;
+    Ok(done(format!("{word} {}", printable(text)), true))
+}

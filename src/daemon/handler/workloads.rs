@@ -1,0 +1,26 @@
+//! Workloads: found on this machine, then attached.
+
+use super::{generation, settle};
+use crate::api::types::{Error, ErrorKind, Request, Response};
+use crate::daemon::{Context, attach};
+
+pub(super) async fn attach(ctx: &Context, request: Request) -> Result<Response, Error> {
+    let Request::Attach { workload, subnet, name, ip, mac } = request else {
+        return Err(Error::new(ErrorKind::Usage, "E-VERB", "not attach"));
+    };
+    ctx.machine.ready()?;
+    let text = subnet.clone();
+    ctx.node.run(move |core| core.state.find(&text).map(drop)).await??;
+    let new = attach::find(ctx, workload, name, mac).await?;
+    let attached = ctx.node.run(move |core| core.attach(&subnet, new, ip).map(|a| (a, generation(core)))).await??;
+    let (mut attached, generation) = attached;
+    if let Err(error) = settle(ctx, generation).await {
+        let name = attached.workload.to_string();
+        let subnet = attached.subnet.to_string();
+        let undone = ctx.node.run(move |core| core.detach(&name, Some(&subnet))).await;
+        tracing::warn!(%error, undone = undone.is_ok(), "attach failed");
+        return Err(error);
+    }
+    attached.resolver &= ctx.machine.is_kernel();
+    Ok(Response::Attached(attached))
+}
