@@ -1,0 +1,94 @@
+//! What went wrong, with its exit code and HTTP status.
+
+use serde::{Deserialize, Serialize};
+
+/// What class an error is of; sets the exit code and the HTTP status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorKind {
+    /// Exit 1, HTTP 500.
+    Failed,
+    /// Exit 2, HTTP 400.
+    Usage,
+    /// Exit 3: no daemon answers on the socket.
+    NoDaemon,
+    /// Exit 4, HTTP 403.
+    NotPermitted,
+    /// Exit 5, HTTP 404.
+    NotFound,
+    /// Exit 6, HTTP 409.
+    Conflict,
+    /// Exit 7, HTTP 423: waiting for approval, or refused.
+    Refused,
+    /// Exit 8, HTTP 504.
+    Timeout,
+    /// Exit 9: `status --check`.
+    Degraded,
+}
+
+impl ErrorKind {
+    /// The exit code of the command line.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            ErrorKind::Failed => 1,
+            ErrorKind::Usage => 2,
+            ErrorKind::NoDaemon => 3,
+            ErrorKind::NotPermitted => 4,
+            ErrorKind::NotFound => 5,
+            ErrorKind::Conflict => 6,
+            ErrorKind::Refused => 7,
+            ErrorKind::Timeout => 8,
+            ErrorKind::Degraded => 9,
+        }
+    }
+
+    /// The HTTP status on the control socket.
+    pub fn http_status(self) -> u16 {
+        match self {
+            ErrorKind::Failed | ErrorKind::Degraded => 500,
+            ErrorKind::NoDaemon => 503,
+            ErrorKind::Usage => 400,
+            ErrorKind::NotPermitted => 403,
+            ErrorKind::NotFound => 404,
+            ErrorKind::Conflict => 409,
+            ErrorKind::Refused => 423,
+            ErrorKind::Timeout => 504,
+        }
+    }
+}
+
+/// The one error people and programs see: made once, shown as `error: MESSAGE (CODE)` and `  try:  HINT`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message} ({code})")]
+pub struct Error {
+    /// Stable code, `E-…`.
+    pub code: String,
+    /// What failed, with which values, and why.
+    pub message: String,
+    /// A command to try next; empty where there is none.
+    #[serde(default)]
+    pub hint: String,
+    /// Class of the error.
+    pub kind: ErrorKind,
+}
+
+impl Error {
+    /// An error without a hint.
+    pub fn new(kind: ErrorKind, code: &str, message: impl Into<String>) -> Error {
+        Error { code: code.to_owned(), message: message.into(), hint: String::new(), kind }
+    }
+
+    /// The same with a command to try next.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Error {
+        self.hint = hint.into();
+        self
+    }
+}
+
+/// The body of an answer that is an error: `{"error": {"code", "message", "hint", "kind"}}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorReply {
+    /// What went wrong.
+    pub error: Error,
+}

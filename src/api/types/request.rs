@@ -1,0 +1,238 @@
+//! What can be asked.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+use crate::model::host::Proto;
+use crate::model::id::{Name, PeerId};
+use crate::model::record::{Admission, Role};
+use crate::model::zone::RecordData;
+
+/// `auto`, `none`, or a prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Cidr<T> {
+    /// One that is free here.
+    #[default]
+    Auto,
+    /// This family is not used.
+    None,
+    /// This one.
+    #[serde(untagged)]
+    Given(T),
+}
+
+/// What a workload is found by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkloadKind {
+    /// A network namespace: its name under `/run/netns`, or a path.
+    Netns(String),
+    /// A running container, by name or ID.
+    Docker(String),
+}
+
+/// Everything that can be asked of a daemon. Sent as `POST /v1/call` with this as JSON.
+///
+/// `subnet` fields take a name, a full ID or a unique prefix of an ID; `member` and `peer` fields a member name, a peer
+/// ID or a unique end or beginning of one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "kebab-case", deny_unknown_fields)]
+#[expect(missing_docs, reason = "verbs and fields are those of the command line, documented there")]
+pub enum Request {
+    Create {
+        name: Name,
+        cidr4: Cidr<Ipv4Net>,
+        cidr6: Cidr<Ipv6Net>,
+        block4: Option<u8>,
+        admission: Admission,
+        domain: Option<String>,
+        grant_life_s: Option<u64>,
+    },
+    Join {
+        target: String,
+        peers: Vec<String>,
+        name: Option<Name>,
+        alias: Option<Name>,
+        ip: Option<IpAddr>,
+        timeout_ms: u64,
+        wait: bool,
+    },
+    Leave {
+        subnet: String,
+    },
+    Destroy {
+        subnet: String,
+    },
+    Up {
+        subnet: Option<String>,
+    },
+    Down {
+        subnet: Option<String>,
+    },
+    SubnetLs,
+    SubnetShow {
+        subnet: String,
+    },
+    InviteCreate {
+        subnet: String,
+        uses: u32,
+        expires_ms: u64,
+        role: Role,
+        labels: BTreeMap<String, String>,
+    },
+    InviteLs {
+        subnet: Option<String>,
+    },
+    InviteRevoke {
+        invite: String,
+    },
+    MemberLs {
+        subnet: String,
+    },
+    MemberRequests {
+        subnet: String,
+    },
+    MemberApprove {
+        subnet: String,
+        member: String,
+    },
+    MemberDeny {
+        subnet: String,
+        member: String,
+    },
+    MemberRemove {
+        subnet: String,
+        member: String,
+    },
+    MemberRole {
+        subnet: String,
+        member: String,
+        role: Role,
+    },
+    MemberLabel {
+        subnet: String,
+        member: String,
+        labels: BTreeMap<String, String>,
+    },
+    LeaseLs {
+        subnet: String,
+    },
+    LeaseAdd {
+        subnet: String,
+        prefix: IpNet,
+        member: Option<String>,
+    },
+    LeaseRm {
+        subnet: String,
+        prefix: IpNet,
+        member: Option<String>,
+    },
+    LeaseImport {
+        subnet: String,
+        entries: Vec<(IpNet, PeerId)>,
+    },
+    Attach {
+        workload: WorkloadKind,
+        subnet: String,
+        name: Option<Name>,
+        ip: Option<IpAddr>,
+        mac: Option<String>,
+    },
+    Detach {
+        workload: String,
+        subnet: Option<String>,
+    },
+    WorkloadLs,
+    WorkloadShow {
+        workload: String,
+    },
+    DnsAdd {
+        subnet: String,
+        name: String,
+        data: Vec<RecordData>,
+        ttl: u32,
+    },
+    DnsRm {
+        subnet: String,
+        name: String,
+        kind: Option<String>,
+    },
+    DnsLs {
+        subnet: String,
+    },
+    DnsQuery {
+        name: String,
+        kind: String,
+    },
+    MapAdd {
+        subnet: String,
+        proto: Proto,
+        listen: IpAddr,
+        port: u16,
+        target: String,
+        target_port: u16,
+        name: Option<Name>,
+        allow: Vec<IpNet>,
+    },
+    MapRm {
+        subnet: String,
+        name: Option<String>,
+        proto: Option<Proto>,
+        listen: Option<IpAddr>,
+        port: Option<u16>,
+    },
+    MapLs {
+        subnet: Option<String>,
+    },
+    Status {
+        subnet: Option<String>,
+    },
+    Id,
+    PeerLs,
+    PeerShow {
+        peer: String,
+    },
+    PeerConnect {
+        peer: String,
+    },
+    PeerDisconnect {
+        peer: String,
+    },
+    Ping {
+        target: String,
+        count: u32,
+        timeout_ms: u64,
+    },
+    Reload,
+    Version,
+}
+
+impl Request {
+    /// Whether the request changes anything: those need group `byway-admin`, the others `byway`.
+    pub fn changes(&self) -> bool {
+        !matches!(
+            self,
+            Request::SubnetLs
+                | Request::SubnetShow { .. }
+                | Request::InviteLs { .. }
+                | Request::MemberLs { .. }
+                | Request::MemberRequests { .. }
+                | Request::LeaseLs { .. }
+                | Request::WorkloadLs
+                | Request::WorkloadShow { .. }
+                | Request::DnsLs { .. }
+                | Request::DnsQuery { .. }
+                | Request::MapLs { .. }
+                | Request::Status { .. }
+                | Request::Id
+                | Request::PeerLs
+                | Request::PeerShow { .. }
+                | Request::Ping { .. }
+                | Request::Version
+        )
+    }
+}

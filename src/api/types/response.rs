@@ -1,0 +1,362 @@
+//! What is answered.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+use crate::model::host::Proto;
+use crate::model::id::{Name, PeerId, SubnetId};
+use crate::model::record::{Admission, Role};
+
+/// What a verb answers; as JSON the fields of the variant's struct with `schema` in front.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "schema")]
+#[expect(missing_docs, reason = "each is the answer of the verbs of its name")]
+pub enum Response {
+    #[serde(rename = "byway.create/1")]
+    Created(Created),
+    #[serde(rename = "byway.join/1")]
+    Joined(Joined),
+    #[serde(rename = "byway.done/1")]
+    Done(Done),
+    #[serde(rename = "byway.subnets/1")]
+    Subnets { subnets: Vec<SubnetInfo> },
+    #[serde(rename = "byway.subnet/1")]
+    Subnet(Box<SubnetInfo>),
+    #[serde(rename = "byway.invite/1")]
+    Invite(InviteCreated),
+    #[serde(rename = "byway.invites/1")]
+    Invites { invites: Vec<InviteInfo> },
+    #[serde(rename = "byway.members/1")]
+    Members { members: Vec<MemberInfo> },
+    #[serde(rename = "byway.requests/1")]
+    Requests { requests: Vec<JoinRequestInfo> },
+    #[serde(rename = "byway.leases/1")]
+    Leases { leases: Vec<LeaseInfo> },
+    #[serde(rename = "byway.attach/1")]
+    Attached(Attached),
+    #[serde(rename = "byway.workloads/1")]
+    Workloads { workloads: Vec<WorkloadInfo> },
+    #[serde(rename = "byway.workload/1")]
+    Workload(WorkloadInfo),
+    #[serde(rename = "byway.dns/1")]
+    Dns { records: Vec<DnsInfo> },
+    #[serde(rename = "byway.maps/1")]
+    Maps { maps: Vec<MapInfo> },
+    #[serde(rename = "byway.map/1")]
+    Map(MapInfo),
+    #[serde(rename = "byway.status/1")]
+    Status(Box<Status>),
+    #[serde(rename = "byway.id/1")]
+    Id(IdInfo),
+    #[serde(rename = "byway.peers/1")]
+    Peers { peers: Vec<PeerInfo> },
+    #[serde(rename = "byway.peer/1")]
+    Peer(Box<PeerInfo>),
+    #[serde(rename = "byway.ping/1")]
+    Ping(PingInfo),
+    #[serde(rename = "byway.version/1")]
+    Version { version: String, wire: u32 },
+}
+
+/// `create`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct Created {
+    pub id: SubnetId,
+    pub name: Name,
+    pub cidr4: Option<Ipv4Net>,
+    pub cidr6: Option<Ipv6Net>,
+    pub addresses: Vec<IpAddr>,
+    pub interface: String,
+    pub invite: String,
+    pub member: Name,
+}
+
+/// Whether a membership can be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "words of the contract")]
+pub enum SubnetState {
+    Ready,
+    Pending,
+    Down,
+    Removed,
+}
+
+/// `join`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct Joined {
+    pub id: SubnetId,
+    pub name: Option<Name>,
+    pub state: SubnetState,
+    pub addresses: Vec<IpAddr>,
+    pub interface: Option<String>,
+    pub member: Option<Name>,
+}
+
+/// A verb that only does something: one line that says what, and whether anything changed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct Done {
+    pub message: String,
+    pub changed: bool,
+}
+
+/// A subnet (`subnet ls`, `subnet show`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct SubnetInfo {
+    pub id: SubnetId,
+    pub name: Name,
+    pub state: SubnetState,
+    pub role: Role,
+    pub cidr4: Option<Ipv4Net>,
+    pub cidr6: Option<Ipv6Net>,
+    pub block4: u8,
+    pub domain: String,
+    pub admission: Admission,
+    pub owner: PeerId,
+    pub interface: String,
+    pub mtu: u16,
+    pub head: u64,
+    pub addresses: Vec<IpAddr>,
+    pub members: Vec<MemberInfo>,
+    pub leases: Vec<LeaseInfo>,
+    pub routes: Vec<LeaseInfo>,
+    pub names: Vec<DnsInfo>,
+    pub maps: Vec<MapInfo>,
+}
+
+/// A member. Times are seconds since 1970.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct MemberInfo {
+    pub peer_id: PeerId,
+    pub name: Name,
+    pub role: Role,
+    pub addresses: Vec<IpAddr>,
+    pub leases: Vec<IpNet>,
+    pub generation: u32,
+    pub expires: u64,
+    pub labels: BTreeMap<String, String>,
+    pub me: bool,
+}
+
+/// One who asked to join by ID.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct JoinRequestInfo {
+    pub peer_id: PeerId,
+    pub name: Name,
+    pub fingerprint: String,
+    pub since: u64,
+}
+
+/// A prefix that belongs to one member.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct LeaseInfo {
+    pub prefix: IpNet,
+    pub peer_id: PeerId,
+    pub member: Name,
+}
+
+/// `invite create`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct InviteCreated {
+    pub id: String,
+    pub invite: String,
+    pub uses: u32,
+    pub expires: u64,
+}
+
+/// `invite ls`: never the secret.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct InviteInfo {
+    pub id: String,
+    pub subnet: Name,
+    pub uses: u32,
+    pub left: u32,
+    pub expires: u64,
+    pub role: Role,
+    pub revoked: bool,
+}
+
+/// `attach`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct Attached {
+    pub workload: Name,
+    pub subnet: Name,
+    pub addresses: Vec<IpAddr>,
+    pub interface: String,
+    pub mtu: u16,
+    pub dns: Vec<IpAddr>,
+    pub resolver: bool,
+}
+
+/// A workload.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct WorkloadInfo {
+    pub workload: Name,
+    pub subnet: Name,
+    pub kind: String,
+    pub target: String,
+    pub addresses: Vec<IpAddr>,
+    pub interface: String,
+    pub mtu: u16,
+    pub fqdn: String,
+    pub dns: Vec<IpAddr>,
+    pub state: String,
+}
+
+/// A name (`dns ls`, `dns query`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct DnsInfo {
+    pub name: String,
+    pub r#type: String,
+    pub value: String,
+    pub ttl: u32,
+    pub source: String,
+}
+
+/// A port map with its counters. `state` is `ok`, `blocked` or `no-target`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct MapInfo {
+    pub subnet: Name,
+    pub name: Name,
+    pub proto: Proto,
+    pub listen: String,
+    pub target: String,
+    pub address: Option<IpAddr>,
+    pub state: String,
+    pub connections: u64,
+    pub rx_bytes: u64,
+    pub tx_bytes: u64,
+    pub allow: Vec<IpNet>,
+}
+
+/// `status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct Status {
+    pub peer_id: PeerId,
+    pub name: Name,
+    pub version: String,
+    pub ready: bool,
+    pub uptime_s: u64,
+    pub subnets: Vec<SubnetStatus>,
+    pub problems: Vec<Problem>,
+}
+
+/// One subnet in `status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct SubnetStatus {
+    pub id: SubnetId,
+    pub name: Name,
+    pub state: SubnetState,
+    pub member: Name,
+    pub addresses: Vec<IpAddr>,
+    pub interface: String,
+    pub mtu: u16,
+    pub members: usize,
+    pub peers: Vec<PeerStatus>,
+    pub workloads: Vec<WorkloadInfo>,
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// How packets reach a peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct Path {
+    /// `direct`, `relay` or `offline`.
+    pub kind: String,
+    /// `datagram` or `stream`; absent when offline.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub carrier: Option<String>,
+    /// `udp`, `tcp`, `quic` or `ws`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub transport: Option<String>,
+    /// The far address, or the relay.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub via: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<String>,
+    /// Seconds since 1970 since when it is so.
+    pub since: u64,
+}
+
+/// A peer in `status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct PeerStatus {
+    pub peer_id: PeerId,
+    pub name: Name,
+    pub addresses: Vec<IpAddr>,
+    pub path: Path,
+    pub rtt_ms: Option<f64>,
+    pub loss: Option<f64>,
+    pub mtu: u16,
+    pub tx_bytes: u64,
+    pub rx_bytes: u64,
+    pub workloads: Vec<Name>,
+}
+
+/// Something a person should know. `severity` is `error`, `warning` or `info`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct Problem {
+    pub code: String,
+    pub severity: String,
+    pub message: String,
+    pub help: String,
+}
+
+/// `id`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct IdInfo {
+    pub peer_id: PeerId,
+    pub name: Name,
+    pub fingerprint: String,
+    pub addresses: Vec<String>,
+}
+
+/// `peer ls`, `peer show`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct PeerInfo {
+    pub peer_id: PeerId,
+    pub names: Vec<String>,
+    pub fingerprint: String,
+    pub connected: bool,
+    pub path: Path,
+    pub addresses: Vec<String>,
+    pub rtt_ms: Option<f64>,
+    pub tx_bytes: u64,
+    pub rx_bytes: u64,
+}
+
+/// `ping`: control and data path apart. Times in milliseconds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct PingInfo {
+    pub target: String,
+    pub peer_id: PeerId,
+    pub address: Option<IpAddr>,
+    pub sent: u32,
+    pub received: u32,
+    pub control_rtt_ms: Vec<Option<f64>>,
+    pub rtt_ms: Vec<Option<f64>>,
+    pub path: Path,
+}
