@@ -1,0 +1,61 @@
+//! `map`.
+
+use super::*;
+use crate::model::host::Proto;
+
+pub(super) fn map() -> MapInfo {
+    MapInfo {
+        subnet: name("lab"),
+        name: name("web"),
+        proto: Proto::Tcp,
+        listen: "0.0.0.0:8080".into(),
+        target: "web.lab:80".into(),
+        address: None,
+        state: "ok".into(),
+        connections: 12,
+        rx_bytes: 3_100_000_000,
+        tx_bytes: 88_000_000,
+        allow: vec![],
+    }
+}
+
+#[test]
+fn maps_look_like_this() {
+    shows(
+        Response::Maps { maps: vec![map()] },
+        "\
+SUBNET  NAME  PROTO  LISTEN         TARGET       STATE  CONNECTIONS  RX/TX
+lab     web   tcp    0.0.0.0:8080   web.lab:80   ok     12           3.1 G / 88 M
+",
+    );
+}
+
+#[test]
+fn maps_become_requests() {
+    let line = "byway map add lab tcp [::]:53 web:80 --allow 10.0.0.0/8 192.0.2.1 --name m";
+    let Verb::Map(map) = parsed(line) else { panic!() };
+    assert_eq!(
+        map.request().unwrap(),
+        Request::MapAdd {
+            subnet: "lab".into(),
+            proto: Proto::Tcp,
+            listen: ip("::"),
+            port: 53,
+            target: "web".into(),
+            target_port: 80,
+            name: Some(name("m")),
+            allow: vec!["10.0.0.0/8".parse().unwrap(), "192.0.2.1/32".parse().unwrap()],
+        }
+    );
+    let Verb::Map(rm) = parsed("byway map rm lab udp 127.0.0.1:9000") else { panic!() };
+    assert_eq!(
+        rm.request().unwrap(),
+        Request::MapRm {
+            subnet: "lab".into(),
+            name: None,
+            proto: Some(Proto::Udp),
+            listen: Some(ip("127.0.0.1")),
+            port: Some(9000),
+        }
+    );
+}

@@ -1,0 +1,82 @@
+//! `id`, `peer`, `ping`.
+
+use super::*;
+
+fn peer_info() -> PeerInfo {
+    PeerInfo {
+        peer_id: PeerId([1; 32]),
+        names: vec!["b.lab".into()],
+        fingerprint: "ab12".into(),
+        connected: true,
+        path: path("direct", "stream", "quic", "10.0.0.2:4100", ""),
+        addresses: vec!["/ip4/10.0.0.2/udp/4100/quic-v1".into()],
+        rtt_ms: Some(0.4),
+        tx_bytes: 1000,
+        rx_bytes: 0,
+    }
+}
+
+#[test]
+fn peers_look_like_this() {
+    let id1 = PeerId([1; 32]);
+    assert_eq!(
+        render(&Response::Peers { peers: vec![peer_info()] }, STYLE),
+        format!(
+            "\
+NAMES  PATH                        RTT       TX/RX       PEER
+b.lab  direct quic 10.0.0.2:4100   0.40 ms   1 k / 0 B   {id1}
+"
+        )
+    );
+    assert_eq!(
+        render(&Response::Peer(Box::new(peer_info())), STYLE),
+        format!(
+            "\
+peer {id1}  connected
+  names       b.lab
+  fingerprint ab12
+  path        direct quic 10.0.0.2:4100
+  rtt         0.40 ms
+  tx/rx       1 k / 0 B
+  address     /ip4/10.0.0.2/udp/4100/quic-v1
+"
+        )
+    );
+}
+
+#[test]
+fn the_node_itself_looks_like_this() {
+    let id1 = PeerId([1; 32]);
+    shows(
+        Response::Id(IdInfo {
+            peer_id: id1,
+            name: name("a"),
+            fingerprint: "ab12 cd34".into(),
+            addresses: vec!["/ip4/10.0.0.1/tcp/4100".into()],
+        }),
+        &format!("node a  {id1}\n  fingerprint ab12 cd34\n  address     /ip4/10.0.0.1/tcp/4100\n"),
+    );
+}
+
+#[test]
+fn ping_looks_like_this() {
+    let id1 = PeerId([1; 32]);
+    shows(
+        Response::Ping(PingInfo {
+            target: "b".into(),
+            peer_id: id1,
+            address: None,
+            sent: 4,
+            received: 3,
+            control_rtt_ms: vec![Some(10.0)],
+            rtt_ms: vec![Some(10.0), None, Some(12.0), Some(14.0)],
+            path: path("direct", "stream", "quic", "", ""),
+        }),
+        "\
+--- b ---
+4 sent, 3 received, 25% lost
+rtt min/avg/max  10 ms / 12 ms / 14 ms
+control min/avg/max  10 ms / 10 ms / 10 ms
+",
+    );
+}

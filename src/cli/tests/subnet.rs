@@ -1,0 +1,141 @@
+//! `create`, `join`, `subnet`.
+
+use super::*;
+
+#[test]
+fn create_and_join_say_what_comes_next() {
+    let created = Response::Created(Created {
+        id: id(),
+        name: name("lab"),
+        cidr4: "10.77.0.0/16".parse().ok(),
+        cidr6: None,
+        addresses: vec![ip("10.77.1.1"), ip("fd7a:31c0:9d2e:1::1")],
+        interface: "bw-lab".into(),
+        invite: "byway1abc".into(),
+        member: name("a"),
+    });
+    assert_eq!(
+        render(&created, STYLE),
+        "\
+subnet lab  7q3km2wd9xra4ce8yn5t0vbz6g
+  you         a  10.77.1.1  fd7a:31c0:9d2e:1::1  on bw-lab
+  invite      byway1abc  (one use, 24 h)
+  next        byway join byway1abc      on another machine
+"
+    );
+    let mut joined = Joined {
+        id: id(),
+        name: Some(name("lab")),
+        state: SubnetState::Ready,
+        addresses: vec![ip("10.77.2.1")],
+        interface: Some("bw-lab".into()),
+        member: Some(name("b")),
+    };
+    assert_eq!(
+        render(&Response::Joined(joined.clone()), STYLE),
+        "subnet lab  7q3km2wd9xra4ce8yn5t0vbz6g  ready\n  you         b  10.77.2.1  on bw-lab\n"
+    );
+    joined =
+        Joined { name: None, state: SubnetState::Pending, addresses: vec![], interface: None, member: None, ..joined };
+    assert_eq!(render(&Response::Joined(joined), STYLE), "subnet 7q3km2wd9xra4ce8yn5t0vbz6g  pending\n");
+}
+
+#[test]
+fn a_subnet_is_shown_with_all_it_has() {
+    let info = SubnetInfo {
+        id: id(),
+        name: name("lab"),
+        state: SubnetState::Ready,
+        role: Role::Owner,
+        cidr4: "10.77.0.0/16".parse().ok(),
+        cidr6: "fd7a:31c0:9d2e::/48".parse().ok(),
+        block4: 24,
+        domain: "lab.internal".into(),
+        admission: Admission::Approve,
+        owner: PeerId([1; 32]),
+        interface: "bw-lab".into(),
+        mtu: 1400,
+        head: 7,
+        addresses: vec![ip("10.77.1.1")],
+        members: vec![member::member()],
+        leases: vec![member::lease()],
+        routes: vec![],
+        names: vec![dns::dns()],
+        maps: vec![map::map()],
+    };
+    let id1 = PeerId([1; 32]);
+    assert_eq!(
+        render(&Response::Subnet(Box::new(info.clone())), STYLE),
+        format!(
+            "\
+subnet lab  7q3km2wd9xra4ce8yn5t0vbz6g  ready
+  prefixes    10.77.0.0/16  fd7a:31c0:9d2e::/48
+  block       /24 a member
+  addresses   10.77.1.1
+  interface   bw-lab  mtu 1400
+  domain      lab.internal
+  role        owner
+  admission   approve
+  owner       {id1}
+  head        7
+
+members
+MEMBER    ROLE    ADDRESSES  EXPIRES  LABELS        PEER
+a (you)   owner   10.77.1.1  in 90 d  site=berlin   {id1}
+
+leases
+PREFIX         MEMBER  PEER
+10.77.1.0/24   a       {id1}
+
+names
+NAME               TYPE  VALUE       TTL  FROM
+web.lab.internal   A     10.77.1.5   60   workload
+
+maps
+SUBNET  NAME  PROTO  LISTEN         TARGET       STATE  CONNECTIONS  RX/TX
+lab     web   tcp    0.0.0.0:8080   web.lab:80   ok     12           3.1 G / 88 M
+"
+        )
+    );
+    assert_eq!(
+        render(&Response::Subnets { subnets: vec![info] }, STYLE),
+        "\
+SUBNET  ID                           STATE  ROLE    MEMBERS  CIDR4          CIDR6                 INTERFACE
+lab     7q3km2wd9xra4ce8yn5t0vbz6g   ready  owner   1        10.77.0.0/16   fd7a:31c0:9d2e::/48   bw-lab
+"
+    );
+}
+
+#[test]
+fn create_and_join_become_requests() {
+    let Verb::Create(create) = parsed("byway create Lab --cidr4 10.1.0.0/16 --cidr6 none --block4 26 --grant-life 90d")
+    else {
+        panic!()
+    };
+    assert_eq!(
+        create.request().unwrap(),
+        Request::Create {
+            name: name("lab"),
+            cidr4: Cidr::Given("10.1.0.0/16".parse().unwrap()),
+            cidr6: Cidr::None,
+            block4: Some(26),
+            admission: Admission::Approve,
+            domain: None,
+            grant_life_s: Some(90 * 86_400),
+        }
+    );
+    let line = format!("byway join {} --peer /ip4/10.0.0.1/tcp/4100 --as x --timeout 5s --no-wait", id());
+    let Verb::Join(join) = parsed(&line) else { panic!() };
+    assert_eq!(
+        join.request().unwrap(),
+        Request::Join {
+            target: id().to_string(),
+            peers: vec!["/ip4/10.0.0.1/tcp/4100".into()],
+            name: None,
+            alias: Some(name("x")),
+            ip: None,
+            timeout_ms: 5000,
+            wait: false,
+        }
+    );
+}

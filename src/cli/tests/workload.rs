@@ -1,0 +1,72 @@
+//! `attach`, `workload`.
+
+use super::*;
+
+fn workload() -> WorkloadInfo {
+    WorkloadInfo {
+        workload: name("web"),
+        subnet: name("lab"),
+        kind: "netns".into(),
+        target: "/run/netns/web".into(),
+        addresses: vec![ip("10.77.1.5")],
+        interface: "byway0".into(),
+        mtu: 1400,
+        fqdn: "web.lab.internal".into(),
+        dns: vec![ip("10.77.1.1")],
+        state: "ready".into(),
+    }
+}
+
+#[test]
+fn workloads_look_like_this() {
+    shows(
+        Response::Workloads { workloads: vec![workload()] },
+        "\
+WORKLOAD  SUBNET  ADDRESSES  KIND    TARGET           INTERFACE  STATE
+web       lab     10.77.1.5  netns   /run/netns/web   byway0     ready
+",
+    );
+    shows(
+        Response::Workload(workload()),
+        "\
+workload web  in lab  ready
+  name        web.lab.internal
+  addresses   10.77.1.5
+  interface   byway0  mtu 1400
+  resolver    10.77.1.1
+  netns       /run/netns/web
+",
+    );
+    shows(
+        Response::Attached(Attached {
+            workload: name("web"),
+            subnet: name("lab"),
+            addresses: vec![ip("10.77.1.5"), ip("fd7a::5")],
+            interface: "byway0".into(),
+            mtu: 1400,
+            dns: vec![ip("10.77.1.1")],
+            resolver: true,
+        }),
+        "\
+workload web  in lab
+  addresses   10.77.1.5  fd7a::5
+  interface   byway0  mtu 1400
+  resolver    10.77.1.1
+",
+    );
+}
+
+#[test]
+fn attach_becomes_a_request() {
+    let Verb::Attach(attach) = parsed("byway attach netns ns1 --subnet lab --name web --ip 10.0.0.5") else { panic!() };
+    assert_eq!(
+        attach.request().unwrap(),
+        Request::Attach {
+            workload: WorkloadKind::Netns("ns1".into()),
+            subnet: "lab".into(),
+            name: Some(name("web")),
+            ip: Some(ip("10.0.0.5")),
+            mac: None,
+        }
+    );
+}
