@@ -153,9 +153,14 @@ async fn serve(
     let state = Arc::new(Connection { handler, peer, deadline, permit: Arc::new(permit) });
     let router = Router::new()
         .route("/v1/call", post(call))
+        .route("/v1/metrics", get(metrics))
         .route("/v1/health", get(async || "ok\n"))
         .fallback(async || {
-            let error = Error::new(ErrorKind::NotFound, "E-REQUEST", "there is POST /v1/call and GET /v1/health");
+            let error = Error::new(
+                ErrorKind::NotFound,
+                "E-REQUEST",
+                "there is POST /v1/call, GET /v1/metrics and GET /v1/health",
+            );
             answer(Err(error))
         })
         .with_state(state);
@@ -184,6 +189,14 @@ struct Connection {
     permit: Arc<OwnedSemaphorePermit>,
 }
 
+/// The counters as plain text: the same as the verb `metrics`, for programs that collect them.
+async fn metrics(State(connection): State<Arc<Connection>>) -> HttpResponse {
+    match perform(&connection, Request::Metrics).await {
+        Ok(Response::Metrics { text }) => HttpResponse::new(Body::from(text)),
+        other => answer(other),
+    }
+}
+
 async fn call(State(connection): State<Arc<Connection>>, request: HttpRequest) -> HttpResponse {
     let body = axum::body::to_bytes(request.into_body(), MAX_BODY);
     let body = match tokio::time::timeout(connection.deadline, body).await {
@@ -200,9 +213,12 @@ async fn call(State(connection): State<Arc<Connection>>, request: HttpRequest) -
         Ok(request) => request,
         Err(error) => return answer(Err(error)),
     };
-    if let Err(error) = connection.peer.may(&request) {
-        return answer(Err(error));
-    }
+    answer(perform(&connection, request).await)
+}
+
+/// Does what the caller may have done.
+async fn perform(connection: &Connection, request: Request) -> Result<Response, Error> {
+    connection.peer.may(&request)?;
     // A task of its own: what is begun is finished even when the client goes away, and counts as a client until then.
     let work = (connection.handler)(request, connection.peer);
     let permit = connection.permit.clone();
@@ -211,9 +227,9 @@ async fn call(State(connection): State<Arc<Connection>>, request: HttpRequest) -
         drop(permit);
         result
     });
-    answer(done.await.unwrap_or_else(|_| {
+    done.await.unwrap_or_else(|_| {
         Err(Error::new(ErrorKind::Failed, "E-INTERNAL", "the daemon failed at this request; its log tells more"))
-    }))
+    })
 }
 
 /// Reads a request; nesting is bounded by the JSON reader (128 levels), size by the body.

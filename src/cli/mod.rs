@@ -127,6 +127,8 @@ enum Verb {
     Config(config::ConfigVerb),
     /// Have the daemon read its configuration again
     Reload,
+    /// Counters in the text format of Prometheus
+    Metrics,
     /// Remove every trace a dead daemon left on this machine
     Cleanup(daemon::CleanupArgs),
     /// Versions of this program and of the daemon
@@ -237,6 +239,7 @@ fn dispatch(verb: Verb, context: &Context, entry: Entry) -> Result<Outcome, Erro
         Verb::Id => Request::Id,
         Verb::Peer(verb) => verb.request(),
         Verb::Reload => Request::Reload,
+        Verb::Metrics => Request::Metrics,
     };
     let response = blocking(context.client.call(&request))?;
     let mut outcome = Outcome::of(&response, context.style)?;
@@ -290,6 +293,7 @@ fn render(response: &Response, style: Style) -> String {
         Response::Peers { peers } => peer::list(peers, style),
         Response::Peer(info) => peer::show(info, style),
         Response::Ping(info) => ping::summary(info),
+        Response::Metrics { text } => text.clone(),
         Response::Version { version, wire } => format!("daemon {} (wire {wire})\n", print::clean(version)),
     }
 }

@@ -1,7 +1,7 @@
 //! Requests of the control socket: what needs the outside world is done here, what is decided is decided by the node.
 
 mod join;
-mod maps;
+pub(super) mod maps;
 mod names;
 mod peers;
 mod subnets;
@@ -10,7 +10,7 @@ mod workloads;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Context, status};
+use super::{Context, metrics, status};
 use crate::api::server::{Handler, Peer};
 use crate::api::types::{Done, Error, ErrorKind, IdInfo, Request, Response};
 use crate::config::Config;
@@ -170,6 +170,7 @@ async fn looking(ctx: &Context, request: Request) -> Result<Response, Error> {
         }
         Request::PeerLs => Ok(Response::Peers { peers: status::peer_list(ctx).await? }),
         Request::PeerShow { peer } => Ok(Response::Peer(Box::new(status::peer_show(ctx, &peer).await?))),
+        Request::Metrics => Ok(Response::Metrics { text: metrics::text(ctx).await? }),
         Request::Version => Ok(Response::Version { version: env!("CARGO_PKG_VERSION").into(), wire: 1 }),
         _ => Err(Error::new(ErrorKind::Usage, "E-VERB", "this daemon does not know that verb")),
     }

@@ -9,6 +9,7 @@ mod attach;
 mod handler;
 mod join;
 mod machine;
+mod metrics;
 mod peers;
 mod status;
 mod sync;
@@ -122,6 +123,10 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     let instance = instance_of(identity.peer);
     let listener = server::bind(&config.socket)?;
 
+    let metrics_listener = match config.metrics_listen {
+        Some(address) => Some(metrics::bind(address).await?),
+        None => None,
+    };
     let listen = addresses(&config.listen)?;
     let underlay_ports = listen.iter().filter_map(p2p::Address::port).collect();
     let here = Here { instance: instance.clone(), underlay_ports };
@@ -212,6 +217,9 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         task!("api", async move { served.await.context("serve the control socket") });
     }
     tokio::spawn(on_hangup(ctx.clone()));
+    if let Some(listener) = metrics_listener {
+        task!("metrics", metrics::run(ctx.clone(), listener, net_stop.clone()));
+    }
     join::resume(&ctx).await;
     tell::declared(&ctx).await;
     tracing::info!(peer = %ctx.peers.peer(), name = %ctx.config.node_name, "ready");

@@ -115,6 +115,10 @@ fn status_has_the_fields_of_the_contract(lab: &Lab) -> Result<()> {
     }
     let text = a.ok(&["status"])?;
     ensure!(text.contains("subnet lab") && (text.contains("direct tcp") || text.contains("direct quic")), "{text}");
+    let metrics = a.ok(&["metrics"])?;
+    for name in ["byway_peer_connected{", "byway_peer_tx_bytes_total{", "byway_drops_total{", "byway_members{"] {
+        ensure!(metrics.contains(name), "metrics lack {name}: {metrics}");
+    }
     lab.unplug(b)?;
     until("an unplugged peer is offline", Duration::from_secs(40), || {
         Ok(a.status("lab")?["peers"][0]["path"]["kind"] == "offline")

@@ -208,6 +208,7 @@ pub enum Request {
         timeout_ms: u64,
     },
     Reload,
+    Metrics,
     Version,
 }
 
@@ -232,6 +233,7 @@ impl Request {
                 | Request::PeerLs
                 | Request::PeerShow { .. }
                 | Request::Ping { .. }
+                | Request::Metrics
                 | Request::Version
         )
     }

@@ -57,6 +57,8 @@ pub enum Response {
     Peer(Box<PeerInfo>),
     #[serde(rename = "byway.ping/1")]
     Ping(PingInfo),
+    #[serde(rename = "byway.metrics/1")]
+    Metrics { text: String },
     #[serde(rename = "byway.version/1")]
     Version { version: String, wire: u32 },
 }

@@ -47,7 +47,7 @@ pub(super) async fn map_add(ctx: &Context, request: Request) -> Result<Response,
 }
 
 /// Adds the live counters.
-pub(super) async fn count(ctx: &Context, maps: &mut [MapInfo]) {
+pub(in crate::daemon) async fn count(ctx: &Context, maps: &mut [MapInfo]) {
     let Some(rules) = &ctx.rules else { return };
     if maps.is_empty() {
         return;

@@ -1,0 +1,197 @@
+//! What the daemon counts, in the text format of Prometheus (exposition format 0.0.4).
+//!
+//! Made from `status` at each request; nothing is counted here. Over TCP (`[metrics] listen`) it is read-only, and only
+//! asked for by an IP address or `localhost`: a web page whose name points here cannot read it.
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::{Context, status};
+use crate::api::types::{Error, ErrorKind, MapInfo, Status};
+
+/// What HTTP calls the format.
+const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Everything as text.
+pub(crate) async fn text(ctx: &Context) -> Result<String, Error> {
+    let status = status::status(ctx, None).await?;
+    let mut maps = ctx.node.run(|core| core.maps(None)).await??;
+    super::handler::maps::count(ctx, &mut maps).await;
+    Ok(render(&status, &maps))
+}
+
+/// A label's value, escaped.
+fn label(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+/// One family: its help, type, and samples as (labels, value).
+fn family(out: &mut String, name: &str, kind: &str, help: &str, samples: impl Iterator<Item = (String, f64)>) {
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    for (labels, value) in samples {
+        let braces = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
+        let _ = writeln!(out, "{name}{braces} {value}");
+    }
+}
+
+fn render(status: &Status, maps: &[MapInfo]) -> String {
+    let mut out = String::new();
+    let whole = |value: f64| std::iter::once((String::new(), value));
+    let peers = || {
+        status.subnets.iter().flat_map(|s| {
+            s.peers
+                .iter()
+                .map(move |p| (format!("subnet=\"{}\",peer=\"{}\"", label(s.name.as_str()), label(p.name.as_str())), p))
+        })
+    };
+    let info = std::iter::once((format!("version=\"{}\",peer_id=\"{}\"", label(&status.version), status.peer_id), 1.0));
+    family(&mut out, "byway_info", "gauge", "The daemon.", info);
+    family(&mut out, "byway_uptime_seconds", "gauge", "Seconds since the start.", whole(status.uptime_s as f64));
+    family(
+        &mut out,
+        "byway_ready",
+        "gauge",
+        "1 when the kernel matches and no problem is an error.",
+        whole(f64::from(u8::from(status.ready))),
+    );
+    let severity = |s: &'static str| {
+        (format!("severity=\"{s}\""), status.problems.iter().filter(|p| p.severity == s).count() as f64)
+    };
+    family(
+        &mut out,
+        "byway_problems",
+        "gauge",
+        "Problems by severity.",
+        ["error", "warning", "info"].into_iter().map(severity),
+    );
+    let members = status.subnets.iter().map(|s| (format!("subnet=\"{}\"", label(s.name.as_str())), s.members as f64));
+    family(&mut out, "byway_members", "gauge", "Members of a subnet.", members);
+    let connected = peers().map(|(labels, p)| {
+        let carrier = p.path.carrier.as_deref().unwrap_or("none");
+        let transport = p.path.transport.as_deref().unwrap_or("none");
+        (
+            format!("{labels},carrier=\"{carrier}\",transport=\"{transport}\""),
+            f64::from(u8::from(p.path.kind != "offline")),
+        )
+    });
+    family(&mut out, "byway_peer_connected", "gauge", "1 when packets reach the peer.", connected);
+    family(
+        &mut out,
+        "byway_peer_tx_bytes_total",
+        "counter",
+        "Inner bytes sent to a peer.",
+        peers().map(|(l, p)| (l, p.tx_bytes as f64)),
+    );
+    family(
+        &mut out,
+        "byway_peer_rx_bytes_total",
+        "counter",
+        "Inner bytes from a peer.",
+        peers().map(|(l, p)| (l, p.rx_bytes as f64)),
+    );
+    let rtt = peers().filter_map(|(l, p)| Some((l, p.rtt_ms? / 1000.0)));
+    family(&mut out, "byway_peer_rtt_seconds", "gauge", "Round trip of the control connection.", rtt);
+    let drops = status.subnets.iter().flat_map(|s| {
+        s.drops
+            .iter()
+            .map(move |(reason, n)| (format!("subnet=\"{}\",reason=\"{reason}\"", label(s.name.as_str())), *n as f64))
+    });
+    family(&mut out, "byway_drops_total", "counter", "Packets dropped, by reason.", drops);
+    let of_maps = |value: fn(&MapInfo) -> u64| {
+        maps.iter().map(move |m| {
+            (format!("subnet=\"{}\",map=\"{}\"", label(m.subnet.as_str()), label(m.name.as_str())), value(m) as f64)
+        })
+    };
+    family(
+        &mut out,
+        "byway_map_connections_total",
+        "counter",
+        "Connections through a port map.",
+        of_maps(|m| m.connections),
+    );
+    family(
+        &mut out,
+        "byway_map_rx_bytes_total",
+        "counter",
+        "Bytes from clients of a port map.",
+        of_maps(|m| m.rx_bytes),
+    );
+    family(
+        &mut out,
+        "byway_map_tx_bytes_total",
+        "counter",
+        "Bytes back to clients of a port map.",
+        of_maps(|m| m.tx_bytes),
+    );
+    out
+}
+
+/// Opens the TCP listener of `[metrics] listen`.
+///
+/// # Errors
+/// `E-LISTEN-IN-USE`, `E-LISTEN`.
+pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(address).await.map_err(|e| match e.kind() {
+        std::io::ErrorKind::AddrInUse => Error::new(
+            ErrorKind::Conflict,
+            "E-LISTEN-IN-USE",
+            format!("serve metrics on {address}: the port is in use"),
+        ),
+        _ => Error::new(ErrorKind::Failed, "E-LISTEN", format!("serve metrics on {address}: {e}")),
+    })
+}
+
+/// Serves `GET /metrics` until `stop`.
+pub(crate) async fn run(ctx: Context, listener: TcpListener, stop: CancellationToken) -> anyhow::Result<()> {
+    let router = Router::new().route("/metrics", get(serve)).with_state(ctx);
+    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await?;
+    Ok(())
+}
+
+async fn serve(State(ctx): State<Context>, request: Request) -> Response {
+    let host = request.headers().get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default();
+    if !is_address(host) {
+        return (StatusCode::FORBIDDEN, "ask by IP address\n").into_response();
+    }
+    match text(&ctx).await {
+        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
+    }
+}
+
+/// Whether a Host header names an address and no name that may be made to point here.
+fn is_address(host: &str) -> bool {
+    let bare = host.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).map_or(host, |(name, _)| name);
+    bare == "localhost" || host.parse::<SocketAddr>().is_ok() || bare.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_addresses_may_ask() {
+        for good in ["127.0.0.1", "127.0.0.1:9100", "[::1]:9100", "[::1]", "localhost:9100", "10.0.0.7:9100"] {
+            assert!(is_address(good), "{good}");
+        }
+        for bad in ["", "metrics.example", "evil.example:9100", "127.0.0.1.evil.example"] {
+            assert!(!is_address(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn labels_cannot_break_out() {
+        assert_eq!(label("a\"b\\c\nd"), "a\\\"b\\\\c\\nd");
+        let mut out = String::new();
+        family(&mut out, "x", "gauge", "Help.", std::iter::once((format!("n=\"{}\"", label("a\"")), 1.5)));
+        assert_eq!(out, "# HELP x Help.\n# TYPE x gauge\nx{n=\"a\\\"\"} 1.5\n");
+    }
+}
