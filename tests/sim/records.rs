@@ -1,0 +1,318 @@
+//! Records: merged in any order, judged by the clock, kept, bounded.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use byway::model::id::{Name, PeerId};
+use byway::model::local::PendingJoin;
+use byway::model::members::Identity;
+use byway::model::record::{Body, Doc, Grant, NameEntry, Role, Signed, WorkloadEntry};
+use byway::model::state::{Draft, State};
+use byway::model::subnet::Records;
+use byway::model::zone::RecordData;
+use ipnet::{IpNet, Ipv4Net};
+use proptest::prelude::*;
+
+use super::world::{Rng, World, identity, name, seeds, with_admins};
+
+#[test]
+fn blocks_given_twice_in_a_partition_are_settled_the_same_everywhere() {
+    for seed in seeds() {
+        let mut world = World::found(6, seed);
+        for who in 1..4 {
+            world.admit(0, who, &format!("m{who}"));
+        }
+        world.gossip(20);
+        let admin = world.nodes[1].me.peer;
+        world.change(0, |s, me, now| s.set_admin(me, admin, true, now).unwrap());
+        world.gossip(20);
+        world.side = vec![1, 2, 1, 2, 1, 2];
+        // Both halves give the same block and the same name.
+        world.admit(0, 4, "web");
+        world.now += world.rng.below(2) as u64;
+        world.admit(1, 5, "web");
+        world.side = vec![0; 6];
+        world.gossip(120);
+        world.assert_agreed();
+        let resolved = world.nodes[3].subnets[&world.id].records.resolve(world.now);
+        let names: BTreeSet<&Name> = resolved.members.values().map(|m| &m.name).collect();
+        assert_eq!(names.len(), 6, "every member has a name of its own, seed {seed}");
+    }
+}
+
+#[test]
+fn a_clock_ahead_or_behind_changes_no_membership() {
+    let mut world = World::found(2, 5);
+    world.admit(0, 1, "m1");
+    world.gossip(10);
+    let state = &world.nodes[1];
+    assert!(state.clock(0) + 300 >= world.now - 15, "a clock of 1970 does not fall behind what was signed");
+    // A record from the future is refused.
+    let me = world.nodes[0].me.clone();
+    let doc =
+        Doc { version: 99, issued: world.now + 301, left: None, endpoints: vec![], workloads: vec![], names: vec![] };
+    let signed = Signed::new(world.id, &Body::Doc(doc), &me.key);
+    assert!(world.nodes[1].take(world.id, &[signed], world.now).is_none());
+}
+
+#[test]
+fn saved_state_is_loaded_whole_without_any_peer() {
+    let mut world = World::found(3, 7);
+    world.admit(0, 1, "m1");
+    world.admit(0, 2, "m2");
+    world.gossip(20);
+    let state = &world.nodes[1];
+    let empty = State::new(state.me.clone());
+    let mut draft = Draft::default();
+    draft.put(state.subnets[&world.id].clone());
+    let saved: Vec<(Vec<u8>, Vec<u8>)> =
+        draft.writes(&empty).into_iter().filter_map(|(k, v)| v.map(|v| (k, v))).collect();
+    let (loaded, damage) = State::load(state.me.clone(), saved.clone());
+    assert_eq!(damage, vec![]);
+    assert_eq!(loaded.view(1, world.now, &Default::default()).host, state.view(1, world.now, &Default::default()).host);
+    // One flipped bit in one record: it is named and left out, the rest stands, and the others give it back.
+    let mut damaged = saved;
+    let place = damaged.iter().rposition(|(k, _)| k[0] == b'r').unwrap();
+    damaged[place].1[40] ^= 1;
+    let (loaded, damage) = State::load(state.me.clone(), damaged);
+    assert_eq!(damage.len(), 1, "{damage:?}");
+    world.nodes[1] = loaded;
+    world.gossip(20);
+    world.assert_agreed();
+}
+
+#[test]
+fn unsaved_command_changes_nothing() {
+    let world = World::found(1, 8);
+    let state = &world.nodes[0];
+    let before = state.subnets.clone();
+    let mut copy = state.edit("lab").unwrap();
+    copy.destroy(&state.me, world.now).unwrap();
+    // The draft is dropped, as when the disk is full.
+    assert_eq!(state.subnets, before);
+}
+
+#[test]
+fn a_thousand_members_resolve_in_time() {
+    let owner = identity(1);
+    let mut world = World::found(1, 9);
+    let genesis = world.nodes[0].subnets[&world.id].records.genesis.clone();
+    let mut records = Records::new(genesis);
+    let id = world.id;
+    for n in 0..1000u32 {
+        let mut subject = [7u8; 32];
+        subject[..4].copy_from_slice(&n.to_be_bytes());
+        let lease = format!("10.77.{}.{}/32", n / 250, n % 250 + 1);
+        let grant = Grant {
+            subject: PeerId(subject),
+            data_key: [0; 32],
+            name: name(&format!("n{n}")),
+            role: Role::Member,
+            generation: 1,
+            addresses: vec![lease.trim_end_matches("/32").parse().unwrap()],
+            leases: vec![lease.parse().unwrap()],
+            leased_at: world.now,
+            not_before: world.now,
+            not_after: world.now + 1000,
+            labels: BTreeMap::new(),
+        };
+        records.absorb(&Signed::new(id, &Body::Grant(grant), &owner.key), world.now);
+    }
+    world.now += 1;
+    let began = std::time::Instant::now();
+    let resolved = records.resolve(world.now);
+    println!("resolve {:?}", began.elapsed());
+    let mut subnet = world.nodes[0].subnets[&world.id].clone();
+    for record in records.all() {
+        subnet.records.absorb(record, world.now);
+    }
+    let mut state = world.nodes[0].clone();
+    let mut draft = Draft::default();
+    draft.put(subnet.clone());
+    state.absorb(draft);
+    let began = std::time::Instant::now();
+    subnet.set_endpoints(&state.me.clone(), &["/memory/1".into()], world.now * 1000).unwrap();
+    let mut draft = Draft::default();
+    draft.put(subnet);
+    let writes = draft.writes(&state).len();
+    println!("one change of a thousand members: {writes} writes, {:?}", began.elapsed());
+    assert_eq!(writes, 1);
+    assert_eq!(resolved.members.len(), 1000);
+    assert!(resolved.members.values().all(|m| m.addresses.len() == 1));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn merge_is_order_free(seed in 0u64..1_000_000, shuffle: u64) {
+        let mut world = World::found(6, seed);
+        for who in 1..6 {
+            world.admit(0, who, "same-name");
+        }
+        let (admin, gone) = (world.nodes[1].me.peer, world.nodes[4].me.peer);
+        world.change(0, |s, me, now| s.set_admin(me, admin, true, now).unwrap());
+        world.gossip(30);
+        world.change(1, |s, me, now| s.remove(me, gone, now).unwrap());
+        world.change(2, |s, me, now| s.dns_add(me, "pg", &[RecordData::Txt("x".into())], 30, now * 1000).unwrap());
+        world.change(3, |s, me, now| s.dns_add(me, "pg", &[RecordData::Txt("y".into())], 30, now * 1000).unwrap());
+        let mut all: Vec<Signed> = world.nodes.iter().flat_map(|n| n.subnets[&world.id].records.all().cloned()).collect();
+        let genesis = world.nodes[0].subnets[&world.id].records.genesis.clone();
+        let merge = |records: &[Signed]| {
+            let mut merged = Records::new(genesis.clone());
+            for record in records {
+                let _ = merged.absorb(record, world.now);
+            }
+            merged.resolve(world.now)
+        };
+        let one = merge(&all);
+        let mut rng = Rng(shuffle);
+        for i in (1..all.len()).rev() {
+            all.swap(i, rng.below(i + 1));
+        }
+        let doubled: Vec<Signed> = all.iter().chain(all.iter().rev()).cloned().collect();
+        prop_assert_eq!(&merge(&all), &one);
+        prop_assert_eq!(&merge(&doubled), &one);
+    }
+
+    #[test]
+    fn only_lease_owner_may_claim(octet in 1u8..250) {
+        let mut world = World::found(3, 11);
+        world.admit(0, 1, "m1");
+        world.admit(0, 2, "m2");
+        world.gossip(20);
+        let resolved = world.nodes[0].subnets[&world.id].records.resolve(world.now);
+        let victim = &resolved.members[&world.nodes[2].me.peer];
+        let mut address = match victim.addresses[0] { std::net::IpAddr::V4(a) => a.octets(), _ => unreachable!() };
+        address[3] = octet;
+        let thief = world.nodes[1].me.clone();
+        let entry = WorkloadEntry { name: name("stolen"), addresses: vec![address.into()], since: 1 };
+        let doc = Doc { version: u64::MAX, issued: world.now, left: None, endpoints: vec![], workloads: vec![entry], names: vec![] };
+        let signed = Signed::new(world.id, &Body::Doc(doc), &thief.key);
+        if let Some((draft, _)) = world.nodes[0].take(world.id, &[signed], world.now) {
+            world.nodes[0].absorb(draft);
+        }
+        let after = world.nodes[0].subnets[&world.id].records.resolve(world.now);
+        prop_assert!(after.members[&thief.peer].workloads.is_empty());
+    }
+}
+
+#[test]
+fn a_newcomer_takes_no_name_by_a_date() {
+    let mut world = World::found(3, 25);
+    world.admit(0, 1, "m1");
+    world.gossip(5);
+    let text = |t: &str| [RecordData::Txt(t.into())];
+    world.change(1, |s, me, now| s.dns_add(me, "db", &text("mine"), 30, now * 1000).unwrap());
+    world.gossip(5);
+    world.now += 60;
+    world.admit(0, 2, "m2");
+    let thief = world.nodes[2].me.clone();
+    let names = vec![NameEntry { name: "db".into(), data: text("stolen")[0].clone(), ttl: 5, since: 0 }];
+    let doc = Doc { version: u64::MAX, issued: world.now, left: None, endpoints: vec![], workloads: vec![], names };
+    let signed = Signed::new(world.id, &Body::Doc(doc), &thief.key);
+    world.give(0, &[signed]);
+    let resolved = world.records(0).resolve(world.now);
+    let held: Vec<PeerId> = resolved.names.iter().map(|(.., by)| *by).collect();
+    assert_eq!(held, vec![world.nodes[1].me.peer]);
+}
+
+#[test]
+fn a_member_moves_no_clock_and_an_admin_by_minutes_at_most() {
+    let mut world = with_admins(4, 26);
+    let (member, admin) = (world.nodes[3].me.clone(), world.nodes[1].me.clone());
+    let true_time = world.now;
+    for step in 1..50u64 {
+        // Each is judged by the clock as it is after the ones before.
+        let clock = world.nodes[0].clock(true_time);
+        let doc = Doc {
+            version: u64::MAX - 99 + step,
+            issued: clock + 299,
+            left: None,
+            endpoints: vec![],
+            workloads: vec![],
+            names: vec![],
+        };
+        let mut head = world.records(0).next_head(admin.peer, clock + 299);
+        head.admins.clear();
+        let signed =
+            [Signed::new(world.id, &Body::Doc(doc), &member.key), Signed::new(world.id, &Body::Head(head), &admin.key)];
+        world.now = clock;
+        world.give(0, &signed);
+    }
+    assert!(world.nodes[0].clock(true_time) <= true_time + 300);
+    // A clock of 1970 takes its time from those with a say, and refuses nothing for being from the future.
+    let mut lost = State::new(world.nodes[3].me.clone());
+    let join = PendingJoin {
+        subnet: world.id,
+        invite: None,
+        hints: vec![],
+        name: name("m3"),
+        name_is_default: true,
+        alias: None,
+        ip: None,
+        since: 0,
+    };
+    let records: Vec<Signed> = world.records(2).all().cloned().collect();
+    let subnet = lost.accept(&join, &world.nodes[2].subnets[&world.id].local.genesis, &records, &[], 60).unwrap();
+    let mut draft = Draft::default();
+    draft.put(subnet);
+    lost.absorb(draft);
+    assert!(lost.clock(60) >= true_time - 60 && lost.clock(60) <= true_time + 600);
+}
+
+#[test]
+fn junk_of_made_up_issuers_pushes_no_admin_out() {
+    let mut world = World::found(3, 27);
+    world.admit(0, 1, "m1");
+    world.admit(0, 2, "m2");
+    world.gossip(10);
+    // Node 2 hears the admin before it hears that it is one.
+    let admin = world.nodes[1].me.peer;
+    world.side = vec![0, 0, 1];
+    world.change(0, |s, me, now| s.set_admin(me, admin, true, now).unwrap());
+    world.gossip(4);
+    let before = world.records(2).held();
+    let doc = Doc { version: 1, issued: world.now, left: None, endpoints: vec![], workloads: vec![], names: vec![] };
+    let mut grant = world.records(1).grants_of(admin).next().unwrap().clone();
+    grant.subject = PeerId([77; 32]);
+    grant.leases = vec!["10.77.99.0/24".parse().unwrap()];
+    grant.addresses = vec!["10.77.99.1".parse().unwrap()];
+    let early = Signed::new(world.id, &Body::Grant(grant), &world.nodes[1].me.key.clone());
+    world.give(2, &[early]);
+    for n in 0..2000u32 {
+        let mut seed = [8; 32];
+        seed[..4].copy_from_slice(&n.to_be_bytes());
+        let signed = Signed::new(world.id, &Body::Doc(doc.clone()), &Identity::new(&seed, [0; 32]).key);
+        world.give(2, &[signed]);
+    }
+    assert_eq!(world.records(2).held(), before, "junk is not held, and so never compared or sent");
+    assert!(world.records(2).digests().len() <= before.len() + 256);
+    let heads: Vec<Signed> = world.records(0).head_records();
+    world.give(2, &heads);
+    assert!(world.members(2).contains(&PeerId([77; 32])), "what came early counts as soon as it can");
+}
+
+#[test]
+fn a_large_routing_table_is_taken_at_once() {
+    let mut world = World::found(1, 28);
+    let entries: Vec<(IpNet, PeerId)> = (0..20_000u32)
+        .map(|n| {
+            let mut peer = [5u8; 32];
+            peer[..4].copy_from_slice(&(n / 500).to_be_bytes());
+            let net = Ipv4Net::new((0x0a4d_4000u32 + n).into(), 32).unwrap();
+            (IpNet::V4(net), PeerId(peer))
+        })
+        .collect();
+    let began = std::time::Instant::now();
+    world.change(0, |s, me, now| {
+        assert!(s.lease(me, &entries, now).unwrap());
+        assert!(!s.lease(me, &entries, now).unwrap(), "twice changes nothing");
+        let clash = [(IpNet::V4("10.77.64.0/24".parse().unwrap()), PeerId([1; 32]))];
+        assert_eq!(s.lease(me, &clash, now).unwrap_err().code, "E-LEASE-TAKEN");
+        let many: Vec<_> = (0..2000u32)
+            .map(|n| (IpNet::V4(Ipv4Net::new((0x0a4d_e000u32 + n).into(), 32).unwrap()), PeerId([1; 32])))
+            .collect();
+        assert_eq!(s.lease(me, &many, now).unwrap_err().code, "E-LEASE-MANY");
+    });
+    assert!(began.elapsed().as_secs() < 5, "{:?}", began.elapsed());
+}

@@ -1,0 +1,200 @@
+//! Nodes in one process, the links between them and their one clock.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use byway::model::id::{Name, PeerId, SubnetId};
+use byway::model::join::Ask;
+use byway::model::local::PendingJoin;
+use byway::model::members::{Identity, Subnet};
+use byway::model::record::{Admission, Role, Signed};
+use byway::model::state::{Draft, Founding, State};
+use byway::model::subnet::Records;
+
+/// A small deterministic generator (splitmix64): the seed alone decides a run.
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+}
+
+pub fn seeds() -> Vec<u64> {
+    let seeds = match std::env::var("BYWAY_SEED") {
+        Ok(seed) => vec![seed.parse().expect("BYWAY_SEED is a number")],
+        Err(_) => (1..=20).collect(),
+    };
+    println!("seeds: {seeds:?}");
+    seeds
+}
+
+pub fn identity(n: u8) -> Identity {
+    Identity::new(&[n; 32], [n; 32])
+}
+
+pub fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+/// Nodes, who hears whom, and one clock.
+pub struct World {
+    pub nodes: Vec<State>,
+    /// Partition each node is in: only equal numbers hear each other.
+    pub side: Vec<usize>,
+    pub now: u64,
+    pub loss: usize,
+    pub rng: Rng,
+    pub id: SubnetId,
+}
+
+impl World {
+    pub fn found(members: u8, seed: u64) -> World {
+        let now = 1_800_000_000;
+        let mut nodes: Vec<State> = (0..members).map(|n| State::new(identity(n + 1))).collect();
+        let founding = Founding {
+            name: name("lab"),
+            cidr4: Some(None),
+            cidr6: Some(None),
+            block4: None,
+            admission: Admission::Approve,
+            domain: None,
+            grant_life: None,
+            member: name("m0"),
+            routed: vec![],
+            salt: [seed as u8; 16],
+        };
+        let subnet = nodes[0].found(founding, now).unwrap();
+        let id = subnet.records.id;
+        let mut draft = Draft::default();
+        draft.put(subnet);
+        nodes[0].absorb(draft);
+        let count = nodes.len();
+        World { nodes, side: vec![0; count], now, loss: 0, rng: Rng(seed), id }
+    }
+
+    pub fn change(&mut self, node: usize, act: impl FnOnce(&mut Subnet, &Identity, u64)) {
+        let me = self.nodes[node].me.clone();
+        let mut subnet = self.nodes[node].edit(&self.id.to_string()).unwrap();
+        act(&mut subnet, &me, self.now);
+        let mut draft = Draft::default();
+        draft.put(subnet);
+        self.nodes[node].absorb(draft);
+    }
+
+    /// `by` admits `who`, who takes the answer.
+    pub fn admit(&mut self, by: usize, who: usize, wanted: &str) {
+        let joiner = self.nodes[who].me.clone();
+        let ask = Ask {
+            subnet: self.id,
+            joiner: joiner.peer,
+            data_key: joiner.data_key,
+            name: name(wanted),
+            name_is_default: true,
+            ip: None,
+            asked: self.now,
+            proof: None,
+        };
+        self.change(by, |s, me, now| s.admit(me, &ask, Role::Member, &BTreeMap::new(), now).unwrap());
+        let giver = &self.nodes[by].subnets[&self.id];
+        let records: Vec<Signed> = giver.records.all().cloned().collect();
+        let join = PendingJoin {
+            subnet: self.id,
+            invite: None,
+            hints: vec![],
+            name: name(wanted),
+            name_is_default: true,
+            alias: None,
+            ip: None,
+            since: self.now,
+        };
+        let subnet = self.nodes[who].accept(&join, &giver.local.genesis.clone(), &records, &[], self.now).unwrap();
+        let mut draft = Draft::default();
+        draft.put(subnet);
+        self.nodes[who].absorb(draft);
+    }
+
+    /// One exchange between two nodes, record by record, some of them lost.
+    pub fn sync(&mut self, a: usize, b: usize) {
+        if self.side[a] != self.side[b] {
+            return;
+        }
+        for (from, to) in [(a, b), (b, a)] {
+            let Some(source) = self.nodes[from].subnets.get(&self.id) else { continue };
+            let have = self.nodes[to].subnets.get(&self.id).map(|s| s.records.digests()).unwrap_or_default();
+            let mut records: Vec<Signed> =
+                source.records.all().filter(|r| !have.contains(&r.digest())).cloned().collect();
+            for i in (1..records.len()).rev() {
+                records.swap(i, self.rng.below(i + 1));
+            }
+            let loss = self.loss;
+            records.retain(|_| self.rng.below(100) >= loss);
+            if let Some((draft, _)) = self.nodes[to].take(self.id, &records, self.now) {
+                self.nodes[to].absorb(draft);
+            }
+        }
+    }
+
+    pub fn gossip(&mut self, rounds: usize) {
+        for _ in 0..rounds {
+            self.now += 1;
+            for node in 0..self.nodes.len() {
+                let peer = self.rng.below(self.nodes.len());
+                self.sync(node, peer);
+                if self.nodes[node].subnets.contains_key(&self.id) {
+                    self.change(node, |s, me, now| s.upkeep(me, now).unwrap());
+                }
+            }
+        }
+    }
+
+    pub fn members(&self, node: usize) -> BTreeSet<PeerId> {
+        self.nodes[node].subnets[&self.id].records.resolve(self.now).members.keys().copied().collect()
+    }
+
+    pub fn assert_agreed(&self) {
+        let first = self.nodes[0].subnets[&self.id].records.resolve(self.now);
+        for (n, node) in self.nodes.iter().enumerate() {
+            if let Some(subnet) = node.subnets.get(&self.id) {
+                assert_eq!(subnet.records.resolve(self.now), first, "node {n}");
+            }
+        }
+        let mut leases: Vec<_> = first.members.values().flat_map(|m| m.leases.clone()).collect();
+        leases.sort();
+        for (i, a) in leases.iter().enumerate() {
+            for b in &leases[i + 1..] {
+                assert!(!byway::model::ipam::overlaps(*a, *b), "{a} and {b} have two owners");
+            }
+        }
+        assert!(first.members.values().all(|m| !m.addresses.is_empty()), "a member lost its address for good");
+    }
+
+    pub fn give(&mut self, node: usize, records: &[Signed]) {
+        if let Some((draft, _)) = self.nodes[node].take(self.id, records, self.now) {
+            self.nodes[node].absorb(draft);
+        }
+    }
+
+    pub fn records(&self, node: usize) -> &Records {
+        &self.nodes[node].subnets[&self.id].records
+    }
+}
+
+/// A world of `members`, all admitted by the owner, node 1 (and 2) made admins.
+pub fn with_admins(members: u8, seed: u64) -> World {
+    let mut world = World::found(members, seed);
+    for who in 1..members as usize {
+        world.admit(0, who, &format!("m{who}"));
+    }
+    let admins = [world.nodes[1].me.peer, world.nodes[2].me.peer];
+    world.change(0, |s, me, now| admins.iter().for_each(|a| s.set_admin(me, *a, true, now).unwrap()));
+    world.gossip(30);
+    world
+}
