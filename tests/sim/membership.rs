@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use byway::model::record::{Body, Doc, Grant, Head, Role, Signed};
+use byway::model::record::{Body, Grant, Head, Role, Signed};
 use byway::model::state::State;
 
-use super::world::{World, identity, seeds, with_admins};
+use super::world::{World, doc, identity, seeds, with_admins};
 
 #[test]
 fn members_agree_after_loss() {
@@ -25,10 +25,7 @@ fn members_agree_after_loss() {
 #[test]
 fn two_admins_removing_two_members_in_a_partition_both_hold_after_it() {
     for seed in seeds() {
-        let mut world = World::found(7, seed);
-        for who in 1..7 {
-            world.admit(0, who, &format!("m{who}"));
-        }
+        let mut world = World::whole(7, seed);
         world.gossip(20);
         let (admin_a, admin_b) = (world.nodes[1].me.peer, world.nodes[2].me.peer);
         world.change(0, |s, me, now| {
@@ -50,26 +47,21 @@ fn two_admins_removing_two_members_in_a_partition_both_hold_after_it() {
             let members = world.members(node);
             assert!(!members.contains(&gone_a) && !members.contains(&gone_b), "node {node} seed {seed}");
         }
-        assert!(!world.nodes[0].subnets[&world.id].records.forked(), "the next head repeats the union");
+        assert!(!world.records(0).forked(), "the next head repeats the union");
     }
 }
 
 #[test]
 fn removed_member_is_cut_and_stays_out() {
-    let mut world = World::found(4, 3);
-    for who in 1..4 {
-        world.admit(0, who, &format!("m{who}"));
-    }
+    let mut world = World::whole(4, 3);
     world.gossip(20);
     let gone = world.nodes[3].me.peer;
-    let old: Vec<Signed> = world.nodes[3].subnets[&world.id].records.all().cloned().collect();
+    let old: Vec<Signed> = world.records(3).all().cloned().collect();
     world.change(0, |s, me, now| s.remove(me, gone, now).unwrap());
     world.gossip(20);
     // It pushes its old grant and document again.
     for node in 0..3 {
-        if let Some((draft, _)) = world.nodes[node].take(world.id, &old, world.now) {
-            world.nodes[node].absorb(draft);
-        }
+        world.give(node, &old);
         assert!(!world.members(node).contains(&gone));
     }
     let view = world.nodes[1].view(1, world.now, &Default::default());
@@ -78,17 +70,15 @@ fn removed_member_is_cut_and_stays_out() {
     world.admit(0, 3, "m3");
     world.gossip(20);
     world.assert_agreed();
-    assert_eq!(world.nodes[0].subnets[&world.id].records.resolve(world.now).members[&gone].grant.generation, 2);
+    assert_eq!(world.records(0).resolve(world.now).members[&gone].grant.generation, 2);
 }
 
 #[test]
 fn only_the_owner_and_admins_have_a_say() {
-    let mut world = World::found(3, 4);
-    world.admit(0, 1, "m1");
-    world.admit(0, 2, "m2");
+    let mut world = World::whole(3, 4);
     world.gossip(20);
     let (mallory, victim) = (world.nodes[1].me.clone(), world.nodes[2].me.peer);
-    let held = &world.nodes[0].subnets[&world.id].records;
+    let held = world.records(0);
     let grant = held.resolve(world.now).members[&mallory.peer].grant.clone();
     let forged = [
         Body::Grant(Grant {
@@ -110,21 +100,16 @@ fn only_the_owner_and_admins_have_a_say() {
     ];
     let before = held.resolve(world.now);
     let records: Vec<Signed> = forged.iter().map(|b| Signed::new(world.id, b, &mallory.key)).collect();
-    if let Some((draft, _)) = world.nodes[0].take(world.id, &records, world.now) {
-        world.nodes[0].absorb(draft);
-    }
-    assert_eq!(world.nodes[0].subnets[&world.id].records.resolve(world.now), before);
+    world.give(0, &records);
+    assert_eq!(world.records(0).resolve(world.now), before);
 }
 
 #[test]
 fn grants_are_renewed_at_half_their_life_and_end_without_renewal() {
-    let mut world = World::found(2, 6);
-    world.admit(0, 1, "m1");
+    let mut world = World::whole(2, 6);
     world.gossip(10);
     let member = world.nodes[1].me.peer;
-    let end = |w: &World, node: usize| {
-        w.nodes[node].subnets[&w.id].records.resolve(w.now).members.get(&member).map(|m| m.grant.not_after)
-    };
+    let end = |w: &World, node: usize| w.records(node).resolve(w.now).members.get(&member).map(|m| m.grant.not_after);
     let first = end(&world, 1).unwrap();
     world.now += 46 * 86_400;
     world.gossip(10);
@@ -202,7 +187,6 @@ fn an_owner_restored_from_a_backup_forgets_no_revocation() {
         world.change(0, |s, me, now| s.remove(me, one, now).unwrap());
         world.side = vec![1, 2, 2, 2, 2, 1];
         world.gossip(4);
-        let lost = world.nodes[0].clone();
         world.sync(0, 5);
         world.nodes[0] = backup;
         world.side = vec![1, 1, 1, 1, 1, 2];
@@ -214,7 +198,6 @@ fn an_owner_restored_from_a_backup_forgets_no_revocation() {
         world.gossip(20);
         world.side = vec![0; 6];
         world.gossip(60);
-        drop(lost);
         for node in [0, 1, 2, 5] {
             let members = world.members(node);
             assert!(!members.contains(&one) && !members.contains(&two), "node {node} seed {seed}");
@@ -249,8 +232,7 @@ fn an_owner_long_away_comes_back_and_nobody_renews_it_meanwhile() {
 
 #[test]
 fn one_who_left_twice_and_ran_out_is_admitted_again() {
-    let mut world = World::found(2, 24);
-    world.admit(0, 1, "m1");
+    let mut world = World::whole(2, 24);
     world.gossip(5);
     world.change(1, |s, me, now| s.say_goodbye(me, now * 1000).unwrap());
     world.gossip(5);
@@ -264,14 +246,7 @@ fn one_who_left_twice_and_ran_out_is_admitted_again() {
     assert!(world.members(0).contains(&peer));
     // It starts afresh: its newest document says nothing of having left.
     let me = world.nodes[1].me.clone();
-    let doc = Doc {
-        version: u64::MAX - 9,
-        issued: world.now,
-        left: None,
-        endpoints: vec![],
-        workloads: vec![],
-        names: vec![],
-    };
+    let doc = doc(u64::MAX - 9, world.now);
     let signed = [Signed::new(world.id, &Body::Doc(doc), &me.key)];
     world.give(0, &signed);
     world.give(1, &signed);

@@ -6,7 +6,7 @@ use byway::model::id::{Name, PeerId, SubnetId};
 use byway::model::join::Ask;
 use byway::model::local::PendingJoin;
 use byway::model::members::{Identity, Subnet};
-use byway::model::record::{Admission, Role, Signed};
+use byway::model::record::{Admission, Doc, Role, Signed};
 use byway::model::state::{Draft, Founding, State};
 use byway::model::subnet::Records;
 
@@ -44,6 +44,32 @@ pub fn name(text: &str) -> Name {
     text.parse().unwrap()
 }
 
+/// The draft that holds one subnet.
+pub fn draft(subnet: Subnet) -> Draft {
+    let mut draft = Draft::default();
+    draft.put(subnet);
+    draft
+}
+
+/// A document that says nothing.
+pub fn doc(version: u64, issued: u64) -> Doc {
+    Doc { version, issued, left: None, endpoints: vec![], workloads: vec![], names: vec![] }
+}
+
+/// A join by ID, with nothing asked for but a name.
+pub fn join(subnet: SubnetId, wanted: &str, since: u64) -> PendingJoin {
+    PendingJoin {
+        subnet,
+        invite: None,
+        hints: vec![],
+        name: name(wanted),
+        name_is_default: true,
+        alias: None,
+        ip: None,
+        since,
+    }
+}
+
 /// Nodes, who hears whom, and one clock.
 pub struct World {
     pub nodes: Vec<State>,
@@ -73,20 +99,25 @@ impl World {
         };
         let subnet = nodes[0].found(founding, now).unwrap();
         let id = subnet.records.id;
-        let mut draft = Draft::default();
-        draft.put(subnet);
-        nodes[0].absorb(draft);
+        nodes[0].absorb(draft(subnet));
         let count = nodes.len();
         World { nodes, side: vec![0; count], now, loss: 0, rng: Rng(seed), id }
+    }
+
+    /// A world whose owner has admitted all the others; they have not heard of each other yet.
+    pub fn whole(members: u8, seed: u64) -> World {
+        let mut world = World::found(members, seed);
+        for who in 1..world.nodes.len() {
+            world.admit(0, who, &format!("m{who}"));
+        }
+        world
     }
 
     pub fn change(&mut self, node: usize, act: impl FnOnce(&mut Subnet, &Identity, u64)) {
         let me = self.nodes[node].me.clone();
         let mut subnet = self.nodes[node].edit(&self.id.to_string()).unwrap();
         act(&mut subnet, &me, self.now);
-        let mut draft = Draft::default();
-        draft.put(subnet);
-        self.nodes[node].absorb(draft);
+        self.nodes[node].absorb(draft(subnet));
     }
 
     /// `by` admits `who`, who takes the answer.
@@ -105,20 +136,9 @@ impl World {
         self.change(by, |s, me, now| s.admit(me, &ask, Role::Member, &BTreeMap::new(), now).unwrap());
         let giver = &self.nodes[by].subnets[&self.id];
         let records: Vec<Signed> = giver.records.all().cloned().collect();
-        let join = PendingJoin {
-            subnet: self.id,
-            invite: None,
-            hints: vec![],
-            name: name(wanted),
-            name_is_default: true,
-            alias: None,
-            ip: None,
-            since: self.now,
-        };
+        let join = join(self.id, wanted, self.now);
         let subnet = self.nodes[who].accept(&join, &giver.local.genesis.clone(), &records, &[], self.now).unwrap();
-        let mut draft = Draft::default();
-        draft.put(subnet);
-        self.nodes[who].absorb(draft);
+        self.nodes[who].absorb(draft(subnet));
     }
 
     /// One exchange between two nodes, record by record, some of them lost.
@@ -136,9 +156,7 @@ impl World {
             }
             let loss = self.loss;
             records.retain(|_| self.rng.below(100) >= loss);
-            if let Some((draft, _)) = self.nodes[to].take(self.id, &records, self.now) {
-                self.nodes[to].absorb(draft);
-            }
+            self.give(to, &records);
         }
     }
 
@@ -189,10 +207,7 @@ impl World {
 
 /// A world of `members`, all admitted by the owner, node 1 (and 2) made admins.
 pub fn with_admins(members: u8, seed: u64) -> World {
-    let mut world = World::found(members, seed);
-    for who in 1..members as usize {
-        world.admit(0, who, &format!("m{who}"));
-    }
+    let mut world = World::whole(members, seed);
     let admins = [world.nodes[1].me.peer, world.nodes[2].me.peer];
     world.change(0, |s, me, now| admins.iter().for_each(|a| s.set_admin(me, *a, true, now).unwrap()));
     world.gossip(30);
