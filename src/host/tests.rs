@@ -7,10 +7,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
+use tempfile::TempDir;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::memory::MemoryHost;
+use super::nft::Repair;
 use super::{Applied, Host, LinuxHost, TunControl, cleanup, netns, reconcile, used_prefixes};
 use crate::model::host::{HostConfig, MapConfig, NetnsRef, Proto, ResolvConf, TunConfig, WorkloadConfig, plan};
 use crate::model::id::SubnetId;
@@ -139,6 +142,38 @@ impl Drop for Named {
     }
 }
 
+fn linux(state: &TempDir) -> LinuxHost {
+    LinuxHost::new(INSTANCE.to_owned(), state.path().to_owned(), tuns(), Repair::Yes).unwrap()
+}
+
+/// A host and the task that keeps it as desired.
+struct Running {
+    desired: watch::Sender<(u64, Arc<HostConfig>)>,
+    results: watch::Receiver<Applied>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    fn start(host: impl Host, generation: u64, config: HostConfig) -> Running {
+        let (desired, wanted) = watch::channel((generation, Arc::new(config)));
+        let (applied, results) = watch::channel(Applied::default());
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(reconcile::run(host, wanted, applied, stop.clone()));
+        Running { desired, results, stop, task }
+    }
+
+    /// What was applied once it is as `holds` says.
+    async fn applied(&mut self, holds: impl FnMut(&Applied) -> bool) -> Applied {
+        self.results.wait_for(holds).await.unwrap().clone()
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+    }
+}
+
 async fn reach(host: &mut LinuxHost, desired: &HostConfig) {
     let observed = host.observe(desired).await.unwrap();
     let changes = plan(desired, &observed);
@@ -165,8 +200,7 @@ fn tun_comes_and_goes_without_a_trace() {
     in_own_namespace(|| async {
         let state = tempfile::tempdir().unwrap();
         let before = picture();
-        let mut host =
-            LinuxHost::new(INSTANCE.to_owned(), state.path().to_owned(), tuns(), super::nft::Repair::Yes).unwrap();
+        let mut host = linux(&state);
         reach(&mut host, &config()).await;
         let link = ip("-d link show bw-lab");
         assert!(link.contains("alias byway:01234567:tun:bw-lab") && link.contains("mtu 1400"), "{link}");
@@ -194,8 +228,7 @@ fn foreign_kernel_objects_survive() {
         ip("route add 198.51.100.0/24 dev foreign table 4110");
         ip("rule add from 192.0.2.9 lookup 4110 priority 4110");
         let before = picture();
-        let mut host =
-            LinuxHost::new(INSTANCE.to_owned(), state.path().to_owned(), tuns(), super::nft::Repair::Yes).unwrap();
+        let mut host = linux(&state);
         reach(&mut host, &config()).await;
         reach(&mut host, &empty()).await;
         assert_eq!(picture(), before);
@@ -215,13 +248,9 @@ fn damage_is_repaired_in_two_seconds() {
     in_own_namespace(|| async {
         let state = tempfile::tempdir().unwrap();
         let before = picture();
-        let host =
-            LinuxHost::new(INSTANCE.to_owned(), state.path().to_owned(), tuns(), super::nft::Repair::Yes).unwrap();
-        let (_desired, desired) = watch::channel((1, Arc::new(config())));
-        let (applied, mut results) = watch::channel(Applied::default());
-        let stop = CancellationToken::new();
-        let task = tokio::spawn(reconcile::run(host, desired, applied, stop.clone()));
-        let reached = results.wait_for(|a| a.generation == 1).await.unwrap().clone();
+        let host = linux(&state);
+        let mut running = Running::start(host, 1, config());
+        let reached = running.applied(|a| a.generation == 1).await;
         assert_eq!(reached.failures, Vec::new());
         let whole = || {
             let link = ip("-d link show");
@@ -254,8 +283,7 @@ fn damage_is_repaired_in_two_seconds() {
         }
         run("nft", &["flush", "ruleset"]);
         until("flush ruleset", || run("nft", &["list", "ruleset"]).contains("byway_01234567")).await;
-        stop.cancel();
-        task.await.unwrap();
+        running.stop().await;
         assert_eq!(picture(), before);
     });
 }
@@ -273,8 +301,7 @@ fn workloads_reach_gateway_and_each_other_and_die_with_their_namespace() {
         let mut desired = config();
         desired.workloads =
             vec![workload("one", 11, netns_one, resolv_one), workload("two", 12, netns_two, ResolvConf::None)];
-        let mut host =
-            LinuxHost::new(INSTANCE.to_owned(), state.path().to_owned(), tuns(), super::nft::Repair::Yes).unwrap();
+        let mut host = linux(&state);
         reach(&mut host, &desired).await;
         for address in ["10.77.0.1", "fd77::1", "10.77.0.12", "fd77::12"] {
             assert!(one.pings(address), "one pings {address}");
@@ -289,13 +316,9 @@ fn workloads_reach_gateway_and_each_other_and_die_with_their_namespace() {
         // Both ends vanish and come back; a kill is survived.
         ip(&format!("-n {} link del byway0", one.0));
         drop(host);
-        let host =
-            LinuxHost::new(INSTANCE.to_owned(), state.path().to_owned(), tuns(), super::nft::Repair::Yes).unwrap();
-        let (_desired, receiver) = watch::channel((1, Arc::new(desired)));
-        let (applied, mut results) = watch::channel(Applied::default());
-        let stop = CancellationToken::new();
-        let task = tokio::spawn(reconcile::run(host, receiver, applied, stop.clone()));
-        assert_eq!(results.wait_for(|a| a.generation == 1).await.unwrap().failures, Vec::new());
+        let host = linux(&state);
+        let mut running = Running::start(host, 1, desired);
+        assert_eq!(running.applied(|a| a.generation == 1).await.failures, Vec::new());
         assert!(one.pings("10.77.0.12"));
         ip(&format!("-n {} link del byway0", one.0));
         until("the pair comes back", || one.pings("10.77.0.1")).await;
@@ -303,13 +326,12 @@ fn workloads_reach_gateway_and_each_other_and_die_with_their_namespace() {
         // A namespace of the same name is another namespace.
         two.delete();
         ip(&format!("netns add {}", two.0));
-        let dead = tokio::time::timeout(Duration::from_secs(5), results.wait_for(|a| !a.dead_workloads.is_empty()));
-        assert_eq!(dead.await.unwrap().unwrap().dead_workloads[0].1.as_str(), "two");
+        let dead = tokio::time::timeout(Duration::from_secs(5), running.applied(|a| !a.dead_workloads.is_empty()));
+        assert_eq!(dead.await.unwrap().dead_workloads[0].1.as_str(), "two");
         assert!(!ip(&format!("-n {} link show", two.0)).contains("byway0"));
         assert!(!ip("link show").contains("bwv0000000c"));
 
-        stop.cancel();
-        task.await.unwrap();
+        running.stop().await;
         assert_eq!(picture(), before);
         assert_eq!(ip(&format!("-n {} rule show", one.0)).lines().count(), 3, "no rule stays inside");
         assert!(!resolver.exists());
@@ -340,8 +362,7 @@ fn one_namespace_in_two_subnets_and_two_workloads() {
         other.prefixes = second.prefixes.clone();
         desired.tuns.push(second);
         desired.workloads = vec![first, other];
-        let mut host =
-            LinuxHost::new(INSTANCE.to_owned(), state.path().to_owned(), tuns(), super::nft::Repair::Yes).unwrap();
+        let mut host = linux(&state);
         reach(&mut host, &desired).await;
         assert!(named.pings("10.77.0.1") && named.pings("10.88.0.1") && named.pings("fd77::1"));
         // A second one of the same subnet in the same namespace answers with its own address.
@@ -387,14 +408,12 @@ fn forwarding_of_an_uplink_is_put_back_unless_someone_changed_it() {
             source: None,
             allow: Vec::new(),
         }];
-        let new =
-            || LinuxHost::new(INSTANCE.to_owned(), state.path().to_owned(), tuns(), super::nft::Repair::Yes).unwrap();
-        let mut host = new();
+        let mut host = linux(&state);
         reach(&mut host, &desired).await;
         assert_eq!(value(), "1");
         // A kill forgets nothing.
         drop(host);
-        let mut host = new();
+        let mut host = linux(&state);
         reach(&mut host, &empty()).await;
         assert_eq!(value(), "0");
         super::sysctl::write(key, "1").unwrap();
@@ -414,8 +433,7 @@ fn cleanup_removes_what_a_kill_left() {
         let (netns, resolv_conf) = netns::resolve(&named.0).await.unwrap();
         let mut desired = config();
         desired.workloads = vec![workload("w", 11, netns, resolv_conf)];
-        let mut host =
-            LinuxHost::new(INSTANCE.to_owned(), state.path().to_owned(), tuns(), super::nft::Repair::Yes).unwrap();
+        let mut host = linux(&state);
         reach(&mut host, &desired).await;
         drop(host);
         let done = cleanup(Some(INSTANCE), state.path()).await.unwrap();
@@ -445,13 +463,9 @@ fn own_namespace_and_other_files_are_no_workload() {
 fn overflow_of_events_ends_in_the_right_state() {
     in_own_namespace(|| async {
         let state = tempfile::tempdir().unwrap();
-        let host =
-            LinuxHost::new(INSTANCE.to_owned(), state.path().to_owned(), tuns(), super::nft::Repair::Yes).unwrap();
-        let (_desired, desired) = watch::channel((1, Arc::new(config())));
-        let (applied, mut results) = watch::channel(Applied::default());
-        let stop = CancellationToken::new();
-        let task = tokio::spawn(reconcile::run(host, desired, applied, stop.clone()));
-        results.wait_for(|a| a.generation == 1).await.unwrap();
+        let host = linux(&state);
+        let mut running = Running::start(host, 1, config());
+        running.applied(|a| a.generation == 1).await;
         let script: String = (0..20_000)
             .map(|n| format!("address {} 192.0.2.1/32 dev lo\n", if n % 2 == 0 { "add" } else { "del" }))
             .collect();
@@ -460,8 +474,7 @@ fn overflow_of_events_ends_in_the_right_state() {
         // On this very thread: nobody reads events meanwhile.
         run("ip", &["-batch", file.to_str().unwrap()]);
         until("the TUN is back", || ip("link show").contains("bw-lab")).await;
-        stop.cancel();
-        task.await.unwrap();
+        running.stop().await;
     });
 }
 
@@ -471,16 +484,12 @@ async fn every_failure_is_told_and_repaired_later() {
     let (host, kernel) = MemoryHost::new(nothing);
     kernel.refuse(Some("add address 10.77.0.1"));
     kernel.refuse(Some("add route fd77::/48"));
-    let (_desired, desired) = watch::channel((7, Arc::new(config())));
-    let (applied, mut results) = watch::channel(Applied::default());
-    let stop = CancellationToken::new();
-    let task = tokio::spawn(reconcile::run(host, desired, applied, stop.clone()));
-    let first = results.wait_for(|a| a.generation == 7).await.unwrap().clone();
+    let mut running = Running::start(host, 7, config());
+    let first = running.applied(|a| a.generation == 7).await;
     assert_eq!(first.failures.len(), 2, "{:?}", first.failures);
     kernel.refuse(None);
-    assert_eq!(results.wait_for(|a| a.failures.is_empty()).await.unwrap().generation, 7);
-    stop.cancel();
-    task.await.unwrap();
+    assert_eq!(running.applied(|a| a.failures.is_empty()).await.generation, 7);
+    running.stop().await;
     assert_eq!(kernel.observed().host_links().count(), 0);
 }
 
@@ -491,16 +500,12 @@ async fn nothing_is_touched_before_the_first_desired_state() {
     let observed = host.observe(&config()).await.unwrap();
     let changes = plan(&config(), &observed);
     assert_eq!(host.apply(&config(), changes).await, Vec::new());
-    let (sender, desired) = watch::channel((0, Arc::new(HostConfig::default())));
-    let (applied, mut results) = watch::channel(Applied::default());
-    let stop = CancellationToken::new();
-    let task = tokio::spawn(reconcile::run(host, desired, applied, stop.clone()));
+    let mut running = Running::start(host, 0, HostConfig::default());
     // Several times as long as the wait after an event.
     kernel.disturb(|_| {});
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(kernel.observed().host_links().count(), 1);
-    sender.send((1, Arc::new(config()))).unwrap();
-    results.wait_for(|a| a.generation == 1).await.unwrap();
-    stop.cancel();
-    task.await.unwrap();
+    running.desired.send((1, Arc::new(config()))).unwrap();
+    running.applied(|a| a.generation == 1).await;
+    running.stop().await;
 }
