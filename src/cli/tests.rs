@@ -71,7 +71,7 @@ fn the_grammar_is_sound() {
     Cli::command().debug_assert();
 }
 
-/// A daemon that answers `status` and leaves every join pending.
+/// A daemon that answers `status`, leaves every join pending and every ping unanswered, and knows nothing else.
 fn answer(request: Request) -> Result<Response, Error> {
     match request {
         Request::Status { .. } => {

@@ -220,21 +220,21 @@ async fn settle(ctx: &Context, generation: u64) -> Result<(), Error> {
     }
 }
 
-/// Reads the configuration again and says what needs a restart; declared memberships are joined at once.
+/// Reads the configuration again and says what needs a restart; nothing of it is taken over while running.
 async fn reload(ctx: &Context) -> Result<Response, Error> {
     let fresh = Config::load(&ctx.config.sources).map_err(|errors| {
         let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
         Error::new(ErrorKind::Usage, "E-CONFIG", all.join("; ")).hint("byway config check")
     })?;
-    let same = fresh
+    let differing = fresh
         .values()
         .zip(ctx.config.values())
         .filter(|((_, a, _), (_, b, _))| a != b)
         .map(|((key, ..), _)| key)
         .collect::<Vec<_>>();
-    if same.is_empty() {
+    if differing.is_empty() {
         Ok(done("configuration read again; nothing changed", false))
     } else {
-        Ok(done(format!("configuration read again; a restart is needed for: {}", same.join(", ")), true))
+        Ok(done(format!("configuration read again; a restart is needed for: {}", differing.join(", ")), true))
     }
 }

@@ -10,7 +10,7 @@ pub enum ErrorKind {
     Failed,
     /// Exit 2, HTTP 400.
     Usage,
-    /// Exit 3: no daemon answers on the socket.
+    /// Exit 3, HTTP 503: no daemon answers on the socket.
     NoDaemon,
     /// Exit 4, HTTP 403.
     NotPermitted,
@@ -22,7 +22,7 @@ pub enum ErrorKind {
     Refused,
     /// Exit 8, HTTP 504.
     Timeout,
-    /// Exit 9: `status --check`.
+    /// Exit 9, HTTP 500: `status --check`.
     Degraded,
 }
 

@@ -46,7 +46,7 @@ impl Core {
     /// `invite create`.
     ///
     /// # Errors
-    /// `E-NOT-ADMIN`, `E-NOT-OWNER` for an admin's invite.
+    /// `E-NO-SUBNET`, `E-NOT-ADMIN`, `E-NOT-OWNER` for an admin's invite, `E-ROLE` for an owner's.
     pub fn invite_create(
         &mut self,
         text: &str,

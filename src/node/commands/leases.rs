@@ -11,7 +11,7 @@ impl Core {
     /// `lease add` (one entry) and `lease import` (a whole routing table): all or nothing.
     ///
     /// # Errors
-    /// `E-NO-MEMBER`, `E-NOT-ADMIN`, `E-LEASE-OUTSIDE`, `E-LEASE-TAKEN`.
+    /// `E-NOT-ADMIN`, `E-LEASE-OUTSIDE`, `E-LEASE-TAKEN`, `E-LEASE-MANY`.
     pub fn lease_add(&mut self, text: &str, entries: &[(IpNet, PeerId)]) -> Result<Response, Error> {
         let mut subnet = self.state.edit(text)?;
         let changed = subnet.lease(&self.state.me.clone(), entries, self.now())?;
@@ -28,7 +28,7 @@ impl Core {
     /// The peer a lease goes to: a member by name or ID, any full peer ID, or this node.
     ///
     /// # Errors
-    /// `E-NO-MEMBER`.
+    /// `E-NO-SUBNET`, `E-NO-MEMBER`.
     pub fn lease_owner(&self, text: &str, member: Option<&str>) -> Result<PeerId, Error> {
         let subnet = self.state.find(text)?;
         let Some(member) = member else { return Ok(self.state.me.peer) };

@@ -16,7 +16,7 @@ use crate::node::Core;
 /// Checks a map's form and gives it a name.
 ///
 /// # Errors
-/// `E-PORT`, `E-FAMILY`.
+/// `E-PORT`, `E-FAMILY`: of the listening address with the target's or with an allowed prefix.
 pub fn prepare_map(
     proto: Proto,
     listen: IpAddr,

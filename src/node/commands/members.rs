@@ -78,7 +78,7 @@ impl Core {
     /// `member role`.
     ///
     /// # Errors
-    /// `E-NO-MEMBER`, `E-NOT-OWNER`.
+    /// `E-ROLE`, `E-NO-MEMBER`, `E-NOT-OWNER`.
     pub fn member_role(&mut self, text: &str, member: &str, role: Role) -> Result<Response, Error> {
         if role == Role::Owner {
             return Err(Error::new(

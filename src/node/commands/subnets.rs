@@ -55,8 +55,8 @@ impl Core {
         Ok(Response::Created(created))
     }
 
-    /// `leave`: says goodbye, then removes every trace here. The caller tells the others before it calls
-    /// [`Core::forget`].
+    /// `leave`: says goodbye, or takes a waiting join back. What is left here goes with [`Core::forget`], which the
+    /// caller calls once the others were told.
     ///
     /// # Errors
     /// `E-NO-SUBNET`, `E-OWNER-STAYS`.
@@ -107,7 +107,8 @@ impl Core {
         self.commit(draft, None)
     }
 
-    /// `destroy`: the owner's head ends the subnet; forgetting follows once the others were told.
+    /// `destroy`: the owner's head ends the subnet; forgetting follows once the others were told. `None` when it was
+    /// left or ended before.
     ///
     /// # Errors
     /// `E-NO-SUBNET`, `E-NOT-OWNER`.

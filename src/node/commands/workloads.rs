@@ -34,7 +34,7 @@ impl Core {
     /// `attach`: gives the answer; the kernel follows the View.
     ///
     /// # Errors
-    /// See [`Subnet::attach`].
+    /// `E-ATTACHED` when another subnet has that link; else see [`Subnet::attach`].
     pub fn attach(&mut self, text: &str, new: NewWorkload, ip: Option<IpAddr>) -> Result<Attached, Error> {
         let mut subnet = self.state.edit(text)?;
         let elsewhere = self.state.subnets.values().any(|s| {
