@@ -171,6 +171,9 @@ pub(super) fn joined(joined: &Joined, style: Style) -> String {
         let on = joined.interface.as_ref().map(|i| format!("  on {i}")).unwrap_or_default();
         out += &print::fields(&[("you", format!("{member}{}{on}", print::addresses(&joined.addresses)))]);
     }
+    if let Some(fingerprint) = &joined.fingerprint {
+        out += &print::fields(&[("fingerprint", print::clean(fingerprint).to_string())]);
+    }
     out
 }
 

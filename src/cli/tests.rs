@@ -91,6 +91,7 @@ fn answer(request: Request) -> Result<Response, Error> {
             addresses: vec![],
             interface: None,
             member: None,
+            fingerprint: None,
         })),
         Request::Ping { target, .. } => Ok(Response::Ping(PingInfo {
             target,

@@ -8,7 +8,7 @@ use super::Context;
 use crate::api::types::{Error, ErrorKind, Path, PeerInfo, PeerStatus, Problem, Status, SubnetStatus};
 use crate::link::{Key, LinkStatus};
 use crate::model::build::MTU;
-use crate::model::id::PeerId;
+use crate::model::id::{Name, PeerId};
 use crate::model::join::fingerprint;
 use crate::model::members::{match_peer, printable};
 use crate::node::unix_now;
@@ -69,7 +69,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
         status: SubnetStatus,
         peers: Vec<(PeerId, PeerStatus)>,
     }
-    let (parts, damage) = ctx
+    let (parts, damage, asking) = ctx
         .node
         .run(move |core| -> Result<_, Error> {
             let chosen: Vec<_> = match &only {
@@ -125,7 +125,14 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                 };
                 parts.push((Part { status, peers }, mine.map(|m| m.grant.not_after)));
             }
-            Ok((parts, core.damage.clone()))
+            let asking: Vec<(Name, Vec<Name>)> = core
+                .state
+                .subnets
+                .values()
+                .filter(|s| !s.requests.is_empty())
+                .map(|s| (s.name().clone(), s.requests.values().map(|r| r.ask.name.clone()).collect()))
+                .collect();
+            Ok((parts, core.damage.clone(), asking))
         })
         .await??;
     let known = peers(ctx).await;
@@ -137,6 +144,15 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
         severity: "warning".into(),
         message: format!("{} was left out of the saved state: {}", d.what, d.why),
         help: "it is fetched from the other members when one is connected".into(),
+    }));
+    problems.extend(asking.into_iter().map(|(subnet, names)| {
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        Problem {
+            code: "E-JOIN-REQUESTS".into(),
+            severity: "info".into(),
+            message: format!("asking to join {subnet}: {}", names.join(", ")),
+            help: format!("byway member requests {subnet}"),
+        }
     }));
     let mut subnets = Vec::new();
     for (part, expires) in parts {

@@ -98,6 +98,9 @@ pub struct Joined {
     pub addresses: Vec<IpAddr>,
     pub interface: Option<String>,
     pub member: Option<Name>,
+    /// This peer's fingerprint while it waits: what whoever approves compares.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub fingerprint: Option<String>,
 }
 
 /// A verb that only does something: one line that says what, and whether anything changed.

@@ -30,6 +30,7 @@ subnet lab  7q3km2wd9xra4ce8yn5t0vbz6g
         addresses: vec![ip("10.77.2.1")],
         interface: Some("bw-lab".into()),
         member: Some(name("b")),
+        fingerprint: None,
     };
     assert_eq!(
         render(&Response::Joined(joined.clone()), STYLE),
@@ -37,7 +38,11 @@ subnet lab  7q3km2wd9xra4ce8yn5t0vbz6g
     );
     joined =
         Joined { name: None, state: SubnetState::Pending, addresses: vec![], interface: None, member: None, ..joined };
-    assert_eq!(render(&Response::Joined(joined), STYLE), "subnet 7q3km2wd9xra4ce8yn5t0vbz6g  pending\n");
+    joined.fingerprint = Some("12345-67890".into());
+    assert_eq!(
+        render(&Response::Joined(joined), STYLE),
+        "subnet 7q3km2wd9xra4ce8yn5t0vbz6g  pending\n  fingerprint 12345-67890\n"
+    );
 }
 
 #[test]

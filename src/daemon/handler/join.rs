@@ -8,7 +8,7 @@ use crate::daemon::Context;
 use crate::daemon::join::{self, Progress};
 use crate::link::Key;
 use crate::model::id::SubnetId;
-use crate::model::join::{INVITE_PREFIX, Invite};
+use crate::model::join::{INVITE_PREFIX, Invite, fingerprint};
 use crate::model::local::PendingJoin;
 use crate::model::members::printable;
 use crate::node::unix_now;
@@ -85,6 +85,7 @@ pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Respo
             addresses: vec![],
             interface: None,
             member: None,
+            fingerprint: Some(fingerprint(ctx.peers.peer())),
         })),
     }
 }
@@ -105,6 +106,7 @@ async fn joined(ctx: &Context, id: SubnetId) -> Result<Option<Response>, Error> 
             addresses: i.addresses,
             interface: Some(i.interface),
             member,
+            fingerprint: None,
         })
     }))
 }
