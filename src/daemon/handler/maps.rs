@@ -6,7 +6,7 @@ use super::{generation, settle};
 use crate::api::types::{Error, ErrorKind, MapInfo, Request, Response};
 use crate::daemon::Context;
 use crate::host::listening;
-use crate::host::nft::MapKey;
+use crate::host::nft::{self, MapKey};
 use crate::node::prepare_map;
 
 pub(super) async fn map_add(ctx: &Context, request: Request) -> Result<Response, Error> {
@@ -46,14 +46,18 @@ pub(super) async fn map_add(ctx: &Context, request: Request) -> Result<Response,
     map.map(Response::Map).ok_or_else(|| Error::new(ErrorKind::Failed, "E-MAP", "the map is gone again"))
 }
 
-/// Adds the live counters.
+/// Adds the live counters, and whether foreign rules stand in the way.
 pub(in crate::daemon) async fn count(ctx: &Context, maps: &mut [MapInfo]) {
     let Some(rules) = &ctx.rules else { return };
     if maps.is_empty() {
         return;
     }
     let counts = rules.counts().await;
+    let blocked = !nft::forward_drops().await.unwrap_or_default().is_empty();
     for map in maps {
+        if blocked && map.state == "ok" {
+            map.state = "blocked".into();
+        }
         let Ok(listen) = map.listen.parse::<SocketAddr>() else { continue };
         let key = MapKey { proto: map.proto, listen: listen.ip(), port: listen.port() };
         if let Some(found) = counts.maps.get(&key) {
