@@ -9,6 +9,8 @@ mod lab;
 mod durability;
 #[path = "netns/input.rs"]
 mod input;
+#[path = "netns/kills.rs"]
+mod kills;
 #[path = "netns/lifecycle.rs"]
 mod lifecycle;
 #[path = "netns/maps.rs"]
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
         names::CASES,
         maps::CASES,
         durability::CASES,
+        kills::CASES,
         input::CASES,
     ];
     lab::runner::main(&groups.concat())
