@@ -26,6 +26,10 @@ const EAGER_ROUNDS: u32 = 120;
 /// For one question.
 const PATIENCE: Duration = Duration::from_secs(6);
 
+/// Rounds in a row that bring nothing but refusals before a join by the bare ID ends. Whoever answers may say no, also a
+/// stranger who has never heard of the subnet: one real member that says "wait" outweighs it.
+const REFUSALS: u32 = 3;
+
 /// Refusals that pass: of a full queue, a full disk, an attempt that took too long.
 const PASSING: [&str; 5] = ["E-RATE", "E-REQUESTS-FULL", "E-INVITE-STALE", "E-DISK-FULL", "E-STATE-WRITE"];
 
@@ -80,6 +84,7 @@ pub(crate) fn start(ctx: &Context, join: PendingJoin) -> watch::Receiver<Progres
 async fn ask_until_decided(ctx: Context, join: PendingJoin, progress: watch::Sender<Progress>) {
     let mine =
         |ctx: &Context| ctx.joins.lock().get(&join.subnet).is_some_and(|r| r.same_channel(&progress.subscribe()));
+    let mut refusals = 0u32;
     for round in 0u32.. {
         let subnet = join.subnet;
         let wanted = ctx.node.run(move |core| core.state.joins.contains_key(&subnet)).await.unwrap_or(false);
@@ -112,6 +117,10 @@ async fn ask_until_decided(ctx: Context, join: PendingJoin, progress: watch::Sen
             Some(JoinAnswer::Refused { code, .. }) if PASSING.contains(&code.as_str()) => {
                 progress.send_replace(Progress::Waiting { reached: false });
             }
+            // With an invite only its issuer's word comes this far.
+            Some(JoinAnswer::Refused { .. }) if join.invite.is_none() && refusals.saturating_add(1) < REFUSALS => {
+                refusals = refusals.saturating_add(1);
+            }
             Some(JoinAnswer::Refused { code, message }) => {
                 // A person mistook the name or the address, or it was said no: asking again does not help.
                 let kind = match code.as_str() {
@@ -132,7 +141,10 @@ async fn ask_until_decided(ctx: Context, join: PendingJoin, progress: watch::Sen
                 end(&ctx, subnet, &progress, error).await;
                 return;
             }
-            Some(JoinAnswer::Pending { reached }) => drop(progress.send_replace(Progress::Waiting { reached })),
+            Some(JoinAnswer::Pending { reached }) => {
+                refusals = 0;
+                progress.send_replace(Progress::Waiting { reached });
+            }
             _ => {}
         }
         let pause = if round < EAGER_ROUNDS { SOON } else { LATER };
@@ -206,15 +218,22 @@ async fn candidates(ctx: &Context, join: &PendingJoin) -> Vec<PeerId> {
     found
 }
 
-/// Asks each candidate; the first that lets us in decides, else the most telling answer.
+/// Asks each candidate; the first that lets us in decides, else the most telling answer. Of an invite only its issuer
+/// knows what it is worth: another's refusal is not heard.
 async fn one_round(ctx: &Context, join: &PendingJoin) -> Option<JoinAnswer> {
     let mut best: Option<JoinAnswer> = None;
     let candidates = candidates(ctx, join).await;
-    if join.invite.is_some() {
+    if let Some(invite) = &join.invite {
         // One attempt at a time: each takes a nonce of the issuer's.
         for peer in candidates {
-            best = better(best, ask(ctx, join, peer).await);
-            if matches!(best, Some(JoinAnswer::Admitted { .. } | JoinAnswer::Refused { .. })) {
+            match ask(ctx, join, peer).await {
+                Some(refused @ JoinAnswer::Refused { .. }) if peer == invite.issuer => return Some(refused),
+                Some(JoinAnswer::Refused { code, message }) => {
+                    tracing::info!(%peer, code, message, "a refusal that is not the issuer's");
+                }
+                answer => best = better(best, answer),
+            }
+            if matches!(best, Some(JoinAnswer::Admitted { .. })) {
                 break;
             }
         }
@@ -237,10 +256,11 @@ async fn one_round(ctx: &Context, join: &PendingJoin) -> Option<JoinAnswer> {
 fn better(a: Option<JoinAnswer>, b: Option<JoinAnswer>) -> Option<JoinAnswer> {
     let rank = |answer: &Option<JoinAnswer>| match answer {
         Some(JoinAnswer::Admitted { .. }) => 5,
-        Some(JoinAnswer::Pending { reached: true }) => 4,
-        Some(JoinAnswer::Refused { .. }) => 3,
-        Some(JoinAnswer::Ended { .. }) => 2,
-        Some(JoinAnswer::Pending { .. }) => 1,
+        // Proven by the owner's signature.
+        Some(JoinAnswer::Ended { .. }) => 4,
+        Some(JoinAnswer::Pending { reached: true }) => 3,
+        Some(JoinAnswer::Pending { .. }) => 2,
+        Some(JoinAnswer::Refused { .. }) => 1,
         _ => 0,
     };
     if rank(&b) > rank(&a) { b } else { a }

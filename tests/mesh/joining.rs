@@ -1,5 +1,7 @@
 //! Who gets in, and who does not.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use byway::api::types::{Admission, Cidr, Request, Response, Role, SubnetState};
@@ -267,4 +269,51 @@ async fn malformed_and_oversize_requests_are_refused() {
     let told = a.status().await.problems.into_iter().find(|p| p.code == "E-PEER-REQUESTS").expect("it is counted");
     assert!(told.message.starts_with("12 "), "{}", told.message);
     assert_eq!(a.peers("lab").await.len(), 2);
+}
+
+/// Says no to everybody who asks to join anything.
+fn naysayer(seed: [u8; 32]) -> (String, Arc<AtomicU32>, tokio_util::sync::DropGuard) {
+    let address = format!("/memory/{}", 900_000 + u64::from(seed[0]));
+    let mut config = byway::p2p::Config::new(seed);
+    config.transport = byway::p2p::TransportKind::Memory;
+    config.lan_discovery = false;
+    config.listen = vec![address.parse().unwrap()];
+    let (handle, mut events, driver) = byway::p2p::start(config).unwrap();
+    let said = Arc::new(AtomicU32::new(0));
+    let count = said.clone();
+    let stop = tokio_util::sync::CancellationToken::new();
+    tokio::spawn(driver.run(stop.clone()));
+    tokio::spawn(async move {
+        let _alive = handle;
+        while let Some(event) = events.recv().await {
+            if let byway::p2p::Event::Asked { responder, .. } = event {
+                let answer = JoinAnswer::Refused { code: "E-DENIED".into(), message: "no".into() };
+                responder.respond(byway::wire::control::encode(&answer));
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    });
+    (address, said, stop.drop_guard())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_strangers_refusal_ends_no_join() {
+    let (a, b, c) = tokio::join!(Node::start("a"), Node::start("b"), Node::start("c"));
+    let created = a.create("lab").await;
+    let (mean, said, _stop) = naysayer([41; 32]);
+    // By ID: someone who may decide says "wait", and that counts.
+    let pending = b.join(&created.id.to_string(), &[mean.clone(), a.address()], Duration::ZERO).await.unwrap();
+    assert_eq!(pending.state, SubnetState::Pending);
+    until("the question arrived", || async { a.requests("lab").await == vec![b.peer] }).await;
+    until("it was refused often enough to believe it", || async { said.load(Ordering::Relaxed) >= 4 }).await;
+    a.ok(Request::MemberApprove { subnet: "lab".into(), member: "b".into() }).await;
+    until("b is in", || async { b.peers("lab").await.len() == 2 }).await;
+    // By invite: the issuer is found later than the stranger.
+    let mut invite = Invite::parse(&created.invite).unwrap();
+    invite.addresses = vec![];
+    let text = invite.to_text();
+    let early = c.join(&text, &[mean.clone()], SHORT).await;
+    assert!(!matches!(&early, Err(e) if e.code == "E-DENIED"), "{early:?}");
+    c.join(&text, &[mean, a.address()], PATIENCE).await.unwrap();
+    assert_eq!(a.peers("lab").await.len(), 3);
 }
