@@ -11,7 +11,7 @@ use crate::model::build::MTU;
 use crate::model::id::{Name, PeerId};
 use crate::model::join::fingerprint;
 use crate::model::members::{match_peer, printable};
-use crate::node::unix_now;
+use crate::node::{Nearness, nearness, unix_now};
 use crate::p2p;
 
 /// What the peers' task knows, by peer.
@@ -123,7 +123,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                     workloads: core.workloads(Some(subnet)),
                     drops: BTreeMap::new(),
                 };
-                parts.push((Part { status, peers }, mine.map(|m| m.grant.not_after)));
+                parts.push((Part { status, peers }, mine.map(|m| (m.grant.not_before, m.grant.not_after))));
             }
             let asking: Vec<(Name, Vec<Name>)> = core
                 .state
@@ -155,7 +155,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
         }
     }));
     let mut subnets = Vec::new();
-    for (part, expires) in parts {
+    for (part, grant) in parts {
         let mut status = part.status;
         for (peer, mut info) in part.peers {
             let link = ctx.links.status(Key { subnet: status.id, peer });
@@ -174,7 +174,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                 *count = count.saturating_add(*packets);
             }
         }
-        problems.extend(expiry(&status.name.to_string(), expires));
+        problems.extend(expiry(&status.name.to_string(), grant, unix_now()));
         subnets.push(status);
     }
     let applied = ctx.applied.borrow().generation;
@@ -222,12 +222,12 @@ async fn blocked(ctx: &Context) -> Vec<Problem> {
     chains.into_iter().map(problem).collect()
 }
 
-/// A grant that ends soon is warned of 30, 7 and 1 days before.
-fn expiry(subnet: &str, expires: Option<u64>) -> Option<Problem> {
+/// A grant (from, until) that ends soon is warned of 30, 7 and 1 days before.
+fn expiry(subnet: &str, grant: Option<(u64, u64)>, now: u64) -> Option<Problem> {
     let problem = |severity: &str, message: String, help: String| {
         Some(Problem { code: "E-GRANT-EXPIRES".into(), severity: severity.into(), message, help })
     };
-    let Some(expires) = expires else {
+    let Some((from, until)) = grant else {
         return Some(Problem {
             code: "E-NOT-MEMBER".into(),
             severity: "error".into(),
@@ -237,15 +237,19 @@ fn expiry(subnet: &str, expires: Option<u64>) -> Option<Problem> {
             help: format!("byway leave {subnet}   (or ask the owner to admit it again, then byway join)"),
         });
     };
-    let left = expires.saturating_sub(unix_now());
-    let days = left / 86_400;
+    let left = until.saturating_sub(now);
+    let when = match left {
+        0..3600 => format!("{} minutes", left / 60),
+        3600..86_400 => format!("{} hours", left / 3600),
+        _ => format!("{} days", left / 86_400),
+    };
+    let severity = match nearness(left, until.saturating_sub(from))? {
+        Nearness::Day => "error",
+        Nearness::Week => "warning",
+        Nearness::Month => "info",
+    };
     let help = "an online owner or admin renews it by itself; start one".to_owned();
-    match days {
-        0 => problem("error", format!("the grant in subnet {subnet} ends in {} hours", left / 3600), help),
-        1..7 => problem("warning", format!("the grant in subnet {subnet} ends in {days} days"), help),
-        7..30 => problem("info", format!("the grant in subnet {subnet} ends in {days} days"), help),
-        _ => None,
-    }
+    problem(severity, format!("the grant in subnet {subnet} ends in {when}"), help)
 }
 
 fn problems(ctx: &Context) -> Vec<Problem> {
@@ -334,4 +338,24 @@ pub(crate) async fn peer_show(ctx: &Context, text: &str) -> Result<PeerInfo, Err
         Error::new(ErrorKind::NotFound, "E-NO-PEER", format!("no peer {} is known", printable(text)))
             .hint("byway peer ls")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grant_that_ends_is_told_in_three_steps() {
+        const DAY: u64 = 86_400;
+        let at = |left: u64| expiry("lab", Some((1000, 1000 + 90 * DAY)), 1000 + 90 * DAY - left);
+        let severity = |left| at(left).map(|p| p.severity);
+        assert_eq!(severity(60 * DAY), None);
+        assert_eq!(severity(30 * DAY), None);
+        assert_eq!(severity(30 * DAY - 1).as_deref(), Some("info"));
+        assert_eq!(severity(7 * DAY - 1).as_deref(), Some("warning"));
+        assert_eq!(severity(DAY - 1).as_deref(), Some("error"));
+        assert!(at(3 * DAY).is_some_and(|p| p.code == "E-GRANT-EXPIRES" && p.message.ends_with("in 3 days")));
+        assert!(at(7300).is_some_and(|p| p.message.ends_with("in 2 hours")));
+        assert!(expiry("lab", None, 0).is_some_and(|p| p.code == "E-NOT-MEMBER" && p.severity == "error"));
+    }
 }

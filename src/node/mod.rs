@@ -6,6 +6,7 @@
 
 mod admission;
 mod commands;
+mod expiry;
 mod show;
 mod sync;
 
@@ -18,6 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use admission::JoinDecision;
 pub use commands::{Leaving, NewWorkload, prepare_map};
+pub use expiry::{Nearness, nearness};
 
 use crate::api::types::{Error, ErrorKind};
 use crate::model::build::Here;
@@ -62,6 +64,7 @@ pub struct Core {
     /// Hash of what is held, by subnet; emptied by every change.
     hashes: BTreeMap<SubnetId, [u8; 32]>,
     rates: sync::Rates,
+    warned: expiry::Warned,
     /// When (seconds since 1970) the View changes by itself.
     next_change: Option<u64>,
     /// Told when the thread has let go of the state directory.
@@ -122,6 +125,7 @@ impl Node {
             generation: 0,
             hashes: BTreeMap::new(),
             rates: sync::Rates::default(),
+            warned: expiry::Warned::default(),
             next_change: None,
             closing: None,
         };
@@ -278,6 +282,7 @@ impl Core {
             let draft = self.state.forget(id);
             self.commit(draft, None)?;
         }
+        self.warn_of_expiry();
         // A grant that ran out changes the View without any record.
         if self.next_change.is_some_and(|at| at <= now) {
             self.publish();
