@@ -337,6 +337,17 @@ impl Records {
 
     /// Reads the heads in the order of their numbers. A removed admin's word ends with the number that removed it: what
     /// it signed at that number or before holds, what it signs later does not, unless someone else admitted it again.
+    ///
+    /// Two admins that remove each other with the same number, each unseen by the other, are both out: no order of theirs
+    /// could be trusted. What only they granted counts no more and has to be approved again: were it to count until the
+    /// owner has heard of it, a removed admin could sign such a number at any later time and let strangers in by it.
+    ///
+    /// An admin the *owner* un-names loses its word altogether, also what it revoked and the owner had not heard of: the
+    /// owner has to say that again. Nothing else is the same at everyone. That it was an admin once stood in a head of the
+    /// owner's that the newer one has replaced, so who hears the newer first can never tell its heads from a stranger's;
+    /// and if heads up to the number that un-named it went on counting, it could sign such a number at any later time and
+    /// put everybody out. The owner's next head repeats every revocation it has heard of, which closes the gap for all
+    /// that reached it in time.
     fn standing(&self) -> Standing {
         let admins = self.admins();
         let owner = self.genesis.owner;
