@@ -11,6 +11,8 @@ mod node;
 
 #[path = "mesh/abuse.rs"]
 mod abuse;
+#[path = "mesh/crowd.rs"]
+mod crowd;
 #[path = "mesh/durability.rs"]
 mod durability;
 #[path = "mesh/joining.rs"]
