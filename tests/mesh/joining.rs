@@ -312,7 +312,7 @@ async fn a_strangers_refusal_ends_no_join() {
     let mut invite = Invite::parse(&created.invite).unwrap();
     invite.addresses = vec![];
     let text = invite.to_text();
-    let early = c.join(&text, &[mean.clone()], SHORT).await;
+    let early = c.join(&text, std::slice::from_ref(&mean), SHORT).await;
     assert!(!matches!(&early, Err(e) if e.code == "E-DENIED"), "{early:?}");
     c.join(&text, &[mean, a.address()], PATIENCE).await.unwrap();
     assert_eq!(a.peers("lab").await.len(), 3);
