@@ -417,7 +417,7 @@ async fn a_port_in_use_is_its_own_error() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_overlay_is_neither_dialled_nor_announced_nor_accepted() {
+async fn underlay_never_rides_overlay() {
     let (mut a, b) = (
         Node::start(on_loopback(34, "/ip4/127.0.0.1/tcp/0")).await,
         Node::start(on_loopback(35, "/ip4/127.0.0.1/tcp/0")).await,

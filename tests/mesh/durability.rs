@@ -52,7 +52,7 @@ async fn invites_and_removals_survive_restart() {
 
 /// Runs in a process of its own whose files may not grow any more: what a full disk looks like from inside.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "started by full_store_is_saved_or_refused"]
+#[ignore = "started by saved_before_published_before_answered"]
 async fn inside_a_full_disk() {
     let Some(dir) = std::env::var_os("BYWAY_FULL_DIR") else { return };
     let home = Home::at(TempDir::new_in(dir).unwrap(), "a");
@@ -100,7 +100,7 @@ async fn reserved(node: &Node) -> Vec<ipnet::IpNet> {
 }
 
 #[test]
-fn full_store_is_saved_or_refused() {
+fn saved_before_published_before_answered() {
     let dir = TempDir::new().unwrap();
     let program = std::env::current_exe().unwrap();
     // 512-byte blocks; a write beyond fails with EFBIG once the signal is ignored.
