@@ -138,6 +138,7 @@ async fn outside(addresses: Vec<&'static str>) -> (SocketAddr, Arc<std::sync::Mu
 }
 
 #[tokio::test]
+#[ignore = "needs dig"]
 async fn dig_is_answered_on_udp_and_tcp() {
     let running = start(view(vec![subnet(1, &["127.0.2.1"], zone::tests::lab())]), vec![]);
     let at = SocketAddr::new("127.0.2.1".parse().unwrap(), running.port);
@@ -152,10 +153,7 @@ async fn dig_is_answered_on_udp_and_tcp() {
             output.ok().map(|o| String::from_utf8_lossy(&o.stdout).into_owned())
         })
     };
-    let Some(short) = dig(&["+short", "db.lab.internal"]).await.unwrap() else {
-        eprintln!("SKIPPED the rest: no dig on this machine");
-        return running.end().await;
-    };
+    let short = dig(&["+short", "db.lab.internal"]).await.unwrap().unwrap();
     assert_eq!(short.trim(), "10.42.7.20");
     let reverse = dig(&["+short", "-x", "10.42.7.20"]).await.unwrap().unwrap();
     assert_eq!(reverse.trim(), "db.lab.internal.");

@@ -217,14 +217,6 @@ async fn delete_where(wanted: impl Fn(&Entry) -> bool + Send + 'static) -> io::R
     tokio::time::timeout(TIMEOUT, work).await?.map_err(io::Error::other)?
 }
 
-/// Ends the flows of one map; see [`delete_maps`].
-///
-/// # Errors
-/// Netlink refused.
-pub async fn delete_map(map: MapFlows) -> io::Result<usize> {
-    delete_maps(vec![map]).await
-}
-
 /// Ends every flow that one of `maps` began, and returns how many.
 ///
 /// # Errors

@@ -4,10 +4,8 @@
 //! *absorbed* ([`State::absorb`]): what could not be saved has changed nothing.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Kind, Result};
 use super::id::{Name, PeerId, SubnetId};
@@ -532,11 +530,6 @@ fn no_subnet(text: &str) -> Error {
     Error::new(Kind::NotFound, "E-NO-SUBNET", format!("no subnet {} here", printable(text))).hint("byway subnet ls")
 }
 
-/// Whether `address` may be asked for at all: no loopback, multicast or unspecified one.
-pub fn is_unicast(address: IpAddr) -> bool {
-    !(address.is_loopback() || address.is_multicast() || address.is_unspecified())
-}
-
 impl Draft {
     /// The subnet as it shall be.
     pub fn put(&mut self, subnet: Subnet) {
@@ -597,11 +590,8 @@ fn key(kind: u8, id: SubnetId, rest: &[u8]) -> Vec<u8> {
     [&[kind], id.0.as_slice(), rest].concat()
 }
 
-#[derive(Serialize, Deserialize)]
-struct Stored(Local);
-
 fn read_local(bytes: &[u8]) -> Option<Subnet> {
-    let Stored(local) = postcard::from_bytes(bytes).ok()?;
+    let local: Local = postcard::from_bytes(bytes).ok()?;
     let genesis = Genesis::parse(&local.genesis).ok()?;
     Some(Subnet { records: Records::new(genesis), local, requests: BTreeMap::new() })
 }

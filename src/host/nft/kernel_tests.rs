@@ -183,7 +183,7 @@ fn wanted() -> HostConfig {
 }
 
 impl Lab {
-    fn new() -> Option<Self> {
+    fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
         let ns = |what: &str| Ns::new(format!("wtnft-{}-{n}-{what}", std::process::id()));
@@ -225,7 +225,7 @@ impl Lab {
             ns.serve(80);
         }
         lab.peer.serve(80);
-        Some(lab)
+        lab
     }
 
     fn sync(&self, config: &HostConfig) -> Vec<String> {
@@ -264,7 +264,7 @@ fn addr(text: &str) -> Option<IpAddr> {
 #[test]
 #[ignore = "needs root"]
 fn maps_answer_from_everywhere_and_only_as_asked() {
-    let Some(lab) = Lab::new() else { return };
+    let lab = Lab::new();
     let mut config = wanted();
     config.maps = web();
     assert!(lab.sync(&config).is_empty());
@@ -312,7 +312,7 @@ fn maps_answer_from_everywhere_and_only_as_asked() {
 #[test]
 #[ignore = "needs root"]
 fn workloads_keep_to_their_address_and_subnet() {
-    let Some(lab) = Lab::new() else { return };
+    let lab = Lab::new();
     assert!(lab.sync(&wanted()).is_empty());
     lab.host.serve(7777);
     // Same subnet, gateway, member: yes.
@@ -344,7 +344,7 @@ fn workloads_keep_to_their_address_and_subnet() {
 #[test]
 #[ignore = "needs root"]
 fn removing_a_map_leaves_the_ruleset_as_it_was_and_ends_its_flows() {
-    let Some(lab) = Lab::new() else { return };
+    let lab = Lab::new();
     lab.host.sh("nft 'add table ip admin; add chain ip admin c { type filter hook input priority 0; }; add rule ip admin c tcp dport 22 accept'");
     let mut config = wanted();
     assert!(lab.sync(&config).is_empty());
@@ -373,7 +373,7 @@ fn removing_a_map_leaves_the_ruleset_as_it_was_and_ends_its_flows() {
 #[test]
 #[ignore = "needs root"]
 fn a_target_that_moves_takes_new_flows_and_ends_old_ones() {
-    let Some(lab) = Lab::new() else { return };
+    let lab = Lab::new();
     let mut config = wanted();
     config.maps = vec![map(7, Proto::Tcp, "0.0.0.0", 8080, "10.7.1.2", 80)];
     lab.sync(&config);
@@ -390,7 +390,7 @@ fn a_target_that_moves_takes_new_flows_and_ends_old_ones() {
 #[test]
 #[ignore = "needs root"]
 fn only_allowed_clients_reach_a_guarded_map() {
-    let Some(lab) = Lab::new() else { return };
+    let lab = Lab::new();
     let mut config = wanted();
     config.maps = web();
     for map in &mut config.maps {
@@ -415,7 +415,7 @@ fn only_allowed_clients_reach_a_guarded_map() {
 #[test]
 #[ignore = "needs root"]
 fn deltas_leave_in_the_kernel_what_a_fresh_table_has() {
-    let Some(lab) = Lab::new() else { return };
+    let lab = Lab::new();
     let mut full = wanted();
     full.maps = web();
     full.maps[2].allow = vec!["192.0.2.0/25".parse().unwrap(), "203.0.113.7/32".parse().unwrap()];
@@ -447,7 +447,7 @@ fn deltas_leave_in_the_kernel_what_a_fresh_table_has() {
 #[test]
 #[ignore = "needs root"]
 fn a_flushed_or_altered_table_is_repaired_within_a_second() {
-    let Some(lab) = Lab::new() else { return };
+    let lab = Lab::new();
     let mut config = wanted();
     config.maps = web();
     lab.sync(&config);
@@ -511,7 +511,7 @@ fn a_flushed_or_altered_table_is_repaired_within_a_second() {
 #[test]
 #[ignore = "needs root"]
 fn a_table_left_by_a_crash_is_taken_over_and_cleaned_up() {
-    let Some(lab) = Lab::new() else { return };
+    let lab = Lab::new();
     let mut config = wanted();
     config.maps = web();
     lab.sync(&config);
@@ -538,7 +538,7 @@ fn a_table_left_by_a_crash_is_taken_over_and_cleaned_up() {
 #[test]
 #[ignore = "needs root"]
 fn a_flooding_workload_leaves_conntrack_to_others() {
-    let Some(lab) = Lab::new() else { return };
+    let lab = Lab::new();
     lab.sync(&wanted());
     let before = lab.ruleset();
     lab.a.run(async {
@@ -556,7 +556,7 @@ fn a_flooding_workload_leaves_conntrack_to_others() {
 #[test]
 #[ignore = "needs root"]
 fn a_forward_policy_of_the_administrator_is_seen() {
-    let Some(lab) = Lab::new() else { return };
+    let lab = Lab::new();
     let mut config = wanted();
     config.maps = web();
     lab.sync(&config);
@@ -571,7 +571,7 @@ fn a_forward_policy_of_the_administrator_is_seen() {
 #[test]
 #[ignore = "needs root"]
 fn flows_of_a_removed_member_end() {
-    let Some(lab) = Lab::new() else { return };
+    let lab = Lab::new();
     lab.sync(&wanted());
     let flow = |to: &str| Arc::new(Mutex::new(lab.a.connect(to, PATIENCE).unwrap().0));
     let flow = flow("10.7.1.3:80");
@@ -586,7 +586,7 @@ fn flows_of_a_removed_member_end() {
 #[test]
 #[ignore = "needs root"]
 fn loopback_maps_answer_here_and_nowhere_else() {
-    let Some(lab) = Lab::new() else { return };
+    let lab = Lab::new();
     let mut config = wanted();
     config.maps = web();
     config.maps.push(map(7, Proto::Tcp, "127.0.0.1", 9000, "10.7.1.2", 80));
@@ -614,7 +614,7 @@ fn loopback_maps_answer_here_and_nowhere_else() {
 #[test]
 #[ignore = "needs root"]
 fn ten_thousand_maps_change_one_at_a_time() {
-    let Some(lab) = Lab::new() else { return };
+    let lab = Lab::new();
     let mut config = wanted();
     config.maps = (10_000u16..20_000).map(|port| map(7, Proto::Tcp, "0.0.0.0", port, "10.7.1.2", 80)).collect();
     let start = std::time::Instant::now();
