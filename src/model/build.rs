@@ -67,6 +67,7 @@ impl State {
             mtu: MTU,
             routes,
             members: resolved.members.keys().copied().filter(|p| *p != self.me.peer).collect(),
+            data_keys: resolved.members.iter().map(|(peer, member)| (*peer, member.grant.data_key)).collect(),
             zone: Arc::new(zone(subnet, resolved, generation)),
         }
     }

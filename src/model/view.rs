@@ -89,6 +89,8 @@ pub struct SubnetView {
     pub routes: RouteTable,
     /// Members with a valid grant, this node not among them.
     pub members: BTreeSet<PeerId>,
+    /// Their X25519 keys for sessions, certified by the grants.
+    pub data_keys: BTreeMap<PeerId, [u8; 32]>,
     /// Names of the subnet.
     pub zone: Arc<Zone>,
 }
@@ -201,6 +203,7 @@ mod tests {
             mtu: 1420,
             routes,
             members: BTreeSet::from([friend]),
+            data_keys: BTreeMap::new(),
             zone: Arc::new(Zone::empty(&name)),
             name,
         };
