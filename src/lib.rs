@@ -26,7 +26,7 @@
 //! api::server   datapath
 //! node
 //! tun  p2p  link  host  dns  store  config  api::{types,client}     one outside thing each; never import each other
-//! wire -> model -> packet                                           no tokio, sockets, files, clock, randomness
+//! wire -> crypto -> model -> packet                                 no tokio, sockets, files, clock, randomness
 //! ```
 //!
 //! # A packet, TUN to peer ([`datapath`], `outbound.rs`)
@@ -63,6 +63,7 @@ pub mod api;
 pub mod attach;
 pub mod cli;
 pub mod config;
+pub mod crypto;
 pub mod daemon;
 pub mod datapath;
 pub mod dns;

@@ -1,0 +1,13 @@
+//! PURE: the keys of sessions between two peers, the frames they seal, and which frames were seen.
+//!
+//! Bytes, time and entropy come as arguments, except that ML-KEM draws from aws-lc's own generator.
+
+pub mod frame;
+pub mod replay;
+
+mod counter;
+
+/// What [`counter`] takes its atomics from.
+mod atomic {
+    pub(super) use std::sync::atomic::{AtomicU64, Ordering};
+}
