@@ -1,12 +1,14 @@
-//! PURE: one IP packet: what it says, its checksums, cutting a super-packet, ICMP replies, why it was dropped.
+//! PURE: one IP packet: what it says, its checksums, cutting and joining super-packets, ICMP replies, why it was dropped.
 //!
 //! Owns no buffer and knows no peer, route or device; every function works on bytes the caller holds.
 
 pub mod checksum;
+pub mod cut;
 pub mod drops;
 pub mod icmp;
 pub mod offload;
 pub mod parse;
+pub mod rejoin;
 pub mod segment;
 
 pub use drops::{DropCounts, DropReason};

@@ -49,15 +49,19 @@ pub fn segment(
     Ok(())
 }
 
-/// Where a segment lies in its super-packet.
-struct Place {
-    index: usize,
-    offset: usize,
-    last: bool,
+/// Where a segment, or a run of them, lies in its super-packet.
+pub(super) struct Place {
+    /// Segments before it.
+    pub index: usize,
+    /// Payload bytes before it.
+    pub offset: usize,
+    /// Whether nothing comes behind it.
+    pub last: bool,
 }
 
-/// Gives one segment its own lengths, IP identification, TCP sequence number and flags.
-fn number_headers(out: &mut [u8], packet: &Packet, place: Place) {
+/// Gives a part of a super-packet, headers and payload in `out`, its own lengths, IP identification, TCP sequence number
+/// and flags. `packet` tells version, protocol and where the transport header begins.
+pub(super) fn number_headers(out: &mut [u8], packet: &Packet, place: Place) {
     let at = packet.transport;
     if packet.version == Version::V4 {
         // Consecutive identifications, as the kernel's own segmentation gives them.

@@ -1,4 +1,5 @@
 //! PURE: bytes between peers.
 
 pub mod control;
+pub mod datagram;
 pub mod frame;
