@@ -63,3 +63,60 @@ impl Cut {
         Piece { kind: self.kind, headers: self.headers, index, last, size: self.size }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::offload::Rebuild;
+    use super::super::parse::parse;
+    use super::super::parse::samples::super_packets;
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn pieces_cover_the_payload_once_and_fit((bytes, offload) in super_packets(), room in 0usize..3000) {
+            let packet = parse(&bytes).unwrap();
+            prop_assume!(Rebuild::plan(&packet, &offload).is_ok());
+            let wanted = usize::from(offload.gso_size);
+            let is_udp = matches!(offload.kind, Kind::Udp4 | Kind::Udp6);
+            let Some(cut) = Cut::plan(&packet, &offload, room) else {
+                let size = room.saturating_sub(packet.headers).min(wanted);
+                prop_assert!(size < 8 || (is_udp && size < wanted) || packet.payload().div_ceil(size) > 256);
+                return Ok(());
+            };
+            prop_assert!(!is_udp || cut.size == wanted);
+            let mut at = packet.headers;
+            for index in 0..cut.count {
+                let range = cut.piece(index);
+                prop_assert_eq!(range.start, at);
+                prop_assert!(range.len() + packet.headers <= room && cut.describe(index).holds(range.len()));
+                at = range.end;
+            }
+            prop_assert_eq!(at, bytes.len());
+            prop_assert!(cut.piece(cut.count).is_empty() && cut.piece(usize::MAX).is_empty());
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_cut_is_left_to_the_caller() {
+        let bytes = crate::packet::parse::samples::tcp(
+            crate::packet::parse::samples::ip("10.0.0.1"),
+            crate::packet::parse::samples::ip("10.0.0.2"),
+            &[1; 5000],
+        );
+        let packet = parse(&bytes).unwrap();
+        let offload = Offload { kind: Kind::Tcp4, gso_size: 1400, header_len: packet.headers as u16 };
+        assert_eq!(Cut::plan(&packet, &offload, 2000).map(|c| (c.size, c.count)), Some((1400, 4)));
+        assert_eq!(
+            Cut::plan(&packet, &offload, 1052).map(|c| (c.size, c.count)),
+            Some((1000, 5)),
+            "smaller for the path"
+        );
+        assert_eq!(Cut::plan(&packet, &offload, 52 + 19), None, "more than 256 pieces");
+        assert_eq!(Cut::plan(&packet, &offload, 52 + 7), None, "less than a receiver takes");
+        assert_eq!(Cut::plan(&packet, &offload, 51), None, "no room for headers");
+        assert_eq!(Cut::plan(&packet, &Offload { kind: Kind::Udp4, ..offload }, 1451), None, "a datagram is not cut");
+        assert_eq!(Cut::plan(&packet, &Offload::NONE, 9000), None);
+        assert_eq!(Cut::plan(&Packet { headers: 256, ..packet }, &offload, 9000), None, "headers beyond their field");
+    }
+}

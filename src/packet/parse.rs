@@ -150,7 +150,11 @@ fn tcp_header(behind: &[u8]) -> Result<usize, DropReason> {
 pub(crate) mod samples {
     //! Packets for tests, built by etherparse.
     use etherparse::PacketBuilder;
+    use proptest::prelude::*;
     use std::net::IpAddr;
+
+    use super::super::offload::{Kind, Offload, pseudo_sum, put, write_ip_lengths};
+    use super::{TCP, UDP, parse};
 
     /// A UDP packet with `payload`, checksums complete.
     pub fn udp(source: IpAddr, destination: IpAddr, payload: &[u8]) -> Vec<u8> {
@@ -193,6 +197,83 @@ pub(crate) mod samples {
             _ => panic!("mixed families"),
         }
         out
+    }
+
+    /// Super-packets of all four kinds as a kernel hands them over, up to 24,000 bytes: any flags, numbers, options and
+    /// extension headers, the checksum partial, sizes of 8 to 1500.
+    pub fn super_packets() -> impl Strategy<Value = (Vec<u8>, Offload)> {
+        let kind = prop_oneof![Just(Kind::Tcp4), Just(Kind::Tcp6), Just(Kind::Udp4), Just(Kind::Udp6)];
+        let ip = (any::<u8>(), any::<u16>(), any::<bool>(), prop_oneof![2 => Just(0usize), 1 => 0usize..=10]);
+        let tcp = (any::<u32>(), any::<u8>(), any::<u16>(), 0usize..=10);
+        let sizes = (prop_oneof![1 => 8usize..100, 3 => 100usize..1500], 1usize..40, 1usize..=1500, any::<u64>());
+        (kind, ip, tcp, sizes).prop_map(|(kind, (tos, id, df, ip_words), (sequence, flags, urgent, words), sizes)| {
+            let (size, full, last, seed) = sizes;
+            let is_tcp = matches!(kind, Kind::Tcp4 | Kind::Tcp6);
+            let mut bytes = if matches!(kind, Kind::Tcp4 | Kind::Udp4) {
+                let mut ip = vec![0x45 + ip_words as u8, tos, 0, 0, 0, 0, if df { 0x40 } else { 0 }, 0, 64];
+                ip.extend_from_slice(&[if is_tcp { TCP } else { UDP }, 0, 0, 10, 1, 2, 3, 10, 9, 8, 7]);
+                put(&mut ip, 4, id);
+                ip.resize(20 + 4 * ip_words, 1);
+                ip
+            } else {
+                let protocol = if is_tcp { TCP } else { UDP };
+                let mut ip = vec![0x60 | tos >> 4, tos << 4, id as u8, 7, 0, 0, protocol, 64];
+                ip.extend_from_slice(&[0xfd; 32]);
+                if ip_words > 0 {
+                    // Destination options: as many eight-byte words of padding.
+                    ip[6] = 60;
+                    let room = 8 * ip_words - 4;
+                    ip.extend_from_slice(&[protocol, (ip_words - 1) as u8, 1, room as u8]);
+                    ip.resize(40 + 8 * ip_words, 0);
+                }
+                ip
+            };
+            bytes.extend_from_slice(&[0x12, 0x34, 0x56, 0x78]);
+            if is_tcp {
+                bytes.extend_from_slice(&sequence.to_be_bytes());
+                bytes.extend_from_slice(&[9, 8, 7, 6, 0x50 + 0x10 * words as u8, flags, 1, 2, 0, 0]);
+                bytes.extend_from_slice(&urgent.to_be_bytes());
+                bytes.resize(bytes.len() + 4 * words, 1);
+            } else {
+                bytes.extend_from_slice(&[0; 4]);
+            }
+            let payload = (size * full + last.min(size)).min(23_000);
+            let mut state = seed | 1;
+            bytes.extend((0..payload).map(|_| {
+                state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+                (state >> 56) as u8
+            }));
+            let version = parse_version(&bytes);
+            write_ip_lengths(&mut bytes, version);
+            let packet = parse(&bytes).unwrap();
+            put(&mut bytes, packet.transport + packet.checksum_offset().unwrap(), pseudo_sum(&packet));
+            if !is_tcp {
+                put(&mut bytes, packet.transport + 4, (packet.length - packet.transport) as u16);
+            }
+            (bytes, Offload { kind, gso_size: size as u16, header_len: packet.headers as u16 })
+        })
+    }
+
+    fn parse_version(bytes: &[u8]) -> super::Version {
+        if bytes[0] >> 4 == 4 { super::Version::V4 } else { super::Version::V6 }
+    }
+
+    /// What becomes of `count` things on the way: lost, doubled, moved by a few places. Their numbers as they arrive.
+    pub fn arrivals(count: usize, fates: &[(u8, usize)]) -> Vec<usize> {
+        let mut out: Vec<_> = (0..count)
+            .zip(fates.iter().cycle())
+            .flat_map(|(i, (copies, late))| {
+                (0..[0, 1, 1, 1, 1, 1, 1, 2][usize::from(*copies % 8)]).map(move |c| (i + late * c.max(1), i))
+            })
+            .collect();
+        out.sort_by_key(|(at, _)| *at);
+        out.into_iter().map(|(_, i)| i).collect()
+    }
+
+    /// Fates for [`arrivals`]: mostly none.
+    pub fn fates() -> impl Strategy<Value = Vec<(u8, usize)>> {
+        let late = prop_oneof![8 => Just(0usize), 1 => 1usize..5];
+        prop::collection::vec((any::<u8>(), late), 1..64)
     }
 
     /// Shorthand.

@@ -82,3 +82,144 @@ fn run_ends_with_last(length: usize, first: &Piece, count: usize) -> Option<bool
     let tail = payload.checked_sub(before.checked_mul(first.size)?)?;
     Piece { index: end, ..*first }.holds(tail).then_some(end == first.last)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::cut::Cut;
+    use super::super::offload::{Rebuild, put};
+    use super::super::parse::samples::{arrivals, fates, super_packets};
+    use super::super::segment::{segment, tests::slow_twin};
+    use super::*;
+    use proptest::prelude::*;
+
+    /// What a receiver's kernel makes of one run: complete packets.
+    fn deliver(run: &mut [u8], first: &Piece, count: usize) -> Result<Vec<Vec<u8>>, DropReason> {
+        let offload = rejoin(run, first, count)?;
+        let packet = parse(run)?;
+        Rebuild::plan(&packet, &offload)?.apply(run);
+        let mut out = Vec::new();
+        segment(run, &packet, &offload, &mut Vec::new(), |p| out.push(p.to_vec()))?;
+        Ok(out)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+        #[test]
+        fn joined_pieces_equal_the_slow_twin_without_the_lost((bytes, offload) in super_packets(), room in 60usize..2000, fates in fates()) {
+            let packet = parse(&bytes).unwrap();
+            prop_assume!(Rebuild::plan(&packet, &offload).is_ok());
+            let Some(cut) = Cut::plan(&packet, &offload, room) else { return Ok(()) };
+            let twin = slow_twin(&bytes, cut.size);
+            prop_assert_eq!(cut.count, twin.len());
+            let order = arrivals(cut.count, &fates);
+            let want: Vec<_> = order.iter().map(|i| twin[*i].clone()).collect();
+            let (mut got, mut run, mut open) = (Vec::new(), Vec::new(), None);
+            for index in order {
+                let piece = cut.describe(index);
+                let payload = &bytes[cut.piece(index)];
+                prop_assert!(piece.holds(payload.len()) && cut.headers + payload.len() <= room);
+                open = match open.take() {
+                    Some((first, count)) if Piece::is_followed_by(&first, count, &piece) => Some((first, count + 1)),
+                    former => {
+                        if let Some((first, count)) = former {
+                            got.extend(deliver(&mut run, &first, count).unwrap());
+                        }
+                        run = bytes[..cut.headers].to_vec();
+                        Some((piece, 1))
+                    }
+                };
+                run.extend_from_slice(payload);
+            }
+            if let Some((first, count)) = open {
+                got.extend(deliver(&mut run, &first, count).unwrap());
+            }
+            prop_assert_eq!(got, want);
+        }
+
+        #[test]
+        fn a_lie_never_panics(
+            (mut bytes, offload) in super_packets(), spoil in prop::collection::vec((0usize..100, any::<u8>()), 0..4), short in 0usize..200,
+            number in 0u8..8, headers in prop_oneof![3 => Just(None), 1 => (0usize..300).prop_map(Some)], index in 0usize..256,
+            last in 0usize..256, size in prop_oneof![3 => Just(None), 1 => any::<u16>().prop_map(Some)], count in 0usize..300,
+        ) {
+            let true_headers = usize::from(offload.header_len);
+            let first = Piece {
+                kind: Kind::from_number(number).unwrap_or(offload.kind),
+                headers: headers.unwrap_or(true_headers),
+                index,
+                last,
+                size: size.map_or(usize::from(offload.gso_size), usize::from),
+            };
+            for (at, value) in spoil {
+                if let Some(byte) = bytes.get_mut(at) { *byte = value; }
+            }
+            if short > 0 { bytes.truncate(short); }
+            let length = bytes.len();
+            if let Ok(offload) = rejoin(&mut bytes, &first, count) {
+                let packet = parse(&bytes).unwrap();
+                prop_assert_eq!((packet.length, packet.headers), (length, first.headers));
+                prop_assert_eq!(packet.payload().div_ceil(first.size), count);
+                if let Ok(rebuild) = Rebuild::plan(&packet, &offload) { rebuild.apply(&mut bytes); }
+            }
+        }
+    }
+
+    /// 20 + 20 bytes of headers and pieces of 10 bytes.
+    fn run(index: usize, last: usize, payload: usize) -> (Vec<u8>, Piece) {
+        let mut bytes = vec![0u8; 40 + payload];
+        (bytes[0], bytes[8], bytes[9]) = (0x45, 64, TCP);
+        (bytes[32], bytes[33]) = (0x50, 0x80 | 0x10 | 0x08 | 0x01);
+        bytes[24..28].copy_from_slice(&u32::MAX.to_be_bytes());
+        put(&mut bytes, 4, 0xffff);
+        (bytes, Piece { kind: Kind::Tcp4, headers: 40, index, last, size: 10 })
+    }
+
+    #[test]
+    fn numbers_and_flags_are_those_of_the_place() {
+        let want = |index: usize, last: usize, count: usize, payload: usize| {
+            let (mut bytes, first) = run(index, last, payload);
+            let offload = rejoin(&mut bytes, &first, count).unwrap();
+            let sequence = u32::from_be_bytes(bytes[24..28].try_into().unwrap());
+            (offload.kind, offload.gso_size, u16::from_be_bytes([bytes[4], bytes[5]]), sequence, bytes[33])
+        };
+        assert_eq!(want(0, 4, 3, 30), (Kind::Tcp4, 10, 0xffff, u32::MAX, 0x90), "the beginning: CWR, no FIN, no PSH");
+        assert_eq!(want(1, 4, 2, 20), (Kind::Tcp4, 10, 0, 9, 0x10), "the middle: none, and numbers that wrap");
+        assert_eq!(want(2, 4, 3, 21), (Kind::Tcp4, 10, 1, 19, 0x19), "the end: FIN and PSH");
+        assert_eq!(want(4, 4, 1, 1), (Kind::Partial, 0, 3, 39, 0x19), "one piece is no super-packet");
+        assert_eq!(want(0, 0, 1, 10), (Kind::Partial, 0, 0xffff, u32::MAX, 0x99), "a super-packet of one piece");
+    }
+
+    #[test]
+    fn numbers_that_do_not_agree_are_refused() {
+        let refused = |index, last, count, payload| {
+            let (mut bytes, first) = run(index, last, payload);
+            rejoin(&mut bytes, &first, count) == Err(DropReason::Malformed)
+        };
+        assert!(!refused(1, 4, 2, 20));
+        assert!(refused(1, 4, 0, 0) && refused(1, 4, 0, 20), "no piece");
+        assert!(refused(1, 4, 2, 19) && refused(1, 4, 2, 21), "a short piece in the middle");
+        assert!(refused(3, 4, 2, 10) && refused(3, 4, 2, 21), "an empty or a long last piece");
+        assert!(refused(3, 4, 3, 30), "a piece behind the last");
+        let with = |change: fn(&mut Vec<u8>, &mut Piece)| {
+            let (mut bytes, mut first) = run(1, 4, 20);
+            change(&mut bytes, &mut first);
+            rejoin(&mut bytes, &first, 2) == Err(DropReason::Malformed)
+        };
+        assert!(with(|_, p| p.kind = Kind::Partial) && with(|_, p| p.kind = Kind::None), "no super-packet");
+        assert!(with(|_, p| p.kind = Kind::Udp4) && with(|_, p| p.kind = Kind::Tcp6), "another kind");
+        assert!(with(|b, _| b[9] = UDP), "another protocol");
+        assert!(with(|b, _| b[6] = 0x20) && with(|b, _| b[7] = 1), "a fragment");
+        assert!(with(|b, _| b[0] = 0x46) && with(|b, _| b[32] = 0x60), "headers end elsewhere");
+        assert!(with(|b, _| b[0] = 0x44) && with(|b, _| b[32] = 0x40), "headers too short");
+        assert!(
+            with(|b, p| {
+                b.truncate(30);
+                p.headers = 10;
+            }),
+            "headers cut short"
+        );
+        let (mut bytes, mut first) = run(0, 1, 65_516);
+        first.size = 65_515;
+        assert_eq!(rejoin(&mut bytes, &first, 2), Err(DropReason::Malformed), "larger than a packet can be");
+    }
+}
