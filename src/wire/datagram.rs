@@ -251,3 +251,412 @@ impl<'a> Control<'a> {
         padding.iter().all(|byte| *byte == 0).then_some(control)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::cut::Cut;
+    use crate::packet::parse::samples::{arrivals, fates, ip, super_packets, udp};
+    use crate::packet::rejoin::rejoin;
+    use crate::packet::segment::{segment, tests::slow_twin};
+    use crate::packet::{offload::Rebuild, parse};
+    use proptest::prelude::*;
+
+    /// A second reading of the format, made from this module's text alone: no function of the codec, of `rejoin` or of the
+    /// checksums is called. Every piece becomes a packet of its own, as a receiver without offload would write it.
+    mod by_hand {
+        fn number(bytes: &[u8]) -> u64 {
+            bytes.iter().fold(0, |n, b| n << 8 | u64::from(*b))
+        }
+
+        /// The checksum of RFC 1071, word by word.
+        fn checksum(parts: &[&[u8]]) -> [u8; 2] {
+            let all: Vec<u8> = parts.concat();
+            let mut sum = 0u64;
+            for i in (0..all.len()).step_by(2) {
+                sum += u64::from(all[i]) * 256 + all.get(i + 1).map_or(0, |b| u64::from(*b));
+            }
+            while sum >= 0x1_0000 {
+                sum = sum % 0x1_0000 + sum / 0x1_0000;
+            }
+            let value = 0xffff - sum as u16;
+            if value == 0 { [0xff, 0xff] } else { value.to_be_bytes() }
+        }
+
+        /// Writes the TCP or UDP checksum into a packet whose transport header begins at `at`.
+        fn finish(packet: &mut [u8], at: usize, protocol: u8) {
+            let field = at + if protocol == 6 { 16 } else { 6 };
+            packet[field..field + 2].fill(0);
+            let addresses = if packet[0] >> 4 == 4 { packet[12..20].to_vec() } else { packet[8..40].to_vec() };
+            let length = ((packet.len() - at) as u32).to_be_bytes();
+            let sum = checksum(&[&addresses, &[0, protocol], &length, &packet[at..]]);
+            packet[field..field + 2].copy_from_slice(&sum);
+        }
+
+        /// The packets of one plaintext that is no control message.
+        pub fn packets(plaintext: &[u8]) -> Vec<Vec<u8>> {
+            let (body, t) = plaintext.split_at(plaintext.len() - 8);
+            match t[0] >> 4 {
+                1 => {
+                    assert!(t[0] & 15 < 2 && t[1..] == [0; 7]);
+                    vec![packet(body, t[0] & 15 == 1)]
+                }
+                2 => {
+                    assert!(t[0] & 15 == 0 && t[1..] == [0; 7]);
+                    let (mut out, mut rest) = (Vec::new(), body);
+                    while !rest.is_empty() {
+                        let length = number(&rest[..2]) as usize;
+                        assert!(rest[2] < 2 && rest[3] == 0);
+                        out.push(packet(&rest[4..4 + length], rest[2] == 1));
+                        rest = &rest[4 + length..];
+                    }
+                    out
+                }
+                3 => vec![piece(body, t)],
+                kind => panic!("kind {kind}"),
+            }
+        }
+
+        /// A whole packet, its checksum computed if that was left undone.
+        fn packet(bytes: &[u8], partial: bool) -> Vec<u8> {
+            let mut out = bytes.to_vec();
+            if partial {
+                // Enough for what the tests send: no extension headers.
+                let (at, protocol) =
+                    if out[0] >> 4 == 4 { (usize::from(out[0] % 16) * 4, out[9]) } else { (40, out[6]) };
+                finish(&mut out, at, protocol);
+            }
+            out
+        }
+
+        fn piece(body: &[u8], t: &[u8]) -> Vec<u8> {
+            let (kind, headers, index, last) = (t[0] & 15, usize::from(t[1]), usize::from(t[2]), t[3]);
+            let (v4, tcp) = (kind == 2 || kind == 4, kind == 2 || kind == 3);
+            let size = number(&t[4..6]) as usize;
+            let (payload, head) = body.split_at(body.len() - headers);
+            let ends = index == usize::from(last);
+            assert!(if ends { !payload.is_empty() && payload.len() <= size } else { payload.len() == size });
+            let mut out = [head, payload].concat();
+            let length = out.len();
+            if v4 {
+                out[2..4].copy_from_slice(&(length as u16).to_be_bytes());
+                let id = number(&out[4..6]) as usize + index;
+                out[4..6].copy_from_slice(&(id as u16).to_be_bytes());
+                out[10..12].fill(0);
+                let head = usize::from(out[0] % 16) * 4;
+                let sum = match checksum(&[&out[..head]]) {
+                    // The header's own checksum has no two zeros to choose from.
+                    [0xff, 0xff] => [0, 0],
+                    sum => sum,
+                };
+                out[10..12].copy_from_slice(&sum);
+            } else {
+                out[4..6].copy_from_slice(&((length - 40) as u16).to_be_bytes());
+            }
+            // The transport header is the last of the headers.
+            let at = if !tcp {
+                headers - 8
+            } else if v4 {
+                usize::from(out[0] % 16) * 4
+            } else {
+                let (mut next, mut at) = (out[6], 40);
+                while next != 6 {
+                    (next, at) = (out[at], at + (usize::from(out[at + 1]) + 1) * 8);
+                }
+                at
+            };
+            if tcp {
+                let sequence = number(&out[at + 4..at + 8]) + (index * size) as u64;
+                out[at + 4..at + 8].copy_from_slice(&(sequence as u32).to_be_bytes());
+                if !ends {
+                    // FIN and PSH.
+                    out[at + 13] &= 0b1111_0110;
+                }
+                if index > 0 {
+                    // CWR.
+                    out[at + 13] &= 0b0111_1111;
+                }
+            } else {
+                out[at + 4..at + 6].copy_from_slice(&((length - at) as u16).to_be_bytes());
+            }
+            finish(&mut out, at, if tcp { 6 } else { 17 });
+            out
+        }
+    }
+
+    /// What a sender seals: one plaintext for each piece.
+    fn plaintexts(bytes: &[u8], cut: &Cut, id: u16) -> Vec<Vec<u8>> {
+        let plaintext = |index| {
+            let trailer = Trailer::Piece { piece: cut.describe(index), id }.encode();
+            [&bytes[cut.piece(index)], &bytes[..cut.headers], &trailer].concat()
+        };
+        (0..cut.count).map(plaintext).collect()
+    }
+
+    /// A receiver as `link` has it: every plaintext is opened to the end of the growing packet, over the headers and the
+    /// trailer of the one before.
+    struct Receiver {
+        buffer: Vec<u8>,
+        run: Option<(Piece, u16, usize)>,
+        end: usize,
+        got: Vec<Vec<u8>>,
+    }
+
+    impl Receiver {
+        const BASE: usize = 256;
+
+        fn new() -> Receiver {
+            Receiver { buffer: vec![0; Self::BASE + 2 * MAX_PACKET], run: None, end: Self::BASE, got: Vec::new() }
+        }
+
+        fn take(&mut self, plaintext: &[u8]) {
+            if self.end + plaintext.len() > self.buffer.len() {
+                self.flush();
+            }
+            let at = if self.run.is_some() { self.end } else { Self::BASE };
+            self.buffer[at..at + plaintext.len()].copy_from_slice(plaintext);
+            let Some((body, Trailer::Piece { piece, id })) = split(&self.buffer[at..at + plaintext.len()]) else {
+                return;
+            };
+            let Some(payload) = body.checked_sub(piece.headers).filter(|p| piece.holds(*p)) else { return };
+            match &mut self.run {
+                Some((first, former, count)) if *former == id && first.is_followed_by(*count, &piece) => *count += 1,
+                _ => {
+                    self.flush();
+                    self.buffer.copy_within(at..at + body, Self::BASE);
+                    let headers = Self::BASE + payload..Self::BASE + body;
+                    self.buffer.copy_within(headers, Self::BASE - piece.headers);
+                    self.run = Some((piece, id, 1));
+                    self.end = Self::BASE;
+                }
+            }
+            self.end += payload;
+        }
+
+        fn flush(&mut self) {
+            let Some((first, _, count)) = self.run.take() else { return };
+            let bytes = &mut self.buffer[Self::BASE - first.headers..self.end];
+            self.end = Self::BASE;
+            let Ok(offload) = rejoin(bytes, &first, count) else { return };
+            let Ok(packet) = parse(bytes) else { return };
+            let Ok(rebuild) = Rebuild::plan(&packet, &offload) else { return };
+            rebuild.apply(bytes);
+            segment(bytes, &packet, &offload, &mut Vec::new(), |p| self.got.push(p.to_vec())).unwrap();
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(96))]
+        #[test]
+        fn two_readings_of_the_format_agree((bytes, offload) in super_packets(), room in 60usize..2000, id: u16, fates in fates()) {
+            let packet = parse(&bytes).unwrap();
+            prop_assume!(Rebuild::plan(&packet, &offload).is_ok());
+            let Some(cut) = Cut::plan(&packet, &offload, room) else { return Ok(()) };
+            let sent = plaintexts(&bytes, &cut, id);
+            let twin = slow_twin(&bytes, cut.size);
+            let by_hand: Vec<_> = sent.iter().flat_map(|p| by_hand::packets(p)).collect();
+            prop_assert_eq!(&by_hand, &twin);
+            let (mut receiver, mut want) = (Receiver::new(), Vec::new());
+            for index in arrivals(cut.count, &fates) {
+                prop_assert!(sent[index].len() <= room + TRAILER);
+                receiver.take(&sent[index]);
+                want.push(twin[index].clone());
+            }
+            receiver.flush();
+            prop_assert_eq!(receiver.got, want);
+        }
+
+        #[test]
+        fn trailers_read_back_and_nothing_else_does(bytes: [u8; 8], frame in 0u8..6, kind in 0u8..8, zeros: bool) {
+            let mut bytes = bytes;
+            bytes[0] = frame << 4 | kind;
+            if zeros { bytes[1..].fill(0); }
+            if let Some(trailer) = Trailer::decode(bytes) {
+                prop_assert_eq!(trailer.encode(), bytes);
+                if let Trailer::Piece { piece, .. } = trailer {
+                    prop_assert!(piece.index <= piece.last && piece.headers + piece.last * piece.size < MAX_PACKET);
+                }
+            }
+        }
+
+        #[test]
+        fn damage_never_panics_nor_grows_a_packet((bytes, offload) in super_packets(), room in 100usize..2000, damage in prop::collection::vec((any::<prop::sample::Index>(), 0usize..150, any::<u8>()), 1..40)) {
+            let packet = parse(&bytes).unwrap();
+            let Some(cut) = Cut::plan(&packet, &offload, room) else { return Ok(()) };
+            let (mut sent, mut receiver) = (plaintexts(&bytes, &cut, 7), Receiver::new());
+            for (which, back, value) in damage {
+                // Trailer and headers are at the end.
+                let plaintext = which.get_mut(&mut sent);
+                let at = plaintext.len().saturating_sub(back + 1);
+                plaintext[at] = if value < 100 { plaintext[at] ^ 1 << (value % 8) } else { value };
+                if value > 240 { plaintext.truncate(at); }
+                if plaintext.is_empty() { plaintext.push(value); }
+            }
+            for plaintext in &sent { receiver.take(plaintext); }
+            receiver.flush();
+            for packet in &receiver.got { prop_assert_eq!(parse(packet).map(|p| p.length), Ok(packet.len())); }
+        }
+
+        #[test]
+        fn garbage_never_panics(frames in prop::collection::vec((prop::collection::vec(any::<u8>(), 0..300), 0u8..8), 1..60)) {
+            let mut receiver = Receiver::new();
+            for (mut frame, kind) in frames {
+                let at = frame.len().saturating_sub(8);
+                if let Some(first) = frame.get_mut(at) && kind > 0 { *first = 0x30 | kind % 6; }
+                receiver.take(&frame);
+            }
+            receiver.flush();
+        }
+
+        #[test]
+        fn bundles_read_back(packets in prop::collection::vec((prop::collection::vec(any::<u8>(), 20..200), any::<bool>()), 0..12)) {
+            let mut body = Vec::new();
+            for (packet, partial) in &packets { prop_assert!(append(&mut body, packet, *partial)); }
+            let (mut bundle, mut got) = (Bundle::default(), Vec::new());
+            while let Some(entry) = bundle.next(&body) {
+                let (partial, range) = entry.unwrap();
+                got.push((body[range].to_vec(), partial));
+            }
+            prop_assert_eq!(got, packets);
+        }
+
+        #[test]
+        fn garbage_in_a_bundle_ends_it(mut body in prop::collection::vec(any::<u8>(), 0..300), small: bool) {
+            if small { for at in (0..body.len()).step_by(2) { body[at] = 0; } }
+            let (mut bundle, mut end, mut failed) = (Bundle::default(), 0, false);
+            while let Some(entry) = bundle.next(&body) {
+                prop_assert!(!failed, "nothing comes behind an error");
+                match entry {
+                    Ok((_, range)) => {
+                        prop_assert!(range.start == end + ENTRY && range.len() >= 20 && range.end <= body.len());
+                        end = range.end;
+                    }
+                    Err(_) => failed = true,
+                }
+            }
+            prop_assert!(failed || end == body.len());
+        }
+
+        #[test]
+        fn control_reads_back(token: u64, port: u16, v4: [u8; 4], v6: [u8; 16], which in 0u8..5, message in prop::collection::vec(any::<u8>(), 0..1300), pad in 0usize..1500) {
+            let sent = match which {
+                0 => Control::Probe { token },
+                1 => Control::Answer { token, seen: (Ipv4Addr::from(v4), port).into() },
+                2 => Control::Answer { token, seen: SocketAddr::new(IpAddr::V6(v6.into()).to_canonical(), port) },
+                3 => Control::Rekey(&message),
+                _ => Control::Close,
+            };
+            let mut body = vec![7; 3];
+            prop_assert!(sent.encode(pad, &mut body));
+            prop_assert!(body.len() >= pad);
+            prop_assert_eq!(Control::decode(&body), Some(sent));
+            if pad < body.len() {
+                for short in 0..body.len() { prop_assert_eq!(Control::decode(&body[..short]), None); }
+            }
+            body.push(1);
+            prop_assert_eq!(Control::decode(&body), None, "padding is zeros");
+        }
+
+        #[test]
+        fn control_decode_never_panics(body in prop::collection::vec(0u8..8, 0..60)) {
+            if let Some(control) = Control::decode(&body) {
+                let mut again = Vec::new();
+                prop_assert!(control.encode(body.len(), &mut again));
+                prop_assert!(Control::decode(&again) == Some(control) && again.len() == body.len());
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_are_as_written_down() {
+        // Frame kind in the high half, offload kind in the low; the rest of these is unused.
+        assert_eq!(Trailer::Packet { partial: false }.encode(), [0x10, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(Trailer::Packet { partial: true }.encode(), [0x11, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(Trailer::Bundle.encode(), [0x20, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(Trailer::Control.encode(), [0x40, 0, 0, 0, 0, 0, 0, 0]);
+        // TCP over IPv4, 52 bytes of headers, piece 3 of 44 (0 to 43), 1368 bytes each, super-packet 0xabcd.
+        let piece = Piece { kind: Kind::Tcp4, headers: 52, index: 3, last: 43, size: 1368 };
+        assert_eq!(Trailer::Piece { piece, id: 0xabcd }.encode(), [0x32, 52, 3, 43, 0x05, 0x58, 0xab, 0xcd]);
+        let udp6 = Piece { kind: Kind::Udp6, headers: 48, index: 0, last: 255, size: 1 };
+        assert_eq!(Trailer::decode([0x35, 48, 0, 255, 0, 1, 0, 0]), Some(Trailer::Piece { piece: udp6, id: 0 }));
+        for (bad, why) in [
+            ([0x00, 0, 0, 0, 0, 0, 0, 0], "no kind"),
+            ([0x50, 0, 0, 0, 0, 0, 0, 0], "unknown frame kind"),
+            ([0x12, 0, 0, 0, 0, 0, 0, 0], "a packet that is a super-packet"),
+            ([0x10, 0, 0, 0, 0, 0, 0, 1], "an unused field in use"),
+            ([0x21, 0, 0, 0, 0, 0, 0, 0], "an unused field in use"),
+            ([0x41, 0, 0, 0, 0, 0, 0, 0], "an unused field in use"),
+            ([0x31, 52, 0, 0, 0, 100, 0, 0], "a piece of no super-packet"),
+            ([0x36, 52, 0, 0, 0, 100, 0, 0], "unknown offload kind"),
+            ([0x32, 52, 2, 1, 0, 100, 0, 0], "behind the last"),
+            ([0x32, 52, 0, 1, 0, 0, 0, 0], "no size"),
+            ([0x32, 52, 0, 255, 1, 1, 0, 0], "larger than a packet can be"),
+        ] {
+            assert_eq!(Trailer::decode(bad), None, "{why}");
+        }
+        let too_many = Piece { index: 256, last: 256, ..udp6 };
+        assert_eq!(Trailer::decode(Trailer::Piece { piece: too_many, id: 0 }.encode()), None);
+        assert_eq!(
+            (split(&[0x20; 7]), split(&[0x10, 0, 0, 0, 0, 0, 0, 0])),
+            (None, Some((0, Trailer::Packet { partial: false })))
+        );
+
+        // Length, flags, zero; then the packet.
+        let mut body = Vec::new();
+        assert!(append(&mut body, &[0x45; 20], true) && append(&mut body, &[0x60; 300], false));
+        assert_eq!((&body[..5], &body[24..29]), (&[0, 20, 1, 0, 0x45][..], &[1, 44, 0, 0, 0x60][..]));
+        assert!(!append(&mut body, &[0x45; 19], false) && !append(&mut body, &vec![0x45; 65_536], false));
+        assert_eq!(body.len(), 24 + 304);
+        for (at, value) in [(1, 19), (2, 2), (2, 3), (3, 1), (24, 2), (26, 0x80)] {
+            let mut bad = body.clone();
+            bad[at] = value;
+            let mut bundle = Bundle::default();
+            let read: Vec<_> = std::iter::from_fn(|| bundle.next(&bad)).collect();
+            assert_eq!(read.last(), Some(&Err(DropReason::Malformed)), "byte {at} is {value}");
+        }
+
+        let encoded = |control: Control<'_>, pad| {
+            let mut out = Vec::new();
+            assert!(control.encode(pad, &mut out));
+            out
+        };
+        assert_eq!(encoded(Control::Probe { token: 0x0102_0304_0506_0708 }, 12), [1, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0]);
+        let seen = "192.0.2.7:4100".parse().unwrap();
+        assert_eq!(
+            encoded(Control::Answer { token: 9, seen }, 0),
+            [2, 0, 0, 0, 0, 0, 0, 0, 9, 0x10, 0x04, 4, 192, 0, 2, 7]
+        );
+        let mapped = "[::ffff:192.0.2.7]:4100".parse().unwrap();
+        assert_eq!(
+            Control::decode(&encoded(Control::Answer { token: 9, seen: mapped }, 0)),
+            Some(Control::Answer { token: 9, seen })
+        );
+        assert_eq!(
+            encoded(Control::Answer { token: 9, seen: "[2001:db8::1]:1".parse().unwrap() }, 0)[9..14],
+            [0, 1, 6, 0x20, 0x01]
+        );
+        assert_eq!(encoded(Control::Rekey(b"abc"), 7), [3, 0, 3, b'a', b'b', b'c', 0]);
+        assert_eq!(encoded(Control::Close, 0), [4]);
+        for bad in
+            [&[][..], &[0], &[5], &[2, 0, 0, 0, 0, 0, 0, 0, 9, 0, 1, 5, 1, 2, 3, 4], &[3, 0, 4, 1, 2, 3], &[4, 0, 1]]
+        {
+            assert_eq!(Control::decode(bad), None, "{bad:?}");
+        }
+        let mut out = Vec::new();
+        assert!(!Control::Close.encode(MAX_CONTROL + 1, &mut out) && !Control::Rekey(&[0; 65_505]).encode(0, &mut out));
+        assert!(out.is_empty());
+    }
+
+    #[test]
+    fn small_packets_are_read_by_hand_too() {
+        let whole = udp(ip("10.0.0.1"), ip("10.0.0.2"), b"whole");
+        let mut partial = whole.clone();
+        partial[26..28].copy_from_slice(&[1, 2]);
+        let mut body = Vec::new();
+        assert!(append(&mut body, &whole, false) && append(&mut body, &partial, true));
+        body.extend_from_slice(&Trailer::Bundle.encode());
+        assert_eq!(by_hand::packets(&body), [whole.clone(), whole.clone()]);
+        let single = [&partial[..], &Trailer::Packet { partial: true }.encode()].concat();
+        assert_eq!(by_hand::packets(&single), [whole]);
+    }
+}
