@@ -1,4 +1,5 @@
-//! PURE: one IP packet: what it says, its checksums, cutting and joining super-packets, ICMP replies, why it was dropped.
+//! PURE: one IP packet: what it says, its checksums, cutting and joining super-packets, the MSS, ICMP
+//! replies, why it was dropped.
 //!
 //! Owns no buffer and knows no peer, route or device; every function works on bytes the caller holds.
 
@@ -6,6 +7,7 @@ pub mod checksum;
 pub mod cut;
 pub mod drops;
 pub mod icmp;
+pub mod mss;
 pub mod offload;
 pub mod parse;
 pub mod rejoin;
