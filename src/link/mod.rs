@@ -4,6 +4,7 @@
 //! never opens a stream, never looks into a packet. The stream of the newest connection carries packets out; packets are
 //! taken in from every stream of a member.
 
+pub mod port;
 mod queue;
 mod stream;
 

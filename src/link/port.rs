@@ -1,0 +1,297 @@
+//! One UDP port for everything: our sealed datagrams and libp2p's QUIC, told apart by their first byte.
+//!
+//! Owns one socket per address (one per family, usually), their buffers and what the kernel has of segmentation (GSO on the
+//! way out, GRO on the way in), with a fallback for each. Never looks behind a datagram's first byte, has no thread: any
+//! number of threads send, each by its [`Sender`]; one reads by the [`Receiver`] and gives QUIC's datagrams to the
+//! [`QuicSocket`]s.
+//!
+//! | first byte | what |
+//! |---|---|
+//! | 0x00-0x03 | free: STUN begins so (RFC 7983) |
+//! | 0x04-0x3f | ours |
+//! | 0x40-0xff | QUIC, whose fixed bit is never greased here (RFC 9000 17.2, 17.3) |
+
+mod quic;
+mod receive;
+mod send;
+mod sys;
+
+use std::io::{self, PipeReader, PipeWriter, Write};
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, socket};
+
+pub use quic::QuicSocket;
+pub use receive::{Closed, Message, Receiver};
+pub use send::{Run, Sender, Sent};
+
+use sys::{Outgoing, set_option};
+
+/// Sockets of one port at most.
+pub const MAX_SOCKETS: usize = 8;
+
+/// How the sockets are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// Bytes the kernel keeps of what came and was not yet read; beyond the system's limit only with `CAP_NET_ADMIN`.
+    pub receive_buffer: usize,
+    /// Bytes the kernel keeps of what was sent and has not yet left.
+    pub send_buffer: usize,
+    /// The mark of what is sent (`SO_MARK`, needs `CAP_NET_ADMIN`).
+    pub mark: Option<u32>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { receive_buffer: 8 << 20, send_buffer: 4 << 20, mark: None }
+    }
+}
+
+/// What a datagram is, by its first byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// A sealed frame.
+    Ours,
+    /// QUIC.
+    Quic,
+    /// Nothing known.
+    Other,
+}
+
+/// Tells by its first byte what a datagram is.
+pub const fn class(first: u8) -> Class {
+    match first {
+        0x00..=0x03 => Class::Other,
+        0x04..=0x3f => Class::Ours,
+        0x40..=0xff => Class::Quic,
+    }
+}
+
+/// How a port fares, since it was bound.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Datagrams that came.
+    pub received: u64,
+    /// Datagrams that came and were nothing known ([`Receiver::count_other`]).
+    pub other: u64,
+    /// QUIC datagrams dropped since too many waited.
+    pub quic_dropped: u64,
+    /// Frames dropped since the socket's buffer stayed full.
+    pub send_full: u64,
+    /// Frames the kernel refused for another reason: too large, no route, no socket of that family.
+    pub send_failed: u64,
+}
+
+/// One UDP port. Clones are the same port; its sockets are closed with the last clone, sender, receiver and QUIC half.
+#[derive(Debug, Clone)]
+pub struct Port(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    sockets: Vec<Arc<Socket>>,
+    quic: Vec<Arc<QuicSocket>>,
+    tally: Arc<Tally>,
+    closed: AtomicBool,
+    has_receiver: AtomicBool,
+    wake: PipeWriter,
+    woken: PipeReader,
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    received: AtomicU64,
+    other: AtomicU64,
+    quic_dropped: AtomicU64,
+    send_full: AtomicU64,
+    send_failed: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Socket {
+    udp: UdpSocket,
+    local: SocketAddr,
+    /// The kernel cuts messages into datagrams.
+    gso: AtomicBool,
+}
+
+impl Port {
+    /// Binds one socket to each of `addresses`. Where a port is 0 the kernel chooses one for the first such address, and
+    /// all others take the same.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::AddrInUse`] where another socket has one of the addresses, [`io::ErrorKind::InvalidInput`] for no
+    /// address or more than [`MAX_SOCKETS`], [`io::ErrorKind::PermissionDenied`] for a mark without `CAP_NET_ADMIN`.
+    pub fn bind(addresses: &[SocketAddr], options: &Options) -> io::Result<Port> {
+        if addresses.is_empty() || addresses.len() > MAX_SOCKETS {
+            let message = format!("bind {} UDP addresses: 1 to {MAX_SOCKETS} are possible", addresses.len());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        let tally = Arc::new(Tally::default());
+        let mut sockets: Vec<Arc<Socket>> = Vec::with_capacity(addresses.len());
+        let mut chosen = 0;
+        for address in addresses {
+            let mut address = *address;
+            let is_free = address.port() == 0;
+            if is_free {
+                address.set_port(chosen);
+            }
+            let socket = Socket::bind(address, options)
+                .map_err(|e| io::Error::new(e.kind(), format!("bind UDP {address}: {e}")))?;
+            if is_free {
+                chosen = socket.local.port();
+            }
+            sockets.push(Arc::new(socket));
+        }
+        let quic = sockets.iter().map(|s| Arc::new(QuicSocket::new(s.clone(), tally.clone()))).collect();
+        let (woken, wake) = io::pipe()?;
+        Ok(Port(Arc::new(Shared {
+            sockets,
+            quic,
+            tally,
+            closed: AtomicBool::new(false),
+            has_receiver: AtomicBool::new(false),
+            wake,
+            woken,
+        })))
+    }
+
+    /// A sender, for one thread.
+    pub fn sender(&self) -> Sender {
+        Sender::new(self.0.clone())
+    }
+
+    /// Sends one datagram now or not at all.
+    ///
+    /// # Errors
+    /// As `sendto`: [`io::ErrorKind::WouldBlock`] while the socket's buffer is full, `EMSGSIZE` for more than the interface
+    /// carries, [`io::ErrorKind::AddrNotAvailable`] where no socket has the family of `to`.
+    pub fn send_one(&self, bytes: &[u8], to: SocketAddr) -> io::Result<()> {
+        let count = |error: io::Error| {
+            let counter = match error.kind() {
+                io::ErrorKind::WouldBlock => &self.0.tally.send_full,
+                _ => &self.0.tally.send_failed,
+            };
+            counter.fetch_add(1, Ordering::Relaxed);
+            error
+        };
+        let socket = self.0.socket_to(to).ok_or_else(|| count(io::ErrorKind::AddrNotAvailable.into()))?;
+        loop {
+            match sys::send_one(socket.as_fd(), Outgoing { bytes, to, segment: None, ecn: None }) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                other => return other.map_err(count),
+            }
+        }
+    }
+
+    /// The one receiver, the first time; none from then on.
+    pub fn receiver(&self) -> Option<Receiver> {
+        let is_first = !self.0.has_receiver.swap(true, Ordering::AcqRel);
+        is_first.then(|| Receiver::new(self.0.clone()))
+    }
+
+    /// The QUIC half of each socket, in the order of the addresses. They get datagrams only while the [`Receiver`] is read,
+    /// and must be used inside a tokio runtime.
+    pub fn quic(&self) -> Vec<Arc<QuicSocket>> {
+        self.0.quic.clone()
+    }
+
+    /// Ends every wait: the receiver's, and what quinn waits for on the QUIC halves.
+    pub fn close(&self) {
+        if !self.0.closed.swap(true, Ordering::AcqRel) {
+            // Never read, so that every later poll sees it.
+            let _ = (&self.0.wake).write(&[1]);
+        }
+        self.0.quic.iter().for_each(|quic| quic.close());
+    }
+
+    /// The address of each socket.
+    pub fn local(&self) -> Vec<SocketAddr> {
+        self.0.sockets.iter().map(|socket| socket.local).collect()
+    }
+
+    /// How the port fares.
+    pub fn counts(&self) -> Counts {
+        let tally = &self.0.tally;
+        Counts {
+            received: tally.received.load(Ordering::Relaxed),
+            other: tally.other.load(Ordering::Relaxed),
+            quic_dropped: tally.quic_dropped.load(Ordering::Relaxed),
+            send_full: tally.send_full.load(Ordering::Relaxed),
+            send_failed: tally.send_failed.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Shared {
+    /// The socket that sends to `to`: the first of its family. An IPv4 address written as IPv6 has none.
+    fn socket_to(&self, to: SocketAddr) -> Option<&Socket> {
+        let is_mapped = matches!(to, SocketAddr::V6(v6) if v6.ip().to_ipv4_mapped().is_some());
+        let mut sockets = self.sockets.iter();
+        sockets.find(|socket| socket.local.is_ipv4() == to.is_ipv4() && !is_mapped).map(|socket| &**socket)
+    }
+}
+
+impl Socket {
+    fn bind(address: SocketAddr, options: &Options) -> io::Result<Socket> {
+        let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let udp = UdpSocket::from(socket(family, SockType::Datagram, flags, None)?);
+        let fd = udp.as_fd();
+        if address.is_ipv6() {
+            // Before the bind: the other family has a socket of its own on the same port.
+            set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
+        }
+        if let Some(mark) = options.mark {
+            set_option(fd, libc::SOL_SOCKET, libc::SO_MARK, mark.cast_signed())?;
+        }
+        set_buffer(fd, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, options.receive_buffer)?;
+        set_buffer(fd, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, options.send_buffer)?;
+        never_fragment(fd, address)?;
+        let (level, name) = match address {
+            SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_RECVTOS),
+            SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
+        };
+        set_option(fd, level, name, 1)?;
+        let gro = set_option(fd, libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
+        // 0 is "not by default": each message says for itself.
+        let gso = set_option(fd, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok();
+        bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
+        let local = udp.local_addr()?;
+        tracing::debug!(%local, gso, gro, "UDP socket bound");
+        Ok(Socket { udp, local, gso: AtomicBool::new(gso) })
+    }
+
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.udp.as_fd()
+    }
+
+    /// The kernel refused to cut a message, and took its first datagram alone: no more of it on this socket.
+    fn refuse_gso(&self, error: Errno) {
+        if self.gso.swap(false, Ordering::Relaxed) {
+            tracing::info!(local = %self.local, %error, "UDP segmentation offload refused, sending datagrams singly");
+        }
+    }
+}
+
+/// Sets a buffer's size by force, else as far as the system's limit allows.
+fn set_buffer(fd: BorrowedFd<'_>, forced: libc::c_int, plain: libc::c_int, bytes: usize) -> io::Result<()> {
+    // The kernel doubles the value for its own bookkeeping.
+    let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX / 2);
+    set_option(fd, libc::SOL_SOCKET, forced, bytes).or_else(|_| set_option(fd, libc::SOL_SOCKET, plain, bytes))
+}
+
+/// Sets "don't fragment" and has the kernel ignore what path MTU it has heard of: the prober finds it, and ICMP cannot
+/// lower it.
+fn never_fragment(fd: BorrowedFd<'_>, address: SocketAddr) -> io::Result<()> {
+    match address {
+        SocketAddr::V4(_) => set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE),
+        SocketAddr::V6(_) => {
+            set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)?;
+            set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 1)
+        }
+    }
+}

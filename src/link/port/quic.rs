@@ -1,0 +1,309 @@
+//! The QUIC half of a socket: what quinn takes for a UDP socket.
+//!
+//! Datagrams come from the receiving thread by a bounded queue, and leave straight by the socket. The two mutexes are held
+//! for a copy at most: of one message on the receiving thread's side, which never waits for the copies to quinn's buffers.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSliceMut};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+
+use nix::errno::Errno;
+use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
+use quinn::{AsyncUdpSocket, UdpPoller};
+use tokio::io::unix::AsyncFd;
+
+use super::send::{MAX_SEGMENTS, errno};
+use super::sys::{self, Outgoing};
+use super::{Socket, Tally};
+
+/// Datagrams that wait at most.
+const MAX_DATAGRAMS: usize = 1024;
+/// Their bytes at most.
+const MAX_BYTES: usize = 2 << 20;
+/// Datagrams handed to quinn in one buffer: as many as it sends in one. quinn makes its buffers so many times as large as
+/// the largest datagram it takes.
+const MAX_HANDED: usize = 10;
+/// Capacity that an empty queue keeps, in bytes.
+const KEPT: usize = 256 << 10;
+
+/// A socket of the port as quinn uses it. Made by [`Port::quic`](super::Port::quic).
+#[derive(Debug)]
+pub struct QuicSocket {
+    socket: Arc<Socket>,
+    tally: Arc<Tally>,
+    inbox: Mutex<Inbox>,
+    /// What quinn's side took out of the inbox in one piece and hands on bit by bit.
+    taken: Mutex<Waiting>,
+    /// The last send found the socket's buffer full.
+    full: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Inbox {
+    waiting: Waiting,
+    /// Datagrams and bytes here and in `taken`.
+    datagrams: usize,
+    bytes: usize,
+    waker: Option<Waker>,
+    closed: bool,
+}
+
+/// Messages one behind the other.
+#[derive(Default)]
+struct Waiting {
+    messages: VecDeque<Given>,
+    bytes: VecDeque<u8>,
+}
+
+impl std::fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} messages, {} bytes", self.messages.len(), self.bytes.len())
+    }
+}
+
+/// Datagrams of `segment` bytes, the last perhaps shorter, `length` bytes in all.
+#[derive(Debug, Clone, Copy)]
+struct Given {
+    from: SocketAddr,
+    ecn: u8,
+    segment: usize,
+    length: usize,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl QuicSocket {
+    pub(super) fn new(socket: Arc<Socket>, tally: Arc<Tally>) -> QuicSocket {
+        QuicSocket { socket, tally, inbox: Mutex::default(), taken: Mutex::default(), full: AtomicBool::new(false) }
+    }
+
+    /// Queues datagrams for quinn; drops and counts them where too many wait.
+    pub(super) fn give(&self, from: SocketAddr, ecn: u8, segment: usize, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let segment = segment.clamp(1, bytes.len());
+        let datagrams = bytes.len().div_ceil(segment);
+        let mut inbox = lock(&self.inbox);
+        let fits = inbox.datagrams + datagrams <= MAX_DATAGRAMS && inbox.bytes + bytes.len() <= MAX_BYTES;
+        if !fits || inbox.closed {
+            drop(inbox);
+            self.count_dropped(datagrams);
+            return;
+        }
+        inbox.datagrams += datagrams;
+        inbox.bytes += bytes.len();
+        inbox.waiting.messages.push_back(Given { from, ecn, segment, length: bytes.len() });
+        inbox.waiting.bytes.extend(bytes);
+        let waker = inbox.waker.take();
+        drop(inbox);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Ends what quinn waits for.
+    pub(super) fn close(&self) {
+        let mut inbox = lock(&self.inbox);
+        inbox.closed = true;
+        let waker = inbox.waker.take();
+        drop(inbox);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn count_dropped(&self, datagrams: usize) {
+        self.tally.quic_dropped.fetch_add(u64::try_from(datagrams).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Sends one message, and says whether the socket's buffer is full. Every other error is the network's, and quinn
+    /// finds the loss itself.
+    fn transmit(&self, message: Outgoing<'_>) -> Result<(), Errno> {
+        loop {
+            match sys::send_one(self.socket.as_fd(), message).map_err(|error| errno(&error)) {
+                Err(Errno::EINTR) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// The socket's buffer is full: every poller waits from now on.
+    fn would_block(&self) -> io::Result<()> {
+        self.full.store(true, Ordering::Release);
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+}
+
+impl Waiting {
+    /// Moves the next whole datagrams that fit into `buffer`; drops a datagram larger than that. What was moved or
+    /// dropped is taken off the front, and returned: the message of it, and whether it was dropped.
+    fn pop(&mut self, buffer: &mut [u8]) -> Option<(Given, bool)> {
+        let next = self.messages.front_mut()?;
+        let fitting = (buffer.len() / next.segment.max(1)).min(MAX_HANDED).saturating_mul(next.segment);
+        let length = next.length.min(fitting.max(next.segment));
+        let out = Given { length, ..*next };
+        next.length -= length;
+        if next.length == 0 {
+            self.messages.pop_front();
+        }
+        let place = buffer.get_mut(..length);
+        let is_dropped = place.is_none();
+        if let Some(place) = place {
+            let (front, back) = self.bytes.as_slices();
+            let (to_front, to_back) = place.split_at_mut(front.len().min(length));
+            if let (Some(front), Some(back)) = (front.get(..to_front.len()), back.get(..to_back.len())) {
+                to_front.copy_from_slice(front);
+                to_back.copy_from_slice(back);
+            }
+        }
+        self.bytes.drain(..length.min(self.bytes.len()));
+        Some((out, is_dropped))
+    }
+}
+
+impl AsyncUdpSocket for QuicSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(Poller { socket: self, writable: None })
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let (to, ecn) = (transmit.destination, transmit.ecn.map(|ecn| ecn as u8));
+        let segment = transmit.segment_size.filter(|size| (1..transmit.contents.len()).contains(size));
+        let cut = segment.and_then(|size| u16::try_from(size).ok()).filter(|_| self.socket.gso.load(Ordering::Relaxed));
+        let refused = match self.transmit(Outgoing { bytes: transmit.contents, to, segment: cut, ecn }) {
+            _ if segment.is_some() && cut.is_none() => None,
+            Ok(()) => return Ok(()),
+            Err(Errno::EAGAIN) => return self.would_block(),
+            Err(error @ (Errno::EIO | Errno::EINVAL)) if cut.is_some() => Some(error),
+            Err(_) => return Ok(()),
+        };
+        // Without offload, or where it was just refused: one by one. One that goes alone shows that it was the offload.
+        let mut any = false;
+        for bytes in transmit.contents.chunks(segment.unwrap_or(transmit.contents.len()).max(1)) {
+            match self.transmit(Outgoing { bytes, to, segment: None, ecn }) {
+                Ok(()) => {
+                    if let Some(error) = refused.filter(|_| !any) {
+                        self.socket.refuse_gso(error);
+                    }
+                    any = true;
+                }
+                Err(Errno::EAGAIN) if !any => return self.would_block(),
+                // Part of it is out: the rest counts as lost on the way.
+                Err(_) => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let mut taken = lock(&self.taken);
+        loop {
+            if taken.messages.is_empty() {
+                taken.bytes.clear();
+                taken.bytes.shrink_to(KEPT);
+                let mut inbox = lock(&self.inbox);
+                if inbox.waiting.messages.is_empty() {
+                    if inbox.closed {
+                        return Poll::Ready(Err(io::Error::new(io::ErrorKind::NotConnected, "the port is closed")));
+                    }
+                    match &mut inbox.waker {
+                        Some(waker) => waker.clone_from(cx.waker()),
+                        none => *none = Some(cx.waker().clone()),
+                    }
+                    return Poll::Pending;
+                }
+                std::mem::swap(&mut inbox.waiting, &mut taken);
+            }
+            let (mut count, mut datagrams, mut bytes, mut dropped) = (0, 0, 0, 0);
+            let mut places = bufs.iter_mut().zip(meta.iter_mut());
+            let mut place = places.next();
+            while let Some((buffer, meta)) = &mut place {
+                let Some((given, is_dropped)) = taken.pop(buffer) else { break };
+                datagrams += given.length.div_ceil(given.segment.max(1));
+                bytes += given.length;
+                if is_dropped {
+                    dropped += 1;
+                    continue;
+                }
+                **meta = RecvMeta {
+                    addr: given.from,
+                    len: given.length,
+                    stride: given.segment.min(given.length),
+                    ecn: EcnCodepoint::from_bits(given.ecn),
+                    dst_ip: None,
+                };
+                count += 1;
+                place = places.next();
+            }
+            let mut inbox = lock(&self.inbox);
+            inbox.datagrams = inbox.datagrams.saturating_sub(datagrams);
+            inbox.bytes = inbox.bytes.saturating_sub(bytes);
+            drop(inbox);
+            if dropped > 0 {
+                self.count_dropped(dropped);
+            }
+            if count > 0 || bufs.is_empty() || meta.is_empty() {
+                return Poll::Ready(Ok(count));
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.socket.local)
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        if self.socket.gso.load(Ordering::Relaxed) { MAX_SEGMENTS } else { 1 }
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        MAX_HANDED
+    }
+
+    fn may_fragment(&self) -> bool {
+        false
+    }
+}
+
+/// Waits for room in the socket's buffer, for one task.
+///
+/// The descriptor is with tokio's reactor only while a task waits: the kernel would else tell the reactor of every datagram
+/// that the packet threads sent.
+#[derive(Debug)]
+struct Poller {
+    socket: Arc<QuicSocket>,
+    writable: Option<AsyncFd<OwnedFd>>,
+}
+
+impl UdpPoller for Poller {
+    fn poll_writable(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let writable = match &this.writable {
+            Some(writable) => writable,
+            None if !this.socket.full.load(Ordering::Acquire) => return Poll::Ready(Ok(())),
+            // A descriptor of its own, for the reactor takes each but once. What is writable by now is told at once.
+            None => {
+                let fd = this.socket.socket.as_fd().as_fd().try_clone_to_owned()?;
+                this.writable.insert(sys::watch_writable(fd)?)
+            }
+        };
+        let result = ready!(writable.poll_write_ready(cx)).map(drop);
+        this.writable = None;
+        // Others that wait see it too; if the room is gone again, their next send says so.
+        this.socket.full.store(false, Ordering::Release);
+        Poll::Ready(result)
+    }
+}

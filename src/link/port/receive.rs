@@ -1,0 +1,161 @@
+//! The way in: all sockets of a port read by one thread.
+
+use std::io;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::sys::{MAX_RECEIVED, ReceiveBatch};
+use super::{MAX_SOCKETS, Shared};
+
+/// The port was closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the port is closed")]
+pub struct Closed;
+
+/// What the kernel gave in one piece: datagrams from one address, at `0..segment`, `segment..2 * segment` and so on; the
+/// last may be shorter.
+#[derive(Debug, Clone, Copy)]
+pub struct Message<'a> {
+    /// Which socket it came by, as in the addresses given to [`Port::bind`](super::Port::bind).
+    pub socket: usize,
+    /// Who sent it.
+    pub from: SocketAddr,
+    /// All datagrams; empty for an empty datagram.
+    pub bytes: &'a [u8],
+    /// Bytes of each datagram but the last; at least 1.
+    pub segment: usize,
+    /// The two ECN bits, the same for all.
+    pub ecn: u8,
+}
+
+/// Reads the sockets of a port; owned by the receiving thread.
+pub struct Receiver {
+    port: Arc<Shared>,
+    batch: Box<ReceiveBatch>,
+    sockets: Vec<Reading>,
+    /// The socket the last batch came by.
+    current: usize,
+    came: usize,
+}
+
+/// How a socket is read.
+#[derive(Debug, Clone, Copy)]
+struct Reading {
+    /// Not yet read to its end.
+    ready: bool,
+    /// Messages asked for at once: 1 while the kernel joins datagrams (then one message is up to 64 KiB, and one hot buffer
+    /// is faster than many), up to 32 while it does not.
+    at_once: usize,
+}
+
+impl std::fmt::Debug for Receiver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Receiver").field("port", &self.port).field("sockets", &self.sockets).finish_non_exhaustive()
+    }
+}
+
+impl Receiver {
+    pub(super) fn new(port: Arc<Shared>) -> Receiver {
+        let sockets = vec![Reading { ready: true, at_once: 1 }; port.sockets.len()];
+        Receiver { port, batch: Box::new(ReceiveBatch::new()), sockets, current: 0, came: 0 }
+    }
+
+    /// Waits until there is something to [`recv`](Receiver::recv).
+    ///
+    /// # Errors
+    /// [`Closed`] once [`Port::close`](super::Port::close) was called, whatever else waits.
+    pub fn wait(&mut self) -> Result<(), Closed> {
+        loop {
+            if self.port.closed.load(Ordering::Acquire) {
+                return Err(Closed);
+            }
+            let woken = self.port.woken.as_fd();
+            let mut fds: [PollFd<'_>; MAX_SOCKETS + 1] = std::array::from_fn(|index| {
+                let fd = self.port.sockets.get(index).map_or(woken, |socket| socket.as_fd());
+                PollFd::new(fd, PollFlags::POLLIN)
+            });
+            // The places behind the sockets all hold the pipe: one of them is asked.
+            let asked = fds.get_mut(..=self.port.sockets.len()).unwrap_or_default();
+            let events = match poll(asked, PollTimeout::NONE) {
+                Ok(_) => PollFlags::empty(),
+                Err(Errno::EINTR) => continue,
+                // Not seen of so few descriptors: reading tells more.
+                Err(_) => PollFlags::POLLIN,
+            };
+            for (reading, fd) in self.sockets.iter_mut().zip(&fds) {
+                reading.ready = !fd.revents().unwrap_or(events).union(events).is_empty();
+            }
+            if self.sockets.iter().any(|reading| reading.ready) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Reads one batch from the next socket that has something; how many messages came, 0 when all sockets are read to
+    /// their end (then [`wait`](Receiver::wait)). The messages of the batch before are gone.
+    pub fn recv(&mut self) -> usize {
+        self.came = 0;
+        for _ in 0..self.sockets.len() {
+            self.current = if self.current + 1 < self.sockets.len() { self.current + 1 } else { 0 };
+            let (Some(reading), Some(socket)) =
+                (self.sockets.get_mut(self.current), self.port.sockets.get(self.current))
+            else {
+                break;
+            };
+            while reading.ready {
+                match self.batch.receive(socket.as_fd(), reading.at_once) {
+                    Ok(came) => {
+                        let (datagrams, joined) = count(&self.batch, came);
+                        // Fewer than asked for: the call met the end itself.
+                        reading.ready = came == reading.at_once || reading.at_once == 1;
+                        reading.at_once = if joined { 1 } else { (reading.at_once * 2).min(MAX_RECEIVED) };
+                        self.port.tally.received.fetch_add(datagrams, Ordering::Relaxed);
+                        self.came = came;
+                        return came;
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    // An ICMP error about something sent earlier is reported once, then reading goes on.
+                    Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {}
+                    // Nothing left; or an error that poll reports again if it stays.
+                    Err(_) => reading.ready = false,
+                }
+            }
+        }
+        0
+    }
+
+    /// The `index`th message of the last batch.
+    pub fn message(&self, index: usize) -> Option<Message<'_>> {
+        let (meta, bytes) = self.batch.message(index).filter(|_| index < self.came)?;
+        Some(Message { socket: self.current, from: meta.from, bytes, segment: meta.segment, ecn: meta.ecn })
+    }
+
+    /// Gives the datagrams in `range` of the `index`th message to the QUIC half of its socket. The range begins at a
+    /// datagram. What finds the queue full is dropped and counted.
+    pub fn give_quic(&self, index: usize, range: Range<usize>) {
+        let Some(message) = self.message(index) else { return };
+        if let (Some(quic), Some(bytes)) = (self.port.quic.get(self.current), message.bytes.get(range)) {
+            quic.give(message.from, message.ecn, message.segment, bytes);
+        }
+    }
+
+    /// Counts datagrams that are neither ours nor QUIC, or claim to be ours and are not.
+    pub fn count_other(&self, datagrams: u64) {
+        self.port.tally.other.fetch_add(datagrams, Ordering::Relaxed);
+    }
+}
+
+/// Datagrams in a batch, and whether the kernel joined any.
+fn count(batch: &ReceiveBatch, came: usize) -> (u64, bool) {
+    let metas = (0..came).filter_map(|index| batch.message(index)).map(|(meta, _)| meta);
+    metas.fold((0, false), |(datagrams, joined), meta| {
+        let here = meta.length.div_ceil(meta.segment.max(1)).max(1);
+        (datagrams + u64::try_from(here).unwrap_or(0), joined || meta.segment < meta.length)
+    })
+}
