@@ -147,7 +147,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         other => Error::new(ErrorKind::Failed, "E-LISTEN", other.to_string()),
     })?;
 
-    let (links, wanted) = Links::new(tokio::runtime::Handle::current());
+    let (links, wanted) = Links::new(tokio::runtime::Handle::current(), None);
     let (datapath, died) = Datapath::new(node.view(), links.clone());
     let (desired, desired_rx) = watch::channel((0, Arc::new(HostConfig::default())));
     let (applied, applied_rx) = watch::channel(Applied::default());

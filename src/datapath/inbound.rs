@@ -1,18 +1,18 @@
 //! Peer to TUN: decode, parse, admit, rebuild what the receiving kernel relies on, write.
 //!
-//! Runs in the task that reads the peer's stream. Nothing a peer says reaches the kernel unchecked: the source must be leased
-//! to it, and the virtio header is made here.
+//! Runs in the task that reads the peer's stream, or in the thread that reads the port. Nothing a peer says reaches the
+//! kernel unchecked: the source must be leased to it, and the virtio header is made here.
 
 use std::time::Instant;
 
 use super::join::{Run, is_joinable};
 use super::{Port, Shared};
-use crate::link::{Frames, Inbound, Key};
+use crate::link::{Inbound, Key, Packets};
 use crate::model::view::SubnetView;
 use crate::packet::icmp::{self, Failure};
 use crate::packet::offload::Rebuild;
 use crate::packet::segment::segment;
-use crate::packet::{DropReason, Offload, Packet, VirtioHeader, parse};
+use crate::packet::{DropReason, Offload, Packet, VirtioHeader, mss, parse};
 use crate::tun::TunError;
 
 impl Inbound for Shared {
@@ -20,17 +20,17 @@ impl Inbound for Shared {
         self.views.load().subnets.get(&key.subnet).is_some_and(|subnet| subnet.members.contains(&key.peer))
     }
 
-    fn batch(&self, key: Key, frames: &mut Frames<'_>) {
+    fn batch(&self, key: Key, packets: &mut dyn Packets) {
         let view = self.views.load();
         let ports = self.ports.load();
         let Some((subnet, port)) = view.subnets.get(&key.subnet).zip(ports.get(&key.subnet)) else {
-            while frames.next().is_some() {
+            while packets.next().is_some() {
                 self.links.counts(key.subnet).add(DropReason::NoRoute, 1);
             }
             return;
         };
-        let mut batch = Batch { shared: self, subnet, port, key, run: Run::new(frames.take_scratch()), gone: false };
-        while let Some((offload, bytes)) = frames.next() {
+        let mut batch = Batch { shared: self, subnet, port, key, run: Run::new(packets.take_scratch()), gone: false };
+        while let Some((offload, bytes)) = packets.next() {
             if let Err(reason) = batch.packet(&offload, bytes) {
                 port.counts.add(reason, 1);
             }
@@ -38,7 +38,7 @@ impl Inbound for Shared {
         // None waits for the next read.
         batch.end_run();
         let (run, gone) = (batch.run, batch.gone);
-        frames.keep_scratch(run.into_buffer());
+        packets.keep_scratch(run.into_buffer());
         if gone {
             self.tun_died(port);
         }
@@ -61,6 +61,11 @@ impl Batch<'_> {
     fn packet(&mut self, offload: &Offload, bytes: &mut [u8]) -> Result<(), DropReason> {
         let packet = parse(bytes)?;
         self.subnet.admit(self.key.peer, packet.source, packet.destination)?;
+        if mss::is_syn(&packet, bytes)
+            && let Some(fits) = self.shared.links.link(self.key).inner_mtu()
+        {
+            mss::clamp(bytes, &packet, offload, fits.min(usize::from(self.subnet.mtu)));
+        }
         let rebuild = Rebuild::plan(&packet, offload)?;
         // What may be cut, the kernel cuts.
         if packet.dont_fragment && offload.segment_length(&packet) > usize::from(self.subnet.mtu) {

@@ -9,7 +9,7 @@ mod outbound;
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::Instant;
 
@@ -113,6 +113,15 @@ impl Datapath {
         &self.0.links
     }
 
+    /// Starts reading packets from the port ([`Links::receive`]), where there is one.
+    ///
+    /// # Errors
+    /// No thread could be started.
+    pub fn receive(&self) -> io::Result<()> {
+        let sink: Weak<Shared> = Arc::downgrade(&self.0);
+        self.0.links.receive(sink)
+    }
+
     /// Reads packets from a stream that a peer opened ([`Links::carry_in`]); a peer that is no member is refused.
     pub fn carry_in(&self, key: Key, connection: u64, stream: impl AsyncRead + Send + Unpin + 'static) {
         self.0.links.carry_in(key, connection, stream, Arc::clone(&self.0) as Arc<dyn Inbound>);
@@ -177,9 +186,12 @@ impl Drop for Shared {
         for port in self.ports.load().values() {
             port.tun.close();
         }
+        self.links.close_port();
     }
 }
 
+#[cfg(test)]
+mod datagram_tests;
 #[cfg(test)]
 mod kernel_tests;
 #[cfg(test)]

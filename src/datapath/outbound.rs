@@ -1,4 +1,4 @@
-//! TUN to peer: read, parse, route, describe what the kernel left undone, queue.
+//! TUN to peer: read, parse, route, describe what the kernel left undone, seal for the peer's path or queue for its stream.
 //!
 //! A plain thread per TUN. It blocks on its TUN and on nothing else: a peer that takes nothing only loses its own packets.
 
@@ -8,12 +8,12 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::{Port, Shared};
-use crate::link::{Chunk, Key, Link, Links, Reach};
+use crate::link::{Chunk, Datagrams, Key, Link, Links, Pushed, Reach};
 use crate::model::id::PeerId;
 use crate::model::view::{Hop, SubnetView};
 use crate::packet::icmp::{self, Failure};
 use crate::packet::offload::Outgoing;
-use crate::packet::{DropReason, Packet, VirtioHeader, checksum, parse};
+use crate::packet::{DropReason, Offload, Packet, VirtioHeader, checksum, mss, parse};
 use crate::tun::TunError;
 
 /// Packets read before a new View is looked for.
@@ -39,7 +39,11 @@ pub(super) struct Outbound {
     shared: Weak<Shared>,
     links: Links,
     port: Arc<Port>,
-    /// The run being filled: every frame in it goes to `to`.
+    /// Seals packets to peers with a datagram path; none without a port.
+    datagrams: Option<Datagrams>,
+    /// The last packet's peer, so that the next one to it costs no lookup.
+    last: Option<(PeerId, Arc<Link>)>,
+    /// The run being filled for a stream: every frame in it goes to `to`.
     chunk: Chunk,
     to: Option<(PeerId, Arc<Link>)>,
     /// Runs begun in this batch to other peers: interleaved flows cost a copy, not a queue's lock for each packet.
@@ -59,6 +63,8 @@ impl Outbound {
         Outbound {
             shared: Arc::downgrade(&shared),
             chunk: links.pool().take(),
+            datagrams: links.datagrams(port.subnet),
+            last: None,
             links,
             port,
             to: None,
@@ -128,6 +134,7 @@ impl Outbound {
         if self.generation != generation {
             self.generation = generation;
             self.flow = None;
+            self.last = None;
             self.known.clear();
         }
     }
@@ -164,6 +171,13 @@ impl Outbound {
                 return self.refuse(DropReason::Malformed);
             }
         }
+        match self.seal(peer, &packet, &offload, usize::from(subnet.mtu)) {
+            Pushed::Taken => return,
+            Pushed::TooBig(mtu) if is_told(&packet, mtu) => {
+                return self.answer(subnet, &packet, DropReason::TooBig, Failure::TooBig(mtu));
+            }
+            Pushed::TooBig(_) | Pushed::NoPath => {}
+        }
         if self.to.as_ref().is_none_or(|(current, _)| *current != peer) && !self.turn_to(peer, length) {
             return self.answer(subnet, &packet, DropReason::Unreachable, Failure::Unreachable);
         }
@@ -171,6 +185,22 @@ impl Outbound {
         if self.chunk.is_full() {
             self.hand_on_current();
         }
+    }
+
+    /// Seals the packet at hand for the peer's datagram path, where there is one.
+    fn seal(&mut self, peer: PeerId, packet: &Packet, offload: &Offload, mtu: usize) -> Pushed {
+        let Some(datagrams) = &mut self.datagrams else { return Pushed::NoPath };
+        if self.last.as_ref().is_none_or(|(last, _)| *last != peer) {
+            let key = Key { subnet: self.port.subnet, peer };
+            self.last = Some((peer, Arc::clone(self.known.entry(peer).or_insert_with(|| self.links.link(key)))));
+        }
+        let (Some((_, link)), Some(bytes)) = (&self.last, self.chunk.space().get_mut(..packet.length)) else {
+            return Pushed::NoPath;
+        };
+        if let Some(fits) = link.inner_mtu().filter(|fits| *fits < mtu) {
+            mss::clamp(bytes, packet, offload, fits);
+        }
+        datagrams.push(link, packet, offload, bytes)
     }
 
     /// Where the packet goes; asks the table only when the flow changes.
@@ -228,6 +258,9 @@ impl Outbound {
             self.links.send(&link, chunk);
         }
         self.hand_on_current();
+        if let Some(datagrams) = &mut self.datagrams {
+            datagrams.flush();
+        }
     }
 
     /// Hands the run being filled to its peer's queue.
@@ -265,6 +298,12 @@ impl Outbound {
         }
         tracing::trace!(subnet = %self.port.subnet, source = %packet.source, destination = %packet.destination, %reason, "refused");
     }
+}
+
+/// Whether the sender of a packet that is larger than the path is told so: it must not be cut, and the path carries what
+/// every IPv6 path has to (RFC 8200 section 5). The stream carries the others whole.
+fn is_told(packet: &Packet, mtu: u16) -> bool {
+    packet.dont_fragment && (packet.source.is_ipv4() || mtu >= 1280)
 }
 
 /// What a kernel says on every link by itself (router solicitations, mDNS, link-local chatter): not for peers.

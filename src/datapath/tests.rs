@@ -1,5 +1,6 @@
 use super::*;
 use crate::link::pipe::{End, pipe};
+use crate::link::port::Port as UdpPort;
 use crate::model::id::{Name, PeerId};
 use crate::model::view::{Owner, RouteTable, SubnetView};
 use crate::packet::offload::{Kind, VirtioHeader};
@@ -19,7 +20,7 @@ const SHORT: Duration = Duration::from_millis(50);
 pub(super) const RED: SubnetId = SubnetId([1; 16]);
 const BLUE: SubnetId = SubnetId([2; 16]);
 
-fn peer(n: u8) -> PeerId {
+pub(super) fn peer(n: u8) -> PeerId {
     PeerId([n; 32])
 }
 
@@ -51,7 +52,7 @@ pub(super) struct Node {
     pub(super) path: Datapath,
     views: Arc<ArcSwap<View>>,
     pub(super) died: mpsc::Receiver<TunDied>,
-    kernels: BTreeMap<SubnetId, MemoryKernel>,
+    pub(super) kernels: BTreeMap<SubnetId, MemoryKernel>,
     _wanted: mpsc::Receiver<Key>,
 }
 
@@ -67,23 +68,33 @@ impl Node {
     }
 
     pub(super) fn without_tuns(runtime: &Handle, me: u8, nodes: &[u8], subnets: &[SubnetId]) -> Node {
+        Node::with_port(runtime, me, nodes, subnets, None)
+    }
+
+    pub(super) fn with_port(
+        runtime: &Handle,
+        me: u8,
+        nodes: &[u8],
+        subnets: &[SubnetId],
+        port: Option<UdpPort>,
+    ) -> Node {
         let subnet_views = subnets.iter().map(|id| (*id, subnet(*id, me, nodes))).collect();
         let view = View { generation: 1, subnets: subnet_views, ..View::default() };
         let views = Arc::new(ArcSwap::from_pointee(view));
-        let (links, wanted) = Links::new(runtime.clone());
+        let (links, wanted) = Links::new(runtime.clone(), port);
         let (path, died) = Datapath::new(Arc::clone(&views), links);
         Node { me, path, views, died, kernels: BTreeMap::new(), _wanted: wanted }
     }
 
-    fn kernel(&self) -> &MemoryKernel {
+    pub(super) fn kernel(&self) -> &MemoryKernel {
         &self.kernels[&RED]
     }
 
-    fn count(&self, subnet: SubnetId, reason: DropReason) -> u64 {
+    pub(super) fn count(&self, subnet: SubnetId, reason: DropReason) -> u64 {
         self.path.drops(subnet).iter().find(|(r, _)| *r == reason).unwrap().1
     }
 
-    fn wait_count(&self, subnet: SubnetId, reason: DropReason, want: u64) {
+    pub(super) fn wait_count(&self, subnet: SubnetId, reason: DropReason, want: u64) {
         let until = std::time::Instant::now() + LONG;
         while self.count(subnet, reason) < want {
             assert!(std::time::Instant::now() < until, "{reason}: {} of {want}", self.count(subnet, reason));
@@ -143,7 +154,7 @@ fn packets_pass_both_ways_and_both_versions() {
 }
 
 /// A TCP super-packet as the kernel hands it over.
-fn super_packet(source: IpAddr, destination: IpAddr, body: usize) -> (VirtioHeader, Vec<u8>) {
+pub(super) fn super_packet(source: IpAddr, destination: IpAddr, body: usize) -> (VirtioHeader, Vec<u8>) {
     let mut bytes = tcp(source, destination, &vec![9; body]);
     let p = parse(&bytes).unwrap();
     let at = p.transport + 16;

@@ -1,30 +1,42 @@
-//! Packets to peers: which stream carries them, what waits in front of it, how it fares.
+//! Packets to peers: what carries them, what waits in front of it, how it fares.
 //!
-//! Owns the streams it is given, one bounded queue per subnet and peer, and the drop counters of every subnet. Never dials,
-//! never opens a stream, never looks into a packet. The stream of the newest connection carries packets out; packets are
-//! taken in from every stream of a member.
+//! Two carriers. Sealed datagrams over the UDP [`port`], where a path answers ([`Route`]); else the stream of the newest
+//! connection, which always works. Packets are taken in from every stream of a member and from the port, always. Owns the
+//! port, the streams it is given, one bounded queue per subnet and peer, and the drop counters of every subnet. Never dials,
+//! never opens a stream, never decides which packet may pass.
 
 pub mod port;
 mod queue;
+mod receive;
+mod send;
 mod stream;
 
 use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use arc_swap::ArcSwapOption;
 use futures::{AsyncRead, AsyncWrite};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use port::Port;
 use queue::{Bound, Queue};
 pub use queue::{Chunk, Pool};
-pub use stream::Frames;
+pub use receive::Strays;
+use receive::{Keyring, Receiving};
+pub use send::{Datagrams, Pushed};
 
+use crate::crypto::frame::Sealer;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::view::View;
-use crate::packet::{DropCounts, DropReason};
+use crate::packet::{DropCounts, DropReason, Offload};
+use crate::wire::datagram::OVERHEAD;
 use crate::wire::frame;
 
 /// Between two reports that a peer is wanted.
@@ -39,6 +51,8 @@ const FORGET_AFTER: Duration = Duration::from_secs(15);
 const MAX_READERS: usize = 8;
 /// Probes under way in all.
 const MAX_PROBES: usize = 256;
+/// News from the packet threads that wait for the control task; what is beyond is told again by the next frame or probe.
+const HEARD: usize = 1024;
 
 /// One peer in one subnet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -82,8 +96,78 @@ pub trait Inbound: Send + Sync + 'static {
     /// Whether the peer is a member of that subnet here: else its stream is closed at once.
     fn may_open(&self, key: Key) -> bool;
 
-    /// Takes what one read of the stream brought.
-    fn batch(&self, key: Key, frames: &mut Frames<'_>);
+    /// Takes what one read of the stream, or of the port, brought of one peer.
+    fn batch(&self, key: Key, packets: &mut dyn Packets);
+}
+
+/// The packets one read brought, whatever carried them.
+pub trait Packets {
+    /// The next packet, and what its sender claims about it.
+    fn next(&mut self) -> Option<(Offload, &mut [u8])>;
+
+    /// A buffer for the sink to work in, with the capacity it had when it was last [kept](Self::keep_scratch).
+    fn take_scratch(&mut self) -> Vec<u8>;
+
+    /// Keeps the buffer for the next batch.
+    fn keep_scratch(&mut self, buffer: Vec<u8>);
+}
+
+/// The datagram path to a peer, while there is one: what to seal with, where to, how much fits.
+#[derive(Debug)]
+pub struct Route {
+    /// The key of this direction and its counter.
+    pub sealer: Arc<Sealer>,
+    /// Where the peer answers.
+    pub to: SocketAddr,
+    /// Bytes of the largest UDP payload the path carries.
+    pub payload: usize,
+    /// Whether that is what the path carries at most, rather than what was tried so far: until then larger packets go on the
+    /// stream, and their senders are told of nothing.
+    pub settled: bool,
+}
+
+impl Route {
+    /// Bytes of the largest inner packet that fits one frame.
+    pub fn inner(&self) -> usize {
+        self.payload.saturating_sub(OVERHEAD)
+    }
+}
+
+/// What the packet threads tell the control task. Loss is harmless: frames and probes go on.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    /// A control message came in an opened frame.
+    Control {
+        /// From whom.
+        key: Key,
+        /// Under which of our receiver indices.
+        index: u32,
+        /// Where its newest frame came from.
+        from: SocketAddr,
+        /// The message.
+        body: Vec<u8>,
+    },
+    /// The first frame under a receiver index was opened.
+    First {
+        /// From whom.
+        key: Key,
+        /// Which index.
+        index: u32,
+        /// Where it came from.
+        from: SocketAddr,
+    },
+    /// The newest frame came from another address than the one before.
+    Moved {
+        /// From whom.
+        key: Key,
+        /// Where it came from.
+        from: SocketAddr,
+    },
+    /// The kernel refused frames as too big for the way out.
+    TooBig {
+        /// To whom they would have gone.
+        key: Key,
+    },
 }
 
 /// Why there is no round trip time.
@@ -119,12 +203,19 @@ struct Registry {
     next_probe: AtomicU64,
     pool: Pool,
     wanted: mpsc::Sender<Key>,
+    port: Option<Port>,
+    keyring: Keyring,
+    strays: Arc<Strays>,
+    heard: mpsc::Sender<Heard>,
+    /// The other end, until the control task takes it.
+    hears: Mutex<Option<mpsc::Receiver<Heard>>>,
 }
 
-/// One peer in one subnet: the queue, the stream that drains it, the streams that are read.
+/// One peer in one subnet: the datagram path, the queue, the stream that drains it, the streams that are read.
 #[derive(Debug)]
 pub struct Link {
     key: Key,
+    route: ArcSwapOption<Route>,
     state: Mutex<State>,
     /// Rung when a chunk was queued.
     queued: Notify,
@@ -168,9 +259,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Links {
     /// An empty registry whose streams run on `runtime`, and the peers that have packets and no stream: each at most once a
-    /// second, the daemon should connect them and [`carry_out`](Self::carry_out) a stream.
-    pub fn new(runtime: Handle) -> (Links, mpsc::Receiver<Key>) {
-        let (wanted, heard) = mpsc::channel(WANTED_CHANNEL);
+    /// second, the daemon should connect them and [`carry_out`](Self::carry_out) a stream. Without a port there are streams
+    /// only.
+    pub fn new(runtime: Handle, port: Option<Port>) -> (Links, mpsc::Receiver<Key>) {
+        let (wanted, wants) = mpsc::channel(WANTED_CHANNEL);
+        let (heard, hears) = mpsc::channel(HEARD);
         let registry = Registry {
             runtime,
             links: Mutex::default(),
@@ -179,8 +272,52 @@ impl Links {
             next_probe: AtomicU64::new(1),
             pool: Pool::default(),
             wanted,
+            port,
+            keyring: Keyring::default(),
+            strays: Arc::default(),
+            heard,
+            hears: Mutex::new(Some(hears)),
         };
-        (Links(Arc::new(registry)), heard)
+        (Links(Arc::new(registry)), wants)
+    }
+
+    /// Starts the thread that reads the port: packets go to `sink`, for as long as it lives. Nothing without a port.
+    ///
+    /// # Errors
+    /// No thread could be started, or the port is being read already.
+    pub fn receive(&self, sink: Weak<dyn Inbound>) -> io::Result<()> {
+        let Some(port) = &self.0.port else { return Ok(()) };
+        let receiving = Receiving {
+            receiver: port.receiver().ok_or(io::ErrorKind::AlreadyExists)?,
+            keyring: self.0.keyring.clone(),
+            heard: self.0.heard.clone(),
+            strays: Arc::clone(&self.0.strays),
+            sink,
+        };
+        thread::Builder::new().name("port".to_owned()).spawn(|| receiving.run()).map(drop)
+    }
+
+    /// Ends the thread that reads the port.
+    pub fn close_port(&self) {
+        if let Some(port) = &self.0.port {
+            port.close();
+        }
+    }
+
+    /// The port, where there is one.
+    pub fn port(&self) -> Option<&Port> {
+        self.0.port.as_ref()
+    }
+
+    /// The sending half of the datagram carrier for one packet thread of a subnet; none without a port.
+    pub fn datagrams(&self, subnet: SubnetId) -> Option<Datagrams> {
+        let port = self.0.port.as_ref()?;
+        Some(Datagrams::new(port, self.0.heard.clone(), self.counts(subnet)))
+    }
+
+    /// Frames that belonged to no session.
+    pub fn strays(&self) -> &Strays {
+        &self.0.strays
     }
 
     /// The drop counters of a subnet, made on first use.
@@ -303,6 +440,7 @@ impl Links {
     /// Ends one link: streams closed, queue dropped.
     pub fn cut(&self, key: Key) {
         let Some(link) = lock(&self.0.links).remove(&key) else { return };
+        link.set_route(None);
         let mut state = lock(&link.state);
         state.closed = true;
         if let Some(writer) = state.writer.take() {
@@ -452,9 +590,25 @@ impl State {
 }
 
 impl Link {
+    /// The datagram path to the peer, where there is one.
+    pub fn route(&self) -> Option<Arc<Route>> {
+        self.route.load_full()
+    }
+
+    /// Bytes of the largest inner packet the datagram path carries, once that is known.
+    pub fn inner_mtu(&self) -> Option<usize> {
+        self.route.load().as_ref().filter(|route| route.settled).map(|route| route.inner())
+    }
+
+    /// Sends packets on a datagram path from now on, or on the stream again.
+    fn set_route(&self, route: Option<Arc<Route>>) {
+        self.route.store(route);
+    }
+
     fn new(key: Key, counts: Arc<DropCounts>, pool: Pool) -> Link {
         Link {
             key,
+            route: ArcSwapOption::empty(),
             state: Mutex::new(State {
                 queue: Queue::new(pool),
                 writer: None,
@@ -508,6 +662,8 @@ impl Link {
     }
 }
 
+#[cfg(test)]
+pub(crate) mod pair;
 #[cfg(test)]
 pub(crate) mod pipe;
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
-use super::{Bound, Inbound, Key, Link, Links, lock};
+use super::{Bound, Inbound, Key, Link, Links, Packets, lock};
 use crate::packet::{DropReason, Offload};
 use crate::wire::frame::{self, Decoder, Frame, FrameError, HEADER_LEN};
 
@@ -154,7 +154,7 @@ pub(super) async fn read(
 
 /// The packets one read brought. Pings are answered on the way.
 #[derive(Debug)]
-pub struct Frames<'a> {
+pub(super) struct Frames<'a> {
     decoder: &'a mut Decoder,
     links: &'a Links,
     link: &'a Link,
@@ -162,20 +162,16 @@ pub struct Frames<'a> {
     failed: Option<FrameError>,
 }
 
-impl Frames<'_> {
-    /// A buffer for the sink to work in, with the capacity it had when it was last [kept](Self::keep_scratch).
-    pub fn take_scratch(&mut self) -> Vec<u8> {
+impl Packets for Frames<'_> {
+    fn take_scratch(&mut self) -> Vec<u8> {
         std::mem::take(self.scratch)
     }
 
-    /// Keeps the buffer for the stream's next batch.
-    pub fn keep_scratch(&mut self, buffer: Vec<u8>) {
+    fn keep_scratch(&mut self, buffer: Vec<u8>) {
         *self.scratch = buffer;
     }
 
-    /// The next packet, and what its sender claims about it.
-    #[expect(clippy::should_implement_trait, reason = "a packet borrows the decoder, which an Iterator cannot say")]
-    pub fn next(&mut self) -> Option<(Offload, &mut [u8])> {
+    fn next(&mut self) -> Option<(Offload, &mut [u8])> {
         let (offload, body) = loop {
             match self.decoder.decode() {
                 Ok(Some(Frame::Packet { offload, body })) => break (offload, body),

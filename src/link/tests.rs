@@ -35,7 +35,7 @@ impl Inbound for Collect {
     fn may_open(&self, _: Key) -> bool {
         self.1
     }
-    fn batch(&self, key: Key, frames: &mut Frames<'_>) {
+    fn batch(&self, key: Key, frames: &mut dyn Packets) {
         while let Some((_, bytes)) = frames.next() {
             let _ = self.0.send((key, bytes.to_vec()));
         }
@@ -44,7 +44,7 @@ impl Inbound for Collect {
 
 #[tokio::test]
 async fn first_packets_wait_and_the_peer_is_wanted_once() {
-    let (links, mut wanted) = Links::new(Handle::current());
+    let (links, mut wanted) = Links::new(Handle::current(), None);
     for fill in 1..=3 {
         send(&links, fill, 100);
     }
@@ -61,7 +61,7 @@ async fn first_packets_wait_and_the_peer_is_wanted_once() {
 
 #[tokio::test]
 async fn newest_connection_carries_packets() {
-    let (links, _wanted) = Links::new(Handle::current());
+    let (links, _wanted) = Links::new(Handle::current(), None);
     let (first, mut old) = pipe(100_000);
     links.carry_out(KEY, 1, via(), first);
     send(&links, 1, 100);
@@ -87,7 +87,7 @@ async fn newest_connection_carries_packets() {
 
 #[tokio::test(flavor = "current_thread")]
 async fn a_stalled_stream_gives_back_what_it_did_not_take() {
-    let (links, _wanted) = Links::new(Handle::current());
+    let (links, _wanted) = Links::new(Handle::current(), None);
     let (stalled, _never_read) = pipe(8);
     links.carry_out(KEY, 1, via(), stalled);
     send(&links, 1, 1000);
@@ -99,7 +99,7 @@ async fn a_stalled_stream_gives_back_what_it_did_not_take() {
 
 #[tokio::test]
 async fn stalled_queue_drops_oldest_and_counts() {
-    let (links, _wanted) = Links::new(Handle::current());
+    let (links, _wanted) = Links::new(Handle::current(), None);
     let (stalled, _never_read) = pipe(8);
     links.carry_out(KEY, 1, via(), stalled);
     for _ in 0..100 {
@@ -112,7 +112,7 @@ async fn stalled_queue_drops_oldest_and_counts() {
 
 #[tokio::test]
 async fn removed_member_is_cut() {
-    let (links, _wanted) = Links::new(Handle::current());
+    let (links, _wanted) = Links::new(Handle::current(), None);
     let (collected, mut got) = mpsc::unbounded_channel();
     let (ours, mut theirs) = pipe(100_000);
     links.carry_out(KEY, 1, via(), ours);
@@ -140,7 +140,7 @@ async fn removed_member_is_cut() {
 
 #[tokio::test]
 async fn stream_of_a_stranger_is_closed() {
-    let (links, _wanted) = Links::new(Handle::current());
+    let (links, _wanted) = Links::new(Handle::current(), None);
     let (collected, mut got) = mpsc::unbounded_channel();
     let (mut far, near) = pipe(100_000);
     links.carry_in(KEY, 1, near, Arc::new(Collect(collected, false)));
@@ -150,7 +150,7 @@ async fn stream_of_a_stranger_is_closed() {
 
 #[tokio::test]
 async fn oversize_frame_cuts_the_stream() {
-    let (links, _wanted) = Links::new(Handle::current());
+    let (links, _wanted) = Links::new(Handle::current(), None);
     let (collected, mut got) = mpsc::unbounded_channel();
     let (mut far, near) = pipe(100_000);
     links.carry_in(KEY, 1, near, Arc::new(Collect(collected, true)));
@@ -162,8 +162,8 @@ async fn oversize_frame_cuts_the_stream() {
 
 #[tokio::test]
 async fn probe_measures_the_data_path() {
-    let (a, _) = Links::new(Handle::current());
-    let (b, _) = Links::new(Handle::current());
+    let (a, _) = Links::new(Handle::current(), None);
+    let (b, _) = Links::new(Handle::current(), None);
     let other = Key { subnet: SUBNET, peer: PeerId([3; 32]) };
     assert_eq!(a.probe(KEY).await, Err(ProbeError::Offline));
     let (ab, ba) = pipe(100_000);
@@ -181,7 +181,7 @@ async fn probe_measures_the_data_path() {
 
 #[tokio::test]
 async fn readers_of_a_peer_are_bounded() {
-    let (links, _wanted) = Links::new(Handle::current());
+    let (links, _wanted) = Links::new(Handle::current(), None);
     let link = links.link(KEY);
     let first = link.enter_reader(1).unwrap();
     let again = link.enter_reader(1).unwrap();

@@ -33,6 +33,10 @@ reasons! {
     QueueFull => "queue-full",
     /// Not a well-formed IPv4 or IPv6 packet, or a frame that says one thing and holds another.
     Malformed => "malformed",
+    /// A frame that no key of its session opens: damaged on the way, or forged.
+    BadFrame => "bad-frame",
+    /// A frame that came before: its counter was seen, or is too old to tell.
+    Replayed => "replayed",
     /// The peer is known and there is no connection to it.
     Unreachable => "unreachable",
     /// Larger than the MTU and not to be cut.

@@ -14,6 +14,13 @@ const OPTION_END: u8 = 0;
 const OPTION_NOP: u8 = 1;
 const OPTION_MSS: u8 = 2;
 
+/// Whether the packet opens a TCP connection: its SYN, or the answer to one.
+pub fn is_syn(packet: &Packet, bytes: &[u8]) -> bool {
+    packet.protocol == TCP
+        && packet.is_tcp_or_udp()
+        && bytes.get(packet.transport.saturating_add(13)).is_some_and(|flags| flags & SYN != 0)
+}
+
 /// Lowers the MSS option of a SYN to `mtu` less 40 bytes (IPv4) or 60 (IPv6), and mends a complete TCP checksum; a partial
 /// one covers only the pseudo-header and stays. Whether anything was changed: a packet without the option (it means 536 or
 /// 1220 then), with a lower one, with options that do not fit, or that is no SYN is left as it is.
@@ -27,15 +34,14 @@ pub fn clamp(bytes: &mut [u8], packet: &Packet, offload: &Offload, mtu: usize) -
         // A SYN is never a super-packet.
         _ => return false,
     };
-    let is_syn = packet.protocol == TCP
-        && packet.is_tcp_or_udp()
-        && bytes.get(packet.transport.saturating_add(13)).is_some_and(|flags| flags & SYN != 0);
     // The options of IP and TCP are no part of it (RFC 6691).
     let headers = match packet.version {
         Version::V4 => 40,
         Version::V6 => 60,
     };
-    let Some(most) = mtu.checked_sub(headers).and_then(|most| u16::try_from(most).ok()).filter(|_| is_syn) else {
+    let Some(most) =
+        mtu.checked_sub(headers).and_then(|most| u16::try_from(most).ok()).filter(|_| is_syn(packet, bytes))
+    else {
         return false;
     };
     let mut at = packet.transport.saturating_add(TCP_HEADER);

@@ -1,0 +1,438 @@
+//! Frames to packets: the one thread that reads the port.
+//!
+//! Each frame is opened straight to the end of the super-packet that grows in one buffer: the trailer and the headers of
+//! the frame before are overwritten, so that consecutive pieces join without a copy. The thread owns the keys, the replay
+//! windows and the buffers; keys come to it through a [`Keyring`], what is not a packet goes to the control task.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+
+use tokio::sync::mpsc;
+
+use super::port::{Class, Message, Receiver, class};
+use super::{Heard, Inbound, Link, Packets, lock};
+use crate::crypto::frame::{HEADER, Header, Opener};
+use crate::crypto::replay::Window;
+use crate::packet::offload::Kind;
+use crate::packet::rejoin::{Piece, rejoin};
+use crate::packet::{DropReason, Offload};
+use crate::wire::datagram::{Bundle, TRAILER, Trailer};
+
+/// Room in front of a growing super-packet for its headers: the most a trailer can state.
+const BASE: usize = 256;
+/// Bytes of the largest super-packet: what an IP header can state.
+const LARGEST: usize = 65_535;
+/// Bytes of the buffer: the largest super-packet and one frame behind it.
+const ROOM: usize = BASE + LARGEST + 65_536;
+
+/// Orders to the receiving thread. Clones are the same ring.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Keyring(Arc<Ring>);
+
+#[derive(Debug, Default)]
+struct Ring {
+    orders: Mutex<Vec<Order>>,
+    /// Looked at once per batch, so that the thread takes the lock only when something is there.
+    changed: AtomicBool,
+}
+
+#[derive(Debug)]
+enum Order {
+    Install(u32, Box<Session>),
+    Remove(u32),
+}
+
+impl Keyring {
+    /// Accepts frames under `index` from now on; the next frame read is opened with it.
+    pub(super) fn install(&self, index: u32, opener: Opener, link: Arc<Link>) {
+        let session = Session { index, opener, window: Window::default(), link, from: None };
+        self.order(Order::Install(index, Box::new(session)));
+    }
+
+    /// Accepts no more frames under `index`.
+    pub(super) fn remove(&self, index: u32) {
+        self.order(Order::Remove(index));
+    }
+
+    fn order(&self, order: Order) {
+        lock(&self.0.orders).push(order);
+        self.0.changed.store(true, Ordering::Release);
+    }
+
+    fn carry_out(&self, sessions: &mut HashMap<u32, Box<Session>>) {
+        if !self.0.changed.swap(false, Ordering::Acquire) {
+            return;
+        }
+        for order in lock(&self.0.orders).drain(..) {
+            match order {
+                Order::Install(index, session) => drop(sessions.insert(index, session)),
+                Order::Remove(index) => drop(sessions.remove(&index)),
+            }
+        }
+    }
+}
+
+/// Frames that led to no session; since the start.
+#[derive(Debug, Default)]
+pub struct Strays {
+    /// Receiver index of no session.
+    pub unknown: AtomicU64,
+    /// Too short, or reserved bytes that are not zero.
+    pub malformed: AtomicU64,
+    /// Neither QUIC nor ours.
+    pub foreign: AtomicU64,
+}
+
+/// One key of ours under which frames come in.
+#[derive(Debug)]
+struct Session {
+    index: u32,
+    opener: Opener,
+    window: Window,
+    link: Arc<Link>,
+    /// Where the newest frame came from.
+    from: Option<SocketAddr>,
+}
+
+/// The receiving thread.
+pub(super) struct Receiving {
+    pub(super) receiver: Receiver,
+    pub(super) keyring: Keyring,
+    pub(super) heard: mpsc::Sender<Heard>,
+    pub(super) strays: Arc<Strays>,
+    pub(super) sink: Weak<dyn Inbound>,
+}
+
+impl Receiving {
+    /// Carries packets until the port is closed, or nobody takes them any more.
+    pub(super) fn run(mut self) {
+        let mut sessions = HashMap::new();
+        let mut room = Room::default();
+        loop {
+            let messages = self.receiver.recv();
+            if messages == 0 {
+                if self.receiver.wait().is_err() {
+                    return;
+                }
+                continue;
+            }
+            self.keyring.carry_out(&mut sessions);
+            let Some(sink) = self.sink.upgrade() else { return };
+            let mut batch = Batch { receiver: &self.receiver, messages, next: 0, current: None, at: 0 };
+            while let Some((_, bytes)) = batch.peek() {
+                match class(bytes.first().copied().unwrap_or(0)) {
+                    Class::Quic => batch.give_quic(),
+                    Class::Other => {
+                        self.strays.foreign.fetch_add(1, Ordering::Relaxed);
+                        batch.advance();
+                    }
+                    Class::Ours => match Header::decode(bytes) {
+                        None => {
+                            self.strays.malformed.fetch_add(1, Ordering::Relaxed);
+                            batch.advance();
+                        }
+                        Some(header) => match sessions.get_mut(&header.receiver) {
+                            None => {
+                                self.strays.unknown.fetch_add(1, Ordering::Relaxed);
+                                batch.advance();
+                            }
+                            Some(session) => {
+                                let key = session.link.key;
+                                let mut opened =
+                                    Opened { batch: &mut batch, session, room: &mut room, heard: &self.heard };
+                                sink.batch(key, &mut opened);
+                                // What the sink left, so that the next session's turn comes.
+                                while opened.next().is_some() {}
+                            }
+                        },
+                    },
+                }
+            }
+        }
+    }
+}
+
+/// The datagrams of one read, one after the other.
+struct Batch<'a> {
+    receiver: &'a Receiver,
+    messages: usize,
+    /// The message after the current one.
+    next: usize,
+    current: Option<Message<'a>>,
+    /// Where in the current message the next datagram begins.
+    at: usize,
+}
+
+impl<'a> Batch<'a> {
+    /// The datagram at hand and its source.
+    fn peek(&mut self) -> Option<(SocketAddr, &'a [u8])> {
+        loop {
+            if let Some(message) = &self.current
+                && self.at < message.bytes.len()
+            {
+                let end = self.at.saturating_add(message.segment.max(1)).min(message.bytes.len());
+                return Some((message.from, message.bytes.get(self.at..end).unwrap_or_default()));
+            }
+            if self.next >= self.messages {
+                return None;
+            }
+            self.current = self.receiver.message(self.next);
+            self.next = self.next.saturating_add(1);
+            self.at = 0;
+        }
+    }
+
+    fn advance(&mut self) {
+        if let Some(message) = &self.current {
+            self.at = self.at.saturating_add(message.segment.max(1)).min(message.bytes.len());
+        }
+    }
+
+    /// Hands the datagram at hand, and the QUIC ones behind it in the same message, to libp2p.
+    fn give_quic(&mut self) {
+        let start = self.at;
+        while let Some(message) = &self.current
+            && message.bytes.get(self.at).is_some_and(|first| class(*first) == Class::Quic)
+        {
+            self.advance();
+        }
+        self.receiver.give_quic(self.next.saturating_sub(1), start..self.at);
+    }
+}
+
+/// Opened frames of one session, joined.
+struct Opened<'a, 'b> {
+    batch: &'a mut Batch<'b>,
+    session: &'a mut Session,
+    room: &'a mut Room,
+    heard: &'a mpsc::Sender<Heard>,
+}
+
+/// The buffer in which packets grow.
+#[derive(Debug)]
+struct Room {
+    bytes: Vec<u8>,
+    run: Option<Joined>,
+    /// A frame that does not continue the run: looked at when the run has been given away.
+    held: Option<(Trailer, Range<usize>)>,
+    /// A bundle and where its body lies; empty where there is none.
+    bundle: (Bundle, Range<usize>),
+    /// For the sink.
+    scratch: Vec<u8>,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Room { bytes: vec![0; ROOM], run: None, held: None, bundle: (Bundle::default(), 0..0), scratch: Vec::new() }
+    }
+}
+
+/// Consecutive pieces of one super-packet; payload from [`BASE`] on, headers in front of it.
+#[derive(Debug, Clone, Copy)]
+struct Joined {
+    first: Piece,
+    id: u16,
+    count: usize,
+    end: usize,
+}
+
+impl Packets for Opened<'_, '_> {
+    fn take_scratch(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.room.scratch)
+    }
+
+    fn keep_scratch(&mut self, buffer: Vec<u8>) {
+        self.room.scratch = buffer;
+    }
+
+    fn next(&mut self) -> Option<(Offload, &mut [u8])> {
+        let (offload, range) = self.advance()?;
+        let bytes = self.room.bytes.get_mut(range)?;
+        let link = &self.session.link;
+        link.rx_packets.fetch_add(1, Ordering::Relaxed);
+        link.rx_bytes.fetch_add(u64::try_from(bytes.len()).unwrap_or(0), Ordering::Relaxed);
+        Some((offload, bytes))
+    }
+}
+
+impl Opened<'_, '_> {
+    /// The next whole packet in the room.
+    fn advance(&mut self) -> Option<(Offload, Range<usize>)> {
+        loop {
+            match self.room.next_bundled() {
+                Some(Ok((partial, range))) => return Some((plain(partial), range)),
+                Some(Err(reason)) => self.session.link.counts.add(reason, 1),
+                None => {}
+            }
+            let (trailer, body) = match self.room.held.take() {
+                Some(held) => held,
+                None => match self.open() {
+                    Some(opened) => opened,
+                    // Nothing more of this session in what was read: the run does not wait for it.
+                    None => return self.end_run(),
+                },
+            };
+            match trailer {
+                Trailer::Control => self.tell(body),
+                Trailer::Piece { piece, id } if self.room.continues(&piece, id, &body) => {
+                    if self.room.extend(&piece, &body)
+                        && let Some(packet) = self.end_run()
+                    {
+                        return Some(packet);
+                    }
+                }
+                other if self.room.run.is_some() => {
+                    self.room.held = Some((other, body));
+                    if let Some(packet) = self.end_run() {
+                        return Some(packet);
+                    }
+                }
+                Trailer::Piece { piece, id } => {
+                    if !self.room.begin(piece, id, body) {
+                        self.session.link.counts.add(DropReason::Malformed, 1);
+                    }
+                }
+                Trailer::Packet { partial } => return Some((plain(partial), body)),
+                Trailer::Bundle => self.room.bundle = (Bundle::default(), body),
+            }
+        }
+    }
+
+    /// Whether the next datagram is a frame of this session.
+    fn more(&mut self) -> bool {
+        let index = self.session.index;
+        self.batch.peek().is_some_and(|(_, bytes)| {
+            class(bytes.first().copied().unwrap_or(0)) == Class::Ours
+                && Header::decode(bytes).is_some_and(|header| header.receiver == index)
+        })
+    }
+
+    /// Opens the next good frame of this session behind the run; its trailer and where its body lies.
+    fn open(&mut self) -> Option<(Trailer, Range<usize>)> {
+        while self.more() {
+            let (from, datagram) = self.batch.peek()?;
+            self.batch.advance();
+            if let Some(opened) = self.open_one(from, datagram) {
+                return Some(opened);
+            }
+        }
+        None
+    }
+
+    fn open_one(&mut self, from: SocketAddr, datagram: &[u8]) -> Option<(Trailer, Range<usize>)> {
+        let counts = &self.session.link.counts;
+        let header = Header::decode(datagram)?;
+        let (clear, sealed) = datagram.split_first_chunk::<HEADER>()?;
+        if !self.session.window.check(header.counter) {
+            counts.add(DropReason::Replayed, 1);
+            return None;
+        }
+        let start = self.room.run.map_or(BASE, |run| run.end);
+        let out = self.room.bytes.get_mut(start..).unwrap_or_default();
+        let Some(length) = self.session.opener.open(clear, sealed, out) else {
+            counts.add(DropReason::BadFrame, 1);
+            return None;
+        };
+        let newest = self.session.window.newest().is_none_or(|newest| header.counter > newest);
+        if !self.session.window.commit(header.counter) {
+            counts.add(DropReason::Replayed, 1);
+            return None;
+        }
+        if newest && self.session.from != Some(from) {
+            let (key, index) = (self.session.link.key, self.session.index);
+            let heard = match self.session.from.replace(from) {
+                None => Heard::First { key, index, from },
+                Some(_) => Heard::Moved { key, from },
+            };
+            // Full: the control task is behind; its own probes find the path.
+            let _ = self.heard.try_send(heard);
+        }
+        let end = start.saturating_add(length.checked_sub(TRAILER)?);
+        let trailer = self.room.bytes.get(end..).and_then(|rest| rest.first_chunk::<TRAILER>()).copied();
+        match trailer.and_then(Trailer::decode) {
+            Some(trailer) => Some((trailer, start..end)),
+            None => {
+                self.session.link.counts.add(DropReason::Malformed, 1);
+                None
+            }
+        }
+    }
+
+    /// Gives the run away as a packet; none where there is none, or it is no packet.
+    fn end_run(&mut self) -> Option<(Offload, Range<usize>)> {
+        let run = self.room.run.take()?;
+        let range = BASE.saturating_sub(run.first.headers)..run.end;
+        match rejoin(self.room.bytes.get_mut(range.clone())?, &run.first, run.count) {
+            Ok(offload) => Some((offload, range)),
+            Err(reason) => {
+                self.session.link.counts.add(reason, 1);
+                None
+            }
+        }
+    }
+
+    /// Hands a control message to the control task.
+    fn tell(&self, body: Range<usize>) {
+        let (key, index) = (self.session.link.key, self.session.index);
+        if let (Some(from), Some(bytes)) = (self.session.from, self.room.bytes.get(body)) {
+            let _ = self.heard.try_send(Heard::Control { key, index, from, body: bytes.to_vec() });
+        }
+    }
+}
+
+impl Room {
+    /// The next packet of the bundle: whether its checksum is still to be computed, and where it lies.
+    fn next_bundled(&mut self) -> Option<Result<(bool, Range<usize>), DropReason>> {
+        let (bundle, body) = &mut self.bundle;
+        let start = body.start;
+        let next = bundle.next(self.bytes.get(body.clone()).unwrap_or_default())?;
+        Some(next.map(|(partial, at)| (partial, start.saturating_add(at.start)..start.saturating_add(at.end))))
+    }
+
+    /// Whether this piece is the run's next one.
+    fn continues(&self, piece: &Piece, id: u16, body: &Range<usize>) -> bool {
+        self.run.is_some_and(|run| {
+            let payload = body.len().saturating_sub(piece.headers);
+            run.id == id
+                && run.first.is_followed_by(run.count, piece)
+                && piece.holds(payload)
+                && body.start == run.end
+                && run.end.saturating_add(payload).saturating_add(piece.headers) <= BASE.saturating_add(LARGEST)
+        })
+    }
+
+    /// Adds the piece that [continues](Self::continues) the run; whether the super-packet is whole now.
+    fn extend(&mut self, piece: &Piece, body: &Range<usize>) -> bool {
+        let payload = body.len().saturating_sub(piece.headers);
+        self.run.as_mut().is_some_and(|run| {
+            run.count = run.count.saturating_add(1);
+            run.end = run.end.saturating_add(payload);
+            piece.index == piece.last
+        })
+    }
+
+    /// Begins a run: the headers go in front of the payload. False where the body is too short for them.
+    fn begin(&mut self, first: Piece, id: u16, body: Range<usize>) -> bool {
+        let Some(payload) = body.len().checked_sub(first.headers).filter(|payload| first.holds(*payload)) else {
+            return false;
+        };
+        let headers = body.start.saturating_add(payload)..body.end;
+        if body.start != BASE {
+            // It was opened behind another run; its payload moves left, never onto its own headers.
+            self.bytes.copy_within(body.start..headers.start, BASE);
+        }
+        self.bytes.copy_within(headers, BASE.saturating_sub(first.headers));
+        let end = BASE.saturating_add(payload);
+        self.run = Some(Joined { first, id, count: 1, end });
+        true
+    }
+}
+
+/// A packet by itself.
+fn plain(partial: bool) -> Offload {
+    let kind = if partial { Kind::Partial } else { Kind::None };
+    Offload { kind, gso_size: 0, header_len: 0 }
+}

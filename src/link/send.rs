@@ -1,0 +1,289 @@
+//! Packets to frames: what one packet thread owns of the datagram carrier.
+//!
+//! A super-packet is cut into frames that fit the peer's path, each sealed straight from the packet into the send buffer:
+//! payload first, headers and trailer behind. Small packets that are there already share a frame; none waits for company.
+//! No allocation, no lock, no clock per packet.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::sync::mpsc;
+
+use super::port::{Port, Run, Sender};
+use super::{Heard, Key, Link, Route};
+use crate::crypto::frame::{Nonce, Sealer};
+use crate::packet::cut::Cut;
+use crate::packet::offload::Kind;
+use crate::packet::segment::segment;
+use crate::packet::{DropCounts, DropReason, Offload, Packet};
+use crate::wire::datagram::{self, OVERHEAD, TRAILER, Trailer};
+
+/// Packets below this many bytes share frames: a bundle of two is smaller than two frames at any size, but above this one
+/// copy costs more than a frame saves.
+const SMALL: usize = 600;
+/// Frames are handed to the kernel when they fill this many bytes.
+const FULL: usize = 56_000;
+/// A packet of this size is handed on at once: its receiver can work while the next one is sealed.
+const LARGE: usize = 16_000;
+/// Bytes of the send buffer: [`FULL`], and the largest packet cut into 256 frames with 255 bytes of headers each.
+const BUFFER: usize = 224 * 1024;
+/// Frames of one run: what every kernel with UDP segmentation takes in one message.
+const RUN_FRAMES: usize = 64;
+/// Bytes of one run: the largest UDP payload.
+const RUN_BYTES: usize = 65_507;
+/// Runs that one buffer may need; more only begin a new buffer.
+const RUNS: usize = 256;
+
+/// What became of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pushed {
+    /// It is on its way, or counted as dropped.
+    Taken,
+    /// No datagram path carries packets to the peer now: the stream does.
+    NoPath,
+    /// The path carries inner packets of at most so many bytes.
+    TooBig(u16),
+}
+
+/// The datagram carrier's sending half, for one thread and one subnet.
+#[derive(Debug)]
+pub struct Datagrams {
+    sender: Sender,
+    heard: mpsc::Sender<Heard>,
+    counts: Arc<DropCounts>,
+    buffer: Vec<u8>,
+    end: usize,
+    runs: Vec<Run>,
+    /// Whose each run is.
+    keys: Vec<Key>,
+    bundle: Bundle,
+    /// Number of the last super-packet.
+    id: u16,
+}
+
+/// Small packets of one peer that will share a frame.
+#[derive(Debug, Default)]
+struct Bundle {
+    to: Option<(Arc<Link>, Arc<Route>)>,
+    entries: Vec<u8>,
+    packets: u64,
+    /// Whether the first packet's checksum is still to be computed.
+    partial: bool,
+}
+
+impl Datagrams {
+    /// A sending half; packets that are lost in it are counted in `counts`.
+    pub(super) fn new(port: &Port, heard: mpsc::Sender<Heard>, counts: Arc<DropCounts>) -> Self {
+        Datagrams {
+            sender: port.sender(),
+            heard,
+            counts,
+            buffer: vec![0; BUFFER],
+            end: 0,
+            runs: Vec::with_capacity(RUNS),
+            keys: Vec::with_capacity(RUNS),
+            bundle: Bundle { entries: Vec::with_capacity(RUN_BYTES), ..Bundle::default() },
+            id: 0,
+        }
+    }
+
+    /// Seals one packet for the peer's path. `packet` and `offload` describe `bytes`.
+    pub fn push(&mut self, link: &Arc<Link>, packet: &Packet, offload: &Offload, bytes: &[u8]) -> Pushed {
+        let route = link.route.load();
+        let Some(route) = route.as_ref() else { return Pushed::NoPath };
+        let room = route.inner();
+        let too_big = match route.settled {
+            true => Pushed::TooBig(u16::try_from(room).unwrap_or(u16::MAX)),
+            false => Pushed::NoPath,
+        };
+        let pushed = match offload.kind {
+            Kind::None | Kind::Partial => {
+                let partial = offload.kind == Kind::Partial;
+                if bytes.len() > room {
+                    return too_big;
+                }
+                if bytes.len() < SMALL {
+                    self.gather(link, route, bytes, partial, room)
+                } else {
+                    self.close_bundle_of(link);
+                    let sealed = self.seal_one(route, link.key, bytes, Trailer::Packet { partial });
+                    if sealed { Pushed::Taken } else { Pushed::NoPath }
+                }
+            }
+            _ => {
+                self.close_bundle_of(link);
+                match Cut::plan(packet, offload, room) {
+                    Some(cut) => self.pieces(route, link.key, &cut, bytes),
+                    None if offload.segment_length(packet) > room => return too_big,
+                    None => self.segments(route, link.key, packet, offload, bytes),
+                }
+            }
+        };
+        if pushed == Pushed::Taken {
+            link.tx_packets.fetch_add(1, Ordering::Relaxed);
+            link.tx_bytes.fetch_add(u64::try_from(bytes.len()).unwrap_or(0), Ordering::Relaxed);
+        }
+        if self.end >= FULL || bytes.len() >= LARGE {
+            self.hand_on();
+        }
+        pushed
+    }
+
+    /// Hands everything to the kernel: nothing waits for the next packet.
+    pub fn flush(&mut self) {
+        self.close_bundle();
+        self.hand_on();
+    }
+
+    /// A super-packet, cut.
+    fn pieces(&mut self, route: &Route, key: Key, cut: &Cut, bytes: &[u8]) -> Pushed {
+        let headers = cut.headers;
+        let mut tail = [0u8; u8::MAX as usize + TRAILER];
+        let (Some(to), Some(from)) = (tail.get_mut(..headers), bytes.get(..headers)) else { return Pushed::NoPath };
+        to.copy_from_slice(from);
+        let behind = headers.saturating_add(TRAILER);
+        let most = cut.count.saturating_mul(OVERHEAD.saturating_add(headers)).saturating_add(bytes.len());
+        self.make_room(most);
+        let Some(mut nonces) = u32::try_from(cut.count).ok().and_then(|count| route.sealer.take(count)) else {
+            return Pushed::NoPath;
+        };
+        self.id = self.id.wrapping_add(1);
+        for index in 0..cut.count {
+            let trailer = Trailer::Piece { piece: cut.describe(index), id: self.id }.encode();
+            if let Some(room) = tail.get_mut(headers..behind) {
+                room.copy_from_slice(&trailer);
+            }
+            let body = bytes.get(cut.piece(index)).unwrap_or_default();
+            let Some(nonce) = nonces.next() else { break };
+            self.seal(&route.sealer, nonce, route.to, key, body, tail.get(..behind).unwrap_or_default());
+        }
+        Pushed::Taken
+    }
+
+    /// A super-packet that no frame describes (hundreds of tiny segments, very long headers): its segments one by one.
+    fn segments(&mut self, route: &Route, key: Key, packet: &Packet, offload: &Offload, bytes: &[u8]) -> Pushed {
+        // Off the common path: a buffer for its segments.
+        let mut all = true;
+        let cut = segment(bytes, packet, offload, &mut Vec::new(), |one| {
+            all &= self.seal_one(route, key, one, Trailer::Packet { partial: false });
+        });
+        match cut {
+            Ok(()) if all => Pushed::Taken,
+            Ok(()) => {
+                self.counts.add(DropReason::QueueFull, 1);
+                Pushed::Taken
+            }
+            Err(reason) => {
+                self.counts.add(reason, 1);
+                Pushed::Taken
+            }
+        }
+    }
+
+    /// A small packet: into the peer's bundle.
+    fn gather(&mut self, link: &Arc<Link>, route: &Arc<Route>, bytes: &[u8], partial: bool, room: usize) -> Pushed {
+        let entry = bytes.len().saturating_add(datagram::ENTRY);
+        let joins = match &self.bundle.to {
+            Some((to, under)) => {
+                Arc::ptr_eq(to, link)
+                    && Arc::ptr_eq(under, route)
+                    && self.bundle.entries.len().saturating_add(entry) <= room
+            }
+            None => false,
+        };
+        if !joins {
+            self.close_bundle();
+            self.bundle.to = Some((Arc::clone(link), Arc::clone(route)));
+            self.bundle.partial = partial;
+        }
+        datagram::append(&mut self.bundle.entries, bytes, partial);
+        self.bundle.packets = self.bundle.packets.saturating_add(1);
+        Pushed::Taken
+    }
+
+    /// Seals the peer's bundle, so that what follows stays behind it.
+    fn close_bundle_of(&mut self, link: &Arc<Link>) {
+        if self.bundle.to.as_ref().is_some_and(|(to, _)| Arc::ptr_eq(to, link)) {
+            self.close_bundle();
+        }
+    }
+
+    fn close_bundle(&mut self) {
+        let Some((link, route)) = self.bundle.to.take() else { return };
+        let mut entries = std::mem::take(&mut self.bundle.entries);
+        let packets = std::mem::take(&mut self.bundle.packets);
+        let sealed = if packets == 1 {
+            let single = entries.get(datagram::ENTRY..).unwrap_or_default();
+            self.seal_one(&route, link.key, single, Trailer::Packet { partial: self.bundle.partial })
+        } else {
+            self.seal_one(&route, link.key, &entries, Trailer::Bundle)
+        };
+        if !sealed {
+            // The key was used up between two packets; the next ones go on the stream or with the next key.
+            self.counts.add(DropReason::QueueFull, packets);
+        }
+        entries.clear();
+        self.bundle.entries = entries;
+    }
+
+    /// One frame; false where the key is used up.
+    fn seal_one(&mut self, route: &Route, key: Key, body: &[u8], trailer: Trailer) -> bool {
+        self.make_room(body.len().saturating_add(OVERHEAD));
+        match route.sealer.take(1).and_then(|mut nonces| nonces.next()) {
+            Some(nonce) => self.seal(&route.sealer, nonce, route.to, key, body, &trailer.encode()),
+            None => false,
+        }
+    }
+
+    /// Seals one frame behind those in the buffer.
+    fn seal(&mut self, sealer: &Sealer, nonce: Nonce, to: SocketAddr, key: Key, body: &[u8], tail: &[u8]) -> bool {
+        let out = self.buffer.get_mut(self.end..).unwrap_or_default();
+        let Some(length) = sealer.seal(nonce, body, tail, out) else { return false };
+        let start = self.end;
+        self.end = self.end.saturating_add(length);
+        match self.runs.last_mut() {
+            Some(run) if run.to == to && extends(run, length) => run.end = self.end,
+            _ => {
+                self.runs.push(Run { start, end: self.end, segment: length, to });
+                self.keys.push(key);
+            }
+        }
+        true
+    }
+
+    /// Hands on what is in the buffer where `bytes` more do not fit.
+    fn make_room(&mut self, bytes: usize) {
+        if self.end.saturating_add(bytes) > self.buffer.len() || self.runs.len() >= RUNS {
+            self.hand_on();
+        }
+    }
+
+    fn hand_on(&mut self) {
+        if self.runs.is_empty() {
+            return;
+        }
+        let sent = self.sender.send(self.buffer.get(..self.end).unwrap_or_default(), &self.runs);
+        if sent.frames_dropped > 0 {
+            self.counts.add(DropReason::QueueFull, sent.frames_dropped);
+        }
+        if sent.too_big {
+            // Which of them it was, their own probes tell.
+            for key in &self.keys {
+                let _ = self.heard.try_send(Heard::TooBig { key: *key });
+            }
+        }
+        self.runs.clear();
+        self.keys.clear();
+        self.end = 0;
+    }
+}
+
+/// Whether a frame of `length` bytes may follow in the run: all are equal, only the last may be shorter.
+fn extends(run: &Run, length: usize) -> bool {
+    let held = run.end.saturating_sub(run.start);
+    length <= run.segment
+        && held.checked_rem(run.segment) == Some(0)
+        && held.saturating_add(length) <= RUN_BYTES
+        && held.checked_div(run.segment).is_some_and(|frames| frames < RUN_FRAMES)
+}
