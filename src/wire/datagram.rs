@@ -502,7 +502,7 @@ mod tests {
             let mut receiver = Receiver::new();
             for (mut frame, kind) in frames {
                 let at = frame.len().saturating_sub(8);
-                if let Some(first) = frame.get_mut(at) && kind > 0 { *first = 0x30 | (kind % 6); }
+                if let Some(first) = frame.get_mut(at) && kind > 0 { *first = 0x30 + kind % 6; }
                 receiver.take(&frame);
             }
             receiver.flush();
