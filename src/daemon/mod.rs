@@ -15,6 +15,9 @@ mod status;
 mod sync;
 mod tell;
 
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -127,13 +130,21 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         Some(address) => Some(metrics::bind(address).await?),
         None => None,
     };
-    let listen = addresses(&config.listen)?;
+    let mut listen = addresses(&config.listen)?;
     let underlay_ports = listen.iter().filter_map(p2p::Address::port).collect();
     let here = Here { instance: instance.clone(), underlay_ports };
     let parts = Parts { state, damage, store, here, node_name: config.node_name.clone() };
     let (node, pushes) = Node::start(parts).context("start the node's thread").map_err(failed("E-START"))?;
 
+    let on_listen = |e: p2p::Error| match e {
+        p2p::Error::InUse(_) => Error::new(ErrorKind::Conflict, "E-LISTEN-IN-USE", e.to_string())
+            .hint("byway daemon --listen udp/PORT --listen tcp/PORT   (with a free port), or stop the other program"),
+        other => Error::new(ErrorKind::Failed, "E-LISTEN", other.to_string()),
+    };
     let mut net = p2p::Config::new(seed);
+    if machine.transport() == p2p::TransportKind::Network {
+        net.quic = quic_sockets(&mut listen).map_err(on_listen)?;
+    }
     net.listen = listen;
     net.lan_discovery = config.lan_discovery;
     net.transport = machine.transport();
@@ -141,11 +152,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     net.limits.connections = config.limits.connections;
     net.limits.per_peer = config.limits.connections_per_peer;
     net.limits.memory = usize::try_from(config.limits.memory_mib).unwrap_or(usize::MAX).saturating_mul(1 << 20);
-    let (peers, events, driver) = p2p::start(net).map_err(|e| match e {
-        p2p::Error::InUse(_) => Error::new(ErrorKind::Conflict, "E-LISTEN-IN-USE", e.to_string())
-            .hint("byway daemon --listen udp/PORT --listen tcp/PORT   (with a free port), or stop the other program"),
-        other => Error::new(ErrorKind::Failed, "E-LISTEN", other.to_string()),
-    })?;
+    let (peers, events, driver) = p2p::start(net).map_err(on_listen)?;
 
     let (links, wanted) = Links::new(tokio::runtime::Handle::current(), None);
     let (datapath, died) = Datapath::new(node.view(), links.clone());
@@ -286,6 +293,48 @@ fn addresses(texts: &[String]) -> Result<Vec<p2p::Address>, Error> {
         .collect()
 }
 
+/// The UDP sockets that QUIC listens on and dials from: one for each QUIC address of `listen`, which loses those that need
+/// an IPv6 this host has not.
+///
+/// # Errors
+/// [`p2p::Error::InUse`] when another program has a port.
+fn quic_sockets(listen: &mut Vec<p2p::Address>) -> Result<Vec<Arc<dyn quinn::AsyncUdpSocket>>, p2p::Error> {
+    use quinn::Runtime as _;
+    let mut sockets = Vec::new();
+    let mut usable = Vec::new();
+    for address in listen.drain(..) {
+        let Some(local) = address.udp() else {
+            usable.push(address);
+            continue;
+        };
+        match bind_udp(local).and_then(|socket| quinn::TokioRuntime.wrap_udp_socket(socket)) {
+            Ok(socket) => {
+                sockets.push(socket);
+                usable.push(address);
+            }
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(p2p::Error::InUse(address)),
+            Err(error) if p2p::lacks_ipv6(&address, &error) => {
+                tracing::warn!(%address, %error, "this host has no IPv6: not listening there");
+            }
+            Err(source) => return Err(p2p::Error::Listen { address, source }),
+        }
+    }
+    *listen = usable;
+    Ok(sockets)
+}
+
+/// Binds without sharing the port; an IPv6 socket leaves IPv4 to another one.
+fn bind_udp(local: SocketAddr) -> io::Result<std::net::UdpSocket> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt};
+    let family = if local.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let udp = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
+    if local.is_ipv6() {
+        setsockopt(&udp, sockopt::Ipv6V6Only, &true)?;
+    }
+    bind(udp.as_raw_fd(), &SockaddrStorage::from(local))?;
+    Ok(udp.into())
+}
+
 /// `byway cleanup`: removes what a daemon with this state directory left in the kernel after a crash.
 ///
 /// # Errors
@@ -322,4 +371,21 @@ pub fn cleanup(config: &Config) -> Result<Vec<String>, Error> {
 /// The first thing that is missing, with its remedy.
 pub fn preflight(_config: &Config) -> Result<(), Error> {
     Machine::Kernel.ready()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn quic_gets_a_socket_for_each_of_its_addresses_and_a_taken_port_is_its_own_error() {
+        for listen in ["/ip4/127.0.0.1/udp/0/quic-v1", "/ip6/::1/udp/0/quic-v1"] {
+            let mut all = addresses(&[listen.to_owned(), "/ip4/127.0.0.1/tcp/0".to_owned()]).unwrap();
+            let sockets = quic_sockets(&mut all).unwrap();
+            assert_eq!((sockets.len(), all.len()), (1, 2));
+            let port = sockets[0].local_addr().unwrap().port();
+            let mut same = addresses(&[listen.replace("udp/0", &format!("udp/{port}"))]).unwrap();
+            assert!(matches!(quic_sockets(&mut same).map(drop), Err(p2p::Error::InUse(_))), "{listen}");
+        }
+    }
 }

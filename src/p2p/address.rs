@@ -3,7 +3,7 @@
 //! Pure. Decides which multiaddr is usable; never resolves a name and never opens a socket.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use ipnet::IpNet;
@@ -67,6 +67,11 @@ impl Address {
         })
     }
 
+    /// The UDP socket address, if it is one of QUIC's and no name.
+    pub fn udp(&self) -> Option<SocketAddr> {
+        udp_of(&self.0)
+    }
+
     /// Whether it begins with an IP address inside one of `prefixes`.
     pub fn is_within(&self, prefixes: &[IpNet]) -> bool {
         is_within(&self.0, prefixes)
@@ -117,6 +122,18 @@ pub(super) fn carrier_of(address: &Multiaddr) -> Option<Carrier> {
         _ => return None,
     };
     parts.next().is_none().then_some(carrier)
+}
+
+/// The socket address of `/ip4|ip6/A/udp/P/quic-v1`, perhaps with `/p2p/PEER` behind it.
+pub(super) fn udp_of(address: &Multiaddr) -> Option<SocketAddr> {
+    let mut parts = address.iter();
+    let ip = match parts.next()? {
+        Protocol::Ip4(ip) => IpAddr::V4(ip),
+        Protocol::Ip6(ip) => IpAddr::V6(ip),
+        _ => return None,
+    };
+    let (Protocol::Udp(port), Protocol::QuicV1) = (parts.next()?, parts.next()?) else { return None };
+    parts.all(|part| matches!(part, Protocol::P2p(_))).then_some(SocketAddr::new(ip, port))
 }
 
 /// The IP address an address begins with.

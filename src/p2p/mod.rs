@@ -23,6 +23,7 @@ mod driver;
 mod event;
 mod gate;
 mod preamble;
+mod quic;
 mod redial;
 mod start;
 mod stream;
@@ -33,13 +34,14 @@ mod transport;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::address::{Address, AddressError, Carrier};
 pub use self::command::{AskError, Command, ConnectError, ConnectionStatus, Handle, PeerStatus, Protocol, Stopped};
 pub use self::driver::Driver;
 pub use self::event::{Class, Event, Responder};
-pub use self::start::{Error, start};
+pub use self::start::{Error, lacks_ipv6, start};
 pub use self::stream::DataStream;
 
 use crate::model::id::{PeerId, SubnetId};
@@ -63,6 +65,9 @@ pub struct Config {
     pub secret: [u8; 32],
     /// Addresses to listen on; empty: none.
     pub listen: Vec<Address>,
+    /// UDP sockets for QUIC, one per local address: dials leave from them, and a QUIC address in `listen` needs one that
+    /// is bound there. Empty: no QUIC. Their owner may put datagrams on the same port whose first byte is below 0x40.
+    pub quic: Vec<Arc<dyn quinn::AsyncUdpSocket>>,
     /// Whether to look for peers on the local networks (mDNS, IPv4 and IPv6) and be found there.
     pub lan_discovery: bool,
     /// Which transports to open.
@@ -82,6 +87,7 @@ impl Config {
         Config {
             secret,
             listen: Vec::new(),
+            quic: Vec::new(),
             lan_discovery: true,
             transport: TransportKind::Network,
             prefer: Carrier::Tcp,

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use super::address::Address;
 use super::behaviour::{self, Behaviour};
-use super::{Config, Driver, Event, Handle, transport};
+use super::{Config, Driver, Event, Handle, quic, transport};
 
 /// Commands and events that may wait.
 const QUEUE: usize = 256;
@@ -29,6 +29,9 @@ pub enum Error {
     /// The identity cannot be used.
     #[error("identity: {0}")]
     Identity(String),
+    /// A socket for QUIC cannot be used.
+    #[error("QUIC: {0}")]
+    Quic(io::Error),
     /// Another program, or another daemon, listens there.
     #[error("listen on {0}: the port is in use")]
     InUse(Address),
@@ -56,10 +59,10 @@ pub fn start(config: Config) -> Result<(Handle, mpsc::Receiver<Event>, Driver), 
         .with_idle_connection_timeout(config.timing.idle)
         .with_max_negotiating_inbound_streams(NEGOTIATING)
         .with_dial_concurrency_factor(NonZeroU8::new(8).unwrap_or(NonZeroU8::MIN));
-    let transport = transport::build(config.transport, &key, &overlay)?;
+    let transport = transport::build(&config, &key, &overlay)?;
     let mut swarm = Swarm::new(transport, behaviour::build(&config, &key), lib_peer, settings);
     for address in &config.listen {
-        listen(&mut swarm, address)?;
+        listen(&mut swarm, address, &config)?;
     }
     let (commands, orders) = mpsc::channel(QUEUE);
     let (events, news) = mpsc::channel(QUEUE);
@@ -67,8 +70,15 @@ pub fn start(config: Config) -> Result<(Handle, mpsc::Receiver<Event>, Driver), 
     Ok((Handle { commands, peer }, news, driver))
 }
 
-fn listen(swarm: &mut Swarm<Behaviour>, address: &Address) -> Result<(), Error> {
-    let failed = match probe(&address.0) {
+fn listen(swarm: &mut Swarm<Behaviour>, address: &Address, config: &Config) -> Result<(), Error> {
+    let usable = match address.udp() {
+        // Its owner has bound it: to bind it once more for a moment could only fail.
+        Some(wanted) => quic::socket_for(&config.quic, wanted)
+            .map(drop)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no UDP socket")),
+        None => probe(&address.0),
+    };
+    let failed = match usable {
         Ok(()) => match swarm.listen_on(address.0.clone()) {
             Ok(_) => return Ok(()),
             Err(TransportError::Other(error)) => error,
@@ -80,7 +90,7 @@ fn listen(swarm: &mut Swarm<Behaviour>, address: &Address) -> Result<(), Error> 
     };
     match failed.kind() {
         io::ErrorKind::AddrInUse => Err(Error::InUse(address.clone())),
-        _ if lacks_ipv6(&address.0, &failed) => {
+        _ if lacks_ipv6(address, &failed) => {
             tracing::warn!(%address, error = %failed, "this host has no IPv6: not listening there");
             Ok(())
         }
@@ -88,9 +98,9 @@ fn listen(swarm: &mut Swarm<Behaviour>, address: &Address) -> Result<(), Error> 
     }
 }
 
-/// Whether listening failed because IPv6 is off, rather than because a particular address is not this host's.
-fn lacks_ipv6(address: &Multiaddr, error: &io::Error) -> bool {
-    let Some(Part::Ip6(ip)) = address.iter().next() else { return false };
+/// Whether binding failed because IPv6 is off, rather than because a particular address is not this host's.
+pub fn lacks_ipv6(address: &Address, error: &io::Error) -> bool {
+    let Some(Part::Ip6(ip)) = address.0.iter().next() else { return false };
     let everywhere = ip.is_unspecified() || ip.is_loopback();
     error.raw_os_error() == Some(libc::EAFNOSUPPORT) || (everywhere && error.kind() == io::ErrorKind::AddrNotAvailable)
 }
@@ -106,25 +116,21 @@ fn probe(address: &Multiaddr) -> io::Result<()> {
         Some(Part::Ip6(ip)) => IpAddr::V6(ip),
         _ => return Ok(()),
     };
-    let kind = match parts.next() {
-        Some(Part::Tcp(port)) => (SockType::Stream, port),
-        Some(Part::Udp(port)) => (SockType::Datagram, port),
-        _ => return Ok(()),
-    };
-    probe_port(ip, kind)
+    match parts.next() {
+        Some(Part::Tcp(port)) => probe_port(SocketAddr::new(ip, port)),
+        _ => Ok(()),
+    }
 }
 
-fn probe_port(ip: IpAddr, (kind, port): (SockType, u16)) -> io::Result<()> {
-    let family = if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let probe = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
-    if kind == SockType::Stream {
-        // Connections that a daemon before us left behind do not keep the port.
-        setsockopt(&probe, sockopt::ReuseAddr, &true)?;
-    }
-    if ip.is_ipv6() {
+fn probe_port(address: SocketAddr) -> io::Result<()> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let probe = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    // Connections that a daemon before us left behind do not keep the port.
+    setsockopt(&probe, sockopt::ReuseAddr, &true)?;
+    if address.is_ipv6() {
         // As the listeners do: both families have a socket of their own.
         setsockopt(&probe, sockopt::Ipv6V6Only, &true)?;
     }
-    bind(probe.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(ip, port)))?;
+    bind(probe.as_raw_fd(), &SockaddrStorage::from(address))?;
     Ok(())
 }

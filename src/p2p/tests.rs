@@ -3,6 +3,7 @@
 #![expect(clippy::result_large_err, reason = "events that are passed over come back whole")]
 
 mod lan;
+pub(super) mod stock;
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -41,9 +42,21 @@ fn in_memory(seed: u8) -> Config {
 fn on_loopback(seed: u8, listen: &str) -> Config {
     let mut config = Config::new([seed; 32]);
     config.lan_discovery = false;
-    config.listen = vec![listen.parse().unwrap()];
+    listen_also(&mut config, listen);
     config.timing = fast();
     config
+}
+
+/// A listen address, with a socket if it is one of QUIC's.
+fn listen_also(config: &mut Config, listen: &str) {
+    let address: Address = listen.parse().unwrap();
+    config.quic.extend(address.udp().map(quic_socket));
+    config.listen.push(address);
+}
+
+fn quic_socket(local: std::net::SocketAddr) -> Arc<dyn quinn::AsyncUdpSocket> {
+    use quinn::Runtime as _;
+    quinn::TokioRuntime.wrap_udp_socket(std::net::UdpSocket::bind(local).unwrap()).unwrap()
 }
 
 struct Node {
@@ -385,7 +398,7 @@ async fn tcp_and_quic_carry_packets_and_requests() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tcp_is_dialled_before_quic() {
     let mut config = on_loopback(30, "/ip4/127.0.0.1/tcp/0");
-    config.listen.push("/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap());
+    listen_also(&mut config, "/ip4/127.0.0.1/udp/0/quic-v1");
     let (handle, mut events, driver) = start(config).unwrap();
     tokio::spawn(driver.run(CancellationToken::new()));
     let both = loop {
@@ -408,12 +421,23 @@ async fn tcp_is_dialled_before_quic() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_port_in_use_is_its_own_error() {
-    for listen in ["/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/0/quic-v1", "/ip6/::1/udp/0/quic-v1", "/ip6/::1/tcp/0"] {
+    for listen in ["/ip4/127.0.0.1/tcp/0", "/ip6/::1/tcp/0"] {
         let first = Node::start(on_loopback(32, listen)).await;
         let mut second = on_loopback(33, listen);
         second.listen = vec![first.address.clone()];
         assert!(matches!(start(second), Err(Error::InUse(_))), "{listen}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quic_address_without_a_socket_of_its_own_is_an_error() {
+    let mut config = on_loopback(32, "/ip4/127.0.0.1/udp/0/quic-v1");
+    config.listen = vec!["/ip6/::1/udp/0/quic-v1".parse().unwrap()];
+    let error = start(config.clone()).map(drop).unwrap_err();
+    assert_eq!(error.to_string(), "listen on /ip6/::1/udp/0/quic-v1: no UDP socket");
+    // One socket carries one listener.
+    config.listen = vec!["/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap(); 2];
+    assert!(matches!(start(config).map(drop), Err(Error::Listen { .. })));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,4 +1,4 @@
-//! The transports: TCP+Noise+Yamux and QUIC, or memory+Noise+Yamux, each behind the same two guards.
+//! The transports: TCP+Noise+Yamux and QUIC ([`quic`]), or memory+Noise+Yamux, each behind the same two guards.
 //!
 //! [`Guard`] keeps libp2p off the overlay: it dials no overlay address, whatever DNS says, announces none when a
 //! wildcard listener finds the TUN's address, and refuses connections that arrive over it. [`BoundedClose`] gives a
@@ -18,11 +18,11 @@ use libp2p::core::transport::dummy::DummyTransport;
 use libp2p::core::transport::{Boxed, DialOpts, ListenerId, MemoryTransport, TransportError, TransportEvent};
 use libp2p::core::upgrade::Version;
 use libp2p::identity::Keypair;
-use libp2p::{Multiaddr, PeerId, Transport, dns, noise, quic, tcp, yamux};
+use libp2p::{Multiaddr, PeerId, Transport, dns, noise, tcp, yamux};
 
 use super::address::is_within;
 use super::coalesce::{LargeReads, LateNoise};
-use super::{Error, TransportKind};
+use super::{Config, Error, TransportKind, quic};
 
 /// The overlay prefixes, as the transports see them.
 pub(super) type Overlay = Arc<ArcSwap<Vec<IpNet>>>;
@@ -40,10 +40,11 @@ const CLOSING: Duration = Duration::from_secs(2);
 /// Builds the transport.
 ///
 /// # Errors
-/// When the Noise keys cannot be made of the identity.
-pub(super) fn build(kind: TransportKind, key: &Keypair, overlay: &Overlay) -> Result<Boxed<Output>, Error> {
+/// When Noise keys or a certificate cannot be made of the identity, or a socket for QUIC is unusable.
+pub(super) fn build(config: &Config, key: &Keypair, overlay: &Overlay) -> Result<Boxed<Output>, Error> {
     let noise = || noise::Config::new(key).map(LateNoise).map_err(|e| Error::Identity(e.to_string()));
-    match kind {
+    let limits = &config.limits;
+    match config.transport {
         TransportKind::Memory => {
             let memory = MemoryTransport::default()
                 .upgrade(Version::V1)
@@ -61,12 +62,8 @@ pub(super) fn build(kind: TransportKind, key: &Keypair, overlay: &Overlay) -> Re
                 .multiplex(muxer())
                 .timeout(SETUP)
                 .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(BoundedClose::new(muxer))));
-            let mut config = quic::Config::new(key);
-            config.handshake_timeout = SETUP;
-            config.keep_alive_interval = Duration::from_secs(5);
-            config.max_idle_timeout = 10_000;
-            config.max_concurrent_stream_limit = u32::try_from(STREAMS).unwrap_or(64);
-            let quic = quic::tokio::Transport::new(config)
+            let admission = quic::Admission::new(limits.per_source, usize::try_from(limits.pending_in).unwrap_or(256));
+            let quic = quic::Transport::new(key, &config.quic, admission, SETUP)?
                 .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(BoundedClose::new(muxer))));
             let both = tcp.or_transport(quic).map(|either, _| either.into_inner());
             Ok(named(Guard::new(both.boxed(), overlay.clone())))

@@ -1,0 +1,126 @@
+//! TLS, windows, timers and congestion control of every connection.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use libp2p::identity::Keypair;
+use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig};
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::rustls::NoKeyLog;
+use quinn::rustls::client::Resumption;
+use quinn::{
+    ClientConfig, ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, NoneTokenStore,
+    ServerConfig, TransportConfig, VarInt,
+};
+use quinn_proto::{InvalidCid, RandomConnectionIdGenerator};
+
+use super::super::Error;
+use super::super::transport::STREAMS;
+use super::screen::{CID, VERSION};
+
+/// Whether BBR rather than Cubic. Cubic: quinn marks its BBR experimental (no loss response of BBRv2, no probing for a
+/// smaller RTT under application limits), and where a path loses packets without being full the sealed datagrams carry
+/// the traffic, not this stream.
+const BBR: bool = false;
+/// Bytes of one connection under way in each direction: 1.3 Gbit/s at 100 ms.
+const WINDOW: u32 = 16 << 20;
+/// Bytes of one stream that its reader has not taken: what is left of [`WINDOW`] belongs to the other streams.
+const STREAM_WINDOW: u32 = 12 << 20;
+/// Silence after which a packet is sent to be answered. The underlay's NATs forget UDP after 30 s at the earliest.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Silence after which a connection is dead, in milliseconds.
+const IDLE: u32 = 10_000;
+/// Payload of the first packets: the least that QUIC demands of a path. MTU discovery raises it.
+const FIRST_MTU: u16 = 1200;
+/// First packets that wait to be looked at.
+const WAITING: usize = 256;
+/// Bytes kept of a client whose first packet waits, and of all of them.
+const WAITING_BYTES: (u64, u64) = (8 << 10, 1 << 20);
+
+/// What endpoints and connections are made of.
+pub(super) struct Settings {
+    pub(super) endpoint: EndpointConfig,
+    pub(super) server: ServerConfig,
+    pub(super) client: ClientConfig,
+}
+
+/// # Errors
+/// [`Error::Identity`] when the identity makes no certificate.
+pub(super) fn settings(key: &Keypair) -> Result<Settings, Error> {
+    let transport = Arc::new(transport());
+    let mut client_tls = libp2p_tls::make_client_config(key, None).map_err(|e| Error::Identity(e.to_string()))?;
+    // All peers have one name, so a ticket of one would be shown to the next. Every handshake proves both keys anew.
+    client_tls.resumption = Resumption::disabled();
+    client_tls.enable_sni = false;
+    // libp2p writes secrets to $SSLKEYLOGFILE.
+    client_tls.key_log = Arc::new(NoKeyLog {});
+    let client_tls = QuicClientConfig::try_from(client_tls).map_err(|e| Error::Identity(e.to_string()))?;
+    let mut client = ClientConfig::new(Arc::new(client_tls));
+    client.transport_config(transport.clone()).token_store(Arc::new(NoneTokenStore)).version(VERSION);
+
+    let mut server_tls = libp2p_tls::make_server_config(key).map_err(|e| Error::Identity(e.to_string()))?;
+    server_tls.send_tls13_tickets = 0;
+    server_tls.key_log = Arc::new(NoKeyLog {});
+    let server_tls = QuicServerConfig::try_from(server_tls).map_err(|e| Error::Identity(e.to_string()))?;
+    let mut server = ServerConfig::with_crypto(Arc::new(server_tls));
+    server
+        .transport_config(transport)
+        .migration(false)
+        .max_incoming(WAITING)
+        .incoming_buffer_size(WAITING_BYTES.0)
+        .incoming_buffer_size_total(WAITING_BYTES.1);
+
+    let mut endpoint = EndpointConfig::default();
+    endpoint.grease_quic_bit(false).supported_versions(vec![VERSION]).cid_generator(|| Box::new(Silent::default()));
+    Ok(Settings { endpoint, server, client })
+}
+
+fn transport() -> TransportConfig {
+    let congestion: Arc<dyn ControllerFactory + Send + Sync> =
+        if BBR { Arc::new(BbrConfig::default()) } else { Arc::new(CubicConfig::default()) };
+    let mut transport = TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(u32::try_from(STREAMS).unwrap_or(64)))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(None)
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
+        .receive_window(VarInt::from_u32(WINDOW))
+        .send_window(u64::from(WINDOW))
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE))))
+        .initial_mtu(FIRST_MTU)
+        .mtu_discovery_config(Some(MtuDiscoveryConfig::default()))
+        .allow_spin(false)
+        .congestion_controller_factory(congestion);
+    transport
+}
+
+/// Random connection IDs of which none is ever recognised without its connection.
+///
+/// That is what keeps quinn from sending stateless resets: it sends one only to IDs that the generator calls its own. A
+/// peer of a daemon that was killed learns of it by its idle timeout.
+struct Silent(RandomConnectionIdGenerator);
+
+impl Default for Silent {
+    fn default() -> Self {
+        Silent(RandomConnectionIdGenerator::new(CID))
+    }
+}
+
+impl ConnectionIdGenerator for Silent {
+    fn generate_cid(&mut self) -> ConnectionId {
+        self.0.generate_cid()
+    }
+
+    fn validate(&self, _: &ConnectionId) -> Result<(), InvalidCid> {
+        Err(InvalidCid)
+    }
+
+    fn cid_len(&self) -> usize {
+        CID
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}
