@@ -108,9 +108,15 @@ pub enum Kind {
 impl Kind {
     /// The kind with this number.
     pub fn from_number(number: u8) -> Option<Kind> {
-        [Kind::None, Kind::Partial, Kind::Tcp4, Kind::Tcp6, Kind::Udp4, Kind::Udp6]
-            .into_iter()
-            .find(|kind| *kind as u8 == number)
+        match number {
+            0 => Some(Kind::None),
+            1 => Some(Kind::Partial),
+            2 => Some(Kind::Tcp4),
+            3 => Some(Kind::Tcp6),
+            4 => Some(Kind::Udp4),
+            5 => Some(Kind::Udp6),
+            _ => None,
+        }
     }
 }
 

@@ -34,7 +34,8 @@ impl Piece {
     /// Whether `next` is the piece behind a run of `count` that began with this one, as far as numbers tell; that both
     /// have the same super-packet's ID is the caller's to see.
     pub fn is_followed_by(&self, count: usize, next: &Piece) -> bool {
-        self.index.checked_add(count) == Some(next.index) && *next == Piece { index: next.index, ..*self }
+        self.index.checked_add(count) == Some(next.index)
+            && (self.kind, self.headers, self.last, self.size) == (next.kind, next.headers, next.last, next.size)
     }
 }
 
