@@ -295,3 +295,6 @@ fn never_fragment(fd: BorrowedFd<'_>, address: SocketAddr) -> io::Result<()> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -120,6 +120,12 @@ impl QuicSocket {
         }
     }
 
+    /// As if a send had found no room.
+    #[cfg(test)]
+    pub(super) fn pretend_full(&self) {
+        self.full.store(true, Ordering::Release);
+    }
+
     fn count_dropped(&self, datagrams: usize) {
         self.tally.quic_dropped.fetch_add(u64::try_from(datagrams).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
@@ -147,8 +153,9 @@ impl Waiting {
     /// dropped is taken off the front, and returned: the message of it, and whether it was dropped.
     fn pop(&mut self, buffer: &mut [u8]) -> Option<(Given, bool)> {
         let next = self.messages.front_mut()?;
-        let fitting = (buffer.len() / next.segment.max(1)).min(MAX_HANDED).saturating_mul(next.segment);
-        let length = next.length.min(fitting.max(next.segment));
+        let whole = |bytes: usize| bytes / next.segment.max(1) * next.segment;
+        let fitting = if next.length <= buffer.len() { next.length } else { whole(buffer.len()).max(next.segment) };
+        let length = next.length.min(fitting).min(next.segment.saturating_mul(MAX_HANDED));
         let out = Given { length, ..*next };
         next.length -= length;
         if next.length == 0 {
@@ -178,13 +185,15 @@ impl AsyncUdpSocket for QuicSocket {
         let (to, ecn) = (transmit.destination, transmit.ecn.map(|ecn| ecn as u8));
         let segment = transmit.segment_size.filter(|size| (1..transmit.contents.len()).contains(size));
         let cut = segment.and_then(|size| u16::try_from(size).ok()).filter(|_| self.socket.gso.load(Ordering::Relaxed));
-        let refused = match self.transmit(Outgoing { bytes: transmit.contents, to, segment: cut, ecn }) {
-            _ if segment.is_some() && cut.is_none() => None,
-            Ok(()) => return Ok(()),
-            Err(Errno::EAGAIN) => return self.would_block(),
-            Err(error @ (Errno::EIO | Errno::EINVAL)) if cut.is_some() => Some(error),
-            Err(_) => return Ok(()),
-        };
+        let mut refused = None;
+        if segment.is_none() || cut.is_some() {
+            match self.transmit(Outgoing { bytes: transmit.contents, to, segment: cut, ecn }) {
+                Ok(()) => return Ok(()),
+                Err(Errno::EAGAIN) => return self.would_block(),
+                Err(error @ (Errno::EIO | Errno::EINVAL)) if cut.is_some() => refused = Some(error),
+                Err(_) => return Ok(()),
+            }
+        }
         // Without offload, or where it was just refused: one by one. One that goes alone shows that it was the offload.
         let mut any = false;
         for bytes in transmit.contents.chunks(segment.unwrap_or(transmit.contents.len()).max(1)) {

@@ -1,0 +1,540 @@
+use std::collections::BTreeMap;
+use std::io::IoSliceMut;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::mpsc;
+use std::task::{Context, Poll, Waker};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use quinn::AsyncUdpSocket;
+use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
+
+use super::*;
+
+const V4: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+const V6: SocketAddr = SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::LOCALHOST), 0);
+/// Nothing here takes so long.
+const LONG: Duration = Duration::from_secs(20);
+
+fn port(addresses: &[SocketAddr]) -> Port {
+    Port::bind(addresses, &Options::default()).unwrap()
+}
+
+fn address(port: &Port) -> SocketAddr {
+    port.local()[0]
+}
+
+/// Closes the port after [`LONG`], so that a test whose datagrams do not come fails instead of waiting.
+fn guard(port: &Port) -> mpsc::Sender<()> {
+    let (done, wait) = mpsc::channel();
+    let port = port.clone();
+    thread::spawn(move || {
+        if wait.recv_timeout(LONG) == Err(mpsc::RecvTimeoutError::Timeout) {
+            port.close();
+        }
+    });
+    done
+}
+
+/// The next `count` datagrams, with who sent them and their ECN bits.
+fn collect(port: &Port, receiver: &mut Receiver, count: usize) -> Vec<(SocketAddr, u8, Vec<u8>)> {
+    let _guard = guard(port);
+    let mut found = Vec::new();
+    while found.len() < count {
+        let came = receiver.recv();
+        if came == 0 {
+            receiver.wait().expect("datagrams are missing");
+        }
+        for message in (0..came).filter_map(|index| receiver.message(index)) {
+            let datagrams = message.bytes.chunks(message.segment);
+            found.extend(datagrams.map(|bytes| (message.from, message.ecn, bytes.to_vec())));
+        }
+    }
+    found
+}
+
+/// A buffer of frames that begin with 4, then their number, and the runs of it: (frames, bytes of each, bytes of the last).
+fn frames(shapes: &[(usize, usize, usize)], to: SocketAddr) -> (Vec<u8>, Vec<Run>, Vec<Vec<u8>>) {
+    let (mut buffer, mut runs, mut all) = (vec![0xee; 3], Vec::new(), Vec::new());
+    for (count, segment, last) in shapes.iter().copied() {
+        let start = buffer.len();
+        for index in 0..count {
+            let mut frame = vec![0x04; if index + 1 == count { last } else { segment }];
+            frame[1..5].copy_from_slice(&u32::try_from(all.len()).unwrap().to_be_bytes());
+            buffer.extend(&frame);
+            all.push(frame);
+        }
+        runs.push(Run { start, end: buffer.len(), segment, to });
+    }
+    (buffer, runs, all)
+}
+
+fn set_gso(port: &Port, on: bool) {
+    port.0.sockets.iter().for_each(|socket| socket.gso.store(on, Ordering::Relaxed));
+}
+
+fn gso(port: &Port) -> bool {
+    port.0.sockets.iter().all(|socket| socket.gso.load(Ordering::Relaxed))
+}
+
+#[test]
+fn the_first_byte_tells_ours_from_quic() {
+    let classes: Vec<Class> = (0..=255).map(class).collect();
+    assert!(classes[..4].iter().all(|c| *c == Class::Other));
+    assert!(classes[4..0x40].iter().all(|c| *c == Class::Ours));
+    assert!(classes[0x40..].iter().all(|c| *c == Class::Quic));
+}
+
+#[test]
+fn frames_of_a_run_arrive_whole_and_in_order() {
+    // One alone; a full run and a short last frame; the most frames; more than one message takes; the largest frames.
+    let shapes = [(1, 900, 900), (40, 1400, 77), (64, 60, 60), (100, 1400, 1400), (3, 20_000, 9), (1, 65_400, 65_400)];
+    for (bound, has_gso) in [(V4, true), (V4, false), (V6, true), (V6, false)] {
+        let (here, there) = (port(&[bound]), port(&[bound]));
+        if !gso(&here) && has_gso {
+            continue; // this kernel has none
+        }
+        set_gso(&here, has_gso);
+        let (buffer, runs, all) = frames(&shapes, address(&there));
+        let sent = here.sender().send(&buffer, &runs);
+        assert_eq!(sent, Sent::default());
+        let came = collect(&there, &mut there.receiver().unwrap(), all.len());
+        assert!(came.iter().all(|(from, ..)| *from == address(&here)));
+        let came: Vec<Vec<u8>> = came.into_iter().map(|(.., bytes)| bytes).collect();
+        assert!(came == all, "{bound} {has_gso}");
+        assert_eq!(there.counts().received, all.len() as u64);
+        assert_eq!(gso(&here), has_gso);
+    }
+}
+
+#[test]
+fn more_runs_than_one_call_takes_all_leave() {
+    let (here, there) = (port(&[V4]), port(&[V4]));
+    let shapes: Vec<(usize, usize, usize)> = (0..200).map(|i| (2, 100 + i, 50)).collect();
+    let (buffer, runs, all) = frames(&shapes, address(&there));
+    assert_eq!(here.sender().send(&buffer, &runs), Sent::default());
+    let came = collect(&there, &mut there.receiver().unwrap(), all.len());
+    assert!(came.into_iter().map(|(.., bytes)| bytes).eq(all));
+}
+
+#[test]
+fn runs_go_to_their_own_addresses_by_the_socket_of_their_family() {
+    let here = port(&[V4, V6]);
+    assert_eq!(here.local()[0].port(), here.local()[1].port());
+    let there: Vec<Port> = [V4, V6, V4].iter().map(|a| port(&[*a])).collect();
+    let (buffer, mut runs, all) = frames(&[(3, 500, 40); 6], V4);
+    for (index, run) in runs.iter_mut().enumerate() {
+        run.to = address(&there[index % 3]);
+    }
+    assert_eq!(here.sender().send(&buffer, &runs), Sent::default());
+    for (index, port) in there.iter().enumerate() {
+        let came = collect(port, &mut port.receiver().unwrap(), 6);
+        let expected = all[index * 3..][..3].iter().chain(&all[9 + index * 3..][..3]);
+        assert!(came.iter().map(|(.., bytes)| bytes).eq(expected));
+        assert!(came.iter().all(|(from, ..)| *from == here.local()[usize::from(index == 1)]));
+    }
+}
+
+#[test]
+fn an_ipv4_and_an_ipv6_socket_are_read_together() {
+    let there = port(&[V4, V6]);
+    let mut receiver = there.receiver().unwrap();
+    let senders = [port(&[V4]), port(&[V6])];
+    for (index, to) in there.local().into_iter().enumerate() {
+        senders[index].send_one(&[4, index as u8], to).unwrap();
+    }
+    let _guard = guard(&there);
+    let mut sockets = BTreeMap::new();
+    while sockets.len() < 2 {
+        receiver.wait().unwrap();
+        for index in 0..receiver.recv() {
+            let message = receiver.message(index).unwrap();
+            sockets.insert(message.socket, message.bytes.to_vec());
+        }
+    }
+    assert_eq!(sockets, BTreeMap::from([(0, vec![4, 0]), (1, vec![4, 1])]));
+}
+
+#[test]
+fn offload_that_the_kernel_refuses_is_replaced_by_single_datagrams() {
+    for quic in [false, true] {
+        let (here, there) = (port(&[V4]), port(&[V4]));
+        if !gso(&here) {
+            return;
+        }
+        // Without checksums the kernel cuts nothing: EINVAL, or EIO.
+        set_option(here.0.sockets[0].as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 1).unwrap();
+        let (buffer, runs, all) = frames(&[(1, 300, 300), (40, 1400, 77), (5, 800, 800)], address(&there));
+        if quic {
+            for run in &runs {
+                let contents = &buffer[run.start..run.end];
+                let transmit = Transmit {
+                    destination: run.to,
+                    ecn: None,
+                    contents,
+                    segment_size: Some(run.segment),
+                    src_ip: None,
+                };
+                here.quic()[0].try_send(&transmit).unwrap();
+            }
+            assert_eq!(here.quic()[0].max_transmit_segments(), 1);
+        } else {
+            assert_eq!(here.sender().send(&buffer, &runs), Sent::default());
+        }
+        let came = collect(&there, &mut there.receiver().unwrap(), all.len());
+        assert!(came.into_iter().map(|(.., bytes)| bytes).eq(all));
+        assert!(!gso(&here));
+    }
+}
+
+#[test]
+fn a_run_that_cannot_go_keeps_no_other_back() {
+    let (here, there) = (port(&[V4]), port(&[V4]));
+    let mapped: SocketAddr = "[::ffff:127.0.0.1]:9".parse().unwrap();
+    let unreachable = {
+        let gone = port(&[V4]);
+        address(&gone)
+    };
+    for on in [gso(&here), false] {
+        set_gso(&here, on);
+        let before = here.counts();
+        let (buffer, mut runs, all) = frames(&[(8, 700, 700); 7], address(&there));
+        runs[0].to = unreachable;
+        runs[1].to = mapped;
+        runs[2].to = V6;
+        runs[3].to = V4; // port 0: refused
+        runs[4].segment = 0;
+        runs[5].end = usize::MAX;
+        let sent = here.sender().send(&buffer, &runs);
+        assert!(!sent.too_big);
+        assert!(sent.frames_dropped > 24, "{sent:?}");
+        let after = here.counts();
+        assert_eq!(after.send_failed - before.send_failed, sent.frames_dropped);
+        assert_eq!(gso(&here), on, "a bad address is no fault of the offload");
+        let came = collect(&there, &mut there.receiver().unwrap_or_else(|| Receiver::new(there.0.clone())), 8);
+        assert!(came.into_iter().map(|(.., bytes)| bytes).eq(all[48..].to_vec()));
+    }
+    assert_eq!(here.send_one(&[4], V6).unwrap_err().kind(), io::ErrorKind::AddrNotAvailable);
+}
+
+#[test]
+fn a_run_to_a_closed_port_changes_nothing() {
+    let (here, there) = (port(&[V4]), port(&[V4]));
+    let gone = address(&port(&[V4]));
+    let mut sender = here.sender();
+    for _ in 0..3 {
+        let (buffer, runs, _) = frames(&[(10, 1000, 5)], gone);
+        assert_eq!(sender.send(&buffer, &runs), Sent::default());
+        here.send_one(&[4], gone).unwrap();
+    }
+    let (buffer, runs, all) = frames(&[(10, 1000, 5)], address(&there));
+    assert_eq!(sender.send(&buffer, &runs), Sent::default());
+    assert_eq!(collect(&there, &mut there.receiver().unwrap(), 10).len(), all.len());
+    // What the ICMP errors may have left on the socket does not end reading.
+    there.send_one(&[4, 1], address(&here)).unwrap();
+    assert_eq!(collect(&here, &mut here.receiver().unwrap(), 1)[0].2, [4, 1]);
+    assert!(gso(&here) == gso(&there));
+}
+
+#[test]
+fn frames_too_large_for_the_interface_are_told_apart() {
+    let (here, there) = (port(&[V6]), port(&[V6]));
+    // Loopback carries 64 KiB; the socket is told to send no more than a small link would carry.
+    set_option(here.0.sockets[0].as_fd(), libc::IPPROTO_IPV6, libc::IPV6_MTU, 1400).unwrap();
+    let has_gso = gso(&here);
+    let mut receiver = there.receiver().unwrap();
+    for on in [has_gso, false] {
+        set_gso(&here, on);
+        let (buffer, runs, all) =
+            frames(&[(4, 1352, 1352), (1, 1353, 1353), (6, 1360, 1360), (2, 100, 100)], address(&there));
+        assert_eq!(here.sender().send(&buffer, &runs), Sent { frames_dropped: 7, too_big: true });
+        assert_eq!(gso(&here), on, "a frame too large is no fault of the offload");
+        let came = collect(&there, &mut receiver, 6);
+        assert!(came.into_iter().map(|(.., bytes)| bytes).eq([&all[..4], &all[11..]].concat()));
+    }
+    let error = here.send_one(&[4; 1353], address(&there)).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
+}
+
+#[test]
+fn two_binds_on_one_port_give_address_in_use() {
+    for bound in [V4, V6] {
+        let first = port(&[bound]);
+        let error = Port::bind(&first.local(), &Options::default()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        let wildcard = SocketAddr::new(
+            if bound.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() },
+            address(&first).port(),
+        );
+        assert_eq!(Port::bind(&[wildcard], &Options::default()).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    }
+    let error = Port::bind(&[], &Options::default()).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+}
+
+#[test]
+fn both_wildcards_share_one_port() {
+    let any = [SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0), SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0)];
+    // The port that is free for one family may be taken for the other: try some.
+    let both = (0..20).find_map(|_| Port::bind(&any, &Options::default()).ok()).unwrap();
+    assert_eq!(both.local()[0].port(), both.local()[1].port());
+}
+
+#[test]
+fn a_port_has_one_receiver() {
+    let port = port(&[V4]);
+    assert!(port.receiver().is_some());
+    assert!(port.receiver().is_none());
+}
+
+#[test]
+fn close_ends_wait() {
+    let port = port(&[V4, V6]);
+    let mut receiver = port.receiver().unwrap();
+    let waiting = thread::spawn(move || (receiver.wait(), receiver.wait(), receiver.recv()));
+    thread::yield_now();
+    port.close();
+    port.close();
+    assert_eq!(waiting.join().unwrap(), (Err(Closed), Err(Closed), 0));
+}
+
+#[test]
+fn close_ends_what_quinn_waits_for() {
+    let port = port(&[V4]);
+    let quic = &port.quic()[0];
+    let (count, _) = read_quic(quic, 100);
+    assert!(matches!(count, Poll::Pending));
+    port.close();
+    let (count, _) = read_quic(quic, 100);
+    assert!(matches!(count, Poll::Ready(Err(_))));
+}
+
+/// Bytes of a buffer, and the size of the datagrams in them.
+type Handed = (Vec<u8>, usize);
+
+/// What quinn would get with buffers of `size` bytes.
+fn read_quic(quic: &QuicSocket, size: usize) -> (Poll<io::Result<usize>>, Vec<Handed>) {
+    let mut memory = vec![vec![0u8; size]; 4];
+    let mut metas = [RecvMeta::default(); 4];
+    let mut buffers: Vec<IoSliceMut<'_>> = memory.iter_mut().map(|m| IoSliceMut::new(m)).collect();
+    let count = quic.poll_recv(&mut Context::from_waker(Waker::noop()), &mut buffers, &mut metas);
+    let came = match &count {
+        Poll::Ready(Ok(count)) => *count,
+        _ => 0,
+    };
+    let bytes = memory.iter().zip(metas).take(came).map(|(m, meta)| (m[..meta.len].to_vec(), meta.stride)).collect();
+    (count, bytes)
+}
+
+#[test]
+fn the_quic_queue_is_bounded_in_datagrams_and_in_bytes() {
+    let port = port(&[V4]);
+    let quic = &port.quic()[0];
+    let from = address(&port);
+    for _ in 0..1024 {
+        quic.give(from, 0, 20, &[0x40; 20]);
+    }
+    assert_eq!(port.counts().quic_dropped, 0);
+    quic.give(from, 0, 20, &[0x40; 50]);
+    assert_eq!(port.counts().quic_dropped, 3);
+    // What is read makes room, also while the rest of it is still on its way to quinn.
+    assert_eq!(read_quic(quic, 20).1.len(), 4);
+    (0..5).for_each(|_| quic.give(from, 0, 20, &[0x40; 20]));
+    assert_eq!(port.counts().quic_dropped, 4);
+    while let (Poll::Ready(_), _) = read_quic(quic, 2000) {}
+
+    (0..40).for_each(|_| quic.give(from, 0, 60_000, &[0x40; 60_000]));
+    let fit = (2 << 20) / 60_000;
+    assert_eq!(port.counts().quic_dropped, 4 + 40 - fit);
+}
+
+#[test]
+fn quic_datagrams_are_handed_out_whole_in_order_and_as_many_as_fit() {
+    let port = port(&[V4]);
+    let quic = &port.quic()[0];
+    let bytes: Vec<u8> = (0..=255).cycle().take(2350).collect();
+    // Three of 1000, 1000 and 350 bytes; with room for two, then one larger than any buffer, then one of one byte.
+    quic.give(address(&port), 2, 1000, &bytes);
+    quic.give(address(&port), 0, 3000, &[0x41; 3000]);
+    quic.give(address(&port), 0, 1000, &[0x42]);
+    let (_, came) = read_quic(quic, 2500);
+    let expected = [(bytes.clone(), 1000), (vec![0x42], 1)];
+    assert_eq!(came, expected);
+    assert_eq!(port.counts().quic_dropped, 1);
+
+    quic.give(address(&port), 2, 1000, &bytes);
+    let (_, came) = read_quic(quic, 2100);
+    assert_eq!(came, [(bytes[..2000].to_vec(), 1000), (bytes[2000..].to_vec(), 350)]);
+    // Not more than ten at once.
+    quic.give(address(&port), 2, 100, &bytes);
+    let (_, came) = read_quic(quic, 65_536);
+    assert_eq!(came.iter().map(|(bytes, _)| bytes.len()).collect::<Vec<_>>(), [1000, 1000, 350]);
+    assert_eq!(came.into_iter().flat_map(|(bytes, _)| bytes).collect::<Vec<_>>(), bytes);
+}
+
+#[test]
+fn congestion_marks_cross_both_ways() {
+    for bound in [V4, V6] {
+        let (here, there) = (port(&[bound]), port(&[bound]));
+        let mut receiver = there.receiver().unwrap();
+        for ecn in [None, Some(EcnCodepoint::Ect0), Some(EcnCodepoint::Ect1), Some(EcnCodepoint::Ce)] {
+            let transmit = Transmit {
+                destination: address(&there),
+                ecn,
+                contents: &[0x40; 2000],
+                segment_size: Some(900),
+                src_ip: None,
+            };
+            here.quic()[0].try_send(&transmit).unwrap();
+            let came = collect(&there, &mut receiver, 3);
+            let bits = ecn.map_or(0, |ecn| ecn as u8);
+            assert!(came.iter().all(|(from, got, _)| *got == bits && *from == address(&here)));
+            assert!(came.iter().map(|(.., bytes)| bytes.len()).eq([900, 900, 200]));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_poller_waits_only_after_a_send_found_no_room() {
+    let port = port(&[V4]);
+    let quic = port.quic().remove(0);
+    let mut poller = quic.clone().create_io_poller();
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(poller.as_mut().poll_writable(&mut cx).is_ready());
+    quic.pretend_full();
+    // There is room by now: the reactor says so, and from then on nobody asks it.
+    std::future::poll_fn(|cx| poller.as_mut().poll_writable(cx)).await.unwrap();
+    assert!(poller.as_mut().poll_writable(&mut cx).is_ready());
+}
+
+/// Reads a port until it is closed: QUIC to quinn; how many of ours came, and their numbers.
+fn pump(port: &Port) -> (Arc<AtomicU64>, JoinHandle<Vec<u32>>) {
+    let mut receiver = port.receiver().unwrap();
+    let seen = Arc::new(AtomicU64::new(0));
+    let count = seen.clone();
+    let thread = thread::spawn(move || {
+        let mut ours = Vec::new();
+        while receiver.wait().is_ok() {
+            loop {
+                let came = receiver.recv();
+                if came == 0 {
+                    break;
+                }
+                for index in 0..came {
+                    let message = receiver.message(index).unwrap();
+                    let mut start = 0;
+                    for datagram in message.bytes.chunks(message.segment) {
+                        match class(datagram[0]) {
+                            Class::Ours => ours.push(u32::from_be_bytes(datagram[1..5].try_into().unwrap())),
+                            Class::Quic => receiver.give_quic(index, start..start + datagram.len()),
+                            Class::Other => receiver.count_other(1),
+                        }
+                        start += datagram.len();
+                    }
+                }
+                count.store(ours.len() as u64, Ordering::Relaxed);
+            }
+        }
+        ours
+    });
+    (seen, thread)
+}
+
+/// Sends bursts of frames, each when the one before has come or 5 ms passed, until told to stop; how many.
+fn stream(port: &Port, to: SocketAddr, seen: Arc<AtomicU64>, stop: Arc<AtomicBool>) -> JoinHandle<u64> {
+    let mut sender = port.sender();
+    thread::spawn(move || {
+        let mut number = 0u32;
+        while !stop.load(Ordering::Relaxed) {
+            let (mut buffer, runs, _) = frames(&[(20, 1200, 1200)], to);
+            for frame in buffer[3..].chunks_mut(1200) {
+                frame[1..5].copy_from_slice(&number.to_be_bytes());
+                number += 1;
+            }
+            assert_eq!(sender.send(&buffer, &runs), Sent::default());
+            let deadline = Instant::now() + Duration::from_millis(5);
+            while seen.load(Ordering::Relaxed) < u64::from(number) && Instant::now() < deadline {
+                thread::yield_now();
+            }
+        }
+        u64::from(number)
+    })
+}
+
+fn endpoint(port: &Port, key: &libp2p::identity::Keypair) -> quinn::Endpoint {
+    let server = libp2p_tls::make_server_config(key).unwrap();
+    let server = quinn::crypto::rustls::QuicServerConfig::try_from(server).unwrap();
+    let client = libp2p_tls::make_client_config(key, None).unwrap();
+    let client = quinn::crypto::rustls::QuicClientConfig::try_from(client).unwrap();
+    let mut config = quinn::EndpointConfig::default();
+    config.grease_quic_bit(false);
+    let mut endpoint = quinn::Endpoint::new_with_abstract_socket(
+        config,
+        Some(quinn::ServerConfig::with_crypto(Arc::new(server))),
+        port.quic().remove(0),
+        Arc::new(quinn::TokioRuntime),
+    )
+    .unwrap();
+    endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(client)));
+    endpoint
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn quinn_and_our_frames_share_a_port_both_ways() {
+    const BYTES: usize = 4 << 20;
+    for (bound, has_gso) in [(V4, true), (V6, false)] {
+        let ports = [port(&[bound]), port(&[bound])];
+        if !has_gso {
+            ports.iter().for_each(|port| set_gso(port, false));
+        }
+        let [(seen0, pump0), (seen1, pump1)] = [pump(&ports[0]), pump(&ports[1])];
+        let key = libp2p::identity::Keypair::generate_ed25519();
+        let endpoints = [endpoint(&ports[0], &key), endpoint(&ports[1], &key)];
+        let server = endpoints[1].clone();
+        let echo = tokio::spawn(async move {
+            let connection = server.accept().await.unwrap().await.unwrap();
+            let (mut send, mut receive) = connection.accept_bi().await.unwrap();
+            let got = receive.read_to_end(BYTES).await.unwrap();
+            send.write_all(&got).await.unwrap();
+            send.finish().unwrap();
+            connection.closed().await;
+        });
+        let stop = Arc::new(AtomicBool::new(false));
+        let ours = [
+            stream(&ports[1], address(&ports[0]), seen0.clone(), stop.clone()),
+            stream(&ports[0], address(&ports[1]), seen1.clone(), stop.clone()),
+        ];
+        let transfer = async {
+            let connection = endpoints[0].connect(address(&ports[1]), "l").unwrap().await.unwrap();
+            let (mut send, mut receive) = connection.open_bi().await.unwrap();
+            let sent: Vec<u8> = (0..=250).cycle().take(BYTES).collect();
+            send.write_all(&sent).await.unwrap();
+            send.finish().unwrap();
+            let got = receive.read_to_end(BYTES).await.unwrap();
+            assert!(got == sent);
+            connection.close(0u8.into(), b"");
+        };
+        tokio::time::timeout(LONG, transfer).await.unwrap();
+        echo.await.unwrap();
+        stop.store(true, Ordering::Relaxed);
+        for endpoint in &endpoints {
+            endpoint.close(0u8.into(), b"");
+            endpoint.wait_idle().await;
+        }
+        let pumps = [(seen0, pump0), (seen1, pump1)];
+        for ((seen, pump), (ours, port)) in pumps.into_iter().zip(ours.into_iter().zip(&ports)) {
+            let sent = ours.join().unwrap();
+            // A few may be lost where the system grants small buffers only.
+            let enough = sent - sent / 10;
+            let deadline = Instant::now() + LONG;
+            while seen.load(Ordering::Relaxed) < enough && Instant::now() < deadline {
+                tokio::task::yield_now().await;
+            }
+            port.close();
+            let came = pump.join().unwrap();
+            assert!(sent > 0 && came.len() as u64 >= enough, "{sent} sent, {} came", came.len());
+            assert!(came.is_sorted_by(|a, b| a < b), "in order, each once");
+            assert_eq!((port.counts().other, port.counts().send_failed), (0, 0));
+        }
+    }
+}
