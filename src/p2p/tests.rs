@@ -55,8 +55,15 @@ fn listen_also(config: &mut Config, listen: &str) {
 }
 
 fn quic_socket(local: std::net::SocketAddr) -> Arc<dyn quinn::AsyncUdpSocket> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt};
     use quinn::Runtime as _;
-    quinn::TokioRuntime.wrap_udp_socket(std::net::UdpSocket::bind(local).unwrap()).unwrap()
+    let family = if local.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let udp = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    if local.is_ipv6() {
+        setsockopt(&udp, sockopt::Ipv6V6Only, &true).unwrap();
+    }
+    bind(std::os::fd::AsRawFd::as_raw_fd(&udp), &SockaddrStorage::from(local)).unwrap();
+    quinn::TokioRuntime.wrap_udp_socket(udp.into()).unwrap()
 }
 
 struct Node {

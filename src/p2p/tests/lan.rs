@@ -56,10 +56,11 @@ impl Drop for Lan {
 
 fn wildcard(seed: u8) -> Config {
     let mut config = Config::new([seed; 32]);
-    config.listen =
+    for listen in
         ["/ip4/0.0.0.0/tcp/4100", "/ip4/0.0.0.0/udp/4100/quic-v1", "/ip6/::/tcp/4100", "/ip6/::/udp/4100/quic-v1"]
-            .map(|a| a.parse().unwrap())
-            .to_vec();
+    {
+        listen_also(&mut config, listen);
+    }
     config
 }
 
@@ -108,6 +109,34 @@ fn peers_find_each_other_without_any_route_v4() {
 #[ignore = "needs root"]
 fn peers_find_each_other_without_any_route_v6() {
     found(&[6], "f6");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn quic_listens_on_the_addresses_that_come_and_no_more_on_those_that_go() {
+    let lan = Lan::new("if", &[4, 6]);
+    let name = lan.0[0].clone();
+    let one = lan.inside(0, move || async move {
+        let mut config = on_loopback(1, "/ip4/0.0.0.0/udp/4100/quic-v1");
+        listen_also(&mut config, "/ip6/::/udp/4100/quic-v1");
+        let mut node = Node::start(config).await;
+        for (address, told) in [
+            ("198.51.100.7/24", "/ip4/198.51.100.7/udp/4100/quic-v1"),
+            ("2001:db8:7::7/64", "/ip6/2001:db8:7::7/udp/4100/quic-v1"),
+        ] {
+            let told: Address = told.parse().unwrap();
+            for (verb, there) in [("add", true), ("del", false)] {
+                ip(&format!("-n {name} addr {verb} {address} dev u0"));
+                let heard = |event| match event {
+                    Event::Listening { addresses } if addresses.contains(&told) == there => Ok(()),
+                    other => Err(other),
+                };
+                node.expect(heard).await;
+            }
+        }
+        node.stop().await;
+    });
+    one.join().unwrap();
 }
 
 #[test]
