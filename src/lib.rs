@@ -11,7 +11,8 @@
 //! | [`model::state::State`] | pure machine over the records of every subnet; a command is decided on a copy, saved, then absorbed |
 //! | [`model::view::View`] | what follows from the state, immutable, numbered: routes, members, zones, and what the kernel must match |
 //! | [`model::host::HostConfig`] | what the kernel must match; `plan(desired, observed)` is the difference |
-//! | [`link::Links`] | peers: the stream that carries packets to each, its bounded queue, its counters |
+//! | [`link::Links`] | peers: the datagram path or the stream that carries packets to each, its bounded queue, its counters |
+//! | [`crypto::session::Session`] | keys for one peer and subnet: pure machine, from the first handshake through every rekey |
 //! | [`datapath::Datapath`] | the two packet loops between TUNs and links |
 //! | [`node::Node`] | owns state and store; every change goes decide, save, absorb, publish, tell |
 //!
@@ -35,15 +36,28 @@
 //! 2. The current View is taken once per batch. The TUN fixes the subnet, so equal prefixes never mix.
 //! 3. The packet is parsed in place; [`SubnetView::route`](model::view::SubnetView::route) says whether our source may
 //!    send it and where it goes: longest prefix, or an ICMP answer instead of silence.
-//! 4. A run of packets to one peer is handed to that peer's bounded ring; when it is full its oldest goes. The loop never
-//!    waits for a peer. The peer's task writes the ring to a libp2p stream in large writes.
+//! 4. Where the peer has a datagram path ([`link::Route`]) a super-packet is cut into frames that fit it ([`packet::cut`]),
+//!    each sealed straight from the packet into the send buffer ([`link::Datagrams`]) and all handed to the kernel in one
+//!    call; small packets that are there already share a frame.
+//! 5. Else a run of packets is handed to the peer's bounded ring; when it is full its oldest goes. The peer's task writes
+//!    the ring to a libp2p stream in large writes. The loop never waits for a peer.
 //!
 //! # A packet, peer to TUN ([`datapath`], `inbound.rs`)
 //!
-//! 1. Frames are decoded from the stream; nothing is allocated by a length the sender states.
+//! 1. One thread reads the UDP port ([`link::port`]); QUIC goes to libp2p, our frames are opened to the end of the
+//!    super-packet that grows in one buffer, replays dropped. Or frames are decoded from the stream; nothing is allocated by
+//!    a length the sender states. Both are read always.
 //! 2. [`SubnetView::admit`](model::view::SubnetView::admit): the source must be leased to that member in that subnet, the
 //!    destination ours. Every refusal is counted by its reason.
 //! 3. The receiver builds the virtio header itself from the packet it checked and writes the super-packet in one piece.
+//!
+//! # A datagram path
+//!
+//! Keys are agreed over `/byway/control/1` between authenticated members, so that no stranger's datagram ever reaches a
+//! Diffie-Hellman, and renewed inside the live session ([`crypto::session`]). Authenticated probes find an address that
+//! answers and what size it carries ([`link::path`]). The control task ([`link::direct`]) drives both and publishes what
+//! comes out as the link's route; when probes stop being answered, packets are back on the stream. [`wire::datagram`] is
+//! the format.
 //!
 //! # A command
 //!
