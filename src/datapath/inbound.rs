@@ -3,6 +3,7 @@
 //! Runs in the task that reads the peer's stream, or in the thread that reads the port. Nothing a peer says reaches the
 //! kernel unchecked: the source must be leased to it, and the virtio header is made here.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use super::join::{Run, is_joinable};
@@ -29,7 +30,8 @@ impl Inbound for Shared {
             }
             return;
         };
-        let mut batch = Batch { shared: self, subnet, port, key, run: Run::new(packets.take_scratch()), gone: false };
+        let mut batch =
+            Batch { shared: self, subnet, port, key, run: Run::new(packets.take_scratch()), flow: None, gone: false };
         while let Some((offload, bytes)) = packets.next() {
             if let Err(reason) = batch.packet(&offload, bytes) {
                 port.counts.add(reason, 1);
@@ -52,6 +54,8 @@ struct Batch<'a> {
     port: &'a Port,
     key: Key,
     run: Run,
+    /// Source and destination of the last packet that was admitted: the next one of its flow costs no lookup.
+    flow: Option<(IpAddr, IpAddr)>,
     /// The TUN's link was deleted.
     gone: bool,
 }
@@ -60,7 +64,11 @@ impl Batch<'_> {
     /// One packet from the peer.
     fn packet(&mut self, offload: &Offload, bytes: &mut [u8]) -> Result<(), DropReason> {
         let packet = parse(bytes)?;
-        self.subnet.admit(self.key.peer, packet.source, packet.destination)?;
+        let flow = Some((packet.source, packet.destination));
+        if self.flow != flow {
+            self.subnet.admit(self.key.peer, packet.source, packet.destination)?;
+            self.flow = flow;
+        }
         if mss::is_syn(&packet, bytes)
             && let Some(fits) = self.shared.links.link(self.key).inner_mtu()
         {
