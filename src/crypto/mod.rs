@@ -5,6 +5,7 @@
 pub mod frame;
 pub mod handshake;
 pub mod replay;
+pub mod session;
 
 mod counter;
 
