@@ -538,3 +538,79 @@ async fn quinn_and_our_frames_share_a_port_both_ways() {
         }
     }
 }
+
+/// Runs `test` on a thread in a network namespace of its own, which has 10.0.0.1 on a link at whose far end nobody reads,
+/// and goes with the thread.
+fn on_a_link(setup: &'static str, test: impl FnOnce() + Send + 'static) {
+    let run = move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        sh("ip link add va type veth peer name vb; ip addr add 10.0.0.1/24 dev va; ip link set va up; ip link set vb up
+            ip neigh add 10.0.0.2 lladdr 02:00:00:00:00:02 dev va nud permanent");
+        sh(setup);
+        test();
+    };
+    thread::spawn(run).join().unwrap();
+}
+
+fn sh(script: &str) {
+    let output = std::process::Command::new("sh").args(["-ec", script]).output().unwrap();
+    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+#[ignore = "needs root"]
+fn frames_too_large_for_a_link_are_told_apart() {
+    on_a_link("ip link set va mtu 1400", || {
+        let port = port(&["10.0.0.1:0".parse().unwrap()]);
+        let to = "10.0.0.2:9".parse().unwrap();
+        for on in [gso(&port), false] {
+            set_gso(&port, on);
+            // 20 bytes of IPv4, 8 of UDP.
+            let (buffer, runs, _) = frames(&[(4, 1372, 1372), (6, 1373, 1373), (1, 1400, 1400), (9, 1372, 20)], to);
+            assert_eq!(port.sender().send(&buffer, &runs), Sent { frames_dropped: 7, too_big: true });
+            assert_eq!(gso(&port), on);
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_full_buffer_holds_a_sender_up_for_10_ms_and_wakes_quinn_when_there_is_room() {
+    on_a_link("tc qdisc add dev va root tbf rate 100kbit burst 16k limit 64m", || {
+        let options = Options { send_buffer: 128 << 10, ..Options::default() };
+        let port = Port::bind(&["10.0.0.1:0".parse().unwrap()], &options).unwrap();
+        let to = "10.0.0.2:9".parse().unwrap();
+        let (buffer, runs, all) = frames(&[(40, 1400, 1400); 40], to);
+        let began = Instant::now();
+        let sent = port.sender().send(&buffer, &runs);
+        assert!(began.elapsed() < Duration::from_millis(200), "{:?}", began.elapsed());
+        assert!(!sent.too_big && sent.frames_dropped > 0 && sent.frames_dropped < all.len() as u64, "{sent:?}");
+        assert_eq!(port.counts().send_full, sent.frames_dropped);
+        assert_eq!(port.send_one(&[4], to).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+
+        let quic = port.quic().remove(0);
+        let transmit =
+            Transmit { destination: to, ecn: None, contents: &[0x40; 1200], segment_size: None, src_ip: None };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut pollers = [quic.clone().create_io_poller(), quic.clone().create_io_poller()];
+            for _ in 0..2 {
+                assert_eq!(quic.try_send(&transmit).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+                for poller in &mut pollers {
+                    assert!(poller.as_mut().poll_writable(&mut Context::from_waker(Waker::noop())).is_pending());
+                }
+            }
+            let waiting = pollers.map(|mut poller| {
+                tokio::spawn(async move { std::future::poll_fn(|cx| poller.as_mut().poll_writable(cx)).await })
+            });
+            tokio::task::yield_now().await;
+            assert!(waiting.iter().all(|waiting| !waiting.is_finished()));
+            // What waits in the link is thrown away: there is room again.
+            sh("tc qdisc del dev va root");
+            for waiting in waiting {
+                tokio::time::timeout(LONG, waiting).await.unwrap().unwrap().unwrap();
+            }
+            quic.try_send(&transmit).unwrap();
+        });
+    });
+}
