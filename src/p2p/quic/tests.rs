@@ -231,6 +231,36 @@ async fn a_peer_whose_source_is_busy_proves_its_address() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_initials_does_not_keep_us_from_dialling() {
+    let socket = plain("127.0.0.1:0").await;
+    let to = socket.local_addr().unwrap();
+    let mut ours = on(91, &socket, roomy());
+    listening(&mut ours, LOCAL).await;
+    let mut stock = stock_quic(92);
+    let address = listening(&mut stock, LOCAL).await;
+    let theirs = serve(stock);
+    let flood = tokio::spawn(async move {
+        // The flood has the source address of the peer, so that its share is used up.
+        let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let mut datagram = first_flight().remove(0);
+        for n in 0u32.. {
+            datagram[6..10].copy_from_slice(&n.to_be_bytes());
+            socket.send_to(&datagram, to).await.unwrap();
+            if n % 64 == 0 {
+                sleep(Duration::from_millis(1)).await;
+            }
+        }
+    });
+    sleep(Duration::from_millis(100)).await;
+    assert!(answered(&first_flight(), to).await.is_none(), "its share is used up");
+    let dial = ours.dial(address, dial_options(Role::Dialer)).unwrap();
+    let ours = serve(ours);
+    let (peer, _muxer) = timeout(PATIENCE, dial).await.unwrap().unwrap();
+    assert_eq!(peer, key(92).public().to_peer_id());
+    [flood, theirs, ours].iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_table_answers_nobody() {
     let socket = plain("127.0.0.1:0").await;
     let mut transport = on(78, &socket, Admission::new(0, 0));
@@ -392,6 +422,20 @@ async fn a_dial_needs_a_socket_of_the_family() {
         assert!(a.dial(address.parse().unwrap(), dial_options(Role::Dialer)).is_err(), "{address}");
     }
     assert!(a.dial("/ip4/127.0.0.1/udp/9/quic-v1".parse().unwrap(), dial_options(Role::Dialer)).is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dial_leaves_from_the_address_that_the_kernel_would_choose() {
+    let (far, near) = (plain("127.0.0.9:0").await, plain("127.0.0.1:0").await);
+    let sockets: [Arc<dyn AsyncUdpSocket>; 2] = [far, near.clone()];
+    let a = Transport::new(&key(93), &sockets, roomy(), PATIENCE).unwrap();
+    let mut a = a.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))).boxed();
+    // The first one listens, but replies of a host on 127.0.0.1 are expected there.
+    let _ = listening(&mut a, "/ip4/127.0.0.9/udp/0/quic-v1").await;
+    let mut stock = stock_quic(94);
+    let address = listening(&mut stock, LOCAL).await;
+    connected(&mut a, &mut stock, address).await;
+    assert!(!near.sent.lock().unwrap().is_empty());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -27,7 +27,7 @@ use super::connection::Muxer;
 use super::settings::{Settings, settings};
 use super::socket::Screened;
 use super::upgrade::establish;
-use super::{Error, choose};
+use super::{Error, canonical, choose};
 
 /// First packets that are looked at before others get their turn.
 const BURST: usize = 64;
@@ -120,20 +120,34 @@ impl Transport {
         }
     }
 
-    /// The port that `remote` is dialled from: of its family, on its side of the loopback, listening if one is.
+    /// The port that `remote` is dialled from: of its family, on its side of the loopback, best one that the kernel would
+    /// choose the address of, else one that listens.
     fn port_for(&self, remote: SocketAddr) -> Option<&Port> {
         let reaches = |port: &&Port| {
             let local = port.local.ip();
             port.local.is_ipv4() == remote.is_ipv4()
                 && (local.is_unspecified() || local.is_loopback() == remote.ip().is_loopback())
         };
-        let mut fitting = self.ports.iter().filter(reaches);
-        fitting.clone().find(|port| port.listener.is_some()).or_else(|| fitting.next())
+        let fitting = || self.ports.iter().filter(reaches);
+        if fitting().count() > 1
+            && let Some(source) = source_towards(remote)
+            && let Some(port) = fitting().find(|port| port.local.ip() == source)
+        {
+            return Some(port);
+        }
+        fitting().find(|port| port.listener.is_some()).or_else(|| fitting().next())
     }
 
     fn dial_out(&self, port: &Port, remote: SocketAddr) -> Result<Upgrade, Error> {
         let connecting = port.endpoint.connect_with(self.client.clone(), remote, NAME)?;
-        Ok(establish(connecting, None, self.patience).boxed())
+        let expected = port.socket.expect(remote);
+        let established = establish(connecting, None, self.patience);
+        Ok(async move {
+            let result = established.await;
+            drop(expected);
+            result
+        }
+        .boxed())
     }
 
     /// Lets the peer dial us through our NAT: datagrams to it, until its connection arrives.
@@ -146,6 +160,7 @@ impl Transport {
         self.punching.insert(remote, arrived);
         let patience = self.patience;
         Ok(async move {
+            let _expected = socket.expect(remote);
             let upgrade = async {
                 tokio::select! {
                     upgrade = arrival => upgrade.map_err(|_| Error::Closed),
@@ -345,12 +360,13 @@ async fn punch(socket: &Screened, destination: SocketAddr) -> Infallible {
     }
 }
 
-/// IPv4 as IPv4, whatever the socket called it.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    match address.ip().to_canonical() {
-        IpAddr::V4(ip) => SocketAddr::new(IpAddr::V4(ip), address.port()),
-        IpAddr::V6(_) => address,
-    }
+/// The address that the kernel would send from; `None` where it knows no way.
+fn source_towards(remote: SocketAddr) -> Option<IpAddr> {
+    let any: IpAddr = if remote.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let probe = std::net::UdpSocket::bind((any, 0)).ok()?;
+    // Sends nothing.
+    probe.connect(remote).ok()?;
+    probe.local_addr().ok().map(|local| local.ip())
 }
 
 fn multiaddr(address: SocketAddr) -> Multiaddr {
