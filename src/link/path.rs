@@ -1,0 +1,566 @@
+//! Which address of a peer datagrams go to, and how large they may be: probing, keep-alive, path MTU, roaming.
+//!
+//! Owns the addresses a peer may have, the probes under way and the path in use, of one peer in one subnet. A machine
+//! without I/O: time, entropy and what was heard are arguments, what is to be done comes out of [`Paths::poll`]. Probes and
+//! answers travel in sealed frames, so whoever answers holds the session's keys; tokens are random, so nobody can answer
+//! for an address where the probe did not arrive. Nothing but probes and answers goes to an address that has not answered:
+//! at most three times the bytes that came from there.
+//!
+//! ```text
+//! no path   each candidate is probed at once, after 250 and 500 ms, then every 2 s, after eight tries every 4 s
+//! answered  two padded probes, 1280 and 1500 bytes: the first of them that is answered makes the path
+//! path      a probe every 2 s, with traffic every 1.25 s and padded to the path MTU; a missed one again every 400 ms
+//! lost      no answer for 3.5 s and three probes: the stream carries, every candidate is probed again
+//! ```
+
+mod candidates;
+mod mtu;
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+
+pub use candidates::{MAX_CANDIDATES, Origin, usable};
+pub use mtu::BASE;
+
+use candidates::Candidates;
+use mtu::Search;
+
+/// Between two probes on a path with traffic.
+const BUSY: Duration = Duration::from_millis(1250);
+/// Between two probes on a path without: with the peer's own under 300 bytes/s, IP headers included.
+const IDLE: Duration = Duration::from_secs(2);
+/// A missed probe is sent again after this, or twice the round trip where that is longer.
+const REPEAT: Duration = Duration::from_millis(400);
+/// A path without an answer for so long is lost, after at least [`LOST_PROBES`].
+const LOST: Duration = Duration::from_millis(3500);
+/// Probes that must have gone unanswered before a path is lost: a process that slept asks first.
+const LOST_PROBES: u32 = 3;
+/// The old address keeps the path when it answers within this of a frame from another address.
+const CHALLENGE: Duration = Duration::from_secs(1);
+/// Between two probes of a challenge.
+const CHALLENGE_REPEAT: Duration = Duration::from_millis(300);
+/// Probes remembered; the oldest is forgotten for a new one.
+const MAX_PENDING: usize = 48;
+/// A probe is forgotten after this.
+const FORGET: Duration = Duration::from_secs(5);
+/// Bound of twice the round trip where it decides how long an answer may take.
+const PATIENCE: Duration = Duration::from_millis(1500);
+/// An address whose small probes are answered and whose padded ones never is left alone for so long.
+const THIN: Duration = Duration::from_secs(30);
+/// Padded probes to an address without an answer before that.
+const THIN_TRIES: u32 = 4;
+/// Probes and answers that wait to be sent; the caller takes them out after every call.
+const MAX_OUTPUTS: usize = 256;
+
+/// Where random bytes come from.
+pub type Entropy<'a> = &'a mut dyn FnMut(&mut [u8]);
+
+/// What is to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// Send a sealed probe.
+    Probe {
+        /// Where.
+        to: SocketAddr,
+        /// To be answered with.
+        token: u64,
+        /// Bytes of the UDP payload; 0: as few as it takes.
+        pad_to: usize,
+    },
+    /// Answer a probe: small, whatever its size was.
+    Answer {
+        /// Where the probe came from, which the answer also tells.
+        to: SocketAddr,
+        /// The probe's token.
+        token: u64,
+    },
+    /// Packets go there from now on. Takes the place of an earlier one.
+    Up {
+        /// Where.
+        to: SocketAddr,
+        /// Bytes of the largest UDP payload.
+        payload: usize,
+        /// Whether that is what the path carries at most, not only what was tried so far.
+        settled: bool,
+    },
+    /// No path any more.
+    Lost,
+}
+
+/// The path in use, as `status` shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Path {
+    /// Where packets go.
+    pub to: SocketAddr,
+    /// Since when.
+    pub since: Instant,
+    /// Smoothed round trip.
+    pub rtt: Option<Duration>,
+    /// Bytes of the largest IP packet.
+    pub mtu: u16,
+}
+
+/// The paths to one peer in one subnet.
+#[derive(Debug, Default)]
+pub struct Paths {
+    /// There is a key to seal probes with.
+    running: bool,
+    candidates: Candidates,
+    pending: VecDeque<Pending>,
+    live: Option<Live>,
+    outputs: VecDeque<Output>,
+    /// Frames of traffic sent so far, as the caller tells.
+    data: u64,
+    changes: u64,
+}
+
+#[derive(Debug)]
+struct Pending {
+    token: u64,
+    to: SocketAddr,
+    sent: Instant,
+    /// Bytes of the IP packet; 0: small.
+    size: u16,
+}
+
+#[derive(Debug)]
+struct Live {
+    to: SocketAddr,
+    since: Instant,
+    rtt: Option<Duration>,
+    answered: Instant,
+    /// Keep-alive probes sent since then.
+    missed: u32,
+    /// When the last of [`LOST_PROBES`] was sent.
+    enough: Option<Instant>,
+    next: Instant,
+    search: Search,
+    /// [`Paths::data`] at the last keep-alive.
+    data: u64,
+    hole: Option<Hole>,
+    challenge: Option<Challenge>,
+}
+
+/// A padded keep-alive was missed.
+#[derive(Debug)]
+struct Hole {
+    size: u16,
+    first: Instant,
+    /// When it was sent again, with a small one beside it.
+    again: Option<Instant>,
+    /// A small one was answered meanwhile.
+    small: bool,
+}
+
+/// A newer frame came from another address.
+#[derive(Debug)]
+struct Challenge {
+    to: SocketAddr,
+    started: Instant,
+    next: Instant,
+    answered: bool,
+}
+
+/// UDP payload bytes of an IP packet of `size` bytes.
+fn payload(to: SocketAddr, size: u16) -> usize {
+    let headers = if to.is_ipv4() { 28 } else { 48 };
+    usize::from(size).saturating_sub(headers)
+}
+
+fn bytes<const N: usize>(entropy: Entropy<'_>) -> [u8; N] {
+    let mut bytes = [0; N];
+    entropy(&mut bytes);
+    bytes
+}
+
+/// `time`, give or take a sixteenth: two hundred peers do not probe in step.
+fn jittered(time: Duration, entropy: Entropy<'_>) -> Duration {
+    let [random] = bytes(entropy);
+    (time - time / 16) + time / 8 * u32::from(random) / 256
+}
+
+impl Live {
+    /// How long an answer may take before its probe counts as missed; at least `least`.
+    fn patience(&self, least: Duration) -> Duration {
+        self.rtt.map_or(least, |rtt| rtt.saturating_mul(2).clamp(least, PATIENCE.max(least)))
+    }
+
+    fn search_wait(&self) -> Duration {
+        self.patience(mtu::WAIT)
+    }
+
+    /// When the path is lost, should nothing be answered any more.
+    fn lost_at(&self) -> Option<Instant> {
+        Some((self.answered + LOST).max(self.enough? + self.patience(REPEAT)))
+    }
+
+    /// When a missed padded probe means a hole.
+    fn hole_at(&self) -> Option<Instant> {
+        let hole = self.hole.as_ref().filter(|hole| hole.small)?;
+        Some(hole.again? + self.patience(REPEAT))
+    }
+}
+
+impl Paths {
+    /// No candidate, no key, no path.
+    pub fn new() -> Paths {
+        Paths::default()
+    }
+
+    /// Addresses the peer may have, best first; those nobody may send to (see [`usable`]) are left out.
+    pub fn offer(&mut self, now: Instant, addresses: &[SocketAddr], origin: Origin, overlay: &[IpNet]) {
+        let keep = self.live.as_ref().map(|live| live.to);
+        self.candidates.offer(now, addresses, origin, overlay, keep);
+    }
+
+    /// The overlay's prefixes changed: addresses inside them are dropped.
+    pub fn avoid(&mut self, now: Instant, overlay: &[IpNet]) {
+        self.candidates.avoid(overlay);
+        if self.live.as_ref().is_some_and(|live| is_overlay(live.to.ip(), overlay)) {
+            self.lose(now);
+        }
+    }
+
+    /// There is a key: probing begins, or goes on.
+    pub fn start(&mut self, now: Instant) {
+        if !self.running {
+            self.running = true;
+            self.candidates.restart(now);
+        }
+    }
+
+    /// There is no key: nothing is sent any more.
+    pub fn stop(&mut self) {
+        self.running = false;
+        self.pending.clear();
+        self.outputs.retain(|output| *output == Output::Lost);
+        if self.live.take().is_some() {
+            self.changes = self.changes.saturating_add(1);
+            self.outputs.push_back(Output::Lost);
+        }
+    }
+
+    /// Frames of traffic sent so far: whether it flowed decides how often, and how large, the path is probed.
+    pub fn data(&mut self, frames: u64) {
+        self.data = frames;
+    }
+
+    /// The path in use.
+    pub fn path(&self) -> Option<Path> {
+        let live = self.live.as_ref()?;
+        Some(Path { to: live.to, since: live.since, rtt: live.rtt, mtu: live.search.mtu() })
+    }
+
+    /// Paths gained, lost or moved since the start.
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// A probe came in an opened frame.
+    pub fn on_probe(&mut self, now: Instant, from: SocketAddr, token: u64, overlay: &[IpNet]) {
+        let Some(from) = usable(from, Origin::Frame, overlay) else { return };
+        if !self.running {
+            return;
+        }
+        self.output(Output::Answer { to: from, token });
+        self.offer(now, &[from], Origin::Frame, overlay);
+        if self.live.is_none() {
+            self.candidates.hurry(now, from);
+        }
+    }
+
+    /// An answer came in an opened frame. Gives the round trip; none for a token that was not asked or is forgotten.
+    pub fn on_answer(&mut self, now: Instant, token: u64, entropy: Entropy<'_>) -> Option<Duration> {
+        let index = self.pending.iter().position(|probe| probe.token == token)?;
+        let probe = self.pending.remove(index)?;
+        let rtt = now.saturating_duration_since(probe.sent);
+        match &mut self.live {
+            Some(live) if live.to == probe.to => self.on_live(now, &probe, rtt, entropy),
+            Some(live) => {
+                if let Some(challenge) = live.challenge.as_mut().filter(|challenge| challenge.to == probe.to) {
+                    challenge.answered = true;
+                }
+            }
+            None if probe.size >= BASE => self.up(now, probe.to, probe.size, Some(rtt), entropy),
+            None => {
+                if self.candidates.answered(now, probe.to) {
+                    self.probe(now, probe.to, BASE, entropy);
+                    self.probe(now, probe.to, mtu::FIRST, entropy);
+                }
+            }
+        }
+        Some(rtt)
+    }
+
+    fn on_live(&mut self, now: Instant, probe: &Pending, rtt: Duration, entropy: Entropy<'_>) {
+        let interval = jittered(BUSY, entropy);
+        let Some(live) = &mut self.live else { return };
+        live.rtt = Some(live.rtt.map_or(rtt, |smooth| (smooth * 7 + rtt) / 8));
+        live.answered = now;
+        live.missed = 0;
+        live.enough = None;
+        live.next = now + interval;
+        live.challenge.take_if(|challenge| probe.sent >= challenge.started);
+        if let Some(hole) = live.hole.as_mut().filter(|hole| probe.sent >= hole.first) {
+            hole.small |= probe.size < hole.size;
+            if probe.size >= hole.size {
+                live.hole = None;
+            } else if hole.again.is_none() {
+                // The padded one has not been sent twice yet: do that first, at its own time.
+                live.next = live.next.min(hole.first + REPEAT);
+            }
+        }
+        if live.search.answered(now, probe.size) {
+            self.tell();
+        }
+    }
+
+    /// A newest frame came from an address that is not the path's: the peer moved, or somebody sends its frames on.
+    pub fn on_moved(&mut self, now: Instant, from: SocketAddr, overlay: &[IpNet], entropy: Entropy<'_>) {
+        let Some(from) = usable(from, Origin::Frame, overlay) else { return };
+        self.offer(now, &[from], Origin::Frame, overlay);
+        if !self.running {
+            return;
+        }
+        let Some(live) = &mut self.live else {
+            self.candidates.hurry(now, from);
+            return;
+        };
+        if live.to == from || live.challenge.is_some() {
+            return;
+        }
+        live.challenge = Some(Challenge { to: from, started: now, next: now, answered: false });
+        self.challenge(now, entropy);
+    }
+
+    /// A frame of traffic was larger than the interface takes: the path shrank.
+    pub fn too_big(&mut self, now: Instant, entropy: Entropy<'_>) {
+        if self.live.as_ref().is_some_and(|live| live.search.mtu() > BASE) {
+            self.fall(now, entropy);
+        }
+    }
+
+    /// A probe was larger than the interface takes.
+    pub fn refused(&mut self, token: u64) {
+        let Some(index) = self.pending.iter().position(|probe| probe.token == token) else { return };
+        let Some(probe) = self.pending.remove(index) else { return };
+        if let Some(live) = self.live.as_mut().filter(|live| live.to == probe.to) {
+            live.search.refused(probe.size);
+        }
+    }
+
+    /// Probes the path now, for somebody who waits for the round trip: the token [`on_answer`](Self::on_answer) will see.
+    pub fn ping(&mut self, now: Instant, entropy: Entropy<'_>) -> Option<u64> {
+        let to = self.live.as_ref()?.to;
+        Some(self.probe(now, to, 0, entropy))
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is due.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        if !self.running {
+            return None;
+        }
+        let Some(live) = &self.live else { return self.candidates.due() };
+        let challenge = live.challenge.as_ref().map(|c| c.next.min(c.started + CHALLENGE));
+        [Some(live.next), live.search.due(), live.lost_at(), live.hole_at(), challenge].into_iter().flatten().min()
+    }
+
+    /// Does what is due by `now`.
+    pub fn handle_timeout(&mut self, now: Instant, entropy: Entropy<'_>) {
+        if !self.running {
+            return;
+        }
+        while self.pending.front().is_some_and(|probe| probe.sent + FORGET <= now) {
+            self.pending.pop_front();
+        }
+        let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if self.live.as_ref().is_some_and(|live| due(live.lost_at())) {
+            self.lose(now);
+        }
+        if self.live.as_ref().is_some_and(|live| due(live.hole_at())) {
+            self.fall(now, entropy);
+        }
+        if self.live.as_ref().is_some_and(|live| live.challenge.as_ref().is_some_and(|c| c.next <= now)) {
+            self.challenge(now, entropy);
+        }
+        if self.live.as_ref().is_some_and(|live| live.next <= now) {
+            self.keep_alive(now, entropy);
+        }
+        if self.live.as_ref().is_some_and(|live| due(live.search.due())) {
+            self.search(now, entropy);
+        }
+        if self.live.is_none() {
+            while let Some(to) = self.candidates.take_due(now, entropy) {
+                self.probe(now, to, 0, entropy);
+            }
+        }
+    }
+
+    /// The next thing to be done.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    fn output(&mut self, output: Output) {
+        if self.outputs.len() < MAX_OUTPUTS {
+            self.outputs.push_back(output);
+        }
+    }
+
+    /// Sends a probe that makes an IP packet of `size` bytes; 0: small.
+    fn probe(&mut self, now: Instant, to: SocketAddr, size: u16, entropy: Entropy<'_>) -> u64 {
+        let token = u64::from_be_bytes(bytes(entropy));
+        if self.pending.len() >= MAX_PENDING {
+            self.pending.pop_front();
+        }
+        self.pending.push_back(Pending { token, to, sent: now, size });
+        let pad_to = if size == 0 { 0 } else { payload(to, size) };
+        self.output(Output::Probe { to, token, pad_to });
+        token
+    }
+
+    /// Says where packets go and how large they may be.
+    fn tell(&mut self) {
+        if let Some(live) = &self.live {
+            let (to, settled) = (live.to, live.search.is_settled());
+            self.outputs.push_back(Output::Up { to, payload: payload(to, live.search.mtu()), settled });
+        }
+    }
+
+    fn up(&mut self, now: Instant, to: SocketAddr, size: u16, rtt: Option<Duration>, entropy: Entropy<'_>) {
+        let mut live = Live {
+            to,
+            since: now,
+            rtt,
+            answered: now,
+            missed: 0,
+            enough: None,
+            next: now + jittered(BUSY, entropy),
+            search: Search::new(now, mtu::WAIT),
+            data: self.data,
+            hole: None,
+            challenge: None,
+        };
+        let wait = live.search_wait();
+        live.search = Search::new(now, wait);
+        live.search.answered(now, size);
+        self.live = Some(live);
+        self.changes = self.changes.saturating_add(1);
+        self.tell();
+    }
+
+    fn lose(&mut self, now: Instant) {
+        if self.live.take().is_none() {
+            return;
+        }
+        self.changes = self.changes.saturating_add(1);
+        self.pending.clear();
+        self.candidates.restart(now);
+        self.outputs.push_back(Output::Lost);
+    }
+
+    /// Sends the two probes of a challenge, or decides it.
+    fn challenge(&mut self, now: Instant, entropy: Entropy<'_>) {
+        let Some(live) = &mut self.live else { return };
+        let Some(challenge) = &mut live.challenge else { return };
+        if now < challenge.started + CHALLENGE {
+            let (old, new) = (live.to, challenge.to);
+            challenge.next = (now + CHALLENGE_REPEAT).min(challenge.started + CHALLENGE);
+            self.probe(now, old, 0, entropy);
+            self.probe(now, new, 0, entropy);
+            return;
+        }
+        let moved = challenge.answered.then_some(challenge.to);
+        live.challenge = None;
+        if let Some(to) = moved {
+            live.to = to;
+            live.since = now;
+            live.answered = now;
+            live.missed = 0;
+            live.enough = None;
+            live.next = now + REPEAT;
+            self.changes = self.changes.saturating_add(1);
+            // What the old way carried says nothing about the new one.
+            self.fall(now, entropy);
+        }
+    }
+
+    /// Back to what every path carries, and up again from there.
+    fn fall(&mut self, now: Instant, entropy: Entropy<'_>) {
+        let Some(live) = &mut self.live else { return };
+        live.hole = None;
+        live.search.fall(now);
+        self.tell();
+        self.search(now, entropy);
+    }
+
+    fn search(&mut self, now: Instant, entropy: Entropy<'_>) {
+        let Some(live) = &mut self.live else { return };
+        let (to, wait, settled) = (live.to, live.search_wait(), live.search.is_settled());
+        match live.search.step(now, wait, jittered(mtu::RAISE, entropy)) {
+            Some(sizes) => {
+                if live.search.is_settled() != settled {
+                    self.tell();
+                }
+                for size in sizes {
+                    self.probe(now, to, size, entropy);
+                }
+            }
+            None => {
+                // Not even the least size arrives: this address is of no use.
+                self.lose(now);
+                self.candidates.thin(now, to);
+            }
+        }
+    }
+
+    fn keep_alive(&mut self, now: Instant, entropy: Entropy<'_>) {
+        let (busy, repeat) = match &self.live {
+            Some(live) => (live.data != self.data, live.patience(REPEAT)),
+            None => return,
+        };
+        let Some(live) = &mut self.live else { return };
+        let to = live.to;
+        if live.missed == 0 && live.hole.is_none() && !busy && now < live.answered + IDLE - IDLE / 16 {
+            live.next = live.answered + jittered(IDLE, entropy);
+            return;
+        }
+        live.missed = live.missed.saturating_add(1);
+        if live.missed == LOST_PROBES {
+            live.enough = Some(now);
+        }
+        live.next = now + repeat;
+        let (mut padded, mut small) = (None, true);
+        match &mut live.hole {
+            None if busy && live.missed == 1 => {
+                // Traffic of that size went out: does it arrive?
+                live.data = self.data;
+                let size = live.search.mtu();
+                live.hole = Some(Hole { size, first: now, again: None, small: false });
+                (padded, small) = (Some(size), false);
+            }
+            Some(hole) if hole.again.is_none() => {
+                hole.again = Some(now);
+                padded = Some(hole.size);
+            }
+            _ => live.data = self.data,
+        }
+        if let Some(size) = padded {
+            self.probe(now, to, size, entropy);
+        }
+        if small {
+            self.probe(now, to, 0, entropy);
+        }
+    }
+}
+
+/// Whether an address is inside one of the overlay's prefixes: a frame sent there would come back into the overlay.
+fn is_overlay(ip: IpAddr, overlay: &[IpNet]) -> bool {
+    overlay.iter().any(|net| net.contains(&ip))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,200 @@
+//! The addresses a peer may have, and when each is probed.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+
+use super::{Entropy, THIN, THIN_TRIES, is_overlay, jittered};
+
+/// Addresses kept of one peer.
+pub const MAX_CANDIDATES: usize = 8;
+/// Of these, such as frames came from: whoever can make frames come from anywhere does not push the others out.
+const MAX_FRAMES: usize = 2;
+/// Probes of an address at the quick pace.
+const QUICK: u32 = 8;
+/// Between two probes asked for by the peer's own: a burst of them is answered with one.
+const HURRY: Duration = Duration::from_millis(200);
+
+/// How an address was learnt, the weakest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Origin {
+    /// The peer, or libp2p's address book, says so.
+    Told,
+    /// An authenticated frame came from there.
+    Frame,
+    /// The far address of a live QUIC connection.
+    Connection,
+}
+
+#[derive(Debug)]
+struct Candidate {
+    address: SocketAddr,
+    origin: Origin,
+    due: Instant,
+    tries: u32,
+    sent: Option<Instant>,
+    /// Padded probes sent after a small one was answered, and when the last.
+    padded: u32,
+    padded_at: Option<Instant>,
+}
+
+/// The newest first.
+#[derive(Debug, Default)]
+pub(super) struct Candidates(Vec<Candidate>);
+
+/// The address as it is kept, without flow label and IPv4 mapping; `None` where nobody may send: overlay addresses,
+/// unspecified, multicast, broadcast, port 0, and from hearsay link-local IPv6, which means nothing without its interface.
+pub fn usable(address: SocketAddr, origin: Origin, overlay: &[IpNet]) -> Option<SocketAddr> {
+    let address = match address {
+        SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
+            Some(ip) => SocketAddr::new(IpAddr::V4(ip), v6.port()),
+            None if v6.ip().is_unicast_link_local() => {
+                SocketAddr::V6(std::net::SocketAddrV6::new(*v6.ip(), v6.port(), 0, v6.scope_id()))
+            }
+            None => SocketAddr::new(IpAddr::V6(*v6.ip()), v6.port()),
+        },
+        v4 => v4,
+    };
+    let usable = match address.ip() {
+        IpAddr::V4(ip) => ip.octets().first() != Some(&0) && !ip.is_multicast() && !ip.is_broadcast(),
+        IpAddr::V6(ip) => {
+            let scoped = ip.is_unicast_link_local() && origin == Origin::Told;
+            !ip.is_unspecified() && !ip.is_multicast() && !scoped
+        }
+    };
+    (usable && address.port() != 0 && !is_overlay(address.ip(), overlay)).then_some(address)
+}
+
+impl Candidate {
+    /// Loopback from hearsay is somebody's own machine: tried only where there is nothing else.
+    fn is_doubtful(&self) -> bool {
+        self.origin == Origin::Told && self.address.ip().is_loopback()
+    }
+}
+
+impl Candidates {
+    /// Takes addresses in, best first, in front of what was known. `keep` is never pushed out.
+    pub(super) fn offer(
+        &mut self,
+        now: Instant,
+        addresses: &[SocketAddr],
+        origin: Origin,
+        overlay: &[IpNet],
+        keep: Option<SocketAddr>,
+    ) {
+        let good = addresses.iter().filter_map(|address| usable(*address, origin, overlay));
+        let good: Vec<SocketAddr> = good.take(MAX_CANDIDATES).collect();
+        for address in good.into_iter().rev() {
+            let known = self.0.iter().position(|c| c.address == address);
+            let candidate = match known {
+                Some(index) => {
+                    let mut known = self.0.remove(index);
+                    known.origin = known.origin.max(origin);
+                    known
+                }
+                None => Candidate { address, origin, due: now, tries: 0, sent: None, padded: 0, padded_at: None },
+            };
+            self.0.insert(0, candidate);
+        }
+        if self.0.iter().filter(|c| c.origin == Origin::Frame).count() > MAX_FRAMES {
+            self.remove_last(|c| c.origin == Origin::Frame && Some(c.address) != keep);
+        }
+        while self.0.len() > MAX_CANDIDATES {
+            if !self.remove_last(|c| c.origin == Origin::Told && Some(c.address) != keep) {
+                self.remove_last(|c| Some(c.address) != keep);
+            }
+        }
+    }
+
+    fn remove_last(&mut self, which: impl Fn(&Candidate) -> bool) -> bool {
+        let Some(index) = self.0.iter().rposition(which) else { return false };
+        self.0.remove(index);
+        true
+    }
+
+    /// Drops overlay addresses.
+    pub(super) fn avoid(&mut self, overlay: &[IpNet]) {
+        self.0.retain(|c| !is_overlay(c.address.ip(), overlay));
+    }
+
+    /// Every address is probed at once, as if it were new.
+    pub(super) fn restart(&mut self, now: Instant) {
+        for candidate in &mut self.0 {
+            candidate.due = now;
+            candidate.tries = 0;
+            candidate.padded = 0;
+            candidate.padded_at = None;
+        }
+    }
+
+    /// The peer probes from there: the way is open now.
+    pub(super) fn hurry(&mut self, now: Instant, address: SocketAddr) {
+        let known = self.0.iter_mut().find(|c| c.address == address);
+        if let Some(candidate) = known
+            && candidate.padded < THIN_TRIES
+            && candidate.sent.is_none_or(|sent| sent + HURRY <= now)
+        {
+            candidate.due = now;
+        }
+    }
+
+    /// A small probe was answered: whether padded ones are to follow now.
+    pub(super) fn answered(&mut self, now: Instant, address: SocketAddr) -> bool {
+        let Some(candidate) = self.0.iter_mut().find(|c| c.address == address) else { return false };
+        if candidate.padded_at.is_some_and(|sent| sent + HURRY > now) || candidate.padded >= THIN_TRIES {
+            return false;
+        }
+        candidate.padded = candidate.padded.saturating_add(1);
+        candidate.padded_at = Some(now);
+        candidate.due = candidate.due.min(now + Duration::from_millis(400));
+        if candidate.padded == THIN_TRIES {
+            candidate.due = now + THIN;
+        }
+        true
+    }
+
+    /// Nothing of the least size arrives there.
+    pub(super) fn thin(&mut self, now: Instant, address: SocketAddr) {
+        if let Some(candidate) = self.0.iter_mut().find(|c| c.address == address) {
+            candidate.due = now + THIN;
+            candidate.padded = THIN_TRIES;
+        }
+    }
+
+    fn allowed(&self) -> impl Fn(&Candidate) -> bool + use<> {
+        let nothing_else = self.0.iter().all(Candidate::is_doubtful);
+        move |candidate| nothing_else || !candidate.is_doubtful()
+    }
+
+    /// When the next one is to be probed.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let allowed = self.allowed();
+        self.0.iter().filter(|c| allowed(c)).map(|c| c.due).min()
+    }
+
+    /// One that is to be probed now.
+    pub(super) fn take_due(&mut self, now: Instant, entropy: Entropy<'_>) -> Option<SocketAddr> {
+        let allowed = self.allowed();
+        let candidate = self.0.iter_mut().find(|c| allowed(c) && c.due <= now)?;
+        if candidate.padded >= THIN_TRIES {
+            candidate.padded = 0;
+        }
+        candidate.tries = candidate.tries.saturating_add(1);
+        candidate.sent = Some(now);
+        let wait = match candidate.tries {
+            1 => Duration::from_millis(250),
+            2 => Duration::from_millis(500),
+            n if n < QUICK => Duration::from_secs(2),
+            _ => Duration::from_secs(4),
+        };
+        candidate.due = now + jittered(wait, entropy);
+        Some(candidate.address)
+    }
+
+    /// The addresses, the newest first.
+    #[cfg(test)]
+    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
+        self.0.iter().map(|c| c.address).collect()
+    }
+}
