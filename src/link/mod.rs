@@ -5,6 +5,7 @@
 //! port, the streams it is given, one bounded queue per subnet and peer, and the drop counters of every subnet. Never dials,
 //! never opens a stream, never decides which packet may pass.
 
+pub mod direct;
 mod path;
 pub mod port;
 mod queue;

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-pub use candidates::{MAX_CANDIDATES, Origin, usable};
+pub use candidates::{Origin, usable};
 pub use mtu::BASE;
 
 use candidates::Candidates;

@@ -100,7 +100,8 @@ impl Core {
         Ok((true, waiting))
     }
 
-    /// Answers a member's question about records. [`ControlRequest::Forward`] is not for here.
+    /// Answers a member's question about records. [`ControlRequest::Forward`] and [`ControlRequest::Session`] are not for
+    /// here.
     pub fn answer(&mut self, from: PeerId, request: ControlRequest) -> ControlAnswer {
         match request {
             ControlRequest::Compare { subnet, hash } => match self.hash(subnet) {
@@ -138,6 +139,7 @@ impl Core {
             }
             ControlRequest::Ping => ControlAnswer::Done,
             ControlRequest::Forward(_) => ControlAnswer::NotMember,
+            ControlRequest::Session { .. } => ControlAnswer::NoSession,
         }
     }
 }

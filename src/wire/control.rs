@@ -4,6 +4,7 @@
 //! are refused as malformed.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -20,6 +21,9 @@ pub const MAX_CONTROL: usize = 1024 * 1024;
 pub const RECORDS_BUDGET: usize = 768 * 1024;
 /// Bytes of records put into the answer to a join; the rest follows once the joiner is a member.
 pub const BUNDLE_BUDGET: usize = 48 * 1024;
+
+/// Addresses of datagrams that one message tells.
+pub const MAX_ENDPOINTS: usize = 8;
 
 /// A stranger's request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +110,15 @@ pub enum ControlRequest {
     Forward(JoinRequest),
     /// Answer at once.
     Ping,
+    /// A message of a datagram session.
+    Session {
+        /// The subnet.
+        subnet: SubnetId,
+        /// Of `crypto::session`.
+        message: Vec<u8>,
+        /// Where the sender may be reached by datagrams, best first; the first [`MAX_ENDPOINTS`] are read.
+        endpoints: Vec<SocketAddr>,
+    },
 }
 
 /// The answer to a member.
@@ -128,6 +141,15 @@ pub enum ControlAnswer {
     Forwarded(JoinAnswer),
     /// I am no member of that subnet, or you are not for me.
     NotMember,
+    /// The answer to [`ControlRequest::Session`].
+    Session {
+        /// Of `crypto::session`.
+        message: Vec<u8>,
+        /// As in the request.
+        endpoints: Vec<SocketAddr>,
+    },
+    /// I carry no datagrams, or refuse that message.
+    NoSession,
 }
 
 /// Bytes of a message.

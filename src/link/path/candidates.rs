@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::{Entropy, THIN, THIN_TRIES, is_overlay, jittered};
 
 /// Addresses kept of one peer.
-pub const MAX_CANDIDATES: usize = 8;
+pub(super) const MAX_CANDIDATES: usize = 8;
 /// Of these, such as frames came from: whoever can make frames come from anywhere does not push the others out.
 const MAX_FRAMES: usize = 2;
 /// Probes of an address at the quick pace.

@@ -1,0 +1,314 @@
+use super::*;
+
+use std::collections::BTreeMap;
+use std::sync::Weak;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::link::port::Options;
+use crate::link::{Inbound, Packets};
+use crate::model::id::{Name, SubnetId};
+use crate::model::view::{RouteTable, SubnetView};
+use crate::model::zone::Zone;
+
+/// Counts nothing, refuses nothing.
+struct Sink;
+
+impl Inbound for Sink {
+    fn may_open(&self, _: Key) -> bool {
+        true
+    }
+
+    fn batch(&self, _: Key, packets: &mut dyn Packets) {
+        while packets.next().is_some() {}
+    }
+}
+
+/// One daemon: its port and its control task.
+struct Side {
+    me: PeerId,
+    links: Links,
+    handle: Handle,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+    _sink: Arc<dyn Inbound>,
+    at: SocketAddr,
+}
+
+/// The streams between them.
+#[derive(Clone, Default)]
+struct Streams {
+    handles: Arc<std::sync::Mutex<HashMap<PeerId, Handle>>>,
+    down: Arc<AtomicBool>,
+}
+
+fn secret(n: u8) -> Zeroizing<[u8; 32]> {
+    Zeroizing::new([n; 32])
+}
+
+fn public(n: u8) -> [u8; 32] {
+    x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from([n; 32])).to_bytes()
+}
+
+fn peer(n: u8) -> PeerId {
+    PeerId([n; 32])
+}
+
+fn subnet(n: u16) -> SubnetId {
+    let mut id = [7; 16];
+    id[..2].copy_from_slice(&n.to_be_bytes());
+    SubnetId(id)
+}
+
+/// What `me` sees: so many subnets with those members.
+fn view(me: u8, subnets: u16, members: &[u8]) -> Arc<View> {
+    let name: Name = "lab".parse().unwrap();
+    let others = || members.iter().copied().filter(|n| *n != me);
+    let of = |n| SubnetView {
+        id: subnet(n),
+        interface: "bw-lab".into(),
+        cidr4: Some("10.7.0.0/16".parse().unwrap()),
+        cidr6: None,
+        addresses: vec![],
+        mtu: 1420,
+        routes: RouteTable::default(),
+        members: others().map(peer).collect(),
+        data_keys: others().map(|n| (peer(n), public(n))).collect(),
+        zone: Arc::new(Zone::empty(&name)),
+        name: name.clone(),
+    };
+    let subnets: BTreeMap<_, _> = (0..subnets).map(|n| (subnet(n), Arc::new(of(n)))).collect();
+    Arc::new(View { subnets, ..View::default() })
+}
+
+impl Streams {
+    /// Starts a daemon; members connect to it at once.
+    async fn start(&self, n: u8, view: Arc<View>, has_aes: bool) -> Side {
+        let port = Port::bind(&["127.0.0.1:0".parse().unwrap()], &Options::default()).unwrap();
+        let at = port.local()[0];
+        let (links, _) = Links::new(tokio::runtime::Handle::current(), Some(port));
+        let sink: Arc<dyn Inbound> = Arc::new(Sink);
+        let weak: Weak<dyn Inbound> = Arc::downgrade(&sink);
+        links.receive(weak).unwrap();
+        let config = Config { me: peer(n), secret: secret(n), has_aes };
+        let (direct, handle, asks) = Direct::new(&links, config).unwrap();
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(direct.run(stop.clone()));
+        lock(&self.handles).insert(peer(n), handle.clone());
+        tokio::spawn(self.clone().carry(peer(n), asks));
+        handle.retain(view).await;
+        handle.endpoints(vec![at]).await;
+        Side { me: peer(n), links, handle, stop, task, _sink: sink, at }
+    }
+
+    /// Carries the questions of one daemon.
+    async fn carry(self, from: PeerId, mut asks: mpsc::Receiver<Ask>) {
+        while let Some(Ask { key, letter, answer }) = asks.recv().await {
+            let to = lock(&self.handles).get(&key.peer).cloned();
+            let to = to.filter(|_| !self.down.load(Ordering::Relaxed));
+            tokio::spawn(async move {
+                let Some(to) = to else { return };
+                answer.give(to.request(Key { subnet: key.subnet, peer: from }, letter).await).await;
+            });
+        }
+    }
+}
+
+impl Side {
+    fn key(&self, subnet_number: u16, other: &Side) -> Key {
+        debug_assert_ne!(self.me, other.me);
+        Key { subnet: subnet(subnet_number), peer: other.me }
+    }
+
+    fn route(&self, other: &Side) -> Option<Arc<Route>> {
+        self.links.link(self.key(0, other)).route()
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+        self.links.close_port();
+    }
+}
+
+/// Waits until it is so.
+async fn until(what: &str, patience: Duration, mut done: impl AsyncFnMut() -> bool) -> Duration {
+    let start = Instant::now();
+    while !done().await {
+        assert!(start.elapsed() < patience, "{what}: not within {patience:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    start.elapsed()
+}
+
+const SOON: Duration = Duration::from_secs(5);
+
+async fn pair(streams: &Streams, aes: [bool; 2]) -> (Side, Side) {
+    let a = streams.start(1, view(1, 1, &[1, 2]), aes[0]).await;
+    let b = streams.start(2, view(2, 1, &[1, 2]), aes[1]).await;
+    a.handle.connected(b.me).await;
+    b.handle.connected(a.me).await;
+    (a, b)
+}
+
+async fn both_up(a: &Side, b: &Side) -> Duration {
+    until("a path both ways", SOON, async || a.route(b).is_some() && b.route(a).is_some()).await
+}
+
+#[tokio::test]
+async fn two_members_leave_the_stream() {
+    for (aes, cipher) in [
+        ([true, true], Cipher::Aes256Gcm),
+        ([true, false], Cipher::ChaCha20Poly1305),
+        ([false, true], Cipher::ChaCha20Poly1305),
+    ] {
+        let streams = Streams::default();
+        let (a, b) = pair(&streams, aes).await;
+        both_up(&a, &b).await;
+        let status = a.handle.status().await.remove(&a.key(0, &b)).unwrap();
+        assert_eq!(status.cipher, Some(cipher));
+        let path = status.path.unwrap();
+        assert_eq!(path.to, b.at);
+        assert!(path.mtu >= 1280 && path.since.elapsed().unwrap() < SOON);
+        assert_eq!(status.path_changes, 1);
+        let rtt = a.handle.ping(a.key(0, &b)).await.unwrap();
+        assert!(rtt < Duration::from_secs(1));
+        until("the size is known", SOON, async || a.route(&b).is_some_and(|r| r.settled && r.payload >= 1472)).await;
+        a.end().await;
+        b.end().await;
+    }
+}
+
+#[tokio::test]
+async fn one_who_stops_says_so() {
+    let streams = Streams::default();
+    let (a, b) = pair(&streams, [true; 2]).await;
+    both_up(&a, &b).await;
+    streams.down.store(true, Ordering::Relaxed);
+    a.end().await;
+    let took = until("back to the stream", SOON, async || {
+        b.links.link(Key { subnet: subnet(0), peer: peer(1) }).route().is_none()
+    });
+    assert!(took.await < Duration::from_secs(1), "without waiting for missed probes");
+    b.end().await;
+}
+
+#[tokio::test]
+async fn one_who_was_killed_and_comes_again_is_used_again() {
+    let streams = Streams::default();
+    let (a, b) = pair(&streams, [true; 2]).await;
+    both_up(&a, &b).await;
+    // No goodbye.
+    b.task.abort();
+    b.links.close_port();
+    let again = streams.start(2, view(2, 1, &[1, 2]), true).await;
+    again.handle.connected(a.me).await;
+    a.handle.connected(again.me).await;
+    let there = async || a.route(&again).is_some_and(|r| r.to == again.at) && again.route(&a).is_some();
+    until("a path to the new one", 2 * SOON, there).await;
+    assert!(again.handle.ping(again.key(0, &a)).await.is_some());
+    a.end().await;
+    again.end().await;
+}
+
+#[tokio::test]
+async fn only_members_with_a_certified_key_get_a_session() {
+    let streams = Streams::default();
+    let a = streams.start(1, view(1, 1, &[1, 2]), true).await;
+    // A member of that subnet in its own eyes only.
+    let stranger = streams.start(3, view(3, 1, &[1, 3]), true).await;
+    // And one whose key is another than its grant says.
+    let impostor = streams.start(2, view(2, 1, &[1, 2]), true).await;
+    impostor.handle.retain(view(2, 1, &[])).await;
+    let key = Key { subnet: subnet(0), peer: stranger.me };
+    for message in [vec![], vec![0], vec![1; 300]] {
+        let letter = Letter { message, endpoints: vec![] };
+        assert_eq!(a.handle.request(key, letter.clone()).await, None);
+        assert_eq!(a.handle.request(Key { subnet: subnet(9), peer: peer(2) }, letter).await, None);
+    }
+    a.handle.connected(stranger.me).await;
+    stranger.handle.connected(a.me).await;
+    a.handle.connected(impostor.me).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let status = a.handle.status().await;
+    assert!(!status.contains_key(&key));
+    assert!(status.values().all(|s| s.path.is_none() && s.cipher.is_none()));
+    for side in [a, stranger, impostor] {
+        side.end().await;
+    }
+}
+
+#[tokio::test]
+async fn who_is_removed_is_cut_off_at_once() {
+    let streams = Streams::default();
+    let (a, b) = pair(&streams, [true; 2]).await;
+    both_up(&a, &b).await;
+    a.handle.retain(view(1, 1, &[1])).await;
+    assert!(a.handle.status().await.is_empty());
+    assert!(a.route(&b).is_none());
+    let before = a.links.strays().unknown.load(Ordering::Relaxed);
+    let strayed = async || a.links.strays().unknown.load(Ordering::Relaxed) > before;
+    // Its probes open nothing any more, and it goes back to the stream.
+    until("its frames are nobody's", 2 * SOON, strayed).await;
+    until("b is on the stream", 2 * SOON, async || b.route(&a).is_none()).await;
+    a.end().await;
+    b.end().await;
+}
+
+#[tokio::test]
+async fn an_address_inside_the_overlay_is_no_path() {
+    let streams = Streams::default();
+    let (a, b) = pair(&streams, [true; 2]).await;
+    both_up(&a, &b).await;
+    let loopback = |n: u8, members: &[u8]| {
+        let mut view = View::clone(&view(n, 1, members));
+        let first = view.subnets.values_mut().next().unwrap();
+        Arc::make_mut(first).cidr4 = Some("127.0.0.0/8".parse().unwrap());
+        Arc::new(view)
+    };
+    a.handle.retain(loopback(1, &[1, 2])).await;
+    assert_eq!(a.handle.status().await.values().filter(|s| s.path.is_some()).count(), 0);
+    assert!(a.route(&b).is_none());
+    a.end().await;
+    b.end().await;
+}
+
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// User and system time: fields 14 and 15 of proc_pid_stat(5), in hundredths of a second.
+fn cpu() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let behind = stat.rsplit_once(')').unwrap().1;
+    let ticks: u64 = behind.split_whitespace().skip(11).take(2).map(|n| n.parse::<u64>().unwrap()).sum();
+    Duration::from_millis(ticks * 10)
+}
+
+/// Alone: it measures the process.
+#[tokio::test]
+#[ignore = "measures the whole process: run it alone"]
+async fn two_hundred_idle_sessions_cost_little() {
+    const COUNT: u16 = 200;
+    let streams = Streams::default();
+    let (a, b) =
+        (streams.start(1, view(1, COUNT, &[1, 2]), true).await, streams.start(2, view(2, COUNT, &[1, 2]), true).await);
+    let before = resident();
+    a.handle.connected(b.me).await;
+    b.handle.connected(a.me).await;
+    let all = async || {
+        let up = |s: HashMap<Key, DirectStatus>| s.values().filter(|s| s.path.is_some()).count();
+        up(a.handle.status().await) == usize::from(COUNT) && up(b.handle.status().await) == usize::from(COUNT)
+    };
+    let took = until("all paths", 12 * SOON, all).await;
+    tokio::time::sleep(SOON).await;
+    let each = (resident() - before) / (2 * usize::from(COUNT));
+    let spent = cpu();
+    tokio::time::sleep(2 * SOON).await;
+    let idle = (cpu() - spent).as_secs_f64() / (2 * SOON).as_secs_f64() / 2.0 * 100.0;
+    println!("{COUNT} sessions up in {took:?}; {each} kB a session; {idle:.2} % of a core in each of two daemons");
+    assert!(each <= 40, "{each} kB a session");
+    a.end().await;
+    b.end().await;
+}
