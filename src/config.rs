@@ -65,6 +65,18 @@ pub enum PostQuantum {
     Prefer,
 }
 
+/// The cipher of sealed datagrams (`data.cipher`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DataCipher {
+    /// AES-256-GCM where both ends have instructions for it, else ChaCha20-Poly1305.
+    #[default]
+    Auto,
+    /// As if this machine had the instructions.
+    Aes256Gcm,
+    /// As if it had not.
+    ChaCha20Poly1305,
+}
+
 /// Whether the daemon answers names (`dns.mode`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DnsMode {
@@ -134,6 +146,8 @@ pub struct Config {
     pub relay: RelayConfig,
     /// Post-quantum key agreement.
     pub post_quantum: PostQuantum,
+    /// The cipher of sealed datagrams.
+    pub data_cipher: DataCipher,
     /// Names.
     pub dns_mode: DnsMode,
     /// Whether our table is put back when someone flushes it.
@@ -168,6 +182,7 @@ impl Config {
             port_mapping: true,
             relay: RelayConfig { offer: false, max_mbit: 100, for_whom: RelayFor::Members },
             post_quantum: PostQuantum::Prefer,
+            data_cipher: DataCipher::Auto,
             dns_mode: DnsMode::Split,
             firewall_repair: true,
             limits: Limits::default(),

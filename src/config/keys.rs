@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::{Config, DnsMode, PostQuantum, RelayFor, multiaddr};
+use super::{Config, DataCipher, DnsMode, PostQuantum, RelayFor, multiaddr};
 use crate::model::id::{Name, PeerId};
 
 /// What a key holds.
@@ -229,6 +229,26 @@ pub const KEYS: &[Key] = &[
             Ok(())
         },
         show: |c| Value::Text(if c.post_quantum == PostQuantum::Off { "off" } else { "prefer" }.to_owned()),
+    },
+    Key {
+        path: "data.cipher",
+        kind: Kind::Text,
+        set: |c, v| {
+            c.data_cipher = match word(v.text(), &["auto", "aes-256-gcm", "chacha20-poly1305"])? {
+                "aes-256-gcm" => DataCipher::Aes256Gcm,
+                "chacha20-poly1305" => DataCipher::ChaCha20Poly1305,
+                _ => DataCipher::Auto,
+            };
+            Ok(())
+        },
+        show: |c| {
+            let text = match c.data_cipher {
+                DataCipher::Auto => "auto",
+                DataCipher::Aes256Gcm => "aes-256-gcm",
+                DataCipher::ChaCha20Poly1305 => "chacha20-poly1305",
+            };
+            Value::Text(text.to_owned())
+        },
     },
     Key {
         path: "dns.mode",
