@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! start  config, keys, records read and checked (nothing touched) | sockets | tasks, first reconcile, ready
-//! stop   api refuses -> swarm closes -> links drain -> host applies the empty config -> TUNs drop     (5 s in all)
+//! stop   api refuses -> swarm closes -> links drain -> port closes -> host applies the empty config -> TUNs drop     (5 s in all)
 //! ```
 
 mod attach;
+mod direct;
 mod handler;
 mod join;
 mod machine;
@@ -15,9 +16,6 @@ mod status;
 mod sync;
 mod tell;
 
-use std::io;
-use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,6 +24,7 @@ use anyhow::{Context as _, anyhow};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
 
 pub use machine::Machine;
 
@@ -37,6 +36,7 @@ use crate::dns::{self, Dns};
 use crate::host::nft::Repair;
 use crate::host::{Applied, Rules, reconcile};
 use crate::link::Links;
+use crate::link::direct::Direct;
 use crate::model::build::Here;
 use crate::model::host::HostConfig;
 use crate::model::id::PeerId;
@@ -62,6 +62,9 @@ pub(crate) struct Context {
     pub applied: watch::Receiver<Applied>,
     pub table: Arc<peers::Table>,
     pub joins: Arc<join::Joins>,
+    /// The control task of the datagram carrier; none without a UDP port.
+    pub direct: Option<crate::link::direct::Handle>,
+    pub endpoints: Arc<direct::Endpoints>,
     pub instance: Arc<str>,
     pub rules: Option<Rules>,
     pub started: Instant,
@@ -122,7 +125,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         let message = format!("swarm key {}: this version has no private swarms", path.display());
         return Err(Error::new(ErrorKind::Usage, "E-SWARM", message).hint("byway daemon   (without --swarm-key-file)"));
     }
-    let (identity, seed, state, damage, store) = load(&config)?;
+    let Loaded { identity, seed, data_secret, state, damage, store } = load(&config)?;
     let instance = instance_of(identity.peer);
     let listener = server::bind(&config.socket)?;
 
@@ -136,14 +139,13 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     let parts = Parts { state, damage, store, here, node_name: config.node_name.clone() };
     let (node, pushes) = Node::start(parts).context("start the node's thread").map_err(failed("E-START"))?;
 
-    let on_listen = |e: p2p::Error| match e {
-        p2p::Error::InUse(_) => Error::new(ErrorKind::Conflict, "E-LISTEN-IN-USE", e.to_string())
-            .hint("byway daemon --listen udp/PORT --listen tcp/PORT   (with a free port), or stop the other program"),
-        other => Error::new(ErrorKind::Failed, "E-LISTEN", other.to_string()),
+    let port = match machine.transport() {
+        p2p::TransportKind::Network => direct::bind(&mut listen)?,
+        p2p::TransportKind::Memory => None,
     };
     let mut net = p2p::Config::new(seed);
-    if machine.transport() == p2p::TransportKind::Network {
-        net.quic = quic_sockets(&mut listen).map_err(on_listen)?;
+    if let Some(port) = &port {
+        net.quic = port.quic().into_iter().map(|socket| socket as _).collect();
     }
     net.listen = listen;
     net.lan_discovery = config.lan_discovery;
@@ -152,10 +154,20 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     net.limits.connections = config.limits.connections;
     net.limits.per_peer = config.limits.connections_per_peer;
     net.limits.memory = usize::try_from(config.limits.memory_mib).unwrap_or(usize::MAX).saturating_mul(1 << 20);
-    let (peers, events, driver) = p2p::start(net).map_err(on_listen)?;
+    let (peers, events, driver) = p2p::start(net).map_err(|e| match e {
+        p2p::Error::InUse(_) => Error::new(ErrorKind::Conflict, "E-LISTEN-IN-USE", e.to_string())
+            .hint("byway daemon --listen udp/PORT --listen tcp/PORT   (with a free port), or stop the other program"),
+        other => Error::new(ErrorKind::Failed, "E-LISTEN", other.to_string()),
+    })?;
 
-    let (links, wanted) = Links::new(tokio::runtime::Handle::current(), None);
+    let (links, wanted) = Links::new(tokio::runtime::Handle::current(), port);
     let (datapath, died) = Datapath::new(node.view(), links.clone());
+    datapath.receive().context("start the thread that reads the UDP port").map_err(failed("E-START"))?;
+    let sessions = direct::config(peers.peer(), data_secret, config.data_cipher);
+    let (direct_task, direct_handle, asks) = match Direct::new(&links, sessions) {
+        Some((task, handle, asks)) => (Some(task), Some(handle), Some(asks)),
+        None => (None, None, None),
+    };
     let (desired, desired_rx) = watch::channel((0, Arc::new(HostConfig::default())));
     let (applied, applied_rx) = watch::channel(Applied::default());
     let dns = Dns::new(dns::DnsConfig {
@@ -175,6 +187,8 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         applied: applied_rx,
         table: Arc::default(),
         joins: Arc::default(),
+        direct: direct_handle,
+        endpoints: Arc::default(),
         instance: instance.as_str().into(),
         rules: host.rules(),
         started: Instant::now(),
@@ -203,6 +217,14 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
             driver.run(stop).await;
             Ok(())
         });
+    }
+    if let (Some(direct), Some(asks)) = (direct_task, asks) {
+        let stop = net_stop.clone();
+        task!("direct", async move {
+            direct.run(stop).await;
+            Ok(())
+        });
+        task!("sessions", direct::run(ctx.clone(), asks, net_stop.clone()));
     }
     task!("events", peers::run(ctx.clone(), events, net_stop.clone()));
     task!("view", tell::run(ctx.clone(), desired, net_stop.clone()));
@@ -242,6 +264,8 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         host_stop.cancel();
         net_stop.cancel();
         while tasks.join_next().await.is_some() {}
+        // The last datagrams told the peers; now nobody reads any more.
+        ctx.links.close_port();
         // Tasks that ask a peer may still be about; none of them changes anything after this.
         ctx.node.close().await;
     };
@@ -261,7 +285,14 @@ fn instance_of(peer: PeerId) -> String {
     peer.0.iter().take(4).map(|b| format!("{b:02x}")).collect()
 }
 
-type Loaded = (Identity, [u8; 32], State, Vec<crate::model::state::Damage>, Store);
+struct Loaded {
+    identity: Identity,
+    seed: [u8; 32],
+    data_secret: Zeroizing<[u8; 32]>,
+    state: State,
+    damage: Vec<crate::model::state::Damage>,
+    store: Store,
+}
 
 /// Reads keys and records. Nothing outside the state directory is touched.
 fn load(config: &Config) -> Result<Loaded, Error> {
@@ -273,17 +304,17 @@ fn load(config: &Config) -> Result<Loaded, Error> {
     // Keys before state: killed in between, the next start finds keys without a state and goes on.
     let exists = dir.join(store::STATE_FILE).exists();
     let seed = store::identity(dir, config.identity_file.as_deref(), exists).map_err(on_store)?;
-    let data_seed = store::secret(dir, "data.key", exists).map_err(on_store)?;
+    let data_secret = store::secret(dir, "data.key", exists).map_err(on_store)?;
     let store = Store::open(dir).map_err(on_store)?;
     let saved = store.load().map_err(on_store)?;
-    let data_key = x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(*data_seed)).to_bytes();
+    let data_key = x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(*data_secret)).to_bytes();
     let identity = Identity::new(&seed, data_key);
     let seed = *seed;
     let (state, damage) = State::load(identity.clone(), saved.records);
     for item in &damage {
         tracing::warn!(what = %item.what, why = %item.why, "left out of the saved state; it is fetched from the other members");
     }
-    Ok((identity, seed, state, damage, store))
+    Ok(Loaded { identity, seed, data_secret, state, damage, store })
 }
 
 fn addresses(texts: &[String]) -> Result<Vec<p2p::Address>, Error> {
@@ -291,48 +322,6 @@ fn addresses(texts: &[String]) -> Result<Vec<p2p::Address>, Error> {
         .iter()
         .map(|t| t.parse().map_err(|e| Error::new(ErrorKind::Usage, "E-ADDRESS", format!("address {t}: {e}"))))
         .collect()
-}
-
-/// The UDP sockets that QUIC listens on and dials from: one for each QUIC address of `listen`, which loses those that need
-/// an IPv6 this host has not.
-///
-/// # Errors
-/// [`p2p::Error::InUse`] when another program has a port.
-fn quic_sockets(listen: &mut Vec<p2p::Address>) -> Result<Vec<Arc<dyn quinn::AsyncUdpSocket>>, p2p::Error> {
-    use quinn::Runtime as _;
-    let mut sockets = Vec::new();
-    let mut usable = Vec::new();
-    for address in listen.drain(..) {
-        let Some(local) = address.udp() else {
-            usable.push(address);
-            continue;
-        };
-        match bind_udp(local).and_then(|socket| quinn::TokioRuntime.wrap_udp_socket(socket)) {
-            Ok(socket) => {
-                sockets.push(socket);
-                usable.push(address);
-            }
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(p2p::Error::InUse(address)),
-            Err(error) if p2p::lacks_ipv6(&address, &error) => {
-                tracing::warn!(%address, %error, "this host has no IPv6: not listening there");
-            }
-            Err(source) => return Err(p2p::Error::Listen { address, source }),
-        }
-    }
-    *listen = usable;
-    Ok(sockets)
-}
-
-/// Binds without sharing the port; an IPv6 socket leaves IPv4 to another one.
-fn bind_udp(local: SocketAddr) -> io::Result<std::net::UdpSocket> {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt};
-    let family = if local.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let udp = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
-    if local.is_ipv6() {
-        setsockopt(&udp, sockopt::Ipv6V6Only, &true)?;
-    }
-    bind(udp.as_raw_fd(), &SockaddrStorage::from(local))?;
-    Ok(udp.into())
 }
 
 /// `byway cleanup`: removes what a daemon with this state directory left in the kernel after a crash.
@@ -371,21 +360,4 @@ pub fn cleanup(config: &Config) -> Result<Vec<String>, Error> {
 /// The first thing that is missing, with its remedy.
 pub fn preflight(_config: &Config) -> Result<(), Error> {
     Machine::Kernel.ready()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn quic_gets_a_socket_for_each_of_its_addresses_and_a_taken_port_is_its_own_error() {
-        for listen in ["/ip4/127.0.0.1/udp/0/quic-v1", "/ip6/::1/udp/0/quic-v1"] {
-            let mut all = addresses(&[listen.to_owned(), "/ip4/127.0.0.1/tcp/0".to_owned()]).unwrap();
-            let sockets = quic_sockets(&mut all).unwrap();
-            assert_eq!((sockets.len(), all.len()), (1, 2));
-            let port = sockets[0].local_addr().unwrap().port();
-            let mut same = addresses(&[listen.replace("udp/0", &format!("udp/{port}"))]).unwrap();
-            assert!(matches!(quic_sockets(&mut same).map(drop), Err(p2p::Error::InUse(_))), "{listen}");
-        }
-    }
 }

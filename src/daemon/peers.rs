@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Context, sync};
+use super::{Context, direct, sync};
+use crate::link::direct::Letter;
 use crate::link::{Key, Via};
 use crate::model::id::PeerId;
 use crate::node::JoinDecision;
@@ -81,6 +82,11 @@ impl Table {
         let inner = self.lock();
         let member = |c: &&BTreeMap<u64, Class>| c.values().any(|class| *class == Class::Member);
         inner.connected.iter().filter(|(_, c)| member(c)).map(|(p, _)| *p).collect()
+    }
+
+    /// Whether a peer is connected as a member.
+    pub(crate) fn is_member(&self, peer: PeerId) -> bool {
+        self.lock().connected.get(&peer).is_some_and(|held| held.values().any(|class| *class == Class::Member))
     }
 
     /// Peers seen on the local networks and where.
@@ -167,6 +173,7 @@ async fn on_event(ctx: &Context, event: Event) -> anyhow::Result<()> {
             ctx.table.arrived(peer, connection, class);
             if class == Class::Member {
                 tokio::spawn(sync::with_peer(ctx.clone(), peer));
+                tokio::spawn(direct::connected(ctx.clone(), peer));
             }
             ctx.joins.hurry();
         }
@@ -201,11 +208,13 @@ async fn on_event(ctx: &Context, event: Event) -> anyhow::Result<()> {
             ctx.table.seen(peer, &addresses);
             let member = ctx.node.view().load().members().contains(&peer);
             if member {
+                direct::found(ctx, peer, &addresses).await;
                 ctx.peers.send(Command::Known { peer, addresses }).await?;
             }
             ctx.joins.hurry();
         }
         Event::Listening { addresses } => {
+            direct::listening(ctx, &addresses).await;
             let mut endpoints: Vec<String> = ctx.config.advertise.clone();
             endpoints.extend(addresses.iter().map(ToString::to_string));
             let saved = ctx.node.run(move |core| core.set_endpoints(endpoints)).await?;
@@ -213,7 +222,8 @@ async fn on_event(ctx: &Context, event: Event) -> anyhow::Result<()> {
                 tracing::warn!(%error, "publish this node's addresses");
             }
         }
-        Event::Rtt { .. } | Event::Observed { .. } => {}
+        Event::Observed { address, .. } => direct::observed(ctx, &address).await,
+        Event::Rtt { .. } => {}
     }
     Ok(())
 }
@@ -259,6 +269,9 @@ async fn on_control(ctx: Context, peer: PeerId, body: Vec<u8>, responder: Respon
     let answer = match request {
         ControlRequest::Forward(request) => {
             decide(&ctx, peer, request, true).await.map_or(ControlAnswer::NotMember, ControlAnswer::Forwarded)
+        }
+        ControlRequest::Session { subnet, message, endpoints } => {
+            direct::answer(&ctx, peer, subnet, Letter { message, endpoints }).await
         }
         other => match ctx.node.run(move |core| core.answer(peer, other)).await {
             Ok(answer) => answer,

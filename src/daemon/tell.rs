@@ -38,6 +38,12 @@ pub(crate) async fn run(
                 changed?;
                 let view = ctx.node.view().load_full();
                 former = spread(&ctx, &view, former, &mut told, &desired).await?;
+                // A subnet that is new here has members who are connected already.
+                if let Some(direct) = &ctx.direct {
+                    for peer in ctx.table.members() {
+                        direct.connected(peer).await;
+                    }
+                }
             }
             _ = tick.tick() => {
                 if let Err(error) = ctx.node.run(super::super::node::Core::tick).await? {
@@ -57,7 +63,7 @@ pub(crate) async fn run(
 
 async fn spread(
     ctx: &Context,
-    view: &View,
+    view: &Arc<View>,
     former: BTreeSet<PeerId>,
     told: &mut BTreeMap<PeerId, Vec<String>>,
     desired: &watch::Sender<(u64, Arc<HostConfig>)>,
@@ -68,6 +74,9 @@ async fn spread(
     ctx.peers.send(Command::Overlay(prefixes)).await?;
     desired.send_replace((view.generation, view.host.clone()));
     ctx.links.retain(view);
+    if let Some(direct) = &ctx.direct {
+        direct.retain(Arc::clone(view)).await;
+    }
     let mut members = Members::new();
     for (id, subnet) in &view.subnets {
         for peer in &subnet.members {

@@ -1,0 +1,207 @@
+//! Datagram sessions, as the daemon serves them: their questions go out over the stream, addresses come in from libp2p.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
+
+use super::Context;
+use crate::api::types::{Error, ErrorKind};
+use crate::config::DataCipher;
+use crate::link::Key;
+use crate::link::direct::{Ask, Config, Letter, Origin, has_aes};
+use crate::link::port::{Options, Port};
+use crate::model::id::{PeerId, SubnetId};
+use crate::p2p::{self, Address, Carrier, Protocol};
+use crate::wire::control::{self, ControlAnswer, ControlRequest};
+
+/// For one question over the stream.
+const PATIENCE: Duration = Duration::from_secs(8);
+/// Addresses kept at which members see us.
+const OBSERVED: usize = 3;
+
+/// Where we may be reached by datagrams.
+#[derive(Debug, Default)]
+pub(crate) struct Endpoints(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    listening: Vec<SocketAddr>,
+    /// The newest last.
+    observed: VecDeque<SocketAddr>,
+}
+
+impl Endpoints {
+    fn change(&self, change: impl FnOnce(&mut Known)) -> Vec<SocketAddr> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut known);
+        // A NAT's address is the only one that others than neighbours can use.
+        let mut all: Vec<SocketAddr> = known.observed.iter().rev().copied().collect();
+        all.extend(known.listening.iter().filter(|address| !known.observed.contains(address)));
+        all
+    }
+}
+
+/// `A:P` of a QUIC address: the port is the datagrams' too.
+pub(crate) fn endpoint(address: &Address) -> Option<SocketAddr> {
+    Some(SocketAddr::new(address.ip().filter(|_| address.carrier() == Some(Carrier::Quic))?, address.port()?))
+}
+
+/// Binds the UDP addresses of `listen`, which loses those that need an IPv6 this host has not. None where there are none.
+///
+/// # Errors
+/// `E-LISTEN-IN-USE`, `E-LISTEN`.
+pub(crate) fn bind(listen: &mut Vec<Address>) -> Result<Option<Port>, Error> {
+    listen.retain(|address| {
+        let Some(ip) = endpoint(address).map(|endpoint| endpoint.ip()) else { return true };
+        match UdpSocket::bind((ip, 0)) {
+            Err(error) if p2p::lacks_ipv6(address, &error) => {
+                tracing::warn!(%address, %error, "this host has no IPv6: not listening there");
+                false
+            }
+            // What else is wrong, the port says.
+            _ => true,
+        }
+    });
+    let addresses: Vec<SocketAddr> = listen.iter().filter_map(endpoint).collect();
+    if addresses.is_empty() {
+        return Ok(None);
+    }
+    Port::bind(&addresses, &Options::default()).map(Some).map_err(|e| match e.kind() {
+        io::ErrorKind::AddrInUse => Error::new(ErrorKind::Conflict, "E-LISTEN-IN-USE", e.to_string())
+            .hint("byway daemon --listen udp/PORT --listen tcp/PORT   (with a free port), or stop the other program"),
+        _ => Error::new(ErrorKind::Failed, "E-LISTEN", e.to_string()),
+    })
+}
+
+/// Who we are in every session.
+pub(crate) fn config(me: PeerId, secret: Zeroizing<[u8; 32]>, cipher: DataCipher) -> Config {
+    let has_aes = match cipher {
+        DataCipher::Auto => has_aes(),
+        DataCipher::Aes256Gcm => true,
+        DataCipher::ChaCha20Poly1305 => false,
+    };
+    Config { me, secret, has_aes }
+}
+
+/// Asks what the sessions want asked. Without a stream there is no answer: a question does not dial.
+pub(crate) async fn run(ctx: Context, mut asks: mpsc::Receiver<Ask>, stop: CancellationToken) -> anyhow::Result<()> {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            ask = asks.recv() => {
+                let Some(ask) = ask else { return Ok(()) };
+                if ctx.table.is_member(ask.key.peer) {
+                    tokio::spawn(put(ctx.clone(), ask));
+                }
+            }
+        }
+    }
+}
+
+async fn put(ctx: Context, ask: Ask) {
+    let Ask { key, letter: Letter { message, endpoints }, answer } = ask;
+    let body = control::encode(&ControlRequest::Session { subnet: key.subnet, message, endpoints });
+    let said = ctx.peers.ask(key.peer, Protocol::Control, body, PATIENCE).await;
+    let letter = match said.map(|body| control::decode(&body)) {
+        Ok(Ok(ControlAnswer::Session { message, endpoints })) => Some(Letter { message, endpoints }),
+        other => {
+            tracing::debug!(subnet = %key.subnet, peer = %key.peer, answer = ?other, "session: no answer");
+            None
+        }
+    };
+    answer.give(letter).await;
+}
+
+/// Answers a member's question.
+pub(crate) async fn answer(ctx: &Context, peer: PeerId, subnet: SubnetId, letter: Letter) -> ControlAnswer {
+    let Some(direct) = &ctx.direct else { return ControlAnswer::NoSession };
+    match direct.request(Key { subnet, peer }, letter).await {
+        Some(Letter { message, endpoints }) => ControlAnswer::Session { message, endpoints },
+        None => ControlAnswer::NoSession,
+    }
+}
+
+/// A member is connected: sessions with it begin, wherever libp2p knows it to be.
+pub(crate) async fn connected(ctx: Context, peer: PeerId) {
+    let Some(direct) = &ctx.direct else { return };
+    direct.connected(peer).await;
+    let Some(status) = ctx.peers.status().await.unwrap_or_default().into_iter().find(|s| s.peer == peer) else {
+        return;
+    };
+    let book: Vec<SocketAddr> = status.addresses.iter().filter_map(endpoint).collect();
+    direct.candidates(peer, book, Origin::Told).await;
+    let remote = status.connections.iter().filter_map(|c| endpoint(&c.remote.parse().ok()?)).collect();
+    direct.candidates(peer, remote, Origin::Connection).await;
+}
+
+/// Addresses of a member that were found otherwise.
+pub(crate) async fn found(ctx: &Context, peer: PeerId, addresses: &[Address]) {
+    let addresses: Vec<SocketAddr> = addresses.iter().filter_map(endpoint).collect();
+    if let Some(direct) = ctx.direct.as_ref().filter(|_| !addresses.is_empty()) {
+        direct.candidates(peer, addresses, Origin::Told).await;
+    }
+}
+
+/// The addresses we listen on.
+pub(crate) async fn listening(ctx: &Context, addresses: &[Address]) {
+    let advertised = ctx.config.advertise.iter().filter_map(|text| text.parse().ok());
+    let all = advertised.chain(addresses.iter().cloned());
+    let listening: Vec<SocketAddr> = all.filter_map(|address| endpoint(&address)).collect();
+    if let Some(direct) = &ctx.direct {
+        direct.endpoints(ctx.endpoints.change(|known| known.listening = listening)).await;
+    }
+}
+
+/// A member sees us there.
+pub(crate) async fn observed(ctx: &Context, address: &Address) {
+    let (Some(direct), Some(address)) = (&ctx.direct, endpoint(address)) else { return };
+    let all = ctx.endpoints.change(|known| {
+        known.observed.retain(|other| *other != address);
+        known.observed.push_back(address);
+        if known.observed.len() > OBSERVED {
+            known.observed.pop_front();
+        }
+    });
+    direct.endpoints(all).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_quic_addresses_take_datagrams() {
+        let at = |text: &str| endpoint(&text.parse().unwrap());
+        assert_eq!(at("/ip4/192.0.2.1/udp/4100/quic-v1"), Some("192.0.2.1:4100".parse().unwrap()));
+        assert_eq!(at("/ip6/2001:db8::1/udp/4100/quic-v1"), Some("[2001:db8::1]:4100".parse().unwrap()));
+        assert_eq!(at("/ip4/192.0.2.1/tcp/4100"), None);
+        assert_eq!(at("/dns4/a.example/udp/4100/quic-v1"), None);
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_its_own_error() {
+        for listen in ["/ip4/127.0.0.1/udp/0/quic-v1", "/ip6/::1/udp/0/quic-v1"] {
+            let mut all: Vec<Address> = vec![listen.parse().unwrap(), "/ip4/127.0.0.1/tcp/0".parse().unwrap()];
+            let port = bind(&mut all).unwrap().unwrap();
+            assert_eq!((port.quic().len(), all.len()), (1, 2));
+            let taken = listen.replace("udp/0", &format!("udp/{}", port.local()[0].port()));
+            assert_eq!(bind(&mut vec![taken.parse().unwrap()]).err().map(|e| e.code), Some("E-LISTEN-IN-USE".into()));
+        }
+        assert!(bind(&mut vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap()]).unwrap().is_none());
+    }
+
+    #[test]
+    fn the_newest_address_members_see_is_told_first() {
+        let known = Endpoints::default();
+        let at = |n: u16| SocketAddr::from(([192, 0, 2, 1], n));
+        known.change(|k| k.listening = vec![at(1), at(2)]);
+        known.change(|k| k.observed.push_back(at(2)));
+        assert_eq!(known.change(|k| k.observed.push_back(at(3))), [at(3), at(2), at(1)]);
+    }
+}
