@@ -72,6 +72,14 @@ pub(super) fn show(p: &PeerInfo, style: Style) -> String {
         ("rtt", p.rtt_ms.map(print::millis).unwrap_or_default()),
         ("tx/rx", format!("{} / {}", print::bytes(p.tx_bytes), print::bytes(p.rx_bytes))),
     ]);
+    if let Some(mtu) = p.path.mtu {
+        out += &print::fields(&[("path mtu", mtu.to_string())]);
+    }
+    for session in &p.sessions {
+        let cipher = session.cipher.as_deref().unwrap_or("no key");
+        let text = format!("{cipher}  {} keys so far, {} changes of path", session.keys, session.path_changes);
+        out += &print::fields(&[("session", text)]);
+    }
     for address in &p.addresses {
         out += &print::fields(&[("address", address.clone())]);
     }

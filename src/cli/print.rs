@@ -309,6 +309,7 @@ mod tests {
                         via: text(via),
                         reason: text(reason),
                         since: STYLE.now - 60,
+                        mtu: None,
                     },
                 )
             };

@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::Ordering;
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -15,7 +16,9 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{Context, status};
-use crate::api::types::{Error, ErrorKind, MapInfo, Status};
+use crate::api::types::{Carried, Error, ErrorKind, MapInfo, SessionInfo, Status};
+use crate::link::Strays;
+use crate::link::port::Counts;
 
 /// What HTTP calls the format.
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -25,7 +28,31 @@ pub(crate) async fn text(ctx: &Context) -> Result<String, Error> {
     let status = status::status(ctx, None).await?;
     let mut maps = ctx.node.run(|core| core.maps(None)).await??;
     super::handler::maps::count(ctx, &mut maps).await;
-    Ok(render(&status, &maps))
+    let mut out = render(&status, &maps);
+    if let Some(port) = ctx.links.port() {
+        port_families(&mut out, &port.counts(), ctx.links.strays());
+    }
+    Ok(out)
+}
+
+/// What the UDP port counts, whoever the datagrams came from.
+fn port_families(out: &mut String, counts: &Counts, strays: &Strays) {
+    let whole = |value: u64| std::iter::once((String::new(), value as f64));
+    let labelled = |label: &str, counts: &[(&str, u64)]| {
+        counts.iter().map(|(name, n)| (format!("{label}=\"{name}\""), *n as f64)).collect::<Vec<_>>()
+    };
+    family(out, "byway_port_received_total", "counter", "Datagrams read from the UDP port.", whole(counts.received));
+    let dropped = [
+        ("unknown-session", strays.unknown.load(Ordering::Relaxed)),
+        ("malformed", strays.malformed.load(Ordering::Relaxed)),
+        ("foreign", strays.foreign.load(Ordering::Relaxed)),
+        ("quic-queue-full", counts.quic_dropped),
+    ];
+    let help = "Datagrams from the port that led nowhere, by reason.";
+    family(out, "byway_port_dropped_total", "counter", help, labelled("reason", &dropped).into_iter());
+    let failed = [("full", counts.send_full), ("error", counts.send_failed)];
+    let help = "Datagrams that the kernel did not take, by reason.";
+    family(out, "byway_port_send_failed_total", "counter", help, labelled("reason", &failed).into_iter());
 }
 
 /// A label's value, escaped.
@@ -97,8 +124,30 @@ fn render(status: &Status, maps: &[MapInfo]) -> String {
         "Inner bytes from a peer.",
         peers().map(|(l, p)| (l, p.rx_bytes as f64)),
     );
+    let by_carrier = |of: fn(&Carried) -> [u64; 2]| {
+        peers().flat_map(move |(l, p)| {
+            [("datagram", p.carriers.datagram), ("stream", p.carriers.stream)].into_iter().flat_map(move |(name, c)| {
+                let [tx, rx] = of(&c);
+                let l = format!("{l},carrier=\"{name}\"");
+                [(format!("{l},direction=\"tx\""), tx as f64), (format!("{l},direction=\"rx\""), rx as f64)]
+            })
+        })
+    };
+    let help = "Inner bytes by carrier and direction.";
+    family(&mut out, "byway_carrier_bytes_total", "counter", help, by_carrier(|c| [c.tx_bytes, c.rx_bytes]));
+    let help = "Packets, before they are cut, by carrier and direction.";
+    family(&mut out, "byway_carrier_packets_total", "counter", help, by_carrier(|c| [c.tx_packets, c.rx_packets]));
+    let mtu = peers().filter_map(|(l, p)| Some((l, f64::from(p.path.mtu?))));
+    family(&mut out, "byway_path_mtu_bytes", "gauge", "Largest IP packet the datagram path carries.", mtu);
+    let sessions =
+        |of: fn(&SessionInfo) -> u64| peers().filter_map(move |(l, p)| Some((l, of(p.session.as_ref()?) as f64)));
+    let help = "Keys of the datagram session, the first one included.";
+    family(&mut out, "byway_session_keys_total", "counter", help, sessions(|s| s.keys));
+    let help = "Datagram paths gained, lost or moved.";
+    family(&mut out, "byway_path_changes_total", "counter", help, sessions(|s| s.path_changes));
     let rtt = peers().filter_map(|(l, p)| Some((l, p.rtt_ms? / 1000.0)));
-    family(&mut out, "byway_peer_rtt_seconds", "gauge", "Round trip of the control connection.", rtt);
+    let help = "Round trip: of the datagram path's probes where there is one, else of the control connection.";
+    family(&mut out, "byway_peer_rtt_seconds", "gauge", help, rtt);
     let drops = status.subnets.iter().flat_map(|s| {
         s.drops
             .iter()

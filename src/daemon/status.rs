@@ -1,29 +1,40 @@
 //! `status`, `peer ls`, `peer show`: what the node believes joined with what links, peers and host see.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Context;
-use crate::api::types::{Error, ErrorKind, Path, PeerInfo, PeerStatus, Problem, Status, SubnetStatus};
-use crate::link::{Key, LinkStatus};
+use crate::api::types::{
+    self, Carriers, Error, ErrorKind, Path, PeerInfo, PeerStatus, Problem, SessionInfo, Status, SubnetStatus,
+};
+use crate::crypto::frame::Cipher;
+use crate::link::direct::{DirectStatus, PathStatus};
+use crate::link::{Carried, Key, LinkStatus};
 use crate::model::build::MTU;
 use crate::model::id::{Name, PeerId};
 use crate::model::join::fingerprint;
 use crate::model::members::{match_peer, printable};
 use crate::node::{Nearness, nearness, unix_now};
 use crate::p2p;
+use crate::wire::datagram::OVERHEAD;
 
 /// What the peers' task knows, by peer.
 type Peers = BTreeMap<PeerId, p2p::PeerStatus>;
+/// What the control task of the datagrams knows.
+type Sessions = HashMap<Key, DirectStatus>;
 
 async fn peers(ctx: &Context) -> Peers {
     ctx.peers.status().await.unwrap_or_default().into_iter().map(|p| (p.peer, p)).collect()
 }
 
 fn rtt_ms(status: Option<&p2p::PeerStatus>) -> Option<f64> {
-    let newest = status?.connections.iter().rev().find_map(|c| c.rtt)?;
-    Some((newest.as_secs_f64() * 1e6).round() / 1e3)
+    status?.connections.iter().rev().find_map(|c| c.rtt).map(millis)
+}
+
+/// Milliseconds, to the microsecond.
+fn millis(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
 /// `A:P` of a multiaddr with an IP address; any other as it is.
@@ -33,9 +44,66 @@ fn endpoint_text(remote: &str) -> String {
     endpoint.map_or_else(|| remote.to_owned(), |e| e.to_string())
 }
 
-/// How packets reach a peer: the stream in use, or since when there is none.
-fn path(ctx: &Context, peer: PeerId, link: Option<&LinkStatus>, status: Option<&p2p::PeerStatus>) -> Path {
-    let since = link.and_then(|l| l.since).and_then(|s| s.duration_since(UNIX_EPOCH).ok()).map(|d| d.as_secs());
+async fn sessions(ctx: &Context) -> Sessions {
+    match &ctx.direct {
+        Some(direct) => direct.status().await,
+        None => Sessions::new(),
+    }
+}
+
+fn seconds(time: SystemTime) -> Option<u64> {
+    time.duration_since(UNIX_EPOCH).ok().map(|d| d.as_secs())
+}
+
+fn carried(carried: Carried) -> types::Carried {
+    let Carried { tx_bytes, rx_bytes, tx_packets, rx_packets } = carried;
+    types::Carried { tx_bytes, rx_bytes, tx_packets, rx_packets }
+}
+
+fn carriers(link: &LinkStatus) -> Carriers {
+    Carriers { datagram: carried(link.datagrams), stream: carried(link.streams) }
+}
+
+fn session(status: &DirectStatus) -> SessionInfo {
+    let cipher = status.cipher.map(|cipher| match cipher {
+        Cipher::Aes256Gcm => "aes-256-gcm".to_owned(),
+        Cipher::ChaCha20Poly1305 => "chacha20-poly1305".to_owned(),
+    });
+    SessionInfo { cipher, keys: status.keys, path_changes: status.path_changes }
+}
+
+/// Bytes of the largest packet of a subnet on a path: what the underlay's headers and the frame leave of it.
+fn inner_mtu(path: &PathStatus) -> u16 {
+    let headers = if path.to.is_ipv4() { 28 } else { 48 };
+    let frame = u16::try_from(OVERHEAD).unwrap_or(u16::MAX);
+    path.mtu.saturating_sub(headers).saturating_sub(frame).min(MTU)
+}
+
+/// The path of datagrams.
+fn datagrams(path: &PathStatus) -> Path {
+    Path {
+        kind: "direct".into(),
+        carrier: Some("datagram".into()),
+        transport: Some("udp".into()),
+        via: Some(path.to.to_string()),
+        reason: None,
+        since: seconds(path.since).unwrap_or_else(unix_now),
+        mtu: Some(path.mtu),
+    }
+}
+
+/// How packets reach a peer: by datagrams, by the stream in use, or since when by nothing.
+fn path(
+    ctx: &Context,
+    peer: PeerId,
+    link: Option<&LinkStatus>,
+    direct: Option<&PathStatus>,
+    status: Option<&p2p::PeerStatus>,
+) -> Path {
+    if let Some(direct) = direct {
+        return datagrams(direct);
+    }
+    let since = link.and_then(|l| l.since).and_then(seconds);
     let direct = |transport: &str, via: String, since| Path {
         kind: "direct".into(),
         carrier: Some("stream".into()),
@@ -43,6 +111,7 @@ fn path(ctx: &Context, peer: PeerId, link: Option<&LinkStatus>, status: Option<&
         via: Some(endpoint_text(&via)),
         reason: None,
         since,
+        mtu: None,
     };
     if let Some(via) = link.and_then(|l| l.via.as_ref()) {
         return direct(via.transport, via.remote.clone(), since.unwrap_or_else(unix_now));
@@ -60,7 +129,7 @@ fn path(ctx: &Context, peer: PeerId, link: Option<&LinkStatus>, status: Option<&
         .gone_since(peer)
         .or(since)
         .unwrap_or_else(|| unix_now().saturating_sub(ctx.started.elapsed().as_secs()));
-    Path { kind: "offline".into(), carrier: None, transport: None, via: None, reason: None, since: gone }
+    Path { kind: "offline".into(), carrier: None, transport: None, via: None, reason: None, since: gone, mtu: None }
 }
 
 /// `status`.
@@ -88,6 +157,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                     via: None,
                     reason: None,
                     since: 0,
+                    mtu: None,
                 };
                 let mut peers: Vec<(PeerId, PeerStatus)> = resolved
                     .members
@@ -104,6 +174,8 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                             mtu: MTU,
                             tx_bytes: 0,
                             rx_bytes: 0,
+                            carriers: Carriers::default(),
+                            session: None,
                             workloads: m.workloads.iter().map(|(n, _)| n.clone()).collect(),
                         };
                         (*p, status)
@@ -136,6 +208,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
         })
         .await??;
     let known = peers(ctx).await;
+    let sessions = sessions(ctx).await;
     let mut problems = problems(ctx);
     problems.extend(blocked(ctx).await);
     let dropped = dropped_by_rules(ctx).await;
@@ -158,11 +231,20 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
     for (part, grant) in parts {
         let mut status = part.status;
         for (peer, mut info) in part.peers {
-            let link = ctx.links.status(Key { subnet: status.id, peer });
-            info.path = path(ctx, peer, Some(&link), known.get(&peer));
-            info.rtt_ms = if info.path.kind == "offline" { None } else { rtt_ms(known.get(&peer)) };
-            info.tx_bytes = link.tx_bytes;
-            info.rx_bytes = link.rx_bytes;
+            let key = Key { subnet: status.id, peer };
+            let link = ctx.links.status(key);
+            let direct = sessions.get(&key).and_then(|s| s.path.as_ref());
+            info.path = path(ctx, peer, Some(&link), direct, known.get(&peer));
+            info.rtt_ms = match direct.and_then(|path| path.rtt) {
+                Some(rtt) => Some(millis(rtt)),
+                None if info.path.kind == "offline" => None,
+                None => rtt_ms(known.get(&peer)),
+            };
+            info.mtu = direct.map_or(MTU, inner_mtu);
+            info.tx_bytes = link.carried().tx_bytes;
+            info.rx_bytes = link.carried().rx_bytes;
+            info.carriers = carriers(&link);
+            info.session = sessions.get(&key).map(session);
             status.peers.push(info);
         }
         status.drops =
@@ -305,15 +387,21 @@ pub(crate) async fn peer_list(ctx: &Context) -> Result<Vec<PeerInfo>, Error> {
         })
         .await?;
     let known = peers(ctx).await;
+    let direct = sessions(ctx).await;
     for peer in known.keys() {
         names.entry(*peer).or_default();
     }
     let info = |(peer, (names, subnets)): (PeerId, (Vec<String>, Vec<_>))| {
-        let links: Vec<LinkStatus> = subnets.into_iter().map(|subnet| ctx.links.status(Key { subnet, peer })).collect();
+        let keys: Vec<Key> = subnets.into_iter().map(|subnet| Key { subnet, peer }).collect();
+        let links: Vec<LinkStatus> = keys.iter().map(|key| ctx.links.status(*key)).collect();
+        let direct: Vec<&DirectStatus> = keys.iter().filter_map(|key| direct.get(key)).collect();
+        let datagrams = direct.iter().find_map(|d| d.path.as_ref());
         let best = links.iter().find(|l| l.via.is_some()).or(links.first());
         let status = known.get(&peer);
         let connected = status.is_some_and(|s| !s.connections.is_empty());
-        let path = path(ctx, peer, best.filter(|l| l.via.is_some() || !connected), status);
+        let path = path(ctx, peer, best.filter(|l| l.via.is_some() || !connected), datagrams, status);
+        let all = |of: fn(&LinkStatus) -> Carried| links.iter().map(of).fold(Carried::default(), |sum, one| sum + one);
+        let total = all(LinkStatus::carried);
         PeerInfo {
             peer_id: peer,
             names,
@@ -321,9 +409,11 @@ pub(crate) async fn peer_list(ctx: &Context) -> Result<Vec<PeerInfo>, Error> {
             connected,
             path,
             addresses: status.map(|s| s.addresses.iter().map(ToString::to_string).collect()).unwrap_or_default(),
-            rtt_ms: rtt_ms(status),
-            tx_bytes: links.iter().map(|l| l.tx_bytes).sum(),
-            rx_bytes: links.iter().map(|l| l.rx_bytes).sum(),
+            rtt_ms: datagrams.and_then(|path| path.rtt).map(millis).or_else(|| rtt_ms(status)),
+            tx_bytes: total.tx_bytes,
+            rx_bytes: total.rx_bytes,
+            carriers: Carriers { datagram: carried(all(|l| l.datagrams)), stream: carried(all(|l| l.streams)) },
+            sessions: direct.into_iter().map(session).collect(),
         }
     };
     Ok(names.into_iter().map(info).collect())

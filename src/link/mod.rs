@@ -74,6 +74,62 @@ pub struct Via {
     pub remote: String,
 }
 
+/// What a carrier moved since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// Inner bytes handed to it.
+    pub tx_bytes: u64,
+    /// Inner bytes that came from it, refused ones included.
+    pub rx_bytes: u64,
+    /// Packets handed to it; a super-packet is one.
+    pub tx_packets: u64,
+    /// Packets that came from it, refused ones included.
+    pub rx_packets: u64,
+}
+
+impl std::ops::Add for Carried {
+    type Output = Carried;
+
+    fn add(self, other: Carried) -> Carried {
+        Carried {
+            tx_bytes: self.tx_bytes.saturating_add(other.tx_bytes),
+            rx_bytes: self.rx_bytes.saturating_add(other.rx_bytes),
+            tx_packets: self.tx_packets.saturating_add(other.tx_packets),
+            rx_packets: self.rx_packets.saturating_add(other.rx_packets),
+        }
+    }
+}
+
+/// Counts what a carrier moves.
+#[derive(Debug, Default)]
+struct Tally {
+    tx_bytes: AtomicU64,
+    rx_bytes: AtomicU64,
+    tx_packets: AtomicU64,
+    rx_packets: AtomicU64,
+}
+
+impl Tally {
+    fn sent(&self, packets: u64, bytes: u64) {
+        self.tx_packets.fetch_add(packets, Ordering::Relaxed);
+        self.tx_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn received(&self, bytes: u64) {
+        self.rx_packets.fetch_add(1, Ordering::Relaxed);
+        self.rx_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn read(&self) -> Carried {
+        Carried {
+            tx_bytes: self.tx_bytes.load(Ordering::Relaxed),
+            rx_bytes: self.rx_bytes.load(Ordering::Relaxed),
+            tx_packets: self.tx_packets.load(Ordering::Relaxed),
+            rx_packets: self.rx_packets.load(Ordering::Relaxed),
+        }
+    }
+}
+
 /// How a link fares.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LinkStatus {
@@ -81,16 +137,19 @@ pub struct LinkStatus {
     pub via: Option<Via>,
     /// Since when it is so.
     pub since: Option<SystemTime>,
-    /// Inner bytes handed to streams.
-    pub tx_bytes: u64,
-    /// Inner bytes that came from streams, refused ones included.
-    pub rx_bytes: u64,
-    /// Packets handed to streams.
-    pub tx_packets: u64,
-    /// Packets that came from streams, refused ones included.
-    pub rx_packets: u64,
+    /// What streams carried.
+    pub streams: Carried,
+    /// What sealed datagrams carried.
+    pub datagrams: Carried,
     /// Packets dropped in front of the stream: the queue was full, or there was none.
     pub queue_drops: u64,
+}
+
+impl LinkStatus {
+    /// What both carriers moved.
+    pub fn carried(&self) -> Carried {
+        self.streams + self.datagrams
+    }
 }
 
 /// Where packets from peers go.
@@ -222,10 +281,8 @@ pub struct Link {
     /// Rung when a chunk was queued.
     queued: Notify,
     counts: Arc<DropCounts>,
-    tx_bytes: AtomicU64,
-    rx_bytes: AtomicU64,
-    tx_packets: AtomicU64,
-    rx_packets: AtomicU64,
+    streams: Tally,
+    datagrams: Tally,
     queue_drops: AtomicU64,
 }
 
@@ -462,10 +519,8 @@ impl Links {
         LinkStatus {
             via: state.writer.as_ref().map(|writer| writer.via.clone()),
             since: state.changed,
-            tx_bytes: link.tx_bytes.load(Ordering::Relaxed),
-            rx_bytes: link.rx_bytes.load(Ordering::Relaxed),
-            tx_packets: link.tx_packets.load(Ordering::Relaxed),
-            rx_packets: link.rx_packets.load(Ordering::Relaxed),
+            streams: link.streams.read(),
+            datagrams: link.datagrams.read(),
             queue_drops: link.queue_drops.load(Ordering::Relaxed),
         }
     }
@@ -622,10 +677,8 @@ impl Link {
             }),
             queued: Notify::new(),
             counts,
-            tx_bytes: AtomicU64::new(0),
-            rx_bytes: AtomicU64::new(0),
-            tx_packets: AtomicU64::new(0),
-            rx_packets: AtomicU64::new(0),
+            streams: Tally::default(),
+            datagrams: Tally::default(),
             queue_drops: AtomicU64::new(0),
         }
     }

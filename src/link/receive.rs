@@ -252,8 +252,7 @@ impl Packets for Opened<'_, '_> {
         let (offload, range) = self.advance()?;
         let bytes = self.room.bytes.get_mut(range)?;
         let link = &self.session.link;
-        link.rx_packets.fetch_add(1, Ordering::Relaxed);
-        link.rx_bytes.fetch_add(u64::try_from(bytes.len()).unwrap_or(0), Ordering::Relaxed);
+        link.datagrams.received(u64::try_from(bytes.len()).unwrap_or(0));
         Some((offload, bytes))
     }
 }

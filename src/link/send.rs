@@ -6,7 +6,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use tokio::sync::mpsc;
 
@@ -121,8 +120,7 @@ impl Datagrams {
             }
         };
         if pushed == Pushed::Taken {
-            link.tx_packets.fetch_add(1, Ordering::Relaxed);
-            link.tx_bytes.fetch_add(u64::try_from(bytes.len()).unwrap_or(0), Ordering::Relaxed);
+            link.datagrams.sent(1, u64::try_from(bytes.len()).unwrap_or(0));
         }
         if self.end >= FULL || bytes.len() >= LARGE {
             self.hand_on();

@@ -1,7 +1,6 @@
 //! The two tasks of a stream: one drains a link's queue into it, one decodes what comes out of it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -76,8 +75,7 @@ async fn drain(
         if matches!(written, Ok(true)) {
             let frames = u64::try_from(HEADER_LEN).unwrap_or(0).saturating_mul(chunk.packets());
             let bytes = u64::try_from(chunk.bytes().len()).unwrap_or(0).saturating_sub(frames);
-            link.tx_bytes.fetch_add(bytes, Ordering::Relaxed);
-            link.tx_packets.fetch_add(chunk.packets(), Ordering::Relaxed);
+            link.streams.sent(chunk.packets(), bytes);
             links.0.pool.put(chunk);
             continue;
         }
@@ -188,8 +186,7 @@ impl Packets for Frames<'_> {
             }
         };
         let bytes = self.decoder.body(body);
-        self.link.rx_packets.fetch_add(1, Ordering::Relaxed);
-        self.link.rx_bytes.fetch_add(u64::try_from(bytes.len()).unwrap_or(0), Ordering::Relaxed);
+        self.link.streams.received(u64::try_from(bytes.len()).unwrap_or(0));
         Some((offload, bytes))
     }
 }

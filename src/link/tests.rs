@@ -176,7 +176,7 @@ async fn probe_measures_the_data_path() {
     a.carry_in(KEY, 1, forth, sink);
     assert!(a.probe(KEY).await.is_ok());
     assert!(lock(&a.0.probes).is_empty());
-    assert_eq!(b.status(other).rx_packets, 0, "a ping is no packet");
+    assert_eq!(b.status(other).carried().rx_packets, 0, "a ping is no packet");
 }
 
 #[tokio::test]

@@ -299,6 +299,39 @@ pub struct Path {
     pub reason: Option<String>,
     /// Seconds since 1970 since when it is so.
     pub since: u64,
+    /// Bytes of the largest IP packet that datagrams may be; absent for streams, which have no such limit.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub mtu: Option<u16>,
+}
+
+/// What a carrier moved: inner bytes, and packets before they are cut.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct Carried {
+    pub tx_bytes: u64,
+    pub rx_bytes: u64,
+    pub tx_packets: u64,
+    pub rx_packets: u64,
+}
+
+/// What each carrier moved.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct Carriers {
+    pub datagram: Carried,
+    pub stream: Carried,
+}
+
+/// The datagram session with a peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionInfo {
+    /// `aes-256-gcm` or `chacha20-poly1305`; absent without a key.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cipher: Option<String>,
+    /// Keys used so far, the first one included.
+    pub keys: u64,
+    /// Datagram paths gained, lost or moved so far.
+    pub path_changes: u64,
 }
 
 /// A peer in `status`.
@@ -311,9 +344,14 @@ pub struct PeerStatus {
     pub path: Path,
     pub rtt_ms: Option<f64>,
     pub loss: Option<f64>,
+    /// Bytes of the largest packet of the subnet that reaches the peer whole.
     pub mtu: u16,
     pub tx_bytes: u64,
     pub rx_bytes: u64,
+    #[serde(default)]
+    pub carriers: Carriers,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub session: Option<SessionInfo>,
     pub workloads: Vec<Name>,
 }
 
@@ -350,6 +388,11 @@ pub struct PeerInfo {
     pub rtt_ms: Option<f64>,
     pub tx_bytes: u64,
     pub rx_bytes: u64,
+    #[serde(default)]
+    pub carriers: Carriers,
+    /// In every common subnet that has one.
+    #[serde(default)]
+    pub sessions: Vec<SessionInfo>,
 }
 
 /// `ping`: control and data path apart. Times in milliseconds.

@@ -13,6 +13,8 @@ fn peer_info() -> PeerInfo {
         rtt_ms: Some(0.4),
         tx_bytes: 1000,
         rx_bytes: 0,
+        carriers: Carriers::default(),
+        sessions: vec![],
     }
 }
 
@@ -42,6 +44,22 @@ peer {id1}  connected
 "
         )
     );
+}
+
+#[test]
+fn a_datagram_session_is_told() {
+    let mut peer = peer_info();
+    peer.path = Path { mtu: Some(1500), ..path("direct", "datagram", "udp", "10.0.0.2:4100", "") };
+    let cipher = Some("aes-256-gcm".to_owned());
+    peer.sessions = vec![SessionInfo { cipher, keys: 2, path_changes: 1 }];
+    let shown = render(&Response::Peer(Box::new(peer)), STYLE);
+    for line in [
+        "  path        direct udp 10.0.0.2:4100\n",
+        "  path mtu    1500\n",
+        "  session     aes-256-gcm  2 keys so far, 1 changes of path\n",
+    ] {
+        assert!(shown.contains(line), "{shown}");
+    }
 }
 
 #[test]

@@ -15,6 +15,8 @@ fn peer(n: &str, address: &str, path: Path, rtt: f64, loss: f64, bytes: (u64, u6
         mtu: 1400,
         tx_bytes: bytes.0,
         rx_bytes: bytes.1,
+        carriers: Carriers::default(),
+        session: None,
         workloads: workloads.iter().map(|w| name(w)).collect(),
     }
 }

@@ -68,6 +68,16 @@ async fn resolve(ctx: &Context, target: &str) -> Result<(PeerId, Option<SubnetId
     }
 }
 
+/// The round trip on the carrier that packets take.
+async fn data_rtt(ctx: &Context, key: Key) -> Option<Duration> {
+    if let Some(direct) = &ctx.direct
+        && let Some(rtt) = direct.ping(key).await
+    {
+        return Some(rtt);
+    }
+    ctx.links.probe(key).await.ok()
+}
+
 pub(super) async fn ping(ctx: &Context, target: &str, count: u32, timeout: Duration) -> Result<Response, Error> {
     let (peer, subnet, address) = resolve(ctx, target).await?;
     if peer == ctx.peers.peer() {
@@ -88,7 +98,8 @@ pub(super) async fn ping(ctx: &Context, target: &str, count: u32, timeout: Durat
         control_rtt_ms.push(answer.ok().map(|_| ms(start.elapsed())));
         let data = match subnet {
             Some(subnet) => {
-                tokio::time::timeout(timeout, ctx.links.probe(Key { subnet, peer })).await.ok().and_then(Result::ok)
+                let key = Key { subnet, peer };
+                tokio::time::timeout(timeout, data_rtt(ctx, key)).await.ok().flatten()
             }
             None => None,
         };
