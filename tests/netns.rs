@@ -1,12 +1,19 @@
 //! The real binary on a real kernel: hosts are network namespaces, and every claim is proven by packets that arrive.
 //!
 //! Needs root. Each test has a lab of its own and ends by checking that nothing was left. The fast set runs with every
-//! change; `--all` (or `BYWAY_TESTS=all`) adds the long one. A word on the command line picks tests by name.
+//! change; `--all` (or `BYWAY_TESTS=all`) adds the long one. A word on the command line picks tests by name. `netns tool`
+//! is the other half: the programs that capture, replay, flood and delay, run by the tests and by `scripts/bench`.
 
 mod lab;
 
+#[path = "netns/canary.rs"]
+mod canary;
+#[path = "netns/datagram.rs"]
+mod datagram;
 #[path = "netns/durability.rs"]
 mod durability;
+#[path = "netns/hostile.rs"]
+mod hostile;
 #[path = "netns/input.rs"]
 mod input;
 #[path = "netns/kills.rs"]
@@ -17,14 +24,24 @@ mod lifecycle;
 mod maps;
 #[path = "netns/membership.rs"]
 mod membership;
+#[path = "netns/mtu.rs"]
+mod mtu;
 #[path = "netns/names.rs"]
 mod names;
+#[path = "netns/tool/mod.rs"]
+mod tool;
+#[path = "netns/underlay.rs"]
+mod underlay;
 #[path = "netns/workloads.rs"]
 mod workloads;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    if words.next().as_deref() == Some("tool") {
+        return tool::main(words);
+    }
     let groups = [
         membership::CASES,
         lifecycle::CASES,
@@ -34,6 +51,10 @@ fn main() -> ExitCode {
         durability::CASES,
         kills::CASES,
         input::CASES,
+        datagram::CASES,
+        hostile::CASES,
+        mtu::CASES,
+        canary::CASES,
     ];
     lab::runner::main(&groups.concat())
 }

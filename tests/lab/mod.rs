@@ -212,6 +212,26 @@ impl Lab {
         Ok(ns)
     }
 
+    /// The namespace of the switch: each host's cable ends there, at [`Lab::port`].
+    pub fn switch(&self) -> &Netns {
+        &self.switch
+    }
+
+    /// The switch's end of a host's cable: what the host sends comes in here, and goes out here to the host.
+    pub fn port(host: &Host) -> String {
+        format!("p-{}", host.name())
+    }
+
+    /// Loads rules in the switch's namespace; they go with the lab.
+    ///
+    /// # Errors
+    /// `nft` refuses them.
+    pub fn rules(&self, text: &str) -> Result<()> {
+        let file = self.dir().join("rules.nft");
+        std::fs::write(&file, text).context("write rules")?;
+        self.switch.ok(&["nft", "-f", &file.to_string_lossy()]).map(drop)
+    }
+
     /// Cuts a host off the switch; its own link stays up without a carrier.
     ///
     /// # Errors

@@ -1,0 +1,152 @@
+//! Which carrier is in use, and what changing it does to those who use the overlay.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use crate::lab::runner::Case;
+use crate::lab::{Host, Lab, SOON, text, until};
+use crate::underlay::{self, FIVE, PORT, Transfer, block_udp, carried, datagrams, heal, pair, path};
+use crate::{fast, long};
+
+pub const CASES: &[Case] = &[
+    fast!(two_hosts_on_a_wire_have_a_datagram_path_within_five_seconds),
+    fast!(where_udp_is_blocked_the_stream_carries_until_it_opens),
+    fast!(killed_peer_is_back_on_datagrams, "iperf3"),
+    long!(carrier_switches_under_tcp_break_no_connection, "iperf3", "ss"),
+    long!(flapping_link_settles_on_datagrams),
+    long!(forty_packets_a_second_lose_none_to_a_new_path),
+];
+
+/// Pings in a row, and how many of them may be lost.
+fn all_answer(from: &Host, to: &str, count: u32, lost: u32) -> Result<()> {
+    let said = from.ns().run(&["ping", "-n", "-q", "-c", &count.to_string(), "-i", "0.02", "-W", "1", to])?.out;
+    let got = said.split(", ").find_map(|p| p.strip_suffix(" received")?.parse::<u32>().ok()).unwrap_or(0);
+    ensure!(got + lost >= count, "{got} of {count} answered: {said}");
+    Ok(())
+}
+
+fn two_hosts_on_a_wire_have_a_datagram_path_within_five_seconds(lab: &Lab) -> Result<()> {
+    let (a, b) = (lab.node("a")?, lab.node("b")?);
+    let invite = text(&a.json(&["create", "lab"])?, "invite")?;
+    b.json(&["join", &invite])?;
+    let joined = Instant::now();
+    datagrams(&a, &b, FIVE)?;
+    ensure!(joined.elapsed() <= FIVE, "it took {:?}", joined.elapsed());
+    for (of, to) in [(&a, &b), (&b, &a)] {
+        let path = path(of, to.name())?;
+        ensure!(path["transport"] == "udp", "{path}");
+        let via = text(&path, "via")?;
+        let known = [format!("{}:{PORT}", to.under4()), format!("[{}]:{PORT}", to.under6())];
+        // A link-local address of the same wire is as good.
+        ensure!(known.contains(&via) || via.starts_with("[fe80:"), "{via} is no address of {}", to.name());
+        let said = of.ok(&["status"])?;
+        ensure!(said.contains(&format!("direct udp {via}")), "no `direct udp {via}` in\n{said}");
+        let (v4, v6) = to.overlay("lab")?;
+        all_answer(of, &v4, 50, 0)?;
+        all_answer(of, &v6, 50, 0)?;
+    }
+    Ok(())
+}
+
+fn where_udp_is_blocked_the_stream_carries_until_it_opens(lab: &Lab) -> Result<()> {
+    let (a, b) = (lab.node("a")?, lab.node("b")?);
+    block_udp(lab, &[&a, &b])?;
+    let invite = text(&a.json(&["create", "lab"])?, "invite")?;
+    b.json(&["join", &invite, "--peer", &format!("/ip4/{}/tcp/{PORT}", a.under4())])?;
+    let inside = a.overlay("lab")?.0;
+    b.ns().reaches(&inside, SOON)?;
+    for (of, to) in [(&a, "b"), (&b, "a")] {
+        carried(of, to, "stream", FIVE)?;
+        let path = path(of, to)?;
+        ensure!(path["transport"] == "tcp", "UDP is blocked: {path}");
+    }
+    heal(lab, "noudp")?;
+    datagrams(&a, &b, FIVE)?;
+    all_answer(&b, &inside, 50, 0)
+}
+
+fn killed_peer_is_back_on_datagrams(lab: &Lab) -> Result<()> {
+    let (a, b) = pair(lab)?;
+    let inside = b.overlay("lab")?.0;
+    a.ns().reaches(&inside, SOON)?;
+    b.kill9()?;
+    b.start()?;
+    a.ns().reaches(&inside, Duration::from_secs(3))?;
+    datagrams(&a, &b, FIVE)?;
+    all_answer(&a, &inside, 50, 0)
+}
+
+fn carrier_switches_under_tcp_break_no_connection(lab: &Lab) -> Result<()> {
+    let (a, b) = pair(lab)?;
+    let transfer = Transfer::start(&a, &b, 40, "50M")?;
+    for _ in 0..2 {
+        std::thread::sleep(Duration::from_secs(3));
+        block_udp(lab, &[&a, &b])?;
+        let six = Duration::from_secs(6);
+        let took = [carried(&a, "b", "stream", six)?, carried(&b, "a", "stream", six)?];
+        std::thread::sleep(Duration::from_secs(3));
+        heal(lab, "noudp")?;
+        let opened = Instant::now();
+        datagrams(&a, &b, FIVE)?;
+        println!("  stream after {took:?}, datagrams after {:?}", opened.elapsed());
+    }
+    let flow = transfer.wait(60)?;
+    println!("  {} MB, longest stall {:?}", flow.bytes / 1_000_000, flow.stall());
+    // Three missed keep-alives, and what TCP waits until it tries again.
+    ensure!(flow.stall() <= Duration::from_secs(9), "it stood still for {:?}: {:?}", flow.stall(), flow.steps);
+    ensure!(flow.steps.iter().rev().take(4).all(|s| *s > 0), "it did not come back: {:?}", flow.steps);
+    Ok(())
+}
+
+fn ticks(host: &Host) -> Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", host.pid()?))?;
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+    let tick = |n: usize| fields.get(n).and_then(|f| f.parse::<u64>().ok()).unwrap_or_default();
+    Ok(tick(11) + tick(12))
+}
+
+fn flapping_link_settles_on_datagrams(lab: &Lab) -> Result<()> {
+    let (a, b) = pair(lab)?;
+    let before = ticks(&a)?;
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(20) {
+        lab.unplug(&b)?;
+        std::thread::sleep(Duration::from_millis(500));
+        lab.plug(&b)?;
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    // A hundred ticks are a second of one processor.
+    let spent = ticks(&a)? - before;
+    ensure!(spent < 20 * 20, "{spent} ticks of work in 20 s of flapping");
+    a.ns().reaches(&b.overlay("lab")?.0, Duration::from_secs(3))?;
+    datagrams(&a, &b, FIVE)?;
+    all_answer(&a, &b.overlay("lab")?.0, 50, 0)
+}
+
+/// From the first packet on: the change from the stream to datagrams loses nothing.
+fn forty_packets_a_second_lose_none_to_a_new_path(lab: &Lab) -> Result<()> {
+    let (a, b) = (lab.node("a")?, lab.node("b")?);
+    block_udp(lab, &[&a, &b])?;
+    let invite = text(&a.json(&["create", "lab"])?, "invite")?;
+    b.json(&["join", &invite, "--peer", &format!("/ip4/{}/tcp/{PORT}", a.under4())])?;
+    let inside = a.overlay("lab")?.0;
+    b.ns().reaches(&inside, SOON)?;
+    let mut ping = b
+        .ns()
+        .command(&["ping", "-n", "-q", "-c", "400", "-i", "0.025", "-W", "2", &inside])
+        .stdout(std::process::Stdio::piped())
+        .spawn()?;
+    std::thread::sleep(Duration::from_secs(2));
+    heal(lab, "noudp")?;
+    let switched = datagrams(&a, &b, FIVE);
+    let mut said = String::new();
+    if let Some(out) = ping.stdout.as_mut() {
+        std::io::Read::read_to_string(out, &mut said)?;
+    }
+    ping.wait()?;
+    switched?;
+    ensure!(said.contains("400 received"), "{said}");
+    ensure!(!said.contains("duplicates"), "{said}");
+    until("the counters have it", FIVE, || Ok(underlay::refused(&a)? == (0, 0))).map(drop)
+}

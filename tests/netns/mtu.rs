@@ -1,0 +1,137 @@
+//! Underlays that carry less than they promise.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::lab::runner::Case;
+use crate::lab::{Host, Lab, SOON, until};
+use crate::underlay::{Capture, FIVE, Transfer, datagrams, heal, ingress, pair, path, plain_cable};
+use crate::{fast, long};
+
+pub const CASES: &[Case] = &[
+    fast!(packet_above_the_path_is_answered_with_its_size),
+    long!(lowering_the_underlay_stalls_no_tcp, "iperf3", "ss", "ethtool"),
+    long!(silent_hole_stalls_no_tcp, "iperf3", "ss", "ethtool"),
+    long!(no_datagram_of_ours_is_fragmented, "iperf3", "ss"),
+];
+
+const THREE: Duration = Duration::from_secs(3);
+
+/// Sends one echo request of `size` bytes, IP header included, that may not be cut.
+fn probe(from: &Host, to: &str, size: u32) -> Result<String> {
+    let payload = (size - 28).to_string();
+    let answer = from.ns().run(&["ping", "-n", "-M", "do", "-s", &payload, "-c", "1", "-W", "1", to])?;
+    Ok(answer.out + &answer.err)
+}
+
+/// Whether a packet of that size arrives.
+fn fits(from: &Host, to: &str, size: u32) -> Result<bool> {
+    Ok(probe(from, to, size)?.contains(" 1 received"))
+}
+
+fn packet_above_the_path_is_answered_with_its_size(lab: &Lab) -> Result<()> {
+    let (a, b) = pair(lab)?;
+    let to_b = b.overlay("lab")?.0;
+    until("a full packet passes", SOON, || fits(&a, &to_b, 1420))?;
+    // The interface itself refuses what is larger than the overlay's MTU.
+    let said = probe(&a, &to_b, 1421)?;
+    ensure!(said.contains("message too long") && said.contains("mtu=1420"), "{said}");
+    // What the TUN takes and the path does not: answered from inside.
+    for host in [&a, &b] {
+        host.ns().ip(&["link", "set", "eth0", "mtu", "1400"])?;
+    }
+    let mut said = String::new();
+    let told = until("a packet that is too large is answered", SOON, || {
+        // What the kernel learnt is forgotten, so that it asks again.
+        a.ns().ip(&["route", "flush", "cache"])?;
+        said = probe(&a, &to_b, 1420)?;
+        Ok(said.contains("Frag needed") || said.contains("Message too long") || said.contains("message too long"))
+    });
+    for host in [&a, &b] {
+        host.ns().ip(&["link", "set", "eth0", "mtu", "1500"])?;
+    }
+    told?;
+    println!("  {}", said.lines().find(|l| l.contains("mtu")).unwrap_or_default());
+    let size = said.split("mtu").nth(1).map(|t| t.chars().filter(char::is_ascii_digit).collect::<String>());
+    let size: u32 = size.unwrap_or_default().parse().unwrap_or(0);
+    // 1400 less IP, UDP, header, trailer and tag; what IPv6 needs is carried always.
+    ensure!((1280..=1332).contains(&size), "the size told is {size}: {said}");
+    Ok(())
+}
+
+fn lowering_the_underlay_stalls_no_tcp(lab: &Lab) -> Result<()> {
+    let (a, b) = pair(lab)?;
+    let to_b = b.overlay("lab")?.0;
+    [&a, &b].iter().try_for_each(|h| plain_cable(lab, h))?;
+    until("a full packet passes", SOON, || fits(&a, &to_b, 1420))?;
+    let transfer = Transfer::start(&a, &b, 16, "100M")?;
+    for mtu in ["1300", "1280"] {
+        std::thread::sleep(Duration::from_secs(4));
+        for host in [&a, &b] {
+            host.ns().ip(&["link", "set", "eth0", "mtu", mtu])?;
+            lab.switch().ip(&["link", "set", &Lab::port(host), "mtu", mtu])?;
+        }
+    }
+    let flow = transfer.wait(30)?;
+    println!("  {} MB, longest stall {:?}", flow.bytes / 1_000_000, flow.stall());
+    ensure!(flow.stall() <= THREE, "TCP stood still for {:?}: {:?}", flow.stall(), flow.steps);
+    // Below 1280 and what it costs to seal, datagrams may not carry a packet that IPv6 promises: the stream does.
+    until("a packet of 1280 bytes passes", SOON, || fits(&a, &to_b, 1280))?;
+    for host in [&a, &b] {
+        lab.switch().ip(&["link", "set", &Lab::port(host), "mtu", "1500"])?;
+        host.ns().ip(&["link", "set", "eth0", "mtu", "1500"])?;
+    }
+    datagrams(&a, &b, FIVE)
+}
+
+fn silent_hole_stalls_no_tcp(lab: &Lab) -> Result<()> {
+    let (a, b) = pair(lab)?;
+    let to_b = b.overlay("lab")?.0;
+    [&a, &b].iter().try_for_each(|h| plain_cable(lab, h))?;
+    until("a full packet passes", SOON, || fits(&a, &to_b, 1420))?;
+    for longest in [1450, 1360] {
+        let transfer = Transfer::start(&a, &b, 10, "100M")?;
+        std::thread::sleep(THREE);
+        // Nobody is told. At this hook a packet has its IP header, and not the Ethernet one, in its length.
+        let rule = format!("meta l4proto udp meta length > {longest} counter drop");
+        ingress(lab, "hole", &[&a, &b], &[&rule])?;
+        let flow = transfer.wait(30)?;
+        println!(
+            "  hole at {longest}: {} MB, longest stall {:?}, {}",
+            flow.bytes / 1_000_000,
+            flow.stall(),
+            path(&a, "b")?
+        );
+        ensure!(flow.stall() <= THREE, "TCP stood still for {:?}: {:?}", flow.stall(), flow.steps);
+        let carrier = path(&a, "b")?;
+        ensure!(carrier["carrier"] == "datagram", "the hole is wide enough for datagrams: {carrier}");
+        heal(lab, "hole")?;
+    }
+    until("a full packet passes again", Duration::from_secs(60), || fits(&a, &to_b, 1420)).map(drop)
+}
+
+fn no_datagram_of_ours_is_fragmented(lab: &Lab) -> Result<()> {
+    let (a, b) = pair(lab)?;
+    let capture = Capture::start(lab, lab.switch(), &Lab::port(&a), "fragments")?;
+    let transfer = Transfer::start(&a, &b, 6, "50M")?;
+    std::thread::sleep(Duration::from_secs(2));
+    for host in [&a, &b] {
+        host.ns().ip(&["link", "set", "eth0", "mtu", "1340"])?;
+    }
+    let flow = transfer.wait(20)?;
+    for host in [&a, &b] {
+        host.ns().ip(&["link", "set", "eth0", "mtu", "1500"])?;
+    }
+    ensure!(flow.stall() <= THREE, "TCP stood still for {:?}: {:?}", flow.stall(), flow.steps);
+    let (_, frames) = capture.stop()?;
+    // IPv4 with an offset or more to come, IPv6 with a fragment header.
+    let fragment = |f: &&Vec<u8>| match f.get(12..14) {
+        Some([8, 0]) => f.get(20..22).is_some_and(|w| w[0] & 0x3f != 0 || w[1] != 0),
+        Some([0x86, 0xdd]) => f.get(20) == Some(&44),
+        _ => false,
+    };
+    let count = frames.iter().filter(fragment).count();
+    ensure!(count == 0, "{count} of {} frames are fragments", frames.len());
+    Ok(())
+}

@@ -1,0 +1,169 @@
+//! What a View costs: its making and its memory at a large subnet, and a lookup among many prefixes.
+
+use std::collections::BTreeMap;
+use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use byway::model::build::Here;
+use byway::model::id::{Name, PeerId};
+use byway::model::join::Ask;
+use byway::model::members::{Identity, Subnet};
+use byway::model::record::{Admission, Body, Doc, Role, Signed, WorkloadEntry};
+use byway::model::state::{Draft, Founding, State};
+use byway::model::subnet::Absorbed;
+use byway::model::view::{Owner, RouteTable};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::Words;
+use super::frame::Noise;
+
+const NOW: u64 = 1_800_000_000;
+
+/// `model [members=] [workloads=] [prefixes=]`: JSON on standard output.
+///
+/// # Errors
+/// The model refuses a record of the subnet made here.
+pub fn run(words: &Words) -> Result<()> {
+    let (members, workloads) = (words.or("members", 1000_usize)?, words.or("workloads", 50_usize)?);
+    let prefixes = words.or("prefixes", 100_000_usize)?;
+    let state = state(members, workloads)?;
+    let (view_ms, view_kb) = view(&state)?;
+    println!(
+        "{{\"members\":{members},\"workloads\":{workloads},\"view_ms\":{view_ms:.2},\"view_kb\":{view_kb},\
+         \"prefixes\":{prefixes},\"lookup_ns\":{:.1}}}",
+        lookup(prefixes)?
+    );
+    Ok(())
+}
+
+fn name(text: &str) -> Result<Name> {
+    text.parse().map_err(|e| anyhow::anyhow!("name {text}: {e}"))
+}
+
+fn identity(n: usize) -> Identity {
+    let mut seed = [1; 32];
+    seed[..8].copy_from_slice(&n.to_le_bytes());
+    Identity::new(&seed, seed)
+}
+
+/// The founder's state: that many members, each with that many workloads.
+fn state(members: usize, workloads: usize) -> Result<State> {
+    let mut state = State::new(identity(0));
+    let me = state.me.clone();
+    let founding = Founding {
+        name: name("lab")?,
+        cidr4: Some(Some("10.0.0.0/8".parse()?)),
+        cidr6: Some(None),
+        block4: Some(24),
+        admission: Admission::Approve,
+        domain: None,
+        grant_life: None,
+        member: name("m0")?,
+        routed: vec![],
+        salt: [7; 16],
+    };
+    let mut subnet = state.found(founding, NOW)?;
+    for n in 1..members {
+        admit(&mut subnet, &me, n)?;
+    }
+    let resolved = subnet.records.resolve(NOW);
+    for n in 0..members {
+        let who = identity(n);
+        let member = resolved.members.get(&who.peer).context("a member that was admitted")?;
+        let entries = (0..workloads).map(|w| {
+            let addresses = member.leases.iter().filter_map(|l| inside(*l, w as u32 + 10)).collect();
+            Ok(WorkloadEntry { name: name(&format!("w{w}-{n}"))?, addresses, since: NOW })
+        });
+        let workloads = entries.collect::<Result<_>>()?;
+        let doc = Doc { version: NOW * 1000, issued: NOW, left: None, endpoints: vec![], workloads, names: vec![] };
+        let signed = Signed::new(subnet.records.id, &Body::Doc(doc), &who.key);
+        ensure!(matches!(subnet.records.absorb(&signed, NOW), Absorbed::New), "a document was refused");
+    }
+    let mut draft = Draft::default();
+    draft.put(subnet);
+    state.absorb(draft);
+    Ok(state)
+}
+
+fn admit(subnet: &mut Subnet, me: &Identity, n: usize) -> Result<()> {
+    let who = identity(n);
+    let ask = Ask {
+        subnet: subnet.records.id,
+        joiner: who.peer,
+        data_key: who.data_key,
+        name: name(&format!("m{n}"))?,
+        name_is_default: false,
+        ip: None,
+        asked: NOW,
+        proof: None,
+    };
+    subnet.admit(me, &ask, Role::Member, &BTreeMap::new(), NOW)?;
+    Ok(())
+}
+
+/// The `n`-th address of a prefix.
+fn inside(prefix: IpNet, n: u32) -> Option<IpAddr> {
+    match prefix {
+        IpNet::V4(p) => Some(Ipv4Addr::from_bits(p.network().to_bits().checked_add(n)?).into()),
+        IpNet::V6(p) => Some(Ipv6Addr::from_bits(p.network().to_bits().checked_add(u128::from(n))?).into()),
+    }
+}
+
+/// Milliseconds to make one (median of nine), and kB of memory each of them keeps.
+fn view(state: &State) -> Result<(f64, i64)> {
+    const ROUNDS: usize = 9;
+    let here = Here::default();
+    let (mut times, mut kept) = (Vec::new(), Vec::new());
+    // The first one warms the allocator; its memory counts for no one.
+    kept.push(state.view(0, NOW, &here));
+    let before = rss_kb()?;
+    for generation in 1..=ROUNDS as u64 {
+        let start = Instant::now();
+        kept.push(black_box(state.view(generation, NOW, &here)));
+        times.push(start.elapsed().as_secs_f64() * 1000.0);
+    }
+    let each = (rss_kb()? - before) / ROUNDS as i64;
+    times.sort_by(f64::total_cmp);
+    ensure!(kept.iter().all(|v| v.subnets.len() == 1), "a view without its subnet");
+    Ok((*times.get(ROUNDS / 2).context("a median")?, each))
+}
+
+fn rss_kb() -> Result<i64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("VmRSS")?;
+    Ok(line.trim().trim_end_matches("kB").trim().parse()?)
+}
+
+/// Nanoseconds of one lookup, three quarters of them version 4, most of them hits.
+fn lookup(prefixes: usize) -> Result<f64> {
+    const LOOKUPS: usize = 2_000_000;
+    let mut noise = Noise::new(3);
+    let mut table = RouteTable::default();
+    let mut addresses = Vec::with_capacity(prefixes);
+    while table.len() < prefixes {
+        let random = noise.next();
+        let (prefix, address): (IpNet, IpAddr) = if random & 3 == 0 {
+            let address =
+                Ipv6Addr::from_bits(0xfd << 120 | u128::from(noise.next()) << 48 | u128::from(noise.next() >> 16));
+            (Ipv6Net::new(address, 48 + (random >> 8) as u8 % 81)?.trunc().into(), address.into())
+        } else {
+            let address = Ipv4Addr::from_bits(10 << 24 | random as u32 >> 8);
+            (Ipv4Net::new(address, 20 + (random >> 40) as u8 % 13)?.trunc().into(), address.into())
+        };
+        if table.insert(prefix, Owner::Member(PeerId([random as u8; 32]))).is_none() {
+            addresses.push(address);
+        }
+    }
+    let start = Instant::now();
+    let mut found = 0_usize;
+    for n in 0..LOOKUPS {
+        // A large odd step: consecutive lookups share no memory.
+        let at = n.wrapping_mul(7919 * 13 + 2) % addresses.len();
+        found += usize::from(table.lookup(black_box(addresses[at])).is_some());
+    }
+    let each = start.elapsed().as_secs_f64() * 1e9 / LOOKUPS as f64;
+    ensure!(found == LOOKUPS, "a prefix was lost");
+    Ok(each)
+}
