@@ -2,6 +2,7 @@
 
 serve tcp|udp ADDRESS PORT      prints "ready"; answers with the address it saw, then with what it got
 tcp|udp ADDRESS PORT BYTES      sends BYTES random bytes, expects them back, prints "peer=ADDRESS"
+say tcp|udp ADDRESS PORT TEXT   sends TEXT, expects it back
 forge SOURCE TARGET PORT TEXT [DEVICE]   one UDP datagram with a source address that is not ours
 wait ADDRESS PORT SECONDS       prints the datagrams that arrive within that time, one a line
 """
@@ -86,6 +87,19 @@ def udp(address, port, size):
     print(f"peer={peer.decode()}")
 
 
+def say(proto, address, port, text):
+    kind = socket.SOCK_STREAM if proto == "tcp" else socket.SOCK_DGRAM
+    with socket.socket(family(address), kind) as sock:
+        sock.settimeout(5)
+        sock.connect((address, port))
+        sock.send(text.encode())
+        if proto == "tcp":
+            sock.shutdown(socket.SHUT_WR)
+        back = read_all(sock) if proto == "tcp" else sock.recv(1 << 16)
+    if not back.endswith(text.encode()):
+        sys.exit("other bytes came back")
+
+
 def checksum(data):
     if len(data) % 2:
         data += b"\0"
@@ -136,6 +150,8 @@ def main(argv):
         serve(argv[1], argv[2], int(argv[3]))
     elif verb in ("tcp", "udp"):
         {"tcp": tcp, "udp": udp}[verb](argv[1], int(argv[2]), int(argv[3]))
+    elif verb == "say":
+        say(argv[1], argv[2], int(argv[3]), argv[4])
     elif verb == "forge":
         forge(argv[1], argv[2], int(argv[3]), *argv[4:])
     elif verb == "wait":
