@@ -1,4 +1,4 @@
-//! Programs that the tests and `scripts/bench` run inside a namespace: `netns tool NAME ARGUMENTS…`.
+//! Programs that the tests and `scripts/bench` run inside a namespace: `netns tool NAME ARGUMENTS…`, or the example `lab`.
 //!
 //! They are this same executable, so nothing has to be installed. All of them end by themselves or with SIGTERM.
 
@@ -15,7 +15,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
 
-const USAGE: &str = "netns tool …
+const USAGE: &str = "tools of the laboratory
   capture INTERFACE FILE [for=SECONDS] [max=BYTES]   writes every frame, both directions; prints \"ready\"
   replay INTERFACE FILE to=A:P [from=A:P] [as=A:P] [mac=M] [last=N] [pps=N]
                                             sends the datagrams of a capture that went from FROM to TO again, as from AS
