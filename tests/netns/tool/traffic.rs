@@ -139,6 +139,29 @@ pub fn thief(words: &Words) -> Result<()> {
     Ok(())
 }
 
+/// Different datagrams of a flood.
+const STOCK: u64 = 8192;
+
+/// One datagram of a flood: random, or a frame as if of ours under a receiver index.
+fn junk(n: u64, target: Mac, from: Option<SocketAddrV4>, to: SocketAddrV4, index: Option<u32>, size: usize) -> Vec<u8> {
+    let mut noise = Noise::new(n);
+    let mut payload = vec![0; size];
+    noise.fill(&mut payload);
+    if let Some(index) = index {
+        payload[..4].copy_from_slice(&[4, 0, 0, 0]);
+        payload[4..8].copy_from_slice(&index.to_be_bytes());
+        // Counters as of a live session: some behind, some far ahead.
+        payload[8..16].copy_from_slice(&(noise.next() % 2_000_000).to_be_bytes());
+    }
+    // A range for benchmarks (RFC 2544): if there were an answer, it would go nowhere.
+    let random = noise.next();
+    let host = Ipv4Addr::new(198, 18, (random >> 8) as u8, random as u8);
+    let from = from.unwrap_or(SocketAddrV4::new(host, (random >> 16) as u16 | 1024));
+    let frame = frame::make([2, 0, 0, 0, 0, 9], target, from, to, &payload);
+    debug_assert!(frame.len() == HEADERS + size);
+    frame
+}
+
 /// `flood INTERFACE mac= to=`.
 ///
 /// # Errors
@@ -152,37 +175,16 @@ pub fn flood(words: &Words) -> Result<()> {
     let (size, count) = (words.or("size", 148_usize)?, words.or("count", u64::MAX)?);
     let pace = Pace::new(words.or("pps", 100_000)?);
     ensure!((16..=1472).contains(&size), "size is 16 to 1472");
-    let mut noise = Noise::new(7);
+    // Made before, so that the flood costs the machine little beside the sending.
+    let frames: Vec<Vec<u8>> = (0..STOCK).map(|n| junk(n, target, from, to, index, size)).collect();
     let mut sent = 0;
     while sent < count && !stop.load(Ordering::Relaxed) {
-        let mut frames = Vec::with_capacity(BATCH);
-        for _ in 0..BATCH.min(usize::try_from(count - sent).unwrap_or(BATCH)) {
-            let mut payload = vec![0; size];
-            noise.fill(&mut payload);
-            if let Some(index) = index {
-                payload[..4].copy_from_slice(&[4, 0, 0, 0]);
-                payload[4..8].copy_from_slice(&index.to_be_bytes());
-                // Counters as of a live session: some behind, some far ahead.
-                let counter = noise.next() % 2_000_000;
-                payload[8..16].copy_from_slice(&counter.to_be_bytes());
-            }
-            // A sender of the same switch, so that no answer, if there were one, would leave it.
-            let random = noise.next();
-            let stranger = SocketAddrV4::new(
-                Ipv4Addr::new(198, 18, (random >> 8) as u8, random as u8),
-                (random >> 16) as u16 | 1024,
-            );
-            frames.push(frame::make([2, 0, 0, 0, 0, 9], target, from.unwrap_or(stranger), to, &payload));
-        }
-        debug_assert!(frames.iter().all(|f| f.len() == HEADERS + size));
-        let mut rest = frames.as_slice();
-        while !rest.is_empty() && !stop.load(Ordering::Relaxed) {
-            let taken = send(&socket, rest.iter().map(Vec::as_slice))?;
-            sent += taken as u64;
-            rest = rest.get(taken..).unwrap_or_default();
-            if taken == 0 {
-                std::thread::sleep(Duration::from_micros(200));
-            }
+        let left = usize::try_from(count - sent).unwrap_or(usize::MAX);
+        let next = frames.iter().cycle().skip(sent as usize % frames.len()).take(BATCH.min(left));
+        let taken = send(&socket, next.map(Vec::as_slice))?;
+        sent += taken as u64;
+        if taken == 0 {
+            std::thread::sleep(Duration::from_micros(200));
         }
         pace.wait(sent);
     }
