@@ -1,7 +1,8 @@
 //! The QUIC half of a socket: what quinn takes for a UDP socket.
 //!
-//! Datagrams come from the receiving thread by a bounded queue, and leave straight by the socket. The two mutexes are held
-//! for a copy at most: of one message on the receiving thread's side, which never waits for the copies to quinn's buffers.
+//! Datagrams come from the receiving thread by a bounded queue, and leave straight by the socket. quinn's side takes the
+//! whole queue out at once and copies it to quinn's buffers under a lock of its own: the receiving thread never waits for
+//! that.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSliceMut};
@@ -130,8 +131,7 @@ impl QuicSocket {
         self.tally.quic_dropped.fetch_add(u64::try_from(datagrams).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// Sends one message, and says whether the socket's buffer is full. Every other error is the network's, and quinn
-    /// finds the loss itself.
+    /// Sends one message, again where a signal came in between.
     fn transmit(&self, message: Outgoing<'_>) -> Result<(), Errno> {
         loop {
             match sys::send_one(self.socket.as_fd(), message).map_err(|error| errno(&error)) {
@@ -190,6 +190,7 @@ impl AsyncUdpSocket for QuicSocket {
             match self.transmit(Outgoing { bytes: transmit.contents, to, segment: cut, ecn }) {
                 Ok(()) => return Ok(()),
                 Err(Errno::EAGAIN) => return self.would_block(),
+                // Any other error is the network's: quinn finds the loss itself.
                 Err(error @ (Errno::EIO | Errno::EINVAL)) if cut.is_some() => refused = Some(error),
                 Err(_) => return Ok(()),
             }
