@@ -3,6 +3,7 @@
 #![expect(clippy::result_large_err, reason = "events that are passed over come back whole")]
 
 mod lan;
+mod nat;
 pub(super) mod stock;
 
 use std::collections::VecDeque;

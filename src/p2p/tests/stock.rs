@@ -20,7 +20,7 @@ pub(in super::super) fn key(seed: u8) -> Keypair {
 }
 
 /// The daemon's transports, guards and all.
-fn ours(seed: u8, listen: &str) -> Transport {
+pub(in super::super) fn ours(seed: u8, listen: &str) -> Transport {
     transport::build(&on_loopback(seed, listen), &key(seed), &Default::default()).unwrap()
 }
 
