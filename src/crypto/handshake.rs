@@ -217,7 +217,7 @@ impl Noise {
 }
 
 /// The initiator between its message and the answer.
-pub(super) struct Begun(Noise);
+pub(super) struct Begun(Box<Noise>);
 
 impl Begun {
     /// Begins: what to keep, and message 1.
@@ -225,7 +225,7 @@ impl Begun {
         let index = own.index;
         let mut noise = Noise::new(own, terms, psk, true)?;
         let message = noise.write(index, MESSAGE_1)?;
-        Ok((Begun(noise), message))
+        Ok((Begun(Box::new(noise)), message))
     }
 
     /// Reads message 2. After a refusal the true answer is still understood.
