@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, Netns, SOON, text, until};
 use crate::tool::frame;
-use crate::underlay::{Capture, FIVE, PORT, block_udp, carried, datagrams, heal, index, pair, plain_cable};
+use crate::underlay::{Capture, FIVE, PORT, block_udp, carried, datagrams, heal, index, pair, plain_cable, plain_host};
 use crate::{fast, long};
 
 pub const CASES: &[Case] = &[
@@ -86,7 +86,10 @@ fn no_trace(frames: &[Vec<u8>], secrets: &[(String, Vec<u8>)]) -> Result<()> {
 
 /// Join, names, traffic, the stream, a crash, a leave; with `rekey`, until the keys have changed.
 fn life(lab: &Lab, rekey: bool) -> Result<()> {
-    let hosts: Vec<Rc<Host>> = ["goldbird-one", "goldbird-two"].iter().map(|n| lab.host(n)).collect::<Result<_>>()?;
+    let hosts: Vec<Rc<Host>> = ["goldbird-one", "goldbird-two"]
+        .iter()
+        .map(|n| if rekey { plain_host(lab, n) } else { lab.host(n) })
+        .collect::<Result<_>>()?;
     let (a, b) = (&hosts[0], &hosts[1]);
     [a, b].iter().try_for_each(|h| plain_cable(lab, h))?;
     let capture = Capture::start(lab, lab.switch(), &Lab::port(b), "life")?;

@@ -9,8 +9,8 @@ use crate::lab::{Host, Lab, SOON, until};
 use crate::long;
 use crate::tool::frame;
 use crate::underlay::{
-    Capture, FIVE, PORT, Tool, Transfer, counted, datagrams, echoes, heal, index, ingress, mac, newest, pair, path,
-    plain_cable, refused, strays, tool, underlay,
+    Capture, FIVE, PORT, Tool, Transfer, counted, datagrams, echoes, heal, index, ingress, mac, newest, pair4, path,
+    plain_cable, plain_host, refused, strays, tool, underlay,
 };
 
 pub const CASES: &[Case] = &[
@@ -33,7 +33,7 @@ fn answered(from: &Host, to: &str, count: u32) -> Result<u32> {
 const OURS: &str = "udp dport 4100 @th,64,8 0x04";
 
 fn flipped_bits_are_counted_and_nothing_damaged_arrives(lab: &Lab) -> Result<()> {
-    let (a, b) = pair(lab)?;
+    let (a, b) = pair4(lab)?;
     let (to_a, to_b) = (a.overlay("lab")?.0, b.overlay("lab")?.0);
     let _server = b.ns().serve("tcp", &to_b, 7000)?;
     b.ns().reaches(&to_a, SOON)?;
@@ -73,7 +73,7 @@ fn same_session(lab: &Lab, a: &Host, b: &Host, receiver: u32, since: Instant) ->
 }
 
 fn lost_datagrams_cost_no_session(lab: &Lab) -> Result<()> {
-    let (a, b) = pair(lab)?;
+    let (a, b) = pair4(lab)?;
     let to_b = b.overlay("lab")?.0;
     [&a, &b].iter().try_for_each(|h| plain_cable(lab, h))?;
     let (receiver, session) = (index(lab, &a, &b)?, Instant::now());
@@ -92,7 +92,7 @@ fn lost_datagrams_cost_no_session(lab: &Lab) -> Result<()> {
 }
 
 fn replayed_frames_are_counted_and_never_delivered(lab: &Lab) -> Result<()> {
-    let (a, b) = pair(lab)?;
+    let (a, b) = pair4(lab)?;
     let to_b = b.overlay("lab")?.0;
     a.ns().reaches(&to_b, SOON)?;
     [&a, &b].iter().try_for_each(|h| plain_cable(lab, h))?;
@@ -139,7 +139,7 @@ fn replayed_frames_are_counted_and_never_delivered(lab: &Lab) -> Result<()> {
 }
 
 fn frames_of_a_former_key_are_dead(lab: &Lab) -> Result<()> {
-    let (a, b) = pair(lab)?;
+    let (a, b) = pair4(lab)?;
     let to_b = b.overlay("lab")?.0;
     a.ns().reaches(&to_b, SOON)?;
     [&a, &b].iter().try_for_each(|h| plain_cable(lab, h))?;
@@ -171,7 +171,7 @@ fn frames_of_a_former_key_are_dead(lab: &Lab) -> Result<()> {
 
 fn a_million_forged_frames_leave_the_session_as_it_was(lab: &Lab) -> Result<()> {
     const FORGED: u64 = 1_000_000;
-    let (a, b) = pair(lab)?;
+    let (a, b) = pair4(lab)?;
     let to_b = b.overlay("lab")?.0;
     a.ns().reaches(&to_b, SOON)?;
     let (receiver, session) = (index(lab, &a, &b)?, Instant::now());
@@ -206,7 +206,7 @@ fn a_million_forged_frames_leave_the_session_as_it_was(lab: &Lab) -> Result<()> 
 }
 
 fn flood_of_junk_leaves_tcp_alive(lab: &Lab) -> Result<()> {
-    let (a, b) = pair(lab)?;
+    let (a, b) = pair4(lab)?;
     let quiet = Transfer::start(&a, &b, 4, "0")?.wait(20)?;
     let rss = resident(&b)?;
     let (port, far, to) = (Lab::port(&b), format!("mac={}", mac(&b)?), format!("to={}", underlay(&b)?));
@@ -230,8 +230,8 @@ fn resident(host: &Host) -> Result<u64> {
 }
 
 fn copied_frames_from_another_address_move_no_path(lab: &Lab) -> Result<()> {
-    let (a, b) = pair(lab)?;
-    let thief = lab.host("m")?;
+    let (a, b) = pair4(lab)?;
+    let thief = plain_host(lab, "m")?;
     let to_b = b.overlay("lab")?.0;
     a.ns().reaches(&to_b, SOON)?;
     [&a, &b].iter().try_for_each(|h| plain_cable(lab, h))?;

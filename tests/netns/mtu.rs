@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, SOON, until};
-use crate::underlay::{Capture, FIVE, Transfer, datagrams, heal, ingress, pair, path, plain_cable};
+use crate::underlay::{Capture, FIVE, Transfer, datagrams, heal, ingress, pair4, path, plain_cable};
 use crate::{fast, long};
 
 pub const CASES: &[Case] = &[
@@ -31,7 +31,7 @@ fn fits(from: &Host, to: &str, size: u32) -> Result<bool> {
 }
 
 fn packet_above_the_path_is_answered_with_its_size(lab: &Lab) -> Result<()> {
-    let (a, b) = pair(lab)?;
+    let (a, b) = pair4(lab)?;
     let to_b = b.overlay("lab")?.0;
     until("a full packet passes", SOON, || fits(&a, &to_b, 1420))?;
     // The interface itself refuses what is larger than the overlay's MTU.
@@ -61,7 +61,7 @@ fn packet_above_the_path_is_answered_with_its_size(lab: &Lab) -> Result<()> {
 }
 
 fn lowering_the_underlay_stalls_no_tcp(lab: &Lab) -> Result<()> {
-    let (a, b) = pair(lab)?;
+    let (a, b) = pair4(lab)?;
     let to_b = b.overlay("lab")?.0;
     [&a, &b].iter().try_for_each(|h| plain_cable(lab, h))?;
     until("a full packet passes", SOON, || fits(&a, &to_b, 1420))?;
@@ -86,7 +86,7 @@ fn lowering_the_underlay_stalls_no_tcp(lab: &Lab) -> Result<()> {
 }
 
 fn silent_hole_stalls_no_tcp(lab: &Lab) -> Result<()> {
-    let (a, b) = pair(lab)?;
+    let (a, b) = pair4(lab)?;
     let to_b = b.overlay("lab")?.0;
     [&a, &b].iter().try_for_each(|h| plain_cable(lab, h))?;
     until("a full packet passes", SOON, || fits(&a, &to_b, 1420))?;
@@ -112,7 +112,7 @@ fn silent_hole_stalls_no_tcp(lab: &Lab) -> Result<()> {
 }
 
 fn no_datagram_of_ours_is_fragmented(lab: &Lab) -> Result<()> {
-    let (a, b) = pair(lab)?;
+    let (a, b) = pair4(lab)?;
     let capture = Capture::start(lab, lab.switch(), &Lab::port(&a), "fragments")?;
     let transfer = Transfer::start(&a, &b, 6, "50M")?;
     std::thread::sleep(Duration::from_secs(2));

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::lab::netns::wait_end;
-use crate::lab::{Host, Lab, Netns, until};
+use crate::lab::{Host, Lab, Netns, text, until};
 use crate::tool::{frame, pcap};
 
 /// The port of the underlay.
@@ -62,6 +62,31 @@ pub fn pair(lab: &Lab) -> Result<(Rc<Host>, Rc<Host>)> {
     let [a, b] = hosts.as_slice() else { bail!("two hosts") };
     datagrams(a, b, FIVE)?;
     Ok((Rc::clone(a), Rc::clone(b)))
+}
+
+/// A host whose cable has IPv4 only: what is captured and made by hand here is IPv4.
+///
+/// # Errors
+/// The kernel refuses one of the parts.
+pub fn plain_host(lab: &Lab, name: &str) -> Result<Rc<Host>> {
+    let host = lab.host(name)?;
+    host.ns().ok(&["sysctl", "-qw", "net.ipv6.conf.eth0.disable_ipv6=1"])?;
+    host.rebase()?;
+    Ok(host)
+}
+
+/// As [`pair`], over IPv4 only.
+///
+/// # Errors
+/// They get no such path.
+pub fn pair4(lab: &Lab) -> Result<(Rc<Host>, Rc<Host>)> {
+    let (a, b) = (plain_host(lab, "a")?, plain_host(lab, "b")?);
+    a.start()?;
+    b.start()?;
+    let invite = text(&a.json(&["create", "lab"])?, "invite")?;
+    b.json(&["join", &invite])?;
+    datagrams(&a, &b, FIVE)?;
+    Ok((a, b))
 }
 
 /// Packets of at most the MTU on a host's cable: one verdict of a rule is one datagram.
