@@ -53,8 +53,8 @@ fn packet_above_the_path_is_answered_with_its_size(lab: &Lab) -> Result<()> {
     }
     told?;
     println!("  {}", said.lines().find(|l| l.contains("mtu")).unwrap_or_default());
-    let size = said.split("mtu").nth(1).map(|t| t.chars().filter(char::is_ascii_digit).collect::<String>());
-    let size: u32 = size.unwrap_or_default().parse().unwrap_or(0);
+    let digits = said.split("mtu").nth(1).unwrap_or_default().split(|c: char| !c.is_ascii_digit());
+    let size: u32 = digits.into_iter().find_map(|d| d.parse().ok()).unwrap_or(0);
     // 1400 less IP, UDP, header, trailer and tag; what IPv6 needs is carried always.
     ensure!((1280..=1332).contains(&size), "the size told is {size}: {said}");
     Ok(())

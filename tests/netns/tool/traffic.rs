@@ -115,13 +115,14 @@ pub fn replay(words: &Words) -> Result<()> {
 /// # Errors
 /// An interface fails.
 pub fn thief(words: &Words) -> Result<()> {
+    let stop = stopped()?;
     let (input, output) = (Packets::open(words.at(0)?)?, Packets::open(words.at(1)?)?);
     let (from, to): (SocketAddrV4, SocketAddrV4) = (words.need("from")?, words.need("to")?);
     let alias: SocketAddrV4 = words.need("as")?;
     let end = Instant::now() + Duration::from_secs(words.or("for", 10)?);
     let (mut batch, mut copied) = (Batch::new(2048), 0_u64);
     println!("ready");
-    while Instant::now() < end {
+    while Instant::now() < end && !stop.load(Ordering::Relaxed) {
         if !wait(&input, Duration::from_millis(100))? {
             continue;
         }
