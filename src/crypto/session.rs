@@ -468,12 +468,8 @@ impl Session {
                     self.actions.push_back(Action::Send(encode(&Control::Confirmed { id })));
                 }
             }
-            Some(Control::Confirmed { id }) => {
-                if self.current.as_ref().is_some_and(|c| c.id == id) {
-                    self.confirmed(now);
-                }
-            }
-            None => {}
+            Some(Control::Confirmed { id }) if self.current.as_ref().is_some_and(|c| c.id == id) => self.confirmed(now),
+            Some(Control::Confirmed { .. }) | None => {}
         }
     }
 
