@@ -441,7 +441,7 @@ mod tests {
         }
 
         /// Message 1, message 2, hash, k1, k2.
-        fn run(prologue: &[u8], psk: &[u8]) -> (Vec<u8>, Vec<u8>, [u8; 32], [u8; 32], [u8; 32]) {
+        fn run(prologue: &[u8], psk: &[u8]) -> ([Vec<u8>; 2], [[u8; 32]; 3]) {
             let name = sha256(&[PATTERN.as_bytes()]);
             let mut state = ByHand { h: name, ck: name, k: [0; 32] };
             state.mix_hash(prologue);
@@ -457,7 +457,7 @@ mod tests {
             state.psk(psk);
             second.extend(state.seal(&0x20u32.to_be_bytes()));
             let [k1, k2, _] = state.expand(b"");
-            (first, second, state.h, k1, k2)
+            ([first, second], [state.h, k1, k2])
         }
     }
 
@@ -475,7 +475,7 @@ mod tests {
             let prologue =
                 [b"byway session".as_slice(), &[1, number], &[0x11; 16], &[0x22; 32], &[0x33; 32], &seen, &[0; 4]]
                     .concat();
-            let (first, second, hash, k1, k2) = ByHand::run(&prologue, &psk);
+            let ([first, second], [hash, k1, k2]) = ByHand::run(&prologue, &psk);
             let (mut begun, message) = initiate(&terms, Zeroizing::new(psk));
             assert_eq!(message, first);
             let (theirs, reply) = answer(&terms, Zeroizing::new(psk), &message).unwrap();
