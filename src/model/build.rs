@@ -12,8 +12,9 @@ use super::subnet::{Member, Resolved};
 use super::view::{Owner, RouteTable, SubnetView, View};
 use super::zone::{Entry, RecordData, Zone};
 
-/// Bytes of the largest inner packet: what a 1500-byte underlay carries with either carrier over IPv4.
-pub const MTU: u16 = 1420;
+/// Bytes of the largest inner packet. A 1500-byte underlay carries 1432 over IPv4 and 1412 over IPv6 in one sealed datagram,
+/// one of 1492 bytes (PPPoE) 1424 and 1404: a full packet fits all of them, whatever path is taken.
+pub const MTU: u16 = 1400;
 /// Seconds a member's or workload's name may be kept by a client: a withdrawn one is gone soon.
 pub const NAME_TTL: u32 = 5;
 

@@ -84,16 +84,16 @@ fn status_has_the_fields_of_the_contract(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
     let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
     a.ns().reaches(&b.overlay("lab")?.0, SOON)?;
-    until("the peer is direct with an RTT", SOON, || {
+    until("the peer has a datagram path with an RTT", SOON, || {
         let peer = a.status("lab")?["peers"][0].clone();
-        Ok(peer["path"]["kind"] == "direct" && peer["rtt_ms"].is_number())
+        Ok(peer["path"]["carrier"] == "datagram" && peer["rtt_ms"].is_number())
     })?;
     let whole = a.json(&["status"])?;
     ensure!(whole["schema"] == "byway.status/1" && whole["problems"].is_array(), "{whole}");
     let status = a.status("lab")?;
     let peer = &status["peers"][0];
-    ensure!(peer["name"] == "b" && peer["path"]["carrier"] == "stream", "{peer}");
-    ensure!(["tcp", "quic"].iter().any(|t| peer["path"]["transport"] == *t), "{peer}");
+    ensure!(peer["name"] == "b" && peer["path"]["kind"] == "direct", "{peer}");
+    ensure!(peer["path"]["transport"] == "udp" && text(&peer["path"], "via")?.ends_with(":4100"), "{peer}");
     for field in ["mtu", "tx_bytes", "rx_bytes"] {
         ensure!(peer[field].as_u64().is_some_and(|n| n > 0), "peer.{field} counts: {peer}");
     }
@@ -114,7 +114,7 @@ fn status_has_the_fields_of_the_contract(lab: &Lab) -> Result<()> {
         a.ok(&["status", "--check", level])?;
     }
     let text = a.ok(&["status"])?;
-    ensure!(text.contains("subnet lab") && (text.contains("direct tcp") || text.contains("direct quic")), "{text}");
+    ensure!(text.contains("subnet lab") && text.contains("direct udp "), "{text}");
     let metrics = a.ok(&["metrics"])?;
     for name in ["byway_peer_connected{", "byway_peer_tx_bytes_total{", "byway_drops_total{", "byway_members{"] {
         ensure!(metrics.contains(name), "metrics lack {name}: {metrics}");

@@ -33,10 +33,10 @@ fn fits(from: &Host, to: &str, size: u32) -> Result<bool> {
 fn packet_above_the_path_is_answered_with_its_size(lab: &Lab) -> Result<()> {
     let (a, b) = pair4(lab)?;
     let to_b = b.overlay("lab")?.0;
-    until("a full packet passes", SOON, || fits(&a, &to_b, 1420))?;
+    until("a full packet passes", SOON, || fits(&a, &to_b, 1400))?;
     // The interface itself refuses what is larger than the overlay's MTU.
     let said = probe(&a, &to_b, 1421)?;
-    ensure!(said.contains("message too long") && said.contains("mtu=1420"), "{said}");
+    ensure!(said.contains("message too long") && said.contains("mtu=1400"), "{said}");
     // What the TUN takes and the path does not: answered from inside.
     for host in [&a, &b] {
         host.ns().ip(&["link", "set", "eth0", "mtu", "1400"])?;
@@ -45,7 +45,7 @@ fn packet_above_the_path_is_answered_with_its_size(lab: &Lab) -> Result<()> {
     let told = until("a packet that is too large is answered", SOON, || {
         // What the kernel learnt is forgotten, so that it asks again.
         a.ns().ip(&["route", "flush", "cache"])?;
-        said = probe(&a, &to_b, 1420)?;
+        said = probe(&a, &to_b, 1400)?;
         Ok(said.contains("Frag needed") || said.contains("Message too long") || said.contains("message too long"))
     });
     for host in [&a, &b] {
@@ -64,7 +64,7 @@ fn lowering_the_underlay_stalls_no_tcp(lab: &Lab) -> Result<()> {
     let (a, b) = pair4(lab)?;
     let to_b = b.overlay("lab")?.0;
     [&a, &b].iter().try_for_each(|h| plain_cable(lab, h))?;
-    until("a full packet passes", SOON, || fits(&a, &to_b, 1420))?;
+    until("a full packet passes", SOON, || fits(&a, &to_b, 1400))?;
     let transfer = Transfer::start(&a, &b, 16, "100M")?;
     for mtu in ["1300", "1280"] {
         std::thread::sleep(Duration::from_secs(4));
@@ -89,7 +89,7 @@ fn silent_hole_stalls_no_tcp(lab: &Lab) -> Result<()> {
     let (a, b) = pair4(lab)?;
     let to_b = b.overlay("lab")?.0;
     [&a, &b].iter().try_for_each(|h| plain_cable(lab, h))?;
-    until("a full packet passes", SOON, || fits(&a, &to_b, 1420))?;
+    until("a full packet passes", SOON, || fits(&a, &to_b, 1400))?;
     for longest in [1450, 1360] {
         let transfer = Transfer::start(&a, &b, 10, "100M")?;
         std::thread::sleep(THREE);
@@ -108,7 +108,7 @@ fn silent_hole_stalls_no_tcp(lab: &Lab) -> Result<()> {
         ensure!(carrier["carrier"] == "datagram", "the hole is wide enough for datagrams: {carrier}");
         heal(lab, "hole")?;
     }
-    until("a full packet passes again", Duration::from_secs(60), || fits(&a, &to_b, 1420)).map(drop)
+    until("a full packet passes again", Duration::from_secs(60), || fits(&a, &to_b, 1400)).map(drop)
 }
 
 fn no_datagram_of_ours_is_fragmented(lab: &Lab) -> Result<()> {
