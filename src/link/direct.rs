@@ -268,11 +268,12 @@ struct Up {
     settled: bool,
 }
 
-/// Random bytes of the system. Where it has none, nothing is sent that needs them: tokens and keys stay zero, and no answer
-/// to them is believed to be secret.
+/// Random bytes of the system.
 fn entropy(bytes: &mut [u8]) {
     if let Err(error) = getrandom::fill(bytes) {
+        // Linux never fails here once it has booted. Keys that are not random must not be used, and there is no other source.
         tracing::error!(%error, "read random bytes");
+        std::process::abort();
     }
 }
 
