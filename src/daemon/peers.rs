@@ -180,6 +180,9 @@ async fn on_event(ctx: &Context, event: Event) -> anyhow::Result<()> {
         Event::Closed { peer, connection, remaining } => {
             ctx.links.drop_connection(peer, connection);
             ctx.table.left(peer, connection, remaining);
+            if let Some(direct) = ctx.direct.as_ref().filter(|_| remaining == 0) {
+                direct.closed(peer).await;
+            }
         }
         Event::StreamOut { peer, connection, subnet, transport, remote, stream } => {
             let via = Via { transport, remote };

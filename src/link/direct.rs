@@ -117,6 +117,7 @@ impl Drop for Answerer {
 #[derive(Debug)]
 enum Order {
     Connected { peer: PeerId },
+    Closed { peer: PeerId },
     Request { key: Key, letter: Letter, answer: oneshot::Sender<Letter> },
     Answer { key: Key, number: u64, answer: Option<Letter> },
     Candidates { peer: PeerId, addresses: Vec<SocketAddr>, origin: Origin },
@@ -165,6 +166,11 @@ impl Handle {
     /// A member's connection is there: sessions with it begin, in every common subnet.
     pub async fn connected(&self, peer: PeerId) {
         self.order(Order::Connected { peer }).await;
+    }
+
+    /// The last connection to a peer is gone: so may be the peer.
+    pub async fn closed(&self, peer: PeerId) {
+        self.order(Order::Closed { peer }).await;
     }
 
     /// A member's message over the stream; the answer, or none where it is refused.
@@ -401,6 +407,14 @@ impl Direct {
                     if let Some(peer) = self.peer(key) {
                         peer.session.connected(now, &mut entropy);
                     }
+                    self.carry_out(now, key);
+                }
+            }
+            Order::Closed { peer } => {
+                let common: Vec<Key> = self.common(peer).collect();
+                for key in common {
+                    let Some(peer) = self.peers.get_mut(&key) else { continue };
+                    peer.paths.suspect(now);
                     self.carry_out(now, key);
                 }
             }

@@ -10,6 +10,7 @@
 //! no path   each candidate is probed at once, after 250 and 500 ms, then every 2 s, after eight tries every 4 s
 //! answered  two padded probes, 1280 and 1500 bytes: the first of them that is answered makes the path
 //! path      a probe every 2 s, with traffic every 1.25 s and padded to the path MTU; a missed one again every 400 ms
+//! suspect   when the last connection to the peer closed: three probes, 150 ms apart, settle it
 //! lost      no answer for 3.5 s and three probes: the stream carries, every candidate is probed again
 //! ```
 
@@ -36,6 +37,8 @@ const IDLE: Duration = Duration::from_secs(2);
 const REPEAT: Duration = Duration::from_millis(400);
 /// A path without an answer for so long is lost, after at least [`LOST_PROBES`].
 const LOST: Duration = Duration::from_millis(3500);
+/// Between two probes of a path that is suspected.
+const SUSPECT: Duration = Duration::from_millis(150);
 /// Probes that must have gone unanswered before a path is lost: a process that slept asks first.
 const LOST_PROBES: u32 = 3;
 /// The old address keeps the path when it answers within this of a frame from another address.
@@ -137,6 +140,8 @@ struct Live {
     /// When the last of [`LOST_PROBES`] was sent.
     enough: Option<Instant>,
     next: Instant,
+    /// Since when there is reason to think that the peer is gone.
+    suspect: Option<Instant>,
     search: Search,
     /// [`Paths::data`] at the last keep-alive.
     data: u64,
@@ -192,9 +197,15 @@ impl Live {
         self.patience(mtu::WAIT)
     }
 
+    /// Until a missed keep-alive is sent again.
+    fn repeat(&self) -> Duration {
+        self.patience(if self.suspect.is_some() { SUSPECT } else { REPEAT })
+    }
+
     /// When the path is lost, should nothing be answered any more.
     fn lost_at(&self) -> Option<Instant> {
-        Some((self.answered + LOST).max(self.enough? + self.patience(REPEAT)))
+        let settled = self.enough? + self.repeat();
+        Some(if self.suspect.is_some() { settled } else { settled.max(self.answered + LOST) })
     }
 
     /// When a missed padded probe means a hole.
@@ -299,10 +310,14 @@ impl Paths {
         let interval = jittered(BUSY, entropy);
         let Some(live) = &mut self.live else { return };
         live.rtt = Some(live.rtt.map_or(rtt, |smooth| (smooth * 7 + rtt) / 8));
-        live.answered = now;
-        live.missed = 0;
-        live.enough = None;
-        live.next = now + interval;
+        live.suspect.take_if(|since| probe.sent >= *since);
+        // An answer that was under way already proves nothing to one who suspects.
+        if live.suspect.is_none() {
+            live.answered = now;
+            live.missed = 0;
+            live.enough = None;
+            live.next = now + interval;
+        }
         live.challenge.take_if(|challenge| probe.sent >= challenge.started);
         if let Some(hole) = live.hole.as_mut().filter(|hole| probe.sent >= hole.first) {
             hole.small |= probe.size < hole.size;
@@ -334,6 +349,17 @@ impl Paths {
         }
         live.challenge = Some(Challenge { to: from, started: now, next: now, answered: false });
         self.challenge(now, entropy);
+    }
+
+    /// There is reason to think that the peer is gone, though nothing was missed yet: the path is probed at once, and lost
+    /// in less than a second.
+    pub fn suspect(&mut self, now: Instant) {
+        if let Some(live) = self.live.as_mut().filter(|live| live.suspect.is_none()) {
+            live.suspect = Some(now);
+            live.missed = 0;
+            live.enough = None;
+            live.next = now;
+        }
     }
 
     /// A frame of traffic was larger than the interface takes: the path shrank.
@@ -439,6 +465,7 @@ impl Paths {
             missed: 0,
             enough: None,
             next: now + jittered(BUSY, entropy),
+            suspect: None,
             search: Search::new(now, mtu::WAIT),
             data: self.data,
             hole: None,
@@ -519,12 +546,13 @@ impl Paths {
 
     fn keep_alive(&mut self, now: Instant, entropy: Entropy<'_>) {
         let (busy, repeat) = match &self.live {
-            Some(live) => (live.data != self.data, live.patience(REPEAT)),
+            Some(live) => (live.data != self.data, live.repeat()),
             None => return,
         };
         let Some(live) = &mut self.live else { return };
         let to = live.to;
-        if live.missed == 0 && live.hole.is_none() && !busy && now < live.answered + IDLE - IDLE / 16 {
+        let calm = live.suspect.is_none() && live.hole.is_none() && !busy;
+        if live.missed == 0 && calm && now < live.answered + IDLE - IDLE / 16 {
             live.next = live.answered + jittered(IDLE, entropy);
             return;
         }
@@ -535,7 +563,7 @@ impl Paths {
         live.next = now + repeat;
         let (mut padded, mut small) = (None, true);
         match &mut live.hole {
-            None if busy && live.missed == 1 => {
+            None if busy && live.missed == 1 && live.suspect.is_none() => {
                 // Traffic of that size went out: does it arrive?
                 live.data = self.data;
                 let size = live.search.mtu();

@@ -94,6 +94,10 @@ fn status_has_the_fields_of_the_contract(lab: &Lab) -> Result<()> {
     let peer = &status["peers"][0];
     ensure!(peer["name"] == "b" && peer["path"]["kind"] == "direct", "{peer}");
     ensure!(peer["path"]["transport"] == "udp" && text(&peer["path"], "via")?.ends_with(":4100"), "{peer}");
+    ensure!(peer["path"]["transport"] == "udp" && peer["path"]["mtu"].as_u64() >= Some(1280), "{peer}");
+    ensure!(peer["session"]["cipher"].is_string() && peer["session"]["keys"].as_u64() >= Some(1), "{peer}");
+    let moved = |carrier: &str| peer["carriers"][carrier]["tx_bytes"].as_u64().unwrap_or(0);
+    ensure!(moved("datagram") + moved("stream") == peer["tx_bytes"].as_u64().unwrap_or(0), "{peer}");
     for field in ["mtu", "tx_bytes", "rx_bytes"] {
         ensure!(peer[field].as_u64().is_some_and(|n| n > 0), "peer.{field} counts: {peer}");
     }
@@ -116,7 +120,16 @@ fn status_has_the_fields_of_the_contract(lab: &Lab) -> Result<()> {
     let text = a.ok(&["status"])?;
     ensure!(text.contains("subnet lab") && text.contains("direct udp "), "{text}");
     let metrics = a.ok(&["metrics"])?;
-    for name in ["byway_peer_connected{", "byway_peer_tx_bytes_total{", "byway_drops_total{", "byway_members{"] {
+    for name in [
+        "byway_peer_connected{",
+        "byway_peer_tx_bytes_total{",
+        "byway_drops_total{",
+        "byway_members{",
+        "byway_carrier_bytes_total{",
+        "byway_session_keys_total{",
+        "byway_path_mtu_bytes{",
+        "byway_port_dropped_total{",
+    ] {
         ensure!(metrics.contains(name), "metrics lack {name}: {metrics}");
     }
     lab.unplug(b)?;

@@ -193,6 +193,22 @@ async fn one_who_stops_says_so() {
 }
 
 #[tokio::test]
+async fn one_who_died_is_missed_when_its_connection_closes() {
+    let streams = Streams::default();
+    let (a, b) = pair(&streams, [true; 2]).await;
+    both_up(&a, &b).await;
+    a.handle.closed(b.me).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(a.route(&b).is_some(), "the connection only: datagrams are answered");
+    b.task.abort();
+    b.links.close_port();
+    a.handle.closed(b.me).await;
+    let took = until("back to the stream", SOON, async || a.route(&b).is_none()).await;
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    a.end().await;
+}
+
+#[tokio::test]
 async fn one_who_was_killed_and_comes_again_is_used_again() {
     let streams = Streams::default();
     let (a, b) = pair(&streams, [true; 2]).await;

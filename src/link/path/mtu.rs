@@ -16,8 +16,10 @@ const JUMBO_TRIES: u8 = 2;
 const ROUNDS: u8 = 3;
 /// Least time before an unanswered size is tried again.
 pub(super) const WAIT: Duration = Duration::from_millis(250);
-/// Between two attempts to get above a size smaller than [`FIRST`].
+/// Between two attempts to get above a size smaller than [`FIRST`], in the long run.
 pub(super) const RAISE: Duration = Duration::from_secs(60);
+/// Parts of that before the first attempts: what made the path narrow may have been a moment's.
+const SOONER: [u32; 4] = [12, 6, 3, 2];
 
 /// The search of one path.
 #[derive(Debug)]
@@ -28,6 +30,8 @@ pub(super) struct Search {
     stage: Stage,
     due: Option<Instant>,
     jumbo: u8,
+    /// Attempts to get above the present size.
+    raises: usize,
     /// The ladder has been tried to its end since the path is there, or fell.
     settled: bool,
 }
@@ -45,7 +49,15 @@ enum Stage {
 impl Search {
     /// A new path; [`FIRST`] has just been probed.
     pub(super) fn new(now: Instant, wait: Duration) -> Search {
-        Search { mtu: BASE, confirmed: false, stage: Stage::Ladder(0), due: Some(now + wait), jumbo: 0, settled: false }
+        Search {
+            mtu: BASE,
+            confirmed: false,
+            stage: Stage::Ladder(0),
+            due: Some(now + wait),
+            jumbo: 0,
+            raises: 0,
+            settled: false,
+        }
     }
 
     /// Bytes of the largest IP packet.
@@ -93,6 +105,7 @@ impl Search {
         self.mtu = BASE;
         self.confirmed = false;
         self.settled = false;
+        self.raises = 0;
         self.stage = Stage::Ladder(0);
         self.due = Some(now);
     }
@@ -120,6 +133,7 @@ impl Search {
             }
             Stage::Ladder(_) if !self.confirmed => None,
             Stage::Rest => {
+                self.raises = self.raises.saturating_add(1);
                 self.stage = Stage::Raise;
                 self.due = Some(now + wait);
                 Some(above.next_back().into_iter().collect())
@@ -127,7 +141,7 @@ impl Search {
             Stage::Ladder(_) | Stage::Raise | Stage::Jumbo => {
                 self.stage = Stage::Rest;
                 self.settled = true;
-                self.due = Some(now + rest);
+                self.due = Some(now + rest / SOONER.get(self.raises).copied().unwrap_or(1));
                 Some(vec![])
             }
         }

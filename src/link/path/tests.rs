@@ -277,6 +277,25 @@ fn a_silent_path_is_lost_after_three_and_a_half_seconds() {
 }
 
 #[test]
+fn a_suspected_path_is_settled_in_less_than_a_second() {
+    for seed in 1..40 {
+        let mut world = World::new(seed);
+        world.busy = [seed % 2 == 0; 2];
+        world.begin();
+        world.run(Duration::from_millis(4000 + 70 * seed));
+        world.sides[0].suspect(world.now);
+        world.run(2 * SECOND);
+        assert_eq!(world.sides[0].changes(), 1, "it answers: the path stays");
+        world.blocked = true;
+        world.sides[0].suspect(world.now);
+        let took = world.until(10 * SECOND, |w| w.route[0].is_none()).unwrap();
+        assert!(took < 600 * MS, "{took:?}");
+        world.blocked = false;
+        assert!(world.until(5 * SECOND, World::both_up).is_some());
+    }
+}
+
+#[test]
 fn lost_packets_do_not_lose_the_path() {
     let mut world = World::new(77);
     world.loss = 50;
@@ -636,6 +655,7 @@ enum Step {
     Stop(u8),
     Start(u8),
     TooBig(u8),
+    Suspect(u8),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -649,6 +669,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0u8..2).prop_map(Step::Stop),
         1 => (0u8..2).prop_map(Step::Start),
         1 => (0u8..2).prop_map(Step::TooBig),
+        1 => (0u8..2).prop_map(Step::Suspect),
     ]
 }
 
@@ -677,6 +698,7 @@ proptest! {
                 }
                 Step::Stop(side) => world.sides[usize::from(side)].stop(),
                 Step::Start(side) => world.sides[usize::from(side)].start(world.now),
+                Step::Suspect(side) => world.sides[usize::from(side)].suspect(world.now),
                 Step::TooBig(side) => {
                     let (now, random) = (world.now, &mut world.random);
                     world.sides[usize::from(side)].too_big(now, &mut |b| random.fill(b));
