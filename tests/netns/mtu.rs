@@ -27,6 +27,8 @@ fn probe(from: &Host, to: &str, size: u32) -> Result<String> {
 
 /// Whether a packet of that size arrives.
 fn fits(from: &Host, to: &str, size: u32) -> Result<bool> {
+    // The kernel remembers what it was told for ten minutes.
+    from.ns().ip(&["route", "flush", "cache"])?;
     Ok(probe(from, to, size)?.contains(" 1 received"))
 }
 
@@ -43,7 +45,6 @@ fn packet_above_the_path_is_answered_with_its_size(lab: &Lab) -> Result<()> {
     }
     let mut said = String::new();
     let told = until("a packet that is too large is answered", SOON, || {
-        // What the kernel learnt is forgotten, so that it asks again.
         a.ns().ip(&["route", "flush", "cache"])?;
         said = probe(&a, &to_b, 1400)?;
         Ok(said.contains("Frag needed") || said.contains("Message too long") || said.contains("message too long"))
