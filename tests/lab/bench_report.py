@@ -145,7 +145,7 @@ def peers():
             continue
         sessions = own("datagram_peers")
         kept = ratio(own("crowd_gbit"), own("pair_gbit"))
-        least(f"one active pair beside {show(own('joined'), 0)} idle peers", 0.9, "", kept, "of two peers", f"{show(own('crowd_gbit'))} of {show(own('pair_gbit'))} Gbit/s; sessions: {show(sessions, 0)}")
+        least(f"one active pair beside {show(own('joined'), 0)} idle peers (real daemons, {os.environ['PEERS']} asked for)", 0.9, "", kept, "of two peers", f"{show(own('crowd_gbit'))} of {show(own('pair_gbit'))} Gbit/s; sessions: {show(sessions, 0)}")
         most("memory of an idle session without its connection", 40, "", own("rss_per_session_kb"), "kB", f"{show(own('rss_streams_kb'), 0)} kB without, {show(own('rss_sessions_kb'), 0)} with sessions", 1)
         most("idle traffic of the hub, each of its peers", 1000, "", own("idle_bytes_per_s"), "B/s", "", 0)
         most("idle processor time of the hub, each of its peers", 1, "", own("idle_cpu_percent"), "% of a core")
