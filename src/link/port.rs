@@ -46,8 +46,11 @@ pub struct Options {
 }
 
 impl Default for Options {
+    /// 1 MiB for what came: five times the usual, and about a millisecond of traffic when the receiving thread is late. Measured
+    /// with four CUBIC streams on two busy cores: a ping beside them takes 5 to 7 ms with 8 MiB, 3 with 2, 1.5 to 2 with 1, at
+    /// the same throughput; a flood of UDP loses a twentieth more.
     fn default() -> Options {
-        Options { receive_buffer: 8 << 20, send_buffer: 4 << 20, mark: None }
+        Options { receive_buffer: 1 << 20, send_buffer: 4 << 20, mark: None }
     }
 }
 
@@ -76,7 +79,7 @@ pub const fn class(first: u8) -> Class {
 pub struct Counts {
     /// Datagrams that came.
     pub received: u64,
-    /// Datagrams that came and were nothing known ([`Receiver::count_other`]).
+    /// Datagrams that came and were nothing known ([`Receiver::count_other`]), or QUIC of a connection that is not there.
     pub other: u64,
     /// QUIC datagrams dropped since too many waited.
     pub quic_dropped: u64,

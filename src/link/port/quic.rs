@@ -4,7 +4,7 @@
 //! whole queue out at once and copies it to quinn's buffers under a lock of its own: the receiving thread never waits for
 //! that.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,6 +12,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
@@ -29,6 +30,10 @@ const MAX_BYTES: usize = 2 << 20;
 /// Datagrams handed to quinn in one buffer: as many as it sends in one. quinn makes its buffers so many times as large as
 /// the largest datagram it takes.
 const MAX_HANDED: usize = 10;
+/// Who was sent nothing for so long is a stranger again: a connection of ours sends every 5 s, and ends after 10.
+const STRANGER_AFTER: Duration = Duration::from_secs(60);
+/// Addresses remembered for that.
+const MAX_KNOWN: usize = 4096;
 /// Capacity that an empty queue keeps, in bytes.
 const KEPT: usize = 256 << 10;
 
@@ -40,6 +45,8 @@ pub struct QuicSocket {
     inbox: Mutex<Inbox>,
     /// What quinn's side took out of the inbox in one piece and hands on bit by bit.
     taken: Mutex<Waiting>,
+    /// Whom quinn sent something, and when last.
+    known: Mutex<HashMap<SocketAddr, Instant>>,
     /// The last send found the socket's buffer full.
     full: AtomicBool,
 }
@@ -82,16 +89,46 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl QuicSocket {
     pub(super) fn new(socket: Arc<Socket>, tally: Arc<Tally>) -> QuicSocket {
-        QuicSocket { socket, tally, inbox: Mutex::default(), taken: Mutex::default(), full: AtomicBool::new(false) }
+        QuicSocket {
+            socket,
+            tally,
+            inbox: Mutex::default(),
+            taken: Mutex::default(),
+            known: Mutex::default(),
+            full: AtomicBool::new(false),
+        }
     }
 
-    /// Queues datagrams for quinn; drops and counts them where too many wait.
+    /// Whether quinn may have a use for what a stranger sent: only the first packet of a handshake, whose header is long and
+    /// names version 1 (RFC 9000 section 17.2). Connections do not change their addresses here, so that anything else from
+    /// somebody who was sent nothing is junk, and costs no task a wake-up.
+    fn is_expected(&self, from: SocketAddr, bytes: &[u8]) -> bool {
+        matches!(bytes, [first, 0, 0, 0, 1, ..] if first & 0x80 != 0)
+            || lock(&self.known).get(&from).is_some_and(|last| last.elapsed() < STRANGER_AFTER)
+    }
+
+    /// Remembers who was sent something.
+    pub(super) fn note(&self, to: SocketAddr) {
+        let mut known = lock(&self.known);
+        if known.len() >= MAX_KNOWN && !known.contains_key(&to) {
+            known.retain(|_, last| last.elapsed() < STRANGER_AFTER);
+        }
+        if known.len() < MAX_KNOWN || known.contains_key(&to) {
+            known.insert(to, Instant::now());
+        }
+    }
+
+    /// Queues datagrams for quinn; drops and counts them where too many wait, or nobody expects them.
     pub(super) fn give(&self, from: SocketAddr, ecn: u8, segment: usize, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
         }
         let segment = segment.clamp(1, bytes.len());
         let datagrams = bytes.len().div_ceil(segment);
+        if !self.is_expected(from, bytes) {
+            self.tally.other.fetch_add(u64::try_from(datagrams).unwrap_or(u64::MAX), Ordering::Relaxed);
+            return;
+        }
         let mut inbox = lock(&self.inbox);
         let fits = inbox.datagrams + datagrams <= MAX_DATAGRAMS && inbox.bytes + bytes.len() <= MAX_BYTES;
         if !fits || inbox.closed {
@@ -183,6 +220,7 @@ impl AsyncUdpSocket for QuicSocket {
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let (to, ecn) = (transmit.destination, transmit.ecn.map(|ecn| ecn as u8));
+        self.note(to);
         let segment = transmit.segment_size.filter(|size| (1..transmit.contents.len()).contains(size));
         let cut = segment.and_then(|size| u16::try_from(size).ok()).filter(|_| self.socket.gso.load(Ordering::Relaxed));
         let mut refused = None;

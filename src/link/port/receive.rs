@@ -49,8 +49,8 @@ pub struct Receiver {
 struct Reading {
     /// Not yet read to its end.
     ready: bool,
-    /// Messages asked for at once: 1 while the kernel joins datagrams (then one message is up to 64 KiB, and one hot buffer
-    /// is faster than many), up to 32 while it does not.
+    /// Messages asked for at once: 1 while most of them are datagrams that the kernel joined (then one message is up to
+    /// 64 KiB, and one hot buffer is faster than many), up to 32 while most are single ones.
     at_once: usize,
 }
 
@@ -114,7 +114,10 @@ impl Receiver {
                         let (datagrams, joined) = count(&self.batch, came);
                         // Fewer than asked for: the call met the end itself.
                         reading.ready = came == reading.at_once || reading.at_once == 1;
-                        reading.at_once = if joined { 1 } else { (reading.at_once * 2).min(MAX_RECEIVED) };
+                        reading.at_once = match joined >= came.div_ceil(2) {
+                            true => (reading.at_once / 2).max(1),
+                            false => (reading.at_once * 2).min(MAX_RECEIVED),
+                        };
                         self.port.tally.received.fetch_add(datagrams, Ordering::Relaxed);
                         self.came = came;
                         return came;
@@ -151,11 +154,11 @@ impl Receiver {
     }
 }
 
-/// Datagrams in a batch, and whether the kernel joined any.
-fn count(batch: &ReceiveBatch, came: usize) -> (u64, bool) {
+/// Datagrams in a batch, and in how many of its messages the kernel joined some.
+fn count(batch: &ReceiveBatch, came: usize) -> (u64, usize) {
     let metas = (0..came).filter_map(|index| batch.message(index)).map(|(meta, _)| meta);
-    metas.fold((0, false), |(datagrams, joined), meta| {
+    metas.fold((0, 0), |(datagrams, joined), meta| {
         let here = meta.length.div_ceil(meta.segment.max(1)).max(1);
-        (datagrams + u64::try_from(here).unwrap_or(0), joined || meta.segment < meta.length)
+        (datagrams + u64::try_from(here).unwrap_or(0), joined + usize::from(meta.segment < meta.length))
     })
 }

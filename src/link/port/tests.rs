@@ -332,6 +332,7 @@ fn the_quic_queue_is_bounded_in_datagrams_and_in_bytes() {
     let port = port(&[V4]);
     let quic = &port.quic()[0];
     let from = address(&port);
+    quic.note(from);
     for _ in 0..1024 {
         quic.give(from, 0, 20, &[0x40; 20]);
     }
@@ -350,10 +351,27 @@ fn the_quic_queue_is_bounded_in_datagrams_and_in_bytes() {
 }
 
 #[test]
+fn strangers_wake_nobody_but_with_the_first_packet_of_a_handshake() {
+    let port = port(&[V4]);
+    let quic = &port.quic()[0];
+    let from = address(&port);
+    let initial = [0xc3, 0, 0, 0, 1, 8, 7];
+    quic.give(from, 0, 7, &initial);
+    for junk in [[0x40; 7], [0x7f; 7], [0xc3, 0, 0, 0, 2, 8, 7], [0xff; 7], [0x80, 0, 0, 0, 0, 8, 7]] {
+        quic.give(from, 0, 7, &junk);
+    }
+    assert_eq!(port.counts().other, 5);
+    quic.note(from);
+    quic.give(from, 0, 7, &[0x40; 7]);
+    assert_eq!(read_quic(quic, 20).1, [(initial.to_vec(), 7), (vec![0x40; 7], 7)]);
+}
+
+#[test]
 fn quic_datagrams_are_handed_out_whole_in_order_and_as_many_as_fit() {
     let port = port(&[V4]);
     let quic = &port.quic()[0];
     let bytes: Vec<u8> = (0..=255).cycle().take(2350).collect();
+    quic.note(address(&port));
     // Three of 1000, 1000 and 350 bytes; with room for two, then one larger than any buffer, then one of one byte.
     quic.give(address(&port), 2, 1000, &bytes);
     quic.give(address(&port), 0, 3000, &[0x41; 3000]);
