@@ -46,6 +46,7 @@ fn port_families(out: &mut String, counts: &Counts, strays: &Strays) {
         ("unknown-session", strays.unknown.load(Ordering::Relaxed)),
         ("malformed", strays.malformed.load(Ordering::Relaxed)),
         ("foreign", strays.foreign.load(Ordering::Relaxed)),
+        ("quic-stranger", counts.other),
         ("quic-queue-full", counts.quic_dropped),
     ];
     let help = "Datagrams from the port that led nowhere, by reason.";

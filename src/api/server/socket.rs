@@ -1,14 +1,20 @@
 //! The socket file: made with its rights, taken over only from the dead, removed only while it is ours.
 
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::peer::{READERS, group};
 use crate::api::types::{Error, ErrorKind};
+
+/// How long another daemon that makes its socket in the same directory is waited for.
+const TURN: Duration = Duration::from_millis(300);
 
 /// A bound socket; dropping it removes the file while that is still the one made here.
 #[derive(Debug)]
@@ -66,9 +72,7 @@ pub fn bind(path: &Path) -> Result<Listener, Error> {
             .map_err(|e| fail("make the directory of the control socket", &e))?;
     }
     // Two daemons that start at once must not both find the old socket dead and remove each other's new one.
-    let _guard = std::fs::File::open(directory)
-        .and_then(|dir| Flock::lock(dir, FlockArg::LockExclusive).map_err(|(_, e)| e.into()))
-        .map_err(|e| fail("lock the directory of the control socket", &e))?;
+    let _guard = lock(directory).map_err(|e| fail("lock the directory of the control socket", &e))?;
     remove_stale(path)?;
     // Bound beside its place and linked there with its rights already set: nobody connects before.
     let aside = directory.join(format!(".{}", std::process::id()));
@@ -83,6 +87,22 @@ pub fn bind(path: &Path) -> Result<Listener, Error> {
     let result = made().map_err(|e| fail("make the control socket", &e));
     let _ = std::fs::remove_file(&aside);
     result
+}
+
+/// Locks the directory while a socket is made there, which takes milliseconds. Whoever holds it longer has it for good: a store,
+/// ours perhaps, whose state directory it is. None then.
+fn lock(directory: &Path) -> io::Result<Option<Flock<File>>> {
+    let until = Instant::now() + TURN;
+    let mut file = File::open(directory)?;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(Some(lock)),
+            Err((_, Errno::EWOULDBLOCK)) if Instant::now() >= until => return Ok(None),
+            Err((same, Errno::EWOULDBLOCK | Errno::EINTR)) => file = same,
+            Err((_, error)) => return Err(error.into()),
+        }
+        std::thread::sleep(TURN / 30);
+    }
 }
 
 /// Gives a file to group `byway`; where there is no such group it stays with ours.

@@ -88,6 +88,11 @@ async fn a_live_socket_is_left_alone_and_a_dead_one_taken_over() {
     drop(listener);
     assert!(other.path().exists(), "the socket of another is not removed");
 
+    // A store holds its state directory locked for as long as it lives; the socket may lie there all the same.
+    let state = std::fs::File::open(dir.path()).unwrap();
+    state.lock().unwrap();
+    assert!(bind(&dir.path().join("beside.sock")).is_ok());
+
     let file = dir.path().join("file");
     std::fs::write(&file, "mine").unwrap();
     assert_eq!(bind(&file).unwrap_err().code, "E-SOCKET-IN-USE");
