@@ -77,7 +77,7 @@ pub(super) fn show(p: &PeerInfo, style: Style) -> String {
     }
     for session in &p.sessions {
         let cipher = session.cipher.as_deref().unwrap_or("no key");
-        let text = format!("{cipher}  {} keys so far, {} changes of path", session.keys, session.path_changes);
+        let text = format!("{cipher}  key {}  path changes {}", session.keys, session.path_changes);
         out += &print::fields(&[("session", text)]);
     }
     for address in &p.addresses {

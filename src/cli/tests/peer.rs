@@ -56,7 +56,7 @@ fn a_datagram_session_is_told() {
     for line in [
         "  path        direct udp 10.0.0.2:4100\n",
         "  path mtu    1500\n",
-        "  session     aes-256-gcm  2 keys so far, 1 changes of path\n",
+        "  session     aes-256-gcm  key 2  path changes 1\n",
     ] {
         assert!(shown.contains(line), "{shown}");
     }
