@@ -1,6 +1,6 @@
 //! The control task of the datagram carrier: keys and paths of every peer in every subnet.
 //!
-//! Owns one [`Session`] and one [`Paths`] per link. Carries out what they ask for: keys go to the receiving thread, the
+//! Owns one [`Session`] and one `Paths` per link. Carries out what they ask for: keys go to the receiving thread, the
 //! route to the packet threads, probes and rekey messages out of the port, questions over the stream to whoever reads the
 //! [`Ask`]s. Decides neither who is a member (the View does) nor what a packet may do.
 //!
