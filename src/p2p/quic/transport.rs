@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use futures::stream::{BoxStream, Fuse};
+use futures::stream::{BoxStream, Fuse, FuturesUnordered};
 use futures::{FutureExt, StreamExt};
 use if_watch::IfEvent;
 use if_watch::tokio::IfWatcher;
@@ -19,7 +19,7 @@ use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
 use quinn::AsyncUdpSocket;
 use quinn::udp::Transmit;
-use tokio::sync::oneshot;
+use tokio::sync::mpsc;
 
 use super::super::address::udp_of;
 use super::admission::{Admission, Verdict};
@@ -33,6 +33,8 @@ use super::{Error, canonical, choose};
 const BURST: usize = 64;
 /// What a dialled server would be called. It is not sent.
 const NAME: &str = "peer";
+/// Connections through one punched hole that are tried: the first whose handshake succeeds is the dial's.
+const ARRIVALS: usize = 4;
 /// Bytes of a datagram that punches a hole.
 const PUNCH: usize = 64;
 /// Its first byte: none of ours (0x04-0x3f), and not QUIC, whose version 1 sets 0x40.
@@ -53,7 +55,7 @@ pub(crate) struct Transport {
     patience: Duration,
     events: VecDeque<Event>,
     /// Dials that wait for the other side to come through.
-    punching: HashMap<SocketAddr, oneshot::Sender<Upgrade>>,
+    punching: HashMap<SocketAddr, mpsc::Sender<Upgrade>>,
     /// Which port is looked at first, so that one under load does not hide the others.
     turn: usize,
     waker: Option<Waker>,
@@ -156,18 +158,27 @@ impl Transport {
         if self.punching.contains_key(&remote) {
             return Err(Error::Punching(remote));
         }
-        let (arrived, arrival) = oneshot::channel();
+        let (arrived, mut arrivals) = mpsc::channel(ARRIVALS);
         self.punching.insert(remote, arrived);
         let patience = self.patience;
         Ok(async move {
             let _expected = socket.expect(remote);
             let upgrade = async {
-                tokio::select! {
-                    upgrade = arrival => upgrade.map_err(|_| Error::Closed),
-                    never = punch(&socket, remote) => match never {},
+                let mut punching = std::pin::pin!(punch(&socket, remote));
+                let mut running = FuturesUnordered::new();
+                loop {
+                    tokio::select! {
+                        Some(upgrade) = arrivals.recv() => running.push(upgrade),
+                        Some(done) = running.next(), if !running.is_empty() => match done {
+                            Ok(done) => return Ok(done),
+                            // A packet of an attempt that the peer has given up came through the hole first.
+                            Err(error) => tracing::debug!(%remote, %error, "connection through a punched hole"),
+                        },
+                        never = &mut punching => match never {},
+                    }
                 }
             };
-            tokio::time::timeout(patience, upgrade).await.unwrap_or(Err(Error::Slow))?.await
+            tokio::time::timeout(patience, upgrade).await.unwrap_or(Err(Error::Slow))
         }
         .boxed())
     }
@@ -237,9 +248,9 @@ impl Transport {
         };
         let upgrade = establish(connecting, place, self.patience).boxed();
         if expected {
-            if let Some(waiting) = self.punching.remove(&remote) {
-                // Nobody waits any more: the connection closes with the future.
-                drop(waiting.send(upgrade));
+            if let Some(waiting) = self.punching.get(&remote) {
+                // Nobody waits any more, or too many came: the connection closes with the future.
+                drop(waiting.try_send(upgrade));
             }
             return None;
         }
