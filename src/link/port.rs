@@ -79,7 +79,7 @@ pub const fn class(first: u8) -> Class {
 pub struct Counts {
     /// Datagrams that came.
     pub received: u64,
-    /// Datagrams that came and were nothing known ([`Receiver::count_other`]), or QUIC of a connection that is not there.
+    /// QUIC datagrams of strangers that begin no connection.
     pub other: u64,
     /// QUIC datagrams dropped since too many waited.
     pub quic_dropped: u64,

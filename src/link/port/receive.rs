@@ -147,11 +147,6 @@ impl Receiver {
             quic.give(message.from, message.ecn, message.segment, bytes);
         }
     }
-
-    /// Counts datagrams that are neither ours nor QUIC, or claim to be ours and are not.
-    pub fn count_other(&self, datagrams: u64) {
-        self.port.tally.other.fetch_add(datagrams, Ordering::Relaxed);
-    }
 }
 
 /// Datagrams in a batch, and in how many of its messages the kernel joined some.
