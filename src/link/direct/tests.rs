@@ -302,10 +302,25 @@ fn cpu() -> Duration {
     Duration::from_millis(ticks * 10)
 }
 
-/// Alone: it measures the process.
-#[tokio::test]
-#[ignore = "measures the whole process: run it alone"]
-async fn two_hundred_idle_sessions_cost_little() {
+/// Set for the second run of the test below: alone in its process, which is what it measures.
+const ALONE: &str = "BYWAY_TEST_ALONE";
+
+#[test]
+fn two_hundred_idle_sessions_cost_little() {
+    if std::env::var_os(ALONE).is_some() {
+        return tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(two_hundred());
+    }
+    let run = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "link::direct::tests::two_hundred_idle_sessions_cost_little", "--nocapture"])
+        .env(ALONE, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&run.stdout);
+    assert!(run.status.success() && said.contains("kB a session"), "{said}{}", String::from_utf8_lossy(&run.stderr));
+    print!("{said}");
+}
+
+async fn two_hundred() {
     const COUNT: u16 = 200;
     let streams = Streams::default();
     let (a, b) =
