@@ -28,6 +28,7 @@ use super::address::{carrier_of, is_believable, is_link_local_v6, is_loopback};
 use super::behaviour::{Behaviour, BehaviourEvent, MembersEvent};
 use super::book::Book;
 use super::data::{Direction, Opened};
+use super::redial::Budget;
 use super::transport::Overlay;
 use super::{Address, Class, Command, Config, ConnectionStatus, Event, Members, PeerStatus, Protocol};
 use crate::model::id::PeerId;
@@ -53,6 +54,8 @@ pub struct Driver {
     links: HashMap<ConnectionId, Link>,
     next_link: u64,
     dialling: BTreeMap<PeerId, Dialling>,
+    /// For what nobody waits for.
+    budget: Budget,
     /// Peers disconnected by command.
     held: BTreeSet<PeerId>,
     waiters: Vec<Waiter>,
@@ -98,6 +101,7 @@ impl Driver {
             links: HashMap::new(),
             next_link: 0,
             dialling: BTreeMap::new(),
+            budget: Budget::new(Instant::now()),
             held: BTreeSet::new(),
             waiters: Vec::new(),
             asks: Asks::default(),

@@ -1,7 +1,8 @@
 //! When a lost peer is dialled again.
 //!
 //! Pure: the time and the jitter are arguments. At once, then after 1 s; never more than 2 s apart in the first minute
-//! after the loss, so that a peer that returns is back within 3 s; later up to 30 s apart.
+//! after the loss, so that a peer that returns is back within 3 s; later up to 30 s apart. Many lost peers share a
+//! [`Budget`], so that a large subnet most of which is away costs its members little; those for whom packets wait do not.
 
 use std::time::Duration;
 
@@ -16,6 +17,13 @@ const LONG: Duration = Duration::from_secs(30);
 /// Between two dials of one peer, whatever happens.
 const FLOOR: Duration = Duration::from_secs(1);
 
+/// Rounds of dials to peers lost in the last minute that may begin at once, and in a second after that. The first is for a
+/// node whose own link was down, the second keeps pauses of 2 s for 20 lost peers.
+const FRESH_RATE: (f64, f64) = (64.0, 10.0);
+/// The same for peers that are away for longer: pauses of 30 s for 30 of them, and longer ones for more. Whoever returns
+/// dials by itself.
+const AWAY_RATE: (f64, f64) = (16.0, 1.0);
+
 /// The dialling of one peer.
 #[derive(Debug, Clone)]
 pub(super) struct Redial {
@@ -24,6 +32,8 @@ pub(super) struct Redial {
     /// When to dial next.
     next: Instant,
     last: Option<Instant>,
+    /// Packets wait for the peer.
+    wanted: bool,
     /// Dials since `since`.
     pub(super) failures: u32,
 }
@@ -31,7 +41,7 @@ pub(super) struct Redial {
 impl Redial {
     /// Begins now, with the first dial after `delay`.
     pub(super) fn new(now: Instant, delay: Duration) -> Self {
-        Redial { since: now, next: now + delay, last: None, failures: 0 }
+        Redial { since: now, next: now + delay, last: None, wanted: false, failures: 0 }
     }
 
     /// Whether a dial is due.
@@ -39,14 +49,25 @@ impl Redial {
         now >= self.next
     }
 
+    /// When a dial is due.
+    pub(super) fn due(&self) -> Instant {
+        self.next
+    }
+
+    /// Whether the peer was lost, or there was news of it, in the last minute.
+    fn is_fresh(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) < FRESH
+    }
+
     /// A dial was started; `jitter` is any number.
     pub(super) fn dialled(&mut self, now: Instant, jitter: u32) {
-        let cap = if now.duration_since(self.since) < FRESH { SHORT } else { LONG };
+        let cap = if self.is_fresh(now) { SHORT } else { LONG };
         let pause = FLOOR.saturating_mul(1 << self.failures.min(5)).min(cap);
         // Between 80 and 100 % of the pause, never under the floor.
         let pause = pause.mul_f64(0.8 + 0.2 * f64::from(jitter) / f64::from(u32::MAX)).max(FLOOR);
         self.failures = self.failures.saturating_add(1);
         self.last = Some(now);
+        self.wanted = false;
         self.next = now + pause;
     }
 
@@ -61,6 +82,48 @@ impl Redial {
     pub(super) fn nudge(&mut self, now: Instant) {
         let soon = self.last.map_or(now, |last| (last + FLOOR).max(now));
         self.next = self.next.min(soon);
+        self.wanted = true;
+    }
+}
+
+/// Dials of all lost peers together: a token bucket for those lost just now, and one for those away for longer.
+#[derive(Debug)]
+pub(super) struct Budget {
+    fresh: Bucket,
+    away: Bucket,
+}
+
+#[derive(Debug)]
+struct Bucket {
+    most: f64,
+    per_second: f64,
+    tokens: f64,
+    at: Instant,
+}
+
+impl Budget {
+    /// A full one.
+    pub(super) fn new(now: Instant) -> Self {
+        let full = |(most, per_second)| Bucket { most, per_second, tokens: most, at: now };
+        Budget { fresh: full(FRESH_RATE), away: full(AWAY_RATE) }
+    }
+
+    /// Whether one more round to this peer may begin: always where packets wait.
+    pub(super) fn take(&mut self, now: Instant, redial: &Redial) -> bool {
+        redial.wanted || if redial.is_fresh(now) { self.fresh.take(now) } else { self.away.take(now) }
+    }
+}
+
+impl Bucket {
+    fn take(&mut self, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.tokens = (self.tokens + passed * self.per_second).min(self.most);
+        self.at = now;
+        let enough = self.tokens >= 1.0;
+        if enough {
+            self.tokens -= 1.0;
+        }
+        enough
     }
 }
 
@@ -89,6 +152,32 @@ mod tests {
             }
             prop_assert!(redial.next - now >= Duration::ZERO);
         }
+    }
+
+    #[test]
+    fn many_lost_peers_share_a_budget() {
+        let start = Instant::now();
+        let redial = Redial::new(start, Duration::ZERO);
+        let mut budget = Budget::new(start);
+        let mut rounds = |now: Instant| (0..200).filter(|_| budget.take(now, &redial)).count();
+        assert_eq!(rounds(start), 64);
+        assert_eq!(rounds(start + Duration::from_secs(1)), 10);
+        // Ten times a second, as the driver asks: no part of a token is lost.
+        let spent: usize = (1..=50).map(|n| rounds(start + Duration::from_millis(1000 + 100 * n))).sum();
+        assert!((49..=50).contains(&spent), "{spent}");
+        assert_eq!(rounds(start + FRESH), 16, "those away for longer have their own");
+        assert_eq!(rounds(start + FRESH + Duration::from_secs(3)), 3);
+    }
+
+    #[test]
+    fn packets_that_wait_do_not_wait_for_the_budget() {
+        let start = Instant::now();
+        let (mut redial, mut budget) = (Redial::new(start, Duration::ZERO), Budget::new(start));
+        while budget.take(start, &redial) {}
+        redial.nudge(start);
+        assert!(budget.take(start, &redial));
+        redial.dialled(start, 0);
+        assert!(!budget.take(start, &redial), "once for each time they ask");
     }
 
     #[test]

@@ -34,6 +34,11 @@ impl Dialling {
     fn new(now: Instant, delay: Duration) -> Self {
         Dialling { redial: Redial::new(now, delay), second: None, attempts: BTreeSet::new() }
     }
+
+    /// Whether a round is due, the first or the second.
+    fn is_due(&self, now: Instant) -> bool {
+        self.redial.is_due(now) || self.second.as_ref().is_some_and(|(when, _)| now >= *when)
+    }
 }
 
 /// Somebody waits for a dial.
@@ -72,23 +77,28 @@ impl Driver {
         }
     }
 
-    /// Starts the dials that are due.
+    /// Starts the dials that are due, those first that are so for longest, as far as the budget goes.
     pub(super) fn handle_dials(&mut self, now: Instant) {
-        let peers: Vec<_> = self.dialling.keys().copied().collect();
-        for peer in peers {
-            if !self.is_needed(peer) {
-                self.dialling.remove(&peer);
-                continue;
-            }
-            let (mut first, second) = self.book.rounds(&peer, self.config.prefer);
+        let done: Vec<_> = self.dialling.keys().filter(|peer| !self.is_needed(**peer)).copied().collect();
+        for peer in done {
+            self.dialling.remove(&peer);
+        }
+        let due = self.dialling.iter().filter(|(_, dialling)| dialling.is_due(now));
+        let mut due: Vec<_> = due.map(|(peer, dialling)| (dialling.redial.due(), *peer)).collect();
+        due.sort_unstable();
+        for (_, peer) in due {
             let Some(dialling) = self.dialling.get_mut(&peer) else { continue };
             let mut round = Vec::new();
             if let Some((_, late)) = dialling.second.take_if(|(when, _)| now >= *when) {
                 round = late;
             }
             // Without an address there is nothing to count: the first one that is learned is dialled at once.
-            if dialling.redial.is_due(now) && !(first.is_empty() && second.is_empty()) {
+            if dialling.redial.is_due(now)
+                && !self.book.addresses(&peer).is_empty()
+                && self.budget.take(now, &dialling.redial)
+            {
                 dialling.redial.dialled(now, jitter());
+                let (mut first, second) = self.book.rounds(&peer, self.config.prefer);
                 if first.is_empty() {
                     round.extend(second);
                 } else {
