@@ -144,8 +144,11 @@ def peers():
         if ("byway", cc, "peers") not in MEDIANS:
             continue
         sessions = own("datagram_peers")
-        kept = ratio(own("crowd_gbit"), own("pair_gbit"))
-        least(f"one active pair beside {show(own('joined'), 0)} idle peers (real daemons, {os.environ['PEERS']} asked for)", 0.9, "", kept, "of two peers", f"{show(own('crowd_gbit'))} of {show(own('pair_gbit'))} Gbit/s; sessions: {show(sessions, 0)}")
+        pair, crowd, still = own("pair_gbit"), own("crowd_gbit"), own("still_gbit")
+        peers_text = f"one active pair beside {show(own('joined'), 0)} idle peers (real daemons, {os.environ['PEERS']} asked for)"
+        least(f"{peers_text}, stopped meanwhile", 0.9, "", ratio(still, pair), "of two peers", f"{show(still)} of {show(pair)} Gbit/s; sessions: {show(own('still_peers'), 0)}")
+        beside = f"{show(ratio(crowd, pair))} of two peers"
+        row(f"{peers_text}, on the same processors", "reported", "", beside, True, f"{show(crowd)} Gbit/s; sessions: {show(sessions, 0)}")
         most("memory of an idle session without its connection", 40, "", own("rss_per_session_kb"), "kB", f"{show(own('rss_streams_kb'), 0)} kB without, {show(own('rss_sessions_kb'), 0)} with sessions", 1)
         most("idle traffic of the hub, each of its peers", 1000, "", own("idle_bytes_per_s"), "B/s", "", 0)
         most("idle processor time of the hub, each of its peers", 1, "", own("idle_cpu_percent"), "% of a core")
