@@ -149,6 +149,9 @@ fn render(status: &Status, maps: &[MapInfo]) -> String {
     let rtt = peers().filter_map(|(l, p)| Some((l, p.rtt_ms? / 1000.0)));
     let help = "Round trip: of the datagram path's probes where there is one, else of the control connection.";
     family(&mut out, "byway_peer_rtt_seconds", "gauge", help, rtt);
+    let loss = peers().filter_map(|(l, p)| Some((l, p.loss?)));
+    let help = "Share of the datagram path's keep-alives of the last two minutes without an answer.";
+    family(&mut out, "byway_peer_loss_ratio", "gauge", help, loss);
     let drops = status.subnets.iter().flat_map(|s| {
         s.drops
             .iter()

@@ -240,6 +240,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                 None if info.path.kind == "offline" => None,
                 None => rtt_ms(known.get(&peer)),
             };
+            info.loss = direct.and_then(|path| path.loss);
             info.mtu = direct.map_or(MTU, inner_mtu);
             info.tx_bytes = link.carried().tx_bytes;
             info.rx_bytes = link.carried().rx_bytes;

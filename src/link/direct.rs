@@ -132,7 +132,7 @@ enum Order {
 pub struct Handle(mpsc::Sender<Order>);
 
 /// How the datagrams to one peer fare.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct DirectStatus {
     /// The path packets take; none: the stream carries them.
     pub path: Option<PathStatus>,
@@ -145,7 +145,7 @@ pub struct DirectStatus {
 }
 
 /// A datagram path.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct PathStatus {
     /// The far address.
     pub to: SocketAddr,
@@ -155,6 +155,8 @@ pub struct PathStatus {
     pub rtt: Option<Duration>,
     /// Bytes of the largest IP packet of the underlay.
     pub mtu: u16,
+    /// The share of keep-alives of the last two minutes that was not answered, 0 to 1.
+    pub loss: Option<f64>,
 }
 
 impl Handle {
@@ -735,6 +737,7 @@ impl Peer {
                 .unwrap_or(SystemTime::UNIX_EPOCH),
             rtt: path.rtt,
             mtu: path.mtu,
+            loss: path.loss,
         });
         DirectStatus {
             path,

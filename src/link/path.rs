@@ -94,7 +94,7 @@ pub enum Output {
 }
 
 /// The path in use, as `status` shows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Path {
     /// Where packets go.
     pub to: SocketAddr,
@@ -104,6 +104,9 @@ pub struct Path {
     pub rtt: Option<Duration>,
     /// Bytes of the largest IP packet.
     pub mtu: u16,
+    /// The share of the last 64 keep-alive probes, two minutes of them, whose answer did not come: loss of both ways
+    /// together, 0 to 1. None before the first answer.
+    pub loss: Option<f64>,
 }
 
 /// The paths to one peer in one subnet.
@@ -127,6 +130,26 @@ struct Pending {
     sent: Instant,
     /// Bytes of the IP packet; 0: small.
     size: u16,
+    /// A keep-alive: what becomes of it is counted in [`Tried`].
+    counts: bool,
+}
+
+/// What became of the last keep-alives: a bit each, set where it was lost, the newest one lowest.
+#[derive(Debug, Clone, Copy, Default)]
+struct Tried {
+    lost: u64,
+    count: u32,
+}
+
+impl Tried {
+    fn add(&mut self, lost: bool) {
+        self.lost = self.lost << 1 | u64::from(lost);
+        self.count = self.count.saturating_add(1).min(u64::BITS);
+    }
+
+    fn loss(self) -> Option<f64> {
+        (self.count > 0).then(|| f64::from(self.lost.count_ones()) / f64::from(self.count))
+    }
 }
 
 #[derive(Debug)]
@@ -145,6 +168,7 @@ struct Live {
     search: Search,
     /// [`Paths::data`] at the last keep-alive.
     data: u64,
+    tried: Tried,
     hole: Option<Hole>,
     challenge: Option<Challenge>,
 }
@@ -262,7 +286,7 @@ impl Paths {
     /// The path in use.
     pub fn path(&self) -> Option<Path> {
         let live = self.live.as_ref()?;
-        Some(Path { to: live.to, since: live.since, rtt: live.rtt, mtu: live.search.mtu() })
+        Some(Path { to: live.to, since: live.since, rtt: live.rtt, mtu: live.search.mtu(), loss: live.tried.loss() })
     }
 
     /// Paths gained, lost or moved since the start.
@@ -310,6 +334,9 @@ impl Paths {
         let interval = jittered(BUSY, entropy);
         let Some(live) = &mut self.live else { return };
         live.rtt = Some(live.rtt.map_or(rtt, |smooth| (smooth * 7 + rtt) / 8));
+        if probe.counts {
+            live.tried.add(false);
+        }
         live.suspect.take_if(|since| probe.sent >= *since);
         // An answer that was under way already proves nothing to one who suspects.
         if live.suspect.is_none() {
@@ -400,7 +427,7 @@ impl Paths {
             return;
         }
         while self.pending.front().is_some_and(|probe| probe.sent + FORGET <= now) {
-            self.pending.pop_front();
+            self.forget_oldest();
         }
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if self.live.as_ref().is_some_and(|live| due(live.lost_at())) {
@@ -440,12 +467,21 @@ impl Paths {
     fn probe(&mut self, now: Instant, to: SocketAddr, size: u16, entropy: Entropy<'_>) -> u64 {
         let token = u64::from_be_bytes(bytes(entropy));
         if self.pending.len() >= MAX_PENDING {
-            self.pending.pop_front();
+            self.forget_oldest();
         }
-        self.pending.push_back(Pending { token, to, sent: now, size });
+        self.pending.push_back(Pending { token, to, sent: now, size, counts: false });
         let pad_to = if size == 0 { 0 } else { payload(to, size) };
         self.output(Output::Probe { to, token, pad_to });
         token
+    }
+
+    /// Nobody answered the oldest probe.
+    fn forget_oldest(&mut self) {
+        if let Some(probe) = self.pending.pop_front()
+            && let Some(live) = self.live.as_mut().filter(|live| probe.counts && live.to == probe.to)
+        {
+            live.tried.add(true);
+        }
     }
 
     /// Says where packets go and how large they may be.
@@ -468,6 +504,7 @@ impl Paths {
             suspect: None,
             search: Search::new(now, mtu::WAIT),
             data: self.data,
+            tried: Tried::default(),
             hole: None,
             challenge: None,
         };
@@ -505,6 +542,7 @@ impl Paths {
         if let Some(to) = moved {
             live.to = to;
             live.since = now;
+            live.tried = Tried::default();
             live.answered = now;
             live.missed = 0;
             live.enough = None;
@@ -576,11 +614,11 @@ impl Paths {
             }
             _ => live.data = self.data,
         }
-        if let Some(size) = padded {
+        for size in padded.into_iter().chain(small.then_some(0)) {
             self.probe(now, to, size, entropy);
-        }
-        if small {
-            self.probe(now, to, 0, entropy);
+            if let Some(probe) = self.pending.back_mut() {
+                probe.counts = true;
+            }
         }
     }
 }

@@ -343,6 +343,7 @@ pub struct PeerStatus {
     pub addresses: Vec<IpAddr>,
     pub path: Path,
     pub rtt_ms: Option<f64>,
+    /// Share of the datagram path's keep-alives of the last two minutes without an answer, 0 to 1.
     pub loss: Option<f64>,
     /// Bytes of the largest packet of the subnet that reaches the peer whole.
     pub mtu: u16,

@@ -220,6 +220,25 @@ fn a_path_is_up_in_two_round_trips_and_carries_1500() {
 }
 
 #[test]
+fn loss_is_the_share_of_keep_alives_without_an_answer() {
+    let mut world = World::new(3);
+    world.begin();
+    let loss = |world: &World| world.sides[0].path().and_then(|path| path.loss);
+    world.run(SECOND);
+    assert_eq!(loss(&world), None, "nothing was tried yet");
+    world.run(60 * SECOND);
+    assert_eq!(loss(&world), Some(0.0));
+    // A tenth each way: 19 % of the round trips.
+    world.loss = 100;
+    world.run(300 * SECOND);
+    let seen = loss(&world).unwrap();
+    assert!((0.05..0.4).contains(&seen), "{seen}");
+    world.loss = 0;
+    world.run(300 * SECOND);
+    assert_eq!(loss(&world), Some(0.0), "old losses are forgotten");
+}
+
+#[test]
 fn nothing_is_sent_without_a_key() {
     let mut world = World::new(1);
     let to = world.source[1];
