@@ -265,11 +265,9 @@ impl Datagrams {
         if sent.frames_dropped > 0 {
             self.counts.add(DropReason::QueueFull, sent.frames_dropped);
         }
-        if sent.too_big {
-            // Which of them it was, their own probes tell.
-            for key in &self.keys {
-                let _ = self.heard.try_send(Heard::TooBig { key: *key });
-            }
+        // Another one of the same call is met again by its next packet.
+        if let Some(key) = sent.too_big.and_then(|run| self.keys.get(run)) {
+            let _ = self.heard.try_send(Heard::TooBig { key: *key });
         }
         self.runs.clear();
         self.keys.clear();

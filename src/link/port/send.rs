@@ -41,8 +41,8 @@ pub struct Run {
 pub struct Sent {
     /// Frames that were not handed to the kernel.
     pub frames_dropped: u64,
-    /// Some run had frames larger than its interface carries.
-    pub too_big: bool,
+    /// The first run whose frames are larger than its interface carries.
+    pub too_big: Option<usize>,
 }
 
 /// Sends frames; one per sending thread.
@@ -144,7 +144,7 @@ impl Sender {
                 Errno::EAGAIN if wait_writable(socket, &mut deadline) => continue,
                 Errno::EAGAIN => (next_run, run.left(at.done), &tally.send_full),
                 Errno::EMSGSIZE => {
-                    sent.too_big = true;
+                    sent.too_big.get_or_insert(at.run);
                     (next_run, run.left(at.done), &tally.send_failed)
                 }
                 Errno::EINVAL | Errno::EIO => match messages.next() {
@@ -165,7 +165,9 @@ impl Sender {
                                 (next_run, run.left(at.done), &tally.send_full)
                             }
                             Err(alone) => {
-                                sent.too_big |= matches!(errno(&alone), Errno::EMSGSIZE);
+                                if matches!(errno(&alone), Errno::EMSGSIZE) {
+                                    sent.too_big.get_or_insert(at.run);
+                                }
                                 (next_run, run.left(at.done), &tally.send_failed)
                             }
                         }
