@@ -149,7 +149,7 @@ def peers():
         least(f"{peers_text}, stopped meanwhile", 0.9, "", ratio(still, pair), "of two peers", f"{show(still)} of {show(pair)} Gbit/s; sessions: {show(own('still_peers'), 0)}")
         beside = f"{show(ratio(crowd, pair))} of two peers"
         row(f"{peers_text}, on the same processors", "reported", "", beside, True, f"{show(crowd)} Gbit/s; sessions: {show(sessions, 0)}")
-        most("memory of an idle session without its connection", 40, "", own("rss_per_session_kb"), "kB", f"{show(own('rss_streams_kb'), 0)} kB without, {show(own('rss_sessions_kb'), 0)} with sessions", 1)
+        most("memory an idle peer gains with its datagram path (its whole session: a unit test)", 40, "", own("rss_per_session_kb"), "kB", f"{show(own('rss_streams_kb'), 0)} kB without, {show(own('rss_sessions_kb'), 0)} with sessions", 1)
         most("idle traffic of the hub, each of its peers", 1000, "", own("idle_bytes_per_s"), "B/s", "", 0)
         most("idle processor time of the hub, each of its peers", 1, "", own("idle_cpu_percent"), "% of a core")
 
