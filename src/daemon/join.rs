@@ -26,6 +26,11 @@ const EAGER_ROUNDS: u32 = 120;
 /// For one question.
 const PATIENCE: Duration = Duration::from_secs(6);
 
+/// Between two tries to give a membership back.
+const AGAIN: Duration = Duration::from_millis(300);
+/// How long each of them may take.
+const HEARD_WITHIN: Duration = Duration::from_secs(1);
+
 /// Rounds in a row that bring nothing but refusals before a join by the bare ID ends. Whoever answers may say no, also a
 /// stranger who has never heard of the subnet: one real member that says "wait" outweighs it.
 const REFUSALS: u32 = 3;
@@ -158,8 +163,21 @@ async fn ask_until_decided(ctx: Context, join: PendingJoin, progress: watch::Sen
 /// Gives back what we were given and cannot take: else a member that never was would hold a name and a block.
 async fn decline(ctx: &Context, join: &PendingJoin, goodbye: Option<Signed>) {
     let Some(goodbye) = goodbye else { return };
-    for peer in candidates(ctx, join).await {
-        let _ = exchange(ctx, peer, &JoinRequest::Decline(goodbye.clone())).await;
+    let request = JoinRequest::Decline(goodbye);
+    let told = async {
+        // Who has just admitted us replaces the connection it was asked on by a member's: a first try may go down with it.
+        loop {
+            for peer in candidates(ctx, join).await {
+                let answer = tokio::time::timeout(HEARD_WITHIN, exchange(ctx, peer, &request)).await;
+                if matches!(answer, Ok(Some(JoinAnswer::Known))) {
+                    return;
+                }
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    };
+    if tokio::time::timeout(PATIENCE, told).await.is_err() {
+        tracing::warn!(subnet = %join.subnet, "nobody took back the membership; its grant runs out by itself");
     }
 }
 
