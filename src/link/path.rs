@@ -10,6 +10,8 @@
 //! no path   each candidate is probed at once, after 250 and 500 ms, then every 2 s, after eight tries every 4 s
 //! answered  two padded probes, 1280 and 1500 bytes: the first of them that is answered makes the path
 //! path      a probe every 2 s, with traffic every 1.25 s and padded to the path MTU; a missed one again every 400 ms
+//! moved     a newer frame came from elsewhere: both addresses are probed; the old one keeps the path if it answers in 1 s, and
+//!           is left in peace for 30 s then, for as long as it misses nothing
 //! suspect   when the last connection to the peer closed: three probes, 150 ms apart, settle it
 //! lost      no answer for 3.5 s and three probes: the stream carries, every candidate is probed again
 //! ```
@@ -43,6 +45,9 @@ const SUSPECT: Duration = Duration::from_millis(150);
 const LOST_PROBES: u32 = 3;
 /// The old address keeps the path when it answers within this of a frame from another address.
 const CHALLENGE: Duration = Duration::from_secs(1);
+/// After the old address has won, frames from elsewhere challenge it no more for so long, unless it misses a keep-alive: a
+/// peer of two families that both work sends from the one while it is answered from the other.
+const SETTLED: Duration = Duration::from_secs(30);
 /// Between two probes of a challenge.
 const CHALLENGE_REPEAT: Duration = Duration::from_millis(300);
 /// Probes remembered; the oldest is forgotten for a new one.
@@ -171,6 +176,10 @@ struct Live {
     tried: Tried,
     hole: Option<Hole>,
     challenge: Option<Challenge>,
+    /// When the old address won the last one.
+    settled: Option<Instant>,
+    /// Where newer frames came from since, if not from the path's address.
+    elsewhere: Option<SocketAddr>,
 }
 
 /// A padded keep-alive was missed.
@@ -230,6 +239,14 @@ impl Live {
     fn lost_at(&self) -> Option<Instant> {
         let settled = self.enough? + self.repeat();
         Some(if self.suspect.is_some() { settled } else { settled.max(self.answered + LOST) })
+    }
+
+    /// Whether frames from elsewhere are a reason to ask: not while that is being done, and not soon after the path's own
+    /// address has answered, unless it is silent by now.
+    fn may_be_challenged(&self, now: Instant) -> bool {
+        // The second probe is sent when the first was missed.
+        let silent = self.missed >= 2;
+        self.challenge.is_none() && (silent || self.settled.is_none_or(|settled| settled + SETTLED <= now))
     }
 
     /// When a missed padded probe means a hole.
@@ -345,7 +362,9 @@ impl Paths {
             live.enough = None;
             live.next = now + interval;
         }
-        live.challenge.take_if(|challenge| probe.sent >= challenge.started);
+        if live.challenge.take_if(|challenge| probe.sent >= challenge.started).is_some() {
+            live.settled = Some(now);
+        }
         if let Some(hole) = live.hole.as_mut().filter(|hole| probe.sent >= hole.first) {
             hole.small |= probe.size < hole.size;
             if probe.size >= hole.size {
@@ -371,11 +390,10 @@ impl Paths {
             self.candidates.hurry(now, from);
             return;
         };
-        if live.to == from || live.challenge.is_some() {
-            return;
+        live.elsewhere = Some(from).filter(|from| *from != live.to);
+        if live.may_be_challenged(now) {
+            self.begin_challenge(now, entropy);
         }
-        live.challenge = Some(Challenge { to: from, started: now, next: now, answered: false });
-        self.challenge(now, entropy);
     }
 
     /// There is reason to think that the peer is gone, though nothing was missed yet: the path is probed at once, and lost
@@ -507,6 +525,8 @@ impl Paths {
             tried: Tried::default(),
             hole: None,
             challenge: None,
+            settled: None,
+            elsewhere: None,
         };
         let wait = live.search_wait();
         live.search = Search::new(now, wait);
@@ -526,6 +546,16 @@ impl Paths {
         self.outputs.push_back(Output::Lost);
     }
 
+    /// The address that newer frames come from has to answer, and the path's must not.
+    fn begin_challenge(&mut self, now: Instant, entropy: Entropy<'_>) {
+        if let Some(live) = &mut self.live
+            && let Some(to) = live.elsewhere.take()
+        {
+            live.challenge = Some(Challenge { to, started: now, next: now, answered: false });
+            self.challenge(now, entropy);
+        }
+    }
+
     /// Sends the two probes of a challenge, or decides it.
     fn challenge(&mut self, now: Instant, entropy: Entropy<'_>) {
         let Some(live) = &mut self.live else { return };
@@ -542,6 +572,7 @@ impl Paths {
         if let Some(to) = moved {
             live.to = to;
             live.since = now;
+            live.settled = None;
             live.tried = Tried::default();
             live.answered = now;
             live.missed = 0;
@@ -619,6 +650,9 @@ impl Paths {
             if let Some(probe) = self.pending.back_mut() {
                 probe.counts = true;
             }
+        }
+        if self.live.as_ref().is_some_and(|live| live.missed >= 2 && live.may_be_challenged(now)) {
+            self.begin_challenge(now, entropy);
         }
     }
 }

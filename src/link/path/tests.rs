@@ -50,6 +50,8 @@ struct World {
     reach: BTreeMap<SocketAddr, (usize, usize)>,
     /// From where each side's packets come.
     source: [SocketAddr; 2],
+    /// From where those to IPv6 addresses come, where the sides have both families.
+    source6: Option<[SocketAddr; 2]>,
     delay: Duration,
     /// Of a thousand packets so many are lost.
     loss: u64,
@@ -85,6 +87,7 @@ impl World {
             sides: [Paths::new(), Paths::new()],
             reach: BTreeMap::from([(a, (0, 1500)), (b, (1, 1500))]),
             source: [a, b],
+            source6: None,
             delay: Duration::from_millis(5),
             loss: 0,
             blocked: false,
@@ -138,7 +141,8 @@ impl World {
                 && !lost
                 && size <= carries
             {
-                self.air.push(InFlight { at: self.now + self.delay, to: end, from: self.source[side], message });
+                let from = self.source6.filter(|_| to.is_ipv6()).unwrap_or(self.source)[side];
+                self.air.push(InFlight { at: self.now + self.delay, to: end, from, message });
             }
         }
     }
@@ -542,6 +546,27 @@ fn frames_sent_on_from_elsewhere_do_not_take_the_path() {
     world.run(30 * SECOND);
     assert!(world.log.iter().all(|(_, _, output)| !matches!(output, Output::Up { to, .. } if *to == thief)));
     assert_eq!(world.route[0].map(|r| r.0), Some(home));
+}
+
+#[test]
+fn two_families_that_both_answer_are_not_fought_over() {
+    for seed in 1..10 {
+        let mut world = World::new(seed);
+        let six = [address("[2001:db8::1]:4100"), address("[2001:db8::2]:4100")];
+        world.source6 = Some(six);
+        world.reach.extend([(six[0], (0, 1500)), (six[1], (1, 1500))]);
+        world.busy = [true, seed % 2 == 0];
+        // One end finds the other by IPv4 first, the other by IPv6: each one's frames come from elsewhere than it sends to.
+        world.sides[0].offer(world.now, &[six[1]], Origin::Told, &[]);
+        world.sides[1].offer(world.now, &[world.source[0]], Origin::Told, &[]);
+        world.sides.iter_mut().for_each(|side| side.start(world.now));
+        world.run(SECOND);
+        world.log.clear();
+        world.run(60 * SECOND);
+        assert_eq!([0, 1].map(|side| world.sides[side].changes()), [1, 1], "the paths stay where they are");
+        let probes = world.log.iter().filter(|(_, _, output)| matches!(output, Output::Probe { .. })).count();
+        assert!(probes < 2 * 60 + 20, "{probes} probes in a minute");
+    }
 }
 
 #[test]
