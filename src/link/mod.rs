@@ -553,23 +553,24 @@ impl Links {
         }
         let _forget = Forget { links: self, token };
         let sent = Instant::now();
-        if !self.send_frame(&link, &frame::ping(token)) {
+        if lock(&link.state).writer.is_none() {
             return Err(ProbeError::Offline);
         }
+        self.send_frame(&link, &frame::ping(token));
         answered.await.map(|at| at.saturating_duration_since(sent)).map_err(|_| ProbeError::Dropped)
     }
 
-    /// Queues a frame that is no packet; false where no stream would carry it.
-    fn send_frame(&self, link: &Link, frame: &[u8]) -> bool {
+    /// Queues a frame that is no packet; like a packet it may wait for a stream: the peer's may be there before ours.
+    fn send_frame(&self, link: &Link, frame: &[u8]) {
         let mut state = lock(&link.state);
-        if state.writer.is_none() {
-            return false;
+        if state.closed {
+            return;
         }
-        let dropped = state.queue.push_frame(frame, Bound::Carried, Instant::now());
+        let bound = state.bound();
+        let dropped = state.queue.push_frame(frame, bound, Instant::now());
         drop(state);
         link.queued.notify_one();
-        link.count(DropReason::QueueFull, dropped);
-        true
+        link.count(bound.reason(), dropped);
     }
 
     /// A pong came.

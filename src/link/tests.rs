@@ -180,6 +180,30 @@ async fn probe_measures_the_data_path() {
 }
 
 #[tokio::test]
+async fn a_probe_is_answered_when_the_way_back_is_there() {
+    let (a, _) = Links::new(Handle::current(), None);
+    let (b, _) = Links::new(Handle::current(), None);
+    let other = Key { subnet: SUBNET, peer: PeerId([3; 32]) };
+    let (ab, ba) = pipe(100_000);
+    let (back, forth) = pipe(100_000);
+    let (collected, _got) = mpsc::unbounded_channel();
+    let sink: Arc<dyn Inbound> = Arc::new(Collect(collected, true));
+    a.carry_out(KEY, 1, via(), ab);
+    b.carry_in(other, 1, ba, Arc::clone(&sink));
+    a.carry_in(KEY, 1, forth, sink);
+    let probe = tokio::spawn({
+        let a = a.clone();
+        async move { a.probe(KEY).await }
+    });
+    // The answer is written by then, and has no stream yet.
+    while lock(&b.link(other).state).queue.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    b.carry_out(other, 1, via(), back);
+    assert!(probe.await.unwrap().is_ok());
+}
+
+#[tokio::test]
 async fn readers_of_a_peer_are_bounded() {
     let (links, _wanted) = Links::new(Handle::current(), None);
     let link = links.link(KEY);

@@ -63,7 +63,8 @@ pub enum Command {
         peer: PeerId,
         /// On which protocol.
         protocol: Protocol,
-        /// The request, at most [`Protocol::cap`] bytes.
+        /// The request, at most [`Protocol::cap`] bytes. One of [`Protocol::Control`] may arrive more than once: it is sent again
+        /// when its connection ends before the answer, and while the peer does not see us as a member yet.
         body: Vec<u8>,
         /// Time for everything, the dial included. The exchange itself has 10 s at most: whoever waits longer asks again.
         timeout: Duration,

@@ -164,7 +164,8 @@ impl Driver {
                 self.links_of(peer).into_iter().for_each(|id| self.close(id, "disconnected by command"));
             }
             Command::Ask { peer, protocol, body, timeout, reply } => {
-                self.handle_ask(asks::Ask { peer, protocol, body, deadline: now + timeout, reply }, now);
+                let deadline = now + timeout;
+                self.handle_ask(asks::Ask { peer, protocol, body, deadline, reply, tries: 0, after: None }, now);
             }
             Command::Known { peer, addresses } => {
                 let overlay = self.overlay.load_full();
@@ -216,6 +217,7 @@ impl Driver {
         self.watch(now);
         self.handle_dials(now);
         self.asks.expire(now);
+        self.asks.due_again(now).into_iter().for_each(|peer| self.send_waiting(peer, now));
     }
 
     fn handle_swarm(&mut self, event: SwarmEvent<BehaviourEvent>) {
@@ -267,8 +269,8 @@ impl Driver {
 
     fn handle_behaviour(&mut self, event: BehaviourEvent, now: Instant) {
         match event {
-            BehaviourEvent::Join(event) => self.handle_exchange(Protocol::Join, event),
-            BehaviourEvent::Gate(MembersEvent::Control(event)) => self.handle_exchange(Protocol::Control, event),
+            BehaviourEvent::Join(event) => self.handle_exchange(Protocol::Join, event, now),
+            BehaviourEvent::Gate(MembersEvent::Control(event)) => self.handle_exchange(Protocol::Control, event, now),
             BehaviourEvent::Gate(MembersEvent::Data(opened)) => self.handle_stream(opened),
             BehaviourEvent::Gate(MembersEvent::Ping(event)) => self.handle_ping(event, now),
             BehaviourEvent::Gate(MembersEvent::Identify(event)) => self.handle_identify(event),
@@ -280,7 +282,7 @@ impl Driver {
         }
     }
 
-    fn handle_exchange(&mut self, protocol: Protocol, event: request_response::Event<Vec<u8>, Vec<u8>>) {
+    fn handle_exchange(&mut self, protocol: Protocol, event: request_response::Event<Vec<u8>, Vec<u8>>, now: Instant) {
         use request_response::{Event as Exchange, Message};
         match event {
             Exchange::Message { connection_id, message: Message::Request { request, channel, .. }, .. } => {
@@ -290,7 +292,7 @@ impl Driver {
                 self.asks.finish(protocol, request_id, Ok(response));
             }
             Exchange::OutboundFailure { request_id, error, .. } => {
-                self.asks.finish(protocol, request_id, Err(asks::error_of(error)));
+                self.asks.failed(protocol, request_id, error, now);
             }
             Exchange::InboundFailure { connection_id, error, .. } => {
                 tracing::debug!(%error, "request not answered");

@@ -248,6 +248,20 @@ async fn an_admitted_stranger_gets_everything_within_a_second() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_sent_before_the_peer_heard_of_the_grant_is_answered() {
+    let (a, mut b) = (Node::start(in_memory(61)).await, Node::start(in_memory(62)).await);
+    a.members(&[(b.peer(), &[LAB])]).await;
+    a.handle.connect(vec![b.address.clone()], None).await.unwrap();
+    let (handle, peer) = (a.handle.clone(), b.peer());
+    let ask = tokio::spawn(async move { handle.ask(peer, Protocol::Control, b"abc".to_vec(), PATIENCE).await });
+    // The request has been refused at least once by then: to b its sender is a stranger.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    b.members(&[(a.peer(), &[LAB])]).await;
+    assert_eq!(b.answer().await, (Protocol::Control, Class::Member));
+    assert_eq!(ask.await.unwrap(), Ok(b"cba".to_vec()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_removed_member_is_cut_at_once() {
     let (mut a, mut b, [_out, mut into, mut back, _]) = pair(in_memory(5), in_memory(6)).await;
     b.members(&[]).await;

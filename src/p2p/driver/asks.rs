@@ -1,6 +1,7 @@
 //! Requests: ours that wait for a connection or an answer, and the peers' that wait for ours.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use futures::FutureExt;
 use libp2p::request_response::{OutboundFailure, OutboundRequestId, ResponseChannel};
@@ -15,6 +16,11 @@ use crate::p2p::{AskError, Class, Event, Protocol, Responder};
 
 /// Requests that may wait for one peer's connection.
 const WAITING: usize = 64;
+/// Before a control request that its connection did not carry is sent again, doubled each time: the peer may not have heard
+/// of a grant yet that we know of, and the connection may be one that gives way to another.
+const AGAIN: Duration = Duration::from_millis(50);
+/// How often one is sent at most.
+const TRIES: u32 = 5;
 
 /// A request of ours.
 pub(super) struct Ask {
@@ -23,6 +29,16 @@ pub(super) struct Ask {
     pub(super) body: Vec<u8>,
     pub(super) deadline: Instant,
     pub(super) reply: oneshot::Sender<Result<Vec<u8>, AskError>>,
+    /// How often it was sent, and when it may be sent again.
+    pub(super) tries: u32,
+    pub(super) after: Option<Instant>,
+}
+
+impl Ask {
+    /// Whether it may be sent now.
+    fn is_due(&self, now: Instant) -> bool {
+        self.after.is_none_or(|after| after <= now)
+    }
 }
 
 /// The node's answer to a peer's request.
@@ -33,24 +49,19 @@ pub(super) struct Answer {
     body: Option<Vec<u8>>,
 }
 
-struct Sent {
-    deadline: Instant,
-    reply: oneshot::Sender<Result<Vec<u8>, AskError>>,
-}
-
 /// Requests of ours without an answer.
 #[derive(Default)]
 pub(super) struct Asks {
     /// No connection yet.
     waiting: BTreeMap<PeerId, Vec<Ask>>,
     /// Each protocol numbers its own.
-    sent: HashMap<(Protocol, OutboundRequestId), Sent>,
+    sent: HashMap<(Protocol, OutboundRequestId), Ask>,
 }
 
 impl Asks {
-    /// Whether a request waits for a connection to the peer.
+    /// Whether a request waits for a connection to the peer, rather than for its next try.
     pub(super) fn wait_for(&self, peer: PeerId) -> bool {
-        self.waiting.contains_key(&peer)
+        self.waiting.get(&peer).is_some_and(|asks| asks.iter().any(|ask| ask.after.is_none()))
     }
 
     /// The answer, or why there is none.
@@ -59,6 +70,33 @@ impl Asks {
             // Whoever asked may have gone away.
             let _ = sent.reply.send(result);
         }
+    }
+
+    /// There is no answer. A control request whose connection ended, or whose receiver does not take us for a member, waits
+    /// to be sent again: every one of them may be taken twice.
+    pub(super) fn failed(&mut self, protocol: Protocol, id: OutboundRequestId, failure: OutboundFailure, now: Instant) {
+        let most = match &failure {
+            _ if protocol == Protocol::Join => 1,
+            OutboundFailure::ConnectionClosed | OutboundFailure::UnsupportedProtocols => TRIES,
+            // So ends a request that the peer does not want to answer, too.
+            OutboundFailure::Io(_) => 2,
+            OutboundFailure::DialFailure | OutboundFailure::Timeout => 1,
+        };
+        let Some(mut ask) = self.sent.remove(&(protocol, id)) else { return };
+        let pause = AGAIN.saturating_mul(1 << ask.tries.min(TRIES));
+        ask.tries = ask.tries.saturating_add(1);
+        if ask.tries >= most || now + pause >= ask.deadline || ask.reply.is_closed() {
+            let _ = ask.reply.send(Err(error_of(failure)));
+            return;
+        }
+        ask.after = Some(now + pause);
+        self.waiting.entry(ask.peer).or_default().push(ask);
+    }
+
+    /// Peers for whom a request is due again.
+    pub(super) fn due_again(&self, now: Instant) -> Vec<PeerId> {
+        let due = |asks: &Vec<Ask>| asks.iter().any(|ask| ask.after.is_some_and(|after| after <= now));
+        self.waiting.iter().filter(|(_, asks)| due(asks)).map(|(peer, _)| *peer).collect()
     }
 
     /// Ends what is too late, and forgets what nobody waits for any more.
@@ -92,7 +130,7 @@ impl Asks {
 }
 
 /// What went wrong, in our words.
-pub(super) fn error_of(failure: OutboundFailure) -> AskError {
+fn error_of(failure: OutboundFailure) -> AskError {
     match failure {
         OutboundFailure::DialFailure => AskError::Unreachable,
         OutboundFailure::Timeout => AskError::Timeout,
@@ -137,16 +175,17 @@ impl Driver {
         let Some(lib) = crate::p2p::peer_to_lib(ask.peer) else { return };
         let behaviour = self.swarm.behaviour_mut();
         let id = match ask.protocol {
-            Protocol::Join => behaviour.join.send_request(&lib, ask.body),
-            Protocol::Control => behaviour.gate.inner.control.send_request(&lib, ask.body),
+            Protocol::Join => behaviour.join.send_request(&lib, ask.body.clone()),
+            Protocol::Control => behaviour.gate.inner.control.send_request(&lib, ask.body.clone()),
         };
-        self.asks.sent.insert((ask.protocol, id), Sent { deadline: ask.deadline, reply: ask.reply });
+        self.asks.sent.insert((ask.protocol, id), ask);
     }
 
     /// A connection is there: sends what waited for one of its class.
-    pub(super) fn send_waiting(&mut self, peer: PeerId) {
+    pub(super) fn send_waiting(&mut self, peer: PeerId, now: Instant) {
+        let waiting = self.asks.waiting.remove(&peer).into_iter().flatten();
         let (ready, rest): (Vec<_>, Vec<_>) =
-            self.asks.waiting.remove(&peer).into_iter().flatten().partition(|ask| self.can_send(peer, ask.protocol));
+            waiting.partition(|ask| ask.is_due(now) && self.can_send(peer, ask.protocol));
         if !rest.is_empty() {
             self.asks.waiting.insert(peer, rest);
         }

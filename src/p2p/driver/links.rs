@@ -123,7 +123,7 @@ impl Driver {
             }
             (Class::Stranger, false) => {}
         }
-        self.send_waiting(peer);
+        self.send_waiting(peer, now);
     }
 
     /// A stranger's connection gives way soon: not at once, because the answer that tells the peer of its admission may
