@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 pub use super::path::Origin;
 
 use super::path::{self, Output, Paths};
-use super::port::Port;
+use super::port::{Port, receive_buffer};
 use super::receive::Keyring;
 use super::{Heard, Key, Link, Links, Route, lock};
 use crate::crypto::frame::{Cipher, Sealer};
@@ -38,6 +38,10 @@ const ASKS: usize = 256;
 const BATCH: usize = super::HEARD;
 /// Least time between two rounds of timers: peers whose timers lie close together are served in one.
 const ROUND: Duration = Duration::from_millis(10);
+/// Between two looks at how far the peers are that send: the receive buffer follows.
+const LOOK: Duration = Duration::from_secs(1);
+/// Bytes from a peer in that time from which on it counts as one that sends.
+const TRAFFIC: u64 = 1_000_000;
 /// Control messages of one peer taken in a second. A path takes about one, its search a dozen at once.
 const CONTROLS: u32 = 128;
 /// Round trips measured at once for one peer.
@@ -239,6 +243,9 @@ pub struct Direct {
     /// Questions asked so far.
     asked: u64,
     buffers: Buffers,
+    /// When the peers were last looked at, and the port's receive buffer since.
+    looked: Instant,
+    receive_buffer: usize,
 }
 
 /// Where control messages are put together.
@@ -257,6 +264,8 @@ struct Peer {
     sealer: Option<Arc<Sealer>>,
     /// Control frames sealed with it: what is beyond was traffic.
     controls: u64,
+    /// Bytes of packets that had come by the last look.
+    came: u64,
     route: Option<Up>,
     installed: Vec<u32>,
     /// The question whose answer is waited for.
@@ -311,6 +320,8 @@ impl Direct {
             timers: BTreeSet::new(),
             asked: 0,
             buffers: Buffers::default(),
+            looked: Instant::now(),
+            receive_buffer: receive_buffer(Duration::ZERO),
         };
         Some((direct, handle, asked))
     }
@@ -355,6 +366,10 @@ impl Direct {
     }
 
     fn on_timers(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.looked) >= LOOK {
+            self.looked = now;
+            self.fit_receive_buffer();
+        }
         while let Some((due, key)) = self.timers.first().copied() {
             if due > now {
                 return;
@@ -372,6 +387,26 @@ impl Direct {
                 peer.paths.handle_timeout(now, &mut entropy);
             }
             self.carry_out(now, key);
+        }
+    }
+
+    /// The farthest peer that sends says how much the port keeps of what came.
+    fn fit_receive_buffer(&mut self) {
+        let mut farthest = Duration::ZERO;
+        for peer in self.peers.values_mut() {
+            let came = peer.link.datagrams.read().rx_bytes;
+            let fresh = came.saturating_sub(std::mem::replace(&mut peer.came, came));
+            if fresh >= TRAFFIC
+                && let Some(rtt) = peer.paths.path().and_then(|path| path.rtt)
+            {
+                farthest = farthest.max(rtt);
+            }
+        }
+        let bytes = receive_buffer(farthest);
+        if std::mem::replace(&mut self.receive_buffer, bytes) != bytes
+            && let Err(error) = self.port.set_receive_buffer(bytes)
+        {
+            tracing::debug!(%error, bytes, "set the receive buffer");
         }
     }
 
@@ -512,6 +547,7 @@ impl Direct {
                 link: self.links.link(key),
                 sealer: None,
                 controls: 0,
+                came: 0,
                 route: None,
                 installed: Vec::new(),
                 asking: None,

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, SOON, text, until};
-use crate::underlay::{self, FIVE, PORT, Transfer, block_udp, carried, datagrams, heal, pair, path};
+use crate::underlay::{self, FIVE, PORT, Transfer, block_udp, carried, datagrams, heal, lengthen, pair, pair4, path};
 use crate::{fast, long};
 
 pub const CASES: &[Case] = &[
@@ -16,6 +16,7 @@ pub const CASES: &[Case] = &[
     long!(carrier_switches_under_tcp_break_no_connection, "iperf3", "ss"),
     long!(flapping_link_settles_on_datagrams),
     long!(forty_packets_a_second_lose_none_to_a_new_path),
+    long!(receive_buffer_follows_the_round_trip, "iperf3", "ss", "ethtool"),
 ];
 
 /// Pings in a row, and how many of them may be lost.
@@ -149,4 +150,29 @@ fn forty_packets_a_second_lose_none_to_a_new_path(lab: &Lab) -> Result<()> {
     ensure!(said.contains("400 received"), "{said}");
     ensure!(!said.contains("duplicates"), "{said}");
     until("the counters have it", FIVE, || Ok(underlay::refused(&a)? == (0, 0))).map(drop)
+}
+
+/// What comes while the receiving thread is late is kept for longer the farther its sender is, and only while it sends.
+fn receive_buffer_follows_the_round_trip(lab: &Lab) -> Result<()> {
+    let (a, b) = pair4(lab)?;
+    // The kernel says twice what was asked for.
+    let buffer = || -> Result<u64> {
+        let said = b.ns().ok(&["ss", "-Huanm", &format!("sport = :{PORT}")])?;
+        let sizes = said.split(",rb").skip(1).filter_map(|rest| rest.split(',').next()?.parse::<u64>().ok());
+        Ok(sizes.max().unwrap_or(0) >> 21)
+    };
+    ensure!(buffer()? == 1, "{} MiB before any traffic", buffer()?);
+    let near = Transfer::start(&a, &b, 4, "100M")?.wait(20)?;
+    ensure!(near.bytes > 0 && buffer()? == 1, "{} MiB for a peer on the same wire", buffer()?);
+    let far = lengthen(lab, &b, 25_000)?;
+    until("the path's round trip is the longer one", Duration::from_secs(30), || {
+        Ok(b.status("lab")?["peers"][0]["rtt_ms"].as_f64().is_some_and(|rtt| rtt > 42.0))
+    })?;
+    ensure!(buffer()? == 1, "{} MiB for a far peer that sends nothing", buffer()?);
+    let transfer = Transfer::start(&a, &b, 10, "100M")?;
+    until("the buffer grows for a far peer that sends", Duration::from_secs(8), || Ok(buffer()? == 3))?;
+    transfer.wait(30)?;
+    until("the buffer is small again", SOON, || Ok(buffer()? == 1))?;
+    drop(far);
+    Ok(())
 }

@@ -99,6 +99,25 @@ pub fn plain_cable(lab: &Lab, host: &Host) -> Result<()> {
     lab.switch().ok(&[&["ethtool", "-K", &Lab::port(host)][..], &off].concat()).map(drop)
 }
 
+/// Lengthens a host's cable: each packet takes so many microseconds more, both ways, until the tool ends.
+///
+/// # Errors
+/// The kernel refuses one of the parts.
+pub fn lengthen(lab: &Lab, host: &Host, delay: u32) -> Result<Tool> {
+    // The relay carries single packets with whole checksums.
+    plain_cable(lab, host)?;
+    host.ns().ok(&["ethtool", "-K", "eth0", "tx", "off"])?;
+    let switch = lab.switch();
+    switch.ip(&["link", "add", "far0", "type", "veth", "peer", "name", "far1"])?;
+    switch.ok(&["ethtool", "-K", "far0", "tx", "off", "tso", "off", "gso", "off", "tx-udp-segmentation", "off"])?;
+    for words in
+        [["far0", "master", "sw"].as_slice(), &["far0", "up"], &["far1", "up"], &[&Lab::port(host), "nomaster"]]
+    {
+        switch.ip(&[&["link", "set"], words].concat())?;
+    }
+    Tool::start(switch, &["relay", &Lab::port(host), "far1", &format!("delay={delay}")], true)
+}
+
 /// Rules at the switch for what hosts send: `rules` are lines of one chain at the ingress of these hosts' ports.
 ///
 /// # Errors

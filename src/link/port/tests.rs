@@ -6,6 +6,7 @@ use std::task::{Context, Poll, Waker};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{getsockopt, sockopt};
 use quinn::AsyncUdpSocket;
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 
@@ -279,6 +280,22 @@ fn both_wildcards_share_one_port() {
     // The port that is free for one family may be taken for the other: try some.
     let both = (0..20).find_map(|_| Port::bind(&any, &Options::default()).ok()).unwrap();
     assert_eq!(both.local()[0].port(), both.local()[1].port());
+}
+
+#[test]
+fn the_receive_buffer_grows_with_the_round_trip() {
+    let mib = |ms| receive_buffer(Duration::from_millis(ms)) >> 20;
+    assert_eq!([0, 19, 20, 45, 139, 140, 100_000].map(mib), [1, 1, 2, 3, 7, 8, 8]);
+    let port = port(&["127.0.0.1:0".parse().unwrap(), "[::1]:0".parse().unwrap()]);
+    let held = || -> Vec<usize> {
+        let held = |socket: &Arc<Socket>| getsockopt(&socket.udp, sockopt::RcvBuf).unwrap();
+        port.0.sockets.iter().map(held).collect()
+    };
+    // Small enough for every system's limit; the kernel counts its own bookkeeping, and says twice as much.
+    for bytes in [50_000, 100_000, 50_000] {
+        port.set_receive_buffer(bytes).unwrap();
+        assert_eq!(held(), [2 * bytes; 2]);
+    }
 }
 
 #[test]
