@@ -390,18 +390,19 @@ impl Direct {
         }
     }
 
-    /// The farthest peer that sends says how much the port keeps of what came.
+    /// The farthest peer that sends says how much the port keeps of what came; while none does, the farthest of all.
     fn fit_receive_buffer(&mut self) {
-        let mut farthest = Duration::ZERO;
+        let (mut farthest, mut sending) = (Duration::ZERO, None);
         for peer in self.peers.values_mut() {
             let came = peer.link.datagrams.read().rx_bytes;
             let fresh = came.saturating_sub(std::mem::replace(&mut peer.came, came));
-            if fresh >= TRAFFIC
-                && let Some(rtt) = peer.paths.path().and_then(|path| path.rtt)
-            {
-                farthest = farthest.max(rtt);
+            let Some(rtt) = peer.paths.path().and_then(|path| path.rtt) else { continue };
+            farthest = farthest.max(rtt);
+            if fresh >= TRAFFIC {
+                sending = sending.max(Some(rtt));
             }
         }
+        let farthest = sending.unwrap_or(farthest);
         let bytes = receive_buffer(farthest);
         if std::mem::replace(&mut self.receive_buffer, bytes) != bytes
             && let Err(error) = self.port.set_receive_buffer(bytes)
