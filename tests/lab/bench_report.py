@@ -75,6 +75,9 @@ def local():
         most(f"idle ping, minimum above raw, {cc}", 0.040, "", added, "ms", f"{show(own('ping_idle_min_ms'), 3)} to {show(raw('ping_idle_min_ms'), 3)} ms", 3)
         added = less(own("ping_idle_ms"), raw("ping_idle_ms"))
         most(f"idle ping, average above raw, {cc}", 0.2, "", added, "ms", f"{show(own('ping_idle_ms'), 3)} to {show(raw('ping_idle_ms'), 3)} ms", 3)
+        for what, metric, bound in [("minimum", "ping_one_min_ms", 0.040), ("average", "ping_one_ms", 0.2)]:
+            added = less(own(metric), raw(metric))
+            most(f"the same on one processor, none else to be woken, {what}, {cc}", bound, "", added, "ms", f"{show(own(metric), 3)} to {show(raw(metric), 3)} ms", 3)
         most(f"ping under load, average, {cc}", 1.5, "", own("ping_loaded_ms"), "ms", f"raw {show(raw('ping_loaded_ms'))} ms")
     # UDP has no congestion control: all rounds count.
     both = lambda name, metric: pooled(name, "on", metric)
