@@ -22,7 +22,7 @@ pub use super::path::Origin;
 use super::path::{self, Output, Paths};
 use super::port::{Port, receive_buffer};
 use super::receive::Keyring;
-use super::{Heard, Key, Link, Links, Route, lock};
+use super::{Ends, Heard, Key, Link, Links, Route, lock};
 use crate::crypto::frame::{Cipher, Sealer};
 use crate::crypto::session::{self, Action, Indices, Session};
 use crate::model::id::PeerId;
@@ -46,6 +46,8 @@ const TRAFFIC: u64 = 1_000_000;
 const CONTROLS: u32 = 128;
 /// Round trips measured at once for one peer.
 const PINGS: usize = 16;
+/// Ways remembered of one peer.
+const WAYS: usize = 4;
 /// Our own addresses told to a peer.
 const ENDPOINTS: usize = control::MAX_ENDPOINTS;
 
@@ -267,6 +269,8 @@ struct Peer {
     /// Bytes of packets that had come by the last look.
     came: u64,
     route: Option<Up>,
+    /// Which way its frames came last, by its address; the newest last.
+    ways: Vec<Ends>,
     installed: Vec<u32>,
     /// The question whose answer is waited for.
     asking: Option<u64>,
@@ -385,6 +389,9 @@ impl Direct {
             }
             if peer.paths.poll_timeout().is_some_and(|due| due <= now) {
                 peer.paths.handle_timeout(now, &mut entropy);
+                if peer.paths.is_missed() {
+                    peer.forget_ways();
+                }
             }
             self.carry_out(now, key);
         }
@@ -420,18 +427,23 @@ impl Direct {
         };
         let Some(peer) = self.peers.get_mut(&key) else { return };
         match heard {
-            Heard::Control { index, from, body, .. } => {
+            Heard::Control { index, ends, body, .. } => {
+                peer.note(ends);
                 if peer.may_tell(now)
                     && let Some(control) = Control::decode(&body)
                 {
-                    peer.on_control(now, index, from, control, &self.overlay);
+                    peer.on_control(now, index, ends.from, control, &self.overlay);
                 }
             }
-            Heard::First { index, from, .. } => {
+            Heard::First { index, ends, .. } => {
+                peer.note(ends);
                 peer.session.on_first(now, index);
-                peer.paths.on_moved(now, from, &self.overlay, &mut entropy);
+                peer.paths.on_moved(now, ends.from, &self.overlay, &mut entropy);
             }
-            Heard::Moved { from, .. } => peer.paths.on_moved(now, from, &self.overlay, &mut entropy),
+            Heard::Moved { ends, .. } => {
+                peer.note(ends);
+                peer.paths.on_moved(now, ends.from, &self.overlay, &mut entropy);
+            }
             Heard::TooBig { .. } => peer.paths.too_big(now, &mut entropy),
         }
         self.carry_out(now, key);
@@ -550,6 +562,7 @@ impl Direct {
                 controls: 0,
                 came: 0,
                 route: None,
+                ways: Vec::new(),
                 installed: Vec::new(),
                 asking: None,
                 pings: Vec::new(),
@@ -660,6 +673,7 @@ impl Direct {
                 Output::Lost => {
                     tracing::debug!(subnet = %key.subnet, peer = %key.peer, "datagram path lost");
                     peer.route = None;
+                    peer.ways.clear();
                     peer.publish();
                     if peer.sealer.is_some() {
                         peer.session.path_lost(now, &mut entropy);
@@ -698,6 +712,36 @@ enum Sent {
 }
 
 impl Peer {
+    /// Remembers which of our addresses the peer's frames come to: what goes back comes from there, or a NAT on the way
+    /// lets it not in.
+    fn note(&mut self, ends: Ends) {
+        if self.ways.last() == Some(&ends) {
+            return;
+        }
+        let before = self.route.map(|up| self.local(up.to));
+        self.ways.retain(|way| way.from != ends.from);
+        if self.ways.len() >= WAYS {
+            self.ways.remove(0);
+        }
+        self.ways.push(ends);
+        if before != self.route.map(|up| self.local(up.to)) {
+            self.publish();
+        }
+    }
+
+    /// Our address that frames from there came to last.
+    fn local(&self, from: SocketAddr) -> Option<IpAddr> {
+        self.ways.iter().find(|way| way.from == from)?.local
+    }
+
+    /// An answer is missing: the kernel may know a better address of ours by now.
+    fn forget_ways(&mut self) {
+        if !self.ways.is_empty() {
+            self.ways.clear();
+            self.publish();
+        }
+    }
+
     /// Whether one more control message is within the peer's rate: answering costs more than asking.
     fn may_tell(&mut self, now: Instant) -> bool {
         if now.saturating_duration_since(self.taken.0) >= Duration::from_secs(1) {
@@ -749,7 +793,7 @@ impl Peer {
         let Some(length) = sealer.seal(nonce, &buffers.body, &trailer, &mut buffers.frame) else {
             return Sent::Perhaps;
         };
-        match port.send_one(buffers.frame.get(..length).unwrap_or_default(), to) {
+        match port.send_one(buffers.frame.get(..length).unwrap_or_default(), to, self.local(to)) {
             Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => Sent::TooBig,
             _ => Sent::Perhaps,
         }
@@ -759,7 +803,7 @@ impl Peer {
     fn publish(&self) {
         let route = match (&self.sealer, self.route) {
             (Some(sealer), Some(Up { to, payload, settled })) => {
-                Some(Arc::new(Route { sealer: Arc::clone(sealer), to, payload, settled }))
+                Some(Arc::new(Route { sealer: Arc::clone(sealer), to, local: self.local(to), payload, settled }))
             }
             _ => None,
         };

@@ -15,7 +15,7 @@ mod stream;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
@@ -180,6 +180,8 @@ pub struct Route {
     pub sealer: Arc<Sealer>,
     /// Where the peer answers.
     pub to: SocketAddr,
+    /// Our address that it answers; none: the kernel chooses.
+    pub local: Option<IpAddr>,
     /// Bytes of the largest UDP payload the path carries.
     pub payload: usize,
     /// Whether that is what the path carries at most, rather than what was tried so far: until then larger packets go on the
@@ -194,6 +196,15 @@ impl Route {
     }
 }
 
+/// The two ends of the way a frame came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ends {
+    /// The peer's address.
+    pub from: SocketAddr,
+    /// Ours; none where the socket is bound to one.
+    pub local: Option<IpAddr>,
+}
+
 /// What the packet threads tell the control task. Loss is harmless: frames and probes go on.
 #[derive(Debug)]
 pub(crate) enum Heard {
@@ -203,8 +214,8 @@ pub(crate) enum Heard {
         key: Key,
         /// Under which of our receiver indices.
         index: u32,
-        /// Where its newest frame came from.
-        from: SocketAddr,
+        /// The two ends of the way it came.
+        ends: Ends,
         /// The message.
         body: Vec<u8>,
     },
@@ -214,15 +225,15 @@ pub(crate) enum Heard {
         key: Key,
         /// Which index.
         index: u32,
-        /// Where it came from.
-        from: SocketAddr,
+        /// The two ends of the way it came.
+        ends: Ends,
     },
-    /// The newest frame came from another address than the one before.
+    /// The newest frame came from another address than the one before, or to another one.
     Moved {
         /// From whom.
         key: Key,
-        /// Where it came from.
-        from: SocketAddr,
+        /// The two ends of the way it came.
+        ends: Ends,
     },
     /// The kernel refused frames as too big for the way out.
     TooBig {

@@ -306,6 +306,11 @@ impl Paths {
         Some(Path { to: live.to, since: live.since, rtt: live.rtt, mtu: live.search.mtu(), loss: live.tried.loss() })
     }
 
+    /// Whether a keep-alive has gone unanswered, and was sent again.
+    pub fn is_missed(&self) -> bool {
+        self.live.as_ref().is_some_and(|live| live.missed >= 2)
+    }
+
     /// Paths gained, lost or moved since the start.
     pub fn changes(&self) -> u64 {
         self.changes

@@ -17,7 +17,7 @@ mod send;
 mod sys;
 
 use std::io::{self, PipeReader, PipeWriter, Write};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -30,6 +30,7 @@ pub use quic::QuicSocket;
 pub use receive::{Closed, Message, Receiver};
 pub use send::{Run, Sender, Sent};
 
+use send::{errno, is_not_ours};
 use sys::{Outgoing, set_option};
 
 /// Sockets of one port at most.
@@ -177,12 +178,12 @@ impl Port {
         Sender::new(self.0.clone())
     }
 
-    /// Sends one datagram now or not at all.
+    /// Sends one datagram now or not at all; from our address `local`, if it is that, else from one the kernel chooses.
     ///
     /// # Errors
     /// As `sendto`: [`io::ErrorKind::WouldBlock`] while the socket's buffer is full, `EMSGSIZE` for more than the interface
     /// carries, [`io::ErrorKind::AddrNotAvailable`] where no socket has the family of `to`.
-    pub fn send_one(&self, bytes: &[u8], to: SocketAddr) -> io::Result<()> {
+    pub fn send_one(&self, bytes: &[u8], to: SocketAddr, local: Option<IpAddr>) -> io::Result<()> {
         let count = |error: io::Error| {
             let counter = match error.kind() {
                 io::ErrorKind::WouldBlock => &self.0.tally.send_full,
@@ -192,9 +193,11 @@ impl Port {
             error
         };
         let socket = self.0.socket_to(to).ok_or_else(|| count(io::ErrorKind::AddrNotAvailable.into()))?;
+        let mut message = Outgoing { bytes, to, segment: None, ecn: None, local };
         loop {
-            match sys::send_one(socket.as_fd(), Outgoing { bytes, to, segment: None, ecn: None }) {
+            match sys::send_one(socket.as_fd(), message) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if message.local.is_some() && is_not_ours(errno(&e)) => message.local = None,
                 other => return other.map_err(count),
             }
         }
@@ -279,6 +282,10 @@ impl Socket {
             SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
         };
         set_option(fd, level, name, 1)?;
+        if address.ip().is_unspecified() {
+            // A host of several addresses answers from the one that was asked: a NAT lets no other in.
+            sys::tell_local(fd, address.is_ipv4())?;
+        }
         let gro = set_option(fd, libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
         // 0 is "not by default": each message says for itself.
         let gso = set_option(fd, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok();

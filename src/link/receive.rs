@@ -5,7 +5,6 @@
 //! windows and the buffers; keys come to it through a [`Keyring`], what is not a packet goes to the control task.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -13,7 +12,7 @@ use std::sync::{Arc, Mutex, Weak};
 use tokio::sync::mpsc;
 
 use super::port::{Class, Message, Receiver, class};
-use super::{Heard, Inbound, Link, Packets, lock};
+use super::{Ends, Heard, Inbound, Link, Packets, lock};
 use crate::crypto::frame::{HEADER, Header, Opener};
 use crate::crypto::replay::Window;
 use crate::packet::offload::Kind;
@@ -48,7 +47,7 @@ enum Order {
 impl Keyring {
     /// Accepts frames under `index` from now on; the next frame read is opened with it.
     pub(super) fn install(&self, index: u32, opener: Opener, link: Arc<Link>) {
-        let session = Session { index, opener, window: Window::default(), link, from: None };
+        let session = Session { index, opener, window: Window::default(), link, way: None };
         self.order(Order::Install(index, Box::new(session)));
     }
 
@@ -93,8 +92,8 @@ struct Session {
     opener: Opener,
     window: Window,
     link: Arc<Link>,
-    /// Where the newest frame came from.
-    from: Option<SocketAddr>,
+    /// Which way the newest frame came.
+    way: Option<Ends>,
 }
 
 /// The receiving thread.
@@ -167,14 +166,15 @@ struct Batch<'a> {
 }
 
 impl<'a> Batch<'a> {
-    /// The datagram at hand and its source.
-    fn peek(&mut self) -> Option<(SocketAddr, &'a [u8])> {
+    /// The datagram at hand, and which way it came.
+    fn peek(&mut self) -> Option<(Ends, &'a [u8])> {
         loop {
             if let Some(message) = &self.current
                 && self.at < message.bytes.len()
             {
                 let end = self.at.saturating_add(message.segment.max(1)).min(message.bytes.len());
-                return Some((message.from, message.bytes.get(self.at..end).unwrap_or_default()));
+                let ends = Ends { from: message.from, local: message.local };
+                return Some((ends, message.bytes.get(self.at..end).unwrap_or_default()));
             }
             if self.next >= self.messages {
                 return None;
@@ -312,16 +312,16 @@ impl Opened<'_, '_> {
     /// Opens the next good frame of this session behind the run; its trailer and where its body lies.
     fn open(&mut self) -> Option<(Trailer, Range<usize>)> {
         while self.more() {
-            let (from, datagram) = self.batch.peek()?;
+            let (ends, datagram) = self.batch.peek()?;
             self.batch.advance();
-            if let Some(opened) = self.open_one(from, datagram) {
+            if let Some(opened) = self.open_one(ends, datagram) {
                 return Some(opened);
             }
         }
         None
     }
 
-    fn open_one(&mut self, from: SocketAddr, datagram: &[u8]) -> Option<(Trailer, Range<usize>)> {
+    fn open_one(&mut self, ends: Ends, datagram: &[u8]) -> Option<(Trailer, Range<usize>)> {
         let counts = &self.session.link.counts;
         let header = Header::decode(datagram)?;
         let (clear, sealed) = datagram.split_first_chunk::<HEADER>()?;
@@ -340,11 +340,11 @@ impl Opened<'_, '_> {
             counts.add(DropReason::Replayed, 1);
             return None;
         }
-        if newest && self.session.from != Some(from) {
+        if newest && self.session.way != Some(ends) {
             let (key, index) = (self.session.link.key, self.session.index);
-            let heard = match self.session.from.replace(from) {
-                None => Heard::First { key, index, from },
-                Some(_) => Heard::Moved { key, from },
+            let heard = match self.session.way.replace(ends) {
+                None => Heard::First { key, index, ends },
+                Some(_) => Heard::Moved { key, ends },
             };
             // Full: the control task is behind; its own probes find the path.
             let _ = self.heard.try_send(heard);
@@ -376,8 +376,8 @@ impl Opened<'_, '_> {
     /// Hands a control message to the control task.
     fn tell(&self, body: Range<usize>) {
         let (key, index) = (self.session.link.key, self.session.index);
-        if let (Some(from), Some(bytes)) = (self.session.from, self.room.bytes.get(body)) {
-            let _ = self.heard.try_send(Heard::Control { key, index, from, body: bytes.to_vec() });
+        if let (Some(ends), Some(bytes)) = (self.session.way, self.room.bytes.get(body)) {
+            let _ = self.heard.try_send(Heard::Control { key, index, ends, body: bytes.to_vec() });
         }
     }
 }

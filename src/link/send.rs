@@ -4,14 +4,13 @@
 //! payload first, headers and trailer behind. Small packets that are there already share a frame; none waits for company.
 //! No allocation, no lock, no clock per packet.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
 use super::port::{Port, Run, Sender};
 use super::{Heard, Key, Link, Route};
-use crate::crypto::frame::{Nonce, Sealer};
+use crate::crypto::frame::Nonce;
 use crate::packet::cut::Cut;
 use crate::packet::offload::Kind;
 use crate::packet::segment::segment;
@@ -154,7 +153,7 @@ impl Datagrams {
             }
             let body = bytes.get(cut.piece(index)).unwrap_or_default();
             let Some(nonce) = nonces.next() else { break };
-            self.seal(&route.sealer, nonce, route.to, key, body, tail.get(..behind).unwrap_or_default());
+            self.seal(route, nonce, key, body, tail.get(..behind).unwrap_or_default());
         }
         Pushed::Taken
     }
@@ -229,21 +228,21 @@ impl Datagrams {
     fn seal_one(&mut self, route: &Route, key: Key, body: &[u8], trailer: Trailer) -> bool {
         self.make_room(body.len().saturating_add(OVERHEAD));
         match route.sealer.take(1).and_then(|mut nonces| nonces.next()) {
-            Some(nonce) => self.seal(&route.sealer, nonce, route.to, key, body, &trailer.encode()),
+            Some(nonce) => self.seal(route, nonce, key, body, &trailer.encode()),
             None => false,
         }
     }
 
     /// Seals one frame behind those in the buffer.
-    fn seal(&mut self, sealer: &Sealer, nonce: Nonce, to: SocketAddr, key: Key, body: &[u8], tail: &[u8]) -> bool {
+    fn seal(&mut self, route: &Route, nonce: Nonce, key: Key, body: &[u8], tail: &[u8]) -> bool {
         let out = self.buffer.get_mut(self.end..).unwrap_or_default();
-        let Some(length) = sealer.seal(nonce, body, tail, out) else { return false };
+        let Some(length) = route.sealer.seal(nonce, body, tail, out) else { return false };
         let start = self.end;
         self.end = self.end.saturating_add(length);
         match self.runs.last_mut() {
-            Some(run) if run.to == to && extends(run, length) => run.end = self.end,
+            Some(run) if run.to == route.to && run.local == route.local && extends(run, length) => run.end = self.end,
             _ => {
-                self.runs.push(Run { start, end: self.end, segment: length, to });
+                self.runs.push(Run { start, end: self.end, segment: length, to: route.to, local: route.local });
                 self.keys.push(key);
             }
         }

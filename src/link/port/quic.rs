@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, IoSliceMut};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -78,6 +78,7 @@ impl std::fmt::Debug for Waiting {
 #[derive(Debug, Clone, Copy)]
 struct Given {
     from: SocketAddr,
+    local: Option<IpAddr>,
     ecn: u8,
     segment: usize,
     length: usize,
@@ -119,7 +120,7 @@ impl QuicSocket {
     }
 
     /// Queues datagrams for quinn; drops and counts them where too many wait, or nobody expects them.
-    pub(super) fn give(&self, from: SocketAddr, ecn: u8, segment: usize, bytes: &[u8]) {
+    pub(super) fn give(&self, from: SocketAddr, local: Option<IpAddr>, ecn: u8, segment: usize, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
         }
@@ -138,7 +139,7 @@ impl QuicSocket {
         }
         inbox.datagrams += datagrams;
         inbox.bytes += bytes.len();
-        inbox.waiting.messages.push_back(Given { from, ecn, segment, length: bytes.len() });
+        inbox.waiting.messages.push_back(Given { from, local, ecn, segment, length: bytes.len() });
         inbox.waiting.bytes.extend(bytes);
         let waker = inbox.waker.take();
         drop(inbox);
@@ -219,13 +220,13 @@ impl AsyncUdpSocket for QuicSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let (to, ecn) = (transmit.destination, transmit.ecn.map(|ecn| ecn as u8));
+        let (to, ecn, local) = (transmit.destination, transmit.ecn.map(|ecn| ecn as u8), transmit.src_ip);
         self.note(to);
         let segment = transmit.segment_size.filter(|size| (1..transmit.contents.len()).contains(size));
         let cut = segment.and_then(|size| u16::try_from(size).ok()).filter(|_| self.socket.gso.load(Ordering::Relaxed));
         let mut refused = None;
         if segment.is_none() || cut.is_some() {
-            match self.transmit(Outgoing { bytes: transmit.contents, to, segment: cut, ecn }) {
+            match self.transmit(Outgoing { bytes: transmit.contents, to, segment: cut, ecn, local }) {
                 Ok(()) => return Ok(()),
                 Err(Errno::EAGAIN) => return self.would_block(),
                 // Any other error is the network's: quinn finds the loss itself.
@@ -236,7 +237,7 @@ impl AsyncUdpSocket for QuicSocket {
         // Without offload, or where it was just refused: one by one. One that goes alone shows that it was the offload.
         let mut any = false;
         for bytes in transmit.contents.chunks(segment.unwrap_or(transmit.contents.len()).max(1)) {
-            match self.transmit(Outgoing { bytes, to, segment: None, ecn }) {
+            match self.transmit(Outgoing { bytes, to, segment: None, ecn, local }) {
                 Ok(()) => {
                     if let Some(error) = refused.filter(|_| !any) {
                         self.socket.refuse_gso(error);
@@ -291,7 +292,7 @@ impl AsyncUdpSocket for QuicSocket {
                     len: given.length,
                     stride: given.segment.min(given.length),
                     ecn: EcnCodepoint::from_bits(given.ecn),
-                    dst_ip: None,
+                    dst_ip: given.local,
                 };
                 count += 1;
                 place = places.next();

@@ -1,7 +1,7 @@
 //! The way in: all sockets of a port read by one thread.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::sys::{MAX_RECEIVED, ReceiveBatch};
+use super::sys::{MAX_RECEIVED, Meta, ReceiveBatch};
 use super::{MAX_SOCKETS, Shared};
 
 /// The port was closed.
@@ -32,6 +32,8 @@ pub struct Message<'a> {
     pub segment: usize,
     /// The two ECN bits, the same for all.
     pub ecn: u8,
+    /// Our address they were sent to; none where the socket is bound to one.
+    pub local: Option<IpAddr>,
 }
 
 /// Reads the sockets of a port; owned by the receiving thread.
@@ -136,7 +138,8 @@ impl Receiver {
     /// The `index`th message of the last batch.
     pub fn message(&self, index: usize) -> Option<Message<'_>> {
         let (meta, bytes) = self.batch.message(index).filter(|_| index < self.came)?;
-        Some(Message { socket: self.current, from: meta.from, bytes, segment: meta.segment, ecn: meta.ecn })
+        let Meta { from, segment, ecn, local, .. } = meta;
+        Some(Message { socket: self.current, from, bytes, segment, ecn, local })
     }
 
     /// Gives the datagrams in `range` of the `index`th message to the QUIC half of its socket. The range begins at a
@@ -144,7 +147,7 @@ impl Receiver {
     pub fn give_quic(&self, index: usize, range: Range<usize>) {
         let Some(message) = self.message(index) else { return };
         if let (Some(quic), Some(bytes)) = (self.port.quic.get(self.current), message.bytes.get(range)) {
-            quic.give(message.from, message.ecn, message.segment, bytes);
+            quic.give(message.from, message.local, message.ecn, message.segment, bytes);
         }
     }
 }

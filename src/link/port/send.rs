@@ -1,7 +1,7 @@
 //! The way out: runs of frames, many in one call.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -34,6 +34,8 @@ pub struct Run {
     pub segment: usize,
     /// Where they go.
     pub to: SocketAddr,
+    /// Our address they come from; none: the kernel chooses, as it does where we have that address no more.
+    pub local: Option<IpAddr>,
 }
 
 /// What became of the runs of one call.
@@ -72,6 +74,8 @@ struct Messages<'a> {
     at: Cursor,
     is_ipv4: bool,
     gso: bool,
+    /// The kernel chooses our address, whatever the runs say.
+    free: bool,
 }
 
 impl<'a> Iterator for Messages<'a> {
@@ -90,7 +94,8 @@ impl<'a> Iterator for Messages<'a> {
             false => Cursor { run: self.at.run, done: self.at.done.saturating_add(length) },
         };
         let segment = if length > run.segment { u16::try_from(run.segment).ok() } else { None };
-        Some(Outgoing { bytes: rest.get(..length)?, to: run.to, segment, ecn: None })
+        let local = run.local.filter(|_| !self.free);
+        Some(Outgoing { bytes: rest.get(..length)?, to: run.to, segment, ecn: None, local })
     }
 }
 
@@ -117,7 +122,7 @@ impl Sender {
     /// never keeps the others back. Nothing is allocated.
     pub fn send(&mut self, buffer: &[u8], runs: &[Run]) -> Sent {
         let mut sent = Sent::default();
-        let mut deadline = None;
+        let (mut deadline, mut free) = (None, false);
         let mut at = Cursor { run: 0, done: 0 };
         let tally = &self.port.tally;
         while let Some(run) = runs.get(at.run) {
@@ -129,7 +134,7 @@ impl Sender {
                 continue;
             };
             let gso = socket.gso.load(Ordering::Relaxed);
-            let mut messages = Messages { buffer, runs, at, is_ipv4: run.to.is_ipv4(), gso };
+            let mut messages = Messages { buffer, runs, at, is_ipv4: run.to.is_ipv4(), gso, free };
             let error = match self.batch.send(socket.as_fd(), messages.clone()) {
                 Ok(0) => Errno::EINVAL,
                 Ok(count) => {
@@ -147,11 +152,16 @@ impl Sender {
                     sent.too_big.get_or_insert(at.run);
                     (next_run, run.left(at.done), &tally.send_failed)
                 }
+                error if is_not_ours(error) && run.local.is_some() && !free => {
+                    free = true;
+                    continue;
+                }
                 Errno::EINVAL | Errno::EIO => match messages.next() {
                     // What the kernel has against many at once, one frame alone tells.
-                    Some(Outgoing { bytes, to, segment: Some(segment), .. }) => {
+                    Some(Outgoing { bytes, to, segment: Some(segment), local, .. }) => {
                         let first = bytes.get(..usize::from(segment)).unwrap_or(bytes);
-                        match sys::send_one(socket.as_fd(), Outgoing { bytes: first, to, segment: None, ecn: None }) {
+                        let alone = Outgoing { bytes: first, to, segment: None, ecn: None, local };
+                        match sys::send_one(socket.as_fd(), alone) {
                             Ok(()) => {
                                 socket.refuse_gso(error);
                                 at.done = at.done.saturating_add(first.len());
@@ -186,6 +196,11 @@ impl Sender {
         }
         sent
     }
+}
+
+/// Whether the kernel says so where a message was to come from an address that is none of ours (any more).
+pub(super) fn is_not_ours(error: Errno) -> bool {
+    matches!(error, Errno::EINVAL | Errno::EADDRNOTAVAIL | Errno::ENETUNREACH)
 }
 
 pub(super) fn errno(error: &io::Error) -> Errno {

@@ -8,7 +8,7 @@
 )]
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 
@@ -20,8 +20,9 @@ pub(super) const MAX_RECEIVED: usize = 32;
 /// Bytes one message may bring: the largest that GRO makes.
 const MAX_MESSAGE: usize = 65_536;
 
-/// Room for two control messages of one `int`, aligned as `cmsghdr` must be (24 bytes each where pointers have 8).
-type Control = [u64; 8];
+/// Room for two control messages of one `int` (24 bytes each where pointers have 8) and an `in6_pktinfo` (40), aligned as
+/// `cmsghdr` must be.
+type Control = [u64; 11];
 
 /// A datagram, or up to 64 of `segment` bytes each (the last may be shorter), on its way out.
 #[derive(Debug, Clone, Copy)]
@@ -32,6 +33,8 @@ pub(super) struct Outgoing<'a> {
     pub(super) segment: Option<u16>,
     /// The two ECN bits; none: not ECN-capable.
     pub(super) ecn: Option<u8>,
+    /// Our address that it comes from; none: the kernel chooses.
+    pub(super) local: Option<IpAddr>,
 }
 
 /// What is known of a message that came.
@@ -43,6 +46,8 @@ pub(super) struct Meta {
     pub(super) segment: usize,
     /// The two ECN bits.
     pub(super) ecn: u8,
+    /// Our address that it was sent to, where the socket is told ([`tell_local`]).
+    pub(super) local: Option<IpAddr>,
 }
 
 /// A socket address as the kernel has it.
@@ -131,6 +136,15 @@ pub(super) fn set_option(
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Has the kernel say of each message which of our addresses it was sent to.
+pub(super) fn tell_local(socket: BorrowedFd<'_>, is_ipv4: bool) -> io::Result<()> {
+    let (level, name) = match is_ipv4 {
+        true => (libc::IPPROTO_IP, libc::IP_PKTINFO),
+        false => (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
+    };
+    set_option(socket, level, name, 1)
+}
+
 /// Has tokio's reactor watch for room in a socket's buffer. Call inside a tokio runtime.
 pub(super) fn watch_writable(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` names one descriptor, open until it is dropped.
@@ -158,7 +172,7 @@ unsafe impl<const N: usize> Send for SendBatch<N> {}
 
 impl<const N: usize> SendBatch<N> {
     pub(super) fn new() -> SendBatch<N> {
-        SendBatch { heads: [empty_message(); N], parts: [NO_PART; N], names: [Name::NONE; N], controls: [[0; 8]; N] }
+        SendBatch { heads: [empty_message(); N], parts: [NO_PART; N], names: [Name::NONE; N], controls: [[0; 11]; N] }
     }
 
     /// Sends the first `N` of `messages` in one call; how many the kernel took, from the first on.
@@ -217,6 +231,18 @@ fn write_control(control: &mut Control, message: &Outgoing<'_>) -> usize {
         };
         used = put(control, used, level, kind, libc::c_int::from(ecn));
     }
+    match message.local {
+        Some(IpAddr::V4(ip)) => {
+            let ipi_spec_dst = libc::in_addr { s_addr: u32::from_ne_bytes(ip.octets()) };
+            let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst, ipi_addr: libc::in_addr { s_addr: 0 } };
+            used = put(control, used, libc::IPPROTO_IP, libc::IP_PKTINFO, info);
+        }
+        Some(IpAddr::V6(ip)) => {
+            let info = libc::in6_pktinfo { ipi6_addr: libc::in6_addr { s6_addr: ip.octets() }, ipi6_ifindex: 0 };
+            used = put(control, used, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info);
+        }
+        None => {}
+    }
     used
 }
 
@@ -261,7 +287,7 @@ impl ReceiveBatch {
             heads: [empty_message(); MAX_RECEIVED],
             parts: [NO_PART; MAX_RECEIVED],
             names: [Name::NONE; MAX_RECEIVED],
-            controls: [[0; 8]; MAX_RECEIVED],
+            controls: [[0; 11]; MAX_RECEIVED],
             metas: [None; MAX_RECEIVED],
             memory: vec![0; MAX_MESSAGE * MAX_RECEIVED],
         }
@@ -318,10 +344,10 @@ impl ReceiveBatch {
 
 /// Reads the control messages that came with `length` bytes.
 fn read_control(head: &libc::msghdr, length: usize, from: SocketAddr) -> Meta {
-    let mut meta = Meta { length, from, segment: length.max(1), ecn: 0 };
+    let mut meta = Meta { length, from, segment: length.max(1), ecn: 0, local: None };
     // SAFETY: the kernel filled `msg_control` with `msg_controllen` bytes of whole control messages, in memory of the batch
-    // that holds `head`; the macros stay inside. Each value read is as long as the kernel writes for its kind: an `int`,
-    // and one byte for IP_TOS (ip(7), ipv6(7), udp(7)).
+    // that holds `head`; the macros stay inside. Each value read is as long as the kernel writes for its kind: an `int`, one
+    // byte for IP_TOS, a struct for the two kinds of PKTINFO (ip(7), ipv6(7), udp(7)), any bytes of which are a value.
     unsafe {
         let mut next = libc::CMSG_FIRSTHDR(head);
         while let Some(header) = next.as_ref() {
@@ -332,6 +358,14 @@ fn read_control(head: &libc::msghdr, length: usize, from: SocketAddr) -> Meta {
                     meta.segment = usize::try_from(segment).unwrap_or(length).clamp(1, length.max(1));
                 }
                 (libc::IPPROTO_IP, libc::IP_TOS) => meta.ecn = ptr::read(data) & 3,
+                (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                    let info = ptr::read_unaligned(data.cast::<libc::in_pktinfo>());
+                    meta.local = Some(Ipv4Addr::from(info.ipi_spec_dst.s_addr.to_ne_bytes()).into());
+                }
+                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                    let info = ptr::read_unaligned(data.cast::<libc::in6_pktinfo>());
+                    meta.local = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into());
+                }
                 (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
                     meta.ecn = (ptr::read_unaligned(data.cast::<libc::c_int>()) & 3) as u8;
                 }

@@ -66,7 +66,7 @@ fn frames(shapes: &[(usize, usize, usize)], to: SocketAddr) -> (Vec<u8>, Vec<Run
             buffer.extend(&frame);
             all.push(frame);
         }
-        runs.push(Run { start, end: buffer.len(), segment, to });
+        runs.push(Run { start, end: buffer.len(), segment, to, local: None });
     }
     (buffer, runs, all)
 }
@@ -143,7 +143,7 @@ fn an_ipv4_and_an_ipv6_socket_are_read_together() {
     let mut receiver = there.receiver().unwrap();
     let senders = [port(&[V4]), port(&[V6])];
     for (index, to) in there.local().into_iter().enumerate() {
-        senders[index].send_one(&[4, index as u8], to).unwrap();
+        senders[index].send_one(&[4, index as u8], to, None).unwrap();
     }
     let _guard = guard(&there);
     let mut sockets = BTreeMap::new();
@@ -216,7 +216,7 @@ fn a_run_that_cannot_go_keeps_no_other_back() {
         let came = collect(&there, &mut there.receiver().unwrap_or_else(|| Receiver::new(there.0.clone())), 8);
         assert!(came.into_iter().map(|(.., bytes)| bytes).eq(all[48..].to_vec()));
     }
-    assert_eq!(here.send_one(&[4], V6).unwrap_err().kind(), io::ErrorKind::AddrNotAvailable);
+    assert_eq!(here.send_one(&[4], V6, None).unwrap_err().kind(), io::ErrorKind::AddrNotAvailable);
 }
 
 #[test]
@@ -227,13 +227,13 @@ fn a_run_to_a_closed_port_changes_nothing() {
     for _ in 0..3 {
         let (buffer, runs, _) = frames(&[(10, 1000, 5)], gone);
         assert_eq!(sender.send(&buffer, &runs), Sent::default());
-        here.send_one(&[4], gone).unwrap();
+        here.send_one(&[4], gone, None).unwrap();
     }
     let (buffer, runs, all) = frames(&[(10, 1000, 5)], address(&there));
     assert_eq!(sender.send(&buffer, &runs), Sent::default());
     assert_eq!(collect(&there, &mut there.receiver().unwrap(), 10).len(), all.len());
     // What the ICMP errors may have left on the socket does not end reading.
-    there.send_one(&[4, 1], address(&here)).unwrap();
+    there.send_one(&[4, 1], address(&here), None).unwrap();
     assert_eq!(collect(&here, &mut here.receiver().unwrap(), 1)[0].2, [4, 1]);
     assert!(gso(&here) == gso(&there));
 }
@@ -254,7 +254,7 @@ fn frames_too_large_for_the_interface_are_told_apart() {
         let came = collect(&there, &mut receiver, 6);
         assert!(came.into_iter().map(|(.., bytes)| bytes).eq([&all[..4], &all[11..]].concat()));
     }
-    let error = here.send_one(&[4; 1353], address(&there)).unwrap_err();
+    let error = here.send_one(&[4; 1353], address(&there), None).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
 }
 
@@ -295,6 +295,44 @@ fn the_receive_buffer_grows_with_the_round_trip() {
     for bytes in [50_000, 100_000, 50_000] {
         port.set_receive_buffer(bytes).unwrap();
         assert_eq!(held(), [2 * bytes; 2]);
+    }
+}
+
+/// A port on every address of one family, and what it knows of the next message.
+fn wildcard(ip: &str) -> Port {
+    port(&[SocketAddr::new(ip.parse().unwrap(), 0)])
+}
+
+#[test]
+fn an_answer_comes_from_the_address_that_was_asked() {
+    for (any, asked, others) in [("0.0.0.0", "127.0.0.2", "192.0.2.1"), ("::", "::1", "2001:db8::1")] {
+        let (asked, foreign): (std::net::IpAddr, std::net::IpAddr) = (asked.parse().unwrap(), others.parse().unwrap());
+        let (here, peer) = (wildcard(any), UdpSocket::bind((asked, 0)).unwrap());
+        peer.set_read_timeout(Some(LONG)).unwrap();
+        let at = SocketAddr::new(asked, here.local()[0].port());
+        peer.send_to(&[4, 7], at).unwrap();
+        let mut receiver = here.receiver().unwrap();
+        receiver.wait().unwrap();
+        assert_eq!(receiver.recv(), 1);
+        let message = receiver.message(0).unwrap();
+        assert_eq!((message.local, message.from), (Some(asked), peer.local_addr().unwrap()));
+        let to = message.from;
+        let heard = || peer.recv_from(&mut [0; 100]).unwrap().1;
+        here.send_one(&[4], to, Some(asked)).unwrap();
+        assert_eq!(heard(), at);
+        let mut sender = here.sender();
+        let mut send = |local| {
+            let run = Run { start: 0, end: 30, segment: 10, to, local };
+            assert_eq!(sender.send(&[4; 30], &[run]), Sent::default());
+        };
+        send(Some(asked));
+        assert_eq!([heard(), heard(), heard()], [at; 3]);
+        // An address that is ours no more: the kernel chooses, nothing is lost, and segmentation is not to blame.
+        send(Some(foreign));
+        (0..3).for_each(|_| assert_eq!(heard().port(), at.port()));
+        here.send_one(&[4], to, Some(foreign)).unwrap();
+        assert_eq!(heard().port(), at.port());
+        assert!(gso(&here));
     }
 }
 
@@ -351,18 +389,18 @@ fn the_quic_queue_is_bounded_in_datagrams_and_in_bytes() {
     let from = address(&port);
     quic.note(from);
     for _ in 0..1024 {
-        quic.give(from, 0, 20, &[0x40; 20]);
+        quic.give(from, None, 0, 20, &[0x40; 20]);
     }
     assert_eq!(port.counts().quic_dropped, 0);
-    quic.give(from, 0, 20, &[0x40; 50]);
+    quic.give(from, None, 0, 20, &[0x40; 50]);
     assert_eq!(port.counts().quic_dropped, 3);
     // What is read makes room, also while the rest of it is still on its way to quinn.
     assert_eq!(read_quic(quic, 20).1.len(), 4);
-    (0..5).for_each(|_| quic.give(from, 0, 20, &[0x40; 20]));
+    (0..5).for_each(|_| quic.give(from, None, 0, 20, &[0x40; 20]));
     assert_eq!(port.counts().quic_dropped, 4);
     while let (Poll::Ready(_), _) = read_quic(quic, 2000) {}
 
-    (0..40).for_each(|_| quic.give(from, 0, 60_000, &[0x40; 60_000]));
+    (0..40).for_each(|_| quic.give(from, None, 0, 60_000, &[0x40; 60_000]));
     let fit = (2 << 20) / 60_000;
     assert_eq!(port.counts().quic_dropped, 4 + 40 - fit);
 }
@@ -373,13 +411,13 @@ fn strangers_wake_nobody_but_with_the_first_packet_of_a_handshake() {
     let quic = &port.quic()[0];
     let from = address(&port);
     let initial = [0xc3, 0, 0, 0, 1, 8, 7];
-    quic.give(from, 0, 7, &initial);
+    quic.give(from, None, 0, 7, &initial);
     for junk in [[0x40; 7], [0x7f; 7], [0xc3, 0, 0, 0, 2, 8, 7], [0xff; 7], [0x80, 0, 0, 0, 0, 8, 7]] {
-        quic.give(from, 0, 7, &junk);
+        quic.give(from, None, 0, 7, &junk);
     }
     assert_eq!(port.counts().other, 5);
     quic.note(from);
-    quic.give(from, 0, 7, &[0x40; 7]);
+    quic.give(from, None, 0, 7, &[0x40; 7]);
     assert_eq!(read_quic(quic, 20).1, [(initial.to_vec(), 7), (vec![0x40; 7], 7)]);
 }
 
@@ -390,19 +428,19 @@ fn quic_datagrams_are_handed_out_whole_in_order_and_as_many_as_fit() {
     let bytes: Vec<u8> = (0..=255).cycle().take(2350).collect();
     quic.note(address(&port));
     // Three of 1000, 1000 and 350 bytes; with room for two, then one larger than any buffer, then one of one byte.
-    quic.give(address(&port), 2, 1000, &bytes);
-    quic.give(address(&port), 0, 3000, &[0x41; 3000]);
-    quic.give(address(&port), 0, 1000, &[0x42]);
+    quic.give(address(&port), None, 2, 1000, &bytes);
+    quic.give(address(&port), None, 0, 3000, &[0x41; 3000]);
+    quic.give(address(&port), None, 0, 1000, &[0x42]);
     let (_, came) = read_quic(quic, 2500);
     let expected = [(bytes.clone(), 1000), (vec![0x42], 1)];
     assert_eq!(came, expected);
     assert_eq!(port.counts().quic_dropped, 1);
 
-    quic.give(address(&port), 2, 1000, &bytes);
+    quic.give(address(&port), None, 2, 1000, &bytes);
     let (_, came) = read_quic(quic, 2100);
     assert_eq!(came, [(bytes[..2000].to_vec(), 1000), (bytes[2000..].to_vec(), 350)]);
     // Not more than ten at once.
-    quic.give(address(&port), 2, 100, &bytes);
+    quic.give(address(&port), None, 2, 100, &bytes);
     let (_, came) = read_quic(quic, 65_536);
     assert_eq!(came.iter().map(|(bytes, _)| bytes.len()).collect::<Vec<_>>(), [1000, 1000, 350]);
     assert_eq!(came.into_iter().flat_map(|(bytes, _)| bytes).collect::<Vec<_>>(), bytes);
@@ -625,7 +663,7 @@ fn a_full_buffer_holds_a_sender_up_for_10_ms_and_wakes_quinn_when_there_is_room(
             "{sent:?}"
         );
         assert_eq!(port.counts().send_full, sent.frames_dropped);
-        assert_eq!(port.send_one(&[4], to).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(port.send_one(&[4], to, None).unwrap_err().kind(), io::ErrorKind::WouldBlock);
 
         let quic = port.quic().remove(0);
         let transmit =
