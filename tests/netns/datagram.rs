@@ -15,6 +15,8 @@ pub const CASES: &[Case] = &[
     fast!(two_hosts_on_a_wire_have_a_datagram_path_within_five_seconds),
     fast!(where_udp_is_blocked_the_stream_carries_until_it_opens),
     fast!(killed_peer_is_back_on_datagrams, "iperf3"),
+    fast!(host_of_two_addresses_answers_from_the_one_that_was_asked),
+    fast!(an_address_that_goes_away_is_replaced_in_a_second_and_a_half),
     long!(carrier_switches_under_tcp_break_no_connection, "iperf3", "ss"),
     long!(flapping_link_settles_on_datagrams),
     long!(forty_packets_a_second_lose_none_to_a_new_path),
@@ -152,6 +154,46 @@ fn forty_packets_a_second_lose_none_to_a_new_path(lab: &Lab) -> Result<()> {
     ensure!(said.contains("400 received"), "{said}");
     ensure!(!said.contains("duplicates"), "{said}");
     until("the counters have it", FIVE, || Ok(underlay::refused(&a)? == (0, 0))).map(drop)
+}
+
+/// A NAT lets in only what comes from where its host sent to. Nothing but UDP passes here: libp2p's QUIC has to answer so, too.
+fn host_of_two_addresses_answers_from_the_one_that_was_asked(lab: &Lab) -> Result<()> {
+    let (a, b) = (plain_host(lab, "a")?, plain_host(lab, "b")?);
+    let second = "10.99.0.201";
+    a.ns().ip(&["address", "add", &format!("{second}/24"), "dev", "eth0"])?;
+    a.rebase()?;
+    let first = format!("ip saddr {} meta l4proto udp drop", a.under4());
+    underlay::ingress(lab, "nat", &[&a], &[&first])?;
+    underlay::ingress(lab, "notcp", &[&a, &b], &["meta l4proto tcp drop"])?;
+    a.start()?;
+    b.start()?;
+    let invite = text(&a.json(&["create", "lab"])?, "invite")?;
+    b.json(&["join", &invite, "--peer", &format!("/ip4/{second}/udp/{PORT}/quic-v1")])?;
+    datagrams(&a, &b, FIVE)?;
+    let via = text(&path(&b, "a")?, "via")?;
+    ensure!(via == format!("{second}:{PORT}"), "by {via}, which cannot answer");
+    all_answer(&b, &a.overlay("lab")?.0, 100, 0)?;
+    all_answer(&a, &b.overlay("lab")?.0, 100, 0)
+}
+
+/// As when a lease of DHCP brings another address: what was sent from the former one comes from the next at once, and the peer
+/// follows when the former one has had its second to answer.
+fn an_address_that_goes_away_is_replaced_in_a_second_and_a_half(lab: &Lab) -> Result<()> {
+    let (a, b) = pair4(lab)?;
+    let inside = b.overlay("lab")?.0;
+    all_answer(&a, &inside, 20, 0)?;
+    let next = "10.99.0.202/24";
+    a.ns().ip(&["address", "add", next, "dev", "eth0"])?;
+    a.ns().ip(&["address", "del", &format!("{}/24", a.under4()), "dev", "eth0"])?;
+    // The route went with the address it preferred, unless the kernel kept the second one.
+    a.ns().ip(&["address", "replace", next, "dev", "eth0"])?;
+    let lost = all_answer(&a, &inside, 150, 75);
+    let via = path(&b, "a");
+    a.ns().ip(&["address", "del", next, "dev", "eth0"])?;
+    a.ns().ip(&["address", "add", &format!("{}/24", a.under4()), "dev", "eth0"])?;
+    lost?;
+    ensure!(via?["carrier"] == "datagram", "the stream carried");
+    Ok(())
 }
 
 /// What comes while the receiving thread is late is kept for longer the farther away those are who send.
