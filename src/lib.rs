@@ -56,8 +56,9 @@
 //! Keys are agreed over `/byway/control/1` between authenticated members, so that no stranger's datagram ever reaches a
 //! Diffie-Hellman, and renewed inside the live session ([`crypto::session`]). Authenticated probes find an address that
 //! answers and what size it carries (`link/path.rs`). The control task ([`link::direct`]) drives both and publishes what
-//! comes out as the link's route; when probes stop being answered, packets are back on the stream. [`wire::datagram`] is
-//! the format.
+//! comes out as the link's route; when probes stop being answered, packets are back on the stream. Frames leave from the
+//! address the peer sends to, and how much the port keeps for a late receiving thread follows the round trip of who sends.
+//! [`wire::datagram`] is the format.
 //!
 //! # A command
 //!

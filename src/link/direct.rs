@@ -389,9 +389,6 @@ impl Direct {
             }
             if peer.paths.poll_timeout().is_some_and(|due| due <= now) {
                 peer.paths.handle_timeout(now, &mut entropy);
-                if peer.paths.is_missed() {
-                    peer.forget_ways();
-                }
             }
             self.carry_out(now, key);
         }
@@ -734,12 +731,12 @@ impl Peer {
         self.ways.iter().find(|way| way.from == from)?.local
     }
 
-    /// An answer is missing: the kernel may know a better address of ours by now.
-    fn forget_ways(&mut self) {
-        if !self.ways.is_empty() {
-            self.ways.clear();
-            self.publish();
-        }
+    /// Which of our addresses a control message comes from. Of keep-alives that are sent again, every second one from what
+    /// the kernel chooses: it may know a better address by now.
+    fn source(&self, to: SocketAddr, control: &Control<'_>) -> Option<IpAddr> {
+        let missed = self.paths.missed();
+        let is_free = matches!(control, Control::Probe { .. }) && missed > 0 && missed.is_multiple_of(2);
+        self.local(to).filter(|_| !is_free)
     }
 
     /// Whether one more control message is within the peer's rate: answering costs more than asking.
@@ -793,7 +790,7 @@ impl Peer {
         let Some(length) = sealer.seal(nonce, &buffers.body, &trailer, &mut buffers.frame) else {
             return Sent::Perhaps;
         };
-        match port.send_one(buffers.frame.get(..length).unwrap_or_default(), to, self.local(to)) {
+        match port.send_one(buffers.frame.get(..length).unwrap_or_default(), to, self.source(to, control)) {
             Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => Sent::TooBig,
             _ => Sent::Perhaps,
         }

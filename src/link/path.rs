@@ -306,9 +306,9 @@ impl Paths {
         Some(Path { to: live.to, since: live.since, rtt: live.rtt, mtu: live.search.mtu(), loss: live.tried.loss() })
     }
 
-    /// Whether a keep-alive has gone unanswered, and was sent again.
-    pub fn is_missed(&self) -> bool {
-        self.live.as_ref().is_some_and(|live| live.missed >= 2)
+    /// Keep-alives sent since the last answer, the one that is due now among them.
+    pub fn missed(&self) -> u32 {
+        self.live.as_ref().map_or(0, |live| live.missed)
     }
 
     /// Paths gained, lost or moved since the start.

@@ -17,6 +17,7 @@ pub const CASES: &[Case] = &[
     fast!(killed_peer_is_back_on_datagrams, "iperf3"),
     fast!(host_of_two_addresses_answers_from_the_one_that_was_asked),
     fast!(an_address_that_goes_away_is_replaced_in_a_second_and_a_half),
+    fast!(an_address_that_is_cut_off_is_left_for_the_one_the_kernel_prefers),
     long!(carrier_switches_under_tcp_break_no_connection, "iperf3", "ss"),
     long!(flapping_link_settles_on_datagrams),
     long!(forty_packets_a_second_lose_none_to_a_new_path),
@@ -193,6 +194,42 @@ fn an_address_that_goes_away_is_replaced_in_a_second_and_a_half(lab: &Lab) -> Re
     a.ns().ip(&["address", "add", &format!("{}/24", a.under4()), "dev", "eth0"])?;
     lost?;
     ensure!(via?["carrier"] == "datagram", "the stream carried");
+    Ok(())
+}
+
+/// As when a cable is plugged in beside a wireless link: what goes on being sent from the former address arrives nowhere.
+fn an_address_that_is_cut_off_is_left_for_the_one_the_kernel_prefers(lab: &Lab) -> Result<()> {
+    let (a, b) = pair4(lab)?;
+    let inside = b.overlay("lab")?.0;
+    all_answer(&a, &inside, 20, 0)?;
+    let since = path(&a, "b")?["since"].clone();
+    let (first, second) = (a.under4().to_owned(), "10.99.0.203");
+    let prefer = |source: &str| {
+        a.ns().ip(&[
+            "route",
+            "replace",
+            "10.99.0.0/24",
+            "dev",
+            "eth0",
+            "proto",
+            "kernel",
+            "scope",
+            "link",
+            "src",
+            source,
+        ])
+    };
+    a.ns().ip(&["address", "add", &format!("{second}/24"), "dev", "eth0"])?;
+    prefer(second)?;
+    underlay::ingress(lab, "gone", &[&a], &[&format!("ip saddr {first} meta l4proto udp drop")])?;
+    let found = a.ns().loses(&inside, SOON).and_then(|_| a.ns().reaches(&inside, FIVE));
+    let after = path(&a, "b");
+    heal(lab, "gone")?;
+    prefer(&first)?;
+    a.ns().ip(&["address", "del", &format!("{second}/24"), "dev", "eth0"])?;
+    println!("  back after {:?}", found?);
+    let after = after?;
+    ensure!(after["carrier"] == "datagram" && after["since"] == since, "the path itself never was lost: {after}");
     Ok(())
 }
 

@@ -78,9 +78,8 @@ impl Asks {
         let most = match &failure {
             _ if protocol == Protocol::Join => 1,
             OutboundFailure::ConnectionClosed | OutboundFailure::UnsupportedProtocols => TRIES,
-            // So ends a request that the peer does not want to answer, too.
-            OutboundFailure::Io(_) => 2,
-            OutboundFailure::DialFailure | OutboundFailure::Timeout => 1,
+            // So ends a request that the peer does not want to answer, too: it is not pressed.
+            OutboundFailure::Io(_) | OutboundFailure::DialFailure | OutboundFailure::Timeout => 1,
         };
         let Some(mut ask) = self.sent.remove(&(protocol, id)) else { return };
         let pause = AGAIN.saturating_mul(1 << ask.tries.min(TRIES));
