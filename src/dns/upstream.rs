@@ -26,6 +26,7 @@ use tokio::sync::Semaphore;
 
 use super::limit::{Counters, count};
 use super::question::{Forward, Reply};
+use crate::model::address::{is_of_this_machine, is_within};
 
 /// How long one resolver has for its answer.
 const TRY: Duration = Duration::from_secs(2);
@@ -213,18 +214,9 @@ fn points_into(record: &Record, denied: &[IpNet]) -> bool {
     }
 }
 
-/// Loopback, link-local, "this host", and the overlay's prefixes, in IPv6 clothes too.
+/// This machine, its link, a metadata service, and the overlay's prefixes, in every form an IPv6 address gives them.
 fn is_denied(address: IpAddr, denied: &[IpNet]) -> bool {
-    let address = match address {
-        // The deprecated ::a.b.c.d counts as a.b.c.d, ::1 stays what it is.
-        IpAddr::V6(v6) => v6.to_ipv4().filter(|_| !v6.is_loopback()).map_or(address, IpAddr::V4),
-        IpAddr::V4(_) => address,
-    };
-    let special = match address {
-        IpAddr::V4(a) => a.is_loopback() || a.is_link_local() || a.octets().first() == Some(&0),
-        IpAddr::V6(a) => a.is_loopback() || a.is_unicast_link_local() || a.is_unspecified(),
-    };
-    special || denied.iter().any(|p| p.contains(&address))
+    is_of_this_machine(address) || is_within(address, denied)
 }
 
 #[cfg(test)]
@@ -256,6 +248,10 @@ mod tests {
             "::ffff:127.0.0.1",
             "::ffff:10.42.1.1",
             "::127.0.0.1",
+            "64:ff9b::10.42.1.1",
+            "64:ff9b::127.0.0.1",
+            "2002:a2a:101::1",
+            "fd00:ec2::254",
         ] {
             assert!(is_denied(bad.parse().unwrap(), &denied), "{bad}");
         }

@@ -1,5 +1,6 @@
 //! PURE: the network as we believe it to be. No sockets, files, clock or randomness: time and seeds are arguments.
 
+pub mod address;
 pub mod build;
 pub mod error;
 pub mod host;
