@@ -97,10 +97,12 @@ pub struct Pools {
 impl Pools {
     /// Blocks in the pool, at most 65,536.
     fn blocks(&self) -> u32 {
-        let four =
-            self.v4.map(|p| 1u32.checked_shl(u32::from(self.block4.saturating_sub(p.prefix_len()))).unwrap_or(0));
-        let six = self.v6.map(|p| 1u32.checked_shl(u32::from(64u8.saturating_sub(p.prefix_len()))).unwrap_or(0));
-        [four, six].into_iter().flatten().map(|n| n.clamp(1, 65_536)).min().unwrap_or(0)
+        const MOST: u32 = 65_536;
+        // A number of 32 bits and more is more than enough, not none.
+        let number = |bits: u8| 1u32.checked_shl(u32::from(bits)).unwrap_or(MOST).min(MOST);
+        let four = self.v4.map(|p| number(self.block4.saturating_sub(p.prefix_len())));
+        let six = self.v6.map(|p| number(64u8.saturating_sub(p.prefix_len())));
+        [four, six].into_iter().flatten().min().unwrap_or(0)
     }
 
     /// The block with number `index`, if both families have one.
@@ -278,6 +280,19 @@ mod tests {
             taken.extend(block.leases);
         }
         assert_eq!(pools.free_block(&taken, None).unwrap_err().code, "E-POOL-FULL");
+    }
+
+    #[test]
+    fn a_short_prefix_holds_as_many_members_as_a_pool_may() {
+        for prefix in ["fd00::/8", "fd00::/31", "fd00:1::/32", "fd00:1::/33", "fd00:1:2::/48"] {
+            let pools = Pools { v4: None, block4: 24, v6: Some(prefix.parse().unwrap()) };
+            assert_eq!(pools.blocks(), 65_536, "{prefix}");
+            let first = pools.free_block(&[], None).unwrap();
+            let second = pools.free_block(&first.leases, None).unwrap();
+            assert_ne!(first, second, "{prefix}");
+        }
+        let pools = Pools { v4: Some("0.0.0.0/0".parse().unwrap()), block4: 32, v6: None };
+        assert_eq!(pools.blocks(), 65_536);
     }
 
     #[test]
