@@ -43,6 +43,12 @@ const COPY_EVERY: Duration = Duration::from_secs(60);
 /// Bytes of the largest state file that is read: thousands of times what a node needs.
 const SIZE_LIMIT: u64 = 1 << 30;
 
+/// Bytes of a state file above which only small changes are added to it, of [`SMALL`] bytes at most, and a little below
+/// [`SIZE_LIMIT`] none: what was written can be read again.
+const WRITE_LIMIT: u64 = SIZE_LIMIT / 2;
+/// See [`WRITE_LIMIT`].
+const SMALL: usize = 64 * 1024;
+
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
 const LOCAL: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("local");
@@ -141,6 +147,7 @@ impl Store {
     /// kernel may have thrown away what it could not write: every later call fails, and only a new start, which reads
     /// the file anew, tells what is on the disk.
     pub fn commit(&self, batch: &Batch) -> Result<(), StoreError> {
+        self.has_room(batch)?;
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let database = self.database(&mut inner)?;
         if let Err(error) = write(database, batch) {
@@ -153,6 +160,14 @@ impl Store {
             self.copy(&inner);
         }
         Ok(())
+    }
+
+    /// Refuses what would make the file one that the next start does not read.
+    fn has_room(&self, batch: &Batch) -> Result<(), StoreError> {
+        let path = self.path();
+        let size = fs::metadata(&path).map_or(0, |m| m.len());
+        let added: usize = batch.put_records.iter().map(|(key, value)| key.len().saturating_add(value.len())).sum();
+        if fits(size, added) { Ok(()) } else { Err(StoreError::TooLarge { path }) }
     }
 
     fn path(&self) -> PathBuf {
@@ -250,6 +265,12 @@ fn check(path: &Path) -> Result<Saved, StoreError> {
         Err(CheckError::Schema(found)) => Err(StoreError::Schema { path: path.to_path_buf(), found }),
         Err(CheckError::Damaged(what)) => Err(StoreError::damaged(path, &what)),
     }
+}
+
+/// Whether `added` bytes may be put into a file of `size` bytes. redb doubles its file at most when it grows.
+fn fits(size: u64, added: usize) -> bool {
+    let last = SIZE_LIMIT.saturating_sub(64 * 1024 * 1024);
+    added == 0 || size < WRITE_LIMIT || (added <= SMALL && size < last)
 }
 
 enum CheckError {

@@ -9,5 +9,7 @@ mod world;
 
 #[path = "sim/membership.rs"]
 mod membership;
+#[path = "sim/names.rs"]
+mod names;
 #[path = "sim/records.rs"]
 mod records;

@@ -52,6 +52,18 @@ pub(super) enum DnsVerb {
         #[arg(value_parser = value::record_type, value_name = "TYPE")]
         kind: Option<String>,
     },
+    /// Take a name from the member that holds it, so that another may have it (owner and admins)
+    Release {
+        /// The subnet
+        #[arg(value_parser = value::subnet)]
+        subnet: String,
+        /// Name below the subnet's domain
+        #[arg(value_parser = value::dns_name)]
+        name: String,
+        /// Whose claim ends, where several claim it
+        #[arg(long, value_name = "MEMBER")]
+        member: Option<String>,
+    },
     /// Every name of a subnet
     Ls(SubnetArg),
     /// Ask the daemon's own server
@@ -73,6 +85,7 @@ impl DnsVerb {
                 let data = data.chain(args.cname.map(RecordData::Cname)).chain(args.txt).chain(args.srv).collect();
                 Request::DnsAdd { subnet: args.subnet, name: args.name, data, ttl: args.ttl }
             }
+            DnsVerb::Release { subnet, name, member } => Request::DnsRelease { subnet, name, member },
             DnsVerb::Rm { subnet, name, kind } => Request::DnsRm { subnet, name, kind },
             DnsVerb::Ls(args) => Request::DnsLs { subnet: args.subnet },
             DnsVerb::Query { name, kind } => {

@@ -29,6 +29,9 @@ pub(super) enum InviteVerb {
         /// Label they get; may be repeated
         #[arg(long, value_parser = value::label, value_name = "K=V")]
         label: Vec<(String, String)>,
+        /// They are members for an hour at a time, as long as they are seen
+        #[arg(long)]
+        ephemeral: bool,
     },
     /// Invites made here and what is left of them
     Ls {
@@ -48,9 +51,9 @@ impl InviteVerb {
     pub(super) fn request(self) -> Checked<Request> {
         Ok(match self {
             InviteVerb::Create { uses: 0, .. } => return Err(wrong("E-USES", "--uses: an invite is for one at least")),
-            InviteVerb::Create { subnet, uses, expires, role, label } => {
+            InviteVerb::Create { subnet, uses, expires, role, label, ephemeral } => {
                 let labels: BTreeMap<String, String> = label.into_iter().collect();
-                Request::InviteCreate { subnet, uses, expires_ms: value::millis(expires), role, labels }
+                Request::InviteCreate { subnet, uses, expires_ms: value::millis(expires), role, labels, ephemeral }
             }
             InviteVerb::Ls { subnet } => Request::InviteLs { subnet },
             InviteVerb::Revoke { mut invite } => Request::InviteRevoke { invite: invite.pop().unwrap_or_default() },

@@ -16,6 +16,7 @@ use crate::api::types::{Done, Error, ErrorKind, IdInfo, Request, Response};
 use crate::config::Config;
 use crate::model::join::fingerprint;
 use crate::model::members::printable;
+use crate::model::record::Term;
 use crate::node::{Core, Leaving};
 use crate::p2p::Command;
 
@@ -55,8 +56,9 @@ pub(crate) async fn call(ctx: &Context, request: Request) -> Result<Response, Er
             changed(ctx, move |core| core.set_up(subnet.as_deref(), true)).await
         }
         Request::Down { subnet } => changed(ctx, move |core| core.set_up(subnet.as_deref(), false)).await,
-        Request::InviteCreate { subnet, uses, expires_ms, role, labels } => {
-            ctx.node.run(move |core| core.invite_create(&subnet, uses, expires_ms, role, labels)).await?
+        Request::InviteCreate { subnet, uses, expires_ms, role, labels, ephemeral } => {
+            let term = if ephemeral { Term::Ephemeral } else { Term::Full };
+            ctx.node.run(move |core| core.invite_create(&subnet, uses, expires_ms, (role, term), labels)).await?
         }
         Request::InviteRevoke { invite } => ctx.node.run(move |core| core.invite_revoke(&invite)).await?,
         Request::MemberApprove { subnet, member } => {
@@ -91,6 +93,9 @@ pub(crate) async fn call(ctx: &Context, request: Request) -> Result<Response, Er
         }
         Request::DnsAdd { subnet, name, data, ttl } => {
             changed(ctx, move |core| core.dns_add(&subnet, &name, &data, ttl)).await
+        }
+        Request::DnsRelease { subnet, name, member } => {
+            changed(ctx, move |core| core.dns_release(&subnet, &name, member.as_deref())).await
         }
         Request::DnsRm { subnet, name, kind } => {
             changed(ctx, move |core| core.dns_rm(&subnet, &name, kind.as_deref())).await

@@ -99,6 +99,7 @@ async fn ask_until_decided(ctx: Context, join: PendingJoin, progress: watch::Sen
         match one_round(&ctx, &join).await {
             Some(JoinAnswer::Admitted { genesis, records }) => {
                 let routed = ctx.machine.routed(&ctx.instance).await.unwrap_or_default();
+                let records = super::sync::checked(records).await;
                 let ours = join.clone();
                 let done = ctx.node.run(move |core| {
                     core.accept(&ours, &genesis, &records, &routed)
@@ -302,7 +303,7 @@ async fn ask(ctx: &Context, join: &PendingJoin, peer: PeerId) -> Option<JoinAnsw
         let proven = Genesis::parse(genesis).is_ok_and(|g| {
             let mut records = Records::new(g);
             heads.iter().take(64).for_each(|h| {
-                let _ = records.absorb(h, u64::MAX);
+                let _ = h.clone().check().map(|record| records.absorb(record));
             });
             records.id == subnet && records.destroyed()
         });

@@ -6,6 +6,7 @@
 //! ```
 
 mod attach;
+mod clock;
 mod direct;
 mod handler;
 mod join;
@@ -62,6 +63,7 @@ pub(crate) struct Context {
     pub applied: watch::Receiver<Applied>,
     pub table: Arc<peers::Table>,
     pub joins: Arc<join::Joins>,
+    pub clocks: Arc<clock::Clocks>,
     /// The control task of the datagram carrier; none without a UDP port.
     pub direct: Option<crate::link::direct::Handle>,
     pub endpoints: Arc<direct::Endpoints>,
@@ -187,6 +189,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         applied: applied_rx,
         table: Arc::default(),
         joins: Arc::default(),
+        clocks: Arc::default(),
         direct: direct_handle,
         endpoints: Arc::default(),
         instance: instance.as_str().into(),
@@ -229,6 +232,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     task!("events", peers::run(ctx.clone(), events, net_stop.clone()));
     task!("view", tell::run(ctx.clone(), desired, net_stop.clone()));
     task!("sync", sync::run(ctx.clone(), pushes, net_stop.clone()));
+    task!("clock", clock::run(ctx.clone(), net_stop.clone()));
     task!("links", peers::follow_wanted(ctx.clone(), wanted, net_stop.clone()));
     task!("devices", tell::follow_devices(ctx.clone(), died, net_stop.clone()));
     {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Context, direct, sync};
+use super::{Context, clock, direct, sync};
 use crate::link::direct::Letter;
 use crate::link::{Key, Via};
 use crate::model::id::PeerId;
@@ -173,6 +173,7 @@ async fn on_event(ctx: &Context, event: Event) -> anyhow::Result<()> {
             ctx.table.arrived(peer, connection, class);
             if class == Class::Member {
                 tokio::spawn(sync::with_peer(ctx.clone(), peer));
+                tokio::spawn(clock::compare(ctx.clone(), peer));
                 tokio::spawn(direct::connected(ctx.clone(), peer));
             }
             ctx.joins.hurry();
@@ -273,6 +274,7 @@ async fn on_control(ctx: Context, peer: PeerId, body: Vec<u8>, responder: Respon
         ControlRequest::Forward(request) => {
             decide(&ctx, peer, request, true).await.map_or(ControlAnswer::NotMember, ControlAnswer::Forwarded)
         }
+        ControlRequest::Clock { now_ms } => clock::answer(&ctx, peer, now_ms),
         ControlRequest::Session { subnet, message, endpoints } => {
             direct::answer(&ctx, peer, subnet, Letter { message, endpoints }).await
         }
@@ -311,10 +313,8 @@ async fn dial_hints(ctx: &Context) -> anyhow::Result<()> {
         .run(|core| core.state.subnets.iter().map(|(id, s)| (*id, s.local.hints.clone())).collect::<Vec<_>>())
         .await?;
     for (id, hints) in hints {
-        let alone = view
-            .subnets
-            .get(&id)
-            .is_some_and(|s| !s.members.is_empty() && !s.members.iter().any(|m| connected.contains(m)));
+        let alone =
+            view.rolls.get(&id).is_some_and(|roll| !roll.is_empty() && !roll.iter().any(|m| connected.contains(m)));
         let addresses: Vec<Address> =
             hints.iter().chain(&ctx.config.bootstrap).filter_map(|h| h.parse().ok()).collect();
         if alone && !addresses.is_empty() {

@@ -138,7 +138,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
         status: SubnetStatus,
         peers: Vec<(PeerId, PeerStatus)>,
     }
-    let (parts, damage, asking) = ctx
+    let (parts, damage, asking, contested) = ctx
         .node
         .run(move |core| -> Result<_, Error> {
             let chosen: Vec<_> = match &only {
@@ -146,9 +146,9 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                 None => core.state.subnets.values().collect(),
             };
             let now = core.now();
-            let mut parts = Vec::new();
+            let (mut parts, mut contested) = (Vec::new(), Vec::new());
             for subnet in chosen {
-                let resolved = subnet.records.resolve(now);
+                let resolved = subnet.resolve(now);
                 let mine = resolved.members.get(&core.state.me.peer);
                 let nowhere = || Path {
                     kind: "offline".into(),
@@ -195,6 +195,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                     workloads: core.workloads(Some(subnet)),
                     drops: BTreeMap::new(),
                 };
+                contested.extend(subnet.contested_names(&core.state.me, &resolved));
                 parts.push((Part { status, peers }, mine.map(|m| (m.grant.not_before, m.grant.not_after))));
             }
             let asking: Vec<(Name, Vec<Name>)> = core
@@ -204,7 +205,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                 .filter(|s| !s.requests.is_empty())
                 .map(|s| (s.name().clone(), s.requests.values().map(|r| r.ask.name.clone()).collect()))
                 .collect();
-            Ok((parts, core.damage.clone(), asking))
+            Ok((parts, core.damage.clone(), asking, contested))
         })
         .await??;
     let known = peers(ctx).await;
@@ -227,6 +228,15 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
             help: format!("byway member requests {subnet}"),
         }
     }));
+    problems.extend(contested.into_iter().map(|(subnet, name, members)| Problem {
+        code: "E-NAME-CONTESTED".into(),
+        severity: "warning".into(),
+        message: format!("{} claim the name {name} in {subnet}, and nobody has registered it", members.join(" and ")),
+        help: format!("an admin: byway dns release {subnet} {name} --member MEMBER; or one of them gives it up"),
+    }));
+    let names: BTreeMap<PeerId, String> =
+        parts.iter().flat_map(|(p, _)| p.peers.iter().map(|(peer, s)| (*peer, s.name.to_string()))).collect();
+    problems.extend(super::clock::problems(ctx, |peer| names.get(&peer).cloned().unwrap_or_else(|| peer.short())));
     let mut subnets = Vec::new();
     for (part, grant) in parts {
         let mut status = part.status;
@@ -377,7 +387,7 @@ pub(crate) async fn peer_list(ctx: &Context) -> Result<Vec<PeerInfo>, Error> {
             let now = core.now();
             let mut all: BTreeMap<PeerId, (Vec<String>, Vec<_>)> = BTreeMap::new();
             for subnet in core.state.subnets.values() {
-                for (peer, member) in subnet.records.resolve(now).members {
+                for (peer, member) in subnet.resolve(now).members {
                     let entry = all.entry(peer).or_default();
                     entry.0.push(format!("{}.{}", member.name, subnet.name()));
                     entry.1.push(subnet.records.id);

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use crate::model::id::{PeerId, SubnetId};
+use crate::model::record::{Signed, Verified};
 use crate::node::Push;
 use crate::p2p::{AskError, Protocol};
 use crate::wire::control::{self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest};
@@ -50,7 +51,7 @@ pub(crate) async fn run(
 /// Tells every connected member of the subnet, and those just removed, without waiting for any of them.
 fn send(ctx: &Context, push: Push) {
     let view = ctx.node.view().load_full();
-    let members = view.subnets.get(&push.subnet).map(|s| s.members.clone()).unwrap_or_default();
+    let members = view.rolls.get(&push.subnet).cloned().unwrap_or_default();
     let body = control::encode(&ControlRequest::Push { subnet: push.subnet, records: push.records });
     let connected = ctx.table.connected();
     let mut receivers: Vec<PeerId> =
@@ -88,14 +89,17 @@ fn send(ctx: &Context, push: Push) {
 /// Compares every common subnet with a member that is connected.
 pub(crate) async fn with_peer(ctx: Context, peer: PeerId) {
     let view = ctx.node.view().load_full();
-    let common: Vec<SubnetId> =
-        view.subnets.iter().filter(|(_, s)| s.members.contains(&peer)).map(|(id, _)| *id).collect();
+    let common: Vec<SubnetId> = view.rolls.iter().filter(|(_, roll)| roll.contains(&peer)).map(|(id, _)| *id).collect();
     for subnet in common {
         match compare(&ctx, peer, subnet).await {
             Ok(()) => {}
             // It does not see us as a member: perhaps we are none any more, and it can prove it.
             Err(Failure::Ask(AskError::Refused | AskError::Unreachable)) | Err(Failure::NotMember) => {
-                probe(&ctx, peer, subnet).await
+                if introduce(&ctx, peer, subnet).await
+                    && let Err(error) = compare(&ctx, peer, subnet).await
+                {
+                    tracing::debug!(%peer, %subnet, ?error, "compare records after an introduction");
+                }
             }
             Err(error) => tracing::debug!(%peer, %subnet, ?error, "compare records"),
         }
@@ -156,16 +160,31 @@ async fn compare(ctx: &Context, peer: PeerId, subnet: SubnetId) -> Result<(), Fa
     Ok(())
 }
 
-/// Asks, as a stranger would, whether the subnet still wants us.
-async fn probe(ctx: &Context, peer: PeerId, subnet: SubnetId) {
+/// Those of `records` whose signatures hold, checked where it delays nobody.
+pub(crate) async fn checked(records: Vec<Signed>) -> Vec<Verified> {
+    let check = move || records.into_iter().filter_map(|record| record.check().ok()).collect();
+    tokio::task::spawn_blocking(check).await.unwrap_or_default()
+}
+
+/// Asks, as a stranger would, whether the subnet still wants us. A member that does not know us is shown why it should:
+/// whether it was.
+async fn introduce(ctx: &Context, peer: PeerId, subnet: SubnetId) -> bool {
     let body = control::encode(&JoinRequest::Probe(subnet));
-    let Ok(answer) = ctx.peers.ask(peer, Protocol::Join, body, PATIENCE).await else { return };
-    if let Ok(JoinAnswer::Ended { heads, .. }) = control::decode(&answer) {
+    let Ok(answer) = ctx.peers.ask(peer, Protocol::Join, body, PATIENCE).await else { return false };
+    let answer = control::decode(&answer);
+    if let Ok(JoinAnswer::Known) = answer {
+        let Ok(records) = ctx.node.run(move |core| core.to_show(subnet)).await else { return false };
+        let body = control::encode(&JoinRequest::Show { subnet, records });
+        let Ok(answer) = ctx.peers.ask(peer, Protocol::Join, body, PATIENCE).await else { return false };
+        return matches!(control::decode(&answer), Ok(JoinAnswer::Known));
+    }
+    if let Ok(JoinAnswer::Ended { heads, .. }) = answer {
         let taken = ctx.node.run(move |core| core.take_ended(subnet, &heads)).await;
         if let Ok(Err(error)) = taken {
             tracing::warn!(%error, "save the end of a subnet");
         }
     }
+    false
 }
 
 /// Gives pushes under way a moment before the sockets close.

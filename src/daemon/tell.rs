@@ -78,8 +78,8 @@ async fn spread(
         direct.retain(Arc::clone(view)).await;
     }
     let mut members = Members::new();
-    for (id, subnet) in &view.subnets {
-        for peer in &subnet.members {
+    for (id, roll) in view.rolls.iter() {
+        for peer in roll {
             members.entry(*peer).or_default().push(*id);
         }
     }

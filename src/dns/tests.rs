@@ -31,7 +31,7 @@ fn subnet(id: u8, addresses: &[&str], zone: Arc<Zone>) -> SubnetView {
 
 fn view(subnets: Vec<SubnetView>) -> View {
     let subnets = subnets.into_iter().map(|s| (s.id, Arc::new(s))).collect();
-    View { generation: 1, subnets, host: Arc::new(HostConfig::default()) }
+    View { rolls: Default::default(), changes_at: None, generation: 1, subnets, host: Arc::new(HostConfig::default()) }
 }
 
 struct Running {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use super::host::{HostConfig, MapConfig, TunConfig, WorkloadConfig};
 use super::members::Subnet;
 use super::record::data_fits;
+use super::resolve::{Member, Resolved};
 use super::state::State;
-use super::subnet::{Member, Resolved};
 use super::view::{Owner, RouteTable, SubnetView, View};
 use super::zone::{Entry, RecordData, Zone};
 
@@ -36,9 +36,12 @@ impl State {
             underlay_ports: here.underlay_ports.clone(),
             ..HostConfig::default()
         };
-        let mut subnets = BTreeMap::new();
+        let mut changes_at: Option<u64> = None;
+        let (mut subnets, mut rolls) = (BTreeMap::new(), BTreeMap::new());
         for (id, subnet) in &self.subnets {
-            let resolved = subnet.records.resolve(now);
+            let resolved = subnet.resolve(now);
+            changes_at = changes_at.into_iter().chain(resolved.changes_at).min();
+            rolls.insert(*id, resolved.roll.members.keys().copied().filter(|p| *p != self.me.peer).collect());
             let Some(me) = resolved.members.get(&self.me.peer) else { continue };
             if !subnet.local.up || resolved.destroyed || me.addresses.is_empty() {
                 continue;
@@ -46,7 +49,7 @@ impl State {
             self.add_host(&mut host, subnet, &resolved, me);
             subnets.insert(*id, Arc::new(self.subnet_view(subnet, &resolved, me, generation)));
         }
-        View { generation, subnets, host: Arc::new(host) }
+        View { generation, subnets, rolls: Arc::new(rolls), changes_at, host: Arc::new(host) }
     }
 
     fn subnet_view(&self, subnet: &Subnet, resolved: &Resolved, me: &Member, generation: u64) -> SubnetView {
@@ -125,18 +128,35 @@ fn zone(subnet: &Subnet, resolved: &Resolved, generation: u64) -> Zone {
     let domain = &subnet.records.genesis.domain;
     let mut names: BTreeMap<String, Vec<Entry>> = BTreeMap::new();
     let mut pointers = BTreeMap::new();
-    for member in resolved.members.values() {
-        let own = std::iter::once((&member.name, &member.addresses));
-        for (name, addresses) in own.chain(member.workloads.iter().map(|(n, a)| (n, a))) {
+    let mut add = |name: String, ttl: u32, data: &RecordData| {
+        names.entry(name).or_default().push(Entry { ttl, data: data.clone() });
+    };
+    for (peer, member) in &resolved.members {
+        for address in &member.addresses {
+            add(member.name.to_string(), NAME_TTL, &RecordData::Address(*address));
+            pointers.insert(*address, format!("{}.{domain}", member.name));
+        }
+        // Below its member's name a workload has a name that nobody can contest; the flat one is whose it is.
+        for (name, addresses) in &member.workloads {
+            let flat = resolved.holds(*peer, name.as_str());
             for address in addresses {
-                let entry = Entry { ttl: NAME_TTL, data: RecordData::Address(*address) };
-                names.entry(name.to_string()).or_default().push(entry);
-                pointers.insert(*address, format!("{name}.{domain}"));
+                let data = RecordData::Address(*address);
+                add(format!("{name}.{}", member.name), NAME_TTL, &data);
+                if flat {
+                    add(name.to_string(), NAME_TTL, &data);
+                }
+                let shown = if flat { name.to_string() } else { format!("{name}.{}", member.name) };
+                pointers.insert(*address, format!("{shown}.{domain}"));
             }
         }
     }
-    for (name, data, ttl, _) in resolved.names.iter().filter(|(_, d, ..)| data_fits(d)) {
-        names.entry(name.clone()).or_default().push(Entry { ttl: *ttl, data: data.clone() });
+    for (name, data, ttl, by) in resolved.names.iter().filter(|(_, d, ..)| data_fits(d)) {
+        if let Some(member) = resolved.members.get(by) {
+            add(format!("{name}.{}", member.name), *ttl, data);
+        }
+        if resolved.holds(*by, name) {
+            add(name.clone(), *ttl, data);
+        }
     }
     // Generations are milliseconds since 1970 or more: their seconds fit a serial until 2106.
     let serial = u32::try_from((generation / 1000) & u64::from(u32::MAX)).unwrap_or(1);

@@ -7,6 +7,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::PrefixMap;
 
 use super::error::{Error, Kind, Result};
+use super::record::{Blocks, Seat};
 
 /// Prefix length of a member's block where none was asked for: /24 of a /16, and never so large that a pool of another
 /// size holds fewer than 16 members.
@@ -94,9 +95,12 @@ pub struct Pools {
     pub v6: Option<Ipv6Net>,
 }
 
+/// Parts of the pool that a new admin gets one of: 16 blocks of the default pool.
+const PARTS: u32 = 16;
+
 impl Pools {
     /// Blocks in the pool, at most 65,536.
-    fn blocks(&self) -> u32 {
+    pub fn blocks(&self) -> u32 {
         const MOST: u32 = 65_536;
         // A number of 32 bits and more is more than enough, not none.
         let number = |bits: u8| 1u32.checked_shl(u32::from(bits)).unwrap_or(MOST).min(MOST);
@@ -129,13 +133,67 @@ impl Pools {
         Some(block)
     }
 
-    /// The first block that overlaps none of `taken`: number 1 upwards, number 0 last.
+    /// Numbers of the blocks that a prefix of the pool touches, first and last; `None` where it reaches past the numbered
+    /// ones.
+    fn span(&self, prefix: IpNet) -> Option<(u32, u32)> {
+        let ends = (self.index_of(prefix.network())?, self.index_of(prefix.broadcast())?);
+        (self.covers(prefix) && ends.1 < self.blocks()).then_some(ends)
+    }
+
+    /// Whether a prefix lies inside these blocks.
+    pub fn within(&self, prefix: IpNet, part: &[Blocks]) -> bool {
+        let Some((mut next, last)) = self.span(prefix) else { return false };
+        while next <= last {
+            let Some(run) = part.iter().find(|b| b.contains(next)) else { return false };
+            next = run.first.saturating_add(run.count);
+        }
+        true
+    }
+
+    /// Blocks that a new admin gets, and more at a time.
+    pub fn part_size(&self) -> u32 {
+        (self.blocks() / PARTS).max(1)
+    }
+
+    /// Numbers of the blocks that `taken` touches.
+    pub fn touched(&self, taken: &[IpNet]) -> BTreeSet<u32> {
+        let blocks = self.blocks();
+        let ends = |p: &IpNet| {
+            let last = self.index_of(p.broadcast()).unwrap_or(u32::MAX).min(blocks.saturating_sub(1));
+            self.index_of(p.network()).map(|first| first..=last)
+        };
+        taken.iter().filter_map(ends).flatten().collect()
+    }
+
+    /// Up to `count` blocks that nobody uses and no seat has, from the end of the pool: whole runs.
+    pub fn allot(&self, taken: &[IpNet], seats: &[Seat], count: u32) -> Vec<Blocks> {
+        let used = self.touched(taken);
+        let allotted = |index: u32| seats.iter().flat_map(|s| &s.part).any(|b| b.contains(index));
+        let free = (1..self.blocks()).rev().filter(|i| !used.contains(i) && !allotted(*i) && self.block(*i).is_some());
+        let mut runs: Vec<Blocks> = Vec::new();
+        for index in free.take(count as usize) {
+            match runs.last_mut() {
+                Some(run) if run.first == index.saturating_add(1) => {
+                    *run = Blocks { first: index, count: run.count.saturating_add(1) };
+                }
+                _ => runs.push(Blocks { first: index, count: 1 }),
+            }
+        }
+        runs
+    }
+
+    /// Whether the block around an address may be given.
+    pub fn is_given(&self, address: IpAddr, may: impl Fn(u32) -> bool) -> bool {
+        self.index_of(address).is_none_or(may)
+    }
+
+    /// The first block that `may` be given and overlaps none of `taken`: number 1 upwards, number 0 last.
     ///
     /// With `wanted`, the block around that address, which becomes the member's own address.
     ///
     /// # Errors
     /// `E-POOL-FULL` when none is left; `E-ADDRESS-TAKEN` or `E-ADDRESS-OUTSIDE` for a wanted address.
-    pub fn free_block(&self, taken: &[IpNet], wanted: Option<IpAddr>) -> Result<Block> {
+    pub fn free_block(&self, taken: &[IpNet], wanted: Option<IpAddr>, may: impl Fn(u32) -> bool) -> Result<Block> {
         let free = |b: &Block| !b.leases.iter().any(|l| taken.iter().any(|t| overlaps(*l, *t)));
         let Some(address) = wanted else {
             // Collected once: a linear scan per candidate would be quadratic in the members.
@@ -143,6 +201,7 @@ impl Pools {
             let exact = |b: &Block| b.leases.iter().any(|l| used.contains(l));
             return (1..self.blocks())
                 .chain(std::iter::once(0))
+                .filter(|i| may(*i))
                 .filter_map(|i| self.block(i))
                 .find(|b| !exact(b) && free(b))
                 .ok_or_else(|| {
@@ -272,14 +331,14 @@ mod tests {
         let pools = pools("10.77.0.0/16", 24);
         let mut taken = Vec::new();
         for i in 0..256 {
-            let block = pools.free_block(&taken, None).unwrap();
+            let block = pools.free_block(&taken, None, |_| true).unwrap();
             if i == 0 {
                 assert_eq!(block.addresses[0].to_string(), "10.77.1.1");
                 assert_eq!(block.addresses[1].to_string(), "fd00:1:2:1::1");
             }
             taken.extend(block.leases);
         }
-        assert_eq!(pools.free_block(&taken, None).unwrap_err().code, "E-POOL-FULL");
+        assert_eq!(pools.free_block(&taken, None, |_| true).unwrap_err().code, "E-POOL-FULL");
     }
 
     #[test]
@@ -287,8 +346,8 @@ mod tests {
         for prefix in ["fd00::/8", "fd00::/31", "fd00:1::/32", "fd00:1::/33", "fd00:1:2::/48"] {
             let pools = Pools { v4: None, block4: 24, v6: Some(prefix.parse().unwrap()) };
             assert_eq!(pools.blocks(), 65_536, "{prefix}");
-            let first = pools.free_block(&[], None).unwrap();
-            let second = pools.free_block(&first.leases, None).unwrap();
+            let first = pools.free_block(&[], None, |_| true).unwrap();
+            let second = pools.free_block(&first.leases, None, |_| true).unwrap();
             assert_ne!(first, second, "{prefix}");
         }
         let pools = Pools { v4: Some("0.0.0.0/0".parse().unwrap()), block4: 32, v6: None };
@@ -306,11 +365,11 @@ mod tests {
     #[test]
     fn wanted_address_brings_its_block() {
         let pools = pools("10.42.7.0/24", default_block4(24));
-        let block = pools.free_block(&[], Some("10.42.7.20".parse().unwrap())).unwrap();
+        let block = pools.free_block(&[], Some("10.42.7.20".parse().unwrap()), |_| true).unwrap();
         assert_eq!(block.leases[0].to_string(), "10.42.7.16/28");
         assert_eq!(block.addresses[0].to_string(), "10.42.7.20");
-        assert!(pools.free_block(&block.leases, Some("10.42.7.21".parse().unwrap())).is_err());
-        assert!(pools.free_block(&[], Some("10.42.8.1".parse().unwrap())).is_err());
+        assert!(pools.free_block(&block.leases, Some("10.42.7.21".parse().unwrap()), |_| true).is_err());
+        assert!(pools.free_block(&[], Some("10.42.8.1".parse().unwrap()), |_| true).is_err());
     }
 
     proptest! {
@@ -335,7 +394,7 @@ mod tests {
             let pools = Pools { v4: Ipv4Net::new("10.0.0.0".parse().unwrap(), len).ok(), block4: (len + extra).min(32), v6: None };
             let mut taken: Vec<IpNet> = Vec::new();
             for _ in 0..members {
-                let Ok(block) = pools.free_block(&taken, None) else { break };
+                let Ok(block) = pools.free_block(&taken, None, |_| true) else { break };
                 prop_assert!(block.leases.iter().all(|l| !taken.iter().any(|t| overlaps(*l, *t))));
                 prop_assert!(block.leases.iter().all(|l| pools.covers(*l)));
                 prop_assert!(block.addresses.iter().all(|a| pools.usable(*a)));
@@ -346,7 +405,7 @@ mod tests {
         #[test]
         fn workload_addresses_are_leased_and_distinct(count in 1usize..300) {
             let pools = pools("10.77.0.0/16", 24);
-            let block = pools.free_block(&[], None).unwrap();
+            let block = pools.free_block(&[], None, |_| true).unwrap();
             let mut used: BTreeSet<IpAddr> = block.addresses.iter().copied().collect();
             for _ in 0..count {
                 let Ok(found) = free_addresses(&pools, &block.leases, &used, None) else { break };

@@ -10,7 +10,7 @@ use zeroize::Zeroize;
 
 use super::error::{Error, Kind, Result};
 use super::id::{Name, PeerId, SubnetId};
-use super::record::{Role, decode, encode};
+use super::record::{Role, Term, decode, encode};
 
 /// What an invite text begins with.
 pub const INVITE_PREFIX: &str = "byway1";
@@ -106,6 +106,8 @@ pub struct Issued {
     pub role: Role,
     /// Labels the joiner gets.
     pub labels: BTreeMap<String, String>,
+    /// How long its grants last.
+    pub term: Term,
     /// Called back.
     pub revoked: bool,
 }
@@ -287,6 +289,7 @@ mod tests {
             expires: 10,
             role: Role::Member,
             labels: BTreeMap::new(),
+            term: Term::Full,
             revoked: false,
         };
         assert!(issued.admits(PeerId([1; 32]), 5).is_ok());

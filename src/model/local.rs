@@ -107,6 +107,8 @@ pub struct Local {
     pub maps: Vec<Map>,
     /// Who was denied, and until when (seconds since 1970).
     pub denied: BTreeMap<PeerId, u64>,
+    /// Names answered before anybody registered them, with whose they were: two that claim one later change nothing here.
+    pub seen: BTreeMap<String, PeerId>,
 }
 
 /// A join that waits for an answer.

@@ -11,8 +11,12 @@ use super::id::{Name, PeerId};
 use super::ipam::Prefixes;
 use super::join::Ask;
 use super::local::Local;
-use super::record::{Body, Grant, MAX_LEASES, Role, Signed};
-use super::subnet::{Absorbed, Member, Records, Resolved};
+use super::record::{
+    Body, Grant, MAX_LEASES, MAX_REGISTERED, MAX_SEATS, Registration, Revocation, Role, SHORT_LIFE, Seat, Signed, Term,
+};
+use super::resolve::{Member, Resolved};
+use super::roll::Out;
+use super::subnet::{Absorbed, Records};
 
 /// This node's keys, as the core needs them.
 #[derive(Clone)]
@@ -69,16 +73,36 @@ pub const REQUEST_LIFE: u64 = 15 * 60;
 
 impl Subnet {
     /// Takes in a record this node signed.
-    pub(super) fn issue(&mut self, me: &Identity, body: &Body, now: u64) -> Result<()> {
-        let signed = Signed::new(self.records.id, body, &me.key);
-        match self.records.absorb(&signed, now) {
+    pub(super) fn issue(&mut self, me: &Identity, body: &Body) -> Result<()> {
+        let refused =
+            || Error::new(Kind::Failed, "E-RECORD", "the record this command makes would be refused by the others");
+        let record = Signed::new(self.records.id, body, &me.key).check().map_err(|_| refused())?;
+        match self.records.absorb(record) {
             Absorbed::New | Absorbed::Known => Ok(()),
-            Absorbed::Parked | Absorbed::Refused => Err(Error::new(
-                Kind::Failed,
-                "E-RECORD",
-                "the record this command makes would be refused by the others",
-            )),
+            Absorbed::Parked | Absorbed::Refused => Err(refused()),
         }
+    }
+
+    /// What follows from the records at `now` (seconds since 1970), and from the answers this node has given.
+    pub fn resolve(&self, now: u64) -> Resolved {
+        self.records.resolve_with(now, &self.local.seen)
+    }
+
+    /// The number of this node's seat, which its records repeat.
+    pub(super) fn seat(&self, me: &Identity) -> Result<u64> {
+        self.records.seat_of(me.peer).ok_or_else(|| self.not_admin())
+    }
+
+    fn not_admin(&self) -> Error {
+        let message = format!("only the owner or an admin of subnet {} may do this", self.name());
+        Error::new(Kind::NotPermitted, "E-NOT-ADMIN", message)
+            .hint(format!("byway member role {} MEMBER admin   (on the owner)", self.name()))
+    }
+
+    /// The owner as people know it.
+    pub(super) fn owner_name(&self, resolved: &Resolved) -> String {
+        let owner = self.records.genesis.owner;
+        resolved.members.get(&owner).map_or_else(|| owner.to_string(), |m| m.name.to_string())
     }
 
     /// The name people know the subnet by here.
@@ -91,16 +115,8 @@ impl Subnet {
     /// # Errors
     /// `E-NOT-ADMIN`.
     pub fn require_admin(&self, me: &Identity, resolved: &Resolved) -> Result<()> {
-        let role = resolved.members.get(&me.peer).map(|m| m.role);
-        if matches!(role, Some(Role::Owner | Role::Admin)) {
-            return Ok(());
-        }
-        Err(Error::new(
-            Kind::NotPermitted,
-            "E-NOT-ADMIN",
-            format!("only the owner or an admin of subnet {} may do this", self.name()),
-        )
-        .hint(format!("byway member role {} MEMBER admin   (on the owner)", self.name())))
+        let owner = self.records.genesis.owner;
+        if me.peer == owner || resolved.roll.is_admin(me.peer) { Ok(()) } else { Err(self.not_admin()) }
     }
 
     /// Refuses what only the owner may do.
@@ -135,49 +151,113 @@ impl Subnet {
         })
     }
 
+    /// Prefixes that are somebody's, or kept for somebody: also of members whose grant has run out and may be renewed.
+    fn taken(&self, resolved: &Resolved) -> Vec<IpNet> {
+        let away = resolved.roll.members.iter().filter(|(peer, _)| !resolved.members.contains_key(peer));
+        let away = away.filter_map(|(_, entry)| entry.best().map(super::roll::Granted::grant));
+        let away = away.filter(|g| g.term == Term::Full).flat_map(|g| g.leases.iter().copied());
+        let held = resolved.members.values().flat_map(|m| m.leases.iter().copied());
+        held.chain(away).chain(self.local.reserved.values().flatten().copied()).collect()
+    }
+
+    /// Whether this node may give block `index`: an admin those of its part, the owner those of nobody's.
+    pub(super) fn may_give(&self, me: &Identity) -> impl Fn(u32) -> bool + use<'_> {
+        let part = self.records.head().seat(me.peer).map(|s| s.part.as_slice());
+        let seats = self.records.seats();
+        move |index| match part {
+            Some(part) => part.iter().any(|b| b.contains(index)),
+            None => !seats.iter().flat_map(|s| &s.part).any(|b| b.contains(index)),
+        }
+    }
+
+    /// A free block for a member, or why there is none.
+    fn block_for(
+        &self,
+        me: &Identity,
+        resolved: &Resolved,
+        reserved: &[IpNet],
+        wanted: Option<IpAddr>,
+    ) -> Result<super::ipam::Block> {
+        let owner = me.peer == self.records.genesis.owner;
+        let pools = self.records.pools();
+        if let Some(address) = wanted.filter(|a| !owner && !pools.is_given(*a, self.may_give(me))) {
+            return Err(self.not_in_part(resolved, &address.to_string()));
+        }
+        let mut taken = self.taken(resolved);
+        taken.retain(|p| !reserved.contains(p));
+        // What was typed may lie in a part of somebody's; what is picked never does.
+        let anywhere = owner && wanted.is_some();
+        let give = self.may_give(me);
+        pools.free_block(&taken, wanted, |index| anywhere || give(index)).map_err(|error| {
+            if error.code != "E-POOL-FULL" || owner {
+                return error;
+            }
+            let message = format!(
+                "this admin's part of the pool is full; the owner {} allots more when it is online",
+                self.owner_name(resolved)
+            );
+            Error::new(Kind::Conflict, "E-POOL-FULL", message).hint("byway lease ls SUBNET")
+        })
+    }
+
+    fn not_in_part(&self, resolved: &Resolved, what: &str) -> Error {
+        let owner = self.owner_name(resolved);
+        let message = format!("{what} is not in this admin's part of the pool: only the owner {owner} may give it");
+        Error::new(Kind::Conflict, "E-NOT-IN-PART", message).hint("ask the owner, or name no address")
+    }
+
+    /// How long a grant of this term lasts, in seconds.
+    fn life(&self, term: Term) -> u64 {
+        let full = self.records.genesis.grant_life;
+        if term == Term::Full { full } else { full.min(SHORT_LIFE) }
+    }
+
     /// Admits who asked: a new grant with a free name and block. A current member is given what it has.
     ///
     /// # Errors
-    /// `E-NAME-TAKEN` for a name that was asked for, `E-POOL-FULL`, `E-ADDRESS-…`.
+    /// `E-REMOVED` for who was removed by somebody else than this node or the owner, `E-NAME-TAKEN` for a name that was
+    /// asked for, `E-POOL-FULL`, `E-NOT-IN-PART`, `E-ADDRESS-…`.
     pub fn admit(
         &mut self,
         me: &Identity,
         ask: &Ask,
-        role: Role,
+        (role, term): (Role, Term),
         labels: &BTreeMap<String, String>,
         now: u64,
     ) -> Result<()> {
-        let resolved = self.records.resolve(now);
+        let resolved = self.resolve(now);
         self.require_admin(me, &resolved)?;
         if resolved.members.contains_key(&ask.joiner) {
             self.requests.remove(&ask.joiner);
             return Ok(());
         }
+        self.may_let_in(me, &resolved, ask.joiner)?;
         let name = free_member_name(&resolved, &ask.name, ask.name_is_default)?;
-        let mut taken: Vec<IpNet> = resolved.members.values().flat_map(|m| m.leases.iter().copied()).collect();
-        let reserved = self.local.reserved.remove(&ask.joiner).unwrap_or_default();
-        taken.extend(self.local.reserved.values().flatten().copied().filter(|p| !reserved.contains(p)));
+        let reserved = self.local.reserved.get(&ask.joiner).cloned().unwrap_or_default();
         // An address reserved for this peer becomes its own address.
         let wanted = ask.ip.or_else(|| reserved.iter().find(|p| is_single(p)).map(IpNet::addr));
-        let mut block = self.records.pools().free_block(&taken, wanted)?;
+        let mut block = self.block_for(me, &resolved, &reserved, wanted)?;
+        self.local.reserved.remove(&ask.joiner);
         block
             .leases
             .extend(reserved.into_iter().filter(|r| !block.leases.iter().any(|l| l.contains(r))).collect::<Vec<_>>());
-        let life = self.records.genesis.grant_life;
         let grant = Grant {
             subject: ask.joiner,
             data_key: ask.data_key,
+            seal_key: None,
             name,
             role,
             generation: self.records.next_generation(ask.joiner),
+            version: self.records.next_version(ask.joiner),
+            seat: self.seat(me)?,
             addresses: block.addresses,
             leases: block.leases,
-            leased_at: now,
             not_before: now,
-            not_after: now.saturating_add(life),
+            not_after: now.saturating_add(self.life(term)),
+            term,
             labels: labels.clone(),
         };
-        self.issue(me, &Body::Grant(grant), now)?;
+        self.issue(me, &Body::Grant(grant))?;
         if role == Role::Admin {
             self.set_admin(me, ask.joiner, true, now)?;
         }
@@ -186,57 +266,206 @@ impl Subnet {
         Ok(())
     }
 
-    /// Signs a member's grant anew with `change` applied.
-    fn regrant(&mut self, me: &Identity, member: &Member, now: u64, change: impl FnOnce(&mut Grant)) -> Result<()> {
-        let mut grant = member.grant.clone();
-        // Strictly newer than what it replaces, also within one second.
-        grant.not_before = now.max(grant.not_before.saturating_add(1));
-        grant.not_after = now.saturating_add(self.records.genesis.grant_life);
-        change(&mut grant);
-        self.issue(me, &Body::Grant(grant), now.saturating_add(1))
+    /// Who was removed comes back by who removed it, or by the owner.
+    fn may_let_in(&self, me: &Identity, resolved: &Resolved, joiner: PeerId) -> Result<()> {
+        let owner = self.records.genesis.owner;
+        match resolved.roll.out.get(&joiner) {
+            Some(Out { by, .. }) if *by != me.peer && me.peer != owner => {
+                let name = resolved.members.get(by).map_or_else(|| by.to_string(), |m| m.name.to_string());
+                let message = format!("{name} removed this peer: only {name} or the owner may let it in again");
+                Err(Error::new(Kind::NotPermitted, "E-REMOVED", message))
+            }
+            _ => Ok(()),
+        }
     }
 
-    /// Removes a member: a head that revokes its generation. What it had granted as an admin is granted anew.
+    /// Signs a member's grant anew with `change` applied: what the member holds now, whoever gave it.
+    pub(super) fn regrant(
+        &mut self,
+        me: &Identity,
+        member: &Member,
+        now: u64,
+        change: impl FnOnce(&mut Grant),
+    ) -> Result<()> {
+        let mut grant = member.grant.clone();
+        grant.name = member.name.clone();
+        grant.leases = member.leases.clone();
+        grant.addresses = member.addresses.clone();
+        self.regrant_as(me, grant, now, change)
+    }
+
+    pub(super) fn regrant_as(
+        &mut self,
+        me: &Identity,
+        mut grant: Grant,
+        now: u64,
+        change: impl FnOnce(&mut Grant),
+    ) -> Result<()> {
+        grant.seat = self.seat(me)?;
+        grant.version = self.records.next_version(grant.subject);
+        change(&mut grant);
+        grant.not_before = now;
+        grant.not_after = now.saturating_add(self.life(grant.term));
+        self.issue(me, &Body::Grant(grant))
+    }
+
+    /// Removes a member. What it had granted, revoked and registered as an admin is said anew.
     ///
     /// # Errors
-    /// `E-NOT-ADMIN`, `E-OWNER-STAYS`.
+    /// `E-NOT-ADMIN`, `E-OWNER-STAYS`, `E-LEAVE` for this node itself.
     pub fn remove(&mut self, me: &Identity, member: PeerId, now: u64) -> Result<()> {
-        let resolved = self.records.resolve(now);
+        let resolved = self.resolve(now);
         self.require_admin(me, &resolved)?;
         if member == self.records.genesis.owner {
             return Err(Error::new(Kind::Conflict, "E-OWNER-STAYS", "the owner cannot be removed")
                 .hint(format!("byway destroy {}   (ends the subnet for everyone)", self.name())));
         }
-        self.adopt_grants_of(me, member, &resolved, now)?;
-        let mut head = self.records.next_head(me.peer, now);
-        let generation = self.records.grants_of(member).map(|g| g.generation).max().unwrap_or(1);
-        let entry = head.revoked.entry(member).or_insert(0);
-        *entry = (*entry).max(generation);
-        if self.records.genesis.owner == me.peer {
-            head.admins.remove(&member);
+        if member == me.peer {
+            return Err(Error::new(Kind::Conflict, "E-LEAVE", "a member does not remove itself")
+                .hint(format!("byway leave {}", self.name())));
         }
-        self.issue(me, &Body::Head(head), now)
+        self.adopt(me, member, &resolved, now)?;
+        self.revoke(me, member)?;
+        if me.peer == self.records.genesis.owner && self.records.head().seat(member).is_some() {
+            let mut head = self.records.next_head(now);
+            head.seats.retain(|s| s.admin != member);
+            self.issue(me, &Body::Head(head))?;
+        }
+        Ok(())
     }
 
-    fn adopt_grants_of(&mut self, me: &Identity, issuer: PeerId, resolved: &Resolved, now: u64) -> Result<()> {
-        let orphans =
-            resolved.members.iter().filter(|(peer, m)| m.issuer == issuer && **peer != issuer && **peer != me.peer);
-        orphans.map(|(_, m)| m.clone()).collect::<Vec<_>>().iter().try_for_each(|m| self.regrant(me, m, now, |_| {}))
+    /// Ends every grant held of a peer.
+    pub(super) fn revoke(&mut self, me: &Identity, subject: PeerId) -> Result<()> {
+        let Some((generation, ends)) = self.records.last_grant(subject) else { return Ok(()) };
+        let seat = self.seat(me)?;
+        self.issue(me, &Body::Revocation(Revocation { subject, generation, ends, seat }))
+    }
+
+    /// Says anew what counts through an admin that is about to lose its seat, and what relied on it.
+    fn adopt(&mut self, me: &Identity, issuer: PeerId, resolved: &Resolved, now: u64) -> Result<()> {
+        let Some(seat) = self.records.head().seat(issuer).cloned() else { return Ok(()) };
+        let pools = self.records.pools();
+        let relies = |m: &Member| m.issuer == issuer || m.leases.iter().any(|l| pools.within(*l, &seat.part));
+        let members: Vec<Member> =
+            resolved.members.values().filter(|m| m.grant.subject != me.peer && relies(m)).cloned().collect();
+        for member in &members {
+            self.regrant(me, member, now, |_| {})?;
+        }
+        let revoked: Vec<PeerId> =
+            resolved.roll.out.iter().filter(|(_, out)| out.by == issuer).map(|(peer, _)| *peer).collect();
+        for subject in revoked {
+            self.revoke(me, subject)?;
+        }
+        for (holder, names, released) in self.records.registered_by(issuer) {
+            let names = names.into_iter().filter(|n| resolved.holds(holder, n)).collect::<Vec<_>>();
+            self.register(me, holder, |r| {
+                r.names.extend(names);
+                r.released.extend(released);
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Changes this node's registration of a member's names; says nothing where nothing changes.
+    pub(super) fn register(
+        &mut self,
+        me: &Identity,
+        holder: PeerId,
+        change: impl FnOnce(&mut Registration),
+    ) -> Result<()> {
+        let seat = self.seat(me)?;
+        let old = self.records.registration(holder, me.peer).cloned();
+        let empty = Registration { holder, version: 0, seat, names: Default::default(), released: Default::default() };
+        let mut new = old.clone().unwrap_or_else(|| empty.clone());
+        change(&mut new);
+        // Over the bound the last ones stay unregistered: they answer as long as nobody else claims them.
+        while new.names.len() > MAX_REGISTERED {
+            new.names.pop_last();
+        }
+        let version = self.records.doc(holder).map_or(0, |d| d.version);
+        if new.released.len() > MAX_REGISTERED {
+            new.released.retain(|_, until| *until >= version);
+        }
+        if new == old.unwrap_or(empty) {
+            return Ok(());
+        }
+        new.version = new.version.saturating_add(1);
+        self.issue(me, &Body::Registration(new))
+    }
+
+    /// Takes a flat name from who holds it, or from `member`: it is free until that member says it anew.
+    ///
+    /// # Errors
+    /// `E-NOT-ADMIN`, `E-NO-NAME`, `E-NAME-CONTESTED` where several claim it and none was named.
+    pub fn dns_release(&mut self, me: &Identity, name: &str, member: Option<PeerId>, now: u64) -> Result<PeerId> {
+        let resolved = self.resolve(now);
+        self.require_admin(me, &resolved)?;
+        let name = self.relative(name);
+        let holder = member.or_else(|| resolved.flat.get(&name).copied());
+        let claims = |holder: &PeerId| {
+            resolved.holds(*holder, &name) || resolved.contested.get(&name).is_some_and(|c| c.contains(holder))
+        };
+        let Some(holder) = holder.filter(claims) else {
+            return Err(match resolved.contested.get(&name) {
+                Some(claimants) if member.is_none() => {
+                    let names: Vec<String> =
+                        claimants.iter().filter_map(|p| resolved.members.get(p)).map(|m| m.name.to_string()).collect();
+                    let message = format!("{name} is claimed by {} and nobody holds it", names.join(" and "));
+                    Error::new(Kind::Conflict, "E-NAME-CONTESTED", message)
+                        .hint(format!("byway dns release {} {name} --member MEMBER", self.name()))
+                }
+                _ => Error::new(Kind::NotFound, "E-NO-NAME", format!("no member holds the name {}", printable(&name)))
+                    .hint(format!("byway dns ls {}", self.name())),
+            });
+        };
+        let version = self.records.doc(holder).map_or(0, |d| d.version);
+        self.register(me, holder, |r| {
+            r.names.remove(&name);
+            r.released.insert(name, version);
+        })?;
+        Ok(holder)
+    }
+
+    /// Names that nobody holds by an admin's word, as who may do something about it sees them: those this node claims, and
+    /// all of them for the owner and admins. Subnet, name, claimants.
+    pub fn contested_names(&self, me: &Identity, resolved: &Resolved) -> Vec<(Name, String, Vec<String>)> {
+        let admin = self.require_admin(me, resolved).is_ok();
+        let concerns = |by: &[PeerId]| admin || by.contains(&me.peer);
+        let called =
+            |peer: &PeerId| resolved.members.get(peer).map_or_else(|| peer.to_string(), |m| m.name.to_string());
+        (resolved.contested.iter())
+            .filter(|(_, by)| concerns(by))
+            .map(|(name, by)| (self.name().clone(), name.clone(), by.iter().map(called).collect()))
+            .collect()
     }
 
     /// Names or un-names an admin: the owner's head says who they are.
     ///
     /// # Errors
-    /// `E-NOT-OWNER`.
+    /// `E-NOT-OWNER`, `E-ADMINS-MANY`.
     pub fn set_admin(&mut self, me: &Identity, member: PeerId, admin: bool, now: u64) -> Result<()> {
         self.require_owner(me)?;
-        let resolved = self.records.resolve(now);
-        if !admin {
-            self.adopt_grants_of(me, member, &resolved, now)?;
+        let seated = self.records.head().seat(member).is_some();
+        if seated == admin || member == me.peer {
+            return Ok(());
         }
-        let mut head = self.records.next_head(me.peer, now);
-        let changed = if admin { head.admins.insert(member) } else { head.admins.remove(&member) };
-        if changed { self.issue(me, &Body::Head(head), now) } else { Ok(()) }
+        let resolved = self.resolve(now);
+        if !admin {
+            self.adopt(me, member, &resolved, now)?;
+        }
+        let mut head = self.records.next_head(now);
+        if !admin {
+            head.seats.retain(|s| s.admin != member);
+            return self.issue(me, &Body::Head(head));
+        }
+        if head.seats.len() >= MAX_SEATS {
+            let message = format!("a subnet has at most {MAX_SEATS} admins");
+            return Err(Error::new(Kind::Conflict, "E-ADMINS-MANY", message));
+        }
+        let pools = self.records.pools();
+        let part = pools.allot(&self.taken(&resolved), &head.seats, pools.part_size());
+        head.seats.push(Seat { admin: member, since: head.number, part });
+        self.issue(me, &Body::Head(head))
     }
 
     /// Ends the subnet for everyone.
@@ -245,9 +474,9 @@ impl Subnet {
     /// `E-NOT-OWNER`.
     pub fn destroy(&mut self, me: &Identity, now: u64) -> Result<()> {
         self.require_owner(me)?;
-        let mut head = self.records.next_head(me.peer, now);
+        let mut head = self.records.next_head(now);
         head.destroyed = true;
-        self.issue(me, &Body::Head(head), now)
+        self.issue(me, &Body::Head(head))
     }
 
     /// Replaces a member's labels.
@@ -255,7 +484,7 @@ impl Subnet {
     /// # Errors
     /// `E-NOT-ADMIN`.
     pub fn label(&mut self, me: &Identity, member: PeerId, labels: &BTreeMap<String, String>, now: u64) -> Result<()> {
-        let resolved = self.records.resolve(now);
+        let resolved = self.resolve(now);
         self.require_admin(me, &resolved)?;
         let Some(m) = resolved.members.get(&member) else { return Ok(()) };
         self.regrant(me, m, now, |g| {
@@ -274,7 +503,7 @@ impl Subnet {
     /// # Errors
     /// `E-NOT-ADMIN`, `E-LEASE-OUTSIDE`, `E-LEASE-TAKEN`.
     pub fn lease(&mut self, me: &Identity, entries: &[(IpNet, PeerId)], now: u64) -> Result<bool> {
-        let resolved = self.records.resolve(now);
+        let resolved = self.resolve(now);
         self.require_admin(me, &resolved)?;
         let pools = self.records.pools();
         let mut fresh: BTreeMap<PeerId, Vec<IpNet>> = BTreeMap::new();
@@ -283,6 +512,9 @@ impl Subnet {
         let reserved = self.local.reserved.iter().flat_map(|(p, leases)| leases.iter().map(move |l| (*l, *p)));
         leased.chain(reserved).for_each(|(lease, peer)| held.insert(lease, peer));
         for (prefix, owner) in entries {
+            if *prefix == prefix.trunc() && pools.covers(*prefix) && !self.may_lease(me, *prefix) {
+                return Err(self.not_in_part(&resolved, &prefix.to_string()));
+            }
             if *prefix != prefix.trunc() || !pools.covers(*prefix) {
                 return Err(Error::new(
                     Kind::Conflict,
@@ -330,12 +562,18 @@ impl Subnet {
         Ok(changed)
     }
 
-    /// Takes a lease back. The block that holds the member's own address stays.
+    fn may_lease(&self, me: &Identity, prefix: IpNet) -> bool {
+        let seat = self.records.head().seat(me.peer);
+        me.peer == self.records.genesis.owner || seat.is_some_and(|s| self.records.pools().within(prefix, &s.part))
+    }
+
+    /// Takes a lease back. The block that holds the member's own address stays, and what the owner gave only the owner
+    /// takes back.
     ///
     /// # Errors
-    /// `E-NOT-ADMIN`, `E-NO-LEASE`, `E-LEASE-OWN`.
+    /// `E-NOT-ADMIN`, `E-NOT-OWNER`, `E-NO-LEASE`, `E-LEASE-OWN`.
     pub fn unlease(&mut self, me: &Identity, prefix: IpNet, now: u64) -> Result<()> {
-        let resolved = self.records.resolve(now);
+        let resolved = self.resolve(now);
         self.require_admin(me, &resolved)?;
         let holder = resolved.members.values().find(|m| m.leases.contains(&prefix)).cloned();
         let Some(member) = holder else {
@@ -364,63 +602,25 @@ impl Subnet {
                 format!("{prefix} holds the own address of member {}", member.name),
             ));
         }
+        let owner = self.records.genesis.owner;
+        let by_owner = |g: &super::roll::Granted| g.issuer == owner && g.grant().leases.contains(&prefix);
+        let entry = resolved.roll.members.get(&member.grant.subject);
+        if me.peer != owner && entry.is_some_and(|e| e.grants().iter().any(by_owner)) {
+            let name = self.owner_name(&resolved);
+            let message = format!("{prefix} was leased by the owner {name}: only the owner takes it back");
+            return Err(Error::new(Kind::NotPermitted, "E-NOT-OWNER", message));
+        }
         self.regrant(me, &member, now, |g| g.leases.retain(|l| *l != prefix))
-    }
-
-    /// What the owner and admins do without being asked: renew grants past half their life, repeat a union of
-    /// revocations after a fork, give a block to who lost one in a conflict.
-    pub fn upkeep(&mut self, me: &Identity, now: u64) -> Result<()> {
-        let resolved = self.records.resolve(now);
-        let role = resolved.members.get(&me.peer).map(|m| m.role);
-        let owner = role == Some(Role::Owner);
-        if !matches!(role, Some(Role::Owner | Role::Admin)) || resolved.destroyed {
-            return Ok(());
-        }
-        if owner {
-            // Who left, was removed or ran out administers nothing; what it granted is granted anew.
-            let gone = self.records.admins().into_iter().filter(|admin| !resolved.members.contains_key(admin));
-            for admin in gone.collect::<Vec<_>>() {
-                self.set_admin(me, admin, false, now)?;
-            }
-        }
-        if self.records.forked() {
-            let head = self.records.next_head(me.peer, now);
-            self.issue(me, &Body::Head(head), now)?;
-        }
-        for (peer, member) in &resolved.members {
-            // The owner's own place is nobody else's to renew.
-            if *peer == self.records.genesis.owner && !owner {
-                continue;
-            }
-            let life = member.grant.not_after.saturating_sub(member.grant.not_before);
-            // The owner renews first; admins step in an eighth of a life later.
-            let wait = if owner { life / 2 } else { life / 2 + life / 8 };
-            if now >= member.grant.not_before.saturating_add(wait) {
-                self.regrant(me, member, now, |_| {})?;
-            } else if member.addresses.is_empty()
-                && now >= member.grant.not_before.saturating_add(if owner { 2 } else { 60 })
-            {
-                let taken: Vec<IpNet> = resolved.members.values().flat_map(|m| m.leases.iter().copied()).collect();
-                if let Ok(block) = self.records.pools().free_block(&taken, None) {
-                    self.regrant(me, member, now, |g| {
-                        g.leases = block.leases;
-                        g.addresses = block.addresses;
-                        g.leased_at = now;
-                    })?;
-                }
-            }
-        }
-        self.requests.retain(|_, r| now < r.seen.saturating_add(REQUEST_LIFE));
-        self.local.denied.retain(|_, until| now < *until);
-        Ok(())
     }
 }
 
 /// A name no member or workload has: the asked one, or for a default one the next numbered.
 fn free_member_name(resolved: &Resolved, wanted: &Name, is_default: bool) -> Result<Name> {
+    // A member's name rules all below it, so nobody else may hold one there.
+    let below = |name: &str, wanted: &Name| name.rsplit('.').next() == Some(wanted.as_str());
     let taken = |name: &Name| {
-        resolved.members.values().any(|m| m.name == *name || m.workloads.iter().any(|(w, _)| w == name))
-            || resolved.names.iter().any(|(n, ..)| n == name.as_str())
+        resolved.members.values().any(|m| m.name == *name)
+            || resolved.flat.keys().chain(resolved.contested.keys()).any(|n| below(n, name))
     };
     if !taken(wanted) {
         return Ok(wanted.clone());

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::error::{Error, Kind, Result};
-use super::id::Name;
+use super::id::PeerId;
 use super::ipam::free_addresses;
 use super::local::{Map, Workload};
 use super::members::{Identity, Subnet, printable};
 use super::record::{Body, Doc, MAX_ENTRIES, MAX_RECORD, NameEntry, WorkloadEntry, data_fits, encode, is_record_name};
-use super::subnet::{Member, Resolved};
+use super::resolve::{Member, Resolved};
 use super::zone::RecordData;
 
 impl Subnet {
@@ -24,13 +24,16 @@ impl Subnet {
         })
     }
 
-    /// Publishes this node's document with `change` applied; the same document again is not published.
-    pub(super) fn publish(&mut self, me: &Identity, now_ms: u64, change: impl FnOnce(&mut Doc)) -> Result<()> {
-        let now = now_ms / 1000;
-        let empty = Doc { version: 0, issued: now, left: None, endpoints: vec![], workloads: vec![], names: vec![] };
+    /// Publishes this node's document with `change` applied; the same document again is not published. `now` is seconds
+    /// since 1970.
+    pub(super) fn publish(&mut self, me: &Identity, now: u64, change: impl FnOnce(&mut Doc)) -> Result<()> {
         let old = self.records.doc(me.peer).cloned();
-        let mut doc = old.clone().unwrap_or(empty);
+        let mut doc = old.clone().unwrap_or_default();
         change(&mut doc);
+        // Who was let in again has left no more.
+        if doc.left.is_some_and(|left| self.records.grants_of(me.peer).any(|g| g.generation > left)) {
+            doc.left = None;
+        }
         if old.as_ref() == Some(&doc) {
             return Ok(());
         }
@@ -41,7 +44,7 @@ impl Subnet {
                 format!("one member publishes at most {MAX_ENTRIES} workloads and names"),
             ));
         }
-        doc.version = now_ms.max(doc.version.saturating_add(1));
+        doc.version = doc.version.saturating_add(1);
         doc.issued = now;
         let body = Body::Doc(doc);
         if encode(&body).len() > MAX_RECORD {
@@ -51,25 +54,25 @@ impl Subnet {
                 format!("what one member publishes in a subnet has at most {} KiB", MAX_RECORD / 1024),
             ));
         }
-        self.issue(me, &body, now)
+        self.issue(me, &body)
     }
 
     /// Says where this node can be dialled.
     ///
     /// # Errors
     /// `E-RECORD` for a document the others would refuse; this node makes none.
-    pub fn set_endpoints(&mut self, me: &Identity, endpoints: &[String], now_ms: u64) -> Result<()> {
+    pub fn set_endpoints(&mut self, me: &Identity, endpoints: &[String], now: u64) -> Result<()> {
         let list: Vec<String> = endpoints.iter().take(32).cloned().collect();
-        self.publish(me, now_ms, |d| d.endpoints = list)
+        self.publish(me, now, |d| d.endpoints = list)
     }
 
     /// Gives this node's leases back: the member that leaves says so itself.
     ///
     /// # Errors
     /// `E-RECORD` for a document the others would refuse; this node makes none.
-    pub fn say_goodbye(&mut self, me: &Identity, now_ms: u64) -> Result<()> {
+    pub fn say_goodbye(&mut self, me: &Identity, now: u64) -> Result<()> {
         let generation = self.records.grants_of(me.peer).map(|g| g.generation).max().unwrap_or(0);
-        self.publish(me, now_ms, |d| {
+        self.publish(me, now, |d| {
             d.left = Some(generation);
             d.workloads.clear();
             d.names.clear();
@@ -77,10 +80,11 @@ impl Subnet {
         })
     }
 
-    fn name_is_taken(&self, resolved: &Resolved, name: &str) -> bool {
-        let taken = |n: &Name| n.as_str() == name;
-        resolved.members.values().any(|m| taken(&m.name) || m.workloads.iter().any(|(w, _)| taken(w)))
-            || self.local.workloads.iter().any(|w| taken(&w.name))
+    fn name_is_taken(&self, me: &Identity, resolved: &Resolved, name: &str) -> bool {
+        let last = name.rsplit('.').next().unwrap_or(name);
+        let below = |m: &Member| m.name.as_str() == last && (last == name || m.grant.subject != me.peer);
+        let held = resolved.flat.get(name).is_some_and(|by| *by != me.peer) || resolved.contested.contains_key(name);
+        resolved.members.values().any(below) || held || self.local.workloads.iter().any(|w| w.name.as_str() == name)
     }
 
     /// Attaches a workload: a free name and free addresses out of this node's leases. `workload` comes without
@@ -88,15 +92,8 @@ impl Subnet {
     ///
     /// # Errors
     /// `E-NAME-TAKEN`, `E-ATTACHED`, `E-ADDRESS-TAKEN`, `E-NOT-LEASED`, `E-BLOCK-FULL`.
-    pub fn attach(
-        &mut self,
-        me: &Identity,
-        mut workload: Workload,
-        ip: Option<IpAddr>,
-        now_ms: u64,
-    ) -> Result<Workload> {
-        let now = now_ms / 1000;
-        let resolved = self.records.resolve(now);
+    pub fn attach(&mut self, me: &Identity, mut workload: Workload, ip: Option<IpAddr>, now: u64) -> Result<Workload> {
+        let resolved = self.resolve(now);
         let mine = self.myself(me, &resolved)?;
         if let Some(same) = self.local.workloads.iter().find(|w| w.netns == workload.netns) {
             return Err(Error::new(
@@ -106,7 +103,7 @@ impl Subnet {
             )
             .hint(format!("byway detach {}", same.name)));
         }
-        if self.name_is_taken(&resolved, workload.name.as_str()) {
+        if self.name_is_taken(me, &resolved, workload.name.as_str()) {
             return Err(Error::new(
                 Kind::Conflict,
                 "E-NAME-TAKEN",
@@ -120,32 +117,33 @@ impl Subnet {
         workload.addresses = free_addresses(&self.records.pools(), &mine.leases, &used, ip)?;
         workload.since = now;
         self.local.workloads.push(workload.clone());
-        self.publish_workloads(me, now_ms)?;
+        self.publish_workloads(me, now)?;
         Ok(workload)
     }
 
-    fn publish_workloads(&mut self, me: &Identity, now_ms: u64) -> Result<()> {
-        let entries: Vec<WorkloadEntry> = self
-            .local
-            .workloads
-            .iter()
-            .map(|w| WorkloadEntry { name: w.name.clone(), addresses: w.addresses.clone(), since: w.since })
-            .collect();
-        self.publish(me, now_ms, |d| d.workloads = entries)
+    fn publish_workloads(&mut self, me: &Identity, now: u64) -> Result<()> {
+        let entries = self.workload_entries();
+        self.publish(me, now, |d| d.workloads = entries)
+    }
+
+    /// The workloads attached here, as this node's document says them.
+    pub(super) fn workload_entries(&self) -> Vec<WorkloadEntry> {
+        let entry = |w: &Workload| WorkloadEntry { name: w.name.clone(), addresses: w.addresses.clone() };
+        self.local.workloads.iter().map(entry).collect()
     }
 
     /// Detaches a workload; name and addresses are free again.
     ///
     /// # Errors
     /// `E-NO-WORKLOAD`.
-    pub fn detach(&mut self, me: &Identity, name: &str, now_ms: u64) -> Result<Workload> {
+    pub fn detach(&mut self, me: &Identity, name: &str, now: u64) -> Result<Workload> {
         let place = self.local.workloads.iter().position(|w| w.name.as_str().eq_ignore_ascii_case(name));
         let Some(place) = place else {
             return Err(Error::new(Kind::NotFound, "E-NO-WORKLOAD", format!("no workload {} here", printable(name)))
                 .hint("byway workload ls"));
         };
         let gone = self.local.workloads.remove(place);
-        self.publish_workloads(me, now_ms)?;
+        self.publish_workloads(me, now)?;
         Ok(gone)
     }
 
@@ -153,9 +151,8 @@ impl Subnet {
     ///
     /// # Errors
     /// `E-NAME`, `E-NAME-TAKEN`.
-    pub fn dns_add(&mut self, me: &Identity, name: &str, data: &[RecordData], ttl: u32, now_ms: u64) -> Result<()> {
-        let now = now_ms / 1000;
-        let resolved = self.records.resolve(now);
+    pub fn dns_add(&mut self, me: &Identity, name: &str, data: &[RecordData], ttl: u32, now: u64) -> Result<()> {
+        let resolved = self.resolve(now);
         self.myself(me, &resolved)?;
         let name = self.relative(name);
         if !is_record_name(&name) || !data.iter().all(data_fits) || ttl > 86_400 {
@@ -165,8 +162,7 @@ impl Subnet {
                 format!("{} cannot be a name of zone {}", printable(&name), self.records.genesis.domain),
             ));
         }
-        let foreign = resolved.names.iter().any(|(n, _, _, by)| *n == name && *by != me.peer);
-        if foreign || self.name_is_taken(&resolved, &name) {
+        if self.name_is_taken(me, &resolved, &name) {
             return Err(Error::new(
                 Kind::Conflict,
                 "E-NAME-TAKEN",
@@ -175,7 +171,7 @@ impl Subnet {
             .hint(format!("byway dns ls {}", self.name())));
         }
         let has = |d: &dyn Fn(&RecordData) -> bool| {
-            resolved.names.iter().any(|(n, x, ..)| *n == name && d(x)) || data.iter().any(d)
+            resolved.flat_names().any(|(n, x, ..)| *n == name && d(x)) || data.iter().any(d)
         };
         // RFC 1034, 3.6.2: a CNAME stands alone.
         if has(&|d| matches!(d, RecordData::Cname(_))) && has(&|d| !matches!(d, RecordData::Cname(_))) {
@@ -185,11 +181,10 @@ impl Subnet {
                 format!("{name} cannot have a CNAME beside other records"),
             ));
         }
-        self.publish(me, now_ms, |d| {
-            let since = d.names.iter().filter(|n| n.name == name).map(|n| n.since).min().unwrap_or(now);
+        self.publish(me, now, |d| {
             for answer in data {
                 d.names.retain(|n| !(n.name == name && n.data == *answer));
-                d.names.push(NameEntry { name: name.clone(), data: answer.clone(), ttl, since });
+                d.names.push(NameEntry { name: name.clone(), data: answer.clone(), ttl });
             }
         })
     }
@@ -198,7 +193,7 @@ impl Subnet {
     ///
     /// # Errors
     /// `E-NO-NAME`, also where another member said the name.
-    pub fn dns_rm(&mut self, me: &Identity, name: &str, kind: Option<&str>, now_ms: u64) -> Result<usize> {
+    pub fn dns_rm(&mut self, me: &Identity, name: &str, kind: Option<&str>, now: u64) -> Result<usize> {
         let name = self.relative(name);
         let matches = |n: &NameEntry| n.name == name && kind.is_none_or(|k| n.data.kind().eq_ignore_ascii_case(k));
         let count = self.records.doc(me.peer).map_or(0, |d| d.names.iter().filter(|n| matches(n)).count());
@@ -210,7 +205,7 @@ impl Subnet {
             )
             .hint(format!("byway dns ls {}", self.name())));
         }
-        self.publish(me, now_ms, |d| d.names.retain(|n| !matches(n)))?;
+        self.publish(me, now, |d| d.names.retain(|n| !matches(n)))?;
         Ok(count)
     }
 
@@ -236,19 +231,37 @@ impl Subnet {
         }
         let name = self.relative(target);
         let short = name.strip_suffix(&format!(".{}", self.name())).unwrap_or(&name).to_owned();
-        for (peer, member) in &resolved.members {
-            let own = (member.name.as_str() == short).then_some(&member.addresses);
-            let workload = member.workloads.iter().find(|(w, _)| w.as_str() == short).map(|(_, a)| a);
-            if let Some(addresses) = own.or(workload) {
-                return addresses.iter().find(family).map(|a| (*a, *peer == me.peer));
-            }
+        let find = |peer: &PeerId, name: &str| {
+            let member = resolved.members.get(peer)?;
+            let addresses = member.workloads.iter().find(|(w, _)| w.as_str() == name).map(|(_, a)| a);
+            addresses?.iter().find(family).map(|a| (*a, *peer == me.peer))
+        };
+        if let Some(peer) = resolved.member_named(&short) {
+            let own = resolved.members.get(&peer)?.addresses.iter().find(family);
+            return own.map(|a| (*a, peer == me.peer));
         }
-        let added = resolved.names.iter().find_map(|(n, data, ..)| match data {
-            RecordData::Address(a) if *n == short && a.is_ipv4() == like.is_ipv4() => Some(*a),
+        // What stands below a member's name is that member's.
+        let below = short.rsplit_once('.').and_then(|(name, last)| Some((resolved.member_named(last)?, name)));
+        let (holder, name) = match below {
+            Some((peer, name)) => (peer, name),
+            None => (*resolved.flat.get(&short)?, short.as_str()),
+        };
+        if let Some(found) = find(&holder, name) {
+            return Some(found);
+        }
+        let added = resolved.names.iter().find_map(|(n, data, _, by)| match data {
+            RecordData::Address(a) if *by == holder && n == name && a.is_ipv4() == like.is_ipv4() => Some(*a),
             _ => None,
         })?;
         let (peer, _) = resolved.members.iter().find(|(_, m)| super::members::holds_address(m, added))?;
         Some((added, *peer == me.peer))
+    }
+
+    /// Whether a map's target is a name that several members claim and nobody registered.
+    pub fn is_contested(&self, resolved: &Resolved, target: &str) -> bool {
+        let name = self.relative(target);
+        let short = name.strip_suffix(&format!(".{}", self.name())).unwrap_or(&name);
+        resolved.contested.contains_key(short)
     }
 
     /// Adds a port map. `others` are the maps of every subnet here.
@@ -256,7 +269,7 @@ impl Subnet {
     /// # Errors
     /// `E-NO-TARGET`, `E-PORT-TAKEN`, `E-NAME-TAKEN`.
     pub fn map_add(&mut self, me: &Identity, map: Map, others: &[Map], now: u64) -> Result<()> {
-        let resolved = self.records.resolve(now);
+        let resolved = self.resolve(now);
         self.myself(me, &resolved)?;
         let wild = |a: &Map, b: &Map| a.listen == b.listen || a.listen.is_unspecified() || b.listen.is_unspecified();
         let clash = |o: &&Map| {

@@ -5,10 +5,11 @@
 //! (RFC 8032, strict verification) covers
 //!
 //! ```text
-//! context ("byway/grant/1", "byway/head/1" or "byway/doc/1") | 0x00 | subnet ID, 16 bytes | body
+//! context | 0x00 | subnet ID, 16 bytes | body
 //! ```
 //!
-//! so that no statement can be taken for one of another kind or of another subnet.
+//! with a context for each kind (`byway/grant/1`, `byway/head/1`, `byway/doc/1`, `byway/revocation/1`,
+//! `byway/registration/1`, `byway/item/1`), so that no statement can be taken for one of another kind or of another subnet.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -27,6 +28,20 @@ pub const MAX_RECORD: usize = 128 * 1024;
 pub const MAX_ENTRIES: usize = 2048;
 /// Leases in one grant.
 pub const MAX_LEASES: usize = 1024;
+/// Admins of one subnet.
+pub const MAX_SEATS: usize = 64;
+/// Runs of blocks in all parts of one head together: a head has less than 8 KiB.
+pub const MAX_RUNS: usize = 256;
+/// Greatest generation that an admin may sign: the owner can always go above it.
+pub const MAX_ADMIN_GENERATION: u32 = 1 << 24;
+/// Names registered for one member by one issuer.
+pub const MAX_REGISTERED: usize = 256;
+/// Bytes of one registration.
+pub const MAX_REGISTRATION: usize = 64 * 1024;
+/// Bytes of a slot's name.
+pub const MAX_SLOT: usize = 64;
+/// Bytes of an item's data.
+pub const MAX_ITEM: usize = 4096;
 
 /// What a member may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, Default)]
@@ -143,6 +158,21 @@ pub fn is_domain(text: &str) -> bool {
     !text.is_empty() && text.len() <= 200 && text.split('.').all(|l| l.parse::<Name>().is_ok_and(|n| n.as_str() == l))
 }
 
+/// How long a grant is meant to last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, Default)]
+pub enum Term {
+    /// The subnet's grant life; renewed whether its member is there or not.
+    #[default]
+    Full,
+    /// An hour, renewed while the member is seen.
+    Ephemeral,
+    /// An hour for who came in without anybody's word; a full one follows once the member is seen.
+    Trial,
+}
+
+/// Seconds an ephemeral or trial grant lasts.
+pub const SHORT_LIFE: u64 = 3600;
+
 /// A member's admission, signed by the owner or an admin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
@@ -150,41 +180,110 @@ pub struct Grant {
     pub subject: PeerId,
     /// The subject's X25519 key for data sessions.
     pub data_key: [u8; 32],
+    /// The subject's X25519 key for sealing, and for nothing else; no member makes one yet.
+    pub seal_key: Option<[u8; 32]>,
     /// The member's name.
     pub name: Name,
     /// What it may do; `Admin` counts only while the head names it.
     pub role: Role,
-    /// Grows when a removed member is admitted again: revocations name a generation.
+    /// Grows when a removed member is admitted again: revocations name a generation. Above [`MAX_ADMIN_GENERATION`] only
+    /// the owner may sign.
     pub generation: u32,
+    /// Counts the grants of one subject, whoever signs them: the greater replaces.
+    pub version: u64,
+    /// The issuer's [`Seat::since`]; 0 for the owner.
+    pub seat: u64,
     /// The member's own addresses, inside its leases.
     pub addresses: Vec<IpAddr>,
     /// Prefixes that belong to it.
     pub leases: Vec<IpNet>,
-    /// When the leases were first given (seconds since 1970): the earlier of two claims holds.
-    pub leased_at: u64,
     /// Seconds since 1970.
     pub not_before: u64,
-    /// Seconds since 1970.
+    /// Seconds since 1970; at most the subnet's grant life after `not_before`.
     pub not_after: u64,
+    /// How long it is meant to last.
+    pub term: Term,
     /// Free key=value pairs.
     pub labels: BTreeMap<String, String>,
 }
 
-/// The numbered statement of who administers and who is out.
+/// Consecutive blocks of the pool, by number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Blocks {
+    /// The first one.
+    pub first: u32,
+    /// How many, at least one.
+    pub count: u32,
+}
+
+impl Blocks {
+    /// Whether block `index` is among them.
+    pub fn contains(&self, index: u32) -> bool {
+        index.checked_sub(self.first).is_some_and(|i| i < self.count)
+    }
+}
+
+/// An admin, as the owner's head names it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seat {
+    /// The admin.
+    pub admin: PeerId,
+    /// Number of the head that gave the seat. Each record of an admin repeats it, so that what it signed in a former seat
+    /// counts no more, whatever it is named later.
+    pub since: u64,
+    /// The part of the pool it gives blocks from.
+    pub part: Vec<Blocks>,
+}
+
+/// The owner's numbered statement of who administers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
     /// Grows by one with each.
     pub number: u64,
-    /// Digest of the head it follows; zeros for the first.
-    pub previous: [u8; 32],
-    /// Who may admit and remove. Only the owner's word counts.
-    pub admins: BTreeSet<PeerId>,
-    /// Identities that are out, each up to and with a generation. Only grows.
-    pub revoked: BTreeMap<PeerId, u32>,
-    /// The subnet has ended. Only the owner's word counts.
+    /// Who may admit and remove; the order settles what two of them did unseen by each other.
+    pub seats: Vec<Seat>,
+    /// Grants of a smaller generation count no more: the owner raises it, and grants the living anew, so that
+    /// revocations end.
+    pub least: u32,
+    /// The subnet has ended.
     pub destroyed: bool,
-    /// Seconds since 1970.
+    /// Seconds since 1970; for people only.
     pub issued: u64,
+}
+
+impl Head {
+    /// The seat of an admin.
+    pub fn seat(&self, admin: PeerId) -> Option<&Seat> {
+        self.seats.iter().find(|s| s.admin == admin)
+    }
+}
+
+/// A member is out. It lives as long as a grant that it ends is held.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revocation {
+    /// Who is out.
+    pub subject: PeerId,
+    /// Up to and with this generation.
+    pub generation: u32,
+    /// Digest of the grant that it ends; the two travel together.
+    pub ends: Digest,
+    /// The issuer's [`Seat::since`]; 0 for the owner.
+    pub seat: u64,
+}
+
+/// Flat names that the issuer saw a member claim first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registration {
+    /// Who holds the names, as long as its document claims them.
+    pub holder: PeerId,
+    /// Grows with each change.
+    pub version: u64,
+    /// The issuer's [`Seat::since`]; 0 for the owner.
+    pub seat: u64,
+    /// Names relative to the zone.
+    pub names: BTreeSet<String>,
+    /// Names taken from the holder: its claim counts again from the first document with a greater version.
+    pub released: BTreeMap<String, u64>,
 }
 
 /// One workload in a member's document.
@@ -194,8 +293,6 @@ pub struct WorkloadEntry {
     pub name: Name,
     /// Addresses, inside the member's leases.
     pub addresses: Vec<IpAddr>,
-    /// When the name was claimed (seconds since 1970): the earlier of two claims holds.
-    pub since: u64,
 }
 
 /// One name in a member's document.
@@ -207,18 +304,16 @@ pub struct NameEntry {
     pub data: RecordData,
     /// Seconds.
     pub ttl: u32,
-    /// When it was claimed (seconds since 1970).
-    pub since: u64,
 }
 
 /// What a member says of itself; the highest version holds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct Doc {
-    /// Grows with each change; milliseconds since 1970 or one more than before, so that a restored backup goes on.
+    /// Counts the member's documents.
     pub version: u64,
-    /// Seconds since 1970.
+    /// Seconds since 1970; for people only.
     pub issued: u64,
-    /// The generation that was left, if the member left.
+    /// The generation that was left, if the member left. Such a document says nothing else.
     pub left: Option<u32>,
     /// Where the member can be dialled: multiaddrs.
     pub endpoints: Vec<String>,
@@ -228,15 +323,38 @@ pub struct Doc {
     pub names: Vec<NameEntry>,
 }
 
-/// One statement.
+/// A statement of a kind that a later version may know: held and passed on, and without meaning where it is unknown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Item {
+    /// What it is.
+    pub kind: u16,
+    /// Which one of its kind, at most [`MAX_SLOT`] bytes: the greatest version of a slot replaces the others.
+    pub slot: Vec<u8>,
+    /// Counts the statements of one slot.
+    pub version: u64,
+    /// Seconds since 1970; for people only.
+    pub issued: u64,
+    /// Seconds since 1970.
+    pub expires: u64,
+    /// At most [`MAX_ITEM`] bytes; none takes the slot back.
+    pub data: Vec<u8>,
+}
+
+/// One statement. New kinds of statements are kinds of [`Item`]: this list does not grow.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Body {
     /// A member's admission.
     Grant(Grant),
-    /// Who administers and who is out.
+    /// Who administers.
     Head(Head),
     /// What a member says of itself.
     Doc(Doc),
+    /// Who is out.
+    Revocation(Revocation),
+    /// Who holds which names.
+    Registration(Registration),
+    /// Something of a later version.
+    Item(Item),
 }
 
 impl Body {
@@ -245,16 +363,58 @@ impl Body {
             Body::Grant(_) => b"byway/grant/1",
             Body::Head(_) => b"byway/head/1",
             Body::Doc(_) => b"byway/doc/1",
+            Body::Revocation(_) => b"byway/revocation/1",
+            Body::Registration(_) => b"byway/registration/1",
+            Body::Item(_) => b"byway/item/1",
         }
     }
 
-    /// The time the statement was made, in seconds since 1970.
-    pub fn signed_at(&self) -> u64 {
+    /// The order in which records are best read: each kind after those that give its issuers their standing.
+    pub fn rank(&self) -> u8 {
         match self {
-            Body::Grant(grant) => grant.not_before,
-            Body::Head(head) => head.issued,
-            Body::Doc(doc) => doc.issued,
+            Body::Head(_) => 0,
+            Body::Grant(_) => 1,
+            Body::Revocation(_) => 2,
+            Body::Registration(_) => 3,
+            Body::Doc(_) => 4,
+            Body::Item(_) => 5,
         }
+    }
+
+    /// Whether it decides about membership, not about what members say.
+    pub fn is_roll(&self) -> bool {
+        matches!(self, Body::Head(_) | Body::Grant(_) | Body::Revocation(_))
+    }
+}
+
+/// A record whose signature, encoding and bounds were checked, with its digest. [`Signed::check`] is the only way to one,
+/// so that the check can be made elsewhere than where records are taken in, and is made once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified {
+    signed: Signed,
+    body: Body,
+    digest: Digest,
+}
+
+impl Verified {
+    /// The record as stored and sent.
+    pub fn signed(&self) -> &Signed {
+        &self.signed
+    }
+
+    /// What it says.
+    pub fn body(&self) -> &Body {
+        &self.body
+    }
+
+    /// Names its exact bytes.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Its parts.
+    pub fn into_parts(self) -> (Signed, Body, Digest) {
+        (self.signed, self.body, self.digest)
     }
 }
 
@@ -324,6 +484,16 @@ impl Signed {
         Ok(body)
     }
 
+    /// Checks as [`Signed::verify`] does, and keeps record, body and digest together.
+    ///
+    /// # Errors
+    /// As [`Signed::verify`].
+    pub fn check(self) -> Result<Verified, RecordError> {
+        let body = self.verify()?;
+        let digest = self.digest();
+        Ok(Verified { signed: self, body, digest })
+    }
+
     /// Names the record's exact bytes.
     pub fn digest(&self) -> Digest {
         Sha256::digest(self.encode()).into()
@@ -349,31 +519,55 @@ fn message(subnet: SubnetId, context: &[u8], body: &[u8]) -> Vec<u8> {
 
 /// Bounds that hold for every record, whoever signed it.
 fn check(body: &Body) -> Result<(), RecordError> {
-    let fits = match body {
-        Body::Grant(g) => {
-            g.leases.len() <= MAX_LEASES
-                && g.addresses.len() <= 8
-                && g.not_before < g.not_after
-                && g.labels.len() <= 64
-                && g.leases.iter().all(|p| p.trunc() == *p)
-                && g.addresses.iter().all(|a| g.leases.iter().any(|p| p.contains(a)))
-                && g.labels.iter().all(|(k, v)| k.len() <= 63 && v.len() <= 255 && !has_control(k) && !has_control(v))
-        }
-        Body::Head(h) => h.number > 0 && h.admins.len() <= 1024 && h.revoked.len() <= 65_536,
-        Body::Doc(d) => {
-            d.endpoints.len() <= 32
-                && d.endpoints.iter().all(|e| e.len() <= 256 && !has_control(e))
-                && d.workloads.len().saturating_add(d.names.len()) <= MAX_ENTRIES
-                && d.workloads.iter().all(|w| w.addresses.len() <= 8)
-                && d.names.iter().all(|n| is_record_name(&n.name) && n.ttl <= 86_400 && data_fits(&n.data))
-        }
-    };
-    let kind = match body {
-        Body::Grant(_) => "grant",
-        Body::Head(_) => "head",
-        Body::Doc(_) => "doc",
+    let (kind, fits) = match body {
+        Body::Grant(g) => ("grant", grant_fits(g)),
+        Body::Head(h) => ("head", head_fits(h)),
+        Body::Doc(d) => ("document", doc_fits(d)),
+        Body::Revocation(r) => ("revocation", r.generation > 0),
+        Body::Registration(r) => ("registration", registration_fits(r)),
+        Body::Item(i) => ("item", i.slot.len() <= MAX_SLOT && i.data.len() <= MAX_ITEM),
     };
     if fits { Ok(()) } else { Err(RecordError::Nonsense(kind)) }
+}
+
+fn grant_fits(g: &Grant) -> bool {
+    g.generation > 0
+        && g.leases.len() <= MAX_LEASES
+        && g.addresses.len() <= 8
+        && g.not_before < g.not_after
+        && (g.term == Term::Full || g.not_after.saturating_sub(g.not_before) <= SHORT_LIFE)
+        && g.labels.len() <= 64
+        && g.leases.iter().all(|p| p.trunc() == *p)
+        && g.addresses.iter().all(|a| g.leases.iter().any(|p| p.contains(a)))
+        && g.labels.iter().all(|(k, v)| k.len() <= 63 && v.len() <= 255 && !has_control(k) && !has_control(v))
+}
+
+fn head_fits(h: &Head) -> bool {
+    let runs: usize = h.seats.iter().map(|s| s.part.len()).sum();
+    let admins: BTreeSet<PeerId> = h.seats.iter().map(|s| s.admin).collect();
+    h.number > 0
+        && h.seats.len() <= MAX_SEATS
+        && admins.len() == h.seats.len()
+        && runs <= MAX_RUNS
+        && h.seats.iter().all(|s| (1..=h.number).contains(&s.since))
+        && h.seats.iter().flat_map(|s| &s.part).all(|b| b.count > 0 && b.first.checked_add(b.count).is_some())
+}
+
+fn doc_fits(d: &Doc) -> bool {
+    let says = d.endpoints.len().saturating_add(d.workloads.len()).saturating_add(d.names.len());
+    (d.left.is_none() || says == 0)
+        && d.endpoints.len() <= 32
+        && d.endpoints.iter().all(|e| e.len() <= 256 && !has_control(e))
+        && d.workloads.len().saturating_add(d.names.len()) <= MAX_ENTRIES
+        && d.workloads.iter().all(|w| w.addresses.len() <= 8)
+        && d.names.iter().all(|n| is_record_name(&n.name) && n.ttl <= 86_400 && data_fits(&n.data))
+}
+
+fn registration_fits(r: &Registration) -> bool {
+    r.names.len() <= MAX_REGISTERED
+        && r.released.len() <= MAX_REGISTERED
+        && r.names.iter().chain(r.released.keys()).all(|n| is_record_name(n))
+        && encode(r).len() <= MAX_REGISTRATION
 }
 
 fn has_control(text: &str) -> bool {
@@ -424,9 +618,12 @@ mod tests {
             name: "web".parse().unwrap(),
             role: Role::Member,
             generation: 1,
+            version: 1,
+            seat: 0,
+            seal_key: None,
+            term: Term::Full,
             addresses: vec!["10.77.1.1".parse().unwrap()],
             leases: vec!["10.77.1.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()],
-            leased_at: 10,
             not_before: 10,
             not_after: 20,
             labels: BTreeMap::new(),
@@ -437,12 +634,14 @@ mod tests {
     fn every_changed_byte_of_a_record_is_refused() {
         let signed = Signed::new(SubnetId([1; 16]), &grant(), &key(9));
         assert_eq!(signed.verify(), Ok(grant()));
+        let checked = signed.clone().check().unwrap();
+        assert_eq!((checked.signed(), checked.body(), checked.digest()), (&signed, &grant(), signed.digest()));
         let bytes = signed.encode();
         for i in 0..bytes.len() {
             for bit in 0..8 {
                 let mut forged = bytes.clone();
                 forged[i] ^= 1 << bit;
-                let accepted = Signed::parse(&forged).is_ok_and(|s| s.verify().is_ok());
+                let accepted = Signed::parse(&forged).is_ok_and(|s| s.verify().is_ok() || s.check().is_ok());
                 assert!(!accepted, "byte {i} bit {bit}");
             }
         }

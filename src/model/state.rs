@@ -13,13 +13,11 @@ use super::ipam::{default_block4, overlaps, pick_pool4};
 use super::join::Ask;
 use super::local::{Local, Past, PendingJoin};
 use super::members::{Identity, Subnet, printable};
-use super::record::{Admission, Body, Doc, Genesis, Grant, Prefix6, Role, Signed};
+use super::record::{Admission, Body, Doc, Genesis, Grant, Prefix6, Role, Signed, Term, Verified};
 use super::subnet::{Absorbed, Records};
 
 /// No clock was right before this moment (September 2026, seconds since 1970): the program did not exist.
-const RELEASED: u64 = 1_790_000_000;
-/// Seconds by which clocks of members may ordinarily differ.
-const SKEW: u64 = 300;
+pub const RELEASED: u64 = 1_790_000_000;
 /// Records of one message that may be refused, or be by nobody known, before the rest is not looked at.
 const MAX_JUNK: usize = 64;
 /// Former subnets remembered.
@@ -108,9 +106,9 @@ impl State {
                     Some(subnet) => drop(state.subnets.insert(subnet.records.id, subnet)),
                     None => harm("membership", &key, "cannot be read"),
                 },
-                Some(b'r') => match Signed::parse(&value).map(|s| s.verify().map(|_| s)) {
-                    Ok(Ok(signed)) => records.push(signed),
-                    _ => harm("record", &key, "its signature does not verify"),
+                Some(b'r') => match Signed::parse(&value).and_then(Signed::check) {
+                    Ok(record) => records.push(record),
+                    Err(_) => harm("record", &key, "its signature does not verify"),
                 },
                 Some(b'j') => match postcard::from_bytes::<PendingJoin>(&value) {
                     Ok(join) => drop(state.joins.insert(join.subnet, join)),
@@ -123,31 +121,20 @@ impl State {
                 _ => harm("item", &key, "is of no known kind"),
             }
         }
-        // Their signers' clocks were accepted once: nothing saved is from the future.
-        let order = |s: &Signed| {
-            s.verify().map_or(3, |b| match b {
-                Body::Head(_) => 0,
-                Body::Grant(_) => 1,
-                Body::Doc(_) => 2,
-            })
-        };
-        records.sort_by_key(order);
-        for signed in records {
-            if let Some(subnet) = state.subnets.get_mut(&signed.subnet) {
-                let _ = subnet.records.absorb(&signed, u64::MAX);
+        records.sort_by_key(|r: &Verified| r.body().rank());
+        for record in records {
+            if let Some(subnet) = state.subnets.get_mut(&record.signed().subnet) {
+                let _ = subnet.records.absorb(record);
             }
         }
         state.note_signed_time();
         (state, damage)
     }
 
-    /// The time to judge validity by: the system's, but never before the latest signature of someone with a say. A clock
-    /// that can be right is moved by five minutes at most, however often somebody signs ahead of it.
+    /// The time to judge validity by: the system's. Where that cannot be right, the latest time that someone with a say
+    /// signed at.
     pub fn clock(&self, system: u64) -> u64 {
-        if system < RELEASED {
-            return system.max(self.signed_time);
-        }
-        system.max(self.signed_time.min(system.saturating_add(SKEW)))
+        if system < RELEASED { system.max(self.signed_time) } else { system }
     }
 
     fn note_signed_time(&mut self) {
@@ -314,7 +301,7 @@ impl State {
         let id = genesis.id();
         let records = Records::new(genesis);
         self.check_overlap(&founding.name, &records.prefixes(), &founding.routed)?;
-        let block = records.pools().free_block(&[], None)?;
+        let block = records.pools().free_block(&[], None, |_| true)?;
         let mut subnet = Subnet {
             local: Local {
                 genesis: records.genesis.encode(),
@@ -327,6 +314,7 @@ impl State {
                 workloads: vec![],
                 maps: vec![],
                 denied: BTreeMap::new(),
+                seen: BTreeMap::new(),
             },
             records,
             requests: BTreeMap::new(),
@@ -339,12 +327,15 @@ impl State {
             generation: 1,
             addresses: block.addresses,
             leases: block.leases,
-            leased_at: now,
+            seal_key: None,
+            version: 1,
+            seat: 0,
+            term: Term::Full,
             not_before: now,
             not_after: now.saturating_add(subnet.records.genesis.grant_life),
             labels: BTreeMap::new(),
         };
-        subnet.issue(&self.me, &Body::Grant(grant), now)?;
+        subnet.issue(&self.me, &Body::Grant(grant))?;
         Ok(subnet)
     }
 
@@ -356,7 +347,7 @@ impl State {
         &self,
         join: &PendingJoin,
         genesis: &[u8],
-        records: &[Signed],
+        records: &[Verified],
         routed: &[(IpNet, String)],
         now: u64,
     ) -> Result<Subnet> {
@@ -387,6 +378,7 @@ impl State {
                         workloads: vec![],
                         maps: vec![],
                         denied: BTreeMap::new(),
+                        seen: BTreeMap::new(),
                     },
                     records: fresh,
                     requests: BTreeMap::new(),
@@ -398,30 +390,31 @@ impl State {
             .local
             .hints
             .extend(join.hints.iter().filter(|h| !subnet.local.hints.contains(h)).cloned().collect::<Vec<_>>());
-        for signed in records {
-            let _ = subnet.records.absorb(signed, horizon(now));
+        for record in records.iter().cloned() {
+            let _ = subnet.records.absorb(record);
         }
         // Where the clock is wrong, what was signed tells the time.
         let now = if now < RELEASED { now.max(subnet.records.latest()) } else { now };
-        let resolved = subnet.records.resolve(now);
+        let resolved = subnet.resolve(now);
         match resolved.members.get(&self.me.peer) {
             Some(me) if !me.addresses.is_empty() => Ok(subnet),
-            _ => Err(bad("holds no valid grant for this node")),
+            _ => Err(match resolved.roll.members.get(&self.me.peer).and_then(|e| e.best()) {
+                Some(mine) if !resolved.members.contains_key(&self.me.peer) => clock_error(mine.grant(), now),
+                _ => bad("holds no valid grant for this node"),
+            }),
         }
     }
 
     /// This node's own goodbye to a subnet that let it in and that it cannot belong to: none where it was not let in.
-    pub fn decline(&self, join: &PendingJoin, genesis: &[u8], records: &[Signed], now_ms: u64) -> Option<Signed> {
+    pub fn decline(&self, join: &PendingJoin, genesis: &[u8], records: &[Verified], now: u64) -> Option<Signed> {
         let parsed = Genesis::parse(genesis).ok().filter(|g| g.id() == join.subnet)?;
         let mut held = Records::new(parsed);
-        for signed in records {
-            let _ = held.absorb(signed, now_ms / 1000);
+        for record in records.iter().cloned() {
+            let _ = held.absorb(record);
         }
         let generation = held.grants_of(self.me.peer).map(|g| g.generation).max()?;
-        let empty = Doc { version: 0, issued: 0, left: None, endpoints: vec![], workloads: vec![], names: vec![] };
-        let former = held.doc(self.me.peer).map_or(0, |d| d.version);
-        let version = now_ms.max(former.saturating_add(1));
-        let doc = Doc { version, issued: now_ms / 1000, left: Some(generation), ..empty };
+        let version = held.doc(self.me.peer).map_or(0, |d| d.version).saturating_add(1);
+        let doc = Doc { version, issued: now, left: Some(generation), ..Doc::default() };
         Some(Signed::new(join.subnet, &Body::Doc(doc), &self.me.key))
     }
 
@@ -440,8 +433,8 @@ impl State {
     }
 
     /// Takes records from a peer in; gives the draft to save and how many were new. Records of unknown subnets are
-    /// ignored, and `None` says that nothing has changed. `now` is the system's clock.
-    pub fn take(&self, subnet: SubnetId, records: &[Signed], now: u64) -> Option<(Draft, Vec<Signed>)> {
+    /// ignored, and `None` says that nothing has changed.
+    pub fn take(&self, subnet: SubnetId, records: &[Verified]) -> Option<(Draft, Vec<Signed>)> {
         let held = self.subnets.get(&subnet)?;
         // What is known already costs no copy.
         let mut unknown = records.iter().filter(|r| !held.records.knows(&r.digest())).peekable();
@@ -449,8 +442,9 @@ impl State {
         let mut copy = held.clone();
         let (mut news, mut parked, mut junk) = (Vec::new(), 0usize, 0usize);
         for record in unknown {
-            match copy.records.absorb(record, horizon(now)) {
-                Absorbed::New => news.push(record.clone()),
+            let signed = record.signed().clone();
+            match copy.records.absorb(record.clone()) {
+                Absorbed::New => news.push(signed),
                 Absorbed::Parked => parked = parked.saturating_add(1),
                 Absorbed::Known => {}
                 Absorbed::Refused => junk = junk.saturating_add(1),
@@ -521,9 +515,22 @@ impl State {
     }
 }
 
-/// Up to when records may have been signed: where the clock cannot be right, nothing can be told to be from the future.
-fn horizon(system: u64) -> u64 {
-    if system < RELEASED { u64::MAX } else { system }
+/// Those of a peer's records whose signature holds.
+pub fn checked(records: &[Signed]) -> impl Iterator<Item = Verified> {
+    records.iter().filter_map(|r| r.clone().check().ok())
+}
+
+/// What to say of a grant that is valid at another time than this machine's.
+fn clock_error(grant: &Grant, now: u64) -> Error {
+    let (off, way) = if now < grant.not_before {
+        (grant.not_before.saturating_sub(now), "behind")
+    } else {
+        (now.saturating_sub(grant.not_before), "ahead")
+    };
+    let message = format!(
+        "the clock of this machine, or that of who admits it, is wrong: they differ by {off} s, this one is {way}"
+    );
+    Error::new(Kind::Failed, "E-CLOCK", message).hint("set the clock, then join again")
 }
 
 fn no_subnet(text: &str) -> Error {

@@ -1,72 +1,85 @@
-//! The records of one subnet and what follows from them.
+//! The records of one subnet.
 //!
-//! [`Records`] is a join-semilattice: per key the greater record stays, whatever the order of arrival, so every member
-//! that has seen the same records believes the same. [`Records::resolve`] derives who is in and who holds what.
+//! [`Records`] is a join-semilattice: per key the greater record stays, and whether a record may be held at all follows
+//! from the other records, never from a date or the order of arrival, so that members who have seen the same records hold
+//! the same. [`Records::roll`] derives who is in, [`Records::resolve`] who holds what at one moment.
+//!
+//! Every record has an owner who pays for it, a number, a size and an end:
+//!
+//! | record | key | held while | bound |
+//! |---|---|---|---|
+//! | head | number | it is the owner's highest | 4 of one number |
+//! | grant | subject, issuer | its issuer's seat stands, until a day after all grants of the subject have ended | 1,024 of 8 KiB for an admin |
+//! | revocation | subject, issuer | a grant that it ends is held | as grants |
+//! | registration | holder, issuer | a grant of the holder is held | as grants, 64 KiB each |
+//! | document | member | a grant of the member is held | 128 KiB, of a trial member 1 KiB |
+//! | item | issuer, kind, slot | a grant of the issuer is held, until it expires | 128, with a say 512 |
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::id::{Name, PeerId, SubnetId};
-use super::ipam::{Pools, Prefixes};
-use super::record::{Body, Digest, Doc, Genesis, Grant, Head, Role, Signed};
-use super::zone::RecordData;
+use super::id::{PeerId, SubnetId};
+use super::ipam::Pools;
+use super::record::{
+    Body, Digest, Doc, Genesis, Grant, Head, Item, MAX_ADMIN_GENERATION, Registration, Revocation, Seat, Signed, Term,
+    Verified,
+};
+pub use super::resolve::{Member, Resolved};
 
-/// Heads one issuer may have with the same number: more is an attack on memory, not a fork.
+/// Owner's heads of one number: more is no restored backup.
 const MAX_FORKS: usize = 4;
-/// Records that wait for their issuer to become known; half of the places are kept for issuers that hold a grant.
+/// Records that wait for others; half of the places are kept for issuers that hold a grant.
 const MAX_PARKED: usize = 256;
 /// Bytes of those records together.
 const MAX_PARKED_BYTES: usize = 4 * 1024 * 1024;
-/// How far a head's number may run ahead of the highest seen: a jump to the end of the numbers would end the subnet.
-const MAX_HEAD_JUMP: u64 = 1 << 32;
+/// Grants, revocations and registrations of each kind that one admin may have.
+const MAX_OF_ADMIN: usize = 1024;
+/// The same for the owner.
+const MAX_OF_OWNER: usize = 65_536;
+/// Bytes of a grant that an admin signed.
+const MAX_ADMIN_GRANT: usize = 8 * 1024;
+/// Bytes of the document of a member on trial.
+const MAX_TRIAL_DOC: usize = 1024;
+/// Items of one member, and of one with a say.
+const MAX_ITEMS: (usize, usize) = (128, 512);
+/// Seconds that records are held after their end, so that who was away a little longer is still known.
+pub const GRACE: u64 = 86_400;
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Held<T> {
-    body: T,
-    signed: Signed,
-    digest: Digest,
+/// A record that is held.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Held<T> {
+    pub(super) body: T,
+    pub(super) signed: Signed,
+    pub(super) digest: Digest,
 }
 
-/// A record that waits for its issuer's standing. Its signature was checked once and is not checked again.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Parked {
-    body: Body,
-    signed: Signed,
-    digest: Digest,
-}
+/// By a member and who spoke about it.
+type ByPair<T> = BTreeMap<(PeerId, PeerId), Arc<Held<T>>>;
 
-/// What the heads say together.
-struct Standing {
-    /// Admins by the owner's word, those not among them whom another head puts out.
-    active: BTreeSet<PeerId>,
-    /// Union of the revocations that count.
-    revoked: BTreeMap<PeerId, u32>,
-    /// The highest number that counts.
-    number: u64,
-    /// Digest of a head with that number; zeros where there is none.
-    top: Digest,
-    /// Whether no head of the highest number repeats the union.
-    forked: bool,
-}
-
-/// All records of one subnet that count.
+/// All records of one subnet that may be held. A copy shares them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Records {
     /// The subnet.
     pub id: SubnetId,
     /// Its founding statement.
     pub genesis: Genesis,
-    /// Per issuer those that no later one of the same issuer repeats: usually one.
-    heads: BTreeMap<PeerId, Vec<Held<Head>>>,
-    /// Per (subject, issuer) the greatest.
-    grants: BTreeMap<(PeerId, PeerId), Held<Grant>>,
-    /// Per member the highest version.
-    docs: BTreeMap<PeerId, Held<Doc>>,
-    /// Well signed, issuer not known to have a say: an admin whose head is still under way.
-    parked: Vec<Parked>,
-    /// The latest time (seconds since 1970) someone with a say signed at.
+    /// The owner's, all of one number.
+    heads: Vec<Arc<Held<Head>>>,
+    /// What the heads say together.
+    top: Arc<Head>,
+    pub(super) grants: ByPair<Grant>,
+    pub(super) revocations: ByPair<Revocation>,
+    pub(super) registrations: ByPair<Registration>,
+    pub(super) docs: BTreeMap<PeerId, Arc<Held<Doc>>>,
+    items: BTreeMap<(PeerId, u16, Vec<u8>), Arc<Held<Item>>>,
+    index: BTreeSet<Digest>,
+    /// Well signed, and of use only once other records are here.
+    parked: Vec<Arc<Verified>>,
+    /// What ended before this moment (seconds since 1970) is not taken again.
+    horizon: u64,
+    /// The latest time (seconds since 1970) that someone with a say signed at.
     latest: u64,
 }
 
@@ -75,52 +88,23 @@ pub struct Records {
 pub enum Absorbed {
     /// It changed what we hold.
     New,
-    /// We had it or something greater.
+    /// We had it or something greater, or it has ended.
     Known,
-    /// It waits for its issuer's standing.
+    /// It waits for its issuer's standing, or for whom it is about.
     Parked,
-    /// It can never count: wrong subnet, signature, bounds or issuer.
+    /// It can never count: wrong subnet, bounds or issuer.
     Refused,
 }
 
-/// A member as it follows from the records.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
-    /// Its grant.
-    pub grant: Grant,
-    /// Who signed the grant.
-    pub issuer: PeerId,
-    /// Its name after conflicts are settled.
-    pub name: Name,
-    /// Its role after the head is heard.
-    pub role: Role,
-    /// Its leases after conflicts are settled.
-    pub leases: Vec<IpNet>,
-    /// Its own addresses that lie in those leases.
-    pub addresses: Vec<IpAddr>,
-    /// Where it can be dialled.
-    pub endpoints: Vec<String>,
-    /// Its workloads after conflicts are settled.
-    pub workloads: Vec<(Name, Vec<IpAddr>)>,
-}
-
-/// Who is in, who holds what, what names mean: the same at everyone with the same records.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Resolved {
-    /// Members by key.
-    pub members: BTreeMap<PeerId, Member>,
-    /// Added names that no member or workload holds, with TTL and who said so.
-    pub names: Vec<(String, RecordData, u32, PeerId)>,
-    /// The highest head number.
-    pub head: u64,
-    /// Who may admit and remove, the owner not among them.
-    pub admins: BTreeSet<PeerId>,
-    /// Identities that are out, up to and with a generation.
-    pub revoked: BTreeMap<PeerId, u32>,
-    /// The owner ended the subnet.
-    pub destroyed: bool,
-    /// The next moment (seconds since 1970) at which this changes by itself: a grant ends or begins.
-    pub changes_at: Option<u64>,
+/// Whether a record may be held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Counts,
+    /// Another record has to come first.
+    Later,
+    /// It is over.
+    Ended,
+    Never,
 }
 
 impl Records {
@@ -129,10 +113,16 @@ impl Records {
         Records {
             id: genesis.id(),
             genesis,
-            heads: BTreeMap::new(),
+            heads: Vec::new(),
+            top: Arc::new(Head { number: 0, seats: vec![], least: 0, destroyed: false, issued: 0 }),
             grants: BTreeMap::new(),
+            revocations: BTreeMap::new(),
+            registrations: BTreeMap::new(),
             docs: BTreeMap::new(),
+            items: BTreeMap::new(),
+            index: BTreeSet::new(),
             parked: Vec::new(),
+            horizon: 0,
             latest: 0,
         }
     }
@@ -148,28 +138,36 @@ impl Records {
         pools.v4.map(IpNet::V4).into_iter().chain(pools.v6.map(IpNet::V6)).collect()
     }
 
-    /// Every record held, parked ones not among them; heads first, then grants, then documents.
-    pub fn all(&self) -> impl Iterator<Item = &Signed> {
-        let heads = self.heads.values().flatten().map(|h| &h.signed);
-        heads.chain(self.grants.values().map(|g| &g.signed)).chain(self.docs.values().map(|d| &d.signed))
+    /// Every record held with its digest, parked ones not among them: heads, grants, revocations, registrations,
+    /// documents, items.
+    pub fn entries(&self) -> impl Iterator<Item = (&Digest, &Signed)> {
+        fn pair<T>(held: &Arc<Held<T>>) -> (&Digest, &Signed) {
+            (&held.digest, &held.signed)
+        }
+        let roll = self.heads.iter().map(pair).chain(self.grants.values().map(pair));
+        let roll = roll.chain(self.revocations.values().map(pair));
+        let rest = self.registrations.values().map(pair).chain(self.docs.values().map(pair));
+        roll.chain(rest).chain(self.items.values().map(pair))
     }
 
-    /// Every record held with its digest; parked ones not among them.
-    pub fn entries(&self) -> impl Iterator<Item = (&Digest, &Signed)> {
-        let heads = self.heads.values().flatten().map(|h| (&h.digest, &h.signed));
-        heads
-            .chain(self.grants.values().map(|g| (&g.digest, &g.signed)))
-            .chain(self.docs.values().map(|d| (&d.digest, &d.signed)))
+    /// Every record held, in the order of [`Records::entries`].
+    pub fn all(&self) -> impl Iterator<Item = &Signed> {
+        self.entries().map(|(_, signed)| signed)
     }
 
     /// Digests of every record held: what two members compare.
     pub fn held(&self) -> BTreeSet<Digest> {
-        self.entries().map(|(digest, _)| *digest).collect()
+        self.index.clone()
     }
 
     /// Digests of every record held or parked: what a peer need not send.
     pub fn digests(&self) -> BTreeSet<Digest> {
-        self.entries().map(|(digest, _)| *digest).chain(self.parked.iter().map(|p| p.digest)).collect()
+        self.index.iter().copied().chain(self.parked.iter().map(|p| p.digest())).collect()
+    }
+
+    /// Whether a record is held, by its digest.
+    pub fn knows(&self, digest: &Digest) -> bool {
+        self.index.contains(digest)
     }
 
     /// Members' documents.
@@ -177,122 +175,342 @@ impl Records {
         self.docs.iter().map(|(peer, held)| (*peer, &held.body))
     }
 
-    /// Takes one record in. `now` (seconds since 1970) refuses what claims to be signed in the future.
-    pub fn absorb(&mut self, signed: &Signed, now: u64) -> Absorbed {
-        if signed.subnet != self.id {
+    /// A member's own document.
+    pub fn doc(&self, member: PeerId) -> Option<&Doc> {
+        self.docs.get(&member).map(|d| &d.body)
+    }
+
+    /// Every grant held of a subject, whether it counts or not.
+    pub fn grants_of(&self, subject: PeerId) -> impl Iterator<Item = &Grant> {
+        self.granted(subject).map(|(_, held)| &held.body)
+    }
+
+    pub(super) fn granted(&self, subject: PeerId) -> impl Iterator<Item = (PeerId, &Arc<Held<Grant>>)> {
+        about(&self.grants, subject)
+    }
+
+    /// What the owner's heads say together. Of two with one number both remove: an admin has to be named by both, and the
+    /// subnet has ended if either says so; for the rest the greater digest decides.
+    pub fn head(&self) -> &Head {
+        &self.top
+    }
+
+    /// The owner's heads that are held.
+    pub fn head_records(&self) -> Vec<Signed> {
+        self.heads.iter().map(|h| h.signed.clone()).collect()
+    }
+
+    /// Whether the owner signed one number twice: a restored backup, or a clone.
+    pub fn forked(&self) -> bool {
+        self.heads.len() > 1
+    }
+
+    /// Whether the owner ended the subnet.
+    pub fn destroyed(&self) -> bool {
+        self.top.destroyed
+    }
+
+    /// The latest time (seconds since 1970) that someone with a say signed at.
+    pub fn latest(&self) -> u64 {
+        self.latest
+    }
+
+    /// What shows a stranger to others, or proves to it that it is out: the heads, and what is held of its grants and
+    /// revocations.
+    pub fn proof_about(&self, subject: PeerId) -> Vec<Signed> {
+        let grants = self.granted(subject).map(|(_, held)| held.signed.clone());
+        let revocations = about(&self.revocations, subject).map(|(_, held)| held.signed.clone());
+        self.head_records().into_iter().chain(grants).chain(revocations).collect()
+    }
+
+    /// Takes one record in.
+    pub fn absorb(&mut self, record: Verified) -> Absorbed {
+        if record.signed().subnet != self.id {
             return Absorbed::Refused;
         }
-        let digest = signed.digest();
-        if self.holds(&digest) || self.parked.iter().any(|p| p.digest == digest) {
+        if self.knows(&record.digest()) || self.parked.iter().any(|p| p.digest() == record.digest()) {
             return Absorbed::Known;
         }
-        let Ok(body) = signed.verify() else { return Absorbed::Refused };
-        // Five minutes of clock difference between members are ordinary.
-        if body.signed_at() > now.saturating_add(300) {
-            return Absorbed::Refused;
-        }
-        let gives_standing = !matches!(body, Body::Doc(_));
-        let verdict = self.place(Parked { body, signed: signed.clone(), digest });
+        let gives_standing = matches!(record.body(), Body::Head(_) | Body::Grant(_));
+        let verdict = self.place(Arc::new(record));
         if verdict == Absorbed::New && gives_standing {
             self.retry_parked();
         }
         verdict
     }
 
-    /// Enters a record whose signature holds, or parks it.
-    fn place(&mut self, record: Parked) -> Absorbed {
-        let issuer = record.signed.issuer;
-        let known = match record.body {
-            Body::Doc(_) => self.is_subject(issuer),
-            Body::Head(_) | Body::Grant(_) => self.has_say(issuer),
-        };
-        if !known {
-            return self.park(record);
+    /// Enters a record, or parks it.
+    fn place(&mut self, record: Arc<Verified>) -> Absorbed {
+        match self.standing(&record) {
+            Standing::Counts => self.enter(record),
+            Standing::Later => self.park(record),
+            Standing::Ended => Absorbed::Known,
+            Standing::Never => Absorbed::Refused,
         }
-        let Parked { body, signed, digest } = record;
-        // A mere member's word about the time moves no clock.
-        let time = if matches!(body, Body::Doc(_)) { 0 } else { body.signed_at() };
-        let verdict = match body {
-            Body::Head(head) => self.absorb_head(head, &signed, digest),
-            Body::Grant(grant) => self.absorb_grant(grant, &signed, digest),
-            Body::Doc(doc) => self.absorb_doc(doc, &signed, digest),
-        };
-        if verdict == Absorbed::New {
-            self.latest = self.latest.max(time);
+    }
+
+    fn standing(&self, record: &Verified) -> Standing {
+        let issuer = record.signed().issuer;
+        let of_subject = |subject: PeerId| if self.is_subject(subject) { Standing::Counts } else { Standing::Later };
+        match record.body() {
+            Body::Head(_) if issuer == self.genesis.owner => Standing::Counts,
+            Body::Head(_) => Standing::Never,
+            Body::Grant(grant) => self.grant_standing(grant, record.signed()),
+            Body::Revocation(r) => match self.seat_standing(issuer, r.seat) {
+                _ if r.subject == self.genesis.owner || r.subject == issuer => Standing::Never,
+                _ if issuer != self.genesis.owner && r.generation > MAX_ADMIN_GENERATION => Standing::Never,
+                Standing::Counts if !self.is_subject(r.subject) => Standing::Later,
+                // Nothing that it could end is left.
+                Standing::Counts if !self.ends_something(r) => Standing::Ended,
+                seat => seat,
+            },
+            Body::Registration(r) => match self.seat_standing(issuer, r.seat) {
+                Standing::Counts => of_subject(r.holder),
+                seat => seat,
+            },
+            Body::Doc(_) => match of_subject(issuer) {
+                Standing::Counts if record.signed().body.len() > MAX_TRIAL_DOC && self.on_trial(issuer) => {
+                    Standing::Never
+                }
+                standing => standing,
+            },
+            Body::Item(item) if item.expires.saturating_add(GRACE) <= self.horizon => Standing::Ended,
+            Body::Item(_) => of_subject(issuer),
         }
-        verdict
     }
 
-    /// Whether a record is held, by its digest.
-    pub fn knows(&self, digest: &Digest) -> bool {
-        self.holds(digest)
-    }
-
-    /// The latest time (seconds since 1970) someone with a say signed at.
-    pub fn latest(&self) -> u64 {
-        self.latest
-    }
-
-    fn holds(&self, digest: &Digest) -> bool {
-        self.heads.values().flatten().any(|h| h.digest == *digest)
-            || self.grants.values().any(|g| g.digest == *digest)
-            || self.docs.values().any(|d| d.digest == *digest)
-    }
-
-    fn absorb_head(&mut self, head: Head, signed: &Signed, digest: Digest) -> Absorbed {
-        if head.number > self.head_number().saturating_add(MAX_HEAD_JUMP) {
-            return Absorbed::Refused;
+    fn grant_standing(&self, grant: &Grant, signed: &Signed) -> Standing {
+        let (by_owner, pools) = (signed.issuer == self.genesis.owner, self.pools());
+        let fits = by_owner
+            || (grant.generation <= MAX_ADMIN_GENERATION
+                && signed.body.len() <= MAX_ADMIN_GRANT
+                && grant.subject != self.genesis.owner);
+        let lasts = grant.not_after.saturating_sub(grant.not_before) <= self.genesis.grant_life;
+        if !fits || !lasts || !grant.leases.iter().all(|l| pools.covers(*l)) {
+            return Standing::Never;
         }
-        // Revocations only grow: what an issuer revoked once holds until a later head of its own repeats it, whichever of
-        // the two arrives first. (An owner restored from a backup signs a number twice.)
-        let repeats = |new: &Head, old: &Head| {
-            new.number > old.number
-                && (new.destroyed || !old.destroyed)
-                && old.revoked.iter().all(|(p, g)| new.revoked.get(p).is_some_and(|r| r >= g))
-        };
-        let held = self.heads.get(&signed.issuer).map(Vec::as_slice).unwrap_or_default();
-        let kept = held.iter().filter(|h| !repeats(&head, &h.body)).count();
-        if kept >= MAX_FORKS || held.iter().any(|h| repeats(&h.body, &head)) {
+        if grant.not_after.saturating_add(GRACE) <= self.horizon && grant.subject != self.genesis.owner {
+            return Standing::Ended;
+        }
+        match self.seat_standing(signed.issuer, grant.seat) {
+            // A grant below the least generation counts at nobody who has heard the head.
+            Standing::Counts if grant.generation < self.top.least => Standing::Ended,
+            seat => seat,
+        }
+    }
+
+    /// Whether what `issuer` signed in the seat with number `seat` counts. A seat's number is that of the head which gave
+    /// it: above the highest head seen it may still come, below it stands in that head or never again.
+    fn seat_standing(&self, issuer: PeerId, seat: u64) -> Standing {
+        if issuer == self.genesis.owner {
+            return if seat == 0 { Standing::Counts } else { Standing::Never };
+        }
+        match self.top.seat(issuer) {
+            _ if seat > self.top.number => Standing::Later,
+            Some(held) if held.since == seat => Standing::Counts,
+            _ => Standing::Never,
+        }
+    }
+
+    fn on_trial(&self, member: PeerId) -> bool {
+        member != self.genesis.owner && self.grants_of(member).all(|g| g.term == Term::Trial)
+    }
+
+    fn ends_something(&self, revocation: &Revocation) -> bool {
+        self.grants_of(revocation.subject).any(|g| g.generation <= revocation.generation)
+    }
+
+    /// Whether a grant of this peer is held, valid or not.
+    fn is_subject(&self, peer: PeerId) -> bool {
+        self.granted(peer).next().is_some()
+    }
+
+    fn enter(&mut self, record: Arc<Verified>) -> Absorbed {
+        let record = Arc::unwrap_or_clone(record);
+        let (signed, body, digest) = record.into_parts();
+        let issuer = signed.issuer;
+        let most = if issuer == self.genesis.owner { MAX_OF_OWNER } else { MAX_OF_ADMIN };
+        match body {
+            Body::Head(head) => self.enter_head(Held { body: head, signed, digest }),
+            Body::Grant(body) => {
+                let (subject, time) = (body.subject, body.not_before);
+                let rank = |h: &Held<Grant>| (h.body.generation, h.body.version, h.digest);
+                let verdict = enter(
+                    &mut self.grants,
+                    &mut self.index,
+                    most,
+                    (subject, issuer),
+                    Held { body, signed, digest },
+                    rank,
+                );
+                if verdict == Absorbed::New {
+                    self.latest = self.latest.max(time);
+                    self.drop_moot(subject);
+                }
+                verdict
+            }
+            Body::Revocation(body) => {
+                let key = (body.subject, issuer);
+                let rank = |h: &Held<Revocation>| (h.body.generation, h.digest);
+                enter(&mut self.revocations, &mut self.index, most, key, Held { body, signed, digest }, rank)
+            }
+            Body::Registration(body) => {
+                let key = (body.holder, issuer);
+                let rank = |h: &Held<Registration>| (h.body.version, h.digest);
+                enter(&mut self.registrations, &mut self.index, most, key, Held { body, signed, digest }, rank)
+            }
+            Body::Doc(body) => {
+                let held = Held { body, signed, digest };
+                let rank = |h: &Held<Doc>| (h.body.version, h.digest);
+                if self.docs.get(&issuer).is_some_and(|old| rank(old) >= rank(&held)) {
+                    return Absorbed::Known;
+                }
+                self.index.insert(held.digest);
+                if let Some(old) = self.docs.insert(issuer, Arc::new(held)) {
+                    self.index.remove(&old.digest);
+                }
+                Absorbed::New
+            }
+            Body::Item(body) => self.enter_item(Held { body, signed, digest }),
+        }
+    }
+
+    fn enter_head(&mut self, head: Held<Head>) -> Absorbed {
+        if head.body.number < self.top.number {
             return Absorbed::Known;
         }
-        let held = self.heads.entry(signed.issuer).or_default();
-        held.retain(|h| !repeats(&head, &h.body));
-        held.push(Held { body: head, signed: signed.clone(), digest });
-        held.sort_by_key(|h| (h.body.number, h.digest));
+        if head.body.number > self.top.number {
+            self.heads.drain(..).for_each(|old| {
+                self.index.remove(&old.digest);
+            });
+        }
+        let digest = head.digest;
+        self.index.insert(digest);
+        self.heads.push(Arc::new(head));
+        self.heads.sort_by_key(|h| std::cmp::Reverse(h.digest));
+        self.heads.drain(MAX_FORKS.min(self.heads.len())..).for_each(|old| {
+            self.index.remove(&old.digest);
+        });
+        if !self.index.contains(&digest) {
+            return Absorbed::Known;
+        }
+        let Some(greatest) = self.heads.first() else { return Absorbed::Known };
+        let mut top = greatest.body.clone();
+        for other in self.heads.iter().skip(1).map(|h| &h.body) {
+            top.seats.retain(|s| other.seat(s.admin).is_some_and(|o| o.since == s.since));
+            top.least = top.least.max(other.least);
+            top.destroyed |= other.destroyed;
+        }
+        self.latest = self.latest.max(top.issued);
+        self.top = Arc::new(top);
+        self.reseat();
         Absorbed::New
     }
 
-    fn absorb_grant(&mut self, grant: Grant, signed: &Signed, digest: Digest) -> Absorbed {
-        let pools = self.pools();
-        if !grant.leases.iter().all(|l| pools.covers(*l)) {
-            return Absorbed::Refused;
-        }
-        let key = (grant.subject, signed.issuer);
-        let rank = |g: &Grant, d: &Digest| (g.generation, g.not_before, *d);
-        if self.grants.get(&key).is_some_and(|h| rank(&h.body, &h.digest) >= rank(&grant, &digest)) {
+    fn enter_item(&mut self, item: Held<Item>) -> Absorbed {
+        let issuer = item.signed.issuer;
+        let key = (issuer, item.body.kind, item.body.slot.clone());
+        let rank = |h: &Held<Item>| (h.body.version, h.digest);
+        if self.items.get(&key).is_some_and(|old| rank(old) >= rank(&item)) {
             return Absorbed::Known;
         }
-        self.grants.insert(key, Held { body: grant, signed: signed.clone(), digest });
-        Absorbed::New
+        let has_say = issuer == self.genesis.owner || self.top.seat(issuer).is_some();
+        let most = if has_say { MAX_ITEMS.1 } else { MAX_ITEMS.0 };
+        let digest = item.digest;
+        self.index.insert(digest);
+        if let Some(old) = self.items.insert(key, Arc::new(item)) {
+            self.index.remove(&old.digest);
+        }
+        // The same ones are left at everybody: those with the smallest keys.
+        let of_issuer = |k: &&(PeerId, u16, Vec<u8>)| k.0 == issuer;
+        let surplus: Vec<_> = self.items.keys().filter(of_issuer).skip(most).cloned().collect();
+        for key in surplus {
+            if let Some(old) = self.items.remove(&key) {
+                self.index.remove(&old.digest);
+            }
+        }
+        if self.index.contains(&digest) { Absorbed::New } else { Absorbed::Known }
     }
 
-    fn absorb_doc(&mut self, doc: Doc, signed: &Signed, digest: Digest) -> Absorbed {
-        if self.docs.get(&signed.issuer).is_some_and(|h| (h.body.version, h.digest) >= (doc.version, digest)) {
-            return Absorbed::Known;
+    /// After another head: what no longer counts goes, what waits for a member waits again.
+    fn reseat(&mut self) {
+        let (owner, top) = (self.genesis.owner, Arc::clone(&self.top));
+        let stands = |issuer: PeerId, seat: u64| issuer == owner || top.seat(issuer).is_some_and(|s| s.since == seat);
+        let index = &mut self.index;
+        keep(&mut self.grants, index, |(_, by), g: &Grant| stands(*by, g.seat) && g.generation >= top.least);
+        keep(&mut self.revocations, index, |(_, by), r: &Revocation| stands(*by, r.seat));
+        keep(&mut self.registrations, index, |(_, by), r: &Registration| stands(*by, r.seat));
+        self.drop_orphans();
+    }
+
+    /// Revocations of a subject that end no grant that is held.
+    fn drop_moot(&mut self, subject: PeerId) {
+        let moot: Vec<PeerId> = about(&self.revocations, subject)
+            .filter(|(_, r)| !self.ends_something(&r.body))
+            .map(|(by, _)| by)
+            .collect();
+        for by in moot {
+            if let Some(old) = self.revocations.remove(&(subject, by)) {
+                self.index.remove(&old.digest);
+            }
         }
-        self.docs.insert(signed.issuer, Held { body: doc, signed: signed.clone(), digest });
-        Absorbed::New
+    }
+
+    /// What is about somebody of whom no grant is held.
+    fn drop_orphans(&mut self) {
+        let subjects: BTreeSet<PeerId> = self.grants.keys().map(|(subject, _)| *subject).collect();
+        let index = &mut self.index;
+        keep(&mut self.revocations, index, |(subject, _), _| subjects.contains(subject));
+        keep(&mut self.registrations, index, |(holder, _), _| subjects.contains(holder));
+        let mut orphans = Vec::new();
+        self.docs.retain(|member, held| {
+            let stays = subjects.contains(member);
+            if !stays {
+                index.remove(&held.digest);
+                orphans.push(held.signed.clone());
+            }
+            stays
+        });
+        self.items.retain(|(issuer, ..), held| subjects.contains(issuer) || !index.remove(&held.digest));
+        // A member whose admin lost its seat is mostly granted anew in a moment.
+        for signed in orphans {
+            if let Ok(record) = signed.check() {
+                let _ = self.park(Arc::new(record));
+            }
+        }
+        let moot: Vec<PeerId> = self.revocations.keys().map(|(subject, _)| *subject).collect();
+        moot.into_iter().for_each(|subject| self.drop_moot(subject));
+    }
+
+    /// Forgets who is gone: everything about a member all of whose grants ended a day before `now` (seconds since 1970,
+    /// by a clock that others agree with). Nothing that ended before is taken again. Gives whether anything went.
+    pub fn forget(&mut self, now: u64) -> bool {
+        self.horizon = self.horizon.max(now);
+        let (horizon, owner) = (self.horizon, self.genesis.owner);
+        let ended = |end: u64| end.saturating_add(GRACE) <= horizon;
+        let before = self.index.len();
+        let living: BTreeSet<PeerId> = (self.grants.iter())
+            .filter(|((subject, _), g)| *subject == owner || !ended(g.body.not_after))
+            .map(|((subject, _), _)| *subject)
+            .collect();
+        keep(&mut self.grants, &mut self.index, |(subject, _), _| living.contains(subject));
+        let index = &mut self.index;
+        self.items.retain(|_, held| !ended(held.body.expires) || !index.remove(&held.digest));
+        if self.index.len() != before {
+            self.drop_orphans();
+        }
+        self.index.len() != before
     }
 
     /// Keeps a record for later. Anybody can make up issuers, so those that hold no grant go first, and have half the
     /// places at most.
-    fn park(&mut self, record: Parked) -> Absorbed {
+    fn park(&mut self, record: Arc<Verified>) -> Absorbed {
         self.parked.push(record);
         loop {
-            let bytes: usize = self.parked.iter().map(|p| p.signed.body.len()).sum();
+            let bytes: usize = self.parked.iter().map(|p| p.signed().body.len()).sum();
             let made_up: Vec<usize> = (0..)
                 .zip(&self.parked)
-                .filter(|(_, p)| !self.is_subject(p.signed.issuer))
+                .filter(|(_, p)| !self.is_subject(p.signed().issuer))
                 .map(|(place, _)| place)
                 .collect();
             let over = self.parked.len() > MAX_PARKED || bytes > MAX_PARKED_BYTES || made_up.len() > MAX_PARKED / 2;
@@ -307,296 +525,79 @@ impl Records {
         let mut progress = true;
         while progress && !self.parked.is_empty() {
             progress = false;
-            for record in std::mem::take(&mut self.parked) {
+            let mut waiting = std::mem::take(&mut self.parked);
+            waiting.sort_by_key(|p| p.body().rank());
+            for record in waiting {
                 progress |= self.place(record) == Absorbed::New;
             }
         }
     }
 
-    /// Whether a grant of this peer is held, valid or not.
-    fn is_subject(&self, peer: PeerId) -> bool {
-        self.grants.range((peer, PeerId([0; 32]))..=(peer, PeerId([0xff; 32]))).next().is_some()
+    /// The seat of an issuer, for what it signs: 0 for the owner, `None` without one.
+    pub fn seat_of(&self, issuer: PeerId) -> Option<u64> {
+        if issuer == self.genesis.owner { Some(0) } else { self.top.seat(issuer).map(|s| s.since) }
     }
 
-    /// Whether an identity was ever given a say: the owner, or an admin in some head the owner signed.
-    ///
-    /// A former admin's records stay held (so that holding them does not depend on the order of arrival) and count no
-    /// more.
-    fn has_say(&self, issuer: PeerId) -> bool {
-        issuer == self.genesis.owner
-            || self.admins().contains(&issuer)
-            || self.grants.keys().any(|(_, by)| *by == issuer)
+    /// The owner's next head, which says what the present one says.
+    pub fn next_head(&self, now: u64) -> Head {
+        let top = self.head();
+        Head { number: top.number.saturating_add(1), issued: now, ..top.clone() }
     }
 
-    /// Admins by the owner's word alone.
-    pub fn admins(&self) -> BTreeSet<PeerId> {
-        let heads = self.heads.get(&self.genesis.owner).map(Vec::as_slice).unwrap_or_default();
-        let newest = heads.last().map_or(0, |h| h.body.number);
-        heads.iter().filter(|h| h.body.number == newest).flat_map(|h| h.body.admins.iter().copied()).collect()
-    }
-
-    /// Reads the heads in the order of their numbers. A removed admin's word ends with the number that removed it: what
-    /// it signed at that number or before holds, what it signs later does not, unless someone else admitted it again.
-    ///
-    /// Two admins that remove each other with the same number, each unseen by the other, are both out: no order of theirs
-    /// could be trusted. What only they granted counts no more and has to be approved again: were it to count until the
-    /// owner has heard of it, a removed admin could sign such a number at any later time and let strangers in by it.
-    ///
-    /// An admin the *owner* un-names loses its word altogether, also what it revoked and the owner had not heard of: the
-    /// owner has to say that again. Nothing else is the same at everyone. That it was an admin once stood in a head of the
-    /// owner's that the newer one has replaced, so who hears the newer first can never tell its heads from a stranger's;
-    /// and if heads up to the number that un-named it went on counting, it could sign such a number at any later time and
-    /// put everybody out. The owner's next head repeats every revocation it has heard of, which closes the gap for all
-    /// that reached it in time.
-    fn standing(&self) -> Standing {
-        let admins = self.admins();
-        let owner = self.genesis.owner;
-        let mut heads: Vec<(PeerId, &Held<Head>)> = self
-            .heads
-            .iter()
-            .filter(|(issuer, _)| **issuer == owner || admins.contains(issuer))
-            .flat_map(|(issuer, heads)| heads.iter().map(move |h| (*issuer, h)))
-            .collect();
-        heads.sort_by_key(|(_, h)| (h.body.number, h.digest));
-        let mut revoked = BTreeMap::new();
-        let (mut number, mut top, mut tops) = (0, [0; 32], Vec::new());
-        for same in heads.chunk_by(|a, b| a.1.body.number == b.1.body.number) {
-            let counts = |issuer: PeerId| issuer == owner || !self.is_out(&revoked, &admins, issuer);
-            let counting: Vec<&Held<Head>> = same.iter().filter(|(i, _)| counts(*i)).map(|(_, h)| *h).collect();
-            for head in &counting {
-                merge_revoked(&mut revoked, &head.body.revoked);
-                (number, top) = (head.body.number, head.digest);
-            }
-            if !counting.is_empty() {
-                tops = counting;
-            }
-        }
-        // Nobody but the owner ends the owner.
-        revoked.remove(&owner);
-        let whole = |h: &&Held<Head>| revoked.iter().all(|(p, g)| h.body.revoked.get(p).is_some_and(|r| r >= g));
-        let forked = !tops.is_empty() && !tops.iter().any(whole);
-        let active = admins.iter().copied().filter(|a| !self.is_out(&revoked, &admins, *a)).collect();
-        Standing { active, revoked, number, top, forked }
-    }
-
-    /// Whether an admin was removed and not admitted again by somebody else.
-    fn is_out(&self, revoked: &BTreeMap<PeerId, u32>, admins: &BTreeSet<PeerId>, admin: PeerId) -> bool {
-        revoked.get(&admin).is_some_and(|out| {
-            let held = self.grants.range((admin, PeerId([0; 32]))..=(admin, PeerId([0xff; 32])));
-            let by_others =
-                held.filter(|((_, by), _)| *by != admin && (*by == self.genesis.owner || admins.contains(by)));
-            !by_others.into_iter().any(|(_, grant)| grant.body.generation > *out)
-        })
-    }
-
-    /// The highest head number of those with a say.
-    pub fn head_number(&self) -> u64 {
-        self.standing().number
-    }
-
-    /// Union of the revocations of everyone with a say.
-    pub fn revoked(&self) -> BTreeMap<PeerId, u32> {
-        self.standing().revoked
-    }
-
-    /// Whether the owner ended the subnet.
-    pub fn destroyed(&self) -> bool {
-        self.heads.get(&self.genesis.owner).into_iter().flatten().any(|h| h.body.destroyed)
-    }
-
-    /// Issuers whose heads bear the same, highest number: nobody saw the other's. Empty where there is one.
-    pub fn fork(&self) -> Vec<PeerId> {
-        let admins = self.admins();
-        let top = self.head_number();
-        let tops = |h: &&Held<Head>| h.body.number == top;
-        let counts = |issuer: &PeerId| *issuer == self.genesis.owner || admins.contains(issuer);
-        let counting = self.heads.iter().filter(|(issuer, _)| counts(issuer)).flat_map(|(_, heads)| heads);
-        let issuers: Vec<PeerId> = counting.filter(tops).map(|h| h.signed.issuer).collect();
-        if issuers.len() > 1 { issuers } else { Vec::new() }
-    }
-
-    /// The heads that prove who is out and whether the subnet has ended.
-    pub fn head_records(&self) -> Vec<Signed> {
-        self.heads.values().flatten().map(|h| h.signed.clone()).collect()
-    }
-
-    /// The next head: one number up, repeating the union of all revocations; `issuer` decides whose admins count.
-    pub fn next_head(&self, issuer: PeerId, now: u64) -> Head {
-        let standing = self.standing();
-        // An issuer's own numbers only grow, also where its last word does not count.
-        let own = self.heads.get(&issuer).and_then(|h| h.last()).map_or(0, |h| h.body.number);
-        Head {
-            number: standing.number.max(own).saturating_add(1),
-            previous: standing.top,
-            revoked: standing.revoked,
-            destroyed: self.destroyed(),
-            admins: self.admins(),
-            issued: now,
-        }
-    }
-
-    /// Whether some head of the highest number lacks a revocation another head holds: then the next head must repeat
-    /// the union.
-    pub fn forked(&self) -> bool {
-        self.standing().forked
-    }
-
-    /// When (seconds since 1970) the next grant that has not run out at `now` will: who is a member cannot change by
-    /// itself before.
-    pub fn next_end(&self, now: u64) -> Option<u64> {
-        self.grants.values().map(|g| g.body.not_after).filter(|end| *end > now).min()
-    }
-
-    /// Generation the next grant of `subject` needs: above every revoked and every left one, and under none it had.
+    /// Generation that the next grant of `subject` needs: above every revoked and every left one, and under none it had.
     pub fn next_generation(&self, subject: PeerId) -> u32 {
-        let revoked = self.revoked().get(&subject).copied().unwrap_or(0);
-        let left = self.docs.get(&subject).and_then(|d| d.body.left).unwrap_or(0);
+        let revoked = about(&self.revocations, subject).map(|(_, r)| r.body.generation).max().unwrap_or(0);
+        let left = self.doc(subject).and_then(|d| d.left).unwrap_or(0);
         let had = self.grants_of(subject).map(|g| g.generation).max().unwrap_or(0);
-        revoked.max(left).saturating_add(1).max(had)
+        revoked.max(left).saturating_add(1).max(had).max(self.top.least)
     }
 
-    /// A member's own document.
-    pub fn doc(&self, member: PeerId) -> Option<&Doc> {
-        self.docs.get(&member).map(|d| &d.body)
+    /// Version that the next grant of `subject` needs.
+    pub fn next_version(&self, subject: PeerId) -> u64 {
+        self.grants_of(subject).map(|g| g.version).max().unwrap_or(0).saturating_add(1)
     }
 
-    /// Every grant of a subject, whether it counts or not.
-    pub fn grants_of(&self, subject: PeerId) -> impl Iterator<Item = &Grant> {
-        self.grants.iter().filter(move |((s, _), _)| *s == subject).map(|(_, g)| &g.body)
-    }
-
-    /// What follows from the records at `now` (seconds since 1970).
-    pub fn resolve(&self, now: u64) -> Resolved {
-        let Standing { active, revoked, number, .. } = self.standing();
-        let owner = self.genesis.owner;
-        let mut changes_at: Option<u64> = None;
-        let mut best: BTreeMap<PeerId, (&Held<Grant>, PeerId)> = BTreeMap::new();
-        for ((subject, issuer), held) in &self.grants {
-            let grant = &held.body;
-            let issuer_counts = *issuer == owner || active.contains(issuer);
-            let out = revoked.get(subject).is_some_and(|g| *g >= grant.generation);
-            let left = self.docs.get(subject).and_then(|d| d.body.left).is_some_and(|g| g >= grant.generation);
-            // The owner's own place is founded by the genesis: no head ends it, nobody else grants it, and it does not run
-            // out while the owner is away, who could else never come back to renew anything.
-            if !issuer_counts || out || left || (*subject == owner && *issuer != owner) {
-                continue;
-            }
-            if *subject != owner {
-                if now >= grant.not_after {
-                    continue;
-                }
-                changes_at = Some(changes_at.map_or(grant.not_after, |c: u64| c.min(grant.not_after)));
-            }
-            let rank = |h: &Held<Grant>, by: PeerId| (h.body.generation, h.body.not_before, by == owner, h.digest);
-            let better = best.get(subject).is_none_or(|(old, by)| rank(held, *issuer) > rank(old, *by));
-            if better {
-                best.insert(*subject, (held, *issuer));
-            }
-        }
-        let mut resolved = Resolved {
-            head: number,
-            destroyed: self.destroyed(),
-            admins: active,
-            revoked,
-            changes_at,
-            ..Resolved::default()
-        };
-        self.settle(&best, &mut resolved);
-        resolved
-    }
-
-    /// Settles claims to one address or name: the earlier claim holds, of two at one time the smaller key's.
-    fn settle(&self, best: &BTreeMap<PeerId, (&Held<Grant>, PeerId)>, resolved: &mut Resolved) {
-        let mut order: Vec<_> = best.iter().collect();
-        order.sort_by_key(|(subject, (held, _))| (held.body.leased_at, **subject));
-        let mut taken: Prefixes<()> = Prefixes::default();
-        let mut names: BTreeSet<Name> = BTreeSet::new();
-        for (subject, (held, issuer)) in order {
-            let grant = &held.body;
-            let leases: Vec<IpNet> = grant.leases.iter().copied().filter(|l| taken.overlapping(*l).is_none()).collect();
-            leases.iter().for_each(|l| taken.insert(*l, ()));
-            let mut name = grant.name.clone();
-            let mut n = 2;
-            while !names.insert(name.clone()) {
-                name = grant.name.numbered(n);
-                n += 1;
-            }
-            let role = if *subject == self.genesis.owner {
-                Role::Owner
-            } else if resolved.admins.contains(subject) {
-                Role::Admin
-            } else {
-                Role::Member
-            };
-            let addresses = grant.addresses.iter().copied().filter(|a| leases.iter().any(|l| l.contains(a))).collect();
-            let endpoints = self.docs.get(subject).map(|d| d.body.endpoints.clone()).unwrap_or_default();
-            let member = Member {
-                grant: grant.clone(),
-                issuer: *issuer,
-                name,
-                role,
-                leases,
-                addresses,
-                endpoints,
-                workloads: Vec::new(),
-            };
-            resolved.members.insert(*subject, member);
-        }
-        self.settle_names(&mut names, resolved);
-    }
-
-    fn settle_names(&self, names: &mut BTreeSet<Name>, resolved: &mut Resolved) {
-        let docs = || self.docs.iter().filter(|(member, _)| best_member(resolved, **member));
-        // When a name was claimed is the member's own word: it cannot have been before the member was there, or a
-        // newcomer could take any name by a date.
-        let there = |member: &PeerId| resolved.members.get(member).map_or(u64::MAX, |m| m.grant.leased_at);
-        let mut claims: Vec<_> = docs()
-            .flat_map(|(member, d)| d.body.workloads.iter().map(move |w| (w.since.max(there(member)), *member, w)))
-            .collect();
-        claims.sort_by(|a, b| (a.0, a.1, &a.2.name).cmp(&(b.0, b.1, &b.2.name)));
-        let mut records: Vec<_> = docs()
-            .flat_map(|(member, d)| d.body.names.iter().map(move |n| (n.since.max(there(member)), *member, n)))
-            .collect();
-        records.sort_by(|a, b| (a.0, a.1, &a.2.name, &a.2.data).cmp(&(b.0, b.1, &b.2.name, &b.2.data)));
-        let mut workloads: Vec<(PeerId, Name, Vec<IpAddr>)> = Vec::new();
-        let mut used: BTreeSet<IpAddr> = resolved.members.values().flat_map(|m| m.addresses.iter().copied()).collect();
-        for (_, member, entry) in claims {
-            let leases = resolved.members.get(&member).map(|m| m.leases.as_slice()).unwrap_or_default();
-            let addresses: Vec<IpAddr> = entry
-                .addresses
-                .iter()
-                .copied()
-                .filter(|a| leases.iter().any(|l| l.contains(a)) && used.insert(*a))
-                .collect();
-            if !addresses.is_empty() && names.insert(entry.name.clone()) {
-                workloads.push((member, entry.name.clone(), addresses));
-            }
-        }
-        // A name said twice belongs to who said it first; only that member may give it several answers.
-        let mut holders: BTreeMap<String, PeerId> = BTreeMap::new();
-        let mut answers = Vec::new();
-        for (_, member, entry) in records {
-            let reserved = entry.name.parse::<Name>().is_ok_and(|n| names.contains(&n));
-            if !reserved && *holders.entry(entry.name.clone()).or_insert(member) == member {
-                answers.push((entry.name.clone(), entry.data.clone(), entry.ttl, member));
-            }
-        }
-        for (member, name, addresses) in workloads {
-            if let Some(member) = resolved.members.get_mut(&member) {
-                member.workloads.push((name, addresses));
-            }
-        }
-        resolved.names = answers;
+    /// The parts of the pool that are allotted, with who has them.
+    pub fn seats(&self) -> &[Seat] {
+        &self.top.seats
     }
 }
 
-fn best_member(resolved: &Resolved, member: PeerId) -> bool {
-    resolved.members.contains_key(&member)
+/// What is held about one member, with who said it.
+pub(super) fn about<T>(map: &ByPair<T>, member: PeerId) -> impl Iterator<Item = (PeerId, &Arc<Held<T>>)> {
+    map.range((member, PeerId([0; 32]))..=(member, PeerId([0xff; 32]))).map(|((_, by), held)| (*by, held))
 }
 
-fn merge_revoked(into: &mut BTreeMap<PeerId, u32>, from: &BTreeMap<PeerId, u32>) {
-    for (peer, generation) in from {
-        let held = into.entry(*peer).or_insert(0);
-        *held = (*held).max(*generation);
+/// Enters a record under its key where it is the greatest. Of more than `most` of one issuer those with the smallest
+/// keys stay, so that the same are left at everybody.
+fn enter<T, R: Ord>(
+    map: &mut ByPair<T>,
+    index: &mut BTreeSet<Digest>,
+    most: usize,
+    key: (PeerId, PeerId),
+    held: Held<T>,
+    rank: impl Fn(&Held<T>) -> R,
+) -> Absorbed {
+    if map.get(&key).is_some_and(|old| rank(old) >= rank(&held)) {
+        return Absorbed::Known;
     }
+    let digest = held.digest;
+    index.insert(digest);
+    if let Some(old) = map.insert(key, Arc::new(held)) {
+        index.remove(&old.digest);
+        return Absorbed::New;
+    }
+    if map.len() > most {
+        let surplus: Vec<_> = map.keys().filter(|(_, by)| *by == key.1).skip(most).copied().collect();
+        for key in surplus {
+            if let Some(old) = map.remove(&key) {
+                index.remove(&old.digest);
+            }
+        }
+    }
+    if index.contains(&digest) { Absorbed::New } else { Absorbed::Known }
+}
+
+fn keep<T>(map: &mut ByPair<T>, index: &mut BTreeSet<Digest>, stays: impl Fn(&(PeerId, PeerId), &T) -> bool) {
+    map.retain(|key, held| stays(key, &held.body) || !index.remove(&held.digest));
 }

@@ -138,14 +138,24 @@ pub struct View {
     pub generation: u64,
     /// Subnets that are up, by ID: equal prefixes in two of them never mix.
     pub subnets: BTreeMap<SubnetId, Arc<SubnetView>>,
+    /// Per subnet, up or not, who may speak control with this node: who holds a grant that is not revoked, whatever its
+    /// addresses and whatever the time.
+    pub rolls: Arc<BTreeMap<SubnetId, BTreeSet<PeerId>>>,
+    /// The next moment (seconds since 1970) at which it changes by itself.
+    pub changes_at: Option<u64>,
     /// What the kernel must match.
     pub host: Arc<HostConfig>,
 }
 
 impl View {
-    /// Peers with a valid grant in a subnet that is up here: who may speak more than the join protocol.
+    /// Peers in some roll: who may speak more than the join protocol.
     pub fn members(&self) -> BTreeSet<PeerId> {
-        self.subnets.values().flat_map(|s| s.members.iter().copied()).collect()
+        self.rolls.values().flatten().copied().collect()
+    }
+
+    /// Whether a peer is in a subnet's roll.
+    pub fn in_roll(&self, subnet: SubnetId, peer: PeerId) -> bool {
+        self.rolls.get(&subnet).is_some_and(|roll| roll.contains(&peer))
     }
 }
 

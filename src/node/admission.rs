@@ -8,9 +8,10 @@ use crate::model::id::{PeerId, SubnetId};
 use crate::model::join::{Ask, Invite, Proof, SignedAsk};
 use crate::model::local::PendingJoin;
 use crate::model::members::{MAX_REQUESTS, REQUEST_LIFE, Request, Subnet};
-use crate::model::record::{Admission, Body, Role, Signed};
-use crate::model::state::Draft;
-use crate::wire::control::{BUNDLE_BUDGET, JoinAnswer, JoinRequest, fitting};
+use crate::model::record::{Admission, Body, Role, Signed, Term, Verified};
+use crate::model::resolve::SKEW;
+use crate::model::state::{Draft, RELEASED};
+use crate::wire::control::{BUNDLE_BUDGET, JoinAnswer, JoinRequest, MAX_SHOWN, fitting};
 
 /// Seconds a nonce may be used.
 const NONCE_LIFE: u64 = 30;
@@ -18,6 +19,22 @@ const NONCE_LIFE: u64 = 30;
 const MAX_NONCES: usize = 1024;
 /// Invite attempts a joiner has per minute: more is guessing.
 const TRIES_PER_MINUTE: usize = 5;
+
+/// Members that an open subnet takes in a minute.
+const OPENED_PER_MINUTE: usize = 60;
+
+/// What to say to a joiner whose clock differs from this node's by more than grants allow for: it would be let in and could
+/// not come. Asked before anything is used up. A clock that was never set takes its time from the records.
+fn clocks_differ(asked: u64, now: u64) -> Option<String> {
+    let off = asked.abs_diff(now);
+    let way = if asked > now { "ahead" } else { "behind" };
+    (off > SKEW && asked >= RELEASED && now >= RELEASED).then(|| {
+        format!(
+            "the clocks of the two machines differ by {off} s: the joining one is {way}; set the one that is wrong and join \
+             again, nothing was used up"
+        )
+    })
+}
 
 /// What to do with a stranger's request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +67,7 @@ impl Core {
                 Err(error) => return JoinDecision::Answer(refused(&error)),
             },
             JoinRequest::Decline(record) => (record.subnet, record.issuer),
+            JoinRequest::Show { subnet, .. } => (*subnet, from),
         };
         let vouched = if passed_on { self.is_member(subnet, from) } else { joiner == from };
         if !vouched {
@@ -58,6 +76,7 @@ impl Core {
         match request {
             JoinRequest::Probe(subnet) => JoinDecision::Answer(self.probe(*subnet, from)),
             JoinRequest::Decline(record) => JoinDecision::Answer(self.take_back(record)),
+            JoinRequest::Show { subnet, records } => JoinDecision::Answer(self.hear(*subnet, from, records)),
             JoinRequest::Nonce { subnet, issuer, joiner } => {
                 if !self.state.subnets.contains_key(subnet) {
                     JoinDecision::Answer(JoinAnswer::Unknown)
@@ -81,8 +100,9 @@ impl Core {
             return JoinAnswer::Ended { genesis: past.genesis.clone(), heads: past.proof.clone() };
         }
         let Some(subnet) = self.state.subnets.get(&id) else { return JoinAnswer::Unknown };
-        if subnet.records.destroyed() || (!self.is_member(id, from) && subnet.records.revoked().contains_key(&from)) {
-            return JoinAnswer::Ended { genesis: subnet.local.genesis.clone(), heads: subnet.records.head_records() };
+        if subnet.records.destroyed() || subnet.records.roll().out.contains_key(&from) {
+            let proof = subnet.records.proof_about(from);
+            return JoinAnswer::Ended { genesis: subnet.local.genesis.clone(), heads: proof };
         }
         JoinAnswer::Known
     }
@@ -99,9 +119,47 @@ impl Core {
         }
     }
 
+    /// What a stranger shows: a head of the owner's, or its own grant with the head that names its issuer. Nothing else of
+    /// a stranger's is looked at, and what is not new costs no signature check.
+    fn hear(&mut self, id: SubnetId, from: PeerId, records: &[Signed]) -> JoinAnswer {
+        let bytes: usize = records.iter().map(|r| r.body.len()).sum();
+        let Some(subnet) = self.state.subnets.get(&id) else { return JoinAnswer::Unknown };
+        let known = |r: &&Signed| subnet.records.knows(&r.digest());
+        if records.len() > 2 || bytes > MAX_SHOWN || records.iter().all(|r| known(&r)) {
+            return if subnet.records.roll().members.contains_key(&from) {
+                JoinAnswer::Known
+            } else {
+                JoinAnswer::Unknown
+            };
+        }
+        let shown = |record: &Signed| {
+            record.clone().check().ok().filter(|r| match r.body() {
+                Body::Head(_) => r.signed().issuer == subnet.records.genesis.owner,
+                Body::Grant(grant) => grant.subject == from,
+                _ => false,
+            })
+        };
+        let taken: Vec<Signed> = records.iter().filter_map(shown).map(|r| r.signed().clone()).collect();
+        if let Err(error) = self.take(id, &taken, Some(from)) {
+            return JoinAnswer::Refused { code: error.code, message: error.message };
+        }
+        if self.is_member(id, from) { JoinAnswer::Known } else { JoinAnswer::Unknown }
+    }
+
+    /// What shows this node to a member that does not know it: the owner's head, and this node's own grant.
+    pub fn to_show(&self, id: SubnetId) -> Vec<Signed> {
+        let Some(subnet) = self.state.subnets.get(&id) else { return vec![] };
+        let proof = subnet.records.proof_about(self.state.me.peer);
+        let mut shown: Vec<Signed> = proof.iter().filter(|r| r.body.first() == Some(&1)).take(1).cloned().collect();
+        let roll = subnet.records.roll();
+        let mine = roll.members.get(&self.state.me.peer).and_then(|entry| entry.best());
+        shown.extend(mine.map(|granted| granted.signed().clone()));
+        shown
+    }
+
     /// What to say to who let us in when we cannot take it.
-    pub fn decline(&self, join: &PendingJoin, genesis: &[u8], records: &[Signed]) -> Option<Signed> {
-        self.state.decline(join, genesis, records, self.now_ms())
+    pub fn decline(&self, join: &PendingJoin, genesis: &[u8], records: &[Verified]) -> Option<Signed> {
+        self.state.decline(join, genesis, records, self.now())
     }
 
     fn give_nonce(&mut self, subnet: SubnetId, joiner: PeerId) -> JoinDecision {
@@ -126,7 +184,7 @@ impl Core {
         let Some(subnet) = self.state.subnets.get(&ask.subnet) else {
             return JoinDecision::Answer(self.probe(ask.subnet, ask.joiner));
         };
-        let resolved = subnet.records.resolve(now);
+        let resolved = subnet.resolve(now);
         if resolved.destroyed {
             return JoinDecision::Answer(self.probe(ask.subnet, ask.joiner));
         }
@@ -134,13 +192,20 @@ impl Core {
             return JoinDecision::Answer(bundle(subnet, ask.joiner));
         }
         let mine = resolved.members.get(&self.state.me.peer).map(|m| m.role);
+        let decides = match &ask.proof {
+            Some(proof) => proof.issuer == self.state.me.peer,
+            None => matches!(mine, Some(Role::Owner | Role::Admin)),
+        };
+        if let Some(message) = clocks_differ(ask.asked, now).filter(|_| decides) {
+            return refuse("E-CLOCK", &message);
+        }
         match &ask.proof {
             Some(proof) if proof.issuer == self.state.me.peer => JoinDecision::Answer(self.redeem(ask, proof, now)),
             Some(proof) if !passed_on => JoinDecision::Forward(vec![proof.issuer]),
             None if matches!(mine, Some(Role::Owner | Role::Admin)) => JoinDecision::Answer(self.consider(ask, now)),
             None if !passed_on => {
                 let mut deciders: Vec<PeerId> = vec![subnet.records.genesis.owner];
-                deciders.extend(resolved.admins.iter().copied());
+                deciders.extend(resolved.roll.admins.iter().copied());
                 JoinDecision::Forward(deciders)
             }
             _ => JoinDecision::Answer(JoinAnswer::Pending { reached: false }),
@@ -169,13 +234,13 @@ impl Core {
         if let Err(error) = issued.admits(ask.joiner, now) {
             return refused(&error);
         }
-        if subnet.records.revoked().contains_key(&ask.joiner) {
+        if subnet.records.roll().out.contains_key(&ask.joiner) {
             return JoinAnswer::Refused {
                 code: "E-REMOVED".into(),
                 message: "this peer was removed from the subnet: only an approval lets it in again".into(),
             };
         }
-        if let Err(error) = subnet.admit(&self.state.me.clone(), ask, issued.role, &issued.labels, now) {
+        if let Err(error) = subnet.admit(&self.state.me.clone(), ask, (issued.role, issued.term), &issued.labels, now) {
             return refused(&error);
         }
         if let Some(invite) = subnet.local.invites.get_mut(place) {
@@ -193,10 +258,16 @@ impl Core {
                 message: format!("the request to join {} was denied", subnet.name()),
             };
         }
-        let was_removed = subnet.records.revoked().contains_key(&ask.joiner);
+        let was_removed = subnet.records.roll().out.contains_key(&ask.joiner);
         if subnet.records.genesis.admission == Admission::Open && !was_removed {
+            if !self.may_open(ask.subnet, now) {
+                return JoinAnswer::Refused {
+                    code: "E-RATE".into(),
+                    message: "too many have come in within a minute; try again".into(),
+                };
+            }
             let me = self.state.me.clone();
-            return match subnet.admit(&me, ask, Role::Member, &Default::default(), now) {
+            return match subnet.admit(&me, ask, (Role::Member, Term::Trial), &Default::default(), now) {
                 Ok(()) => self.let_in(subnet, ask.joiner),
                 Err(error) => refused(&error),
             };
@@ -220,6 +291,16 @@ impl Core {
             Ok(_) => JoinAnswer::Pending { reached: true },
             Err(error) => JoinAnswer::Refused { code: error.code, message: error.message },
         }
+    }
+
+    /// Whether one more may come in on nobody's word: each leaves a record behind for an hour.
+    fn may_open(&mut self, subnet: SubnetId, now: u64) -> bool {
+        self.opened.retain(|(_, at)| now < at.saturating_add(60) && *at <= now);
+        let may = self.opened.iter().filter(|(id, _)| *id == subnet).count() < OPENED_PER_MINUTE;
+        if may {
+            self.opened.push_back((subnet, now));
+        }
+        may
     }
 
     fn let_in(&mut self, subnet: Subnet, joiner: PeerId) -> JoinAnswer {
@@ -274,12 +355,12 @@ impl Core {
         &mut self,
         join: &PendingJoin,
         genesis: &[u8],
-        records: &[Signed],
+        records: &[Verified],
         routed: &[(IpNet, String)],
     ) -> Result<u64, Error> {
         let now = self.now();
         let mut subnet = self.state.accept(join, genesis, records, routed, now)?;
-        subnet.set_endpoints(&self.state.me, &self.endpoints, self.now_ms())?;
+        subnet.set_endpoints(&self.state.me, &self.endpoints, now)?;
         let mut draft = Draft::default();
         draft.put(subnet);
         draft.join(join.subnet, None);
@@ -303,6 +384,7 @@ fn bundle(subnet: &Subnet, joiner: PeerId) -> JoinAnswer {
     let rank = |signed: &&Signed| match signed.verify() {
         Ok(Body::Head(_)) => 0,
         Ok(Body::Grant(grant)) if grant.subject == joiner => 1,
+        Ok(Body::Doc(_)) if signed.issuer == joiner => 1,
         Ok(Body::Grant(grant)) if grant.role == Role::Owner => 2,
         _ if signed.issuer == subnet.records.genesis.owner => 3,
         _ => 4,

@@ -61,7 +61,7 @@ impl Core {
         let subnets = &self.state.subnets;
         self.warned.said.retain(|id, _| subnets.contains_key(id));
         for subnet in self.state.subnets.values() {
-            let resolved = subnet.records.resolve(now);
+            let resolved = subnet.resolve(now);
             let Some(mine) = resolved.members.get(&self.state.me.peer) else { continue };
             let (starts, ends) = (mine.grant.not_before, mine.grant.not_after);
             let left = ends.saturating_sub(now);

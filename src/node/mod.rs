@@ -7,6 +7,7 @@
 mod admission;
 mod commands;
 mod expiry;
+mod pulse;
 mod show;
 mod sync;
 
@@ -27,6 +28,7 @@ use crate::model::error::Kind;
 use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::record::Signed;
 use crate::model::state::{Damage, Draft, State};
+use crate::model::upkeep::Surroundings;
 use crate::model::view::View;
 use crate::store::{Batch, Store};
 
@@ -60,6 +62,7 @@ pub struct Core {
     pub damage: Vec<Damage>,
     nonces: BTreeMap<(SubnetId, PeerId), ([u8; 16], u64)>,
     tries: VecDeque<(PeerId, u64)>,
+    opened: VecDeque<(SubnetId, u64)>,
     generation: u64,
     /// Hash of what is held, by subnet; emptied by every change.
     hashes: BTreeMap<SubnetId, [u8; 32]>,
@@ -67,6 +70,13 @@ pub struct Core {
     warned: expiry::Warned,
     /// When (seconds since 1970) the View changes by itself.
     next_change: Option<u64>,
+    /// The time the View was built for.
+    built_at: u64,
+    pulse: pulse::Pulse,
+    /// Who is connected, and whether this node's clock can be believed.
+    pub surroundings: Surroundings,
+    /// A time (seconds since 1970) that other members' clocks agree with: what ended before it may be forgotten.
+    pub forget_before: Option<u64>,
     /// Told when the thread has let go of the state directory.
     closing: Option<oneshot::Sender<()>>,
 }
@@ -122,11 +132,16 @@ impl Node {
             damage: parts.damage,
             nonces: BTreeMap::new(),
             tries: VecDeque::new(),
+            opened: VecDeque::new(),
             generation: 0,
             hashes: BTreeMap::new(),
             rates: sync::Rates::default(),
             warned: expiry::Warned::default(),
             next_change: None,
+            built_at: 0,
+            pulse: pulse::Pulse::default(),
+            surroundings: Surroundings::default(),
+            forget_before: None,
             closing: None,
         };
         std::thread::Builder::new().name("node".into()).spawn(move || {
@@ -232,10 +247,11 @@ impl Core {
         let before = self.view.load_full();
         self.state.absorb(draft);
         self.hashes.clear();
+        self.pulse.changed();
         self.publish();
         let after = self.view.load_full();
         for (subnet, mut records) in pushes {
-            let gone = |v: &View| v.subnets.get(&subnet).map(|s| s.members.clone()).unwrap_or_default();
+            let gone = |v: &View| v.rolls.get(&subnet).cloned().unwrap_or_default();
             let removed: Vec<PeerId> = gone(&before).difference(&gone(&after)).copied().collect();
             records.sort_by_key(|r| r.body.first().map(|kind| (*kind != 1, *kind)));
             let _ = self.pushes.send(Push { subnet, records, except, removed });
@@ -247,9 +263,9 @@ impl Core {
     pub fn publish(&mut self) {
         self.generation = unix_now_ms().max(self.generation.saturating_add(1));
         let view = self.state.view(self.generation, unix_now(), &self.here);
+        self.next_change = view.changes_at;
         self.view.store(Arc::new(view));
-        let now = self.now();
-        self.next_change = self.state.subnets.values().filter_map(|s| s.records.next_end(now)).min();
+        self.built_at = self.now();
         self.published.send_replace(self.generation);
     }
 
@@ -259,17 +275,24 @@ impl Core {
     /// As [`Core::commit`].
     pub fn tick(&mut self) -> Result<(), Error> {
         let now = self.now();
+        self.pulse.watch_clock(&mut self.surroundings);
+        // A grant that ran out changes the View without any record, and so does a clock that was set back.
+        let moved = self.next_change.is_some_and(|at| at <= now) || now < self.built_at;
         let mut draft = Draft::default();
         let mut ended = Vec::new();
-        for subnet in self.state.subnets.values() {
-            // Others have nothing to keep up, and a copy of a large subnet every second is not free.
+        let look = self.pulse.is_due(moved);
+        for subnet in self.state.subnets.values().filter(|_| look) {
             let me = self.state.me.peer;
-            if subnet.records.genesis.owner == me || subnet.records.admins().contains(&me) {
-                let mut copy = subnet.clone();
-                copy.upkeep(&self.state.me, now)?;
-                if copy != *subnet {
-                    draft.put(copy);
-                }
+            let mut copy = subnet.clone();
+            if subnet.records.seat_of(me).is_some() {
+                copy.upkeep(&self.state.me, &self.surroundings, now)?;
+            }
+            copy.keep_own(&self.state.me, &self.endpoints, now)?;
+            if self.forget_before.is_some_and(|attested| copy.records.forget(attested)) {
+                tracing::debug!(subnet = %subnet.name(), "forgot members whose grants have ended");
+            }
+            if copy != *subnet {
+                draft.put(copy);
             }
             if subnet.records.destroyed() {
                 ended.push(subnet.records.id);
@@ -283,8 +306,7 @@ impl Core {
             self.commit(draft, None)?;
         }
         self.warn_of_expiry();
-        // A grant that ran out changes the View without any record.
-        if self.next_change.is_some_and(|at| at <= now) {
+        if moved {
             self.publish();
         }
         Ok(())
@@ -296,15 +318,12 @@ impl Core {
     /// As [`Core::commit`].
     pub fn set_endpoints(&mut self, endpoints: Vec<String>) -> Result<(), Error> {
         self.endpoints = endpoints;
-        let now_ms = self.now_ms();
+        let now = self.now();
         let mut draft = Draft::default();
         for subnet in self.state.subnets.values() {
-            let member = subnet.records.resolve(now_ms / 1000).members.contains_key(&self.state.me.peer);
             let mut copy = subnet.clone();
-            if member && subnet.local.up {
-                copy.set_endpoints(&self.state.me, &self.endpoints, now_ms)?;
-                draft.put(copy);
-            }
+            copy.keep_own(&self.state.me, &self.endpoints, now)?;
+            draft.put(copy);
         }
         if !draft.is_empty() {
             self.commit(draft, None)?;

@@ -11,7 +11,7 @@ use crate::model::local::{Local, PendingJoin};
 use crate::model::members::Subnet;
 use crate::model::publish::endpoint;
 use crate::model::record::{Admission, Role};
-use crate::model::subnet::Resolved;
+use crate::model::resolve::Resolved;
 use crate::model::zone::RecordData;
 
 /// An answer as text: `10.0.0.1`, `web`, `"text"`, `10 5 80 web`.
@@ -77,7 +77,7 @@ impl Core {
     }
 
     fn subnet_info(&self, subnet: &Subnet) -> SubnetInfo {
-        let resolved = subnet.records.resolve(self.now());
+        let resolved = subnet.resolve(self.now());
         let genesis = &subnet.records.genesis;
         let mine = resolved.members.get(&self.state.me.peer);
         SubnetInfo {
@@ -128,7 +128,7 @@ impl Core {
     /// # Errors
     /// `E-NO-SUBNET`.
     pub fn members(&self, text: &str) -> Result<Vec<MemberInfo>, Error> {
-        Ok(self.member_infos(&self.state.find(text)?.records.resolve(self.now())))
+        Ok(self.member_infos(&self.state.find(text)?.resolve(self.now())))
     }
 
     /// `member requests`.
@@ -137,7 +137,7 @@ impl Core {
     /// `E-NO-SUBNET`, `E-NOT-ADMIN`.
     pub fn requests(&self, text: &str) -> Result<Vec<JoinRequestInfo>, Error> {
         let subnet = self.state.find(text)?;
-        subnet.require_admin(&self.state.me, &subnet.records.resolve(self.now()))?;
+        subnet.require_admin(&self.state.me, &subnet.resolve(self.now()))?;
         let info = |(peer, r): (&_, &crate::model::members::Request)| JoinRequestInfo {
             peer_id: *peer,
             name: r.ask.name.clone(),
@@ -169,36 +169,33 @@ impl Core {
     /// `E-NO-SUBNET`.
     pub fn leases(&self, text: &str) -> Result<Vec<LeaseInfo>, Error> {
         let subnet = self.state.find(text)?;
-        Ok(self.lease_infos(subnet, &subnet.records.resolve(self.now())))
+        Ok(self.lease_infos(subnet, &subnet.resolve(self.now())))
     }
 
     fn dns_infos(&self, subnet: &Subnet, resolved: &Resolved) -> Vec<DnsInfo> {
         let domain = &subnet.records.genesis.domain;
         let mut all = Vec::new();
-        for member in resolved.members.values() {
-            let own = std::iter::once((&member.name, &member.addresses, "member"));
-            for (name, addresses, source) in own.chain(member.workloads.iter().map(|(n, a)| (n, a, "workload"))) {
-                all.extend(addresses.iter().map(|address| {
-                    let data = RecordData::Address(*address);
-                    DnsInfo {
-                        name: format!("{name}.{domain}"),
-                        r#type: data.kind().into(),
-                        value: value_text(&data),
-                        ttl: NAME_TTL,
-                        source: source.into(),
-                    }
-                }));
+        let mut add = |name: String, data: &RecordData, ttl: u32, source: String| {
+            let name = format!("{name}.{domain}");
+            all.push(DnsInfo { name, r#type: data.kind().into(), value: value_text(data), ttl, source });
+        };
+        for (peer, member) in &resolved.members {
+            for address in &member.addresses {
+                add(member.name.to_string(), &RecordData::Address(*address), NAME_TTL, "member".into());
+            }
+            for (name, addresses) in &member.workloads {
+                // A name that is another's, or nobody's yet, is answered below the member's own.
+                let flat = resolved.holds(*peer, name.as_str());
+                let shown = if flat { name.to_string() } else { format!("{name}.{}", member.name) };
+                for address in addresses {
+                    add(shown.clone(), &RecordData::Address(*address), NAME_TTL, "workload".into());
+                }
             }
         }
         for (name, data, ttl, by) in &resolved.names {
             let source = resolved.members.get(by).map_or_else(|| by.to_string(), |m| m.name.to_string());
-            all.push(DnsInfo {
-                name: format!("{name}.{domain}"),
-                r#type: data.kind().into(),
-                value: value_text(data),
-                ttl: *ttl,
-                source,
-            });
+            let shown = if resolved.holds(*by, name) { name.clone() } else { format!("{name}.{source}") };
+            add(shown, data, *ttl, source);
         }
         all
     }
@@ -209,7 +206,7 @@ impl Core {
     /// `E-NO-SUBNET`.
     pub fn names(&self, text: &str) -> Result<Vec<DnsInfo>, Error> {
         let subnet = self.state.find(text)?;
-        Ok(self.dns_infos(subnet, &subnet.records.resolve(self.now())))
+        Ok(self.dns_infos(subnet, &subnet.resolve(self.now())))
     }
 
     fn map_infos(&self, subnet: &Subnet, resolved: &Resolved) -> Vec<MapInfo> {
@@ -226,7 +223,12 @@ impl Core {
                 listen: endpoint(m.listen, m.port),
                 target: format!("{host}:{}", m.target_port),
                 address: target.map(|(a, _)| a),
-                state: if target.is_some() { "ok" } else { "no-target" }.into(),
+                state: match target {
+                    _ if subnet.is_contested(resolved, &m.target) => "contested",
+                    Some(_) => "ok",
+                    None => "no-target",
+                }
+                .into(),
                 connections: 0,
                 rx_bytes: 0,
                 tx_bytes: 0,
@@ -246,7 +248,7 @@ impl Core {
             None => self.state.subnets.values().collect(),
         };
         let now = self.now();
-        Ok(chosen.into_iter().flat_map(|s| self.map_infos(s, &s.records.resolve(now))).collect())
+        Ok(chosen.into_iter().flat_map(|s| self.map_infos(s, &s.resolve(now))).collect())
     }
 
     /// `invite ls`.
@@ -280,11 +282,12 @@ impl Core {
         let now = self.now();
         let mut all = Vec::new();
         for subnet in self.state.subnets.values().filter(|s| only.is_none_or(|o| o.records.id == s.records.id)) {
-            let resolved = subnet.records.resolve(now);
+            let resolved = subnet.resolve(now);
             let mine = resolved.members.get(&self.state.me.peer);
             let domain = &subnet.records.genesis.domain;
             all.extend(subnet.local.workloads.iter().map(|w| {
-                let named = mine.is_some_and(|m| m.workloads.iter().any(|(n, _)| *n == w.name));
+                let named = mine.is_some() && resolved.holds(self.state.me.peer, w.name.as_str());
+                let contested = resolved.contested.contains_key(w.name.as_str());
                 WorkloadInfo {
                     workload: w.name.clone(),
                     subnet: subnet.name().clone(),
@@ -295,7 +298,12 @@ impl Core {
                     mtu: MTU,
                     fqdn: format!("{}.{domain}", w.name),
                     dns: mine.map(|m| m.addresses.clone()).unwrap_or_default(),
-                    state: if named { "ok" } else { "name-taken" }.into(),
+                    state: match (named, contested) {
+                        (_, true) => "contested",
+                        (true, _) => "ok",
+                        (false, _) => "name-taken",
+                    }
+                    .into(),
                 }
             }));
         }

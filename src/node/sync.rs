@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Core, unix_now, unix_now_ms};
+use super::{Core, unix_now_ms};
 use crate::api::types::Error;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::record::Signed;
@@ -13,6 +13,8 @@ use crate::wire::control::{ControlAnswer, ControlRequest, RECORDS_BUDGET, fittin
 const DOCS_AT_ONCE: u64 = 120;
 /// See [`DOCS_AT_ONCE`].
 const DOCS_PER_SECOND: u64 = 4;
+/// Records of one message that may be forged before the rest is not looked at.
+const MAX_JUNK: usize = 64;
 /// Members whose rate is remembered.
 const RATES: usize = 4096;
 
@@ -62,9 +64,9 @@ impl Core {
         fitting(subnet.records.entries().filter(|(d, _)| want.contains(&short(d))).map(|(_, r)| r), RECORDS_BUDGET)
     }
 
-    /// Whether a peer is a member of a subnet here.
+    /// Whether a peer may speak control about a subnet: whether it is in its roll, whatever its addresses and the time.
     pub fn is_member(&self, subnet: SubnetId, peer: PeerId) -> bool {
-        self.view.load().subnets.get(&subnet).is_some_and(|s| s.members.contains(&peer))
+        self.view.load().in_roll(subnet, peer)
     }
 
     /// Takes records in that `from` sent. Gives whether anything changed, and whether some have to wait because their
@@ -76,31 +78,39 @@ impl Core {
         let Some(held) = self.state.subnets.get(&subnet) else { return Ok((false, false)) };
         let now = unix_now_ms();
         let mut fresh = Vec::new();
-        let mut waiting = false;
+        let (mut waiting, mut junk) = (false, 0usize);
         for record in records.iter().filter(|r| !held.records.knows(&r.digest())) {
             // Third kind of body: a document. The owner's and admins' words are never put off.
             if record.body.first() == Some(&2) && !self.rates.take(record.issuer, now) {
                 waiting = true;
                 continue;
             }
-            fresh.push(record.clone());
+            match record.clone().check() {
+                Ok(record) => fresh.push(record),
+                Err(_) => junk = junk.saturating_add(1),
+            }
+            if junk >= MAX_JUNK {
+                break;
+            }
         }
         if waiting {
             tracing::debug!(%subnet, ?from, "a member publishes too often; its records wait");
         }
-        let Some((draft, _)) = self.state.take(subnet, &fresh, unix_now()) else { return Ok((false, waiting)) };
-        let fork = |core: &Core| core.state.subnets.get(&subnet).map(|s| s.records.fork()).unwrap_or_default();
-        let before = fork(self);
+        let Some((draft, _)) = self.state.take(subnet, &fresh) else { return Ok((false, waiting)) };
+        let forked = |core: &Core| core.state.subnets.get(&subnet).is_some_and(|s| s.records.forked());
+        let before = forked(self);
         self.commit(draft, from)?;
-        let after = fork(self);
-        if after.len() > before.len() {
-            let issuers: Vec<String> = after.iter().map(ToString::to_string).collect();
-            tracing::warn!(%subnet, ?issuers, "two heads with one number: all their revocations hold");
+        if forked(self) && !before {
+            tracing::warn!(
+                %subnet,
+                "the owner signed two heads with one number: was it restored from a backup, or does it run twice? What \
+                 either of them takes away is taken away"
+            );
         }
         Ok((true, waiting))
     }
 
-    /// Answers a member's question about records. [`ControlRequest::Forward`] and [`ControlRequest::Session`] are not for
+    /// Answers a member's question about records. [`ControlRequest::Forward`], [`ControlRequest::Clock`] and [`ControlRequest::Session`] are not for
     /// here.
     pub fn answer(&mut self, from: PeerId, request: ControlRequest) -> ControlAnswer {
         match request {
@@ -137,7 +147,7 @@ impl Core {
                     }
                 }
             }
-            ControlRequest::Ping => ControlAnswer::Done,
+            ControlRequest::Ping | ControlRequest::Clock { .. } => ControlAnswer::Done,
             ControlRequest::Forward(_) => ControlAnswer::NotMember,
             ControlRequest::Session { .. } => ControlAnswer::NoSession,
         }

@@ -36,6 +36,12 @@ pub enum StoreError {
         /// The file.
         path: PathBuf,
     },
+    /// The file has become so large that another start would not read it; nothing was changed.
+    #[error("state file {} is full", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
     /// A write did not reach the disk, and nobody knows what is there: only a new start can tell.
     #[error("state file {} cannot be written any more: {what}", path.display())]
     Fatal {
@@ -86,6 +92,7 @@ impl StoreError {
             StoreError::Damaged { .. } => "E-STATE-DAMAGED",
             StoreError::Schema { .. } => "E-STATE-VERSION",
             StoreError::Full { .. } => "E-DISK-FULL",
+            StoreError::TooLarge { .. } => "E-STATE-FULL",
             StoreError::Fatal { .. } => "E-STATE-WRITE",
             StoreError::KeyMissing { .. } => "E-KEY-MISSING",
             StoreError::KeyOpen { .. } => "E-KEY-OPEN",
@@ -106,6 +113,7 @@ impl StoreError {
             StoreError::Damaged { remedy, .. } => remedy.clone(),
             StoreError::Schema { .. } => "start the byway that wrote it, or a newer one".to_owned(),
             StoreError::Full { path } => format!("make room on its file system and try again: df -h {}", quoted(path)),
+            StoreError::TooLarge { .. } => "leave a subnet that is no longer needed: byway leave SUBNET".to_owned(),
             StoreError::Fatal { .. } => "look for disk errors (dmesg), then start byway again".to_owned(),
             StoreError::KeyMissing { path } => {
                 format!("restore {} from a backup; without it this node cannot be who it was", quoted(path))

@@ -252,3 +252,11 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_was_written_can_be_read_again() {
+    assert!(fits(0, 1 << 20) && fits(WRITE_LIMIT - 1, 1 << 20));
+    assert!(!fits(WRITE_LIMIT, super::SMALL + 1), "large changes end at half of what is read");
+    assert!(fits(WRITE_LIMIT, super::SMALL) && fits(SIZE_LIMIT, 0), "a removal is small, and a deletion always goes");
+    assert!(!fits(SIZE_LIMIT - 1, 1));
+}

@@ -22,6 +22,9 @@ pub const RECORDS_BUDGET: usize = 768 * 1024;
 /// Bytes of records put into the answer to a join; the rest follows once the joiner is a member.
 pub const BUNDLE_BUDGET: usize = 48 * 1024;
 
+/// Bytes of records that a stranger may show.
+pub const MAX_SHOWN: usize = 8 * 1024;
+
 /// Addresses of datagrams that one message tells.
 pub const MAX_ENDPOINTS: usize = 8;
 
@@ -43,6 +46,14 @@ pub enum JoinRequest {
     Ask(SignedAsk),
     /// I was let in and cannot come after all: my own document, which gives the leases back.
     Decline(Signed),
+    /// You do not know me as a member, or not what the owner said last: the owner's head, or a grant of mine with the head
+    /// that names its issuer. At most [`MAX_SHOWN`] bytes.
+    Show {
+        /// The subnet.
+        subnet: SubnetId,
+        /// Head, grant.
+        records: Vec<Signed>,
+    },
 }
 
 /// The answer to a stranger.
@@ -73,11 +84,11 @@ pub enum JoinAnswer {
         /// Why.
         message: String,
     },
-    /// The subnet is over, or over for you: the heads prove it.
+    /// The subnet is over, or over for you: the records prove it.
     Ended {
         /// Genesis bytes.
         genesis: Vec<u8>,
-        /// Heads.
+        /// The owner's head, and what is held of the asker's grants and revocations.
         heads: Vec<Signed>,
     },
 }
@@ -110,6 +121,11 @@ pub enum ControlRequest {
     Forward(JoinRequest),
     /// Answer at once.
     Ping,
+    /// What time is it? Milliseconds since 1970 at the sender.
+    Clock {
+        /// See there.
+        now_ms: u64,
+    },
     /// A message of a datagram session.
     Session {
         /// The subnet.
@@ -150,6 +166,11 @@ pub enum ControlAnswer {
     },
     /// I carry no datagrams, or refuse that message.
     NoSession,
+    /// The answer to [`ControlRequest::Clock`]: milliseconds since 1970 here.
+    Clock {
+        /// See there.
+        now_ms: u64,
+    },
 }
 
 /// Bytes of a message.

@@ -174,6 +174,7 @@ async fn an_invite_may_pass_through_another_member_and_name_an_admin() {
         expires_ms: 1000,
         role: Role::Member,
         labels: Default::default(),
+        ephemeral: false,
     };
     assert_eq!(b.call(refused).await.unwrap_err().code, "E-NOT-ADMIN");
 }

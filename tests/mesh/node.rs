@@ -157,8 +157,14 @@ impl Node {
     }
 
     pub async fn invite(&self, subnet: &str, uses: u32, expires_ms: u64, role: Role) -> (String, String) {
-        let request =
-            Request::InviteCreate { subnet: subnet.to_owned(), uses, expires_ms, role, labels: BTreeMap::new() };
+        let request = Request::InviteCreate {
+            subnet: subnet.to_owned(),
+            uses,
+            expires_ms,
+            role,
+            labels: BTreeMap::new(),
+            ephemeral: false,
+        };
         match self.ok(request).await {
             Response::Invite(created) => (created.id, created.invite),
             other => panic!("{other:?}"),

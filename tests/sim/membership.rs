@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use byway::model::record::{Body, Grant, Head, Role, Signed};
+use byway::model::id::PeerId;
+use byway::model::join::Ask;
+use byway::model::record::{Body, Grant, Head, Revocation, Role, Seat, Signed, Term};
 use byway::model::state::State;
 
 use super::world::{World, doc, identity, seeds, with_admins};
@@ -91,12 +93,13 @@ fn only_the_owner_and_admins_have_a_say() {
         Body::Grant(Grant { subject: victim, generation: 9, ..grant }),
         Body::Head(Head {
             number: u64::MAX,
-            previous: [0; 32],
-            admins: BTreeSet::from([mallory.peer]),
-            revoked: BTreeMap::from([(victim, 9)]),
+            seats: vec![Seat { admin: mallory.peer, since: 1, part: vec![] }],
+            least: 9,
             destroyed: true,
             issued: world.now,
         }),
+        Body::Revocation(Revocation { subject: victim, generation: 9, ends: [0; 32], seat: 0 }),
+        Body::Revocation(Revocation { subject: victim, generation: 9, ends: [0; 32], seat: 1 }),
     ];
     let before = held.resolve(world.now);
     let records: Vec<Signed> = forged.iter().map(|b| Signed::new(world.id, b, &mallory.key)).collect();
@@ -127,20 +130,21 @@ fn an_admin_removed_by_another_admin_has_no_say_any_more() {
     world.side = vec![9, 1, 1, 1, 1];
     world.change(2, |s, me, now| s.remove(me, rogue.peer, now).unwrap());
     world.gossip(20);
-    // The owner is away; the removed one signs on: a head that puts everybody out, and a grant of its own.
-    let mut head = world.records(1).next_head(rogue.peer, world.now);
-    head.number += 1;
-    head.revoked.insert(victim, 1);
-    head.revoked.insert(world.nodes[2].me.peer, 1);
+    // The owner is away; the removed one signs on: it puts a member out, lets itself in, and an accomplice.
+    let seat = world.records(1).head().seat(rogue.peer).unwrap().since;
+    let out = Revocation { subject: victim, generation: 1, ends: [0; 32], seat };
     let mut grant = world.records(1).grants_of(rogue.peer).next().unwrap().clone();
     grant.generation = 9;
-    grant.not_before = world.now;
-    let signed = [Body::Head(head), Body::Grant(grant)].map(|b| Signed::new(world.id, &b, &rogue.key));
+    grant.seat = seat;
+    let accomplice = Grant { subject: identity(77).peer, ..grant.clone() };
+    let signed = [Body::Revocation(out), Body::Grant(grant), Body::Grant(accomplice)];
+    let signed = signed.map(|b| Signed::new(world.id, &b, &rogue.key));
     world.give(3, &signed);
     world.give(4, &signed);
     for node in [3, 4] {
         let members = world.members(node);
         assert!(members.contains(&victim) && !members.contains(&rogue.peer), "node {node}");
+        assert!(!members.contains(&identity(77).peer), "node {node}");
     }
     world.side = vec![0; 5];
     world.gossip(40);
@@ -234,13 +238,13 @@ fn an_owner_long_away_comes_back_and_nobody_renews_it_meanwhile() {
 fn one_who_left_twice_and_ran_out_is_admitted_again() {
     let mut world = World::whole(2, 24);
     world.gossip(5);
-    world.change(1, |s, me, now| s.say_goodbye(me, now * 1000).unwrap());
+    world.change(1, |s, me, now| s.say_goodbye(me, now).unwrap());
     world.gossip(5);
     let mut fresh = State::new(world.nodes[1].me.clone());
     std::mem::swap(&mut world.nodes[1], &mut fresh);
     world.admit(0, 1, "m1");
     world.now += 1;
-    world.change(1, |s, me, now| s.set_endpoints(me, &["/memory/1".into()], now * 1000).unwrap());
+    world.change(1, |s, me, now| s.set_endpoints(me, &["/memory/1".into()], now).unwrap());
     world.gossip(5);
     let peer = world.nodes[1].me.peer;
     assert!(world.members(0).contains(&peer));
@@ -265,15 +269,335 @@ fn an_admin_that_left_has_no_say_and_whom_it_admitted_stays() {
     world.admit(1, 4, "late");
     world.gossip(20);
     let (admin, late) = (world.nodes[1].me.clone(), world.nodes[4].me.peer);
-    world.change(1, |s, me, now| s.say_goodbye(me, now * 1000).unwrap());
+    world.change(1, |s, me, now| s.say_goodbye(me, now).unwrap());
     world.gossip(20);
-    let mut head = world.records(1).next_head(admin.peer, world.now);
-    head.revoked.insert(late, 1);
-    head.number += 5;
-    let signed = [Signed::new(world.id, &Body::Head(head), &admin.key)];
+    let out = |seat| Revocation { subject: late, generation: 1, ends: [0; 32], seat };
+    let signed = [1, 2, 3].map(|seat| Signed::new(world.id, &Body::Revocation(out(seat)), &admin.key));
     world.give(2, &signed);
     for node in [0, 2, 3] {
         let members = world.members(node);
         assert!(members.contains(&late) && !members.contains(&admin.peer), "node {node}");
+    }
+}
+
+#[test]
+fn two_admins_removed_by_a_third_do_not_bring_each_other_back() {
+    for seed in seeds() {
+        let mut world = with_admins(6, seed);
+        let third = world.nodes[3].me.peer;
+        world.change(0, |s, me, now| s.set_admin(me, third, true, now).unwrap());
+        world.gossip(20);
+        let (b, c) = (world.nodes[1].me.clone(), world.nodes[2].me.clone());
+        world.side = vec![9, 1, 1, 1, 1, 1];
+        world.change(3, |s, me, now| s.remove(me, b.peer, now).unwrap());
+        world.change(3, |s, me, now| s.remove(me, c.peer, now).unwrap());
+        world.gossip(10);
+        // Each signs a grant one generation up for the other, and an accomplice hands them in.
+        let again = |world: &World, by: &byway::model::members::Identity, whom: PeerId| {
+            let seat = world.records(3).head().seat(by.peer).unwrap().since;
+            let old = world.records(3).grants_of(whom).next().unwrap().clone();
+            let grant = Grant { generation: 2, version: old.version + 1, seat, ..old };
+            Signed::new(world.id, &Body::Grant(grant), &by.key)
+        };
+        let signed = [again(&world, &b, c.peer), again(&world, &c, b.peer)];
+        for node in [3, 4, 5] {
+            world.give(node, &signed);
+            let members = world.members(node);
+            assert!(!members.contains(&b.peer) && !members.contains(&c.peer), "node {node} seed {seed}");
+        }
+        // Nor does another admin; who removed them does.
+        let ask = world.ask(1, "m1");
+        world.change(3, |s, me, now| {
+            s.admit(me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now).unwrap();
+        });
+        world.gossip(10);
+        assert!(world.members(4).contains(&b.peer), "seed {seed}");
+        // The owner hears of it all and goes on.
+        world.side = vec![0; 6];
+        world.gossip(40);
+        world.change(0, |s, me, now| s.remove(me, b.peer, now).unwrap());
+        world.gossip(20);
+        for node in [0, 3, 4, 5] {
+            let members = world.members(node);
+            assert!(!members.contains(&b.peer) && !members.contains(&c.peer), "node {node} seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn whom_one_admin_removed_another_does_not_let_in() {
+    let mut world = with_admins(5, 31);
+    let gone = world.nodes[4].me.peer;
+    world.side = vec![9, 1, 1, 1, 1];
+    world.change(1, |s, me, now| s.remove(me, gone, now).unwrap());
+    world.gossip(10);
+    let ask = world.ask(4, "m4");
+    let mut refused = None;
+    world.change(2, |s, me, now| {
+        refused = s.admit(me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now).err();
+    });
+    assert_eq!(refused.map(|e| e.code), Some("E-REMOVED"));
+    world.change(1, |s, me, now| s.admit(me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now).unwrap());
+    world.gossip(10);
+    assert!(world.members(3).contains(&gone));
+    // Once it is in again every admin renews it.
+    world.now += 60 * 86_400;
+    world.gossip(10);
+    world.now += 40 * 86_400;
+    assert!(world.members(2).contains(&gone));
+}
+
+#[test]
+fn two_admins_that_remove_each_other_are_both_out_and_the_owner_decides() {
+    for seed in seeds() {
+        let mut world = with_admins(5, seed);
+        let (b, c) = (world.nodes[1].me.peer, world.nodes[2].me.peer);
+        world.side = vec![9, 1, 2, 1, 2];
+        world.change(1, |s, me, now| s.remove(me, c, now).unwrap());
+        world.change(2, |s, me, now| s.remove(me, b, now).unwrap());
+        world.side = vec![9, 1, 1, 1, 1];
+        world.gossip(20);
+        for node in [3, 4] {
+            let members = world.members(node);
+            assert!(!members.contains(&b) && !members.contains(&c), "node {node} seed {seed}");
+        }
+        world.side = vec![0; 5];
+        world.gossip(20);
+        world.admit(0, 1, "m1");
+        world.gossip(20);
+        assert!(world.members(3).contains(&b) && !world.members(3).contains(&c), "seed {seed}");
+    }
+}
+
+#[test]
+fn an_admin_cannot_take_administration_from_the_owner() {
+    let mut world = with_admins(5, 33);
+    let (rogue, friend) = (world.nodes[1].me.clone(), world.nodes[3].me.peer);
+    let seat = world.records(1).head().seat(rogue.peer).unwrap().since;
+    // Revocations of made-up keys, of the owner, of everybody, of generations out of all proportion.
+    let mut signed: Vec<Signed> = Vec::new();
+    for n in 0..4000u32 {
+        let mut made_up = [9; 32];
+        made_up[..4].copy_from_slice(&n.to_be_bytes());
+        let out = Revocation { subject: PeerId(made_up), generation: u32::MAX >> (n % 32), ends: [1; 32], seat };
+        signed.push(Signed::new(world.id, &Body::Revocation(out), &rogue.key));
+    }
+    for node in [0, 2, 3, 4] {
+        let subject = world.nodes[node].me.peer;
+        for generation in [1, 1 << 24, u32::MAX] {
+            let out = Revocation { subject, generation, ends: [1; 32], seat };
+            signed.push(Signed::new(world.id, &Body::Revocation(out), &rogue.key));
+        }
+    }
+    for batch in signed.chunks(60) {
+        world.give(0, batch);
+    }
+    assert!(world.records(0).all().count() < 64, "what is about nobody is not held");
+    let owner = world.nodes[0].me.peer;
+    assert!(world.members(0).contains(&owner));
+    // The owner un-names and removes it, lets the others in again, and ends the subnet.
+    world.change(0, |s, me, now| s.remove(me, rogue.peer, now).unwrap());
+    for who in [2, 3, 4] {
+        world.admit(0, who, &format!("m{who}"));
+    }
+    world.side = vec![0, 9, 0, 0, 0];
+    world.gossip(20);
+    assert!(world.members(0).contains(&friend) && !world.members(0).contains(&rogue.peer));
+    world.assert_agreed_but(&[1]);
+    world.change(0, |s, me, now| s.destroy(me, now).unwrap());
+    assert!(world.records(0).destroyed());
+}
+
+#[test]
+fn an_admin_takes_no_address_and_no_name_of_others() {
+    let mut world = with_admins(4, 34);
+    let before = world.records(0).resolve(world.now);
+    let rogue = world.nodes[1].me.clone();
+    let seat = world.records(1).head().seat(rogue.peer).unwrap().since;
+    let old = world.records(1).grants_of(rogue.peer).next().unwrap().clone();
+    let pools: Vec<ipnet::IpNet> = world.records(0).prefixes();
+    let owner_address = before.members[&world.nodes[0].me.peer].addresses[0];
+    // One grant for itself with both whole pools and the owner's address and name.
+    let all = Grant {
+        leases: pools,
+        addresses: vec![owner_address],
+        name: "m0".parse().unwrap(),
+        generation: 7,
+        version: 99,
+        seat,
+        ..old
+    };
+    // And one for another member that takes its address and its name away.
+    let victim = world.records(1).grants_of(world.nodes[3].me.peer).next().unwrap().clone();
+    let stripped = Grant {
+        leases: vec![],
+        addresses: vec![],
+        name: "nobody".parse().unwrap(),
+        generation: 8,
+        version: 99,
+        seat,
+        ..victim
+    };
+    let signed = [Body::Grant(all), Body::Grant(stripped)].map(|b| Signed::new(world.id, &b, &rogue.key));
+    for node in [0, 2, 3] {
+        world.give(node, &signed);
+        let after = world.records(node).resolve(world.now);
+        for who in [0, 2, 3] {
+            let peer = world.nodes[who].me.peer;
+            assert_eq!(after.members[&peer].addresses, before.members[&peer].addresses, "member {who} at {node}");
+            assert_eq!(after.members[&peer].name, before.members[&peer].name, "member {who} at {node}");
+        }
+    }
+    world.change(0, |s, me, now| s.remove(me, rogue.peer, now).unwrap());
+    world.side = vec![0, 9, 0, 0];
+    world.gossip(20);
+    world.assert_agreed_but(&[1]);
+}
+
+#[test]
+fn an_epoch_ends_every_revocation_and_nobodys_membership() {
+    let mut world = with_admins(6, 35);
+    let gone = [world.nodes[4].me.peer, world.nodes[5].me.peer];
+    world.change(0, |s, me, now| s.remove(me, gone[0], now).unwrap());
+    world.change(1, |s, me, now| s.remove(me, gone[1], now).unwrap());
+    world.gossip(20);
+    let old: Vec<Signed> = world.records(4).all().cloned().collect();
+    assert_eq!(world.records(3).live_revocations(), 2);
+    world.change(0, |s, me, now| s.begin_epoch(me, now).unwrap());
+    world.gossip(20);
+    for node in 0..4 {
+        assert_eq!(world.records(node).live_revocations(), 0, "node {node}");
+        world.give(node, &old);
+        assert_eq!(world.members(node).len(), 4, "node {node}");
+    }
+    world.side = vec![0, 0, 0, 0, 9, 9];
+    world.assert_agreed_but(&[4, 5]);
+    // Admins go on admitting and removing.
+    let ask = world.ask(4, "m4");
+    world.change(1, |s, me, now| s.admit(me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now).unwrap());
+    world.gossip(10);
+    assert!(world.members(3).contains(&gone[0]));
+}
+
+#[test]
+fn many_removals_leave_the_records_small() {
+    let mut world = World::found(2, 36);
+    world.admit(0, 1, "m1");
+    let (mut most, mut began) = (0, std::time::Instant::now());
+    // Enough for the owner's epoch to come by itself.
+    for n in 0..4200u32 {
+        let mut seed = [11; 32];
+        seed[..4].copy_from_slice(&n.to_be_bytes());
+        let joiner = byway::model::members::Identity::new(&seed, [0; 32]);
+        let ask = Ask { joiner: joiner.peer, name: format!("x{n}").parse().unwrap(), ..world.ask(1, "x") };
+        world.change(0, |s, me, now| {
+            s.admit(me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now).unwrap();
+            s.remove(me, joiner.peer, now).unwrap();
+        });
+        if n % 100 == 0 {
+            world.look_after(0);
+            most = most.max(world.records(0).live_revocations());
+        }
+        if n == 100 {
+            began = std::time::Instant::now();
+        }
+    }
+    println!("4100 members admitted and removed: {:?}", began.elapsed());
+    world.look_after(0);
+    assert!(world.records(0).live_revocations() < 200, "{}", world.records(0).live_revocations());
+    assert!(most > 4000);
+    world.gossip(10);
+    world.assert_agreed();
+}
+
+#[test]
+fn ephemeral_members_go_when_they_are_not_seen_and_stay_while_they_are() {
+    let mut world = World::found(3, 37);
+    for who in 1..3 {
+        let ask = world.ask(who, &format!("m{who}"));
+        world
+            .change(0, |s, me, now| s.admit(me, &ask, (Role::Member, Term::Ephemeral), &BTreeMap::new(), now).unwrap());
+    }
+    let (there, away) = (world.nodes[1].me.peer, world.nodes[2].me.peer);
+    world.seen.insert(there);
+    for _ in 0..30 {
+        world.now += 10 * 60;
+        world.look_after(0);
+    }
+    let members = world.members(0);
+    assert!(members.contains(&there) && !members.contains(&away));
+}
+
+#[test]
+fn what_an_owner_signed_with_a_wrong_clock_it_signs_anew() {
+    for wrong in [-400 * 86_400i64, -86_400, 86_400, 200 * 86_400, 30 * 365 * 86_400] {
+        let mut world = with_admins(4, 38);
+        let right = world.now;
+        world.now = right.saturating_add_signed(wrong);
+        for _ in 0..3 {
+            world.look_after(0);
+        }
+        // Its records have reached everybody before anybody noticed.
+        let records: Vec<Signed> = world.records(0).all().cloned().collect();
+        for node in 1..4 {
+            world.give(node, &records);
+        }
+        world.now = right + 20;
+        world.gossip(5);
+        world.gossip(20);
+        world.assert_agreed();
+        assert_eq!(world.members(3).len(), 4, "clock off by {wrong} s");
+        let admin = world.nodes[1].me.peer;
+        assert!(world.records(0).resolve(world.now).roll.is_admin(admin), "clock off by {wrong} s");
+    }
+}
+
+#[test]
+fn any_two_members_heal_whatever_each_has_missed() {
+    for seed in seeds() {
+        let mut world = with_admins(6, seed);
+        let mut sets: Vec<Vec<Signed>> = vec![world.records(0).all().cloned().collect()];
+        let peers: Vec<PeerId> = world.nodes.iter().map(|n| n.me.peer).collect();
+        for step in 0..12 {
+            let (by, whom) = (world.rng.below(3), 1 + world.rng.below(5));
+            let act = world.rng.below(6);
+            let ask = world.ask(whom, &format!("m{whom}"));
+            world.change(by, |s, me, now| {
+                // Not everything is allowed to everybody; what is refused has changed nothing.
+                let _ = match act {
+                    0 => s.remove(me, peers[whom], now),
+                    1 => s.set_admin(me, peers[whom], true, now),
+                    2 => s.set_admin(me, peers[whom], false, now),
+                    3 => s.begin_epoch(me, now),
+                    _ => s.admit(me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now),
+                };
+            });
+            world.now += 60;
+            for node in 0..3 {
+                if world.rng.below(3) == 0 {
+                    world.look_after(node);
+                }
+            }
+            let (a, b) = (world.rng.below(6), world.rng.below(6));
+            world.sync(a, b);
+            sets.push(world.records(step % 6).all().cloned().collect());
+        }
+        // Two members hold any two subsets of all that was ever said.
+        let all: Vec<Signed> = sets.into_iter().flatten().collect();
+        for node in 0..world.nodes.len() {
+            let mut some: Vec<Signed> = all.iter().filter(|_| world.rng.below(2) == 0).cloned().collect();
+            for i in (1..some.len()).rev() {
+                some.swap(i, world.rng.below(i + 1));
+            }
+            for batch in some.chunks(20) {
+                world.give(node, batch);
+            }
+        }
+        world.gossip(60);
+        let first = world.records(0).held();
+        for node in 1..world.nodes.len() {
+            assert_eq!(world.records(node).held(), first, "node {node} seed {seed}");
+        }
+        world.assert_agreed();
     }
 }

@@ -6,9 +6,10 @@ use byway::model::id::{Name, PeerId, SubnetId};
 use byway::model::join::Ask;
 use byway::model::local::PendingJoin;
 use byway::model::members::{Identity, Subnet};
-use byway::model::record::{Admission, Doc, Role, Signed};
+use byway::model::record::{Admission, Doc, Role, Signed, Term, Verified};
 use byway::model::state::{Draft, Founding, State};
 use byway::model::subnet::Records;
+use byway::model::upkeep::Surroundings;
 
 /// A small deterministic generator (splitmix64): the seed alone decides a run.
 pub struct Rng(pub u64);
@@ -53,7 +54,7 @@ pub fn draft(subnet: Subnet) -> Draft {
 
 /// A document that says nothing.
 pub fn doc(version: u64, issued: u64) -> Doc {
-    Doc { version, issued, left: None, endpoints: vec![], workloads: vec![], names: vec![] }
+    Doc { version, issued, ..Doc::default() }
 }
 
 /// A join by ID, with nothing asked for but a name.
@@ -79,6 +80,8 @@ pub struct World {
     pub loss: usize,
     pub rng: Rng,
     pub id: SubnetId,
+    /// Who is connected to the owner and the admins.
+    pub seen: BTreeSet<PeerId>,
 }
 
 impl World {
@@ -101,7 +104,7 @@ impl World {
         let id = subnet.records.id;
         nodes[0].absorb(draft(subnet));
         let count = nodes.len();
-        World { nodes, side: vec![0; count], now, loss: 0, rng: Rng(seed), id }
+        World { nodes, side: vec![0; count], now, loss: 0, rng: Rng(seed), id, seen: BTreeSet::new() }
     }
 
     /// A world whose owner has admitted all the others; they have not heard of each other yet.
@@ -120,10 +123,10 @@ impl World {
         self.nodes[node].absorb(draft(subnet));
     }
 
-    /// `by` admits `who`, who takes the answer.
-    pub fn admit(&mut self, by: usize, who: usize, wanted: &str) {
-        let joiner = self.nodes[who].me.clone();
-        let ask = Ask {
+    /// What `who` asks to be let in by.
+    pub fn ask(&self, who: usize, wanted: &str) -> Ask {
+        let joiner = &self.nodes[who].me;
+        Ask {
             subnet: self.id,
             joiner: joiner.peer,
             data_key: joiner.data_key,
@@ -132,10 +135,15 @@ impl World {
             ip: None,
             asked: self.now,
             proof: None,
-        };
-        self.change(by, |s, me, now| s.admit(me, &ask, Role::Member, &BTreeMap::new(), now).unwrap());
+        }
+    }
+
+    /// `by` admits `who`, who takes the answer.
+    pub fn admit(&mut self, by: usize, who: usize, wanted: &str) {
+        let ask = self.ask(who, wanted);
+        self.change(by, |s, me, now| s.admit(me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now).unwrap());
         let giver = &self.nodes[by].subnets[&self.id];
-        let records: Vec<Signed> = giver.records.all().cloned().collect();
+        let records = checked(giver.records.all());
         let join = join(self.id, wanted, self.now);
         let subnet = self.nodes[who].accept(&join, &giver.local.genesis.clone(), &records, &[], self.now).unwrap();
         self.nodes[who].absorb(draft(subnet));
@@ -167,10 +175,20 @@ impl World {
                 let peer = self.rng.below(self.nodes.len());
                 self.sync(node, peer);
                 if self.nodes[node].subnets.contains_key(&self.id) {
-                    self.change(node, |s, me, now| s.upkeep(me, now).unwrap());
+                    self.look_after(node);
                 }
             }
         }
+    }
+
+    /// What a node does by itself every second.
+    pub fn look_after(&mut self, node: usize) {
+        let around = Surroundings { seen: self.seen.clone(), clock_is_off: false };
+        self.change(node, |s, me, now| {
+            let endpoints = s.records.doc(me.peer).map(|d| d.endpoints.clone()).unwrap_or_default();
+            s.upkeep(me, &around, now).unwrap();
+            s.keep_own(me, &endpoints, now).unwrap();
+        });
     }
 
     pub fn members(&self, node: usize) -> BTreeSet<PeerId> {
@@ -178,8 +196,13 @@ impl World {
     }
 
     pub fn assert_agreed(&self) {
+        self.assert_agreed_but(&[]);
+    }
+
+    /// The same, some nodes aside.
+    pub fn assert_agreed_but(&self, aside: &[usize]) {
         let first = self.nodes[0].subnets[&self.id].records.resolve(self.now);
-        for (n, node) in self.nodes.iter().enumerate() {
+        for (n, node) in self.nodes.iter().enumerate().filter(|(n, _)| !aside.contains(n)) {
             if let Some(subnet) = node.subnets.get(&self.id) {
                 assert_eq!(subnet.records.resolve(self.now), first, "node {n}");
             }
@@ -195,7 +218,7 @@ impl World {
     }
 
     pub fn give(&mut self, node: usize, records: &[Signed]) {
-        if let Some((draft, _)) = self.nodes[node].take(self.id, records, self.now) {
+        if let Some((draft, _)) = self.nodes[node].take(self.id, &checked(records)) {
             self.nodes[node].absorb(draft);
         }
     }
@@ -203,6 +226,11 @@ impl World {
     pub fn records(&self, node: usize) -> &Records {
         &self.nodes[node].subnets[&self.id].records
     }
+}
+
+/// Those of `records` whose signatures hold, as a node checks them before it looks at any.
+pub fn checked<'a>(records: impl IntoIterator<Item = &'a Signed>) -> Vec<Verified> {
+    records.into_iter().filter_map(|record| record.clone().check().ok()).collect()
 }
 
 /// A world of `members`, all admitted by the owner, node 1 (and 2) made admins.

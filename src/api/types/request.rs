@@ -83,6 +83,8 @@ pub enum Request {
         expires_ms: u64,
         role: Role,
         labels: BTreeMap<String, String>,
+        #[serde(default)]
+        ephemeral: bool,
     },
     InviteLs {
         subnet: Option<String>,
@@ -160,6 +162,11 @@ pub enum Request {
         subnet: String,
         name: String,
         kind: Option<String>,
+    },
+    DnsRelease {
+        subnet: String,
+        name: String,
+        member: Option<String>,
     },
     DnsLs {
         subnet: String,

@@ -38,7 +38,7 @@ async fn resolve(ctx: &Context, target: &str) -> Result<(PeerId, Option<SubnetId
             let now = core.now();
             let address: Option<IpAddr> = text.parse().ok();
             for subnet in core.state.subnets.values() {
-                let resolved = subnet.records.resolve(now);
+                let resolved = subnet.resolve(now);
                 let id = Some(subnet.records.id);
                 if let Some(address) = address {
                     if let Some((peer, _)) = resolved.members.iter().find(|(_, m)| holds_address(m, address)) {

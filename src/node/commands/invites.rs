@@ -8,7 +8,7 @@ use super::{done, random};
 use crate::api::types::{Error, ErrorKind, InviteCreated, Response};
 use crate::model::join::{Invite, Issued};
 use crate::model::members::{Subnet, printable};
-use crate::model::record::Role;
+use crate::model::record::{Role, Term};
 use crate::node::Core;
 
 impl Core {
@@ -17,7 +17,7 @@ impl Core {
         subnet: &Subnet,
         uses: u32,
         expires_ms: u64,
-        role: Role,
+        (role, term): (Role, Term),
         labels: BTreeMap<String, String>,
     ) -> Result<(Issued, String), Error> {
         let expires = self.now().saturating_add((expires_ms / 1000).max(1));
@@ -38,6 +38,7 @@ impl Core {
             expires,
             role,
             labels,
+            term,
             revoked: false,
         };
         Ok((issued, invite.to_text()))
@@ -52,12 +53,12 @@ impl Core {
         text: &str,
         uses: u32,
         expires_ms: u64,
-        role: Role,
+        (role, term): (Role, Term),
         labels: BTreeMap<String, String>,
     ) -> Result<Response, Error> {
         let mut subnet = self.state.edit(text)?;
         let now = self.now();
-        let resolved = subnet.records.resolve(now);
+        let resolved = subnet.resolve(now);
         subnet.require_admin(&self.state.me, &resolved)?;
         if role != Role::Member {
             subnet.require_owner(&self.state.me)?;
@@ -65,7 +66,7 @@ impl Core {
         if role == Role::Owner {
             return Err(Error::new(ErrorKind::Usage, "E-ROLE", "an invite is for a member or an admin"));
         }
-        let (issued, invite) = self.new_invite(&subnet, uses.max(1), expires_ms, role, labels)?;
+        let (issued, invite) = self.new_invite(&subnet, uses.max(1), expires_ms, (role, term), labels)?;
         let (id, expires, uses) = (issued.id(), issued.expires, issued.uses);
         // Spent invites of long ago tell nothing any more.
         subnet.local.invites.retain(|i| now < i.expires.saturating_add(7 * 86_400));

@@ -34,7 +34,7 @@ impl Core {
         let Some(member) = member else { return Ok(self.state.me.peer) };
         match member.parse::<PeerId>() {
             Ok(peer) => Ok(peer),
-            Err(_) => Ok(subnet.find_member(&subnet.records.resolve(self.now()), member)?),
+            Err(_) => Ok(subnet.find_member(&subnet.resolve(self.now()), member)?),
         }
     }
 

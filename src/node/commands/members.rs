@@ -6,7 +6,7 @@ use super::done;
 use crate::api::types::{Error, ErrorKind, Response};
 use crate::model::id::{Name, PeerId};
 use crate::model::members::{Identity, REQUEST_LIFE, Subnet, match_peer, printable};
-use crate::model::record::Role;
+use crate::model::record::{Role, Term};
 use crate::node::Core;
 
 impl Core {
@@ -18,7 +18,7 @@ impl Core {
     ) -> Result<Name, Error> {
         let mut subnet = self.state.edit(text)?;
         let now = self.now();
-        let resolved = subnet.records.resolve(now);
+        let resolved = subnet.resolve(now);
         let peer = subnet.find_member(&resolved, member)?;
         let name = resolved.members.get(&peer).map(|m| m.name.clone()).unwrap_or_else(|| Name::from_host("member"));
         act(&mut subnet, &self.state.me.clone(), peer, now)?;
@@ -33,7 +33,7 @@ impl Core {
     pub fn decide_request(&mut self, text: &str, who: &str, approve: bool) -> Result<Response, Error> {
         let mut subnet = self.state.edit(text)?;
         let now = self.now();
-        let resolved = subnet.records.resolve(now);
+        let resolved = subnet.resolve(now);
         subnet.require_admin(&self.state.me, &resolved)?;
         let by_name = || {
             let mut found =
@@ -56,7 +56,7 @@ impl Core {
         };
         let me = self.state.me.clone();
         if approve {
-            subnet.admit(&me, &request.ask, Role::Member, &BTreeMap::new(), now)?;
+            subnet.admit(&me, &request.ask, (Role::Member, Term::Full), &BTreeMap::new(), now)?;
         } else {
             subnet.requests.remove(&request.ask.joiner);
             subnet.local.denied.insert(request.ask.joiner, now.saturating_add(REQUEST_LIFE));

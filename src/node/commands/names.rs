@@ -12,10 +12,26 @@ impl Core {
     /// See [`Subnet::dns_add`](crate::model::members::Subnet::dns_add).
     pub fn dns_add(&mut self, text: &str, name: &str, data: &[RecordData], ttl: u32) -> Result<Response, Error> {
         let mut subnet = self.state.edit(text)?;
-        subnet.dns_add(&self.state.me.clone(), name, data, ttl, self.now_ms())?;
+        subnet.dns_add(&self.state.me.clone(), name, data, ttl, self.now())?;
         let full = format!("{}.{}", subnet.relative(name), subnet.records.genesis.domain);
         self.save(subnet)?;
         Ok(done(format!("added {full}"), true))
+    }
+
+    /// `dns release`: a name of whoever holds it, or of one member.
+    ///
+    /// # Errors
+    /// See [`Subnet::dns_release`](crate::model::members::Subnet::dns_release).
+    pub fn dns_release(&mut self, text: &str, name: &str, member: Option<&str>) -> Result<Response, Error> {
+        let mut subnet = self.state.edit(text)?;
+        let now = self.now();
+        let resolved = subnet.resolve(now);
+        let member = member.map(|m| subnet.find_member(&resolved, m)).transpose()?;
+        let from = subnet.dns_release(&self.state.me.clone(), name, member, now)?;
+        let from = resolved.members.get(&from).map_or_else(|| from.to_string(), |m| m.name.to_string());
+        let full = format!("{}.{}", subnet.relative(name), subnet.records.genesis.domain);
+        self.save(subnet)?;
+        Ok(done(format!("released {full} from {from}"), true))
     }
 
     /// `dns rm`.
@@ -24,7 +40,7 @@ impl Core {
     /// `E-NO-NAME`.
     pub fn dns_rm(&mut self, text: &str, name: &str, kind: Option<&str>) -> Result<Response, Error> {
         let mut subnet = self.state.edit(text)?;
-        let count = subnet.dns_rm(&self.state.me.clone(), name, kind, self.now_ms())?;
+        let count = subnet.dns_rm(&self.state.me.clone(), name, kind, self.now())?;
         self.save(subnet)?;
         Ok(done(format!("removed {count} record{}", if count == 1 { "" } else { "s" }), true))
     }

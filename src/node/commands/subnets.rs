@@ -7,7 +7,7 @@ use crate::api::types::{Created, Error, ErrorKind, Response};
 use crate::model::id::{SubnetId, is_id_prefix};
 use crate::model::local::PendingJoin;
 use crate::model::members::Subnet;
-use crate::model::record::Role;
+use crate::model::record::{Role, Term};
 use crate::model::state::{Draft, Founding};
 use crate::node::Core;
 
@@ -32,10 +32,10 @@ impl Core {
         let now_ms = self.now_ms();
         let name = founding.name.clone();
         let mut subnet = self.state.found(founding, now_ms / 1000)?;
-        subnet.set_endpoints(&self.state.me, &self.endpoints, now_ms)?;
-        let (issued, text) = self.new_invite(&subnet, 1, 86_400_000, Role::Member, BTreeMap::new())?;
+        subnet.set_endpoints(&self.state.me, &self.endpoints, now_ms / 1000)?;
+        let (issued, text) = self.new_invite(&subnet, 1, 86_400_000, (Role::Member, Term::Full), BTreeMap::new())?;
         subnet.local.invites.push(issued);
-        let resolved = subnet.records.resolve(now_ms / 1000);
+        let resolved = subnet.resolve(now_ms / 1000);
         let me = subnet.myself(&self.state.me, &resolved)?.clone();
         let created = Created {
             id: subnet.records.id,
@@ -72,7 +72,7 @@ impl Core {
             Err(error) => return Err(error.into()),
         };
         let me = self.state.me.clone();
-        let resolved = subnet.records.resolve(self.now());
+        let resolved = subnet.resolve(self.now());
         if subnet.records.genesis.owner == me.peer && resolved.members.len() > 1 {
             return Err(Error::new(
                 ErrorKind::Conflict,
@@ -83,7 +83,7 @@ impl Core {
         }
         let id = subnet.records.id;
         if resolved.members.contains_key(&me.peer) {
-            subnet.say_goodbye(&me, self.now_ms())?;
+            subnet.say_goodbye(&me, self.now())?;
             self.save(subnet)?;
         }
         Ok(Leaving::Said(id))

@@ -64,8 +64,8 @@ impl Core {
             mac: new.mac,
             since: 0,
         };
-        let workload = subnet.attach(&self.state.me.clone(), workload, ip, self.now_ms())?;
-        let resolved = subnet.records.resolve(self.now());
+        let workload = subnet.attach(&self.state.me.clone(), workload, ip, self.now())?;
+        let resolved = subnet.resolve(self.now());
         let gateways = subnet.myself(&self.state.me, &resolved)?.addresses.clone();
         let attached = Attached {
             workload: workload.name.clone(),
@@ -114,7 +114,7 @@ impl Core {
         } else {
             by_target.unwrap_or(lower)
         };
-        let gone = subnet.detach(&self.state.me.clone(), &name, self.now_ms())?;
+        let gone = subnet.detach(&self.state.me.clone(), &name, self.now())?;
         self.save(subnet)?;
         Ok(done(format!("detached {}", gone.name), true))
     }
@@ -122,7 +122,7 @@ impl Core {
     /// A workload whose namespace died: name and addresses are free again.
     pub fn workload_died(&mut self, subnet: SubnetId, name: &Name) {
         let Some(mut copy) = self.state.subnets.get(&subnet).cloned() else { return };
-        if copy.detach(&self.state.me.clone(), name.as_str(), self.now_ms()).is_ok() {
+        if copy.detach(&self.state.me.clone(), name.as_str(), self.now()).is_ok() {
             tracing::info!(workload = %name, "namespace is gone, detached");
             if let Err(error) = self.save(copy) {
                 tracing::warn!(%error, workload = %name, "could not save that it is gone");

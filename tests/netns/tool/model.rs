@@ -10,7 +10,7 @@ use byway::model::build::Here;
 use byway::model::id::{Name, PeerId};
 use byway::model::join::Ask;
 use byway::model::members::{Identity, Subnet};
-use byway::model::record::{Admission, Body, Doc, Role, Signed, WorkloadEntry};
+use byway::model::record::{Admission, Body, Doc, Role, Signed, Term, WorkloadEntry};
 use byway::model::state::{Draft, Founding, State};
 use byway::model::subnet::Absorbed;
 use byway::model::view::{Owner, RouteTable};
@@ -74,12 +74,12 @@ fn state(members: usize, workloads: usize) -> Result<State> {
         let member = resolved.members.get(&who.peer).context("a member that was admitted")?;
         let entries = (0..workloads).map(|w| {
             let addresses = member.leases.iter().filter_map(|l| inside(*l, w as u32 + 10)).collect();
-            Ok(WorkloadEntry { name: name(&format!("w{w}-{n}"))?, addresses, since: NOW })
+            Ok(WorkloadEntry { name: name(&format!("w{w}-{n}"))?, addresses })
         });
         let workloads = entries.collect::<Result<_>>()?;
-        let doc = Doc { version: NOW * 1000, issued: NOW, left: None, endpoints: vec![], workloads, names: vec![] };
+        let doc = Doc { version: 1, issued: NOW, workloads, ..Doc::default() };
         let signed = Signed::new(subnet.records.id, &Body::Doc(doc), &who.key);
-        ensure!(matches!(subnet.records.absorb(&signed, NOW), Absorbed::New), "a document was refused");
+        ensure!(matches!(subnet.records.absorb(signed.check()?), Absorbed::New), "a document was refused");
     }
     let mut draft = Draft::default();
     draft.put(subnet);
@@ -99,7 +99,7 @@ fn admit(subnet: &mut Subnet, me: &Identity, n: usize) -> Result<()> {
         asked: NOW,
         proof: None,
     };
-    subnet.admit(me, &ask, Role::Member, &BTreeMap::new(), NOW)?;
+    subnet.admit(me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), NOW)?;
     Ok(())
 }
 

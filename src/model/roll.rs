@@ -1,0 +1,186 @@
+//! Who is a member and who has a say, as it follows from heads, grants, revocations and what members left: a function of
+//! the set of records, without a date and without an order of arrival.
+//!
+//! The roll decides who may speak control with whom. A member without an address, whose grant ran out, or whose clock is
+//! wrong is in it all the same, so that what would repair it still reaches it; what packets it may send is the View's.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::id::PeerId;
+use super::record::{Digest, Grant, Registration, Revocation, Seat};
+use super::subnet::{Held, Records, about};
+
+/// A grant that counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Granted {
+    held: Arc<Held<Grant>>,
+    /// Who signed it.
+    pub issuer: PeerId,
+    /// 0 for the owner, then the admins in the head's order from 1.
+    pub order: usize,
+}
+
+impl Granted {
+    /// The record.
+    pub fn signed(&self) -> &super::record::Signed {
+        &self.held.signed
+    }
+
+    /// What it says.
+    pub fn grant(&self) -> &Grant {
+        &self.held.body
+    }
+}
+
+/// A member: every grant of its that counts, the one that counts most first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    grants: Vec<Granted>,
+}
+
+impl Entry {
+    /// The one grant that counts.
+    pub fn best(&self) -> Option<&Granted> {
+        self.grants.first()
+    }
+
+    /// The one that counts at `now`: a former one stands in while a later one is not due or has run out.
+    pub fn at(&self, valid: impl Fn(&Grant) -> bool) -> Option<&Granted> {
+        self.grants.iter().find(|g| valid(g.grant()))
+    }
+
+    /// All of them, the one that counts most first.
+    pub fn grants(&self) -> &[Granted] {
+        &self.grants
+    }
+}
+
+/// Somebody who is out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Out {
+    /// Up to and with this generation.
+    pub generation: u32,
+    /// Who said so: it, or the owner, may let the peer in again.
+    pub by: PeerId,
+}
+
+/// Who is in.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Roll {
+    /// Number of the owner's head.
+    pub number: u64,
+    /// The owner ended the subnet.
+    pub destroyed: bool,
+    /// Admins whose word counts, in the head's order.
+    pub admins: Vec<PeerId>,
+    /// Members by key.
+    pub members: BTreeMap<PeerId, Entry>,
+    /// Who was removed and not let in again.
+    pub out: BTreeMap<PeerId, Out>,
+}
+
+impl Roll {
+    /// Whether somebody may admit and remove, the owner aside.
+    pub fn is_admin(&self, peer: PeerId) -> bool {
+        self.admins.contains(&peer)
+    }
+}
+
+impl Records {
+    /// Who is in.
+    ///
+    /// A revocation by the owner or an admin ends every grant up to its generation, and those above it that neither its
+    /// issuer nor the owner signed: what one admin removed another cannot bring back. An admin that another admin removed
+    /// has no say any more; two that remove each other are both out, since no order of theirs could be trusted.
+    pub fn roll(&self) -> Roll {
+        let head = self.head();
+        let owner = self.genesis.owner;
+        let seats: &[Seat] = &head.seats;
+        let named = |peer: PeerId| peer == owner || head.seat(peer).is_some();
+        let removed = |admin: PeerId| {
+            about(&self.revocations, admin).any(|(by, r)| named(by) && !self.is_spent(&r.body, by, &named))
+        };
+        let admins: Vec<PeerId> = seats.iter().map(|s| s.admin).filter(|a| self.is_in(*a) && !removed(*a)).collect();
+        let counts = |issuer: PeerId| issuer == owner || admins.contains(&issuer);
+        let order: BTreeMap<PeerId, usize> =
+            std::iter::once(owner).chain(seats.iter().map(|s| s.admin)).zip(0..).collect();
+        let mut roll =
+            Roll { number: head.number, destroyed: head.destroyed, admins: admins.clone(), ..Roll::default() };
+        let mut granted = self.grants.iter().peekable();
+        while let Some(((subject, _), _)) = granted.peek().copied() {
+            let subject = *subject;
+            // Who has a seat may be removed by any other admin, also by one who is out.
+            let judged = |by: PeerId| if head.seat(subject).is_some() { named(by) } else { counts(by) };
+            let left = self.doc(subject).and_then(|d| d.left).unwrap_or(0);
+            let ends: Vec<(PeerId, &Revocation, bool)> = about(&self.revocations, subject)
+                .filter(|(by, _)| judged(*by))
+                .map(|(by, r)| (by, &r.body, self.is_spent(&r.body, by, &counts)))
+                .collect();
+            let mut grants: Vec<Granted> = Vec::new();
+            while let Some(((_, issuer), held)) = granted.next_if(|((s, _), _)| *s == subject) {
+                let generation = held.body.generation;
+                let ended = ends.iter().any(|(_, r, spent)| !spent || generation <= r.generation);
+                let stands = subject == owner || (!ended && (left == 0 || generation > left));
+                if counts(*issuer) && stands {
+                    let order = order.get(issuer).copied().unwrap_or(usize::MAX);
+                    grants.push(Granted { held: Arc::clone(held), issuer: *issuer, order });
+                }
+            }
+            let rank = |g: &Granted| {
+                let grant = g.grant();
+                (grant.generation, grant.version, std::cmp::Reverse(g.order), g.held.digest)
+            };
+            grants.sort_by_key(|g| std::cmp::Reverse(rank(g)));
+            if !grants.is_empty() {
+                roll.members.insert(subject, Entry { grants });
+            } else if let Some((by, r, _)) =
+                ends.iter().filter(|(.., spent)| !spent).max_by_key(|(by, r, _)| (r.generation, *by == owner))
+            {
+                roll.out.insert(subject, Out { generation: r.generation, by: *by });
+            }
+        }
+        roll
+    }
+
+    /// Whether the peer holds any grant of somebody named, left ones aside: an admin that never was a member has no say.
+    fn is_in(&self, peer: PeerId) -> bool {
+        self.granted(peer).next().is_some()
+    }
+
+    /// Whether who revoked, or the owner, has let the subject in again.
+    fn is_spent(&self, revocation: &Revocation, by: PeerId, counts: &dyn Fn(PeerId) -> bool) -> bool {
+        let again = |issuer: PeerId| (issuer == self.genesis.owner || issuer == by) && counts(issuer);
+        self.granted(revocation.subject)
+            .any(|(issuer, held)| again(issuer) && held.body.generation > revocation.generation)
+    }
+
+    /// Revocations that are held: what the owner's next epoch ends.
+    pub fn live_revocations(&self) -> usize {
+        self.revocations.len()
+    }
+
+    /// The greatest generation of a subject that is held, and the digest of the grant that has it.
+    pub fn last_grant(&self, subject: PeerId) -> Option<(u32, Digest)> {
+        self.granted(subject).map(|(_, g)| (g.body.generation, g.digest)).max()
+    }
+
+    /// What an issuer registered: holders with their names, and what it released.
+    pub(super) fn registered_by(&self, issuer: PeerId) -> Vec<(PeerId, BTreeSet<String>, BTreeMap<String, u64>)> {
+        let own = self.registrations.iter().filter(|((_, by), _)| *by == issuer);
+        own.map(|((holder, _), r)| (*holder, r.body.names.clone(), r.body.released.clone())).collect()
+    }
+
+    /// One issuer's registration of a member's names.
+    pub fn registration(&self, holder: PeerId, issuer: PeerId) -> Option<&Registration> {
+        self.registrations.get(&(holder, issuer)).map(|r| &r.body)
+    }
+
+    /// The greatest generation below `limit` that anything held names: the next epoch begins above it.
+    pub(super) fn generations_below(&self, limit: u32) -> u32 {
+        let revoked = self.revocations.values().map(|r| r.body.generation);
+        let granted = self.grants.values().map(|g| g.body.generation);
+        let left = self.docs.values().filter_map(|d| d.body.left);
+        revoked.chain(granted).chain(left).filter(|g| *g < limit).max().unwrap_or(0)
+    }
+}

@@ -1,0 +1,235 @@
+//! What members do without being asked: the owner and admins renew, allot and register; everybody keeps its own document
+//! true.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::error::Result;
+use super::id::PeerId;
+use super::members::{Identity, REQUEST_LIFE, Subnet};
+use super::record::{Body, Grant, MAX_ADMIN_GENERATION, Term, WorkloadEntry};
+use super::resolve::{Resolved, SKEW};
+
+/// Revocations above which the owner ends them all by an epoch.
+const MAX_REVOCATIONS: usize = 4096;
+/// Seconds a member on trial has to be there before it gets a full grant.
+const TRIAL: u64 = 60;
+/// Seconds until the owner, and until an admin, gives a block to who has none.
+const BLOCK_AFTER: (u64, u64) = (2, 60);
+
+/// What the machine adds to judge by.
+#[derive(Debug, Clone, Default)]
+pub struct Surroundings {
+    /// Members that are connected.
+    pub seen: BTreeSet<PeerId>,
+    /// The clocks of most members differ from this node's: nothing is signed that a time decides.
+    pub clock_is_off: bool,
+}
+
+impl Subnet {
+    /// What the owner and admins do without being asked. An error of one member's part does not keep the others' from
+    /// being done.
+    ///
+    /// # Errors
+    /// `E-RECORD` for a record that the others would refuse; this node makes none.
+    pub fn upkeep(&mut self, me: &Identity, around: &Surroundings, now: u64) -> Result<()> {
+        self.requests.retain(|_, r| now < r.seen.saturating_add(REQUEST_LIFE));
+        self.local.denied.retain(|_, until| now < *until);
+        let resolved = self.resolve(now);
+        if self.require_admin(me, &resolved).is_err() || resolved.destroyed {
+            return Ok(());
+        }
+        if self.records.genesis.owner == me.peer {
+            self.keep_head(me, &resolved, now)?;
+        }
+        if !around.clock_is_off {
+            self.renew(me, around, now)?;
+        }
+        self.keep_names(me, now)
+    }
+
+    fn keep_head(&mut self, me: &Identity, resolved: &Resolved, now: u64) -> Result<()> {
+        // Who left or was removed administers nothing; what it granted is granted anew. A wrong clock decides nothing
+        // here: whose grant has run out is granted one.
+        let gone = self.records.seats().iter().map(|s| s.admin).filter(|a| !resolved.roll.members.contains_key(a));
+        for admin in gone.collect::<Vec<_>>() {
+            self.set_admin(me, admin, false, now)?;
+        }
+        let mut head = self.records.next_head(now);
+        let mut changed = self.records.forked();
+        let pools = self.records.pools();
+        let leases: Vec<_> = resolved.members.values().flat_map(|m| m.leases.iter().copied()).collect();
+        let touched = pools.touched(&leases);
+        for place in 0..head.seats.len() {
+            let Some(seat) = head.seats.get(place) else { continue };
+            let blocks = seat.part.iter().flat_map(|b| b.first..b.first.saturating_add(b.count));
+            let (used, free): (Vec<u32>, Vec<u32>) = blocks.partition(|b| touched.contains(b));
+            let (size, part) = (used.len().saturating_add(free.len()), pools.part_size() as usize);
+            if used.len().saturating_mul(4) >= size.saturating_mul(3) {
+                let more = pools.allot(&leases, &head.seats, pools.part_size());
+                changed |= !more.is_empty();
+                head.seats.iter_mut().skip(place).take(1).for_each(|s| s.part.extend(more.iter().copied()));
+            } else if free.len() > part.saturating_add(part / 2) {
+                // What its members gave back is the owner's to allot again; one part stays free for those to come.
+                let kept: BTreeSet<u32> = used.into_iter().chain(free.into_iter().take(part)).collect();
+                changed = true;
+                head.seats.iter_mut().skip(place).take(1).for_each(|s| s.part = runs(&kept));
+            }
+        }
+        if self.records.live_revocations() > MAX_REVOCATIONS {
+            return self.begin_epoch(me, now);
+        }
+        if changed { self.issue(me, &Body::Head(head)) } else { Ok(()) }
+    }
+
+    /// Ends every revocation: the living are granted anew with a generation that no revocation names, and the head says
+    /// that nothing below it counts. Of generations out of all proportion, which only an attack brings up, those of admins
+    /// stay as they are.
+    ///
+    /// # Errors
+    /// `E-RECORD` for a record that the others would refuse; this node makes none.
+    pub fn begin_epoch(&mut self, me: &Identity, now: u64) -> Result<()> {
+        self.require_owner(me)?;
+        let least = self.records.generations_below(MAX_ADMIN_GENERATION / 2).saturating_add(1);
+        let resolved = self.resolve(now);
+        let living: BTreeMap<PeerId, Grant> = (resolved.roll.members.iter())
+            .filter_map(|(peer, entry)| Some((*peer, entry.best()?.grant().clone())))
+            .collect();
+        for (peer, grant) in living {
+            let raise = |g: &mut Grant| g.generation = g.generation.max(least);
+            match resolved.members.get(&peer) {
+                Some(member) => self.regrant(me, member, now, raise)?,
+                None => self.regrant_as(me, grant, now, raise)?,
+            }
+        }
+        let mut head = self.records.next_head(now);
+        head.least = least;
+        self.issue(me, &Body::Head(head))
+    }
+
+    /// Renews grants past half their life, and those this node signed while its clock was wrong; gives a block to who
+    /// lost one in a conflict.
+    fn renew(&mut self, me: &Identity, around: &Surroundings, now: u64) -> Result<()> {
+        let resolved = self.resolve(now);
+        let owner = self.records.genesis.owner == me.peer;
+        let due: Vec<(PeerId, Grant, bool)> = (resolved.roll.members.iter())
+            // The owner's own place is nobody else's to renew.
+            .filter(|(peer, _)| owner || **peer != self.records.genesis.owner)
+            .filter_map(|(peer, entry)| {
+                let best = entry.best()?;
+                let own = best.issuer == me.peer;
+                needs_renewal(best.grant(), (owner, own), around.seen.contains(peer), now)
+                    .then(|| (*peer, best.grant().clone(), resolved.members.contains_key(peer)))
+            })
+            .collect();
+        for (peer, grant, valid) in due {
+            let full = |g: &mut Grant| {
+                if g.term == Term::Trial {
+                    g.term = Term::Full;
+                }
+            };
+            match resolved.members.get(&peer).filter(|_| valid) {
+                Some(member) => self.regrant(me, member, now, full)?,
+                None => self.regrant_as(me, grant, now, full)?,
+            }
+        }
+        let wait = if owner { BLOCK_AFTER.0 } else { BLOCK_AFTER.1 };
+        let without = resolved.members.values().filter(|m| m.addresses.is_empty());
+        for member in without.filter(|m| now >= m.grant.not_before.saturating_add(wait)) {
+            // Another one's block may have been given in this very round.
+            let resolved = self.resolve(now);
+            let taken: Vec<_> = resolved.members.values().flat_map(|m| m.leases.iter().copied()).collect();
+            let block = {
+                let give = self.may_give(me);
+                self.records.pools().free_block(&taken, None, give)
+            };
+            if let Ok(block) = block {
+                self.regrant(me, member, now, |g| {
+                    g.leases.extend(block.leases);
+                    g.addresses = block.addresses;
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Registers names that one member claims, in the order they are seen, and drops those their holder has given up.
+    fn keep_names(&mut self, me: &Identity, now: u64) -> Result<()> {
+        let resolved = self.resolve(now);
+        let mut fresh: BTreeMap<PeerId, Vec<String>> = BTreeMap::new();
+        for (name, holder) in &resolved.unregistered {
+            fresh.entry(*holder).or_default().push(name.clone());
+        }
+        let held = self.records.registered_by(me.peer);
+        for (holder, names, _) in held {
+            let gone = |n: &String| resolved.members.contains_key(&holder) && !self.claims(holder, n);
+            let gone: Vec<String> = names.into_iter().filter(gone).collect();
+            if !gone.is_empty() || fresh.contains_key(&holder) {
+                let more = fresh.remove(&holder).unwrap_or_default();
+                self.register(me, holder, |r| {
+                    r.names.retain(|n| !gone.contains(n));
+                    r.names.extend(more);
+                })?;
+            }
+        }
+        for (holder, names) in fresh {
+            self.register(me, holder, |r| r.names.extend(names))?;
+        }
+        Ok(())
+    }
+
+    /// Whether a member's document says a name.
+    fn claims(&self, member: PeerId, name: &str) -> bool {
+        self.records.doc(member).is_some_and(|d| {
+            d.workloads.iter().any(|w| w.name.as_str() == name) || d.names.iter().any(|n| n.name == name)
+        })
+    }
+
+    /// Keeps what this node says of itself true, also after a backup was restored or another with the same key spoke, and
+    /// remembers the answers it gives for names that nobody has registered.
+    ///
+    /// # Errors
+    /// `E-RECORD` for a document that the others would refuse; this node makes none.
+    pub fn keep_own(&mut self, me: &Identity, endpoints: &[String], now: u64) -> Result<()> {
+        let resolved = self.resolve(now);
+        if resolved.members.contains_key(&me.peer) && self.local.up {
+            let own: Vec<WorkloadEntry> = self.workload_entries();
+            let told: Vec<String> = endpoints.iter().take(32).cloned().collect();
+            self.publish(me, now, |d| {
+                d.workloads = own;
+                d.endpoints = told;
+            })?;
+        }
+        if self.local.seen != resolved.unregistered {
+            self.local.seen = resolved.unregistered;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a grant is to be signed anew. `(owner, own)`: whether the owner judges, and whether it signed the grant itself.
+fn needs_renewal(grant: &Grant, (owner, own): (bool, bool), seen: bool, now: u64) -> bool {
+    let age = now.saturating_sub(grant.not_before);
+    if own && grant.not_before > now.saturating_add(SKEW) {
+        return grant.term == Term::Full || seen;
+    }
+    let life = grant.not_after.saturating_sub(grant.not_before);
+    // The owner renews first; admins step in an eighth of a life later.
+    let half = age >= if owner { life / 2 } else { life / 2 + life / 8 };
+    match grant.term {
+        Term::Full => half,
+        Term::Ephemeral => half && seen,
+        Term::Trial => seen && age >= TRIAL,
+    }
+}
+
+/// Numbers as runs.
+fn runs(numbers: &BTreeSet<u32>) -> Vec<super::record::Blocks> {
+    let mut runs: Vec<super::record::Blocks> = Vec::new();
+    for number in numbers {
+        match runs.last_mut() {
+            Some(run) if run.first.saturating_add(run.count) == *number => run.count = run.count.saturating_add(1),
+            _ => runs.push(super::record::Blocks { first: *number, count: 1 }),
+        }
+    }
+    runs
+}

@@ -1,0 +1,58 @@
+//! When to look after the subnets: after a change, when the clock was set, and from time to time. A look at a large subnet
+//! is not free, and what hangs on time hangs on half lives and minutes.
+
+use std::time::{Duration, Instant};
+
+use super::unix_now;
+use crate::model::upkeep::Surroundings;
+
+/// How long after a change every second counts: a block that two admins gave is given anew after two.
+const LIVELY: Duration = Duration::from_secs(4);
+/// Between two looks otherwise.
+const SELDOM: Duration = Duration::from_secs(30);
+/// Seconds by which the clock is taken to have been set.
+const SET: u64 = 60;
+
+/// What was looked at when.
+#[derive(Debug)]
+pub(super) struct Pulse {
+    changed: Instant,
+    looked: Option<Instant>,
+    clock: (u64, Instant),
+    was_set: bool,
+}
+
+impl Default for Pulse {
+    fn default() -> Pulse {
+        let now = Instant::now();
+        Pulse { changed: now, looked: None, clock: (unix_now(), now), was_set: false }
+    }
+}
+
+impl Pulse {
+    /// Something was saved.
+    pub(super) fn changed(&mut self) {
+        self.changed = Instant::now();
+    }
+
+    /// Notices that the clock was set. While others are connected it is not believed until they have been asked.
+    pub(super) fn watch_clock(&mut self, around: &mut Surroundings) {
+        let now = (unix_now(), Instant::now());
+        let expected = self.clock.0.saturating_add(now.1.duration_since(self.clock.1).as_secs());
+        self.was_set = now.0.abs_diff(expected) > SET;
+        self.clock = now;
+        if self.was_set && !around.seen.is_empty() {
+            around.clock_is_off = true;
+        }
+    }
+
+    /// Whether to look now. `moved`: whether time alone has changed who is a member.
+    pub(super) fn is_due(&mut self, moved: bool) -> bool {
+        let lively = self.changed.elapsed() < LIVELY;
+        let due = lively || moved || self.was_set || self.looked.is_none_or(|at| at.elapsed() >= SELDOM);
+        if due {
+            self.looked = Some(Instant::now());
+        }
+        due
+    }
+}
