@@ -40,10 +40,10 @@ impl Host for AnyHost {
         }
     }
 
-    async fn apply(&mut self, desired: &HostConfig, changes: Vec<Change>) -> Vec<Failure> {
+    async fn apply(&mut self, desired: &HostConfig, observed: &Observed, changes: Vec<Change>) -> Vec<Failure> {
         match self {
-            AnyHost::Linux(host) => host.apply(desired, changes).await,
-            AnyHost::Memory(host) => host.apply(desired, changes).await,
+            AnyHost::Linux(host) => host.apply(desired, observed, changes).await,
+            AnyHost::Memory(host) => host.apply(desired, observed, changes).await,
         }
     }
 

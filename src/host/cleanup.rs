@@ -22,14 +22,15 @@ pub async fn cleanup(instance: Option<&str>, state_dir: &Path) -> anyhow::Result
         note(&mut done, &change, netlink.apply(&change).await);
     }
     routes_and_rules(&netlink, instance, &mut done).await?;
-    match nft::cleanup(instance).await {
-        Ok(tables) => done.extend(tables),
-        Err(error) => done.push(format!("delete nftables tables: {error}")),
-    }
     let mut kept = Kept::open(state_dir);
     for key in kept.sysctls().keys().cloned().collect::<Vec<_>>() {
         let result = sysctl::restore(&mut kept, &key);
         note(&mut done, &Change::RestoreSysctl { key }, result);
+    }
+    // The bar falls after its link has stopped forwarding.
+    match nft::cleanup(instance).await {
+        Ok(tables) => done.extend(tables),
+        Err(error) => done.push(format!("delete nftables tables: {error}")),
     }
     for path in kept.resolvers().keys().cloned().collect::<Vec<_>>() {
         let result = resolver::restore(&mut kept, &path);

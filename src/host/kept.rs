@@ -22,6 +22,8 @@ pub struct KeptSysctl {
     pub former: String,
     /// Value we wrote.
     pub ours: String,
+    /// Whether the switch of every link was on already: who turns it on later takes this one over.
+    pub beside: bool,
 }
 
 /// A resolver file we wrote.

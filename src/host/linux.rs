@@ -21,10 +21,10 @@ use super::kept::Kept;
 use super::netlink::{LinkInfo, Netlink};
 use super::netns::{self, NetnsError};
 use super::nft::Repair;
-use super::{Host, TunControl, failure, nft, proxy, resolver, sysctl};
+use super::{Host, TunControl, failure, netconf, nft, proxy, resolver, sysctl};
 use crate::model::host::{
-    Change, Failure, HostConfig, NetnsRef, Observed, Order, Place, Scene, TABLE, WorkloadConfig, alias_name, host_mac,
-    inner_mac, resolvers, sysctl_keys,
+    Barred, Change, Failure, HostConfig, NetnsRef, Observed, Order, Place, Scene, TABLE, WorkloadConfig, alias_name,
+    barred, host_mac, inner_mac, resolvers, sysctl_keys,
 };
 
 /// How long what was seen inside a workload's namespace is believed: the kernel does not tell us of changes there.
@@ -107,6 +107,10 @@ impl LinuxHost {
         let indexes = Arc::default();
         let nft = nft::Nft::new(&instance, repair);
         let mut watchers = vec![watch_rtnetlink(Arc::clone(&wake), Arc::clone(&indexes))?];
+        match netconf::watch(Arc::clone(&wake)) {
+            Ok(watcher) => watchers.push(watcher),
+            Err(error) => tracing::warn!(%error, "changes of forwarding by others are seen late"),
+        }
         match watch_ruleset(&nft, Arc::clone(&wake)) {
             Ok(watcher) => watchers.push(watcher),
             // Without the right to listen there is no right to change anything either: `preflight` names it.
@@ -229,7 +233,7 @@ impl LinuxHost {
     }
 
     fn observe_files(&self, desired: &HostConfig, observed: &mut Observed) {
-        observed.kept_sysctls = self.kept.sysctls().keys().cloned().collect();
+        observed.kept_sysctls = self.kept.sysctls().iter().map(|(key, kept)| (key.clone(), kept.beside)).collect();
         observed.kept_resolvers = self.kept.resolvers().keys().cloned().collect();
         let mut paths: BTreeSet<PathBuf> = resolvers(desired, observed).into_keys().collect();
         paths.extend(observed.kept_resolvers.iter().cloned());
@@ -265,6 +269,7 @@ impl LinuxHost {
             Change::SetSysctl { key, value, keep: true, .. } => sysctl::write_kept(&mut self.kept, key, value),
             Change::SetSysctl { key, value, .. } => sysctl::write(key, value),
             Change::RestoreSysctl { key } => sysctl::restore(&mut self.kept, key),
+            Change::ForgetSysctl { key } => sysctl::forget(&mut self.kept, key),
             Change::WriteResolver { path, text } => resolver::write(&mut self.kept, path, text),
             Change::RestoreResolver { path } => resolver::restore(&mut self.kept, path),
             other => self.netlink.apply(other).await,
@@ -314,10 +319,10 @@ impl LinuxHost {
         failures
     }
 
-    async fn rules_and_ports(&mut self, desired: &HostConfig) -> Vec<Failure> {
+    async fn rules_and_ports(&mut self, desired: &HostConfig, barred: &Barred) -> Vec<Failure> {
         let mut failures = Vec::new();
         let mut held = self.rules.0.lock().await;
-        match held.0.sync(desired).await {
+        match held.0.sync(desired, barred).await {
             Ok(refused) => failures.extend(refused.into_iter().map(|why| failure("map a port", why))),
             Err(error) => failures.push(failure("bring the ruleset up to date", error)),
         }
@@ -339,10 +344,11 @@ impl Host for LinuxHost {
         Ok(observed)
     }
 
-    async fn apply(&mut self, desired: &HostConfig, changes: Vec<Change>) -> Vec<Failure> {
+    async fn apply(&mut self, desired: &HostConfig, observed: &Observed, changes: Vec<Change>) -> Vec<Failure> {
         let stops = desired.tuns.is_empty() && desired.workloads.is_empty() && desired.maps.is_empty();
         // What guards the links stands before they do, and falls after them.
-        let mut failures = if stops { Vec::new() } else { self.rules_and_ports(desired).await };
+        let (barred, barred_after) = barred(observed, &changes);
+        let mut failures = if stops { Vec::new() } else { self.rules_and_ports(desired, &barred).await };
         let mut changes = changes.into_iter().peekable();
         while let Some(change) = changes.next() {
             tracing::debug!(%change, "apply");
@@ -356,8 +362,8 @@ impl Host for LinuxHost {
                 failures.push(failure(&change, format!("{error:#}")));
             }
         }
-        if stops {
-            failures.extend(self.rules_and_ports(desired).await);
+        if stops || barred != barred_after {
+            failures.extend(self.rules_and_ports(desired, &barred_after).await);
         }
         failures
     }

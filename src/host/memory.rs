@@ -82,7 +82,7 @@ impl Host for MemoryHost {
         Ok(state.observed.clone())
     }
 
-    async fn apply(&mut self, desired: &HostConfig, changes: Vec<Change>) -> Vec<Failure> {
+    async fn apply(&mut self, desired: &HostConfig, _observed: &Observed, changes: Vec<Change>) -> Vec<Failure> {
         let mut failures = Vec::new();
         for change in changes {
             let text = change.to_string();

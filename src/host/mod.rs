@@ -11,6 +11,7 @@ mod kept;
 mod linux;
 pub mod listening;
 pub mod memory;
+mod netconf;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
@@ -56,9 +57,14 @@ pub trait Host: Send + 'static {
     /// When the kernel cannot be read at all; single namespaces that cannot are in [`Observed::unreadable`].
     fn observe(&mut self, desired: &HostConfig) -> impl Future<Output = anyhow::Result<Observed>> + Send;
 
-    /// Makes the changes, in order, and brings what is not planned object by object (ruleset, proxies) in line with
-    /// `desired`. Goes on after a failure and returns all of them.
-    fn apply(&mut self, desired: &HostConfig, changes: Vec<Change>) -> impl Future<Output = Vec<Failure>> + Send;
+    /// Makes the changes, which were planned from `observed`, in order, and brings what is not planned object by object
+    /// (ruleset, proxies) in line with `desired`. Goes on after a failure and returns all of them.
+    fn apply(
+        &mut self,
+        desired: &HostConfig,
+        observed: &Observed,
+        changes: Vec<Change>,
+    ) -> impl Future<Output = Vec<Failure>> + Send;
 
     /// Resolves when something may have changed that concerns us.
     ///

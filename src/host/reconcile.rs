@@ -113,7 +113,7 @@ async fn pass<H: Host>(host: &mut H, config: &HostConfig) -> Outcome {
     let changes = plan(config, &observed);
     let names = changes.iter().map(Change::to_string).collect();
     let mut failures = unreadable(&observed);
-    failures.extend(host.apply(config, changes).await);
+    failures.extend(host.apply(config, &observed, changes).await);
     Outcome { changes: names, failures, dead: observed.dead.into_iter().collect() }
 }
 

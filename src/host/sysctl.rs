@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 
 use super::kept::{Kept, KeptSysctl};
-use crate::model::host::SysctlKey;
+use crate::model::host::{SysctlKey, switch_of_every_link};
 
 /// The value of a sysctl, or nothing if there is none of that name.
 pub fn read(key: &str) -> Option<String> {
@@ -33,12 +33,17 @@ pub fn write(key: &str, value: &str) -> anyhow::Result<()> {
 /// # Errors
 /// When it cannot be remembered or written.
 pub fn write_kept(kept: &mut Kept, key: &str, value: &str) -> anyhow::Result<()> {
-    let former = match kept.sysctls().get(key) {
-        Some(known) => known.former.clone(),
-        None => read(key).with_context(|| format!("read /proc/sys/{key}"))?,
+    let (former, beside) = match kept.sysctls().get(key) {
+        Some(known) => (known.former.clone(), known.beside),
+        None => (read(key).with_context(|| format!("read /proc/sys/{key}"))?, every_link_is_on(key)),
     };
-    kept.sysctl(key, Some(KeptSysctl { former, ours: value.to_owned() }))?;
+    kept.sysctl(key, Some(KeptSysctl { former, ours: value.to_owned(), beside }))?;
     write(key, value)
+}
+
+/// Whether the switch that stands for every link is on beside the one of `key`.
+fn every_link_is_on(key: &str) -> bool {
+    switch_of_every_link(key).and_then(|every| read(&every)).is_some_and(|value| value == "1")
 }
 
 /// Puts the former value back if ours still stands, and forgets it.
@@ -49,10 +54,25 @@ pub fn restore(kept: &mut Kept, key: &str) -> anyhow::Result<()> {
     let Some(known) = kept.sysctls().get(key).cloned() else {
         return Ok(());
     };
-    // A link that is gone took its sysctls with it; another value is somebody else's will.
-    if read(key).as_ref() == Some(&known.ours) {
+    // A link that is gone took its sysctls with it; another value is somebody else's will, and so is ours where they
+    // want it of every link since.
+    let taken_over = !known.beside && every_link_is_on(key);
+    if read(key).as_ref() == Some(&known.ours) && !taken_over {
         write(key, &known.former)?;
     }
+    kept.sysctl(key, None)
+}
+
+/// Forgets one that somebody else turned on for every link.
+///
+/// # Errors
+/// When the record cannot be written.
+pub fn forget(kept: &mut Kept, key: &str) -> anyhow::Result<()> {
+    tracing::warn!(
+        sysctl = key,
+        "another program turned on forwarding of every link: what came in on that link and was not ours is no longer \
+         dropped here"
+    );
     kept.sysctl(key, None)
 }
 

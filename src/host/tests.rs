@@ -177,7 +177,7 @@ impl Running {
 async fn reach(host: &mut LinuxHost, desired: &HostConfig) {
     let observed = host.observe(desired).await.unwrap();
     let changes = plan(desired, &observed);
-    assert_eq!(host.apply(desired, changes).await, Vec::new());
+    assert_eq!(host.apply(desired, &observed, changes).await, Vec::new());
     let observed = host.observe(desired).await.unwrap();
     assert_eq!(plan(desired, &observed), Vec::new(), "the plan of the reached state is empty");
 }
@@ -236,7 +236,7 @@ fn foreign_kernel_objects_survive() {
         ip("link add bw-lab type bridge");
         let observed = host.observe(&config()).await.unwrap();
         let changes = plan(&config(), &observed);
-        let failures = host.apply(&config(), changes).await;
+        let failures = host.apply(&config(), &observed, changes).await;
         assert!(failures.iter().any(|f| f.why.contains("not ours")), "{failures:?}");
         assert!(ip("-d link show bw-lab").contains("bridge"));
     });
@@ -499,7 +499,7 @@ async fn nothing_is_touched_before_the_first_desired_state() {
     let (mut host, kernel) = MemoryHost::new(nothing);
     let observed = host.observe(&config()).await.unwrap();
     let changes = plan(&config(), &observed);
-    assert_eq!(host.apply(&config(), changes).await, Vec::new());
+    assert_eq!(host.apply(&config(), &observed, changes).await, Vec::new());
     let mut running = Running::start(host, 0, HostConfig::default());
     // Several times as long as the wait after an event.
     kernel.disturb(|_| {});

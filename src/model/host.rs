@@ -3,6 +3,7 @@
 //! PURE. `HostConfig` is derived from the state; `host` makes the kernel follow it: it observes ([`Observed`]), plans
 //! ([`plan()`]) and applies ([`Change`]).
 
+mod forwarding;
 mod observed;
 mod plan;
 mod want;
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use forwarding::{Barred, barred, is_link_name, switch_of_every_link};
 pub use observed::{Change, Family, Link, LinkSet, NetnsRule, Observed, Order, Place, Route, Rule, Scene, SysctlKey};
 pub use plan::plan;
 pub use want::{Resolver, resolvers, sysctl_keys};

@@ -10,8 +10,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::elements::{Atom, Elements, MapKey, Tuple};
-use crate::model::host::Proto;
+use super::elements::{Atom, BY_LINK, Elements, FAMILIES, MapKey, Tuple, family_word};
+use crate::model::host::{Family, Proto};
 
 /// Packets and bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -151,7 +151,7 @@ impl Listing {
 
     fn element(&mut self, set: &str, element: &Value) -> Option<()> {
         let (key, value) = match element.as_array().map(Vec::as_slice) {
-            Some([key, value]) => (key, Some(tuple(value)?)),
+            Some([key, value]) => (key, Some(tuple(None, value)?)),
             Some(_) => return None,
             None => (element, None),
         };
@@ -159,7 +159,7 @@ impl Listing {
             Some(elem) => (elem.get("val")?, elem.get("counter")),
             None => (key, None),
         };
-        let key = tuple(key)?;
+        let key = tuple(Some(set), key)?;
         if let Some(counted) = counted {
             self.counters.sets.entry(set.to_owned()).or_default().insert(key.clone(), count(counted));
         }
@@ -173,11 +173,24 @@ fn count(body: &Value) -> Count {
     Count { packets: field("packets"), bytes: field("bytes") }
 }
 
-fn tuple(value: &Value) -> Option<Tuple> {
-    match value.get("concat").and_then(Value::as_array) {
-        Some(parts) => parts.iter().map(atom).collect(),
-        None => Some(vec![atom(value)?]),
+/// Reads a key of `set`, or a value.
+fn tuple(set: Option<&str>, value: &Value) -> Option<Tuple> {
+    let parts = match value.get("concat").and_then(Value::as_array) {
+        Some(parts) => parts.as_slice(),
+        None => std::slice::from_ref(value),
+    };
+    let mut tuple: Tuple = parts.iter().map(atom).collect::<Option<_>>()?;
+    if let (Some(set), Some(first)) = (set, tuple.first_mut())
+        && let Some(Value::String(word)) = parts.first()
+    {
+        // Words mean what the set says: a link may be called `tcp`.
+        if set == FAMILIES {
+            *first = Atom::Family([Family::V4, Family::V6].into_iter().find(|f| family_word(*f) == word)?);
+        } else if BY_LINK.contains(&set) {
+            *first = Atom::Link(word.clone());
+        }
     }
+    Some(tuple)
 }
 
 fn atom(value: &Value) -> Option<Atom> {

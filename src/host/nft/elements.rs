@@ -12,7 +12,7 @@ use nftables::expr::{Expression, NamedExpression, Prefix};
 use nftables::schema::{Element, NfCmd, NfListObject, NfObject, Nftables};
 use nftables::types::NfFamily;
 
-use crate::model::host::{HostConfig, MapConfig, Proto};
+use crate::model::host::{Barred, Family, HostConfig, MapConfig, Proto, is_link_name};
 use crate::model::id::SubnetId;
 
 /// One field of a key or value, in the spelling nft prints.
@@ -28,6 +28,8 @@ pub enum Atom {
     Port(u16),
     /// An interface.
     Link(String),
+    /// An address family.
+    Family(Family),
 }
 
 impl Atom {
@@ -46,6 +48,7 @@ impl Atom {
             Atom::Proto(proto) => Expression::String(proto.to_string().into()),
             Atom::Port(port) => Expression::Number(u32::from(*port)),
             Atom::Link(name) => Expression::String(name.clone().into()),
+            Atom::Family(family) => Expression::String(family_word(*family).into()),
         }
     }
 }
@@ -58,7 +61,37 @@ impl fmt::Display for Atom {
             Atom::Proto(proto) => write!(f, "{proto}"),
             Atom::Port(port) => write!(f, "{port}"),
             Atom::Link(name) => write!(f, "\"{name}\""),
+            Atom::Family(family) => f.write_str(family_word(*family)),
         }
+    }
+}
+
+/// The set of families.
+pub const FAMILIES: &str = "barred_all";
+
+/// Sets whose keys are links, or begin with one.
+pub const BY_LINK: [&str; 14] = [
+    "links",
+    "tuns",
+    "workloads",
+    "flood",
+    "leases4",
+    "leases6",
+    "local4",
+    "local6",
+    "member4",
+    "member6",
+    "source4",
+    "source6",
+    "barred4",
+    "barred6",
+];
+
+/// A family as nft spells it in `meta nfproto`.
+pub fn family_word(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ipv4",
+        Family::V6 => "ipv6",
     }
 }
 
@@ -135,11 +168,6 @@ pub struct Elements {
     sets: BTreeMap<String, BTreeMap<Tuple, Option<Tuple>>>,
 }
 
-/// Whether a name can stand in a rule: no wildcard, no quote, no longer than the kernel's 15 bytes.
-fn is_link_name(name: &str) -> bool {
-    (1..=15).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
-}
-
 fn version(addr: &IpAddr) -> &'static str {
     if addr.is_ipv4() { "4" } else { "6" }
 }
@@ -150,9 +178,10 @@ fn merged(prefixes: impl Iterator<Item = IpNet>) -> Vec<IpNet> {
 }
 
 impl Elements {
-    /// What `config` asks for, and what of it cannot be done.
-    pub fn of(config: &HostConfig) -> (Self, Vec<String>) {
+    /// What `config` asks for with `barred` shut, and what of it cannot be done.
+    pub fn of(config: &HostConfig, barred: &Barred) -> (Self, Vec<String>) {
         let mut elements = Elements::default();
+        elements.bars(barred);
         let mut failures = Vec::new();
         elements.links(config, &mut failures);
         elements.subnets(config);
@@ -212,6 +241,15 @@ impl Elements {
                     self.insert(format!("self{v}"), vec![own.clone(), own], Some(vec![Atom::Addr(*gateway)]));
                 }
             }
+        }
+    }
+
+    fn bars(&mut self, barred: &Barred) {
+        for (set, links) in [("barred4", &barred.v4), ("barred6", &barred.v6)] {
+            links.iter().for_each(|link| self.insert(set, vec![Atom::Link(link.clone())], None));
+        }
+        if barred.all_v6 {
+            self.insert(FAMILIES, vec![Atom::Family(Family::V6)], None);
         }
     }
 
@@ -411,6 +449,11 @@ pub(super) mod tests {
     use crate::model::host::{NetnsRef, ResolvConf, TunConfig, WorkloadConfig};
     use proptest::prelude::*;
 
+    /// The elements of `config` where nothing is barred.
+    pub fn elements(config: &HostConfig) -> (Elements, Vec<String>) {
+        Elements::of(config, &Barred::default())
+    }
+
     pub fn subnet(n: u8) -> SubnetId {
         SubnetId([n; 16])
     }
@@ -506,7 +549,7 @@ pub(super) mod tests {
     proptest! {
         #[test]
         fn deltas_reach_what_a_fresh_table_holds(a in any_config(), b in any_config()) {
-            let (a, b) = (Elements::of(&a).0, Elements::of(&b).0);
+            let (a, b) = (elements(&a).0, elements(&b).0);
             let mut model = a.clone();
             let delta = a.delta(&b);
             for (set, keys) in &delta.delete {
@@ -528,7 +571,7 @@ pub(super) mod tests {
         fn removing_a_map_undoes_adding_it(before in any_config(), map in any_map()) {
             let mut after = before.clone();
             after.maps.push(map);
-            let (before, after) = (Elements::of(&before).0, Elements::of(&after).0);
+            let (before, after) = (elements(&before).0, elements(&after).0);
             let (forth, back) = (before.delta(&after), after.delta(&before));
             let keys = |d: &Delta| d.add.iter().map(|(s, e)| (s.clone(), e.len())).collect::<Vec<_>>();
             let gone = |d: &Delta| d.delete.iter().map(|(s, e)| (s.clone(), e.len())).collect::<Vec<_>>();
@@ -540,7 +583,7 @@ pub(super) mod tests {
     fn a_map_of_an_underlay_port_is_refused() {
         let mut config = config();
         config.maps.push(map(7, Proto::Udp, "0.0.0.0", 4001, "10.7.1.2", 80));
-        let (elements, failures) = Elements::of(&config);
+        let (elements, failures) = elements(&config);
         assert!(elements.targets().is_empty());
         assert_eq!(failures.len(), 1, "{failures:?}");
     }
@@ -550,7 +593,7 @@ pub(super) mod tests {
         let mut config = config();
         config.maps.push(map(7, Proto::Tcp, "0.0.0.0", 80, "10.7.1.2", 80));
         config.maps.push(map(8, Proto::Tcp, "0.0.0.0", 80, "10.8.1.2", 80));
-        let (elements, failures) = Elements::of(&config);
+        let (elements, failures) = elements(&config);
         assert_eq!(elements.targets().into_values().collect::<Vec<_>>(), [("10.7.1.2".parse().unwrap(), 80)]);
         assert_eq!(failures.len(), 1, "{failures:?}");
     }
@@ -562,7 +605,7 @@ pub(super) mod tests {
         m.allow =
             vec!["192.0.2.0/24".parse().unwrap(), "192.0.2.7/32".parse().unwrap(), "2001:db8::/32".parse().unwrap()];
         config.maps.push(m);
-        let (elements, _) = Elements::of(&config);
+        let (elements, _) = elements(&config);
         assert_eq!(
             elements.in_set("allowed_any4").map(|(k, _)| text(k)).collect::<Vec<_>>(),
             ["tcp . 80 . 192.0.2.0/24"]
@@ -575,9 +618,9 @@ pub(super) mod tests {
         let mut config = config();
         config.maps.push(map(7, Proto::Tcp, "0.0.0.0", 80, "10.7.1.2", 80));
         config.maps.push(map(7, Proto::Udp, "192.0.2.1", 53, "10.7.1.2", 53));
-        let before = Elements::of(&config).0;
+        let before = elements(&config).0;
         config.maps[0].allow = vec!["192.0.2.0/24".parse().unwrap()];
-        let after = Elements::of(&config).0;
+        let after = elements(&config).0;
         let ended = before.ended(&after);
         assert_eq!(ended.iter().map(|(k, _)| k.port).collect::<Vec<_>>(), [80]);
         assert!(after.ended(&after).is_empty());
@@ -587,7 +630,7 @@ pub(super) mod tests {
     fn names_that_would_be_wildcards_are_refused() {
         let mut config = config();
         config.workloads[0].host_link = "bwv*".to_owned();
-        let (elements, failures) = Elements::of(&config);
+        let (elements, failures) = elements(&config);
         assert_eq!(elements.in_set("workloads").count(), 1);
         assert_eq!(failures.len(), 1);
     }

@@ -14,11 +14,11 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Mutex, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::elements::tests::{config, map, workload};
+use super::elements::tests::{config, elements, map, workload};
 use super::*;
 use crate::host::conntrack;
 use crate::host::proxy::Proxies;
-use crate::model::host::{MapConfig, Proto};
+use crate::model::host::{Barred, MapConfig, Proto};
 
 /// How long something that must not get through is waited for.
 const SILENCE: Duration = Duration::from_millis(400);
@@ -229,8 +229,12 @@ impl Lab {
     }
 
     fn sync(&self, config: &HostConfig) -> Vec<String> {
-        let (nft, config) = (self.nft.clone(), config.clone());
-        self.host.run(async move { nft.lock().await.sync(&config).await }).unwrap()
+        self.sync_barred(config, &Barred::default())
+    }
+
+    fn sync_barred(&self, config: &HostConfig, barred: &Barred) -> Vec<String> {
+        let (nft, config, barred) = (self.nft.clone(), config.clone(), barred.clone());
+        self.host.run(async move { nft.lock().await.sync(&config, &barred).await }).unwrap()
     }
 
     fn counts(&self) -> Counts {
@@ -259,6 +263,52 @@ fn web() -> Vec<MapConfig> {
 
 fn addr(text: &str) -> Option<IpAddr> {
     Some(text.parse().unwrap())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_barred_link_forwards_maps_and_translated_packets_and_nothing_else() {
+    let lab = Lab::new();
+    let mut config = wanted();
+    config.maps = web();
+    // A network behind the host that is none of ours.
+    let private = Ns::new(format!("{}p", lab.host.name));
+    ip(&format!("link add in1 netns {} type veth peer name in2 netns {}", lab.host.name, private.name));
+    lab.host
+        .sh("ip addr add 198.51.100.1/24 dev in1; ip -6 addr add 2001:db8:9::1/64 dev in1 nodad; ip link set in1 up");
+    private
+        .sh("ip addr add 198.51.100.2/24 dev in2; ip -6 addr add 2001:db8:9::2/64 dev in2 nodad; ip link set in2 up");
+    private.sh("ip route add default via 198.51.100.1; ip -6 route add default via 2001:db8:9::1");
+    private.serve(80);
+    let n = &lab.neighbour;
+    n.sh("ip route add 198.51.100.0/24 via 192.0.2.1; ip -6 route add 2001:db8:9::/64 via 2001:db8::1");
+    n.serve(81);
+    let passes = |to: &str| n.connect(to, SILENCE).is_some();
+    let (four, six) = ("198.51.100.2:80", "[2001:db8:9::2]:80");
+    let bar = |v4: bool, v6: bool, all_v6: bool| {
+        let link = |on: bool| on.then(|| "lan0".to_owned()).into_iter().collect();
+        lab.sync_barred(&config, &Barred { v4: link(v4), v6: link(v6), all_v6 })
+    };
+    assert!(bar(false, false, false).is_empty());
+    assert!(passes(four) && passes(six), "the host is a router");
+    for (v4, v6, all_v6) in [(true, false, false), (false, true, false), (false, false, true), (true, true, false)] {
+        assert!(bar(v4, v6, all_v6).is_empty());
+        assert_eq!((passes(four), passes(six)), (!v4, !(v6 || all_v6)), "{v4} {v6} {all_v6}");
+        // Our maps, and what other links begin, pass.
+        assert!(passes("192.0.2.1:8080") && passes("[2001:db8::1]:8080"));
+        assert!(private.connect("192.0.2.2:81", PATIENCE).is_some());
+        assert_eq!(private.connect("[2001:db8::2]:81", SILENCE).is_some(), !all_v6);
+    }
+    // A datagram, and a segment of no connection.
+    assert_eq!(n.udp(four, SILENCE), None);
+    // Another program's translation.
+    lab.host.sh("nft 'add table ip other; add chain ip other pre { type nat hook prerouting priority dstnat; }; add rule ip other pre ip daddr 192.0.2.1 tcp dport 8088 dnat to 198.51.100.2:80'");
+    assert!(passes("192.0.2.1:8088"));
+    lab.host.sh("nft delete table ip other");
+    // What was dropped is counted; a bar that goes leaves the ruleset as it was.
+    assert!(lab.counts().drops["filtered"].packets > 0);
+    bar(false, false, false);
+    assert!(passes(four) && passes(six));
 }
 
 #[test]
@@ -435,11 +485,7 @@ fn deltas_leave_in_the_kernel_what_a_fresh_table_has() {
             let nft = lab.nft.clone();
             lab.host.run(async move { nft.lock().await.list().await }).unwrap().unwrap()
         };
-        assert!(
-            listing.elements.same(&Elements::of(config).0),
-            "{:?}",
-            listing.elements.delta(&Elements::of(config).0)
-        );
+        assert!(listing.elements.same(&elements(config).0), "{:?}", listing.elements.delta(&elements(config).0));
         assert_eq!(handle(), first, "deltas only");
     }
 }
@@ -464,7 +510,7 @@ fn a_flushed_or_altered_table_is_repaired_within_a_second() {
         let repairing = tokio::spawn(async move {
             loop {
                 changed.notified().await;
-                nft.lock().await.sync(&wish).await.unwrap();
+                nft.lock().await.sync(&wish, &Barred::default()).await.unwrap();
                 count.fetch_add(1, Ordering::Relaxed);
             }
         });
@@ -522,7 +568,7 @@ fn a_table_left_by_a_crash_is_taken_over_and_cleaned_up() {
     let removed = config.maps.remove(0);
     assert_eq!(removed.port, 9090);
     let (nft, wish) = (next.clone(), config.clone());
-    lab.host.run(async move { nft.lock().await.sync(&wish).await }).unwrap();
+    lab.host.run(async move { nft.lock().await.sync(&wish, &Barred::default()).await }).unwrap();
     assert!(echoes(&lab.neighbour, &flow, PATIENCE), "flows of maps that stay go on");
     assert!(!echoes(&lab.neighbour, &other, SILENCE), "flows of maps that went are over");
     let counts = lab.host.run(async move { next.lock().await.counters().await }).unwrap();
@@ -634,7 +680,7 @@ fn ten_thousand_maps_change_one_at_a_time() {
     lab.sync(&config);
     let change = start.elapsed();
     let start = std::time::Instant::now();
-    let (before, after) = (Elements::of(&config).0, Elements::of(&HostConfig { maps: vec![], ..config.clone() }).0);
+    let (before, after) = (elements(&config).0, elements(&HostConfig { maps: vec![], ..config.clone() }).0);
     assert_eq!(before.ended(&after).len(), 9_999);
     let pure = start.elapsed();
     eprintln!("10,000 maps: whole table {whole:?}, one change {change:?}, elements and their difference {pure:?}");

@@ -33,7 +33,7 @@ pub use run::Error;
 pub use watch::Watcher;
 
 use super::conntrack::{self, MapFlows};
-use crate::model::host::HostConfig;
+use crate::model::host::{Barred, HostConfig};
 use counters::{Counters, Listing};
 use elements::Elements;
 use run::{OwnRuns, nft};
@@ -104,7 +104,7 @@ impl Nft {
         &self.table
     }
 
-    /// Brings the table to what `desired` needs; without a TUN there is no table.
+    /// Brings the table to what `desired` needs, `barred` shut; without a TUN there is no table.
     ///
     /// Returns what could not be done of it (a map of a port that is taken), each ready to be shown; the rest is done.
     /// Flows of maps that went, lead elsewhere or let in other clients are ended before this returns.
@@ -114,12 +114,12 @@ impl Nft {
     ///
     /// # Cancel safety
     /// The next call looks at the table first.
-    pub async fn sync(&mut self, desired: &HostConfig) -> Result<Vec<String>, Error> {
+    pub async fn sync(&mut self, desired: &HostConfig, barred: &Barred) -> Result<Vec<String>, Error> {
         if desired.tuns.is_empty() {
             self.remove_all().await?;
             return Ok(Vec::new());
         }
-        let (target, mut failures) = Elements::of(desired);
+        let (target, mut failures) = Elements::of(desired, barred);
         // Taken: a call that is dropped or fails half-way leaves no belief behind.
         let (before, applied) = match self.applied.take() {
             Some(mut applied) => {

@@ -11,7 +11,7 @@
 //! prerouting   -100      port maps: exact address first, then every local address  (nat)
 //! output       -100      the same for clients on this machine                      (nat)
 //! forward      -150      TCP segment size fits the way
-//! forward         0      only what was asked for passes to or from our links
+//! forward         0      only what was asked for passes to or from our links, or through one that forwards only for us
 //! input           0      what workloads and members may say to this machine
 //! postrouting   100      maps to other peers come from this node's address         (nat)
 //! postrouting   150      bytes to workloads
@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::counters::{Count, Counters};
-use super::elements::{Elements, text};
+use super::elements::{Elements, FAMILIES, text};
 
 /// Connections one workload may have open at a time. Conntrack holds 65,536 entries on a machine
 /// with 1 GiB; one flooder must leave most of them to the others.
@@ -48,10 +48,12 @@ fn map(name: impl Into<String>, body: impl Into<String>) -> SetSpec {
 /// Every set and map, in the order they are written.
 fn specs() -> Vec<SetSpec> {
     let mut specs = vec![set("links", "type ifname"), set("tuns", "type ifname"), set("workloads", "type ifname")];
+    specs.push(set(FAMILIES, "type nf_proto"));
     // Not a dynamic set: the kernel would collect elements without connections, and the listing would change by itself.
     specs.push(set("flood", format!("type ifname; ct count over {WORKLOAD_CONNECTIONS}")));
     for (v, addr) in [("4", "ipv4_addr"), ("6", "ipv6_addr")] {
         let own = [
+            set(format!("barred{v}"), "type ifname"),
             set(format!("overlay{v}"), format!("type {addr}; flags interval")),
             set(format!("own{v}"), format!("type {addr}")),
             set(format!("leases{v}"), format!("type ifname . {addr}")),
@@ -141,7 +143,7 @@ pub fn whole(table: &str, elements: &Elements, counters: &Counters) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::elements::tests::{config, map};
+    use super::super::elements::tests::{config, elements, map};
     use super::*;
     use crate::model::host::Proto;
 
@@ -158,7 +160,7 @@ mod tests {
 
     #[test]
     fn the_ruleset_reads_as_written_down() {
-        let (elements, failures) = Elements::of(&golden_config());
+        let (elements, failures) = elements(&golden_config());
         assert!(failures.is_empty(), "{failures:?}");
         let text = whole("byway_0123abcd", &elements, &Counters::default());
         // To accept a change: run with BYWAY_BLESS=1 and read the difference.
@@ -172,7 +174,7 @@ mod tests {
     #[test]
     fn rules_do_not_depend_on_the_configuration() {
         let tail = |text: &str| text.split_once("\tchain raw").map(|(_, t)| t.to_owned());
-        let full = whole("byway_0123abcd", &Elements::of(&golden_config()).0, &Counters::default());
+        let full = whole("byway_0123abcd", &elements(&golden_config()).0, &Counters::default());
         let empty = whole("byway_0123abcd", &Elements::default(), &Counters::default());
         assert!(tail(&full).is_some());
         assert_eq!(tail(&full), tail(&empty));
@@ -180,7 +182,7 @@ mod tests {
 
     #[test]
     fn every_element_belongs_to_a_set_of_the_table() {
-        let delta = Elements::default().delta(&Elements::of(&golden_config()).0);
+        let delta = Elements::default().delta(&elements(&golden_config()).0);
         let names: Vec<String> = specs().into_iter().map(|s| s.name).collect();
         for (set, _) in delta.add {
             assert!(names.contains(&set), "{set}");

@@ -134,8 +134,9 @@ pub struct Observed {
     pub table_shared: bool,
     /// Other links with global addresses: where clients of port maps may come from.
     pub uplinks: BTreeMap<String, BTreeSet<IpAddr>>,
-    /// Sysctls outside our own links that we set and whose former value we keep.
-    pub kept_sysctls: BTreeSet<SysctlKey>,
+    /// Sysctls outside our own links that we set and whose former value we keep; and whether the switch of every link
+    /// (see [`switch_of_every_link`](super::switch_of_every_link)) was on already when we did.
+    pub kept_sysctls: BTreeMap<SysctlKey, bool>,
     /// Resolver files that exist, with their text.
     pub resolvers: BTreeMap<PathBuf, String>,
     /// Resolver files we wrote and whose former content we keep.
@@ -293,6 +294,11 @@ pub enum Change {
         /// Path below `/proc/sys`.
         key: SysctlKey,
     },
+    /// Leave a sysctl as it is for good: somebody else wants what we wanted.
+    ForgetSysctl {
+        /// Path below `/proc/sys`.
+        key: SysctlKey,
+    },
     /// Write a resolver file in place.
     WriteResolver {
         /// The file.
@@ -328,6 +334,7 @@ impl Change {
             | Change::CreateVeth(_)
             | Change::DeleteLink { .. }
             | Change::RestoreSysctl { .. }
+            | Change::ForgetSysctl { .. }
             | Change::WriteResolver { .. }
             | Change::RestoreResolver { .. } => &Place::Host,
         }
@@ -394,6 +401,7 @@ impl fmt::Display for Change {
             Change::DelRule { place, rule } => write!(f, "remove rule {rule}{}", In(place)),
             Change::SetSysctl { place, key, value, .. } => write!(f, "set sysctl {key} to {value}{}", In(place)),
             Change::RestoreSysctl { key } => write!(f, "restore sysctl {key}"),
+            Change::ForgetSysctl { key } => write!(f, "leave sysctl {key} to who turned on forwarding of every link"),
             Change::WriteResolver { path, .. } => write!(f, "write resolver {}", path.display()),
             Change::RestoreResolver { path } => write!(f, "restore resolver {}", path.display()),
         }
@@ -464,12 +472,16 @@ impl Observed {
             Change::SetSysctl { place, key, value, keep } => {
                 self.scene(place).sysctls.insert(key.clone(), value.clone());
                 if *keep {
-                    self.kept_sysctls.insert(key.clone());
+                    let beside = super::switch_of_every_link(key).is_some_and(|every| self.is_on(&every));
+                    self.kept_sysctls.entry(key.clone()).or_insert(beside);
                 }
             }
             Change::RestoreSysctl { key } => {
                 self.kept_sysctls.remove(key);
                 self.scene(&Place::Host).sysctls.remove(key);
+            }
+            Change::ForgetSysctl { key } => {
+                self.kept_sysctls.remove(key);
             }
             Change::WriteResolver { path, text } => {
                 self.resolvers.insert(path.clone(), text.clone());

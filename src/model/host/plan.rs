@@ -17,6 +17,7 @@ pub fn plan(desired: &HostConfig, observed: &Observed) -> Vec<Change> {
     let mut want = wanted(desired, observed);
     let empty = Scene::default();
     let host = observed.places.get(&Place::Host).unwrap_or(&empty);
+    plan.adds.extend(observed.lost_switches().map(|key| Change::ForgetSysctl { key: key.clone() }));
     plan.make_links(desired, observed, host, &mut want);
     for (place, scene) in &want {
         plan.scene(place, scene, observed.places.get(place).unwrap_or(&empty), observed);
@@ -251,7 +252,8 @@ impl Plan {
 
     fn restore_sysctls(&mut self, observed: &Observed, want: Option<&SceneWant>) {
         let stays = |key: &String| want.is_some_and(|want| want.sysctls.iter().any(|s| s.keep && s.key == *key));
-        for key in observed.kept_sysctls.iter().filter(|key| !stays(key)) {
+        let lost: BTreeSet<&String> = observed.lost_switches().collect();
+        for key in observed.kept_sysctls.keys().filter(|key| !stays(key) && !lost.contains(key)) {
             self.deletes.push(Change::RestoreSysctl { key: key.clone() });
         }
     }

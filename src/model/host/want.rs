@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::{
     Family, HostConfig, NetnsRef, Observed, Order, Place, ResolvConf, Route, Rule, SysctlKey, TABLE, TX_QUEUE,
-    TunConfig, WorkloadConfig, alias, host_mac, inner_mac,
+    TunConfig, WorkloadConfig, alias, forwarding, host_mac, inner_mac, is_link_name,
 };
 
 /// Table `main` of a workload's namespace.
@@ -296,7 +296,7 @@ fn veth_sysctls(workload: &WorkloadConfig, observed: &Observed) -> Vec<SysctlWan
 /// doing so (`accept_ra` 2).
 fn global_sysctls(desired: &HostConfig, observed: &Observed) -> Vec<SysctlWant> {
     let mut wants = Vec::new();
-    for (link, addresses) in &observed.uplinks {
+    for (link, addresses) in observed.uplinks.iter().filter(|(link, _)| is_link_name(link)) {
         let takes = |family: Family| {
             desired.maps.iter().any(|map| {
                 map.target.is_some_and(|t| Family::of(&t) == family)
@@ -330,10 +330,11 @@ fn global_sysctls(desired: &HostConfig, observed: &Observed) -> Vec<SysctlWant> 
 
 /// The sysctls whose values `plan` needs, namespace by namespace.
 pub fn sysctl_keys(desired: &HostConfig, observed: &Observed) -> BTreeMap<Place, BTreeSet<SysctlKey>> {
-    wanted(desired, observed)
-        .into_iter()
-        .map(|(place, scene)| (place, scene.sysctls.into_iter().map(|want| want.key).collect()))
-        .collect()
+    let keys = |scene: SceneWant| scene.sysctls.into_iter().map(|want| want.key).collect();
+    let mut all: BTreeMap<Place, BTreeSet<SysctlKey>> =
+        wanted(desired, observed).into_iter().map(|(place, scene)| (place, keys(scene))).collect();
+    all.entry(Place::Host).or_default().extend(forwarding::EVERY.map(str::to_owned));
+    all
 }
 
 /// The resolver files of the workloads that are alive, one text for all workloads that share a file.
