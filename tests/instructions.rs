@@ -143,6 +143,7 @@ fn subnet() -> Result<(SubnetView, PeerId), Box<dyn Error>> {
         mtu: 1420,
         routes,
         members,
+        hosts: Default::default(),
         data_keys: BTreeMap::new(),
         zone: Arc::new(Zone::empty(&name)),
         name,

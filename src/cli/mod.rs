@@ -277,6 +277,7 @@ fn render(response: &Response, style: Style) -> String {
         Response::Done(done) => format!("{}\n", print::clean(&done.message)),
         Response::Subnets { subnets } => subnet::list(subnets, style),
         Response::Subnet(info) => subnet::show(info, style),
+        Response::Host(info) => subnet::host(info),
         Response::Invite(invite) => invite::created(invite, style),
         Response::Invites { invites } => invite::list(invites, style),
         Response::Members { members } => member::list(members, style),

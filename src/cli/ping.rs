@@ -77,6 +77,7 @@ fn add(sum: &mut PingInfo, probe: &PingInfo) {
     sum.rtt_ms.extend(&probe.rtt_ms);
     sum.address = probe.address.or(sum.address);
     sum.path = probe.path.clone();
+    sum.refused.clone_from(&probe.refused);
 }
 
 fn heading(p: &PingInfo, style: print::Style) -> String {
@@ -116,6 +117,9 @@ pub(super) fn summary(p: &PingInfo) -> String {
         let mean = times.iter().sum::<f64>() / times.len() as f64;
         let [least, mean, most] = [least, mean, most].map(print::millis);
         out += &format!("{what} min/avg/max  {least} / {mean} / {most}\n");
+    }
+    for refused in &p.refused {
+        out += &format!("! {}   ({})\n", print::clean(&refused.message), print::clean(&refused.help));
     }
     out
 }

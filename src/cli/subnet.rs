@@ -9,7 +9,8 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use super::print::{self, Colour, Style, Table};
 use super::value::{self, Checked, wrong};
 use super::{dns, lease, map, member};
-use crate::api::types::{Admission, Cidr, Created, Joined, Request, Role, SubnetInfo, SubnetState};
+use crate::api::types::{Admission, Cidr, Created, HostInfo, Joined, Request, Role, SubnetInfo, SubnetState};
+use crate::model::host::{HostPolicy, Proto};
 use crate::model::id::Name;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -41,6 +42,9 @@ pub(super) struct CreateArgs {
     /// How long a membership holds without renewal [default: 90d]
     #[arg(long, value_parser = value::duration, value_name = "DURATION")]
     grant_life: Option<Duration>,
+    /// What of this machine itself the subnet reaches: closed, open, or ports as tcp/22,udp/53
+    #[arg(long, default_value = "closed", value_parser = value::host_policy, value_name = "SPEC")]
+    host: HostPolicy,
 }
 
 impl CreateArgs {
@@ -67,6 +71,7 @@ impl CreateArgs {
             },
             domain: self.domain,
             grant_life_s: self.grant_life.map(|life| life.as_secs()),
+            host: self.host,
         })
     }
 }
@@ -91,6 +96,9 @@ pub(super) struct JoinArgs {
     /// Address to ask for
     #[arg(long, value_parser = value::address, value_name = "ADDRESS")]
     ip: Option<IpAddr>,
+    /// What of this machine itself the subnet reaches: closed, open, or ports as tcp/22,udp/53
+    #[arg(long, default_value = "closed", value_parser = value::host_policy, value_name = "SPEC")]
+    host: HostPolicy,
     /// How long to wait
     #[arg(long, default_value = "60s", value_parser = value::duration)]
     timeout: Duration,
@@ -116,6 +124,7 @@ impl JoinArgs {
             name: self.name,
             alias: self.alias,
             ip: self.ip,
+            host: self.host,
             timeout_ms: value::millis(self.timeout),
             wait: !self.no_wait,
         })
@@ -142,6 +151,15 @@ pub(super) enum SubnetVerb {
     Ls,
     /// Prefixes, members, leases, routes, names and maps of one
     Show(SubnetArg),
+    /// What of this machine itself a subnet reaches beside ping and names
+    Host {
+        /// Name, ID or beginning of the ID
+        #[arg(value_parser = value::subnet)]
+        subnet: String,
+        /// closed, open, or the whole list of ports: tcp/22,udp/53,tcp/8000-8010 [default: show it]
+        #[arg(value_parser = value::host_policy, value_name = "SPEC")]
+        host: Option<HostPolicy>,
+    },
 }
 
 impl SubnetVerb {
@@ -149,6 +167,7 @@ impl SubnetVerb {
         match self {
             SubnetVerb::Ls => Request::SubnetLs,
             SubnetVerb::Show(args) => Request::SubnetShow { subnet: args.subnet },
+            SubnetVerb::Host { subnet, host } => Request::SubnetHost { subnet, host },
         }
     }
 }
@@ -159,8 +178,28 @@ pub(super) fn created(c: &Created) -> String {
         (print::addresses(&c.addresses), print::clean(interface), print::clean(invite));
     format!(
         "subnet {name}  {id}\n  you         {member}  {addresses}  on {interface}\n  invite      {invite}  (one use, 24 \
-         h)\n  next        byway join {invite}      on another machine\n"
+         h)\n  next        byway join {invite}      on another machine\n{}",
+        machine(name, &c.host)
     )
+}
+
+/// What of this machine the subnet reaches, and how ssh is opened where it is shut.
+fn machine(subnet: &Name, host: &HostPolicy) -> String {
+    let (answers, list) = match host {
+        HostPolicy::Open => ("ping, names and every port".to_owned(), String::new()),
+        HostPolicy::Closed => ("ping and names only".to_owned(), "tcp/22".to_owned()),
+        HostPolicy::Ports(_) => (format!("ping, names and {host}"), format!("tcp/22,{host}")),
+    };
+    let ssh = if host.permits(Proto::Tcp, 22) {
+        String::new()
+    } else {
+        format!("      ssh: byway subnet host {subnet} {list}")
+    };
+    format!("  machine     answers {answers}{ssh}\n")
+}
+
+pub(super) fn host(info: &HostInfo) -> String {
+    format!("subnet {}\n{}", info.subnet, machine(&info.subnet, &info.host))
 }
 
 pub(super) fn joined(joined: &Joined, style: Style) -> String {
@@ -170,6 +209,9 @@ pub(super) fn joined(joined: &Joined, style: Style) -> String {
         let member = joined.member.as_ref().map(|m| format!("{m}  ")).unwrap_or_default();
         let on = joined.interface.as_ref().map(|i| format!("  on {i}")).unwrap_or_default();
         out += &print::fields(&[("you", format!("{member}{}{on}", print::addresses(&joined.addresses)))]);
+    }
+    if let (Some(name), SubnetState::Ready) = (&joined.name, joined.state) {
+        out += &machine(name, &joined.host);
     }
     if let Some(fingerprint) = &joined.fingerprint {
         out += &print::fields(&[("fingerprint", print::clean(fingerprint).to_string())]);
@@ -231,6 +273,7 @@ pub(super) fn show(s: &SubnetInfo, style: Style) -> String {
         ("addresses", print::addresses(&s.addresses)),
         ("interface", format!("{}  mtu {}", s.interface, s.mtu)),
         ("domain", s.domain.clone()),
+        ("machine", s.host.to_string()),
         ("role", role_word(s.role).to_owned()),
         ("admission", if s.admission == Admission::Open { "open" } else { "approve" }.to_owned()),
         ("owner", s.owner.to_string()),

@@ -93,6 +93,7 @@ fn answer(request: Request) -> Result<Response, Error> {
             interface: None,
             member: None,
             fingerprint: None,
+            host: Default::default(),
         })),
         Request::Ping { target, .. } => Ok(Response::Ping(PingInfo {
             target,
@@ -103,6 +104,7 @@ fn answer(request: Request) -> Result<Response, Error> {
             control_rtt_ms: vec![None],
             rtt_ms: vec![None],
             path: path("offline", "", "", "", ""),
+            refused: vec![],
         })),
         _ => Err(Error::new(ErrorKind::NotFound, "E-NOT-FOUND", "there is no such thing")),
     }

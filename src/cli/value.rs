@@ -11,6 +11,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::api::types::{Cidr, Error, ErrorKind, Role};
 use crate::config::multiaddr;
+use crate::model::host::HostPolicy;
 use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::zone::RecordData;
 
@@ -25,6 +26,12 @@ pub fn wrong(code: &str, message: impl Into<String>) -> Error {
 /// What is echoed of a wrong value: enough to see it, not enough to fill a terminal.
 fn shown(text: &str) -> String {
     format!("{:?}", text.chars().take(80).collect::<String>())
+}
+
+/// What of this machine a subnet reaches: `closed`, `open`, or a list of ports.
+pub fn host_policy(text: &str) -> Checked<HostPolicy> {
+    let list = "closed, open, or a list as tcp/22,udp/53,tcp/8000-8010 is expected";
+    text.parse().map_err(|e: crate::model::host::PolicyError| wrong("E-HOST", format!("{e}; {list}")))
 }
 
 /// One DNS label.

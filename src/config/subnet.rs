@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use super::keys::{Value, absolute};
 use super::multiaddr;
+use crate::model::host::HostPolicy;
 use crate::model::id::{Name, SubnetId};
 
 /// One declared membership.
@@ -23,12 +24,14 @@ pub struct DeclaredSubnet {
     pub alias: Option<Name>,
     /// Address asked for.
     pub ip: Option<IpAddr>,
+    /// What of this machine itself the subnet reaches; none: what was typed here stands, closed at first.
+    pub host: Option<HostPolicy>,
     /// `FILE:LINE` it stands at.
     pub origin: String,
 }
 
 /// Keys of a `[[subnet]]` table; `peer` is a list, the others are strings.
-pub(super) const KEYS: [&str; 6] = ["id", "invite_file", "peer", "name", "as", "ip"];
+pub(super) const KEYS: [&str; 7] = ["id", "invite_file", "peer", "name", "as", "ip", "host"];
 
 impl DeclaredSubnet {
     /// Checks and takes one key.
@@ -49,6 +52,7 @@ impl DeclaredSubnet {
             }
             "name" => self.name = Some(text.parse().map_err(|e: crate::model::id::IdError| e.to_string())?),
             "as" => self.alias = Some(text.parse().map_err(|e: crate::model::id::IdError| e.to_string())?),
+            "host" => self.host = Some(text.parse().map_err(|e: crate::model::host::PolicyError| e.to_string())?),
             _ => self.ip = Some(text.parse().map_err(|_| "expected an IP address".to_owned())?),
         }
         Ok(())
@@ -67,6 +71,7 @@ impl fmt::Display for DeclaredSubnet {
         line("name", self.name.as_ref().map(ToString::to_string))?;
         line("as", self.alias.as_ref().map(ToString::to_string))?;
         line("ip", self.ip.map(|ip| ip.to_string()))?;
+        line("host", self.host.as_ref().map(ToString::to_string))?;
         if self.peers.is_empty() { Ok(()) } else { write!(f, "\npeer = {}", Value::List(self.peers.clone())) }
     }
 }

@@ -71,6 +71,10 @@ fn wrong_values_name_the_key_and_what_was_expected() {
         ),
         ("[limits]\nconnections = 0", "byway.toml:2: limits.connections = 0: expected a number from 2 to 1000000"),
         ("transport = 1", "byway.toml:1: transport = 1: expected a table ([transport])"),
+        (
+            "[[subnet]]\nhost = \"tcp/0\"",
+            "byway.toml:2: subnet.host = \"tcp/0\": \"tcp/0\" is not tcp/PORT, tcp/PORT-PORT, udp/PORT or udp/PORT-PORT with ports from 1 to 65535",
+        ),
         ("[[subnet]]\nname = \"a\"", "byway.toml:1: [[subnet]] needs id or invite_file"),
         ("subnet = 1", "byway.toml:1: subnet = 1: expected [[subnet]] tables"),
         ("[node]\nstate_dir = \"x\"", "byway.toml:2: node.state_dir = \"x\": expected an absolute path"),
@@ -126,11 +130,13 @@ fn a_named_file_must_exist_and_be_readable() {
 #[test]
 fn declared_subnets_add_up_and_one_is_declared_once() {
     let id = crate::model::id::SubnetId([3; 16]);
-    let one =
-        format!("[[subnet]]\nid = \"{id}\"\npeer = \"/ip4/10.0.0.1/tcp/4100\"\nas = \"lab\"\nip = \"10.1.1.1\"\n");
+    let one = format!(
+        "[[subnet]]\nid = \"{id}\"\npeer = \"/ip4/10.0.0.1/tcp/4100\"\nas = \"lab\"\nip = \"10.1.1.1\"\nhost = \"tcp/22\"\n"
+    );
     let config = read_text(&one).unwrap();
     assert_eq!(config.subnets[0].id, Some(id));
     assert_eq!(config.subnets[0].peers, ["/ip4/10.0.0.1/tcp/4100"]);
+    assert_eq!(config.subnets[0].host, Some("tcp/22".parse().unwrap()));
     assert!(refusal(&format!("{one}{one}")).contains("declared already at byway.toml:1"));
 }
 

@@ -36,6 +36,7 @@ pub(crate) async fn call(ctx: &Context, request: Request) -> Result<Response, Er
     match request {
         Request::Create { .. } => subnets::create(ctx, request).await,
         Request::Join { .. } => join::join_subnet(ctx, request).await,
+        Request::SubnetHost { subnet, host } => subnets::host(ctx, subnet, host).await,
         Request::Leave { subnet } => {
             let text = subnet.clone();
             match ctx.node.run(move |core| core.leave(&text)).await?? {

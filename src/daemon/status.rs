@@ -12,11 +12,13 @@ use crate::crypto::frame::Cipher;
 use crate::link::direct::{DirectStatus, PathStatus};
 use crate::link::{Carried, Key, LinkStatus};
 use crate::model::build::MTU;
-use crate::model::id::{Name, PeerId};
+use crate::model::host::Proto;
+use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::join::fingerprint;
 use crate::model::members::{match_peer, printable};
 use crate::node::{Nearness, nearness, unix_now};
 use crate::p2p;
+use crate::packet::parse::{TCP, UDP};
 use crate::wire::datagram::OVERHEAD;
 
 /// What the peers' task knows, by peer.
@@ -242,6 +244,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
         let mut status = part.status;
         for (peer, mut info) in part.peers {
             let key = Key { subnet: status.id, peer };
+            problems.extend(closed_machine(ctx, key, &info.name, &status.name));
             let link = ctx.links.status(key);
             let direct = sessions.get(&key).and_then(|s| s.path.as_ref());
             info.path = path(ctx, peer, Some(&link), direct, known.get(&peer));
@@ -262,10 +265,13 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
             ctx.datapath.drops(status.id).into_iter().map(|(reason, n)| (reason.text().to_owned(), n)).collect();
         // The ruleset counts for the machine: it is shown where the workloads are.
         if !status.workloads.is_empty() {
-            for (reason, packets) in &dropped {
+            for (reason, packets) in &dropped.by_reason {
                 let count = status.drops.entry(reason.clone()).or_insert(0);
                 *count = count.saturating_add(*packets);
             }
+        }
+        if ctx.rules.is_some() {
+            status.drops.insert("host-closed".to_owned(), dropped.closed.get(&status.id).copied().unwrap_or(0));
         }
         problems.extend(expiry(&status.name.to_string(), grant, unix_now()));
         subnets.push(status);
@@ -282,16 +288,56 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
     })
 }
 
-/// What the ruleset dropped, under the names `drops` has: a workload's forged source, what the filter refused.
-async fn dropped_by_rules(ctx: &Context) -> BTreeMap<String, u64> {
-    let Some(rules) = &ctx.rules else { return BTreeMap::new() };
-    let mut all = BTreeMap::new();
-    for (name, count) in rules.counts().await.drops {
+/// What the ruleset dropped.
+#[derive(Default)]
+pub(super) struct DroppedByRules {
+    /// Under the names `drops` has: a workload's forged source, what the filter refused.
+    by_reason: BTreeMap<String, u64>,
+    /// What was asked of this machine itself and not let in, by subnet.
+    pub(super) closed: BTreeMap<SubnetId, u64>,
+}
+
+pub(super) async fn dropped_by_rules(ctx: &Context) -> DroppedByRules {
+    let Some(rules) = &ctx.rules else { return DroppedByRules::default() };
+    let counts = rules.counts().await;
+    let mut by_reason = BTreeMap::new();
+    for (name, count) in counts.drops {
         let reason = if name == "source_not_leased" { "source-not-leased" } else { "filtered" };
-        let sum: &mut u64 = all.entry(reason.to_owned()).or_insert(0);
+        let sum: &mut u64 = by_reason.entry(reason.to_owned()).or_insert(0);
         *sum = sum.saturating_add(count.packets);
     }
-    all
+    DroppedByRules { by_reason, closed: counts.closed }
+}
+
+/// What a member's machine refused lately, and what to type there.
+pub(super) fn closed_machine(ctx: &Context, key: Key, name: &Name, subnet: &Name) -> Option<Problem> {
+    let refusals = ctx.datapath.refusals(key);
+    let newest = refusals.first()?;
+    let mut ports: Vec<(Proto, u16)> = Vec::new();
+    for refusal in &refusals {
+        let proto = match refusal.proto {
+            TCP => Proto::Tcp,
+            UDP => Proto::Udp,
+            _ => continue,
+        };
+        if let Some(port) = refusal.port.filter(|port| !ports.contains(&(proto, *port))) {
+            ports.push((proto, port));
+        }
+    }
+    let list: Vec<String> = ports.iter().map(|(proto, port)| format!("{proto}/{port}")).collect();
+    let (what, spec) = match list.len() {
+        0 => ("what was asked of it".to_owned(), "open".to_owned()),
+        _ => (list.join(", "), list.join(",")),
+    };
+    Some(Problem {
+        code: "E-HOST-CLOSED".into(),
+        severity: "info".into(),
+        message: format!(
+            "the machine of {name} is closed to subnet {subnet}: it refused {what}, {} s ago",
+            newest.heard.elapsed().as_secs()
+        ),
+        help: format!("on {name}: byway subnet host {subnet} {spec}   (the list replaces the one it has there)"),
+    })
 }
 
 /// Foreign rules that drop what is forwarded: an accept of ours cannot overrule them, and they are not ours to edit.

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
-use crate::api::types::Request;
+use crate::api::types::{Request, Response, SubnetState};
 use crate::datapath::TunDied;
 use crate::model::host::HostConfig;
 use crate::model::id::PeerId;
@@ -143,11 +143,24 @@ pub(crate) async fn declared(ctx: &Context) {
             name: subnet.name.clone(),
             alias: subnet.alias.clone(),
             ip: subnet.ip,
+            host: subnet.host.clone().unwrap_or_default(),
             timeout_ms: 0,
             wait: false,
         };
-        if let Err(error) = super::handler::call(ctx, request).await {
-            tracing::warn!(%error, origin = %subnet.origin, "join a declared subnet");
+        let joined = match super::handler::call(ctx, request).await {
+            Ok(Response::Joined(joined)) => joined,
+            Ok(_) => continue,
+            Err(error) => {
+                tracing::warn!(%error, origin = %subnet.origin, "join a declared subnet");
+                continue;
+            }
+        };
+        // Of a membership that stood before, too.
+        if let (SubnetState::Ready, Some(host)) = (joined.state, &subnet.host) {
+            let request = Request::SubnetHost { subnet: joined.id.to_string(), host: Some(host.clone()) };
+            if let Err(error) = super::handler::call(ctx, request).await {
+                tracing::warn!(%error, origin = %subnet.origin, "open this machine to a declared subnet");
+            }
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::link::{Inbound, Key, Packets};
 use crate::model::view::SubnetView;
 use crate::packet::icmp::{self, Failure};
 use crate::packet::offload::Rebuild;
+use crate::packet::parse::{ICMP, ICMPV6};
 use crate::packet::segment::segment;
 use crate::packet::{DropReason, Offload, Packet, VirtioHeader, mss, parse};
 use crate::tun::TunError;
@@ -69,6 +70,15 @@ impl Batch<'_> {
             self.subnet.admit(self.key.peer, packet.source, packet.destination)?;
             self.flow = flow;
         }
+        if packet.protocol == ICMP || packet.protocol == ICMPV6 {
+            self.hear_refusal(&packet, bytes);
+        } else if self.shared.refusals.any()
+            && let Some(port) = packet.is_tcp_or_udp().then(|| bytes.get(packet.transport..)).flatten()
+            && let Some(port) = port.first_chunk()
+        {
+            let (address, proto) = (packet.source, packet.protocol);
+            self.shared.refusals.answered(self.key, address, proto, u16::from_be_bytes(*port));
+        }
         if mss::is_syn(&packet, bytes)
             && let Some(fits) = self.shared.links.link(self.key).inner_mtu()
         {
@@ -90,6 +100,15 @@ impl Batch<'_> {
         self.end_run();
         self.gone |= write(self.port, &rebuild, &packet, offload, bytes)?;
         Ok(())
+    }
+
+    /// An error that says that a member's machine is closed is remembered, and passed on like any other.
+    fn hear_refusal(&self, packet: &Packet, bytes: &[u8]) {
+        if self.subnet.hosts.contains(&packet.source)
+            && let Some(what) = icmp::prohibited(packet, bytes)
+        {
+            self.shared.refusals.refused(self.key, &what, Instant::now());
+        }
     }
 
     /// Writes the datagrams that were gathered.

@@ -6,6 +6,7 @@
 mod inbound;
 mod join;
 mod outbound;
+mod refusals;
 
 use std::collections::HashMap;
 use std::io;
@@ -23,6 +24,8 @@ use crate::model::view::View;
 use crate::packet::{DropCounts, DropReason};
 use crate::tun::Tun;
 use outbound::{Bucket, Outbound};
+pub use refusals::Refusal;
+use refusals::Refusals;
 
 /// TUNs whose death was not yet heard: one per subnet is more than there can be at once.
 const DIED_CHANNEL: usize = 64;
@@ -45,6 +48,7 @@ struct Shared {
     /// Serialises those replacements.
     attaching: Mutex<()>,
     died: mpsc::Sender<TunDied>,
+    refusals: Refusals,
 }
 
 /// One subnet's TUN.
@@ -66,7 +70,14 @@ impl Datapath {
     /// A packet path without TUNs, and where the death of one is told.
     pub fn new(views: Arc<ArcSwap<View>>, links: Links) -> (Datapath, mpsc::Receiver<TunDied>) {
         let (died, heard) = mpsc::channel(DIED_CHANNEL);
-        let shared = Shared { views, links, ports: ArcSwap::default(), attaching: Mutex::default(), died };
+        let shared = Shared {
+            views,
+            links,
+            ports: ArcSwap::default(),
+            attaching: Mutex::default(),
+            died,
+            refusals: Refusals::default(),
+        };
         (Datapath(Arc::new(shared)), heard)
     }
 
@@ -106,6 +117,11 @@ impl Datapath {
     /// What was dropped in a subnet so far, every reason named.
     pub fn drops(&self, subnet: SubnetId) -> Vec<(DropReason, u64)> {
         self.0.links.counts(subnet).snapshot()
+    }
+
+    /// What a peer's machine refused lately in a subnet, the last first.
+    pub fn refusals(&self, key: Key) -> Vec<Refusal> {
+        self.0.refusals.of(key, Instant::now())
     }
 
     /// The links below.

@@ -42,6 +42,7 @@ fn subnet(id: SubnetId, me: u8, nodes: &[u8]) -> Arc<SubnetView> {
         mtu: 1420,
         routes,
         members: nodes.iter().filter(|n| **n != me).map(|n| peer(*n)).collect::<BTreeSet<_>>(),
+        hosts: Default::default(),
         data_keys: BTreeMap::new(),
         zone: Arc::new(crate::model::zone::Zone::empty(&Name::from_host("lab"))),
     })

@@ -55,6 +55,7 @@ impl Fixture {
             mtu: 1280,
             routes: RouteTable::default(),
             members: Default::default(),
+            hosts: Default::default(),
             data_keys: Default::default(),
             zone: Arc::new(zone),
         };

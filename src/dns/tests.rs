@@ -24,6 +24,7 @@ fn subnet(id: u8, addresses: &[&str], zone: Arc<Zone>) -> SubnetView {
         mtu: 1280,
         routes: RouteTable::default(),
         members: Default::default(),
+        hosts: Default::default(),
         data_keys: Default::default(),
         zone,
     }

@@ -16,12 +16,16 @@ use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessa
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 
-use crate::model::host::Proto;
+use ipnet::IpNet;
+
+use crate::model::host::{HostPolicy, Proto};
 
 /// `CTA_ID`: tells an entry from a later one with the same tuple (linux/netfilter/nfnetlink_conntrack.h).
 const CTA_ID: u16 = 12;
 /// `CTA_ZONE`.
 const CTA_ZONE: u16 = 18;
+/// How long an answer may be under way in this machine.
+const UNDER_WAY: Duration = Duration::from_millis(100);
 /// Longest a whole deletion may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of the length and type that begin every netlink message.
@@ -41,6 +45,22 @@ pub struct MapFlows {
     /// The port there.
     pub target_port: u16,
 }
+
+/// The flows between a subnet and this machine itself that are no longer let in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostFlows {
+    /// The subnet's prefixes.
+    pub prefixes: Vec<IpNet>,
+    /// This machine's addresses in it.
+    pub own: Vec<IpAddr>,
+    /// What was let in.
+    pub before: HostPolicy,
+    /// What is let in.
+    pub after: HostPolicy,
+}
+
+/// Port names are answered on, whatever else is let in.
+const DNS: u16 = 53;
 
 /// One direction of a flow.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -123,12 +143,63 @@ impl Entry {
             && self.reply.source_port == Some(map.target_port)
     }
 
+    /// Whether somebody in the subnet began this flow, and asked something of the machine that it no longer lets in.
+    fn asks(&self, flows: &HostFlows) -> bool {
+        let Direction { source: Some(from), destination: Some(to), proto: Some(proto), destination_port, .. } =
+            self.original
+        else {
+            return false;
+        };
+        let named = flows.own.contains(&to) && destination_port == Some(DNS);
+        flows.is_between(from, to)
+            && match (transport(proto), destination_port) {
+                (Some(transport), Some(port)) => !named && !flows.after.permits(transport, port),
+                // Pings are always answered.
+                _ => ![ICMP, ICMPV6].contains(&proto) && flows.after != HostPolicy::Open,
+            }
+    }
+
+    /// Whether this flow is what is left of one that [`Entry::asks`], begun anew by an answer that was under way.
+    fn answers(&self, flows: &HostFlows) -> bool {
+        let Direction {
+            source: Some(from), destination: Some(to), proto: Some(proto), source_port: Some(port), ..
+        } = self.original
+        else {
+            return false;
+        };
+        // A segment of TCP that begins no connection is refused on its way out.
+        transport(proto) == Some(Proto::Udp)
+            && flows.is_between(to, from)
+            && flows.before.permits(Proto::Udp, port)
+            && !flows.after.permits(Proto::Udp, port)
+            && !(flows.own.contains(&from) && port == DNS)
+    }
+
     fn touches(&self, addresses: &[IpAddr]) -> bool {
         [&self.original, &self.reply]
             .into_iter()
             .flat_map(|d| [d.source, d.destination])
             .flatten()
             .any(|addr| addresses.contains(&addr))
+    }
+}
+
+/// Numbers of protocols that carry pings and errors.
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+
+/// A protocol with ports that are let in by number.
+fn transport(proto: u8) -> Option<Proto> {
+    [(Protocol::Tcp, Proto::Tcp), (Protocol::Udp, Proto::Udp)]
+        .into_iter()
+        .find_map(|(number, transport)| (u8::from(number) == proto).then_some(transport))
+}
+
+impl HostFlows {
+    /// Whether `other` is somebody else in the subnet and `machine` an address of this machine.
+    fn is_between(&self, other: IpAddr, machine: IpAddr) -> bool {
+        let inside = |address: IpAddr| self.prefixes.iter().any(|p| p.contains(&address));
+        inside(other) && !self.own.contains(&other) && (self.own.contains(&machine) || !inside(machine))
     }
 }
 
@@ -226,6 +297,28 @@ async fn delete_where(wanted: impl Fn(&Entry) -> bool + Send + 'static) -> io::R
 /// A dropped call goes on in the background.
 pub async fn delete_maps(maps: Vec<MapFlows>) -> io::Result<usize> {
     delete_where(move |entry| maps.iter().any(|map| entry.is_of(map))).await
+}
+
+/// Ends every flow of `flows` but those that one of `maps` began, and returns how many.
+///
+/// An answer that is under way when its flow is ended may begin it anew: the table is looked at once more, a moment later.
+///
+/// # Errors
+/// Netlink refused; some may be gone.
+///
+/// # Cancel safety
+/// A dropped call goes on in the background as far as the present look.
+pub async fn delete_host(flows: Vec<HostFlows>, maps: Vec<MapFlows>) -> io::Result<usize> {
+    let (first_flows, first_maps) = (flows.clone(), maps.clone());
+    let ended = delete_where(move |entry| {
+        first_flows.iter().any(|f| entry.asks(f)) && !first_maps.iter().any(|map| entry.is_of(map))
+    })
+    .await?;
+    tokio::time::sleep(UNDER_WAY).await;
+    let more = delete_where(move |entry| {
+        flows.iter().any(|f| entry.asks(f) || entry.answers(f)) && !maps.iter().any(|map| entry.is_of(map))
+    });
+    Ok(ended.saturating_add(more.await?))
 }
 
 /// Ends every flow from or to one of `addresses` (those of a removed member), and returns how many.

@@ -15,7 +15,9 @@ use tokio_util::sync::CancellationToken;
 use super::memory::MemoryHost;
 use super::nft::Repair;
 use super::{Applied, Host, LinuxHost, TunControl, cleanup, netns, reconcile, used_prefixes};
-use crate::model::host::{HostConfig, MapConfig, NetnsRef, Proto, ResolvConf, TunConfig, WorkloadConfig, plan};
+use crate::model::host::{
+    HostConfig, HostPolicy, MapConfig, NetnsRef, Proto, ResolvConf, TunConfig, WorkloadConfig, plan,
+};
 use crate::model::id::SubnetId;
 
 const INSTANCE: &str = "01234567";
@@ -89,6 +91,8 @@ fn config() -> HostConfig {
             mtu: 1400,
             addresses: vec!["10.77.0.1".parse().unwrap(), "fd77::1".parse().unwrap()],
             prefixes: vec!["10.77.0.0/16".parse().unwrap(), "fd77::/48".parse().unwrap()],
+            host: HostPolicy::Closed,
+            others: vec![],
         }],
         ..HostConfig::default()
     }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::host::{HostConfig, MapConfig, TunConfig, WorkloadConfig};
+use super::id::PeerId;
 use super::members::Subnet;
 use super::record::data_fits;
 use super::resolve::{Member, Resolved};
@@ -70,6 +71,7 @@ impl State {
             addresses: me.addresses.clone(),
             mtu: MTU,
             routes,
+            hosts: others(&self.me.peer, resolved).flat_map(|member| member.addresses.iter().copied()).collect(),
             members: resolved.members.keys().copied().filter(|p| *p != self.me.peer).collect(),
             data_keys: resolved.members.iter().map(|(peer, member)| (*peer, member.grant.data_key)).collect(),
             zone: Arc::new(zone(subnet, resolved, generation)),
@@ -84,6 +86,8 @@ impl State {
             mtu: MTU,
             addresses: me.addresses.clone(),
             prefixes: prefixes.clone(),
+            host: subnet.local.host.clone(),
+            others: others(&self.me.peer, resolved).flat_map(|member| member.leases.iter().copied()).collect(),
         });
         for workload in &subnet.local.workloads {
             // Addresses a conflict took away are no longer ours to hand out.
@@ -121,6 +125,11 @@ impl State {
             });
         }
     }
+}
+
+/// Every member but this node.
+fn others<'a>(me: &'a PeerId, resolved: &'a Resolved) -> impl Iterator<Item = &'a Member> {
+    resolved.members.iter().filter(move |(peer, _)| *peer != me).map(|(_, member)| member)
 }
 
 /// The names of a subnet: members, workloads, and what members added.

@@ -6,6 +6,7 @@
 mod forwarding;
 mod observed;
 mod plan;
+mod policy;
 mod want;
 
 use std::net::IpAddr;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use forwarding::{Barred, barred, is_link_name, switch_of_every_link};
 pub use observed::{Change, Family, Link, LinkSet, NetnsRule, Observed, Order, Place, Route, Rule, Scene, SysctlKey};
 pub use plan::plan;
+pub use policy::{HostPolicy, PolicyError, Ports};
 pub use want::{Resolver, resolvers, sysctl_keys};
 
 use super::id::{Name, SubnetId};
@@ -111,6 +113,10 @@ pub struct TunConfig {
     pub addresses: Vec<IpAddr>,
     /// The subnet's prefixes, routed to this TUN.
     pub prefixes: Vec<IpNet>,
+    /// What of this machine itself the subnet reaches.
+    pub host: HostPolicy,
+    /// Leases of the other members: each may have so many connections into this machine and no more.
+    pub others: Vec<IpNet>,
 }
 
 /// A network namespace, told apart from a later one at the same path.

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::host::{NetnsRef, Proto, ResolvConf};
+use super::host::{HostPolicy, NetnsRef, Proto, ResolvConf};
 use super::id::{Name, PeerId, SubnetId};
 use super::join::{Invite, Issued};
 
@@ -109,6 +109,8 @@ pub struct Local {
     pub denied: BTreeMap<PeerId, u64>,
     /// Names answered before anybody registered them, with whose they were: two that claim one later change nothing here.
     pub seen: BTreeMap<String, PeerId>,
+    /// What of this machine itself the subnet reaches.
+    pub host: HostPolicy,
 }
 
 /// A join that waits for an answer.
@@ -128,6 +130,8 @@ pub struct PendingJoin {
     pub alias: Option<Name>,
     /// Address wanted.
     pub ip: Option<IpAddr>,
+    /// What of this machine itself the subnet will reach.
+    pub host: HostPolicy,
     /// Since when (seconds since 1970).
     pub since: u64,
 }

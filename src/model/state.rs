@@ -61,6 +61,8 @@ pub struct Founding {
     pub routed: Vec<(IpNet, String)>,
     /// 16 random bytes.
     pub salt: [u8; 16],
+    /// What of this machine itself the subnet reaches.
+    pub host: super::host::HostPolicy,
 }
 
 /// A change that is decided and not yet saved.
@@ -315,6 +317,7 @@ impl State {
                 maps: vec![],
                 denied: BTreeMap::new(),
                 seen: BTreeMap::new(),
+                host: founding.host,
             },
             records,
             requests: BTreeMap::new(),
@@ -379,6 +382,7 @@ impl State {
                         maps: vec![],
                         denied: BTreeMap::new(),
                         seen: BTreeMap::new(),
+                        host: join.host.clone(),
                     },
                     records: fresh,
                     requests: BTreeMap::new(),

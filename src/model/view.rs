@@ -89,6 +89,8 @@ pub struct SubnetView {
     pub routes: RouteTable,
     /// Members with a valid grant, this node not among them.
     pub members: BTreeSet<PeerId>,
+    /// Addresses of their machines, as opposed to their workloads'.
+    pub hosts: BTreeSet<IpAddr>,
     /// Their X25519 keys for sessions, certified by the grants.
     pub data_keys: BTreeMap<PeerId, [u8; 32]>,
     /// Names of the subnet.
@@ -213,6 +215,7 @@ mod tests {
             mtu: 1420,
             routes,
             members: BTreeSet::from([friend]),
+            hosts: BTreeSet::new(),
             data_keys: BTreeMap::new(),
             zone: Arc::new(Zone::empty(&name)),
             name,

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use super::checksum;
 use super::offload::{put, write_ip_lengths};
-use super::parse::{Fragment, ICMP, ICMPV6, Packet, Version};
+use super::parse::{Fragment, ICMP, ICMPV6, Packet, TCP, UDP, Version};
 
 /// Bytes of the largest ICMP error over IPv4 (RFC 1812 section 4.3.2.3).
 const MAX_V4: usize = 576;
@@ -102,6 +102,48 @@ pub fn reply(packet: &Packet, bytes: &[u8], from: IpAddr, failure: Failure) -> O
     }
 }
 
+/// Something that whoever was asked for refused, as an ICMP error says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prohibited {
+    /// The address that was asked.
+    pub asked: IpAddr,
+    /// Number of the protocol it was asked by.
+    pub proto: u8,
+    /// The port it was asked at, where the protocol has ports.
+    pub port: Option<u16>,
+}
+
+/// What an error says was administratively prohibited (RFC 1812 section 5.2.7.1, RFC 4443 section 3.1), where it comes
+/// from the very address that was asked and goes to who asked.
+pub fn prohibited(packet: &Packet, bytes: &[u8]) -> Option<Prohibited> {
+    let error = bytes.get(packet.transport..)?;
+    let says = match packet.protocol {
+        // Of network, of host, of this kind of packet.
+        ICMP => error.first() == Some(&3) && matches!(error.get(1), Some(9 | 10 | 13)),
+        ICMPV6 => error.first() == Some(&1) && error.get(1) == Some(&1),
+        _ => false,
+    };
+    // Eight bytes of its own, then the packet it is about, cut somewhere.
+    let quoted = error.get(8..).filter(|_| says)?;
+    let (source, asked, proto, transport) = match packet.version {
+        Version::V4 => {
+            let header = quoted.get(..20).filter(|h| h[0] >> 4 == 4)?;
+            let address = |at: usize| Some(IpAddr::from(<[u8; 4]>::try_from(header.get(at..at + 4)?).ok()?));
+            (address(12)?, address(16)?, header[9], usize::from(header[0] & 15) * 4)
+        }
+        Version::V6 => {
+            let header = quoted.get(..40).filter(|h| h[0] >> 4 == 6)?;
+            let address = |at: usize| Some(IpAddr::from(<[u8; 16]>::try_from(header.get(at..at + 16)?).ok()?));
+            (address(8)?, address(24)?, header[6], 40)
+        }
+    };
+    if (source, asked) != (packet.destination, packet.source) {
+        return None;
+    }
+    let port = quoted.get(transport..).and_then(|ports| Some(u16::from_be_bytes(ports.get(2..4)?.try_into().ok()?)));
+    Some(Prohibited { asked, proto, port: port.filter(|_| proto == TCP || proto == UDP) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::parse::parse;
@@ -161,7 +203,51 @@ mod tests {
         assert_eq!(reply(&parse(&later).unwrap(), &later, ip("10.0.0.1"), Failure::NoRoute), None);
     }
 
+    /// The error a kernel answers a datagram with, of that type and code.
+    fn error(about: &[u8], from: &str, kind: u8, code: u8) -> Vec<u8> {
+        let mut out = reply(&parse(about).unwrap(), about, ip(from), Failure::NoRoute).unwrap();
+        let at = parse(&out).unwrap().transport;
+        (out[at], out[at + 1]) = (kind, code);
+        out
+    }
+
+    #[test]
+    fn only_who_was_asked_says_what_it_prohibits() {
+        let says = |bytes: &[u8]| prohibited(&parse(bytes).unwrap(), bytes);
+        for (me, asked, kind, code) in [("10.0.0.1", "10.0.9.9", 3, 13), ("fd00::1", "fd00::9", 1, 1)] {
+            let mut lost = udp(ip(me), ip(asked), &[7; 100]);
+            let ports = parse(&lost).unwrap().transport;
+            lost[ports + 2..ports + 4].copy_from_slice(&2222u16.to_be_bytes());
+            let right = error(&lost, asked, kind, code);
+            assert_eq!(says(&right), Some(Prohibited { asked: ip(asked), proto: UDP, port: Some(2222) }));
+            assert_eq!(says(&error(&lost, asked, kind, 0)), None, "another reason");
+            let other = if ip(me).is_ipv4() { "10.0.9.8" } else { "fd00::8" };
+            assert_eq!(says(&error(&lost, other, kind, code)), None, "somebody else says so");
+            let about_another = udp(ip(other), ip(asked), b"x");
+            let mut wrong = error(&about_another, asked, kind, code);
+            let to = if ip(me).is_ipv4() { 16..20 } else { 24..40 };
+            let mine = right[to.clone()].to_vec();
+            wrong[to].copy_from_slice(&mine);
+            assert_eq!(says(&wrong), None, "about a packet of somebody else");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn errors_never_panic(lost in proptest::collection::vec(any::<u8>(), 0..80), six: bool, cut in 0usize..120) {
+            let (from, kind, code) = if six { ("fd00::9", 1, 1) } else { ("10.0.9.9", 3, 13) };
+            let to = if six { "fd00::1" } else { "10.0.0.1" };
+            let mut bytes = error(&udp(ip(to), ip(from), &lost), from, kind, code);
+            let packet = parse(&bytes).unwrap();
+            let whole = bytes.len();
+            let quoted = packet.transport + 8;
+            for (at, byte) in lost.iter().enumerate().filter(|(at, _)| quoted + at < whole) {
+                bytes[quoted + at] = *byte;
+            }
+            bytes.truncate(whole.saturating_sub(cut));
+            let _ = prohibited(&packet, &bytes);
+        }
+
         #[test]
         fn reply_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
             if let Ok(packet) = parse(&bytes) {

@@ -132,6 +132,7 @@ impl Node {
             admission,
             domain: None,
             grant_life_s: None,
+            host: Default::default(),
         };
         match self.call(request).await? {
             Response::Created(created) => Ok(created),
@@ -147,6 +148,7 @@ impl Node {
             name: None,
             alias: None,
             ip: None,
+            host: Default::default(),
             timeout_ms: limit.as_millis() as u64,
             wait: !limit.is_zero(),
         };

@@ -67,6 +67,7 @@ pub fn join(subnet: SubnetId, wanted: &str, since: u64) -> PendingJoin {
         name_is_default: true,
         alias: None,
         ip: None,
+        host: Default::default(),
         since,
     }
 }
@@ -99,6 +100,7 @@ impl World {
             member: name("m0"),
             routed: vec![],
             salt: [seed as u8; 16],
+            host: Default::default(),
         };
         let subnet = nodes[0].found(founding, now).unwrap();
         let id = subnet.records.id;

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use crate::model::host::Proto;
+use crate::model::host::{HostPolicy, Proto};
 use crate::model::id::{Name, PeerId};
 use crate::model::record::{Admission, Role};
 use crate::model::zone::RecordData;
@@ -51,6 +51,8 @@ pub enum Request {
         admission: Admission,
         domain: Option<String>,
         grant_life_s: Option<u64>,
+        #[serde(default)]
+        host: HostPolicy,
     },
     Join {
         target: String,
@@ -58,6 +60,8 @@ pub enum Request {
         name: Option<Name>,
         alias: Option<Name>,
         ip: Option<IpAddr>,
+        #[serde(default)]
+        host: HostPolicy,
         timeout_ms: u64,
         wait: bool,
     },
@@ -76,6 +80,10 @@ pub enum Request {
     SubnetLs,
     SubnetShow {
         subnet: String,
+    },
+    SubnetHost {
+        subnet: String,
+        host: Option<HostPolicy>,
     },
     InviteCreate {
         subnet: String,
@@ -226,6 +234,7 @@ impl Request {
             self,
             Request::SubnetLs
                 | Request::SubnetShow { .. }
+                | Request::SubnetHost { host: None, .. }
                 | Request::InviteLs { .. }
                 | Request::MemberLs { .. }
                 | Request::MemberRequests { .. }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use crate::model::host::Proto;
+use crate::model::host::{HostPolicy, Proto};
 use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::record::{Admission, Role};
 
@@ -25,6 +25,8 @@ pub enum Response {
     Subnets { subnets: Vec<SubnetInfo> },
     #[serde(rename = "byway.subnet/1")]
     Subnet(Box<SubnetInfo>),
+    #[serde(rename = "byway.host/1")]
+    Host(HostInfo),
     #[serde(rename = "byway.invite/1")]
     Invite(InviteCreated),
     #[serde(rename = "byway.invites/1")]
@@ -75,6 +77,8 @@ pub struct Created {
     pub interface: String,
     pub invite: String,
     pub member: Name,
+    #[serde(default)]
+    pub host: HostPolicy,
 }
 
 /// Whether a membership can be used.
@@ -101,6 +105,19 @@ pub struct Joined {
     /// This peer's fingerprint while it waits: what whoever approves compares.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub fingerprint: Option<String>,
+    #[serde(default)]
+    pub host: HostPolicy,
+}
+
+/// `subnet host`: what of this machine itself a subnet reaches, beside ping and names.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct HostInfo {
+    pub subnet: Name,
+    pub host: HostPolicy,
+    /// Whether this call changed it.
+    #[serde(default)]
+    pub changed: bool,
 }
 
 /// A verb that only does something: one line that says what, and whether anything changed.
@@ -128,6 +145,8 @@ pub struct SubnetInfo {
     pub interface: String,
     pub mtu: u16,
     pub head: u64,
+    #[serde(default)]
+    pub host: HostPolicy,
     pub addresses: Vec<IpAddr>,
     pub members: Vec<MemberInfo>,
     pub leases: Vec<LeaseInfo>,
@@ -233,7 +252,8 @@ pub struct DnsInfo {
     pub source: String,
 }
 
-/// A port map with its counters. `state` is `ok`, `blocked` or `no-target`.
+/// A port map with its counters. `state` is `ok`, `blocked`, `no-target`, or `refused` where the target is another
+/// member's machine that is closed to this port.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "fields of the contract")]
 pub struct MapInfo {
@@ -408,4 +428,7 @@ pub struct PingInfo {
     pub control_rtt_ms: Vec<Option<f64>>,
     pub rtt_ms: Vec<Option<f64>>,
     pub path: Path,
+    /// What the peer's machine refused lately, with what opens it there.
+    #[serde(default)]
+    pub refused: Vec<Problem>,
 }

@@ -89,6 +89,7 @@ fn ping_looks_like_this() {
             control_rtt_ms: vec![Some(10.0)],
             rtt_ms: vec![Some(10.0), None, Some(12.0), Some(14.0)],
             path: path("direct", "stream", "quic", "", ""),
+            refused: vec![],
         }),
         "\
 --- b ---

@@ -13,6 +13,7 @@ fn create_and_join_say_what_comes_next() {
         interface: "bw-lab".into(),
         invite: "byway1abc".into(),
         member: name("a"),
+        host: Default::default(),
     });
     assert_eq!(
         render(&created, STYLE),
@@ -21,9 +22,11 @@ subnet lab  7q3km2wd9xra4ce8yn5t0vbz6g
   you         a  10.77.1.1  fd7a:31c0:9d2e:1::1  on bw-lab
   invite      byway1abc  (one use, 24 h)
   next        byway join byway1abc      on another machine
+  machine     answers ping and names only      ssh: byway subnet host lab tcp/22
 "
     );
     let mut joined = Joined {
+        host: Default::default(),
         id: id(),
         name: Some(name("lab")),
         state: SubnetState::Ready,
@@ -34,8 +37,19 @@ subnet lab  7q3km2wd9xra4ce8yn5t0vbz6g
     };
     assert_eq!(
         render(&Response::Joined(joined.clone()), STYLE),
-        "subnet lab  7q3km2wd9xra4ce8yn5t0vbz6g  ready\n  you         b  10.77.2.1  on bw-lab\n"
+        "subnet lab  7q3km2wd9xra4ce8yn5t0vbz6g  ready\n  you         b  10.77.2.1  on bw-lab\n  machine     answers \
+         ping and names only      ssh: byway subnet host lab tcp/22\n"
     );
+    let open = |host: &str| {
+        let host = Joined { host: host.parse().unwrap(), ..joined.clone() };
+        render(&Response::Joined(host), STYLE).lines().last().unwrap().to_owned()
+    };
+    assert_eq!(
+        open("tcp/80,udp/53"),
+        "  machine     answers ping, names and tcp/80,udp/53      ssh: byway subnet host lab tcp/22,tcp/80,udp/53"
+    );
+    assert_eq!(open("tcp/20-30"), "  machine     answers ping, names and tcp/20-30");
+    assert_eq!(open("open"), "  machine     answers ping, names and every port");
     joined =
         Joined { name: None, state: SubnetState::Pending, addresses: vec![], interface: None, member: None, ..joined };
     joined.fingerprint = Some("12345-67890".into());
@@ -67,6 +81,7 @@ fn a_subnet_is_shown_with_all_it_has() {
         routes: vec![],
         names: vec![dns::dns()],
         maps: vec![map::map()],
+        host: Default::default(),
     };
     let id1 = PeerId([1; 32]);
     assert_eq!(
@@ -79,6 +94,7 @@ subnet lab  7q3km2wd9xra4ce8yn5t0vbz6g  ready
   addresses   10.77.1.1
   interface   bw-lab  mtu 1400
   domain      lab.internal
+  machine     closed
   role        owner
   admission   approve
   owner       {id1}
@@ -127,6 +143,7 @@ fn create_and_join_become_requests() {
             admission: Admission::Approve,
             domain: None,
             grant_life_s: Some(90 * 86_400),
+            host: Default::default(),
         }
     );
     let line = format!("byway join {} --peer /ip4/10.0.0.1/tcp/4100 --as x --timeout 5s --no-wait", id());
@@ -139,6 +156,7 @@ fn create_and_join_become_requests() {
             name: None,
             alias: Some(name("x")),
             ip: None,
+            host: Default::default(),
             timeout_ms: 5000,
             wait: false,
         }

@@ -7,6 +7,7 @@ use crate::api::types::{Error, ErrorKind, Joined, Request, Response, SubnetInfo,
 use crate::daemon::Context;
 use crate::daemon::join::{self, Progress};
 use crate::link::Key;
+use crate::model::host::HostPolicy;
 use crate::model::id::SubnetId;
 use crate::model::join::{INVITE_PREFIX, Invite, fingerprint};
 use crate::model::local::PendingJoin;
@@ -18,7 +19,7 @@ use crate::p2p::Address;
 const STREAM_PATIENCE: Duration = Duration::from_secs(3);
 
 pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Response, Error> {
-    let Request::Join { target, peers, name, alias, ip, timeout_ms, wait } = request else {
+    let Request::Join { target, peers, name, alias, ip, host, timeout_ms, wait } = request else {
         return Err(Error::new(ErrorKind::Usage, "E-VERB", "not join"));
     };
     let invite = if target.starts_with(INVITE_PREFIX) { Some(Invite::parse(&target)?) } else { None };
@@ -49,6 +50,7 @@ pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Respo
         name: name.unwrap_or_else(|| ctx.config.node_name.clone()),
         alias,
         ip,
+        host,
         since: unix_now(),
     };
     let saved = pending.clone();
@@ -86,6 +88,7 @@ pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Respo
             interface: None,
             member: None,
             fingerprint: Some(fingerprint(ctx.peers.peer())),
+            host: HostPolicy::Closed,
         })),
     }
 }
@@ -107,6 +110,7 @@ async fn joined(ctx: &Context, id: SubnetId) -> Result<Option<Response>, Error> 
             interface: Some(i.interface),
             member,
             fingerprint: None,
+            host: i.host,
         })
     }))
 }

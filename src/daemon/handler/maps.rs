@@ -7,7 +7,11 @@ use crate::api::types::{Error, ErrorKind, MapInfo, Request, Response};
 use crate::daemon::Context;
 use crate::host::listening;
 use crate::host::nft::{self, MapKey};
+use crate::link::Key;
+use crate::model::host::Proto;
+use crate::model::view::Owner;
 use crate::node::prepare_map;
+use crate::packet::parse::{TCP, UDP};
 
 pub(super) async fn map_add(ctx: &Context, request: Request) -> Result<Response, Error> {
     let Request::MapAdd { subnet, proto, listen, port, target, target_port, name, allow } = request else {
@@ -46,8 +50,28 @@ pub(super) async fn map_add(ctx: &Context, request: Request) -> Result<Response,
     map.map(Response::Map).ok_or_else(|| Error::new(ErrorKind::Failed, "E-MAP", "the map is gone again"))
 }
 
-/// Adds the live counters, and whether foreign rules stand in the way.
+/// Marks maps whose target is another member's machine that refused their port lately.
+fn mark_refused(ctx: &Context, maps: &mut [MapInfo]) {
+    let view = ctx.node.view().load_full();
+    for map in maps.iter_mut().filter(|map| map.state == "ok") {
+        let Some(subnet) = view.subnets.values().find(|s| s.name == map.subnet) else { continue };
+        let port = map.target.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+        let (Some(address), Some(port)) = (map.address.filter(|a| subnet.hosts.contains(a)), port) else { continue };
+        let Some(Owner::Member(peer)) = subnet.routes.lookup(address) else { continue };
+        let proto = match map.proto {
+            Proto::Tcp => TCP,
+            Proto::Udp => UDP,
+        };
+        let refusals = ctx.datapath.refusals(Key { subnet: subnet.id, peer });
+        if refusals.iter().any(|r| (r.address, r.proto, r.port) == (address, proto, Some(port))) {
+            map.state = "refused".into();
+        }
+    }
+}
+
+/// Adds the live counters, whether foreign rules stand in the way, and whether the target lets nobody in.
 pub(in crate::daemon) async fn count(ctx: &Context, maps: &mut [MapInfo]) {
+    mark_refused(ctx, maps);
     let Some(rules) = &ctx.rules else { return };
     if maps.is_empty() {
         return;

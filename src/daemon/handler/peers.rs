@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::done;
-use crate::api::types::{Error, ErrorKind, PingInfo, Response};
+use crate::api::types::{Error, ErrorKind, PingInfo, Problem, Response};
 use crate::daemon::{Context, status};
 use crate::link::Key;
 use crate::model::id::{PeerId, SubnetId};
@@ -78,6 +78,19 @@ async fn data_rtt(ctx: &Context, key: Key) -> Option<Duration> {
     ctx.links.probe(key).await.ok()
 }
 
+/// What the peer's machine refused lately: a ping that passes does not say that it lets in more.
+async fn refused(ctx: &Context, key: Key) -> Result<Vec<Problem>, Error> {
+    let names = ctx
+        .node
+        .run(move |core| {
+            let subnet = core.state.subnets.get(&key.subnet)?;
+            let name = subnet.records.resolve(core.now()).members.get(&key.peer)?.name.clone();
+            Some((name, subnet.name().clone()))
+        })
+        .await?;
+    Ok(names.and_then(|(member, subnet)| status::closed_machine(ctx, key, &member, &subnet)).into_iter().collect())
+}
+
 pub(super) async fn ping(ctx: &Context, target: &str, count: u32, timeout: Duration) -> Result<Response, Error> {
     let (peer, subnet, address) = resolve(ctx, target).await?;
     if peer == ctx.peers.peer() {
@@ -111,6 +124,10 @@ pub(super) async fn ping(ctx: &Context, target: &str, count: u32, timeout: Durat
     let counted = if subnet.is_some() { &rtt_ms } else { &control_rtt_ms };
     let received = u32::try_from(counted.iter().flatten().count()).unwrap_or(0);
     let path = status::peer_show(ctx, &peer.to_string()).await.map(|p| p.path)?;
+    let refused = match subnet {
+        Some(subnet) => refused(ctx, Key { subnet, peer }).await?,
+        None => vec![],
+    };
     Ok(Response::Ping(PingInfo {
         target: target.to_owned(),
         peer_id: peer,
@@ -120,5 +137,6 @@ pub(super) async fn ping(ctx: &Context, target: &str, count: u32, timeout: Durat
         control_rtt_ms,
         rtt_ms,
         path,
+        refused,
     }))
 }

@@ -5,12 +5,13 @@ use std::time::Duration;
 use super::{done, generation, settle};
 use crate::api::types::{Cidr, Error, ErrorKind, Request, Response};
 use crate::daemon::Context;
+use crate::model::host::HostPolicy;
 use crate::model::id::SubnetId;
 use crate::model::members::printable;
 use crate::model::state::Founding;
 
 pub(super) async fn create(ctx: &Context, request: Request) -> Result<Response, Error> {
-    let Request::Create { name, cidr4, cidr6, block4, admission, domain, grant_life_s } = request else {
+    let Request::Create { name, cidr4, cidr6, block4, admission, domain, grant_life_s, host } = request else {
         return Err(Error::new(ErrorKind::Usage, "E-VERB", "not create"));
     };
     ctx.machine.ready()?;
@@ -26,6 +27,7 @@ pub(super) async fn create(ctx: &Context, request: Request) -> Result<Response, 
         member: ctx.config.node_name.clone(),
         routed,
         salt: [0; 16],
+        host,
     };
     let (response, generation) =
         ctx.node.run(move |core| core.create(founding).map(|r| (r, generation(core)))).await??;
@@ -38,6 +40,18 @@ pub(super) async fn create(ctx: &Context, request: Request) -> Result<Response, 
         return Err(error);
     }
     Ok(response)
+}
+
+/// `subnet host`: what of this machine itself a subnet reaches. What is no longer let in has ended when this returns.
+pub(super) async fn host(ctx: &Context, subnet: String, host: Option<HostPolicy>) -> Result<Response, Error> {
+    let Some(host) = host else {
+        return Ok(Response::Host(ctx.node.run(move |core| core.host_policy(&subnet)).await??));
+    };
+    ctx.machine.ready()?;
+    let (info, generation) =
+        ctx.node.run(move |core| core.set_host_policy(&subnet, host).map(|info| (info, generation(core)))).await??;
+    settle(ctx, generation).await?;
+    Ok(Response::Host(info))
 }
 
 fn choice<T>(cidr: Cidr<T>) -> Option<Option<T>> {

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::elements::{Atom, BY_LINK, Elements, FAMILIES, MapKey, Tuple, family_word};
+use super::elements::{Atom, BY_LINK, CLOSED, Elements, FAMILIES, MapKey, Tuple, family_word};
 use crate::model::host::{Family, Proto};
 
 /// Packets and bytes.
@@ -67,6 +67,17 @@ impl Counters {
             }
         }
         maps
+    }
+
+    /// Packets that were refused of what was asked of the machine itself, by link.
+    pub fn closed(&self) -> BTreeMap<String, u64> {
+        let counts = self.sets.get(CLOSED).into_iter().flatten();
+        counts
+            .filter_map(|(key, count)| match key.as_slice() {
+                [Atom::Link(link)] => Some((link.clone(), count.packets)),
+                _ => None,
+            })
+            .collect()
     }
 
     /// Takes from `older` what it saw and `self` did not (the table was flushed between the two).
@@ -198,6 +209,10 @@ fn atom(value: &Value) -> Option<Atom> {
         let addr: IpAddr = prefix.get("addr")?.as_str()?.parse().ok()?;
         let len = u8::try_from(prefix.get("len")?.as_u64()?).ok()?;
         return IpNet::new(addr, len).ok().map(Atom::net);
+    }
+    if let Some([first, last]) = value.get("range").and_then(Value::as_array).map(Vec::as_slice) {
+        let port = |value: &Value| value.as_u64().and_then(|n| u16::try_from(n).ok());
+        return Some(Atom::ports(port(first)?, port(last)?));
     }
     match value {
         Value::Number(port) => u16::try_from(port.as_u64()?).ok().map(Atom::Port),

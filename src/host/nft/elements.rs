@@ -8,11 +8,11 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use nftables::expr::{Expression, NamedExpression, Prefix};
+use nftables::expr::{Expression, NamedExpression, Prefix, Range};
 use nftables::schema::{Element, NfCmd, NfListObject, NfObject, Nftables};
 use nftables::types::NfFamily;
 
-use crate::model::host::{Barred, Family, HostConfig, MapConfig, Proto, is_link_name};
+use crate::model::host::{Barred, Family, HostConfig, HostPolicy, MapConfig, Ports, Proto, is_link_name};
 use crate::model::id::SubnetId;
 
 /// One field of a key or value, in the spelling nft prints.
@@ -26,6 +26,8 @@ pub enum Atom {
     Proto(Proto),
     /// A port, host order.
     Port(u16),
+    /// Ports from the first to the last, more than one.
+    Ports(u16, u16),
     /// An interface.
     Link(String),
     /// An address family.
@@ -38,6 +40,11 @@ impl Atom {
         if net.prefix_len() == net.max_prefix_len() { Atom::Addr(net.addr()) } else { Atom::Net(net.trunc()) }
     }
 
+    /// A range; one of a single port is that port, as nft prints it.
+    pub fn ports(first: u16, last: u16) -> Self {
+        if first == last { Atom::Port(first) } else { Atom::Ports(first, last) }
+    }
+
     fn json(&self) -> Expression<'static> {
         match self {
             Atom::Addr(addr) => Expression::String(addr.to_string().into()),
@@ -47,6 +54,9 @@ impl Atom {
             })),
             Atom::Proto(proto) => Expression::String(proto.to_string().into()),
             Atom::Port(port) => Expression::Number(u32::from(*port)),
+            Atom::Ports(first, last) => Expression::Range(Box::new(Range {
+                range: [Expression::Number(u32::from(*first)), Expression::Number(u32::from(*last))],
+            })),
             Atom::Link(name) => Expression::String(name.clone().into()),
             Atom::Family(family) => Expression::String(family_word(*family).into()),
         }
@@ -60,6 +70,7 @@ impl fmt::Display for Atom {
             Atom::Net(net) => write!(f, "{net}"),
             Atom::Proto(proto) => write!(f, "{proto}"),
             Atom::Port(port) => write!(f, "{port}"),
+            Atom::Ports(first, last) => write!(f, "{first}-{last}"),
             Atom::Link(name) => write!(f, "\"{name}\""),
             Atom::Family(family) => f.write_str(family_word(*family)),
         }
@@ -69,8 +80,14 @@ impl fmt::Display for Atom {
 /// The set of families.
 pub const FAMILIES: &str = "barred_all";
 
+/// The set that counts what was refused of what was asked of the machine itself, by link.
+pub const CLOSED: &str = "closed";
+
 /// Sets whose keys are links, or begin with one.
-pub const BY_LINK: [&str; 14] = [
+pub const BY_LINK: [&str; 17] = [
+    "host_open",
+    "host_ports",
+    CLOSED,
     "links",
     "tuns",
     "workloads",
@@ -185,6 +202,7 @@ impl Elements {
         let mut failures = Vec::new();
         elements.links(config, &mut failures);
         elements.subnets(config);
+        elements.crowds(config);
         elements.maps(config, &mut failures);
         (elements, failures)
     }
@@ -208,6 +226,7 @@ impl Elements {
             let link = Atom::Link(tun.name.clone());
             self.insert("tuns", vec![link.clone()], None);
             self.insert("links", vec![link.clone()], None);
+            self.host(&link, &tun.host);
             self.members(&link, tun.prefixes.iter().copied());
             for addr in &tun.addresses {
                 let v = version(addr);
@@ -228,6 +247,7 @@ impl Elements {
             self.insert("flood", vec![link.clone()], None);
             self.insert("links", vec![link.clone()], None);
             let tuns = || config.tuns.iter().filter(|t| t.subnet == workload.subnet);
+            self.host(&link, tuns().next().map_or(&HostPolicy::Closed, |tun| &tun.host));
             self.members(&link, tuns().flat_map(|t| t.prefixes.iter()).copied());
             for addr in tuns().flat_map(|t| &t.addresses).chain(&workload.gateways) {
                 self.insert(format!("local{}", version(addr)), vec![link.clone(), Atom::Addr(*addr)], None);
@@ -240,6 +260,51 @@ impl Elements {
                 if let Some(gateway) = gateway.into_iter().find(|g| g.is_ipv4() == addr.is_ipv4()) {
                     self.insert(format!("self{v}"), vec![own.clone(), own], Some(vec![Atom::Addr(*gateway)]));
                 }
+            }
+        }
+    }
+
+    /// What of the machine itself is reached by a link.
+    fn host(&mut self, link: &Atom, policy: &HostPolicy) {
+        self.insert(CLOSED, vec![link.clone()], None);
+        if *policy == HostPolicy::Open {
+            self.insert("host_open", vec![link.clone()], None);
+        }
+        for Ports { proto, first, last } in policy.ports() {
+            let key = vec![link.clone(), Atom::Proto(*proto), Atom::ports(*first, *last)];
+            self.insert("host_ports", key, None);
+        }
+    }
+
+    /// What of the machine itself was reached by a link.
+    pub fn policy(&self, link: &str) -> HostPolicy {
+        let link = Atom::Link(link.to_owned());
+        if self.in_set("host_open").any(|(key, _)| key.first() == Some(&link)) {
+            return HostPolicy::Open;
+        }
+        let ports = |key: &Tuple| match key.as_slice() {
+            [of, Atom::Proto(proto), Atom::Port(port)] if *of == link => {
+                Some(Ports { proto: *proto, first: *port, last: *port })
+            }
+            [of, Atom::Proto(proto), Atom::Ports(first, last)] if *of == link => {
+                Some(Ports { proto: *proto, first: *first, last: *last })
+            }
+            _ => None,
+        };
+        let listed = self.in_set("host_ports").filter_map(|(key, _)| ports(key)).collect();
+        // A list that is too long was none of ours: everything it let in is looked at.
+        HostPolicy::of(listed).unwrap_or(HostPolicy::Open)
+    }
+
+    /// Leases of other members, each once: a lease inside another counts with that.
+    fn crowds(&mut self, config: &HostConfig) {
+        let mut nets: Vec<IpNet> = config.tuns.iter().flat_map(|t| &t.others).map(IpNet::trunc).collect();
+        nets.sort();
+        let mut last: Option<IpNet> = None;
+        for net in nets {
+            if last.is_none_or(|last| !last.contains(&net)) {
+                self.insert(format!("crowd{}", version(&net.addr())), vec![Atom::net(net)], None);
+                last = Some(net);
             }
         }
     }
@@ -311,6 +376,7 @@ impl Elements {
         let tuple = key.tuple();
         let value = vec![Atom::Addr(target), Atom::Port(map.target_port)];
         self.insert(format!("{kind}{v}"), tuple.clone(), Some(value));
+        self.insert(format!("mapped_{kind}{v}"), tuple.clone(), None);
         for counted in ["conn", "rx", "tx"] {
             self.insert(format!("{counted}_{kind}{v}"), tuple.clone(), None);
         }
@@ -332,7 +398,6 @@ impl Elements {
     }
 
     /// The maps published here, with the address and port each leads to.
-    #[cfg(test)]
     pub fn targets(&self) -> BTreeMap<MapKey, (IpAddr, u16)> {
         ["any4", "any6", "exact4", "exact6"]
             .iter()
@@ -466,6 +531,8 @@ pub(super) mod tests {
             mtu: 1420,
             addresses: vec![IpAddr::from([10, n, 1, 1]), format!("fd00:{n}::1").parse().unwrap()],
             prefixes: vec![format!("10.{n}.0.0/16").parse().unwrap(), format!("fd00:{n}::/48").parse().unwrap()],
+            host: HostPolicy::Closed,
+            others: vec![],
         }
     }
 

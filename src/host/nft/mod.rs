@@ -19,7 +19,8 @@ mod ruleset;
 mod run;
 mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -32,10 +33,11 @@ pub use elements::MapKey;
 pub use run::Error;
 pub use watch::Watcher;
 
-use super::conntrack::{self, MapFlows};
-use crate::model::host::{Barred, HostConfig};
+use super::conntrack::{self, HostFlows, MapFlows};
+use crate::model::host::{Barred, HostConfig, TunConfig};
+use crate::model::id::SubnetId;
 use counters::{Counters, Listing};
-use elements::Elements;
+use elements::{CLOSED, Elements, Tuple};
 use run::{OwnRuns, nft};
 
 /// What every table of ours is called, before the instance.
@@ -63,6 +65,10 @@ pub struct Nft {
     altered: Arc<AtomicBool>,
     watched: Arc<AtomicBool>,
     repair: Repair,
+    /// The subnet of each link, as last written.
+    subnets: BTreeMap<String, SubnetId>,
+    /// What was refused on links that are gone.
+    closed_before: BTreeMap<SubnetId, u64>,
 }
 
 /// What happens when someone else changes our table: `[firewall] repair`.
@@ -81,6 +87,8 @@ pub struct Counts {
     pub maps: BTreeMap<MapKey, MapCount>,
     /// Dropped packets by reason: `filtered`, `flood`, `source_not_leased`, `weak_host`.
     pub drops: BTreeMap<String, Count>,
+    /// Packets refused of what was asked of this machine itself, by subnet.
+    pub closed: BTreeMap<SubnetId, u64>,
 }
 
 impl Nft {
@@ -96,6 +104,8 @@ impl Nft {
             altered: Arc::default(),
             watched: Arc::default(),
             repair,
+            subnets: BTreeMap::new(),
+            closed_before: BTreeMap::new(),
         }
     }
 
@@ -107,7 +117,8 @@ impl Nft {
     /// Brings the table to what `desired` needs, `barred` shut; without a TUN there is no table.
     ///
     /// Returns what could not be done of it (a map of a port that is taken), each ready to be shown; the rest is done.
-    /// Flows of maps that went, lead elsewhere or let in other clients are ended before this returns.
+    /// Flows of maps that went, lead elsewhere or let in other clients are ended before this returns, and so are those
+    /// to the machine itself that a subnet's policy no longer lets in.
     ///
     /// # Errors
     /// nft is missing or refused; the table is then as it was.
@@ -120,6 +131,7 @@ impl Nft {
             return Ok(Vec::new());
         }
         let (target, mut failures) = Elements::of(desired, barred);
+        self.keep_closed(&target).await?;
         // Taken: a call that is dropped or fails half-way leaves no belief behind.
         let (before, applied) = match self.applied.take() {
             Some(mut applied) => {
@@ -134,6 +146,8 @@ impl Nft {
         };
         self.applied = Some(applied);
         failures.extend(end_flows(&before, &target).await);
+        failures.extend(end_host_flows(&before, &target, desired).await);
+        self.subnets = subnets_of_links(desired);
         Ok(failures)
     }
 
@@ -174,7 +188,29 @@ impl Nft {
             counters.retain(&applied.elements);
         }
         *seen = counters.clone();
-        Ok(Counts { maps: counters.maps(), drops: counters.drops })
+        let mut closed = self.closed_before.clone();
+        add_closed(&mut closed, &counters, &self.subnets);
+        Ok(Counts { maps: counters.maps(), drops: counters.drops, closed })
+    }
+
+    /// Keeps what was counted on links that go.
+    async fn keep_closed(&mut self, target: &Elements) -> Result<(), Error> {
+        let stay: BTreeSet<&Tuple> = target.in_set(CLOSED).map(|(key, _)| key).collect();
+        let Some(applied) = &self.applied else { return Ok(()) };
+        let goes: Vec<Tuple> =
+            applied.elements.in_set(CLOSED).map(|(key, _)| key).filter(|key| !stay.contains(key)).cloned().collect();
+        if goes.is_empty() {
+            return Ok(());
+        }
+        let Some(mut counters) = self.list().await?.map(|l| l.counters) else { return Ok(()) };
+        counters.keep(&self.seen.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Some(counts) = counters.sets.get_mut(CLOSED) {
+            counts.retain(|key, _| goes.contains(key));
+        }
+        add_closed(&mut self.closed_before, &counters, &self.subnets);
+        let live: BTreeSet<SubnetId> = self.subnets.values().copied().collect();
+        self.closed_before.retain(|subnet, _| live.contains(subnet));
+        Ok(())
     }
 
     /// Subscribes to changes of the table by others; see [`Watcher`].
@@ -273,19 +309,19 @@ impl Nft {
     }
 }
 
+/// Adds what was refused on each link to its subnet's.
+fn add_closed(closed: &mut BTreeMap<SubnetId, u64>, counters: &Counters, subnets: &BTreeMap<String, SubnetId>) {
+    for (link, packets) in counters.closed() {
+        if let Some(subnet) = subnets.get(&link) {
+            let sum = closed.entry(*subnet).or_default();
+            *sum = sum.saturating_add(packets);
+        }
+    }
+}
+
 /// Deletes what conntrack still holds of maps that are in `before` and not, or differently, in `after`.
 async fn end_flows(before: &Elements, after: &Elements) -> Option<String> {
-    let flows: Vec<MapFlows> = before
-        .ended(after)
-        .into_iter()
-        .map(|(key, (target, target_port))| MapFlows {
-            proto: key.proto,
-            listen: key.listen,
-            port: key.port,
-            target,
-            target_port,
-        })
-        .collect();
+    let flows: Vec<MapFlows> = before.ended(after).into_iter().map(map_flows).collect();
     if flows.is_empty() {
         return None;
     }
@@ -296,6 +332,40 @@ async fn end_flows(before: &Elements, after: &Elements) -> Option<String> {
         }
         Err(error) => Some(format!("end the flows of removed maps: {error}")),
     }
+}
+
+fn map_flows((key, (target, target_port)): (MapKey, (IpAddr, u16))) -> MapFlows {
+    MapFlows { proto: key.proto, listen: key.listen, port: key.port, target, target_port }
+}
+
+/// Deletes what conntrack still holds of what a subnet was let into before and is not any more.
+async fn end_host_flows(before: &Elements, after: &Elements, desired: &HostConfig) -> Option<String> {
+    let narrowed = |tun: &TunConfig| {
+        let was = before.policy(&tun.name);
+        (!tun.host.covers(&was)).then(|| HostFlows {
+            prefixes: tun.prefixes.clone(),
+            own: tun.addresses.clone(),
+            before: was,
+            after: tun.host.clone(),
+        })
+    };
+    let flows: Vec<HostFlows> = desired.tuns.iter().filter_map(narrowed).collect();
+    if flows.is_empty() {
+        return None;
+    }
+    match conntrack::delete_host(flows, after.targets().into_iter().map(map_flows).collect()).await {
+        Ok(ended) => {
+            debug!(ended, "flows to this machine ended");
+            None
+        }
+        Err(error) => Some(format!("end the flows to this machine that are no longer let in: {error}")),
+    }
+}
+
+/// The subnet of each link of ours.
+fn subnets_of_links(config: &HostConfig) -> BTreeMap<String, SubnetId> {
+    let tuns = config.tuns.iter().map(|t| (t.name.clone(), t.subnet));
+    tuns.chain(config.workloads.iter().map(|w| (w.host_link.clone(), w.subnet))).collect()
 }
 
 async fn delete_table(table: &str, own: &OwnRuns) -> Result<(), Error> {

@@ -6,13 +6,15 @@
 //!
 //! ```text
 //! hook         priority  what it decides
-//! prerouting   -300      weak host, spoofed sources, noise of workloads            (raw, before conntrack)
-//! prerouting   -150      connections per workload; bytes back to clients
+//! prerouting   -300      spoofed sources, noise of workloads                       (raw, before conntrack)
+//! prerouting   -150      weak host, but for answers of what others translated; connections per workload and member;
+//!                        bytes back to clients
 //! prerouting   -100      port maps: exact address first, then every local address  (nat)
 //! output       -100      the same for clients on this machine                      (nat)
 //! forward      -150      TCP segment size fits the way
 //! forward         0      only what was asked for passes to or from our links, or through one that forwards only for us
 //! input           0      what workloads and members may say to this machine
+//! output          0      what this machine says to them in connections that were ended
 //! postrouting   100      maps to other peers come from this node's address         (nat)
 //! postrouting   150      bytes to workloads
 //! ```
@@ -21,11 +23,15 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::counters::{Count, Counters};
-use super::elements::{Elements, FAMILIES, text};
+use super::elements::{CLOSED, Elements, FAMILIES, text};
 
 /// Connections one workload may have open at a time. Conntrack holds 65,536 entries on a machine
 /// with 1 GiB; one flooder must leave most of them to the others.
 pub const WORKLOAD_CONNECTIONS: u32 = 4096;
+
+/// Connections the addresses of one lease of another member may have open into this machine at a time. A member may
+/// have many workloads behind its lease; it must leave most of conntrack to the others all the same.
+pub const MEMBER_CONNECTIONS: u32 = 16_384;
 
 /// Named counters of the table: how many packets were dropped and why.
 pub const DROPS: [&str; 4] = ["filtered", "flood", "source_not_leased", "weak_host"];
@@ -51,9 +57,13 @@ fn specs() -> Vec<SetSpec> {
     specs.push(set(FAMILIES, "type nf_proto"));
     // Not a dynamic set: the kernel would collect elements without connections, and the listing would change by itself.
     specs.push(set("flood", format!("type ifname; ct count over {WORKLOAD_CONNECTIONS}")));
+    specs.push(set("host_open", "type ifname"));
+    specs.push(set("host_ports", "type ifname . inet_proto . inet_service; flags interval"));
+    specs.push(set(CLOSED, "type ifname; counter"));
     for (v, addr) in [("4", "ipv4_addr"), ("6", "ipv6_addr")] {
         let own = [
             set(format!("barred{v}"), "type ifname"),
+            set(format!("crowd{v}"), format!("type {addr}; flags interval; ct count over {MEMBER_CONNECTIONS}")),
             set(format!("overlay{v}"), format!("type {addr}; flags interval")),
             set(format!("own{v}"), format!("type {addr}")),
             set(format!("leases{v}"), format!("type ifname . {addr}")),
@@ -68,6 +78,7 @@ fn specs() -> Vec<SetSpec> {
             [("exact", format!("{addr} . inet_proto . inet_service")), ("any", "inet_proto . inet_service".to_owned())]
         {
             specs.push(map(format!("{kind}{v}"), format!("type {key} : {addr} . inet_service")));
+            specs.push(set(format!("mapped_{kind}{v}"), format!("type {key}")));
             specs.push(set(format!("guarded_{kind}{v}"), format!("type {key}")));
             specs.push(set(format!("allowed_{kind}{v}"), format!("type {key} . {addr}; flags interval")));
             for counted in ["conn", "rx", "tx"] {
@@ -96,6 +107,31 @@ fn counting_chain(counted: &str) -> String {
                 chain,
                 "\t\tmeta nfproto ipv{v} meta l4proto {proto} meta l4proto . ct original proto-dst @{counted}_any{v} return"
             );
+        }
+    }
+    chain.push_str("\t}\n");
+    chain
+}
+
+/// The chain that accepts what a map of ours led here: by what was asked for, and by whom. Another program may have
+/// translated it.
+fn mapped_chain() -> String {
+    let mut chain = "\tchain mapped {\n".to_owned();
+    for (v, ip) in [("4", "ip"), ("6", "ip6")] {
+        for kind in ["exact", "any"] {
+            for proto in ["tcp", "udp"] {
+                let (family, key) = match kind {
+                    "exact" => (String::new(), format!("ct original {ip} daddr . ")),
+                    _ => (format!("meta nfproto ipv{v} "), String::new()),
+                };
+                let only = format!("{family}meta l4proto {proto}");
+                let key = format!("{key}meta l4proto . ct original proto-dst");
+                let _ = writeln!(
+                    chain,
+                    "\t\t{only} {key} @guarded_{kind}{v} {key} . ct original {ip} saddr != @allowed_{kind}{v} return"
+                );
+                let _ = writeln!(chain, "\t\t{only} {key} @mapped_{kind}{v} accept");
+            }
         }
     }
     chain.push_str("\t}\n");
@@ -135,6 +171,7 @@ pub fn whole(table: &str, elements: &Elements, counters: &Counters) -> String {
         out.push_str("\t}\n");
     }
     out.push_str(CHAINS);
+    out.push_str(&mapped_chain());
     out.push_str(&counting_chain("rx"));
     out.push_str(&counting_chain("tx"));
     out.push_str("}\n");
@@ -155,6 +192,9 @@ mod tests {
         config.maps.push(map(8, Proto::Udp, "::", 53, "fd00:8::2", 5353));
         config.maps.push(map(7, Proto::Tcp, "127.0.0.1", 9000, "10.7.1.2", 80));
         config.maps.push(guarded);
+        config.tuns[0].host = "tcp/22,udp/8000-8010".parse().unwrap();
+        config.tuns[0].others = vec!["10.7.2.0/24".parse().unwrap(), "fd00:7:0:2::/64".parse().unwrap()];
+        config.tuns[1].host = crate::model::host::HostPolicy::Open;
         config
     }
 

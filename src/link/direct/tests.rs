@@ -72,6 +72,7 @@ fn view(me: u8, subnets: u16, members: &[u8]) -> Arc<View> {
         mtu: 1420,
         routes: RouteTable::default(),
         members: others().map(peer).collect(),
+        hosts: Default::default(),
         data_keys: others().map(|n| (peer(n), public(n))).collect(),
         zone: Arc::new(Zone::empty(&name)),
         name: name.clone(),

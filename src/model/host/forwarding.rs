@@ -111,7 +111,7 @@ fn bar(observed: &Observed, switches: &BTreeSet<&str>) -> Barred {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::host::{HostConfig, MapConfig, Proto, TunConfig, plan};
+    use crate::model::host::{HostConfig, HostPolicy, MapConfig, Proto, TunConfig, plan};
     use crate::model::id::SubnetId;
     use std::collections::BTreeMap;
 
@@ -167,6 +167,8 @@ mod tests {
                 mtu: 1400,
                 addresses: vec![],
                 prefixes: vec![],
+                host: HostPolicy::Closed,
+                others: vec![],
             }],
             maps: if mapped { vec![map("0.0.0.0", "10.7.1.2"), map("::", "fd00:7::2")] } else { vec![] },
             ..HostConfig::default()

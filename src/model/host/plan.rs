@@ -271,7 +271,7 @@ fn forget(place: &Place, link: &str, want: &mut BTreeMap<Place, SceneWant>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::host::{MapConfig, NetnsRef, Place, Proto, Route, TABLE, TunConfig};
+    use crate::model::host::{HostPolicy, MapConfig, NetnsRef, Place, Proto, Route, TABLE, TunConfig};
     use crate::model::id::SubnetId;
     use ipnet::IpNet;
     use proptest::prelude::*;
@@ -297,6 +297,8 @@ mod tests {
             mtu: 1400 + u16::from(variant),
             addresses: vec![ip(&format!("10.{s}.{variant}.1")), ip(&format!("fd00:{s}::{variant}:1"))],
             prefixes: vec![net(&format!("10.{s}.0.0/16")), net(&format!("fd00:{s}::/48"))],
+            host: HostPolicy::Closed,
+            others: vec![],
         }
     }
 

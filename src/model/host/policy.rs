@@ -56,6 +56,18 @@ impl HostPolicy {
         }
     }
 
+    /// Whether everything that `other` lets in is let in here too.
+    pub fn covers(&self, other: &HostPolicy) -> bool {
+        match (self, other) {
+            (HostPolicy::Open, _) | (_, HostPolicy::Closed) => true,
+            (_, HostPolicy::Open) => false,
+            (_, HostPolicy::Ports(list)) => {
+                let inside = |p: &Ports, q: &Ports| p.proto == q.proto && q.first <= p.first && p.last <= q.last;
+                list.iter().all(|p| self.ports().iter().any(|q| inside(p, q)))
+            }
+        }
+    }
+
     /// The ports that are listed; none where all or nothing is let in.
     pub fn ports(&self) -> &[Ports] {
         match self {
@@ -177,7 +189,9 @@ mod tests {
 
     #[test]
     fn what_is_no_policy_is_refused() {
-        for text in ["", ",", "tcp", "tcp/", "tcp/0", "tcp/65536", "tcp/9-8", "icmp/1", "tcp/+22", "tcp/22,", "22", "ssh"] {
+        for text in
+            ["", ",", "tcp", "tcp/", "tcp/0", "tcp/65536", "tcp/9-8", "icmp/1", "tcp/+22", "tcp/22,", "22", "ssh"]
+        {
             assert!(matches!(text.parse::<HostPolicy>(), Err(PolicyError::Part(_))), "{text:?}");
         }
         let many: Vec<String> = (0..65).map(|n| format!("tcp/{}", 2 * n + 1)).collect();
@@ -202,6 +216,11 @@ mod tests {
                     prop_assert_eq!(joined.permits(proto, port), twin);
                 }
             }
+            prop_assert!(HostPolicy::Open.covers(&joined) && joined.covers(&joined) && joined.covers(&HostPolicy::Closed));
+            prop_assert!(!HostPolicy::Closed.covers(&joined) && !joined.covers(&HostPolicy::Open));
+            let less = HostPolicy::of(ports[1..].to_vec()).unwrap();
+            prop_assert!(joined.covers(&less));
+            prop_assert_eq!(less.covers(&joined), less == joined);
             let touch = |w: &[Ports]| w[0].proto == w[1].proto && w[1].first <= w[0].last.saturating_add(1);
             prop_assert!(!joined.ports().windows(2).any(touch));
         }

@@ -96,7 +96,7 @@ fn host_want(host: &mut SceneWant, desired: &HostConfig, observed: &Observed, fa
     host.sysctls.extend(global_sysctls(desired, observed));
     for tun in &desired.tuns {
         host.links.insert(tun.name.clone(), tun_want(desired, tun, families));
-        host.sysctls.extend(tun_sysctls(desired, tun, observed));
+        host.sysctls.extend(tun_sysctls(tun, observed));
         for prefix in tun.prefixes.iter().filter(|p| families.keep(&p.addr())) {
             let source = of_family(&tun.addresses, &prefix.addr());
             let (link, destination) = (tun.name.clone(), prefix.trunc());
@@ -255,28 +255,24 @@ fn link_ipv6(link: &str) -> impl Iterator<Item = SysctlWant> + use<'_> {
 
 /// Forwarding from a link of ours. Linux decides by the link a packet came in on; for IPv6 `force_forwarding` alone
 /// is enough, and without it only `conf.all.forwarding` counts.
-fn link_forwarding(link: &str, on: bool, observed: &Observed, ipv6: bool) -> Vec<SysctlWant> {
-    let value = if on { "1" } else { "0" };
-    let mut wants = vec![own(format!("net/ipv4/conf/{link}/forwarding"), value)];
+fn link_forwarding(link: &str, observed: &Observed, ipv6: bool) -> Vec<SysctlWant> {
+    let mut wants = vec![own(format!("net/ipv4/conf/{link}/forwarding"), "1")];
     if ipv6 && observed.ipv6 && observed.force_forwarding {
-        wants.push(own(format!("net/ipv6/conf/{link}/force_forwarding"), value));
+        wants.push(own(format!("net/ipv6/conf/{link}/force_forwarding"), "1"));
     }
     wants
 }
 
-fn tun_forwards(desired: &HostConfig, tun: &TunConfig) -> bool {
-    desired.workloads.iter().any(|w| w.tun == tun.name)
-        || desired.maps.iter().any(|m| m.subnet == tun.subnet && m.target.is_some())
-}
-
-fn tun_sysctls(desired: &HostConfig, tun: &TunConfig, observed: &Observed) -> Vec<SysctlWant> {
+fn tun_sysctls(tun: &TunConfig, observed: &Observed) -> Vec<SysctlWant> {
     let ipv6 = tun.addresses.iter().any(IpAddr::is_ipv6);
     // Loose: what a peer may send is checked against its leases before it is written to the TUN.
     let mut wants = vec![own(format!("net/ipv4/conf/{}/rp_filter", tun.name), "2")];
     if ipv6 && observed.ipv6 {
         wants.extend(link_ipv6(&tun.name));
     }
-    wants.extend(link_forwarding(&tun.name, tun_forwards(desired, tun), observed, ipv6));
+    // Always: what comes in for this machine may be sent on by rules of other programs, and must be answered where it
+    // is refused. The ruleset lets pass what was asked for.
+    wants.extend(link_forwarding(&tun.name, observed, ipv6));
     wants
 }
 
@@ -287,7 +283,7 @@ fn veth_sysctls(workload: &WorkloadConfig, observed: &Observed) -> Vec<SysctlWan
     if ipv6 && observed.ipv6 {
         wants.extend(link_ipv6(&workload.host_link));
     }
-    wants.extend(link_forwarding(&workload.host_link, true, observed, ipv6));
+    wants.extend(link_forwarding(&workload.host_link, observed, ipv6));
     wants
 }
 

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{done, random};
-use crate::api::types::{Created, Error, ErrorKind, Response};
+use crate::api::types::{Created, Error, ErrorKind, HostInfo, Response};
+use crate::model::host::HostPolicy;
 use crate::model::id::{SubnetId, is_id_prefix};
 use crate::model::local::PendingJoin;
 use crate::model::members::Subnet;
@@ -46,6 +47,7 @@ impl Core {
             interface: subnet.local.interface.clone(),
             invite: text,
             member: me.name,
+            host: subnet.local.host.clone(),
         };
         let mut draft = Draft::default();
         draft.put(subnet);
@@ -122,6 +124,29 @@ impl Core {
         let id = subnet.records.id;
         self.save(subnet)?;
         Ok(Some(id))
+    }
+
+    /// `subnet host SUBNET`: what of this machine itself a subnet reaches.
+    ///
+    /// # Errors
+    /// `E-NO-SUBNET`.
+    pub fn host_policy(&self, text: &str) -> Result<HostInfo, Error> {
+        let subnet = self.state.find(text)?;
+        Ok(HostInfo { subnet: subnet.name().clone(), host: subnet.local.host.clone(), changed: false })
+    }
+
+    /// `subnet host SUBNET SPEC`: replaces it.
+    ///
+    /// # Errors
+    /// `E-NO-SUBNET`, or it could not be saved.
+    pub fn set_host_policy(&mut self, text: &str, host: HostPolicy) -> Result<HostInfo, Error> {
+        let mut subnet = self.state.edit(text)?;
+        let info = HostInfo { subnet: subnet.name().clone(), changed: subnet.local.host != host, host };
+        if info.changed {
+            subnet.local.host = info.host.clone();
+            self.save(subnet)?;
+        }
+        Ok(info)
     }
 
     /// `up` and `down`; without a subnet all of them.

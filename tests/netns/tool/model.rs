@@ -63,6 +63,7 @@ fn state(members: usize, workloads: usize) -> Result<State> {
         member: name("m0")?,
         routed: vec![],
         salt: [7; 16],
+        host: Default::default(),
     };
     let mut subnet = state.found(founding, NOW)?;
     for n in 1..members {
