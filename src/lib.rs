@@ -13,6 +13,7 @@
 //! | [`model::host::HostConfig`] | what the kernel must match; `plan(desired, observed)` is the difference |
 //! | [`link::Links`] | peers: the datagram path or the stream that carries packets to each, its bounded queue, its counters |
 //! | [`crypto::session::Session`] | keys for one peer and subnet: pure machine, from the first handshake through every rekey |
+//! | [`model::host::HostPolicy`] | what of a machine itself one subnet reaches beside ping and names |
 //! | [`datapath::Datapath`] | the two packet loops between TUNs and links |
 //! | [`node::Node`] | owns state and store; every change goes decide, save, absorb, publish, tell |
 //!
@@ -67,6 +68,16 @@
 //! other members. [`host::reconcile`] wakes, observes, plans, applies, and publishes what failed; the command waits for
 //! that, so it never says "ok" for what the kernel refused. One path serves start, reload, repair, crash recovery and
 //! stop: add before delete, and only what bears our mark is deleted.
+//!
+//! # What passes the kernel
+//!
+//! One nftables table, whose rules never change ([`host::nft`]): only its elements do. Into workloads pass members of their
+//! subnet and what a port map asked for. The machine itself answers its subnets ping, names, what its
+//! [`HostPolicy`](model::host::HostPolicy) lists, and what a map listens on; the judgement is by the port that was asked for,
+//! whoever translated it, and what is no longer listed is ended in conntrack. Refusals are answered, counted by subnet, and
+//! heard by the asker's datapath, which tells people. A link that forwards only because of us
+//! ([`model::host::Barred`]) is shut to everything else, from before its switch is turned until after it is back; what was
+//! turned is remembered on disk (`host/kept.rs`), so that a kill changes nothing.
 //!
 //! # Joining
 //!

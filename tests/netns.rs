@@ -20,6 +20,8 @@ mod input;
 mod kills;
 #[path = "netns/lifecycle.rs"]
 mod lifecycle;
+#[path = "netns/machine.rs"]
+mod machine;
 #[path = "netns/maps.rs"]
 mod maps;
 #[path = "netns/membership.rs"]
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         workloads::CASES,
         names::CASES,
         maps::CASES,
+        machine::CASES,
         durability::CASES,
         kills::CASES,
         input::CASES,

@@ -139,6 +139,8 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
     struct Part {
         status: SubnetStatus,
         peers: Vec<(PeerId, PeerStatus)>,
+        /// What the subnet was founded as: its name on other machines.
+        named: Name,
     }
     let (parts, damage, asking, contested) = ctx
         .node
@@ -198,7 +200,8 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                     drops: BTreeMap::new(),
                 };
                 contested.extend(subnet.contested_names(&core.state.me, &resolved));
-                parts.push((Part { status, peers }, mine.map(|m| (m.grant.not_before, m.grant.not_after))));
+                let named = subnet.records.genesis.name.clone();
+                parts.push((Part { status, peers, named }, mine.map(|m| (m.grant.not_before, m.grant.not_after))));
             }
             let asking: Vec<(Name, Vec<Name>)> = core
                 .state
@@ -244,7 +247,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
         let mut status = part.status;
         for (peer, mut info) in part.peers {
             let key = Key { subnet: status.id, peer };
-            problems.extend(closed_machine(ctx, key, &info.name, &status.name));
+            problems.extend(closed_machine(ctx, key, &info.name, &part.named));
             let link = ctx.links.status(key);
             let direct = sessions.get(&key).and_then(|s| s.path.as_ref());
             info.path = path(ctx, peer, Some(&link), direct, known.get(&peer));
@@ -270,9 +273,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                 *count = count.saturating_add(*packets);
             }
         }
-        if ctx.rules.is_some() {
-            status.drops.insert("host-closed".to_owned(), dropped.closed.get(&status.id).copied().unwrap_or(0));
-        }
+        status.drops.insert("host-closed".to_owned(), dropped.closed.get(&status.id).copied().unwrap_or(0));
         problems.extend(expiry(&status.name.to_string(), grant, unix_now()));
         subnets.push(status);
     }
@@ -309,7 +310,7 @@ pub(super) async fn dropped_by_rules(ctx: &Context) -> DroppedByRules {
     DroppedByRules { by_reason, closed: counts.closed }
 }
 
-/// What a member's machine refused lately, and what to type there.
+/// What a member's machine refused lately, and what to type there, where the subnet has its own name.
 pub(super) fn closed_machine(ctx: &Context, key: Key, name: &Name, subnet: &Name) -> Option<Problem> {
     let refusals = ctx.datapath.refusals(key);
     let newest = refusals.first()?;

@@ -5,7 +5,7 @@ use crate::model::id::{Name, PeerId};
 use crate::model::view::{Owner, RouteTable, SubnetView};
 use crate::packet::offload::{Kind, VirtioHeader};
 use crate::packet::parse::samples::{ip, tcp, udp};
-use crate::packet::{checksum, parse};
+use crate::packet::{checksum, icmp, parse};
 use crate::tun::memory::{MemoryKernel, Segmentation, pair};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,7 +42,11 @@ fn subnet(id: SubnetId, me: u8, nodes: &[u8]) -> Arc<SubnetView> {
         mtu: 1420,
         routes,
         members: nodes.iter().filter(|n| **n != me).map(|n| peer(*n)).collect::<BTreeSet<_>>(),
-        hosts: Default::default(),
+        hosts: nodes
+            .iter()
+            .filter(|n| **n != me)
+            .flat_map(|n| [ip(&format!("10.0.{n}.1")), ip(&format!("fd00:{n}::1"))])
+            .collect(),
         data_keys: BTreeMap::new(),
         zone: Arc::new(crate::model::zone::Zone::empty(&Name::from_host("lab"))),
     })
@@ -378,6 +382,44 @@ fn no_route_is_answered_and_noise_is_not() {
     }
     a.wait_count(RED, DropReason::Filtered, 5);
     assert_eq!(a.kernel().read(SHORT), None, "noise is not answered");
+}
+
+#[test]
+fn refusals_of_a_members_machine_are_heard_and_passed_on() {
+    let (_runtime, a, b) = two(Segmentation::Offload);
+    let refused = |asked: &str, by: &str, code: u8| {
+        let mut lost = udp(ip(if by.contains('.') { "10.0.1.5" } else { "fd00:1::5" }), ip(asked), b"?");
+        let ports = parse(&lost).unwrap().transport;
+        lost[ports + 2..ports + 4].copy_from_slice(&2222u16.to_be_bytes());
+        let mut error = icmp::reply(&parse(&lost).unwrap(), &lost, ip(by), icmp::Failure::NoRoute).unwrap();
+        let at = parse(&error).unwrap().transport;
+        error[at + 1] = code;
+        b.kernel().inject(&error);
+        assert_eq!(a.kernel().read(LONG).map(|(_, packet)| packet), Some(error), "passed on");
+    };
+    let key = Key { subnet: RED, peer: peer(2) };
+    let heard = || a.path.refusals(key).into_iter().map(|r| (r.address, r.proto, r.port)).collect::<Vec<_>>();
+    // A workload's refusal, and one for another reason, are nothing to us.
+    refused("10.0.2.7", "10.0.2.7", 13);
+    refused("10.0.2.1", "10.0.2.1", 1);
+    assert_eq!(heard(), []);
+    refused("10.0.2.1", "10.0.2.1", 13);
+    refused("fd00:2::1", "fd00:2::1", 1);
+    let both = [(ip("fd00:2::1"), 17, Some(2222)), (ip("10.0.2.1"), 17, Some(2222))];
+    assert_eq!(heard(), both);
+    // What the port says ends it; another port says nothing about it.
+    let says = |from: &str, to: &str, port: u16| {
+        let mut packet = udp(ip(from), ip(to), b"!");
+        let ports = parse(&packet).unwrap().transport;
+        packet[ports..ports + 2].copy_from_slice(&port.to_be_bytes());
+        b.kernel().inject(&packet);
+        assert!(a.kernel().read(LONG).is_some());
+    };
+    says("10.0.2.1", "10.0.1.5", 80);
+    says("10.0.2.7", "10.0.1.5", 2222);
+    assert_eq!(heard(), both);
+    says("10.0.2.1", "10.0.1.5", 2222);
+    assert_eq!(heard(), both[..1]);
 }
 
 #[test]

@@ -382,6 +382,47 @@ mod tests {
         assert!(!flow().touches(&["192.0.2.4".parse().unwrap()]));
     }
 
+    /// A flow from one port to another, as the first packet had it.
+    fn asked(proto: u8, from: &str, to: &str) -> Entry {
+        let (from, to): (std::net::SocketAddr, std::net::SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
+        let ports = proto == 6 || proto == 17;
+        let original = Direction {
+            source: Some(from.ip()),
+            destination: Some(to.ip()),
+            proto: Some(proto),
+            source_port: ports.then(|| from.port()),
+            destination_port: ports.then(|| to.port()),
+        };
+        Entry { original, reply: Direction::default(), rewritten: false, ..flow() }
+    }
+
+    #[test]
+    fn only_flows_to_the_machine_that_are_no_longer_let_in_end() {
+        let flows = |before: &str, after: &str| HostFlows {
+            prefixes: vec!["10.7.0.0/16".parse().unwrap(), "fd00:7::/48".parse().unwrap()],
+            own: vec!["10.7.1.1".parse().unwrap(), "fd00:7::1".parse().unwrap()],
+            before: before.parse().unwrap(),
+            after: after.parse().unwrap(),
+        };
+        let narrowed = flows("tcp/22,tcp/80,udp/5000", "tcp/80");
+        let asks = |proto, from, to| asked(proto, from, to).asks(&narrowed);
+        assert!(asks(6, "10.7.2.1:40000", "10.7.1.1:22") && asks(6, "[fd00:7::9]:40000", "[fd00:7::1]:22"));
+        assert!(asks(6, "10.7.1.5:40000", "192.0.2.1:22"), "every address of the machine");
+        assert!(asks(17, "10.7.2.1:40000", "10.7.1.1:5000") && asks(132, "10.7.2.1:0", "10.7.1.1:0"));
+        assert!(!asks(6, "10.7.2.1:40000", "10.7.1.1:80"), "let in still");
+        assert!(!asks(17, "10.7.2.1:40000", "10.7.1.1:53") && !asks(1, "10.7.2.1:0", "10.7.1.1:0"), "names, pings");
+        assert!(asks(17, "10.7.1.5:40000", "192.0.2.1:53"), "names of our own addresses only");
+        assert!(!asks(6, "10.7.2.1:40000", "10.7.1.5:22"), "a workload");
+        assert!(!asks(6, "10.7.1.1:40000", "10.7.2.1:22"), "the machine's own");
+        assert!(!asks(6, "192.0.2.9:40000", "192.0.2.1:22"), "somebody outside");
+        assert!(!asked(132, "10.7.2.1:0", "10.7.1.1:0").asks(&flows("closed", "open")));
+        let answers = |proto, from, to| asked(proto, from, to).answers(&narrowed);
+        assert!(answers(17, "10.7.1.1:5000", "10.7.2.1:40000") && answers(17, "192.0.2.1:5000", "10.7.1.5:40000"));
+        assert!(!answers(17, "10.7.1.1:40000", "10.7.2.1:5000"), "the machine's own");
+        assert!(!answers(6, "10.7.1.1:22", "10.7.2.1:40000"), "refused on its way out");
+        assert!(!answers(17, "10.7.2.1:5000", "10.7.3.1:40000"), "not from the machine");
+    }
+
     proptest! {
         #[test]
         fn datagrams_never_panic(bytes in proptest::collection::vec(0u8..40, 0..120)) {

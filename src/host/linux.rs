@@ -319,15 +319,18 @@ impl LinuxHost {
         failures
     }
 
-    async fn rules_and_ports(&mut self, desired: &HostConfig, barred: &Barred) -> Vec<Failure> {
+    /// Ruleset and proxies. Whether the ruleset stands, and what could not be done.
+    async fn rules_and_ports(&mut self, desired: &HostConfig, barred: &Barred) -> (bool, Vec<Failure>) {
         let mut failures = Vec::new();
         let mut held = self.rules.0.lock().await;
-        match held.0.sync(desired, barred).await {
+        let synced = held.0.sync(desired, barred).await;
+        let stands = synced.is_ok();
+        match synced {
             Ok(refused) => failures.extend(refused.into_iter().map(|why| failure("map a port", why))),
             Err(error) => failures.push(failure("bring the ruleset up to date", error)),
         }
         failures.extend(held.1.sync(&desired.maps).await.into_iter().map(|why| failure("proxy a mapped port", why)));
-        failures
+        (stands, failures)
     }
 }
 
@@ -348,8 +351,10 @@ impl Host for LinuxHost {
         let stops = desired.tuns.is_empty() && desired.workloads.is_empty() && desired.maps.is_empty();
         // What guards the links stands before they do, and falls after them.
         let (barred, barred_after) = barred(observed, &changes);
-        let mut failures = if stops { Vec::new() } else { self.rules_and_ports(desired, &barred).await };
-        let mut changes = changes.into_iter().peekable();
+        let (guarded, mut failures) =
+            if stops { (true, Vec::new()) } else { self.rules_and_ports(desired, &barred).await };
+        // Without their guard no link is made, and none forwards: the next pass tries again.
+        let mut changes = changes.into_iter().filter(|change| guarded || change.removes()).peekable();
         while let Some(change) = changes.next() {
             tracing::debug!(%change, "apply");
             if let Place::Netns(netns) = change.place().clone() {
@@ -363,7 +368,7 @@ impl Host for LinuxHost {
             }
         }
         if stops || barred != barred_after {
-            failures.extend(self.rules_and_ports(desired, &barred_after).await);
+            failures.extend(self.rules_and_ports(desired, &barred_after).await.1);
         }
         failures
     }

@@ -54,6 +54,7 @@ fn holds(hay: &[u8], needle: &[u8]) -> bool {
 
 /// The canary over TCP and UDP, both families, and names asked for and answered across.
 fn talk(from: &Host, to: &Host, workload: &Netns) -> Result<()> {
+    to.ok(&["subnet", "host", "lab", "tcp/7000,udp/7000"])?;
     for address in [to.overlay("lab")?.0, to.overlay("lab")?.1] {
         from.ns().reaches(&address, SOON)?;
         for proto in ["tcp", "udp"] {

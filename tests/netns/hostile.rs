@@ -35,6 +35,7 @@ const OURS: &str = "udp dport 4100 @th,64,8 0x04";
 fn flipped_bits_are_counted_and_nothing_damaged_arrives(lab: &Lab) -> Result<()> {
     let (a, b) = pair4(lab)?;
     let (to_a, to_b) = (a.overlay("lab")?.0, b.overlay("lab")?.0);
+    b.ok(&["subnet", "host", "lab", "tcp/7000"])?;
     let _server = b.ns().serve("tcp", &to_b, 7000)?;
     b.ns().reaches(&to_a, SOON)?;
     [&a, &b].iter().try_for_each(|h| plain_cable(lab, h))?;

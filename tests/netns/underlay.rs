@@ -381,6 +381,7 @@ impl Transfer {
     /// # Errors
     /// `iperf3` does not start.
     pub fn start(from: &Host, to: &Host, seconds: u32, limit: &str) -> Result<Transfer> {
+        from.ok(&["subnet", "host", "lab", "tcp/5201"])?;
         let address = from.overlay("lab")?.0;
         let server = from
             .ns()

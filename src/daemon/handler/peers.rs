@@ -85,7 +85,7 @@ async fn refused(ctx: &Context, key: Key) -> Result<Vec<Problem>, Error> {
         .run(move |core| {
             let subnet = core.state.subnets.get(&key.subnet)?;
             let name = subnet.records.resolve(core.now()).members.get(&key.peer)?.name.clone();
-            Some((name, subnet.name().clone()))
+            Some((name, subnet.records.genesis.name.clone()))
         })
         .await?;
     Ok(names.and_then(|(member, subnet)| status::closed_machine(ctx, key, &member, &subnet)).into_iter().collect())

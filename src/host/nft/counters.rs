@@ -10,7 +10,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::elements::{Atom, BY_LINK, CLOSED, Elements, FAMILIES, MapKey, Tuple, family_word};
+use super::atom::{Atom, BY_LINK, CLOSED, FAMILIES, MapKey, Tuple, family_word};
+use super::elements::Elements;
 use crate::model::host::{Family, Proto};
 
 /// Packets and bytes.

@@ -4,189 +4,21 @@
 //! the same for every configuration, so a change never touches a rule.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
-use nftables::expr::{Expression, NamedExpression, Prefix, Range};
+use nftables::expr::Expression;
 use nftables::schema::{Element, NfCmd, NfListObject, NfObject, Nftables};
 use nftables::types::NfFamily;
 
-use crate::model::host::{Barred, Family, HostConfig, HostPolicy, MapConfig, Ports, Proto, is_link_name};
+use super::atom::{Atom, CLOSED, Entry, FAMILIES, MapKey, Tuple, json, version};
+use crate::model::host::{Barred, Family, HostConfig, HostPolicy, MapConfig, Ports, is_link_name};
 use crate::model::id::SubnetId;
-
-/// One field of a key or value, in the spelling nft prints.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Atom {
-    /// An address.
-    Addr(IpAddr),
-    /// A prefix shorter than an address.
-    Net(IpNet),
-    /// A transport protocol.
-    Proto(Proto),
-    /// A port, host order.
-    Port(u16),
-    /// Ports from the first to the last, more than one.
-    Ports(u16, u16),
-    /// An interface.
-    Link(String),
-    /// An address family.
-    Family(Family),
-}
-
-impl Atom {
-    /// A prefix; one of full length is an address, as nft prints it.
-    pub fn net(net: IpNet) -> Self {
-        if net.prefix_len() == net.max_prefix_len() { Atom::Addr(net.addr()) } else { Atom::Net(net.trunc()) }
-    }
-
-    /// A range; one of a single port is that port, as nft prints it.
-    pub fn ports(first: u16, last: u16) -> Self {
-        if first == last { Atom::Port(first) } else { Atom::Ports(first, last) }
-    }
-
-    fn json(&self) -> Expression<'static> {
-        match self {
-            Atom::Addr(addr) => Expression::String(addr.to_string().into()),
-            Atom::Net(net) => Expression::Named(NamedExpression::Prefix(Prefix {
-                addr: Box::new(Expression::String(net.addr().to_string().into())),
-                len: u32::from(net.prefix_len()),
-            })),
-            Atom::Proto(proto) => Expression::String(proto.to_string().into()),
-            Atom::Port(port) => Expression::Number(u32::from(*port)),
-            Atom::Ports(first, last) => Expression::Range(Box::new(Range {
-                range: [Expression::Number(u32::from(*first)), Expression::Number(u32::from(*last))],
-            })),
-            Atom::Link(name) => Expression::String(name.clone().into()),
-            Atom::Family(family) => Expression::String(family_word(*family).into()),
-        }
-    }
-}
-
-impl fmt::Display for Atom {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Atom::Addr(addr) => write!(f, "{addr}"),
-            Atom::Net(net) => write!(f, "{net}"),
-            Atom::Proto(proto) => write!(f, "{proto}"),
-            Atom::Port(port) => write!(f, "{port}"),
-            Atom::Ports(first, last) => write!(f, "{first}-{last}"),
-            Atom::Link(name) => write!(f, "\"{name}\""),
-            Atom::Family(family) => f.write_str(family_word(*family)),
-        }
-    }
-}
-
-/// The set of families.
-pub const FAMILIES: &str = "barred_all";
-
-/// The set that counts what was refused of what was asked of the machine itself, by link.
-pub const CLOSED: &str = "closed";
-
-/// Sets whose keys are links, or begin with one.
-pub const BY_LINK: [&str; 17] = [
-    "host_open",
-    "host_ports",
-    CLOSED,
-    "links",
-    "tuns",
-    "workloads",
-    "flood",
-    "leases4",
-    "leases6",
-    "local4",
-    "local6",
-    "member4",
-    "member6",
-    "source4",
-    "source6",
-    "barred4",
-    "barred6",
-];
-
-/// A family as nft spells it in `meta nfproto`.
-pub fn family_word(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "ipv4",
-        Family::V6 => "ipv6",
-    }
-}
-
-/// A key or value: one atom or a concatenation.
-pub type Tuple = Vec<Atom>;
-
-/// A key and, in a map, its value.
-pub type Entry = (Tuple, Option<Tuple>);
-
-/// `a . b . c`, as nft writes a concatenation.
-pub fn text(tuple: &[Atom]) -> String {
-    tuple.iter().map(Atom::to_string).collect::<Vec<_>>().join(" . ")
-}
-
-fn json(tuple: &[Atom]) -> Expression<'static> {
-    match tuple {
-        [one] => one.json(),
-        many => Expression::Named(NamedExpression::Concat(many.iter().map(Atom::json).collect())),
-    }
-}
-
-/// The listening side of a port map: what tells one map from another in the kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct MapKey {
-    /// Protocol.
-    pub proto: Proto,
-    /// Address listened on; unspecified: every local one of that family.
-    pub listen: IpAddr,
-    /// Port listened on.
-    pub port: u16,
-}
-
-impl MapKey {
-    /// The key of a configured map.
-    pub fn of(map: &MapConfig) -> Self {
-        MapKey { proto: map.proto, listen: map.listen, port: map.port }
-    }
-
-    /// The key as set elements have it: with the address for one address, without for all.
-    fn tuple(&self) -> Tuple {
-        let tail = [Atom::Proto(self.proto), Atom::Port(self.port)];
-        if self.listen.is_unspecified() {
-            tail.to_vec()
-        } else {
-            [&[Atom::Addr(self.listen)], tail.as_slice()].concat()
-        }
-    }
-
-    /// Reads the key back from an element of set `set` (`…any4`, `…exact6`).
-    pub fn parse(set: &str, tuple: &[Atom]) -> Option<Self> {
-        match tuple {
-            [Atom::Proto(proto), Atom::Port(port)] => {
-                let listen: IpAddr =
-                    if set.ends_with('6') { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
-                Some(MapKey { proto: *proto, listen, port: *port })
-            }
-            [Atom::Addr(listen), Atom::Proto(proto), Atom::Port(port)] => {
-                Some(MapKey { proto: *proto, listen: *listen, port: *port })
-            }
-            _ => None,
-        }
-    }
-}
-
-impl fmt::Display for MapKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.proto, std::net::SocketAddr::new(self.listen, self.port))
-    }
-}
 
 /// Elements of every set and map of our table: set name, key, and the value where it is a map.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Elements {
     sets: BTreeMap<String, BTreeMap<Tuple, Option<Tuple>>>,
-}
-
-fn version(addr: &IpAddr) -> &'static str {
-    if addr.is_ipv4() { "4" } else { "6" }
 }
 
 /// Prefixes of one family, merged: interval sets refuse elements that overlap.
@@ -510,8 +342,9 @@ impl Delta {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::atom::text;
     use super::*;
-    use crate::model::host::{NetnsRef, ResolvConf, TunConfig, WorkloadConfig};
+    use crate::model::host::{NetnsRef, Proto, ResolvConf, TunConfig, WorkloadConfig};
     use proptest::prelude::*;
 
     /// The elements of `config` where nothing is barred.
@@ -602,10 +435,19 @@ pub(super) mod tests {
     prop_compose! {
         fn any_config()(tuns in proptest::collection::btree_set(7u8..10, 1..3),
                         hosts in proptest::collection::btree_set((7u8..10, 2u8..5), 0..4),
-                        maps in proptest::collection::vec(any_map(), 0..8)) -> HostConfig {
+                        maps in proptest::collection::vec(any_map(), 0..8),
+                        hosts_of in proptest::sample::select(vec!["closed", "open", "tcp/22", "tcp/22-30,udp/5", "tcp/25-40"]),
+                        others in proptest::collection::vec((2u8..5, 20u8..=32), 0..4)) -> HostConfig {
             HostConfig {
                 instance: "0123abcd".to_owned(),
-                tuns: tuns.into_iter().map(tun).collect(),
+                tuns: tuns
+                    .into_iter()
+                    .map(|n| TunConfig {
+                        host: hosts_of.parse().unwrap(),
+                        others: others.iter().map(|(m, len)| format!("10.{n}.{m}.0/{len}").parse().unwrap()).collect(),
+                        ..tun(n)
+                    })
+                    .collect(),
                 workloads: hosts.into_iter().map(|(n, h)| workload(n, h)).collect(),
                 maps,
                 underlay_ports: vec![5],
@@ -691,6 +533,33 @@ pub(super) mod tests {
         let ended = before.ended(&after);
         assert_eq!(ended.iter().map(|(k, _)| k.port).collect::<Vec<_>>(), [80]);
         assert!(after.ended(&after).is_empty());
+    }
+
+    #[test]
+    fn policies_are_read_back_and_hold_for_every_link_of_their_subnet() {
+        for spec in ["closed", "open", "tcp/22", "tcp/22,tcp/8000-8010,udp/53"] {
+            let mut config = config();
+            config.tuns[0].host = spec.parse().unwrap();
+            let of = elements(&config).0;
+            for link in ["bw-net7", "bwv00070002"] {
+                assert_eq!(of.policy(link).to_string(), spec, "{link}");
+            }
+            for link in ["bw-net8", "bwv00080002", "eth0"] {
+                assert_eq!(of.policy(link), HostPolicy::Closed, "{link}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_lease_inside_another_has_no_quota_of_its_own() {
+        let mut config = config();
+        let nets = |list: &[&str]| list.iter().map(|net| net.parse().unwrap()).collect::<Vec<IpNet>>();
+        config.tuns[0].others = nets(&["10.7.3.5/32", "10.7.2.0/24", "10.7.3.0/24", "fd00:7:0:2::/64"]);
+        config.tuns[1].others = nets(&["10.7.3.64/26", "10.8.3.0/24"]);
+        let of = elements(&config).0;
+        let set = |name: &str| of.in_set(name).map(|(key, _)| text(key)).collect::<Vec<_>>();
+        assert_eq!(set("crowd4"), ["10.7.2.0/24", "10.7.3.0/24", "10.8.3.0/24"]);
+        assert_eq!(set("crowd6"), ["fd00:7:0:2::/64"]);
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! Never touches another table, and cannot overrule one: a drop in anyone's chain wins over an accept of ours.
 //! Loopback maps are the `proxy`'s: rewriting loopback needs `route_localnet`, which opens it to the LAN.
 
+mod atom;
 mod counters;
 mod elements;
 #[cfg(test)]
@@ -28,16 +29,17 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tracing::{debug, info, warn};
 
+pub use atom::MapKey;
 pub use counters::{Count, MapCount};
-pub use elements::MapKey;
 pub use run::Error;
 pub use watch::Watcher;
 
 use super::conntrack::{self, HostFlows, MapFlows};
 use crate::model::host::{Barred, HostConfig, TunConfig};
 use crate::model::id::SubnetId;
+use atom::{CLOSED, Tuple};
 use counters::{Counters, Listing};
-use elements::{CLOSED, Elements, Tuple};
+use elements::Elements;
 use run::{OwnRuns, nft};
 
 /// What every table of ours is called, before the instance.

@@ -22,8 +22,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use super::atom::{CLOSED, FAMILIES, text};
 use super::counters::{Count, Counters};
-use super::elements::{CLOSED, Elements, FAMILIES, text};
+use super::elements::Elements;
 
 /// Connections one workload may have open at a time. Conntrack holds 65,536 entries on a machine
 /// with 1 GiB; one flooder must leave most of them to the others.

@@ -314,6 +314,22 @@ pub enum Change {
 }
 
 impl Change {
+    /// Whether it only takes something of ours away. What does not is made behind a ruleset that stands, or not at all.
+    pub fn removes(&self) -> bool {
+        matches!(
+            self,
+            Change::CloseTun { .. }
+                | Change::DeleteLink { .. }
+                | Change::DelAddress { .. }
+                | Change::DelNeighbour { .. }
+                | Change::DelRoute { .. }
+                | Change::DelRule { .. }
+                | Change::RestoreSysctl { .. }
+                | Change::ForgetSysctl { .. }
+                | Change::RestoreResolver { .. }
+        )
+    }
+
     /// The namespace the change is made in.
     pub fn place(&self) -> &Place {
         match self {
