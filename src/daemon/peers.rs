@@ -1,6 +1,6 @@
 //! What happens at the peers: connections, streams, strangers' requests.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use super::{Context, clock, direct, sync};
 use crate::link::direct::Letter;
 use crate::link::{Key, Via};
 use crate::model::id::PeerId;
+use crate::model::source::{Meter, Payer, Source};
 use crate::node::JoinDecision;
 use crate::p2p::{Address, Class, Command, Event, Protocol, Responder};
 use crate::wire::control::{self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest};
@@ -20,25 +21,51 @@ use crate::wire::control::{self, ControlAnswer, ControlRequest, JoinAnswer, Join
 const CONTROL_AT_ONCE: f64 = 200.0;
 /// See [`CONTROL_AT_ONCE`].
 const CONTROL_PER_SECOND: f64 = 20.0;
-/// Source addresses remembered for that.
-const SOURCES: usize = 1024;
-/// Peers seen on the local networks that are remembered.
+/// What join requests are counted by.
+const MINUTE: Duration = Duration::from_secs(60);
+/// Who asks to join that is remembered; with more the oldest counts are forgotten.
+const ASKERS: usize = 4096;
+/// Join requests a member may pass on to us in a minute: ten who wait repeat theirs each second.
+const FORWARDED: u32 = 600;
+/// Join requests of one source that we pass on in a minute, so that no stranger spends all that we may.
+const PASSED_ON: u32 = 150;
+/// Peers seen on the local networks that are remembered: anybody can claim anything there, the newest are believed.
 const NEIGHBOURS: usize = 256;
+/// Members remembered with the time they went.
+const GONE: usize = 4096;
 
 /// Who is there, as far as events told.
 #[derive(Debug, Default)]
 pub(crate) struct Table(Mutex<Inner>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
     connected: BTreeMap<PeerId, BTreeMap<u64, Class>>,
-    neighbours: BTreeMap<PeerId, Vec<Address>>,
-    /// Since when (seconds since 1970) a peer is gone.
+    /// Oldest first.
+    neighbours: VecDeque<(PeerId, Vec<Address>)>,
+    /// Since when (seconds since 1970) a member is gone.
     gone: BTreeMap<PeerId, u64>,
-    tries: BTreeMap<IpAddr, (Instant, u32)>,
+    /// Join requests, by who sent them.
+    asked: Meter,
+    /// Join requests that we passed on, by who sent them.
+    passed_on: Meter,
     /// Control requests each member may still send, and since when that is so.
     control: BTreeMap<PeerId, (f64, Instant)>,
     refused: u64,
+}
+
+impl Default for Inner {
+    fn default() -> Self {
+        Inner {
+            connected: BTreeMap::new(),
+            neighbours: VecDeque::new(),
+            gone: BTreeMap::new(),
+            asked: Meter::new(MINUTE, ASKERS),
+            passed_on: Meter::new(MINUTE, ASKERS),
+            control: BTreeMap::new(),
+            refused: 0,
+        }
+    }
 }
 
 impl Table {
@@ -54,21 +81,29 @@ impl Table {
 
     fn left(&self, peer: PeerId, connection: u64, remaining: usize) {
         let mut inner = self.lock();
-        if let Some(held) = inner.connected.get_mut(&peer) {
-            held.remove(&connection);
-        }
+        let class = inner.connected.get_mut(&peer).and_then(|held| held.remove(&connection));
         if remaining == 0 {
             inner.connected.remove(&peer);
             let now = Instant::now();
             inner.control.retain(|_, held| refilled(*held, now) < CONTROL_AT_ONCE);
-            inner.gone.insert(peer, crate::node::unix_now());
+            // Of strangers nobody asks, and there may be any number of them.
+            if class == Some(Class::Member) {
+                inner.gone.insert(peer, crate::node::unix_now());
+            }
+            if inner.gone.len() > GONE
+                && let Some(oldest) = inner.gone.iter().min_by_key(|(_, at)| **at).map(|(peer, _)| *peer)
+            {
+                inner.gone.remove(&oldest);
+            }
         }
     }
 
     fn seen(&self, peer: PeerId, addresses: &[Address]) {
         let mut inner = self.lock();
-        if inner.neighbours.len() < NEIGHBOURS || inner.neighbours.contains_key(&peer) {
-            inner.neighbours.insert(peer, addresses.to_vec());
+        inner.neighbours.retain(|(known, _)| *known != peer);
+        inner.neighbours.push_back((peer, addresses.to_vec()));
+        if inner.neighbours.len() > NEIGHBOURS {
+            inner.neighbours.pop_front();
         }
     }
 
@@ -91,7 +126,7 @@ impl Table {
 
     /// Peers seen on the local networks and where.
     pub(crate) fn neighbours(&self) -> Vec<(PeerId, Vec<Address>)> {
-        self.lock().neighbours.iter().map(|(p, a)| (*p, a.clone())).collect()
+        self.lock().neighbours.iter().cloned().collect()
     }
 
     /// Since when (seconds since 1970) a peer is gone.
@@ -99,23 +134,14 @@ impl Table {
         self.lock().gone.get(&peer).copied()
     }
 
-    /// Whether one more join request from `source` is within its rate.
-    fn may_ask(&self, source: Option<IpAddr>, per_minute: u32) -> bool {
-        let Some(source) = source else { return true };
-        let mut inner = self.lock();
-        let now = Instant::now();
-        if inner.tries.len() >= SOURCES {
-            inner.tries.retain(|_, (since, _)| now.duration_since(*since) < Duration::from_secs(60));
-        }
-        if inner.tries.len() >= SOURCES && !inner.tries.contains_key(&source) {
-            return false;
-        }
-        let entry = inner.tries.entry(source).or_insert((now, 0));
-        if now.duration_since(entry.0) >= Duration::from_secs(60) {
-            *entry = (now, 0);
-        }
-        entry.1 = entry.1.saturating_add(1);
-        entry.1 <= per_minute
+    /// Whether one more join request of `payer` is within its rate.
+    fn may_ask(&self, payer: Payer, per_minute: u32) -> bool {
+        self.lock().asked.allows(payer, per_minute, Instant::now())
+    }
+
+    /// Whether one more join request of `payer` may be passed on at our expense.
+    fn may_pass_on(&self, payer: Payer) -> bool {
+        self.lock().passed_on.allows(payer, PASSED_ON, Instant::now())
     }
 
     /// Whether one more control request of this member is within its rate.
@@ -161,7 +187,10 @@ pub(crate) async fn run(
                 let Some(event) = event else { return Ok(()) };
                 on_event(&ctx, event).await?;
             }
-            _ = look.tick() => dial_hints(&ctx).await?,
+            _ = look.tick() => {
+                tell_whereabouts(&ctx).await?;
+                dial_hints(&ctx).await?;
+            }
         }
     }
 }
@@ -192,12 +221,13 @@ async fn on_event(ctx: &Context, event: Event) -> anyhow::Result<()> {
         Event::StreamIn { peer, connection, subnet, stream } => {
             ctx.datapath.carry_in(Key { subnet, peer }, connection, stream);
         }
-        Event::Asked { peer, protocol: Protocol::Join, remote_ip, body, responder, .. } => {
-            if ctx.table.may_ask(remote_ip, ctx.config.limits.joins_per_minute) {
-                tokio::spawn(on_join(ctx.clone(), peer, body, responder));
+        Event::Asked { peer, class, protocol: Protocol::Join, remote_ip, body, responder, .. } => {
+            let payer = payer_of(peer, class, remote_ip);
+            if ctx.table.may_ask(payer, ctx.config.limits.joins_per_minute) {
+                tokio::spawn(on_join(ctx.clone(), peer, payer, body, responder));
             } else {
                 let message = "too many requests from this address; wait a minute".to_owned();
-                ctx.table.refuse(peer, Protocol::Join, "too many join requests from one address");
+                ctx.table.refuse(peer, Protocol::Join, "too many join requests from one source");
                 responder.respond(control::encode(&JoinAnswer::Refused { code: "E-RATE".into(), message }));
             }
         }
@@ -232,22 +262,43 @@ async fn on_event(ctx: &Context, event: Event) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Who is charged for a request: a member, wherever it is; else where the connection came from.
+fn payer_of(peer: PeerId, class: Class, remote: Option<IpAddr>) -> Payer {
+    match (class, remote) {
+        (Class::Member, _) => Payer::Member(peer),
+        (Class::Stranger, Some(address)) => Payer::Source(Source::of(address)),
+        (Class::Stranger, None) => Payer::Inside,
+    }
+}
+
 /// A stranger's request, or a member's about joining.
-async fn on_join(ctx: Context, peer: PeerId, body: Vec<u8>, responder: Responder) {
+async fn on_join(ctx: Context, peer: PeerId, payer: Payer, body: Vec<u8>, responder: Responder) {
     let Ok(request) = control::decode::<JoinRequest>(&body) else {
         return ctx.table.refuse(peer, Protocol::Join, "a malformed request");
     };
-    if let Some(answer) = decide(&ctx, peer, request, false).await {
+    if let Some(answer) = decide(&ctx, peer, payer, request, false).await {
         responder.respond(control::encode(&answer));
     }
 }
 
-async fn decide(ctx: &Context, peer: PeerId, request: JoinRequest, passed_on: bool) -> Option<JoinAnswer> {
+async fn decide(
+    ctx: &Context,
+    peer: PeerId,
+    payer: Payer,
+    request: JoinRequest,
+    passed_on: bool,
+) -> Option<JoinAnswer> {
     let asked = request.clone();
-    match ctx.node.run(move |core| core.decide_join(peer, &asked, passed_on)).await.ok()? {
+    match ctx.node.run(move |core| core.decide_join(peer, payer, &asked, passed_on)).await.ok()? {
         JoinDecision::Answer(answer) => Some(answer),
+        JoinDecision::Forward(_) if !ctx.table.may_pass_on(payer) => Some(crowded()),
         JoinDecision::Forward(deciders) => Some(forward(ctx, deciders, request).await),
     }
+}
+
+fn crowded() -> JoinAnswer {
+    let message = "too many requests are passed on here; wait a minute, or ask another member".to_owned();
+    JoinAnswer::Refused { code: "E-RATE".into(), message }
 }
 
 /// Passes a stranger's request on to whoever may decide and is connected; the first who answers decides.
@@ -271,10 +322,15 @@ async fn on_control(ctx: Context, peer: PeerId, body: Vec<u8>, responder: Respon
         return ctx.table.refuse(peer, Protocol::Control, "a malformed request");
     };
     let answer = match request {
-        ControlRequest::Forward(request) => {
-            decide(&ctx, peer, request, true).await.map_or(ControlAnswer::NotMember, ControlAnswer::Forwarded)
+        // The member pays for whom it passes on.
+        ControlRequest::Forward(_) if !ctx.table.may_ask(Payer::Member(peer), FORWARDED) => {
+            ctx.table.refuse(peer, Protocol::Join, "too many join requests passed on by one member");
+            ControlAnswer::Forwarded(crowded())
         }
         ControlRequest::Clock { now_ms } => clock::answer(&ctx, peer, now_ms),
+        ControlRequest::Forward(request) => decide(&ctx, peer, Payer::Member(peer), request, true)
+            .await
+            .map_or(ControlAnswer::NotMember, ControlAnswer::Forwarded),
         ControlRequest::Session { subnet, message, endpoints } => {
             direct::answer(&ctx, peer, subnet, Letter { message, endpoints }).await
         }
@@ -301,6 +357,20 @@ pub(crate) async fn follow_wanted(
             }
         }
     }
+}
+
+/// Tells where members are by their documents: places for handshakes are kept for these addresses, also when this daemon
+/// has just been started and has seen nobody yet.
+async fn tell_whereabouts(ctx: &Context) -> anyhow::Result<()> {
+    let members = ctx.node.view().load().members();
+    let documents = ctx.node.run(|core| core.state.endpoints()).await?;
+    let addresses = |peer: &PeerId| {
+        let texts = documents.get(peer).into_iter().flatten();
+        texts.filter_map(|text| text.parse::<Address>().ok()?.ip()).collect::<Vec<_>>()
+    };
+    let told = members.iter().map(|peer| (*peer, addresses(peer))).collect();
+    ctx.peers.send(Command::Whereabouts(told)).await?;
+    Ok(())
 }
 
 /// Addresses given by hand are tried while a subnet has nobody connected: they may name no peer, so the address book

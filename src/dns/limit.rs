@@ -1,11 +1,12 @@
-//! What one source may ask for: a token bucket per address, in a table that cannot grow.
+//! What one source may ask for: a token bucket for each, in a table that cannot grow.
 //!
 //! Pure but for the clock, which the caller passes in.
 
-use std::collections::HashMap;
-use std::net::IpAddr;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
+
+use crate::model::source::Source;
 
 /// Questions per second one source may ask for long.
 pub const RATE: u32 = 1000;
@@ -13,8 +14,11 @@ pub const RATE: u32 = 1000;
 /// Questions one source may ask at once.
 pub const BURST: u32 = 2000;
 
-/// Sources remembered at the same time; further ones share one bucket.
+/// Sources remembered at the same time; a further one takes the place of the one that has asked for least lately.
 pub const SOURCES: usize = 4096;
+
+/// Sources that are looked at for one to be forgotten.
+const LOOKED_AT: usize = 8;
 
 /// How many questions were turned away, and why.
 #[derive(Debug, Default)]
@@ -95,38 +99,38 @@ impl Bucket {
 /// The table of buckets.
 #[derive(Debug)]
 pub(super) struct Buckets {
-    sources: HashMap<IpAddr, Bucket>,
-    /// For everyone the table has no room for.
-    others: Bucket,
-    swept: Instant,
+    sources: HashMap<Source, Bucket>,
+    /// Sources in the order in which they were entered.
+    order: VecDeque<Source>,
 }
 
 impl Buckets {
-    pub(super) fn new(now: Instant) -> Buckets {
-        Buckets { sources: HashMap::new(), others: Bucket::full(now), swept: now }
+    pub(super) fn new() -> Buckets {
+        Buckets { sources: HashMap::new(), order: VecDeque::new() }
     }
 
     /// Whether `source` may ask now.
-    pub(super) fn take(&mut self, source: IpAddr, now: Instant) -> bool {
+    pub(super) fn take(&mut self, source: Source, now: Instant) -> bool {
         if let Some(bucket) = self.sources.get_mut(&source) {
             return bucket.take(now);
         }
         if self.sources.len() >= SOURCES {
-            self.sweep(now);
+            self.make_room(now);
         }
-        if self.sources.len() >= SOURCES {
-            return self.others.take(now);
-        }
+        self.order.push_back(source);
         self.sources.entry(source).or_insert_with(|| Bucket::full(now)).take(now)
     }
 
-    /// Forgets who has a full bucket again; at most once a second, for it reads the whole table.
-    fn sweep(&mut self, now: Instant) {
-        if now.saturating_duration_since(self.swept).as_secs() < 1 {
-            return;
+    /// Forgets one of the [`LOOKED_AT`] oldest: the one with the fullest bucket. The others of them become the youngest,
+    /// so that who asks too much is not forgotten for it.
+    fn make_room(&mut self, now: Instant) {
+        let oldest: Vec<Source> = self.order.drain(..LOOKED_AT.min(self.order.len())).collect();
+        let level = |source: &Source| self.sources.get(source).map_or(f64::INFINITY, |bucket| bucket.level(now));
+        let fullest = oldest.iter().copied().max_by(|a, b| level(a).total_cmp(&level(b)));
+        if let Some(source) = fullest {
+            self.sources.remove(&source);
         }
-        self.swept = now;
-        self.sources.retain(|_, bucket| bucket.level(now) < f64::from(BURST));
+        self.order.extend(oldest.into_iter().filter(|source| Some(*source) != fullest));
     }
 }
 
@@ -136,14 +140,14 @@ mod tests {
     use std::net::Ipv4Addr;
     use std::time::Duration;
 
-    fn source(n: u32) -> IpAddr {
-        IpAddr::V4(Ipv4Addr::from(n))
+    fn source(n: u32) -> Source {
+        Source::V4(Ipv4Addr::from(n))
     }
 
     #[test]
     fn a_source_has_its_burst_and_then_its_rate() {
         let start = Instant::now();
-        let mut buckets = Buckets::new(start);
+        let mut buckets = Buckets::new();
         let allowed = (0..3000).filter(|_| buckets.take(source(1), start)).count();
         assert_eq!(allowed, BURST as usize);
         assert!(buckets.take(source(2), start), "another source is not concerned");
@@ -153,14 +157,21 @@ mod tests {
     }
 
     #[test]
-    fn the_table_does_not_grow() {
+    fn the_table_does_not_grow_and_refuses_nobody_for_the_others() {
         let start = Instant::now();
-        let mut buckets = Buckets::new(start);
-        let allowed = (0..20_000).filter(|n| buckets.take(source(*n), start)).count();
-        assert_eq!(buckets.sources.len(), SOURCES);
-        assert_eq!(allowed, SOURCES + BURST as usize);
-        let later = start + Duration::from_secs(5);
-        assert!(buckets.take(source(99_999), later));
-        assert!(buckets.sources.len() < SOURCES);
+        let mut buckets = Buckets::new();
+        let greedy = source(u32::MAX);
+        while buckets.take(greedy, start) {}
+        assert!((0..20_000).all(|n| buckets.take(source(n), start)));
+        assert_eq!((buckets.sources.len(), buckets.order.len()), (SOURCES, SOURCES));
+        assert!(!buckets.take(greedy, start), "who asks too much is not forgotten");
+    }
+
+    #[test]
+    fn one_host_s_addresses_share_a_bucket() {
+        let (start, mut buckets) = (Instant::now(), Buckets::new());
+        let of = |n: u32| Source::of(std::net::IpAddr::from([0xfd00, 1, 2, 3, 0, 0, (n >> 16) as u16, n as u16]));
+        let allowed = (0..3000).filter(|n| buckets.take(of(*n), start)).count();
+        assert_eq!(allowed, BURST as usize);
     }
 }

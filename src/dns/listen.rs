@@ -26,6 +26,7 @@ use super::handler::{Handler, answer};
 use super::limit::{Buckets, Counters, count};
 use super::question::Asker;
 use super::upstream::{IN_FLIGHT, Upstream};
+use crate::model::source::Source;
 
 /// TCP connections at the same time, of all addresses together.
 pub const CONNECTIONS: usize = 64;
@@ -51,7 +52,7 @@ pub(super) struct Shared {
 #[derive(Default)]
 struct Connections {
     next: u64,
-    open: Vec<(u64, IpAddr, AbortHandle)>,
+    open: Vec<(u64, Source, AbortHandle)>,
 }
 
 /// Takes its connection out of the table when it ends.
@@ -66,14 +67,16 @@ impl Shared {
         Shared {
             upstream: Upstream::new(Arc::clone(&counters)),
             counters,
-            buckets: Mutex::new(Buckets::new(Instant::now())),
+            buckets: Mutex::new(Buckets::new()),
             connections: Mutex::default(),
         }
     }
 
-    /// Whether `source` is below its rate.
-    fn take(&self, source: IpAddr) -> bool {
-        let taken = self.buckets.lock().unwrap_or_else(PoisonError::into_inner).take(source, Instant::now());
+    /// Whether the source of `asker` is below its rate.
+    fn take(&self, asker: IpAddr) -> bool {
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = buckets.take(Source::of(asker), Instant::now());
+        drop(buckets);
         if !taken {
             count(&self.counters.limited);
         }
@@ -83,8 +86,8 @@ impl Shared {
 
 impl Connections {
     /// Makes room for one more of `source`; gives back how many were closed for it.
-    fn make_room(&mut self, source: IpAddr) -> u64 {
-        let of = |open: &[(u64, IpAddr, AbortHandle)], who: IpAddr| open.iter().filter(|(_, s, _)| *s == who).count();
+    fn make_room(&mut self, source: Source) -> u64 {
+        let of = |open: &[(u64, Source, AbortHandle)], who: Source| open.iter().filter(|(_, s, _)| *s == who).count();
         let mut closed = 0;
         loop {
             let victim = if of(&self.open, source) >= PER_SOURCE {
@@ -235,14 +238,15 @@ async fn serve_tcp(listener: TcpListener, handler: Arc<Handler>) {
             continue;
         }
         let mut table = shared.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        let closed = table.make_room(from.ip());
+        let source = Source::of(from.ip());
+        let closed = table.make_room(source);
         shared.counters.closed.fetch_add(closed, std::sync::atomic::Ordering::Relaxed);
         let id = table.next;
         table.next = id.wrapping_add(1);
         let place = Place { shared: Arc::clone(shared), id };
         // The table stays locked until the entry is in: a task that ends at once waits for that.
         let task = tasks.spawn(connection(stream, from, Arc::clone(&handler), place));
-        table.open.push((id, from.ip(), task));
+        table.open.push((id, source, task));
     }
 }
 

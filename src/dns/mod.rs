@@ -16,7 +16,7 @@
 //! | UDP answer | [`MAX_UDP`] bytes, else TC | unfragmented, and no amplifier |
 //! | questions to the host's resolvers | [`IN_FLIGHT`] at once, 2.8 s each | the only tasks a question makes |
 //! | one source | [`RATE`]/s, [`BURST`] at once | a member cannot starve others |
-//! | sources remembered | [`SOURCES`] | further ones share one allowance |
+//! | sources remembered | [`SOURCES`] | a further one takes the place of one that asks little |
 //! | TCP connections | [`CONNECTIONS`], [`PER_SOURCE`] a source | the oldest makes room |
 //! | TCP silence | [`IDLE`] for a whole question | also against one byte a second |
 //! | request | [`MAX_REQUEST`] bytes | one buffer each |

@@ -16,6 +16,7 @@ use super::record::{
 };
 use super::resolve::{Member, Resolved};
 use super::roll::Out;
+use super::source::Payer;
 use super::subnet::{Absorbed, Records};
 
 /// This node's keys, as the core needs them.
@@ -60,6 +61,8 @@ pub struct Subnet {
 pub struct Request {
     /// The question.
     pub ask: Ask,
+    /// Who pays for it.
+    pub payer: Payer,
     /// First asked at (seconds since 1970).
     pub since: u64,
     /// Last asked at: who stops asking is forgotten after 15 minutes.
@@ -67,7 +70,7 @@ pub struct Request {
 }
 
 /// Requests kept at once.
-pub const MAX_REQUESTS: usize = 32;
+pub const MAX_REQUESTS: usize = 256;
 /// Seconds after which a request nobody repeats is forgotten, and a denial ends.
 pub const REQUEST_LIFE: u64 = 15 * 60;
 

@@ -13,6 +13,7 @@ pub mod publish;
 pub mod record;
 pub mod resolve;
 pub mod roll;
+pub mod source;
 pub mod state;
 pub mod subnet;
 pub mod upkeep;

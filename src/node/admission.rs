@@ -1,8 +1,11 @@
 //! Letting others in: the questions of strangers, and this node's own joins.
 
+use std::collections::BTreeMap;
+
 use ipnet::IpNet;
 
 use super::Core;
+use super::nonces::Way;
 use crate::api::types::Error;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::join::{Ask, Invite, Proof, SignedAsk};
@@ -10,15 +13,16 @@ use crate::model::local::PendingJoin;
 use crate::model::members::{MAX_REQUESTS, REQUEST_LIFE, Request, Subnet};
 use crate::model::record::{Admission, Body, Role, Signed, Term, Verified};
 use crate::model::resolve::SKEW;
+use crate::model::source::Payer;
 use crate::model::state::{Draft, RELEASED};
 use crate::wire::control::{BUNDLE_BUDGET, JoinAnswer, JoinRequest, MAX_SHOWN, fitting};
 
-/// Seconds a nonce may be used.
-const NONCE_LIFE: u64 = 30;
-/// Nonces kept at once.
-const MAX_NONCES: usize = 1024;
-/// Invite attempts a joiner has per minute: more is guessing.
-const TRIES_PER_MINUTE: usize = 5;
+/// Requests that wait of one source, and of one member who passes them on.
+const REQUESTS_EACH: (usize, usize) = (4, 16);
+/// Requests that wait of one site: an IPv6 /48.
+const REQUESTS_OF_SITE: usize = 8;
+/// A request that nobody has repeated for so many seconds may go for a new one: who waits repeats it every five.
+const SILENT: u64 = 60;
 
 /// Members that an open subnet takes in a minute.
 const OPENED_PER_MINUTE: usize = 60;
@@ -54,9 +58,9 @@ fn refuse(code: &str, message: &str) -> JoinDecision {
 }
 
 impl Core {
-    /// Decides about a request of the join protocol. `from` is who sent it; `passed_on` says that a member forwarded it,
-    /// and then it is not forwarded again.
-    pub fn decide_join(&mut self, from: PeerId, request: &JoinRequest, passed_on: bool) -> JoinDecision {
+    /// Decides about a request of the join protocol. `from` is who sent it, `payer` who is charged for it; `passed_on`
+    /// says that a member forwarded it, and then it is not forwarded again.
+    pub fn decide_join(&mut self, from: PeerId, payer: Payer, request: &JoinRequest, passed_on: bool) -> JoinDecision {
         // The connection proves who asks; a member vouches for whom it passes on, in its own subnets only. Without that,
         // anybody could use up another's attempts, or repeat a question it overheard and read the answer.
         let (subnet, joiner) = match request {
@@ -81,7 +85,7 @@ impl Core {
                 if !self.state.subnets.contains_key(subnet) {
                     JoinDecision::Answer(JoinAnswer::Unknown)
                 } else if *issuer == self.state.me.peer {
-                    self.give_nonce(*subnet, *joiner)
+                    self.give_nonce(Way { subnet: *subnet, joiner: *joiner, from }, payer)
                 } else if passed_on {
                     JoinDecision::Answer(JoinAnswer::Unknown)
                 } else {
@@ -89,7 +93,7 @@ impl Core {
                 }
             }
             JoinRequest::Ask(signed) => match signed.verify() {
-                Ok(ask) => self.decide_ask(&ask, passed_on),
+                Ok(ask) => self.decide_ask(&ask, from, payer, passed_on),
                 Err(error) => JoinDecision::Answer(refused(&error)),
             },
         }
@@ -162,24 +166,19 @@ impl Core {
         self.state.decline(join, genesis, records, self.now())
     }
 
-    fn give_nonce(&mut self, subnet: SubnetId, joiner: PeerId) -> JoinDecision {
+    fn give_nonce(&mut self, way: Way, payer: Payer) -> JoinDecision {
         let now = self.now();
-        self.tries.retain(|(_, at)| now < at.saturating_add(60));
-        if self.tries.iter().filter(|(p, _)| *p == joiner).count() >= TRIES_PER_MINUTE || self.tries.len() >= MAX_NONCES
-        {
-            return refuse("E-INVITE-RATE", "too many attempts with invites; wait a minute");
-        }
-        self.tries.push_back((joiner, now));
-        self.nonces.retain(|_, (_, at)| now < at.saturating_add(NONCE_LIFE));
         let mut nonce = [0u8; 16];
         if getrandom::fill(&mut nonce).is_err() {
             return refuse("E-RANDOM", "no randomness on this machine");
         }
-        self.nonces.insert((subnet, joiner), (nonce, now));
+        if !self.nonces.give(way, payer, nonce, now) {
+            return refuse("E-INVITE-RATE", "too many attempts with invites; wait a minute");
+        }
         JoinDecision::Answer(JoinAnswer::Nonce(nonce))
     }
 
-    fn decide_ask(&mut self, ask: &Ask, passed_on: bool) -> JoinDecision {
+    fn decide_ask(&mut self, ask: &Ask, from: PeerId, payer: Payer, passed_on: bool) -> JoinDecision {
         let now = self.now();
         let Some(subnet) = self.state.subnets.get(&ask.subnet) else {
             return JoinDecision::Answer(self.probe(ask.subnet, ask.joiner));
@@ -200,9 +199,13 @@ impl Core {
             return refuse("E-CLOCK", &message);
         }
         match &ask.proof {
-            Some(proof) if proof.issuer == self.state.me.peer => JoinDecision::Answer(self.redeem(ask, proof, now)),
+            Some(proof) if proof.issuer == self.state.me.peer => {
+                JoinDecision::Answer(self.redeem(ask, proof, from, now))
+            }
             Some(proof) if !passed_on => JoinDecision::Forward(vec![proof.issuer]),
-            None if matches!(mine, Some(Role::Owner | Role::Admin)) => JoinDecision::Answer(self.consider(ask, now)),
+            None if matches!(mine, Some(Role::Owner | Role::Admin)) => {
+                JoinDecision::Answer(self.consider(ask, payer, now))
+            }
             None if !passed_on => {
                 let mut deciders: Vec<PeerId> = vec![subnet.records.genesis.owner];
                 deciders.extend(resolved.roll.admins.iter().copied());
@@ -213,13 +216,13 @@ impl Core {
     }
 
     /// Admits by an invite this node issued: one winner per use.
-    fn redeem(&mut self, ask: &Ask, proof: &Proof, now: u64) -> JoinAnswer {
-        let nonce = self.nonces.remove(&(ask.subnet, ask.joiner)).filter(|(_, at)| now < at.saturating_add(NONCE_LIFE));
+    fn redeem(&mut self, ask: &Ask, proof: &Proof, from: PeerId, now: u64) -> JoinAnswer {
+        let nonce = self.nonces.take(Way { subnet: ask.subnet, joiner: ask.joiner, from }, now);
         let unknown = || JoinAnswer::Refused {
             code: "E-INVITE-UNKNOWN".into(),
             message: "this invite was not issued here, or is forged".into(),
         };
-        let Some((nonce, _)) = nonce else {
+        let Some(nonce) = nonce else {
             return JoinAnswer::Refused {
                 code: "E-INVITE-STALE".into(),
                 message: "the attempt took too long; try again".into(),
@@ -250,7 +253,7 @@ impl Core {
     }
 
     /// A bare-ID request at someone who may decide.
-    fn consider(&mut self, ask: &Ask, now: u64) -> JoinAnswer {
+    fn consider(&mut self, ask: &Ask, payer: Payer, now: u64) -> JoinAnswer {
         let Some(mut subnet) = self.state.subnets.get(&ask.subnet).cloned() else { return JoinAnswer::Unknown };
         if subnet.local.denied.get(&ask.joiner).is_some_and(|until| now < *until) {
             return JoinAnswer::Refused {
@@ -273,15 +276,15 @@ impl Core {
             };
         }
         subnet.requests.retain(|_, r| now < r.seen.saturating_add(REQUEST_LIFE));
-        if !subnet.requests.contains_key(&ask.joiner) && subnet.requests.len() >= MAX_REQUESTS {
+        if !subnet.requests.contains_key(&ask.joiner) && !make_room(&mut subnet.requests, payer, now) {
             return JoinAnswer::Refused {
                 code: "E-REQUESTS-FULL".into(),
-                message: "too many requests wait for approval; try later".into(),
+                message: "too many requests from here wait for approval; try later".into(),
             };
         }
         let request = subnet.requests.entry(ask.joiner).or_insert_with(|| {
             tracing::info!(peer = %ask.joiner, subnet = %ask.subnet, name = %ask.name, "asks to join");
-            Request { ask: ask.clone(), since: now, seen: now }
+            Request { ask: ask.clone(), payer, since: now, seen: now }
         });
         request.seen = now;
         request.ask = ask.clone();
@@ -379,6 +382,37 @@ impl Core {
     }
 }
 
+/// Whether a new request of `payer` has a place among those that wait, perhaps instead of one that goes.
+///
+/// A full share takes from itself only, and only a request that is not repeated any more. A full table takes one of those
+/// first, then the newest of who has most, so that junk does not push out who asked before.
+fn make_room(requests: &mut BTreeMap<PeerId, Request>, payer: Payer, now: u64) -> bool {
+    let site = |payer: Payer| if let Payer::Source(source) = payer { Some(source.site()) } else { None };
+    let count = |of: &dyn Fn(&Request) -> bool| requests.values().filter(|r| of(r)).count();
+    let silent = |of: &dyn Fn(&Request) -> bool| {
+        let gone = requests.iter().filter(|(_, r)| of(r) && r.seen.saturating_add(SILENT) <= now);
+        gone.min_by_key(|(_, r)| r.seen).map(|(peer, _)| *peer)
+    };
+    let same = |r: &Request| r.payer == payer;
+    let near = |r: &Request| site(r.payer).is_some() && site(r.payer) == site(payer);
+    let each = if site(payer).is_some() { REQUESTS_EACH.0 } else { REQUESTS_EACH.1 };
+    let goes = if count(&same) >= each {
+        silent(&same)
+    } else if count(&near) >= REQUESTS_OF_SITE {
+        silent(&near)
+    } else if requests.len() < MAX_REQUESTS {
+        return true;
+    } else {
+        let most = requests.values().map(|r| (count(&|o| o.payer == r.payer), r.payer)).max();
+        let newest_of_most = most.filter(|(n, _)| *n > count(&same).saturating_add(1)).and_then(|(_, most)| {
+            let theirs = requests.iter().filter(|(_, r)| r.payer == most);
+            theirs.max_by_key(|(_, r)| r.since).map(|(peer, _)| *peer)
+        });
+        silent(&|_| true).or(newest_of_most)
+    };
+    goes.is_some_and(|peer| requests.remove(&peer).is_some())
+}
+
 /// Genesis, heads, the joiner's grant, and as many of the others as fit.
 fn bundle(subnet: &Subnet, joiner: PeerId) -> JoinAnswer {
     let rank = |signed: &&Signed| match signed.verify() {
@@ -392,4 +426,78 @@ fn bundle(subnet: &Subnet, joiner: PeerId) -> JoinAnswer {
     let mut all: Vec<&Signed> = subnet.records.all().collect();
     all.sort_by_key(rank);
     JoinAnswer::Admitted { genesis: subnet.local.genesis.clone(), records: fitting(all.into_iter(), BUNDLE_BUDGET) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::source::Source;
+
+    fn peer(n: u16) -> PeerId {
+        let mut key = [0; 32];
+        key[..2].copy_from_slice(&n.to_be_bytes());
+        PeerId(key)
+    }
+
+    fn source(text: &str) -> Payer {
+        Payer::Source(Source::of(text.parse().unwrap()))
+    }
+
+    /// Adds a request if there is room for it.
+    fn ask(requests: &mut BTreeMap<PeerId, Request>, joiner: u16, payer: Payer, now: u64) -> bool {
+        let ask = Ask {
+            subnet: SubnetId([1; 16]),
+            joiner: peer(joiner),
+            data_key: [0; 32],
+            name: "guest".parse().unwrap(),
+            name_is_default: true,
+            ip: None,
+            asked: now,
+            proof: None,
+        };
+        let room = make_room(requests, payer, now);
+        if room {
+            requests.insert(peer(joiner), Request { ask, payer, since: now, seen: now });
+        }
+        room
+    }
+
+    #[test]
+    fn junk_of_one_source_or_member_leaves_room_for_who_asks_elsewhere() {
+        let mut requests = BTreeMap::new();
+        let taken = (0..100).filter(|n| ask(&mut requests, *n, source("192.0.2.1"), 100)).count();
+        assert_eq!(taken, 4);
+        let site = |n: u16| source(&format!("2001:db8:0:{n:x}::1"));
+        assert_eq!((100..200).filter(|n| ask(&mut requests, *n, site(*n), 100)).count(), 8);
+        assert_eq!((200..300).filter(|n| ask(&mut requests, *n, Payer::Member(peer(9)), 100)).count(), 16);
+        assert!(ask(&mut requests, 500, source("192.0.2.2"), 100));
+        assert!(!ask(&mut requests, 501, source("192.0.2.1"), 100));
+    }
+
+    #[test]
+    fn newest_junk_does_not_push_out_who_asked_before() {
+        let mut requests = BTreeMap::new();
+        assert!(ask(&mut requests, 1, source("203.0.113.1"), 90));
+        for n in 0..200u16 {
+            for k in 0..4 {
+                ask(&mut requests, 1000 + n * 4 + k, source(&format!("198.51.100.{n}")), 100);
+            }
+        }
+        assert_eq!(requests.len(), MAX_REQUESTS);
+        assert!(requests.contains_key(&peer(1)), "the first one waits still");
+        assert!(ask(&mut requests, 2, source("203.0.113.2"), 101), "and another comes in");
+        assert!(requests.contains_key(&peer(1)) && requests.len() == MAX_REQUESTS);
+    }
+
+    #[test]
+    fn who_does_not_ask_any_more_makes_room() {
+        let mut requests = BTreeMap::new();
+        for n in 0..256u16 {
+            assert!(ask(&mut requests, n, source(&format!("198.51.100.{n}")), 100), "{n}");
+        }
+        assert!(!ask(&mut requests, 900, source("203.0.113.1"), 100), "everybody has one and repeats it");
+        requests.values_mut().filter(|r| r.ask.joiner != peer(7)).for_each(|r| r.seen = 160);
+        assert!(ask(&mut requests, 900, source("203.0.113.1"), 160));
+        assert!(!requests.contains_key(&peer(7)));
+    }
 }

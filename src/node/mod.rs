@@ -7,6 +7,7 @@
 mod admission;
 mod commands;
 mod expiry;
+mod nonces;
 mod pulse;
 mod show;
 mod sync;
@@ -60,9 +61,8 @@ pub struct Core {
     pub endpoints: Vec<String>,
     /// Records and memberships that were damaged on disk.
     pub damage: Vec<Damage>,
-    nonces: BTreeMap<(SubnetId, PeerId), ([u8; 16], u64)>,
-    tries: VecDeque<(PeerId, u64)>,
     opened: VecDeque<(SubnetId, u64)>,
+    nonces: nonces::Nonces,
     generation: u64,
     /// Hash of what is held, by subnet; emptied by every change.
     hashes: BTreeMap<SubnetId, [u8; 32]>,
@@ -130,9 +130,8 @@ impl Node {
             node_name: parts.node_name,
             endpoints: Vec::new(),
             damage: parts.damage,
-            nonces: BTreeMap::new(),
-            tries: VecDeque::new(),
             opened: VecDeque::new(),
+            nonces: nonces::Nonces::default(),
             generation: 0,
             hashes: BTreeMap::new(),
             rates: sync::Rates::default(),

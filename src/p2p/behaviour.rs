@@ -1,14 +1,14 @@
-//! The behaviours and how they are stacked: limits, then the gate with everything members get, then the join protocol.
+//! The behaviours and how they are stacked: the gate with everything members get, then the join protocol.
 
 use std::time::Duration;
 
-use libp2p::connection_limits::{self, ConnectionLimits};
 use libp2p::identity::Keypair;
 use libp2p::request_response::{self, ProtocolSupport};
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
-use libp2p::{StreamProtocol, identify, mdns, memory_connection_limits, ping};
+use libp2p::{StreamProtocol, identify, mdns, ping};
 
+use super::admission::Seen;
 use super::codec::Codec;
 use super::gate::Gate;
 use super::{Config, Protocol, TransportKind, data};
@@ -23,11 +23,9 @@ const QUERY: Duration = Duration::from_secs(10);
 /// How long others may believe an answer.
 const TTL: Duration = Duration::from_secs(120);
 
-/// Everything. The order matters: whoever may refuse a connection comes before those that keep books about it.
+/// Everything. The order matters: the gate, which refuses connections, comes before those that keep books about them.
 #[derive(NetworkBehaviour)]
 pub(super) struct Behaviour {
-    pub(super) limits: connection_limits::Behaviour,
-    pub(super) memory: memory_connection_limits::Behaviour,
     pub(super) gate: Gate<Members>,
     pub(super) join: request_response::Behaviour<Codec>,
 }
@@ -44,12 +42,7 @@ pub(super) struct Members {
 }
 
 /// Stacks the behaviours.
-pub(super) fn build(config: &Config, key: &Keypair) -> Behaviour {
-    let limits = ConnectionLimits::default()
-        .with_max_pending_incoming(Some(config.limits.pending_in))
-        .with_max_pending_outgoing(Some(config.limits.pending_out))
-        .with_max_established(Some(config.limits.connections))
-        .with_max_established_per_peer(Some(config.limits.per_peer));
+pub(super) fn build(config: &Config, key: &Keypair, seen: &Seen) -> Behaviour {
     let identify = identify::Config::new("byway/1".to_owned(), key.public())
         .with_agent_version(format!("byway/{}", env!("CARGO_PKG_VERSION")))
         // A link that comes up gives new addresses: members hear of them at once.
@@ -65,12 +58,7 @@ pub(super) fn build(config: &Config, key: &Keypair) -> Behaviour {
         mdns4: discovery(config, key, false).into(),
         mdns6: discovery(config, key, true).into(),
     };
-    Behaviour {
-        limits: connection_limits::Behaviour::new(limits),
-        memory: memory_connection_limits::Behaviour::with_max_bytes(config.limits.memory),
-        gate: Gate::new(members, config.limits),
-        join: exchange(Protocol::Join, EXCHANGES.0),
-    }
+    Behaviour { gate: Gate::new(members, config.limits, seen.clone()), join: exchange(Protocol::Join, EXCHANGES.0) }
 }
 
 fn exchange(protocol: Protocol, streams: usize) -> request_response::Behaviour<Codec> {

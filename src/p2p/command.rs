@@ -1,6 +1,7 @@
 //! What the rest of the daemon asks of the peers' task.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -86,6 +87,9 @@ pub enum Command {
         /// For whom.
         peer: PeerId,
     },
+    /// Who is a member, and where their documents say they are: places for handshakes are kept for these addresses.
+    /// Replaces what was said before; the first four of each count.
+    Whereabouts(BTreeMap<PeerId, Vec<IpAddr>>),
     /// What is connected.
     Status {
         /// One entry per connected or wanted peer.

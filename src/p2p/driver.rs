@@ -25,6 +25,7 @@ use self::asks::{Answer, Asks};
 use self::dials::{Dialling, Waiter};
 use self::links::Link;
 use super::address::{carrier_of, is_believable, is_link_local_v6, is_loopback};
+use super::admission::Seen;
 use super::behaviour::{Behaviour, BehaviourEvent, MembersEvent};
 use super::book::Book;
 use super::data::{Direction, Opened};
@@ -46,6 +47,8 @@ pub struct Driver {
     me: PeerId,
     config: Config,
     overlay: Overlay,
+    /// Where members were last seen.
+    seen: Seen,
     commands: mpsc::Receiver<Command>,
     events: mpsc::Sender<Event>,
     backlog: VecDeque<Event>,
@@ -85,6 +88,7 @@ impl Driver {
         me: PeerId,
         config: Config,
         overlay: Overlay,
+        seen: Seen,
         commands: mpsc::Receiver<Command>,
         events: mpsc::Sender<Event>,
     ) -> Self {
@@ -93,6 +97,7 @@ impl Driver {
             me,
             config,
             overlay,
+            seen,
             commands,
             events,
             backlog: VecDeque::new(),
@@ -180,6 +185,7 @@ impl Driver {
                     self.hurry(peer, now);
                 }
             }
+            Command::Whereabouts(documents) => self.seen.say(documents),
             Command::Overlay(prefixes) => self.overlay.store(Arc::new(prefixes)),
             Command::Wanted { peer } => self.handle_wanted(peer, now),
             Command::Status { reply } => {
@@ -277,8 +283,6 @@ impl Driver {
             BehaviourEvent::Gate(MembersEvent::Mdns4(event) | MembersEvent::Mdns6(event)) => {
                 self.handle_mdns(event, now);
             }
-            BehaviourEvent::Limits(never) => match never {},
-            BehaviourEvent::Memory(never) => match never {},
         }
     }
 

@@ -5,26 +5,35 @@
 //! of a stranger's connections. The class of a connection never changes: when membership does, the connection is
 //! replaced.
 //!
-//! The gate also counts: connections of strangers in all and per source, and unfinished handshakes per source, so that
-//! a flood from one place leaves room for members.
+//! The gate also counts connections: in all, of each peer, and those that strangers made to us by their source, so that
+//! a flood from one place leaves room for members, and no number of strangers keeps the next one out for good: the one
+//! that has been there longest, of the source that has most, makes room. Unfinished handshakes are counted before the
+//! gate, by [`admission`](super::admission).
 
-use std::collections::HashMap;
-use std::net::IpAddr;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
 use libp2p::swarm::behaviour::{ConnectionClosed, ConnectionEstablished};
 use libp2p::swarm::derive_prelude::Either;
 use libp2p::swarm::{
-    ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, NotifyHandler, THandler, THandlerInEvent,
-    THandlerOutEvent, ToSwarm, dummy,
+    CloseConnection, ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, NotifyHandler, THandler,
+    THandlerInEvent, THandlerOutEvent, ToSwarm, dummy,
 };
 use libp2p::{Multiaddr, PeerId as LibPeer};
 
 use super::address::ip_of;
+use super::admission::Seen;
 use super::{Class, Limits, Members};
+use crate::model::source::{Places, Sizes, Taken};
+
+/// A stranger has at least this long for its question before another may take its place.
+const SETTLED: Duration = Duration::from_secs(2);
+/// How long a look at our memory is believed.
+const BELIEVED: Duration = Duration::from_millis(100);
 
 /// Why the gate refused a connection.
 #[derive(Debug, thiserror::Error)]
@@ -33,14 +42,20 @@ pub(super) enum Refused {
     Key,
     #[error("too many connections of peers that are no members")]
     Strangers,
-    #[error("too many unfinished connections from {0}")]
-    Source(IpAddr),
+    #[error("too many connections")]
+    All,
+    #[error("too many connections of this peer")]
+    Peer,
+    #[error("too many dials")]
+    Dials,
+    #[error("this process has as much memory as it may")]
+    Memory,
 }
 
 struct Known {
     peer: LibPeer,
     class: Class,
-    source: Option<IpAddr>,
+    outbound: bool,
     /// Whether the inner behaviours have heard of it.
     established: bool,
 }
@@ -51,13 +66,30 @@ pub(super) struct Gate<B> {
     members: Arc<Members>,
     limits: Limits,
     connections: HashMap<ConnectionId, Known>,
-    /// Unfinished inbound handshakes.
-    pending: HashMap<ConnectionId, IpAddr>,
+    /// Unfinished dials.
+    dials: HashSet<ConnectionId>,
+    /// Of strangers that came to us.
+    strangers: Places<ConnectionId>,
+    seen: Seen,
+    /// Connections that make room.
+    closing: VecDeque<(LibPeer, ConnectionId)>,
+    /// Whether we have more memory than we may, and when that was looked at.
+    memory: (bool, Option<Instant>),
 }
 
 impl<B> Gate<B> {
-    pub(super) fn new(inner: B, limits: Limits) -> Self {
-        Gate { inner, members: Arc::default(), limits, connections: HashMap::new(), pending: HashMap::new() }
+    pub(super) fn new(inner: B, limits: Limits, seen: Seen) -> Self {
+        Gate {
+            inner,
+            members: Arc::default(),
+            limits,
+            connections: HashMap::new(),
+            dials: HashSet::new(),
+            strangers: Places::new(Sizes::shared(limits.strangers, limits.per_source, SETTLED)),
+            seen,
+            closing: VecDeque::new(),
+            memory: (false, None),
+        }
     }
 
     /// Who is let in from now on; existing connections keep their class.
@@ -74,20 +106,75 @@ impl<B> Gate<B> {
         self.connections.values().filter(|c| c.peer == *peer && c.class == Class::Member && c.established).count()
     }
 
-    fn admit(&mut self, id: ConnectionId, peer: LibPeer, remote: &Multiaddr) -> Result<Class, ConnectionDenied> {
-        self.pending.remove(&id);
-        let key = super::peer_from_lib(&peer).ok_or_else(|| ConnectionDenied::new(Refused::Key))?;
-        let source = ip_of(remote);
+    fn admit(
+        &mut self,
+        id: ConnectionId,
+        peer: LibPeer,
+        remote: &Multiaddr,
+        outbound: bool,
+    ) -> Result<Class, ConnectionDenied> {
+        let denied = |why: Refused| Err(ConnectionDenied::new(why));
+        self.dials.remove(&id);
+        let Some(key) = super::peer_from_lib(&peer) else { return denied(Refused::Key) };
         let class = if self.members.contains_key(&key) { Class::Member } else { Class::Stranger };
-        if class == Class::Stranger {
-            let strangers = || self.connections.values().filter(|c| c.class == Class::Stranger);
-            let same = source.map_or(0, |ip| strangers().filter(|c| c.source == Some(ip)).count());
-            if strangers().count() >= self.limits.strangers || same >= self.limits.per_source {
-                return Err(ConnectionDenied::new(Refused::Strangers));
+        let of_peer = self.connections.values().filter(|c| c.peer == peer).count();
+        if of_peer >= self.limits.per_peer as usize {
+            return denied(Refused::Peer);
+        }
+        if self.connections.len() >= self.limits.connections as usize {
+            return denied(Refused::All);
+        }
+        if self.lacks_memory() && !(class == Class::Member && of_peer == 0) {
+            return denied(Refused::Memory);
+        }
+        if class == Class::Stranger && !self.has_place(id, remote, outbound) {
+            return denied(Refused::Strangers);
+        }
+        self.connections.insert(id, Known { peer, class, outbound, established: false });
+        Ok(class)
+    }
+
+    /// Whether one more stranger's connection may stand, perhaps instead of another.
+    fn has_place(&mut self, id: ConnectionId, remote: &Multiaddr, outbound: bool) -> bool {
+        let others = |outbound: bool| {
+            let of = |c: &&Known| c.class == Class::Stranger && c.outbound == outbound;
+            self.connections.values().filter(of).count()
+        };
+        // Whom we dial is our choice: no stranger's connection keeps us from asking to be let in.
+        if outbound {
+            return others(true) < self.limits.pending_out as usize;
+        }
+        let Some(address) = ip_of(remote) else { return others(false) < self.limits.strangers };
+        let member = self.seen.member_at(address);
+        match self.strangers.take(id, address, member, Instant::now()) {
+            Taken::Free => true,
+            Taken::Full => false,
+            Taken::Instead(other) => {
+                if let Some(known) = self.connections.get(&other) {
+                    self.closing.push_back((known.peer, other));
+                }
+                true
             }
         }
-        self.connections.insert(id, Known { peer, class, source, established: false });
-        Ok(class)
+    }
+
+    fn forget(&mut self, id: ConnectionId) -> Option<Known> {
+        self.strangers.give_back(id);
+        self.connections.remove(&id)
+    }
+
+    fn lacks_memory(&mut self) -> bool {
+        let (lacks, looked) = self.memory;
+        let now = Instant::now();
+        if looked.is_some_and(|at| now.saturating_duration_since(at) < BELIEVED) {
+            return lacks;
+        }
+        let lacks = resident().is_some_and(|bytes| bytes > self.limits.memory);
+        if lacks && !self.memory.0 {
+            tracing::warn!(limit = self.limits.memory, "no more memory for connections: members only, one each");
+        }
+        self.memory = (lacks, Some(now));
+        lacks
     }
 
     /// The connection a message to a peer's handlers goes to: only a member connection has one.
@@ -100,6 +187,14 @@ impl<B> Gate<B> {
     }
 }
 
+/// Resident bytes of this process.
+fn resident() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: usize = text.split(' ').nth(1)?.parse().ok()?;
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
+    pages.checked_mul(usize::try_from(page).ok()?)
+}
+
 impl<B: NetworkBehaviour> NetworkBehaviour for Gate<B> {
     type ConnectionHandler = Either<THandler<B>, dummy::ConnectionHandler>;
     type ToSwarm = B::ToSwarm;
@@ -110,12 +205,6 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gate<B> {
         local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<(), ConnectionDenied> {
-        if let Some(source) = ip_of(remote) {
-            if self.pending.values().filter(|ip| **ip == source).count() >= self.limits.per_source {
-                return Err(ConnectionDenied::new(Refused::Source(source)));
-            }
-            self.pending.insert(id, source);
-        }
         self.inner.handle_pending_inbound_connection(id, local, remote)
     }
 
@@ -126,7 +215,7 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gate<B> {
         local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        match self.admit(id, peer, remote)? {
+        match self.admit(id, peer, remote, false)? {
             Class::Member => {
                 self.inner.handle_established_inbound_connection(id, peer, local, remote).map(Either::Left)
             }
@@ -141,6 +230,10 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gate<B> {
         addresses: &[Multiaddr],
         role: Endpoint,
     ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
+        if self.dials.len() >= self.limits.pending_out as usize {
+            return Err(ConnectionDenied::new(Refused::Dials));
+        }
+        self.dials.insert(id);
         self.inner.handle_pending_outbound_connection(id, peer, addresses, role)
     }
 
@@ -152,7 +245,7 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gate<B> {
         role: Endpoint,
         port: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        match self.admit(id, peer, address)? {
+        match self.admit(id, peer, address, true)? {
             Class::Member => {
                 self.inner.handle_established_outbound_connection(id, peer, address, role, port).map(Either::Left)
             }
@@ -174,7 +267,7 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gate<B> {
                 }
             }
             FromSwarm::ConnectionClosed(event) => {
-                if let Some(known) = self.connections.remove(&event.connection_id)
+                if let Some(known) = self.forget(event.connection_id)
                     && known.class == Class::Member
                 {
                     let remaining_established = self.members_of(&event.peer_id);
@@ -188,12 +281,12 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gate<B> {
                 }
             }
             FromSwarm::ListenFailure(event) => {
-                self.pending.remove(&event.connection_id);
-                self.connections.remove(&event.connection_id);
+                self.forget(event.connection_id);
                 self.inner.on_swarm_event(FromSwarm::ListenFailure(event));
             }
             FromSwarm::DialFailure(event) => {
-                self.connections.remove(&event.connection_id);
+                self.dials.remove(&event.connection_id);
+                self.forget(event.connection_id);
                 self.inner.on_swarm_event(FromSwarm::DialFailure(event));
             }
             other => self.inner.on_swarm_event(other),
@@ -208,6 +301,9 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gate<B> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
+        if let Some((peer_id, id)) = self.closing.pop_front() {
+            return Poll::Ready(ToSwarm::CloseConnection { peer_id, connection: CloseConnection::One(id) });
+        }
         loop {
             match std::task::ready!(self.inner.poll(cx)) {
                 // `Any` would let the swarm pick a stranger's connection, whose handler takes no messages.

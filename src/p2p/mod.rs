@@ -13,6 +13,7 @@
 //! its strangers' connections replaced; one that is removed is cut at once. There is no DHT and no relay.
 
 mod address;
+mod admission;
 mod behaviour;
 mod book;
 mod coalesce;
@@ -100,20 +101,23 @@ impl Config {
 /// Caps on what the outside can make us hold.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Unfinished inbound handshakes in all. Each is one socket and a few KiB, and ends after 5 s.
+    /// Unfinished inbound handshakes of TCP, and as many of QUIC. Each is one socket and a few KiB, and ends after 5 s. A
+    /// quarter is kept for the addresses where members were last seen.
     pub pending_in: u32,
     /// Unfinished outbound dials in all.
     pub pending_out: u32,
-    /// Unfinished handshakes, and strangers' connections, of one source address: one flooder cannot use up the rest.
+    /// Unfinished handshakes, and strangers' connections, of one source (an IPv4 address, an IPv6 /64): one flooder cannot
+    /// use up the rest. A site (an IPv6 /48) has a quarter of all.
     pub per_source: usize,
     /// Connections of one peer: two carriers, two directions, and their replacements.
     pub per_peer: u32,
     /// Connections in all.
     pub connections: u32,
-    /// Connections of peers that are no members: what is left is kept for members.
+    /// Connections that peers who are no members made to us: what is left is kept for members. A quarter of these is kept
+    /// for the addresses where members were last seen.
     pub strangers: usize,
-    /// Memory of the process in bytes above which no new connection is taken. A peer that never reads can pin the
-    /// windows of its streams; this bounds all of them together.
+    /// Memory of the process in bytes above which only a member that has no connection yet gets one. A peer that never
+    /// reads can pin the windows of its streams; this bounds all of them together.
     pub memory: usize,
 }
 

@@ -15,6 +15,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind,
 use tokio::sync::mpsc;
 
 use super::address::Address;
+use super::admission::Seen;
 use super::behaviour::{self, Behaviour};
 use super::{Config, Driver, Event, Handle, quic, transport};
 
@@ -59,14 +60,15 @@ pub fn start(config: Config) -> Result<(Handle, mpsc::Receiver<Event>, Driver), 
         .with_idle_connection_timeout(config.timing.idle)
         .with_max_negotiating_inbound_streams(NEGOTIATING)
         .with_dial_concurrency_factor(NonZeroU8::new(8).unwrap_or(NonZeroU8::MIN));
-    let transport = transport::build(&config, &key, &overlay)?;
-    let mut swarm = Swarm::new(transport, behaviour::build(&config, &key), lib_peer, settings);
+    let seen = Seen::default();
+    let transport = transport::build(&config, &key, &overlay, &seen)?;
+    let mut swarm = Swarm::new(transport, behaviour::build(&config, &key, &seen), lib_peer, settings);
     for address in &config.listen {
         listen(&mut swarm, address, &config)?;
     }
     let (commands, orders) = mpsc::channel(QUEUE);
     let (events, news) = mpsc::channel(QUEUE);
-    let driver = Driver::new(swarm, peer, config, overlay, orders, events);
+    let driver = Driver::new(swarm, peer, config, overlay, seen, orders, events);
     Ok((Handle { commands, peer }, news, driver))
 }
 

@@ -21,6 +21,7 @@ use libp2p::identity::Keypair;
 use libp2p::{Multiaddr, PeerId, Transport, dns, noise, tcp, yamux};
 
 use super::address::is_within;
+use super::admission::{Admission, Admitting, Seen};
 use super::coalesce::{LargeReads, LateNoise};
 use super::{Config, Error, TransportKind, quic};
 
@@ -41,7 +42,7 @@ const CLOSING: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// When Noise keys or a certificate cannot be made of the identity, or a socket for QUIC is unusable.
-pub(super) fn build(config: &Config, key: &Keypair, overlay: &Overlay) -> Result<Boxed<Output>, Error> {
+pub(super) fn build(config: &Config, key: &Keypair, overlay: &Overlay, seen: &Seen) -> Result<Boxed<Output>, Error> {
     let noise = || noise::Config::new(key).map(LateNoise).map_err(|e| Error::Identity(e.to_string()));
     let limits = &config.limits;
     match config.transport {
@@ -62,8 +63,10 @@ pub(super) fn build(config: &Config, key: &Keypair, overlay: &Overlay) -> Result
                 .multiplex(muxer())
                 .timeout(SETUP)
                 .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(BoundedClose::new(muxer))));
-            let admission = quic::Admission::new(limits.per_source, usize::try_from(limits.pending_in).unwrap_or(256));
-            let quic = quic::Transport::new(key, &config.quic, admission, SETUP)?
+            let all = usize::try_from(limits.pending_in).unwrap_or(usize::MAX);
+            let admission = || Admission::new(limits.per_source, all, seen.clone());
+            let tcp = Admitting::new(tcp.boxed(), admission());
+            let quic = quic::Transport::new(key, &config.quic, admission(), SETUP)?
                 .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(BoundedClose::new(muxer))));
             let both = tcp.or_transport(quic).map(|either, _| either.into_inner());
             Ok(named(Guard::new(both.boxed(), overlay.clone())))

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::Driver;
 use crate::model::id::PeerId;
-use crate::p2p::address::{Carrier, carrier_of};
+use crate::p2p::address::{Carrier, carrier_of, ip_of};
 use crate::p2p::surplus::{Candidate, surplus};
 use crate::p2p::{Class, Event};
 
@@ -117,6 +117,9 @@ impl Driver {
             (Class::Member, false) => self.close(id, "no member any more"),
             (Class::Stranger, true) => self.retire(id, now),
             (Class::Member, true) => {
+                if let Some(address) = ip_of(&remote) {
+                    self.seen.see(peer, address);
+                }
                 self.dialling.remove(&peer);
                 let old: Vec<_> = self.links_of(peer);
                 old.into_iter().filter(|old| *old != id).for_each(|old| self.retire(old, now));

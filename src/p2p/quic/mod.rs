@@ -12,13 +12,12 @@
 //! # What is answered
 //! A well-formed Initial of version 1, and nothing else: no version negotiation, no stateless reset, nothing for short
 //! Initials and junk. Initials are limited per source and in all before any key is derived; handshakes are limited per
-//! source and in all before any is begun; with many unproven ones a Retry has to be answered first.
+//! source and in all before any is begun ([`admission`](super::admission)); with many unproven ones a Retry has to be answered first.
 //!
 //! | file | |
 //! |---|---|
 //! | `screen` | which datagrams reach QUIC at all (pure) |
 //! | `socket` | the injected socket behind that screen |
-//! | `admission` | which handshakes are begun |
 //! | `settings` | TLS, windows, timers, congestion control |
 //! | `upgrade` | from a handshake to an authenticated peer |
 //! | `connection` | streams |
@@ -26,7 +25,6 @@
 //!
 //! [`Config::quic`]: super::Config::quic
 
-mod admission;
 mod connection;
 mod screen;
 mod settings;
@@ -41,7 +39,6 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-pub(super) use self::admission::Admission;
 pub(super) use self::transport::Transport;
 
 /// Why a listener, a dial or a handshake failed.
@@ -55,6 +52,8 @@ pub(crate) enum Error {
     Connection(#[from] quinn::ConnectionError),
     #[error("the handshake took too long")]
     Slow,
+    #[error("its place went to another handshake")]
+    Crowded,
     #[error("the peer's certificate names no libp2p identity")]
     Identity,
     #[error("a hole is being punched to {0} already")]

@@ -7,8 +7,10 @@
 //! ```
 
 use std::hash::{BuildHasher, RandomState};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
+
+use crate::model::source::Source;
 
 /// The only version: 1 (RFC 9000).
 pub(super) const VERSION: u32 = 1;
@@ -18,6 +20,8 @@ pub(super) const CID: usize = 8;
 const CID_MAX: usize = 20;
 /// Initials of one source per second. A handshake takes two or three from each side.
 const PER_SOURCE: u16 = 128;
+/// Initials of one site per second: a quarter of all.
+const PER_SITE: u16 = 512;
 /// Initials per second in all. Each costs about 15 us: a flood takes 3 % of a core, not the core.
 const IN_ALL: u16 = 2048;
 /// Counters that sources share by hash.
@@ -59,14 +63,6 @@ pub(super) fn classify(datagram: &[u8]) -> Option<Kind> {
     }
 }
 
-/// Whose the datagrams of an address are: the address, or the /64 that one host has to itself.
-pub(super) fn source_of(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(ip) => IpAddr::V4(ip),
-        IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & (u128::MAX << 64))),
-    }
-}
-
 /// Counts Initials by the second. Fixed size, whatever the sources.
 #[derive(Debug)]
 pub(super) struct Rate {
@@ -74,11 +70,12 @@ pub(super) struct Rate {
     since: Option<Instant>,
     all: u16,
     slots: Box<[u16; SLOTS]>,
+    sites: Box<[u16; SLOTS]>,
 }
 
 impl Rate {
     pub(super) fn new() -> Self {
-        Rate { hash: RandomState::new(), since: None, all: 0, slots: Box::new([0; SLOTS]) }
+        Rate { hash: RandomState::new(), since: None, all: 0, slots: Box::new([0; SLOTS]), sites: Box::new([0; SLOTS]) }
     }
 
     /// Whether one more Initial of that source may pass.
@@ -87,13 +84,17 @@ impl Rate {
             self.since = Some(now);
             self.all = 0;
             self.slots.fill(0);
+            self.sites.fill(0);
         }
-        let slot = usize::try_from(self.hash.hash_one(source_of(source)) % SLOTS as u64).unwrap_or(0);
-        let Some(count) = self.slots.get_mut(slot) else { return false };
-        if *count >= PER_SOURCE || self.all >= IN_ALL {
+        let source = Source::of(source);
+        let slot = |hash: u64| usize::try_from(hash % SLOTS as u64).unwrap_or(0);
+        let (own, site) = (slot(self.hash.hash_one(source)), slot(self.hash.hash_one(source.site())));
+        let (Some(own), Some(site)) = (self.slots.get_mut(own), self.sites.get_mut(site)) else { return false };
+        if *own >= PER_SOURCE || *site >= PER_SITE || self.all >= IN_ALL {
             return false;
         }
-        *count += 1;
+        *own += 1;
+        *site += 1;
         self.all += 1;
         true
     }
@@ -175,11 +176,13 @@ mod tests {
     }
 
     #[test]
-    fn one_host_s_ipv6_addresses_are_one_source() {
-        let ip = |text: &str| source_of(text.parse().unwrap());
-        assert_eq!(ip("2001:db8::1"), ip("2001:db8::ffff:1"));
-        assert_ne!(ip("2001:db8::1"), ip("2001:db8:0:1::1"));
-        assert_eq!(ip("::ffff:192.0.2.1"), ip("192.0.2.1"));
+    fn a_flood_from_all_addresses_of_a_site_leaves_room_for_others() {
+        let (mut rate, now) = (Rate::new(), Instant::now());
+        let of_site = |n: u32| IpAddr::from([0x2001, 0xdb8, 0, n as u16, 0, 0, (n >> 16) as u16, 1]);
+        let passed = (0..100_000).filter(|n| rate.allows(of_site(*n), now)).count();
+        assert_eq!(passed, usize::from(PER_SITE));
+        let others = (1..=50).filter(|n| rate.allows(IpAddr::from([198, 51, 100, *n]), now)).count();
+        assert!(others >= 40, "{others}");
     }
 
     proptest! {

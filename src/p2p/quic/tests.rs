@@ -17,6 +17,7 @@ use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 use tokio::time::{sleep, timeout};
 
+use super::super::admission::{Admission, Seen};
 use super::super::tests::stock::{
     self, accepted, connected, dial_options, echoed, key, listening, next, opened, stock_quic,
 };
@@ -85,7 +86,7 @@ fn on(seed: u8, socket: &Arc<Plain>, admission: Admission) -> stock::Transport {
 }
 
 fn roomy() -> Admission {
-    Admission::new(8, 256)
+    Admission::new(8, 256, Seen::default())
 }
 
 /// Keeps a transport going; its handshakes are finished and their connections held.
@@ -214,7 +215,7 @@ async fn a_peer_whose_source_is_busy_proves_its_address() {
     let socket = plain("127.0.0.1:0").await;
     let to = socket.local_addr().unwrap();
     // One place for the unproven, one for the proven.
-    let mut transport = on(76, &socket, Admission::new(2, 256));
+    let mut transport = on(76, &socket, Admission::new(2, 256, Seen::default()));
     let address = listening(&mut transport, LOCAL).await;
     let server = serve(transport);
     let is_retry = |datagram: &[u8]| datagram[0] & 0xf0 == 0xf0;
@@ -263,7 +264,7 @@ async fn a_flood_of_initials_does_not_keep_us_from_dialling() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_table_answers_nobody() {
     let socket = plain("127.0.0.1:0").await;
-    let mut transport = on(78, &socket, Admission::new(0, 0));
+    let mut transport = on(78, &socket, Admission::new(0, 0, Seen::default()));
     listening(&mut transport, LOCAL).await;
     let server = serve(transport);
     assert!(answered(&first_flight(), socket.local_addr().unwrap()).await.is_none());

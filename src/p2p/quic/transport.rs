@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, Fuse, FuturesUnordered};
@@ -22,7 +22,7 @@ use quinn::udp::Transmit;
 use tokio::sync::mpsc;
 
 use super::super::address::udp_of;
-use super::admission::{Admission, Verdict};
+use super::super::admission::{Admission, Verdict};
 use super::connection::Muxer;
 use super::settings::{Settings, settings};
 use super::socket::Screened;
@@ -225,7 +225,7 @@ impl Transport {
                 incoming.ignore();
                 return None;
             }
-            Some(_) => match self.admission.judge(remote.ip(), incoming.remote_address_validated()) {
+            Some(_) => match self.admission.judge(remote.ip(), incoming.remote_address_validated(), Instant::now()) {
                 Verdict::Begin(place) => Some(place),
                 Verdict::Prove => {
                     if let Err(error) = incoming.retry() {

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use futures::FutureExt;
 use libp2p::PeerId;
 use quinn::rustls::pki_types::CertificateDer;
 
+use super::super::admission::Place;
 use super::Error;
-use super::admission::Place;
 use super::connection::Muxer;
 
 /// Waits for the handshake, learns who is there, and only then hands the connection up.
@@ -14,7 +15,7 @@ use super::connection::Muxer;
 /// `place` is held until then. Dropping the future closes the connection.
 ///
 /// # Errors
-/// [`Error::Slow`] after `patience`; otherwise what ended the handshake.
+/// [`Error::Slow`] after `patience`, [`Error::Crowded`] when the place went to another; otherwise what ended the handshake.
 pub(super) async fn establish(
     connecting: quinn::Connecting,
     place: Option<Place>,
@@ -25,9 +26,11 @@ pub(super) async fn establish(
         let peer = authenticate(&connection).await?;
         Ok((peer, Muxer::new(connection)))
     };
-    let result = tokio::time::timeout(patience, established).await.unwrap_or(Err(Error::Slow));
-    drop(place);
-    result
+    let established = tokio::time::timeout(patience, established).map(|done| done.unwrap_or(Err(Error::Slow)));
+    match place {
+        None => established.await,
+        Some(place) => place.hold(established).await.unwrap_or(Err(Error::Crowded)),
+    }
 }
 
 /// Who is at the other end, by all that it has to prove before any protocol is spoken.

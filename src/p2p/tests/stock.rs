@@ -21,7 +21,7 @@ pub(in super::super) fn key(seed: u8) -> Keypair {
 
 /// The daemon's transports, guards and all.
 pub(in super::super) fn ours(seed: u8, listen: &str) -> Transport {
-    transport::build(&on_loopback(seed, listen), &key(seed), &Default::default()).unwrap()
+    transport::build(&on_loopback(seed, listen), &key(seed), &Default::default(), &Default::default()).unwrap()
 }
 
 pub(in super::super) fn stock_quic(seed: u8) -> Transport {

@@ -1,0 +1,303 @@
+//! Which handshakes are begun: places that sources share, kept for members by where they were last seen.
+//!
+//! TCP and QUIC have a table each, so that half-open connections of the one take no place of the other.
+//!
+//! A QUIC source that has answered a Retry is *proven*: it receives what is sent to its address, as every TCP client
+//! does. Unproven handshakes may take half of a source's places and [`UNPROVEN`] of all, and nobody else's, so that
+//! forged sources can neither fill the table nor shut out the address they name.
+
+use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use libp2p::core::transport::{Boxed, DialOpts, ListenerId, TransportError, TransportEvent};
+use libp2p::{Multiaddr, Transport};
+use tokio::sync::oneshot;
+
+use super::address::ip_of;
+use crate::model::id::PeerId;
+use crate::model::source::{Places, Sizes, Source, Taken, Whereabouts};
+
+/// Unproven handshakes in all, above which every other one has to answer a Retry first.
+const UNPROVEN: usize = 32;
+/// A handshake has at least this long before another may take its place.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// Where members were last seen; cheap to clone, all clones are one.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Seen(Arc<Mutex<Whereabouts>>);
+
+impl Seen {
+    fn lock(&self) -> MutexGuard<'_, Whereabouts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// See [`Whereabouts::see`].
+    pub(super) fn see(&self, member: PeerId, address: IpAddr) {
+        self.lock().see(member, address);
+    }
+
+    /// See [`Whereabouts::say`].
+    pub(super) fn say(&self, documents: BTreeMap<PeerId, Vec<IpAddr>>) {
+        self.lock().say(documents);
+    }
+
+    /// See [`Whereabouts::member_at`].
+    pub(super) fn member_at(&self, address: IpAddr) -> Option<PeerId> {
+        self.lock().member_at(address)
+    }
+}
+
+/// Handshakes under way.
+#[derive(Debug)]
+struct Pending {
+    places: Places<u64>,
+    next: u64,
+    unproven: usize,
+    /// Ends the handshake of a place.
+    ends: HashMap<u64, oneshot::Sender<()>>,
+}
+
+/// Decides on handshakes, and counts them. Cheap to clone, all clones are one.
+#[derive(Debug, Clone)]
+pub(crate) struct Admission {
+    pending: Arc<Mutex<Pending>>,
+    seen: Seen,
+    per_source: usize,
+}
+
+/// A place among the handshakes under way, given back when dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    admission: Admission,
+    number: u64,
+    proven: bool,
+    ended: oneshot::Receiver<()>,
+}
+
+/// What becomes of a first packet.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    /// Begin the handshake, holding the place until it has ended.
+    Begin(Place),
+    /// Let the source prove its address first; nothing is kept.
+    Prove,
+    /// No answer: the client tries again, when there may be room.
+    Ignore,
+}
+
+impl Admission {
+    pub(super) fn new(per_source: usize, all: usize, seen: Seen) -> Self {
+        let places = Places::new(Sizes::shared(all, per_source, SETTLED));
+        let pending = Pending { places, next: 0, unproven: 0, ends: HashMap::new() };
+        Admission { pending: Arc::new(Mutex::new(pending)), seen, per_source }
+    }
+
+    pub(super) fn judge(&self, address: IpAddr, proven: bool, now: Instant) -> Verdict {
+        // Who only says where it is has no claim to what is kept for the member there.
+        let member = if proven { self.seen.member_at(address) } else { None };
+        let mut pending = self.lock();
+        let same = pending.places.held_by(Source::of(address));
+        let many = same >= self.per_source.div_ceil(2) || pending.unproven >= UNPROVEN;
+        if !proven && (many || !pending.places.has_room(address)) {
+            return if self.per_source == 0 { Verdict::Ignore } else { Verdict::Prove };
+        }
+        let number = pending.next;
+        match pending.places.take(number, address, member, now) {
+            Taken::Full => return Verdict::Ignore,
+            Taken::Free => {}
+            Taken::Instead(other) => {
+                if let Some(end) = pending.ends.remove(&other) {
+                    // Its handshake may have ended by itself at this moment.
+                    let _ = end.send(());
+                }
+            }
+        }
+        let (end, ended) = oneshot::channel();
+        pending.next = number.wrapping_add(1);
+        pending.ends.insert(number, end);
+        pending.unproven += usize::from(!proven);
+        drop(pending);
+        Verdict::Begin(Place { admission: self.clone(), number, proven, ended })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    /// Waits for the handshake as long as the place is not lost to another; `None` where it is.
+    pub(super) async fn hold<T>(mut self, handshake: impl Future<Output = T>) -> Option<T> {
+        let ended = &mut self.ended;
+        tokio::select! {
+            done = handshake => Some(done),
+            _ = ended => None,
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut pending = self.admission.lock();
+        pending.ends.remove(&self.number);
+        pending.places.give_back(self.number);
+        pending.unproven = pending.unproven.saturating_sub(usize::from(!self.proven));
+    }
+}
+
+/// A transport whose incoming handshakes need a place.
+pub(super) struct Admitting<T> {
+    inner: Boxed<T>,
+    admission: Admission,
+}
+
+impl<T> Admitting<T> {
+    pub(super) fn new(inner: Boxed<T>, admission: Admission) -> Self {
+        Admitting { inner, admission }
+    }
+}
+
+impl<T: Send + 'static> Transport for Admitting<T> {
+    type Output = T;
+    type Error = std::io::Error;
+    type ListenerUpgrade = BoxFuture<'static, Result<T, std::io::Error>>;
+    type Dial = <Boxed<T> as Transport>::Dial;
+
+    fn listen_on(&mut self, id: ListenerId, address: Multiaddr) -> Result<(), TransportError<std::io::Error>> {
+        self.inner.listen_on(id, address)
+    }
+
+    fn remove_listener(&mut self, id: ListenerId) -> bool {
+        self.inner.remove_listener(id)
+    }
+
+    fn dial(&mut self, address: Multiaddr, options: DialOpts) -> Result<Self::Dial, TransportError<std::io::Error>> {
+        self.inner.dial(address, options)
+    }
+
+    fn poll(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<TransportEvent<Self::ListenerUpgrade, std::io::Error>> {
+        loop {
+            let event = std::task::ready!(Pin::new(&mut self.inner).poll(cx));
+            let TransportEvent::Incoming { listener_id, upgrade, local_addr, send_back_addr } = event else {
+                return Poll::Ready(event.map_upgrade(FutureExt::boxed));
+            };
+            let place = match ip_of(&send_back_addr) {
+                None => None,
+                Some(address) => match self.admission.judge(address, true, Instant::now()) {
+                    Verdict::Begin(place) => Some(place),
+                    // Dropped, the connection is closed.
+                    Verdict::Prove | Verdict::Ignore => {
+                        tracing::debug!(remote = %send_back_addr, "too many unfinished connections");
+                        continue;
+                    }
+                },
+            };
+            let upgrade = async move {
+                match place {
+                    None => upgrade.await,
+                    Some(place) => place.hold(upgrade).await.unwrap_or_else(|| {
+                        Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "its place went to another"))
+                    }),
+                }
+            };
+            return Poll::Ready(TransportEvent::Incoming {
+                listener_id,
+                upgrade: upgrade.boxed(),
+                local_addr,
+                send_back_addr,
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admission() -> Admission {
+        Admission::new(8, 256, Seen::default())
+    }
+
+    fn begin(admission: &Admission, source: [u8; 4], proven: bool) -> Option<Place> {
+        match admission.judge(source.into(), proven, Instant::now()) {
+            Verdict::Begin(place) => Some(place),
+            Verdict::Prove | Verdict::Ignore => None,
+        }
+    }
+
+    #[test]
+    fn forged_sources_leave_room_for_those_that_prove_their_address() {
+        let admission = admission();
+        let flood: Vec<_> = (0..1000u32).map(|n| begin(&admission, n.to_be_bytes(), false)).collect();
+        assert_eq!(flood.iter().flatten().count(), UNPROVEN);
+        assert!(matches!(admission.judge([192, 0, 2, 1].into(), false, Instant::now()), Verdict::Prove));
+        assert!(begin(&admission, [192, 0, 2, 1], true).is_some());
+        drop(flood);
+        assert!(begin(&admission, [192, 0, 2, 1], false).is_some());
+    }
+
+    #[test]
+    fn forged_packets_do_not_shut_out_the_address_they_name() {
+        let admission = admission();
+        let forged: Vec<_> = (0..100).filter_map(|_| begin(&admission, [192, 0, 2, 1], false)).collect();
+        assert_eq!(forged.len(), 4);
+        let own: Vec<_> = (0..100).filter_map(|_| begin(&admission, [192, 0, 2, 1], true)).collect();
+        assert_eq!(own.len(), 4);
+        assert!(matches!(admission.judge([192, 0, 2, 1].into(), true, Instant::now()), Verdict::Ignore));
+        assert!(begin(&admission, [192, 0, 2, 2], false).is_some());
+    }
+
+    #[test]
+    fn handshakes_are_bounded_and_nothing_of_a_past_one_is_kept() {
+        let admission = admission();
+        let all: Vec<_> = (0..1000u32).filter_map(|n| begin(&admission, n.to_be_bytes(), true)).collect();
+        assert_eq!(all.len(), 192, "a quarter is kept for members");
+        assert!(begin(&admission, [192, 0, 2, 1], true).is_none());
+        drop(all);
+        let pending = admission.lock();
+        assert_eq!((pending.places.len(), pending.unproven, pending.ends.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_flood_leaves_the_places_of_members() {
+        let admission = admission();
+        let member = PeerId([7; 32]);
+        admission.seen.say([(member, vec!["2001:db8::b".parse().unwrap()])].into());
+        let flood: Vec<_> = (0..1000u32).filter_map(|n| begin(&admission, n.to_be_bytes(), true)).collect();
+        let crowd: Vec<_> = (0..1000u32)
+            .filter_map(|n| {
+                let address = IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0xbad, n as u16]);
+                match admission.judge(address, true, Instant::now()) {
+                    Verdict::Begin(place) => Some(place),
+                    _ => None,
+                }
+            })
+            .collect();
+        assert_eq!((flood.len(), crowd.len()), (192, 0));
+        let home = "2001:db8::b".parse().unwrap();
+        assert!(matches!(admission.judge(home, true, Instant::now()), Verdict::Begin(_)));
+        assert!(!matches!(admission.judge(home, false, Instant::now()), Verdict::Begin(_)), "forged");
+    }
+
+    #[tokio::test]
+    async fn who_sits_on_a_place_loses_it_to_a_newcomer() {
+        let admission = admission();
+        let mut idle: Vec<_> = (0..8).filter_map(|_| begin(&admission, [192, 0, 2, 1], true)).collect();
+        assert_eq!(idle.len(), 8);
+        let first = tokio::spawn(idle.remove(0).hold(std::future::pending::<()>()));
+        let later = Instant::now() + SETTLED;
+        let Verdict::Begin(place) = admission.judge([192, 0, 2, 1].into(), true, later) else { panic!("no place") };
+        assert_eq!(first.await.unwrap(), None, "the oldest one has ended");
+        assert_eq!(place.hold(async { 5 }).await, Some(5));
+    }
+}
