@@ -6,7 +6,9 @@
 //! `POST /v1/call` takes a [`Request`] and answers a [`Response`] or `{"error": …}`; `GET /v1/health` answers `ok` to
 //! whoever may open the socket.
 
+pub(crate) mod http;
 mod peer;
+mod places;
 mod socket;
 
 use std::sync::Arc;
@@ -19,10 +21,9 @@ use axum::http::{StatusCode, header};
 use axum::response::Response as HttpResponse;
 use axum::routing::{get, post};
 use futures::future::BoxFuture;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::net::unix::UCred;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +32,7 @@ use tracing::{debug, warn};
 use super::types::{Error, ErrorKind, ErrorReply, Request, Response};
 
 pub use peer::{Access, Peer};
+use places::{Place, Places};
 pub use socket::{Listener, bind};
 
 /// What the daemon does for a request.
@@ -38,9 +40,10 @@ pub type Handler = Arc<dyn Fn(Request, Peer) -> BoxFuture<'static, Result<Respon
 
 /// Bytes of the largest request: a routing table of ten thousand lines.
 pub const MAX_BODY: usize = 1 << 20;
-/// Clients at a time unless the daemon is told otherwise.
+/// Clients at a time unless the daemon is told otherwise. Each user but root has a quarter of them at most, and the last
+/// one is root's.
 pub const MAX_CLIENTS: usize = 64;
-/// A client that sends its request more slowly than this is dropped.
+/// A client that sends its request, or takes its answer, more slowly than this is dropped.
 pub const DEADLINE: Duration = Duration::from_secs(10);
 /// Clients that are told there is no room for them at a time; more are only dropped.
 const MAX_REFUSALS: usize = 16;
@@ -52,7 +55,7 @@ const DRAIN: Duration = Duration::from_secs(1);
 pub struct Bounds {
     /// Clients at a time; one more is told so and dropped.
     pub clients: usize,
-    /// Time for the head of a request, and again for its body.
+    /// Time for the head of a request, for its body, and for taking a part of the answer.
     pub deadline: Duration,
 }
 
@@ -81,7 +84,7 @@ pub async fn run_bounded(
     bounds: Bounds,
 ) -> std::io::Result<()> {
     let accept = listener.to_tokio()?;
-    let free = Arc::new(Semaphore::new(bounds.clients));
+    let places = Places::new(bounds.clients);
     let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
     let mut clients = JoinSet::new();
     loop {
@@ -98,11 +101,18 @@ pub async fn run_bounded(
                 }
             },
         };
-        match free.clone().try_acquire_owned() {
-            Ok(permit) => {
-                clients.spawn(serve(stream, handler.clone(), permit, bounds.deadline, stop.clone()));
+        let cred = match stream.peer_cred() {
+            Ok(cred) => cred,
+            Err(error) => {
+                warn!(%error, "credentials of a control client");
+                continue;
             }
-            Err(_) => {
+        };
+        match places.take(cred.uid(), peer::is_root(cred.uid())) {
+            Some(place) => {
+                clients.spawn(serve(stream, cred, handler.clone(), place, bounds.deadline, stop.clone()));
+            }
+            None => {
                 if let Ok(permit) = refusals.clone().try_acquire_owned() {
                     clients.spawn(refuse(stream, permit));
                 }
@@ -141,16 +151,14 @@ async fn refuse(mut stream: UnixStream, permit: OwnedSemaphorePermit) {
 
 async fn serve(
     stream: UnixStream,
+    cred: UCred,
     handler: Handler,
-    permit: OwnedSemaphorePermit,
+    place: Place,
     deadline: Duration,
     stop: CancellationToken,
 ) {
-    let peer = match stream.peer_cred() {
-        Ok(cred) => Peer::new(cred.uid(), cred.gid(), cred.pid()).await,
-        Err(error) => return warn!(%error, "credentials of a control client"),
-    };
-    let state = Arc::new(Connection { handler, peer, deadline, permit: Arc::new(permit) });
+    let peer = Peer::new(cred.uid(), cred.gid(), cred.pid()).await;
+    let state = Arc::new(Connection { handler, peer, deadline, place: Arc::new(place) });
     let router = Router::new()
         .route("/v1/call", post(call))
         .route("/v1/metrics", get(metrics))
@@ -164,29 +172,14 @@ async fn serve(
             answer(Err(error))
         })
         .with_state(state);
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(deadline)
-        .max_buf_size(64 * 1024)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        debug!(%error, "control client");
-    }
+    http::connection(stream, router, deadline, stop).await;
 }
 
 struct Connection {
     handler: Handler,
     peer: Peer,
     deadline: Duration,
-    permit: Arc<OwnedSemaphorePermit>,
+    place: Arc<Place>,
 }
 
 /// The counters as plain text: the same as the verb `metrics`, for programs that collect them.
@@ -219,17 +212,29 @@ async fn call(State(connection): State<Arc<Connection>>, request: HttpRequest) -
 /// Does what the caller may have done.
 async fn perform(connection: &Connection, request: Request) -> Result<Response, Error> {
     connection.peer.may(&request)?;
-    // A task of its own: what is begun is finished even when the client goes away, and counts as a client until then.
+    let changes = request.changes();
     let work = (connection.handler)(request, connection.peer);
-    let permit = connection.permit.clone();
-    let done = tokio::spawn(async move {
+    let place = connection.place.clone();
+    let work = async move {
         let result = work.await;
-        drop(permit);
+        drop(place);
         result
-    });
-    done.await.unwrap_or_else(|_| {
-        Err(Error::new(ErrorKind::Failed, "E-INTERNAL", "the daemon failed at this request; its log tells more"))
-    })
+    };
+    // A task of its own: a failure in it ends this request only.
+    let done = if changes {
+        // What is begun is finished even when the client goes away, and counts as a client until then.
+        tokio::spawn(work).await
+    } else {
+        // Nobody needs what was asked by who is gone: dropped with the connection, the set ends its task.
+        let mut tasks = JoinSet::new();
+        tasks.spawn(work);
+        tasks.join_next().await.unwrap_or(Ok(Err(internal())))
+    };
+    done.unwrap_or_else(|_| Err(internal()))
+}
+
+fn internal() -> Error {
+    Error::new(ErrorKind::Failed, "E-INTERNAL", "the daemon failed at this request; its log tells more")
 }
 
 /// Reads a request; nesting is bounded by the JSON reader (128 levels), size by the body.

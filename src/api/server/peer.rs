@@ -38,9 +38,7 @@ pub struct Peer {
 impl Peer {
     /// Looks up what the user's groups allow.
     pub(super) async fn new(uid: u32, gid: u32, pid: Option<i32>) -> Peer {
-        let own = Uid::effective().as_raw();
-        let access = if uid == 0 || uid == own {
-            // Whoever runs a daemon without privilege (a relay) is its administrator.
+        let access = if is_root(uid) {
             Access::Change
         } else {
             // The user database may be on the network.
@@ -60,6 +58,11 @@ impl Peer {
         let message = format!("user {} may not {what} here: that takes root or group {groups}", self.uid);
         Err(Error::new(ErrorKind::NotPermitted, "E-PERMISSION", message).hint(format!("usermod -aG {groups} USER")))
     }
+}
+
+/// Whether this user may do everything: root, and whoever runs a daemon without privilege (a relay).
+pub(super) fn is_root(uid: u32) -> bool {
+    uid == 0 || uid == Uid::effective().as_raw()
 }
 
 /// What membership in `groups` allows; `lookup` gives a group's number.

@@ -17,11 +17,36 @@ struct Server {
     _dir: tempfile::TempDir,
 }
 
-/// Answers `reload` with what it was asked, fails at `id`, and panics at `version`.
+/// What runs of `peer-ls` and `up`, which end by themselves after a minute.
+static RUNNING: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+
+struct Counted;
+
+impl Counted {
+    fn new() -> Counted {
+        RUNNING.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        Counted
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        RUNNING.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+/// Answers `reload` with what it was asked, fails at `id`, panics at `version`, is long at `subnet-ls` and `up`, and large
+/// at `metrics`.
 fn handler() -> Handler {
     Arc::new(|request, _| {
         Box::pin(async move {
             match request {
+                Request::SubnetLs | Request::Up { .. } => {
+                    let _running = Counted::new();
+                    tokio::time::sleep(Duration::from_secs(60)).await;
+                    Ok(Response::Subnets { subnets: vec![] })
+                }
+                Request::Metrics => Ok(Response::Metrics { text: "x".repeat(8 << 20) }),
                 Request::Id => Err(Error::new(ErrorKind::NotFound, "E-TEST", "nothing here").hint("look elsewhere")),
                 Request::Version => panic!("on purpose"),
                 other => Ok(Response::Done(Done { message: format!("{other:?}"), changed: true })),
@@ -146,6 +171,52 @@ async fn one_client_too_many_is_told_so() {
         tokio::task::yield_now().await;
     }
     panic!("the place of a client that left stays taken");
+}
+
+async fn until(what: &str, check: impl Fn() -> bool) {
+    let start = std::time::Instant::now();
+    while !check() {
+        assert!(start.elapsed() < Duration::from_secs(5), "{what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn work_of_a_reading_verb_ends_with_its_asker_and_of_a_changing_one_goes_on() {
+    let server = start(Bounds { clients: 2, ..Bounds::default() });
+    let running = || RUNNING.load(std::sync::atomic::Ordering::SeqCst);
+    let request =
+        |body: &str| format!("POST /v1/call HTTP/1.1\r\nhost: byway\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    // The second one sends the beginning of another request behind it, which nobody reads yet.
+    for more in ["", "GET /v1/health HTTP/1.1\r\n"] {
+        let mut stream = UnixStream::connect(&server.socket).await.unwrap();
+        stream.write_all(format!("{}{more}", request("{\"verb\":\"subnet-ls\"}")).as_bytes()).await.unwrap();
+        until("the work begins", || running() == 1).await;
+        drop(stream);
+        until("the work ends", || running() == 0).await;
+    }
+    // Its place is free.
+    assert!(Client::new(&server.socket).call(&Request::Reload).await.is_ok());
+    let mut stream = UnixStream::connect(&server.socket).await.unwrap();
+    stream.write_all(request("{\"verb\":\"up\"}").as_bytes()).await.unwrap();
+    until("the change begins", || running() == 1).await;
+    drop(stream);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(running(), 1, "what was begun is finished");
+}
+
+#[tokio::test]
+async fn who_takes_no_answer_or_asks_nothing_loses_its_place() {
+    let server = start(Bounds { clients: 1, deadline: Duration::from_millis(200) });
+    let mut stream = UnixStream::connect(&server.socket).await.unwrap();
+    stream.write_all(b"GET /v1/metrics HTTP/1.1\r\nhost: byway\r\n\r\n").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(Client::new(&server.socket).call(&Request::Reload).await.is_ok());
+    drop(stream);
+    let idle = UnixStream::connect(&server.socket).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(Client::new(&server.socket).call(&Request::Reload).await.is_ok());
+    drop(idle);
 }
 
 #[tokio::test]
