@@ -38,6 +38,13 @@ pub(crate) async fn find(
             let netns = netns::of_pid(found.pid)
                 .await
                 .map_err(|e| not_found(format!("namespace of container {}: {e}", found.name)))?;
+            // A process that ended in between may have left its number to another: then the engine says so now.
+            let still = docker::inspect(host.as_deref(), &found.id).await.map_err(docker_error)?;
+            if (still.pid, &still.id) != (found.pid, &found.id) {
+                let message = format!("container {} was started anew while it was attached", found.name);
+                return Err(Error::new(ErrorKind::Failed, "E-DOCKER", message)
+                    .hint(format!("byway attach docker {}   (once more)", found.name)));
+            }
             let resolv_conf = found.resolv_conf.map_or(ResolvConf::None, ResolvConf::Replace);
             (Target::Docker { name: found.name.clone(), id: found.id }, netns, resolv_conf, found.name)
         }

@@ -50,6 +50,9 @@ use crate::store::{self, Store};
 /// Time from the first signal to the end of the process.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 
+/// Open files that are asked for, as in the unit.
+const DESCRIPTORS: u64 = 65_536;
+
 /// What every task of the daemon may use. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Context {
@@ -77,6 +80,11 @@ pub(crate) struct Context {
 /// # Errors
 /// [`Error`] with what failed and what to do, before anything was touched; or the name of a task that ended early.
 pub fn run(config: Config) -> Result<(), Error> {
+    // Keys are in this memory: no core file, and no other process of the same user that reads it.
+    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
+        tracing::warn!(%error, "this process can be read by others of its user");
+    }
+    more_descriptors();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("byway")
@@ -90,6 +98,18 @@ pub fn run(config: Config) -> Result<(), Error> {
     });
     runtime.shutdown_timeout(Duration::from_millis(200));
     result
+}
+
+/// Takes as many descriptors as there may be, up to [`DESCRIPTORS`]: the soft limit of a shell is 1,024.
+fn more_descriptors() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        let wanted = hard.min(DESCRIPTORS);
+        if soft < wanted { setrlimit(Resource::RLIMIT_NOFILE, wanted, hard) } else { Ok(()) }
+    });
+    if let Err(error) = raised {
+        tracing::debug!(%error, "raise the limit of open files");
+    }
 }
 
 /// Cancels on the first SIGTERM or SIGINT; a second one ends the process at once.

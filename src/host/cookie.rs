@@ -1,8 +1,22 @@
-//! The cookie of the calling thread's network namespace: the one system call of `host` that no crate offers.
-#![expect(unsafe_code, reason = "getsockopt(SO_NETNS_COOKIE) has no safe wrapper")]
+//! What tells network namespaces apart: the two system calls of `host` that no crate offers.
+#![expect(unsafe_code, reason = "getsockopt(SO_NETNS_COOKIE) and ioctl(NS_GET_NSTYPE) have no safe wrapper")]
 
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+
+/// `_IO(0xb7, 3)`, see ioctl_ns(2).
+const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
+
+/// Whether a file of the namespaces' file system is a network namespace (Linux 4.11).
+///
+/// # Errors
+/// When the kernel does not know the question, for example because the file is none of these.
+pub fn is_netns(file: &File) -> io::Result<bool> {
+    // SAFETY: the descriptor is open for the whole call, and the request takes no argument.
+    let kind = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) };
+    if kind < 0 { Err(io::Error::last_os_error()) } else { Ok(kind == libc::CLONE_NEWNET) }
+}
 
 /// A number no other network namespace has had since boot (`SO_NETNS_COOKIE`, Linux 5.14).
 ///

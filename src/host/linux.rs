@@ -17,6 +17,7 @@ use rtnetlink::MulticastGroup;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
+use super::inner::Expected;
 use super::kept::Kept;
 use super::netlink::{LinkInfo, Netlink};
 use super::netns::{self, NetnsError};
@@ -24,13 +25,15 @@ use super::nft::Repair;
 use super::{Host, TunControl, failure, netconf, nft, proxy, resolver, sysctl};
 use crate::model::host::{
     Barred, Change, Failure, HostConfig, NetnsRef, Observed, Order, Place, Scene, TABLE, WorkloadConfig, alias_name,
-    barred, host_mac, inner_mac, resolvers, sysctl_keys,
+    barred, host_mac, inner_mac, inner_table, resolvers, sysctl_keys,
 };
 
 /// How long what was seen inside a workload's namespace is believed: the kernel does not tell us of changes there.
 const BELIEVED: Duration = Duration::from_secs(5);
 /// How often it is checked that the namespaces of workloads are still at their paths.
 const LIVENESS: Duration = Duration::from_secs(2);
+/// Namespaces that are looked into at the same time.
+const AT_ONCE: usize = 8;
 /// How long a closed TUN may take to vanish before it is deleted.
 const TUN_CLOSING: Duration = Duration::from_millis(300);
 
@@ -43,6 +46,14 @@ struct Inside {
     seen: Option<(Instant, Scene)>,
 }
 
+/// What there is to do about one namespace.
+enum Prepared {
+    /// Nothing: it was seen a moment ago.
+    Known(Scene),
+    /// Look, if it is the one with this cookie.
+    Look(Option<u64>, netns::Look),
+}
+
 /// The kernel of this machine, in the namespace it was made in.
 pub struct LinuxHost {
     instance: String,
@@ -52,6 +63,8 @@ pub struct LinuxHost {
     /// TUNs this process opened, with their index once it is known.
     opened: BTreeMap<String, u32>,
     inside: BTreeMap<NetnsRef, Inside>,
+    /// Indexes of the inner ends of our pairs, by the name of the outer one.
+    ends: BTreeMap<String, u32>,
     /// Namespaces found gone: they never come back.
     gone: BTreeSet<NetnsRef>,
     /// Indexes of our links: events of others are not ours.
@@ -124,6 +137,7 @@ impl LinuxHost {
             netlink: Netlink::open()?,
             opened: BTreeMap::new(),
             inside: BTreeMap::new(),
+            ends: BTreeMap::new(),
             gone: BTreeSet::new(),
             instance,
             tuns,
@@ -148,11 +162,12 @@ impl LinuxHost {
     async fn observe_host(&mut self, desired: &HostConfig, observed: &mut Observed) -> anyhow::Result<()> {
         let (instance, opened) = (self.instance.clone(), self.opened.clone());
         let ours = move |info: &LinkInfo| Self::owned(&instance, &opened, info);
-        let mut look = self.netlink.scene(&ours, Some(TABLE)).await?;
+        let mut look = self.netlink.scene(&ours).await?;
         look.scene.rules.retain(|rule| rule.source.is_none() && rule.table == TABLE && rule.order == Order::First);
         observed.table_shared = look.table_shared;
         observed.uplinks = look.uplinks;
         observed.places.insert(Place::Host, look.scene);
+        self.ends = look.ends;
         *self.indexes.lock().unwrap_or_else(PoisonError::into_inner) = look.indexes;
         let mut keys = sysctl_keys(desired, observed).remove(&Place::Host).unwrap_or_default();
         keys.extend(self.kept.sysctls().keys().cloned());
@@ -167,12 +182,35 @@ impl LinuxHost {
         self.inside.retain(|netns, _| places.contains(netns));
         self.gone.retain(|netns| places.contains(netns));
         let keys = sysctl_keys(desired, observed);
+        let mut looks = Vec::new();
         for netns in places {
-            let place = Place::Netns(netns.clone());
-            let sysctls = keys.get(&place).cloned().unwrap_or_default();
-            match self.look_inside(desired, observed, &netns, sysctls).await {
-                Ok(scene) => {
-                    observed.places.insert(place, scene);
+            let sysctls = keys.get(&Place::Netns(netns.clone())).cloned().unwrap_or_default();
+            looks.push((netns.clone(), self.prepare(desired, observed, &netns, sysctls)));
+        }
+        // Side by side: one namespace that takes long holds no other up.
+        let outcomes: Vec<_> = futures::stream::iter(looks)
+            .map(|(netns, prepared)| async move {
+                let seen = match prepared {
+                    Ok(Prepared::Known(scene)) => Ok((scene, None)),
+                    Ok(Prepared::Look(cookie, look)) => {
+                        netns::observe(&netns, cookie, look).await.map(|(scene, cookie)| (scene, Some(cookie)))
+                    }
+                    Err(error) => Err(error),
+                };
+                (netns, seen)
+            })
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await;
+        for (netns, seen) in outcomes {
+            match seen {
+                Ok((scene, fresh)) => {
+                    if let Some(cookie) = fresh {
+                        let known = self.inside.entry(netns.clone()).or_default();
+                        known.cookie = known.cookie.or(cookie);
+                        known.seen = Some((Instant::now(), scene.clone()));
+                    }
+                    observed.places.insert(Place::Netns(netns), scene);
                 }
                 Err(NetnsError::Gone(path)) => {
                     if self.gone.insert(netns.clone()) {
@@ -199,13 +237,14 @@ impl LinuxHost {
         }
     }
 
-    async fn look_inside(
+    /// What has to be looked at in a namespace, or what was seen there a moment ago.
+    fn prepare(
         &mut self,
         desired: &HostConfig,
         observed: &Observed,
         netns: &NetnsRef,
         sysctls: BTreeSet<String>,
-    ) -> Result<Scene, NetnsError> {
+    ) -> Result<Prepared, NetnsError> {
         if self.gone.contains(netns) || !netns::exists(netns)? {
             return Err(NetnsError::Gone(netns.path.clone()));
         }
@@ -215,21 +254,21 @@ impl LinuxHost {
         let known = self.inside.entry(netns.clone()).or_default();
         if let Some((when, scene)) = known.seen.as_ref().filter(|(when, _)| pairs && when.elapsed() < BELIEVED) {
             tracing::trace!(netns = %netns.path.display(), age = ?when.elapsed(), "believed");
-            return Ok(scene.clone());
+            return Ok(Prepared::Known(scene.clone()));
         }
-        let mac = |w: &&WorkloadConfig| {
-            (w.inner_link.clone(), w.mac.unwrap_or_else(|| inner_mac(&self.instance, &w.host_link)))
+        let link = |w: &&WorkloadConfig| Expected {
+            name: w.inner_link.clone(),
+            index: self.ends.get(&w.host_link).copied(),
+            mac: w.mac.unwrap_or_else(|| inner_mac(&self.instance, &w.host_link)),
+            table: inner_table(&w.inner_link),
         };
         let look = netns::Look {
             instance: self.instance.clone(),
-            macs: here.iter().map(mac).collect(),
+            links: here.iter().map(link).collect(),
             rules: self.kept.rules().iter().filter(|(place, _)| place == netns).map(|(_, rule)| rule.clone()).collect(),
             sysctls,
         };
-        let (scene, cookie) = netns::observe(netns, known.cookie, look).await?;
-        known.cookie = known.cookie.or(cookie);
-        known.seen = Some((Instant::now(), scene.clone()));
-        Ok(scene)
+        Ok(Prepared::Look(known.cookie, look))
     }
 
     fn observe_files(&self, desired: &HostConfig, observed: &mut Observed) {

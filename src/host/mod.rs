@@ -7,6 +7,8 @@
 mod cleanup;
 pub mod conntrack;
 mod cookie;
+mod flows;
+mod inner;
 mod kept;
 mod linux;
 pub mod listening;

@@ -30,6 +30,8 @@ pub struct LinkInfo {
     pub name: String,
     /// Loopback.
     pub loopback: bool,
+    /// Index of the other end of a pair, in its own namespace.
+    pub other_end: u32,
     /// What we compare.
     pub link: Link,
 }
@@ -41,22 +43,24 @@ pub(super) struct Look {
     pub uplinks: BTreeMap<String, BTreeSet<IpAddr>>,
     /// Indexes of our links.
     pub indexes: BTreeSet<u32>,
+    /// Indexes of the other ends of our pairs, by the name of ours.
+    pub ends: BTreeMap<String, u32>,
 }
 
 /// A route as the kernel lists it, of whatever table.
-struct RouteInfo {
-    route: Route,
-    link: Option<u32>,
-    ours: bool,
+pub(super) struct RouteInfo {
+    pub(super) route: Route,
+    pub(super) link: Option<u32>,
+    pub(super) ours: bool,
     kind: RouteType,
 }
 
 /// One netlink connection for requests.
 #[derive(Debug)]
 pub struct Netlink {
-    handle: Handle,
+    pub(super) handle: Handle,
     /// Asks the kernel to filter dumps, so that one table of a router is not a dump of all.
-    strict: Handle,
+    pub(super) strict: Handle,
     tasks: [JoinHandle<()>; 2],
 }
 
@@ -67,7 +71,7 @@ impl Drop for Netlink {
 }
 
 /// The error of a request, as the kernel's words.
-fn plain(error: rtnetlink::Error) -> anyhow::Error {
+pub(super) fn plain(error: rtnetlink::Error) -> anyhow::Error {
     match error {
         rtnetlink::Error::NetlinkError(message) => message.to_io().into(),
         other => anyhow::anyhow!("{other}"),
@@ -75,7 +79,7 @@ fn plain(error: rtnetlink::Error) -> anyhow::Error {
 }
 
 /// Errno of a kernel's refusal.
-fn errno(error: &rtnetlink::Error) -> Option<i32> {
+pub(super) fn errno(error: &rtnetlink::Error) -> Option<i32> {
     match error {
         rtnetlink::Error::NetlinkError(message) => Some(message.raw_code().abs()),
         _ => None,
@@ -174,13 +178,8 @@ impl Netlink {
         Ok(messages.iter().filter(|m| m.header.state == NeighbourState::Permanent).filter_map(neighbour_of).collect())
     }
 
-    /// Our share of the namespace. `ours` tells the name a link of ours should have; `table` limits the routes to one
-    /// table. Sysctls are not read.
-    pub(super) async fn scene(
-        &self,
-        ours: &(dyn Fn(&LinkInfo) -> Option<String> + Sync),
-        table: Option<u32>,
-    ) -> anyhow::Result<Look> {
+    /// Our share of this machine's own namespace. `ours` tells the name a link of ours should have. Sysctls are not read.
+    pub(super) async fn scene(&self, ours: &(dyn Fn(&LinkInfo) -> Option<String> + Sync)) -> anyhow::Result<Look> {
         let mut links = self.links().await?;
         let addresses = self.addresses().await?;
         for (index, address, _) in &addresses {
@@ -193,13 +192,19 @@ impl Netlink {
                 info.link.neighbours.insert(address, mac);
             }
         }
-        let mut look =
-            Look { scene: Scene::default(), table_shared: false, uplinks: BTreeMap::new(), indexes: BTreeSet::new() };
+        let mut look = Look {
+            scene: Scene::default(),
+            table_shared: false,
+            uplinks: BTreeMap::new(),
+            indexes: BTreeSet::new(),
+            ends: BTreeMap::new(),
+        };
         // A route names its link by the name the link should have.
         let mut names = BTreeMap::new();
         for (index, info) in links {
             if let Some(key) = ours(&info) {
                 look.indexes.insert(index);
+                look.ends.insert(key.clone(), info.other_end);
                 names.insert(index, key.clone());
                 look.scene.links.insert(key, info.link);
                 continue;
@@ -209,7 +214,7 @@ impl Netlink {
             }
             look.scene.foreign.insert(info.name);
         }
-        for info in self.routes(table).await? {
+        for info in self.routes(Some(TABLE)).await? {
             match info.link.and_then(|index| names.get(&index)) {
                 Some(name) if info.ours => {
                     look.scene.routes.insert(Route { link: name.clone(), ..info.route });
@@ -355,11 +360,16 @@ impl Netlink {
     /// Whatever prefix length it was entered with.
     async fn del_address(&self, link: &str, address: IpAddr) -> anyhow::Result<()> {
         let index = self.index(link).await?;
-        let messages = all("addresses", self.handle.address().get().execute()).await?;
-        for message in messages {
-            if message.header.index == index && local_address(&message) == Some(address) {
-                unless(self.handle.address().del(message).execute().await, &[libc::EADDRNOTAVAIL])?;
+        let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let mut found = Vec::new();
+        self.address_messages(index, family, |message| {
+            if local_address(&message) == Some(address) {
+                found.push(message);
             }
+        })
+        .await?;
+        for message in found {
+            unless(self.handle.address().del(message).execute().await, &[libc::EADDRNOTAVAIL])?;
         }
         Ok(())
     }
@@ -443,15 +453,18 @@ fn host_length(address: &IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
 }
 
-fn link_info(message: &LinkMessage) -> LinkInfo {
+pub(super) fn link_info(message: &LinkMessage) -> LinkInfo {
     let flags = message.header.flags;
-    let mut info = LinkInfo { index: message.header.index, ..LinkInfo::default() };
+    // The kernel leaves the other end's index out only where both are the same.
+    let index = message.header.index;
+    let mut info = LinkInfo { index, other_end: index, ..LinkInfo::default() };
     info.loopback = flags.contains(LinkFlags::Loopback);
     info.link.up = flags.contains(LinkFlags::Up);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => info.name.clone_from(name),
             LinkAttribute::IfAlias(alias) => info.link.alias.clone_from(alias),
+            LinkAttribute::Link(other) => info.other_end = *other,
             LinkAttribute::Mtu(mtu) => info.link.mtu = *mtu,
             LinkAttribute::TxQueueLen(length) => info.link.txqueuelen = *length,
             LinkAttribute::GsoMaxSize(size) => info.link.gso_max_size = *size,
@@ -464,7 +477,7 @@ fn link_info(message: &LinkMessage) -> LinkInfo {
 }
 
 /// On a point-to-point link `IFA_ADDRESS` is the far end and `IFA_LOCAL` ours; IPv6 has no `IFA_LOCAL` elsewhere.
-fn local_address(message: &AddressMessage) -> Option<IpAddr> {
+pub(super) fn local_address(message: &AddressMessage) -> Option<IpAddr> {
     let local = message.attributes.iter().find_map(|a| match a {
         AddressAttribute::Local(address) => Some(*address),
         _ => None,
@@ -485,7 +498,7 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-fn route_info(message: &RouteMessage) -> Option<RouteInfo> {
+pub(super) fn route_info(message: &RouteMessage) -> Option<RouteInfo> {
     let unspecified = match message.header.address_family {
         AddressFamily::Inet => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
         AddressFamily::Inet6 => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
@@ -512,7 +525,7 @@ fn route_info(message: &RouteMessage) -> Option<RouteInfo> {
 }
 
 /// A rule of ours: priority and protocol are our mark.
-fn rule_of(message: &RuleMessage) -> Option<Rule> {
+pub(super) fn rule_of(message: &RuleMessage) -> Option<Rule> {
     let family = match message.header.family {
         AddressFamily::Inet => Family::V4,
         AddressFamily::Inet6 => Family::V6,
@@ -558,7 +571,7 @@ fn rule_message(rule: &Rule) -> RuleMessage {
     message
 }
 
-fn neighbour_of(message: &NeighbourMessage) -> Option<(u32, IpAddr, [u8; 6])> {
+pub(super) fn neighbour_of(message: &NeighbourMessage) -> Option<(u32, IpAddr, [u8; 6])> {
     let address = message.attributes.iter().find_map(|a| match a {
         NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(IpAddr::V4(*address)),
         NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some(IpAddr::V6(*address)),

@@ -5,19 +5,23 @@
 //! become a helper process.
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::future::Future;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
+use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
-use super::cookie::netns_cookie;
+use super::cookie::{is_netns, netns_cookie};
+use super::inner::Expected;
 use super::netlink::Netlink;
 use super::{failure, sysctl};
-use crate::model::host::{Change, Failure, NetnsRef, ResolvConf, Rule, Scene, SysctlKey, alias_name};
+use crate::model::host::{Change, Failure, NetnsRef, ResolvConf, Rule, Scene, SysctlKey};
 
 /// Longest a job inside a namespace may take.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -28,15 +32,13 @@ pub enum NetnsError {
     /// Nothing is at the path, or another namespace than the one that was attached.
     #[error("the network namespace {0} is gone")]
     Gone(PathBuf),
-    /// Nothing is at the path that was named.
+    /// No network namespace is at the path that was named. Whether anything else is there is not told: whoever asks may
+    /// not be allowed to look there.
     #[error("there is no network namespace {0}")]
     Missing(PathBuf),
     /// Not one component of a path.
     #[error("{0:?} is neither the name of a network namespace nor an absolute path")]
     Name(String),
-    /// Something else lies at the path.
-    #[error("{0} is not a network namespace")]
-    Kind(PathBuf),
     /// The daemon's own namespace.
     #[error("{0} is the daemon's own network namespace: it is a member already")]
     Own(PathBuf),
@@ -82,28 +84,18 @@ pub async fn of_pid(pid: u32) -> Result<NetnsRef, NetnsError> {
     checked(PathBuf::from(format!("/proc/{pid}/ns/net"))).await
 }
 
-/// Names of all links in a namespace: where a new one has to find a free name.
-///
-/// # Errors
-/// When the namespace is gone or cannot be read.
-pub async fn link_names(netns: &NetnsRef) -> Result<BTreeSet<String>, NetnsError> {
-    let path = netns.path.clone();
-    let (names, _) = inside(netns, None, || async {
-        let links = Netlink::open().map_err(io::Error::other)?.links().await.map_err(io::Error::other)?;
-        Ok::<_, io::Error>(links.into_values().map(|l| l.name).collect())
-    })
-    .await?;
-    names.map_err(|source| NetnsError::Io { what: "list links of", path, source })
-}
-
 /// The first of `byway0`, `byway1`… that neither the namespace nor `taken` has.
 ///
 /// # Errors
 /// When the namespace is gone or cannot be read.
 pub async fn free_link_name(netns: &NetnsRef, taken: &[String]) -> Result<String, NetnsError> {
-    let names = link_names(netns).await?;
-    let free = (0u32..).map(|n| format!("byway{n}")).find(|name| !names.contains(name) && !taken.contains(name));
-    Ok(free.unwrap_or_else(|| "byway0".to_owned()))
+    let (path, taken) = (netns.path.clone(), taken.to_vec());
+    let (name, _) = inside(netns, None, move || async move {
+        let netlink = Netlink::open().map_err(io::Error::other)?;
+        netlink.free_name(&taken).await.map_err(|error| io::Error::other(format!("{error:#}")))
+    })
+    .await?;
+    name.map_err(|source| NetnsError::Io { what: "name a link in", path, source })
 }
 
 /// Whether the path still leads to the namespace that was attached.
@@ -123,37 +115,67 @@ pub fn exists(netns: &NetnsRef) -> Result<bool, NetnsError> {
 /// # Errors
 /// [`NetnsError::Gone`] when it is not.
 pub(super) fn open(netns: &NetnsRef) -> Result<File, NetnsError> {
-    let path = || netns.path.clone();
+    let gone = || NetnsError::Gone(netns.path.clone());
     let io = |what| move |source| NetnsError::Io { what, path: netns.path.clone(), source };
-    let file = match File::open(&netns.path) {
-        Ok(file) => file,
+    let file = match open_namespace(&netns.path) {
+        Ok(Some(file)) => file,
+        Ok(None) => return Err(gone()),
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::ENOTDIR)) => {
-            return Err(NetnsError::Gone(path()));
+            return Err(gone());
         }
         Err(error) => return Err(io("open")(error)),
     };
     let meta = file.metadata().map_err(io("look at"))?;
-    if (meta.dev(), meta.ino()) == (netns.device, netns.inode) { Ok(file) } else { Err(NetnsError::Gone(path())) }
+    if (meta.dev(), meta.ino()) == (netns.device, netns.inode) { Ok(file) } else { Err(gone()) }
 }
 
-/// Looks at a path, and enters it once to see that it is a network namespace.
+/// Opens what is at `path` if it is a network namespace.
+///
+/// The path is somebody's word, and opening a device, a FIFO or a socket does something. So the place is taken hold of
+/// first (`O_PATH`), which opens nothing, and only what lies in the namespaces' own file system is opened through it.
+fn open_namespace(path: &Path) -> io::Result<Option<File>> {
+    let place = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?;
+    if fstatfs(&place)?.filesystem_type() != NSFS_MAGIC {
+        return Ok(None);
+    }
+    let file = File::open(format!("/proc/self/fd/{}", place.as_raw_fd()))?;
+    Ok(is_netns(&file)?.then_some(file))
+}
+
+/// Looks at a path, and enters it once to see that it works.
 async fn checked(path: PathBuf) -> Result<NetnsRef, NetnsError> {
-    let meta = std::fs::metadata(&path).map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => NetnsError::Missing(path.clone()),
-        _ => NetnsError::Io { what: "look at", path: path.clone(), source },
-    })?;
+    let found = open_namespace(&path).inspect_err(|error| tracing::debug!(path = %path.display(), %error, "attach"));
+    // Why not is in the daemon's log, for those who may read it.
+    let Ok(Some(file)) = found else { return Err(NetnsError::Missing(path)) };
+    let looking = |source| NetnsError::Io { what: "look at", path: path.clone(), source };
+    let meta = file.metadata().map_err(looking)?;
     if let Ok(own) = std::fs::metadata("/proc/thread-self/ns/net")
         && (own.dev(), own.ino()) == (meta.dev(), meta.ino())
     {
         return Err(NetnsError::Own(path));
     }
     let netns = NetnsRef { path: path.clone(), device: meta.dev(), inode: meta.ino() };
-    match inside(&netns, None, || async {}).await {
-        Ok(_) => Ok(netns),
-        Err(NetnsError::Io { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => {
-            Err(NetnsError::Kind(path))
-        }
-        Err(error) => Err(error),
+    inside(&netns, None, || async {}).await.map(|_| netns)
+}
+
+/// Threads that are inside namespaces, those included that nobody waits for any more.
+static THREADS: AtomicUsize = AtomicUsize::new(0);
+/// How many there may be.
+const MOST_THREADS: usize = 64;
+
+/// Counts one of [`THREADS`].
+struct Counted;
+
+impl Counted {
+    fn new() -> Option<Counted> {
+        let one_more = |n: usize| (n < MOST_THREADS).then(|| n + 1);
+        THREADS.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).ok().map(|_| Counted)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        THREADS.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -176,9 +198,12 @@ where
     let (tx, rx) = tokio::sync::oneshot::channel();
     let target = netns.clone();
     let io = |what| move |source| NetnsError::Io { what, path: netns.path.clone(), source };
+    let counted =
+        Counted::new().ok_or_else(|| io("work in")(io::Error::other("too much is under way in namespaces")))?;
     std::thread::Builder::new()
         .name("netns".to_owned())
         .spawn(move || {
+            let _counted = counted;
             let _ = tx.send(enter(&target, cookie, job));
         })
         .map_err(io("start a thread for"))?;
@@ -211,8 +236,8 @@ where
 pub(super) struct Look {
     /// Instance whose aliases count.
     pub instance: String,
-    /// Links that are ours without an alias yet: name and hardware address.
-    pub macs: Vec<(String, [u8; 6])>,
+    /// Our links.
+    pub links: Vec<Expected>,
     /// Rules we entered.
     pub rules: BTreeSet<Rule>,
     /// Sysctls to read.
@@ -226,18 +251,13 @@ pub(super) async fn observe(
     look: Look,
 ) -> Result<(Scene, Option<u64>), NetnsError> {
     let (scene, cookie) = inside(netns, cookie, move || async move {
-        let netlink = Netlink::open().map_err(io::Error::other)?;
-        let ours = |link: &super::netlink::LinkInfo| match alias_name(&look.instance, &link.link.alias) {
-            Some(name) => Some(name.to_owned()),
-            None => {
-                let by_mac = |(name, mac): &&(String, [u8; 6])| *name == link.name && link.link.mac == Some(*mac);
-                look.macs.iter().find(by_mac).map(|(name, _)| name.clone())
-            }
+        let read = async {
+            let netlink = Netlink::open()?;
+            netlink.inner_scene(&look.instance, &look.links, &look.rules).await
         };
-        let mut scene = netlink.scene(&ours, None).await.map_err(io::Error::other)?.scene;
-        scene.rules.retain(|rule| look.rules.contains(rule));
+        let mut scene = read.await.map_err(|error| io::Error::other(format!("{error:#}")))?;
         scene.sysctls = sysctl::read_all(&look.sysctls);
-        Ok(scene)
+        Ok::<_, io::Error>(scene)
     })
     .await?;
     let path = netns.path.clone();

@@ -4,7 +4,9 @@
 //! which lets neighbours reach loopback services. So a map that listens on loopback, or on every address, has a small
 //! proxy on loopback here. Owns its sockets and tasks; what it listens on goes when the map goes, with every flow.
 //!
-//! Bounds per map: 256 TCP connections (further ones are closed at once), 1024 UDP clients (the oldest makes room).
+//! Bounds per map: 256 TCP connections, 1024 UDP clients; for all maps a quarter of the descriptors this process may have
+//! ([`flows`](super::flows)). A further one takes the place of the one that has been silent longest, and one that is silent
+//! too long ends by itself.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -18,17 +20,19 @@ use ipnet::IpNet;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, sockopt};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
-use tokio::time::Instant;
 use tracing::{debug, info};
 
+use super::flows::{Flows, Ticket};
 use super::listening::MDNS;
 use super::nft::{MapCount, MapKey};
 use crate::model::host::{MapConfig, Proto};
 
 /// TCP connections of one map at a time.
 const CONNECTIONS: usize = 256;
+/// A TCP connection on which nothing passes for so long ends: two hours, as TCP's own keep-alive waits.
+const QUIET: Duration = Duration::from_secs(2 * 60 * 60);
 /// Longest the target may take to answer a connection.
 const CONNECT: Duration = Duration::from_secs(5);
 /// A UDP client that is silent this long, with no answer either, is forgotten.
@@ -80,9 +84,16 @@ impl Drop for Proxy {
 }
 
 /// The loopback proxies of every map.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Proxies {
     running: BTreeMap<MapKey, Proxy>,
+    flows: Flows,
+}
+
+impl Default for Proxies {
+    fn default() -> Self {
+        Proxies { running: BTreeMap::new(), flows: Flows::new() }
+    }
 }
 
 /// Where the proxy of `map` listens; none if the map is for one address of this machine only, or leads nowhere.
@@ -132,7 +143,7 @@ impl Proxies {
                 Some(proxy) if !proxy.task.is_finished() => {
                     proxy.goal.send_if_modified(|now| now != &goal && std::mem::replace(now, goal.clone()) != goal);
                 }
-                _ => match Proxy::start(key, listen, goal).await {
+                _ => match Proxy::start(key, listen, goal, self.flows.clone()).await {
                     Ok(proxy) => {
                         self.running.insert(key, proxy);
                         info!(map = %key, %listen, "loopback proxy started");
@@ -154,19 +165,18 @@ impl Proxies {
 }
 
 impl Proxy {
-    async fn start(key: MapKey, listen: SocketAddr, goal: Goal) -> io::Result<Self> {
+    async fn start(key: MapKey, listen: SocketAddr, goal: Goal, flows: Flows) -> io::Result<Self> {
         let (goal, goals) = watch::channel(goal);
         let tally = Arc::new(Tally::default());
         let task = match key.proto {
-            Proto::Tcp => tokio::spawn(tcp(TcpListener::bind(listen).await?, goals, tally.clone())),
-            Proto::Udp => tokio::spawn(udp(Arc::new(bind_udp(listen)?), goals, tally.clone())),
+            Proto::Tcp => tokio::spawn(tcp(TcpListener::bind(listen).await?, key, goals, tally.clone(), flows)),
+            Proto::Udp => tokio::spawn(udp(Arc::new(bind_udp(listen)?), key, goals, tally.clone(), flows)),
         };
         Ok(Proxy { goal, tally, task })
     }
 }
 
-async fn tcp(listener: TcpListener, goals: watch::Receiver<Goal>, tally: Arc<Tally>) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+async fn tcp(listener: TcpListener, key: MapKey, goals: watch::Receiver<Goal>, tally: Arc<Tally>, places: Flows) {
     // Dropped with this task, and every connection with it.
     let mut flows = JoinSet::new();
     loop {
@@ -180,15 +190,16 @@ async fn tcp(listener: TcpListener, goals: watch::Receiver<Goal>, tally: Arc<Tal
             }
         };
         let goal = goals.borrow().clone();
-        let Ok(slot) = slots.clone().try_acquire_owned() else { continue };
         if !goal.lets_in(from.ip()) {
             continue;
         }
+        let ticket = places.enter(key, 2, CONNECTIONS);
+        let number = ticket.number();
         let (mut goals, tally) = (goals.clone(), tally.clone());
-        flows.spawn(async move {
-            let _slot = slot;
+        let task = flows.spawn(async move {
             tokio::select! {
-                result = connection(client, &goal, &tally) => {
+                () = ticket.silent(QUIET) => debug!(target = %goal.target, "silent loopback connection ended"),
+                result = connection(client, &goal, &tally, &ticket) => {
                     if let Err(error) = result {
                         debug!(%error, target = %goal.target, "loopback connection ended");
                     }
@@ -196,10 +207,11 @@ async fn tcp(listener: TcpListener, goals: watch::Receiver<Goal>, tally: Arc<Tal
                 _ = goals.wait_for(|now| *now != goal) => {}
             }
         });
+        places.runs(number, task);
     }
 }
 
-async fn connection(client: TcpStream, goal: &Goal, tally: &Tally) -> io::Result<()> {
+async fn connection(client: TcpStream, goal: &Goal, tally: &Tally, ticket: &Ticket) -> io::Result<()> {
     let server = tokio::time::timeout(CONNECT, TcpStream::connect(goal.target)).await??;
     add(&tally.connections, 1);
     client.set_nodelay(true)?;
@@ -207,14 +219,14 @@ async fn connection(client: TcpStream, goal: &Goal, tally: &Tally) -> io::Result
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = server.into_split();
     tokio::try_join!(
-        copy(&mut from_client, &mut to_server, &tally.rx),
-        copy(&mut from_server, &mut to_client, &tally.tx)
+        copy(&mut from_client, &mut to_server, &tally.rx, ticket),
+        copy(&mut from_server, &mut to_client, &tally.tx, ticket)
     )?;
     Ok(())
 }
 
 /// Copies until the end of `from`, passes the end on, and counts as it goes.
-async fn copy<R, W>(from: &mut R, to: &mut W, counter: &AtomicU64) -> io::Result<()>
+async fn copy<R, W>(from: &mut R, to: &mut W, counter: &AtomicU64, ticket: &Ticket) -> io::Result<()>
 where
     R: tokio::io::AsyncRead + Unpin,
     W: tokio::io::AsyncWrite + Unpin,
@@ -222,8 +234,10 @@ where
     let mut buffer = vec![0; CHUNK];
     loop {
         let n = from.read(&mut buffer).await?;
+        ticket.touch();
         let Some(chunk) = buffer.get(..n).filter(|chunk| !chunk.is_empty()) else { return to.shutdown().await };
         to.write_all(chunk).await?;
+        ticket.touch();
         add(counter, n);
     }
 }
@@ -231,7 +245,7 @@ where
 /// One UDP client and the socket that speaks to the target for it.
 struct Client {
     socket: Arc<UdpSocket>,
-    last: Arc<AtomicU64>,
+    ticket: Arc<Ticket>,
     task: AbortHandle,
 }
 
@@ -251,18 +265,21 @@ fn bind_udp(listen: SocketAddr) -> io::Result<UdpSocket> {
     UdpSocket::from_std(socket.into())
 }
 
-async fn udp(listener: Arc<UdpSocket>, mut goals: watch::Receiver<Goal>, tally: Arc<Tally>) {
-    let start = Instant::now();
+async fn udp(
+    listener: Arc<UdpSocket>,
+    key: MapKey,
+    mut goals: watch::Receiver<Goal>,
+    tally: Arc<Tally>,
+    places: Flows,
+) {
     let mut clients: HashMap<SocketAddr, Client> = HashMap::new();
-    let mut answers: JoinSet<SocketAddr> = JoinSet::new();
+    let mut answers: JoinSet<()> = JoinSet::new();
     let mut buffer = vec![0; DATAGRAM];
     loop {
         let (n, from) = tokio::select! {
-            Some(ended) = answers.join_next() => {
-                // An evicted client's task was aborted; the same address may have a new one by now.
-                if let Ok(ended) = ended && clients.get(&ended).is_some_and(|c| c.task.is_finished()) {
-                    clients.remove(&ended);
-                }
+            Some(_) = answers.join_next() => {
+                // Silent, or ended for another flow.
+                clients.retain(|_, client| !client.task.is_finished());
                 continue;
             }
             changed = goals.changed() => {
@@ -284,12 +301,7 @@ async fn udp(listener: Arc<UdpSocket>, mut goals: watch::Receiver<Goal>, tally: 
         let goal = goals.borrow().clone();
         let Some(datagram) = buffer.get(..n).filter(|_| goal.lets_in(from.ip())) else { continue };
         if !clients.contains_key(&from) {
-            if clients.len() >= CLIENTS {
-                let oldest = clients.iter().min_by_key(|(_, c)| c.last.load(Ordering::Relaxed)).map(|(addr, _)| *addr);
-                if let Some(client) = oldest.and_then(|addr| clients.remove(&addr)) {
-                    client.task.abort();
-                }
-            }
+            let ticket = Arc::new(places.enter(key, 1, CLIENTS));
             let socket = match connected(goal.target).await {
                 Ok(socket) => Arc::new(socket),
                 Err(error) => {
@@ -298,22 +310,18 @@ async fn udp(listener: Arc<UdpSocket>, mut goals: watch::Receiver<Goal>, tally: 
                 }
             };
             add(&tally.connections, 1);
-            let last = Arc::new(AtomicU64::new(0));
-            let run = answer(socket.clone(), listener.clone(), from, last.clone(), start, tally.clone());
+            let run = answer(socket.clone(), listener.clone(), from, ticket.clone(), tally.clone());
             let task = answers.spawn(run);
-            clients.insert(from, Client { socket, last, task });
+            places.runs(ticket.number(), task.clone());
+            clients.insert(from, Client { socket, ticket, task });
         }
         let Some(client) = clients.get(&from) else { continue };
-        client.last.store(millis(start), Ordering::Relaxed);
+        client.ticket.touch();
         // A full queue or a target that refuses loses the datagram, as UDP may.
         if client.socket.try_send(datagram).is_ok() {
             add(&tally.rx, n);
         }
     }
-}
-
-fn millis(start: Instant) -> u64 {
-    u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 async fn connected(target: SocketAddr) -> io::Result<UdpSocket> {
@@ -330,16 +338,18 @@ async fn answer(
     socket: Arc<UdpSocket>,
     listener: Arc<UdpSocket>,
     client: SocketAddr,
-    last: Arc<AtomicU64>,
-    start: Instant,
+    ticket: Arc<Ticket>,
     tally: Arc<Tally>,
-) -> SocketAddr {
+) {
     let mut buffer = vec![0; DATAGRAM];
     loop {
-        let until = start + Duration::from_millis(last.load(Ordering::Relaxed)) + IDLE;
-        match tokio::time::timeout_at(until, socket.recv(&mut buffer)).await {
-            Ok(Ok(n)) => {
-                last.store(millis(start), Ordering::Relaxed);
+        let received = tokio::select! {
+            received = socket.recv(&mut buffer) => received,
+            () = ticket.silent(IDLE) => return,
+        };
+        match received {
+            Ok(n) => {
+                ticket.touch();
                 if let Some(datagram) = buffer.get(..n)
                     && listener.send_to(datagram, client).await.is_ok()
                 {
@@ -347,9 +357,7 @@ async fn answer(
                 }
             }
             // Refused: nothing listens there now; it may later.
-            Ok(Err(error)) => debug!(%error, %client, "receive for a loopback client"),
-            Err(_) if start + Duration::from_millis(last.load(Ordering::Relaxed)) + IDLE > Instant::now() => {}
-            Err(_) => return client,
+            Err(error) => debug!(%error, %client, "receive for a loopback client"),
         }
     }
 }
@@ -507,5 +515,71 @@ mod tests {
         assert!(proxies.sync(&maps).await.is_empty());
         assert_eq!(hello(listen).await.1, "srv");
         task.abort();
+    }
+
+    #[tokio::test]
+    async fn who_sits_on_connections_keeps_nobody_out() {
+        let (target, task) = server("127.0.0.1:0", "srv").await;
+        let listen = free("127.0.0.1:0").await;
+        let mut proxies = Proxies { running: BTreeMap::new(), flows: Flows::within(20) };
+        proxies.sync(&[map(Proto::Tcp, listen, target)]).await;
+        let mut idle = Vec::new();
+        for n in 0..30 {
+            let (stream, name) = hello(listen).await;
+            assert_eq!(name, "srv", "connection {n}");
+            idle.push(stream);
+        }
+        assert_eq!(proxies.flows.used(), 20);
+        assert_eq!(idle[0].read(&mut [0; 1]).await.unwrap_or(0), 0, "the first one has made room");
+        let mut last = idle.pop().unwrap();
+        last.write_all(b"x").await.unwrap();
+        assert_eq!(last.read(&mut [0; 1]).await.unwrap(), 1);
+        drop((idle, last));
+        for _ in 0..500 {
+            if proxies.flows.used() == 0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(proxies.flows.used(), 0);
+        task.abort();
+    }
+
+    #[tokio::test]
+    async fn one_map_leaves_descriptors_to_the_others() {
+        let target = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let (addr, web) = (target.local_addr().unwrap(), server("127.0.0.1:0", "srv").await);
+        let listen = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let tcp = free("127.0.0.1:0").await;
+        let mut proxies = Proxies { running: BTreeMap::new(), flows: Flows::within(16) };
+        proxies.sync(&[map(Proto::Udp, listen, addr), map(Proto::Tcp, tcp, web.0)]).await;
+        let mut buffer = [0; 64];
+        let mut clients = Vec::new();
+        for n in 0..100u8 {
+            let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            client.send_to(&[n], listen).await.unwrap();
+            let (length, from) = target.recv_from(&mut buffer).await.unwrap();
+            assert_eq!(buffer[..length], [n]);
+            if n == 99 {
+                target.send_to(b"yes", from).await.unwrap();
+                assert_eq!(client.recv(&mut buffer).await.unwrap(), 3, "the newest one has its answer");
+            }
+            clients.push(client);
+        }
+        assert_eq!(proxies.flows.used(), 16);
+        assert_eq!(hello(tcp).await.1, "srv", "of the map that holds most");
+        web.1.abort();
+    }
+
+    #[tokio::test]
+    async fn a_silent_flow_ends() {
+        let flows = Flows::within(16);
+        let (udp, any) = (Proto::Udp, "127.0.0.1:1".parse().unwrap());
+        let ticket = flows.enter(MapKey::of(&map(udp, any, any)), 1, 1);
+        let (quiet, limit) = (tokio::time::Instant::now(), Duration::from_millis(200));
+        tokio::time::sleep(limit / 2).await;
+        ticket.touch();
+        ticket.silent(limit).await;
+        assert!(quiet.elapsed() >= limit + limit / 2 - Duration::from_millis(5), "{:?}", quiet.elapsed());
     }
 }

@@ -16,7 +16,7 @@ use super::memory::MemoryHost;
 use super::nft::Repair;
 use super::{Applied, Host, LinuxHost, TunControl, cleanup, netns, reconcile, used_prefixes};
 use crate::model::host::{
-    HostConfig, HostPolicy, MapConfig, NetnsRef, Proto, ResolvConf, TunConfig, WorkloadConfig, plan,
+    HostConfig, HostPolicy, MapConfig, NetnsRef, Place, Proto, ResolvConf, TunConfig, WorkloadConfig, plan,
 };
 use crate::model::id::SubnetId;
 
@@ -345,6 +345,61 @@ fn workloads_reach_gateway_and_each_other_and_die_with_their_namespace() {
 
 #[test]
 #[ignore = "needs root"]
+fn what_a_workload_heaps_up_in_its_namespace_is_not_read() {
+    in_own_namespace(|| async {
+        let (evil, good) = (Named::new("evil"), Named::new("good"));
+        let (netns_evil, _) = netns::resolve(&evil.0).await.unwrap();
+        let (netns_good, _) = netns::resolve(&good.0).await.unwrap();
+        let mut desired = config();
+        desired.workloads = vec![
+            workload("evil", 11, netns_evil.clone(), ResolvConf::None),
+            workload("good", 12, netns_good, ResolvConf::None),
+        ];
+        let state = tempfile::tempdir().unwrap();
+        let mut host = linux(&state);
+        reach(&mut host, &desired).await;
+        let heap = |line: &dyn Fn(u32) -> String, count: u32| {
+            let file = state.path().join("batch");
+            std::fs::write(&file, (0..count).map(|n| line(n) + "\n").collect::<String>()).unwrap();
+            run("ip", &["-n", &evil.0, "-batch", file.to_str().unwrap()]);
+            std::fs::remove_file(file).unwrap();
+        };
+        heap(&|n| format!("link add x{n} type bridge"), 200);
+        heap(&|n| format!("route add unreachable 100.64.{}.{}/32 table 7", n / 256, n % 256), 20_000);
+        heap(&|n| format!("address add 100.65.{}.{}/32 dev x0", n / 256, n % 256), 20_000);
+        heap(&|n| format!("rule add pref {} table 7", 20_000 + n), 2_000);
+        // Our link is found by its index, whatever it is called, and repaired.
+        ip(&format!("-n {} link set byway0 down", evil.0));
+        ip(&format!("-n {} link set byway0 name other", evil.0));
+        ip(&format!("-n {} link add byway1 type bridge", evil.0));
+        let free = netns::free_link_name(&netns_evil, &[]).await.unwrap();
+        assert_eq!(free, "byway0", "the lowest that nobody has");
+        let mut host = linux(&state);
+        let start = std::time::Instant::now();
+        reach(&mut host, &desired).await;
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+        assert!(evil.pings("10.77.0.12"));
+        let mut host = linux(&state);
+        let observed = host.observe(&desired).await.unwrap();
+        let seen = &observed.places[&Place::Netns(netns_evil.clone())];
+        assert!(seen.foreign.is_empty() && seen.links.len() == 1, "{:?} {:?}", seen.foreign, seen.links.keys());
+        assert!(seen.routes.len() < 20 && seen.rules.len() < 10);
+
+        // What hangs on our own link is bounded too; then it is left alone, and nobody else suffers.
+        heap(&|n| format!("address add 100.66.{}.{}/32 dev byway0", n / 256, n % 256), 17_000);
+        ip(&format!("-n {} address del 10.77.0.12 dev byway0", good.0));
+        let mut host = linux(&state);
+        let observed = host.observe(&desired).await.unwrap();
+        assert_eq!(observed.unreadable, [netns_evil].into());
+        let changes = plan(&desired, &observed);
+        assert_eq!(host.apply(&desired, changes).await, Vec::new());
+        assert!(good.pings("10.77.0.1"));
+        reach(&mut linux(&state), &empty()).await;
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
 fn one_namespace_in_two_subnets_and_two_workloads() {
     in_own_namespace(|| async {
         let state = tempfile::tempdir().unwrap();
@@ -455,8 +510,21 @@ fn own_namespace_and_other_files_are_no_workload() {
         assert!(netns::of_pid(std::process::id()).await.is_ok(), "the process is elsewhere than this thread");
         let thread = format!("/proc/{}/task/{}/ns/net", std::process::id(), nix::unistd::gettid());
         assert!(matches!(netns::resolve(&thread).await, Err(netns::NetnsError::Own(_))));
-        assert!(matches!(netns::resolve("/proc/self/ns/mnt").await, Err(netns::NetnsError::Kind(_))));
-        assert!(matches!(netns::resolve("/etc/passwd").await, Err(netns::NetnsError::Kind(_))));
+        for other in
+            ["/proc/self/ns/mnt", "/etc/passwd", "/etc/shadow", "/root/no-such-file", "/dev/tty", "/dev/null/x"]
+        {
+            let told = netns::resolve(other).await.unwrap_err();
+            assert_eq!(told.to_string(), format!("there is no network namespace {other}"), "all alike");
+        }
+        // Nothing is opened: a FIFO would wait for its other end, a device would do something.
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let told = tokio::time::timeout(Duration::from_secs(1), netns::resolve(fifo.to_str().unwrap())).await;
+        assert!(matches!(told, Ok(Err(netns::NetnsError::Missing(_)))));
+        use std::os::unix::fs::OpenOptionsExt;
+        let writer = std::fs::OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&fifo);
+        assert_eq!(writer.unwrap_err().raw_os_error(), Some(libc::ENXIO), "nobody reads it");
         assert!(matches!(netns::resolve("no-such-namespace").await, Err(netns::NetnsError::Missing(_))));
         assert!(matches!(netns::resolve("../x").await, Err(netns::NetnsError::Name(_))));
     });

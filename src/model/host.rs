@@ -19,7 +19,7 @@ pub use forwarding::{Barred, barred, is_link_name, switch_of_every_link};
 pub use observed::{Change, Family, Link, LinkSet, NetnsRule, Observed, Order, Place, Route, Rule, Scene, SysctlKey};
 pub use plan::plan;
 pub use policy::{HostPolicy, PolicyError, Ports};
-pub use want::{Resolver, resolvers, sysctl_keys};
+pub use want::{Resolver, inner_table, resolvers, sysctl_keys};
 
 use super::id::{Name, SubnetId};
 
