@@ -337,7 +337,7 @@ pub(super) fn closed_machine(ctx: &Context, key: Key, name: &Name, subnet: &Name
             "the machine of {name} is closed to subnet {subnet}: it refused {what}, {} s ago",
             newest.heard.elapsed().as_secs()
         ),
-        help: format!("on {name}: byway subnet host {subnet} {spec}   (the list replaces the one it has there)"),
+        help: format!("on {name}: byway subnet host {subnet} {spec}; a list replaces the one it has there"),
     })
 }
 

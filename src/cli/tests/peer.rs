@@ -89,13 +89,19 @@ fn ping_looks_like_this() {
             control_rtt_ms: vec![Some(10.0)],
             rtt_ms: vec![Some(10.0), None, Some(12.0), Some(14.0)],
             path: path("direct", "stream", "quic", "", ""),
-            refused: vec![],
+            refused: vec![Problem {
+                code: "E-HOST-CLOSED".into(),
+                severity: "info".into(),
+                message: "the machine of b is closed to subnet lab: it refused tcp/22, 3 s ago".into(),
+                help: "on b: byway subnet host lab tcp/22".into(),
+            }],
         }),
         "\
 --- b ---
 4 sent, 3 received, 25% lost
 rtt min/avg/max  10 ms / 12 ms / 14 ms
 control min/avg/max  10 ms / 10 ms / 10 ms
+! the machine of b is closed to subnet lab: it refused tcp/22, 3 s ago   (on b: byway subnet host lab tcp/22)
 ",
     );
 }

@@ -162,3 +162,26 @@ fn create_and_join_become_requests() {
         }
     );
 }
+
+#[test]
+fn the_host_is_shown_by_who_may_look_and_set_by_who_may_change() {
+    let request = |line: &str| match parsed(line) {
+        Verb::Subnet(verb) => verb.request(),
+        other => panic!("{other:?}"),
+    };
+    let show = request("byway subnet host lab");
+    assert_eq!(show, Request::SubnetHost { subnet: "lab".into(), host: None });
+    let set = request("byway subnet host lab udp/53,tcp/22");
+    assert_eq!(set, Request::SubnetHost { subnet: "lab".into(), host: "tcp/22,udp/53".parse().ok() });
+    assert!(!show.changes() && set.changes());
+    let info =
+        |host: &str| Response::Host(HostInfo { subnet: name("lab"), host: host.parse().unwrap(), changed: false });
+    assert_eq!(
+        render(&info("closed"), STYLE),
+        "subnet lab\n  machine     answers ping and names only      ssh: byway subnet host lab tcp/22\n"
+    );
+    assert_eq!(
+        json(&info("open")).unwrap(),
+        "{\"schema\":\"byway.host/1\",\"subnet\":\"lab\",\"host\":\"open\",\"changed\":false}\n"
+    );
+}
