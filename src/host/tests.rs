@@ -392,7 +392,7 @@ fn what_a_workload_heaps_up_in_its_namespace_is_not_read() {
         let observed = host.observe(&desired).await.unwrap();
         assert_eq!(observed.unreadable, [netns_evil].into());
         let changes = plan(&desired, &observed);
-        assert_eq!(host.apply(&desired, changes).await, Vec::new());
+        assert_eq!(host.apply(&desired, &observed, changes).await, Vec::new());
         assert!(good.pings("10.77.0.1"));
         reach(&mut linux(&state), &empty()).await;
     });
