@@ -21,3 +21,5 @@ mod joining;
 mod packets;
 #[path = "mesh/records.rs"]
 mod records;
+#[path = "mesh/roll.rs"]
+mod roll;

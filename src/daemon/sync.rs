@@ -171,12 +171,15 @@ pub(crate) async fn checked(records: Vec<Signed>) -> Vec<Verified> {
 async fn introduce(ctx: &Context, peer: PeerId, subnet: SubnetId) -> bool {
     let body = control::encode(&JoinRequest::Probe(subnet));
     let Ok(answer) = ctx.peers.ask(peer, Protocol::Join, body, PATIENCE).await else { return false };
-    let answer = control::decode(&answer);
+    let mut answer = control::decode(&answer);
     if let Ok(JoinAnswer::Known) = answer {
         let Ok(records) = ctx.node.run(move |core| core.to_show(subnet)).await else { return false };
         let body = control::encode(&JoinRequest::Show { subnet, records });
-        let Ok(answer) = ctx.peers.ask(peer, Protocol::Join, body, PATIENCE).await else { return false };
-        return matches!(control::decode(&answer), Ok(JoinAnswer::Known));
+        let Ok(shown) = ctx.peers.ask(peer, Protocol::Join, body, PATIENCE).await else { return false };
+        answer = control::decode(&shown);
+        if let Ok(JoinAnswer::Known) = answer {
+            return true;
+        }
     }
     if let Ok(JoinAnswer::Ended { heads, .. }) = answer {
         let taken = ctx.node.run(move |core| core.take_ended(subnet, &heads)).await;

@@ -49,6 +49,10 @@ pub(crate) async fn run(
                 if let Err(error) = ctx.node.run(super::super::node::Core::tick).await? {
                     tracing::warn!(%error, "upkeep");
                 }
+                for join in ctx.node.run(crate::node::Core::ask_again).await? {
+                    tracing::warn!(subnet = %join.subnet, "this node's grant counts no more; it asks to be let in again");
+                    drop(super::join::start(&ctx, join));
+                }
             }
             changed = applied.changed() => {
                 changed?;

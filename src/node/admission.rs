@@ -130,11 +130,7 @@ impl Core {
         let Some(subnet) = self.state.subnets.get(&id) else { return JoinAnswer::Unknown };
         let known = |r: &&Signed| subnet.records.knows(&r.digest());
         if records.len() > 2 || bytes > MAX_SHOWN || records.iter().all(|r| known(&r)) {
-            return if subnet.records.roll().members.contains_key(&from) {
-                JoinAnswer::Known
-            } else {
-                JoinAnswer::Unknown
-            };
+            return if self.is_member(id, from) { JoinAnswer::Known } else { self.outdated(id, from) };
         }
         let shown = |record: &Signed| {
             record.clone().check().ok().filter(|r| match r.body() {
@@ -147,7 +143,13 @@ impl Core {
         if let Err(error) = self.take(id, &taken, Some(from)) {
             return JoinAnswer::Refused { code: error.code, message: error.message };
         }
-        if self.is_member(id, from) { JoinAnswer::Known } else { JoinAnswer::Unknown }
+        if self.is_member(id, from) { JoinAnswer::Known } else { self.outdated(id, from) }
+    }
+
+    /// What to answer who believes that it is a member and is none: the owner's last word, which says so.
+    fn outdated(&self, id: SubnetId, from: PeerId) -> JoinAnswer {
+        let Some(subnet) = self.state.subnets.get(&id) else { return JoinAnswer::Unknown };
+        JoinAnswer::Ended { genesis: subnet.local.genesis.clone(), heads: subnet.records.proof_about(from) }
     }
 
     /// What shows this node to a member that does not know it: the owner's head, and this node's own grant.
@@ -499,5 +501,21 @@ mod tests {
         requests.values_mut().filter(|r| r.ask.joiner != peer(7)).for_each(|r| r.seen = 160);
         assert!(ask(&mut requests, 900, source("203.0.113.1"), 160));
         assert!(!requests.contains_key(&peer(7)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_joiner_whose_clock_is_off_is_told_by_how_much_and_nothing_is_used_up() {
+        let now = RELEASED + 86_400;
+        assert_eq!(clocks_differ(now, now), None);
+        assert_eq!(clocks_differ(now + SKEW, now), None);
+        let ahead = clocks_differ(now + 3600, now).unwrap();
+        assert!(ahead.contains("3600 s") && ahead.contains("is ahead"), "{ahead}");
+        assert!(clocks_differ(now - 3600, now).unwrap().contains("is behind"));
+        assert_eq!(clocks_differ(60, now), None, "a clock that was never set takes its time from the records");
     }
 }

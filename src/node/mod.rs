@@ -5,6 +5,7 @@
 //! has changed nothing and is told to nobody.
 
 mod admission;
+mod again;
 mod commands;
 mod expiry;
 mod nonces;
@@ -73,6 +74,7 @@ pub struct Core {
     /// The time the View was built for.
     built_at: u64,
     pulse: pulse::Pulse,
+    again: again::Again,
     /// Who is connected, and whether this node's clock can be believed.
     pub surroundings: Surroundings,
     /// A time (seconds since 1970) that other members' clocks agree with: what ended before it may be forgotten.
@@ -139,6 +141,7 @@ impl Node {
             next_change: None,
             built_at: 0,
             pulse: pulse::Pulse::default(),
+            again: again::Again::default(),
             surroundings: Surroundings::default(),
             forget_before: None,
             closing: None,

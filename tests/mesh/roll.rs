@@ -1,0 +1,46 @@
+//! Who may speak with whom: whoever holds a grant that counts, whatever the other has missed.
+
+use std::time::Duration;
+
+use byway::api::types::{Request, Role};
+
+use super::node::{Node, PATIENCE, until};
+
+/// An owner that is away, an admin, and a member whom the admin let in meanwhile.
+async fn let_in_unseen() -> (super::node::Home, Node, Node) {
+    let (a, b) = tokio::join!(Node::start("a"), Node::start("b"));
+    a.create("lab").await;
+    let (_, invite) = a.invite("lab", 1, 3_600_000, Role::Admin).await;
+    b.join(&invite, &[], PATIENCE).await.unwrap();
+    until("b is an admin", || async { b.members("lab").await.iter().any(|m| m.me && m.role == Role::Admin) }).await;
+    let a = a.stop().await;
+    let (_, invite) = b.invite("lab", 1, 3_600_000, Role::Member).await;
+    let c = Node::start("c").await;
+    c.join(&invite, &[], PATIENCE).await.unwrap();
+    (a, b, c)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_the_owner_never_heard_of_shows_its_grant() {
+    let (a, b, c) = let_in_unseen().await;
+    let _b = b.stop().await;
+    let a = a.start().await;
+    until("the owner knows c", || async { a.peers("lab").await.contains(&c.peer) }).await;
+    until("packets have a way", || async { a.reaches(c.peer).await && c.reaches(a.peer).await }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_admitted_by_an_admin_unnamed_unseen_asks_again_by_itself() {
+    let (a, b, c) = let_in_unseen().await;
+    let (_b, c) = (b.stop().await, c.stop().await);
+    let a = a.start().await;
+    // The owner has never heard of c, and cannot keep what the admin granted.
+    a.ok(Request::MemberRole { subnet: "lab".into(), member: "b".into(), role: Role::Member }).await;
+    let c = c.start().await;
+    until("c asks", || async { a.requests("lab").await == vec![c.peer] }).await;
+    assert!(!a.peers("lab").await.contains(&c.peer));
+    a.ok(Request::MemberApprove { subnet: "lab".into(), member: c.peer.to_string() }).await;
+    until("c is in", || async { a.reaches(c.peer).await && c.reaches(a.peer).await }).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(a.requests("lab").await.is_empty());
+}
