@@ -7,7 +7,8 @@
 //!
 //! | noun | what it is |
 //! |---|---|
-//! | [`model::record::Signed`] | the only replicated thing: a signed statement about a subnet (grant, head, document), one merge rule |
+//! | [`model::record::Signed`] | the only replicated thing: a signed statement about a subnet (head, grant, revocation, registration, document), one merge rule |
+//! | [`model::roll::Roll`] | who is a member and who has a say: a function of the set of records, without dates; decides who may speak control |
 //! | [`model::state::State`] | pure machine over the records of every subnet; a command is decided on a copy, saved, then absorbed |
 //! | [`model::view::View`] | what follows from the state, immutable, numbered: routes, members, zones, and what the kernel must match |
 //! | [`model::host::HostConfig`] | what the kernel must match; `plan(desired, observed)` is the difference |
