@@ -255,6 +255,92 @@ async fn outside_names_are_forwarded_without_addresses_of_ours() {
     running.end().await;
 }
 
+/// What a resolver does with the case of a question, and whether it takes TCP.
+#[derive(Clone, Copy, PartialEq)]
+enum Habit {
+    Keeps,
+    FoldsWithTcp,
+    FoldsWithoutTcp,
+}
+
+/// A resolver of one habit; the questions it was asked over UDP, as they were written. Over UDP a folding one says
+/// 192.0.2.66, over TCP 192.0.2.7.
+async fn habitual(habit: Habit) -> (SocketAddr, Arc<std::sync::Mutex<Vec<String>>>) {
+    let reply = move |bytes: &[u8], address: &str| {
+        let mut message = Message::from_vec(bytes).unwrap();
+        let mut query = message.queries[0].clone();
+        let written = query.name().to_string();
+        if habit != Habit::Keeps {
+            query.set_name(query.name().to_lowercase());
+            message.queries[0] = query.clone();
+        }
+        message.metadata.message_type = hickory_proto::op::MessageType::Response;
+        let address = RData::A(address.parse::<Ipv4Addr>().unwrap().into());
+        message.answers.push(hickory_proto::rr::Record::from_rdata(query.name().clone(), 60, address));
+        (message.to_vec().unwrap(), written)
+    };
+    let (tcp, udp) = loop {
+        let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        if let Ok(udp) = UdpSocket::bind(tcp.local_addr().unwrap()).await {
+            break (tcp, udp);
+        }
+    };
+    let (at, asked) = (udp.local_addr().unwrap(), Arc::new(std::sync::Mutex::new(Vec::new())));
+    let seen = Arc::clone(&asked);
+    tokio::spawn(async move {
+        let mut buffer = [0; 1500];
+        loop {
+            let (n, from) = udp.recv_from(&mut buffer).await.unwrap();
+            let (answer, written) =
+                reply(&buffer[..n], if habit == Habit::FoldsWithTcp { "192.0.2.66" } else { "192.0.2.7" });
+            seen.lock().unwrap().push(written);
+            udp.send_to(&answer, from).await.unwrap();
+        }
+    });
+    if habit == Habit::FoldsWithTcp {
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = tcp.accept().await.unwrap();
+                tokio::spawn(async move {
+                    while let Ok(length) = stream.read_u16().await {
+                        let mut bytes = vec![0; usize::from(length)];
+                        stream.read_exact(&mut bytes).await.unwrap();
+                        let (answer, _) = reply(&bytes, "192.0.2.7");
+                        stream.write_u16(u16::try_from(answer.len()).unwrap()).await.unwrap();
+                        stream.write_all(&answer).await.unwrap();
+                    }
+                });
+            }
+        });
+    }
+    (at, asked)
+}
+
+#[tokio::test]
+async fn questions_go_out_in_mixed_case_and_an_answer_has_to_repeat_it() {
+    for habit in [Habit::Keeps, Habit::FoldsWithTcp, Habit::FoldsWithoutTcp] {
+        let (at, asked) = habitual(habit).await;
+        let running = start(view(vec![subnet(1, &["127.0.8.1"], zone::tests::lab())]), vec![at]);
+        let server: SocketAddr = format!("127.0.8.1:{}", running.port).parse().unwrap();
+        for n in 0..5 {
+            let name = format!("a-long-name-of-many-letters-{n}.example.org.");
+            let answer = ask(server, &name, RecordType::A).await;
+            assert_eq!(answer.answers.len(), 1, "{n}");
+            let record = &answer.answers[0];
+            assert_eq!(record.data.to_string(), "192.0.2.7", "over TCP where the case was not kept");
+            assert_eq!(record.name.to_string(), name, "as it was asked");
+        }
+        let asked = asked.lock().unwrap();
+        let mixed = |name: &&String| name.chars().any(|c| c.is_ascii_uppercase()) && name.contains(char::is_lowercase);
+        assert!(mixed(&&asked[0]), "{asked:?}");
+        if habit == Habit::Keeps {
+            assert!(asked.iter().all(|name| mixed(&name)), "{asked:?}");
+        }
+        drop(asked);
+        running.end().await;
+    }
+}
+
 #[tokio::test]
 async fn a_dead_resolver_ends_in_servfail_within_three_seconds_and_ours_are_still_answered() {
     let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();

@@ -7,17 +7,18 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::rdata::svcb::SvcParamValue;
-use hickory_proto::rr::{RData, Record};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 use hickory_resolver::config::{
     ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts, ServerOrderingStrategy,
 };
+use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::{Resolver, TokioResolver};
@@ -37,6 +38,12 @@ const DEADLINE: Duration = Duration::from_millis(2800);
 /// Questions on their way to the host's resolvers at the same time; the next hears SERVFAIL at once.
 pub const IN_FLIGHT: usize = 256;
 
+/// Questions in a row that were answered only without mixed case, after which it is left out.
+const FOLDS: u32 = 3;
+
+/// For how long it is left out.
+const LEFT_OUT: Duration = Duration::from_secs(600);
+
 /// Answers kept.
 const CACHE: u64 = 1024;
 
@@ -47,10 +54,78 @@ const SERVERS: usize = 3;
 const FILE_LIMIT: u64 = 64 * 1024;
 
 /// The host's resolvers.
+///
+/// Questions go out in mixed case (0x20): an answer over UDP has to repeat it, so that who forges answers has to guess it
+/// too. A server that does not is asked over TCP. One that has no TCP either is asked in plain case.
 pub(super) struct Upstream {
-    resolver: ArcSwapOption<TokioResolver>,
+    resolvers: ArcSwapOption<Resolvers>,
     permits: Semaphore,
     counters: Arc<Counters>,
+}
+
+/// The same servers, asked in two ways.
+struct Resolvers {
+    mixed: TokioResolver,
+    plain: TokioResolver,
+    folded: Mutex<Folded>,
+}
+
+/// What is known of servers that do not keep the case.
+#[derive(Debug, Default)]
+struct Folded {
+    /// Questions in a row that only the plain way answered.
+    count: u32,
+    /// Until when the mixed way is left out.
+    until: Option<Instant>,
+}
+
+impl Folded {
+    fn leaves_out(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| now < until)
+    }
+
+    /// The mixed way was answered, or was not and the plain way was.
+    fn learn(&mut self, mixed: bool, now: Instant) {
+        self.count = if mixed { 0 } else { self.count.saturating_add(1) };
+        self.until = (self.count >= FOLDS).then_some(now + LEFT_OUT);
+    }
+}
+
+impl Resolvers {
+    fn new(servers: &[SocketAddr]) -> Option<Resolvers> {
+        Some(Resolvers { mixed: resolver(servers, true)?, plain: resolver(servers, false)?, folded: Mutex::default() })
+    }
+
+    fn folded(&self) -> MutexGuard<'_, Folded> {
+        self.folded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn lookup(&self, name: &Name, kind: RecordType) -> Result<Lookup, NetError> {
+        if self.folded().leaves_out(Instant::now()) {
+            return self.plain.lookup(name.clone(), kind).await;
+        }
+        let mixed = self.mixed.lookup(name.clone(), kind).await;
+        if is_answer(&mixed) {
+            self.folded().learn(true, Instant::now());
+            return mixed;
+        }
+        let plain = self.plain.lookup(name.clone(), kind).await;
+        if is_answer(&plain) {
+            let mut folded = self.folded();
+            folded.learn(false, Instant::now());
+            if folded.until.is_some() {
+                tracing::info!(
+                    "the host's resolvers change the case of questions and take no TCP: asked in plain case"
+                );
+            }
+        }
+        plain
+    }
+}
+
+/// Whether a server has said something about the name.
+fn is_answer(result: &Result<Lookup, NetError>) -> bool {
+    matches!(result, Ok(_) | Err(NetError::Dns(DnsError::NoRecordsFound(_))))
 }
 
 /// What the list of resolvers was made of: the same again changes nothing.
@@ -63,12 +138,12 @@ pub(super) struct Source {
 
 impl Upstream {
     pub(super) fn new(counters: Arc<Counters>) -> Upstream {
-        Upstream { resolver: ArcSwapOption::empty(), permits: Semaphore::new(IN_FLIGHT), counters }
+        Upstream { resolvers: ArcSwapOption::empty(), permits: Semaphore::new(IN_FLIGHT), counters }
     }
 
     /// Whether there is a resolver to ask.
     pub(super) fn is_ready(&self) -> bool {
-        self.resolver.load().is_some()
+        self.resolvers.load().is_some()
     }
 
     /// Reads `path` again where it changed, and asks other resolvers where the list did. `fixed` replaces the file;
@@ -92,7 +167,7 @@ impl Upstream {
         let ours = |server: &&SocketAddr| server.port() == 53 && own.contains(&server.ip().to_canonical());
         let used: Vec<SocketAddr> = source.from_file.iter().filter(|s| !ours(s)).take(SERVERS).copied().collect();
         if used != source.used || !self.is_ready() {
-            self.resolver.store(resolver(&used).map(Arc::new));
+            self.resolvers.store(Resolvers::new(&used).map(Arc::new));
             if used != source.used {
                 tracing::info!(servers = ?used, "names outside are asked there");
             }
@@ -109,14 +184,18 @@ impl Upstream {
             count(&self.counters.overloaded);
             return forward.fail();
         };
-        let Some(resolver) = self.resolver.load_full() else { return forward.fail() };
+        let Some(resolvers) = self.resolvers.load_full() else { return forward.fail() };
         count(&self.counters.forwarded);
-        let lookup = resolver.lookup(forward.name.clone(), forward.kind);
+        let lookup = resolvers.lookup(&forward.name, forward.kind);
         match tokio::time::timeout(DEADLINE, lookup).await {
             Ok(Ok(lookup)) => {
                 let mut answers = lookup.answers().to_vec();
                 let before = answers.len();
                 answers.retain(|record| !points_into(record, denied));
+                // The asker hears its name as it wrote it.
+                for record in answers.iter_mut().filter(|record| record.name == forward.name) {
+                    record.name.clone_from(&forward.name);
+                }
                 let taken = u64::try_from(before.saturating_sub(answers.len())).unwrap_or(u64::MAX);
                 self.counters.stripped.fetch_add(taken, Ordering::Relaxed);
                 forward.finish(ResponseCode::NoError, answers, Vec::new())
@@ -134,8 +213,8 @@ impl Upstream {
     }
 }
 
-/// A resolver for exactly these servers; none without servers.
-fn resolver(servers: &[SocketAddr]) -> Option<TokioResolver> {
+/// A resolver for exactly these servers, which asks in mixed case or not; none without servers.
+fn resolver(servers: &[SocketAddr], mixed: bool) -> Option<TokioResolver> {
     if servers.is_empty() {
         return None;
     }
@@ -153,6 +232,7 @@ fn resolver(servers: &[SocketAddr]) -> Option<TokioResolver> {
     let config = ResolverConfig::from_parts(None, Vec::new(), servers.collect());
     let mut builder = Resolver::builder_with_config(config, TokioRuntimeProvider::default());
     *builder.options_mut() = options();
+    builder.options_mut().case_randomization = mixed;
     builder.build().inspect_err(|error| tracing::warn!(%error, "resolvers of the host cannot be used")).ok()
 }
 
@@ -258,6 +338,19 @@ mod tests {
         for good in ["192.0.2.1", "10.43.0.1", "2001:db8::1", "fd00:43::1"] {
             assert!(!is_denied(good.parse().unwrap(), &denied), "{good}");
         }
+    }
+
+    #[test]
+    fn plain_case_is_for_a_while_and_only_where_nothing_else_is_answered() {
+        let (mut folded, now) = (Folded::default(), Instant::now());
+        for _ in 0..10 {
+            folded.learn(false, now);
+            folded.learn(false, now);
+            assert!(!folded.leaves_out(now));
+            folded.learn(true, now);
+        }
+        (0..FOLDS).for_each(|_| folded.learn(false, now));
+        assert!(folded.leaves_out(now) && !folded.leaves_out(now + LEFT_OUT));
     }
 
     proptest! {
