@@ -18,6 +18,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
+
 use crate::model::id::{Name, PeerId};
 
 pub use keys::{Kind, Value};
@@ -92,15 +94,15 @@ pub enum DnsMode {
 pub struct Limits {
     /// Established connections of all peers together: the default pool has 256 members, two connections each.
     pub connections: u32,
-    /// Connections still in their handshake, one way: each costs a key exchange.
+    /// Connections still in their handshake, of TCP and again of QUIC: each costs a key exchange.
     pub pending_connections: u32,
     /// Established connections of one peer: old and new overlap while a path moves.
     pub connections_per_peer: u32,
-    /// MiB the process may use before new connections are refused.
+    /// MiB the process may use before only members get connections, one each.
     pub memory_mib: u32,
-    /// Join requests one source address may make in a minute; a joiner that waits for approval asks every second.
+    /// Join requests one source (an IPv4 address, an IPv6 /64) may make in a minute; a joiner that waits for approval asks every second.
     pub joins_per_minute: u32,
-    /// Clients of the control socket at a time.
+    /// Clients of the control socket at a time; a quarter of them of one user.
     pub api_clients: u32,
 }
 
@@ -156,6 +158,8 @@ pub struct Config {
     pub limits: Limits,
     /// TCP address metrics are served on beside the control socket.
     pub metrics_listen: Option<SocketAddr>,
+    /// Who else than this machine itself may read them there.
+    pub metrics_allow: Vec<IpNet>,
     /// Declared memberships, in the order of the files.
     pub subnets: Vec<DeclaredSubnet>,
     /// Key path to where its value came from; keys left at their default are absent.
@@ -187,6 +191,7 @@ impl Config {
             firewall_repair: true,
             limits: Limits::default(),
             metrics_listen: None,
+            metrics_allow: Vec::new(),
             subnets: Vec::new(),
             origins: BTreeMap::new(),
             sources: Sources::default(),

@@ -278,6 +278,18 @@ pub const KEYS: &[Key] = &[
         },
         show: |c| Value::Text(c.metrics_listen.map(|a| a.to_string()).unwrap_or_default()),
     },
+    Key {
+        path: "metrics.allow",
+        kind: Kind::List,
+        set: |c, v| {
+            let prefix = |text: &String| {
+                let address = || text.parse::<std::net::IpAddr>().map(ipnet::IpNet::from);
+                text.parse().or_else(|_| address()).map_err(|_| format!("{text:?} is no address and no prefix"))
+            };
+            put(&mut c.metrics_allow, v.list().iter().map(prefix).collect())
+        },
+        show: |c| Value::List(c.metrics_allow.iter().map(ToString::to_string).collect()),
+    },
 ];
 
 /// Puts a checked value in its place.

@@ -1,24 +1,38 @@
 //! What the daemon counts, in the text format of Prometheus (exposition format 0.0.4).
 //!
-//! Made from `status` at each request; nothing is counted here. Over TCP (`[metrics] listen`) it is read-only, and only
-//! asked for by an IP address or `localhost`: a web page whose name points here cannot read it.
+//! Made from `status` at each request; nothing is counted here. Over TCP (`[metrics] listen`) it is read-only, for this
+//! machine itself and for whom `[metrics] allow` names, and only asked for by an IP address or `localhost`: a web page
+//! whose name points here cannot read it. Clients are bounded in number, by source, and in time.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use ipnet::IpNet;
 use tokio::net::TcpListener;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{Context, status};
+use crate::api::server::http;
 use crate::api::types::{Carried, Error, ErrorKind, MapInfo, SessionInfo, Status};
 use crate::link::Strays;
 use crate::link::port::Counts;
+use crate::model::source::{Places, Sizes, Taken};
+
+/// TCP clients at a time, and of one source. One that has been there for a while makes room for another.
+const CLIENTS: (usize, usize) = (16, 4);
+/// See [`CLIENTS`].
+const SETTLED: Duration = Duration::from_secs(2);
+/// A client has this long for its question, and for taking its answer.
+const DEADLINE: Duration = Duration::from_secs(5);
 
 /// What HTTP calls the format.
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -204,9 +218,62 @@ pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
 
 /// Serves `GET /metrics` until `stop`.
 pub(crate) async fn run(ctx: Context, listener: TcpListener, stop: CancellationToken) -> anyhow::Result<()> {
+    let allowed = ctx.config.metrics_allow.clone();
+    if allowed.is_empty() && ctx.config.metrics_listen.is_some_and(|at| !at.ip().is_loopback()) {
+        tracing::warn!("metrics are answered to this machine only: [metrics] allow names others");
+    }
     let router = Router::new().route("/metrics", get(serve)).with_state(ctx);
-    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await?;
+    accept(listener, router, &allowed, stop).await;
     Ok(())
+}
+
+/// Whether a client may ask: this machine itself, and who is named.
+fn may_ask(client: IpAddr, here: IpAddr, allowed: &[IpNet]) -> bool {
+    let client = client.to_canonical();
+    client.is_loopback() || client == here.to_canonical() || allowed.iter().any(|net| net.contains(&client))
+}
+
+async fn accept(listener: TcpListener, router: Router, allowed: &[IpNet], stop: CancellationToken) {
+    let mut places = Places::new(Sizes { reserved: 0, ..Sizes::shared(CLIENTS.0, CLIENTS.1, SETTLED) });
+    let mut running: BTreeMap<u64, AbortHandle> = BTreeMap::new();
+    let mut clients = JoinSet::new();
+    for number in 0u64.. {
+        let (stream, from) = loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                Some(ended) = clients.join_next_with_id() => {
+                    let ended = ended.map_or_else(|error| error.id(), |(id, ())| id);
+                    if let Some(number) = running.iter().find(|(_, task)| task.id() == ended).map(|(number, _)| *number) {
+                        running.remove(&number);
+                        places.give_back(number);
+                    }
+                }
+                accepted = listener.accept() => match accepted {
+                    Ok(accepted) => break accepted,
+                    Err(error) => {
+                        tracing::debug!(%error, "accept a metrics client");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                },
+            }
+        };
+        let Ok(here) = stream.local_addr() else { continue };
+        // Dropped, the connection is closed.
+        if !may_ask(from.ip(), here.ip(), allowed) {
+            continue;
+        }
+        match places.take(number, from.ip(), None, Instant::now()) {
+            Taken::Full => continue,
+            Taken::Free => {}
+            Taken::Instead(other) => {
+                if let Some(task) = running.remove(&other) {
+                    task.abort();
+                }
+            }
+        }
+        let task = clients.spawn(http::connection(stream, router.clone(), DEADLINE, stop.clone()));
+        running.insert(number, task);
+    }
 }
 
 async fn serve(State(ctx): State<Context>, request: Request) -> Response {
@@ -238,6 +305,44 @@ mod tests {
         for bad in ["", "metrics.example", "evil.example:9100", "127.0.0.1.evil.example"] {
             assert!(!is_address(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn this_machine_and_who_is_named_may_ask() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let allowed = ["192.0.2.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()];
+        for good in
+            ["127.0.0.1", "::1", "::ffff:127.0.0.1", "198.51.100.1", "192.0.2.7", "::ffff:192.0.2.7", "2001:db8::1"]
+        {
+            assert!(may_ask(ip(good), ip("198.51.100.1"), &allowed), "{good}");
+        }
+        for bad in ["198.51.100.2", "10.77.2.1", "fd00::1"] {
+            assert!(!may_ask(ip(bad), ip("198.51.100.1"), &allowed), "{bad}");
+            assert!(!may_ask(ip(bad), ip("198.51.100.1"), &[]), "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn clients_that_sit_there_keep_nobody_out() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        use tokio::net::TcpStream;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (at, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let router = Router::new().route("/metrics", get(async || "fine\n"));
+        let end = stop.clone();
+        let task = tokio::spawn(async move { accept(listener, router, &[], end).await });
+        let mut idle = Vec::new();
+        for _ in 0..20 {
+            idle.push(TcpStream::connect(at).await.unwrap());
+        }
+        tokio::time::sleep(SETTLED).await;
+        let mut stream = TcpStream::connect(at).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with("fine\n"), "{answer}");
+        stop.cancel();
+        tokio::time::timeout(Duration::from_secs(2), task).await.unwrap().unwrap();
     }
 
     #[test]
