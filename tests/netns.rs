@@ -30,6 +30,8 @@ mod membership;
 mod mtu;
 #[path = "netns/names.rs"]
 mod names;
+#[path = "netns/sources.rs"]
+mod sources;
 #[path = "netns/tool/mod.rs"]
 mod tool;
 #[path = "netns/underlay.rs"]
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         hostile::CASES,
         mtu::CASES,
         canary::CASES,
+        sources::CASES,
     ];
     lab::runner::main(&groups.concat())
 }

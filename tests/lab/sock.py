@@ -4,6 +4,7 @@ serve tcp|udp ADDRESS PORT      prints "ready"; answers with the address it saw,
 tcp|udp ADDRESS PORT BYTES      sends BYTES random bytes, expects them back, prints "peer=ADDRESS"
 say tcp|udp ADDRESS PORT TEXT   sends TEXT, expects it back
 forge SOURCE TARGET PORT TEXT [DEVICE]   one UDP datagram with a source address that is not ours
+hold PREFIX COUNT ADDRESS PORT  eight silent connections from each of PREFIX1 to PREFIXn (hexadecimal), begun anew for ever
 wait ADDRESS PORT SECONDS       prints the datagrams that arrive within that time, one a line
 """
 import os
@@ -11,6 +12,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 
 
 def family(address):
@@ -144,6 +146,27 @@ def wait(address, port, seconds):
             return
 
 
+def hold_one(source, address, port):
+    while True:
+        try:
+            with socket.socket(family(address), socket.SOCK_STREAM) as sock:
+                sock.settimeout(6)
+                sock.bind((source, 0))
+                sock.connect((address, port))
+                while sock.recv(4096):
+                    pass
+        except OSError:
+            pass
+        time.sleep(0.02)
+
+
+def hold(prefix, count, address, port):
+    for n in range(1, count + 1):
+        for _ in range(8):
+            threading.Thread(target=hold_one, args=(f"{prefix}{n:x}", address, port), daemon=True).start()
+    threading.Event().wait()
+
+
 def main(argv):
     verb = argv[0]
     if verb == "serve":
@@ -154,6 +177,8 @@ def main(argv):
         say(argv[1], argv[2], int(argv[3]), argv[4])
     elif verb == "forge":
         forge(argv[1], argv[2], int(argv[3]), *argv[4:])
+    elif verb == "hold":
+        hold(argv[1], int(argv[2]), argv[3], int(argv[4]))
     elif verb == "wait":
         wait(argv[1], int(argv[2]), float(argv[3]))
     else:
