@@ -341,6 +341,11 @@ fn the_target_of_a_map_on_another_machine_needs_its_host(lab: &Lab) -> Result<()
     // A map to the machine itself answers the outside and the subnet, whatever the machine lets in.
     ensure!(tcp(x.ns(), a.under4(), 8081) && tcp(b.ns(), &a4, 8081), "a map to the machine itself");
     ensure!(!tcp(b.ns(), &a4, 2222), "and opens nothing else");
+    let list = a.json(&["map", "ls", "lab"])?;
+    let counted = |m: &Value, field: &str| m[field].as_u64() > Some(0);
+    let to_itself = list["maps"].as_array().and_then(|maps| maps.iter().find(|m| m["target"] == "a:2222"));
+    let to_itself = to_itself.context("the map")?;
+    ensure!(["connections", "rx_bytes", "tx_bytes"].iter().all(|f| counted(to_itself, f)), "not counted: {list}");
     b.ok(&["subnet", "host", "lab", "tcp/2222"])?;
     ensure!(tcp(x.ns(), a.under4(), 8080), "b lets it in now");
     ensure!(map_state(a, ":8080")? == "ok", "{}", a.json(&["map", "ls"])?);

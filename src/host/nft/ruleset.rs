@@ -17,6 +17,7 @@
 //! output          0      what this machine says to them in connections that were ended
 //! postrouting   100      maps to other peers come from this node's address         (nat)
 //! postrouting   150      bytes to workloads
+//! input         150      bytes to this machine itself, where a map leads there; output 150 the bytes back
 //! ```
 
 use std::collections::BTreeMap;
