@@ -14,6 +14,7 @@ use crate::model::local::PendingJoin;
 use crate::model::record::Genesis;
 use crate::model::record::Signed;
 use crate::model::subnet::Records;
+use crate::node::PIECE;
 use crate::p2p::{Address, Protocol};
 use crate::wire::control::{self, JoinAnswer, JoinRequest};
 
@@ -99,7 +100,7 @@ async fn ask_until_decided(ctx: Context, join: PendingJoin, progress: watch::Sen
         match one_round(&ctx, &join).await {
             Some(JoinAnswer::Admitted { genesis, records }) => {
                 let routed = ctx.machine.routed(&ctx.instance).await.unwrap_or_default();
-                let records = super::sync::checked(records).await;
+                let records = ctx.node.checker().proof(records).await;
                 let ours = join.clone();
                 let done = ctx.node.run(move |core| {
                     core.accept(&ours, &genesis, &records, &routed)
@@ -300,10 +301,11 @@ async fn ask(ctx: &Context, join: &PendingJoin, peer: PeerId) -> Option<JoinAnsw
     let answer = exchange(ctx, peer, &JoinRequest::Ask(signed)).await?;
     // Only records decide who is in: an end without its proof is nobody's word.
     if let JoinAnswer::Ended { genesis, heads } = &answer {
+        let heads = ctx.node.checker().proof(heads.iter().take(PIECE).cloned().collect()).await;
         let proven = Genesis::parse(genesis).is_ok_and(|g| {
             let mut records = Records::new(g);
-            heads.iter().take(64).for_each(|h| {
-                let _ = h.clone().check().map(|record| records.absorb(record));
+            heads.into_iter().for_each(|head| {
+                let _ = records.absorb(head);
             });
             records.id == subnet && records.destroyed()
         });

@@ -9,6 +9,7 @@ mod attach;
 mod clock;
 mod direct;
 mod handler;
+mod inbox;
 mod join;
 mod machine;
 mod metrics;
@@ -65,6 +66,7 @@ pub(crate) struct Context {
     pub dns: Dns,
     pub applied: watch::Receiver<Applied>,
     pub table: Arc<peers::Table>,
+    pub inbox: inbox::Inbox,
     pub joins: Arc<join::Joins>,
     pub clocks: Arc<clock::Clocks>,
     /// The control task of the datagram carrier; none without a UDP port.
@@ -208,6 +210,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         dns,
         applied: applied_rx,
         table: Arc::default(),
+        inbox: inbox::Inbox::default(),
         joins: Arc::default(),
         clocks: Arc::default(),
         direct: direct_handle,

@@ -8,19 +8,16 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Context, clock, direct, sync};
-use crate::link::direct::Letter;
+use super::{Context, clock, direct, inbox, sync};
 use crate::link::{Key, Via};
 use crate::model::id::PeerId;
 use crate::model::source::{Meter, Payer, Source};
-use crate::node::JoinDecision;
+use crate::node::{JoinDecision, Lane};
 use crate::p2p::{Address, Class, Command, Event, Protocol, Responder};
 use crate::wire::control::{self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest};
 
-/// Control requests one member may send at once, and a second after that. A comparison takes three, a ping one.
-const CONTROL_AT_ONCE: f64 = 200.0;
-/// See [`CONTROL_AT_ONCE`].
-const CONTROL_PER_SECOND: f64 = 20.0;
+/// Work of one join request, in records: it may sign a grant and save it.
+const JOIN_COST: u32 = 32;
 /// What join requests are counted by.
 const MINUTE: Duration = Duration::from_secs(60);
 /// Who asks to join that is remembered; with more the oldest counts are forgotten.
@@ -49,8 +46,6 @@ struct Inner {
     asked: Meter,
     /// Join requests that we passed on, by who sent them.
     passed_on: Meter,
-    /// Control requests each member may still send, and since when that is so.
-    control: BTreeMap<PeerId, (f64, Instant)>,
     refused: u64,
 }
 
@@ -62,7 +57,6 @@ impl Default for Inner {
             gone: BTreeMap::new(),
             asked: Meter::new(MINUTE, ASKERS),
             passed_on: Meter::new(MINUTE, ASKERS),
-            control: BTreeMap::new(),
             refused: 0,
         }
     }
@@ -84,8 +78,6 @@ impl Table {
         let class = inner.connected.get_mut(&peer).and_then(|held| held.remove(&connection));
         if remaining == 0 {
             inner.connected.remove(&peer);
-            let now = Instant::now();
-            inner.control.retain(|_, held| refilled(*held, now) < CONTROL_AT_ONCE);
             // Of strangers nobody asks, and there may be any number of them.
             if class == Some(Class::Member) {
                 inner.gone.insert(peer, crate::node::unix_now());
@@ -144,17 +136,8 @@ impl Table {
         self.lock().passed_on.allows(payer, PASSED_ON, Instant::now())
     }
 
-    /// Whether one more control request of this member is within its rate.
-    fn may_control(&self, peer: PeerId) -> bool {
-        let mut inner = self.lock();
-        let now = Instant::now();
-        let left = inner.control.get(&peer).map_or(CONTROL_AT_ONCE, |held| refilled(*held, now));
-        inner.control.insert(peer, ((left - 1.0).max(0.0), now));
-        left >= 1.0
-    }
-
     /// Counts a request that was malformed or over its rate.
-    fn refuse(&self, peer: PeerId, protocol: Protocol, why: &'static str) {
+    pub(crate) fn refuse(&self, peer: PeerId, protocol: Protocol, why: &'static str) {
         let mut inner = self.lock();
         inner.refused = inner.refused.saturating_add(1);
         // Every power of two: a flood does not fill the log.
@@ -167,10 +150,6 @@ impl Table {
     pub(crate) fn refused(&self) -> u64 {
         self.lock().refused
     }
-}
-
-fn refilled((left, at): (f64, Instant), now: Instant) -> f64 {
-    (left + now.duration_since(at).as_secs_f64() * CONTROL_PER_SECOND).min(CONTROL_AT_ONCE)
 }
 
 /// Follows the events of the peers' task.
@@ -231,12 +210,8 @@ async fn on_event(ctx: &Context, event: Event) -> anyhow::Result<()> {
                 responder.respond(control::encode(&JoinAnswer::Refused { code: "E-RATE".into(), message }));
             }
         }
-        Event::Asked { peer, protocol: Protocol::Control, .. } if !ctx.table.may_control(peer) => {
-            // The responder is dropped: there will be no answer.
-            ctx.table.refuse(peer, Protocol::Control, "too many control requests from a member");
-        }
         Event::Asked { peer, protocol: Protocol::Control, body, responder, .. } => {
-            tokio::spawn(on_control(ctx.clone(), peer, body, responder));
+            inbox::arrived(ctx, peer, body, responder);
         }
         Event::Discovered { peer, addresses } => {
             ctx.table.seen(peer, &addresses);
@@ -281,18 +256,34 @@ async fn on_join(ctx: Context, peer: PeerId, payer: Payer, body: Vec<u8>, respon
     }
 }
 
-async fn decide(
+/// Decides about a request of the join protocol in the turn of who pays for it. Signatures are checked before that.
+pub(crate) async fn decide(
     ctx: &Context,
     peer: PeerId,
     payer: Payer,
     request: JoinRequest,
     passed_on: bool,
 ) -> Option<JoinAnswer> {
-    let asked = request.clone();
-    match ctx.node.run(move |core| core.decide_join(peer, payer, &asked, passed_on)).await.ok()? {
-        JoinDecision::Answer(answer) => Some(answer),
-        JoinDecision::Forward(_) if !ctx.table.may_pass_on(payer) => Some(crowded()),
-        JoinDecision::Forward(deciders) => Some(forward(ctx, deciders, request).await),
+    let refused = |code: &str, message: String| Some(JoinAnswer::Refused { code: code.to_owned(), message });
+    // The member pays for whom it passes on.
+    if passed_on && !ctx.table.may_ask(Payer::Member(peer), FORWARDED) {
+        ctx.table.refuse(peer, Protocol::Join, "too many join requests passed on by one member");
+        return Some(crowded());
+    }
+    let question = match ctx.node.checker().question(request.clone()).await {
+        Ok(question) => question,
+        Err(error) => return refused(error.code, error.message),
+    };
+    let lane = Lane::Peer { from: payer, urgent: false, cost: JOIN_COST };
+    match ctx.node.run_in(lane, move |core| core.decide_join(peer, payer, &question, passed_on)).await {
+        Ok(JoinDecision::Answer(answer)) => Some(answer),
+        Ok(JoinDecision::Forward(_)) if !ctx.table.may_pass_on(payer) => Some(crowded()),
+        Ok(JoinDecision::Forward(deciders)) => Some(forward(ctx, deciders, request).await),
+        Err(error) if error.code == "E-BUSY" => {
+            ctx.table.refuse(peer, Protocol::Join, "too many join requests of one source wait");
+            refused("E-RATE", "too many requests from this address wait; try again".to_owned())
+        }
+        Err(_) => None,
     }
 }
 
@@ -314,32 +305,6 @@ async fn forward(ctx: &Context, deciders: Vec<PeerId>, request: JoinRequest) -> 
         }
     }
     JoinAnswer::Pending { reached: false }
-}
-
-/// A member's request.
-async fn on_control(ctx: Context, peer: PeerId, body: Vec<u8>, responder: Responder) {
-    let Ok(request) = control::decode::<ControlRequest>(&body) else {
-        return ctx.table.refuse(peer, Protocol::Control, "a malformed request");
-    };
-    let answer = match request {
-        // The member pays for whom it passes on.
-        ControlRequest::Forward(_) if !ctx.table.may_ask(Payer::Member(peer), FORWARDED) => {
-            ctx.table.refuse(peer, Protocol::Join, "too many join requests passed on by one member");
-            ControlAnswer::Forwarded(crowded())
-        }
-        ControlRequest::Clock { now_ms } => clock::answer(&ctx, peer, now_ms),
-        ControlRequest::Forward(request) => decide(&ctx, peer, Payer::Member(peer), request, true)
-            .await
-            .map_or(ControlAnswer::NotMember, ControlAnswer::Forwarded),
-        ControlRequest::Session { subnet, message, endpoints } => {
-            direct::answer(&ctx, peer, subnet, Letter { message, endpoints }).await
-        }
-        other => match ctx.node.run(move |core| core.answer(peer, other)).await {
-            Ok(answer) => answer,
-            Err(_) => return,
-        },
-    };
-    responder.respond(control::encode(&answer));
 }
 
 /// Peers that have packets and no stream are dialled.

@@ -7,12 +7,12 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::Context;
+use super::{Context, inbox};
 use crate::model::id::{PeerId, SubnetId};
-use crate::model::record::{Signed, Verified};
-use crate::node::Push;
+use crate::model::record::Signed;
+use crate::node::{PIECE, Push, Told};
 use crate::p2p::{AskError, Protocol};
-use crate::wire::control::{self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest};
+use crate::wire::control::{self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest, RECORDS_BUDGET};
 
 /// Between two comparisons with every connected member: what a lost push costs at most.
 const EVERY: Duration = Duration::from_secs(30);
@@ -48,42 +48,57 @@ pub(crate) async fn run(
     }
 }
 
-/// Tells every connected member of the subnet, and those just removed, without waiting for any of them.
+/// Tells every connected member of the subnet, or those just removed, without waiting for any of them.
 fn send(ctx: &Context, push: Push) {
-    let view = ctx.node.view().load_full();
-    let members = view.rolls.get(&push.subnet).cloned().unwrap_or_default();
-    let body = control::encode(&ControlRequest::Push { subnet: push.subnet, records: push.records });
     let connected = ctx.table.connected();
-    let mut receivers: Vec<PeerId> =
-        connected.into_iter().filter(|p| Some(*p) != push.except && members.contains(p)).collect();
-    if push.except.is_some() && receivers.len() > FANOUT {
-        // Whose news it is tells everybody it is connected to; who hears of it need only reach those it missed.
+    let receivers: Vec<PeerId> = match push.to {
+        Told::Removed(removed) => removed.into_iter().filter(|p| connected.contains(p)).collect(),
+        Told::Members { except } => {
+            let view = ctx.node.view().load_full();
+            let members = view.rolls.get(&push.subnet).cloned().unwrap_or_default();
+            let others = connected.into_iter().filter(|p| Some(*p) != except && members.contains(p)).collect();
+            // Whose news it is tells everybody it is connected to; who hears of it need only reach those it missed.
+            if except.is_some() { some_of(ctx, others, &push.records) } else { others }
+        }
+    };
+    let mut records = push.records.as_slice();
+    while !records.is_empty() {
+        // One message carries as much as the other end reads.
+        let part = control::fitting(records.iter(), RECORDS_BUDGET);
+        let Some(rest) = records.get(part.len().max(1)..) else { return };
+        records = rest;
+        let body = control::encode(&ControlRequest::Push { subnet: push.subnet, records: part });
+        receivers.iter().for_each(|peer| drop(tokio::spawn(tell(ctx.clone(), *peer, body.clone()))));
+    }
+}
+
+/// At most [`FANOUT`] of `peers`, others for each news and each node.
+fn some_of(ctx: &Context, mut peers: Vec<PeerId>, news: &[Signed]) -> Vec<PeerId> {
+    if peers.len() > FANOUT {
         let mut seed = Sha256::new();
-        seed.update(&body);
+        news.iter().for_each(|record| seed.update(record.signature_r));
         seed.update(ctx.peers.peer().0);
         let seed: [u8; 32] = seed.finalize().into();
-        receivers.sort_by_cached_key(|p| {
+        peers.sort_by_cached_key(|p| {
             let order: [u8; 32] = Sha256::new().chain_update(seed).chain_update(p.0).finalize().into();
             order
         });
-        receivers.truncate(FANOUT);
+        peers.truncate(FANOUT);
     }
-    receivers.extend(push.removed);
-    for peer in receivers {
-        let (ctx, body) = (ctx.clone(), body.clone());
-        tokio::spawn(async move {
-            let answer = ctx.peers.ask(peer, Protocol::Control, body, PATIENCE).await;
-            let answer = answer.map(|body| control::decode::<ControlAnswer>(&body));
-            if matches!(answer, Ok(Ok(ControlAnswer::Done))) {
-                return;
-            }
-            // Sent on a connection that was just replaced, or to one who does not know us yet. What it missed is found
-            // by comparing; without this it would be missing until the next round.
-            tracing::debug!(%peer, ?answer, "push not taken");
-            tokio::time::sleep(AGAIN).await;
-            with_peer(ctx, peer).await;
-        });
+    peers
+}
+
+async fn tell(ctx: Context, peer: PeerId, body: Vec<u8>) {
+    let answer = ctx.peers.ask(peer, Protocol::Control, body, PATIENCE).await;
+    let answer = answer.map(|body| control::decode::<ControlAnswer>(&body));
+    if matches!(answer, Ok(Ok(ControlAnswer::Done))) {
+        return;
     }
+    // Sent on a connection that was just replaced, or to one who does not know us yet. What it missed is found
+    // by comparing; without this it would be missing until the next round.
+    tracing::debug!(%peer, ?answer, "push not taken");
+    tokio::time::sleep(AGAIN).await;
+    with_peer(ctx, peer).await;
 }
 
 /// Compares every common subnet with a member that is connected.
@@ -137,17 +152,8 @@ async fn compare(ctx: &Context, peer: PeerId, subnet: SubnetId) -> Result<(), Fa
         let ControlAnswer::Records { records, want } = ask(ctx, peer, &question).await? else {
             return Err(Failure::Malformed);
         };
-        let (changed, mut mine) = ctx
-            .node
-            .run(move |core| {
-                let changed = core.take(subnet, &records, Some(peer)).unwrap_or_else(|error| {
-                    tracing::warn!(%error, "records from a peer were not saved");
-                    (false, false)
-                });
-                (changed.0, core.wanted(subnet, &want))
-            })
-            .await
-            .map_err(|_| Failure::Stopped)?;
+        let changed = inbox::take(ctx, peer, subnet, records).await.map_err(|_| Failure::Stopped)?;
+        let mut mine = ctx.node.run(move |core| core.wanted(subnet, &want)).await.map_err(|_| Failure::Stopped)?;
         // What it did not take the first time it does not take the second.
         mine.retain(|r| sent.insert(r.digest()));
         if !mine.is_empty() {
@@ -158,12 +164,6 @@ async fn compare(ctx: &Context, peer: PeerId, subnet: SubnetId) -> Result<(), Fa
         }
     }
     Ok(())
-}
-
-/// Those of `records` whose signatures hold, checked where it delays nobody.
-pub(crate) async fn checked(records: Vec<Signed>) -> Vec<Verified> {
-    let check = move || records.into_iter().filter_map(|record| record.check().ok()).collect();
-    tokio::task::spawn_blocking(check).await.unwrap_or_default()
 }
 
 /// Asks, as a stranger would, whether the subnet still wants us. A member that does not know us is shown why it should:
@@ -182,7 +182,8 @@ async fn introduce(ctx: &Context, peer: PeerId, subnet: SubnetId) -> bool {
         }
     }
     if let Ok(JoinAnswer::Ended { heads, .. }) = answer {
-        let taken = ctx.node.run(move |core| core.take_ended(subnet, &heads)).await;
+        let heads = ctx.node.checker().records(subnet, heads.into_iter().take(PIECE).collect()).await.good;
+        let taken = ctx.node.run(move |core| core.take_ended(subnet, heads)).await;
         if let Ok(Err(error)) = taken {
             tracing::warn!(%error, "save the end of a subnet");
         }

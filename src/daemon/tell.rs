@@ -14,6 +14,7 @@ use crate::datapath::TunDied;
 use crate::model::host::HostConfig;
 use crate::model::id::PeerId;
 use crate::model::view::View;
+use crate::node::{Core, Lane};
 use crate::p2p::{self, Command, Members};
 
 /// Time a removed member's connections outlive its membership, so that the head which removes it still reaches it. Its
@@ -46,7 +47,7 @@ pub(crate) async fn run(
                 }
             }
             _ = tick.tick() => {
-                if let Err(error) = ctx.node.run(super::super::node::Core::tick).await? {
+                if let Err(error) = ctx.node.run_in(Lane::House, Core::tick).await? {
                     tracing::warn!(%error, "upkeep");
                 }
                 for join in ctx.node.run(crate::node::Core::ask_again).await? {

@@ -18,8 +18,6 @@ use super::subnet::{Absorbed, Records};
 
 /// No clock was right before this moment (September 2026, seconds since 1970): the program did not exist.
 pub const RELEASED: u64 = 1_790_000_000;
-/// Records of one message that may be refused, or be by nobody known, before the rest is not looked at.
-const MAX_JUNK: usize = 64;
 /// Former subnets remembered.
 const MAX_PAST: usize = 64;
 
@@ -444,20 +442,16 @@ impl State {
         let mut unknown = records.iter().filter(|r| !held.records.knows(&r.digest())).peekable();
         unknown.peek()?;
         let mut copy = held.clone();
-        let (mut news, mut parked, mut junk) = (Vec::new(), 0usize, 0usize);
+        let (mut news, mut parked) = (Vec::new(), false);
         for record in unknown {
             let signed = record.signed().clone();
             match copy.records.absorb(record.clone()) {
                 Absorbed::New => news.push(signed),
-                Absorbed::Parked => parked = parked.saturating_add(1),
-                Absorbed::Known => {}
-                Absorbed::Refused => junk = junk.saturating_add(1),
-            }
-            if junk.saturating_add(parked) >= MAX_JUNK {
-                break;
+                Absorbed::Parked => parked = true,
+                Absorbed::Known | Absorbed::Refused => {}
             }
         }
-        if news.is_empty() && parked == 0 {
+        if news.is_empty() && !parked {
             return None;
         }
         let mut draft = Draft::default();
@@ -588,12 +582,9 @@ impl Draft {
 
 fn diff_records(writes: &mut Vec<Write>, id: SubnetId, old: Option<&Subnet>, new: Option<&Subnet>) {
     let entries = |s| Option::into_iter(s).flat_map(|s: &Subnet| s.records.entries());
-    let before: BTreeMap<&[u8; 32], &Signed> = entries(old).collect();
-    let after: BTreeMap<&[u8; 32], &Signed> = entries(new).collect();
-    writes.extend(before.keys().filter(|d| !after.contains_key(*d)).map(|d| (key(b'r', id, *d), None)));
-    writes.extend(
-        after.iter().filter(|(d, _)| !before.contains_key(*d)).map(|(d, r)| (key(b'r', id, *d), Some(r.encode()))),
-    );
+    let lacks = |s: Option<&Subnet>, digest: &[u8; 32]| !s.is_some_and(|s| s.records.knows(digest));
+    writes.extend(entries(old).filter(|(d, _)| lacks(new, d)).map(|(d, _)| (key(b'r', id, d), None)));
+    writes.extend(entries(new).filter(|(d, _)| lacks(old, d)).map(|(d, r)| (key(b'r', id, d), Some(r.encode()))));
 }
 
 /// `kind | subnet ID | rest`.

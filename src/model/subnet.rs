@@ -321,7 +321,7 @@ impl Records {
     }
 
     /// Whether a grant of this peer is held, valid or not.
-    fn is_subject(&self, peer: PeerId) -> bool {
+    pub fn is_subject(&self, peer: PeerId) -> bool {
         self.granted(peer).next().is_some()
     }
 

@@ -5,17 +5,18 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 
 use super::Core;
+use super::check::{Asked, Question};
 use super::nonces::Way;
 use crate::api::types::Error;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::join::{Ask, Invite, Proof, SignedAsk};
 use crate::model::local::PendingJoin;
 use crate::model::members::{MAX_REQUESTS, REQUEST_LIFE, Request, Subnet};
-use crate::model::record::{Admission, Body, Role, Signed, Term, Verified};
+use crate::model::record::{Admission, Body, Grant, Role, Signed, Term, Verified, decode};
 use crate::model::resolve::SKEW;
 use crate::model::source::Payer;
 use crate::model::state::{Draft, RELEASED};
-use crate::wire::control::{BUNDLE_BUDGET, JoinAnswer, JoinRequest, MAX_SHOWN, fitting};
+use crate::wire::control::{BUNDLE_BUDGET, JoinAnswer, fitting};
 
 /// Requests that wait of one source, and of one member who passes them on.
 const REQUESTS_EACH: (usize, usize) = (4, 16);
@@ -60,28 +61,24 @@ fn refuse(code: &str, message: &str) -> JoinDecision {
 impl Core {
     /// Decides about a request of the join protocol. `from` is who sent it, `payer` who is charged for it; `passed_on`
     /// says that a member forwarded it, and then it is not forwarded again.
-    pub fn decide_join(&mut self, from: PeerId, payer: Payer, request: &JoinRequest, passed_on: bool) -> JoinDecision {
+    pub fn decide_join(&mut self, from: PeerId, payer: Payer, question: &Question, passed_on: bool) -> JoinDecision {
         // The connection proves who asks; a member vouches for whom it passes on, in its own subnets only. Without that,
         // anybody could use up another's attempts, or repeat a question it overheard and read the answer.
-        let (subnet, joiner) = match request {
-            JoinRequest::Probe(subnet) => (*subnet, from),
-            JoinRequest::Nonce { subnet, joiner, .. } => (*subnet, *joiner),
-            JoinRequest::Ask(signed) => match signed.verify() {
-                Ok(ask) => (ask.subnet, ask.joiner),
-                Err(error) => return JoinDecision::Answer(refused(&error)),
-            },
-            JoinRequest::Decline(record) => (record.subnet, record.issuer),
-            JoinRequest::Show { subnet, .. } => (*subnet, from),
+        let (subnet, joiner) = match question.asked() {
+            Asked::Probe(subnet) | Asked::Show { subnet, .. } => (*subnet, from),
+            Asked::Nonce { subnet, joiner, .. } => (*subnet, *joiner),
+            Asked::Ask { ask, .. } => (ask.subnet, ask.joiner),
+            Asked::Decline(record) => (record.signed().subnet, record.signed().issuer),
         };
         let vouched = if passed_on { self.is_member(subnet, from) } else { joiner == from };
         if !vouched {
             return refuse("E-ASK", "the join request does not come from who asks");
         }
-        match request {
-            JoinRequest::Probe(subnet) => JoinDecision::Answer(self.probe(*subnet, from)),
-            JoinRequest::Decline(record) => JoinDecision::Answer(self.take_back(record)),
-            JoinRequest::Show { subnet, records } => JoinDecision::Answer(self.hear(*subnet, from, records)),
-            JoinRequest::Nonce { subnet, issuer, joiner } => {
+        match question.asked() {
+            Asked::Probe(subnet) => JoinDecision::Answer(self.probe(*subnet, from)),
+            Asked::Decline(record) => JoinDecision::Answer(self.take_back(record)),
+            Asked::Show { subnet, news } => JoinDecision::Answer(self.hear(*subnet, from, news)),
+            Asked::Nonce { subnet, issuer, joiner } => {
                 if !self.state.subnets.contains_key(subnet) {
                     JoinDecision::Answer(JoinAnswer::Unknown)
                 } else if *issuer == self.state.me.peer {
@@ -92,32 +89,31 @@ impl Core {
                     JoinDecision::Forward(vec![*issuer])
                 }
             }
-            JoinRequest::Ask(signed) => match signed.verify() {
-                Ok(ask) => self.decide_ask(&ask, from, payer, passed_on),
-                Err(error) => JoinDecision::Answer(refused(&error)),
-            },
+            Asked::Ask { ask, proven } => self.decide_ask((ask, *proven), from, payer, passed_on),
         }
     }
 
-    fn probe(&self, id: SubnetId, from: PeerId) -> JoinAnswer {
+    fn probe(&mut self, id: SubnetId, from: PeerId) -> JoinAnswer {
         if let Some(past) = self.state.past.iter().find(|p| p.id == id && !p.proof.is_empty()) {
             return JoinAnswer::Ended { genesis: past.genesis.clone(), heads: past.proof.clone() };
         }
         let Some(subnet) = self.state.subnets.get(&id) else { return JoinAnswer::Unknown };
-        if subnet.records.destroyed() || subnet.records.roll().out.contains_key(&from) {
-            let proof = subnet.records.proof_about(from);
-            return JoinAnswer::Ended { genesis: subnet.local.genesis.clone(), heads: proof };
+        let (destroyed, genesis) = (subnet.records.destroyed(), subnet.local.genesis.clone());
+        let proof = subnet.records.proof_about(from);
+        if destroyed || self.roll(id).is_some_and(|roll| roll.out.contains_key(&from)) {
+            return JoinAnswer::Ended { genesis, heads: proof };
         }
         JoinAnswer::Known
     }
 
     /// A joiner that was let in and cannot come gives its leases back.
-    fn take_back(&mut self, record: &Signed) -> JoinAnswer {
-        let leaves = matches!(record.verify(), Ok(Body::Doc(doc)) if doc.left.is_some());
-        if !leaves || !self.state.subnets.contains_key(&record.subnet) {
+    fn take_back(&mut self, record: &Verified) -> JoinAnswer {
+        let leaves = matches!(record.body(), Body::Doc(doc) if doc.left.is_some());
+        let subnet = record.signed().subnet;
+        if !leaves || !self.state.subnets.contains_key(&subnet) {
             return JoinAnswer::Unknown;
         }
-        match self.take(record.subnet, std::slice::from_ref(record), None) {
+        match self.take(subnet, vec![record.clone()], None) {
             Ok(_) => JoinAnswer::Known,
             Err(error) => JoinAnswer::Refused { code: error.code, message: error.message },
         }
@@ -125,25 +121,28 @@ impl Core {
 
     /// What a stranger shows: a head of the owner's, or its own grant with the head that names its issuer. Nothing else of
     /// a stranger's is looked at, and what is not new costs no signature check.
-    fn hear(&mut self, id: SubnetId, from: PeerId, records: &[Signed]) -> JoinAnswer {
-        let bytes: usize = records.iter().map(|r| r.body.len()).sum();
+    fn hear(&mut self, id: SubnetId, from: PeerId, news: &[Verified]) -> JoinAnswer {
         let Some(subnet) = self.state.subnets.get(&id) else { return JoinAnswer::Unknown };
-        let known = |r: &&Signed| subnet.records.knows(&r.digest());
-        if records.len() > 2 || bytes > MAX_SHOWN || records.iter().all(|r| known(&r)) {
-            return if self.is_member(id, from) { JoinAnswer::Known } else { self.outdated(id, from) };
-        }
-        let shown = |record: &Signed| {
-            record.clone().check().ok().filter(|r| match r.body() {
-                Body::Head(_) => r.signed().issuer == subnet.records.genesis.owner,
-                Body::Grant(grant) => grant.subject == from,
-                _ => false,
-            })
+        let owner = subnet.records.genesis.owner;
+        let shown = |record: &&Verified| match record.body() {
+            Body::Head(_) => record.signed().issuer == owner,
+            Body::Grant(grant) => grant.subject == from,
+            _ => false,
         };
-        let taken: Vec<Signed> = records.iter().filter_map(shown).map(|r| r.signed().clone()).collect();
-        if let Err(error) = self.take(id, &taken, Some(from)) {
+        let taken: Vec<Verified> = news.iter().filter(shown).cloned().collect();
+        if !taken.is_empty()
+            && let Err(error) = self.take(id, taken, Some(from))
+        {
             return JoinAnswer::Refused { code: error.code, message: error.message };
         }
-        if self.is_member(id, from) { JoinAnswer::Known } else { self.outdated(id, from) }
+        if !self.roll(id).is_some_and(|roll| roll.members.contains_key(&from)) {
+            return self.outdated(id, from);
+        }
+        if !self.is_member(id, from) {
+            // It will ask as a member at once, and must be known as one by then.
+            self.publish();
+        }
+        JoinAnswer::Known
     }
 
     /// What to answer who believes that it is a member and is none: the owner's last word, which says so.
@@ -180,37 +179,40 @@ impl Core {
         JoinDecision::Answer(JoinAnswer::Nonce(nonce))
     }
 
-    fn decide_ask(&mut self, ask: &Ask, from: PeerId, payer: Payer, passed_on: bool) -> JoinDecision {
+    /// `proven`: whether the proof in it holds for what it names.
+    fn decide_ask(&mut self, (ask, proven): (&Ask, bool), from: PeerId, payer: Payer, passed_on: bool) -> JoinDecision {
         let now = self.now();
         let Some(subnet) = self.state.subnets.get(&ask.subnet) else {
             return JoinDecision::Answer(self.probe(ask.subnet, ask.joiner));
         };
-        let resolved = subnet.resolve(now);
-        if resolved.destroyed {
+        let (me, owner) = (self.state.me.peer, subnet.records.genesis.owner);
+        let Some(roll) = self.roll(ask.subnet) else { return JoinDecision::Answer(JoinAnswer::Unknown) };
+        if roll.destroyed {
             return JoinDecision::Answer(self.probe(ask.subnet, ask.joiner));
         }
-        if resolved.members.contains_key(&ask.joiner) {
-            return JoinDecision::Answer(bundle(subnet, ask.joiner));
+        // Whose grant has run out, or is not due, may ask for another.
+        let valid = |g: &Grant| g.not_before.saturating_sub(SKEW) <= now && now < g.not_after;
+        let holds = |peer: PeerId| roll.members.get(&peer).is_some_and(|e| peer == owner || e.at(valid).is_some());
+        if holds(ask.joiner) {
+            let subnet = self.state.subnets.get(&ask.subnet);
+            return JoinDecision::Answer(subnet.map_or(JoinAnswer::Unknown, |s| bundle(s, ask.joiner)));
         }
-        let mine = resolved.members.get(&self.state.me.peer).map(|m| m.role);
         let decides = match &ask.proof {
-            Some(proof) => proof.issuer == self.state.me.peer,
-            None => matches!(mine, Some(Role::Owner | Role::Admin)),
+            Some(proof) => proof.issuer == me,
+            None => me == owner || (roll.is_admin(me) && holds(me)),
         };
         if let Some(message) = clocks_differ(ask.asked, now).filter(|_| decides) {
             return refuse("E-CLOCK", &message);
         }
         match &ask.proof {
             Some(proof) if proof.issuer == self.state.me.peer => {
-                JoinDecision::Answer(self.redeem(ask, proof, from, now))
+                JoinDecision::Answer(self.redeem(ask, proof, proven, from, now))
             }
             Some(proof) if !passed_on => JoinDecision::Forward(vec![proof.issuer]),
-            None if matches!(mine, Some(Role::Owner | Role::Admin)) => {
-                JoinDecision::Answer(self.consider(ask, payer, now))
-            }
+            None if decides => JoinDecision::Answer(self.consider(ask, payer, now)),
             None if !passed_on => {
-                let mut deciders: Vec<PeerId> = vec![subnet.records.genesis.owner];
-                deciders.extend(resolved.roll.admins.iter().copied());
+                let mut deciders: Vec<PeerId> = vec![owner];
+                deciders.extend(roll.admins.iter().copied());
                 JoinDecision::Forward(deciders)
             }
             _ => JoinDecision::Answer(JoinAnswer::Pending { reached: false }),
@@ -218,7 +220,7 @@ impl Core {
     }
 
     /// Admits by an invite this node issued: one winner per use.
-    fn redeem(&mut self, ask: &Ask, proof: &Proof, from: PeerId, now: u64) -> JoinAnswer {
+    fn redeem(&mut self, ask: &Ask, proof: &Proof, proven: bool, from: PeerId, now: u64) -> JoinAnswer {
         let nonce = self.nonces.take(Way { subnet: ask.subnet, joiner: ask.joiner, from }, now);
         let unknown = || JoinAnswer::Refused {
             code: "E-INVITE-UNKNOWN".into(),
@@ -230,7 +232,8 @@ impl Core {
                 message: "the attempt took too long; try again".into(),
             };
         };
-        if !proof.holds(ask.subnet, ask.joiner, self.state.me.peer, nonce) {
+        // The proof is one of what it names; it has to name this attempt.
+        if !proven || proof.issuer != self.state.me.peer || proof.nonce != nonce {
             return unknown();
         }
         let Some(mut subnet) = self.state.subnets.get(&ask.subnet).cloned() else { return JoinAnswer::Unknown };
@@ -256,6 +259,7 @@ impl Core {
 
     /// A bare-ID request at someone who may decide.
     fn consider(&mut self, ask: &Ask, payer: Payer, now: u64) -> JoinAnswer {
+        let was_removed = self.roll(ask.subnet).is_some_and(|roll| roll.out.contains_key(&ask.joiner));
         let Some(mut subnet) = self.state.subnets.get(&ask.subnet).cloned() else { return JoinAnswer::Unknown };
         if subnet.local.denied.get(&ask.joiner).is_some_and(|until| now < *until) {
             return JoinAnswer::Refused {
@@ -263,7 +267,6 @@ impl Core {
                 message: format!("the request to join {} was denied", subnet.name()),
             };
         }
-        let was_removed = subnet.records.roll().out.contains_key(&ask.joiner);
         if subnet.records.genesis.admission == Admission::Open && !was_removed {
             if !self.may_open(ask.subnet, now) {
                 return JoinAnswer::Refused {
@@ -292,7 +295,7 @@ impl Core {
         request.ask = ask.clone();
         let mut draft = Draft::default();
         draft.put(subnet);
-        match self.commit(draft, None) {
+        match self.commit(draft) {
             Ok(_) => JoinAnswer::Pending { reached: true },
             Err(error) => JoinAnswer::Refused { code: error.code, message: error.message },
         }
@@ -313,8 +316,10 @@ impl Core {
         let id = subnet.records.id;
         let mut draft = Draft::default();
         draft.put(subnet);
-        match self.commit(draft, None) {
+        match self.settle(draft, &Default::default()) {
             Ok(_) => {
+                // The joiner connects as a member once the View says that it is one.
+                self.want_view(true);
                 tracing::info!(peer = %joiner, subnet = %id, "member admitted");
                 answer
             }
@@ -329,7 +334,7 @@ impl Core {
     pub fn begin_join(&mut self, join: PendingJoin) -> Result<(), Error> {
         let mut draft = Draft::default();
         draft.join(join.subnet, Some(join));
-        self.commit(draft, None).map(drop)
+        self.commit(draft).map(drop)
     }
 
     /// Ends a join of our own that was refused.
@@ -339,7 +344,7 @@ impl Core {
     pub fn drop_join(&mut self, subnet: SubnetId) -> Result<(), Error> {
         let mut draft = Draft::default();
         draft.join(subnet, None);
-        self.commit(draft, None).map(drop)
+        self.commit(draft).map(drop)
     }
 
     /// Our signed question.
@@ -372,14 +377,14 @@ impl Core {
         let mut past = self.state.past.clone();
         past.retain(|p| p.id != join.subnet);
         draft.remember(past);
-        self.commit(draft, None)
+        self.commit(draft)
     }
 
     /// Takes the proof that a subnet is over, or over for us.
     ///
     /// # Errors
     /// When it could not be saved.
-    pub fn take_ended(&mut self, id: SubnetId, heads: &[Signed]) -> Result<(), Error> {
+    pub fn take_ended(&mut self, id: SubnetId, heads: Vec<Verified>) -> Result<(), Error> {
         self.take(id, heads, None).map(drop)
     }
 }
@@ -417,7 +422,8 @@ fn make_room(requests: &mut BTreeMap<PeerId, Request>, payer: Payer, now: u64) -
 
 /// Genesis, heads, the joiner's grant, and as many of the others as fit.
 fn bundle(subnet: &Subnet, joiner: PeerId) -> JoinAnswer {
-    let rank = |signed: &&Signed| match signed.verify() {
+    // What is held was checked when it was taken in.
+    let rank = |signed: &&Signed| match decode::<Body>(&signed.body) {
         Ok(Body::Head(_)) => 0,
         Ok(Body::Grant(grant)) if grant.subject == joiner => 1,
         Ok(Body::Doc(_)) if signed.issuer == joiner => 1,
@@ -426,7 +432,7 @@ fn bundle(subnet: &Subnet, joiner: PeerId) -> JoinAnswer {
         _ => 4,
     };
     let mut all: Vec<&Signed> = subnet.records.all().collect();
-    all.sort_by_key(rank);
+    all.sort_by_cached_key(rank);
     JoinAnswer::Admitted { genesis: subnet.local.genesis.clone(), records: fitting(all.into_iter(), BUNDLE_BUDGET) }
 }
 
@@ -502,11 +508,6 @@ mod tests {
         assert!(ask(&mut requests, 900, source("203.0.113.1"), 160));
         assert!(!requests.contains_key(&peer(7)));
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
 
     #[test]
     fn a_joiner_whose_clock_is_off_is_told_by_how_much_and_nothing_is_used_up() {

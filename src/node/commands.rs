@@ -32,6 +32,6 @@ impl Core {
     fn save(&mut self, subnet: Subnet) -> Result<u64, Error> {
         let mut draft = Draft::default();
         draft.put(subnet);
-        self.commit(draft, None)
+        self.commit(draft)
     }
 }

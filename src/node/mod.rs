@@ -3,48 +3,85 @@
 //! One thread owns state and store. Whoever wants something sends it a closure and gets the result back; every change
 //! goes the same way: decide on a copy, save (synced), absorb, publish the View, tell the others. What could not be saved
 //! has changed nothing and is told to nobody.
+//!
+//! Who pays before work is done:
+//!
+//! 1. The connection that carries a message, by its size and by what is forged in it (the daemon's inbox).
+//! 2. Its place in the queue: own commands and removals first, then peers in fair turns (`turns`).
+//! 3. The issuer of a record, once its signature holds (`check`, beside this thread) and it says something new
+//!    (`intake`).
+//!
+//! What peers' records change is saved and published together (`intake`, `viewer`), so that the work of this thread is
+//! bounded for each message and does not grow with the subnet for each record.
 
 mod admission;
 mod again;
+mod check;
 mod commands;
 mod expiry;
+mod intake;
 mod nonces;
 mod pulse;
+mod queue;
+mod rates;
 mod show;
 mod sync;
+mod turns;
+mod viewer;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use admission::JoinDecision;
+pub use check::{Checked, Checker, PIECE, PIECE_BYTES, Question};
 pub use commands::{Leaving, NewWorkload, prepare_map};
 pub use expiry::{Nearness, nearness};
+pub use intake::Verdict;
+pub use rates::Rates;
+pub use sync::difference;
+pub use turns::{Lane, MAX_COST};
+
+use check::Known;
+use intake::Intake;
+use queue::{Door, Next, Queue, Served};
+use viewer::{Viewer, Wanted};
 
 use crate::api::types::{Error, ErrorKind};
 use crate::model::build::Here;
 use crate::model::error::Kind;
 use crate::model::id::{Name, PeerId, SubnetId};
-use crate::model::record::Signed;
+use crate::model::record::{Digest, Signed};
+use crate::model::roll::Roll;
 use crate::model::state::{Damage, Draft, State};
 use crate::model::upkeep::Surroundings;
 use crate::model::view::View;
 use crate::store::{Batch, Store};
 
-/// Something to tell the others after it was saved.
+/// Something to tell others after it was saved.
 #[derive(Debug, Clone)]
 pub struct Push {
     /// The subnet.
     pub subnet: SubnetId,
-    /// What is new.
+    /// What they shall know.
     pub records: Vec<Signed>,
-    /// Who told us, and need not be told.
-    pub except: Option<PeerId>,
-    /// Members that are members no more: told once, before their connections close.
-    pub removed: Vec<PeerId>,
+    /// Who is told.
+    pub to: Told,
+}
+
+/// Who is told something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Told {
+    /// Every connected member but the one who told us.
+    Members {
+        /// Who told us.
+        except: Option<PeerId>,
+    },
+    /// Those that are members no more: told once, before their connections close.
+    Removed(Vec<PeerId>),
 }
 
 /// State, store and what is published; lives on the node's thread.
@@ -67,10 +104,18 @@ pub struct Core {
     generation: u64,
     /// Hash of what is held, by subnet; emptied by every change.
     hashes: BTreeMap<SubnetId, [u8; 32]>,
-    rates: sync::Rates,
+    /// Who is in, by subnet; emptied by every change.
+    rolls: BTreeMap<SubnetId, Arc<Roll>>,
+    known: Arc<Known>,
+    intake: Intake,
+    viewer: Viewer,
+    /// Saved, and not told to the others before the View that follows from it: by subnet and who told us.
+    untold: BTreeMap<(SubnetId, Option<PeerId>), Vec<Signed>>,
     warned: expiry::Warned,
     /// When (seconds since 1970) the View changes by itself.
     next_change: Option<u64>,
+    /// What the thread has done.
+    work: Work,
     /// The time the View was built for.
     built_at: u64,
     pulse: pulse::Pulse,
@@ -83,18 +128,28 @@ pub struct Core {
     closing: Option<oneshot::Sender<()>>,
 }
 
+/// Work that costs more the larger a subnet is, counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Synced writes.
+    pub writes: u64,
+    /// Views built on the node's thread.
+    pub views: u64,
+    /// Views built beside it.
+    pub views_beside: u64,
+}
+
 /// Where a node is reached; cheap to clone.
 #[derive(Clone)]
 pub struct Node {
-    jobs: mpsc::Sender<Job>,
+    door: Arc<Door>,
+    checker: Checker,
     view: Arc<ArcSwap<View>>,
     published: watch::Receiver<u64>,
 }
 
-type Job = Box<dyn FnOnce(&mut Core) + Send>;
-
-/// Jobs that wait for the node's thread: a full queue slows those who ask, which is the bound we want.
-const JOBS: usize = 256;
+/// Members removed at once to whom it is proved unasked; others learn it when they ask.
+const PROOFS: usize = 16;
 
 /// What a node is started with.
 pub struct Parts {
@@ -118,10 +173,13 @@ impl Node {
     pub fn start(parts: Parts) -> std::io::Result<(Node, mpsc::UnboundedReceiver<Push>)> {
         let view = Arc::new(ArcSwap::from_pointee(View::default()));
         let (published, published_rx) = watch::channel(0);
-        let (jobs, mut queue) = mpsc::channel::<Job>(JOBS);
+        let queue = Queue::new();
         // Unbounded on purpose: the node must never wait for the network; what is queued is bounded by our own commands
         // and by records that were new, and the reader only ever sends.
         let (pushes, pushes_rx) = mpsc::unbounded_channel();
+        let known = Arc::new(Known::default());
+        let subnets = parts.state.subnets.iter();
+        known.change(subnets.flat_map(|(id, s)| s.records.entries().map(|(digest, _)| (*id, *digest))), &[]);
         let mut core = Core {
             state: parts.state,
             store: parts.store,
@@ -136,9 +194,14 @@ impl Node {
             nonces: nonces::Nonces::default(),
             generation: 0,
             hashes: BTreeMap::new(),
-            rates: sync::Rates::default(),
+            rolls: BTreeMap::new(),
+            known: Arc::clone(&known),
+            intake: Intake::default(),
+            viewer: Viewer::start(Arc::clone(&queue))?,
+            untold: BTreeMap::new(),
             warned: expiry::Warned::default(),
             next_change: None,
+            work: Work::default(),
             built_at: 0,
             pulse: pulse::Pulse::default(),
             again: again::Again::default(),
@@ -146,13 +209,21 @@ impl Node {
             forget_before: None,
             closing: None,
         };
+        let served = Arc::clone(&queue);
         std::thread::Builder::new().name("node".into()).spawn(move || {
+            // Also where a job panics: whoever waits for this thread hears that it is gone.
+            let served = Served(served);
             core.publish();
-            while core.closing.is_none()
-                && let Some(job) = queue.blocking_recv()
-            {
-                job(&mut core);
+            while core.closing.is_none() {
+                match served.0.next(core.intake.due()) {
+                    Next::Job(job) => job(&mut core),
+                    // Who sent them hears of the error, and so does the log.
+                    Next::Due => drop(core.save_received()),
+                    Next::Closed => break,
+                }
             }
+            drop(core.save_received());
+            drop(served);
             let done = core.closing.take();
             drop(core);
             if let Some(done) = done {
@@ -160,22 +231,8 @@ impl Node {
                 let _ = done.send(());
             }
         })?;
-        Ok((Node { jobs, view, published: published_rx }, pushes_rx))
-    }
-
-    /// Runs `job` on the node's thread.
-    ///
-    /// # Errors
-    /// `E-STOPPING` when the node is gone.
-    ///
-    /// # Cancel safety
-    /// A job that was queued runs even if the caller stops waiting.
-    pub async fn run<T: Send + 'static>(&self, job: impl FnOnce(&mut Core) -> T + Send + 'static) -> Result<T, Error> {
-        let gone = || Error::new(ErrorKind::Failed, "E-STOPPING", "the daemon is stopping");
-        let (reply, answer) = oneshot::channel();
-        let boxed: Job = Box::new(move |core| drop(reply.send(job(core))));
-        self.jobs.send(boxed).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())
+        let node = Node { door: Arc::new(Door(queue)), checker: Checker::new(known), view, published: published_rx };
+        Ok((node, pushes_rx))
     }
 
     /// Ends the node's thread, whoever still holds a [`Node`], and waits until the state directory is free.
@@ -184,6 +241,19 @@ impl Node {
         if self.run(move |core| core.closing = Some(sender)).await.is_ok() {
             let _ = closed.await;
         }
+    }
+
+    /// Checks signatures beside the node's thread.
+    pub fn checker(&self) -> &Checker {
+        &self.checker
+    }
+
+    /// Waits until every record received so far is saved. Gives whether that went well.
+    ///
+    /// # Errors
+    /// `E-STOPPING` when the node is gone, `E-BUSY` as [`Node::run_in`].
+    pub async fn saved(&self, lane: Lane) -> Result<bool, Error> {
+        Ok(self.run_in(lane, Core::saved).await?.await.unwrap_or(false))
     }
 
     /// The current View.
@@ -219,56 +289,126 @@ impl Core {
         unix_now_ms().max(self.now().saturating_mul(1000))
     }
 
-    /// Saves a draft, makes it true, publishes the View and tells the others. Gives the View's generation.
+    /// Saves a draft of this node's own, makes it true, publishes the View and tells the others. Gives the View's
+    /// generation.
     ///
     /// # Errors
     /// `E-STATE-WRITE` when it could not be saved: then nothing has changed.
-    pub fn commit(&mut self, draft: Draft, except: Option<PeerId>) -> Result<u64, Error> {
+    pub fn commit(&mut self, draft: Draft) -> Result<u64, Error> {
+        if self.settle(draft, &BTreeMap::new())? {
+            self.publish();
+        }
+        Ok(self.generation)
+    }
+
+    /// Saves a draft and makes it true. `from` says who sent which record. Gives whether anything that is saved has
+    /// changed; then a View has to follow, with which the others are told.
+    ///
+    /// # Errors
+    /// As [`Core::commit`].
+    fn settle(&mut self, draft: Draft, from: &BTreeMap<Digest, PeerId>) -> Result<bool, Error> {
         let mut batch = Batch::default();
-        let mut pushes: BTreeMap<SubnetId, Vec<Signed>> = BTreeMap::new();
+        let (mut came, mut went) = (Vec::new(), Vec::new());
         for (key, value) in draft.writes(&self.state) {
-            if key.first() == Some(&b'r')
-                && let Some(signed) = value.as_deref().and_then(|v| Signed::parse(v).ok())
-            {
-                pushes.entry(signed.subnet).or_default().push(signed);
-            }
+            let record = key.first() == Some(&b'r');
             match value {
-                Some(value) => batch.put_records.push((key, value)),
-                None => batch.delete_records.push(key),
+                Some(value) => {
+                    came.extend(record.then(|| Signed::parse(&value).ok()).flatten());
+                    batch.put_records.push((key, value));
+                }
+                None => {
+                    went.extend(record.then(|| record_of(&key)).flatten());
+                    batch.delete_records.push(key);
+                }
             }
         }
         if batch.put_records.is_empty() && batch.delete_records.is_empty() {
             // Only what is not saved (who waits for approval) has changed.
             self.state.absorb(draft);
-            self.hashes.clear();
-            return Ok(self.generation);
+            return Ok(false);
         }
         self.store
             .commit(&batch)
             .map_err(|e| Error::new(ErrorKind::Failed, e.code(), format!("save the change: {e}")).hint(e.hint()))?;
-        let before = self.view.load_full();
+        self.work.writes = self.work.writes.saturating_add(1);
         self.state.absorb(draft);
+        self.known.change(came.iter().map(|signed| (signed.subnet, signed.digest())), &went);
         self.hashes.clear();
+        self.rolls.clear();
         self.pulse.changed();
-        self.publish();
-        let after = self.view.load_full();
-        for (subnet, mut records) in pushes {
-            let gone = |v: &View| v.rolls.get(&subnet).cloned().unwrap_or_default();
-            let removed: Vec<PeerId> = gone(&before).difference(&gone(&after)).copied().collect();
-            records.sort_by_key(|r| r.body.first().map(|kind| (*kind != 1, *kind)));
-            let _ = self.pushes.send(Push { subnet, records, except, removed });
+        for signed in came {
+            let sender = from.get(&signed.digest()).copied();
+            self.untold.entry((signed.subnet, sender)).or_default().push(signed);
         }
-        Ok(self.generation)
+        Ok(true)
     }
 
-    /// Builds and publishes the View anew.
+    /// Who is in a subnet, dates aside; computed once for each state.
+    fn roll(&mut self, id: SubnetId) -> Option<Arc<Roll>> {
+        let records = &self.state.subnets.get(&id)?.records;
+        Some(Arc::clone(self.rolls.entry(id).or_insert_with(|| Arc::new(records.roll()))))
+    }
+
+    /// Builds and publishes the View at once.
     pub fn publish(&mut self) {
+        let generation = self.next_generation();
+        let view = self.state.view(generation, unix_now(), &self.here);
+        self.work.views = self.work.views.saturating_add(1);
+        self.install(view);
+    }
+
+    /// Has the View built beside this thread and published when it is there. An `urgent` one, by which somebody may be
+    /// out, is not put off.
+    fn want_view(&mut self, urgent: bool) {
+        let generation = self.next_generation();
+        let (state, here) = (self.state.clone(), self.here.clone());
+        self.viewer.want(Box::new(Wanted { state, generation, now: unix_now(), here, urgent }));
+    }
+
+    fn next_generation(&mut self) -> u64 {
         self.generation = unix_now_ms().max(self.generation.saturating_add(1));
-        let view = self.state.view(self.generation, unix_now(), &self.here);
-        self.next_change = view.changes_at;
-        self.view.store(Arc::new(view));
+        // What is built for a later time than it is has to be built again: the clock was set back.
         self.built_at = self.now();
-        self.published.send_replace(self.generation);
+        self.generation
+    }
+
+    /// Publishes a View that was built beside this thread.
+    fn built_beside(&mut self, view: View) {
+        self.work.views_beside = self.work.views_beside.saturating_add(1);
+        self.install(view);
+    }
+
+    /// Publishes a View that was built, unless a newer one was published meanwhile, and tells the others what was saved.
+    fn install(&mut self, view: View) {
+        let generation = view.generation;
+        if generation <= self.view.load().generation {
+            return;
+        }
+        let after = Arc::new(view);
+        let before = self.view.swap(Arc::clone(&after));
+        self.next_change = after.changes_at;
+        self.published.send_replace(generation);
+        let mut news: BTreeMap<SubnetId, Vec<Signed>> = BTreeMap::new();
+        for ((subnet, except), mut records) in std::mem::take(&mut self.untold) {
+            // What was replaced meanwhile need not be told any more.
+            records.retain(|record| self.known.holds(subnet, &record.digest()));
+            records.sort_by_key(|r| r.body.first().map(|kind| (*kind != 1, *kind)));
+            news.entry(subnet).or_default().extend_from_slice(&records);
+            let _ = self.pushes.send(Push { subnet, records, to: Told::Members { except } });
+        }
+        for (id, former) in before.rolls.iter() {
+            let Some(subnet) = self.state.subnets.get(id) else { continue };
+            let members = after.rolls.get(id);
+            let removed: Vec<PeerId> =
+                former.iter().filter(|p| !members.is_some_and(|m| m.contains(p))).copied().collect();
+            // Others may have heard of it before this View was there: then it is said once more, to whom it concerns.
+            let about = || removed.iter().take(PROOFS).flat_map(|peer| subnet.records.proof_about(*peer)).collect();
+            let late = || if members.is_some() { about() } else { vec![] };
+            let records: Vec<Signed> = news.remove(id).unwrap_or_else(late);
+            if !removed.is_empty() && !records.is_empty() {
+                let _ = self.pushes.send(Push { subnet: *id, records, to: Told::Removed(removed) });
+            }
+        }
     }
 
     /// What happens by the passing of time: renewals, expiries, forgotten requests. Called about every second.
@@ -283,6 +423,7 @@ impl Core {
         let mut draft = Draft::default();
         let mut ended = Vec::new();
         let look = self.pulse.is_due(moved);
+        let began = Instant::now();
         for subnet in self.state.subnets.values().filter(|_| look) {
             let me = self.state.me.peer;
             let mut copy = subnet.clone();
@@ -300,16 +441,21 @@ impl Core {
                 ended.push(subnet.records.id);
             }
         }
-        if !draft.is_empty() {
-            self.commit(draft, None)?;
+        if look {
+            self.pulse.took(began.elapsed());
+        }
+        if !draft.is_empty() && self.settle(draft, &BTreeMap::new())? {
+            self.want_view(true);
         }
         for id in ended {
             let draft = self.state.forget(id);
-            self.commit(draft, None)?;
+            self.commit(draft)?;
         }
         self.warn_of_expiry();
         if moved {
-            self.publish();
+            // Wanted once is enough, however long it takes.
+            self.next_change = None;
+            self.want_view(true);
         }
         Ok(())
     }
@@ -327,21 +473,32 @@ impl Core {
             copy.keep_own(&self.state.me, &self.endpoints, now)?;
             draft.put(copy);
         }
-        if !draft.is_empty() {
-            self.commit(draft, None)?;
+        if !draft.is_empty() && self.settle(draft, &BTreeMap::new())? {
+            self.want_view(false);
         }
         Ok(())
     }
 
-    /// The generation last published.
+    /// The generation of the newest View, published or being built.
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// What the node's thread has done since its start.
+    pub fn work(&self) -> Work {
+        self.work
     }
 
     /// The View last published.
     pub fn view(&self) -> Arc<View> {
         self.view.load_full()
     }
+}
+
+/// The record a key of the store stands for.
+fn record_of(key: &[u8]) -> Option<(SubnetId, Digest)> {
+    let (subnet, digest) = key.get(1..)?.split_at_checked(16)?;
+    Some((SubnetId(subnet.try_into().ok()?), digest.try_into().ok()?))
 }
 
 impl From<crate::model::error::Error> for Error {
@@ -357,3 +514,6 @@ impl From<crate::model::error::Error> for Error {
         Error { code: e.code.to_owned(), message: e.message, hint: e.hint, kind }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,8 @@ use crate::model::upkeep::Surroundings;
 const LIVELY: Duration = Duration::from_secs(4);
 /// Between two looks otherwise.
 const SELDOM: Duration = Duration::from_secs(30);
+/// Time between two looks for each unit of time that one takes: a large subnet leaves the thread to others.
+const REST_FACTOR: u32 = 20;
 /// Seconds by which the clock is taken to have been set.
 const SET: u64 = 60;
 
@@ -18,6 +20,8 @@ const SET: u64 = 60;
 pub(super) struct Pulse {
     changed: Instant,
     looked: Option<Instant>,
+    /// How long the last look took.
+    took: Duration,
     clock: (u64, Instant),
     was_set: bool,
 }
@@ -25,7 +29,7 @@ pub(super) struct Pulse {
 impl Default for Pulse {
     fn default() -> Pulse {
         let now = Instant::now();
-        Pulse { changed: now, looked: None, clock: (unix_now(), now), was_set: false }
+        Pulse { changed: now, looked: None, took: Duration::ZERO, clock: (unix_now(), now), was_set: false }
     }
 }
 
@@ -46,9 +50,17 @@ impl Pulse {
         }
     }
 
+    /// Tells how long a look took.
+    pub(super) fn took(&mut self, took: Duration) {
+        self.took = took;
+    }
+
     /// Whether to look now. `moved`: whether time alone has changed who is a member.
     pub(super) fn is_due(&mut self, moved: bool) -> bool {
-        let lively = self.changed.elapsed() < LIVELY;
+        let rested = self.looked.is_none_or(|at| at.elapsed() >= self.took.saturating_mul(REST_FACTOR));
+        // What changed since the last look is looked at once more, however long that one took.
+        let unseen = self.looked.is_none_or(|at| self.changed > at);
+        let lively = rested && (unseen || self.changed.elapsed() < LIVELY);
         let due = lively || moved || self.was_set || self.looked.is_none_or(|at| at.elapsed() >= SELDOM);
         if due {
             self.looked = Some(Instant::now());

@@ -53,7 +53,7 @@ impl Core {
         draft.put(subnet);
         let past = self.state.past.iter().filter(|p| p.name != name).cloned().collect();
         draft.remember(past);
-        self.commit(draft, None)?;
+        self.commit(draft)?;
         Ok(Response::Created(created))
     }
 
@@ -106,7 +106,7 @@ impl Core {
     /// When it could not be saved.
     pub fn forget(&mut self, id: SubnetId) -> Result<u64, Error> {
         let draft = self.state.forget(id);
-        self.commit(draft, None)
+        self.commit(draft)
     }
 
     /// `destroy`: the owner's head ends the subnet; forgetting follows once the others were told. `None` when it was
@@ -165,7 +165,7 @@ impl Core {
             subnet.local.up = up;
             draft.put(subnet.clone());
         }
-        self.commit(draft, None)?;
+        self.commit(draft)?;
         let names: Vec<&str> = chosen.iter().map(|s| s.name().as_str()).collect();
         Ok(done(format!("{} {}", names.join(", "), if up { "up" } else { "down" }), changed))
     }

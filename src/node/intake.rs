@@ -1,0 +1,215 @@
+//! Taking peers' records in: judged at once, saved and published together.
+//!
+//! A record has been checked before it comes here. What it says is judged against what is held, and only then is its
+//! issuer charged: nobody pays for what others forge, repeat or make up. What is new waits a moment for more of its
+//! kind, because each synced write and each message to the others costs the same for one record as for a hundred;
+//! heads and grants wait less than documents.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::rates::Rates;
+use super::{Core, unix_now_ms};
+use crate::api::types::Error;
+use crate::model::id::{PeerId, SubnetId};
+use crate::model::record::{Body, Digest, Doc, Verified};
+
+/// New documents of one member taken at once, and a second after that: each is a synced write here and a message to
+/// everybody. What is over waits for the next comparison, which brings only the newest.
+const DOCS_AT_ONCE: u64 = 120;
+/// See [`DOCS_AT_ONCE`].
+const DOCS_PER_SECOND: u64 = 4;
+/// Members whose rate is remembered.
+const RATES: usize = 4096;
+/// Between two writes of documents.
+const DOCS_EVERY: Duration = Duration::from_millis(50);
+/// Between two writes of heads and grants.
+const WORDS_EVERY: Duration = Duration::from_millis(10);
+/// Time between two writes for each unit of time that one takes.
+const SAVE_FACTOR: u32 = 3;
+/// Records that wait to be saved before who sends more has to wait, too.
+const CROWD: usize = 256;
+
+/// What became of a piece of records.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// Records that are new.
+    pub news: usize,
+    /// Some wait because their member says too much.
+    pub waiting: bool,
+    /// Records that nobody known signed.
+    pub unknown: usize,
+    /// Much waits to be saved: whoever sends more waits for [`Core::saved`] first.
+    pub crowded: bool,
+}
+
+/// Records that wait to be saved, of one subnet.
+#[derive(Default)]
+struct Waiting {
+    records: BTreeMap<Digest, (Verified, Option<PeerId>)>,
+    /// The newest document of each member among them.
+    docs: BTreeMap<PeerId, (u64, Digest)>,
+}
+
+/// Everything that waits to be saved.
+pub(super) struct Intake {
+    subnets: BTreeMap<SubnetId, Waiting>,
+    count: usize,
+    /// Whether there is more than documents among it.
+    words: bool,
+    /// Who waits for it.
+    askers: Vec<oneshot::Sender<bool>>,
+    /// When something was last saved, and how long that took.
+    last: Option<(Instant, Duration)>,
+    rates: Rates,
+}
+
+impl Default for Intake {
+    fn default() -> Intake {
+        Intake {
+            subnets: BTreeMap::new(),
+            count: 0,
+            words: false,
+            askers: Vec::new(),
+            last: None,
+            rates: Rates::new(DOCS_AT_ONCE, DOCS_PER_SECOND, RATES),
+        }
+    }
+}
+
+impl Intake {
+    /// When what waits shall be saved.
+    pub(super) fn due(&self) -> Option<Instant> {
+        if self.count == 0 && self.askers.is_empty() {
+            return None;
+        }
+        let gap = if self.words { WORDS_EVERY } else { DOCS_EVERY };
+        // A slow disk, too, leaves most of the thread's time to others.
+        Some(self.last.map_or_else(Instant::now, |(at, took)| at + took.saturating_mul(SAVE_FACTOR).max(gap)))
+    }
+}
+
+impl Core {
+    /// Judges checked records that `from` sent. What is new is saved within 50 ms, together with what else comes.
+    pub fn receive(&mut self, subnet: SubnetId, records: Vec<Verified>, from: Option<PeerId>) -> Verdict {
+        let mut verdict = Verdict::default();
+        let now = unix_now_ms();
+        for record in records {
+            let Some(held) = self.state.subnets.get(&subnet) else { return verdict };
+            let digest = record.digest();
+            let waiting = self.intake.subnets.entry(subnet).or_default();
+            if self.known.holds(subnet, &digest) || waiting.records.contains_key(&digest) {
+                continue;
+            }
+            let issuer = record.signed().issuer;
+            let newest = |doc: &Doc| {
+                let waits = waiting.docs.get(&issuer).map(|(version, _)| *version);
+                let held = held.records.doc(issuer).map(|d| d.version);
+                held.into_iter().chain(waits).all(|version| version < doc.version)
+            };
+            if matches!(record.body(), Body::Doc(doc) if !newest(doc)) {
+                continue;
+            }
+            // The owner's and admins' words are never put off, and what nobody known says has no rate of its own.
+            if matches!(record.body(), Body::Doc(_) | Body::Item(_)) {
+                let known = held.records.is_subject(issuer);
+                if known && !self.intake.rates.take(issuer, 1, now) {
+                    verdict.waiting = true;
+                    continue;
+                }
+                verdict.unknown = verdict.unknown.saturating_add(usize::from(!known));
+            }
+            let mut replaced = None;
+            if let Body::Doc(doc) = record.body() {
+                replaced = waiting.docs.insert(issuer, (doc.version, digest));
+                self.intake.words |= doc.left.is_some();
+            }
+            self.intake.words |= record.body().is_roll();
+            if replaced.is_some_and(|(_, old)| waiting.records.remove(&old).is_some()) {
+                self.intake.count = self.intake.count.saturating_sub(1);
+            }
+            waiting.records.insert(digest, (record, from));
+            self.intake.count = self.intake.count.saturating_add(1);
+            verdict.news = verdict.news.saturating_add(1);
+        }
+        if verdict.waiting {
+            tracing::debug!(%subnet, ?from, "a member publishes too often; its records wait");
+        }
+        verdict.crowded = self.intake.count >= CROWD;
+        verdict
+    }
+
+    /// Tells when everything received so far is saved, and whether it could be.
+    pub fn saved(&mut self) -> oneshot::Receiver<bool> {
+        let (tell, told) = oneshot::channel();
+        self.intake.askers.push(tell);
+        told
+    }
+
+    /// Saves what was received: one synced write for all of a subnet.
+    ///
+    /// # Errors
+    /// The last of the errors, where some could not be saved: the others send them again.
+    pub(super) fn save_received(&mut self) -> Result<(), Error> {
+        let subnets = std::mem::take(&mut self.intake.subnets);
+        let askers = std::mem::take(&mut self.intake.askers);
+        let worded = std::mem::take(&mut self.intake.words);
+        self.intake.count = 0;
+        let began = Instant::now();
+        let mut done = Ok(());
+        for (subnet, waiting) in subnets.into_iter().filter(|(_, w)| !w.records.is_empty()) {
+            if let Err(error) = self.save_records(subnet, waiting, worded) {
+                tracing::warn!(%error, "records from peers were not saved");
+                done = Err(error);
+            }
+        }
+        let ended = Instant::now();
+        self.intake.last = Some((ended, ended.duration_since(began)));
+        for asker in askers {
+            // Whoever asked may have gone.
+            let _ = asker.send(done.is_ok());
+        }
+        done
+    }
+
+    fn save_records(&mut self, subnet: SubnetId, waiting: Waiting, urgent: bool) -> Result<(), Error> {
+        let mut from: BTreeMap<Digest, PeerId> = BTreeMap::new();
+        let mut records = Vec::with_capacity(waiting.records.len());
+        for (digest, (record, sender)) in waiting.records {
+            from.extend(sender.map(|sender| (digest, sender)));
+            records.push(record);
+        }
+        // Who admits comes before who is admitted, and both before what they say: fewer records have to wait.
+        records.sort_by_key(|record| record.body().rank());
+        let Some((draft, news)) = self.state.take(subnet, &records) else { return Ok(()) };
+        if news.is_empty() {
+            // Something was parked, which is neither saved nor told and which nothing follows from.
+            self.state.absorb(draft);
+            return Ok(());
+        }
+        let forked = |core: &Core| core.state.subnets.get(&subnet).is_some_and(|s| s.records.forked());
+        let before = forked(self);
+        self.settle(draft, &from)?;
+        self.want_view(urgent);
+        if forked(self) && !before {
+            tracing::warn!(
+                %subnet,
+                "the owner signed two heads with one number: was it restored from a backup, or does it run twice? What \
+                 either of them takes away is taken away"
+            );
+        }
+        Ok(())
+    }
+
+    /// Takes checked records in and saves them before it returns: for the few that decide what this node answers next.
+    ///
+    /// # Errors
+    /// When they could not be saved.
+    pub fn take(&mut self, subnet: SubnetId, records: Vec<Verified>, from: Option<PeerId>) -> Result<Verdict, Error> {
+        let verdict = self.receive(subnet, records, from);
+        self.save_received()?;
+        Ok(verdict)
+    }
+}

@@ -1,0 +1,214 @@
+//! What a message may cost the node's thread, counted in writes and Views rather than in time.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::model::join::Ask;
+use crate::model::members::Identity;
+use crate::model::record::{Admission, Body, Doc, Role, Term, WorkloadEntry};
+use crate::model::source::Payer;
+use crate::model::state::Founding;
+
+fn identity(n: u8) -> Identity {
+    Identity::new(&[n; 32], [n; 32])
+}
+
+struct Lab {
+    _dir: tempfile::TempDir,
+    node: Node,
+    pushes: mpsc::UnboundedReceiver<Push>,
+    id: SubnetId,
+}
+
+/// An owner's node with `members` members.
+async fn lab(members: u8) -> Lab {
+    let dir = tempfile::TempDir::new().unwrap();
+    let me = identity(1);
+    let parts = Parts {
+        state: State::new(me),
+        damage: vec![],
+        store: Store::open(dir.path()).unwrap(),
+        here: Here::default(),
+        node_name: "a".parse().unwrap(),
+    };
+    let (node, pushes) = Node::start(parts).unwrap();
+    let id = node
+        .run(move |core| {
+            let now = core.now();
+            let founding = Founding {
+                name: "lab".parse().unwrap(),
+                cidr4: Some(None),
+                cidr6: None,
+                block4: None,
+                admission: Admission::Approve,
+                domain: None,
+                grant_life: None,
+                member: "a".parse().unwrap(),
+                routed: vec![],
+                host: Default::default(),
+                salt: [1; 16],
+            };
+            let mut subnet = core.state.found(founding, now).unwrap();
+            for n in 2..=members {
+                let who = identity(n);
+                let ask = Ask {
+                    subnet: subnet.records.id,
+                    joiner: who.peer,
+                    data_key: who.data_key,
+                    name: format!("m{n}").parse().unwrap(),
+                    name_is_default: true,
+                    ip: None,
+                    asked: now,
+                    proof: None,
+                };
+                subnet.admit(&core.state.me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now).unwrap();
+            }
+            let id = subnet.records.id;
+            let mut draft = Draft::default();
+            draft.put(subnet);
+            core.commit(draft).unwrap();
+            id
+        })
+        .await
+        .unwrap();
+    Lab { _dir: dir, node, pushes, id }
+}
+
+fn doc(id: SubnetId, by: u8, version: u64) -> Signed {
+    let body = Doc { version, issued: 1, ..Doc::default() };
+    Signed::new(id, &Body::Doc(body), &identity(by).key)
+}
+
+fn from(n: u8) -> Lane {
+    Lane::Peer { from: Payer::Member(identity(n).peer), urgent: false, cost: 1 }
+}
+
+impl Lab {
+    async fn receive(&self, by: u8, records: Vec<Signed>) -> Verdict {
+        let id = self.id;
+        let good = self.node.checker().records(id, records).await.good;
+        self.node.run_in(from(by), move |core| core.receive(id, good, Some(identity(by).peer))).await.unwrap()
+    }
+
+    async fn settled(&self) {
+        assert!(self.node.saved(from(200)).await.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn forged_records_with_a_members_key_cost_that_member_nothing() {
+    let lab = lab(3).await;
+    for n in 0..2000u64 {
+        // Member 2 sends records that name member 3 and that member 3 never signed.
+        let mut forged = doc(lab.id, 2, 1_000_000 + n);
+        forged.issuer = identity(3).peer;
+        let checked = lab.node.checker().records(lab.id, vec![forged]).await;
+        assert_eq!((checked.good.len(), checked.forged), (0, 1));
+    }
+    let verdict = lab.receive(2, vec![doc(lab.id, 3, 5)]).await;
+    assert_eq!((verdict.news, verdict.waiting), (1, false));
+}
+
+#[tokio::test]
+async fn only_what_is_new_is_charged_to_its_issuer() {
+    let lab = lab(3).await;
+    assert_eq!(lab.receive(2, vec![doc(lab.id, 3, 1_000)]).await.news, 1);
+    lab.settled().await;
+    for n in 0..500 {
+        let verdict = lab.receive(2, vec![doc(lab.id, 3, n)]).await;
+        assert_eq!((verdict.news, verdict.waiting), (0, false), "what is older is nothing new");
+    }
+    assert_eq!(lab.receive(2, vec![doc(lab.id, 3, 1_001)]).await.news, 1);
+    // What a member says itself, again and again, waits in the end.
+    let mut waits = false;
+    for n in 0..200 {
+        waits |= lab.receive(3, vec![doc(lab.id, 3, 2_000 + n)]).await.waiting;
+    }
+    assert!(waits);
+    assert!(!lab.receive(2, vec![doc(lab.id, 2, 1)]).await.waiting, "another member's documents do not");
+}
+
+#[tokio::test]
+async fn many_documents_are_one_write_few_views_and_one_message() {
+    let mut lab = lab(40).await;
+    while lab.pushes.try_recv().is_ok() {}
+    let before = lab.node.run(|core| (core.work.writes, core.work.views)).await.unwrap();
+    let mut last = tokio::time::Instant::now();
+    for round in 1..=5u64 {
+        for n in 2..=40 {
+            assert_eq!(lab.receive(n, vec![doc(lab.id, n, round)]).await.news, 1);
+        }
+        last = tokio::time::Instant::now();
+    }
+    lab.settled().await;
+    assert!(last.elapsed() < Duration::from_secs(2), "what was received is saved soon");
+    let after = lab.node.run(|core| (core.work.writes, core.work.views)).await.unwrap();
+    // 195 documents: as many writes as the time they came in has room for, whatever their number.
+    assert!(after.0 - before.0 <= 40, "{} writes", after.0 - before.0);
+    assert_eq!(after.1, before.1, "no View was built on the node's thread");
+    let mut told = std::collections::BTreeSet::new();
+    while told.len() < 39 {
+        let push = tokio::time::timeout(Duration::from_secs(5), lab.pushes.recv()).await.unwrap().unwrap();
+        told.extend(push.records.iter().map(|r| r.issuer));
+    }
+}
+
+#[tokio::test]
+async fn records_of_nobody_known_are_counted_and_build_no_view() {
+    let lab = lab(2).await;
+    let strangers: Vec<Signed> = (100..164).map(|n| doc(lab.id, n, 1)).collect();
+    let generation = lab.node.view().load().generation;
+    let verdict = lab.receive(2, strangers).await;
+    assert_eq!(verdict.unknown, 64);
+    lab.settled().await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(lab.node.view().load().generation, generation);
+}
+
+#[tokio::test]
+async fn own_commands_pass_a_full_queue() {
+    let lab = lab(3).await;
+    // One member's jobs keep the thread busy.
+    let busy: Vec<_> = (0..16)
+        .map(|_| {
+            let node = lab.node.clone();
+            tokio::spawn(async move { node.run_in(from(2), |_| std::thread::sleep(Duration::from_millis(50))).await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let began = std::time::Instant::now();
+    lab.node.run(|_| ()).await.unwrap();
+    assert!(began.elapsed() < Duration::from_millis(400), "an own command waits for one job, not for sixteen");
+    let refused = lab.node.run_in(from(2), |_| ()).await;
+    let others = lab.node.run_in(from(3), |_| ()).await;
+    assert!(others.is_ok() && (refused.is_ok() || refused.is_err_and(|e| e.code == "E-BUSY")));
+    for job in busy {
+        drop(job.await.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_ended_answers_everybody() {
+    let lab = lab(2).await;
+    lab.node.close().await;
+    assert_eq!(lab.node.run(|_| ()).await.unwrap_err().code, "E-STOPPING");
+    assert_eq!(lab.node.run_in(from(2), |_| ()).await.unwrap_err().code, "E-STOPPING");
+}
+
+#[tokio::test]
+async fn a_document_of_a_peer_reaches_the_view() {
+    let lab = lab(2).await;
+    let workloads =
+        (0..50u8).map(|n| WorkloadEntry { name: format!("w{n}").parse().unwrap(), addresses: vec![] }).collect();
+    let body = Doc { version: 9, issued: 1, endpoints: vec!["/memory/1".into()], workloads, ..Doc::default() };
+    let record = Signed::new(lab.id, &Body::Doc(body), &identity(2).key);
+    let mut published = lab.node.published();
+    published.borrow_and_update();
+    assert_eq!(lab.receive(2, vec![record]).await.news, 1);
+    tokio::time::timeout(Duration::from_secs(5), published.changed()).await.unwrap().unwrap();
+    let endpoints = lab.node.run(|core| core.state.endpoints()).await.unwrap();
+    assert_eq!(endpoints[&identity(2).peer], ["/memory/1"]);
+}

@@ -1,0 +1,121 @@
+//! Builds Views beside the node's thread.
+//!
+//! A View of a large subnet takes many times as long as taking in the record that changes it. What this node's own
+//! commands change is published before they answer; what peers' records change is built here, from a copy of the
+//! state, and handed back to the node's thread. However many records come, at most one View is being built and one is
+//! wanted, and the processor rests in between.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::queue::Queue;
+use super::turns::Lane;
+use crate::model::build::Here;
+use crate::model::state::State;
+
+/// The shortest rest between two Views.
+const REST: Duration = Duration::from_millis(50);
+/// Rest after a View for each unit of time that it took: a quarter of one processor at most is spent on Views.
+const REST_FACTOR: u32 = 3;
+
+/// A View that is wanted.
+pub(super) struct Wanted {
+    /// What it shall follow from.
+    pub state: State,
+    /// Its number.
+    pub generation: u64,
+    /// The system's clock, in seconds since 1970.
+    pub now: u64,
+    /// What the machine adds.
+    pub here: Here,
+    /// Whether somebody may be out by it: such a View is not put off.
+    pub urgent: bool,
+}
+
+#[derive(Default)]
+struct Slot {
+    wanted: Option<Box<Wanted>>,
+    closed: bool,
+}
+
+#[derive(Default)]
+struct Desk {
+    slot: Mutex<Slot>,
+    wake: Condvar,
+}
+
+impl Desk {
+    fn lock(&self) -> MutexGuard<'_, Slot> {
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The thread that builds.
+pub(super) struct Viewer {
+    desk: Arc<Desk>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Viewer {
+    /// Starts the thread. It hands what it builds to `queue`.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub(super) fn start(queue: Arc<Queue>) -> std::io::Result<Viewer> {
+        let desk = Arc::new(Desk::default());
+        let seat = Arc::clone(&desk);
+        let thread = std::thread::Builder::new().name("view".into()).spawn(move || work(&seat, &queue))?;
+        Ok(Viewer { desk, thread: Some(thread) })
+    }
+
+    /// Wants a View. It takes the place of one that is wanted and not begun.
+    pub(super) fn want(&self, mut wanted: Box<Wanted>) {
+        let mut slot = self.desk.lock();
+        wanted.urgent |= slot.wanted.as_ref().is_some_and(|former| former.urgent);
+        let former = slot.wanted.replace(wanted);
+        drop(slot);
+        self.desk.wake.notify_one();
+        drop(former);
+    }
+}
+
+impl Drop for Viewer {
+    fn drop(&mut self) {
+        self.desk.lock().closed = true;
+        self.desk.wake.notify_one();
+        if let Some(thread) = self.thread.take() {
+            // It ends after the View it is building; a panic in it has been told already.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn work(desk: &Desk, queue: &Queue) {
+    let mut rested = Instant::now();
+    while let Some(wanted) = next(desk, rested) {
+        let began = Instant::now();
+        let view = wanted.state.view(wanted.generation, wanted.now, &wanted.here);
+        // The state may be the last copy of much; freeing it is work of this thread, too.
+        drop(wanted);
+        let took = began.elapsed();
+        queue.push(Lane::Own, Box::new(move |core| core.built_beside(view)));
+        rested = Instant::now() + took.saturating_mul(REST_FACTOR).max(REST);
+    }
+}
+
+/// Waits until a View is wanted and the rest is over, which an urgent one cuts short.
+fn next(desk: &Desk, rested: Instant) -> Option<Box<Wanted>> {
+    let mut slot = desk.lock();
+    loop {
+        if slot.closed {
+            return None;
+        }
+        let rest = rested.saturating_duration_since(Instant::now());
+        slot = match &slot.wanted {
+            Some(wanted) if wanted.urgent || rest.is_zero() => return slot.wanted.take(),
+            Some(_) => desk.wake.wait_timeout(slot, rest).unwrap_or_else(PoisonError::into_inner).0,
+            None => desk.wake.wait(slot).unwrap_or_else(PoisonError::into_inner),
+        };
+    }
+}
