@@ -80,6 +80,14 @@
 //! ([`model::host::Barred`]) is shut to everything else, from before its switch is turned until after it is back; what was
 //! turned is remembered on disk (`host/kept.rs`), so that a kill changes nothing.
 //!
+//! # A message of a peer
+//!
+//! The connection that carries it pays first, for its place and its bytes (`daemon/inbox.rs`). A large push is cut into
+//! pieces. Signatures are checked beside the node's thread, a piece at a time for each peer; then the piece has its turn
+//! there (`node/turns.rs`): own commands and removals go first, then peers in fair turns, then timers. Only now is the
+//! issuer of a record charged, for what is really new. What is new is saved together with what else came within 50 ms,
+//! the View that follows is built beside the thread, and with it the others are told.
+//!
 //! # Joining
 //!
 //! A peer that has no valid grant in a common subnet is a stranger: it is offered `/byway/join/1` and nothing else (see

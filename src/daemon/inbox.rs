@@ -347,7 +347,8 @@ fn removes(record: &Signed) -> bool {
     matches!(record.body.first(), Some(1 | 3))
 }
 
-fn lane(peer: PeerId, urgent: bool, cost: u32) -> Lane {
+/// The turn of a member.
+pub(crate) fn lane(peer: PeerId, urgent: bool, cost: u32) -> Lane {
     Lane::Peer { from: Payer::Member(peer), urgent, cost }
 }
 

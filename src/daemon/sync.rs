@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Context, inbox};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::record::Signed;
-use crate::node::{PIECE, Push, Told};
+use crate::node::{MAX_COST, PIECE, Push, Told, wanted};
 use crate::p2p::{AskError, Protocol};
 use crate::wire::control::{self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest, RECORDS_BUDGET};
 
@@ -137,8 +137,11 @@ async fn ask(ctx: &Context, peer: PeerId, request: &ControlRequest) -> Result<Co
 
 async fn compare(ctx: &Context, peer: PeerId, subnet: SubnetId) -> Result<(), Failure> {
     let mut sent = BTreeSet::new();
+    let turn = inbox::lane(peer, false, MAX_COST / 2);
     for _ in 0..ROUNDS {
-        let Some(question) = ctx.node.run(move |core| core.compare(subnet)).await.map_err(|_| Failure::Stopped)? else {
+        let Some(question) =
+            ctx.node.run_in(turn, move |core| core.compare(subnet)).await.map_err(|_| Failure::Stopped)?
+        else {
             return Ok(());
         };
         match ask(ctx, peer, &question).await? {
@@ -146,14 +149,20 @@ async fn compare(ctx: &Context, peer: PeerId, subnet: SubnetId) -> Result<(), Fa
             ControlAnswer::NotMember => return Err(Failure::NotMember),
             _ => return Ok(()),
         }
-        let Some(question) = ctx.node.run(move |core| core.pull(subnet)).await.map_err(|_| Failure::Stopped)? else {
+        let Some(question) =
+            ctx.node.run_in(turn, move |core| core.pull(subnet)).await.map_err(|_| Failure::Stopped)?
+        else {
             return Ok(());
         };
         let ControlAnswer::Records { records, want } = ask(ctx, peer, &question).await? else {
             return Err(Failure::Malformed);
         };
         let changed = inbox::take(ctx, peer, subnet, records).await.map_err(|_| Failure::Stopped)?;
-        let mut mine = ctx.node.run(move |core| core.wanted(subnet, &want)).await.map_err(|_| Failure::Stopped)?;
+        // What it says it lacks may be a long list: it is looked through beside the node's thread.
+        let held =
+            ctx.node.run_in(turn, move |core| core.records_for(peer, subnet)).await.map_err(|_| Failure::Stopped)?;
+        let Some(held) = held else { return Ok(()) };
+        let mut mine = ctx.node.checker().work(move || wanted(&held, want)).await.unwrap_or_default();
         // What it did not take the first time it does not take the second.
         mine.retain(|r| sent.insert(r.digest()));
         if !mine.is_empty() {

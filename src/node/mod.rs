@@ -42,7 +42,7 @@ pub use commands::{Leaving, NewWorkload, prepare_map};
 pub use expiry::{Nearness, nearness};
 pub use intake::Verdict;
 pub use rates::Rates;
-pub use sync::difference;
+pub use sync::{difference, wanted};
 pub use turns::{Lane, MAX_COST};
 
 use check::Known;

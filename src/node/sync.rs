@@ -26,13 +26,6 @@ impl Core {
         Some(ControlRequest::Pull { subnet, have: records.digests().iter().map(short).collect() })
     }
 
-    /// Records whose digest begins with one of `want`, as many as fit a message.
-    pub fn wanted(&self, subnet: SubnetId, want: &[[u8; 8]]) -> Vec<Signed> {
-        let want: BTreeSet<[u8; 8]> = want.iter().copied().collect();
-        let Some(subnet) = self.state.subnets.get(&subnet) else { return vec![] };
-        fitting(subnet.records.entries().filter(|(d, _)| want.contains(&short(d))).map(|(_, r)| r), RECORDS_BUDGET)
-    }
-
     /// Whether a peer may speak control about a subnet: whether it is in its roll, whatever its addresses and the time.
     pub fn is_member(&self, subnet: SubnetId, peer: PeerId) -> bool {
         self.view.load().in_roll(subnet, peer)
@@ -52,10 +45,16 @@ impl Core {
         }
     }
 
-    /// The records that a [`ControlRequest::Pull`] of a member is answered from, by [`difference`]; none for anybody else.
+    /// The records of a subnet for a member, for [`difference`] and [`wanted`]; none for anybody else.
     pub fn records_for(&self, from: PeerId, subnet: SubnetId) -> Option<Records> {
         self.is_member(subnet, from).then(|| self.state.subnets.get(&subnet).map(|s| s.records.clone())).flatten()
     }
+}
+
+/// Records whose digest begins with one of `want`, as many as fit a message.
+pub fn wanted(records: &Records, want: Vec<[u8; 8]>) -> Vec<Signed> {
+    let want: BTreeSet<[u8; 8]> = want.into_iter().collect();
+    fitting(records.entries().filter(|(d, _)| want.contains(&short(d))).map(|(_, r)| r), RECORDS_BUDGET)
 }
 
 /// Answers a [`ControlRequest::Pull`]: the records that one who has `have` lacks, as many as fit, and what it has beyond
