@@ -167,6 +167,8 @@ def idle():
 def model():
     own = lambda metric: get("byway", "-", "model", metric)
     row("View of 1,000 members x 50 workloads", "reported", "", f"{show(own('view_ms'), 1)} ms, {show(own('view_kb'), 0)} kB", True)
+    worst = [own(f"{what}_ms") for what in ("receive", "compare", "pull", "ask")]
+    most("node's thread for a message of a peer there", 5, "", max(filter(None, worst), default=None), "ms", f"64 documents taken and saved: {show(own('save_ms'), 1)} ms", 1)
     row("lookup among 100,000 prefixes", "reported", "", f"{show(own('lookup_ns'), 0)} ns", True)
 
 

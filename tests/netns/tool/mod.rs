@@ -4,6 +4,7 @@
 
 pub mod frame;
 mod model;
+mod node;
 pub mod pcap;
 mod relay;
 mod socket;
@@ -26,7 +27,7 @@ const USAGE: &str = "tools of the laboratory
   sink A:P [for=SECONDS]                    counts datagrams until one second of silence or SIGTERM; prints the count
   relay INTERFACE INTERFACE [delay=MICROSECONDS] [loss=PER_100000] [queue=PACKETS]
                                             a wire between two interfaces, both ways
-  model [members=N] [workloads=N] [prefixes=N]       what a View costs; prints JSON";
+  model [members=N] [workloads=N] [prefixes=N]       what a View and a message cost; prints JSON";
 
 /// The words of a command line: positions first, then `name=value`.
 pub struct Words {

@@ -1,4 +1,5 @@
-//! What a View costs: its making and its memory at a large subnet, and a lookup among many prefixes.
+//! What a large subnet costs: a View and its memory, a lookup among many prefixes, and what each message takes of the
+//! node's thread.
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -19,8 +20,6 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::Words;
 use super::frame::Noise;
 
-const NOW: u64 = 1_800_000_000;
-
 /// `model [members=] [workloads=] [prefixes=]`: JSON on standard output.
 ///
 /// # Errors
@@ -28,28 +27,32 @@ const NOW: u64 = 1_800_000_000;
 pub fn run(words: &Words) -> Result<()> {
     let (members, workloads) = (words.or("members", 1000_usize)?, words.or("workloads", 50_usize)?);
     let prefixes = words.or("prefixes", 100_000_usize)?;
-    let state = state(members, workloads)?;
-    let (view_ms, view_kb) = view(&state)?;
+    let now = byway::node::unix_now();
+    let state = state(members, workloads, now)?;
+    let (view_ms, view_kb) = view(&state, now)?;
+    let lookup_ns = lookup(prefixes)?;
+    let node: Vec<String> =
+        super::node::run(state)?.into_iter().map(|(what, ms)| format!(",\"{what}\":{ms:.3}")).collect();
     println!(
         "{{\"members\":{members},\"workloads\":{workloads},\"view_ms\":{view_ms:.2},\"view_kb\":{view_kb},\
-         \"prefixes\":{prefixes},\"lookup_ns\":{:.1}}}",
-        lookup(prefixes)?
+         \"prefixes\":{prefixes},\"lookup_ns\":{lookup_ns:.1}{}}}",
+        node.concat()
     );
     Ok(())
 }
 
-fn name(text: &str) -> Result<Name> {
+pub(super) fn name(text: &str) -> Result<Name> {
     text.parse().map_err(|e| anyhow::anyhow!("name {text}: {e}"))
 }
 
-fn identity(n: usize) -> Identity {
+pub(super) fn identity(n: usize) -> Identity {
     let mut seed = [1; 32];
     seed[..8].copy_from_slice(&n.to_le_bytes());
     Identity::new(&seed, seed)
 }
 
 /// The founder's state: that many members, each with that many workloads.
-fn state(members: usize, workloads: usize) -> Result<State> {
+fn state(members: usize, workloads: usize, now: u64) -> Result<State> {
     let mut state = State::new(identity(0));
     let me = state.me.clone();
     let founding = Founding {
@@ -65,11 +68,11 @@ fn state(members: usize, workloads: usize) -> Result<State> {
         salt: [7; 16],
         host: Default::default(),
     };
-    let mut subnet = state.found(founding, NOW)?;
+    let mut subnet = state.found(founding, now)?;
     for n in 1..members {
-        admit(&mut subnet, &me, n)?;
+        admit(&mut subnet, &me, n, now)?;
     }
-    let resolved = subnet.records.resolve(NOW);
+    let resolved = subnet.records.resolve(now);
     for n in 0..members {
         let who = identity(n);
         let member = resolved.members.get(&who.peer).context("a member that was admitted")?;
@@ -78,7 +81,7 @@ fn state(members: usize, workloads: usize) -> Result<State> {
             Ok(WorkloadEntry { name: name(&format!("w{w}-{n}"))?, addresses })
         });
         let workloads = entries.collect::<Result<_>>()?;
-        let doc = Doc { version: 1, issued: NOW, workloads, ..Doc::default() };
+        let doc = Doc { version: 1, issued: now, workloads, ..Doc::default() };
         let signed = Signed::new(subnet.records.id, &Body::Doc(doc), &who.key);
         ensure!(matches!(subnet.records.absorb(signed.check()?), Absorbed::New), "a document was refused");
     }
@@ -88,7 +91,7 @@ fn state(members: usize, workloads: usize) -> Result<State> {
     Ok(state)
 }
 
-fn admit(subnet: &mut Subnet, me: &Identity, n: usize) -> Result<()> {
+fn admit(subnet: &mut Subnet, me: &Identity, n: usize, now: u64) -> Result<()> {
     let who = identity(n);
     let ask = Ask {
         subnet: subnet.records.id,
@@ -97,10 +100,10 @@ fn admit(subnet: &mut Subnet, me: &Identity, n: usize) -> Result<()> {
         name: name(&format!("m{n}"))?,
         name_is_default: false,
         ip: None,
-        asked: NOW,
+        asked: now,
         proof: None,
     };
-    subnet.admit(me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), NOW)?;
+    subnet.admit(me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now)?;
     Ok(())
 }
 
@@ -113,16 +116,16 @@ fn inside(prefix: IpNet, n: u32) -> Option<IpAddr> {
 }
 
 /// Milliseconds to make one (median of nine), and kB of memory each of them keeps.
-fn view(state: &State) -> Result<(f64, i64)> {
+fn view(state: &State, now: u64) -> Result<(f64, i64)> {
     const ROUNDS: usize = 9;
     let here = Here::default();
     let (mut times, mut kept) = (Vec::new(), Vec::new());
     // The first one warms the allocator; its memory counts for no one.
-    kept.push(state.view(0, NOW, &here));
+    kept.push(state.view(0, now, &here));
     let before = rss_kb()?;
     for generation in 1..=ROUNDS as u64 {
         let start = Instant::now();
-        kept.push(black_box(state.view(generation, NOW, &here)));
+        kept.push(black_box(state.view(generation, now, &here)));
         times.push(start.elapsed().as_secs_f64() * 1000.0);
     }
     let each = (rss_kb()? - before) / ROUNDS as i64;

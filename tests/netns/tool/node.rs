@@ -1,0 +1,107 @@
+//! What one message costs the node's thread at a large subnet: a piece of documents judged, and saved; a comparison; the
+//! records that a question about differences is answered from; a stranger's question.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use byway::model::build::Here;
+use byway::model::id::{PeerId, SubnetId};
+use byway::model::join::{Ask, SignedAsk};
+use byway::model::members::Identity;
+use byway::model::record::{Body, Signed, Verified};
+use byway::model::source::Payer;
+use byway::model::state::State;
+use byway::node::{Core, Lane, Node, PIECE, Parts};
+use byway::store::Store;
+use byway::wire::control::JoinRequest;
+
+use super::model::{identity, name};
+
+const ROUNDS: usize = 15;
+
+/// Milliseconds of the node's thread (median of 15) by what they are for.
+///
+/// # Errors
+/// The node refuses what is measured.
+pub fn run(state: State) -> Result<Vec<(&'static str, f64)>> {
+    let dir = tempfile::TempDir::new()?;
+    let (id, subnet) = state.subnets.iter().next().context("a subnet")?;
+    let id = *id;
+    let docs: Vec<Signed> = subnet.records.all().filter(|r| r.body.first() == Some(&2)).cloned().collect();
+    let keys: BTreeMap<PeerId, Identity> = (0..docs.len()).map(identity).map(|who| (who.peer, who)).collect();
+    let parts =
+        Parts { store: Store::open(dir.path())?, state, damage: vec![], here: Here::default(), node_name: name("m0")? };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async move {
+        let (node, _pushes) = Node::start(parts)?;
+        let peer = identity(1).peer;
+        let (mut receive, mut save, mut compare, mut pull, mut ask) = (vec![], vec![], vec![], vec![], vec![]);
+        for round in 0..ROUNDS {
+            let piece = newer(&docs, &keys, 2 * round)?;
+            let other = newer(&docs, &keys, 2 * round + 1)?;
+            receive.push(time(&node, move |core| core.receive(id, piece, Some(peer)).news).await.and_then(
+                |(ms, news)| {
+                    ensure!(news == PIECE, "{news} of {PIECE} documents were taken");
+                    Ok(ms)
+                },
+            )?);
+            save.push(time(&node, move |core| core.take(id, other, None).map(drop)).await?.0);
+            compare.push(time(&node, move |core| core.answer_compare(peer, id, [0; 32])).await?.0);
+            pull.push(time(&node, move |core| core.records_for(peer, id).is_some()).await?.0);
+            ask.push(stranger(&node, id).await?);
+        }
+        node.close().await;
+        let median = |mut times: Vec<f64>| -> Result<f64> {
+            times.sort_by(f64::total_cmp);
+            times.get(ROUNDS / 2).copied().context("a median")
+        };
+        Ok(vec![
+            ("receive_ms", median(receive)?),
+            ("save_ms", median(save)?),
+            ("compare_ms", median(compare)?),
+            ("pull_ms", median(pull)?),
+            ("ask_ms", median(ask)?),
+        ])
+    })
+}
+
+/// Newer documents of as many members as a piece holds; others with each `step`, as a rate counts each member's.
+fn newer(docs: &[Signed], keys: &BTreeMap<PeerId, Identity>, step: usize) -> Result<Vec<Verified>> {
+    let some = docs.iter().cycle().skip(step * PIECE).take(PIECE);
+    some.map(|signed| {
+        let Body::Doc(mut doc) = signed.verify()? else { anyhow::bail!("a document was expected") };
+        doc.version += 1 + step as u64;
+        let who = keys.get(&signed.issuer).context("its member")?;
+        Ok(Signed::new(signed.subnet, &Body::Doc(doc), &who.key).check()?)
+    })
+    .collect()
+}
+
+/// A question of somebody new that nobody decides by itself.
+async fn stranger(node: &Node, id: SubnetId) -> Result<f64> {
+    let who = identity(1_000_000);
+    let asked = Ask {
+        subnet: id,
+        joiner: who.peer,
+        data_key: who.data_key,
+        name: name("new")?,
+        name_is_default: true,
+        ip: None,
+        asked: byway::node::unix_now(),
+        proof: None,
+    };
+    let request = JoinRequest::Ask(SignedAsk::new(&asked, &who.key));
+    let question = node.checker().question(request).await.map_err(|e| anyhow::anyhow!("{e}"))?;
+    Ok(time(node, move |core| core.decide_join(who.peer, Payer::Inside, &question, false)).await?.0)
+}
+
+async fn time<T: Send + 'static>(node: &Node, job: impl FnOnce(&mut Core) -> T + Send + 'static) -> Result<(f64, T)> {
+    let lane = Lane::Peer { from: Payer::Member(PeerId([9; 32])), urgent: false, cost: 1 };
+    let timed = move |core: &mut Core| {
+        let start = Instant::now();
+        let result = job(core);
+        (start.elapsed().as_secs_f64() * 1000.0, result)
+    };
+    node.run_in(lane, timed).await.map_err(|e| anyhow::anyhow!("{e}"))
+}
