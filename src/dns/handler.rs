@@ -63,7 +63,10 @@ impl RequestHandler for Handler {
                 count(&counters.foreign);
                 return not_sent(request, ResponseCode::Refused);
             }
-            Decision::Forward(forward) => self.shared.upstream.resolve(*forward, &served.owned.prefixes).await,
+            Decision::Forward(forward) => {
+                let owned = std::sync::Arc::clone(&forward.owned);
+                self.shared.upstream.resolve(*forward, &owned.prefixes).await
+            }
         };
         reply.fit(&request.queries);
         send(reply, request, outbox).await

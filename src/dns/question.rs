@@ -33,15 +33,20 @@ pub(super) struct Served {
     pub(super) index: Arc<ZoneIndex>,
     /// Who may ask for them: the subnet's prefixes.
     pub(super) members: Vec<IpNet>,
-    /// This node's addresses and its workloads in this subnet: who may ask for anything.
-    pub(super) local: HashSet<IpAddr>,
-    /// Every zone of this node, of the past too: never asked outside.
-    pub(super) owned: Arc<Owned>,
+    /// This node's addresses: who is in every subnet that is up here.
+    pub(super) machine: HashSet<IpAddr>,
+    /// Its workloads in this subnet: who is in this one only.
+    pub(super) workloads: HashSet<IpAddr>,
+    /// What the machine never asks outside: every zone that is up here.
+    pub(super) all: Arc<Owned>,
+    /// What a workload never asks outside: the zone of its own subnet. What another subnet's founder calls his concerns only
+    /// those who joined him.
+    pub(super) own: Arc<Owned>,
     /// Whether there are resolvers to forward to.
     pub(super) forwards: bool,
 }
 
-/// Zones whose names must not leave this machine.
+/// Zones whose names an asker must not have asked outside.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub(super) struct Owned {
     /// Origins.
@@ -60,9 +65,11 @@ impl Owned {
 /// Who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Asker {
-    /// On this machine: everything.
-    Local,
-    /// In the subnet: its names only.
+    /// This machine itself: the names of the subnet, and whatever is outside.
+    Machine,
+    /// A workload of the subnet here: the same.
+    Workload,
+    /// Elsewhere in the subnet: its names only.
     Member,
     /// Anybody else: nothing.
     Foreign,
@@ -99,6 +106,8 @@ pub(super) enum Decision {
 pub(super) struct Forward {
     pub(super) name: DnsName,
     pub(super) kind: RecordType,
+    /// What no answer may point into.
+    pub(super) owned: Arc<Owned>,
     reply: Reply,
 }
 
@@ -155,12 +164,23 @@ impl Served {
     /// What `source` may ask here. IPv4 addresses in IPv6 clothes count as what they are.
     pub(super) fn asker(&self, source: IpAddr) -> Asker {
         let source = source.to_canonical();
-        if source.is_loopback() || self.local.contains(&source) {
-            Asker::Local
+        if source.is_loopback() || self.machine.contains(&source) {
+            Asker::Machine
+        } else if self.workloads.contains(&source) {
+            Asker::Workload
         } else if self.members.iter().any(|p| p.contains(&source)) {
             Asker::Member
         } else {
             Asker::Foreign
+        }
+    }
+
+    /// The zones that belong to who asks; none where it may not ask outside anyway.
+    fn owned(&self, asker: Asker) -> Option<&Arc<Owned>> {
+        match asker {
+            Asker::Machine => Some(&self.all),
+            Asker::Workload => Some(&self.own),
+            Asker::Member | Asker::Foreign => None,
         }
     }
 
@@ -171,7 +191,8 @@ impl Served {
             return Decision::Foreign;
         }
         let mut reply = Reply::begin(request);
-        let recursion = asker == Asker::Local && self.forwards;
+        let owned = self.owned(asker);
+        let recursion = owned.is_some() && self.forwards;
         reply.metadata.recursion_available = recursion;
         let [query] = request.queries.queries() else {
             return Decision::Refuse(reply.code(ResponseCode::FormErr));
@@ -189,34 +210,36 @@ impl Served {
         name.set_fqdn(true);
         if self.index.owns(&name) {
             let answer = self.index.lookup(&name, kind);
-            return self.own(reply, answer, kind, recursion);
+            return self.zone(reply, answer, kind, owned.filter(|_| recursion));
         }
-        if asker != Asker::Local {
+        let Some(owned) = owned else {
             return Decision::Refuse(reply.code(ResponseCode::Refused));
-        }
-        // Another zone of this node. "No such name" ends the search; a refusal would send the client to its next
-        // server, and the name onto the underlay.
-        if self.owned.covers(&name) {
+        };
+        // Another zone of who asks. "No such name" ends the search; a refusal would send the client to its next server, and
+        // the name onto the underlay.
+        if owned.covers(&name) {
             return Decision::Answer(reply.code(ResponseCode::NXDomain));
         }
         let recurse = recursion && request.metadata.recursion_desired && !is_meta(kind);
         if !recurse {
             return Decision::Refuse(reply.code(ResponseCode::Refused));
         }
-        Decision::Forward(Box::new(Forward { name, kind, reply }))
+        Decision::Forward(Box::new(Forward { name, kind, owned: Arc::clone(owned), reply }))
     }
 
-    /// A reply of our own zone; a CNAME that leads outside is followed for those who may recurse.
-    fn own(&self, mut reply: Reply, answer: Answer, kind: RecordType, recursion: bool) -> Decision {
+    /// A reply of the zone; a CNAME that leads outside is followed for those who may recurse, whose zones are `owned`.
+    fn zone(&self, mut reply: Reply, answer: Answer, kind: RecordType, owned: Option<&Arc<Owned>>) -> Decision {
         reply.metadata.authoritative = answer.code != ResponseCode::ServFail;
         reply.metadata.response_code = answer.code;
         reply.answers = answer.answers;
         reply.authorities = answer.authorities;
         reply.additionals = answer.additionals;
-        let recurse = recursion && reply.metadata.recursion_desired && !is_meta(kind);
-        match answer.outside.filter(|name| recurse && !self.owned.covers(name)) {
-            Some(name) => Decision::Forward(Box::new(Forward { name, kind, reply })),
-            None => Decision::Answer(reply),
+        let owned = owned.filter(|_| reply.metadata.recursion_desired && !is_meta(kind));
+        match (owned, answer.outside) {
+            (Some(owned), Some(name)) if !owned.covers(&name) => {
+                Decision::Forward(Box::new(Forward { name, kind, owned: Arc::clone(owned), reply }))
+            }
+            _ => Decision::Answer(reply),
         }
     }
 }
@@ -318,18 +341,21 @@ pub(super) mod tests {
 
     const MEMBER: &str = "10.42.99.1";
     const LOCAL: &str = "10.42.7.1";
+    const WORKLOAD: &str = "10.42.7.9";
 
     pub(in crate::dns) fn served() -> Served {
         let zone = lab();
-        let owned = Owned {
-            origins: vec![absolute("lab.internal").unwrap(), absolute("prod.internal").unwrap()],
-            prefixes: vec!["10.42.0.0/16".parse().unwrap(), "10.50.0.0/16".parse().unwrap()],
+        let owned = |origins: &[&str], prefixes: &[&str]| Owned {
+            origins: origins.iter().map(|o| absolute(o).unwrap()).collect(),
+            prefixes: prefixes.iter().map(|p| p.parse().unwrap()).collect(),
         };
         Served {
             members: zone.prefixes.clone(),
             index: Arc::new(ZoneIndex::new(zone).unwrap()),
-            local: [LOCAL.parse().unwrap()].into(),
-            owned: Arc::new(owned),
+            machine: [LOCAL.parse().unwrap()].into(),
+            workloads: [WORKLOAD.parse().unwrap()].into(),
+            all: Arc::new(owned(&["lab.internal", "prod.internal"], &["10.42.0.0/16", "10.50.0.0/16"])),
+            own: Arc::new(owned(&["lab.internal"], &["10.42.0.0/16"])),
             forwards: true,
         }
     }
@@ -406,7 +432,7 @@ pub(super) mod tests {
     fn only_local_askers_are_forwarded() {
         let outside = question("example.org", RecordType::A);
         assert_eq!(code(&outside, MEMBER), ResponseCode::Refused);
-        for local in [LOCAL, "127.0.0.9", "::1", "::ffff:10.42.7.1"] {
+        for local in [LOCAL, WORKLOAD, "127.0.0.9", "::1", "::ffff:10.42.7.1"] {
             assert!(matches!(decide(&outside, local), Seen::Forward(..)), "{local}");
         }
     }
@@ -419,10 +445,17 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn zones_of_other_subnets_never_leave() {
+    fn what_another_subnet_is_called_concerns_only_its_own_askers() {
         for name in ["db.prod.internal", "1.0.50.10.in-addr.arpa"] {
+            // The machine is in both, and its names do not leave it.
             assert_eq!(code(&question(name, RecordType::A), LOCAL), ResponseCode::NXDomain);
             assert_eq!(code(&question(name, RecordType::A), MEMBER), ResponseCode::Refused);
+            // A workload is in one: to it the other's names are names like any outside.
+            let Seen::Forward(forward, _) = decide(&question(name, RecordType::A), WORKLOAD) else { panic!("{name}") };
+            assert_eq!(forward.owned.prefixes, ["10.42.0.0/16".parse().unwrap()], "its answers may point there too");
+        }
+        for name in ["nothing.lab.internal", "9.9.42.10.in-addr.arpa"] {
+            assert_eq!(code(&question(name, RecordType::A), WORKLOAD), ResponseCode::NXDomain, "its own do not leave");
         }
     }
 
@@ -548,7 +581,7 @@ pub(super) mod tests {
                     assert!(transport == Protocol::Tcp || b.len() <= usize::from(MAX_UDP));
                 }
                 Seen::Forward(forward, _) => {
-                    assert!(!served.owned.covers(&forward.name), "left: {}", forward.name);
+                    assert!(!served.all.covers(&forward.name), "left: {}", forward.name);
                     let _ = forward.fail();
                 }
                 Seen::Drop | Seen::Foreign => {}

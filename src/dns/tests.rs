@@ -436,7 +436,7 @@ async fn query_finds_short_names_pointers_and_nothing() {
 }
 
 #[test]
-fn workloads_are_local_only_in_their_own_subnet_and_old_zones_stay_ours() {
+fn workloads_belong_to_their_own_subnet_and_a_zone_ends_with_its_subnet() {
     let lab = subnet(1, &["10.42.7.1"], zone::tests::lab());
     let mut other = Zone::empty(&"prod".parse().unwrap());
     other.prefixes = vec!["10.50.0.0/16".parse::<IpNet>().unwrap()];
@@ -447,11 +447,13 @@ fn workloads_are_local_only_in_their_own_subnet_and_old_zones_stay_ours() {
     let served = catalog.update(&now, true);
     let (one, two) = (SubnetId([1; 16]), SubnetId([2; 16]));
     let workload: IpAddr = "10.50.7.9".parse().unwrap();
-    assert_eq!(served.get(&two).map(|s| s.asker(workload)), Some(question::Asker::Local));
+    assert_eq!(served.get(&two).map(|s| s.asker(workload)), Some(question::Asker::Workload));
     assert_eq!(served.get(&one).map(|s| s.asker(workload)), Some(question::Asker::Foreign));
+    let name = absolute("db.prod.internal").unwrap();
+    let machine = |served: &BTreeMap<SubnetId, Served>| served.get(&one).is_some_and(|s| s.all.covers(&name));
+    assert!(machine(&served) && served.get(&one).is_some_and(|s| !s.own.covers(&name)));
     let served = catalog.update(&view(vec![lab]), true);
-    let left = absolute("db.prod.internal").unwrap();
-    assert!(served.get(&one).is_some_and(|s| s.owned.covers(&left)), "a zone that is down is still not asked outside");
+    assert!(!machine(&served), "left, its names are anybody's again at once");
 }
 
 fn workload(subnet: u8, address: &str) -> crate::model::host::WorkloadConfig {
