@@ -15,6 +15,8 @@ mod abuse;
 mod crowd;
 #[path = "mesh/durability.rs"]
 mod durability;
+#[path = "mesh/founder.rs"]
+mod founder;
 #[path = "mesh/joining.rs"]
 mod joining;
 #[path = "mesh/packets.rs"]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Subcommand;
 
 use super::print::{self, Style, Table};
-use super::subnet::role_word;
+use super::subnet::{next, role_word};
 use super::value::{self, Checked, wrong};
 use crate::api::types::{InviteCreated, InviteInfo, Request, Role};
 
@@ -67,8 +67,9 @@ pub(super) fn created(i: &InviteCreated, style: Style) -> String {
     let left = left.trim_start_matches("in ");
     let invite = print::clean(&i.invite);
     format!(
-        "invite {}\n  invite      {invite}  ({uses}, {left})\n  next        byway join {invite}      on another machine\n",
-        print::clean(&i.id)
+        "invite {}\n  invite      {invite}  ({uses}, {left})\n{}",
+        print::clean(&i.id),
+        next(&invite, &i.join_flags)
     )
 }
 

@@ -8,6 +8,7 @@ use super::subnet::SubnetArg;
 use super::value::{self, wrong};
 use super::{Context, Outcome};
 use crate::api::types::{Error, LeaseInfo, Request, Response};
+use crate::model::find::peer_prefixes;
 
 #[derive(Debug, Args)]
 pub(super) struct OneLease {
@@ -78,8 +79,9 @@ async fn only_subnet(context: &Context) -> Result<String, Error> {
 
 pub(super) fn list(leases: &[LeaseInfo]) -> String {
     let mut table = Table::new(&["PREFIX", "MEMBER", "PEER"]);
-    for l in leases {
-        table.row([l.prefix.to_string(), l.member.to_string(), l.peer_id.to_string()]);
+    let peers = peer_prefixes(leases.iter().map(|l| l.peer_id));
+    for (l, peer) in leases.iter().zip(peers) {
+        table.row([l.prefix.to_string(), l.member.to_string(), peer]);
     }
     table.render()
 }

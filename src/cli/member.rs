@@ -6,13 +6,14 @@ use super::print::{self, Style, Table};
 use super::subnet::{SubnetArg, role_word};
 use super::value;
 use crate::api::types::{JoinRequestInfo, MemberInfo, Request, Role};
+use crate::model::find::peer_prefixes;
 
 #[derive(Debug, Args)]
 pub(super) struct OneMember {
     /// The subnet
     #[arg(value_parser = value::subnet)]
     subnet: String,
-    /// Name or peer ID
+    /// Peer ID, name, or the first characters of the ID (at least 8 after 12D3KooW)
     #[arg(value_parser = value::object)]
     member: String,
 }
@@ -67,7 +68,8 @@ impl MemberVerb {
 
 pub(super) fn list(members: &[MemberInfo], style: Style) -> String {
     let mut table = Table::new(&["MEMBER", "ROLE", "ADDRESSES", "EXPIRES", "LABELS", "PEER"]);
-    for m in members {
+    let prefixes = peer_prefixes(members.iter().map(|m| m.peer_id));
+    for (m, prefix) in members.iter().zip(prefixes) {
         table.row([
             if m.me { format!("{} (you)", m.name) } else { m.name.to_string() },
             role_word(m.role).to_owned(),
@@ -75,7 +77,7 @@ pub(super) fn list(members: &[MemberInfo], style: Style) -> String {
             // The owner's own membership does not end.
             if m.expires == 0 || m.expires == u64::MAX { "-".to_owned() } else { print::until(style, m.expires) },
             print::listed(&m.labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>()),
-            m.peer_id.to_string(),
+            prefix,
         ]);
     }
     table.render()
@@ -83,8 +85,9 @@ pub(super) fn list(members: &[MemberInfo], style: Style) -> String {
 
 pub(super) fn requests(requests: &[JoinRequestInfo], style: Style) -> String {
     let mut table = Table::new(&["NAME", "FINGERPRINT", "SINCE", "PEER"]);
-    for r in requests {
-        table.row([r.name.to_string(), r.fingerprint.clone(), print::ago(style, r.since), r.peer_id.to_string()]);
+    let prefixes = peer_prefixes(requests.iter().map(|r| r.peer_id));
+    for (r, prefix) in requests.iter().zip(prefixes) {
+        table.row([r.name.to_string(), r.fingerprint.clone(), print::ago(style, r.since), prefix]);
     }
     table.render()
 }

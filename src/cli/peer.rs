@@ -5,10 +5,11 @@ use clap::{Args, Subcommand};
 use super::print::{self, Style, Table};
 use super::value;
 use crate::api::types::{IdInfo, PeerInfo, Request};
+use crate::model::find::peer_prefixes;
 
 #[derive(Debug, Args)]
 pub(super) struct OnePeer {
-    /// Name, peer ID or a unique part of it
+    /// Peer ID, name, or the first characters of the ID (at least 8 after 12D3KooW)
     #[arg(value_parser = value::object)]
     peer: String,
 }
@@ -51,13 +52,14 @@ pub(super) fn id(id: &IdInfo) -> String {
 
 pub(super) fn list(peers: &[PeerInfo], style: Style) -> String {
     let mut table = Table::new(&["NAMES", "PATH", "RTT", "TX/RX", "PEER"]);
-    for p in peers {
+    let prefixes = peer_prefixes(peers.iter().map(|p| p.peer_id));
+    for (p, prefix) in peers.iter().zip(prefixes) {
         table.row([
             print::listed(&p.names),
             print::path(style, &p.path),
             p.rtt_ms.map_or("-".to_owned(), print::millis),
             format!("{} / {}", print::bytes(p.tx_bytes), print::bytes(p.rx_bytes)),
-            p.peer_id.to_string(),
+            prefix,
         ]);
     }
     table.render()

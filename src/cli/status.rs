@@ -24,7 +24,7 @@ pub(super) enum Level {
 
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
-    /// Name, ID or beginning of the ID; all where none is named
+    /// ID, name, or at least the first 8 characters of the ID; all where none is named
     #[arg(value_parser = value::subnet)]
     subnet: Option<String>,
     /// Again every 2 s until Ctrl-C

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::print::{self, Colour, Style, Table};
 use super::value::{self, Checked, wrong};
@@ -12,6 +12,7 @@ use super::{dns, lease, map, member};
 use crate::api::types::{Admission, Cidr, Created, HostInfo, Joined, Request, Role, SubnetInfo, SubnetState};
 use crate::model::host::{HostPolicy, Proto};
 use crate::model::id::Name;
+use crate::model::policy::Allowed;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(super) enum AdmissionWord {
@@ -99,6 +100,12 @@ pub(super) struct JoinArgs {
     /// What of this machine itself the subnet reaches: closed, open, or ports as tcp/22,udp/53
     #[arg(long, default_value = "closed", value_parser = value::host_policy, value_name = "SPEC")]
     host: HostPolicy,
+    /// Prefix the subnet may have although it is not private, or wider than /12 or /32; may be repeated
+    #[arg(long, value_parser = value::prefix, value_name = "CIDR")]
+    allow_prefix: Vec<IpNet>,
+    /// Domain the subnet may have although it is not below internal; may be repeated
+    #[arg(long, value_parser = value::allowed_domain, value_name = "DOMAIN")]
+    allow_domain: Vec<String>,
     /// How long to wait
     #[arg(long, default_value = "60s", value_parser = value::duration)]
     timeout: Duration,
@@ -125,6 +132,7 @@ impl JoinArgs {
             alias: self.alias,
             ip: self.ip,
             host: self.host,
+            allow: Allowed { prefixes: self.allow_prefix, domains: self.allow_domain },
             timeout_ms: value::millis(self.timeout),
             wait: !self.no_wait,
         })
@@ -133,14 +141,14 @@ impl JoinArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct SubnetArg {
-    /// Name, ID or beginning of the ID
+    /// ID, name, or at least the first 8 characters of the ID
     #[arg(value_parser = value::subnet)]
     pub(super) subnet: String,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct OptionalSubnet {
-    /// Name, ID or beginning of the ID; all where none is named
+    /// ID, name, or at least the first 8 characters of the ID; all where none is named
     #[arg(value_parser = value::subnet)]
     pub(super) subnet: Option<String>,
 }
@@ -178,8 +186,21 @@ pub(super) fn created(c: &Created) -> String {
         (print::addresses(&c.addresses), print::clean(interface), print::clean(invite));
     format!(
         "subnet {name}  {id}\n  you         {member}  {addresses}  on {interface}\n  invite      {invite}  (one use, 24 \
-         h)\n  next        byway join {invite}      on another machine\n{}",
+         h)\n{}{}",
+        next(&invite, &c.join_flags),
         machine(name, &c.host)
+    )
+}
+
+/// What to type on another machine, with the options that this subnet needs there.
+pub(super) fn next(invite: &str, flags: &str) -> String {
+    if flags.is_empty() {
+        return format!("  next        byway join {invite}      on another machine\n");
+    }
+    let flags = print::clean(flags);
+    format!(
+        "  next        byway join {invite} {flags}      on another machine\n  note        prefixes or domain are not \
+         private: whoever joins has to allow them with these options\n"
     )
 }
 
@@ -209,6 +230,17 @@ pub(super) fn joined(joined: &Joined, style: Style) -> String {
         let member = joined.member.as_ref().map(|m| format!("{m}  ")).unwrap_or_default();
         let on = joined.interface.as_ref().map(|i| format!("  on {i}")).unwrap_or_default();
         out += &print::fields(&[("you", format!("{member}{}{on}", print::addresses(&joined.addresses)))]);
+    }
+    if let Some(terms) = &joined.terms {
+        let prefixes: Vec<String> =
+            terms.cidr4.map(|c| c.to_string()).into_iter().chain(terms.cidr6.map(|c| c.to_string())).collect();
+        let name = if joined.name.is_none() { terms.founded_as.to_string() } else { String::new() };
+        out += &print::fields(&[
+            ("name", name),
+            ("prefixes", prefixes.join("  ")),
+            ("domain", terms.domain.clone()),
+            ("owner", format!("fingerprint {}", terms.owner_fingerprint)),
+        ]);
     }
     if let (Some(name), SubnetState::Ready) = (&joined.name, joined.state) {
         out += &machine(name, &joined.host);

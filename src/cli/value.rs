@@ -56,7 +56,17 @@ pub fn domain(text: &str) -> Checked<String> {
     }
 }
 
-/// A subnet by name, ID or beginning of an ID: one label in every case.
+/// A domain that a person who joins allows, as it is written.
+pub fn allowed_domain(text: &str) -> Checked<String> {
+    let lower = text.trim_end_matches('.').to_ascii_lowercase();
+    if crate::model::record::is_domain(&lower) {
+        Ok(lower)
+    } else {
+        Err(wrong("E-NAME", format!("{} is no domain: labels of a-z, 0-9 and '-', with dots between", shown(text))))
+    }
+}
+
+/// A subnet by ID, name or prefix of an ID: one label in every case.
 pub fn subnet(text: &str) -> Checked<String> {
     name(text).map(|n| n.to_string())
 }

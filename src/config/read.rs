@@ -130,7 +130,7 @@ impl Reader<'_> {
                     self.errors.push(unknown(place, "subnet", key, subnet::KEYS.to_vec()));
                     continue;
                 }
-                let kind = if key == "peer" { Kind::List } else { Kind::Text };
+                let kind = if subnet::LISTS.contains(&key) { Kind::List } else { Kind::Text };
                 let Some(taken) = self.value(&format!("subnet.{key}"), kind, value) else { continue };
                 if let Err(why) = subnet.set(key, &taken) {
                     self.errors.push(ConfigError::value(place, &format!("subnet.{key}"), &taken.to_string(), &why));

@@ -4,10 +4,14 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use ipnet::IpNet;
+
 use super::keys::{Value, absolute};
 use super::multiaddr;
 use crate::model::host::HostPolicy;
 use crate::model::id::{Name, SubnetId};
+use crate::model::policy::Allowed;
+use crate::model::record::is_domain;
 
 /// One declared membership.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,20 +30,25 @@ pub struct DeclaredSubnet {
     pub ip: Option<IpAddr>,
     /// What of this machine itself the subnet reaches; none: what was typed here stands, closed at first.
     pub host: Option<HostPolicy>,
+    /// What is allowed beyond private prefixes and domains.
+    pub allow: Allowed,
     /// `FILE:LINE` it stands at.
     pub origin: String,
 }
 
-/// Keys of a `[[subnet]]` table; `peer` is a list, the others are strings.
-pub(super) const KEYS: [&str; 7] = ["id", "invite_file", "peer", "name", "as", "ip", "host"];
+/// Keys of a `[[subnet]]` table; those of [`LISTS`] are lists of strings, the others strings.
+pub(super) const KEYS: [&str; 9] =
+    ["id", "invite_file", "peer", "name", "as", "ip", "host", "allow_prefix", "allow_domain"];
+/// See [`KEYS`].
+pub(super) const LISTS: [&str; 3] = ["peer", "allow_prefix", "allow_domain"];
 
 impl DeclaredSubnet {
     /// Checks and takes one key.
     pub(super) fn set(&mut self, key: &str, value: &Value) -> Result<(), String> {
         let list = match value {
-            Value::List(list) if key == "peer" => list.clone(),
+            Value::List(list) if LISTS.contains(&key) => list.clone(),
             Value::Text(text) => vec![text.clone()],
-            _ if key == "peer" => return Err("expected a list of strings".to_owned()),
+            _ if LISTS.contains(&key) => return Err("expected a list of strings".to_owned()),
             _ => return Err("expected a string".to_owned()),
         };
         let text = list.first().map_or("", String::as_str);
@@ -50,6 +59,8 @@ impl DeclaredSubnet {
                 self.peers =
                     list.iter().map(|p| multiaddr::check(p, multiaddr::Peer::Optional)).collect::<Result<_, _>>()?;
             }
+            "allow_prefix" => self.allow.prefixes = list.iter().map(|p| prefix(p)).collect::<Result<_, _>>()?,
+            "allow_domain" => self.allow.domains = list.iter().map(|d| domain(d)).collect::<Result<_, _>>()?,
             "name" => self.name = Some(text.parse().map_err(|e: crate::model::id::IdError| e.to_string())?),
             "as" => self.alias = Some(text.parse().map_err(|e: crate::model::id::IdError| e.to_string())?),
             "host" => self.host = Some(text.parse().map_err(|e: crate::model::host::PolicyError| e.to_string())?),
@@ -72,6 +83,25 @@ impl fmt::Display for DeclaredSubnet {
         line("as", self.alias.as_ref().map(ToString::to_string))?;
         line("ip", self.ip.map(|ip| ip.to_string()))?;
         line("host", self.host.as_ref().map(ToString::to_string))?;
-        if self.peers.is_empty() { Ok(()) } else { write!(f, "\npeer = {}", Value::List(self.peers.clone())) }
+        let prefixes = self.allow.prefixes.iter().map(ToString::to_string).collect();
+        let lists =
+            [("peer", self.peers.clone()), ("allow_prefix", prefixes), ("allow_domain", self.allow.domains.clone())];
+        let mut given = lists.into_iter().filter(|(_, list)| !list.is_empty());
+        given.try_for_each(|(key, list)| write!(f, "\n{key} = {}", Value::List(list)))
     }
+}
+
+fn prefix(text: &str) -> Result<IpNet, String> {
+    let address = || text.parse::<IpAddr>().ok().map(IpNet::from);
+    text.parse::<IpNet>()
+        .ok()
+        .or_else(address)
+        .filter(|net| net.trunc() == *net)
+        .ok_or_else(|| format!("{:?} is no prefix such as 203.0.113.0/24", text.chars().take(80).collect::<String>()))
+}
+
+fn domain(text: &str) -> Result<String, String> {
+    let lower = text.trim_end_matches('.').to_ascii_lowercase();
+    let shown: String = text.chars().take(80).collect();
+    if is_domain(&lower) { Ok(lower) } else { Err(format!("{shown:?} is no domain")) }
 }

@@ -137,6 +137,15 @@ fn declared_subnets_add_up_and_one_is_declared_once() {
     assert_eq!(config.subnets[0].id, Some(id));
     assert_eq!(config.subnets[0].peers, ["/ip4/10.0.0.1/tcp/4100"]);
     assert_eq!(config.subnets[0].host, Some("tcp/22".parse().unwrap()));
+    let allowing = format!("{one}allow_prefix = [\"203.0.113.0/24\"]\nallow_domain = \"example.org\"\n");
+    let config = read_text(&allowing).unwrap();
+    assert_eq!(config.subnets[0].allow.prefixes, ["203.0.113.0/24".parse().unwrap()]);
+    assert_eq!(config.subnets[0].allow.domains, ["example.org"]);
+    assert!(config.subnets[0].to_string().ends_with(
+        "\npeer = [\"/ip4/10.0.0.1/tcp/4100\"]\nallow_prefix = [\"203.0.113.0/24\"]\nallow_domain = [\"example.org\"]"
+    ));
+    assert!(refusal(&format!("{one}allow_prefix = [\"203.0.113.1/24\"]\n")).contains("is no prefix"));
+    assert!(refusal(&format!("{one}allow_domain = [\"a b\"]\n")).contains("is no domain"));
     assert!(refusal(&format!("{one}{one}")).contains("declared already at byway.toml:1"));
 }
 

@@ -1,7 +1,8 @@
 //! This node's own joins: one task per subnet asks everybody it can find until it is let in, refused, or told to stop.
 
-use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
@@ -10,7 +11,9 @@ use tokio::task::JoinSet;
 use super::Context;
 use crate::api::types::{Error, ErrorKind};
 use crate::model::id::{PeerId, SubnetId};
+use crate::model::join::lookup;
 use crate::model::local::PendingJoin;
+use crate::model::policy::{Need, Surroundings};
 use crate::model::record::Genesis;
 use crate::model::record::Signed;
 use crate::model::subnet::Records;
@@ -26,6 +29,8 @@ const LATER: Duration = Duration::from_secs(5);
 const EAGER_ROUNDS: u32 = 120;
 /// For one question.
 const PATIENCE: Duration = Duration::from_secs(6);
+/// How much longer than the first one the others may take to tell the genesis in one round.
+const SLOW: Duration = Duration::from_millis(300);
 
 /// Between two tries to give a membership back.
 const AGAIN: Duration = Duration::from_millis(300);
@@ -52,15 +57,24 @@ pub(crate) enum Progress {
     Refused(Error),
 }
 
+/// One join under way.
+#[derive(Debug, Clone)]
+pub(crate) struct Running {
+    /// How it goes.
+    pub progress: watch::Receiver<Progress>,
+    /// What is joined, as soon as a peer has told it and this machine will have it.
+    pub genesis: Arc<OnceLock<Genesis>>,
+}
+
 /// Joins under way.
 #[derive(Debug, Default)]
 pub(crate) struct Joins {
-    running: Mutex<BTreeMap<SubnetId, watch::Receiver<Progress>>>,
+    running: Mutex<BTreeMap<SubnetId, Running>>,
     hurry: Notify,
 }
 
 impl Joins {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<SubnetId, watch::Receiver<Progress>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<SubnetId, Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -79,43 +93,62 @@ pub(crate) async fn resume(ctx: &Context) {
 }
 
 /// Starts a join, or continues the one under way for that subnet with what is new in `join`.
-pub(crate) fn start(ctx: &Context, join: PendingJoin) -> watch::Receiver<Progress> {
-    let (sender, receiver) = watch::channel(Progress::Searching);
+pub(crate) fn start(ctx: &Context, join: PendingJoin) -> Running {
+    let (sender, progress) = watch::channel(Progress::Searching);
+    let running = Running { progress, genesis: Arc::default() };
     // The former task ends when it sees that another took its place.
-    ctx.joins.lock().insert(join.subnet, receiver.clone());
-    tokio::spawn(ask_until_decided(ctx.clone(), join, sender));
-    receiver
+    ctx.joins.lock().insert(join.subnet, running.clone());
+    tokio::spawn(ask_until_decided(ctx.clone(), join, sender, Arc::clone(&running.genesis)));
+    running
 }
 
-async fn ask_until_decided(ctx: Context, join: PendingJoin, progress: watch::Sender<Progress>) {
-    let mine =
-        |ctx: &Context| ctx.joins.lock().get(&join.subnet).is_some_and(|r| r.same_channel(&progress.subscribe()));
+/// What this machine cannot give away to a subnet: what it routes, its resolvers and gateways, and where its peers are
+/// reached. What lies in a subnet that is here already is left out: the underlay is not there.
+pub(crate) async fn around(ctx: &Context) -> Result<Surroundings, Error> {
+    let mut around = ctx.machine.surroundings(&ctx.instance).await?;
+    let peers = ctx.peers.status().await.unwrap_or_default();
+    let connected = peers.iter().flat_map(|p| &p.connections).filter_map(|c| c.remote.parse::<Address>().ok()?.ip());
+    let mut addresses: BTreeSet<IpAddr> = connected.map(|ip| ip.to_canonical()).collect();
+    addresses.retain(|ip| !ip.is_loopback());
+    let what = |address: IpAddr| Need { address, what: format!("{address}, where a peer is reached") };
+    around.needs.extend(addresses.into_iter().map(what));
+    let here = ctx.node.run(|core| core.state.subnets.values().flat_map(|s| s.records.prefixes()).collect::<Vec<_>>());
+    let here = here.await?;
+    around.needs.retain(|need| !here.iter().any(|prefix| prefix.contains(&need.address)));
+    Ok(around)
+}
+
+async fn ask_until_decided(
+    ctx: Context,
+    join: PendingJoin,
+    progress: watch::Sender<Progress>,
+    founded: Arc<OnceLock<Genesis>>,
+) {
+    let mine = |ctx: &Context| {
+        ctx.joins.lock().get(&join.subnet).is_some_and(|r| r.progress.same_channel(&progress.subscribe()))
+    };
     let mut refusals = 0u32;
+    let mut known = Known::default();
     for round in 0u32.. {
         let subnet = join.subnet;
         let wanted = ctx.node.run(move |core| core.state.joins.contains_key(&subnet)).await.unwrap_or(false);
         if !wanted || !mine(&ctx) {
             return;
         }
-        match one_round(&ctx, &join).await {
+        let candidates = candidates(&ctx, &join).await;
+        known.learn(&ctx, subnet, &candidates).await;
+        // Before anything is asked, so that a refusal uses nothing up and tells nobody of this peer.
+        if let Some(genesis) = known.genesis.clone().filter(|_| founded.get().is_none()) {
+            match judge(&ctx, &join, genesis).await {
+                Ok(genesis) => drop(founded.set(genesis)),
+                Err(error) => return end(&ctx, subnet, &progress, error).await,
+            }
+        }
+        let knowing = candidates.into_iter().filter(|peer| known.peers.contains(peer)).collect();
+        match one_round(&ctx, &join, knowing).await {
             Some(JoinAnswer::Admitted { genesis, records }) => {
-                let routed = ctx.machine.routed(&ctx.instance).await.unwrap_or_default();
-                let records = ctx.node.checker().proof(records).await;
-                let ours = join.clone();
-                let done = ctx.node.run(move |core| {
-                    core.accept(&ours, &genesis, &records, &routed)
-                        .map_err(|e| Box::new((e, core.decline(&ours, &genesis, &records))))
-                });
-                match done.await {
-                    Ok(Ok(generation)) => {
-                        tracing::info!(%subnet, "joined");
-                        progress.send_replace(Progress::Admitted(generation));
-                    }
-                    Ok(Err(refused)) => {
-                        let (error, goodbye) = *refused;
-                        decline(&ctx, &join, goodbye).await;
-                        end(&ctx, subnet, &progress, error).await;
-                    }
+                match take(&ctx, &join, genesis, records).await {
+                    Ok(generation) => drop(progress.send_replace(Progress::Admitted(generation))),
                     Err(error) => end(&ctx, subnet, &progress, error).await,
                 }
                 return;
@@ -162,6 +195,71 @@ async fn ask_until_decided(ctx: Context, join: PendingJoin, progress: watch::Sen
     }
 }
 
+/// What is joined, and who knows it.
+#[derive(Debug, Default)]
+struct Known {
+    genesis: Option<Vec<u8>>,
+    /// Those that told it: only they hear the ID, which is the password of an open subnet.
+    peers: BTreeSet<PeerId>,
+}
+
+impl Known {
+    /// Asks those that have not told the genesis yet. Whoever is slow holds the others up only while nobody has told it.
+    async fn learn(&mut self, ctx: &Context, subnet: SubnetId, candidates: &[PeerId]) {
+        let mut asks = JoinSet::new();
+        for peer in candidates.iter().copied().filter(|peer| !self.peers.contains(peer)) {
+            let ctx = ctx.clone();
+            let request = JoinRequest::Genesis(lookup(subnet));
+            asks.spawn(async move { (peer, exchange(&ctx, peer, &request).await) });
+        }
+        let deadline = tokio::time::sleep(if self.peers.is_empty() { PATIENCE } else { SLOW });
+        tokio::pin!(deadline);
+        loop {
+            let told = tokio::select! {
+                told = asks.join_next() => told,
+                () = &mut deadline => break,
+            };
+            let Some(told) = told else { break };
+            let Ok((peer, Some(JoinAnswer::Genesis(bytes)))) = told else { continue };
+            // Its hash is the ID: nobody can tell us anything else.
+            if Genesis::parse(&bytes).is_ok_and(|genesis| genesis.id() == subnet) {
+                self.peers.insert(peer);
+                self.genesis = Some(bytes);
+                deadline.as_mut().reset(tokio::time::Instant::now() + SLOW);
+            }
+        }
+    }
+}
+
+/// Whether this machine will have the subnet.
+async fn judge(ctx: &Context, join: &PendingJoin, genesis: Vec<u8>) -> Result<Genesis, Error> {
+    let around = around(ctx).await?;
+    let ours = join.clone();
+    Ok(ctx.node.run(move |core| core.state.judge_join(&ours, &genesis, &around)).await??)
+}
+
+/// Becomes a member, or gives back what was given; the generation of the View that shows it.
+async fn take(ctx: &Context, join: &PendingJoin, genesis: Vec<u8>, records: Vec<Signed>) -> Result<u64, Error> {
+    let around = around(ctx).await?;
+    let records = ctx.node.checker().proof(records).await;
+    let ours = join.clone();
+    let done = ctx.node.run(move |core| {
+        core.accept(&ours, &genesis, &records, &around)
+            .map_err(|error| Box::new((error, core.decline(&ours, &genesis, &records))))
+    });
+    match done.await? {
+        Ok(generation) => {
+            tracing::info!(subnet = %join.subnet, "joined");
+            Ok(generation)
+        }
+        Err(refused) => {
+            let (error, goodbye) = *refused;
+            decline(ctx, join, goodbye).await;
+            Err(error)
+        }
+    }
+}
+
 /// Gives back what we were given and cannot take: else a member that never was would hold a name and a block.
 async fn decline(ctx: &Context, join: &PendingJoin, goodbye: Option<Signed>) {
     let Some(goodbye) = goodbye else { return };
@@ -184,6 +282,7 @@ async fn decline(ctx: &Context, join: &PendingJoin, goodbye: Option<Signed>) {
 }
 
 async fn end(ctx: &Context, subnet: SubnetId, progress: &watch::Sender<Progress>, error: Error) {
+    tracing::info!(%subnet, %error, "not joined");
     let _ = ctx.node.run(move |core| core.drop_join(subnet)).await;
     ctx.joins.lock().remove(&subnet);
     progress.send_replace(Progress::Refused(error));
@@ -240,9 +339,8 @@ async fn candidates(ctx: &Context, join: &PendingJoin) -> Vec<PeerId> {
 
 /// Asks each candidate; the first that lets us in decides, else the most telling answer. Of an invite only its issuer
 /// knows what it is worth: another's refusal is not heard.
-async fn one_round(ctx: &Context, join: &PendingJoin) -> Option<JoinAnswer> {
+async fn one_round(ctx: &Context, join: &PendingJoin, candidates: Vec<PeerId>) -> Option<JoinAnswer> {
     let mut best: Option<JoinAnswer> = None;
-    let candidates = candidates(ctx, join).await;
     if let Some(invite) = &join.invite {
         // One attempt at a time: each takes a nonce of the issuer's.
         for peer in candidates {

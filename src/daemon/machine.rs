@@ -1,15 +1,16 @@
 //! The machine below: the kernel, or memory in tests of whole daemons without root.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use ipnet::IpNet;
-
 use crate::api::types::{Error, ErrorKind};
 use crate::datapath::Datapath;
+use crate::dns;
 use crate::host::nft::Repair;
 use crate::host::{self, Failure, Host, LinuxHost, Rules, TunControl, memory::MemoryHost};
 use crate::model::host::{Change, HostConfig, Observed, TunConfig};
+use crate::model::policy::{Need, Surroundings};
 use crate::p2p::TransportKind;
 use crate::tun::{self, Tun};
 
@@ -123,14 +124,17 @@ impl Machine {
         })
     }
 
-    /// Prefixes the machine routes elsewhere.
-    pub(crate) async fn routed(&self, instance: &str) -> Result<Vec<(IpNet, String)>, Error> {
-        match self {
-            Machine::Bare | Machine::Memory(_) => Ok(vec![]),
-            Machine::Kernel => host::used_prefixes(instance)
-                .await
-                .map_err(|e| Error::new(ErrorKind::Failed, "E-NETLINK", format!("read this machine's routes: {e:#}"))),
-        }
+    /// Prefixes the machine routes elsewhere, its gateways and its resolvers.
+    pub(crate) async fn surroundings(&self, instance: &str) -> Result<Surroundings, Error> {
+        let Machine::Kernel = self else { return Ok(Surroundings::default()) };
+        let failed =
+            |e: anyhow::Error| Error::new(ErrorKind::Failed, "E-NETLINK", format!("read this machine's routes: {e:#}"));
+        let routed = host::used_prefixes(instance).await.map_err(failed)?;
+        let gateways = host::gateways(instance).await.map_err(failed)?;
+        let need = |what: &'static str| move |address: IpAddr| Need { address, what: format!("the {what} {address}") };
+        let needs = gateways.into_iter().map(need("gateway"));
+        let resolvers = dns::resolvers().await.into_iter().map(need("resolver"));
+        Ok(Surroundings { routed, needs: needs.chain(resolvers).collect() })
     }
 
     /// Whether the kernel gives us what we need: the first thing that is missing, with its remedy.

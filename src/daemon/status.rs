@@ -12,10 +12,11 @@ use crate::crypto::frame::Cipher;
 use crate::link::direct::{DirectStatus, PathStatus};
 use crate::link::{Carried, Key, LinkStatus};
 use crate::model::build::MTU;
+use crate::model::find::{Named, find};
 use crate::model::host::Proto;
 use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::join::fingerprint;
-use crate::model::members::{match_peer, printable};
+use crate::model::members::printable;
 use crate::node::{Nearness, nearness, unix_now};
 use crate::p2p;
 use crate::packet::parse::{TCP, UDP};
@@ -477,15 +478,25 @@ pub(crate) async fn peer_list(ctx: &Context) -> Result<Vec<PeerInfo>, Error> {
     Ok(names.into_iter().map(info).collect())
 }
 
-/// One peer by member name, peer ID or a unique part of it.
+/// One peer by peer ID, member name with or without the subnet, or a prefix of the ID.
 pub(crate) async fn peer_show(ctx: &Context, text: &str) -> Result<PeerInfo, Error> {
     let all = peer_list(ctx).await?;
-    let by_name = |p: &&PeerInfo| p.names.iter().any(|n| n == text || n.split('.').next() == Some(text));
-    let found = all.iter().find(by_name).map(|p| p.peer_id).or_else(|| match_peer(all.iter().map(|p| p.peer_id), text));
-    all.into_iter().find(|p| Some(p.peer_id) == found).ok_or_else(|| {
-        Error::new(ErrorKind::NotFound, "E-NO-PEER", format!("no peer {} is known", printable(text)))
-            .hint("byway peer ls")
-    })
+    let none = || {
+        crate::model::error::Error::new(
+            crate::model::error::Kind::NotFound,
+            "E-NO-PEER",
+            format!("no peer {} is known", printable(text)),
+        )
+        .hint("byway peer ls")
+    };
+    let named = |p: &PeerInfo| {
+        let alone = p.names.iter().filter_map(|n| n.split('.').next()).map(ToOwned::to_owned);
+        Named { what: p.peer_id, id: Some(p.peer_id.into()), names: p.names.iter().cloned().chain(alone).collect() }
+    };
+    let peers: Vec<Named<PeerId>> = all.iter().map(named).collect();
+    let found = find(&peers, text).map_err(|miss| miss.error(text, none))?;
+    let gone = || Error::new(ErrorKind::NotFound, "E-NO-PEER", format!("no peer {} is known", printable(text)));
+    all.into_iter().find(|p| p.peer_id == found).ok_or_else(gone)
 }
 
 #[cfg(test)]

@@ -149,6 +149,7 @@ pub(crate) async fn declared(ctx: &Context) {
             alias: subnet.alias.clone(),
             ip: subnet.ip,
             host: subnet.host.clone().unwrap_or_default(),
+            allow: subnet.allow.clone(),
             timeout_ms: 0,
             wait: false,
         };

@@ -29,7 +29,7 @@ mod question;
 mod upstream;
 mod zone;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -95,6 +95,19 @@ impl Default for DnsConfig {
     fn default() -> Self {
         DnsConfig { mode: Mode::Split, port: 53, resolv_conf: PathBuf::from("/etc/resolv.conf"), upstreams: None }
     }
+}
+
+/// Where systemd-resolved keeps the resolvers it asks, while `resolv.conf` names only itself.
+const RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
+
+/// The addresses this machine's programs ask names of: what `/etc/resolv.conf` says, and behind a resolver on this machine
+/// itself those it asks, as far as systemd-resolved tells. Loopback is left out.
+pub async fn resolvers() -> BTreeSet<IpAddr> {
+    let mut found = upstream::read(&DnsConfig::default().resolv_conf).await;
+    if found.iter().any(|server| server.ip().is_loopback()) {
+        found.extend(upstream::read(std::path::Path::new(RESOLVED)).await);
+    }
+    found.into_iter().map(|server| server.ip().to_canonical()).filter(|ip| !ip.is_loopback()).collect()
 }
 
 /// An address that is not answered at the moment.

@@ -254,7 +254,7 @@ fn options() -> ResolverOpts {
 }
 
 /// The servers of a `resolv.conf`; none where it cannot be read.
-async fn read(path: &Path) -> Vec<SocketAddr> {
+pub(super) async fn read(path: &Path) -> Vec<SocketAddr> {
     use tokio::io::AsyncReadExt;
     let mut text = Vec::new();
     let Ok(file) = tokio::fs::File::open(path).await else { return Vec::new() };

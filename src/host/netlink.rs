@@ -11,7 +11,9 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType, RouteVia,
+};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{Handle, IpVersion, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use tokio::task::JoinHandle;
@@ -51,6 +53,8 @@ pub(super) struct Look {
 pub(super) struct RouteInfo {
     pub(super) route: Route,
     pub(super) link: Option<u32>,
+    /// Gateways of a route over several links, and of another family.
+    pub(super) hops: Vec<IpAddr>,
     pub(super) ours: bool,
     kind: RouteType,
 }
@@ -419,6 +423,17 @@ impl Netlink {
             .collect())
     }
 
+    /// Every gateway of the machine's routes but of this instance's.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn gateways(&self, instance: &str) -> anyhow::Result<BTreeSet<IpAddr>> {
+        let links = self.links().await?;
+        let ours = |index: &u32| links.get(index).is_some_and(|l| alias_name(instance, &l.link.alias).is_some());
+        let routes = self.routes(None).await?.into_iter().filter(|info| !info.link.as_ref().is_some_and(ours));
+        Ok(routes.flat_map(|info| info.route.gateway.into_iter().chain(info.hops)).collect())
+    }
+
     /// Routes and rules that bear our mark in our table, whoever made them, and whether any route is left whose link is
     /// not in `gone`. For `cleanup`.
     pub(super) async fn leftovers(&self) -> anyhow::Result<(Vec<Route>, Vec<Rule>)> {
@@ -439,6 +454,14 @@ impl Netlink {
 /// When the kernel cannot be asked.
 pub async fn used_prefixes(instance: &str) -> anyhow::Result<Vec<(IpNet, String)>> {
     Netlink::open()?.used_prefixes(instance).await
+}
+
+/// Every gateway that a route of this machine leads to, those of this instance left out.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub async fn gateways(instance: &str) -> anyhow::Result<BTreeSet<IpAddr>> {
+    Netlink::open()?.gateways(instance).await
 }
 
 fn counts(prefix: &IpNet) -> bool {
@@ -506,7 +529,7 @@ pub(super) fn route_info(message: &RouteMessage) -> Option<RouteInfo> {
     };
     let (mut table, mut destination, mut gateway, mut source) =
         (u32::from(message.header.table), unspecified, None, None);
-    let mut link = None;
+    let (mut link, mut hops) = (None, Vec::new());
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Table(id) => table = *id,
@@ -514,14 +537,22 @@ pub(super) fn route_info(message: &RouteMessage) -> Option<RouteInfo> {
             RouteAttribute::Gateway(address) => gateway = ip(address),
             RouteAttribute::PrefSource(address) => source = ip(address),
             RouteAttribute::Oif(index) => link = Some(*index),
-            RouteAttribute::MultiPath(hops) => link = link.or(hops.first().map(|hop| hop.interface_index)),
+            RouteAttribute::Via(RouteVia::Inet6(address)) => hops.push(IpAddr::V6(*address)),
+            RouteAttribute::MultiPath(several) => {
+                link = link.or(several.first().map(|hop| hop.interface_index));
+                hops.extend(several.iter().flat_map(|hop| &hop.attributes).filter_map(|attribute| match attribute {
+                    RouteAttribute::Gateway(address) => ip(address),
+                    RouteAttribute::Via(RouteVia::Inet6(address)) => Some(IpAddr::V6(*address)),
+                    _ => None,
+                }));
+            }
             _ => {}
         }
     }
     let destination = IpNet::new(destination, message.header.destination_prefix_length).ok()?.trunc();
     let ours = message.header.protocol == RouteProtocol::Other(PROTOCOL) && message.header.kind == RouteType::Unicast;
     let route = Route { table, destination, link: String::new(), gateway, source };
-    Some(RouteInfo { route, link, ours, kind: message.header.kind })
+    Some(RouteInfo { route, link, hops, ours, kind: message.header.kind })
 }
 
 /// A rule of ours: priority and protocol are our mark.

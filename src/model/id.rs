@@ -46,11 +46,6 @@ fn crockford(c: char) -> Option<u8> {
     ALPHABET.iter().position(|a| *a == lower).and_then(|i| u8::try_from(i).ok())
 }
 
-/// Whether `text` could be the beginning of a subnet ID, so that objects can be named by any unique prefix.
-pub fn is_id_prefix(text: &str) -> bool {
-    !text.is_empty() && text.len() <= SUBNET_ID_LEN && text.chars().all(|c| crockford(c).is_some())
-}
-
 impl fmt::Display for SubnetId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // 26 groups of five bits; the last one has three bits of ours and two zero bits.
@@ -114,10 +109,9 @@ impl PeerId {
         bytes.strip_prefix(PEER_ID_HEAD.as_slice()).and_then(|key| key.try_into().ok()).map(PeerId)
     }
 
-    /// The last eight characters: enough to tell peers apart in a log line.
+    /// The beginning that a person may type for it: the common part and eight characters.
     pub fn short(&self) -> String {
-        let text = self.to_string();
-        text.get(text.len().saturating_sub(8)..).unwrap_or_default().to_owned()
+        self.to_string().chars().take(16).collect()
     }
 }
 

@@ -113,7 +113,7 @@ pub struct Issued {
 }
 
 impl Issued {
-    /// Short name in `invite ls`: the first eight hex digits of the public key.
+    /// What `invite ls` shows: the first eight hex digits of the public key, which is what `invite revoke` takes.
     pub fn id(&self) -> String {
         self.public.iter().take(4).map(|b| format!("{b:02x}")).collect()
     }
@@ -229,6 +229,18 @@ impl SignedAsk {
         let message = [b"byway/ask/1\0".as_slice(), &self.body].concat();
         if verified(&ask.joiner.0, &message, self.signature) { Ok(ask) } else { Err(bad()) }
     }
+}
+
+/// What a joiner asks strangers for before it names the subnet: who knows the ID knows what is meant, and nobody learns it.
+/// The first 16 bytes of SHA-256 over `byway/lookup/1`, a zero byte and the ID.
+pub fn lookup(subnet: SubnetId) -> [u8; 16] {
+    let mut hash = Sha256::new();
+    hash.update(b"byway/lookup/1\0");
+    hash.update(subnet.0);
+    let digest: [u8; 32] = hash.finalize().into();
+    let mut short = [0; 16];
+    short.iter_mut().zip(digest).for_each(|(to, from)| *to = from);
+    short
 }
 
 /// What two people compare before one approves the other: the first 60 bits of SHA-256 of the peer's key, as five groups of digits.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::host::{HostPolicy, NetnsRef, Proto, ResolvConf};
 use super::id::{Name, PeerId, SubnetId};
 use super::join::{Invite, Issued};
+use super::policy::Allowed;
 
 /// How a workload was found, for people and for finding it again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,6 +133,8 @@ pub struct PendingJoin {
     pub ip: Option<IpAddr>,
     /// What of this machine itself the subnet will reach.
     pub host: HostPolicy,
+    /// What the person who joins allows beyond private prefixes and domains.
+    pub allow: Allowed,
     /// Since when (seconds since 1970).
     pub since: u64,
 }

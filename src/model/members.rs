@@ -7,6 +7,7 @@ use ed25519_dalek::SigningKey;
 use ipnet::IpNet;
 
 use super::error::{Error, Kind, Result};
+use super::find::{Named, find};
 use super::id::{Name, PeerId};
 use super::ipam::Prefixes;
 use super::join::Ask;
@@ -137,21 +138,40 @@ impl Subnet {
         ))
     }
 
-    /// Finds a member by name, peer ID, or a unique beginning or end of the ID.
+    /// Finds a member by peer ID, name, or a prefix of the ID; see [`find`](super::find).
     ///
     /// # Errors
-    /// `E-NO-MEMBER`.
+    /// `E-NO-MEMBER`, `E-AMBIGUOUS`.
     pub fn find_member(&self, resolved: &Resolved, text: &str) -> Result<PeerId> {
-        let by_name =
-            resolved.members.iter().find(|(_, m)| m.name.as_str().eq_ignore_ascii_case(text)).map(|(p, _)| *p);
-        by_name.or_else(|| match_peer(resolved.members.keys().copied(), text)).ok_or_else(|| {
+        let members: Vec<Named<PeerId>> =
+            resolved.members.iter().map(|(peer, m)| Named::new(*peer, *peer, &m.name)).collect();
+        let none = || {
             Error::new(
                 Kind::NotFound,
                 "E-NO-MEMBER",
                 format!("subnet {} has no member {}", self.name(), printable(text)),
             )
             .hint(format!("byway member ls {}", self.name()))
-        })
+        };
+        find(&members, text).map_err(|miss| miss.error(text, none))
+    }
+
+    /// Finds who asks to join, as [`find_member`](Self::find_member) finds a member.
+    ///
+    /// # Errors
+    /// `E-NO-REQUEST`, `E-AMBIGUOUS`.
+    pub fn find_request(&self, text: &str) -> Result<PeerId> {
+        let asking: Vec<Named<PeerId>> =
+            self.requests.iter().map(|(peer, r)| Named::new(*peer, *peer, &r.ask.name)).collect();
+        let none = || {
+            Error::new(
+                Kind::NotFound,
+                "E-NO-REQUEST",
+                format!("nobody called {} asks to join {}", printable(text), self.name()),
+            )
+            .hint(format!("byway member requests {}", self.name()))
+        };
+        find(&asking, text).map_err(|miss| miss.error(text, none))
     }
 
     /// Prefixes that are somebody's, or kept for somebody: also of members whose grant has run out and may be renewed.
@@ -637,22 +657,6 @@ fn free_member_name(resolved: &Resolved, wanted: &Name, is_default: bool) -> Res
 
 fn is_single(prefix: &IpNet) -> bool {
     prefix.prefix_len() == prefix.max_prefix_len()
-}
-
-/// Finds one peer by its ID or a unique beginning (past the common `12D3KooW`) or end of it.
-pub fn match_peer(peers: impl Iterator<Item = PeerId>, text: &str) -> Option<PeerId> {
-    if let Ok(peer) = text.parse::<PeerId>() {
-        return peers.into_iter().find(|p| *p == peer);
-    }
-    if text.len() < 4 {
-        return None;
-    }
-    let mut found = peers.filter(|p| {
-        let id = p.to_string();
-        id.starts_with(text) || id.ends_with(text) || id.get(8..).is_some_and(|tail| tail.starts_with(text))
-    });
-    let first = found.next();
-    if found.next().is_some() { None } else { first }
 }
 
 /// A person's word, safe to echo.

@@ -3,12 +3,14 @@
 pub mod address;
 pub mod build;
 pub mod error;
+pub mod find;
 pub mod host;
 pub mod id;
 pub mod ipam;
 pub mod join;
 pub mod local;
 pub mod members;
+pub mod policy;
 pub mod publish;
 pub mod record;
 pub mod resolve;

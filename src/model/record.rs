@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::id::{Name, PeerId, SubnetId};
+use super::policy::{is_pool4, is_pool6, is_subnet_domain};
 use super::zone::RecordData;
 
 /// Bytes of the largest record taken from a peer.
@@ -118,14 +119,13 @@ impl Genesis {
     pub fn parse(bytes: &[u8]) -> Result<Genesis, RecordError> {
         let genesis: Genesis = decode(bytes)?;
         let block_fits = genesis.cidr4.is_none_or(|c| c.prefix_len() <= genesis.block4 && genesis.block4 <= 32);
-        let pool6_fits = !matches!(genesis.cidr6, Prefix6::Given(p) if p.prefix_len() > 64);
+        // Whoever made it by hand gets no further than by the command line.
+        let pools_fit =
+            genesis.cidr4.is_none_or(is_pool4) && !matches!(genesis.cidr6, Prefix6::Given(p) if !is_pool6(p));
         let has_pool = genesis.cidr4.is_some() || genesis.cidr6 != Prefix6::None;
         let life_fits = (60..=10 * 365 * 86_400).contains(&genesis.grant_life);
-        if genesis.version == 1 && block_fits && pool6_fits && has_pool && life_fits && is_domain(&genesis.domain) {
-            Ok(genesis)
-        } else {
-            Err(RecordError::Nonsense("genesis"))
-        }
+        let fits = block_fits && pools_fit && has_pool && life_fits && is_subnet_domain(&genesis.domain);
+        if genesis.version == 1 && fits { Ok(genesis) } else { Err(RecordError::Nonsense("genesis")) }
     }
 
     /// The first 16 bytes of SHA-256 over `byway/genesis/1`, a zero byte and the canonical bytes.

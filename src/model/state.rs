@@ -8,11 +8,13 @@ use std::collections::BTreeMap;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::error::{Error, Kind, Result};
+use super::find::{Named, find};
 use super::id::{Name, PeerId, SubnetId};
 use super::ipam::{default_block4, overlaps, pick_pool4};
 use super::join::Ask;
 use super::local::{Local, Past, PendingJoin};
 use super::members::{Identity, Subnet, printable};
+use super::policy::{self, Surroundings, is_pool4, is_pool6, is_subnet_domain};
 use super::record::{Admission, Body, Doc, Genesis, Grant, Prefix6, Role, Signed, Term, Verified};
 use super::subnet::{Absorbed, Records};
 
@@ -55,8 +57,8 @@ pub struct Founding {
     pub grant_life: Option<u64>,
     /// This member's name.
     pub member: Name,
-    /// Every prefix the machine routes, with the link it goes to.
-    pub routed: Vec<(IpNet, String)>,
+    /// What the pools must not take from this machine.
+    pub around: Surroundings,
     /// 16 random bytes.
     pub salt: [u8; 16],
     /// What of this machine itself the subnet reaches.
@@ -150,54 +152,59 @@ impl State {
         self.find(text).cloned()
     }
 
-    /// Finds a subnet by local name, full ID, or a unique beginning of the ID.
+    /// Finds a subnet by ID, local name, or a prefix of the ID; see [`find`](super::find).
     ///
     /// # Errors
     /// `E-NO-SUBNET`, `E-AMBIGUOUS`.
     pub fn find(&self, text: &str) -> Result<&Subnet> {
-        let lower = text.to_ascii_lowercase();
-        if let Some(subnet) = self.subnets.values().find(|s| s.local.alias.as_str() == lower) {
-            return Ok(subnet);
-        }
-        let mut found = self
-            .subnets
-            .values()
-            .filter(|s| super::id::is_id_prefix(&lower) && s.records.id.to_string().starts_with(&lower));
-        match (found.next(), found.next()) {
-            (Some(subnet), None) => Ok(subnet),
-            (Some(_), Some(_)) => {
-                Err(Error::new(Kind::Usage, "E-AMBIGUOUS", format!("{lower} is the beginning of several subnet IDs"))
-                    .hint("byway subnet ls"))
-            }
-            (None, _) => Err(no_subnet(text)),
-        }
+        let here: Vec<Named<SubnetId>> =
+            self.subnets.iter().map(|(id, s)| Named::new(*id, *id, &s.local.alias)).collect();
+        let id = find(&here, text).map_err(|miss| miss.error(text, || no_subnet(text)))?;
+        self.subnets.get(&id).ok_or_else(|| no_subnet(text))
     }
 
-    /// A former subnet by name or ID.
+    /// Finds what can be left: a subnet that is here, or a join that waits.
+    ///
+    /// # Errors
+    /// `E-NO-SUBNET`, `E-AMBIGUOUS`.
+    pub fn find_joined_or_waiting(&self, text: &str) -> Result<SubnetId> {
+        let here = self.subnets.iter().map(|(id, s)| Named::new(*id, *id, &s.local.alias));
+        let waiting = self.joins.values().map(|join| {
+            let names = join.alias.iter().map(ToString::to_string).collect();
+            Named { what: join.subnet, id: Some(join.subnet.into()), names }
+        });
+        let all: Vec<Named<SubnetId>> = here.chain(waiting).collect();
+        find(&all, text).map_err(|miss| miss.error(text, || no_subnet(text)))
+    }
+
+    /// A former subnet by ID, name, or a prefix of the ID; of several of one name the last.
     pub fn find_past(&self, text: &str) -> Option<&Past> {
-        let lower = text.to_ascii_lowercase();
-        self.past.iter().rev().find(|p| p.name.as_str() == lower || p.id.to_string() == lower)
+        let last: BTreeMap<&Name, &Past> = self.past.iter().map(|p| (&p.name, p)).collect();
+        let all: Vec<Named<SubnetId>> = last.values().map(|p| Named::new(p.id, p.id, &p.name)).collect();
+        let of_name = find(&all, text).ok();
+        let by_id = || text.parse().ok().filter(|id| self.past.iter().any(|p| p.id == *id));
+        let id = of_name.or_else(by_id)?;
+        self.past.iter().rev().find(|p| p.id == id)
     }
 
-    /// Refuses a prefix that overlaps a route of this machine or another subnet here. `routed` holds the machine's
-    /// routes; routes to this daemon's own links are not among them.
+    /// Refuses a prefix that overlaps a route of this machine or another subnet here, or holds an address it cannot do
+    /// without. Routes to this daemon's own links are not in `around`.
     ///
     /// # Errors
     /// `E-CIDR-OVERLAP`.
-    pub fn check_overlap(&self, name: &Name, prefixes: &[IpNet], routed: &[(IpNet, String)]) -> Result<()> {
+    pub fn check_overlap(&self, name: &Name, prefixes: &[IpNet], around: &Surroundings) -> Result<()> {
         for prefix in prefixes {
             let other = self.subnets.values().find(|s| s.records.prefixes().iter().any(|p| overlaps(*p, *prefix)));
-            let route = routed.iter().find(|(p, _)| overlaps(*p, *prefix));
-            let why = match (other, route) {
-                (Some(subnet), _) => format!("subnet {} uses it here", subnet.name()),
-                (None, Some((_, link))) => format!("this machine already routes it to {link}"),
-                (None, None) => continue,
+            let route = around.routed.iter().find(|(p, _)| overlaps(*p, *prefix));
+            let need = around.needs.iter().find(|need| prefix.contains(&need.address));
+            let why = match (other, route, need) {
+                (Some(subnet), ..) => format!("subnet {} uses it here", subnet.name()),
+                (None, Some((_, link)), _) => format!("this machine already routes it to {link}"),
+                (None, None, Some(need)) => format!("it holds {}", need.what),
+                (None, None, None) => continue,
             };
-            let taken: Vec<IpNet> = routed
-                .iter()
-                .map(|(p, _)| *p)
-                .chain(self.subnets.values().flat_map(|s| s.records.prefixes()))
-                .collect();
+            let taken: Vec<IpNet> =
+                around.taken().chain(self.subnets.values().flat_map(|s| s.records.prefixes())).collect();
             let hint = pick_pool4(&taken, 0)
                 .map(|p| format!("byway create {name} --cidr4 auto      ({p} is free)"))
                 .unwrap_or_default();
@@ -241,30 +248,27 @@ impl State {
     /// `E-SUBNET-EXISTS`, `E-CIDR`, `E-CIDR-OVERLAP`, `E-POOL-NONE`.
     pub fn found(&self, founding: Founding, now: u64) -> Result<Subnet> {
         self.check_alias(&founding.name)?;
-        let taken: Vec<IpNet> = founding
-            .routed
-            .iter()
-            .map(|(p, _)| *p)
-            .chain(self.subnets.values().flat_map(|s| s.records.prefixes()))
-            .collect();
+        let taken: Vec<IpNet> =
+            founding.around.taken().chain(self.subnets.values().flat_map(|s| s.records.prefixes())).collect();
         let usage = |code, message: String| Error::new(Kind::Usage, code, message);
         let cidr4 = match founding.cidr4 {
             None => None,
             Some(Some(given)) => Some(given),
             Some(None) => Some(pick_pool4(&taken, founding.salt.first().copied().unwrap_or(0))?),
         };
-        if let Some(given) = cidr4.filter(|c| c.trunc() != *c || c.prefix_len() > 30 || c.prefix_len() < 8) {
+        if let Some(given) = cidr4.filter(|c| !is_pool4(*c)) {
             return Err(usage(
                 "E-CIDR",
-                format!("{given} is no pool: use a network address with a length from 8 to 30, like {}", given.trunc()),
+                format!(
+                    "{given} is no pool: use a network address with a length from 8 to 30, like 10.77.0.0/16; loopback, \
+                     link-local, multicast and reserved addresses are none"
+                ),
             ));
         }
-        if let Some(Some(given)) =
-            founding.cidr6.filter(|c| c.is_some_and(|c| c.trunc() != c || !(16..=64).contains(&c.prefix_len())))
-        {
+        if let Some(Some(given)) = founding.cidr6.filter(|c| c.is_some_and(|c| !is_pool6(c))) {
             return Err(usage(
                 "E-CIDR",
-                format!("{given} is no pool: use a network address with a length from 16 to 64"),
+                format!("{given} is no pool: use a unique local or global network address with a length from 16 to 64"),
             ));
         }
         if cidr4.is_none() && founding.cidr6.is_none() {
@@ -279,6 +283,10 @@ impl State {
             ));
         }
         let domain = founding.domain.unwrap_or_else(|| format!("{}.internal", founding.name));
+        if !is_subnet_domain(&domain) {
+            let message = format!("{} is no domain for a subnet: it has two labels at least", printable(&domain));
+            return Err(usage("E-NAME", message));
+        }
         let genesis = Genesis {
             version: 1,
             owner: self.me.peer,
@@ -300,7 +308,7 @@ impl State {
             Genesis::parse(&genesis.encode()).map_err(|_| usage("E-CIDR", "these values make no subnet".to_owned()))?;
         let id = genesis.id();
         let records = Records::new(genesis);
-        self.check_overlap(&founding.name, &records.prefixes(), &founding.routed)?;
+        self.check_overlap(&founding.name, &records.prefixes(), &founding.around)?;
         let block = records.pools().free_block(&[], None, |_| true)?;
         let mut subnet = Subnet {
             local: Local {
@@ -340,33 +348,47 @@ impl State {
         Ok(subnet)
     }
 
+    /// Whether this node will have the subnet it asks to join: its genesis is judged before anything is asked, so that a
+    /// refusal uses nothing up. A subnet that is here already was judged once.
+    ///
+    /// # Errors
+    /// `E-BAD-ANSWER`, `E-SUBNET-EXISTS`, `E-CIDR-OVERLAP`, `E-JOIN-POLICY`.
+    pub fn judge_join(&self, join: &PendingJoin, genesis: &[u8], around: &Surroundings) -> Result<Genesis> {
+        let parsed = Genesis::parse(genesis).map_err(|_| bad_answer(join, "holds no genesis"))?;
+        if parsed.id() != join.subnet {
+            return Err(bad_answer(join, "is about another subnet"));
+        }
+        if self.subnets.contains_key(&join.subnet) {
+            return Ok(parsed);
+        }
+        let alias = join.alias.as_ref().unwrap_or(&parsed.name);
+        self.check_alias(alias)?;
+        let prefixes = Records::new(parsed.clone()).prefixes();
+        let routed = Surroundings { routed: around.routed.clone(), needs: vec![] };
+        self.check_overlap(alias, &prefixes, &routed)?;
+        let target = if join.invite.is_some() { "INVITE".to_owned() } else { join.subnet.to_string() };
+        policy::judge(&parsed, alias, &target, &join.allow, &around.needs)?;
+        Ok(parsed)
+    }
+
     /// Turns an answer to our join into a membership: genesis and records are checked, our grant must be among them.
     ///
     /// # Errors
-    /// `E-BAD-ANSWER`, `E-CIDR-OVERLAP`, `E-SUBNET-EXISTS`.
+    /// See [`judge_join`](Self::judge_join); `E-BAD-ANSWER` also where no grant of ours is among the records.
     pub fn accept(
         &self,
         join: &PendingJoin,
         genesis: &[u8],
         records: &[Verified],
-        routed: &[(IpNet, String)],
+        around: &Surroundings,
         now: u64,
     ) -> Result<Subnet> {
-        let bad = |why: &str| {
-            Error::new(Kind::Failed, "E-BAD-ANSWER", format!("the answer to joining {} {why}", join.subnet))
-        };
-        let parsed = Genesis::parse(genesis).map_err(|_| bad("holds no genesis"))?;
-        if parsed.id() != join.subnet {
-            return Err(bad("is about another subnet"));
-        }
-        let alias = join.alias.clone().unwrap_or_else(|| parsed.name.clone());
-        let held = self.subnets.get(&join.subnet);
-        let mut subnet = match held {
+        let parsed = self.judge_join(join, genesis, around)?;
+        let mut subnet = match self.subnets.get(&join.subnet) {
             Some(old) => old.clone(),
             None => {
-                self.check_alias(&alias)?;
+                let alias = join.alias.clone().unwrap_or_else(|| parsed.name.clone());
                 let fresh = Records::new(parsed);
-                self.check_overlap(&alias, &fresh.prefixes(), routed)?;
                 Subnet {
                     local: Local {
                         genesis: genesis.to_vec(),
@@ -402,7 +424,7 @@ impl State {
             Some(me) if !me.addresses.is_empty() => Ok(subnet),
             _ => Err(match resolved.roll.members.get(&self.me.peer).and_then(|e| e.best()) {
                 Some(mine) if !resolved.members.contains_key(&self.me.peer) => clock_error(mine.grant(), now),
-                _ => bad("holds no valid grant for this node"),
+                _ => bad_answer(join, "holds no valid grant for this node"),
             }),
         }
     }
@@ -529,6 +551,10 @@ fn clock_error(grant: &Grant, now: u64) -> Error {
         "the clock of this machine, or that of who admits it, is wrong: they differ by {off} s, this one is {way}"
     );
     Error::new(Kind::Failed, "E-CLOCK", message).hint("set the clock, then join again")
+}
+
+fn bad_answer(join: &PendingJoin, why: &str) -> Error {
+    Error::new(Kind::Failed, "E-BAD-ANSWER", format!("the answer to joining {} {why}", join.subnet))
 }
 
 fn no_subnet(text: &str) -> Error {

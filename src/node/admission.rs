@@ -2,16 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use ipnet::IpNet;
-
 use super::Core;
 use super::check::{Asked, Question};
 use super::nonces::Way;
 use crate::api::types::Error;
 use crate::model::id::{PeerId, SubnetId};
-use crate::model::join::{Ask, Invite, Proof, SignedAsk};
+use crate::model::join::{Ask, Invite, Proof, SignedAsk, lookup};
 use crate::model::local::PendingJoin;
 use crate::model::members::{MAX_REQUESTS, REQUEST_LIFE, Request, Subnet};
+use crate::model::policy::Surroundings;
 use crate::model::record::{Admission, Body, Grant, Role, Signed, Term, Verified, decode};
 use crate::model::resolve::SKEW;
 use crate::model::source::Payer;
@@ -69,6 +68,9 @@ impl Core {
             Asked::Nonce { subnet, joiner, .. } => (*subnet, *joiner),
             Asked::Ask { ask, .. } => (ask.subnet, ask.joiner),
             Asked::Decline(record) => (record.signed().subnet, record.signed().issuer),
+            // Whoever knows a subnet answers itself.
+            Asked::Genesis(_) if passed_on => return JoinDecision::Answer(JoinAnswer::Unknown),
+            Asked::Genesis(wanted) => return JoinDecision::Answer(self.genesis_of(*wanted)),
         };
         let vouched = if passed_on { self.is_member(subnet, from) } else { joiner == from };
         if !vouched {
@@ -78,6 +80,7 @@ impl Core {
             Asked::Probe(subnet) => JoinDecision::Answer(self.probe(*subnet, from)),
             Asked::Decline(record) => JoinDecision::Answer(self.take_back(record)),
             Asked::Show { subnet, news } => JoinDecision::Answer(self.hear(*subnet, from, news)),
+            Asked::Genesis(wanted) => JoinDecision::Answer(self.genesis_of(*wanted)),
             Asked::Nonce { subnet, issuer, joiner } => {
                 if !self.state.subnets.contains_key(subnet) {
                     JoinDecision::Answer(JoinAnswer::Unknown)
@@ -91,6 +94,14 @@ impl Core {
             }
             Asked::Ask { ask, proven } => self.decide_ask((ask, *proven), from, payer, passed_on),
         }
+    }
+
+    /// The genesis of a subnet that is or was here, for who knows its ID.
+    fn genesis_of(&self, wanted: [u8; 16]) -> JoinAnswer {
+        let here = self.state.subnets.iter().map(|(id, s)| (id, &s.local.genesis));
+        let past = self.state.past.iter().map(|p| (&p.id, &p.genesis));
+        let found = here.chain(past).find(|(id, _)| lookup(**id) == wanted);
+        found.map_or(JoinAnswer::Unknown, |(_, genesis)| JoinAnswer::Genesis(genesis.clone()))
     }
 
     fn probe(&mut self, id: SubnetId, from: PeerId) -> JoinAnswer {
@@ -366,10 +377,10 @@ impl Core {
         join: &PendingJoin,
         genesis: &[u8],
         records: &[Verified],
-        routed: &[(IpNet, String)],
+        around: &Surroundings,
     ) -> Result<u64, Error> {
         let now = self.now();
-        let mut subnet = self.state.accept(join, genesis, records, routed, now)?;
+        let mut subnet = self.state.accept(join, genesis, records, around, now)?;
         subnet.set_endpoints(&self.state.me, &self.endpoints, now)?;
         let mut draft = Draft::default();
         draft.put(subnet);

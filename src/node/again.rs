@@ -54,6 +54,7 @@ impl Core {
             alias: Some(subnet.local.alias.clone()),
             ip: None,
             host: subnet.local.host.clone(),
+            allow: Default::default(),
             since: unix_now(),
         }
     }

@@ -113,6 +113,8 @@ pub struct Question(Asked);
 #[derive(Debug, Clone)]
 pub(super) enum Asked {
     Probe(SubnetId),
+    /// See [`JoinRequest::Genesis`].
+    Genesis([u8; 16]),
     Nonce {
         subnet: SubnetId,
         issuer: PeerId,
@@ -136,6 +138,7 @@ impl Question {
     fn check(known: &Known, request: JoinRequest) -> Result<Question, Error> {
         Ok(Question(match request {
             JoinRequest::Probe(subnet) => Asked::Probe(subnet),
+            JoinRequest::Genesis(wanted) => Asked::Genesis(wanted),
             JoinRequest::Nonce { subnet, issuer, joiner } => Asked::Nonce { subnet, issuer, joiner },
             JoinRequest::Ask(signed) => {
                 let ask = signed.verify()?;

@@ -2,7 +2,8 @@
 
 use super::Core;
 use crate::api::types::{
-    DnsInfo, Error, InviteInfo, JoinRequestInfo, LeaseInfo, MapInfo, MemberInfo, SubnetInfo, SubnetState, WorkloadInfo,
+    DnsInfo, Error, ErrorKind, InviteInfo, JoinRequestInfo, LeaseInfo, MapInfo, MemberInfo, SubnetInfo, SubnetState,
+    WorkloadInfo,
 };
 use crate::model::build::{MTU, NAME_TTL};
 use crate::model::id::{Name, PeerId};
@@ -315,18 +316,11 @@ impl Core {
     /// `workload show`.
     ///
     /// # Errors
-    /// `E-NO-WORKLOAD`.
+    /// `E-NO-WORKLOAD`, `E-AMBIGUOUS`.
     pub fn workload(&self, name: &str) -> Result<WorkloadInfo, Error> {
-        self.workloads(None)
-            .into_iter()
-            .find(|w| w.workload.as_str().eq_ignore_ascii_case(name) || w.target == name)
-            .ok_or_else(|| {
-                Error::new(
-                    crate::api::types::ErrorKind::NotFound,
-                    "E-NO-WORKLOAD",
-                    format!("no workload {} here", crate::model::members::printable(name)),
-                )
-                .hint("byway workload ls")
-            })
+        let (id, found) = self.find_workload(name, None)?;
+        let subnet = self.state.find(&id.to_string())?;
+        let gone = || Error::new(ErrorKind::NotFound, "E-NO-WORKLOAD", format!("no workload {found} here"));
+        self.workloads(Some(subnet)).into_iter().find(|w| w.workload == found).ok_or_else(gone)
     }
 }

@@ -47,7 +47,7 @@ async fn lab(members: u8) -> Lab {
                 domain: None,
                 grant_life: None,
                 member: "a".parse().unwrap(),
-                routed: vec![],
+                around: Default::default(),
                 host: Default::default(),
                 salt: [1; 16],
             };

@@ -54,6 +54,8 @@ pub enum JoinRequest {
         /// Head, grant.
         records: Vec<Signed>,
     },
+    /// The genesis of the subnet with this [`lookup`](crate::model::join::lookup): what a joiner judges before it asks.
+    Genesis([u8; 16]),
 }
 
 /// The answer to a stranger.
@@ -91,6 +93,8 @@ pub enum JoinAnswer {
         /// The owner's head, and what is held of the asker's grants and revocations.
         heads: Vec<Signed>,
     },
+    /// Genesis bytes: some 400 at most. The ID is their hash, so that nobody can make up others.
+    Genesis(Vec<u8>),
 }
 
 /// A member's request.

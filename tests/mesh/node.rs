@@ -149,6 +149,7 @@ impl Node {
             alias: None,
             ip: None,
             host: Default::default(),
+            allow: Default::default(),
             timeout_ms: limit.as_millis() as u64,
             wait: !limit.is_zero(),
         };

@@ -229,7 +229,9 @@ fn only_a_clock_that_cannot_be_right_takes_its_time_from_records() {
     let mut lost = State::new(world.nodes[3].me.clone());
     let join = join(world.id, "m3", 0);
     let records = checked(world.records(2).all());
-    let subnet = lost.accept(&join, &world.nodes[2].subnets[&world.id].local.genesis, &records, &[], 60).unwrap();
+    let subnet = lost
+        .accept(&join, &world.nodes[2].subnets[&world.id].local.genesis, &records, &Default::default(), 60)
+        .unwrap();
     lost.absorb(draft(subnet));
     assert!(lost.clock(60) >= true_time - 60 && lost.clock(60) <= true_time + 600);
 }

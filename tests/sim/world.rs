@@ -68,6 +68,7 @@ pub fn join(subnet: SubnetId, wanted: &str, since: u64) -> PendingJoin {
         alias: None,
         ip: None,
         host: Default::default(),
+        allow: Default::default(),
         since,
     }
 }
@@ -98,7 +99,7 @@ impl World {
             domain: None,
             grant_life: None,
             member: name("m0"),
-            routed: vec![],
+            around: Default::default(),
             salt: [seed as u8; 16],
             host: Default::default(),
         };
@@ -147,7 +148,9 @@ impl World {
         let giver = &self.nodes[by].subnets[&self.id];
         let records = checked(giver.records.all());
         let join = join(self.id, wanted, self.now);
-        let subnet = self.nodes[who].accept(&join, &giver.local.genesis.clone(), &records, &[], self.now).unwrap();
+        let subnet = self.nodes[who]
+            .accept(&join, &giver.local.genesis.clone(), &records, &Default::default(), self.now)
+            .unwrap();
         self.nodes[who].absorb(draft(subnet));
     }
 

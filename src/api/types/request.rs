@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::host::{HostPolicy, Proto};
 use crate::model::id::{Name, PeerId};
+use crate::model::policy::Allowed;
 use crate::model::record::{Admission, Role};
 use crate::model::zone::RecordData;
 
@@ -37,8 +38,8 @@ pub enum WorkloadKind {
 
 /// Everything that can be asked of a daemon. Sent as `POST /v1/call` with this as JSON.
 ///
-/// `subnet` fields take a name, a full ID or a unique prefix of an ID; `member` and `peer` fields a member name, a peer
-/// ID or a unique end or beginning of one.
+/// `subnet`, `member`, `peer`, `workload` and `invite` fields take a full ID, a whole name, or a prefix of an ID of at least
+/// eight characters, as [`find`](crate::model::find) says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "kebab-case", deny_unknown_fields)]
 #[expect(missing_docs, reason = "verbs and fields are those of the command line, documented there")]
@@ -62,6 +63,7 @@ pub enum Request {
         ip: Option<IpAddr>,
         #[serde(default)]
         host: HostPolicy,
+        allow: Allowed,
         timeout_ms: u64,
         wait: bool,
     },

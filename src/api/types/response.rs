@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::host::{HostPolicy, Proto};
 use crate::model::id::{Name, PeerId, SubnetId};
+use crate::model::policy::Terms;
 use crate::model::record::{Admission, Role};
 
 /// What a verb answers; as JSON the fields of the variant's struct with `schema` in front.
@@ -79,6 +80,9 @@ pub struct Created {
     pub member: Name,
     #[serde(default)]
     pub host: HostPolicy,
+    /// What a joiner has to type beside the invite; empty where prefixes and domain are private.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub join_flags: String,
 }
 
 /// Whether a membership can be used.
@@ -107,6 +111,9 @@ pub struct Joined {
     pub fingerprint: Option<String>,
     #[serde(default)]
     pub host: HostPolicy,
+    /// What was founded, as soon as somebody told: name, prefixes, domain, the owner's fingerprint.
+    #[serde(flatten)]
+    pub terms: Option<Terms>,
 }
 
 /// `subnet host`: what of this machine itself a subnet reaches, beside ping and names.
@@ -197,6 +204,9 @@ pub struct InviteCreated {
     pub invite: String,
     pub uses: u32,
     pub expires: u64,
+    /// See [`Created::join_flags`].
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub join_flags: String,
 }
 
 /// `invite ls`: never the secret.

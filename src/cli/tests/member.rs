@@ -24,13 +24,13 @@ pub(super) fn lease() -> LeaseInfo {
 
 #[test]
 fn members_and_leases_look_like_this() {
-    let id1 = PeerId([1; 32]);
+    let (id1, prefix) = (PeerId([1; 32]), &PeerId([1; 32]).to_string()[..16]);
     shows(
         Response::Members { members: vec![member()] },
         &format!(
             "\
 MEMBER    ROLE    ADDRESSES  EXPIRES  LABELS        PEER
-a (you)   owner   10.77.1.1  in 90 d  site=berlin   {id1}
+a (you)   owner   10.77.1.1  in 90 d  site=berlin   {prefix}
 "
         ),
     );
@@ -43,11 +43,11 @@ a (you)   owner   10.77.1.1  in 90 d  site=berlin   {id1}
                 since: NOW - 240,
             }],
         },
-        &format!("NAME  FINGERPRINT  SINCE       PEER\nb     ab12         4 min ago   {id1}\n"),
+        &format!("NAME  FINGERPRINT  SINCE       PEER\nb     ab12         4 min ago   {prefix}\n"),
     );
     shows(
         Response::Leases { leases: vec![lease()] },
-        &format!("PREFIX         MEMBER  PEER\n10.77.1.0/24   a       {id1}\n"),
+        &format!("PREFIX         MEMBER  PEER\n10.77.1.0/24   a       {prefix}\n"),
     );
 }
 
@@ -83,7 +83,13 @@ k4      lab     admin    1 of 1   revoked
 ",
     );
     shows(
-        Response::Invite(InviteCreated { id: "k3".into(), invite: "byway1x".into(), uses: 2, expires: NOW + 3600 }),
+        Response::Invite(InviteCreated {
+            id: "k3".into(),
+            invite: "byway1x".into(),
+            uses: 2,
+            expires: NOW + 3600,
+            join_flags: String::new(),
+        }),
         "\
 invite k3
   invite      byway1x  (2 uses, 1 h)

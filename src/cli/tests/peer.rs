@@ -20,13 +20,13 @@ fn peer_info() -> PeerInfo {
 
 #[test]
 fn peers_look_like_this() {
-    let id1 = PeerId([1; 32]);
+    let (id1, prefix) = (PeerId([1; 32]), &PeerId([1; 32]).to_string()[..16]);
     assert_eq!(
         render(&Response::Peers { peers: vec![peer_info()] }, STYLE),
         format!(
             "\
 NAMES  PATH                        RTT       TX/RX       PEER
-b.lab  direct quic 10.0.0.2:4100   0.40 ms   1 k / 0 B   {id1}
+b.lab  direct quic 10.0.0.2:4100   0.40 ms   1 k / 0 B   {prefix}
 "
         )
     );

@@ -1,6 +1,7 @@
 //! `create`, `join`, `subnet`.
 
 use super::*;
+use crate::model::policy::{Allowed, Terms};
 
 #[test]
 fn create_and_join_say_what_comes_next() {
@@ -14,6 +15,7 @@ fn create_and_join_say_what_comes_next() {
         invite: "byway1abc".into(),
         member: name("a"),
         host: Default::default(),
+        join_flags: String::new(),
     });
     assert_eq!(
         render(&created, STYLE),
@@ -25,6 +27,13 @@ subnet lab  7q3km2wd9xra4ce8yn5t0vbz6g
   machine     answers ping and names only      ssh: byway subnet host lab tcp/22
 "
     );
+    let mut open = created.clone();
+    if let Response::Created(created) = &mut open {
+        created.join_flags = "--allow-domain example.org".into();
+    }
+    let text = render(&open, STYLE);
+    assert!(text.contains("next        byway join byway1abc --allow-domain example.org      on"), "{text}");
+    assert!(text.contains("\n  note        prefixes or domain are not private"), "{text}");
     let mut joined = Joined {
         host: Default::default(),
         id: id(),
@@ -34,6 +43,7 @@ subnet lab  7q3km2wd9xra4ce8yn5t0vbz6g
         interface: Some("bw-lab".into()),
         member: Some(name("b")),
         fingerprint: None,
+        terms: None,
     };
     assert_eq!(
         render(&Response::Joined(joined.clone()), STYLE),
@@ -50,6 +60,24 @@ subnet lab  7q3km2wd9xra4ce8yn5t0vbz6g
     );
     assert_eq!(open("tcp/20-30"), "  machine     answers ping, names and tcp/20-30");
     assert_eq!(open("open"), "  machine     answers ping, names and every port");
+    joined.terms = Some(Terms {
+        founded_as: name("lab"),
+        cidr4: "10.77.0.0/16".parse().ok(),
+        cidr6: "fd7a:31c0:9d2e::/48".parse().ok(),
+        domain: "lab.internal".into(),
+        owner_fingerprint: "12345-00042".into(),
+    });
+    assert_eq!(
+        render(&Response::Joined(joined.clone()), STYLE),
+        "\
+subnet lab  7q3km2wd9xra4ce8yn5t0vbz6g  ready
+  you         b  10.77.2.1  on bw-lab
+  prefixes    10.77.0.0/16  fd7a:31c0:9d2e::/48
+  domain      lab.internal
+  owner       fingerprint 12345-00042
+"
+    );
+    joined.terms = None;
     joined =
         Joined { name: None, state: SubnetState::Pending, addresses: vec![], interface: None, member: None, ..joined };
     joined.fingerprint = Some("12345-67890".into());
@@ -83,7 +111,7 @@ fn a_subnet_is_shown_with_all_it_has() {
         maps: vec![map::map()],
         host: Default::default(),
     };
-    let id1 = PeerId([1; 32]);
+    let (id1, prefix) = (PeerId([1; 32]), &PeerId([1; 32]).to_string()[..16]);
     assert_eq!(
         render(&Response::Subnet(Box::new(info.clone())), STYLE),
         format!(
@@ -102,11 +130,11 @@ subnet lab  7q3km2wd9xra4ce8yn5t0vbz6g  ready
 
 members
 MEMBER    ROLE    ADDRESSES  EXPIRES  LABELS        PEER
-a (you)   owner   10.77.1.1  in 90 d  site=berlin   {id1}
+a (you)   owner   10.77.1.1  in 90 d  site=berlin   {prefix}
 
 leases
 PREFIX         MEMBER  PEER
-10.77.1.0/24   a       {id1}
+10.77.1.0/24   a       {prefix}
 
 names
 NAME               TYPE  VALUE       TTL  FROM
@@ -146,7 +174,10 @@ fn create_and_join_become_requests() {
             host: Default::default(),
         }
     );
-    let line = format!("byway join {} --peer /ip4/10.0.0.1/tcp/4100 --as x --timeout 5s --no-wait", id());
+    let line = format!(
+        "byway join {} --peer /ip4/10.0.0.1/tcp/4100 --as x --timeout 5s --no-wait --allow-prefix 203.0.113.0/24 --allow-domain Example.org.",
+        id()
+    );
     let Verb::Join(join) = parsed(&line) else { panic!() };
     assert_eq!(
         join.request().unwrap(),
@@ -157,6 +188,7 @@ fn create_and_join_become_requests() {
             alias: Some(name("x")),
             ip: None,
             host: Default::default(),
+            allow: Allowed { prefixes: vec!["203.0.113.0/24".parse().unwrap()], domains: vec!["example.org".into()] },
             timeout_ms: 5000,
             wait: false,
         }

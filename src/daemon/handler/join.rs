@@ -12,6 +12,7 @@ use crate::model::id::SubnetId;
 use crate::model::join::{INVITE_PREFIX, Invite, fingerprint};
 use crate::model::local::PendingJoin;
 use crate::model::members::printable;
+use crate::model::policy::Terms;
 use crate::node::unix_now;
 use crate::p2p::Address;
 
@@ -19,7 +20,7 @@ use crate::p2p::Address;
 const STREAM_PATIENCE: Duration = Duration::from_secs(3);
 
 pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Response, Error> {
-    let Request::Join { target, peers, name, alias, ip, host, timeout_ms, wait } = request else {
+    let Request::Join { target, peers, name, alias, ip, host, allow, timeout_ms, wait } = request else {
         return Err(Error::new(ErrorKind::Usage, "E-VERB", "not join"));
     };
     let invite = if target.starts_with(INVITE_PREFIX) { Some(Invite::parse(&target)?) } else { None };
@@ -51,11 +52,13 @@ pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Respo
         alias,
         ip,
         host,
+        allow,
         since: unix_now(),
     };
     let saved = pending.clone();
     ctx.node.run(move |core| core.begin_join(saved)).await??;
-    let mut progress = join::start(ctx, pending);
+    let started = join::start(ctx, pending);
+    let mut progress = started.progress.clone();
     if !wait {
         // A moment, so that an invite on a LAN is simply done.
         let _ = tokio::time::timeout(Duration::from_millis(500), progress.wait_for(decided)).await;
@@ -89,6 +92,7 @@ pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Respo
             member: None,
             fingerprint: Some(fingerprint(ctx.peers.peer())),
             host: HostPolicy::Closed,
+            terms: started.genesis.get().map(|genesis| Terms::of(genesis, id)),
         })),
     }
 }
@@ -99,7 +103,13 @@ fn decided(progress: &Progress) -> bool {
 
 /// The answer of `join` for a subnet this node belongs to.
 async fn joined(ctx: &Context, id: SubnetId) -> Result<Option<Response>, Error> {
-    let info: Option<SubnetInfo> = ctx.node.run(move |core| core.subnet_show(&id.to_string()).ok()).await?;
+    let (info, terms): (Option<SubnetInfo>, Option<Terms>) = ctx
+        .node
+        .run(move |core| {
+            let terms = core.state.subnets.get(&id).map(|s| Terms::of(&s.records.genesis, id));
+            (core.subnet_show(&id.to_string()).ok(), terms)
+        })
+        .await?;
     Ok(info.filter(|i| i.state == SubnetState::Ready).map(|i| {
         let member = i.members.iter().find(|m| m.me).map(|m| m.name.clone());
         Response::Joined(Joined {
@@ -111,6 +121,7 @@ async fn joined(ctx: &Context, id: SubnetId) -> Result<Option<Response>, Error> 
             member,
             fingerprint: None,
             host: i.host,
+            terms: terms.clone(),
         })
     }))
 }

@@ -7,8 +7,11 @@ use super::done;
 use crate::api::types::{Error, ErrorKind, PingInfo, Problem, Response};
 use crate::daemon::{Context, status};
 use crate::link::Key;
+use crate::model::find::{ambiguous, peer_prefixes};
 use crate::model::id::{PeerId, SubnetId};
-use crate::model::members::{holds_address, printable};
+use crate::model::members::{Subnet, holds_address, printable};
+use crate::model::subnet::Resolved;
+use crate::node::Core;
 use crate::p2p::{Address, Protocol};
 use crate::wire::control::{self, ControlRequest};
 
@@ -36,35 +39,51 @@ async fn resolve(ctx: &Context, target: &str) -> Result<(PeerId, Option<SubnetId
         .node
         .run(move |core| {
             let now = core.now();
-            let address: Option<IpAddr> = text.parse().ok();
+            let mut found = Vec::new();
             for subnet in core.state.subnets.values() {
-                let resolved = subnet.resolve(now);
-                let id = Some(subnet.records.id);
-                if let Some(address) = address {
-                    if let Some((peer, _)) = resolved.members.iter().find(|(_, m)| holds_address(m, address)) {
-                        return Some((*peer, id, Some(address)));
-                    }
-                    continue;
-                }
-                let any = IpAddr::from([0, 0, 0, 0]);
-                let target = subnet.target_address(&core.state.me, &resolved, &text, any);
-                let target =
-                    target.or_else(|| subnet.target_address(&core.state.me, &resolved, &text, IpAddr::from([0u16; 8])));
-                if let Some((address, _)) = target {
-                    let owner = resolved.members.iter().find(|(_, m)| holds_address(m, address)).map(|(p, _)| *p)?;
-                    return Some((owner, id, Some(address)));
-                }
-                if let Ok(peer) = subnet.find_member(&resolved, &text) {
-                    let address = resolved.members.get(&peer).and_then(|m| m.addresses.first().copied());
-                    return Some((peer, id, address));
+                match in_subnet(core, subnet, &subnet.resolve(now), &text) {
+                    Ok(one) => found.extend(one),
+                    Err(error) => return Err(error),
                 }
             }
-            None
+            Ok(found)
         })
-        .await?;
-    match found {
-        Some(found) => Ok(found),
+        .await??;
+    // One peer that several subnets know is one peer; two of one name are not.
+    if let Some((other, ..)) = found.iter().find(|(peer, ..)| found.first().is_some_and(|(first, ..)| first != peer)) {
+        let peers = found.first().map(|(first, ..)| *first).into_iter().chain([*other]);
+        return Err(ambiguous(target, &peer_prefixes(peers)).into());
+    }
+    match found.into_iter().next() {
+        Some((peer, subnet, address)) => Ok((peer, Some(subnet), address)),
         None => Ok((status::peer_show(ctx, target).await?.peer_id, None, None)),
+    }
+}
+
+/// The same in one subnet: the peer and the address that is meant.
+fn in_subnet(
+    core: &Core,
+    subnet: &Subnet,
+    resolved: &Resolved,
+    text: &str,
+) -> Result<Option<(PeerId, SubnetId, Option<IpAddr>)>, crate::model::error::Error> {
+    let id = subnet.records.id;
+    let holder = |address| resolved.members.iter().find(|(_, m)| holds_address(m, address)).map(|(peer, _)| *peer);
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(holder(address).map(|peer| (peer, id, Some(address))));
+    }
+    let families = [IpAddr::from([0, 0, 0, 0]), IpAddr::from([0u16; 8])];
+    let named = families.into_iter().find_map(|like| subnet.target_address(&core.state.me, resolved, text, like));
+    let by_name = named.and_then(|(address, _)| Some((holder(address)?, address)));
+    match (subnet.find_member(resolved, text), by_name) {
+        // A name of the subnet that also fits another member's ID.
+        (Ok(peer), Some((owner, _))) if peer != owner => Err(ambiguous(text, &peer_prefixes([peer, owner]))),
+        (Err(error), _) if error.code == "E-AMBIGUOUS" => Err(error),
+        (_, Some((owner, address))) => Ok(Some((owner, id, Some(address)))),
+        (Ok(peer), None) => {
+            Ok(Some((peer, id, resolved.members.get(&peer).and_then(|m| m.addresses.first().copied()))))
+        }
+        (Err(_), None) => Ok(None),
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{done, generation, settle};
 use crate::api::types::{Cidr, Error, ErrorKind, Request, Response};
 use crate::daemon::Context;
+use crate::daemon::join::around;
 use crate::model::host::HostPolicy;
 use crate::model::id::SubnetId;
 use crate::model::members::printable;
@@ -15,7 +16,7 @@ pub(super) async fn create(ctx: &Context, request: Request) -> Result<Response, 
         return Err(Error::new(ErrorKind::Usage, "E-VERB", "not create"));
     };
     ctx.machine.ready()?;
-    let routed = ctx.machine.routed(&ctx.instance).await?;
+    let around = around(ctx).await?;
     let founding = Founding {
         name,
         cidr4: choice(cidr4),
@@ -25,7 +26,7 @@ pub(super) async fn create(ctx: &Context, request: Request) -> Result<Response, 
         domain,
         grant_life: grant_life_s,
         member: ctx.config.node_name.clone(),
-        routed,
+        around,
         salt: [0; 16],
         host,
     };

@@ -6,10 +6,17 @@ use ed25519_dalek::SigningKey;
 
 use super::{done, random};
 use crate::api::types::{Error, ErrorKind, InviteCreated, Response};
+use crate::model::find::{Id, Named, find};
+use crate::model::id::SubnetId;
 use crate::model::join::{Invite, Issued};
 use crate::model::members::{Subnet, printable};
+use crate::model::policy::flags;
 use crate::model::record::{Role, Term};
 use crate::node::Core;
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
 
 impl Core {
     pub(super) fn new_invite(
@@ -71,29 +78,34 @@ impl Core {
         // Spent invites of long ago tell nothing any more.
         subnet.local.invites.retain(|i| now < i.expires.saturating_add(7 * 86_400));
         subnet.local.invites.push(issued);
+        let join_flags = flags(&subnet.records.genesis);
         self.save(subnet)?;
-        Ok(Response::Invite(InviteCreated { id, invite, uses, expires }))
+        Ok(Response::Invite(InviteCreated { id, invite, uses, expires, join_flags }))
     }
 
     /// `invite revoke`.
     ///
     /// # Errors
-    /// `E-NO-INVITE`.
+    /// `E-NO-INVITE`, `E-AMBIGUOUS`.
     pub fn invite_revoke(&mut self, id: &str) -> Result<Response, Error> {
         // People paste the invite itself as well as its short name.
         let public = Invite::parse(id).ok().map(|i| i.key().verifying_key().to_bytes());
-        let matches = |i: &Issued| public == Some(i.public) || (id.len() >= 4 && i.id().starts_with(id));
-        let found = self.state.subnets.values().find(|s| s.local.invites.iter().any(matches)).cloned();
-        let Some(mut subnet) = found else {
-            return Err(Error::new(
-                ErrorKind::NotFound,
+        let text = public.map_or_else(|| id.to_ascii_lowercase(), |public| hex(&public));
+        let issued = self.state.subnets.values().flat_map(|s| s.local.invites.iter().map(|i| (s.records.id, i.public)));
+        let all: Vec<Named<(SubnetId, [u8; 32])>> =
+            issued.map(|what| Named { what, id: Some(Id::plain(hex(&what.1))), names: vec![] }).collect();
+        let none = || {
+            crate::model::error::Error::new(
+                crate::model::error::Kind::NotFound,
                 "E-NO-INVITE",
                 format!("no invite {} was issued here", printable(id)),
             )
-            .hint("byway invite ls"));
+            .hint("byway invite ls")
         };
+        let (subnet, public) = find(&all, &text).map_err(|miss| miss.error(id, none))?;
+        let mut subnet = self.state.edit(&subnet.to_string())?;
         let mut changed = false;
-        for invite in subnet.local.invites.iter_mut().filter(|i| matches(i)) {
+        for invite in subnet.local.invites.iter_mut().filter(|i| i.public == public) {
             changed |= !invite.revoked;
             invite.revoked = true;
         }

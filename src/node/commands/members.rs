@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::done;
 use crate::api::types::{Error, ErrorKind, Response};
 use crate::model::id::{Name, PeerId};
-use crate::model::members::{Identity, REQUEST_LIFE, Subnet, match_peer, printable};
+use crate::model::members::{Identity, REQUEST_LIFE, Subnet, printable};
 use crate::model::record::{Role, Term};
 use crate::node::Core;
 
@@ -29,30 +29,20 @@ impl Core {
     /// `member approve` and `member deny`.
     ///
     /// # Errors
-    /// `E-NO-REQUEST`, `E-NOT-ADMIN`, `E-POOL-FULL`.
+    /// `E-NO-REQUEST`, `E-AMBIGUOUS`, `E-NOT-ADMIN`, `E-POOL-FULL`.
     pub fn decide_request(&mut self, text: &str, who: &str, approve: bool) -> Result<Response, Error> {
         let mut subnet = self.state.edit(text)?;
         let now = self.now();
         let resolved = subnet.resolve(now);
         subnet.require_admin(&self.state.me, &resolved)?;
-        let by_name = || {
-            let mut found =
-                subnet.requests.iter().filter(|(_, r)| r.ask.name.as_str().eq_ignore_ascii_case(who)).map(|(p, _)| *p);
-            let first = found.next();
-            if found.next().is_some() { None } else { first }
-        };
-        let peer = match_peer(subnet.requests.keys().copied(), who).or_else(by_name);
-        let Some(request) = peer.and_then(|p| subnet.requests.get(&p).cloned()) else {
+        let request = match subnet.find_request(who) {
+            Ok(peer) => subnet.requests.get(&peer).cloned(),
             // Approving twice is no error.
-            if approve && subnet.find_member(&resolved, who).is_ok() {
-                return Ok(done(format!("{} is a member already", printable(who)), false));
-            }
-            return Err(Error::new(
-                ErrorKind::NotFound,
-                "E-NO-REQUEST",
-                format!("nobody called {} asks to join {}", printable(who), subnet.name()),
-            )
-            .hint(format!("byway member requests {}", subnet.name())));
+            Err(error) if error.code == "E-NO-REQUEST" && approve && subnet.find_member(&resolved, who).is_ok() => None,
+            Err(error) => return Err(error.into()),
+        };
+        let Some(request) = request else {
+            return Ok(done(format!("{} is a member already", printable(who)), false));
         };
         let me = self.state.me.clone();
         if approve {

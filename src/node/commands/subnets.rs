@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use super::{done, random};
 use crate::api::types::{Created, Error, ErrorKind, HostInfo, Response};
 use crate::model::host::HostPolicy;
-use crate::model::id::{SubnetId, is_id_prefix};
-use crate::model::local::PendingJoin;
+use crate::model::id::SubnetId;
 use crate::model::members::Subnet;
+use crate::model::policy::flags;
 use crate::model::record::{Role, Term};
 use crate::model::state::{Draft, Founding};
 use crate::node::Core;
@@ -48,6 +48,7 @@ impl Core {
             invite: text,
             member: me.name,
             host: subnet.local.host.clone(),
+            join_flags: flags(&subnet.records.genesis),
         };
         let mut draft = Draft::default();
         draft.put(subnet);
@@ -63,15 +64,17 @@ impl Core {
     /// # Errors
     /// `E-NO-SUBNET`, `E-OWNER-STAYS`.
     pub fn leave(&mut self, text: &str) -> Result<Leaving, Error> {
-        // A subnet that is here goes before a join that waits under a like name.
-        if let Some(id) = self.pending_join(text).filter(|_| self.state.find(text).is_err()) {
+        let id = match self.state.find_joined_or_waiting(text) {
+            Ok(id) => id,
+            Err(error) if error.code == "E-NO-SUBNET" && self.state.find_past(text).is_some() => {
+                return Ok(Leaving::Gone);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        // A membership that ended may wait to be let in again: the join goes with what is left here.
+        let Some(mut subnet) = self.state.subnets.get(&id).cloned() else {
             self.drop_join(id)?;
             return Ok(Leaving::Withdrawn);
-        }
-        let mut subnet = match self.state.edit(text) {
-            Ok(subnet) => subnet,
-            Err(_) if self.state.find_past(text).is_some() => return Ok(Leaving::Gone),
-            Err(error) => return Err(error.into()),
         };
         let me = self.state.me.clone();
         let resolved = subnet.resolve(self.now());
@@ -83,21 +86,11 @@ impl Core {
             )
             .hint(format!("byway destroy {}   (ends the subnet for everyone)", subnet.name())));
         }
-        let id = subnet.records.id;
         if resolved.members.contains_key(&me.peer) {
             subnet.say_goodbye(&me, self.now())?;
             self.save(subnet)?;
         }
         Ok(Leaving::Said(id))
-    }
-
-    fn pending_join(&self, text: &str) -> Option<SubnetId> {
-        let lower = text.to_ascii_lowercase();
-        let named = |j: &&PendingJoin| {
-            (is_id_prefix(&lower) && j.subnet.to_string().starts_with(&lower))
-                || j.alias.as_ref().is_some_and(|a| a.as_str() == lower)
-        };
-        self.state.joins.values().find(named).map(|j| j.subnet)
     }
 
     /// Removes a subnet from this node and remembers its name.
@@ -117,7 +110,7 @@ impl Core {
     pub fn destroy(&mut self, text: &str) -> Result<Option<SubnetId>, Error> {
         let mut subnet = match self.state.edit(text) {
             Ok(subnet) => subnet,
-            Err(_) if self.state.find_past(text).is_some() => return Ok(None),
+            Err(error) if error.code == "E-NO-SUBNET" && self.state.find_past(text).is_some() => return Ok(None),
             Err(error) => return Err(error.into()),
         };
         subnet.destroy(&self.state.me.clone(), self.now())?;

@@ -7,10 +7,11 @@ use sha2::{Digest as _, Sha256};
 use super::done;
 use crate::api::types::{Attached, Error, ErrorKind, Response};
 use crate::model::build::MTU;
+use crate::model::find::{Id, Miss, Named, find};
 use crate::model::host::{NetnsRef, ResolvConf};
 use crate::model::id::{Name, SubnetId};
 use crate::model::local::{Target, Workload};
-use crate::model::members::{Subnet, printable};
+use crate::model::members::printable;
 use crate::node::Core;
 
 /// A workload as it was found on this machine, before it has addresses.
@@ -85,38 +86,49 @@ impl Core {
     /// # Errors
     /// `E-NO-WORKLOAD`, `E-AMBIGUOUS`.
     pub fn detach(&mut self, workload: &str, subnet: Option<&str>) -> Result<Response, Error> {
-        let lower = workload.to_ascii_lowercase();
-        let named =
-            |s: &&Subnet| s.local.workloads.iter().any(|w| w.name.as_str() == lower || w.target.text() == workload);
-        let candidates: Vec<Subnet> = match subnet {
-            Some(text) => vec![self.state.edit(text)?],
-            None => self.state.subnets.values().filter(named).cloned().collect(),
-        };
-        if candidates.len() > 1 {
-            return Err(Error::new(
-                ErrorKind::Usage,
-                "E-AMBIGUOUS",
-                format!("{} is attached to several subnets", printable(workload)),
-            )
-            .hint("byway detach WORKLOAD --subnet SUBNET"));
-        }
-        let Some(mut subnet) = candidates.into_iter().next() else {
-            return Err(Error::new(
-                ErrorKind::NotFound,
-                "E-NO-WORKLOAD",
-                format!("no workload {} here", printable(workload)),
-            )
-            .hint("byway workload ls"));
-        };
-        let by_target = subnet.local.workloads.iter().find(|w| w.target.text() == workload).map(|w| w.name.to_string());
-        let name = if subnet.local.workloads.iter().any(|w| w.name.as_str() == lower) {
-            lower
-        } else {
-            by_target.unwrap_or(lower)
-        };
-        let gone = subnet.detach(&self.state.me.clone(), &name, self.now())?;
+        let (id, name) = self.find_workload(workload, subnet)?;
+        let mut subnet = self.state.edit(&id.to_string())?;
+        let gone = subnet.detach(&self.state.me.clone(), name.as_str(), self.now())?;
         self.save(subnet)?;
         Ok(done(format!("detached {}", gone.name), true))
+    }
+
+    /// The workload that is meant: by the engine's ID, its name, a prefix of that ID, and after all of them by what the
+    /// person attached. Without a subnet it is looked for in all of them.
+    ///
+    /// # Errors
+    /// `E-NO-WORKLOAD`, `E-AMBIGUOUS`, `E-NO-SUBNET`.
+    pub(in crate::node) fn find_workload(&self, text: &str, subnet: Option<&str>) -> Result<(SubnetId, Name), Error> {
+        let only = subnet.map(|subnet| self.state.find(subnet).map(|s| s.records.id)).transpose()?;
+        let chosen = self.state.subnets.values().filter(|s| only.is_none_or(|id| id == s.records.id));
+        let (mut named, mut attached) = (Vec::new(), Vec::new());
+        for subnet in chosen {
+            for workload in &subnet.local.workloads {
+                let what = (subnet.records.id, workload.name.clone());
+                let id = match &workload.target {
+                    Target::Docker { id, .. } => Some(Id::plain(id.clone())),
+                    Target::Netns(_) => None,
+                };
+                named.push(Named { what: what.clone(), id, names: vec![workload.name.to_string()] });
+                let names = vec![workload.target.text().to_owned()];
+                attached.push(Named { what, id: None, names });
+            }
+        }
+        let none = || {
+            Error::new(ErrorKind::NotFound, "E-NO-WORKLOAD", format!("no workload {} here", printable(text)))
+                .hint("byway workload ls")
+        };
+        let found = match find(&named, text) {
+            Err(Miss::None) => find(&attached, text),
+            other => other,
+        };
+        found.map_err(|miss| match miss {
+            Miss::None => none(),
+            Miss::Many(_) => {
+                let message = format!("more than one workload here is called {}", printable(text));
+                Error::new(ErrorKind::Usage, "E-AMBIGUOUS", message).hint("byway detach WORKLOAD --subnet SUBNET")
+            }
+        })
     }
 
     /// A workload whose namespace died: name and addresses are free again.

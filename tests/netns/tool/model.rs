@@ -64,7 +64,7 @@ fn state(members: usize, workloads: usize, now: u64) -> Result<State> {
         domain: None,
         grant_life: None,
         member: name("m0")?,
-        routed: vec![],
+        around: Default::default(),
         salt: [7; 16],
         host: Default::default(),
     };
