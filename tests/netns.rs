@@ -12,6 +12,8 @@ mod canary;
 mod datagram;
 #[path = "netns/durability.rs"]
 mod durability;
+#[path = "netns/hearsay.rs"]
+mod hearsay;
 #[path = "netns/hostile.rs"]
 mod hostile;
 #[path = "netns/input.rs"]
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         kills::CASES,
         input::CASES,
         datagram::CASES,
+        hearsay::CASES,
         hostile::CASES,
         mtu::CASES,
         canary::CASES,

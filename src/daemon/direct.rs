@@ -17,8 +17,8 @@ use crate::link::Key;
 use crate::link::direct::{Ask, Config, Letter, Origin, has_aes};
 use crate::link::port::{Options, Port};
 use crate::model::id::{PeerId, SubnetId};
-use crate::p2p::{self, Address, Carrier, Protocol};
-use crate::wire::control::{self, ControlAnswer, ControlRequest};
+use crate::p2p::{self, Address, Carrier, Heard, Protocol};
+use crate::wire::control::{self, ControlAnswer, ControlRequest, MAX_ENDPOINTS};
 
 /// For one question over the stream.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -109,7 +109,7 @@ async fn put(ctx: Context, ask: Ask) {
     let body = control::encode(&ControlRequest::Session { subnet: key.subnet, message, endpoints });
     let said = ctx.peers.ask(key.peer, Protocol::Control, body, PATIENCE).await;
     let letter = match said.map(|body| control::decode(&body)) {
-        Ok(Ok(ControlAnswer::Session { message, endpoints })) => Some(Letter { message, endpoints }),
+        Ok(Ok(ControlAnswer::Session { message, endpoints })) => Some(letter(message, endpoints)),
         other => {
             tracing::debug!(subnet = %key.subnet, peer = %key.peer, answer = ?other, "session: no answer");
             None
@@ -118,10 +118,17 @@ async fn put(ctx: Context, ask: Ask) {
     answer.give(letter).await;
 }
 
+/// What a member said, with those of its addresses that datagrams may be sent to on its word.
+fn letter(message: Vec<u8>, mut endpoints: Vec<SocketAddr>) -> Letter {
+    endpoints.truncate(MAX_ENDPOINTS);
+    p2p::keep_sendable(&mut endpoints);
+    Letter { message, endpoints }
+}
+
 /// Answers a member's question.
-pub(crate) async fn answer(ctx: &Context, peer: PeerId, subnet: SubnetId, letter: Letter) -> ControlAnswer {
+pub(crate) async fn answer(ctx: &Context, peer: PeerId, subnet: SubnetId, said: Letter) -> ControlAnswer {
     let Some(direct) = &ctx.direct else { return ControlAnswer::NoSession };
-    match direct.request(Key { subnet, peer }, letter).await {
+    match direct.request(Key { subnet, peer }, letter(said.message, said.endpoints)).await {
         Some(Letter { message, endpoints }) => ControlAnswer::Session { message, endpoints },
         None => ControlAnswer::NoSession,
     }
@@ -134,15 +141,18 @@ pub(crate) async fn connected(ctx: Context, peer: PeerId) {
     let Some(status) = ctx.peers.status().await.unwrap_or_default().into_iter().find(|s| s.peer == peer) else {
         return;
     };
-    let book: Vec<SocketAddr> = status.addresses.iter().filter_map(endpoint).collect();
-    direct.candidates(peer, book, Origin::Told).await;
+    // Where the stream reaches it is no hearsay: there it has answered.
+    let reached = status.reached.iter().filter_map(endpoint);
+    let mut told: Vec<SocketAddr> = status.addresses.iter().filter_map(endpoint).collect();
+    p2p::keep_sendable(&mut told);
+    direct.candidates(peer, reached.chain(told).collect(), Origin::Told).await;
     let remote = status.connections.iter().filter_map(|c| endpoint(&c.remote.parse().ok()?)).collect();
     direct.candidates(peer, remote, Origin::Connection).await;
 }
 
 /// Addresses of a member that were found otherwise.
-pub(crate) async fn found(ctx: &Context, peer: PeerId, addresses: &[Address]) {
-    let addresses: Vec<SocketAddr> = addresses.iter().filter_map(endpoint).collect();
+pub(crate) async fn found(ctx: &Context, peer: PeerId, addresses: &[Heard]) {
+    let addresses: Vec<SocketAddr> = addresses.iter().filter_map(|heard| endpoint(heard.address())).collect();
     if let Some(direct) = ctx.direct.as_ref().filter(|_| !addresses.is_empty()) {
         direct.candidates(peer, addresses, Origin::Told).await;
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -13,12 +13,12 @@ use crate::api::types::{Error, ErrorKind};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::join::lookup;
 use crate::model::local::PendingJoin;
-use crate::model::policy::{Need, Surroundings};
+use crate::model::policy::{Around, Need};
 use crate::model::record::Genesis;
 use crate::model::record::Signed;
 use crate::model::subnet::Records;
 use crate::node::PIECE;
-use crate::p2p::{Address, Protocol};
+use crate::p2p::{Address, Heard, Protocol, Typed};
 use crate::wire::control::{self, JoinAnswer, JoinRequest};
 
 /// Between two rounds at first, and later: a person may take a while to approve.
@@ -29,6 +29,14 @@ const LATER: Duration = Duration::from_secs(5);
 const EAGER_ROUNDS: u32 = 120;
 /// For one question.
 const PATIENCE: Duration = Duration::from_secs(6);
+/// Between two dials of the addresses in an invite, in the first rounds and later.
+const INVITE_AGAIN: Duration = Duration::from_secs(5);
+/// See [`INVITE_AGAIN`].
+const INVITE_LATER: Duration = Duration::from_secs(60);
+/// Between two dials of a neighbour on a local network that has answered before.
+const NEIGHBOUR_AGAIN: Duration = Duration::from_secs(5);
+/// Peers whose addresses one join remembers having dialled.
+const MAX_TRIED: usize = 512;
 /// How much longer than the first one the others may take to tell the genesis in one round.
 const SLOW: Duration = Duration::from_millis(300);
 
@@ -104,11 +112,12 @@ pub(crate) fn start(ctx: &Context, join: PendingJoin) -> Running {
 
 /// What this machine cannot give away to a subnet: what it routes, its resolvers and gateways, and where its peers are
 /// reached. What lies in a subnet that is here already is left out: the underlay is not there.
-pub(crate) async fn around(ctx: &Context) -> Result<Surroundings, Error> {
+pub(crate) async fn around(ctx: &Context) -> Result<Around, Error> {
     let mut around = ctx.machine.surroundings(&ctx.instance).await?;
     let peers = ctx.peers.status().await.unwrap_or_default();
     let connected = peers.iter().flat_map(|p| &p.connections).filter_map(|c| c.remote.parse::<Address>().ok()?.ip());
-    let mut addresses: BTreeSet<IpAddr> = connected.map(|ip| ip.to_canonical()).collect();
+    let reached = peers.iter().flat_map(|p| &p.reached).filter_map(Address::ip);
+    let mut addresses: BTreeSet<IpAddr> = connected.chain(reached).map(|ip| ip.to_canonical()).collect();
     addresses.retain(|ip| !ip.is_loopback());
     let what = |address: IpAddr| Need { address, what: format!("{address}, where a peer is reached") };
     around.needs.extend(addresses.into_iter().map(what));
@@ -128,14 +137,14 @@ async fn ask_until_decided(
         ctx.joins.lock().get(&join.subnet).is_some_and(|r| r.progress.same_channel(&progress.subscribe()))
     };
     let mut refusals = 0u32;
-    let mut known = Known::default();
+    let (mut known, mut tried) = (Known::default(), Tried::default());
     for round in 0u32.. {
         let subnet = join.subnet;
         let wanted = ctx.node.run(move |core| core.state.joins.contains_key(&subnet)).await.unwrap_or(false);
         if !wanted || !mine(&ctx) {
             return;
         }
-        let candidates = candidates(&ctx, &join).await;
+        let candidates = candidates(&ctx, &join, &mut tried, round).await;
         known.learn(&ctx, subnet, &candidates).await;
         // Before anything is asked, so that a refusal uses nothing up and tells nobody of this peer.
         if let Some(genesis) = known.genesis.clone().filter(|_| founded.get().is_none()) {
@@ -264,10 +273,11 @@ async fn take(ctx: &Context, join: &PendingJoin, genesis: Vec<u8>, records: Vec<
 async fn decline(ctx: &Context, join: &PendingJoin, goodbye: Option<Signed>) {
     let Some(goodbye) = goodbye else { return };
     let request = JoinRequest::Decline(goodbye);
+    let mut tried = Tried::default();
     let told = async {
         // Who has just admitted us replaces the connection it was asked on by a member's: a first try may go down with it.
         loop {
-            for peer in candidates(ctx, join).await {
+            for peer in candidates(ctx, join, &mut tried, 0).await {
                 let answer = tokio::time::timeout(HEARD_WITHIN, exchange(ctx, peer, &request)).await;
                 if matches!(answer, Ok(Some(JoinAnswer::Known))) {
                     return;
@@ -288,30 +298,65 @@ async fn end(ctx: &Context, subnet: SubnetId, progress: &watch::Sender<Progress>
     progress.send_replace(Progress::Refused(error));
 }
 
+/// What others say of where somebody is, as this join has heard it, and when it was dialled last.
+#[derive(Debug, Default)]
+struct Tried(BTreeMap<PeerId, (Vec<Heard>, Instant)>);
+
+impl Tried {
+    /// Whether to dial there now: what is new at once, what is known again after `pause`; `None`: never.
+    fn is_due(&mut self, peer: PeerId, heard: &[Heard], pause: Option<Duration>) -> bool {
+        let now = Instant::now();
+        let due = match self.0.get(&peer) {
+            Some((known, at)) if known == heard => pause.is_some_and(|pause| now.duration_since(*at) >= pause),
+            _ => !heard.is_empty() && self.0.len() < MAX_TRIED,
+        };
+        if due {
+            self.0.insert(peer, (heard.to_vec(), now));
+        }
+        due
+    }
+}
+
 /// Everybody who might know: addresses given, peers on the local networks, peers connected anyway. The issuer first.
-async fn candidates(ctx: &Context, join: &PendingJoin) -> Vec<PeerId> {
+///
+/// The addresses in an invite are its maker's word, although a person pasted it: nobody reads them. They are judged like any
+/// that are heard, names among them are not looked up, and they are dialled again only while the join lasts, ever more seldom.
+async fn candidates(ctx: &Context, join: &PendingJoin, tried: &mut Tried, round: u32) -> Vec<PeerId> {
     let issuer = join.invite.as_ref().map(|i| i.issuer);
     let mut dials = JoinSet::new();
-    let mut dial = |addresses: Vec<Address>, peer: Option<PeerId>| {
+    let mut dial = |typed: Vec<Typed>, heard: Vec<Heard>, peer: Option<PeerId>| {
         let peers = ctx.peers.clone();
-        dials.spawn(async move { tokio::time::timeout(PATIENCE, peers.connect(addresses, peer)).await.ok()?.ok() });
+        dials.spawn(async move {
+            let dialled = async move {
+                match peer.filter(|_| typed.is_empty()) {
+                    Some(peer) => peers.connect_heard(heard, peer).await,
+                    None => peers.connect(typed, peer).await,
+                }
+            };
+            tokio::time::timeout(PATIENCE, dialled).await.ok()?.ok()
+        });
     };
-    if let Some(invite) = &join.invite {
-        let of_issuer: Vec<Address> = invite.addresses.iter().filter_map(|a| a.parse().ok()).collect();
-        if !of_issuer.is_empty() {
-            dial(of_issuer, Some(invite.issuer));
+    let connected = ctx.table.connected();
+    if let Some(invite) = join.invite.as_ref().filter(|i| !connected.contains(&i.issuer)) {
+        let of_issuer: Vec<Heard> = invite.addresses.iter().filter_map(|a| Heard::parse(a)).collect();
+        let pause = if round < EAGER_ROUNDS { INVITE_AGAIN } else { INVITE_LATER };
+        if tried.is_due(invite.issuer, &of_issuer, Some(pause)) {
+            dial(Vec::new(), of_issuer, Some(invite.issuer));
         }
     }
     for hint in join.hints.iter().chain(&ctx.config.bootstrap) {
-        if let Ok(address) = hint.parse::<Address>() {
-            let peer = address.peer();
-            dial(vec![address], peer);
+        if let Ok(typed) = hint.parse::<Typed>() {
+            let peer = typed.address().peer();
+            dial(vec![typed], Vec::new(), peer);
         }
     }
-    let connected = ctx.table.connected();
     let mut found: Vec<PeerId> = connected.clone();
-    for (peer, addresses) in ctx.table.neighbours().into_iter().filter(|(p, _)| !connected.contains(p)) {
-        dial(addresses, Some(peer));
+    for (peer, heard) in ctx.table.neighbours().into_iter().filter(|(p, _)| !connected.contains(p)) {
+        // A neighbour that has answered before is known to be one; its idle connection was closed, not it.
+        let pause = ctx.table.has_met(peer).then_some(NEIGHBOUR_AGAIN);
+        if tried.is_due(peer, &heard, pause) {
+            dial(Vec::new(), heard, Some(peer));
+        }
     }
     // Whoever answers first is asked first; a dead address must not hold the others up.
     let deadline = tokio::time::sleep(if found.is_empty() { PATIENCE } else { Duration::from_secs(1) });

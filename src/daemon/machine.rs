@@ -10,7 +10,7 @@ use crate::dns;
 use crate::host::nft::Repair;
 use crate::host::{self, Failure, Host, LinuxHost, Rules, TunControl, memory::MemoryHost};
 use crate::model::host::{Change, HostConfig, Observed, TunConfig};
-use crate::model::policy::{Need, Surroundings};
+use crate::model::policy::{Around, Need};
 use crate::p2p::TransportKind;
 use crate::tun::{self, Tun};
 
@@ -125,8 +125,8 @@ impl Machine {
     }
 
     /// Prefixes the machine routes elsewhere, its gateways and its resolvers.
-    pub(crate) async fn surroundings(&self, instance: &str) -> Result<Surroundings, Error> {
-        let Machine::Kernel = self else { return Ok(Surroundings::default()) };
+    pub(crate) async fn surroundings(&self, instance: &str) -> Result<Around, Error> {
+        let Machine::Kernel = self else { return Ok(Around::default()) };
         let failed =
             |e: anyhow::Error| Error::new(ErrorKind::Failed, "E-NETLINK", format!("read this machine's routes: {e:#}"));
         let routed = host::used_prefixes(instance).await.map_err(failed)?;
@@ -134,7 +134,7 @@ impl Machine {
         let need = |what: &'static str| move |address: IpAddr| Need { address, what: format!("the {what} {address}") };
         let needs = gateways.into_iter().map(need("gateway"));
         let resolvers = dns::resolvers().await.into_iter().map(need("resolver"));
-        Ok(Surroundings { routed, needs: needs.chain(resolvers).collect() })
+        Ok(Around { routed, needs: needs.chain(resolvers).collect() })
     }
 
     /// Whether the kernel gives us what we need: the first thing that is missing, with its remedy.

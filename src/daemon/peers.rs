@@ -13,7 +13,7 @@ use crate::link::{Key, Via};
 use crate::model::id::PeerId;
 use crate::model::source::{Meter, Payer, Source};
 use crate::node::{JoinDecision, Lane};
-use crate::p2p::{Address, Class, Command, Event, Protocol, Responder};
+use crate::p2p::{Address, Class, Command, Event, Heard, Protocol, Responder, Typed};
 use crate::wire::control::{self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest};
 
 /// Work of one join request, in records: it may sign a grant and save it.
@@ -39,7 +39,7 @@ pub(crate) struct Table(Mutex<Inner>);
 struct Inner {
     connected: BTreeMap<PeerId, BTreeMap<u64, Class>>,
     /// Oldest first.
-    neighbours: VecDeque<(PeerId, Vec<Address>)>,
+    neighbours: VecDeque<(PeerId, Vec<Heard>)>,
     /// Since when (seconds since 1970) a member is gone.
     gone: BTreeMap<PeerId, u64>,
     /// Join requests, by who sent them.
@@ -90,13 +90,19 @@ impl Table {
         }
     }
 
-    fn seen(&self, peer: PeerId, addresses: &[Address]) {
+    fn seen(&self, peer: PeerId, addresses: &[Heard]) {
         let mut inner = self.lock();
         inner.neighbours.retain(|(known, _)| *known != peer);
         inner.neighbours.push_back((peer, addresses.to_vec()));
         if inner.neighbours.len() > NEIGHBOURS {
             inner.neighbours.pop_front();
         }
+    }
+
+    /// Whether a peer was connected before, as far as that is remembered.
+    pub(crate) fn has_met(&self, peer: PeerId) -> bool {
+        let inner = self.lock();
+        inner.gone.contains_key(&peer) || inner.connected.contains_key(&peer)
     }
 
     /// Everybody connected, members and strangers.
@@ -117,7 +123,7 @@ impl Table {
     }
 
     /// Peers seen on the local networks and where.
-    pub(crate) fn neighbours(&self) -> Vec<(PeerId, Vec<Address>)> {
+    pub(crate) fn neighbours(&self) -> Vec<(PeerId, Vec<Heard>)> {
         self.lock().neighbours.iter().cloned().collect()
     }
 
@@ -176,10 +182,13 @@ pub(crate) async fn run(
 
 async fn on_event(ctx: &Context, event: Event) -> anyhow::Result<()> {
     match event {
-        Event::Connected { peer, connection, class, transport, remote, .. } => {
+        Event::Connected { peer, connection, class, transport, remote, outbound } => {
             tracing::debug!(%peer, connection, ?class, transport, remote, "connected");
             ctx.table.arrived(peer, connection, class);
             if class == Class::Member {
+                if outbound && Heard::parse(&remote).is_some() {
+                    ctx.node.run(move |core| core.note_reached(peer, remote)).await?;
+                }
                 tokio::spawn(sync::with_peer(ctx.clone(), peer));
                 tokio::spawn(clock::compare(ctx.clone(), peer));
                 tokio::spawn(direct::connected(ctx.clone(), peer));
@@ -218,7 +227,6 @@ async fn on_event(ctx: &Context, event: Event) -> anyhow::Result<()> {
             let member = ctx.node.view().load().members().contains(&peer);
             if member {
                 direct::found(ctx, peer, &addresses).await;
-                ctx.peers.send(Command::Known { peer, addresses }).await?;
             }
             ctx.joins.hurry();
         }
@@ -350,8 +358,7 @@ async fn dial_hints(ctx: &Context) -> anyhow::Result<()> {
     for (id, hints) in hints {
         let alone =
             view.rolls.get(&id).is_some_and(|roll| !roll.is_empty() && !roll.iter().any(|m| connected.contains(m)));
-        let addresses: Vec<Address> =
-            hints.iter().chain(&ctx.config.bootstrap).filter_map(|h| h.parse().ok()).collect();
+        let addresses: Vec<Typed> = hints.iter().chain(&ctx.config.bootstrap).filter_map(|h| h.parse().ok()).collect();
         if alone && !addresses.is_empty() {
             let peers = ctx.peers.clone();
             tokio::spawn(async move {

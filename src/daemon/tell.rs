@@ -15,7 +15,7 @@ use crate::model::host::HostConfig;
 use crate::model::id::PeerId;
 use crate::model::view::View;
 use crate::node::{Core, Lane};
-use crate::p2p::{self, Command, Members};
+use crate::p2p::{Command, Heard, Members};
 
 /// Time a removed member's connections outlive its membership, so that the head which removes it still reaches it. Its
 /// packets are refused from the first moment.
@@ -89,15 +89,19 @@ async fn spread(
         }
     }
     let now: BTreeSet<PeerId> = members.keys().copied().collect();
-    for (peer, endpoints) in ctx.node.run(|core| core.state.endpoints()).await? {
-        if !now.contains(&peer) || told.get(&peer) == Some(&endpoints) {
+    let (endpoints, reached) = ctx.node.run(|core| (core.state.endpoints(), core.state.reached())).await?;
+    let peers: BTreeSet<PeerId> = endpoints.keys().chain(reached.keys()).filter(|p| now.contains(p)).copied().collect();
+    for peer in peers {
+        let said = endpoints.get(&peer).cloned().unwrap_or_default();
+        if told.get(&peer) == Some(&said) {
             continue;
         }
-        let addresses: Vec<p2p::Address> = endpoints.iter().filter_map(|e| e.parse().ok()).collect();
-        told.insert(peer, endpoints);
-        if !addresses.is_empty() {
-            ctx.peers.send(Command::Known { peer, addresses }).await?;
-        }
+        // A document is the word of a member, whatever it is a member of.
+        let heard: Vec<Heard> = said.iter().filter_map(|e| Heard::parse(e)).collect();
+        let first = told.insert(peer, said).is_none();
+        let answered = reached.get(&peer).filter(|_| first).into_iter().flatten();
+        let answered = answered.filter_map(|e| Heard::parse(e)).collect();
+        ctx.peers.send(Command::Known { peer, heard, answered }).await?;
     }
     told.retain(|peer, _| now.contains(peer));
     if former.is_subset(&now) {

@@ -96,8 +96,10 @@ pub struct Local {
     pub interface: String,
     /// On the wire, or taken off it by `down`.
     pub up: bool,
-    /// Addresses given by `--peer` and invites.
+    /// Addresses a person gave with `--peer`.
     pub hints: Vec<String>,
+    /// Where members have answered, the newest first.
+    pub reached: BTreeMap<PeerId, Vec<String>>,
     /// Invites issued here.
     pub invites: Vec<Issued>,
     /// Leases kept for peers that are no members yet (`lease import`).

@@ -4,6 +4,7 @@ pub mod address;
 pub mod build;
 pub mod error;
 pub mod find;
+pub mod heard;
 pub mod host;
 pub mod id;
 pub mod ipam;

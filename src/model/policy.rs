@@ -64,14 +64,14 @@ pub struct Need {
 
 /// What of the machine a prefix is held against.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Surroundings {
+pub struct Around {
     /// Every prefix the machine routes, with the link it goes to.
     pub routed: Vec<(IpNet, String)>,
     /// Resolvers, gateways, and where peers are reached.
     pub needs: Vec<Need>,
 }
 
-impl Surroundings {
+impl Around {
     /// What no pool is picked from.
     pub fn taken(&self) -> impl Iterator<Item = IpNet> {
         self.routed.iter().map(|(prefix, _)| *prefix).chain(self.needs.iter().map(|need| need.address.into()))

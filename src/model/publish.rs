@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::error::{Error, Kind, Result};
+use super::heard::may_name;
 use super::id::PeerId;
 use super::ipam::free_addresses;
 use super::local::{Map, Workload};
@@ -155,6 +156,12 @@ impl Subnet {
         let resolved = self.resolve(now);
         self.myself(me, &resolved)?;
         let name = self.relative(name);
+        let misleading = |d: &&RecordData| matches!(d, RecordData::Address(address) if !may_name(*address));
+        if let Some(RecordData::Address(address)) = data.iter().find(misleading) {
+            let message =
+                format!("{address} is no address for a name: it leads whoever asks to itself or its own link");
+            return Err(Error::new(Kind::Usage, "E-ADDRESS", message));
+        }
         if !is_record_name(&name) || !data.iter().all(data_fits) || ttl > 86_400 {
             return Err(Error::new(
                 Kind::Usage,

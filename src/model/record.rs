@@ -584,7 +584,7 @@ pub fn is_record_name(name: &str) -> bool {
 /// Whether an answer can be put into a DNS message.
 pub fn data_fits(data: &RecordData) -> bool {
     match data {
-        RecordData::Address(_) => true,
+        RecordData::Address(address) => super::heard::may_name(*address),
         RecordData::Txt(text) => text.len() <= 255,
         RecordData::Cname(name) | RecordData::Srv { target: name, .. } => is_record_name(name),
     }

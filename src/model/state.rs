@@ -14,7 +14,7 @@ use super::ipam::{default_block4, overlaps, pick_pool4};
 use super::join::Ask;
 use super::local::{Local, Past, PendingJoin};
 use super::members::{Identity, Subnet, printable};
-use super::policy::{self, Surroundings, is_pool4, is_pool6, is_subnet_domain};
+use super::policy::{self, Around, is_pool4, is_pool6, is_subnet_domain};
 use super::record::{Admission, Body, Doc, Genesis, Grant, Prefix6, Role, Signed, Term, Verified};
 use super::subnet::{Absorbed, Records};
 
@@ -58,7 +58,7 @@ pub struct Founding {
     /// This member's name.
     pub member: Name,
     /// What the pools must not take from this machine.
-    pub around: Surroundings,
+    pub around: Around,
     /// 16 random bytes.
     pub salt: [u8; 16],
     /// What of this machine itself the subnet reaches.
@@ -192,7 +192,7 @@ impl State {
     ///
     /// # Errors
     /// `E-CIDR-OVERLAP`.
-    pub fn check_overlap(&self, name: &Name, prefixes: &[IpNet], around: &Surroundings) -> Result<()> {
+    pub fn check_overlap(&self, name: &Name, prefixes: &[IpNet], around: &Around) -> Result<()> {
         for prefix in prefixes {
             let other = self.subnets.values().find(|s| s.records.prefixes().iter().any(|p| overlaps(*p, *prefix)));
             let route = around.routed.iter().find(|(p, _)| overlaps(*p, *prefix));
@@ -317,6 +317,7 @@ impl State {
                 interface: self.interface_name(&founding.name, id),
                 up: true,
                 hints: vec![],
+                reached: BTreeMap::new(),
                 invites: vec![],
                 reserved: BTreeMap::new(),
                 workloads: vec![],
@@ -353,7 +354,7 @@ impl State {
     ///
     /// # Errors
     /// `E-BAD-ANSWER`, `E-SUBNET-EXISTS`, `E-CIDR-OVERLAP`, `E-JOIN-POLICY`.
-    pub fn judge_join(&self, join: &PendingJoin, genesis: &[u8], around: &Surroundings) -> Result<Genesis> {
+    pub fn judge_join(&self, join: &PendingJoin, genesis: &[u8], around: &Around) -> Result<Genesis> {
         let parsed = Genesis::parse(genesis).map_err(|_| bad_answer(join, "holds no genesis"))?;
         if parsed.id() != join.subnet {
             return Err(bad_answer(join, "is about another subnet"));
@@ -364,7 +365,7 @@ impl State {
         let alias = join.alias.as_ref().unwrap_or(&parsed.name);
         self.check_alias(alias)?;
         let prefixes = Records::new(parsed.clone()).prefixes();
-        let routed = Surroundings { routed: around.routed.clone(), needs: vec![] };
+        let routed = Around { routed: around.routed.clone(), needs: vec![] };
         self.check_overlap(alias, &prefixes, &routed)?;
         let target = if join.invite.is_some() { "INVITE".to_owned() } else { join.subnet.to_string() };
         policy::judge(&parsed, alias, &target, &join.allow, &around.needs)?;
@@ -380,7 +381,7 @@ impl State {
         join: &PendingJoin,
         genesis: &[u8],
         records: &[Verified],
-        around: &Surroundings,
+        around: &Around,
         now: u64,
     ) -> Result<Subnet> {
         let parsed = self.judge_join(join, genesis, around)?;
@@ -396,6 +397,7 @@ impl State {
                         alias,
                         up: true,
                         hints: vec![],
+                        reached: BTreeMap::new(),
                         invites: vec![],
                         reserved: BTreeMap::new(),
                         workloads: vec![],
@@ -520,6 +522,16 @@ impl State {
         draft.subnets.insert(id, None);
         draft.joins.insert(id, None);
         draft
+    }
+
+    /// Where members have answered, in whichever subnet.
+    pub fn reached(&self) -> BTreeMap<PeerId, Vec<String>> {
+        let mut all: BTreeMap<PeerId, Vec<String>> = BTreeMap::new();
+        for (peer, addresses) in self.subnets.values().flat_map(|s| &s.local.reached) {
+            let list = all.entry(*peer).or_default();
+            list.extend(addresses.iter().filter(|a| !list.contains(a)).cloned().collect::<Vec<_>>());
+        }
+        all
     }
 
     /// All addresses a peer was said to have, from its own documents.

@@ -10,7 +10,7 @@ use crate::model::id::{PeerId, SubnetId};
 use crate::model::join::{Ask, Invite, Proof, SignedAsk, lookup};
 use crate::model::local::PendingJoin;
 use crate::model::members::{MAX_REQUESTS, REQUEST_LIFE, Request, Subnet};
-use crate::model::policy::Surroundings;
+use crate::model::policy::Around;
 use crate::model::record::{Admission, Body, Grant, Role, Signed, Term, Verified, decode};
 use crate::model::resolve::SKEW;
 use crate::model::source::Payer;
@@ -377,7 +377,7 @@ impl Core {
         join: &PendingJoin,
         genesis: &[u8],
         records: &[Verified],
-        around: &Surroundings,
+        around: &Around,
     ) -> Result<u64, Error> {
         let now = self.now();
         let mut subnet = self.state.accept(join, genesis, records, around, now)?;

@@ -24,6 +24,7 @@ mod nonces;
 mod pulse;
 mod queue;
 mod rates;
+mod reached;
 mod show;
 mod sync;
 mod turns;
@@ -111,6 +112,8 @@ pub struct Core {
     viewer: Viewer,
     /// Saved, and not told to the others before the View that follows from it: by subnet and who told us.
     untold: BTreeMap<(SubnetId, Option<PeerId>), Vec<Signed>>,
+    /// Where members have answered, to be saved with the next [tick](Core::tick).
+    reached: Vec<(PeerId, String)>,
     warned: expiry::Warned,
     /// When (seconds since 1970) the View changes by itself.
     next_change: Option<u64>,
@@ -199,6 +202,7 @@ impl Node {
             intake: Intake::default(),
             viewer: Viewer::start(Arc::clone(&queue))?,
             untold: BTreeMap::new(),
+            reached: Vec::new(),
             warned: expiry::Warned::default(),
             next_change: None,
             work: Work::default(),
@@ -451,6 +455,7 @@ impl Core {
             let draft = self.state.forget(id);
             self.commit(draft)?;
         }
+        self.save_reached()?;
         self.warn_of_expiry();
         if moved {
             // Wanted once is enough, however long it takes.

@@ -1,6 +1,7 @@
 //! Addresses of peers on the underlay: what is dialled, announced and believed.
 //!
-//! Pure. Decides which multiaddr is usable; never resolves a name and never opens a socket.
+//! Decides which multiaddr is usable, and tells a person's word ([`Typed`]) from hearsay ([`Heard`]); never resolves a name
+//! and never opens a socket.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -10,11 +11,95 @@ use ipnet::IpNet;
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 
+use super::own::Own;
 use crate::model::id::PeerId;
+use crate::model::{address, heard};
 
 /// A multiaddr (`/ip4/192.0.2.7/tcp/4100`), perhaps with `/p2p/PEER` behind it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Address(pub(super) Multiaddr);
+
+/// An address that a person gave: on the command line, or in the configuration. It is dialled as it stands, names included.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Typed(pub(super) Address);
+
+impl Typed {
+    /// The word of a person.
+    pub fn new(address: Address) -> Typed {
+        Typed(address)
+    }
+
+    /// What was given.
+    pub fn address(&self) -> &Address {
+        &self.0
+    }
+}
+
+impl FromStr for Typed {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        text.parse().map(Typed)
+    }
+}
+
+/// An address that came from anybody else: a member's document, identify, mDNS, an invite. It is never a name, and is dialled
+/// only where [`heard`](crate::model::heard) allows it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Heard {
+    address: Address,
+    /// Said on a local network of this machine, where link-local addresses mean something.
+    on_link: bool,
+}
+
+impl Heard {
+    /// From a text that somebody sent; none where it is no address of a peer, or a name, which is never looked up on
+    /// hearsay.
+    pub fn parse(text: &str) -> Option<Heard> {
+        Heard::of(text.parse::<Address>().ok()?.0, false)
+    }
+
+    pub(super) fn of(address: Multiaddr, on_link: bool) -> Option<Heard> {
+        let literal = match carrier_of(&address)? {
+            Carrier::Memory => true,
+            Carrier::Tcp | Carrier::Quic => ip_of(&address).is_some(),
+        };
+        literal.then_some(Heard { address: Address(address), on_link })
+    }
+
+    /// What was heard.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Whether it may be dialled: not the overlay, and see [`heard::may_dial`]. Link-local ones only where they were heard:
+    /// those of IPv6 need their link named, which no such address does; those of IPv4 lead to the one link that has such
+    /// addresses.
+    pub(super) fn may_dial(&self, overlay: &[IpNet], own: &Own) -> bool {
+        let address = &self.address.0;
+        let Some(ip) = ip_of(address) else { return carrier_of(address) == Some(Carrier::Memory) };
+        let on_this_link = !heard::is_link_local(ip) || (self.on_link && ip.is_ipv4() && own.has_one_local4_link());
+        let port = port_of(address).unwrap_or(0);
+        on_this_link && !address::is_within(ip, overlay) && heard::may_dial(ip, port, &|ip| own.is_own(ip))
+    }
+}
+
+/// Keeps those of the socket addresses somebody told that datagrams may be sent to: the rule for addresses that are dialled.
+pub fn keep_sendable(addresses: &mut Vec<SocketAddr>) {
+    let mut own = Own::default();
+    own.refresh(tokio::time::Instant::now());
+    addresses.retain(|address| {
+        let ip = address.ip().to_canonical();
+        !heard::is_link_local(ip) && heard::may_dial(ip, address.port(), &|ip| own.is_own(ip))
+    });
+}
+
+/// Whether an address at which a member sees us may be told on. It may be one of this machine's own.
+pub(super) fn may_tell(address: &Multiaddr, overlay: &[IpNet]) -> bool {
+    let Some(ip) = ip_of(address).filter(|_| carrier_of(address).is_some()) else { return false };
+    let port = port_of(address).unwrap_or(0);
+    !heard::is_link_local(ip) && !address::is_within(ip, overlay) && heard::may_dial(ip, port, &|_| false)
+}
 
 /// The text is not a multiaddr, or is one of a transport that byway does not speak.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -163,28 +248,14 @@ pub(super) fn bare(address: &Multiaddr) -> Multiaddr {
     address.iter().filter(|part| !matches!(part, Protocol::P2p(_))).collect()
 }
 
-/// Whether an address that somebody else told us may be dialled.
-///
-/// Only literal addresses: a name would let a stranger make us ask DNS. No link-local IPv6, which means nothing without
-/// an interface. Loopback only where `loopback` says so, for peers that are reached over loopback themselves.
-pub(super) fn is_believable(address: &Multiaddr, overlay: &[IpNet], loopback: bool) -> bool {
-    let literal = match (carrier_of(address), ip_of(address)) {
-        (Some(Carrier::Memory), _) => return true,
-        (Some(_), Some(ip)) => ip,
-        _ => return false,
-    };
-    let usable = match literal {
-        IpAddr::V4(ip) => {
-            ip.octets().first() != Some(&0)
-                && !ip.is_multicast()
-                && !ip.is_broadcast()
-                && (loopback || !ip.is_loopback())
+/// Whether an address is of a site's own numbering.
+pub(super) fn is_private(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => {
+            v4.is_private() || v4.is_link_local() || (v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64)
         }
-        IpAddr::V6(ip) => {
-            !ip.is_unspecified() && !ip.is_multicast() && !ip.is_unicast_link_local() && (loopback || !ip.is_loopback())
-        }
-    };
-    usable && port_of(address).is_some_and(|port| port != 0) && !is_within(address, overlay)
+        IpAddr::V6(v6) => v6.is_unique_local(),
+    }
 }
 
 /// Whether the address is one of this host only.
@@ -202,35 +273,74 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn believable(text: &str) -> bool {
+    fn dialled(text: &str, on_link: bool) -> bool {
         let overlay = ["10.7.0.0/16".parse().unwrap(), "fd00:7::/48".parse().unwrap()];
-        is_believable(&text.parse().unwrap(), &overlay, false)
+        let own = Own::of(&[("eth0", "10.99.0.1/24"), ("eth0", "fd99::1/64"), ("eth1", "169.254.3.4/16")]);
+        Heard::of(text.parse().unwrap(), on_link).is_some_and(|heard| heard.may_dial(&overlay, &own))
     }
 
     #[test]
     fn overlay_addresses_are_never_dialled() {
-        for bad in ["/ip4/10.7.1.1/tcp/4100", "/ip6/fd00:7::1/udp/4100/quic-v1", "/ip6/::ffff:10.7.1.1/tcp/4100"] {
-            assert!(!believable(bad), "{bad}");
+        for bad in [
+            "/ip4/10.7.1.1/tcp/4100",
+            "/ip6/fd00:7::1/udp/4100/quic-v1",
+            "/ip6/::ffff:10.7.1.1/tcp/4100",
+            "/ip6/64:ff9b::10.7.1.1/tcp/4100",
+            "/ip6/2002:a07:101::1/tcp/4100",
+        ] {
+            assert!(!dialled(bad, false), "{bad}");
         }
-        for good in ["/ip4/10.8.1.1/tcp/4100", "/ip6/fd00:8::1/udp/4100/quic-v1"] {
-            assert!(believable(good), "{good}");
+        for good in ["/ip4/10.8.1.1/tcp/4100", "/ip6/fd00:8::1/udp/4100/quic-v1", "/ip4/10.8.1.1/tcp/443"] {
+            assert!(dialled(good, false), "{good}");
         }
     }
 
     #[test]
-    fn hearsay_names_no_dns_loopback_or_scoped_address() {
+    fn hearsay_names_no_host_name_and_nothing_of_this_machine() {
         for bad in [
             "/dns4/example.org/tcp/4100",
-            "/ip4/127.0.0.1/tcp/4100",
-            "/ip6/::1/tcp/4100",
-            "/ip6/fe80::1/tcp/4100",
+            "/dns/example.org/udp/4100/quic-v1",
+            "/ip4/127.0.0.1/tcp/6379",
+            "/ip6/::1/tcp/6379",
+            "/ip4/10.99.0.1/tcp/6379",
+            "/ip6/fd99::1/tcp/6379",
             "/ip4/0.0.0.0/tcp/4100",
             "/ip4/224.0.0.251/udp/4100/quic-v1",
             "/ip4/192.0.2.1/tcp/0",
+            "/ip4/192.0.2.1/tcp/25",
+            "/ip4/169.254.169.254/tcp/4100",
+            "/ip6/fd00:ec2::254/tcp/4100",
             "/ip4/192.0.2.1/udp/4100",
             "/unix/tmp",
         ] {
-            assert!(!believable(bad), "{bad}");
+            assert!(!dialled(bad, false) && !dialled(bad, true), "{bad}");
+        }
+        assert_eq!(Heard::parse("/dns4/example.org/tcp/4100"), None);
+        assert!(Typed::from_str("/dns4/example.org/tcp/4100").is_ok(), "a person may mean a name");
+    }
+
+    #[test]
+    fn link_local_addresses_are_dialled_only_on_the_link_they_were_heard_on() {
+        assert!(dialled("/ip4/169.254.9.9/tcp/4100", true));
+        for (bad, on_link) in [
+            ("/ip4/169.254.9.9/tcp/4100", false),
+            ("/ip4/169.254.3.4/tcp/4100", true),
+            ("/ip4/169.254.169.254/tcp/4100", true),
+            ("/ip6/fe80::1/tcp/4100", true),
+            ("/ip6/::ffff:169.254.9.9/tcp/4100", false),
+        ] {
+            assert!(!dialled(bad, on_link), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_a_member_sees_us_at_may_be_ours_but_no_other_special_address() {
+        let told = |text: &str| may_tell(&text.parse().unwrap(), &["10.7.0.0/16".parse().unwrap()]);
+        assert!(told("/ip4/10.99.0.1/udp/4100/quic-v1"));
+        for bad in
+            ["/ip4/127.0.0.1/tcp/4100", "/ip4/10.7.0.1/tcp/4100", "/ip4/203.0.113.1/tcp/25", "/ip6/fe80::1/tcp/4100"]
+        {
+            assert!(!told(bad), "{bad}");
         }
     }
 
@@ -258,7 +368,8 @@ mod tests {
         #[test]
         fn address_reader_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
             if let Ok(address) = Multiaddr::try_from(bytes) {
-                let _ = is_believable(&address, &[], true);
+                let _ = may_tell(&address, &[]);
+                let _ = Heard::of(address.clone(), true).map(|h| h.may_dial(&[], &Own::default()));
                 let _ = Address(address).peer();
             }
         }

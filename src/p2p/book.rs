@@ -1,25 +1,79 @@
-//! The address book: where each peer may be.
+//! The address book: where each peer may be, and who says so.
 //!
-//! Pure and bounded: 32 addresses per peer, and 256 peers that are not pinned. Addresses that worked are tried first.
+//! Pure and bounded. What a person gave, and where the peer's key has answered, is dialled again and again. What was only
+//! heard is tried once: a member that names somebody else's mail server makes each of us knock there one time. Such an
+//! address gets another try when what its peer says changes, when this machine's own addresses change, when a person or a
+//! waiting packet wants the peer ([`Book::again`]), and never by time alone.
+//!
+//! Of one peer at most [`HEARD`] addresses are kept that were heard and have not answered; of these at most [`LAN`] come from
+//! the local network, where anybody may claim anything, and neither kind pushes the other out. 256 peers are kept that are
+//! not pinned.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use libp2p::Multiaddr;
+use tokio::time::Instant;
 
 use super::address::{Carrier, bare, carrier_of};
 use crate::model::id::PeerId;
 
-/// Addresses kept of one peer.
-const ADDRESSES: usize = 32;
+/// Addresses kept of one peer that were heard and have not answered.
+pub(super) const HEARD: usize = 8;
+/// Of these, from the local network.
+const LAN: usize = 3;
+/// Addresses kept of one peer at which it has answered.
+const ANSWERED: usize = 8;
+/// Addresses kept of one peer that a person gave.
+const TYPED: usize = 16;
 /// Peers kept that nobody needs: what a LAN full of strangers announces.
 const LOOSE: usize = 256;
+/// Heard addresses of one peer that may be tried at once, and the time for each further one: a peer that says something new
+/// again and again does not make us dial again and again.
+const TRIES: f64 = HEARD as f64;
+/// See [`TRIES`].
+const TRY_AGAIN: Duration = Duration::from_secs(10);
+
+/// Whose word an address is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Word {
+    /// A person's, on the command line or in the configuration.
+    Typed,
+    /// The peer's own, in its document or over its connection.
+    Peer,
+    /// Anybody's on the local network.
+    Lan,
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    address: Multiaddr,
+    word: Word,
+    /// The peer's key has answered there.
+    answered: bool,
+    /// Dialled since it was heard, or since the last reason to try again.
+    tried: bool,
+}
+
+impl Entry {
+    fn new(address: Multiaddr, word: Word) -> Entry {
+        Entry { address, word, answered: false, tried: false }
+    }
+
+    /// Whether it is dialled again and again.
+    fn is_trusted(&self) -> bool {
+        self.answered || self.word == Word::Typed
+    }
+}
 
 #[derive(Debug, Default)]
 struct Page {
     /// Best first.
-    addresses: Vec<Multiaddr>,
+    entries: Vec<Entry>,
     /// When it was last written, in calls.
     touched: u64,
+    /// What is left of [`TRIES`], and since when.
+    tries: Option<(f64, Instant)>,
 }
 
 /// See the module.
@@ -30,46 +84,191 @@ pub(super) struct Book {
     clock: u64,
 }
 
+impl Page {
+    /// What may be tried now of what was only heard.
+    fn tries(&self, now: Instant) -> f64 {
+        let grown = |at: Instant| now.saturating_duration_since(at).as_secs_f64() / TRY_AGAIN.as_secs_f64();
+        self.tries.map_or(TRIES, |(left, at)| (left + grown(at)).min(TRIES))
+    }
+
+    fn count(&self, which: impl Fn(&Entry) -> bool) -> usize {
+        self.entries.iter().filter(|e| which(e)).count()
+    }
+
+    /// Drops the last entries of a kind beyond `most`.
+    fn keep(&mut self, most: usize, which: impl Fn(&Entry) -> bool) {
+        while self.count(&which) > most {
+            let Some(last) = self.entries.iter().rposition(&which) else { return };
+            self.entries.remove(last);
+        }
+    }
+
+    fn bound(&mut self) {
+        self.keep(TYPED, |e| e.word == Word::Typed);
+        self.keep(ANSWERED, |e| e.answered && e.word != Word::Typed);
+        self.keep(LAN, |e| e.word == Word::Lan && !e.answered);
+        let lan = self.count(|e| e.word == Word::Lan && !e.answered);
+        self.keep(HEARD.saturating_sub(lan), |e| e.word == Word::Peer && !e.answered);
+    }
+}
+
 impl Book {
     /// Peers whose pages are never given up.
     pub(super) fn pin(&mut self, peers: BTreeSet<PeerId>) {
         self.pinned = peers;
     }
 
-    /// Adds an address at the end. Says whether it was new.
-    pub(super) fn add(&mut self, peer: PeerId, address: &Multiaddr) -> bool {
-        let address = bare(address);
+    fn page(&mut self, peer: PeerId) -> &mut Page {
         self.clock += 1;
         let page = self.pages.entry(peer).or_default();
         page.touched = self.clock;
-        let new = !page.addresses.contains(&address);
-        if new {
-            // The last one is the one that was tried without success for longest.
-            page.addresses.truncate(ADDRESSES - 1);
-            page.addresses.push(address);
+        page
+    }
+
+    /// A person says that the peer is there.
+    pub(super) fn typed(&mut self, peer: PeerId, address: &Multiaddr) {
+        let address = bare(address);
+        let page = self.page(peer);
+        match page.entries.iter_mut().find(|e| e.address == address) {
+            Some(known) => known.word = Word::Typed,
+            None => page.entries.push(Entry::new(address, Word::Typed)),
         }
+        page.bound();
+        self.forget_the_oldest();
+    }
+
+    /// The peer says that it is there, at all of these and nowhere else; best first. Says whether any of them is new.
+    pub(super) fn heard(&mut self, peer: PeerId, addresses: &[Multiaddr]) -> bool {
+        let said: Vec<Multiaddr> = addresses.iter().map(bare).collect();
+        let page = self.page(peer);
+        page.entries.retain(|e| e.word != Word::Peer || e.answered || said.contains(&e.address));
+        let before = page.entries.clone();
+        for (place, address) in said.into_iter().enumerate() {
+            // In the order of what was said, behind what has answered.
+            match page.entries.iter_mut().find(|e| e.address == address) {
+                Some(known) if known.word == Word::Lan => known.word = Word::Peer,
+                Some(_) => {}
+                None if place < HEARD => page.entries.push(Entry::new(address, Word::Peer)),
+                None => {}
+            }
+        }
+        page.bound();
+        let new = page.entries.iter().any(|e| !before.iter().any(|b| b.address == e.address));
         self.forget_the_oldest();
         new
     }
 
-    /// The address works: it comes first, and is added if it is new.
-    pub(super) fn worked(&mut self, peer: PeerId, address: &Multiaddr) {
-        let address = bare(address);
-        self.add(peer, &address);
-        if let Some(page) = self.pages.get_mut(&peer) {
-            page.addresses.retain(|a| *a != address);
-            page.addresses.insert(0, address);
+    /// The same of somebody else who names the peer, as an invite does: beside what it says itself.
+    pub(super) fn hinted(&mut self, peer: PeerId, addresses: &[Multiaddr]) {
+        let page = self.page(peer);
+        for address in addresses.iter().map(bare).take(HEARD) {
+            if !page.entries.iter().any(|e| e.address == address) {
+                page.entries.push(Entry::new(address, Word::Peer));
+            }
         }
+        page.bound();
+        self.forget_the_oldest();
+    }
+
+    /// Somebody on the local network has just announced that the peer is there: that address may be tried once more.
+    pub(super) fn on_lan(&mut self, peer: PeerId, address: &Multiaddr) {
+        let address = bare(address);
+        let page = self.page(peer);
+        match page.entries.iter_mut().find(|e| e.address == address) {
+            Some(known) => known.tried = false,
+            None => {
+                // The newest of them stays: what is claimed now is likelier than what was claimed before.
+                let first = page.entries.iter().position(|e| e.word == Word::Lan && !e.answered);
+                page.entries.insert(first.unwrap_or(page.entries.len()), Entry::new(address, Word::Lan));
+            }
+        }
+        page.bound();
+        self.forget_the_oldest();
+    }
+
+    /// The peer's key has answered there, now or in an earlier run: it comes first. `word` is how the address was learnt,
+    /// where it is new.
+    pub(super) fn worked(&mut self, peer: PeerId, address: &Multiaddr, word: Word) {
+        let address = bare(address);
+        let page = self.page(peer);
+        let known = page.entries.iter().position(|e| e.address == address).map(|at| page.entries.remove(at));
+        let mut entry = known.unwrap_or_else(|| Entry::new(address, word));
+        entry.answered = true;
+        if word == Word::Typed {
+            entry.word = Word::Typed;
+        }
+        page.entries.insert(0, entry);
+        page.bound();
+        self.forget_the_oldest();
+    }
+
+    /// Whether any address of a peer is known.
+    pub(super) fn has(&self, peer: &PeerId) -> bool {
+        !self.entries(peer).is_empty()
     }
 
     /// All addresses of a peer, best first.
-    pub(super) fn addresses(&self, peer: &PeerId) -> &[Multiaddr] {
-        self.pages.get(peer).map_or(&[], |page| &page.addresses)
+    pub(super) fn addresses(&self, peer: &PeerId) -> Vec<Multiaddr> {
+        self.entries(peer).iter().map(|e| e.address.clone()).collect()
     }
 
-    /// The addresses in two rounds: those of the preferred carrier, then the others.
-    pub(super) fn rounds(&self, peer: &PeerId, prefer: Carrier) -> (Vec<Multiaddr>, Vec<Multiaddr>) {
-        self.addresses(peer).iter().cloned().partition(|a| carrier_of(a) == Some(prefer))
+    /// Those at which it has answered, or that a person gave.
+    pub(super) fn trusted(&self, peer: &PeerId) -> Vec<Multiaddr> {
+        self.entries(peer).iter().filter(|e| e.is_trusted()).map(|e| e.address.clone()).collect()
+    }
+
+    fn entries(&self, peer: &PeerId) -> &[Entry] {
+        self.pages.get(peer).map_or(&[], |page| &page.entries)
+    }
+
+    /// Whether an address is a person's word.
+    pub(super) fn is_typed(&self, peer: &PeerId, address: &Multiaddr) -> bool {
+        self.entries(peer).iter().any(|e| e.word == Word::Typed && e.address == *address)
+    }
+
+    /// The addresses that may be dialled now, in two rounds: those of the preferred carrier, then the others.
+    pub(super) fn due(&self, peer: &PeerId, prefer: Carrier, now: Instant) -> (Vec<Multiaddr>, Vec<Multiaddr>) {
+        let Some(page) = self.pages.get(peer) else { return (Vec::new(), Vec::new()) };
+        let mut left = page.tries(now);
+        let due = page.entries.iter().filter(|e| {
+            let heard = !e.is_trusted() && !e.tried && left >= 1.0;
+            if heard {
+                left -= 1.0;
+            }
+            heard || e.is_trusted()
+        });
+        due.map(|e| e.address.clone()).partition(|a| carrier_of(a) == Some(prefer))
+    }
+
+    /// Whether there is an address that may be dialled now.
+    pub(super) fn is_due(&self, peer: &PeerId, now: Instant) -> bool {
+        let page = self.pages.get(peer);
+        page.is_some_and(|p| p.entries.iter().any(|e| e.is_trusted() || (!e.tried && p.tries(now) >= 1.0)))
+    }
+
+    /// These addresses are dialled now.
+    pub(super) fn dialled(&mut self, peer: &PeerId, addresses: &[Multiaddr], now: Instant) {
+        let Some(page) = self.pages.get_mut(peer) else { return };
+        let mut left = page.tries(now);
+        for entry in page.entries.iter_mut().filter(|e| !e.is_trusted() && addresses.contains(&e.address)) {
+            entry.tried = true;
+            left -= 1.0;
+        }
+        page.tries = Some((left.max(0.0), now));
+    }
+
+    /// There is a reason of our own to try what was heard of a peer once more.
+    pub(super) fn again(&mut self, peer: &PeerId) {
+        if let Some(page) = self.pages.get_mut(peer) {
+            page.entries.iter_mut().for_each(|e| e.tried = false);
+            page.tries = None;
+        }
+    }
+
+    /// The same for all peers.
+    pub(super) fn all_again(&mut self) {
+        let peers: Vec<PeerId> = self.pages.keys().copied().collect();
+        peers.iter().for_each(|peer| self.again(peer));
     }
 
     fn forget_the_oldest(&mut self) {
@@ -90,28 +289,91 @@ mod tests {
         format!("/ip4/192.0.2.1/tcp/{}", 1000 + n).parse().unwrap()
     }
 
+    fn due(book: &Book, peer: PeerId, now: Instant) -> Vec<Multiaddr> {
+        let (first, second) = book.due(&peer, Carrier::Tcp, now);
+        first.into_iter().chain(second).collect()
+    }
+
     #[test]
-    fn addresses_are_capped_and_the_working_one_is_first() {
-        let (mut book, peer) = (Book::default(), PeerId([1; 32]));
-        for n in 0..10_000 {
-            book.add(peer, &address(n));
+    fn what_was_heard_is_tried_once_and_what_answered_again_and_again() {
+        let (mut book, peer, now) = (Book::default(), PeerId([1; 32]), Instant::now());
+        assert!(book.heard(peer, &[address(1), address(2)]));
+        assert_eq!(due(&book, peer, now), [address(1), address(2)]);
+        book.dialled(&peer, &[address(1), address(2)], now);
+        assert!(due(&book, peer, now + Duration::from_secs(86_400)).is_empty(), "not by time alone");
+        assert!(!book.heard(peer, &[address(1), address(2)]), "the same again is no news");
+        assert!(!book.is_due(&peer, now));
+        book.worked(peer, &address(2), Word::Peer);
+        for _ in 0..3 {
+            assert_eq!(due(&book, peer, now), [address(2)]);
+            book.dialled(&peer, &[address(2)], now);
         }
-        assert_eq!(book.addresses(&peer).len(), ADDRESSES);
-        book.worked(peer, &address(7));
-        assert_eq!(book.addresses(&peer).first(), Some(&address(7)));
-        assert_eq!(book.addresses(&peer).iter().filter(|a| **a == address(7)).count(), 1);
-        assert!(!book.add(peer, &address(7)));
+        assert!(book.heard(peer, &[address(2), address(3)]), "one of them is new");
+        assert_eq!(due(&book, peer, now), [address(2), address(3)]);
+        book.dialled(&peer, &[address(2), address(3)], now);
+        book.on_lan(peer, &address(3));
+        assert_eq!(due(&book, peer, now), [address(2), address(3)], "announced anew");
+        book.dialled(&peer, &[address(2), address(3)], now);
+        // Another network of ours, or a packet that waits, is a reason of our own.
+        book.again(&peer);
+        assert_eq!(due(&book, peer, now), [address(2), address(3)]);
+    }
+
+    #[test]
+    fn what_a_person_gave_is_dialled_whatever_others_say() {
+        let (mut book, peer, now) = (Book::default(), PeerId([1; 32]), Instant::now());
+        book.typed(peer, &address(1));
+        book.heard(peer, &[address(2)]);
+        book.dialled(&peer, &[address(1), address(2)], now);
+        assert_eq!(due(&book, peer, now), [address(1)]);
+        book.heard(peer, &[]);
+        assert_eq!(book.addresses(&peer), [address(1)]);
+        assert!(book.is_typed(&peer, &address(1)) && !book.is_typed(&peer, &address(2)));
+    }
+
+    #[test]
+    fn heard_addresses_are_eight_and_the_lan_pushes_none_of_the_peers_own_out() {
+        let (mut book, peer, now) = (Book::default(), PeerId([1; 32]), Instant::now());
+        book.heard(peer, &(0..40).map(address).collect::<Vec<_>>());
+        assert_eq!(due(&book, peer, now).len(), HEARD);
+        for n in 100..1000 {
+            book.on_lan(peer, &address(n));
+        }
+        let all = book.addresses(&peer);
+        assert_eq!(all.len(), HEARD);
+        assert!((0..HEARD - LAN).all(|n| all.contains(&address(n))), "{all:?}");
+        assert!(all.contains(&address(999)), "the newest of the network's");
+        book.heard(peer, &(0..40).map(|n| address(2000 + n)).collect::<Vec<_>>());
+        assert!(book.addresses(&peer).contains(&address(999)), "nor the other way round");
+        book.worked(peer, &address(999), Word::Lan);
+        assert_eq!(book.addresses(&peer).first(), Some(&address(999)));
+        assert_eq!(book.trusted(&peer), [address(999)]);
+    }
+
+    #[test]
+    fn a_peer_that_says_something_new_each_second_is_not_dialled_each_second() {
+        let (mut book, peer, start) = (Book::default(), PeerId([1; 32]), Instant::now());
+        let mut dialled = 0;
+        for second in 0..100u64 {
+            let now = start + Duration::from_secs(second);
+            let base = 100 * usize::try_from(second).unwrap();
+            book.heard(peer, &(base..base + 8).map(address).collect::<Vec<_>>());
+            let round = due(&book, peer, now);
+            book.dialled(&peer, &round, now);
+            dialled += round.len();
+        }
+        assert!((8..=18).contains(&dialled), "{dialled}");
     }
 
     #[test]
     fn strangers_cannot_push_members_out() {
         let (mut book, member) = (Book::default(), PeerId([255; 32]));
         book.pin([member].into());
-        book.add(member, &address(1));
+        book.on_lan(member, &address(1));
         for n in 0..2000u16 {
             let mut key = [0; 32];
             key[..2].copy_from_slice(&n.to_be_bytes());
-            book.add(PeerId(key), &address(1));
+            book.on_lan(PeerId(key), &address(1));
         }
         assert_eq!(book.addresses(&member).len(), 1);
         assert_eq!(book.pages.len(), LOOSE + 1);

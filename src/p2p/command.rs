@@ -8,7 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Address, Class, Members};
+use super::{Address, Class, Heard, Members, Typed};
 use crate::model::id::{PeerId, SubnetId};
 
 /// A protocol of requests and answers.
@@ -46,8 +46,10 @@ pub enum Command {
     Members(Arc<Members>),
     /// Dials; a peer that was disconnected by command is kept connected again. Without `peer`, whoever answers there.
     Connect {
-        /// Where to try.
-        addresses: Vec<Address>,
+        /// Where a person says that it is.
+        typed: Vec<Typed>,
+        /// Where others say so; without `peer` they are not tried, since nobody could be told from whoever answers.
+        heard: Vec<Heard>,
         /// Who has to answer.
         peer: Option<PeerId>,
         /// Who answered.
@@ -72,12 +74,14 @@ pub enum Command {
         /// The answer.
         reply: oneshot::Sender<Result<Vec<u8>, AskError>>,
     },
-    /// Adds addresses of a peer to the address book: at most 32 are kept, none of the overlay.
+    /// What a peer says of itself, for the address book. Each is tried once, and again only where the peer has answered.
     Known {
         /// Whose.
         peer: PeerId,
-        /// Where it may be.
-        addresses: Vec<Address>,
+        /// Where it may be, in place of what it said before: of those that may be dialled at most eight are kept.
+        heard: Vec<Heard>,
+        /// Where it has answered in an earlier run.
+        answered: Vec<Heard>,
     },
     /// The overlay prefixes: never announced, never dialled, never accepted from. Replaces what was said before; to be
     /// sent before a TUN gets an address.
@@ -154,6 +158,8 @@ pub struct PeerStatus {
     pub connections: Vec<ConnectionStatus>,
     /// Where it may be, best first.
     pub addresses: Vec<Address>,
+    /// Of these, where it has answered, and those a person gave.
+    pub reached: Vec<Address>,
     /// Failed dials since it was last connected.
     pub failures: u32,
 }
@@ -231,13 +237,25 @@ impl Handle {
         answer.await.unwrap_or(Err(AskError::Stopped))
     }
 
-    /// Dials and says who answered; see [`Command::Connect`].
+    /// Dials where a person says and says who answered; see [`Command::Connect`].
     ///
     /// # Errors
     /// See [`ConnectError`].
-    pub async fn connect(&self, addresses: Vec<Address>, peer: Option<PeerId>) -> Result<PeerId, ConnectError> {
+    pub async fn connect(&self, typed: Vec<Typed>, peer: Option<PeerId>) -> Result<PeerId, ConnectError> {
+        self.dial(typed, Vec::new(), peer).await
+    }
+
+    /// Dials where others say that a peer is; see [`Command::Connect`].
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub async fn connect_heard(&self, heard: Vec<Heard>, peer: PeerId) -> Result<PeerId, ConnectError> {
+        self.dial(Vec::new(), heard, Some(peer)).await
+    }
+
+    async fn dial(&self, typed: Vec<Typed>, heard: Vec<Heard>, peer: Option<PeerId>) -> Result<PeerId, ConnectError> {
         let (reply, answer) = oneshot::channel();
-        let command = Command::Connect { addresses, peer, reply };
+        let command = Command::Connect { typed, heard, peer, reply };
         self.send(command).await.map_err(|_| ConnectError::Stopped)?;
         answer.await.unwrap_or(Err(ConnectError::Stopped))
     }

@@ -24,14 +24,15 @@ use tokio_util::sync::CancellationToken;
 use self::asks::{Answer, Asks};
 use self::dials::{Dialling, Waiter};
 use self::links::Link;
-use super::address::{carrier_of, is_believable, is_link_local_v6, is_loopback};
+use super::address::{is_link_local_v6, is_loopback, is_private, may_tell};
 use super::admission::Seen;
 use super::behaviour::{Behaviour, BehaviourEvent, MembersEvent};
-use super::book::Book;
+use super::book::{Book, Word};
 use super::data::{Direction, Opened};
+use super::own::Own;
 use super::redial::Budget;
 use super::transport::Overlay;
-use super::{Address, Class, Command, Config, ConnectionStatus, Event, Members, PeerStatus, Protocol};
+use super::{Address, Class, Command, Config, ConnectionStatus, Event, Heard, Members, PeerStatus, Protocol};
 use crate::model::id::PeerId;
 
 /// Events that may queue before the swarm has to wait.
@@ -54,6 +55,9 @@ pub struct Driver {
     backlog: VecDeque<Event>,
     members: Arc<Members>,
     book: Book,
+    own: Own,
+    /// Dials of addresses that a person gave.
+    typed: HashSet<ConnectionId>,
     links: HashMap<ConnectionId, Link>,
     next_link: u64,
     dialling: BTreeMap<PeerId, Dialling>,
@@ -103,6 +107,8 @@ impl Driver {
             backlog: VecDeque::new(),
             members: Arc::default(),
             book: Book::default(),
+            own: Own::default(),
+            typed: HashSet::new(),
             links: HashMap::new(),
             next_link: 0,
             dialling: BTreeMap::new(),
@@ -162,7 +168,7 @@ impl Driver {
         let now = Instant::now();
         match command {
             Command::Members(members) => self.handle_members(members, now),
-            Command::Connect { addresses, peer, reply } => self.handle_connect(addresses, peer, reply, now),
+            Command::Connect { typed, heard, peer, reply } => self.handle_connect(typed, &heard, peer, reply, now),
             Command::Disconnect { peer } => {
                 self.held.insert(peer);
                 self.dialling.remove(&peer);
@@ -172,16 +178,12 @@ impl Driver {
                 let deadline = now + timeout;
                 self.handle_ask(asks::Ask { peer, protocol, body, deadline, reply, tries: 0, after: None }, now);
             }
-            Command::Known { peer, addresses } => {
-                let overlay = self.overlay.load_full();
-                let fresh = addresses
-                    .iter()
-                    // A name was typed by a person, who may also mean loopback.
-                    .filter(|a| a.ip().is_none() || is_believable(&a.0, &overlay, true))
-                    .filter(|a| a.carrier().is_some())
-                    .filter(|a| self.book.add(peer, &a.0))
-                    .count();
-                if fresh > 0 {
+            Command::Known { peer, heard, answered } => {
+                for address in self.believed(&answered, now) {
+                    self.book.worked(peer, &address, Word::Peer);
+                }
+                let heard = self.believed(&heard, now);
+                if self.book.heard(peer, &heard) || !answered.is_empty() {
                     self.hurry(peer, now);
                 }
             }
@@ -193,6 +195,20 @@ impl Driver {
                 let _ = reply.send(self.status(now));
             }
         }
+    }
+
+    /// Those of heard addresses that may be dialled: the likeliest first, which are those on a network of ours, then public
+    /// ones.
+    fn believed(&mut self, heard: &[Heard], now: Instant) -> Vec<Multiaddr> {
+        self.own.refresh(now);
+        let overlay = self.overlay.load_full();
+        let mut good: Vec<&Heard> = heard.iter().filter(|h| h.may_dial(&overlay, &self.own)).collect();
+        good.sort_by_key(|heard| match heard.address().ip() {
+            Some(ip) if self.own.is_near(ip) => 0,
+            Some(ip) if !is_private(ip) => 1,
+            _ => 2,
+        });
+        good.into_iter().map(|heard| heard.address().0.clone()).collect()
     }
 
     fn handle_members(&mut self, members: Arc<Members>, now: Instant) {
@@ -248,6 +264,7 @@ impl Driver {
                 self.listening.insert((listener_id, address));
                 self.emit_listening();
                 // A new address is a new network: peers that could not be reached may be now.
+                self.book.all_again();
                 let peers: Vec<_> = self.dialling.keys().copied().collect();
                 peers.into_iter().for_each(|peer| self.hurry(peer, now));
             }
@@ -338,25 +355,26 @@ impl Driver {
     fn handle_identify(&mut self, event: identify::Event) {
         let identify::Event::Received { connection_id, info, .. } = event else { return };
         let Some(link) = self.links.get(&connection_id) else { return };
-        let (peer, local) = (link.peer, is_loopback(&link.remote));
-        let overlay = self.overlay.load_full();
-        for address in info.listen_addrs.iter().take(TOLD).filter(|a| is_believable(a, &overlay, local)) {
-            self.book.add(peer, address);
-        }
-        if carrier_of(&info.observed_addr).is_some() && is_believable(&info.observed_addr, &overlay, local) {
+        let peer = link.peer;
+        let told = info.listen_addrs.into_iter().take(TOLD).filter_map(|a| Heard::of(a, false)).collect::<Vec<_>>();
+        let believed = self.believed(&told, Instant::now());
+        self.book.heard(peer, &believed);
+        if may_tell(&info.observed_addr, &self.overlay.load()) {
             self.emit(Event::Observed { peer, address: Address(info.observed_addr) });
         }
     }
 
     fn handle_mdns(&mut self, event: mdns::Event, now: Instant) {
         let mdns::Event::Discovered(found) = event else { return };
+        self.own.refresh(now);
         let overlay = self.overlay.load_full();
-        let mut fresh: BTreeMap<PeerId, Vec<Address>> = BTreeMap::new();
+        let mut fresh: BTreeMap<PeerId, Vec<Heard>> = BTreeMap::new();
         for (peer, address) in found {
             let Some(peer) = super::peer_from_lib(&peer).filter(|peer| *peer != self.me) else { continue };
-            if is_believable(&address, &overlay, false) {
-                self.book.add(peer, &address);
-                fresh.entry(peer).or_default().push(Address(super::address::bare(&address)));
+            let heard = Heard::of(super::address::bare(&address), true);
+            if let Some(heard) = heard.filter(|heard| heard.may_dial(&overlay, &self.own)) {
+                self.book.on_lan(peer, &heard.address().0);
+                fresh.entry(peer).or_default().push(heard);
             }
         }
         for (peer, addresses) in fresh {
@@ -391,7 +409,8 @@ impl Driver {
             peer,
             class: if self.members.contains_key(&peer) { Class::Member } else { Class::Stranger },
             connections,
-            addresses: self.book.addresses(&peer).iter().cloned().map(Address).collect(),
+            addresses: self.book.addresses(&peer).into_iter().map(Address).collect(),
+            reached: self.book.trusted(&peer).into_iter().map(Address).collect(),
             failures: self.dialling.get(&peer).map_or(0, |d| d.redial.failures),
         }
     }

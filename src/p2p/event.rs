@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::{Address, DataStream, Protocol};
+use super::{Address, DataStream, Heard, Protocol};
 use crate::model::id::{PeerId, SubnetId};
 
 /// What a connection may speak; settled when it is made.
@@ -93,8 +93,8 @@ pub enum Event {
     Discovered {
         /// Who it says it is.
         peer: PeerId,
-        /// Where; never an overlay address.
-        addresses: Vec<Address>,
+        /// Where; only such as may be dialled.
+        addresses: Vec<Heard>,
     },
     /// A ping came back.
     Rtt {

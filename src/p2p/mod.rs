@@ -23,6 +23,7 @@ mod data;
 mod driver;
 mod event;
 mod gate;
+mod own;
 mod preamble;
 mod quic;
 mod redial;
@@ -38,7 +39,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use self::address::{Address, AddressError, Carrier};
+pub use self::address::{Address, AddressError, Carrier, Heard, Typed, keep_sendable};
 pub use self::command::{AskError, Command, ConnectError, ConnectionStatus, Handle, PeerStatus, Protocol, Stopped};
 pub use self::driver::Driver;
 pub use self::event::{Class, Event, Responder};

@@ -179,7 +179,7 @@ async fn pair(a: Config, b: Config) -> (Node, Node, [DataStream; 4]) {
     let (mut a, mut b) = (Node::start(a).await, Node::start(b).await);
     a.members(&[(b.peer(), &[LAB])]).await;
     b.members(&[(a.peer(), &[LAB])]).await;
-    assert_eq!(a.handle.connect(vec![b.address.clone()], None).await, Ok(b.peer()));
+    assert_eq!(a.handle.connect(vec![Typed::new(b.address.clone())], None).await, Ok(b.peer()));
     let streams = [a.stream_out().await, b.stream_in().await, b.stream_out().await, a.stream_in().await];
     assert!(streams.iter().all(|(_, subnet, _)| *subnet == LAB));
     let streams = streams.map(|(_, _, stream)| stream);
@@ -212,7 +212,7 @@ async fn a_stranger_gets_the_join_protocol_and_nothing_else() {
     let (mut a, mut b) = (Node::start(in_memory(1)).await, Node::start(in_memory(2)).await);
     // `a` believes that both are members and tries everything; `b` knows nothing of it.
     a.members(&[(b.peer(), &[LAB])]).await;
-    a.handle.connect(vec![b.address.clone()], None).await.unwrap();
+    a.handle.connect(vec![Typed::new(b.address.clone())], None).await.unwrap();
     let control = a.handle.ask(b.peer(), Protocol::Control, b"let me in".to_vec(), PATIENCE).await;
     assert_eq!(control, Err(AskError::Refused));
     let (handle, peer) = (a.handle.clone(), b.peer());
@@ -233,7 +233,7 @@ async fn an_admitted_stranger_gets_everything_within_a_second() {
     (config.0.timing, config.1.timing) = (Timing::default(), Timing::default());
     let (mut a, mut b) = (Node::start(config.0).await, Node::start(config.1).await);
     // Only `a`, which joins, knows an address; only then do they learn of each other.
-    a.handle.connect(vec![b.address.clone()], None).await.unwrap();
+    a.handle.connect(vec![Typed::new(b.address.clone())], None).await.unwrap();
     let (handle, peer) = (a.handle.clone(), b.peer());
     let join = tokio::spawn(async move { handle.ask(peer, Protocol::Join, b"abc".to_vec(), PATIENCE).await });
     // The issuer admits before it answers: the answer arrives all the same.
@@ -251,7 +251,7 @@ async fn an_admitted_stranger_gets_everything_within_a_second() {
 async fn a_request_sent_before_the_peer_heard_of_the_grant_is_answered() {
     let (a, mut b) = (Node::start(in_memory(61)).await, Node::start(in_memory(62)).await);
     a.members(&[(b.peer(), &[LAB])]).await;
-    a.handle.connect(vec![b.address.clone()], None).await.unwrap();
+    a.handle.connect(vec![Typed::new(b.address.clone())], None).await.unwrap();
     let (handle, peer) = (a.handle.clone(), b.peer());
     let ask = tokio::spawn(async move { handle.ask(peer, Protocol::Control, b"abc".to_vec(), PATIENCE).await });
     // The request has been refused at least once by then: to b its sender is a stranger.
@@ -334,7 +334,8 @@ async fn large_requests_pass_and_larger_ones_are_refused() {
 async fn a_request_dials_and_an_unanswered_one_ends() {
     let (a, mut b) = (Node::start(in_memory(15)).await, Node::start(in_memory(16)).await);
     assert_eq!(a.handle.ask(b.peer(), Protocol::Join, vec![1], PATIENCE).await, Err(AskError::NoAddress));
-    a.handle.send(Command::Known { peer: b.peer(), addresses: vec![b.address.clone()] }).await.unwrap();
+    let heard = vec![Heard::parse(&b.address.to_string()).unwrap()];
+    a.handle.send(Command::Known { peer: b.peer(), heard, answered: vec![] }).await.unwrap();
     let (handle, peer) = (a.handle.clone(), b.peer());
     let ask = tokio::spawn(async move { handle.ask(peer, Protocol::Join, vec![1, 2], PATIENCE).await });
     b.answer().await;
@@ -352,8 +353,8 @@ async fn simultaneous_dials_end_with_one_connection() {
     a.members(&[(b.peer(), &[LAB])]).await;
     b.members(&[(a.peer(), &[LAB])]).await;
     let both = futures::future::join(
-        a.handle.connect(vec![b.address.clone()], None),
-        b.handle.connect(vec![a.address.clone()], None),
+        a.handle.connect(vec![Typed::new(b.address.clone())], None),
+        b.handle.connect(vec![Typed::new(a.address.clone())], None),
     );
     let _ = both.await;
     eventually(|| async { a.connections(b.peer()).await.len() == 1 && b.connections(a.peer()).await.len() == 1 }).await;
@@ -431,14 +432,52 @@ async fn tcp_is_dialled_before_quic() {
     };
     let mut a = Node::start(on_loopback(31, "/ip4/127.0.0.1/tcp/0")).await;
     a.members(&[(handle.peer(), &[LAB])]).await;
-    a.handle.send(Command::Known { peer: handle.peer(), addresses: both }).await.unwrap();
-    let transport = a
-        .expect(|event| match event {
-            Event::Connected { transport, .. } => Ok(transport),
-            other => Err(other),
-        })
-        .await;
-    assert_eq!(transport, "tcp");
+    let typed = both.into_iter().map(Typed::new).collect();
+    assert_eq!(a.handle.connect(typed, Some(handle.peer())).await, Ok(handle.peer()));
+    let connected = |event| match event {
+        Event::Connected { transport, .. } => Ok(transport),
+        other => Err(other),
+    };
+    a.expect(connected).await;
+    // All were dialled at once, for a person. When the connection is lost, they are dialled in their order.
+    handle.send(Command::Disconnect { peer: a.peer() }).await.unwrap();
+    while a.closed().await.1 > 0 {}
+    assert_eq!(a.expect(connected).await, "tcp");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_that_was_only_heard_is_knocked_at_once() {
+    let mut a = in_memory(71);
+    a.transport = TransportKind::Network;
+    a.lan_discovery = false;
+    a.listen = vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap()];
+    let a = Node::start(a).await;
+    let member = PeerId([9; 32]);
+    // Nobody is there, and no packet leaves this machine: what counts is how often it is tried.
+    let heard = |port: u16| Heard::parse(&format!("/ip4/198.51.100.7/tcp/{port}")).unwrap();
+    let known = |list: Vec<Heard>| Command::Known { peer: member, heard: list, answered: vec![] };
+    a.handle.send(known(vec![heard(4100)])).await.unwrap();
+    a.members(&[(member, &[LAB])]).await;
+    let tries = || async {
+        let status = a.handle.status().await.unwrap();
+        status.into_iter().find(|s| s.peer == member).map_or(0, |s| s.failures)
+    };
+    eventually(|| async { tries().await == 1 }).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(tries().await, 1, "not by time alone");
+    a.handle.send(known(vec![heard(4100)])).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(tries().await, 1, "nor for the same word again");
+    // Forbidden ones are not kept at all.
+    let mut list: Vec<Heard> = (0..40).map(|n| heard(5000 + n)).collect();
+    for bad in ["/ip4/127.0.0.1/tcp/6379", "/ip4/198.51.100.7/tcp/25", "/ip4/169.254.169.254/tcp/4100"] {
+        list.insert(0, Heard::parse(bad).unwrap());
+    }
+    a.handle.send(known(list)).await.unwrap();
+    let status = a.handle.status().await.unwrap();
+    let kept = &status.iter().find(|s| s.peer == member).unwrap().addresses;
+    assert_eq!(kept.len(), 8, "{kept:?}");
+    assert!(kept.iter().all(|address| address.port() >= Some(5000)), "{kept:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -475,17 +514,17 @@ async fn underlay_never_rides_overlay() {
         other => Err(other),
     };
     a.expect(withdrawn).await;
-    assert!(a.handle.connect(vec![b.address.clone()], None).await.is_err());
-    assert!(b.handle.connect(vec![a.address.clone()], None).await.is_err());
+    assert!(a.handle.connect(vec![Typed::new(b.address.clone())], None).await.is_err());
+    assert!(b.handle.connect(vec![Typed::new(a.address.clone())], None).await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_peer_at_an_address_is_not_taken_for_the_right_one() {
     let (a, b) = (Node::start(in_memory(36)).await, Node::start(in_memory(37)).await);
     let other = Node::start(in_memory(38)).await;
-    let wrong = a.handle.connect(vec![b.address.clone()], Some(other.peer())).await;
+    let wrong = a.handle.connect(vec![Typed::new(b.address.clone())], Some(other.peer())).await;
     assert!(matches!(wrong, Err(ConnectError::Failed(_))), "{wrong:?}");
-    let itself = a.handle.connect(vec![a.address.clone()], None).await;
+    let itself = a.handle.connect(vec![Typed::new(a.address.clone())], None).await;
     assert!(itself.is_err());
 }
 
@@ -497,13 +536,13 @@ async fn strangers_leave_room_for_members() {
     let mut crowd = Vec::new();
     for seed in 41..46 {
         let stranger = Node::start(in_memory(seed)).await;
-        let _ = stranger.handle.connect(vec![b.address.clone()], None).await;
+        let _ = stranger.handle.connect(vec![Typed::new(b.address.clone())], None).await;
         crowd.push(stranger);
     }
     let member = Node::start(in_memory(50)).await;
     b.members(&[(member.peer(), &[LAB])]).await;
     member.members(&[(b.peer(), &[LAB])]).await;
-    member.handle.connect(vec![b.address.clone()], None).await.unwrap();
+    member.handle.connect(vec![Typed::new(b.address.clone())], None).await.unwrap();
     eventually(|| async { b.connections(member.peer()).await.len() == 1 }).await;
     let status = b.handle.status().await.unwrap();
     assert!(status.iter().filter(|s| s.class == Class::Stranger).count() <= 2);
@@ -529,7 +568,7 @@ async fn one_source_s_strangers_leave_places_to_others_and_the_oldest_makes_room
         let (handle, events, driver) = start(config).unwrap();
         let task = tokio::spawn(driver.run(CancellationToken::new()));
         // Who is refused hears of it only after its own half of the handshake.
-        let _ = handle.connect(vec![to], None).await;
+        let _ = handle.connect(vec![crate::p2p::Typed(to)], None).await;
         (handle, events, task)
     };
     let at_b = || async { b.handle.status().await.unwrap().iter().map(|s| s.connections.len()).sum::<usize>() };

@@ -26,6 +26,7 @@ async fn public_subnet(founder: &Node) -> Created {
         admission: Admission::Approve,
         domain: Some("github.com".into()),
         grant_life_s: None,
+        host: Default::default(),
     };
     match founder.ok(request).await {
         Response::Created(created) => created,
@@ -40,6 +41,7 @@ fn join(target: &str, peers: &[String], allow: Allowed) -> Request {
         name: None,
         alias: None,
         ip: None,
+        host: Default::default(),
         allow,
         timeout_ms: 15_000,
         wait: true,

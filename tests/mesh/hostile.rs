@@ -40,7 +40,7 @@ impl Hostile {
     pub async fn meet(&self, victim: &Node, subnets: &[SubnetId]) {
         let members = BTreeMap::from([(victim.peer, subnets.to_vec())]);
         self.handle.members(if subnets.is_empty() { BTreeMap::new() } else { members }).await.unwrap();
-        let address = victim.address().parse().unwrap();
+        let address: p2p::Typed = victim.address().parse().unwrap();
         assert_eq!(self.handle.connect(vec![address], None).await, Ok(victim.peer));
     }
 

@@ -12,7 +12,7 @@ use crate::model::id::{PeerId, SubnetId};
 use crate::model::members::{Subnet, holds_address, printable};
 use crate::model::subnet::Resolved;
 use crate::node::Core;
-use crate::p2p::{Address, Protocol};
+use crate::p2p::{Protocol, Typed};
 use crate::wire::control::{self, ControlRequest};
 
 pub(super) async fn connect(ctx: &Context, peer: &str) -> Result<Response, Error> {
@@ -20,15 +20,15 @@ pub(super) async fn connect(ctx: &Context, peer: &str) -> Result<Response, Error
         Error::new(ErrorKind::Failed, "E-CONNECT", format!("connect {}: {e}", printable(peer)))
     };
     if peer.starts_with('/') {
-        let address: Address =
+        let typed: Typed =
             peer.parse().map_err(|e| Error::new(ErrorKind::Usage, "E-ADDRESS", format!("{}: {e}", printable(peer))))?;
-        let expected = address.peer();
-        let id = ctx.peers.connect(vec![address], expected).await.map_err(failed)?;
+        let expected = typed.address().peer();
+        let id = ctx.peers.connect(vec![typed], expected).await.map_err(failed)?;
         return Ok(done(format!("connected {id}"), true));
     }
     let found = status::peer_show(ctx, peer).await?;
-    let addresses = found.addresses.iter().filter_map(|a| a.parse().ok()).collect();
-    let id = ctx.peers.connect(addresses, Some(found.peer_id)).await.map_err(failed)?;
+    // The address book knows where, and who says so.
+    let id = ctx.peers.connect(Vec::new(), Some(found.peer_id)).await.map_err(failed)?;
     Ok(done(format!("connected {id}"), !found.connected))
 }
 

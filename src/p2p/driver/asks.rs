@@ -148,7 +148,7 @@ impl Driver {
             Some(AskError::Refused)
         } else if self.can_send(ask.peer, ask.protocol) {
             return self.send(ask);
-        } else if self.book.addresses(&ask.peer).is_empty() && self.links_of(ask.peer).is_empty() {
+        } else if !self.book.has(&ask.peer) && self.links_of(ask.peer).is_empty() {
             Some(AskError::NoAddress)
         } else if self.asks.waiting.get(&ask.peer).is_some_and(|asks| asks.len() >= WAITING) {
             Some(AskError::Busy)

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::Driver;
 use crate::model::id::PeerId;
 use crate::p2p::redial::Redial;
-use crate::p2p::{Address, ConnectError};
+use crate::p2p::{Address, ConnectError, Heard, Typed};
 
 /// How long the preferred carrier is alone before the others are tried too.
 const HEAD_START: Duration = Duration::from_millis(300);
@@ -20,6 +20,9 @@ const HEAD_START: Duration = Duration::from_millis(300);
 const COURTESY: Duration = Duration::from_millis(300);
 /// Addresses dialled at once for one command.
 const AT_ONCE: usize = 16;
+/// Between two tries of addresses that were only heard, while packets wait for their peer: two peers that could not reach each
+/// other when they heard of each other find together once they can, and nobody is knocked at for longer than packets want.
+const WANTED_AGAIN: Duration = Duration::from_secs(300);
 
 /// A peer that is being dialled again and again.
 pub(super) struct Dialling {
@@ -28,11 +31,13 @@ pub(super) struct Dialling {
     second: Option<(Instant, Vec<Multiaddr>)>,
     /// The dials under way.
     attempts: BTreeSet<ConnectionId>,
+    /// When what was heard was last tried again because somebody here wants the peer.
+    again: Option<Instant>,
 }
 
 impl Dialling {
     fn new(now: Instant, delay: Duration) -> Self {
-        Dialling { redial: Redial::new(now, delay), second: None, attempts: BTreeSet::new() }
+        Dialling { redial: Redial::new(now, delay), second: None, attempts: BTreeSet::new(), again: Some(now) }
     }
 
     /// Whether a round is due, the first or the second.
@@ -70,9 +75,15 @@ impl Driver {
         }
     }
 
+    /// Packets or a request wait for the peer. Of that, too, what was heard is tried again, once in a while.
     pub(super) fn handle_wanted(&mut self, peer: PeerId, now: Instant) {
         if self.is_needed(peer) {
-            self.dialling.entry(peer).or_insert_with(|| Dialling::new(now, Duration::ZERO)).redial.nudge(now);
+            let dialling = self.dialling.entry(peer).or_insert_with(|| Dialling::new(now, Duration::ZERO));
+            dialling.redial.nudge(now);
+            if !self.book.is_due(&peer, now) && dialling.again.is_none_or(|at| now >= at + WANTED_AGAIN) {
+                dialling.again = Some(now);
+                self.book.again(&peer);
+            }
             self.handle_dials(now);
         }
     }
@@ -92,13 +103,10 @@ impl Driver {
             if let Some((_, late)) = dialling.second.take_if(|(when, _)| now >= *when) {
                 round = late;
             }
-            // Without an address there is nothing to count: the first one that is learned is dialled at once.
-            if dialling.redial.is_due(now)
-                && !self.book.addresses(&peer).is_empty()
-                && self.budget.take(now, &dialling.redial)
-            {
+            // Without an address to try there is nothing to count: the next one that is learned is dialled at once.
+            if dialling.redial.is_due(now) && self.book.is_due(&peer, now) && self.budget.take(now, &dialling.redial) {
                 dialling.redial.dialled(now, jitter());
-                let (mut first, second) = self.book.rounds(&peer, self.config.prefer);
+                let (mut first, second) = self.book.due(&peer, self.config.prefer, now);
                 if first.is_empty() {
                     round.extend(second);
                 } else {
@@ -107,13 +115,24 @@ impl Driver {
                 }
             }
             if !round.is_empty() {
-                self.dial(peer, round);
+                self.dial(peer, round, now);
             }
         }
     }
 
-    fn dial(&mut self, peer: PeerId, addresses: Vec<Multiaddr>) -> Option<ConnectionId> {
+    /// Dials a peer at addresses of the book. What was heard is judged again: addresses of ours come and go.
+    fn dial(&mut self, peer: PeerId, mut addresses: Vec<Multiaddr>, now: Instant) -> Option<ConnectionId> {
         let lib = crate::p2p::peer_to_lib(peer)?;
+        self.book.dialled(&peer, &addresses, now);
+        self.own.refresh(now);
+        let overlay = self.overlay.load_full();
+        addresses.retain(|address| {
+            let heard = || Heard::of(address.clone(), true).is_some_and(|heard| heard.may_dial(&overlay, &self.own));
+            self.book.is_typed(&peer, address) || heard()
+        });
+        if addresses.is_empty() {
+            return None;
+        }
         // Always: a connection that is dying, or one-sided, must not keep a new one from being made.
         let options = DialOpts::peer_id(lib).condition(PeerCondition::Always).addresses(addresses).build();
         let id = options.connection_id();
@@ -133,16 +152,25 @@ impl Driver {
 
     pub(super) fn handle_connect(
         &mut self,
-        addresses: Vec<Address>,
+        typed: Vec<Typed>,
+        heard: &[Heard],
         peer: Option<PeerId>,
         reply: oneshot::Sender<Result<PeerId, ConnectError>>,
         now: Instant,
     ) {
-        if let Some(peer) = peer.or_else(|| addresses.iter().find_map(Address::peer)) {
-            self.held.remove(&peer);
-            for address in &addresses {
-                self.book.add(peer, &address.0);
+        for address in &typed {
+            if let Some(named) = address.0.peer().or(peer) {
+                self.book.typed(named, &address.0.0);
             }
+        }
+        if let Some(peer) = peer {
+            let hinted = self.believed(heard, now);
+            self.book.hinted(peer, &hinted);
+        }
+        if let Some(peer) = peer.or_else(|| typed.iter().find_map(|address| address.0.peer())) {
+            self.held.remove(&peer);
+            // A person or a join wants it now.
+            self.book.again(&peer);
             self.hurry(peer, now);
         }
         let mut waiter = Waiter { attempts: BTreeSet::new(), errors: Vec::new(), reply };
@@ -152,13 +180,13 @@ impl Driver {
                 let _ = waiter.reply.send(Ok(peer));
                 return;
             }
-            let all = self.book.addresses(&peer).to_vec();
+            let all = self.book.addresses(&peer);
             if !all.is_empty() {
-                waiter.attempts.extend(self.dial(peer, all));
+                waiter.attempts.extend(self.dial(peer, all, now));
             }
         } else {
-            for address in addresses.into_iter().take(AT_ONCE) {
-                self.dial_unknown(&mut waiter, address);
+            for address in typed.into_iter().take(AT_ONCE) {
+                self.dial_unknown(&mut waiter, address.0);
             }
         }
         if waiter.attempts.is_empty() {
@@ -180,6 +208,7 @@ impl Driver {
         let id = options.connection_id();
         match self.swarm.dial(options) {
             Ok(()) => {
+                self.typed.insert(id);
                 waiter.attempts.insert(id);
             }
             Err(error) => waiter.errors.push(format!("{address}: {error}")),
@@ -195,6 +224,7 @@ impl Driver {
     }
 
     pub(super) fn handle_dial_failed(&mut self, id: ConnectionId, error: &DialError, now: Instant) {
+        self.typed.remove(&id);
         if let Some(at) = self.waiters.iter().position(|w| w.attempts.contains(&id))
             && let Some(waiter) = self.waiters.get_mut(at)
         {

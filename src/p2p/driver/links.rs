@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::Driver;
 use crate::model::id::PeerId;
 use crate::p2p::address::{Carrier, carrier_of, ip_of};
+use crate::p2p::book::Word;
 use crate::p2p::surplus::{Candidate, surplus};
 use crate::p2p::{Class, Event};
 
@@ -97,8 +98,9 @@ impl Driver {
             },
         );
         tracing::debug!(%peer, connection = number, ?class, %remote, outbound, "connected");
+        let typed = self.typed.remove(&id);
         if outbound {
-            self.book.worked(peer, &remote);
+            self.book.worked(peer, &remote, if typed { Word::Typed } else { Word::Peer });
         } else {
             // It came by itself: whoever was told to leave it alone no longer has to.
             self.held.remove(&peer);
