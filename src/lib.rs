@@ -92,7 +92,13 @@
 //!
 //! A peer that has no valid grant in a common subnet is a stranger: it is offered `/byway/join/1` and nothing else (see
 //! [`p2p`]). [`wire::control`] has the messages; [`model::join`] the invite and the signed question; `node::admission`
-//! decides; any member passes a question on to who may decide.
+//! decides; any member passes a question on to who may decide. Before it asks, a joiner learns the genesis, whose hash the ID
+//! is, and judges what its founder wants of this machine ([`model::policy`]).
+//!
+//! # Whose word it is
+//!
+//! What a person types is done as it stands; what anybody else says is judged. [`model::find`] says which object a text
+//! means, [`model::heard`] which addresses are dialled on hearsay ([`p2p::Typed`], [`p2p::Heard`]).
 
 pub mod api;
 pub mod attach;

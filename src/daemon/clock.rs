@@ -93,8 +93,8 @@ pub(crate) async fn run(ctx: Context, stop: CancellationToken) -> anyhow::Result
         let doubted = off || unsure;
         ctx.node
             .run(move |core| {
-                core.surroundings.clock_is_off = doubted;
-                core.surroundings.seen = members.into_iter().collect();
+                core.attendance.clock_is_off = doubted;
+                core.attendance.seen = members.into_iter().collect();
                 core.forget_before = agree.then(unix_now);
             })
             .await?;

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -115,7 +115,27 @@ async fn put(ctx: Context, ask: Ask) {
             None
         }
     };
+    let told = letter.as_ref().map(|letter| letter.endpoints.clone());
     answer.give(letter).await;
+    if let Some(told) = told.filter(|told| !told.is_empty()) {
+        prove(ctx, key.peer, told).await;
+    }
+}
+
+/// Those of the addresses that are at a host where a stream reaches the peer, or has reached it: that the peer is there is no
+/// hearsay.
+fn beside(status: &p2p::PeerStatus, told: &[SocketAddr]) -> Vec<SocketAddr> {
+    let remote = status.connections.iter().filter_map(|c| c.remote.parse::<Address>().ok()?.ip());
+    let hosts: Vec<IpAddr> = remote.chain(status.reached.iter().filter_map(Address::ip)).collect();
+    let known = |address: &&SocketAddr| hosts.iter().any(|host| host.to_canonical() == address.ip().to_canonical());
+    told.iter().filter(known).copied().collect()
+}
+
+/// Tells the sessions which of the addresses in a letter are at such a host.
+async fn prove(ctx: Context, peer: PeerId, told: Vec<SocketAddr>) {
+    if let (Some(direct), Ok(status)) = (&ctx.direct, ctx.peers.status_of(peer).await) {
+        direct.candidates(peer, beside(&status, &told), Origin::Host).await;
+    }
 }
 
 /// What a member said, with those of its addresses that datagrams may be sent to on its word.
@@ -128,7 +148,11 @@ fn letter(message: Vec<u8>, mut endpoints: Vec<SocketAddr>) -> Letter {
 /// Answers a member's question.
 pub(crate) async fn answer(ctx: &Context, peer: PeerId, subnet: SubnetId, said: Letter) -> ControlAnswer {
     let Some(direct) = &ctx.direct else { return ControlAnswer::NoSession };
-    match direct.request(Key { subnet, peer }, letter(said.message, said.endpoints)).await {
+    let letter = letter(said.message, said.endpoints);
+    if !letter.endpoints.is_empty() {
+        tokio::spawn(prove(ctx.clone(), peer, letter.endpoints.clone()));
+    }
+    match direct.request(Key { subnet, peer }, letter).await {
         Some(Letter { message, endpoints }) => ControlAnswer::Session { message, endpoints },
         None => ControlAnswer::NoSession,
     }
@@ -138,15 +162,14 @@ pub(crate) async fn answer(ctx: &Context, peer: PeerId, subnet: SubnetId, said: 
 pub(crate) async fn connected(ctx: Context, peer: PeerId) {
     let Some(direct) = &ctx.direct else { return };
     direct.connected(peer).await;
-    let Some(status) = ctx.peers.status().await.unwrap_or_default().into_iter().find(|s| s.peer == peer) else {
-        return;
-    };
-    // Where the stream reaches it is no hearsay: there it has answered.
-    let reached = status.reached.iter().filter_map(endpoint);
+    let Ok(status) = ctx.peers.status_of(peer).await else { return };
     let mut told: Vec<SocketAddr> = status.addresses.iter().filter_map(endpoint).collect();
     p2p::keep_sendable(&mut told);
-    direct.candidates(peer, reached.chain(told).collect(), Origin::Told).await;
-    let remote = status.connections.iter().filter_map(|c| endpoint(&c.remote.parse().ok()?)).collect();
+    direct.candidates(peer, told.clone(), Origin::Told).await;
+    let reached = status.reached.iter().filter_map(endpoint);
+    direct.candidates(peer, reached.chain(beside(&status, &told)).collect(), Origin::Host).await;
+    let remote: Vec<Address> = status.connections.iter().filter_map(|c| c.remote.parse().ok()).collect();
+    let remote = remote.iter().filter_map(endpoint).collect();
     direct.candidates(peer, remote, Origin::Connection).await;
 }
 

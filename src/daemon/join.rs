@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
@@ -118,11 +119,19 @@ pub(crate) async fn around(ctx: &Context) -> Result<Around, Error> {
     let connected = peers.iter().flat_map(|p| &p.connections).filter_map(|c| c.remote.parse::<Address>().ok()?.ip());
     let reached = peers.iter().flat_map(|p| &p.reached).filter_map(Address::ip);
     let mut addresses: BTreeSet<IpAddr> = connected.chain(reached).map(|ip| ip.to_canonical()).collect();
+    let (here, typed) = ctx
+        .node
+        .run(|core| {
+            let here: Vec<IpNet> = core.state.subnets.values().flat_map(|s| s.records.prefixes()).collect();
+            let of_subnets = core.state.subnets.values().flat_map(|s| &s.local.hints);
+            let typed = of_subnets.chain(core.state.joins.values().flat_map(|join| &join.hints));
+            (here, typed.cloned().collect::<Vec<String>>())
+        })
+        .await?;
+    addresses.extend(typed.iter().chain(&ctx.config.bootstrap).filter_map(|a| a.parse::<Address>().ok()?.ip()));
     addresses.retain(|ip| !ip.is_loopback());
     let what = |address: IpAddr| Need { address, what: format!("{address}, where a peer is reached") };
     around.needs.extend(addresses.into_iter().map(what));
-    let here = ctx.node.run(|core| core.state.subnets.values().flat_map(|s| s.records.prefixes()).collect::<Vec<_>>());
-    let here = here.await?;
     around.needs.retain(|need| !here.iter().any(|prefix| prefix.contains(&need.address)));
     Ok(around)
 }

@@ -172,6 +172,12 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         net.quic = port.quic().into_iter().map(|socket| socket as _).collect();
     }
     net.listen = listen;
+    for address in config.advertise.iter().filter(|address| p2p::Heard::parse(address).is_none()) {
+        tracing::warn!(
+            address,
+            "transport.advertise: other peers look no names up on hearsay, so nobody will dial this"
+        );
+    }
     net.lan_discovery = config.lan_discovery;
     net.transport = machine.transport();
     net.limits.pending_in = config.limits.pending_connections;

@@ -7,7 +7,8 @@
 //! at most three times the bytes that came from there.
 //!
 //! ```text
-//! no path   each candidate is probed at once, after 250 and 500 ms, then every 2 s, after eight tries every 4 s
+//! no path   each candidate is probed at once, after 250 and 500 ms, then every 2 s, after eight tries every 4 s, or every
+//!           minute where nothing but hearsay says that the peer is there
 //! answered  two padded probes, 1280 and 1500 bytes: the first of them that is answered makes the path
 //! path      a probe every 2 s, with traffic every 1.25 s and padded to the path MTU; a missed one again every 400 ms
 //! moved     a newer frame came from elsewhere: both addresses are probed; the old one keeps the path if it answers in 1 s, and

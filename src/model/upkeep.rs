@@ -18,7 +18,7 @@ const BLOCK_AFTER: (u64, u64) = (2, 60);
 
 /// What the machine adds to judge by.
 #[derive(Debug, Clone, Default)]
-pub struct Surroundings {
+pub struct Attendance {
     /// Members that are connected.
     pub seen: BTreeSet<PeerId>,
     /// The clocks of most members differ from this node's: nothing is signed that a time decides.
@@ -31,7 +31,7 @@ impl Subnet {
     ///
     /// # Errors
     /// `E-RECORD` for a record that the others would refuse; this node makes none.
-    pub fn upkeep(&mut self, me: &Identity, around: &Surroundings, now: u64) -> Result<()> {
+    pub fn upkeep(&mut self, me: &Identity, around: &Attendance, now: u64) -> Result<()> {
         self.requests.retain(|_, r| now < r.seen.saturating_add(REQUEST_LIFE));
         self.local.denied.retain(|_, until| now < *until);
         let resolved = self.resolve(now);
@@ -108,7 +108,7 @@ impl Subnet {
 
     /// Renews grants past half their life, and those this node signed while its clock was wrong; gives a block to who
     /// lost one in a conflict.
-    fn renew(&mut self, me: &Identity, around: &Surroundings, now: u64) -> Result<()> {
+    fn renew(&mut self, me: &Identity, around: &Attendance, now: u64) -> Result<()> {
         let resolved = self.resolve(now);
         let owner = self.records.genesis.owner == me.peer;
         let due: Vec<(PeerId, Grant, bool)> = (resolved.roll.members.iter())

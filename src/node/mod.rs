@@ -58,7 +58,7 @@ use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::record::{Digest, Signed};
 use crate::model::roll::Roll;
 use crate::model::state::{Damage, Draft, State};
-use crate::model::upkeep::Surroundings;
+use crate::model::upkeep::Attendance;
 use crate::model::view::View;
 use crate::store::{Batch, Store};
 
@@ -124,7 +124,7 @@ pub struct Core {
     pulse: pulse::Pulse,
     again: again::Again,
     /// Who is connected, and whether this node's clock can be believed.
-    pub surroundings: Surroundings,
+    pub attendance: Attendance,
     /// A time (seconds since 1970) that other members' clocks agree with: what ended before it may be forgotten.
     pub forget_before: Option<u64>,
     /// Told when the thread has let go of the state directory.
@@ -209,7 +209,7 @@ impl Node {
             built_at: 0,
             pulse: pulse::Pulse::default(),
             again: again::Again::default(),
-            surroundings: Surroundings::default(),
+            attendance: Attendance::default(),
             forget_before: None,
             closing: None,
         };
@@ -421,7 +421,7 @@ impl Core {
     /// As [`Core::commit`].
     pub fn tick(&mut self) -> Result<(), Error> {
         let now = self.now();
-        self.pulse.watch_clock(&mut self.surroundings);
+        self.pulse.watch_clock(&mut self.attendance);
         // A grant that ran out changes the View without any record, and so does a clock that was set back.
         let moved = self.next_change.is_some_and(|at| at <= now) || now < self.built_at;
         let mut draft = Draft::default();
@@ -432,7 +432,7 @@ impl Core {
             let me = self.state.me.peer;
             let mut copy = subnet.clone();
             if subnet.records.seat_of(me).is_some() {
-                copy.upkeep(&self.state.me, &self.surroundings, now)?;
+                copy.upkeep(&self.state.me, &self.attendance, now)?;
             }
             copy.keep_own(&self.state.me, &self.endpoints, now)?;
             if self.forget_before.is_some_and(|attested| copy.records.forget(attested)) {

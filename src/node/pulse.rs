@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::unix_now;
-use crate::model::upkeep::Surroundings;
+use crate::model::upkeep::Attendance;
 
 /// How long after a change every second counts: a block that two admins gave is given anew after two.
 const LIVELY: Duration = Duration::from_secs(4);
@@ -40,7 +40,7 @@ impl Pulse {
     }
 
     /// Notices that the clock was set. While others are connected it is not believed until they have been asked.
-    pub(super) fn watch_clock(&mut self, around: &mut Surroundings) {
+    pub(super) fn watch_clock(&mut self, around: &mut Attendance) {
         let now = (unix_now(), Instant::now());
         let expected = self.clock.0.saturating_add(now.1.duration_since(self.clock.1).as_secs());
         self.was_set = now.0.abs_diff(expected) > SET;

@@ -99,6 +99,13 @@ pub enum Command {
         /// One entry per connected or wanted peer.
         reply: oneshot::Sender<Vec<PeerStatus>>,
     },
+    /// The same of one peer, whatever is known of it.
+    StatusOf {
+        /// Whose.
+        peer: PeerId,
+        /// Its entry.
+        reply: oneshot::Sender<PeerStatus>,
+    },
 }
 
 /// Why a request has no answer.
@@ -267,6 +274,16 @@ impl Handle {
     pub async fn status(&self) -> Result<Vec<PeerStatus>, Stopped> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Status { reply }).await?;
+        answer.await.map_err(|_| Stopped)
+    }
+
+    /// The same of one peer; see [`Command::StatusOf`].
+    ///
+    /// # Errors
+    /// When the task has stopped.
+    pub async fn status_of(&self, peer: PeerId) -> Result<PeerStatus, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::StatusOf { peer, reply }).await?;
         answer.await.map_err(|_| Stopped)
     }
 

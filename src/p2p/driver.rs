@@ -194,6 +194,9 @@ impl Driver {
                 // Whoever asked may have gone away.
                 let _ = reply.send(self.status(now));
             }
+            Command::StatusOf { peer, reply } => {
+                let _ = reply.send(self.status_of(peer, now));
+            }
         }
     }
 

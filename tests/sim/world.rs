@@ -9,7 +9,7 @@ use byway::model::members::{Identity, Subnet};
 use byway::model::record::{Admission, Doc, Role, Signed, Term, Verified};
 use byway::model::state::{Draft, Founding, State};
 use byway::model::subnet::Records;
-use byway::model::upkeep::Surroundings;
+use byway::model::upkeep::Attendance;
 
 /// A small deterministic generator (splitmix64): the seed alone decides a run.
 pub struct Rng(pub u64);
@@ -188,7 +188,7 @@ impl World {
 
     /// What a node does by itself every second.
     pub fn look_after(&mut self, node: usize) {
-        let around = Surroundings { seen: self.seen.clone(), clock_is_off: false };
+        let around = Attendance { seen: self.seen.clone(), clock_is_off: false };
         self.change(node, |s, me, now| {
             let endpoints = s.records.doc(me.peer).map(|d| d.endpoints.clone()).unwrap_or_default();
             s.upkeep(me, &around, now).unwrap();

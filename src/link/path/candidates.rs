@@ -13,6 +13,8 @@ pub(super) const MAX_CANDIDATES: usize = 8;
 const MAX_FRAMES: usize = 2;
 /// Probes of an address at the quick pace.
 const QUICK: u32 = 8;
+/// Between two probes, beyond those, of an address that is only hearsay: somebody else may be there, who wants none of them.
+const HEARSAY: Duration = Duration::from_secs(60);
 /// Between two probes asked for by the peer's own: a burst of them is answered with one.
 const HURRY: Duration = Duration::from_millis(200);
 
@@ -21,6 +23,8 @@ const HURRY: Duration = Duration::from_millis(200);
 pub enum Origin {
     /// The peer, or libp2p's address book, says so.
     Told,
+    /// The same, of a host that a stream of the peer's has reached: its key has answered there.
+    Host,
     /// An authenticated frame came from there.
     Frame,
     /// The far address of a live QUIC connection.
@@ -33,6 +37,8 @@ struct Candidate {
     origin: Origin,
     due: Instant,
     tries: u32,
+    /// Whether a probe was ever answered from there.
+    answered: bool,
     sent: Option<Instant>,
     /// Padded probes sent after a small one was answered, and when the last.
     padded: u32,
@@ -93,7 +99,16 @@ impl Candidates {
                     known.origin = known.origin.max(origin);
                     known
                 }
-                None => Candidate { address, origin, due: now, tries: 0, sent: None, padded: 0, padded_at: None },
+                None => Candidate {
+                    address,
+                    origin,
+                    due: now,
+                    tries: 0,
+                    answered: false,
+                    sent: None,
+                    padded: 0,
+                    padded_at: None,
+                },
             };
             self.0.insert(0, candidate);
         }
@@ -142,6 +157,7 @@ impl Candidates {
     /// A small probe was answered: whether padded ones are to follow now.
     pub(super) fn answered(&mut self, now: Instant, address: SocketAddr) -> bool {
         let Some(candidate) = self.0.iter_mut().find(|c| c.address == address) else { return false };
+        candidate.answered = true;
         if candidate.padded_at.is_some_and(|sent| sent + HURRY > now) || candidate.padded >= THIN_TRIES {
             return false;
         }
@@ -186,6 +202,7 @@ impl Candidates {
             1 => Duration::from_millis(250),
             2 => Duration::from_millis(500),
             n if n < QUICK => Duration::from_secs(2),
+            _ if candidate.origin == Origin::Told && !candidate.answered => HEARSAY,
             _ => Duration::from_secs(4),
         };
         candidate.due = now + jittered(wait, entropy);

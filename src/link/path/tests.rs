@@ -105,8 +105,9 @@ impl World {
     /// Each side is told the other's address, and has a key.
     fn begin(&mut self) {
         let (a, b) = (self.source[0], self.source[1]);
-        self.sides[0].offer(self.now, &[b], Origin::Told, &[]);
-        self.sides[1].offer(self.now, &[a], Origin::Told, &[]);
+        // As of peers that a stream connects at these hosts.
+        self.sides[0].offer(self.now, &[b], Origin::Host, &[]);
+        self.sides[1].offer(self.now, &[a], Origin::Host, &[]);
         self.sides.iter_mut().for_each(|side| side.start(self.now));
     }
 
@@ -664,6 +665,30 @@ fn loopback_is_tried_only_where_there_is_nothing_else() {
     assert_eq!(probed(&[own, far], Origin::Told), [far]);
     assert_eq!(probed(&[own], Origin::Told), [own]);
     assert_eq!(probed(&[own, far], Origin::Connection), [own, far]);
+}
+
+#[test]
+fn hearsay_that_nobody_answers_is_probed_once_a_minute_and_a_host_that_was_reached_every_four_seconds() {
+    let (start, to) = (Instant::now(), address("198.51.100.7:4100"));
+    let probes = |origin, answered: bool| {
+        let mut list = Candidates::default();
+        list.offer(start, &[to], origin, &[], None);
+        let mut sent = 0;
+        for step in 0..6000 {
+            let now = start + step * 100 * MS;
+            while list.take_due(now, &mut |bytes: &mut [u8]| bytes.fill(1)).is_some() {
+                sent += 1;
+            }
+            if answered && step == 0 {
+                list.answered(now, to);
+            }
+        }
+        sent
+    };
+    // Ten minutes: eight quick ones, then nine or so.
+    let hearsay = probes(Origin::Told, false);
+    assert!((8..=20).contains(&hearsay), "{hearsay}");
+    assert!(probes(Origin::Host, false) > 100 && probes(Origin::Told, true) > 100);
 }
 
 #[test]
