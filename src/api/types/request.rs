@@ -63,6 +63,7 @@ pub enum Request {
         ip: Option<IpAddr>,
         #[serde(default)]
         host: HostPolicy,
+        #[serde(default)]
         allow: Allowed,
         timeout_ms: u64,
         wait: bool,
