@@ -13,7 +13,7 @@
 //! | revocation | subject, issuer | a grant that it ends is held | as grants |
 //! | registration | holder, issuer | a grant of the holder is held | as grants, 64 KiB each |
 //! | document | member | a grant of the member is held | 128 KiB, of a trial member 1 KiB |
-//! | item | issuer, kind, slot | a grant of the issuer is held, until it expires | 128, with a say 512 |
+//! | item | issuer, kind, slot | a grant of the issuer is held, until it expires | 128, with a say 512, on trial none |
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -275,6 +275,8 @@ impl Records {
                 standing => standing,
             },
             Body::Item(item) if item.expires.saturating_add(GRACE) <= self.horizon => Standing::Ended,
+            // Who came in without anybody's word leaves nothing behind but the word itself.
+            Body::Item(_) if self.on_trial(issuer) && self.is_subject(issuer) => Standing::Never,
             Body::Item(_) => of_subject(issuer),
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use byway::model::id::PeerId;
-use byway::model::record::{Body, Doc, NameEntry, Role, Signed, Term, WorkloadEntry};
+use byway::model::record::{Body, Doc, Item, NameEntry, Role, Signed, Term, WorkloadEntry};
 use byway::model::zone::RecordData;
 
 use super::world::{World, doc, name, seeds, with_admins};
@@ -283,11 +283,12 @@ fn what_is_over_is_forgotten_once_the_clocks_agree() {
     world.side = vec![0, 0, 9];
     world.gossip(5);
     let before = bytes(&world);
-    // On trial a member says a kilobyte at most, and a goodbye says nothing else.
+    // On trial a member says a kilobyte at most and has no items, and a goodbye says nothing else.
     let wide = Doc { endpoints: vec!["/dns4/x".repeat(30); 10], ..doc(1, 0) };
     let goodbye = Doc { left: Some(1), endpoints: vec!["/x".into()], ..doc(2, 0) };
-    for body in [wide, goodbye] {
-        world.give(1, &[Signed::new(world.id, &Body::Doc(body), &world.nodes[2].me.key)]);
+    let item = Item { kind: 1, slot: vec![], version: 1, issued: 0, expires: u64::MAX, data: vec![] };
+    for body in [Body::Doc(wide), Body::Doc(goodbye), Body::Item(item)] {
+        world.give(1, &[Signed::new(world.id, &body, &world.nodes[2].me.key)]);
     }
     assert_eq!(bytes(&world), before);
     let gone = world.nodes[2].me.peer;
@@ -303,7 +304,6 @@ fn what_is_over_is_forgotten_once_the_clocks_agree() {
 
 #[test]
 fn items_of_a_kind_nobody_knows_are_held_passed_on_and_mean_nothing() {
-    use byway::model::record::Item;
     let mut world = World::whole(3, 11);
     world.gossip(10);
     let me = world.nodes[1].me.clone();
