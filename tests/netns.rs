@@ -2,16 +2,27 @@
 //!
 //! Needs root. Each test has a lab of its own and ends by checking that nothing was left. The fast set runs with every
 //! change; `--all` (or `BYWAY_TESTS=all`) adds the long one. A word on the command line picks tests by name. `netns tool`
-//! is the other half: the programs that capture, replay, flood and delay, run by the tests and by `scripts/bench`.
+//! is the other half: the programs that capture, replay, flood and delay, run by the tests and by `scripts/bench`; `netns
+//! evil` is the malicious peer.
 
+#[path = "evil/mod.rs"]
+mod evil;
 mod lab;
 
 #[path = "netns/canary.rs"]
 mod canary;
 #[path = "netns/datagram.rs"]
 mod datagram;
+#[path = "netns/drive.rs"]
+mod drive;
 #[path = "netns/durability.rs"]
 mod durability;
+#[path = "netns/evil_admin.rs"]
+mod evil_admin;
+#[path = "netns/evil_matrix.rs"]
+mod evil_matrix;
+#[path = "netns/evil_members.rs"]
+mod evil_members;
 #[path = "netns/hearsay.rs"]
 mod hearsay;
 #[path = "netns/hostile.rs"]
@@ -45,8 +56,10 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
-    if words.next().as_deref() == Some("tool") {
-        return tool::main(words);
+    match words.next().as_deref() {
+        Some("tool") => return tool::main(words),
+        Some("evil") => return evil::cli::main(&words.collect::<Vec<_>>()).unwrap_or(ExitCode::from(2)),
+        _ => {}
     }
     let groups = [
         membership::CASES,
@@ -64,6 +77,9 @@ fn main() -> ExitCode {
         mtu::CASES,
         canary::CASES,
         sources::CASES,
+        evil_matrix::CASES,
+        evil_members::CASES,
+        evil_admin::CASES,
     ];
     lab::runner::main(&groups.concat())
 }

@@ -1,0 +1,287 @@
+//! Rows of the fault matrix that need somebody who breaks the rules: E03, E04, E06, F06, G03, I03.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::drive::{
+    Attack, admit, apart, belief, evil, key, many, member, peer, places, stays, subnet, together, with_admin,
+};
+use crate::lab::runner::Case;
+use crate::lab::{Host, Lab, SOON, text, until, v4, v6};
+use crate::{due, fast};
+
+pub const CASES: &[Case] = &[
+    fast!(e03_a_member_that_grants_itself_anything_is_refused_everywhere),
+    fast!(e04_traffic_of_an_address_claimed_by_two_never_moves),
+    fast!(e06_a_removed_member_is_cut_on_both_sides_of_a_partition),
+    due!(f06_members_connect_while_handshakes_are_begun_and_never_finished),
+    due!(g03_addresses_a_member_names_are_not_dialled_against_the_policy),
+    fast!(i03_a_neighbours_route_leads_to_no_workload),
+];
+
+fn e03_a_member_that_grants_itself_anything_is_refused_everywhere(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b", "c"])?;
+    let (a, b, c) = (&hosts[0], &hosts[1], &hosts[2]);
+    let id = subnet(a)?;
+    b.terminate()?;
+    let before = [belief(a)?, belief(c)?];
+    let aim = ["--to", &places(&[a, c]), "--subnet", &id, "--key", &key(b)];
+    for shape in ["crown", "pool", "block", "ever", "made-up"] {
+        evil(b.ns(), &[&["grants", shape, "--count", "20"], &aim[..]].concat())?;
+    }
+    for more in
+        [&["usurp"][..], &["usurp", "--ends"], &["heads", "--batches", "1", "--revocations", "100"], &["replay"]]
+    {
+        evil(b.ns(), &[more, &aim[..]].concat())?;
+    }
+    evil(b.ns(), &[&["revoke", &peer(c)?, &peer(a)?], &aim[..]].concat())?;
+    stays("what the others believe", Duration::from_secs(3), || {
+        for (host, before) in [a, c].into_iter().zip(&before) {
+            let now = belief(host)?;
+            ensure!(now == *before, "{} believes {now:?} instead of {before:?}", host.name());
+        }
+        Ok(true)
+    })?;
+    a.ns().reaches(&c.overlay("lab")?.0, SOON).map(drop)
+}
+
+/// Pings that are answered of so many, twenty a second.
+struct Pings(std::process::Child, u32);
+
+impl Pings {
+    fn start(from: &Host, to: &str, seconds: u32) -> Result<Pings> {
+        let count = seconds * 20;
+        let child = from
+            .ns()
+            .command(&["ping", "-n", "-q", "-i", "0.05", "-W", "1", "-c", &count.to_string(), to])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .context("start ping")?;
+        Ok(Pings(child, count))
+    }
+
+    /// Pings that were not answered.
+    fn lost(mut self) -> Result<u32> {
+        let mut said = String::new();
+        std::io::Read::read_to_string(self.0.stdout.as_mut().context("what it says")?, &mut said)?;
+        self.0.wait()?;
+        let got: u32 =
+            said.split(", ").find_map(|p| p.strip_suffix(" received")?.parse().ok()).with_context(|| said.clone())?;
+        Ok(self.1.saturating_sub(got))
+    }
+}
+
+fn e04_traffic_of_an_address_claimed_by_two_never_moves(lab: &Lab) -> Result<()> {
+    let hosts = with_admin(lab, &["c", "m"])?;
+    let (a, b, c, m) = (&hosts[0], &hosts[1], &hosts[2], &hosts[3]);
+    let (id, owned) = (subnet(a)?, c.overlay("lab")?.0);
+    a.ns().reaches(&owned, SOON)?;
+    [b, m].iter().try_for_each(|h| h.terminate())?;
+    let pings = Pings::start(a, &owned, 15)?;
+    let to = places(&[a, c]);
+    // As a member, and as an admin, which may sign what a member may not; the second connection is that of another key.
+    for (host, shapes) in [(m, ["block", "crown"]), (b, ["block", "pool"])] {
+        for shape in shapes {
+            evil(host.ns(), &["grants", shape, "--to", &to, "--subnet", &id, "--key", &key(host)])?;
+        }
+        host.start()?;
+        stays("c's address", Duration::from_secs(3), || {
+            ensure!(v4(&member(a, "c")?)? == owned, "{}", member(a, "c")?);
+            Ok(true)
+        })?;
+    }
+    let lost = pings.lost()?;
+    ensure!(lost <= 2, "{lost} pings were lost");
+    Ok(())
+}
+
+fn e06_a_removed_member_is_cut_on_both_sides_of_a_partition(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b", "c", "d", "m"])?;
+    let [a, b, c, d, m] = &hosts[..] else { anyhow::bail!("five hosts") };
+    let owned = hosts.iter().take(4).map(|h| Ok(h.overlay("lab")?.0)).collect::<Result<Vec<_>>>()?;
+    let reaches = || owned.iter().try_for_each(|address| m.ns().reaches(address, SOON).map(drop));
+    reaches()?;
+    // What it will come back with: a state in which it is a member, and every session's peer is known.
+    let (state, kept) = (key(m), m.dir().join("kept").to_string_lossy().into_owned());
+    m.terminate()?;
+    crate::lab::sh("cp", &["-a", &state, &kept])?;
+    m.start()?;
+    reaches()?;
+    let id = subnet(a)?;
+    apart(lab, &[a, b, m], &[c, d])?;
+    // Long enough for each side to hold the other for dead.
+    std::thread::sleep(Duration::from_secs(14));
+    let to = places(&[a, b]);
+    let aim = ["--to", &to, "--subnet", &id, "--key", &key(m)];
+    let flood = [&["flood", "--records", "200", "--inflight", "8", "--for", "20"], &aim[..]].concat();
+    let attack = Attack::start(m.ns(), &flood)?;
+    let start = Instant::now();
+    a.ok(&["member", "remove", "lab", "m"])?;
+    for host in [a, b] {
+        let left = Duration::from_secs(10).saturating_sub(start.elapsed());
+        until("who is reachable knows", left, || Ok(!host.members("lab")?.contains(&"m".to_owned())))?;
+    }
+    for address in &owned[..2] {
+        m.ns().loses(address, Duration::from_secs(1))?;
+    }
+    println!("  cut after {:.1} s", start.elapsed().as_secs_f64());
+    drop(attack);
+    m.terminate()?;
+    crate::lab::sh("rm", &["-r", &state])?;
+    crate::lab::sh("mv", &[&kept, &state])?;
+    let healed = Instant::now();
+    together(lab)?;
+    for host in [c, d] {
+        until("the other side knows", Duration::from_secs(5), || Ok(!host.members("lab")?.contains(&"m".to_owned())))?;
+    }
+    println!("  {:.1} s after the switch was whole", healed.elapsed().as_secs_f64());
+    // It comes back as the member it was, and nothing of what it sends is taken any more.
+    m.start()?;
+    let before = hosts.iter().take(4).map(|h| echoed(h)).collect::<Result<Vec<_>>>()?;
+    for address in &owned {
+        ensure!((0..10).all(|_| !m.ns().pings(address)), "{address} answers a removed member");
+    }
+    let after = hosts.iter().take(4).map(|h| echoed(h)).collect::<Result<Vec<_>>>()?;
+    ensure!(before == after, "packets of a removed member were delivered: {before:?} {after:?}");
+    Ok(())
+}
+
+/// Echo requests a host has received so far.
+fn echoed(host: &Host) -> Result<u64> {
+    crate::underlay::echoes(host.ns())
+}
+
+fn f06_members_connect_while_handshakes_are_begun_and_never_finished(lab: &Lab) -> Result<()> {
+    let quiet = |name: &str| -> Result<Rc<Host>> {
+        let host = lab.host(name)?;
+        // As across the Internet: whoever is to be reached has to be dialled.
+        let more = if name == "a" { "" } else { "listen = \"none\"\n" };
+        let text = format!("version = 1\n[node]\nname = \"{name}\"\n[transport]\nlan_discovery = false\n{more}");
+        std::fs::write(host.dir().join("byway.toml"), text).context("write the configuration")?;
+        host.start()?;
+        Ok(host)
+    };
+    let (a, b, c) = (quiet("a")?, quiet("b")?, quiet("c")?);
+    let x = lab.host("x")?;
+    a.json(&["create", "lab"])?;
+    admit(&a, &b, "member")?;
+    let (id, to_a) = (subnet(&a)?, a.overlay("lab")?.0);
+    b.ns().reaches(&to_a, SOON)?;
+    let invite = text(&a.json(&["invite", "create", "lab"])?, "invite")?;
+    b.terminate()?;
+    let (from, to) = (many(&x, 60)?, format!("[{}]:4100", a.under6()));
+    let aim = ["--to", &to, "--subnet", &id, "--from", &from];
+    let half = [&["pending", "--per-source", "6", "--quic", "2", "--drip", "--for", "50"], &aim[..]].concat();
+    let attack = Attack::start(x.ns(), &half)?;
+    std::thread::sleep(Duration::from_secs(3));
+    for _ in 0..3 {
+        b.start()?;
+        let took = b.ns().reaches(&to_a, Duration::from_secs(3)).context("a member behind NAT comes back")?;
+        println!("  back after {:.1} s", took.as_secs_f64());
+        b.terminate()?;
+    }
+    let start = Instant::now();
+    c.json(&["join", &invite, "--timeout", "10s"])?;
+    ensure!(start.elapsed() < Duration::from_secs(3), "a joiner was let in after {:?}", start.elapsed());
+    drop(attack);
+    Ok(())
+}
+
+/// Counts what a host sends to some ports; the rules go with [`counted`].
+fn watch(host: &Host) -> Result<()> {
+    host.ns()
+        .ok(&[
+            "nft",
+            "add table inet watch; add chain inet watch out { type filter hook output priority 0; }; \
+             add rule inet watch out tcp dport { 6379, 25, 80, 22, 8443 } tcp flags syn counter; \
+             add rule inet watch out meta l4proto { tcp, udp } th dport 53 counter; \
+             add rule inet watch out ip daddr 169.254.169.254 counter; \
+             add rule inet watch out ip daddr 10.66.0.0/16 tcp flags syn counter",
+        ])
+        .map(drop)
+}
+
+fn counted(host: &Host) -> Result<Vec<u64>> {
+    let text = host.ns().ok(&["nft", "list", "table", "inet", "watch"])?;
+    let parse = |line: &str| line.split("packets ").nth(1)?.split(' ').next()?.parse().ok();
+    Ok(text.lines().filter_map(parse).collect())
+}
+
+fn g03_addresses_a_member_names_are_not_dialled_against_the_policy(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b", "c"])?;
+    let (a, b, c) = (&hosts[0], &hosts[1], &hosts[2]);
+    let id = subnet(a)?;
+    let _mail = lab.host("victim")?;
+    [a, c].iter().try_for_each(|h| watch(h))?;
+    b.terminate()?;
+    let before = [counted(a)?, counted(c)?];
+    let own = format!("/ip4/{}/tcp/22", a.under4());
+    let words = [
+        "dials",
+        "/ip4/127.0.0.1/tcp/6379",
+        "/ip6/::1/tcp/6379",
+        "/ip4/10.99.0.4/tcp/25",
+        "/ip4/169.254.169.254/tcp/80",
+        "/dns4/leak.attacker.example/tcp/443",
+        "/dns/leak.attacker.example/udp/443/quic-v1",
+        "/ip4/127.0.0.1/tcp/8443",
+        &own,
+        "--claimed",
+        "10000",
+        "--to",
+        &places(&[a, c]),
+        "--subnet",
+        &id,
+        "--key",
+        &key(b),
+    ];
+    evil(b.ns(), &words)?;
+    std::thread::sleep(Duration::from_secs(20));
+    for (host, before) in [a, c].into_iter().zip(before) {
+        let sent: Vec<u64> = counted(host)?.iter().zip(&before).map(|(now, then)| now - then).collect();
+        println!("  {} sent {sent:?}: ports, questions, metadata, made-up peers", host.name());
+        ensure!(sent.get(..3).is_some_and(|forbidden| forbidden.iter().all(|n| *n == 0)), "{}: {sent:?}", host.name());
+        // What may be dialled is tried once: at most eight addresses of a peer, a few packets for each.
+        ensure!(sent.get(3).is_some_and(|made_up| *made_up <= 64), "{}: {sent:?}", host.name());
+        let shown = host.json(&["peer", "show", &peer_named(host, "b")?])?;
+        let known = shown["addresses"].as_array().map_or(0, Vec::len);
+        ensure!(known <= 32, "{} keeps {known} addresses", host.name());
+        host.ns().ok(&["nft", "delete", "table", "inet", "watch"])?;
+    }
+    Ok(())
+}
+
+fn peer_named(host: &Host, name: &str) -> Result<String> {
+    text(&member(host, name)?, "peer_id")
+}
+
+fn i03_a_neighbours_route_leads_to_no_workload(lab: &Lab) -> Result<()> {
+    let a = lab.node("a")?;
+    let x = lab.host("x")?;
+    let made = a.json(&["create", "lab"])?;
+    let (web, other) = (lab.workload("web")?, lab.workload("db")?);
+    let (shown, hidden) = (a.attach(&web, "lab", "web")?, a.attach(&other, "lab", "db")?);
+    let mut servers = Vec::new();
+    for (space, attached) in [(&web, &shown), (&other, &hidden)] {
+        servers.push(space.serve("tcp", &v4(attached)?, 80)?);
+        servers.push(space.serve("tcp", &v6(attached)?, 80)?);
+    }
+    a.ok(&["map", "add", "lab", "tcp", "0.0.0.0:8080", "web:80"])?;
+    until("the map answers", SOON, || x.ns().tcp(a.under4(), 8080, 100).map(|_| true))?;
+    for (field, gate) in [("cidr4", a.under4()), ("cidr6", a.under6())] {
+        x.ns().ip(&["route", "add", &text(&made, field)?, "via", gate, "dev", "eth0"])?;
+    }
+    x.rebase()?;
+    let mut doors = Vec::new();
+    for attached in [&shown, &hidden] {
+        doors.push(format!("{}:80", v4(attached)?));
+        doors.push(format!("[{}]:80", v6(attached)?));
+    }
+    let doors: Vec<&str> = doors.iter().map(String::as_str).collect();
+    let said = evil(x.ns(), &[&["knock"], &doors[..]].concat())?;
+    ensure!(said.trim() == "closed=4", "{said}");
+    // The way that was opened stays open.
+    x.ns().tcp(a.under4(), 8080, 100).map(drop)
+}
