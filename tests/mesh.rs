@@ -4,6 +4,9 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[expect(dead_code, reason = "its command line is for people and for namespaces")]
+#[path = "evil/mod.rs"]
+mod evil;
 #[path = "mesh/hostile.rs"]
 mod hostile;
 #[path = "mesh/node.rs"]
@@ -25,3 +28,5 @@ mod packets;
 mod records;
 #[path = "mesh/roll.rs"]
 mod roll;
+#[path = "mesh/walk.rs"]
+mod walk;
