@@ -82,8 +82,8 @@ fn half_open_connections_of_one_network_keep_nobody_out(lab: &Lab) -> Result<()>
     let start = Instant::now();
     c.json(&["join", &invite()?])?;
     ensure!(start.elapsed() < BACK, "the join took {:?}", start.elapsed());
-    ensure!(held()? <= 32, "one network holds {} places", held()?);
-    Ok(())
+    // What the kernel has taken and the daemon has not looked at yet is counted too, for a moment.
+    until("one network holds its share only", SOON, || Ok(held()? <= 16)).map(drop)
 }
 
 fn a_workload_cannot_make_the_daemon_read_its_namespace(lab: &Lab) -> Result<()> {
