@@ -8,6 +8,7 @@
 //! ([`flows`](super::flows)). A further one takes the place of the one that has been silent longest, and one that is silent
 //! too long ends by itself.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -300,22 +301,28 @@ async fn udp(
         };
         let goal = goals.borrow().clone();
         let Some(datagram) = buffer.get(..n).filter(|_| goal.lets_in(from.ip())) else { continue };
-        if !clients.contains_key(&from) {
-            let ticket = Arc::new(places.enter(key, 1, CLIENTS));
-            let socket = match connected(goal.target).await {
-                Ok(socket) => Arc::new(socket),
-                Err(error) => {
-                    debug!(%error, target = %goal.target, "open a socket for a loopback client");
-                    continue;
-                }
-            };
-            add(&tally.connections, 1);
-            let run = answer(socket.clone(), listener.clone(), from, ticket.clone(), tally.clone());
-            let task = answers.spawn(run);
-            places.runs(ticket.number(), task.clone());
-            clients.insert(from, Client { socket, ticket, task });
+        // One that was ended for another flow a moment ago begins anew.
+        if clients.get(&from).is_some_and(|client| client.task.is_finished()) {
+            clients.remove(&from);
         }
-        let Some(client) = clients.get(&from) else { continue };
+        let client = match clients.entry(from) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(free) => {
+                let ticket = Arc::new(places.enter(key, 1, CLIENTS));
+                let socket = match connected(goal.target).await {
+                    Ok(socket) => Arc::new(socket),
+                    Err(error) => {
+                        debug!(%error, target = %goal.target, "open a socket for a loopback client");
+                        continue;
+                    }
+                };
+                add(&tally.connections, 1);
+                let run = answer(socket.clone(), listener.clone(), from, ticket.clone(), tally.clone());
+                let task = answers.spawn(run);
+                places.runs(ticket.number(), task.clone());
+                free.insert(Client { socket, ticket, task })
+            }
+        };
         client.ticket.touch();
         // A full queue or a target that refuses loses the datagram, as UDP may.
         if client.socket.try_send(datagram).is_ok() {

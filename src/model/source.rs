@@ -428,7 +428,7 @@ mod tests {
                     held.remove(&id);
                     continue;
                 }
-                let member = member.then(|| PeerId([host; 32]));
+                let member = member.then_some(PeerId([host; 32]));
                 match places.take(id, IpAddr::from([192, 0, 2, host]), member, now) {
                     Taken::Free => drop(held.insert(id)),
                     Taken::Instead(other) => {
