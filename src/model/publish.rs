@@ -10,6 +10,7 @@ use super::ipam::free_addresses;
 use super::local::{Map, Workload};
 use super::members::{Identity, Subnet, printable};
 use super::record::{Body, Doc, MAX_ENTRIES, MAX_RECORD, NameEntry, WorkloadEntry, data_fits, encode, is_record_name};
+use super::registry::claimed;
 use super::resolve::{Member, Resolved};
 use super::zone::RecordData;
 
@@ -55,7 +56,13 @@ impl Subnet {
                 format!("what one member publishes in a subnet has at most {} KiB", MAX_RECORD / 1024),
             ));
         }
-        self.issue(me, &body)
+        let Body::Doc(doc) = &body else { return Ok(()) };
+        let before = old.as_ref().map(claimed).unwrap_or_default();
+        let fresh: Vec<(String, PeerId)> =
+            claimed(doc).difference(&before).map(|name| ((*name).to_owned(), me.peer)).collect();
+        self.issue(me, &body)?;
+        self.note_answers(&fresh);
+        Ok(())
     }
 
     /// Says where this node can be dialled.

@@ -1,12 +1,40 @@
 //! What those with a say do about names: registered, released, and told where two claim one.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::error::{Error, Kind, Result};
 use super::id::{Name, PeerId};
 use super::members::{Identity, Subnet, printable};
-use super::record::{Body, MAX_REGISTERED, Registration};
+use super::record::{Body, Doc, MAX_REGISTERED, Registration};
 use super::resolve::Resolved;
 
+/// The names a document claims; none where its member left.
+pub(super) fn claimed(doc: &Doc) -> BTreeSet<&str> {
+    let workloads = doc.workloads.iter().map(|w| w.name.as_str());
+    let names = workloads.chain(doc.names.iter().map(|n| n.name.as_str()));
+    if doc.left.is_some() { BTreeSet::new() } else { names.collect() }
+}
+
 impl Subnet {
+    /// Remembers whose the names are that were claimed just now and that nobody else claims: this is answered from now on,
+    /// whoever comes to claim the same before it is registered.
+    pub(super) fn note_answers(&mut self, fresh: &[(String, PeerId)]) {
+        if fresh.is_empty() {
+            return;
+        }
+        let mut claimants: BTreeMap<&str, usize> = fresh.iter().map(|(name, _)| (name.as_str(), 0)).collect();
+        for (_, doc) in self.records.docs() {
+            for name in claimed(doc) {
+                if let Some(count) = claimants.get_mut(name) {
+                    *count = count.saturating_add(1);
+                }
+            }
+        }
+        for (name, by) in fresh.iter().filter(|(name, _)| claimants.get(name.as_str()) == Some(&1)) {
+            self.local.seen.insert(name.clone(), *by);
+        }
+    }
+
     /// Changes this node's registration of a member's names; says nothing where nothing changes.
     pub(super) fn register(
         &mut self,

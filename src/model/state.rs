@@ -16,6 +16,7 @@ use super::local::{Local, Past, PendingJoin};
 use super::members::{Identity, Subnet, printable};
 use super::policy::{self, Around, is_pool4, is_pool6, is_subnet_domain};
 use super::record::{Admission, Body, Doc, Genesis, Grant, Prefix6, Role, Signed, Term, Verified};
+use super::registry::claimed;
 use super::subnet::{Absorbed, Records};
 
 /// No clock was right before this moment (September 2026, seconds since 1970): the program did not exist.
@@ -467,8 +468,13 @@ impl State {
         unknown.peek()?;
         let mut copy = held.clone();
         let (mut news, mut parked) = (Vec::new(), false);
+        let mut fresh: Vec<(String, PeerId)> = Vec::new();
         for record in unknown {
             let signed = record.signed().clone();
+            if let Body::Doc(doc) = record.body() {
+                let before = held.records.doc(signed.issuer).map(claimed).unwrap_or_default();
+                fresh.extend(claimed(doc).difference(&before).map(|name| ((*name).to_owned(), signed.issuer)));
+            }
             match copy.records.absorb(record.clone()) {
                 Absorbed::New => news.push(signed),
                 Absorbed::Parked => parked = true,
@@ -478,6 +484,7 @@ impl State {
         if news.is_empty() && !parked {
             return None;
         }
+        copy.note_answers(&fresh);
         let mut draft = Draft::default();
         draft.put(copy);
         Some((draft, news))

@@ -9,15 +9,15 @@ use crate::drive::{
 };
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, SOON, text, until, v4};
-use crate::{due, fast};
+use crate::fast;
 
 pub const CASES: &[Case] = &[
     fast!(a_member_takes_no_name_of_anothers_workload),
-    due!(a_name_that_was_answered_is_not_taken_in_the_same_second),
+    fast!(a_name_that_was_answered_is_not_taken_in_the_same_second),
     fast!(nobody_claims_at_or_below_a_members_name),
     fast!(two_admins_apart_give_different_blocks),
     fast!(guests_of_an_open_subnet_leave_little_and_it_goes),
-    due!(a_founder_that_wants_the_world_is_refused),
+    fast!(a_founder_that_wants_the_world_is_refused),
     fast!(a_clock_that_was_wrong_leaves_nothing_wrong, "faketime"),
 ];
 

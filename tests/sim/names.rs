@@ -332,3 +332,22 @@ fn items_of_a_kind_nobody_knows_are_held_passed_on_and_mean_nothing() {
     assert!(!world.records(2).knows(&item(199, 1).digest()), "128 of one member at most");
     assert_eq!(world.records(0).resolve(world.now).members, before.members);
 }
+
+#[test]
+fn an_answer_is_kept_from_the_moment_it_is_given() {
+    let mut world = World::whole(3, 12);
+    world.gossip(10);
+    let first = world.nodes[1].me.peer;
+    let (early, late) = (forged(&world, 1, "db", 50), forged(&world, 2, "db", 50));
+    // No second has passed, and nobody has looked after anything.
+    world.give(0, &[early]);
+    world.give(0, &[late]);
+    assert_eq!(holder(&world, 0, "db"), Some(first));
+    world.look_after(0);
+    assert!(world.records(0).registration(first, world.nodes[0].me.peer).is_some());
+    // What claims itself is noted as well.
+    let theft = forged(&world, 2, "mine", 60);
+    claim(&mut world, 1, "mine");
+    world.give(1, &[theft]);
+    assert_eq!(holder(&world, 1, "mine"), Some(first));
+}
