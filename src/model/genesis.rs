@@ -81,9 +81,14 @@ impl Genesis {
 
     /// The first 16 bytes of SHA-256 over `byway/genesis/1`, a zero byte and the canonical bytes.
     pub fn id(&self) -> SubnetId {
+        Genesis::id_of(&self.encode())
+    }
+
+    /// The ID that belongs to the bytes of a founding statement, whether they make sense or not.
+    pub fn id_of(bytes: &[u8]) -> SubnetId {
         let mut hash = Sha256::new();
         hash.update(b"byway/genesis/1\0");
-        hash.update(self.encode());
+        hash.update(bytes);
         let digest: [u8; 32] = hash.finalize().into();
         let mut id = [0; 16];
         id.iter_mut().zip(digest).for_each(|(to, from)| *to = from);

@@ -181,7 +181,7 @@ pub struct Registration {
     pub seat: u64,
     /// Names relative to the zone.
     pub names: BTreeSet<String>,
-    /// Names taken from the holder: its claim counts again from the first document with a greater version.
+    /// Names taken from the holder, each with the version of its document that claimed it: any later one claims it anew.
     pub released: BTreeMap<String, u64>,
 }
 

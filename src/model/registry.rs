@@ -53,7 +53,7 @@ impl Subnet {
         }
         let version = self.records.doc(holder).map_or(0, |d| d.version);
         if new.released.len() > MAX_REGISTERED {
-            new.released.retain(|_, until| *until >= version);
+            new.released.retain(|_, answered| *answered == version);
         }
         if new == old.unwrap_or(empty) {
             return Ok(());
@@ -62,7 +62,8 @@ impl Subnet {
         self.issue(me, &Body::Registration(new))
     }
 
-    /// Takes a flat name from who holds it, or from `member`: it is free until that member says it anew.
+    /// Takes a flat name from who holds it, or from `member`: it is free until that member says it anew. A member that is
+    /// there does so at once where the owner registered the name and an admin took it.
     ///
     /// # Errors
     /// `E-NOT-ADMIN`, `E-NO-NAME`, `E-NAME-CONTESTED` where several claim it and none was named.
@@ -92,6 +93,8 @@ impl Subnet {
             r.names.remove(&name);
             r.released.insert(name, version);
         })?;
+        // Who claims it as well has it from this moment: else the former holder could be first again.
+        self.keep_names(me, now)?;
         Ok(holder)
     }
 

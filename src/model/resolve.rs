@@ -268,12 +268,13 @@ impl Records {
         names
     }
 
-    /// Whether somebody with a say took a name from a member, which has not claimed it anew since.
-    fn is_released(&self, roll: &Roll, member: PeerId, name: &str) -> bool {
+    /// Whether somebody with a say took a name from a member, which has not claimed it anew since. It names the document
+    /// that it answers, so that nobody can take a name for ever.
+    pub(super) fn is_released(&self, roll: &Roll, member: PeerId, name: &str) -> bool {
         let version = self.doc(member).map_or(0, |d| d.version);
         let says = |by: PeerId| by == self.genesis.owner || roll.is_admin(by);
         super::subnet::about(&self.registrations, member)
-            .any(|(by, r)| says(by) && r.body.released.get(name).is_some_and(|until| version <= *until))
+            .any(|(by, r)| says(by) && r.body.released.get(name) == Some(&version))
     }
 }
 

@@ -356,10 +356,15 @@ impl State {
     /// # Errors
     /// `E-BAD-ANSWER`, `E-SUBNET-EXISTS`, `E-CIDR-OVERLAP`, `E-JOIN-POLICY`.
     pub fn judge_join(&self, join: &PendingJoin, genesis: &[u8], around: &Around) -> Result<Genesis> {
-        let parsed = Genesis::parse(genesis).map_err(|_| bad_answer(join, "holds no genesis"))?;
-        if parsed.id() != join.subnet {
+        if Genesis::id_of(genesis) != join.subnet {
             return Err(bad_answer(join, "is about another subnet"));
         }
+        let beyond = || {
+            let message =
+                format!("what the founder of subnet {} chose is no subnet that anybody may have", join.subnet);
+            Error::new(Kind::Refused, "E-JOIN-POLICY", message).hint("ask who invited you; no option allows it")
+        };
+        let parsed = Genesis::parse(genesis).map_err(|_| beyond())?;
         if self.subnets.contains_key(&join.subnet) {
             return Ok(parsed);
         }

@@ -153,7 +153,7 @@ impl Subnet {
     }
 
     /// Registers names that one member claims, in the order they are seen, and drops those their holder has given up.
-    fn keep_names(&mut self, me: &Identity, now: u64) -> Result<()> {
+    pub(super) fn keep_names(&mut self, me: &Identity, now: u64) -> Result<()> {
         let resolved = self.resolve(now);
         let mut fresh: BTreeMap<PeerId, Vec<String>> = BTreeMap::new();
         for (name, holder) in &resolved.unregistered {
@@ -184,6 +184,15 @@ impl Subnet {
         })
     }
 
+    /// Whether somebody else than the owner took a name from this node that the owner registered for it.
+    fn was_robbed(&self, me: &Identity, resolved: &Resolved) -> bool {
+        let owner = self.records.genesis.owner;
+        let by_owner = self.records.registration(me.peer, owner).map(|r| &r.names);
+        by_owner.is_some_and(|names| {
+            names.iter().any(|n| self.claims(me.peer, n) && self.records.is_released(&resolved.roll, me.peer, n))
+        })
+    }
+
     /// Keeps what this node says of itself true, also after a backup was restored or another with the same key spoke, and
     /// remembers the answers it gives for names that nobody has registered.
     ///
@@ -194,9 +203,13 @@ impl Subnet {
         if resolved.members.contains_key(&me.peer) && self.local.up {
             let own: Vec<WorkloadEntry> = self.workload_entries();
             let told: Vec<String> = endpoints.iter().take(32).cloned().collect();
+            let taken = self.was_robbed(me, &resolved);
             self.publish(me, now, |d| {
                 d.workloads = own;
                 d.endpoints = told;
+                if taken {
+                    d.issued = now.max(d.issued.saturating_add(1));
+                }
             })?;
         }
         if self.local.seen != resolved.unregistered {

@@ -125,6 +125,9 @@ impl Core {
             return JoinAnswer::Unknown;
         }
         match self.take(subnet, vec![record.clone()], None) {
+            Ok(verdict) if verdict.waiting => {
+                JoinAnswer::Refused { code: "E-RATE".into(), message: "too many documents; say it again".into() }
+            }
             Ok(_) => JoinAnswer::Known,
             Err(error) => JoinAnswer::Refused { code: error.code, message: error.message },
         }

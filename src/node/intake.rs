@@ -112,9 +112,12 @@ impl Core {
             if matches!(record.body(), Body::Doc(doc) if !newest(doc)) {
                 continue;
             }
-            // The owner's and admins' words are never put off, and what nobody known says has no rate of its own.
-            if matches!(record.body(), Body::Doc(_) | Body::Item(_)) {
-                let known = held.records.is_subject(issuer);
+            // The owner's and admins' words are never put off, nor is a goodbye, whatever its member said before: it makes
+            // room. What nobody known says has no rate of its own.
+            let left = held.records.doc(issuer).and_then(|d| d.left);
+            let known = held.records.is_subject(issuer);
+            let goodbye = known && matches!(record.body(), Body::Doc(doc) if doc.left > left);
+            if matches!(record.body(), Body::Doc(_) | Body::Item(_)) && !goodbye {
                 if known && !self.intake.rates.take(issuer, 1, now) {
                     verdict.waiting = true;
                     continue;

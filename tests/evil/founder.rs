@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use byway::model::id::{Name, PeerId, SubnetId};
-use byway::model::join::Invite;
+use byway::model::join::{Invite, lookup};
 use byway::model::record::{Admission, Genesis, Grant, Prefix6, Role, Signed, Term};
 use byway::wire::control::{self, JoinAnswer, JoinRequest};
 use ed25519_dalek::SigningKey;
@@ -98,6 +98,8 @@ impl Founder {
     fn answer(&self, request: &JoinRequest) -> Result<JoinAnswer> {
         Ok(match request {
             JoinRequest::Probe(id) if *id != self.id() => JoinAnswer::Unknown,
+            JoinRequest::Genesis(wanted) if *wanted == lookup(self.id()) => JoinAnswer::Genesis(self.genesis.encode()),
+            JoinRequest::Genesis(_) => JoinAnswer::Unknown,
             JoinRequest::Nonce { .. } => JoinAnswer::Nonce([4; 16]),
             JoinRequest::Ask(signed) => {
                 let ask = signed.verify().map_err(|e| anyhow::anyhow!("{}", e.message))?;

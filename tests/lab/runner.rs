@@ -3,7 +3,7 @@
 //!
 //! Output: a line `test NAME ... ok|FAILED|skipped (reason)` each, `SKIP NAME: reason` for what was skipped, and at the
 //! end one line `N passed, N failed, N skipped`. Arguments: any number of name parts, `--exact`, `--list`; `--all` or
-//! `BYWAY_TESTS=all` adds the long set, `--due` those that show what is not mended yet.
+//! `BYWAY_TESTS=all` adds the long set.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -20,8 +20,6 @@ pub enum Set {
     Fast,
     /// Only where everything is asked for.
     All,
-    /// Shows a fault that is not mended yet: only with `--due`.
-    Due,
 }
 
 /// One test.
@@ -53,21 +51,12 @@ macro_rules! long {
     };
 }
 
-/// A case that shows a fault which is not mended yet; its name is that of its function.
-#[macro_export]
-macro_rules! due {
-    ($name:ident $(, $need:literal)*) => {
-        $crate::lab::runner::Case { name: stringify!($name), set: $crate::lab::runner::Set::Due, needs: &[$($need),*], run: $name }
-    };
-}
-
 struct Options {
     filters: Vec<String>,
     exact: bool,
     list: bool,
     ignored: bool,
     all: bool,
-    due: bool,
 }
 
 impl Options {
@@ -78,7 +67,6 @@ impl Options {
             list: false,
             ignored: false,
             all: std::env::var("BYWAY_TESTS").is_ok_and(|v| v == "all"),
-            due: false,
         };
         let mut args = std::env::args().skip(1);
         while let Some(arg) = args.next() {
@@ -87,7 +75,6 @@ impl Options {
                 "--list" => options.list = true,
                 "--ignored" => options.ignored = true,
                 "--all" => options.all = true,
-                "--due" => options.due = true,
                 // Those of cargo's own harness that take a value.
                 "--format" | "--test-threads" | "--color" | "--skip" | "--logfile" => drop(args.next()),
                 flag if flag.starts_with('-') => {}
@@ -106,9 +93,6 @@ impl Options {
     fn obstacle(&self, case: &Case) -> Option<String> {
         if case.set == Set::All && !self.all {
             return Some("set: all; run with --all or BYWAY_TESTS=all".to_owned());
-        }
-        if case.set == Set::Due && !self.due {
-            return Some("shows a fault that is not mended yet; run with --due".to_owned());
         }
         missing(&["ip", "nft", "ping", "dig", "sysctl", "timeout", "python3"]).or_else(|| missing(case.needs))
     }

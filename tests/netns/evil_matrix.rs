@@ -8,9 +8,9 @@ use anyhow::{Context, Result, ensure};
 use crate::drive::{
     Attack, admit, apart, belief, evil, key, many, member, peer, places, stays, subnet, together, with_admin,
 };
+use crate::fast;
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, SOON, text, until, v4, v6};
-use crate::fast;
 
 pub const CASES: &[Case] = &[
     fast!(e03_a_member_that_grants_itself_anything_is_refused_everywhere),

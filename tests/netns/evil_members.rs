@@ -7,9 +7,9 @@ use anyhow::{Context, Result, ensure};
 use crate::drive::{
     Attack, admit, apart, evil, key, many, places, resident, state_bytes, stays, subnet, together, with_admin,
 };
+use crate::fast;
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, SOON, text, until, v4};
-use crate::fast;
 
 pub const CASES: &[Case] = &[
     fast!(a_member_takes_no_name_of_anothers_workload),
@@ -144,7 +144,8 @@ fn guests_of_an_open_subnet_leave_little_and_it_goes(lab: &Lab) -> Result<()> {
         // What a file of pages needs beside the records themselves is its own.
         ensure!(grown <= 512 * 1024 + 4096 * admitted, "{} keeps {grown} bytes of {admitted} guests", host.name());
         ensure!(more < 64 * 1024, "{} uses {more} KiB more", host.name());
-        ensure!(host.members("lab")? == ["a", "b"], "guests that left are members at {}", host.name());
+        let members = host.members("lab")?;
+        ensure!(members == ["a", "b"], "guests that left are members at {}: {members:?}", host.name());
     }
     Ok(())
 }

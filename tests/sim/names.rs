@@ -351,3 +351,40 @@ fn an_answer_is_kept_from_the_moment_it_is_given() {
     world.give(1, &[theft]);
     assert_eq!(holder(&world, 1, "mine"), Some(first));
 }
+
+#[test]
+fn an_admin_takes_no_name_from_a_member_that_is_there_and_was_registered_by_the_owner() {
+    use byway::model::record::Registration;
+    let mut world = with_admins(4, 13);
+    let (victim, rogue) = (world.nodes[3].me.peer, world.nodes[1].me.clone());
+    claim(&mut world, 3, "db");
+    world.gossip(10);
+    let owner = world.nodes[0].me.peer;
+    assert!(world.records(0).registration(victim, owner).is_some_and(|r| r.names.contains("db")));
+    let seat = world.records(0).head().seat(rogue.peer).unwrap().since;
+    let version = world.records(0).doc(victim).unwrap().version;
+    let said = |holder, names: &[&str], released: u64| {
+        let names = names.iter().map(|n| (*n).to_owned()).collect();
+        let released = [("db".to_owned(), released)].into();
+        let r = Registration { holder, version: 9, seat, names, released };
+        Signed::new(world.id, &Body::Registration(r), &rogue.key)
+    };
+    // It takes the name for ever, from the very document, and registers it for itself.
+    let theft = [said(victim, &[], u64::MAX), said(rogue.peer, &["db"], 0), forged(&world, 1, "db", 77)];
+    for node in [0, 1, 2, 3] {
+        world.give(node, &theft);
+        assert_eq!(holder(&world, node, "db"), Some(victim), "node {node}");
+    }
+    let r =
+        Registration { holder: victim, version: 10, seat, names: [].into(), released: [("db".into(), version)].into() };
+    let theft = [Signed::new(world.id, &Body::Registration(r), &rogue.key)];
+    for node in [0, 2, 3] {
+        world.give(node, &theft);
+    }
+    // The member says it again, and the owner's word stands before the admin's.
+    world.look_after(3);
+    world.gossip(20);
+    for node in [0, 2, 3] {
+        assert_eq!(holder(&world, node, "db"), Some(victim), "node {node}");
+    }
+}
