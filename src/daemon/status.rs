@@ -17,6 +17,7 @@ use crate::model::host::Proto;
 use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::join::fingerprint;
 use crate::model::members::printable;
+use crate::model::resolve::Member;
 use crate::node::{Nearness, nearness, unix_now};
 use crate::p2p;
 use crate::packet::parse::{TCP, UDP};
@@ -135,6 +136,19 @@ fn path(
     Path { kind: "offline".into(), carrier: None, transport: None, via: None, reason: None, since: gone, mtu: None }
 }
 
+/// A member whose name went to another that was granted it as well.
+fn renamed_member(subnet: &Name, mine: &Member) -> Option<Problem> {
+    (mine.name != mine.grant.name).then(|| Problem {
+        code: "E-NAME-TAKEN".into(),
+        severity: "warning".into(),
+        message: format!(
+            "this member is {} in {subnet}: {} was given to two, and the other one's grant counts before",
+            mine.name, mine.grant.name
+        ),
+        help: "it keeps the new name with its next grant; nothing has to be done".into(),
+    })
+}
+
 /// `status`.
 pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status, Error> {
     struct Part {
@@ -143,7 +157,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
         /// What the subnet was founded as: its name on other machines.
         named: Name,
     }
-    let (parts, damage, asking, contested) = ctx
+    let (parts, damage, asking, contested, renamed) = ctx
         .node
         .run(move |core| -> Result<_, Error> {
             let chosen: Vec<_> = match &only {
@@ -151,7 +165,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                 None => core.state.subnets.values().collect(),
             };
             let now = core.now();
-            let (mut parts, mut contested) = (Vec::new(), Vec::new());
+            let (mut parts, mut contested, mut renamed) = (Vec::new(), Vec::new(), Vec::new());
             for subnet in chosen {
                 let resolved = subnet.resolve(now);
                 let mine = resolved.members.get(&core.state.me.peer);
@@ -201,6 +215,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                     drops: BTreeMap::new(),
                 };
                 contested.extend(subnet.contested_names(&core.state.me, &resolved));
+                renamed.extend(mine.and_then(|m| renamed_member(subnet.name(), m)));
                 let named = subnet.records.genesis.name.clone();
                 parts.push((Part { status, peers, named }, mine.map(|m| (m.grant.not_before, m.grant.not_after))));
             }
@@ -211,7 +226,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                 .filter(|s| !s.requests.is_empty())
                 .map(|s| (s.name().clone(), s.requests.values().map(|r| r.ask.name.clone()).collect()))
                 .collect();
-            Ok((parts, core.damage.clone(), asking, contested))
+            Ok((parts, core.damage.clone(), asking, contested, renamed))
         })
         .await??;
     let known = peers(ctx).await;
@@ -234,6 +249,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
             help: format!("byway member requests {subnet}"),
         }
     }));
+    problems.extend(renamed);
     problems.extend(contested.into_iter().map(|(subnet, name, members)| Problem {
         code: "E-NAME-CONTESTED".into(),
         severity: "warning".into(),

@@ -46,3 +46,14 @@ async fn who_was_admitted_by_an_admin_unnamed_unseen_asks_again_by_itself() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(a.requests("lab").await.is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_took_itself_off_the_wire_learns_that_it_was_removed() {
+    let (a, b, id) = super::node::two().await;
+    b.ok(Request::Down { subnet: Some("lab".into()) }).await;
+    a.ok(Request::MemberRemove { subnet: "lab".into(), member: "b".into() }).await;
+    until("b knows", || async {
+        b.status().await.subnets.iter().any(|s| s.id == id && s.state == byway::api::types::SubnetState::Removed)
+    })
+    .await;
+}
