@@ -97,6 +97,8 @@ pub struct Pools {
 
 /// Parts of the pool that a new admin gets one of: 16 blocks of the default pool.
 const PARTS: u32 = 16;
+/// Runs of blocks that one allotment has at most: a head has room for a few of each admin.
+const RUNS: usize = 4;
 
 impl Pools {
     /// Blocks in the pool, at most 65,536.
@@ -165,17 +167,19 @@ impl Pools {
         taken.iter().filter_map(ends).flatten().collect()
     }
 
-    /// Up to `count` blocks that nobody uses and no seat has, from the end of the pool: whole runs.
+    /// Up to `count` blocks that nobody uses and no seat has, from the end of the pool, in four runs at most.
     pub fn allot(&self, taken: &[IpNet], seats: &[Seat], count: u32) -> Vec<Blocks> {
         let used = self.touched(taken);
         let allotted = |index: u32| seats.iter().flat_map(|s| &s.part).any(|b| b.contains(index));
         let free = (1..self.blocks()).rev().filter(|i| !used.contains(i) && !allotted(*i) && self.block(*i).is_some());
         let mut runs: Vec<Blocks> = Vec::new();
         for index in free.take(count as usize) {
+            let full = runs.len() >= RUNS;
             match runs.last_mut() {
                 Some(run) if run.first == index.saturating_add(1) => {
                     *run = Blocks { first: index, count: run.count.saturating_add(1) };
                 }
+                _ if full => break,
                 _ => runs.push(Blocks { first: index, count: 1 }),
             }
         }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::error::Result;
 use super::id::PeerId;
 use super::members::{Identity, REQUEST_LIFE, Subnet};
-use super::record::{Body, Grant, MAX_ADMIN_GENERATION, Term, WorkloadEntry};
+use super::record::{Body, Grant, MAX_ADMIN_GENERATION, MAX_RUNS, Term, WorkloadEntry};
 use super::resolve::{Resolved, SKEW};
 
 /// Revocations above which the owner ends them all by an epoch.
@@ -38,13 +38,10 @@ impl Subnet {
         if self.require_admin(me, &resolved).is_err() || resolved.destroyed {
             return Ok(());
         }
-        if self.records.genesis.owner == me.peer {
-            self.keep_head(me, &resolved, now)?;
-        }
-        if !around.clock_is_off {
-            self.renew(me, around, now)?;
-        }
-        self.keep_names(me, now)
+        let owner = self.records.genesis.owner == me.peer;
+        let head = if owner { self.keep_head(me, &resolved, now) } else { Ok(()) };
+        let grants = if around.clock_is_off { Ok(()) } else { self.renew(me, around, now) };
+        head.and(grants).and(self.keep_names(me, now))
     }
 
     fn keep_head(&mut self, me: &Identity, resolved: &Resolved, now: u64) -> Result<()> {
@@ -67,13 +64,20 @@ impl Subnet {
             if used.len().saturating_mul(4) >= size.saturating_mul(3) {
                 let more = pools.allot(&leases, &head.seats, pools.part_size());
                 changed |= !more.is_empty();
-                head.seats.iter_mut().skip(place).take(1).for_each(|s| s.part.extend(more.iter().copied()));
+                let all = seat.part.iter().chain(&more).flat_map(|b| b.first..b.first.saturating_add(b.count));
+                let all = runs(&all.collect());
+                head.seats.iter_mut().skip(place).take(1).for_each(|s| s.part = all.clone());
             } else if free.len() > part.saturating_add(part / 2) {
                 // What its members gave back is the owner's to allot again; one part stays free for those to come.
                 let kept: BTreeSet<u32> = used.into_iter().chain(free.into_iter().take(part)).collect();
                 changed = true;
                 head.seats.iter_mut().skip(place).take(1).for_each(|s| s.part = runs(&kept));
             }
+        }
+        if head.seats.iter().map(|s| s.part.len()).sum::<usize>() > MAX_RUNS {
+            // Parts in too many pieces stay as they are: the head has to fit.
+            head.seats = self.records.seats().to_vec();
+            changed = self.records.forked();
         }
         if self.records.live_revocations() > MAX_REVOCATIONS {
             return self.begin_epoch(me, now);
@@ -121,16 +125,18 @@ impl Subnet {
                     .then(|| (*peer, best.grant().clone(), resolved.members.contains_key(peer)))
             })
             .collect();
+        let mut done = Ok(());
         for (peer, grant, valid) in due {
             let full = |g: &mut Grant| {
                 if g.term == Term::Trial {
                     g.term = Term::Full;
                 }
             };
-            match resolved.members.get(&peer).filter(|_| valid) {
-                Some(member) => self.regrant(me, member, now, full)?,
-                None => self.regrant_as(me, grant, now, full)?,
-            }
+            let renewed = match resolved.members.get(&peer).filter(|_| valid) {
+                Some(member) => self.regrant(me, member, now, full),
+                None => self.regrant_as(me, grant, now, full),
+            };
+            done = done.and(renewed);
         }
         let wait = if owner { BLOCK_AFTER.0 } else { BLOCK_AFTER.1 };
         let without = resolved.members.values().filter(|m| m.addresses.is_empty());
@@ -143,13 +149,13 @@ impl Subnet {
                 self.records.pools().free_block(&taken, None, give)
             };
             if let Ok(block) = block {
-                self.regrant(me, member, now, |g| {
+                done = done.and(self.regrant(me, member, now, |g| {
                     g.leases.extend(block.leases);
                     g.addresses = block.addresses;
-                })?;
+                }));
             }
         }
-        Ok(())
+        done
     }
 
     /// Registers names that one member claims, in the order they are seen, and drops those their holder has given up.

@@ -431,10 +431,15 @@ impl Core {
         for subnet in self.state.subnets.values().filter(|_| look) {
             let me = self.state.me.peer;
             let mut copy = subnet.clone();
-            if subnet.records.seat_of(me).is_some() {
-                copy.upkeep(&self.state.me, &self.attendance, now)?;
+            // What fails in one subnet keeps no other from being looked after, nor the rest of its own upkeep.
+            if subnet.records.seat_of(me).is_some()
+                && let Err(error) = copy.upkeep(&self.state.me, &self.attendance, now)
+            {
+                tracing::warn!(subnet = %subnet.name(), %error, "upkeep");
             }
-            copy.keep_own(&self.state.me, &self.endpoints, now)?;
+            if let Err(error) = copy.keep_own(&self.state.me, &self.endpoints, now) {
+                tracing::warn!(subnet = %subnet.name(), %error, "publish what this node says of itself");
+            }
             if self.forget_before.is_some_and(|attested| copy.records.forget(attested)) {
                 tracing::debug!(subnet = %subnet.name(), "forgot members whose grants have ended");
             }

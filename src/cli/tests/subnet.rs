@@ -75,6 +75,7 @@ subnet lab  7q3km2wd9xra4ce8yn5t0vbz6g  ready
   prefixes    10.77.0.0/16  fd7a:31c0:9d2e::/48
   domain      lab.internal
   owner       fingerprint 12345-00042
+  machine     answers ping and names only      ssh: byway subnet host lab tcp/22
 "
     );
     joined.terms = None;
