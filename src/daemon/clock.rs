@@ -103,12 +103,15 @@ pub(crate) async fn run(ctx: Context, stop: CancellationToken) -> anyhow::Result
 
 /// Asks one member what time it is.
 pub(crate) async fn compare(ctx: Context, peer: PeerId) {
-    let asked = unix_now_ms();
+    let (asked, began) = (unix_now_ms(), Instant::now());
     let question = control::encode(&ControlRequest::Clock { now_ms: asked });
     let Ok(answer) = ctx.peers.ask(peer, Protocol::Control, question, PATIENCE).await else { return };
     if let Ok(ControlAnswer::Clock { now_ms }) = control::decode(&answer) {
-        let half_way = asked / 2 + unix_now_ms() / 2;
-        ctx.clocks.note(peer, difference(now_ms, half_way));
+        // By the time that passed, since the clock may have been set meanwhile: then the next comparison tells.
+        let passed = u64::try_from(began.elapsed().as_millis()).unwrap_or(0);
+        if unix_now_ms().abs_diff(asked.saturating_add(passed)) < 2000 {
+            ctx.clocks.note(peer, difference(now_ms, asked.saturating_add(passed / 2)));
+        }
     }
 }
 

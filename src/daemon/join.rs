@@ -182,7 +182,9 @@ async fn ask_until_decided(
             Some(JoinAnswer::Refused { code, message }) => {
                 // A person mistook the name or the address, or it was said no: asking again does not help.
                 let kind = match code.as_str() {
-                    "E-NAME-TAKEN" | "E-POOL-FULL" | "E-ADDRESS-TAKEN" | "E-ADDRESS-OUTSIDE" => ErrorKind::Conflict,
+                    "E-NAME-TAKEN" | "E-POOL-FULL" | "E-ADDRESS-TAKEN" | "E-ADDRESS-OUTSIDE" | "E-NOT-IN-PART" => {
+                        ErrorKind::Conflict
+                    }
                     _ => ErrorKind::Refused,
                 };
                 let hint =

@@ -136,6 +136,19 @@ fn path(
     Path { kind: "offline".into(), carrier: None, transport: None, via: None, reason: None, since: gone, mtu: None }
 }
 
+/// The owner signed two heads with one number: for a day after it was seen.
+fn forked(subnet: &Name) -> Problem {
+    Problem {
+        code: "E-OWNER-FORKED".into(),
+        severity: "warning".into(),
+        message: format!(
+            "the owner of {subnet} signed two decisions with one number: it was restored from a backup, or runs twice"
+        ),
+        help: "on the owner: look whether the admins are as they should be (byway member ls), and let it run once"
+            .into(),
+    }
+}
+
 /// A member whose name went to another that was granted it as well.
 fn renamed_member(subnet: &Name, mine: &Member) -> Option<Problem> {
     (mine.name != mine.grant.name).then(|| Problem {
@@ -216,6 +229,8 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                 };
                 contested.extend(subnet.contested_names(&core.state.me, &resolved));
                 renamed.extend(mine.and_then(|m| renamed_member(subnet.name(), m)));
+                let seen = core.forks.get(&subnet.records.id).copied();
+                renamed.extend(seen.filter(|at| now < at.saturating_add(86_400)).map(|_| forked(subnet.name())));
                 let named = subnet.records.genesis.name.clone();
                 parts.push((Part { status, peers, named }, mine.map(|m| (m.grant.not_before, m.grant.not_after))));
             }

@@ -363,7 +363,7 @@ impl Subnet {
     }
 
     /// Says anew what counts through an admin that is about to lose its seat, and what relied on it.
-    fn adopt(&mut self, me: &Identity, issuer: PeerId, resolved: &Resolved, now: u64) -> Result<()> {
+    pub(super) fn adopt(&mut self, me: &Identity, issuer: PeerId, resolved: &Resolved, now: u64) -> Result<()> {
         let Some(seat) = self.records.head().seat(issuer).cloned() else { return Ok(()) };
         let pools = self.records.pools();
         let relies = |m: &Member| m.issuer == issuer || m.leases.iter().any(|l| pools.within(*l, &seat.part));
@@ -390,11 +390,15 @@ impl Subnet {
     /// Names or un-names an admin: the owner's head says who they are.
     ///
     /// # Errors
-    /// `E-NOT-OWNER`, `E-ADMINS-MANY`.
+    /// `E-NOT-OWNER`, `E-OWNER-STAYS`, `E-ADMINS-MANY`.
     pub fn set_admin(&mut self, me: &Identity, member: PeerId, admin: bool, now: u64) -> Result<()> {
         self.require_owner(me)?;
+        if member == me.peer {
+            let message = "the owner is the owner: it has no other role";
+            return Err(Error::new(Kind::Conflict, "E-OWNER-STAYS", message));
+        }
         let seated = self.records.head().seat(member).is_some();
-        if seated == admin || member == me.peer {
+        if seated == admin {
             return Ok(());
         }
         let resolved = self.resolve(now);

@@ -164,7 +164,8 @@ pub fn judge(genesis: &Genesis, name: &Name, target: &str, allowed: &Allowed, ne
     let all: Vec<String> = prefixes(genesis).iter().map(ToString::to_string).collect();
     let why =
         format!("it would route {} and answer names below {}; that needs {flags}", all.join(" and "), genesis.domain);
-    Err(refuse(why).hint(format!("byway join {target} {flags}")))
+    // All of them, since whoever types the line anew has to repeat what was allowed already.
+    Err(refuse(why).hint(format!("byway join {target} {}", self::flags(genesis))))
 }
 
 /// The name a subnet has where no other was asked for, its prefixes, domain and owner: what a person who joins is shown.

@@ -98,6 +98,12 @@ impl Subnet {
         Ok(holder)
     }
 
+    /// A peer whose request was denied a moment ago, by its ID.
+    pub fn was_denied(&self, text: &str) -> Option<PeerId> {
+        let peer = text.parse::<PeerId>().ok()?;
+        self.local.denied.contains_key(&peer).then_some(peer)
+    }
+
     /// Names that nobody holds by an admin's word, as who may do something about it sees them: those this node claims, and
     /// all of them for the owner and admins. Subnet, name, claimants.
     pub fn contested_names(&self, me: &Identity, resolved: &Resolved) -> Vec<(Name, String, Vec<String>)> {

@@ -189,8 +189,8 @@ impl Records {
         about(&self.grants, subject)
     }
 
-    /// What the owner's heads say together. Of two with one number both remove: an admin has to be named by both, and the
-    /// subnet has ended if either says so; for the rest the greater digest decides.
+    /// What the owner's heads say together. Of two with one number both remove: who was an admin before has to be named by
+    /// both, and the subnet has ended if either says so; for the rest, whom they name anew too, the greater digest decides.
     pub fn head(&self) -> &Head {
         &self.top
     }
@@ -399,7 +399,9 @@ impl Records {
         let Some(greatest) = self.heads.first() else { return Absorbed::Known };
         let mut top = greatest.body.clone();
         for other in self.heads.iter().skip(1).map(|h| &h.body) {
-            top.seats.retain(|s| other.seat(s.admin).is_some_and(|o| o.since == s.since));
+            // A seat that this very head gave is one the other could not know of.
+            let number = top.number;
+            top.seats.retain(|s| s.since == number || other.seat(s.admin).is_some_and(|o| o.since == s.since));
             top.least = top.least.max(other.least);
             top.destroyed |= other.destroyed;
         }

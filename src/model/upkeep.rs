@@ -2,9 +2,11 @@
 //! true.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use super::error::Result;
 use super::id::PeerId;
+use super::ipam::free_addresses;
 use super::members::{Identity, REQUEST_LIFE, Subnet};
 use super::record::{Body, Grant, MAX_ADMIN_GENERATION, MAX_RUNS, Term, WorkloadEntry};
 use super::resolve::{Resolved, SKEW};
@@ -47,9 +49,20 @@ impl Subnet {
     fn keep_head(&mut self, me: &Identity, resolved: &Resolved, now: u64) -> Result<()> {
         // Who left or was removed administers nothing; what it granted is granted anew. A wrong clock decides nothing
         // here: whose grant has run out is granted one.
-        let gone = self.records.seats().iter().map(|s| s.admin).filter(|a| !resolved.roll.members.contains_key(a));
-        for admin in gone.collect::<Vec<_>>() {
-            self.set_admin(me, admin, false, now)?;
+        let seated = self.records.seats().iter().map(|s| s.admin);
+        let gone: Vec<PeerId> = seated.filter(|a| !resolved.roll.members.contains_key(a)).collect();
+        // All at once, and the owner's own word before any seat goes: of two that removed each other neither comes back
+        // because the other one's removal has lost its seat first.
+        for admin in &gone {
+            self.adopt(me, *admin, resolved, now)?;
+            if resolved.roll.out.contains_key(admin) {
+                self.revoke(me, *admin)?;
+            }
+        }
+        if !gone.is_empty() {
+            let mut head = self.records.next_head(now);
+            head.seats.retain(|s| !gone.contains(&s.admin));
+            self.issue(me, &Body::Head(head))?;
         }
         let mut head = self.records.next_head(now);
         let mut changed = self.records.forked();
@@ -190,6 +203,21 @@ impl Subnet {
         })
     }
 
+    /// Gives workloads new addresses where this node lost the block that theirs were from, and has another.
+    fn follow_leases(&mut self, me: &Identity, resolved: &Resolved) {
+        let Some(mine) = resolved.members.get(&me.peer).filter(|m| !m.addresses.is_empty()) else { return };
+        let ours = |a: &IpAddr| mine.leases.iter().any(|l| l.contains(a));
+        let pools = self.records.pools();
+        for place in 0..self.local.workloads.len() {
+            let stranded = self.local.workloads.get(place).is_some_and(|w| !w.addresses.iter().any(ours));
+            let members = resolved.members.values().flat_map(|m| m.addresses.iter().copied());
+            let used = self.local.workloads.iter().flat_map(|w| w.addresses.iter().copied()).chain(members).collect();
+            if stranded && let Ok(addresses) = free_addresses(&pools, &mine.leases, &used, None) {
+                self.local.workloads.iter_mut().skip(place).take(1).for_each(|w| w.addresses = addresses.clone());
+            }
+        }
+    }
+
     /// Whether somebody else than the owner took a name from this node that the owner registered for it.
     fn was_robbed(&self, me: &Identity, resolved: &Resolved) -> bool {
         let owner = self.records.genesis.owner;
@@ -206,6 +234,7 @@ impl Subnet {
     /// `E-RECORD` for a document that the others would refuse; this node makes none.
     pub fn keep_own(&mut self, me: &Identity, endpoints: &[String], now: u64) -> Result<()> {
         let resolved = self.resolve(now);
+        self.follow_leases(me, &resolved);
         if resolved.members.contains_key(&me.peer) && self.local.up {
             let own: Vec<WorkloadEntry> = self.workload_entries();
             let told: Vec<String> = endpoints.iter().take(32).cloned().collect();

@@ -197,6 +197,7 @@ impl Core {
         self.settle(draft, &from)?;
         self.want_view(urgent);
         if forked(self) && !before {
+            self.forks.insert(subnet, super::unix_now());
             tracing::warn!(
                 %subnet,
                 "the owner signed two heads with one number: was it restored from a backup, or does it run twice? What \

@@ -100,6 +100,8 @@ pub struct Core {
     pub endpoints: Vec<String>,
     /// Records and memberships that were damaged on disk.
     pub damage: Vec<Damage>,
+    /// Subnets whose owner signed one number twice, and when (seconds since 1970) that was last seen.
+    pub forks: BTreeMap<SubnetId, u64>,
     opened: VecDeque<(SubnetId, u64)>,
     nonces: nonces::Nonces,
     generation: u64,
@@ -193,6 +195,7 @@ impl Node {
             node_name: parts.node_name,
             endpoints: Vec::new(),
             damage: parts.damage,
+            forks: BTreeMap::new(),
             opened: VecDeque::new(),
             nonces: nonces::Nonces::default(),
             generation: 0,

@@ -361,8 +361,13 @@ fn two_admins_that_remove_each_other_are_both_out_and_the_owner_decides() {
             let members = world.members(node);
             assert!(!members.contains(&b) && !members.contains(&c), "node {node} seed {seed}");
         }
+        // That the owner is there again is no word of its about either of them.
         world.side = vec![0; 5];
         world.gossip(20);
+        for node in [0, 3, 4] {
+            let members = world.members(node);
+            assert!(!members.contains(&b) && !members.contains(&c), "node {node} seed {seed}");
+        }
         world.admit(0, 1, "m1");
         world.gossip(20);
         assert!(world.members(3).contains(&b) && !world.members(3).contains(&c), "seed {seed}");
@@ -600,4 +605,66 @@ fn any_two_members_heal_whatever_each_has_missed() {
         }
         world.assert_agreed();
     }
+}
+
+#[test]
+fn of_two_heads_with_one_number_both_remove_and_one_names() {
+    for seed in seeds() {
+        let mut world = with_admins(6, seed);
+        let peers: Vec<PeerId> = world.nodes.iter().map(|n| n.me.peer).collect();
+        let backup = world.nodes[0].clone();
+        // The disk that died named 3 and un-named 1; what was restored names 4.
+        world.change(0, |s, me, now| s.set_admin(me, peers[3], true, now).unwrap());
+        let lost: Vec<Signed> = world.records(0).head_records();
+        world.nodes[0] = backup;
+        world.change(0, |s, me, now| s.set_admin(me, peers[4], true, now).unwrap());
+        world.give(5, &lost);
+        world.give(5, &world.records(0).head_records().clone());
+        assert!(world.records(5).forked(), "seed {seed}");
+        let named = |world: &World, who: usize| world.records(5).head().seat(peers[who]).is_some();
+        assert!(named(&world, 1) && named(&world, 2), "who was an admin is one, seed {seed}");
+        assert!(named(&world, 3) != named(&world, 4), "one of the two is named, seed {seed}");
+        world.gossip(40);
+        world.assert_agreed();
+        assert!(!world.records(5).forked());
+    }
+}
+
+#[test]
+fn workloads_follow_their_member_to_another_block() {
+    use byway::model::host::{NetnsRef, ResolvConf};
+    use byway::model::local::{Target, Workload};
+    let mut world = World::whole(3, 41);
+    world.gossip(10);
+    let workload = Workload {
+        name: "web".parse().unwrap(),
+        target: Target::Netns("web".into()),
+        netns: NetnsRef { path: "/run/netns/web".into(), device: 1, inode: 2 },
+        host_link: "bwv1".into(),
+        inner_link: "byway0".into(),
+        addresses: vec![],
+        resolv_conf: ResolvConf::None,
+        mac: None,
+        since: 0,
+    };
+    world.change(1, |s, me, now| drop(s.attach(me, workload, None, now).unwrap()));
+    world.gossip(10);
+    // The owner, restored from a backup, has given the block to somebody else.
+    let peer = world.nodes[1].me.peer;
+    let mut grant = world.records(0).grants_of(peer).next().unwrap().clone();
+    let owner = world.nodes[0].me.clone();
+    grant.leases = vec!["10.77.99.0/24".parse().unwrap(), grant.leases[1]];
+    grant.addresses = vec!["10.77.99.1".parse().unwrap(), grant.addresses[1]];
+    grant.leases.truncate(1);
+    grant.addresses.truncate(1);
+    grant.version += 9;
+    let signed = [Signed::new(world.id, &Body::Grant(grant), &owner.key)];
+    for node in 0..3 {
+        world.give(node, &signed);
+    }
+    world.gossip(10);
+    let resolved = world.records(2).resolve(world.now);
+    let (name, addresses) = &resolved.members[&peer].workloads[0];
+    assert_eq!(name.as_str(), "web");
+    assert!(addresses.iter().all(|a| a.to_string().starts_with("10.77.99.")), "{addresses:?}");
 }

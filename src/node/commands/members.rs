@@ -37,6 +37,14 @@ impl Core {
         subnet.require_admin(&self.state.me, &resolved)?;
         let request = match subnet.find_request(who) {
             Ok(peer) => subnet.requests.get(&peer).cloned(),
+            // A denial is taken back by the ID that it named: the peer's next question waits again.
+            Err(error) if error.code == "E-NO-REQUEST" && approve && subnet.was_denied(who).is_some() => {
+                let peer = subnet.was_denied(who);
+                subnet.local.denied.retain(|p, _| Some(*p) != peer);
+                self.save(subnet)?;
+                let told = format!("{} is denied no more: approve it when it asks again", printable(who));
+                return Ok(done(told, true));
+            }
             // Approving twice is no error.
             Err(error) if error.code == "E-NO-REQUEST" && approve && subnet.find_member(&resolved, who).is_ok() => None,
             Err(error) => return Err(error.into()),
@@ -52,8 +60,13 @@ impl Core {
             subnet.local.denied.insert(request.ask.joiner, now.saturating_add(REQUEST_LIFE));
         }
         self.save(subnet)?;
-        let word = if approve { "approved" } else { "denied" };
-        Ok(done(format!("{word} {} ({})", request.ask.name, request.ask.joiner), true))
+        let (name, peer) = (&request.ask.name, request.ask.joiner);
+        let told = if approve {
+            format!("approved {name} ({peer})")
+        } else {
+            format!("denied {name} ({peer}) for {} minutes; approve its ID to take that back", REQUEST_LIFE / 60)
+        };
+        Ok(done(told, true))
     }
 
     /// `member remove`.
@@ -77,8 +90,13 @@ impl Core {
                 "a subnet has one owner, its founder; roles to give are member and admin",
             ));
         }
-        let name = self.on_member(text, member, |s, me, peer, now| s.set_admin(me, peer, role == Role::Admin, now))?;
-        Ok(done(format!("{name} is {} now", if role == Role::Admin { "an admin" } else { "a member" }), true))
+        let admin = role == Role::Admin;
+        let mut changed = false;
+        let name = self.on_member(text, member, |s, me, peer, now| {
+            changed = s.records.head().seat(peer).is_some() != admin;
+            s.set_admin(me, peer, admin, now)
+        })?;
+        Ok(done(format!("{name} is {} now", if admin { "an admin" } else { "a member" }), changed))
     }
 
     /// `member label`: an empty value takes a label away.

@@ -28,10 +28,17 @@ impl Core {
         let resolved = subnet.resolve(now);
         let member = member.map(|m| subnet.find_member(&resolved, m)).transpose()?;
         let from = subnet.dns_release(&self.state.me.clone(), name, member, now)?;
+        let (owner, relative) = (subnet.records.genesis.owner, subnet.relative(name));
+        let by_owner = subnet.records.registration(from, owner).is_some_and(|r| r.names.contains(&relative));
         let from = resolved.members.get(&from).map_or_else(|| from.to_string(), |m| m.name.to_string());
-        let full = format!("{}.{}", subnet.relative(name), subnet.records.genesis.domain);
+        let full = format!("{relative}.{}", subnet.records.genesis.domain);
         self.save(subnet)?;
-        Ok(done(format!("released {full} from {from}"), true))
+        let again = if by_owner {
+            format!(" (the owner registered it: {from} has it back once it is there)")
+        } else {
+            String::new()
+        };
+        Ok(done(format!("released {full} from {from}{again}"), true))
     }
 
     /// `dns rm`.
