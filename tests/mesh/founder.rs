@@ -61,7 +61,8 @@ async fn public_prefixes_and_domains_need_a_persons_word_and_a_refusal_uses_noth
     }
     let part = Allowed { prefixes: vec!["140.82.0.0/16".parse().unwrap()], domains: vec!["github.com".into()] };
     let refused = b.call(join(&created.invite, &[], part)).await.unwrap_err();
-    assert!(refused.hint.ends_with("--allow-prefix 2a00:1450::/40"), "only what is missing: {}", refused.hint);
+    assert!(refused.message.ends_with("needs --allow-prefix 2a00:1450::/40"), "what is missing: {refused}");
+    assert!(refused.hint.ends_with(flags), "the line to type has all of them: {}", refused.hint);
     assert!(evil.requests("game").await.is_empty(), "nothing was asked");
     assert_eq!(evil.peers("game").await.len(), 1);
     assert!(b.status().await.subnets.is_empty(), "and nothing is left here");
