@@ -5,13 +5,12 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
 
 use crate::link::Key;
 use crate::packet::icmp::Prohibited;
-use crate::packet::parse::{TCP, UDP};
 
 /// Ports remembered for each peer: the oldest go.
 const PER_PEER: usize = 16;
@@ -19,6 +18,8 @@ const PER_PEER: usize = 16;
 const PEERS: usize = 1024;
 /// How long a refusal is news unless it is repeated.
 const KEPT: Duration = Duration::from_secs(600);
+/// Between two changes for one thing.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// One port of another member's machine that refused us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,65 +34,72 @@ pub struct Refusal {
     pub heard: Instant,
 }
 
-/// What was refused lately, by peer and subnet.
+/// By peer and subnet.
+type Held = HashMap<Key, Vec<Refusal>>;
+
+/// What was refused lately. It is read for packets, without a lock, and replaced whole where something changes: that is
+/// once for a port that opens or shuts.
 #[derive(Debug, Default)]
-pub(super) struct Refusals {
-    /// Whether anything is held: read for every packet, so that the lock is not.
-    any: AtomicBool,
-    held: Mutex<HashMap<Key, Vec<Refusal>>>,
-}
+pub(super) struct Refusals(ArcSwap<Held>);
 
 impl Refusals {
-    fn held(&self) -> MutexGuard<'_, HashMap<Key, Vec<Refusal>>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Whether an answer would be news.
     pub(super) fn any(&self) -> bool {
-        self.any.load(Ordering::Relaxed)
+        !self.0.load().is_empty()
     }
 
-    /// A member's machine says that it is closed.
+    /// A member's machine says that it is closed. What it repeats within a second, and more ports than are remembered
+    /// within one, changes nothing: a flood of errors costs a look each.
     pub(super) fn refused(&self, key: Key, what: &Prohibited, now: Instant) {
-        let mut held = self.held();
-        forget_old(&mut held, now);
-        if held.len() >= PEERS && !held.contains_key(&key) {
+        let fresh = |r: &Refusal| now.saturating_duration_since(r.heard) < AGAIN;
+        let told = |r: &Refusal| fresh(r) && (r.address, r.proto, r.port) == (what.asked, what.proto, what.port);
+        let idle = |of_peer: &Vec<Refusal>| {
+            of_peer.iter().any(told) || (of_peer.len() >= PER_PEER && of_peer.first().is_some_and(fresh))
+        };
+        if self.0.load().get(&key).is_some_and(idle) {
             return;
         }
-        let of_peer = held.entry(key).or_default();
-        of_peer.retain(|r| (r.address, r.proto, r.port) != (what.asked, what.proto, what.port));
-        if of_peer.len() >= PER_PEER {
-            of_peer.remove(0);
-        }
-        of_peer.push(Refusal { address: what.asked, proto: what.proto, port: what.port, heard: now });
-        self.any.store(true, Ordering::Relaxed);
+        self.0.rcu(|held| {
+            let mut held = Held::clone(held);
+            forget_old(&mut held, now);
+            if held.len() >= PEERS && !held.contains_key(&key) {
+                return held;
+            }
+            let of_peer = held.entry(key).or_default();
+            of_peer.retain(|r| (r.address, r.proto, r.port) != (what.asked, what.proto, what.port));
+            if of_peer.len() >= PER_PEER {
+                of_peer.remove(0);
+            }
+            of_peer.push(Refusal { address: what.asked, proto: what.proto, port: what.port, heard: now });
+            held
+        });
     }
 
     /// A packet came from a port of a member's machine: it is open now.
     pub(super) fn answered(&self, key: Key, address: IpAddr, proto: u8, port: u16) {
-        if proto != TCP && proto != UDP {
+        let same = |r: &Refusal| (r.address, r.proto, r.port) == (address, proto, Some(port));
+        if !self.0.load().get(&key).is_some_and(|of_peer| of_peer.iter().any(same)) {
             return;
         }
-        let mut held = self.held();
-        if let Some(of_peer) = held.get_mut(&key) {
-            of_peer.retain(|r| (r.address, r.proto, r.port) != (address, proto, Some(port)));
-            if of_peer.is_empty() {
-                held.remove(&key);
+        self.0.rcu(|held| {
+            let mut held = Held::clone(held);
+            if let Some(of_peer) = held.get_mut(&key) {
+                of_peer.retain(|r| !same(r));
             }
-        }
-        self.any.store(!held.is_empty(), Ordering::Relaxed);
+            held.retain(|_, of_peer| !of_peer.is_empty());
+            held
+        });
     }
 
     /// What a peer refused lately, the last first.
     pub(super) fn of(&self, key: Key, now: Instant) -> Vec<Refusal> {
-        let mut held = self.held();
-        forget_old(&mut held, now);
-        self.any.store(!held.is_empty(), Ordering::Relaxed);
-        held.get(&key).into_iter().flatten().rev().copied().collect()
+        let held = self.0.load();
+        let recent = |r: &&Refusal| now.saturating_duration_since(r.heard) < KEPT;
+        held.get(&key).into_iter().flatten().rev().filter(recent).copied().collect()
     }
 }
 
-fn forget_old(held: &mut HashMap<Key, Vec<Refusal>>, now: Instant) {
+fn forget_old(held: &mut Held, now: Instant) {
     held.retain(|_, of_peer| {
         of_peer.retain(|r| now.saturating_duration_since(r.heard) < KEPT);
         !of_peer.is_empty()
@@ -102,6 +110,7 @@ fn forget_old(held: &mut HashMap<Key, Vec<Refusal>>, now: Instant) {
 mod tests {
     use super::*;
     use crate::model::id::{PeerId, SubnetId};
+    use crate::packet::parse::{TCP, UDP};
 
     fn key(n: u16) -> Key {
         let [a, b] = n.to_be_bytes();
@@ -130,6 +139,7 @@ mod tests {
         assert_eq!(ports(start), [80]);
         assert!(refusals.any());
         assert_eq!(ports(start + KEPT), [] as [u16; 0]);
+        refusals.answered(key(1), "10.7.2.1".parse().unwrap(), TCP, 80);
         assert!(!refusals.any());
     }
 
@@ -137,15 +147,21 @@ mod tests {
     fn one_peer_takes_no_more_than_its_places() {
         let (refusals, now) = (Refusals::default(), Instant::now());
         refusals.refused(key(0), &what(22), now);
-        for port in 1..1000 {
-            refusals.refused(key(1), &what(port), now);
+        for port in 1..100 {
+            refusals.refused(key(1), &what(port), now + Duration::from_secs(port.into()));
         }
+        // Within a second a flood of others changes nothing.
+        let now = now + Duration::from_secs(100);
+        for port in 2000..3000 {
+            refusals.refused(key(2), &what(port), now);
+        }
+        assert_eq!(refusals.of(key(2), now)[0].port, Some(1999 + PER_PEER as u16));
         assert_eq!(refusals.of(key(1), now).len(), PER_PEER);
-        assert_eq!(refusals.of(key(1), now)[0].port, Some(999));
-        for n in 2..3000 {
+        assert_eq!(refusals.of(key(1), now)[0].port, Some(99));
+        for n in 3..3000 {
             refusals.refused(key(n), &what(22), now);
         }
-        assert_eq!(refusals.held().len(), PEERS);
+        assert_eq!(refusals.0.load().len(), PEERS);
         assert_eq!(refusals.of(key(0), now).len(), 1);
     }
 }
