@@ -559,11 +559,6 @@ impl State {
     }
 }
 
-/// Those of a peer's records whose signature holds.
-pub fn checked(records: &[Signed]) -> impl Iterator<Item = Verified> {
-    records.iter().filter_map(|r| r.clone().check().ok())
-}
-
 /// What to say of a grant that is valid at another time than this machine's.
 fn clock_error(grant: &Grant, now: u64) -> Error {
     let (off, way) = if now < grant.not_before {
