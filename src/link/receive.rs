@@ -4,7 +4,7 @@
 //! the frame before are overwritten, so that consecutive pieces join without a copy. The thread owns the keys, the replay
 //! windows and the buffers; keys come to it through a [`Keyring`], what is not a packet goes to the control task.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -33,43 +33,72 @@ pub(super) struct Keyring(Arc<Ring>);
 
 #[derive(Debug, Default)]
 struct Ring {
-    orders: Mutex<Vec<Order>>,
+    orders: Mutex<Orders<Box<Session>>>,
     /// Looked at once per batch, so that the thread takes the lock only when something is there.
     changed: AtomicBool,
 }
 
+/// What the receiving thread has not carried out yet.
+///
+/// It carries out only when a datagram comes, and where UDP is blocked none does: a key that goes before the thread saw
+/// it is forgotten here, so that no number of rekeys leaves keys behind. At most one removal waits for each key that the
+/// thread holds.
 #[derive(Debug)]
-enum Order {
-    Install(u32, Box<Session>),
-    Remove(u32),
+struct Orders<S> {
+    /// What the thread was given and was not told to forget.
+    held: HashSet<u32>,
+    installs: HashMap<u32, S>,
+    removals: Vec<u32>,
+}
+
+impl<S> Default for Orders<S> {
+    fn default() -> Self {
+        Orders { held: HashSet::new(), installs: HashMap::new(), removals: Vec::new() }
+    }
+}
+
+impl<S> Orders<S> {
+    fn install(&mut self, index: u32, session: S) {
+        self.installs.insert(index, session);
+    }
+
+    fn remove(&mut self, index: u32) {
+        self.installs.remove(&index);
+        if self.held.remove(&index) {
+            self.removals.push(index);
+        }
+    }
+
+    fn carry_out(&mut self, sessions: &mut HashMap<u32, S>) {
+        // An index that was removed and installed again is installed.
+        for index in std::mem::take(&mut self.removals) {
+            sessions.remove(&index);
+        }
+        self.held.extend(self.installs.keys());
+        sessions.extend(std::mem::take(&mut self.installs));
+    }
 }
 
 impl Keyring {
     /// Accepts frames under `index` from now on; the next frame read is opened with it.
     pub(super) fn install(&self, index: u32, opener: Opener, link: Arc<Link>) {
         let session = Session { index, opener, window: Window::default(), link, way: None };
-        self.order(Order::Install(index, Box::new(session)));
+        self.order(|orders| orders.install(index, Box::new(session)));
     }
 
     /// Accepts no more frames under `index`.
     pub(super) fn remove(&self, index: u32) {
-        self.order(Order::Remove(index));
+        self.order(|orders| orders.remove(index));
     }
 
-    fn order(&self, order: Order) {
-        lock(&self.0.orders).push(order);
+    fn order(&self, give: impl FnOnce(&mut Orders<Box<Session>>)) {
+        give(&mut lock(&self.0.orders));
         self.0.changed.store(true, Ordering::Release);
     }
 
     fn carry_out(&self, sessions: &mut HashMap<u32, Box<Session>>) {
-        if !self.0.changed.swap(false, Ordering::Acquire) {
-            return;
-        }
-        for order in lock(&self.0.orders).drain(..) {
-            match order {
-                Order::Install(index, session) => drop(sessions.insert(index, session)),
-                Order::Remove(index) => drop(sessions.remove(&index)),
-            }
+        if self.0.changed.swap(false, Ordering::Acquire) {
+            lock(&self.0.orders).carry_out(sessions);
         }
     }
 }
@@ -434,4 +463,40 @@ impl Room {
 fn plain(partial: bool) -> Offload {
     let kind = if partial { Kind::Partial } else { Kind::None };
     Offload { kind, gso_size: 0, header_len: 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rekeys_that_no_datagram_follows_leave_no_key_behind() {
+        let (mut orders, mut thread) = (Orders::default(), HashMap::new());
+        orders.install(0, "first");
+        orders.carry_out(&mut thread);
+        for index in 1..10_000 {
+            orders.install(index, "later");
+            orders.remove(index.saturating_sub(1));
+        }
+        assert_eq!((orders.installs.len(), orders.removals.len()), (1, 1));
+        orders.carry_out(&mut thread);
+        assert_eq!(thread.into_iter().collect::<Vec<_>>(), [(9_999, "later")]);
+        assert_eq!((orders.installs.len(), orders.removals.len(), orders.held.len()), (0, 0, 1));
+    }
+
+    #[test]
+    fn an_index_that_was_removed_and_installed_again_is_installed() {
+        let (mut orders, mut thread) = (Orders::default(), HashMap::new());
+        orders.install(7, "old");
+        orders.carry_out(&mut thread);
+        orders.remove(7);
+        orders.install(7, "new");
+        orders.carry_out(&mut thread);
+        assert_eq!(thread.get(&7), Some(&"new"));
+        orders.remove(7);
+        orders.remove(7);
+        orders.remove(8);
+        orders.carry_out(&mut thread);
+        assert!(thread.is_empty() && orders.held.is_empty());
+    }
 }
