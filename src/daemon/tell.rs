@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use crate::api::types::{Request, Response, SubnetState};
 use crate::datapath::TunDied;
 use crate::model::host::HostConfig;
-use crate::model::id::PeerId;
+use crate::model::id::{PeerId, SubnetId};
 use crate::model::view::View;
 use crate::node::{Core, Lane};
 use crate::p2p::{Command, Heard, Members};
@@ -29,7 +30,7 @@ pub(crate) async fn run(
 ) -> anyhow::Result<()> {
     let mut published = ctx.node.published();
     let mut tick = tokio::time::interval(Duration::from_secs(1));
-    let mut former: BTreeSet<PeerId> = BTreeSet::new();
+    let mut members = Leaving::default();
     let mut told: BTreeMap<PeerId, Vec<String>> = BTreeMap::new();
     let mut applied = ctx.applied.clone();
     loop {
@@ -38,13 +39,19 @@ pub(crate) async fn run(
             changed = published.changed() => {
                 changed?;
                 let view = ctx.node.view().load_full();
-                former = spread(&ctx, &view, former, &mut told, &desired).await?;
+                let now = spread(&ctx, &view, &mut told, &desired).await?;
+                members.follow(now, Instant::now());
+                ctx.peers.send(Command::Members(Arc::new(members.let_in()))).await?;
                 // A subnet that is new here has members who are connected already.
                 if let Some(direct) = &ctx.direct {
                     for peer in ctx.table.members() {
                         direct.connected(peer).await;
                     }
                 }
+            }
+            () = tokio::time::sleep_until(members.due().unwrap_or_else(Instant::now)), if members.due().is_some() => {
+                members.end(Instant::now());
+                ctx.peers.send(Command::Members(Arc::new(members.let_in()))).await?;
             }
             _ = tick.tick() => {
                 if let Err(error) = ctx.node.run_in(Lane::House, Core::tick).await? {
@@ -69,10 +76,9 @@ pub(crate) async fn run(
 async fn spread(
     ctx: &Context,
     view: &Arc<View>,
-    former: BTreeSet<PeerId>,
     told: &mut BTreeMap<PeerId, Vec<String>>,
     desired: &watch::Sender<(u64, Arc<HostConfig>)>,
-) -> anyhow::Result<BTreeSet<PeerId>> {
+) -> anyhow::Result<Members> {
     // Before a TUN gets an address nobody may announce or dial it.
     let prefixes: Vec<IpNet> =
         view.subnets.values().flat_map(|s| s.cidr4.map(IpNet::V4).into_iter().chain(s.cidr6.map(IpNet::V6))).collect();
@@ -88,9 +94,9 @@ async fn spread(
             members.entry(*peer).or_default().push(*id);
         }
     }
-    let now: BTreeSet<PeerId> = members.keys().copied().collect();
     let (endpoints, reached) = ctx.node.run(|core| (core.state.endpoints(), core.state.reached())).await?;
-    let peers: BTreeSet<PeerId> = endpoints.keys().chain(reached.keys()).filter(|p| now.contains(p)).copied().collect();
+    let peers: BTreeSet<PeerId> =
+        endpoints.keys().chain(reached.keys()).filter(|p| members.contains_key(p)).copied().collect();
     for peer in peers {
         let said = endpoints.get(&peer).cloned().unwrap_or_default();
         if told.get(&peer) == Some(&said) {
@@ -103,15 +109,41 @@ async fn spread(
         let answered = answered.filter_map(|e| Heard::parse(e)).collect();
         ctx.peers.send(Command::Known { peer, heard, answered }).await?;
     }
-    told.retain(|peer, _| now.contains(peer));
-    if former.is_subset(&now) {
-        ctx.peers.send(Command::Members(Arc::new(members))).await?;
-    } else {
-        let peers = ctx.peers.clone();
-        tokio::time::sleep(LAST_WORD).await;
-        peers.send(Command::Members(Arc::new(members))).await?;
+    told.retain(|peer, _| members.contains_key(peer));
+    Ok(members)
+}
+
+/// Who is let in by the gate: the members, and for [`LAST_WORD`] those who were members a moment ago.
+#[derive(Debug, Default)]
+struct Leaving {
+    now: Members,
+    /// Who left, with the subnets it was in, until when.
+    left: BTreeMap<PeerId, (Instant, Vec<SubnetId>)>,
+}
+
+impl Leaving {
+    fn follow(&mut self, members: Members, at: Instant) {
+        for (peer, subnets) in std::mem::replace(&mut self.now, members) {
+            if !self.now.contains_key(&peer) {
+                self.left.entry(peer).or_insert((at + LAST_WORD, subnets));
+            }
+        }
+        self.left.retain(|peer, _| !self.now.contains_key(peer));
     }
-    Ok(now)
+
+    /// When the next one is let in no more.
+    fn due(&self) -> Option<Instant> {
+        self.left.values().map(|(until, _)| *until).min()
+    }
+
+    fn end(&mut self, at: Instant) {
+        self.left.retain(|_, (until, _)| *until > at);
+    }
+
+    fn let_in(&self) -> Members {
+        let left = self.left.iter().map(|(peer, (_, subnets))| (*peer, subnets.clone()));
+        self.now.iter().map(|(peer, subnets)| (*peer, subnets.clone())).chain(left).collect()
+    }
 }
 
 /// A TUN that died is opened again: the host is told to look.
@@ -172,5 +204,32 @@ pub(crate) async fn declared(ctx: &Context) {
                 tracing::warn!(%error, origin = %subnet.origin, "open this machine to a declared subnet");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_removed_has_a_last_word_and_holds_nobody_else_up() {
+        let (a, b, c) = (PeerId([1; 32]), PeerId([2; 32]), PeerId([3; 32]));
+        let subnet = SubnetId([7; 16]);
+        let members = |peers: &[PeerId]| peers.iter().map(|peer| (*peer, vec![subnet])).collect::<Members>();
+        let start = Instant::now();
+        let mut leaving = Leaving::default();
+        leaving.follow(members(&[a, b]), start);
+        assert_eq!(leaving.due(), None);
+        leaving.follow(members(&[a, c]), start);
+        assert_eq!(leaving.let_in(), members(&[a, b, c]), "who came is let in at once");
+        // A later View does not give it a longer one.
+        leaving.follow(members(&[a]), start + LAST_WORD / 2);
+        assert_eq!(leaving.due(), Some(start + LAST_WORD));
+        leaving.end(start + LAST_WORD);
+        assert_eq!(leaving.let_in(), members(&[a, c]));
+        // Who is let in again meanwhile is a member like any other.
+        leaving.follow(members(&[a, c]), start + LAST_WORD);
+        assert_eq!(leaving.due(), None);
+        assert_eq!(leaving.let_in(), members(&[a, c]));
     }
 }
