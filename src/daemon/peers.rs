@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +29,8 @@ const FORWARDED: u32 = 600;
 const PASSED_ON: u32 = 150;
 /// Peers seen on the local networks that are remembered: anybody can claim anything there, the newest are believed.
 const NEIGHBOURS: usize = 256;
+/// How long a member who may decide is waited for before the next one is asked too.
+const PATIENCE: Duration = Duration::from_millis(500);
 /// Members remembered with the time they went.
 const GONE: usize = 4096;
 
@@ -301,18 +304,61 @@ fn crowded() -> JoinAnswer {
 }
 
 /// Passes a stranger's request on to whoever may decide and is connected; the first who answers decides.
+///
+/// One who does not answer holds the stranger up for [`PATIENCE`] only: then the next is asked beside.
 async fn forward(ctx: &Context, deciders: Vec<PeerId>, request: JoinRequest) -> JoinAnswer {
     let connected = ctx.table.members();
     let body = control::encode(&ControlRequest::Forward(request));
-    for decider in deciders.into_iter().filter(|d| connected.contains(d)) {
-        let answer = ctx.peers.ask(decider, Protocol::Control, body.clone(), Duration::from_secs(5)).await;
-        if let Ok(ControlAnswer::Forwarded(answer)) =
-            answer.map_err(drop).and_then(|b| control::decode(&b).map_err(drop))
-        {
-            return answer;
+    let ask = |decider| {
+        let body = body.clone();
+        async move {
+            let answer = ctx.peers.ask(decider, Protocol::Control, body, Duration::from_secs(5)).await.ok()?;
+            match control::decode(&answer).ok()? {
+                ControlAnswer::Forwarded(answer) => Some(answer),
+                _ => None,
+            }
+        }
+    };
+    let connected = deciders.into_iter().filter(|decider| connected.contains(decider));
+    first_answer(connected.map(ask), PATIENCE).await.unwrap_or(JoinAnswer::Pending { reached: false })
+}
+
+/// The first answer of several questions; each is begun when all before it failed, or did not answer within `patience`.
+async fn first_answer<F, T>(questions: impl Iterator<Item = F>, patience: Duration) -> Option<T>
+where
+    F: Future<Output = Option<T>>,
+{
+    let mut questions = questions.fuse();
+    let mut asked = FuturesUnordered::new();
+    loop {
+        let more = match questions.next() {
+            Some(question) => {
+                asked.push(question);
+                true
+            }
+            None => false,
+        };
+        let next = async {
+            if more {
+                tokio::time::sleep(patience).await;
+            } else {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::pin!(next);
+        // Until the next one's turn, or there is nobody left to wait for.
+        loop {
+            tokio::select! {
+                answer = asked.next() => match answer {
+                    Some(Some(answer)) => return Some(answer),
+                    Some(None) => {}
+                    None if more => break,
+                    None => return None,
+                },
+                () = &mut next => break,
+            }
         }
     }
-    JoinAnswer::Pending { reached: false }
 }
 
 /// Peers that have packets and no stream are dialled.
@@ -367,4 +413,46 @@ async fn dial_hints(ctx: &Context) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strangers_and_former_members_leave_a_bounded_trace() {
+        let table = Table::default();
+        let peer = |n: u32| {
+            let mut bytes = [0; 32];
+            bytes.first_chunk_mut::<4>().unwrap().copy_from_slice(&n.to_be_bytes());
+            PeerId(bytes)
+        };
+        for n in 0..10_000 {
+            let class = if n % 2 == 0 { Class::Stranger } else { Class::Member };
+            table.arrived(peer(n), u64::from(n), class);
+            table.left(peer(n), u64::from(n), 0);
+        }
+        assert!(table.connected().is_empty());
+        assert!(!table.has_met(peer(0)), "a stranger is forgotten");
+        assert!(table.has_met(peer(9_999)));
+        assert!(table.lock().gone.len() <= GONE);
+    }
+
+    #[tokio::test]
+    async fn one_who_does_not_answer_holds_a_stranger_up_for_a_moment_only() {
+        let (brief, forever) = (Duration::from_millis(5), Duration::from_secs(3600));
+        let ask = |answer: Option<Option<u8>>| async move {
+            match answer {
+                Some(answer) => answer,
+                None => std::future::pending().await,
+            }
+        };
+        let silent = [None, None, Some(Some(3))];
+        assert_eq!(first_answer(silent.into_iter().map(ask), brief).await, Some(3));
+        // Who fails is not waited for at all.
+        let failing = [Some(None), Some(Some(2)), Some(Some(3))];
+        assert_eq!(first_answer(failing.into_iter().map(ask), forever).await, Some(2));
+        assert_eq!(first_answer([Some(None), Some(None)].into_iter().map(ask), forever).await, None);
+        assert_eq!(first_answer([].into_iter().map(ask), forever).await, None);
+    }
 }
