@@ -18,7 +18,7 @@ use crate::link::direct::Letter;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::record::Signed;
 use crate::model::source::Payer;
-use crate::node::{Lane, MAX_COST, PIECE, PIECE_BYTES, Rates, difference, unix_now_ms};
+use crate::node::{Lane, MAX_COST, PIECE, PIECE_BYTES, Rates, difference};
 use crate::p2p::{Protocol, Responder};
 use crate::wire::control::{self, ControlAnswer, ControlRequest};
 
@@ -121,7 +121,7 @@ impl Inbox {
     fn enter(&self, peer: PeerId, body: Vec<u8>, responder: Responder) -> Result<bool, (Responder, &'static str)> {
         let bytes = body.len();
         let mut inner = self.lock();
-        if !inner.requests.take(peer, 1, unix_now_ms()) {
+        if !inner.requests.take(peer, 1, Instant::now().into_std()) {
             return Err((responder, "too many control requests from a member"));
         }
         let all = inner.bytes.saturating_add(bytes);
@@ -146,7 +146,7 @@ impl Inbox {
 
     /// Charges a member for records. Gives how long it has to wait for what it took beyond its share.
     fn charge(&self, peer: PeerId, records: u64) -> Duration {
-        Duration::from_millis(self.lock().records.owe(peer, records, unix_now_ms()))
+        Duration::from_millis(self.lock().records.owe(peer, records, Instant::now().into_std()))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Letting others in: the questions of strangers, and this node's own joins.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use super::Core;
 use super::check::{Asked, Question};
@@ -182,12 +183,11 @@ impl Core {
     }
 
     fn give_nonce(&mut self, way: Way, payer: Payer) -> JoinDecision {
-        let now = self.now();
         let mut nonce = [0u8; 16];
         if getrandom::fill(&mut nonce).is_err() {
             return refuse("E-RANDOM", "no randomness on this machine");
         }
-        if !self.nonces.give(way, payer, nonce, now) {
+        if !self.nonces.give(way, payer, nonce, Instant::now()) {
             return refuse("E-INVITE-RATE", "too many attempts with invites; wait a minute");
         }
         JoinDecision::Answer(JoinAnswer::Nonce(nonce))
@@ -235,7 +235,7 @@ impl Core {
 
     /// Admits by an invite this node issued: one winner per use.
     fn redeem(&mut self, ask: &Ask, proof: &Proof, proven: bool, from: PeerId, now: u64) -> JoinAnswer {
-        let nonce = self.nonces.take(Way { subnet: ask.subnet, joiner: ask.joiner, from }, now);
+        let nonce = self.nonces.take(Way { subnet: ask.subnet, joiner: ask.joiner, from }, Instant::now());
         let unknown = || JoinAnswer::Refused {
             code: "E-INVITE-UNKNOWN".into(),
             message: "this invite was not issued here, or is forged".into(),
@@ -294,7 +294,7 @@ impl Core {
                 Err(error) => refused(&error),
             };
         }
-        subnet.requests.retain(|_, r| now < r.seen.saturating_add(REQUEST_LIFE));
+        subnet.requests.retain(|_, r| now.abs_diff(r.seen) < REQUEST_LIFE);
         if !subnet.requests.contains_key(&ask.joiner) && !make_room(&mut subnet.requests, payer, now) {
             return JoinAnswer::Refused {
                 code: "E-REQUESTS-FULL".into(),

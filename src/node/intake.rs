@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use super::Core;
 use super::rates::Rates;
-use super::{Core, unix_now_ms};
 use crate::api::types::Error;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::record::{Body, Digest, Doc, Verified};
@@ -95,7 +95,7 @@ impl Core {
     /// Judges checked records that `from` sent. What is new is saved within 50 ms, together with what else comes.
     pub fn receive(&mut self, subnet: SubnetId, records: Vec<Verified>, from: Option<PeerId>) -> Verdict {
         let mut verdict = Verdict::default();
-        let now = unix_now_ms();
+        let now = Instant::now();
         for record in records {
             let Some(held) = self.state.subnets.get(&subnet) else { return verdict };
             let digest = record.digest();

@@ -4,14 +4,15 @@
 //! against what that somebody asks for itself, or by another member.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::source::Payer;
 
-/// Seconds a nonce may be used.
-const LIFE: u64 = 30;
-/// Seconds attempts are counted for.
-const WINDOW: u64 = 60;
+/// How long a nonce may be used.
+const LIFE: Duration = Duration::from_secs(30);
+/// How long attempts are counted for.
+const WINDOW: Duration = Duration::from_secs(60);
 /// Attempts kept at once.
 const ALL: usize = 1024;
 /// Attempts kept of one who pays: the oldest of them makes room.
@@ -34,8 +35,8 @@ struct Attempt {
     payer: Payer,
     number: u64,
     nonce: Option<[u8; 16]>,
-    given: u64,
-    since: u64,
+    given: Instant,
+    since: Instant,
     tries: u32,
 }
 
@@ -48,9 +49,9 @@ pub(super) struct Nonces {
 }
 
 impl Nonces {
-    /// Keeps `nonce` for an attempt at `now` (seconds); `false` where that joiner has had its attempts by this way.
-    pub(super) fn give(&mut self, way: Way, payer: Payer, nonce: [u8; 16], now: u64) -> bool {
-        self.attempts.retain(|_, a| now < a.since.saturating_add(WINDOW));
+    /// Keeps `nonce` for an attempt at `now`; `false` where that joiner has had its attempts by this way.
+    pub(super) fn give(&mut self, way: Way, payer: Payer, nonce: [u8; 16], now: Instant) -> bool {
+        self.attempts.retain(|_, a| now < a.since + WINDOW);
         if !self.attempts.contains_key(&way) {
             self.make_room(payer);
             self.next = self.next.wrapping_add(1);
@@ -66,8 +67,8 @@ impl Nonces {
     }
 
     /// The nonce of an attempt, once.
-    pub(super) fn take(&mut self, way: Way, now: u64) -> Option<[u8; 16]> {
-        let attempt = self.attempts.get_mut(&way).filter(|a| now < a.given.saturating_add(LIFE))?;
+    pub(super) fn take(&mut self, way: Way, now: Instant) -> Option<[u8; 16]> {
+        let attempt = self.attempts.get_mut(&way).filter(|a| now < a.given + LIFE)?;
         attempt.nonce.take()
     }
 
@@ -94,8 +95,15 @@ impl Nonces {
 mod tests {
     use super::*;
     use crate::model::source::Source;
+    use std::sync::LazyLock;
 
     const LAB: SubnetId = SubnetId([1; 16]);
+
+    /// That many seconds after the tests began.
+    fn at(seconds: u64) -> Instant {
+        static ZERO: LazyLock<Instant> = LazyLock::new(Instant::now);
+        *ZERO + Duration::from_secs(seconds)
+    }
 
     fn peer(n: u32) -> PeerId {
         let mut key = [0; 32];
@@ -111,37 +119,37 @@ mod tests {
     fn a_member_that_passes_on_made_up_joiners_spends_its_own_share_only() {
         let mut nonces = Nonces::default();
         let source = Payer::Source(Source::V4([192, 0, 2, 1].into()));
-        assert!(nonces.give(way(1, 1), source, [1; 16], 100));
+        assert!(nonces.give(way(1, 1), source, [1; 16], at(100)));
         for n in 0..10_000 {
-            assert!(nonces.give(way(n + 10, 2), Payer::Member(peer(2)), [2; 16], 100));
+            assert!(nonces.give(way(n + 10, 2), Payer::Member(peer(2)), [2; 16], at(100)));
         }
         assert_eq!(nonces.attempts.len(), EACH + 1);
-        assert_eq!(nonces.take(way(1, 1), 101), Some([1; 16]));
-        assert!(nonces.give(way(3, 3), source, [3; 16], 101), "and a good invite has its nonce");
+        assert_eq!(nonces.take(way(1, 1), at(101)), Some([1; 16]));
+        assert!(nonces.give(way(3, 3), source, [3; 16], at(101)), "and a good invite has its nonce");
     }
 
     #[test]
     fn a_member_cannot_replace_or_use_up_the_nonce_of_a_joiner() {
         let mut nonces = Nonces::default();
-        assert!(nonces.give(way(1, 1), Payer::Inside, [1; 16], 100));
-        let by_member = (0..10).filter(|_| nonces.give(way(1, 2), Payer::Member(peer(2)), [2; 16], 100)).count();
+        assert!(nonces.give(way(1, 1), Payer::Inside, [1; 16], at(100)));
+        let by_member = (0..10).filter(|_| nonces.give(way(1, 2), Payer::Member(peer(2)), [2; 16], at(100))).count();
         assert_eq!(by_member, TRIES as usize);
-        assert_eq!(nonces.take(way(1, 1), 100), Some([1; 16]));
-        assert_eq!(nonces.take(way(1, 1), 100), None, "once");
-        assert!(nonces.give(way(1, 1), Payer::Inside, [1; 16], 100));
+        assert_eq!(nonces.take(way(1, 1), at(100)), Some([1; 16]));
+        assert_eq!(nonces.take(way(1, 1), at(100)), None, "once");
+        assert!(nonces.give(way(1, 1), Payer::Inside, [1; 16], at(100)));
     }
 
     #[test]
     fn a_full_table_takes_from_who_has_most() {
         let mut nonces = Nonces::default();
         for source in 0..2000u32 {
-            assert!(nonces.give(way(source, source), Payer::Source(Source::V4(source.into())), [0; 16], 100));
+            assert!(nonces.give(way(source, source), Payer::Source(Source::V4(source.into())), [0; 16], at(100)));
             let crowd = Payer::Member(peer(9999));
-            assert!(nonces.give(way(source + 5000, 9999), crowd, [0; 16], 100));
+            assert!(nonces.give(way(source + 5000, 9999), crowd, [0; 16], at(100)));
         }
         assert!(nonces.attempts.len() <= ALL);
-        assert!(nonces.take(way(1999, 1999), 101).is_some());
-        assert!(nonces.give(way(1, 1), Payer::Inside, [1; 16], 161), "and it empties itself");
+        assert!(nonces.take(way(1999, 1999), at(101)).is_some());
+        assert!(nonces.give(way(1, 1), Payer::Inside, [1; 16], at(161)), "and it empties itself");
         assert_eq!(nonces.attempts.len(), 1);
     }
 }
