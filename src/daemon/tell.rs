@@ -13,7 +13,7 @@ use super::Context;
 use crate::api::types::{Request, Response, SubnetState};
 use crate::datapath::TunDied;
 use crate::model::host::HostConfig;
-use crate::model::id::{PeerId, SubnetId};
+use crate::model::id::PeerId;
 use crate::model::view::View;
 use crate::node::{Core, Lane};
 use crate::p2p::{Command, Heard, Members};
@@ -88,12 +88,7 @@ async fn spread(
     if let Some(direct) = &ctx.direct {
         direct.retain(Arc::clone(view)).await;
     }
-    let mut members = Members::new();
-    for (id, roll) in view.rolls.iter() {
-        for peer in roll {
-            members.entry(*peer).or_default().push(*id);
-        }
-    }
+    let members = members(view);
     let (endpoints, reached) = ctx.node.run(|core| (core.state.endpoints(), core.state.reached())).await?;
     let peers: BTreeSet<PeerId> =
         endpoints.keys().chain(reached.keys()).filter(|p| members.contains_key(p)).copied().collect();
@@ -117,15 +112,15 @@ async fn spread(
 #[derive(Debug, Default)]
 struct Leaving {
     now: Members,
-    /// Who left, with the subnets it was in, until when.
-    left: BTreeMap<PeerId, (Instant, Vec<SubnetId>)>,
+    /// Until when who left may still speak control; its packets are refused already.
+    left: BTreeMap<PeerId, Instant>,
 }
 
 impl Leaving {
     fn follow(&mut self, members: Members, at: Instant) {
-        for (peer, subnets) in std::mem::replace(&mut self.now, members) {
+        for peer in std::mem::replace(&mut self.now, members).into_keys() {
             if !self.now.contains_key(&peer) {
-                self.left.entry(peer).or_insert((at + LAST_WORD, subnets));
+                self.left.entry(peer).or_insert(at + LAST_WORD);
             }
         }
         self.left.retain(|peer, _| !self.now.contains_key(peer));
@@ -133,17 +128,31 @@ impl Leaving {
 
     /// When the next one is let in no more.
     fn due(&self) -> Option<Instant> {
-        self.left.values().map(|(until, _)| *until).min()
+        self.left.values().min().copied()
     }
 
     fn end(&mut self, at: Instant) {
-        self.left.retain(|_, (until, _)| *until > at);
+        self.left.retain(|_, until| *until > at);
     }
 
     fn let_in(&self) -> Members {
-        let left = self.left.iter().map(|(peer, (_, subnets))| (*peer, subnets.clone()));
+        let left = self.left.keys().map(|peer| (*peer, Vec::new()));
         self.now.iter().map(|(peer, subnets)| (*peer, subnets.clone())).chain(left).collect()
     }
+}
+
+/// Who may speak control, each with the subnets whose packets the View takes from it. A stream for packets that it refuses
+/// would be opened and dropped over and over, each time later: when the View takes them again, the other end would wait.
+fn members(view: &View) -> Members {
+    let mut members = Members::new();
+    for (id, roll) in view.rolls.iter() {
+        let carried = view.subnets.get(id);
+        for peer in roll {
+            let subnets = members.entry(*peer).or_default();
+            subnets.extend(carried.filter(|subnet| subnet.members.contains(peer)).map(|_| *id));
+        }
+    }
+    members
 }
 
 /// A TUN that died is opened again: the host is told to look.
@@ -210,6 +219,7 @@ pub(crate) async fn declared(ctx: &Context) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::id::SubnetId;
 
     #[test]
     fn who_is_removed_has_a_last_word_and_holds_nobody_else_up() {
@@ -221,12 +231,14 @@ mod tests {
         leaving.follow(members(&[a, b]), start);
         assert_eq!(leaving.due(), None);
         leaving.follow(members(&[a, c]), start);
-        assert_eq!(leaving.let_in(), members(&[a, b, c]), "who came is let in at once");
+        let mut all = members(&[a, c]);
+        all.insert(b, vec![]);
+        assert_eq!(leaving.let_in(), all, "who came is let in at once");
         // A later View does not give it a longer one.
         leaving.follow(members(&[a]), start + LAST_WORD / 2);
         assert_eq!(leaving.due(), Some(start + LAST_WORD));
         leaving.end(start + LAST_WORD);
-        assert_eq!(leaving.let_in(), members(&[a, c]));
+        assert_eq!((leaving.let_in().len(), leaving.due()), (2, Some(start + LAST_WORD + LAST_WORD / 2)));
         // Who is let in again meanwhile is a member like any other.
         leaving.follow(members(&[a, c]), start + LAST_WORD);
         assert_eq!(leaving.due(), None);

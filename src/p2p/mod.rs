@@ -48,7 +48,8 @@ pub use self::stream::DataStream;
 
 use crate::model::id::{PeerId, SubnetId};
 
-/// Who has a valid grant in a subnet of ours, and in which subnets.
+/// Who may speak control with us, each with the subnets whose packets both ends take: none while its grant, ours, or a
+/// clock says that it is not the time.
 pub type Members = BTreeMap<PeerId, Vec<SubnetId>>;
 
 /// Which transports to open.

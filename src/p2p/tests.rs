@@ -318,6 +318,24 @@ async fn a_dropped_stream_is_opened_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_was_dropped_over_and_over_is_opened_once_the_peer_opens_one() {
+    let (mut a, mut b, [_out, into, ..]) = pair(in_memory(41), in_memory(42)).await;
+    drop(into);
+    // By then pauses of 1.6 s and more lie between two attempts.
+    let end = Instant::now() + Duration::from_secs(4);
+    while let Some(left) = end.checked_duration_since(Instant::now()) {
+        let came = |event| if let Event::StreamIn { stream, .. } = event { Ok(stream) } else { Err(event) };
+        drop(b.within(left, came).await);
+        a.within(Duration::ZERO, |event| if let Event::StreamOut { .. } = event { Ok(()) } else { Err(event) }).await;
+    }
+    b.members(&[(a.peer(), &[])]).await;
+    b.members(&[(a.peer(), &[LAB])]).await;
+    let back = Instant::now();
+    b.stream_in().await;
+    assert!(back.elapsed() < Duration::from_millis(800), "{:?}", back.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_requests_pass_and_larger_ones_are_refused() {
     let (a, mut b, _streams) = pair(in_memory(13), in_memory(14)).await;
     for (protocol, cap) in [(Protocol::Join, 64 * 1024), (Protocol::Control, 1024 * 1024)] {

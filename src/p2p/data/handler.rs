@@ -3,7 +3,8 @@
 //! For each common subnet the handler keeps one outbound stream open (retrying with back-off while the connection
 //! lives) and hands on at most one inbound stream; a newer one takes the place of an older. An inbound stream for a
 //! subnet that is not common yet waits for its membership until its deadline: the two ends learn of a grant at
-//! different moments.
+//! different moments. Whoever opens a stream sees the subnet as common, so ours, which it may have refused until now,
+//! rests no longer.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
@@ -73,6 +74,17 @@ impl Outbound {
         let pause = PAUSE.0.saturating_mul(1 << self.failures.min(10)).min(PAUSE.1);
         self.failures = self.failures.saturating_add(1);
         self.state = Out::Resting(Box::pin(tokio::time::sleep(pause)));
+    }
+
+    /// There is reason to think that the next attempt succeeds. The first pause stays: two ends that refuse each other's
+    /// streams would else do nothing but that.
+    fn hurry(&mut self) {
+        let soon = Instant::now() + PAUSE.0;
+        if let Out::Resting(pause) = &mut self.state
+            && pause.deadline() > soon
+        {
+            pause.as_mut().reset(soon);
+        }
     }
 }
 
@@ -232,7 +244,8 @@ impl Handler {
             self.incoming.extend(kept);
         }
         for (subnet, stream) in accepted {
-            if self.outbound.contains_key(&subnet) {
+            if let Some(out) = self.outbound.get_mut(&subnet) {
+                out.hurry();
                 self.hand_in(subnet, stream);
             }
         }
