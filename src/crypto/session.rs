@@ -397,10 +397,7 @@ impl Session {
     /// No datagram is answered any more: makes a new session over the stream, for the peer may have lost its keys. What
     /// is there stays in use meanwhile.
     pub fn path_lost(&mut self, now: Instant, _entropy: Entropy<'_>) {
-        match self.made.filter(|_| self.fresh(now)) {
-            Some(made) => self.again = self.again.or(Some(made + FRESH)),
-            None => self.ask(now),
-        }
+        self.renew(now);
     }
 
     /// A request over the stream; the answer.
@@ -414,9 +411,10 @@ impl Session {
         }
         match request {
             Request::Want => {
-                if !self.fresh(now) {
-                    self.ask(now);
-                }
+                // Whoever asks answers from now on, whatever became of our earlier questions; and where the last session
+                // is a moment old, it may have been forgotten there since.
+                self.retry = RETRY_FIRST;
+                self.renew(now);
                 Ok(encode(&Reply::Wanted))
             }
             Request::Offer { version: handshake::VERSION, aes, kem } => self.accept(now, message, aes, &kem),
@@ -559,6 +557,14 @@ impl Session {
 
     fn fresh(&self, now: Instant) -> bool {
         self.made.is_some_and(|made| now < made + FRESH)
+    }
+
+    /// Asks for a new session, at once or when the last one is not fresh any more.
+    fn renew(&mut self, now: Instant) {
+        match self.made.filter(|_| self.fresh(now)) {
+            Some(made) => self.again = self.again.or(Some(made + FRESH)),
+            None => self.ask(now),
+        }
     }
 
     /// Asks over the stream for a session, unless a question is out.

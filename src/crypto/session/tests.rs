@@ -573,6 +573,39 @@ fn a_peer_that_restarted_at_once_and_in_the_middle_gets_a_session() {
     }
 }
 
+/// One end forgets what it had, was refused until then or has just been served, and is back: as where its clock was wrong.
+#[test]
+fn who_forgot_its_session_has_one_within_three_seconds() {
+    for end in 0..2 {
+        let back = |world: &mut World| {
+            world.restart(end);
+            world.call(end, |s, now, entropy| s.connected(now, entropy));
+        };
+        let mut world = World::live(1);
+        back(&mut world);
+        world.seconds(3);
+        world.assert_joined();
+
+        // The other end was refused for so long that it asks once a minute, and its question of this moment is refused.
+        let mut world = World::live(1);
+        world.stream = false;
+        world.seconds(3);
+        world.call(1 - end, |s, now, entropy| s.path_lost(now, entropy));
+        world.seconds(170);
+        let other = &mut world.ends[1 - end].session;
+        (other.asking, other.again) = (None, None);
+        world.call(1 - end, |s, now, entropy| s.path_lost(now, entropy));
+        let asked = world.events.iter().find(|(_, e)| matches!(e, Event::Ask { from, .. } if *from == 1 - end));
+        let asked = *asked.expect("a question").0;
+        let Some(Event::Ask { life, .. }) = world.events.remove(&asked) else { unreachable!() };
+        world.at(Duration::from_millis(200), Event::Answer { to: 1 - end, life, message: None });
+        world.stream = true;
+        back(&mut world);
+        world.seconds(3);
+        world.assert_joined();
+    }
+}
+
 #[test]
 fn a_lost_path_gets_new_keys_over_the_stream() {
     for end in 0..2 {
