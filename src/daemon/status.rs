@@ -230,7 +230,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                 contested.extend(subnet.contested_names(&core.state.me, &resolved));
                 renamed.extend(mine.and_then(|m| renamed_member(subnet.name(), m)));
                 let seen = core.forks.get(&subnet.records.id).copied();
-                renamed.extend(seen.filter(|at| now < at.saturating_add(86_400)).map(|_| forked(subnet.name())));
+                renamed.extend(seen.filter(|at| now.abs_diff(*at) < 86_400).map(|_| forked(subnet.name())));
                 let named = subnet.records.genesis.name.clone();
                 parts.push((Part { status, peers, named }, mine.map(|m| (m.grant.not_before, m.grant.not_after))));
             }

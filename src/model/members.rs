@@ -136,14 +136,18 @@ impl Subnet {
         ))
     }
 
-    /// Finds a member by peer ID, name, or a prefix of the ID; see [`find`](super::find).
+    /// Finds a member by peer ID, name, or a prefix of the ID; see [`find`](super::find). `resolved` is what follows at
+    /// `now`.
     ///
     /// # Errors
-    /// `E-NO-MEMBER`, `E-AMBIGUOUS`.
-    pub fn find_member(&self, resolved: &Resolved, text: &str) -> Result<PeerId> {
+    /// `E-NO-MEMBER`, `E-AMBIGUOUS`; `E-CLOCK` for one whose grant has not begun by this machine's clock.
+    pub fn find_member(&self, resolved: &Resolved, text: &str, now: u64) -> Result<PeerId> {
         let members: Vec<Named<PeerId>> =
             resolved.members.iter().map(|(peer, m)| Named::new(*peer, *peer, &m.name)).collect();
         let none = || {
+            if let Some(error) = self.untimely(resolved, text, now) {
+                return error;
+            }
             Error::new(
                 Kind::NotFound,
                 "E-NO-MEMBER",
@@ -152,6 +156,31 @@ impl Subnet {
             .hint(format!("byway member ls {}", self.name()))
         };
         find(&members, text).map_err(|miss| miss.error(text, none))
+    }
+
+    /// What to say of somebody who is in, but not at this time: often it is the clock that is wrong.
+    fn untimely(&self, resolved: &Resolved, text: &str, now: u64) -> Option<Error> {
+        let absent = resolved.roll.members.iter().filter(|(peer, _)| !resolved.members.contains_key(peer));
+        let absent: Vec<Named<PeerId>> =
+            absent.filter_map(|(peer, e)| Some(Named::new(*peer, *peer, &e.best()?.grant().name))).collect();
+        let peer = find(&absent, text).ok()?;
+        let grant = resolved.roll.members.get(&peer)?.best()?.grant();
+        let who = printable(text);
+        Some(if now < grant.not_before {
+            let off = grant.not_before.saturating_sub(now);
+            let message = format!(
+                "the grant of {who} begins in {off} s by this machine's clock: it is behind, or that of who granted is ahead"
+            );
+            Error::new(Kind::Failed, "E-CLOCK", message)
+                .hint("set the clock (timedatectl set-ntp true), then try again")
+        } else {
+            let past = now.saturating_sub(grant.not_after);
+            let message = format!("{who} is no member of {} any more: its grant ended {past} s ago", self.name());
+            Error::new(Kind::NotFound, "E-NO-MEMBER", message).hint(format!(
+                "byway member ls {}; where that cannot be, this machine's clock is ahead (timedatectl set-ntp true)",
+                self.name()
+            ))
+        })
     }
 
     /// Finds who asks to join, as [`find_member`](Self::find_member) finds a member.

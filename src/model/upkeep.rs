@@ -34,8 +34,9 @@ impl Subnet {
     /// # Errors
     /// `E-RECORD` for a record that the others would refuse; this node makes none.
     pub fn upkeep(&mut self, me: &Identity, around: &Attendance, now: u64) -> Result<()> {
-        self.requests.retain(|_, r| now < r.seen.saturating_add(REQUEST_LIFE));
-        self.local.denied.retain(|_, until| now < *until);
+        // What a clock that was ahead wrote down lies in the future once it is right: that is no reason to keep it.
+        self.requests.retain(|_, r| now.abs_diff(r.seen) < REQUEST_LIFE);
+        self.local.denied.retain(|_, until| now < *until && *until <= now.saturating_add(REQUEST_LIFE));
         let resolved = self.resolve(now);
         if self.require_admin(me, &resolved).is_err() || resolved.destroyed {
             return Ok(());

@@ -1,13 +1,14 @@
 //! When to say that a grant of this node ends: 30, 7 and 1 days before, in the log once each and in `status` as long.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use super::Core;
 use crate::model::id::SubnetId;
 
 const DAY: u64 = 86_400;
-/// Seconds between two looks.
-const LOOK_EVERY: u64 = 60;
+/// Between two looks.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 /// How near the end is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,7 +35,7 @@ pub fn nearness(left: u64, life: u64) -> Option<Nearness> {
 /// What was said already.
 #[derive(Debug, Default)]
 pub(super) struct Warned {
-    next_look: u64,
+    looked: Option<Instant>,
     /// The end that was spoken of, and how near it was.
     said: BTreeMap<SubnetId, (u64, Nearness)>,
 }
@@ -53,11 +54,11 @@ impl Warned {
 impl Core {
     /// Writes a warning to the log for each grant of this node that comes to a threshold.
     pub(super) fn warn_of_expiry(&mut self) {
-        let now = self.now();
-        if now < self.warned.next_look {
+        if self.warned.looked.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
             return;
         }
-        self.warned.next_look = now.saturating_add(LOOK_EVERY);
+        self.warned.looked = Some(Instant::now());
+        let now = self.now();
         let subnets = &self.state.subnets;
         self.warned.said.retain(|id, _| subnets.contains_key(id));
         for subnet in self.state.subnets.values() {

@@ -75,10 +75,11 @@ fn in_subnet(
     let families = [IpAddr::from([0, 0, 0, 0]), IpAddr::from([0u16; 8])];
     let named = families.into_iter().find_map(|like| subnet.target_address(&core.state.me, resolved, text, like));
     let by_name = named.and_then(|(address, _)| Some((holder(address)?, address)));
-    match (subnet.find_member(resolved, text), by_name) {
+    match (subnet.find_member(resolved, text, core.now()), by_name) {
         // A name of the subnet that also fits another member's ID.
         (Ok(peer), Some((owner, _))) if peer != owner => Err(ambiguous(text, &peer_prefixes([peer, owner]))),
         (Err(error), _) if error.code == "E-AMBIGUOUS" => Err(error),
+        (Err(error), None) if error.code == "E-CLOCK" => Err(error),
         (_, Some((owner, address))) => Ok(Some((owner, id, Some(address)))),
         (Ok(peer), None) => {
             Ok(Some((peer, id, resolved.members.get(&peer).and_then(|m| m.addresses.first().copied()))))

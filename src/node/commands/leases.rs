@@ -34,7 +34,10 @@ impl Core {
         let Some(member) = member else { return Ok(self.state.me.peer) };
         match member.parse::<PeerId>() {
             Ok(peer) => Ok(peer),
-            Err(_) => Ok(subnet.find_member(&subnet.resolve(self.now()), member)?),
+            Err(_) => {
+                let now = self.now();
+                Ok(subnet.find_member(&subnet.resolve(now), member, now)?)
+            }
         }
     }
 

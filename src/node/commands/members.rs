@@ -19,7 +19,7 @@ impl Core {
         let mut subnet = self.state.edit(text)?;
         let now = self.now();
         let resolved = subnet.resolve(now);
-        let peer = subnet.find_member(&resolved, member)?;
+        let peer = subnet.find_member(&resolved, member, now)?;
         let name = resolved.members.get(&peer).map(|m| m.name.clone()).unwrap_or_else(|| Name::from_host("member"));
         act(&mut subnet, &self.state.me.clone(), peer, now)?;
         self.save(subnet)?;
@@ -46,7 +46,11 @@ impl Core {
                 return Ok(done(told, true));
             }
             // Approving twice is no error.
-            Err(error) if error.code == "E-NO-REQUEST" && approve && subnet.find_member(&resolved, who).is_ok() => None,
+            Err(error)
+                if error.code == "E-NO-REQUEST" && approve && subnet.find_member(&resolved, who, now).is_ok() =>
+            {
+                None
+            }
             Err(error) => return Err(error.into()),
         };
         let Some(request) = request else {

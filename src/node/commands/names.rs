@@ -26,7 +26,7 @@ impl Core {
         let mut subnet = self.state.edit(text)?;
         let now = self.now();
         let resolved = subnet.resolve(now);
-        let member = member.map(|m| subnet.find_member(&resolved, m)).transpose()?;
+        let member = member.map(|m| subnet.find_member(&resolved, m, now)).transpose()?;
         let from = subnet.dns_release(&self.state.me.clone(), name, member, now)?;
         let (owner, relative) = (subnet.records.genesis.owner, subnet.relative(name));
         let by_owner = subnet.records.registration(from, owner).is_some_and(|r| r.names.contains(&relative));
