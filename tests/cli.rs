@@ -29,7 +29,24 @@ fn wrong_usage_is_exit_2_with_a_way_out() {
             vec!["create"],
             "error: the following required arguments were not provided: <NAME> (E-USAGE)\n  try:  byway create <NAME>\n",
         ),
-        (vec!["run"], "error: unrecognized subcommand 'run' (E-USAGE)\n  try:  byway --help\n"),
+        // Close to a verb that ends something: nothing but the help is proposed.
+        (vec!["restart"], "error: unrecognized subcommand 'restart' (E-USAGE)\n  try:  byway --help\n"),
+        (vec!["rename"], "error: unrecognized subcommand 'rename' (E-USAGE)\n  try:  byway --help\n"),
+        (vec!["destory", "lab"], "error: unrecognized subcommand 'destory' (E-USAGE)\n  try:  byway --help\n"),
+        (vec!["member", "remov"], "error: unrecognized subcommand 'remov' (E-USAGE)\n  try:  byway member --help\n"),
+        // Verbs of the contract that are not built yet.
+        (
+            vec!["netcheck"],
+            "error: this version (0.1.0) has no \"byway netcheck\" yet (E-NOT-YET)\n  try:  byway --help\n",
+        ),
+        (
+            vec!["run", "--subnet", "lab", "--", "true"],
+            "error: this version (0.1.0) has no \"byway run\" yet (E-NOT-YET)\n  try:  byway --help\n",
+        ),
+        (
+            vec!["member", "rename", "lab", "a", "b"],
+            "error: this version (0.1.0) has no \"byway member rename\" yet (E-NOT-YET)\n  try:  byway member --help\n",
+        ),
         (
             vec!["create", "a.b"],
             "error: <NAME>: a name is one DNS label: 1 to 63 of a-z, 0-9 and '-', no '-' at either end; \"a.b\" is not \

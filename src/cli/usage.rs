@@ -8,6 +8,69 @@ use super::print;
 use super::value::wrong;
 use crate::api::types::Error;
 
+/// Verbs that end something. Who mistyped another verb is not led to one of these.
+const ENDING: &[&str] = &[
+    "leave",
+    "destroy",
+    "down",
+    "detach",
+    "cleanup",
+    "invite revoke",
+    "member deny",
+    "member remove",
+    "lease rm",
+    "dns rm",
+    "dns release",
+    "map rm",
+    "peer disconnect",
+];
+
+/// Verbs of the contract that later versions have. Who types one has made no mistake, and is told so.
+const LATER: &[&str] = &[
+    "advertise",
+    "attach podman",
+    "attach tap",
+    "authority",
+    "bundle",
+    "completion",
+    "doctor",
+    "events",
+    "exit",
+    "grant",
+    "identity",
+    "import",
+    "integration",
+    "listen",
+    "log",
+    "man",
+    "member admission",
+    "member rename",
+    "netcheck",
+    "peer best",
+    "peer block",
+    "peer resolve",
+    "peer score",
+    "peer unblock",
+    "probe",
+    "publish",
+    "query",
+    "relay",
+    "remote",
+    "route",
+    "run",
+    "send",
+    "subnet export",
+    "subnet import",
+    "subscribe",
+    "swarm",
+    "task",
+    "trace",
+    "unadvertise",
+    "workload health",
+    "workload quarantine",
+    "workload release",
+];
+
 /// Prints help, the version or the error; the exit code.
 pub(super) fn report(refused: &clap::Error, args: &[OsString]) -> u8 {
     if matches!(refused.kind(), ClapKind::DisplayHelp | ClapKind::DisplayVersion) {
@@ -43,6 +106,9 @@ fn error(refused: &clap::Error) -> Error {
     {
         return wrong("E-USAGE", "a verb is missing").hint("byway --help");
     }
+    if refused.kind() == ClapKind::InvalidSubcommand {
+        return unknown_verb(refused, &command);
+    }
     let text = refused.render().to_string();
     let message: Vec<&str> = text
         .strip_prefix("error: ")
@@ -51,16 +117,97 @@ fn error(refused: &clap::Error) -> Error {
         .map(str::trim)
         .take_while(|line| !line.is_empty())
         .collect();
-    let hint = match (refused.kind(), refused.get(ContextKind::SuggestedSubcommand)) {
-        (ClapKind::InvalidSubcommand, Some(ContextValue::Strings(near))) if !near.is_empty() => {
-            let near = near.first().map(String::as_str).unwrap_or_default();
-            format!("{} {near}", if command.is_empty() { "byway".to_owned() } else { command.join(" ") })
-        }
-        (ClapKind::InvalidSubcommand, _) => {
-            format!("{} --help", if command.is_empty() { "byway".to_owned() } else { command.join(" ") })
-        }
-        _ if usage.is_empty() => "byway --help".to_owned(),
-        _ => usage.clone(),
-    };
+    let hint = if usage.is_empty() { "byway --help".to_owned() } else { usage };
     wrong("E-USAGE", message.join(" ")).hint(hint)
+}
+
+/// A word where a verb is expected: one of a later version, one close to a verb that does no harm, or any other.
+fn unknown_verb(refused: &clap::Error, command: &[&str]) -> Error {
+    let above = if command.is_empty() { "byway".to_owned() } else { command.join(" ") };
+    let path = |verb: &str| {
+        let noun = above.strip_prefix("byway").unwrap_or_default().trim_start();
+        if noun.is_empty() { verb.to_owned() } else { format!("{noun} {verb}") }
+    };
+    let word = refused.get(ContextKind::InvalidSubcommand).map(ToString::to_string).unwrap_or_default();
+    if LATER.contains(&path(&word).as_str()) {
+        let message = format!("this version ({}) has no \"{above} {word}\" yet", env!("CARGO_PKG_VERSION"));
+        return wrong("E-NOT-YET", message).hint(format!("{above} --help"));
+    }
+    let near = match refused.get(ContextKind::SuggestedSubcommand) {
+        Some(ContextValue::Strings(near)) => near.first(),
+        Some(ContextValue::String(near)) => Some(near),
+        _ => None,
+    };
+    // Where that is the closest, anything else would be a worse guess.
+    let near = near.filter(|verb| !ENDING.contains(&path(verb).as_str()));
+    let next = near.map_or("--help", String::as_str);
+    wrong("E-USAGE", format!("unrecognized subcommand '{word}'")).hint(format!("{above} {next}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::Cli;
+    use clap::{CommandFactory, Parser};
+
+    /// Every verb, as it is typed behind `byway`.
+    fn verbs() -> Vec<String> {
+        let nouns = Cli::command();
+        let under = |noun: &clap::Command| -> Vec<String> {
+            let name = noun.get_name();
+            let own: Vec<String> = noun.get_subcommands().map(|verb| format!("{name} {}", verb.get_name())).collect();
+            if own.is_empty() { vec![name.to_owned()] } else { [vec![name.to_owned()], own].concat() }
+        };
+        nouns.get_subcommands().flat_map(under).collect()
+    }
+
+    fn refused(words: &str) -> Option<Error> {
+        let words = std::iter::once("byway").chain(words.split(' '));
+        Cli::try_parse_from(words).err().map(|e| error(&e))
+    }
+
+    /// Words close to `verb`: one letter missing, doubled, other, or changed places with the next.
+    fn mistyped(verb: &str) -> Vec<String> {
+        let letters: Vec<char> = verb.chars().collect();
+        let with = |at: usize, new: &[char]| -> String {
+            letters[..at].iter().chain(new).chain(letters.get(at + 1..).unwrap_or_default()).collect()
+        };
+        let mut words: Vec<String> = (0..letters.len())
+            .flat_map(|at| [with(at, &[]), with(at, &[letters[at]; 2]), with(at, &['x'])])
+            .filter(|word| !word.is_empty())
+            .collect();
+        for at in 1..letters.len() {
+            let mut swapped = letters.clone();
+            swapped.swap(at - 1, at);
+            words.push(swapped.into_iter().collect());
+        }
+        words
+    }
+
+    #[test]
+    fn no_mistyped_verb_is_led_to_one_that_ends_something() {
+        let (all, mut led) = (verbs(), 0);
+        for verb in &all {
+            let (noun, last) = verb.rsplit_once(' ').map_or(("", verb.as_str()), |(noun, last)| (noun, last));
+            for word in mistyped(last) {
+                let typed = format!("{noun} {word}").trim_start().to_owned();
+                let Some(error) = refused(&typed).filter(|e| e.message.starts_with("unrecognized")) else { continue };
+                let next = error.hint.strip_prefix("byway ").unwrap();
+                assert!(!ENDING.contains(&next), "{typed} leads to {next}");
+                led += usize::from(all.iter().any(|verb| verb == next));
+            }
+        }
+        assert!(led > 200, "only {led} mistyped verbs were led to the one that was meant");
+    }
+
+    #[test]
+    fn verbs_that_end_something_and_those_of_later_versions_are_named_truly() {
+        let all = verbs();
+        ENDING.iter().for_each(|verb| assert!(all.iter().any(|v| v == verb), "there is no {verb}"));
+        for verb in LATER {
+            assert!(!all.iter().any(|v| v == verb), "{verb} is here already");
+            let error = refused(&format!("{verb} lab")).unwrap();
+            assert_eq!(error.code, "E-NOT-YET", "{verb}: {}", error.message);
+        }
+    }
 }
