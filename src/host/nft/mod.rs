@@ -52,7 +52,9 @@ const VERIFY_EVERY: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 struct Applied {
     elements: Elements,
-    skeleton: Vec<Value>,
+    /// None where another program changed the ruleset before the rules could be read back: what was read may be what that
+    /// program made of them, and must not be taken for what was written.
+    skeleton: Option<Vec<Value>>,
     verified: Instant,
 }
 
@@ -245,9 +247,15 @@ impl Nft {
                 return Err(error);
             }
         };
-        let intact = listing.is_some_and(|l| l.elements.same(&applied.elements) && l.skeleton == applied.skeleton);
+        let same = |l: Listing| l.elements.same(&applied.elements) && applied.skeleton == Some(l.skeleton);
+        let intact = listing.is_some_and(same);
         if intact {
             applied.verified = Instant::now();
+        } else if applied.skeleton.is_none() {
+            debug!(
+                table = self.table,
+                "nobody can say whether the nftables table is as it was written: writing it again"
+            );
         } else {
             warn!(table = self.table, "nftables table was removed or altered by another program: writing it again");
         }
@@ -295,9 +303,13 @@ impl Nft {
             *seen = counters.clone();
         }
         let text = ruleset::whole(&self.table, target, &counters);
+        let before = watch::generation();
         nft("write the table", &["-f", "-"], text.as_bytes(), &self.own).await?;
         info!(table = self.table, "nftables table written");
-        let skeleton = self.list().await?.map(|l| l.skeleton).unwrap_or_default();
+        let skeleton = self.list().await?.map(|l| l.skeleton);
+        // One transaction since then, which is ours: nobody else had a hand in what was read.
+        let alone = before.zip(watch::generation()).is_some_and(|(before, now)| now == before.wrapping_add(1));
+        let skeleton = skeleton.filter(|_| alone);
         Ok((old.elements, Applied { elements: target.clone(), skeleton, verified: Instant::now() }))
     }
 

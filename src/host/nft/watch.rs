@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
-use netlink_sys::{AsyncSocket as _, SocketAddr, TokioSocket};
+use netlink_sys::{AsyncSocket as _, Socket, SocketAddr, TokioSocket};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -25,6 +25,10 @@ const NFNLGRP_NFTABLES: u32 = 7;
 const NFNL_SUBSYS_NFTABLES: u8 = 10;
 /// `NFT_MSG_NEWGEN`: the lower byte, at the end of each transaction.
 const NFT_MSG_NEWGEN: u8 = 15;
+/// `NFT_MSG_GETGEN`: asks for the number of the latest transaction.
+const NFT_MSG_GETGEN: u8 = 16;
+/// `NFTA_GEN_ID`: that number.
+const NFTA_GEN_ID: u16 = 1;
 /// `NFTA_GEN_PROC_PID` (linux/netfilter/nf_tables.h).
 const NFTA_GEN_PROC_PID: u16 = 2;
 /// Attribute 1 of every other message of nftables: the name of the table.
@@ -83,6 +87,24 @@ fn events(mut datagram: &[u8], table: &str) -> Vec<Event> {
         datagram = split(datagram, length);
     }
     events
+}
+
+/// The number of the latest transaction of anybody in the network namespace of the calling thread: it grows by one with
+/// each. None where the kernel does not tell.
+pub(super) fn generation() -> Option<u32> {
+    let socket = Socket::new(NETLINK_NETFILTER).ok()?;
+    socket.connect(&SocketAddr::new(0, 0)).ok()?;
+    // The answer is there when the question was sent; it is not waited for.
+    socket.set_non_blocking(true).ok()?;
+    let mut question = 20u32.to_ne_bytes().to_vec();
+    question.extend([NFT_MSG_GETGEN, NFNL_SUBSYS_NFTABLES]);
+    // NLM_F_REQUEST; sequence and port 0; then struct nfgenmsg: any family, version 0.
+    question.extend(1u16.to_ne_bytes());
+    question.extend([0; 12]);
+    socket.send(&question, 0).ok()?;
+    let (answer, _) = socket.recv_from_full().ok()?;
+    let number = attribute(answer.get(20..)?, NFTA_GEN_ID)?;
+    number.try_into().ok().map(u32::from_be_bytes)
 }
 
 /// Tells `Nft` and whoever waits on `changed` that our table may not be what we made it.
