@@ -280,6 +280,18 @@ impl Body {
         }
     }
 
+    /// What it is, as people are told.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Body::Grant(_) => "grant",
+            Body::Head(_) => "head",
+            Body::Doc(_) => "document",
+            Body::Revocation(_) => "revocation",
+            Body::Registration(_) => "registration",
+            Body::Item(_) => "item",
+        }
+    }
+
     /// Whether it decides about membership, not about what members say.
     pub fn is_roll(&self) -> bool {
         matches!(self, Body::Head(_) | Body::Grant(_) | Body::Revocation(_))

@@ -239,6 +239,12 @@ impl Records {
         verdict
     }
 
+    /// Whether a record says what its signer has no right to say: it can never count here.
+    pub fn oversteps(&self, record: &Verified) -> bool {
+        let judged = matches!(record.body(), Body::Registration(_)) || record.body().is_roll();
+        judged && record.signed().subnet == self.id && self.standing(record) == Standing::Never
+    }
+
     /// Enters a record, or parks it.
     fn place(&mut self, record: Arc<Verified>) -> Absorbed {
         match self.standing(&record) {

@@ -5,7 +5,7 @@
 //! kind, because each synced write and each message to the others costs the same for one record as for a hundred;
 //! heads and grants wait less than documents.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -31,6 +31,9 @@ const WORDS_EVERY: Duration = Duration::from_millis(10);
 const SAVE_FACTOR: u32 = 3;
 /// Records that wait to be saved before who sends more has to wait, too.
 const CROWD: usize = 256;
+
+/// Signers whose overstepping is remembered as told.
+const TOLD: usize = 4096;
 
 /// What became of a piece of records.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -64,6 +67,8 @@ pub(super) struct Intake {
     /// When something was last saved, and how long that took.
     last: Option<(Instant, Duration)>,
     rates: Rates,
+    /// Who was told of as saying what it may not, with the kind of record.
+    told: BTreeSet<(SubnetId, PeerId, &'static str)>,
 }
 
 impl Default for Intake {
@@ -75,6 +80,7 @@ impl Default for Intake {
             askers: Vec::new(),
             last: None,
             rates: Rates::new(DOCS_AT_ONCE, DOCS_PER_SECOND, RATES),
+            told: BTreeSet::new(),
         }
     }
 }
@@ -186,7 +192,9 @@ impl Core {
         }
         // Who admits comes before who is admitted, and both before what they say: fewer records have to wait.
         records.sort_by_key(|record| record.body().rank());
-        let Some((draft, news)) = self.state.take(subnet, &records) else { return Ok(()) };
+        let taken = self.state.take(subnet, &records);
+        self.tell_of_overstepping(subnet, &records, &from);
+        let Some((draft, news)) = taken else { return Ok(()) };
         if news.is_empty() {
             // Something was parked, which is neither saved nor told and which nothing follows from.
             self.state.absorb(draft);
@@ -205,6 +213,25 @@ impl Core {
             );
         }
         Ok(())
+    }
+
+    /// Names in the log who says what it has no right to say: a member that signed it, else the member that handed it in.
+    /// Once for each of them and kind of record, however often it is sent, so that nobody can fill the log.
+    fn tell_of_overstepping(&mut self, id: SubnetId, records: &[Verified], from: &BTreeMap<Digest, PeerId>) {
+        let Some(subnet) = self.state.subnets.get(&id) else { return };
+        for record in records.iter().filter(|record| subnet.records.oversteps(record)) {
+            let (signer, kind) = (record.signed().issuer, record.body().kind());
+            let sender = from.get(&record.digest()).copied();
+            let member = |peer: &PeerId| subnet.records.is_subject(*peer);
+            let Some(peer) = Some(signer).filter(member).or_else(|| sender.filter(member)) else { continue };
+            if self.intake.told.len() >= TOLD {
+                self.intake.told.clear();
+            }
+            if self.intake.told.insert((id, peer, kind)) {
+                let by = if peer == signer { "signed" } else { "handed in" };
+                tracing::warn!(subnet = %subnet.name(), %peer, kind, by, "refused: its signer has no right to say so");
+            }
+        }
     }
 
     /// Takes checked records in and saves them before it returns: for the few that decide what this node answers next.

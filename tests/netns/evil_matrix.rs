@@ -24,7 +24,7 @@ pub const CASES: &[Case] = &[
 fn e03_a_member_that_grants_itself_anything_is_refused_everywhere(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b", "c"])?;
     let (a, b, c) = (&hosts[0], &hosts[1], &hosts[2]);
-    let id = subnet(a)?;
+    let (id, thief) = (subnet(a)?, peer(b)?);
     b.terminate()?;
     let before = [belief(a)?, belief(c)?];
     let aim = ["--to", &places(&[a, c]), "--subnet", &id, "--key", &key(b)];
@@ -44,6 +44,16 @@ fn e03_a_member_that_grants_itself_anything_is_refused_everywhere(lab: &Lab) -> 
         }
         Ok(true)
     })?;
+    // Each kind is named once in the log, however often and in however many shapes it came.
+    for host in [a, c] {
+        let log = host.log_tail(usize::MAX);
+        for kind in ["grant", "head", "revocation"] {
+            let says =
+                |l: &&str| [thief.as_str(), "refused: ", &format!("kind=\"{kind}\"")].iter().all(|w| l.contains(w));
+            let lines: Vec<&str> = log.lines().filter(says).collect();
+            ensure!(lines.len() == 1, "{} names the {kind}s {} times: {lines:?}", host.name(), lines.len());
+        }
+    }
     a.ns().reaches(&c.overlay("lab")?.0, SOON).map(drop)
 }
 
