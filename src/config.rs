@@ -234,7 +234,7 @@ impl Config {
 }
 
 /// Reads a file's text, for tests/fuzz.
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub fn fuzz(text: &str) {
     let mut config = Config::defaults("host");
     let mut errors = Vec::new();

@@ -22,6 +22,17 @@ fn the_documented_example_is_accepted_and_changes_nothing() {
 }
 
 #[test]
+fn seeds_of_the_fuzzer_are_configurations() {
+    for text in [
+        include_str!("../../tests/fuzz/seeds/config/all.toml"),
+        include_str!("../../tests/fuzz/seeds/config/byway.toml"),
+    ] {
+        fuzz(text);
+        read_text(text).unwrap();
+    }
+}
+
+#[test]
 fn unknown_keys_name_file_line_and_the_nearest_one() {
     for (text, want) in [
         ("version = 1\n[node]\nnmae = \"a\"\n", "byway.toml:3: unknown key \"nmae\" in [node]; did you mean \"name\"?"),

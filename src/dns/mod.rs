@@ -450,7 +450,7 @@ fn value(data: &RData) -> String {
 }
 
 /// A server without sockets, for tests/fuzz.
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub mod fuzz;
 
 #[cfg(test)]

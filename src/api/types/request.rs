@@ -257,3 +257,18 @@ impl Request {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seeds_of_the_fuzzer_are_requests() {
+        let seeds = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fuzz/seeds/api")).unwrap();
+        for seed in seeds {
+            let path = seed.unwrap().path();
+            let read = serde_json::from_slice::<Request>(&std::fs::read(&path).unwrap());
+            assert!(read.is_ok(), "{}: {read:?}", path.display());
+        }
+    }
+}

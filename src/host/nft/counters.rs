@@ -244,6 +244,15 @@ mod tests {
     }
 
     #[test]
+    fn the_seed_of_the_fuzzer_is_a_listing() {
+        let json = include_bytes!("../../../tests/fuzz/seeds/nft/table.json");
+        super::super::fuzz(json);
+        let listing = Listing::parse(json).unwrap();
+        assert!(!listing.elements.targets().is_empty() && !listing.skeleton.is_empty());
+        assert!(!listing.counters.maps().is_empty());
+    }
+
+    #[test]
     fn elements_and_counts_are_read_back() {
         let json = br#"{"nftables":[{"metainfo":{}},
             {"map":{"family":"inet","name":"any6","handle":4,"elem":[[{"concat":["tcp",80]},{"concat":["fd00::2",8080]}]]}},

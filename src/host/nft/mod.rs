@@ -433,7 +433,7 @@ pub async fn cleanup(instance: Option<&str>) -> Result<Vec<String>, Error> {
 }
 
 /// Reads a listing and makes of it what a comparison with the wanted state makes, for tests/fuzz.
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub fn fuzz(json: &[u8]) {
     let Some(listing) = counters::Listing::parse(json) else { return };
     let empty = Elements::default();
