@@ -542,7 +542,12 @@ impl Records {
             let mut waiting = std::mem::take(&mut self.parked);
             waiting.sort_by_key(|p| p.body().rank());
             for record in waiting {
-                progress |= self.place(record) == Absorbed::New;
+                // What goes on waiting has its place: only what comes new is weighed against all the others.
+                if self.standing(&record) == Standing::Later {
+                    self.parked.push(record);
+                } else {
+                    progress |= self.place(record) == Absorbed::New;
+                }
             }
         }
     }
