@@ -1,12 +1,14 @@
 //! Many states, a virtual clock, links that lose, partition and heal: what members believe ends the same everywhere.
 //!
-//! set: fast. No sockets, no root. Each run prints its seed; `BYWAY_SEED=n` repeats one.
+//! set: fast, but for what is marked as ignored, which is in the set of everything. No sockets, no root. Each run prints its seed; `BYWAY_SEED=n` repeats one.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 #[path = "sim/world.rs"]
 mod world;
 
+#[path = "sim/life.rs"]
+mod life;
 #[path = "sim/membership.rs"]
 mod membership;
 #[path = "sim/names.rs"]

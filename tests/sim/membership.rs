@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use byway::model::id::PeerId;
-use byway::model::join::Ask;
 use byway::model::record::{Body, Grant, Head, Revocation, Role, Seat, Signed, Term};
 use byway::model::state::State;
 
@@ -482,37 +481,6 @@ fn an_epoch_ends_every_revocation_and_nobodys_membership() {
     world.change(1, |s, me, now| s.admit(me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now).unwrap());
     world.gossip(10);
     assert!(world.members(3).contains(&gone[0]));
-}
-
-#[test]
-fn many_removals_leave_the_records_small() {
-    let mut world = World::found(2, 36);
-    world.admit(0, 1, "m1");
-    let (mut most, mut began) = (0, std::time::Instant::now());
-    // Enough for the owner's epoch to come by itself.
-    for n in 0..4200u32 {
-        let mut seed = [11; 32];
-        seed[..4].copy_from_slice(&n.to_be_bytes());
-        let joiner = byway::model::members::Identity::new(&seed, [0; 32]);
-        let ask = Ask { joiner: joiner.peer, name: format!("x{n}").parse().unwrap(), ..world.ask(1, "x") };
-        world.change(0, |s, me, now| {
-            s.admit(me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now).unwrap();
-            s.remove(me, joiner.peer, now).unwrap();
-        });
-        if n % 100 == 0 {
-            world.look_after(0);
-            most = most.max(world.records(0).live_revocations());
-        }
-        if n == 100 {
-            began = std::time::Instant::now();
-        }
-    }
-    println!("4100 members admitted and removed: {:?}", began.elapsed());
-    world.look_after(0);
-    assert!(world.records(0).live_revocations() < 200, "{}", world.records(0).live_revocations());
-    assert!(most > 4000);
-    world.gossip(10);
-    world.assert_agreed();
 }
 
 #[test]

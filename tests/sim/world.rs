@@ -88,6 +88,11 @@ pub struct World {
 
 impl World {
     pub fn found(members: u8, seed: u64) -> World {
+        World::found_for(members, seed, None)
+    }
+
+    /// A world whose grants last so many seconds.
+    pub fn found_for(members: u8, seed: u64, grant_life: Option<u64>) -> World {
         let now = 1_800_000_000;
         let mut nodes: Vec<State> = (0..members).map(|n| State::new(identity(n + 1))).collect();
         let founding = Founding {
@@ -97,7 +102,7 @@ impl World {
             block4: None,
             admission: Admission::Approve,
             domain: None,
-            grant_life: None,
+            grant_life,
             member: name("m0"),
             around: Default::default(),
             salt: [seed as u8; 16],
