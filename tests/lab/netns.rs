@@ -3,6 +3,8 @@
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -163,6 +165,24 @@ impl Netns {
         Ok(server)
     }
 
+    /// Starts to talk to an echo server over UDP, from one port for as long as it is held.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn talk(&self, address: &str, port: u16) -> Result<Talk> {
+        let (python, script) = helper();
+        let mut child = self
+            .command(&[&python, &script, "talk", address, &port.to_string()])
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("start to talk")?;
+        let out = BufReader::new(child.stdout.take().context("its output")?);
+        let answers = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&answers);
+        std::thread::spawn(move || out.lines().map_while(Result::ok).for_each(|_| _ = count.fetch_add(1, Relaxed)));
+        Ok(Talk { child, answers })
+    }
+
     /// Sends `bytes` random bytes over TCP, checks that they come back, and returns the address the server saw.
     ///
     /// # Errors
@@ -220,6 +240,26 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// Somebody who talks to an echo server; ends when dropped.
+pub struct Talk {
+    child: Child,
+    answers: Arc<AtomicU64>,
+}
+
+impl Talk {
+    /// Answers since this was last asked.
+    pub fn answered(&self) -> u64 {
+        self.answers.swap(0, Relaxed)
+    }
+}
+
+impl Drop for Talk {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

@@ -5,6 +5,7 @@ tcp|udp ADDRESS PORT BYTES      sends BYTES random bytes, expects them back, pri
 say tcp|udp ADDRESS PORT TEXT   sends TEXT, expects it back
 forge SOURCE TARGET PORT TEXT [DEVICE]   one UDP datagram with a source address that is not ours
 hold PREFIX COUNT ADDRESS PORT  eight silent connections from each of PREFIX1 to PREFIXn (hexadecimal), begun anew for ever
+talk ADDRESS PORT               a datagram every 50 ms over one socket; prints a line for each answer
 wait ADDRESS PORT SECONDS       prints the datagrams that arrive within that time, one a line
 """
 import os
@@ -146,6 +147,20 @@ def wait(address, port, seconds):
             return
 
 
+def talk(address, port):
+    with socket.socket(family(address), socket.SOCK_DGRAM) as sock:
+        sock.settimeout(0.05)
+        sock.connect((address, port))
+        while True:
+            try:
+                sock.send(b"talk")
+                sock.recv(1 << 16)
+                print("answered", flush=True)
+            except OSError:
+                pass
+            time.sleep(0.05)
+
+
 def hold_one(source, address, port):
     while True:
         try:
@@ -179,6 +194,8 @@ def main(argv):
         forge(argv[1], argv[2], int(argv[3]), *argv[4:])
     elif verb == "hold":
         hold(argv[1], int(argv[2]), argv[3], int(argv[4]))
+    elif verb == "talk":
+        talk(argv[1], int(argv[2]))
     elif verb == "wait":
         wait(argv[1], int(argv[2]), float(argv[3]))
     else:
