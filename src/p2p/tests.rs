@@ -319,14 +319,15 @@ async fn a_dropped_stream_is_opened_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_was_dropped_over_and_over_is_opened_once_the_peer_opens_one() {
-    let (mut a, mut b, [_out, into, ..]) = pair(in_memory(41), in_memory(42)).await;
-    drop(into);
+    let (mut a, mut b, [out, into, ..]) = pair(in_memory(41), in_memory(42)).await;
+    drop((out, into));
     // By then pauses of 1.6 s and more lie between two attempts.
     let end = Instant::now() + Duration::from_secs(4);
     while let Some(left) = end.checked_duration_since(Instant::now()) {
         let came = |event| if let Event::StreamIn { stream, .. } = event { Ok(stream) } else { Err(event) };
         drop(b.within(left, came).await);
-        a.within(Duration::ZERO, |event| if let Event::StreamOut { .. } = event { Ok(()) } else { Err(event) }).await;
+        let went = |event| if let Event::StreamOut { stream, .. } = event { Ok(stream) } else { Err(event) };
+        drop(a.within(left, went).await);
     }
     b.members(&[(a.peer(), &[])]).await;
     b.members(&[(a.peer(), &[LAB])]).await;
