@@ -75,7 +75,8 @@
 //! One nftables table, whose rules never change ([`host::nft`]): only its elements do. Into workloads pass members of their
 //! subnet and what a port map asked for. The machine itself answers its subnets ping, names, what its
 //! [`HostPolicy`](model::host::HostPolicy) lists, and what a map listens on; the judgement is by the port that was asked for,
-//! whoever translated it, and what is no longer listed is ended in conntrack. Refusals are answered, counted by subnet, and
+//! whoever translated it. What is no longer listed is ended: its sockets on this machine, its entries in conntrack, and
+//! a later segment, which begins no connection, is answered with a reset. Refusals are answered, counted by subnet, and
 //! heard by the asker's datapath, which tells people. A link that forwards only because of us
 //! ([`model::host::Barred`]) is shut to everything else, from before its switch is turned until after it is back; what was
 //! turned is remembered on disk (`host/kept.rs`), so that a kill changes nothing.

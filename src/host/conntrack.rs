@@ -1,11 +1,12 @@
-//! Ends flows: deletes entries of the kernel's connection tracking.
+//! Ends flows: deletes entries of the kernel's connection tracking, and ends the sockets of this machine behind them.
 //!
-//! NAT decides on the first packet of a flow, so a flow outlives the map that began it until its entry is deleted.
+//! NAT decides on the first packet of a flow, so a flow outlives the map that began it until its entry is deleted. The
+//! sockets go first: the reset that the kernel sends for each still finds its way by the entry.
 //! Speaks netlink on a socket of its own, in the network namespace of the calling thread (through a blocking thread,
 //! which inherits it). Owns nothing.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr as End};
 use std::time::Duration;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
@@ -17,7 +18,9 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 
 use ipnet::IpNet;
+use tracing::debug;
 
+use super::sockets::{Destroyer, Ends};
 use crate::model::host::{HostPolicy, Proto};
 
 /// `CTA_ID`: tells an entry from a later one with the same tuple (linux/netfilter/nfnetlink_conntrack.h).
@@ -175,6 +178,16 @@ impl Entry {
             && !(flows.own.contains(&from) && port == DNS)
     }
 
+    /// Both ends of the flow as a socket here would have them: who was asked, by the translated tuple, and who asked.
+    fn ends(&self) -> impl Iterator<Item = Ends> {
+        let Direction { proto, .. } = self.original;
+        let end = |address: Option<IpAddr>, port: Option<u16>| Some(End::new(address?, port?));
+        let socket = move |local, remote| Some(Ends { proto: transport(proto?)?, local: local?, remote: remote? });
+        let (asked, asking) = (&self.reply, &self.original);
+        let of = |d: &Direction| socket(end(d.source, d.source_port), end(d.destination, d.destination_port));
+        [of(asked), of(asking)].into_iter().flatten()
+    }
+
     fn touches(&self, addresses: &[IpAddr]) -> bool {
         [&self.original, &self.reply]
             .into_iter()
@@ -276,11 +289,27 @@ fn delete(socket: &Socket, entry: Entry) -> io::Result<bool> {
     }
 }
 
+/// Ends the sockets of this machine at either end of `entry`.
+fn end_sockets(destroyer: &io::Result<Destroyer>, entry: &Entry) {
+    for ends in entry.ends() {
+        let destroyed = match destroyer {
+            Ok(destroyer) => destroyer.destroy(&ends),
+            Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+        };
+        // Without it, a socket hears from our chains with the next thing it says.
+        if let Err(error) = destroyed {
+            debug!(?ends, %error, "socket not ended");
+        }
+    }
+}
+
 async fn delete_where(wanted: impl Fn(&Entry) -> bool + Send + 'static) -> io::Result<usize> {
     let work = tokio::task::spawn_blocking(move || {
         let socket = open()?;
+        let destroyer = Destroyer::open();
         let mut deleted = 0usize;
         for entry in dump(&socket, wanted)? {
+            end_sockets(&destroyer, &entry);
             deleted += usize::from(delete(&socket, entry)?);
         }
         Ok(deleted)

@@ -18,7 +18,9 @@ pub const CASES: &[Case] = &[
     fast!(forwarding_that_was_on_before_us_stays_open),
     fast!(who_turns_on_forwarding_of_every_link_takes_ours_over),
     fast!(members_and_workloads_reach_ping_and_names_and_what_is_opened),
-    fast!(what_is_no_longer_open_ends_within_a_second),
+    fast!(what_is_no_longer_open_ends_at_both_ends_within_a_second),
+    fast!(a_flow_that_was_forgotten_is_reset_and_not_resumed),
+    fast!(datagrams_that_are_no_longer_let_in_are_refused_within_a_second),
     fast!(the_target_of_a_map_on_another_machine_needs_its_host),
     fast!(what_another_program_publishes_is_the_machine),
     fast!(the_policy_is_given_at_the_start_and_outlives_a_kill),
@@ -286,38 +288,126 @@ fn members_and_workloads_reach_ping_and_names_and_what_is_opened(lab: &Lab) -> R
     a.fails(5, "E-NO-SUBNET", &["subnet", "host", "nosuch", "open"]).map(drop)
 }
 
-/// A server that speaks every 20 ms for as long as somebody listens, and never hears anything.
-const TICKS: &str = "import socket,sys,time\ns=socket.socket();s.setsockopt(1,2,1);s.bind((\"0.0.0.0\",2222));s.listen();print(\"ready\",flush=True)\nc,_=s.accept()\nwhile True:\n c.send(b\"tick\");time.sleep(0.02)";
-/// Ends as soon as half a second passes without a word.
-const LISTENS: &str = "import socket,sys\ns=socket.create_connection((sys.argv[1],2222),timeout=2);s.settimeout(0.5)\nprint(\"ready\",flush=True)\nwhile s.recv(100): pass";
+/// One end of a connection that speaks every 20 ms or never, and says how it ended: the name of the error.
+const END: &str = r#"
+import errno, select, socket, sys
+role, to, port, speaks = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "speaks"
+family = socket.AF_INET6 if ":" in to else socket.AF_INET
+kind = socket.SOCK_DGRAM if role.startswith("udp") else socket.SOCK_STREAM
+s = socket.socket(family, kind)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+if role == "serves":
+    s.bind((to, port)); s.listen(); print("ready", flush=True); s = s.accept()[0]
+else:
+    s.settimeout(2); s.connect((to, port)); print("ready", flush=True)
+s.settimeout(2)
+try:
+    while True:
+        if speaks: s.send(b"word")
+        if select.select([s], [], [], 0.02)[0] and not s.recv(100): sys.exit("closed in order")
+except OSError as error:
+    print(errno.errorcode.get(error.errno, error), flush=True)
+"#;
 
-fn what_is_no_longer_open_ends_within_a_second(lab: &Lab) -> Result<()> {
+/// A process that is one [`END`], ready; killed when dropped, so that a failed test leaves nothing.
+pub struct End(std::process::Child);
+
+impl End {
+    /// Role (`serves`, `asks` or `udp`), address, port, and `speaks` or `listens`.
+    pub fn new(ns: &Netns, args: [&str; 4]) -> Result<End> {
+        let argv = [&["python3", "-c", END], &args[..]].concat();
+        let child = ns.command(&argv).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().context("start python")?;
+        let mut end = End(child);
+        ensure!(end.line()? == "ready", "it is not ready");
+        Ok(end)
+    }
+
+    /// The next line it prints.
+    fn line(&mut self) -> Result<String> {
+        let stdout = self.0.stdout.as_mut().context("stdout")?;
+        let bytes = stdout.bytes().take_while(|b| !matches!(b, Ok(b'\n'))).collect::<Result<Vec<u8>, _>>()?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.0.try_wait()?.is_some())
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let _ = (self.0.kill(), self.0.wait());
+    }
+}
+
+fn what_is_no_longer_open_ends_at_both_ends_within_a_second(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
     let (a, b) = (&hosts[0], &hosts[1]);
-    a.ok(&["subnet", "host", "lab", "tcp/2222,tcp/2223"])?;
-    let a4 = a.overlay("lab")?.0;
-    b.ns().reaches(&a4, SOON)?;
-    let ready = |ns: &Netns, script: &str| -> Result<std::process::Child> {
-        let mut child = ns
-            .command(&["python3", "-c", script, &a4])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("start python")?;
-        let mut word = [0; 5];
-        child.stdout.as_mut().context("stdout")?.read_exact(&mut word).context("it is ready")?;
-        Ok(child)
-    };
-    let mut server = ready(a.ns(), TICKS)?;
-    let mut client = ready(b.ns(), LISTENS)?;
-    std::thread::sleep(Duration::from_millis(700));
-    ensure!(client.try_wait()?.is_none(), "the flow was under way");
-    a.ok(&["subnet", "host", "lab", "tcp/2223"])?;
-    let took = until("the flow ends", SOON, || Ok(client.try_wait()?.is_some()));
-    // Killed in any case: a failed test leaves nothing.
-    let _ = (server.kill(), client.kill(), server.wait(), client.wait());
-    let took = took?;
-    ensure!(took < Duration::from_millis(1500), "half a second of silence began after {took:?}");
+    let here = lab.workload("here")?;
+    a.attach(&here, "lab", "here")?;
+    let (a4, a6) = a.overlay("lab")?;
+    for (who, ns) in [("a member", b.ns()), ("a workload", &here)] {
+        for own in [&a4, &a6] {
+            ns.reaches(own, SOON)?;
+            for (asker, machine) in [("speaks", "listens"), ("listens", "speaks"), ("listens", "listens")] {
+                let what = format!("{who} that {asker}, a machine that {machine}, by {own}");
+                a.ok(&["subnet", "host", "lab", "tcp/2222,tcp/2223"])?;
+                let mut server = End::new(a.ns(), ["serves", own, "2222", machine])?;
+                let mut client = End::new(ns, ["asks", own, "2222", asker])?;
+                std::thread::sleep(Duration::from_millis(300));
+                ensure!(!client.has_ended()? && !server.has_ended()?, "{what}: the connection was under way");
+                a.ok(&["subnet", "host", "lab", "tcp/2223"])?;
+                let took = until("both ends end", SOON, || Ok(client.has_ended()? && server.has_ended()?))
+                    .with_context(|| what.clone())?;
+                ensure!(took < Duration::from_secs(1), "{what}: only after {took:?}");
+                for (end, told) in [("asker", client.line()?), ("machine", server.line()?)] {
+                    let reset = ["ECONNRESET", "ECONNABORTED", "EPIPE"].contains(&told.as_str());
+                    ensure!(reset, "{what}: the {end} is told {told:?}");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn a_flow_that_was_forgotten_is_reset_and_not_resumed(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b"])?;
+    let (a, b) = (&hosts[0], &hosts[1]);
+    a.ok(&["subnet", "host", "lab", "tcp/2222"])?;
+    let (a4, a6) = a.overlay("lab")?;
+    // As where the kernel cannot end sockets: only what passes is left to tell them, and the port is open all along.
+    for own in [&a4, &a6] {
+        b.ns().reaches(own, SOON)?;
+        for (asker, machine) in [("speaks", "listens"), ("listens", "speaks")] {
+            let mut server = End::new(a.ns(), ["serves", own, "2222", machine])?;
+            let mut client = End::new(b.ns(), ["asks", own, "2222", asker])?;
+            std::thread::sleep(Duration::from_millis(300));
+            a.ns().ok(&["conntrack", "-D", "-p", "tcp", "--orig-port-dst", "2222"])?;
+            let speaker = if asker == "speaks" { &mut client } else { &mut server };
+            let took = until("who speaks is told", SOON, || speaker.has_ended())?;
+            ensure!(took < Duration::from_secs(1), "{own}: only after {took:?}");
+        }
+    }
+    Ok(())
+}
+
+fn datagrams_that_are_no_longer_let_in_are_refused_within_a_second(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b"])?;
+    let (a, b) = (&hosts[0], &hosts[1]);
+    let (a4, a6) = a.overlay("lab")?;
+    let _servers = serve(a.ns(), 2222)?;
+    for own in [&a4, &a6] {
+        b.ns().reaches(own, SOON)?;
+        a.ok(&["subnet", "host", "lab", "udp/2222"])?;
+        let mut asker = End::new(b.ns(), ["udp", own, "2222", "speaks"])?;
+        std::thread::sleep(Duration::from_millis(300));
+        ensure!(!asker.has_ended()?, "the flow was under way");
+        a.ok(&["subnet", "host", "lab", "closed"])?;
+        let took = until("the asker is told", SOON, || asker.has_ended())?;
+        ensure!(took < Duration::from_secs(1), "{own}: only after {took:?}");
+        let told = asker.line()?;
+        ensure!(["EHOSTUNREACH", "EACCES"].contains(&told.as_str()), "{own}: told {told:?}");
+    }
     Ok(())
 }
 

@@ -10,12 +10,14 @@ use crate::fast;
 use crate::lab::netns::Server;
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, Netns, SOON, until, v4, v6};
+use crate::machine::End;
 
 pub const CASES: &[Case] = &[
     fast!(tcp_and_udp_maps_answer_from_everywhere),
     fast!(target_on_another_peer_sees_our_overlay_address),
     fast!(map_survives_a_restart),
     fast!(allow_lets_in_only_those),
+    fast!(an_open_connection_through_a_map_is_reset_when_the_map_goes),
     fast!(unpublished_ports_are_not_routed_to),
     fast!(unmap_restores_ruleset),
     fast!(foreign_flush_is_repaired_within_a_second),
@@ -126,6 +128,35 @@ fn allow_lets_in_only_those(lab: &Lab) -> Result<()> {
     s.a.ok(&["map", "add", "lab", "tcp", "0.0.0.0:8080", "web:80", "--allow", &prefix])?;
     friend.ns().tcp(s.a.under4(), 8080, 1000)?;
     ensure!(s.outside.ns().tcp(s.a.under4(), 8080, 1000).is_err(), "a client outside the prefix is kept out");
+    Ok(())
+}
+
+fn an_open_connection_through_a_map_is_reset_when_the_map_goes(lab: &Lab) -> Result<()> {
+    let s = scene(lab)?;
+    let far = lab.workload("far")?;
+    let far_at = s.b.attach(&far, "lab", "far")?;
+    s.a.ns().reaches(&v4(&far_at)?, SOON)?;
+    let x = s.outside.ns();
+    for (target, ns) in [("web", &s.web), ("a", s.a.ns()), ("far", &far)] {
+        for any in ["0.0.0.0", "::"] {
+            let (listen, to) = match any {
+                "::" => ("[::]:8090", s.a.under6()),
+                _ => ("0.0.0.0:8090", s.a.under4()),
+            };
+            for (client, server) in [("speaks", "listens"), ("listens", "speaks")] {
+                let what = format!("a map of {listen} to {target}, a client that {client}");
+                s.a.ok(&["map", "add", "lab", "tcp", listen, &format!("{target}:90")])?;
+                let mut serves = End::new(ns, ["serves", any, "90", server])?;
+                let mut asks = End::new(x, ["asks", to, "8090", client]).with_context(|| what.clone())?;
+                std::thread::sleep(Duration::from_millis(300));
+                ensure!(!asks.has_ended()? && !serves.has_ended()?, "{what}: the connection was under way");
+                s.a.ok(&["map", "rm", "lab", "tcp", listen])?;
+                let speaker = if client == "speaks" { &mut asks } else { &mut serves };
+                let took = until("who speaks is told", SOON, || speaker.has_ended()).with_context(|| what.clone())?;
+                ensure!(took < Duration::from_secs(1), "{what}: only after {took:?}");
+            }
+        }
+    }
     Ok(())
 }
 

@@ -13,7 +13,8 @@
 //! output       -100      the same for clients on this machine                      (nat)
 //! forward      -150      TCP segment size fits the way
 //! forward         0      only what was asked for passes to or from our links, or through one that forwards only for us
-//! input           0      what workloads and members may say to this machine
+//! input           0      what workloads and members may say to this machine; a TCP segment of a flow that was ended, or
+//!                        forgotten, is reset here and in forward: else a port that is opened again resumes it
 //! output          0      what this machine says to them in connections that were ended
 //! postrouting   100      maps to other peers come from this node's address         (nat)
 //! postrouting   150      bytes to workloads
