@@ -183,9 +183,8 @@ async fn introduce(ctx: &Context, peer: PeerId, subnet: SubnetId) -> bool {
     let mut answer = control::decode(&answer);
     if let Ok(JoinAnswer::Known) = answer {
         let Ok(records) = ctx.node.run(move |core| core.to_show(subnet)).await else { return false };
-        let body = control::encode(&JoinRequest::Show { subnet, records });
-        let Ok(shown) = ctx.peers.ask(peer, Protocol::Join, body, PATIENCE).await else { return false };
-        answer = control::decode(&shown);
+        let Some(shown) = show(ctx, peer, subnet, records).await else { return false };
+        answer = Ok(shown);
         if let Ok(JoinAnswer::Known) = answer {
             return true;
         }
@@ -196,8 +195,22 @@ async fn introduce(ctx: &Context, peer: PeerId, subnet: SubnetId) -> bool {
         if let Ok(Err(error)) = taken {
             tracing::warn!(%error, "save the end of a subnet");
         }
+        // Who removed each other are both out: the other side's word came with the answer, ours goes there.
+        let returned = ctx.node.run(move |core| core.to_return(subnet)).await.unwrap_or_default();
+        for records in returned {
+            if show(ctx, peer, subnet, records).await.is_none() {
+                break;
+            }
+        }
     }
     false
+}
+
+/// Shows records to a member that does not take ours.
+async fn show(ctx: &Context, peer: PeerId, subnet: SubnetId, records: Vec<Signed>) -> Option<JoinAnswer> {
+    let body = control::encode(&JoinRequest::Show { subnet, records });
+    let answer = ctx.peers.ask(peer, Protocol::Join, body, PATIENCE).await.ok()?;
+    control::decode(&answer).ok()
 }
 
 /// Gives pushes under way a moment before the sockets close.

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::id::PeerId;
-use super::record::{Digest, Grant, Registration, Revocation, Seat};
+use super::record::{Digest, Grant, Registration, Revocation, Seat, Signed};
 use super::subnet::{Held, Records, about};
 
 /// A grant that counts.
@@ -23,7 +23,7 @@ pub struct Granted {
 
 impl Granted {
     /// The record.
-    pub fn signed(&self) -> &super::record::Signed {
+    pub fn signed(&self) -> &Signed {
         &self.held.signed
     }
 
@@ -153,6 +153,28 @@ impl Records {
         let again = |issuer: PeerId| (issuer == self.genesis.owner || issuer == by) && counts(issuer);
         self.granted(revocation.subject)
             .any(|(issuer, held)| again(issuer) && held.body.generation > revocation.generation)
+    }
+
+    /// Revocations that `admin` signed of admins that removed it: what it shows by itself once it is out, since nobody
+    /// takes its records any more and both are to be out.
+    pub fn returned_by(&self, admin: PeerId) -> Vec<Signed> {
+        let own = self.revocations.iter().filter(|((_, by), _)| *by == admin);
+        own.filter(|(_, held)| self.is_returned(&held.body, admin)).map(|(_, held)| held.signed.clone()).collect()
+    }
+
+    /// Whether a revocation that its issuer shows, who is no member, is taken: it ends somebody, and none of this issuer's
+    /// about that subject is held. Any other word of who was removed would let a removed admin remove all the others.
+    pub fn takes_returned(&self, revocation: &Revocation, issuer: PeerId) -> bool {
+        let held = self.revocations.contains_key(&(revocation.subject, issuer));
+        self.is_returned(revocation, issuer) && !held && self.ends_something(revocation)
+    }
+
+    /// Whether both have a seat, the issuer signed in its present one, and the subject removed the issuer.
+    fn is_returned(&self, revocation: &Revocation, issuer: PeerId) -> bool {
+        let head = self.head();
+        head.seat(issuer).is_some_and(|seat| seat.since == revocation.seat)
+            && head.seat(revocation.subject).is_some()
+            && self.revocations.contains_key(&(issuer, revocation.subject))
     }
 
     /// Revocations that are held: what the owner's next epoch ends.

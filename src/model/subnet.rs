@@ -324,7 +324,7 @@ impl Records {
         member != self.genesis.owner && self.grants_of(member).all(|g| g.term == Term::Trial)
     }
 
-    fn ends_something(&self, revocation: &Revocation) -> bool {
+    pub(super) fn ends_something(&self, revocation: &Revocation) -> bool {
         self.grants_of(revocation.subject).any(|g| g.generation <= revocation.generation)
     }
 

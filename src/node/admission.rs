@@ -134,21 +134,28 @@ impl Core {
         }
     }
 
-    /// What a stranger shows: a head of the owner's, or its own grant with the head that names its issuer. Nothing else of
-    /// a stranger's is looked at, and what is not new costs no signature check.
+    /// What a stranger shows: a head of the owner's, or its own grant or its own revocation of who removed it, with the
+    /// head that names the issuer. Nothing else of a stranger's is looked at, and what is not new costs no signature check.
     fn hear(&mut self, id: SubnetId, from: PeerId, news: &[Verified]) -> JoinAnswer {
         let Some(subnet) = self.state.subnets.get(&id) else { return JoinAnswer::Unknown };
         let owner = subnet.records.genesis.owner;
+        let is_head = |record: &&Verified| matches!(record.body(), Body::Head(_)) && record.signed().issuer == owner;
+        let heads: Vec<Verified> = news.iter().filter(is_head).cloned().collect();
+        if let Err(error) = self.take_shown(id, heads, from) {
+            return error;
+        }
+        // A revocation is judged by the head that came with it.
+        let Some(subnet) = self.state.subnets.get(&id) else { return JoinAnswer::Unknown };
         let shown = |record: &&Verified| match record.body() {
-            Body::Head(_) => record.signed().issuer == owner,
             Body::Grant(grant) => grant.subject == from,
+            Body::Revocation(revocation) => {
+                record.signed().issuer == from && subnet.records.takes_returned(revocation, from)
+            }
             _ => false,
         };
-        let taken: Vec<Verified> = news.iter().filter(shown).cloned().collect();
-        if !taken.is_empty()
-            && let Err(error) = self.take(id, taken, Some(from))
-        {
-            return JoinAnswer::Refused { code: error.code, message: error.message };
+        let words: Vec<Verified> = news.iter().filter(shown).cloned().collect();
+        if let Err(error) = self.take_shown(id, words, from) {
+            return error;
         }
         if !self.roll(id).is_some_and(|roll| roll.members.contains_key(&from)) {
             return self.outdated(id, from);
@@ -158,6 +165,14 @@ impl Core {
             self.publish();
         }
         JoinAnswer::Known
+    }
+
+    fn take_shown(&mut self, id: SubnetId, records: Vec<Verified>, from: PeerId) -> Result<(), JoinAnswer> {
+        if records.is_empty() {
+            return Ok(());
+        }
+        let refused = |error: Error| JoinAnswer::Refused { code: error.code, message: error.message };
+        self.take(id, records, Some(from)).map(drop).map_err(refused)
     }
 
     /// What to answer who believes that it is a member and is none: the owner's last word, which says so.
@@ -175,6 +190,15 @@ impl Core {
         let mine = roll.members.get(&self.state.me.peer).and_then(|entry| entry.best());
         shown.extend(mine.map(|granted| granted.signed().clone()));
         shown
+    }
+
+    /// What this node shows to a member in whose eyes it is out: each of its own revocations of who removed it, with the
+    /// owner's head that names both.
+    pub fn to_return(&self, id: SubnetId) -> Vec<Vec<Signed>> {
+        let Some(subnet) = self.state.subnets.get(&id) else { return vec![] };
+        let head = subnet.records.head_records().into_iter().next();
+        let returned = subnet.records.returned_by(self.state.me.peer);
+        returned.into_iter().map(|revocation| head.clone().into_iter().chain([revocation]).collect()).collect()
     }
 
     /// What to say to who let us in when we cannot take it.

@@ -47,11 +47,12 @@ pub enum JoinRequest {
     /// I was let in and cannot come after all: my own document, which gives the leases back.
     Decline(Signed),
     /// You do not know me as a member, or not what the owner said last: the owner's head, or a grant of mine with the head
-    /// that names its issuer. At most [`MAX_SHOWN`] bytes.
+    /// that names its issuer, or my revocation of an admin that removed me with the head that names both of us. At most
+    /// [`MAX_SHOWN`] bytes.
     Show {
         /// The subnet.
         subnet: SubnetId,
-        /// Head, grant.
+        /// Head; grant or revocation.
         records: Vec<Signed>,
     },
     /// The genesis of the subnet with this [`lookup`](crate::model::join::lookup): what a joiner judges before it asks.

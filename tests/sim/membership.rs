@@ -6,7 +6,7 @@ use byway::model::id::PeerId;
 use byway::model::record::{Body, Grant, Head, Revocation, Role, Seat, Signed, Term};
 use byway::model::state::State;
 
-use super::world::{World, doc, identity, seeds, with_admins};
+use super::world::{World, checked, doc, identity, seeds, with_admins};
 
 #[test]
 fn members_agree_after_loss() {
@@ -371,6 +371,71 @@ fn two_admins_that_remove_each_other_are_both_out_and_the_owner_decides() {
         world.gossip(20);
         assert!(world.members(3).contains(&b) && !world.members(3).contains(&c), "seed {seed}");
     }
+}
+
+/// What `to` takes of what `who`, who is no member in its eyes, shows of its own.
+fn show(world: &mut World, who: usize, to: usize) -> usize {
+    let from = world.nodes[who].me.peer;
+    let returned = checked(&world.records(who).returned_by(from));
+    let taken: Vec<Signed> = returned
+        .iter()
+        .filter(|r| matches!(r.body(), Body::Revocation(r) if world.records(to).takes_returned(r, from)))
+        .map(|r| r.signed().clone())
+        .collect();
+    world.give(to, &taken);
+    taken.len()
+}
+
+#[test]
+fn an_admin_cut_off_alone_still_puts_out_who_put_it_out_and_nobody_else() {
+    for seed in seeds() {
+        let mut world = with_admins(6, seed);
+        let [b, c, d] = [1, 2, 3].map(|n| world.nodes[n].me.peer);
+        world.change(0, |s, me, now| s.set_admin(me, d, true, now).unwrap());
+        world.gossip(20);
+        // The owner is away, and b is alone: it removes both other admins, and one of them removes it.
+        world.side = vec![9, 1, 2, 2, 2, 2];
+        world.change(1, |s, me, now| s.remove(me, c, now).unwrap());
+        world.change(1, |s, me, now| s.remove(me, d, now).unwrap());
+        world.change(2, |s, me, now| s.remove(me, b, now).unwrap());
+        world.gossip(20);
+        assert!(world.members(4).contains(&c) && !world.members(4).contains(&b), "seed {seed}");
+        // b meets a member: it is told its end, and shows its own word, since nobody takes its records any more.
+        assert_eq!(show(&mut world, 1, 4), 0, "it does not know who removed it");
+        let end = world.records(4).proof_about(b);
+        world.give(1, &end);
+        assert_eq!((show(&mut world, 1, 4), show(&mut world, 1, 4)), (1, 0), "once, seed {seed}");
+        world.side = vec![9, 8, 2, 2, 2, 2];
+        world.gossip(20);
+        for node in [3, 4, 5] {
+            let members = world.members(node);
+            assert!(!members.contains(&b) && !members.contains(&c), "node {node} seed {seed}");
+            assert!(members.contains(&d), "d did not remove b: node {node} seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_former_admin_shows_nothing_that_counts() {
+    let mut world = with_admins(5, 3);
+    let [b, c] = [1, 2].map(|n| world.nodes[n].me.peer);
+    world.side = vec![0, 1, 0, 0, 0];
+    world.change(1, |s, me, now| s.remove(me, c, now).unwrap());
+    world.change(2, |s, me, now| s.remove(me, b, now).unwrap());
+    world.change(0, |s, me, now| s.set_admin(me, b, false, now).unwrap());
+    world.gossip(20);
+    let returned = checked(world.records(1).all().filter(|r| r.issuer == b));
+    let words = returned.iter().filter_map(|r| match r.body() {
+        Body::Revocation(r) => Some(r.clone()),
+        _ => None,
+    });
+    let words: Vec<_> = words.collect();
+    assert_eq!(words.len(), 1, "it has said so");
+    assert!(!world.records(3).takes_returned(&words[0], b), "its seat is gone");
+    let end = world.records(3).proof_about(b);
+    world.give(1, &end);
+    assert_eq!(show(&mut world, 1, 3), 0);
+    assert!(world.members(3).contains(&c));
 }
 
 #[test]
