@@ -79,7 +79,7 @@ pub(super) fn list(invites: &[InviteInfo], style: Style) -> String {
         table.row([
             i.id.clone(),
             i.subnet.to_string(),
-            role_word(i.role).to_owned(),
+            format!("{}{}", role_word(i.role), if i.ephemeral { ", ephemeral" } else { "" }),
             format!("{} of {}", i.left, i.uses),
             if i.revoked { "revoked".to_owned() } else { print::until(style, i.expires) },
         ]);

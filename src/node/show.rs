@@ -11,7 +11,7 @@ use crate::model::join::fingerprint;
 use crate::model::local::{Local, PendingJoin};
 use crate::model::members::Subnet;
 use crate::model::publish::endpoint;
-use crate::model::record::{Admission, Role};
+use crate::model::record::{Admission, Role, Term};
 use crate::model::resolve::Resolved;
 use crate::model::zone::RecordData;
 
@@ -273,6 +273,7 @@ impl Core {
                 left: i.uses.saturating_sub(u32::try_from(i.used.len()).unwrap_or(u32::MAX)),
                 expires: i.expires,
                 role: i.role,
+                ephemeral: i.term == Term::Ephemeral,
                 revoked: i.revoked,
             };
             invites.iter().map(info).collect::<Vec<_>>()

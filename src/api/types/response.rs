@@ -222,6 +222,9 @@ pub struct InviteInfo {
     pub revoked: bool,
 }
 
+    /// Whether those who join by it are members for an hour at a time, as long as they are seen.
+    #[serde(default)]
+    pub ephemeral: bool,
 /// `attach`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "fields of the contract")]

@@ -63,6 +63,7 @@ fn invites_look_like_this() {
                     left: 2,
                     expires: NOW + 86_400,
                     role: Role::Member,
+                    ephemeral: true,
                     revoked: false,
                 },
                 InviteInfo {
@@ -72,14 +73,15 @@ fn invites_look_like_this() {
                     left: 1,
                     expires: NOW,
                     role: Role::Admin,
+                    ephemeral: false,
                     revoked: true,
                 },
             ],
         },
         "\
-INVITE  SUBNET  ROLE     LEFT     EXPIRES
-k3      lab     member   2 of 5   in 24 h
-k4      lab     admin    1 of 1   revoked
+INVITE  SUBNET  ROLE                LEFT     EXPIRES
+k3      lab     member, ephemeral   2 of 5   in 24 h
+k4      lab     admin               1 of 1   revoked
 ",
     );
     shows(
