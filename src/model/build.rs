@@ -1,6 +1,6 @@
 //! State to View: routes, zones and what the kernel must match, built whole each time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -132,6 +132,21 @@ fn others<'a>(me: &'a PeerId, resolved: &'a Resolved) -> impl Iterator<Item = &'
     resolved.members.iter().filter(move |(peer, _)| *peer != me).map(|(_, member)| member)
 }
 
+/// Makes of the answers of one name what DNS asks for: none twice, one time to live for each type (RFC 2181, 5 and 5.2).
+/// A name may be said in two ways: that of a member `e` for `svc` is also `svc.e`.
+fn as_sets(answers: &mut Vec<Entry>) {
+    let mut least: BTreeMap<&'static str, u32> = BTreeMap::new();
+    for Entry { ttl, data } in answers.iter() {
+        let of_kind = least.entry(data.kind()).or_insert(*ttl);
+        *of_kind = (*of_kind).min(*ttl);
+    }
+    let mut seen = BTreeSet::new();
+    answers.retain(|entry| seen.insert(entry.data.clone()));
+    for entry in answers {
+        entry.ttl = least.get(entry.data.kind()).copied().unwrap_or(entry.ttl);
+    }
+}
+
 /// The names of a subnet: members, workloads, and what members added.
 fn zone(subnet: &Subnet, resolved: &Resolved, generation: u64) -> Zone {
     let domain = &subnet.records.genesis.domain;
@@ -167,6 +182,7 @@ fn zone(subnet: &Subnet, resolved: &Resolved, generation: u64) -> Zone {
             add(name.clone(), *ttl, data);
         }
     }
+    names.values_mut().for_each(as_sets);
     // Generations are milliseconds since 1970 or more: their seconds fit a serial until 2106.
     let serial = u32::try_from((generation / 1000) & u64::from(u32::MAX)).unwrap_or(1);
     Zone { origin: domain.clone(), serial, names, pointers, prefixes: subnet.records.prefixes() }

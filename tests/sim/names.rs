@@ -202,6 +202,24 @@ fn every_workload_has_a_name_below_its_members() {
 }
 
 #[test]
+fn a_name_said_in_two_ways_is_answered_once_and_with_one_time_to_live() {
+    let mut world = World::whole(3, 8);
+    world.gossip(10);
+    let one = RecordData::Address("10.0.0.1".parse().unwrap());
+    let two = RecordData::Address("10.0.0.2".parse().unwrap());
+    for (name, answers, ttl) in [("svc", vec![one.clone()], 60), ("svc.m1", vec![one.clone(), two.clone()], 30)] {
+        world.change(1, |s, me, now| s.dns_add(me, name, &answers, ttl, now).unwrap());
+    }
+    claim(&mut world, 1, "svc.m1");
+    world.gossip(10);
+    let view = world.nodes[0].view(1, world.now, &Default::default());
+    let answers = &view.subnets[&world.id].zone.names["svc.m1"];
+    let addresses: Vec<_> = answers.iter().filter(|e| e.data.kind() == "A").map(|e| (e.ttl, &e.data)).collect();
+    assert_eq!(addresses, [(30, &one), (30, &two)], "RFC 2181, 5 and 5.2");
+    assert_eq!(answers.len(), 3, "another type is another set: {answers:?}");
+}
+
+#[test]
 fn admins_give_blocks_from_parts_of_their_own() {
     let mut world = with_admins(8, 7);
     world.side = vec![9, 1, 2, 3, 3, 3, 3, 3];
