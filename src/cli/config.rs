@@ -39,7 +39,11 @@ pub(super) fn run(verb: ConfigVerb, context: &Context) -> Result<Outcome, Error>
         }
         ConfigVerb::Show { effective, origin, config } => {
             let config = load(config, socket_flag(context), "byway config check")?;
-            Ok(Outcome { text: text(&config, effective, origin), json: object(&config, effective)?, error: None })
+            Ok(Outcome {
+                text: text(&config, effective, origin),
+                json: object(&config, effective)?,
+                ..Outcome::default()
+            })
         }
     }
 }

@@ -144,11 +144,14 @@ struct Outcome {
     json: String,
     /// Why the exit code is not 0 although there is something to print.
     error: Option<Error>,
+    /// For people, beside the answer: on standard error.
+    note: String,
 }
 
 impl Outcome {
     fn of(response: &Response, style: Style) -> Result<Outcome, Error> {
-        Ok(Outcome { text: render(response, style), json: json(response)?, error: None })
+        let note = if let Response::Joined(joined) = response { subnet::ignored(joined) } else { String::new() };
+        Ok(Outcome { text: render(response, style), json: json(response)?, error: None, note })
     }
 }
 
@@ -198,6 +201,9 @@ fn finish(outcome: &Outcome, context: &Context) -> u8 {
     match &outcome.error {
         None => {
             context.show(shown);
+            if !context.quiet {
+                print::stderr(&outcome.note);
+            }
             0
         }
         Some(error) => {
@@ -310,7 +316,7 @@ async fn version(context: &Context) -> Result<Outcome, Error> {
         _ => (format!("byway {own}\n"), serde_json::Value::Null),
     };
     let shown = serde_json::json!({"schema": "byway.version/1", "version": own, "daemon": daemon});
-    Ok(Outcome { text, json: format!("{shown}\n"), error: None })
+    Ok(Outcome { text, json: format!("{shown}\n"), ..Outcome::default() })
 }
 
 #[cfg(test)]

@@ -67,7 +67,7 @@ pub(super) async fn run(args: PingArgs, context: &Context) -> Result<Outcome, Er
     });
     // With --quiet and no answer only the error is told.
     let text = if context.quiet { String::new() } else { summary(&sum) };
-    Ok(Outcome { text, json: json(&Response::Ping(sum))?, error })
+    Ok(Outcome { text, json: json(&Response::Ping(sum))?, error, ..Outcome::default() })
 }
 
 fn add(sum: &mut PingInfo, probe: &PingInfo) {

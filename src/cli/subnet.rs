@@ -97,9 +97,9 @@ pub(super) struct JoinArgs {
     /// Address to ask for
     #[arg(long, value_parser = value::address, value_name = "ADDRESS")]
     ip: Option<IpAddr>,
-    /// What of this machine itself the subnet reaches: closed, open, or ports as tcp/22,udp/53
-    #[arg(long, default_value = "closed", value_parser = value::host_policy, value_name = "SPEC")]
-    host: HostPolicy,
+    /// What of this machine itself the subnet reaches: closed, open, or ports as tcp/22,udp/53 [default: closed]
+    #[arg(long, value_parser = value::host_policy, value_name = "SPEC")]
+    host: Option<HostPolicy>,
     /// Prefix the subnet may have although it is not private, or wider than /12 or /32; may be repeated
     #[arg(long, value_parser = value::prefix, value_name = "CIDR")]
     allow_prefix: Vec<IpNet>,
@@ -247,6 +247,25 @@ pub(super) fn joined(joined: &Joined, style: Style) -> String {
     }
     if let Some(fingerprint) = &joined.fingerprint {
         out += &print::fields(&[("fingerprint", print::clean(fingerprint).to_string())]);
+    }
+    out
+}
+
+/// What `join` was asked for in vain: this peer was a member already, and a second join changes nothing.
+pub(super) fn ignored(joined: &Joined) -> String {
+    if joined.ignored.is_empty() {
+        return String::new();
+    }
+    let name = joined.name.as_ref().map_or_else(|| joined.id.to_string(), Name::to_string);
+    let flags = joined.ignored.join(", ");
+    let mut out = format!("note: this peer is a member of {name} already: no effect of {}\n", print::clean(&flags));
+    let member = joined.member.as_ref().map(Name::to_string).unwrap_or_default();
+    let instead = [
+        ("--host", format!("byway subnet host {name} SPEC")),
+        ("--name", format!("byway member rename {name} {member} NAME")),
+    ];
+    for (_, command) in instead.iter().filter(|(flag, _)| joined.ignored.iter().any(|ignored| ignored == flag)) {
+        out += &format!("  try:  {command}\n");
     }
     out
 }

@@ -94,6 +94,7 @@ fn answer(request: Request) -> Result<Response, Error> {
             member: None,
             fingerprint: None,
             host: Default::default(),
+            ignored: vec![],
             terms: None,
         })),
         Request::Ping { target, .. } => Ok(Response::Ping(PingInfo {

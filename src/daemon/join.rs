@@ -147,10 +147,13 @@ async fn ask_until_decided(
     };
     let mut refusals = 0u32;
     let (mut known, mut tried) = (Known::default(), Tried::default());
-    for round in 0u32.. {
-        let subnet = join.subnet;
+    let subnet = join.subnet;
+    let is_over = async || {
         let wanted = ctx.node.run(move |core| core.state.joins.contains_key(&subnet)).await.unwrap_or(false);
-        if !wanted || !mine(&ctx) {
+        !wanted || !mine(&ctx)
+    };
+    for round in 0u32.. {
+        if is_over().await {
             return;
         }
         let candidates = candidates(&ctx, &join, &mut tried, round).await;
@@ -161,6 +164,10 @@ async fn ask_until_decided(
                 Ok(genesis) => drop(founded.set(genesis)),
                 Err(error) => return end(&ctx, subnet, &progress, error).await,
             }
+        }
+        // The search may have taken longer than who began it waited: it was told that nobody was found.
+        if is_over().await {
+            return;
         }
         let knowing = candidates.into_iter().filter(|peer| known.peers.contains(peer)).collect();
         match one_round(&ctx, &join, knowing).await {

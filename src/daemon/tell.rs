@@ -193,7 +193,7 @@ pub(crate) async fn declared(ctx: &Context) {
             name: subnet.name.clone(),
             alias: subnet.alias.clone(),
             ip: subnet.ip,
-            host: subnet.host.clone().unwrap_or_default(),
+            host: subnet.host.clone(),
             allow: subnet.allow.clone(),
             timeout_ms: 0,
             wait: false,

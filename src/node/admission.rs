@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::Core;
 use super::check::{Asked, Question};
 use super::nonces::Way;
-use crate::api::types::Error;
+use crate::api::types::{Error, ErrorKind};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::join::{Ask, Invite, Proof, SignedAsk, lookup};
 use crate::model::local::PendingJoin;
@@ -385,6 +385,18 @@ impl Core {
         self.commit(draft).map(drop)
     }
 
+    /// Ends a join that found nobody, unless it has let this node in meanwhile: whether it was ended.
+    ///
+    /// # Errors
+    /// When it could not be saved.
+    pub fn give_up(&mut self, subnet: SubnetId) -> Result<bool, Error> {
+        let pending = self.state.joins.contains_key(&subnet);
+        if pending {
+            self.drop_join(subnet)?;
+        }
+        Ok(pending || !self.state.subnets.contains_key(&subnet))
+    }
+
     /// Our signed question.
     pub fn signed_ask(&self, join: &PendingJoin, nonce: Option<[u8; 16]>) -> SignedAsk {
         let proof = join
@@ -395,10 +407,10 @@ impl Core {
         SignedAsk::new(&self.state.ask(join, proof, self.now()), &self.state.me.key)
     }
 
-    /// Takes the answer that lets us in.
+    /// Takes the answer that lets us in, unless nobody waits for it any more.
     ///
     /// # Errors
-    /// See [`State::accept`](crate::model::state::State::accept).
+    /// `E-JOIN-OVER`; see [`State::accept`](crate::model::state::State::accept).
     pub fn accept(
         &mut self,
         join: &PendingJoin,
@@ -407,6 +419,10 @@ impl Core {
         around: &Around,
     ) -> Result<u64, Error> {
         let now = self.now();
+        if !self.state.joins.contains_key(&join.subnet) {
+            let message = format!("the join of subnet {} was given up", join.subnet);
+            return Err(Error::new(ErrorKind::Failed, "E-JOIN-OVER", message));
+        }
         let mut subnet = self.state.accept(join, genesis, records, around, now)?;
         subnet.set_endpoints(&self.state.me, &self.endpoints, now)?;
         let mut draft = Draft::default();

@@ -52,6 +52,58 @@ async fn join_by_id_waits_for_approval() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_join_that_found_nobody_is_over() {
+    let a = Node::start("a").await;
+    a.create("lab").await;
+    let (_, invite) = a.invite("lab", 20, 3_600_000, Role::Member).await;
+    // Given up at any moment of the way in: what was said is how it is afterwards.
+    let mut over = 0;
+    for moment in (0..60).step_by(5) {
+        let b = Node::start("b").await;
+        let outcome = b.join(&invite, &[], Duration::from_millis(moment + 1)).await;
+        match outcome {
+            Ok(joined) if joined.state == SubnetState::Ready => continue,
+            // Somebody was found, and is asked on.
+            Ok(_) => until("the joiner is in", || async { b.members("lab").await.len() > 1 }).await,
+            Err(error) => {
+                assert_eq!(error.code, "E-NOBODY");
+                tokio::time::sleep(Duration::from_millis(700)).await;
+                assert!(b.members("lab").await.is_empty(), "in after all, after {moment} ms");
+                assert!(!a.peers("lab").await.contains(&b.peer), "admitted after all, after {moment} ms");
+                b.join(&invite, &[], PATIENCE).await.expect("the invite is as good as before");
+                over += 1;
+            }
+        }
+    }
+    assert!(over > 0, "every join was done before it could be given up");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_join_changes_nothing_and_says_what_it_was_asked_in_vain() {
+    let (a, b, id) = two().await;
+    let again = |name: &str, host: &str| Request::Join {
+        target: id.to_string(),
+        peers: vec![],
+        name: name.parse().ok(),
+        alias: name.parse().ok(),
+        ip: None,
+        host: host.parse().ok(),
+        allow: Default::default(),
+        timeout_ms: 1000,
+        wait: true,
+    };
+    let ignored = async |request| match b.ok(request).await {
+        Response::Joined(joined) => (joined.ignored, joined.host.to_string()),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(ignored(again("", "")).await, (vec![], "closed".to_owned()));
+    let all = ["--name", "--as", "--host"].map(str::to_owned).to_vec();
+    assert_eq!(ignored(again("other", "open")).await, (all, "closed".to_owned()));
+    assert_eq!(ignored(again("lab", "closed")).await.0, ["--name"], "what is so already is not in vain");
+    assert_eq!(a.peers("lab").await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn denied_joiner_stays_out() {
     let (a, b) = tokio::join!(Node::start("a"), Node::start("b"));
     let created = a.create("lab").await;

@@ -61,8 +61,9 @@ pub enum Request {
         name: Option<Name>,
         alias: Option<Name>,
         ip: Option<IpAddr>,
+        /// Closed where it is not given.
         #[serde(default)]
-        host: HostPolicy,
+        host: Option<HostPolicy>,
         #[serde(default)]
         allow: Allowed,
         timeout_ms: u64,

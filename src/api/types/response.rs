@@ -111,6 +111,9 @@ pub struct Joined {
     pub fingerprint: Option<String>,
     #[serde(default)]
     pub host: HostPolicy,
+    /// Flags that had no effect, because this peer was a member already and is called, or reached, otherwise.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub ignored: Vec<String>,
     /// What was founded, as soon as somebody told: name, prefixes, domain, the owner's fingerprint.
     #[serde(flatten)]
     pub terms: Option<Terms>,
@@ -219,12 +222,12 @@ pub struct InviteInfo {
     pub left: u32,
     pub expires: u64,
     pub role: Role,
-    pub revoked: bool,
-}
-
     /// Whether those who join by it are members for an hour at a time, as long as they are seen.
     #[serde(default)]
     pub ephemeral: bool,
+    pub revoked: bool,
+}
+
 /// `attach`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "fields of the contract")]

@@ -43,6 +43,7 @@ subnet lab  7q3km2wd9xra4ce8yn5t0vbz6g
         interface: Some("bw-lab".into()),
         member: Some(name("b")),
         fingerprint: None,
+        ignored: vec![],
         terms: None,
     };
     assert_eq!(
@@ -78,6 +79,15 @@ subnet lab  7q3km2wd9xra4ce8yn5t0vbz6g  ready
   machine     answers ping and names only      ssh: byway subnet host lab tcp/22
 "
     );
+    joined.ignored = vec!["--name".into(), "--as".into(), "--host".into()];
+    let note = Outcome::of(&Response::Joined(joined.clone()), STYLE).unwrap().note;
+    assert_eq!(
+        note,
+        "note: this peer is a member of lab already: no effect of --name, --as, --host\n  try:  byway subnet host lab \
+         SPEC\n  try:  byway member rename lab b NAME\n"
+    );
+    joined.ignored = vec![];
+    assert_eq!(Outcome::of(&Response::Joined(joined.clone()), STYLE).unwrap().note, "");
     joined.terms = None;
     joined =
         Joined { name: None, state: SubnetState::Pending, addresses: vec![], interface: None, member: None, ..joined };

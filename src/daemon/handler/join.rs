@@ -1,5 +1,6 @@
 //! The verb `join`: starts the search, waits as long as it was told to, tells how it went.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::settle;
@@ -8,7 +9,7 @@ use crate::daemon::Context;
 use crate::daemon::join::{self, Progress};
 use crate::link::Key;
 use crate::model::host::HostPolicy;
-use crate::model::id::SubnetId;
+use crate::model::id::{Name, SubnetId};
 use crate::model::join::{INVITE_PREFIX, Invite, fingerprint};
 use crate::model::local::PendingJoin;
 use crate::model::members::printable;
@@ -18,6 +19,8 @@ use crate::p2p::Address;
 
 /// How long `join` waits for the first stream to a member after it was let in.
 const STREAM_PATIENCE: Duration = Duration::from_secs(3);
+/// How long a join that was saved may take to say so.
+const DECIDED_PATIENCE: Duration = Duration::from_secs(3);
 
 pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Response, Error> {
     let Request::Join { target, peers, name, alias, ip, host, allow, timeout_ms, wait } = request else {
@@ -34,8 +37,9 @@ pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Respo
         hint.parse::<Address>()
             .map_err(|e| Error::new(ErrorKind::Usage, "E-ADDRESS", format!("--peer {}: {e}", printable(hint))))?;
     }
-    if let Some(joined) = joined(ctx, id).await? {
-        return Ok(joined);
+    if let Some(mut joined) = joined(ctx, id).await? {
+        joined.ignored = ignored(&joined, name.as_ref(), alias.as_ref(), ip, host.as_ref());
+        return Ok(Response::Joined(joined));
     }
     ctx.machine.ready()?;
     if let Some(invite) = invite.as_ref().filter(|i| unix_now() >= i.expires) {
@@ -51,7 +55,7 @@ pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Respo
         name: name.unwrap_or_else(|| ctx.config.node_name.clone()),
         alias,
         ip,
-        host,
+        host: host.unwrap_or_default(),
         allow,
         since: unix_now(),
     };
@@ -66,7 +70,15 @@ pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Respo
         let patience = Duration::from_millis(timeout_ms.max(1));
         let _ = tokio::time::timeout(patience, progress.wait_for(decided)).await;
     }
-    let outcome = progress.borrow().clone();
+    let mut outcome = progress.borrow().clone();
+    if matches!(outcome, Progress::Searching) && wait && started.genesis.get().is_none() {
+        // What the command says is how it is: from here on nobody is asked, or somebody has let this peer in just now.
+        if ctx.node.run(move |core| core.give_up(id)).await?? {
+            return Err(nobody(id));
+        }
+        let _ = tokio::time::timeout(DECIDED_PATIENCE, progress.wait_for(decided)).await;
+        outcome = progress.borrow().clone();
+    }
     match outcome {
         Progress::Admitted(generation) => {
             if let Err(error) = settle(ctx, generation).await {
@@ -75,14 +87,9 @@ pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Respo
             }
             first_stream(ctx, id).await;
             let gone = || Error::new(ErrorKind::Failed, "E-JOIN", "the membership ended at once");
-            joined(ctx, id).await?.ok_or_else(gone)
+            joined(ctx, id).await?.map(Response::Joined).ok_or_else(gone)
         }
         Progress::Refused(error) => Err(error),
-        Progress::Searching if wait => {
-            ctx.node.run(move |core| core.drop_join(id)).await??;
-            Err(Error::new(ErrorKind::Timeout, "E-NOBODY", format!("nobody was found who knows subnet {id}"))
-                .hint(format!("byway join {id} --peer /ip4/ADDRESS/tcp/4100   (the address of any member)")))
-        }
         Progress::Waiting { .. } | Progress::Searching => Ok(Response::Joined(Joined {
             id,
             name: None,
@@ -92,6 +99,7 @@ pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Respo
             member: None,
             fingerprint: Some(fingerprint(ctx.peers.peer())),
             host: HostPolicy::Closed,
+            ignored: vec![],
             terms: started.genesis.get().map(|genesis| Terms::of(genesis, id)),
         })),
     }
@@ -101,8 +109,30 @@ fn decided(progress: &Progress) -> bool {
     matches!(progress, Progress::Admitted(_) | Progress::Refused(_))
 }
 
+fn nobody(id: SubnetId) -> Error {
+    Error::new(ErrorKind::Timeout, "E-NOBODY", format!("nobody was found who knows subnet {id}"))
+        .hint(format!("byway join {id} --peer /ip4/ADDRESS/tcp/4100   (the address of any member)"))
+}
+
+/// Which flags ask for something else than what this member has: a second join changes nothing.
+fn ignored(
+    joined: &Joined,
+    name: Option<&Name>,
+    alias: Option<&Name>,
+    ip: Option<IpAddr>,
+    host: Option<&HostPolicy>,
+) -> Vec<String> {
+    let flags = [
+        ("--name", name.is_some() && name != joined.member.as_ref()),
+        ("--as", alias.is_some() && alias != joined.name.as_ref()),
+        ("--ip", ip.is_some_and(|ip| !joined.addresses.contains(&ip))),
+        ("--host", host.is_some_and(|host| *host != joined.host)),
+    ];
+    flags.iter().filter(|(_, ignored)| *ignored).map(|(flag, _)| (*flag).to_owned()).collect()
+}
+
 /// The answer of `join` for a subnet this node belongs to.
-async fn joined(ctx: &Context, id: SubnetId) -> Result<Option<Response>, Error> {
+async fn joined(ctx: &Context, id: SubnetId) -> Result<Option<Joined>, Error> {
     let (info, terms): (Option<SubnetInfo>, Option<Terms>) = ctx
         .node
         .run(move |core| {
@@ -112,7 +142,7 @@ async fn joined(ctx: &Context, id: SubnetId) -> Result<Option<Response>, Error> 
         .await?;
     Ok(info.filter(|i| i.state == SubnetState::Ready).map(|i| {
         let member = i.members.iter().find(|m| m.me).map(|m| m.name.clone());
-        Response::Joined(Joined {
+        Joined {
             id,
             name: Some(i.name),
             state: SubnetState::Ready,
@@ -121,8 +151,9 @@ async fn joined(ctx: &Context, id: SubnetId) -> Result<Option<Response>, Error> 
             member,
             fingerprint: None,
             host: i.host,
-            terms: terms.clone(),
-        })
+            ignored: vec![],
+            terms,
+        }
     }))
 }
 
