@@ -17,6 +17,8 @@ mod datagram;
 mod drive;
 #[path = "netns/durability.rs"]
 mod durability;
+#[path = "netns/everyday.rs"]
+mod everyday;
 #[path = "netns/evil_admin.rs"]
 mod evil_admin;
 #[path = "netns/evil_matrix.rs"]
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
         durability::CASES,
         kills::CASES,
         input::CASES,
+        everyday::CASES,
         datagram::CASES,
         hearsay::CASES,
         hostile::CASES,

@@ -87,7 +87,13 @@ fn log_to_stderr(context: &Context) {
     let colours = !context.colours_refused
         && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
         && std::io::stderr().is_terminal();
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
+    // A log that cannot be written (a full disk, a reader that went away) must not end the daemon: the subscriber would
+    // tell of it on the very same standard error, and panic.
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colours)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     // A second subscriber would mean that someone embeds the command line and logs already.
     let _ = subscriber.try_init();
 }

@@ -48,6 +48,15 @@ pub(super) enum InviteVerb {
 }
 
 impl InviteVerb {
+    /// The subnet as it was typed, where the verb names one.
+    pub(super) fn subnet(&self) -> Option<&str> {
+        match self {
+            InviteVerb::Create { subnet, .. } => Some(subnet),
+            InviteVerb::Ls { subnet } => subnet.as_deref(),
+            InviteVerb::Revoke { .. } => None,
+        }
+    }
+
     pub(super) fn request(self) -> Checked<Request> {
         Ok(match self {
             InviteVerb::Create { uses: 0, .. } => return Err(wrong("E-USES", "--uses: an invite is for one at least")),

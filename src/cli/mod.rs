@@ -14,6 +14,7 @@ mod invite;
 mod lease;
 mod map;
 mod member;
+mod output;
 mod peer;
 mod ping;
 mod print;
@@ -146,12 +147,14 @@ struct Outcome {
     error: Option<Error>,
     /// For people, beside the answer: on standard error.
     note: String,
+    /// What of it is shown once only.
+    once: Option<output::Once>,
 }
 
 impl Outcome {
     fn of(response: &Response, style: Style) -> Result<Outcome, Error> {
         let note = if let Response::Joined(joined) = response { subnet::ignored(joined) } else { String::new() };
-        Ok(Outcome { text: render(response, style), json: json(response)?, error: None, note })
+        Ok(Outcome { text: render(response, style), json: json(response)?, note, ..Outcome::default() })
     }
 }
 
@@ -167,11 +170,9 @@ struct Context {
 }
 
 impl Context {
-    /// Prints at once what is not the end yet.
-    fn show(&self, text: &str) {
-        if !self.quiet {
-            print::stdout(text);
-        }
+    /// Prints at once what is not the end yet; whether somebody still reads.
+    fn show(&self, text: &str) -> Result<bool, Error> {
+        if self.quiet { Ok(true) } else { output::write(text).map(|w| w == output::Written::Whole) }
     }
 }
 
@@ -198,28 +199,28 @@ pub fn run(args: impl IntoIterator<Item = OsString>, entry: Entry) -> u8 {
 
 fn finish(outcome: &Outcome, context: &Context) -> u8 {
     let shown = if context.json { &outcome.json } else { &outcome.text };
+    let written = match &outcome.error {
+        // One object on standard output: the answer where there is one, else the error.
+        Some(_) if context.json && shown.is_empty() => Ok(()),
+        None if context.quiet => Ok(()),
+        _ => output::answer(shown, outcome.once.as_ref(), context),
+    };
+    // Why it failed comes before whether the answer could be written.
+    let exit = outcome.error.as_ref().or(written.as_ref().err()).map_or(0, |error| error.kind.exit_code());
     match &outcome.error {
-        None => {
-            context.show(shown);
-            if !context.quiet {
-                print::stderr(&outcome.note);
-            }
-            0
-        }
-        Some(error) => {
-            // One object on standard output: the answer where there is one, else the error.
-            if context.json {
-                print::stdout(if shown.is_empty() { print::error_json(error) } else { shown.clone() }.as_str());
-            } else {
-                print::stdout(shown);
-                print::stderr(&print::error(context.style, error));
-            }
-            error.kind.exit_code()
-        }
+        Some(error) if !context.json || shown.is_empty() => output::error(context.style, context.json, error),
+        None if !context.quiet && !outcome.note.is_empty() => print::stderr(&outcome.note),
+        _ => {}
     }
+    if let Err(error) = written {
+        // Standard output takes nothing: not the object of an error either.
+        print::stderr(&print::error(context.style, &error));
+    }
+    exit
 }
 
 fn dispatch(verb: Verb, context: &Context, entry: Entry) -> Result<Outcome, Error> {
+    let subnet = if let Verb::Invite(verb) = &verb { verb.subnet().map(ToOwned::to_owned) } else { None };
     let request = match verb {
         Verb::Daemon(args) => return daemon::run(args, context, entry),
         Verb::Cleanup(args) => return daemon::cleanup(args, context, entry),
@@ -249,6 +250,7 @@ fn dispatch(verb: Verb, context: &Context, entry: Entry) -> Result<Outcome, Erro
     };
     let response = blocking(context.client.call(&request))?;
     let mut outcome = Outcome::of(&response, context.style)?;
+    outcome.once = output::Once::of(&response, subnet.as_deref());
     if let Response::Joined(joined) = &response
         && joined.state == SubnetState::Pending
     {

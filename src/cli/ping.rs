@@ -57,7 +57,10 @@ pub(super) async fn run(args: PingArgs, context: &Context) -> Result<Outcome, Er
         };
         if !context.json {
             let head = if first { heading(&probe, context.style) } else { String::new() };
-            context.show(&format!("{head}{}", line(sum.sent, &probe)));
+            // What nobody reads need not be measured.
+            if !context.show(&format!("{head}{}", line(sum.sent, &probe)))? {
+                break;
+            }
         }
     }
     let Some(sum) = total else { return Ok(Outcome::default()) };

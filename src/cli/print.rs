@@ -238,13 +238,7 @@ pub fn error_json(error: &Error) -> String {
     format!("{shown}\n")
 }
 
-/// Writes to standard output. A reader that went away (`| head`) is no error of ours.
-pub fn stdout(text: &str) {
-    let mut out = io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-}
-
-/// Writes to standard error.
+/// Writes to standard error; what cannot be told there can be told nowhere.
 pub fn stderr(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }

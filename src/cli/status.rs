@@ -54,7 +54,9 @@ pub(super) async fn run(args: StatusArgs, context: &Context) -> Result<Outcome, 
         // The clock moves while we watch.
         let style = Style { now: Style::of_process(context.colours_refused).now, ..context.style };
         let Outcome { text, json, .. } = Outcome::of(&response, style)?;
-        context.show(&if context.json { json } else { format!("{redraw}{text}") });
+        if !context.show(&if context.json { json } else { format!("{redraw}{text}") })? {
+            return Ok(Outcome::default());
+        }
         tokio::select! {
             _ = tokio::signal::ctrl_c() => return Ok(Outcome::default()),
             () = tokio::time::sleep(PERIOD) => {}

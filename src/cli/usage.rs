@@ -4,8 +4,8 @@ use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind as ClapKind};
 
-use super::print;
 use super::value::wrong;
+use super::{output, print};
 use crate::api::types::Error;
 
 /// Verbs that end something. Who mistyped another verb is not led to one of these.
@@ -73,17 +73,17 @@ const LATER: &[&str] = &[
 
 /// Prints help, the version or the error; the exit code.
 pub(super) fn report(refused: &clap::Error, args: &[OsString]) -> u8 {
-    if matches!(refused.kind(), ClapKind::DisplayHelp | ClapKind::DisplayVersion) {
-        print::stdout(&refused.render().to_string());
-        return 0;
-    }
-    let error = error(refused);
     let given = |flag: &str| args.iter().take_while(|a| *a != "--").any(|a| a == flag);
-    if given("--json") {
-        print::stdout(&print::error_json(&error));
+    let style = print::Style::of_process(given("--no-color"));
+    let error = if matches!(refused.kind(), ClapKind::DisplayHelp | ClapKind::DisplayVersion) {
+        match output::write(&refused.render().to_string()) {
+            Ok(_) => return 0,
+            Err(error) => error,
+        }
     } else {
-        print::stderr(&print::error(print::Style::of_process(given("--no-color")), &error));
-    }
+        error(refused)
+    };
+    output::error(style, given("--json"), &error);
     error.kind.exit_code()
 }
 

@@ -5,6 +5,7 @@
 //! what the error would have said and ends the process as the error would have done.
 
 use std::cell::RefCell;
+use std::io::Write as _;
 use std::panic::{self, UnwindSafe};
 use std::sync::Once;
 
@@ -42,7 +43,8 @@ fn install() {
         match verdict {
             None => former(info),
             Some(text) if cfg!(panic = "abort") => {
-                eprintln!("{text}");
+                // Not `eprintln`: it panics where standard error takes nothing.
+                let _ = writeln!(std::io::stderr(), "{text}");
                 std::process::exit(EXIT_FAILED);
             }
             // Caught by `reading`, which tells.

@@ -1,0 +1,131 @@
+//! Whether one identity runs on two machines at once: a cloned disk, a state directory that was copied.
+//!
+//! Each start of a daemon is a life, and its documents name it. The versions of a member's documents only grow, so the
+//! lives of one machine follow each other and none comes back. A life that does come back after another one is alive
+//! beside it. A node sees the same of its own documents, but for one thing: where an old state was restored, the document
+//! of the former life comes once from the others, is overruled, and stays silent.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::id::{PeerId, SubnetId};
+
+/// How long a finding stands after the last life that came back, seconds. Two that contradict each other do so more often.
+pub const STANDS: u64 = 180;
+/// Lives remembered of one member in one subnet, the newest ones.
+const REMEMBERED: usize = 4;
+/// Members whose lives are remembered; with more, those that have been quiet longest are forgotten.
+const MEMBERS: usize = 8192;
+
+/// One start of one daemon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Life {
+    number: u64,
+    /// Where it said that it can be dialled.
+    endpoints: Vec<String>,
+}
+
+/// The lives of one member in one subnet.
+#[derive(Debug, Clone, Default)]
+struct Member {
+    /// Oldest first; the last one spoke last.
+    lives: VecDeque<Life>,
+    /// Seconds since 1970 of the last document.
+    heard: u64,
+    /// Seconds since 1970 when a life came back.
+    came_back: Option<u64>,
+}
+
+/// The lives of members, as their documents name them.
+#[derive(Debug, Clone, Default)]
+pub struct Lives(BTreeMap<(SubnetId, PeerId), Member>);
+
+impl Lives {
+    /// Notes the life and the endpoints of a document that replaced the one before it. `own` says that this node signed
+    /// it itself: it overrules another life then, which proves nothing. `now` is seconds since 1970.
+    pub fn note(&mut self, of: (SubnetId, PeerId), number: u64, endpoints: &[String], own: bool, now: u64) {
+        if self.0.len() >= MEMBERS
+            && !self.0.contains_key(&of)
+            && let Some(quiet) = self.0.iter().min_by_key(|(_, member)| member.heard).map(|(of, _)| *of)
+        {
+            self.0.remove(&quiet);
+        }
+        let member = self.0.entry(of).or_default();
+        member.heard = now;
+        let life = Life { number, endpoints: endpoints.to_vec() };
+        if member.lives.back().is_some_and(|last| last.number == number) {
+            member.lives.pop_back();
+        } else if let Some(place) = member.lives.iter().position(|known| known.number == number) {
+            member.lives.remove(place);
+            if !own {
+                member.came_back = Some(now);
+            }
+        }
+        member.lives.push_back(life);
+        if member.lives.len() > REMEMBERED {
+            member.lives.pop_front();
+        }
+    }
+
+    /// Who lives twice, in which subnet, and where each life said that it can be dialled.
+    pub fn twice(&self, now: u64) -> impl Iterator<Item = ((SubnetId, PeerId), Vec<&[String]>)> {
+        let fresh = move |member: &Member| member.came_back.is_some_and(|at| now.abs_diff(at) < STANDS);
+        self.0.iter().filter(move |(_, member)| fresh(member)).map(|(of, member)| {
+            // The two that spoke last.
+            let lives = member.lives.iter().rev().take(2).map(|life| life.endpoints.as_slice()).collect();
+            (*of, lives)
+        })
+    }
+
+    /// Whether a member lives twice in some subnet.
+    pub fn is_twice(&self, peer: PeerId, now: u64) -> bool {
+        self.twice(now).any(|((_, of), _)| of == peer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OF: (SubnetId, PeerId) = (SubnetId([1; 16]), PeerId([2; 32]));
+
+    fn lives(said: &[(u64, bool)]) -> Lives {
+        let mut lives = Lives::default();
+        for (number, own) in said {
+            lives.note(OF, *number, &[format!("/ip4/192.0.2.{number}/tcp/4100")], *own, 1000);
+        }
+        lives
+    }
+
+    #[test]
+    fn a_life_that_comes_back_after_another_is_a_second_machine() {
+        let twice = lives(&[(1, false), (2, false), (1, false)]);
+        let (of, ends) = twice.twice(1000 + STANDS - 1).next().unwrap();
+        assert_eq!(of, OF);
+        assert_eq!(ends.concat(), ["/ip4/192.0.2.1/tcp/4100", "/ip4/192.0.2.2/tcp/4100"]);
+        assert!(twice.is_twice(OF.1, 1000) && !twice.is_twice(PeerId([3; 32]), 1000));
+        assert!(!twice.is_twice(OF.1, 1000 + STANDS), "one of them ended");
+    }
+
+    #[test]
+    fn restarts_are_no_second_machine() {
+        assert!(!lives(&[(1, false), (1, false), (2, false), (2, false), (3, false)]).is_twice(OF.1, 1000));
+    }
+
+    #[test]
+    fn a_restored_state_is_no_second_machine_and_a_clone_is_one() {
+        // Life 9 was restored from a backup: it speaks, hears what life 3 said last, and overrules it.
+        assert!(!lives(&[(9, true), (3, false), (9, true), (9, true)]).is_twice(OF.1, 1000));
+        assert!(lives(&[(9, true), (3, false), (9, true), (3, false)]).is_twice(OF.1, 1000));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut lives = Lives::default();
+        for n in 0..10_000_u64 {
+            let mut key = [0; 32];
+            key.first_chunk_mut::<8>().unwrap().copy_from_slice(&(n % 9000).to_be_bytes());
+            lives.note((OF.0, PeerId(key)), n, &[], false, n);
+        }
+        assert!(lives.0.len() <= MEMBERS && lives.0.values().all(|m| m.lives.len() <= REMEMBERED));
+    }
+}
