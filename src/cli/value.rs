@@ -13,7 +13,7 @@ use crate::api::types::{Cidr, Error, ErrorKind, Role};
 use crate::config::multiaddr;
 use crate::model::host::HostPolicy;
 use crate::model::id::{Name, PeerId, SubnetId};
-use crate::model::zone::RecordData;
+use crate::model::zone::{MAX_NAME, MAX_SET, MAX_TTL, RecordData};
 
 /// A value that was checked, or why it was not taken.
 pub type Checked<T> = Result<T, Error>;
@@ -256,7 +256,7 @@ pub fn dns_name(text: &str) -> Checked<String> {
             && !l.starts_with('-')
             && !l.ends_with('-')
     };
-    if lower.len() <= 253 && lower.split('.').all(label) {
+    if lower.len() <= MAX_NAME && lower.split('.').all(label) {
         return Ok(lower);
     }
     let message = format!(
@@ -289,16 +289,17 @@ pub fn ttl(text: &str) -> Checked<u32> {
     };
     u32::try_from(seconds)
         .ok()
-        .filter(|s| *s <= 0x7fff_ffff)
-        .ok_or_else(|| wrong("E-TTL", format!("{} is not a time to live: 0 to 2147483647 seconds", shown(text))))
+        .filter(|s| *s <= MAX_TTL)
+        .ok_or_else(|| wrong("E-TTL", format!("{} is not a time to live: 0 to {MAX_TTL} seconds", shown(text))))
 }
 
-/// One string of a TXT record.
+/// The text of a TXT record, told in as many strings as it takes.
 pub fn txt(text: &str) -> Checked<RecordData> {
-    match text.len() {
-        0..=255 => Ok(RecordData::Txt(text.to_owned())),
-        n => Err(wrong("E-TXT", format!("a TXT string has at most 255 bytes, this has {n}"))),
+    let data = RecordData::Txt(text.to_owned());
+    if data.size() <= MAX_SET {
+        return Ok(data);
     }
+    Err(wrong("E-TXT", format!("a text of {} bytes does not fit an answer, which holds {MAX_SET}", text.len())))
 }
 
 /// `P W PORT TARGET` (RFC 2782).
@@ -448,7 +449,8 @@ mod tests {
         let parts = RecordData::Srv { priority: 0, weight: 5, port: 80, target: "web".into() };
         assert_eq!(srv("0 5 80 web"), Ok(parts));
         assert_eq!(code(srv("0 5 80")), "E-SRV");
-        assert_eq!(code(txt(&"x".repeat(256))), "E-TXT");
+        assert_eq!(txt(&"x".repeat(4096)), Ok(RecordData::Txt("x".repeat(4096))));
+        assert_eq!(code(txt(&"x".repeat(65_000))), "E-TXT");
         assert_eq!(dns_name("_http._TCP.web."), Ok("_http._tcp.web".to_owned()));
         assert_eq!(code(dns_name("a..b")), "E-NAME");
         assert_eq!((ttl("60"), ttl("5m")), (Ok(60), Ok(300)));

@@ -15,16 +15,13 @@ use hickory_proto::rr::rdata::{A, AAAA, CNAME, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name as DnsName, RData, Record, RecordType};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::model::zone::{Entry, RecordData, Zone};
+use crate::model::zone::{Entry, MAX_TTL, RecordData, Zone};
 
 /// Seconds a resolver may keep "no such name": names of new workloads must appear within seconds.
 pub const NEGATIVE_TTL: u32 = 5;
 
 /// CNAMEs followed inside the zone before the chain is called a loop.
 const MAX_CHAIN: usize = 8;
-
-/// Largest TTL there is (RFC 2181, section 8).
-const MAX_TTL: u32 = i32::MAX as u32;
 
 /// What the zone says about one question.
 #[derive(Debug, Clone)]

@@ -12,7 +12,7 @@ use super::members::{Identity, Subnet, printable};
 use super::record::{Body, Doc, MAX_ENTRIES, MAX_RECORD, NameEntry, WorkloadEntry, data_fits, encode, is_record_name};
 use super::registry::claimed;
 use super::resolve::{Member, Resolved};
-use super::zone::RecordData;
+use super::zone::{MAX_NAME, MAX_SET, MAX_TTL, RecordData};
 
 impl Subnet {
     /// This node as a member.
@@ -155,27 +155,56 @@ impl Subnet {
         Ok(gone)
     }
 
-    /// Adds answers for a name.
-    ///
-    /// # Errors
-    /// `E-NAME`, `E-NAME-TAKEN`.
-    pub fn dns_add(&mut self, me: &Identity, name: &str, data: &[RecordData], ttl: u32, now: u64) -> Result<()> {
-        let resolved = self.resolve(now);
-        self.myself(me, &resolved)?;
-        let name = self.relative(name);
+    /// Whether the DNS can say these answers of a name, together with those this node says already.
+    fn can_be_said(&self, me: &Identity, name: &str, data: &[RecordData], ttl: u32) -> Result<()> {
+        let wrong = |code, message| Err(Error::new(Kind::Usage, code, message));
         let misleading = |d: &&RecordData| matches!(d, RecordData::Address(address) if !may_name(*address));
         if let Some(RecordData::Address(address)) = data.iter().find(misleading) {
             let message =
                 format!("{address} is no address for a name: it leads whoever asks to itself or its own link");
-            return Err(Error::new(Kind::Usage, "E-ADDRESS", message));
+            return wrong("E-ADDRESS", message);
         }
-        if !is_record_name(&name) || !data.iter().all(data_fits) || ttl > 86_400 {
-            return Err(Error::new(
-                Kind::Usage,
-                "E-NAME",
-                format!("{} cannot be a name of zone {}", printable(&name), self.records.genesis.domain),
-            ));
+        if ttl > MAX_TTL {
+            return wrong("E-TTL", format!("a time to live has at most {MAX_TTL} seconds, this has {ttl}"));
         }
+        let zone = &self.records.genesis.domain;
+        if !is_record_name(name) {
+            return wrong("E-NAME", format!("{} cannot be a name of zone {zone}", printable(name)));
+        }
+        let whole = name.len().saturating_add(1).saturating_add(zone.len());
+        if whole > MAX_NAME {
+            let message = format!("{name}.{zone} has {whole} characters: a name has at most {MAX_NAME} in all");
+            return wrong("E-NAME", message);
+        }
+        for answer in data {
+            let said = self.records.doc(me.peer).into_iter().flat_map(|d| &d.names);
+            let said = said.filter(|n| n.name == name).map(|n| &n.data).filter(|d| !data.contains(d));
+            let same = said.chain(data).filter(|d| d.kind() == answer.kind());
+            let size = same.map(RecordData::size).fold(0usize, usize::saturating_add);
+            if size > MAX_SET {
+                let message = format!(
+                    "the {} records of {name} would have {size} bytes: one answer holds at most {MAX_SET}",
+                    answer.kind()
+                );
+                return wrong("E-DNS-SIZE", message);
+            }
+            if !data_fits(answer) {
+                let message = format!("the {} record of {name} leads to what cannot be a name", answer.kind());
+                return wrong("E-NAME", message);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds answers for a name.
+    ///
+    /// # Errors
+    /// `E-ADDRESS`, `E-TTL`, `E-NAME`, `E-DNS-SIZE`, `E-NAME-TAKEN`, `E-CNAME`.
+    pub fn dns_add(&mut self, me: &Identity, name: &str, data: &[RecordData], ttl: u32, now: u64) -> Result<()> {
+        let resolved = self.resolve(now);
+        self.myself(me, &resolved)?;
+        let name = self.relative(name);
+        self.can_be_said(me, &name, data, ttl)?;
         if self.name_is_taken(me, &resolved, &name) {
             return Err(Error::new(
                 Kind::Conflict,

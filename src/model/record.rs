@@ -21,7 +21,7 @@ use sha2::{Digest as _, Sha256};
 
 pub use super::genesis::{Admission, Genesis, Prefix6, is_domain};
 use super::id::{Name, PeerId, SubnetId};
-use super::zone::RecordData;
+use super::zone::{MAX_NAME, MAX_SET, MAX_TTL, RecordData};
 
 /// Bytes of the largest record taken from a peer.
 pub const MAX_RECORD: usize = 128 * 1024;
@@ -471,7 +471,7 @@ fn doc_fits(d: &Doc) -> bool {
         && d.endpoints.iter().all(|e| e.len() <= 256 && !has_control(e))
         && d.workloads.len().saturating_add(d.names.len()) <= MAX_ENTRIES
         && d.workloads.iter().all(|w| w.addresses.len() <= 8)
-        && d.names.iter().all(|n| is_record_name(&n.name) && n.ttl <= 86_400 && data_fits(&n.data))
+        && d.names.iter().all(|n| is_record_name(&n.name) && n.ttl <= MAX_TTL && data_fits(&n.data))
 }
 
 fn registration_fits(r: &Registration) -> bool {
@@ -487,7 +487,7 @@ fn has_control(text: &str) -> bool {
 
 /// A name inside a zone: labels of a-z, 0-9, `-` and a leading `_` (RFC 2782), dots between, lower case.
 pub fn is_record_name(name: &str) -> bool {
-    name.len() <= 200
+    name.len() <= MAX_NAME
         && name.split('.').all(|label| label.strip_prefix('_').unwrap_or(label).parse::<Name>().is_ok())
         && !name.bytes().any(|b| b.is_ascii_uppercase())
 }
@@ -496,7 +496,7 @@ pub fn is_record_name(name: &str) -> bool {
 pub fn data_fits(data: &RecordData) -> bool {
     match data {
         RecordData::Address(address) => super::heard::may_name(*address),
-        RecordData::Txt(text) => text.len() <= 255,
+        RecordData::Txt(_) => data.size() <= MAX_SET,
         RecordData::Cname(name) | RecordData::Srv { target: name, .. } => is_record_name(name),
     }
 }

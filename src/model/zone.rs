@@ -15,7 +15,7 @@ pub enum RecordData {
     Address(IpAddr),
     /// CNAME: a full name without the last dot, lower case.
     Cname(String),
-    /// TXT: one string of at most 255 bytes.
+    /// TXT: told in strings of at most 255 bytes (RFC 1035, section 3.3).
     Txt(String),
     /// SRV (RFC 2782): priority, weight, port, target (a full name, or a label of this zone).
     Srv {
@@ -30,7 +30,29 @@ pub enum RecordData {
     },
 }
 
+/// Characters of the longest name with its dots: 255 octets on the wire (RFC 1035, section 2.3.4).
+pub const MAX_NAME: usize = 253;
+/// Seconds of the longest time to live (RFC 2181, section 8).
+pub const MAX_TTL: u32 = i32::MAX as u32;
+/// Bytes of the largest record set: what a message over TCP holds beside its header, the longest question, and EDNS.
+pub const MAX_SET: usize = 65_535 - 12 - (255 + 4) - 11;
+/// Bytes of a record beside its data: a pointer to the name, type, class, time to live and length.
+const RECORD_HEAD: usize = 12;
+
 impl RecordData {
+    /// Bytes it takes in an answer, no name in it compressed.
+    pub fn size(&self) -> usize {
+        let name = |name: &str| name.len().saturating_add(2);
+        let data = match self {
+            RecordData::Address(IpAddr::V4(_)) => 4,
+            RecordData::Address(IpAddr::V6(_)) => 16,
+            RecordData::Cname(target) => name(target),
+            RecordData::Txt(text) => text.len().saturating_add(text.len().div_ceil(255).max(1)),
+            RecordData::Srv { target, .. } => name(target).saturating_add(6),
+        };
+        data.saturating_add(RECORD_HEAD)
+    }
+
     /// The record type's name: `A`, `AAAA`, `CNAME`, `TXT`, `SRV`.
     pub fn kind(&self) -> &'static str {
         match self {

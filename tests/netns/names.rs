@@ -6,13 +6,14 @@ use anyhow::{Result, ensure};
 
 use crate::fast;
 use crate::lab::runner::Case;
-use crate::lab::{Lab, SOON, v4, v6};
+use crate::lab::{Lab, SOON, until, v4, v6};
 
 pub const CASES: &[Case] = &[
     fast!(zone_answers_as_the_rfcs_say),
     fast!(added_records_reach_other_members_in_five_seconds),
     fast!(names_of_removed_members_are_withdrawn),
     fast!(only_overlay_addresses_are_listened_on),
+    fast!(records_of_every_size_the_rfc_allows_are_answered),
 ];
 
 fn zone_answers_as_the_rfcs_say(lab: &Lab) -> Result<()> {
@@ -100,5 +101,57 @@ fn only_overlay_addresses_are_listened_on(lab: &Lab) -> Result<()> {
     }
     let outside = lab.host("x")?;
     ensure!(outside.ns().dig(a.under4(), &["a.lab.internal", "A"]).is_err(), "the underlay gets no answer");
+    Ok(())
+}
+
+/// Whatever RFC 1035 lets a record be can be said, and is answered: too much for UDP is asked again over TCP.
+fn records_of_every_size_the_rfc_allows_are_answered(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b"])?;
+    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let (b4, _) = b.overlay("lab")?;
+    let plain = |text: &str| text.replace("\" \"", "").trim_matches('"').to_owned();
+    // A DKIM key, the borders of one string, and the longest text an answer holds.
+    for (name, length) in [("s1._domainkey", 416), ("edge", 255), ("over", 256), ("empty", 0), ("most", 64_980)] {
+        let text: String = "0123456789abcdef".chars().cycle().take(length).collect();
+        a.ok(&["dns", "add", "lab", name, "--txt", &text])?;
+        let full = format!("{name}.lab.internal");
+        until(&format!("{full} is answered over TCP"), Duration::from_secs(5), || {
+            let tcp = b.ns().dig(&b4, &["+tcp", &full, "TXT"])?;
+            Ok(tcp.answers.len() == 1 && plain(&tcp.answers[0]) == text)
+        })?;
+        let udp = b.ns().dig(&b4, &["+ignore", &full, "TXT"])?;
+        let cut = udp.flags.contains(&"tc".to_owned());
+        ensure!(
+            cut == (length > 430),
+            "{full} of {length} bytes over UDP: {:?}, {} answers",
+            udp.flags,
+            udp.answers.len()
+        );
+        ensure!(cut || plain(&udp.answers[0]) == text, "{full} over UDP: {udp:?}");
+        // The usual way: UDP, then TCP where it was cut.
+        ensure!(plain(&b.ns().dig(&b4, &[&full, "TXT"])?.answers[0]) == text, "{full}");
+        let asked = b.json(&["dns", "query", &full, "TXT"])?;
+        ensure!(asked["records"][0]["value"] == text.as_str(), "{full}: {asked}");
+    }
+    a.fails(2, "E-DNS-SIZE", &["dns", "add", "lab", "most", "--txt", &"x".repeat(300)])?;
+    let label = "n".repeat(63);
+    // 253 characters in all; one more is none.
+    let longest = format!("{label}.{label}.{label}.{}", "n".repeat(253 - 3 * 64 - ".lab.internal".len()));
+    a.ok(&["dns", "add", "lab", &longest, "10.1.2.3", "--ttl", "2147483647"])?;
+    b.ns().resolves(&b4, &[&format!("{longest}.lab.internal"), "A"], "10.1.2.3", Duration::from_secs(5))?;
+    a.fails(2, "E-NAME", &["dns", "add", "lab", &format!("{longest}n"), "10.1.2.3"])?;
+    a.ok(&["dns", "add", "lab", "far", "--cname", &format!("{longest}.lab.internal")])?;
+    b.ns().resolves(&b4, &["far.lab.internal", "A"], "10.1.2.3", Duration::from_secs(5))?;
+    a.ok(&["dns", "add", "lab", "_far._tcp", "--srv", &format!("65535 65535 65535 {longest}.lab.internal")])?;
+    let srv = format!("65535 65535 65535 {longest}.lab.internal.");
+    b.ns().resolves(&b4, &["_far._tcp.lab.internal", "SRV"], &srv, Duration::from_secs(5))?;
+    // Many addresses of one name: cut over UDP, whole over TCP.
+    let many: Vec<String> = (1..=200).map(|i| format!("10.5.0.{i}")).collect();
+    let words: Vec<&str> = ["dns", "add", "lab", "many"].into_iter().chain(many.iter().map(String::as_str)).collect();
+    a.ok(&words)?;
+    until("all of them are answered", Duration::from_secs(5), || {
+        Ok(b.ns().dig(&b4, &["many.lab.internal", "A"])?.answers.len() == 200)
+    })?;
+    ensure!(b.ns().dig(&b4, &["+ignore", "many.lab.internal", "A"])?.flags.contains(&"tc".to_owned()), "UDP is cut");
     Ok(())
 }
