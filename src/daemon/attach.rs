@@ -50,8 +50,9 @@ pub(crate) async fn find(
         }
     };
     let inner_link = free_link(ctx, &netns).await?;
+    let name_is_default = name.is_none();
     let name = name.unwrap_or_else(|| Name::from_host(&default));
-    Ok(NewWorkload { name, target, netns, inner_link, resolv_conf, mac })
+    Ok(NewWorkload { name, name_is_default, target, netns, inner_link, resolv_conf, mac })
 }
 
 fn docker_error(error: docker::DockerError) -> Error {

@@ -159,6 +159,14 @@ impl Name {
         Name(if trimmed.is_empty() { "node".to_owned() } else { trimmed.to_owned() })
     }
 
+    /// This name, or the first numbered one that nobody has.
+    pub fn free(&self, taken: impl Fn(&Name) -> bool) -> Name {
+        if !taken(self) {
+            return self.clone();
+        }
+        (2..).map(|n| self.numbered(n)).find(|name| !taken(name)).unwrap_or_else(|| self.clone())
+    }
+
     /// This name with `-2`, `-3`… behind it, still at most 63 characters.
     pub fn numbered(&self, n: usize) -> Name {
         let tail = format!("-{n}");

@@ -449,6 +449,11 @@ impl Subnet {
         self.issue(me, &Body::Head(head))
     }
 
+    /// Requests that wait for a decision: whoever another admin has let in meanwhile waits no more.
+    pub fn open_requests<'a>(&'a self, resolved: &'a Resolved) -> impl Iterator<Item = (&'a PeerId, &'a Request)> {
+        self.requests.iter().filter(|(peer, _)| !resolved.members.contains_key(peer))
+    }
+
     /// Ends the subnet for everyone.
     ///
     /// # Errors
@@ -610,7 +615,7 @@ fn free_member_name(resolved: &Resolved, wanted: &Name, is_default: bool) -> Res
         return Err(Error::new(Kind::Conflict, "E-NAME-TAKEN", format!("the name {wanted} is taken in this subnet"))
             .hint("byway join … --name OTHER"));
     }
-    Ok((2..).map(|n| wanted.numbered(n)).find(|n| !taken(n)).unwrap_or_else(|| wanted.clone()))
+    Ok(wanted.free(taken))
 }
 
 fn is_single(prefix: &IpNet) -> bool {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::error::{Error, Kind, Result};
 use super::heard::may_name;
-use super::id::PeerId;
+use super::id::{Name, PeerId};
 use super::ipam::free_addresses;
 use super::local::{Map, Workload};
 use super::members::{Identity, Subnet, printable};
@@ -93,6 +93,11 @@ impl Subnet {
         let below = |m: &Member| m.name.as_str() == last && (last == name || m.grant.subject != me.peer);
         let held = resolved.flat.get(name).is_some_and(|by| *by != me.peer) || resolved.contested.contains_key(name);
         resolved.members.values().any(below) || held || self.local.workloads.iter().any(|w| w.name.as_str() == name)
+    }
+
+    /// The name, or the next numbered one that no member, workload or record of this subnet has.
+    pub fn free_name(&self, me: &Identity, resolved: &Resolved, wanted: &Name) -> Name {
+        wanted.free(|name| self.name_is_taken(me, resolved, name.as_str()))
     }
 
     /// Attaches a workload: a free name and free addresses out of this node's leases. `workload` comes without

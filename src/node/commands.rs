@@ -8,7 +8,7 @@ mod names;
 mod subnets;
 mod workloads;
 
-pub use maps::prepare_map;
+pub use maps::{NewMap, prepare_map};
 pub use subnets::Leaving;
 pub use workloads::NewWorkload;
 

@@ -39,7 +39,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use admission::JoinDecision;
 pub use check::{Checked, Checker, PIECE, PIECE_BYTES, Question};
-pub use commands::{Leaving, NewWorkload, prepare_map};
+pub use commands::{Leaving, NewMap, NewWorkload, prepare_map};
 pub use expiry::{Nearness, nearness};
 pub use intake::Verdict;
 pub use rates::Rates;

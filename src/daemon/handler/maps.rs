@@ -18,8 +18,8 @@ pub(super) async fn map_add(ctx: &Context, request: Request) -> Result<Response,
         return Err(Error::new(ErrorKind::Usage, "E-VERB", "not map add"));
     };
     ctx.machine.ready()?;
-    let map = prepare_map(proto, listen, port, target, target_port, name, allow)?;
-    let (text, new) = (subnet.clone(), map.clone());
+    let new_map = prepare_map(proto, listen, port, target, target_port, name, allow)?;
+    let (text, new) = (subnet.clone(), new_map.map.clone());
     let mapped_here = ctx
         .node
         .run(move |core| {
@@ -39,8 +39,10 @@ pub(super) async fn map_add(ctx: &Context, request: Request) -> Result<Response,
             );
         }
     }
-    let (found, mapped) = (subnet.clone(), map.name.to_string());
-    let generation = ctx.node.run(move |core| core.map_add(&subnet, map).map(|_| generation(core))).await??;
+    let found = subnet.clone();
+    let (name, generation) =
+        ctx.node.run(move |core| core.map_add(&subnet, new_map).map(|name| (name, generation(core)))).await??;
+    let mapped = name.to_string();
     if let Err(error) = settle(ctx, generation).await {
         let _ = ctx.node.run(move |core| core.map_rm(&found, Some(&mapped), None)).await?;
         return Err(error);

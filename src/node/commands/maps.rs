@@ -13,6 +13,15 @@ use crate::model::members::printable;
 use crate::model::publish::endpoint;
 use crate::node::Core;
 
+/// A port map as it was asked for.
+#[derive(Debug, Clone)]
+pub struct NewMap {
+    /// The map.
+    pub map: Map,
+    /// Whether nobody named it: one port on two addresses makes the same default twice.
+    pub name_is_default: bool,
+}
+
 /// Checks a map's form and gives it a name.
 ///
 /// # Errors
@@ -25,7 +34,7 @@ pub fn prepare_map(
     target_port: u16,
     name: Option<Name>,
     allow: Vec<IpNet>,
-) -> Result<Map, Error> {
+) -> Result<NewMap, Error> {
     let usage = |code: &str, message: String| Error::new(ErrorKind::Usage, code, message);
     if port == 0 || target_port == 0 {
         return Err(usage("E-PORT", "a port is a number from 1 to 65535".into()));
@@ -40,19 +49,27 @@ pub fn prepare_map(
     }
     let family = if listen.is_ipv4() { "" } else { "6" };
     let default = format!("{proto}{family}-{port}").parse::<Name>().map_err(|e| usage("E-NAME", e.to_string()))?;
-    Ok(Map { name: name.unwrap_or(default), proto, listen, port, target, target_port, allow })
+    let name_is_default = name.is_none();
+    let map = Map { name: name.unwrap_or(default), proto, listen, port, target, target_port, allow };
+    Ok(NewMap { map, name_is_default })
 }
 
 impl Core {
-    /// `map add`.
+    /// `map add`; the name it got.
     ///
     /// # Errors
     /// See [`Subnet::map_add`](crate::model::members::Subnet::map_add).
-    pub fn map_add(&mut self, text: &str, map: Map) -> Result<(), Error> {
+    pub fn map_add(&mut self, text: &str, new: NewMap) -> Result<Name, Error> {
         let mut subnet = self.state.edit(text)?;
+        let mut map = new.map;
+        if new.name_is_default {
+            map.name = map.name.free(|name| subnet.local.maps.iter().any(|m| m.name == *name));
+        }
+        let name = map.name.clone();
         let others: Vec<Map> = self.state.subnets.values().flat_map(|s| s.local.maps.iter().cloned()).collect();
         subnet.map_add(&self.state.me.clone(), map, &others, self.now())?;
-        self.save(subnet).map(drop)
+        self.save(subnet)?;
+        Ok(name)
     }
 
     /// `map rm`, by name or by protocol and listening address.

@@ -19,6 +19,8 @@ use crate::node::Core;
 pub struct NewWorkload {
     /// Name asked for, or the default.
     pub name: Name,
+    /// Whether nobody named it: then the next numbered name that is free will do.
+    pub name_is_default: bool,
     /// What it is.
     pub target: Target,
     /// Its namespace.
@@ -36,8 +38,11 @@ impl Core {
     ///
     /// # Errors
     /// `E-ATTACHED` when another subnet has that link; else see [`Subnet::attach`].
-    pub fn attach(&mut self, text: &str, new: NewWorkload, ip: Option<IpAddr>) -> Result<Attached, Error> {
+    pub fn attach(&mut self, text: &str, mut new: NewWorkload, ip: Option<IpAddr>) -> Result<Attached, Error> {
         let mut subnet = self.state.edit(text)?;
+        if new.name_is_default {
+            new.name = subnet.free_name(&self.state.me, &subnet.resolve(self.now()), &new.name);
+        }
         let elsewhere = self.state.subnets.values().any(|s| {
             s.records.id != subnet.records.id
                 && s.local.workloads.iter().any(|w| w.netns == new.netns && w.inner_link == new.inner_link)
