@@ -160,6 +160,8 @@ pub struct Config {
     pub metrics_listen: Option<SocketAddr>,
     /// Who else than this machine itself may read them there.
     pub metrics_allow: Vec<IpNet>,
+    /// What stands in `conf.d` and is not read, with the reason.
+    pub skipped: Vec<(PathBuf, &'static str)>,
     /// Declared memberships, in the order of the files.
     pub subnets: Vec<DeclaredSubnet>,
     /// Key path to where its value came from; keys left at their default are absent.
@@ -192,6 +194,7 @@ impl Config {
             limits: Limits::default(),
             metrics_listen: None,
             metrics_allow: Vec::new(),
+            skipped: Vec::new(),
             subnets: Vec::new(),
             origins: BTreeMap::new(),
             sources: Sources::default(),
@@ -206,7 +209,7 @@ impl Config {
     pub fn load(sources: &Sources) -> Result<Config, Vec<ConfigError>> {
         let mut config = Config { sources: sources.clone(), ..Config::defaults(&sources.host) };
         let mut errors = Vec::new();
-        for file in files(sources, &mut errors) {
+        for file in files(sources, &mut config.skipped, &mut errors) {
             read::file(&mut config, &file, &mut errors);
         }
         environment(&mut config, &sources.env, &mut errors);
@@ -264,7 +267,7 @@ impl Sources {
             file,
             env: std::env::vars_os()
                 .map(|(name, value)| (text(name), text(value)))
-                .filter(|(name, _)| name.starts_with("BYWAY_"))
+                .filter(|(name, value)| name.starts_with("BYWAY_") && !value.is_empty())
                 .collect(),
             flags,
             host: nix::unistd::gethostname().map(text).unwrap_or_default(),
@@ -292,6 +295,14 @@ impl ConfigError {
     }
 }
 
+impl ConfigError {
+    /// File and line it stands at, where it stands in a file.
+    pub fn line(&self) -> Option<(&str, usize)> {
+        let (file, line) = self.place.rsplit_once(':')?;
+        Some((file, line.parse().ok()?))
+    }
+}
+
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.place, self.message)
@@ -299,7 +310,7 @@ impl fmt::Display for ConfigError {
 }
 
 /// The files to read, weakest first: the main one, then `conf.d` beside it in the order of names.
-fn files(sources: &Sources, errors: &mut Vec<ConfigError>) -> Vec<PathBuf> {
+fn files(sources: &Sources, skipped: &mut Vec<(PathBuf, &'static str)>, errors: &mut Vec<ConfigError>) -> Vec<PathBuf> {
     let main = sources.file.clone().unwrap_or_else(|| DEFAULT_FILE.into());
     let directory = main.parent().unwrap_or(Path::new("/")).join("conf.d");
     let mut files = Vec::new();
@@ -308,10 +319,14 @@ fn files(sources: &Sources, errors: &mut Vec<ConfigError>) -> Vec<PathBuf> {
     }
     match std::fs::read_dir(&directory) {
         Ok(entries) => {
-            let mut found: Vec<PathBuf> =
-                entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "toml")).collect();
+            let mut found: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
             found.sort();
-            files.extend(found);
+            for path in found {
+                match not_meant(&path) {
+                    Some(why) => skipped.push((path, why)),
+                    None => files.push(path),
+                }
+            }
         }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         Err(e) => errors.push(read::unreadable(&directory, &e)),
@@ -319,8 +334,22 @@ fn files(sources: &Sources, errors: &mut Vec<ConfigError>) -> Vec<PathBuf> {
     files
 }
 
+/// Why a file in `conf.d` is no part of the configuration: what editors and packagers leave beside those that are.
+fn not_meant(path: &Path) -> Option<&'static str> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    if name.starts_with('.') {
+        Some("hidden")
+    } else if path.extension().is_none_or(|e| e != "toml") {
+        Some("its name does not end in .toml")
+    } else if path.is_symlink() && !path.exists() {
+        Some("a link to nothing")
+    } else {
+        None
+    }
+}
+
 /// `BYWAY_NODE_NAME` sets `node.name`, and so on; `BYWAY_SOCKET` and `BYWAY_STATE_DIR` are the short forms of the two
-/// that scripts need. Variables that name no key are left to whoever set them.
+/// that scripts need. Variables that name no key are left to whoever set them; one that is empty is as if not set.
 fn environment(config: &mut Config, env: &[(String, String)], errors: &mut Vec<ConfigError>) {
     for key in keys::KEYS {
         for name in key.variables() {

@@ -106,8 +106,12 @@ impl Client {
             }
             io::ErrorKind::PermissionDenied => not_permitted(format!("open {socket}: {}", reason(error))),
             io::ErrorKind::InvalidInput => {
-                let message = format!("{socket} cannot be a socket: its path is longer than 107 bytes");
-                Error::new(ErrorKind::Usage, "E-SOCKET", message)
+                let why = match self.socket.as_os_str().len() {
+                    0 => "its path is empty",
+                    108.. => "its path is longer than 107 bytes",
+                    _ => "its path holds a zero byte",
+                };
+                Error::new(ErrorKind::Usage, "E-SOCKET", format!("{socket:?} cannot be a socket: {why}"))
             }
             _ => Error::new(ErrorKind::NoDaemon, "E-DAEMON", format!("connect to {socket}: {error}")),
         }

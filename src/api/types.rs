@@ -22,7 +22,9 @@ pub use crate::model::record::{Admission, Role};
 /// Where the daemon listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/byway/byway.sock";
 
-/// Path of the socket where no flag names it: `BYWAY_SOCKET`, else the default.
+/// Path of the socket where no flag names it: `BYWAY_SOCKET` where that is not empty, else the default.
 pub fn default_socket() -> PathBuf {
-    std::env::var_os("BYWAY_SOCKET").map_or_else(|| PathBuf::from(DEFAULT_SOCKET), PathBuf::from)
+    std::env::var_os("BYWAY_SOCKET")
+        .filter(|v| !v.is_empty())
+        .map_or_else(|| PathBuf::from(DEFAULT_SOCKET), PathBuf::from)
 }

@@ -13,6 +13,7 @@ use crate::api::types::{Cidr, Error, ErrorKind, Role};
 use crate::config::multiaddr;
 use crate::model::host::HostPolicy;
 use crate::model::id::{Name, PeerId, SubnetId};
+use crate::model::join::unwrapped;
 use crate::model::zone::{MAX_NAME, MAX_SET, MAX_TTL, RecordData};
 
 /// A value that was checked, or why it was not taken.
@@ -75,6 +76,29 @@ pub fn subnet(text: &str) -> Checked<String> {
 pub fn object(text: &str) -> Checked<String> {
     let fine = (1..=4096).contains(&text.len()) && !text.chars().any(|c| c.is_control() || c.is_whitespace());
     if fine { Ok(text.to_owned()) } else { Err(wrong("E-NAME", format!("{} names nothing", shown(text)))) }
+}
+
+/// A whole number from `least` to `most`; `what` is what is counted.
+pub fn number(text: &str, least: u32, most: u32, what: &str) -> Checked<u32> {
+    let fine = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    text.parse().ok().filter(|n| fine && (least..=most).contains(n)).ok_or_else(|| {
+        wrong("E-NUMBER", format!("{} is not {what}: a whole number from {least} to {most}", shown(text)))
+    })
+}
+
+/// How many may join by an invite.
+pub fn uses(text: &str) -> Checked<u32> {
+    number(text, 1, u32::MAX, "a number of uses")
+}
+
+/// Length of a member's IPv4 block.
+pub fn block4(text: &str) -> Checked<u8> {
+    number(text, 1, 32, "the length of a block").map(|n| u8::try_from(n).unwrap_or(32))
+}
+
+/// How many probes `ping` sends.
+pub fn probes(text: &str) -> Checked<u32> {
+    number(text, 1, 100_000, "a number of probes")
 }
 
 /// `500ms`, `3s`, `5m`, `24h`, `7d`.
@@ -164,18 +188,36 @@ pub fn peer(text: &str) -> Checked<String> {
 
 /// Bytes of the longest invite.
 const MAX_INVITE: usize = 8192;
+/// Characters of the ID of a subnet.
+const ID_LENGTH: usize = 26;
 /// What every invite begins with.
 const INVITE_HEAD: &str = "byway1";
 
 /// What `join` is given: an invite, or the ID of a subnet.
 pub fn join_target(text: &str) -> Checked<String> {
-    let text = text.trim();
+    let text = unwrapped(text);
     if let Ok(id) = text.parse::<SubnetId>() {
         return Ok(id.to_string());
     }
     // Whether an invite is whole, forged or used is one answer of the daemon's, with one exit code.
-    if text.starts_with(INVITE_HEAD) && text.len() <= MAX_INVITE && !text.chars().any(char::is_control) {
-        return Ok(text.to_owned());
+    if text.starts_with(INVITE_HEAD) {
+        return if text.len() <= MAX_INVITE && text.bytes().all(|b| b.is_ascii_alphanumeric()) {
+            Ok(text)
+        } else {
+            let message = "this is no invite: it was cut or mistyped, or something stands beside it";
+            Err(Error::new(ErrorKind::Refused, "E-INVITE-MALFORMED", message))
+        };
+    }
+    if text.is_empty() {
+        return Err(wrong("E-ID", "expected the ID of a subnet or an invite (byway1…): there is nothing"));
+    }
+    if text.len() > 2 * ID_LENGTH {
+        let message = format!(
+            "{} characters are no ID of a subnet, which has {ID_LENGTH}, and no invite, which begins with {INVITE_HEAD}: \
+             was its beginning cut off?",
+            text.chars().count()
+        );
+        return Err(wrong("E-ID", message));
     }
     // Not echoed whole: it may be a secret with a wrong beginning.
     let why = match text.parse::<SubnetId>() {
@@ -183,6 +225,12 @@ pub fn join_target(text: &str) -> Checked<String> {
         Ok(_) => String::new(),
     };
     Err(wrong("E-ID", format!("expected the ID of a subnet or an invite (byway1…): {why}")))
+}
+
+/// An invite by its ID or by itself, as it was sent.
+pub fn invite(text: &str) -> Checked<String> {
+    let whole = unwrapped(text);
+    if whole.starts_with(INVITE_HEAD) { object(&whole) } else { object(text) }
 }
 
 /// A secret from a file, or from standard input for `-`.
@@ -199,7 +247,8 @@ pub fn text_of(file: &str, most: u64) -> Checked<String> {
     };
     match read {
         Ok(n) if n as u64 > most => Err(wrong("E-FILE", format!("{file} is larger than {most} bytes"))),
-        Ok(_) => Ok(text),
+        // Some editors put a byte order mark first; it is no part of any text.
+        Ok(_) => Ok(text.strip_prefix('\u{feff}').map(ToOwned::to_owned).unwrap_or(text)),
         Err(e) => Err(wrong("E-FILE", format!("read {file}: {e}"))),
     }
 }
@@ -428,10 +477,51 @@ mod tests {
         assert_eq!(join_target(&format!(" byway1{id}\n")), Ok(format!("byway1{id}")));
         // What is wrong with an invite is the daemon's to say.
         assert_eq!(join_target("byway1").ok().as_deref(), Some("byway1"));
-        assert_eq!(code(join_target("byway1abc\x1b[2J")), "E-ID");
+        for text in ["byway1abc\x1b[2J", "byway1abc (one use)"] {
+            let error = join_target(text).unwrap_err();
+            assert_eq!((error.kind, error.code.as_str()), (ErrorKind::Refused, "E-INVITE-MALFORMED"), "{text}");
+        }
+        // As it comes back from a mail program, an editor, a shell's quotes.
+        for text in [
+            "byway1ab\n  cdef\ngh\n",
+            "> byway1abcd\r\n> efgh\r\n",
+            "\u{feff}byway1abcdefgh",
+            "\"byway1abcd efgh\"",
+            "<byway1abcd=\r\nefgh>",
+        ] {
+            assert_eq!(join_target(text).as_deref(), Ok("byway1abcdefgh"), "{text:?}");
+        }
+        assert_eq!(join_target(&format!("\u{feff}{}\n{}", &id[..9], &id[9..])), Ok(id.clone()));
+        assert!(join_target(&"x".repeat(200)).unwrap_err().message.contains("was its beginning cut off?"));
         for text in ["", "lab", &id[..25], &format!("{}u", &id[..25])] {
             assert_eq!(code(join_target(text)), "E-ID", "{text}");
         }
+    }
+
+    #[test]
+    fn numbers_are_checked_in_words() {
+        for text in ["many", "0", "-1", "+1", "", "4294967296", "1.5"] {
+            let error = uses(text).unwrap_err();
+            assert_eq!((error.kind, error.code.as_str()), (ErrorKind::Usage, "E-NUMBER"), "{text}");
+            assert!(
+                error.message.ends_with("is not a number of uses: a whole number from 1 to 4294967295"),
+                "{error:?}"
+            );
+        }
+        assert_eq!((uses("4294967295"), block4("24"), probes("1")), (Ok(u32::MAX), Ok(24), Ok(1)));
+        assert_eq!(
+            (code(block4("33")), code(block4("abc")), code(probes("0"))),
+            ("E-NUMBER".into(), "E-NUMBER".into(), "E-NUMBER".into())
+        );
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("leases");
+        std::fs::write(&file, format!("\u{feff}10.1.0.7 {}\r\n", PeerId([1; 32]))).unwrap();
+        let text = text_of(&file.display().to_string(), 1000).unwrap();
+        assert_eq!(lease_lines(&text).unwrap().len(), 1);
     }
 
     #[test]

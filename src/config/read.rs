@@ -41,6 +41,7 @@ pub(super) fn unreadable(path: &Path, error: &std::io::Error) -> ConfigError {
 
 /// Reads one file's text.
 pub(super) fn text(config: &mut Config, file: &str, text: &str, errors: &mut Vec<ConfigError>) {
+    let before = errors.len();
     let mut reader = Reader { file, text, errors };
     match DeTable::parse(text) {
         Ok(table) => reader.table(config, "", table.get_ref()),
@@ -50,6 +51,10 @@ pub(super) fn text(config: &mut Config, file: &str, text: &str, errors: &mut Vec
             let place = format!("{file}:{line}");
             reader.errors.push(ConfigError { code: "E-CONFIG-SYNTAX", place, key: String::new(), message });
         }
+    }
+    // A table is read in the order of its names; people read from the top.
+    if let Some(new) = errors.get_mut(before..) {
+        new.sort_by_key(|error| error.line().map(|(_, line)| line));
     }
 }
 

@@ -130,6 +130,33 @@ fn stronger_layers_win_and_their_origin_is_known() {
 }
 
 #[test]
+fn what_editors_leave_in_conf_d_is_not_read_and_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (main, conf) = (dir.path().join("byway.toml"), dir.path().join("conf.d"));
+    std::fs::create_dir(&conf).unwrap();
+    std::fs::write(&main, "\u{feff}version = 1\n").unwrap();
+    std::fs::write(conf.join("10.toml"), "[node]\nname = \"ten\"\n").unwrap();
+    for name in [".10.toml.swp", ".hidden.toml", "10.toml~", "#10.toml#", "10.toml.bak", "README"] {
+        std::fs::write(conf.join(name), "not toml").unwrap();
+    }
+    std::os::unix::fs::symlink("user@host.123", conf.join(".#10.toml")).unwrap();
+    std::os::unix::fs::symlink("gone", conf.join("20.toml")).unwrap();
+    let config = Config::load(&Sources { file: Some(main), ..Sources::default() }).unwrap();
+    assert_eq!(config.node_name.as_str(), "ten");
+    let why = |name: &str| config.skipped.iter().find(|(path, _)| path.ends_with(name)).map(|(_, why)| *why);
+    assert_eq!(config.skipped.len(), 8);
+    assert_eq!((why(".#10.toml"), why(".hidden.toml")), (Some("hidden"), Some("hidden")));
+    assert_eq!((why("README"), why("20.toml")), (Some("its name does not end in .toml"), Some("a link to nothing")));
+}
+
+#[test]
+fn errors_stand_in_the_order_of_the_file() {
+    let text = "[transport]\nzz = 1\n[node]\nname = 7\n[dns]\nmode = \"x\"\n[data]\ncipher = \"y\"\n";
+    let lines: Vec<usize> = read_text(text).unwrap_err().iter().filter_map(|e| Some(e.line()?.1)).collect();
+    assert_eq!(lines, [2, 4, 6, 8]);
+}
+
+#[test]
 fn a_named_file_must_exist_and_be_readable() {
     let dir = tempfile::tempdir().unwrap();
     for path in [dir.path().join("absent.toml"), dir.path().to_owned()] {

@@ -14,6 +14,7 @@ use crate::api::types::{Request, Response, SubnetState};
 use crate::datapath::TunDied;
 use crate::model::host::HostConfig;
 use crate::model::id::PeerId;
+use crate::model::join::unwrapped;
 use crate::model::view::View;
 use crate::node::{Core, Lane};
 use crate::p2p::{Command, Heard, Members};
@@ -179,7 +180,7 @@ pub(crate) async fn declared(ctx: &Context) {
     for subnet in &ctx.config.subnets {
         let invite = subnet.invite_file.as_ref().map(std::fs::read_to_string);
         let target = match (invite, subnet.id) {
-            (Some(Ok(text)), _) => text.trim().to_owned(),
+            (Some(Ok(text)), _) => unwrapped(&text),
             (Some(Err(error)), None) => {
                 tracing::warn!(%error, origin = %subnet.origin, "read the invite of a declared subnet");
                 continue;

@@ -46,6 +46,21 @@ impl std::fmt::Debug for Invite {
     }
 }
 
+/// A text as it was before somebody sent it on: mail programs wrap lines and put `>` before them, editors put a byte order
+/// mark first, people put quotes around. Nothing of that can be part of an invite or an ID.
+pub fn unwrapped(text: &str) -> String {
+    let joined = text.replace("=\r\n", "").replace("=\n", "");
+    let part = |c: &char| {
+        !c.is_whitespace()
+            && !matches!(
+                c,
+                '"' | '\'' | '`' | '<' | '>' | '\u{201c}' | '\u{201d}' | '\u{2018}' | '\u{2019}' | '\u{ab}' | '\u{bb}'
+            )
+            && !matches!(c, '\u{feff}' | '\u{ad}' | '\u{200b}'..='\u{200d}' | '\u{2060}')
+    };
+    joined.chars().filter(part).collect()
+}
+
 impl Invite {
     /// The text a person pastes.
     pub fn to_text(&self) -> String {
@@ -66,7 +81,8 @@ impl Invite {
             Error::new(Kind::Refused, "E-INVITE-MALFORMED", "this is no invite: it was cut or mistyped")
                 .hint("ask for a new one: byway invite create SUBNET")
         };
-        let body = text.trim().strip_prefix(INVITE_PREFIX).filter(|b| b.len() <= MAX_INVITE).ok_or_else(malformed)?;
+        let text = unwrapped(text);
+        let body = text.strip_prefix(INVITE_PREFIX).filter(|b| b.len() <= MAX_INVITE).ok_or_else(malformed)?;
         let bytes = bs58::decode(body).into_vec().map_err(|_| malformed())?;
         let (payload, sum) =
             bytes.len().checked_sub(4).and_then(|n| bytes.split_at_checked(n)).ok_or_else(malformed)?;

@@ -32,12 +32,19 @@ const PRIVATE4: [(Ipv4Addr, u8); 4] = [
     (Ipv4Addr::new(100, 64, 0, 0), 10),
 ];
 /// This host, loopback, link-local, multicast, and what is reserved with the broadcast address: no pool overlaps them.
-const NO_POOL4: [(Ipv4Addr, u8); 5] = [
-    (Ipv4Addr::new(0, 0, 0, 0), 8),
-    (Ipv4Addr::new(127, 0, 0, 0), 8),
-    (Ipv4Addr::new(169, 254, 0, 0), 16),
-    (Ipv4Addr::new(224, 0, 0, 0), 4),
-    (Ipv4Addr::new(240, 0, 0, 0), 4),
+const NO_POOL4: [(Ipv4Addr, u8, &str); 5] = [
+    (Ipv4Addr::new(0, 0, 0, 0), 8, "means this host"),
+    (Ipv4Addr::new(127, 0, 0, 0), 8, "is loopback"),
+    (Ipv4Addr::new(169, 254, 0, 0), 16, "is link-local"),
+    (Ipv4Addr::new(224, 0, 0, 0), 4, "is multicast"),
+    (Ipv4Addr::new(240, 0, 0, 0), 4, "is reserved"),
+];
+/// The same of IPv6, where only what is unique local or global unicast can be a pool.
+const NO_POOL6: [(Ipv6Addr, u8, &str); 4] = [
+    (Ipv6Addr::UNSPECIFIED, 8, "is reserved, with loopback in it"),
+    (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10, "is link-local"),
+    (Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 0), 10, "was site-local and is no more (RFC 3879)"),
+    (Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8, "is multicast"),
 ];
 /// Unique local (RFC 4193), and global unicast: a pool lies in one of them.
 const ULA: (Ipv6Addr, u8) = (Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7);
@@ -88,15 +95,34 @@ fn covers6((address, length): (Ipv6Addr, u8), pool: Ipv6Net) -> bool {
 
 /// Whether an IPv4 prefix can be a subnet's pool at all: whole, from /8 to /30, of addresses that can be routed.
 pub fn is_pool4(pool: Ipv4Net) -> bool {
-    let special = NO_POOL4.iter().filter_map(|(a, len)| Ipv4Net::new(*a, *len).ok());
-    pool.trunc() == pool
-        && (8..=30).contains(&pool.prefix_len())
-        && !special.into_iter().any(|net| overlaps(net.into(), pool.into()))
+    pool_fault(pool.into()).is_none()
 }
 
 /// The same of an IPv6 prefix, from /16 to /64: unique local or global unicast.
 pub fn is_pool6(pool: Ipv6Net) -> bool {
-    pool.trunc() == pool && (16..=64).contains(&pool.prefix_len()) && (covers6(ULA, pool) || covers6(GLOBAL6, pool))
+    pool_fault(pool.into()).is_none()
+}
+
+/// Why a prefix can be no subnet's pool, to be read after it.
+pub fn pool_fault(pool: IpNet) -> Option<String> {
+    let special4 = NO_POOL4.iter().filter_map(|(a, len, why)| Some((IpNet::V4(Ipv4Net::new(*a, *len).ok()?), *why)));
+    let special6 = NO_POOL6.iter().filter_map(|(a, len, why)| Some((IpNet::V6(Ipv6Net::new(*a, *len).ok()?), *why)));
+    let (lengths, like, inside) = match pool {
+        IpNet::V4(_) => (8..=30, "10.77.0.0/16", true),
+        IpNet::V6(six) => (16..=64, "fd7a:31c0:9d2e::/48", covers6(ULA, six) || covers6(GLOBAL6, six)),
+    };
+    if pool.trunc() != pool {
+        return Some(format!("is no network address; the prefix is {}", pool.trunc()));
+    }
+    if let Some((net, why)) = special4.chain(special6).find(|(net, _)| overlaps(*net, pool)) {
+        return Some(format!("cannot be a subnet's pool: {net} {why}"));
+    }
+    if !lengths.contains(&pool.prefix_len()) {
+        let (least, most) = (lengths.start(), lengths.end());
+        return Some(format!("cannot be a subnet's pool: its length is from {least} to {most}, as in {like}"));
+    }
+    (!inside)
+        .then(|| "cannot be a subnet's pool: it is neither unique local (fc00::/7) nor global (2000::/3)".to_owned())
 }
 
 /// Whether `text` can be a subnet's domain: two labels at least, so that nobody founds `com`.
@@ -199,6 +225,29 @@ impl Terms {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_can_be_no_pool_says_why() {
+        for (pool, why) in [
+            ("169.254.0.0/16", "169.254.0.0/16 is link-local"),
+            ("224.0.0.0/8", "224.0.0.0/4 is multicast"),
+            ("240.0.0.0/8", "240.0.0.0/4 is reserved"),
+            ("127.0.0.0/8", "127.0.0.0/8 is loopback"),
+            ("0.0.0.0/8", "0.0.0.0/8 means this host"),
+            ("fe80::/64", "fe80::/10 is link-local"),
+            ("ff00::/16", "ff00::/8 is multicast"),
+            ("::/64", "loopback"),
+            ("4000::/32", "neither unique local"),
+            ("10.0.0.0/31", "from 8 to 30"),
+            ("fd00::/8", "from 16 to 64"),
+        ] {
+            let said = pool_fault(pool.parse().unwrap());
+            assert!(said.as_ref().is_some_and(|s| s.contains(why)), "{pool}: {said:?}");
+        }
+        for pool in ["10.77.0.0/16", "fd00:1::/32", "fd00::/16", "2001:db8::/48"] {
+            assert_eq!(pool_fault(pool.parse().unwrap()), None, "{pool}");
+        }
+    }
     use crate::model::id::PeerId;
     use crate::model::record::{Admission, Prefix6};
 

@@ -14,7 +14,7 @@ use super::ipam::{default_block4, overlaps, pick_pool4};
 use super::join::Ask;
 use super::local::{Local, Past, PendingJoin};
 use super::members::{Identity, Subnet, printable};
-use super::policy::{self, Around, is_pool4, is_pool6, is_subnet_domain};
+use super::policy::{self, Around, is_subnet_domain, pool_fault};
 use super::record::{Admission, Body, Doc, Genesis, Grant, Prefix6, Role, Signed, Term, Verified};
 use super::registry::claimed;
 use super::subnet::{Absorbed, Records};
@@ -257,20 +257,10 @@ impl State {
             Some(Some(given)) => Some(given),
             Some(None) => Some(pick_pool4(&taken, founding.salt.first().copied().unwrap_or(0))?),
         };
-        if let Some(given) = cidr4.filter(|c| !is_pool4(*c)) {
-            return Err(usage(
-                "E-CIDR",
-                format!(
-                    "{given} is no pool: use a network address with a length from 8 to 30, like 10.77.0.0/16; loopback, \
-                     link-local, multicast and reserved addresses are none"
-                ),
-            ));
-        }
-        if let Some(Some(given)) = founding.cidr6.filter(|c| c.is_some_and(|c| !is_pool6(c))) {
-            return Err(usage(
-                "E-CIDR",
-                format!("{given} is no pool: use a unique local or global network address with a length from 16 to 64"),
-            ));
+        for given in cidr4.map(IpNet::V4).into_iter().chain(founding.cidr6.flatten().map(IpNet::V6)) {
+            if let Some(why) = pool_fault(given) {
+                return Err(usage("E-CIDR", format!("{given} {why}")));
+            }
         }
         if cidr4.is_none() && founding.cidr6.is_none() {
             return Err(usage("E-CIDR", "a subnet needs a version 4 or a version 6 pool".to_owned()));
