@@ -14,8 +14,8 @@ fn main() -> ExitCode {
     let entry = Entry {
         run: |config| Ok(daemon::run(config)?),
         preflight: daemon::preflight,
-        cleanup: |config| {
-            let removed = daemon::cleanup(config)?;
+        cleanup: |config, all| {
+            let removed = daemon::cleanup(config, all)?;
             let message = if removed.is_empty() {
                 "nothing was left".to_owned()
             } else {

@@ -83,6 +83,18 @@ fn wrong_usage_is_exit_2_with_a_way_out() {
              (E-ID)\n",
         ),
         (
+            vec!["invite", "create", "lab", "--uses", "many"],
+            "error: --uses: \"many\" is not a number of uses: a whole number from 1 to 4294967295 (E-NUMBER)\n",
+        ),
+        (
+            vec!["create", "lab", "--block4", "abc"],
+            "error: --block4: \"abc\" is not the length of a block: a whole number from 1 to 32 (E-NUMBER)\n",
+        ),
+        (
+            vec!["join", "7q3km2wd9xra4ce8yn5t0vbz6g", "--timeout", "2"],
+            "error: --timeout: \"2\" is not a duration such as 500ms 3s 5m 24h 7d (E-DURATION)\n",
+        ),
+        (
             vec!["invite", "create", "lab", "--expires", "5"],
             "error: --expires: \"5\" is not a duration such as 500ms 3s 5m 24h 7d (E-DURATION)\n",
         ),
@@ -156,6 +168,62 @@ fn configuration_is_checked_without_a_daemon() {
              (E-CONFIG-READ)\n"
         )
     );
+}
+
+#[test]
+fn an_empty_variable_is_as_if_not_set() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("byway.toml");
+    std::fs::write(&file, "[node]\nname = \"a\"\n").unwrap();
+    let run = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_byway"));
+        for name in ["BYWAY_SOCKET", "BYWAY_CONFIG", "BYWAY_STATE_DIR", "BYWAY_NODE_NAME", "BYWAY_LIMITS_CONNECTIONS"] {
+            command.env(name, "");
+        }
+        let Output { status, stdout, stderr } = command.args(args).env("NO_COLOR", "1").output().unwrap();
+        (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+    };
+    let (code, _, stderr) = run(&["id"]);
+    assert!([0, 3, 4].contains(&code) && !stderr.contains("(E-SOCKET)"), "{stderr}");
+    let path = file.display().to_string();
+    assert_eq!(run(&["config", "show", "--config", &path]), (0, "node.name = \"a\"\n".to_owned(), String::new()));
+    assert_eq!(run(&["config", "check"]).0, 0);
+    let (code, _, stderr) = run(&["id", "--socket", ""]);
+    assert_eq!(code, 2);
+    assert!(stderr.contains("empty") || stderr.contains("required"), "{stderr}");
+}
+
+#[test]
+fn errors_of_a_configuration_come_one_a_line_and_the_remedy_names_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("own.toml");
+    std::fs::write(&file, "[transport]\nzz = 1\n[node]\nname = 7\n[dns]\nmode = \"x\"\n").unwrap();
+    let path = file.display().to_string();
+    let (code, stdout, stderr) = told(&["daemon", "--config", &path]);
+    assert_eq!((code, stdout.as_str()), (2, ""));
+    let lines: Vec<&str> = stderr.lines().collect();
+    for (line, number) in lines.iter().zip([2, 4, 6]) {
+        assert!(line.starts_with(&format!("error: {path}:{number}: ")), "{stderr}");
+    }
+    assert_eq!(lines.get(3), Some(&format!("  try:  byway config check --config {path}").as_str()), "{stderr}");
+    let (code, stdout, _) = told(&["--json", "config", "check", "--config", &path]);
+    let value: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    let of = |i: usize| (value["errors"][i]["line"].as_u64(), value["errors"][i]["key"].as_str().map(str::to_owned));
+    assert_eq!(code, 2);
+    assert_eq!(of(0), (Some(2), Some("transport.zz".to_owned())));
+    assert_eq!(of(2), (Some(6), Some("dns.mode".to_owned())));
+    assert_eq!((&value["ok"], value["error"]["code"].as_str()), (&false.into(), Some("E-CONFIG-KEY")));
+    std::fs::write(&file, "version = 1\n").unwrap();
+    std::fs::create_dir(dir.path().join("conf.d")).unwrap();
+    std::os::unix::fs::symlink("gone", dir.path().join("conf.d/.#x.toml")).unwrap();
+    let skipped = dir.path().join("conf.d/.#x.toml").display().to_string();
+    assert_eq!(
+        told(&["config", "check", "--config", &path]),
+        (0, format!("ok\nnot read: {skipped}   (hidden)\n"), String::new())
+    );
+    let (_, stdout, _) = told(&["--json", "config", "check", "--config", &path]);
+    let value: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((value["ok"].as_bool(), value["skipped"][0]["file"].as_str()), (Some(true), Some(skipped.as_str())));
 }
 
 #[test]

@@ -4,16 +4,16 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 
-use super::{Context, Outcome, json};
-use crate::api::types::{Done, Error, ErrorKind, Response};
+use super::{Context, Outcome, json, print};
+use crate::api::types::{Error, ErrorKind};
 use crate::config::{Config, ConfigError, Sources, Value};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigVerb {
     /// Say `ok`, or everything that is wrong
     Check {
-        /// File to read instead of /etc/byway/byway.toml
-        #[arg(long, value_name = "FILE", env = "BYWAY_CONFIG")]
+        /// File to read [default: BYWAY_CONFIG, else /etc/byway/byway.toml]
+        #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
     /// Show what is set
@@ -24,21 +24,20 @@ pub(super) enum ConfigVerb {
         /// Where each value comes from
         #[arg(long)]
         origin: bool,
-        /// File to read instead of /etc/byway/byway.toml
-        #[arg(long, value_name = "FILE", env = "BYWAY_CONFIG")]
+        /// File to read [default: BYWAY_CONFIG, else /etc/byway/byway.toml]
+        #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
 }
 
 pub(super) fn run(verb: ConfigVerb, context: &Context) -> Result<Outcome, Error> {
     match verb {
-        ConfigVerb::Check { config } => {
-            load(config, socket_flag(context), "")?;
-            let done = Response::Done(Done { message: "ok".to_owned(), changed: false });
-            Outcome::of(&done, context.style)
-        }
+        ConfigVerb::Check { config } => match read(config, socket_flag(context)) {
+            Ok(config) => checked(&config),
+            Err(wrong) => refused(&wrong, context),
+        },
         ConfigVerb::Show { effective, origin, config } => {
-            let config = load(config, socket_flag(context), "byway config check")?;
+            let config = load(config, socket_flag(context), context)?;
             Ok(Outcome {
                 text: text(&config, effective, origin),
                 json: object(&config, effective)?,
@@ -54,15 +53,88 @@ pub(super) fn socket_flag(context: &Context) -> Vec<(&'static str, Value)> {
     context.socket.iter().map(|p| ("node.socket", Value::Text(absolute(p)))).collect()
 }
 
-/// Reads every layer; all that is wrong becomes one error of several sentences.
-pub(super) fn load(file: Option<PathBuf>, flags: Vec<(&'static str, Value)>, hint: &str) -> Result<Config, Error> {
-    let file = file.map(|f| std::path::absolute(&f).unwrap_or(f));
-    Config::load(&Sources::of_process(file, flags)).map_err(|errors| {
-        let code = errors.first().map_or("E-CONFIG", |e| e.code);
-        let message = errors.iter().map(ConfigError::to_string).collect::<Vec<_>>().join("; ");
+/// `ok`, the files that were read, and what lies beside them and was not.
+fn checked(config: &Config) -> Result<Outcome, Error> {
+    let skipped: String = config
+        .skipped
+        .iter()
+        .map(|(path, why)| format!("not read: {}   ({why})\n", print::clean(&path.display().to_string())))
+        .collect();
+    let list: Vec<serde_json::Value> =
+        config.skipped.iter().map(|(path, why)| serde_json::json!({"file": path, "reason": why})).collect();
+    let shown = serde_json::json!({"schema": "byway.config-check/1", "ok": true, "errors": [], "skipped": list});
+    Ok(Outcome { text: format!("ok\n{skipped}"), json: json(&shown)?, ..Outcome::default() })
+}
+
+/// The file that is named by the flag, else by `BYWAY_CONFIG`; empty is as if not set.
+pub(super) fn named(flag: Option<PathBuf>) -> Option<PathBuf> {
+    flag.or_else(|| std::env::var_os("BYWAY_CONFIG").filter(|v| !v.is_empty()).map(PathBuf::from))
+}
+
+/// What is wrong, with the file it was read from for a remedy.
+struct Wrong {
+    errors: Vec<ConfigError>,
+    file: Option<PathBuf>,
+}
+
+/// Reads every layer.
+fn read(file: Option<PathBuf>, flags: Vec<(&'static str, Value)>) -> Result<Config, Wrong> {
+    let file = named(file).map(|f| std::path::absolute(&f).unwrap_or(f));
+    Config::load(&Sources::of_process(file.clone(), flags)).map_err(|errors| Wrong { errors, file })
+}
+
+/// The error of each thing that is wrong.
+fn each(wrong: &Wrong) -> impl Iterator<Item = Error> + '_ {
+    wrong.errors.iter().map(|e| Error::new(ErrorKind::Usage, e.code, e.to_string()))
+}
+
+/// Tells all errors but the last one, which is given back: one a line, in the order of the files.
+fn tell(wrong: &Wrong, context: &Context) -> Error {
+    let mut all: Vec<Error> = each(wrong).collect();
+    let last = all.pop().unwrap_or_else(|| Error::new(ErrorKind::Usage, "E-CONFIG", "the configuration is wrong"));
+    if !context.json {
+        all.iter().for_each(|error| print::stderr(&print::error(context.style, error)));
+        return last;
+    }
+    // One object has one message.
+    let code = all.first().map_or(last.code.clone(), |first| first.code.clone());
+    let message: Vec<&str> = all.iter().chain([&last]).map(|e| e.message.as_str()).collect();
+    Error::new(ErrorKind::Usage, &code, message.join("; "))
+}
+
+/// Reads every layer for a verb that needs it.
+pub(super) fn load(
+    file: Option<PathBuf>,
+    flags: Vec<(&'static str, Value)>,
+    context: &Context,
+) -> Result<Config, Error> {
+    read(file, flags).map_err(|wrong| {
+        let error = tell(&wrong, context);
         // A file that is not there is not mended by looking into it.
-        Error::new(ErrorKind::Usage, code, message).hint(if code == "E-CONFIG-READ" { "" } else { hint })
+        if error.code == "E-CONFIG-READ" {
+            return error;
+        }
+        let file = wrong.file.map(|f| format!(" --config {}", f.display())).unwrap_or_default();
+        error.hint(format!("byway config check{file}"))
     })
+}
+
+/// What `config check` says of a wrong configuration.
+fn refused(wrong: &Wrong, context: &Context) -> Result<Outcome, Error> {
+    let error = tell(wrong, context);
+    let list: Vec<serde_json::Value> = wrong
+        .errors
+        .iter()
+        .map(|e| {
+            let (file, line) = e.line().map_or((e.place.as_str(), None), |(file, line)| (file, Some(line)));
+            serde_json::json!({"place": file, "line": line, "key": e.key, "code": e.code, "message": e.message})
+        })
+        .collect();
+    let shown = serde_json::json!({
+        "schema": "byway.config-check/1", "ok": false, "errors": list,
+        "error": {"code": error.code, "message": error.message, "hint": error.hint},
+    });
+    Ok(Outcome { json: json(&shown)?, error: Some(error), ..Outcome::default() })
 }
 
 fn text(config: &Config, effective: bool, origin: bool) -> String {

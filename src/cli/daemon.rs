@@ -14,8 +14,8 @@ use crate::config::Value;
 
 #[derive(Debug, Args)]
 pub(super) struct DaemonArgs {
-    /// Configuration; must exist where it is named [default: /etc/byway/byway.toml]
-    #[arg(long, value_name = "FILE", env = "BYWAY_CONFIG")]
+    /// Configuration; must exist where it is named [default: BYWAY_CONFIG, else /etc/byway/byway.toml]
+    #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Identity and records [default: /var/lib/byway]
     #[arg(long, value_name = "DIR")]
@@ -70,20 +70,24 @@ fn absolute(path: &PathBuf) -> Result<String, Error> {
 pub(super) fn run(args: DaemonArgs, context: &Context, entry: Entry) -> Result<Outcome, Error> {
     let mut flags = args.flags()?;
     flags.extend(socket_flag(context));
-    let config = load(args.config, flags, "byway config check")?;
+    let config = load(args.config, flags, context)?;
     if args.check {
         (entry.preflight)(&config)?;
         let done = Response::Done(Done { message: "ok".to_owned(), changed: false });
         return Outcome::of(&done, context.style);
     }
     log_to_stderr(context);
+    for (path, why) in &config.skipped {
+        tracing::info!("not read: {} ({why})", path.display());
+    }
     (entry.run)(config).map_err(failure)?;
     Ok(Outcome::default())
 }
 
 /// `BYWAY_LOG` says how much (`info`, `byway=debug`, …).
 fn log_to_stderr(context: &Context) {
-    let filter = EnvFilter::try_from_env("BYWAY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let wanted = std::env::var("BYWAY_LOG").ok().filter(|text| !text.is_empty());
+    let filter = wanted.and_then(|text| text.parse().ok()).unwrap_or_else(|| EnvFilter::new("info"));
     let colours = !context.colours_refused
         && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
         && std::io::stderr().is_terminal();
@@ -108,12 +112,15 @@ fn failure(error: anyhow::Error) -> Error {
 
 #[derive(Debug, Args)]
 pub(super) struct CleanupArgs {
-    /// Configuration of the daemon that is gone
-    #[arg(long, value_name = "FILE", env = "BYWAY_CONFIG")]
+    /// Configuration of the daemon that is gone [default: BYWAY_CONFIG, else /etc/byway/byway.toml]
+    #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Its state directory
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Remove the traces of every byway daemon on this machine, whoever's they are
+    #[arg(long)]
+    all: bool,
 }
 
 pub(super) fn cleanup(args: CleanupArgs, context: &Context, entry: Entry) -> Result<Outcome, Error> {
@@ -121,7 +128,7 @@ pub(super) fn cleanup(args: CleanupArgs, context: &Context, entry: Entry) -> Res
     if let Some(path) = &args.state_dir {
         flags.push(("node.state_dir", Value::Text(absolute(path)?)));
     }
-    let config = load(args.config, flags, "byway config check")?;
-    let done = (entry.cleanup)(&config)?;
+    let config = load(args.config, flags, context)?;
+    let done = (entry.cleanup)(&config, args.all)?;
     Outcome::of(&Response::Done(done), context.style)
 }

@@ -7,7 +7,7 @@ use clap::Subcommand;
 
 use super::print::{self, Style, Table};
 use super::subnet::{next, role_word};
-use super::value::{self, Checked, wrong};
+use super::value;
 use crate::api::types::{InviteCreated, InviteInfo, Request, Role};
 
 #[derive(Debug, Subcommand)]
@@ -18,7 +18,7 @@ pub(super) enum InviteVerb {
         #[arg(value_parser = value::subnet)]
         subnet: String,
         /// How many may join by it
-        #[arg(long, default_value_t = 1)]
+        #[arg(long, default_value = "1", value_parser = value::uses)]
         uses: u32,
         /// How long it holds
         #[arg(long, default_value = "24h", value_parser = value::duration, value_name = "DURATION")]
@@ -42,7 +42,7 @@ pub(super) enum InviteVerb {
     /// End an invite
     Revoke {
         /// Its ID as `invite ls` shows it, or the invite itself; the subnet may stand before it
-        #[arg(value_parser = value::object, num_args = 1..=2, required = true, value_name = "INVITE")]
+        #[arg(value_parser = value::invite, num_args = 1..=2, required = true, value_name = "INVITE")]
         invite: Vec<String>,
     },
 }
@@ -57,16 +57,15 @@ impl InviteVerb {
         }
     }
 
-    pub(super) fn request(self) -> Checked<Request> {
-        Ok(match self {
-            InviteVerb::Create { uses: 0, .. } => return Err(wrong("E-USES", "--uses: an invite is for one at least")),
+    pub(super) fn request(self) -> Request {
+        match self {
             InviteVerb::Create { subnet, uses, expires, role, label, ephemeral } => {
                 let labels: BTreeMap<String, String> = label.into_iter().collect();
                 Request::InviteCreate { subnet, uses, expires_ms: value::millis(expires), role, labels, ephemeral }
             }
             InviteVerb::Ls { subnet } => Request::InviteLs { subnet },
             InviteVerb::Revoke { mut invite } => Request::InviteRevoke { invite: invite.pop().unwrap_or_default() },
-        })
+        }
     }
 }
 

@@ -4,8 +4,8 @@ use clap::{Args, Subcommand};
 
 use super::print::{self, Style, Table};
 use super::subnet::{SubnetArg, role_word};
-use super::value;
-use crate::api::types::{JoinRequestInfo, MemberInfo, Request, Role};
+use super::{confirm, value};
+use crate::api::types::{Error, JoinRequestInfo, MemberInfo, Request, Role};
 use crate::model::find::peer_prefixes;
 
 #[derive(Debug, Args)]
@@ -29,7 +29,13 @@ pub(super) enum MemberVerb {
     /// Refuse one who asks
     Deny(OneMember),
     /// Take a membership away, everywhere
-    Remove(OneMember),
+    Remove {
+        #[command(flatten)]
+        member: OneMember,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
     /// Change what a member may do
     Role {
         #[command(flatten)]
@@ -49,13 +55,21 @@ pub(super) enum MemberVerb {
 }
 
 impl MemberVerb {
+    /// Asks before a verb that ends something.
+    pub(super) fn confirmed(&self) -> Result<(), Error> {
+        match self {
+            MemberVerb::Remove { member: OneMember { subnet, member }, yes } => confirm::member(member, subnet, *yes),
+            _ => Ok(()),
+        }
+    }
+
     pub(super) fn request(self) -> Request {
         match self {
             MemberVerb::Ls(args) => Request::MemberLs { subnet: args.subnet },
             MemberVerb::Requests(args) => Request::MemberRequests { subnet: args.subnet },
             MemberVerb::Approve(OneMember { subnet, member }) => Request::MemberApprove { subnet, member },
             MemberVerb::Deny(OneMember { subnet, member }) => Request::MemberDeny { subnet, member },
-            MemberVerb::Remove(OneMember { subnet, member }) => Request::MemberRemove { subnet, member },
+            MemberVerb::Remove { member: OneMember { subnet, member }, .. } => Request::MemberRemove { subnet, member },
             MemberVerb::Role { member: OneMember { subnet, member }, role } => {
                 Request::MemberRole { subnet, member, role }
             }

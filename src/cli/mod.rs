@@ -8,6 +8,7 @@
 //! 7 waiting for approval or refused, 8 timed out, 9 degraded.
 
 mod config;
+mod confirm;
 mod daemon;
 mod dns;
 mod invite;
@@ -41,8 +42,9 @@ pub struct Entry {
     pub run: fn(Config) -> anyhow::Result<()>,
     /// Tells whether the daemon could run here: rights, devices, tools.
     pub preflight: fn(&Config) -> Result<(), Error>,
-    /// Removes every trace a dead daemon left on this machine; refused while one runs on the state directory.
-    pub cleanup: fn(&Config) -> Result<Done, Error>,
+    /// Removes every trace a dead daemon left on this machine, or with `true` every daemon; refused while one runs on the
+    /// state directory or the socket.
+    pub cleanup: fn(&Config, bool) -> Result<Done, Error>,
 }
 
 /// Private addresses for containers and machines, across peers.
@@ -81,9 +83,9 @@ enum Verb {
     /// Join a subnet by its ID or an invite
     Join(subnet::JoinArgs),
     /// Leave a subnet and remove every trace of it here
-    Leave(subnet::SubnetArg),
+    Leave(subnet::EndedSubnet),
     /// End a subnet for every member (owner only)
-    Destroy(subnet::SubnetArg),
+    Destroy(subnet::EndedSubnet),
     /// Subnets this node knows
     #[command(subcommand)]
     Subnet(subnet::SubnetVerb),
@@ -231,11 +233,20 @@ fn dispatch(verb: Verb, context: &Context, entry: Entry) -> Result<Outcome, Erro
         Verb::Lease(verb) => return blocking(lease::run(verb, context)),
         Verb::Create(args) => args.request()?,
         Verb::Join(args) => args.request()?,
-        Verb::Leave(args) => Request::Leave { subnet: args.subnet },
-        Verb::Destroy(args) => Request::Destroy { subnet: args.subnet },
+        Verb::Leave(args) => {
+            confirm::subnet(&args.subnet, args.yes, "this machine leaves it", context)?;
+            Request::Leave { subnet: args.subnet }
+        }
+        Verb::Destroy(args) => {
+            confirm::subnet(&args.subnet, args.yes, "it ends for every member", context)?;
+            Request::Destroy { subnet: args.subnet }
+        }
         Verb::Subnet(verb) => verb.request(),
-        Verb::Invite(verb) => verb.request()?,
-        Verb::Member(verb) => verb.request(),
+        Verb::Invite(verb) => verb.request(),
+        Verb::Member(verb) => {
+            verb.confirmed()?;
+            verb.request()
+        }
         Verb::Up(args) => Request::Up { subnet: args.subnet },
         Verb::Down(args) => Request::Down { subnet: args.subnet },
         Verb::Attach(verb) => verb.request()?,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::print;
-use super::value::{self, Checked, wrong};
+use super::value;
 use super::{Context, Outcome, json};
 use crate::api::types::{Error, ErrorKind, PingInfo, Request, Response};
 
@@ -15,18 +15,11 @@ pub(super) struct PingArgs {
     #[arg(value_parser = value::object, value_name = "PEER|NAME|ADDRESS")]
     target: String,
     /// How many probes
-    #[arg(short, long, default_value = "4", value_parser = count)]
+    #[arg(short, long, default_value = "4", value_parser = value::probes)]
     count: u32,
     /// How long each is waited for
     #[arg(long, default_value = "2s", value_parser = value::duration)]
     timeout: Duration,
-}
-
-fn count(text: &str) -> Checked<u32> {
-    text.parse()
-        .ok()
-        .filter(|n| (1..=100_000).contains(n))
-        .ok_or_else(|| wrong("E-USAGE", "a number of probes from 1 to 100000 is expected"))
 }
 
 /// Time from one probe to the next.

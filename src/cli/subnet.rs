@@ -32,7 +32,7 @@ pub(super) struct CreateArgs {
     #[arg(long, default_value = "auto", value_parser = value::cidr6, value_name = "CIDR")]
     cidr6: Cidr<Ipv6Net>,
     /// Length of the IPv4 block each member gets [default: 24]
-    #[arg(long, value_name = "LEN")]
+    #[arg(long, value_name = "LEN", value_parser = value::block4)]
     block4: Option<u8>,
     /// Who decides about those who ask by ID
     #[arg(long, default_value = "approve")]
@@ -144,6 +144,16 @@ pub(super) struct SubnetArg {
     /// ID, name, or at least the first 8 characters of the ID
     #[arg(value_parser = value::subnet)]
     pub(super) subnet: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct EndedSubnet {
+    /// ID, name, or at least the first 8 characters of the ID
+    #[arg(value_parser = value::subnet)]
+    pub(super) subnet: String,
+    /// Do not ask
+    #[arg(long, short)]
+    pub(super) yes: bool,
 }
 
 #[derive(Debug, Args)]

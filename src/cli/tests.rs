@@ -129,7 +129,7 @@ fn exit_codes_tell_how_it_ended() {
     let entry = Entry {
         run: |_| Err(anyhow::anyhow!("outer").context("started")),
         preflight: |_| Err(Error::new(ErrorKind::Failed, "E-TUN", "no /dev/net/tun")),
-        cleanup: |_| Err(Error::new(ErrorKind::Conflict, "E-STATE-IN-USE", "a daemon runs there")),
+        cleanup: |_, _| Err(Error::new(ErrorKind::Conflict, "E-STATE-IN-USE", "a daemon runs there")),
     };
     let code = |line: &str| {
         let line = format!("byway --quiet --socket {} {line}", socket.display());

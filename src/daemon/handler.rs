@@ -40,17 +40,20 @@ pub(crate) async fn call(ctx: &Context, request: Request) -> Result<Response, Er
         Request::Leave { subnet } => {
             let text = subnet.clone();
             match ctx.node.run(move |core| core.leave(&text)).await?? {
-                Leaving::Said(id) => subnets::end(ctx, Some(id), &subnet, "left").await,
+                Leaving::Said(id) => subnets::end(ctx, id, &subnet, "left").await,
                 Leaving::Withdrawn => {
                     Ok(done(format!("the request to join {} is withdrawn", printable(&subnet)), true))
                 }
-                Leaving::Gone => subnets::end(ctx, None, &subnet, "left").await,
+                Leaving::Gone => subnets::ended_before(ctx, &subnet).await,
             }
         }
         Request::Destroy { subnet } => {
             let text = subnet.clone();
             let destroyed = ctx.node.run(move |core| core.destroy(&text)).await??;
-            subnets::end(ctx, destroyed, &subnet, "destroyed").await
+            match destroyed {
+                Some(id) => subnets::end(ctx, id, &subnet, "destroyed").await,
+                None => subnets::ended_before(ctx, &subnet).await,
+            }
         }
         Request::Up { subnet } => {
             ctx.machine.ready()?;
@@ -230,7 +233,8 @@ async fn settle(ctx: &Context, generation: u64) -> Result<(), Error> {
 async fn reload(ctx: &Context) -> Result<Response, Error> {
     let fresh = Config::load(&ctx.config.sources).map_err(|errors| {
         let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        Error::new(ErrorKind::Usage, "E-CONFIG", all.join("; ")).hint("byway config check")
+        let file = ctx.config.sources.file.as_ref().map(|f| format!(" --config {}", f.display())).unwrap_or_default();
+        Error::new(ErrorKind::Usage, "E-CONFIG", all.join("; ")).hint(format!("byway config check{file}"))
     })?;
     let differing = fresh
         .values()

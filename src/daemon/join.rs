@@ -194,8 +194,12 @@ async fn ask_until_decided(
                     }
                     _ => ErrorKind::Refused,
                 };
-                let hint =
-                    if code.starts_with("E-INVITE") { "ask for a new one: byway invite create SUBNET" } else { "" };
+                let hint = match code.as_str() {
+                    // The invite is as good as before.
+                    "E-INVITE-RATE" => "the same again in a minute",
+                    code if code.starts_with("E-INVITE") => "ask for a new one: byway invite create SUBNET",
+                    _ => "",
+                };
                 end(&ctx, subnet, &progress, Error::new(kind, &code, message).hint(hint)).await;
                 return;
             }

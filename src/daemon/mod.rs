@@ -330,6 +330,10 @@ struct Loaded {
 /// Reads keys and records. Nothing outside the state directory is touched.
 fn load(config: &Config) -> Result<Loaded, Error> {
     let on_store = |e: store::StoreError| {
+        if e.is_forbidden() {
+            return Error::new(ErrorKind::NotPermitted, "E-PERMISSION", e.to_string())
+                .hint("run it as root, or give it directories of its own: --state-dir and --socket");
+        }
         let kind = if e.is_conflict() { ErrorKind::Conflict } else { ErrorKind::Failed };
         Error::new(kind, e.code(), e.to_string()).hint(e.hint())
     };
@@ -361,8 +365,14 @@ fn addresses(texts: &[String]) -> Result<Vec<p2p::Address>, Error> {
 ///
 /// # Errors
 /// `E-RUNNING` while that daemon lives.
-pub fn cleanup(config: &Config) -> Result<Vec<String>, Error> {
+pub fn cleanup(config: &Config, all: bool) -> Result<Vec<String>, Error> {
     let failed = |e: anyhow::Error| Error::new(ErrorKind::Failed, "E-CLEANUP", format!("{e:#}"));
+    if std::os::unix::net::UnixStream::connect(&config.socket).is_ok() {
+        let message =
+            format!("a daemon answers on {}: it would lose what carries its packets", config.socket.display());
+        return Err(Error::new(ErrorKind::Conflict, "E-RUNNING", message)
+            .hint("byway down   (takes every subnet off the wire), or stop the daemon first"));
+    }
     match Store::open(&config.state_dir) {
         Err(e) if e.is_conflict() => {
             return Err(Error::new(
@@ -379,11 +389,17 @@ pub fn cleanup(config: &Config) -> Result<Vec<String>, Error> {
         .build()
         .context("start the runtime")
         .map_err(failed)?;
-    // Without a key nobody knows which traces were this directory's: then all of byway's go.
-    let peer = store::identity(&config.state_dir, config.identity_file.as_deref(), true)
-        .ok()
-        .map(|s| Identity::new(&s, [0; 32]).peer);
-    let instance = peer.map(instance_of);
+    // Traces bear a mark that follows from the key. Without it nobody knows which were this directory's, and those of a
+    // daemon that lives elsewhere are not to be touched.
+    let instance = match store::identity(&config.state_dir, config.identity_file.as_deref(), true) {
+        _ if all => None,
+        Ok(seed) => Some(instance_of(Identity::new(&seed, [0; 32]).peer)),
+        Err(error) => {
+            let message = format!("nobody can tell which traces are those of {}: {error}", config.state_dir.display());
+            return Err(Error::new(ErrorKind::NotFound, "E-NO-KEY", message)
+                .hint("byway cleanup --all   (removes the traces of every byway daemon on this machine, also of those that run)"));
+        }
+    };
     runtime.block_on(crate::host::cleanup(instance.as_deref(), &config.state_dir)).map_err(failed)
 }
 

@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Context;
 use crate::api::types::{
-    self, Carriers, Error, ErrorKind, Path, PeerInfo, PeerStatus, Problem, SessionInfo, Status, SubnetStatus,
+    self, Carriers, Error, ErrorKind, Path, PeerInfo, PeerStatus, Problem, SessionInfo, Status, SubnetState,
+    SubnetStatus,
 };
 use crate::crypto::frame::Cipher;
 use crate::link::direct::{DirectStatus, PathStatus};
@@ -238,8 +239,11 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                 .state
                 .subnets
                 .values()
-                .filter(|s| !s.requests.is_empty())
-                .map(|s| (s.name().clone(), s.requests.values().map(|r| r.ask.name.clone()).collect()))
+                .map(|s| {
+                    let resolved = s.resolve(now);
+                    (s.name().clone(), s.open_requests(&resolved).map(|(_, r)| r.ask.name.clone()).collect::<Vec<_>>())
+                })
+                .filter(|(_, names)| !names.is_empty())
                 .collect();
             Ok((parts, core.damage.clone(), asking, contested, renamed))
         })
@@ -279,6 +283,11 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
         let mut status = part.status;
         for (peer, mut info) in part.peers {
             let key = Key { subnet: status.id, peer };
+            // Off the wire there is no path, and what was measured before says nothing of now.
+            if status.state == SubnetState::Down {
+                status.peers.push(info);
+                continue;
+            }
             problems.extend(closed_machine(ctx, key, &info.name, &part.named));
             let link = ctx.links.status(key);
             let direct = sessions.get(&key).and_then(|s| s.path.as_ref());

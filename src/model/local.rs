@@ -153,3 +153,11 @@ pub struct Past {
     /// Genesis bytes.
     pub genesis: Vec<u8>,
 }
+
+impl Past {
+    /// Whether the owner ended it for everyone: its proof is heads then, and this node's goodbye else.
+    pub fn is_destroyed(&self) -> bool {
+        use super::record::Body;
+        self.proof.iter().any(|r| matches!(r.verify(), Ok(Body::Head(head)) if head.destroyed))
+    }
+}

@@ -140,14 +140,15 @@ impl Core {
     /// `E-NO-SUBNET`, `E-NOT-ADMIN`.
     pub fn requests(&self, text: &str) -> Result<Vec<JoinRequestInfo>, Error> {
         let subnet = self.state.find(text)?;
-        subnet.require_admin(&self.state.me, &subnet.resolve(self.now()))?;
+        let resolved = subnet.resolve(self.now());
+        subnet.require_admin(&self.state.me, &resolved)?;
         let info = |(peer, r): (&_, &crate::model::members::Request)| JoinRequestInfo {
             peer_id: *peer,
             name: r.ask.name.clone(),
             fingerprint: fingerprint(*peer),
             since: r.since,
         };
-        Ok(subnet.requests.iter().map(info).collect())
+        Ok(subnet.open_requests(&resolved).map(info).collect())
     }
 
     fn lease_infos(&self, subnet: &Subnet, resolved: &Resolved) -> Vec<LeaseInfo> {

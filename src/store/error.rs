@@ -101,6 +101,11 @@ impl StoreError {
         }
     }
 
+    /// Whether this process may not do what it takes (exit 4).
+    pub fn is_forbidden(&self) -> bool {
+        matches!(self, StoreError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+    }
+
     /// Whether somebody else holds what is asked for (exit 6); all others are failures (exit 1).
     pub fn is_conflict(&self) -> bool {
         matches!(self, StoreError::InUse { .. })

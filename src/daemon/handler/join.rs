@@ -47,6 +47,7 @@ pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Respo
         return Err(Error::new(ErrorKind::Refused, "E-INVITE-EXPIRED", message)
             .hint("ask for a new one: byway invite create SUBNET"));
     }
+    let typed = peers.clone();
     let pending = PendingJoin {
         subnet: id,
         invite,
@@ -74,7 +75,7 @@ pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Respo
     if matches!(outcome, Progress::Searching) && wait && started.genesis.get().is_none() {
         // What the command says is how it is: from here on nobody is asked, or somebody has let this peer in just now.
         if ctx.node.run(move |core| core.give_up(id)).await?? {
-            return Err(nobody(id));
+            return Err(nobody(id, &silent(ctx, &typed).await));
         }
         let _ = tokio::time::timeout(DECIDED_PATIENCE, progress.wait_for(decided)).await;
         outcome = progress.borrow().clone();
@@ -105,13 +106,34 @@ pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Respo
     }
 }
 
-fn decided(progress: &Progress) -> bool {
-    matches!(progress, Progress::Admitted(_) | Progress::Refused(_))
+/// Those of the addresses that were typed where nobody answered.
+async fn silent(ctx: &Context, typed: &[String]) -> Vec<String> {
+    let peers = ctx.peers.status().await.unwrap_or_default();
+    let connected: Vec<Address> =
+        peers.iter().flat_map(|p| &p.connections).filter_map(|c| c.remote.parse().ok()).collect();
+    let answered = |text: &String| {
+        let address = text.parse::<Address>().ok();
+        // A name stands for addresses nobody told us: any connection may be to one of them.
+        match address.and_then(|a| a.ip()) {
+            Some(ip) => connected.iter().any(|c| c.ip().is_some_and(|c| c.to_canonical() == ip.to_canonical())),
+            None => !connected.is_empty(),
+        }
+    };
+    typed.iter().filter(|text| !answered(text)).cloned().collect()
 }
 
-fn nobody(id: SubnetId) -> Error {
-    Error::new(ErrorKind::Timeout, "E-NOBODY", format!("nobody was found who knows subnet {id}"))
+fn nobody(id: SubnetId, silent: &[String]) -> Error {
+    let known = format!("nobody was found who knows subnet {id}");
+    let message = match silent {
+        [] => known,
+        _ => format!("no answer from {}; {known}", silent.join(" and ")),
+    };
+    Error::new(ErrorKind::Timeout, "E-NOBODY", message)
         .hint(format!("byway join {id} --peer /ip4/ADDRESS/tcp/4100   (the address of any member)"))
+}
+
+fn decided(progress: &Progress) -> bool {
+    matches!(progress, Progress::Admitted(_) | Progress::Refused(_))
 }
 
 /// Which flags ask for something else than what this member has: a second join changes nothing.

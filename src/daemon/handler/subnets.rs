@@ -8,6 +8,7 @@ use crate::daemon::Context;
 use crate::daemon::join::around;
 use crate::model::host::HostPolicy;
 use crate::model::id::SubnetId;
+use crate::model::local::Past;
 use crate::model::members::printable;
 use crate::model::state::Founding;
 
@@ -64,12 +65,24 @@ fn choice<T>(cidr: Cidr<T>) -> Option<Option<T>> {
 }
 
 /// After `leave` or `destroy`: gives the others a moment to hear of it, then forgets the subnet.
-pub(super) async fn end(ctx: &Context, subnet: Option<SubnetId>, text: &str, word: &str) -> Result<Response, Error> {
-    let Some(id) = subnet else { return Ok(done(format!("{} was {word} already", printable(text)), false)) };
+pub(super) async fn end(ctx: &Context, id: SubnetId, text: &str, word: &str) -> Result<Response, Error> {
     if !ctx.table.members().is_empty() {
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
     let generation = ctx.node.run(move |core| core.forget(id)).await??;
     settle(ctx, generation).await?;
     Ok(done(format!("{word} {}", printable(text)), true))
+}
+
+/// `leave` or `destroy` of what is here no more: says how it went, whichever is asked for. Only a subnet that its owner ended
+/// is destroyed.
+pub(super) async fn ended_before(ctx: &Context, text: &str) -> Result<Response, Error> {
+    let (asked, shown) = (text.to_owned(), printable(text));
+    let destroyed = ctx.node.run(move |core| core.state.find_past(&asked).is_some_and(Past::is_destroyed)).await?;
+    let told = if destroyed {
+        format!("{shown} was destroyed already")
+    } else {
+        format!("{shown} was left already; its other members, if it has any, keep it")
+    };
+    Ok(done(told, false))
 }
