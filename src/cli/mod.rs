@@ -4,6 +4,8 @@
 //! more than the control socket tells, except `daemon`, `cleanup` and `config`, which work without a daemon and get what
 //! they start handed in ([`Entry`]).
 //!
+//! An answer that cannot be written is a failure (`output`); verbs that end something ask at a terminal (`confirm`).
+//!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 daemon not reachable, 4 not permitted, 5 no such object, 6 conflict,
 //! 7 waiting for approval or refused, 8 timed out, 9 degraded.
 

@@ -163,8 +163,9 @@ fn cleanup_takes_only_what_bears_its_mark(lab: &Lab) -> Result<()> {
     // Another directory's key has nothing here.
     let other = a.dir().join("other");
     std::fs::create_dir(&other)?;
-    std::fs::write(other.join("node.key"), [7u8; 32])?;
-    a.byway(&["--socket", &socket, "cleanup", "--state-dir", &other.to_string_lossy()])?;
+    std::fs::copy(lab.node("b")?.state().join("identity.key"), other.join("identity.key"))?;
+    let said = a.ok(&["--socket", &socket, "cleanup", "--state-dir", &other.to_string_lossy()])?;
+    ensure!(said.contains("nothing was left"), "{said}");
     before.assert_same(&crate::lab::snapshot::of(a.ns())?, "the daemon that lives")?;
     a.kill9()?;
     a.ok(&["cleanup", "--all", "--state-dir", &empty])?;
