@@ -14,7 +14,7 @@ use crate::link::direct::{DirectStatus, PathStatus};
 use crate::link::{Carried, Key, LinkStatus};
 use crate::model::build::MTU;
 use crate::model::find::{Named, find};
-use crate::model::host::Proto;
+use crate::model::host::{Finding, PRIORITY, Place, Proto};
 use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::join::fingerprint;
 use crate::model::members::printable;
@@ -433,6 +433,18 @@ fn expiry(subnet: &str, grant: Option<(u64, u64)>, now: u64) -> Option<Problem> 
     problem(severity, format!("the grant in subnet {subnet} ends in {when}"), help)
 }
 
+/// What of another program stands in the way. What a workload does in its own namespace is no fault of this machine.
+fn finding(found: &Finding) -> Problem {
+    let (code, severity, help) = match found {
+        Finding::Outranked { place, priority, .. } => (
+            "E-RULE-ORDER",
+            if *place == Place::Host { "error" } else { "info" },
+            format!("stop what adds rule {priority}, or let it use a priority above {PRIORITY}"),
+        ),
+    };
+    Problem { code: code.into(), severity: severity.into(), message: found.to_string(), help }
+}
+
 fn problems(ctx: &Context) -> Vec<Problem> {
     let mut all = Vec::new();
     if let Err(missing) = ctx.machine.ready() {
@@ -449,6 +461,7 @@ fn problems(ctx: &Context) -> Vec<Problem> {
         message: format!("{}: {}", f.what, f.why),
         help: "it is tried again every few seconds; byway cleanup and a restart remove what is in the way".into(),
     }));
+    all.extend(ctx.applied.borrow().findings.iter().map(finding));
     let refused = ctx.table.refused();
     if refused > 0 {
         all.push(Problem {

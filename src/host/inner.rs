@@ -13,9 +13,7 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressScope;
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourState};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol};
-use rtnetlink::IpVersion;
-
-use super::netlink::{LinkInfo, Netlink, errno, link_info, local_address, neighbour_of, plain, route_info, rule_of};
+use super::netlink::{LinkInfo, Netlink, errno, link_info, local_address, neighbour_of, plain, route_info};
 use crate::model::host::{PROTOCOL, Route, Rule, Scene, alias_name};
 
 /// Entries of one list that are read; what has more is not configured by us, and is left alone.
@@ -39,7 +37,7 @@ pub(super) struct Expected {
 }
 
 /// The messages of a dump, one by one. Where what the dump is about does not exist there is nothing.
-async fn each<T>(
+pub(super) async fn each<T>(
     what: &str,
     stream: impl Stream<Item = Result<T, rtnetlink::Error>>,
     mut take: impl FnMut(T),
@@ -123,14 +121,7 @@ impl Netlink {
             }
             scene.links.insert(wanted.name.clone(), info.link);
         }
-        if !rules.is_empty() {
-            for version in [IpVersion::V4, IpVersion::V6] {
-                each("rules", self.handle.rule().get(version).execute(), |message| {
-                    scene.rules.extend(rule_of(&message).filter(|rule| rules.contains(rule)));
-                })
-                .await?;
-            }
-        }
+        (scene.rules, scene.ahead) = self.rules(|rule| rules.contains(rule)).await?;
         Ok(scene)
     }
 

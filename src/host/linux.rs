@@ -12,7 +12,6 @@ use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
-use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 use rtnetlink::MulticastGroup;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -22,9 +21,10 @@ use super::kept::Kept;
 use super::netlink::{LinkInfo, Netlink};
 use super::netns::{self, NetnsError};
 use super::nft::Repair;
+use super::rules::{self, Moves};
 use super::{Host, TunControl, failure, netconf, nft, proxy, resolver, sysctl};
 use crate::model::host::{
-    Barred, Change, Failure, HostConfig, NetnsRef, Observed, Order, Place, Scene, TABLE, WorkloadConfig, alias_name,
+    Barred, Change, Failure, HostConfig, NetnsRef, Observed, Place, Scene, TABLE, WorkloadConfig, alias_name,
     barred, host_mac, inner_mac, inner_table, resolvers, sysctl_keys,
 };
 
@@ -72,6 +72,7 @@ pub struct LinuxHost {
     wake: Arc<Notify>,
     watchers: Vec<JoinHandle<()>>,
     rules: Rules,
+    moves: Moves,
 }
 
 /// Ruleset and loopback proxies, shared with who reads their counters.
@@ -144,6 +145,7 @@ impl LinuxHost {
             indexes,
             wake,
             watchers,
+            moves: Moves::default(),
         })
     }
 
@@ -162,8 +164,7 @@ impl LinuxHost {
     async fn observe_host(&mut self, desired: &HostConfig, observed: &mut Observed) -> anyhow::Result<()> {
         let (instance, opened) = (self.instance.clone(), self.opened.clone());
         let ours = move |info: &LinkInfo| Self::owned(&instance, &opened, info);
-        let mut look = self.netlink.scene(&ours).await?;
-        look.scene.rules.retain(|rule| rule.source.is_none() && rule.table == TABLE && rule.order == Order::First);
+        let look = self.netlink.scene(&ours).await?;
         observed.table_shared = look.table_shared;
         observed.uplinks = look.uplinks;
         observed.places.insert(Place::Host, look.scene);
@@ -383,11 +384,13 @@ impl Host for LinuxHost {
         self.observe_host(desired, &mut observed).await?;
         self.observe_inside(desired, &mut observed).await;
         self.observe_files(desired, &mut observed);
+        self.moves.limit(&mut observed, Instant::now());
         Ok(observed)
     }
 
     async fn apply(&mut self, desired: &HostConfig, observed: &Observed, changes: Vec<Change>) -> Vec<Failure> {
         let stops = desired.tuns.is_empty() && desired.workloads.is_empty() && desired.maps.is_empty();
+        self.moves.note(observed, &changes, Instant::now());
         // What guards the links stands before they do, and falls after them.
         let (barred, barred_after) = barred(observed, &changes);
         let (guarded, mut failures) =
@@ -481,7 +484,7 @@ fn concerns(message: &RouteNetlinkMessage, indexes: &BTreeSet<u32>) -> bool {
     match message {
         RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => link_concerns(link, indexes),
         RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => route_concerns(route),
-        RouteNetlinkMessage::NewRule(rule) | RouteNetlinkMessage::DelRule(rule) => rule_concerns(rule),
+        RouteNetlinkMessage::NewRule(rule) | RouteNetlinkMessage::DelRule(rule) => rules::concerns(rule),
         _ => true,
     }
 }
@@ -497,8 +500,4 @@ fn link_concerns(link: &LinkMessage, indexes: &BTreeSet<u32>) -> bool {
 
 fn route_concerns(route: &RouteMessage) -> bool {
     route.attributes.iter().any(|a| matches!(a, RouteAttribute::Table(TABLE)))
-}
-
-fn rule_concerns(rule: &RuleMessage) -> bool {
-    rule.attributes.iter().any(|a| matches!(a, RuleAttribute::Table(TABLE)))
 }

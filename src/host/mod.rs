@@ -21,6 +21,7 @@ pub mod preflight;
 pub mod proxy;
 pub mod reconcile;
 pub mod resolver;
+mod rules;
 mod sockets;
 pub mod sysctl;
 #[cfg(test)]

@@ -14,13 +14,12 @@ use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, Neig
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType, RouteVia,
 };
-use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
-use rtnetlink::{Handle, IpVersion, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 
+use super::rules::rule_message;
 use crate::model::host::{
-    Change, Family, LAST_PRIORITY, Link, LinkSet, Order, PRIORITY, PROTOCOL, Route, Rule, Scene, TABLE, WorkloadConfig,
-    alias_name, host_mac, inner_mac,
+    Change, Link, LinkSet, PROTOCOL, Route, Rule, Scene, TABLE, WorkloadConfig, alias_name, host_mac, inner_mac,
 };
 
 /// A link as the kernel lists it.
@@ -163,19 +162,6 @@ impl Netlink {
         Ok(routes)
     }
 
-    /// Rules that bear our mark, with how often each is there.
-    async fn rules(&self) -> anyhow::Result<Vec<Rule>> {
-        let mut rules = Vec::new();
-        for version in [IpVersion::V4, IpVersion::V6] {
-            match self.handle.rule().get(version).execute().try_collect::<Vec<_>>().await {
-                Ok(messages) => rules.extend(messages.iter().filter_map(rule_of)),
-                Err(error) if errno(&error) == Some(libc::EOPNOTSUPP) => {}
-                Err(error) => return Err(plain(error).context("list rules")),
-            }
-        }
-        Ok(rules)
-    }
-
     /// Permanent neighbours: index of the link, address, hardware address.
     async fn neighbours(&self) -> anyhow::Result<Vec<(u32, IpAddr, [u8; 6])>> {
         let messages = all("neighbours", self.handle.neighbours().get().execute()).await?;
@@ -227,7 +213,7 @@ impl Netlink {
                 None => look.table_shared |= info.ours && info.route.table == TABLE,
             }
         }
-        look.scene.rules = self.rules().await?.into_iter().collect();
+        (look.scene.rules, look.scene.ahead) = self.rules(|rule| rule.table == TABLE && rule.source.is_none()).await?;
         Ok(look)
     }
 
@@ -436,14 +422,14 @@ impl Netlink {
 
     /// Routes and rules that bear our mark in our table, whoever made them, and whether any route is left whose link is
     /// not in `gone`. For `cleanup`.
-    pub(super) async fn leftovers(&self) -> anyhow::Result<(Vec<Route>, Vec<Rule>)> {
+    pub(super) async fn leftovers(&self) -> anyhow::Result<(Vec<Route>, BTreeSet<Rule>)> {
         let links = self.links().await?;
         let named = |info: RouteInfo| {
             let link = info.link.and_then(|index| links.get(&index)).map(|l| l.name.clone()).unwrap_or_default();
             Route { link, ..info.route }
         };
         let routes = self.routes(Some(TABLE)).await?.into_iter().filter(|r| r.ours).map(named).collect();
-        Ok((routes, self.rules().await?))
+        Ok((routes, self.rules(|rule| rule.table == TABLE && rule.source.is_none()).await?.0))
     }
 }
 
@@ -553,53 +539,6 @@ pub(super) fn route_info(message: &RouteMessage) -> Option<RouteInfo> {
     let ours = message.header.protocol == RouteProtocol::Other(PROTOCOL) && message.header.kind == RouteType::Unicast;
     let route = Route { table, destination, link: String::new(), gateway, source };
     Some(RouteInfo { route, link, hops, ours, kind: message.header.kind })
-}
-
-/// A rule of ours: priority and protocol are our mark.
-pub(super) fn rule_of(message: &RuleMessage) -> Option<Rule> {
-    let family = match message.header.family {
-        AddressFamily::Inet => Family::V4,
-        AddressFamily::Inet6 => Family::V6,
-        _ => return None,
-    };
-    let (mut table, mut source, mut priority, mut protocol) = (u32::from(message.header.table), None, 0, None);
-    for attribute in &message.attributes {
-        match attribute {
-            RuleAttribute::Table(id) => table = *id,
-            RuleAttribute::Source(address) => source = Some(*address),
-            RuleAttribute::Priority(number) => priority = *number,
-            RuleAttribute::Protocol(number) => protocol = Some(*number),
-            _ => {}
-        }
-    }
-    let order = match priority {
-        PRIORITY => Order::First,
-        LAST_PRIORITY => Order::Last,
-        _ => return None,
-    };
-    (protocol == Some(RouteProtocol::Other(PROTOCOL))).then_some(Rule { family, source, table, order })
-}
-
-fn rule_message(rule: &Rule) -> RuleMessage {
-    let mut message = RuleMessage::default();
-    message.header.family = match rule.family {
-        Family::V4 => AddressFamily::Inet,
-        Family::V6 => AddressFamily::Inet6,
-    };
-    message.header.action = RuleAction::ToTable;
-    message.attributes = vec![
-        RuleAttribute::Table(rule.table),
-        RuleAttribute::Priority(match rule.order {
-            Order::First => PRIORITY,
-            Order::Last => LAST_PRIORITY,
-        }),
-        RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)),
-    ];
-    if let Some(source) = rule.source {
-        message.header.src_len = host_length(&source);
-        message.attributes.push(RuleAttribute::Source(source));
-    }
-    message
 }
 
 pub(super) fn neighbour_of(message: &NeighbourMessage) -> Option<(u32, IpAddr, [u8; 6])> {

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Applied, Failure, Host, failure};
-use crate::model::host::{Change, HostConfig, Observed, plan};
+use crate::model::host::{Change, Finding, HostConfig, Observed, findings, plan};
 
 /// Between a kernel event and the look at the kernel: events come in swarms.
 const DEBOUNCE: Duration = Duration::from_millis(50);
@@ -31,7 +31,7 @@ enum Cause {
 ///
 /// The number beside the desired state is its generation; 0 means that nothing is known yet, and nothing is touched
 /// until a higher one comes: what an earlier run left behind and is still wanted stays in use. `applied` hears of each
-/// generation when the kernel was made to follow it, and again whenever failures or dead workloads change.
+/// generation when the kernel was made to follow it, and again whenever failures, findings or dead workloads change.
 ///
 /// # Errors
 /// None: what fails is in [`Applied`].
@@ -99,6 +99,7 @@ async fn late(stop: &CancellationToken) {
 struct Outcome {
     changes: Vec<String>,
     failures: Vec<Failure>,
+    findings: Vec<Finding>,
     dead: Vec<(crate::model::id::SubnetId, crate::model::id::Name)>,
 }
 
@@ -112,9 +113,10 @@ async fn pass<H: Host>(host: &mut H, config: &HostConfig) -> Outcome {
     };
     let changes = plan(config, &observed);
     let names = changes.iter().map(Change::to_string).collect();
+    let findings = findings(config, &observed);
     let mut failures = unreadable(&observed);
     failures.extend(host.apply(config, &observed, changes).await);
-    Outcome { changes: names, failures, dead: observed.dead.into_iter().collect() }
+    Outcome { changes: names, failures, findings, dead: observed.dead.into_iter().collect() }
 }
 
 fn unreadable(observed: &Observed) -> Vec<Failure> {
@@ -132,13 +134,17 @@ fn log(cause: Cause, generation: u64, outcome: &Outcome) {
 }
 
 fn publish(applied: &watch::Sender<Applied>, generation: u64, outcome: Outcome) {
-    let next = Applied { generation, failures: outcome.failures, dead_workloads: outcome.dead };
+    let Outcome { failures, findings, dead, .. } = outcome;
+    let next = Applied { generation, failures, findings, dead_workloads: dead };
     applied.send_if_modified(|last| {
         if *last == next {
             return false;
         }
         for failure in next.failures.iter().filter(|f| !last.failures.contains(f)) {
             tracing::warn!(what = failure.what, why = failure.why, "kernel refused");
+        }
+        for finding in next.findings.iter().filter(|f| !last.findings.contains(f)) {
+            tracing::warn!("{finding}");
         }
         *last = next;
         true

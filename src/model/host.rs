@@ -3,6 +3,7 @@
 //! PURE. `HostConfig` is derived from the state; `host` makes the kernel follow it: it observes ([`Observed`]), plans
 //! ([`plan()`]) and applies ([`Change`]).
 
+mod finding;
 mod forwarding;
 mod observed;
 mod plan;
@@ -15,8 +16,9 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use finding::{Finding, findings};
 pub use forwarding::{Barred, barred, is_link_name, switch_of_every_link};
-pub use observed::{Change, Family, Link, LinkSet, NetnsRule, Observed, Order, Place, Route, Rule, Scene, SysctlKey};
+pub use observed::{Ahead, Change, Family, Link, LinkSet, NetnsRule, Observed, Place, Route, Rule, Scene, SysctlKey};
 pub use plan::plan;
 pub use policy::{HostPolicy, PolicyError, Ports};
 pub use want::{Resolver, inner_table, resolvers, sysctl_keys};
@@ -25,7 +27,8 @@ use super::id::{Name, SubnetId};
 
 /// The routing table our routes of the host live in.
 pub const TABLE: u32 = 4110;
-/// Priority of our rules: ahead of `main` (32766), behind `local` (0).
+/// Priority of our rules: ahead of `main` (32766), behind `local` (0). Where another program has one before it, ours stand
+/// before that.
 pub const PRIORITY: u32 = 4110;
 /// Priority of the rules that hold where nothing else does: behind `main` and `default` (32767).
 pub const LAST_PRIORITY: u32 = 40_000;
@@ -81,6 +84,8 @@ pub struct Applied {
     pub generation: u64,
     /// What could not be done; empty: the kernel matches.
     pub failures: Vec<Failure>,
+    /// What stands in the way although the kernel matches.
+    pub findings: Vec<Finding>,
     /// Workloads whose namespace is gone: their lease and name are to be freed.
     pub dead_workloads: Vec<(SubnetId, Name)>,
 }

@@ -53,16 +53,7 @@ pub struct Route {
     pub source: Option<IpAddr>,
 }
 
-/// When a rule is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Order {
-    /// Ahead of table `main`: [`PRIORITY`](super::PRIORITY).
-    First,
-    /// Only where nothing else knows a way: [`LAST_PRIORITY`](super::LAST_PRIORITY).
-    Last,
-}
-
-/// A rule of ours, known by its protocol 98 and its priority.
+/// A rule of ours, known by its protocol 98.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Rule {
     /// Family it holds for.
@@ -71,8 +62,27 @@ pub struct Rule {
     pub source: Option<IpAddr>,
     /// Table looked up.
     pub table: u32,
-    /// When it is asked.
-    pub order: Order,
+    /// The lower, the earlier it is asked: [`PRIORITY`](super::PRIORITY) or less, so that no rule of another program is
+    /// asked before; [`LAST_PRIORITY`](super::LAST_PRIORITY) where only nothing else is to know a way.
+    pub priority: u32,
+}
+
+impl Rule {
+    /// Whether both do the same, wherever they stand.
+    pub fn is_same_as(&self, other: &Rule) -> bool {
+        (self.family, self.source, self.table) == (other.family, other.source, other.table)
+    }
+}
+
+/// The first rule of another program, of those that may lead our packets elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ahead {
+    /// Its priority.
+    pub priority: u32,
+    /// Priority of the rule for the machine's own addresses: nothing of ours may be asked before it.
+    pub local: u32,
+    /// What it does: `lookup 51820`.
+    pub what: String,
 }
 
 /// A rule of ours and the namespace it was entered in.
@@ -115,6 +125,8 @@ pub struct Scene {
     pub routes: BTreeSet<Route>,
     /// Our rules.
     pub rules: BTreeSet<Rule>,
+    /// What of other programs is asked first.
+    pub ahead: BTreeMap<Family, Ahead>,
     /// Values of the sysctls that concern us; a missing key does not exist.
     pub sysctls: BTreeMap<SysctlKey, String>,
 }
@@ -143,6 +155,8 @@ pub struct Observed {
     pub kept_resolvers: BTreeSet<PathBuf>,
     /// Far ends of the veth pairs [`Observed::absorb`] made; the kernel deletes them by itself.
     pub pairs: BTreeMap<String, (NetnsRef, String)>,
+    /// Namespaces where our rules were moved so often that they stay where they are.
+    pub stay: BTreeSet<Place>,
     /// Workloads whose namespace is gone or is another one.
     pub dead: BTreeSet<(SubnetId, Name)>,
 }
@@ -383,8 +397,8 @@ impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let family = if self.family == Family::V4 { "IPv4" } else { "IPv6" };
         match self.source {
-            Some(source) => write!(f, "{family} from {source} lookup {}", self.table),
-            None => write!(f, "{family} lookup {}", self.table),
+            Some(source) => write!(f, "{} of {family} from {source} lookup {}", self.priority, self.table),
+            None => write!(f, "{} of {family} lookup {}", self.priority, self.table),
         }
     }
 }

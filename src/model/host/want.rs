@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 
 use super::{
-    Family, HostConfig, NetnsRef, Observed, Order, Place, ResolvConf, Route, Rule, SysctlKey, TABLE, TX_QUEUE,
+    Family, HostConfig, LAST_PRIORITY, NetnsRef, Observed, PRIORITY, Place, ResolvConf, Route, Rule, Scene, SysctlKey, TABLE, TX_QUEUE,
     TunConfig, WorkloadConfig, alias, forwarding, host_mac, inner_mac, is_link_name,
 };
 
@@ -89,7 +89,30 @@ pub(super) fn wanted(desired: &HostConfig, observed: &Observed) -> BTreeMap<Plac
     if let Some(host) = places.get_mut(&Place::Host) {
         host_want(host, desired, observed, &families);
     }
+    for (place, scene) in &mut places {
+        if let Some(seen) = observed.places.get(place) {
+            let stay = observed.stay.contains(place);
+            scene.rules = std::mem::take(&mut scene.rules).into_iter().map(|rule| in_front(rule, seen, stay)).collect();
+        }
+    }
     places
+}
+
+/// A rule of ours that is to be first, before the first of any other program: whoever adds a rule without a priority gets
+/// one before ours, and a full-tunnel VPN does so. Never before the rule for the machine's own addresses; where there is no
+/// room between the two, or the rules are to `stay`, the other one is a [`finding`](super::findings).
+fn in_front(rule: Rule, seen: &Scene, stay: bool) -> Rule {
+    if rule.priority != PRIORITY {
+        return rule;
+    }
+    let now = seen.rules.iter().filter(|old| old.is_same_as(&rule)).map(|old| old.priority).min();
+    let before = seen.ahead.get(&rule.family).filter(|ahead| ahead.priority <= PRIORITY);
+    let priority = match (before, now) {
+        (_, Some(now)) if stay => now,
+        (Some(ahead), _) if ahead.priority > ahead.local => ahead.priority - 1,
+        _ => PRIORITY,
+    };
+    Rule { priority, ..rule }
 }
 
 fn host_want(host: &mut SceneWant, desired: &HostConfig, observed: &Observed, families: &Families) {
@@ -128,7 +151,7 @@ fn host_want(host: &mut SceneWant, desired: &HostConfig, observed: &Observed, fa
         family,
         source: None,
         table: TABLE,
-        order: Order::First,
+        priority: PRIORITY,
     }));
 }
 
@@ -209,11 +232,11 @@ fn inner_want(desired: &HostConfig, workload: &WorkloadConfig, families: &Famili
             family: Family::of(address),
             source: Some(*address),
             table,
-            order: Order::First,
+            priority: PRIORITY,
         }));
         // A server bound to every address answers before it has chosen one: where the namespace knows no other way to
         // a client of a port map, this is it.
-        rules.insert(Rule { family: Family::of(gateway), source: None, table, order: Order::Last });
+        rules.insert(Rule { family: Family::of(gateway), source: None, table, priority: LAST_PRIORITY });
     }
     let sysctls = if families.ipv6 && own.iter().any(IpAddr::is_ipv6) {
         link_ipv6(&workload.inner_link).collect()
