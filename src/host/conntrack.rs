@@ -49,6 +49,16 @@ pub struct MapFlows {
     pub target_port: u16,
 }
 
+/// Maps that begin, lead elsewhere or let in others, and what they must find forgotten: a flow that was there before a map
+/// is not asked about it, however long its client goes on sending.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Begun {
+    /// The maps, as they are from now on.
+    pub maps: Vec<MapFlows>,
+    /// Prefixes of every subnet: a flow that was sent there and not to a map's target was sent there by a former map.
+    pub overlay: Vec<IpNet>,
+}
+
 /// The flows between a subnet and this machine itself that are no longer let in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostFlows {
@@ -133,17 +143,37 @@ impl Entry {
         Some(entry)
     }
 
-    fn is_of(&self, map: &MapFlows) -> bool {
+    /// Whether it asked for what the map listens on.
+    fn asks_for(&self, map: &MapFlows) -> bool {
         let proto = u8::from(match map.proto {
             Proto::Tcp => Protocol::Tcp,
             Proto::Udp => Protocol::Udp,
         });
-        self.rewritten
-            && self.original.proto == Some(proto)
+        let of_family = |to: IpAddr| to.is_ipv4() == map.listen.is_ipv4();
+        self.original.proto == Some(proto)
             && self.original.destination_port == Some(map.port)
-            && (map.listen.is_unspecified() || self.original.destination == Some(map.listen))
+            && match self.original.destination {
+                Some(to) if map.listen.is_unspecified() => of_family(to),
+                to => to == Some(map.listen),
+            }
+    }
+
+    fn is_of(&self, map: &MapFlows) -> bool {
+        self.rewritten
+            && self.asks_for(map)
             && self.reply.source == Some(map.target)
             && self.reply.source_port == Some(map.target_port)
+    }
+
+    /// Whether it was there before one of the maps that begin: sent to this machine itself, or by a map that was. What
+    /// another program translates is its own, and what passes through this machine is no map's.
+    fn precedes(&self, begun: &Begun, own: &[IpAddr]) -> bool {
+        let by_former = |at: IpAddr| begun.overlay.iter().any(|prefix| prefix.contains(&at));
+        begun.maps.iter().any(|map| self.asks_for(map) && !self.is_of(map))
+            && match self.rewritten {
+                true => self.reply.source.is_some_and(by_former),
+                false => self.original.destination.is_some_and(|to| own.contains(&to)),
+            }
     }
 
     /// Whether somebody in the subnet began this flow, and asked something of the machine that it no longer lets in.
@@ -328,6 +358,25 @@ pub async fn delete_maps(maps: Vec<MapFlows>) -> io::Result<usize> {
     delete_where(move |entry| maps.iter().any(|map| entry.is_of(map))).await
 }
 
+/// Forgets every flow that was there before one of the maps that begin, and returns how many: the next packet of each is
+/// asked about the map.
+///
+/// # Errors
+/// Netlink refused; some may be gone.
+///
+/// # Cancel safety
+/// A dropped call goes on in the background.
+pub async fn delete_before(begun: Begun) -> io::Result<usize> {
+    let own: Vec<IpAddr> = nix::ifaddrs::getifaddrs()?
+        .filter_map(|link| {
+            let address = link.address?;
+            let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+        })
+        .collect();
+    delete_where(move |entry| entry.precedes(&begun, &own)).await
+}
+
 /// Ends every flow of `flows` but those that one of `maps` began, and returns how many.
 ///
 /// An answer that is under way when its flow is ended may begin it anew: the table is looked at once more, a moment later.
@@ -409,6 +458,24 @@ mod tests {
         assert!(!Entry { rewritten: false, ..flow() }.is_of(&map()));
         assert!(flow().touches(&["192.0.2.3".parse().unwrap()]));
         assert!(!flow().touches(&["192.0.2.4".parse().unwrap()]));
+    }
+
+    #[test]
+    fn a_map_that_begins_is_asked_about_flows_of_before() {
+        let own = ["192.0.2.2".parse().unwrap()];
+        let begun = |target: &str| Begun {
+            maps: vec![MapFlows { target: target.parse().unwrap(), ..map() }],
+            overlay: vec!["192.0.2.3/32".parse().unwrap()],
+        };
+        let plain = Entry { rewritten: false, ..flow() };
+        assert!(plain.precedes(&begun("192.0.2.3"), &own), "nobody rewrote it");
+        assert!(!plain.precedes(&begun("192.0.2.3"), &[]), "it passes through this machine");
+        assert!(!flow().precedes(&begun("192.0.2.3"), &own), "it is this very map's");
+        assert!(flow().precedes(&begun("192.0.2.4"), &own), "a former map's");
+        let foreign = Begun { overlay: vec![], ..begun("192.0.2.4") };
+        assert!(!flow().precedes(&foreign, &own), "another program translated it");
+        let elsewhere = Begun { maps: vec![MapFlows { port: 8081, ..map() }], ..begun("192.0.2.4") };
+        assert!(!plain.precedes(&elsewhere, &own));
     }
 
     /// A flow from one port to another, as the first packet had it.

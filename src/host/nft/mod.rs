@@ -34,7 +34,7 @@ pub use counters::{Count, MapCount};
 pub use run::Error;
 pub use watch::Watcher;
 
-use super::conntrack::{self, HostFlows, MapFlows};
+use super::conntrack::{self, Begun, HostFlows, MapFlows};
 use crate::model::host::{Barred, HostConfig, TunConfig};
 use crate::model::id::SubnetId;
 use atom::{CLOSED, Tuple};
@@ -150,6 +150,7 @@ impl Nft {
         };
         self.applied = Some(applied);
         failures.extend(end_flows(&before, &target).await);
+        failures.extend(forget_flows(&before, &target, desired).await);
         failures.extend(end_host_flows(&before, &target, desired).await);
         self.subnets = subnets_of_links(desired);
         Ok(failures)
@@ -345,6 +346,23 @@ async fn end_flows(before: &Elements, after: &Elements) -> Option<String> {
             None
         }
         Err(error) => Some(format!("end the flows of removed maps: {error}")),
+    }
+}
+
+/// Forgets what conntrack holds of flows to a map that was not there, led elsewhere or let in others: they are decided anew.
+async fn forget_flows(before: &Elements, after: &Elements, desired: &HostConfig) -> Option<String> {
+    // What is not as it was, seen from the other end: what ends on the way back begins on the way there.
+    let maps: Vec<MapFlows> = after.ended(before).into_iter().map(map_flows).collect();
+    if maps.is_empty() {
+        return None;
+    }
+    let overlay = desired.tuns.iter().flat_map(|tun| tun.prefixes.iter().copied()).collect();
+    match conntrack::delete_before(Begun { maps, overlay }).await {
+        Ok(forgotten) => {
+            debug!(forgotten, "flows of before a map forgotten");
+            None
+        }
+        Err(error) => Some(format!("forget the flows of before a map: {error}")),
     }
 }
 
