@@ -124,17 +124,18 @@ impl Machine {
         })
     }
 
-    /// Prefixes the machine routes elsewhere, its gateways and its resolvers.
+    /// Prefixes the machine routes elsewhere, its gateways, its resolvers and its links.
     pub(crate) async fn surroundings(&self, instance: &str) -> Result<Around, Error> {
         let Machine::Kernel = self else { return Ok(Around::default()) };
         let failed =
             |e: anyhow::Error| Error::new(ErrorKind::Failed, "E-NETLINK", format!("read this machine's routes: {e:#}"));
         let routed = host::used_prefixes(instance).await.map_err(failed)?;
         let gateways = host::gateways(instance).await.map_err(failed)?;
+        let links = host::foreign_links(instance).await.map_err(failed)?;
         let need = |what: &'static str| move |address: IpAddr| Need { address, what: format!("the {what} {address}") };
         let needs = gateways.into_iter().map(need("gateway"));
         let resolvers = dns::resolvers().await.into_iter().map(need("resolver"));
-        Ok(Around { routed, needs: needs.chain(resolvers).collect() })
+        Ok(Around { routed, needs: needs.chain(resolvers).collect(), links })
     }
 
     /// Whether the kernel gives us what we need: the first thing that is missing, with its remedy.

@@ -65,7 +65,13 @@ pub(crate) async fn run(
             }
             changed = applied.changed() => {
                 changed?;
-                let dead = applied.borrow_and_update().dead_workloads.clone();
+                let (dead, taken) = {
+                    let applied = applied.borrow_and_update();
+                    (applied.dead_workloads.clone(), applied.taken.clone())
+                };
+                for link in taken {
+                    ctx.node.run(move |core| core.link_taken(&link)).await?;
+                }
                 for (subnet, name) in dead {
                     ctx.node.run(move |core| core.workload_died(subnet, &name)).await?;
                 }

@@ -32,7 +32,7 @@ use std::sync::Arc;
 
 pub use cleanup::cleanup;
 pub use linux::{LinuxHost, Rules};
-pub use netlink::{gateways, used_prefixes};
+pub use netlink::{foreign_links, gateways, used_prefixes};
 pub use preflight::preflight;
 
 pub use crate::model::host::{Applied, Failure};

@@ -478,6 +478,15 @@ pub(super) fn link_info(message: &LinkMessage) -> LinkInfo {
             LinkAttribute::TxQueueLen(length) => info.link.txqueuelen = *length,
             LinkAttribute::GsoMaxSize(size) => info.link.gso_max_size = *size,
             LinkAttribute::Address(mac) => info.link.mac = mac.as_slice().try_into().ok(),
+/// Names of every link that is not this instance's.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub async fn foreign_links(instance: &str) -> anyhow::Result<BTreeSet<String>> {
+    let links = Netlink::open()?.links().await?.into_values();
+    Ok(links.filter(|l| alias_name(instance, &l.link.alias).is_none()).map(|l| l.name).collect())
+}
+
             _ => {}
         }
     }

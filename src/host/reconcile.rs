@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Applied, Failure, Host, failure};
-use crate::model::host::{Change, Finding, HostConfig, Observed, findings, plan};
+use crate::model::host::{Change, Finding, HostConfig, Observed, Place, findings, plan};
 
 /// Between a kernel event and the look at the kernel: events come in swarms.
 const DEBOUNCE: Duration = Duration::from_millis(50);
@@ -100,6 +100,7 @@ struct Outcome {
     changes: Vec<String>,
     failures: Vec<Failure>,
     findings: Vec<Finding>,
+    taken: Vec<String>,
     dead: Vec<(crate::model::id::SubnetId, crate::model::id::Name)>,
 }
 
@@ -116,11 +117,16 @@ async fn pass<H: Host>(host: &mut H, config: &HostConfig) -> Outcome {
     let findings = findings(config, &observed);
     let mut failures = unreadable(&observed);
     failures.extend(host.apply(config, &observed, changes).await);
-    Outcome { changes: names, failures, findings, dead: observed.dead.into_iter().collect() }
+    Outcome { changes: names, failures, findings, taken, dead: observed.dead.into_iter().collect() }
 }
 
 fn unreadable(observed: &Observed) -> Vec<Failure> {
     let why = "it cannot be read; its workloads stay as they are";
+    let conflict = |change: &Change| match change {
+        Change::Conflict { place: Place::Host, link } => Some(link.clone()),
+        _ => None,
+    };
+    let taken = changes.iter().filter_map(conflict).collect();
     observed.unreadable.iter().map(|netns| failure(format!("configure {}", netns.path.display()), why)).collect()
 }
 
@@ -134,8 +140,8 @@ fn log(cause: Cause, generation: u64, outcome: &Outcome) {
 }
 
 fn publish(applied: &watch::Sender<Applied>, generation: u64, outcome: Outcome) {
-    let Outcome { failures, findings, dead, .. } = outcome;
-    let next = Applied { generation, failures, findings, dead_workloads: dead };
+    let Outcome { failures, findings, taken, dead, .. } = outcome;
+    let next = Applied { generation, failures, findings, taken, dead_workloads: dead };
     applied.send_if_modified(|last| {
         if *last == next {
             return false;

@@ -87,6 +87,8 @@ pub struct Applied {
     /// What stands in the way although the kernel matches.
     pub findings: Vec<Finding>,
     /// Workloads whose namespace is gone: their lease and name are to be freed.
+    /// Names of links we need that somebody else's link has: ours are to be called otherwise.
+    pub taken: Vec<String>,
     pub dead_workloads: Vec<(SubnetId, Name)>,
 }
 

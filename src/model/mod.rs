@@ -8,6 +8,7 @@ pub mod genesis;
 pub mod heard;
 pub mod host;
 pub mod id;
+pub mod interface;
 pub mod ipam;
 pub mod join;
 pub mod local;

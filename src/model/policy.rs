@@ -6,6 +6,7 @@
 //!
 //! Pure. The ID of a subnet is the hash of its [`Genesis`], so what is judged here is what will hold.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -76,6 +77,8 @@ pub struct Around {
     pub routed: Vec<(IpNet, String)>,
     /// Resolvers, gateways, and where peers are reached.
     pub needs: Vec<Need>,
+    /// Names of links that are not this daemon's.
+    pub links: BTreeSet<String>,
 }
 
 impl Around {

@@ -231,18 +231,6 @@ impl State {
         }
     }
 
-    /// Interface name of a subnet: `bw-NAME`, with the beginning of the ID where that is too long or taken.
-    fn interface_name(&self, name: &Name, id: SubnetId) -> String {
-        let plain = format!("bw-{name}");
-        let taken = |n: &str| self.subnets.values().any(|s| s.local.interface == n);
-        if plain.len() <= 15 && !taken(&plain) {
-            return plain;
-        }
-        let head: String = plain.chars().take(10).collect();
-        let tail: String = id.to_string().chars().take(5).collect();
-        format!("{}{tail}", head.trim_end_matches('-'))
-    }
-
     /// Founds a subnet: this node owns it and is its first member.
     ///
     /// # Errors
@@ -305,7 +293,7 @@ impl State {
             local: Local {
                 genesis: records.genesis.encode(),
                 alias: founding.name.clone(),
-                interface: self.interface_name(&founding.name, id),
+                interface: self.interface_name(&founding.name, id, &founding.around.links),
                 up: true,
                 hints: vec![],
                 reached: BTreeMap::new(),
@@ -361,7 +349,7 @@ impl State {
         let alias = join.alias.as_ref().unwrap_or(&parsed.name);
         self.check_alias(alias)?;
         let prefixes = Records::new(parsed.clone()).prefixes();
-        let routed = Around { routed: around.routed.clone(), needs: vec![] };
+        let routed = Around { routed: around.routed.clone(), ..Around::default() };
         self.check_overlap(alias, &prefixes, &routed)?;
         let target = if join.invite.is_some() { "INVITE".to_owned() } else { join.subnet.to_string() };
         policy::judge(&parsed, alias, &target, &join.allow, &around.needs)?;
@@ -389,7 +377,7 @@ impl State {
                 Subnet {
                     local: Local {
                         genesis: genesis.to_vec(),
-                        interface: self.interface_name(&alias, join.subnet),
+                        interface: self.interface_name(&alias, join.subnet, &around.links),
                         alias,
                         up: true,
                         hints: vec![],

@@ -136,6 +136,17 @@ impl Core {
         })
     }
 
+    /// Somebody else's link has the name of a subnet's interface: the interface gets another.
+    pub fn link_taken(&mut self, link: &str) {
+        let Some((id, name)) = self.state.next_interface(link) else { return };
+        let Some(mut copy) = self.state.subnets.get(&id).cloned() else { return };
+        tracing::warn!(subnet = %copy.name(), link, name, "another program has the link, the interface is renamed");
+        copy.local.interface = name;
+        if let Err(error) = self.save(copy) {
+            tracing::warn!(%error, link, "could not save the new name of an interface");
+        }
+    }
+
     /// A workload whose namespace died: name and addresses are free again.
     pub fn workload_died(&mut self, subnet: SubnetId, name: &Name) {
         let Some(mut copy) = self.state.subnets.get(&subnet).cloned() else { return };
