@@ -19,6 +19,7 @@ use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::join::fingerprint;
 use crate::model::members::printable;
 use crate::model::resolve::Member;
+use crate::model::view::View;
 use crate::node::{Nearness, nearness, unix_now};
 use crate::p2p;
 use crate::packet::parse::{TCP, UDP};
@@ -434,7 +435,7 @@ fn expiry(subnet: &str, grant: Option<(u64, u64)>, now: u64) -> Option<Problem> 
 }
 
 /// What of another program stands in the way. What a workload does in its own namespace is no fault of this machine.
-fn finding(found: &Finding) -> Problem {
+fn finding(found: &Finding, view: &View) -> Problem {
     let (code, severity, help) = match found {
         Finding::Outranked { place, priority, .. } => (
             "E-RULE-ORDER",
@@ -461,7 +462,8 @@ fn problems(ctx: &Context) -> Vec<Problem> {
         message: format!("{}: {}", f.what, f.why),
         help: "it is tried again every few seconds; byway cleanup and a restart remove what is in the way".into(),
     }));
-    all.extend(ctx.applied.borrow().findings.iter().map(finding));
+    let view = ctx.node.view().load_full();
+    all.extend(ctx.applied.borrow().findings.iter().map(|found| finding(found, &view)));
     let refused = ctx.table.refused();
     if refused > 0 {
         all.push(Problem {
@@ -488,6 +490,10 @@ pub(crate) async fn peer_list(ctx: &Context) -> Result<Vec<PeerInfo>, Error> {
             let now = core.now();
             let mut all: BTreeMap<PeerId, (Vec<String>, Vec<_>)> = BTreeMap::new();
             for subnet in core.state.subnets.values() {
+        Finding::Overlap { subnet, link, .. } => {
+            let subnet = view.subnets.get(subnet).map_or_else(|| subnet.to_string(), |s| s.name.to_string());
+            ("E-CIDR-OVERLAP", "warning", format!("give {link} another prefix, or: byway leave {subnet}"))
+        }
                 for (peer, member) in subnet.resolve(now).members {
                     let entry = all.entry(peer).or_default();
                     entry.0.push(format!("{}.{}", member.name, subnet.name()));

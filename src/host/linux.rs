@@ -167,6 +167,8 @@ impl LinuxHost {
         let look = self.netlink.scene(&ours).await?;
         observed.table_shared = look.table_shared;
         observed.uplinks = look.uplinks;
+        observed.connected = look.connected;
+        observed.link_local = look.link_local;
         observed.places.insert(Place::Host, look.scene);
         self.ends = look.ends;
         *self.indexes.lock().unwrap_or_else(PoisonError::into_inner) = look.indexes;

@@ -1,7 +1,7 @@
 //! Links, addresses, routes, rules and neighbours over rtnetlink, in the namespace of the thread that opened it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use anyhow::{Context, bail};
@@ -42,6 +42,8 @@ pub(super) struct Look {
     pub scene: Scene,
     pub table_shared: bool,
     pub uplinks: BTreeMap<String, BTreeSet<IpAddr>>,
+    pub connected: Vec<(IpNet, String)>,
+    pub link_local: BTreeSet<(Ipv6Addr, u32)>,
     /// Indexes of our links.
     pub indexes: BTreeSet<u32>,
     /// Indexes of the other ends of our pairs, by the name of ours.
@@ -133,9 +135,23 @@ impl Netlink {
 
     /// Addresses with global scope: index of the link, address, prefix length.
     async fn addresses(&self) -> anyhow::Result<Vec<(u32, IpAddr, u8)>> {
+        Ok(self.scoped_addresses().await?.0)
+    }
+
+    /// Addresses with global scope, and the IPv6 ones of their link that can be listened on.
+    async fn scoped_addresses(&self) -> anyhow::Result<(Vec<(u32, IpAddr, u8)>, Vec<(u32, Ipv6Addr)>)> {
         let messages = all("addresses", self.handle.address().get().execute()).await?;
-        let global = messages.iter().filter(|m| m.header.scope == AddressScope::Universe);
-        Ok(global.filter_map(|m| Some((m.header.index, local_address(m)?, m.header.prefix_len))).collect())
+        let of_scope = |scope| messages.iter().filter(move |m: &&AddressMessage| m.header.scope == scope);
+        let global = of_scope(AddressScope::Universe);
+        let global = global.filter_map(|m| Some((m.header.index, local_address(m)?, m.header.prefix_len))).collect();
+        // One that is being looked for on the link is nobody's yet.
+        let unsure = AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed;
+        let local = of_scope(AddressScope::Link).filter(|m| !m.header.flags.intersects(unsure));
+        let local = local.filter_map(|m| match local_address(m)? {
+            IpAddr::V6(address) => Some((m.header.index, address)),
+            IpAddr::V4(_) => None,
+        });
+        Ok((global, local.collect()))
     }
 
     /// Unicast and blackhole-like routes, of one table or of all.
@@ -171,7 +187,7 @@ impl Netlink {
     /// Our share of this machine's own namespace. `ours` tells the name a link of ours should have. Sysctls are not read.
     pub(super) async fn scene(&self, ours: &(dyn Fn(&LinkInfo) -> Option<String> + Sync)) -> anyhow::Result<Look> {
         let mut links = self.links().await?;
-        let addresses = self.addresses().await?;
+        let (addresses, link_local) = self.scoped_addresses().await?;
         for (index, address, _) in &addresses {
             if let Some(info) = links.get_mut(index) {
                 info.link.addresses.insert(*address);
@@ -186,6 +202,8 @@ impl Netlink {
             scene: Scene::default(),
             table_shared: false,
             uplinks: BTreeMap::new(),
+            connected: Vec::new(),
+            link_local: BTreeSet::new(),
             indexes: BTreeSet::new(),
             ends: BTreeMap::new(),
         };
@@ -198,6 +216,14 @@ impl Netlink {
                 names.insert(index, key.clone());
                 look.scene.links.insert(key, info.link);
                 continue;
+            }
+            if !info.loopback {
+                let networks = addresses.iter().filter(|(link, ..)| *link == index);
+                let networks = networks.filter_map(|(_, address, length)| IpNet::new(*address, *length).ok());
+                let several = networks.filter(|network| network.prefix_len() < network.max_prefix_len());
+                look.connected.extend(several.map(|network| (network.trunc(), info.name.clone())));
+                let here = link_local.iter().filter(|(link, _)| *link == index);
+                look.link_local.extend(here.map(|(link, address)| (*address, *link)));
             }
             if !info.loopback && !info.link.addresses.is_empty() {
                 look.uplinks.insert(info.name.clone(), info.link.addresses);
@@ -214,6 +240,8 @@ impl Netlink {
             }
         }
         (look.scene.rules, look.scene.ahead) = self.rules(|rule| rule.table == TABLE && rule.source.is_none()).await?;
+        look.connected.sort();
+        look.connected.dedup();
         Ok(look)
     }
 
@@ -450,6 +478,15 @@ pub async fn gateways(instance: &str) -> anyhow::Result<BTreeSet<IpAddr>> {
     Netlink::open()?.gateways(instance).await
 }
 
+/// Names of every link that is not this instance's.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub async fn foreign_links(instance: &str) -> anyhow::Result<BTreeSet<String>> {
+    let links = Netlink::open()?.links().await?.into_values();
+    Ok(links.filter(|l| alias_name(instance, &l.link.alias).is_none()).map(|l| l.name).collect())
+}
+
 fn counts(prefix: &IpNet) -> bool {
     let link_local = match prefix.addr() {
         IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
@@ -478,15 +515,6 @@ pub(super) fn link_info(message: &LinkMessage) -> LinkInfo {
             LinkAttribute::TxQueueLen(length) => info.link.txqueuelen = *length,
             LinkAttribute::GsoMaxSize(size) => info.link.gso_max_size = *size,
             LinkAttribute::Address(mac) => info.link.mac = mac.as_slice().try_into().ok(),
-/// Names of every link that is not this instance's.
-///
-/// # Errors
-/// When the kernel cannot be asked.
-pub async fn foreign_links(instance: &str) -> anyhow::Result<BTreeSet<String>> {
-    let links = Netlink::open()?.links().await?.into_values();
-    Ok(links.filter(|l| alias_name(instance, &l.link.alias).is_none()).map(|l| l.name).collect())
-}
-
             _ => {}
         }
     }

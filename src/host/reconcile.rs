@@ -112,9 +112,21 @@ async fn pass<H: Host>(host: &mut H, config: &HostConfig) -> Outcome {
             return Outcome { failures, ..Outcome::default() };
         }
     };
+    let seen;
+    let config = if observed.connected == config.connected {
+        config
+    } else {
+        seen = HostConfig { connected: observed.connected.clone(), ..config.clone() };
+        &seen
+    };
     let changes = plan(config, &observed);
     let names = changes.iter().map(Change::to_string).collect();
     let findings = findings(config, &observed);
+    let conflict = |change: &Change| match change {
+        Change::Conflict { place: Place::Host, link } => Some(link.clone()),
+        _ => None,
+    };
+    let taken = changes.iter().filter_map(conflict).collect();
     let mut failures = unreadable(&observed);
     failures.extend(host.apply(config, &observed, changes).await);
     Outcome { changes: names, failures, findings, taken, dead: observed.dead.into_iter().collect() }
@@ -122,11 +134,6 @@ async fn pass<H: Host>(host: &mut H, config: &HostConfig) -> Outcome {
 
 fn unreadable(observed: &Observed) -> Vec<Failure> {
     let why = "it cannot be read; its workloads stay as they are";
-    let conflict = |change: &Change| match change {
-        Change::Conflict { place: Place::Host, link } => Some(link.clone()),
-        _ => None,
-    };
-    let taken = changes.iter().filter_map(conflict).collect();
     observed.unreadable.iter().map(|netns| failure(format!("configure {}", netns.path.display()), why)).collect()
 }
 

@@ -91,6 +91,7 @@ fn config() -> HostConfig {
             mtu: 1400,
             addresses: vec!["10.77.0.1".parse().unwrap(), "fd77::1".parse().unwrap()],
             prefixes: vec!["10.77.0.0/16".parse().unwrap(), "fd77::/48".parse().unwrap()],
+            held: vec![],
             host: HostPolicy::Closed,
             others: vec![],
         }],

@@ -90,6 +90,7 @@ impl State {
             others: others(&self.me.peer, resolved).flat_map(|member| member.leases.iter().copied()).collect(),
         });
         for workload in &subnet.local.workloads {
+            held: resolved.members.values().flat_map(|member| member.leases.iter().copied()).collect(),
             // Addresses a conflict took away are no longer ours to hand out.
             let addresses: Vec<IpAddr> =
                 workload.addresses.iter().copied().filter(|a| me.leases.iter().any(|l| l.contains(a))).collect();

@@ -6,6 +6,7 @@
 mod finding;
 mod forwarding;
 mod observed;
+mod overlap;
 mod plan;
 mod policy;
 mod want;
@@ -86,9 +87,9 @@ pub struct Applied {
     pub failures: Vec<Failure>,
     /// What stands in the way although the kernel matches.
     pub findings: Vec<Finding>,
-    /// Workloads whose namespace is gone: their lease and name are to be freed.
     /// Names of links we need that somebody else's link has: ours are to be called otherwise.
     pub taken: Vec<String>,
+    /// Workloads whose namespace is gone: their lease and name are to be freed.
     pub dead_workloads: Vec<(SubnetId, Name)>,
 }
 
@@ -105,6 +106,9 @@ pub struct HostConfig {
     pub maps: Vec<MapConfig>,
     /// UDP and TCP ports the underlay listens on: no port map may take them.
     pub underlay_ports: Vec<u16>,
+    /// Networks this machine is connected to by links of its own, with the link: not wanted but seen, and what nobody holds
+    /// of them is left to them.
+    pub connected: Vec<(IpNet, String)>,
 }
 
 /// One subnet's TUN.
@@ -120,6 +124,8 @@ pub struct TunConfig {
     pub addresses: Vec<IpAddr>,
     /// The subnet's prefixes, routed to this TUN.
     pub prefixes: Vec<IpNet>,
+    /// Leases of every member, this node's among them: they are the subnet's whatever network the machine comes to.
+    pub held: Vec<IpNet>,
     /// What of this machine itself the subnet reaches.
     pub host: HostPolicy,
     /// Leases of the other members: each may have so many connections into this machine and no more.

@@ -161,7 +161,7 @@ impl Elements {
         for tun in &config.tuns {
             of.entry(tun.subnet).or_default().extend(tun.prefixes.iter().copied());
         }
-        for net in merged(of.values().flatten().copied()) {
+        for net in merged(config.tuns.iter().flat_map(|tun| config.overlay(tun))) {
             self.insert(format!("overlay{}", version(&net.addr())), vec![Atom::net(net)], None);
         }
         for prefixes in of.into_values() {
@@ -366,6 +366,7 @@ pub(super) mod tests {
             prefixes: vec![format!("10.{n}.0.0/16").parse().unwrap(), format!("fd00:{n}::/48").parse().unwrap()],
             host: HostPolicy::Closed,
             others: vec![],
+            held: vec![],
         }
     }
 
@@ -412,6 +413,7 @@ pub(super) mod tests {
             underlay_ports: vec![4001],
         }
     }
+            connected: vec![],
 
     prop_compose! {
         fn any_map()(n in 7u8..9, tcp: bool, v6: bool, any in 0u8..3, port in 1u16..6, host in 2u8..5, to in 1u16..4,
@@ -453,6 +455,7 @@ pub(super) mod tests {
                 underlay_ports: vec![5],
             }
         }
+                connected: vec![],
     }
 
     proptest! {

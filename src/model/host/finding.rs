@@ -4,8 +4,14 @@
 
 use std::fmt;
 
+use ipnet::IpNet;
+
 use super::want::wanted;
 use super::{Family, HostConfig, Observed, PRIORITY, Place};
+use crate::model::id::SubnetId;
+
+/// Leases named in a text.
+const SHOWN: usize = 4;
 
 /// Something of another program that keeps packets of ours from their way.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,6 +27,21 @@ pub enum Finding {
         /// What it does: `lookup 51820`.
         what: String,
     },
+    /// A network of the machine's own lies in the pool of a subnet.
+    Overlap {
+        /// The subnet.
+        subnet: SubnetId,
+        /// The prefix of the subnet.
+        prefix: IpNet,
+        /// Its TUN here.
+        tun: String,
+        /// The network.
+        network: IpNet,
+        /// Its link.
+        link: String,
+        /// What members hold of it: that is not reached over the link.
+        held: Vec<IpNet>,
+    },
 }
 
 impl fmt::Display for Finding {
@@ -34,6 +55,18 @@ impl fmt::Display for Finding {
                     Place::Netns(netns) => write!(f, " in {}", netns.path.display()),
                 }
             }
+            Finding::Overlap { prefix, tun, network, link, held, .. } => {
+                write!(f, "{network} of {link} overlaps {prefix} of the subnet behind {tun}: ")?;
+                match held.as_slice() {
+                    [] => write!(f, "no member holds anything of it, so it is left to {link}"),
+                    held => {
+                        let named: Vec<String> = held.iter().take(SHOWN).map(ToString::to_string).collect();
+                        let more = held.len().saturating_sub(SHOWN);
+                        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+                        write!(f, "members hold {}{more}, which {link} therefore does not reach", named.join(", "))
+                    }
+                }
+            }
         }
     }
 }
@@ -42,6 +75,16 @@ impl fmt::Display for Finding {
 pub fn findings(desired: &HostConfig, observed: &Observed) -> Vec<Finding> {
     let mut found = Vec::new();
     outranked(desired, observed, &mut found);
+    for tun in &desired.tuns {
+        found.extend(desired.overlaps(tun).map(|(prefix, network, link)| Finding::Overlap {
+            subnet: tun.subnet,
+            prefix: *prefix,
+            tun: tun.name.clone(),
+            network: *network,
+            link: link.clone(),
+            held: tun.held_of(network),
+        }));
+    }
     found
 }
 
@@ -49,11 +92,104 @@ fn outranked(desired: &HostConfig, observed: &Observed, found: &mut Vec<Finding>
     for (place, want) in wanted(desired, observed) {
         let Some(scene) = observed.places.get(&place) else { continue };
         for (family, ahead) in &scene.ahead {
-            let first = want.rules.iter().filter(|rule| rule.family == *family && rule.priority <= PRIORITY).map(|rule| rule.priority).min();
+            let first = want
+                .rules
+                .iter()
+                .filter(|rule| rule.family == *family && rule.priority <= PRIORITY)
+                .map(|rule| rule.priority)
+                .min();
             if first.is_some_and(|first| ahead.priority <= first) {
                 let (priority, what) = (ahead.priority, ahead.what.clone());
                 found.push(Finding::Outranked { place: place.clone(), family: *family, priority, what });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::host::{Ahead, HostPolicy, Observed, Rule, TABLE, TunConfig, plan};
+
+    fn config() -> HostConfig {
+        let tun = TunConfig {
+            subnet: SubnetId([1; 16]),
+            name: "bw-lab".to_owned(),
+            mtu: 1400,
+            addresses: vec![],
+            prefixes: vec!["10.77.0.0/16".parse().unwrap()],
+            held: vec!["10.77.1.0/24".parse().unwrap()],
+            host: HostPolicy::Closed,
+            others: vec![],
+        };
+        HostConfig { instance: "01234567".to_owned(), tuns: vec![tun], ..HostConfig::default() }
+    }
+
+    /// The kernel after `config` was applied, with a rule of another program.
+    fn kernel(priority: u32, local: u32) -> Observed {
+        let mut observed = Observed::default();
+        follow(&mut observed);
+        let ahead = Ahead { priority, local, what: "lookup 51820".to_owned() };
+        observed.scene(&Place::Host).ahead.insert(Family::V4, ahead);
+        observed
+    }
+
+    fn follow(observed: &mut Observed) {
+        for change in plan(&config(), observed) {
+            observed.absorb(&config(), &change);
+        }
+        assert_eq!(plan(&config(), observed), vec![]);
+    }
+
+    fn priorities(observed: &Observed) -> Vec<u32> {
+        observed.places[&Place::Host].rules.iter().map(|rule| rule.priority).collect()
+    }
+
+    #[test]
+    fn our_rule_stands_before_any_other_but_that_for_own_addresses() {
+        for (other, local, ours) in [(4109, 0, 4108), (PRIORITY, 0, 4109), (1, 0, 0), (5000, 0, PRIORITY), (60, 50, 59)]
+        {
+            let mut observed = kernel(other, local);
+            follow(&mut observed);
+            assert_eq!((priorities(&observed), findings(&config(), &observed)), (vec![ours], vec![]), "{other}");
+            // It goes back when the other one goes.
+            observed.scene(&Place::Host).ahead.clear();
+            follow(&mut observed);
+            assert_eq!(priorities(&observed), [PRIORITY]);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_passed_or_was_passed_too_often_is_found() {
+        for (other, local) in [(0, 0), (50, 50), (40, 50)] {
+            let mut observed = kernel(other, local);
+            follow(&mut observed);
+            assert_eq!(priorities(&observed), [PRIORITY], "{other}");
+            let found = findings(&config(), &observed);
+            assert!(matches!(found[..], [Finding::Outranked { priority, .. }] if priority == other), "{found:?}");
+        }
+        let mut observed = kernel(4109, 0);
+        observed.stay.insert(Place::Host);
+        follow(&mut observed);
+        assert_eq!(priorities(&observed), [PRIORITY]);
+        assert_eq!(findings(&config(), &observed).len(), 1);
+        let rule = Rule { family: Family::V4, source: None, table: TABLE, priority: PRIORITY };
+        assert!(observed.places[&Place::Host].rules.contains(&rule));
+    }
+
+    #[test]
+    fn an_overlap_names_both_and_what_members_hold_of_it() {
+        let with = |network: &str| {
+            let connected = vec![(network.parse().unwrap(), "eth1".to_owned())];
+            findings(&HostConfig { connected, ..config() }, &Observed::default())
+        };
+        assert_eq!(with("192.0.2.0/24"), vec![]);
+        let free = with("10.77.250.0/24")[0].to_string();
+        assert!(
+            free.contains("10.77.250.0/24 of eth1 overlaps 10.77.0.0/16") && free.ends_with("left to eth1"),
+            "{free}"
+        );
+        let held = with("10.77.1.128/25")[0].to_string();
+        assert!(held.contains("members hold 10.77.1.0/24"), "{held}");
     }
 }

@@ -167,6 +167,7 @@ mod tests {
                 mtu: 1400,
                 addresses: vec![],
                 prefixes: vec![],
+                held: vec![],
                 host: HostPolicy::Closed,
                 others: vec![],
             }],

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 
 use ipnet::IpNet;
@@ -146,6 +146,10 @@ pub struct Observed {
     pub table_shared: bool,
     /// Other links with global addresses: where clients of port maps may come from.
     pub uplinks: BTreeMap<String, BTreeSet<IpAddr>>,
+    /// Networks that other links are in, with the link.
+    pub connected: Vec<(IpNet, String)>,
+    /// Link-local addresses of other links, each with the index of its link: they are local there only.
+    pub link_local: BTreeSet<(Ipv6Addr, u32)>,
     /// Sysctls outside our own links that we set and whose former value we keep; and whether the switch of every link
     /// (see [`switch_of_every_link`](super::switch_of_every_link)) was on already when we did.
     pub kept_sysctls: BTreeMap<SysctlKey, bool>,

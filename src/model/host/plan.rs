@@ -297,6 +297,7 @@ mod tests {
             mtu: 1400 + u16::from(variant),
             addresses: vec![ip(&format!("10.{s}.{variant}.1")), ip(&format!("fd00:{s}::{variant}:1"))],
             prefixes: vec![net(&format!("10.{s}.0.0/16")), net(&format!("fd00:{s}::/48"))],
+            held: vec![],
             host: HostPolicy::Closed,
             others: vec![],
         }
@@ -354,6 +355,7 @@ mod tests {
             tuns: tuns.iter().map(|(s, variant)| tun(*s, *variant)).collect(),
             maps: maps.into_iter().map(|(s, n)| map(s, n)).collect(),
             underlay_ports: Vec::new(),
+            connected: Vec::new(),
         })
     }
 

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 
 use super::{
-    Family, HostConfig, LAST_PRIORITY, NetnsRef, Observed, PRIORITY, Place, ResolvConf, Route, Rule, Scene, SysctlKey, TABLE, TX_QUEUE,
-    TunConfig, WorkloadConfig, alias, forwarding, host_mac, inner_mac, is_link_name,
+    Family, HostConfig, LAST_PRIORITY, NetnsRef, Observed, PRIORITY, Place, ResolvConf, Route, Rule, Scene, SysctlKey,
+    TABLE, TX_QUEUE, TunConfig, WorkloadConfig, alias, forwarding, host_mac, inner_mac, is_link_name,
 };
 
 /// Table `main` of a workload's namespace.
@@ -120,7 +120,7 @@ fn host_want(host: &mut SceneWant, desired: &HostConfig, observed: &Observed, fa
     for tun in &desired.tuns {
         host.links.insert(tun.name.clone(), tun_want(desired, tun, families));
         host.sysctls.extend(tun_sysctls(tun, observed));
-        for prefix in tun.prefixes.iter().filter(|p| families.keep(&p.addr())) {
+        for prefix in desired.overlay(tun).into_iter().filter(|p| families.keep(&p.addr())) {
             let source = of_family(&tun.addresses, &prefix.addr());
             let (link, destination) = (tun.name.clone(), prefix.trunc());
             add_route(host, Route { table: TABLE, destination, link, gateway: None, source });
