@@ -142,6 +142,7 @@ fn subnet() -> Result<(SubnetView, PeerId), Box<dyn Error>> {
         addresses: Vec::new(),
         mtu: 1420,
         routes,
+        here: BTreeSet::from([address("10.0.3.7")?]),
         members,
         hosts: Default::default(),
         data_keys: BTreeMap::new(),

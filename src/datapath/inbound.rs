@@ -67,7 +67,13 @@ impl Batch<'_> {
         let packet = parse(bytes)?;
         let flow = Some((packet.source, packet.destination));
         if self.flow != flow {
-            self.subnet.admit(self.key.peer, packet.source, packet.destination)?;
+            if let Err(reason) = self.subnet.admit(self.key.peer, packet.source, packet.destination) {
+                // Only who may send it at all is told: of a forged source the answer would go to another.
+                if reason == DropReason::NoRoute {
+                    self.tell(&packet, bytes, Failure::Unreachable);
+                }
+                return Err(reason);
+            }
             self.flow = flow;
         }
         if packet.protocol == ICMP || packet.protocol == ICMPV6 {
@@ -87,7 +93,7 @@ impl Batch<'_> {
         let rebuild = Rebuild::plan(&packet, offload)?;
         // What may be cut, the kernel cuts.
         if packet.dont_fragment && offload.segment_length(&packet) > usize::from(self.subnet.mtu) {
-            self.tell_too_big(&packet, bytes);
+            self.tell(&packet, bytes, Failure::TooBig(self.subnet.mtu));
             return Err(DropReason::TooBig);
         }
         if is_joinable(&packet, offload) && self.port.tun.takes(VirtioHeader::UDP_SUPER_PACKET) {
@@ -122,13 +128,15 @@ impl Batch<'_> {
         }
     }
 
-    /// Tells the sender at the peer what would have fitted, as often as the bucket allows.
-    fn tell_too_big(&self, packet: &Packet, bytes: &[u8]) {
-        if !self.port.answers.lock().is_ok_and(|mut bucket| bucket.take(Instant::now())) {
+    /// Tells the sender at the peer why its packet goes no further, as often as the bucket allows.
+    fn tell(&self, packet: &Packet, bytes: &[u8], failure: Failure) {
+        if !icmp::may_answer(packet, bytes)
+            || !self.port.answers.lock().is_ok_and(|mut bucket| bucket.take(Instant::now()))
+        {
             return;
         }
         let own = self.subnet.addresses.iter().find(|a| a.is_ipv4() == packet.source.is_ipv4());
-        let reply = own.and_then(|from| icmp::reply(packet, bytes, *from, Failure::TooBig(self.subnet.mtu)));
+        let reply = own.and_then(|from| icmp::reply(packet, bytes, *from, failure));
         let links = &self.shared.links;
         let mut chunk = links.pool().take();
         if let Some((reply, room)) =

@@ -41,6 +41,10 @@ fn subnet(id: SubnetId, me: u8, nodes: &[u8]) -> Arc<SubnetView> {
         addresses: vec![ip(&format!("10.0.{me}.1")), ip(&format!("fd00:{me}::1"))],
         mtu: 1420,
         routes,
+        here: [1, 5, 6, 7]
+            .iter()
+            .flat_map(|n| [ip(&format!("10.0.{me}.{n}")), ip(&format!("fd00:{me}::{n}"))])
+            .collect(),
         members: nodes.iter().filter(|n| **n != me).map(|n| peer(*n)).collect::<BTreeSet<_>>(),
         hosts: nodes
             .iter()
@@ -450,6 +454,57 @@ fn too_big_from_a_peer_is_answered_through_its_stream() {
     whole[6] &= !0x40;
     a.kernel().inject(&whole);
     assert!(b.kernel().read(LONG).is_some_and(|(_, packet)| packet == whole));
+}
+
+#[test]
+fn the_own_search_for_neighbours_is_no_loss() {
+    let (_runtime, a, b) = two(Segmentation::Offload);
+    let to_port = |from: &str, to: &str, port: u16| {
+        let mut packet = udp(ip(from), ip(to), b"who is there");
+        let at = parse(&packet).unwrap().transport + 2;
+        packet[at..at + 2].copy_from_slice(&port.to_be_bytes());
+        packet
+    };
+    for (own, group) in [("10.0.1.1", "224.0.0.251"), ("fd00:1::1", "ff02::fb")] {
+        a.kernel().inject(&to_port(own, group, 5353));
+        a.kernel().inject(&to_port(own, group, 5354));
+    }
+    // A workload's own search is not ours.
+    a.kernel().inject(&to_port("10.0.1.5", "224.0.0.251", 5353));
+    a.wait_count(RED, DropReason::Filtered, 3);
+    assert_eq!(b.kernel().read(SHORT), None);
+}
+
+#[test]
+fn what_is_not_here_is_answered_through_the_peers_stream() {
+    let (_runtime, a, b) = two(Segmentation::Offload);
+    // Of node 2's own lease, and nothing is attached there.
+    for (from, to, own) in [("10.0.1.5", "10.0.2.99", "10.0.2.1"), ("fd00:1::5", "fd00:2::99", "fd00:2::1")] {
+        let lost = udp(ip(from), ip(to), b"is anybody there");
+        a.kernel().inject(&lost);
+        let (_, reply) = a.kernel().read(LONG).expect("an ICMP error");
+        let facts = parse(&reply).unwrap();
+        assert_eq!((facts.source, facts.destination), (ip(own), ip(from)));
+        let says = (reply[facts.transport], reply[facts.transport + 1]);
+        assert_eq!(says, if ip(from).is_ipv4() { (3, 1) } else { (1, 3) });
+        assert_eq!(&reply[facts.transport + 8..], &lost, "it quotes the packet that was lost");
+    }
+    // An error is not answered, nor what comes from an address that is not the sender's.
+    let lost = udp(ip("10.0.1.5"), ip("10.0.2.7"), b"x");
+    let mut error = icmp::reply(&parse(&lost).unwrap(), &lost, ip("10.0.1.5"), icmp::Failure::NoRoute).unwrap();
+    error[16..20].copy_from_slice(&[10, 0, 2, 99]);
+    error[10..12].copy_from_slice(&[0, 0]);
+    let sum = checksum::finish(checksum::sum(&error[..20], 0));
+    error[10..12].copy_from_slice(&sum.to_be_bytes());
+    a.kernel().inject(&error);
+    b.wait_count(RED, DropReason::NoRoute, 3);
+    assert_eq!(a.kernel().read(SHORT), None);
+    // A flood is answered as often as the bucket allows, and every packet of it is counted.
+    let lost = udp(ip("10.0.1.5"), ip("10.0.2.99"), b"x");
+    (0..500).for_each(|_| a.kernel().inject(&lost));
+    b.wait_count(RED, DropReason::NoRoute, 503);
+    let answers = std::iter::from_fn(|| a.kernel().read(SHORT)).count();
+    assert!((1..=100).contains(&answers), "{answers} answers");
 }
 
 #[test]

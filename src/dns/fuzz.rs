@@ -55,6 +55,7 @@ impl Fixture {
             addresses: vec![own],
             mtu: 1280,
             routes: RouteTable::default(),
+            here: Default::default(),
             members: Default::default(),
             hosts: Default::default(),
             data_keys: Default::default(),

@@ -23,6 +23,7 @@ fn subnet(id: u8, addresses: &[&str], zone: Arc<Zone>) -> SubnetView {
         addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
         mtu: 1280,
         routes: RouteTable::default(),
+        here: Default::default(),
         members: Default::default(),
         hosts: Default::default(),
         data_keys: Default::default(),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::host::{HostConfig, MapConfig, TunConfig, WorkloadConfig};
 use super::id::PeerId;
+use super::local::Workload;
 use super::members::Subnet;
 use super::record::data_fits;
 use super::resolve::{Member, Resolved};
@@ -62,6 +63,7 @@ impl State {
             }
         }
         let pools = subnet.records.pools();
+        let attached = subnet.local.workloads.iter().flat_map(|w| own_addresses(w, me));
         SubnetView {
             id: subnet.records.id,
             name: subnet.name().clone(),
@@ -70,6 +72,7 @@ impl State {
             cidr6: pools.v6,
             addresses: me.addresses.clone(),
             mtu: MTU,
+            here: me.addresses.iter().copied().chain(attached).collect(),
             routes,
             hosts: others(&self.me.peer, resolved).flat_map(|member| member.addresses.iter().copied()).collect(),
             members: resolved.members.keys().copied().filter(|p| *p != self.me.peer).collect(),
@@ -87,13 +90,11 @@ impl State {
             addresses: me.addresses.clone(),
             prefixes: prefixes.clone(),
             host: subnet.local.host.clone(),
+            held: resolved.members.values().flat_map(|member| member.leases.iter().copied()).collect(),
             others: others(&self.me.peer, resolved).flat_map(|member| member.leases.iter().copied()).collect(),
         });
         for workload in &subnet.local.workloads {
-            held: resolved.members.values().flat_map(|member| member.leases.iter().copied()).collect(),
-            // Addresses a conflict took away are no longer ours to hand out.
-            let addresses: Vec<IpAddr> =
-                workload.addresses.iter().copied().filter(|a| me.leases.iter().any(|l| l.contains(a))).collect();
+            let addresses = own_addresses(workload, me).collect();
             host.workloads.push(WorkloadConfig {
                 subnet: subnet.records.id,
                 name: workload.name.clone(),
@@ -126,6 +127,11 @@ impl State {
             });
         }
     }
+}
+
+/// Addresses of a workload; one that a conflict took away is no longer ours to hand out.
+fn own_addresses<'a>(workload: &'a Workload, me: &'a Member) -> impl Iterator<Item = IpAddr> + 'a {
+    workload.addresses.iter().copied().filter(|a| me.leases.iter().any(|l| l.contains(a)))
 }
 
 /// Every member but this node.

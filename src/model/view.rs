@@ -87,6 +87,8 @@ pub struct SubnetView {
     pub mtu: u16,
     /// Who holds which prefix.
     pub routes: RouteTable,
+    /// Addresses of this node and of what is attached to it: of its own leases nothing else is there.
+    pub here: BTreeSet<IpAddr>,
     /// Members with a valid grant, this node not among them.
     pub members: BTreeSet<PeerId>,
     /// Addresses of their machines, as opposed to their workloads'.
@@ -115,7 +117,8 @@ impl SubnetView {
         }
     }
 
-    /// Decides an inbound packet (peer to TUN): the source must be leased to the sender, the destination ours.
+    /// Decides an inbound packet (peer to TUN): the source must be leased to the sender, the destination here. With
+    /// [`DropReason::NoRoute`] the sender may be told so: the packet is its own.
     ///
     /// # Errors
     /// [`DropReason::SourceNotLeased`], [`DropReason::NotMember`] or [`DropReason::NoRoute`].
@@ -126,10 +129,7 @@ impl SubnetView {
         if self.routes.lookup(source) != Some(Owner::Member(from)) {
             return Err(DropReason::SourceNotLeased);
         }
-        match self.routes.lookup(destination) {
-            Some(Owner::Local) => Ok(()),
-            _ => Err(DropReason::NoRoute),
-        }
+        if self.here.contains(&destination) { Ok(()) } else { Err(DropReason::NoRoute) }
     }
 }
 
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn only_members_with_a_lease_are_admitted() {
+    fn only_members_with_a_lease_are_admitted_to_what_is_here() {
         let (friend, stranger) = (PeerId([1; 32]), PeerId([2; 32]));
         let mut routes = RouteTable::default();
         for (prefix, owner) in [("10.0.1.0/24", Owner::Local), ("10.0.2.0/24", Owner::Member(friend))] {
@@ -214,6 +214,7 @@ mod tests {
             addresses: vec![],
             mtu: 1420,
             routes,
+            here: BTreeSet::from(["10.0.1.7".parse().unwrap()]),
             members: BTreeSet::from([friend]),
             hosts: BTreeSet::new(),
             data_keys: BTreeMap::new(),
@@ -223,7 +224,9 @@ mod tests {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         assert_eq!(view.admit(friend, ip("10.0.2.7"), ip("10.0.1.7")), Ok(()));
         assert_eq!(view.admit(friend, ip("10.0.1.8"), ip("10.0.1.7")), Err(DropReason::SourceNotLeased));
-        assert_eq!(view.admit(friend, ip("10.0.2.7"), ip("10.0.3.7")), Err(DropReason::NoRoute));
+        for nowhere in ["10.0.3.7", "10.0.1.9"] {
+            assert_eq!(view.admit(friend, ip("10.0.2.7"), ip(nowhere)), Err(DropReason::NoRoute));
+        }
         assert_eq!(view.admit(stranger, ip("10.0.2.7"), ip("10.0.1.7")), Err(DropReason::NotMember));
         assert_eq!(view.route(ip("10.0.1.7"), ip("10.0.2.7")), Ok(Hop::Peer(friend)));
         assert_eq!(view.route(ip("10.0.2.7"), ip("10.0.2.8")), Err(DropReason::SourceNotLeased));

@@ -71,6 +71,7 @@ fn view(me: u8, subnets: u16, members: &[u8]) -> Arc<View> {
         addresses: vec![],
         mtu: 1420,
         routes: RouteTable::default(),
+        here: Default::default(),
         members: others().map(peer).collect(),
         hosts: Default::default(),
         data_keys: others().map(|n| (peer(n), public(n))).collect(),
