@@ -24,8 +24,8 @@ use super::nft::Repair;
 use super::rules::{self, Moves};
 use super::{Host, TunControl, failure, netconf, nft, proxy, resolver, sysctl};
 use crate::model::host::{
-    Barred, Change, Failure, HostConfig, NetnsRef, Observed, Place, Scene, TABLE, WorkloadConfig, alias_name,
-    barred, host_mac, inner_mac, inner_table, resolvers, sysctl_keys,
+    Barred, Change, Failure, HostConfig, NetnsRef, Observed, Place, Scene, TABLE, WorkloadConfig, alias_name, barred,
+    host_mac, inner_mac, inner_table, resolvers, sysctl_keys,
 };
 
 /// How long what was seen inside a workload's namespace is believed: the kernel does not tell us of changes there.
@@ -362,7 +362,12 @@ impl LinuxHost {
     }
 
     /// Ruleset and proxies. Whether the ruleset stands, and what could not be done.
-    async fn rules_and_ports(&mut self, desired: &HostConfig, barred: &Barred) -> (bool, Vec<Failure>) {
+    async fn rules_and_ports(
+        &mut self,
+        desired: &HostConfig,
+        observed: &Observed,
+        barred: &Barred,
+    ) -> (bool, Vec<Failure>) {
         let mut failures = Vec::new();
         let mut held = self.rules.0.lock().await;
         let synced = held.0.sync(desired, barred).await;
@@ -371,7 +376,13 @@ impl LinuxHost {
             Ok(refused) => failures.extend(refused.into_iter().map(|why| failure("map a port", why))),
             Err(error) => failures.push(failure("bring the ruleset up to date", error)),
         }
-        failures.extend(held.1.sync(&desired.maps).await.into_iter().map(|why| failure("proxy a mapped port", why)));
+        failures.extend(
+            held.1
+                .sync(&desired.maps, &observed.link_local)
+                .await
+                .into_iter()
+                .map(|why| failure("proxy a mapped port", why)),
+        );
         (stands, failures)
     }
 }
@@ -396,7 +407,7 @@ impl Host for LinuxHost {
         // What guards the links stands before they do, and falls after them.
         let (barred, barred_after) = barred(observed, &changes);
         let (guarded, mut failures) =
-            if stops { (true, Vec::new()) } else { self.rules_and_ports(desired, &barred).await };
+            if stops { (true, Vec::new()) } else { self.rules_and_ports(desired, observed, &barred).await };
         // Without their guard no link is made, and none forwards: the next pass tries again.
         let mut changes = changes.into_iter().filter(|change| guarded || change.removes()).peekable();
         while let Some(change) = changes.next() {
@@ -412,7 +423,7 @@ impl Host for LinuxHost {
             }
         }
         if stops || barred != barred_after {
-            failures.extend(self.rules_and_ports(desired, &barred_after).await.1);
+            failures.extend(self.rules_and_ports(desired, observed, &barred_after).await.1);
         }
         failures
     }

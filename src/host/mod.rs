@@ -7,6 +7,7 @@
 mod cleanup;
 pub mod conntrack;
 mod cookie;
+pub mod door;
 mod flows;
 mod inner;
 mod kept;

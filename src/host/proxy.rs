@@ -1,17 +1,18 @@
-//! Port maps for clients on this machine's loopback.
+//! Port maps for clients on this machine's loopback, and for neighbours that ask one of its link-local IPv6 addresses.
 //!
 //! The kernel will not route a packet from 127.0.0.1 or ::1 to another machine; rewriting it needs `route_localnet`,
-//! which lets neighbours reach loopback services. So a map that listens on loopback, or on every address, has a small
-//! proxy on loopback here. Owns its sockets and tasks; what it listens on goes when the map goes, with every flow.
+//! which lets neighbours reach loopback services. Nor does it forward anything from a link-local IPv6 address (RFC 4291
+//! section 2.5.6). So a map that listens there, or on every address, has small proxies here. Owns its sockets and tasks;
+//! what it listens on goes when the map or the address goes, with every flow.
 //!
 //! Bounds per map: 256 TCP connections, 1024 UDP clients; for all maps a quarter of the descriptors this process may have
 //! ([`flows`](super::flows)). A further one takes the place of the one that has been silent longest, and one that is silent
 //! too long ends by itself.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,6 +26,7 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tracing::{debug, info};
 
+use super::door::{Door, PROBE, refuses};
 use super::flows::{Flows, Ticket};
 use super::listening::MDNS;
 use super::nft::{MapCount, MapKey};
@@ -36,6 +38,8 @@ const CONNECTIONS: usize = 256;
 const QUIET: Duration = Duration::from_secs(2 * 60 * 60);
 /// Longest the target may take to answer a connection.
 const CONNECT: Duration = Duration::from_secs(5);
+/// Until a target that refused is asked again.
+const AGAIN: Duration = Duration::from_secs(1);
 /// A UDP client that is silent this long, with no answer either, is forgotten.
 const IDLE: Duration = Duration::from_secs(60);
 /// UDP clients of one map at a time.
@@ -71,6 +75,9 @@ fn add(counter: &AtomicU64, n: usize) {
     counter.fetch_add(n as u64, Ordering::Relaxed);
 }
 
+/// One map on one address.
+type Place = (MapKey, SocketAddr);
+
 #[derive(Debug)]
 struct Proxy {
     goal: watch::Sender<Goal>,
@@ -84,10 +91,10 @@ impl Drop for Proxy {
     }
 }
 
-/// The loopback proxies of every map.
+/// The proxies of every map.
 #[derive(Debug)]
 pub struct Proxies {
-    running: BTreeMap<MapKey, Proxy>,
+    running: BTreeMap<Place, Proxy>,
     flows: Flows,
 }
 
@@ -97,16 +104,24 @@ impl Default for Proxies {
     }
 }
 
-/// Where the proxy of `map` listens; none if the map is for one address of this machine only, or leads nowhere.
-fn wanted(map: &MapConfig) -> Option<(SocketAddr, Goal)> {
-    let listen = match map.listen {
-        addr if addr.is_loopback() => addr,
-        IpAddr::V4(any) if any.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(any) if any.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        _ => return None,
+/// Where the proxies of `map` listen, and where they lead; nowhere if the map is for other addresses only, or leads nowhere.
+fn wanted(map: &MapConfig, link_local: &BTreeSet<(Ipv6Addr, u32)>) -> Vec<(SocketAddr, Goal)> {
+    let on = |links: &mut dyn Iterator<Item = &(Ipv6Addr, u32)>| -> Vec<SocketAddr> {
+        links.map(|(address, link)| SocketAddrV6::new(*address, map.port, 0, *link).into()).collect()
     };
-    let target = SocketAddr::new(map.target?, map.target_port);
-    (map.port != 0).then(|| (SocketAddr::new(listen, map.port), Goal { target, allow: map.allow.clone() }))
+    let listen = match map.listen {
+        addr if addr.is_loopback() => vec![SocketAddr::new(addr, map.port)],
+        IpAddr::V4(any) if any.is_unspecified() => vec![SocketAddr::new(Ipv4Addr::LOCALHOST.into(), map.port)],
+        IpAddr::V6(any) if any.is_unspecified() => {
+            let loopback = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), map.port);
+            std::iter::once(loopback).chain(on(&mut link_local.iter())).collect()
+        }
+        IpAddr::V6(one) if one.is_unicast_link_local() => on(&mut link_local.iter().filter(|(a, _)| *a == one)),
+        _ => return vec![],
+    };
+    let Some(target) = map.target.filter(|_| map.port != 0) else { return vec![] };
+    let goal = Goal { target: SocketAddr::new(target, map.target_port), allow: map.allow.clone() };
+    listen.into_iter().map(|listen| (listen, goal.clone())).collect()
 }
 
 impl Proxies {
@@ -115,42 +130,51 @@ impl Proxies {
         Self::default()
     }
 
-    /// Brings the proxies to what `maps` ask for, in the network namespace of the calling thread.
+    /// Brings the proxies to what `maps` ask for, in the network namespace of the calling thread. `link_local` are the
+    /// machine's addresses that are local to one link, with its index.
     ///
     /// Proxies of maps that are gone end with their flows; a changed target or allow list ends the flows and keeps the
     /// socket. Returns what could not be done, each ready to be shown; the next call tries it again.
     ///
     /// # Cancel safety
     /// The next call completes it.
-    pub async fn sync(&mut self, maps: &[MapConfig]) -> Vec<String> {
-        let mut failures = Vec::new();
-        let mut goals: BTreeMap<MapKey, (SocketAddr, Goal)> = BTreeMap::new();
+    pub async fn sync(&mut self, maps: &[MapConfig], link_local: &BTreeSet<(Ipv6Addr, u32)>) -> Vec<String> {
+        let mut goals: BTreeMap<Place, Goal> = BTreeMap::new();
         for map in maps {
-            if let Some(goal) = wanted(map) {
-                goals.entry(MapKey::of(map)).or_insert(goal);
+            for (listen, goal) in wanted(map, link_local) {
+                goals.entry((MapKey::of(map), listen)).or_insert(goal);
             }
         }
-        let gone: Vec<MapKey> = self.running.keys().filter(|key| !goals.contains_key(key)).copied().collect();
-        for key in gone {
-            if let Some(mut proxy) = self.running.remove(&key) {
+        let gone: Vec<Place> = self.running.keys().filter(|place| !goals.contains_key(place)).copied().collect();
+        for place in gone {
+            if let Some(mut proxy) = self.running.remove(&place) {
                 proxy.task.abort();
                 // Its socket is closed once the task has ended: another map may want the port now.
                 let _ = (&mut proxy.task).await;
-                info!(map = %key, "loopback proxy stopped");
+                info!(map = %place.0, listen = %place.1, "proxy stopped");
             }
         }
-        for (key, (listen, goal)) in goals {
-            match self.running.get(&key) {
+        let (mut starting, flows) = (Vec::new(), self.flows.clone());
+        for ((key, listen), goal) in goals {
+            match self.running.get(&(key, listen)) {
                 Some(proxy) if !proxy.task.is_finished() => {
                     proxy.goal.send_if_modified(|now| now != &goal && std::mem::replace(now, goal.clone()) != goal);
                 }
-                _ => match Proxy::start(key, listen, goal, self.flows.clone()).await {
-                    Ok(proxy) => {
-                        self.running.insert(key, proxy);
-                        info!(map = %key, %listen, "loopback proxy started");
-                    }
-                    Err(error) => failures.push(format!("listen on {} {listen} for the map {key}: {error}", key.proto)),
-                },
+                _ => {
+                    let start = Proxy::start(key, listen, goal, flows.clone());
+                    starting.push(async move { ((key, listen), start.await) });
+                }
+            }
+        }
+        let mut failures = Vec::new();
+        // Together: each may have to wait for an answer of its target.
+        for ((key, listen), started) in futures::future::join_all(starting).await {
+            match started {
+                Ok(proxy) => {
+                    self.running.insert((key, listen), proxy);
+                    info!(map = %key, %listen, "proxy started");
+                }
+                Err(error) => failures.push(format!("listen on {} {listen} for the map {key}: {error}", key.proto)),
             }
         }
         failures
@@ -161,7 +185,14 @@ impl Proxies {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let count =
             |t: &Tally| MapCount { connections: read(&t.connections), rx_bytes: read(&t.rx), tx_bytes: read(&t.tx) };
-        self.running.iter().map(|(key, proxy)| (*key, count(&proxy.tally))).collect()
+        let mut counts: BTreeMap<MapKey, MapCount> = BTreeMap::new();
+        for ((key, _), proxy) in &self.running {
+            let (sum, more) = (counts.entry(*key).or_default(), count(&proxy.tally));
+            sum.connections = sum.connections.saturating_add(more.connections);
+            sum.rx_bytes = sum.rx_bytes.saturating_add(more.rx_bytes);
+            sum.tx_bytes = sum.tx_bytes.saturating_add(more.tx_bytes);
+        }
+        counts
     }
 }
 
@@ -170,22 +201,57 @@ impl Proxy {
         let (goal, goals) = watch::channel(goal);
         let tally = Arc::new(Tally::default());
         let task = match key.proto {
-            Proto::Tcp => tokio::spawn(tcp(TcpListener::bind(listen).await?, key, goals, tally.clone(), flows)),
+            Proto::Tcp => {
+                let door = Door::bind(listen)?;
+                // Before this returns, so that whoever added the map finds what is behind it.
+                let target = goals.borrow().target;
+                let open = if refuses(target, PROBE).await { None } else { Some(door.open()?) };
+                tokio::spawn(tcp(door, open, key, goals, tally.clone(), flows))
+            }
             Proto::Udp => tokio::spawn(udp(Arc::new(bind_udp(listen)?), key, goals, tally.clone(), flows)),
         };
         Ok(Proxy { goal, tally, task })
     }
 }
 
-async fn tcp(listener: TcpListener, key: MapKey, goals: watch::Receiver<Goal>, tally: Arc<Tally>, places: Flows) {
+/// Listens while the target takes connections. One that refuses is a refused connection here: the kernel, which answers a
+/// client before this program hears of it, answers for a socket that does not listen.
+async fn tcp(
+    door: Door,
+    mut open: Option<TcpListener>,
+    key: MapKey,
+    mut goals: watch::Receiver<Goal>,
+    tally: Arc<Tally>,
+    places: Flows,
+) {
     // Dropped with this task, and every connection with it.
     let mut flows = JoinSet::new();
     loop {
+        let Some(listener) = open.take() else {
+            tokio::select! {
+                () = tokio::time::sleep(AGAIN) => {}
+                changed = goals.changed() => if changed.is_err() { return },
+            }
+            let target = goals.borrow_and_update().target;
+            if !refuses(target, PROBE).await {
+                open = door.open().inspect_err(|error| debug!(%error, map = %key, "listen again")).ok();
+            }
+            continue;
+        };
         while flows.try_join_next().is_some() {}
-        let (client, from) = match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(ended) = flows.join_next(), if !flows.is_empty() => {
+                // The clients that are waiting are refused with it.
+                if matches!(ended, Ok(End::Refused)) { door.shut(listener) } else { open = Some(listener) }
+                continue;
+            }
+        };
+        open = Some(listener);
+        let (client, from) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                debug!(%error, "accept on loopback");
+                debug!(%error, "accept for a map");
                 tokio::time::sleep(BACKOFF).await;
                 continue;
             }
@@ -199,22 +265,41 @@ async fn tcp(listener: TcpListener, key: MapKey, goals: watch::Receiver<Goal>, t
         let (mut goals, tally) = (goals.clone(), tally.clone());
         let task = flows.spawn(async move {
             tokio::select! {
-                () = ticket.silent(QUIET) => debug!(target = %goal.target, "silent loopback connection ended"),
-                result = connection(client, &goal, &tally, &ticket) => {
-                    if let Err(error) = result {
-                        debug!(%error, target = %goal.target, "loopback connection ended");
-                    }
-                }
+                () = ticket.silent(QUIET) => debug!(target = %goal.target, "silent connection ended"),
+                end = connection(client, &goal, &tally, &ticket) => return end,
                 _ = goals.wait_for(|now| *now != goal) => {}
             }
+            End::Done
         });
         places.runs(number, task);
     }
 }
 
-async fn connection(client: TcpStream, goal: &Goal, tally: &Tally, ticket: &Ticket) -> io::Result<()> {
-    let server = tokio::time::timeout(CONNECT, TcpStream::connect(goal.target)).await??;
+/// How a connection ended.
+enum End {
+    Done,
+    /// Its target refused it.
+    Refused,
+}
+
+async fn connection(client: TcpStream, goal: &Goal, tally: &Tally, ticket: &Ticket) -> End {
+    let server = match tokio::time::timeout(CONNECT, TcpStream::connect(goal.target)).await {
+        Ok(Ok(server)) => server,
+        refused => {
+            // Reset, not closed as after a conversation.
+            let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+            let _ = socket::setsockopt(&client, sockopt::Linger, &linger);
+            return if matches!(refused, Ok(Err(_))) { End::Refused } else { End::Done };
+        }
+    };
     add(&tally.connections, 1);
+    if let Err(error) = between(client, server, tally, ticket).await {
+        debug!(%error, target = %goal.target, "connection ended");
+    }
+    End::Done
+}
+
+async fn between(client: TcpStream, server: TcpStream, tally: &Tally, ticket: &Ticket) -> io::Result<()> {
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     let (mut from_client, mut to_client) = client.into_split();
@@ -425,7 +510,7 @@ mod tests {
             let listen = free(family).await;
             let mut proxies = Proxies::new();
             let mut map = map(Proto::Tcp, listen, one);
-            assert!(proxies.sync(std::slice::from_ref(&map)).await.is_empty());
+            assert!(proxies.sync(std::slice::from_ref(&map), &BTreeSet::new()).await.is_empty());
             let (mut stream, name) = hello(listen).await;
             assert_eq!(name, "one");
             stream.write_all(b"ping").await.unwrap();
@@ -437,13 +522,13 @@ mod tests {
 
             // The target moves: the socket stays, running flows end, new ones go there.
             map.target_port = two.port();
-            assert!(proxies.sync(std::slice::from_ref(&map)).await.is_empty());
+            assert!(proxies.sync(std::slice::from_ref(&map), &BTreeSet::new()).await.is_empty());
             assert_eq!(stream.read(&mut echo).await.unwrap_or(0), 0);
             let (mut stream, name) = hello(listen).await;
             assert_eq!(name, "two");
 
             // The map goes: so do its flows and its socket.
-            assert!(proxies.sync(&[]).await.is_empty());
+            assert!(proxies.sync(&[], &BTreeSet::new()).await.is_empty());
             assert_eq!(stream.read(&mut echo).await.unwrap_or(0), 0);
             assert!(TcpStream::connect(listen).await.is_err());
             t1.abort();
@@ -456,7 +541,7 @@ mod tests {
         let (target, task) = server("127.0.0.1:0", "srv").await;
         let listen = free("127.0.0.1:0").await;
         let mut proxies = Proxies::new();
-        proxies.sync(&[map(Proto::Tcp, listen, target)]).await;
+        proxies.sync(&[map(Proto::Tcp, listen, target)], &BTreeSet::new()).await;
         let (mut stream, _) = hello(listen).await;
         stream.write_all(b"last words").await.unwrap();
         stream.shutdown().await.unwrap();
@@ -480,7 +565,7 @@ mod tests {
         let listen = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         let mut proxies = Proxies::new();
         let map = map(Proto::Udp, listen, addr);
-        assert!(proxies.sync(std::slice::from_ref(&map)).await.is_empty());
+        assert!(proxies.sync(std::slice::from_ref(&map), &BTreeSet::new()).await.is_empty());
         for text in ["a", "bb"] {
             let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
             client.connect(listen).await.unwrap();
@@ -501,11 +586,11 @@ mod tests {
         let mut map = map(Proto::Tcp, listen, target);
         map.allow = vec!["192.0.2.0/24".parse().unwrap()];
         let mut proxies = Proxies::new();
-        proxies.sync(std::slice::from_ref(&map)).await;
+        proxies.sync(std::slice::from_ref(&map), &BTreeSet::new()).await;
         let mut stream = TcpStream::connect(listen).await.unwrap();
         assert_eq!(stream.read(&mut [0; 4]).await.unwrap_or(0), 0);
         map.allow = vec!["127.0.0.0/8".parse().unwrap()];
-        proxies.sync(std::slice::from_ref(&map)).await;
+        proxies.sync(std::slice::from_ref(&map), &BTreeSet::new()).await;
         assert_eq!(hello(listen).await.1, "srv");
         task.abort();
     }
@@ -517,9 +602,9 @@ mod tests {
         let (target, task) = server("127.0.0.1:0", "srv").await;
         let mut proxies = Proxies::new();
         let maps = [map(Proto::Tcp, listen, target)];
-        assert_eq!(proxies.sync(&maps).await.len(), 1);
+        assert_eq!(proxies.sync(&maps, &BTreeSet::new()).await.len(), 1);
         drop(holder);
-        assert!(proxies.sync(&maps).await.is_empty());
+        assert!(proxies.sync(&maps, &BTreeSet::new()).await.is_empty());
         assert_eq!(hello(listen).await.1, "srv");
         task.abort();
     }
@@ -529,7 +614,7 @@ mod tests {
         let (target, task) = server("127.0.0.1:0", "srv").await;
         let listen = free("127.0.0.1:0").await;
         let mut proxies = Proxies { running: BTreeMap::new(), flows: Flows::within(20) };
-        proxies.sync(&[map(Proto::Tcp, listen, target)]).await;
+        proxies.sync(&[map(Proto::Tcp, listen, target)], &BTreeSet::new()).await;
         let mut idle = Vec::new();
         for n in 0..30 {
             let (stream, name) = hello(listen).await;
@@ -559,7 +644,7 @@ mod tests {
         let listen = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         let tcp = free("127.0.0.1:0").await;
         let mut proxies = Proxies { running: BTreeMap::new(), flows: Flows::within(16) };
-        proxies.sync(&[map(Proto::Udp, listen, addr), map(Proto::Tcp, tcp, web.0)]).await;
+        proxies.sync(&[map(Proto::Udp, listen, addr), map(Proto::Tcp, tcp, web.0)], &BTreeSet::new()).await;
         let mut buffer = [0; 64];
         let mut clients = Vec::new();
         for n in 0..100u8 {

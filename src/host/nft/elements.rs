@@ -178,8 +178,10 @@ impl Elements {
     fn maps(&mut self, config: &HostConfig, failures: &mut Vec<String>) {
         let mut taken = BTreeSet::new();
         for map in &config.maps {
-            // The kernel cannot rewrite to and from loopback without opening it to the LAN: the proxy serves those.
-            if map.listen.is_loopback() {
+            // The kernel cannot rewrite to and from loopback without opening it to the LAN, and forwards nothing from a
+            // link-local address: the proxies serve those.
+            let link_local = matches!(map.listen, IpAddr::V6(a) if a.is_unicast_link_local());
+            if map.listen.is_loopback() || link_local {
                 continue;
             }
             let Some(target) = map.target else { continue };
@@ -364,9 +366,9 @@ pub(super) mod tests {
             mtu: 1420,
             addresses: vec![IpAddr::from([10, n, 1, 1]), format!("fd00:{n}::1").parse().unwrap()],
             prefixes: vec![format!("10.{n}.0.0/16").parse().unwrap(), format!("fd00:{n}::/48").parse().unwrap()],
+            held: vec![],
             host: HostPolicy::Closed,
             others: vec![],
-            held: vec![],
         }
     }
 
@@ -411,9 +413,9 @@ pub(super) mod tests {
             workloads: vec![workload(7, 2), workload(8, 2)],
             maps: vec![],
             underlay_ports: vec![4001],
+            connected: vec![],
         }
     }
-            connected: vec![],
 
     prop_compose! {
         fn any_map()(n in 7u8..9, tcp: bool, v6: bool, any in 0u8..3, port in 1u16..6, host in 2u8..5, to in 1u16..4,
@@ -453,9 +455,9 @@ pub(super) mod tests {
                 workloads: hosts.into_iter().map(|(n, h)| workload(n, h)).collect(),
                 maps,
                 underlay_ports: vec![5],
+                connected: vec![],
             }
         }
-                connected: vec![],
     }
 
     proptest! {

@@ -598,7 +598,7 @@ fn loopback_maps_answer_here_and_nowhere_else() {
     let proxies = Arc::new(Mutex::new(Proxies::new()));
     let sync = |maps: &[MapConfig]| {
         let (proxies, maps) = (proxies.clone(), maps.to_vec());
-        lab.host.run(async move { proxies.lock().await.sync(&maps).await })
+        lab.host.run(async move { proxies.lock().await.sync(&maps, &BTreeSet::new()).await })
     };
     assert!(sync(&config.maps).is_empty());
     for (tcp, seen) in [("127.0.0.1:8080", "10.7.1.1"), ("[::1]:8080", "fd00:7::1"), ("127.0.0.1:9000", "10.7.1.1")] {
