@@ -72,13 +72,13 @@ impl Heard {
         &self.address
     }
 
-    /// Whether it may be dialled: not the overlay, and see [`heard::may_dial`]. Link-local ones only where they were heard:
-    /// those of IPv6 need their link named, which no such address does; those of IPv4 lead to the one link that has such
-    /// addresses.
+    /// Whether it may be dialled: not the overlay, and see [`heard::may_dial`]. Link-local ones only where they were heard,
+    /// and where one link alone can be meant; those of IPv6 by QUIC only, whose socket is told the link.
     pub(super) fn may_dial(&self, overlay: &[IpNet], own: &Own) -> bool {
         let address = &self.address.0;
         let Some(ip) = ip_of(address) else { return carrier_of(address) == Some(Carrier::Memory) };
-        let on_this_link = !heard::is_link_local(ip) || (self.on_link && ip.is_ipv4() && own.has_one_local4_link());
+        let named = ip.is_ipv4() || carrier_of(address) == Some(Carrier::Quic);
+        let on_this_link = !heard::is_link_local(ip) || (self.on_link && named && own.one_local_link(ip).is_some());
         let port = port_of(address).unwrap_or(0);
         on_this_link && !address::is_within(ip, overlay) && heard::may_dial(ip, port, &|ip| own.is_own(ip))
     }
@@ -275,7 +275,12 @@ mod tests {
 
     fn dialled(text: &str, on_link: bool) -> bool {
         let overlay = ["10.7.0.0/16".parse().unwrap(), "fd00:7::/48".parse().unwrap()];
-        let own = Own::of(&[("eth0", "10.99.0.1/24"), ("eth0", "fd99::1/64"), ("eth1", "169.254.3.4/16")]);
+        let own = Own::of(&[
+            ("eth0", "10.99.0.1/24"),
+            ("eth0", "fd99::1/64"),
+            ("eth1", "169.254.3.4/16"),
+            ("eth1", "fe80::3/64"),
+        ]);
         Heard::of(text.parse().unwrap(), on_link).is_some_and(|heard| heard.may_dial(&overlay, &own))
     }
 
@@ -322,11 +327,14 @@ mod tests {
     #[test]
     fn link_local_addresses_are_dialled_only_on_the_link_they_were_heard_on() {
         assert!(dialled("/ip4/169.254.9.9/tcp/4100", true));
+        assert!(dialled("/ip6/fe80::1/udp/4100/quic-v1", true));
         for (bad, on_link) in [
             ("/ip4/169.254.9.9/tcp/4100", false),
             ("/ip4/169.254.3.4/tcp/4100", true),
             ("/ip4/169.254.169.254/tcp/4100", true),
             ("/ip6/fe80::1/tcp/4100", true),
+            ("/ip6/fe80::1/udp/4100/quic-v1", false),
+            ("/ip6/fe80::3/udp/4100/quic-v1", true),
             ("/ip6/::ffff:169.254.9.9/tcp/4100", false),
         ] {
             assert!(!dialled(bad, on_link), "{bad}");

@@ -1,11 +1,11 @@
 //! The machine's own addresses, which no peer is reached at, and the networks they are in.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use nix::ifaddrs::getifaddrs;
-use nix::net::if_::InterfaceFlags;
+use nix::net::if_::{InterfaceFlags, if_nametoindex};
 use tokio::time::Instant;
 
 /// How long an answer of the kernel's is used.
@@ -50,13 +50,29 @@ impl Own {
         self.addresses.iter().any(|(_, net)| !single(net) && net.contains(&address))
     }
 
-    /// Whether exactly one link has IPv4 link-local addresses, so that the kernel sends to them over that one.
-    pub(super) fn has_one_local4_link(&self) -> bool {
-        let local = |net: &IpNet| matches!(net.addr(), IpAddr::V4(v4) if v4.is_link_local());
+    /// The one link that has link-local addresses of the family of `address`; none where none has, or several have, since
+    /// nobody says which is meant. The kernel sends to those of IPv4 over that one; for those of IPv6 it has to be named.
+    pub(super) fn one_local_link(&self, address: IpAddr) -> Option<&str> {
+        let local = |net: &IpNet| match net.addr() {
+            IpAddr::V4(v4) => address.is_ipv4() && v4.is_link_local(),
+            IpAddr::V6(v6) => address.is_ipv6() && v6.is_unicast_link_local(),
+        };
         let mut links = self.addresses.iter().filter(|(_, net)| local(net)).map(|(link, _)| link);
-        let first = links.next();
-        first.is_some() && links.all(|link| Some(link) == first)
+        let first = links.next()?;
+        links.all(|link| link == first).then_some(first)
     }
+}
+
+/// The same address with its link, where it is a link-local one of IPv6 and only one link can be meant.
+pub(super) fn with_link(address: SocketAddr) -> SocketAddr {
+    let SocketAddr::V6(v6) = address else { return address };
+    if !v6.ip().is_unicast_link_local() || v6.scope_id() != 0 {
+        return address;
+    }
+    let mut own = Own::default();
+    own.refresh(Instant::now());
+    let index = own.one_local_link(v6.ip().to_owned().into()).and_then(|link| if_nametoindex(link).ok());
+    SocketAddrV6::new(*v6.ip(), v6.port(), v6.flowinfo(), index.unwrap_or(0)).into()
 }
 
 /// An address of a link that is up, with its network.
@@ -91,9 +107,10 @@ mod tests {
     #[test]
     fn link_local_addresses_belong_to_one_link_or_to_none() {
         let one = Own::of(&[("eth0", "169.254.3.4/16"), ("eth0", "169.254.3.5/16"), ("eth1", "10.0.0.1/24")]);
-        assert!(one.has_one_local4_link());
+        let (v4, v6) = ("169.254.0.0".parse().unwrap(), "fe80::".parse().unwrap());
+        assert_eq!((one.one_local_link(v4), one.one_local_link(v6)), (Some("eth0"), None));
         assert!(one.is_near("10.0.0.9".parse().unwrap()) && !one.is_near("10.0.1.9".parse().unwrap()));
-        let two = Own::of(&[("eth0", "169.254.3.4/16"), ("eth1", "169.254.9.9/16")]);
-        assert!(!two.has_one_local4_link() && !Own::of(&[("eth1", "10.0.0.1/24")]).has_one_local4_link());
+        let two = Own::of(&[("eth0", "169.254.3.4/16"), ("eth1", "169.254.9.9/16"), ("eth1", "fe80::1/64")]);
+        assert_eq!((two.one_local_link(v4), two.one_local_link(v6)), (None, Some("eth1")));
     }
 }

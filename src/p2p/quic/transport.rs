@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 
 use super::super::address::udp_of;
 use super::super::admission::{Admission, Verdict};
+use super::super::own::with_link;
 use super::connection::Muxer;
 use super::settings::{Settings, settings};
 use super::socket::Screened;
@@ -325,7 +326,8 @@ impl libp2p::Transport for Transport {
     }
 
     fn dial(&mut self, address: Multiaddr, options: DialOpts) -> Result<Upgrade, TransportError<Error>> {
-        let remote = udp_of(&address).map(canonical).filter(|a| a.port() != 0 && !a.ip().is_unspecified());
+        let remote =
+            udp_of(&address).map(canonical).map(with_link).filter(|a| a.port() != 0 && !a.ip().is_unspecified());
         let Some(remote) = remote else { return Err(TransportError::MultiaddrNotSupported(address)) };
         let port = self.port_for(remote).ok_or(TransportError::Other(Error::NoSocket(remote)))?;
         let upgrade = match options.role {
