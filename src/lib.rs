@@ -81,6 +81,10 @@
 //! ([`model::host::Barred`]) is shut to everything else, from before its switch is turned until after it is back; what was
 //! turned is remembered on disk (`host/kept.rs`), so that a kill changes nothing.
 //!
+//! Our routing rules stand before every other program's, moved there when one comes later (`host/rules.rs`); of a network
+//! inside a pool only what members hold is ours ([`HostConfig::overlay`](model::host::HostConfig::overlay)). What cannot be
+//! had so is a [`Finding`](model::host::Finding), and a problem in `status`.
+//!
 //! # A message of a peer
 //!
 //! The connection that carries it pays first, for its place and its bytes (`daemon/inbox.rs`). A large push is cut into

@@ -47,6 +47,8 @@ mod mtu;
 mod names;
 #[path = "netns/sources.rs"]
 mod sources;
+#[path = "netns/surroundings.rs"]
+mod surroundings;
 #[path = "netns/tool/mod.rs"]
 mod tool;
 #[path = "netns/underlay.rs"]
@@ -80,6 +82,7 @@ fn main() -> ExitCode {
         mtu::CASES,
         canary::CASES,
         sources::CASES,
+        surroundings::CASES,
         evil_matrix::CASES,
         evil_members::CASES,
         evil_admin::CASES,

@@ -111,5 +111,11 @@ pub(super) fn list(maps: &[MapInfo]) -> String {
             format!("{} / {}", print::bytes(m.rx_bytes), print::bytes(m.tx_bytes)),
         ]);
     }
-    table.render()
+    let mut out = table.render();
+    for m in maps {
+        if let Some(note) = &m.note {
+            out += &format!("! {}: {}\n", m.name, print::clean(note));
+        }
+    }
+    out
 }

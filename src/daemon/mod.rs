@@ -7,6 +7,7 @@
 
 mod attach;
 mod clock;
+mod condition;
 mod direct;
 mod handler;
 mod inbox;
@@ -69,6 +70,7 @@ pub(crate) struct Context {
     pub inbox: inbox::Inbox,
     pub joins: Arc<join::Joins>,
     pub clocks: Arc<clock::Clocks>,
+    pub probes: Arc<condition::Probes>,
     /// The control task of the datagram carrier; none without a UDP port.
     pub direct: Option<crate::link::direct::Handle>,
     pub endpoints: Arc<direct::Endpoints>,
@@ -219,6 +221,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         inbox: inbox::Inbox::default(),
         joins: Arc::default(),
         clocks: Arc::default(),
+        probes: Arc::default(),
         direct: direct_handle,
         endpoints: Arc::default(),
         instance: instance.as_str().into(),

@@ -1,6 +1,6 @@
 //! `status`, `peer ls`, `peer show`: what the node believes joined with what links, peers and host see.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -24,6 +24,9 @@ use crate::node::{Nearness, nearness, unix_now};
 use crate::p2p;
 use crate::packet::parse::{TCP, UDP};
 use crate::wire::datagram::OVERHEAD;
+
+/// Seconds that a path of datagrams may take to be found.
+const PATIENCE: u64 = 15;
 
 /// What the peers' task knows, by peer.
 type Peers = BTreeMap<PeerId, p2p::PeerStatus>;
@@ -138,6 +141,36 @@ fn path(
     Path { kind: "offline".into(), carrier: None, transport: None, via: None, reason: None, since: gone, mtu: None }
 }
 
+/// Names of byway's own links.
+fn own_links(ctx: &Context) -> BTreeSet<String> {
+    let view = ctx.node.view().load_full();
+    let tuns = view.host.tuns.iter().map(|t| t.name.clone());
+    tuns.chain(view.host.workloads.iter().map(|w| w.host_link.clone())).collect()
+}
+
+/// The owner ended the subnet, perhaps while this node was away.
+fn ended(subnet: &Name) -> Problem {
+    Problem {
+        code: "E-SUBNET-ENDED".into(),
+        severity: "error".into(),
+        message: format!("the owner of subnet {subnet} ended it for every member"),
+        help: format!("byway leave {subnet}"),
+    }
+}
+
+/// A peer that could be reached by datagrams, and for a while has answered none of ours.
+fn unanswered(info: &PeerStatus, session: Option<&DirectStatus>, now: u64) -> Option<Problem> {
+    let stream = info.path.kind == "direct" && info.path.carrier.as_deref() == Some("stream");
+    let lasts = stream && now.saturating_sub(info.path.since) >= PATIENCE;
+    // Without keys the peer has no port for datagrams.
+    session.filter(|session| lasts && session.cipher.is_some() && session.path.is_none()).map(|_| Problem {
+        code: "E-UDP-UNANSWERED".into(),
+        severity: "warning".into(),
+        message: format!("{} answers no datagram: its packets go over TCP, which is slower", info.name),
+        help: format!("let the UDP port of byway (4100 unless configured) through to this machine or to {}", info.name),
+    })
+}
+
 /// The owner signed two heads with one number: for a day after it was seen.
 fn forked(subnet: &Name) -> Problem {
     Problem {
@@ -171,10 +204,13 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
         peers: Vec<(PeerId, PeerStatus)>,
         /// What the subnet was founded as: its name on other machines.
         named: Name,
+        /// Its owner ended it.
+        ended: bool,
     }
-    let (parts, damage, asking, contested, renamed) = ctx
+    let (parts, mut maps, damage, asking, contested, renamed) = ctx
         .node
         .run(move |core| -> Result<_, Error> {
+            let maps = core.maps(only.as_deref())?;
             let chosen: Vec<_> = match &only {
                 Some(text) => vec![core.state.find(text)?],
                 None => core.state.subnets.values().collect(),
@@ -234,7 +270,9 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                 let seen = core.forks.get(&subnet.records.id).copied();
                 renamed.extend(seen.filter(|at| now.abs_diff(*at) < 86_400).map(|_| forked(subnet.name())));
                 let named = subnet.records.genesis.name.clone();
-                parts.push((Part { status, peers, named }, mine.map(|m| (m.grant.not_before, m.grant.not_after))));
+                let ended = resolved.destroyed;
+                let grant = mine.map(|m| (m.grant.not_before, m.grant.not_after));
+                parts.push((Part { status, peers, named, ended }, grant));
             }
             let asking: Vec<(Name, Vec<Name>)> = core
                 .state
@@ -246,13 +284,18 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                 })
                 .filter(|(_, names)| !names.is_empty())
                 .collect();
-            Ok((parts, core.damage.clone(), asking, contested, renamed))
+            Ok((parts, maps, core.damage.clone(), asking, contested, renamed))
         })
         .await??;
     let known = peers(ctx).await;
     let sessions = sessions(ctx).await;
     let mut problems = problems(ctx);
     problems.extend(blocked(ctx).await);
+    super::handler::maps::count(ctx, &mut maps).await;
+    problems.extend(super::condition::of_maps(&maps));
+    if ctx.machine.is_kernel() && parts.iter().any(|(part, _)| !part.peers.is_empty()) {
+        problems.extend(super::condition::no_way_out(&own_links(ctx)));
+    }
     let dropped = dropped_by_rules(ctx).await;
     problems.extend(damage.into_iter().map(|d| Problem {
         code: "E-STATE-DAMAGED".into(),
@@ -298,6 +341,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                 None if info.path.kind == "offline" => None,
                 None => rtt_ms(known.get(&peer)),
             };
+            problems.extend(unanswered(&info, sessions.get(&key), unix_now()));
             info.loss = direct.and_then(|path| path.loss);
             info.mtu = direct.map_or(MTU, inner_mtu);
             info.tx_bytes = link.carried().tx_bytes;
@@ -316,7 +360,10 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
             }
         }
         status.drops.insert("host-closed".to_owned(), dropped.closed.get(&status.id).copied().unwrap_or(0));
-        problems.extend(expiry(&status.name.to_string(), grant, unix_now()));
+        match part.ended {
+            true => problems.push(ended(&status.name)),
+            false => problems.extend(expiry(&status.name.to_string(), grant, unix_now())),
+        }
         subnets.push(status);
     }
     let applied = ctx.applied.borrow().generation;
@@ -442,6 +489,10 @@ fn finding(found: &Finding, view: &View) -> Problem {
             if *place == Place::Host { "error" } else { "info" },
             format!("stop what adds rule {priority}, or let it use a priority above {PRIORITY}"),
         ),
+        Finding::Overlap { subnet, link, .. } => {
+            let subnet = view.subnets.get(subnet).map_or_else(|| subnet.to_string(), |s| s.name.to_string());
+            ("E-CIDR-OVERLAP", "warning", format!("give {link} another prefix, or: byway leave {subnet}"))
+        }
     };
     Problem { code: code.into(), severity: severity.into(), message: found.to_string(), help }
 }
@@ -490,10 +541,6 @@ pub(crate) async fn peer_list(ctx: &Context) -> Result<Vec<PeerInfo>, Error> {
             let now = core.now();
             let mut all: BTreeMap<PeerId, (Vec<String>, Vec<_>)> = BTreeMap::new();
             for subnet in core.state.subnets.values() {
-        Finding::Overlap { subnet, link, .. } => {
-            let subnet = view.subnets.get(subnet).map_or_else(|| subnet.to_string(), |s| s.name.to_string());
-            ("E-CIDR-OVERLAP", "warning", format!("give {link} another prefix, or: byway leave {subnet}"))
-        }
                 for (peer, member) in subnet.resolve(now).members {
                     let entry = all.entry(peer).or_default();
                     entry.0.push(format!("{}.{}", member.name, subnet.name()));

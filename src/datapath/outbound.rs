@@ -13,6 +13,7 @@ use crate::model::id::PeerId;
 use crate::model::view::{Hop, SubnetView};
 use crate::packet::icmp::{self, Failure};
 use crate::packet::offload::Outgoing;
+use crate::packet::parse::{ICMPV6, UDP};
 use crate::packet::{DropReason, Offload, Packet, VirtioHeader, checksum, mss, parse};
 use crate::tun::TunError;
 
@@ -152,7 +153,11 @@ impl Outbound {
             Err(reason) => return self.refuse(reason),
         };
         if is_noise(&packet) {
-            return self.refuse(DropReason::Filtered);
+            // What this program and its kernel say on every link by themselves is nobody's loss.
+            if !is_own_chatter(subnet, &packet, bytes) {
+                self.refuse(DropReason::Filtered);
+            }
+            return;
         }
         let peer = match self.route(subnet, &packet) {
             Ok(Hop::Peer(peer)) => peer,
@@ -318,6 +323,19 @@ fn is_noise(packet: &Packet) -> bool {
         || link_local(packet.destination)
         || link_local(packet.source)
         || packet.source.is_unspecified()
+}
+
+/// What comes of this program's own search for peers on local networks: multicast DNS from an address of this node, and the
+/// kernel's word that it listens to it (IGMP, MLD).
+fn is_own_chatter(subnet: &SubnetView, packet: &Packet, bytes: &[u8]) -> bool {
+    const IGMP: u8 = 2;
+    const MDNS: u16 = 5353;
+    let port = || bytes.get(packet.transport + 2..packet.transport + 4).and_then(|port| port.try_into().ok());
+    match packet.protocol {
+        IGMP | ICMPV6 => packet.destination.is_multicast(),
+        UDP => subnet.addresses.contains(&packet.source) && port().map(u16::from_be_bytes) == Some(MDNS),
+        _ => false,
+    }
 }
 
 /// Tells a flood of small packets from a few: between batches of a flood the loop rests, as a network card would.

@@ -7,14 +7,14 @@
 
 use std::collections::BTreeSet;
 
+use super::netlink::{LinkInfo, Netlink, errno, link_info, local_address, neighbour_of, plain, route_info};
+use crate::model::host::{PROTOCOL, Route, Rule, Scene, alias_name};
 use anyhow::{Context, bail};
 use futures::{Stream, TryStreamExt};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressScope;
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourState};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol};
-use super::netlink::{LinkInfo, Netlink, errno, link_info, local_address, neighbour_of, plain, route_info};
-use crate::model::host::{PROTOCOL, Route, Rule, Scene, alias_name};
 
 /// Entries of one list that are read; what has more is not configured by us, and is left alone.
 const MOST: usize = 16_384;

@@ -118,6 +118,15 @@ fn process_of(inode: u64) -> Option<String> {
     None
 }
 
+/// The socket tables of this thread's network namespace.
+fn tables(proto: Proto) -> String {
+    let tables = match proto {
+        Proto::Tcp => ["tcp", "tcp6"],
+        Proto::Udp => ["udp", "udp6"],
+    };
+    tables.iter().filter_map(|t| std::fs::read_to_string(format!("/proc/thread-self/net/{t}")).ok()).collect()
+}
+
 /// Checks that no socket of this network namespace has what a map on `listen`:`port` would take.
 ///
 /// `0.0.0.0` overlaps every IPv4 address and `::` every IPv6 address; a dual-stack socket on `::` has IPv4 too. With
@@ -133,12 +142,7 @@ pub fn check(proto: Proto, listen: IpAddr, port: u16) -> Result<(), Conflict> {
     if port == 0 {
         return Err(Conflict::PortZero);
     }
-    let tables = match proto {
-        Proto::Tcp => ["tcp", "tcp6"],
-        Proto::Udp => ["udp", "udp6"],
-    };
-    let text: String =
-        tables.iter().filter_map(|t| std::fs::read_to_string(format!("/proc/thread-self/net/{t}")).ok()).collect();
+    let text = tables(proto);
     let mut own: Option<HashSet<u64>> = None;
     let mut ours =
         |row: &Row| own.get_or_insert_with(|| sockets_in(Path::new("/proc/self/fd")).collect()).contains(&row.inode);
@@ -155,6 +159,27 @@ pub fn check(proto: Proto, listen: IpAddr, port: u16) -> Result<(), Conflict> {
         }
     }
     Ok(())
+}
+
+/// Sockets of other programs that a map keeps their clients from: the map has the port, whatever listened first or listens
+/// since. None where nobody else listens.
+///
+/// Reads files and may bind for a moment: call it from a blocking thread.
+pub fn shadowed(proto: Proto, listen: IpAddr, port: u16) -> Option<Conflict> {
+    let own: HashSet<u64> = sockets_in(Path::new("/proc/self/fd")).collect();
+    let text = tables(proto);
+    let rows = text.lines().filter_map(row).filter(|row| row.listens && row.address.port() == port);
+    let mut foreign = rows.filter(|row| !own.contains(&row.inode));
+    let found = foreign.find(|row| match overlap(row.address.ip(), listen) {
+        Overlap::None => false,
+        Overlap::Certain => true,
+        // Our own proxy has the usual address of loopback.
+        Overlap::IfDualStack if listen.is_unspecified() => {
+            !can_bind(proto, SocketAddr::new(Ipv4Addr::new(127, 255, 255, 254).into(), port))
+        }
+        Overlap::IfDualStack => !can_bind(proto, SocketAddr::new(listen, port)),
+    })?;
+    Some(Conflict::InUse { proto, address: found.address, process: process_of(found.inode) })
 }
 
 #[cfg(test)]
@@ -207,6 +232,32 @@ mod tests {
         assert!(check(Proto::Tcp, "::1".parse().unwrap(), port).is_ok());
         drop(any);
         assert!(check(Proto::Udp, "::1".parse().unwrap(), port).is_ok());
+    }
+
+    #[test]
+    fn only_sockets_of_others_are_shadowed() {
+        let own = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = own.local_addr().unwrap().port();
+        assert_eq!(shadowed(Proto::Tcp, "0.0.0.0".parse().unwrap(), port), None);
+        let script = "import socket, time; s = socket.socket(); s.bind(('127.0.0.2', 0)); s.listen(); \
+                      print(s.getsockname()[1], flush=True); time.sleep(60)";
+        let mut other = std::process::Command::new("python3")
+            .args(["-c", script])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(other.stdout.take().unwrap()), &mut line).unwrap();
+        let port = line.trim().parse().unwrap();
+        let found = shadowed(Proto::Tcp, "0.0.0.0".parse().unwrap(), port);
+        let (elsewhere, udp) = ("127.0.0.3".parse().unwrap(), "0.0.0.0".parse().unwrap());
+        let none = (shadowed(Proto::Tcp, elsewhere, port), shadowed(Proto::Udp, udp, port));
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert_eq!(none, (None, None));
+        let Some(Conflict::InUse { address, process, .. }) = found else { panic!("not found") };
+        assert_eq!(address, SocketAddr::new("127.0.0.2".parse().unwrap(), port));
+        assert!(process.unwrap().contains(&format!("(pid {})", other.id())));
     }
 
     #[test]

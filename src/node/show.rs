@@ -233,6 +233,7 @@ impl Core {
                     None => "no-target",
                 }
                 .into(),
+                note: None,
                 connections: 0,
                 rx_bytes: 0,
                 tx_bytes: 0,

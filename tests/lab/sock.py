@@ -80,7 +80,8 @@ def udp(address, port, size):
             sock.setsockopt(socket.IPPROTO_IP, 10, 2)
         else:
             sock.setsockopt(socket.IPPROTO_IPV6, 23, 2)
-        sock.connect((address, port))
+        # By the resolver, which knows the link behind a "%".
+        sock.connect(socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0][4])
         sock.send(b"who")
         peer = sock.recv(1 << 16)
         data = b"." + os.urandom(size - 1)

@@ -280,6 +280,9 @@ pub struct MapInfo {
     pub target: String,
     pub address: Option<IpAddr>,
     pub state: String,
+    /// What is not well with it, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     pub connections: u64,
     pub rx_bytes: u64,
     pub tx_bytes: u64,

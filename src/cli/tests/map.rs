@@ -12,6 +12,7 @@ pub(super) fn map() -> MapInfo {
         target: "web.lab:80".into(),
         address: None,
         state: "ok".into(),
+        note: None,
         connections: 12,
         rx_bytes: 3_100_000_000,
         tx_bytes: 88_000_000,
@@ -26,6 +27,19 @@ fn maps_look_like_this() {
         "\
 SUBNET  NAME  PROTO  LISTEN         TARGET       STATE  CONNECTIONS  RX/TX
 lab     web   tcp    0.0.0.0:8080   web.lab:80   ok     12           3.1 G / 88 M
+",
+    );
+}
+
+#[test]
+fn what_is_not_well_with_a_map_stands_below() {
+    let note = Some("nothing listens at web.lab:80".to_owned());
+    shows(
+        Response::Maps { maps: vec![MapInfo { state: "refused".into(), note, ..map() }] },
+        "\
+SUBNET  NAME  PROTO  LISTEN         TARGET       STATE     CONNECTIONS  RX/TX
+lab     web   tcp    0.0.0.0:8080   web.lab:80   refused   12           3.1 G / 88 M
+! web: nothing listens at web.lab:80
 ",
     );
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::{generation, settle};
 use crate::api::types::{Error, ErrorKind, MapInfo, Request, Response};
-use crate::daemon::Context;
+use crate::daemon::{Context, condition};
 use crate::host::listening;
 use crate::host::nft::{self, MapKey};
 use crate::link::Key;
@@ -74,6 +74,7 @@ fn mark_refused(ctx: &Context, maps: &mut [MapInfo]) {
 /// Adds the live counters, whether foreign rules stand in the way, and whether the target lets nobody in.
 pub(in crate::daemon) async fn count(ctx: &Context, maps: &mut [MapInfo]) {
     mark_refused(ctx, maps);
+    condition::look(ctx, maps).await;
     let Some(rules) = &ctx.rules else { return };
     if maps.is_empty() {
         return;

@@ -6,7 +6,8 @@
 //!
 //! ```text
 //! hook         priority  what it decides
-//! prerouting   -300      spoofed sources, noise of workloads                       (raw, before conntrack)
+//! prerouting   -300      spoofed sources, noise of workloads                       (raw, before conntrack); what their
+//!                        kernels say of their groups and ask of routers is not counted
 //! prerouting   -150      weak host, but for answers of what others translated; connections per workload and member;
 //!                        bytes back to clients
 //! prerouting   -100      port maps: exact address first, then every local address  (nat)

@@ -1,0 +1,189 @@
+//! Looks whether port maps and the machine's own links work, where nothing but a look tells: no record says that a target
+//! refuses, that another program listens on a mapped port, or that a cable is out.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt as _;
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
+
+use super::Context;
+use crate::api::types::{MapInfo, Problem};
+use crate::host::door::{PROBE, refuses};
+use crate::host::listening::{self, Conflict};
+use crate::model::host::Proto;
+
+/// How long what a target said is believed: its program sees a connection for each time it is asked.
+const BELIEVED: Duration = Duration::from_secs(5);
+/// Targets asked at the same time.
+const AT_ONCE: usize = 64;
+
+/// What targets of maps said when they were asked last.
+#[derive(Debug, Default)]
+pub(crate) struct Probes(Mutex<HashMap<SocketAddr, (Instant, bool)>>);
+
+impl Probes {
+    /// Those of `targets` that refuse connections.
+    async fn refusing(&self, targets: BTreeSet<SocketAddr>) -> BTreeSet<SocketAddr> {
+        let unknown: Vec<SocketAddr> = {
+            let mut known = self.lock();
+            known.retain(|target, (at, _)| targets.contains(target) && at.elapsed() < BELIEVED);
+            targets.iter().filter(|target| !known.contains_key(target)).copied().collect()
+        };
+        let ask = |target| async move { (target, refuses(target, PROBE).await) };
+        let said: Vec<_> = futures::stream::iter(unknown).map(ask).buffer_unordered(AT_ONCE).collect().await;
+        let mut known = self.lock();
+        known.extend(said.into_iter().map(|(target, refused)| (target, (Instant::now(), refused))));
+        targets.into_iter().filter(|target| known.get(target).is_some_and(|(_, refused)| *refused)).collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<SocketAddr, (Instant, bool)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// This machine's addresses.
+fn own_addresses() -> BTreeSet<IpAddr> {
+    let ip = |address: &nix::sys::socket::SockaddrStorage| {
+        let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+    };
+    getifaddrs().into_iter().flatten().filter_map(|link| ip(link.address.as_ref()?)).collect()
+}
+
+fn target_of(map: &MapInfo) -> Option<SocketAddr> {
+    let (_, port) = map.target.rsplit_once(':')?;
+    Some(SocketAddr::new(map.address?, port.parse().ok()?))
+}
+
+/// Says of each map what keeps it from working, and whom it shadows.
+pub(crate) async fn look(ctx: &Context, maps: &mut [MapInfo]) {
+    if !ctx.machine.is_kernel() || maps.is_empty() {
+        return;
+    }
+    let asked = maps.iter().filter(|map| map.state == "ok" && map.proto == Proto::Tcp).filter_map(target_of).collect();
+    let refusing = ctx.probes.refusing(asked).await;
+    let places: Vec<(Proto, Option<SocketAddr>)> = maps.iter().map(|m| (m.proto, m.listen.parse().ok())).collect();
+    let seen = tokio::task::spawn_blocking(move || {
+        let shadowed =
+            |(proto, at): (Proto, Option<SocketAddr>)| at.and_then(|at| listening::shadowed(proto, at.ip(), at.port()));
+        (own_addresses(), places.into_iter().map(shadowed).collect::<Vec<_>>())
+    });
+    let Ok((own, shadowed)) = seen.await else { return };
+    for (map, shadowed) in maps.iter_mut().zip(shadowed) {
+        let (target, listen) = (target_of(map), map.listen.parse::<SocketAddr>().ok());
+        let absent = |at: &SocketAddr| !at.ip().is_unspecified() && !at.ip().is_loopback() && !own.contains(&at.ip());
+        map.note = if map.state == "no-target" {
+            Some(format!("the subnet has no {} now", map.target))
+        } else if let Some(at) = listen.filter(absent) {
+            map.state = "blocked".into();
+            Some(format!("this machine has no address {} now", at.ip()))
+        } else if map.state == "refused" {
+            Some(format!("the machine of {} lets nobody in there", map.target))
+        } else if map.state == "ok" && map.proto == Proto::Tcp && target.is_some_and(|t| refusing.contains(&t)) {
+            map.state = "refused".into();
+            Some(format!("{} refuses connections", map.target))
+        } else {
+            shadowed.map(|conflict| shadow(&conflict))
+        };
+    }
+}
+
+fn shadow(conflict: &Conflict) -> String {
+    match conflict {
+        Conflict::InUse { address, process, .. } => {
+            let process = process.as_deref().unwrap_or("another program");
+            format!("nobody reaches {process}, which listens on {address}: the map has the port")
+        }
+        Conflict::PortZero => conflict.to_string(),
+    }
+}
+
+/// What is not well with the maps that were looked at.
+pub(crate) fn of_maps(maps: &[MapInfo]) -> Vec<Problem> {
+    let problem = |map: &MapInfo| {
+        let note = map.note.as_ref()?;
+        let rm = format!("byway map rm {} {}", map.subnet, map.name);
+        let (code, help) = match map.state.as_str() {
+            "no-target" => ("E-NO-TARGET", format!("attach it again, or: {rm}")),
+            "refused" => ("E-TARGET-REFUSED", format!("let something listen there, or: {rm}")),
+            "blocked" => ("E-LISTEN-GONE", format!("give this machine the address, or: {rm}")),
+            _ => ("E-PORT-SHADOWED", format!("stop what listens there, or: {rm}")),
+        };
+        let message = format!("map {} of {} on {} {}: {note}", map.name, map.subnet, map.proto, map.listen);
+        Some(Problem { code: code.into(), severity: "warning".into(), message, help })
+    };
+    maps.iter().filter_map(problem).collect()
+}
+
+/// One link of the machine that is not byway's.
+#[derive(Debug, Default)]
+struct Own {
+    up: bool,
+    carrier: bool,
+    addresses: bool,
+}
+
+/// Where no link of the machine's own leads anywhere, which of them is how. `ours` are byway's links.
+pub(crate) fn no_way_out(ours: &BTreeSet<String>) -> Option<Problem> {
+    let mut links: BTreeMap<String, Own> = BTreeMap::new();
+    for found in getifaddrs().ok()? {
+        if found.flags.contains(InterfaceFlags::IFF_LOOPBACK) || ours.contains(&found.interface_name) {
+            continue;
+        }
+        let link = links.entry(found.interface_name).or_default();
+        link.up |= found.flags.contains(InterfaceFlags::IFF_UP);
+        link.carrier |= found.flags.contains(InterfaceFlags::IFF_RUNNING);
+        let is_ip =
+            |a: &nix::sys::socket::SockaddrStorage| a.as_sockaddr_in().is_some() || a.as_sockaddr_in6().is_some();
+        link.addresses |= found.address.as_ref().is_some_and(is_ip);
+    }
+    dead_end(&links)
+}
+
+fn dead_end(links: &BTreeMap<String, Own>) -> Option<Problem> {
+    if links.values().any(|link| link.up && link.carrier && link.addresses) {
+        return None;
+    }
+    let state = |link: &Own| match link {
+        Own { up: false, .. } => "is down",
+        Own { carrier: false, .. } => "has no carrier",
+        _ => "has no address",
+    };
+    let each: Vec<String> = links.iter().map(|(name, link)| format!("{name} {}", state(link))).collect();
+    let which = if each.is_empty() { "it has none".to_owned() } else { each.join(", ") };
+    let first = links.iter().find(|(_, link)| !link.up).map(|(name, _)| name);
+    let help = first.map_or("plug it in, or give it an address".to_owned(), |name| format!("ip link set {name} up"));
+    Some(Problem {
+        code: "E-NO-LINK".into(),
+        severity: "warning".into(),
+        message: format!("no link of this machine leads anywhere: {which}"),
+        help,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_without_a_way_out_is_told_what_is_wrong_with_its_links() {
+        let links = |of: &[(&str, bool, bool, bool)]| {
+            of.iter()
+                .map(|(name, up, carrier, addresses)| {
+                    ((*name).to_owned(), Own { up: *up, carrier: *carrier, addresses: *addresses })
+                })
+                .collect::<BTreeMap<_, _>>()
+        };
+        let well = links(&[("eth0", true, true, true), ("eth1", false, false, false)]);
+        assert_eq!(dead_end(&well), None);
+        let pulled = dead_end(&links(&[("eth0", true, false, true), ("eth1", true, true, false)])).unwrap();
+        assert!(pulled.message.ends_with("eth0 has no carrier, eth1 has no address"), "{pulled:?}");
+        let down = dead_end(&links(&[("eth0", false, false, true)])).unwrap();
+        assert_eq!(down.help, "ip link set eth0 up");
+        assert!(dead_end(&links(&[])).unwrap().message.ends_with("it has none"));
+    }
+}

@@ -1,0 +1,438 @@
+//! Other programs of the machine, and what comes to it later: their rules, links, networks, sockets and flows.
+
+use std::process::{Child, Stdio};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::fast;
+use crate::lab::runner::Case;
+use crate::lab::{Host, Lab, Netns, SOON, text, until, v4, v6};
+
+pub const CASES: &[Case] = &[
+    fast!(a_vpn_that_comes_later_does_not_take_what_is_for_the_overlay),
+    fast!(who_fights_for_the_first_rule_is_named),
+    fast!(a_client_that_sends_before_its_map_is_answered_after_it),
+    fast!(a_network_inside_the_pool_gets_what_nobody_holds_and_is_named),
+    fast!(an_interface_name_that_is_taken_is_another),
+    fast!(a_map_of_every_address_answers_at_link_local_ones),
+    fast!(neighbours_with_link_local_addresses_only_join),
+    fast!(a_workload_that_is_gone_elsewhere_is_refused_at_once),
+    fast!(a_target_that_refuses_is_a_refused_connection_and_told),
+    fast!(a_service_that_a_map_shadows_is_named),
+    fast!(what_is_not_well_is_told_with_its_remedy),
+];
+
+/// What is promised for a kernel that is watched.
+const PROMISED: Duration = Duration::from_secs(2);
+
+/// The problems in `status` with that code.
+fn problems(host: &Host, code: &str) -> Result<Vec<Value>> {
+    let status = host.json(&["status"])?;
+    let all = status["problems"].as_array().context("no `problems`")?;
+    Ok(all.iter().filter(|p| p["code"] == code).cloned().collect())
+}
+
+/// Waits until `status` names a problem in words that hold each of `words`, `--check healthy` fails for it, and it has a
+/// remedy.
+fn told(host: &Host, code: &str, words: &[&str]) -> Result<()> {
+    until(&format!("{code} is told"), SOON, || {
+        let found = problems(host, code)?;
+        let named = |p: &&Value| words.iter().all(|word| p["message"].as_str().is_some_and(|m| m.contains(word)));
+        let it = found.iter().find(named).with_context(|| format!("none of {found:?} has {words:?}"))?;
+        ensure!(!text(it, "help")?.is_empty(), "no remedy in {it}");
+        Ok(true)
+    })?;
+    ensure!(host.byway(&["status"])?.out.contains("! "), "no `!` line for {code}");
+    let healthy = host.byway(&["status", "--check", "healthy"])?;
+    ensure!(healthy.code == 9, "{code} is no reason: {healthy}");
+    Ok(())
+}
+
+fn not_told(host: &Host, code: &str) -> Result<()> {
+    until(&format!("{code} is gone"), SOON, || Ok(problems(host, code)?.is_empty())).map(drop)
+}
+
+/// Two members with a workload each.
+fn pair(lab: &Lab) -> Result<(Rc<Host>, Rc<Host>, (Netns, Value), (Netns, Value))> {
+    let hosts = lab.subnet(&["a", "b"])?;
+    let (a, b) = (Rc::clone(&hosts[0]), Rc::clone(&hosts[1]));
+    let (web, db) = (lab.workload("web")?, lab.workload("db")?);
+    let (at_web, at_db) = (a.attach(&web, "lab", "web")?, b.attach(&db, "lab", "db")?);
+    web.reaches(&v4(&at_db)?, SOON)?;
+    web.reaches(&v6(&at_db)?, SOON)?;
+    Ok((a, b, (web, at_web), (db, at_db)))
+}
+
+/// What `wg-quick` enters for a tunnel that takes everything: rules without a priority.
+fn full_tunnel(a: &Host, verb: &str) -> Result<()> {
+    for family in ["-4", "-6"] {
+        for rule in
+            [["not", "fwmark", "51820", "table", "51820"].as_slice(), &["table", "main", "suppress_prefixlength", "0"]]
+        {
+            a.ns().ip(&[&[family, "rule", verb], rule].concat())?;
+        }
+    }
+    Ok(())
+}
+
+fn leads_into_the_overlay(a: &Host, to: &[&str], limit: Duration) -> Result<()> {
+    until("packets for the overlay go into it", limit, || {
+        for to in to {
+            let way = a.ns().ip(&["route", "get", to])?;
+            ensure!(way.contains(" dev bw-lab"), "{way}");
+        }
+        Ok(true)
+    })
+    .map(drop)
+}
+
+fn a_vpn_that_comes_later_does_not_take_what_is_for_the_overlay(lab: &Lab) -> Result<()> {
+    let (a, b, (web, _), (_, db)) = pair(lab)?;
+    let (b4, b6) = b.overlay("lab")?;
+    a.ns().ip(&["link", "add", "vpn", "type", "bridge"])?;
+    a.ns().ip(&["link", "set", "vpn", "up"])?;
+    for family in ["-4", "-6"] {
+        a.ns().ip(&[family, "route", "add", "default", "dev", "vpn", "table", "51820"])?;
+    }
+    full_tunnel(&a, "add")?;
+    leads_into_the_overlay(&a, &[&b4, &b6], PROMISED)?;
+    ensure!(a.ns().ip(&["route", "get", "192.0.2.1"])?.contains(" dev vpn"), "the VPN has everything else");
+    for to in [b4, b6] {
+        a.ns().reaches(&to, SOON)?;
+    }
+    web.reaches(&v4(&db)?, SOON)?;
+    web.reaches(&v6(&db)?, SOON)?;
+    ensure!(problems(&a, "E-RULE-ORDER")?.is_empty(), "what was repaired is no problem");
+    full_tunnel(&a, "del")?;
+    until("the rules are where they were", SOON, || {
+        let rules = a.ns().ip(&["rule"])?;
+        Ok(rules.lines().filter(|l| l.contains("4110")).all(|l| l.starts_with("4110:")))
+    })?;
+    a.ns().ip(&["link", "del", "vpn"]).map(drop)
+}
+
+fn who_fights_for_the_first_rule_is_named(lab: &Lab) -> Result<()> {
+    let (a, b, ..) = pair(lab)?;
+    let (b4, b6) = b.overlay("lab")?;
+    for round in 1..=3 {
+        a.ns().ip(&["rule", "add", "from", "all", "unreachable"])?;
+        leads_into_the_overlay(&a, &[&b4], PROMISED).with_context(|| format!("round {round}"))?;
+        ensure!(problems(&a, "E-RULE-ORDER")?.is_empty(), "round {round}");
+    }
+    let start = Instant::now();
+    a.ns().ip(&["rule", "add", "from", "all", "unreachable"])?;
+    told(&a, "E-RULE-ORDER", &["IPv4", "unreachable", "in the clear"])?;
+    ensure!(start.elapsed() < PROMISED, "told after {:?}", start.elapsed());
+    for family in ["-4", "-6"] {
+        while a.ns().run(&["ip", family, "rule", "del", "from", "all", "unreachable"])?.code == 0 {}
+    }
+    not_told(&a, "E-RULE-ORDER")?;
+    leads_into_the_overlay(&a, &[&b4, &b6], PROMISED)
+}
+
+/// Sends from one port every 100 ms and prints who answers, each time that changes.
+const CLIENT: &str = r#"
+import socket, sys, time
+to, port, own = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+v6 = ":" in to
+s = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(("::" if v6 else "0.0.0.0", own))
+s.settimeout(0.1)
+last = ""
+while True:
+    now = "nobody"
+    try:
+        s.sendto(b"hello", (to, port))
+        now = s.recv(100).decode()
+    except TimeoutError:
+        pass
+    except OSError:
+        time.sleep(0.1)
+    if now != last:
+        print(now, flush=True)
+        last = now
+    time.sleep(0.05)
+"#;
+
+/// Answers with a name.
+const SERVER: &str = r#"
+import socket, sys
+s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+s.bind(("::", int(sys.argv[1])))
+print("ready", flush=True)
+while True:
+    data, peer = s.recvfrom(100)
+    s.sendto(sys.argv[2].encode(), peer)
+"#;
+
+/// A program that goes with the test.
+struct Program(Child, std::path::PathBuf);
+
+impl Program {
+    fn start(lab: &Lab, ns: &Netns, name: &str, script: &str, args: &[&str]) -> Result<Program> {
+        let path = lab.dir().join(name);
+        let out = std::fs::File::create(&path).context("make a file for what it says")?;
+        let words = [&["python3", "-c", script], args].concat();
+        let child = ns.command(&words).stdout(out).stderr(Stdio::null()).spawn().context("start python3")?;
+        Ok(Program(child, path))
+    }
+
+    /// Waits until the last line it wrote is this.
+    fn says(&self, last: &str, limit: Duration) -> Result<()> {
+        until(&format!("{} says {last}", self.1.display()), limit, || {
+            let said = std::fs::read_to_string(&self.1).context("read what it says")?;
+            ensure!(said.lines().last() == Some(last), "{said:?}");
+            Ok(true)
+        })
+        .map(drop)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn a_client_that_sends_before_its_map_is_answered_after_it(lab: &Lab) -> Result<()> {
+    let (a, b, (web, _), (db, _)) = pair(lab)?;
+    let x = lab.host("x")?;
+    let servers = [(&web, "web"), (&db, "db")]
+        .iter()
+        .map(|(ns, name)| Program::start(lab, ns, &format!("s-{name}"), SERVER, &["5300", name]))
+        .collect::<Result<Vec<_>>>()?;
+    servers.iter().try_for_each(|server| server.says("ready", SOON))?;
+    let clients = [(a.under4(), "4001"), (a.under6(), "4002")];
+    let clients = clients
+        .iter()
+        .map(|(to, own)| Program::start(lab, x.ns(), &format!("c-{own}"), CLIENT, &[to, "7000", own]))
+        .collect::<Result<Vec<_>>>()?;
+    let all = |says: &str| clients.iter().try_for_each(|client| client.says(says, SOON).context("after a change"));
+    all("nobody")?;
+    let map = |verb: &str, target: Option<&str>| -> Result<()> {
+        for any in ["0.0.0.0:7000", "[::]:7000"] {
+            a.ok(&[&["map", verb, "lab", "udp", any], target.as_slice()].concat())?;
+        }
+        Ok(())
+    };
+    map("add", Some("web:5300"))?;
+    all("web")?;
+    // It leads elsewhere: gone and added anew, from the client's side a change.
+    map("rm", None)?;
+    all("nobody")?;
+    map("add", Some("db:5300"))?;
+    all("db")?;
+    // The target leaves, and comes back with what another has taken meanwhile: another address.
+    b.ok(&["detach", "db"])?;
+    all("nobody")?;
+    let other = lab.workload("other")?;
+    b.attach(&other, "lab", "other")?;
+    b.attach(&db, "lab", "db")?;
+    all("db")
+}
+
+fn a_network_inside_the_pool_gets_what_nobody_holds_and_is_named(lab: &Lab) -> Result<()> {
+    let (a, b, (web, _), (_, db)) = pair(lab)?;
+    let ((a4, _), (b4, _)) = (a.overlay("lab")?, b.overlay("lab")?);
+    let pool = a4.split('.').take(2).collect::<Vec<_>>().join(".");
+    let other = lab.workload("lan")?;
+    a.ns().ip(&["link", "add", "lan0", "type", "veth", "peer", "name", "lan1", "netns", other.name()])?;
+    for (ns, link, last) in [(a.ns(), "lan0", 1), (&other, "lan1", 9)] {
+        ns.ip(&["addr", "add", &format!("{pool}.250.{last}/24"), "dev", link])?;
+        ns.ip(&["link", "set", link, "up"])?;
+    }
+    a.ns().reaches(&format!("{pool}.250.9"), SOON).context("the network that nobody in the subnet holds")?;
+    other.reaches(&format!("{pool}.250.1"), SOON).context("and back")?;
+    told(&a, "E-CIDR-OVERLAP", &[&format!("{pool}.250.0/24"), "lan0", &format!("{pool}.0.0/16"), "bw-lab"])?;
+    ensure!(text(&problems(&a, "E-CIDR-OVERLAP")?[0], "help")?.contains("byway leave lab"), "no remedy");
+    // What a member holds is not taken by who gives this machine an address in it.
+    let held = b4.rsplit_once('.').context("an address")?.0.to_owned();
+    a.ns().ip(&["addr", "add", &format!("{held}.250/24"), "dev", "lan0"])?;
+    told(&a, "E-CIDR-OVERLAP", &[&format!("members hold {held}.0/24"), "lan0"])?;
+    leads_into_the_overlay(&a, &[&b4], PROMISED)?;
+    a.ns().reaches(&b4, SOON)?;
+    web.reaches(&v4(&db)?, SOON)?;
+    // A grant that comes later takes its part, and the word of it.
+    a.ok(&["lease", "add", "lab", &format!("{pool}.250.128/25"), "--member", "b"])?;
+    told(&a, "E-CIDR-OVERLAP", &[&format!("members hold {pool}.250.128/25")])?;
+    leads_into_the_overlay(&a, &[&format!("{pool}.250.200")], PROMISED)?;
+    a.ns().reaches(&format!("{pool}.250.9"), SOON)?;
+    a.ns().ip(&["link", "del", "lan0"])?;
+    not_told(&a, "E-CIDR-OVERLAP")?;
+    leads_into_the_overlay(&a, &[&format!("{pool}.250.9")], PROMISED)
+}
+
+fn an_interface_name_that_is_taken_is_another(lab: &Lab) -> Result<()> {
+    let a = lab.node("a")?;
+    a.ns().ip(&["link", "add", "bw-lab", "type", "bridge"])?;
+    let first = a.json(&["create", "lab"])?;
+    let name = text(&first, "interface")?;
+    ensure!(name != "bw-lab" && name.starts_with("bw-lab") && name.len() <= 15, "{name}");
+    ensure!(a.ns().ip(&["-d", "link", "show", "bw-lab"])?.contains(" bridge "), "theirs is as it was");
+    // Taken while no daemon ran.
+    a.terminate()?;
+    a.ns().ip(&["link", "add", &name, "type", "bridge"])?;
+    a.start()?;
+    until("the subnet has a third name", SOON, || {
+        let now = text(&a.status("lab")?, "interface")?;
+        Ok(now != name && now != "bw-lab" && a.ns().ip(&["addr", "show", &now])?.contains(&v4(&first)?))
+    })?;
+    until("nothing is wrong", SOON, || Ok(a.byway(&["status", "--check", "healthy"])?.code == 0))?;
+    a.ns().ip(&["link", "del", &name])?;
+    a.ns().ip(&["link", "del", "bw-lab"]).map(drop)
+}
+
+fn a_map_of_every_address_answers_at_link_local_ones(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a"])?;
+    let (a, x, web) = (&hosts[0], lab.host("x")?, lab.workload("web")?);
+    a.attach(&web, "lab", "web")?;
+    let _servers = [web.serve("tcp", "::", 80)?, web.serve("udp", "::", 80)?];
+    let local = |host: &Host| -> Result<String> {
+        let shown = host.ns().ip(&["-br", "-6", "addr", "show", "dev", "eth0", "scope", "link"])?;
+        let address = shown.split_whitespace().nth(2).and_then(|a| a.split('/').next());
+        Ok(address.context("no link-local address")?.to_owned())
+    };
+    let at = format!("{}%eth0", local(a)?);
+    for proto in ["tcp", "udp"] {
+        a.ok(&["map", "add", "lab", proto, "[::]:8080", "web:80"])?;
+    }
+    x.ns().tcp(a.under6(), 8080, 1000).context("at a global address")?;
+    x.ns().tcp(&at, 8080, 100_000).context("tcp at the link-local one")?;
+    x.ns().udp(&at, 8080, 1000).context("udp at the link-local one")?;
+    // It comes and goes with the address.
+    a.ns().ip(&["addr", "add", "fe80::77/64", "dev", "eth0", "nodad"])?;
+    until("a new address answers", SOON, || Ok(x.ns().tcp("fe80::77%eth0", 8080, 1000).is_ok()))?;
+    a.ns().ip(&["addr", "del", "fe80::77/64", "dev", "eth0"])?;
+    a.ok(&["map", "rm", "lab", "tcp", "[::]:8080"])?;
+    ensure!(x.ns().tcp(&at, 8080, 10).is_err(), "a removed map is closed");
+    Ok(())
+}
+
+fn neighbours_with_link_local_addresses_only_join(lab: &Lab) -> Result<()> {
+    let hosts = [lab.host("a")?, lab.host("b")?];
+    for host in &hosts {
+        host.ns().ip(&["addr", "flush", "dev", "eth0", "scope", "global"])?;
+        host.rebase()?;
+        host.start()?;
+    }
+    let [a, b] = &hosts;
+    let invite = text(&a.json(&["create", "lab"])?, "invite")?;
+    b.json(&["join", &invite])?;
+    let (b4, b6) = b.overlay("lab")?;
+    a.ns().reaches(&b4, SOON)?;
+    a.ns().reaches(&b6, SOON).map(drop)
+}
+
+/// Connects, and says how that failed and after how long.
+const CONNECT: &str = r#"
+import errno, socket, sys, time
+to, port = sys.argv[1], int(sys.argv[2])
+s = socket.socket(socket.AF_INET6 if ":" in to else socket.AF_INET)
+s.settimeout(4)
+start = time.time()
+try:
+    s.connect((to, port))
+    print("connected")
+except TimeoutError:
+    print("silence")
+except OSError as e:
+    print(errno.errorcode[e.errno] if time.time() - start < 1 else "late")
+"#;
+
+fn connects(ns: &Netns, to: &str, port: u16) -> Result<String> {
+    Ok(ns.ok(&["python3", "-c", CONNECT, to, &port.to_string()])?.trim().to_owned())
+}
+
+fn a_workload_that_is_gone_elsewhere_is_refused_at_once(lab: &Lab) -> Result<()> {
+    let (a, b, (web, _), (_, db)) = pair(lab)?;
+    let (db4, db6) = (v4(&db)?, v6(&db)?);
+    b.ok(&["detach", "db"])?;
+    for (from, name) in [(&web, "a workload"), (a.ns(), "the machine")] {
+        for to in [&db4, &db6] {
+            let how = connects(from, to, 80)?;
+            ensure!(how == "EHOSTUNREACH", "{name} to {to}: {how}");
+        }
+    }
+    // The same as at home.
+    ensure!(connects(b.ns(), &db4, 80)? == "EHOSTUNREACH", "at the member itself");
+    ensure!(b.drops("lab", "no-route")? > 0, "it is counted");
+    Ok(())
+}
+
+fn a_target_that_refuses_is_a_refused_connection_and_told(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a"])?;
+    let (a, web) = (&hosts[0], lab.workload("web")?);
+    a.attach(&web, "lab", "web")?;
+    for listen in ["127.0.0.1:9000", "[::1]:9000"] {
+        a.ok(&["map", "add", "lab", "tcp", listen, "web:80"])?;
+    }
+    for to in ["127.0.0.1", "::1"] {
+        ensure!(connects(a.ns(), to, 9000)? == "ECONNREFUSED", "{to} accepts for nobody");
+    }
+    told(a, "E-TARGET-REFUSED", &["map tcp-9000 of lab", "web:80 refuses connections"])?;
+    let maps = a.json(&["map", "ls", "lab"])?;
+    ensure!(maps["maps"][0]["state"] == "refused", "{maps}");
+    let servers = [web.serve("tcp", "0.0.0.0", 80)?, web.serve("tcp", "::", 80)?];
+    for to in ["127.0.0.1", "::1"] {
+        until("the map answers once its target does", SOON, || Ok(a.ns().tcp(to, 9000, 1000).is_ok()))?;
+    }
+    not_told(a, "E-TARGET-REFUSED")?;
+    drop(servers);
+    // The first client finds out; no client is taken for good.
+    until("it refuses again", SOON, || Ok(connects(a.ns(), "127.0.0.1", 9000)? == "ECONNREFUSED"))?;
+    told(a, "E-TARGET-REFUSED", &["web:80"])
+}
+
+fn a_service_that_a_map_shadows_is_named(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a"])?;
+    let (a, web) = (&hosts[0], lab.workload("web")?);
+    a.attach(&web, "lab", "web")?;
+    let _server = web.serve("tcp", "0.0.0.0", 80)?;
+    a.ok(&["map", "add", "lab", "tcp", "0.0.0.0:8080", "web:80"])?;
+    ensure!(a.byway(&["status", "--check", "healthy"])?.code == 0, "all is well at first");
+    let late = a.ns().serve("tcp", a.under4(), 8080)?;
+    told(a, "E-PORT-SHADOWED", &["map tcp-8080 of lab", "python3", &format!("{}:8080", a.under4())])?;
+    let list = a.ok(&["map", "ls", "lab"])?;
+    ensure!(list.contains("! tcp-8080: nobody reaches python3"), "{list}");
+    drop(late);
+    not_told(a, "E-PORT-SHADOWED")
+}
+
+fn what_is_not_well_is_told_with_its_remedy(lab: &Lab) -> Result<()> {
+    let (a, b, (_web, _), _) = pair(lab)?;
+    // A map whose target goes.
+    a.ok(&["map", "add", "lab", "udp", "0.0.0.0:7001", "db:80", "--name", "gone"])?;
+    b.ok(&["detach", "db"])?;
+    told(&a, "E-NO-TARGET", &["map gone of lab", "db:80"])?;
+    a.ok(&["map", "rm", "lab", "gone"])?;
+    // A map whose address goes.
+    a.ns().ip(&["addr", "add", "10.99.7.7/32", "dev", "eth0"])?;
+    a.ok(&["map", "add", "lab", "udp", "10.99.7.7:7002", "web:80", "--name", "moved"])?;
+    ensure!(problems(&a, "E-LISTEN-GONE")?.is_empty(), "the address is here");
+    a.ns().ip(&["addr", "del", "10.99.7.7/32", "dev", "eth0"])?;
+    told(&a, "E-LISTEN-GONE", &["map moved of lab", "10.99.7.7"])?;
+    a.ok(&["map", "rm", "lab", "moved"])?;
+    // Nothing of ours is said on our own links and counted as a loss.
+    ensure!(a.drops("lab", "filtered")? == 0, "own chatter is counted: {}", a.status("lab")?["drops"]);
+    // No datagram gets through.
+    lab.rules("table bridge cut { chain c { type filter hook forward priority 0; udp dport 4100 drop; }; }")?;
+    until("UDP is missed", Duration::from_secs(60), || Ok(!problems(&a, "E-UDP-UNANSWERED")?.is_empty()))?;
+    told(&a, "E-UDP-UNANSWERED", &["b answers no datagram", "TCP"])?;
+    lab.switch().ok(&["nft", "delete", "table", "bridge", "cut"])?;
+    // The cable is out.
+    lab.unplug(&a)?;
+    told(&a, "E-NO-LINK", &["eth0 has no carrier"])?;
+    // The owner ends the subnet while a member is away.
+    lab.unplug(&b)?;
+    lab.plug(&a)?;
+    not_told(&a, "E-NO-LINK")?;
+    a.ok(&["destroy", "lab"])?;
+    lab.plug(&b)?;
+    until("the member hears of it", Duration::from_secs(60), || Ok(!problems(&b, "E-SUBNET-ENDED")?.is_empty()))?;
+    told(&b, "E-SUBNET-ENDED", &["owner of subnet lab ended it"])
+}
