@@ -26,6 +26,15 @@ const CASES: &[Case] = &[
     fast!(containers_on_two_hosts_talk_by_name, "docker", "dockerd", "nsenter", "unshare", "tar", "busybox"),
     fast!(detach_gives_the_container_back, "docker", "dockerd", "nsenter", "unshare", "tar", "busybox"),
     fast!(stopped_container_frees_its_name_and_lease, "docker", "dockerd", "nsenter", "unshare", "tar", "busybox"),
+    fast!(
+        second_container_of_one_namespace_is_a_conflict_that_names_the_first,
+        "docker",
+        "dockerd",
+        "nsenter",
+        "unshare",
+        "tar",
+        "busybox"
+    ),
     fast!(what_cannot_be_attached_is_named, "docker", "dockerd", "nsenter", "unshare", "tar", "busybox"),
     fast!(engine_that_is_not_there_is_named),
 ];
@@ -259,6 +268,24 @@ fn detach_gives_the_container_back(lab: &Lab) -> Result<()> {
         Ok(engine.exec("web", &["ip", "addr"])?.contains(&v4(&web)?))
     })?;
     Ok(())
+}
+
+fn second_container_of_one_namespace_is_a_conflict_that_names_the_first(lab: &Lab) -> Result<()> {
+    let (a, engine) = alone(lab)?;
+    let run = ["run", "-d", "--network", "container:web", "--name", "side", "box:1", "/bin/sleep", "1000"];
+    engine.docker(&run)?;
+    a.json(&["attach", "docker", "web", "--subnet", "lab"])?;
+    let refused = a.fails(6, "E-ATTACHED", &["attach", "docker", "side", "--subnet", "lab"])?;
+    ensure!(refused.to_string().contains("namespace of web"), "the first is named: {refused}");
+    let pid = engine.docker(&["inspect", "-f", "{{.State.Pid}}", "side"])?;
+    let path = format!("/proc/{}/ns/net", pid.trim());
+    a.fails(6, "E-ATTACHED", &["attach", "netns", &path, "--subnet", "lab", "--name", "path"])?;
+    // The address is both containers', and so are the names: they share the engine's file.
+    engine.exec("side", &["ping", "-c", "1", "-W", "2", "a.lab.internal"])?;
+    a.ok(&["detach", "web"])?;
+    let at = a.json(&["attach", "docker", "side", "--subnet", "lab"])?;
+    ensure!(at["resolver"] == true, "the file that the engine made for both: {at}");
+    engine.exec("web", &["ping", "-c", "1", "-W", "2", "a.lab.internal"]).map(drop)
 }
 
 fn stopped_container_frees_its_name_and_lease(lab: &Lab) -> Result<()> {

@@ -1,5 +1,6 @@
 //! Finding a workload on this machine: a namespace by name or path, or a container.
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use super::Context;
@@ -7,8 +8,8 @@ use crate::api::types::{Error, ErrorKind, WorkloadKind};
 use crate::attach::docker;
 use crate::host::netns;
 use crate::model::host::{NetnsRef, ResolvConf};
-use crate::model::id::Name;
-use crate::model::local::Target;
+use crate::model::id::{Name, SubnetId};
+use crate::model::local::{Target, Workload};
 use crate::model::members::printable;
 use crate::node::NewWorkload;
 
@@ -63,6 +64,41 @@ fn docker_error(error: docker::DockerError) -> Error {
     Error::new(kind, code, error.to_string()).hint(error.hint())
 }
 
+/// What somebody is about to take.
+pub(crate) struct Wanted {
+    /// A name in the subnet.
+    pub name: String,
+    /// An address.
+    pub ip: Option<IpAddr>,
+    /// A namespace.
+    pub netns: Option<NetnsRef>,
+}
+
+/// Sees to it that no workload that is gone stands in the way of what is wanted: whoever holds it is looked at now, not when
+/// the next look at all of them is due.
+pub(crate) async fn bury(ctx: &Context, subnet: &str, wanted: Wanted) -> Result<(), Error> {
+    let text = subnet.to_owned();
+    let holders: Vec<(SubnetId, Name, NetnsRef)> = ctx
+        .node
+        .run(move |core| {
+            let asked = core.state.find(&text).ok().map(|s| s.records.id);
+            let in_the_way = |id: SubnetId, w: &Workload| {
+                let netns = wanted.netns.as_ref().is_some_and(|n| w.netns.path == n.path || w.netns.is_same(n));
+                let address = wanted.ip.is_some_and(|ip| w.addresses.contains(&ip));
+                netns || (Some(id) == asked && (address || w.name.as_str() == wanted.name))
+            };
+            let all = core.state.subnets.values().flat_map(|s| s.local.workloads.iter().map(|w| (s.records.id, w)));
+            all.filter(|(id, w)| in_the_way(*id, w)).map(|(id, w)| (id, w.name.clone(), w.netns.clone())).collect()
+        })
+        .await?;
+    for (id, name, netns) in holders {
+        if !netns::lives(&netns).await {
+            ctx.node.run(move |core| core.workload_died(id, &name, &netns)).await?;
+        }
+    }
+    Ok(())
+}
+
 /// `byway0`, or the next one that nobody uses in that namespace.
 async fn free_link(ctx: &Context, netns: &NetnsRef) -> Result<String, Error> {
     let same = netns.clone();
@@ -70,7 +106,7 @@ async fn free_link(ctx: &Context, netns: &NetnsRef) -> Result<String, Error> {
         .node
         .run(move |core| {
             let all = core.state.subnets.values().flat_map(|s| s.local.workloads.iter());
-            all.filter(|w| w.netns == same).map(|w| w.inner_link.clone()).collect()
+            all.filter(|w| w.netns.is_same(&same)).map(|w| w.inner_link.clone()).collect()
         })
         .await?;
     netns::free_link_name(netns, &used).await.map_err(|e| not_found(format!("look into {}: {e}", netns.path.display())))

@@ -10,7 +10,7 @@ mod workloads;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Context, metrics, status};
+use super::{Context, attach, metrics, status};
 use crate::api::server::{Handler, Peer};
 use crate::api::types::{Done, Error, ErrorKind, IdInfo, Request, Response};
 use crate::config::Config;
@@ -96,6 +96,7 @@ pub(crate) async fn call(ctx: &Context, request: Request) -> Result<Response, Er
             changed(ctx, move |core| core.detach(&workload, subnet.as_deref())).await
         }
         Request::DnsAdd { subnet, name, data, ttl } => {
+            attach::bury(ctx, &subnet, attach::Wanted { name: name.clone(), ip: None, netns: None }).await?;
             changed(ctx, move |core| core.dns_add(&subnet, &name, &data, ttl)).await
         }
         Request::DnsRelease { subnet, name, member } => {

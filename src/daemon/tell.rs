@@ -72,8 +72,8 @@ pub(crate) async fn run(
                 for link in taken {
                     ctx.node.run(move |core| core.link_taken(&link)).await?;
                 }
-                for (subnet, name) in dead {
-                    ctx.node.run(move |core| core.workload_died(subnet, &name)).await?;
+                for (subnet, name, netns) in dead {
+                    ctx.node.run(move |core| core.workload_died(subnet, &name, &netns)).await?;
                 }
             }
         }

@@ -464,7 +464,7 @@ fn workload(subnet: u8, address: &str) -> crate::model::host::WorkloadConfig {
         tun: "bw-prod".to_owned(),
         host_link: "bwv0".to_owned(),
         inner_link: "byway0".to_owned(),
-        netns: NetnsRef { path: "/run/netns/x".into(), device: 0, inode: 0 },
+        netns: NetnsRef { path: "/run/netns/x".into(), device: 0, inode: 0, cookie: None },
         mtu: 1280,
         addresses: vec![address.parse().unwrap()],
         gateways: vec![],

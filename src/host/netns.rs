@@ -110,6 +110,12 @@ pub fn exists(netns: &NetnsRef) -> Result<bool, NetnsError> {
     }
 }
 
+/// Whether it is still the namespace that was attached. Unlike [`exists`] it goes in: a later one at the same path may
+/// have the same inode number. What cannot be entered at the moment lives.
+pub async fn lives(netns: &NetnsRef) -> bool {
+    !matches!(inside(netns, None, || async {}).await, Err(NetnsError::Gone(_)))
+}
+
 /// Opens the namespace file and checks that it is the one that was attached.
 ///
 /// # Errors
@@ -154,8 +160,9 @@ async fn checked(path: PathBuf) -> Result<NetnsRef, NetnsError> {
     {
         return Err(NetnsError::Own(path));
     }
-    let netns = NetnsRef { path: path.clone(), device: meta.dev(), inode: meta.ino() };
-    inside(&netns, None, || async {}).await.map(|_| netns)
+    let netns = NetnsRef { path: path.clone(), device: meta.dev(), inode: meta.ino(), cookie: None };
+    let ((), cookie) = inside(&netns, None, || async {}).await?;
+    Ok(NetnsRef { cookie, ..netns })
 }
 
 /// Threads that are inside namespaces, those included that nobody waits for any more.
@@ -224,6 +231,7 @@ where
     let file = open(netns)?;
     setns(&file, CloneFlags::CLONE_NEWNET).map_err(|errno| io("enter")(errno.into()))?;
     let cookie = netns_cookie().ok();
+    let expected = expected.or(netns.cookie);
     if expected.is_some() && cookie != expected {
         return Err(NetnsError::Gone(netns.path.clone()));
     }

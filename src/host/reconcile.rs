@@ -8,7 +8,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Applied, Failure, Host, failure};
-use crate::model::host::{Change, Finding, HostConfig, Observed, Place, findings, plan};
+use crate::model::host::{Change, Finding, HostConfig, NetnsRef, Observed, Place, findings, plan};
+use crate::model::id::{Name, SubnetId};
 
 /// Between a kernel event and the look at the kernel: events come in swarms.
 const DEBOUNCE: Duration = Duration::from_millis(50);
@@ -101,7 +102,7 @@ struct Outcome {
     failures: Vec<Failure>,
     findings: Vec<Finding>,
     taken: Vec<String>,
-    dead: Vec<(crate::model::id::SubnetId, crate::model::id::Name)>,
+    dead: Vec<(SubnetId, Name, NetnsRef)>,
 }
 
 async fn pass<H: Host>(host: &mut H, config: &HostConfig) -> Outcome {
@@ -129,7 +130,9 @@ async fn pass<H: Host>(host: &mut H, config: &HostConfig) -> Outcome {
     let taken = changes.iter().filter_map(conflict).collect();
     let mut failures = unreadable(&observed);
     failures.extend(host.apply(config, &observed, changes).await);
-    Outcome { changes: names, failures, findings, taken, dead: observed.dead.into_iter().collect() }
+    let dead = config.workloads.iter().filter(|w| observed.dead.contains(&(w.subnet, w.name.clone())));
+    let dead = dead.map(|w| (w.subnet, w.name.clone(), w.netns.clone())).collect();
+    Outcome { changes: names, failures, findings, taken, dead }
 }
 
 fn unreadable(observed: &Observed) -> Vec<Failure> {

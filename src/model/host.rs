@@ -90,7 +90,7 @@ pub struct Applied {
     /// Names of links we need that somebody else's link has: ours are to be called otherwise.
     pub taken: Vec<String>,
     /// Workloads whose namespace is gone: their lease and name are to be freed.
-    pub dead_workloads: Vec<(SubnetId, Name)>,
+    pub dead_workloads: Vec<(SubnetId, Name, NetnsRef)>,
 }
 
 /// Everything this daemon wants from the kernel. The default wants nothing: applying it removes every trace.
@@ -141,6 +141,16 @@ pub struct NetnsRef {
     pub device: u64,
     /// Inode number of the namespace file when it was attached.
     pub inode: u64,
+    /// A number no other namespace has had since boot, where the kernel tells: inode numbers are used again at once.
+    pub cookie: Option<u64>,
+}
+
+impl NetnsRef {
+    /// Whether both are one namespace, by whatever path.
+    pub fn is_same(&self, other: &NetnsRef) -> bool {
+        let apart = self.cookie.zip(other.cookie).is_some_and(|(a, b)| a != b);
+        (self.device, self.inode) == (other.device, other.inode) && !apart
+    }
 }
 
 /// Where a workload's resolver is written.

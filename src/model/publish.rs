@@ -108,11 +108,16 @@ impl Subnet {
     pub fn attach(&mut self, me: &Identity, mut workload: Workload, ip: Option<IpAddr>, now: u64) -> Result<Workload> {
         let resolved = self.resolve(now);
         let mine = self.myself(me, &resolved)?;
-        if let Some(same) = self.local.workloads.iter().find(|w| w.netns == workload.netns) {
+        if let Some(same) = self.local.workloads.iter().find(|w| w.netns.is_same(&workload.netns)) {
             return Err(Error::new(
                 Kind::Conflict,
                 "E-ATTACHED",
-                format!("it is attached to subnet {} already, as {}", self.name(), same.name),
+                format!(
+                    "{} has the network namespace of {}, which is attached to subnet {} already",
+                    workload.target.text(),
+                    same.name,
+                    self.name()
+                ),
             )
             .hint(format!("byway detach {}", same.name)));
         }

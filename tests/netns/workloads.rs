@@ -16,6 +16,8 @@ pub const CASES: &[Case] = &[
     fast!(workload_cannot_use_anothers_address),
     fast!(detach_frees_name_and_leaves_nothing),
     fast!(death_of_a_namespace_frees_its_name),
+    fast!(namespace_made_anew_under_its_name_is_attached_at_once),
+    fast!(one_namespace_by_another_path_is_a_conflict_that_names_the_first),
     fast!(fixed_address_and_its_conflict),
     long!(iperf_both_ways, "iperf3"),
 ];
@@ -169,6 +171,50 @@ fn death_of_a_namespace_frees_its_name(lab: &Lab) -> Result<()> {
         Ok(b.ns().dig(&b4, &["web.lab.internal", "A"])?.status == "NXDOMAIN")
     })?;
     before.assert_same(&crate::lab::snapshot::of(a.ns())?, "the host after the workload's death")
+}
+
+fn namespace_made_anew_under_its_name_is_attached_at_once(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b"])?;
+    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let web = lab.workload("web")?;
+    a.attach(&web, "lab", "web")?;
+    for again in 0..5 {
+        web.delete();
+        let web = crate::lab::netns::Netns::make(web.name())?;
+        a.attach(&web, "lab", "web").with_context(|| format!("attached for the {again}. time"))?;
+        // What is told late of the old one's death does not end the new one.
+        web.reaches(&b.overlay("lab")?.0, SOON)?;
+    }
+    std::thread::sleep(Duration::from_secs(3));
+    ensure!(a.json(&["workload", "ls"])?["workloads"][0]["workload"] == "web", "the last one lives");
+    web.reaches(&b.overlay("lab")?.0, SOON).map(drop)
+}
+
+fn one_namespace_by_another_path_is_a_conflict_that_names_the_first(lab: &Lab) -> Result<()> {
+    let a = lab.subnet(&["a"])?.remove(0);
+    let web = lab.workload("web")?;
+    a.attach(&web, "lab", "web")?;
+    let mut inside = web.command(&["sleep", "60"]).spawn()?;
+    let outcome = (|| -> Result<()> {
+        // By its path, and by a process in it. `ip netns exec` replaces itself by the program.
+        let process = format!("/proc/{}/ns/net", inside.id());
+        until("the process is inside", SOON, || {
+            let inode =
+                |path: &str| -> Result<u64> { Ok(std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path)?)) };
+            Ok(inode(&process)? == inode(&format!("/run/netns/{}", web.name()))?)
+        })?;
+        for path in [format!("/run/netns/{}", web.name()), process] {
+            let refused =
+                a.fails(6, "E-ATTACHED", &["attach", "netns", &path, "--subnet", "lab", "--name", "other"])?;
+            ensure!(refused.to_string().contains("network namespace of web"), "it names the first: {refused}");
+        }
+        a.ok(&["detach", "web"])?;
+        a.ok(&["attach", "netns", &format!("/run/netns/{}", web.name()), "--subnet", "lab", "--name", "other"])
+            .map(drop)
+    })();
+    inside.kill()?;
+    inside.wait()?;
+    outcome
 }
 
 fn fixed_address_and_its_conflict(lab: &Lab) -> Result<()> {

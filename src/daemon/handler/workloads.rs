@@ -12,6 +12,8 @@ pub(super) async fn attach(ctx: &Context, request: Request) -> Result<Response, 
     let text = subnet.clone();
     ctx.node.run(move |core| core.state.find(&text).map(drop)).await??;
     let new = attach::find(ctx, workload, name, mac).await?;
+    let wanted = attach::Wanted { name: new.name.to_string(), ip, netns: Some(new.netns.clone()) };
+    attach::bury(ctx, &subnet, wanted).await?;
     let attached = ctx.node.run(move |core| core.attach(&subnet, new, ip).map(|a| (a, generation(core)))).await??;
     let (mut attached, generation) = attached;
     if let Err(error) = settle(ctx, generation).await {

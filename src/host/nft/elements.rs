@@ -379,7 +379,7 @@ pub(super) mod tests {
             tun: format!("bw-net{n}"),
             host_link: format!("bwv{n:04}{host:04}"),
             inner_link: "byway0".to_owned(),
-            netns: NetnsRef { path: "/run/netns/none".into(), device: 0, inode: 0 },
+            netns: NetnsRef { path: "/run/netns/none".into(), device: 0, inode: 0, cookie: None },
             mtu: 1420,
             addresses: vec![IpAddr::from([10, n, 1, host]), format!("fd00:{n}::{host}").parse().unwrap()],
             gateways: vec![IpAddr::from([10, n, 1, 1]), format!("fd00:{n}::1").parse().unwrap()],

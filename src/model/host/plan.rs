@@ -286,7 +286,7 @@ mod tests {
     }
 
     fn netns(n: u64) -> NetnsRef {
-        NetnsRef { path: format!("/run/netns/ns{n}").into(), device: 4, inode: n }
+        NetnsRef { path: format!("/run/netns/ns{n}").into(), device: 4, inode: n, cookie: None }
     }
 
     /// Subnet `s` with two families and possibly other addresses and prefixes (`variant`).

@@ -45,7 +45,7 @@ impl Core {
         }
         let elsewhere = self.state.subnets.values().any(|s| {
             s.records.id != subnet.records.id
-                && s.local.workloads.iter().any(|w| w.netns == new.netns && w.inner_link == new.inner_link)
+                && s.local.workloads.iter().any(|w| w.netns.is_same(&new.netns) && w.inner_link == new.inner_link)
         });
         if elsewhere {
             return Err(Error::new(
@@ -147,9 +147,13 @@ impl Core {
         }
     }
 
-    /// A workload whose namespace died: name and addresses are free again.
-    pub fn workload_died(&mut self, subnet: SubnetId, name: &Name) {
+    /// A workload whose namespace died: name and addresses are free again. One that was attached under that name since
+    /// then, in another namespace, is not concerned.
+    pub fn workload_died(&mut self, subnet: SubnetId, name: &Name, netns: &NetnsRef) {
         let Some(mut copy) = self.state.subnets.get(&subnet).cloned() else { return };
+        if !copy.local.workloads.iter().any(|w| w.name == *name && w.netns == *netns) {
+            return;
+        }
         if copy.detach(&self.state.me.clone(), name.as_str(), self.now()).is_ok() {
             tracing::info!(workload = %name, "namespace is gone, detached");
             if let Err(error) = self.save(copy) {
