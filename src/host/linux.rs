@@ -22,13 +22,13 @@ use super::netlink::{LinkInfo, Netlink};
 use super::netns::{self, NetnsError};
 use super::nft::Repair;
 use super::rules::{self, Moves};
-use super::{Host, TunControl, failure, netconf, nft, proxy, resolver, sysctl};
+use super::{Host, TunControl, failure, netconf, nft, proxy, resolver, sysctl, within};
 use crate::model::host::{
     Barred, Change, Failure, HostConfig, NetnsRef, Observed, Place, Scene, TABLE, WorkloadConfig, alias_name, barred,
     host_mac, inner_mac, inner_table, resolvers, sysctl_keys,
 };
 
-/// How long what was seen inside a workload's namespace is believed: the kernel does not tell us of changes there.
+/// How long what was seen inside a workload's namespace is believed where no news come from there.
 const BELIEVED: Duration = Duration::from_secs(5);
 /// How often it is checked that the namespaces of workloads are still at their paths.
 const LIVENESS: Duration = Duration::from_secs(2);
@@ -65,6 +65,10 @@ pub struct LinuxHost {
     inside: BTreeMap<NetnsRef, Inside>,
     /// Indexes of the inner ends of our pairs, by the name of the outer one.
     ends: BTreeMap<String, u32>,
+    /// Numbers of the namespaces those are in.
+    numbers: BTreeMap<String, i32>,
+    /// Where something changed inside since the last look.
+    heard: within::Heard,
     /// Namespaces found gone: they never come back.
     gone: BTreeSet<NetnsRef>,
     /// Indexes of our links: events of others are not ours.
@@ -125,6 +129,11 @@ impl LinuxHost {
             Ok(watcher) => watchers.push(watcher),
             Err(error) => tracing::warn!(%error, "changes of forwarding by others are seen late"),
         }
+        let heard = within::Heard::default();
+        match within::watch(Arc::clone(&wake), Arc::clone(&heard)) {
+            Ok(watcher) => watchers.push(watcher),
+            Err(error) => tracing::warn!(%error, "changes inside workloads are seen late"),
+        }
         match watch_ruleset(&nft, Arc::clone(&wake)) {
             Ok(watcher) => watchers.push(watcher),
             // Without the right to listen there is no right to change anything either: `preflight` names it.
@@ -139,6 +148,8 @@ impl LinuxHost {
             opened: BTreeMap::new(),
             inside: BTreeMap::new(),
             ends: BTreeMap::new(),
+            numbers: BTreeMap::new(),
+            heard,
             gone: BTreeSet::new(),
             instance,
             tuns,
@@ -170,7 +181,7 @@ impl LinuxHost {
         observed.connected = look.connected;
         observed.link_local = look.link_local;
         observed.places.insert(Place::Host, look.scene);
-        self.ends = look.ends;
+        (self.ends, self.numbers) = (look.ends, look.numbers);
         *self.indexes.lock().unwrap_or_else(PoisonError::into_inner) = look.indexes;
         let mut keys = sysctl_keys(desired, observed).remove(&Place::Host).unwrap_or_default();
         keys.extend(self.kept.sysctls().keys().cloned());
@@ -185,9 +196,11 @@ impl LinuxHost {
         self.inside.retain(|netns, _| places.contains(netns));
         self.gone.retain(|netns| places.contains(netns));
         let keys = sysctl_keys(desired, observed);
+        let news = within::take(&self.heard);
         let mut looks = Vec::new();
         for netns in places {
             let sysctls = keys.get(&Place::Netns(netns.clone())).cloned().unwrap_or_default();
+            self.believe_no_more(desired, &netns, &news);
             looks.push((netns.clone(), self.prepare(desired, observed, &netns, sysctls)));
         }
         // Side by side: one namespace that takes long holds no other up.
@@ -237,6 +250,16 @@ impl LinuxHost {
         let rules = self.kept.rules().iter().filter(|(netns, rule)| stand(netns, rule)).cloned().collect();
         if let Err(error) = self.kept.set_rules(rules) {
             tracing::warn!(error = format!("{error:#}"), "rules of workloads not recorded");
+        }
+    }
+
+    /// What was seen in a namespace counts no more when something changed there since then.
+    fn believe_no_more(&mut self, desired: &HostConfig, netns: &NetnsRef, news: &within::News) {
+        let mut here = desired.workloads.iter().filter(|w| w.netns == *netns);
+        if here.any(|w| news.concerns(self.numbers.get(&w.host_link).copied()))
+            && let Some(known) = self.inside.get_mut(netns)
+        {
+            known.seen = None;
         }
     }
 

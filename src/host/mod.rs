@@ -27,6 +27,7 @@ mod sockets;
 pub mod sysctl;
 #[cfg(test)]
 mod tests;
+mod within;
 
 use std::future::Future;
 use std::sync::Arc;

@@ -33,6 +33,8 @@ pub struct LinkInfo {
     pub loopback: bool,
     /// Index of the other end of a pair, in its own namespace.
     pub other_end: u32,
+    /// Number the other end's namespace has here.
+    pub other_netns: Option<i32>,
     /// What we compare.
     pub link: Link,
 }
@@ -48,6 +50,8 @@ pub(super) struct Look {
     pub indexes: BTreeSet<u32>,
     /// Indexes of the other ends of our pairs, by the name of ours.
     pub ends: BTreeMap<String, u32>,
+    /// Numbers of the namespaces those are in.
+    pub numbers: BTreeMap<String, i32>,
 }
 
 /// A route as the kernel lists it, of whatever table.
@@ -206,6 +210,7 @@ impl Netlink {
             link_local: BTreeSet::new(),
             indexes: BTreeSet::new(),
             ends: BTreeMap::new(),
+            numbers: BTreeMap::new(),
         };
         // A route names its link by the name the link should have.
         let mut names = BTreeMap::new();
@@ -213,6 +218,7 @@ impl Netlink {
             if let Some(key) = ours(&info) {
                 look.indexes.insert(index);
                 look.ends.insert(key.clone(), info.other_end);
+                look.numbers.extend(info.other_netns.map(|number| (key.clone(), number)));
                 names.insert(index, key.clone());
                 look.scene.links.insert(key, info.link);
                 continue;
@@ -511,6 +517,7 @@ pub(super) fn link_info(message: &LinkMessage) -> LinkInfo {
             LinkAttribute::IfName(name) => info.name.clone_from(name),
             LinkAttribute::IfAlias(alias) => info.link.alias.clone_from(alias),
             LinkAttribute::Link(other) => info.other_end = *other,
+            LinkAttribute::LinkNetNsId(number) => info.other_netns = Some(*number),
             LinkAttribute::Mtu(mtu) => info.link.mtu = *mtu,
             LinkAttribute::TxQueueLen(length) => info.link.txqueuelen = *length,
             LinkAttribute::GsoMaxSize(size) => info.link.gso_max_size = *size,

@@ -18,6 +18,7 @@ pub const CASES: &[Case] = &[
     fast!(death_of_a_namespace_frees_its_name),
     fast!(namespace_made_anew_under_its_name_is_attached_at_once),
     fast!(one_namespace_by_another_path_is_a_conflict_that_names_the_first),
+    fast!(changes_inside_a_namespace_are_repaired_within_two_seconds),
     fast!(fixed_address_and_its_conflict),
     long!(iperf_both_ways, "iperf3"),
 ];
@@ -215,6 +216,39 @@ fn one_namespace_by_another_path_is_a_conflict_that_names_the_first(lab: &Lab) -
     inside.kill()?;
     inside.wait()?;
     outcome
+}
+
+fn changes_inside_a_namespace_are_repaired_within_two_seconds(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b"])?;
+    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let web = lab.workload("web")?;
+    let at = a.attach(&web, "lab", "web")?;
+    let (link, b4) = (crate::lab::text(&at, "interface")?, b.overlay("lab")?.0);
+    web.reaches(&b4, SOON)?;
+    let state = || -> Result<[String; 4]> {
+        let show = |args: &[&str]| web.ip(args);
+        Ok([
+            show(&["-o", "addr", "show", "dev", &link])?.replace("forever", ""),
+            show(&["-4", "route"])?,
+            show(&["-6", "route", "show", "dev", &link])?,
+            show(&["-4", "rule"])?,
+        ])
+    };
+    // Twice: news are heard again after a repair.
+    for _ in 0..2 {
+        for change in [
+            ["addr", "flush", "dev", link.as_str()].as_slice(),
+            &["route", "flush", "dev", &link],
+            &["-6", "route", "flush", "dev", &link],
+            &["link", "set", &link, "down"],
+        ] {
+            let before = state()?;
+            web.ip(change)?;
+            ensure!(state()? != before, "{change:?} changes something");
+            until(&format!("{change:?} is repaired"), Duration::from_secs(2), || Ok(web.pings(&b4)))?;
+        }
+    }
+    Ok(())
 }
 
 fn fixed_address_and_its_conflict(lab: &Lab) -> Result<()> {
