@@ -4,7 +4,7 @@
 //! its request handler is polled once inside the receive loop: a name of ours is answered by then, so that a flood of
 //! questions makes no task and leaves no memory. Only what waits for the host's resolvers becomes a task, of which there are at
 //! most [`IN_FLIGHT`].
-//! A TCP connection is one task with one buffer of [`MAX_REQUEST`] bytes; there are at most [`CONNECTIONS`], and
+//! A TCP connection is one task, with at most [`PIPELINED`] questions of [`MAX_REQUEST`] bytes; there are at most [`CONNECTIONS`], and
 //! [`PER_SOURCE`] of one source: the oldest of who has most makes room, so that idle clients never shut others out.
 
 use std::io;
@@ -14,9 +14,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use hickory_server::net::xfer::Protocol;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
@@ -33,6 +36,9 @@ pub const CONNECTIONS: usize = 64;
 
 /// TCP connections of one source.
 pub const PER_SOURCE: usize = 16;
+
+/// Questions of one TCP connection that wait for their answers at the same time; the next is read when one has it.
+pub const PIPELINED: usize = 16;
 
 /// A TCP client has this long for its next whole question, and for taking its answer.
 pub const IDLE: Duration = Duration::from_secs(5);
@@ -250,29 +256,57 @@ async fn serve_tcp(listener: TcpListener, handler: Arc<Handler>) {
     }
 }
 
-/// One TCP client: question after question (RFC 7766), until it is silent for [`IDLE`] or asks too much.
-async fn connection(mut stream: TcpStream, source: SocketAddr, handler: Arc<Handler>, place: Place) {
+/// One TCP client (RFC 7766): each answer goes out as soon as it is there, whatever was asked before it, until the client is
+/// silent for [`IDLE`], has no more to ask, or asks too much. What it asked before that is answered.
+async fn connection(stream: TcpStream, source: SocketAddr, handler: Arc<Handler>, place: Place) {
     let shared = &place.shared;
-    let mut buffer = vec![0u8; MAX_REQUEST];
-    // A slow sender of single bytes has no more time than a silent one.
-    while let Ok(Ok(length)) = timeout(IDLE, read_message(&mut stream, &mut buffer)).await {
-        let bytes = buffer.get(..length).unwrap_or_default();
-        if !shared.take(source.ip()) {
-            return;
-        }
-        let Some(reply) = answer(Arc::clone(&handler), bytes.to_vec(), source, Protocol::Tcp).await else { return };
-        let Ok(length) = u16::try_from(reply.len()) else { return };
-        let framed = [length.to_be_bytes().as_slice(), &reply].concat();
-        if !matches!(timeout(IDLE, stream.write_all(&framed)).await, Ok(Ok(()))) {
-            return;
+    let (reader, mut writer) = stream.into_split();
+    let mut waiting = FuturesUnordered::new();
+    let mut next = Box::pin(question(reader));
+    let mut ended = false;
+    loop {
+        tokio::select! {
+            biased;
+            Some(reply) = waiting.next(), if !waiting.is_empty() => {
+                let reply: Option<Vec<u8>> = reply;
+                let Some(reply) = reply else { return };
+                if !matches!(timeout(IDLE, write_message(&mut writer, &reply)).await, Ok(Ok(()))) {
+                    return;
+                }
+            }
+            (reader, asked) = &mut next, if !ended && waiting.len() < PIPELINED => {
+                next = Box::pin(question(reader));
+                match asked {
+                    Some(_) if !shared.take(source.ip()) => return,
+                    Some(bytes) => waiting.push(answer(Arc::clone(&handler), bytes, source, Protocol::Tcp)),
+                    None => ended = true,
+                }
+            }
+            else => return,
         }
     }
 }
 
+/// The next message and where the one after it comes from; none where the client is silent for too long, is gone, or says
+/// what is no question. A slow sender of single bytes has no more time than a silent one.
+async fn question(mut reader: OwnedReadHalf) -> (OwnedReadHalf, Option<Vec<u8>>) {
+    let message = timeout(IDLE, read_message(&mut reader)).await;
+    (reader, message.ok().and_then(Result::ok))
+}
+
 /// Reads one message with its two bytes of length in front.
-async fn read_message(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
-    let length = usize::from(stream.read_u16().await?);
-    let into = buffer.get_mut(..length).ok_or_else(|| io::Error::other("DNS request larger than any question"))?;
-    stream.read_exact(into).await?;
-    Ok(length)
+async fn read_message(reader: &mut OwnedReadHalf) -> io::Result<Vec<u8>> {
+    let length = usize::from(reader.read_u16().await?);
+    if length > MAX_REQUEST {
+        return Err(io::Error::other("DNS request larger than any question"));
+    }
+    let mut message = vec![0; length];
+    reader.read_exact(&mut message).await?;
+    Ok(message)
+}
+
+/// Writes one message with its length in front.
+async fn write_message(writer: &mut OwnedWriteHalf, message: &[u8]) -> io::Result<()> {
+    let length = u16::try_from(message.len()).map_err(io::Error::other)?;
+    writer.write_all(&[length.to_be_bytes().as_slice(), message].concat()).await
 }

@@ -19,6 +19,7 @@
 //! | one source | [`RATE`]/s, [`BURST`] at once | a member cannot starve others |
 //! | sources remembered | [`SOURCES`] | a further one takes the place of one that asks little |
 //! | TCP connections | [`CONNECTIONS`], [`PER_SOURCE`] a source | the oldest makes room |
+//! | questions of a TCP connection | [`PIPELINED`] at once | answered in any order (RFC 7766) |
 //! | TCP silence | [`IDLE`] for a whole question | also against one byte a second |
 //! | request | [`MAX_REQUEST`] bytes | one buffer each |
 
@@ -48,7 +49,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 pub use limit::{BURST, Counters, RATE, SOURCES};
-pub use listen::{CONNECTIONS, IDLE, MAX_REQUEST, PER_SOURCE};
+pub use listen::{CONNECTIONS, IDLE, MAX_REQUEST, PER_SOURCE, PIPELINED};
 pub use question::MAX_UDP;
 pub use upstream::IN_FLIGHT;
 pub use zone::NEGATIVE_TTL;

@@ -406,6 +406,35 @@ async fn idle_tcp_clients_do_not_shut_others_out() {
 }
 
 #[tokio::test]
+async fn a_slow_name_holds_no_later_one_up_on_the_same_connection() {
+    let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let upstreams = vec![silent.local_addr().unwrap()];
+    let running = start(view(vec![subnet(1, &["127.0.17.1"], zone::tests::lab())]), upstreams);
+    let at = SocketAddr::new("127.0.17.1".parse().unwrap(), running.port);
+    ask(at, "db.lab.internal", RecordType::A).await;
+    let mut stream = TcpStream::connect(at).await.unwrap();
+    let names = ["slow.example", "db.lab.internal", "web.lab.internal"];
+    for name in names {
+        let bytes = question(name, RecordType::A);
+        let length = u16::try_from(bytes.len()).unwrap().to_be_bytes();
+        stream.write_all(&[&length, bytes.as_slice()].concat()).await.unwrap();
+    }
+    // As a client does that has no more to ask: it still gets every answer.
+    stream.shutdown().await.unwrap();
+    let (begun, mut answered) = (std::time::Instant::now(), Vec::new());
+    while let Ok(length) = stream.read_u16().await {
+        let mut reply = vec![0; usize::from(length)];
+        stream.read_exact(&mut reply).await.unwrap();
+        let name = Message::from_vec(&reply).unwrap().queries[0].name().to_string();
+        answered.push((name.trim_end_matches('.').to_owned(), begun.elapsed()));
+    }
+    let order: Vec<&str> = answered.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(order, ["db.lab.internal", "web.lab.internal", "slow.example"], "{answered:?}");
+    assert!(answered[1].1 < Duration::from_secs(1), "{answered:?}");
+    running.end().await;
+}
+
+#[tokio::test]
 async fn false_lengths_end_the_connection() {
     let running = start(view(vec![subnet(1, &["127.0.8.1"], zone::tests::lab())]), vec![]);
     let at = SocketAddr::new("127.0.8.1".parse().unwrap(), running.port);
