@@ -30,6 +30,7 @@ pub(crate) async fn find(
             let (netns, resolv_conf) = netns::resolve(&spec)
                 .await
                 .map_err(|e| not_found(format!("network namespace {}: {e}", printable(&spec))))?;
+            let resolv_conf = shared_file(ctx, &spec, &netns, resolv_conf).await?;
             let default = Path::new(&spec).file_name().map(|f| f.to_string_lossy().into_owned()).unwrap_or_default();
             (Target::Netns(spec), netns, resolv_conf, default)
         }
@@ -54,6 +55,18 @@ pub(crate) async fn find(
     let name_is_default = name.is_none();
     let name = name.unwrap_or_else(|| Name::from_host(&default));
     Ok(NewWorkload { name, name_is_default, target, netns, inner_link, resolv_conf, mac })
+}
+
+/// A resolver file that stands there is another's, unless we made it for the same namespace in another subnet.
+async fn shared_file(ctx: &Context, spec: &str, netns: &NetnsRef, found: ResolvConf) -> Result<ResolvConf, Error> {
+    let Some(file) = netns::resolver_file(spec).filter(|_| found == ResolvConf::None) else { return Ok(found) };
+    let (same, ours) = (netns.clone(), ResolvConf::Create(file));
+    let wanted = ours.clone();
+    let made = move |core: &mut crate::node::Core| {
+        let mut all = core.state.subnets.values().flat_map(|s| s.local.workloads.iter());
+        all.any(|w| w.netns.is_same(&same) && w.resolv_conf == wanted)
+    };
+    Ok(if ctx.node.run(made).await? { ours } else { found })
 }
 
 fn docker_error(error: docker::DockerError) -> Error {

@@ -3,12 +3,13 @@
 //! Pure: keeps the indexes of zones that did not change, and nothing of a subnet that is not in the view any more. Its names
 //! are names like any other from then on; who leaves a subnet is rid of what its founder called things.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::question::{Owned, Served};
+use super::question::{Owned, Reach, Served};
 use super::zone::{ZoneIndex, absolute};
+use crate::model::host::WorkloadConfig;
 use crate::model::id::SubnetId;
 use crate::model::view::{SubnetView, View};
 
@@ -31,7 +32,8 @@ impl Catalog {
                 };
             }
         }
-        let all = Arc::new(owned(view.subnets.values()));
+        let all = Arc::new(self.reach(view, &view.subnets.keys().copied().collect()));
+        let mut workloads = self.workloads(view);
         view.subnets
             .values()
             .filter_map(|subnet| {
@@ -39,14 +41,43 @@ impl Catalog {
                     index: Arc::clone(self.indexes.get(&subnet.id)?),
                     members: prefixes(subnet),
                     machine: own_addresses(view),
-                    workloads: workloads(view, subnet.id),
                     all: Arc::clone(&all),
-                    own: Arc::new(owned([subnet])),
+                    workloads: workloads.remove(&subnet.id).unwrap_or_default(),
                     forwards,
                 };
                 Some((subnet.id, served))
             })
             .collect()
+    }
+
+    /// What those are told who are in all of these subnets.
+    fn reach(&self, view: &View, subnets: &BTreeSet<SubnetId>) -> Reach {
+        Reach {
+            zones: subnets.iter().filter_map(|id| self.indexes.get(id).cloned()).collect(),
+            owned: owned(subnets.iter().filter_map(|id| view.subnets.get(id))),
+        }
+    }
+
+    /// This node's workloads by subnet. One network namespace that is in several is one asker, by whichever of its addresses
+    /// it asks; those that are in other subnets only are foreign: subnets do not see each other's names.
+    fn workloads(&self, view: &View) -> BTreeMap<SubnetId, HashMap<IpAddr, Arc<Reach>>> {
+        let mut askers: BTreeMap<_, Vec<&WorkloadConfig>> = BTreeMap::new();
+        for workload in &view.host.workloads {
+            let netns = &workload.netns;
+            askers.entry((netns.device, netns.inode, netns.cookie)).or_default().push(workload);
+        }
+        let mut reaches: BTreeMap<BTreeSet<SubnetId>, Arc<Reach>> = BTreeMap::new();
+        let mut found: BTreeMap<SubnetId, HashMap<IpAddr, Arc<Reach>>> = BTreeMap::new();
+        for asker in askers.values() {
+            let subnets: BTreeSet<SubnetId> = asker.iter().map(|w| w.subnet).collect();
+            let reach =
+                reaches.entry(subnets.clone()).or_insert_with_key(|subnets| Arc::new(self.reach(view, subnets)));
+            for id in subnets {
+                let addresses = asker.iter().flat_map(|w| &w.addresses);
+                found.entry(id).or_default().extend(addresses.map(|a| (*a, Arc::clone(reach))));
+            }
+        }
+        found
     }
 }
 
@@ -73,10 +104,4 @@ fn prefixes(subnet: &SubnetView) -> Vec<ipnet::IpNet> {
 /// Addresses of this node: never asked as resolvers, and as askers the machine itself.
 pub(super) fn own_addresses(view: &View) -> HashSet<IpAddr> {
     view.subnets.values().flat_map(|s| s.addresses.iter().copied()).collect()
-}
-
-/// This node's workloads in `subnet`. Those of its other subnets are foreign there: subnets do not see each other's names.
-fn workloads(view: &View, subnet: SubnetId) -> HashSet<IpAddr> {
-    let here = view.host.workloads.iter().filter(|w| w.subnet == subnet);
-    here.flat_map(|w| w.addresses.iter().copied()).collect()
 }

@@ -64,8 +64,8 @@ impl RequestHandler for Handler {
                 return not_sent(request, ResponseCode::Refused);
             }
             Decision::Forward(forward) => {
-                let owned = std::sync::Arc::clone(&forward.owned);
-                self.shared.upstream.resolve(*forward, &owned.prefixes).await
+                let reach = Arc::clone(&forward.reach);
+                self.shared.upstream.resolve(*forward, &reach.owned.prefixes).await
             }
         };
         reply.fit(&request.queries);

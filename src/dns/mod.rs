@@ -3,7 +3,8 @@
 //! Owns the sockets on port 53 of every subnet that is up and the connection to the host's resolvers. It reads the View
 //! and nothing else: it never changes a zone, never binds an address that is not this node's own in a subnet, and never
 //! lets a question for a zone of who asks leave the machine. A subnet's zone is its own askers': its workloads here, its
-//! members, and this machine, which is in every subnet that is up.
+//! members, and this machine, which is in every subnet that is up. Who is in several is told the names of all of them,
+//! whichever of their resolvers it asks.
 //!
 //! The server is hickory-server's request and response half: `handler` is its
 //! [`RequestHandler`](hickory_server::server::RequestHandler), requests are decoded and replies encoded by its

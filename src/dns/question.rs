@@ -3,7 +3,7 @@
 //! Pure: the request, who asks and the zones are given; what is decided is a reply, silence, or a question for the host's
 //! resolvers. [`glance`] looks at the bare header first, so that nothing is decoded or allocated for what is no question.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -26,6 +26,9 @@ const PLAIN_UDP: u16 = 512;
 /// Bytes of the message header.
 const HEADER: usize = 12;
 
+/// Times an alias may lead from one zone of ours into another before the chain is called a loop.
+const MAX_CROSSED: usize = 8;
+
 /// What one subnet's sockets know: made anew with each view, read by every question.
 #[derive(Debug)]
 pub(super) struct Served {
@@ -35,15 +38,22 @@ pub(super) struct Served {
     pub(super) members: Vec<IpNet>,
     /// This node's addresses: who is in every subnet that is up here.
     pub(super) machine: HashSet<IpAddr>,
-    /// Its workloads in this subnet: who is in this one only.
-    pub(super) workloads: HashSet<IpAddr>,
-    /// What the machine never asks outside: every zone that is up here.
-    pub(super) all: Arc<Owned>,
-    /// What a workload never asks outside: the zone of its own subnet. What another subnet's founder calls his concerns only
-    /// those who joined him.
-    pub(super) own: Arc<Owned>,
+    /// What the machine is told: every zone that is up here.
+    pub(super) all: Arc<Reach>,
+    /// Every address of a workload here that is in this subnet, with what it is told: the zones of the subnets it is in. What
+    /// another subnet's founder calls his concerns only those who joined him.
+    pub(super) workloads: HashMap<IpAddr, Arc<Reach>>,
     /// Whether there are resolvers to forward to.
     pub(super) forwards: bool,
+}
+
+/// What an asker is told, at whichever resolver of its subnets it asks.
+#[derive(Debug, Default)]
+pub(super) struct Reach {
+    /// The zones of its subnets.
+    pub(super) zones: Vec<Arc<ZoneIndex>>,
+    /// What of its questions never goes outside.
+    pub(super) owned: Owned,
 }
 
 /// Zones whose names an asker must not have asked outside.
@@ -65,9 +75,9 @@ impl Owned {
 /// Who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Asker {
-    /// This machine itself: the names of the subnet, and whatever is outside.
+    /// This machine itself: the names of all its subnets, and whatever is outside.
     Machine,
-    /// A workload of the subnet here: the same.
+    /// A workload of the subnet here: the names of all subnets it is in, and whatever is outside.
     Workload,
     /// Elsewhere in the subnet: its names only.
     Member,
@@ -107,7 +117,7 @@ pub(super) struct Forward {
     pub(super) name: DnsName,
     pub(super) kind: RecordType,
     /// What no answer may point into.
-    pub(super) owned: Arc<Owned>,
+    pub(super) reach: Arc<Reach>,
     reply: Reply,
 }
 
@@ -166,7 +176,7 @@ impl Served {
         let source = source.to_canonical();
         if source.is_loopback() || self.machine.contains(&source) {
             Asker::Machine
-        } else if self.workloads.contains(&source) {
+        } else if self.workloads.contains_key(&source) {
             Asker::Workload
         } else if self.members.iter().any(|p| p.contains(&source)) {
             Asker::Member
@@ -175,24 +185,55 @@ impl Served {
         }
     }
 
-    /// The zones that belong to who asks; none where it may not ask outside anyway.
-    fn owned(&self, asker: Asker) -> Option<&Arc<Owned>> {
-        match asker {
+    /// What who asks is told beyond this subnet's zone; none where it may not ask for more.
+    fn reach(&self, source: IpAddr) -> Option<&Arc<Reach>> {
+        match self.asker(source) {
             Asker::Machine => Some(&self.all),
-            Asker::Workload => Some(&self.own),
+            Asker::Workload => self.workloads.get(&source.to_canonical()),
             Asker::Member | Asker::Foreign => None,
         }
     }
 
+    /// What the zones of who asks say about a name; none where it is in none of them. This subnet's zone is heard first, then
+    /// the one nearest to the name: a zone may lie in another, and two subnets may have the same.
+    fn look(&self, reach: Option<&Reach>, name: &DnsName, kind: RecordType) -> Option<Answer> {
+        let own = std::iter::once(&self.index);
+        let mut others: Vec<&Arc<ZoneIndex>> =
+            reach.into_iter().flat_map(|r| &r.zones).filter(|zone| !Arc::ptr_eq(zone, &self.index)).collect();
+        others.sort_by_key(|zone| std::cmp::Reverse(zone.origin().num_labels()));
+        let mut none = None;
+        for zone in own.chain(others).filter(|zone| zone.owns(name)) {
+            let answer = zone.lookup(name, kind);
+            if answer.exists() {
+                return Some(answer);
+            }
+            none.get_or_insert(answer);
+        }
+        none
+    }
+
+    /// The same, with aliases that lead from one zone of who asks into another followed.
+    fn resolve(&self, reach: Option<&Reach>, name: &DnsName, kind: RecordType) -> Option<Answer> {
+        let mut answer = self.look(reach, name, kind)?;
+        for _ in 0..MAX_CROSSED {
+            let Some(target) = answer.outside.as_ref().filter(|_| reach.is_some()) else { return Some(answer) };
+            let Some(next) = self.look(reach, target, kind) else { return Some(answer) };
+            answer.answers.extend(next.answers);
+            answer = Answer { answers: answer.answers, ..next };
+        }
+        let looped = answer.outside.as_ref().is_some_and(|target| self.look(reach, target, kind).is_some());
+        Some(if looped { Answer::loops() } else { answer })
+    }
+
     /// Decides what becomes of `request`, which [looked like a question](glance).
     pub(super) fn decide(&self, request: &Request) -> Decision {
-        let asker = self.asker(request.src().ip());
-        if asker == Asker::Foreign {
+        let asker = request.src().ip().to_canonical();
+        if self.asker(asker) == Asker::Foreign {
             return Decision::Foreign;
         }
         let mut reply = Reply::begin(request);
-        let owned = self.owned(asker);
-        let recursion = owned.is_some() && self.forwards;
+        let reach = self.reach(asker);
+        let recursion = reach.is_some() && self.forwards;
         reply.metadata.recursion_available = recursion;
         let [query] = request.queries.queries() else {
             return Decision::Refuse(reply.code(ResponseCode::FormErr));
@@ -208,39 +249,38 @@ impl Served {
         }
         let mut name = query.name().clone();
         name.set_fqdn(true);
-        if self.index.owns(&name) {
-            let answer = self.index.lookup(&name, kind);
-            return self.zone(reply, answer, kind, owned.filter(|_| recursion));
+        if let Some(answer) = self.resolve(reach.map(AsRef::as_ref), &name, kind) {
+            return zone(reply, answer, kind, reach.filter(|_| recursion));
         }
-        let Some(owned) = owned else {
+        let Some(reach) = reach else {
             return Decision::Refuse(reply.code(ResponseCode::Refused));
         };
-        // Another zone of who asks. "No such name" ends the search; a refusal would send the client to its next server, and
-        // the name onto the underlay.
-        if owned.covers(&name) {
+        // A zone of who asks that has no answers. "No such name" ends the search; a refusal would send the client to its next
+        // server, and the name onto the underlay.
+        if reach.owned.covers(&name) {
             return Decision::Answer(reply.code(ResponseCode::NXDomain));
         }
         let recurse = recursion && request.metadata.recursion_desired && !is_meta(kind);
         if !recurse {
             return Decision::Refuse(reply.code(ResponseCode::Refused));
         }
-        Decision::Forward(Box::new(Forward { name, kind, owned: Arc::clone(owned), reply }))
+        Decision::Forward(Box::new(Forward { name, kind, reach: Arc::clone(reach), reply }))
     }
+}
 
-    /// A reply of the zone; a CNAME that leads outside is followed for those who may recurse, whose zones are `owned`.
-    fn zone(&self, mut reply: Reply, answer: Answer, kind: RecordType, owned: Option<&Arc<Owned>>) -> Decision {
-        reply.metadata.authoritative = answer.code != ResponseCode::ServFail;
-        reply.metadata.response_code = answer.code;
-        reply.answers = answer.answers;
-        reply.authorities = answer.authorities;
-        reply.additionals = answer.additionals;
-        let owned = owned.filter(|_| reply.metadata.recursion_desired && !is_meta(kind));
-        match (owned, answer.outside) {
-            (Some(owned), Some(name)) if !owned.covers(&name) => {
-                Decision::Forward(Box::new(Forward { name, kind, owned: Arc::clone(owned), reply }))
-            }
-            _ => Decision::Answer(reply),
+/// A reply of our zones; a CNAME that leads outside is followed for those who may recurse, who are told what is in `reach`.
+fn zone(mut reply: Reply, answer: Answer, kind: RecordType, reach: Option<&Arc<Reach>>) -> Decision {
+    reply.metadata.authoritative = answer.code != ResponseCode::ServFail;
+    reply.metadata.response_code = answer.code;
+    reply.answers = answer.answers;
+    reply.authorities = answer.authorities;
+    reply.additionals = answer.additionals;
+    let reach = reach.filter(|_| reply.metadata.recursion_desired && !is_meta(kind));
+    match (reach, answer.outside) {
+        (Some(reach), Some(name)) if !reach.owned.covers(&name) => {
+            Decision::Forward(Box::new(Forward { name, kind, reach: Arc::clone(reach), reply }))
         }
+        _ => Decision::Answer(reply),
     }
 }
 
@@ -332,288 +372,4 @@ fn bare(id: u16, opcode: OpCode, code: ResponseCode) -> Vec<u8> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use super::super::handler::{Outbox, send};
-    use super::super::zone::{absolute, tests::lab};
-    use super::*;
-    use hickory_proto::op::{Message, Query};
-    use proptest::prelude::*;
-
-    const MEMBER: &str = "10.42.99.1";
-    const LOCAL: &str = "10.42.7.1";
-    const WORKLOAD: &str = "10.42.7.9";
-
-    pub(in crate::dns) fn served() -> Served {
-        let zone = lab();
-        let owned = |origins: &[&str], prefixes: &[&str]| Owned {
-            origins: origins.iter().map(|o| absolute(o).unwrap()).collect(),
-            prefixes: prefixes.iter().map(|p| p.parse().unwrap()).collect(),
-        };
-        Served {
-            members: zone.prefixes.clone(),
-            index: Arc::new(ZoneIndex::new(zone).unwrap()),
-            machine: [LOCAL.parse().unwrap()].into(),
-            workloads: [WORKLOAD.parse().unwrap()].into(),
-            all: Arc::new(owned(&["lab.internal", "prod.internal"], &["10.42.0.0/16", "10.50.0.0/16"])),
-            own: Arc::new(owned(&["lab.internal"], &["10.42.0.0/16"])),
-            forwards: true,
-        }
-    }
-
-    fn question(name: &str, kind: RecordType) -> Message {
-        let mut message = Message::query();
-        message.metadata.id = 77;
-        message.metadata.recursion_desired = true;
-        message.add_query(Query::query(absolute(name).unwrap(), kind));
-        message
-    }
-
-    /// What becomes of some bytes, replies encoded.
-    #[derive(Debug)]
-    enum Seen {
-        Answer(Vec<u8>),
-        Refuse(Vec<u8>),
-        Malformed(Vec<u8>),
-        Drop,
-        Foreign,
-        Forward(Box<Forward>, Box<Request>),
-    }
-
-    fn encoded(mut reply: Reply, request: &Request) -> Vec<u8> {
-        let outbox = Outbox::default();
-        reply.fit(&request.queries);
-        futures::executor::block_on(send(reply, request, outbox.clone()));
-        outbox.take().unwrap()
-    }
-
-    fn see(bytes: &[u8], source: IpAddr, protocol: Protocol) -> Seen {
-        match glance(bytes) {
-            Glance::Question => {}
-            Glance::Refuse(b) => return Seen::Refuse(b),
-            Glance::Malformed(b) => return Seen::Malformed(b),
-            Glance::Drop => return Seen::Drop,
-        }
-        let Ok(request) = Request::from_bytes(bytes.to_vec(), (source, 5300).into(), protocol) else {
-            return Seen::Malformed(malformed(bytes));
-        };
-        match served().decide(&request) {
-            Decision::Answer(reply) => Seen::Answer(encoded(reply, &request)),
-            Decision::Refuse(reply) => Seen::Refuse(encoded(reply, &request)),
-            Decision::Foreign => Seen::Foreign,
-            Decision::Forward(forward) => Seen::Forward(forward, Box::new(request)),
-        }
-    }
-
-    fn decide(message: &Message, source: &str) -> Seen {
-        see(&message.to_vec().unwrap(), source.parse().unwrap(), Protocol::Udp)
-    }
-
-    fn reply(seen: Seen) -> Message {
-        match seen {
-            Seen::Answer(b) | Seen::Refuse(b) | Seen::Malformed(b) => Message::from_vec(&b).unwrap(),
-            other => panic!("no reply: {other:?}"),
-        }
-    }
-
-    fn code(message: &Message, source: &str) -> ResponseCode {
-        reply(decide(message, source)).metadata.response_code
-    }
-
-    #[test]
-    fn own_names_are_answered_with_authority() {
-        let message = reply(decide(&question("DB.lab.internal", RecordType::A), MEMBER));
-        assert!(message.metadata.authoritative && message.metadata.recursion_desired);
-        assert!(!message.metadata.recursion_available, "a member may not recurse");
-        assert_eq!((message.metadata.id, message.answers.len()), (77, 1));
-        assert_eq!(message.queries.first().map(|q| q.name().to_string()), Some("DB.lab.internal.".to_owned()));
-    }
-
-    #[test]
-    fn only_local_askers_are_forwarded() {
-        let outside = question("example.org", RecordType::A);
-        assert_eq!(code(&outside, MEMBER), ResponseCode::Refused);
-        for local in [LOCAL, WORKLOAD, "127.0.0.9", "::1", "::ffff:10.42.7.1"] {
-            assert!(matches!(decide(&outside, local), Seen::Forward(..)), "{local}");
-        }
-    }
-
-    #[test]
-    fn foreign_sources_get_silence() {
-        for source in ["192.0.2.1", "10.50.0.1", "::ffff:192.0.2.1", "2001:db8::1"] {
-            assert!(matches!(decide(&question("db.lab.internal", RecordType::A), source), Seen::Foreign));
-        }
-    }
-
-    #[test]
-    fn what_another_subnet_is_called_concerns_only_its_own_askers() {
-        for name in ["db.prod.internal", "1.0.50.10.in-addr.arpa"] {
-            // The machine is in both, and its names do not leave it.
-            assert_eq!(code(&question(name, RecordType::A), LOCAL), ResponseCode::NXDomain);
-            assert_eq!(code(&question(name, RecordType::A), MEMBER), ResponseCode::Refused);
-            // A workload is in one: to it the other's names are names like any outside.
-            let Seen::Forward(forward, _) = decide(&question(name, RecordType::A), WORKLOAD) else { panic!("{name}") };
-            assert_eq!(forward.owned.prefixes, ["10.42.0.0/16".parse().unwrap()], "its answers may point there too");
-        }
-        for name in ["nothing.lab.internal", "9.9.42.10.in-addr.arpa"] {
-            assert_eq!(code(&question(name, RecordType::A), WORKLOAD), ResponseCode::NXDomain, "its own do not leave");
-        }
-    }
-
-    #[test]
-    fn alias_to_the_outside_is_followed_for_local_askers() {
-        let message = question("out.lab.internal", RecordType::A);
-        let Seen::Forward(forward, request) = decide(&message, LOCAL) else { panic!("not forwarded") };
-        assert_eq!(forward.name, absolute("example.org").unwrap());
-        let whole =
-            Message::from_vec(&encoded(forward.finish(ResponseCode::NoError, vec![], vec![]), &request)).unwrap();
-        assert_eq!(whole.answers.len(), 1);
-        assert_eq!(reply(decide(&message, MEMBER)).answers.len(), 1);
-    }
-
-    #[test]
-    fn large_answers_are_cut_on_udp_and_whole_on_tcp() {
-        let mut message = question("big.lab.internal", RecordType::A);
-        let plain = message.to_vec().unwrap();
-        let mut edns = Edns::new();
-        edns.set_max_payload(65_535);
-        message.set_edns(edns);
-        let wide = message.to_vec().unwrap();
-        for (bytes, limit) in [(&plain, 512), (&wide, 1232)] {
-            let Seen::Answer(bytes) = see(bytes, LOCAL.parse().unwrap(), Protocol::Udp) else { panic!("no answer") };
-            assert!(bytes.len() <= limit);
-            assert!(Message::from_vec(&bytes).unwrap().metadata.truncation);
-        }
-        let tcp = reply(see(&wide, LOCAL.parse().unwrap(), Protocol::Tcp));
-        assert_eq!((tcp.answers.len(), tcp.metadata.truncation), (200, false));
-    }
-
-    #[test]
-    fn edns_is_answered_and_its_future_versions_refused() {
-        let mut message = question("db.lab.internal", RecordType::A);
-        for size in [0, 1, 511, 513, 65_535] {
-            let mut edns = Edns::new();
-            edns.set_max_payload(size);
-            message.set_edns(edns);
-            let answer = reply(decide(&message, LOCAL));
-            assert_eq!(answer.edns.map(|e| e.max_payload()), Some(MAX_UDP), "{size}");
-        }
-        let mut edns = Edns::new();
-        edns.set_version(1);
-        message.set_edns(edns);
-        // BADVERS and BADSIG are one number (RFC 6895, section 2.3).
-        assert_eq!(u16::from(code(&message, LOCAL)), u16::from(ResponseCode::BADVERS));
-        assert!(reply(decide(&question("db.lab.internal", RecordType::A), LOCAL)).edns.is_none());
-    }
-
-    #[test]
-    fn transfers_updates_and_unknown_opcodes_are_turned_away() {
-        for kind in [RecordType::AXFR, RecordType::IXFR] {
-            assert_eq!(code(&question("lab.internal", kind), LOCAL), ResponseCode::Refused);
-        }
-        for opcode in [1u8, 2, 3, 4, 5, 6, 15] {
-            let mut bytes = question("lab.internal", RecordType::SOA).to_vec().unwrap();
-            bytes[2] = (bytes[2] & 0x87) | (opcode << 3);
-            let answer = reply(see(&bytes, LOCAL.parse().unwrap(), Protocol::Udp));
-            assert_eq!(answer.metadata.response_code, ResponseCode::NotImp, "{opcode}");
-        }
-    }
-
-    #[test]
-    fn other_classes_are_refused() {
-        let mut message = question("version.bind", RecordType::TXT);
-        message.queries[0].set_query_class(DNSClass::CH);
-        assert_eq!(code(&message, LOCAL), ResponseCode::Refused);
-    }
-
-    #[test]
-    fn exactly_one_question_is_taken() {
-        for count in [0u16, 2, 65_535] {
-            let mut bytes = question("db.lab.internal", RecordType::A).to_vec().unwrap();
-            bytes[4..6].copy_from_slice(&count.to_be_bytes());
-            let answer = reply(see(&bytes, LOCAL.parse().unwrap(), Protocol::Udp));
-            assert_eq!(answer.metadata.response_code, ResponseCode::FormErr, "{count}");
-        }
-    }
-
-    #[test]
-    fn false_counts_are_formerr() {
-        for section in [6usize, 8, 10] {
-            let mut bytes = question("db.lab.internal", RecordType::A).to_vec().unwrap();
-            bytes[section..section + 2].copy_from_slice(&[255, 255]);
-            let answer = reply(see(&bytes, LOCAL.parse().unwrap(), Protocol::Udp));
-            assert_eq!(answer.metadata.response_code, ResponseCode::FormErr);
-        }
-    }
-
-    #[test]
-    fn answers_and_scraps_get_silence() {
-        let mut bytes = question("db.lab.internal", RecordType::A).to_vec().unwrap();
-        bytes[2] |= 0x80;
-        let local: IpAddr = LOCAL.parse().unwrap();
-        assert!(matches!(see(&bytes, local, Protocol::Udp), Seen::Drop));
-        assert!(matches!(see(&bytes[..11], local, Protocol::Udp), Seen::Drop));
-    }
-
-    #[test]
-    fn a_question_with_a_pointer_is_not_repeated() {
-        // The name ends with a pointer at the ID, which reads as the root: repeated in a reply, it would be another name.
-        let bytes = [0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, b'a', 0xc0, 0, 0, 1, 0, 1];
-        let Seen::Malformed(answer) = see(&bytes, LOCAL.parse().unwrap(), Protocol::Udp) else { panic!("taken") };
-        assert_eq!(answer, [0, 1, 0x80, 1, 0, 0, 0, 0, 0, 0, 0, 0]);
-    }
-
-    #[test]
-    fn pointer_loops_are_formerr() {
-        let head = [0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-        for name in [[0xc0u8, 12], [0xc0, 0x20], [0xff, 0xff]] {
-            let bytes = [head.as_slice(), &name, &[0, 1, 0, 1]].concat();
-            let answer = reply(see(&bytes, LOCAL.parse().unwrap(), Protocol::Udp));
-            assert_eq!(answer.metadata.response_code, ResponseCode::FormErr);
-        }
-    }
-
-    fn checked(bytes: &[u8]) {
-        let served = served();
-        for transport in [Protocol::Udp, Protocol::Tcp] {
-            match see(bytes, LOCAL.parse().unwrap(), transport) {
-                Seen::Answer(b) | Seen::Refuse(b) | Seen::Malformed(b) => {
-                    assert_eq!(b.first_chunk::<2>(), bytes.first_chunk::<2>());
-                    assert!(transport == Protocol::Tcp || b.len() <= usize::from(MAX_UDP));
-                }
-                Seen::Forward(forward, _) => {
-                    assert!(!served.all.covers(&forward.name), "left: {}", forward.name);
-                    let _ = forward.fail();
-                }
-                Seen::Drop | Seen::Foreign => {}
-            }
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn any_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
-            checked(&bytes);
-        }
-
-        #[test]
-        fn bytes_that_look_like_a_question_never_panic(
-            flags in 0u8..128, counts in proptest::array::uniform4(0u8..3), tail in proptest::collection::vec(any::<u8>(), 0..120)
-        ) {
-            let mut bytes = vec![9, 9, flags & 0x7f, 0];
-            counts.iter().for_each(|c| bytes.extend([0, *c]));
-            bytes.extend(tail);
-            checked(&bytes);
-        }
-
-        #[test]
-        fn damaged_questions_never_panic(at in 0usize..60, byte: u8, cut in 0usize..60) {
-            let mut message = question("_http._tcp.lab.internal", RecordType::SRV);
-            message.set_edns(Edns::new());
-            let mut bytes = message.to_vec().unwrap();
-            if let Some(b) = bytes.get_mut(at) { *b = byte; }
-            checked(&bytes);
-            bytes.truncate(cut);
-            checked(&bytes);
-        }
-    }
-}
+pub(super) mod tests;

@@ -129,7 +129,7 @@ impl ZoneIndex {
             }
             let looped = relative(&target, &self.origin).is_some_and(|key| seen.contains(&key));
             if looped || seen.len() >= MAX_CHAIN {
-                return Answer { code: ResponseCode::ServFail, ..Answer::empty() };
+                return Answer::loops();
             }
             at = target;
         }
@@ -243,6 +243,16 @@ impl ZoneIndex {
 }
 
 impl Answer {
+    /// Whether the zone has the name, if only as an alias that leads nowhere.
+    pub(super) fn exists(&self) -> bool {
+        self.code != ResponseCode::NXDomain || !self.answers.is_empty()
+    }
+
+    /// A chain of aliases without an end.
+    pub(super) fn loops() -> Answer {
+        Answer { code: ResponseCode::ServFail, ..Answer::empty() }
+    }
+
     fn empty() -> Answer {
         Answer {
             code: ResponseCode::NoError,

@@ -63,17 +63,23 @@ pub enum NetnsError {
 /// When there is no such namespace, it is of another kind, or it is the daemon's own.
 pub async fn resolve(spec: &str) -> Result<(NetnsRef, ResolvConf), NetnsError> {
     let given = Path::new(spec);
-    let (path, resolv_conf) = if given.is_absolute() {
-        (given.to_owned(), ResolvConf::None)
+    let path = if given.is_absolute() {
+        given.to_owned()
     } else {
         if spec.is_empty() || spec.contains(['/', '\0']) || spec == "." || spec == ".." {
             return Err(NetnsError::Name(spec.chars().take(80).collect()));
         }
-        let file = Path::new("/etc/netns").join(spec).join("resolv.conf");
-        let resolv_conf = if file.exists() { ResolvConf::None } else { ResolvConf::Create(file) };
-        (Path::new("/run/netns").join(spec), resolv_conf)
+        Path::new("/run/netns").join(spec)
     };
+    // A link that leads nowhere is somebody's as well.
+    let free = resolver_file(spec).filter(|file| file.symlink_metadata().is_err());
+    let resolv_conf = free.map_or(ResolvConf::None, ResolvConf::Create);
     Ok((checked(path).await?, resolv_conf))
+}
+
+/// Where `ip netns exec` looks for the resolver of a named namespace; one that is named by its path has none.
+pub fn resolver_file(spec: &str) -> Option<PathBuf> {
+    (!Path::new(spec).is_absolute()).then(|| Path::new("/etc/netns").join(spec).join("resolv.conf"))
 }
 
 /// The network namespace of a process.

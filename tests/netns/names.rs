@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::fast;
 use crate::lab::runner::Case;
@@ -12,6 +12,7 @@ pub const CASES: &[Case] = &[
     fast!(zone_answers_as_the_rfcs_say),
     fast!(added_records_reach_other_members_in_five_seconds),
     fast!(names_of_removed_members_are_withdrawn),
+    fast!(who_is_in_two_subnets_resolves_the_names_of_both),
     fast!(only_overlay_addresses_are_listened_on),
     fast!(records_of_every_size_the_rfc_allows_are_answered),
 ];
@@ -84,6 +85,41 @@ fn names_of_removed_members_are_withdrawn(lab: &Lab) -> Result<()> {
     crate::lab::until("the removed member's name is gone", SOON, || {
         Ok(b.ns().dig(&b4, &["c.lab.internal", "A"])?.status == "NXDOMAIN")
     })?;
+    Ok(())
+}
+
+fn who_is_in_two_subnets_resolves_the_names_of_both(lab: &Lab) -> Result<()> {
+    let a = lab.subnet(&["a"])?.remove(0);
+    a.json(&["create", "two"])?;
+    let ((lab4, _), (two4, _)) = (a.overlay("lab")?, a.overlay("two")?);
+    a.ok(&["dns", "add", "two", "other", &two4])?;
+    a.ok(&["dns", "add", "lab", "across", "--cname", "other.two.internal"])?;
+    let (both, one) = (lab.workload("both")?, lab.workload("one")?);
+    let resolvers = ["lab", "two"].map(|subnet| -> Result<String> {
+        a.attach(&both, subnet, "both")?["dns"][0].as_str().map(str::to_owned).context("a resolver")
+    });
+    a.attach(&one, "lab", "one")?;
+    let names = [("other.two.internal", &two4), ("across.lab.internal", &two4), ("a.lab.internal", &lab4)];
+    for resolver in resolvers {
+        let resolver = resolver?;
+        for (name, address) in names {
+            for asker in [a.ns(), &both] {
+                asker.resolves(&resolver, &[name, "A"], address, SOON)?;
+            }
+        }
+    }
+    // By the file the first attach made: the second subnet is in it, with its short names.
+    for name in ["other.two.internal", "other", "across", "both.two.internal"] {
+        both.ok(&["getent", "hosts", name]).with_context(|| format!("{name} by the resolver file"))?;
+    }
+    let alias = one.dig(&lab4, &["across.lab.internal", "A"])?;
+    ensure!(!alias.answers.contains(&two4), "who is in one of them only is not told the other's: {alias:?}");
+    // Leaving one leaves the other's names, and leaving both leaves nothing.
+    a.ok(&["detach", "both", "--subnet", "lab"])?;
+    both.ok(&["getent", "hosts", "other"])?;
+    ensure!(both.run(&["getent", "hosts", "a.lab.internal"])?.code != 0, "it is in that subnet no more");
+    a.ok(&["detach", "both", "--subnet", "two"])?;
+    ensure!(!std::path::Path::new("/etc/netns").join(both.name()).exists(), "the file and its directory go");
     Ok(())
 }
 
