@@ -27,6 +27,15 @@ const CASES: &[Case] = &[
     fast!(detach_gives_the_container_back, "docker", "dockerd", "nsenter", "unshare", "tar", "busybox"),
     fast!(stopped_container_frees_its_name_and_lease, "docker", "dockerd", "nsenter", "unshare", "tar", "busybox"),
     fast!(
+        file_that_is_not_the_containers_is_never_written,
+        "docker",
+        "dockerd",
+        "nsenter",
+        "unshare",
+        "tar",
+        "busybox"
+    ),
+    fast!(
         second_container_of_one_namespace_is_a_conflict_that_names_the_first,
         "docker",
         "dockerd",
@@ -267,6 +276,69 @@ fn detach_gives_the_container_back(lab: &Lab) -> Result<()> {
     until("the container has its address again", SOON, || {
         Ok(engine.exec("web", &["ip", "addr"])?.contains(&v4(&web)?))
     })?;
+    Ok(())
+}
+
+fn file_that_is_not_the_containers_is_never_written(lab: &Lab) -> Result<()> {
+    let (a, engine) = alone(lab)?;
+    let text = "nameserver 10.99.0.9\n";
+    let dir = a.dir().join("mounted");
+    std::fs::create_dir(&dir)?;
+    let own = |name: &str| dir.join(name).to_string_lossy().into_owned();
+    for name in ["resolv.conf", "hosts", "linked"] {
+        std::fs::write(dir.join(name), text)?;
+    }
+    // Mounted as a file, read-only and not; as the file of another container; by its directory; with no file to write.
+    let root = engine.docker(&["inspect", "-f", "{{.ResolvConfPath}}", "web"])?;
+    let mounts = [
+        format!("{}:/etc/resolv.conf:ro", own("resolv.conf")),
+        format!("{}:/etc/resolv.conf", own("linked")),
+        format!("{}:/etc/resolv.conf", root.trim()),
+        format!("{}:/etc", dir.display()),
+    ];
+    let others = || -> Result<Vec<String>> {
+        let paths = ["resolv.conf", "hosts", "linked"].map(|name| dir.join(name));
+        paths.iter().map(Path::new).chain([Path::new(root.trim())]).map(|p| Ok(std::fs::read_to_string(p)?)).collect()
+    };
+    let before = others()?;
+    for (number, mount) in mounts.iter().enumerate() {
+        let name = format!("c{number}");
+        engine.docker(&[
+            "run",
+            "-d",
+            "--network",
+            "none",
+            "-v",
+            mount,
+            "--name",
+            &name,
+            "box:1",
+            "/bin/sleep",
+            "1000",
+        ])?;
+        let at = a.json(&["attach", "docker", &name, "--subnet", "lab"])?;
+        ensure!(others()? == before, "{mount}: a file of somebody else was written: {:?}", others()?);
+        let by_directory = mount.ends_with(":/etc");
+        ensure!(at["resolver"] == by_directory, "{mount}: only the engine's file is ours to write: {at}");
+        ensure!(at["dns"][0].is_string(), "the address is reported all the same: {at}");
+        a.ok(&["detach", &name])?;
+        ensure!(others()? == before, "{mount}: given back what was never taken");
+    }
+    // One that may not write at all has a file of its own all the same.
+    engine.docker(&["run", "-d", "--network", "none", "--read-only", "--name", "ro", "box:1", "/bin/sleep", "1000"])?;
+    let inside = engine.exec("ro", &["cat", "/etc/resolv.conf"])?;
+    a.json(&["attach", "docker", "ro", "--subnet", "lab"])?;
+    engine.exec("ro", &["ping", "-c", "1", "-W", "2", "a.lab.internal"])?;
+    a.ok(&["detach", "ro"])?;
+    ensure!(engine.exec("ro", &["cat", "/etc/resolv.conf"])? == inside, "the file is as it was");
+    // What somebody else wrote meanwhile stays.
+    a.json(&["attach", "docker", "web", "--subnet", "lab"])?;
+    a.terminate()?;
+    a.start()?;
+    engine.exec("web", &["sh", "-c", "echo 'nameserver 10.99.0.7' > /etc/resolv.conf"])?;
+    a.ok(&["detach", "web"])?;
+    let now = engine.exec("web", &["cat", "/etc/resolv.conf"])?;
+    ensure!(now.contains("10.99.0.7"), "somebody else's text stays: {now}");
     Ok(())
 }
 

@@ -101,7 +101,7 @@ impl WorkloadVerb {
 }
 
 pub(super) fn attached(a: &Attached) -> String {
-    let how = if a.resolver { "" } else { "  (set it in the workload: it has no resolv.conf of its own)" };
+    let how = if a.resolver { "" } else { "  (set it in the workload: its resolv.conf is not its own)" };
     let dns = if a.dns.is_empty() { String::new() } else { format!("{}{how}", print::addresses(&a.dns)) };
     format!("workload {}  in {}\n", a.workload, a.subnet)
         + &print::fields(&[

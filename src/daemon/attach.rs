@@ -1,12 +1,12 @@
 //! Finding a workload on this machine: a namespace by name or path, or a container.
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Context;
 use crate::api::types::{Error, ErrorKind, WorkloadKind};
 use crate::attach::docker;
-use crate::host::netns;
+use crate::host::{netns, resolver};
 use crate::model::host::{NetnsRef, ResolvConf};
 use crate::model::id::{Name, SubnetId};
 use crate::model::local::{Target, Workload};
@@ -47,7 +47,9 @@ pub(crate) async fn find(
                 return Err(Error::new(ErrorKind::Failed, "E-DOCKER", message)
                     .hint(format!("byway attach docker {}   (once more)", found.name)));
             }
-            let resolv_conf = found.resolv_conf.map_or(ResolvConf::None, ResolvConf::Replace);
+            let shared = found.network_mode.strip_prefix("container:").unwrap_or(&found.id);
+            let own = |path: &PathBuf| resolver::is_engines_own(path, &[&found.id, shared], found.pid);
+            let resolv_conf = found.resolv_conf.filter(own).map_or(ResolvConf::None, ResolvConf::Replace);
             (Target::Docker { name: found.name.clone(), id: found.id }, netns, resolv_conf, found.name)
         }
     };

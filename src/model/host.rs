@@ -160,7 +160,8 @@ pub enum ResolvConf {
     None,
     /// `/etc/netns/NAME/resolv.conf`, made where none exists and removed on detach.
     Create(PathBuf),
-    /// A container's own file on the host: rewritten, its former content kept and restored on detach.
+    /// The file that the engine made for a container, on the host: rewritten, its former content kept and restored on
+    /// detach.
     Replace(PathBuf),
 }
 
