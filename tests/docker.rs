@@ -26,6 +26,7 @@ const CASES: &[Case] = &[
     fast!(containers_on_two_hosts_talk_by_name, "docker", "dockerd", "nsenter", "unshare", "tar", "busybox"),
     fast!(detach_gives_the_container_back, "docker", "dockerd", "nsenter", "unshare", "tar", "busybox"),
     fast!(stopped_container_frees_its_name_and_lease, "docker", "dockerd", "nsenter", "unshare", "tar", "busybox"),
+    fast!(what_resolved_before_resolves_while_attached, "docker", "dockerd", "nsenter", "unshare", "tar", "busybox"),
     fast!(
         file_that_is_not_the_containers_is_never_written,
         "docker",
@@ -276,6 +277,54 @@ fn detach_gives_the_container_back(lab: &Lab) -> Result<()> {
     until("the container has its address again", SOON, || {
         Ok(engine.exec("web", &["ip", "addr"])?.contains(&v4(&web)?))
     })?;
+    Ok(())
+}
+
+/// A network of its own for containers, whose names the engine answers inside them.
+const NETWORK: &[&str] = &["network", "create", "back"];
+
+fn what_resolved_before_resolves_while_attached(lab: &Lab) -> Result<()> {
+    let a = lab.host("a")?;
+    let engine = Engine::start(&a)?;
+    engine.docker(NETWORK)?;
+    let run = ["run", "-d", "--network", "back"];
+    engine.docker(&[&run[..], &["--name", "db1", "box:1", "/bin/sleep", "1000"]].concat())?;
+    let options =
+        ["--dns-search", "corp.example", "--dns-opt", "timeout:1", "--name", "web", "box:1", "/bin/sleep", "1000"];
+    engine.docker(&[&run[..], &options].concat())?;
+    let pings = |name: &str| engine.exec("web", &["ping", "-c", "1", "-W", "1", name]);
+    let file = || engine.exec("web", &["cat", "/etc/resolv.conf"]);
+    pings("db1").context("before it is attached")?;
+    let before = file()?;
+    a.start()?;
+    a.json(&["create", "lab"])?;
+    for _ in 0..2 {
+        a.json(&["attach", "docker", "web", "--subnet", "lab"])?;
+        let now = file()?;
+        ensure!(now.contains("search lab.internal corp.example"), "search lists are joined: {now}");
+        ensure!(now.contains("timeout:1") && now.contains("ndots:0"), "options stay: {now}");
+        pings("db1").with_context(|| format!("its neighbour: {now}"))?;
+        pings("a.lab.internal")?;
+        // A neighbour that comes later, and one that is attached itself.
+        engine.docker(&[&run[..], &["--name", "late", "box:1", "/bin/sleep", "1000"]].concat())?;
+        pings("late")?;
+        engine.docker(&["rm", "-f", "late"])?;
+        ensure!(pings("late").is_err(), "nothing is remembered of it");
+        a.terminate()?;
+        a.start()?;
+        until("its neighbour's name after a restart of the daemon", SOON, || Ok(pings("db1").is_ok()))?;
+        a.ok(&["detach", "web"])?;
+        ensure!(file()? == before, "the file is as it was");
+        pings("db1").context("after it was detached")?;
+    }
+    // The engine writes the file anew while the container is attached: that is what was there before us now.
+    a.json(&["attach", "docker", "web", "--subnet", "lab"])?;
+    engine.docker(&["network", "create", "more"])?;
+    engine.docker(&["run", "-d", "--network", "more", "--name", "far", "box:1", "/bin/sleep", "1000"])?;
+    engine.docker(&["network", "connect", "more", "web"])?;
+    for name in ["far", "db1", "a.lab.internal"] {
+        until(&format!("{name} after another network was connected"), SOON, || Ok(pings(name).is_ok()))?;
+    }
     Ok(())
 }
 

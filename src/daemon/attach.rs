@@ -2,10 +2,12 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::Context;
 use crate::api::types::{Error, ErrorKind, WorkloadKind};
 use crate::attach::docker;
+use crate::dns;
 use crate::host::{netns, resolver};
 use crate::model::host::{NetnsRef, ResolvConf};
 use crate::model::id::{Name, SubnetId};
@@ -133,4 +135,19 @@ fn parse_mac(text: &str) -> Result<[u8; 6], Error> {
     let mac: [u8; 6] = bytes.try_into().map_err(|_| usage())?;
     let [first, ..] = mac;
     if first & 1 == 0 && text.split(':').count() == 6 { Ok(mac) } else { Err(usage()) }
+}
+
+/// Sockets made at the same time in namespaces for questions of workloads: they leave room for other work there.
+const DOORS: usize = 16;
+
+/// Makes sockets in the namespaces of workloads, for the servers they asked before us.
+pub(crate) fn door() -> dns::Door {
+    let places = Arc::new(tokio::sync::Semaphore::new(DOORS));
+    Arc::new(move |netns, family, kind| {
+        let places = Arc::clone(&places);
+        Box::pin(async move {
+            let _place = places.acquire().await.map_err(std::io::Error::other)?;
+            netns::socket(&netns, family, kind).await.map_err(std::io::Error::other)
+        })
+    })
 }

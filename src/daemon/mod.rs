@@ -269,8 +269,9 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     task!("devices", tell::follow_devices(ctx.clone(), died, net_stop.clone()));
     {
         let (dns, view, ticks, stop) = (ctx.dns.clone(), node.view(), node.published(), net_stop.clone());
+        let former = dns::Formers { applied: ctx.applied.clone(), door: attach::door() };
         task!("dns", async move {
-            dns.run(view, ticks, stop).await;
+            dns.run(view, ticks, former, stop).await;
             Ok(())
         });
     }

@@ -63,10 +63,7 @@ impl RequestHandler for Handler {
                 count(&counters.foreign);
                 return not_sent(request, ResponseCode::Refused);
             }
-            Decision::Forward(forward) => {
-                let reach = Arc::clone(&forward.reach);
-                self.shared.upstream.resolve(*forward, &reach.owned.prefixes).await
-            }
+            Decision::Forward(forward) => self.shared.upstream.resolve(*forward).await,
         };
         reply.fit(&request.queries);
         send(reply, request, outbox).await

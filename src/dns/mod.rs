@@ -1,10 +1,11 @@
 //! Names: one authoritative server on each of this node's overlay addresses, and the way out for local askers.
 //!
-//! Owns the sockets on port 53 of every subnet that is up and the connection to the host's resolvers. It reads the View
-//! and nothing else: it never changes a zone, never binds an address that is not this node's own in a subnet, and never
-//! lets a question for a zone of who asks leave the machine. A subnet's zone is its own askers': its workloads here, its
+//! Owns the sockets on port 53 of every subnet that is up and the way to resolvers outside. It reads the View, and what the
+//! host says of containers' resolver files, and nothing else: it never changes a zone, never binds an address that is not
+//! this node's own in a subnet, and never lets a question for a zone of who asks leave the machine. A subnet's zone is its own askers': its workloads here, its
 //! members, and this machine, which is in every subnet that is up. Who is in several is told the names of all of them,
-//! whichever of their resolvers it asks.
+//! whichever of their resolvers it asks. What is none of ours goes to the host's resolvers, or from within a container first
+//! to whom that asked before us (`before`).
 //!
 //! The server is hickory-server's request and response half: `handler` is its
 //! [`RequestHandler`](hickory_server::server::RequestHandler), requests are decoded and replies encoded by its
@@ -24,12 +25,14 @@
 //! | TCP silence | [`IDLE`] for a whole question | also against one byte a second |
 //! | request | [`MAX_REQUEST`] bytes | one buffer each |
 
+mod before;
 mod catalog;
 mod handler;
 mod limit;
 mod listen;
 mod question;
 mod upstream;
+mod way;
 mod zone;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,6 +56,7 @@ pub use limit::{BURST, Counters, RATE, SOURCES};
 pub use listen::{CONNECTIONS, IDLE, MAX_REQUEST, PER_SOURCE, PIPELINED};
 pub use question::MAX_UDP;
 pub use upstream::IN_FLIGHT;
+pub use way::Door;
 pub use zone::NEGATIVE_TTL;
 
 use catalog::{Catalog, own_addresses};
@@ -62,6 +66,7 @@ use question::Served;
 use upstream::Source;
 use zone::absolute;
 
+use crate::model::host::{Applied, ResolvConf};
 use crate::model::id::SubnetId;
 use crate::model::view::View;
 
@@ -180,6 +185,24 @@ pub enum QueryError {
     NoSubnet,
 }
 
+/// Whom containers asked before us, and the door into their namespaces.
+pub struct Formers {
+    /// Says which servers their resolver files named.
+    pub applied: watch::Receiver<Applied>,
+    /// Makes the sockets they are asked with.
+    pub door: Door,
+}
+
+impl Formers {
+    /// Resolves when there are others, or with `tick`.
+    async fn changed_or<T>(&mut self, tick: impl Future<Output = T>) {
+        tokio::select! {
+            Ok(()) = self.applied.changed() => {}
+            _ = tick => {}
+        }
+    }
+}
+
 /// The server; cheap to clone, all clones are one.
 #[derive(Clone)]
 pub struct Dns {
@@ -216,7 +239,13 @@ impl Dns {
     ///
     /// # Cancel safety
     /// Dropping the future leaves the sockets to their tasks; use `stop`.
-    pub async fn run(self, view: Arc<ArcSwap<View>>, mut ticks: watch::Receiver<u64>, stop: CancellationToken) {
+    pub async fn run(
+        self,
+        view: Arc<ArcSwap<View>>,
+        mut ticks: watch::Receiver<u64>,
+        mut former: Formers,
+        stop: CancellationToken,
+    ) {
         if self.config.mode == Mode::Off {
             stop.cancelled().await;
             return;
@@ -228,7 +257,7 @@ impl Dns {
         let mut reread = tokio::time::interval(REREAD);
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         reread.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        server.dns.read_upstreams(&mut source, &view.load()).await;
+        server.dns.read_upstreams(&mut source, &view.load(), &mut former).await;
         server.follow(&view.load()).await;
         loop {
             tokio::select! {
@@ -236,7 +265,7 @@ impl Dns {
                 changed = ticks.changed() => {
                     let now = view.load_full();
                     // The own addresses may have changed, and those are never asked.
-                    server.dns.read_upstreams(&mut source, &now).await;
+                    server.dns.read_upstreams(&mut source, &now, &mut former).await;
                     server.follow(&now).await;
                     if changed.is_err() {
                         // Whoever publishes views is gone; the last one stays until the stop.
@@ -245,9 +274,9 @@ impl Dns {
                     }
                 }
                 _ = retry.tick() => server.bind(&view.load()).await,
-                _ = reread.tick() => {
+                _ = former.changed_or(reread.tick()) => {
                     let ready = server.dns.shared.upstream.is_ready();
-                    server.dns.read_upstreams(&mut source, &view.load()).await;
+                    server.dns.read_upstreams(&mut source, &view.load(), &mut former).await;
                     if ready != server.dns.shared.upstream.is_ready() {
                         server.follow(&view.load()).await;
                     }
@@ -257,9 +286,17 @@ impl Dns {
         server.close().await;
     }
 
-    async fn read_upstreams(&self, source: &mut Source, view: &View) {
+    async fn read_upstreams(&self, source: &mut Source, view: &View, former: &mut Formers) {
         let own = own_addresses(view);
-        self.shared.upstream.refresh(source, &self.config.resolv_conf, self.config.upstreams.as_deref(), &own).await;
+        let upstream = &self.shared.upstream;
+        upstream.refresh(source, &self.config.resolv_conf, self.config.upstreams.as_deref(), &own).await;
+        let applied = former.applied.borrow_and_update();
+        let askers = view.host.workloads.iter().filter_map(|workload| {
+            let ResolvConf::Replace(path) = &workload.resolv_conf else { return None };
+            let servers = applied.former_servers.get(path)?;
+            Some((&workload.netns, workload.addresses.as_slice(), servers.as_slice()))
+        });
+        upstream.follow(source, askers, &own, &former.door);
     }
 
     /// Asks what a program on this machine would be told: the same bytes go the same way as from a socket.

@@ -116,6 +116,8 @@ pub(super) enum Decision {
 pub(super) struct Forward {
     pub(super) name: DnsName,
     pub(super) kind: RecordType,
+    /// Who asks.
+    pub(super) asker: IpAddr,
     /// What no answer may point into.
     pub(super) reach: Arc<Reach>,
     reply: Reply,
@@ -250,7 +252,7 @@ impl Served {
         let mut name = query.name().clone();
         name.set_fqdn(true);
         if let Some(answer) = self.resolve(reach.map(AsRef::as_ref), &name, kind) {
-            return zone(reply, answer, kind, reach.filter(|_| recursion));
+            return zone(reply, answer, kind, asker, reach.filter(|_| recursion));
         }
         let Some(reach) = reach else {
             return Decision::Refuse(reply.code(ResponseCode::Refused));
@@ -264,12 +266,12 @@ impl Served {
         if !recurse {
             return Decision::Refuse(reply.code(ResponseCode::Refused));
         }
-        Decision::Forward(Box::new(Forward { name, kind, reach: Arc::clone(reach), reply }))
+        Decision::Forward(Box::new(Forward { name, kind, asker, reach: Arc::clone(reach), reply }))
     }
 }
 
 /// A reply of our zones; a CNAME that leads outside is followed for those who may recurse, who are told what is in `reach`.
-fn zone(mut reply: Reply, answer: Answer, kind: RecordType, reach: Option<&Arc<Reach>>) -> Decision {
+fn zone(mut reply: Reply, answer: Answer, kind: RecordType, asker: IpAddr, reach: Option<&Arc<Reach>>) -> Decision {
     reply.metadata.authoritative = answer.code != ResponseCode::ServFail;
     reply.metadata.response_code = answer.code;
     reply.answers = answer.answers;
@@ -278,7 +280,7 @@ fn zone(mut reply: Reply, answer: Answer, kind: RecordType, reach: Option<&Arc<R
     let reach = reach.filter(|_| reply.metadata.recursion_desired && !is_meta(kind));
     match (reach, answer.outside) {
         (Some(reach), Some(name)) if !reach.owned.covers(&name) => {
-            Decision::Forward(Box::new(Forward { name, kind, reach: Arc::clone(reach), reply }))
+            Decision::Forward(Box::new(Forward { name, kind, asker, reach: Arc::clone(reach), reply }))
         }
         _ => Decision::Answer(reply),
     }

@@ -72,8 +72,14 @@ fn start(view: View, upstreams: Vec<SocketAddr>) -> Running {
     let view = Arc::new(ArcSwap::from_pointee(view));
     let (tick, ticks) = watch::channel(0);
     let stop = CancellationToken::new();
-    let task = tokio::spawn(dns.clone().run(Arc::clone(&view), ticks, stop.clone()));
+    let task = tokio::spawn(dns.clone().run(Arc::clone(&view), ticks, no_formers(), stop.clone()));
     Running { dns, view, tick, stop, task, port }
+}
+
+/// No container had a resolver of its own.
+fn no_formers() -> Formers {
+    let door: Door = Arc::new(|_, _, _| Box::pin(async { Err(io::ErrorKind::Unsupported.into()) }));
+    Formers { applied: watch::channel(Applied::default()).1, door }
 }
 
 fn question(name: &str, kind: RecordType) -> Vec<u8> {
@@ -222,7 +228,7 @@ async fn a_taken_port_is_reported_and_taken_when_free() {
     let shared = Arc::new(ArcSwap::from_pointee(view(vec![subnet(1, &["127.0.4.1"], zone::tests::lab())])));
     let (_tick, ticks) = watch::channel(0);
     let stop = CancellationToken::new();
-    let task = tokio::spawn(dns.run(shared, ticks, stop.clone()));
+    let task = tokio::spawn(dns.run(shared, ticks, no_formers(), stop.clone()));
     let reported = problems.wait_for(|p| !p.is_empty()).await.unwrap().clone();
     assert!(reported.iter().all(|p| p.address == at && p.in_use));
     drop(holder);

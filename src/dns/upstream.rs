@@ -1,33 +1,35 @@
-//! The way to the host's own resolvers, for those who may recurse.
+//! The way to the host's own resolvers, and to those a container asked before us, for those who may recurse.
 //!
 //! Owns the list of resolvers and the cache of their answers. It never asks one of this node's own addresses, never adds
 //! a search domain, and never lets an answer name an address of ours: an outside name that points into the overlay or at
 //! loopback would let a web page reach what it must not (DNS rebinding).
 
-use std::collections::HashSet;
-use std::net::{IpAddr, SocketAddr};
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::rdata::svcb::SvcParamValue;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
+use hickory_resolver::Resolver;
 use hickory_resolver::config::{
     ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts, ServerOrderingStrategy,
 };
 use hickory_resolver::lookup::Lookup;
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
-use hickory_resolver::{Resolver, TokioResolver};
 use ipnet::IpNet;
 use tokio::sync::Semaphore;
 
+use super::before::Before;
 use super::limit::{Counters, count};
 use super::question::{Forward, Reply};
+use super::way::{Door, Way, packed};
 use crate::model::address::{is_of_this_machine, is_within};
+use crate::model::host::{Former, NetnsRef, Server};
 
 /// How long one resolver has for its answer.
 const TRY: Duration = Duration::from_secs(2);
@@ -59,14 +61,16 @@ const FILE_LIMIT: u64 = 64 * 1024;
 /// too. A server that does not is asked over TCP. One that has no TCP either is asked in plain case.
 pub(super) struct Upstream {
     resolvers: ArcSwapOption<Resolvers>,
+    /// By the address of who asks: whom it asked before us.
+    before: ArcSwap<HashMap<IpAddr, Arc<Before>>>,
     permits: Semaphore,
     counters: Arc<Counters>,
 }
 
 /// The same servers, asked in two ways.
-struct Resolvers {
-    mixed: TokioResolver,
-    plain: TokioResolver,
+pub(super) struct Resolvers {
+    mixed: Resolver<Way>,
+    plain: Resolver<Way>,
     folded: Mutex<Folded>,
 }
 
@@ -93,14 +97,15 @@ impl Folded {
 
 impl Resolvers {
     fn new(servers: &[SocketAddr]) -> Option<Resolvers> {
-        Some(Resolvers { mixed: resolver(servers, true)?, plain: resolver(servers, false)?, folded: Mutex::default() })
+        let [mixed, plain] = [true, false].map(|mixed| resolver(servers, mixed, CACHE, Way::default()));
+        Some(Resolvers { mixed: mixed?, plain: plain?, folded: Mutex::default() })
     }
 
     fn folded(&self) -> MutexGuard<'_, Folded> {
         self.folded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn lookup(&self, name: &Name, kind: RecordType) -> Result<Lookup, NetError> {
+    pub(super) async fn lookup(&self, name: &Name, kind: RecordType) -> Result<Lookup, NetError> {
         if self.folded().leaves_out(Instant::now()) {
             return self.plain.lookup(name.clone(), kind).await;
         }
@@ -124,30 +129,55 @@ impl Resolvers {
 }
 
 /// Whether a server has said something about the name.
-fn is_answer(result: &Result<Lookup, NetError>) -> bool {
+pub(super) fn is_answer(result: &Result<Lookup, NetError>) -> bool {
     matches!(result, Ok(_) | Err(NetError::Dns(DnsError::NoRecordsFound(_))))
 }
 
 /// What the list of resolvers was made of: the same again changes nothing.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Source {
-    modified: Option<SystemTime>,
     from_file: Vec<SocketAddr>,
     used: Vec<SocketAddr>,
 }
 
 impl Upstream {
     pub(super) fn new(counters: Arc<Counters>) -> Upstream {
-        Upstream { resolvers: ArcSwapOption::empty(), permits: Semaphore::new(IN_FLIGHT), counters }
+        let before = ArcSwap::default();
+        Upstream { resolvers: ArcSwapOption::empty(), before, permits: Semaphore::new(IN_FLIGHT), counters }
     }
 
     /// Whether there is a resolver to ask.
     pub(super) fn is_ready(&self) -> bool {
-        self.resolvers.load().is_some()
+        self.resolvers.load().is_some() || !self.before.load().is_empty()
     }
 
-    /// Reads `path` again where it changed, and asks other resolvers where the list did. `fixed` replaces the file;
-    /// addresses in `own` are never asked on port 53.
+    /// From now on these askers' questions go first to whom they asked before us, by namespace and by address. Servers that
+    /// the host asks as well are asked from there; addresses in `own` are never asked.
+    pub(super) fn follow<'a>(
+        &self,
+        source: &Source,
+        askers: impl Iterator<Item = (&'a NetnsRef, &'a [IpAddr], &'a [Server])>,
+        own: &HashSet<IpAddr>,
+        door: &Door,
+    ) {
+        let former = self.before.load();
+        let mut before: HashMap<IpAddr, Arc<Before>> = HashMap::new();
+        for (netns, addresses, servers) in askers {
+            let usable = servers.iter().filter(|s| s.zone.is_none() && !own.contains(&s.ip.to_canonical()));
+            let servers: Vec<SocketAddr> = usable.take(SERVERS).map(|s| SocketAddr::new(s.ip, 53)).collect();
+            let as_the_host = servers.iter().all(|s| !s.ip().is_loopback() && source.used.contains(s));
+            if as_the_host {
+                continue;
+            }
+            let known = former.values().chain(before.values()).find(|known| known.is_for(netns, &servers)).cloned();
+            let Some(asked) = known.or_else(|| Before::new(netns, &servers, door).map(Arc::new)) else { continue };
+            before.extend(addresses.iter().map(|address| (*address, Arc::clone(&asked))));
+        }
+        self.before.store(Arc::new(before));
+    }
+
+    /// Reads `path` again, and asks other resolvers where the list is another. `fixed` replaces the file; addresses in `own`
+    /// are never asked on port 53.
     pub(super) async fn refresh(
         &self,
         source: &mut Source,
@@ -155,18 +185,14 @@ impl Upstream {
         fixed: Option<&[SocketAddr]>,
         own: &HashSet<IpAddr>,
     ) {
-        if let Some(fixed) = fixed {
-            source.from_file = fixed.to_vec();
-        } else {
-            let modified = tokio::fs::metadata(path).await.and_then(|m| m.modified()).ok();
-            if modified.is_none() || modified != source.modified {
-                source.from_file = read(path).await;
-                source.modified = modified;
-            }
-        }
+        source.from_file = match fixed {
+            Some(fixed) => fixed.to_vec(),
+            // Always: a file may change within a tick of its clock, and a link may come after the file that names it.
+            None => read(path).await,
+        };
         let ours = |server: &&SocketAddr| server.port() == 53 && own.contains(&server.ip().to_canonical());
         let used: Vec<SocketAddr> = source.from_file.iter().filter(|s| !ours(s)).take(SERVERS).copied().collect();
-        if used != source.used || !self.is_ready() {
+        if used != source.used || self.resolvers.load().is_none() {
             self.resolvers.store(Resolvers::new(&used).map(Arc::new));
             if used != source.used {
                 tracing::info!(servers = ?used, "names outside are asked there");
@@ -175,23 +201,32 @@ impl Upstream {
         }
     }
 
-    /// Resolves the question and completes its reply. Names and addresses of `denied` are taken out.
+    /// Resolves the question and completes its reply. Addresses of who asks are taken out.
     ///
     /// # Cancel safety
     /// Dropping the future gives the place among those [in flight](IN_FLIGHT) back.
-    pub(super) async fn resolve(&self, forward: Forward, denied: &[IpNet]) -> Reply {
+    pub(super) async fn resolve(&self, forward: Forward) -> Reply {
         let Ok(_place) = self.permits.try_acquire() else {
             count(&self.counters.overloaded);
             return forward.fail();
         };
-        let Some(resolvers) = self.resolvers.load_full() else { return forward.fail() };
+        let (host, before) = (self.resolvers.load_full(), self.before.load().get(&forward.asker).cloned());
+        if host.is_none() && before.is_none() {
+            return forward.fail();
+        }
         count(&self.counters.forwarded);
-        let lookup = resolvers.lookup(&forward.name, forward.kind);
+        let lookup = async {
+            match (&before, &host) {
+                (Some(before), host) => before.lookup(host.as_deref(), &forward.name, forward.kind).await,
+                (None, Some(host)) => host.lookup(&forward.name, forward.kind).await,
+                (None, None) => Err(NetError::from("there are no resolvers")),
+            }
+        };
         match tokio::time::timeout(DEADLINE, lookup).await {
             Ok(Ok(lookup)) => {
                 let mut answers = lookup.answers().to_vec();
                 let before = answers.len();
-                answers.retain(|record| !points_into(record, denied));
+                answers.retain(|record| !points_into(record, &forward.reach.owned.prefixes));
                 // The asker hears its name as it wrote it.
                 for record in answers.iter_mut().filter(|record| record.name == forward.name) {
                     record.name.clone_from(&forward.name);
@@ -213,13 +248,13 @@ impl Upstream {
     }
 }
 
-/// A resolver for exactly these servers, which asks in mixed case or not; none without servers.
-fn resolver(servers: &[SocketAddr], mixed: bool) -> Option<TokioResolver> {
+/// A resolver for exactly these servers, which asks in mixed case or not and keeps so many answers; none without servers.
+pub(super) fn resolver(servers: &[SocketAddr], mixed: bool, kept: u64, way: Way) -> Option<Resolver<Way>> {
     if servers.is_empty() {
         return None;
     }
     let servers = servers.iter().map(|server| {
-        let mut config = NameServerConfig::udp_and_tcp(server.ip());
+        let mut config = NameServerConfig::udp_and_tcp(packed(*server));
         config.connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()]
             .into_iter()
             .map(|mut c| {
@@ -230,18 +265,18 @@ fn resolver(servers: &[SocketAddr], mixed: bool) -> Option<TokioResolver> {
         config
     });
     let config = ResolverConfig::from_parts(None, Vec::new(), servers.collect());
-    let mut builder = Resolver::builder_with_config(config, TokioRuntimeProvider::default());
-    *builder.options_mut() = options();
+    let mut builder = Resolver::builder_with_config(config, way);
+    *builder.options_mut() = options(kept);
     builder.options_mut().case_randomization = mixed;
-    builder.build().inspect_err(|error| tracing::warn!(%error, "resolvers of the host cannot be used")).ok()
+    builder.build().inspect_err(|error| tracing::warn!(%error, "resolvers cannot be used")).ok()
 }
 
-fn options() -> ResolverOpts {
+fn options(kept: u64) -> ResolverOpts {
     let mut options = ResolverOpts::default();
     options.timeout = TRY;
     options.attempts = 1;
     options.ndots = 0;
-    options.cache_size = CACHE;
+    options.cache_size = kept;
     options.max_active_requests = IN_FLIGHT;
     // The order of the file is the administrator's; the second is asked beside the first.
     options.server_ordering_strategy = ServerOrderingStrategy::UserProvidedOrder;
@@ -264,16 +299,19 @@ pub(super) async fn read(path: &Path) -> Vec<SocketAddr> {
     }
 }
 
-/// The `nameserver` lines of a `resolv.conf`, in order. Addresses with a zone (`fe80::1%eth0`) are left out.
+/// The servers a `resolv.conf` names, in order. A link that an address is on and that is not there (yet) leaves it out.
 fn nameservers(text: &str) -> Vec<SocketAddr> {
-    text.lines()
-        .filter_map(|line| {
-            let mut words = line.split_ascii_whitespace();
-            let address: IpAddr =
-                words.next().filter(|w| *w == "nameserver").and_then(|_| words.next())?.parse().ok()?;
-            (!address.is_unspecified() && !address.is_multicast()).then(|| SocketAddr::new(address, 53))
+    let address = |server: Server| {
+        let scope = match &server.zone {
+            Some(zone) => zone.parse().ok().or_else(|| nix::net::if_::if_nametoindex(zone.as_str()).ok())?,
+            None => 0,
+        };
+        Some(match server.ip {
+            IpAddr::V4(ip) => SocketAddr::from((ip, 53)),
+            IpAddr::V6(ip) => SocketAddrV6::new(ip, 53, 0, scope).into(),
         })
-        .collect()
+    };
+    Former::parse(text).servers.into_iter().filter_map(address).collect()
 }
 
 /// Whether a record from outside names an address that only we may name.
@@ -305,10 +343,11 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn nameserver_lines_are_read_in_order() {
-        let text = "# x\nsearch a b\nnameserver 192.0.2.1\n nameserver\t2001:db8::1 trailing\nnameserver fe80::1%eth0\n\
-                    nameserver 0.0.0.0\nnameserver\nnameserverx 1.1.1.1\noptions ndots:5\n";
-        let expected: Vec<SocketAddr> = vec!["192.0.2.1:53".parse().unwrap(), "[2001:db8::1]:53".parse().unwrap()];
+    fn a_server_on_a_link_is_asked_there() {
+        let text =
+            "nameserver 192.0.2.1\nnameserver fe80::1%lo\nnameserver fe80::2%7\nnameserver fe80::3%no-such-link\n";
+        let expected: Vec<SocketAddr> =
+            ["192.0.2.1:53", "[fe80::1%1]:53", "[fe80::2%7]:53"].iter().map(|s| s.parse().unwrap()).collect();
         assert_eq!(nameservers(text), expected);
     }
 
@@ -381,9 +420,10 @@ mod tests {
         std::fs::write(&path, "nameserver 192.0.2.1\n").unwrap();
         upstream.refresh(&mut source, &path, None, &HashSet::new()).await;
         assert_eq!(source.used, ["192.0.2.1:53".parse().unwrap()]);
+        let when = std::fs::metadata(&path).unwrap().modified().unwrap();
         std::fs::write(&path, "nameserver 192.0.2.2\n").unwrap();
-        let later = SystemTime::now() + Duration::from_secs(9);
-        std::fs::File::options().write(true).open(&path).unwrap().set_modified(later).unwrap();
+        // A tool that keeps the time of what it copies leaves no other trace.
+        std::fs::File::options().write(true).open(&path).unwrap().set_modified(when).unwrap();
         upstream.refresh(&mut source, &path, None, &HashSet::new()).await;
         assert_eq!(source.used, ["192.0.2.2:53".parse().unwrap()]);
     }

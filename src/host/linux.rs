@@ -300,14 +300,17 @@ impl LinuxHost {
     fn observe_files(&self, desired: &HostConfig, observed: &mut Observed) {
         observed.kept_sysctls = self.kept.sysctls().iter().map(|(key, kept)| (key.clone(), kept.beside)).collect();
         observed.kept_resolvers = self.kept.resolvers().keys().cloned().collect();
-        let mut paths: BTreeSet<PathBuf> = resolvers(desired, observed).into_keys().collect();
-        paths.extend(observed.kept_resolvers.iter().cloned());
+        let wanted = resolvers(desired, observed);
+        let paths: BTreeSet<PathBuf> = wanted.keys().chain(&observed.kept_resolvers).cloned().collect();
         for path in paths {
             match resolver::read(&path) {
-                Ok(Some(content)) => {
-                    observed.resolvers.insert(path, String::from_utf8_lossy(&content).into_owned());
+                Ok(content) => {
+                    let instead = wanted.get(&path).filter(|resolver| resolver.create).map(|_| resolver::of_host());
+                    let former = resolver::former(&self.kept, &path, content.as_deref()).or(instead.flatten());
+                    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+                    observed.formers.extend(former.map(|former| (path.clone(), text(former))));
+                    observed.resolvers.extend(content.map(|content| (path, text(content))));
                 }
-                Ok(None) => {}
                 Err(error) => tracing::debug!(error = format!("{error:#}"), "resolver file not read"),
             }
         }

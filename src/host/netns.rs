@@ -8,13 +8,14 @@ use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::future::Future;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType};
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
 use super::cookie::{is_netns, netns_cookie};
@@ -114,6 +115,16 @@ pub fn exists(netns: &NetnsRef) -> Result<bool, NetnsError> {
         Err(NetnsError::Gone(_)) => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// A socket inside, neither bound nor connected, that does not block. It keeps the namespace alive.
+///
+/// # Errors
+/// When the namespace is gone or the kernel makes none.
+pub async fn socket(netns: &NetnsRef, family: AddressFamily, kind: SockType) -> Result<OwnedFd, NetnsError> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let made = inside(netns, None, move || async move { nix::sys::socket::socket(family, kind, flags, None) }).await?.0;
+    made.map_err(|errno| NetnsError::Io { what: "make a socket in", path: netns.path.clone(), source: errno.into() })
 }
 
 /// Whether it is still the namespace that was attached. Unlike [`exists`] it goes in: a later one at the same path may

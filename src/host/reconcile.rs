@@ -1,5 +1,7 @@
 //! The loop that makes the kernel follow the desired state: on a new one, on an event of the kernel, and on a slow tick.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +10,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Applied, Failure, Host, failure};
-use crate::model::host::{Change, Finding, HostConfig, NetnsRef, Observed, Place, findings, plan};
+use crate::model::host::{
+    Change, Finding, HostConfig, NetnsRef, Observed, Place, Server, findings, former_servers, plan,
+};
 use crate::model::id::{Name, SubnetId};
 
 /// Between a kernel event and the look at the kernel: events come in swarms.
@@ -102,6 +106,7 @@ struct Outcome {
     failures: Vec<Failure>,
     findings: Vec<Finding>,
     taken: Vec<String>,
+    former_servers: BTreeMap<PathBuf, Vec<Server>>,
     dead: Vec<(SubnetId, Name, NetnsRef)>,
 }
 
@@ -132,7 +137,8 @@ async fn pass<H: Host>(host: &mut H, config: &HostConfig) -> Outcome {
     failures.extend(host.apply(config, &observed, changes).await);
     let dead = config.workloads.iter().filter(|w| observed.dead.contains(&(w.subnet, w.name.clone())));
     let dead = dead.map(|w| (w.subnet, w.name.clone(), w.netns.clone())).collect();
-    Outcome { changes: names, failures, findings, taken, dead }
+    let former_servers = former_servers(config, &observed);
+    Outcome { changes: names, failures, findings, taken, former_servers, dead }
 }
 
 fn unreadable(observed: &Observed) -> Vec<Failure> {
@@ -150,8 +156,8 @@ fn log(cause: Cause, generation: u64, outcome: &Outcome) {
 }
 
 fn publish(applied: &watch::Sender<Applied>, generation: u64, outcome: Outcome) {
-    let Outcome { failures, findings, taken, dead, .. } = outcome;
-    let next = Applied { generation, failures, findings, taken, dead_workloads: dead };
+    let Outcome { failures, findings, taken, former_servers, dead, .. } = outcome;
+    let next = Applied { generation, failures, findings, taken, former_servers, dead_workloads: dead };
     applied.send_if_modified(|last| {
         if *last == next {
             return false;

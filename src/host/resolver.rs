@@ -44,6 +44,11 @@ fn content(file: File) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
+/// What this machine's own programs use; none where it cannot be read.
+pub(super) fn of_host() -> Option<Vec<u8>> {
+    File::open(OF_HOST).and_then(content).ok()
+}
+
 /// What stood in a file before us, when `is` stands there now. What is not ours is what the next of ours replaces.
 pub(super) fn former(kept: &Kept, path: &Path, is: Option<&[u8]>) -> Option<Vec<u8>> {
     match kept.resolvers().get(path) {

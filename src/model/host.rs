@@ -4,6 +4,7 @@
 //! ([`plan()`]) and applies ([`Change`]).
 
 mod finding;
+mod former;
 mod forwarding;
 mod observed;
 mod overlap;
@@ -11,6 +12,7 @@ mod plan;
 mod policy;
 mod want;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -18,11 +20,12 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use finding::{Finding, findings};
+pub use former::{Former, Server};
 pub use forwarding::{Barred, barred, is_link_name, switch_of_every_link};
 pub use observed::{Ahead, Change, Family, Link, LinkSet, NetnsRule, Observed, Place, Route, Rule, Scene, SysctlKey};
 pub use plan::plan;
 pub use policy::{HostPolicy, PolicyError, Ports};
-pub use want::{Resolver, inner_table, resolvers, sysctl_keys};
+pub use want::{Resolver, former_servers, inner_table, resolvers, sysctl_keys};
 
 use super::id::{Name, SubnetId};
 
@@ -89,6 +92,8 @@ pub struct Applied {
     pub findings: Vec<Finding>,
     /// Names of links we need that somebody else's link has: ours are to be called otherwise.
     pub taken: Vec<String>,
+    /// Whom the resolver files that we wrote asked before: those are still asked, behind us.
+    pub former_servers: BTreeMap<PathBuf, Vec<Server>>,
     /// Workloads whose namespace is gone: their lease and name are to be freed.
     pub dead_workloads: Vec<(SubnetId, Name, NetnsRef)>,
 }

@@ -13,6 +13,7 @@ pub const CASES: &[Case] = &[
     fast!(added_records_reach_other_members_in_five_seconds),
     fast!(names_of_removed_members_are_withdrawn),
     fast!(who_is_in_two_subnets_resolves_the_names_of_both),
+    fast!(resolver_on_the_hosts_link_is_asked, "python3"),
     fast!(only_overlay_addresses_are_listened_on),
     fast!(records_of_every_size_the_rfc_allows_are_answered),
 ];
@@ -121,6 +122,42 @@ fn who_is_in_two_subnets_resolves_the_names_of_both(lab: &Lab) -> Result<()> {
     a.ok(&["detach", "both", "--subnet", "two"])?;
     ensure!(!std::path::Path::new("/etc/netns").join(both.name()).exists(), "the file and its directory go");
     Ok(())
+}
+
+/// Answers every question for an A record with 192.0.2.10, on one address of one link.
+const OUTSIDE: &str = "import socket, sys
+at = (sys.argv[1], 53, 0, socket.if_nametoindex(sys.argv[2]))
+s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+s.bind(at)
+while True:
+    q, who = s.recvfrom(4096)
+    end = q.index(0, 12) + 5
+    a = q[:2] + b'\\x81\\x80' + q[4:6] + b'\\0\\1\\0\\0\\0\\0' + q[12:end]
+    s.sendto(a + b'\\xc0\\x0c\\0\\1\\0\\1\\0\\0\\0\\x3c\\0\\4\\xc0\\0\\2\\x0a', who)";
+
+fn resolver_on_the_hosts_link_is_asked(lab: &Lab) -> Result<()> {
+    let (a, x) = (lab.host("a")?, lab.host("x")?);
+    let shown = x.ns().ip(&["-o", "-6", "addr", "show", "dev", "eth0", "scope", "link"])?;
+    let local = shown.split_whitespace().find(|w| w.starts_with("fe80")).context("a link-local address")?;
+    let local = local.split('/').next().unwrap_or_default();
+    let mut outside = x.ns().command(&["python3", "-c", OUTSIDE, local, "eth0"]).spawn()?;
+    let dir = std::path::Path::new("/etc/netns").join(a.ns().name());
+    std::fs::create_dir_all(&dir)?;
+    std::fs::write(dir.join("resolv.conf"), format!("nameserver {local}%eth0\n"))?;
+    let outcome = (|| -> Result<()> {
+        a.start()?;
+        a.json(&["create", "lab"])?;
+        let web = lab.workload("web")?;
+        let at = a.attach(&web, "lab", "web")?;
+        let resolver = at["dns"][0].as_str().context("a resolver")?.to_owned();
+        for asker in [a.ns(), &web] {
+            asker.resolves(&resolver, &["+recurse", "plain.example", "A"], "192.0.2.10", SOON)?;
+        }
+        Ok(())
+    })();
+    outside.kill()?;
+    outside.wait()?;
+    outcome
 }
 
 fn only_overlay_addresses_are_listened_on(lab: &Lab) -> Result<()> {

@@ -155,6 +155,8 @@ pub struct Observed {
     pub kept_sysctls: BTreeMap<SysctlKey, bool>,
     /// Resolver files that exist, with their text.
     pub resolvers: BTreeMap<PathBuf, String>,
+    /// What stood in a resolver file before us, or, where there is none, in the one that was used instead.
+    pub formers: BTreeMap<PathBuf, String>,
     /// Resolver files we wrote and whose former content we keep.
     pub kept_resolvers: BTreeSet<PathBuf>,
     /// Far ends of the veth pairs [`Observed::absorb`] made; the kernel deletes them by itself.

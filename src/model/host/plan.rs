@@ -492,6 +492,28 @@ mod tests {
     }
 
     #[test]
+    fn what_a_container_searched_and_asked_before_stays() {
+        let mut desired = one();
+        let path = PathBuf::from("/containers/1/resolv.conf");
+        desired.workloads[0].resolv_conf = ResolvConf::Replace(path.clone());
+        let mut observed = kernel(true, true);
+        let before = "search corp.example net1.internal\nnameserver 127.0.0.11\noptions ndots:0 timeout:1\n";
+        observed.formers.insert(path.clone(), before.to_owned());
+        let written = plan(&desired, &observed).into_iter().find_map(|change| match change {
+            Change::WriteResolver { text, .. } => Some(text),
+            _ => None,
+        });
+        let text = written.unwrap();
+        assert!(text.contains("search net1.internal corp.example\n"), "{text}");
+        assert!(text.contains("options ndots:0 timeout:1\n") && !text.contains("127.0.0.11"), "{text}");
+        let asked = super::super::former_servers(&desired, &observed);
+        assert_eq!(asked[&path].iter().map(|s| s.ip).collect::<Vec<_>>(), [ip("127.0.0.11")]);
+        // A file that we make where there was none takes nobody's place.
+        desired.workloads[0].resolv_conf = ResolvConf::Create(path);
+        assert!(super::super::former_servers(&desired, &observed).is_empty());
+    }
+
+    #[test]
     fn rules_stay_while_another_daemon_has_routes() {
         let mut observed = kernel(true, true);
         reach(&one(), &mut observed);
