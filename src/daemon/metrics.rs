@@ -43,6 +43,7 @@ pub(crate) async fn text(ctx: &Context) -> Result<String, Error> {
     let mut maps = ctx.node.run(|core| core.maps(None)).await??;
     super::handler::maps::count(ctx, &mut maps).await;
     let mut out = render(&status, &maps);
+    dns_family(&mut out, &ctx.dns.counters().snapshot());
     if let Some(port) = ctx.links.port() {
         port_families(&mut out, &port.counts(), ctx.links.strays());
     }
@@ -68,6 +69,12 @@ fn port_families(out: &mut String, counts: &Counts, strays: &Strays) {
     let failed = [("full", counts.send_full), ("error", counts.send_failed)];
     let help = "Datagrams that the kernel did not take, by reason.";
     family(out, "byway_port_send_failed_total", "counter", help, labelled("reason", &failed).into_iter());
+}
+
+/// What became of questions for names.
+fn dns_family(out: &mut String, counts: &[(&str, u64)]) {
+    let samples = counts.iter().map(|(outcome, n)| (format!("outcome=\"{outcome}\""), *n as f64));
+    family(out, "byway_dns_total", "counter", "Questions for names, and what was done to them, by outcome.", samples);
 }
 
 /// A label's value, escaped.

@@ -8,7 +8,7 @@ use super::host::{HostConfig, MapConfig, TunConfig, WorkloadConfig};
 use super::id::PeerId;
 use super::local::Workload;
 use super::members::Subnet;
-use super::record::data_fits;
+use super::record::{Role, data_fits};
 use super::resolve::{Member, Resolved};
 use super::state::State;
 use super::view::{Owner, RouteTable, SubnetView, View};
@@ -154,6 +154,24 @@ fn as_sets(answers: &mut Vec<Entry>) {
     }
 }
 
+/// What added names give addresses as their own, below the zone: those of the address's holder first, then those of who has
+/// a say in the subnet. Nobody else names what is another's. A name with `*` is no name of anything.
+fn added_pointers(resolved: &Resolved) -> Vec<(IpAddr, String)> {
+    let mut found = Vec::new();
+    for (name, data, _, by) in &resolved.names {
+        let (RecordData::Address(address), Some(member)) = (data, resolved.members.get(by)) else { continue };
+        let holds = member.leases.iter().any(|lease| lease.contains(address));
+        if name.starts_with('*') || !(holds || member.role != Role::Member) {
+            continue;
+        }
+        let flat = resolved.holds(*by, name);
+        let shown = if flat { name.clone() } else { format!("{name}.{}", member.name) };
+        found.push((!holds, !flat, *address, shown));
+    }
+    found.sort();
+    found.into_iter().map(|(_, _, address, name)| (address, name)).collect()
+}
+
 /// The names of a subnet: members, workloads, and what members added.
 fn zone(subnet: &Subnet, resolved: &Resolved, generation: u64) -> Zone {
     let domain = &subnet.records.genesis.domain;
@@ -180,6 +198,9 @@ fn zone(subnet: &Subnet, resolved: &Resolved, generation: u64) -> Zone {
                 pointers.insert(*address, format!("{shown}.{domain}"));
             }
         }
+    }
+    for (address, name) in added_pointers(resolved) {
+        pointers.entry(address).or_insert_with(|| format!("{name}.{domain}"));
     }
     for (name, data, ttl, by) in resolved.names.iter().filter(|(_, d, ..)| data_fits(d)) {
         if let Some(member) = resolved.members.get(by) {

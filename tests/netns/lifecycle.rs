@@ -129,6 +129,7 @@ fn status_has_the_fields_of_the_contract(lab: &Lab) -> Result<()> {
         "byway_session_keys_total{",
         "byway_path_mtu_bytes{",
         "byway_port_dropped_total{",
+        "byway_dns_total{outcome=\"answered\"}",
     ] {
         ensure!(metrics.contains(name), "metrics lack {name}: {metrics}");
     }

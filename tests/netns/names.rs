@@ -12,6 +12,7 @@ pub const CASES: &[Case] = &[
     fast!(zone_answers_as_the_rfcs_say),
     fast!(added_records_reach_other_members_in_five_seconds),
     fast!(names_of_removed_members_are_withdrawn),
+    fast!(added_addresses_have_pointers),
     fast!(who_is_in_two_subnets_resolves_the_names_of_both),
     fast!(resolver_on_the_hosts_link_is_asked, "python3"),
     fast!(only_overlay_addresses_are_listened_on),
@@ -85,6 +86,37 @@ fn names_of_removed_members_are_withdrawn(lab: &Lab) -> Result<()> {
     a.ok(&["member", "remove", "lab", "c"])?;
     crate::lab::until("the removed member's name is gone", SOON, || {
         Ok(b.ns().dig(&b4, &["c.lab.internal", "A"])?.status == "NXDOMAIN")
+    })?;
+    Ok(())
+}
+
+fn added_addresses_have_pointers(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b"])?;
+    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let near = |address: &str, last: &str| {
+        address.rsplit_once('.').map(|(net, _)| format!("{net}.{last}")).unwrap_or_default()
+    };
+    let ((a4, _), (b4, _)) = (a.overlay("lab")?, b.overlay("lab")?);
+    let (mine, others) = (near(&b4, "77"), near(&a4, "78"));
+    b.ok(&["dns", "add", "lab", "printer", &mine])?;
+    // A member does not say what another's address is called; the owner may.
+    b.ok(&["dns", "add", "lab", "usurper", &others])?;
+    a.ok(&["dns", "add", "lab", "*.wild", &others])?;
+    for (host, server) in [(a, &a4), (b, &b4)] {
+        host.ns().resolves(server, &["-x", &mine], "printer.lab.internal.", SOON)?;
+        host.ns().resolves(server, &["usurper.b.lab.internal", "A"], &others, SOON)?;
+        let foreign = host.ns().dig(server, &["-x", &others])?;
+        ensure!(foreign.answers.is_empty(), "{foreign:?}");
+    }
+    // A name of its own stays what an address is called.
+    a.ok(&["dns", "add", "lab", "nas", &others])?;
+    a.ok(&["dns", "add", "lab", "alias", &b4])?;
+    b.ns().resolves(&b4, &["-x", &others], "nas.lab.internal.", SOON)?;
+    let member = b.ns().dig(&b4, &["-x", &b4])?;
+    ensure!(member.answers == ["b.lab.internal."], "{member:?}");
+    b.ok(&["dns", "rm", "lab", "printer"])?;
+    crate::lab::until("the pointer goes with the name", SOON, || {
+        Ok(a.ns().dig(&a4, &["-x", &mine])?.answers.is_empty())
     })?;
     Ok(())
 }
