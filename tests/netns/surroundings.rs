@@ -55,8 +55,11 @@ fn not_told(host: &Host, code: &str) -> Result<()> {
     until(&format!("{code} is gone"), SOON, || Ok(problems(host, code)?.is_empty())).map(drop)
 }
 
+/// A workload, and what `attach` said of it.
+type Attached = (Netns, Value);
+
 /// Two members with a workload each.
-fn pair(lab: &Lab) -> Result<(Rc<Host>, Rc<Host>, (Netns, Value), (Netns, Value))> {
+fn pair(lab: &Lab) -> Result<(Rc<Host>, Rc<Host>, Attached, Attached)> {
     let hosts = lab.subnet(&["a", "b"])?;
     let (a, b) = (Rc::clone(&hosts[0]), Rc::clone(&hosts[1]));
     let (web, db) = (lab.workload("web")?, lab.workload("db")?);
