@@ -19,7 +19,7 @@ mod wire {
     pub mod datagram;
 }
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::hint::black_box;
 use std::net::IpAddr;
@@ -141,11 +141,11 @@ fn subnet() -> Result<(SubnetView, PeerId), Box<dyn Error>> {
         cidr6: None,
         addresses: Vec::new(),
         mtu: 1420,
-        routes,
+        routes: routes.into(),
         here: BTreeSet::from([address("10.0.3.7")?]),
-        members,
+        members: members.into(),
         hosts: Default::default(),
-        data_keys: BTreeMap::new(),
+        data_keys: Default::default(),
         zone: Arc::new(Zone::empty(&name)),
         name,
     };

@@ -541,7 +541,7 @@ pub(crate) async fn peer_list(ctx: &Context) -> Result<Vec<PeerInfo>, Error> {
             let now = core.now();
             let mut all: BTreeMap<PeerId, (Vec<String>, Vec<_>)> = BTreeMap::new();
             for subnet in core.state.subnets.values() {
-                for (peer, member) in subnet.resolve(now).members {
+                for (&peer, member) in &subnet.resolve(now).members {
                     let entry = all.entry(peer).or_default();
                     entry.0.push(format!("{}.{}", member.name, subnet.name()));
                     entry.1.push(subnet.records.id);

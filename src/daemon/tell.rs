@@ -154,7 +154,7 @@ fn members(view: &View) -> Members {
     let mut members = Members::new();
     for (id, roll) in view.rolls.iter() {
         let carried = view.subnets.get(id);
-        for peer in roll {
+        for peer in roll.iter() {
             let subnets = members.entry(*peer).or_default();
             subnets.extend(carried.filter(|subnet| subnet.members.contains(peer)).map(|_| *id));
         }

@@ -40,18 +40,19 @@ fn subnet(id: SubnetId, me: u8, nodes: &[u8]) -> Arc<SubnetView> {
         cidr6: "fd00::/16".parse().ok(),
         addresses: vec![ip(&format!("10.0.{me}.1")), ip(&format!("fd00:{me}::1"))],
         mtu: 1420,
-        routes,
+        routes: Arc::new(routes),
         here: [1, 5, 6, 7]
             .iter()
             .flat_map(|n| [ip(&format!("10.0.{me}.{n}")), ip(&format!("fd00:{me}::{n}"))])
             .collect(),
-        members: nodes.iter().filter(|n| **n != me).map(|n| peer(*n)).collect::<BTreeSet<_>>(),
+        members: Arc::new(nodes.iter().filter(|n| **n != me).map(|n| peer(*n)).collect::<BTreeSet<_>>()),
         hosts: nodes
             .iter()
             .filter(|n| **n != me)
             .flat_map(|n| [ip(&format!("10.0.{n}.1")), ip(&format!("fd00:{n}::1"))])
-            .collect(),
-        data_keys: BTreeMap::new(),
+            .collect::<BTreeSet<_>>()
+            .into(),
+        data_keys: Default::default(),
         zone: Arc::new(crate::model::zone::Zone::empty(&Name::from_host("lab"))),
     })
 }
@@ -253,8 +254,9 @@ fn source_must_be_leased_to_sender() {
     a.wait_count(RED, DropReason::SourceNotLeased, 3);
     // Inbound: node 1 believes that 10.0.3.0/24 is its own.
     let mut lie = SubnetView::clone(&subnet(RED, 1, &[1, 2, 3]));
-    lie.routes.insert("10.0.3.0/24".parse().unwrap(), Owner::Local);
-    lie.routes.insert("fd00:3::/64".parse().unwrap(), Owner::Local);
+    let routes = Arc::make_mut(&mut lie.routes);
+    routes.insert("10.0.3.0/24".parse().unwrap(), Owner::Local);
+    routes.insert("fd00:3::/64".parse().unwrap(), Owner::Local);
     a.views.store(Arc::new(View { generation: 9, subnets: [(RED, Arc::new(lie))].into(), ..View::default() }));
     a.kernel().inject(&udp(ip("10.0.3.5"), ip("10.0.2.7"), b"x"));
     a.kernel().inject(&udp(ip("fd00:3::5"), ip("fd00:2::7"), b"x"));

@@ -11,7 +11,6 @@ use hickory_server::net::xfer::Protocol;
 use super::catalog::Catalog;
 use super::handler::{Handler, answer};
 use super::listen::Shared;
-use crate::model::host::HostConfig;
 use crate::model::id::SubnetId;
 use crate::model::view::{RouteTable, SubnetView, View};
 use crate::model::zone::{Entry, RecordData, Zone};
@@ -34,17 +33,18 @@ impl Fixture {
         let alias = |target: &str| vec![entry(RecordData::Cname(target.to_owned()))];
         let srv = RecordData::Srv { priority: 1, weight: 2, port: 80, target: "db.lab.internal".to_owned() };
         let many = (0..200u8).map(|n| entry(RecordData::Address([10, 42, 9, n].into()))).collect();
-        let names = BTreeMap::from([
-            ("db".to_owned(), vec![entry(RecordData::Address(own)), entry(RecordData::Txt("x".repeat(255)))]),
-            ("a".to_owned(), alias("b.lab.internal")),
-            ("b".to_owned(), alias("a.lab.internal")),
-            ("out".to_owned(), alias("example.org")),
-            ("_http._tcp".to_owned(), vec![entry(srv)]),
-            ("big".to_owned(), many),
-        ]);
+        let names: [(&str, Vec<Entry>); 6] = [
+            ("db", vec![entry(RecordData::Address(own)), entry(RecordData::Txt("x".repeat(255)))]),
+            ("a", alias("b.lab.internal")),
+            ("b", alias("a.lab.internal")),
+            ("out", alias("example.org")),
+            ("_http._tcp", vec![entry(srv)]),
+            ("big", many),
+        ];
         let prefixes = vec!["10.42.0.0/16".parse().unwrap(), "fd00:42::/48".parse().unwrap()];
-        let pointers = BTreeMap::from([(own, "db.lab.internal".to_owned())]);
-        let zone = Zone { origin: "lab.internal".to_owned(), serial: 1, names, pointers, prefixes };
+        let mut zone = Zone::new("lab.internal".to_owned(), prefixes);
+        names.into_iter().for_each(|(name, entries)| zone.set(name, entries.into()));
+        zone.point(own, "db.lab.internal".into());
         let id = SubnetId([4; 16]);
         let subnet = SubnetView {
             id,
@@ -54,7 +54,7 @@ impl Fixture {
             cidr6: None,
             addresses: vec![own],
             mtu: 1280,
-            routes: RouteTable::default(),
+            routes: Arc::new(RouteTable::default()),
             here: Default::default(),
             members: Default::default(),
             hosts: Default::default(),
@@ -62,13 +62,7 @@ impl Fixture {
             zone: Arc::new(zone),
         };
         let subnets = BTreeMap::from([(id, Arc::new(subnet))]);
-        let view = View {
-            generation: 1,
-            subnets,
-            rolls: Arc::default(),
-            changes_at: None,
-            host: Arc::new(HostConfig::default()),
-        };
+        let view = View { generation: 1, subnets, ..View::default() };
         let served = Catalog::default().update(&view, true).remove(&id).unwrap();
         Fixture(Arc::new(Handler::new(Arc::new(ArcSwap::from_pointee(served)), Arc::new(Shared::new()))))
     }

@@ -22,7 +22,7 @@ fn subnet(id: u8, addresses: &[&str], zone: Arc<Zone>) -> SubnetView {
         cidr6: None,
         addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
         mtu: 1280,
-        routes: RouteTable::default(),
+        routes: Arc::new(RouteTable::default()),
         here: Default::default(),
         members: Default::default(),
         hosts: Default::default(),
@@ -33,7 +33,7 @@ fn subnet(id: u8, addresses: &[&str], zone: Arc<Zone>) -> SubnetView {
 
 fn view(subnets: Vec<SubnetView>) -> View {
     let subnets = subnets.into_iter().map(|s| (s.id, Arc::new(s))).collect();
-    View { rolls: Default::default(), changes_at: None, generation: 1, subnets, host: Arc::new(HostConfig::default()) }
+    View { generation: 1, subnets, ..View::default() }
 }
 
 struct Running {
@@ -185,7 +185,7 @@ async fn sockets_follow_the_view() {
     }
     // A changed zone is answered by the same sockets.
     let mut zone = (*zone::tests::lab()).clone();
-    zone.names.remove("db");
+    zone.remove("db");
     running.publish(view(vec![subnet(1, &["127.0.3.1"], Arc::new(zone))]));
     let at = SocketAddr::new("127.0.3.1".parse().unwrap(), running.port);
     let mut code = ResponseCode::NoError;
@@ -475,8 +475,7 @@ fn zone_of(origin: &str, names: &[(&str, RecordData)]) -> Arc<Zone> {
     let mut zone = Zone::empty(&"x".parse().unwrap());
     zone.origin = origin.to_owned();
     for (name, data) in names {
-        let entry = crate::model::zone::Entry { ttl: 60, data: data.clone() };
-        zone.names.entry((*name).to_owned()).or_default().push(entry);
+        zone.add(name, crate::model::zone::Entry { ttl: 60, data: data.clone() });
     }
     Arc::new(zone)
 }

@@ -43,8 +43,6 @@ pub(super) struct Answer {
 pub(super) struct ZoneIndex {
     zone: Arc<Zone>,
     origin: DnsName,
-    /// Relative names that have names below them and may have no records of their own.
-    parents: HashSet<String>,
 }
 
 /// How a name relates to a zone's reverse trees.
@@ -59,17 +57,7 @@ impl ZoneIndex {
     /// Indexes `zone`; `None` where its origin is no DNS name.
     pub(super) fn new(zone: Arc<Zone>) -> Option<ZoneIndex> {
         let origin = absolute(&zone.origin)?;
-        let mut parents = HashSet::new();
-        for key in zone.names.keys() {
-            let mut rest = key.as_str();
-            while let Some((_, parent)) = rest.split_once('.') {
-                if !parents.insert(parent.to_owned()) {
-                    break;
-                }
-                rest = parent;
-            }
-        }
-        Some(ZoneIndex { zone, origin, parents })
+        Some(ZoneIndex { zone, origin })
     }
 
     /// The zone it was made of.
@@ -101,7 +89,7 @@ impl ZoneIndex {
             let Some(key) = relative(&at, &self.origin) else {
                 return self.negative(answer, &self.origin, ResponseCode::NXDomain);
             };
-            let entries = self.zone.names.get(&key).map(Vec::as_slice).unwrap_or_default();
+            let entries = self.zone.entries(&key);
             let found = self.records(&at, entries, kind);
             if !found.is_empty() {
                 answer.additionals = self.additional(&found);
@@ -117,7 +105,7 @@ impl ZoneIndex {
                 _ => None,
             });
             let Some((ttl, target)) = alias else {
-                let exists = key.is_empty() || !entries.is_empty() || self.parents.contains(&key);
+                let exists = key.is_empty() || !entries.is_empty() || self.zone.is_parent(&key);
                 let code = if exists { ResponseCode::NoError } else { ResponseCode::NXDomain };
                 return self.negative(answer, &self.origin, code);
             };
@@ -154,24 +142,20 @@ impl ZoneIndex {
             return Answer { answers: vec![self.soa(&apex)], ..answer };
         }
         let host = reverse.net.prefix_len() == reverse.net.max_prefix_len();
-        let pointer = self.zone.pointers.get(&reverse.net.addr()).filter(|_| host);
+        let pointer = self.zone.pointer(reverse.net.addr()).filter(|_| host);
         if let (Some(target), true) = (pointer, matches!(kind, RecordType::PTR | RecordType::ANY))
             && let Some(target) = absolute(target)
         {
             let ttl = self.pointer_ttl(&target);
             return Answer { answers: vec![record(name, ttl, RData::PTR(PTR(target)))], ..answer };
         }
-        let range = reverse.net.network()..=reverse.net.broadcast();
-        let exists = is_apex || self.zone.pointers.range(range).next().is_some();
+        let exists = is_apex || self.zone.has_pointer(reverse.net.network(), reverse.net.broadcast());
         self.negative(answer, &apex, if exists { ResponseCode::NoError } else { ResponseCode::NXDomain })
     }
 
     /// A PTR lives as long as the name it gives.
     fn pointer_ttl(&self, target: &DnsName) -> u32 {
-        relative(target, &self.origin)
-            .and_then(|key| self.zone.names.get(&key))
-            .and_then(|entries| entries.iter().map(|e| e.ttl).min())
-            .unwrap_or(60)
+        relative(target, &self.origin).and_then(|key| self.zone.entries(&key).iter().map(|e| e.ttl).min()).unwrap_or(60)
     }
 
     /// The entries of one name that answer `kind`; one record set for ANY.
@@ -199,8 +183,8 @@ impl ZoneIndex {
         }
         let mut additionals = Vec::new();
         for target in targets {
-            let entries = relative(target, &self.origin).and_then(|key| self.zone.names.get(&key));
-            let entries = entries.map(Vec::as_slice).unwrap_or_default();
+            let key = relative(target, &self.origin);
+            let entries = key.map(|key| self.zone.entries(&key)).unwrap_or_default();
             additionals.extend(self.records(target, entries, RecordType::A));
             additionals.extend(self.records(target, entries, RecordType::AAAA));
         }
@@ -407,7 +391,7 @@ pub(super) mod tests {
         let db: IpAddr = "10.42.7.20".parse().unwrap();
         let web4: IpAddr = "10.42.7.21".parse().unwrap();
         let web6: IpAddr = "fd00:42::21".parse().unwrap();
-        let mut add = |name: &str, data: RecordData| zone.names.entry(name.to_owned()).or_default().push(entry(data));
+        let mut add = |name: &str, data: RecordData| zone.add(name, entry(data));
         add("db", RecordData::Address(db));
         add("web", RecordData::Address(web4));
         add("web", RecordData::Address(web6));
@@ -423,8 +407,8 @@ pub(super) mod tests {
         for i in 0..200u8 {
             add("big", RecordData::Address(IpAddr::V4(Ipv4Addr::new(10, 42, 9, i))));
         }
-        zone.pointers.insert(db, "db.lab.internal".to_owned());
-        zone.pointers.insert(web6, "web.lab.internal".to_owned());
+        zone.point(db, "db.lab.internal".into());
+        zone.point(web6, "web.lab.internal".into());
         Arc::new(zone)
     }
 

@@ -1,6 +1,9 @@
-//! State to View: routes, zones and what the kernel must match, built whole each time.
+//! State to View: routes, zones and what the kernel must match, each member's part shared with the view before where it did not
+//! change.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod zone;
+
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -8,11 +11,11 @@ use super::host::{HostConfig, MapConfig, TunConfig, WorkloadConfig};
 use super::id::PeerId;
 use super::local::Workload;
 use super::members::Subnet;
-use super::record::{Role, data_fits};
 use super::resolve::{Member, Resolved};
 use super::state::State;
 use super::view::{Owner, RouteTable, SubnetView, View};
-use super::zone::{Entry, RecordData, Zone};
+
+use zone::{Added, Fragments};
 
 /// Bytes of the largest inner packet. A 1500-byte underlay carries 1432 over IPv4 and 1412 over IPv6 in one sealed datagram,
 /// one of 1492 bytes (PPPoE) 1424 and 1404: a full packet fits all of them, whatever path is taken.
@@ -29,42 +32,84 @@ pub struct Here {
     pub underlay_ports: Vec<u16>,
 }
 
+/// What a subnet's part of a view was made of.
+#[derive(Debug, Clone, Default)]
+pub struct Built {
+    resolved: Arc<Resolved>,
+    fragments: Fragments,
+    pointers: Added,
+    work: Work,
+}
+
+impl Built {
+    /// What followed from the subnet's records.
+    pub fn resolved(&self) -> &Arc<Resolved> {
+        &self.resolved
+    }
+
+    /// What of the view was made for it, and not shared with the one before.
+    pub fn work(&self) -> Work {
+        self.work
+    }
+}
+
+/// Work that a subnet's part of a view took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Members whose part of the zone was made.
+    pub fragments: usize,
+    /// Names set or taken away in the zone.
+    pub names: usize,
+    /// Members whose routes were entered: all or none.
+    pub routes: usize,
+}
+
 impl State {
-    /// The view that follows from this state at `now` (seconds since 1970).
-    pub fn view(&self, generation: u64, now: u64, here: &Here) -> View {
+    /// The view that follows from this state at `now` (seconds since 1970). It shares with `former` what did not change.
+    pub fn view(&self, generation: u64, now: u64, here: &Here, former: &View) -> View {
         let now = self.clock(now);
         let mut host = HostConfig {
             instance: here.instance.clone(),
             underlay_ports: here.underlay_ports.clone(),
             ..HostConfig::default()
         };
-        let mut changes_at: Option<u64> = None;
-        let (mut subnets, mut rolls) = (BTreeMap::new(), BTreeMap::new());
+        let mut view = View { generation, ..View::default() };
         for (id, subnet) in &self.subnets {
             let resolved = subnet.resolve(now);
-            changes_at = changes_at.into_iter().chain(resolved.changes_at).min();
-            rolls.insert(*id, resolved.roll.members.keys().copied().filter(|p| *p != self.me.peer).collect());
-            let Some(me) = resolved.members.get(&self.me.peer) else { continue };
-            if !subnet.local.up || resolved.destroyed || me.addresses.is_empty() {
-                continue;
+            view.changes_at = view.changes_at.into_iter().chain(resolved.changes_at).min();
+            let before = former.built.get(id);
+            let roll =
+                former.rolls.get(id).filter(|_| before.is_some_and(|b| Arc::ptr_eq(&b.resolved.roll, &resolved.roll)));
+            view.rolls.insert(
+                *id,
+                roll.map_or_else(|| Arc::new(others(resolved.roll.members.keys(), &self.me.peer)), Arc::clone),
+            );
+            let mut built = Built { resolved: Arc::clone(&resolved), ..Built::default() };
+            let me = resolved.members.get(&self.me.peer);
+            if let Some(me) = me.filter(|me| subnet.local.up && !resolved.destroyed && !me.addresses.is_empty()) {
+                self.add_host(&mut host, subnet, &resolved, me);
+                let before = former.subnets.get(id).map(AsRef::as_ref).zip(before);
+                let part = self.subnet_view(subnet, me, generation, &mut built, before);
+                view.subnets.insert(*id, Arc::new(part));
             }
-            self.add_host(&mut host, subnet, &resolved, me);
-            subnets.insert(*id, Arc::new(self.subnet_view(subnet, &resolved, me, generation)));
+            view.built.insert(*id, built);
         }
-        View { generation, subnets, rolls: Arc::new(rolls), changes_at, host: Arc::new(host) }
+        view.host = Arc::new(host);
+        view
     }
 
-    fn subnet_view(&self, subnet: &Subnet, resolved: &Resolved, me: &Member, generation: u64) -> SubnetView {
-        let mut routes = RouteTable::default();
-        for (peer, member) in &resolved.members {
-            let owner = if *peer == self.me.peer { Owner::Local } else { Owner::Member(*peer) };
-            for lease in &member.leases {
-                let _ = routes.insert(*lease, owner);
-            }
-        }
-        let pools = subnet.records.pools();
+    fn subnet_view(
+        &self,
+        subnet: &Subnet,
+        me: &Member,
+        generation: u64,
+        built: &mut Built,
+        before: Option<(&SubnetView, &Built)>,
+    ) -> SubnetView {
+        let (pools, resolved) = (subnet.records.pools(), Arc::clone(&built.resolved));
+        let zone = zone::of(subnet, generation, built, before.map(|(view, built)| (&view.zone, built)));
         let attached = subnet.local.workloads.iter().flat_map(|w| own_addresses(w, me));
-        SubnetView {
+        let mut view = SubnetView {
             id: subnet.records.id,
             name: subnet.name().clone(),
             interface: subnet.local.interface.clone(),
@@ -73,12 +118,39 @@ impl State {
             addresses: me.addresses.clone(),
             mtu: MTU,
             here: me.addresses.iter().copied().chain(attached).collect(),
-            routes,
-            hosts: others(&self.me.peer, resolved).flat_map(|member| member.addresses.iter().copied()).collect(),
-            members: resolved.members.keys().copied().filter(|p| *p != self.me.peer).collect(),
-            data_keys: resolved.members.iter().map(|(peer, member)| (*peer, member.grant.data_key)).collect(),
-            zone: Arc::new(zone(subnet, resolved, generation)),
+            routes: Arc::default(),
+            hosts: Arc::default(),
+            members: Arc::default(),
+            data_keys: Arc::default(),
+            zone,
+        };
+        match before.filter(|(_, before)| before.resolved.shares_places(&resolved)) {
+            Some((before, _)) => {
+                (view.routes, view.hosts) = (Arc::clone(&before.routes), Arc::clone(&before.hosts));
+                (view.members, view.data_keys) = (Arc::clone(&before.members), Arc::clone(&before.data_keys));
+            }
+            None => {
+                built.work.routes = resolved.members.len();
+                self.add_members(&mut view, &resolved);
+            }
         }
+        view
+    }
+
+    /// Who is a member, what it holds, and its key.
+    fn add_members(&self, view: &mut SubnetView, resolved: &Resolved) {
+        let mut routes = RouteTable::default();
+        let mut hosts = BTreeSet::new();
+        for (peer, member) in &resolved.members {
+            let owner = if *peer == self.me.peer { Owner::Local } else { Owner::Member(*peer) };
+            for lease in &member.leases {
+                let _ = routes.insert(*lease, owner);
+            }
+            hosts.extend(member.addresses.iter().filter(|_| *peer != self.me.peer));
+        }
+        (view.routes, view.hosts) = (Arc::new(routes), Arc::new(hosts));
+        view.members = Arc::new(others(resolved.members.keys(), &self.me.peer));
+        view.data_keys = Arc::new(resolved.members.iter().map(|(peer, m)| (*peer, m.grant.data_key)).collect());
     }
 
     fn add_host(&self, host: &mut HostConfig, subnet: &Subnet, resolved: &Resolved, me: &Member) {
@@ -91,7 +163,10 @@ impl State {
             prefixes: prefixes.clone(),
             host: subnet.local.host.clone(),
             held: resolved.members.values().flat_map(|member| member.leases.iter().copied()).collect(),
-            others: others(&self.me.peer, resolved).flat_map(|member| member.leases.iter().copied()).collect(),
+            others: (resolved.members.iter())
+                .filter(|(peer, _)| **peer != self.me.peer)
+                .flat_map(|(_, member)| member.leases.iter().copied())
+                .collect(),
         });
         for workload in &subnet.local.workloads {
             let addresses = own_addresses(workload, me).collect();
@@ -134,84 +209,7 @@ fn own_addresses<'a>(workload: &'a Workload, me: &'a Member) -> impl Iterator<It
     workload.addresses.iter().copied().filter(|a| me.leases.iter().any(|l| l.contains(a)))
 }
 
-/// Every member but this node.
-fn others<'a>(me: &'a PeerId, resolved: &'a Resolved) -> impl Iterator<Item = &'a Member> {
-    resolved.members.iter().filter(move |(peer, _)| *peer != me).map(|(_, member)| member)
-}
-
-/// Makes of the answers of one name what DNS asks for: none twice, one time to live for each type (RFC 2181, 5 and 5.2).
-/// A name may be said in two ways: that of a member `e` for `svc` is also `svc.e`.
-fn as_sets(answers: &mut Vec<Entry>) {
-    let mut least: BTreeMap<&'static str, u32> = BTreeMap::new();
-    for Entry { ttl, data } in answers.iter() {
-        let of_kind = least.entry(data.kind()).or_insert(*ttl);
-        *of_kind = (*of_kind).min(*ttl);
-    }
-    let mut seen = BTreeSet::new();
-    answers.retain(|entry| seen.insert(entry.data.clone()));
-    for entry in answers {
-        entry.ttl = least.get(entry.data.kind()).copied().unwrap_or(entry.ttl);
-    }
-}
-
-/// What added names give addresses as their own, below the zone: those of the address's holder first, then those of who has
-/// a say in the subnet. Nobody else names what is another's. A name with `*` is no name of anything.
-fn added_pointers(resolved: &Resolved) -> Vec<(IpAddr, String)> {
-    let mut found = Vec::new();
-    for (name, data, _, by) in &resolved.names {
-        let (RecordData::Address(address), Some(member)) = (data, resolved.members.get(by)) else { continue };
-        let holds = member.leases.iter().any(|lease| lease.contains(address));
-        if name.starts_with('*') || !(holds || member.role != Role::Member) {
-            continue;
-        }
-        let flat = resolved.holds(*by, name);
-        let shown = if flat { name.clone() } else { format!("{name}.{}", member.name) };
-        found.push((!holds, !flat, *address, shown));
-    }
-    found.sort();
-    found.into_iter().map(|(_, _, address, name)| (address, name)).collect()
-}
-
-/// The names of a subnet: members, workloads, and what members added.
-fn zone(subnet: &Subnet, resolved: &Resolved, generation: u64) -> Zone {
-    let domain = &subnet.records.genesis.domain;
-    let mut names: BTreeMap<String, Vec<Entry>> = BTreeMap::new();
-    let mut pointers = BTreeMap::new();
-    let mut add = |name: String, ttl: u32, data: &RecordData| {
-        names.entry(name).or_default().push(Entry { ttl, data: data.clone() });
-    };
-    for (peer, member) in &resolved.members {
-        for address in &member.addresses {
-            add(member.name.to_string(), NAME_TTL, &RecordData::Address(*address));
-            pointers.insert(*address, format!("{}.{domain}", member.name));
-        }
-        // Below its member's name a workload has a name that nobody can contest; the flat one is whose it is.
-        for (name, addresses) in &member.workloads {
-            let flat = resolved.holds(*peer, name.as_str());
-            for address in addresses {
-                let data = RecordData::Address(*address);
-                add(format!("{name}.{}", member.name), NAME_TTL, &data);
-                if flat {
-                    add(name.to_string(), NAME_TTL, &data);
-                }
-                let shown = if flat { name.to_string() } else { format!("{name}.{}", member.name) };
-                pointers.insert(*address, format!("{shown}.{domain}"));
-            }
-        }
-    }
-    for (address, name) in added_pointers(resolved) {
-        pointers.entry(address).or_insert_with(|| format!("{name}.{domain}"));
-    }
-    for (name, data, ttl, by) in resolved.names.iter().filter(|(_, d, ..)| data_fits(d)) {
-        if let Some(member) = resolved.members.get(by) {
-            add(format!("{name}.{}", member.name), *ttl, data);
-        }
-        if resolved.holds(*by, name) {
-            add(name.clone(), *ttl, data);
-        }
-    }
-    names.values_mut().for_each(as_sets);
-    // Generations are milliseconds since 1970 or more: their seconds fit a serial until 2106.
-    let serial = u32::try_from((generation / 1000) & u64::from(u32::MAX)).unwrap_or(1);
-    Zone { origin: domain.clone(), serial, names, pointers, prefixes: subnet.records.prefixes() }
+/// Everybody but this node.
+fn others<'a>(all: impl Iterator<Item = &'a PeerId>, me: &PeerId) -> BTreeSet<PeerId> {
+    all.filter(|peer| *peer != me).copied().collect()
 }

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::chunks::Chunks;
 use super::host::{HostPolicy, NetnsRef, Proto, ResolvConf};
 use super::id::{Name, PeerId, SubnetId};
 use super::join::{Invite, Issued};
@@ -111,7 +113,8 @@ pub struct Local {
     /// Who was denied, and until when (seconds since 1970).
     pub denied: BTreeMap<PeerId, u64>,
     /// Names answered before anybody registered them, with whose they were: two that claim one later change nothing here.
-    pub seen: BTreeMap<String, PeerId>,
+    #[serde(with = "by_name")]
+    pub seen: Chunks<Arc<str>, PeerId>,
     /// What of this machine itself the subnet reaches.
     pub host: HostPolicy,
 }
@@ -159,5 +162,24 @@ impl Past {
     pub fn is_destroyed(&self) -> bool {
         use super::record::Body;
         self.proof.iter().any(|r| matches!(r.verify(), Ok(Body::Head(head)) if head.destroyed))
+    }
+}
+
+/// Names on disk.
+mod by_name {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    use super::{Chunks, PeerId};
+
+    pub(super) fn serialize<S: Serializer>(names: &Chunks<Arc<str>, PeerId>, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_map(names.iter().map(|(name, by)| (name.as_ref(), by)))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Chunks<Arc<str>, PeerId>, D::Error> {
+        let names = BTreeMap::<String, PeerId>::deserialize(from)?;
+        Ok(names.into_iter().map(|(name, by)| (name.into(), by)).collect())
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ed25519_dalek::SigningKey;
 use ipnet::IpNet;
@@ -12,6 +13,7 @@ use super::id::{Name, PeerId};
 use super::ipam::Prefixes;
 use super::join::Ask;
 use super::local::Local;
+use super::memo::Memo;
 use super::record::{Body, Grant, MAX_LEASES, MAX_SEATS, Revocation, Role, SHORT_LIFE, Seat, Signed, Term};
 use super::resolve::{Member, Resolved};
 use super::roll::Out;
@@ -53,6 +55,8 @@ pub struct Subnet {
     pub local: Local,
     /// Who asked to join by ID and waits; not kept over a restart, since askers go on asking.
     pub requests: BTreeMap<PeerId, Request>,
+    /// What followed last.
+    pub memo: Memo,
 }
 
 /// One who waits for approval.
@@ -83,11 +87,6 @@ impl Subnet {
             Absorbed::New | Absorbed::Known => Ok(()),
             Absorbed::Parked | Absorbed::Refused => Err(refused()),
         }
-    }
-
-    /// What follows from the records at `now` (seconds since 1970), and from the answers this node has given.
-    pub fn resolve(&self, now: u64) -> Resolved {
-        self.records.resolve_with(now, &self.local.seen)
     }
 
     /// The number of this node's seat, which its records repeat.
@@ -396,7 +395,7 @@ impl Subnet {
         let Some(seat) = self.records.head().seat(issuer).cloned() else { return Ok(()) };
         let pools = self.records.pools();
         let relies = |m: &Member| m.issuer == issuer || m.leases.iter().any(|l| pools.within(*l, &seat.part));
-        let members: Vec<Member> =
+        let members: Vec<Arc<Member>> =
             resolved.members.values().filter(|m| m.grant.subject != me.peer && relies(m)).cloned().collect();
         for member in &members {
             self.regrant(me, member, now, |_| {})?;
@@ -603,11 +602,8 @@ impl Subnet {
 /// A name no member or workload has: the asked one, or for a default one the next numbered.
 fn free_member_name(resolved: &Resolved, wanted: &Name, is_default: bool) -> Result<Name> {
     // A member's name rules all below it, so nobody else may hold one there.
-    let below = |name: &str, wanted: &Name| name.rsplit('.').next() == Some(wanted.as_str());
-    let taken = |name: &Name| {
-        resolved.members.values().any(|m| m.name == *name)
-            || resolved.flat.keys().chain(resolved.contested.keys()).any(|n| below(n, name))
-    };
+    let taken =
+        |name: &Name| resolved.members.values().any(|m| m.name == *name) || resolved.is_claimed_at(name.as_str());
     if !taken(wanted) {
         return Ok(wanted.clone());
     }

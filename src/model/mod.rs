@@ -2,10 +2,13 @@
 
 pub mod address;
 pub mod build;
+pub mod chunks;
+mod claims;
 pub mod error;
 pub mod find;
 pub mod genesis;
 pub mod heard;
+mod held;
 pub mod host;
 pub mod id;
 pub mod interface;
@@ -13,6 +16,7 @@ pub mod ipam;
 pub mod join;
 pub mod local;
 pub mod members;
+pub mod memo;
 pub mod policy;
 pub mod publish;
 pub mod record;

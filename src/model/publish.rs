@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use super::claims::claimed;
 use super::error::{Error, Kind, Result};
 use super::heard::may_name;
 use super::id::{Name, PeerId};
@@ -10,7 +11,6 @@ use super::ipam::free_addresses;
 use super::local::{Map, Workload};
 use super::members::{Identity, Subnet, printable};
 use super::record::{Body, Doc, MAX_ENTRIES, MAX_RECORD, NameEntry, WorkloadEntry, data_fits, encode, is_record_name};
-use super::registry::claimed;
 use super::resolve::{Member, Resolved};
 use super::zone::{MAX_NAME, MAX_SET, MAX_TTL, RecordData};
 
@@ -20,7 +20,7 @@ impl Subnet {
     /// # Errors
     /// `E-NOT-MEMBER` while the grant has run out or was revoked.
     pub fn myself<'a>(&self, me: &Identity, resolved: &'a Resolved) -> Result<&'a Member> {
-        resolved.members.get(&me.peer).ok_or_else(|| {
+        resolved.members.get(&me.peer).map(AsRef::as_ref).ok_or_else(|| {
             Error::new(Kind::Refused, "E-NOT-MEMBER", format!("this node is no member of subnet {} now", self.name()))
                 .hint(format!("byway join {}", self.records.id))
         })
@@ -92,7 +92,9 @@ impl Subnet {
         let last = name.rsplit('.').next().unwrap_or(name);
         let below = |m: &Member| m.name.as_str() == last && (last == name || m.grant.subject != me.peer);
         let held = resolved.flat.get(name).is_some_and(|by| *by != me.peer) || resolved.contested.contains_key(name);
-        resolved.members.values().any(below) || held || self.local.workloads.iter().any(|w| w.name.as_str() == name)
+        resolved.members.values().any(|m| below(m))
+            || held
+            || self.local.workloads.iter().any(|w| w.name.as_str() == name)
     }
 
     /// The name, or the next numbered one that no member, workload or record of this subnet has.
@@ -223,9 +225,7 @@ impl Subnet {
             )
             .hint(format!("byway dns ls {}", self.name())));
         }
-        let has = |d: &dyn Fn(&RecordData) -> bool| {
-            resolved.flat_names().any(|(n, x, ..)| *n == name && d(x)) || data.iter().any(d)
-        };
+        let has = |d: &dyn Fn(&RecordData) -> bool| resolved.answers(&name).any(|n| d(&n.data)) || data.iter().any(d);
         // RFC 1034, 3.6.2: a CNAME stands alone.
         if has(&|d| matches!(d, RecordData::Cname(_))) && has(&|d| !matches!(d, RecordData::Cname(_))) {
             return Err(Error::new(
@@ -297,13 +297,13 @@ impl Subnet {
         let below = short.rsplit_once('.').and_then(|(name, last)| Some((resolved.member_named(last)?, name)));
         let (holder, name) = match below {
             Some((peer, name)) => (peer, name),
-            None => (*resolved.flat.get(&short)?, short.as_str()),
+            None => (*resolved.flat.get(short.as_str())?, short.as_str()),
         };
         if let Some(found) = find(&holder, name) {
             return Some(found);
         }
-        let added = resolved.names.iter().find_map(|(n, data, _, by)| match data {
-            RecordData::Address(a) if *by == holder && n == name && a.is_ipv4() == like.is_ipv4() => Some(*a),
+        let added = resolved.members.get(&holder)?.names.iter().find_map(|entry| match entry.data {
+            RecordData::Address(a) if entry.name == name && a.is_ipv4() == like.is_ipv4() => Some(a),
             _ => None,
         })?;
         let (peer, _) = resolved.members.iter().find(|(_, m)| super::members::holds_address(m, added))?;

@@ -1,37 +1,17 @@
 //! What those with a say do about names: registered, released, and told where two claim one.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use super::error::{Error, Kind, Result};
 use super::id::{Name, PeerId};
 use super::members::{Identity, Subnet, printable};
-use super::record::{Body, Doc, MAX_REGISTERED, Registration};
+use super::record::{Body, MAX_REGISTERED, Registration};
 use super::resolve::Resolved;
-
-/// The names a document claims; none where its member left.
-pub(super) fn claimed(doc: &Doc) -> BTreeSet<&str> {
-    let workloads = doc.workloads.iter().map(|w| w.name.as_str());
-    let names = workloads.chain(doc.names.iter().map(|n| n.name.as_str()));
-    if doc.left.is_some() { BTreeSet::new() } else { names.collect() }
-}
 
 impl Subnet {
     /// Remembers whose the names are that were claimed just now and that nobody else claims: this is answered from now on,
     /// whoever comes to claim the same before it is registered.
     pub(super) fn note_answers(&mut self, fresh: &[(String, PeerId)]) {
-        if fresh.is_empty() {
-            return;
-        }
-        let mut claimants: BTreeMap<&str, usize> = fresh.iter().map(|(name, _)| (name.as_str(), 0)).collect();
-        for (_, doc) in self.records.docs() {
-            for name in claimed(doc) {
-                if let Some(count) = claimants.get_mut(name) {
-                    *count = count.saturating_add(1);
-                }
-            }
-        }
-        for (name, by) in fresh.iter().filter(|(name, _)| claimants.get(name.as_str()) == Some(&1)) {
-            self.local.seen.insert(name.clone(), *by);
+        for (name, by) in fresh.iter().filter(|(name, by)| self.records.claims.of(name) == [*by]) {
+            self.local.seen.insert(name.as_str().into(), *by);
         }
     }
 
@@ -71,12 +51,12 @@ impl Subnet {
         let resolved = self.resolve(now);
         self.require_admin(me, &resolved)?;
         let name = self.relative(name);
-        let holder = member.or_else(|| resolved.flat.get(&name).copied());
+        let holder = member.or_else(|| resolved.flat.get(name.as_str()).copied());
         let claims = |holder: &PeerId| {
-            resolved.holds(*holder, &name) || resolved.contested.get(&name).is_some_and(|c| c.contains(holder))
+            resolved.holds(*holder, &name) || resolved.contested.get(name.as_str()).is_some_and(|c| c.contains(holder))
         };
         let Some(holder) = holder.filter(claims) else {
-            return Err(match resolved.contested.get(&name) {
+            return Err(match resolved.contested.get(name.as_str()) {
                 Some(claimants) if member.is_none() => {
                     let names: Vec<String> =
                         claimants.iter().filter_map(|p| resolved.members.get(p)).map(|m| m.name.to_string()).collect();
@@ -113,7 +93,7 @@ impl Subnet {
             |peer: &PeerId| resolved.members.get(peer).map_or_else(|| peer.to_string(), |m| m.name.to_string());
         (resolved.contested.iter())
             .filter(|(_, by)| concerns(by))
-            .map(|(name, by)| (self.name().clone(), name.clone(), by.iter().map(called).collect()))
+            .map(|(name, by)| (self.name().clone(), name.to_string(), by.iter().map(called).collect()))
             .collect()
     }
 }

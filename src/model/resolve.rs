@@ -2,18 +2,35 @@
 //!
 //! Blocks and names come from the granting side: where two claims meet, who granted decides (the owner, then the admins
 //! in the head's order), then the generation; never a field or a date of who claims.
+//!
+//! It is a function of the set of records, of the names answered before, and of the time, and follows them in steps: what
+//! did not change is shared with what followed before ([`Records::resolve_after`]). Three layers, each from the one above:
+//!
+//! | layer | follows from | made anew |
+//! |---|---|---|
+//! | the roll, and each member's [`Place`]: name, role, leases | heads, grants, revocations, goodbyes, and the time | whole; about 3 us a member |
+//! | [`Member`] | its place, its document | alone |
+//! | what a name means | who says it, who registered it, whose names are members' | alone |
+
+mod names;
+#[cfg(test)]
+mod twin;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::chunks::Chunks;
+use super::held::Held;
 use super::id::{Name, PeerId};
 use super::ipam::Prefixes;
-use super::record::{Doc, Grant, Role};
+use super::record::{Doc, Grant, NameEntry, Role};
 use super::roll::{Entry, Granted, Roll};
 use super::subnet::Records;
-use super::zone::RecordData;
+
+use names::Names;
 
 /// Seconds by which clocks of members may ordinarily differ: a grant that begins so much later is due.
 pub const SKEW: u64 = 300;
@@ -37,31 +54,97 @@ pub struct Member {
     pub endpoints: Vec<String>,
     /// Its workloads; [`Resolved::flat`] says whose name alone means them.
     pub workloads: Vec<(Name, Vec<IpAddr>)>,
+    /// Names it added that are not its workloads'; those that are also flat answer without its own name behind them.
+    pub names: Vec<NameEntry>,
+    /// Workloads that have none of its addresses, and so no name.
+    void: BTreeSet<String>,
+}
+
+/// What of a member follows without its document.
+#[derive(Debug, PartialEq, Eq)]
+struct Place {
+    grant: Grant,
+    issuer: PeerId,
+    name: Name,
+    role: Role,
+    leases: Vec<IpNet>,
+    addresses: Vec<IpAddr>,
+}
+
+/// Everybody's place, as long as no grant begins or ends.
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    by: BTreeMap<PeerId, Arc<Place>>,
+    /// Whose a member's name is.
+    names: BTreeMap<String, PeerId>,
+    /// From when (seconds since 1970) it is so.
+    since: u64,
+    /// Until when, where it ends by itself.
+    changes_at: Option<u64>,
+}
+
+impl Places {
+    fn hold_at(&self, now: u64) -> bool {
+        self.since <= now && self.changes_at.is_none_or(|at| now < at)
+    }
+}
+
+/// What a [`Resolved`] follows from.
+#[derive(Debug)]
+struct Origin {
+    records: Records,
+    seen: Chunks<Arc<str>, PeerId>,
+    places: Arc<Places>,
 }
 
 /// Who is in, who holds what, what names mean: the same at everyone with the same records and the same time, but for names
-/// that two claim and nobody registered.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// that two claim and nobody registered. A copy shares what is large.
+#[derive(Debug, Clone, Default)]
 pub struct Resolved {
     /// Members by key.
-    pub members: BTreeMap<PeerId, Member>,
-    /// Added names with TTL and who said so. Those that are also flat answer without the member's name behind them.
-    pub names: Vec<(String, RecordData, u32, PeerId)>,
+    pub members: BTreeMap<PeerId, Arc<Member>>,
     /// Who holds a flat name: a workload's, or an added one.
-    pub flat: BTreeMap<String, PeerId>,
+    pub flat: Chunks<Arc<str>, PeerId>,
     /// Names that several members claim and nobody registered, with who they are.
-    pub contested: BTreeMap<String, Vec<PeerId>>,
+    pub contested: Chunks<Arc<str>, Vec<PeerId>>,
     /// Flat names with one claimant, or with an answer kept from before, that are not registered yet.
-    pub unregistered: BTreeMap<String, PeerId>,
+    pub unregistered: Chunks<Arc<str>, PeerId>,
     /// Who is in and who has a say, dates aside.
-    pub roll: Roll,
+    pub roll: Arc<Roll>,
     /// The head's number.
     pub head: u64,
     /// The owner ended the subnet.
     pub destroyed: bool,
     /// The next moment (seconds since 1970) at which this changes by itself: a grant ends or begins.
     pub changes_at: Option<u64>,
+    origin: Option<Arc<Origin>>,
+    /// What was made anew for it.
+    pub work: Work,
 }
+
+/// Work that a [`Resolved`] took beyond what it shares with the former one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Places of members, all at once or none.
+    pub places: usize,
+    /// Members made.
+    pub members: usize,
+    /// Names looked at.
+    pub names: usize,
+}
+
+/// What it follows from and what it took is no part of what it says.
+impl PartialEq for Resolved {
+    fn eq(&self, other: &Resolved) -> bool {
+        let word = |r: &Resolved| (r.head, r.destroyed, r.changes_at);
+        word(self) == word(other)
+            && (self.members == other.members && self.roll == other.roll)
+            && (self.flat == other.flat && self.contested == other.contested)
+            && self.unregistered == other.unregistered
+    }
+}
+
+impl Eq for Resolved {}
 
 impl Resolved {
     /// Whether a flat name is this member's.
@@ -69,14 +152,39 @@ impl Resolved {
         self.flat.get(name) == Some(&member)
     }
 
-    /// Added names that answer without a member's name behind them.
-    pub fn flat_names(&self) -> impl Iterator<Item = &(String, RecordData, u32, PeerId)> {
-        self.names.iter().filter(|(name, _, _, by)| self.holds(*by, name))
+    /// Added names with who said so.
+    pub fn names(&self) -> impl Iterator<Item = (PeerId, &NameEntry)> {
+        self.members.iter().flat_map(|(peer, member)| member.names.iter().map(|entry| (*peer, entry)))
+    }
+
+    /// What was added for a name by who holds it.
+    pub fn answers(&self, name: &str) -> impl Iterator<Item = &NameEntry> {
+        let holder = self.flat.get(name).and_then(|by| self.members.get(by));
+        holder.into_iter().flat_map(|member| &member.names).filter(move |entry| entry.name == name)
     }
 
     /// The member that holds a name as its own.
     pub fn member_named(&self, name: &str) -> Option<PeerId> {
         self.members.iter().find(|(_, m)| m.name.as_str() == name).map(|(peer, _)| *peer)
+    }
+
+    /// Whether any flat or contested name is `label` or stands below it.
+    pub fn is_claimed_at(&self, label: &str) -> bool {
+        let counts = |name: Arc<str>| self.flat.contains_key(&name) || self.contested.contains_key(&name);
+        self.origin.as_ref().is_some_and(|origin| origin.records.claims.at_or_below(label).any(counts))
+    }
+
+    /// Whether both give every member the same place.
+    pub(super) fn shares_places(&self, other: &Resolved) -> bool {
+        let places = |r: &Resolved| r.origin.as_ref().map(|o| Arc::as_ptr(&o.places));
+        places(self).is_some() && places(self) == places(other)
+    }
+
+    /// Whether this is what follows from the records at `now` for sure.
+    pub(super) fn is_of(&self, records: &Records, seen: &Chunks<Arc<str>, PeerId>, now: u64) -> bool {
+        self.origin.as_ref().is_some_and(|origin| {
+            origin.records.mark.is_same(&records.mark) && origin.seen.is_same(seen) && origin.places.hold_at(now)
+        })
     }
 }
 
@@ -108,43 +216,94 @@ impl Placed {
     }
 }
 
-/// What one member says a name means.
-struct Claims<'a> {
-    by: PeerId,
-    doc: &'a Doc,
-    names: BTreeSet<String>,
+impl Member {
+    fn new(place: &Place, doc: Option<&Doc>) -> Member {
+        let mut used = BTreeSet::new();
+        let mut own = |a: &IpAddr| place.leases.iter().any(|l| l.contains(a)) && used.insert(*a);
+        let (mut workloads, mut without) = (Vec::new(), Vec::new());
+        for entry in doc.iter().flat_map(|d| &d.workloads) {
+            let addresses: Vec<IpAddr> = entry.addresses.iter().copied().filter(&mut own).collect();
+            if addresses.is_empty() {
+                without.push(&entry.name)
+            } else {
+                workloads.push((entry.name.clone(), addresses))
+            }
+        }
+        let named: BTreeSet<&str> = workloads.iter().map(|(name, _)| name.as_str()).collect();
+        let added = doc.iter().flat_map(|d| &d.names);
+        let names: Vec<NameEntry> = added.filter(|n| !named.contains(n.name.as_str())).cloned().collect();
+        let has = |name: &Name| named.contains(name.as_str()) || names.iter().any(|n| n.name == name.as_str());
+        let void = without.into_iter().filter(|name| !has(name)).map(Name::to_string).collect();
+        Member {
+            grant: place.grant.clone(),
+            issuer: place.issuer,
+            name: place.name.clone(),
+            role: place.role,
+            leases: place.leases.clone(),
+            addresses: place.addresses.clone(),
+            endpoints: doc.map(|d| d.endpoints.clone()).unwrap_or_default(),
+            workloads,
+            names,
+            void,
+        }
+    }
+
+    /// Names it says that count, its own aside.
+    fn claims(&self) -> BTreeSet<&str> {
+        let workloads = self.workloads.iter().map(|(name, _)| name.as_str());
+        workloads.chain(self.names.iter().map(|n| n.name.as_str())).collect()
+    }
+}
+
+/// A member that is not what it was.
+struct Changed {
+    peer: PeerId,
+    old: Option<Arc<Member>>,
+    new: Option<Arc<Member>>,
 }
 
 impl Records {
     /// What follows from the records at `now` (seconds since 1970), at who has given no answer yet.
     pub fn resolve(&self, now: u64) -> Resolved {
-        self.resolve_with(now, &BTreeMap::new())
+        self.resolve_with(now, &Chunks::default())
     }
 
     /// What follows from the records at `now`. `seen` holds the names this node has answered before anybody registered
     /// them, with whose they were: that answer stands while others come to claim the same.
-    pub fn resolve_with(&self, now: u64, seen: &BTreeMap<String, PeerId>) -> Resolved {
-        let roll = self.roll();
-        let owner = self.genesis.owner;
-        let mut changes_at: Option<u64> = None;
-        let mut change = |at: u64| changes_at = Some(changes_at.map_or(at, |c| c.min(at)));
-        let mut valid: Vec<Placed> = Vec::new();
-        for (subject, entry) in &roll.members {
-            for grant in entry.grants().iter().map(Granted::grant) {
-                let begins = grant.not_before.saturating_sub(SKEW);
-                [begins, grant.not_after].into_iter().filter(|at| *at > now).for_each(&mut change);
-            }
-            // The owner's own place is founded by the genesis: it does not run out while the owner is away, who could else
-            // never come back to renew anything.
-            let due = |g: &Grant| g.not_before.saturating_sub(SKEW) <= now && now < g.not_after;
-            valid.extend(Placed::new(entry, |g| *subject == owner || due(g)));
-        }
-        valid.sort_by_key(|p| (p.order, p.grant.generation, p.grant.subject));
-        let mut resolved = Resolved { head: roll.number, destroyed: roll.destroyed, changes_at, ..Resolved::default() };
-        self.settle_members(valid, &roll, &mut resolved);
-        self.settle_names(&roll, seen, &mut resolved);
-        resolved.roll = roll;
-        resolved
+    pub fn resolve_with(&self, now: u64, seen: &Chunks<Arc<str>, PeerId>) -> Resolved {
+        self.resolve_after(now, seen, &Resolved::default())
+    }
+
+    /// The same, made from what followed from other records, names or times: only what differs is made anew.
+    pub fn resolve_after(&self, now: u64, seen: &Chunks<Arc<str>, PeerId>, former: &Resolved) -> Resolved {
+        let nothing = || {
+            let records = Records::new(self.genesis.clone());
+            Arc::new(Origin { records, seen: Chunks::default(), places: Arc::default() })
+        };
+        let old = former.origin.clone().unwrap_or_else(nothing);
+        let kept = former.origin.is_some() && self.has_roll_of(&old.records);
+        let roll = if kept { Arc::clone(&former.roll) } else { Arc::new(self.roll()) };
+        let kept = kept && old.places.hold_at(now);
+        let places = if kept { Arc::clone(&old.places) } else { Arc::new(self.places(&roll, now, &old.places)) };
+        let mut next = former.clone();
+        next.work = Work { places: if kept { 0 } else { places.by.len() }, ..Work::default() };
+        (next.head, next.destroyed, next.changes_at) = (roll.number, roll.destroyed, places.changes_at);
+        let changed = self.settle_members(&places, &old, &mut next);
+        let names = Names { records: self, roll: &roll, places: &places, seen };
+        let affected = names.affected(&changed, &old, &former.roll);
+        names.settle(affected, &mut next);
+        next.roll = roll;
+        next.origin = Some(Arc::new(Origin { records: self.clone(), seen: seen.clone(), places }));
+        next
+    }
+
+    /// Whether the same roll follows from `old`.
+    fn has_roll_of(&self, old: &Records) -> bool {
+        let left = |doc: Option<&Arc<Held<Doc>>>| doc.and_then(|d| d.body.left);
+        Arc::ptr_eq(&self.top, &old.top)
+            && self.grants.differences(&old.grants, Arc::ptr_eq).is_empty()
+            && self.revocations.differences(&old.revocations, Arc::ptr_eq).is_empty()
+            && self.docs.differences(&old.docs, Arc::ptr_eq).iter().all(|(_, new, old)| left(*new) == left(*old))
     }
 
     /// Whether a lease counts: what the owner gave, what an admin gave from its part, and what repeats such a lease of the
@@ -156,7 +315,27 @@ impl Records {
         may(issuer) || self.granted(subject).any(|(by, held)| may(by) && held.body.leases.contains(&lease))
     }
 
-    fn settle_members(&self, valid: Vec<Placed>, roll: &Roll, resolved: &mut Resolved) {
+    /// Everybody's place at `now`; one that is as it was is the former one.
+    fn places(&self, roll: &Roll, now: u64, former: &Places) -> Places {
+        let owner = self.genesis.owner;
+        let mut places = Places::default();
+        let mut valid: Vec<Placed> = Vec::new();
+        for (subject, entry) in &roll.members {
+            for grant in entry.grants().iter().map(Granted::grant) {
+                for at in [grant.not_before.saturating_sub(SKEW), grant.not_after] {
+                    if at > now {
+                        places.changes_at = Some(places.changes_at.map_or(at, |c| c.min(at)));
+                    } else {
+                        places.since = places.since.max(at);
+                    }
+                }
+            }
+            // The owner's own place is founded by the genesis: it does not run out while the owner is away, who could else
+            // never come back to renew anything.
+            let due = |g: &Grant| g.not_before.saturating_sub(SKEW) <= now && now < g.not_after;
+            valid.extend(Placed::new(entry, |g| *subject == owner || due(g)));
+        }
+        valid.sort_by_key(|p| (p.order, p.grant.generation, p.grant.subject));
         let mut taken: Prefixes<()> = Prefixes::default();
         let mut names: BTreeMap<Name, usize> = BTreeMap::new();
         for Placed { grant, issuer, .. } in valid {
@@ -165,7 +344,7 @@ impl Records {
             let leases: Vec<IpNet> = grant.leases.iter().copied().filter(free).collect();
             leases.iter().for_each(|l| taken.insert(*l, ()));
             let name = free_name(&mut names, &grant.name);
-            let role = if subject == self.genesis.owner {
+            let role = if subject == owner {
                 Role::Owner
             } else if roll.is_admin(subject) {
                 Role::Admin
@@ -173,108 +352,47 @@ impl Records {
                 Role::Member
             };
             let addresses = grant.addresses.iter().copied().filter(|a| leases.iter().any(|l| l.contains(a))).collect();
-            let doc = self.doc(subject).filter(|d| d.left.is_none());
-            let mut used = BTreeSet::new();
-            let mut own = |a: &IpAddr| leases.iter().any(|l| l.contains(a)) && used.insert(*a);
-            let workloads = doc.map(|d| {
-                let entries = d.workloads.iter().map(|w| {
-                    let addresses: Vec<IpAddr> = w.addresses.iter().copied().filter(&mut own).collect();
-                    (w.name.clone(), addresses)
-                });
-                entries.filter(|(_, addresses)| !addresses.is_empty()).collect()
-            });
-            let member = Member {
-                issuer,
-                name,
-                role,
-                addresses,
-                endpoints: doc.map(|d| d.endpoints.clone()).unwrap_or_default(),
-                workloads: workloads.unwrap_or_default(),
-                leases,
-                grant,
-            };
-            resolved.members.insert(subject, member);
+            places.names.insert(name.to_string(), subject);
+            let place = Place { grant, issuer, name, role, leases, addresses };
+            let same = former.by.get(&subject).filter(|old| ***old == place);
+            let place = same.map_or_else(|| Arc::new(place), Arc::clone);
+            places.by.insert(subject, place);
         }
+        places
     }
 
-    /// Names: a member's own name and all below it are its own. Any other name with one claimant is that claimant's; of
-    /// several the registered one's; of several unregistered ones the one this node has answered before.
-    fn settle_names(&self, roll: &Roll, seen: &BTreeMap<String, PeerId>, resolved: &mut Resolved) {
-        let own: BTreeMap<&str, PeerId> = resolved.members.iter().map(|(p, m)| (m.name.as_str(), *p)).collect();
-        let mut claims: Vec<Claims<'_>> = Vec::new();
-        for (peer, member) in &resolved.members {
-            let Some(doc) = self.doc(*peer).filter(|d| d.left.is_none()) else { continue };
-            let workloads = member.workloads.iter().map(|(name, _)| name.as_str());
-            let added = doc.names.iter().map(|n| n.name.as_str());
-            let may = |name: &&str| {
-                let last = name.rsplit('.').next().unwrap_or(name);
-                own.get(last).is_none_or(|holder| holder == peer && last != *name)
-                    && !self.is_released(roll, *peer, name)
+    /// Makes the members anew whose place or document is another one.
+    fn settle_members(&self, places: &Arc<Places>, old: &Origin, next: &mut Resolved) -> Vec<Changed> {
+        let docs = self.docs.differences(&old.records.docs, Arc::ptr_eq);
+        let mut touched: BTreeSet<PeerId> = docs.into_iter().map(|(peer, ..)| *peer).collect();
+        if !Arc::ptr_eq(places, &old.places) {
+            let moved = |from: &Places, to: &Places| -> Vec<PeerId> {
+                let same = |peer, place| to.by.get(peer).is_some_and(|other| Arc::ptr_eq(place, other));
+                from.by.iter().filter(|(peer, place)| !same(*peer, *place)).map(|(peer, _)| *peer).collect()
             };
-            let names = workloads.chain(added).filter(may).map(str::to_owned).collect();
-            claims.push(Claims { by: *peer, doc, names });
+            touched.extend(moved(places, &old.places));
+            touched.extend(moved(&old.places, places));
         }
-        let mut claimants: BTreeMap<&str, Vec<PeerId>> = BTreeMap::new();
-        for claim in &claims {
-            claim.names.iter().for_each(|name| claimants.entry(name).or_default().push(claim.by));
-        }
-        let registered = self.registered(roll, resolved);
-        let mut flat = BTreeMap::new();
-        for (name, by) in claimants {
-            let holder = registered.get(name).and_then(|holders| holders.iter().find(|h| by.contains(*h))).copied();
-            let kept = seen.get(name).filter(|held| by.contains(*held)).copied();
-            let found = match (holder, by.as_slice()) {
-                (Some(holder), _) => Some(holder),
-                (None, [only]) => Some(*only),
-                (None, _) => {
-                    resolved.contested.insert(name.to_owned(), by.clone());
-                    kept
-                }
+        let mut changed = Vec::new();
+        for peer in touched {
+            let doc = self.doc(peer).filter(|d| d.left.is_none());
+            let new = places.by.get(&peer).map(|place| Member::new(place, doc));
+            next.work.members = next.work.members.saturating_add(usize::from(new.is_some()));
+            let former = next.members.get(&peer).cloned();
+            // A document that says the same in another version leaves its member as it is.
+            let new = match (new, &former) {
+                (Some(new), Some(same)) if new == **same => Some(Arc::clone(same)),
+                (new, _) => new.map(Arc::new),
             };
-            if let Some(found) = found {
-                flat.insert(name.to_owned(), found);
-                if holder.is_none() {
-                    resolved.unregistered.insert(name.to_owned(), found);
-                }
+            match &new {
+                Some(member) => drop(next.members.insert(peer, Arc::clone(member))),
+                None => drop(next.members.remove(&peer)),
+            }
+            if new.is_some() || former.is_some() {
+                changed.push(Changed { peer, old: former, new });
             }
         }
-        // A workload's name is not also an added one's.
-        for claim in &claims {
-            let member = resolved.members.get(&claim.by);
-            let workload = |name: &str| member.is_some_and(|m| m.workloads.iter().any(|(w, _)| w.as_str() == name));
-            let answers = claim.doc.names.iter().filter(|n| !workload(&n.name));
-            resolved.names.extend(answers.map(|n| (n.name.clone(), n.data.clone(), n.ttl, claim.by)));
-        }
-        resolved.flat = flat;
-    }
-
-    /// Holders of each registered name, whose word counts most first.
-    fn registered(&self, roll: &Roll, resolved: &Resolved) -> BTreeMap<&str, Vec<PeerId>> {
-        let order = |by: &PeerId| {
-            let place = || roll.admins.iter().position(|a| a == by).map(|n| n.saturating_add(1));
-            if *by == self.genesis.owner { Some(0) } else { place() }
-        };
-        let mut all: Vec<_> = (self.registrations.iter())
-            .filter_map(|((holder, by), r)| {
-                let member = resolved.members.get(holder)?;
-                Some(((order(by)?, member.grant.generation, *holder), *holder, &r.body.names))
-            })
-            .collect();
-        all.sort_by_key(|(rank, ..)| *rank);
-        let mut names: BTreeMap<&str, Vec<PeerId>> = BTreeMap::new();
-        for (_, holder, registered) in all {
-            registered.iter().for_each(|name| names.entry(name).or_default().push(holder));
-        }
-        names
-    }
-
-    /// Whether somebody with a say took a name from a member, which has not claimed it anew since. It names the document
-    /// that it answers, so that nobody can take a name for ever.
-    pub(super) fn is_released(&self, roll: &Roll, member: PeerId, name: &str) -> bool {
-        let version = self.doc(member).map_or(0, |d| d.version);
-        let says = |by: PeerId| by == self.genesis.owner || roll.is_admin(by);
-        super::subnet::about(&self.registrations, member)
-            .any(|(by, r)| says(by) && r.body.released.get(name) == Some(&version))
+        changed
     }
 }
 

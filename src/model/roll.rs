@@ -7,9 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::held::{Held, about};
 use super::id::PeerId;
 use super::record::{Digest, Grant, Registration, Revocation, Seat, Signed};
-use super::subnet::{Held, Records, about};
+use super::subnet::Records;
 
 /// A grant that counts.
 #[derive(Debug, Clone, PartialEq, Eq)]

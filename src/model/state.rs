@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use super::claims::claimed;
 use super::error::{Error, Kind, Result};
 use super::find::{Named, find};
 use super::id::{Name, PeerId, SubnetId};
@@ -16,7 +17,6 @@ use super::local::{Local, Past, PendingJoin};
 use super::members::{Identity, Subnet, printable};
 use super::policy::{self, Around, is_subnet_domain, pool_fault};
 use super::record::{Admission, Body, Doc, Genesis, Grant, Prefix6, Role, Signed, Term, Verified};
-use super::registry::claimed;
 use super::subnet::{Absorbed, Records};
 
 /// No clock was right before this moment (September 2026, seconds since 1970): the program did not exist.
@@ -302,11 +302,12 @@ impl State {
                 workloads: vec![],
                 maps: vec![],
                 denied: BTreeMap::new(),
-                seen: BTreeMap::new(),
+                seen: Default::default(),
                 host: founding.host,
             },
             records,
             requests: BTreeMap::new(),
+            memo: Default::default(),
         };
         let grant = Grant {
             subject: self.me.peer,
@@ -387,11 +388,12 @@ impl State {
                         workloads: vec![],
                         maps: vec![],
                         denied: BTreeMap::new(),
-                        seen: BTreeMap::new(),
+                        seen: Default::default(),
                         host: join.host.clone(),
                     },
                     records: fresh,
                     requests: BTreeMap::new(),
+                    memo: Default::default(),
                 }
             }
         };
@@ -473,24 +475,26 @@ impl State {
         Some((draft, news))
     }
 
-    /// Makes a saved draft true.
-    pub fn absorb(&mut self, draft: Draft) {
+    /// Makes a saved draft true; gives the draft that takes it back.
+    pub fn absorb(&mut self, draft: Draft) -> Draft {
+        let mut undo = Draft::default();
         for (id, subnet) in draft.subnets {
-            match subnet {
-                Some(subnet) => drop(self.subnets.insert(id, *subnet)),
-                None => drop(self.subnets.remove(&id)),
-            }
+            let former = match subnet {
+                Some(subnet) => self.subnets.insert(id, *subnet),
+                None => self.subnets.remove(&id),
+            };
+            undo.subnets.insert(id, former.map(Box::new));
         }
         for (id, join) in draft.joins {
-            match join {
-                Some(join) => drop(self.joins.insert(id, join)),
-                None => drop(self.joins.remove(&id)),
-            }
+            let former = match join {
+                Some(join) => self.joins.insert(id, join),
+                None => self.joins.remove(&id),
+            };
+            undo.joins.insert(id, former);
         }
-        if let Some(past) = draft.past {
-            self.past = past;
-        }
+        undo.past = draft.past.map(|past| std::mem::replace(&mut self.past, past));
         self.note_signed_time();
+        undo
     }
 
     /// A draft that removes a subnet and remembers its name, with the proof of its end where it was destroyed.
@@ -604,10 +608,15 @@ impl Draft {
 }
 
 fn diff_records(writes: &mut Vec<Write>, id: SubnetId, old: Option<&Subnet>, new: Option<&Subnet>) {
-    let entries = |s| Option::into_iter(s).flat_map(|s: &Subnet| s.records.entries());
-    let lacks = |s: Option<&Subnet>, digest: &[u8; 32]| !s.is_some_and(|s| s.records.knows(digest));
-    writes.extend(entries(old).filter(|(d, _)| lacks(new, d)).map(|(d, _)| (key(b'r', id, d), None)));
-    writes.extend(entries(new).filter(|(d, _)| lacks(old, d)).map(|(d, r)| (key(b'r', id, d), Some(r.encode()))));
+    let (went, came) = match (old, new) {
+        (Some(old), Some(new)) => old.records.changes(&new.records),
+        (old, new) => (
+            old.into_iter().flat_map(|s| s.records.entries()).map(|(digest, _)| digest).collect(),
+            new.into_iter().flat_map(|s| s.records.entries()).collect(),
+        ),
+    };
+    writes.extend(went.into_iter().map(|digest| (key(b'r', id, digest), None)));
+    writes.extend(came.into_iter().map(|(digest, signed)| (key(b'r', id, digest), Some(signed.encode()))));
 }
 
 /// `kind | subnet ID | rest`.
@@ -618,5 +627,5 @@ fn key(kind: u8, id: SubnetId, rest: &[u8]) -> Vec<u8> {
 fn read_local(bytes: &[u8]) -> Option<Subnet> {
     let local: Local = postcard::from_bytes(bytes).ok()?;
     let genesis = Genesis::parse(&local.genesis).ok()?;
-    Some(Subnet { records: Records::new(genesis), local, requests: BTreeMap::new() })
+    Some(Subnet { records: Records::new(genesis), local, requests: BTreeMap::new(), memo: Default::default() })
 }

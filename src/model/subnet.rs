@@ -15,11 +15,14 @@
 //! | document | member | a grant of the member is held | 128 KiB, of a trial member 1 KiB |
 //! | item | issuer, kind, slot | a grant of the issuer is held, until it expires | 128, with a say 512, on trial none |
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::chunks::Chunks;
+use super::claims::Claims;
+use super::held::{ByPair, Held, Mark, about, enter, keep, moved};
 use super::id::{PeerId, SubnetId};
 use super::ipam::Pools;
 use super::record::{
@@ -47,17 +50,6 @@ const MAX_ITEMS: (usize, usize) = (128, 512);
 /// Seconds that records are held after their end, so that who was away a little longer is still known.
 pub const GRACE: u64 = 86_400;
 
-/// A record that is held.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Held<T> {
-    pub(super) body: T,
-    pub(super) signed: Signed,
-    pub(super) digest: Digest,
-}
-
-/// By a member and who spoke about it.
-type ByPair<T> = BTreeMap<(PeerId, PeerId), Arc<Held<T>>>;
-
 /// All records of one subnet that may be held. A copy shares them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Records {
@@ -68,13 +60,16 @@ pub struct Records {
     /// The owner's, all of one number.
     heads: Vec<Arc<Held<Head>>>,
     /// What the heads say together.
-    top: Arc<Head>,
+    pub(super) top: Arc<Head>,
     pub(super) grants: ByPair<Grant>,
     pub(super) revocations: ByPair<Revocation>,
     pub(super) registrations: ByPair<Registration>,
-    pub(super) docs: BTreeMap<PeerId, Arc<Held<Doc>>>,
-    items: BTreeMap<(PeerId, u16, Vec<u8>), Arc<Held<Item>>>,
-    index: BTreeSet<Digest>,
+    pub(super) docs: Chunks<PeerId, Arc<Held<Doc>>>,
+    /// Who says which name in a document that is held.
+    pub(super) claims: Claims,
+    items: Chunks<(PeerId, u16, Vec<u8>), Arc<Held<Item>>>,
+    index: Chunks<Digest, ()>,
+    pub(super) mark: Mark,
     /// Well signed, and of use only once other records are here.
     parked: Vec<Arc<Verified>>,
     /// What ended before this moment (seconds since 1970) is not taken again.
@@ -115,12 +110,14 @@ impl Records {
             genesis,
             heads: Vec::new(),
             top: Arc::new(Head { number: 0, seats: vec![], least: 0, destroyed: false, issued: 0 }),
-            grants: BTreeMap::new(),
-            revocations: BTreeMap::new(),
-            registrations: BTreeMap::new(),
-            docs: BTreeMap::new(),
-            items: BTreeMap::new(),
-            index: BTreeSet::new(),
+            grants: Chunks::default(),
+            revocations: Chunks::default(),
+            registrations: Chunks::default(),
+            docs: Chunks::default(),
+            claims: Claims::default(),
+            items: Chunks::default(),
+            index: Chunks::default(),
+            mark: Mark::default(),
             parked: Vec::new(),
             horizon: 0,
             latest: 0,
@@ -155,19 +152,33 @@ impl Records {
         self.entries().map(|(_, signed)| signed)
     }
 
+    /// Records that `new` does not hold any more, and those that it holds beyond these.
+    pub(super) fn changes<'a>(&'a self, new: &'a Records) -> (Vec<&'a Digest>, Vec<(&'a Digest, &'a Signed)>) {
+        let (mut went, mut came) = (Vec::new(), Vec::new());
+        let (old_heads, new_heads) = (self.heads.iter(), new.heads.iter());
+        went.extend(old_heads.filter(|h| !new.knows(&h.digest)).map(|h| &h.digest));
+        came.extend(new_heads.filter(|h| !self.knows(&h.digest)).map(|h| (&h.digest, &h.signed)));
+        moved(&self.grants, &new.grants, &mut went, &mut came);
+        moved(&self.revocations, &new.revocations, &mut went, &mut came);
+        moved(&self.registrations, &new.registrations, &mut went, &mut came);
+        moved(&self.docs, &new.docs, &mut went, &mut came);
+        moved(&self.items, &new.items, &mut went, &mut came);
+        (went, came)
+    }
+
     /// Digests of every record held: what two members compare.
     pub fn held(&self) -> BTreeSet<Digest> {
-        self.index.clone()
+        self.index.keys().copied().collect()
     }
 
     /// Digests of every record held or parked: what a peer need not send.
     pub fn digests(&self) -> BTreeSet<Digest> {
-        self.index.iter().copied().chain(self.parked.iter().map(|p| p.digest())).collect()
+        self.index.keys().copied().chain(self.parked.iter().map(|p| p.digest())).collect()
     }
 
     /// Whether a record is held, by its digest.
     pub fn knows(&self, digest: &Digest) -> bool {
-        self.index.contains(digest)
+        self.index.contains_key(digest)
     }
 
     /// Members' documents.
@@ -232,6 +243,7 @@ impl Records {
             return Absorbed::Known;
         }
         let gives_standing = matches!(record.body(), Body::Head(_) | Body::Grant(_));
+        self.mark = Mark::default();
         let verdict = self.place(Arc::new(record));
         if verdict == Absorbed::New && gives_standing {
             self.retry_parked();
@@ -373,8 +385,11 @@ impl Records {
                 if self.docs.get(&issuer).is_some_and(|old| rank(old) >= rank(&held)) {
                     return Absorbed::Known;
                 }
-                self.index.insert(held.digest);
-                if let Some(old) = self.docs.insert(issuer, Arc::new(held)) {
+                self.index.insert(held.digest, ());
+                let held = Arc::new(held);
+                let old = self.docs.insert(issuer, Arc::clone(&held));
+                self.claims.change(issuer, old.as_ref().map(|old| &old.body), Some(&held.body));
+                if let Some(old) = old {
                     self.index.remove(&old.digest);
                 }
                 Absorbed::New
@@ -393,13 +408,13 @@ impl Records {
             });
         }
         let digest = head.digest;
-        self.index.insert(digest);
+        self.index.insert(digest, ());
         self.heads.push(Arc::new(head));
         self.heads.sort_by_key(|h| std::cmp::Reverse(h.digest));
         self.heads.drain(MAX_FORKS.min(self.heads.len())..).for_each(|old| {
             self.index.remove(&old.digest);
         });
-        if !self.index.contains(&digest) {
+        if !self.index.contains_key(&digest) {
             return Absorbed::Known;
         }
         let Some(greatest) = self.heads.first() else { return Absorbed::Known };
@@ -427,7 +442,7 @@ impl Records {
         let has_say = issuer == self.genesis.owner || self.top.seat(issuer).is_some();
         let most = if has_say { MAX_ITEMS.1 } else { MAX_ITEMS.0 };
         let digest = item.digest;
-        self.index.insert(digest);
+        self.index.insert(digest, ());
         if let Some(old) = self.items.insert(key, Arc::new(item)) {
             self.index.remove(&old.digest);
         }
@@ -439,7 +454,7 @@ impl Records {
                 self.index.remove(&old.digest);
             }
         }
-        if self.index.contains(&digest) { Absorbed::New } else { Absorbed::Known }
+        if self.index.contains_key(&digest) { Absorbed::New } else { Absorbed::Known }
     }
 
     /// After another head: what no longer counts goes, what waits for a member waits again.
@@ -477,11 +492,12 @@ impl Records {
             let stays = subjects.contains(member);
             if !stays {
                 index.remove(&held.digest);
+                self.claims.change(*member, Some(&held.body), None);
                 orphans.push(held.signed.clone());
             }
             stays
         });
-        self.items.retain(|(issuer, ..), held| subjects.contains(issuer) || !index.remove(&held.digest));
+        self.items.retain(|(issuer, ..), held| subjects.contains(issuer) || index.remove(&held.digest).is_none());
         // A member whose admin lost its seat is mostly granted anew in a moment.
         for signed in orphans {
             if let Ok(record) = signed.check() {
@@ -492,14 +508,19 @@ impl Records {
         moot.into_iter().for_each(|subject| self.drop_moot(subject));
     }
 
+    /// Whether [`Records::forget`] would look: in steps of an hour.
+    pub fn may_forget(&self, now: u64) -> bool {
+        now >= self.horizon.saturating_add(3600)
+    }
+
     /// Forgets who is gone: everything about a member all of whose grants ended a day before `now` (seconds since 1970,
     /// by a clock that others agree with). Nothing that ended before is taken again. Gives whether anything went.
     pub fn forget(&mut self, now: u64) -> bool {
-        // In steps of an hour: what is copied to be changed is not to differ each time.
-        if now < self.horizon.saturating_add(3600) {
+        if !self.may_forget(now) {
             return false;
         }
         self.horizon = now;
+        self.mark = Mark::default();
         let (horizon, owner) = (self.horizon, self.genesis.owner);
         let ended = |end: u64| end.saturating_add(GRACE) <= horizon;
         let before = self.index.len();
@@ -509,7 +530,7 @@ impl Records {
             .collect();
         keep(&mut self.grants, &mut self.index, |(subject, _), _| living.contains(subject));
         let index = &mut self.index;
-        self.items.retain(|_, held| !ended(held.body.expires) || !index.remove(&held.digest));
+        self.items.retain(|_, held| !ended(held.body.expires) || index.remove(&held.digest).is_none());
         if self.index.len() != before {
             self.drop_orphans();
         }
@@ -580,43 +601,4 @@ impl Records {
     pub fn seats(&self) -> &[Seat] {
         &self.top.seats
     }
-}
-
-/// What is held about one member, with who said it.
-pub(super) fn about<T>(map: &ByPair<T>, member: PeerId) -> impl Iterator<Item = (PeerId, &Arc<Held<T>>)> {
-    map.range((member, PeerId([0; 32]))..=(member, PeerId([0xff; 32]))).map(|((_, by), held)| (*by, held))
-}
-
-/// Enters a record under its key where it is the greatest. Of more than `most` of one issuer those with the smallest
-/// keys stay, so that the same are left at everybody.
-fn enter<T, R: Ord>(
-    map: &mut ByPair<T>,
-    index: &mut BTreeSet<Digest>,
-    most: usize,
-    key: (PeerId, PeerId),
-    held: Held<T>,
-    rank: impl Fn(&Held<T>) -> R,
-) -> Absorbed {
-    if map.get(&key).is_some_and(|old| rank(old) >= rank(&held)) {
-        return Absorbed::Known;
-    }
-    let digest = held.digest;
-    index.insert(digest);
-    if let Some(old) = map.insert(key, Arc::new(held)) {
-        index.remove(&old.digest);
-        return Absorbed::New;
-    }
-    if map.len() > most {
-        let surplus: Vec<_> = map.keys().filter(|(_, by)| *by == key.1).skip(most).copied().collect();
-        for key in surplus {
-            if let Some(old) = map.remove(&key) {
-                index.remove(&old.digest);
-            }
-        }
-    }
-    if index.contains(&digest) { Absorbed::New } else { Absorbed::Known }
-}
-
-fn keep<T>(map: &mut ByPair<T>, index: &mut BTreeSet<Digest>, stays: impl Fn(&(PeerId, PeerId), &T) -> bool) {
-    map.retain(|key, held| stays(key, &held.body) || !index.remove(&held.digest));
 }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::error::Result;
 use super::id::PeerId;
@@ -37,7 +38,7 @@ impl Subnet {
         // What a clock that was ahead wrote down lies in the future once it is right: that is no reason to keep it.
         self.requests.retain(|_, r| now.abs_diff(r.seen) < REQUEST_LIFE);
         self.local.denied.retain(|_, until| now < *until && *until <= now.saturating_add(REQUEST_LIFE));
-        let resolved = self.resolve(now);
+        let resolved = self.remember(now);
         if self.require_admin(me, &resolved).is_err() || resolved.destroyed {
             return Ok(());
         }
@@ -174,15 +175,17 @@ impl Subnet {
 
     /// Registers names that one member claims, in the order they are seen, and drops those their holder has given up.
     pub(super) fn keep_names(&mut self, me: &Identity, now: u64) -> Result<()> {
-        let resolved = self.resolve(now);
+        let resolved = self.remember(now);
         let mut fresh: BTreeMap<PeerId, Vec<String>> = BTreeMap::new();
-        for (name, holder) in &resolved.unregistered {
-            fresh.entry(*holder).or_default().push(name.clone());
+        for (name, holder) in resolved.unregistered.iter() {
+            fresh.entry(*holder).or_default().push(name.to_string());
         }
-        let held = self.records.registered_by(me.peer);
-        for (holder, names, _) in held {
-            let gone = |n: &String| resolved.members.contains_key(&holder) && !self.claims(holder, n);
-            let gone: Vec<String> = names.into_iter().filter(gone).collect();
+        let touched = self.touched_holders();
+        for holder in touched.into_iter().chain(fresh.keys().copied()).collect::<BTreeSet<_>>() {
+            let Some(held) = self.records.registration(holder, me.peer) else { continue };
+            let member = resolved.members.contains_key(&holder);
+            let gone = |n: &&String| member && !self.records.claims.of(n).contains(&holder);
+            let gone: Vec<String> = held.names.iter().filter(gone).cloned().collect();
             if !gone.is_empty() || fresh.contains_key(&holder) {
                 let more = fresh.remove(&holder).unwrap_or_default();
                 self.register(me, holder, |r| {
@@ -194,7 +197,21 @@ impl Subnet {
         for (holder, names) in fresh {
             self.register(me, holder, |r| r.names.extend(names))?;
         }
+        self.memo.tidy = Some(self.records.clone());
         Ok(())
+    }
+
+    /// Members whose documents, grants or registrations are others than when their names were last looked at.
+    fn touched_holders(&self) -> BTreeSet<PeerId> {
+        let Some(tidy) = &self.memo.tidy else {
+            return self.records.registrations.keys().map(|(holder, _)| *holder).collect();
+        };
+        let docs = self.records.docs.differences(&tidy.docs, Arc::ptr_eq);
+        let grants = self.records.grants.differences(&tidy.grants, Arc::ptr_eq);
+        let registered = self.records.registrations.differences(&tidy.registrations, Arc::ptr_eq);
+        let pairs = grants.into_iter().map(|((subject, _), ..)| *subject);
+        let pairs = pairs.chain(registered.into_iter().map(|((holder, _), ..)| *holder));
+        docs.into_iter().map(|(peer, ..)| *peer).chain(pairs).collect()
     }
 
     /// Whether a member's document says a name.
@@ -228,13 +245,30 @@ impl Subnet {
         })
     }
 
+    /// Whether [`Subnet::keep_own`] would change nothing.
+    pub fn own_is_true(&self, me: &Identity, endpoints: &[String], now: u64) -> bool {
+        let resolved = self.resolve(now);
+        let Some(mine) = resolved.members.get(&me.peer) else { return self.local.seen == resolved.unregistered };
+        let ours = |a: &IpAddr| mine.leases.iter().any(|l| l.contains(a));
+        let settled = mine.addresses.is_empty() || self.local.workloads.iter().all(|w| w.addresses.iter().any(ours));
+        let doc = self.records.doc(me.peer);
+        let told = doc.is_some_and(|d| {
+            let entries = d.workloads.iter().map(|w| (&w.name, &w.addresses));
+            d.left.is_none()
+                && entries.eq(self.local.workloads.iter().map(|w| (&w.name, &w.addresses)))
+                && d.endpoints.iter().eq(endpoints.iter().take(32))
+        });
+        let said = !self.local.up || (told && !self.was_robbed(me, &resolved));
+        settled && said && self.local.seen == resolved.unregistered
+    }
+
     /// Keeps what this node says of itself true, also after a backup was restored or another with the same key spoke, and
     /// remembers the answers it gives for names that nobody has registered.
     ///
     /// # Errors
     /// `E-RECORD` for a document that the others would refuse; this node makes none.
     pub fn keep_own(&mut self, me: &Identity, endpoints: &[String], now: u64) -> Result<()> {
-        let resolved = self.resolve(now);
+        let resolved = self.remember(now);
         self.follow_leases(me, &resolved);
         if resolved.members.contains_key(&me.peer) && self.local.up {
             let own: Vec<WorkloadEntry> = self.workload_entries();
@@ -249,7 +283,7 @@ impl Subnet {
             })?;
         }
         if self.local.seen != resolved.unregistered {
-            self.local.seen = resolved.unregistered;
+            self.local.seen = resolved.unregistered.clone();
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::PrefixMap;
 
+use super::build::Built;
 use super::host::HostConfig;
 use super::id::{Name, PeerId, SubnetId};
 use super::zone::Zone;
@@ -25,7 +26,7 @@ pub enum Owner {
 }
 
 /// Longest-prefix table of one subnet: one owner per prefix.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct RouteTable {
     v4: PrefixMap<Ipv4Net, Owner>,
     v6: PrefixMap<Ipv6Net, Owner>,
@@ -86,15 +87,15 @@ pub struct SubnetView {
     /// Bytes of the largest inner packet.
     pub mtu: u16,
     /// Who holds which prefix.
-    pub routes: RouteTable,
+    pub routes: Arc<RouteTable>,
     /// Addresses of this node and of what is attached to it: of its own leases nothing else is there.
     pub here: BTreeSet<IpAddr>,
     /// Members with a valid grant, this node not among them.
-    pub members: BTreeSet<PeerId>,
+    pub members: Arc<BTreeSet<PeerId>>,
     /// Addresses of their machines, as opposed to their workloads'.
-    pub hosts: BTreeSet<IpAddr>,
+    pub hosts: Arc<BTreeSet<IpAddr>>,
     /// Their X25519 keys for sessions, certified by the grants.
-    pub data_keys: BTreeMap<PeerId, [u8; 32]>,
+    pub data_keys: Arc<BTreeMap<PeerId, [u8; 32]>>,
     /// Names of the subnet.
     pub zone: Arc<Zone>,
 }
@@ -142,17 +143,19 @@ pub struct View {
     pub subnets: BTreeMap<SubnetId, Arc<SubnetView>>,
     /// Per subnet, up or not, who may speak control with this node: who holds a grant that is not revoked, whatever its
     /// addresses and whatever the time.
-    pub rolls: Arc<BTreeMap<SubnetId, BTreeSet<PeerId>>>,
+    pub rolls: BTreeMap<SubnetId, Arc<BTreeSet<PeerId>>>,
     /// The next moment (seconds since 1970) at which it changes by itself.
     pub changes_at: Option<u64>,
     /// What the kernel must match.
     pub host: Arc<HostConfig>,
+    /// What each subnet's part was made of: the next view shares what did not change.
+    pub built: BTreeMap<SubnetId, Built>,
 }
 
 impl View {
     /// Peers in some roll: who may speak more than the join protocol.
     pub fn members(&self) -> BTreeSet<PeerId> {
-        self.rolls.values().flatten().copied().collect()
+        self.rolls.values().flat_map(|roll| roll.iter()).copied().collect()
     }
 
     /// Whether a peer is in a subnet's roll.
@@ -213,11 +216,11 @@ mod tests {
             cidr6: None,
             addresses: vec![],
             mtu: 1420,
-            routes,
+            routes: routes.into(),
             here: BTreeSet::from(["10.0.1.7".parse().unwrap()]),
-            members: BTreeSet::from([friend]),
-            hosts: BTreeSet::new(),
-            data_keys: BTreeMap::new(),
+            members: BTreeSet::from([friend]).into(),
+            hosts: Default::default(),
+            data_keys: Default::default(),
             zone: Arc::new(Zone::empty(&name)),
             name,
         };

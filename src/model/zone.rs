@@ -1,10 +1,11 @@
 //! The names of one subnet, as the DNS server answers them.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::chunks::Chunks;
 use super::id::Name;
 
 /// One answer, without its owner name.
@@ -74,33 +75,103 @@ pub struct Entry {
     pub data: RecordData,
 }
 
-/// Everything one subnet's server knows: names below `origin` and the reverse of every address.
+/// Everything one subnet's server knows: names below `origin` and the reverse of every address. A copy shares what both
+/// have in common.
 ///
-/// Keys are lower case and relative to the origin (`web`, `_http._tcp`); they may hold dots. The origin itself is the
-/// empty key.
+/// Names are lower case and relative to the origin (`web`, `_http._tcp`); they may hold dots. The origin itself is the
+/// empty name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Zone {
     /// `<subnet>.internal`, lower case, no last dot.
     pub origin: String,
     /// Serial of the SOA: grows with every change (RFC 1982).
     pub serial: u32,
-    /// Relative name to its answers.
-    pub names: BTreeMap<String, Vec<Entry>>,
-    /// Address to the full name PTR gives (no last dot).
-    pub pointers: BTreeMap<IpAddr, String>,
     /// Prefixes whose reverse zones this server is the authority for.
     pub prefixes: Vec<ipnet::IpNet>,
+    names: Chunks<Arc<str>, Arc<[Entry]>>,
+    /// Names that have names below them, with how many.
+    parents: Chunks<Arc<str>, usize>,
+    pointers: Chunks<IpAddr, Arc<str>>,
 }
 
 impl Zone {
     /// A zone without names.
+    pub fn new(origin: String, prefixes: Vec<ipnet::IpNet>) -> Zone {
+        let (names, parents, pointers) = Default::default();
+        Zone { origin, serial: 1, prefixes, names, parents, pointers }
+    }
+
+    /// The zone `NAME.internal`, without names and prefixes.
     pub fn empty(origin: &Name) -> Zone {
-        Zone {
-            origin: format!("{origin}.internal"),
-            serial: 1,
-            names: BTreeMap::new(),
-            pointers: BTreeMap::new(),
-            prefixes: Vec::new(),
+        Zone::new(format!("{origin}.internal"), Vec::new())
+    }
+
+    /// The answers of a name; none where it has none or does not exist.
+    pub fn entries(&self, name: &str) -> &[Entry] {
+        self.names.get(name).map(AsRef::as_ref).unwrap_or_default()
+    }
+
+    /// Whether there are names below this one.
+    pub fn is_parent(&self, name: &str) -> bool {
+        self.parents.contains_key(name)
+    }
+
+    /// Every name that has answers.
+    pub fn names(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<[Entry]>)> {
+        self.names.iter()
+    }
+
+    /// The full name PTR gives for an address (no last dot).
+    pub fn pointer(&self, address: IpAddr) -> Option<&str> {
+        self.pointers.get(&address).map(AsRef::as_ref)
+    }
+
+    /// Whether any address from `first` to `last` has a name.
+    pub fn has_pointer(&self, first: IpAddr, last: IpAddr) -> bool {
+        self.pointers.from(&first).next().is_some_and(|(address, _)| *address <= last)
+    }
+
+    /// Gives a name its answers.
+    pub fn set(&mut self, name: &str, entries: Arc<[Entry]>) {
+        if self.names.insert(name.into(), entries).is_none() {
+            self.count(name, |below| below.saturating_add(1));
         }
+    }
+
+    /// Adds an answer.
+    pub fn add(&mut self, name: &str, entry: Entry) {
+        let all = self.entries(name).iter().cloned().chain([entry]).collect();
+        self.set(name, all);
+    }
+
+    /// Takes a name away with all its answers.
+    pub fn remove(&mut self, name: &str) {
+        if self.names.remove(name).is_some() {
+            self.count(name, |below| below.saturating_sub(1));
+        }
+    }
+
+    /// Changes how many names are below each that `name` is below.
+    fn count(&mut self, name: &str, change: impl Fn(usize) -> usize) {
+        let mut rest = name;
+        while let Some((_, parent)) = rest.split_once('.') {
+            let below = change(self.parents.get(parent).copied().unwrap_or(0));
+            if below == 0 {
+                self.parents.remove(parent);
+            } else {
+                self.parents.insert(parent.into(), below);
+            }
+            rest = parent;
+        }
+    }
+
+    /// Gives an address its full name.
+    pub fn point(&mut self, address: IpAddr, name: Arc<str>) {
+        let _ = self.pointers.insert(address, name);
+    }
+
+    /// Takes an address's name away.
+    pub fn unpoint(&mut self, address: IpAddr) {
+        let _ = self.pointers.remove(&address);
     }
 }

@@ -142,6 +142,8 @@ pub struct Work {
     pub views: u64,
     /// Views built beside it.
     pub views_beside: u64,
+    /// Looks for which a subnet was copied: those at what needs nothing are not counted.
+    pub looks: u64,
 }
 
 /// Where a node is reached; cheap to clone.
@@ -359,7 +361,9 @@ impl Core {
     /// Builds and publishes the View at once.
     pub fn publish(&mut self) {
         let generation = self.next_generation();
-        let view = self.state.view(generation, unix_now(), &self.here);
+        let now = unix_now();
+        self.state.remember(self.state.clock(now));
+        let view = self.state.view(generation, now, &self.here, &self.view.load_full());
         self.work.views = self.work.views.saturating_add(1);
         self.install(view);
     }
@@ -369,7 +373,8 @@ impl Core {
     fn want_view(&mut self, urgent: bool) {
         let generation = self.next_generation();
         let (state, here) = (self.state.clone(), self.here.clone());
-        self.viewer.want(Box::new(Wanted { state, generation, now: unix_now(), here, urgent }));
+        let former = self.view.load_full();
+        self.viewer.want(Box::new(Wanted { state, generation, now: unix_now(), here, urgent, former }));
     }
 
     fn next_generation(&mut self) -> u64 {
@@ -382,6 +387,7 @@ impl Core {
     /// Publishes a View that was built beside this thread.
     fn built_beside(&mut self, view: View) {
         self.work.views_beside = self.work.views_beside.saturating_add(1);
+        self.state.keep(view.built.iter().map(|(id, built)| (*id, Arc::clone(built.resolved()))), self.now());
         self.install(view);
     }
 
@@ -431,28 +437,39 @@ impl Core {
         let mut ended = Vec::new();
         let look = self.pulse.is_due(moved);
         let began = Instant::now();
+        if look {
+            self.state.remember(now);
+        }
+        let me = self.state.me.clone();
+        let mut memos = Vec::new();
         for subnet in self.state.subnets.values().filter(|_| look) {
-            let me = self.state.me.peer;
+            if subnet.records.destroyed() {
+                ended.push(subnet.records.id);
+            }
+            let forgets = self.forget_before.is_some_and(|attested| subnet.records.may_forget(attested));
+            let seated = subnet.records.seat_of(me.peer).is_some();
+            if !seated && !forgets && subnet.own_is_true(&me, &self.endpoints, now) {
+                continue;
+            }
+            self.work.looks = self.work.looks.saturating_add(1);
             let mut copy = subnet.clone();
             // What fails in one subnet keeps no other from being looked after, nor the rest of its own upkeep.
-            if subnet.records.seat_of(me).is_some()
-                && let Err(error) = copy.upkeep(&self.state.me, &self.attendance, now)
-            {
+            if seated && let Err(error) = copy.upkeep(&me, &self.attendance, now) {
                 tracing::warn!(subnet = %subnet.name(), %error, "upkeep");
             }
-            if let Err(error) = copy.keep_own(&self.state.me, &self.endpoints, now) {
+            if let Err(error) = copy.keep_own(&me, &self.endpoints, now) {
                 tracing::warn!(subnet = %subnet.name(), %error, "publish what this node says of itself");
             }
             if self.forget_before.is_some_and(|attested| copy.records.forget(attested)) {
                 tracing::debug!(subnet = %subnet.name(), "forgot members whose grants have ended");
             }
-            if copy != *subnet {
+            if copy == *subnet {
+                memos.push((subnet.records.id, copy.memo));
+            } else {
                 draft.put(copy);
             }
-            if subnet.records.destroyed() {
-                ended.push(subnet.records.id);
-            }
         }
+        self.state.keep_memos(memos);
         if look {
             self.pulse.took(began.elapsed());
         }

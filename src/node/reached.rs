@@ -39,7 +39,8 @@ impl Core {
             if news.iter().all(|(peer, address)| known(peer, address)) {
                 continue;
             }
-            let members = subnet.resolve(now).members;
+            let resolved = subnet.resolve(now);
+            let members = &resolved.members;
             let mut reached = subnet.local.reached.clone();
             reached.retain(|peer, _| members.contains_key(peer));
             for (peer, address) in news.iter().filter(|(peer, _)| members.contains_key(peer)) {

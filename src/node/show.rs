@@ -11,7 +11,7 @@ use crate::model::join::fingerprint;
 use crate::model::local::{Local, PendingJoin};
 use crate::model::members::Subnet;
 use crate::model::publish::endpoint;
-use crate::model::record::{Admission, Role, Term};
+use crate::model::record::{Admission, NameEntry, Role, Term};
 use crate::model::resolve::Resolved;
 use crate::model::zone::RecordData;
 
@@ -196,9 +196,9 @@ impl Core {
                 }
             }
         }
-        for (name, data, ttl, by) in &resolved.names {
-            let source = resolved.members.get(by).map_or_else(|| by.to_string(), |m| m.name.to_string());
-            let shown = if resolved.holds(*by, name) { name.clone() } else { format!("{name}.{source}") };
+        for (by, NameEntry { name, data, ttl }) in resolved.names() {
+            let source = resolved.members.get(&by).map_or_else(|| by.to_string(), |m| m.name.to_string());
+            let shown = if resolved.holds(by, name) { name.clone() } else { format!("{name}.{source}") };
             add(shown, data, *ttl, source);
         }
         all

@@ -13,6 +13,7 @@ use super::queue::Queue;
 use super::turns::Lane;
 use crate::model::build::Here;
 use crate::model::state::State;
+use crate::model::view::View;
 
 /// The shortest rest between two Views.
 const REST: Duration = Duration::from_millis(50);
@@ -31,6 +32,8 @@ pub(super) struct Wanted {
     pub here: Here,
     /// Whether somebody may be out by it: such a View is not put off.
     pub urgent: bool,
+    /// The View that was published then: what did not change since is shared with it.
+    pub former: Arc<View>,
 }
 
 #[derive(Default)]
@@ -95,7 +98,7 @@ fn work(desk: &Desk, queue: &Queue) {
     let mut rested = Instant::now();
     while let Some(wanted) = next(desk, rested) {
         let began = Instant::now();
-        let view = wanted.state.view(wanted.generation, wanted.now, &wanted.here);
+        let view = wanted.state.view(wanted.generation, wanted.now, &wanted.here, &wanted.former);
         // The state may be the last copy of much; freeing it is work of this thread, too.
         drop(wanted);
         let took = began.elapsed();

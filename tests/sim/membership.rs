@@ -65,7 +65,7 @@ fn removed_member_is_cut_and_stays_out() {
         world.give(node, &old);
         assert!(!world.members(node).contains(&gone));
     }
-    let view = world.nodes[1].view(1, world.now, &Default::default());
+    let view = world.nodes[1].view(1, world.now, &Default::default(), &Default::default());
     assert!(!view.subnets[&world.id].members.contains(&gone));
     // Only an approval brings it back, one generation up.
     world.admit(0, 3, "m3");

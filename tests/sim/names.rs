@@ -124,10 +124,10 @@ fn a_dead_hosts_name_moves_by_release_and_stays_moved() {
         assert_eq!(holder(&world, node, "db"), Some(peers[4]), "node {node}");
     }
     world.assert_agreed();
-    let view = world.nodes[0].view(1, world.now, &Default::default());
+    let view = world.nodes[0].view(1, world.now, &Default::default(), &Default::default());
     let zone = &view.subnets[&world.id].zone;
-    assert_eq!(zone.names["db.m3"].len(), 1);
-    assert_eq!(zone.names["db"][0].data, text("of 4")[0]);
+    assert_eq!(zone.entries("db.m3").len(), 1);
+    assert_eq!(zone.entries("db")[0].data, text("of 4")[0]);
 }
 
 #[test]
@@ -194,10 +194,10 @@ fn every_workload_has_a_name_below_its_members() {
     let doc = Doc { workloads, ..doc(50, 0) };
     let signed = Signed::new(world.id, &Body::Doc(doc), &world.nodes[1].me.key);
     world.give(0, &[signed]);
-    let view = world.nodes[0].view(1, world.now, &Default::default());
+    let view = world.nodes[0].view(1, world.now, &Default::default(), &Default::default());
     let zone = &view.subnets[&world.id].zone;
     for shown in ["web", "web.m1"] {
-        assert_eq!(zone.names[shown][0].data, RecordData::Address(address), "{shown}");
+        assert_eq!(zone.entries(shown)[0].data, RecordData::Address(address), "{shown}");
     }
 }
 
@@ -212,8 +212,8 @@ fn a_name_said_in_two_ways_is_answered_once_and_with_one_time_to_live() {
     }
     claim(&mut world, 1, "svc.m1");
     world.gossip(10);
-    let view = world.nodes[0].view(1, world.now, &Default::default());
-    let answers = &view.subnets[&world.id].zone.names["svc.m1"];
+    let view = world.nodes[0].view(1, world.now, &Default::default(), &Default::default());
+    let answers = &view.subnets[&world.id].zone.entries("svc.m1");
     let addresses: Vec<_> = answers.iter().filter(|e| e.data.kind() == "A").map(|e| (e.ttl, &e.data)).collect();
     assert_eq!(addresses, [(30, &one), (30, &two)], "RFC 2181, 5 and 5.2");
     assert_eq!(answers.len(), 3, "another type is another set: {answers:?}");

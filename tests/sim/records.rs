@@ -70,7 +70,10 @@ fn saved_state_is_loaded_whole_without_any_peer() {
         draft.writes(&empty).into_iter().filter_map(|(k, v)| v.map(|v| (k, v))).collect();
     let (loaded, damage) = State::load(state.me.clone(), saved.clone());
     assert_eq!(damage, vec![]);
-    assert_eq!(loaded.view(1, world.now, &Default::default()).host, state.view(1, world.now, &Default::default()).host);
+    assert_eq!(
+        loaded.view(1, world.now, &Default::default(), &Default::default()).host,
+        state.view(1, world.now, &Default::default(), &Default::default()).host
+    );
     // One flipped bit in one record: it is named and left out, the rest stands, and the others give it back.
     let mut damaged = saved;
     let place = damaged.iter().rposition(|(k, _)| k[0] == b'r').unwrap();

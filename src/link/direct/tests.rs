@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::link::port::Options;
 use crate::link::{Inbound, Packets};
 use crate::model::id::{Name, SubnetId};
-use crate::model::view::{RouteTable, SubnetView};
+use crate::model::view::SubnetView;
 use crate::model::zone::Zone;
 
 /// Counts nothing, refuses nothing.
@@ -70,11 +70,11 @@ fn view(me: u8, subnets: u16, members: &[u8]) -> Arc<View> {
         cidr6: None,
         addresses: vec![],
         mtu: 1420,
-        routes: RouteTable::default(),
+        routes: Default::default(),
         here: Default::default(),
-        members: others().map(peer).collect(),
+        members: Arc::new(others().map(peer).collect()),
         hosts: Default::default(),
-        data_keys: others().map(|n| (peer(n), public(n))).collect(),
+        data_keys: Arc::new(others().map(|n| (peer(n), public(n))).collect()),
         zone: Arc::new(Zone::empty(&name)),
         name: name.clone(),
     };

@@ -8,7 +8,8 @@ use ipnet::IpNet;
 
 use super::{
     Family, Former, HostConfig, LAST_PRIORITY, NetnsRef, Observed, PRIORITY, Place, ResolvConf, Route, Rule, Scene,
-    Server, SysctlKey, TABLE, TX_QUEUE, TunConfig, WorkloadConfig, alias, forwarding, host_mac, inner_mac, is_link_name,
+    Server, SysctlKey, TABLE, TX_QUEUE, TunConfig, WorkloadConfig, alias, forwarding, host_mac, inner_mac,
+    is_link_name,
 };
 
 /// Table `main` of a workload's namespace.

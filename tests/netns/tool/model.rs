@@ -14,7 +14,7 @@ use byway::model::members::{Identity, Subnet};
 use byway::model::record::{Admission, Body, Doc, Role, Signed, Term, WorkloadEntry};
 use byway::model::state::{Draft, Founding, State};
 use byway::model::subnet::Absorbed;
-use byway::model::view::{Owner, RouteTable};
+use byway::model::view::{Owner, RouteTable, View};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::Words;
@@ -121,11 +121,11 @@ fn view(state: &State, now: u64) -> Result<(f64, i64)> {
     let here = Here::default();
     let (mut times, mut kept) = (Vec::new(), Vec::new());
     // The first one warms the allocator; its memory counts for no one.
-    kept.push(state.view(0, now, &here));
+    kept.push(state.view(0, now, &here, &View::default()));
     let before = rss_kb()?;
     for generation in 1..=ROUNDS as u64 {
         let start = Instant::now();
-        kept.push(black_box(state.view(generation, now, &here)));
+        kept.push(black_box(state.view(generation, now, &here, &View::default())));
         times.push(start.elapsed().as_secs_f64() * 1000.0);
     }
     let each = (rss_kb()? - before) / ROUNDS as i64;
