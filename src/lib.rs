@@ -16,7 +16,7 @@
 //! | [`crypto::session::Session`] | keys for one peer and subnet: pure machine, from the first handshake through every rekey |
 //! | [`model::host::HostPolicy`] | what of a machine itself one subnet reaches beside ping and names |
 //! | [`datapath::Datapath`] | the two packet loops between TUNs and links |
-//! | [`node::Node`] | owns state and store; every change goes decide, save, absorb, publish, tell |
+//! | [`node::Node`] | owns state and store; every change goes decide, save, absorb, publish, tell; while it is saved the node only reads |
 //!
 //! # Dependency direction
 //!
@@ -65,7 +65,7 @@
 //! # A command
 //!
 //! `cli` -> [`api::client`] -> HTTP+JSON on the unix socket -> [`api::server`] (peer credentials) -> `daemon` ->
-//! [`node::Core`]: decide on a copy of the subnet -> [`store`] commits (synced) -> absorb -> publish the View -> tell the
+//! [`node::Core`]: decide on a copy of the subnet -> [`store`] commits (synced, beside the thread) -> absorb -> publish the View -> tell the
 //! other members. [`host::reconcile`] wakes, observes, plans, applies, and publishes what failed; the command waits for
 //! that, so it never says "ok" for what the kernel refused. One path serves start, reload, repair, crash recovery and
 //! stop: add before delete, and only what bears our mark is deleted.
@@ -91,7 +91,10 @@
 //! pieces. Signatures are checked beside the node's thread, a piece at a time for each peer; then the piece has its turn
 //! there (`node/turns.rs`): own commands and removals go first, then peers in fair turns, then timers. Only now is the
 //! issuer of a record charged, for what is really new. What is new is saved together with what else came within 50 ms,
-//! the View that follows is built beside the thread, and with it the others are told.
+//! beside the thread (`node/saver.rs`): meanwhile it answers what only reads, and whatever decides waits. The View that
+//! follows is built beside the thread, too, and with it the others are told. It shares with the View before what did not
+//! change: a document makes its member's part anew ([`model::resolve`], [`model::build`]), in maps whose copies share what
+//! they have in common ([`model::chunks`]).
 //!
 //! # Joining
 //!

@@ -130,42 +130,42 @@ pub(crate) async fn call(ctx: &Context, request: Request) -> Result<Response, Er
 async fn looking(ctx: &Context, request: Request) -> Result<Response, Error> {
     match request {
         Request::SubnetLs => {
-            let subnets = ctx.node.run(|core| core.subnets()).await?;
+            let subnets = ctx.node.read(|core| core.subnets()).await?;
             Ok(Response::Subnets { subnets })
         }
         Request::SubnetShow { subnet } => {
-            let mut info = ctx.node.run(move |core| core.subnet_show(&subnet)).await??;
+            let mut info = ctx.node.read(move |core| core.subnet_show(&subnet)).await??;
             maps::count(ctx, &mut info.maps).await;
             Ok(Response::Subnet(Box::new(info)))
         }
         Request::InviteLs { subnet } => {
-            let invites = ctx.node.run(move |core| core.invites(subnet.as_deref())).await??;
+            let invites = ctx.node.read(move |core| core.invites(subnet.as_deref())).await??;
             Ok(Response::Invites { invites })
         }
         Request::MemberLs { subnet } => {
-            Ok(Response::Members { members: ctx.node.run(move |core| core.members(&subnet)).await?? })
+            Ok(Response::Members { members: ctx.node.read(move |core| core.members(&subnet)).await?? })
         }
         Request::MemberRequests { subnet } => {
-            Ok(Response::Requests { requests: ctx.node.run(move |core| core.requests(&subnet)).await?? })
+            Ok(Response::Requests { requests: ctx.node.read(move |core| core.requests(&subnet)).await?? })
         }
         Request::LeaseLs { subnet } => {
-            Ok(Response::Leases { leases: ctx.node.run(move |core| core.leases(&subnet)).await?? })
+            Ok(Response::Leases { leases: ctx.node.read(move |core| core.leases(&subnet)).await?? })
         }
-        Request::WorkloadLs => Ok(Response::Workloads { workloads: ctx.node.run(|core| core.workloads(None)).await? }),
+        Request::WorkloadLs => Ok(Response::Workloads { workloads: ctx.node.read(|core| core.workloads(None)).await? }),
         Request::WorkloadShow { workload } => {
-            Ok(Response::Workload(ctx.node.run(move |core| core.workload(&workload)).await??))
+            Ok(Response::Workload(ctx.node.read(move |core| core.workload(&workload)).await??))
         }
         Request::DnsLs { subnet } => {
-            Ok(Response::Dns { records: ctx.node.run(move |core| core.names(&subnet)).await?? })
+            Ok(Response::Dns { records: ctx.node.read(move |core| core.names(&subnet)).await?? })
         }
         Request::MapLs { subnet } => {
-            let mut maps = ctx.node.run(move |core| core.maps(subnet.as_deref())).await??;
+            let mut maps = ctx.node.read(move |core| core.maps(subnet.as_deref())).await??;
             maps::count(ctx, &mut maps).await;
             Ok(Response::Maps { maps })
         }
         Request::Status { subnet } => Ok(Response::Status(Box::new(status::status(ctx, subnet).await?))),
         Request::Id => {
-            let endpoints = ctx.node.run(|core| core.endpoints.clone()).await?;
+            let endpoints = ctx.node.read(|core| core.endpoints.clone()).await?;
             let peer_id = ctx.peers.peer();
             let addresses = endpoints
                 .iter()

@@ -317,12 +317,12 @@ async fn open(ctx: &Context, peer: PeerId, request: Request, pushes: &mut VecDeq
             .await
             .map_or(ControlAnswer::NotMember, ControlAnswer::Forwarded),
         Ok(ControlRequest::Compare { subnet, hash }) => {
-            let compare = ctx.node.run_in(lane(peer, false, 8), move |core| core.answer_compare(peer, subnet, hash));
+            let compare = ctx.node.read_in(lane(peer, false, 8), move |core| core.answer_compare(peer, subnet, hash));
             let Ok(answer) = compare.await else { return };
             answer
         }
         Ok(ControlRequest::Pull { subnet, have }) => {
-            let records = ctx.node.run_in(lane(peer, false, MAX_COST / 2), move |core| core.records_for(peer, subnet));
+            let records = ctx.node.read_in(lane(peer, false, MAX_COST / 2), move |core| core.records_for(peer, subnet));
             match records.await {
                 Ok(Some(records)) => {
                     let Some(answer) = ctx.node.checker().work(move || difference(&records, have)).await else {
@@ -389,7 +389,7 @@ async fn take_piece(ctx: &Context, peer: PeerId, subnet: SubnetId, piece: Vec<Si
         return Ok(taken);
     }
     let lane = lane(peer, urgent, u32::try_from(checked.good.len()).unwrap_or(MAX_COST));
-    let judged = ctx.node.run_in(lane, move |core| core.receive(subnet, checked.good, Some(peer))).await;
+    let judged = ctx.node.read_in(lane, move |core| core.receive(subnet, checked.good, Some(peer))).await;
     match judged {
         Ok(verdict) => {
             taken.news = verdict.news;

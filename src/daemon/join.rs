@@ -149,7 +149,7 @@ async fn ask_until_decided(
     let (mut known, mut tried) = (Known::default(), Tried::default());
     let subnet = join.subnet;
     let is_over = async || {
-        let wanted = ctx.node.run(move |core| core.state.joins.contains_key(&subnet)).await.unwrap_or(false);
+        let wanted = ctx.node.read(move |core| core.state.joins.contains_key(&subnet)).await.unwrap_or(false);
         !wanted || !mine(&ctx)
     };
     for round in 0u32.. {
@@ -273,17 +273,25 @@ async fn judge(ctx: &Context, join: &PendingJoin, genesis: Vec<u8>) -> Result<Ge
 async fn take(ctx: &Context, join: &PendingJoin, genesis: Vec<u8>, records: Vec<Signed>) -> Result<u64, Error> {
     let around = around(ctx).await?;
     let records = ctx.node.checker().proof(records).await;
-    let ours = join.clone();
+    let (ours, given) = (join.clone(), (genesis.clone(), records.clone()));
     let done = ctx.node.run(move |core| {
         core.accept(&ours, &genesis, &records, &around)
             .map_err(|error| Box::new((error, core.decline(&ours, &genesis, &records))))
     });
-    match done.await? {
-        Ok(generation) => {
+    match done.await {
+        Err(error) if error.code == "E-STOPPING" => Err(error),
+        // It could not be saved.
+        Err(error) => {
+            let ours = join.clone();
+            let goodbye = ctx.node.read(move |core| core.decline(&ours, &given.0, &given.1)).await?;
+            decline(ctx, join, goodbye).await;
+            Err(error)
+        }
+        Ok(Ok(generation)) => {
             tracing::info!(subnet = %join.subnet, "joined");
             Ok(generation)
         }
-        Err(refused) => {
+        Ok(Err(refused)) => {
             let (error, goodbye) = *refused;
             decline(ctx, join, goodbye).await;
             Err(error)

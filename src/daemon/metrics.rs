@@ -40,7 +40,7 @@ const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Everything as text.
 pub(crate) async fn text(ctx: &Context) -> Result<String, Error> {
     let status = status::status(ctx, None).await?;
-    let mut maps = ctx.node.run(|core| core.maps(None)).await??;
+    let mut maps = ctx.node.read(|core| core.maps(None)).await??;
     super::handler::maps::count(ctx, &mut maps).await;
     let mut out = render(&status, &maps);
     dns_family(&mut out, &ctx.dns.counters().snapshot());

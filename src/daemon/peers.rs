@@ -190,7 +190,7 @@ async fn on_event(ctx: &Context, event: Event) -> anyhow::Result<()> {
             ctx.table.arrived(peer, connection, class);
             if class == Class::Member {
                 if outbound && Heard::parse(&remote).is_some() {
-                    ctx.node.run(move |core| core.note_reached(peer, remote)).await?;
+                    ctx.node.read(move |core| core.note_reached(peer, remote)).await?;
                 }
                 tokio::spawn(sync::with_peer(ctx.clone(), peer));
                 tokio::spawn(clock::compare(ctx.clone(), peer));
@@ -237,7 +237,7 @@ async fn on_event(ctx: &Context, event: Event) -> anyhow::Result<()> {
             direct::listening(ctx, &addresses).await;
             let mut endpoints: Vec<String> = ctx.config.advertise.clone();
             endpoints.extend(addresses.iter().map(ToString::to_string));
-            let saved = ctx.node.run(move |core| core.set_endpoints(endpoints)).await?;
+            let saved = ctx.node.decide(Lane::Own, move |core| core.set_endpoints(endpoints)).await?;
             if let Err(error) = saved {
                 tracing::warn!(%error, "publish this node's addresses");
             }
@@ -294,7 +294,8 @@ pub(crate) async fn decide(
             ctx.table.refuse(peer, Protocol::Join, "too many join requests of one source wait");
             refused("E-RATE", "too many requests from this address wait; try again".to_owned())
         }
-        Err(_) => None,
+        Err(error) if error.code == "E-STOPPING" => None,
+        Err(error) => Some(JoinAnswer::Refused { code: error.code, message: error.message }),
     }
 }
 
@@ -382,7 +383,7 @@ pub(crate) async fn follow_wanted(
 /// has just been started and has seen nobody yet.
 async fn tell_whereabouts(ctx: &Context) -> anyhow::Result<()> {
     let members = ctx.node.view().load().members();
-    let documents = ctx.node.run(|core| core.state.endpoints()).await?;
+    let documents = ctx.node.read(|core| core.state.endpoints()).await?;
     let addresses = |peer: &PeerId| {
         let texts = documents.get(peer).into_iter().flatten();
         texts.filter_map(|text| text.parse::<Address>().ok()?.ip()).collect::<Vec<_>>()

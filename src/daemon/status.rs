@@ -209,7 +209,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
     }
     let (parts, mut maps, damage, asking, contested, renamed) = ctx
         .node
-        .run(move |core| -> Result<_, Error> {
+        .read(move |core| -> Result<_, Error> {
             let maps = core.maps(only.as_deref())?;
             let chosen: Vec<_> = match &only {
                 Some(text) => vec![core.state.find(text)?],
@@ -537,7 +537,7 @@ fn problems(ctx: &Context) -> Vec<Problem> {
 pub(crate) async fn peer_list(ctx: &Context) -> Result<Vec<PeerInfo>, Error> {
     let mut names: BTreeMap<PeerId, (Vec<String>, Vec<crate::model::id::SubnetId>)> = ctx
         .node
-        .run(|core| {
+        .read(|core| {
             let now = core.now();
             let mut all: BTreeMap<PeerId, (Vec<String>, Vec<_>)> = BTreeMap::new();
             for subnet in core.state.subnets.values() {

@@ -140,7 +140,7 @@ async fn compare(ctx: &Context, peer: PeerId, subnet: SubnetId) -> Result<(), Fa
     let turn = inbox::lane(peer, false, MAX_COST / 2);
     for _ in 0..ROUNDS {
         let Some(question) =
-            ctx.node.run_in(turn, move |core| core.compare(subnet)).await.map_err(|_| Failure::Stopped)?
+            ctx.node.read_in(turn, move |core| core.compare(subnet)).await.map_err(|_| Failure::Stopped)?
         else {
             return Ok(());
         };
@@ -150,7 +150,7 @@ async fn compare(ctx: &Context, peer: PeerId, subnet: SubnetId) -> Result<(), Fa
             _ => return Ok(()),
         }
         let Some(question) =
-            ctx.node.run_in(turn, move |core| core.pull(subnet)).await.map_err(|_| Failure::Stopped)?
+            ctx.node.read_in(turn, move |core| core.pull(subnet)).await.map_err(|_| Failure::Stopped)?
         else {
             return Ok(());
         };
@@ -160,7 +160,7 @@ async fn compare(ctx: &Context, peer: PeerId, subnet: SubnetId) -> Result<(), Fa
         let changed = inbox::take(ctx, peer, subnet, records).await.map_err(|_| Failure::Stopped)?;
         // What it says it lacks may be a long list: it is looked through beside the node's thread.
         let held =
-            ctx.node.run_in(turn, move |core| core.records_for(peer, subnet)).await.map_err(|_| Failure::Stopped)?;
+            ctx.node.read_in(turn, move |core| core.records_for(peer, subnet)).await.map_err(|_| Failure::Stopped)?;
         let Some(held) = held else { return Ok(()) };
         let mut mine = ctx.node.checker().work(move || wanted(&held, want)).await.unwrap_or_default();
         // What it did not take the first time it does not take the second.
@@ -182,7 +182,7 @@ async fn introduce(ctx: &Context, peer: PeerId, subnet: SubnetId) -> bool {
     let Ok(answer) = ctx.peers.ask(peer, Protocol::Join, body, PATIENCE).await else { return false };
     let mut answer = control::decode(&answer);
     if let Ok(JoinAnswer::Known) = answer {
-        let Ok(records) = ctx.node.run(move |core| core.to_show(subnet)).await else { return false };
+        let Ok(records) = ctx.node.read(move |core| core.to_show(subnet)).await else { return false };
         let Some(shown) = show(ctx, peer, subnet, records).await else { return false };
         answer = Ok(shown);
         if let Ok(JoinAnswer::Known) = answer {
@@ -191,12 +191,12 @@ async fn introduce(ctx: &Context, peer: PeerId, subnet: SubnetId) -> bool {
     }
     if let Ok(JoinAnswer::Ended { heads, .. }) = answer {
         let heads = ctx.node.checker().records(subnet, heads.into_iter().take(PIECE).collect()).await.good;
-        let taken = ctx.node.run(move |core| core.take_ended(subnet, heads)).await;
+        let taken = ctx.node.decide(crate::node::Lane::Own, move |core| core.take_ended(subnet, heads)).await;
         if let Ok(Err(error)) = taken {
             tracing::warn!(%error, "save the end of a subnet");
         }
         // Who removed each other are both out: the other side's word came with the answer, ours goes there.
-        let returned = ctx.node.run(move |core| core.to_return(subnet)).await.unwrap_or_default();
+        let returned = ctx.node.read(move |core| core.to_return(subnet)).await.unwrap_or_default();
         for records in returned {
             if show(ctx, peer, subnet, records).await.is_none() {
                 break;

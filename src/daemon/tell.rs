@@ -55,10 +55,10 @@ pub(crate) async fn run(
                 ctx.peers.send(Command::Members(Arc::new(members.let_in()))).await?;
             }
             _ = tick.tick() => {
-                if let Err(error) = ctx.node.run_in(Lane::House, Core::tick).await? {
+                if let Err(error) = ctx.node.decide(Lane::House, Core::tick).await? {
                     tracing::warn!(%error, "upkeep");
                 }
-                for join in ctx.node.run(crate::node::Core::ask_again).await? {
+                for join in ctx.node.decide(Lane::Own, |core| Ok(core.ask_again())).await?.unwrap_or_default() {
                     tracing::warn!(subnet = %join.subnet, "this node's grant counts no more; it asks to be let in again");
                     drop(super::join::start(&ctx, join));
                 }
@@ -70,10 +70,10 @@ pub(crate) async fn run(
                     (applied.dead_workloads.clone(), applied.taken.clone())
                 };
                 for link in taken {
-                    ctx.node.run(move |core| core.link_taken(&link)).await?;
+                    drop(ctx.node.decide(Lane::Own, move |core| Ok(core.link_taken(&link))).await?);
                 }
                 for (subnet, name, netns) in dead {
-                    ctx.node.run(move |core| core.workload_died(subnet, &name, &netns)).await?;
+                    drop(ctx.node.decide(Lane::Own, move |core| Ok(core.workload_died(subnet, &name, &netns))).await?);
                 }
             }
         }
@@ -96,7 +96,7 @@ async fn spread(
         direct.retain(Arc::clone(view)).await;
     }
     let members = members(view);
-    let (endpoints, reached) = ctx.node.run(|core| (core.state.endpoints(), core.state.reached())).await?;
+    let (endpoints, reached) = ctx.node.read(|core| (core.state.endpoints(), core.state.reached())).await?;
     let peers: BTreeSet<PeerId> =
         endpoints.keys().chain(reached.keys()).filter(|p| members.contains_key(p)).copied().collect();
     for peer in peers {

@@ -59,6 +59,8 @@ struct Waiting {
 /// Everything that waits to be saved.
 pub(super) struct Intake {
     subnets: BTreeMap<SubnetId, Waiting>,
+    /// What is being saved just now.
+    flying: BTreeMap<SubnetId, Waiting>,
     count: usize,
     /// Whether there is more than documents among it.
     words: bool,
@@ -75,6 +77,7 @@ impl Default for Intake {
     fn default() -> Intake {
         Intake {
             subnets: BTreeMap::new(),
+            flying: BTreeMap::new(),
             count: 0,
             words: false,
             askers: Vec::new(),
@@ -86,6 +89,12 @@ impl Default for Intake {
 }
 
 impl Intake {
+    /// What was being saved is saved, or was refused, after so long.
+    pub(super) fn landed(&mut self, took: Duration) {
+        self.flying.clear();
+        self.last = Some((Instant::now(), took));
+    }
+
     /// When what waits shall be saved.
     pub(super) fn due(&self) -> Option<Instant> {
         if self.count == 0 && self.askers.is_empty() {
@@ -106,12 +115,15 @@ impl Core {
             let Some(held) = self.state.subnets.get(&subnet) else { return verdict };
             let digest = record.digest();
             let waiting = self.intake.subnets.entry(subnet).or_default();
-            if self.known.holds(subnet, &digest) || waiting.records.contains_key(&digest) {
+            let flying = self.intake.flying.get(&subnet);
+            let waits = |waiting: &Waiting| waiting.records.contains_key(&digest);
+            if self.known.holds(subnet, &digest) || waits(waiting) || flying.is_some_and(waits) {
                 continue;
             }
             let issuer = record.signed().issuer;
             let newest = |doc: &Doc| {
-                let waits = waiting.docs.get(&issuer).map(|(version, _)| *version);
+                let waits = [Some(&*waiting), flying].into_iter().flatten();
+                let waits = waits.filter_map(|w| w.docs.get(&issuer).map(|(version, _)| *version));
                 let held = held.records.doc(issuer).map(|d| d.version);
                 held.into_iter().chain(waits).all(|version| version < doc.version)
             };
@@ -157,38 +169,45 @@ impl Core {
         told
     }
 
-    /// Saves what was received: one synced write for all of a subnet.
+    /// Decides about what was received: one synced write for all of it.
     ///
     /// # Errors
-    /// The last of the errors, where some could not be saved: the others send them again.
+    /// The last of the errors, where some could not be decided on: the others send them again.
     pub(super) fn save_received(&mut self) -> Result<(), Error> {
         let subnets = std::mem::take(&mut self.intake.subnets);
         let askers = std::mem::take(&mut self.intake.askers);
         let worded = std::mem::take(&mut self.intake.words);
         self.intake.count = 0;
-        let began = Instant::now();
         let mut done = Ok(());
-        for (subnet, waiting) in subnets.into_iter().filter(|(_, w)| !w.records.is_empty()) {
-            if let Err(error) = self.save_records(subnet, waiting, worded) {
+        for (subnet, waiting) in subnets.iter().filter(|(_, w)| !w.records.is_empty()) {
+            if let Err(error) = self.save_records(*subnet, waiting, worded) {
                 tracing::warn!(%error, "records from peers were not saved");
                 done = Err(error);
             }
         }
-        let ended = Instant::now();
-        self.intake.last = Some((ended, ended.duration_since(began)));
-        for asker in askers {
-            // Whoever asked may have gone.
-            let _ = asker.send(done.is_ok());
+        match &mut self.decided {
+            Some(decided) => {
+                decided.received(askers);
+                self.intake.flying = subnets;
+            }
+            // Nothing of it was new after all.
+            None => {
+                self.intake.landed(Duration::ZERO);
+                for asker in askers {
+                    // Whoever asked may have gone.
+                    let _ = asker.send(done.is_ok());
+                }
+            }
         }
         done
     }
 
-    fn save_records(&mut self, subnet: SubnetId, waiting: Waiting, urgent: bool) -> Result<(), Error> {
+    fn save_records(&mut self, subnet: SubnetId, waiting: &Waiting, urgent: bool) -> Result<(), Error> {
         let mut from: BTreeMap<Digest, PeerId> = BTreeMap::new();
         let mut records = Vec::with_capacity(waiting.records.len());
-        for (digest, (record, sender)) in waiting.records {
-            from.extend(sender.map(|sender| (digest, sender)));
-            records.push(record);
+        for (digest, (record, sender)) in &waiting.records {
+            from.extend(sender.map(|sender| (*digest, sender)));
+            records.push(record.clone());
         }
         // Who admits comes before who is admitted, and both before what they say: fewer records have to wait.
         records.sort_by_key(|record| record.body().rank());
@@ -197,8 +216,7 @@ impl Core {
         let Some((draft, news)) = taken else { return Ok(()) };
         if news.is_empty() {
             // Something was parked, which is neither saved nor told and which nothing follows from.
-            self.state.absorb(draft);
-            return Ok(());
+            return self.settle(draft, &from).map(drop);
         }
         let forked = |core: &Core| core.state.subnets.get(&subnet).is_some_and(|s| s.records.forked());
         let before = forked(self);

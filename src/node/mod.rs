@@ -1,8 +1,9 @@
 //! The node: the only writer of [`State`].
 //!
-//! One thread owns state and store. Whoever wants something sends it a closure and gets the result back; every change
-//! goes the same way: decide on a copy, save (synced), absorb, publish the View, tell the others. What could not be saved
-//! has changed nothing and is told to nobody.
+//! One thread owns the state, one beside it the store. Whoever wants something sends a closure and gets the result back;
+//! every change goes the same way: decide on a copy, save (synced), absorb, publish the View, tell the others, answer. What
+//! could not be saved has changed nothing and is told to nobody. While something is being saved (`saver`) the thread goes on
+//! with what only reads.
 //!
 //! Who pays before work is done:
 //!
@@ -11,8 +12,9 @@
 //! 3. The issuer of a record, once its signature holds (`check`, beside this thread) and it says something new
 //!    (`intake`).
 //!
-//! What peers' records change is saved and published together (`intake`, `viewer`), so that the work of this thread is
-//! bounded for each message and does not grow with the subnet for each record.
+//! What peers' records change is saved and published together (`intake`, `viewer`), and what follows from it is made anew
+//! only where it changed, so that the work of this thread is bounded for each message and does not grow with the subnet for
+//! each record.
 
 mod admission;
 mod again;
@@ -25,6 +27,7 @@ mod pulse;
 mod queue;
 mod rates;
 mod reached;
+mod saver;
 mod show;
 mod sync;
 mod turns;
@@ -32,7 +35,7 @@ mod viewer;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -49,6 +52,7 @@ pub use turns::{Lane, MAX_COST};
 use check::Known;
 use intake::Intake;
 use queue::{Door, Next, Queue, Served};
+use saver::{Decided, Flight, Saver, Wish};
 use viewer::{Viewer, Wanted};
 
 use crate::api::types::{Error, ErrorKind};
@@ -60,7 +64,7 @@ use crate::model::roll::Roll;
 use crate::model::state::{Damage, Draft, State};
 use crate::model::upkeep::Attendance;
 use crate::model::view::View;
-use crate::store::{Batch, Store};
+use crate::store::Store;
 
 /// Something to tell others after it was saved.
 #[derive(Debug, Clone)]
@@ -89,7 +93,11 @@ pub enum Told {
 pub struct Core {
     /// What we believe.
     pub state: State,
-    store: Store,
+    saver: Saver,
+    /// What the job under way has decided.
+    decided: Option<Decided>,
+    /// What is being saved; until it is there nothing is decided.
+    flight: Option<Flight>,
     view: Arc<ArcSwap<View>>,
     published: watch::Sender<u64>,
     pushes: mpsc::UnboundedSender<Push>,
@@ -121,6 +129,8 @@ pub struct Core {
     next_change: Option<u64>,
     /// What the thread has done.
     work: Work,
+    /// How long one piece of work held the thread at most, since it was last asked for.
+    longest: Duration,
     /// The time the View was built for.
     built_at: u64,
     pulse: pulse::Pulse,
@@ -189,7 +199,9 @@ impl Node {
         known.change(subnets.flat_map(|(id, s)| s.records.entries().map(|(digest, _)| (*id, *digest))), &[]);
         let mut core = Core {
             state: parts.state,
-            store: parts.store,
+            saver: Saver::start(parts.store, Arc::clone(&queue))?,
+            decided: None,
+            flight: None,
             view: view.clone(),
             published,
             pushes,
@@ -211,6 +223,7 @@ impl Node {
             warned: expiry::Warned::default(),
             next_change: None,
             work: Work::default(),
+            longest: Duration::ZERO,
             built_at: 0,
             pulse: pulse::Pulse::default(),
             again: again::Again::default(),
@@ -224,14 +237,26 @@ impl Node {
             let served = Served(served);
             core.publish();
             while core.closing.is_none() {
-                match served.0.next(core.intake.due()) {
-                    Next::Job(job) => job(&mut core),
-                    // Who sent them hears of the error, and so does the log.
-                    Next::Due => drop(core.save_received()),
+                let next = served.0.next(core.intake.due(), core.flight.is_some());
+                let began = Instant::now();
+                match next {
+                    Next::Job(job) => {
+                        let reply = job(&mut core);
+                        core.launch(reply);
+                    }
+                    Next::Saved(result) => core.landed(result),
+                    Next::Due => core.save_due(),
                     Next::Closed => break,
                 }
+                core.longest = core.longest.max(began.elapsed());
             }
-            drop(core.save_received());
+            for _ in 0..2 {
+                // What is being saved first, then what was received meanwhile.
+                if core.flight.is_some() {
+                    core.landed(served.0.wait_saved());
+                }
+                core.save_due();
+            }
             drop(served);
             let done = core.closing.take();
             drop(core);
@@ -298,11 +323,12 @@ impl Core {
         unix_now_ms().max(self.now().saturating_mul(1000))
     }
 
-    /// Saves a draft of this node's own, makes it true, publishes the View and tells the others. Gives the View's
-    /// generation.
+    /// Decides on a draft of this node's own: it is saved after the job that runs now, and true, published and told before
+    /// that job is answered. Gives the generation that the View will have. Where it cannot be saved nothing has changed, and
+    /// who asked for the job gets the error in place of its answer.
     ///
     /// # Errors
-    /// `E-STATE-WRITE` when it could not be saved: then nothing has changed.
+    /// In a job that only reads ([`Node::read`]).
     pub fn commit(&mut self, draft: Draft) -> Result<u64, Error> {
         if self.settle(draft, &BTreeMap::new())? {
             self.publish();
@@ -310,46 +336,35 @@ impl Core {
         Ok(self.generation)
     }
 
-    /// Saves a draft and makes it true. `from` says who sent which record. Gives whether anything that is saved has
-    /// changed; then a View has to follow, with which the others are told.
+    /// Decides on a draft. `from` says who sent which record. Gives whether anything that is saved has changed; then a View
+    /// has to follow, with which the others are told.
     ///
     /// # Errors
     /// As [`Core::commit`].
     fn settle(&mut self, draft: Draft, from: &BTreeMap<Digest, PeerId>) -> Result<bool, Error> {
-        let mut batch = Batch::default();
-        let (mut came, mut went) = (Vec::new(), Vec::new());
-        for (key, value) in draft.writes(&self.state) {
-            let record = key.first() == Some(&b'r');
-            match value {
-                Some(value) => {
-                    came.extend(record.then(|| Signed::parse(&value).ok()).flatten());
-                    batch.put_records.push((key, value));
-                }
-                None => {
-                    went.extend(record.then(|| record_of(&key)).flatten());
-                    batch.delete_records.push(key);
-                }
-            }
+        if self.flight.is_some() {
+            let message = "something is being saved: this job may only read";
+            return Err(Error::new(ErrorKind::Failed, "E-BUSY", message));
         }
-        if batch.put_records.is_empty() && batch.delete_records.is_empty() {
+        let writes = draft.writes(&self.state);
+        let undo = self.state.absorb(draft);
+        if writes.is_empty() {
             // Only what is not saved (who waits for approval) has changed.
-            self.state.absorb(draft);
+            if let Some(decided) = &mut self.decided {
+                decided.add(writes, from, undo);
+            }
             return Ok(false);
         }
-        self.store
-            .commit(&batch)
-            .map_err(|e| Error::new(ErrorKind::Failed, e.code(), format!("save the change: {e}")).hint(e.hint()))?;
-        self.work.writes = self.work.writes.saturating_add(1);
-        self.state.absorb(draft);
-        self.known.change(came.iter().map(|signed| (signed.subnet, signed.digest())), &went);
         self.hashes.clear();
         self.rolls.clear();
-        self.pulse.changed();
-        for signed in came {
-            let sender = from.get(&signed.digest()).copied();
-            self.untold.entry((signed.subnet, sender)).or_default().push(signed);
-        }
+        self.decided.get_or_insert_default().add(writes, from, undo);
         Ok(true)
+    }
+
+    /// Saves what was received. Who sent it hears of an error, and so does the log.
+    fn save_due(&mut self) {
+        let saved = self.save_received();
+        self.launch(Box::new(move |_| drop(saved)));
     }
 
     /// Who is in a subnet, dates aside; computed once for each state.
@@ -358,20 +373,26 @@ impl Core {
         Some(Arc::clone(self.rolls.entry(id).or_insert_with(|| Arc::new(records.roll()))))
     }
 
-    /// Builds and publishes the View at once.
+    /// Builds and publishes the View: at once, or with what this job has decided.
     pub fn publish(&mut self) {
         let generation = self.next_generation();
-        let now = unix_now();
-        self.state.remember(self.state.clock(now));
-        let view = self.state.view(generation, now, &self.here, &self.view.load_full());
-        self.work.views = self.work.views.saturating_add(1);
-        self.install(view);
+        match &mut self.decided {
+            Some(decided) => decided.want(Wish::Now, generation),
+            None => self.build(generation),
+        }
     }
 
     /// Has the View built beside this thread and published when it is there. An `urgent` one, by which somebody may be
     /// out, is not put off.
     fn want_view(&mut self, urgent: bool) {
         let generation = self.next_generation();
+        match &mut self.decided {
+            Some(decided) => decided.want(Wish::Beside { urgent }, generation),
+            None => self.want_built(generation, urgent),
+        }
+    }
+
+    fn want_built(&mut self, generation: u64, urgent: bool) {
         let (state, here) = (self.state.clone(), self.here.clone());
         let former = self.view.load_full();
         self.viewer.want(Box::new(Wanted { state, generation, now: unix_now(), here, urgent, former }));
@@ -517,6 +538,11 @@ impl Core {
     /// What the node's thread has done since its start.
     pub fn work(&self) -> Work {
         self.work
+    }
+
+    /// How long one piece of work held the node's thread at most since this was last asked.
+    pub fn longest(&mut self) -> Duration {
+        std::mem::take(&mut self.longest)
     }
 
     /// The View last published.

@@ -7,10 +7,15 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::model::join::Ask;
-use crate::model::members::Identity;
+use crate::model::members::{Identity, Subnet};
 use crate::model::record::{Admission, Body, Doc, Role, Term, WorkloadEntry};
 use crate::model::source::Payer;
 use crate::model::state::Founding;
+use crate::model::zone::RecordData;
+use crate::store::StoreError;
+
+/// Part of what the subnet's ID follows from.
+const FOUNDED: u64 = 1_795_000_000;
 
 fn identity(n: u8) -> Identity {
     Identity::new(&[n; 32], [n; 32])
@@ -25,56 +30,71 @@ struct Lab {
 
 /// An owner's node with `members` members.
 async fn lab(members: u8) -> Lab {
+    let lab = start(State::new(identity(1)));
+    let made = lab.node.run(move |core| {
+        let subnet = subnet(&core.state, members);
+        let mut draft = Draft::default();
+        draft.put(subnet);
+        core.commit(draft).map(drop)
+    });
+    made.await.unwrap().unwrap();
+    lab
+}
+
+/// A plain member's node, the second one, in a subnet of `members`.
+async fn lab_of_a_member(members: u8) -> Lab {
+    let mut draft = Draft::default();
+    draft.put(subnet(&State::new(identity(1)), members));
+    let mut state = State::new(identity(2));
+    let _ = state.absorb(draft);
+    start(state)
+}
+
+fn start(state: State) -> Lab {
     let dir = tempfile::TempDir::new().unwrap();
-    let me = identity(1);
     let parts = Parts {
-        state: State::new(me),
+        state,
         damage: vec![],
         store: Store::open(dir.path()).unwrap(),
         here: Here::default(),
         node_name: "a".parse().unwrap(),
     };
     let (node, pushes) = Node::start(parts).unwrap();
-    let id = node
-        .run(move |core| {
-            let now = core.now();
-            let founding = Founding {
-                name: "lab".parse().unwrap(),
-                cidr4: Some(None),
-                cidr6: None,
-                block4: None,
-                admission: Admission::Approve,
-                domain: None,
-                grant_life: None,
-                member: "a".parse().unwrap(),
-                around: Default::default(),
-                host: Default::default(),
-                salt: [1; 16],
-            };
-            let mut subnet = core.state.found(founding, now).unwrap();
-            for n in 2..=members {
-                let who = identity(n);
-                let ask = Ask {
-                    subnet: subnet.records.id,
-                    joiner: who.peer,
-                    data_key: who.data_key,
-                    name: format!("m{n}").parse().unwrap(),
-                    name_is_default: true,
-                    ip: None,
-                    asked: now,
-                    proof: None,
-                };
-                subnet.admit(&core.state.me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now).unwrap();
-            }
-            let id = subnet.records.id;
-            let mut draft = Draft::default();
-            draft.put(subnet);
-            core.commit(draft).unwrap();
-            id
-        })
-        .await
-        .unwrap();
-    Lab { _dir: dir, node, pushes, id }
+    Lab { _dir: dir, node, pushes, id: subnet(&State::new(identity(1)), 1).records.id }
+}
+
+/// The owner's subnet with that many members.
+fn subnet(owner: &State, members: u8) -> Subnet {
+    let now = unix_now();
+    let founding = Founding {
+        name: "lab".parse().unwrap(),
+        cidr4: Some(None),
+        cidr6: None,
+        block4: None,
+        admission: Admission::Approve,
+        domain: None,
+        grant_life: None,
+        member: "a".parse().unwrap(),
+        around: Default::default(),
+        host: Default::default(),
+        salt: [1; 16],
+    };
+    let mut subnet = owner.found(founding, FOUNDED).unwrap();
+    for n in 2..=members {
+        let who = identity(n);
+        let ask = Ask {
+            subnet: subnet.records.id,
+            joiner: who.peer,
+            data_key: who.data_key,
+            name: format!("m{n}").parse().unwrap(),
+            name_is_default: true,
+            ip: None,
+            asked: now,
+            proof: None,
+        };
+        subnet.admit(&owner.me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now).unwrap();
+    }
+    subnet
 }
 
 fn doc(id: SubnetId, by: u8, version: u64) -> Signed {
@@ -211,4 +231,94 @@ async fn a_document_of_a_peer_reaches_the_view() {
     tokio::time::timeout(Duration::from_secs(5), published.changed()).await.unwrap().unwrap();
     let endpoints = lab.node.run(|core| core.state.endpoints()).await.unwrap();
     assert_eq!(endpoints[&identity(2).peer], ["/memory/1"]);
+}
+
+/// A draft in which this node has added a name.
+fn added(core: &Core, name: &str) -> Draft {
+    let mut subnet = core.state.edit("lab").unwrap();
+    subnet.dns_add(&core.state.me, name, &[RecordData::Txt("x".into())], 60, core.now()).unwrap();
+    let mut draft = Draft::default();
+    draft.put(subnet);
+    draft
+}
+
+#[tokio::test]
+async fn what_is_being_saved_is_not_true_yet_and_nothing_is_decided_meanwhile() {
+    let lab = lab(3).await;
+    let (id, before) = (lab.id, lab.node.view().load().generation);
+    let during = lab.node.run(move |core| {
+        let held = |core: &Core| core.state.subnets[&id].records.held();
+        let (old, question) = (held(core), core.compare(id));
+        core.commit(added(core, "wiki")).unwrap();
+        assert_ne!(held(core), old, "for the job that decides it is true");
+        core.launch(Box::new(|_| ()));
+        assert!(core.flight.is_some() && held(core) == old);
+        assert_eq!(format!("{:?}", core.compare(id)), format!("{question:?}"), "nobody is told");
+        (core.commit(added(core, "other")).unwrap_err().code, core.view().generation)
+    });
+    assert_eq!(during.await.unwrap(), ("E-BUSY".to_owned(), before));
+    let names = |core: &mut Core| core.names("lab").unwrap().into_iter().map(|n| n.name).collect::<Vec<_>>();
+    let after = lab.node.run(names).await.unwrap();
+    assert!(after.contains(&"wiki.lab.internal".to_owned()) && !after.contains(&"other.lab.internal".to_owned()));
+    assert!(lab.node.view().load().generation > before, "the next job that decides comes after it was published");
+}
+
+#[tokio::test]
+async fn what_could_not_be_saved_has_changed_nothing() {
+    let lab = lab(3).await;
+    let (id, before) = (lab.id, lab.node.view().load().generation);
+    let refused = lab.node.run(move |core| {
+        let old = core.state.subnets[&id].clone();
+        core.commit(added(core, "wiki")).unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        core.launch(Box::new(move |saved| tell.send(saved).unwrap()));
+        core.landed(Err(StoreError::Full { path: "state".into() }));
+        assert!(core.state.subnets[&id] == old && core.untold.is_empty() && core.decided.is_none());
+        told.try_recv().unwrap().unwrap_err().code
+    });
+    assert_eq!(refused.await.unwrap(), "E-DISK-FULL");
+    assert_eq!(lab.node.view().load().generation, before);
+}
+
+#[test]
+fn while_something_is_saved_reading_jobs_have_their_turns() {
+    let queue = Queue::new();
+    let job = || -> queue::Job { Box::new(|_| Box::new(|_| ())) };
+    for _ in 0..3 {
+        assert!(queue.push(Lane::Own, job(), true) && queue.push(from(2), job(), false));
+    }
+    for _ in 0..3 {
+        assert!(matches!(queue.next(Some(Instant::now()), true), Next::Job(_)), "though something is due");
+    }
+    queue.saved(Ok(()));
+    assert!(matches!(queue.next(None, true), Next::Saved(Ok(()))));
+    for _ in 0..3 {
+        assert!(matches!(queue.next(None, false), Next::Job(_)));
+    }
+    assert!(matches!(queue.next(Some(Instant::now()), false), Next::Due));
+}
+
+#[tokio::test]
+async fn a_plain_members_looks_copy_nothing_while_its_own_is_true() {
+    let lab = lab_of_a_member(20).await;
+    let look = || async { lab.node.run(|core| core.tick().map(|()| core.work.looks)).await.unwrap().unwrap() };
+    let mut looks = look().await;
+    for _ in 0..50 {
+        let next = look().await;
+        if std::mem::replace(&mut looks, next) == next {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(looks > 0, "it says what it is once");
+    for version in 1..=5 {
+        assert_eq!(lab.receive(3, vec![doc(lab.id, 3, version)]).await.news, 1);
+        lab.settled().await;
+        let due = lab.node.run(|core| std::mem::take(&mut core.pulse)).await.unwrap();
+        drop(due);
+        assert_eq!(look().await, looks, "others' documents change nothing of its own");
+    }
+    let told = lab.node.run(|core| core.set_endpoints(vec!["/memory/2".into()])).await.unwrap();
+    told.unwrap();
+    assert_eq!(look().await, looks, "that was published at once");
 }

@@ -163,6 +163,11 @@ impl<T> Turns<T> {
         Ok(())
     }
 
+    /// Whether an own command waits.
+    pub fn has_own(&self) -> bool {
+        !self.own.is_empty()
+    }
+
     /// The job whose turn it is.
     pub fn pop(&mut self) -> Option<T> {
         let peers_wait = !self.urgent.is_empty() || !self.members.is_empty() || !self.strangers.is_empty();

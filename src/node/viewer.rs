@@ -1,15 +1,17 @@
 //! Builds Views beside the node's thread.
 //!
-//! A View of a large subnet takes many times as long as taking in the record that changes it. What this node's own
-//! commands change is published before they answer; what peers' records change is built here, from a copy of the
-//! state, and handed back to the node's thread. However many records come, at most one View is being built and one is
+//! A View shares with the one before what did not change, but peers may change much at once. What this node's own commands
+//! change is published before they answer; what peers' records change is built here, from a copy of the state, and handed
+//! back to the node's thread with all that was found out for it. However many records come, at most one View is being built and one is
 //! wanted, and the processor rests in between.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::Core;
 use super::queue::Queue;
+use super::saver::Reply;
 use super::turns::Lane;
 use crate::model::build::Here;
 use crate::model::state::State;
@@ -102,7 +104,11 @@ fn work(desk: &Desk, queue: &Queue) {
         // The state may be the last copy of much; freeing it is work of this thread, too.
         drop(wanted);
         let took = began.elapsed();
-        queue.push(Lane::Own, Box::new(move |core| core.built_beside(view)));
+        let publish = move |core: &mut Core| {
+            core.built_beside(view);
+            Box::new(|_| ()) as Reply
+        };
+        queue.push(Lane::Own, Box::new(publish), false);
         rested = Instant::now() + took.saturating_mul(REST_FACTOR).max(REST);
     }
 }

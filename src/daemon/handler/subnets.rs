@@ -78,7 +78,7 @@ pub(super) async fn end(ctx: &Context, id: SubnetId, text: &str, word: &str) -> 
 /// is destroyed.
 pub(super) async fn ended_before(ctx: &Context, text: &str) -> Result<Response, Error> {
     let (asked, shown) = (text.to_owned(), printable(text));
-    let destroyed = ctx.node.run(move |core| core.state.find_past(&asked).is_some_and(Past::is_destroyed)).await?;
+    let destroyed = ctx.node.read(move |core| core.state.find_past(&asked).is_some_and(Past::is_destroyed)).await?;
     let told = if destroyed {
         format!("{shown} was destroyed already")
     } else {

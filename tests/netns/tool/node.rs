@@ -2,9 +2,10 @@
 //! records that a question about differences is answered from; a stranger's question.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use byway::api::types::Error;
 use byway::model::build::Here;
 use byway::model::id::{PeerId, SubnetId};
 use byway::model::join::{Ask, SignedAsk};
@@ -12,6 +13,7 @@ use byway::model::members::Identity;
 use byway::model::record::{Body, Signed, Verified};
 use byway::model::source::Payer;
 use byway::model::state::State;
+use byway::model::zone::RecordData;
 use byway::node::{Core, Lane, Node, PIECE, Parts};
 use byway::store::Store;
 use byway::wire::control::JoinRequest;
@@ -37,6 +39,13 @@ pub fn run(state: State) -> Result<Vec<(&'static str, f64)>> {
         let (node, _pushes) = Node::start(parts)?;
         let peer = identity(1).peer;
         let (mut receive, mut save, mut compare, mut pull, mut ask) = (vec![], vec![], vec![], vec![], vec![]);
+        let (mut one, mut own, mut upkeep, mut saved) = (vec![], vec![], vec![], vec![]);
+        // What this node has to say of itself, and the names it has to register, is said once before.
+        for _ in 0..2 {
+            let (first, ()) = hold(&node, Core::tick).await?;
+            // A look leaves the thread to others for twenty times as long as it took.
+            tokio::time::sleep(Duration::from_secs_f64(first / 40.0)).await;
+        }
         for round in 0..ROUNDS {
             let piece = newer(&docs, &keys, 2 * round)?;
             let other = newer(&docs, &keys, 2 * round + 1)?;
@@ -46,7 +55,18 @@ pub fn run(state: State) -> Result<Vec<(&'static str, f64)>> {
                     Ok(ms)
                 },
             )?);
-            save.push(time(&node, move |core| core.take(id, other, None).map(drop)).await?.0);
+            let began = Instant::now();
+            save.push(hold(&node, move |core| core.take(id, other, None).map(drop)).await?.0);
+            saved.push(began.elapsed().as_secs_f64() * 1000.0);
+            let changed = renamed(&docs, &keys, round)?;
+            one.push(hold(&node, move |core| core.take(id, vec![changed], None).map(drop)).await?.0);
+            let (added, text) = (format!("own-{round}"), RecordData::Txt("x".into()));
+            own.push(hold(&node, move |core| core.dns_add("lab", &added, &[text], 60).map(drop)).await?.0);
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            let looks = node.run(|core| core.work().looks).await.map_err(|e| anyhow::anyhow!("{e}"))?;
+            upkeep.push(hold(&node, Core::tick).await?.0);
+            let looked = node.run(|core| core.work().looks).await.map_err(|e| anyhow::anyhow!("{e}"))?;
+            ensure!(looked > looks, "upkeep looked at nothing");
             compare.push(time(&node, move |core| core.answer_compare(peer, id, [0; 32])).await?.0);
             pull.push(time(&node, move |core| core.records_for(peer, id).is_some()).await?.0);
             ask.push(stranger(&node, id).await?);
@@ -59,6 +79,10 @@ pub fn run(state: State) -> Result<Vec<(&'static str, f64)>> {
         Ok(vec![
             ("receive_ms", median(receive)?),
             ("save_ms", median(save)?),
+            ("saved_ms", median(saved)?),
+            ("document_ms", median(one)?),
+            ("dns_add_ms", median(own)?),
+            ("upkeep_ms", median(upkeep)?),
             ("compare_ms", median(compare)?),
             ("pull_ms", median(pull)?),
             ("ask_ms", median(ask)?),
@@ -76,6 +100,32 @@ fn newer(docs: &[Signed], keys: &BTreeMap<PeerId, Identity>, step: usize) -> Res
         Ok(Signed::new(signed.subnet, &Body::Doc(doc), &who.key).check()?)
     })
     .collect()
+}
+
+/// The longest hold of the node's thread, in milliseconds, until what a job decides is saved and published, and a moment
+/// longer.
+async fn hold<T: Send + 'static>(
+    node: &Node,
+    job: impl FnOnce(&mut Core) -> Result<T, Error> + Send + 'static,
+) -> Result<(f64, T)> {
+    let wrong = |e: Error| anyhow::anyhow!("{e}");
+    node.run(|core| core.longest()).await.map_err(wrong)?;
+    let done = node.run(job).await.map_err(wrong)?.map_err(wrong)?;
+    let wanted = node.run(|core| core.generation()).await.map_err(wrong)?;
+    let mut shown = node.published();
+    shown.wait_for(|shown| *shown >= wanted).await?;
+    let longest = node.run(|core| core.longest()).await.map_err(wrong)?;
+    Ok((longest.as_secs_f64() * 1000.0, done))
+}
+
+/// A document of a member in which one workload has another name.
+fn renamed(docs: &[Signed], keys: &BTreeMap<PeerId, Identity>, round: usize) -> Result<Verified> {
+    let signed = docs.iter().rev().nth(round).context("a document")?;
+    let Body::Doc(mut doc) = signed.verify()? else { anyhow::bail!("a document was expected") };
+    doc.version += 10_000;
+    doc.workloads.last_mut().context("a workload")?.name = name(&format!("other-{round}"))?;
+    let who = keys.get(&signed.issuer).context("its member")?;
+    Ok(Signed::new(signed.subnet, &Body::Doc(doc), &who.key).check()?)
 }
 
 /// A question of somebody new that nobody decides by itself.

@@ -1,0 +1,228 @@
+//! Saves beside the node's thread.
+//!
+//! What a job decides is true for that job alone: before the next one the thread takes it back, hands it to the store's
+//! thread as one batch, and goes on with jobs that only read (comparisons, pulls, lists) and with judging what peers
+//! send. Whatever decides anything waits until the batch is on the disk or refused. Only then is it absorbed, published,
+//! told, and answered; of what was refused nothing is left, and who asked hears why. So nobody ever sees what is not
+//! saved, and a decision is never made on it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+
+use super::queue::Queue;
+use super::{Core, unix_now};
+use crate::api::types::{Error, ErrorKind};
+use crate::model::id::{PeerId, SubnetId};
+use crate::model::record::{Digest, Signed};
+use crate::model::state::{Draft, Write};
+use crate::store::{Batch, Store, StoreError};
+
+/// Tells who asked for a job what came of it, once what it decided is saved.
+pub(super) type Reply = Box<dyn FnOnce(Result<(), Error>) + Send>;
+
+/// The thread that owns the store.
+pub(super) struct Saver {
+    batches: Option<mpsc::Sender<Batch>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Saver {
+    /// Starts the thread. It hands what came of each batch to `queue`.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub(super) fn start(store: Store, queue: Arc<Queue>) -> std::io::Result<Saver> {
+        let (batches, waiting) = mpsc::channel::<Batch>();
+        let thread = std::thread::Builder::new().name("store".into()).spawn(move || {
+            let told = Told(queue);
+            for batch in waiting {
+                told.0.saved(store.commit(&batch));
+            }
+        })?;
+        Ok(Saver { batches: Some(batches), thread: Some(thread) })
+    }
+
+    /// Hands a batch over; `false` where the thread is gone.
+    fn save(&self, batch: Batch) -> bool {
+        self.batches.as_ref().is_some_and(|batches| batches.send(batch).is_ok())
+    }
+}
+
+impl Drop for Saver {
+    fn drop(&mut self) {
+        drop(self.batches.take());
+        if let Some(thread) = self.thread.take() {
+            // The state directory is free after this; a panic in it has been told already.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Tells the node's thread where this one ends before its time, so that nobody waits for it.
+struct Told(Arc<Queue>);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.saved(Err(StoreError::Fatal { path: Default::default(), what: "the store's thread ended".into() }));
+        }
+    }
+}
+
+/// The View that follows from a decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wish {
+    /// Built before the answer is given.
+    Now,
+    /// Built beside the thread.
+    Beside {
+        /// See [`Wanted`](super::viewer::Wanted).
+        urgent: bool,
+    },
+}
+
+/// What a job decided.
+#[derive(Default)]
+pub(super) struct Decided {
+    writes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    /// What takes it back, in the order it was decided; after the job what does it again.
+    steps: Vec<Draft>,
+    came: Vec<(Signed, Option<PeerId>)>,
+    went: Vec<(SubnetId, Digest)>,
+    view: Option<(Wish, u64)>,
+    /// Who waits for received records to be saved.
+    askers: Vec<oneshot::Sender<bool>>,
+    received: bool,
+}
+
+impl Decided {
+    /// Adds a draft that was absorbed: what it writes, who sent which record, and what takes it back.
+    pub(super) fn add(&mut self, writes: Vec<Write>, from: &BTreeMap<Digest, PeerId>, undo: Draft) {
+        for (key, value) in writes {
+            if key.first() == Some(&b'r') {
+                let signed = value.as_ref().and_then(|value| Signed::parse(value).ok());
+                self.came.extend(signed.map(|signed| {
+                    let sender = from.get(&signed.digest()).copied();
+                    (signed, sender)
+                }));
+                self.went.extend(if value.is_none() { super::record_of(&key) } else { None });
+            }
+            self.writes.insert(key, value);
+        }
+        self.steps.push(undo);
+    }
+
+    /// Wants a View of what was decided.
+    pub(super) fn want(&mut self, wish: Wish, generation: u64) {
+        let wish = match (wish, self.view) {
+            (_, Some((Wish::Now, _))) => Wish::Now,
+            (Wish::Beside { urgent }, Some((Wish::Beside { urgent: former }, _))) => {
+                Wish::Beside { urgent: urgent || former }
+            }
+            (wish, _) => wish,
+        };
+        self.view = Some((wish, generation));
+    }
+
+    /// Notes that received records are among it, and who waits for them.
+    pub(super) fn received(&mut self, askers: Vec<oneshot::Sender<bool>>) {
+        self.received = true;
+        self.askers.extend(askers);
+    }
+
+    fn batch(&mut self) -> Batch {
+        let mut batch = Batch::default();
+        for (key, value) in std::mem::take(&mut self.writes) {
+            match value {
+                Some(value) => batch.put_records.push((key, value)),
+                None => batch.delete_records.push(key),
+            }
+        }
+        batch
+    }
+}
+
+/// What is being saved.
+pub(super) struct Flight {
+    decided: Decided,
+    reply: Reply,
+    began: Instant,
+}
+
+impl Core {
+    /// After a job: answers at once where nothing was decided, else once it is saved.
+    pub(super) fn launch(&mut self, reply: Reply) {
+        let Some(mut decided) = self.decided.take() else { return reply(Ok(())) };
+        let undo: Vec<Draft> = decided.steps.drain(..).rev().collect();
+        decided.steps = undo.into_iter().map(|undo| self.state.absorb(undo)).collect();
+        decided.steps.reverse();
+        self.forget_derived();
+        let batch = decided.batch();
+        self.flight = Some(Flight { decided, reply, began: Instant::now() });
+        if !self.saver.save(batch) {
+            self.land(Err(Error::new(ErrorKind::Failed, "E-STOPPING", "the daemon is stopping")));
+        }
+    }
+
+    /// What is being saved is saved, or was refused.
+    pub(super) fn landed(&mut self, result: Result<(), StoreError>) {
+        let error =
+            |e: StoreError| Error::new(ErrorKind::Failed, e.code(), format!("save the change: {e}")).hint(e.hint());
+        self.land(result.map_err(error));
+    }
+
+    fn land(&mut self, result: Result<(), Error>) {
+        let Some(Flight { decided, reply, began }) = self.flight.take() else { return };
+        if decided.received {
+            self.intake.landed(began.elapsed());
+            if let Err(error) = &result {
+                // The others send them again.
+                tracing::warn!(%error, "records from peers were not saved");
+            }
+        }
+        if result.is_ok() {
+            self.make_true(decided.steps, decided.came, &decided.went);
+            match decided.view {
+                Some((Wish::Now, generation)) => self.build(generation),
+                Some((Wish::Beside { urgent }, generation)) => self.want_built(generation, urgent),
+                None => {}
+            }
+        }
+        for asker in decided.askers {
+            // Whoever asked may have gone.
+            let _ = asker.send(result.is_ok());
+        }
+        reply(result);
+    }
+
+    fn make_true(&mut self, steps: Vec<Draft>, came: Vec<(Signed, Option<PeerId>)>, went: &[(SubnetId, Digest)]) {
+        self.work.writes = self.work.writes.saturating_add(1);
+        for step in steps {
+            let _ = self.state.absorb(step);
+        }
+        self.known.change(came.iter().map(|(signed, _)| (signed.subnet, signed.digest())), went);
+        self.forget_derived();
+        self.pulse.changed();
+        for (signed, sender) in came {
+            self.untold.entry((signed.subnet, sender)).or_default().push(signed);
+        }
+    }
+
+    fn forget_derived(&mut self) {
+        self.hashes.clear();
+        self.rolls.clear();
+    }
+
+    /// Builds and publishes the View with a number that was given to it.
+    pub(super) fn build(&mut self, generation: u64) {
+        let now = unix_now();
+        self.state.remember(self.state.clock(now));
+        let view = self.state.view(generation, now, &self.here, &self.view.load_full());
+        self.work.views = self.work.views.saturating_add(1);
+        self.install(view);
+    }
+}
