@@ -118,11 +118,12 @@ fn a_wrapped_invite_is_taken_and_a_cut_one_is_named(lab: &Lab) -> Result<()> {
 }
 
 fn default_names_that_meet_get_a_free_one(lab: &Lab) -> Result<()> {
-    let hosts = lab.subnet(&["a"])?;
-    let a = &hosts[0];
+    let a = lab.host("a")?;
     a.ns().ip(&["addr", "add", "10.99.0.111/24", "dev", "eth0"])?;
     a.ns().ip(&["addr", "add", "fd99::111/64", "dev", "eth0", "nodad"])?;
     a.rebase()?;
+    a.start()?;
+    a.json(&["create", "lab"])?;
     let first = lab.workload("web.1")?;
     let second = lab.workload("web.2")?;
     let place = ["--subnet", "lab"];
