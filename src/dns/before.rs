@@ -22,13 +22,16 @@ use crate::model::host::NetnsRef;
 /// How long it is asked alone; a server inside the machine has answered by then.
 const ALONE: Duration = Duration::from_millis(400);
 
+/// Who holds it asks; the others who ask the same wait.
+type Turn = Arc<tokio::sync::Mutex<()>>;
+
 /// The former servers of one namespace.
 pub(super) struct Before {
     netns: NetnsRef,
     servers: Vec<SocketAddr>,
     resolver: Resolver<Way>,
     /// Questions under way.
-    asking: Mutex<HashMap<(Name, RecordType), Arc<tokio::sync::Mutex<()>>>>,
+    asking: Mutex<HashMap<(Name, RecordType), Turn>>,
 }
 
 impl Before {
@@ -80,7 +83,7 @@ impl Before {
         if is_answer(&answer) { answer } else { none }
     }
 
-    fn turn(&self, name: &Name, kind: RecordType) -> Arc<tokio::sync::Mutex<()>> {
+    fn turn(&self, name: &Name, kind: RecordType) -> Turn {
         let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
         asking.retain(|_, turn| Arc::strong_count(turn) > 1);
         Arc::clone(asking.entry((name.to_lowercase(), kind)).or_default())
