@@ -34,9 +34,9 @@ impl Former {
             match words.next() {
                 Some("nameserver") => former.servers.extend(words.next().and_then(Server::parse)),
                 // The last of them counts.
-                Some("search") => former.search = words.filter(|w| is_word(w)).map(str::to_owned).collect(),
-                Some("domain") => former.search = words.take(1).filter(|w| is_word(w)).map(str::to_owned).collect(),
-                Some("options") => former.options.extend(words.filter(|w| is_word(w)).map(str::to_owned)),
+                Some("search") => former.search = words.filter(is_word).map(str::to_owned).collect(),
+                Some("domain") => former.search = words.take(1).filter(is_word).map(str::to_owned).collect(),
+                Some("options") => former.options.extend(words.filter(is_word).map(str::to_owned)),
                 _ => {}
             }
         }
