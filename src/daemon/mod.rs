@@ -12,6 +12,7 @@ mod direct;
 mod handler;
 mod inbox;
 mod join;
+mod lives;
 mod machine;
 mod metrics;
 mod peers;
@@ -349,7 +350,8 @@ fn load(config: &Config) -> Result<Loaded, Error> {
     let store = Store::open(dir).map_err(on_store)?;
     let saved = store.load().map_err(on_store)?;
     let data_key = x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(*data_secret)).to_bytes();
-    let identity = Identity::new(&seed, data_key);
+    let mut identity = Identity::new(&seed, data_key);
+    identity.life = getrandom::u64().map_err(|e| Error::new(ErrorKind::Failed, "E-RANDOM", e.to_string()))?;
     let seed = *seed;
     let (state, damage) = State::load(identity.clone(), saved.records);
     for item in &damage {

@@ -207,7 +207,8 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
         /// Its owner ended it.
         ended: bool,
     }
-    let (parts, mut maps, damage, asking, contested, renamed) = ctx
+    let state_dir = ctx.config.state_dir.clone();
+    let (parts, mut maps, damage, asking, contested, told) = ctx
         .node
         .read(move |core| -> Result<_, Error> {
             let maps = core.maps(only.as_deref())?;
@@ -216,7 +217,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                 None => core.state.subnets.values().collect(),
             };
             let now = core.now();
-            let (mut parts, mut contested, mut renamed) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut parts, mut contested, mut told) = (Vec::new(), Vec::new(), Vec::new());
             for subnet in chosen {
                 let resolved = subnet.resolve(now);
                 let mine = resolved.members.get(&core.state.me.peer);
@@ -266,9 +267,9 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                     drops: BTreeMap::new(),
                 };
                 contested.extend(subnet.contested_names(&core.state.me, &resolved));
-                renamed.extend(mine.and_then(|m| renamed_member(subnet.name(), m)));
+                told.extend(mine.and_then(|m| renamed_member(subnet.name(), m)));
                 let seen = core.forks.get(&subnet.records.id).copied();
-                renamed.extend(seen.filter(|at| now.abs_diff(*at) < 86_400).map(|_| forked(subnet.name())));
+                told.extend(seen.filter(|at| now.abs_diff(*at) < 86_400).map(|_| forked(subnet.name())));
                 let named = subnet.records.genesis.name.clone();
                 let ended = resolved.destroyed;
                 let grant = mine.map(|m| (m.grant.not_before, m.grant.not_after));
@@ -284,7 +285,8 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                 })
                 .filter(|(_, names)| !names.is_empty())
                 .collect();
-            Ok((parts, maps, core.damage.clone(), asking, contested, renamed))
+            told.extend(super::lives::problems(core, now, &state_dir));
+            Ok((parts, maps, core.damage.clone(), asking, contested, told))
         })
         .await??;
     let known = peers(ctx).await;
@@ -312,7 +314,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
             help: format!("byway member requests {subnet}"),
         }
     }));
-    problems.extend(renamed);
+    problems.extend(told);
     problems.extend(contested.into_iter().map(|(subnet, name, members)| Problem {
         code: "E-NAME-CONTESTED".into(),
         severity: "warning".into(),

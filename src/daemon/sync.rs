@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Context, inbox};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::record::Signed;
-use crate::node::{MAX_COST, PIECE, Push, Told, wanted};
+use crate::node::{MAX_COST, PIECE, Push, Told, unix_now, wanted};
 use crate::p2p::{AskError, Protocol};
 use crate::wire::control::{self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest, RECORDS_BUDGET};
 
@@ -18,6 +18,8 @@ use crate::wire::control::{self, ControlAnswer, ControlRequest, JoinAnswer, Join
 const EVERY: Duration = Duration::from_secs(30);
 /// Between a push that was not taken and the comparison that makes up for it.
 const AGAIN: Duration = Duration::from_millis(500);
+/// Between two comparisons with whose daemon began a new life: a second machine with its identity is found by them.
+const UNSETTLED_EVERY: Duration = Duration::from_secs(3);
 /// For one question to a member.
 const PATIENCE: Duration = Duration::from_secs(8);
 /// Members to whom news of others is passed on.
@@ -32,6 +34,7 @@ pub(crate) async fn run(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut tick = tokio::time::interval(EVERY);
+    let mut unsettled = tokio::time::interval(UNSETTLED_EVERY);
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -44,6 +47,14 @@ pub(crate) async fn run(
                     tokio::spawn(with_peer(ctx.clone(), peer));
                 }
             }
+            _ = unsettled.tick() => {
+                let lives = ctx.node.read(|core| core.lives.unsettled(unix_now())).await?;
+                // Questions to one peer go over its connections in turn, so both machines hear of each other.
+                let all = lives.contains(&ctx.peers.peer());
+                for peer in ctx.table.members().into_iter().filter(|peer| all || lives.contains(peer)) {
+                    tokio::spawn(with_peer(ctx.clone(), peer));
+                }
+            }
         }
     }
 }
@@ -53,7 +64,10 @@ fn send(ctx: &Context, push: Push) {
     let connected = ctx.table.connected();
     let receivers: Vec<PeerId> = match push.to {
         Told::Removed(removed) => removed.into_iter().filter(|p| connected.contains(p)).collect(),
-        Told::Members { except } => {
+        Told::Members { except, new_life } => {
+            if let Some(peer) = except.filter(|peer| new_life && connected.contains(peer)) {
+                tokio::spawn(tell_both(ctx.clone(), peer, push.clone()));
+            }
             let view = ctx.node.view().load_full();
             let members = view.rolls.get(&push.subnet).cloned().unwrap_or_default();
             let others = connected.into_iter().filter(|p| Some(*p) != except && members.contains(p)).collect();
@@ -69,6 +83,17 @@ fn send(ctx: &Context, push: Push) {
         records = rest;
         let body = control::encode(&ControlRequest::Push { subnet: push.subnet, records: part });
         receivers.iter().for_each(|peer| drop(tokio::spawn(tell(ctx.clone(), *peer, body.clone()))));
+    }
+}
+
+/// Tells a peer what it said itself, twice: messages to one peer go over its connections in turn, and where its identity
+/// runs on two machines, the other one hears of it so.
+async fn tell_both(ctx: Context, peer: PeerId, push: Push) {
+    let records = control::fitting(push.records.iter().filter(|record| record.issuer == peer), RECORDS_BUDGET);
+    let body = control::encode(&ControlRequest::Push { subnet: push.subnet, records });
+    for _ in 0..2 {
+        // Lost or refused: the comparisons of the next seconds make up for it.
+        drop(ctx.peers.ask(peer, Protocol::Control, body.clone(), PATIENCE).await);
     }
 }
 

@@ -5,12 +5,14 @@
 //! beside it. A node sees the same of its own documents, but for one thing: where an old state was restored, the document
 //! of the former life comes once from the others, is overruled, and stays silent.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::id::{PeerId, SubnetId};
 
 /// How long a finding stands after the last life that came back, seconds. Two that contradict each other do so more often.
 pub const STANDS: u64 = 180;
+/// How long after a new life began it is worth asking around whether the former one goes on, seconds.
+const UNSETTLED: u64 = 10;
 /// Lives remembered of one member in one subnet, the newest ones.
 const REMEMBERED: usize = 4;
 /// Members whose lives are remembered; with more, those that have been quiet longest are forgotten.
@@ -31,6 +33,8 @@ struct Member {
     lives: VecDeque<Life>,
     /// Seconds since 1970 of the last document.
     heard: u64,
+    /// Seconds since 1970 when another life than the one before was heard.
+    changed: Option<u64>,
     /// Seconds since 1970 when a life came back.
     came_back: Option<u64>,
 }
@@ -52,6 +56,9 @@ impl Lives {
         let member = self.0.entry(of).or_default();
         member.heard = now;
         let life = Life { number, endpoints: endpoints.to_vec() };
+        if member.lives.back().is_some_and(|last| last.number != number) {
+            member.changed = Some(now);
+        }
         if member.lives.back().is_some_and(|last| last.number == number) {
             member.lives.pop_back();
         } else if let Some(place) = member.lives.iter().position(|known| known.number == number) {
@@ -74,6 +81,17 @@ impl Lives {
             let lives = member.lives.iter().rev().take(2).map(|life| life.endpoints.as_slice()).collect();
             (*of, lives)
         })
+    }
+
+    /// Whose life changed a moment ago: the former one, where it goes on, does not hear of the new one by itself.
+    pub fn unsettled(&self, now: u64) -> BTreeSet<PeerId> {
+        let moved = |member: &Member| member.changed.is_some_and(|at| now.abs_diff(at) < UNSETTLED);
+        self.0.iter().filter(|(_, member)| moved(member)).map(|((_, peer), _)| *peer).collect()
+    }
+
+    /// Whether a member is one of those.
+    pub fn is_unsettled(&self, peer: PeerId, now: u64) -> bool {
+        self.unsettled(now).contains(&peer)
     }
 
     /// Whether a member lives twice in some subnet.
@@ -109,6 +127,14 @@ mod tests {
     #[test]
     fn restarts_are_no_second_machine() {
         assert!(!lives(&[(1, false), (1, false), (2, false), (2, false), (3, false)]).is_twice(OF.1, 1000));
+    }
+
+    #[test]
+    fn who_began_a_new_life_is_asked_about_for_a_moment() {
+        assert!(lives(&[(1, false), (1, false)]).unsettled(1000).is_empty());
+        let changed = lives(&[(1, false), (2, false)]);
+        assert_eq!(changed.unsettled(1000 + UNSETTLED - 1), BTreeSet::from([OF.1]));
+        assert!(changed.unsettled(1000 + UNSETTLED).is_empty());
     }
 
     #[test]

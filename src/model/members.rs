@@ -29,14 +29,16 @@ pub struct Identity {
     pub peer: PeerId,
     /// Public X25519 key for data sessions.
     pub data_key: [u8; 32],
+    /// A number of this start of the daemon: see [`lives`](super::lives).
+    pub life: u64,
 }
 
 impl Identity {
-    /// From the seed on disk.
+    /// From the seed on disk; in life 0.
     pub fn new(seed: &[u8; 32], data_key: [u8; 32]) -> Identity {
         let key = SigningKey::from_bytes(seed);
         let peer = PeerId(key.verifying_key().to_bytes());
-        Identity { key, peer, data_key }
+        Identity { key, peer, data_key, life: 0 }
     }
 }
 

@@ -14,6 +14,7 @@ pub mod id;
 pub mod interface;
 pub mod ipam;
 pub mod join;
+pub mod lives;
 pub mod local;
 pub mod members;
 pub mod memo;

@@ -32,6 +32,7 @@ impl Subnet {
         let old = self.records.doc(me.peer).cloned();
         let mut doc = old.clone().unwrap_or_default();
         change(&mut doc);
+        doc.life = me.life;
         // Who was let in again has left no more.
         if doc.left.is_some_and(|left| self.records.grants_of(me.peer).any(|g| g.generation > left)) {
             doc.left = None;

@@ -212,6 +212,8 @@ pub struct Doc {
     pub version: u64,
     /// Seconds since 1970; for people only.
     pub issued: u64,
+    /// Tells one start of the member's daemon from another: see [`lives`](super::lives).
+    pub life: u64,
     /// The generation that was left, if the member left. Such a document says nothing else.
     pub left: Option<u32>,
     /// Where the member can be dialled: multiaddrs.

@@ -255,6 +255,7 @@ impl Subnet {
         let told = doc.is_some_and(|d| {
             let entries = d.workloads.iter().map(|w| (&w.name, &w.addresses));
             d.left.is_none()
+                && d.life == me.life
                 && entries.eq(self.local.workloads.iter().map(|w| (&w.name, &w.addresses)))
                 && d.endpoints.iter().eq(endpoints.iter().take(32))
         });

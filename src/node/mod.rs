@@ -59,6 +59,7 @@ use crate::api::types::{Error, ErrorKind};
 use crate::model::build::Here;
 use crate::model::error::Kind;
 use crate::model::id::{Name, PeerId, SubnetId};
+use crate::model::lives::Lives;
 use crate::model::record::{Digest, Signed};
 use crate::model::roll::Roll;
 use crate::model::state::{Damage, Draft, State};
@@ -84,6 +85,9 @@ pub enum Told {
     Members {
         /// Who told us.
         except: Option<PeerId>,
+        /// Its daemon has just begun a new life by what it told: should the former one go on elsewhere, that one is to
+        /// hear of it.
+        new_life: bool,
     },
     /// Those that are members no more: told once, before their connections close.
     Removed(Vec<PeerId>),
@@ -110,6 +114,10 @@ pub struct Core {
     pub damage: Vec<Damage>,
     /// Subnets whose owner signed one number twice, and when (seconds since 1970) that was last seen.
     pub forks: BTreeMap<SubnetId, u64>,
+    /// Who seems to run on two machines.
+    pub lives: Lives,
+    /// When this node last contradicted another machine that has its identity.
+    contradicted: Option<Instant>,
     opened: VecDeque<(SubnetId, u64)>,
     nonces: nonces::Nonces,
     generation: u64,
@@ -165,6 +173,9 @@ pub struct Node {
     published: watch::Receiver<u64>,
 }
 
+/// Between two contradictions of another machine that has this node's identity.
+const CONTRADICT_EVERY: Duration = Duration::from_secs(30);
+
 /// Members removed at once to whom it is proved unasked; others learn it when they ask.
 const PROOFS: usize = 16;
 
@@ -210,6 +221,8 @@ impl Node {
             endpoints: Vec::new(),
             damage: parts.damage,
             forks: BTreeMap::new(),
+            lives: Lives::default(),
+            contradicted: None,
             opened: VecDeque::new(),
             nonces: nonces::Nonces::default(),
             generation: 0,
@@ -428,7 +441,8 @@ impl Core {
             records.retain(|record| self.known.holds(subnet, &record.digest()));
             records.sort_by_key(|r| r.body.first().map(|kind| (*kind != 1, *kind)));
             news.entry(subnet).or_default().extend_from_slice(&records);
-            let _ = self.pushes.send(Push { subnet, records, to: Told::Members { except } });
+            let new_life = except.is_some_and(|peer| self.lives.is_unsettled(peer, self.built_at));
+            let _ = self.pushes.send(Push { subnet, records, to: Told::Members { except, new_life } });
         }
         for (id, former) in before.rolls.iter() {
             let Some(subnet) = self.state.subnets.get(id) else { continue };
@@ -462,6 +476,13 @@ impl Core {
             self.state.remember(now);
         }
         let me = self.state.me.clone();
+        // Two machines with one identity would contradict each other for ever, a synced write and a message to everybody
+        // each time.
+        let patient =
+            self.lives.is_twice(me.peer, now) && self.contradicted.is_some_and(|at| at.elapsed() < CONTRADICT_EVERY);
+        if look && !patient {
+            self.contradicted = Some(Instant::now());
+        }
         let mut memos = Vec::new();
         for subnet in self.state.subnets.values().filter(|_| look) {
             if subnet.records.destroyed() {
@@ -478,7 +499,7 @@ impl Core {
             if seated && let Err(error) = copy.upkeep(&me, &self.attendance, now) {
                 tracing::warn!(subnet = %subnet.name(), %error, "upkeep");
             }
-            if let Err(error) = copy.keep_own(&me, &self.endpoints, now) {
+            if !patient && let Err(error) = copy.keep_own(&me, &self.endpoints, now) {
                 tracing::warn!(subnet = %subnet.name(), %error, "publish what this node says of itself");
             }
             if self.forget_before.is_some_and(|attested| copy.records.forget(attested)) {

@@ -205,10 +205,25 @@ impl Core {
             let _ = self.state.absorb(step);
         }
         self.known.change(came.iter().map(|(signed, _)| (signed.subnet, signed.digest())), went);
+        self.note_lives(came.iter().map(|(signed, _)| (signed.subnet, signed.issuer)));
         self.forget_derived();
         self.pulse.changed();
         for (signed, sender) in came {
             self.untold.entry((signed.subnet, sender)).or_default().push(signed);
+        }
+    }
+
+    /// Notes which start of their daemons the documents that now hold are from.
+    fn note_lives(&mut self, said: impl Iterator<Item = (SubnetId, PeerId)>) {
+        let (now, me) = (unix_now(), (self.state.me.peer, self.state.me.life));
+        for (subnet, issuer) in said {
+            let records = self.state.subnets.get(&subnet).map(|s| &s.records);
+            let Some(doc) = records.and_then(|r| r.doc(issuer)) else { continue };
+            let known = self.lives.is_twice(issuer, now);
+            self.lives.note((subnet, issuer), doc.life, &doc.endpoints, me == (issuer, doc.life), now);
+            if !known && self.lives.is_twice(issuer, now) {
+                tracing::warn!(%subnet, peer = %issuer, "two machines take turns to speak with one identity: was its disk cloned?");
+            }
         }
     }
 

@@ -177,7 +177,7 @@ pub fn stuffed(names: usize) -> Doc {
 
 /// A document that says nothing.
 pub fn document(version: u64, issued: u64) -> Doc {
-    Doc { version, issued, left: None, endpoints: vec![], workloads: vec![], names: vec![] }
+    Doc { version, issued, ..Doc::default() }
 }
 
 /// A workload in a document.

@@ -12,7 +12,7 @@ use super::hostile::Hostile;
 use super::node::{Node, PATIENCE, lab, two, until};
 
 fn doc(version: u64, issued: u64) -> Body {
-    Body::Doc(Doc { version, issued, left: None, endpoints: vec![], workloads: vec![], names: vec![] })
+    Body::Doc(Doc { version, issued, ..Doc::default() })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

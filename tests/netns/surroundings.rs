@@ -9,9 +9,10 @@ use serde_json::Value;
 
 use crate::fast;
 use crate::lab::runner::Case;
-use crate::lab::{Host, Lab, Netns, SOON, text, until, v4, v6};
+use crate::lab::{Host, Lab, Netns, SOON, sh, text, until, v4, v6};
 
 pub const CASES: &[Case] = &[
+    fast!(one_identity_on_two_machines_is_told_at_both_and_to_who_sees_both),
     fast!(a_vpn_that_comes_later_does_not_take_what_is_for_the_overlay),
     fast!(who_fights_for_the_first_rule_is_named),
     fast!(a_client_that_sends_before_its_map_is_answered_after_it),
@@ -438,4 +439,33 @@ fn what_is_not_well_is_told_with_its_remedy(lab: &Lab) -> Result<()> {
     lab.plug(&b)?;
     until("the member hears of it", Duration::from_secs(60), || Ok(!problems(&b, "E-SUBNET-ENDED")?.is_empty()))?;
     told(&b, "E-SUBNET-ENDED", &["owner of subnet lab ended it"])
+}
+
+/// A cloned disk: the copy has every key and record of the first machine, and another address.
+fn one_identity_on_two_machines_is_told_at_both_and_to_who_sees_both(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b"])?;
+    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let copy = lab.host("copy")?;
+    // A restart is another life of one machine, and no second machine.
+    b.terminate()?;
+    b.start()?;
+    b.ns().reaches(&a.overlay("lab")?.0, SOON)?;
+    for host in [a, b] {
+        ensure!(problems(host, "E-IDENTITY-TWICE")?.is_empty(), "a restart is taken for a clone");
+    }
+    sh("cp", &["-a", &b.state().to_string_lossy(), &copy.state().to_string_lossy()])?;
+    copy.start()?;
+    for host in [a, b, &copy] {
+        let told = until(&format!("{} tells of it", host.name()), Duration::from_secs(90), || {
+            let told = problems(host, "E-IDENTITY-TWICE")?;
+            let message = told.first().map(|p| p["message"].to_string()).unwrap_or_default();
+            Ok(message.contains(b.under4()) && message.contains(copy.under4()))
+        })?;
+        println!("  {} tells of it after {told:?}", host.name());
+        let status = host.byway(&["status", "--check", "healthy"])?;
+        ensure!(status.code == 9, "exit {} though one identity runs twice", status.code);
+    }
+    let told = problems(a, "E-IDENTITY-TWICE")?;
+    ensure!(told.iter().any(|p| p["message"].to_string().contains("the identity of b ")), "{told:?}");
+    Ok(())
 }
