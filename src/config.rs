@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 
+use crate::model::host::neighbour::Integrate;
 use crate::model::id::{Name, PeerId};
 
 pub use keys::{Kind, Value};
@@ -154,6 +155,8 @@ pub struct Config {
     pub dns_mode: DnsMode,
     /// Whether our table is put back when someone flushes it.
     pub firewall_repair: bool,
+    /// Whose places for rules of others we use.
+    pub firewall_integrate: Integrate,
     /// Bounds.
     pub limits: Limits,
     /// TCP address metrics are served on beside the control socket.
@@ -191,6 +194,7 @@ impl Config {
             data_cipher: DataCipher::Auto,
             dns_mode: DnsMode::Split,
             firewall_repair: true,
+            firewall_integrate: Integrate::DEFAULT,
             limits: Limits::default(),
             metrics_listen: None,
             metrics_allow: Vec::new(),

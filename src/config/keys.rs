@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::{Config, DataCipher, DnsMode, PostQuantum, RelayFor, multiaddr};
+use crate::model::host::neighbour::Integrate;
 use crate::model::id::{Name, PeerId};
 
 /// What a key holds.
@@ -260,6 +261,16 @@ pub const KEYS: &[Key] = &[
         show: |c| Value::Text(if c.dns_mode == DnsMode::Off { "off" } else { "split" }.to_owned()),
     },
     switch!("firewall.repair", firewall_repair),
+    Key {
+        path: "firewall.integrate",
+        kind: Kind::List,
+        set: |c, v| put(&mut c.firewall_integrate, integrate(v.list())),
+        show: |c| {
+            let Integrate { docker, firewalld, ufw } = c.firewall_integrate;
+            let named = INTEGRATE.iter().zip([docker, firewalld, ufw]).filter(|(_, on)| *on);
+            Value::List(named.map(|(name, _)| (*name).to_owned()).collect())
+        },
+    },
     limit!(connections, 2, 1_000_000),
     limit!(pending_connections, 1, 65_536),
     limit!(connections_per_peer, 1, 64),
@@ -343,6 +354,21 @@ pub(super) fn listen_addresses(list: &[String]) -> Result<Vec<String>, String> {
 
 fn multiaddrs(list: &[String], peer: multiaddr::Peer) -> Result<Vec<String>, String> {
     list.iter().map(|entry| multiaddr::check(entry, peer)).collect()
+}
+
+/// Firewalls that leave a place to rules of others.
+const INTEGRATE: [&str; 3] = ["docker", "firewalld", "ufw"];
+
+fn integrate(list: &[String]) -> Result<Integrate, String> {
+    let mut chosen = Integrate::NONE;
+    for entry in list {
+        match word(entry, &INTEGRATE)? {
+            "docker" => chosen.docker = true,
+            "firewalld" => chosen.firewalld = true,
+            _ => chosen.ufw = true,
+        }
+    }
+    Ok(chosen)
 }
 
 fn relay_for(list: &[String]) -> Result<RelayFor, String> {

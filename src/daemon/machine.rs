@@ -9,9 +9,11 @@ use crate::datapath::Datapath;
 use crate::dns;
 use crate::host::nft::Repair;
 use crate::host::{self, Failure, Host, LinuxHost, Rules, TunControl, memory::MemoryHost};
+use crate::model::host::neighbour::Integrate;
 use crate::model::host::{Change, HostConfig, Observed, TunConfig};
 use crate::model::policy::{Around, Need};
 use crate::p2p::TransportKind;
+use crate::packet::VirtioHeader;
 use crate::tun::{self, Tun};
 
 /// Opens memory TUNs for a test.
@@ -89,12 +91,13 @@ impl Machine {
         state_dir: &Path,
         datapath: Datapath,
         repair: Repair,
+        integrate: Integrate,
     ) -> anyhow::Result<AnyHost> {
         let machine = self.clone();
         let (opening, closing) = (datapath.clone(), datapath);
-        let names: Arc<std::sync::Mutex<std::collections::HashMap<String, crate::model::id::SubnetId>>> =
-            Arc::default();
-        let known = names.clone();
+        type Open = std::collections::HashMap<String, (crate::model::id::SubnetId, Arc<dyn Tun>)>;
+        let names: Arc<std::sync::Mutex<Open>> = Arc::default();
+        let (known, open) = (names.clone(), names.clone());
         let tuns = TunControl {
             open: Arc::new(move |config: &TunConfig| {
                 let tun: Arc<dyn Tun> = match &machine {
@@ -105,21 +108,34 @@ impl Machine {
                 known
                     .lock()
                     .unwrap_or_else(std::sync::PoisonError::into_inner)
-                    .insert(config.name.clone(), config.subnet);
+                    .insert(config.name.clone(), (config.subnet, tun.clone()));
                 opening.attach_tun(config.subnet, tun)?;
                 Ok(())
             }),
             close: Arc::new(move |name: &str| {
                 let subnet = names.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(name);
-                if let Some(subnet) = subnet {
+                if let Some((subnet, _)) = subnet {
                     closing.detach_tun(subnet);
                 }
             }),
+            inject: Arc::new(move |name: &str, packet: &[u8]| {
+                let tun = open
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner)
+                    .get(name)
+                    .map(|(_, tun)| tun.clone())
+                    .ok_or_else(|| anyhow::anyhow!("no TUN {name} is open"))?;
+                Ok(tun.send(VirtioHeader::default(), packet)?)
+            }),
         };
         Ok(match self {
-            Machine::Kernel => {
-                AnyHost::Linux(Box::new(LinuxHost::new(instance.to_owned(), state_dir.to_path_buf(), tuns, repair)?))
-            }
+            Machine::Kernel => AnyHost::Linux(Box::new(LinuxHost::new(
+                instance.to_owned(),
+                state_dir.to_path_buf(),
+                tuns,
+                repair,
+                integrate,
+            )?)),
             Machine::Bare | Machine::Memory(_) => AnyHost::Memory(Box::new(MemoryHost::new(tuns).0)),
         })
     }

@@ -208,7 +208,9 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         ..dns::DnsConfig::default()
     });
     let repair = if config.firewall_repair { Repair::Yes } else { Repair::No };
-    let host = machine.host(&instance, &config.state_dir, datapath.clone(), repair).map_err(failed("E-NETLINK"))?;
+    let integrate = config.firewall_integrate;
+    let host =
+        machine.host(&instance, &config.state_dir, datapath.clone(), repair, integrate).map_err(failed("E-NETLINK"))?;
     let ctx = Context {
         config: Arc::new(config),
         machine,

@@ -10,10 +10,12 @@ use crate::api::types::{
     SubnetStatus,
 };
 use crate::crypto::frame::Cipher;
+use crate::host::Rules;
 use crate::link::direct::{DirectStatus, PathStatus};
 use crate::link::{Carried, Key, LinkStatus};
 use crate::model::build::MTU;
 use crate::model::find::{Named, find};
+use crate::model::host::neighbour::{Hook, Obstacle};
 use crate::model::host::{Finding, PRIORITY, Place, Proto};
 use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::join::fingerprint;
@@ -292,7 +294,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
     let known = peers(ctx).await;
     let sessions = sessions(ctx).await;
     let mut problems = problems(ctx);
-    problems.extend(blocked(ctx).await);
+    problems.extend(blocked(ctx));
     super::handler::maps::count(ctx, &mut maps).await;
     problems.extend(super::condition::of_maps(&maps));
     if ctx.machine.is_kernel() && parts.iter().any(|(part, _)| !part.peers.is_empty()) {
@@ -432,25 +434,18 @@ pub(super) fn closed_machine(ctx: &Context, key: Key, name: &Name, subnet: &Name
     })
 }
 
-/// Foreign rules that drop what is forwarded: an accept of ours cannot overrule them, and they are not ours to edit.
-async fn blocked(ctx: &Context) -> Vec<Problem> {
-    let forwards = {
-        let view = ctx.node.view().load_full();
-        !view.host.workloads.is_empty() || !view.host.maps.is_empty()
-    };
-    if ctx.rules.is_none() || !forwards {
-        return vec![];
-    }
-    let chains = crate::host::nft::forward_drops().await.unwrap_or_default();
-    let problem = |chain: String| Problem {
-        code: "E-FORWARD-BLOCKED".into(),
+/// Firewalls of others that stop what we forward or answer: an accept of ours cannot overrule them.
+fn blocked(ctx: &Context) -> Vec<Problem> {
+    let problem = |obstacle: Obstacle| Problem {
+        code: match obstacle.hook {
+            Hook::Forward => "E-FORWARD-BLOCKED".into(),
+            Hook::Input => "E-INPUT-BLOCKED".into(),
+        },
         severity: "warning".into(),
-        message: format!(
-            "{chain} drops what is forwarded: workloads and mapped ports of this machine may not be reached"
-        ),
-        help: "let it accept the interfaces bw-* and bwv*, e.g. iptables -I FORWARD -i bwv+ -j ACCEPT".into(),
+        message: obstacle.message,
+        help: obstacle.remedy,
     };
-    chains.into_iter().map(problem).collect()
+    ctx.rules.iter().flat_map(Rules::blocked).map(problem).collect()
 }
 
 /// A grant (from, until) that ends soon is warned of 30, 7 and 1 days before.

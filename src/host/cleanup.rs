@@ -4,10 +4,11 @@ use std::path::Path;
 
 use super::kept::Kept;
 use super::netlink::{LinkInfo, Netlink};
-use super::{netns, nft, resolver, sysctl};
+use super::{firewall, netns, nft, resolver, sysctl};
 use crate::model::host::{Change, Place, TABLE, host_mac};
 
-/// Removes every trace of one daemon, or of all on this machine: links, routes, rules, nftables tables; puts sysctls and
+/// Removes every trace of one daemon, or of all on this machine: links, routes, rules, nftables tables, its
+/// rules in the firewalls of others; puts sysctls and
 /// resolver files back. Returns what it removed, in words; a second time, nothing.
 ///
 /// Only for when the daemon does not run: it would put everything back.
@@ -27,6 +28,7 @@ pub async fn cleanup(instance: Option<&str>, state_dir: &Path) -> anyhow::Result
         let result = sysctl::restore(&mut kept, &key);
         note(&mut done, &Change::RestoreSysctl { key }, result);
     }
+    done.extend(firewall::cleanup(instance, state_dir).await);
     // The bar falls after its link has stopped forwarding.
     match nft::cleanup(instance).await {
         Ok(tables) => done.extend(tables),

@@ -128,28 +128,36 @@ impl Kept {
         self.save()
     }
 
-    /// Writes a new file and moves it over the old one; an empty record leaves no file.
+    /// An empty record leaves no file.
     fn save(&self) -> anyhow::Result<()> {
-        let path = self.path.display();
-        if self.data.sysctls.is_empty() && self.data.resolvers.is_empty() && self.data.rules.is_empty() {
-            return match std::fs::remove_file(&self.path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    Err(error).with_context(|| format!("remove {path}"))
-                }
-                _ => Ok(()),
-            };
-        }
-        let next = self.path.with_extension("json.new");
-        let write = || -> anyhow::Result<()> {
-            let mut file = std::fs::File::create(&next)?;
-            file.write_all(&serde_json::to_vec(&self.data)?)?;
-            file.sync_all()?;
-            std::fs::rename(&next, &self.path)?;
-            if let Some(dir) = self.path.parent() {
-                std::fs::File::open(dir)?.sync_all()?;
-            }
-            Ok(())
-        };
-        write().with_context(|| format!("write {path}"))
+        let empty = self.data.sysctls.is_empty() && self.data.resolvers.is_empty() && self.data.rules.is_empty();
+        replace(&self.path, (!empty).then_some(&self.data))
     }
+}
+
+/// Writes a new file and moves it over the old one, durably; nothing to write: no file.
+///
+/// # Errors
+/// When it cannot be written; the old one then stands.
+pub(super) fn replace(path: &Path, data: Option<&impl Serialize>) -> anyhow::Result<()> {
+    let Some(data) = data else {
+        return match std::fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("remove {}", path.display()))
+            }
+            _ => Ok(()),
+        };
+    };
+    let next = path.with_extension("json.new");
+    let write = || -> anyhow::Result<()> {
+        let mut file = std::fs::File::create(&next)?;
+        file.write_all(&serde_json::to_vec(data)?)?;
+        file.sync_all()?;
+        std::fs::rename(&next, path)?;
+        if let Some(dir) = path.parent() {
+            std::fs::File::open(dir)?.sync_all()?;
+        }
+        Ok(())
+    };
+    write().with_context(|| format!("write {}", path.display()))
 }

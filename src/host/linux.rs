@@ -13,9 +13,10 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use rtnetlink::MulticastGroup;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
+use super::firewall::{self, Firewalls};
 use super::inner::Expected;
 use super::kept::Kept;
 use super::netlink::{LinkInfo, Netlink};
@@ -23,6 +24,7 @@ use super::netns::{self, NetnsError};
 use super::nft::Repair;
 use super::rules::{self, Moves};
 use super::{Host, TunControl, failure, netconf, nft, proxy, resolver, sysctl, within};
+use crate::model::host::neighbour::{Integrate, Obstacle};
 use crate::model::host::{
     Barred, Change, Failure, HostConfig, NetnsRef, Observed, Place, Scene, TABLE, WorkloadConfig, alias_name, barred,
     host_mac, inner_mac, inner_table, resolvers, sysctl_keys,
@@ -77,13 +79,21 @@ pub struct LinuxHost {
     watchers: Vec<JoinHandle<()>>,
     rules: Rules,
     moves: Moves,
+    firewalls: Arc<tokio::sync::Mutex<Firewalls>>,
+    /// The desired state that was applied last, for who looks after the firewalls of others.
+    followed: watch::Sender<Arc<HostConfig>>,
 }
 
-/// Ruleset and loopback proxies, shared with who reads their counters.
+/// Ruleset and loopback proxies, shared with who reads their counters; and who else stops our packets.
 #[derive(Clone)]
-pub struct Rules(Arc<tokio::sync::Mutex<(nft::Nft, proxy::Proxies)>>);
+pub struct Rules(pub(super) Arc<tokio::sync::Mutex<(nft::Nft, proxy::Proxies)>>, watch::Receiver<Vec<Obstacle>>);
 
 impl Rules {
+    /// Who stops what we forward or answer, by our own probes.
+    pub fn blocked(&self) -> Vec<Obstacle> {
+        self.1.borrow().clone()
+    }
+
     /// What passed through each port map so far, loopback clients included, and what the ruleset dropped, by reason.
     pub async fn counts(&self) -> nft::Counts {
         let held = self.0.lock().await;
@@ -120,7 +130,13 @@ impl LinuxHost {
     ///
     /// # Errors
     /// When netlink cannot be opened.
-    pub fn new(instance: String, state_dir: PathBuf, tuns: TunControl, repair: Repair) -> anyhow::Result<LinuxHost> {
+    pub fn new(
+        instance: String,
+        state_dir: PathBuf,
+        tuns: TunControl,
+        repair: Repair,
+        integrate: Integrate,
+    ) -> anyhow::Result<LinuxHost> {
         let wake = Arc::new(Notify::new());
         let indexes = Arc::default();
         let nft = nft::Nft::new(&instance, repair);
@@ -134,15 +150,35 @@ impl LinuxHost {
             Ok(watcher) => watchers.push(watcher),
             Err(error) => tracing::warn!(%error, "changes inside workloads are seen late"),
         }
-        match watch_ruleset(&nft, Arc::clone(&wake)) {
+        let theirs = Arc::new(Notify::new());
+        match watch_ruleset(&nft, Arc::clone(&wake), Arc::clone(&theirs)) {
             Ok(watcher) => watchers.push(watcher),
             // Without the right to listen there is no right to change anything either: `preflight` names it.
             Err(error) => {
                 tracing::warn!(error = format!("{error:#}"), "changes of the ruleset by others are seen late")
             }
         }
+        let (own, table) = (nft.own(), nft.table().to_owned());
+        let (obstacles, blocked) = watch::channel(Vec::new());
+        let rules = Rules(Arc::new(tokio::sync::Mutex::new((nft, proxy::Proxies::new()))), blocked);
+        let firewalls = Firewalls::new(&instance, integrate, &state_dir, Arc::clone(&own));
+        let firewalls = Arc::new(tokio::sync::Mutex::new(firewalls));
+        let (followed, desired) = watch::channel(Arc::default());
+        let watch = firewall::Watch {
+            firewalls: Arc::clone(&firewalls),
+            rules: rules.clone(),
+            desired,
+            obstacles,
+            theirs,
+            inject: Arc::clone(&tuns.inject),
+            own,
+            table,
+        };
+        watchers.push(tokio::spawn(watch.run()));
         Ok(LinuxHost {
-            rules: Rules(Arc::new(tokio::sync::Mutex::new((nft, proxy::Proxies::new())))),
+            rules,
+            firewalls,
+            followed,
             kept: Kept::open(&state_dir),
             netlink: Netlink::open()?,
             opened: BTreeMap::new(),
@@ -448,6 +484,17 @@ impl Host for LinuxHost {
                 failures.push(failure(&change, format!("{error:#}")));
             }
         }
+        // Rules in the firewalls of others stand only while our own table judges what they let through.
+        if stops || guarded {
+            self.followed.send_if_modified(|last| {
+                let news = **last != *desired;
+                if news {
+                    *last = Arc::new(desired.clone());
+                }
+                news
+            });
+            failures.extend(self.firewalls.lock().await.follow(desired).await);
+        }
         if stops || barred != barred_after {
             failures.extend(self.rules_and_ports(desired, observed, &barred_after).await.1);
         }
@@ -471,10 +518,10 @@ impl Host for LinuxHost {
     }
 }
 
-/// Wakes the loop when someone else changes our table.
-fn watch_ruleset(nft: &nft::Nft, wake: Arc<Notify>) -> anyhow::Result<JoinHandle<()>> {
+/// Wakes the loop when someone else changes our table, and tells when they change one of theirs.
+fn watch_ruleset(nft: &nft::Nft, wake: Arc<Notify>, theirs: Arc<Notify>) -> anyhow::Result<JoinHandle<()>> {
     let watcher = nft.watch().context("listen to nftables")?;
-    let changed = watcher.changed();
+    let (changed, others) = (watcher.changed(), watcher.theirs());
     Ok(tokio::spawn(async move {
         let stop = tokio_util::sync::CancellationToken::new();
         let follow = async {
@@ -483,9 +530,16 @@ fn watch_ruleset(nft: &nft::Nft, wake: Arc<Notify>) -> anyhow::Result<JoinHandle
                 wake.notify_one();
             }
         };
+        let tell = async {
+            loop {
+                others.notified().await;
+                theirs.notify_one();
+            }
+        };
         tokio::select! {
             () = watcher.run(stop.clone()) => {}
             () = follow => {}
+            () = tell => {}
         }
     }))
 }

@@ -1,13 +1,14 @@
 //! The kernel follows the View: `observe`, `plan`, `apply`.
 //!
 //! Owns everything this daemon has in the kernel of its machine: links, addresses, routes, rules, sysctls, the nftables
-//! table, the resolver files of workloads. Deletes only what bears its mark. Never decides what is wanted: that is
+//! table, the resolver files of workloads; and our rules in the firewalls of others. Deletes only what bears its mark. Never decides what is wanted: that is
 //! [`HostConfig`].
 
 mod cleanup;
 pub mod conntrack;
 mod cookie;
 pub mod door;
+mod firewall;
 mod flows;
 mod inner;
 mod kept;
@@ -45,6 +46,9 @@ pub type OpenTun = Arc<dyn Fn(&TunConfig) -> anyhow::Result<()> + Send + Sync>;
 /// Closes the TUN of that name.
 pub type CloseTun = Arc<dyn Fn(&str) + Send + Sync>;
 
+/// Gives the kernel a packet as if it came from the TUN of that name.
+pub type InjectTun = Arc<dyn Fn(&str, &[u8]) -> anyhow::Result<()> + Send + Sync>;
+
 /// How TUN devices are opened and closed: handed over by the daemon, which runs their packet loops.
 #[derive(Clone)]
 pub struct TunControl {
@@ -53,6 +57,8 @@ pub struct TunControl {
     pub open: OpenTun,
     /// Ends the packet loop and drops the device; a name that is not open is no error.
     pub close: CloseTun,
+    /// Sends a packet of our own into the kernel.
+    pub inject: InjectTun,
 }
 
 /// A kernel that can be made to follow a [`HostConfig`].

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::memory::MemoryHost;
 use super::nft::Repair;
 use super::{Applied, Host, LinuxHost, TunControl, cleanup, netns, reconcile, used_prefixes};
+use crate::model::host::neighbour::Integrate;
 use crate::model::host::{
     HostConfig, HostPolicy, MapConfig, NetnsRef, Place, Proto, ResolvConf, TunConfig, WorkloadConfig, plan,
 };
@@ -79,6 +80,7 @@ fn tuns() -> TunControl {
         close: Arc::new(move |name| {
             closing.lock().unwrap().remove(name);
         }),
+        inject: Arc::new(|_, _| Ok(())),
     }
 }
 
@@ -148,7 +150,7 @@ impl Drop for Named {
 }
 
 fn linux(state: &TempDir) -> LinuxHost {
-    LinuxHost::new(INSTANCE.to_owned(), state.path().to_owned(), tuns(), Repair::Yes).unwrap()
+    LinuxHost::new(INSTANCE.to_owned(), state.path().to_owned(), tuns(), Repair::Yes, Integrate::NONE).unwrap()
 }
 
 /// A host and the task that keeps it as desired.
@@ -553,7 +555,7 @@ fn overflow_of_events_ends_in_the_right_state() {
 
 #[tokio::test]
 async fn every_failure_is_told_and_repaired_later() {
-    let nothing = TunControl { open: Arc::new(|_| Ok(())), close: Arc::new(|_| {}) };
+    let nothing = TunControl { open: Arc::new(|_| Ok(())), close: Arc::new(|_| {}), inject: Arc::new(|_, _| Ok(())) };
     let (host, kernel) = MemoryHost::new(nothing);
     kernel.refuse(Some("add address 10.77.0.1"));
     kernel.refuse(Some("add route fd77::/48"));
@@ -568,7 +570,7 @@ async fn every_failure_is_told_and_repaired_later() {
 
 #[tokio::test]
 async fn nothing_is_touched_before_the_first_desired_state() {
-    let nothing = TunControl { open: Arc::new(|_| Ok(())), close: Arc::new(|_| {}) };
+    let nothing = TunControl { open: Arc::new(|_| Ok(())), close: Arc::new(|_| {}), inject: Arc::new(|_, _| Ok(())) };
     let (mut host, kernel) = MemoryHost::new(nothing);
     let observed = host.observe(&config()).await.unwrap();
     let changes = plan(&config(), &observed);

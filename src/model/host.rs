@@ -6,6 +6,7 @@
 mod finding;
 mod former;
 mod forwarding;
+pub mod neighbour;
 mod observed;
 mod overlap;
 mod plan;

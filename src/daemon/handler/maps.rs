@@ -6,9 +6,10 @@ use super::{generation, settle};
 use crate::api::types::{Error, ErrorKind, MapInfo, Request, Response};
 use crate::daemon::{Context, condition};
 use crate::host::listening;
-use crate::host::nft::{self, MapKey};
+use crate::host::nft::MapKey;
 use crate::link::Key;
-use crate::model::host::Proto;
+use crate::model::host::neighbour::Hook;
+use crate::model::host::{Family, Proto};
 use crate::model::view::Owner;
 use crate::node::prepare_map;
 use crate::packet::parse::{TCP, UDP};
@@ -80,12 +81,12 @@ pub(in crate::daemon) async fn count(ctx: &Context, maps: &mut [MapInfo]) {
         return;
     }
     let counts = rules.counts().await;
-    let blocked = !nft::forward_drops().await.unwrap_or_default().is_empty();
+    let blocked: Vec<_> = rules.blocked().into_iter().filter(|found| found.hook == Hook::Forward).collect();
     for map in maps {
-        if blocked && map.state == "ok" {
+        let Ok(listen) = map.listen.parse::<SocketAddr>() else { continue };
+        if map.state == "ok" && blocked.iter().any(|found| found.families.contains(&Family::of(&listen.ip()))) {
             map.state = "blocked".into();
         }
-        let Ok(listen) = map.listen.parse::<SocketAddr>() else { continue };
         let key = MapKey { proto: map.proto, listen: listen.ip(), port: listen.port() };
         if let Some(found) = counts.maps.get(&key) {
             map.connections = found.connections;

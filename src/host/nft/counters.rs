@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::atom::{Atom, BY_LINK, CLOSED, FAMILIES, MapKey, Tuple, family_word};
 use super::elements::Elements;
+use super::ruleset::DROPS;
 use crate::model::host::{Family, Proto};
 
 /// Packets and bytes.
@@ -154,7 +155,9 @@ impl Listing {
                 let count = count(&Value::Object(body.clone()));
                 body.remove("packets");
                 body.remove("bytes");
-                self.counters.drops.insert(name, count);
+                if DROPS.contains(&name.as_str()) {
+                    self.counters.drops.insert(name, count);
+                }
             }
             _ => {}
         }

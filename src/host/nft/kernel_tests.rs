@@ -18,7 +18,7 @@ use super::elements::tests::{config, elements, map, workload};
 use super::*;
 use crate::host::conntrack;
 use crate::host::proxy::Proxies;
-use crate::model::host::{Barred, MapConfig, Proto};
+use crate::model::host::{Barred, Family, MapConfig, Proto};
 
 mod machine;
 
@@ -242,6 +242,11 @@ impl Lab {
     fn counts(&self) -> Counts {
         let nft = self.nft.clone();
         self.host.run(async move { nft.lock().await.counters().await }).unwrap()
+    }
+
+    fn table(&self) -> String {
+        let nft = Arc::clone(&self.nft);
+        self.host.run(async move { nft.lock().await.table().to_owned() })
     }
 
     fn ruleset(&self) -> String {
@@ -559,17 +564,37 @@ fn a_flooding_workload_leaves_conntrack_to_others() {
 
 #[test]
 #[ignore = "needs root"]
-fn a_forward_policy_of_the_administrator_is_seen() {
+fn probes_are_counted_before_and_behind_the_chains_of_others() {
     let lab = Lab::new();
-    let mut config = wanted();
-    config.maps = web();
-    lab.sync(&config);
-    assert_eq!(lab.host.run(forward_drops()).unwrap(), Vec::<String>::new());
-    lab.host.sh(
-        "nft 'add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }'",
-    );
-    assert_eq!(lab.host.run(forward_drops()).unwrap(), ["ip filter FORWARD"]);
-    assert_eq!(lab.neighbour.connect("192.0.2.1:8080", SILENCE).map(|c| c.1), None, "reported, not bypassed");
+    lab.sync(&wanted());
+    let table = lab.table();
+    let probe = |port: u16| {
+        let payload = probes::payload(&table, probes::Way::Local);
+        lab.a.run(async move {
+            let socket = UdpSocket::bind("10.7.1.2:0").await.unwrap();
+            let _ = socket.send_to(&payload, ("10.7.1.3", port)).await;
+        });
+        let own = OwnRuns::default();
+        let table = table.clone();
+        lab.host.run(async move { probes::read(&table, &own).await }).unwrap()[&(probes::Way::Local, Family::V4)]
+    };
+    let before = lab.ruleset();
+    let heard = lab.b.run(async { UdpSocket::bind("10.7.1.3:9").await.unwrap() });
+    assert_eq!(probe(9), (1, 1), "it enters and comes out");
+    // A drop by policy, a drop by rule, before us and behind us: whoever it is.
+    for (at, chain) in
+        ["0; policy drop; }", "-450; policy drop; }", "400; policy accept; } ; add rule ip o f udp dport 9 drop"]
+            .iter()
+            .enumerate()
+    {
+        lab.host.sh(&format!("nft 'add table ip o; add chain ip o f {{ type filter hook forward priority {chain}'"));
+        assert_eq!(probe(9), (2 + at as u64, 1), "{chain}");
+        lab.host.sh("nft delete table ip o");
+    }
+    assert_eq!(probe(9), (5, 2), "and passes again");
+    assert_eq!(lab.ruleset(), before, "counting leaves no trace in the listing");
+    let mut buffer = [0; 64];
+    assert!(heard.try_recv_from(&mut buffer).is_err(), "a workload never gets one");
 }
 
 #[test]

@@ -16,8 +16,9 @@ mod counters;
 mod elements;
 #[cfg(test)]
 mod kernel_tests;
+pub(super) mod probes;
 mod ruleset;
-mod run;
+pub(super) mod run;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,7 +44,7 @@ use elements::Elements;
 use run::{OwnRuns, nft};
 
 /// What every table of ours is called, before the instance.
-const TABLE_PREFIX: &str = "byway_";
+pub(super) const TABLE_PREFIX: &str = "byway_";
 
 /// How often the table is looked at even though nobody reported a change.
 const VERIFY_EVERY: Duration = Duration::from_secs(30);
@@ -111,6 +112,11 @@ impl Nft {
             subnets: BTreeMap::new(),
             closed_before: BTreeMap::new(),
         }
+    }
+
+    /// Our runs, for whoever else runs programs that change rules.
+    pub(super) fn own(&self) -> Arc<OwnRuns> {
+        Arc::clone(&self.own)
     }
 
     /// The table's name.
@@ -406,25 +412,6 @@ async fn delete_table(table: &str, own: &OwnRuns) -> Result<(), Error> {
         Err(error) if !error.is_absent() => Err(error),
         _ => Ok(()),
     }
-}
-
-/// Other people's base chains that drop what is forwarded unless a rule of theirs lets it pass: `ip filter FORWARD`.
-///
-/// An accept of ours cannot overrule them, and they are not ours to edit: they are to be shown. Docker and ufw make one.
-///
-/// # Errors
-/// nft is missing or refused.
-pub async fn forward_drops() -> Result<Vec<String>, Error> {
-    let listed = nft("list chains", &["-j", "list", "chains"], &[], &OwnRuns::default()).await?;
-    let listed: Value = serde_json::from_slice(&listed).map_err(|_| Error::Listing("of every chain".to_owned()))?;
-    let objects = listed.get("nftables").and_then(Value::as_array);
-    let chains = objects.into_iter().flatten().filter_map(|object| object.get("chain"));
-    let field = |chain: &Value, name: &str| chain.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-    Ok(chains
-        .filter(|chain| field(chain, "hook") == "forward" && field(chain, "policy") == "drop")
-        .filter(|chain| ["ip", "ip6", "inet"].contains(&field(chain, "family").as_str()))
-        .map(|chain| format!("{} {} {}", field(chain, "family"), field(chain, "table"), field(chain, "name")))
-        .collect())
 }
 
 /// Deletes the table of `instance`, or every table that bears our name, and returns the names of those deleted.

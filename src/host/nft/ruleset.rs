@@ -20,6 +20,7 @@
 //! postrouting   100      maps to other peers come from this node's address         (nat)
 //! postrouting   150      bytes to workloads
 //! input         150      bytes to this machine itself, where a map leads there; output 150 the bytes back
+//! forward      -500, 500 our probes, counted before and behind everybody's chains; input the same  (`probes`)
 //! ```
 
 use std::collections::BTreeMap;
@@ -28,6 +29,7 @@ use std::fmt::Write as _;
 use super::atom::{CLOSED, FAMILIES, text};
 use super::counters::{Count, Counters};
 use super::elements::Elements;
+use super::probes;
 
 /// Connections one workload may have open at a time. Conntrack holds 65,536 entries on a machine
 /// with 1 GiB; one flooder must leave most of them to the others.
@@ -150,6 +152,9 @@ pub fn whole(table: &str, elements: &Elements, counters: &Counters) -> String {
         let Count { packets, bytes } = counters.drops.get(drop).copied().unwrap_or_default();
         let _ = writeln!(out, "\tcounter {drop} {{ packets {packets} bytes {bytes}; }}");
     }
+    for name in probes::names() {
+        let _ = writeln!(out, "\tcounter {name} {{ packets 0 bytes 0; }}");
+    }
     let none = BTreeMap::new();
     for SetSpec { kind, name, body } in specs() {
         let _ = writeln!(out, "\t{kind} {name} {{\n\t\t{}", body.replace("; ", "\n\t\t"));
@@ -178,6 +183,7 @@ pub fn whole(table: &str, elements: &Elements, counters: &Counters) -> String {
     out.push_str(&mapped_chain());
     out.push_str(&counting_chain("rx"));
     out.push_str(&counting_chain("tx"));
+    out.push_str(&probes::chains(table));
     out.push_str("}\n");
     out
 }

@@ -1,10 +1,11 @@
-//! Runs the `nft` program: one call is one kernel transaction, and its complaint comes back with the error.
+//! Runs the `nft` program: one call is one kernel transaction, and its complaint comes back with the error. And the
+//! programs of other firewalls, in the same way.
 //!
 //! The schema crate's own runner leaves nft's messages on the daemon's stderr; they belong into the error.
 
 use std::collections::VecDeque;
 use std::io;
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,8 +15,8 @@ use tokio::process::{Child, Command};
 /// Longest one call may take. A table of 10,000 maps loads in 0.3 s.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Where the program is looked for: a daemon's PATH may lack the sbin directories.
-const PROGRAMS: [&str; 3] = ["nft", "/usr/sbin/nft", "/sbin/nft"];
+/// Where a program is looked for besides PATH, in which a daemon may lack the sbin directories.
+const PLACES: [&str; 3] = ["", "/usr/sbin/", "/sbin/"];
 
 /// How many of our processes the watcher can tell from other people's.
 const REMEMBERED: usize = 64;
@@ -84,10 +85,10 @@ impl OwnRuns {
     }
 }
 
-fn spawn(args: &[&str]) -> Result<Child, io::Error> {
+fn spawn(program: &str, args: &[&str]) -> Result<Child, io::Error> {
     let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for program in PROGRAMS {
-        let started = Command::new(program)
+    for place in PLACES {
+        let started = Command::new(format!("{place}{program}"))
             .args(args)
             // Messages are matched on and go into logs: in one language.
             .env("LC_ALL", "C")
@@ -104,18 +105,15 @@ fn spawn(args: &[&str]) -> Result<Child, io::Error> {
     Err(last)
 }
 
-/// Runs nft with `args`, `input` on its stdin, and returns its stdout.
+/// Runs a program with `input` on its stdin to its end.
 ///
 /// # Errors
-/// See [`Error`]; `what` completes "run nft to …".
+/// It is not there, cannot be spoken to, or takes longer than ten seconds ([`io::ErrorKind::TimedOut`]).
 ///
 /// # Cancel safety
-/// A dropped call kills the process; the kernel then has the whole transaction or nothing of it.
-pub async fn nft(what: &'static str, args: &[&str], input: &[u8], own: &OwnRuns) -> Result<Vec<u8>, Error> {
-    let mut child = spawn(args).map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => Error::Missing,
-        _ => Error::Run { what, source },
-    })?;
+/// A dropped call kills the process.
+pub async fn program(program: &str, args: &[&str], input: &[u8], own: &OwnRuns) -> io::Result<Output> {
+    let mut child = spawn(program, args)?;
     // Before it has its input: the change must not be reported before its author is known.
     if let Some(pid) = child.id() {
         own.add(pid);
@@ -129,14 +127,27 @@ pub async fn nft(what: &'static str, args: &[&str], input: &[u8], own: &OwnRuns)
         }
     };
     let both = async { tokio::join!(feed, child.wait_with_output()).1 };
-    let output = tokio::time::timeout(TIMEOUT, both)
-        .await
-        .map_err(|_| Error::Timeout(what))?
-        .map_err(|source| Error::Run { what, source })?;
-    if output.status.success() {
-        return Ok(output.stdout);
-    }
+    tokio::time::timeout(TIMEOUT, both).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+/// The first lines of what a program complained of.
+pub fn complaint(output: &Output) -> String {
     let said = String::from_utf8_lossy(&output.stderr);
-    let stderr: String = said.lines().take(6).collect::<Vec<_>>().join("; ").chars().take(600).collect();
-    Err(Error::Refused { what, stderr })
+    said.lines().take(6).collect::<Vec<_>>().join("; ").chars().take(600).collect()
+}
+
+/// Runs nft with `args`, `input` on its stdin, and returns its stdout.
+///
+/// # Errors
+/// See [`Error`]; `what` completes "run nft to …".
+///
+/// # Cancel safety
+/// A dropped call kills the process; the kernel then has the whole transaction or nothing of it.
+pub async fn nft(what: &'static str, args: &[&str], input: &[u8], own: &OwnRuns) -> Result<Vec<u8>, Error> {
+    let output = program("nft", args, input, own).await.map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => Error::Missing,
+        io::ErrorKind::TimedOut => Error::Timeout(what),
+        _ => Error::Run { what, source },
+    })?;
+    if output.status.success() { Ok(output.stdout) } else { Err(Error::Refused { what, stderr: complaint(&output) }) }
 }

@@ -1,8 +1,8 @@
-//! Notices when someone else changes our table.
+//! Notices when someone else changes our table, or rules of their own.
 //!
 //! A netlink socket in the group of nftables events. Each transaction of anybody ends with a "new generation" message
-//! that names the process behind it; what our own nft runs did is passed over. Other people's tables are nothing to
-//! us. When in doubt (messages lost, a process unknown because of another PID namespace) the alarm sounds: the check
+//! that names the process behind it; what our own nft runs did is passed over. When the rules of other people's tables
+//! change, who looks after what we have there is told. When in doubt (messages lost, a process unknown because of another PID namespace) the alarm sounds: the check
 //! that follows only lists, so it never causes the next alarm.
 
 use std::future::poll_fn;
@@ -29,6 +29,8 @@ const NFT_MSG_NEWGEN: u8 = 15;
 const NFT_MSG_GETGEN: u8 = 16;
 /// `NFTA_GEN_ID`: that number.
 const NFTA_GEN_ID: u16 = 1;
+/// `NFT_MSG_NEWTABLE`, `DELTABLE`, `NEWCHAIN`, `DELCHAIN`, `NEWRULE`, `DELRULE`: other messages change what sets hold.
+const RULES: [u8; 6] = [0, 2, 3, 5, 6, 8];
 /// `NFTA_GEN_PROC_PID` (linux/netfilter/nf_tables.h).
 const NFTA_GEN_PROC_PID: u16 = 2;
 /// Attribute 1 of every other message of nftables: the name of the table.
@@ -41,6 +43,8 @@ const NLA_TYPE_MASK: u16 = 0x3fff;
 enum Event {
     /// Something of our table changed.
     Ours,
+    /// Rules of another table changed.
+    Theirs,
     /// A transaction ended.
     Generation { pid: Option<u32> },
 }
@@ -82,6 +86,8 @@ fn events(mut datagram: &[u8], table: &str) -> Vec<Event> {
                 events.push(Event::Generation { pid });
             } else if attribute(attributes, NFTA_TABLE).and_then(|v| v.strip_suffix(b"\0")) == Some(table.as_bytes()) {
                 events.push(Event::Ours);
+            } else if RULES.contains(&message) {
+                events.push(Event::Theirs);
             }
         }
         datagram = split(datagram, length);
@@ -116,6 +122,7 @@ pub struct Watcher {
     altered: Arc<AtomicBool>,
     watched: Arc<AtomicBool>,
     changed: Arc<Notify>,
+    theirs: Arc<Notify>,
 }
 
 struct TokioSocketDebug(TokioSocket);
@@ -142,6 +149,7 @@ impl Watcher {
             altered: nft.altered.clone(),
             watched: nft.watched.clone(),
             changed: Arc::new(Notify::new()),
+            theirs: Arc::new(Notify::new()),
         })
     }
 
@@ -150,7 +158,13 @@ impl Watcher {
         self.changed.clone()
     }
 
+    /// Fires after each change by others of the rules of other tables.
+    pub fn theirs(&self) -> Arc<Notify> {
+        self.theirs.clone()
+    }
+
     fn alarm(&self) {
+        self.theirs.notify_one();
         self.altered.store(true, Ordering::Release);
         self.changed.notify_one();
     }
@@ -169,15 +183,19 @@ impl Watcher {
     }
 
     async fn watch(&self) {
-        let mut touched = false;
+        let (mut touched, mut theirs) = (false, false);
         loop {
             match poll_fn(|cx| self.socket.0.poll_recv_from_full(cx)).await {
                 Ok((datagram, _)) => {
                     for event in events(&datagram, &self.table) {
                         match event {
                             Event::Ours => touched = true,
+                            Event::Theirs => theirs = true,
                             Event::Generation { pid } => {
                                 let own = pid.is_some_and(|pid| self.own.contains(pid));
+                                if std::mem::take(&mut theirs) && !own {
+                                    self.theirs.notify_one();
+                                }
                                 if std::mem::take(&mut touched) && !own {
                                     debug!(table = self.table, ?pid, "table changed by another process");
                                     self.alarm();
@@ -224,8 +242,12 @@ mod tests {
         let mut datagram = message(0, &[(1, b"byway_x\0")]);
         datagram.extend(message(2, &[(1, b"other\0")]));
         datagram.extend(message(NFT_MSG_NEWGEN, &[(1, &[0, 0, 0, 9]), (2, &[0, 0, 1, 2]), (3, b"nft\0")]));
-        assert_eq!(events(&datagram, "byway_x"), [Event::Ours, Event::Generation { pid: Some(258) }]);
-        assert_eq!(events(&datagram, "byway"), [Event::Generation { pid: Some(258) }]);
+        let end = Event::Generation { pid: Some(258) };
+        assert_eq!(events(&datagram, "byway_x"), [Event::Ours, Event::Theirs, end]);
+        // An element of somebody's set is no rule.
+        let mut element = message(12, &[(1, b"other\0")]);
+        element.extend(message(NFT_MSG_NEWGEN, &[]));
+        assert_eq!(events(&element, "byway_x"), [Event::Generation { pid: None }]);
     }
 
     proptest! {

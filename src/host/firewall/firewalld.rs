@@ -1,0 +1,104 @@
+//! firewalld: our links in a zone, at run time only, by `firewall-cmd`.
+//!
+//! One call takes 0.15 s and is made only when a subnet comes or goes and after firewalld was reloaded, so a D-Bus client
+//! of our own would be twenty libraries for nothing. Whether our links have their zone is read from the kernel.
+
+use std::collections::BTreeSet;
+
+use super::chains::Chain;
+use super::{Firewalls, has};
+use crate::host::failure;
+use crate::host::nft::run::{OwnRuns, complaint, nft, program};
+use crate::model::host::Failure;
+
+/// firewalld's table.
+const TABLE: &str = "firewalld";
+/// Its chain that tells zones apart.
+const ZONES: &str = "filter_INPUT_ZONES";
+/// The zone of an administrator who wants our links to have one of their own.
+const OWN_ZONE: &str = "byway";
+/// The zone that is always there and accepts.
+const TRUSTED: &str = "trusted";
+
+async fn firewall_cmd(args: &[&str], own: &OwnRuns) -> Result<String, String> {
+    match program("firewall-cmd", args, &[], own).await {
+        Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        Ok(output) => Err(complaint(&output)),
+        Err(error) => Err(format!("run firewall-cmd: {error}")),
+    }
+}
+
+/// Whether the chain sends a link, `+` at its end for any ending, into some zone: where the administrator put it into
+/// one, it stays there.
+fn has_zone(zones: &str, link: &str) -> bool {
+    let name = link.strip_suffix('+').map_or_else(|| link.to_owned(), |prefix| format!("{prefix}*"));
+    zones.contains(&format!("iifname \"{name}\" "))
+}
+
+/// Brings our links in line with `links`.
+pub(super) async fn follow(firewalls: &mut Firewalls, chains: &[Chain], links: &BTreeSet<String>) -> Vec<Failure> {
+    let mut failures = Vec::new();
+    let runs = has(chains, "inet", TABLE, ZONES);
+    let gone: Vec<(String, String)> =
+        firewalls.journal.zones().clone().into_iter().filter(|(link, _)| !links.contains(link)).collect();
+    for (link, zone) in gone {
+        let args = [format!("--zone={zone}"), format!("--remove-interface={link}")];
+        let removed = match runs {
+            true => firewall_cmd(&args.each_ref().map(String::as_str), &firewalls.own).await,
+            // What it had at run time went with it.
+            false => Ok(String::new()),
+        };
+        let forgotten = removed.and_then(|_| {
+            firewalls.journal.change(|data| drop(data.zones.remove(&link))).map_err(|error| format!("{error:#}"))
+        });
+        if let Err(why) = forgotten {
+            failures.push(failure(format!("take {link} out of firewalld's zone {zone}"), why));
+        }
+    }
+    if !runs || links.is_empty() {
+        return failures;
+    }
+    let listed = nft("list firewalld's zones", &["list", "chain", "inet", TABLE, ZONES], &[], &firewalls.own).await;
+    let listed = match listed {
+        Ok(listed) => String::from_utf8_lossy(&listed).into_owned(),
+        // It is being reloaded: the next look comes with the events of that.
+        Err(error) => {
+            tracing::debug!(%error, "firewalld's zones cannot be read now");
+            return failures;
+        }
+    };
+    let missing: Vec<&String> = links.iter().filter(|link| !has_zone(&listed, link)).collect();
+    if missing.is_empty() {
+        return failures;
+    }
+    if let Err(why) = add(firewalls, &missing).await {
+        failures.push(failure("put our links into a zone of firewalld", why));
+    }
+    failures
+}
+
+async fn add(firewalls: &mut Firewalls, links: &[&String]) -> Result<(), String> {
+    let zones = firewall_cmd(&["--get-zones"], &firewalls.own).await?;
+    let zone = if zones.split_whitespace().any(|zone| zone == OWN_ZONE) { OWN_ZONE } else { TRUSTED };
+    let note =
+        firewalls.journal.change(|data| data.zones.extend(links.iter().map(|link| ((*link).clone(), zone.to_owned()))));
+    note.map_err(|error| format!("{error:#}"))?;
+    let mut args = vec![format!("--zone={zone}")];
+    args.extend(links.iter().map(|link| format!("--add-interface={link}")));
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    firewall_cmd(&args, &firewalls.own).await?;
+    tracing::info!(zone, links = links.len(), "links of ours are in a zone of firewalld");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_has_a_zone_by_its_whole_name() {
+        let zones = "\t\tiifname \"bwv*\" goto filter_IN_trusted\n\t\tiifname \"bw-lab2\" goto filter_IN_public\n";
+        assert!(has_zone(zones, "bwv+") && has_zone(zones, "bw-lab2"));
+        assert!(!has_zone(zones, "bw-lab") && !has_zone(zones, "bwv"));
+    }
+}

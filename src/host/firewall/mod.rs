@@ -1,0 +1,220 @@
+//! Firewalls of others on this machine: our rules in the places they leave to others, and who still stops our packets.
+//!
+//! Owns what of ours is outside our own table, and nothing else there: rules in `DOCKER-USER` and of ufw that bear our
+//! mark, our links in a zone of firewalld. All of it is in a journal on disk before it is made ([`journal`]). It is made
+//! again when somebody flushes it: the kernel tells of changes of nftables ([`Watcher`](super::nft::Watcher)), the tables
+//! of before are looked at every few seconds.
+//!
+//! Whether anybody stops our packets is never read from their settings: probes of our own tell ([`probe`]). Only when one
+//! is lost are the chains of others looked at ([`chains`]), to say which tool has to be told what.
+//!
+//! The zone of firewalld is `byway` where the administrator made one, else `trusted`: zones cannot be made at run time,
+//! and `trusted` opens nothing, because our own table judges what comes in and goes out on our links.
+
+mod chains;
+mod firewalld;
+mod journal;
+mod probe;
+mod tables;
+mod ufw;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Mutex, Notify, watch};
+
+use super::nft::run::OwnRuns;
+use super::nft::{MapCount, MapKey};
+use super::{InjectTun, Rules, failure};
+use crate::model::host::neighbour::{self, Hook, Integrate, Obstacle, Stopped};
+use crate::model::host::{Failure, Family, HostConfig};
+use chains::Chain;
+use journal::Journal;
+
+/// Between two looks while nothing is stopped.
+const QUIET: Duration = Duration::from_secs(10);
+/// The same while something is.
+const ALERT: Duration = Duration::from_secs(2);
+/// Between an event and the look: events come in swarms.
+const DEBOUNCE: Duration = Duration::from_millis(150);
+/// Least time between two looks: others may change their rules all the time.
+const LEAST: Duration = Duration::from_secs(1);
+/// How long a map counts as stopped after the last client that did not come through.
+const REMEMBERED: Duration = Duration::from_secs(60);
+
+/// Our share of the firewalls of others.
+#[derive(Debug)]
+pub(super) struct Firewalls {
+    instance: String,
+    integrate: Integrate,
+    journal: Journal,
+    own: Arc<OwnRuns>,
+    /// The links that have their place everywhere, as far as is known.
+    followed: Option<BTreeSet<String>>,
+}
+
+impl Firewalls {
+    pub(super) fn new(instance: &str, integrate: Integrate, state_dir: &Path, own: Arc<OwnRuns>) -> Firewalls {
+        let journal = Journal::open(state_dir);
+        Firewalls { instance: instance.to_owned(), integrate, journal, own, followed: None }
+    }
+
+    /// Gives every link of ours its place, if they are not those of the last time.
+    pub(super) async fn follow(&mut self, desired: &HostConfig) -> Vec<Failure> {
+        let links = neighbour::patterns(desired);
+        if self.followed.as_ref() == Some(&links) {
+            return Vec::new();
+        }
+        self.repair(links).await
+    }
+
+    /// Gives every link its place, wherever it is missing, and takes away what is not wanted any more.
+    async fn repair(&mut self, links: BTreeSet<String>) -> Vec<Failure> {
+        self.followed = None;
+        let none = BTreeSet::new();
+        let wanted = |switch: bool| if switch { &links } else { &none };
+        let Integrate { docker, firewalld, ufw } = self.integrate;
+        // Nothing wanted, nothing owed: nobody is asked anything.
+        if (links.is_empty() || self.integrate == Integrate::NONE) && self.journal.is_empty() {
+            self.followed = Some(links);
+            return Vec::new();
+        }
+        let chains = match chains::list(&self.own).await {
+            Ok(chains) => chains,
+            Err(error) => return vec![failure("look at the firewalls of others", error)],
+        };
+        let mut failures = tables::follow(self, &chains, wanted(docker)).await;
+        failures.extend(firewalld::follow(self, &chains, wanted(firewalld)).await);
+        failures.extend(ufw::follow(self, &chains, wanted(ufw)).await);
+        if failures.is_empty() {
+            self.followed = Some(links);
+        }
+        failures
+    }
+}
+
+/// Removes what a daemon that is gone left in the firewalls of others; of every daemon where `instance` is none.
+pub(super) async fn cleanup(instance: Option<&str>, state_dir: &Path) -> Vec<String> {
+    let own = Arc::new(OwnRuns::default());
+    let chains = chains::list(&own).await.unwrap_or_default();
+    let mut done = tables::cleanup(instance, &chains, &own).await;
+    let mut firewalls = Firewalls::new(instance.unwrap_or_default(), Integrate::NONE, state_dir, own);
+    let nothing = BTreeSet::new();
+    done.extend(firewalls.journal.words());
+    let mut failures = firewalld::follow(&mut firewalls, &chains, &nothing).await;
+    failures.extend(ufw::follow(&mut firewalls, &chains, &nothing).await);
+    done.extend(failures.into_iter().map(|f| format!("{}: {}", f.what, f.why)));
+    if let Err(error) = firewalls.journal.change(|data| data.docker.clear()) {
+        done.push(format!("{error:#}"));
+    }
+    done
+}
+
+/// What was seen of one map.
+#[derive(Debug, Default)]
+struct MapSeen {
+    count: MapCount,
+    /// When a client last did not come through.
+    stopped: Option<Instant>,
+}
+
+/// Looks after our share and tells who stops our packets.
+pub(super) struct Watch {
+    pub firewalls: Arc<Mutex<Firewalls>>,
+    pub rules: Rules,
+    pub desired: watch::Receiver<Arc<HostConfig>>,
+    pub obstacles: watch::Sender<Vec<Obstacle>>,
+    pub theirs: Arc<Notify>,
+    pub inject: InjectTun,
+    pub own: Arc<OwnRuns>,
+    pub table: String,
+}
+
+impl Watch {
+    /// Runs until dropped.
+    pub(super) async fn run(mut self) {
+        let mut maps = BTreeMap::new();
+        loop {
+            let wait = if self.obstacles.borrow().is_empty() { QUIET } else { ALERT };
+            tokio::select! {
+                () = self.theirs.notified() => {}
+                changed = self.desired.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(wait) => {}
+            }
+            tokio::time::sleep(DEBOUNCE).await;
+            let desired = self.desired.borrow_and_update().clone();
+            let found = if desired.tuns.is_empty() { Vec::new() } else { self.look(&desired, &mut maps).await };
+            self.obstacles.send_if_modified(|last| {
+                if *last == found {
+                    return false;
+                }
+                for finding in found.iter().filter(|f| !last.contains(f)) {
+                    tracing::warn!(remedy = finding.remedy, "{}", finding.message);
+                }
+                if found.is_empty() {
+                    tracing::info!("nobody stops what is forwarded or asked here any more");
+                }
+                *last = found;
+                true
+            });
+            tokio::time::sleep(LEAST).await;
+        }
+    }
+
+    async fn look(&self, desired: &HostConfig, maps: &mut BTreeMap<MapKey, MapSeen>) -> Vec<Obstacle> {
+        let links = neighbour::patterns(desired);
+        let repaired = async {
+            let mut firewalls = self.firewalls.lock().await;
+            // Between two passes of the loop the links may have gone: theirs is the last word.
+            if self.desired.has_changed().unwrap_or(true) {
+                return;
+            }
+            for failure in firewalls.repair(links.clone()).await {
+                tracing::warn!(what = failure.what, why = failure.why, "the firewall of another program refused");
+            }
+        };
+        repaired.await;
+        let mut stopped = probe::stopped(desired, &self.table, &self.inject, &self.own).await;
+        stopped.extend(self.maps(desired, maps).await);
+        if stopped.is_empty() {
+            return Vec::new();
+        }
+        let integrated = self.firewalls.lock().await.journal.docker().clone();
+        let chains = chains::foreign(&stopped, &integrated, &self.own).await;
+        neighbour::obstacles(&links, &chains, &stopped)
+    }
+
+    /// Clients of port maps that were let in and did not leave the machine: they come on links where we cannot probe.
+    async fn maps(&self, desired: &HostConfig, seen: &mut BTreeMap<MapKey, MapSeen>) -> Vec<Stopped> {
+        if desired.maps.is_empty() {
+            seen.clear();
+            return Vec::new();
+        }
+        let Ok(counts) = self.rules.0.lock().await.0.counters().await else { return Vec::new() };
+        seen.retain(|key, _| counts.maps.contains_key(key));
+        for (key, count) in counts.maps {
+            let known = seen.entry(key).or_insert(MapSeen { count, stopped: None });
+            if count.rx_bytes != known.count.rx_bytes {
+                known.stopped = None;
+            } else if count.connections > known.count.connections {
+                known.stopped = Some(Instant::now());
+            } else if known.stopped.is_some_and(|when| when.elapsed() > REMEMBERED) {
+                known.stopped = None;
+            }
+            known.count = count;
+        }
+        let stopped = |family: Family| {
+            let any = seen.iter().any(|(key, seen)| Family::of(&key.listen) == family && seen.stopped.is_some());
+            let what = BTreeSet::from(["what comes in by port maps".to_owned()]);
+            any.then_some(Stopped { hook: Hook::Forward, family, what })
+        };
+        [Family::V4, Family::V6].into_iter().filter_map(stopped).collect()
+    }
+}
+
+/// Whether there is a chain of that name.
+fn has(chains: &[Chain], family: &str, table: &str, name: &str) -> bool {
+    chains.iter().any(|c| (c.family.as_str(), c.table.as_str(), c.name.as_str()) == (family, table, name))
+}

@@ -1,0 +1,131 @@
+//! `DOCKER-USER`, by the program that Docker itself uses: `iptables`, in the kernel's tables of today and of before.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use super::chains::Chain;
+use super::{Firewalls, has};
+use crate::host::failure;
+use crate::host::nft::run::{OwnRuns, complaint, program as run};
+use crate::model::host::Failure;
+use crate::model::host::neighbour::{DOCKER_USER, chain_changes};
+
+/// Seconds to wait for others that change the tables.
+const WAIT: &str = "5";
+
+/// The tables of one family, of today's kind or of before nftables.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tables {
+    /// The program that can only be meant for these.
+    program: &'static str,
+    /// What it is called where there is but one kind.
+    plain: &'static str,
+}
+
+/// The program for the tables of a family.
+pub(super) fn program(family: &str, legacy: bool) -> &'static str {
+    match (family, legacy) {
+        ("ip6", false) => "ip6tables-nft",
+        ("ip6", true) => "ip6tables-legacy",
+        (_, false) => "iptables-nft",
+        (_, true) => "iptables-legacy",
+    }
+}
+
+/// The tables of a family.
+pub(super) fn tables(family: &str, legacy: bool) -> Tables {
+    let plain = if family == "ip6" { "ip6tables" } else { "iptables" };
+    Tables { program: program(family, legacy), plain }
+}
+
+/// The tables of before nftables, where somebody uses them: only to ask would make them.
+pub(super) fn legacy(family: &str) -> Option<Tables> {
+    let names = if family == "ip6" { "/proc/net/ip6_tables_names" } else { "/proc/net/ip_tables_names" };
+    let used = std::fs::read_to_string(names).is_ok_and(|names| names.lines().any(|name| name == "filter"));
+    used.then(|| tables(family, true))
+}
+
+impl Tables {
+    /// Runs it, with what is behind its name. None: it is not installed.
+    async fn run(self, suffix: &str, args: &[&str], input: &str, own: &OwnRuns) -> Option<Result<String, String>> {
+        for name in [self.program, self.plain] {
+            return match run(&format!("{name}{suffix}"), args, input.as_bytes(), own).await {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => Some(Err(error.to_string())),
+                Ok(output) if output.status.success() => Some(Ok(String::from_utf8_lossy(&output.stdout).into_owned())),
+                Ok(output) => Some(Err(complaint(&output))),
+            };
+        }
+        None
+    }
+
+    /// The rules of a chain; none where there is no such chain.
+    pub(super) async fn list(self, chain: &str, own: &OwnRuns) -> Option<String> {
+        self.run("", &["-w", WAIT, "-S", chain], "", own).await?.ok()
+    }
+
+    /// Changes rules, all of them or none.
+    async fn restore(self, changes: &str, own: &OwnRuns) -> Result<(), String> {
+        match self.run("-restore", &["-w", WAIT, "--noflush"], changes, own).await {
+            Some(done) => done.map(drop),
+            None => Err(format!("{} is not installed", self.plain)),
+        }
+    }
+}
+
+/// Where Docker has its chain.
+fn places(chains: &[Chain]) -> impl Iterator<Item = Tables> {
+    let today = ["ip", "ip6"].into_iter().filter(|family| has(chains, family, "filter", DOCKER_USER));
+    let today: Vec<Tables> = today.map(|family| tables(family, false)).collect();
+    today.into_iter().chain(["ip", "ip6"].into_iter().filter_map(legacy))
+}
+
+/// Brings our rules in line with `links`.
+pub(super) async fn follow(firewalls: &mut Firewalls, chains: &[Chain], links: &BTreeSet<String>) -> Vec<Failure> {
+    let mut failures = Vec::new();
+    if links.is_empty() && firewalls.journal.docker().is_empty() {
+        return failures;
+    }
+    for place in places(chains) {
+        let what = || format!("let our links through {DOCKER_USER} of {}", place.program);
+        let Some(listed) = place.list(DOCKER_USER, &firewalls.own).await else { continue };
+        let Some(changes) = chain_changes(&firewalls.instance, DOCKER_USER, links, &listed) else { continue };
+        let noted = |error: anyhow::Error| failure(what(), format!("{error:#}"));
+        if !links.is_empty()
+            && let Err(error) = firewalls.journal.change(|data| data.docker.insert(place.program.to_owned()))
+        {
+            failures.push(noted(error));
+            continue;
+        }
+        match place.restore(&changes, &firewalls.own).await {
+            Ok(()) => tracing::info!(program = place.program, "rules of ours in {DOCKER_USER} follow our links"),
+            Err(why) => failures.push(failure(what(), why)),
+        }
+    }
+    if links.is_empty()
+        && failures.is_empty()
+        && let Err(error) = firewalls.journal.change(|data| data.docker.clear())
+    {
+        failures.push(failure("forget the rules in other firewalls", format!("{error:#}")));
+    }
+    failures
+}
+
+/// Removes the rules of one daemon, or of all. Returns what it removed, in words.
+pub(super) async fn cleanup(instance: Option<&str>, chains: &[Chain], own: &OwnRuns) -> Vec<String> {
+    let mut done = Vec::new();
+    for place in places(chains) {
+        let Some(listed) = place.list(DOCKER_USER, own).await else { continue };
+        let marks: BTreeSet<&str> =
+            listed.split_whitespace().filter_map(|word| word.trim_matches('"').strip_prefix("byway:")).collect();
+        for mark in marks.into_iter().filter(|mark| instance.is_none_or(|instance| instance == *mark)) {
+            let Some(changes) = chain_changes(mark, DOCKER_USER, &BTreeSet::new(), &listed) else { continue };
+            let text = format!("delete rules in {DOCKER_USER} of {}", place.program);
+            done.push(match place.restore(&changes, own).await {
+                Ok(()) => text,
+                Err(why) => format!("{text}: {why}"),
+            });
+        }
+    }
+    done
+}
