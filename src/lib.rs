@@ -72,6 +72,10 @@
 //!
 //! # What passes the kernel
 //!
+//! An accept of ours cannot overrule anybody's drop. So rules for our links stand in Docker's chain for others and in a
+//! zone of firewalld, marked and journalled; whoever stops our packets all the same is found by probes of our own, and
+//! named with one remedy ([`host::Rules::blocked`]).
+//!
 //! One nftables table, whose rules never change ([`host::nft`]): only its elements do. Into workloads pass members of their
 //! subnet and what a port map asked for. The machine itself answers its subnets ping, names, what its
 //! [`HostPolicy`](model::host::HostPolicy) lists, and what a map listens on; the judgement is by the port that was asked for,

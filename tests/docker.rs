@@ -24,6 +24,7 @@ use lab::{Host, Lab, SOON, until, v4, v6};
 
 const CASES: &[Case] = &[
     fast!(containers_on_two_hosts_talk_by_name, "docker", "dockerd", "nsenter", "unshare", "tar", "busybox"),
+    fast!(docker_lets_ours_through_and_nothing_else, "docker", "dockerd", "nsenter", "unshare", "tar", "busybox"),
     fast!(detach_gives_the_container_back, "docker", "dockerd", "nsenter", "unshare", "tar", "busybox"),
     fast!(stopped_container_frees_its_name_and_lease, "docker", "dockerd", "nsenter", "unshare", "tar", "busybox"),
     fast!(what_resolved_before_resolves_while_attached, "docker", "dockerd", "nsenter", "unshare", "tar", "busybox"),
@@ -82,13 +83,8 @@ impl Engine {
             .args(["unshare", "-m", "--propagation", "private", "dockerd", "-H", &socket])
             .args(["--data-root", &path("data"), "--exec-root", &path("exec"), "--pidfile", &path("pid")])
             .args(["--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", &format!("/{group}")])
-            .args([
-                "--iptables=false",
-                "--ip6tables=false",
-                "--ip-forward=false",
-                "--bridge=none",
-                "--storage-driver=vfs",
-            ])
+            // Docker's own defaults for the network: its bridge, its rules, its policy for what is forwarded.
+            .arg("--storage-driver=vfs")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -107,6 +103,8 @@ impl Engine {
             bail!(Skip(format!("dockerd does not start here: {why}")));
         }
         engine.import()?;
+        // What Docker made on this machine stays when it ends: that is what ours must return to.
+        host.rebase()?;
         // The daemon and the command line of this host talk to this engine.
         host.set_env("DOCKER_HOST", &engine.socket);
         Ok(engine)
@@ -251,6 +249,54 @@ fn containers_on_two_hosts_talk_by_name(lab: &Lab) -> Result<()> {
     let answer = outside.ns().run(&["timeout", "5", "python3", "-c", FETCH, &url])?;
     ensure!(answer.out.contains("from "), "{answer}");
     Ok(())
+}
+
+fn docker_lets_ours_through_and_nothing_else(lab: &Lab) -> Result<()> {
+    let [(a, ea), (b, eb)] = scene(lab)?;
+    let outside = lab.host("x")?;
+    ea.run("two")?;
+    let [web, two] = ["web", "two"].map(|name| a.json(&["attach", "docker", name, "--subnet", "lab"]));
+    let (web, two, db) = (web?, two?, b.json(&["attach", "docker", "db", "--subnet", "lab"])?);
+    let policy = a.ns().ok(&["iptables", "-S", "FORWARD"])?;
+    ensure!(policy.contains("-P FORWARD DROP"), "Docker drops what is forwarded: {policy}");
+    ea.exec("web", &["mkdir", "-p", "/tmp/www"])?;
+    ea.exec("web", &["httpd", "-p", "80", "-h", "/tmp/www"])?;
+    let connects = |address: &str, port: u16| {
+        let python = "import socket,sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 1)";
+        outside.ns().run(&["python3", "-c", python, address, &port.to_string()]).is_ok_and(|answer| answer.code == 0)
+    };
+    for any in ["0.0.0.0", "[::]"] {
+        a.ok(&["map", "add", "lab", "tcp", &format!("{any}:8080"), "web:80"])?;
+    }
+    for (engine, from, to) in [(&ea, "web", &two), (&ea, "web", &db), (&eb, "db", &web)] {
+        for address in [v4(to)?, v6(to)?] {
+            until(&format!("{from} reaches {address}"), SOON, || {
+                engine.exec(from, &["ping", "-c", "1", "-W", "1", &address]).map(|_| true)
+            })?;
+        }
+    }
+    ensure!(connects(a.under4(), 8080) && connects(a.under6(), 8080), "the map answers by both families");
+    // A container of Docker's own, with a published port: not for the overlay while the machine is closed to it.
+    let www = ["run", "-d", "--init=false", "-p", "9090:80", "--name", "pub", "box:1", "/bin/httpd", "-f", "-p", "80"];
+    ea.docker(&www)?;
+    let inspect = ["inspect", "-f", "{{.NetworkSettings.IPAddress}}", "pub"];
+    let bridged = ea.docker(&inspect)?.trim().to_owned();
+    ensure!(connects(a.under4(), 9090), "Docker publishes its port to the outside");
+    let (own4, _) = a.overlay("lab")?;
+    let pid = ea.docker(&["inspect", "-f", "{{.State.Pid}}", "two"])?.trim().to_owned();
+    lab::sh("nsenter", &["-t", &pid, "-n", "ip", "route", "add", &format!("{bridged}/32"), "via", &own4])?;
+    for (address, port) in [(bridged.as_str(), "80"), (&own4, "9090"), (&bridged, "9090")] {
+        let tried = ea.exec("two", &["nc", "-w", "1", "-z", address, port]);
+        ensure!(tried.is_err(), "{address} port {port} is not for the overlay");
+    }
+    // And nobody routes into our links, from outside or from Docker's bridge.
+    outside.ns().ip(&["route", "add", &format!("{}/32", v4(&web)?), "via", a.under4()])?;
+    outside.rebase()?;
+    ensure!(!outside.ns().pings(&v4(&web)?) && !connects(&v4(&web)?, 80), "no way in from outside");
+    ensure!(ea.exec("pub", &["ping", "-c", "1", "-W", "1", &v4(&web)?]).is_err(), "none from Docker's bridge");
+    ea.docker(&["rm", "-f", "pub"])?;
+    // The bridge got an address of its own with its first container.
+    a.ns().ok(&["sysctl", "-qw", "net.ipv6.conf.docker0.disable_ipv6=1"]).map(drop)
 }
 
 /// Prints what is at an address.

@@ -25,6 +25,8 @@ mod evil_admin;
 mod evil_matrix;
 #[path = "netns/evil_members.rs"]
 mod evil_members;
+#[path = "netns/firewall.rs"]
+mod firewall;
 #[path = "netns/hearsay.rs"]
 mod hearsay;
 #[path = "netns/hostile.rs"]
@@ -77,6 +79,7 @@ fn main() -> ExitCode {
         input::CASES,
         everyday::CASES,
         datagram::CASES,
+        firewall::CASES,
         hearsay::CASES,
         hostile::CASES,
         mtu::CASES,

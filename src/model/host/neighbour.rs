@@ -220,36 +220,59 @@ fn suspects<'a>(chains: &'a [ForeignChain], stopped: &Stopped) -> Vec<&'a Foreig
     tests.iter().map(found).find(|found| !found.is_empty()).unwrap_or_default()
 }
 
+/// What one chain is blamed for.
+struct Blame {
+    chain: Option<ForeignChain>,
+    hook: Hook,
+    families: BTreeSet<Family>,
+    what: BTreeSet<String>,
+}
+
+impl Blame {
+    fn obstacle(self, patterns: &BTreeSet<String>) -> Obstacle {
+        let name = |family: &Family| if *family == Family::V4 { "IPv4" } else { "IPv6" };
+        let families: Vec<&str> = self.families.iter().map(name).collect();
+        let what: Vec<String> = self.what.into_iter().collect();
+        let (who, remedy) = match &self.chain {
+            Some(chain) => (chain.path(), chain.remedy(patterns)),
+            None => ("a rule of another program".to_owned(), "nft list ruleset".to_owned()),
+        };
+        let message = format!("{who} drops {} {}", families.join(" and "), what.join(", "));
+        Obstacle { hook: self.hook, families: self.families, message, remedy }
+    }
+}
+
 /// What there is to say: one finding for each hook and chain; with its remedies obeyed, everything passes.
 pub fn obstacles(patterns: &BTreeSet<String>, chains: &[ForeignChain], stopped: &[Stopped]) -> Vec<Obstacle> {
-    let mut found: Vec<(Option<ForeignChain>, Hook, BTreeSet<Family>, BTreeSet<String>)> = Vec::new();
+    let mut blames: Vec<Blame> = Vec::new();
     for one in stopped {
         let suspects = suspects(chains, one);
-        let chains: Vec<Option<ForeignChain>> = match suspects.is_empty() {
-            true => vec![None],
-            false => suspects.into_iter().cloned().map(Some).collect(),
-        };
-        for chain in chains {
-            match found.iter_mut().find(|(known, hook, ..)| (known, *hook) == (&chain, one.hook)) {
-                Some((_, _, families, what)) => {
-                    families.insert(one.family);
-                    what.extend(one.what.iter().cloned());
+        let unknown = suspects.is_empty().then_some(None);
+        for chain in suspects.into_iter().cloned().map(Some).chain(unknown) {
+            match blames.iter_mut().find(|blame| (&blame.chain, blame.hook) == (&chain, one.hook)) {
+                Some(blame) => {
+                    blame.families.insert(one.family);
+                    blame.what.extend(one.what.iter().cloned());
                 }
-                None => found.push((chain, one.hook, [one.family].into(), one.what.clone())),
+                None => {
+                    let (families, what) = ([one.family].into(), one.what.clone());
+                    blames.push(Blame { chain, hook: one.hook, families, what });
+                }
             }
         }
     }
-    let finding = |(chain, hook, families, what): (Option<ForeignChain>, Hook, BTreeSet<Family>, BTreeSet<String>)| {
-        let names: Vec<&str> = families.iter().map(|f| if *f == Family::V4 { "IPv4" } else { "IPv6" }).collect();
-        let what = what.into_iter().collect::<Vec<_>>().join(", ");
-        let who = chain.as_ref().map_or_else(|| "a rule of another program".to_owned(), ForeignChain::path);
-        let remedy = match &chain {
-            Some(chain) => chain.remedy(patterns),
-            None => "nft list ruleset".to_owned(),
-        };
-        Obstacle { hook, families, message: format!("{who} drops {} {what}", names.join(" and ")), remedy }
-    };
-    found.into_iter().map(finding).collect()
+    let mut found: Vec<Obstacle> = Vec::new();
+    for obstacle in blames.into_iter().map(|blame| blame.obstacle(patterns)) {
+        // One command of ufw is for both families.
+        match found.iter_mut().find(|known| (known.hook, &known.remedy) == (obstacle.hook, &obstacle.remedy)) {
+            Some(known) => {
+                known.families.extend(obstacle.families);
+                known.message = format!("{}; {}", known.message, obstacle.message);
+            }
+            None => found.push(obstacle),
+        }
+    }
+    found
 }
 
 #[cfg(test)]
@@ -379,5 +402,9 @@ mod tests {
         assert_eq!(names(&[ours.clone(), quiet], &[Family::V4]), ["inet z f drops IPv4 between workloads"]);
         assert_eq!(names(&[ours], &[Family::V4]), ["ip filter FORWARD drops IPv4 between workloads"]);
         assert_eq!(names(&[], &[Family::V6]), ["a rule of another program drops IPv6 between workloads"]);
+        // One command for two chains is said once.
+        let ufw = ["ip", "ip6"].map(|f| ForeignChain { ufw: true, ..chain(f, "filter", "FORWARD", Hook::Forward) });
+        let once = names(&ufw, &[Family::V4, Family::V6]);
+        assert!(once.len() == 1 && once[0].contains("IPv4") && once[0].contains("IPv6"), "{once:?}");
     }
 }

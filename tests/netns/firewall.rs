@@ -1,0 +1,319 @@
+//! Firewalls of others: our rules stand in the places they leave to others, and who stops our packets is named with a
+//! remedy that is enough, which every test here obeys to the letter.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::process::{Child, Stdio};
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::fast;
+use crate::lab::netns::{Server, wait_end};
+use crate::lab::runner::Case;
+use crate::lab::{Host, Lab, Netns, SOON, until, v4, v6};
+
+pub const CASES: &[Case] = &[
+    fast!(a_forward_chain_that_drops_is_found_by_effect, "iptables", "ip6tables"),
+    fast!(an_input_chain_that_drops_is_found_by_effect),
+    fast!(docker_user_is_used_and_left_as_it_was, "iptables", "iptables-restore"),
+    fast!(nobodys_rules_are_touched_where_none_is_named, "iptables"),
+    fast!(firewalld_lets_our_links_through_across_reloads, "firewalld", "firewall-cmd", "dbus-daemon"),
+];
+
+/// Longest until a finding stands: one look every ten seconds.
+const FOUND: Duration = Duration::from_secs(20);
+/// Longest until it is gone once traffic passes.
+const GONE: Duration = Duration::from_secs(8);
+
+/// Two workloads on `a`, one on `b`, and a map of `a` that `x` uses.
+struct Scene {
+    a: Rc<Host>,
+    x: Rc<Host>,
+    one: Netns,
+    db: Netns,
+    /// `one`, `two` and `db` by both families.
+    at: [[String; 2]; 3],
+    servers: Vec<Server>,
+}
+
+fn scene(lab: &Lab, config: &str) -> Result<Scene> {
+    scene_on(lab, lab.host("a")?, config)
+}
+
+fn scene_on(lab: &Lab, a: Rc<Host>, config: &str) -> Result<Scene> {
+    let [b, x] = [lab.host("b")?, lab.host("x")?];
+    OpenOptions::new().append(true).open(a.dir().join("byway.toml"))?.write_all(config.as_bytes())?;
+    a.start()?;
+    b.start()?;
+    // The machine with the firewall is the one that dials.
+    let made = b.json(&["create", "lab"])?;
+    a.json(&["join", &crate::lab::text(&made, "invite")?])?;
+    let [one, two, db] = [lab.workload("one")?, lab.workload("two")?, lab.workload("db")?];
+    let at = [a.attach(&one, "lab", "one")?, a.attach(&two, "lab", "two")?, b.attach(&db, "lab", "db")?];
+    let at = [[v4(&at[0])?, v6(&at[0])?], [v4(&at[1])?, v6(&at[1])?], [v4(&at[2])?, v6(&at[2])?]];
+    let servers = vec![one.serve("tcp", "0.0.0.0", 80)?, one.serve("tcp", "::", 80)?];
+    for any in ["0.0.0.0", "[::]"] {
+        a.ok(&["map", "add", "lab", "tcp", &format!("{any}:8080"), "one:80"])?;
+    }
+    Ok(Scene { a, x, one, db, at, servers })
+}
+
+impl Scene {
+    /// What does not get through of the families: by ping between workloads, to members and from them, and by the map.
+    fn dead(&self, families: &[usize]) -> Vec<String> {
+        let mut dead = Vec::new();
+        let mut note = |what: &str, passes: bool| {
+            if !passes {
+                dead.push(what.to_owned());
+            }
+        };
+        for &family in families {
+            let [one, two, db] = [0, 1, 2].map(|n| &self.at[n][family]);
+            note(&format!("local {two}"), self.one.pings(two));
+            note(&format!("out {db}"), self.one.pings(db));
+            note(&format!("in {one}"), self.db.pings(one));
+            let host = [self.a.under4(), self.a.under6()][family];
+            let python = "import socket,sys; socket.create_connection((sys.argv[1], 8080), 0.7)";
+            note(
+                &format!("map {host}"),
+                self.x.ns().run(&["python3", "-c", python, host]).is_ok_and(|answer| answer.code == 0),
+            );
+        }
+        dead
+    }
+
+    fn all_pass(&self, limit: Duration) -> Result<()> {
+        let done = until("everything passes", limit, || Ok(self.dead(&[0, 1]).is_empty()));
+        done.with_context(|| format!("dead: {:?}, {:?}", self.dead(&[0, 1]), self.problems("")))?;
+        Ok(())
+    }
+
+    /// Remedies of the problems with that code.
+    fn problems(&self, code: &str) -> Vec<String> {
+        let status = self.a.json(&["status"]).unwrap_or_default();
+        let all = status["problems"].as_array().cloned().unwrap_or_default();
+        let ours = all.iter().filter(|p| p["code"].as_str().is_some_and(|c| c.contains(code)));
+        ours.filter_map(|p| p["help"].as_str().map(ToOwned::to_owned)).collect()
+    }
+
+    /// Waits for one finding and does what it says.
+    fn obey(&self, code: &str, tool: &str) -> Result<String> {
+        until(&format!("{code} is found"), FOUND, || Ok(!self.problems(code).is_empty()))
+            .with_context(|| self.a.log_tail(20))?;
+        let found = self.problems(code);
+        ensure!(found.len() == 1 && found[0].starts_with(tool), "one remedy, by {tool}: {found:?}");
+        self.a.ns().ok(&["sh", "-c", &found[0]])?;
+        Ok(found[0].clone())
+    }
+
+    fn clears(&self) -> Result<()> {
+        until("the finding goes", GONE, || Ok(self.problems("-BLOCKED").is_empty()))
+            .with_context(|| format!("{:?}", self.problems("-BLOCKED")))?;
+        Ok(())
+    }
+
+    fn rules(&self) -> Result<String> {
+        Ok(self.a.ns().ok(&["iptables", "-S"])? + &self.a.ns().ok(&["ip6tables", "-S"])?)
+    }
+
+    fn ours(&self) -> Result<usize> {
+        Ok(self.rules()?.matches("byway:").count())
+    }
+}
+
+fn a_forward_chain_that_drops_is_found_by_effect(lab: &Lab) -> Result<()> {
+    let s = scene(lab, "")?;
+    s.all_pass(SOON)?;
+    let nft = |text: &str| s.a.ns().ok(&["nft", text]).map(drop);
+    // By policy, in a table of both families.
+    nft("table inet fw { chain through { type filter hook forward priority 0; policy drop; }; }")?;
+    ensure!(s.dead(&[0]).len() == 4, "the chain drops everything: {:?}", s.dead(&[0]));
+    // Half of what is needed is not enough, and the finding says so as long as it is not.
+    nft("insert rule inet fw through iifname \"bwv*\" accept")?;
+    let remedy = s.obey("E-FORWARD-BLOCKED", "nft insert rule inet fw through ")?;
+    s.all_pass(Duration::from_secs(3)).with_context(|| remedy.clone())?;
+    s.clears()?;
+    s.a.ns().ok(&["nft", "delete", "table", "inet", "fw"])?;
+    // By a rule, made by iptables, in one family.
+    s.a.ns().ok(&["ip6tables", "-A", "FORWARD", "-j", "REJECT"])?;
+    ensure!(s.dead(&[1]).len() == 4 && s.dead(&[0]).is_empty());
+    s.obey("E-FORWARD-BLOCKED", "ip6tables -I FORWARD ")?;
+    s.all_pass(Duration::from_secs(3))?;
+    s.clears()?;
+    s.a.ns().ok(&["ip6tables", "-F", "FORWARD"])?;
+    // By policy, made by iptables: who pings sees it gone when they undo it themselves, too.
+    s.a.ns().ok(&["iptables", "-P", "FORWARD", "DROP"])?;
+    until("it is found", FOUND, || Ok(!s.problems("E-FORWARD-BLOCKED").is_empty()))?;
+    let maps = s.a.json(&["map", "ls", "lab"])?;
+    ensure!(maps["maps"].to_string().contains("\"blocked\""), "{maps}");
+    s.a.ns().ok(&["iptables", "-P", "FORWARD", "ACCEPT"])?;
+    s.clears()?;
+    for family in ["ip", "ip6"] {
+        s.a.ns().ok(&["nft", "delete", "table", family, "filter"])?;
+    }
+    drop(s.servers);
+    Ok(())
+}
+
+fn an_input_chain_that_drops_is_found_by_effect(lab: &Lab) -> Result<()> {
+    let s = scene(lab, "")?;
+    let (own4, _) = s.a.overlay("lab")?;
+    let asks = || Ok(s.one.dig(&own4, &["db.lab.internal", "A"]).is_ok_and(|answer| answer.status == "NOERROR"));
+    until("names are answered", SOON, asks)?;
+    s.a.ns().ok(&[
+        "nft",
+        "table inet fw { chain in { type filter hook input priority 0; policy drop; ct state established,related accept; \
+         iif lo accept; meta l4proto ipv6-icmp accept; th dport 4100 accept; }; }",
+    ])?;
+    ensure!(!asks()?, "the chain drops what workloads ask");
+    s.obey("E-INPUT-BLOCKED", "nft insert rule inet fw in ")?;
+    until("names are answered again", Duration::from_secs(3), asks)?;
+    s.clears()?;
+    // The remedy opens our links to our own judgement, and that is closed.
+    let _server = s.a.ns().serve("tcp", "0.0.0.0", 7070)?;
+    ensure!(s.one.tcp(&own4, 7070, 10).is_err(), "the machine stays closed to its subnet");
+    s.a.ns().ok(&["nft", "delete", "table", "inet", "fw"])?;
+    drop(s.servers);
+    Ok(())
+}
+
+/// What Docker's defaults are, by the program that Docker uses.
+const DOCKER: &str = "iptables -N DOCKER-USER && iptables -A DOCKER-USER -j RETURN && \
+    iptables -A FORWARD -j DOCKER-USER && iptables -P FORWARD DROP";
+
+fn docker_user_is_used_and_left_as_it_was(lab: &Lab) -> Result<()> {
+    let s = scene(lab, "")?;
+    // Docker comes after us.
+    s.a.ns().ok(&["sh", "-c", DOCKER])?;
+    s.a.ns().ok(&["sh", "-c", &DOCKER.replace("iptables", "ip6tables")])?;
+    let theirs =
+        s.rules()?.lines().filter(|line| !line.contains("byway:")).map(|l| format!("{l}\n")).collect::<String>();
+    until("our rules are there", Duration::from_secs(5), || Ok(s.ours()? == 8))?;
+    s.all_pass(Duration::from_secs(3))?;
+    let with_ours = s.rules()?;
+    // Workloads and maps change nothing.
+    let more = lab.workload("more")?;
+    s.a.attach(&more, "lab", "more")?;
+    s.a.ok(&["map", "add", "lab", "udp", "0.0.0.0:9999", "more:9"])?;
+    ensure!(s.rules()? == with_ours, "{}", s.rules()?);
+    // Somebody restores rules without ours, under load: new connections come through again, all the time.
+    let host = s.a.under4().to_owned();
+    for round in 0..3 {
+        s.a.ns().ok(&["sh", "-c", "iptables -F DOCKER-USER && iptables -A DOCKER-USER -j RETURN"])?;
+        until(&format!("round {round}: the map answers"), Duration::from_secs(4), || {
+            Ok(s.x.ns().run(&["python3", "-c", LOAD, &host]).is_ok_and(|answer| answer.code == 0))
+        })?;
+        until("our rules are back", Duration::from_secs(4), || Ok(s.rules()? == with_ours))?;
+    }
+    ensure!(s.problems("-BLOCKED").is_empty(), "{:?}", s.problems(""));
+    // Gone at stop; after a kill, by cleanup.
+    s.a.terminate()?;
+    ensure!(s.rules()? == theirs, "stop leaves exactly theirs: {}", s.rules()?);
+    s.a.start()?;
+    until("our rules are there again", SOON, || Ok(s.rules()? == with_ours))?;
+    s.a.kill9()?;
+    ensure!(s.rules()? == with_ours, "a kill leaves them");
+    let state = s.a.state().to_string_lossy().into_owned();
+    let done = s.a.ok(&["cleanup", "--state-dir", &state])?;
+    ensure!(done.contains("DOCKER-USER") && s.rules()? == theirs, "{done}\n{}", s.rules()?);
+    for family in ["ip", "ip6"] {
+        s.a.ns().ok(&["nft", "delete", "table", family, "filter"])?;
+    }
+    drop(s.servers);
+    Ok(())
+}
+
+/// Twenty connections through the map, one after the other.
+const LOAD: &str = "import socket,sys\nfor _ in range(20): socket.create_connection((sys.argv[1], 8080), 0.5).close()";
+
+fn nobodys_rules_are_touched_where_none_is_named(lab: &Lab) -> Result<()> {
+    let s = scene(lab, "[firewall]\nintegrate = []\n")?;
+    s.a.ns().ok(&["sh", "-c", DOCKER])?;
+    let theirs = s.rules()?;
+    let remedy = s.obey("E-FORWARD-BLOCKED", "iptables -I DOCKER-USER ")?;
+    s.all_pass(Duration::from_secs(3)).with_context(|| remedy.clone())?;
+    s.clears()?;
+    ensure!(s.ours()? == 0 && !s.a.state().join("firewall.json").exists());
+    ensure!(s.rules()?.lines().count() == theirs.lines().count() + 4, "only what was obeyed: {}", s.rules()?);
+    s.a.ns().ok(&["nft", "delete", "table", "ip", "filter"])?;
+    drop(s.servers);
+    Ok(())
+}
+
+/// A bus and a firewalld in the namespace of a host, which end with it.
+struct Firewalld([Child; 2]);
+
+impl Firewalld {
+    fn start(host: &Host) -> Result<Firewalld> {
+        let (bus, file) = (host.dir().join("bus"), host.dir().join("bus.conf"));
+        let address = format!("unix:path={}", bus.display());
+        std::fs::write(
+            &file,
+            format!(
+                "<busconfig><type>system</type><listen>{address}</listen><policy context=\"default\">\
+                 <allow send_destination=\"*\" eavesdrop=\"true\"/><allow eavesdrop=\"true\"/><allow own=\"*\"/></policy></busconfig>"
+            ),
+        )?;
+        let spawn = |program: &[&str]| {
+            let mut command = host.ns().command(program);
+            command.env("DBUS_SYSTEM_BUS_ADDRESS", &address).stdout(Stdio::null()).stderr(Stdio::null());
+            command.spawn().with_context(|| program.join(" "))
+        };
+        let config = format!("--config-file={}", file.display());
+        let dbus = spawn(&["dbus-daemon", &config, "--nofork", "--nopidfile"])?;
+        until("the bus is there", SOON, || Ok(bus.exists()))?;
+        let firewalld = Firewalld([spawn(&["firewalld", "--nofork", "--nopid"])?, dbus]);
+        host.set_env("DBUS_SYSTEM_BUS_ADDRESS", &address);
+        until("firewalld runs", Duration::from_secs(20), || Ok(Firewalld::cmd(host, "--state").is_ok()))?;
+        Ok(firewalld)
+    }
+
+    fn cmd(host: &Host, word: &str) -> Result<String> {
+        let bus = format!("DBUS_SYSTEM_BUS_ADDRESS=unix:path={}", host.dir().join("bus").display());
+        host.ns().ok(&["env", &bus, "firewall-cmd", word])
+    }
+}
+
+impl Drop for Firewalld {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            if let Ok(pid) = i32::try_from(child.id()) {
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
+            }
+            if wait_end(child).is_err() {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+    }
+}
+
+fn firewalld_lets_our_links_through_across_reloads(lab: &Lab) -> Result<()> {
+    let a = lab.host("a")?;
+    let firewalld = Firewalld::start(&a)?;
+    let s = scene_on(lab, Rc::clone(&a), "")?;
+    s.all_pass(SOON)?;
+    let (own4, _) = s.a.overlay("lab")?;
+    ensure!(s.one.dig(&own4, &["db.lab.internal", "A"])?.status == "NOERROR", "names are answered");
+    for word in ["--reload", "--complete-reload"] {
+        Firewalld::cmd(&a, word)?;
+        s.all_pass(Duration::from_secs(6)).with_context(|| word)?;
+    }
+    s.clears()?;
+    // Gone at stop.
+    let table = || a.ns().ok(&["nft", "list", "table", "inet", "firewalld"]);
+    ensure!(table()?.contains("\"bwv*\"") && table()?.contains("\"bw-lab\""));
+    s.a.terminate()?;
+    ensure!(!table()?.contains("\"bw"), "{}", table()?);
+    s.a.start()?;
+    s.all_pass(SOON)?;
+    s.a.kill9()?;
+    let state = s.a.state().to_string_lossy().into_owned();
+    let done = s.a.ok(&["cleanup", "--state-dir", &state])?;
+    ensure!(done.contains("firewalld") && !table()?.contains("\"bw"), "{done}");
+    drop(firewalld);
+    drop(s.servers);
+    Ok(())
+}
