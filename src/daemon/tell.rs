@@ -70,10 +70,22 @@ pub(crate) async fn run(
                     (applied.dead_workloads.clone(), applied.taken.clone())
                 };
                 for link in taken {
-                    drop(ctx.node.decide(Lane::Own, move |core| Ok(core.link_taken(&link))).await?);
+                    let renamed = move |core: &mut Core| {
+                        core.link_taken(&link);
+                        Ok(())
+                    };
+                    if let Err(error) = ctx.node.decide(Lane::Own, renamed).await? {
+                        tracing::warn!(%error, "save the new name of an interface");
+                    }
                 }
                 for (subnet, name, netns) in dead {
-                    drop(ctx.node.decide(Lane::Own, move |core| Ok(core.workload_died(subnet, &name, &netns))).await?);
+                    let ended = move |core: &mut Core| {
+                        core.workload_died(subnet, &name, &netns);
+                        Ok(())
+                    };
+                    if let Err(error) = ctx.node.decide(Lane::Own, ended).await? {
+                        tracing::warn!(%error, "save that a workload is gone");
+                    }
                 }
             }
         }

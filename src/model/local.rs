@@ -170,16 +170,39 @@ mod by_name {
     use std::collections::BTreeMap;
     use std::sync::Arc;
 
+    use serde::ser::SerializeMap as _;
     use serde::{Deserialize as _, Deserializer, Serializer};
 
     use super::{Chunks, PeerId};
 
     pub(super) fn serialize<S: Serializer>(names: &Chunks<Arc<str>, PeerId>, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_map(names.iter().map(|(name, by)| (name.as_ref(), by)))
+        // How many there are stands before them.
+        let mut map = to.serialize_map(Some(names.len()))?;
+        for (name, by) in names.iter() {
+            map.serialize_entry(name.as_ref(), by)?;
+        }
+        map.end()
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Chunks<Arc<str>, PeerId>, D::Error> {
         let names = BTreeMap::<String, PeerId>::deserialize(from)?;
         Ok(names.into_iter().map(|(name, by)| (name.into(), by)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_were_answered_are_read_as_they_were_written() {
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        struct Kept(#[serde(with = "by_name")] Chunks<Arc<str>, PeerId>);
+        for count in [0, 1, 200] {
+            let name = |n: u8| (Arc::from(format!("n{n}")), PeerId([n; 32]));
+            let kept = Kept((0..count).map(name).collect());
+            let written = crate::model::record::encode(&kept);
+            assert_eq!(postcard::from_bytes::<Kept>(&written).unwrap(), kept);
+        }
     }
 }

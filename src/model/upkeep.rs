@@ -9,7 +9,7 @@ use super::error::Result;
 use super::id::PeerId;
 use super::ipam::free_addresses;
 use super::members::{Identity, REQUEST_LIFE, Subnet};
-use super::record::{Body, Grant, MAX_ADMIN_GENERATION, MAX_RUNS, Term, WorkloadEntry};
+use super::record::{Body, Doc, Grant, MAX_ADMIN_GENERATION, MAX_RUNS, Term, WorkloadEntry};
 use super::resolve::{Resolved, SKEW};
 
 /// Revocations above which the owner ends them all by an epoch.
@@ -69,7 +69,8 @@ impl Subnet {
         let mut head = self.records.next_head(now);
         let mut changed = self.records.forked();
         let pools = self.records.pools();
-        let leases: Vec<_> = resolved.members.values().flat_map(|m| m.leases.iter().copied()).collect();
+        let held = resolved.members.values().filter(|_| !head.seats.is_empty()).flat_map(|m| m.leases.iter().copied());
+        let leases: Vec<_> = held.collect();
         let touched = pools.touched(&leases);
         for place in 0..head.seats.len() {
             let Some(seat) = head.seats.get(place) else { continue };
@@ -201,12 +202,18 @@ impl Subnet {
         Ok(())
     }
 
-    /// Members whose documents, grants or registrations are others than when their names were last looked at.
+    /// Members that say other names, or whose grants or registrations are others, than when their names were last looked at.
     fn touched_holders(&self) -> BTreeSet<PeerId> {
         let Some(tidy) = &self.memo.tidy else {
             return self.records.registrations.keys().map(|(holder, _)| *holder).collect();
         };
-        let docs = self.records.docs.differences(&tidy.docs, Arc::ptr_eq);
+        fn said(doc: &Doc) -> (Option<u32>, Vec<&str>) {
+            let workloads = doc.workloads.iter().map(|w| w.name.as_str());
+            let names = workloads.chain(doc.names.iter().map(|n| n.name.as_str()));
+            (doc.left, names.collect())
+        }
+        let docs =
+            self.records.docs.differences(&tidy.docs, |a, b| Arc::ptr_eq(a, b) || said(&a.body) == said(&b.body));
         let grants = self.records.grants.differences(&tidy.grants, Arc::ptr_eq);
         let registered = self.records.registrations.differences(&tidy.registrations, Arc::ptr_eq);
         let pairs = grants.into_iter().map(|((subject, _), ..)| *subject);

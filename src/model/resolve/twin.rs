@@ -335,7 +335,7 @@ fn assert_same(made: &View, anew: &View, what: &str) {
 fn what_is_made_in_steps_is_what_is_made_whole() {
     let here = Here::default();
     let (mut shared, mut steps) = (0, 0);
-    for seed in 0..60 {
+    for seed in 0..200 {
         let mut world = World::new(seed);
         let mut view = View::default();
         for step in 0..60 {

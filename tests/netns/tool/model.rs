@@ -29,12 +29,15 @@ pub fn run(words: &Words) -> Result<()> {
     let prefixes = words.or("prefixes", 100_000_usize)?;
     let now = byway::node::unix_now();
     let state = state(members, workloads, now)?;
+    // In this order: what the whole ones free would hide what the others keep.
+    let (next_ms, next_kb) = next_view(&state, workloads, now)?;
     let (view_ms, view_kb) = view(&state, now)?;
     let lookup_ns = lookup(prefixes)?;
     let node: Vec<String> =
         super::node::run(state)?.into_iter().map(|(what, ms)| format!(",\"{what}\":{ms:.3}")).collect();
     println!(
         "{{\"members\":{members},\"workloads\":{workloads},\"view_ms\":{view_ms:.2},\"view_kb\":{view_kb},\
+         \"next_view_ms\":{next_ms:.3},\"next_view_kb\":{next_kb},\
          \"prefixes\":{prefixes},\"lookup_ns\":{lookup_ns:.1}{}}}",
         node.concat()
     );
@@ -132,6 +135,37 @@ fn view(state: &State, now: u64) -> Result<(f64, i64)> {
     times.sort_by(f64::total_cmp);
     ensure!(kept.iter().all(|v| v.subnets.len() == 1), "a view without its subnet");
     Ok((*times.get(ROUNDS / 2).context("a median")?, each))
+}
+
+/// Milliseconds to make the one after a member gave a workload another name (median of 99), and kB that each keeps beside
+/// the former ones.
+fn next_view(state: &State, workloads: usize, now: u64) -> Result<(f64, i64)> {
+    const ROUNDS: usize = 99;
+    let (here, mut state, mut times) = (Here::default(), state.clone(), Vec::new());
+    let id = *state.subnets.keys().next().context("a subnet")?;
+    state.remember(now);
+    let mut kept = vec![state.view(1, now, &here, &View::default())];
+    let before = rss_kb()?;
+    for round in 0..ROUNDS.min(state.subnets[&id].records.docs().count().saturating_sub(1)) {
+        let who = identity(round + 1);
+        let mut subnet = state.subnets[&id].clone();
+        let mut doc = subnet.records.doc(who.peer).cloned().context("its document")?;
+        doc.version += 1;
+        doc.workloads.get_mut(workloads / 2).context("a workload")?.name = name(&format!("next-{round}"))?;
+        let signed = Signed::new(id, &Body::Doc(doc), &who.key).check()?;
+        let start = Instant::now();
+        ensure!(matches!(subnet.records.absorb(signed), Absorbed::New), "a document was refused");
+        let mut draft = Draft::default();
+        draft.put(subnet);
+        let _ = state.absorb(draft);
+        state.remember(now);
+        let view = state.view(round as u64 + 2, now, &here, kept.last().context("the view before")?);
+        times.push(start.elapsed().as_secs_f64() * 1000.0);
+        kept.push(view);
+    }
+    let each = (rss_kb()? - before) / times.len().max(1) as i64;
+    times.sort_by(f64::total_cmp);
+    Ok((*times.get(times.len() / 2).context("a median")?, each))
 }
 
 fn rss_kb() -> Result<i64> {
