@@ -22,7 +22,7 @@ fn told(args: &[&str]) -> (i32, String, String) {
 #[test]
 fn wrong_usage_is_exit_2_with_a_way_out() {
     for (args, stderr) in [
-        (vec![], "error: a verb is missing (E-USAGE)\n  try:  byway --help\n"),
+        (vec!["subnet"], "error: a verb is missing (E-USAGE)\n  try:  byway --help\n"),
         (vec!["fly"], "error: unrecognized subcommand 'fly' (E-USAGE)\n  try:  byway --help\n"),
         (vec!["subnet", "shw"], "error: unrecognized subcommand 'shw' (E-USAGE)\n  try:  byway subnet show\n"),
         (
@@ -224,6 +224,18 @@ fn errors_of_a_configuration_come_one_a_line_and_the_remedy_names_the_file() {
     let (_, stdout, _) = told(&["--json", "config", "check", "--config", &path]);
     let value: serde_json::Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!((value["ok"].as_bool(), value["skipped"][0]["file"].as_str()), (Some(true), Some(skipped.as_str())));
+}
+
+#[test]
+fn alone_without_a_daemon_it_shows_the_help() {
+    let help = told(&["--help"]).1;
+    let (code, stdout, stderr) = told(&["--socket", "/nowhere/s"]);
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    assert_eq!(stdout, help);
+    // An object is asked for: there is none, and why not is told as always.
+    let (code, stdout, _) = told(&["--json", "--socket", "/nowhere/s"]);
+    assert_eq!(code, 3);
+    assert!(stdout.starts_with("{\"error\":{\"code\":\"E-DAEMON\""), "{stdout}");
 }
 
 #[test]

@@ -27,6 +27,8 @@ mod evil_matrix;
 mod evil_members;
 #[path = "netns/firewall.rs"]
 mod firewall;
+#[path = "netns/habits.rs"]
+mod habits;
 #[path = "netns/hearsay.rs"]
 mod hearsay;
 #[path = "netns/hostile.rs"]
@@ -80,6 +82,7 @@ fn main() -> ExitCode {
         everyday::CASES,
         datagram::CASES,
         firewall::CASES,
+        habits::CASES,
         hearsay::CASES,
         hostile::CASES,
         mtu::CASES,

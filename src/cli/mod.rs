@@ -25,6 +25,7 @@ mod status;
 mod subnet;
 mod usage;
 mod value;
+mod waiting;
 mod workload;
 
 use std::ffi::OsString;
@@ -56,7 +57,7 @@ struct Cli {
     #[command(flatten)]
     global: Global,
     #[command(subcommand)]
-    verb: Verb,
+    verb: Option<Verb>,
 }
 
 /// Options of every verb, before or after it.
@@ -196,9 +197,21 @@ pub fn run(args: impl IntoIterator<Item = OsString>, entry: Entry) -> u8 {
         socket,
         colours_refused: no_color,
     };
-    let outcome = dispatch(cli.verb, &context, entry)
-        .unwrap_or_else(|error| Outcome { error: Some(error), ..Outcome::default() });
-    finish(&outcome, &context)
+    let outcome = match cli.verb {
+        Some(verb) => dispatch(verb, &context, entry),
+        None => blocking(bare(&context)),
+    };
+    finish(&outcome.unwrap_or_else(|error| Outcome { error: Some(error), ..Outcome::default() }), &context)
+}
+
+/// `byway` alone: how things stand, or where no daemon answers what there is to type.
+async fn bare(context: &Context) -> Result<Outcome, Error> {
+    match status::run(status::StatusArgs::default(), context).await {
+        Err(error) if error.kind == ErrorKind::NoDaemon && !context.json => {
+            Ok(Outcome { text: usage::help(), ..Outcome::default() })
+        }
+        outcome => outcome,
+    }
 }
 
 fn finish(outcome: &Outcome, context: &Context) -> u8 {
@@ -234,7 +247,10 @@ fn dispatch(verb: Verb, context: &Context, entry: Entry) -> Result<Outcome, Erro
         Verb::Version => return blocking(version(context)),
         Verb::Lease(verb) => return blocking(lease::run(verb, context)),
         Verb::Create(args) => args.request()?,
-        Verb::Join(args) => args.request()?,
+        Verb::Join(args) => {
+            let request = args.request()?;
+            return ended(&blocking(waiting::join(&request, context))?, None, context);
+        }
         Verb::Leave(args) => {
             confirm::subnet(&args.subnet, args.yes, "this machine leaves it", context)?;
             Request::Leave { subnet: args.subnet }
@@ -261,10 +277,14 @@ fn dispatch(verb: Verb, context: &Context, entry: Entry) -> Result<Outcome, Erro
         Verb::Reload => Request::Reload,
         Verb::Metrics => Request::Metrics,
     };
-    let response = blocking(context.client.call(&request))?;
-    let mut outcome = Outcome::of(&response, context.style)?;
-    outcome.once = output::Once::of(&response, subnet.as_deref());
-    if let Response::Joined(joined) = &response
+    ended(&blocking(context.client.call(&request))?, subnet.as_deref(), context)
+}
+
+/// What an answer comes to; `subnet` is what a person called the subnet.
+fn ended(response: &Response, subnet: Option<&str>, context: &Context) -> Result<Outcome, Error> {
+    let mut outcome = Outcome::of(response, context.style)?;
+    outcome.once = output::Once::of(response, subnet);
+    if let Response::Joined(joined) = response
         && joined.state == SubnetState::Pending
     {
         let message =

@@ -22,7 +22,7 @@ pub(super) enum Level {
     Healthy,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(super) struct StatusArgs {
     /// ID, name, or at least the first 8 characters of the ID; all where none is named
     #[arg(value_parser = value::subnet)]
@@ -87,7 +87,11 @@ fn shortfall(level: Level, status: &Status) -> Option<Error> {
 pub(super) fn render(status: &Status, style: Style) -> String {
     let mut out = String::new();
     if status.subnets.is_empty() {
-        out += &format!("node {}  no subnet yet\n  try:  byway create NAME\n", status.name);
+        out += &format!(
+            "node {}  no subnet yet\n  try:  byway create NAME       (founds one)\n  try:  byway join ID|INVITE    (asks to \
+             be let into one)\n",
+            status.name
+        );
     }
     for (i, s) in status.subnets.iter().enumerate() {
         if i > 0 {
@@ -105,11 +109,18 @@ pub(super) fn render(status: &Status, style: Style) -> String {
 
 fn subnet(s: &SubnetStatus, style: Style) -> String {
     let id: String = s.id.to_string().chars().take(12).collect();
-    let members = if s.members == 1 { "1 member".to_owned() } else { format!("{} members", s.members) };
+    let members = match s.members {
+        0 => String::new(),
+        1 => "1 member   ".to_owned(),
+        n => format!("{n} members   "),
+    };
     let own = print::addresses(&s.addresses);
-    let mut out = format!("subnet {}  {id}  {}   {members}   you: {}  {own}", s.name, state(s.state, style), s.member);
+    let mut out = format!("subnet {}  {id}  {}   {members}you: {}  {own}", s.name, state(s.state, style), s.member);
     out.truncate(out.trim_end().len());
     out.push('\n');
+    if let Some(waiting) = &s.waiting {
+        out += &super::waiting::fields(waiting, style);
+    }
     if !s.peers.is_empty() {
         let mut table = Table::new(&["PEER", "ADDRESS", "PATH", "RTT", "LOSS", "TX/RX", "WORKLOADS"]);
         for peer in &s.peers {

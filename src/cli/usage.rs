@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 
+use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue, ErrorKind as ClapKind};
 
 use super::value::wrong;
@@ -70,6 +71,11 @@ const LATER: &[&str] = &[
     "workload quarantine",
     "workload release",
 ];
+
+/// The help of the whole program, without colours.
+pub(super) fn help() -> String {
+    super::Cli::command().render_help().to_string()
+}
 
 /// Prints help, the version or the error; the exit code.
 pub(super) fn report(refused: &clap::Error, args: &[OsString]) -> u8 {
@@ -148,7 +154,7 @@ fn unknown_verb(refused: &clap::Error, command: &[&str]) -> Error {
 mod tests {
     use super::*;
     use crate::cli::Cli;
-    use clap::{CommandFactory, Parser};
+    use clap::Parser;
 
     /// Every verb, as it is typed behind `byway`.
     fn verbs() -> Vec<String> {

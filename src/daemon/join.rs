@@ -73,6 +73,8 @@ pub(crate) struct Running {
     pub progress: watch::Receiver<Progress>,
     /// What is joined, as soon as a peer has told it and this machine will have it.
     pub genesis: Arc<OnceLock<Genesis>>,
+    /// Those that have the question.
+    pub asked: watch::Receiver<Vec<PeerId>>,
 }
 
 /// Joins under way.
@@ -85,6 +87,11 @@ pub(crate) struct Joins {
 impl Joins {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<SubnetId, Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The join under way for a subnet.
+    pub(crate) fn running(&self, subnet: SubnetId) -> Option<Running> {
+        self.lock().get(&subnet).cloned()
     }
 
     /// Somebody new is there: ask now.
@@ -104,10 +111,11 @@ pub(crate) async fn resume(ctx: &Context) {
 /// Starts a join, or continues the one under way for that subnet with what is new in `join`.
 pub(crate) fn start(ctx: &Context, join: PendingJoin) -> Running {
     let (sender, progress) = watch::channel(Progress::Searching);
-    let running = Running { progress, genesis: Arc::default() };
+    let (asked, asked_so_far) = watch::channel(Vec::new());
+    let running = Running { progress, genesis: Arc::default(), asked: asked_so_far };
     // The former task ends when it sees that another took its place.
     ctx.joins.lock().insert(join.subnet, running.clone());
-    tokio::spawn(ask_until_decided(ctx.clone(), join, sender, Arc::clone(&running.genesis)));
+    tokio::spawn(ask_until_decided(ctx.clone(), join, sender, Arc::clone(&running.genesis), asked));
     running
 }
 
@@ -141,6 +149,7 @@ async fn ask_until_decided(
     join: PendingJoin,
     progress: watch::Sender<Progress>,
     founded: Arc<OnceLock<Genesis>>,
+    asked: watch::Sender<Vec<PeerId>>,
 ) {
     let mine = |ctx: &Context| {
         ctx.joins.lock().get(&join.subnet).is_some_and(|r| r.progress.same_channel(&progress.subscribe()))
@@ -169,7 +178,10 @@ async fn ask_until_decided(
         if is_over().await {
             return;
         }
-        let knowing = candidates.into_iter().filter(|peer| known.peers.contains(peer)).collect();
+        let knowing: Vec<PeerId> = candidates.into_iter().filter(|peer| known.peers.contains(peer)).collect();
+        if !knowing.is_empty() {
+            asked.send_replace(knowing.clone());
+        }
         match one_round(&ctx, &join, knowing).await {
             Some(JoinAnswer::Admitted { genesis, records }) => {
                 match take(&ctx, &join, genesis, records).await {

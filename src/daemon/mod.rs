@@ -19,6 +19,7 @@ mod peers;
 mod status;
 mod sync;
 mod tell;
+mod waiting;
 
 use std::path::Path;
 use std::sync::Arc;

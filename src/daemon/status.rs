@@ -49,7 +49,7 @@ fn millis(time: Duration) -> f64 {
 }
 
 /// `A:P` of a multiaddr with an IP address; any other as it is.
-fn endpoint_text(remote: &str) -> String {
+pub(super) fn endpoint_text(remote: &str) -> String {
     let address = remote.parse::<p2p::Address>().ok();
     let endpoint = address.as_ref().and_then(|a| Some(SocketAddr::new(a.ip()?, a.port()?)));
     endpoint.map_or_else(|| remote.to_owned(), |e| e.to_string())
@@ -210,14 +210,15 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
         ended: bool,
     }
     let state_dir = ctx.config.state_dir.clone();
-    let (parts, mut maps, damage, asking, contested, told) = ctx
+    let (parts, mut maps, damage, asking, contested, told, only) = ctx
         .node
         .read(move |core| -> Result<_, Error> {
-            let maps = core.maps(only.as_deref())?;
-            let chosen: Vec<_> = match &only {
-                Some(text) => vec![core.state.find(text)?],
-                None => core.state.subnets.values().collect(),
+            let only = only.map(|text| core.state.find_joined_or_waiting(&text)).transpose()?;
+            let maps = match only {
+                Some(id) if !core.state.subnets.contains_key(&id) => vec![],
+                only => core.maps(only.map(|id| id.to_string()).as_deref())?,
             };
+            let chosen = core.state.subnets.values().filter(|s| only.is_none_or(|id| id == s.records.id));
             let now = core.now();
             let (mut parts, mut contested, mut told) = (Vec::new(), Vec::new(), Vec::new());
             for subnet in chosen {
@@ -267,6 +268,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                     peers: vec![],
                     workloads: core.workloads(Some(subnet)),
                     drops: BTreeMap::new(),
+                    waiting: None,
                 };
                 contested.extend(subnet.contested_names(&core.state.me, &resolved));
                 told.extend(mine.and_then(|m| renamed_member(subnet.name(), m)));
@@ -288,7 +290,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                 .filter(|(_, names)| !names.is_empty())
                 .collect();
             told.extend(super::lives::problems(core, now, &state_dir));
-            Ok((parts, maps, core.damage.clone(), asking, contested, told))
+            Ok((parts, maps, core.damage.clone(), asking, contested, told, only))
         })
         .await??;
     let known = peers(ctx).await;
@@ -370,6 +372,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
         }
         subnets.push(status);
     }
+    super::waiting::add(ctx, only, &mut subnets).await?;
     let applied = ctx.applied.borrow().generation;
     Ok(Status {
         peer_id: ctx.peers.peer(),

@@ -174,7 +174,7 @@ fn cleanup_takes_only_what_bears_its_mark(lab: &Lab) -> Result<()> {
 }
 
 /// Runs `byway ARGS` at a terminal where `typed` is typed.
-fn at_terminal(host: &Host, typed: &str, args: &[&str]) -> Result<crate::lab::host::Answer> {
+pub(crate) fn at_terminal(host: &Host, typed: &str, args: &[&str]) -> Result<crate::lab::host::Answer> {
     let (binary, socket) = (binary(), host.socket());
     let line = format!("{} --socket {} {}", binary.display(), socket.display(), args.join(" "));
     let script = format!("printf '{typed}\\n' | script -qec '{line}' /dev/null");

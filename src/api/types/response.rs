@@ -317,6 +317,35 @@ pub struct SubnetStatus {
     pub peers: Vec<PeerStatus>,
     pub workloads: Vec<WorkloadInfo>,
     pub drops: BTreeMap<String, u64>,
+    /// While this peer asks to be let in.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub waiting: Option<Waiting>,
+}
+
+/// A join that waits, in `status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// This peer's fingerprint: what whoever approves compares.
+    pub fingerprint: String,
+    /// Seconds since 1970 since when it waits.
+    pub since: u64,
+    /// Those that know the subnet and have the question.
+    pub asked: Vec<Asked>,
+    /// Whether somebody who may decide has it.
+    pub reached: bool,
+    /// What was founded, as soon as somebody told.
+    #[serde(flatten)]
+    pub terms: Option<Terms>,
+}
+
+/// Somebody a join has asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct Asked {
+    pub peer_id: PeerId,
+    /// Where it is connected, as `A:P`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub address: Option<String>,
 }
 
 /// How packets reach a peer.

@@ -60,6 +60,7 @@ pub(super) fn status() -> Status {
             ],
             workloads: vec![],
             drops: BTreeMap::from([("filtered".into(), 0), ("no-route".into(), 3)]),
+            waiting: None,
         }],
         problems: vec![Problem {
             code: "E-RELAYED".into(),
@@ -86,7 +87,36 @@ dropped: no-route 3
     );
     let empty = Status { subnets: vec![], problems: vec![], ..status() };
     let shown = render(&Response::Status(Box::new(empty)), STYLE);
-    assert_eq!(shown, "node a  no subnet yet\n  try:  byway create NAME\n");
+    let want = "node a  no subnet yet\n  try:  byway create NAME       (founds one)\n  try:  byway join ID|INVITE    (asks to \
+                be let into one)\n";
+    assert_eq!(shown, want);
+}
+
+#[test]
+fn a_join_that_waits_is_shown_as_pending_with_whom_it_asked_and_what_to_compare() {
+    let asked = |address: Option<&str>| Asked { peer_id: PeerId([1; 32]), address: address.map(str::to_owned) };
+    let waiting = |asked: Vec<Asked>, reached| {
+        let waiting = Waiting { fingerprint: "ab12 cd34".into(), since: NOW - 60, asked, reached, terms: None };
+        let mut subnet = status().subnets.remove(0);
+        subnet = SubnetStatus { state: SubnetState::Pending, addresses: vec![], members: 0, peers: vec![], ..subnet };
+        subnet = SubnetStatus { drops: BTreeMap::new(), waiting: Some(waiting), ..subnet };
+        render(&Response::Status(Box::new(Status { subnets: vec![subnet], problems: vec![], ..status() })), STYLE)
+    };
+    let head = "\
+subnet lab  7q3km2wd9xra  pending   you: a
+  since       22:12 UTC, for the owner or an admin to approve
+  fingerprint ab12 cd34   (yours: who approves compares it)
+";
+    let peer = crate::model::find::peer_prefixes([PeerId([1; 32])]).remove(0);
+    assert_eq!(waiting(vec![], false), head);
+    assert_eq!(
+        waiting(vec![asked(Some("10.99.0.2:4100"))], true),
+        format!("{head}  asked       {peer} at 10.99.0.2:4100\n")
+    );
+    assert_eq!(
+        waiting(vec![asked(None)], false),
+        format!("{head}  asked       {peer}   (who may decide is not reached yet)\n")
+    );
 }
 
 #[test]

@@ -1,0 +1,96 @@
+//! A join that waits: what `status` shows of it, and `join` itself at a terminal, which says at once whom it asks and what
+//! two people compare, and shows that it goes on.
+
+use std::convert::Infallible;
+use std::io::{self, IsTerminal};
+use std::time::{Duration, Instant};
+
+use super::print::{self, Style};
+use super::{Context, value};
+use crate::api::types::{Asked, Error, IdInfo, Request, Response, SubnetState, Waiting};
+use crate::model::find::peer_prefixes;
+use crate::model::id::SubnetId;
+
+/// How often the waiting is shown anew.
+const PERIOD: Duration = Duration::from_secs(1);
+/// Back to the beginning of the line, which is emptied.
+const AGAIN: &str = "\r\x1b[K";
+
+/// What there is to know of a join that waits.
+pub(super) fn fields(waiting: &Waiting, style: Style) -> String {
+    let since = format!("{}, for the owner or an admin to approve", print::moment(style, waiting.since));
+    print::fields(&[("since", since), ("fingerprint", own(&waiting.fingerprint))]) + &heard(waiting)
+}
+
+/// What a join has heard so far: whom it asked, and whose subnet it is.
+fn heard(waiting: &Waiting) -> String {
+    let owner = waiting.terms.as_ref().map(|t| format!("fingerprint {}", t.owner_fingerprint)).unwrap_or_default();
+    print::fields(&[("asked", asked(&waiting.asked, waiting.reached)), ("owner", owner)])
+}
+
+fn own(fingerprint: &str) -> String {
+    format!("{fingerprint}   (yours: who approves compares it)")
+}
+
+fn asked(asked: &[Asked], reached: bool) -> String {
+    let prefixes = peer_prefixes(asked.iter().map(|a| a.peer_id));
+    let each = asked.iter().zip(prefixes).map(|(a, prefix)| match &a.address {
+        Some(address) => format!("{prefix} at {address}"),
+        None => prefix,
+    });
+    match each.collect::<Vec<_>>().join(", ") {
+        none if none.is_empty() => none,
+        all if reached => all,
+        all => format!("{all}   (who may decide is not reached yet)"),
+    }
+}
+
+/// Sends `join`; where a person looks on, shows what becomes of it.
+pub(super) async fn join(request: &Request, context: &Context) -> Result<Response, Error> {
+    let Request::Join { target, peers, timeout_ms, wait: true, .. } = request else {
+        return context.client.call(request).await;
+    };
+    // An invite lets in at once: there is nobody to wait for.
+    let id = target.parse::<SubnetId>().ok().filter(|_| !context.json && !context.quiet && io::stderr().is_terminal());
+    let Some(id) = id else { return context.client.call(request).await };
+    let here = |s: &crate::api::types::SubnetStatus| s.id == id && s.state != SubnetState::Pending;
+    if let Ok(Response::Status(status)) = context.client.call(&Request::Status { subnet: None }).await
+        && !status.subnets.iter().any(here)
+        && let Ok(Response::Id(node)) = context.client.call(&Request::Id).await
+    {
+        print::stderr(&head(id, peers, &node));
+    }
+    tokio::select! {
+        biased;
+        answer = context.client.call(request) => {
+            print::stderr(AGAIN);
+            answer
+        }
+        never = watch(id, Duration::from_millis(*timeout_ms), context) => match never {},
+    }
+}
+
+fn head(id: SubnetId, peers: &[String], node: &IdInfo) -> String {
+    let typed: String = peers.iter().map(|peer| format!("{}, ", print::clean(peer))).collect();
+    format!("asking for subnet {id}: {typed}peers on the local networks and those connected\n")
+        + &print::fields(&[("fingerprint", own(&node.fingerprint))])
+}
+
+/// Shows what is new, and below it a line that moves.
+async fn watch(id: SubnetId, patience: Duration, context: &Context) -> Infallible {
+    let begun = Instant::now();
+    let mut clock = tokio::time::interval(PERIOD);
+    let mut told = String::new();
+    loop {
+        clock.tick().await;
+        let status = context.client.call(&Request::Status { subnet: None }).await;
+        let Ok(Response::Status(status)) = status else { continue };
+        let Some(waiting) = status.subnets.into_iter().find(|s| s.id == id).and_then(|s| s.waiting) else { continue };
+        let new = heard(&waiting);
+        let shown = if new == told { String::new() } else { new.clone() };
+        told = new;
+        let what = if waiting.asked.is_empty() { "looking for somebody who knows it" } else { "waiting for approval" };
+        let (gone, most) = (begun.elapsed().as_secs(), value::millis(patience).div_ceil(1000));
+        print::stderr(&format!("{AGAIN}{shown}{what}: {gone} s of {most} s"));
+    }
+}

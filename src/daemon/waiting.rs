@@ -1,0 +1,62 @@
+//! Joins that wait, as `status` shows them: who has the question, and what whoever decides compares.
+
+use std::collections::BTreeMap;
+
+use super::Context;
+use super::join::Progress;
+use super::status::endpoint_text;
+use crate::api::types::{Asked, Error, SubnetState, SubnetStatus, Waiting};
+use crate::model::build::MTU;
+use crate::model::id::{Name, SubnetId};
+use crate::model::join::fingerprint;
+use crate::model::local::PendingJoin;
+use crate::model::policy::Terms;
+
+/// Adds every join that waits, or the one of `only`. A subnet that is here already, and is asked for again, gets it beside
+/// what it is.
+pub(super) async fn add(ctx: &Context, only: Option<SubnetId>, subnets: &mut Vec<SubnetStatus>) -> Result<(), Error> {
+    let all = ctx.node.read(|core| core.state.joins.values().cloned().collect::<Vec<PendingJoin>>()).await?;
+    for join in all.into_iter().filter(|join| only.is_none_or(|id| id == join.subnet)) {
+        let waiting = waiting(ctx, &join).await;
+        match subnets.iter_mut().find(|s| s.id == join.subnet) {
+            Some(here) => here.waiting = Some(waiting),
+            None => subnets.push(pending(&join, waiting)),
+        }
+    }
+    Ok(())
+}
+
+async fn waiting(ctx: &Context, join: &PendingJoin) -> Waiting {
+    let running = ctx.joins.running(join.subnet);
+    let asked = running.as_ref().map(|r| r.asked.borrow().clone()).unwrap_or_default();
+    let known = ctx.peers.status().await.unwrap_or_default();
+    let address = |peer| {
+        let connection = known.iter().find(|p| p.peer == peer)?.connections.last()?;
+        Some(endpoint_text(&connection.remote))
+    };
+    Waiting {
+        fingerprint: fingerprint(ctx.peers.peer()),
+        since: join.since,
+        asked: asked.into_iter().map(|peer_id| Asked { peer_id, address: address(peer_id) }).collect(),
+        reached: running.as_ref().is_some_and(|r| *r.progress.borrow() == Progress::Waiting { reached: true }),
+        terms: running.as_ref().and_then(|r| r.genesis.get()).map(|genesis| Terms::of(genesis, join.subnet)),
+    }
+}
+
+fn pending(join: &PendingJoin, waiting: Waiting) -> SubnetStatus {
+    let founded_as = waiting.terms.as_ref().map(|terms| terms.founded_as.clone());
+    SubnetStatus {
+        id: join.subnet,
+        name: join.alias.clone().or(founded_as).unwrap_or_else(|| Name::from_host("pending")),
+        state: SubnetState::Pending,
+        member: join.name.clone(),
+        addresses: vec![],
+        interface: String::new(),
+        mtu: MTU,
+        members: 0,
+        peers: vec![],
+        workloads: vec![],
+        drops: BTreeMap::new(),
+        waiting: Some(waiting),
+    }
+}
