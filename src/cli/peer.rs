@@ -22,8 +22,8 @@ pub(super) enum PeerVerb {
     Show(OnePeer),
     /// Connect to a peer, and keep its address
     Connect {
-        /// Multiaddr, or a peer already known
-        #[arg(value_parser = value::peer, value_name = "MULTIADDR|PEER")]
+        /// Multiaddr, HOST, HOST:PORT, or a peer already known
+        #[arg(value_parser = value::peer, value_name = "MULTIADDR|HOST[:PORT]|PEER")]
         peer: String,
     },
     /// Close the connections to a peer

@@ -342,7 +342,11 @@ pub(super) fn listen_addresses(list: &[String]) -> Result<Vec<String>, String> {
                 vec![format!("/ip4/0.0.0.0/{proto}/{port}{quic}"), format!("/ip6/::/{proto}/{port}{quic}")]
             }
             _ if entry.starts_with('/') => vec![multiaddr::check(entry, multiaddr::Peer::Forbidden)?],
-            _ => return Err(format!("{entry:?}: expected udp/PORT, tcp/PORT, a multiaddr or none")),
+            // Nobody listens on a name.
+            _ => match multiaddr::expand(entry, multiaddr::Peer::Forbidden) {
+                Ok(both) if !both.iter().any(|a| a.starts_with("/dns")) => both,
+                _ => return Err(format!("{entry:?}: expected udp/PORT, tcp/PORT, IP, IP:PORT, a multiaddr or none")),
+            },
         };
         out.extend(both);
     }
@@ -352,8 +356,9 @@ pub(super) fn listen_addresses(list: &[String]) -> Result<Vec<String>, String> {
     Ok(out)
 }
 
-fn multiaddrs(list: &[String], peer: multiaddr::Peer) -> Result<Vec<String>, String> {
-    list.iter().map(|entry| multiaddr::check(entry, peer)).collect()
+pub(super) fn multiaddrs(list: &[String], peer: multiaddr::Peer) -> Result<Vec<String>, String> {
+    let each: Result<Vec<Vec<String>>, String> = list.iter().map(|entry| multiaddr::expand(entry, peer)).collect();
+    each.map(|all| all.concat())
 }
 
 /// Firewalls that leave a place to rules of others.

@@ -2,7 +2,7 @@
 //!
 //! The swarm parses them for real; this only keeps out what could never be listened on or dialled.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::model::id::PeerId;
 
@@ -31,6 +31,61 @@ pub fn check(text: &str, peer: Peer) -> Result<String, String> {
         let shown: String = text.chars().take(100).collect();
         format!("{shown:?} is not a usable multiaddr: {why}")
     })
+}
+
+/// Port where none is named.
+const PORT: u16 = 4100;
+
+/// A multiaddr as [`check`] gives it back; of `HOST`, `HOST:PORT`, both perhaps with `/p2p/ID` behind, the addresses that
+/// are meant: by UDP and by TCP.
+///
+/// # Errors
+/// What is wrong, with the text.
+pub fn expand(text: &str, peer: Peer) -> Result<Vec<String>, String> {
+    if text.starts_with('/') {
+        return check(text, peer).map(|one| vec![one]);
+    }
+    let (place, id) = text.split_once("/p2p/").map_or((text, String::new()), |(p, id)| (p, format!("/p2p/{id}")));
+    let each = host_port(place).and_then(|(host, port)| {
+        ["udp", "tcp"].iter().map(|transport| parse(&format!("{host}/{transport}/{port}{id}"), peer)).collect()
+    });
+    each.map_err(|why| {
+        let shown: String = text.chars().take(100).collect();
+        format!("{shown:?} is neither a multiaddr nor HOST or HOST:PORT: {why}")
+    })
+}
+
+/// `/ip4/A`, `/ip6/A` or `/dns/N`, and the port.
+fn host_port(text: &str) -> Result<(String, u16), String> {
+    let whole = |host: &str| match host.parse::<IpAddr>() {
+        Ok(IpAddr::V4(ip)) => Ok(format!("/ip4/{ip}")),
+        Ok(IpAddr::V6(ip)) => Ok(format!("/ip6/{ip}")),
+        // No name ends in a number (RFC 3696, section 2): it is an address with a mistake in it.
+        Err(_) if host.rsplit('.').next().is_some_and(|l| l.bytes().all(|b| b.is_ascii_digit())) => {
+            Err(format!("{host:?} is not an IP address"))
+        }
+        Err(_) if is_host_name(host) => Ok(format!("/dns/{host}")),
+        Err(_) => Err(format!("{host:?} is not a host name")),
+    };
+    if text.parse::<IpAddr>().is_ok() {
+        return Ok((whole(text)?, PORT));
+    }
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !text.ends_with(']') => {
+            let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+            let number = port.parse::<u16>().ok().filter(|n| digits && *n != 0);
+            (host, number.ok_or_else(|| format!("{port:?} is not a port"))?)
+        }
+        _ => (text, PORT),
+    };
+    match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
+        Some(inner) if inner.parse::<Ipv6Addr>().is_ok() => Ok((whole(inner)?, port)),
+        Some(inner) => Err(format!("{inner:?} is not an IPv6 address")),
+        None if host.contains(':') => {
+            Err("an IPv6 address with a port stands in brackets, as in [fd00::1]:4100".to_owned())
+        }
+        None => Ok((whole(host)?, port)),
+    }
 }
 
 fn parse(text: &str, peer: Peer) -> Result<String, String> {
@@ -113,7 +168,49 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_host_is_meant_by_udp_and_by_tcp() {
+        let id = PeerId([7; 32]);
+        for (given, host, port, tail) in [
+            ("10.0.0.1", "/ip4/10.0.0.1", 4100, String::new()),
+            ("10.0.0.1:99", "/ip4/10.0.0.1", 99, String::new()),
+            ("fd00::1", "/ip6/fd00::1", 4100, String::new()),
+            ("[fd00::1]", "/ip6/fd00::1", 4100, String::new()),
+            ("[fd00::1]:99", "/ip6/fd00::1", 99, String::new()),
+            ("a.example", "/dns/a.example", 4100, String::new()),
+            ("not-a-multiaddr:7", "/dns/not-a-multiaddr", 7, String::new()),
+            (&format!("a.example:99/p2p/{id}"), "/dns/a.example", 99, format!("/p2p/{id}")),
+        ] {
+            let want = vec![format!("{host}/udp/{port}/quic-v1{tail}"), format!("{host}/tcp/{port}{tail}")];
+            assert_eq!(expand(given, Peer::Optional), Ok(want), "{given}");
+        }
+        let one = "/ip4/10.0.0.1/tcp/4100";
+        assert_eq!(expand(one, Peer::Optional), Ok(vec![one.to_owned()]));
+        for (given, peer, why) in [
+            ("", Peer::Optional, "is not"),
+            ("300.1.1.1", Peer::Optional, "is not an IP address"),
+            ("10.0.0.1:99999", Peer::Optional, "\"99999\" is not a port"),
+            ("10.0.0.1:+9", Peer::Optional, "is not a port"),
+            ("a.example:", Peer::Optional, "is not a port"),
+            ("a b", Peer::Optional, "is not a host name"),
+            ("[a.example]:9", Peer::Optional, "is not an IPv6 address"),
+            ("fd00::1:2:3:4:5:6:7:4100", Peer::Optional, "brackets"),
+            ("a.example", Peer::Required, "it has no /p2p/ID"),
+            ("a.example/p2p/x", Peer::Optional, "not a peer ID"),
+        ] {
+            let message = expand(given, peer).unwrap_err();
+            assert!(message.contains(why), "{given}: {message}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn expand_gives_what_check_takes(text in "[a-z0-9.:/\\[\\]-]{0,40}") {
+            for one in expand(&text, Peer::Optional).unwrap_or_default() {
+                prop_assert_eq!(check(&one, Peer::Optional), Ok(one.clone()));
+            }
+        }
+
         #[test]
         fn check_never_panics(text in ".{0,80}", tail in "(/[a-z0-9.:]{0,8}){0,8}") {
             let _ = check(&text, Peer::Optional);

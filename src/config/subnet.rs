@@ -56,8 +56,7 @@ impl DeclaredSubnet {
             "id" => self.id = Some(text.parse().map_err(|e: crate::model::id::IdError| e.to_string())?),
             "invite_file" => self.invite_file = Some(absolute(text)?),
             "peer" => {
-                self.peers =
-                    list.iter().map(|p| multiaddr::check(p, multiaddr::Peer::Optional)).collect::<Result<_, _>>()?;
+                self.peers = super::keys::multiaddrs(&list, multiaddr::Peer::Optional)?;
             }
             "allow_prefix" => self.allow.prefixes = list.iter().map(|p| prefix(p)).collect::<Result<_, _>>()?,
             "allow_domain" => self.allow.domains = list.iter().map(|d| domain(d)).collect::<Result<_, _>>()?,

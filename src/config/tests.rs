@@ -106,6 +106,25 @@ fn listen_words_become_multiaddrs_of_both_families() {
     );
     assert_eq!(listen("\"none\"").unwrap(), Vec::<String>::new());
     assert_eq!(listen("[\"/ip4/10.0.0.1/udp/1\"]").unwrap(), ["/ip4/10.0.0.1/udp/1/quic-v1"]);
+    assert_eq!(listen("[\"10.0.0.1:9\"]").unwrap(), ["/ip4/10.0.0.1/udp/9/quic-v1", "/ip4/10.0.0.1/tcp/9"]);
+    assert!(listen("[\"a.example\"]").is_err(), "nobody listens on a name");
+}
+
+#[test]
+fn a_host_is_taken_wherever_a_multiaddr_is() {
+    let id = crate::model::id::PeerId([7; 32]);
+    let text = format!(
+        "[transport]\nbootstrap = [\"a.example/p2p/{id}\"]\nadvertise = [\"10.0.0.1\"]\n[[subnet]]\nid = \
+         \"7q3km2wd9xra4ce8yn5t0vbz6g\"\npeer = [\"10.0.0.2:9\"]\n"
+    );
+    let config = read_text(&text).unwrap();
+    let both = |host: &str, port: u16, tail: &str| {
+        vec![format!("{host}/udp/{port}/quic-v1{tail}"), format!("{host}/tcp/{port}{tail}")]
+    };
+    assert_eq!(config.bootstrap, both("/dns/a.example", 4100, &format!("/p2p/{id}")));
+    assert_eq!(config.advertise, both("/ip4/10.0.0.1", 4100, ""));
+    assert_eq!(config.subnets[0].peers, both("/ip4/10.0.0.2", 9, ""));
+    assert!(refusal("[transport]\nbootstrap = [\"a.example\"]").contains("it has no /p2p/ID"));
 }
 
 #[test]

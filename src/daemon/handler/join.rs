@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::settle;
 use crate::api::types::{Error, ErrorKind, Joined, Request, Response, SubnetInfo, SubnetState};
+use crate::config::multiaddr;
 use crate::daemon::Context;
 use crate::daemon::join::{self, Progress};
 use crate::link::Key;
@@ -33,9 +34,13 @@ pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Respo
             target.parse().map_err(|e| Error::new(ErrorKind::Usage, "E-ID", format!("{}: {e}", printable(&target))))?
         }
     };
-    for hint in &peers {
-        hint.parse::<Address>()
-            .map_err(|e| Error::new(ErrorKind::Usage, "E-ADDRESS", format!("--peer {}: {e}", printable(hint))))?;
+    let mut hints = Vec::new();
+    for peer in &peers {
+        let wrong = |e: String| Error::new(ErrorKind::Usage, "E-ADDRESS", format!("--peer {}: {e}", printable(peer)));
+        for hint in meant(peer).map_err(wrong)? {
+            hint.parse::<Address>().map_err(|e| wrong(e.to_string()))?;
+            hints.push(hint);
+        }
     }
     if let Some(mut joined) = joined(ctx, id).await? {
         joined.ignored = ignored(&joined, name.as_ref(), alias.as_ref(), ip, host.as_ref());
@@ -47,11 +52,10 @@ pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Respo
         return Err(Error::new(ErrorKind::Refused, "E-INVITE-EXPIRED", message)
             .hint("ask for a new one: byway invite create SUBNET"));
     }
-    let typed = peers.clone();
     let pending = PendingJoin {
         subnet: id,
         invite,
-        hints: peers,
+        hints,
         name_is_default: name.is_none(),
         name: name.unwrap_or_else(|| ctx.config.node_name.clone()),
         alias,
@@ -75,7 +79,7 @@ pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Respo
     if matches!(outcome, Progress::Searching) && wait && started.genesis.get().is_none() {
         // What the command says is how it is: from here on nobody is asked, or somebody has let this peer in just now.
         if ctx.node.run(move |core| core.give_up(id)).await?? {
-            return Err(nobody(id, &silent(ctx, &typed).await));
+            return Err(nobody(id, &silent(ctx, &peers).await));
         }
         let _ = tokio::time::timeout(DECIDED_PATIENCE, progress.wait_for(decided)).await;
         outcome = progress.borrow().clone();
@@ -106,20 +110,25 @@ pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Respo
     }
 }
 
+/// The addresses that a text of a person means: itself, or those of a host.
+pub(super) fn meant(text: &str) -> Result<Vec<String>, String> {
+    if text.starts_with('/') { Ok(vec![text.to_owned()]) } else { multiaddr::expand(text, multiaddr::Peer::Optional) }
+}
+
 /// Those of the addresses that were typed where nobody answered.
 async fn silent(ctx: &Context, typed: &[String]) -> Vec<String> {
     let peers = ctx.peers.status().await.unwrap_or_default();
     let connected: Vec<Address> =
         peers.iter().flat_map(|p| &p.connections).filter_map(|c| c.remote.parse().ok()).collect();
-    let answered = |text: &String| {
-        let address = text.parse::<Address>().ok();
+    let answered = |address: String| {
+        let address = address.parse::<Address>().ok();
         // A name stands for addresses nobody told us: any connection may be to one of them.
         match address.and_then(|a| a.ip()) {
             Some(ip) => connected.iter().any(|c| c.ip().is_some_and(|c| c.to_canonical() == ip.to_canonical())),
             None => !connected.is_empty(),
         }
     };
-    typed.iter().filter(|text| !answered(text)).cloned().collect()
+    typed.iter().filter(|text| !meant(text).unwrap_or_default().into_iter().any(answered)).cloned().collect()
 }
 
 fn nobody(id: SubnetId, silent: &[String]) -> Error {
@@ -129,7 +138,7 @@ fn nobody(id: SubnetId, silent: &[String]) -> Error {
         _ => format!("no answer from {}; {known}", silent.join(" and ")),
     };
     Error::new(ErrorKind::Timeout, "E-NOBODY", message)
-        .hint(format!("byway join {id} --peer /ip4/ADDRESS/tcp/4100   (the address of any member)"))
+        .hint(format!("byway join {id} --peer HOST   (the address of any member)"))
 }
 
 fn decided(progress: &Progress) -> bool {

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::done;
+use super::join::meant;
 use crate::api::types::{Error, ErrorKind, PingInfo, Problem, Response};
 use crate::daemon::{Context, status};
 use crate::link::Key;
@@ -19,17 +20,34 @@ pub(super) async fn connect(ctx: &Context, peer: &str) -> Result<Response, Error
     let failed = |e: crate::p2p::ConnectError| {
         Error::new(ErrorKind::Failed, "E-CONNECT", format!("connect {}: {e}", printable(peer)))
     };
-    if peer.starts_with('/') {
-        let typed: Typed =
-            peer.parse().map_err(|e| Error::new(ErrorKind::Usage, "E-ADDRESS", format!("{}: {e}", printable(peer))))?;
-        let expected = typed.address().peer();
-        let id = ctx.peers.connect(vec![typed], expected).await.map_err(failed)?;
-        return Ok(done(format!("connected {id}"), true));
-    }
-    let found = status::peer_show(ctx, peer).await?;
+    // What is known here by that name is meant first; else it is where somebody is.
+    let known = if peer.starts_with('/') { None } else { Some(status::peer_show(ctx, peer).await) };
+    let found = match known {
+        Some(Ok(found)) => found,
+        Some(Err(error)) if error.kind != ErrorKind::NotFound => return Err(error),
+        other => {
+            let unknown = other.and_then(Result::err).filter(|_| !peer.contains(['.', ':']));
+            return match (connect_to(ctx, peer).await, unknown) {
+                (Ok(Ok(id)), _) => Ok(done(format!("connected {id}"), true)),
+                // One word is a name more often than a host.
+                (_, Some(unknown)) => Err(unknown),
+                (Ok(Err(error)), None) => Err(failed(error)),
+                (Err(error), None) => Err(error),
+            };
+        }
+    };
     // The address book knows where, and who says so.
     let id = ctx.peers.connect(Vec::new(), Some(found.peer_id)).await.map_err(failed)?;
     Ok(done(format!("connected {id}"), !found.connected))
+}
+
+/// Dials where a person says.
+async fn connect_to(ctx: &Context, text: &str) -> Result<Result<PeerId, crate::p2p::ConnectError>, Error> {
+    let wrong = |e: String| Error::new(ErrorKind::Usage, "E-ADDRESS", format!("{}: {e}", printable(text)));
+    let typed: Result<Vec<Typed>, _> = meant(text).map_err(wrong)?.iter().map(|a| a.parse::<Typed>()).collect();
+    let typed = typed.map_err(|e| wrong(e.to_string()))?;
+    let expected = typed.iter().find_map(|t| t.address().peer());
+    Ok(ctx.peers.connect(typed, expected).await)
 }
 
 /// Who is behind a peer ID, member or workload name, or overlay address.
