@@ -1,12 +1,10 @@
 //! `map`.
 
-use std::net::SocketAddr;
-
 use clap::{Args, Subcommand};
 use ipnet::IpNet;
 
 use super::print::{self, Table};
-use super::value::{self, Checked, wrong};
+use super::value::{self, Checked, Listen, wrong};
 use crate::api::types::{MapInfo, Request};
 use crate::model::host::Proto;
 use crate::model::id::Name;
@@ -30,9 +28,9 @@ pub(super) struct AddArgs {
     /// tcp or udp
     #[arg(value_parser = proto)]
     proto: Proto,
-    /// Where this machine listens: ADDRESS:PORT
+    /// Where this machine listens: ADDRESS:PORT, or PORT for every address of both families
     #[arg(value_parser = value::listen)]
-    listen: SocketAddr,
+    listen: Listen,
     /// Where it leads: ADDRESS:PORT or NAME:PORT
     #[arg(value_parser = value::map_target)]
     target: (String, u16),
@@ -56,9 +54,9 @@ pub(super) enum MapVerb {
         /// Name of the map, or its protocol
         #[arg(value_name = "NAME|PROTO")]
         what: String,
-        /// Where it listens
+        /// Where it listens, as it was given to `map add`
         #[arg(value_parser = value::listen)]
-        listen: Option<SocketAddr>,
+        listen: Option<Listen>,
     },
     /// Every map with its counters
     Ls {
@@ -74,20 +72,16 @@ impl MapVerb {
             MapVerb::Add(a) => Request::MapAdd {
                 subnet: a.subnet,
                 proto: a.proto,
-                listen: a.listen.ip(),
-                port: a.listen.port(),
+                listen: a.listen.0,
+                port: a.listen.1,
                 target: a.target.0,
                 target_port: a.target.1,
                 name: a.name,
                 allow: a.allow,
             },
-            MapVerb::Rm { subnet, what, listen: Some(at) } => Request::MapRm {
-                subnet,
-                name: None,
-                proto: Some(proto(&what)?),
-                listen: Some(at.ip()),
-                port: Some(at.port()),
-            },
+            MapVerb::Rm { subnet, what, listen: Some(at) } => {
+                Request::MapRm { subnet, name: None, proto: Some(proto(&what)?), listen: at.0, port: Some(at.1) }
+            }
             MapVerb::Rm { subnet, what, listen: None } => {
                 let name = Some(value::subnet(&what)?);
                 Request::MapRm { subnet, name, proto: None, listen: None, port: None }

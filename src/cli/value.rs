@@ -3,7 +3,7 @@
 //! All of these are exit code 2: nothing has been asked of the daemon yet.
 
 use std::io::Read;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -176,14 +176,18 @@ pub fn address(text: &str) -> Checked<IpAddr> {
     text.parse().map_err(|_| wrong("E-ADDRESS", format!("{} is not an IP address", shown(text))))
 }
 
-/// A multiaddr, with or without `/p2p/ID`.
+/// `HOST`, `HOST:PORT` or a multiaddr, with or without `/p2p/ID`. What a host means the daemon works out.
 pub fn multiaddr(text: &str) -> Checked<String> {
-    multiaddr::check(text, multiaddr::Peer::Optional).map_err(|why| wrong("E-MULTIADDR", why))
+    let meant = multiaddr::expand(text, multiaddr::Peer::Optional).map_err(|why| wrong("E-MULTIADDR", why))?;
+    match meant.as_slice() {
+        [one] => Ok(one.clone()),
+        _ => Ok(text.to_owned()),
+    }
 }
 
-/// A peer to connect to: a multiaddr, or whatever names a peer.
+/// A peer to connect to: where it is, or whatever names a peer.
 pub fn peer(text: &str) -> Checked<String> {
-    if text.starts_with('/') { multiaddr(text) } else { object(text) }
+    if text.starts_with('/') || text.contains(':') { multiaddr(text) } else { object(text) }
 }
 
 /// Bytes of the longest invite.
@@ -284,10 +288,17 @@ fn host_port<'a>(text: &'a str, shape: &str) -> Checked<(&'a str, u16)> {
     Ok((host, port))
 }
 
-/// Where a map listens: `ADDRESS:PORT`.
-pub fn listen(text: &str) -> Checked<SocketAddr> {
-    let (host, port) = host_port(text, "0.0.0.0:8080, [::]:53, 127.0.0.1:9000")?;
-    Ok(SocketAddr::new(address(host)?, port))
+/// Where a map listens: an address and a port, or with a port alone every address of both families.
+pub type Listen = (Option<IpAddr>, u16);
+
+/// `ADDRESS:PORT`, `:PORT` or `PORT`.
+pub fn listen(text: &str) -> Checked<Listen> {
+    let bare = text.strip_prefix(':').unwrap_or(text);
+    if !bare.contains(':') && bare.starts_with(|c: char| c.is_ascii_digit()) && !bare.contains('.') {
+        return Ok((None, port(bare)?));
+    }
+    let (host, port) = host_port(text, "8080, 0.0.0.0:8080, [::]:53, 127.0.0.1:9000")?;
+    Ok((Some(address(host)?), port))
 }
 
 /// What a map leads to: an address or name, and a port.
@@ -457,10 +468,10 @@ mod tests {
 
     #[test]
     fn ports_are_from_1_to_65535_and_single() {
-        assert_eq!(listen("[::]:53").unwrap().to_string(), "[::]:53");
+        assert_eq!(listen("[::]:53").unwrap(), (Some("::".parse().unwrap()), 53));
         assert_eq!(map_target("Web.lab:80").unwrap(), ("web.lab".to_owned(), 80));
         assert_eq!(map_target("[fd00::1]:80").unwrap(), ("fd00::1".to_owned(), 80));
-        for text in ["0.0.0.0:0", "0.0.0.0:65536", "0.0.0.0:", "0.0.0.0:+1", "0.0.0.0", "8080", "0.0.0.0:x"] {
+        for text in ["0.0.0.0:0", "0.0.0.0:65536", "0.0.0.0:", "0.0.0.0:+1", "0.0.0.0", "web", "0.0.0.0:x"] {
             assert_eq!(code(listen(text)), "E-PORT", "{text}");
         }
         assert_eq!(code(listen("0.0.0.0:80-90")), "E-PORT-RANGE");

@@ -108,7 +108,7 @@ pub(crate) async fn call(ctx: &Context, request: Request) -> Result<Response, Er
         Request::DnsQuery { name, kind } => names::query(ctx, &name, &kind).await,
         Request::MapAdd { .. } => maps::map_add(ctx, request).await,
         Request::MapRm { subnet, name, proto, listen, port } => {
-            let key = proto.zip(listen).zip(port).map(|((p, l), port)| (p, l, port));
+            let key = proto.zip(port).map(|(proto, port)| (proto, listen, port));
             changed(ctx, move |core| core.map_rm(&subnet, name.as_deref(), key)).await
         }
         Request::PeerConnect { peer } => peers::connect(ctx, &peer).await,

@@ -180,9 +180,14 @@ fn render(status: &Status, maps: &[MapInfo]) -> String {
     });
     family(&mut out, "byway_drops_total", "counter", "Packets dropped, by reason.", drops);
     let of_maps = |value: fn(&MapInfo) -> u64| {
-        maps.iter().map(move |m| {
-            (format!("subnet=\"{}\",map=\"{}\"", label(m.subnet.as_str()), label(m.name.as_str())), value(m) as f64)
-        })
+        // A map that listens on every address has a part of each family, and one series.
+        let mut sums: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+        for m in maps {
+            let sum = sums.entry((m.subnet.as_str(), m.name.as_str())).or_default();
+            *sum = sum.saturating_add(value(m));
+        }
+        let series = |((subnet, map), n)| (format!("subnet=\"{}\",map=\"{}\"", label(subnet), label(map)), n as f64);
+        sums.into_iter().map(series).collect::<Vec<_>>().into_iter()
     };
     family(
         &mut out,

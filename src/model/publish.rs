@@ -337,7 +337,14 @@ impl Subnet {
             )
             .hint("byway map ls"));
         }
-        if self.local.maps.iter().any(|m| m.name == map.name) {
+        // One that listens on every address is one of each family, under one name.
+        let other_half = |m: &Map| {
+            let wild = m.listen.is_unspecified() && map.listen.is_unspecified();
+            let same =
+                (m.proto, m.port, &m.target, m.target_port) == (map.proto, map.port, &map.target, map.target_port);
+            wild && same && m.listen.is_ipv4() != map.listen.is_ipv4()
+        };
+        if self.local.maps.iter().any(|m| m.name == map.name && !other_half(m)) {
             return Err(Error::new(
                 Kind::Conflict,
                 "E-NAME-TAKEN",

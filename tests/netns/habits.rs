@@ -5,11 +5,13 @@ use anyhow::{Result, ensure};
 use crate::everyday::at_terminal;
 use crate::fast;
 use crate::lab::runner::Case;
-use crate::lab::{Lab, SOON, text, until};
+use crate::lab::{Lab, SOON, text, until, v4};
 
 pub const CASES: &[Case] = &[
     fast!(a_join_at_a_terminal_says_whom_it_asks_and_waits_visibly, "script"),
     fast!(alone_it_shows_the_status_of_the_daemon),
+    fast!(a_port_alone_is_mapped_on_every_address_of_both_families),
+    fast!(a_host_is_tried_by_udp_and_by_tcp_wherever_a_peer_is_named),
 ];
 
 fn a_join_at_a_terminal_says_whom_it_asks_and_waits_visibly(lab: &Lab) -> Result<()> {
@@ -59,4 +61,72 @@ fn alone_it_shows_the_status_of_the_daemon(lab: &Lab) -> Result<()> {
     ensure!(shown.starts_with("subnet lab  ") && shown == a.ok(&["status"])?, "{shown}");
     ensure!(a.json(&[])?["schema"] == "byway.status/1");
     Ok(())
+}
+
+fn a_port_alone_is_mapped_on_every_address_of_both_families(lab: &Lab) -> Result<()> {
+    let a = lab.node("a")?;
+    a.json(&["create", "lab"])?;
+    let web = lab.workload("web")?;
+    let at = a.attach(&web, "lab", "web")?;
+    let _servers = [web.serve("tcp", "0.0.0.0", 80)?, web.serve("tcp", "::", 80)?];
+    let (outside, before) = (lab.host("x")?, a.ns().ruleset()?);
+    let listens = || -> Result<Vec<(String, String)>> {
+        let list = a.json(&["map", "ls", "lab"])?["maps"].clone();
+        list.as_array().into_iter().flatten().map(|m| Ok((text(m, "name")?, text(m, "listen")?))).collect()
+    };
+    let both = |name: &str| ["0.0.0.0:8080", "[::]:8080"].map(|at| (name.to_owned(), at.to_owned())).to_vec();
+    a.ok(&["map", "add", "lab", "tcp", "8080", "web:80", "--name", "site"])?;
+    ensure!(listens()? == both("site"), "{:?}", listens()?);
+    for address in [a.under4(), a.under6()] {
+        outside.ns().tcp(address, 8080, 1000)?;
+    }
+    for address in ["127.0.0.1", "::1"] {
+        a.ns().tcp(address, 8080, 1000)?;
+    }
+    let metrics = a.ok(&["metrics"])?;
+    ensure!(metrics.matches("byway_map_connections_total{").count() == 1, "one map is one series: {metrics}");
+    a.fails(6, "E-PORT-TAKEN", &["map", "add", "lab", "tcp", ":8080", "web:80"])?;
+    a.ok(&["map", "rm", "lab", "site"])?;
+    ensure!(listens()?.is_empty() && a.ns().ruleset()? == before, "one name takes both parts away");
+    a.ok(&["map", "add", "lab", "tcp", ":8080", "web:80"])?;
+    ensure!(listens()? == both("tcp-8080"), "{:?}", listens()?);
+    a.ok(&["map", "rm", "lab", "tcp", "8080"])?;
+    // Where only one family leads there, and where only one is let in, the other is not opened.
+    let literal = format!("{}:80", v4(&at)?);
+    for words in [&["8080", literal.as_str()][..], &["8080", "web:80", "--allow", "10.99.0.0/16"]] {
+        a.ok(&[&["map", "add", "lab", "tcp"], words].concat())?;
+        ensure!(listens()? == both("tcp-8080")[..1], "{words:?}: {:?}", listens()?);
+        a.ok(&["map", "rm", "lab", "tcp", "8080"])?;
+    }
+    a.fails(2, "E-FAMILY", &["map", "add", "lab", "tcp", "8080", &literal, "--allow", "fd00::/8"])?;
+    // A port that one family has in use is free in neither.
+    let _server = a.ns().serve("tcp", "::1", 8080)?;
+    a.fails(6, "E-PORT-IN-USE", &["map", "add", "lab", "tcp", "8080", "web:80"])?;
+    ensure!(listens()?.is_empty() && a.ns().ruleset()? == before, "nothing is left of it");
+    Ok(())
+}
+
+fn a_host_is_tried_by_udp_and_by_tcp_wherever_a_peer_is_named(lab: &Lab) -> Result<()> {
+    let alone = |name: &str, listen: &str| -> Result<_> {
+        let host = lab.host(name)?;
+        host.set_env("BYWAY_TRANSPORT_LAN_DISCOVERY", "false");
+        host.set_env("BYWAY_TRANSPORT_LISTEN", listen);
+        host.start()?;
+        Ok(host)
+    };
+    let (a, b, c) = (alone("a", "tcp/4100")?, alone("b", "udp/4100")?, alone("c", "udp/4100")?);
+    let id = text(&a.json(&["create", "lab", "--admission", "open"])?, "id")?;
+    let joined = b.json(&["join", &id, "--peer", a.under4(), "--timeout", "20s"])?;
+    ensure!(joined["state"] == "ready", "{joined}");
+    let by_port = format!("[{}]:4100", b.under6());
+    let said = c.ok(&["peer", "connect", &by_port])?;
+    ensure!(said.contains(&text(&b.json(&["id"])?, "peer_id")?), "{said}");
+    // Who did not answer is called what was typed.
+    let nobody = "10.99.0.250:4100";
+    let answer =
+        c.fails(8, "E-NOBODY", &["join", "00000000000000000000000000", "--peer", nobody, "--timeout", "2s"])?;
+    ensure!(answer.err.contains(&format!("no answer from {nobody};")), "{answer}");
+    c.fails(1, "E-CONNECT", &["peer", "connect", "10.99.0.250:4100"])?;
+    c.fails(5, "E-NO-PEER", &["peer", "connect", "nosuch"])?;
+    c.fails(2, "E-MULTIADDR", &["peer", "connect", "10.99.0.250:99999"]).map(drop)
 }

@@ -190,7 +190,9 @@ pub enum Request {
     MapAdd {
         subnet: String,
         proto: Proto,
-        listen: IpAddr,
+        /// Every address of both families where none is given.
+        #[serde(default)]
+        listen: Option<IpAddr>,
         port: u16,
         target: String,
         target_port: u16,
@@ -201,6 +203,7 @@ pub enum Request {
         subnet: String,
         name: Option<String>,
         proto: Option<Proto>,
+        /// With a port and without this: every address of both families.
         listen: Option<IpAddr>,
         port: Option<u16>,
     },

@@ -53,7 +53,7 @@ fn maps_become_requests() {
         Request::MapAdd {
             subnet: "lab".into(),
             proto: Proto::Tcp,
-            listen: ip("::"),
+            listen: Some(ip("::")),
             port: 53,
             target: "web".into(),
             target_port: 80,
@@ -72,4 +72,26 @@ fn maps_become_requests() {
             port: Some(9000),
         }
     );
+}
+
+#[test]
+fn a_port_alone_is_every_address_and_nothing_else_is() {
+    for line in ["byway map add lab tcp 8080 web:80", "byway map add lab tcp :8080 web:80"] {
+        let Verb::Map(map) = parsed(line) else { panic!() };
+        let Request::MapAdd { listen, port, .. } = map.request().unwrap() else { panic!() };
+        assert_eq!((listen, port), (None, 8080), "{line}");
+    }
+    let Verb::Map(rm) = parsed("byway map rm lab tcp :8080") else { panic!() };
+    let Request::MapRm { listen, port, name, .. } = rm.request().unwrap() else { panic!() };
+    assert_eq!((listen, port, name), (None, Some(8080), None));
+    for (text, code) in [
+        ("", "E-PORT"),
+        (":", "E-PORT"),
+        ("0", "E-PORT"),
+        ("80-90", "E-PORT-RANGE"),
+        ("::80", "E-ADDRESS"),
+        ("10.0.0.1", "E-PORT"),
+    ] {
+        assert_eq!(value::listen(text).unwrap_err().code, code, "{text:?}");
+    }
 }

@@ -1,6 +1,6 @@
 //! Port maps: made when their port is free, shown with their live counters.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::{generation, settle};
 use crate::api::types::{Error, ErrorKind, MapInfo, Request, Response};
@@ -20,18 +20,19 @@ pub(super) async fn map_add(ctx: &Context, request: Request) -> Result<Response,
     };
     ctx.machine.ready()?;
     let new_map = prepare_map(proto, listen, port, target, target_port, name, allow)?;
-    let (text, new) = (subnet.clone(), new_map.map.clone());
-    let mapped_here = ctx
+    let (text, everywhere) = (subnet.clone(), new_map.everywhere);
+    let mut addresses: Vec<IpAddr> = new_map.maps.iter().map(|map| map.listen).collect();
+    // Where a map of ours has the port, its own proxy listens there; the node names that conflict.
+    addresses = ctx
         .node
         .run(move |core| {
-            let mut maps = core.state.subnets.values().flat_map(|s| s.local.maps.iter());
+            let maps = || core.state.subnets.values().flat_map(|s| s.local.maps.iter());
             let mapped =
-                maps.any(|m| (m.proto, m.port, m.listen.is_ipv4()) == (new.proto, new.port, new.listen.is_ipv4()));
-            core.state.find(&text).map(|_| mapped)
+                |at: &IpAddr| maps().any(|m| (m.proto, m.port, m.listen.is_ipv4()) == (proto, port, at.is_ipv4()));
+            core.state.find(&text).map(|_| addresses.into_iter().filter(|at| !mapped(at)).collect())
         })
         .await??;
-    // Where a map of ours has the port, its own proxy listens there; the node names that conflict.
-    if !mapped_here && ctx.machine.is_kernel() {
+    for listen in addresses.into_iter().filter(|_| ctx.machine.is_kernel()) {
         let free = tokio::task::spawn_blocking(move || listening::check(proto, listen, port)).await;
         if let Ok(Err(conflict)) = free {
             let message = format!("map {proto} port {port}: {conflict}");
@@ -49,7 +50,11 @@ pub(super) async fn map_add(ctx: &Context, request: Request) -> Result<Response,
         return Err(error);
     }
     let maps = ctx.node.run(move |core| core.maps(Some(&found))).await??;
-    let map = maps.into_iter().find(|m| m.name.as_str() == mapped);
+    let mut made = maps.into_iter().filter(|m| m.name.as_str() == mapped);
+    if everywhere {
+        return Ok(Response::Maps { maps: made.collect() });
+    }
+    let map = made.find(|m| m.listen.parse::<SocketAddr>().is_ok_and(|at| Some(at.ip()) == listen));
     map.map(Response::Map).ok_or_else(|| Error::new(ErrorKind::Failed, "E-MAP", "the map is gone again"))
 }
 

@@ -1,6 +1,6 @@
 //! Port maps of this machine.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
@@ -16,10 +16,12 @@ use crate::node::Core;
 /// A port map as it was asked for.
 #[derive(Debug, Clone)]
 pub struct NewMap {
-    /// The map.
-    pub map: Map,
+    /// The map; where every address is meant, one of each family that it can have, under one name.
+    pub maps: Vec<Map>,
     /// Whether nobody named it: one port on two addresses makes the same default twice.
     pub name_is_default: bool,
+    /// Whether every address is meant: a family in which the target has no address is left out.
+    pub everywhere: bool,
 }
 
 /// Checks a map's form and gives it a name.
@@ -28,7 +30,7 @@ pub struct NewMap {
 /// `E-PORT`, `E-FAMILY`: of the listening address with the target's or with an allowed prefix.
 pub fn prepare_map(
     proto: Proto,
-    listen: IpAddr,
+    listen: Option<IpAddr>,
     port: u16,
     target: String,
     target_port: u16,
@@ -39,19 +41,37 @@ pub fn prepare_map(
     if port == 0 || target_port == 0 {
         return Err(usage("E-PORT", "a port is a number from 1 to 65535".into()));
     }
-    if let Ok(address) = target.parse::<IpAddr>()
+    let address = target.parse::<IpAddr>().ok();
+    if let (Some(listen), Some(address)) = (listen, address)
         && address.is_ipv4() != listen.is_ipv4()
     {
         return Err(usage("E-FAMILY", format!("{listen} and {address} are of different families")));
     }
-    if let Some(other) = allow.iter().find(|p| p.addr().is_ipv4() != listen.is_ipv4()) {
+    if let Some(listen) = listen
+        && let Some(other) = allow.iter().find(|p| p.addr().is_ipv4() != listen.is_ipv4())
+    {
         return Err(usage("E-FAMILY", format!("--allow {other} is not of the family of {listen}")));
     }
-    let family = if listen.is_ipv4() { "" } else { "6" };
+    let family = if listen.is_none_or(|l| l.is_ipv4()) { "" } else { "6" };
     let default = format!("{proto}{family}-{port}").parse::<Name>().map_err(|e| usage("E-NAME", e.to_string()))?;
-    let name_is_default = name.is_none();
-    let map = Map { name: name.unwrap_or(default), proto, listen, port, target, target_port, allow };
-    Ok(NewMap { map, name_is_default })
+    let (name_is_default, everywhere) = (name.is_none(), listen.is_none());
+    let name = name.unwrap_or(default);
+    let every = [IpAddr::from(Ipv4Addr::UNSPECIFIED), IpAddr::from(Ipv6Addr::UNSPECIFIED)];
+    let at = |listen: IpAddr| {
+        let allowed = allow.iter().copied().filter(|p| p.addr().is_ipv4() == listen.is_ipv4()).collect::<Vec<_>>();
+        // Without a prefix of its family left it would be open to everyone.
+        let fits = address.is_none_or(|a| a.is_ipv4() == listen.is_ipv4()) && allowed.is_empty() == allow.is_empty();
+        let (name, target) = (name.clone(), target.clone());
+        fits.then_some(Map { name, proto, listen, port, target, target_port, allow: allowed })
+    };
+    let maps: Vec<Map> = match listen {
+        Some(listen) => at(listen).into_iter().collect(),
+        None => every.into_iter().filter_map(at).collect(),
+    };
+    if maps.is_empty() {
+        return Err(usage("E-FAMILY", format!("{target} and the prefixes of --allow are of different families")));
+    }
+    Ok(NewMap { maps, name_is_default, everywhere })
 }
 
 impl Core {
@@ -61,18 +81,30 @@ impl Core {
     /// See [`Subnet::map_add`](crate::model::members::Subnet::map_add).
     pub fn map_add(&mut self, text: &str, new: NewMap) -> Result<Name, Error> {
         let mut subnet = self.state.edit(text)?;
-        let mut map = new.map;
-        if new.name_is_default {
-            map.name = map.name.free(|name| subnet.local.maps.iter().any(|m| m.name == *name));
-        }
-        let name = map.name.clone();
         let others: Vec<Map> = self.state.subnets.values().flat_map(|s| s.local.maps.iter().cloned()).collect();
-        subnet.map_add(&self.state.me.clone(), map, &others, self.now())?;
+        let first = new.maps.first().map(|map| map.name.clone());
+        let nothing = || Error::new(ErrorKind::Usage, "E-FAMILY", "there is nothing to map");
+        let mut name = first.ok_or_else(nothing)?;
+        if new.name_is_default {
+            name = name.free(|name| subnet.local.maps.iter().any(|m| m.name == *name));
+        }
+        let (mut made, mut without) = (false, None);
+        for map in new.maps {
+            let map = Map { name: name.clone(), ..map };
+            match subnet.map_add(&self.state.me.clone(), map, &others, self.now()) {
+                Ok(()) => made = true,
+                Err(error) if new.everywhere && error.code == "E-NO-TARGET" => without = Some(error),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if let Some(error) = without.filter(|_| !made) {
+            return Err(error.into());
+        }
         self.save(subnet)?;
         Ok(name)
     }
 
-    /// `map rm`, by name or by protocol and listening address.
+    /// `map rm`, by name or by protocol and listening address; without an address what listens on every one.
     ///
     /// # Errors
     /// `E-NO-MAP`.
@@ -80,18 +112,22 @@ impl Core {
         &mut self,
         text: &str,
         name: Option<&str>,
-        key: Option<(Proto, IpAddr, u16)>,
+        key: Option<(Proto, Option<IpAddr>, u16)>,
     ) -> Result<Response, Error> {
         let mut subnet = self.state.edit(text)?;
         let matches = |m: &Map| match (name, key) {
             (Some(name), _) => m.name.as_str().eq_ignore_ascii_case(name),
-            (None, Some(key)) => (m.proto, m.listen, m.port) == key,
+            (None, Some((proto, listen, port))) => {
+                let here = listen.map_or(m.listen.is_unspecified(), |listen| listen == m.listen);
+                here && (m.proto, m.port) == (proto, port)
+            }
             (None, None) => false,
         };
-        let Some(place) = subnet.local.maps.iter().position(matches) else {
+        let Some(gone) = subnet.local.maps.iter().find(|m| matches(m)).map(|m| m.name.clone()) else {
+            let at = |a: Option<IpAddr>, port| a.map_or_else(|| format!("{port}"), |a| endpoint(a, port));
             let what = name
                 .map(printable)
-                .or_else(|| key.map(|(p, a, port)| format!("{p} {}", endpoint(a, port))))
+                .or_else(|| key.map(|(p, a, port)| format!("{p} {}", at(a, port))))
                 .unwrap_or_default();
             return Err(Error::new(
                 ErrorKind::NotFound,
@@ -100,8 +136,8 @@ impl Core {
             )
             .hint("byway map ls"));
         };
-        let gone = subnet.local.maps.remove(place);
+        subnet.local.maps.retain(|m| !matches(m));
         self.save(subnet)?;
-        Ok(done(format!("removed map {}", gone.name), true))
+        Ok(done(format!("removed map {gone}"), true))
     }
 }
