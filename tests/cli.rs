@@ -249,6 +249,21 @@ fn help_and_versions_are_exit_0() {
 }
 
 #[test]
+fn help_has_own_options_first_then_global_ones_then_three_examples() {
+    for (verb, own) in
+        [("map add", "--allow"), ("join", "--timeout"), ("attach docker", "--subnet"), ("status", "--watch")]
+    {
+        let words: Vec<&str> = verb.split(' ').chain(["--help"]).collect();
+        let help = told(&words).1;
+        let at = |text: &str| help.find(text).unwrap_or_else(|| panic!("no {text:?} in {help}"));
+        let places = [at(own), at("\nGlobal options:"), at("  --socket <PATH>"), at("\nExamples:")];
+        assert!(places.is_sorted(), "{places:?} in {help}");
+        let examples = help.split_once("\nExamples:\n").unwrap().1;
+        assert_eq!(examples.lines().filter(|l| l.contains(&format!("byway {verb}"))).count(), 3, "{help}");
+    }
+}
+
+#[test]
 fn a_reader_that_went_away_is_no_error() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_byway"))
         .args(["config", "show", "--effective"])

@@ -13,7 +13,7 @@ use crate::model::zone::RecordData;
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("data").required(true).args(["addresses", "cname", "txt", "srv"])))]
 pub(super) struct AddArgs {
-    /// The subnet
+    /// The subnet; also as --subnet
     #[arg(value_parser = value::subnet)]
     subnet: String,
     /// Name below the subnet's domain
@@ -42,7 +42,7 @@ pub(super) enum DnsVerb {
     Add(AddArgs),
     /// Remove a name, or what it has of one type
     Rm {
-        /// The subnet
+        /// The subnet; also as --subnet
         #[arg(value_parser = value::subnet)]
         subnet: String,
         /// Name below the subnet's domain
@@ -54,7 +54,7 @@ pub(super) enum DnsVerb {
     },
     /// Take a name from the member that holds it, so that another may have it (owner and admins)
     Release {
-        /// The subnet
+        /// The subnet; also as --subnet
         #[arg(value_parser = value::subnet)]
         subnet: String,
         /// Name below the subnet's domain

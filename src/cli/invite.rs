@@ -14,7 +14,7 @@ use crate::api::types::{InviteCreated, InviteInfo, Request, Role};
 pub(super) enum InviteVerb {
     /// Make an invite
     Create {
-        /// The subnet
+        /// The subnet; also as --subnet
         #[arg(value_parser = value::subnet)]
         subnet: String,
         /// How many may join by it

@@ -5,14 +5,14 @@ use ipnet::IpNet;
 
 use super::print::Table;
 use super::subnet::SubnetArg;
-use super::value::{self, wrong};
-use super::{Context, Outcome};
-use crate::api::types::{Error, LeaseInfo, Request, Response};
+use super::value;
+use super::{Context, Outcome, left_out};
+use crate::api::types::{Error, LeaseInfo, Request};
 use crate::model::find::peer_prefixes;
 
 #[derive(Debug, Args)]
 pub(super) struct OneLease {
-    /// The subnet
+    /// The subnet; also as --subnet
     #[arg(value_parser = value::subnet)]
     subnet: String,
     /// Prefix or address
@@ -59,22 +59,9 @@ async fn import(mut args: Vec<String>, context: &Context) -> Result<Request, Err
         .map_err(|e| Error { message: format!("{file}: {}", e.message), ..e })?;
     let subnet = match args.pop() {
         Some(subnet) => value::subnet(&subnet)?,
-        None => only_subnet(context).await?,
+        None => left_out::only(context, "byway lease import SUBNET FILE").await?,
     };
     Ok(Request::LeaseImport { subnet, entries })
-}
-
-async fn only_subnet(context: &Context) -> Result<String, Error> {
-    match context.client.call(&Request::SubnetLs).await? {
-        Response::Subnets { subnets } => match subnets.as_slice() {
-            [one] => Ok(one.id.to_string()),
-            several => {
-                let message = format!("this node has {} subnets: name the one that is meant", several.len());
-                Err(wrong("E-USAGE", message).hint("byway lease import SUBNET FILE"))
-            }
-        },
-        _ => Err(wrong("E-API", "the daemon answered something else than its subnets")),
-    }
 }
 
 pub(super) fn list(leases: &[LeaseInfo]) -> String {

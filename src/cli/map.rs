@@ -22,7 +22,7 @@ fn proto(text: &str) -> Checked<Proto> {
 
 #[derive(Debug, Args)]
 pub(super) struct AddArgs {
-    /// The subnet
+    /// The subnet; also as --subnet
     #[arg(value_parser = value::subnet)]
     subnet: String,
     /// tcp or udp
@@ -48,7 +48,7 @@ pub(super) enum MapVerb {
     Add(AddArgs),
     /// Take a map away: by name, or by protocol and address
     Rm {
-        /// The subnet
+        /// The subnet; also as --subnet
         #[arg(value_parser = value::subnet)]
         subnet: String,
         /// Name of the map, or its protocol

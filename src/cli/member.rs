@@ -10,7 +10,7 @@ use crate::model::find::peer_prefixes;
 
 #[derive(Debug, Args)]
 pub(super) struct OneMember {
-    /// The subnet
+    /// The subnet; also as --subnet
     #[arg(value_parser = value::subnet)]
     subnet: String,
     /// Peer ID, name, or the first characters of the ID (at least 8 after 12D3KooW)

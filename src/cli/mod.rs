@@ -4,6 +4,10 @@
 //! more than the control socket tells, except `daemon`, `cleanup` and `config`, which work without a daemon and get what
 //! they start handed in ([`Entry`]).
 //!
+//! Where SUBNET is left out, the line is read with this machine's only one in its place (`left_out`); without any verb the
+//! status is shown, or where no daemon answers the help. A join that waits is watched (`waiting`). Each verb's help ends with
+//! lines that can be typed (`examples`).
+//!
 //! An answer that cannot be written is a failure (`output`); verbs that end something ask at a terminal (`confirm`).
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 daemon not reachable, 4 not permitted, 5 no such object, 6 conflict,
@@ -13,8 +17,10 @@ mod config;
 mod confirm;
 mod daemon;
 mod dns;
+mod examples;
 mod invite;
 mod lease;
+mod left_out;
 mod map;
 mod member;
 mod output;
@@ -62,6 +68,7 @@ struct Cli {
 
 /// Options of every verb, before or after it.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
 struct Global {
     /// Control socket [default: BYWAY_SOCKET, else /run/byway/byway.sock]
     #[arg(long, global = true, value_name = "PATH", overrides_with = "socket")]
@@ -183,10 +190,11 @@ impl Context {
 
 /// Runs the command line; the exit code.
 pub fn run(args: impl IntoIterator<Item = OsString>, entry: Entry) -> u8 {
-    let args: Vec<OsString> = args.into_iter().collect();
-    let cli = match Cli::try_parse_from(&args) {
+    let args = left_out::moved(args.into_iter().collect());
+    let cli = match left_out::parse(&args) {
         Ok(cli) => cli,
-        Err(e) => return usage::report(&e, &args),
+        Err(left_out::Refused::Parser(e)) => return usage::report(&e, &args),
+        Err(left_out::Refused::Own(e)) => return usage::refuse(&e, &args),
     };
     let Global { socket, json, quiet, no_color } = cli.global;
     let context = Context {
@@ -267,7 +275,7 @@ fn dispatch(verb: Verb, context: &Context, entry: Entry) -> Result<Outcome, Erro
         }
         Verb::Up(args) => Request::Up { subnet: args.subnet },
         Verb::Down(args) => Request::Down { subnet: args.subnet },
-        Verb::Attach(verb) => verb.request()?,
+        Verb::Attach(verb) => verb.request(|| blocking(left_out::only(context, "byway attach … --subnet SUBNET")))?,
         Verb::Detach(args) => Request::Detach { workload: args.workload, subnet: args.subnet },
         Verb::Workload(verb) => verb.request(),
         Verb::Dns(verb) => verb.request(),

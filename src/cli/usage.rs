@@ -2,11 +2,11 @@
 
 use std::ffi::OsString;
 
-use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue, ErrorKind as ClapKind};
+use clap::{CommandFactory, FromArgMatches};
 
 use super::value::wrong;
-use super::{output, print};
+use super::{Cli, examples, output, print};
 use crate::api::types::Error;
 
 /// Verbs that end something. Who mistyped another verb is not led to one of these.
@@ -72,15 +72,55 @@ const LATER: &[&str] = &[
     "workload release",
 ];
 
+/// The grammar, with examples in the help of every verb, and what is said of a subnet that may be left out.
+fn grammar() -> clap::Command {
+    let mut grammar = Cli::command();
+    for (verb, lines) in examples::EXAMPLES {
+        let help = format!("Examples:\n  {}", lines.join("\n  "));
+        let told = |leaf: clap::Command| {
+            let first = leaf.get_positionals().next();
+            let may = first.is_some_and(|a| a.get_id() == "subnet" && a.is_required_set() && !ends_something(verb));
+            // In the order they stand in: mut_arg would put it last.
+            let leaf = leaf.mut_args(|arg| match arg.get_help().map(ToString::to_string) {
+                Some(usual) if may && arg.get_id() == "subnet" => {
+                    arg.help(format!("{usual}; may be left out where this machine has one"))
+                }
+                _ => arg,
+            });
+            leaf.after_help(help)
+        };
+        grammar = match verb.split_once(' ') {
+            Some((noun, verb)) => grammar.mut_subcommand(noun, |n| n.mut_subcommand(verb, told)),
+            None => grammar.mut_subcommand(verb, told),
+        };
+    }
+    grammar
+}
+
+/// Reads a line.
+pub(super) fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
+    Cli::from_arg_matches_mut(&mut grammar().try_get_matches_from(args)?)
+}
+
 /// The help of the whole program, without colours.
 pub(super) fn help() -> String {
-    super::Cli::command().render_help().to_string()
+    grammar().render_help().to_string()
+}
+
+/// Whether a verb, as it is typed behind `byway`, ends something.
+pub(super) fn ends_something(verb: &str) -> bool {
+    ENDING.contains(&verb)
+}
+
+/// Prints an error that is not the parser's; the exit code.
+pub(super) fn refuse(error: &Error, args: &[OsString]) -> u8 {
+    let given = |flag: &str| args.iter().take_while(|a| *a != "--").any(|a| a == flag);
+    output::error(print::Style::of_process(given("--no-color")), given("--json"), error);
+    error.kind.exit_code()
 }
 
 /// Prints help, the version or the error; the exit code.
 pub(super) fn report(refused: &clap::Error, args: &[OsString]) -> u8 {
-    let given = |flag: &str| args.iter().take_while(|a| *a != "--").any(|a| a == flag);
-    let style = print::Style::of_process(given("--no-color"));
     let error = if matches!(refused.kind(), ClapKind::DisplayHelp | ClapKind::DisplayVersion) {
         match output::write(&refused.render().to_string()) {
             Ok(_) => return 0,
@@ -89,8 +129,7 @@ pub(super) fn report(refused: &clap::Error, args: &[OsString]) -> u8 {
     } else {
         error(refused)
     };
-    output::error(style, given("--json"), &error);
-    error.kind.exit_code()
+    refuse(&error, args)
 }
 
 /// The error of a value is its own; the parser's are `E-USAGE`.
@@ -153,7 +192,6 @@ fn unknown_verb(refused: &clap::Error, command: &[&str]) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::Cli;
     use clap::Parser;
 
     /// Every verb, as it is typed behind `byway`.
@@ -204,6 +242,32 @@ mod tests {
             }
         }
         assert!(led > 200, "only {led} mistyped verbs were led to the one that was meant");
+    }
+
+    #[test]
+    fn every_verb_has_three_examples_that_can_be_typed() {
+        let ends = |verb: &&String| grammar().find_subcommand(verb).is_none_or(|c| !c.has_subcommands());
+        for verb in verbs().iter().filter(ends) {
+            let (_, lines) = examples::EXAMPLES.iter().find(|(v, _)| v == verb).unwrap_or_else(|| panic!("{verb}"));
+            for line in lines {
+                // What stands before the program is for the shell.
+                let line = line.get(line.find("byway").unwrap()..).unwrap();
+                let words: Vec<OsString> = shell_words(line).into_iter().map(OsString::from).collect();
+                let read = parse(&super::super::left_out::moved(words));
+                assert!(read.is_ok(), "{line}: {}", read.unwrap_err());
+                assert!(line.contains(&verb.replace("byway ", "")), "{line} is no example of {verb}");
+            }
+        }
+        assert_eq!(examples::EXAMPLES.len(), verbs().iter().filter(ends).count());
+    }
+
+    /// The words of a line; a pair of quotes holds one together.
+    fn shell_words(line: &str) -> Vec<String> {
+        let each = line.split('"').enumerate().flat_map(|(i, part)| match i % 2 {
+            0 => part.split_whitespace().map(str::to_owned).collect(),
+            _ => vec![part.to_owned()],
+        });
+        each.collect()
     }
 
     #[test]

@@ -11,9 +11,9 @@ use crate::model::id::Name;
 
 #[derive(Debug, Args)]
 pub(super) struct Place {
-    /// The subnet
+    /// The subnet; may be left out where this machine has one
     #[arg(long, value_parser = value::subnet)]
-    subnet: String,
+    subnet: Option<String>,
     /// Name of the workload [default: that of the namespace or container]
     #[arg(long, value_parser = value::name)]
     name: Option<Name>,
@@ -46,12 +46,17 @@ pub(super) enum AttachVerb {
 }
 
 impl AttachVerb {
-    pub(super) fn request(self) -> Checked<Request> {
+    /// `only` tells this machine's only subnet, where none is named.
+    pub(super) fn request(self, only: impl FnOnce() -> Checked<String>) -> Checked<Request> {
+        // Where the person's own engine is, and not the daemon's.
+        let own = || std::env::var("DOCKER_HOST").ok().filter(|host| !host.is_empty());
+        let engine = if let AttachVerb::Docker { .. } = &self { own() } else { None };
         let (workload, Place { subnet, name, ip, mac }) = match self {
             AttachVerb::Netns { target, place } => (WorkloadKind::Netns(namespace(&target)?), place),
             AttachVerb::Docker { container, place } => (WorkloadKind::Docker(container), place),
         };
-        Ok(Request::Attach { workload, subnet, name, ip, mac })
+        let subnet = subnet.map_or_else(only, Ok)?;
+        Ok(Request::Attach { workload, subnet, name, ip, mac, engine })
     }
 }
 
@@ -88,6 +93,9 @@ pub(super) enum WorkloadVerb {
         /// Name of the workload
         #[arg(value_parser = value::object)]
         workload: String,
+        /// Where several subnets have one of that name
+        #[arg(long, value_parser = value::subnet)]
+        subnet: Option<String>,
     },
 }
 
@@ -95,7 +103,7 @@ impl WorkloadVerb {
     pub(super) fn request(self) -> Request {
         match self {
             WorkloadVerb::Ls => Request::WorkloadLs,
-            WorkloadVerb::Show { workload } => Request::WorkloadShow { workload },
+            WorkloadVerb::Show { workload, subnet } => Request::WorkloadShow { workload, subnet },
         }
     }
 }

@@ -25,6 +25,7 @@ pub(crate) async fn find(
     kind: WorkloadKind,
     name: Option<Name>,
     mac: Option<String>,
+    engine: Option<String>,
 ) -> Result<NewWorkload, Error> {
     let mac = mac.map(|text| parse_mac(&text)).transpose()?;
     let (target, netns, resolv_conf, default) = match kind {
@@ -37,7 +38,7 @@ pub(crate) async fn find(
             (Target::Netns(spec), netns, resolv_conf, default)
         }
         WorkloadKind::Docker(container) => {
-            let host = std::env::var("DOCKER_HOST").ok();
+            let host = engine.or_else(|| std::env::var("DOCKER_HOST").ok());
             let found = docker::inspect(host.as_deref(), &container).await.map_err(docker_error)?;
             let netns = netns::of_pid(found.pid)
                 .await

@@ -152,8 +152,8 @@ async fn looking(ctx: &Context, request: Request) -> Result<Response, Error> {
             Ok(Response::Leases { leases: ctx.node.read(move |core| core.leases(&subnet)).await?? })
         }
         Request::WorkloadLs => Ok(Response::Workloads { workloads: ctx.node.read(|core| core.workloads(None)).await? }),
-        Request::WorkloadShow { workload } => {
-            Ok(Response::Workload(ctx.node.read(move |core| core.workload(&workload)).await??))
+        Request::WorkloadShow { workload, subnet } => {
+            Ok(Response::Workload(ctx.node.read(move |core| core.workload(&workload, subnet.as_deref())).await??))
         }
         Request::DnsLs { subnet } => {
             Ok(Response::Dns { records: ctx.node.read(move |core| core.names(&subnet)).await?? })

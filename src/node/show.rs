@@ -320,8 +320,8 @@ impl Core {
     ///
     /// # Errors
     /// `E-NO-WORKLOAD`, `E-AMBIGUOUS`.
-    pub fn workload(&self, name: &str) -> Result<WorkloadInfo, Error> {
-        let (id, found) = self.find_workload(name, None)?;
+    pub fn workload(&self, name: &str, subnet: Option<&str>) -> Result<WorkloadInfo, Error> {
+        let (id, found) = self.find_workload(name, subnet)?;
         let subnet = self.state.find(&id.to_string())?;
         let gone = || Error::new(ErrorKind::NotFound, "E-NO-WORKLOAD", format!("no workload {found} here"));
         self.workloads(Some(subnet)).into_iter().find(|w| w.workload == found).ok_or_else(gone)

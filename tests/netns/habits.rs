@@ -12,6 +12,9 @@ pub const CASES: &[Case] = &[
     fast!(alone_it_shows_the_status_of_the_daemon),
     fast!(a_port_alone_is_mapped_on_every_address_of_both_families),
     fast!(a_host_is_tried_by_udp_and_by_tcp_wherever_a_peer_is_named),
+    fast!(the_only_subnet_is_meant_but_by_verbs_that_end_something),
+    fast!(a_workload_whose_name_is_in_two_subnets_is_told_by_the_subnet),
+    fast!(the_engine_asked_for_a_container_is_the_callers),
 ];
 
 fn a_join_at_a_terminal_says_whom_it_asks_and_waits_visibly(lab: &Lab) -> Result<()> {
@@ -129,4 +132,75 @@ fn a_host_is_tried_by_udp_and_by_tcp_wherever_a_peer_is_named(lab: &Lab) -> Resu
     c.fails(1, "E-CONNECT", &["peer", "connect", "10.99.0.250:4100"])?;
     c.fails(5, "E-NO-PEER", &["peer", "connect", "nosuch"])?;
     c.fails(2, "E-MULTIADDR", &["peer", "connect", "10.99.0.250:99999"]).map(drop)
+}
+
+fn the_only_subnet_is_meant_but_by_verbs_that_end_something(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b"])?;
+    let [a, _] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let web = lab.workload("web")?;
+    a.ok(&["attach", "netns", web.name(), "--name", "web"])?;
+    ensure!(a.json(&["subnet", "show"])?["name"] == "lab");
+    for words in [
+        &["member", "ls"][..],
+        &["member", "label", "b", "site=berlin"],
+        // Both of these can be read with the first word as the subnet, too.
+        &["member", "label", "b", "site=berlin", "rack=7"],
+        &["subnet", "host", "closed"],
+        &["lease", "ls"],
+        &["invite", "create"],
+        &["map", "add", "tcp", "8080", "web:80", "--name", "site"],
+        &["dns", "add", "www", "10.99.9.1", "10.99.9.2"],
+        &["dns", "ls"],
+    ] {
+        a.ok(words)?;
+    }
+    ensure!(a.ok(&["dns", "ls", "lab"])?.contains("10.99.9.2"));
+    let labels = a.ok(&["member", "ls", "--subnet", "lab"])?;
+    ensure!(labels.contains("rack=7") && labels.contains("site=berlin"), "{labels}");
+    for words in [
+        &["leave"][..],
+        &["destroy"],
+        &["member", "remove", "b"],
+        &["member", "deny", "b"],
+        &["lease", "rm", "10.99.9.0/24"],
+        &["dns", "rm", "www"],
+        &["map", "rm", "site"],
+    ] {
+        a.fails(2, "E-", words)?;
+    }
+    a.json(&["create", "two"])?;
+    let answer = a.fails(2, "E-USAGE", &["member", "ls"])?;
+    ensure!(answer.err.contains("lab") && answer.err.contains("two"), "{answer}");
+    a.fails(2, "E-USAGE", &["attach", "netns", web.name(), "--name", "x"])?;
+    // A word that can only be the subnet is not replaced by another.
+    a.fails(5, "E-NO-SUBNET", &["member", "ls", "nosuch"])?;
+    let c = lab.node("c")?;
+    c.fails(5, "E-NO-SUBNET", &["member", "ls"])?;
+    c.fails(3, "E-DAEMON", &["--socket", "/nowhere/s", "member", "ls"]).map(drop)
+}
+
+fn a_workload_whose_name_is_in_two_subnets_is_told_by_the_subnet(lab: &Lab) -> Result<()> {
+    let a = lab.node("a")?;
+    for (subnet, ns) in [("lab", "w1"), ("two", "w2")] {
+        a.json(&["create", subnet])?;
+        a.attach(&lab.workload(ns)?, subnet, "web")?;
+    }
+    let answer = a.fails(2, "E-AMBIGUOUS", &["workload", "show", "web"])?;
+    ensure!(!answer.err.contains("byway detach"), "who looks is not led to a verb that ends something: {answer}");
+    for subnet in ["lab", "two"] {
+        ensure!(a.json(&["workload", "show", "web", "--subnet", subnet])?["subnet"] == subnet);
+        a.ok(&["lease", "ls", "--subnet", subnet])?;
+    }
+    a.ok(&["detach", "web", "--subnet", "two"])?;
+    ensure!(a.json(&["workload", "show", "web"])?["subnet"] == "lab");
+    Ok(())
+}
+
+fn the_engine_asked_for_a_container_is_the_callers(lab: &Lab) -> Result<()> {
+    let a = lab.node("a")?;
+    a.json(&["create", "lab"])?;
+    a.set_env("DOCKER_HOST", "unix:///nowhere/own.sock");
+    let answer = a.fails(1, "E-DOCKER", &["attach", "docker", "web", "--subnet", "lab"])?;
+    ensure!(answer.err.contains("/nowhere/own.sock"), "{answer}");
+    Ok(())
 }

@@ -155,6 +155,9 @@ pub enum Request {
         name: Option<Name>,
         ip: Option<IpAddr>,
         mac: Option<String>,
+        /// The Docker engine to ask: the asker's `DOCKER_HOST`, where it has one.
+        #[serde(default)]
+        engine: Option<String>,
     },
     Detach {
         workload: String,
@@ -163,6 +166,8 @@ pub enum Request {
     WorkloadLs,
     WorkloadShow {
         workload: String,
+        #[serde(default)]
+        subnet: Option<String>,
     },
     DnsAdd {
         subnet: String,

@@ -60,13 +60,14 @@ workload web  in lab
 fn attach_becomes_a_request() {
     let Verb::Attach(attach) = parsed("byway attach netns ns1 --subnet lab --name web --ip 10.0.0.5") else { panic!() };
     assert_eq!(
-        attach.request().unwrap(),
+        attach.request(|| panic!("a subnet was named")).unwrap(),
         Request::Attach {
             workload: WorkloadKind::Netns("ns1".into()),
             subnet: "lab".into(),
             name: Some(name("web")),
             ip: Some(ip("10.0.0.5")),
             mac: None,
+            engine: None,
         }
     );
 }

@@ -5,13 +5,13 @@ use crate::api::types::{Error, ErrorKind, Request, Response};
 use crate::daemon::{Context, attach};
 
 pub(super) async fn attach(ctx: &Context, request: Request) -> Result<Response, Error> {
-    let Request::Attach { workload, subnet, name, ip, mac } = request else {
+    let Request::Attach { workload, subnet, name, ip, mac, engine } = request else {
         return Err(Error::new(ErrorKind::Usage, "E-VERB", "not attach"));
     };
     ctx.machine.ready()?;
     let text = subnet.clone();
     ctx.node.run(move |core| core.state.find(&text).map(drop)).await??;
-    let new = attach::find(ctx, workload, name, mac).await?;
+    let new = attach::find(ctx, workload, name, mac, engine).await?;
     let wanted = attach::Wanted { name: new.name.to_string(), ip, netns: Some(new.netns.clone()) };
     attach::bury(ctx, &subnet, wanted).await?;
     let attached = ctx.node.run(move |core| core.attach(&subnet, new, ip).map(|a| (a, generation(core)))).await??;

@@ -131,7 +131,8 @@ impl Core {
             Miss::None => none(),
             Miss::Many(_) => {
                 let message = format!("more than one workload here is called {}", printable(text));
-                Error::new(ErrorKind::Usage, "E-AMBIGUOUS", message).hint("byway detach WORKLOAD --subnet SUBNET")
+                Error::new(ErrorKind::Usage, "E-AMBIGUOUS", message)
+                    .hint("the same with --subnet SUBNET   (byway workload ls)")
             }
         })
     }
