@@ -48,6 +48,15 @@ const CASES: &[Case] = &[
     ),
     fast!(what_cannot_be_attached_is_named, "docker", "dockerd", "nsenter", "unshare", "tar", "busybox"),
     fast!(engine_that_is_not_there_is_named),
+    fast!(
+        a_container_is_found_at_the_engine_of_the_caller,
+        "docker",
+        "dockerd",
+        "nsenter",
+        "unshare",
+        "tar",
+        "busybox"
+    ),
 ];
 
 fn main() -> ExitCode {
@@ -500,4 +509,19 @@ fn engine_that_is_not_there_is_named(lab: &Lab) -> Result<()> {
     a.start()?;
     a.json(&["create", "lab"])?;
     a.fails(1, "E-DOCKER", &["attach", "docker", "web", "--subnet", "lab"]).map(drop)
+}
+
+fn a_container_is_found_at_the_engine_of_the_caller(lab: &Lab) -> Result<()> {
+    let a = lab.host("a")?;
+    let engine = Engine::start(&a)?;
+    // The daemon was started with another engine in its environment.
+    a.set_env("DOCKER_HOST", "unix:///nowhere/daemons.sock");
+    a.start()?;
+    a.json(&["create", "lab"])?;
+    engine.run("web")?;
+    a.fails(1, "E-DOCKER", &["attach", "docker", "web", "--subnet", "lab"])?;
+    a.set_env("DOCKER_HOST", &engine.socket);
+    let at = a.json(&["attach", "docker", "web", "--subnet", "lab"])?;
+    ensure!(engine.exec("web", &["ip", "addr"])?.contains(&v4(&at)?), "{at}");
+    Ok(())
 }
