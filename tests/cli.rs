@@ -239,6 +239,34 @@ fn alone_without_a_daemon_it_shows_the_help() {
 }
 
 #[test]
+fn a_wrong_log_level_is_exit_2_and_the_help_says_which_are_right() {
+    let told = |value: &str| {
+        let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_byway"))
+            .args(["daemon", "--check"])
+            .env("BYWAY_LOG", value)
+            .env("NO_COLOR", "1")
+            .output()
+            .unwrap();
+        (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+    };
+    assert_eq!(
+        told("byway=loud"),
+        (
+            2,
+            String::new(),
+            "error: BYWAY_LOG: \"byway=loud\" is neither off, error, warn, info, debug, trace nor PART=LEVEL (E-LOG)\n  \
+             try:  BYWAY_LOG=info,byway::dns=debug byway daemon\n"
+                .to_owned()
+        )
+    );
+    for right in ["", "debug", "info,byway::dns=debug"] {
+        assert!(!told(right).2.contains("E-LOG"), "{right}");
+    }
+    let help = byway(&["daemon", "--help"]).stdout;
+    assert!(String::from_utf8(help).unwrap().contains("BYWAY_LOG  How much is logged"));
+}
+
+#[test]
 fn help_and_versions_are_exit_0() {
     for args in [&["--help"][..], &["map", "add", "--help"], &["--version"], &["version", "--socket", "/nowhere/s"]] {
         let (code, stdout, stderr) = told(args);

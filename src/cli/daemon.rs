@@ -1,18 +1,17 @@
 //! `daemon`, `cleanup`: flags over the configuration, then what the composition root does with it.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::Args;
-use tracing_subscriber::EnvFilter;
 
 use super::config::{load, socket_flag};
 use super::value::wrong;
-use super::{Context, Entry, Outcome};
+use super::{Context, Entry, Outcome, log};
 use crate::api::types::{Done, Error, ErrorKind, Response};
 use crate::config::Value;
 
 #[derive(Debug, Args)]
+#[command(after_help = log::HELP)]
 pub(super) struct DaemonArgs {
     /// Configuration; must exist where it is named [default: BYWAY_CONFIG, else /etc/byway/byway.toml]
     #[arg(long, value_name = "FILE")]
@@ -68,6 +67,7 @@ fn absolute(path: &PathBuf) -> Result<String, Error> {
 }
 
 pub(super) fn run(args: DaemonArgs, context: &Context, entry: Entry) -> Result<Outcome, Error> {
+    let levels = log::wanted()?;
     let mut flags = args.flags()?;
     flags.extend(socket_flag(context));
     let config = load(args.config, flags, context)?;
@@ -76,30 +76,12 @@ pub(super) fn run(args: DaemonArgs, context: &Context, entry: Entry) -> Result<O
         let done = Response::Done(Done { message: "ok".to_owned(), changed: false });
         return Outcome::of(&done, context.style);
     }
-    log_to_stderr(context);
+    log::to_stderr(levels, context);
     for (path, why) in &config.skipped {
         tracing::info!("not read: {} ({why})", path.display());
     }
     (entry.run)(config).map_err(failure)?;
     Ok(Outcome::default())
-}
-
-/// `BYWAY_LOG` says how much (`info`, `byway=debug`, …).
-fn log_to_stderr(context: &Context) {
-    let wanted = std::env::var("BYWAY_LOG").ok().filter(|text| !text.is_empty());
-    let filter = wanted.and_then(|text| text.parse().ok()).unwrap_or_else(|| EnvFilter::new("info"));
-    let colours = !context.colours_refused
-        && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
-        && std::io::stderr().is_terminal();
-    // A log that cannot be written (a full disk, a reader that went away) must not end the daemon: the subscriber would
-    // tell of it on the very same standard error, and panic.
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(colours)
-        .with_writer(std::io::stderr)
-        .log_internal_errors(false);
-    // A second subscriber would mean that someone embeds the command line and logs already.
-    let _ = subscriber.try_init();
 }
 
 /// An error that knows its code keeps it; any other is a plain failure with everything it was doing.

@@ -299,10 +299,7 @@ async fn take(ctx: &Context, join: &PendingJoin, genesis: Vec<u8>, records: Vec<
             decline(ctx, join, goodbye).await;
             Err(error)
         }
-        Ok(Ok(generation)) => {
-            tracing::info!(subnet = %join.subnet, "joined");
-            Ok(generation)
-        }
+        Ok(Ok(generation)) => Ok(generation),
         Ok(Err(refused)) => {
             let (error, goodbye) = *refused;
             decline(ctx, join, goodbye).await;

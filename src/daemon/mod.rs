@@ -10,6 +10,7 @@ mod clock;
 mod condition;
 mod direct;
 mod handler;
+mod happenings;
 mod inbox;
 mod join;
 mod lives;
@@ -267,6 +268,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     }
     task!("events", peers::run(ctx.clone(), events, net_stop.clone()));
     task!("view", tell::run(ctx.clone(), desired, net_stop.clone()));
+    task!("happenings", happenings::run(ctx.clone(), net_stop.clone()));
     task!("sync", sync::run(ctx.clone(), pushes, net_stop.clone()));
     task!("clock", clock::run(ctx.clone(), net_stop.clone()));
     task!("links", peers::follow_wanted(ctx.clone(), wanted, net_stop.clone()));

@@ -143,6 +143,24 @@ fn path(
     Path { kind: "offline".into(), carrier: None, transport: None, via: None, reason: None, since: gone, mtu: None }
 }
 
+/// How packets reach each member that is connected, or has a path of datagrams.
+pub(super) async fn paths(ctx: &Context) -> BTreeMap<Key, Path> {
+    let view = ctx.node.view().load_full();
+    let sessions = sessions(ctx).await;
+    let connected = ctx.table.members();
+    let mut paths = BTreeMap::new();
+    for subnet in view.subnets.values() {
+        let by_datagrams = sessions.iter().filter(|(key, s)| key.subnet == subnet.id && s.path.is_some());
+        let peers = by_datagrams.map(|(key, _)| key.peer).chain(connected.iter().copied());
+        for peer in peers.filter(|peer| subnet.members.contains(peer)) {
+            let key = Key { subnet: subnet.id, peer };
+            let direct = sessions.get(&key).and_then(|s| s.path.as_ref());
+            paths.entry(key).or_insert_with(|| path(ctx, peer, Some(&ctx.links.status(key)), direct, None));
+        }
+    }
+    paths
+}
+
 /// Names of byway's own links.
 fn own_links(ctx: &Context) -> BTreeSet<String> {
     let view = ctx.node.view().load_full();

@@ -377,7 +377,7 @@ impl Server {
         for key in ended.into_iter().chain(broken) {
             if let Some(serving) = self.serving.remove(&key) {
                 serving.end().await;
-                tracing::info!(subnet = %key.0, address = %key.1, "names no longer answered");
+                tracing::debug!(subnet = %key.0, address = %key.1, "names no longer answered");
             }
         }
         let mut problems = Problems::new();
@@ -420,7 +420,7 @@ impl Server {
         let handler = Handler::new(Arc::clone(served), Arc::clone(&self.dns.shared));
         let task = tokio::spawn(sockets.run(Arc::new(handler), stop.clone()));
         self.serving.insert(key, Serving { stop, task });
-        tracing::info!(subnet = %key.0, address = %key.1, "names answered");
+        tracing::debug!(subnet = %key.0, address = %key.1, "names answered");
         Ok(())
     }
 

@@ -24,7 +24,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
-use tracing::{debug, info};
+use tracing::debug;
 
 use super::door::{Door, PROBE, refuses};
 use super::flows::{Flows, Ticket};
@@ -151,7 +151,7 @@ impl Proxies {
                 proxy.task.abort();
                 // Its socket is closed once the task has ended: another map may want the port now.
                 let _ = (&mut proxy.task).await;
-                info!(map = %place.0, listen = %place.1, "proxy stopped");
+                debug!(map = %place.0, listen = %place.1, "proxy stopped");
             }
         }
         let (mut starting, flows) = (Vec::new(), self.flows.clone());
@@ -172,7 +172,7 @@ impl Proxies {
             match started {
                 Ok(proxy) => {
                     self.running.insert((key, listen), proxy);
-                    info!(map = %key, %listen, "proxy started");
+                    debug!(map = %key, %listen, "proxy started");
                 }
                 Err(error) => failures.push(format!("listen on {} {listen} for the map {key}: {error}", key.proto)),
             }

@@ -325,8 +325,9 @@ impl Core {
                 message: "too many requests from here wait for approval; try later".into(),
             };
         }
+        let alias = subnet.name().clone();
         let request = subnet.requests.entry(ask.joiner).or_insert_with(|| {
-            tracing::info!(peer = %ask.joiner, subnet = %ask.subnet, name = %ask.name, "asks to join");
+            tracing::info!("{alias}: {} asks to join, {}", ask.name, ask.joiner);
             Request { ask: ask.clone(), payer, since: now, seen: now }
         });
         request.seen = now;
@@ -358,7 +359,7 @@ impl Core {
             Ok(_) => {
                 // The joiner connects as a member once the View says that it is one.
                 self.want_view(true);
-                tracing::info!(peer = %joiner, subnet = %id, "member admitted");
+                tracing::debug!(peer = %joiner, subnet = %id, "grant signed");
                 answer
             }
             Err(error) => JoinAnswer::Refused { code: error.code, message: error.message },

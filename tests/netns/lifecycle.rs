@@ -14,6 +14,7 @@ pub const CASES: &[Case] = &[
     fast!(leave_gives_back_and_leaves_nothing),
     fast!(destroy_ends_it_for_every_member),
     fast!(status_has_the_fields_of_the_contract),
+    fast!(the_log_has_one_line_for_each_happening_in_the_words_of_status),
     fast!(byway_ping_tells_control_and_data_path),
     fast!(two_daemons_in_one_namespace),
 ];
@@ -78,6 +79,43 @@ fn destroy_ends_it_for_every_member(lab: &Lab) -> Result<()> {
     a.terminate()?;
     a.start()?;
     a.assert_clean().context("a destroyed subnet does not come back")
+}
+
+fn the_log_has_one_line_for_each_happening_in_the_words_of_status(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b"])?;
+    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    a.ns().reaches(&b.overlay("lab")?.0, SOON)?;
+    let log = || std::fs::read_to_string(a.dir().join("log")).context("read the log");
+    let told =
+        |end: &str| anyhow::Ok(log()?.lines().filter(|line| line.contains(" INFO ") && line.ends_with(end)).count());
+    let once = |end: &str| {
+        until(&format!("the log says: {end}"), SOON, || Ok(told(end)? == 1)).with_context(|| a.log_tail(40)).map(drop)
+    };
+    let (b4, b6) = b.overlay("lab")?;
+    once("lab: created")?;
+    once(&format!("lab: b admitted, {b4}  {b6}"))?;
+    until("datagrams reach b", SOON, || Ok(a.status("lab")?["peers"][0]["path"]["carrier"] == "datagram"))?;
+    let path = a.status("lab")?["peers"][0]["path"].clone();
+    once(&format!("lab: b connected, direct udp {}", text(&path, "via")?))?;
+    let web = lab.workload("web")?;
+    let at = a.attach(&web, "lab", "web")?;
+    once(&format!("lab: web attached, {}  {}", crate::lab::v4(&at)?, crate::lab::v6(&at)?))?;
+    a.ok(&["map", "add", "lab", "tcp", "0.0.0.0:8080", "web:80"])?;
+    once("lab: map tcp-8080 added, tcp 0.0.0.0:8080 to web:80")?;
+    a.ok(&["map", "rm", "lab", "tcp-8080"])?;
+    once("lab: map tcp-8080 removed, tcp 0.0.0.0:8080 to web:80")?;
+    a.ok(&["detach", "web"])?;
+    once("lab: web detached")?;
+    a.ok(&["down", "lab"])?;
+    once("lab: down")?;
+    a.ok(&["up", "lab"])?;
+    once("lab: up")?;
+    a.ok(&["member", "remove", "lab", "b", "--yes"])?;
+    once("lab: b removed")?;
+    for line in log()?.lines() {
+        ensure!(line.contains(" byway::") && !line.contains(" ERROR "), "no library has a word in it: {line}");
+    }
+    Ok(())
 }
 
 fn status_has_the_fields_of_the_contract(lab: &Lab) -> Result<()> {

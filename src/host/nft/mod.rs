@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 pub use atom::MapKey;
 pub use counters::{Count, MapCount};
@@ -177,7 +177,7 @@ impl Nft {
         let before = written.or_else(|| listing.as_ref().map(|l| l.elements.clone())).unwrap_or_default();
         if listing.is_some() {
             delete_table(&self.table, &self.own).await?;
-            info!(table = self.table, "nftables table removed");
+            debug!(table = self.table, "nftables table removed");
         }
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Counters::default();
         if let Some(failure) = end_flows(&before, &Elements::default()).await {
@@ -312,7 +312,7 @@ impl Nft {
         let text = ruleset::whole(&self.table, target, &counters);
         let before = watch::generation();
         nft("write the table", &["-f", "-"], text.as_bytes(), &self.own).await?;
-        info!(table = self.table, "nftables table written");
+        debug!(table = self.table, "nftables table written");
         let skeleton = self.list().await?.map(|l| l.skeleton);
         // One transaction since then, which is ours: nobody else had a hand in what was read.
         let alone = before.zip(watch::generation()).is_some_and(|(before, now)| now == before.wrapping_add(1));

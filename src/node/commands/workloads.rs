@@ -156,7 +156,7 @@ impl Core {
             return;
         }
         if copy.detach(&self.state.me.clone(), name.as_str(), self.now()).is_ok() {
-            tracing::info!(workload = %name, "namespace is gone, detached");
+            tracing::info!("{}: the namespace of {name} is gone", copy.name());
             if let Err(error) = self.save(copy) {
                 tracing::warn!(%error, workload = %name, "could not save that it is gone");
             }
