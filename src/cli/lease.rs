@@ -23,6 +23,19 @@ pub(super) struct OneLease {
     member: Option<String>,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct GivenBack {
+    /// The subnet
+    #[arg(value_parser = value::subnet)]
+    subnet: String,
+    /// Prefix or address
+    #[arg(value_parser = value::prefix)]
+    prefix: IpNet,
+    /// Only where this member holds it [default: whoever does]
+    #[arg(long, value_parser = value::object)]
+    member: Option<String>,
+}
+
 #[derive(Debug, Subcommand)]
 pub(super) enum LeaseVerb {
     /// Who holds what
@@ -30,7 +43,7 @@ pub(super) enum LeaseVerb {
     /// Give a prefix or address to a member
     Add(OneLease),
     /// Take it back
-    Rm(OneLease),
+    Rm(GivenBack),
     /// Take a whole routing table: lines ADDRESS PEER-ID
     Import {
         /// The file, - for standard input; the subnet stands before it where this node has several
@@ -43,7 +56,7 @@ pub(super) async fn run(verb: LeaseVerb, context: &Context) -> Result<Outcome, E
     let request = match verb {
         LeaseVerb::Ls(args) => Request::LeaseLs { subnet: args.subnet },
         LeaseVerb::Add(OneLease { subnet, prefix, member }) => Request::LeaseAdd { subnet, prefix, member },
-        LeaseVerb::Rm(OneLease { subnet, prefix, member }) => Request::LeaseRm { subnet, prefix, member },
+        LeaseVerb::Rm(GivenBack { subnet, prefix, member }) => Request::LeaseRm { subnet, prefix, member },
         LeaseVerb::Import { args } => import(args, context).await?,
     };
     Outcome::of(&context.client.call(&request).await?, context.style)

@@ -88,8 +88,8 @@ pub(crate) async fn call(ctx: &Context, request: Request) -> Result<Response, Er
             .await
         }
         Request::LeaseImport { subnet, entries } => changed(ctx, move |core| core.lease_add(&subnet, &entries)).await,
-        Request::LeaseRm { subnet, prefix, member: _ } => {
-            changed(ctx, move |core| core.lease_rm(&subnet, prefix)).await
+        Request::LeaseRm { subnet, prefix, member } => {
+            changed(ctx, move |core| core.lease_rm(&subnet, prefix, member.as_deref())).await
         }
         Request::Attach { .. } => workloads::attach(ctx, request).await,
         Request::Detach { workload, subnet } => {

@@ -554,20 +554,29 @@ impl Subnet {
         me.peer == self.records.genesis.owner || seat.is_some_and(|s| self.records.pools().within(prefix, &s.part))
     }
 
-    /// Takes a lease back. The block that holds the member's own address stays, and what the owner gave only the owner
+    /// Takes a lease back, from a member where one is named. The block that holds the member's own address stays, and what the owner gave only the owner
     /// takes back.
     ///
     /// # Errors
     /// `E-NOT-ADMIN`, `E-NOT-OWNER`, `E-NO-LEASE`, `E-LEASE-OWN`.
-    pub fn unlease(&mut self, me: &Identity, prefix: IpNet, now: u64) -> Result<()> {
+    pub fn unlease(&mut self, me: &Identity, prefix: IpNet, from: Option<PeerId>, now: u64) -> Result<()> {
         let resolved = self.resolve(now);
         self.require_admin(me, &resolved)?;
         let holder = resolved.members.values().find(|m| m.leases.contains(&prefix)).cloned();
+        if let (Some(from), Some(holder)) = (from, &holder)
+            && from != holder.grant.subject
+        {
+            let name = resolved.members.get(&from).map_or_else(|| from.short(), |m| m.name.to_string());
+            let message = format!("{name} does not hold {prefix} in subnet {}: {} does", self.name(), holder.name);
+            return Err(
+                Error::new(Kind::NotFound, "E-NO-LEASE", message).hint(format!("byway lease ls {}", self.name()))
+            );
+        }
         let Some(member) = holder else {
             let mut found = false;
-            self.local.reserved.retain(|_, leases| {
+            self.local.reserved.retain(|peer, leases| {
                 let before = leases.len();
-                leases.retain(|l| *l != prefix);
+                leases.retain(|l| *l != prefix || from.is_some_and(|from| from != *peer));
                 found |= leases.len() != before;
                 !leases.is_empty()
             });

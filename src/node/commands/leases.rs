@@ -41,13 +41,14 @@ impl Core {
         }
     }
 
-    /// `lease rm`.
+    /// `lease rm`; whoever holds it, where no member is named.
     ///
     /// # Errors
-    /// `E-NO-LEASE`, `E-NOT-ADMIN`, `E-LEASE-OWN`.
-    pub fn lease_rm(&mut self, text: &str, prefix: IpNet) -> Result<Response, Error> {
+    /// `E-NO-MEMBER`, `E-NO-LEASE`, `E-NOT-ADMIN`, `E-LEASE-OWN`.
+    pub fn lease_rm(&mut self, text: &str, prefix: IpNet, member: Option<&str>) -> Result<Response, Error> {
+        let from = member.map(|_| self.lease_owner(text, member)).transpose()?;
         let mut subnet = self.state.edit(text)?;
-        subnet.unlease(&self.state.me.clone(), prefix, self.now())?;
+        subnet.unlease(&self.state.me.clone(), prefix, from, self.now())?;
         self.save(subnet)?;
         Ok(done(format!("{prefix} given back"), true))
     }
