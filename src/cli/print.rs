@@ -205,7 +205,14 @@ pub fn path(style: Style, path: &Path) -> String {
             None => format!("relay {via}"),
         },
         "offline" if path.since == 0 => "offline".to_owned(),
-        "offline" => format!("offline since {}", moment(style, path.since)),
+        "offline" => {
+            let why = match path.reason.as_deref() {
+                Some("no-address") => " (no address known)".to_owned(),
+                Some("not-reached") => format!(" (not reached at {via})"),
+                _ => String::new(),
+            };
+            format!("offline since {}{why}", moment(style, path.since))
+        }
         other => other.to_owned(),
     }
 }
@@ -316,5 +323,10 @@ mod tests {
             "relay b (both NATs symmetric)"
         );
         assert_eq!(path("offline", None, None, None, None), "offline since 22:12 UTC");
+        assert_eq!(path("offline", None, None, None, Some("no-address")), "offline since 22:12 UTC (no address known)");
+        assert_eq!(
+            path("offline", None, None, far, Some("not-reached")),
+            "offline since 22:12 UTC (not reached at 203.0.113.9:4100)"
+        );
     }
 }

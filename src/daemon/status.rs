@@ -30,6 +30,9 @@ use crate::wire::datagram::OVERHEAD;
 /// Seconds that a path of datagrams may take to be found.
 const PATIENCE: u64 = 15;
 
+/// Addresses shown of a peer that is offline.
+const SHOWN: usize = 2;
+
 /// What the peers' task knows, by peer.
 type Peers = BTreeMap<PeerId, p2p::PeerStatus>;
 /// What the control task of the datagrams knows.
@@ -140,7 +143,26 @@ fn path(
         .gone_since(peer)
         .or(since)
         .unwrap_or_else(|| unix_now().saturating_sub(ctx.started.elapsed().as_secs()));
-    Path { kind: "offline".into(), carrier: None, transport: None, via: None, reason: None, since: gone, mtu: None }
+    let (reason, via) = unreached(status).unzip();
+    let reason = reason.map(str::to_owned);
+    Path { kind: "offline".into(), carrier: None, transport: None, via: via.flatten(), reason, since: gone, mtu: None }
+}
+
+/// Why a peer that is not connected is not, and where it was not reached; nothing where nobody has tried yet.
+fn unreached(status: Option<&p2p::PeerStatus>) -> Option<(&'static str, Option<String>)> {
+    let Some(status) = status.filter(|s| !s.addresses.is_empty()) else { return Some(("no-address", None)) };
+    let mut tried: Vec<String> = Vec::new();
+    for address in &status.addresses {
+        let text = endpoint_text(&address.to_string());
+        if !tried.contains(&text) {
+            tried.push(text);
+        }
+    }
+    let more = tried.len().saturating_sub(SHOWN);
+    tried.truncate(SHOWN);
+    let list = tried.join(", ");
+    let list = if more > 0 { format!("{list} and {more} more") } else { list };
+    (status.failures > 0).then_some(("not-reached", Some(list)))
 }
 
 /// How packets reach each member that is connected, or has a path of datagrams.

@@ -15,6 +15,7 @@ pub const CASES: &[Case] = &[
     fast!(destroy_ends_it_for_every_member),
     fast!(status_has_the_fields_of_the_contract),
     fast!(the_log_has_one_line_for_each_happening_in_the_words_of_status),
+    fast!(an_offline_member_is_shown_with_the_reason),
     fast!(byway_ping_tells_control_and_data_path),
     fast!(two_daemons_in_one_namespace),
 ];
@@ -116,6 +117,24 @@ fn the_log_has_one_line_for_each_happening_in_the_words_of_status(lab: &Lab) -> 
         ensure!(line.contains(" byway::") && !line.contains(" ERROR "), "no library has a word in it: {line}");
     }
     Ok(())
+}
+
+fn an_offline_member_is_shown_with_the_reason(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b", "c"])?;
+    let [a, b, c] = &hosts[..] else { unreachable!("three hosts were asked for") };
+    b.ns().reaches(&c.overlay("lab")?.0, SOON)?;
+    // Both still reach the third.
+    lab.unplug(c)?;
+    let shown = |host: &crate::lab::host::Host| -> Result<bool> {
+        let status = host.ok(&["status"])?;
+        Ok(status.lines().any(|l| l.starts_with("c ") && l.contains("offline since") && l.contains("(not reached at ")))
+    };
+    for host in [a, b] {
+        until("the reason is shown", Duration::from_secs(60), || shown(host)).with_context(|| a.log_tail(20))?;
+    }
+    let peer = a.json(&["peer", "show", "c"])?;
+    ensure!(peer["path"]["reason"] == "not-reached" && !text(&peer["path"], "via")?.is_empty(), "{peer}");
+    lab.plug(c)
 }
 
 fn status_has_the_fields_of_the_contract(lab: &Lab) -> Result<()> {
