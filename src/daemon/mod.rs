@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
@@ -40,7 +40,7 @@ use crate::config::{Config, DnsMode};
 use crate::datapath::Datapath;
 use crate::dns::{self, Dns};
 use crate::host::nft::Repair;
-use crate::host::{Applied, Rules, reconcile};
+use crate::host::{Applied, Failure, Rules, reconcile};
 use crate::link::Links;
 use crate::link::direct::Direct;
 use crate::model::build::Here;
@@ -238,6 +238,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     let (api_stop, net_stop, host_stop) =
         (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
     let mut tasks: JoinSet<(&'static str, anyhow::Result<()>)> = JoinSet::new();
+    let (tell_left, mut left) = oneshot::channel();
     macro_rules! task {
         ($name:literal, $future:expr) => {{
             let future = $future;
@@ -247,7 +248,9 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     {
         let (rx, stop) = (desired_rx, host_stop.clone());
         task!("host", async move {
-            reconcile::run(host, rx, applied, stop).await;
+            let left = reconcile::run(host, rx, applied, stop).await;
+            // Who waits is gone only where the daemon has been stopped by force.
+            let _ = tell_left.send(left);
             Ok(())
         });
     }
@@ -314,13 +317,24 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     };
     let _ = tokio::time::timeout(STOP_WITHIN.saturating_sub(Duration::from_millis(500)), drain).await;
     match early {
-        None => Ok(()),
+        None => nothing_left(left.try_recv().ok()),
         Some(Ok((name, result))) => {
             let why = result.err().unwrap_or_else(|| anyhow!("it ended by itself"));
             Err(Error::new(ErrorKind::Failed, "E-TASK", format!("task {name} ended early: {why:#}")))
         }
         Some(Err(panic)) => Err(Error::new(ErrorKind::Failed, "E-TASK", format!("a task died: {panic}"))),
     }
+}
+
+/// Whether a stop removed everything. `left` is unknown where the host did not end in time.
+fn nothing_left(left: Option<Vec<Failure>>) -> Result<(), Error> {
+    let text = match left {
+        Some(left) if left.is_empty() => return Ok(()),
+        Some(left) => left.iter().map(|f| format!("{}: {}", f.what, f.why)).collect::<Vec<_>>().join("; "),
+        None => "the kernel did not let go in time".to_owned(),
+    };
+    Err(Error::new(ErrorKind::Failed, "E-NOT-REMOVED", format!("stopped, but not everything was removed: {text}"))
+        .hint("byway cleanup"))
 }
 
 /// Eight hex digits of the key: marks this daemon's objects in the kernel.

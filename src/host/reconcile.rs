@@ -38,14 +38,13 @@ enum Cause {
 /// until a higher one comes: what an earlier run left behind and is still wanted stays in use. `applied` hears of each
 /// generation when the kernel was made to follow it, and again whenever failures, findings or dead workloads change.
 ///
-/// # Errors
-/// None: what fails is in [`Applied`].
+/// What fails meanwhile is in [`Applied`]; what could not be removed at the end is given back.
 pub async fn run<H: Host>(
     mut host: H,
     mut desired: watch::Receiver<(u64, Arc<HostConfig>)>,
     applied: watch::Sender<Applied>,
     stop: CancellationToken,
-) {
+) -> Vec<Failure> {
     let mut failed_passes = 0u32;
     let mut tick = Instant::now() + TICK;
     let mut cause = Some(Cause::Desired);
@@ -79,7 +78,7 @@ pub async fn run<H: Host>(
         };
     }
     let instance = desired.borrow().1.instance.clone();
-    finish(&mut host, &HostConfig { instance, ..HostConfig::default() }).await;
+    finish(&mut host, &HostConfig { instance, ..HostConfig::default() }).await
 }
 
 /// Waits for the swarm of events to pass, longer while the kernel refuses what is wanted; a new desired state ends the
@@ -173,14 +172,10 @@ fn publish(applied: &watch::Sender<Applied>, generation: u64, outcome: Outcome) 
     });
 }
 
-/// Applies the empty state; what is left after the time is up is named.
-async fn finish<H: Host>(host: &mut H, empty: &HostConfig) {
+/// Applies the empty state; gives what is left.
+async fn finish<H: Host>(host: &mut H, empty: &HostConfig) -> Vec<Failure> {
     match tokio::time::timeout(STOP, pass(host, empty)).await {
-        Ok(outcome) => {
-            for failure in outcome.failures {
-                tracing::warn!(what = failure.what, why = failure.why, "not removed");
-            }
-        }
-        Err(_) => tracing::warn!("the kernel did not let go in time: `byway cleanup` removes the rest"),
+        Ok(outcome) => outcome.failures,
+        Err(_) => vec![failure("remove everything", "the kernel did not let go in time")],
     }
 }

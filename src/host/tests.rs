@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::memory::MemoryHost;
 use super::nft::Repair;
-use super::{Applied, Host, LinuxHost, TunControl, cleanup, netns, reconcile, used_prefixes};
+use super::{Applied, Failure, Host, LinuxHost, TunControl, cleanup, netns, reconcile, used_prefixes};
 use crate::model::host::neighbour::Integrate;
 use crate::model::host::{
     HostConfig, HostPolicy, MapConfig, NetnsRef, Place, Proto, ResolvConf, TunConfig, WorkloadConfig, plan,
@@ -158,7 +158,7 @@ struct Running {
     desired: watch::Sender<(u64, Arc<HostConfig>)>,
     results: watch::Receiver<Applied>,
     stop: CancellationToken,
-    task: JoinHandle<()>,
+    task: JoinHandle<Vec<Failure>>,
 }
 
 impl Running {
@@ -176,8 +176,13 @@ impl Running {
     }
 
     async fn stop(self) {
+        assert_eq!(self.leave().await, vec![], "everything could be removed");
+    }
+
+    /// Stops; what was left.
+    async fn leave(self) -> Vec<Failure> {
         self.stop.cancel();
-        self.task.await.unwrap();
+        self.task.await.unwrap()
     }
 }
 
@@ -566,6 +571,17 @@ async fn every_failure_is_told_and_repaired_later() {
     assert_eq!(running.applied(|a| a.failures.is_empty()).await.generation, 7);
     running.stop().await;
     assert_eq!(kernel.observed().host_links().count(), 0);
+}
+
+#[tokio::test]
+async fn what_a_stop_cannot_remove_is_named() {
+    let nothing = TunControl { open: Arc::new(|_| Ok(())), close: Arc::new(|_| {}), inject: Arc::new(|_, _| Ok(())) };
+    let (host, kernel) = MemoryHost::new(nothing);
+    let mut running = Running::start(host, 7, config());
+    running.applied(|a| a.generation == 7).await;
+    kernel.refuse(Some("bw-lab"));
+    let left = running.leave().await;
+    assert!(left.iter().any(|f| f.what.contains("bw-lab") && f.why == "refused by the test"), "{left:?}");
 }
 
 #[tokio::test]
