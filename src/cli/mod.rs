@@ -116,7 +116,7 @@ enum Verb {
     /// Give a workload an address of its own in a subnet
     #[command(subcommand)]
     Attach(workload::AttachVerb),
-    /// Take a workload out of its subnet: address and name are freed
+    /// Take a workload out of its subnet: its name is freed, its address kept for when it comes back
     Detach(workload::DetachArgs),
     /// Workloads attached here
     #[command(subcommand)]

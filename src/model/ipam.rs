@@ -271,7 +271,7 @@ impl Pools {
 }
 
 /// One address per family out of `leases` for a workload, none of them in `used`; v4 and v6 get the same host number
-/// where they can.
+/// where they can. `wanted` has at most one of a family.
 ///
 /// # Errors
 /// `E-ADDRESS-TAKEN`, `E-NOT-LEASED` for a wanted one; `E-BLOCK-FULL`.
@@ -279,9 +279,9 @@ pub fn free_addresses(
     pools: &Pools,
     leases: &[IpNet],
     used: &BTreeSet<IpAddr>,
-    wanted: Option<IpAddr>,
+    wanted: &[IpAddr],
 ) -> Result<Vec<IpAddr>> {
-    if let Some(address) = wanted {
+    for &address in wanted {
         if !leases.iter().any(|l| l.contains(&address)) || !pools.usable(address) {
             return Err(Error::new(Kind::Conflict, "E-NOT-LEASED", format!("{address} is not leased to this node"))
                 .hint("byway lease add SUBNET PREFIX   (on the owner or an admin)"));
@@ -290,7 +290,7 @@ pub fn free_addresses(
             return Err(Error::new(Kind::Conflict, "E-ADDRESS-TAKEN", format!("{address} is in use")));
         }
     }
-    let mut found: Vec<IpAddr> = wanted.into_iter().collect();
+    let mut found: Vec<IpAddr> = wanted.to_vec();
     let v4 = leases.iter().filter_map(|l| if let IpNet::V4(n) = l { Some(*n) } else { None });
     if !found.iter().any(IpAddr::is_ipv4) {
         let pick = v4.flat_map(|n| {
@@ -412,7 +412,7 @@ mod tests {
             let block = pools.free_block(&[], None, |_| true).unwrap();
             let mut used: BTreeSet<IpAddr> = block.addresses.iter().copied().collect();
             for _ in 0..count {
-                let Ok(found) = free_addresses(&pools, &block.leases, &used, None) else { break };
+                let Ok(found) = free_addresses(&pools, &block.leases, &used, &[]) else { break };
                 for address in found {
                     prop_assert!(block.leases.iter().any(|l| l.contains(&address)));
                     prop_assert!(used.insert(address));

@@ -1,6 +1,6 @@
 //! What this node knows of a subnet and tells nobody: its alias, invites it issued, workloads, port maps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -87,6 +87,34 @@ pub struct Map {
     pub allow: Vec<IpNet>,
 }
 
+/// Names of what was added and nobody was told "ok" of: the kernel may refuse it, and then it is undone. Where the
+/// daemon dies in between, its next start undoes it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unconfirmed {
+    /// Workloads.
+    pub workloads: BTreeSet<Name>,
+    /// Port maps.
+    pub maps: BTreeSet<Name>,
+}
+
+/// Addresses that belong to the name of a workload that is not attached now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// The workload's name.
+    pub name: Name,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl Local {
+    /// Drops what was never confirmed: for a start, when nobody waits for it any more.
+    pub fn undo_unconfirmed(&mut self) {
+        let Unconfirmed { workloads, maps } = std::mem::take(&mut self.unconfirmed);
+        self.workloads.retain(|w| !workloads.contains(&w.name));
+        self.maps.retain(|m| !maps.contains(&m.name));
+    }
+}
+
 /// This node's own side of one membership.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Local {
@@ -110,6 +138,10 @@ pub struct Local {
     pub workloads: Vec<Workload>,
     /// Port maps added here.
     pub maps: Vec<Map>,
+    /// What of these the kernel has not taken yet.
+    pub unconfirmed: Unconfirmed,
+    /// Addresses of workloads that are gone, for when they come back; the oldest first.
+    pub kept: Vec<Kept>,
     /// Who was denied, and until when (seconds since 1970).
     pub denied: BTreeMap<PeerId, u64>,
     /// Names answered before anybody registered them, with whose they were: two that claim one later change nothing here.

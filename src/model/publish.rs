@@ -3,16 +3,30 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::claims::claimed;
 use super::error::{Error, Kind, Result};
 use super::heard::may_name;
 use super::id::{Name, PeerId};
 use super::ipam::free_addresses;
-use super::local::{Map, Workload};
+use super::local::{Kept, Map, Workload};
 use super::members::{Identity, Subnet, printable};
 use super::record::{Body, Doc, MAX_ENTRIES, MAX_RECORD, NameEntry, WorkloadEntry, data_fits, encode, is_record_name};
 use super::resolve::{Member, Resolved};
 use super::zone::{MAX_NAME, MAX_SET, MAX_TTL, RecordData};
+
+/// Names of workloads that are gone whose addresses are kept, in each subnet.
+const MAX_KEPT: usize = 1024;
+
+/// What a person adds to this machine and the kernel has to take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Added {
+    /// By `attach`.
+    Workload,
+    /// By `map add`.
+    Map,
+}
 
 impl Subnet {
     /// This node as a member.
@@ -135,11 +149,51 @@ impl Subnet {
         let mut used: BTreeSet<IpAddr> =
             self.local.workloads.iter().flat_map(|w| w.addresses.iter().copied()).collect();
         used.extend(resolved.members.values().flat_map(|m| m.addresses.iter().copied()));
-        workload.addresses = free_addresses(&self.records.pools(), &mine.leases, &used, ip)?;
+        workload.addresses = self.addresses_for(&workload.name, &mine.leases, &used, ip)?;
         workload.since = now;
+        self.local.unconfirmed.workloads.insert(workload.name.clone());
         self.local.workloads.push(workload.clone());
         self.publish_workloads(me, now)?;
         Ok(workload)
+    }
+
+    /// The addresses that the name had before, else free ones that belong to no other name: until no other are left, then
+    /// the name that is gone for longest gives its up.
+    fn addresses_for(
+        &mut self,
+        name: &Name,
+        leases: &[IpNet],
+        used: &BTreeSet<IpAddr>,
+        ip: Option<IpAddr>,
+    ) -> Result<Vec<IpAddr>> {
+        let pools = self.records.pools();
+        let mut wanted: Vec<IpAddr> = ip.into_iter().collect();
+        let ours = |a: &IpAddr| pools.usable(*a) && !used.contains(a) && leases.iter().any(|l| l.contains(a));
+        for address in self.local.kept.iter().filter(|k| k.name == *name).flat_map(|k| &k.addresses) {
+            if ours(address) && !wanted.iter().any(|w| w.is_ipv4() == address.is_ipv4()) {
+                wanted.push(*address);
+            }
+        }
+        // What could be had if nothing was kept: of a family that is used up no address is missed.
+        let families = free_addresses(&pools, leases, used, &wanted)?.len();
+        self.local.kept.retain(|k| k.name != *name && !k.addresses.iter().any(|a| wanted.contains(a)));
+        loop {
+            let kept = self.local.kept.iter().flat_map(|k| k.addresses.iter().copied());
+            let avoid = used.iter().copied().chain(kept).collect();
+            match free_addresses(&pools, leases, &avoid, &wanted) {
+                Ok(found) if found.len() >= families => return Ok(found),
+                other if self.local.kept.is_empty() => return other,
+                _ => drop(self.local.kept.remove(0)),
+            }
+        }
+    }
+
+    /// What the kernel has taken stands from now on, also after the daemon was killed.
+    pub fn confirm(&mut self, name: &Name, what: Added) {
+        match what {
+            Added::Workload => self.local.unconfirmed.workloads.remove(name),
+            Added::Map => self.local.unconfirmed.maps.remove(name),
+        };
     }
 
     fn publish_workloads(&mut self, me: &Identity, now: u64) -> Result<()> {
@@ -153,7 +207,7 @@ impl Subnet {
         self.local.workloads.iter().map(entry).collect()
     }
 
-    /// Detaches a workload; name and addresses are free again.
+    /// Detaches a workload; its name is free again, its addresses are kept for when that comes back.
     ///
     /// # Errors
     /// `E-NO-WORKLOAD`.
@@ -164,6 +218,11 @@ impl Subnet {
                 .hint("byway workload ls"));
         };
         let gone = self.local.workloads.remove(place);
+        self.confirm(&gone.name, Added::Workload);
+        self.local.kept.retain(|k| k.name != gone.name);
+        self.local.kept.push(Kept { name: gone.name.clone(), addresses: gone.addresses.clone() });
+        let surplus = self.local.kept.len().saturating_sub(MAX_KEPT);
+        self.local.kept.drain(..surplus);
         self.publish_workloads(me, now)?;
         Ok(gone)
     }
@@ -365,8 +424,18 @@ impl Subnet {
             )
             .hint(format!("byway subnet show {}", self.name())));
         }
+        self.local.unconfirmed.maps.insert(map.name.clone());
         self.local.maps.push(map);
         Ok(())
+    }
+
+    /// Removes the port maps that are meant.
+    pub fn map_remove(&mut self, is: impl Fn(&Map) -> bool) {
+        let (gone, stay) = std::mem::take(&mut self.local.maps).into_iter().partition::<Vec<Map>, _>(|map| is(map));
+        self.local.maps = stay;
+        for map in gone {
+            self.confirm(&map.name, Added::Map);
+        }
     }
 }
 

@@ -301,6 +301,8 @@ impl State {
                 reserved: BTreeMap::new(),
                 workloads: vec![],
                 maps: vec![],
+                unconfirmed: Default::default(),
+                kept: vec![],
                 denied: BTreeMap::new(),
                 seen: Default::default(),
                 host: founding.host,
@@ -387,6 +389,8 @@ impl State {
                         reserved: BTreeMap::new(),
                         workloads: vec![],
                         maps: vec![],
+                        unconfirmed: Default::default(),
+                        kept: vec![],
                         denied: BTreeMap::new(),
                         seen: Default::default(),
                         host: join.host.clone(),
@@ -625,7 +629,8 @@ fn key(kind: u8, id: SubnetId, rest: &[u8]) -> Vec<u8> {
 }
 
 fn read_local(bytes: &[u8]) -> Option<Subnet> {
-    let local: Local = postcard::from_bytes(bytes).ok()?;
+    let mut local: Local = postcard::from_bytes(bytes).ok()?;
+    local.undo_unconfirmed();
     let genesis = Genesis::parse(&local.genesis).ok()?;
     Some(Subnet { records: Records::new(genesis), local, requests: BTreeMap::new(), memo: Default::default() })
 }

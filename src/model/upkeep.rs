@@ -237,7 +237,7 @@ impl Subnet {
             let stranded = self.local.workloads.get(place).is_some_and(|w| !w.addresses.iter().any(ours));
             let members = resolved.members.values().flat_map(|m| m.addresses.iter().copied());
             let used = self.local.workloads.iter().flat_map(|w| w.addresses.iter().copied()).chain(members).collect();
-            if stranded && let Ok(addresses) = free_addresses(&pools, &mine.leases, &used, None) {
+            if stranded && let Ok(addresses) = free_addresses(&pools, &mine.leases, &used, &[]) {
                 self.local.workloads.iter_mut().skip(place).take(1).for_each(|w| w.addresses = addresses.clone());
             }
         }

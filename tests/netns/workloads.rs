@@ -19,6 +19,7 @@ pub const CASES: &[Case] = &[
     fast!(namespace_made_anew_under_its_name_is_attached_at_once),
     fast!(one_namespace_by_another_path_is_a_conflict_that_names_the_first),
     fast!(changes_inside_a_namespace_are_repaired_within_two_seconds),
+    fast!(an_address_comes_back_to_its_name_after_detach_and_restart),
     fast!(fixed_address_and_its_conflict),
     long!(iperf_both_ways, "iperf3"),
 ];
@@ -248,6 +249,29 @@ fn changes_inside_a_namespace_are_repaired_within_two_seconds(lab: &Lab) -> Resu
             until(&format!("{change:?} is repaired"), Duration::from_secs(2), || Ok(web.pings(&b4)))?;
         }
     }
+    Ok(())
+}
+
+fn an_address_comes_back_to_its_name_after_detach_and_restart(lab: &Lab) -> Result<()> {
+    let a = lab.node("a")?;
+    a.ok(&["create", "lab"])?;
+    let (web, db) = (lab.workload("web")?, lab.workload("db")?);
+    let addresses = |at: &serde_json::Value| anyhow::Ok((v4(at)?, v6(at)?));
+    let first = addresses(&a.attach(&web, "lab", "web")?)?;
+    a.ok(&["detach", "web"])?;
+    let other = addresses(&a.attach(&db, "lab", "db")?)?;
+    ensure!(other.0 != first.0 && other.1 != first.1, "{first:?} is kept for web: {other:?}");
+    a.terminate()?;
+    a.start()?;
+    web.delete();
+    let anew = lab.workload("web")?;
+    let second = addresses(&a.attach(&anew, "lab", "web")?)?;
+    ensure!(second == first, "it was {first:?}, and is {second:?}");
+    a.ns().reaches(&first.0, SOON)?;
+    a.kill9()?;
+    a.start()?;
+    let stands = addresses(&a.json(&["workload", "show", "web"])?)?;
+    ensure!(stands == first, "what the kernel took stands after a crash: {stands:?}");
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use crate::host::nft::MapKey;
 use crate::link::Key;
 use crate::model::host::neighbour::Hook;
 use crate::model::host::{Family, Proto};
+use crate::model::publish::Added;
 use crate::model::view::Owner;
 use crate::node::prepare_map;
 use crate::packet::parse::{TCP, UDP};
@@ -49,6 +50,8 @@ pub(super) async fn map_add(ctx: &Context, request: Request) -> Result<Response,
         let _ = ctx.node.run(move |core| core.map_rm(&found, Some(&mapped), None)).await?;
         return Err(error);
     }
+    let text = found.clone();
+    ctx.node.run(move |core| core.confirm(&text, &name, Added::Map)).await??;
     let maps = ctx.node.run(move |core| core.maps(Some(&found))).await??;
     let mut made = maps.into_iter().filter(|m| m.name.as_str() == mapped);
     if everywhere {

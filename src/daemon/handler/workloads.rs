@@ -3,6 +3,7 @@
 use super::{generation, settle};
 use crate::api::types::{Error, ErrorKind, Request, Response};
 use crate::daemon::{Context, attach};
+use crate::model::publish::Added;
 
 pub(super) async fn attach(ctx: &Context, request: Request) -> Result<Response, Error> {
     let Request::Attach { workload, subnet, name, ip, mac, engine } = request else {
@@ -23,6 +24,8 @@ pub(super) async fn attach(ctx: &Context, request: Request) -> Result<Response, 
         tracing::warn!(%error, undone = undone.is_ok(), "attach failed");
         return Err(error);
     }
+    let (name, subnet) = (attached.workload.clone(), attached.subnet.to_string());
+    ctx.node.run(move |core| core.confirm(&subnet, &name, Added::Workload)).await??;
     attached.resolver &= ctx.machine.is_kernel();
     Ok(Response::Attached(attached))
 }

@@ -303,7 +303,7 @@ impl World {
             }
             _ => {
                 used.extend(doc.workloads.iter().flat_map(|w| w.addresses.clone()));
-                let mut addresses = free_addresses(&copy.records.pools(), &leases, &used, None).unwrap_or_default();
+                let mut addresses = free_addresses(&copy.records.pools(), &leases, &used, &[]).unwrap_or_default();
                 if self.dice.one_in(4) {
                     addresses = vec!["10.0.2.9".parse().unwrap()];
                 }

@@ -136,7 +136,7 @@ impl Core {
             )
             .hint("byway map ls"));
         };
-        subnet.local.maps.retain(|m| !matches(m));
+        subnet.map_remove(matches);
         self.save(subnet)?;
         Ok(done(format!("removed map {gone}"), true))
     }

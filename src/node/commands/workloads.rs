@@ -12,6 +12,7 @@ use crate::model::host::{NetnsRef, ResolvConf};
 use crate::model::id::{Name, SubnetId};
 use crate::model::local::{Target, Workload};
 use crate::model::members::printable;
+use crate::model::publish::Added;
 use crate::node::Core;
 
 /// A workload as it was found on this machine, before it has addresses.
@@ -86,6 +87,16 @@ impl Core {
         Ok(attached)
     }
 
+    /// What was added stands: the kernel has taken it. What is gone again meanwhile stays gone.
+    ///
+    /// # Errors
+    /// `E-NO-SUBNET`; as [`Core::commit`].
+    pub fn confirm(&mut self, text: &str, name: &Name, what: Added) -> Result<(), Error> {
+        let mut subnet = self.state.edit(text)?;
+        subnet.confirm(name, what);
+        self.save(subnet).map(drop)
+    }
+
     /// `detach`; without a subnet the workload is looked for in all of them.
     ///
     /// # Errors
@@ -148,7 +159,7 @@ impl Core {
         }
     }
 
-    /// A workload whose namespace died: name and addresses are free again. One that was attached under that name since
+    /// A workload whose namespace died: its name is free again. One that was attached under that name since
     /// then, in another namespace, is not concerned.
     pub fn workload_died(&mut self, subnet: SubnetId, name: &Name, netns: &NetnsRef) {
         let Some(mut copy) = self.state.subnets.get(&subnet).cloned() else { return };

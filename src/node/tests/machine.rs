@@ -1,0 +1,140 @@
+//! What a person adds on this machine: workloads with their addresses, maps, leases.
+
+use std::net::IpAddr;
+
+use super::*;
+use crate::model::host::{NetnsRef, Proto, ResolvConf};
+use crate::model::local::Target;
+use crate::model::publish::Added;
+
+fn workload(name: &str, inode: u64) -> NewWorkload {
+    NewWorkload {
+        name: name.parse().unwrap(),
+        name_is_default: false,
+        target: Target::Netns(name.to_owned()),
+        netns: NetnsRef { path: format!("/run/netns/{name}-{inode}").into(), device: 1, inode, cookie: None },
+        inner_link: "byway0".into(),
+        resolv_conf: ResolvConf::None,
+        mac: None,
+    }
+}
+
+async fn attach(node: &Node, name: &'static str, inode: u64, ip: Option<IpAddr>) -> Vec<IpAddr> {
+    node.run(move |core| core.attach("lab", workload(name, inode), ip)).await.unwrap().unwrap().addresses
+}
+
+async fn detach(node: &Node, name: &'static str) {
+    node.run(move |core| core.detach(name, None)).await.unwrap().unwrap();
+}
+
+/// The same state directory, read by a new daemon.
+async fn restarted(lab: Lab) -> Lab {
+    lab.node.close().await;
+    let store = Store::open(lab._dir.path()).unwrap();
+    let (state, damage) = State::load(identity(1), store.load().unwrap().records);
+    assert_eq!(damage.len(), 0, "{damage:?}");
+    let parts = Parts { state, damage, store, here: Here::default(), node_name: "a".parse().unwrap() };
+    let (node, pushes) = Node::start(parts).unwrap();
+    Lab { node, pushes, ..lab }
+}
+
+#[tokio::test]
+async fn what_the_kernel_has_not_taken_does_not_stand_after_a_restart() {
+    let lab = lab(1).await;
+    for (name, inode) in [("sure", 1), ("doubted", 2)] {
+        attach(&lab.node, name, inode, None).await;
+    }
+    for port in [80, 81] {
+        let listen = Some("0.0.0.0".parse().unwrap());
+        let map = prepare_map(Proto::Tcp, listen, port, "sure".into(), 80, None, vec![]).unwrap();
+        lab.node.run(move |core| core.map_add("lab", map)).await.unwrap().unwrap();
+    }
+    let sure = |core: &mut Core| {
+        core.confirm("lab", &"sure".parse().unwrap(), Added::Workload).unwrap();
+        core.confirm("lab", &"tcp-80".parse().unwrap(), Added::Map).unwrap();
+    };
+    lab.node.run(sure).await.unwrap();
+    let here = |core: &mut Core| {
+        let subnet = core.state.subnets.values().next().unwrap();
+        let workloads: Vec<String> = subnet.local.workloads.iter().map(|w| w.name.to_string()).collect();
+        let maps: Vec<String> = subnet.local.maps.iter().map(|m| m.name.to_string()).collect();
+        (workloads.join(" "), maps.join(" "))
+    };
+    let both = ("sure doubted".to_owned(), "tcp-80 tcp-81".to_owned());
+    assert_eq!(lab.node.read(here).await.unwrap(), both);
+    let mut lab = restarted(lab).await;
+    for _ in 0..2 {
+        assert_eq!(lab.node.read(here).await.unwrap(), ("sure".to_owned(), "tcp-80".to_owned()));
+        // The others are told what is left of it.
+        lab.node.run(|core| core.tick()).await.unwrap().unwrap();
+        let told = |core: &mut Core| {
+            let subnet = core.state.subnets.values().next().unwrap();
+            subnet.records.doc(core.state.me.peer).unwrap().workloads.len()
+        };
+        assert_eq!(lab.node.read(told).await.unwrap(), 1);
+        lab = restarted(lab).await;
+    }
+}
+
+#[tokio::test]
+async fn an_address_comes_back_to_its_workload() {
+    let lab = lab(1).await;
+    let web = attach(&lab.node, "web", 1, None).await;
+    detach(&lab.node, "web").await;
+    // Another name does not get it meanwhile, and a new namespace under the old name does, also after a restart.
+    let db = attach(&lab.node, "db", 2, None).await;
+    assert!(web.len() == 1 && db.iter().all(|a| !web.contains(a)), "{web:?} {db:?}");
+    let lab = restarted(lab).await;
+    assert_eq!(attach(&lab.node, "web", 3, None).await, web);
+    detach(&lab.node, "web").await;
+    // Whoever asks for that very address gets it; then the name has to take others.
+    assert_eq!(attach(&lab.node, "thief", 4, Some(web[0])).await[0], web[0]);
+    let other = attach(&lab.node, "web", 5, None).await;
+    assert!(!other.contains(&web[0]) && other.len() == 1, "{other:?}");
+}
+
+#[tokio::test]
+async fn in_a_full_block_the_name_that_is_gone_for_longest_gives_its_address_up() {
+    let lab = lab(1).await;
+    let name = |n: u64| -> &'static str { Box::leak(format!("w{n}").into_boxed_str()) };
+    let mut had = BTreeMap::new();
+    let v4 = |addresses: &[IpAddr]| addresses.iter().find(|a| a.is_ipv4()).copied();
+    let mut n = 0;
+    // One after the other comes and goes until the whole block is kept for somebody.
+    while n < 253 {
+        let got = attach(&lab.node, name(n), n + 1, None).await;
+        assert!(had.values().all(|former| *former != got), "{n} got what is kept");
+        had.insert(n, got);
+        detach(&lab.node, name(n)).await;
+        n += 1;
+    }
+    let free = attach(&lab.node, "new", 1000, None).await;
+    assert_eq!(v4(&free), v4(&had[&0]), "the oldest goes first");
+    assert_eq!(attach(&lab.node, name(2), 1001, None).await, had[&2]);
+    let again = attach(&lab.node, name(0), 1002, None).await;
+    assert_eq!(v4(&again), v4(&had[&1]), "then the next");
+}
+
+#[tokio::test]
+async fn a_lease_is_taken_back_from_the_member_that_is_named() {
+    let lab = lab(3).await;
+    let prefix: ipnet::IpNet = "10.77.200.0/24".parse().unwrap();
+    let pool = lab.node.read(|core| core.state.subnets.values().next().unwrap().records.prefixes()).await.unwrap();
+    let prefix = match pool.first() {
+        Some(ipnet::IpNet::V4(pool)) => {
+            let base = u32::from(pool.network()) | 200 << 8;
+            ipnet::IpNet::new(std::net::Ipv4Addr::from(base).into(), 24).unwrap()
+        }
+        _ => prefix,
+    };
+    let result = lab.node.run(move |core| {
+        let owner = core.lease_owner("lab", Some("m2")).unwrap();
+        core.lease_add("lab", &[(prefix, owner)]).unwrap();
+        let wrong = core.lease_rm("lab", prefix, Some("m3")).unwrap_err();
+        let unknown = core.lease_rm("lab", prefix, Some("nobody")).unwrap_err();
+        let right = core.lease_rm("lab", prefix, Some("m2")).is_ok();
+        (wrong.code, wrong.message, unknown.code, right)
+    });
+    let message = format!("m3 does not hold {prefix} in subnet lab: m2 does");
+    assert_eq!(result.await.unwrap(), ("E-NO-LEASE".into(), message, "E-NO-MEMBER".into(), true));
+}
