@@ -89,11 +89,10 @@ fn as_sets(answers: &mut Vec<Entry>) {
     }
 }
 
-/// What the names that a member added call addresses, below the zone: flat names first. A name with `*` is no name of
-/// anything.
+/// What the names that a member added call addresses, below the zone: flat names first.
 fn added(peer: PeerId, member: &Member, resolved: &Resolved, of: impl Fn(&IpAddr) -> bool) -> Vec<(IpAddr, String)> {
     let mut found = Vec::new();
-    for entry in member.names.iter().filter(|entry| !entry.name.starts_with('*')) {
+    for entry in &member.names {
         let RecordData::Address(address) = entry.data else { continue };
         if of(&address) {
             let flat = resolved.holds(peer, &entry.name);
