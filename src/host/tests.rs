@@ -137,7 +137,7 @@ impl Named {
     }
 
     fn pings(&self, address: &str) -> bool {
-        let arguments = ["netns", "exec", &self.0, "ping", "-n", "-c", "1", "-W", "2", address];
+        let arguments = ["netns", "exec", &self.0, "ping", "-n", "-c", "3", "-i", "0.2", "-W", "2", address];
         Command::new("ip").args(arguments).output().unwrap().status.success()
     }
 }
@@ -440,8 +440,8 @@ fn one_namespace_in_two_subnets_and_two_workloads() {
         third.addresses = vec!["10.77.0.13".parse().unwrap()];
         desired.workloads.push(third);
         reach(&mut host, &desired).await;
-        run("ping", &["-n", "-c", "1", "-W", "2", "10.77.0.13"]);
-        run("ping", &["-n", "-c", "1", "-W", "2", "10.77.0.11"]);
+        run("ping", &["-n", "-c", "3", "-i", "0.2", "-W", "2", "10.77.0.13"]);
+        run("ping", &["-n", "-c", "3", "-i", "0.2", "-W", "2", "10.77.0.11"]);
         desired.workloads.pop();
         // The first goes, the second stays.
         desired.workloads.remove(0);
