@@ -325,6 +325,7 @@ impl End {
     /// The next line it prints.
     fn line(&mut self) -> Result<String> {
         let stdout = self.0.stdout.as_mut().context("stdout")?;
+        #[expect(clippy::unbuffered_bytes, reason = "what a buffer holds would be lost for the next line")]
         let bytes = stdout.bytes().take_while(|b| !matches!(b, Ok(b'\n'))).collect::<Result<Vec<u8>, _>>()?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
