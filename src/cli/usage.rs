@@ -87,7 +87,9 @@ fn grammar() -> clap::Command {
                 }
                 _ => arg,
             });
-            leaf.after_help(help)
+            // What a verb says at the end of its help stands before its examples.
+            let before = leaf.get_after_help().map(|said| format!("{said}\n\n")).unwrap_or_default();
+            leaf.after_help(format!("{before}{help}"))
         };
         grammar = match verb.split_once(' ') {
             Some((noun, verb)) => grammar.mut_subcommand(noun, |n| n.mut_subcommand(verb, told)),
