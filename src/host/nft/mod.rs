@@ -74,6 +74,8 @@ pub struct Nft {
     subnets: BTreeMap<String, SubnetId>,
     /// What was refused on links that are gone.
     closed_before: BTreeMap<SubnetId, u64>,
+    /// Whether this process has written a table.
+    written: bool,
 }
 
 /// What happens when someone else changes our table: `[firewall] repair`.
@@ -111,6 +113,7 @@ impl Nft {
             repair,
             subnets: BTreeMap::new(),
             closed_before: BTreeMap::new(),
+            written: false,
         }
     }
 
@@ -169,8 +172,11 @@ impl Nft {
     pub async fn remove_all(&mut self) -> Result<(), Error> {
         let listing = match self.list().await {
             Ok(listing) => listing,
-            // Nobody can have written it.
-            Err(Error::Missing) if self.applied.is_none() => return Ok(()),
+            // This process wrote none: a machine without nft, or without the right to use it, has nothing to remove.
+            Err(error) if !self.written => {
+                debug!(%error, "whether a table of an earlier run is there cannot be seen");
+                return Ok(());
+            }
             Err(error) => return Err(error),
         };
         let written = self.applied.take().map(|a| a.elements);
@@ -312,6 +318,7 @@ impl Nft {
         let text = ruleset::whole(&self.table, target, &counters);
         let before = watch::generation();
         nft("write the table", &["-f", "-"], text.as_bytes(), &self.own).await?;
+        self.written = true;
         debug!(table = self.table, "nftables table written");
         let skeleton = self.list().await?.map(|l| l.skeleton);
         // One transaction since then, which is ours: nobody else had a hand in what was read.
@@ -430,6 +437,8 @@ pub async fn cleanup(instance: Option<&str>) -> Result<Vec<String>, Error> {
         let ours = table.strip_prefix(TABLE_PREFIX).is_some_and(|of| instance.is_none_or(|wanted| wanted == of));
         if ours {
             let mut nft = Nft::new(table.strip_prefix(TABLE_PREFIX).unwrap_or_default(), Repair::No);
+            // It was listed a moment ago.
+            nft.written = true;
             nft.remove_all().await?;
             deleted.push(table.to_owned());
         }
