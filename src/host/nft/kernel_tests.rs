@@ -546,6 +546,23 @@ fn a_table_left_by_a_crash_is_taken_over_and_cleaned_up() {
 
 #[test]
 #[ignore = "needs root"]
+fn however_many_elements_come_and_go_connections_are_tracked() {
+    let lab = Lab::new();
+    let mut config = wanted();
+    lab.sync(&config);
+    for round in 0..40u8 {
+        config.tuns[0].others = (1..=40).map(|n| format!("10.7.{n}.{round}/32").parse().unwrap()).collect();
+        lab.sync(&config);
+    }
+    lab.sync(&wanted());
+    let flow = lab.host.run(async { UdpSocket::bind("127.0.0.1:0").await.unwrap().send_to(b"x", "127.0.0.1:9").await });
+    assert!(flow.is_ok());
+    let tracked = lab.host.sh("conntrack -L 2>/dev/null");
+    assert!(tracked.contains("dst=127.0.0.1"), "{tracked}");
+}
+
+#[test]
+#[ignore = "needs root"]
 fn a_flooding_workload_leaves_conntrack_to_others() {
     let lab = Lab::new();
     lab.sync(&wanted());
@@ -557,7 +574,9 @@ fn a_flooding_workload_leaves_conntrack_to_others() {
         }
     });
     let dropped = lab.counts().drops["flood"].packets;
-    assert!(dropped >= 5000 - u64::from(ruleset::WORKLOAD_CONNECTIONS), "{dropped}");
+    // What is refilled meanwhile passes.
+    let most = 5000 - u64::from(ruleset::WORKLOAD_CONNECTIONS.0);
+    assert!((most / 4..=most).contains(&dropped), "{dropped}");
     assert_eq!(lab.b.tcp("10.7.2.1:80"), addr("10.7.1.3"));
     assert_eq!(lab.ruleset(), before, "counting leaves no trace in the listing");
 }

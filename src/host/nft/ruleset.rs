@@ -31,13 +31,23 @@ use super::counters::{Count, Counters};
 use super::elements::Elements;
 use super::probes;
 
-/// Connections one workload may have open at a time. Conntrack holds 65,536 entries on a machine
-/// with 1 GiB; one flooder must leave most of them to the others.
-pub const WORKLOAD_CONNECTIONS: u32 = 4096;
+/// Connections one workload may begin at once, and then each second. Conntrack holds 65,536 entries on a machine with
+/// 1 GiB; one flooder must leave most of them to the others.
+///
+/// A rate, and not `ct count` of what is open: an element that counts connections takes conntrack's hooks with it when it
+/// goes. Since `nft_connlimit` copies an element's expression without counting it as a user of conntrack and uncounts it at
+/// the end (Linux 6.18), a few dozen changes or one restart of a large subnet left the namespace without conntrack, and
+/// so without port maps, replies and Docker's own NAT.
+pub const WORKLOAD_CONNECTIONS: (u32, u32) = (4096, 100);
 
-/// Connections the addresses of one lease of another member may have open into this machine at a time. A member may
-/// have many workloads behind its lease; it must leave most of conntrack to the others all the same.
-pub const MEMBER_CONNECTIONS: u32 = 16_384;
+/// The same for the addresses of one lease of another member, into this machine. A member may have many workloads behind
+/// its lease; it must leave most of conntrack to the others all the same.
+pub const MEMBER_CONNECTIONS: (u32, u32) = (16_384, 400);
+
+/// What an element says that is found only where more connections begin than it may.
+fn over((at_once, each_second): (u32, u32)) -> String {
+    format!("limit rate over {each_second}/second burst {at_once} packets")
+}
 
 /// Named counters of the table: how many packets were dropped and why.
 pub const DROPS: [&str; 4] = ["filtered", "flood", "source_not_leased", "weak_host"];
@@ -62,14 +72,14 @@ fn specs() -> Vec<SetSpec> {
     let mut specs = vec![set("links", "type ifname"), set("tuns", "type ifname"), set("workloads", "type ifname")];
     specs.push(set(FAMILIES, "type nf_proto"));
     // Not a dynamic set: the kernel would collect elements without connections, and the listing would change by itself.
-    specs.push(set("flood", format!("type ifname; ct count over {WORKLOAD_CONNECTIONS}")));
+    specs.push(set("flood", format!("type ifname; {}", over(WORKLOAD_CONNECTIONS))));
     specs.push(set("host_open", "type ifname"));
     specs.push(set("host_ports", "type ifname . inet_proto . inet_service; flags interval"));
     specs.push(set(CLOSED, "type ifname; counter"));
     for (v, addr) in [("4", "ipv4_addr"), ("6", "ipv6_addr")] {
         let own = [
             set(format!("barred{v}"), "type ifname"),
-            set(format!("crowd{v}"), format!("type {addr}; flags interval; ct count over {MEMBER_CONNECTIONS}")),
+            set(format!("crowd{v}"), format!("type {addr}; flags interval; {}", over(MEMBER_CONNECTIONS))),
             set(format!("overlay{v}"), format!("type {addr}; flags interval")),
             set(format!("own{v}"), format!("type {addr}")),
             set(format!("leases{v}"), format!("type ifname . {addr}")),
