@@ -186,6 +186,8 @@ impl Drop for Engine {
                 let _ = self.docker(&[&["rm", "-f"], &ids[..]].concat());
             }
         }
+        // A network that a test made is Docker's to take away, with its bridge and rules.
+        let _ = self.docker(&["network", "prune", "-f"]);
         // SIGTERM first: the engine ends its container runtime with it.
         if let Ok(pid) = i32::try_from(self.child.id()) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
