@@ -24,12 +24,23 @@ pub(super) struct Pulse {
     took: Duration,
     clock: (u64, Instant),
     was_set: bool,
+    /// Whether this node's clock could not be believed, and whether it can be again since this moment.
+    doubted: bool,
+    settled: bool,
 }
 
 impl Default for Pulse {
     fn default() -> Pulse {
         let now = Instant::now();
-        Pulse { changed: now, looked: None, took: Duration::ZERO, clock: (unix_now(), now), was_set: false }
+        Pulse {
+            changed: now,
+            looked: None,
+            took: Duration::ZERO,
+            clock: (unix_now(), now),
+            was_set: false,
+            doubted: false,
+            settled: false,
+        }
     }
 }
 
@@ -48,6 +59,9 @@ impl Pulse {
         if self.was_set && !around.seen.is_empty() {
             around.clock_is_off = true;
         }
+        // What was put off, or signed by a wrong clock, is not left until the next look by itself.
+        self.settled = self.doubted && !around.clock_is_off;
+        self.doubted = around.clock_is_off;
     }
 
     /// Tells how long a look took.
@@ -61,7 +75,8 @@ impl Pulse {
         // What changed since the last look is looked at once more, however long that one took.
         let unseen = self.looked.is_none_or(|at| self.changed > at);
         let lively = rested && (unseen || self.changed.elapsed() < LIVELY);
-        let due = lively || moved || self.was_set || self.looked.is_none_or(|at| at.elapsed() >= SELDOM);
+        let due =
+            lively || moved || self.was_set || self.settled || self.looked.is_none_or(|at| at.elapsed() >= SELDOM);
         if due {
             self.looked = Some(Instant::now());
         }
