@@ -12,13 +12,14 @@
 //! and `trusted` opens nothing, because our own table judges what comes in and goes out on our links.
 
 mod chains;
+mod clients;
 mod firewalld;
 mod journal;
 mod probe;
 mod tables;
 mod ufw;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,23 +27,21 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Notify, watch};
 
 use super::nft::run::OwnRuns;
-use super::nft::{MapCount, MapKey};
 use super::{InjectTun, Rules, failure};
 use crate::model::host::neighbour::{self, Hook, Integrate, Obstacle, Stopped};
-use crate::model::host::{Failure, Family, HostConfig};
+use crate::model::host::{Failure, HostConfig};
 use chains::Chain;
+use clients::Clients;
 use journal::Journal;
 
 /// Between two looks while nothing is stopped.
 const QUIET: Duration = Duration::from_secs(10);
-/// The same while something is.
+/// The same while something is, or may be.
 const ALERT: Duration = Duration::from_secs(2);
 /// Between an event and the look: events come in swarms.
 const DEBOUNCE: Duration = Duration::from_millis(150);
 /// Least time between two looks: others may change their rules all the time.
 const LEAST: Duration = Duration::from_secs(1);
-/// How long a map counts as stopped after the last client that did not come through.
-const REMEMBERED: Duration = Duration::from_secs(60);
 
 /// Our share of the firewalls of others.
 #[derive(Debug)]
@@ -53,12 +52,14 @@ pub(super) struct Firewalls {
     own: Arc<OwnRuns>,
     /// The links that have their place everywhere, as far as is known.
     followed: Option<BTreeSet<String>>,
+    /// How often something was added to the rules of others.
+    additions: u64,
 }
 
 impl Firewalls {
     pub(super) fn new(instance: &str, integrate: Integrate, state_dir: &Path, own: Arc<OwnRuns>) -> Firewalls {
         let journal = Journal::open(state_dir);
-        Firewalls { instance: instance.to_owned(), integrate, journal, own, followed: None }
+        Firewalls { instance: instance.to_owned(), integrate, journal, own, followed: None, additions: 0 }
     }
 
     /// Gives every link of ours its place, if they are not those of the last time.
@@ -112,14 +113,6 @@ pub(super) async fn cleanup(instance: Option<&str>, state_dir: &Path) -> Vec<Str
     done
 }
 
-/// What was seen of one map.
-#[derive(Debug, Default)]
-struct MapSeen {
-    count: MapCount,
-    /// When a client last did not come through.
-    stopped: Option<Instant>,
-}
-
 /// Looks after our share and tells who stops our packets.
 pub(super) struct Watch {
     pub firewalls: Arc<Mutex<Firewalls>>,
@@ -135,9 +128,10 @@ pub(super) struct Watch {
 impl Watch {
     /// Runs until dropped.
     pub(super) async fn run(mut self) {
-        let mut maps = BTreeMap::new();
+        let mut clients = Clients::default();
         loop {
-            let wait = if self.obstacles.borrow().is_empty() { QUIET } else { ALERT };
+            let quiet = self.obstacles.borrow().is_empty() && !clients.wait_for_answers();
+            let wait = if quiet { QUIET } else { ALERT };
             tokio::select! {
                 () = self.theirs.notified() => {}
                 changed = self.desired.changed() => if changed.is_err() { return },
@@ -145,7 +139,7 @@ impl Watch {
             }
             tokio::time::sleep(DEBOUNCE).await;
             let desired = self.desired.borrow_and_update().clone();
-            let found = if desired.tuns.is_empty() { Vec::new() } else { self.look(&desired, &mut maps).await };
+            let found = if desired.tuns.is_empty() { Vec::new() } else { self.look(&desired, &mut clients).await };
             self.obstacles.send_if_modified(|last| {
                 if *last == found {
                     return false;
@@ -163,21 +157,16 @@ impl Watch {
         }
     }
 
-    async fn look(&self, desired: &HostConfig, maps: &mut BTreeMap<MapKey, MapSeen>) -> Vec<Obstacle> {
+    async fn look(&self, desired: &HostConfig, clients: &mut Clients) -> Vec<Obstacle> {
         let links = neighbour::patterns(desired);
-        let repaired = async {
-            let mut firewalls = self.firewalls.lock().await;
-            // Between two passes of the loop the links may have gone: theirs is the last word.
-            if self.desired.has_changed().unwrap_or(true) {
-                return;
-            }
-            for failure in firewalls.repair(links.clone()).await {
-                tracing::warn!(what = failure.what, why = failure.why, "the firewall of another program refused");
-            }
-        };
-        repaired.await;
+        let mut repaired = self.repair(&links).await;
         let mut stopped = probe::stopped(desired, &self.table, &self.inject, &self.own).await;
-        stopped.extend(self.maps(desired, maps).await);
+        // What was stopped while rules of ours were missing says nothing of those that stand now.
+        if !stopped.is_empty() && self.repair(&links).await {
+            repaired = true;
+            stopped = probe::stopped(desired, &self.table, &self.inject, &self.own).await;
+        }
+        stopped.extend(self.maps(desired, clients, repaired).await);
         if stopped.is_empty() {
             return Vec::new();
         }
@@ -186,31 +175,32 @@ impl Watch {
         neighbour::obstacles(&links, &chains, &stopped)
     }
 
+    /// Makes again what is missing of ours; whether anything was.
+    async fn repair(&self, links: &BTreeSet<String>) -> bool {
+        let mut firewalls = self.firewalls.lock().await;
+        // Between two passes of the loop the links may have gone: theirs is the last word.
+        if self.desired.has_changed().unwrap_or(true) {
+            return false;
+        }
+        let before = firewalls.additions;
+        for failure in firewalls.repair(links.clone()).await {
+            tracing::warn!(what = failure.what, why = failure.why, "the firewall of another program refused");
+        }
+        firewalls.additions != before
+    }
+
     /// Clients of port maps that were let in and did not leave the machine: they come on links where we cannot probe.
-    async fn maps(&self, desired: &HostConfig, seen: &mut BTreeMap<MapKey, MapSeen>) -> Vec<Stopped> {
-        if desired.maps.is_empty() {
-            seen.clear();
-            return Vec::new();
-        }
-        let Ok(counts) = self.rules.0.lock().await.0.counters().await else { return Vec::new() };
-        seen.retain(|key, _| counts.maps.contains_key(key));
-        for (key, count) in counts.maps {
-            let known = seen.entry(key).or_insert(MapSeen { count, stopped: None });
-            if count.rx_bytes != known.count.rx_bytes {
-                known.stopped = None;
-            } else if count.connections > known.count.connections {
-                known.stopped = Some(Instant::now());
-            } else if known.stopped.is_some_and(|when| when.elapsed() > REMEMBERED) {
-                known.stopped = None;
-            }
-            known.count = count;
-        }
-        let stopped = |family: Family| {
-            let any = seen.iter().any(|(key, seen)| Family::of(&key.listen) == family && seen.stopped.is_some());
-            let what = BTreeSet::from(["what comes in by port maps".to_owned()]);
-            any.then_some(Stopped { hook: Hook::Forward, family, what })
+    async fn maps(&self, desired: &HostConfig, clients: &mut Clients, repaired: bool) -> Vec<Stopped> {
+        let counts = match desired.maps.is_empty() {
+            true => Default::default(),
+            false => match self.rules.0.lock().await.0.counters().await {
+                Ok(counts) => counts.maps,
+                Err(_) => return Vec::new(),
+            },
         };
-        [Family::V4, Family::V6].into_iter().filter_map(stopped).collect()
+        clients.count(counts, repaired, Instant::now());
+        let what = || BTreeSet::from(["what comes in by port maps".to_owned()]);
+        clients.stopped().map(|family| Stopped { hook: Hook::Forward, family, what: what() }).collect()
     }
 }
 

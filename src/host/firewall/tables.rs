@@ -98,7 +98,10 @@ pub(super) async fn follow(firewalls: &mut Firewalls, chains: &[Chain], links: &
             continue;
         }
         match place.restore(&changes, &firewalls.own).await {
-            Ok(()) => tracing::info!(program = place.program, "rules of ours in {DOCKER_USER} follow our links"),
+            Ok(()) => {
+                firewalls.additions += u64::from(!links.is_empty());
+                tracing::info!(program = place.program, "rules of ours in {DOCKER_USER} follow our links");
+            }
             Err(why) => failures.push(failure(what(), why)),
         }
     }

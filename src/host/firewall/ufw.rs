@@ -65,8 +65,9 @@ pub(super) async fn follow(firewalls: &mut Firewalls, chains: &[Chain], links: &
                 done = ufw(&[&rule[..], &["comment", &comment]].concat(), &firewalls.own).await;
             }
         }
-        if let Err(why) = done {
-            failures.push(failure(format!("let {link} through ufw"), why));
+        match done {
+            Ok(()) => firewalls.additions += 1,
+            Err(why) => failures.push(failure(format!("let {link} through ufw"), why)),
         }
     }
     failures
