@@ -2,6 +2,12 @@
 //!
 //! NAT decides on the first packet of a flow, so a flow outlives the map that began it until its entry is deleted. The
 //! sockets go first: the reset that the kernel sends for each still finds its way by the entry.
+//!
+//! A flow without connections that is no longer let in keeps its entry, with the mark [`ENDED`]: our chains refuse its
+//! packets both ways. Without the entry, the next answer of a server that pushes on would begin the flow anew, as one that
+//! this machine itself began. The entry goes when both ends have been silent for as long as the kernel keeps it; its mark
+//! goes when the flow is let in again.
+//!
 //! Speaks netlink on a socket of its own, in the network namespace of the calling thread (through a blocking thread,
 //! which inherits it). Owns nothing.
 
@@ -27,7 +33,10 @@ use crate::model::host::{HostPolicy, Proto};
 const CTA_ID: u16 = 12;
 /// `CTA_ZONE`.
 const CTA_ZONE: u16 = 18;
-/// How long an answer may be under way in this machine.
+/// Mark of flows that are no longer let in, "bwen" in ASCII: whole, and not a bit of it, so that marks of others are
+/// never taken for it.
+pub const ENDED: u32 = 0x6277_656e;
+/// How long a packet may be between the chain that let it in and its entry.
 const UNDER_WAY: Duration = Duration::from_millis(100);
 /// Longest a whole deletion may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -59,17 +68,15 @@ pub struct Begun {
     pub overlay: Vec<IpNet>,
 }
 
-/// The flows between a subnet and this machine itself that are no longer let in.
+/// The flows between a subnet and this machine itself, where what is let in has changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostFlows {
     /// The subnet's prefixes.
     pub prefixes: Vec<IpNet>,
     /// This machine's addresses in it.
     pub own: Vec<IpAddr>,
-    /// What was let in.
-    pub before: HostPolicy,
-    /// What is let in.
-    pub after: HostPolicy,
+    /// What is let in from now on.
+    pub host: HostPolicy,
 }
 
 /// Port names are answered on, whatever else is let in.
@@ -91,6 +98,7 @@ struct Entry {
     original: Direction,
     reply: Direction,
     rewritten: bool,
+    mark: u32,
     family: NetfilterProtoFamily,
     handle: Vec<ConntrackAttribute>,
 }
@@ -123,6 +131,7 @@ impl Entry {
             original: Direction::default(),
             reply: Direction::default(),
             rewritten: false,
+            mark: 0,
             family: message.header.family,
             handle: Vec::new(),
         };
@@ -134,6 +143,7 @@ impl Entry {
                 }
                 ConntrackAttribute::CtaTupleReply(tuples) => entry.reply = direction(tuples),
                 ConntrackAttribute::CtaStatus(status) => entry.rewritten = status.contains(Status::DstNat),
+                ConntrackAttribute::CtaMark(mark) => entry.mark = *mark,
                 ConntrackAttribute::Other(nla) if matches!(netlink_packet_core::Nla::kind(nla), CTA_ID | CTA_ZONE) => {
                     entry.handle.push(attribute);
                 }
@@ -176,36 +186,36 @@ impl Entry {
             }
     }
 
-    /// Whether somebody in the subnet began this flow, and asked something of the machine that it no longer lets in.
+    /// Whether somebody in the subnet began this flow, and asked something of the machine.
     fn asks(&self, flows: &HostFlows) -> bool {
-        let Direction { source: Some(from), destination: Some(to), proto: Some(proto), destination_port, .. } =
-            self.original
-        else {
-            return false;
-        };
-        let named = flows.own.contains(&to) && destination_port == Some(DNS);
+        let Direction { source: Some(from), destination: Some(to), .. } = self.original else { return false };
         flows.is_between(from, to)
-            && match (transport(proto), destination_port) {
-                (Some(transport), Some(port)) => !named && !flows.after.permits(transport, port),
-                // Pings are always answered.
-                _ => ![ICMP, ICMPV6].contains(&proto) && flows.after != HostPolicy::Open,
-            }
     }
 
-    /// Whether this flow is what is left of one that [`Entry::asks`], begun anew by an answer that was under way.
-    fn answers(&self, flows: &HostFlows) -> bool {
-        let Direction {
-            source: Some(from), destination: Some(to), proto: Some(proto), source_port: Some(port), ..
-        } = self.original
-        else {
-            return false;
+    /// Whether this flow, which [`Entry::asks`], is let in.
+    fn is_permitted(&self, flows: &HostFlows) -> bool {
+        let Direction { destination: Some(to), proto: Some(proto), destination_port, .. } = self.original else {
+            return true;
         };
-        // A segment of TCP that begins no connection is refused on its way out.
-        transport(proto) == Some(Proto::Udp)
-            && flows.is_between(to, from)
-            && flows.before.permits(Proto::Udp, port)
-            && !flows.after.permits(Proto::Udp, port)
-            && !(flows.own.contains(&from) && port == DNS)
+        let named = flows.own.contains(&to) && destination_port == Some(DNS);
+        match (transport(proto), destination_port) {
+            (Some(transport), Some(port)) => named || flows.host.permits(transport, port),
+            // Pings are always answered.
+            _ => [ICMP, ICMPV6].contains(&proto) || flows.host == HostPolicy::Open,
+        }
+    }
+
+    /// What is to be done with this flow now that `flows` changed what they let in; `mapped`: a map let it in.
+    fn verdict(&self, flows: &[HostFlows], mapped: bool) -> Verdict {
+        let Some(flows) = flows.iter().find(|flows| self.asks(flows)) else { return Verdict::Leave };
+        let is_tcp = self.original.proto == Some(u8::from(Protocol::Tcp));
+        match (mapped || self.is_permitted(flows), self.mark == ENDED) {
+            (true, true) => Verdict::Resume,
+            (true, false) | (false, true) => Verdict::Leave,
+            // A segment that begins no connection is refused by our chains, whoever sends it.
+            (false, false) if is_tcp => Verdict::End,
+            (false, false) => Verdict::Mark,
+        }
     }
 
     /// Both ends of the flow as a socket here would have them: who was asked, by the translated tuple, and who asked.
@@ -244,6 +254,18 @@ impl HostFlows {
         let inside = |address: IpAddr| self.prefixes.iter().any(|p| p.contains(&address));
         inside(other) && !self.own.contains(&other) && (self.own.contains(&machine) || !inside(machine))
     }
+}
+
+/// What is to be done with one flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Leave,
+    /// Its entry goes, and its sockets here.
+    End,
+    /// Its sockets here go; the entry gets the mark [`ENDED`].
+    Mark,
+    /// The entry loses that mark. It stays, because it knows who began the flow.
+    Resume,
 }
 
 fn encode(flags: u16, family: NetfilterProtoFamily, message: ConntrackMessage) -> Vec<u8> {
@@ -310,7 +332,19 @@ fn dump(socket: &Socket, wanted: impl Fn(&Entry) -> bool) -> io::Result<Vec<Entr
 
 /// Deletes `entry`; whether it was still there.
 fn delete(socket: &Socket, entry: Entry) -> io::Result<bool> {
-    socket.send(&encode(NLM_F_ACK, entry.family, ConntrackMessage::Delete(entry.handle)), 0)?;
+    change(socket, entry.family, ConntrackMessage::Delete(entry.handle))
+}
+
+/// Gives `entry` a mark; whether it was still there.
+fn mark(socket: &Socket, mut entry: Entry, mark: u32) -> io::Result<bool> {
+    entry.handle.push(ConntrackAttribute::CtaMark(mark));
+    // Without `NLM_F_CREATE`, what is not there stays away.
+    change(socket, entry.family, ConntrackMessage::New(entry.handle))
+}
+
+/// Changes an entry; whether it was still there.
+fn change(socket: &Socket, family: NetfilterProtoFamily, message: ConntrackMessage) -> io::Result<bool> {
+    socket.send(&encode(NLM_F_ACK, family, message), 0)?;
     let (datagram, _) = socket.recv_from_full()?;
     match messages(&datagram).find(|(kind, ..)| *kind == ERROR).map(|(_, _, body)| errno(body)) {
         Some(0) | None => Ok(true),
@@ -333,18 +367,31 @@ fn end_sockets(destroyer: &io::Result<Destroyer>, entry: &Entry) {
     }
 }
 
-async fn delete_where(wanted: impl Fn(&Entry) -> bool + Send + 'static) -> io::Result<usize> {
+/// Does with every entry what `verdict` says, and returns how many there were to do something with.
+async fn judge(verdict: impl Fn(&Entry) -> Verdict + Send + 'static) -> io::Result<usize> {
     let work = tokio::task::spawn_blocking(move || {
         let socket = open()?;
         let destroyer = Destroyer::open();
-        let mut deleted = 0usize;
-        for entry in dump(&socket, wanted)? {
-            end_sockets(&destroyer, &entry);
-            deleted += usize::from(delete(&socket, entry)?);
+        let mut done = 0usize;
+        for entry in dump(&socket, |entry| verdict(entry) != Verdict::Leave)? {
+            let verdict = verdict(&entry);
+            if matches!(verdict, Verdict::End | Verdict::Mark) {
+                end_sockets(&destroyer, &entry);
+            }
+            done += usize::from(match verdict {
+                Verdict::Leave => false,
+                Verdict::End => delete(&socket, entry)?,
+                Verdict::Mark => mark(&socket, entry, ENDED)?,
+                Verdict::Resume => mark(&socket, entry, 0)?,
+            });
         }
-        Ok(deleted)
+        Ok(done)
     });
     tokio::time::timeout(TIMEOUT, work).await?.map_err(io::Error::other)?
+}
+
+async fn end_where(wanted: impl Fn(&Entry) -> bool + Send + 'static) -> io::Result<usize> {
+    judge(move |entry| if wanted(entry) { Verdict::End } else { Verdict::Leave }).await
 }
 
 /// Ends every flow that one of `maps` began, and returns how many.
@@ -355,7 +402,7 @@ async fn delete_where(wanted: impl Fn(&Entry) -> bool + Send + 'static) -> io::R
 /// # Cancel safety
 /// A dropped call goes on in the background.
 pub async fn delete_maps(maps: Vec<MapFlows>) -> io::Result<usize> {
-    delete_where(move |entry| maps.iter().any(|map| entry.is_of(map))).await
+    end_where(move |entry| maps.iter().any(|map| entry.is_of(map))).await
 }
 
 /// Forgets every flow that was there before one of the maps that begin, and returns how many: the next packet of each is
@@ -374,29 +421,25 @@ pub async fn delete_before(begun: Begun) -> io::Result<usize> {
             v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
         })
         .collect();
-    delete_where(move |entry| entry.precedes(&begun, &own)).await
+    end_where(move |entry| entry.precedes(&begun, &own)).await
 }
 
-/// Ends every flow of `flows` but those that one of `maps` began, and returns how many.
+/// Ends every flow of `flows` that is no longer let in, but for those that one of `maps` began, and lets those go on that are
+/// let in again. Returns how many.
 ///
-/// An answer that is under way when its flow is ended may begin it anew: the table is looked at once more, a moment later.
+/// A packet that the chains let in just before they changed may not have its entry yet: the table is looked at once more,
+/// a moment later.
 ///
 /// # Errors
 /// Netlink refused; some may be gone.
 ///
 /// # Cancel safety
 /// A dropped call goes on in the background as far as the present look.
-pub async fn delete_host(flows: Vec<HostFlows>, maps: Vec<MapFlows>) -> io::Result<usize> {
-    let (first_flows, first_maps) = (flows.clone(), maps.clone());
-    let ended = delete_where(move |entry| {
-        first_flows.iter().any(|f| entry.asks(f)) && !first_maps.iter().any(|map| entry.is_of(map))
-    })
-    .await?;
+pub async fn judge_host(flows: Vec<HostFlows>, maps: Vec<MapFlows>) -> io::Result<usize> {
+    let verdict = move |entry: &Entry| entry.verdict(&flows, maps.iter().any(|map| entry.is_of(map)));
+    let done = judge(verdict.clone()).await?;
     tokio::time::sleep(UNDER_WAY).await;
-    let more = delete_where(move |entry| {
-        flows.iter().any(|f| entry.asks(f) || entry.answers(f)) && !maps.iter().any(|map| entry.is_of(map))
-    });
-    Ok(ended.saturating_add(more.await?))
+    Ok(done.saturating_add(judge(verdict).await?))
 }
 
 /// Ends every flow from or to one of `addresses` (those of a removed member), and returns how many.
@@ -411,7 +454,7 @@ pub async fn delete_addresses(addresses: &[IpAddr]) -> io::Result<usize> {
     if addresses.is_empty() {
         return Ok(0);
     }
-    delete_where(move |entry| entry.touches(&addresses)).await
+    end_where(move |entry| entry.touches(&addresses)).await
 }
 
 #[cfg(test)]
@@ -432,6 +475,7 @@ mod tests {
             original: side(1, 2, 40000, 8080),
             reply: side(3, 1, 80, 40000),
             rewritten: true,
+            mark: 0,
             family: NetfilterProtoFamily::IPv4,
             handle: vec![],
         }
@@ -492,31 +536,55 @@ mod tests {
         Entry { original, reply: Direction::default(), rewritten: false, ..flow() }
     }
 
-    #[test]
-    fn only_flows_to_the_machine_that_are_no_longer_let_in_end() {
-        let flows = |before: &str, after: &str| HostFlows {
+    fn lets_in(host: &str) -> HostFlows {
+        HostFlows {
             prefixes: vec!["10.7.0.0/16".parse().unwrap(), "fd00:7::/48".parse().unwrap()],
             own: vec!["10.7.1.1".parse().unwrap(), "fd00:7::1".parse().unwrap()],
-            before: before.parse().unwrap(),
-            after: after.parse().unwrap(),
-        };
-        let narrowed = flows("tcp/22,tcp/80,udp/5000", "tcp/80");
-        let asks = |proto, from, to| asked(proto, from, to).asks(&narrowed);
-        assert!(asks(6, "10.7.2.1:40000", "10.7.1.1:22") && asks(6, "[fd00:7::9]:40000", "[fd00:7::1]:22"));
-        assert!(asks(6, "10.7.1.5:40000", "192.0.2.1:22"), "every address of the machine");
-        assert!(asks(17, "10.7.2.1:40000", "10.7.1.1:5000") && asks(132, "10.7.2.1:0", "10.7.1.1:0"));
-        assert!(!asks(6, "10.7.2.1:40000", "10.7.1.1:80"), "let in still");
-        assert!(!asks(17, "10.7.2.1:40000", "10.7.1.1:53") && !asks(1, "10.7.2.1:0", "10.7.1.1:0"), "names, pings");
-        assert!(asks(17, "10.7.1.5:40000", "192.0.2.1:53"), "names of our own addresses only");
-        assert!(!asks(6, "10.7.2.1:40000", "10.7.1.5:22"), "a workload");
-        assert!(!asks(6, "10.7.1.1:40000", "10.7.2.1:22"), "the machine's own");
-        assert!(!asks(6, "192.0.2.9:40000", "192.0.2.1:22"), "somebody outside");
-        assert!(!asked(132, "10.7.2.1:0", "10.7.1.1:0").asks(&flows("closed", "open")));
-        let answers = |proto, from, to| asked(proto, from, to).answers(&narrowed);
-        assert!(answers(17, "10.7.1.1:5000", "10.7.2.1:40000") && answers(17, "192.0.2.1:5000", "10.7.1.5:40000"));
-        assert!(!answers(17, "10.7.1.1:40000", "10.7.2.1:5000"), "the machine's own");
-        assert!(!answers(6, "10.7.1.1:22", "10.7.2.1:40000"), "refused on its way out");
-        assert!(!answers(17, "10.7.2.1:5000", "10.7.3.1:40000"), "not from the machine");
+            host: host.parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn only_flows_to_the_machine_that_are_not_let_in_end() {
+        let verdict = |proto, from, to| asked(proto, from, to).verdict(&[lets_in("tcp/80")], false);
+        for (proto, from, to) in [
+            (6, "10.7.2.1:40000", "10.7.1.1:80"),
+            (17, "10.7.2.1:40000", "10.7.1.1:53"),
+            (1, "10.7.2.1:0", "10.7.1.1:0"),
+            // A workload, the machine's own, somebody outside.
+            (6, "10.7.2.1:40000", "10.7.1.5:22"),
+            (6, "10.7.1.1:40000", "10.7.2.1:22"),
+            (17, "10.7.1.1:5000", "10.7.2.1:40000"),
+            (6, "192.0.2.9:40000", "192.0.2.1:22"),
+        ] {
+            assert_eq!(verdict(proto, from, to), Verdict::Leave, "{proto} {from} {to}");
+        }
+        for (from, to) in [
+            ("10.7.2.1:40000", "10.7.1.1:22"),
+            ("[fd00:7::9]:40000", "[fd00:7::1]:22"),
+            // Every address of the machine; names are asked at our own only.
+            ("10.7.1.5:40000", "192.0.2.1:22"),
+            ("10.7.1.5:40000", "192.0.2.1:53"),
+        ] {
+            assert_eq!(verdict(6, from, to), Verdict::End, "{from} {to}");
+            assert_eq!(verdict(17, from, to), Verdict::Mark, "{from} {to}");
+        }
+        assert_eq!(verdict(132, "10.7.2.1:0", "10.7.1.1:0"), Verdict::Mark);
+        assert_eq!(asked(132, "10.7.2.1:0", "10.7.1.1:0").verdict(&[lets_in("open")], false), Verdict::Leave);
+        assert_eq!(
+            asked(6, "10.7.2.1:40000", "10.7.1.1:22").verdict(&[lets_in("closed")], true),
+            Verdict::Leave,
+            "a map"
+        );
+    }
+
+    #[test]
+    fn a_flow_that_was_ended_goes_on_only_once_it_is_let_in() {
+        let ended = Entry { mark: ENDED, ..asked(17, "10.7.2.1:40000", "10.7.1.1:5000") };
+        assert_eq!(ended.verdict(&[lets_in("closed")], false), Verdict::Leave, "it is marked");
+        assert_eq!(ended.verdict(&[lets_in("udp/5000")], false), Verdict::Resume);
+        let of_another = Entry { mark: ENDED | 1 << 31, ..ended };
+        assert_eq!(of_another.verdict(&[lets_in("closed")], false), Verdict::Mark, "somebody else's mark");
     }
 
     proptest! {

@@ -21,6 +21,7 @@ pub const CASES: &[Case] = &[
     fast!(what_is_no_longer_open_ends_at_both_ends_within_a_second),
     fast!(a_flow_that_was_forgotten_is_reset_and_not_resumed),
     fast!(datagrams_that_are_no_longer_let_in_are_refused_within_a_second),
+    fast!(a_server_that_pushes_on_is_heard_only_while_it_is_let_in),
     fast!(the_target_of_a_map_on_another_machine_needs_its_host),
     fast!(what_another_program_publishes_is_the_machine),
     fast!(the_policy_is_given_at_the_start_and_outlives_a_kill),
@@ -315,7 +316,11 @@ pub struct End(std::process::Child);
 impl End {
     /// Role (`serves`, `asks` or `udp`), address, port, and `speaks` or `listens`.
     pub fn new(ns: &Netns, args: [&str; 4]) -> Result<End> {
-        let argv = [&["python3", "-c", END], &args[..]].concat();
+        End::of(END, ns, &args)
+    }
+
+    fn of(program: &str, ns: &Netns, args: &[&str]) -> Result<End> {
+        let argv = [&["python3", "-c", program], args].concat();
         let child = ns.command(&argv).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().context("start python")?;
         let mut end = End(child);
         ensure!(end.line()? == "ready", "it is not ready");
@@ -408,6 +413,60 @@ fn datagrams_that_are_no_longer_let_in_are_refused_within_a_second(lab: &Lab) ->
         ensure!(took < Duration::from_secs(1), "{own}: only after {took:?}");
         let told = asker.line()?;
         ensure!(["EHOSTUNREACH", "EACCES"].contains(&told.as_str()), "{own}: told {told:?}");
+    }
+    Ok(())
+}
+
+/// The two ends of a flow of datagrams in which the machine speaks most. `pushes` answers whoever asked last, for ever;
+/// `hears` asks once from port 40001, says when nothing has come for half a second, then asks on until it is refused.
+const PUSH: &str = r#"
+import errno, socket, sys, time
+role, to, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
+family = socket.AF_INET6 if ":" in to else socket.AF_INET
+s = socket.socket(family, socket.SOCK_DGRAM)
+if role == "pushes":
+    s.bind((to, port)); print("ready", flush=True)
+    peer = s.recvfrom(100)[1]; s.settimeout(0.02)
+    while True:
+        try: s.sendto(b"word", peer)
+        except OSError: pass
+        try: peer = s.recvfrom(100)[1]
+        except OSError: pass
+s.bind(("", 40001)); s.connect((to, port)); s.settimeout(0.5); s.send(b"word"); s.recv(100); print("ready", flush=True)
+until = time.time() + 10
+try:
+    while time.time() < until: s.recv(100)
+    sys.exit("heard still")
+except TimeoutError: print("silent", flush=True)
+s.settimeout(0.02)
+try:
+    while time.time() < until:
+        s.send(b"word")
+        try: print("heard", s.recv(100), flush=True); break
+        except TimeoutError: pass
+except OSError as error: print(errno.errorcode.get(error.errno, error), flush=True)
+"#;
+
+fn a_server_that_pushes_on_is_heard_only_while_it_is_let_in(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b"])?;
+    let (a, b) = (&hosts[0], &hosts[1]);
+    let (a4, a6) = a.overlay("lab")?;
+    for own in [&a4, &a6] {
+        b.ns().reaches(own, SOON)?;
+        let _server = End::of(PUSH, a.ns(), &["pushes", own, "2222"])?;
+        // Twice: what was ended is no obstacle once it is let in again.
+        for round in 0..2 {
+            a.ok(&["subnet", "host", "lab", "udp/2222"])?;
+            let mut client = End::of(PUSH, b.ns(), &["hears", own, "2222"])?;
+            std::thread::sleep(Duration::from_millis(700));
+            ensure!(!client.has_ended()?, "{own}, {round}: the flow was under way");
+            a.ok(&["subnet", "host", "lab", "closed"])?;
+            // Nobody but the server has spoken for half a second, and it goes on.
+            ensure!(client.line()? == "silent", "{own}, {round}: the server is heard still");
+            until("the client is told", SOON, || client.has_ended())?;
+            let told = client.line()?;
+            ensure!(["EHOSTUNREACH", "EACCES"].contains(&told.as_str()), "{own}, {round}: told {told:?}");
+        }
     }
     Ok(())
 }

@@ -108,11 +108,14 @@ impl Elements {
         }
     }
 
-    /// What of the machine itself was reached by a link.
-    pub fn policy(&self, link: &str) -> HostPolicy {
+    /// What of the machine itself is reached by a link; none where it is no link of ours.
+    pub fn policy(&self, link: &str) -> Option<HostPolicy> {
         let link = Atom::Link(link.to_owned());
+        if !self.in_set(CLOSED).any(|(key, _)| key.first() == Some(&link)) {
+            return None;
+        }
         if self.in_set("host_open").any(|(key, _)| key.first() == Some(&link)) {
-            return HostPolicy::Open;
+            return Some(HostPolicy::Open);
         }
         let ports = |key: &Tuple| match key.as_slice() {
             [of, Atom::Proto(proto), Atom::Port(port)] if *of == link => {
@@ -125,7 +128,7 @@ impl Elements {
         };
         let listed = self.in_set("host_ports").filter_map(|(key, _)| ports(key)).collect();
         // A list that is too long was none of ours: everything it let in is looked at.
-        HostPolicy::of(listed).unwrap_or(HostPolicy::Open)
+        Some(HostPolicy::of(listed).unwrap_or(HostPolicy::Open))
     }
 
     /// Leases of other members, each once: a lease inside another counts with that.
@@ -547,11 +550,12 @@ pub(super) mod tests {
             config.tuns[0].host = spec.parse().unwrap();
             let of = elements(&config).0;
             for link in ["bw-net7", "bwv00070002"] {
-                assert_eq!(of.policy(link).to_string(), spec, "{link}");
+                assert_eq!(of.policy(link), Some(spec.parse().unwrap()), "{link}");
             }
-            for link in ["bw-net8", "bwv00080002", "eth0"] {
-                assert_eq!(of.policy(link), HostPolicy::Closed, "{link}");
+            for link in ["bw-net8", "bwv00080002"] {
+                assert_eq!(of.policy(link), Some(HostPolicy::Closed), "{link}");
             }
+            assert_eq!(of.policy("eth0"), None);
         }
     }
 

@@ -160,7 +160,7 @@ impl Nft {
         self.applied = Some(applied);
         failures.extend(end_flows(&before, &target).await);
         failures.extend(forget_flows(&before, &target, desired).await);
-        failures.extend(end_host_flows(&before, &target, desired).await);
+        failures.extend(judge_host_flows(&before, &target, desired).await);
         self.subnets = subnets_of_links(desired);
         Ok(failures)
     }
@@ -383,24 +383,21 @@ fn map_flows((key, (target, target_port)): (MapKey, (IpAddr, u16))) -> MapFlows 
     MapFlows { proto: key.proto, listen: key.listen, port: key.port, target, target_port }
 }
 
-/// Deletes what conntrack still holds of what a subnet was let into before and is not any more.
-async fn end_host_flows(before: &Elements, after: &Elements, desired: &HostConfig) -> Option<String> {
-    let narrowed = |tun: &TunConfig| {
-        let was = before.policy(&tun.name);
-        (!tun.host.covers(&was)).then(|| HostFlows {
-            prefixes: tun.prefixes.clone(),
-            own: tun.addresses.clone(),
-            before: was,
-            after: tun.host.clone(),
-        })
+/// Ends what conntrack still holds of what a subnet is not let into any more, and lets go on what it is let into again.
+async fn judge_host_flows(before: &Elements, after: &Elements, desired: &HostConfig) -> Option<String> {
+    let changed = desired.tuns.iter().filter(|tun| before.policy(&tun.name).as_ref() != Some(&tun.host));
+    let of = |tun: &TunConfig| HostFlows {
+        prefixes: tun.prefixes.clone(),
+        own: tun.addresses.clone(),
+        host: tun.host.clone(),
     };
-    let flows: Vec<HostFlows> = desired.tuns.iter().filter_map(narrowed).collect();
+    let flows: Vec<HostFlows> = changed.map(of).collect();
     if flows.is_empty() {
         return None;
     }
-    match conntrack::delete_host(flows, after.targets().into_iter().map(map_flows).collect()).await {
-        Ok(ended) => {
-            debug!(ended, "flows to this machine ended");
+    match conntrack::judge_host(flows, after.targets().into_iter().map(map_flows).collect()).await {
+        Ok(judged) => {
+            debug!(judged, "flows to this machine judged anew");
             None
         }
         Err(error) => Some(format!("end the flows to this machine that are no longer let in: {error}")),

@@ -17,6 +17,7 @@
 //! input           0      what workloads and members may say to this machine; a TCP segment of a flow that was ended, or
 //!                        forgotten, is reset here and in forward: else a port that is opened again resumes it
 //! output          0      what this machine says to them in connections that were ended
+//! input, forward, output 0: flows without connections that were ended bear a mark (`conntrack::ENDED`)
 //! postrouting   100      maps to other peers come from this node's address         (nat)
 //! postrouting   150      bytes to workloads
 //! input         150      bytes to this machine itself, where a map leads there; output 150 the bytes back

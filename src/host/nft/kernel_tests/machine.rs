@@ -87,9 +87,9 @@ fn policies_are_changed_by_elements_alone() {
             nft.list().await.unwrap().unwrap()
         });
         assert!(listing.elements.same(&elements(&config).0), "{:?}", listing.elements.delta(&elements(&config).0));
-        assert_eq!(listing.elements.policy("bw-net7"), spec.parse::<HostPolicy>().unwrap());
-        assert_eq!(listing.elements.policy("bwv00070002"), spec.parse::<HostPolicy>().unwrap());
-        assert_eq!(listing.elements.policy("bw-net8"), HostPolicy::Closed);
+        assert_eq!(listing.elements.policy("bw-net7"), Some(spec.parse::<HostPolicy>().unwrap()));
+        assert_eq!(listing.elements.policy("bwv00070002"), Some(spec.parse::<HostPolicy>().unwrap()));
+        assert_eq!(listing.elements.policy("bw-net8"), Some(HostPolicy::Closed));
     }
     assert!(rules(lab.ruleset()) > 100);
     lab.sync(&open(CLOSED, vec![]));
