@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::{Context, status};
@@ -39,6 +40,8 @@ pub(super) async fn run(ctx: Context, stop: CancellationToken) -> anyhow::Result
     let me = ctx.peers.peer();
     let mut published = ctx.node.published();
     let mut look = tokio::time::interval(LOOK);
+    // Looks that were missed and made up for at once would take a path for one that lasts.
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut told = subnets(&ctx).await?;
     told.values().for_each(|now| tracing::info!("{}", greeting(now, me)));
     let mut paths = Paths::default();

@@ -95,9 +95,19 @@ fn the_log_has_one_line_for_each_happening_in_the_words_of_status(lab: &Lab) -> 
     let (b4, b6) = b.overlay("lab")?;
     once("lab: created")?;
     once(&format!("lab: b admitted, {b4}  {b6}"))?;
-    until("datagrams reach b", SOON, || Ok(a.status("lab")?["peers"][0]["path"]["carrier"] == "datagram"))?;
-    let path = a.status("lab")?["peers"][0]["path"].clone();
-    once(&format!("lab: b connected, direct udp {}", text(&path, "via")?))?;
+    until("the log says which path of datagrams status shows", SOON, || {
+        let path = a.status("lab")?["peers"][0]["path"].clone();
+        ensure!(path["carrier"] == "datagram", "{path}");
+        let way = format!("direct udp {}", text(&path, "via")?);
+        // The path before it is told as well where it lasted for a second.
+        let moved = format!(": lab: b moved to {way}, was direct ");
+        let came = told(&format!("lab: b connected, {way}"))? + log()?.lines().filter(|l| l.contains(&moved)).count();
+        ensure!(came == 1, "{came} lines tell of {way}");
+        Ok(true)
+    })
+    .with_context(|| a.log_tail(40))?;
+    let connected = log()?.lines().filter(|line| line.contains("lab: b connected, direct ")).count();
+    ensure!(connected == 1, "b connected {connected} times: {}", a.log_tail(40));
     let web = lab.workload("web")?;
     let at = a.attach(&web, "lab", "web")?;
     once(&format!("lab: web attached, {}  {}", crate::lab::v4(&at)?, crate::lab::v6(&at)?))?;
