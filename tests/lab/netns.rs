@@ -1,6 +1,6 @@
 //! One network namespace and what a test does inside it: programs, pings, names, sockets.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -165,6 +165,16 @@ impl Netns {
         Ok(server)
     }
 
+    /// Starts to send so many echo requests, so many milliseconds apart.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn probe(&self, target: &str, count: u32, apart_ms: u32) -> Result<Probes> {
+        let (python, script) = helper();
+        let words = [&python, &script, "probe", target, &count.to_string(), &apart_ms.to_string()];
+        Ok(Probes(self.command(&words).stdout(Stdio::piped()).spawn().context("start to probe")?))
+    }
+
     /// Starts to talk to an echo server over UDP, from one port for as long as it is held.
     ///
     /// # Errors
@@ -237,6 +247,28 @@ fn helper() -> (String, String) {
 pub struct Server(Child);
 
 impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Echo requests under way; they end when this is dropped.
+pub struct Probes(Child);
+
+impl Probes {
+    /// How many were answered, when all are sent and each had two seconds.
+    ///
+    /// # Errors
+    /// They could not be sent.
+    pub fn answered(mut self) -> Result<u32> {
+        let mut said = String::new();
+        self.0.stdout.take().context("its output")?.read_to_string(&mut said)?;
+        said.trim().strip_prefix("answered=").and_then(|n| n.parse().ok()).with_context(|| format!("it said {said:?}"))
+    }
+}
+
+impl Drop for Probes {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();

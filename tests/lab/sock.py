@@ -5,10 +5,12 @@ tcp|udp ADDRESS PORT BYTES      sends BYTES random bytes, expects them back, pri
 say tcp|udp ADDRESS PORT TEXT   sends TEXT, expects it back
 forge SOURCE TARGET PORT TEXT [DEVICE]   one UDP datagram with a source address that is not ours
 hold PREFIX COUNT ADDRESS PORT  eight silent connections from each of PREFIX1 to PREFIXn (hexadecimal), begun anew for ever
+probe ADDRESS COUNT MS          echo requests so many milliseconds apart; prints how many were answered within two seconds
 talk ADDRESS PORT               a datagram every 50 ms over one socket; prints a line for each answer
 wait ADDRESS PORT SECONDS       prints the datagrams that arrive within that time, one a line
 """
 import os
+import select
 import socket
 import struct
 import sys
@@ -148,6 +150,41 @@ def wait(address, port, seconds):
             return
 
 
+def probe(address, count, apart):
+    # Not ping: once something was answered, that waits for the last ones no longer than two round trips.
+    v6 = family(address) == socket.AF_INET6
+    kind, proto = (128, socket.IPPROTO_ICMPV6) if v6 else (8, socket.IPPROTO_ICMP)
+    ident, answered, sent, last = os.getpid() & 0xFFFF, set(), 0, None
+    with socket.socket(family(address), socket.SOCK_RAW, proto) as sock:
+        sock.connect((address, 0))
+        start = time.monotonic()
+        while len(answered) < count:
+            now = time.monotonic()
+            if sent < count and now >= start + sent * apart:
+                bare = struct.pack("!BBHHH", kind, 0, 0, ident, sent) + bytes(48)
+                # The kernel writes that of IPv6.
+                total = 0 if v6 else checksum(bare)
+                sent += 1
+                last = now
+                try:
+                    sock.send(bare[:2] + struct.pack("!H", total) + bare[4:])
+                except OSError:
+                    pass  # an error that came back meanwhile, or no route: not answered
+            due = start + sent * apart if sent < count else last + 2
+            if sent == count and now >= due:
+                break
+            if select.select([sock], [], [], max(0, due - now))[0]:
+                try:
+                    data = sock.recv(1 << 16)
+                except OSError:
+                    continue
+                data = data if v6 else data[(data[0] & 15) * 4 :]
+                reply, _, _, whose, number = struct.unpack("!BBHHH", data[:8])
+                if reply == (129 if v6 else 0) and whose == ident:
+                    answered.add(number)
+    print(f"answered={len(answered)}", flush=True)
+
+
 def talk(address, port):
     with socket.socket(family(address), socket.SOCK_DGRAM) as sock:
         sock.settimeout(0.05)
@@ -195,6 +232,8 @@ def main(argv):
         forge(argv[1], argv[2], int(argv[3]), *argv[4:])
     elif verb == "hold":
         hold(argv[1], int(argv[2]), argv[3], int(argv[4]))
+    elif verb == "probe":
+        probe(argv[1], int(argv[2]), int(argv[3]) / 1000)
     elif verb == "talk":
         talk(argv[1], int(argv[2]))
     elif verb == "wait":

@@ -58,39 +58,14 @@ fn e03_a_member_that_grants_itself_anything_is_refused_everywhere(lab: &Lab) -> 
     a.ns().reaches(&c.overlay("lab")?.0, SOON).map(drop)
 }
 
-/// Pings that are answered of so many, twenty a second.
-struct Pings(std::process::Child, u32);
-
-impl Pings {
-    fn start(from: &Host, to: &str, seconds: u32) -> Result<Pings> {
-        let count = seconds * 20;
-        let child = from
-            .ns()
-            .command(&["ping", "-n", "-q", "-i", "0.05", "-W", "1", "-c", &count.to_string(), to])
-            .stdout(std::process::Stdio::piped())
-            .spawn()
-            .context("start ping")?;
-        Ok(Pings(child, count))
-    }
-
-    /// Pings that were not answered.
-    fn lost(mut self) -> Result<u32> {
-        let mut said = String::new();
-        std::io::Read::read_to_string(self.0.stdout.as_mut().context("what it says")?, &mut said)?;
-        self.0.wait()?;
-        let got: u32 =
-            said.split(", ").find_map(|p| p.strip_suffix(" received")?.parse().ok()).with_context(|| said.clone())?;
-        Ok(self.1.saturating_sub(got))
-    }
-}
-
 fn e04_traffic_of_an_address_claimed_by_two_never_moves(lab: &Lab) -> Result<()> {
     let hosts = with_admin(lab, &["c", "m"])?;
     let (a, b, c, m) = (&hosts[0], &hosts[1], &hosts[2], &hosts[3]);
     let (id, owned) = (subnet(a)?, c.overlay("lab")?.0);
     a.ns().reaches(&owned, SOON)?;
     [b, m].iter().try_for_each(|h| h.terminate())?;
-    let pings = Pings::start(a, &owned, 15)?;
+    // Twenty a second.
+    let pings = a.ns().probe(&owned, 300, 50)?;
     let to = places(&[a, c]);
     // As a member, and as an admin, which may sign what a member may not; the second connection is that of another key.
     for (host, shapes) in [(m, ["block", "crown"]), (b, ["block", "pool"])] {
@@ -103,8 +78,8 @@ fn e04_traffic_of_an_address_claimed_by_two_never_moves(lab: &Lab) -> Result<()>
             Ok(true)
         })?;
     }
-    let lost = pings.lost()?;
-    ensure!(lost <= 2, "{lost} pings were lost");
+    let answered = pings.answered()?;
+    ensure!(answered >= 298, "{} pings were lost", 300 - answered);
     Ok(())
 }
 

@@ -25,8 +25,7 @@ pub const CASES: &[Case] = &[
 
 /// Pings that are answered, out of so many a second for a while.
 fn answered(from: &Host, to: &str, count: u32) -> Result<u32> {
-    let said = from.ns().run(&["ping", "-n", "-q", "-c", &count.to_string(), "-i", "0.02", "-W", "1", to])?.out;
-    said.split(", ").find_map(|p| p.strip_suffix(" received")?.parse().ok()).with_context(|| said.clone())
+    from.ns().probe(to, count, 20)?.answered()
 }
 
 /// Sealed datagrams that came to the port.
