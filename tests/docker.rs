@@ -286,13 +286,16 @@ fn docker_lets_ours_through_and_nothing_else(lab: &Lab) -> Result<()> {
             })?;
         }
     }
-    ensure!(connects(a.under4(), 8080) && connects(a.under6(), 8080), "the map answers by both families");
+    for address in [a.under4(), a.under6()] {
+        until(&format!("the map answers at {address}"), SOON, || Ok(connects(address, 8080)))?;
+    }
     // A container of Docker's own, with a published port: not for the overlay while the machine is closed to it.
     let www = ["run", "-d", "--init=false", "-p", "9090:80", "--name", "pub", "box:1", "/bin/httpd", "-f", "-p", "80"];
     ea.docker(&www)?;
     let inspect = ["inspect", "-f", "{{.NetworkSettings.IPAddress}}", "pub"];
     let bridged = ea.docker(&inspect)?.trim().to_owned();
-    ensure!(connects(a.under4(), 9090), "Docker publishes its port to the outside");
+    // Docker does not wait until what it started listens.
+    until("Docker publishes its port to the outside", SOON, || Ok(connects(a.under4(), 9090)))?;
     let (own4, _) = a.overlay("lab")?;
     let pid = ea.docker(&["inspect", "-f", "{{.State.Pid}}", "two"])?.trim().to_owned();
     lab::sh("nsenter", &["-t", &pid, "-n", "ip", "route", "add", &format!("{bridged}/32"), "via", &own4])?;
