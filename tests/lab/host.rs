@@ -266,6 +266,18 @@ impl Host {
         self.wait_ended().map(drop)
     }
 
+    /// Does something while the daemon stands still, so that what it undoes can be looked at before.
+    ///
+    /// # Errors
+    /// There is no daemon, or what was to be done fails.
+    pub fn stopped<T>(&self, act: impl FnOnce() -> Result<T>) -> Result<T> {
+        let pid = Pid::from_raw(self.pid()?);
+        kill(pid, Signal::SIGSTOP).context("stop the daemon for a while")?;
+        let done = act();
+        kill(pid, Signal::SIGCONT).context("let the daemon go on")?;
+        done
+    }
+
     /// SIGTERM: the daemon must end with 0 within five seconds, and must not have panicked.
     ///
     /// # Errors

@@ -29,6 +29,9 @@ pub use netns::Netns;
 /// How long an ordinary condition may take before the test fails.
 pub const SOON: Duration = Duration::from_secs(10);
 
+/// How long what works already may take to show it: one answer may be late where the processors are busy.
+pub const NOW: Duration = Duration::from_secs(2);
+
 /// Asks `check` every 20 ms until it says yes. An error of the check counts as "not yet" and is shown at the deadline.
 ///
 /// # Errors

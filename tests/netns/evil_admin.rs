@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::drive::{admit, belief, evil, key, member, peer, places, resident, state_bytes, stays, subnet, with_admin};
 use crate::fast;
 use crate::lab::runner::Case;
-use crate::lab::{Host, Lab, SOON, until};
+use crate::lab::{Host, Lab, NOW, SOON, until};
 
 pub const CASES: &[Case] = &[
     fast!(one_grant_of_an_admin_takes_nobodys_addresses),
@@ -22,7 +22,7 @@ fn whole(hosts: &[&Host]) -> Result<bool> {
     for from in hosts {
         for to in hosts.iter().filter(|h| h.name() != from.name()) {
             let address = to.overlay("lab")?.0;
-            ensure!(from.ns().pings(&address), "{} does not reach {} at {address}", from.name(), to.name());
+            from.ns().reaches(&address, NOW).with_context(|| format!("{} to {}", from.name(), to.name()))?;
         }
     }
     Ok(true)

@@ -24,18 +24,21 @@ fn a_join_at_a_terminal_says_whom_it_asks_and_waits_visibly(lab: &Lab) -> Result
     ensure!(empty.contains("try:  byway create NAME") && empty.contains("try:  byway join ID|INVITE"), "{empty}");
     let own = text(&b.json(&["id"])?, "fingerprint")?;
     let peer = format!("/ip4/{}/tcp/4100", a.under4());
-    let answer = at_terminal(&b, "", &["join", &id, "--peer", &peer, "--timeout", "4s"])?;
+    let answer = at_terminal(&b, "", &["join", &id, "--peer", &peer, "--timeout", "6s"])?;
     ensure!(answer.code == 7 && answer.out.contains("E-PENDING"), "{answer}");
     // In this order: what is typed is said before anybody answered.
     let mut rest = answer.out.as_str();
     let asked = format!(" at {}:", a.under4());
-    for part in [&format!("asking for subnet {id}: {peer}"), &own, "asked", &asked, "waiting for approval: 2 s of 4 s"]
-    {
+    for part in [&format!("asking for subnet {id}: {peer}"), &own, "asked", &asked, "waiting for approval: "] {
         let Some((_, after)) = rest.split_once(part) else { anyhow::bail!("no {part:?} in its place: {answer}") };
         rest = after;
     }
+    // From here on it is shown each second how long it has waited. When that begins is the machine's matter.
+    let shown: Vec<u32> =
+        rest.split("waiting for approval: ").filter_map(|s| s.split_once(" s of 6 s")?.0.parse().ok()).collect();
+    ensure!(shown.len() >= 2 && shown.is_sorted() && shown.first() < shown.last(), "it stands still: {answer}");
     // Programs get none of it.
-    let piped = b.byway(&["join", &id, "--timeout", "1s"])?;
+    let piped = b.byway(&["join", &id, "--timeout", "4s"])?;
     ensure!(piped.code == 7 && !piped.err.contains("asking for") && !piped.err.contains("waiting for"), "{piped}");
     let shown = b.ok(&["status"])?;
     ensure!(shown.contains("pending") && shown.contains(&own) && shown.contains("  asked  "), "{shown}");

@@ -105,15 +105,17 @@ fn a_workload_cannot_make_the_daemon_read_its_namespace(lab: &Lab) -> Result<()>
     std::fs::write(&batch, lines.collect::<String>())?;
     evil.ip(&["-batch", &batch.to_string_lossy()])?;
     // Long enough for a slow pass or two.
-    let start = Instant::now();
+    let (start, mut longest) = (Instant::now(), Duration::ZERO);
     while start.elapsed() < Duration::from_secs(12) {
         let began = Instant::now();
         a.json(&["map", "add", "lab", "tcp", "127.0.0.1:9000", "good:80"])?;
-        ensure!(began.elapsed() < Duration::from_secs(1), "map add took {:?}", began.elapsed());
+        longest = longest.max(began.elapsed());
+        ensure!(longest < Duration::from_secs(1), "map add took {longest:?}");
         a.json(&["map", "rm", "lab", "tcp", "127.0.0.1:9000"])?;
         std::thread::sleep(Duration::from_secs(1));
     }
     let grown = memory(a, "VmHWM")?.saturating_sub(before);
+    println!("  map add took {longest:?} at most, memory grew by {grown} kB");
     ensure!(grown < 16_000, "the routes of a workload cost {grown} kB");
     evil.ip(&["route", "flush", "table", "7"]).map(drop)
 }

@@ -172,7 +172,11 @@ fn death_of_a_namespace_frees_its_name(lab: &Lab) -> Result<()> {
     until("the dead workload's name is withdrawn", Duration::from_secs(5), || {
         Ok(b.ns().dig(&b4, &["web.lab.internal", "A"])?.status == "NXDOMAIN")
     })?;
-    before.assert_same(&crate::lab::snapshot::of(a.ns())?, "the host after the workload's death")
+    // The others are told of it beside the clearing up in the kernel.
+    until("nothing of it is left in the kernel", Duration::from_secs(5), || {
+        before.assert_same(&crate::lab::snapshot::of(a.ns())?, "the host after the workload's death").map(|()| true)
+    })
+    .map(drop)
 }
 
 fn namespace_made_anew_under_its_name_is_attached_at_once(lab: &Lab) -> Result<()> {
@@ -235,6 +239,7 @@ fn changes_inside_a_namespace_are_repaired_within_two_seconds(lab: &Lab) -> Resu
             show(&["-4", "rule"])?,
         ])
     };
+    let before = state()?;
     // Twice: news are heard again after a repair.
     for _ in 0..2 {
         for change in [
@@ -243,10 +248,15 @@ fn changes_inside_a_namespace_are_repaired_within_two_seconds(lab: &Lab) -> Resu
             &["-6", "route", "flush", "dev", &link],
             &["link", "set", &link, "down"],
         ] {
-            let before = state()?;
-            web.ip(change)?;
-            ensure!(state()? != before, "{change:?} changes something");
+            // The daemon stands still until it was seen that something changed: it may repair it sooner than we look.
+            let changed = a.stopped(|| {
+                web.ip(change)?;
+                state()
+            })?;
+            ensure!(changed != before, "{change:?} changes something");
             until(&format!("{change:?} is repaired"), Duration::from_secs(2), || Ok(web.pings(&b4)))?;
+            until(&format!("all of {change:?} is repaired"), Duration::from_secs(2), || Ok(state()? == before))
+                .with_context(|| format!("{:?} instead of {before:?}", state()))?;
         }
     }
     Ok(())
