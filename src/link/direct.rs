@@ -171,7 +171,8 @@ impl Handle {
         let _ = self.0.send(order).await;
     }
 
-    /// A member's connection is there: sessions with it begin, in every common subnet.
+    /// A member's connection is there: sessions with it begin, in every common subnet. Where there is a path already, the
+    /// member may have begun anew.
     pub async fn connected(&self, peer: PeerId) {
         self.order(Order::Connected { peer }).await;
     }
@@ -453,6 +454,8 @@ impl Direct {
                 for key in common {
                     if let Some(peer) = self.peer(key) {
                         peer.session.connected(now, &mut entropy);
+                        // Who was killed and is back had no time to close what it had before, nor has it its keys.
+                        peer.paths.suspect(now);
                     }
                     self.carry_out(now, key);
                 }

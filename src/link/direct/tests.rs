@@ -211,6 +211,23 @@ async fn one_who_died_is_missed_when_its_connection_closes() {
 }
 
 #[tokio::test]
+async fn one_who_died_is_missed_when_it_connects_anew() {
+    let streams = Streams::default();
+    let (a, b) = pair(&streams, [true; 2]).await;
+    both_up(&a, &b).await;
+    a.handle.connected(b.me).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(a.route(&b).is_some(), "another connection: datagrams are answered");
+    // No goodbye, and the connection it had is not known to be dead.
+    b.task.abort();
+    b.links.close_port();
+    a.handle.connected(b.me).await;
+    let took = until("back to the stream", SOON, async || a.route(&b).is_none()).await;
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    a.end().await;
+}
+
+#[tokio::test]
 async fn one_who_was_killed_and_comes_again_is_used_again() {
     let streams = Streams::default();
     let (a, b) = pair(&streams, [true; 2]).await;
