@@ -3,6 +3,7 @@
 mod machine;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -193,17 +194,28 @@ async fn records_of_nobody_known_are_counted_and_build_no_view() {
 #[tokio::test]
 async fn own_commands_pass_a_full_queue() {
     let lab = lab(3).await;
-    // One member's jobs keep the thread busy.
+    // One member's jobs keep the thread busy; none of them ends before all have come.
+    let (done, (open, shut)) = (Arc::new(AtomicU32::new(0)), std::sync::mpsc::channel::<()>());
+    let shut = Arc::new(std::sync::Mutex::new(shut));
     let busy: Vec<_> = (0..16)
         .map(|_| {
-            let node = lab.node.clone();
-            tokio::spawn(async move { node.run_in(from(2), |_| std::thread::sleep(Duration::from_millis(50))).await })
+            let (node, done, shut) = (lab.node.clone(), Arc::clone(&done), Arc::clone(&shut));
+            tokio::spawn(async move {
+                let job = move |_: &mut Core| {
+                    let _ = shut.lock().unwrap().recv_timeout(Duration::from_secs(10));
+                    done.fetch_add(1, Ordering::Relaxed);
+                };
+                node.run_in(from(2), job).await
+            })
         })
         .collect();
     tokio::time::sleep(Duration::from_millis(20)).await;
-    let began = std::time::Instant::now();
-    lab.node.run(|_| ()).await.unwrap();
-    assert!(began.elapsed() < Duration::from_millis(400), "an own command waits for one job, not for sixteen");
+    let seen = Arc::clone(&done);
+    let mut own = std::pin::pin!(lab.node.run(move |_| seen.load(Ordering::Relaxed)));
+    assert!(futures::poll!(&mut own).is_pending(), "it waits for the job under way");
+    drop(open);
+    let before = own.await.unwrap();
+    assert!(before <= 2, "an own command waits for one job, not for {before} of sixteen");
     let refused = lab.node.run_in(from(2), |_| ()).await;
     let others = lab.node.run_in(from(3), |_| ()).await;
     assert!(others.is_ok() && (refused.is_ok() || refused.is_err_and(|e| e.code == "E-BUSY")));
