@@ -475,16 +475,21 @@ fn make_room(requests: &mut BTreeMap<PeerId, Request>, payer: Payer, now: u64) -
     goes.is_some_and(|peer| requests.remove(&peer).is_some())
 }
 
-/// Genesis, heads, the joiner's grant, and as many of the others as fit.
-fn bundle(subnet: &Subnet, joiner: PeerId) -> JoinAnswer {
+/// Genesis, heads, the joiner's grant, the grants of those whose word it counts by, and as many of the others as fit. What
+/// ends a grant goes before the grants that may be ended: a part of them gives the joiner what the whole gives it.
+pub(super) fn bundle(subnet: &Subnet, joiner: PeerId) -> JoinAnswer {
     // What is held was checked when it was taken in.
     let rank = |signed: &&Signed| match decode::<Body>(&signed.body) {
         Ok(Body::Head(_)) => 0,
         Ok(Body::Grant(grant)) if grant.subject == joiner => 1,
         Ok(Body::Doc(_)) if signed.issuer == joiner => 1,
+        // An admin has a say as long as it is a member: without its own grant, what it signed lets nobody in.
+        Ok(Body::Grant(grant)) if subnet.records.head().seat(grant.subject).is_some() => 2,
         Ok(Body::Grant(grant)) if grant.role == Role::Owner => 2,
-        _ if signed.issuer == subnet.records.genesis.owner => 3,
-        _ => 4,
+        Ok(Body::Revocation(_)) => 3,
+        Ok(Body::Doc(doc)) if doc.left.is_some() => 3,
+        _ if signed.issuer == subnet.records.genesis.owner => 4,
+        _ => 5,
     };
     let mut all: Vec<&Signed> = subnet.records.all().collect();
     all.sort_by_cached_key(rank);

@@ -10,12 +10,14 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::model::join::Ask;
+use crate::model::local::PendingJoin;
 use crate::model::members::{Identity, Subnet};
-use crate::model::record::{Admission, Body, Doc, Role, Term, WorkloadEntry};
+use crate::model::record::{Admission, Body, Doc, Role, Term, Verified, WorkloadEntry};
 use crate::model::source::Payer;
 use crate::model::state::Founding;
 use crate::model::zone::RecordData;
 use crate::store::StoreError;
+use crate::wire::control::JoinAnswer;
 
 /// Part of what the subnet's ID follows from.
 const FOUNDED: u64 = 1_795_000_000;
@@ -68,7 +70,6 @@ fn start(state: State) -> Lab {
 
 /// The owner's subnet with that many members.
 fn subnet(owner: &State, members: u8) -> Subnet {
-    let now = unix_now();
     let founding = Founding {
         name: "lab".parse().unwrap(),
         cidr4: Some(None),
@@ -83,21 +84,23 @@ fn subnet(owner: &State, members: u8) -> Subnet {
         salt: [1; 16],
     };
     let mut subnet = owner.found(founding, FOUNDED).unwrap();
-    for n in 2..=members {
-        let who = identity(n);
-        let ask = Ask {
-            subnet: subnet.records.id,
-            joiner: who.peer,
-            data_key: who.data_key,
-            name: format!("m{n}").parse().unwrap(),
-            name_is_default: true,
-            ip: None,
-            asked: now,
-            proof: None,
-        };
-        subnet.admit(&owner.me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now).unwrap();
-    }
+    (2..=members).for_each(|n| admit(&mut subnet, &owner.me, n, Role::Member));
     subnet
+}
+
+fn admit(subnet: &mut Subnet, by: &Identity, n: u8, role: Role) {
+    let (who, now) = (identity(n), unix_now());
+    let ask = Ask {
+        subnet: subnet.records.id,
+        joiner: who.peer,
+        data_key: who.data_key,
+        name: format!("m{n}").parse().unwrap(),
+        name_is_default: true,
+        ip: None,
+        asked: now,
+        proof: None,
+    };
+    subnet.admit(by, &ask, (role, Term::Full), &BTreeMap::new(), now).unwrap();
 }
 
 fn doc(id: SubnetId, by: u8, version: u64) -> Signed {
@@ -222,6 +225,52 @@ async fn own_commands_pass_a_full_queue() {
     for job in busy {
         drop(job.await.unwrap());
     }
+}
+
+/// What the last one that was let in makes of the answer, which has room for a part of a large subnet.
+fn joined(subnet: &Subnet, joiner: u8) -> Subnet {
+    let joiner = State::new(identity(joiner));
+    let JoinAnswer::Admitted { genesis, records } = admission::bundle(subnet, joiner.me.peer) else { panic!() };
+    assert!(records.len() < subnet.records.all().count(), "all of it fits");
+    let records: Vec<Verified> = records.into_iter().map(|record| record.check().unwrap()).collect();
+    let join = PendingJoin {
+        subnet: subnet.records.id,
+        invite: None,
+        hints: vec![],
+        name: "m".parse().unwrap(),
+        name_is_default: true,
+        alias: None,
+        ip: None,
+        host: Default::default(),
+        allow: Default::default(),
+        since: unix_now(),
+    };
+    joiner.accept(&join, &genesis, &records, &Default::default(), unix_now()).unwrap()
+}
+
+#[test]
+fn who_an_admin_lets_into_a_large_subnet_can_tell_that_it_is_in() {
+    let owner = State::new(identity(1));
+    let mut subnet = subnet(&owner, 1);
+    // Its own grant comes last.
+    let admin = (2..=220).max_by_key(|n| identity(*n).peer).unwrap();
+    (2..=220).for_each(|n| admit(&mut subnet, &owner.me, n, if n == admin { Role::Admin } else { Role::Member }));
+    admit(&mut subnet, &identity(admin), 221, Role::Member);
+    let resolved = joined(&subnet, 221).resolve(unix_now());
+    assert_eq!(resolved.members[&identity(221).peer].issuer, identity(admin).peer);
+}
+
+#[test]
+fn who_gets_the_block_of_a_former_member_of_a_large_subnet_can_tell_that_it_is_in() {
+    let owner = State::new(identity(1));
+    let mut subnet = subnet(&owner, 220);
+    // One whose grant is among the first.
+    let former = (2..=220).min_by_key(|n| identity(*n).peer).unwrap();
+    let block = subnet.resolve(unix_now()).members[&identity(former).peer].leases.clone();
+    subnet.remove(&owner.me, identity(former).peer, unix_now()).unwrap();
+    admit(&mut subnet, &owner.me, 221, Role::Member);
+    let resolved = joined(&subnet, 221).resolve(unix_now());
+    assert_eq!(resolved.members[&identity(221).peer].leases, block, "the first block that is free");
 }
 
 #[tokio::test]
