@@ -205,10 +205,11 @@ fn a_flood_from_one_member_delays_no_command_no_join_and_no_removal(lab: &Lab) -
     let flood = (b.ns().sent("eth0")? - sent) as f64 / began.elapsed().as_secs_f64();
     println!("  under {flood:.0} bytes a second: median {:?}, longest {:?}", took[10], took[19]);
     ensure!(flood > 100_000.0, "the flood is none: {flood} bytes a second");
-    // Without optimization 41 ms were measured on an idle machine, and 92 ms beside ten busy programs on two processors,
-    // where the command takes 45 ms in peace.
+    // Without optimization 41 ms were measured on an idle machine, and 73 to 122 ms beside ten busy programs on two
+    // processors, where the command takes 18 to 28 ms in peace: a slower machine is slower at both.
     let slow = if cfg!(debug_assertions) { 4 } else { 1 };
-    ensure!(took[10] < slow * Duration::from_millis(50) && took[19] < slow * Duration::from_millis(500), "{took:?}");
+    let limit = (slow * Duration::from_millis(50)).max(8 * before[10]);
+    ensure!(took[10] < limit && took[19] < 10 * limit, "{took:?}");
     let invite = text(&a.json(&["invite", "create", "lab"])?, "invite")?;
     let start = Instant::now();
     c.json(&["join", &invite, "--timeout", "40s"])?;
