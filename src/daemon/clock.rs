@@ -1,51 +1,91 @@
 //! Whether this machine's clock can be believed: it is compared with every connected member's, at connect, every 30 s,
-//! and at once when it was set.
+//! and every second while nobody has said anything of the clock as it now is.
 //!
 //! Nothing waits for the clocks to agree. While most members' differ from this one, nothing is signed that a time decides,
-//! and both ends say so; once they agree, what has ended may be forgotten.
+//! and both ends say so; once they agree, what has ended may be forgotten. Nor is anything signed before one of those who
+//! are there has answered. Where nobody is, the last word stands until the clock is set.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use crate::api::types::Problem;
 use crate::model::id::PeerId;
-use crate::node::{unix_now, unix_now_ms};
+use crate::node::{Judged, Node, Reading, unix_now_ms};
 use crate::p2p::Protocol;
 use crate::wire::control::{self, ControlAnswer, ControlRequest};
 
 /// Between two comparisons with one member.
 const EVERY: Duration = Duration::from_secs(30);
-/// Difference above which one of two clocks is wrong, and by which a clock is taken to have been set.
+/// Difference above which one of two clocks is wrong.
 const MOST: Duration = Duration::from_secs(60);
+/// By how much a clock is set where what was known of the others' differences is void.
+const SET: Duration = Duration::from_secs(2);
 /// How long an answer tells something.
 const FRESH: Duration = Duration::from_secs(90);
 /// For one question.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long this machine waits for members to come, at the start and when its clock was set, before it believes its clock
+/// without them.
+const ALONE: Duration = Duration::from_secs(2);
 
-/// How far other members' clocks are ahead of this machine's, in milliseconds.
+/// How far other members' clocks are ahead of this machine's.
 #[derive(Debug, Default)]
 pub(crate) struct Clocks {
-    offsets: Mutex<BTreeMap<PeerId, (i64, Instant)>>,
+    held: Mutex<Held>,
+    /// Told with each answer.
+    heard: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    /// In milliseconds, and what this machine's clock showed when they were compared.
+    offsets: BTreeMap<PeerId, (i64, Reading)>,
+    /// Members that are being asked, and what the clock showed then.
+    asked: BTreeMap<PeerId, Reading>,
+}
+
+impl Held {
+    /// What is known of members that are connected, by the clock as it now is.
+    fn fresh(&mut self, connected: &[PeerId], now: Reading) -> Vec<(PeerId, i64)> {
+        let holds = |of: &Reading| now.at.saturating_duration_since(of.at) < FRESH && now.set_since(of) <= SET;
+        self.offsets.retain(|peer, (_, of)| holds(of) && connected.contains(peer));
+        self.offsets.iter().map(|(peer, (offset, _))| (*peer, *offset)).collect()
+    }
+
+    /// Whether to ask a member now. Of a question by a clock that is no more nothing is learnt.
+    fn asks(&mut self, peer: PeerId, now: Reading) -> bool {
+        let free = self.asked.get(&peer).is_none_or(|of| now.set_since(of) > SET);
+        if free {
+            self.asked.insert(peer, now);
+        }
+        free
+    }
+
+    /// The question by that clock is answered, or will not be.
+    fn asked(&mut self, peer: PeerId, clock: Reading) {
+        if self.asked.get(&peer).is_some_and(|of| of.at == clock.at) {
+            self.asked.remove(&peer);
+        }
+    }
 }
 
 impl Clocks {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<PeerId, (i64, Instant)>> {
-        self.offsets.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note(&self, peer: PeerId, offset: i64) {
-        self.lock().insert(peer, (offset, Instant::now()));
+    fn note(&self, peer: PeerId, offset: i64, clock: Reading) {
+        self.lock().offsets.insert(peer, (offset, clock));
+        self.heard.notify_one();
     }
 
-    /// What is known of members that are connected.
     fn fresh(&self, connected: &[PeerId]) -> Vec<(PeerId, i64)> {
-        let mut held = self.lock();
-        held.retain(|peer, (_, at)| at.elapsed() < FRESH && connected.contains(peer));
-        held.iter().map(|(peer, (offset, _))| (*peer, *offset)).collect()
+        self.lock().fresh(connected, Reading::now())
     }
 }
 
@@ -60,66 +100,98 @@ fn verdict(offsets: &[(PeerId, i64)]) -> (bool, bool) {
     (off > agree, agree > off)
 }
 
+/// What is thought of this machine's clock.
+#[derive(Debug)]
+struct Opinion {
+    /// The last word of the others: most of them differ.
+    off: bool,
+    /// The clock as it was last looked at.
+    last: Reading,
+    /// When the daemon started, or the clock was set.
+    anew: Instant,
+}
+
+impl Opinion {
+    fn new(clock: Reading) -> Opinion {
+        Opinion { off: false, last: clock, anew: clock.at }
+    }
+
+    /// Judges the clock, by what is known of the others'.
+    fn judge(&mut self, clock: Reading, connected: &[PeerId], known: &[(PeerId, i64)]) -> Judged {
+        let set = clock.set_since(&self.last);
+        self.last = clock;
+        if set > SET {
+            self.anew = clock.at;
+        }
+        let (off, agreed) = verdict(known);
+        let alone = connected.is_empty();
+        // What was said of a clock that is no more is void; what was said of this one stands, also where who said so is gone.
+        if !known.is_empty() || set > MOST {
+            self.off = off;
+        }
+        let waiting = clock.at.saturating_duration_since(self.anew) < ALONE;
+        let unheard = known.is_empty() && (!alone || waiting);
+        Judged { clock, doubted: self.off || unheard, agreed, seen: connected.iter().copied().collect() }
+    }
+}
+
+/// Has the node believe nothing of the clock before [`run`] says so.
+pub(super) async fn begin(node: &Node) -> anyhow::Result<()> {
+    let judged = Opinion::new(Reading::now()).judge(Reading::now(), &[], &[]);
+    Ok(node.run(|core| core.clock_judged(judged)).await?)
+}
+
 /// Compares, and notices when the clock is set.
 pub(crate) async fn run(ctx: Context, stop: CancellationToken) -> anyhow::Result<()> {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
-    let mut last = (unix_now_ms(), Instant::now());
+    let mut opinion = Opinion::new(Reading::now());
     let mut compared = Instant::now();
-    let mut unsure = false;
+    let mut unheard = false;
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             _ = tick.tick() => {}
-        }
-        let now = (unix_now_ms(), Instant::now());
-        let passed = u64::try_from(now.1.duration_since(last.1).as_millis()).unwrap_or(u64::MAX);
-        let set = now.0.abs_diff(last.0.saturating_add(passed)) > 2000;
-        last = now;
-        if set {
-            // What was known of the others was measured by a clock that is no more.
-            ctx.clocks.lock().clear();
+            // The first answer does not wait for the next second.
+            () = ctx.clocks.heard.notified(), if unheard => {}
         }
         let members = ctx.table.members();
-        if set || compared.elapsed() >= EVERY {
+        let clock = Reading::now();
+        let known = ctx.clocks.lock().fresh(&members, clock);
+        unheard = known.is_empty();
+        let all = compared.elapsed() >= EVERY;
+        if all {
             compared = Instant::now();
-            for peer in members.clone() {
-                tokio::spawn(compare(ctx.clone(), peer));
-            }
         }
-        let known = ctx.clocks.fresh(&members);
-        let (off, agree) = verdict(&known);
-        // Until somebody has answered, a clock that was just set far away is not believed.
-        unsure = (unsure || set) && !members.is_empty() && known.is_empty();
-        let doubted = off || unsure;
-        ctx.node
-            .run(move |core| {
-                core.attendance.clock_is_off = doubted;
-                core.attendance.seen = members.into_iter().collect();
-                core.forget_before = agree.then(unix_now);
-            })
-            .await?;
+        // Whoever has not answered is asked again: a question may be lost, or be older than the clock.
+        for peer in members.iter().filter(|peer| all || known.binary_search_by_key(*peer, |(of, _)| *of).is_err()) {
+            tokio::spawn(compare(ctx.clone(), *peer));
+        }
+        let judged = opinion.judge(clock, &members, &known);
+        ctx.node.run(move |core| core.clock_judged(judged)).await?;
     }
 }
 
-/// Asks one member what time it is.
+/// Asks one member what time it is, unless it is being asked.
 pub(crate) async fn compare(ctx: Context, peer: PeerId) {
-    let (asked, began) = (unix_now_ms(), Instant::now());
-    let question = control::encode(&ControlRequest::Clock { now_ms: asked });
-    let Ok(answer) = ctx.peers.ask(peer, Protocol::Control, question, PATIENCE).await else { return };
-    if let Ok(ControlAnswer::Clock { now_ms }) = control::decode(&answer) {
-        // By the time that passed, since the clock may have been set meanwhile: then the next comparison tells.
-        let passed = u64::try_from(began.elapsed().as_millis()).unwrap_or(0);
-        if unix_now_ms().abs_diff(asked.saturating_add(passed)) < 2000 {
-            ctx.clocks.note(peer, difference(now_ms, asked.saturating_add(passed / 2)));
-        }
+    let asked = Reading::now();
+    if !ctx.clocks.lock().asks(peer, asked) {
+        return;
+    }
+    let question = control::encode(&ControlRequest::Clock { now_ms: asked.unix_ms });
+    let answer = ctx.peers.ask(peer, Protocol::Control, question, PATIENCE).await;
+    ctx.clocks.lock().asked(peer, asked);
+    if let Ok(Ok(ControlAnswer::Clock { now_ms })) = answer.map(|bytes| control::decode(&bytes)) {
+        // By the time that passed, since the clock may have been set meanwhile: then the answer is void.
+        let passed = u64::try_from(asked.at.elapsed().as_millis()).unwrap_or(0);
+        ctx.clocks.note(peer, difference(now_ms, asked.unix_ms.saturating_add(passed / 2)), asked);
     }
 }
 
 /// Answers a member that compares, and learns from its question as well.
 pub(crate) fn answer(ctx: &Context, peer: PeerId, theirs_ms: u64) -> ControlAnswer {
-    let now_ms = unix_now_ms();
-    ctx.clocks.note(peer, difference(theirs_ms, now_ms));
-    ControlAnswer::Clock { now_ms }
+    let clock = Reading::now();
+    ctx.clocks.note(peer, difference(theirs_ms, clock.unix_ms), clock);
+    ControlAnswer::Clock { now_ms: unix_now_ms() }
 }
 
 fn difference(theirs: u64, ours: u64) -> i64 {
@@ -173,6 +245,127 @@ mod tests {
         assert_eq!(verdict(&[(peer(1), -day)]), (true, false));
         assert_eq!(verdict(&[(peer(1), day), (peer(2), 0)]), (false, false), "one against one tells nothing");
         assert_eq!(verdict(&[(peer(1), day), (peer(2), 0), (peer(3), -5)]), (false, true));
+    }
+
+    const YEARS: i64 = 730 * 86_400;
+
+    /// A machine and what it knows of others, whose clock is set and whose seconds pass as the test says.
+    struct Machine {
+        start: Instant,
+        passed: u64,
+        ahead: i64,
+        held: Held,
+        opinion: Opinion,
+        connected: Vec<PeerId>,
+    }
+
+    impl Machine {
+        fn new() -> Machine {
+            let start = Instant::now();
+            let opinion = Opinion::new(Reading { unix_ms: 1_800_000_000_000, at: start });
+            Machine { start, passed: 0, ahead: 0, held: Held::default(), opinion, connected: vec![] }
+        }
+
+        /// Long after the start, with one member that agrees.
+        fn in_peace() -> Machine {
+            let mut machine = Machine::new();
+            machine.connected = vec![PeerId([1; 32])];
+            for _ in 0..100 {
+                machine.answer();
+                machine.second();
+            }
+            assert!(!machine.doubts());
+            machine
+        }
+
+        fn clock(&self) -> Reading {
+            let unix_ms = (1_800_000_000 + self.passed).saturating_add_signed(self.ahead) * 1000;
+            Reading { unix_ms, at: self.start + Duration::from_secs(self.passed) }
+        }
+
+        /// The one member, whose clock is right, says what it shows.
+        fn answer(&mut self) {
+            let offset = (-self.ahead * 1000, self.clock());
+            self.held.offsets.insert(PeerId([1; 32]), offset);
+        }
+
+        /// A second passes; whether the clock is doubted then.
+        fn second(&mut self) -> bool {
+            self.passed += 1;
+            self.doubts()
+        }
+
+        fn doubts(&mut self) -> bool {
+            let clock = self.clock();
+            let known = self.held.fresh(&self.connected, clock);
+            self.opinion.judge(clock, &self.connected, &known).doubted
+        }
+    }
+
+    #[test]
+    fn a_clock_that_was_set_is_doubted_until_somebody_answers_by_it() {
+        for ahead in [YEARS, -YEARS, 90, -5] {
+            let mut machine = Machine::in_peace();
+            machine.ahead = ahead;
+            // What was answered by the clock of before says nothing of this one, however long nobody answers.
+            assert!((0..300).all(|_| machine.second()), "{ahead}");
+            machine.answer();
+            assert_eq!(machine.second(), ahead.abs() > 60, "{ahead}");
+            machine.ahead = 0;
+            assert!(machine.second(), "{ahead}");
+            machine.answer();
+            assert!(!machine.second(), "{ahead}");
+        }
+    }
+
+    #[test]
+    fn a_clock_is_no_better_because_whoever_said_so_is_gone() {
+        let mut machine = Machine::in_peace();
+        machine.ahead = YEARS;
+        machine.second();
+        machine.answer();
+        assert!(machine.second());
+        machine.connected.clear();
+        assert!((0..300).all(|_| machine.second()), "nobody has said that it is right");
+        // Set right with nobody there to say so: what was said was of another clock.
+        machine.ahead = 0;
+        assert_eq!((0..10).position(|_| !machine.second()), Some(2));
+    }
+
+    #[test]
+    fn an_answer_that_is_too_old_does_not_make_a_clock_right() {
+        let mut machine = Machine::in_peace();
+        machine.ahead = YEARS;
+        machine.second();
+        machine.answer();
+        assert!((0..300).all(|_| machine.second()), "it is there and answers no more");
+    }
+
+    #[test]
+    fn a_machine_that_starts_waits_a_moment_for_others() {
+        let mut alone = Machine::new();
+        assert_eq!((0..10).position(|_| !alone.second()), Some(1));
+        let mut late = Machine::new();
+        late.connected = vec![PeerId([1; 32])];
+        assert!((0..10).all(|_| late.second()), "it has not been answered");
+        late.answer();
+        assert!(!late.second());
+    }
+
+    #[test]
+    fn a_question_is_asked_again_when_it_is_answered_or_the_clock_was_set() {
+        let (mut machine, peer) = (Machine::in_peace(), PeerId([1; 32]));
+        let first = machine.clock();
+        assert!(machine.held.asks(peer, first) && !machine.held.asks(peer, first));
+        machine.passed += 1;
+        assert!(!machine.held.asks(peer, machine.clock()), "it is under way");
+        machine.ahead = YEARS;
+        let second = machine.clock();
+        assert!(machine.held.asks(peer, second));
+        machine.held.asked(peer, first);
+        assert!(!machine.held.asks(peer, second), "the first one's end is not the second's");
+        machine.held.asked(peer, second);
+        assert!(machine.held.asks(peer, second));
     }
 
     #[test]

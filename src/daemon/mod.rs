@@ -234,6 +234,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         started: Instant::now(),
     };
 
+    clock::begin(&node).await.map_err(failed("E-STOPPING"))?;
     // The parts stop one after the other, so each group has its own token.
     let (api_stop, net_stop, host_stop) =
         (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());

@@ -45,6 +45,7 @@ pub use check::{Checked, Checker, PIECE, PIECE_BYTES, Question};
 pub use commands::{Leaving, NewMap, NewWorkload, prepare_map};
 pub use expiry::{Nearness, nearness};
 pub use intake::Verdict;
+pub use pulse::{Judged, Reading};
 pub use rates::Rates;
 pub use sync::{difference, wanted};
 pub use turns::{Lane, MAX_COST};
@@ -144,9 +145,9 @@ pub struct Core {
     pulse: pulse::Pulse,
     again: again::Again,
     /// Who is connected, and whether this node's clock can be believed.
-    pub attendance: Attendance,
+    attendance: Attendance,
     /// A time (seconds since 1970) that other members' clocks agree with: what ended before it may be forgotten.
-    pub forget_before: Option<u64>,
+    forget_before: Option<u64>,
     /// Told when the thread has let go of the state directory.
     closing: Option<oneshot::Sender<()>>,
 }
@@ -238,7 +239,7 @@ impl Node {
             work: Work::default(),
             longest: Duration::ZERO,
             built_at: 0,
-            pulse: pulse::Pulse::default(),
+            pulse: pulse::Pulse::new(Reading::now()),
             again: again::Again::default(),
             attendance: Attendance::default(),
             forget_before: None,
@@ -459,13 +460,23 @@ impl Core {
         }
     }
 
+    /// Hears what was found of this machine's clock.
+    pub fn clock_judged(&mut self, judged: Judged) {
+        let Judged { clock, doubted, agreed, seen } = judged;
+        self.pulse.judged(clock, doubted);
+        self.attendance.seen = seen;
+        self.forget_before = agreed.then_some(clock.unix_ms / 1000);
+    }
+
     /// What happens by the passing of time: renewals, expiries, forgotten requests. Called about every second.
     ///
     /// # Errors
     /// As [`Core::commit`].
     pub fn tick(&mut self) -> Result<(), Error> {
-        let now = self.now();
-        self.pulse.watch_clock(&mut self.attendance);
+        // One reading for both: what is signed at a time and whether that time is believed.
+        let clock = Reading::now();
+        let now = self.state.clock(clock.unix_ms / 1000);
+        self.pulse.watch_clock(clock, &mut self.attendance);
         // A grant that ran out changes the View without any record, and so does a clock that was set back.
         let moved = self.next_change.is_some_and(|at| at <= now) || now < self.built_at;
         let mut draft = Draft::default();

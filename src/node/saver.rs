@@ -207,7 +207,7 @@ impl Core {
         self.known.change(came.iter().map(|(signed, _)| (signed.subnet, signed.digest())), went);
         self.note_lives(came.iter().map(|(signed, _)| (signed.subnet, signed.issuer)));
         self.forget_derived();
-        self.pulse.changed();
+        self.pulse.changed(Instant::now());
         for (signed, sender) in came {
             self.untold.entry((signed.subnet, sender)).or_default().push(signed);
         }

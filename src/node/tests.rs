@@ -378,7 +378,7 @@ async fn a_plain_members_looks_copy_nothing_while_its_own_is_true() {
         assert_eq!(lab.receive(3, vec![doc(lab.id, 3, version)]).await.news, 1);
         lab.settled().await;
         // As if the node had just started: a look is due.
-        lab.node.run(|core| core.pulse = pulse::Pulse::default()).await.unwrap();
+        lab.node.run(|core| core.pulse = pulse::Pulse::new(Reading::now())).await.unwrap();
         assert_eq!(look().await, looks, "others' documents change nothing of its own");
     }
     let told = lab.node.run(|core| core.set_endpoints(vec!["/memory/2".into()])).await.unwrap();

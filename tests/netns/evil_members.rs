@@ -296,7 +296,10 @@ impl Clocked {
     }
 
     fn set(&self, offset: &str) -> Result<()> {
-        std::fs::write(&self.file, format!("{offset}\n")).context("set the clock")
+        // At once: a file that is empty for a moment is another time for that moment.
+        let next = self.file.with_extension("next");
+        std::fs::write(&next, format!("{offset}\n")).context("set the clock")?;
+        std::fs::rename(next, &self.file).context("set the clock")
     }
 }
 
