@@ -85,6 +85,10 @@
 //! ([`model::host::Barred`]) is shut to everything else, from before its switch is turned until after it is back; what was
 //! turned is remembered on disk (`host/kept.rs`), so that a kill changes nothing.
 //!
+//! Members and workloads share the kernel's table of connections with everybody else: how many each may begin is a rate in
+//! the ruleset, and who holds more than its share of half of the table ([`model::host::Crowd`]) begins nothing until it holds
+//! less.
+//!
 //! Our routing rules stand before every other program's, moved there when one comes later (`host/rules.rs`); of a network
 //! inside a pool only what members hold is ours ([`HostConfig::overlay`](model::host::HostConfig::overlay)). What cannot be
 //! had so is a [`Finding`](model::host::Finding), and a problem in `status`.

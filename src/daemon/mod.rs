@@ -9,6 +9,7 @@ mod attach;
 mod clock;
 mod condition;
 mod direct;
+mod found;
 mod handler;
 mod happenings;
 mod inbox;

@@ -15,13 +15,12 @@ use crate::link::direct::{DirectStatus, PathStatus};
 use crate::link::{Carried, Key, LinkStatus};
 use crate::model::build::MTU;
 use crate::model::find::{Named, find};
+use crate::model::host::Proto;
 use crate::model::host::neighbour::{Hook, Obstacle};
-use crate::model::host::{Finding, PRIORITY, Place, Proto};
 use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::join::fingerprint;
 use crate::model::members::printable;
 use crate::model::resolve::Member;
-use crate::model::view::View;
 use crate::node::{Nearness, nearness, unix_now};
 use crate::p2p;
 use crate::packet::parse::{TCP, UDP};
@@ -367,7 +366,9 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
     }));
     let names: BTreeMap<PeerId, String> =
         parts.iter().flat_map(|(p, _)| p.peers.iter().map(|(peer, s)| (*peer, s.name.to_string()))).collect();
-    problems.extend(super::clock::problems(ctx, |peer| names.get(&peer).cloned().unwrap_or_else(|| peer.short())));
+    let name = |peer: PeerId| names.get(&peer).cloned().unwrap_or_else(|| peer.short());
+    problems.extend(super::found::problems(ctx, name));
+    problems.extend(super::clock::problems(ctx, name));
     let mut subnets = Vec::new();
     for (part, grant) in parts {
         let mut status = part.status;
@@ -521,22 +522,6 @@ fn expiry(subnet: &str, grant: Option<(u64, u64)>, now: u64) -> Option<Problem> 
     problem(severity, format!("the grant in subnet {subnet} ends in {when}"), help)
 }
 
-/// What of another program stands in the way. What a workload does in its own namespace is no fault of this machine.
-fn finding(found: &Finding, view: &View) -> Problem {
-    let (code, severity, help) = match found {
-        Finding::Outranked { place, priority, .. } => (
-            "E-RULE-ORDER",
-            if *place == Place::Host { "error" } else { "info" },
-            format!("stop what adds rule {priority}, or let it use a priority above {PRIORITY}"),
-        ),
-        Finding::Overlap { subnet, link, .. } => {
-            let subnet = view.subnets.get(subnet).map_or_else(|| subnet.to_string(), |s| s.name.to_string());
-            ("E-CIDR-OVERLAP", "warning", format!("give {link} another prefix, or: byway leave {subnet}"))
-        }
-    };
-    Problem { code: code.into(), severity: severity.into(), message: found.to_string(), help }
-}
-
 fn problems(ctx: &Context) -> Vec<Problem> {
     let mut all = Vec::new();
     if let Err(missing) = ctx.machine.ready() {
@@ -553,8 +538,6 @@ fn problems(ctx: &Context) -> Vec<Problem> {
         message: format!("{}: {}", f.what, f.why),
         help: "it is tried again every few seconds; byway cleanup and a restart remove what is in the way".into(),
     }));
-    let view = ctx.node.view().load_full();
-    all.extend(ctx.applied.borrow().findings.iter().map(|found| finding(found, &view)));
     let refused = ctx.table.refused();
     if refused > 0 {
         all.push(Problem {

@@ -27,7 +27,7 @@ use ipnet::IpNet;
 use tracing::debug;
 
 use super::sockets::{Destroyer, Ends};
-use crate::model::host::{HostPolicy, Proto};
+use crate::model::host::{Census, HostPolicy, Proto};
 
 /// `CTA_ID`: tells an entry from a later one with the same tuple (linux/netfilter/nfnetlink_conntrack.h).
 const CTA_ID: u16 = 12;
@@ -311,7 +311,7 @@ fn open() -> io::Result<Socket> {
 }
 
 /// Every entry of both families that `wanted` says yes to.
-fn dump(socket: &Socket, wanted: impl Fn(&Entry) -> bool) -> io::Result<Vec<Entry>> {
+fn dump(socket: &Socket, mut wanted: impl FnMut(&Entry) -> bool) -> io::Result<Vec<Entry>> {
     socket.send(&encode(NLM_F_DUMP, NetfilterProtoFamily::Unspec, ConntrackMessage::Get(Vec::new())), 0)?;
     let mut found = Vec::new();
     loop {
@@ -323,7 +323,7 @@ fn dump(socket: &Socket, wanted: impl Fn(&Entry) -> bool) -> io::Result<Vec<Entr
                 _ => {
                     let Ok(message) = NetlinkMessage::<NetfilterMessage>::deserialize(whole) else { continue };
                     let NetlinkPayload::InnerMessage(message) = message.payload else { continue };
-                    found.extend(Entry::of(message).filter(&wanted));
+                    found.extend(Entry::of(message).filter(&mut wanted));
                 }
             }
         }
@@ -455,6 +455,25 @@ pub async fn delete_addresses(addresses: &[IpAddr]) -> io::Result<usize> {
         return Ok(0);
     }
     end_where(move |entry| entry.touches(&addresses)).await
+}
+
+/// Counts every entry for who began it.
+///
+/// # Errors
+/// Netlink refused.
+///
+/// # Cancel safety
+/// A dropped call goes on in the background.
+pub async fn census(mut census: Census) -> io::Result<Census> {
+    let work = tokio::task::spawn_blocking(move || {
+        let mut count = |entry: &Entry| {
+            entry.original.source.into_iter().for_each(|from| census.count(from));
+            false
+        };
+        dump(&open()?, &mut count)?;
+        Ok(census)
+    });
+    tokio::time::timeout(TIMEOUT, work).await?.map_err(io::Error::other)?
 }
 
 #[cfg(test)]

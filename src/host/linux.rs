@@ -16,6 +16,7 @@ use rtnetlink::MulticastGroup;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
+use super::crowd::Conntrack;
 use super::firewall::{self, Firewalls};
 use super::inner::Expected;
 use super::kept::Kept;
@@ -79,6 +80,7 @@ pub struct LinuxHost {
     watchers: Vec<JoinHandle<()>>,
     rules: Rules,
     moves: Moves,
+    pub(super) conntrack: Conntrack,
     firewalls: Arc<tokio::sync::Mutex<Firewalls>>,
     /// The desired state that was applied last, for who looks after the firewalls of others.
     followed: watch::Sender<Arc<HostConfig>>,
@@ -193,6 +195,7 @@ impl LinuxHost {
             wake,
             watchers,
             moves: Moves::default(),
+            conntrack: Conntrack::default(),
         })
     }
 
@@ -432,7 +435,7 @@ impl LinuxHost {
     ) -> (bool, Vec<Failure>) {
         let mut failures = Vec::new();
         let mut held = self.rules.0.lock().await;
-        let synced = held.0.sync(desired, barred).await;
+        let synced = held.0.sync(desired, barred, &observed.crowd).await;
         let stands = synced.is_ok();
         match synced {
             Ok(refused) => failures.extend(refused.into_iter().map(|why| failure("map a port", why))),
@@ -459,6 +462,7 @@ impl Host for LinuxHost {
         self.observe_host(desired, &mut observed).await?;
         self.observe_inside(desired, &mut observed).await;
         self.observe_files(desired, &mut observed);
+        observed.crowd = self.conntrack.crowd(desired).await;
         self.moves.limit(&mut observed, Instant::now());
         Ok(observed)
     }
@@ -514,6 +518,7 @@ impl Host for LinuxHost {
         tokio::select! {
             () = self.wake.notified() => {}
             () = gone => {}
+            () = self.conntrack.changed() => {}
         }
     }
 }

@@ -7,6 +7,7 @@
 mod cleanup;
 pub mod conntrack;
 mod cookie;
+mod crowd;
 pub mod door;
 mod firewall;
 mod flows;

@@ -1,5 +1,7 @@
 //! On the real kernel, in namespaces of their own: a test thread leaves the main one before it does anything.
 
+mod crowd;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;

@@ -3,6 +3,7 @@
 //! PURE. `HostConfig` is derived from the state; `host` makes the kernel follow it: it observes ([`Observed`]), plans
 //! ([`plan()`]) and applies ([`Change`]).
 
+mod crowd;
 mod finding;
 mod former;
 mod forwarding;
@@ -20,6 +21,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use crowd::{Beginner, Census, Crowd, Excess, Room, shut};
 pub use finding::{Finding, findings};
 pub use former::{Former, Server};
 pub use forwarding::{Barred, barred, is_link_name, switch_of_every_link};

@@ -77,7 +77,7 @@ pub const FAMILIES: &str = "barred_all";
 pub const CLOSED: &str = "closed";
 
 /// Sets whose keys are links, or begin with one.
-pub const BY_LINK: [&str; 17] = [
+pub const BY_LINK: [&str; 18] = [
     "host_open",
     "host_ports",
     CLOSED,
@@ -85,6 +85,7 @@ pub const BY_LINK: [&str; 17] = [
     "tuns",
     "workloads",
     "flood",
+    "over",
     "leases4",
     "leases6",
     "local4",

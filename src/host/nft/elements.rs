@@ -12,7 +12,7 @@ use nftables::schema::{Element, NfCmd, NfListObject, NfObject, Nftables};
 use nftables::types::NfFamily;
 
 use super::atom::{Atom, CLOSED, Entry, FAMILIES, MapKey, Tuple, json, version};
-use crate::model::host::{Barred, Family, HostConfig, HostPolicy, MapConfig, Ports, is_link_name};
+use crate::model::host::{Barred, Crowd, Family, HostConfig, HostPolicy, MapConfig, Ports, is_link_name, shut};
 use crate::model::id::SubnetId;
 
 /// Elements of every set and map of our table: set name, key, and the value where it is a map.
@@ -27,14 +27,14 @@ fn merged(prefixes: impl Iterator<Item = IpNet>) -> Vec<IpNet> {
 }
 
 impl Elements {
-    /// What `config` asks for with `barred` shut, and what of it cannot be done.
-    pub fn of(config: &HostConfig, barred: &Barred) -> (Self, Vec<String>) {
+    /// What `config` asks for with `barred` shut and nothing begun by `crowd`, and what of it cannot be done.
+    pub fn of(config: &HostConfig, barred: &Barred, crowd: &Crowd) -> (Self, Vec<String>) {
         let mut elements = Elements::default();
         elements.bars(barred);
         let mut failures = Vec::new();
         elements.links(config, &mut failures);
         elements.subnets(config);
-        elements.crowds(config);
+        elements.quotas(config, crowd);
         elements.maps(config, &mut failures);
         (elements, failures)
     }
@@ -131,16 +131,17 @@ impl Elements {
         Some(HostPolicy::of(listed).unwrap_or(HostPolicy::Open))
     }
 
-    /// Leases of other members, each once: a lease inside another counts with that.
-    fn crowds(&mut self, config: &HostConfig) {
-        let mut nets: Vec<IpNet> = config.tuns.iter().flat_map(|t| &t.others).map(IpNet::trunc).collect();
-        nets.sort();
-        let mut last: Option<IpNet> = None;
-        for net in nets {
-            if last.is_none_or(|last| !last.contains(&net)) {
-                self.insert(format!("crowd{}", version(&net.addr())), vec![Atom::net(net)], None);
-                last = Some(net);
-            }
+    /// Who has a quota of what it begins, and who begins nothing.
+    fn quotas(&mut self, config: &HostConfig, crowd: &Crowd) {
+        for (_, net) in config.outer_leases() {
+            self.insert(format!("crowd{}", version(&net.addr())), vec![Atom::net(net)], None);
+        }
+        let (links, leases) = shut(config, crowd);
+        for link in links.into_iter().filter(|link| is_link_name(link)) {
+            self.insert("over", vec![Atom::Link(link.to_owned())], None);
+        }
+        for net in leases {
+            self.insert(format!("over{}", version(&net.addr())), vec![Atom::net(net)], None);
         }
     }
 
@@ -354,7 +355,7 @@ pub(super) mod tests {
 
     /// The elements of `config` where nothing is barred.
     pub fn elements(config: &HostConfig) -> (Elements, Vec<String>) {
-        Elements::of(config, &Barred::default())
+        Elements::of(config, &Barred::default(), &Crowd::new())
     }
 
     pub fn subnet(n: u8) -> SubnetId {

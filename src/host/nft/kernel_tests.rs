@@ -20,6 +20,7 @@ use crate::host::conntrack;
 use crate::host::proxy::Proxies;
 use crate::model::host::{Barred, Family, MapConfig, Proto};
 
+mod crowd;
 mod machine;
 
 /// How long something that must not get through is waited for.
@@ -236,7 +237,7 @@ impl Lab {
 
     fn sync_barred(&self, config: &HostConfig, barred: &Barred) -> Vec<String> {
         let (nft, config, barred) = (self.nft.clone(), config.clone(), barred.clone());
-        self.host.run(async move { nft.lock().await.sync(&config, &barred).await }).unwrap()
+        self.host.run(async move { nft.lock().await.sync(&config, &barred, &Crowd::new()).await }).unwrap()
     }
 
     fn counts(&self) -> Counts {
@@ -471,7 +472,7 @@ fn a_flushed_or_altered_table_is_repaired_within_a_second() {
         let repairing = tokio::spawn(async move {
             loop {
                 changed.notified().await;
-                nft.lock().await.sync(&wish, &Barred::default()).await.unwrap();
+                nft.lock().await.sync(&wish, &Barred::default(), &Crowd::new()).await.unwrap();
                 count.fetch_add(1, Ordering::Relaxed);
             }
         });
@@ -531,7 +532,7 @@ fn a_table_left_by_a_crash_is_taken_over_and_cleaned_up() {
     let removed = config.maps.remove(0);
     assert_eq!(removed.port, 9090);
     let (nft, wish) = (next.clone(), config.clone());
-    lab.host.run(async move { nft.lock().await.sync(&wish, &Barred::default()).await }).unwrap();
+    lab.host.run(async move { nft.lock().await.sync(&wish, &Barred::default(), &Crowd::new()).await }).unwrap();
     assert!(echoes(&lab.neighbour, &flow, PATIENCE), "flows of maps that stay go on");
     assert!(!echoes(&lab.neighbour, &other, SILENCE), "flows of maps that went are over");
     let counts = lab.host.run(async move { next.lock().await.counters().await }).unwrap();

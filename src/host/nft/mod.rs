@@ -36,7 +36,7 @@ pub use run::Error;
 pub use watch::Watcher;
 
 use super::conntrack::{self, Begun, HostFlows, MapFlows};
-use crate::model::host::{Barred, HostConfig, TunConfig};
+use crate::model::host::{Barred, Crowd, HostConfig, TunConfig};
 use crate::model::id::SubnetId;
 use atom::{CLOSED, Tuple};
 use counters::{Counters, Listing};
@@ -127,7 +127,8 @@ impl Nft {
         &self.table
     }
 
-    /// Brings the table to what `desired` needs, `barred` shut; without a TUN there is no table.
+    /// Brings the table to what `desired` needs, `barred` shut and `crowd` beginning nothing; without a TUN there is no
+    /// table.
     ///
     /// Returns what could not be done of it (a map of a port that is taken), each ready to be shown; the rest is done.
     /// Flows of maps that went, lead elsewhere or let in other clients are ended before this returns, and so are those
@@ -138,12 +139,12 @@ impl Nft {
     ///
     /// # Cancel safety
     /// The next call looks at the table first.
-    pub async fn sync(&mut self, desired: &HostConfig, barred: &Barred) -> Result<Vec<String>, Error> {
+    pub async fn sync(&mut self, desired: &HostConfig, barred: &Barred, crowd: &Crowd) -> Result<Vec<String>, Error> {
         if desired.tuns.is_empty() {
             self.remove_all().await?;
             return Ok(Vec::new());
         }
-        let (target, mut failures) = Elements::of(desired, barred);
+        let (target, mut failures) = Elements::of(desired, barred, crowd);
         self.keep_closed(&target).await?;
         // Taken: a call that is dropped or fails half-way leaves no belief behind.
         let (before, applied) = match self.applied.take() {

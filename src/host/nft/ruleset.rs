@@ -8,7 +8,8 @@
 //! hook         priority  what it decides
 //! prerouting   -300      spoofed sources, noise of workloads                       (raw, before conntrack); what their
 //!                        kernels say of their groups and ask of routers is not counted
-//! prerouting   -150      weak host, but for answers of what others translated; connections per workload and member;
+//! prerouting   -150      weak host, but for answers of what others translated; connections per workload and member,
+//!                        and none of who holds too many;
 //!                        bytes back to clients
 //! prerouting   -100      port maps: exact address first, then every local address  (nat)
 //! output       -100      the same for clients on this machine                      (nat)
@@ -38,7 +39,8 @@ use super::probes;
 /// A rate, and not `ct count` of what is open: an element that counts connections takes conntrack's hooks with it when it
 /// goes. Since `nft_connlimit` copies an element's expression without counting it as a user of conntrack and uncounts it at
 /// the end (Linux 6.18), a few dozen changes or one restart of a large subnet left the namespace without conntrack, and
-/// so without port maps, replies and Docker's own NAT.
+/// so without port maps, replies and Docker's own NAT. What is open is bounded by who reads the table from time to time
+/// ([`Crowd`](crate::model::host::Crowd)).
 pub const WORKLOAD_CONNECTIONS: (u32, u32) = (4096, 100);
 
 /// The same for the addresses of one lease of another member, into this machine. A member may have many workloads behind
@@ -74,6 +76,7 @@ fn specs() -> Vec<SetSpec> {
     specs.push(set(FAMILIES, "type nf_proto"));
     // Not a dynamic set: the kernel would collect elements without connections, and the listing would change by itself.
     specs.push(set("flood", format!("type ifname; {}", over(WORKLOAD_CONNECTIONS))));
+    specs.push(set("over", "type ifname"));
     specs.push(set("host_open", "type ifname"));
     specs.push(set("host_ports", "type ifname . inet_proto . inet_service; flags interval"));
     specs.push(set(CLOSED, "type ifname; counter"));
@@ -81,6 +84,7 @@ fn specs() -> Vec<SetSpec> {
         let own = [
             set(format!("barred{v}"), "type ifname"),
             set(format!("crowd{v}"), format!("type {addr}; flags interval; {}", over(MEMBER_CONNECTIONS))),
+            set(format!("over{v}"), format!("type {addr}; flags interval")),
             set(format!("overlay{v}"), format!("type {addr}; flags interval")),
             set(format!("own{v}"), format!("type {addr}")),
             set(format!("leases{v}"), format!("type ifname . {addr}")),

@@ -7,7 +7,7 @@ use std::fmt;
 use ipnet::IpNet;
 
 use super::want::wanted;
-use super::{Family, HostConfig, Observed, PRIORITY, Place};
+use super::{Beginner, Excess, Family, HostConfig, Observed, PRIORITY, Place};
 use crate::model::id::SubnetId;
 
 /// Leases named in a text.
@@ -42,6 +42,13 @@ pub enum Finding {
         /// What members hold of it: that is not reached over the link.
         held: Vec<IpNet>,
     },
+    /// Somebody in a subnet holds too much of the kernel's table of connections, and begins no more.
+    Crowded {
+        /// Who.
+        who: Beginner,
+        /// How much.
+        excess: Excess,
+    },
 }
 
 impl fmt::Display for Finding {
@@ -55,6 +62,10 @@ impl fmt::Display for Finding {
                     Place::Netns(netns) => write!(f, " in {}", netns.path.display()),
                 }
             }
+            Finding::Crowded { who, excess } => match who {
+                Beginner::Lease { net, .. } => write!(f, "the member with {net} {excess}"),
+                Beginner::Workload { name, .. } => write!(f, "workload {name} {excess}"),
+            },
             Finding::Overlap { prefix, tun, network, link, held, .. } => {
                 write!(f, "{network} of {link} overlaps {prefix} of the subnet behind {tun}: ")?;
                 match held.as_slice() {
@@ -75,6 +86,8 @@ impl fmt::Display for Finding {
 pub fn findings(desired: &HostConfig, observed: &Observed) -> Vec<Finding> {
     let mut found = Vec::new();
     outranked(desired, observed, &mut found);
+    let crowd = observed.crowd.iter();
+    found.extend(crowd.map(|(who, excess)| Finding::Crowded { who: who.clone(), excess: *excess }));
     for tun in &desired.tuns {
         found.extend(desired.overlaps(tun).map(|(prefix, network, link)| Finding::Overlap {
             subnet: tun.subnet,

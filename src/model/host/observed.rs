@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{HostConfig, NetnsRef, TABLE, TunConfig, WorkloadConfig};
+use super::{Crowd, HostConfig, NetnsRef, TABLE, TunConfig, WorkloadConfig};
 use crate::model::id::{Name, SubnetId};
 
 /// A network namespace we work in.
@@ -163,6 +163,8 @@ pub struct Observed {
     pub pairs: BTreeMap<String, (NetnsRef, String)>,
     /// Namespaces where our rules were moved so often that they stay where they are.
     pub stay: BTreeSet<Place>,
+    /// Those of ours who hold too much of the kernel's table of connections.
+    pub crowd: Crowd,
     /// Workloads whose namespace is gone or is another one.
     pub dead: BTreeSet<(SubnetId, Name)>,
 }
