@@ -144,7 +144,7 @@ pub struct Timing {
     pub ping: Duration,
     /// A member connection on which nothing has been heard for so long is dead: two pings and a little more.
     pub silence: Duration,
-    /// Age at which a second connection to the same peer is surplus.
+    /// Age at which a second connection to the same peer is surplus; a tenth of it for one of a worse carrier.
     pub surplus: Duration,
     /// Life of an idle stranger's connection.
     pub idle: Duration,

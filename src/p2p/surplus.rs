@@ -28,6 +28,13 @@ pub(super) fn surplus(candidates: &[Candidate], smaller: bool, patient: bool) ->
     candidates.iter().filter(closes).map(|c| c.number).collect()
 }
 
+/// Those that both ends close before they are old enough to settle a tie: of another carrier than the best. Never all of
+/// them.
+pub(super) fn beaten(candidates: &[Candidate]) -> Vec<u64> {
+    let best = candidates.iter().map(|c| c.carrier).min();
+    candidates.iter().filter(|c| Some(c.carrier) != best).map(|c| c.number).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -54,6 +61,10 @@ mod tests {
             closed.sort_unstable();
             closed.dedup();
             prop_assert_eq!(closed.len(), here.len() - 1);
+            let early = beaten(&here);
+            prop_assert_eq!(&early, &beaten(&seen_from_there(&here)));
+            prop_assert!(early.iter().all(|number| closed.contains(number)), "what stays in the end is closed early");
+            prop_assert!(shape.iter().any(|(tcp, _)| *tcp) || early.is_empty());
         }
     }
 }

@@ -12,13 +12,16 @@ use super::Driver;
 use crate::model::id::PeerId;
 use crate::p2p::address::{Carrier, carrier_of, ip_of};
 use crate::p2p::book::Word;
-use crate::p2p::surplus::{Candidate, surplus};
+use crate::p2p::surplus::{Candidate, beaten, surplus};
 use crate::p2p::{Class, Event};
 
 /// How much longer a stranger's connection may live to finish answering.
 const ANSWERING: Duration = Duration::from_secs(2);
 /// Patience with the other side over a tie between surplus connections, in multiples of their age.
 const PATIENCE: u32 = 3;
+/// Parts of their age after which those of a worse carrier go. A peer that was killed has closed no QUIC connection of its,
+/// and half of what it is asked once it is back would wait for that one.
+const EARLY: u32 = 10;
 
 /// One connection.
 pub(super) struct Link {
@@ -207,11 +210,14 @@ impl Driver {
         }
         for (peer, links) in by_peer.into_iter().filter(|(_, links)| links.len() > 1) {
             let youngest = links.iter().map(|(_, _, age)| *age).min().unwrap_or_default();
-            if youngest < age {
-                continue;
-            }
             let candidates: Vec<_> = links.iter().map(|(_, candidate, _)| *candidate).collect();
-            let closed = surplus(&candidates, self.me < peer, youngest >= age * PATIENCE);
+            let closed = if youngest >= age {
+                surplus(&candidates, self.me < peer, youngest >= age * PATIENCE)
+            } else if youngest >= age / EARLY {
+                beaten(&candidates)
+            } else {
+                continue;
+            };
             for (id, _, _) in links.iter().filter(|(_, c, _)| closed.contains(&c.number)) {
                 self.close(*id, "surplus");
             }
