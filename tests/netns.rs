@@ -49,6 +49,8 @@ mod membership;
 mod mtu;
 #[path = "netns/names.rs"]
 mod names;
+#[path = "netns/remedies.rs"]
+mod remedies;
 #[path = "netns/sources.rs"]
 mod sources;
 #[path = "netns/surroundings.rs"]
@@ -87,6 +89,7 @@ fn main() -> ExitCode {
         hostile::CASES,
         mtu::CASES,
         canary::CASES,
+        remedies::CASES,
         sources::CASES,
         surroundings::CASES,
         evil_matrix::CASES,

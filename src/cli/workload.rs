@@ -111,7 +111,8 @@ impl WorkloadVerb {
 pub(super) fn attached(a: &Attached) -> String {
     let how = if a.resolver { "" } else { "  (set it in the workload: its resolv.conf is not its own)" };
     let dns = if a.dns.is_empty() { String::new() } else { format!("{}{how}", print::addresses(&a.dns)) };
-    format!("workload {}  in {}\n", a.workload, a.subnet)
+    let already = if a.already { "  (attached already)" } else { "" };
+    format!("workload {}  in {}{already}\n", a.workload, a.subnet)
         + &print::fields(&[
             ("addresses", print::addresses(&a.addresses)),
             ("interface", format!("{}  mtu {}", a.interface, a.mtu)),

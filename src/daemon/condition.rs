@@ -76,7 +76,9 @@ pub(crate) async fn look(ctx: &Context, maps: &mut [MapInfo]) {
     for (map, shadowed) in maps.iter_mut().zip(shadowed) {
         let (target, listen) = (target_of(map), map.listen.parse::<SocketAddr>().ok());
         let absent = |at: &SocketAddr| !at.ip().is_unspecified() && !at.ip().is_loopback() && !own.contains(&at.ip());
-        map.note = if map.state == "no-target" {
+        map.note = if map.note.is_some() {
+            map.note.take()
+        } else if map.state == "no-target" {
             Some(format!("the subnet has no {} now", map.target))
         } else if let Some(at) = listen.filter(absent) {
             map.state = "blocked".into();

@@ -337,6 +337,8 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
     let mut problems = problems(ctx);
     problems.extend(blocked(ctx));
     super::handler::maps::count(ctx, &mut maps).await;
+    // Where the whole subnet is off, that is the problem, and not each of its maps.
+    maps.retain(|map| parts.iter().any(|(p, _)| p.status.name == map.subnet && p.status.state == SubnetState::Ready));
     problems.extend(super::condition::of_maps(&maps));
     if ctx.machine.is_kernel() && parts.iter().any(|(part, _)| !part.peers.is_empty()) {
         problems.extend(super::condition::no_way_out(&own_links(ctx)));

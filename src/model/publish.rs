@@ -136,7 +136,7 @@ impl Subnet {
                     self.name()
                 ),
             )
-            .hint(format!("byway detach {}", same.name)));
+            .hint(format!("byway detach {} --subnet {}", same.name, self.name())));
         }
         if self.name_is_taken(me, &resolved, workload.name.as_str()) {
             return Err(Error::new(
@@ -144,7 +144,12 @@ impl Subnet {
                 "E-NAME-TAKEN",
                 format!("the name {} is taken in subnet {}", workload.name, self.name()),
             )
-            .hint("byway attach … --name OTHER"));
+            .hint(format!(
+                "byway attach {} {} --subnet {} --name OTHER",
+                workload.target.kind(),
+                workload.target.text(),
+                self.name()
+            )));
         }
         let mut used: BTreeSet<IpAddr> =
             self.local.workloads.iter().flat_map(|w| w.addresses.iter().copied()).collect();

@@ -214,6 +214,14 @@ impl Core {
     }
 
     fn map_infos(&self, subnet: &Subnet, resolved: &Resolved) -> Vec<MapInfo> {
+        // What keeps all of them from working is said instead of what follows from it for each.
+        let (off, note) = match self.subnet_state(subnet, resolved) {
+            SubnetState::Removed => {
+                (Some("no-target"), Some(format!("this node is no member of {} any more", subnet.name())))
+            }
+            SubnetState::Down => (Some("blocked"), Some(format!("subnet {} is down", subnet.name()))),
+            SubnetState::Ready | SubnetState::Pending => (None, None),
+        };
         let info = |m: &crate::model::local::Map| {
             let target = subnet.target_address(&self.state.me, resolved, &m.target, m.listen);
             let host = m.target.parse().map_or_else(
@@ -227,13 +235,14 @@ impl Core {
                 listen: endpoint(m.listen, m.port),
                 target: format!("{host}:{}", m.target_port),
                 address: target.map(|(a, _)| a),
-                state: match target {
+                state: match (off, target) {
+                    (Some(off), _) => off,
                     _ if subnet.is_contested(resolved, &m.target) => "contested",
-                    Some(_) => "ok",
-                    None => "no-target",
+                    (None, Some(_)) => "ok",
+                    (None, None) => "no-target",
                 }
                 .into(),
-                note: None,
+                note: note.clone(),
                 connections: 0,
                 rx_bytes: 0,
                 tx_bytes: 0,
@@ -291,6 +300,7 @@ impl Core {
             let resolved = subnet.resolve(now);
             let mine = resolved.members.get(&self.state.me.peer);
             let domain = &subnet.records.genesis.domain;
+            let membership = self.subnet_state(subnet, &resolved);
             all.extend(subnet.local.workloads.iter().map(|w| {
                 let named = mine.is_some() && resolved.holds(self.state.me.peer, w.name.as_str());
                 let contested = resolved.contested.contains_key(w.name.as_str());
@@ -304,10 +314,12 @@ impl Core {
                     mtu: MTU,
                     fqdn: format!("{}.{domain}", w.name),
                     dns: mine.map(|m| m.addresses.clone()).unwrap_or_default(),
-                    state: match (named, contested) {
-                        (_, true) => "contested",
-                        (true, _) => "ok",
-                        (false, _) => "name-taken",
+                    state: match (membership, named, contested) {
+                        (SubnetState::Removed, ..) => "not-member",
+                        (SubnetState::Down, ..) => "down",
+                        (_, _, true) => "contested",
+                        (_, true, _) => "ok",
+                        (_, false, _) => "name-taken",
                     }
                     .into(),
                 }

@@ -239,6 +239,7 @@ pub struct Attached {
     pub mtu: u16,
     pub dns: Vec<IpAddr>,
     pub resolver: bool,
+    pub already: bool,
 }
 
 /// A workload.

@@ -45,6 +45,7 @@ workload web  in lab  ready
             interface: "byway0".into(),
             mtu: 1400,
             dns: vec![ip("10.77.1.1")],
+            already: false,
             resolver: true,
         }),
         "\

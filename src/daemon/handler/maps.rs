@@ -52,13 +52,15 @@ pub(super) async fn map_add(ctx: &Context, request: Request) -> Result<Response,
     }
     let text = found.clone();
     ctx.node.run(move |core| core.confirm(&text, &name, Added::Map)).await??;
-    let maps = ctx.node.run(move |core| core.maps(Some(&found))).await??;
-    let mut made = maps.into_iter().filter(|m| m.name.as_str() == mapped);
+    let mut made = ctx.node.run(move |core| core.maps(Some(&found))).await??;
+    let asked = |m: &MapInfo| everywhere || m.listen.parse::<SocketAddr>().is_ok_and(|at| Some(at.ip()) == listen);
+    made.retain(|m| m.name.as_str() == mapped && asked(m));
+    // Whether anybody answers behind it is asked now: the first word of a map's state is to be true.
+    count(ctx, &mut made).await;
     if everywhere {
-        return Ok(Response::Maps { maps: made.collect() });
+        return Ok(Response::Maps { maps: made });
     }
-    let map = made.find(|m| m.listen.parse::<SocketAddr>().is_ok_and(|at| Some(at.ip()) == listen));
-    map.map(Response::Map).ok_or_else(|| Error::new(ErrorKind::Failed, "E-MAP", "the map is gone again"))
+    made.pop().map(Response::Map).ok_or_else(|| Error::new(ErrorKind::Failed, "E-MAP", "the map is gone again"))
 }
 
 /// Marks maps whose target is another member's machine that refused their port lately.

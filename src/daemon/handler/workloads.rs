@@ -18,6 +18,9 @@ pub(super) async fn attach(ctx: &Context, request: Request) -> Result<Response, 
     let attached = ctx.node.run(move |core| core.attach(&subnet, new, ip).map(|a| (a, generation(core)))).await??;
     let (mut attached, generation) = attached;
     if let Err(error) = settle(ctx, generation).await {
+        if attached.already {
+            return Err(error);
+        }
         let name = attached.workload.to_string();
         let subnet = attached.subnet.to_string();
         let undone = ctx.node.run(move |core| core.detach(&name, Some(&subnet))).await;

@@ -11,7 +11,7 @@ use crate::model::find::{Id, Miss, Named, find};
 use crate::model::host::{NetnsRef, ResolvConf};
 use crate::model::id::{Name, SubnetId};
 use crate::model::local::{Target, Workload};
-use crate::model::members::printable;
+use crate::model::members::{Subnet, printable};
 use crate::model::publish::Added;
 use crate::node::Core;
 
@@ -34,13 +34,32 @@ pub struct NewWorkload {
     pub mac: Option<[u8; 6]>,
 }
 
+impl NewWorkload {
+    /// Whether `here` is what is asked for: the same namespace or container, and nothing else is asked of it.
+    fn is(&self, here: &Workload, ip: Option<IpAddr>) -> bool {
+        let thing = match (&self.target, &here.target) {
+            (Target::Docker { id, .. }, Target::Docker { id: known, .. }) => id == known,
+            (Target::Netns(_), Target::Netns(_)) => true,
+            (Target::Docker { .. }, Target::Netns(_)) | (Target::Netns(_), Target::Docker { .. }) => false,
+        };
+        thing
+            && self.netns.is_same(&here.netns)
+            && (self.name_is_default || self.name == here.name)
+            && self.mac.is_none_or(|mac| here.mac == Some(mac))
+            && ip.is_none_or(|ip| here.addresses.contains(&ip))
+    }
+}
+
 impl Core {
-    /// `attach`: gives the answer; the kernel follows the View.
+    /// `attach`: gives the answer; the kernel follows the View. The same once more changes nothing.
     ///
     /// # Errors
     /// `E-ATTACHED` when another subnet has that link; else see [`Subnet::attach`].
     pub fn attach(&mut self, text: &str, mut new: NewWorkload, ip: Option<IpAddr>) -> Result<Attached, Error> {
         let mut subnet = self.state.edit(text)?;
+        if let Some(here) = subnet.local.workloads.iter().find(|here| new.is(here, ip)) {
+            return Ok(Attached { already: true, ..self.attached(&subnet, here)? });
+        }
         if new.name_is_default {
             new.name = subnet.free_name(&self.state.me, &subnet.resolve(self.now()), &new.name);
         }
@@ -72,19 +91,24 @@ impl Core {
             since: 0,
         };
         let workload = subnet.attach(&self.state.me.clone(), workload, ip, self.now())?;
+        let attached = self.attached(&subnet, &workload)?;
+        self.save(subnet)?;
+        Ok(attached)
+    }
+
+    /// What `attach` tells of a workload that it has attached.
+    fn attached(&self, subnet: &Subnet, workload: &Workload) -> Result<Attached, Error> {
         let resolved = subnet.resolve(self.now());
-        let gateways = subnet.myself(&self.state.me, &resolved)?.addresses.clone();
-        let attached = Attached {
+        Ok(Attached {
             workload: workload.name.clone(),
             subnet: subnet.name().clone(),
             addresses: workload.addresses.clone(),
             interface: workload.inner_link.clone(),
             mtu: MTU,
-            dns: gateways,
+            dns: subnet.myself(&self.state.me, &resolved)?.addresses.clone(),
             resolver: workload.resolv_conf != ResolvConf::None,
-        };
-        self.save(subnet)?;
-        Ok(attached)
+            already: false,
+        })
     }
 
     /// What was added stands: the kernel has taken it. What is gone again meanwhile stays gone.
@@ -143,7 +167,7 @@ impl Core {
             Miss::Many(_) => {
                 let message = format!("more than one workload here is called {}", printable(text));
                 Error::new(ErrorKind::Usage, "E-AMBIGUOUS", message)
-                    .hint("the same with --subnet SUBNET   (byway workload ls)")
+                    .hint("byway workload ls      (then the same with --subnet SUBNET)")
             }
         })
     }

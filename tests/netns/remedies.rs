@@ -1,0 +1,112 @@
+//! What is said when something is not well: the true state, its cause, and a remedy that is one.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::fast;
+use crate::lab::runner::Case;
+use crate::lab::{Host, Lab, SOON, text, until};
+
+pub const CASES: &[Case] = &[
+    fast!(a_removed_members_workloads_say_that_it_is_no_member),
+    fast!(the_same_attachment_asked_for_twice_is_there_already),
+    fast!(a_map_is_ok_only_where_something_answers_behind_it),
+];
+
+/// The problems of `status`.
+fn problems(host: &Host) -> Result<Vec<Value>> {
+    let status = host.json(&["status"])?;
+    Ok(status["problems"].as_array().context("no `problems`")?.clone())
+}
+
+/// Those with that code.
+fn with_code(host: &Host, code: &str) -> Result<Vec<Value>> {
+    Ok(problems(host)?.into_iter().filter(|p| p["code"] == code).collect())
+}
+
+fn a_removed_members_workloads_say_that_it_is_no_member(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b"])?;
+    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let web = lab.workload("web")?;
+    b.attach(&web, "lab", "web")?;
+    let _server = web.serve("tcp", "0.0.0.0", 80)?;
+    b.ok(&["map", "add", "lab", "tcp", "0.0.0.0:8080", "web:80"])?;
+    let states = || -> Result<[String; 2]> {
+        let (works, maps) = (b.json(&["workload", "ls"])?, b.json(&["map", "ls"])?);
+        Ok([text(&works["workloads"][0], "state")?, text(&maps["maps"][0], "state")?])
+    };
+    ensure!(states()? == ["ok", "ok"], "{:?}", states()?);
+    b.ok(&["down", "lab"])?;
+    ensure!(states()? == ["down", "blocked"] && problems(b)?.is_empty(), "{:?} {:?}", states()?, problems(b)?);
+    b.ok(&["up", "lab"])?;
+    a.ok(&["member", "remove", "lab", "b", "--yes"])?;
+    until("b knows that it is out", SOON, || Ok(!with_code(b, "E-NOT-MEMBER")?.is_empty()))?;
+    ensure!(states()? == ["not-member", "no-target"], "{:?}", states()?);
+    let shown = b.ok(&["map", "ls"])?;
+    ensure!(shown.contains("this node is no member of lab any more"), "{shown}");
+    // One cause is one problem.
+    let said = problems(b)?;
+    ensure!(said.len() == 1, "{said:?}");
+    Ok(())
+}
+
+fn the_same_attachment_asked_for_twice_is_there_already(lab: &Lab) -> Result<()> {
+    let a = lab.subnet(&["a"])?.remove(0);
+    a.json(&["create", "two"])?;
+    let (web, other) = (lab.workload("web")?, lab.workload("other")?);
+    let first = a.attach(&web, "lab", "web")?;
+    ensure!(first["already"] == false, "{first}");
+    let ruleset = a.ns().ruleset()?;
+    let same = ["attach", "netns", web.name(), "--subnet", "lab", "--name", "web"];
+    let path = format!("/run/netns/{}", web.name());
+    let address = crate::lab::v4(&first)?;
+    for words in [
+        &same[..],
+        &same[..5],
+        &[&same[..], &["--ip", &address]].concat(),
+        &["attach", "netns", &path, "--subnet", "lab", "--name", "web"],
+    ] {
+        let again = a.json(words)?;
+        ensure!(again["already"] == true && again["addresses"] == first["addresses"], "{words:?}: {again}");
+        ensure!(again["interface"] == first["interface"], "{words:?}: {again}");
+    }
+    ensure!(a.ok(&same)?.contains("attached already"));
+    ensure!(
+        a.ns().ruleset()? == ruleset && a.json(&["workload", "ls"])?["workloads"].as_array().map(Vec::len) == Some(1)
+    );
+    // Anything else of it is asked for, or another thing under its name: that stays a conflict.
+    for more in [
+        &["--name", "www"][..],
+        &["--name", "web", "--mac", "02:00:00:00:00:07"],
+        &["--name", "web", "--ip", "10.77.1.99"],
+    ] {
+        let words = [&same[..5], more].concat();
+        let refused = a.fails(6, "E-ATTACHED", &words).with_context(|| words.join(" "))?;
+        ensure!(refused.err.contains("try:  byway detach web --subnet lab"), "{refused}");
+    }
+    a.fails(6, "E-NAME-TAKEN", &["attach", "netns", other.name(), "--subnet", "lab", "--name", "web"])?;
+    // In another subnet it is another attachment.
+    ensure!(a.attach(&web, "two", "web")?["already"] == false);
+    web.reaches(&a.overlay("lab")?.0, SOON).map(drop)
+}
+
+fn a_map_is_ok_only_where_something_answers_behind_it(lab: &Lab) -> Result<()> {
+    let a = lab.subnet(&["a"])?.remove(0);
+    let web = lab.workload("web")?;
+    a.attach(&web, "lab", "web")?;
+    let made = a.json(&["map", "add", "lab", "tcp", "0.0.0.0:8080", "web:80", "--name", "early"])?;
+    ensure!(made["state"] == "refused", "nothing listens yet: {made}");
+    let _server = web.serve("tcp", "0.0.0.0", 80)?;
+    let state = |name: &str| -> Result<String> {
+        let maps = a.json(&["map", "ls", "lab"])?["maps"].clone();
+        let found = maps.as_array().and_then(|all| all.iter().find(|m| m["name"] == name).cloned());
+        text(&found.unwrap_or_default(), "state")
+    };
+    until("the map is ok once something listens", SOON, || Ok(state("early")? == "ok"))?;
+    let made = a.json(&["map", "add", "lab", "tcp", "0.0.0.0:8081", "web:80"])?;
+    ensure!(made["state"] == "ok", "{made}");
+    let both = a.json(&["map", "add", "lab", "tcp", "8082", "web:81"])?;
+    let states: Vec<_> = both["maps"].as_array().into_iter().flatten().map(|m| m["state"].clone()).collect();
+    ensure!(states == ["refused", "refused"], "{both}");
+    Ok(())
+}
