@@ -6,6 +6,7 @@
 //! are there has answered. Where nobody is, the last word stands until the clock is set.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
-use crate::api::types::Problem;
+use crate::api::types::{Error, Problem};
 use crate::model::id::PeerId;
 use crate::node::{Judged, Node, Reading, unix_now_ms};
 use crate::p2p::Protocol;
@@ -33,12 +34,17 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// without them.
 const ALONE: Duration = Duration::from_secs(2);
 
+/// What sets a clock right.
+const REMEDY: &str = "timedatectl set-ntp true";
+
 /// How far other members' clocks are ahead of this machine's.
 #[derive(Debug, Default)]
 pub(crate) struct Clocks {
     held: Mutex<Held>,
     /// Told with each answer.
     heard: Notify,
+    /// This machine's is contradicted, or was just set far away and is not compared yet.
+    contradicted: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -84,6 +90,12 @@ impl Clocks {
         self.heard.notify_one();
     }
 
+    /// Whether what this machine's clock says is probably untrue.
+    pub(crate) fn contradicted(&self) -> bool {
+        self.contradicted.load(Ordering::Relaxed)
+    }
+
+    /// What is known of members that are connected.
     fn fresh(&self, connected: &[PeerId]) -> Vec<(PeerId, i64)> {
         self.lock().fresh(connected, Reading::now())
     }
@@ -109,11 +121,13 @@ struct Opinion {
     last: Reading,
     /// When the daemon started, or the clock was set.
     anew: Instant,
+    /// It was set far away, and nobody has said anything of it since.
+    far: bool,
 }
 
 impl Opinion {
     fn new(clock: Reading) -> Opinion {
-        Opinion { off: false, last: clock, anew: clock.at }
+        Opinion { off: false, last: clock, anew: clock.at, far: false }
     }
 
     /// Judges the clock, by what is known of the others'.
@@ -131,6 +145,7 @@ impl Opinion {
         }
         let waiting = clock.at.saturating_duration_since(self.anew) < ALONE;
         let unheard = known.is_empty() && (!alone || waiting);
+        self.far = unheard && (self.far || set > MOST);
         Judged { clock, doubted: self.off || unheard, agreed, seen: connected.iter().copied().collect() }
     }
 }
@@ -167,6 +182,7 @@ pub(crate) async fn run(ctx: Context, stop: CancellationToken) -> anyhow::Result
             tokio::spawn(compare(ctx.clone(), *peer));
         }
         let judged = opinion.judge(clock, &members, &known);
+        ctx.clocks.contradicted.store(opinion.off || opinion.far, Ordering::Relaxed);
         ctx.node.run(move |core| core.clock_judged(judged)).await?;
     }
 }
@@ -207,18 +223,38 @@ pub(crate) fn problems(ctx: &Context, name: impl Fn(PeerId) -> String) -> Vec<Pr
         code: "E-CLOCK".into(),
         severity: if mine { "error" } else { "warning" }.into(),
         message: format!(
-            "the clock of {} is {} {} this machine's",
+            "the clock of {} is {} {} this machine's{}",
             name(peer),
             span(offset.unsigned_abs() / 1000),
-            if offset > 0 { "ahead of" } else { "behind" }
+            if offset > 0 { "ahead of" } else { "behind" },
+            if mine { "; until this one is set, no grants are renewed here" } else { "" }
         ),
-        help: if mine {
-            "set this machine's clock (timedatectl set-ntp true); until then no grants are renewed here".into()
-        } else {
-            format!("set the clock of {} (there: timedatectl set-ntp true)", name(peer))
-        },
+        help: if mine { REMEDY.into() } else { format!("on {}: {REMEDY}", name(peer)) },
     });
     told.collect()
+}
+
+/// Of what status says, that which a clock decides: while ours is not believed, it may be untrue, and what would mend it
+/// otherwise would end something that is well.
+fn is_by_clock(code: &str) -> bool {
+    matches!(code, "E-NOT-MEMBER" | "E-GRANT-EXPIRES" | "E-NO-TARGET" | "E-NAME-TAKEN" | "E-NAME-CONTESTED")
+}
+
+/// While this machine's clock is not believed, to set it is the only remedy for what follows from it.
+pub(crate) fn blame(ctx: &Context, problems: &mut [Problem]) {
+    for problem in problems.iter_mut().filter(|p| ctx.clocks.contradicted() && is_by_clock(&p.code)) {
+        problem.message += ", by this machine's clock";
+        problem.help = REMEDY.into();
+    }
+}
+
+/// The same for a verb that failed.
+pub(crate) fn blamed(ctx: &Context, mut error: Error) -> Error {
+    if ctx.clocks.contradicted() && is_by_clock(&error.code) {
+        error.message += ", by this machine's clock, which the other members contradict";
+        error.hint = REMEDY.into();
+    }
+    error
 }
 
 /// Seconds as people say them.

@@ -10,7 +10,7 @@ mod workloads;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Context, attach, metrics, status};
+use super::{Context, attach, clock, metrics, status};
 use crate::api::server::{Handler, Peer};
 use crate::api::types::{Done, Error, ErrorKind, IdInfo, Request, Response};
 use crate::config::Config;
@@ -27,7 +27,7 @@ const KERNEL_PATIENCE: Duration = Duration::from_secs(8);
 pub(crate) fn handler(ctx: Context) -> Handler {
     Arc::new(move |request: Request, _peer: Peer| {
         let ctx = ctx.clone();
-        Box::pin(async move { call(&ctx, request).await })
+        Box::pin(async move { call(&ctx, request).await.map_err(|error| clock::blamed(&ctx, error)) })
     })
 }
 

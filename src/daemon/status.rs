@@ -416,6 +416,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
         subnets.push(status);
     }
     super::waiting::add(ctx, only, &mut subnets).await?;
+    super::clock::blame(ctx, &mut problems);
     let applied = ctx.applied.borrow().generation;
     Ok(Status {
         peer_id: ctx.peers.peer(),

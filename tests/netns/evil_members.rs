@@ -20,6 +20,7 @@ pub const CASES: &[Case] = &[
     fast!(a_flood_from_one_member_delays_no_command_no_join_and_no_removal),
     fast!(a_founder_that_wants_the_world_is_refused),
     fast!(a_clock_that_was_wrong_leaves_nothing_wrong, "faketime"),
+    fast!(while_a_clock_is_contradicted_it_is_the_only_remedy, "faketime"),
     long!(no_wrong_clock_leaves_anything_wrong, "faketime"),
     long!(a_clock_that_was_wrong_at_start_leaves_nothing_wrong, "faketime"),
 ];
@@ -349,6 +350,38 @@ fn clocks_leave_nothing(lab: &Lab, cases: &[(&str, u64)], at_start: bool) -> Res
         let took = until("both are well again", five, well).with_context(|| what.clone())?;
         println!("  {what}: well after {:.1} s", took.as_secs_f64());
     }
+    Ok(())
+}
+
+/// What only a wrong clock makes untrue is not mended by leaving, or by taking a map away.
+fn while_a_clock_is_contradicted_it_is_the_only_remedy(lab: &Lab) -> Result<()> {
+    let both = [Clocked::new(lab, "a")?, Clocked::new(lab, "b")?];
+    let [a, b] = both.each_ref().map(|end| &end.host);
+    let made = a.json(&["create", "lab"])?;
+    b.json(&["join", &text(&made, "invite")?])?;
+    let web = lab.workload("web")?;
+    b.attach(&web, "lab", "web")?;
+    let _server = web.serve("tcp", "0.0.0.0", 80)?;
+    b.ok(&["map", "add", "lab", "tcp", "0.0.0.0:8080", "web:80"])?;
+    both[1].set("+730d")?;
+    let helps = || -> Result<Vec<(String, String)>> {
+        let status = b.json(&["status"])?;
+        let all = status["problems"].as_array().context("no `problems`")?;
+        all.iter().map(|p| Ok((text(p, "code")?, text(p, "help")?))).collect()
+    };
+    until("b is told that its clock is wrong, and is no member by it", SOON, || {
+        let codes: Vec<String> = helps()?.into_iter().map(|(code, _)| code).collect();
+        Ok(["E-CLOCK", "E-NOT-MEMBER"].iter().all(|code| codes.iter().any(|c| c == code)))
+    })?;
+    let began = std::time::Instant::now();
+    while began.elapsed() < Duration::from_secs(6) {
+        let other: Vec<_> = helps()?.into_iter().filter(|(_, help)| help != "timedatectl set-ntp true").collect();
+        ensure!(other.is_empty(), "{other:?}");
+    }
+    let refused = b.byway(&["dns", "add", "lab", "www", "10.99.9.1"])?;
+    ensure!(refused.code != 0 && refused.err.contains("try:  timedatectl set-ntp true"), "{refused}");
+    both[1].set("+0")?;
+    until("nothing is left of it", SOON, || Ok(helps()?.is_empty()))?;
     Ok(())
 }
 
