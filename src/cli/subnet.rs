@@ -8,7 +8,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::print::{self, Colour, Style, Table};
 use super::value::{self, Checked, wrong};
-use super::{dns, lease, map, member};
+use super::{dns, lease, map, member, waiting};
 use crate::api::types::{Admission, Cidr, Created, HostInfo, Joined, Request, Role, SubnetInfo, SubnetState};
 use crate::model::host::{HostPolicy, Proto};
 use crate::model::id::Name;
@@ -256,7 +256,7 @@ pub(super) fn joined(joined: &Joined, style: Style) -> String {
         out += &machine(name, &joined.host);
     }
     if let Some(fingerprint) = &joined.fingerprint {
-        out += &print::fields(&[("fingerprint", print::clean(fingerprint).to_string())]);
+        out += &waiting::own(fingerprint);
     }
     out
 }

@@ -10,6 +10,7 @@ use super::{Context, value};
 use crate::api::types::{Asked, Error, IdInfo, Request, Response, SubnetState, Waiting};
 use crate::model::find::peer_prefixes;
 use crate::model::id::SubnetId;
+use crate::model::join::Invite;
 
 /// How often the waiting is shown anew.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -19,7 +20,7 @@ const AGAIN: &str = "\r\x1b[K";
 /// What there is to know of a join that waits.
 pub(super) fn fields(waiting: &Waiting, style: Style) -> String {
     let since = format!("{}, for the owner or an admin to approve", print::moment(style, waiting.since));
-    print::fields(&[("since", since), ("fingerprint", own(&waiting.fingerprint))]) + &heard(waiting)
+    print::fields(&[("since", since)]) + &own(&waiting.fingerprint) + &heard(waiting)
 }
 
 /// What a join has heard so far: whom it asked, and whose subnet it is.
@@ -28,8 +29,9 @@ fn heard(waiting: &Waiting) -> String {
     print::fields(&[("asked", asked(&waiting.asked, waiting.reached)), ("owner", owner)])
 }
 
-fn own(fingerprint: &str) -> String {
-    format!("{fingerprint}   (yours: who approves compares it)")
+/// What the one who asks reads out, and who approves compares.
+pub(super) fn own(fingerprint: &str) -> String {
+    format!("  your fingerprint  {}   (who approves compares it)\n", print::clean(fingerprint))
 }
 
 fn asked(asked: &[Asked], reached: bool) -> String {
@@ -45,20 +47,33 @@ fn asked(asked: &[Asked], reached: bool) -> String {
     }
 }
 
+/// What a join has in hand.
+#[derive(Debug, Clone, Copy)]
+enum By {
+    /// The ID alone: somebody has to approve.
+    Id,
+    /// An invite: who issued it lets in at once, where it is reached.
+    Invite,
+}
+
 /// Sends `join`; where a person looks on, shows what becomes of it.
 pub(super) async fn join(request: &Request, context: &Context) -> Result<Response, Error> {
     let Request::Join { target, peers, timeout_ms, wait: true, .. } = request else {
         return context.client.call(request).await;
     };
-    // An invite lets in at once: there is nobody to wait for.
-    let id = target.parse::<SubnetId>().ok().filter(|_| !context.json && !context.quiet && io::stderr().is_terminal());
-    let Some(id) = id else { return context.client.call(request).await };
+    // What is wrong with an invite is the daemon's to say.
+    let goal = match Invite::parse(target) {
+        Ok(invite) => Some((invite.subnet, By::Invite)),
+        Err(_) => target.parse::<SubnetId>().ok().map(|id| (id, By::Id)),
+    };
+    let goal = goal.filter(|_| !context.json && !context.quiet && io::stderr().is_terminal());
+    let Some((id, by)) = goal else { return context.client.call(request).await };
     let here = |s: &crate::api::types::SubnetStatus| s.id == id && s.state != SubnetState::Pending;
     if let Ok(Response::Status(status)) = context.client.call(&Request::Status { subnet: None }).await
         && !status.subnets.iter().any(here)
         && let Ok(Response::Id(node)) = context.client.call(&Request::Id).await
     {
-        print::stderr(&head(id, peers, &node));
+        print::stderr(&head(id, by, peers, &node));
     }
     tokio::select! {
         biased;
@@ -66,18 +81,23 @@ pub(super) async fn join(request: &Request, context: &Context) -> Result<Respons
             print::stderr(AGAIN);
             answer
         }
-        never = watch(id, Duration::from_millis(*timeout_ms), context) => match never {},
+        never = watch(id, by, Duration::from_millis(*timeout_ms), context) => match never {},
     }
 }
 
-fn head(id: SubnetId, peers: &[String], node: &IdInfo) -> String {
+fn head(id: SubnetId, by: By, peers: &[String], node: &IdInfo) -> String {
     let typed: String = peers.iter().map(|peer| format!("{}, ", print::clean(peer))).collect();
-    format!("asking for subnet {id}: {typed}peers on the local networks and those connected\n")
-        + &print::fields(&[("fingerprint", own(&node.fingerprint))])
+    match by {
+        By::Id => {
+            format!("asking for subnet {id}: {typed}peers on the local networks and those connected\n")
+                + &own(&node.fingerprint)
+        }
+        By::Invite => format!("joining subnet {id} by invite: {typed}who issued it and those who know the way to it\n"),
+    }
 }
 
 /// Shows what is new, and below it a line that moves.
-async fn watch(id: SubnetId, patience: Duration, context: &Context) -> Infallible {
+async fn watch(id: SubnetId, by: By, patience: Duration, context: &Context) -> Infallible {
     let begun = Instant::now();
     let mut clock = tokio::time::interval(PERIOD);
     let mut told = String::new();
@@ -89,7 +109,12 @@ async fn watch(id: SubnetId, patience: Duration, context: &Context) -> Infallibl
         let new = heard(&waiting);
         let shown = if new == told { String::new() } else { new.clone() };
         told = new;
-        let what = if waiting.asked.is_empty() { "looking for somebody who knows it" } else { "waiting for approval" };
+        let what = match (by, waiting.asked.is_empty()) {
+            (By::Id, true) => "looking for somebody who knows it",
+            (By::Id, false) => "waiting for approval",
+            (By::Invite, true) => "looking for who issued the invite",
+            (By::Invite, false) => "waiting for who issued the invite",
+        };
         let (gone, most) = (begun.elapsed().as_secs(), value::millis(patience).div_ceil(1000));
         print::stderr(&format!("{AGAIN}{shown}{what}: {gone} s of {most} s"));
     }

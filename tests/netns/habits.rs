@@ -29,7 +29,13 @@ fn a_join_at_a_terminal_says_whom_it_asks_and_waits_visibly(lab: &Lab) -> Result
     // In this order: what is typed is said before anybody answered.
     let mut rest = answer.out.as_str();
     let asked = format!(" at {}:", a.under4());
-    for part in [&format!("asking for subnet {id}: {peer}"), &own, "asked", &asked, "waiting for approval: "] {
+    for part in [
+        &format!("asking for subnet {id}: {peer}"),
+        &format!("your fingerprint  {own}"),
+        "asked",
+        &asked,
+        "waiting for approval: ",
+    ] {
         let Some((_, after)) = rest.split_once(part) else { anyhow::bail!("no {part:?} in its place: {answer}") };
         rest = after;
     }

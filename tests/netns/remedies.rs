@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use crate::everyday::at_terminal;
 use crate::fast;
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, SOON, text, until};
@@ -11,6 +12,7 @@ pub const CASES: &[Case] = &[
     fast!(a_removed_members_workloads_say_that_it_is_no_member),
     fast!(the_same_attachment_asked_for_twice_is_there_already),
     fast!(a_map_is_ok_only_where_something_answers_behind_it),
+    fast!(a_join_by_invite_waits_visibly_at_a_terminal, "script"),
 ];
 
 /// The problems of `status`.
@@ -108,5 +110,26 @@ fn a_map_is_ok_only_where_something_answers_behind_it(lab: &Lab) -> Result<()> {
     let both = a.json(&["map", "add", "lab", "tcp", "8082", "web:81"])?;
     let states: Vec<_> = both["maps"].as_array().into_iter().flatten().map(|m| m["state"].clone()).collect();
     ensure!(states == ["refused", "refused"], "{both}");
+    Ok(())
+}
+
+fn a_join_by_invite_waits_visibly_at_a_terminal(lab: &Lab) -> Result<()> {
+    let (a, b) = (lab.node("a")?, lab.node("b")?);
+    let made = a.json(&["create", "lab"])?;
+    let (id, invite) = (text(&made, "id")?, text(&made, "invite")?);
+    a.terminate()?;
+    let answer = at_terminal(&b, "", &["join", &invite, "--timeout", "4s"])?;
+    ensure!(answer.code == 8 || answer.code == 7, "{answer}");
+    let mut rest = answer.out.as_str();
+    for part in [
+        &format!("joining subnet {id} by invite"),
+        "who issued the invite: 2 s of 4 s",
+        "error:",
+        "byway join INVITE --peer HOST",
+    ] {
+        let Some((_, after)) = rest.split_once(part) else { anyhow::bail!("no {part:?} in its place: {answer}") };
+        rest = after;
+    }
+    ensure!(!answer.out.contains(&invite[..20]), "an invite is a secret: {answer}");
     Ok(())
 }

@@ -105,7 +105,7 @@ fn a_join_that_waits_is_shown_as_pending_with_whom_it_asked_and_what_to_compare(
     let head = "\
 subnet lab  7q3km2wd9xra  pending   you: a
   since       22:12 UTC, for the owner or an admin to approve
-  fingerprint ab12 cd34   (yours: who approves compares it)
+  your fingerprint  ab12 cd34   (who approves compares it)
 ";
     let peer = crate::model::find::peer_prefixes([PeerId([1; 32])]).remove(0);
     assert_eq!(waiting(vec![], false), head);

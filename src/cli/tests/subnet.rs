@@ -94,7 +94,7 @@ subnet lab  7q3km2wd9xra4ce8yn5t0vbz6g  ready
     joined.fingerprint = Some("12345-67890".into());
     assert_eq!(
         render(&Response::Joined(joined), STYLE),
-        "subnet 7q3km2wd9xra4ce8yn5t0vbz6g  pending\n  fingerprint 12345-67890\n"
+        "subnet 7q3km2wd9xra4ce8yn5t0vbz6g  pending\n  your fingerprint  12345-67890   (who approves compares it)\n"
     );
 }
 
