@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 
-pub use error::StoreError;
+pub use error::{StoreError, quoted};
 pub use keys::{IDENTITY_FILE, identity, secret};
 
 use backend::{FileStorage, Health, Image};

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::config::{load, socket_flag};
 use super::value::wrong;
-use super::{Context, Entry, Outcome, log};
+use super::{Context, Entry, Outcome, log, print};
 use crate::api::types::{Done, Error, ErrorKind, Response};
 use crate::config::Value;
 
@@ -100,7 +100,7 @@ pub(super) struct CleanupArgs {
     /// Its state directory
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Remove the traces of every byway daemon on this machine, whoever's they are
+    /// Remove what any byway daemon left on this machine; refused while one runs here
     #[arg(long)]
     all: bool,
 }
@@ -112,5 +112,7 @@ pub(super) fn cleanup(args: CleanupArgs, context: &Context, entry: Entry) -> Res
     }
     let config = load(args.config, flags, context)?;
     let done = (entry.cleanup)(&config, args.all)?;
-    Outcome::of(&Response::Done(done), context.style)
+    // A line for each thing.
+    let text: String = done.message.lines().map(|line| print::clean(line) + "\n").collect();
+    Ok(Outcome { text, ..Outcome::of(&Response::Done(done), context.style)? })
 }

@@ -52,8 +52,8 @@ pub struct Entry {
     pub run: fn(Config) -> anyhow::Result<()>,
     /// Tells whether the daemon could run here: rights, devices, tools.
     pub preflight: fn(&Config) -> Result<(), Error>,
-    /// Removes every trace a dead daemon left on this machine, or with `true` every daemon; refused while one runs on the
-    /// state directory or the socket.
+    /// Removes every trace a dead daemon left on this machine, or with `true` any; refused while one runs on the state
+    /// directory or the socket, or with `true` any here.
     pub cleanup: fn(&Config, bool) -> Result<Done, Error>,
 }
 

@@ -36,12 +36,12 @@ use zeroize::Zeroizing;
 pub use machine::Machine;
 
 use crate::api::server;
-use crate::api::types::{Error, ErrorKind};
+use crate::api::types::{DEFAULT_SOCKET, Done, Error, ErrorKind};
 use crate::config::{Config, DnsMode};
 use crate::datapath::Datapath;
 use crate::dns::{self, Dns};
 use crate::host::nft::Repair;
-use crate::host::{Applied, Failure, Rules, reconcile};
+use crate::host::{Applied, Cleaned, Failure, Rules, reconcile};
 use crate::link::Links;
 use crate::link::direct::Direct;
 use crate::model::build::Here;
@@ -153,7 +153,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     if let Some(path) = &config.swarm_key_file {
         // Ignoring it would run outside the perimeter that was asked for.
         let message = format!("swarm key {}: this version has no private swarms", path.display());
-        return Err(Error::new(ErrorKind::Usage, "E-SWARM", message).hint("byway daemon   (without --swarm-key-file)"));
+        return Err(Error::new(ErrorKind::Usage, "E-SWARM", message).hint("start it without --swarm-key-file"));
     }
     let Loaded { identity, seed, data_secret, state, damage, store } = load(&config)?;
     let instance = instance_of(identity.peer);
@@ -192,7 +192,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     net.limits.memory = usize::try_from(config.limits.memory_mib).unwrap_or(usize::MAX).saturating_mul(1 << 20);
     let (peers, events, driver) = p2p::start(net).map_err(|e| match e {
         p2p::Error::InUse(_) => Error::new(ErrorKind::Conflict, "E-LISTEN-IN-USE", e.to_string())
-            .hint("byway daemon --listen udp/PORT --listen tcp/PORT   (with a free port), or stop the other program"),
+            .hint("ss -lnp      (shows who has the port; --listen udp/PORT --listen tcp/PORT takes another one)"),
         other => Error::new(ErrorKind::Failed, "E-LISTEN", other.to_string()),
     })?;
 
@@ -319,7 +319,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     };
     let _ = tokio::time::timeout(STOP_WITHIN.saturating_sub(Duration::from_millis(500)), drain).await;
     match early {
-        None => nothing_left(left.try_recv().ok()),
+        None => nothing_left(left.try_recv().ok(), &ctx.config),
         Some(Ok((name, result))) => {
             let why = result.err().unwrap_or_else(|| anyhow!("it ended by itself"));
             Err(Error::new(ErrorKind::Failed, "E-TASK", format!("task {name} ended early: {why:#}")))
@@ -329,14 +329,23 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
 }
 
 /// Whether a stop removed everything. `left` is unknown where the host did not end in time.
-fn nothing_left(left: Option<Vec<Failure>>) -> Result<(), Error> {
+fn nothing_left(left: Option<Vec<Failure>>, config: &Config) -> Result<(), Error> {
     let text = match left {
         Some(left) if left.is_empty() => return Ok(()),
         Some(left) => left.iter().map(|f| format!("{}: {}", f.what, f.why)).collect::<Vec<_>>().join("; "),
         None => "the kernel did not let go in time".to_owned(),
     };
     Err(Error::new(ErrorKind::Failed, "E-NOT-REMOVED", format!("stopped, but not everything was removed: {text}"))
-        .hint("byway cleanup"))
+        .hint(clean(config, "")))
+}
+
+/// What cleans up behind the daemon with this configuration.
+fn clean(config: &Config, flag: &str) -> String {
+    let socket = match config.socket.as_path() {
+        path if path == Path::new(DEFAULT_SOCKET) => String::new(),
+        path => format!(" --socket {}", store::quoted(path)),
+    };
+    format!("byway cleanup{flag} --state-dir {}{socket}", store::quoted(&config.state_dir))
 }
 
 /// Eight hex digits of the key: marks this daemon's objects in the kernel.
@@ -358,7 +367,7 @@ fn load(config: &Config) -> Result<Loaded, Error> {
     let on_store = |e: store::StoreError| {
         if e.is_forbidden() {
             return Error::new(ErrorKind::NotPermitted, "E-PERMISSION", e.to_string())
-                .hint("run it as root, or give it directories of its own: --state-dir and --socket");
+                .hint("byway daemon --state-dir DIR --socket PATH      (directories of its own, or run it as root)");
         }
         let kind = if e.is_conflict() { ErrorKind::Conflict } else { ErrorKind::Failed };
         Error::new(kind, e.code(), e.to_string()).hint(e.hint())
@@ -388,28 +397,27 @@ fn addresses(texts: &[String]) -> Result<Vec<p2p::Address>, Error> {
         .collect()
 }
 
-/// `byway cleanup`: removes what a daemon with this state directory left in the kernel after a crash.
+/// `byway cleanup`: removes what a daemon with this state directory left in the kernel after a crash, or with `all` what any
+/// daemon left.
 ///
 /// # Errors
-/// `E-RUNNING` while that daemon lives.
-pub fn cleanup(config: &Config, all: bool) -> Result<Vec<String>, Error> {
+/// `E-RUNNING` while that daemon lives, or with `all` any that has packets to carry here; `E-NOT-REMOVED` names what stays.
+pub fn cleanup(config: &Config, all: bool) -> Result<Done, Error> {
     let failed = |e: anyhow::Error| Error::new(ErrorKind::Failed, "E-CLEANUP", format!("{e:#}"));
+    let running = |message: String, hint: String| Error::new(ErrorKind::Conflict, "E-RUNNING", message).hint(hint);
     if std::os::unix::net::UnixStream::connect(&config.socket).is_ok() {
-        let message =
-            format!("a daemon answers on {}: it would lose what carries its packets", config.socket.display());
-        return Err(Error::new(ErrorKind::Conflict, "E-RUNNING", message)
-            .hint("byway down   (takes every subnet off the wire), or stop the daemon first"));
+        let socket = config.socket.display();
+        let message = format!("a daemon answers on {socket}: it would lose what carries its packets");
+        return Err(running(
+            message,
+            format!("byway down --socket {}      (or stop it first)", store::quoted(&config.socket)),
+        ));
     }
-    match Store::open(&config.state_dir) {
-        Err(e) if e.is_conflict() => {
-            return Err(Error::new(
-                ErrorKind::Conflict,
-                "E-RUNNING",
-                format!("a daemon is running on {}", config.state_dir.display()),
-            )
-            .hint("byway down   (takes every subnet off the wire), or stop the daemon first"));
-        }
-        _ => {}
+    // Held until everything is gone: no daemon starts on the directory meanwhile.
+    let store = Store::open(&config.state_dir);
+    if store.as_ref().is_err_and(store::StoreError::is_conflict) {
+        let dir = config.state_dir.display();
+        return Err(running(format!("a daemon is running on {dir}"), "stop it first".to_owned()));
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -423,11 +431,34 @@ pub fn cleanup(config: &Config, all: bool) -> Result<Vec<String>, Error> {
         Ok(seed) => Some(instance_of(Identity::new(&seed, [0; 32]).peer)),
         Err(error) => {
             let message = format!("nobody can tell which traces are those of {}: {error}", config.state_dir.display());
-            return Err(Error::new(ErrorKind::NotFound, "E-NO-KEY", message)
-                .hint("byway cleanup --all   (removes the traces of every byway daemon on this machine, also of those that run)"));
+            let hint = clean(config, " --all") + "      (removes what any daemon left here, while none runs)";
+            return Err(Error::new(ErrorKind::NotFound, "E-NO-KEY", message).hint(hint));
         }
     };
-    runtime.block_on(crate::host::cleanup(instance.as_deref(), &config.state_dir)).map_err(failed)
+    runtime.block_on(async {
+        let living = crate::host::living(instance.as_deref()).await.map_err(failed)?;
+        if !living.is_empty() {
+            let message = format!("what would be removed is in use: {} runs here", living.join(", and "));
+            return Err(running(message, "stop it first".to_owned()));
+        }
+        cleaned(crate::host::cleanup(instance.as_deref(), &config.state_dir).await.map_err(failed)?, config, all)
+    })
+}
+
+/// One line for each thing that was done.
+fn cleaned(Cleaned { done, left }: Cleaned, config: &Config, all: bool) -> Result<Done, Error> {
+    if left.is_empty() {
+        let message = if done.is_empty() { "nothing was left".to_owned() } else { done.join("\n") };
+        return Ok(Done { message, changed: !done.is_empty() });
+    }
+    let left: Vec<String> = left.iter().map(|f| format!("{}: {}", f.what, f.why)).collect();
+    let done = if done.is_empty() { String::new() } else { format!("; {}", done.join(", ")) };
+    Err(Error::new(
+        ErrorKind::Failed,
+        "E-NOT-REMOVED",
+        format!("not everything was removed: {}{done}", left.join("; ")),
+    )
+    .hint(clean(config, if all { " --all" } else { "" })))
 }
 
 /// Whether this machine lets a daemon work: `byway daemon --check`.

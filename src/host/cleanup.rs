@@ -1,64 +1,105 @@
 //! Removes what a daemon that is gone left behind.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::kept::Kept;
 use super::netlink::{LinkInfo, Netlink};
-use super::{firewall, netns, nft, resolver, sysctl};
-use crate::model::host::{Change, Place, TABLE, host_mac};
+use super::{failure, firewall, netns, nft, resolver, sysctl};
+use crate::model::host::{Change, Failure, Place, TABLE, host_mac};
+
+/// What `cleanup` came to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Cleaned {
+    /// What it did, in words; a second time, nothing.
+    pub done: Vec<String>,
+    /// What it could not do.
+    pub left: Vec<Failure>,
+}
+
+impl Cleaned {
+    fn note(&mut self, change: &Change, result: anyhow::Result<()>) {
+        match result {
+            Ok(()) => self.done.push(past(change)),
+            Err(error) => self.left.push(failure(change, format!("{error:#}"))),
+        }
+    }
+}
+
+/// A change that was made.
+fn past(change: &Change) -> String {
+    match change {
+        Change::DeleteLink { name, .. } => format!("removed link {name}"),
+        Change::DelRoute { route, .. } => format!("removed route {route}"),
+        Change::DelRule { place: Place::Host, rule } => format!("removed rule {rule}"),
+        Change::DelRule { place: Place::Netns(netns), rule } => {
+            format!("removed rule {rule} in {}", netns.path.display())
+        }
+        Change::RestoreSysctl { key } => format!("put sysctl {key} back"),
+        Change::RestoreResolver { path } => format!("put {} back", path.display()),
+        other => format!("done: {other}"),
+    }
+}
 
 /// Removes every trace of one daemon, or of all on this machine: links, routes, rules, nftables tables, its
 /// rules in the firewalls of others; puts sysctls and
-/// resolver files back. Returns what it removed, in words; a second time, nothing.
+/// resolver files back.
 ///
 /// Only for when the daemon does not run: it would put everything back.
 ///
 /// # Errors
-/// When netlink cannot be used; single objects that stay are named in what is returned.
-pub async fn cleanup(instance: Option<&str>, state_dir: &Path) -> anyhow::Result<Vec<String>> {
-    let mut done = Vec::new();
+/// When netlink cannot be used.
+pub async fn cleanup(instance: Option<&str>, state_dir: &Path) -> anyhow::Result<Cleaned> {
+    let mut cleaned = Cleaned::default();
     let netlink = Netlink::open()?;
     for link in netlink.links().await?.into_values().filter(|link| left_behind(instance, link)) {
         let change = Change::DeleteLink { link: link.name.clone(), name: link.name };
-        note(&mut done, &change, netlink.apply(&change).await);
+        cleaned.note(&change, netlink.apply(&change).await);
     }
-    routes_and_rules(&netlink, instance, &mut done).await?;
+    routes_and_rules(&netlink, instance, &mut cleaned).await?;
     let mut kept = Kept::open(state_dir);
     for key in kept.sysctls().keys().cloned().collect::<Vec<_>>() {
         let result = sysctl::restore(&mut kept, &key);
-        note(&mut done, &Change::RestoreSysctl { key }, result);
+        cleaned.note(&Change::RestoreSysctl { key }, result);
     }
-    done.extend(firewall::cleanup(instance, state_dir).await);
+    let (done, left) = firewall::cleanup(instance, state_dir).await;
+    cleaned.done.extend(done);
+    cleaned.left.extend(left);
     // The bar falls after its link has stopped forwarding.
     match nft::cleanup(instance).await {
-        Ok(tables) => done.extend(tables),
-        Err(error) => done.push(format!("delete nftables tables: {error}")),
+        Ok(tables) => cleaned.done.extend(tables.iter().map(|table| format!("removed nftables table inet {table}"))),
+        Err(error) => cleaned.left.push(failure("remove nftables tables", error)),
     }
     for path in kept.resolvers().keys().cloned().collect::<Vec<_>>() {
         let result = resolver::restore(&mut kept, &path);
-        note(&mut done, &Change::RestoreResolver { path }, result);
+        cleaned.note(&Change::RestoreResolver { path }, result);
     }
-    for (netns, rule) in kept.rules().clone() {
-        let change = Change::DelRule { place: Place::Netns(netns.clone()), rule };
-        let text = change.to_string();
-        match netns::exists(&netns) {
-            Ok(true) => {
-                let failures = netns::apply(&netns, None, vec![change]).await;
-                done.push(failures.first().map_or(text, |f| format!("{}: {}", f.what, f.why)));
-            }
-            Ok(false) => {}
-            Err(error) => done.push(format!("{text}: {error}")),
-        }
-    }
-    kept.set_rules(Default::default())?;
-    Ok(done)
+    inner_rules(&mut kept, &mut cleaned).await?;
+    Ok(cleaned)
 }
 
-fn note(done: &mut Vec<String>, change: &Change, result: anyhow::Result<()>) {
-    done.push(match result {
-        Ok(()) => change.to_string(),
-        Err(error) => format!("{change}: {error:#}"),
-    });
+/// Rules in namespaces of workloads. Those that stay are remembered.
+async fn inner_rules(kept: &mut Kept, cleaned: &mut Cleaned) -> anyhow::Result<()> {
+    let mut stay = BTreeSet::new();
+    for (netns, rule) in kept.rules().clone() {
+        let change = Change::DelRule { place: Place::Netns(netns.clone()), rule: rule.clone() };
+        let text = past(&change);
+        match netns::exists(&netns) {
+            Ok(true) => match netns::apply(&netns, None, vec![change]).await {
+                none if none.is_empty() => cleaned.done.push(text),
+                failures => {
+                    cleaned.left.extend(failures);
+                    stay.insert((netns, rule));
+                }
+            },
+            Ok(false) => {}
+            Err(error) => {
+                cleaned.left.push(failure(change, error));
+                stay.insert((netns, rule));
+            }
+        }
+    }
+    kept.set_rules(stay)
 }
 
 /// By its alias, or by the hardware address pairs are made with, which a kill may have left without one.
@@ -76,18 +117,18 @@ fn left_behind(instance: Option<&str>, link: &LinkInfo) -> bool {
 }
 
 /// Routes went with their links; where every daemon's traces go, so do those without. The rules go with the last route.
-async fn routes_and_rules(netlink: &Netlink, instance: Option<&str>, done: &mut Vec<String>) -> anyhow::Result<()> {
+async fn routes_and_rules(netlink: &Netlink, instance: Option<&str>, cleaned: &mut Cleaned) -> anyhow::Result<()> {
     let (mut routes, rules) = netlink.leftovers().await?;
     if instance.is_none() {
         for route in routes.drain(..) {
             let change = Change::DelRoute { place: Place::Host, route };
-            note(done, &change, netlink.apply(&change).await);
+            cleaned.note(&change, netlink.apply(&change).await);
         }
     }
     if routes.is_empty() {
         for rule in rules.into_iter().filter(|rule| rule.table == TABLE && rule.source.is_none()) {
             let change = Change::DelRule { place: Place::Host, rule };
-            note(done, &change, netlink.apply(&change).await);
+            cleaned.note(&change, netlink.apply(&change).await);
         }
     }
     Ok(())

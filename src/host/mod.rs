@@ -16,6 +16,7 @@ mod kept;
 mod linux;
 pub mod listening;
 pub mod memory;
+mod living;
 mod netconf;
 pub mod netlink;
 pub mod netns;
@@ -34,9 +35,10 @@ mod within;
 use std::future::Future;
 use std::sync::Arc;
 
-pub use cleanup::cleanup;
+pub use cleanup::{Cleaned, cleanup};
 pub use linux::{LinuxHost, Rules};
 pub use netlink::{foreign_links, gateways, used_prefixes};
+pub use living::living;
 pub use preflight::preflight;
 
 pub use crate::model::host::{Applied, Failure};

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::memory::MemoryHost;
 use super::nft::Repair;
-use super::{Applied, Failure, Host, LinuxHost, TunControl, cleanup, netns, reconcile, used_prefixes};
+use super::{Applied, Cleaned, Failure, Host, LinuxHost, TunControl, cleanup, netns, reconcile, used_prefixes};
 use crate::model::host::neighbour::Integrate;
 use crate::model::host::{
     HostConfig, HostPolicy, MapConfig, NetnsRef, Place, Proto, ResolvConf, TunConfig, WorkloadConfig, plan,
@@ -506,11 +506,14 @@ fn cleanup_removes_what_a_kill_left() {
         let mut host = linux(&state);
         reach(&mut host, &desired).await;
         drop(host);
-        let done = cleanup(Some(INSTANCE), state.path()).await.unwrap();
-        assert!(done.iter().any(|what| what.contains("bwv0000000b")), "{done:?}");
+        let cleaned = cleanup(Some(INSTANCE), state.path()).await.unwrap();
+        let done = cleaned.done;
+        assert!(cleaned.left.is_empty() && done.contains(&"removed link bwv0000000b".to_owned()), "{done:?}");
+        let past = |what: &String| ["removed ", "put "].iter().any(|word| what.starts_with(word));
+        assert!(done.iter().all(past) && !done.iter().any(|what| what.contains("remove ")), "{done:?}");
         assert_eq!(picture(), before);
         assert!(!ip(&format!("-n {} rule show", named.0)).contains("4110"));
-        assert_eq!(cleanup(Some(INSTANCE), state.path()).await.unwrap(), Vec::<String>::new());
+        assert_eq!(cleanup(Some(INSTANCE), state.path()).await.unwrap(), Cleaned::default());
     });
 }
 

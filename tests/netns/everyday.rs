@@ -167,9 +167,18 @@ fn cleanup_takes_only_what_bears_its_mark(lab: &Lab) -> Result<()> {
     std::fs::copy(lab.node("b")?.state().join("identity.key"), other.join("identity.key"))?;
     let said = a.ok(&["--socket", &socket, "cleanup", "--state-dir", &other.to_string_lossy()])?;
     ensure!(said.contains("nothing was left"), "{said}");
+    // Nor what a daemon lives by that answers on another socket, whatever is asked for.
+    let named = a.fails(6, "E-RUNNING", &["--socket", &socket, "cleanup", "--all", "--state-dir", &empty])?;
+    ensure!(named.err.contains(&format!("process {}", a.pid()?)) && named.err.contains("bw-lab"), "{named}");
+    let key = a.dir().join("key");
+    std::fs::create_dir(&key)?;
+    std::fs::copy(a.state().join("identity.key"), key.join("identity.key"))?;
+    a.fails(6, "E-RUNNING", &["--socket", &socket, "cleanup", "--state-dir", &key.to_string_lossy()])?;
     before.assert_same(&crate::lab::snapshot::of(a.ns())?, "the daemon that lives")?;
     a.kill9()?;
-    a.ok(&["cleanup", "--all", "--state-dir", &empty])?;
+    let said = a.ok(&["cleanup", "--all", "--state-dir", &empty])?;
+    let past = |line: &str| line.starts_with("removed ") || line.starts_with("put ");
+    ensure!(said.lines().all(past) && !said.contains("remove "), "each line says what was done: {said}");
     a.assert_clean()
 }
 

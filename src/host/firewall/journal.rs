@@ -58,10 +58,10 @@ impl Journal {
         &self.data.ufw
     }
 
-    /// What is owed to firewalld and ufw, in words.
+    /// What is owed to firewalld and ufw, in the words of when it is done.
     pub(super) fn words(&self) -> Vec<String> {
-        let zones = self.data.zones.iter().map(|(link, zone)| format!("take {link} out of firewalld's zone {zone}"));
-        zones.chain(self.data.ufw.iter().map(|link| format!("delete ufw's rules for {link}"))).collect()
+        let zones = self.data.zones.iter().map(|(link, zone)| format!("took {link} out of firewalld's zone {zone}"));
+        zones.chain(self.data.ufw.iter().map(|link| format!("removed ufw's rules for {link}"))).collect()
     }
 
     /// Changes the record, durably.

@@ -96,21 +96,23 @@ impl Firewalls {
     }
 }
 
-/// Removes what a daemon that is gone left in the firewalls of others; of every daemon where `instance` is none.
-pub(super) async fn cleanup(instance: Option<&str>, state_dir: &Path) -> Vec<String> {
+/// Removes what a daemon that is gone left in the firewalls of others; of every daemon where `instance` is none. What was
+/// removed, in words, and what was not.
+pub(super) async fn cleanup(instance: Option<&str>, state_dir: &Path) -> (Vec<String>, Vec<Failure>) {
     let own = Arc::new(OwnRuns::default());
     let chains = chains::list(&own).await.unwrap_or_default();
-    let mut done = tables::cleanup(instance, &chains, &own).await;
+    let (mut done, mut failures) = tables::cleanup(instance, &chains, &own).await;
     let mut firewalls = Firewalls::new(instance.unwrap_or_default(), Integrate::NONE, state_dir, own);
     let nothing = BTreeSet::new();
-    done.extend(firewalls.journal.words());
-    let mut failures = firewalld::follow(&mut firewalls, &chains, &nothing).await;
+    let owed = firewalls.journal.words();
+    failures.extend(firewalld::follow(&mut firewalls, &chains, &nothing).await);
     failures.extend(ufw::follow(&mut firewalls, &chains, &nothing).await);
-    done.extend(failures.into_iter().map(|f| format!("{}: {}", f.what, f.why)));
+    let left = firewalls.journal.words();
+    done.extend(owed.into_iter().filter(|words| !left.contains(words)));
     if let Err(error) = firewalls.journal.change(|data| data.docker.clear()) {
-        done.push(format!("{error:#}"));
+        failures.push(failure("forget the rules in other firewalls", format!("{error:#}")));
     }
-    done
+    (done, failures)
 }
 
 /// Looks after our share and tells who stops our packets.

@@ -114,21 +114,21 @@ pub(super) async fn follow(firewalls: &mut Firewalls, chains: &[Chain], links: &
     failures
 }
 
-/// Removes the rules of one daemon, or of all. Returns what it removed, in words.
-pub(super) async fn cleanup(instance: Option<&str>, chains: &[Chain], own: &OwnRuns) -> Vec<String> {
-    let mut done = Vec::new();
+/// Removes the rules of one daemon, or of all. Returns what it removed, in words, and what it could not remove.
+pub(super) async fn cleanup(instance: Option<&str>, chains: &[Chain], own: &OwnRuns) -> (Vec<String>, Vec<Failure>) {
+    let (mut done, mut failures) = (Vec::new(), Vec::new());
     for place in places(chains) {
         let Some(listed) = place.list(DOCKER_USER, own).await else { continue };
         let marks: BTreeSet<&str> =
             listed.split_whitespace().filter_map(|word| word.trim_matches('"').strip_prefix("byway:")).collect();
         for mark in marks.into_iter().filter(|mark| instance.is_none_or(|instance| instance == *mark)) {
             let Some(changes) = chain_changes(mark, DOCKER_USER, &BTreeSet::new(), &listed) else { continue };
-            let text = format!("delete rules in {DOCKER_USER} of {}", place.program);
-            done.push(match place.restore(&changes, own).await {
-                Ok(()) => text,
-                Err(why) => format!("{text}: {why}"),
-            });
+            let rules = format!("rules in {DOCKER_USER} of {}", place.program);
+            match place.restore(&changes, own).await {
+                Ok(()) => done.push(format!("removed {rules}")),
+                Err(why) => failures.push(failure(format!("remove {rules}"), why)),
+            }
         }
     }
-    done
+    (done, failures)
 }
