@@ -119,7 +119,7 @@ fn json_errors_are_one_object_on_stdout() {
         (
             vec!["status", "--json", "--socket", "/nowhere/byway.sock"],
             3,
-            "{\"error\":{\"code\":\"E-DAEMON\",\"hint\":\"byway daemon --socket /nowhere/byway.sock\",\"message\":\"no \
+            "{\"error\":{\"code\":\"E-DAEMON\",\"hint\":\"byway daemon --socket /nowhere/byway.sock --state-dir DIR\",\"message\":\"no \
              daemon answers on /nowhere/byway.sock: there is no such socket\"}}\n",
         ),
     ] {
@@ -134,7 +134,7 @@ fn no_daemon_is_exit_3() {
     assert_eq!(
         stderr,
         "error: no daemon answers on /nowhere/byway.sock: there is no such socket (E-DAEMON)\n  try:  byway daemon \
-         --socket /nowhere/byway.sock\n"
+         --socket /nowhere/byway.sock --state-dir DIR\n"
     );
 }
 
@@ -395,4 +395,44 @@ fn a_stranger_is_not_permitted() {
     assert_eq!(asked(0), (Some(0), String::new()));
     stop.cancel();
     serving.join().unwrap().unwrap();
+}
+
+/// Every text behind these words in the sources, as it is written there.
+fn texts(words: &str) -> Vec<String> {
+    fn collect(dir: &std::path::Path, words: &str, found: &mut Vec<String>) {
+        for entry in std::fs::read_dir(dir).unwrap().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                collect(&path, words, found);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let tests = text.find("#[cfg(test)]").unwrap_or(text.len());
+                for part in text[..tests].split(words).skip(1) {
+                    let part = part.strip_prefix("format!(").unwrap_or(part).trim_start();
+                    found.extend(part.strip_prefix('"').and_then(|rest| rest.split('"').next()).map(ToOwned::to_owned));
+                }
+            }
+        }
+    }
+    let mut found = Vec::new();
+    collect(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), words, &mut found);
+    found
+}
+
+#[test]
+fn a_remark_stands_apart_from_the_command_that_is_proposed() {
+    let all = texts(".hint(");
+    assert!(all.len() > 40, "{}", all.len());
+    for hint in all {
+        let (command, remark) = hint.split_once("      (").unwrap_or((&hint, ")"));
+        let plain = !command.contains(['(', ')', '…']) && command.trim() == command && !command.contains("   ");
+        let one = remark.ends_with(')') && remark.matches(['(', ')']).count() == 1;
+        assert!(plain && one, "{hint:?}: a command, six spaces, one remark in parentheses");
+    }
+    // `status` puts the remedy of a problem into parentheses: it has none of its own.
+    let all = texts("help: ");
+    assert!(all.len() > 10, "{}", all.len());
+    for help in all {
+        assert!(!help.contains(['(', ')', '…']), "{help:?}");
+    }
 }

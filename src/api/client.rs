@@ -95,7 +95,8 @@ impl Client {
         match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 let hint = if self.socket != Path::new(DEFAULT_SOCKET) {
-                    format!("byway daemon --socket {socket}")
+                    // Without a directory of its own it would take the one that another daemon may have.
+                    format!("byway daemon --socket {socket} --state-dir DIR")
                 } else if Path::new("/run/systemd/system").exists() {
                     "systemctl start byway".to_owned()
                 } else {
@@ -120,7 +121,7 @@ impl Client {
 
 fn not_permitted(message: String) -> Error {
     Error::new(ErrorKind::NotPermitted, "E-PERMISSION", message)
-        .hint("run it as root, or as a member of group byway (to change things, byway-admin too)")
+        .hint("usermod -aG byway,byway-admin USER      (or run it as root; byway alone may only look)")
 }
 
 fn reason(error: &io::Error) -> &'static str {

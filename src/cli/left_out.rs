@@ -96,7 +96,7 @@ pub(super) fn parse(args: &[OsString]) -> Result<Cli, Refused> {
     if typed.is_ok() && named(args).is_some_and(|text| is_here(&subnets, &text)) {
         return typed;
     }
-    match (one(&subnets, &format!("byway {} SUBNET …", place.verb)), typed) {
+    match (one(&subnets, &format!("byway {} SUBNET", place.verb)), typed) {
         (Ok(id), _) => usage::parse(&with(args, place.at, &id)).map_err(Refused::Parser),
         (Err(_), Ok(typed)) => Ok(typed),
         (Err(error), Err(_)) => Err(Refused::Own(error)),

@@ -276,7 +276,9 @@ fn dispatch(verb: Verb, context: &Context, entry: Entry) -> Result<Outcome, Erro
         }
         Verb::Up(args) => Request::Up { subnet: args.subnet },
         Verb::Down(args) => Request::Down { subnet: args.subnet },
-        Verb::Attach(verb) => verb.request(|| blocking(left_out::only(context, "byway attach … --subnet SUBNET")))?,
+        Verb::Attach(verb) => verb.request(|| {
+            blocking(left_out::only(context, "byway subnet ls      (then the same with --subnet SUBNET)"))
+        })?,
         Verb::Detach(args) => Request::Detach { workload: args.workload, subnet: args.subnet },
         Verb::Workload(verb) => verb.request(),
         Verb::Dns(verb) => verb.request(),

@@ -13,7 +13,7 @@ use crate::api::types::{Cidr, Error, ErrorKind, Role};
 use crate::config::multiaddr;
 use crate::model::host::HostPolicy;
 use crate::model::id::{Name, PeerId, SubnetId};
-use crate::model::join::unwrapped;
+use crate::model::join::{NEW_INVITE, unwrapped};
 use crate::model::zone::{MAX_NAME, MAX_SET, MAX_TTL, RecordData};
 
 /// A value that was checked, or why it was not taken.
@@ -209,7 +209,7 @@ pub fn join_target(text: &str) -> Checked<String> {
             Ok(text)
         } else {
             let message = "this is no invite: it was cut or mistyped, or something stands beside it";
-            Err(Error::new(ErrorKind::Refused, "E-INVITE-MALFORMED", message))
+            Err(Error::new(ErrorKind::Refused, "E-INVITE-MALFORMED", message).hint(NEW_INVITE))
         };
     }
     if text.is_empty() {

@@ -48,7 +48,7 @@ pub(crate) async fn find(
             if (still.pid, &still.id) != (found.pid, &found.id) {
                 let message = format!("container {} was started anew while it was attached", found.name);
                 return Err(Error::new(ErrorKind::Failed, "E-DOCKER", message)
-                    .hint(format!("byway attach docker {}   (once more)", found.name)));
+                    .hint(format!("byway attach docker {}      (once more)", found.name)));
             }
             let shared = found.network_mode.strip_prefix("container:").unwrap_or(&found.id);
             let own = |path: &PathBuf| resolver::is_engines_own(path, &[&found.id, shared], found.pid);

@@ -74,7 +74,7 @@ pub(crate) fn bind(listen: &mut Vec<Address>) -> Result<Option<Port>, Error> {
     }
     Port::bind(&addresses, &Options::default()).map(Some).map_err(|e| match e.kind() {
         io::ErrorKind::AddrInUse => Error::new(ErrorKind::Conflict, "E-LISTEN-IN-USE", e.to_string())
-            .hint("byway daemon --listen udp/PORT --listen tcp/PORT   (with a free port), or stop the other program"),
+            .hint("ss -lnp      (shows who has the port; --listen udp/PORT --listen tcp/PORT takes another one)"),
         _ => Error::new(ErrorKind::Failed, "E-LISTEN", e.to_string()),
     })
 }

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use super::Context;
 use crate::api::types::{Error, ErrorKind};
 use crate::model::id::{PeerId, SubnetId};
-use crate::model::join::lookup;
+use crate::model::join::{NEW_INVITE, lookup};
 use crate::model::local::PendingJoin;
 use crate::model::policy::{Around, Need};
 use crate::model::record::Genesis;
@@ -208,9 +208,15 @@ async fn ask_until_decided(
                 };
                 let hint = match code.as_str() {
                     // The invite is as good as before.
-                    "E-INVITE-RATE" => "the same again in a minute",
-                    code if code.starts_with("E-INVITE") => "ask for a new one: byway invite create SUBNET",
-                    _ => "",
+                    "E-INVITE-RATE" => format!("byway join {}      (again in a minute)", typed(&join)),
+                    code if code.starts_with("E-INVITE") => NEW_INVITE.to_owned(),
+                    // By its ID alone a request waits for who may let it in again.
+                    "E-REMOVED" => format!("byway join {subnet}      (asks for approval)"),
+                    "E-NAME-TAKEN" => format!("byway join {} --name OTHER", typed(&join)),
+                    "E-NOT-IN-PART" | "E-ADDRESS-TAKEN" | "E-ADDRESS-OUTSIDE" => {
+                        format!("byway join {}      (without --ip)", typed(&join))
+                    }
+                    _ => String::new(),
                 };
                 end(&ctx, subnet, &progress, Error::new(kind, &code, message).hint(hint)).await;
                 return;
@@ -220,7 +226,8 @@ async fn ask_until_decided(
                     ErrorKind::Refused,
                     "E-ENDED",
                     format!("subnet {subnet} has ended, or has removed this peer"),
-                );
+                )
+                .hint(format!("byway join {subnet}      (asks for approval, where it has not ended)"));
                 end(&ctx, subnet, &progress, error).await;
                 return;
             }
@@ -328,6 +335,11 @@ async fn decline(ctx: &Context, join: &PendingJoin, goodbye: Option<Signed>) {
     if tokio::time::timeout(PATIENCE, told).await.is_err() {
         tracing::warn!(subnet = %join.subnet, "nobody took back the membership; its grant runs out by itself");
     }
+}
+
+/// What a person has typed for it: an invite is not repeated.
+pub(super) fn typed(join: &PendingJoin) -> String {
+    if join.invite.is_some() { "INVITE".to_owned() } else { join.subnet.to_string() }
 }
 
 async fn end(ctx: &Context, subnet: SubnetId, progress: &watch::Sender<Progress>, error: Error) {

@@ -32,7 +32,7 @@ pub(super) fn problems(core: &Core, now: u64, state_dir: &Path) -> Vec<Problem> 
             severity: "error".into(),
             message: format!("{who}: at {places}; packets for either get lost"),
             help: format!(
-                "{on}: stop byway, move its state directory ({}) away, start byway, and join again: it makes an identity of its own",
+                "{on}: stop byway, move its state directory {} away, start byway, and join again: it makes an identity of its own",
                 state_dir.display()
             ),
         });

@@ -161,7 +161,7 @@ impl Machine {
             (Machine::Bare, _) => {
                 let message = "this daemon runs without a TUN (--relay-only): it cannot belong to a subnet";
                 Err(Error::new(ErrorKind::Conflict, "E-RELAY-ONLY", message)
-                    .hint("byway daemon   (without --relay-only)"))
+                    .hint("start the daemon without --relay-only"))
             }
             (Machine::Kernel, Some((what, message, hint))) => {
                 let (kind, code) = match what {

@@ -208,7 +208,7 @@ fn unanswered(info: &PeerStatus, session: Option<&DirectStatus>, now: u64) -> Op
         code: "E-UDP-UNANSWERED".into(),
         severity: "warning".into(),
         message: format!("{} answers no datagram: its packets go over TCP, which is slower", info.name),
-        help: format!("let the UDP port of byway (4100 unless configured) through to this machine or to {}", info.name),
+        help: format!("let byway's UDP port, 4100 unless configured, through to this machine or to {}", info.name),
     })
 }
 
@@ -218,10 +218,10 @@ fn forked(subnet: &Name) -> Problem {
         code: "E-OWNER-FORKED".into(),
         severity: "warning".into(),
         message: format!(
-            "the owner of {subnet} signed two decisions with one number: it was restored from a backup, or runs twice"
+            "the owner of {subnet} signed two decisions with one number: it was restored from a backup, or runs twice; \
+             let it run once, and look whether the admins are as they should be"
         ),
-        help: "on the owner: look whether the admins are as they should be (byway member ls), and let it run once"
-            .into(),
+        help: format!("on the owner: byway member ls {subnet}"),
     }
 }
 
@@ -348,7 +348,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
         code: "E-STATE-DAMAGED".into(),
         severity: "warning".into(),
         message: format!("{} was left out of the saved state: {}", d.what, d.why),
-        help: "it is fetched from the other members when one is connected".into(),
+        help: "nothing has to be done: it is fetched from the other members when one is connected".into(),
     }));
     problems.extend(asking.into_iter().map(|(subnet, names)| {
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
@@ -411,7 +411,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
         status.drops.insert("host-closed".to_owned(), dropped.closed.get(&status.id).copied().unwrap_or(0));
         match part.ended {
             true => problems.push(ended(&status.name)),
-            false => problems.extend(expiry(&status.name.to_string(), grant, unix_now())),
+            false => problems.extend(expiry((&status.name, status.id), grant, unix_now())),
         }
         subnets.push(status);
     }
@@ -496,7 +496,7 @@ fn blocked(ctx: &Context) -> Vec<Problem> {
 }
 
 /// A grant (from, until) that ends soon is warned of 30, 7 and 1 days before.
-fn expiry(subnet: &str, grant: Option<(u64, u64)>, now: u64) -> Option<Problem> {
+fn expiry((subnet, id): (&Name, SubnetId), grant: Option<(u64, u64)>, now: u64) -> Option<Problem> {
     let problem = |severity: &str, message: String, help: String| {
         Some(Problem { code: "E-GRANT-EXPIRES".into(), severity: severity.into(), message, help })
     };
@@ -507,7 +507,7 @@ fn expiry(subnet: &str, grant: Option<(u64, u64)>, now: u64) -> Option<Problem> 
             message: format!(
                 "this node is no member of subnet {subnet} any more: removed, expired, or its addresses went to another"
             ),
-            help: format!("byway leave {subnet}   (or ask the owner to admit it again, then byway join)"),
+            help: format!("byway leave {subnet}; or ask its owner to admit this node again: byway join {id}"),
         });
     };
     let left = until.saturating_sub(now);
@@ -638,7 +638,9 @@ mod tests {
     #[test]
     fn a_grant_that_ends_is_told_in_three_steps() {
         const DAY: u64 = 86_400;
-        let at = |left: u64| expiry("lab", Some((1000, 1000 + 90 * DAY)), 1000 + 90 * DAY - left);
+        let lab = Name::from_host("lab");
+        let subnet = (&lab, SubnetId([1; 16]));
+        let at = |left: u64| expiry(subnet, Some((1000, 1000 + 90 * DAY)), 1000 + 90 * DAY - left);
         let severity = |left| at(left).map(|p| p.severity);
         assert_eq!(severity(60 * DAY), None);
         assert_eq!(severity(30 * DAY), None);
@@ -647,6 +649,6 @@ mod tests {
         assert_eq!(severity(DAY - 1).as_deref(), Some("error"));
         assert!(at(3 * DAY).is_some_and(|p| p.code == "E-GRANT-EXPIRES" && p.message.ends_with("in 3 days")));
         assert!(at(7300).is_some_and(|p| p.message.ends_with("in 2 hours")));
-        assert!(expiry("lab", None, 0).is_some_and(|p| p.code == "E-NOT-MEMBER" && p.severity == "error"));
+        assert!(expiry(subnet, None, 0).is_some_and(|p| p.code == "E-NOT-MEMBER" && p.severity == "error"));
     }
 }

@@ -13,7 +13,7 @@ pub fn preflight() -> Vec<(&'static str, String, String)> {
         let hint = if tun.exists() {
             "run as root, or in a container with --device /dev/net/tun"
         } else {
-            "load it with `modprobe tun`, or give the container --device /dev/net/tun"
+            "modprobe tun; in a container: --device /dev/net/tun"
         };
         missing.push(("no-tun-device", format!("cannot open /dev/net/tun: {error}"), hint.to_owned()));
     }

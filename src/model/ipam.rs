@@ -214,7 +214,7 @@ impl Pools {
                         "E-POOL-FULL",
                         format!("no free block among the {} of the pool", self.blocks()),
                     )
-                    .hint("byway create NAME --cidr4 CIDR --block4 LEN   (a larger pool or smaller blocks)")
+                    .hint("byway create NAME --cidr4 CIDR --block4 LEN      (a larger pool or smaller blocks)")
                 });
         };
         let taken_error =
@@ -284,7 +284,7 @@ pub fn free_addresses(
     for &address in wanted {
         if !leases.iter().any(|l| l.contains(&address)) || !pools.usable(address) {
             return Err(Error::new(Kind::Conflict, "E-NOT-LEASED", format!("{address} is not leased to this node"))
-                .hint("byway lease add SUBNET PREFIX   (on the owner or an admin)"));
+                .hint("byway lease add SUBNET PREFIX      (on the owner or an admin)"));
         }
         if used.contains(&address) {
             return Err(Error::new(Kind::Conflict, "E-ADDRESS-TAKEN", format!("{address} is in use")));
@@ -316,7 +316,7 @@ pub fn free_addresses(
     }
     if found.is_empty() {
         return Err(Error::new(Kind::Conflict, "E-BLOCK-FULL", "this node's leases have no free address")
-            .hint("byway lease add SUBNET PREFIX   (on the owner or an admin)"));
+            .hint("byway lease add SUBNET PREFIX      (on the owner or an admin)"));
     }
     Ok(found)
 }

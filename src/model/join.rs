@@ -12,6 +12,9 @@ use super::error::{Error, Kind, Result};
 use super::id::{Name, PeerId, SubnetId};
 use super::record::{Role, Term, decode, encode};
 
+/// How an invite comes about that takes the place of one that is of no use.
+pub const NEW_INVITE: &str = "byway invite create SUBNET      (where its owner or an admin is)";
+
 /// What an invite text begins with.
 pub const INVITE_PREFIX: &str = "byway1";
 /// Longest invite text read.
@@ -78,8 +81,8 @@ impl Invite {
     /// `E-INVITE-MALFORMED` (it was cut or mistyped).
     pub fn parse(text: &str) -> Result<Invite> {
         let malformed = || {
-            Error::new(Kind::Refused, "E-INVITE-MALFORMED", "this is no invite: it was cut or mistyped")
-                .hint("ask for a new one: byway invite create SUBNET")
+            let message = "this is no whole invite: it was cut or mistyped; copy it again, or have a new one made";
+            Error::new(Kind::Refused, "E-INVITE-MALFORMED", message).hint(NEW_INVITE)
         };
         let text = unwrapped(text);
         let body = text.strip_prefix(INVITE_PREFIX).filter(|b| b.len() <= MAX_INVITE).ok_or_else(malformed)?;
@@ -140,8 +143,7 @@ impl Issued {
     /// `E-INVITE-REVOKED`, `E-INVITE-EXPIRED`, `E-INVITE-USED`.
     pub fn admits(&self, joiner: PeerId, now: u64) -> Result<()> {
         let refuse = |code, why: &str| {
-            Err(Error::new(Kind::Refused, code, format!("invite {} {why}", self.id()))
-                .hint("ask for a new one: byway invite create SUBNET"))
+            Err(Error::new(Kind::Refused, code, format!("invite {} {why}", self.id())).hint(NEW_INVITE))
         };
         let used_up = self.used.len() >= self.uses as usize;
         match () {

@@ -99,7 +99,7 @@ impl Subnet {
     fn not_admin(&self) -> Error {
         let message = format!("only the owner or an admin of subnet {} may do this", self.name());
         Error::new(Kind::NotPermitted, "E-NOT-ADMIN", message)
-            .hint(format!("byway member role {} MEMBER admin   (on the owner)", self.name()))
+            .hint(format!("byway member role {} MEMBER admin      (on the owner)", self.name()))
     }
 
     /// The owner as people know it.
@@ -172,15 +172,14 @@ impl Subnet {
             let message = format!(
                 "the grant of {who} begins in {off} s by this machine's clock: it is behind, or that of who granted is ahead"
             );
-            Error::new(Kind::Failed, "E-CLOCK", message)
-                .hint("set the clock (timedatectl set-ntp true), then try again")
+            Error::new(Kind::Failed, "E-CLOCK", message).hint("timedatectl set-ntp true      (then the same again)")
         } else {
             let past = now.saturating_sub(grant.not_after);
-            let message = format!("{who} is no member of {} any more: its grant ended {past} s ago", self.name());
-            Error::new(Kind::NotFound, "E-NO-MEMBER", message).hint(format!(
-                "byway member ls {}; where that cannot be, this machine's clock is ahead (timedatectl set-ntp true)",
+            let message = format!(
+                "{who} is no member of {} any more: its grant ended {past} s ago, unless this machine's clock is ahead",
                 self.name()
-            ))
+            );
+            Error::new(Kind::NotFound, "E-NO-MEMBER", message).hint(format!("byway member ls {}", self.name()))
         })
     }
 
@@ -247,7 +246,7 @@ impl Subnet {
                 "this admin's part of the pool is full; the owner {} allots more when it is online",
                 self.owner_name(resolved)
             );
-            Error::new(Kind::Conflict, "E-POOL-FULL", message).hint("byway lease ls SUBNET")
+            Error::new(Kind::Conflict, "E-POOL-FULL", message).hint(format!("byway lease ls {}", self.name()))
         })
     }
 
@@ -324,7 +323,12 @@ impl Subnet {
             Some(Out { by, .. }) if *by != me.peer && me.peer != owner => {
                 let name = resolved.members.get(by).map_or_else(|| by.to_string(), |m| m.name.to_string());
                 let message = format!("{name} removed this peer: only {name} or the owner may let it in again");
-                Err(Error::new(Kind::NotPermitted, "E-REMOVED", message))
+                let hint = format!(
+                    "byway member approve {} {}      (on {name}, or on the owner)",
+                    self.name(),
+                    joiner.short()
+                );
+                Err(Error::new(Kind::NotPermitted, "E-REMOVED", message).hint(hint))
             }
             _ => Ok(()),
         }
@@ -369,7 +373,7 @@ impl Subnet {
         self.require_admin(me, &resolved)?;
         if member == self.records.genesis.owner {
             return Err(Error::new(Kind::Conflict, "E-OWNER-STAYS", "the owner cannot be removed")
-                .hint(format!("byway destroy {}   (ends the subnet for everyone)", self.name())));
+                .hint(format!("byway destroy {}      (ends the subnet for everyone)", self.name())));
         }
         if member == me.peer {
             return Err(Error::new(Kind::Conflict, "E-LEAVE", "a member does not remove itself")
@@ -620,7 +624,7 @@ fn free_member_name(resolved: &Resolved, wanted: &Name, is_default: bool) -> Res
     }
     if !is_default {
         return Err(Error::new(Kind::Conflict, "E-NAME-TAKEN", format!("the name {wanted} is taken in this subnet"))
-            .hint("byway join … --name OTHER"));
+            .hint("byway join ID --name OTHER"));
     }
     Ok(wanted.free(taken))
 }

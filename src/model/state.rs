@@ -227,7 +227,7 @@ impl State {
                 "E-SUBNET-EXISTS",
                 format!("a subnet named {alias} exists here: {}", s.records.id),
             )
-            .hint(format!("byway subnet show {alias}   (or join … --as OTHER)"))),
+            .hint(format!("byway subnet show {alias}      (the same with --as OTHER gives the new one another name)"))),
         }
     }
 
@@ -555,7 +555,7 @@ fn clock_error(grant: &Grant, now: u64) -> Error {
     let message = format!(
         "the clock of this machine, or that of who admits it, is wrong: they differ by {off} s, this one is {way}"
     );
-    Error::new(Kind::Failed, "E-CLOCK", message).hint("set the clock, then join again")
+    Error::new(Kind::Failed, "E-CLOCK", message).hint("timedatectl set-ntp true      (then join again)")
 }
 
 fn bad_answer(join: &PendingJoin, why: &str) -> Error {

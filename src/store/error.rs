@@ -117,8 +117,10 @@ impl StoreError {
             StoreError::InUse { .. } => "stop the other daemon, or give this one its own --state-dir".to_owned(),
             StoreError::Damaged { remedy, .. } => remedy.clone(),
             StoreError::Schema { .. } => "start the byway that wrote it, or a newer one".to_owned(),
-            StoreError::Full { path } => format!("make room on its file system and try again: df -h {}", quoted(path)),
-            StoreError::TooLarge { .. } => "leave a subnet that is no longer needed: byway leave SUBNET".to_owned(),
+            StoreError::Full { path } => {
+                format!("df -h {0}; df -i {0}      (make room there, then the same again)", quoted(&dir(path)))
+            }
+            StoreError::TooLarge { .. } => "byway leave SUBNET      (one that is no longer needed)".to_owned(),
             StoreError::Fatal { .. } => "look for disk errors (dmesg), then start byway again".to_owned(),
             StoreError::KeyMissing { path } => {
                 format!("restore {} from a backup; without it this node cannot be who it was", quoted(path))
@@ -173,3 +175,8 @@ pub fn quoted(path: &Path) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%".contains(c);
     if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
+/// Where a file is: the file itself may not be there yet.
+fn dir(path: &Path) -> PathBuf {
+    path.parent().unwrap_or(path).to_path_buf()
+}
+

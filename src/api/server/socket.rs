@@ -116,7 +116,8 @@ fn give_to_group(path: &Path) -> io::Result<()> {
 fn remove_stale(path: &Path) -> Result<(), Error> {
     let in_use = |why: &str| {
         let message = format!("cannot listen on {}: {why}", path.display());
-        Err(Error::new(ErrorKind::Conflict, "E-SOCKET-IN-USE", message).hint("byway daemon --socket PATH"))
+        Err(Error::new(ErrorKind::Conflict, "E-SOCKET-IN-USE", message)
+            .hint("byway daemon --socket PATH --state-dir DIR"))
     };
     let Ok(metadata) = std::fs::symlink_metadata(path) else { return Ok(()) };
     if !metadata.file_type().is_socket() {

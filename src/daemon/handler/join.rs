@@ -11,7 +11,7 @@ use crate::daemon::join::{self, Progress};
 use crate::link::Key;
 use crate::model::host::HostPolicy;
 use crate::model::id::{Name, SubnetId};
-use crate::model::join::{INVITE_PREFIX, Invite, fingerprint};
+use crate::model::join::{INVITE_PREFIX, Invite, NEW_INVITE, fingerprint};
 use crate::model::local::PendingJoin;
 use crate::model::members::printable;
 use crate::model::policy::Terms;
@@ -49,8 +49,7 @@ pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Respo
     ctx.machine.ready()?;
     if let Some(invite) = invite.as_ref().filter(|i| unix_now() >= i.expires) {
         let message = format!("the invite to subnet {} has expired", invite.subnet);
-        return Err(Error::new(ErrorKind::Refused, "E-INVITE-EXPIRED", message)
-            .hint("ask for a new one: byway invite create SUBNET"));
+        return Err(Error::new(ErrorKind::Refused, "E-INVITE-EXPIRED", message).hint(NEW_INVITE));
     }
     let pending = PendingJoin {
         subnet: id,
@@ -64,7 +63,7 @@ pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Respo
         allow,
         since: unix_now(),
     };
-    let saved = pending.clone();
+    let (saved, typed) = (pending.clone(), join::typed(&pending));
     ctx.node.run(move |core| core.begin_join(saved)).await??;
     let started = join::start(ctx, pending);
     let mut progress = started.progress.clone();
@@ -79,7 +78,7 @@ pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Respo
     if matches!(outcome, Progress::Searching) && wait && started.genesis.get().is_none() {
         // What the command says is how it is: from here on nobody is asked, or somebody has let this peer in just now.
         if ctx.node.run(move |core| core.give_up(id)).await?? {
-            return Err(nobody(id, &silent(ctx, &peers).await));
+            return Err(nobody(id, &typed, &silent(ctx, &peers).await));
         }
         let _ = tokio::time::timeout(DECIDED_PATIENCE, progress.wait_for(decided)).await;
         outcome = progress.borrow().clone();
@@ -131,14 +130,14 @@ async fn silent(ctx: &Context, typed: &[String]) -> Vec<String> {
     typed.iter().filter(|text| !meant(text).unwrap_or_default().into_iter().any(answered)).cloned().collect()
 }
 
-fn nobody(id: SubnetId, silent: &[String]) -> Error {
+fn nobody(id: SubnetId, typed: &str, silent: &[String]) -> Error {
     let known = format!("nobody was found who knows subnet {id}");
     let message = match silent {
         [] => known,
         _ => format!("no answer from {}; {known}", silent.join(" and ")),
     };
     Error::new(ErrorKind::Timeout, "E-NOBODY", message)
-        .hint(format!("byway join {id} --peer HOST   (the address of any member)"))
+        .hint(format!("byway join {typed} --peer HOST      (the address of any member)"))
 }
 
 fn decided(progress: &Progress) -> bool {

@@ -84,7 +84,7 @@ impl Core {
                 "E-OWNER-STAYS",
                 format!("the owner cannot leave subnet {} while it has other members", subnet.name()),
             )
-            .hint(format!("byway destroy {}   (ends the subnet for everyone)", subnet.name())));
+            .hint(format!("byway destroy {}      (ends the subnet for everyone)", subnet.name())));
         }
         if resolved.members.contains_key(&me.peer) {
             subnet.say_goodbye(&me, self.now())?;
