@@ -7,6 +7,8 @@
 //! A file is checked from end to end before it is used, on an image in memory, so that finding damage changes nothing on
 //! disk. Damage is never repaired in silence and never read as an empty state: membership and leases would be lost
 //! without a word. Two-phase commits make that possible: what was acknowledged is either there or found damaged.
+//!
+//! What cannot be written is told ([`Store::unwritten`]) until it can be, which is tried now and then ([`Store::retry`]).
 
 mod backend;
 mod error;
@@ -22,6 +24,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use tokio::sync::watch;
+
+use crate::model::unwritten::{Refused, Unwritten};
 
 pub use error::{StoreError, quoted};
 pub use keys::{IDENTITY_FILE, identity, secret};
@@ -48,6 +53,11 @@ const SIZE_LIMIT: u64 = 1 << 30;
 const WRITE_LIMIT: u64 = SIZE_LIMIT / 2;
 /// See [`WRITE_LIMIT`].
 const SMALL: usize = 64 * 1024;
+
+/// Own value that is put and deleted to see whether there is room again, and the bytes of it at most.
+const TRIAL: &str = "trial";
+/// See [`TRIAL`].
+const MOST_TRIED: usize = 1 << 20;
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
@@ -81,6 +91,7 @@ pub struct Store {
     dir: PathBuf,
     health: Arc<Health>,
     inner: Mutex<Inner>,
+    unwritten: watch::Sender<Unwritten>,
     /// Locked for as long as the store is open.
     _lock: File,
 }
@@ -90,6 +101,10 @@ struct Inner {
     /// None after the disk was full: opened again for the next use.
     database: Option<Database>,
     copied: Instant,
+    /// Bytes of the last change that could not be written; none: it could.
+    refused: Option<usize>,
+    /// The copy could not be renewed.
+    copy_due: bool,
 }
 
 impl Store {
@@ -120,14 +135,46 @@ impl Store {
         let store = Store {
             dir: dir.to_path_buf(),
             health,
-            inner: Mutex::new(Inner { database: Some(database), copied: Instant::now() }),
+            inner: Mutex::new(Inner {
+                database: Some(database),
+                copied: Instant::now(),
+                refused: None,
+                copy_due: false,
+            }),
+            unwritten: watch::Sender::default(),
             _lock: lock,
         };
         // Without a copy the state is as durable as with one; that is no reason not to start.
-        if let Err(error) = write_new(dir, GOOD_FILE, &saved) {
+        let written = write_new(dir, GOOD_FILE, &saved);
+        if let Err(error) = &written {
             tracing::warn!(%error, "no copy of the state could be made");
         }
+        store.inner.lock().unwrap_or_else(PoisonError::into_inner).copy_due = written.is_err();
+        store.tell(GOOD_FILE, &written);
         Ok(store)
+    }
+
+    /// What of the directory could not be written, and why.
+    pub fn unwritten(&self) -> watch::Receiver<Unwritten> {
+        self.unwritten.subscribe()
+    }
+
+    fn tell(&self, name: &str, written: &Result<(), StoreError>) {
+        let outcome = written.as_ref().copied().map_err(|e| Refused { kind: e.io_kind(), why: e.why() });
+        self.unwritten.send_if_modified(|all| all.note(&self.dir.join(name), outcome));
+    }
+
+    /// Tries what could not be written, so that people are told when it can be again, also where nobody changes anything.
+    pub fn retry(&self) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bytes) = inner.refused {
+            let trial = Batch { put_local: vec![(TRIAL.to_owned(), vec![0; bytes])], ..Batch::default() };
+            let undo = Batch { delete_local: vec![TRIAL.to_owned()], ..Batch::default() };
+            let _ = self.put(&mut inner, &trial).and_then(|()| self.put(&mut inner, &undo));
+        }
+        if inner.copy_due {
+            self.copy(&mut inner);
+        }
     }
 
     /// Reads everything.
@@ -149,25 +196,33 @@ impl Store {
     pub fn commit(&self, batch: &Batch) -> Result<(), StoreError> {
         self.has_room(batch)?;
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let database = self.database(&mut inner)?;
-        if let Err(error) = write(database, batch) {
-            // The handle refuses everything after a failed write; the file still holds the former state.
-            inner.database = None;
-            return Err(self.failure(error));
-        }
+        self.put(&mut inner, batch)?;
         if inner.copied.elapsed() >= COPY_EVERY {
             inner.copied = Instant::now();
-            self.copy(&inner);
+            self.copy(&mut inner);
         }
         Ok(())
+    }
+
+    fn put(&self, inner: &mut Inner, batch: &Batch) -> Result<(), StoreError> {
+        let written = match self.database(inner).map(|database| write(database, batch)) {
+            Err(error) => Err(error),
+            Ok(written) => written.map_err(|error| {
+                // The handle refuses everything after a failed write; the file still holds the former state.
+                inner.database = None;
+                self.failure(error)
+            }),
+        };
+        inner.refused = written.is_err().then(|| added(batch).clamp(1, MOST_TRIED));
+        self.tell(STATE_FILE, &written);
+        written
     }
 
     /// Refuses what would make the file one that the next start does not read.
     fn has_room(&self, batch: &Batch) -> Result<(), StoreError> {
         let path = self.path();
         let size = fs::metadata(&path).map_or(0, |m| m.len());
-        let added: usize = batch.put_records.iter().map(|(key, value)| key.len().saturating_add(value.len())).sum();
-        if fits(size, added) { Ok(()) } else { Err(StoreError::TooLarge { path }) }
+        if fits(size, added(batch)) { Ok(()) } else { Err(StoreError::TooLarge { path }) }
     }
 
     fn path(&self) -> PathBuf {
@@ -204,14 +259,16 @@ impl Store {
     }
 
     /// Renews the copy; a failure leaves the former one.
-    fn copy(&self, inner: &Inner) {
+    fn copy(&self, inner: &mut Inner) {
         let Some(database) = &inner.database else { return };
         let written = read_all(database)
             .map_err(|e| StoreError::of_redb(&self.path(), e))
             .and_then(|saved| write_new(&self.dir, GOOD_FILE, &saved));
-        if let Err(error) = written {
+        if let (Err(error), false) = (&written, inner.copy_due) {
             tracing::warn!(%error, "the copy of the state could not be renewed");
         }
+        inner.copy_due = written.is_err();
+        self.tell(GOOD_FILE, &written);
     }
 }
 
@@ -265,6 +322,11 @@ fn check(path: &Path) -> Result<Saved, StoreError> {
         Err(CheckError::Schema(found)) => Err(StoreError::Schema { path: path.to_path_buf(), found }),
         Err(CheckError::Damaged(what)) => Err(StoreError::damaged(path, &what)),
     }
+}
+
+/// Bytes that a change adds.
+fn added(batch: &Batch) -> usize {
+    batch.put_records.iter().map(|(key, value)| key.len().saturating_add(value.len())).sum()
 }
 
 /// Whether `added` bytes may be put into a file of `size` bytes. redb doubles its file at most when it grows.

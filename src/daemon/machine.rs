@@ -4,6 +4,8 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use tokio::sync::watch;
+
 use crate::api::types::{Error, ErrorKind};
 use crate::datapath::Datapath;
 use crate::dns;
@@ -12,6 +14,7 @@ use crate::host::{self, Failure, Host, LinuxHost, Rules, TunControl, memory::Mem
 use crate::model::host::neighbour::Integrate;
 use crate::model::host::{Change, HostConfig, Observed, TunConfig};
 use crate::model::policy::{Around, Need};
+use crate::model::unwritten::Unwritten;
 use crate::p2p::TransportKind;
 use crate::packet::VirtioHeader;
 use crate::tun::{self, Tun};
@@ -30,6 +33,16 @@ impl AnyHost {
     pub(crate) fn rules(&self) -> Option<Rules> {
         match self {
             AnyHost::Linux(host) => Some(host.rules()),
+            AnyHost::Memory(_) => None,
+        }
+    }
+}
+
+impl AnyHost {
+    /// Which of its records cannot be written.
+    pub(crate) fn unwritten(&self) -> Option<watch::Receiver<Unwritten>> {
+        match self {
+            AnyHost::Linux(host) => Some(host.unwritten()),
             AnyHost::Memory(_) => None,
         }
     }

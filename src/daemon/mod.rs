@@ -19,6 +19,7 @@ mod machine;
 mod metrics;
 mod peers;
 mod status;
+mod storage;
 mod sync;
 mod tell;
 mod waiting;
@@ -49,6 +50,7 @@ use crate::model::host::HostConfig;
 use crate::model::id::PeerId;
 use crate::model::members::Identity;
 use crate::model::state::State;
+use crate::model::unwritten::Unwritten;
 use crate::node::{Node, Parts};
 use crate::p2p;
 use crate::store::{self, Store};
@@ -80,6 +82,8 @@ pub(crate) struct Context {
     pub endpoints: Arc<direct::Endpoints>,
     pub instance: Arc<str>,
     pub rules: Option<Rules>,
+    /// Which files of the state directory cannot be written, by who writes them.
+    pub unwritten: Vec<watch::Receiver<Unwritten>>,
     pub started: Instant,
 }
 
@@ -157,6 +161,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     }
     let Loaded { identity, seed, data_secret, state, damage, store } = load(&config)?;
     let instance = instance_of(identity.peer);
+    let mut unwritten = vec![store.unwritten()];
     let listener = server::bind(&config.socket)?;
 
     let metrics_listener = match config.metrics_listen {
@@ -214,6 +219,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     let integrate = config.firewall_integrate;
     let host =
         machine.host(&instance, &config.state_dir, datapath.clone(), repair, integrate).map_err(failed("E-NETLINK"))?;
+    unwritten.extend(host.unwritten());
     let ctx = Context {
         config: Arc::new(config),
         machine,
@@ -232,6 +238,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         endpoints: Arc::default(),
         instance: instance.as_str().into(),
         rules: host.rules(),
+        unwritten,
         started: Instant::now(),
     };
 

@@ -541,6 +541,7 @@ fn problems(ctx: &Context) -> Vec<Problem> {
         message: format!("{}: {}", f.what, f.why),
         help: "it is tried again every few seconds; byway cleanup and a restart remove what is in the way".into(),
     }));
+    all.extend(super::storage::problems(ctx));
     let refused = ctx.table.refused();
     if refused > 0 {
         all.push(Problem {

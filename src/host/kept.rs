@@ -4,13 +4,15 @@
 //! killed knows at its next start what it owes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use crate::model::host::{NetnsRule, SysctlKey};
+use crate::model::unwritten::{Refused, Unwritten};
 
 /// Name of the file in the state directory.
 const FILE: &str = "host.json";
@@ -37,7 +39,7 @@ pub struct KeptResolver {
     pub made_dir: bool,
 }
 
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Data {
     /// Sysctls do not outlive the boot they were set in.
     boot: String,
@@ -49,7 +51,7 @@ struct Data {
 /// The record, in memory and on disk.
 #[derive(Debug)]
 pub struct Kept {
-    path: PathBuf,
+    file: Journaled,
     data: Data,
 }
 
@@ -74,7 +76,13 @@ impl Kept {
             data.rules.clear();
             data.boot = boot;
         }
-        Kept { path, data }
+        Kept { file: Journaled::new(path), data }
+    }
+
+    /// Tells whether the record could be written.
+    pub fn telling(mut self, told: watch::Sender<Unwritten>) -> Kept {
+        self.file.told = told;
+        self
     }
 
     /// Sysctls we set.
@@ -97,11 +105,10 @@ impl Kept {
     /// # Errors
     /// When the record cannot be written.
     pub fn sysctl(&mut self, key: &str, kept: Option<KeptSysctl>) -> anyhow::Result<()> {
-        match kept {
-            Some(kept) => self.data.sysctls.insert(key.to_owned(), kept),
-            None => self.data.sysctls.remove(key),
-        };
-        self.save()
+        self.change(|data| match kept {
+            Some(kept) => drop(data.sysctls.insert(key.to_owned(), kept)),
+            None => drop(data.sysctls.remove(key)),
+        })
     }
 
     /// Remembers or forgets a resolver file.
@@ -109,11 +116,10 @@ impl Kept {
     /// # Errors
     /// When the record cannot be written.
     pub fn resolver(&mut self, path: &Path, kept: Option<KeptResolver>) -> anyhow::Result<()> {
-        match kept {
-            Some(kept) => self.data.resolvers.insert(path.to_owned(), kept),
-            None => self.data.resolvers.remove(path),
-        };
-        self.save()
+        self.change(|data| match kept {
+            Some(kept) => drop(data.resolvers.insert(path.to_owned(), kept)),
+            None => drop(data.resolvers.remove(path)),
+        })
     }
 
     /// Replaces the rules remembered, if they differ.
@@ -121,43 +127,77 @@ impl Kept {
     /// # Errors
     /// When the record cannot be written.
     pub fn set_rules(&mut self, rules: BTreeSet<NetnsRule>) -> anyhow::Result<()> {
-        if self.data.rules == rules {
-            return Ok(());
-        }
-        self.data.rules = rules;
-        self.save()
+        self.change(|data| data.rules = rules)
     }
 
-    /// An empty record leaves no file.
-    fn save(&self) -> anyhow::Result<()> {
-        let empty = self.data.sysctls.is_empty() && self.data.resolvers.is_empty() && self.data.rules.is_empty();
-        replace(&self.path, (!empty).then_some(&self.data))
+    /// What could not be written is not remembered either: the next try writes it. An empty record leaves no file.
+    fn change(&mut self, change: impl FnOnce(&mut Data)) -> anyhow::Result<()> {
+        let mut next = self.data.clone();
+        change(&mut next);
+        let empty = next.sysctls.is_empty() && next.resolvers.is_empty() && next.rules.is_empty();
+        self.file.replace(next != self.data, (!empty).then_some(&next))?;
+        self.data = next;
+        Ok(())
     }
 }
 
-/// Writes a new file and moves it over the old one, durably; nothing to write: no file.
-///
-/// # Errors
-/// When it cannot be written; the old one then stands.
-pub(super) fn replace(path: &Path, data: Option<&impl Serialize>) -> anyhow::Result<()> {
-    let Some(data) = data else {
-        return match std::fs::remove_file(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("remove {}", path.display()))
+/// A record of the host in one file, and whom it tells whether that could be written.
+#[derive(Debug)]
+pub(super) struct Journaled {
+    path: PathBuf,
+    pub(super) told: watch::Sender<Unwritten>,
+}
+
+impl Journaled {
+    pub(super) fn new(path: PathBuf) -> Journaled {
+        Journaled { path, told: watch::Sender::default() }
+    }
+
+    /// Writes a new file and moves it over the old one, durably; no data: no file. Where nothing is new, what stands there
+    /// is right; then it is only tried whether a file could be written again that could not be before.
+    ///
+    /// # Errors
+    /// When it cannot be written; the old one then stands.
+    pub(super) fn replace(&self, is_new: bool, data: Option<&impl Serialize>) -> anyhow::Result<()> {
+        let written = if is_new { self.write(data) } else { Ok(()) };
+        let made = is_new && data.is_some();
+        let outcome = match &written {
+            Err(error) => Err(Refused::from(error)),
+            // To remove a file says nothing of whether one can be made.
+            Ok(()) if !made && self.told.borrow().has(&self.path) => {
+                self.trial().map_err(|error| Refused::from(&error))
             }
-            _ => Ok(()),
+            Ok(()) => Ok(()),
         };
-    };
-    let next = path.with_extension("json.new");
-    let write = || -> anyhow::Result<()> {
+        self.told.send_if_modified(|all| all.note(&self.path, outcome));
+        written.with_context(|| format!("write {}", self.path.display()))
+    }
+
+    fn next(&self) -> PathBuf {
+        self.path.with_extension("json.new")
+    }
+
+    fn trial(&self) -> io::Result<()> {
+        let mut file = std::fs::File::create(self.next())?;
+        let written = file.write_all(b"{}").and_then(|()| file.sync_all());
+        std::fs::remove_file(self.next()).and(written)
+    }
+
+    fn write(&self, data: Option<&impl Serialize>) -> io::Result<()> {
+        let Some(data) = data else {
+            return match std::fs::remove_file(&self.path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            };
+        };
+        let next = self.next();
         let mut file = std::fs::File::create(&next)?;
         file.write_all(&serde_json::to_vec(data)?)?;
         file.sync_all()?;
-        std::fs::rename(&next, path)?;
-        if let Some(dir) = path.parent() {
+        std::fs::rename(&next, &self.path)?;
+        if let Some(dir) = self.path.parent() {
             std::fs::File::open(dir)?.sync_all()?;
         }
         Ok(())
-    };
-    write().with_context(|| format!("write {}", path.display()))
+    }
 }

@@ -30,6 +30,7 @@ use crate::model::host::{
     Barred, Change, Failure, HostConfig, NetnsRef, Observed, Place, Scene, TABLE, WorkloadConfig, alias_name, barred,
     host_mac, inner_mac, inner_table, resolvers, sysctl_keys,
 };
+use crate::model::unwritten::Unwritten;
 
 /// How long what was seen inside a workload's namespace is believed where no news come from there.
 const BELIEVED: Duration = Duration::from_secs(5);
@@ -84,6 +85,7 @@ pub struct LinuxHost {
     firewalls: Arc<tokio::sync::Mutex<Firewalls>>,
     /// The desired state that was applied last, for who looks after the firewalls of others.
     followed: watch::Sender<Arc<HostConfig>>,
+    unwritten: watch::Receiver<Unwritten>,
 }
 
 /// Ruleset and loopback proxies, shared with who reads their counters; and who else stops our packets.
@@ -117,6 +119,21 @@ impl LinuxHost {
     /// Ruleset and proxies, for who reads their counters.
     pub fn rules(&self) -> Rules {
         self.rules.clone()
+    }
+
+    fn tell_followed(&self, desired: &HostConfig) {
+        self.followed.send_if_modified(|last| {
+            let news = **last != *desired;
+            if news {
+                *last = Arc::new(desired.clone());
+            }
+            news
+        });
+    }
+
+    /// Which records of what is owed could not be written.
+    pub fn unwritten(&self) -> watch::Receiver<Unwritten> {
+        self.unwritten.clone()
     }
 }
 
@@ -163,7 +180,8 @@ impl LinuxHost {
         let (own, table) = (nft.own(), nft.table().to_owned());
         let (obstacles, blocked) = watch::channel(Vec::new());
         let rules = Rules(Arc::new(tokio::sync::Mutex::new((nft, proxy::Proxies::new()))), blocked);
-        let firewalls = Firewalls::new(&instance, integrate, &state_dir, Arc::clone(&own));
+        let (told, unwritten) = watch::channel(Unwritten::default());
+        let firewalls = Firewalls::new(&instance, integrate, &state_dir, Arc::clone(&own)).telling(told.clone());
         let firewalls = Arc::new(tokio::sync::Mutex::new(firewalls));
         let (followed, desired) = watch::channel(Arc::default());
         let watch = firewall::Watch {
@@ -181,7 +199,8 @@ impl LinuxHost {
             rules,
             firewalls,
             followed,
-            kept: Kept::open(&state_dir),
+            kept: Kept::open(&state_dir).telling(told),
+            unwritten,
             netlink: Netlink::open()?,
             opened: BTreeMap::new(),
             inside: BTreeMap::new(),
@@ -490,13 +509,7 @@ impl Host for LinuxHost {
         }
         // Rules in the firewalls of others stand only while our own table judges what they let through.
         if stops || guarded {
-            self.followed.send_if_modified(|last| {
-                let news = **last != *desired;
-                if news {
-                    *last = Arc::new(desired.clone());
-                }
-                news
-            });
+            self.tell_followed(desired);
             failures.extend(self.firewalls.lock().await.follow(desired).await);
         }
         if stops || barred != barred_after {

@@ -1,8 +1,9 @@
 //! The kernel follows the View: `observe`, `plan`, `apply`.
 //!
 //! Owns everything this daemon has in the kernel of its machine: links, addresses, routes, rules, sysctls, the nftables
-//! table, the resolver files of workloads; and our rules in the firewalls of others. Deletes only what bears its mark. Never decides what is wanted: that is
-//! [`HostConfig`].
+//! table, the resolver files of workloads; and our rules in the firewalls of others. Deletes only what bears its mark. Tells
+//! which of its own records cannot be written ([`Unwritten`](crate::model::unwritten::Unwritten)). Never decides what is
+//! wanted: that is [`HostConfig`].
 
 mod cleanup;
 pub mod conntrack;

@@ -27,6 +27,7 @@ pub mod roll;
 pub mod source;
 pub mod state;
 pub mod subnet;
+pub mod unwritten;
 pub mod upkeep;
 pub mod view;
 pub mod zone;

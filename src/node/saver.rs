@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -20,6 +20,9 @@ use crate::model::id::{PeerId, SubnetId};
 use crate::model::record::{Digest, Signed};
 use crate::model::state::{Draft, Write};
 use crate::store::{Batch, Store, StoreError};
+
+/// How long nothing is to be saved before it is tried again whether anything can be.
+const RETRY: Duration = Duration::from_secs(3);
 
 /// Tells who asked for a job what came of it, once what it decided is saved.
 pub(super) type Reply = Box<dyn FnOnce(Result<(), Error>) + Send>;
@@ -39,8 +42,12 @@ impl Saver {
         let (batches, waiting) = mpsc::channel::<Batch>();
         let thread = std::thread::Builder::new().name("store".into()).spawn(move || {
             let told = Told(queue);
-            for batch in waiting {
-                told.0.saved(store.commit(&batch));
+            loop {
+                match waiting.recv_timeout(RETRY) {
+                    Ok(batch) => told.0.saved(store.commit(&batch)),
+                    Err(mpsc::RecvTimeoutError::Timeout) => store.retry(),
+                    Err(mpsc::RecvTimeoutError::Disconnected) => break,
+                }
             }
         })?;
         Ok(Saver { batches: Some(batches), thread: Some(thread) })

@@ -111,6 +111,24 @@ impl StoreError {
         matches!(self, StoreError::InUse { .. })
     }
 
+    /// What kind of refusal of the kernel it comes from.
+    pub(super) fn io_kind(&self) -> io::ErrorKind {
+        match self {
+            StoreError::Full { .. } => io::ErrorKind::StorageFull,
+            StoreError::Io { source, .. } => source.kind(),
+            _ => io::ErrorKind::Other,
+        }
+    }
+
+    /// Why, without the file.
+    pub(super) fn why(&self) -> String {
+        match self {
+            StoreError::Full { .. } => "no space left on the device".to_owned(),
+            StoreError::Io { source, .. } => source.to_string(),
+            other => other.to_string(),
+        }
+    }
+
     /// What to do next; empty where nothing general can be said.
     pub fn hint(&self) -> String {
         match self {
@@ -169,14 +187,14 @@ pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
+/// Where a file is: the file itself may not be there yet.
+fn dir(path: &Path) -> PathBuf {
+    path.parent().unwrap_or(path).to_path_buf()
+}
+
 /// A path as a shell takes it.
 pub fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%".contains(c);
     if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
-/// Where a file is: the file itself may not be there yet.
-fn dir(path: &Path) -> PathBuf {
-    path.parent().unwrap_or(path).to_path_buf()
-}
-

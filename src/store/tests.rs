@@ -173,8 +173,17 @@ fn a_small_file_system_fills_up_and_is_used_again_after_room_was_made() {
     let large = Batch { put_records: vec![(vec![7], vec![7; 2 << 20])], ..Batch::default() };
     let error = store.commit(&large).unwrap_err();
     assert!(matches!(error, StoreError::Full { .. }), "{error:?}");
+    // It is told until it can be written, also where nobody tries again.
+    let told = store.unwritten();
+    let files = || told.borrow().iter().map(|(path, refused)| (path.clone(), refused.kind)).collect::<Vec<_>>();
+    let state = (dir.join("state").join(STATE_FILE), io::ErrorKind::StorageFull);
+    store.retry();
+    assert_eq!(files(), [state]);
     fs::remove_file(&ballast).unwrap();
     drop(filled);
+    store.retry();
+    assert_eq!(files(), []);
+    assert!(!store.load().unwrap().local.contains_key(TRIAL), "a trial leaves nothing");
     assert_eq!(store.load().unwrap().records.len(), 3);
     store.commit(&large).unwrap();
     drop(store);

@@ -1,18 +1,22 @@
 //! What is said when something is not well: the true state, its cause, and a remedy that is one.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::everyday::at_terminal;
 use crate::fast;
 use crate::lab::runner::Case;
-use crate::lab::{Host, Lab, SOON, text, until};
+use crate::lab::{Host, Lab, Netns, SOON, sh, text, until};
 
 pub const CASES: &[Case] = &[
     fast!(a_removed_members_workloads_say_that_it_is_no_member),
     fast!(the_same_attachment_asked_for_twice_is_there_already),
     fast!(a_map_is_ok_only_where_something_answers_behind_it),
     fast!(a_join_by_invite_waits_visibly_at_a_terminal, "script"),
+    fast!(a_full_disk_is_a_problem_until_a_write_succeeds, "nsenter"),
+    fast!(a_record_of_the_host_that_cannot_be_made_is_a_problem, "nsenter"),
 ];
 
 /// The problems of `status`.
@@ -132,4 +136,66 @@ fn a_join_by_invite_waits_visibly_at_a_terminal(lab: &Lab) -> Result<()> {
     }
     ensure!(!answer.out.contains(&invite[..20]), "an invite is a secret: {answer}");
     Ok(())
+}
+
+/// A host whose state directory is a file system of its own, which only its daemon sees.
+fn on_tmpfs(host: &Host, options: &str) -> Result<()> {
+    let state = host.state();
+    std::fs::create_dir(&state)?;
+    let mount = format!("mount -t tmpfs -o {options} tmpfs {} && exec \"$@\"", state.display());
+    host.start_under(&["sh", "-c", &mount, "sh"])?;
+    until("the daemon answers", SOON, || Ok(host.byway(&["status"])?.code == 0)).with_context(|| host.log_tail(20))?;
+    Ok(())
+}
+
+/// Runs a script in the state directory as the daemon sees it.
+fn in_state(host: &Host, script: &str) -> Result<String> {
+    let script = format!("cd {} && {script}", host.state().display());
+    sh("nsenter", &["-t", &host.pid()?.to_string(), "-m", "sh", "-c", &script])
+}
+
+fn a_full_disk_is_a_problem_until_a_write_succeeds(lab: &Lab) -> Result<()> {
+    let a = lab.host("a")?;
+    on_tmpfs(&a, "size=24m")?;
+    a.json(&["create", "lab"])?;
+    ensure!(problems(&a)?.is_empty(), "{:?}", problems(&a)?);
+    in_state(&a, "dd if=/dev/zero of=filler bs=64k 2>/dev/null; true")?;
+    until("a change is refused", Duration::from_secs(30), || {
+        Ok(a.byway(&["dns", "add", "lab", "big", "--txt", &"x".repeat(20_000)])?.code == 1)
+    })?;
+    let said = with_code(&a, "E-DISK-FULL")?;
+    let help = format!("df -h {}", a.state().display());
+    ensure!(
+        said.len() == 1 && said[0]["severity"] == "error" && text(&said[0], "help")?.starts_with(&help),
+        "{said:?}"
+    );
+    a.fails(9, "E-DEGRADED", &["status", "--check", "ready"])?;
+    let shown = a.ok(&["status"])?;
+    ensure!(shown.contains("cannot be written") && shown.contains(&help), "{shown}");
+    // Nobody changes anything: that there is room again is found out all the same.
+    in_state(&a, "rm filler")?;
+    until("the problem goes", Duration::from_secs(15), || Ok(problems(&a)?.is_empty()))?;
+    a.ok(&["dns", "add", "lab", "big", "--txt", "small"])?;
+    a.terminate()
+}
+
+fn a_record_of_the_host_that_cannot_be_made_is_a_problem(lab: &Lab) -> Result<()> {
+    let a = lab.host("a")?;
+    on_tmpfs(&a, "size=64m,nr_inodes=24")?;
+    a.json(&["create", "lab"])?;
+    let web: Netns = lab.workload("web")?;
+    in_state(&a, "i=0; while touch filler.$i 2>/dev/null; do i=$((i+1)); done; true")?;
+    // What is to be put back could not be remembered: then it is not touched.
+    let refused = a.byway(&["attach", "netns", web.name(), "--subnet", "lab", "--name", "web"])?;
+    ensure!(refused.code == 1, "{refused}");
+    let said = with_code(&a, "E-DISK-FULL")?;
+    ensure!(said.len() == 1, "{:?}", problems(&a)?);
+    let (message, help) = (text(&said[0], "message")?, text(&said[0], "help")?);
+    ensure!(message.contains("host.json") && message.contains("inode"), "{said:?}");
+    ensure!(help.starts_with(&format!("df -i {}", a.state().display())), "{said:?}");
+    in_state(&a, "rm filler.*")?;
+    until("the problem goes", Duration::from_secs(20), || Ok(problems(&a)?.is_empty()))
+        .with_context(|| format!("{:?}", problems(&a)))?;
+    a.attach(&web, "lab", "web")?;
+    a.terminate()
 }

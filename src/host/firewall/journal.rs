@@ -1,11 +1,13 @@
 //! What of ours is in the firewalls of others: one JSON file in the state directory, written before a rule is.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
-use crate::host::kept;
+use crate::host::kept::Journaled;
+use crate::model::unwritten::Unwritten;
 
 /// Name of the file in the state directory.
 const FILE: &str = "firewall.json";
@@ -24,7 +26,7 @@ pub(super) struct Data {
 /// The record, in memory and on disk.
 #[derive(Debug)]
 pub(super) struct Journal {
-    path: PathBuf,
+    file: Journaled,
     data: Data,
 }
 
@@ -39,7 +41,12 @@ impl Journal {
             }),
             Err(_) => Data::default(),
         };
-        Journal { path, data }
+        Journal { file: Journaled::new(path), data }
+    }
+
+    /// Tells whether the record could be written.
+    pub(super) fn telling(&mut self, told: watch::Sender<Unwritten>) {
+        self.file.told = told;
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -71,10 +78,7 @@ impl Journal {
     pub(super) fn change<T>(&mut self, change: impl FnOnce(&mut Data) -> T) -> anyhow::Result<()> {
         let mut next = self.data.clone();
         change(&mut next);
-        if next == self.data {
-            return Ok(());
-        }
-        kept::replace(&self.path, (next != Data::default()).then_some(&next))?;
+        self.file.replace(next != self.data, (next != Data::default()).then_some(&next))?;
         self.data = next;
         Ok(())
     }

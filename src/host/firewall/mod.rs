@@ -30,6 +30,7 @@ use super::nft::run::OwnRuns;
 use super::{InjectTun, Rules, failure};
 use crate::model::host::neighbour::{self, Hook, Integrate, Obstacle, Stopped};
 use crate::model::host::{Failure, HostConfig};
+use crate::model::unwritten::Unwritten;
 use chains::Chain;
 use clients::Clients;
 use journal::Journal;
@@ -62,8 +63,16 @@ impl Firewalls {
         Firewalls { instance: instance.to_owned(), integrate, journal, own, followed: None, additions: 0 }
     }
 
+    /// Tells whether what is owed could be written down.
+    pub(super) fn telling(mut self, told: watch::Sender<Unwritten>) -> Firewalls {
+        self.journal.telling(told);
+        self
+    }
+
     /// Gives every link of ours its place, if they are not those of the last time.
     pub(super) async fn follow(&mut self, desired: &HostConfig) -> Vec<Failure> {
+        // With nothing to note it is tried whether what could not be noted could be now: that is told.
+        let _ = self.journal.change(|_| ());
         let links = neighbour::patterns(desired);
         if self.followed.as_ref() == Some(&links) {
             return Vec::new();
