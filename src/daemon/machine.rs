@@ -49,6 +49,13 @@ impl AnyHost {
 }
 
 impl Host for AnyHost {
+    fn end_by(&mut self, until: std::time::Instant) {
+        match self {
+            AnyHost::Linux(host) => host.end_by(until),
+            AnyHost::Memory(host) => host.end_by(until),
+        }
+    }
+
     async fn observe(&mut self, desired: &HostConfig) -> anyhow::Result<Observed> {
         match self {
             AnyHost::Linux(host) => host.observe(desired).await,

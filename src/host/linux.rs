@@ -86,6 +86,8 @@ pub struct LinuxHost {
     /// The desired state that was applied last, for who looks after the firewalls of others.
     followed: watch::Sender<Arc<HostConfig>>,
     unwritten: watch::Receiver<Unwritten>,
+    /// When everything is to be gone, at a stop.
+    end: Option<Instant>,
 }
 
 /// Ruleset and loopback proxies, shared with who reads their counters; and who else stops our packets.
@@ -201,6 +203,7 @@ impl LinuxHost {
             followed,
             kept: Kept::open(&state_dir).telling(told),
             unwritten,
+            end: None,
             netlink: Netlink::open()?,
             opened: BTreeMap::new(),
             inside: BTreeMap::new(),
@@ -488,6 +491,12 @@ impl Host for LinuxHost {
 
     async fn apply(&mut self, desired: &HostConfig, observed: &Observed, changes: Vec<Change>) -> Vec<Failure> {
         let stops = desired.tuns.is_empty() && desired.workloads.is_empty() && desired.maps.is_empty();
+        // Nobody's firewall may let through what our own table does not judge. The other way round is no harm, and at a
+        // stop there is no time to do one after the other.
+        let ending = self.end.map(|end| {
+            self.tell_followed(desired);
+            tokio::spawn(firewall::follow(Arc::clone(&self.firewalls), Some(end), desired.clone()))
+        });
         self.moves.note(observed, &changes, Instant::now());
         // What guards the links stands before they do, and falls after them.
         let (barred, barred_after) = barred(observed, &changes);
@@ -508,14 +517,21 @@ impl Host for LinuxHost {
             }
         }
         // Rules in the firewalls of others stand only while our own table judges what they let through.
-        if stops || guarded {
+        if let Some(ending) = ending {
+            let died = |error| vec![failure("take our links out of the firewalls of others", error)];
+            failures.extend(ending.await.unwrap_or_else(died));
+        } else if stops || guarded {
             self.tell_followed(desired);
-            failures.extend(self.firewalls.lock().await.follow(desired).await);
+            failures.extend(firewall::follow(Arc::clone(&self.firewalls), None, desired.clone()).await);
         }
         if stops || barred != barred_after {
             failures.extend(self.rules_and_ports(desired, observed, &barred_after).await.1);
         }
         failures
+    }
+
+    fn end_by(&mut self, until: Instant) {
+        self.end = Some(until);
     }
 
     async fn changed(&mut self) {

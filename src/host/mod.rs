@@ -16,8 +16,8 @@ mod inner;
 mod kept;
 mod linux;
 pub mod listening;
-pub mod memory;
 mod living;
+pub mod memory;
 mod netconf;
 pub mod netlink;
 pub mod netns;
@@ -38,8 +38,8 @@ use std::sync::Arc;
 
 pub use cleanup::{Cleaned, cleanup};
 pub use linux::{LinuxHost, Rules};
-pub use netlink::{foreign_links, gateways, used_prefixes};
 pub use living::living;
+pub use netlink::{foreign_links, gateways, used_prefixes};
 pub use preflight::preflight;
 
 pub use crate::model::host::{Applied, Failure};
@@ -81,6 +81,9 @@ pub trait Host: Send + 'static {
         observed: &Observed,
         changes: Vec<Change>,
     ) -> impl Future<Output = Vec<Failure>> + Send;
+
+    /// The daemon stops: what is applied from now on shall be done by then, and what is not is told.
+    fn end_by(&mut self, _until: std::time::Instant) {}
 
     /// Resolves when something may have changed that concerns us.
     ///

@@ -21,8 +21,8 @@ const DEBOUNCE: Duration = Duration::from_millis(50);
 const SLOWEST: Duration = Duration::from_secs(2);
 /// Between two looks at a quiet kernel.
 const TICK: Duration = Duration::from_secs(10);
-/// For removing everything at the end.
-const STOP: Duration = Duration::from_secs(3);
+/// For removing everything at the end: with what comes before and after it, a stop takes less than five seconds.
+const STOP: Duration = Duration::from_millis(3800);
 
 /// Why a pass is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +32,7 @@ enum Cause {
     Tick,
 }
 
-/// Follows `desired` until `stop`, then removes everything (three seconds at most).
+/// Follows `desired` until `stop`, then removes everything (four seconds at most).
 ///
 /// The number beside the desired state is its generation; 0 means that nothing is known yet, and nothing is touched
 /// until a higher one comes: what an earlier run left behind and is still wanted stays in use. `applied` hears of each
@@ -174,6 +174,7 @@ fn publish(applied: &watch::Sender<Applied>, generation: u64, outcome: Outcome) 
 
 /// Applies the empty state; gives what is left.
 async fn finish<H: Host>(host: &mut H, empty: &HostConfig) -> Vec<Failure> {
+    host.end_by((Instant::now() + STOP).into_std());
     match tokio::time::timeout(STOP, pass(host, empty)).await {
         Ok(outcome) => outcome.failures,
         Err(_) => vec![failure("remove everything", "the kernel did not let go in time")],

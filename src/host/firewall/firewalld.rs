@@ -43,10 +43,11 @@ pub(super) async fn follow(firewalls: &mut Firewalls, chains: &[Chain], links: &
         firewalls.journal.zones().clone().into_iter().filter(|(link, _)| !links.contains(link)).collect();
     for (link, zone) in gone {
         let args = [format!("--zone={zone}"), format!("--remove-interface={link}")];
-        let removed = match runs {
-            true => firewall_cmd(&args.each_ref().map(String::as_str), &firewalls.own).await,
+        let removed = match (runs, firewalls.in_time()) {
+            (true, Err(why)) => Err(why),
+            (true, Ok(())) => firewall_cmd(&args.each_ref().map(String::as_str), &firewalls.own).await,
             // What it had at run time went with it.
-            false => Ok(String::new()),
+            (false, _) => Ok(String::new()),
         };
         let forgotten = removed.and_then(|_| {
             firewalls.journal.change(|data| drop(data.zones.remove(&link))).map_err(|error| format!("{error:#}"))

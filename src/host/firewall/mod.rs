@@ -44,6 +44,11 @@ const DEBOUNCE: Duration = Duration::from_millis(150);
 /// Least time between two looks: others may change their rules all the time.
 const LEAST: Duration = Duration::from_secs(1);
 
+/// What our own table needs of a stop.
+const TABLE_GOES: Duration = Duration::from_millis(400);
+/// What one call of another firewall's program may take on a busy machine.
+const SLOW_PROGRAM: Duration = Duration::from_millis(900);
+
 /// Our share of the firewalls of others.
 #[derive(Debug)]
 pub(super) struct Firewalls {
@@ -55,18 +60,37 @@ pub(super) struct Firewalls {
     followed: Option<BTreeSet<String>>,
     /// How often something was added to the rules of others.
     additions: u64,
+    /// Until when a slow program may still be started: at a stop the time is short.
+    pub(super) start_until: Option<Instant>,
 }
 
 impl Firewalls {
     pub(super) fn new(instance: &str, integrate: Integrate, state_dir: &Path, own: Arc<OwnRuns>) -> Firewalls {
         let journal = Journal::open(state_dir);
-        Firewalls { instance: instance.to_owned(), integrate, journal, own, followed: None, additions: 0 }
+        Firewalls {
+            instance: instance.to_owned(),
+            integrate,
+            journal,
+            own,
+            followed: None,
+            start_until: None,
+            additions: 0,
+        }
     }
 
     /// Tells whether what is owed could be written down.
     pub(super) fn telling(mut self, told: watch::Sender<Unwritten>) -> Firewalls {
         self.journal.telling(told);
         self
+    }
+
+    /// Refuses to start another program when the time is over: one that is killed half way may leave rules that it does not
+    /// know any more, and what stays is in the journal.
+    fn in_time(&self) -> Result<(), String> {
+        match self.start_until {
+            Some(until) if Instant::now() >= until => Err("there was no time left".to_owned()),
+            _ => Ok(()),
+        }
     }
 
     /// Gives every link of ours its place, if they are not those of the last time.
@@ -103,6 +127,24 @@ impl Firewalls {
         }
         failures
     }
+}
+
+/// Rules in the firewalls of others follow our links. At a stop their programs, which take half a second each, get what time
+/// there is but for that of our own table, which goes after them.
+pub(super) async fn follow(
+    firewalls: Arc<Mutex<Firewalls>>,
+    end: Option<Instant>,
+    desired: HostConfig,
+) -> Vec<Failure> {
+    let until = end.and_then(|end| end.checked_sub(TABLE_GOES));
+    let follow = async {
+        let mut firewalls = firewalls.lock().await;
+        firewalls.start_until = until.and_then(|until| until.checked_sub(SLOW_PROGRAM));
+        firewalls.follow(&desired).await
+    };
+    let Some(until) = until else { return follow.await };
+    let late = || vec![failure("take our links out of the firewalls of others", "there was no time left")];
+    tokio::time::timeout_at(until.into(), follow).await.unwrap_or_else(|_| late())
 }
 
 /// Removes what a daemon that is gone left in the firewalls of others; of every daemon where `instance` is none. What was

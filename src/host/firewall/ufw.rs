@@ -34,7 +34,7 @@ pub(super) async fn follow(firewalls: &mut Firewalls, chains: &[Chain], links: &
     let mut failures = Vec::new();
     let gone: Vec<String> = firewalls.journal.ufw().difference(links).cloned().collect();
     for link in gone {
-        let what = || format!("delete ufw's rules for {link}");
+        let what = || format!("remove ufw's rules for {link}");
         let mut done = Ok(());
         for rule in rules(&link) {
             // `ufw delete` of what is not there ends well.
@@ -42,7 +42,11 @@ pub(super) async fn follow(firewalls: &mut Firewalls, chains: &[Chain], links: &
                 Some((&"route", rest)) => [&["route", "delete"], rest].concat(),
                 _ => [&["delete"], &rule[..]].concat(),
             };
-            done = done.and(ufw(&args, &firewalls.own).await);
+            let began = firewalls.in_time();
+            done = match (done, began) {
+                (Ok(()), Ok(())) => ufw(&args, &firewalls.own).await,
+                (Err(why), _) | (_, Err(why)) => Err(why),
+            };
         }
         let forgotten = done.and_then(|()| {
             firewalls.journal.change(|data| data.ufw.remove(&link)).map_err(|error| format!("{error:#}"))
