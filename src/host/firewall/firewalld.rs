@@ -88,7 +88,7 @@ async fn add(firewalls: &mut Firewalls, links: &[&String]) -> Result<(), String>
     args.extend(links.iter().map(|link| format!("--add-interface={link}")));
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     firewall_cmd(&args, &firewalls.own).await?;
-    firewalls.additions += 1;
+    firewalls.made = true;
     tracing::info!(zone, links = links.len(), "links of ours are in a zone of firewalld");
     Ok(())
 }

@@ -2,8 +2,8 @@
 //!
 //! Owns what of ours is outside our own table, and nothing else there: rules in `DOCKER-USER` and of ufw that bear our
 //! mark, our links in a zone of firewalld. All of it is in a journal on disk before it is made ([`journal`]). It is made
-//! again when somebody flushes it: the kernel tells of changes of nftables ([`Watcher`](super::nft::Watcher)), the tables
-//! of before are looked at every few seconds.
+//! again at once when somebody flushes it: the kernel tells of changes of nftables ([`Watcher`](super::nft::Watcher)), the
+//! tables of before are looked at every few seconds.
 //!
 //! Whether anybody stops our packets is never read from their settings: probes of our own tell ([`probe`]). Only when one
 //! is lost are the chains of others looked at ([`chains`]), to say which tool has to be told what.
@@ -39,9 +39,14 @@ use journal::Journal;
 const QUIET: Duration = Duration::from_secs(10);
 /// The same while something is, or may be.
 const ALERT: Duration = Duration::from_secs(2);
-/// Between an event and the look: events come in swarms.
-const DEBOUNCE: Duration = Duration::from_millis(150);
-/// Least time between two looks: others may change their rules all the time.
+/// Between an event and what is done about it: until then nobody comes through.
+const DEBOUNCE: Duration = Duration::from_millis(10);
+/// Least time between two times that our share is tended, for events come in swarms; and four times what the last took,
+/// as far as [`LEAST`], so that who changes his rules all the time has little of the processor by us.
+const REST: Duration = Duration::from_millis(200);
+/// Rounds of probes of one look, as long as rules of ours turn out to have been missing.
+const TRIES: usize = 3;
+/// Least time between two looks at who stops us, which cost more and are less urgent.
 const LEAST: Duration = Duration::from_secs(1);
 
 /// What our own table needs of a stop.
@@ -58,8 +63,8 @@ pub(super) struct Firewalls {
     own: Arc<OwnRuns>,
     /// The links that have their place everywhere, as far as is known.
     followed: Option<BTreeSet<String>>,
-    /// How often something was added to the rules of others.
-    additions: u64,
+    /// Something of ours was missing and was made since this was last taken: who came before may have been stopped.
+    made: bool,
     /// Until when a slow program may still be started: at a stop the time is short.
     pub(super) start_until: Option<Instant>,
 }
@@ -74,7 +79,7 @@ impl Firewalls {
             own,
             followed: None,
             start_until: None,
-            additions: 0,
+            made: false,
         }
     }
 
@@ -180,19 +185,45 @@ pub(super) struct Watch {
 
 impl Watch {
     /// Runs until dropped.
-    pub(super) async fn run(mut self) {
-        let mut clients = Clients::default();
+    pub(super) async fn run(self) {
+        let tended = Notify::new();
+        tokio::select! {
+            () = self.tend(&tended) => {}
+            () = self.tell(&tended) => {}
+        }
+    }
+
+    /// Keeps our share where others may flush it again and again: nobody's probe is waited for.
+    async fn tend(&self, tended: &Notify) {
+        let mut desired = self.desired.clone();
         loop {
-            let quiet = self.obstacles.borrow().is_empty() && !clients.wait_for_answers();
-            let wait = if quiet { QUIET } else { ALERT };
+            let wait = if self.obstacles.borrow().is_empty() { QUIET } else { ALERT };
             tokio::select! {
                 () = self.theirs.notified() => {}
-                changed = self.desired.changed() => if changed.is_err() { return },
+                changed = desired.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(wait) => {}
             }
             tokio::time::sleep(DEBOUNCE).await;
-            let desired = self.desired.borrow_and_update().clone();
-            let found = if desired.tuns.is_empty() { Vec::new() } else { self.look(&desired, &mut clients).await };
+            let start = Instant::now();
+            desired.mark_unchanged();
+            self.repair(&desired).await;
+            tended.notify_one();
+            tokio::time::sleep(start.elapsed().saturating_mul(4).clamp(REST, LEAST)).await;
+        }
+    }
+
+    /// Tells who stops our packets, each time our share was tended.
+    async fn tell(&self, tended: &Notify) {
+        let mut wanted = self.desired.clone();
+        let mut clients = Clients::default();
+        loop {
+            let waiting = clients.wait_for_answers();
+            tokio::select! {
+                () = tended.notified() => {}
+                () = tokio::time::sleep(ALERT), if waiting => {}
+            }
+            wanted.mark_unchanged();
+            let found = self.look(&wanted, &mut clients).await;
             self.obstacles.send_if_modified(|last| {
                 if *last == found {
                     return false;
@@ -210,40 +241,55 @@ impl Watch {
         }
     }
 
-    async fn look(&self, desired: &HostConfig, clients: &mut Clients) -> Vec<Obstacle> {
-        let links = neighbour::patterns(desired);
-        let mut repaired = self.repair(&links).await;
-        let mut stopped = probe::stopped(desired, &self.table, &self.inject, &self.own).await;
-        // What was stopped while rules of ours were missing says nothing of those that stand now.
-        if !stopped.is_empty() && self.repair(&links).await {
-            repaired = true;
-            stopped = probe::stopped(desired, &self.table, &self.inject, &self.own).await;
+    async fn look(&self, wanted: &watch::Receiver<Arc<HostConfig>>, clients: &mut Clients) -> Vec<Obstacle> {
+        let desired = &*Arc::clone(&wanted.borrow());
+        if desired.tuns.is_empty() {
+            return Vec::new();
         }
-        stopped.extend(self.maps(desired, clients, repaired).await);
+        let mut made = self.made().await;
+        let mut stopped = Vec::new();
+        for _ in 0..TRIES {
+            stopped = probe::stopped(desired, &self.table, &self.inject, &self.own).await;
+            if stopped.is_empty() {
+                break;
+            }
+            // What was stopped while rules of ours were missing says nothing of those that stand now.
+            self.repair(wanted).await;
+            if !self.made().await {
+                break;
+            }
+            made = true;
+        }
+        stopped.extend(self.maps(desired, clients, made).await);
         if stopped.is_empty() {
             return Vec::new();
         }
         let integrated = self.firewalls.lock().await.journal.docker().clone();
         let chains = chains::foreign(&stopped, &integrated, &self.own).await;
-        neighbour::obstacles(&links, &chains, &stopped)
+        neighbour::obstacles(&neighbour::patterns(desired), &chains, &stopped)
     }
 
-    /// Makes again what is missing of ours; whether anything was.
-    async fn repair(&self, links: &BTreeSet<String>) -> bool {
+    /// Whether something of ours was missing since this was last asked.
+    async fn made(&self) -> bool {
+        std::mem::take(&mut self.firewalls.lock().await.made)
+    }
+
+    /// Makes again what is missing of ours.
+    async fn repair(&self, wanted: &watch::Receiver<Arc<HostConfig>>) {
         let mut firewalls = self.firewalls.lock().await;
+        let links = neighbour::patterns(&wanted.borrow());
         // Between two passes of the loop the links may have gone: theirs is the last word.
-        if self.desired.has_changed().unwrap_or(true) {
-            return false;
+        if links.is_empty() || wanted.has_changed().unwrap_or(true) {
+            return;
         }
-        let before = firewalls.additions;
-        for failure in firewalls.repair(links.clone()).await {
+        for failure in firewalls.repair(links).await {
             tracing::warn!(what = failure.what, why = failure.why, "the firewall of another program refused");
         }
-        firewalls.additions != before
     }
 
     /// Clients of port maps that were let in and did not leave the machine: they come on links where we cannot probe.
-    async fn maps(&self, desired: &HostConfig, clients: &mut Clients, repaired: bool) -> Vec<Stopped> {
+    /// With `made`, what was in their way may be gone.
+    async fn maps(&self, desired: &HostConfig, clients: &mut Clients, made: bool) -> Vec<Stopped> {
         let counts = match desired.maps.is_empty() {
             true => Default::default(),
             false => match self.rules.0.lock().await.0.counters().await {
@@ -251,7 +297,7 @@ impl Watch {
                 Err(_) => return Vec::new(),
             },
         };
-        clients.count(counts, repaired, Instant::now());
+        clients.count(counts, made, Instant::now());
         let what = || BTreeSet::from(["what comes in by port maps".to_owned()]);
         clients.stopped().map(|family| Stopped { hook: Hook::Forward, family, what: what() }).collect()
     }

@@ -99,7 +99,7 @@ pub(super) async fn follow(firewalls: &mut Firewalls, chains: &[Chain], links: &
         }
         match place.restore(&changes, &firewalls.own).await {
             Ok(()) => {
-                firewalls.additions += u64::from(!links.is_empty());
+                firewalls.made |= !links.is_empty();
                 tracing::info!(program = place.program, "rules of ours in {DOCKER_USER} follow our links");
             }
             Err(why) => failures.push(failure(what(), why)),

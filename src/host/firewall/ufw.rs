@@ -70,7 +70,7 @@ pub(super) async fn follow(firewalls: &mut Firewalls, chains: &[Chain], links: &
             }
         }
         match done {
-            Ok(()) => firewalls.additions += 1,
+            Ok(()) => firewalls.made = true,
             Err(why) => failures.push(failure(format!("let {link} through ufw"), why)),
         }
     }
