@@ -319,6 +319,10 @@ pub fn dns_name(text: &str) -> Checked<String> {
     if lower.len() <= MAX_NAME && lower.split('.').all(label) {
         return Ok(lower);
     }
+    if text.contains('*') {
+        let message = format!("{} has a wildcard, which is not answered here: add each name", shown(text));
+        return Err(wrong("E-NAME", message));
+    }
     let message = format!(
         "{} is not a DNS name: labels of 1 to 63 characters of a-z, 0-9, '-' and '_', joined by dots, 253 in all",
         shown(text)
@@ -554,6 +558,10 @@ mod tests {
         assert_eq!(code(txt(&"x".repeat(65_000))), "E-TXT");
         assert_eq!(dns_name("_http._TCP.web."), Ok("_http._tcp.web".to_owned()));
         assert_eq!(code(dns_name("a..b")), "E-NAME");
+        for wild in ["*", "*.x", "a.*.x"] {
+            let refused = dns_name(wild).unwrap_err();
+            assert!(refused.code == "E-NAME" && refused.message.contains("wildcard"), "{refused:?}");
+        }
         assert_eq!((ttl("60"), ttl("5m")), (Ok(60), Ok(300)));
         assert_eq!(code(ttl("4294967296")), "E-TTL");
         assert_eq!(mac("02:00:00:00:00:0A"), Ok("02:00:00:00:00:0a".to_owned()));
