@@ -13,7 +13,7 @@ use nix::net::if_::InterfaceFlags;
 use super::Context;
 use crate::api::types::{MapInfo, Problem};
 use crate::host::door::{PROBE, refuses};
-use crate::host::listening::{self, Conflict};
+use crate::host::listening::{Conflict, Foreign};
 use crate::model::host::Proto;
 
 /// How long what a target said is believed: its program sees a connection for each time it is asked.
@@ -68,8 +68,9 @@ pub(crate) async fn look(ctx: &Context, maps: &mut [MapInfo]) {
     let refusing = ctx.probes.refusing(asked).await;
     let places: Vec<(Proto, Option<SocketAddr>)> = maps.iter().map(|m| (m.proto, m.listen.parse().ok())).collect();
     let seen = tokio::task::spawn_blocking(move || {
+        let foreign = Foreign::read();
         let shadowed =
-            |(proto, at): (Proto, Option<SocketAddr>)| at.and_then(|at| listening::shadowed(proto, at.ip(), at.port()));
+            |(proto, at): (Proto, Option<SocketAddr>)| at.and_then(|at| foreign.shadowed(proto, at.ip(), at.port()));
         (own_addresses(), places.into_iter().map(shadowed).collect::<Vec<_>>())
     });
     let Ok((own, shadowed)) = seen.await else { return };

@@ -3,7 +3,7 @@
 //! Reads the kernel's socket tables of the calling thread's network namespace. Owns and changes nothing. A map put on a
 //! port in use would silently take it from the program that has it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
@@ -161,25 +161,39 @@ pub fn check(proto: Proto, listen: IpAddr, port: u16) -> Result<(), Conflict> {
     Ok(())
 }
 
-/// Sockets of other programs that a map keeps their clients from: the map has the port, whatever listened first or listens
-/// since. None where nobody else listens.
+/// The listening sockets of other programs in this network namespace at one moment: to read them costs more than to ask
+/// of many maps.
 ///
-/// Reads files and may bind for a moment: call it from a blocking thread.
-pub fn shadowed(proto: Proto, listen: IpAddr, port: u16) -> Option<Conflict> {
-    let own: HashSet<u64> = sockets_in(Path::new("/proc/self/fd")).collect();
-    let text = tables(proto);
-    let rows = text.lines().filter_map(row).filter(|row| row.listens && row.address.port() == port);
-    let mut foreign = rows.filter(|row| !own.contains(&row.inode));
-    let found = foreign.find(|row| match overlap(row.address.ip(), listen) {
-        Overlap::None => false,
-        Overlap::Certain => true,
-        // Our own proxy has the usual address of loopback.
-        Overlap::IfDualStack if listen.is_unspecified() => {
-            !can_bind(proto, SocketAddr::new(Ipv4Addr::new(127, 255, 255, 254).into(), port))
+/// Reads files and may bind for a moment: use it on a blocking thread.
+pub struct Foreign(HashMap<(Proto, u16), Vec<Row>>);
+
+impl Foreign {
+    /// Reads them.
+    pub fn read() -> Foreign {
+        let own: HashSet<u64> = sockets_in(Path::new("/proc/self/fd")).collect();
+        let mut sockets: HashMap<_, Vec<Row>> = HashMap::new();
+        for proto in [Proto::Tcp, Proto::Udp] {
+            let text = tables(proto);
+            let rows = text.lines().filter_map(row).filter(|row| row.listens && !own.contains(&row.inode));
+            rows.for_each(|row| sockets.entry((proto, row.address.port())).or_default().push(row));
         }
-        Overlap::IfDualStack => !can_bind(proto, SocketAddr::new(listen, port)),
-    })?;
-    Some(Conflict::InUse { proto, address: found.address, process: process_of(found.inode) })
+        Foreign(sockets)
+    }
+
+    /// The one that a map keeps its clients from: the map has the port, whatever listened first or listens since. None
+    /// where nobody else listens.
+    pub fn shadowed(&self, proto: Proto, listen: IpAddr, port: u16) -> Option<Conflict> {
+        let found = self.0.get(&(proto, port))?.iter().find(|row| match overlap(row.address.ip(), listen) {
+            Overlap::None => false,
+            Overlap::Certain => true,
+            // Our own proxy has the usual address of loopback.
+            Overlap::IfDualStack if listen.is_unspecified() => {
+                !can_bind(proto, SocketAddr::new(Ipv4Addr::new(127, 255, 255, 254).into(), port))
+            }
+            Overlap::IfDualStack => !can_bind(proto, SocketAddr::new(listen, port)),
+        })?;
+        Some(Conflict::InUse { proto, address: found.address, process: process_of(found.inode) })
+    }
 }
 
 #[cfg(test)]
@@ -236,6 +250,7 @@ mod tests {
 
     #[test]
     fn only_sockets_of_others_are_shadowed() {
+        let shadowed = |proto, listen, port| Foreign::read().shadowed(proto, listen, port);
         let own = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = own.local_addr().unwrap().port();
         assert_eq!(shadowed(Proto::Tcp, "0.0.0.0".parse().unwrap(), port), None);
