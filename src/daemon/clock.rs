@@ -20,6 +20,9 @@ use crate::node::{Judged, Node, Reading, unix_now_ms};
 use crate::p2p::Protocol;
 use crate::wire::control::{self, ControlAnswer, ControlRequest};
 
+/// The first of January 2026, seconds since 1970.
+const WRITTEN: u64 = 1_767_225_600;
+
 /// Between two comparisons with one member.
 const EVERY: Duration = Duration::from_secs(30);
 /// Difference above which one of two clocks is wrong.
@@ -231,7 +234,19 @@ pub(crate) fn problems(ctx: &Context, name: impl Fn(PeerId) -> String) -> Vec<Pr
         ),
         help: if mine { REMEDY.into() } else { format!("on {}: {REMEDY}", name(peer)) },
     });
-    told.collect()
+    impossible(unix_now_ms() / 1000).into_iter().chain(told).collect()
+}
+
+/// Nobody has to be asked about a clock that says a time before this program was written: it has not been set yet.
+fn impossible(now: u64) -> Option<Problem> {
+    (now < WRITTEN).then(|| Problem {
+        code: "E-CLOCK".into(),
+        severity: "warning".into(),
+        message: "this machine's clock is not set: it says a time before byway was written, and invites made now have \
+                  ended by anybody else's"
+            .into(),
+        help: "set this machine's clock (timedatectl set-ntp true), then make invites anew".into(),
+    })
 }
 
 /// Of what status says, that which a clock decides: while ours is not believed, it may be untrue, and what would mend it
@@ -402,6 +417,12 @@ mod tests {
         assert!(!machine.held.asks(peer, second), "the first one's end is not the second's");
         machine.held.asked(peer, second);
         assert!(machine.held.asks(peer, second));
+    }
+
+    #[test]
+    fn a_clock_that_was_never_set_is_told_without_asking_anybody() {
+        assert_eq!([impossible(0).is_some(), impossible(WRITTEN - 1).is_some()], [true; 2]);
+        assert_eq!(impossible(WRITTEN), None);
     }
 
     #[test]
