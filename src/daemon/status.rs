@@ -225,6 +225,19 @@ fn forked(subnet: &Name) -> Problem {
     }
 }
 
+/// This machine's state was older than what others had of it: for a day, where that cost anything.
+fn restored(subnet: &Name, invites: usize) -> Option<Problem> {
+    (invites > 0).then(|| Problem {
+        code: "E-STATE-OLD".into(),
+        severity: "warning".into(),
+        message: format!(
+            "others have what this machine signed in {subnet} and does not know, as after a backup: {invites} open invites \
+             are withdrawn, for they may have been used or revoked since"
+        ),
+        help: format!("byway invite create {subnet}, for those that are still wanted"),
+    })
+}
+
 /// A member whose name went to another that was granted it as well.
 fn renamed_member(subnet: &Name, mine: &Member) -> Option<Problem> {
     (mine.name != mine.grant.name).then(|| Problem {
@@ -313,6 +326,8 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                 told.extend(mine.and_then(|m| renamed_member(subnet.name(), m)));
                 let seen = core.forks.get(&subnet.records.id).copied();
                 told.extend(seen.filter(|at| now.abs_diff(*at) < 86_400).map(|_| forked(subnet.name())));
+                let back = core.restored.get(&subnet.records.id).filter(|(at, _)| now.abs_diff(*at) < 86_400);
+                told.extend(back.and_then(|(_, invites)| restored(subnet.name(), *invites)));
                 let named = subnet.records.genesis.name.clone();
                 let ended = resolved.destroyed;
                 let grant = mine.map(|m| (m.grant.not_before, m.grant.not_after));

@@ -23,6 +23,7 @@ pub mod publish;
 pub mod record;
 mod registry;
 pub mod resolve;
+pub mod restored;
 pub mod roll;
 pub mod source;
 pub mod state;

@@ -567,6 +567,11 @@ fn no_subnet(text: &str) -> Error {
 }
 
 impl Draft {
+    /// A subnet as it shall be.
+    pub(super) fn subnet_mut(&mut self, id: SubnetId) -> Option<&mut Subnet> {
+        self.subnets.get_mut(&id)?.as_deref_mut()
+    }
+
     /// The subnet as it shall be.
     pub fn put(&mut self, subnet: Subnet) {
         self.subnets.insert(subnet.records.id, Some(Box::new(subnet)));

@@ -15,6 +15,7 @@ use super::rates::Rates;
 use crate::api::types::Error;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::record::{Body, Digest, Doc, Verified};
+use crate::model::restored::had_forgotten;
 
 /// New documents of one member taken at once, and a second after that: each is a synced write here and a message to
 /// everybody. What is over waits for the next comparison, which brings only the newest.
@@ -213,13 +214,19 @@ impl Core {
         records.sort_by_key(|record| record.body().rank());
         let taken = self.state.take(subnet, &records);
         self.tell_of_overstepping(subnet, &records, &from);
-        let Some((draft, news)) = taken else { return Ok(()) };
+        let Some((mut draft, news)) = taken else { return Ok(()) };
         if news.is_empty() {
             // Something was parked, which is neither saved nor told and which nothing follows from.
             return self.settle(draft, &from).map(drop);
         }
         let forked = |core: &Core| core.state.subnets.get(&subnet).is_some_and(|s| s.records.forked());
         let before = forked(self);
+        let now = super::unix_now();
+        let me = self.state.me.peer;
+        let own = records.iter().filter(|record| record.signed().issuer == me && news.contains(record.signed()));
+        if had_forgotten(own, now) {
+            self.forgot(subnet, draft.withdraw_invites(subnet, now), now);
+        }
         self.settle(draft, &from)?;
         self.want_view(urgent);
         if forked(self) && !before {
@@ -231,6 +238,16 @@ impl Core {
             );
         }
         Ok(())
+    }
+
+    /// Notes for people that this state was older than what others had of it, and what that cost.
+    fn forgot(&mut self, subnet: SubnetId, withdrawn: usize, now: u64) {
+        let before = self.restored.get(&subnet).map_or(0, |(_, invites)| *invites);
+        if withdrawn > 0 {
+            let why = "others have what this node signed and does not know: was it restored from a backup?";
+            tracing::warn!(%subnet, withdrawn, "open invites are withdrawn: {why}");
+        }
+        self.restored.insert(subnet, (now, before.saturating_add(withdrawn)));
     }
 
     /// Names in the log who says what it has no right to say: a member that signed it, else the member that handed it in.

@@ -115,6 +115,8 @@ pub struct Core {
     pub damage: Vec<Damage>,
     /// Subnets whose owner signed one number twice, and when (seconds since 1970) that was last seen.
     pub forks: BTreeMap<SubnetId, u64>,
+    /// Subnets of which others knew what this node had signed and did not know: when, and how many invites that cost.
+    pub restored: BTreeMap<SubnetId, (u64, usize)>,
     /// Who seems to run on two machines.
     pub lives: Lives,
     /// When this node last contradicted another machine that has its identity.
@@ -222,6 +224,7 @@ impl Node {
             endpoints: Vec::new(),
             damage: parts.damage,
             forks: BTreeMap::new(),
+            restored: BTreeMap::new(),
             lives: Lives::default(),
             contradicted: None,
             opened: VecDeque::new(),
