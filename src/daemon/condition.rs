@@ -76,7 +76,9 @@ pub(crate) async fn look(ctx: &Context, maps: &mut [MapInfo]) {
     let Ok((own, shadowed)) = seen.await else { return };
     for (map, shadowed) in maps.iter_mut().zip(shadowed) {
         let (target, listen) = (target_of(map), map.listen.parse::<SocketAddr>().ok());
-        let absent = |at: &SocketAddr| !at.ip().is_unspecified() && !at.ip().is_loopback() && !own.contains(&at.ip());
+        // All of 127.0.0.0/8 is here; ::1 goes where IPv6 is turned off.
+        let always = |ip: IpAddr| ip.is_unspecified() || (ip.is_loopback() && ip.is_ipv4());
+        let absent = |at: &SocketAddr| !always(at.ip()) && !own.contains(&at.ip());
         map.note = if map.note.is_some() {
             map.note.take()
         } else if map.state == "no-target" {

@@ -566,7 +566,19 @@ fn problems(ctx: &Context) -> Vec<Problem> {
             help: "the log names the peers".into(),
         });
     }
-    all.extend(ctx.dns.problems().borrow().iter().map(|p| Problem {
+    let silent = ctx.dns.problems().borrow().clone();
+    let (lacking, silent): (Vec<_>, Vec<_>) = silent.into_iter().partition(|p| p.no_family);
+    // As this machine is made: no fault, so that it can be healthy.
+    all.extend(lacking.first().map(|p| {
+        let (lost, kept) = if p.address.is_ipv6() { ("IPv6", "IPv4") } else { ("IPv4", "IPv6") };
+        Problem {
+            code: "E-NO-FAMILY".into(),
+            severity: "info".into(),
+            message: format!("this machine has no sockets of {lost}: names, peers and loopback maps use {kept} only"),
+            help: format!("nothing to do where {lost} is off on purpose; else turn it on and restart byway"),
+        }
+    }));
+    all.extend(silent.into_iter().map(|p| Problem {
         code: "E-DNS-BIND".into(),
         severity: "error".into(),
         message: format!("names are not answered on {}: {}", p.address, p.error),

@@ -129,6 +129,8 @@ pub struct Problem {
     pub error: String,
     /// Whether another program holds the port.
     pub in_use: bool,
+    /// Whether this machine has no sockets of that family.
+    pub no_family: bool,
 }
 
 /// Every address that is not answered at the moment.
@@ -386,8 +388,13 @@ impl Server {
                 continue;
             }
             if let Err(error) = self.open(key) {
-                let in_use = error.kind() == io::ErrorKind::AddrInUse;
-                problems.push(Problem { subnet: key.0, address: key.1, error: error.to_string(), in_use });
+                problems.push(Problem {
+                    subnet: key.0,
+                    address: key.1,
+                    in_use: error.kind() == io::ErrorKind::AddrInUse,
+                    no_family: error.raw_os_error() == Some(libc::EAFNOSUPPORT),
+                    error: error.to_string(),
+                });
             }
         }
         self.dns.problems.send_if_modified(|now| {

@@ -46,7 +46,9 @@ impl Door {
     }
 }
 
-/// Whether a target refuses connections, or nobody is there: only what is said counts, silence does not.
+/// Whether a target refuses connections, or nobody is there: only what is said counts, silence does not, nor that this
+/// process has no socket to ask with.
 pub async fn refuses(target: SocketAddr, limit: Duration) -> bool {
-    matches!(tokio::time::timeout(limit, TcpStream::connect(target)).await, Ok(Err(_)))
+    let asked = tokio::time::timeout(limit, TcpStream::connect(target)).await;
+    matches!(asked, Ok(Err(error)) if error.raw_os_error() != Some(libc::EAFNOSUPPORT))
 }

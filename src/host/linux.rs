@@ -1,6 +1,7 @@
 //! The kernel of this machine.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv6Addr, UdpSocket};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -478,6 +479,8 @@ impl Host for LinuxHost {
     async fn observe(&mut self, desired: &HostConfig) -> anyhow::Result<Observed> {
         let mut observed = Observed {
             ipv6: std::path::Path::new("/proc/sys/net/ipv6/conf/all").exists(),
+            no_ipv6_sockets: UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))
+                .is_err_and(|error| error.raw_os_error() == Some(libc::EAFNOSUPPORT)),
             force_forwarding: sysctl::read("net/ipv6/conf/all/force_forwarding").is_some(),
             ..Observed::default()
         };

@@ -124,6 +124,11 @@ fn wanted(map: &MapConfig, link_local: &BTreeSet<(Ipv6Addr, u32)>) -> Vec<(Socke
     listen.into_iter().map(|listen| (listen, goal.clone())).collect()
 }
 
+/// Whether this machine lacks the address: IPv6 is off on loopback, or there is no socket of IPv6 at all.
+fn is_absent(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(libc::EAFNOSUPPORT)
+}
+
 impl Proxies {
     /// No proxy.
     pub fn new() -> Self {
@@ -174,6 +179,8 @@ impl Proxies {
                     self.running.insert((key, listen), proxy);
                     debug!(map = %key, %listen, "proxy started");
                 }
+                // It comes with the address, which is news of the kernel.
+                Err(error) if is_absent(&error) => debug!(map = %key, %listen, %error, "no such address here"),
                 Err(error) => failures.push(format!("listen on {} {listen} for the map {key}: {error}", key.proto)),
             }
         }

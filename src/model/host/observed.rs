@@ -140,6 +140,8 @@ pub struct Observed {
     pub unreadable: BTreeSet<NetnsRef>,
     /// Whether the kernel speaks IPv6.
     pub ipv6: bool,
+    /// Whether this process is refused sockets of IPv6, whatever the kernel speaks.
+    pub no_ipv6_sockets: bool,
     /// Whether IPv6 can be forwarded per link (`force_forwarding`, Linux 6.17).
     pub force_forwarding: bool,
     /// Whether somebody else (another daemon) has routes in our table: the rules stay.

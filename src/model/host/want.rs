@@ -374,7 +374,9 @@ pub fn resolvers(desired: &HostConfig, observed: &Observed) -> BTreeMap<PathBuf,
         if !search.contains(&workload.search) {
             search.push(workload.search.clone());
         }
-        servers.extend(&workload.gateways);
+        // Where no socket of IPv6 is to be had, nobody answers there.
+        let answered = |server: &&IpAddr| server.is_ipv4() || !observed.no_ipv6_sockets;
+        servers.extend(workload.gateways.iter().filter(answered));
     }
     let text = |(path, (create, mut search, servers)): (PathBuf, (bool, Vec<String>, Vec<IpAddr>))| {
         let former = observed.formers.get(&path).map(|text| Former::parse(text)).unwrap_or_default();
