@@ -49,6 +49,24 @@ const CASES: &[Case] = &[
     fast!(what_cannot_be_attached_is_named, "docker", "dockerd", "nsenter", "unshare", "tar", "busybox"),
     fast!(engine_that_is_not_there_is_named),
     fast!(
+        containers_with_users_of_their_own_are_attached_and_given_back,
+        "docker",
+        "dockerd",
+        "nsenter",
+        "unshare",
+        "tar",
+        "busybox"
+    ),
+    fast!(
+        an_engine_that_restarts_below_live_containers_changes_nothing,
+        "docker",
+        "dockerd",
+        "nsenter",
+        "unshare",
+        "tar",
+        "busybox"
+    ),
+    fast!(
         a_container_is_found_at_the_engine_of_the_caller,
         "docker",
         "dockerd",
@@ -69,6 +87,7 @@ const ENGINES: &str = "/run/docker";
 /// A Docker daemon in the namespace of one host; ends with its containers when dropped.
 struct Engine {
     socket: String,
+    command: Vec<String>,
     child: Child,
     dir: PathBuf,
     /// Below which every container of this engine has its control group.
@@ -79,27 +98,61 @@ struct Engine {
 
 impl Engine {
     fn start(host: &Host) -> Result<Engine> {
+        Engine::start_with(host, "", &[])
+    }
+
+    /// With options of its own, and after a script in its own mount namespace.
+    fn start_with(host: &Host, before: &str, options: &[&str]) -> Result<Engine> {
         let dir = host.dir().join("docker");
         std::fs::create_dir(&dir)?;
         let path = |name: &str| dir.join(name).to_string_lossy().into_owned();
         let socket = format!("unix://{}", path("sock"));
-        let log = OpenOptions::new().create(true).append(true).open(dir.join("log"))?;
         // Not `ip netns exec`: that hides /sys/fs/cgroup, which the engine needs. Each of these replaces itself by the next.
         let group = host.ns().name().to_owned();
         let first = !Path::new(ENGINES).exists();
-        let child = Command::new("nsenter")
-            .arg(format!("--net=/run/netns/{}", host.ns().name()))
-            .args(["unshare", "-m", "--propagation", "private", "dockerd", "-H", &socket])
-            .args(["--data-root", &path("data"), "--exec-root", &path("exec"), "--pidfile", &path("pid")])
-            .args(["--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", &format!("/{group}")])
-            // Docker's own defaults for the network: its bridge, its rules, its policy for what is forwarded.
-            .arg("--storage-driver=vfs")
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("start dockerd")?;
-        let mut engine = Engine { socket, child, dir, group, first };
+        let (net, script) = (format!("--net=/run/netns/{}", host.ns().name()), format!("{before}\nexec \"$@\""));
+        let inside = ["nsenter", &net, "unshare", "-m", "--propagation", "private", "sh", "-ec", &script, "sh"];
+        // Docker's own defaults for the network: its bridge, its rules, its policy for what is forwarded.
+        let dockerd = ["dockerd", "-H", &socket, "--storage-driver=vfs"];
+        let (data, exec, pid, parent) = (path("data"), path("exec"), path("pid"), format!("/{group}"));
+        let places = ["--data-root", &data, "--exec-root", &exec, "--pidfile", &pid];
+        let groups = ["--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", &parent];
+        let command = [&inside[..], &dockerd, &places, &groups, options].concat();
+        let command: Vec<String> = command.into_iter().map(str::to_owned).collect();
+        let child = Engine::spawn(&command, &dir)?;
+        let mut engine = Engine { socket, command, child, dir, group, first };
+        engine.is_ready()?;
+        engine.import()?;
+        // What Docker made on this machine stays when it ends: that is what ours must return to.
+        host.rebase()?;
+        // The daemon and the command line of this host talk to this engine.
+        host.set_env("DOCKER_HOST", &engine.socket);
+        Ok(engine)
+    }
+
+    fn spawn(command: &[String], dir: &Path) -> Result<Child> {
+        let log = OpenOptions::new().create(true).append(true).open(dir.join("log"))?;
+        let (program, arguments) = command.split_first().context("no command")?;
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.spawn().context("start dockerd")
+    }
+
+    /// Ends the engine, its containers live on where it was told so, and starts it again.
+    fn restart(&mut self, signal: Signal, between: impl FnOnce() -> Result<()>) -> Result<()> {
+        kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?;
+        lab::netns::wait_end(&mut self.child)?;
+        between()?;
+        // As long as systemd waits: what the engine had started for itself ends meanwhile.
+        std::thread::sleep(Duration::from_secs(2));
+        let _ = std::fs::remove_file(self.dir.join("pid"));
+        self.child = Engine::spawn(&self.command, &self.dir)?;
+        let log = self.dir.join("log");
+        self.is_ready().with_context(|| std::fs::read_to_string(log).unwrap_or_default())
+    }
+
+    fn is_ready(&mut self) -> Result<()> {
+        let engine = self;
         let ready = until("dockerd answers", Duration::from_secs(30), || {
             if engine.child.try_wait()?.is_some() {
                 return Ok(true);
@@ -111,12 +164,7 @@ impl Engine {
             let why = log.lines().rfind(|l| l.contains("failed") || l.contains("level=error")).unwrap_or("no message");
             bail!(Skip(format!("dockerd does not start here: {why}")));
         }
-        engine.import()?;
-        // What Docker made on this machine stays when it ends: that is what ours must return to.
-        host.rebase()?;
-        // The daemon and the command line of this host talk to this engine.
-        host.set_env("DOCKER_HOST", &engine.socket);
-        Ok(engine)
+        Ok(())
     }
 
     fn docker(&self, args: &[&str]) -> Result<String> {
@@ -151,6 +199,15 @@ impl Engine {
 }
 
 impl Engine {
+    /// Processes in the control groups of this engine.
+    fn orphans(&self) -> Vec<Pid> {
+        let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let numbers = processes.filter_map(|p| Some((p.path(), p.file_name().to_str()?.parse::<i32>().ok()?)));
+        let group = format!("/{}/", self.group);
+        let within = |path: &Path| std::fs::read_to_string(path.join("cgroup")).is_ok_and(|of| of.contains(&group));
+        numbers.filter(|(path, _)| within(path)).map(|(_, number)| Pid::from_raw(number)).collect()
+    }
+
     /// Takes away the control groups; what is still there of processes, groups and mounts.
     fn clean(&self) -> Vec<String> {
         let mut left = Vec::new();
@@ -195,6 +252,10 @@ impl Drop for Engine {
         if lab::netns::wait_end(&mut self.child).is_err() {
             let _ = self.child.kill();
             let _ = self.child.wait();
+        }
+        // Where it had gone already, its containers may live on.
+        for name in self.orphans() {
+            let _ = kill(name, Signal::SIGKILL);
         }
         let left = self.clean();
         if !std::thread::panicking() {
@@ -529,4 +590,82 @@ fn a_container_is_found_at_the_engine_of_the_caller(lab: &Lab) -> Result<()> {
     let at = a.json(&["attach", "docker", "web", "--subnet", "lab"])?;
     ensure!(engine.exec("web", &["ip", "addr"])?.contains(&v4(&at)?), "{at}");
     Ok(())
+}
+
+/// The user whose range the containers get, in files that only the engine sees.
+const REMAP: &str = "
+grep -v ^dockremap: /etc/passwd >$D/passwd; echo dockremap:x:990:990::/nonexistent:/bin/false >>$D/passwd
+grep -v ^dockremap: /etc/group >$D/group; echo dockremap:x:990: >>$D/group
+echo dockremap:300000:65536 >$D/subuid; cp $D/subuid $D/subgid; touch /etc/subuid /etc/subgid
+for f in passwd group subuid subgid; do mount --bind $D/$f /etc/$f; done";
+
+fn containers_with_users_of_their_own_are_attached_and_given_back(lab: &Lab) -> Result<()> {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let a = lab.host("a")?;
+    // The containers' root has to pass.
+    for dir in [lab.dir(), a.dir()] {
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o711))?;
+    }
+    let script = REMAP.replace("$D", &a.dir().to_string_lossy());
+    let engine = Engine::start_with(&a, &script, &["--userns-remap=dockremap"])?;
+    ["web", "db"].iter().try_for_each(|name| engine.run(name))?;
+    a.start()?;
+    a.json(&["create", "lab"])?;
+    let path = engine.docker(&["inspect", "-f", "{{.ResolvConfPath}}", "web"])?.trim().to_owned();
+    let file = || -> Result<(u32, u32, u32, String)> {
+        let is = std::fs::metadata(&path)?;
+        Ok((is.uid(), is.gid(), is.mode(), std::fs::read_to_string(&path)?))
+    };
+    let (before, links) = (file()?, engine.exec("web", &["ip", "addr"])?);
+    ensure!(before.0 == 300_000, "the engine gives its containers users of their own: {before:?}");
+    let web = a.json(&["attach", "docker", "web", "--subnet", "lab"])?;
+    a.json(&["attach", "docker", "db", "--subnet", "lab"])?;
+    ensure!(engine.exec("web", &["ip", "addr"])?.contains(&v4(&web)?), "it has its address");
+    until("web reaches db by name", SOON, || engine.exec("web", &["ping", "-c", "1", "-W", "1", "db"]).map(|_| true))?;
+    let during = file()?;
+    ensure!((during.0, during.1, during.2) == (before.0, before.1, before.2), "{during:?} instead of {before:?}");
+    ["web", "db"].iter().try_for_each(|name| a.ok(&["detach", name]).map(drop))?;
+    ensure!(file()? == before, "{:?} instead of {before:?}", file()?);
+    ensure!(engine.exec("web", &["ip", "addr"])? == links, "its links are as they were");
+    Ok(())
+}
+
+fn an_engine_that_restarts_below_live_containers_changes_nothing(lab: &Lab) -> Result<()> {
+    let a = lab.host("a")?;
+    let mut engine = Engine::start_with(&a, "", &["--live-restore"])?;
+    let done = restarts(lab, &a, &mut engine);
+    if let Err(error) = &done {
+        println!("{error:#}");
+    }
+    done
+}
+
+fn restarts(lab: &Lab, a: &Host, engine: &mut Engine) -> Result<()> {
+    ["web", "db"].iter().try_for_each(|name| engine.run(name))?;
+    a.start()?;
+    a.json(&["create", "lab"])?;
+    let other = lab.workload("other")?;
+    a.attach(&other, "lab", "other")?;
+    for name in ["web", "db"] {
+        a.json(&["attach", "docker", name, "--subnet", "lab"])?;
+    }
+    let listed = || Ok::<_, anyhow::Error>(a.json(&["workload", "ls"])?["workloads"].clone());
+    let db = v4(&a.json(&["workload", "show", "db"])?)?;
+    let before = listed()?;
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        engine.restart(signal, || {
+            other.reaches(&db, SOON).context("while no engine runs")?;
+            ensure!(listed()? == before, "while no engine runs: {}", listed()?);
+            Ok(())
+        })?;
+        // Longer than until the end of a container is noticed.
+        std::thread::sleep(Duration::from_secs(2));
+        ensure!(listed()? == before, "after {signal}: {}", listed()?);
+        engine.exec("web", &["ping", "-c", "1", "-W", "1", "db.lab.internal"]).context("by name, after a restart")?;
+        other.reaches(&db, SOON)?;
+    }
+    // What ends afterwards is still noticed.
+    engine.docker(&["rm", "-f", "db"])?;
+    until("db is gone", SOON, || Ok(!listed()?.to_string().contains("\"db\"")))?;
+    a.ok(&["detach", "web"]).map(drop)
 }
