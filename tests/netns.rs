@@ -49,6 +49,8 @@ mod membership;
 mod mtu;
 #[path = "netns/names.rs"]
 mod names;
+#[path = "netns/peculiar.rs"]
+mod peculiar;
 #[path = "netns/remedies.rs"]
 mod remedies;
 #[path = "netns/sources.rs"]
@@ -92,6 +94,7 @@ fn main() -> ExitCode {
         remedies::CASES,
         sources::CASES,
         surroundings::CASES,
+        peculiar::CASES,
         evil_matrix::CASES,
         evil_members::CASES,
         evil_admin::CASES,

@@ -21,6 +21,7 @@ pub const CASES: &[Case] = &[
     fast!(a_founder_that_wants_the_world_is_refused),
     fast!(a_clock_that_was_wrong_leaves_nothing_wrong, "faketime"),
     fast!(while_a_clock_is_contradicted_it_is_the_only_remedy, "faketime"),
+    fast!(a_clock_that_is_set_after_the_start_costs_no_subnet_and_no_membership, "faketime"),
     long!(no_wrong_clock_leaves_anything_wrong, "faketime"),
     long!(a_clock_that_was_wrong_at_start_leaves_nothing_wrong, "faketime"),
 ];
@@ -405,4 +406,42 @@ fn no_wrong_clock_leaves_anything_wrong(lab: &Lab) -> Result<()> {
 
 fn a_clock_that_was_wrong_at_start_leaves_nothing_wrong(lab: &Lab) -> Result<()> {
     clocks_leave_nothing(lab, &[("+730d", 12), ("-730d", 12), ("+90", 3), ("-1d", 3)], true)
+}
+
+/// A machine without a clock of its own: it starts in 1970, and NTP sets it a while later.
+fn a_clock_that_is_set_after_the_start_costs_no_subnet_and_no_membership(lab: &Lab) -> Result<()> {
+    let (founder, joiner) = (Clocked::new(lab, "a")?, Clocked::new(lab, "b")?);
+    for machine in [&founder, &joiner] {
+        machine.host.terminate()?;
+        machine.set("-20700d")?;
+        machine.host.start()?;
+    }
+    let (a, b, c) = (&founder.host, &joiner.host, lab.node("c")?);
+    let other = text(&c.json(&["create", "other", "--cidr4", "10.78.0.0/16"])?, "invite")?;
+    let made = text(&a.json(&["create", "lab"])?, "invite")?;
+    b.json(&["join", &other])?;
+    ensure!(problems(a)?.contains(&"E-CLOCK".to_owned()), "nobody says that the clock is not set");
+    // By the right time it has ended long ago: who made it was told.
+    c.fails(7, "E-INVITE-EXPIRED", &["join", &made])?;
+    std::thread::sleep(Duration::from_secs(3));
+    for machine in [&founder, &joiner] {
+        machine.set("+0")?;
+    }
+    for host in [a, b] {
+        until("nothing is wrong", SOON, || {
+            let said = problems(host)?;
+            ensure!(said.is_empty(), "{said:?}");
+            Ok(true)
+        })?;
+    }
+    b.ns().reaches(&c.overlay("other")?.0, SOON)?;
+    c.ns().reaches(&b.overlay("other")?.0, SOON)?;
+    for host in [b, &c] {
+        admit(a, host, "member")?;
+        host.ns().reaches(&a.overlay("lab")?.0, SOON)?;
+    }
+    // It outlives the next start as well.
+    a.terminate()?;
+    a.start()?;
+    c.ns().reaches(&a.overlay("lab")?.0, SOON).map(drop)
 }

@@ -9,6 +9,7 @@ pub mod pcap;
 mod relay;
 mod socket;
 mod traffic;
+mod without;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -27,6 +28,7 @@ const USAGE: &str = "tools of the laboratory
   sink A:P [for=SECONDS]                    counts datagrams until one second of silence or SIGTERM; prints the count
   relay INTERFACE INTERFACE [delay=MICROSECONDS] [loss=PER_100000] [queue=PACKETS]
                                             a wire between two interfaces, both ways
+  without-ipv6 PROGRAM ARGUMENTS…           becomes the program, for which there is no socket of IPv6
   model [members=N] [workloads=N] [prefixes=N]       what a View and a message cost; prints JSON";
 
 /// The words of a command line: positions first, then `name=value`.
@@ -91,6 +93,9 @@ pub fn mac(text: &str) -> Result<frame::Mac> {
 
 fn run(mut words: impl Iterator<Item = String>) -> Result<()> {
     let verb = words.next().context(USAGE)?;
+    if verb == "without-ipv6" {
+        return without::ipv6(words);
+    }
     let words = Words::parse(words);
     match verb.as_str() {
         "capture" => traffic::capture(&words),
