@@ -119,9 +119,21 @@ pub(crate) fn of_maps(maps: &[MapInfo]) -> Vec<Problem> {
             _ => ("E-PORT-SHADOWED", format!("stop what listens there, or: {rm}")),
         };
         let message = format!("map {} of {} on {} {}: {note}", map.name, map.subnet, map.proto, map.listen);
-        Some(Problem { code: code.into(), severity: "warning".into(), message, help })
+        // Many programs listen by one family only; `map add PORT` maps both.
+        let half = map.state == "refused" && maps.iter().any(|other| is_other_half(map, other) && other.state == "ok");
+        let severity = if half { "info" } else { "warning" };
+        Some(Problem { code: code.into(), severity: severity.into(), message, help })
     };
     maps.iter().filter_map(problem).collect()
+}
+
+/// Whether two maps are one but for the family of the address they listen on.
+fn is_other_half(map: &MapInfo, other: &MapInfo) -> bool {
+    let listen = |map: &MapInfo| map.listen.parse::<SocketAddr>().ok().filter(|at| at.ip().is_unspecified());
+    let (Some(one), Some(two)) = (listen(map), listen(other)) else { return false };
+    one.port() == two.port()
+        && one.is_ipv4() != two.is_ipv4()
+        && (map.subnet == other.subnet && map.proto == other.proto && map.target == other.target)
 }
 
 /// One link of the machine that is not byway's.
@@ -173,6 +185,32 @@ fn dead_end(links: &BTreeMap<String, Own>) -> Option<Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_target_that_listens_by_one_family_is_worth_a_word_and_no_warning() {
+        let map = |listen: &str, target: &str, state: &str| MapInfo {
+            subnet: "lab".parse().unwrap(),
+            name: "web".parse().unwrap(),
+            proto: Proto::Tcp,
+            listen: listen.to_owned(),
+            target: target.to_owned(),
+            address: None,
+            state: state.to_owned(),
+            note: (state != "ok").then(|| "web:80 refuses connections".to_owned()),
+            connections: 0,
+            rx_bytes: 0,
+            tx_bytes: 0,
+            allow: vec![],
+        };
+        let severities = |maps: &[MapInfo]| of_maps(maps).into_iter().map(|p| p.severity).collect::<Vec<_>>();
+        let half = map("[::]:8080", "web:80", "refused");
+        assert_eq!(severities(&[map("0.0.0.0:8080", "web:80", "ok"), half.clone()]), ["info"]);
+        assert_eq!(severities(&[map("0.0.0.0:8080", "web:80", "refused"), half.clone()]), ["warning", "warning"]);
+        for other in [map("0.0.0.0:8081", "web:80", "ok"), map("0.0.0.0:8080", "db:80", "ok")] {
+            assert_eq!(severities(&[other, half.clone()]), ["warning"]);
+        }
+        assert_eq!(severities(&[map("192.0.2.1:8080", "web:80", "ok"), half]), ["warning"]);
+    }
 
     #[test]
     fn a_machine_without_a_way_out_is_told_what_is_wrong_with_its_links() {
