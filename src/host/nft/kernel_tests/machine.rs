@@ -107,9 +107,18 @@ fn what_is_no_longer_let_in_ends_and_the_rest_goes_on() {
     let elsewhere = flow(&lab.a, "192.0.2.1:2222");
     let own = flow(&lab.host, "10.7.2.1:80");
     // A server that speaks by itself, and one flow that goes on answering.
-    lab.host.sh("nohup python3 -c 'import socket,time\ns=socket.socket();s.setsockopt(1,2,1);s.bind((\"0.0.0.0\",2222+100));s.listen()\nc,_=s.accept()\nwhile True:\n c.send(b\"tick\");time.sleep(0.02)' >/dev/null 2>&1 & sleep 0.5");
+    lab.host.sh("nohup timeout 30 python3 -c 'import socket,time\ns=socket.socket();s.setsockopt(1,2,1);s.bind((\"0.0.0.0\",2222+100));s.listen()\nc,_=s.accept()\nwhile True:\n c.send(b\"tick\");time.sleep(0.02)' >/dev/null 2>&1 &");
     lab.sync(&open("tcp/2222,tcp/2223,tcp/2322,udp/2222", vec![]));
-    let ticks = lab.peer.run(async { Arc::new(Mutex::new(TcpStream::connect("10.7.1.1:2322").await.unwrap())) });
+    let ticks = lab.peer.run(async {
+        for _ in 0..200 {
+            // It may take Python a while until it listens.
+            if let Ok(stream) = TcpStream::connect("10.7.1.1:2322").await {
+                return Arc::new(Mutex::new(stream));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("nobody listens");
+    });
     let chatter = lab.peer.run(async {
         let socket = UdpSocket::bind("0.0.0.0:0").await.unwrap();
         socket.connect("10.7.1.1:2222").await.unwrap();
