@@ -130,7 +130,7 @@ async fn nobody_there_is_told_apart() {
     let socket = dir.path().join("s");
     let error = Client::new(&socket).call(&Request::Id).await.unwrap_err();
     assert_eq!((error.kind, error.code.as_str()), (ErrorKind::NoDaemon, "E-DAEMON"));
-    assert_eq!(error.hint, format!("byway daemon --socket {}", socket.display()));
+    assert_eq!(error.hint, format!("byway daemon --socket {} --state-dir DIR", socket.display()));
     let long = PathBuf::from(format!("/{}", "x".repeat(200)));
     assert_eq!(Client::new(long).call(&Request::Id).await.unwrap_err().code, "E-SOCKET");
 }
