@@ -22,6 +22,7 @@ mod status;
 mod storage;
 mod sync;
 mod tell;
+mod unwell;
 mod waiting;
 
 use std::path::Path;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::Context;
+use super::{Context, unwell};
 use crate::api::types::{
     self, Carriers, Error, ErrorKind, Path, PeerInfo, PeerStatus, Problem, SessionInfo, Status, SubnetState,
     SubnetStatus,
@@ -15,19 +15,13 @@ use crate::link::direct::{DirectStatus, PathStatus};
 use crate::link::{Carried, Key, LinkStatus};
 use crate::model::build::MTU;
 use crate::model::find::{Named, find};
-use crate::model::host::Proto;
 use crate::model::host::neighbour::{Hook, Obstacle};
 use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::join::fingerprint;
 use crate::model::members::printable;
-use crate::model::resolve::Member;
-use crate::node::{Nearness, nearness, unix_now};
+use crate::node::unix_now;
 use crate::p2p;
-use crate::packet::parse::{TCP, UDP};
 use crate::wire::datagram::OVERHEAD;
-
-/// Seconds that a path of datagrams may take to be found.
-const PATIENCE: u64 = 15;
 
 /// Addresses shown of a peer that is offline.
 const SHOWN: usize = 2;
@@ -189,68 +183,6 @@ fn own_links(ctx: &Context) -> BTreeSet<String> {
     tuns.chain(view.host.workloads.iter().map(|w| w.host_link.clone())).collect()
 }
 
-/// The owner ended the subnet, perhaps while this node was away.
-fn ended(subnet: &Name) -> Problem {
-    Problem {
-        code: "E-SUBNET-ENDED".into(),
-        severity: "error".into(),
-        message: format!("the owner of subnet {subnet} ended it for every member"),
-        help: format!("byway leave {subnet}"),
-    }
-}
-
-/// A peer that could be reached by datagrams, and for a while has answered none of ours.
-fn unanswered(info: &PeerStatus, session: Option<&DirectStatus>, now: u64) -> Option<Problem> {
-    let stream = info.path.kind == "direct" && info.path.carrier.as_deref() == Some("stream");
-    let lasts = stream && now.saturating_sub(info.path.since) >= PATIENCE;
-    // Without keys the peer has no port for datagrams.
-    session.filter(|session| lasts && session.cipher.is_some() && session.path.is_none()).map(|_| Problem {
-        code: "E-UDP-UNANSWERED".into(),
-        severity: "warning".into(),
-        message: format!("{} answers no datagram: its packets go over TCP, which is slower", info.name),
-        help: format!("let byway's UDP port, 4100 unless configured, through to this machine or to {}", info.name),
-    })
-}
-
-/// The owner signed two heads with one number: for a day after it was seen.
-fn forked(subnet: &Name) -> Problem {
-    Problem {
-        code: "E-OWNER-FORKED".into(),
-        severity: "warning".into(),
-        message: format!(
-            "the owner of {subnet} signed two decisions with one number: it was restored from a backup, or runs twice; \
-             let it run once, and look whether the admins are as they should be"
-        ),
-        help: format!("on the owner: byway member ls {subnet}"),
-    }
-}
-
-/// This machine's state was older than what others had of it: for a day, where that cost anything.
-fn restored(subnet: &Name, invites: usize) -> Option<Problem> {
-    (invites > 0).then(|| Problem {
-        code: "E-STATE-OLD".into(),
-        severity: "warning".into(),
-        message: format!(
-            "others have what this machine signed in {subnet} and does not know, as after a backup: {invites} open invites \
-             are withdrawn, for they may have been used or revoked since"
-        ),
-        help: format!("byway invite create {subnet}, for those that are still wanted"),
-    })
-}
-
-/// A member whose name went to another that was granted it as well.
-fn renamed_member(subnet: &Name, mine: &Member) -> Option<Problem> {
-    (mine.name != mine.grant.name).then(|| Problem {
-        code: "E-NAME-TAKEN".into(),
-        severity: "warning".into(),
-        message: format!(
-            "this member is {} in {subnet}: {} was given to two, and the other one's grant counts before",
-            mine.name, mine.grant.name
-        ),
-        help: "it keeps the new name with its next grant; nothing has to be done".into(),
-    })
-}
-
 /// `status`.
 pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status, Error> {
     struct Part {
@@ -323,11 +255,11 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                     waiting: None,
                 };
                 contested.extend(subnet.contested_names(&core.state.me, &resolved));
-                told.extend(mine.and_then(|m| renamed_member(subnet.name(), m)));
+                told.extend(mine.and_then(|m| unwell::renamed_member(subnet.name(), m)));
                 let seen = core.forks.get(&subnet.records.id).copied();
-                told.extend(seen.filter(|at| now.abs_diff(*at) < 86_400).map(|_| forked(subnet.name())));
+                told.extend(seen.filter(|at| now.abs_diff(*at) < 86_400).map(|_| unwell::forked(subnet.name())));
                 let back = core.restored.get(&subnet.records.id).filter(|(at, _)| now.abs_diff(*at) < 86_400);
-                told.extend(back.and_then(|(_, invites)| restored(subnet.name(), *invites)));
+                told.extend(back.and_then(|(_, invites)| unwell::restored(subnet.name(), *invites)));
                 let named = subnet.records.genesis.name.clone();
                 let ended = resolved.destroyed;
                 let grant = mine.map(|m| (m.grant.not_before, m.grant.not_after));
@@ -396,7 +328,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                 status.peers.push(info);
                 continue;
             }
-            problems.extend(closed_machine(ctx, key, &info.name, &part.named));
+            problems.extend(unwell::closed_machine(ctx, key, &info.name, &part.named));
             let link = ctx.links.status(key);
             let direct = sessions.get(&key).and_then(|s| s.path.as_ref());
             info.path = path(ctx, peer, Some(&link), direct, known.get(&peer));
@@ -405,7 +337,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                 None if info.path.kind == "offline" => None,
                 None => rtt_ms(known.get(&peer)),
             };
-            problems.extend(unanswered(&info, sessions.get(&key), unix_now()));
+            problems.extend(unwell::unanswered(&info, sessions.get(&key), unix_now()));
             info.loss = direct.and_then(|path| path.loss);
             info.mtu = direct.map_or(MTU, inner_mtu);
             info.tx_bytes = link.carried().tx_bytes;
@@ -425,8 +357,8 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
         }
         status.drops.insert("host-closed".to_owned(), dropped.closed.get(&status.id).copied().unwrap_or(0));
         match part.ended {
-            true => problems.push(ended(&status.name)),
-            false => problems.extend(expiry((&status.name, status.id), grant, unix_now())),
+            true => problems.push(unwell::ended(&status.name)),
+            false => problems.extend(unwell::expiry((&status.name, status.id), grant, unix_now())),
         }
         subnets.push(status);
     }
@@ -465,37 +397,6 @@ pub(super) async fn dropped_by_rules(ctx: &Context) -> DroppedByRules {
     DroppedByRules { by_reason, closed: counts.closed }
 }
 
-/// What a member's machine refused lately, and what to type there, where the subnet has its own name.
-pub(super) fn closed_machine(ctx: &Context, key: Key, name: &Name, subnet: &Name) -> Option<Problem> {
-    let refusals = ctx.datapath.refusals(key);
-    let newest = refusals.first()?;
-    let mut ports: Vec<(Proto, u16)> = Vec::new();
-    for refusal in &refusals {
-        let proto = match refusal.proto {
-            TCP => Proto::Tcp,
-            UDP => Proto::Udp,
-            _ => continue,
-        };
-        if let Some(port) = refusal.port.filter(|port| !ports.contains(&(proto, *port))) {
-            ports.push((proto, port));
-        }
-    }
-    let list: Vec<String> = ports.iter().map(|(proto, port)| format!("{proto}/{port}")).collect();
-    let (what, spec) = match list.len() {
-        0 => ("what was asked of it".to_owned(), "open".to_owned()),
-        _ => (list.join(", "), list.join(",")),
-    };
-    Some(Problem {
-        code: "E-HOST-CLOSED".into(),
-        severity: "info".into(),
-        message: format!(
-            "the machine of {name} is closed to subnet {subnet}: it refused {what}, {} s ago",
-            newest.heard.elapsed().as_secs()
-        ),
-        help: format!("on {name}: byway subnet host {subnet} {spec}; a list replaces the one it has there"),
-    })
-}
-
 /// Firewalls of others that stop what we forward or answer: an accept of ours cannot overrule them.
 fn blocked(ctx: &Context) -> Vec<Problem> {
     let problem = |obstacle: Obstacle| Problem {
@@ -508,36 +409,6 @@ fn blocked(ctx: &Context) -> Vec<Problem> {
         help: obstacle.remedy,
     };
     ctx.rules.iter().flat_map(Rules::blocked).map(problem).collect()
-}
-
-/// A grant (from, until) that ends soon is warned of 30, 7 and 1 days before.
-fn expiry((subnet, id): (&Name, SubnetId), grant: Option<(u64, u64)>, now: u64) -> Option<Problem> {
-    let problem = |severity: &str, message: String, help: String| {
-        Some(Problem { code: "E-GRANT-EXPIRES".into(), severity: severity.into(), message, help })
-    };
-    let Some((from, until)) = grant else {
-        return Some(Problem {
-            code: "E-NOT-MEMBER".into(),
-            severity: "error".into(),
-            message: format!(
-                "this node is no member of subnet {subnet} any more: removed, expired, or its addresses went to another"
-            ),
-            help: format!("byway leave {subnet}; or ask its owner to admit this node again: byway join {id}"),
-        });
-    };
-    let left = until.saturating_sub(now);
-    let when = match left {
-        0..3600 => format!("{} minutes", left / 60),
-        3600..86_400 => format!("{} hours", left / 3600),
-        _ => format!("{} days", left / 86_400),
-    };
-    let severity = match nearness(left, until.saturating_sub(from))? {
-        Nearness::Day => "error",
-        Nearness::Week => "warning",
-        Nearness::Month => "info",
-    };
-    let help = "an online owner or admin renews it by itself; start one".to_owned();
-    problem(severity, format!("the grant in subnet {subnet} ends in {when}"), help)
 }
 
 fn problems(ctx: &Context) -> Vec<Problem> {
@@ -657,26 +528,4 @@ pub(crate) async fn peer_show(ctx: &Context, text: &str) -> Result<PeerInfo, Err
     let found = find(&peers, text).map_err(|miss| miss.error(text, none))?;
     let gone = || Error::new(ErrorKind::NotFound, "E-NO-PEER", format!("no peer {} is known", printable(text)));
     all.into_iter().find(|p| p.peer_id == found).ok_or_else(gone)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_grant_that_ends_is_told_in_three_steps() {
-        const DAY: u64 = 86_400;
-        let lab = Name::from_host("lab");
-        let subnet = (&lab, SubnetId([1; 16]));
-        let at = |left: u64| expiry(subnet, Some((1000, 1000 + 90 * DAY)), 1000 + 90 * DAY - left);
-        let severity = |left| at(left).map(|p| p.severity);
-        assert_eq!(severity(60 * DAY), None);
-        assert_eq!(severity(30 * DAY), None);
-        assert_eq!(severity(30 * DAY - 1).as_deref(), Some("info"));
-        assert_eq!(severity(7 * DAY - 1).as_deref(), Some("warning"));
-        assert_eq!(severity(DAY - 1).as_deref(), Some("error"));
-        assert!(at(3 * DAY).is_some_and(|p| p.code == "E-GRANT-EXPIRES" && p.message.ends_with("in 3 days")));
-        assert!(at(7300).is_some_and(|p| p.message.ends_with("in 2 hours")));
-        assert!(expiry(subnet, None, 0).is_some_and(|p| p.code == "E-NOT-MEMBER" && p.severity == "error"));
-    }
 }

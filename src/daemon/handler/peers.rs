@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::done;
 use super::join::meant;
 use crate::api::types::{Error, ErrorKind, PingInfo, Problem, Response};
-use crate::daemon::{Context, status};
+use crate::daemon::{Context, status, unwell};
 use crate::link::Key;
 use crate::model::find::{ambiguous, peer_prefixes};
 use crate::model::id::{PeerId, SubnetId};
@@ -126,7 +126,7 @@ async fn refused(ctx: &Context, key: Key) -> Result<Vec<Problem>, Error> {
             Some((name, subnet.records.genesis.name.clone()))
         })
         .await?;
-    Ok(names.and_then(|(member, subnet)| status::closed_machine(ctx, key, &member, &subnet)).into_iter().collect())
+    Ok(names.and_then(|(member, subnet)| unwell::closed_machine(ctx, key, &member, &subnet)).into_iter().collect())
 }
 
 pub(super) async fn ping(ctx: &Context, target: &str, count: u32, timeout: Duration) -> Result<Response, Error> {
