@@ -9,11 +9,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use futures::StreamExt;
-use netlink_packet_core::NetlinkPayload;
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{LinkAttribute, LinkMessage};
-use netlink_packet_route::route::{RouteAttribute, RouteMessage};
-use rtnetlink::MulticastGroup;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
@@ -24,11 +19,11 @@ use super::kept::Kept;
 use super::netlink::{LinkInfo, Netlink};
 use super::netns::{self, NetnsError};
 use super::nft::Repair;
-use super::rules::{self, Moves};
-use super::{Host, TunControl, failure, netconf, nft, proxy, resolver, sysctl, within};
+use super::rules::Moves;
+use super::{Host, TunControl, events, failure, netconf, nft, proxy, resolver, sysctl, within};
 use crate::model::host::neighbour::{Integrate, Obstacle};
 use crate::model::host::{
-    Barred, Change, Failure, HostConfig, NetnsRef, Observed, Place, Scene, TABLE, WorkloadConfig, alias_name, barred,
+    Barred, Change, Failure, HostConfig, NetnsRef, Observed, Place, Scene, WorkloadConfig, alias_name, barred,
     host_mac, inner_mac, inner_table, resolvers, sysctl_keys,
 };
 use crate::model::unwritten::Unwritten;
@@ -162,7 +157,7 @@ impl LinuxHost {
         let wake = Arc::new(Notify::new());
         let indexes = Arc::default();
         let nft = nft::Nft::new(&instance, repair);
-        let mut watchers = vec![watch_rtnetlink(Arc::clone(&wake), Arc::clone(&indexes))?];
+        let mut watchers = vec![events::of_links(Arc::clone(&wake), Arc::clone(&indexes))?];
         match netconf::watch(Arc::clone(&wake)) {
             Ok(watcher) => watchers.push(watcher),
             Err(error) => tracing::warn!(%error, "changes of forwarding by others are seen late"),
@@ -173,7 +168,7 @@ impl LinuxHost {
             Err(error) => tracing::warn!(%error, "changes inside workloads are seen late"),
         }
         let theirs = Arc::new(Notify::new());
-        match watch_ruleset(&nft, Arc::clone(&wake), Arc::clone(&theirs)) {
+        match events::of_rules(&nft, Arc::clone(&wake), Arc::clone(&theirs)) {
             Ok(watcher) => watchers.push(watcher),
             // Without the right to listen there is no right to change anything either: `preflight` names it.
             Err(error) => {
@@ -553,81 +548,4 @@ impl Host for LinuxHost {
             () = self.conntrack.changed() => {}
         }
     }
-}
-
-/// Wakes the loop when someone else changes our table, and tells when they change one of theirs.
-fn watch_ruleset(nft: &nft::Nft, wake: Arc<Notify>, theirs: Arc<Notify>) -> anyhow::Result<JoinHandle<()>> {
-    let watcher = nft.watch().context("listen to nftables")?;
-    let (changed, others) = (watcher.changed(), watcher.theirs());
-    Ok(tokio::spawn(async move {
-        let stop = tokio_util::sync::CancellationToken::new();
-        let follow = async {
-            loop {
-                changed.notified().await;
-                wake.notify_one();
-            }
-        };
-        let tell = async {
-            loop {
-                others.notified().await;
-                theirs.notify_one();
-            }
-        };
-        tokio::select! {
-            () = watcher.run(stop.clone()) => {}
-            () = follow => {}
-            () = tell => {}
-        }
-    }))
-}
-
-/// Listens to what happens to links, addresses, routes and rules. An overflow of the socket counts as an event: every
-/// pass looks at everything anyway.
-fn watch_rtnetlink(wake: Arc<Notify>, indexes: Arc<Mutex<BTreeSet<u32>>>) -> anyhow::Result<JoinHandle<()>> {
-    use MulticastGroup::{Ipv4Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Ifaddr, Ipv6Route, Ipv6Rule, Link};
-    let groups = [Link, Ipv4Ifaddr, Ipv6Ifaddr, Ipv4Route, Ipv6Route, Ipv4Rule, Ipv6Rule];
-    let (connection, _, mut messages) = rtnetlink::new_multicast_connection(&groups).context("listen to netlink")?;
-    Ok(tokio::spawn(async move {
-        let listen = async {
-            while let Some((message, _)) = messages.next().await {
-                let indexes = indexes.lock().unwrap_or_else(PoisonError::into_inner);
-                let concerns = match &message.payload {
-                    NetlinkPayload::InnerMessage(message) => concerns(message, &indexes),
-                    _ => true,
-                };
-                if concerns {
-                    wake.notify_one();
-                }
-            }
-            tracing::warn!("netlink events ended: the slow tick remains");
-            std::future::pending::<()>().await;
-        };
-        tokio::select! {
-            () = connection => {}
-            () = listen => {}
-        }
-    }))
-}
-
-/// Whether an event is about ours: a busy router's route changes are not.
-fn concerns(message: &RouteNetlinkMessage, indexes: &BTreeSet<u32>) -> bool {
-    match message {
-        RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => link_concerns(link, indexes),
-        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => route_concerns(route),
-        RouteNetlinkMessage::NewRule(rule) | RouteNetlinkMessage::DelRule(rule) => rules::concerns(rule),
-        _ => true,
-    }
-}
-
-fn link_concerns(link: &LinkMessage, indexes: &BTreeSet<u32>) -> bool {
-    indexes.contains(&link.header.index)
-        || link.attributes.iter().any(|a| match a {
-            LinkAttribute::IfName(name) => name.starts_with("bw"),
-            LinkAttribute::IfAlias(alias) => alias.starts_with("byway:"),
-            _ => false,
-        })
-}
-
-fn route_concerns(route: &RouteMessage) -> bool {
-    route.attributes.iter().any(|a| matches!(a, RouteAttribute::Table(TABLE)))
 }

@@ -10,6 +10,7 @@ pub mod conntrack;
 mod cookie;
 mod crowd;
 pub mod door;
+mod events;
 mod firewall;
 mod flows;
 mod inner;
