@@ -380,7 +380,7 @@ fn a_stranger_is_not_permitted() {
     };
     let (code, stderr) = asked(4_000_000);
     assert_eq!(code, Some(4), "{stderr}");
-    assert!(stderr.ends_with("permission denied (E-PERMISSION)\n  try:  run it as root, or as a member of group byway (to change things, byway-admin too)\n"), "{stderr}");
+    assert!(stderr.ends_with("permission denied (E-PERMISSION)\n  try:  usermod -aG byway,byway-admin USER      (or run it as root; byway alone may only look)\n"), "{stderr}");
     // Even where the file lets everybody in, the daemon asks the kernel who it is.
     open(&socket, 0o666);
     assert_eq!(

@@ -245,7 +245,7 @@ fn impossible(now: u64) -> Option<Problem> {
         message: "this machine's clock is not set: it says a time before byway was written, and invites made now have \
                   ended by anybody else's"
             .into(),
-        help: "set this machine's clock (timedatectl set-ntp true), then make invites anew".into(),
+        help: format!("{REMEDY}; then make invites anew"),
     })
 }
 
