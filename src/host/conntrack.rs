@@ -15,7 +15,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr as End};
 use std::time::Duration;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, Nla};
 use netlink_packet_netfilter::conntrack::{
     ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol, Status, Tuple,
 };
@@ -75,6 +75,8 @@ pub struct HostFlows {
     pub prefixes: Vec<IpNet>,
     /// This machine's addresses in it.
     pub own: Vec<IpAddr>,
+    /// What was let in by the policy of before, where that is known.
+    pub before: Option<HostPolicy>,
     /// What is let in from now on.
     pub host: HostPolicy,
 }
@@ -90,6 +92,7 @@ struct Direction {
     proto: Option<u8>,
     source_port: Option<u16>,
     destination_port: Option<u16>,
+    icmp_type: Option<u8>,
 }
 
 /// One entry, as far as it is matched on, and what names it to the kernel.
@@ -116,6 +119,11 @@ fn direction(tuples: &[Tuple]) -> Direction {
                 ProtoTuple::Protocol(proto) => found.proto = Some(u8::from(*proto)),
                 ProtoTuple::SourcePort(port) => found.source_port = Some(*port),
                 ProtoTuple::DestinationPort(port) => found.destination_port = Some(*port),
+                ProtoTuple::Other(nla) if ICMP_TYPES.contains(&nla.kind()) && nla.value_len() == 1 => {
+                    let mut kind = [0];
+                    nla.emit_value(&mut kind);
+                    found.icmp_type = kind.first().copied();
+                }
                 _ => {}
             }),
             _ => {}
@@ -144,7 +152,7 @@ impl Entry {
                 ConntrackAttribute::CtaTupleReply(tuples) => entry.reply = direction(tuples),
                 ConntrackAttribute::CtaStatus(status) => entry.rewritten = status.contains(Status::DstNat),
                 ConntrackAttribute::CtaMark(mark) => entry.mark = *mark,
-                ConntrackAttribute::Other(nla) if matches!(netlink_packet_core::Nla::kind(nla), CTA_ID | CTA_ZONE) => {
+                ConntrackAttribute::Other(nla) if matches!(nla.kind(), CTA_ID | CTA_ZONE) => {
                     entry.handle.push(attribute);
                 }
                 _ => {}
@@ -201,12 +209,38 @@ impl Entry {
         match (transport(proto), destination_port) {
             (Some(transport), Some(port)) => named || flows.host.permits(transport, port),
             // Pings are always answered.
-            _ => [ICMP, ICMPV6].contains(&proto) || flows.host == HostPolicy::Open,
+            _ => self.is_ping(proto) || flows.host == HostPolicy::Open,
         }
+    }
+
+    fn is_ping(&self, proto: u8) -> bool {
+        [(ICMP, ECHO), (ICMPV6, ECHO_V6)]
+            .iter()
+            .any(|(of, echo)| proto == *of && self.original.icmp_type == Some(*echo))
+    }
+
+    /// Whether this machine began the flow, from a port that was let in by its number and is no more: what a server there
+    /// says by itself, to somebody whose entry had run out.
+    fn is_pushed(&self, flows: &HostFlows) -> bool {
+        let Direction {
+            source: Some(from), destination: Some(to), proto: Some(proto), source_port: Some(port), ..
+        } = self.original
+        else {
+            return false;
+        };
+        let named = flows.own.contains(&from) && port == DNS;
+        let listed = |policy: &HostPolicy| *policy != HostPolicy::Open && policy.permits(Proto::Udp, port);
+        transport(proto) == Some(Proto::Udp)
+            && flows.is_between(to, from)
+            && flows.before.as_ref().is_some_and(listed)
+            && !(named || flows.host.permits(Proto::Udp, port))
     }
 
     /// What is to be done with this flow now that `flows` changed what they let in; `mapped`: a map let it in.
     fn verdict(&self, flows: &[HostFlows], mapped: bool) -> Verdict {
+        if self.mark != ENDED && flows.iter().any(|flows| self.is_pushed(flows)) {
+            return Verdict::Mark;
+        }
         let Some(flows) = flows.iter().find(|flows| self.asks(flows)) else { return Verdict::Leave };
         let is_tcp = self.original.proto == Some(u8::from(Protocol::Tcp));
         match (mapped || self.is_permitted(flows), self.mark == ENDED) {
@@ -237,9 +271,13 @@ impl Entry {
     }
 }
 
-/// Numbers of protocols that carry pings and errors.
+/// Numbers of protocols that carry pings and errors, and the types of what asks for an echo.
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
+const ECHO: u8 = 8;
+const ECHO_V6: u8 = 128;
+/// `CTA_PROTO_ICMP_TYPE` and `CTA_PROTO_ICMPV6_TYPE`.
+const ICMP_TYPES: [u16; 2] = [5, 8];
 
 /// A protocol with ports that are let in by number.
 fn transport(proto: u8) -> Option<Proto> {

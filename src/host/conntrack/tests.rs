@@ -9,6 +9,7 @@ fn flow() -> Entry {
         proto: Some(6),
         source_port: Some(source_port),
         destination_port: Some(destination_port),
+        icmp_type: None,
     };
     Entry {
         original: side(1, 2, 40000, 8080),
@@ -71,6 +72,8 @@ fn asked(proto: u8, from: &str, to: &str) -> Entry {
         proto: Some(proto),
         source_port: ports.then(|| from.port()),
         destination_port: ports.then(|| to.port()),
+        // Where a ping has its number, the tests write it as the port.
+        icmp_type: (!ports).then(|| u8::try_from(to.port()).unwrap()),
     };
     Entry { original, reply: Direction::default(), rewritten: false, ..flow() }
 }
@@ -79,6 +82,7 @@ fn lets_in(host: &str) -> HostFlows {
     HostFlows {
         prefixes: vec!["10.7.0.0/16".parse().unwrap(), "fd00:7::/48".parse().unwrap()],
         own: vec!["10.7.1.1".parse().unwrap(), "fd00:7::1".parse().unwrap()],
+        before: None,
         host: host.parse().unwrap(),
     }
 }
@@ -89,7 +93,8 @@ fn only_flows_to_the_machine_that_are_not_let_in_end() {
     for (proto, from, to) in [
         (6, "10.7.2.1:40000", "10.7.1.1:80"),
         (17, "10.7.2.1:40000", "10.7.1.1:53"),
-        (1, "10.7.2.1:0", "10.7.1.1:0"),
+        (1, "10.7.2.1:0", "10.7.1.1:8"),
+        (58, "[fd00:7::9]:0", "[fd00:7::1]:128"),
         // A workload, the machine's own, somebody outside.
         (6, "10.7.2.1:40000", "10.7.1.5:22"),
         (6, "10.7.1.1:40000", "10.7.2.1:22"),
@@ -109,6 +114,7 @@ fn only_flows_to_the_machine_that_are_not_let_in_end() {
         assert_eq!(verdict(17, from, to), Verdict::Mark, "{from} {to}");
     }
     assert_eq!(verdict(132, "10.7.2.1:0", "10.7.1.1:0"), Verdict::Mark);
+    assert_eq!(verdict(1, "10.7.2.1:0", "10.7.1.1:13"), Verdict::Mark, "a question for the time is no ping");
     assert_eq!(asked(132, "10.7.2.1:0", "10.7.1.1:0").verdict(&[lets_in("open")], false), Verdict::Leave);
     assert_eq!(asked(6, "10.7.2.1:40000", "10.7.1.1:22").verdict(&[lets_in("closed")], true), Verdict::Leave, "a map");
 }
@@ -133,4 +139,21 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn what_a_server_began_by_itself_ends_where_its_port_was_named() {
+    let pushed = asked(17, "10.7.1.1:5000", "10.7.2.1:40000");
+    let narrowed = |before: Option<&str>, host: &str| {
+        let before = before.map(|text| text.parse().unwrap());
+        pushed.verdict(&[HostFlows { before, ..lets_in(host) }], false)
+    };
+    assert_eq!(narrowed(Some("tcp/22,udp/5000"), "tcp/22"), Verdict::Mark);
+    assert_eq!(narrowed(Some("udp/5000"), "udp/4000-6000"), Verdict::Leave, "let in still");
+    // Nobody said that there is a server: the machine may speak to whom it likes.
+    for before in [None, Some("open"), Some("closed"), Some("tcp/5000")] {
+        assert_eq!(narrowed(before, "closed"), Verdict::Leave, "{before:?}");
+    }
+    let flows = [HostFlows { before: Some("udp/53".parse().unwrap()), ..lets_in("closed") }];
+    assert_eq!(asked(17, "10.7.1.1:53", "10.7.2.1:40000").verdict(&flows, false), Verdict::Leave, "names");
 }

@@ -109,6 +109,7 @@ impl Elements {
     }
 
     /// What of the machine itself is reached by a link; none where it is no link of ours.
+    #[cfg(test)]
     pub fn policy(&self, link: &str) -> Option<HostPolicy> {
         let link = Atom::Link(link.to_owned());
         if !self.in_set(CLOSED).any(|(key, _)| key.first() == Some(&link)) {

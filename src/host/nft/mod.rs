@@ -16,13 +16,13 @@ mod counters;
 mod elements;
 #[cfg(test)]
 mod kernel_tests;
+mod owed;
 pub(super) mod probes;
 mod ruleset;
 pub(super) mod run;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -35,12 +35,12 @@ pub use counters::{Count, MapCount};
 pub use run::Error;
 pub use watch::Watcher;
 
-use super::conntrack::{self, Begun, HostFlows, MapFlows};
-use crate::model::host::{Barred, Crowd, HostConfig, TunConfig};
+use crate::model::host::{Barred, Crowd, HostConfig};
 use crate::model::id::SubnetId;
 use atom::{CLOSED, Tuple};
 use counters::{Counters, Listing};
 use elements::Elements;
+use owed::Owed;
 use run::{OwnRuns, nft};
 
 /// What every table of ours is called, before the instance.
@@ -76,6 +76,7 @@ pub struct Nft {
     closed_before: BTreeMap<SubnetId, u64>,
     /// Whether this process has written a table.
     written: bool,
+    owed: Owed,
 }
 
 /// What happens when someone else changes our table: `[firewall] repair`.
@@ -114,6 +115,7 @@ impl Nft {
             subnets: BTreeMap::new(),
             closed_before: BTreeMap::new(),
             written: false,
+            owed: Owed::default(),
         }
     }
 
@@ -159,9 +161,7 @@ impl Nft {
             None => self.write_whole(&target).await?,
         };
         self.applied = Some(applied);
-        failures.extend(end_flows(&before, &target).await);
-        failures.extend(forget_flows(&before, &target, desired).await);
-        failures.extend(judge_host_flows(&before, &target, desired).await);
+        failures.extend(self.owed.settle(&before, &target, desired).await);
         self.subnets = subnets_of_links(desired);
         Ok(failures)
     }
@@ -187,7 +187,7 @@ impl Nft {
             debug!(table = self.table, "nftables table removed");
         }
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Counters::default();
-        if let Some(failure) = end_flows(&before, &Elements::default()).await {
+        for failure in self.owed.settle(&before, &Elements::default(), &HostConfig::default()).await {
             warn!(failure, "flows of removed maps go on");
         }
         Ok(())
@@ -345,63 +345,6 @@ fn add_closed(closed: &mut BTreeMap<SubnetId, u64>, counters: &Counters, subnets
             let sum = closed.entry(*subnet).or_default();
             *sum = sum.saturating_add(packets);
         }
-    }
-}
-
-/// Deletes what conntrack still holds of maps that are in `before` and not, or differently, in `after`.
-async fn end_flows(before: &Elements, after: &Elements) -> Option<String> {
-    let flows: Vec<MapFlows> = before.ended(after).into_iter().map(map_flows).collect();
-    if flows.is_empty() {
-        return None;
-    }
-    match conntrack::delete_maps(flows).await {
-        Ok(ended) => {
-            debug!(ended, "flows of removed maps ended");
-            None
-        }
-        Err(error) => Some(format!("end the flows of removed maps: {error}")),
-    }
-}
-
-/// Forgets what conntrack holds of flows to a map that was not there, led elsewhere or let in others: they are decided anew.
-async fn forget_flows(before: &Elements, after: &Elements, desired: &HostConfig) -> Option<String> {
-    // What is not as it was, seen from the other end: what ends on the way back begins on the way there.
-    let maps: Vec<MapFlows> = after.ended(before).into_iter().map(map_flows).collect();
-    if maps.is_empty() {
-        return None;
-    }
-    let overlay = desired.tuns.iter().flat_map(|tun| tun.prefixes.iter().copied()).collect();
-    match conntrack::delete_before(Begun { maps, overlay }).await {
-        Ok(forgotten) => {
-            debug!(forgotten, "flows of before a map forgotten");
-            None
-        }
-        Err(error) => Some(format!("forget the flows of before a map: {error}")),
-    }
-}
-
-fn map_flows((key, (target, target_port)): (MapKey, (IpAddr, u16))) -> MapFlows {
-    MapFlows { proto: key.proto, listen: key.listen, port: key.port, target, target_port }
-}
-
-/// Ends what conntrack still holds of what a subnet is not let into any more, and lets go on what it is let into again.
-async fn judge_host_flows(before: &Elements, after: &Elements, desired: &HostConfig) -> Option<String> {
-    let changed = desired.tuns.iter().filter(|tun| before.policy(&tun.name).as_ref() != Some(&tun.host));
-    let of = |tun: &TunConfig| HostFlows {
-        prefixes: tun.prefixes.clone(),
-        own: tun.addresses.clone(),
-        host: tun.host.clone(),
-    };
-    let flows: Vec<HostFlows> = changed.map(of).collect();
-    if flows.is_empty() {
-        return None;
-    }
-    match conntrack::judge_host(flows, after.targets().into_iter().map(map_flows).collect()).await {
-        Ok(judged) => {
-            debug!(judged, "flows to this machine judged anew");
-            None
-        }
-        Err(error) => Some(format!("end the flows to this machine that are no longer let in: {error}")),
     }
 }
 

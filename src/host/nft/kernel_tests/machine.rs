@@ -169,6 +169,24 @@ fn what_is_no_longer_let_in_ends_and_the_rest_goes_on() {
 
 #[test]
 #[ignore = "needs root"]
+fn a_policy_that_a_killed_process_wrote_is_carried_out_by_the_next() {
+    let lab = lab();
+    lab.sync(&open("tcp/2222", vec![]));
+    let flow = Arc::new(Mutex::new(lab.peer.connect("10.7.1.1:2222", PATIENCE).unwrap().0));
+    // The rules of the next policy are written, and then nothing is done about flows.
+    let (elements, _) = Elements::of(&open(CLOSED, vec![]), &Barred::default(), &Crowd::new());
+    let rules = ruleset::whole(&lab.table(), &elements, &Counters::default());
+    lab.host.sh(&format!("nft -f - <<'RULES'\n{rules}RULES"));
+    assert!(echoes(&lab.peer, &flow, PATIENCE), "the rules alone end no connection");
+    let next = Nft::new(lab.table().trim_start_matches(TABLE_PREFIX), Repair::No);
+    let nft = lab.nft.clone();
+    lab.host.run(async move { *nft.lock().await = next });
+    assert!(lab.sync(&open(CLOSED, vec![])).is_empty());
+    assert!(!echoes(&lab.peer, &flow, SILENCE));
+}
+
+#[test]
+#[ignore = "needs root"]
 fn a_map_is_a_permission_of_its_own() {
     let lab = lab();
     let to_self = |listen: &str, target: &str| map(7, Proto::Tcp, listen, 8080, target, 2222);
