@@ -74,8 +74,12 @@ pub enum DataCipher {
     /// AES-256-GCM where both ends have instructions for it, else ChaCha20-Poly1305.
     #[default]
     Auto,
-    /// As if this machine had the instructions.
+    /// As if this machine had the instructions; computed by the library that is faster here.
     Aes256Gcm,
+    /// The same, computed by aws-lc.
+    Aes256GcmByAwsLc,
+    /// The same, computed by ring.
+    Aes256GcmByRing,
     /// As if it had not.
     ChaCha20Poly1305,
 }

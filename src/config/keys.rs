@@ -151,6 +151,10 @@ macro_rules! file {
     };
 }
 
+/// Words of `data.cipher`.
+const DATA_CIPHERS: [&str; 5] =
+    ["auto", "aes-256-gcm", "aes-256-gcm by aws-lc", "aes-256-gcm by ring", "chacha20-poly1305"];
+
 /// Every key, in the order it is shown.
 pub const KEYS: &[Key] = &[
     Key {
@@ -235,8 +239,10 @@ pub const KEYS: &[Key] = &[
         path: "data.cipher",
         kind: Kind::Text,
         set: |c, v| {
-            c.data_cipher = match word(v.text(), &["auto", "aes-256-gcm", "chacha20-poly1305"])? {
+            c.data_cipher = match word(v.text(), &DATA_CIPHERS)? {
                 "aes-256-gcm" => DataCipher::Aes256Gcm,
+                "aes-256-gcm by aws-lc" => DataCipher::Aes256GcmByAwsLc,
+                "aes-256-gcm by ring" => DataCipher::Aes256GcmByRing,
                 "chacha20-poly1305" => DataCipher::ChaCha20Poly1305,
                 _ => DataCipher::Auto,
             };
@@ -246,6 +252,8 @@ pub const KEYS: &[Key] = &[
             let text = match c.data_cipher {
                 DataCipher::Auto => "auto",
                 DataCipher::Aes256Gcm => "aes-256-gcm",
+                DataCipher::Aes256GcmByAwsLc => "aes-256-gcm by aws-lc",
+                DataCipher::Aes256GcmByRing => "aes-256-gcm by ring",
                 DataCipher::ChaCha20Poly1305 => "chacha20-poly1305",
             };
             Value::Text(text.to_owned())

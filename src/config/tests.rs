@@ -78,7 +78,7 @@ fn wrong_values_name_the_key_and_what_was_expected() {
         (
             "[data]\ncipher = \"rot13\"",
             "byway.toml:2: data.cipher = \"rot13\": expected one of auto, aes-256-gcm, \
-             chacha20-poly1305",
+             aes-256-gcm by aws-lc, aes-256-gcm by ring, chacha20-poly1305",
         ),
         ("[limits]\nconnections = 0", "byway.toml:2: limits.connections = 0: expected a number from 2 to 1000000"),
         ("transport = 1", "byway.toml:1: transport = 1: expected a table ([transport])"),

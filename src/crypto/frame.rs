@@ -8,18 +8,15 @@
 //! The 16 bytes of the header are the additional data (AAD) of the AEAD. Its nonce is four zero bytes, then the counter as
 //! in the header (RFC 5116, section 3.2, with a fixed part of zero: each direction of each session has a key of its own).
 
-use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce as AeadNonce, UnboundKey};
 use sha2::{Digest as _, Sha256};
 
+use super::aead::Key;
+pub use super::aead::{Cipher, KEY, Library, TAG};
 use super::counter::Counter;
 pub use super::counter::LIMIT;
 
 /// Bytes of the clear header.
 pub const HEADER: usize = 16;
-/// Bytes of the tag behind the ciphertext.
-pub const TAG: usize = 16;
-/// Bytes of a key.
-pub const KEY: usize = 32;
 /// First byte of a sealed frame. 0x04 to 0x3f are ours, 0x40 and above is QUIC's, below is left to STUN (RFC 7983).
 pub const SEALED: u8 = 0x04;
 
@@ -54,50 +51,12 @@ impl Header {
     }
 }
 
-/// The cipher of a session's frames.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cipher {
-    /// AES-256-GCM (NIST SP 800-38D): where both ends have AES instructions.
-    Aes256Gcm,
-    /// ChaCha20-Poly1305 (RFC 8439): everywhere else.
-    ChaCha20Poly1305,
-}
-
-impl Cipher {
-    /// Its number in messages and key labels: 1 or 2.
-    pub fn number(self) -> u8 {
-        match self {
-            Cipher::Aes256Gcm => 1,
-            Cipher::ChaCha20Poly1305 => 2,
-        }
-    }
-
-    /// The cipher of that number.
-    pub fn from_number(number: u8) -> Option<Cipher> {
-        match number {
-            1 => Some(Cipher::Aes256Gcm),
-            2 => Some(Cipher::ChaCha20Poly1305),
-            _ => None,
-        }
-    }
-
-    /// The expanded key. `None` only for a key of the wrong length, which the type rules out.
-    fn key(self, key: &[u8; KEY]) -> Option<LessSafeKey> {
-        let algorithm = match self {
-            Cipher::Aes256Gcm => &AES_256_GCM,
-            Cipher::ChaCha20Poly1305 => &CHACHA20_POLY1305,
-        };
-        // aws-lc wipes the memory of the expanded key when it is freed.
-        UnboundKey::new(algorithm, key).ok().map(LessSafeKey::new)
-    }
-}
-
 /// Four zero bytes, then the counter.
-fn nonce(counter: u64) -> AeadNonce {
+fn nonce(counter: u64) -> [u8; 12] {
     let mut bytes = [0; 12];
     let (_, low) = bytes.split_at_mut(4);
     low.copy_from_slice(&counter.to_be_bytes());
-    AeadNonce::assume_unique_for_key(bytes)
+    bytes
 }
 
 /// Counters reserved by [`Sealer::take`], each given out once.
@@ -141,7 +100,7 @@ impl Nonce {
 
 /// Seals frames with one key for one receiver. Shared by all threads that send with it.
 pub struct Sealer {
-    key: Option<LessSafeKey>,
+    key: Option<Key>,
     cipher: Cipher,
     receiver: u32,
     /// Tells this key's nonces from those of others.
@@ -161,11 +120,11 @@ impl std::fmt::Debug for Sealer {
 
 impl Sealer {
     /// A sealer that begins at counter 0: a key is given to one sealer, once, and is never stored.
-    pub fn new(cipher: Cipher, key: &[u8; KEY], receiver: u32) -> Sealer {
+    pub fn new(cipher: Cipher, library: Library, key: &[u8; KEY], receiver: u32) -> Sealer {
         let digest = Sha256::new().chain_update(b"byway nonce owner").chain_update([cipher.number()]).chain_update(key);
         let digest = digest.finalize();
         let owner = digest.first_chunk().map_or(0, |head| u64::from_be_bytes(*head));
-        Sealer { key: cipher.key(key), cipher, receiver, owner, counter: Counter::new(0) }
+        Sealer { key: Key::new(cipher, library, key), cipher, receiver, owner, counter: Counter::new(0) }
     }
 
     /// Reserves `count` consecutive counters with one atomic operation; `None` when [`LIMIT`] would be passed or after
@@ -202,15 +161,14 @@ impl Sealer {
         let length = HEADER.checked_add(body.len())?.checked_add(tail.len())?.checked_add(TAG)?;
         let (head, rest) = out.get_mut(..length)?.split_first_chunk_mut::<HEADER>()?;
         *head = Header { receiver: self.receiver, counter: nonce.counter }.encode();
-        let (sealed, end) = rest.split_at_mut_checked(body.len())?;
-        key.seal_out_of_place_scatter(self::nonce(nonce.counter), Aad::from(&*head), body, sealed, tail, end).ok()?;
+        key.seal(self::nonce(nonce.counter), &*head, body, tail, rest)?;
         Some(length)
     }
 }
 
 /// Opens the frames of one key. Holds no state but the key.
 pub struct Opener {
-    key: Option<LessSafeKey>,
+    key: Option<Key>,
     cipher: Cipher,
 }
 
@@ -222,8 +180,8 @@ impl std::fmt::Debug for Opener {
 
 impl Opener {
     /// An opener.
-    pub fn new(cipher: Cipher, key: &[u8; KEY]) -> Opener {
-        Opener { key: cipher.key(key), cipher }
+    pub fn new(cipher: Cipher, library: Library, key: &[u8; KEY]) -> Opener {
+        Opener { key: Key::new(cipher, library, key), cipher }
     }
 
     /// Opens `sealed` (ciphertext, then tag) into the front of `out` and returns the plaintext's length, that is
@@ -234,7 +192,7 @@ impl Opener {
         let counter = Header::decode(header)?.counter;
         let (ciphertext, tag) = sealed.split_last_chunk::<TAG>()?;
         let plain = out.get_mut(..ciphertext.len())?;
-        key.open_separate_gather(nonce(counter), Aad::from(header), ciphertext, tag, plain).ok()?;
+        key.open(nonce(counter), header, ciphertext, tag, plain)?;
         Some(ciphertext.len())
     }
 }
@@ -246,8 +204,11 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce as AeadNonce, UnboundKey};
+
     use super::*;
 
+    const LIBRARY: Library = Library::AwsLc;
     const CIPHERS: [Cipher; 2] = [Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305];
 
     fn sealed(sealer: &Sealer, body: &[u8], tail: &[u8]) -> Vec<u8> {
@@ -281,9 +242,9 @@ mod tests {
         fn what_is_sealed_opens(key: [u8; 32], receiver: u32, body in prop::collection::vec(any::<u8>(), 0..2000),
                                 tail in prop::collection::vec(any::<u8>(), 0..300)) {
             for cipher in CIPHERS {
-                let sealer = Sealer::new(cipher, &key, receiver);
+                let sealer = Sealer::new(cipher, LIBRARY, &key, receiver);
                 let frame = sealed(&sealer, &body, &tail);
-                let opened = open(&Opener::new(cipher, &key), &frame);
+                let opened = open(&Opener::new(cipher, LIBRARY, &key), &frame);
                 prop_assert_eq!(opened, Some([body.clone(), tail.clone()].concat()));
             }
         }
@@ -305,7 +266,7 @@ mod tests {
     #[test]
     fn a_frame_is_the_plain_aead_of_body_and_tail() {
         for (cipher, algorithm) in CIPHERS.into_iter().zip([&AES_256_GCM, &CHACHA20_POLY1305]) {
-            let sealer = Sealer::new(cipher, &[7; 32], 0xaabb_ccdd);
+            let sealer = Sealer::new(cipher, LIBRARY, &[7; 32], 0xaabb_ccdd);
             sealer.take(258).unwrap();
             let frame = sealed(&sealer, b"payload", b"and headers");
             let header = [4, 0, 0, 0, 0xaa, 0xbb, 0xcc, 0xdd, 0, 0, 0, 0, 0, 0, 1, 2];
@@ -322,8 +283,8 @@ mod tests {
     #[test]
     fn every_flipped_bit_is_refused() {
         for cipher in CIPHERS {
-            let frame = sealed(&Sealer::new(cipher, &[1; 32], 9), b"some body", b"tail");
-            let opener = Opener::new(cipher, &[1; 32]);
+            let frame = sealed(&Sealer::new(cipher, LIBRARY, &[1; 32], 9), b"some body", b"tail");
+            let opener = Opener::new(cipher, LIBRARY, &[1; 32]);
             assert!(open(&opener, &frame).is_some());
             for bit in 0..frame.len() * 8 {
                 let mut bad = frame.clone();
@@ -339,34 +300,34 @@ mod tests {
 
     #[test]
     fn another_key_or_cipher_does_not_open() {
-        let frame = sealed(&Sealer::new(Cipher::Aes256Gcm, &[1; 32], 9), b"body", b"");
-        assert_eq!(open(&Opener::new(Cipher::Aes256Gcm, &[2; 32]), &frame), None);
-        assert_eq!(open(&Opener::new(Cipher::ChaCha20Poly1305, &[1; 32]), &frame), None);
+        let frame = sealed(&Sealer::new(Cipher::Aes256Gcm, LIBRARY, &[1; 32], 9), b"body", b"");
+        assert_eq!(open(&Opener::new(Cipher::Aes256Gcm, LIBRARY, &[2; 32]), &frame), None);
+        assert_eq!(open(&Opener::new(Cipher::ChaCha20Poly1305, LIBRARY, &[1; 32]), &frame), None);
     }
 
     #[test]
     fn small_buffers_are_refused() {
-        let sealer = Sealer::new(Cipher::Aes256Gcm, &[1; 32], 9);
+        let sealer = Sealer::new(Cipher::Aes256Gcm, LIBRARY, &[1; 32], 9);
         let nonce = sealer.take(1).unwrap().next().unwrap();
         assert_eq!(sealer.seal(nonce, b"body", b"tail", &mut [0; HEADER + 8 + TAG - 1]), None);
         let frame = sealed(&sealer, b"body", b"tail");
         let (header, rest) = frame.split_first_chunk::<HEADER>().unwrap();
-        let opener = Opener::new(Cipher::Aes256Gcm, &[1; 32]);
+        let opener = Opener::new(Cipher::Aes256Gcm, LIBRARY, &[1; 32]);
         assert_eq!(opener.open(header, rest, &mut [0; 7]), None);
         assert_eq!(opener.open(header, rest, &mut [0; 8]), Some(8));
     }
 
     #[test]
     fn a_nonce_of_another_key_seals_nothing() {
-        let one = Sealer::new(Cipher::Aes256Gcm, &[1; 32], 9);
-        let other = Sealer::new(Cipher::Aes256Gcm, &[2; 32], 9);
+        let one = Sealer::new(Cipher::Aes256Gcm, LIBRARY, &[1; 32], 9);
+        let other = Sealer::new(Cipher::Aes256Gcm, LIBRARY, &[2; 32], 9);
         let nonce = one.take(1).unwrap().next().unwrap();
         assert_eq!(other.seal(nonce, b"body", b"", &mut [0; 100]), None);
     }
 
     #[test]
     fn nonce_is_never_reused() {
-        let sealer = Arc::new(Sealer::new(Cipher::ChaCha20Poly1305, &[3; 32], 1));
+        let sealer = Arc::new(Sealer::new(Cipher::ChaCha20Poly1305, LIBRARY, &[3; 32], 1));
         let threads: Vec<_> = (0..4u32)
             .map(|n| {
                 let sealer = Arc::clone(&sealer);
@@ -391,7 +352,7 @@ mod tests {
 
     #[test]
     fn the_counter_ends_at_its_limit() {
-        let mut sealer = Sealer::new(Cipher::Aes256Gcm, &[1; 32], 9);
+        let mut sealer = Sealer::new(Cipher::Aes256Gcm, LIBRARY, &[1; 32], 9);
         sealer.counter = Counter::new(LIMIT - 3);
         assert_eq!(sealer.take(2).map(|n| n.left()), Some(2));
         assert!(sealer.take(2).is_none());
@@ -402,7 +363,7 @@ mod tests {
 
     #[test]
     fn a_closed_sealer_gives_no_nonce() {
-        let sealer = Sealer::new(Cipher::Aes256Gcm, &[1; 32], 9);
+        let sealer = Sealer::new(Cipher::Aes256Gcm, LIBRARY, &[1; 32], 9);
         let mut before = sealer.take(1).unwrap();
         sealer.close();
         assert!(sealer.take(1).is_none());
@@ -412,7 +373,11 @@ mod tests {
     #[test]
     fn debug_shows_no_key() {
         let key = [0xab; 32];
-        let text = format!("{:?} {:?}", Sealer::new(Cipher::Aes256Gcm, &key, 9), Opener::new(Cipher::Aes256Gcm, &key));
+        let text = format!(
+            "{:?} {:?}",
+            Sealer::new(Cipher::Aes256Gcm, LIBRARY, &key, 9),
+            Opener::new(Cipher::Aes256Gcm, LIBRARY, &key)
+        );
         assert!(!text.contains("171") && !text.to_lowercase().contains("abab"), "{text}");
     }
 }

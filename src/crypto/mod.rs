@@ -2,6 +2,7 @@
 //!
 //! Bytes, time and entropy come as arguments, except that ML-KEM draws from aws-lc's own generator.
 
+pub mod aead;
 pub mod frame;
 pub mod handshake;
 pub mod replay;

@@ -39,7 +39,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::frame::{Cipher, KEY, Opener, Sealer};
+use super::frame::{Cipher, KEY, Library, Opener, Sealer};
 use super::handshake::{self, Begun, KEM_KEY, Kem, Keys, MESSAGE_1, Own, Refused, Secret, Terms};
 use crate::model::id::{PeerId, SubnetId};
 
@@ -101,8 +101,8 @@ pub struct Config {
     pub secret: Zeroizing<[u8; KEY]>,
     /// The peer's X25519 public key, as its grant certifies it.
     pub peer_key: [u8; KEY],
-    /// Whether this machine has AES instructions.
-    pub has_aes: bool,
+    /// Who computes AES here; none where this machine prefers ChaCha20.
+    pub aes: Option<Library>,
 }
 
 impl fmt::Debug for Config {
@@ -575,7 +575,7 @@ impl Session {
         self.again = None;
         let (asking, message) = if self.begins() {
             let Ok((kem, key)) = Kem::new() else { return self.later(now, now, RETRY_FIRST) };
-            let offer = Request::Offer { version: handshake::VERSION, aes: self.config.has_aes, kem: key };
+            let offer = Request::Offer { version: handshake::VERSION, aes: self.config.aes.is_some(), kem: key };
             let offer = encode(&offer);
             (Asking::Offer { kem, offer: offer.clone() }, offer)
         } else {
@@ -613,7 +613,7 @@ impl Session {
     }
 
     fn cipher_with(&self, peer_has_aes: bool) -> Cipher {
-        if self.config.has_aes && peer_has_aes { Cipher::Aes256Gcm } else { Cipher::ChaCha20Poly1305 }
+        if self.config.aes.is_some() && peer_has_aes { Cipher::Aes256Gcm } else { Cipher::ChaCha20Poly1305 }
     }
 
     fn own(&self, index: &Index, entropy: Entropy<'_>) -> Own<'_> {
@@ -631,7 +631,7 @@ impl Session {
             return Err(SessionError::TooOften);
         }
         let (kem, secret) = handshake::encapsulate(key)?;
-        let accept = encode(&Reply::Accept { aes: self.config.has_aes, kem });
+        let accept = encode(&Reply::Accept { aes: self.config.aes.is_some(), kem });
         let terms = self.terms(false, self.cipher_with(aes), handshake::transcript(offer, &accept), 0);
         let psk = terms.psk(&secret)?;
         self.offered = Some(Offered { terms, psk, until: now + OFFER_PATIENCE });
@@ -785,10 +785,11 @@ impl Session {
     }
 
     fn install(&mut self, now: Instant, keys: Keys, index: Index, cipher: Cipher, initiator: bool) -> Epoch {
-        let opener = Opener::new(cipher, &keys.receive);
+        let library = self.config.aes.unwrap_or_default();
+        let opener = Opener::new(cipher, library, &keys.receive);
         self.actions.push_back(Action::Install { index: index.number, opener });
         (self.made, self.again, self.retry) = (Some(now), None, RETRY_FIRST);
-        let sealer = Arc::new(Sealer::new(cipher, &keys.send, keys.peer_index));
+        let sealer = Arc::new(Sealer::new(cipher, library, &keys.send, keys.peer_index));
         Epoch {
             id: id_of(&keys.hash),
             hash: keys.hash,

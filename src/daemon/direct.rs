@@ -13,9 +13,11 @@ use zeroize::Zeroizing;
 use super::Context;
 use crate::api::types::{Error, ErrorKind};
 use crate::config::DataCipher;
+use crate::crypto::aead::{Cipher, Library};
 use crate::link::Key;
-use crate::link::direct::{Ask, Config, Letter, Origin, has_aes};
+use crate::link::direct::{Ask, Config, Letter, Origin};
 use crate::link::port::{Options, Port};
+use crate::link::sealing::{self, Sealing};
 use crate::model::id::{PeerId, SubnetId};
 use crate::p2p::{self, Address, Carrier, Heard, Protocol};
 use crate::wire::control::{self, ControlAnswer, ControlRequest, MAX_ENDPOINTS};
@@ -79,14 +81,21 @@ pub(crate) fn bind(listen: &mut Vec<Address>) -> Result<Option<Port>, Error> {
     })
 }
 
+/// How this machine seals where its peers can do the same.
+pub(crate) fn sealing(cipher: DataCipher) -> Sealing {
+    let aes = |library| Sealing { cipher: Cipher::Aes256Gcm, library };
+    match cipher {
+        DataCipher::Auto => sealing::fastest(),
+        DataCipher::Aes256Gcm => aes(sealing::fastest_aes()),
+        DataCipher::Aes256GcmByAwsLc => aes(Library::AwsLc),
+        DataCipher::Aes256GcmByRing => aes(Library::Ring),
+        DataCipher::ChaCha20Poly1305 => sealing::CHACHA,
+    }
+}
+
 /// Who we are in every session.
 pub(crate) fn config(me: PeerId, secret: Zeroizing<[u8; 32]>, cipher: DataCipher) -> Config {
-    let has_aes = match cipher {
-        DataCipher::Auto => has_aes(),
-        DataCipher::Aes256Gcm => true,
-        DataCipher::ChaCha20Poly1305 => false,
-    };
-    Config { me, secret, has_aes }
+    Config { me, secret, aes: sealing(cipher).aes() }
 }
 
 /// Asks what the sessions want asked. Without a stream there is no answer: a question does not dial.

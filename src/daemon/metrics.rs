@@ -103,6 +103,9 @@ fn render(status: &Status, maps: &[MapInfo]) -> String {
     };
     let info = std::iter::once((format!("version=\"{}\",peer_id=\"{}\"", label(&status.version), status.peer_id), 1.0));
     family(&mut out, "byway_info", "gauge", "The daemon.", info);
+    let (cipher, library) = status.sealing.split_once(" by ").unwrap_or((&status.sealing, ""));
+    let sealing = std::iter::once((format!("cipher=\"{}\",library=\"{}\"", label(cipher), label(library)), 1.0));
+    family(&mut out, "byway_sealing_info", "gauge", "The cipher of datagrams that this machine prefers.", sealing);
     family(&mut out, "byway_uptime_seconds", "gauge", "Seconds since the start.", whole(status.uptime_s as f64));
     family(
         &mut out,

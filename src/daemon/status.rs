@@ -9,7 +9,6 @@ use crate::api::types::{
     self, Carriers, Error, ErrorKind, Path, PeerInfo, PeerStatus, Problem, SessionInfo, Status, SubnetState,
     SubnetStatus,
 };
-use crate::crypto::frame::Cipher;
 use crate::host::Rules;
 use crate::link::direct::{DirectStatus, PathStatus};
 use crate::link::{Carried, Key, LinkStatus};
@@ -72,11 +71,11 @@ fn carriers(link: &LinkStatus) -> Carriers {
 }
 
 fn session(status: &DirectStatus) -> SessionInfo {
-    let cipher = status.cipher.map(|cipher| match cipher {
-        Cipher::Aes256Gcm => "aes-256-gcm".to_owned(),
-        Cipher::ChaCha20Poly1305 => "chacha20-poly1305".to_owned(),
-    });
-    SessionInfo { cipher, keys: status.keys, path_changes: status.path_changes }
+    SessionInfo {
+        cipher: status.cipher.map(|cipher| cipher.to_string()),
+        keys: status.keys,
+        path_changes: status.path_changes,
+    }
 }
 
 /// Bytes of the largest packet of a subnet on a path: what the underlay's headers and the frame leave of it.
@@ -371,6 +370,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
         version: env!("CARGO_PKG_VERSION").into(),
         ready: applied >= ctx.node.view().load().generation && problems.iter().all(|p| p.severity != "error"),
         uptime_s: ctx.started.elapsed().as_secs(),
+        sealing: super::direct::sealing(ctx.config.data_cipher).to_string(),
         subnets,
         problems,
     })

@@ -23,7 +23,7 @@ use super::path::{self, Output, Paths};
 use super::port::{Port, receive_buffer};
 use super::receive::Keyring;
 use super::{Ends, Heard, Key, Link, Links, Route, lock};
-use crate::crypto::frame::{Cipher, Sealer};
+use crate::crypto::frame::{Cipher, Library, Sealer};
 use crate::crypto::session::{self, Action, Indices, Session};
 use crate::model::id::PeerId;
 use crate::model::view::View;
@@ -58,19 +58,8 @@ pub struct Config {
     pub me: PeerId,
     /// Our X25519 private key; the grants certify the public one.
     pub secret: Zeroizing<[u8; 32]>,
-    /// Whether this machine has AES instructions; see [`has_aes`].
-    pub has_aes: bool,
-}
-
-/// Whether the processor computes AES-GCM in instructions of its own: else ChaCha20-Poly1305 is faster, and needs no
-/// tables that leak through the cache.
-pub fn has_aes() -> bool {
-    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-    return std::is_x86_feature_detected!("aes") && std::is_x86_feature_detected!("pclmulqdq");
-    #[cfg(target_arch = "aarch64")]
-    return std::arch::is_aarch64_feature_detected!("aes") && std::arch::is_aarch64_feature_detected!("pmull");
-    #[cfg(not(any(target_arch = "x86", target_arch = "x86_64", target_arch = "aarch64")))]
-    return false;
+    /// Who computes AES here; none where this machine prefers ChaCha20. See [`sealing`](super::sealing).
+    pub aes: Option<Library>,
 }
 
 /// What goes with a message of a session over the stream.
@@ -551,7 +540,7 @@ impl Direct {
                 subnet: key.subnet,
                 secret: self.config.secret.clone(),
                 peer_key,
-                has_aes: self.config.has_aes,
+                aes: self.config.aes,
             };
             Peer {
                 peer_key,

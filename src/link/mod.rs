@@ -10,6 +10,7 @@ mod path;
 pub mod port;
 mod queue;
 mod receive;
+pub mod sealing;
 mod send;
 mod stream;
 

@@ -1,8 +1,10 @@
 //! Which carrier is in use, and what changing it does to those who use the overlay.
 
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, SOON, text, until};
@@ -13,6 +15,7 @@ use crate::{fast, long};
 
 pub const CASES: &[Case] = &[
     fast!(two_hosts_on_a_wire_have_a_datagram_path_within_five_seconds),
+    fast!(frames_of_one_library_are_opened_by_the_other_and_the_choice_is_named),
     fast!(where_udp_is_blocked_the_stream_carries_until_it_opens),
     fast!(killed_peer_is_back_on_datagrams, "iperf3"),
     fast!(host_of_two_addresses_answers_from_the_one_that_was_asked),
@@ -50,6 +53,36 @@ fn two_hosts_on_a_wire_have_a_datagram_path_within_five_seconds(lab: &Lab) -> Re
         let (v4, v6) = to.overlay("lab")?;
         all_answer(of, &v4, 50, 0)?;
         all_answer(of, &v6, 50, 0)?;
+    }
+    Ok(())
+}
+
+fn frames_of_one_library_are_opened_by_the_other_and_the_choice_is_named(lab: &Lab) -> Result<()> {
+    let [a, b, c] = [lab.host("a")?, lab.host("b")?, lab.host("c")?];
+    let choices = [(&a, "aes-256-gcm by ring"), (&b, "aes-256-gcm by aws-lc"), (&c, "chacha20-poly1305")];
+    for (host, choice) in choices {
+        let mut config = OpenOptions::new().append(true).open(host.dir().join("byway.toml"))?;
+        config.write_all(format!("[data]\ncipher = \"{choice}\"\n").as_bytes())?;
+        host.start()?;
+    }
+    a.json(&["create", "lab"])?;
+    for host in [&b, &c] {
+        host.json(&["join", &text(&a.json(&["invite", "create", "lab"])?, "invite")?])?;
+    }
+    for (of, to, cipher) in [(&a, &b, "aes-256-gcm"), (&b, &a, "aes-256-gcm"), (&c, &a, "chacha20-poly1305")] {
+        datagrams(of, to, FIVE)?;
+        let (v4, _) = to.overlay("lab")?;
+        all_answer(of, &v4, 50, 0)?;
+        let shown = of.json(&["peer", "show", to.name()])?;
+        ensure!(shown["sessions"][0]["cipher"] == cipher, "{shown}");
+    }
+    for (host, choice) in choices {
+        let named = text(&host.json(&["status"])?, "sealing")?;
+        ensure!(named.starts_with(choice), "{named}");
+        let (cipher, library) = named.split_once(" by ").context("a library")?;
+        let metric = format!("byway_sealing_info{{cipher=\"{cipher}\",library=\"{library}\"}} 1");
+        ensure!(host.ok(&["metrics"])?.contains(&metric), "no {metric}");
+        ensure!(host.drops("lab", "bad-frame")? == 0 && host.drops("lab", "replayed")? == 0);
     }
     Ok(())
 }

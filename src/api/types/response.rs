@@ -299,6 +299,8 @@ pub struct Status {
     pub version: String,
     pub ready: bool,
     pub uptime_s: u64,
+    /// The cipher of datagrams that this machine prefers, and who computes it: `aes-256-gcm by ring`.
+    pub sealing: String,
     pub subnets: Vec<SubnetStatus>,
     pub problems: Vec<Problem>,
 }

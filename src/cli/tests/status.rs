@@ -28,6 +28,7 @@ pub(super) fn status() -> Status {
         version: "0.1.0".into(),
         ready: true,
         uptime_s: 1,
+        sealing: "aes-256-gcm by aws-lc".to_owned(),
         subnets: vec![SubnetStatus {
             id: id(),
             name: name("lab"),

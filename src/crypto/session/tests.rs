@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use x25519_dalek::{PublicKey, StaticSecret};
 
 use super::*;
-use crate::crypto::frame::{HEADER, Header, TAG};
+use crate::crypto::frame::{HEADER, Header, Library, TAG};
 use crate::crypto::replay::Window;
 
 /// xorshift64*: every run of a test is the same.
@@ -43,7 +43,8 @@ fn config(end: usize) -> Config {
         subnet: SubnetId([7; 16]),
         secret: Zeroizing::new(key(end)),
         peer_key: PublicKey::from(&StaticSecret::from(key(1 - end))).to_bytes(),
-        has_aes: true,
+        // Two ends by two libraries.
+        aes: Some([Library::AwsLc, Library::Ring][end]),
     }
 }
 
@@ -666,7 +667,8 @@ fn keys_of_the_two_directions_differ() {
 #[test]
 fn aes_is_used_only_where_both_have_it() {
     for (a, b) in [(true, true), (true, false), (false, true), (false, false)] {
-        let (left, right) = (Config { has_aes: a, ..config(0) }, Config { has_aes: b, ..config(1) });
+        let with = |has: bool, config: Config| Config { aes: config.aes.filter(|_| has), ..config };
+        let (left, right) = (with(a, config(0)), with(b, config(1)));
         let mut world = World::with(left, right, 1);
         world.connect();
         world.seconds(1);

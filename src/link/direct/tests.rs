@@ -91,7 +91,7 @@ impl Streams {
         let sink: Arc<dyn Inbound> = Arc::new(Sink);
         let weak: Weak<dyn Inbound> = Arc::downgrade(&sink);
         links.receive(weak).unwrap();
-        let config = Config { me: peer(n), secret: secret(n), has_aes };
+        let config = Config { me: peer(n), secret: secret(n), aes: has_aes.then_some(Library::AwsLc) };
         let (direct, handle, asks) = Direct::new(&links, config).unwrap();
         let stop = CancellationToken::new();
         let task = tokio::spawn(direct.run(stop.clone()));

@@ -22,7 +22,7 @@ fn end(n: u8) -> Session {
         subnet: SubnetId([9; 16]),
         secret: [n; 32].into(),
         peer_key: public(3 - n),
-        has_aes: true,
+        aes: Some(byway::crypto::aead::Library::AwsLc),
     })
 }
 
