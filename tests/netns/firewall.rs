@@ -5,7 +5,7 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::process::{Child, Stdio};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -18,6 +18,7 @@ pub const CASES: &[Case] = &[
     fast!(a_forward_chain_that_drops_is_found_by_effect, "iptables", "ip6tables"),
     fast!(an_input_chain_that_drops_is_found_by_effect),
     fast!(docker_user_is_used_and_left_as_it_was, "iptables", "iptables-restore"),
+    fast!(who_holds_the_lock_of_iptables_delays_nothing_and_what_is_left_is_owed, "iptables-legacy", "flock"),
     fast!(nobodys_rules_are_touched_where_none_is_named, "iptables"),
     fast!(ufw_lets_our_links_through_and_is_left_as_it_was, "ufw", "iptables", "ip6tables"),
     fast!(a_stop_that_has_no_time_for_ufw_says_what_is_left, "ufw", "iptables", "ip6tables"),
@@ -223,6 +224,36 @@ fn docker_user_is_used_and_left_as_it_was(lab: &Lab) -> Result<()> {
     for family in ["ip", "ip6"] {
         s.a.ns().ok(&["nft", "delete", "table", family, "filter"])?;
     }
+    drop(s.servers);
+    Ok(())
+}
+
+fn who_holds_the_lock_of_iptables_delays_nothing_and_what_is_left_is_owed(lab: &Lab) -> Result<()> {
+    let s = scene(lab, "")?;
+    let rules = || s.a.ns().ok(&["iptables-legacy", "-S"]);
+    s.a.ns().ok(&["sh", "-c", &DOCKER.replace("iptables", "iptables-legacy")])?;
+    let theirs = rules()?;
+    // Nothing tells of changes of these tables: the next look finds them.
+    until("our rules are there", FOUND, || Ok(rules()?.contains("byway:")))?;
+    let mut held =
+        s.a.ns()
+            .command(&["flock", "--no-fork", "/run/xtables.lock", "sleep", "20"])
+            .spawn()
+            .context("hold the lock")?;
+    std::thread::sleep(Duration::from_millis(200));
+    let begin = Instant::now();
+    s.a.ok(&["detach", "two"])?;
+    ensure!(begin.elapsed() < Duration::from_secs(3), "it waited: {:?}", begin.elapsed());
+    let code = stop(&s.a)?;
+    let log = s.a.log_tail(4);
+    held.kill()?;
+    held.wait()?;
+    ensure!(code == 1 && log.contains("DOCKER-USER"), "exit {code}: {log}");
+    ensure!(rules()?.contains("byway:"), "what could not be removed is there");
+    let state = s.a.state().to_string_lossy().into_owned();
+    let done = s.a.ok(&["cleanup", "--state-dir", &state])?;
+    ensure!(done.contains("DOCKER-USER") && rules()? == theirs, "{done}\n{}", rules()?);
+    s.a.ns().ok(&["sh", "-c", "iptables-legacy -P FORWARD ACCEPT && iptables-legacy -F && iptables-legacy -X"])?;
     drop(s.servers);
     Ok(())
 }

@@ -106,7 +106,7 @@ pub(super) async fn foreign(stopped: &[Stopped], integrated: &BTreeSet<String>, 
 /// The chain of the tables of before nftables, where they are in use.
 async fn legacy(family: &str, hook: Hook, integrated: &BTreeSet<String>, own: &OwnRuns) -> Option<ForeignChain> {
     let name = if hook == Hook::Forward { "FORWARD" } else { "INPUT" };
-    let listed = tables::legacy(family)?.list(name, own).await?;
+    let listed = tables::legacy(family)?.list(name, own).await.ok()??;
     let ufw = if family == "ip" { "ufw-before-forward" } else { "ufw6-before-forward" };
     let docker = hook == Hook::Forward && listed.contains(DOCKER_USER);
     Some(ForeignChain {

@@ -10,8 +10,11 @@ use crate::host::nft::run::{OwnRuns, complaint, program as run};
 use crate::model::host::Failure;
 use crate::model::host::neighbour::{DOCKER_USER, chain_changes};
 
-/// Seconds to wait for others that change the tables.
-const WAIT: &str = "5";
+/// Seconds to wait for others that change the tables. What is not done is tried again soon, and nobody who waits for the
+/// kernel to follow waits for them.
+const WAIT: &str = "1";
+/// What the programs say where the chain is not there: those for the tables of before nftables, and of today.
+const NO_CHAIN: [&str; 2] = ["No chain", "is incompatible"];
 
 /// The tables of one family, of today's kind or of before nftables.
 #[derive(Debug, Clone, Copy)]
@@ -59,9 +62,13 @@ impl Tables {
         None
     }
 
-    /// The rules of a chain; none where there is no such chain.
-    pub(super) async fn list(self, chain: &str, own: &OwnRuns) -> Option<String> {
-        self.run("", &["-w", WAIT, "-S", chain], "", own).await?.ok()
+    /// The rules of a chain; none where there is no such chain, or no program for it.
+    pub(super) async fn list(self, chain: &str, own: &OwnRuns) -> Result<Option<String>, String> {
+        match self.run("", &["-w", WAIT, "-S", chain], "", own).await {
+            Some(Ok(rules)) => Ok(Some(rules)),
+            Some(Err(why)) if !lacks_chain(&why) => Err(why),
+            _ => Ok(None),
+        }
     }
 
     /// Changes rules, all of them or none.
@@ -71,6 +78,10 @@ impl Tables {
             None => Err(format!("{} is not installed", self.plain)),
         }
     }
+}
+
+fn lacks_chain(complaint: &str) -> bool {
+    NO_CHAIN.iter().any(|words| complaint.contains(words))
 }
 
 /// Where Docker has its chain.
@@ -88,7 +99,14 @@ pub(super) async fn follow(firewalls: &mut Firewalls, chains: &[Chain], links: &
     }
     for place in places(chains) {
         let what = || format!("let our links through {DOCKER_USER} of {}", place.program);
-        let Some(listed) = place.list(DOCKER_USER, &firewalls.own).await else { continue };
+        let listed = match place.list(DOCKER_USER, &firewalls.own).await {
+            Ok(Some(listed)) => listed,
+            Ok(None) => continue,
+            Err(why) => {
+                failures.push(failure(what(), why));
+                continue;
+            }
+        };
         let Some(changes) = chain_changes(&firewalls.instance, DOCKER_USER, links, &listed) else { continue };
         let noted = |error: anyhow::Error| failure(what(), format!("{error:#}"));
         if !links.is_empty()
@@ -102,6 +120,8 @@ pub(super) async fn follow(firewalls: &mut Firewalls, chains: &[Chain], links: &
                 firewalls.made |= !links.is_empty();
                 tracing::info!(program = place.program, "rules of ours in {DOCKER_USER} follow our links");
             }
+            // Whoever removed the chain since it was listed removed our rules with it.
+            Err(why) if lacks_chain(&why) => {}
             Err(why) => failures.push(failure(what(), why)),
         }
     }
@@ -118,7 +138,14 @@ pub(super) async fn follow(firewalls: &mut Firewalls, chains: &[Chain], links: &
 pub(super) async fn cleanup(instance: Option<&str>, chains: &[Chain], own: &OwnRuns) -> (Vec<String>, Vec<Failure>) {
     let (mut done, mut failures) = (Vec::new(), Vec::new());
     for place in places(chains) {
-        let Some(listed) = place.list(DOCKER_USER, own).await else { continue };
+        let listed = match place.list(DOCKER_USER, own).await {
+            Ok(Some(listed)) => listed,
+            Ok(None) => continue,
+            Err(why) => {
+                failures.push(failure(format!("look at {DOCKER_USER} of {}", place.program), why));
+                continue;
+            }
+        };
         let marks: BTreeSet<&str> =
             listed.split_whitespace().filter_map(|word| word.trim_matches('"').strip_prefix("byway:")).collect();
         for mark in marks.into_iter().filter(|mark| instance.is_none_or(|instance| instance == *mark)) {

@@ -59,7 +59,13 @@ pub(super) async fn follow(firewalls: &mut Firewalls, chains: &[Chain], links: &
     if links.is_empty() || !has(chains, "ip", "filter", FORWARD) {
         return failures;
     }
-    let listed = tables::tables("ip", false).list(FORWARD, &firewalls.own).await.unwrap_or_default();
+    let listed = match tables::tables("ip", false).list(FORWARD, &firewalls.own).await {
+        Ok(listed) => listed.unwrap_or_default(),
+        Err(why) => {
+            failures.push(failure("look at ufw's rules", why));
+            return failures;
+        }
+    };
     let comment = mark(&firewalls.instance);
     for link in links.iter().filter(|link| !listed.contains(&format!("-A {FORWARD} -i {link} -j ACCEPT"))) {
         let mut done =
