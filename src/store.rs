@@ -272,6 +272,25 @@ impl Store {
     }
 }
 
+/// Takes `dir` for this process without making anything; none where there is no such directory.
+///
+/// # Errors
+/// [`StoreError::InUse`] where another process has it; [`StoreError::Io`].
+pub fn hold(dir: &Path) -> Result<Option<File>, StoreError> {
+    if exists(dir)? { lock(dir).map(Some) } else { Ok(None) }
+}
+
+/// Whether a state was begun in `dir`, be it damaged.
+pub fn exists_in(dir: &Path) -> bool {
+    [STATE_FILE, GOOD_FILE].iter().any(|name| dir.join(name).exists())
+}
+
+/// Whether `dir` has a state that anything was ever written to. What cannot be read counts: nobody knows what it holds.
+pub fn holds_something(dir: &Path) -> bool {
+    let is_empty = |path: &Path| check(path).is_ok_and(|saved| saved == Saved::default());
+    [STATE_FILE, GOOD_FILE].iter().map(|name| dir.join(name)).any(|path| path.exists() && !is_empty(&path))
+}
+
 /// Makes `dir` and closes it to everybody else.
 fn make_dir(dir: &Path) -> Result<(), StoreError> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| StoreError::io("make", dir, e))?;

@@ -52,8 +52,8 @@ pub struct Entry {
     pub run: fn(Config) -> anyhow::Result<()>,
     /// Tells whether the daemon could run here: rights, devices, tools.
     pub preflight: fn(&Config) -> Result<(), Error>,
-    /// Removes every trace a dead daemon left on this machine, or with `true` any; refused while one runs on the state
-    /// directory or the socket, or with `true` any here.
+    /// Removes every trace a dead daemon left on this machine, or with `true` any; refused while that one runs, or with
+    /// `true` any here. Makes nothing where there is no state.
     pub cleanup: fn(&Config, bool) -> Result<Done, Error>,
 }
 

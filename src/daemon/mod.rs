@@ -6,6 +6,7 @@
 //! ```
 
 mod attach;
+mod cleanup;
 mod clock;
 mod condition;
 mod direct;
@@ -35,15 +36,16 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
+pub use cleanup::cleanup;
 pub use machine::Machine;
 
 use crate::api::server;
-use crate::api::types::{DEFAULT_SOCKET, Done, Error, ErrorKind};
+use crate::api::types::{Error, ErrorKind};
 use crate::config::{Config, DnsMode};
 use crate::datapath::Datapath;
 use crate::dns::{self, Dns};
 use crate::host::nft::Repair;
-use crate::host::{Applied, Cleaned, Failure, Rules, reconcile};
+use crate::host::{Applied, Failure, Rules, reconcile};
 use crate::link::Links;
 use crate::link::direct::Direct;
 use crate::model::build::Here;
@@ -55,6 +57,9 @@ use crate::model::unwritten::Unwritten;
 use crate::node::{Node, Parts};
 use crate::p2p;
 use crate::store::{self, Store};
+
+/// Name of the file with the key of datagram sessions.
+const DATA_KEY_FILE: &str = "data.key";
 
 /// Time from the first signal to the end of the process.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
@@ -344,16 +349,7 @@ fn nothing_left(left: Option<Vec<Failure>>, config: &Config) -> Result<(), Error
         None => "the kernel did not let go in time".to_owned(),
     };
     Err(Error::new(ErrorKind::Failed, "E-NOT-REMOVED", format!("stopped, but not everything was removed: {text}"))
-        .hint(clean(config, "")))
-}
-
-/// What cleans up behind the daemon with this configuration.
-fn clean(config: &Config, flag: &str) -> String {
-    let socket = match config.socket.as_path() {
-        path if path == Path::new(DEFAULT_SOCKET) => String::new(),
-        path => format!(" --socket {}", store::quoted(path)),
-    };
-    format!("byway cleanup{flag} --state-dir {}{socket}", store::quoted(&config.state_dir))
+        .hint(cleanup::again(config, "")))
 }
 
 /// Eight hex digits of the key: marks this daemon's objects in the kernel.
@@ -382,9 +378,10 @@ fn load(config: &Config) -> Result<Loaded, Error> {
     };
     let dir: &Path = &config.state_dir;
     // Keys before state: killed in between, the next start finds keys without a state and goes on.
-    let exists = dir.join(store::STATE_FILE).exists();
+    let keyed = [store::IDENTITY_FILE, DATA_KEY_FILE].iter().all(|name| dir.join(name).exists());
+    let exists = keyed || store::holds_something(dir);
     let seed = store::identity(dir, config.identity_file.as_deref(), exists).map_err(on_store)?;
-    let data_secret = store::secret(dir, "data.key", exists).map_err(on_store)?;
+    let data_secret = store::secret(dir, DATA_KEY_FILE, exists).map_err(on_store)?;
     let store = Store::open(dir).map_err(on_store)?;
     let saved = store.load().map_err(on_store)?;
     let data_key = x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(*data_secret)).to_bytes();
@@ -403,70 +400,6 @@ fn addresses(texts: &[String]) -> Result<Vec<p2p::Address>, Error> {
         .iter()
         .map(|t| t.parse().map_err(|e| Error::new(ErrorKind::Usage, "E-ADDRESS", format!("address {t}: {e}"))))
         .collect()
-}
-
-/// `byway cleanup`: removes what a daemon with this state directory left in the kernel after a crash, or with `all` what any
-/// daemon left.
-///
-/// # Errors
-/// `E-RUNNING` while that daemon lives, or with `all` any that has packets to carry here; `E-NOT-REMOVED` names what stays.
-pub fn cleanup(config: &Config, all: bool) -> Result<Done, Error> {
-    let failed = |e: anyhow::Error| Error::new(ErrorKind::Failed, "E-CLEANUP", format!("{e:#}"));
-    let running = |message: String, hint: String| Error::new(ErrorKind::Conflict, "E-RUNNING", message).hint(hint);
-    if std::os::unix::net::UnixStream::connect(&config.socket).is_ok() {
-        let socket = config.socket.display();
-        let message = format!("a daemon answers on {socket}: it would lose what carries its packets");
-        return Err(running(
-            message,
-            format!("byway down --socket {}      (or stop it first)", store::quoted(&config.socket)),
-        ));
-    }
-    // Held until everything is gone: no daemon starts on the directory meanwhile.
-    let store = Store::open(&config.state_dir);
-    if store.as_ref().is_err_and(store::StoreError::is_conflict) {
-        let dir = config.state_dir.display();
-        return Err(running(format!("a daemon is running on {dir}"), "stop it first".to_owned()));
-    }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start the runtime")
-        .map_err(failed)?;
-    // Traces bear a mark that follows from the key. Without it nobody knows which were this directory's, and those of a
-    // daemon that lives elsewhere are not to be touched.
-    let instance = match store::identity(&config.state_dir, config.identity_file.as_deref(), true) {
-        _ if all => None,
-        Ok(seed) => Some(instance_of(Identity::new(&seed, [0; 32]).peer)),
-        Err(error) => {
-            let message = format!("nobody can tell which traces are those of {}: {error}", config.state_dir.display());
-            let hint = clean(config, " --all") + "      (removes what any daemon left here, while none runs)";
-            return Err(Error::new(ErrorKind::NotFound, "E-NO-KEY", message).hint(hint));
-        }
-    };
-    runtime.block_on(async {
-        let living = crate::host::living(instance.as_deref()).await.map_err(failed)?;
-        if !living.is_empty() {
-            let message = format!("what would be removed is in use: {} runs here", living.join(", and "));
-            return Err(running(message, "stop it first".to_owned()));
-        }
-        cleaned(crate::host::cleanup(instance.as_deref(), &config.state_dir).await.map_err(failed)?, config, all)
-    })
-}
-
-/// One line for each thing that was done.
-fn cleaned(Cleaned { done, left }: Cleaned, config: &Config, all: bool) -> Result<Done, Error> {
-    if left.is_empty() {
-        let message = if done.is_empty() { "nothing was left".to_owned() } else { done.join("\n") };
-        return Ok(Done { message, changed: !done.is_empty() });
-    }
-    let left: Vec<String> = left.iter().map(|f| format!("{}: {}", f.what, f.why)).collect();
-    let done = if done.is_empty() { String::new() } else { format!("; {}", done.join(", ")) };
-    Err(Error::new(
-        ErrorKind::Failed,
-        "E-NOT-REMOVED",
-        format!("not everything was removed: {}{done}", left.join("; ")),
-    )
-    .hint(clean(config, if all { " --all" } else { "" })))
 }
 
 /// Whether this machine lets a daemon work: `byway daemon --check`.

@@ -39,7 +39,7 @@ use std::sync::Arc;
 
 pub use cleanup::{Cleaned, cleanup};
 pub use linux::{LinuxHost, Rules};
-pub use living::living;
+pub use living::{Living, Process, living, owner};
 pub use netlink::{foreign_links, gateways, used_prefixes};
 pub use preflight::preflight;
 

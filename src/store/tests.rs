@@ -42,6 +42,31 @@ fn what_was_committed_is_there_after_a_new_start() {
 }
 
 #[test]
+fn to_hold_a_directory_makes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(hold(&dir.path().join("none")).unwrap().is_none());
+    let held = hold(dir.path()).unwrap();
+    assert!(held.is_some() && Store::open(dir.path()).unwrap_err().is_conflict());
+    assert_eq!((fs::read_dir(dir.path()).unwrap().count(), exists_in(dir.path())), (0, false));
+}
+
+#[test]
+fn a_state_that_nothing_was_written_to_holds_nothing_and_a_damaged_one_may_hold_anything() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(!holds_something(dir.path()));
+    let store = Store::open(dir.path()).unwrap();
+    assert!(exists_in(dir.path()) && !holds_something(dir.path()));
+    store.commit(&batch(1)).unwrap();
+    drop(store);
+    assert!(holds_something(dir.path()));
+    drop(Store::open(dir.path()).unwrap());
+    fs::remove_file(dir.path().join(STATE_FILE)).unwrap();
+    assert!(holds_something(dir.path()), "its copy is there");
+    fs::write(dir.path().join(GOOD_FILE), "x").unwrap();
+    assert!(holds_something(dir.path()));
+}
+
+#[test]
 fn an_open_directory_is_closed_to_others() {
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();

@@ -154,31 +154,52 @@ fn default_names_that_meet_get_a_free_one(lab: &Lab) -> Result<()> {
 fn cleanup_takes_only_what_bears_its_mark(lab: &Lab) -> Result<()> {
     let a = lab.node("a")?;
     a.json(&["create", "lab"])?;
+    a.json(&["create", "two"])?;
     let before = crate::lab::snapshot::of(a.ns())?;
     let empty = a.dir().join("empty");
     let (empty, socket) = (empty.to_string_lossy().into_owned(), a.dir().join("none").to_string_lossy().into_owned());
-    a.fails(5, "E-NO-KEY", &["--socket", &socket, "cleanup", "--state-dir", &empty])?;
-    // A daemon that answers is not stripped, also with --all.
-    a.fails(6, "E-RUNNING", &["cleanup", "--state-dir", &empty])?;
-    a.fails(6, "E-RUNNING", &["cleanup", "--all", "--state-dir", &empty])?;
-    // Another directory's key has nothing here.
+    let none = a.fails(5, "E-NO-KEY", &["--socket", &socket, "cleanup", "--state-dir", &empty])?;
+    ensure!(none.err.contains(&format!("there is no state in {empty}")), "{none}");
+    a.fails(5, "E-NO-KEY", &["cleanup", "--state-dir", &empty])?;
+    // A daemon that answers is not stripped, also with --all. What helps is to stop that process.
+    let stop = format!("try:  kill {} ", a.pid()?);
+    let named = a.fails(6, "E-RUNNING", &["cleanup", "--all", "--state-dir", &empty])?;
+    ensure!(named.err.contains(&stop), "{named}");
+    for given in [&a.socket().to_string_lossy().into_owned(), &socket] {
+        let named =
+            a.fails(6, "E-RUNNING", &["--socket", given, "cleanup", "--state-dir", &a.state().to_string_lossy()])?;
+        ensure!(named.err.contains(&stop), "{named}");
+    }
+    // Another directory's key has nothing here, and who answers on the socket is another one.
     let other = a.dir().join("other");
     std::fs::create_dir(&other)?;
     std::fs::copy(lab.node("b")?.state().join("identity.key"), other.join("identity.key"))?;
-    let said = a.ok(&["--socket", &socket, "cleanup", "--state-dir", &other.to_string_lossy()])?;
-    ensure!(said.contains("nothing was left"), "{said}");
+    for given in [&a.socket().to_string_lossy().into_owned(), &socket] {
+        let said = a.ok(&["--socket", given, "cleanup", "--state-dir", &other.to_string_lossy()])?;
+        ensure!(said.contains("nothing was left"), "{said}");
+    }
     // Nor what a daemon lives by that answers on another socket, whatever is asked for.
     let named = a.fails(6, "E-RUNNING", &["--socket", &socket, "cleanup", "--all", "--state-dir", &empty])?;
-    ensure!(named.err.contains(&format!("process {}", a.pid()?)) && named.err.contains("bw-lab"), "{named}");
+    ensure!(named.err.contains(&format!("process {}", a.pid()?)) && named.err.contains(&stop), "{named}");
+    ensure!(named.err.contains("with links bw-lab, bw-two runs here"), "{named}");
     let key = a.dir().join("key");
     std::fs::create_dir(&key)?;
     std::fs::copy(a.state().join("identity.key"), key.join("identity.key"))?;
-    a.fails(6, "E-RUNNING", &["--socket", &socket, "cleanup", "--state-dir", &key.to_string_lossy()])?;
+    for given in [&a.socket().to_string_lossy().into_owned(), &socket] {
+        let named = a.fails(6, "E-RUNNING", &["--socket", given, "cleanup", "--state-dir", &key.to_string_lossy()])?;
+        ensure!(named.err.contains(&stop), "{named}");
+    }
     before.assert_same(&crate::lab::snapshot::of(a.ns())?, "the daemon that lives")?;
     a.kill9()?;
     let said = a.ok(&["cleanup", "--all", "--state-dir", &empty])?;
     let past = |line: &str| line.starts_with("removed ") || line.starts_with("put ");
-    ensure!(said.lines().all(past) && !said.contains("remove "), "each line says what was done: {said}");
+    ensure!(said.starts_with(&format!("there is no state in {empty}\n")), "{said}");
+    ensure!(said.lines().skip(1).all(past) && !said.contains("remove "), "each line says what was done: {said}");
+    // It made nothing: a daemon that is started there is a new one.
+    ensure!(
+        !std::path::Path::new(&empty).exists() && std::fs::read_dir(&other)?.count() == 1,
+        "cleanup made something"
+    );
     a.assert_clean()
 }
 
