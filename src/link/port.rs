@@ -225,7 +225,7 @@ impl Port {
         sockets.try_for_each(|s| set_buffer(s.as_fd(), libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, bytes))
     }
 
-    /// Ends every wait: the receiver's, and what quinn waits for on the QUIC halves.
+    /// Ends the receiver's wait; the QUIC halves get nothing more.
     pub fn close(&self) {
         if !self.0.closed.swap(true, Ordering::AcqRel) {
             // Never read, so that every later poll sees it.

@@ -5,11 +5,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::fast;
+use crate::lab::host::Host;
 use crate::lab::runner::Case;
 use crate::lab::{Lab, SOON, text, until};
 
 pub const CASES: &[Case] = &[
     fast!(starts_alone_and_stops_without_a_trace),
+    fast!(a_normal_stop_logs_no_error),
     fast!(down_takes_off_the_wire_and_up_brings_back),
     fast!(leave_gives_back_and_leaves_nothing),
     fast!(destroy_ends_it_for_every_member),
@@ -32,6 +34,21 @@ fn starts_alone_and_stops_without_a_trace(lab: &Lab) -> Result<()> {
         Ok(crate::lab::addresses(&a.status("lab")?)? == crate::lab::addresses(&made)?)
     })?;
     Ok(())
+}
+
+fn a_normal_stop_logs_no_error(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b"])?;
+    a_path(&hosts[0], &hosts[1])?;
+    for host in &hosts {
+        host.terminate()?;
+        let log = host.log_tail(usize::MAX);
+        ensure!(log.contains("stopping") && !log.contains("ERROR"), "{log}");
+    }
+    Ok(())
+}
+
+fn a_path(from: &Host, to: &Host) -> Result<Duration> {
+    from.ns().reaches(&to.overlay("lab")?.0, SOON)
 }
 
 fn down_takes_off_the_wire_and_up_brings_back(lab: &Lab) -> Result<()> {

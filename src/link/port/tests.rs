@@ -355,14 +355,12 @@ fn close_ends_wait() {
 }
 
 #[test]
-fn close_ends_what_quinn_waits_for() {
+fn a_closed_port_is_no_fault_that_quinn_would_log() {
     let port = port(&[V4]);
     let quic = &port.quic()[0];
-    let (count, _) = read_quic(quic, 100);
-    assert!(matches!(count, Poll::Pending));
+    assert!(read_quic(quic, 100).0.is_pending());
     port.close();
-    let (count, _) = read_quic(quic, 100);
-    assert!(matches!(count, Poll::Ready(Err(_))));
+    assert!(read_quic(quic, 100).0.is_pending());
 }
 
 /// Bytes of a buffer, and the size of the datagrams in them.
