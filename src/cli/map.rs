@@ -108,7 +108,8 @@ pub(super) fn list(maps: &[MapInfo]) -> String {
     let mut out = table.render();
     for m in maps {
         if let Some(note) = &m.note {
-            out += &format!("! {}: {}\n", m.name, print::clean(note));
+            let help = m.help.as_ref().map(|help| format!("   ({})", print::clean(help))).unwrap_or_default();
+            out += &format!("! {}: {}{help}\n", m.name, print::clean(note));
         }
     }
     out

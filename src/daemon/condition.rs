@@ -11,10 +11,12 @@ use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 
 use super::Context;
+use super::unwell::opened;
 use crate::api::types::{MapInfo, Problem};
 use crate::host::door::{PROBE, refuses};
 use crate::host::listening::{Conflict, Foreign};
 use crate::model::host::Proto;
+use crate::model::id::Name;
 
 /// How long what a target said is believed: its program sees a connection for each time it is asked.
 const BELIEVED: Duration = Duration::from_secs(5);
@@ -59,13 +61,33 @@ fn target_of(map: &MapInfo) -> Option<SocketAddr> {
     Some(SocketAddr::new(map.address?, port.parse().ok()?))
 }
 
-/// Says of each map what keeps it from working, and whom it shadows.
-pub(crate) async fn look(ctx: &Context, maps: &mut [MapInfo]) {
+/// The member whose machine is closed to what a map leads to, and the subnet's name there.
+#[derive(Debug, Clone)]
+pub(crate) struct Closed {
+    pub member: Name,
+    pub subnet: Name,
+}
+
+/// The targets that refuse connections. Those that are `closed` are not asked.
+pub(crate) async fn refusing(ctx: &Context, maps: &[MapInfo], closed: &[Option<Closed>]) -> BTreeSet<SocketAddr> {
+    if !ctx.machine.is_kernel() {
+        return BTreeSet::new();
+    }
+    let open = maps.iter().zip(closed).filter(|(_, closed)| closed.is_none()).map(|(map, _)| map);
+    let asked = open.filter(|map| map.state == "ok" && map.proto == Proto::Tcp).filter_map(target_of).collect();
+    ctx.probes.refusing(asked).await
+}
+
+/// Says of each map what keeps it from working, whom it shadows, and what to do about it.
+pub(crate) async fn look(
+    ctx: &Context,
+    maps: &mut [MapInfo],
+    refusing: &BTreeSet<SocketAddr>,
+    closed: &[Option<Closed>],
+) {
     if !ctx.machine.is_kernel() || maps.is_empty() {
         return;
     }
-    let asked = maps.iter().filter(|map| map.state == "ok" && map.proto == Proto::Tcp).filter_map(target_of).collect();
-    let refusing = ctx.probes.refusing(asked).await;
     let places: Vec<(Proto, Option<SocketAddr>)> = maps.iter().map(|m| (m.proto, m.listen.parse().ok())).collect();
     let seen = tokio::task::spawn_blocking(move || {
         let foreign = Foreign::read();
@@ -74,26 +96,58 @@ pub(crate) async fn look(ctx: &Context, maps: &mut [MapInfo]) {
         (own_addresses(), places.into_iter().map(shadowed).collect::<Vec<_>>())
     });
     let Ok((own, shadowed)) = seen.await else { return };
-    for (map, shadowed) in maps.iter_mut().zip(shadowed) {
-        let (target, listen) = (target_of(map), map.listen.parse::<SocketAddr>().ok());
-        // All of 127.0.0.0/8 is here; ::1 goes where IPv6 is turned off.
-        let always = |ip: IpAddr| ip.is_unspecified() || (ip.is_loopback() && ip.is_ipv4());
-        let absent = |at: &SocketAddr| !always(at.ip()) && !own.contains(&at.ip());
-        map.note = if map.note.is_some() {
-            map.note.take()
-        } else if map.state == "no-target" {
-            Some(format!("the subnet has no {} now", map.target))
-        } else if let Some(at) = listen.filter(absent) {
-            map.state = "blocked".into();
-            Some(format!("this machine has no address {} now", at.ip()))
-        } else if map.state == "refused" {
-            Some(format!("the machine of {} lets nobody in there", map.target))
-        } else if map.state == "ok" && map.proto == Proto::Tcp && target.is_some_and(|t| refusing.contains(&t)) {
-            map.state = "refused".into();
-            Some(format!("{} refuses connections", map.target))
-        } else {
-            shadowed.map(|conflict| shadow(&conflict))
-        };
+    for ((map, closed), shadowed) in maps.iter_mut().zip(closed).zip(shadowed) {
+        judge(map, &own, refusing, closed.as_ref(), shadowed.as_ref());
+    }
+    halves(maps);
+}
+
+/// Says of one map what is not well with it, unless that was said already.
+fn judge(
+    map: &mut MapInfo,
+    own: &BTreeSet<IpAddr>,
+    refusing: &BTreeSet<SocketAddr>,
+    closed: Option<&Closed>,
+    shadowed: Option<&Conflict>,
+) {
+    let (target, listen) = (target_of(map), map.listen.parse::<SocketAddr>().ok());
+    // All of 127.0.0.0/8 is here; ::1 goes where IPv6 is turned off.
+    let always = |ip: IpAddr| ip.is_unspecified() || (ip.is_loopback() && ip.is_ipv4());
+    let absent = |at: &SocketAddr| !always(at.ip()) && !own.contains(&at.ip());
+    let rm = format!("byway map rm {} {}", map.subnet, map.name);
+    let (note, help) = if map.note.is_some() {
+        return;
+    } else if map.state == "no-target" {
+        (format!("the subnet has no {} now", map.target), format!("attach it again, or: {rm}"))
+    } else if let Some(at) = listen.filter(absent) {
+        map.state = "blocked".into();
+        (format!("this machine has no address {} now", at.ip()), format!("give this machine the address, or: {rm}"))
+    } else if let Some(Closed { member, subnet }) = closed.filter(|_| map.state == "ok") {
+        map.state = "refused".into();
+        let port = target.map(|target| target.port()).unwrap_or_default();
+        let opened = opened(member, subnet, &format!("{}/{port}", map.proto));
+        (format!("the machine of {member} lets nobody in at {}", map.target), opened)
+    } else if map.state == "ok" && map.proto == Proto::Tcp && target.is_some_and(|t| refusing.contains(&t)) {
+        map.state = "refused".into();
+        (format!("{} refuses connections", map.target), format!("let something listen there, or: {rm}"))
+    } else if let Some(conflict) = shadowed {
+        (shadow(conflict), format!("stop what listens there, or: {rm}"))
+    } else {
+        return;
+    };
+    (map.note, map.help) = (Some(note), Some(help));
+}
+
+/// Many programs listen by one family only, and `map add PORT` maps both. Of a map that works by the other one nothing has
+/// to be done, and to remove it would take both away.
+fn halves(maps: &mut [MapInfo]) {
+    let half = |map: &MapInfo| map.state == "refused" && maps.iter().any(|other| is_half_of_one_that_works(map, other));
+    let halves: Vec<bool> = maps.iter().map(half).collect();
+    for (map, _) in maps.iter_mut().zip(halves).filter(|(_, half)| *half) {
+        let six = map.listen.parse::<SocketAddr>().is_ok_and(|at| at.is_ipv6());
+        let (this, other) = if six { ("IPv6", "IPv4") } else { ("IPv4", "IPv6") };
+        map.note = map.note.take().map(|note| format!("{note} over {this}"));
+        map.help = Some(format!("over {other} it works; nothing has to be done"));
     }
 }
 
@@ -111,27 +165,27 @@ fn shadow(conflict: &Conflict) -> String {
 pub(crate) fn of_maps(maps: &[MapInfo]) -> Vec<Problem> {
     let problem = |map: &MapInfo| {
         let note = map.note.as_ref()?;
-        let rm = format!("byway map rm {} {}", map.subnet, map.name);
-        let (code, help) = match map.state.as_str() {
-            "no-target" => ("E-NO-TARGET", format!("attach it again, or: {rm}")),
-            "refused" => ("E-TARGET-REFUSED", format!("let something listen there, or: {rm}")),
-            "blocked" => ("E-LISTEN-GONE", format!("give this machine the address, or: {rm}")),
-            _ => ("E-PORT-SHADOWED", format!("stop what listens there, or: {rm}")),
+        let code = match map.state.as_str() {
+            "no-target" => "E-NO-TARGET",
+            "refused" => "E-TARGET-REFUSED",
+            "blocked" => "E-LISTEN-GONE",
+            _ => "E-PORT-SHADOWED",
         };
         let message = format!("map {} of {} on {} {}: {note}", map.name, map.subnet, map.proto, map.listen);
-        // Many programs listen by one family only; `map add PORT` maps both.
-        let half = map.state == "refused" && maps.iter().any(|other| is_other_half(map, other) && other.state == "ok");
+        let half = map.state == "refused" && maps.iter().any(|other| is_half_of_one_that_works(map, other));
         let severity = if half { "info" } else { "warning" };
+        let help = map.help.clone().unwrap_or_default();
         Some(Problem { code: code.into(), severity: severity.into(), message, help })
     };
     maps.iter().filter_map(problem).collect()
 }
 
-/// Whether two maps are one but for the family of the address they listen on.
-fn is_other_half(map: &MapInfo, other: &MapInfo) -> bool {
+/// Whether two maps are one but for the family of the address they listen on, and the other one works.
+fn is_half_of_one_that_works(map: &MapInfo, other: &MapInfo) -> bool {
     let listen = |map: &MapInfo| map.listen.parse::<SocketAddr>().ok().filter(|at| at.ip().is_unspecified());
     let (Some(one), Some(two)) = (listen(map), listen(other)) else { return false };
-    one.port() == two.port()
+    other.state == "ok"
+        && one.port() == two.port()
         && one.is_ipv4() != two.is_ipv4()
         && (map.subnet == other.subnet && map.proto == other.proto && map.target == other.target)
 }
@@ -197,6 +251,7 @@ mod tests {
             address: None,
             state: state.to_owned(),
             note: (state != "ok").then(|| "web:80 refuses connections".to_owned()),
+            help: (state != "ok").then(|| "let something listen there, or: byway map rm lab web".to_owned()),
             connections: 0,
             rx_bytes: 0,
             tx_bytes: 0,
@@ -209,7 +264,20 @@ mod tests {
         for other in [map("0.0.0.0:8081", "web:80", "ok"), map("0.0.0.0:8080", "db:80", "ok")] {
             assert_eq!(severities(&[other, half.clone()]), ["warning"]);
         }
-        assert_eq!(severities(&[map("192.0.2.1:8080", "web:80", "ok"), half]), ["warning"]);
+        assert_eq!(severities(&[map("192.0.2.1:8080", "web:80", "ok"), half.clone()]), ["warning"]);
+        // It says by which family, and proposes nothing that would take the half away that works.
+        let told = |maps: &[MapInfo]| {
+            let mut maps = maps.to_vec();
+            halves(&mut maps);
+            of_maps(&maps).into_iter().map(|p| (p.message, p.help)).collect::<Vec<_>>()
+        };
+        let (message, help) = told(&[map("0.0.0.0:8080", "web:80", "ok"), half.clone()]).remove(0);
+        assert!(message.ends_with("web:80 refuses connections over IPv6"), "{message}");
+        assert_eq!(help, "over IPv4 it works; nothing has to be done");
+        let (message, help) =
+            told(&[map("[::]:8080", "web:80", "ok"), map("0.0.0.0:8080", "web:80", "refused")]).remove(0);
+        assert!(message.ends_with("over IPv4") && help.starts_with("over IPv6 it works"), "{message} {help}");
+        assert!(told(&[half]).iter().all(|(message, help)| !message.contains("over") && help.contains("byway map rm")));
     }
 
     #[test]

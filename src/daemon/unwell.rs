@@ -103,8 +103,13 @@ pub(super) fn closed_machine(ctx: &Context, key: Key, name: &Name, subnet: &Name
             "the machine of {name} is closed to subnet {subnet}: it refused {what}, {} s ago",
             newest.heard.elapsed().as_secs()
         ),
-        help: format!("on {name}: byway subnet host {subnet} {spec}; a list replaces the one it has there"),
+        help: opened(name, subnet, &spec),
     })
+}
+
+/// What opens a member's machine, where the subnet has its own name.
+pub(super) fn opened(member: &Name, subnet: &Name, spec: &str) -> String {
+    format!("on {member}: byway subnet host {subnet} {spec}; a list replaces the one it has there")
 }
 
 /// A grant (from, until) that ends soon is warned of 30, 7 and 1 days before.

@@ -1,7 +1,7 @@
 //! What a member says of itself: endpoints, workloads, names; and its own port maps, which it tells nobody.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
@@ -417,17 +417,18 @@ impl Subnet {
             .hint("byway map ls"));
         }
         if self.target_address(me, &resolved, &map.target, map.listen).is_none() {
-            let family = if map.listen.is_ipv4() { "IPv4" } else { "IPv6" };
-            return Err(Error::new(
-                Kind::NotFound,
-                "E-NO-TARGET",
-                format!(
-                    "subnet {} has no workload or member {} with an {family} address",
-                    self.name(),
-                    printable(&map.target)
-                ),
-            )
-            .hint(format!("byway subnet show {}", self.name())));
+            let (family, other) = match map.listen {
+                IpAddr::V4(_) => ("IPv4", IpAddr::from(Ipv6Addr::UNSPECIFIED)),
+                IpAddr::V6(_) => ("IPv6", IpAddr::from(Ipv4Addr::UNSPECIFIED)),
+            };
+            let (name, target) = (self.name(), printable(&map.target));
+            let message = match self.target_address(me, &resolved, &map.target, other) {
+                Some(_) => format!("{target} has no {family} address in subnet {name}"),
+                None => format!("subnet {name} has no workload or member {target}"),
+            };
+            return Err(
+                Error::new(Kind::NotFound, "E-NO-TARGET", message).hint(format!("byway subnet show {}", self.name()))
+            );
         }
         self.local.unconfirmed.maps.insert(map.name.clone());
         self.local.maps.push(map);

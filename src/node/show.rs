@@ -243,6 +243,7 @@ impl Core {
                 }
                 .into(),
                 note: note.clone(),
+                help: None,
                 connections: 0,
                 rx_bytes: 0,
                 tx_bytes: 0,

@@ -488,6 +488,13 @@ fn the_target_of_a_map_on_another_machine_needs_its_host(lab: &Lab) -> Result<()
     a.ok(&["map", "add", "lab", "tcp", "0.0.0.0:8081", "a:2222"])?;
     ensure!(!tcp(x.ns(), a.under4(), 8080), "b lets nobody in");
     ensure!(map_state(a, ":8080")? == "refused" && map_state(a, ":8081")? == "ok", "{}", a.json(&["map", "ls"])?);
+    // What helps is to be typed there.
+    let (there, list) = ("on b: byway subnet host lab tcp/2222", a.ok(&["map", "ls", "lab"])?);
+    ensure!(list.contains(there) && !list.contains("let something listen"), "{list}");
+    let status = a.json(&["status"])?;
+    let problems = status["problems"].as_array().context("problems")?;
+    let refused = problems.iter().find(|p| p["code"] == "E-TARGET-REFUSED").context("the map's problem")?;
+    ensure!(refused["help"].as_str().is_some_and(|help| help.starts_with(there)), "{refused}");
     // A map to the machine itself answers the outside and the subnet, whatever the machine lets in.
     ensure!(tcp(x.ns(), a.under4(), 8081) && tcp(b.ns(), &a4, 8081), "a map to the machine itself");
     ensure!(!tcp(b.ns(), &a4, 2222), "and opens nothing else");

@@ -21,6 +21,7 @@ pub const CASES: &[Case] = &[
     fast!(a_map_of_every_address_answers_at_link_local_ones),
     fast!(neighbours_with_link_local_addresses_only_join),
     fast!(a_workload_that_is_gone_elsewhere_is_refused_at_once),
+    fast!(a_target_of_one_family_needs_nothing_to_be_done),
     fast!(a_target_that_refuses_is_a_refused_connection_and_told),
     fast!(a_service_that_a_map_shadows_is_named),
     fast!(what_is_not_well_is_told_with_its_remedy),
@@ -364,6 +365,22 @@ fn a_workload_that_is_gone_elsewhere_is_refused_at_once(lab: &Lab) -> Result<()>
     // The same as at home.
     ensure!(connects(b.ns(), &db4, 80)? == "EHOSTUNREACH", "at the member itself");
     ensure!(b.drops("lab", "no-route")? > 0, "it is counted");
+    Ok(())
+}
+
+fn a_target_of_one_family_needs_nothing_to_be_done(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a"])?;
+    let (a, web) = (&hosts[0], lab.workload("web")?);
+    a.attach(&web, "lab", "web")?;
+    let _server = web.serve("tcp", "0.0.0.0", 80)?;
+    let want = "web:80 refuses connections over IPv6   (over IPv4 it works; nothing has to be done)";
+    for said in [a.ok(&["map", "add", "lab", "tcp", "8080", "web:80"])?, a.ok(&["map", "ls"])?, a.ok(&["status"])?] {
+        ensure!(said.contains(want) && !said.contains("map rm"), "{said}");
+    }
+    ensure!(a.ns().tcp("127.0.0.1", 8080, 1000).is_ok(), "it works over IPv4");
+    // Who is not there at all has an address of no family.
+    let none = a.fails(5, "E-NO-TARGET", &["map", "add", "lab", "tcp", "8081", "nope:80"])?;
+    ensure!(none.err.contains("subnet lab has no workload or member nope (E-NO-TARGET)"), "{none}");
     Ok(())
 }
 

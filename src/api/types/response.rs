@@ -284,6 +284,9 @@ pub struct MapInfo {
     /// What is not well with it, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub help: Option<String>,
     pub connections: u64,
     pub rx_bytes: u64,
     pub tx_bytes: u64,

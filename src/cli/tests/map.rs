@@ -13,6 +13,7 @@ pub(super) fn map() -> MapInfo {
         address: None,
         state: "ok".into(),
         note: None,
+        help: None,
         connections: 12,
         rx_bytes: 3_100_000_000,
         tx_bytes: 88_000_000,
@@ -34,12 +35,13 @@ lab     web   tcp    0.0.0.0:8080   web.lab:80   ok     12           3.1 G / 88 
 #[test]
 fn what_is_not_well_with_a_map_stands_below() {
     let note = Some("nothing listens at web.lab:80".to_owned());
+    let help = Some("let something listen there".to_owned());
     shows(
-        Response::Maps { maps: vec![MapInfo { state: "refused".into(), note, ..map() }] },
+        Response::Maps { maps: vec![MapInfo { state: "refused".into(), note, help, ..map() }] },
         "\
 SUBNET  NAME  PROTO  LISTEN         TARGET       STATE     CONNECTIONS  RX/TX
 lab     web   tcp    0.0.0.0:8080   web.lab:80   refused   12           3.1 G / 88 M
-! web: nothing listens at web.lab:80
+! web: nothing listens at web.lab:80   (let something listen there)
 ",
     );
 }

@@ -4,7 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::{generation, settle};
 use crate::api::types::{Error, ErrorKind, MapInfo, Request, Response};
-use crate::daemon::{Context, condition};
+use crate::daemon::Context;
+use crate::daemon::condition::{self, Closed};
+use crate::datapath::Refusal;
 use crate::host::listening;
 use crate::host::nft::MapKey;
 use crate::link::Key;
@@ -63,29 +65,46 @@ pub(super) async fn map_add(ctx: &Context, request: Request) -> Result<Response,
     made.pop().map(Response::Map).ok_or_else(|| Error::new(ErrorKind::Failed, "E-MAP", "the map is gone again"))
 }
 
-/// Marks maps whose target is another member's machine that refused their port lately.
-fn mark_refused(ctx: &Context, maps: &mut [MapInfo]) {
-    let view = ctx.node.view().load_full();
-    for map in maps.iter_mut().filter(|map| map.state == "ok") {
-        let Some(subnet) = view.subnets.values().find(|s| s.name == map.subnet) else { continue };
-        let port = map.target.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
-        let (Some(address), Some(port)) = (map.address.filter(|a| subnet.hosts.contains(a)), port) else { continue };
-        let Some(Owner::Member(peer)) = subnet.routes.lookup(address) else { continue };
-        let proto = match map.proto {
-            Proto::Tcp => TCP,
-            Proto::Udp => UDP,
-        };
-        let refusals = ctx.datapath.refusals(Key { subnet: subnet.id, peer });
-        if refusals.iter().any(|r| (r.address, r.proto, r.port) == (address, proto, Some(port))) {
-            map.state = "refused".into();
-        }
+/// For each map whose target is another member's machine that refused its port lately: where it is opened.
+async fn closed(ctx: &Context, maps: &[MapInfo]) -> Vec<Option<Closed>> {
+    let closed: Vec<Option<Key>> = maps.iter().map(|map| refused_by(ctx, map)).collect();
+    if closed.iter().all(Option::is_none) {
+        return vec![None; maps.len()];
     }
+    let names = ctx.node.run(move |core| {
+        let name = |key: Key| {
+            let subnet = core.state.subnets.get(&key.subnet)?;
+            let member = subnet.records.resolve(core.now()).members.get(&key.peer)?.name.clone();
+            Some(Closed { member, subnet: subnet.records.genesis.name.clone() })
+        };
+        closed.into_iter().map(|key| key.and_then(name)).collect()
+    });
+    names.await.unwrap_or_else(|_| vec![None; maps.len()])
+}
+
+/// The member whose machine refused the port that a map leads to.
+fn refused_by(ctx: &Context, map: &MapInfo) -> Option<Key> {
+    let view = ctx.node.view().load_full();
+    let subnet = view.subnets.values().find(|s| s.name == map.subnet)?;
+    let port = map.target.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok())?;
+    let address = map.address.filter(|a| map.state == "ok" && subnet.hosts.contains(a))?;
+    let Some(Owner::Member(peer)) = subnet.routes.lookup(address) else { return None };
+    let proto = match map.proto {
+        Proto::Tcp => TCP,
+        Proto::Udp => UDP,
+    };
+    let key = Key { subnet: subnet.id, peer };
+    let refused = |r: &Refusal| (r.address, r.proto, r.port) == (address, proto, Some(port));
+    ctx.datapath.refusals(key).iter().any(refused).then_some(key)
 }
 
 /// Adds the live counters, whether foreign rules stand in the way, and whether the target lets nobody in.
 pub(in crate::daemon) async fn count(ctx: &Context, maps: &mut [MapInfo]) {
-    mark_refused(ctx, maps);
-    condition::look(ctx, maps).await;
+    let known = closed(ctx, maps).await;
+    let refusing = condition::refusing(ctx, maps, &known).await;
+    // A machine that is closed says so when it is asked, too.
+    let closed = if refusing.is_empty() { known } else { closed(ctx, maps).await };
+    condition::look(ctx, maps, &refusing, &closed).await;
     let Some(rules) = &ctx.rules else { return };
     if maps.is_empty() {
         return;
