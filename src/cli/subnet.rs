@@ -269,13 +269,9 @@ pub(super) fn ignored(joined: &Joined) -> String {
     let name = joined.name.as_ref().map_or_else(|| joined.id.to_string(), Name::to_string);
     let flags = joined.ignored.join(", ");
     let mut out = format!("note: this peer is a member of {name} already: no effect of {}\n", print::clean(&flags));
-    let member = joined.member.as_ref().map(Name::to_string).unwrap_or_default();
-    let instead = [
-        ("--host", format!("byway subnet host {name} SPEC")),
-        ("--name", format!("byway member rename {name} {member} NAME")),
-    ];
-    for (_, command) in instead.iter().filter(|(flag, _)| joined.ignored.iter().any(|ignored| ignored == flag)) {
-        out += &format!("  try:  {command}\n");
+    // A name is for as long as the membership lasts.
+    if joined.ignored.iter().any(|flag| flag == "--host") {
+        out += &format!("  try:  byway subnet host {name} SPEC\n");
     }
     out
 }

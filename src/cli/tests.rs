@@ -1,6 +1,7 @@
 //! Every answer as people see it, exactly; arguments as requests; a whole call through the socket.
 
 mod dns;
+mod hints;
 mod map;
 mod member;
 mod peer;

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::error::{Error, Kind, Result};
 use super::find::{Named, find};
-use super::id::{Name, PeerId};
+use super::id::{Name, PeerId, SubnetId};
 use super::ipam::Prefixes;
 use super::join::Ask;
 use super::local::Local;
@@ -282,7 +282,7 @@ impl Subnet {
             return Ok(());
         }
         self.may_let_in(me, &resolved, ask.joiner)?;
-        let name = free_member_name(&resolved, &ask.name, ask.name_is_default)?;
+        let name = free_member_name(&resolved, self.records.id, &ask.name, ask.name_is_default)?;
         let reserved = self.local.reserved.get(&ask.joiner).cloned().unwrap_or_default();
         // An address reserved for this peer becomes its own address.
         let wanted = ask.ip.or_else(|| reserved.iter().find(|p| is_single(p)).map(IpNet::addr));
@@ -615,7 +615,7 @@ impl Subnet {
 }
 
 /// A name no member or workload has: the asked one, or for a default one the next numbered.
-fn free_member_name(resolved: &Resolved, wanted: &Name, is_default: bool) -> Result<Name> {
+fn free_member_name(resolved: &Resolved, subnet: SubnetId, wanted: &Name, is_default: bool) -> Result<Name> {
     // A member's name rules all below it, so nobody else may hold one there.
     let taken =
         |name: &Name| resolved.members.values().any(|m| m.name == *name) || resolved.is_claimed_at(name.as_str());
@@ -624,7 +624,7 @@ fn free_member_name(resolved: &Resolved, wanted: &Name, is_default: bool) -> Res
     }
     if !is_default {
         return Err(Error::new(Kind::Conflict, "E-NAME-TAKEN", format!("the name {wanted} is taken in this subnet"))
-            .hint("byway join ID --name OTHER"));
+            .hint(format!("byway join {subnet} --name OTHER      (on the machine that asks)")));
     }
     Ok(wanted.free(taken))
 }

@@ -39,6 +39,15 @@ pub struct State {
     signed_time: u64,
 }
 
+/// How a subnet comes to this machine: what helps where it cannot depends on that.
+#[derive(Debug, Clone, Copy)]
+enum Coming<'a> {
+    /// Its founder chooses its name and prefixes.
+    Founded,
+    /// A joiner chooses only what it is called here. `target` is what was typed to join: `INVITE`, or the ID.
+    Joined { target: &'a str },
+}
+
 /// What `create` was asked for, checked for form only.
 #[derive(Debug, Clone)]
 pub struct Founding {
@@ -193,7 +202,7 @@ impl State {
     ///
     /// # Errors
     /// `E-CIDR-OVERLAP`.
-    pub fn check_overlap(&self, name: &Name, prefixes: &[IpNet], around: &Around) -> Result<()> {
+    fn check_overlap(&self, name: &Name, prefixes: &[IpNet], around: &Around, coming: Coming<'_>) -> Result<()> {
         for prefix in prefixes {
             let other = self.subnets.values().find(|s| s.records.prefixes().iter().any(|p| overlaps(*p, *prefix)));
             let route = around.routed.iter().find(|(p, _)| overlaps(*p, *prefix));
@@ -204,31 +213,44 @@ impl State {
                 (None, None, Some(need)) => format!("it holds {}", need.what),
                 (None, None, None) => continue,
             };
-            let taken: Vec<IpNet> =
-                around.taken().chain(self.subnets.values().flat_map(|s| s.records.prefixes())).collect();
-            let hint = pick_pool4(&taken, 0)
-                .map(|p| format!("byway create {name} --cidr4 auto      ({p} is free)"))
-                .unwrap_or_default();
-            return Err(Error::new(
-                Kind::Conflict,
-                "E-CIDR-OVERLAP",
-                format!("cannot use {prefix} for subnet {name}: {why}"),
-            )
-            .hint(hint));
+            let hint = match (coming, other, route) {
+                (Coming::Founded, ..) => self.other_prefix(name, *prefix, around),
+                // Its prefixes are those its founder chose.
+                (Coming::Joined { .. }, Some(subnet), _) => {
+                    format!("byway subnet show {}      (a machine can be in one of the two only)", subnet.name())
+                }
+                (Coming::Joined { .. }, None, Some((routed, _))) => {
+                    let six = if routed.addr().is_ipv6() { " -6" } else { "" };
+                    format!("ip{six} route show {routed}      (a machine can have one of the two only)")
+                }
+                (Coming::Joined { .. }, None, None) => "ask the owner for a subnet with another prefix".to_owned(),
+            };
+            let message = format!("cannot use {prefix} for subnet {name}: {why}");
+            return Err(Error::new(Kind::Conflict, "E-CIDR-OVERLAP", message).hint(hint));
         }
         Ok(())
     }
 
-    fn check_alias(&self, alias: &Name) -> Result<()> {
-        match self.subnets.values().find(|s| s.local.alias == *alias) {
-            None => Ok(()),
-            Some(s) => Err(Error::new(
-                Kind::Conflict,
-                "E-SUBNET-EXISTS",
-                format!("a subnet named {alias} exists here: {}", s.records.id),
-            )
-            .hint(format!("byway subnet show {alias}      (the same with --as OTHER gives the new one another name)"))),
+    /// The line that founds `name` with another prefix than `refused`.
+    fn other_prefix(&self, name: &Name, refused: IpNet, around: &Around) -> String {
+        if refused.addr().is_ipv6() {
+            return format!("byway create {name} --cidr6 auto");
         }
+        let taken: Vec<IpNet> =
+            around.taken().chain(self.subnets.values().flat_map(|s| s.records.prefixes())).collect();
+        pick_pool4(&taken, 0)
+            .map(|p| format!("byway create {name} --cidr4 auto      ({p} is free)"))
+            .unwrap_or_default()
+    }
+
+    fn check_alias(&self, alias: &Name, coming: Coming<'_>) -> Result<()> {
+        let Some(same) = self.subnets.values().find(|s| s.local.alias == *alias) else { return Ok(()) };
+        let message = format!("a subnet named {alias} exists here: {}", same.records.id);
+        let hint = match coming {
+            Coming::Founded => format!("byway subnet show {alias}      (or create one with another name)"),
+            Coming::Joined { target } => format!("byway join {target} --as OTHER      (its name on this machine)"),
+        };
+        Err(Error::new(Kind::Conflict, "E-SUBNET-EXISTS", message).hint(hint))
     }
 
     /// Founds a subnet: this node owns it and is its first member.
@@ -236,7 +258,7 @@ impl State {
     /// # Errors
     /// `E-SUBNET-EXISTS`, `E-CIDR`, `E-CIDR-OVERLAP`, `E-POOL-NONE`.
     pub fn found(&self, founding: Founding, now: u64) -> Result<Subnet> {
-        self.check_alias(&founding.name)?;
+        self.check_alias(&founding.name, Coming::Founded)?;
         let taken: Vec<IpNet> =
             founding.around.taken().chain(self.subnets.values().flat_map(|s| s.records.prefixes())).collect();
         let usage = |code, message: String| Error::new(Kind::Usage, code, message);
@@ -287,7 +309,7 @@ impl State {
             Genesis::parse(&genesis.encode()).map_err(|_| usage("E-CIDR", "these values make no subnet".to_owned()))?;
         let id = genesis.id();
         let records = Records::new(genesis);
-        self.check_overlap(&founding.name, &records.prefixes(), &founding.around)?;
+        self.check_overlap(&founding.name, &records.prefixes(), &founding.around, Coming::Founded)?;
         let block = records.pools().free_block(&[], None, |_| true)?;
         let mut subnet = Subnet {
             local: Local {
@@ -350,11 +372,12 @@ impl State {
             return Ok(parsed);
         }
         let alias = join.alias.as_ref().unwrap_or(&parsed.name);
-        self.check_alias(alias)?;
+        let target = if join.invite.is_some() { "INVITE".to_owned() } else { join.subnet.to_string() };
+        let coming = Coming::Joined { target: &target };
+        self.check_alias(alias, coming)?;
         let prefixes = Records::new(parsed.clone()).prefixes();
         let routed = Around { routed: around.routed.clone(), ..Around::default() };
-        self.check_overlap(alias, &prefixes, &routed)?;
-        let target = if join.invite.is_some() { "INVITE".to_owned() } else { join.subnet.to_string() };
+        self.check_overlap(alias, &prefixes, &routed, coming)?;
         policy::judge(&parsed, alias, &target, &join.allow, &around.needs)?;
         Ok(parsed)
     }

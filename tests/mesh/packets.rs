@@ -148,12 +148,25 @@ async fn packets_never_cross_subnets_and_overlaps_are_refused() {
     let (_, invite) = a.invite("home", 1, 3_600_000, Role::Member).await;
     b.join(&invite, &[], PATIENCE).await.unwrap();
     let clash = a.create_with("third", Cidr::Given("10.9.128.0/17".parse().unwrap()), Admission::Approve).await;
-    assert_eq!(clash.unwrap_err().code, "E-CIDR-OVERLAP");
+    let clash = clash.unwrap_err();
+    assert_eq!(clash.code, "E-CIDR-OVERLAP");
+    assert!(clash.hint.starts_with("byway create third --cidr4 auto "), "{}", clash.hint);
     // A subnet made elsewhere with the same prefix is refused at join, and leaves nothing.
     let c = Node::start("c").await;
     let twin = c.create_with("twin", Cidr::Given("10.9.0.0/16".parse().unwrap()), Admission::Approve).await.unwrap();
-    assert_eq!(b.join(&twin.invite, &[], PATIENCE).await.unwrap_err().code, "E-CIDR-OVERLAP");
+    let clash = b.join(&twin.invite, &[], PATIENCE).await.unwrap_err();
+    assert_eq!(clash.code, "E-CIDR-OVERLAP");
+    assert!(clash.hint.starts_with("byway subnet show home "), "{}", clash.hint);
     assert!(b.members("twin").await.is_empty());
+    // A name is the founder's to choose, and the joiner's on its machine only.
+    let again = a.create_with("home", Cidr::Given("10.10.0.0/16".parse().unwrap()), Admission::Approve).await;
+    let again = again.unwrap_err();
+    assert_eq!(again.code, "E-SUBNET-EXISTS");
+    assert!(again.hint.starts_with("byway subnet show home ") && !again.hint.contains("--as"), "{}", again.hint);
+    let same = c.create_with("lab", Cidr::Given("10.11.0.0/16".parse().unwrap()), Admission::Approve).await.unwrap();
+    let same = b.join(&same.invite, &[], PATIENCE).await.unwrap_err();
+    assert_eq!(same.code, "E-SUBNET-EXISTS");
+    assert!(same.hint.starts_with("byway join INVITE --as OTHER "), "{}", same.hint);
 
     // Addresses of one subnet, sent into the other's TUN.
     let in_lab = (a.own("lab", true).await, b.own("lab", true).await);

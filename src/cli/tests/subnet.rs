@@ -84,7 +84,7 @@ subnet lab  7q3km2wd9xra4ce8yn5t0vbz6g  ready
     assert_eq!(
         note,
         "note: this peer is a member of lab already: no effect of --name, --as, --host\n  try:  byway subnet host lab \
-         SPEC\n  try:  byway member rename lab b NAME\n"
+         SPEC\n"
     );
     joined.ignored = vec![];
     assert_eq!(Outcome::of(&Response::Joined(joined.clone()), STYLE).unwrap().note, "");
