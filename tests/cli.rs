@@ -22,7 +22,7 @@ fn told(args: &[&str]) -> (i32, String, String) {
 #[test]
 fn wrong_usage_is_exit_2_with_a_way_out() {
     for (args, stderr) in [
-        (vec!["subnet"], "error: a verb is missing (E-USAGE)\n  try:  byway --help\n"),
+        (vec!["subnet"], "error: a verb is missing (E-USAGE)\n  try:  byway subnet --help\n"),
         (vec!["fly"], "error: unrecognized subcommand 'fly' (E-USAGE)\n  try:  byway --help\n"),
         (vec!["subnet", "shw"], "error: unrecognized subcommand 'shw' (E-USAGE)\n  try:  byway subnet show\n"),
         (
@@ -72,6 +72,14 @@ fn wrong_usage_is_exit_2_with_a_way_out() {
         (
             vec!["map", "add", "lab", "tcp", "0.0.0.0:65536", "web:80"],
             "error: <LISTEN>: \"65536\" is not a port: 1 to 65535 (E-PORT)\n",
+        ),
+        (
+            vec!["map", "add", "lab", "tcp", "8082", "80"],
+            "error: <TARGET>: \"80\" is not NAME:PORT or ADDRESS:PORT, such as web:80 or 10.77.1.5:80 (E-PORT)\n",
+        ),
+        (
+            vec!["map", "add", "lab", "tcp", "web", "web:80"],
+            "error: <LISTEN>: \"web\" is not a port or ADDRESS:PORT, such as 8080, 127.0.0.1:8080 or [::1]:53 (E-PORT)\n",
         ),
         (
             vec!["map", "add", "lab", "tcp", "0.0.0.0:80-90", "web:80-90"],

@@ -4,8 +4,6 @@
 
 use std::ffi::OsString;
 
-use clap::CommandFactory;
-
 use super::value::wrong;
 use super::{Cli, Context, blocking, usage};
 use crate::api::client::Client;
@@ -24,7 +22,7 @@ struct Place {
 }
 
 fn place(args: &[OsString]) -> Option<Place> {
-    let root = Cli::command();
+    let root = usage::words();
     let (mut command, mut words) = (&root, Vec::new());
     let mut rest = args.iter().enumerate().skip(1);
     let mut at = 0;
@@ -37,7 +35,8 @@ fn place(args: &[OsString]) -> Option<Place> {
             option if option.starts_with('-') => {}
             word => {
                 command = command.find_subcommand(word)?;
-                words.push(word);
+                // Another word for a verb that ends something ends it no less.
+                words.push(command.get_name());
                 at = index.saturating_add(1);
             }
         }
@@ -105,7 +104,7 @@ pub(super) fn parse(args: &[OsString]) -> Result<Cli, Refused> {
 
 /// What was read as the subnet.
 fn named(args: &[OsString]) -> Option<String> {
-    let mut matches = Cli::command().try_get_matches_from(args).ok()?;
+    let mut matches = usage::words().try_get_matches_from(args).ok()?;
     while let Some((_, below)) = matches.remove_subcommand() {
         matches = below;
     }
@@ -182,5 +181,13 @@ mod tests {
         assert_eq!(found("byway status"), subnet(2, false));
         assert_eq!(found("byway map"), None);
         assert_eq!(found("byway fly"), None);
+    }
+
+    #[test]
+    fn another_word_for_a_verb_that_ends_something_guesses_no_subnet_either() {
+        for (line, verb) in [("byway lease delete x", "lease rm"), ("byway member rm x", "member remove")] {
+            let place = place(&words(line)).unwrap();
+            assert!(place.verb == verb && usage::ends_something(&place.verb), "{line}: {}", place.verb);
+        }
     }
 }

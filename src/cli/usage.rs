@@ -72,9 +72,21 @@ const LATER: &[&str] = &[
     "workload release",
 ];
 
+/// Other words for what a noun's verb does: people bring them from elsewhere. The help does not show them.
+const ALSO: [(&str, &[&str]); 3] = [("ls", &["list"]), ("rm", &["remove", "delete"]), ("remove", &["rm", "delete"])];
+
+/// What is understood: the verbs, and other words for them.
+pub(super) fn words() -> clap::Command {
+    let named = |verb: clap::Command| {
+        let also = ALSO.iter().find(|(name, _)| *name == verb.get_name());
+        also.map_or(verb.clone(), |(_, others)| verb.aliases(*others))
+    };
+    Cli::command().mut_subcommands(|noun| noun.mut_subcommands(named))
+}
+
 /// The grammar, with examples in the help of every verb, and what is said of a subnet that may be left out.
 fn grammar() -> clap::Command {
-    let mut grammar = Cli::command();
+    let mut grammar = words();
     for (verb, lines) in examples::EXAMPLES {
         let help = format!("Examples:\n  {}", lines.join("\n  "));
         let told = |leaf: clap::Command| {
@@ -144,14 +156,17 @@ fn error(refused: &clap::Error) -> Error {
     }
     let usage = match refused.get(ContextKind::Usage) {
         Some(ContextValue::StyledStr(text)) => text.to_string(),
-        _ => String::new(),
+        // Where the whole help is the error, its usage is a line of it.
+        _ => {
+            refused.render().to_string().lines().find(|line| line.starts_with("Usage: ")).unwrap_or_default().to_owned()
+        }
     };
     let usage = usage.lines().next().unwrap_or_default().trim_start_matches("Usage: ").to_owned();
     let command: Vec<&str> = usage.split(' ').take_while(|w| !w.starts_with(['<', '[', '-'])).collect();
     if refused.kind() == ClapKind::DisplayHelpOnMissingArgumentOrSubcommand
         || refused.kind() == ClapKind::MissingSubcommand
     {
-        return wrong("E-USAGE", "a verb is missing").hint("byway --help");
+        return wrong("E-USAGE", "a verb is missing").hint(format!("{} --help", command.join(" ")));
     }
     if refused.kind() == ClapKind::InvalidSubcommand {
         return unknown_verb(refused, &command);
@@ -180,21 +195,61 @@ fn unknown_verb(refused: &clap::Error, command: &[&str]) -> Error {
         let message = format!("this version ({}) has no \"{above} {word}\" yet", env!("CARGO_PKG_VERSION"));
         return wrong("E-NOT-YET", message).hint(format!("{above} --help"));
     }
-    let near = match refused.get(ContextKind::SuggestedSubcommand) {
-        Some(ContextValue::Strings(near)) => near.first(),
-        Some(ContextValue::String(near)) => Some(near),
-        _ => None,
-    };
-    // Where that is the closest, anything else would be a worse guess.
-    let near = near.filter(|verb| !ENDING.contains(&path(verb).as_str()));
-    let next = near.map_or("--help", String::as_str);
+    let next = nearest(&above, &word).filter(|verb| !ends_something(&path(verb)));
+    let next = next.unwrap_or_else(|| "--help".to_owned());
     wrong("E-USAGE", format!("unrecognized subcommand '{word}'")).hint(format!("{above} {next}"))
+}
+
+/// The verb behind `above` that was meant by `word`, as far as that can be told. Where two are as near, it is the one that
+/// ends something: who proposes nothing of the kind then proposes nothing, for anything else would be a worse guess.
+fn nearest(above: &str, word: &str) -> Option<String> {
+    let grammar = grammar();
+    let mut command = &grammar;
+    for noun in above.split(' ').skip(1) {
+        command = command.find_subcommand(noun)?;
+    }
+    let noun = above.split(' ').skip(1).collect::<Vec<_>>().join(" ");
+    let keeps = |verb: &clap::Command| !ends_something(format!("{noun} {}", verb.get_name()).trim_start());
+    let far = |verb: &clap::Command| {
+        let names = std::iter::once(verb.get_name()).chain(verb.get_all_aliases());
+        names.filter_map(|name| distance(name, word)).min()
+    };
+    let near = command.get_subcommands().filter_map(|verb| Some((far(verb)?, keeps(verb), verb)));
+    let (_, _, verb) = near.min_by_key(|(far, keeps, _)| (*far, *keeps))?;
+    let name = verb.get_name().to_owned();
+    // A noun alone does nothing.
+    match verb.has_subcommands() {
+        true if verb.find_subcommand("ls").is_some() => Some(name + " ls"),
+        true => Some(name + " --help"),
+        false => Some(name),
+    }
+}
+
+/// How many letters `word` is from `verb`: none where it is too far to be meant. A letter that is missing, too many, another
+/// one, or changed places with the next counts one.
+fn distance(verb: &str, word: &str) -> Option<usize> {
+    let (a, b): (Vec<char>, Vec<char>) = (verb.chars().collect(), word.chars().take(64).collect());
+    let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
+    for i in 1..=a.len() {
+        let mut row = vec![i];
+        for j in 1..=b.len() {
+            let at = |up: usize, left: usize| rows.get(i - up).and_then(|r| r.get(j - left)).copied().unwrap_or(i + j);
+            let same = usize::from(a.get(i - 1) != b.get(j - 1));
+            let mut best = (at(1, 0) + 1).min(row[j - 1] + 1).min(at(1, 1) + same);
+            if i > 1 && j > 1 && a.get(i - 1) == b.get(j - 2) && a.get(i - 2) == b.get(j - 1) {
+                best = best.min(at(2, 2) + 1);
+            }
+            row.push(best);
+        }
+        rows.push(row);
+    }
+    let far = *rows.last()?.last()?;
+    (far <= if a.len() < 5 { 1 } else { 2 }).then_some(far)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
 
     /// Every verb, as it is typed behind `byway`.
     fn verbs() -> Vec<String> {
@@ -209,7 +264,7 @@ mod tests {
 
     fn refused(words: &str) -> Option<Error> {
         let words = std::iter::once("byway").chain(words.split(' '));
-        Cli::try_parse_from(words).err().map(|e| error(&e))
+        grammar().try_get_matches_from(words).err().map(|e| error(&e))
     }
 
     /// Words close to `verb`: one letter missing, doubled, other, or changed places with the next.
@@ -244,6 +299,46 @@ mod tests {
             }
         }
         assert!(led > 200, "only {led} mistyped verbs were led to the one that was meant");
+    }
+
+    #[test]
+    fn a_mistyped_verb_leads_to_the_nearest_one_and_to_none_that_is_far() {
+        for (typed, hint) in [
+            ("creat", "byway create"),
+            ("members", "byway member ls"),
+            ("subnets", "byway subnet ls"),
+            ("staus", "byway status"),
+            ("configs", "byway config --help"),
+            ("expose", "byway --help"),
+            ("remove", "byway --help"),
+            ("invite", "byway invite --help"),
+            ("invite lst", "byway invite ls"),
+            ("member aprove lab x", "byway member approve"),
+            // One letter from the other word for what ends something.
+            ("map remov", "byway map --help"),
+            ("map delet", "byway map --help"),
+        ] {
+            assert_eq!(refused(typed).unwrap().hint, hint, "{typed}");
+        }
+    }
+
+    #[test]
+    fn other_words_for_a_verb_are_understood_as_it() {
+        for (typed, verb) in [
+            ("map remove lab web", "map rm"),
+            ("dns delete lab a", "dns rm"),
+            ("member rm lab x", "member remove"),
+            ("member list lab", "member ls"),
+            ("subnet list", "subnet ls"),
+        ] {
+            let words = std::iter::once("byway").chain(typed.split(' '));
+            let mut matches = grammar().try_get_matches_from(words).unwrap_or_else(|e| panic!("{typed}: {e}"));
+            let mut found = vec![];
+            while let Some((name, below)) = matches.remove_subcommand() {
+                (matches, found) = (below, [found, vec![name]].concat());
+            }
+            assert_eq!(found.join(" "), verb, "{typed}");
+        }
     }
 
     #[test]

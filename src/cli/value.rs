@@ -275,7 +275,7 @@ fn port(text: &str) -> Checked<u16> {
 /// Host and port of `HOST:PORT`; an IPv6 address stands in brackets.
 fn host_port<'a>(text: &'a str, shape: &str) -> Checked<(&'a str, u16)> {
     let (host, tail) =
-        text.rsplit_once(':').ok_or_else(|| wrong("E-PORT", format!("{} has no port: {shape}", shown(text))))?;
+        text.rsplit_once(':').ok_or_else(|| wrong("E-PORT", format!("{} is not {shape}", shown(text))))?;
     let port = port(tail)?;
     let host = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
         Some(inner) => inner,
@@ -297,13 +297,13 @@ pub fn listen(text: &str) -> Checked<Listen> {
     if !bare.contains(':') && bare.starts_with(|c: char| c.is_ascii_digit()) && !bare.contains('.') {
         return Ok((None, port(bare)?));
     }
-    let (host, port) = host_port(text, "8080, 0.0.0.0:8080, [::]:53, 127.0.0.1:9000")?;
+    let (host, port) = host_port(text, "a port or ADDRESS:PORT, such as 8080, 127.0.0.1:8080 or [::1]:53")?;
     Ok((Some(address(host)?), port))
 }
 
 /// What a map leads to: an address or name, and a port.
 pub fn map_target(text: &str) -> Checked<(String, u16)> {
-    let (host, port) = host_port(text, "10.77.1.5:80, web:80")?;
+    let (host, port) = host_port(text, "NAME:PORT or ADDRESS:PORT, such as web:80 or 10.77.1.5:80")?;
     if host.parse::<IpAddr>().is_ok() { Ok((host.to_owned(), port)) } else { Ok((dns_name(host)?, port)) }
 }
 
