@@ -13,7 +13,7 @@ pub(super) fn subnet(text: &str, yes: bool, what: &str, context: &Context) -> Re
     let show = Request::SubnetShow { subnet: text.to_owned() };
     let name = match blocking(context.client.call(&show)) {
         Ok(Response::Subnet(info)) => info.name.to_string(),
-        // What is left already, or waits, has no other name than the one typed; the verb itself says what is wrong.
+        // What is left already has no other name than the one typed; the verb itself says what is wrong.
         _ => text.to_owned(),
     };
     ask(&name, &format!("subnet {name}: {what}"))

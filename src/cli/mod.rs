@@ -298,10 +298,7 @@ fn ended(response: &Response, subnet: Option<&str>, context: &Context) -> Result
     if let Response::Joined(joined) = response
         && joined.state == SubnetState::Pending
     {
-        let message =
-            format!("subnet {} has not admitted this node yet: its owner or an admin must approve", joined.id);
-        let error = Error::new(ErrorKind::Refused, "E-PENDING", message);
-        outcome.error = Some(error.hint(format!("byway join {}      (continues the same request)", joined.id)));
+        outcome.error = Some(waiting::pending(joined));
     }
     Ok(outcome)
 }

@@ -95,6 +95,7 @@ fn answer(request: Request) -> Result<Response, Error> {
             member: None,
             fingerprint: None,
             host: Default::default(),
+            invite: false,
             ignored: vec![],
             terms: None,
         })),

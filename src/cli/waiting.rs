@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::print::{self, Style};
 use super::{Context, value};
-use crate::api::types::{Asked, Error, IdInfo, Request, Response, SubnetState, Waiting};
+use crate::api::types::{Error, ErrorKind, IdInfo, Joined, Request, Response, SubnetState, Waiting};
 use crate::model::find::peer_prefixes;
 use crate::model::id::SubnetId;
 use crate::model::join::Invite;
@@ -19,14 +19,29 @@ const AGAIN: &str = "\r\x1b[K";
 
 /// What there is to know of a join that waits.
 pub(super) fn fields(waiting: &Waiting, style: Style) -> String {
-    let since = format!("{}, for the owner or an admin to approve", print::moment(style, waiting.since));
-    print::fields(&[("since", since)]) + &own(&waiting.fingerprint) + &heard(waiting)
+    let whom = if waiting.invite { "who issued the invite" } else { "the owner or an admin to approve" };
+    let since = format!("{}, for {whom}", print::moment(style, waiting.since));
+    // Who issued an invite compares nothing.
+    let own = if waiting.invite { String::new() } else { own(&waiting.fingerprint) };
+    print::fields(&[("since", since)]) + &own + &heard(waiting)
+}
+
+/// Why a join that waits is not done: what it waits for, and what there is to do.
+pub(super) fn pending(joined: &Joined) -> Error {
+    let id = joined.id;
+    let (why, hint) = if joined.invite {
+        ("its invite is kept, and it joins by itself as soon as who issued that is back", "byway status".to_owned())
+    } else {
+        ("its owner or an admin must approve", format!("byway join {id}      (continues the same request)"))
+    };
+    let message = format!("subnet {id} has not admitted this node yet: {why}");
+    Error::new(ErrorKind::Refused, "E-PENDING", message).hint(hint)
 }
 
 /// What a join has heard so far: whom it asked, and whose subnet it is.
 fn heard(waiting: &Waiting) -> String {
     let owner = waiting.terms.as_ref().map(|t| format!("fingerprint {}", t.owner_fingerprint)).unwrap_or_default();
-    print::fields(&[("asked", asked(&waiting.asked, waiting.reached)), ("owner", owner)])
+    print::fields(&[("asked", asked(waiting)), ("owner", owner)])
 }
 
 /// What the one who asks reads out, and who approves compares.
@@ -34,15 +49,16 @@ pub(super) fn own(fingerprint: &str) -> String {
     format!("  your fingerprint  {}   (who approves compares it)\n", print::clean(fingerprint))
 }
 
-fn asked(asked: &[Asked], reached: bool) -> String {
-    let prefixes = peer_prefixes(asked.iter().map(|a| a.peer_id));
-    let each = asked.iter().zip(prefixes).map(|(a, prefix)| match &a.address {
+fn asked(waiting: &Waiting) -> String {
+    let prefixes = peer_prefixes(waiting.asked.iter().map(|a| a.peer_id));
+    let each = waiting.asked.iter().zip(prefixes).map(|(a, prefix)| match &a.address {
         Some(address) => format!("{prefix} at {address}"),
         None => prefix,
     });
     match each.collect::<Vec<_>>().join(", ") {
         none if none.is_empty() => none,
-        all if reached => all,
+        all if waiting.reached => all,
+        all if waiting.invite => format!("{all}   (who issued the invite is not reached yet)"),
         all => format!("{all}   (who may decide is not reached yet)"),
     }
 }

@@ -170,7 +170,12 @@ async fn ask_until_decided(
         // Before anything is asked, so that a refusal uses nothing up and tells nobody of this peer.
         if let Some(genesis) = known.genesis.clone().filter(|_| founded.get().is_none()) {
             match judge(&ctx, &join, genesis).await {
-                Ok(genesis) => drop(founded.set(genesis)),
+                Ok(genesis) => {
+                    let name = genesis.name.clone();
+                    // Where it cannot be saved it is told again after the next start.
+                    let _ = ctx.node.run(move |core| core.name_join(subnet, name)).await;
+                    drop(founded.set(genesis));
+                }
                 Err(error) => return end(&ctx, subnet, &progress, error).await,
             }
         }

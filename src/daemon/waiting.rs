@@ -7,7 +7,7 @@ use super::join::Progress;
 use super::status::endpoint_text;
 use crate::api::types::{Asked, Error, SubnetState, SubnetStatus, Waiting};
 use crate::model::build::MTU;
-use crate::model::id::{Name, SubnetId};
+use crate::model::id::SubnetId;
 use crate::model::join::fingerprint;
 use crate::model::local::PendingJoin;
 use crate::model::policy::Terms;
@@ -37,6 +37,7 @@ async fn waiting(ctx: &Context, join: &PendingJoin) -> Waiting {
     Waiting {
         fingerprint: fingerprint(ctx.peers.peer()),
         since: join.since,
+        invite: join.invite.is_some(),
         asked: asked.into_iter().map(|peer_id| Asked { peer_id, address: address(peer_id) }).collect(),
         reached: running.as_ref().is_some_and(|r| *r.progress.borrow() == Progress::Waiting { reached: true }),
         terms: running.as_ref().and_then(|r| r.genesis.get()).map(|genesis| Terms::of(genesis, join.subnet)),
@@ -44,10 +45,9 @@ async fn waiting(ctx: &Context, join: &PendingJoin) -> Waiting {
 }
 
 fn pending(join: &PendingJoin, waiting: Waiting) -> SubnetStatus {
-    let founded_as = waiting.terms.as_ref().map(|terms| terms.founded_as.clone());
     SubnetStatus {
         id: join.subnet,
-        name: join.alias.clone().or(founded_as).unwrap_or_else(|| Name::from_host("pending")),
+        name: join.shown(),
         state: SubnetState::Pending,
         member: join.name.clone(),
         addresses: vec![],

@@ -151,6 +151,9 @@ pub struct Local {
     pub host: HostPolicy,
 }
 
+/// Addresses that one join tries at most, over all the times it is asked for.
+const MAX_HINTS: usize = 32;
+
 /// A join that waits for an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PendingJoin {
@@ -174,6 +177,38 @@ pub struct PendingJoin {
     pub allow: Allowed,
     /// Since when (seconds since 1970).
     pub since: u64,
+    /// What the subnet was founded as, once somebody has told.
+    pub founded_as: Option<Name>,
+}
+
+impl PendingJoin {
+    /// What the subnet is called here while it waits: as it was typed, else as it was founded.
+    pub fn shown(&self) -> Name {
+        self.alias.clone().or_else(|| self.founded_as.clone()).unwrap_or_else(|| Name::from_host("pending"))
+    }
+
+    /// Asks for the same subnet again: what the former question had and this one does not name stays. An invite is given up
+    /// for another one, or where it has expired; a question by the bare ID says nothing against it.
+    #[must_use]
+    pub fn continues(mut self, former: &PendingJoin, now: u64) -> PendingJoin {
+        self.invite = self.invite.or_else(|| former.invite.clone().filter(|invite| now < invite.expires));
+        self.hints.extend(former.hints.iter().filter(|hint| !self.hints.contains(hint)).cloned().collect::<Vec<_>>());
+        self.hints.truncate(MAX_HINTS);
+        if self.name_is_default {
+            (self.name, self.name_is_default) = (former.name.clone(), former.name_is_default);
+        }
+        self.alias = self.alias.or_else(|| former.alias.clone());
+        self.ip = self.ip.or(former.ip);
+        self.allow.prefixes.extend_from_slice(&former.allow.prefixes);
+        self.allow.prefixes.sort();
+        self.allow.prefixes.dedup();
+        self.allow.domains.extend_from_slice(&former.allow.domains);
+        self.allow.domains.sort();
+        self.allow.domains.dedup();
+        self.since = former.since;
+        self.founded_as = self.founded_as.or_else(|| former.founded_as.clone());
+        self
+    }
 }
 
 /// A subnet that is no more here; saying `leave` or `destroy` again is no error.
@@ -225,6 +260,50 @@ mod by_name {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_join_asked_for_again_keeps_its_invite_until_that_expires() {
+        let invite = |secret| Invite {
+            subnet: SubnetId([1; 16]),
+            issuer: PeerId([2; 32]),
+            secret: [secret; 16],
+            expires: 100,
+            addresses: vec![],
+        };
+        let by_id = PendingJoin {
+            subnet: SubnetId([1; 16]),
+            invite: None,
+            hints: vec!["/ip4/192.0.2.1/tcp/4100".into()],
+            name: Name::from_host("b"),
+            name_is_default: true,
+            alias: None,
+            ip: None,
+            host: HostPolicy::default(),
+            allow: Allowed::default(),
+            since: 50,
+            founded_as: None,
+        };
+        assert_eq!(by_id.shown().as_str(), "pending");
+        let former = PendingJoin {
+            invite: Some(invite(3)),
+            hints: vec![],
+            name: Name::from_host("printer"),
+            name_is_default: false,
+            since: 10,
+            founded_as: Some(Name::from_host("lab")),
+            ..by_id.clone()
+        };
+        let again = by_id.clone().continues(&former, 99);
+        assert_eq!(
+            (again.invite.clone(), again.hints.clone(), again.since),
+            (former.invite.clone(), by_id.hints.clone(), 10)
+        );
+        assert_eq!((again.name.as_str(), again.shown().as_str()), ("printer", "lab"));
+        assert_eq!(by_id.clone().continues(&former, 100).invite, None, "what has expired lets nobody in");
+        let other = PendingJoin { invite: Some(invite(4)), alias: Some(Name::from_host("x")), ..by_id };
+        assert_eq!(other.clone().continues(&former, 50).invite, other.invite, "another invite takes its place");
+        assert_eq!(other.continues(&former, 50).shown().as_str(), "x");
+    }
 
     #[test]
     fn names_that_were_answered_are_read_as_they_were_written() {

@@ -179,10 +179,9 @@ impl State {
     /// `E-NO-SUBNET`, `E-AMBIGUOUS`.
     pub fn find_joined_or_waiting(&self, text: &str) -> Result<SubnetId> {
         let here = self.subnets.iter().map(|(id, s)| Named::new(*id, *id, &s.local.alias));
-        let waiting = self.joins.values().map(|join| {
-            let names = join.alias.iter().map(ToString::to_string).collect();
-            Named { what: join.subnet, id: Some(join.subnet.into()), names }
-        });
+        // Asked for again, a subnet that is here has the name it has here.
+        let away = self.joins.values().filter(|join| !self.subnets.contains_key(&join.subnet));
+        let waiting = away.map(|join| Named::new(join.subnet, join.subnet, join.shown()));
         let all: Vec<Named<SubnetId>> = here.chain(waiting).collect();
         find(&all, text).map_err(|miss| miss.error(text, || no_subnet(text)))
     }

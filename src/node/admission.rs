@@ -7,7 +7,7 @@ use super::Core;
 use super::check::{Asked, Question};
 use super::nonces::Way;
 use crate::api::types::{Error, ErrorKind};
-use crate::model::id::{PeerId, SubnetId};
+use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::join::{Ask, Invite, Proof, SignedAsk, lookup};
 use crate::model::local::PendingJoin;
 use crate::model::members::{MAX_REQUESTS, REQUEST_LIFE, Request, Subnet};
@@ -366,13 +366,32 @@ impl Core {
         }
     }
 
-    /// Begins or continues a join of our own.
+    /// Begins or continues a join of our own; gives what is asked now. `keeps_host`: what of this machine the subnet
+    /// reaches was not typed, and stays as it was.
     ///
     /// # Errors
     /// When it could not be saved.
-    pub fn begin_join(&mut self, join: PendingJoin) -> Result<(), Error> {
+    pub fn begin_join(&mut self, mut join: PendingJoin, keeps_host: bool) -> Result<PendingJoin, Error> {
+        if let Some(former) = self.state.joins.get(&join.subnet) {
+            join = join.continues(former, self.now());
+            if keeps_host {
+                join.host = former.host.clone();
+            }
+        }
         let mut draft = Draft::default();
-        draft.join(join.subnet, Some(join));
+        draft.join(join.subnet, Some(join.clone()));
+        self.commit(draft)?;
+        Ok(join)
+    }
+
+    /// Notes what the subnet of a join was founded as, so that it has one name from then on.
+    ///
+    /// # Errors
+    /// When it could not be saved.
+    pub fn name_join(&mut self, subnet: SubnetId, founded_as: Name) -> Result<(), Error> {
+        let Some(join) = self.state.joins.get(&subnet).filter(|j| j.founded_as.is_none()) else { return Ok(()) };
+        let mut draft = Draft::default();
+        draft.join(subnet, Some(PendingJoin { founded_as: Some(founded_as), ..join.clone() }));
         self.commit(draft).map(drop)
     }
 

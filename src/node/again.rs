@@ -37,7 +37,7 @@ impl Core {
             .collect();
         for join in &chosen {
             self.again.0.insert(join.subnet, Instant::now());
-            if let Err(error) = self.begin_join(join.clone()) {
+            if let Err(error) = self.begin_join(join.clone(), false) {
                 tracing::warn!(%error, "save that this node asks to be let in again");
             }
         }
@@ -56,6 +56,7 @@ impl Core {
             host: subnet.local.host.clone(),
             allow: Default::default(),
             since: unix_now(),
+            founded_as: None,
         }
     }
 }

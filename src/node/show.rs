@@ -30,7 +30,7 @@ fn pending_info(join: &PendingJoin) -> SubnetInfo {
     let owner = join.invite.as_ref().map_or(PeerId([0; 32]), |i| i.issuer);
     SubnetInfo {
         id: join.subnet,
-        name: join.alias.clone().unwrap_or_else(|| Name::from_host("pending")),
+        name: join.shown(),
         state: SubnetState::Pending,
         role: Role::Member,
         cidr4: None,
@@ -67,7 +67,8 @@ impl Core {
     /// `subnet ls`: joined ones, and those whose join waits for an answer.
     pub fn subnets(&self) -> Vec<SubnetInfo> {
         let joined = self.state.subnets.values().map(|s| self.subnet_info(s));
-        joined.chain(self.state.joins.values().map(pending_info)).collect()
+        let away = self.state.joins.values().filter(|join| !self.state.subnets.contains_key(&join.subnet));
+        joined.chain(away.map(pending_info)).collect()
     }
 
     /// `subnet show`.
@@ -75,7 +76,11 @@ impl Core {
     /// # Errors
     /// `E-NO-SUBNET`.
     pub fn subnet_show(&self, text: &str) -> Result<SubnetInfo, Error> {
-        Ok(self.subnet_info(self.state.find(text)?))
+        let id = self.state.find_joined_or_waiting(text)?;
+        match (self.state.subnets.get(&id), self.state.joins.get(&id)) {
+            (None, Some(join)) => Ok(pending_info(join)),
+            _ => Ok(self.subnet_info(self.state.find(&id.to_string())?)),
+        }
     }
 
     fn subnet_info(&self, subnet: &Subnet) -> SubnetInfo {

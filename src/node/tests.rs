@@ -244,6 +244,7 @@ fn joined(subnet: &Subnet, joiner: u8) -> Subnet {
         host: Default::default(),
         allow: Default::default(),
         since: unix_now(),
+        founded_as: None,
     };
     joiner.accept(&join, &genesis, &records, &Default::default(), unix_now()).unwrap()
 }

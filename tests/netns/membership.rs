@@ -15,6 +15,7 @@ pub const CASES: &[Case] = &[
     fast!(bare_id_with_peer_address_and_v6_underlay),
     fast!(denied_request_is_refused),
     fast!(unanswered_request_stays_pending),
+    fast!(a_join_by_invite_waits_for_its_issuer_under_one_name_and_needs_no_approval),
     fast!(five_hosts_all_pairs),
     fast!(used_invite_is_refused),
     fast!(expired_invite_is_refused),
@@ -119,6 +120,43 @@ fn unanswered_request_stays_pending(lab: &Lab) -> Result<()> {
     // Long enough to be heard by the owner: within less, nobody who knows the subnet may be found yet.
     b.fails(7, "E-PENDING", &["join", &text(&made, "id")?, "--peer", &peer, "--timeout", "4s"])?;
     ensure!(!b.ns().pings(&crate::lab::v4(&made)?), "a peer without a grant sends no packet");
+    Ok(())
+}
+
+fn a_join_by_invite_waits_for_its_issuer_under_one_name_and_needs_no_approval(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b"])?;
+    let (a, b, c) = (&hosts[0], &hosts[1], lab.node("c")?);
+    let id = text(&a.json(&["subnet", "show", "lab"])?, "id")?;
+    let invite = text(&a.json(&["invite", "create", "lab"])?, "invite")?;
+    a.terminate()?;
+    let peer = format!("/ip4/{}/tcp/4100", b.under4());
+    for target in [&invite, &id] {
+        let answer = c.byway(&["join", target, "--peer", &peer, "--timeout", "4s"])?;
+        answer.assert_error(7, "E-PENDING")?;
+        ensure!(answer.err.contains("as soon as who issued that is back"), "{answer}");
+        ensure!(answer.err.contains("byway status") && !answer.err.contains("approve"), "{answer}");
+    }
+    let status = c.ok(&["status"])?;
+    ensure!(status.contains("subnet lab") && status.contains("for who issued the invite"), "{status}");
+    ensure!(!status.contains("approve"), "{status}");
+    let shown = c.json(&["subnet", "show", "lab"])?;
+    ensure!(shown["id"] == id.as_str() && shown["state"] == "pending", "{shown}");
+    ensure!(c.json(&["subnet", "ls"])?["subnets"][0]["name"] == "lab", "one name everywhere");
+    a.start()?;
+    until("who waits by invite comes in by itself", Duration::from_secs(20), || {
+        Ok(a.members("lab")? == ["a", "b", "c"])
+    })?;
+    let asked = a.json(&["member", "requests", "lab"])?;
+    ensure!(asked["requests"].as_array().is_some_and(Vec::is_empty), "nobody had to approve: {asked}");
+    // A request by the bare ID has the name that is shown, too, and is left by it.
+    let d = lab.node("d")?;
+    d.fails(7, "E-PENDING", &["join", &id, "--peer", &peer, "--timeout", "3s"])?;
+    ensure!(d.ok(&["status"])?.contains("subnet lab"), "as it was founded");
+    d.terminate()?;
+    d.start()?;
+    ensure!(d.ok(&["status"])?.contains("subnet lab"), "after a restart, too");
+    d.ok(&["leave", "lab"])?;
+    ensure!(d.json(&["subnet", "ls"])?["subnets"].as_array().is_some_and(Vec::is_empty), "withdrawn");
     Ok(())
 }
 

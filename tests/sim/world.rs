@@ -70,6 +70,7 @@ pub fn join(subnet: SubnetId, wanted: &str, since: u64) -> PendingJoin {
         host: Default::default(),
         allow: Default::default(),
         since,
+        founded_as: None,
     }
 }
 

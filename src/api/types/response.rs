@@ -109,6 +109,9 @@ pub struct Joined {
     /// This peer's fingerprint while it waits: what whoever approves compares.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub fingerprint: Option<String>,
+    /// While it waits: whether for who issued its invite, and not for an approval.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub invite: bool,
     #[serde(default)]
     pub host: HostPolicy,
     /// Flags that had no effect, because this peer was a member already and is called, or reached, otherwise.
@@ -335,6 +338,9 @@ pub struct Waiting {
     pub fingerprint: String,
     /// Seconds since 1970 since when it waits.
     pub since: u64,
+    /// Whether it waits for who issued its invite, and not for an approval.
+    #[serde(default)]
+    pub invite: bool,
     /// Those that know the subnet and have the question.
     pub asked: Vec<Asked>,
     /// Whether somebody who may decide has it.

@@ -96,13 +96,14 @@ dropped: no-route 3
 #[test]
 fn a_join_that_waits_is_shown_as_pending_with_whom_it_asked_and_what_to_compare() {
     let asked = |address: Option<&str>| Asked { peer_id: PeerId([1; 32]), address: address.map(str::to_owned) };
-    let waiting = |asked: Vec<Asked>, reached| {
-        let waiting = Waiting { fingerprint: "ab12 cd34".into(), since: NOW - 60, asked, reached, terms: None };
+    let shown = |invite, asked: Vec<Asked>, reached| {
+        let waiting = Waiting { fingerprint: "ab12 cd34".into(), since: NOW - 60, invite, asked, reached, terms: None };
         let mut subnet = status().subnets.remove(0);
         subnet = SubnetStatus { state: SubnetState::Pending, addresses: vec![], members: 0, peers: vec![], ..subnet };
         subnet = SubnetStatus { drops: BTreeMap::new(), waiting: Some(waiting), ..subnet };
         render(&Response::Status(Box::new(Status { subnets: vec![subnet], problems: vec![], ..status() })), STYLE)
     };
+    let waiting = |asked, reached| shown(false, asked, reached);
     let head = "\
 subnet lab  7q3km2wd9xra  pending   you: a
   since       22:12 UTC, for the owner or an admin to approve
@@ -117,6 +118,15 @@ subnet lab  7q3km2wd9xra  pending   you: a
     assert_eq!(
         waiting(vec![asked(None)], false),
         format!("{head}  asked       {peer}   (who may decide is not reached yet)\n")
+    );
+    // By invite nobody has to approve, and nobody compares anything.
+    let head = "\
+subnet lab  7q3km2wd9xra  pending   you: a
+  since       22:12 UTC, for who issued the invite
+";
+    assert_eq!(
+        shown(true, vec![asked(None)], false),
+        format!("{head}  asked       {peer}   (who issued the invite is not reached yet)\n")
     );
 }
 

@@ -43,6 +43,7 @@ subnet lab  7q3km2wd9xra4ce8yn5t0vbz6g
         interface: Some("bw-lab".into()),
         member: Some(name("b")),
         fingerprint: None,
+        invite: false,
         ignored: vec![],
         terms: None,
     };
@@ -92,6 +93,12 @@ subnet lab  7q3km2wd9xra4ce8yn5t0vbz6g  ready
     joined =
         Joined { name: None, state: SubnetState::Pending, addresses: vec![], interface: None, member: None, ..joined };
     joined.fingerprint = Some("12345-67890".into());
+    // Nobody has to approve who has an invite, and `join ID` would ask for just that.
+    let by_invite = waiting::pending(&Joined { invite: true, ..joined.clone() });
+    assert!(by_invite.message.contains("by itself as soon as who issued that is back"), "{by_invite:?}");
+    assert_eq!((by_invite.code.as_str(), by_invite.hint.as_str()), ("E-PENDING", "byway status"));
+    let by_id = waiting::pending(&joined);
+    assert!(by_id.message.contains("must approve") && by_id.hint.contains("continues the same request"), "{by_id:?}");
     assert_eq!(
         render(&Response::Joined(joined), STYLE),
         "subnet 7q3km2wd9xra4ce8yn5t0vbz6g  pending\n  your fingerprint  12345-67890   (who approves compares it)\n"

@@ -51,6 +51,7 @@ pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Respo
         let message = format!("the invite to subnet {} has expired", invite.subnet);
         return Err(Error::new(ErrorKind::Refused, "E-INVITE-EXPIRED", message).hint(NEW_INVITE));
     }
+    let keeps_host = host.is_none();
     let pending = PendingJoin {
         subnet: id,
         invite,
@@ -62,9 +63,11 @@ pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Respo
         host: host.unwrap_or_default(),
         allow,
         since: unix_now(),
+        founded_as: None,
     };
-    let (saved, typed) = (pending.clone(), join::typed(&pending));
-    ctx.node.run(move |core| core.begin_join(saved)).await??;
+    let (typed, by_id) = (join::typed(&pending), pending.invite.is_none());
+    let pending = ctx.node.run(move |core| core.begin_join(pending, keeps_host)).await??;
+    let by_invite = pending.invite.is_some();
     let started = join::start(ctx, pending);
     let mut progress = started.progress.clone();
     if !wait {
@@ -75,7 +78,9 @@ pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Respo
         let _ = tokio::time::timeout(patience, progress.wait_for(decided)).await;
     }
     let mut outcome = progress.borrow().clone();
-    if matches!(outcome, Progress::Searching) && wait && started.genesis.get().is_none() {
+    // An invite that was given before is not lost to a question by the bare ID that finds nobody.
+    let kept = by_id && by_invite;
+    if matches!(outcome, Progress::Searching) && wait && !kept && started.genesis.get().is_none() {
         // What the command says is how it is: from here on nobody is asked, or somebody has let this peer in just now.
         if ctx.node.run(move |core| core.give_up(id)).await?? {
             return Err(nobody(id, &typed, &silent(ctx, &peers).await));
@@ -101,7 +106,8 @@ pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Respo
             addresses: vec![],
             interface: None,
             member: None,
-            fingerprint: Some(fingerprint(ctx.peers.peer())),
+            fingerprint: (!by_invite).then(|| fingerprint(ctx.peers.peer())),
+            invite: by_invite,
             host: HostPolicy::Closed,
             ignored: vec![],
             terms: started.genesis.get().map(|genesis| Terms::of(genesis, id)),
@@ -180,6 +186,7 @@ async fn joined(ctx: &Context, id: SubnetId) -> Result<Option<Joined>, Error> {
             interface: Some(i.interface),
             member,
             fingerprint: None,
+            invite: false,
             host: i.host,
             ignored: vec![],
             terms,
