@@ -27,8 +27,35 @@ const KERNEL_PATIENCE: Duration = Duration::from_secs(8);
 pub(crate) fn handler(ctx: Context) -> Handler {
     Arc::new(move |request: Request, _peer: Peer| {
         let ctx = ctx.clone();
-        Box::pin(async move { call(&ctx, request).await.map_err(|error| clock::blamed(&ctx, error)) })
+        Box::pin(async move {
+            let closes = closes(&request);
+            let blamed = |error| clock::blamed(&ctx, if closes { unsaved(error) } else { error });
+            call(&ctx, request).await.map_err(blamed)
+        })
     })
+}
+
+/// Whether a request takes something of this machine off the wire.
+fn closes(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::Leave { .. }
+            | Request::Destroy { .. }
+            | Request::Down { .. }
+            | Request::SubnetHost { host: Some(_), .. }
+            | Request::Detach { .. }
+            | Request::MapRm { .. }
+    )
+}
+
+/// Nothing takes effect that is not saved: who has to close something at once on a full disk is told what does.
+fn unsaved(error: Error) -> Error {
+    if !matches!(error.code.as_str(), "E-DISK-FULL" | "E-STATE-IO" | "E-STATE-WRITE") {
+        return error;
+    }
+    let stop = "systemctl stop byway      (takes everything off the wire at once, until it is started again)";
+    let hint = if error.hint.is_empty() { stop.to_owned() } else { format!("{}; or: {stop}", error.hint) };
+    Error { message: format!("{}; nothing was changed, it is on the wire as before", error.message), hint, ..error }
 }
 
 /// Does what a request asks for.
@@ -42,6 +69,8 @@ pub(crate) async fn call(ctx: &Context, request: Request) -> Result<Response, Er
             match ctx.node.run(move |core| core.leave(&text)).await?? {
                 Leaving::Said(id) => subnets::end(ctx, id, &subnet, "left").await,
                 Leaving::Withdrawn => {
+                    // Those that were asked are told at once.
+                    ctx.joins.hurry();
                     Ok(done(format!("the request to join {} is withdrawn", printable(&subnet)), true))
                 }
                 Leaving::Gone => subnets::ended_before(ctx, &subnet).await,
@@ -247,5 +276,25 @@ async fn reload(ctx: &Context) -> Result<Response, Error> {
         Ok(done("configuration read again; nothing changed", false))
     } else {
         Ok(done(format!("configuration read again; a restart is needed for: {}", differing.join(", ")), true))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_closes_something_and_cannot_be_saved_names_what_closes_it_all_the_same() {
+        let subnet = || Some("lab".to_owned());
+        assert!(closes(&Request::Down { subnet: subnet() }) && closes(&Request::Leave { subnet: "lab".into() }));
+        assert!(!closes(&Request::Up { subnet: subnet() }));
+        assert!(!closes(&Request::SubnetHost { subnet: "lab".into(), host: None }), "that only looks");
+        let full =
+            Error::new(ErrorKind::Failed, "E-DISK-FULL", "save the change: no space left").hint("df -h /var/lib/byway");
+        let told = unsaved(full);
+        assert!(told.hint.starts_with("df -h /var/lib/byway; or: systemctl stop byway"), "{}", told.hint);
+        assert!(told.message.ends_with("it is on the wire as before"), "{}", told.message);
+        let other = Error::new(ErrorKind::NotFound, "E-NO-SUBNET", "no subnet lab");
+        assert_eq!(unsaved(other.clone()), other);
     }
 }

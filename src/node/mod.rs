@@ -392,9 +392,10 @@ impl Core {
 
     /// Builds and publishes the View: at once, or with what this job has decided.
     pub fn publish(&mut self) {
+        let before = self.generation;
         let generation = self.next_generation();
         match &mut self.decided {
-            Some(decided) => decided.want(Wish::Now, generation),
+            Some(decided) => decided.want(Wish::Now, generation, before),
             None => self.build(generation),
         }
     }
@@ -402,9 +403,10 @@ impl Core {
     /// Has the View built beside this thread and published when it is there. An `urgent` one, by which somebody may be
     /// out, is not put off.
     fn want_view(&mut self, urgent: bool) {
+        let before = self.generation;
         let generation = self.next_generation();
         match &mut self.decided {
-            Some(decided) => decided.want(Wish::Beside { urgent }, generation),
+            Some(decided) => decided.want(Wish::Beside { urgent }, generation, before),
             None => self.want_built(generation, urgent),
         }
     }

@@ -101,6 +101,8 @@ pub(super) struct Decided {
     came: Vec<(Signed, Option<PeerId>)>,
     went: Vec<(SubnetId, Digest)>,
     view: Option<(Wish, u64)>,
+    /// The generation before, to which it goes back where nothing of this is saved.
+    before: Option<u64>,
     /// Who waits for received records to be saved.
     askers: Vec<oneshot::Sender<bool>>,
     received: bool,
@@ -123,8 +125,9 @@ impl Decided {
         self.steps.push(undo);
     }
 
-    /// Wants a View of what was decided.
-    pub(super) fn want(&mut self, wish: Wish, generation: u64) {
+    /// Wants a View of what was decided; `before` is the generation without it.
+    pub(super) fn want(&mut self, wish: Wish, generation: u64, before: u64) {
+        self.before.get_or_insert(before);
         let wish = match (wish, self.view) {
             (_, Some((Wish::Now, _))) => Wish::Now,
             (Wish::Beside { urgent }, Some((Wish::Beside { urgent: former }, _))) => {
@@ -198,6 +201,9 @@ impl Core {
                 Some((Wish::Beside { urgent }, generation)) => self.want_built(generation, urgent),
                 None => {}
             }
+        } else if let Some(before) = decided.before {
+            // Else whoever changes nothing would wait for a View that never comes.
+            self.generation = before;
         }
         for asker in decided.askers {
             // Whoever asked may have gone.

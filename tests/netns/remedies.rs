@@ -170,6 +170,10 @@ fn a_full_disk_is_a_problem_until_a_write_succeeds(lab: &Lab) -> Result<()> {
         "{said:?}"
     );
     a.fails(9, "E-DEGRADED", &["status", "--check", "ready"])?;
+    // What changes nothing is done at once: it waits for nothing that was refused.
+    let begun = std::time::Instant::now();
+    a.ok(&["up", "lab"])?;
+    ensure!(begun.elapsed() < Duration::from_secs(4), "it took {:?}", begun.elapsed());
     let shown = a.ok(&["status"])?;
     ensure!(shown.contains("cannot be written") && shown.contains(&help), "{shown}");
     // Nobody changes anything: that there is room again is found out all the same.
