@@ -112,12 +112,13 @@ pub(super) fn attached(a: &Attached) -> String {
     let how = if a.resolver { "" } else { "  (set it in the workload: its resolv.conf is not its own)" };
     let dns = if a.dns.is_empty() { String::new() } else { format!("{}{how}", print::addresses(&a.dns)) };
     let already = if a.already { "  (attached already)" } else { "" };
+    let interface = if a.down {
+        format!("{}, which comes with: byway up {}   (subnet {} is down)", a.interface, a.subnet, a.subnet)
+    } else {
+        format!("{}  mtu {}", a.interface, a.mtu)
+    };
     format!("workload {}  in {}{already}\n", a.workload, a.subnet)
-        + &print::fields(&[
-            ("addresses", print::addresses(&a.addresses)),
-            ("interface", format!("{}  mtu {}", a.interface, a.mtu)),
-            ("resolver", dns),
-        ])
+        + &print::fields(&[("addresses", print::addresses(&a.addresses)), ("interface", interface), ("resolver", dns)])
 }
 
 pub(super) fn list(workloads: &[WorkloadInfo]) -> String {

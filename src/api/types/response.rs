@@ -243,6 +243,9 @@ pub struct Attached {
     pub dns: Vec<IpAddr>,
     pub resolver: bool,
     pub already: bool,
+    /// Whether the subnet is down here: then the interface comes with `up`.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub down: bool,
 }
 
 /// A workload.

@@ -46,12 +46,32 @@ workload web  in lab  ready
             mtu: 1400,
             dns: vec![ip("10.77.1.1")],
             already: false,
+            down: false,
             resolver: true,
         }),
         "\
 workload web  in lab
   addresses   10.77.1.5  fd7a::5
   interface   byway0  mtu 1400
+  resolver    10.77.1.1
+",
+    );
+    shows(
+        Response::Attached(Attached {
+            workload: name("web"),
+            subnet: name("lab"),
+            addresses: vec![ip("10.77.1.5"), ip("fd7a::5")],
+            interface: "byway0".into(),
+            mtu: 1400,
+            dns: vec![ip("10.77.1.1")],
+            already: true,
+            down: true,
+            resolver: true,
+        }),
+        "\
+workload web  in lab  (attached already)
+  addresses   10.77.1.5  fd7a::5
+  interface   byway0, which comes with: byway up lab   (subnet lab is down)
   resolver    10.77.1.1
 ",
     );

@@ -64,6 +64,8 @@ async fn resolve(ctx: &Context, target: &str) -> Result<(PeerId, Option<SubnetId
                     Err(error) => return Err(error),
                 }
             }
+            // Where several subnets know the peer, one that is on the wire says how it is reached.
+            found.sort_by_key(|(_, id, _)| core.state.subnets.get(id).is_some_and(|subnet| !subnet.local.up));
             Ok(found)
         })
         .await??;
@@ -137,6 +139,13 @@ pub(super) async fn ping(ctx: &Context, target: &str, count: u32, timeout: Durat
             "E-SELF",
             format!("{} is on this node; ping measures the way to other peers", printable(target)),
         ));
+    }
+    if let Some(id) = subnet {
+        let here = move |core: &mut Core| core.state.subnets.get(&id).map(|s| (s.name().clone(), s.local.up));
+        if let Some((name, false)) = ctx.node.read(here).await? {
+            let message = format!("subnet {name} is down on this machine: nothing of it is reached from here");
+            return Err(Error::new(ErrorKind::Conflict, "E-SUBNET-DOWN", message).hint(format!("byway up {name}")));
+        }
     }
     let timeout = timeout.clamp(Duration::from_millis(100), Duration::from_secs(10));
     let ms = |d: Duration| (d.as_secs_f64() * 1e6).round() / 1e3;

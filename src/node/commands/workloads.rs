@@ -108,6 +108,7 @@ impl Core {
             dns: subnet.myself(&self.state.me, &resolved)?.addresses.clone(),
             resolver: workload.resolv_conf != ResolvConf::None,
             already: false,
+            down: !subnet.local.up,
         })
     }
 
