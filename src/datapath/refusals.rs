@@ -17,7 +17,7 @@ const PER_PEER: usize = 16;
 /// Peers remembered: beyond, nothing new is.
 const PEERS: usize = 1024;
 /// How long a refusal is news unless it is repeated.
-const KEPT: Duration = Duration::from_secs(600);
+const KEPT: Duration = Duration::from_secs(60);
 /// Between two changes for one thing.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -138,7 +138,8 @@ mod tests {
         refusals.answered(key(1), "10.7.2.1".parse().unwrap(), TCP, 22);
         assert_eq!(ports(start), [80]);
         assert!(refusals.any());
-        assert_eq!(ports(start + KEPT), [] as [u16; 0]);
+        assert_eq!(ports(start + Duration::from_secs(59)), [80]);
+        assert_eq!(ports(start + Duration::from_secs(60)), [] as [u16; 0], "a minute without a new one");
         refusals.answered(key(1), "10.7.2.1".parse().unwrap(), TCP, 80);
         assert!(!refusals.any());
     }
