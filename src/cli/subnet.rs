@@ -314,7 +314,7 @@ pub(super) fn list(subnets: &[SubnetInfo], _style: Style) -> String {
             s.members.len().to_string(),
             s.cidr4.map_or("-".to_owned(), |c| c.to_string()),
             s.cidr6.map_or("-".to_owned(), |c| c.to_string()),
-            s.interface.clone(),
+            if s.interface.is_empty() { "-".to_owned() } else { s.interface.clone() },
         ]);
     }
     table.render()
@@ -328,7 +328,7 @@ pub(super) fn show(s: &SubnetInfo, style: Style) -> String {
         ("prefixes", prefixes.join("  ")),
         ("block", if s.cidr4.is_some() { format!("/{} a member", s.block4) } else { String::new() }),
         ("addresses", print::addresses(&s.addresses)),
-        ("interface", format!("{}  mtu {}", s.interface, s.mtu)),
+        ("interface", if s.interface.is_empty() { String::new() } else { format!("{}  mtu {}", s.interface, s.mtu) }),
         ("domain", s.domain.clone()),
         ("machine", s.host.to_string()),
         ("role", role_word(s.role).to_owned()),

@@ -73,18 +73,24 @@ impl Table {
     fn arrived(&self, peer: PeerId, connection: u64, class: Class) {
         let mut inner = self.lock();
         inner.connected.entry(peer).or_default().insert(connection, class);
-        inner.gone.remove(&peer);
+        if class == Class::Member {
+            inner.gone.remove(&peer);
+        }
     }
 
     fn left(&self, peer: PeerId, connection: u64, remaining: usize) {
         let mut inner = self.lock();
-        let class = inner.connected.get_mut(&peer).and_then(|held| held.remove(&connection));
+        let held = inner.connected.get_mut(&peer);
+        let (class, others) = held.map_or((None, false), |held| {
+            (held.remove(&connection), held.values().any(|class| *class == Class::Member))
+        });
         if remaining == 0 {
             inner.connected.remove(&peer);
-            // Of strangers nobody asks, and there may be any number of them.
-            if class == Some(Class::Member) {
-                inner.gone.insert(peer, crate::node::unix_now());
-            }
+        }
+        // Of strangers nobody asks, and there may be any number of them. Who removed this node, or was removed, may stay
+        // connected as one for a while: as a member it is gone.
+        if class == Some(Class::Member) && (remaining == 0 || !others) {
+            inner.gone.insert(peer, crate::node::unix_now());
             if inner.gone.len() > GONE
                 && let Some(oldest) = inner.gone.iter().min_by_key(|(_, at)| **at).map(|(peer, _)| *peer)
             {
@@ -437,6 +443,25 @@ mod tests {
         assert!(!table.has_met(peer(0)), "a stranger is forgotten");
         assert!(table.has_met(peer(9_999)));
         assert!(table.lock().gone.len() <= GONE);
+    }
+
+    #[test]
+    fn a_member_that_stays_connected_as_a_stranger_is_gone_since_it_was_none_any_more() {
+        let (table, peer) = (Table::default(), PeerId([1; 32]));
+        table.arrived(peer, 1, Class::Member);
+        table.arrived(peer, 2, Class::Member);
+        table.left(peer, 1, 1);
+        assert_eq!(table.gone_since(peer), None, "another connection of a member is there");
+        table.arrived(peer, 3, Class::Stranger);
+        table.left(peer, 2, 1);
+        let gone = table.gone_since(peer);
+        assert!(gone.is_some());
+        table.left(peer, 3, 0);
+        assert_eq!(table.gone_since(peer), gone);
+        table.arrived(peer, 4, Class::Stranger);
+        assert_eq!(table.gone_since(peer), gone, "a stranger's connection brings no member back");
+        table.arrived(peer, 5, Class::Member);
+        assert_eq!(table.gone_since(peer), None);
     }
 
     #[tokio::test]

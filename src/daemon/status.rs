@@ -245,7 +245,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                     state: core.subnet_state(subnet, &resolved),
                     member: mine.map_or_else(|| core.node_name.clone(), |m| m.name.clone()),
                     addresses: mine.map(|m| m.addresses.clone()).unwrap_or_default(),
-                    interface: subnet.local.interface.clone(),
+                    interface: core.interface(subnet, &resolved),
                     mtu: MTU,
                     members: resolved.members.len(),
                     peers: vec![],
@@ -336,6 +336,12 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                 None if info.path.kind == "offline" => None,
                 None => rtt_ms(known.get(&peer)),
             };
+            // Nobody of a subnet that this node is out of was seen since the start: no time is known.
+            if status.state == SubnetState::Removed
+                && ctx.table.gone_since(peer).or(link.since.and_then(seconds)).is_none()
+            {
+                info.path.since = 0;
+            }
             problems.extend(unwell::unanswered(&info, sessions.get(&key), unix_now()));
             info.loss = direct.and_then(|path| path.loss);
             info.mtu = direct.map_or(MTU, inner_mtu);

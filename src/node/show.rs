@@ -64,6 +64,12 @@ impl Core {
         }
     }
 
+    /// The link of a subnet on this machine; empty where there is none, since it is down or this node is no member of it.
+    pub fn interface(&self, subnet: &Subnet, resolved: &Resolved) -> String {
+        let there = self.subnet_state(subnet, resolved) == SubnetState::Ready;
+        if there { subnet.local.interface.clone() } else { String::new() }
+    }
+
     /// `subnet ls`: joined ones, and those whose join waits for an answer.
     pub fn subnets(&self) -> Vec<SubnetInfo> {
         let joined = self.state.subnets.values().map(|s| self.subnet_info(s));
@@ -98,7 +104,7 @@ impl Core {
             domain: genesis.domain.clone(),
             admission: genesis.admission,
             owner: genesis.owner,
-            interface: subnet.local.interface.clone(),
+            interface: self.interface(subnet, &resolved),
             mtu: MTU,
             head: resolved.head,
             host: subnet.local.host.clone(),

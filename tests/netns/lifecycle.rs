@@ -59,6 +59,10 @@ fn down_takes_off_the_wire_and_up_brings_back(lab: &Lab) -> Result<()> {
     b.ok(&["down", "lab"])?;
     until("nothing is left of a subnet that is down", SOON, || Ok(b.assert_clean().is_ok()))
         .or_else(|_| b.assert_clean().map(|()| Duration::ZERO))?;
+    let refused = b.fails(6, "E-SUBNET-DOWN", &["ping", "a"])?;
+    ensure!(refused.err.contains("byway up lab"), "{refused}");
+    let listed = b.ok(&["subnet", "ls"])?;
+    ensure!(!listed.contains("bw-lab"), "there is no such link: {listed}");
     a.ns().loses(&b4, SOON)?;
     b.ok(&["up", "lab"])?;
     a.ns().reaches(&b4, SOON)?;
