@@ -1,5 +1,7 @@
 //! This node's own joins: one task per subnet asks everybody it can find until it is let in, refused, or told to stop.
 
+mod withdraw;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -158,8 +160,13 @@ async fn ask_until_decided(
     let (mut known, mut tried) = (Known::default(), Tried::default());
     let subnet = join.subnet;
     let is_over = async || {
-        let wanted = ctx.node.read(move |core| core.state.joins.contains_key(&subnet)).await.unwrap_or(false);
-        !wanted || !mine(&ctx)
+        let wanted = ctx.node.read(move |core| core.state.joins.contains_key(&subnet)).await;
+        if wanted == Ok(false) && mine(&ctx) {
+            // A person took it back. No question is under way here, which could arrive after this.
+            ctx.joins.lock().remove(&subnet);
+            tokio::spawn(withdraw::tell(ctx.clone(), join.clone(), asked.borrow().clone()));
+        }
+        wanted != Ok(true) || !mine(&ctx)
     };
     for round in 0u32.. {
         if is_over().await {

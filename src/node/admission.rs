@@ -50,6 +50,11 @@ pub enum JoinDecision {
     Forward(Vec<PeerId>),
 }
 
+/// Whether a grant is due and has not run out, as far as clocks agree.
+fn is_valid(grant: &Grant, now: u64) -> bool {
+    grant.not_before.saturating_sub(SKEW) <= now && now < grant.not_after
+}
+
 fn refused(error: &crate::model::error::Error) -> JoinAnswer {
     JoinAnswer::Refused { code: error.code.to_owned(), message: error.message.clone() }
 }
@@ -66,7 +71,7 @@ impl Core {
         // anybody could use up another's attempts, or repeat a question it overheard and read the answer.
         let (subnet, joiner) = match question.asked() {
             Asked::Probe(subnet) | Asked::Show { subnet, .. } => (*subnet, from),
-            Asked::Nonce { subnet, joiner, .. } => (*subnet, *joiner),
+            Asked::Nonce { subnet, joiner, .. } | Asked::Withdraw { subnet, joiner } => (*subnet, *joiner),
             Asked::Ask { ask, .. } => (ask.subnet, ask.joiner),
             Asked::Decline(record) => (record.signed().subnet, record.signed().issuer),
             // Whoever knows a subnet answers itself.
@@ -93,6 +98,7 @@ impl Core {
                     JoinDecision::Forward(vec![*issuer])
                 }
             }
+            Asked::Withdraw { subnet, joiner } => self.withdrawn((*subnet, *joiner), payer, passed_on),
             Asked::Ask { ask, proven } => self.decide_ask((ask, *proven), from, payer, passed_on),
         }
     }
@@ -217,6 +223,36 @@ impl Core {
         JoinDecision::Answer(JoinAnswer::Nonce(nonce))
     }
 
+    /// Who asked wants it no more. Where it was approved meanwhile it gets what it was given, and gives that back. What a
+    /// member passes on takes back only what came by that member.
+    fn withdrawn(&mut self, (id, joiner): (SubnetId, PeerId), payer: Payer, passed_on: bool) -> JoinDecision {
+        let Some(roll) = self.roll(id) else { return JoinDecision::Answer(JoinAnswer::Unknown) };
+        let Some(mut subnet) = self.state.subnets.get(&id).cloned() else {
+            return JoinDecision::Answer(JoinAnswer::Unknown);
+        };
+        let now = self.now();
+        if roll.members.get(&joiner).is_some_and(|entry| entry.at(|grant| is_valid(grant, now)).is_some()) {
+            return JoinDecision::Answer(bundle(&subnet, joiner));
+        }
+        let (me, owner) = (self.state.me.peer, subnet.records.genesis.owner);
+        if me != owner && !roll.is_admin(me) {
+            let deciders = || [owner].into_iter().chain(roll.admins.iter().copied()).collect();
+            let unheard = JoinDecision::Answer(JoinAnswer::Pending { reached: false });
+            return if passed_on { unheard } else { JoinDecision::Forward(deciders()) };
+        }
+        if subnet.requests.get(&joiner).is_some_and(|request| !passed_on || request.payer == payer) {
+            tracing::info!("{}: {} asks to join no more", subnet.name(), joiner);
+            subnet.requests.remove(&joiner);
+            let mut draft = Draft::default();
+            draft.put(subnet);
+            // Requests are not saved: nothing can be refused.
+            if let Err(error) = self.commit(draft) {
+                return refuse(&error.code, &error.message);
+            }
+        }
+        JoinDecision::Answer(JoinAnswer::Known)
+    }
+
     /// `proven`: whether the proof in it holds for what it names.
     fn decide_ask(&mut self, (ask, proven): (&Ask, bool), from: PeerId, payer: Payer, passed_on: bool) -> JoinDecision {
         let now = self.now();
@@ -229,7 +265,7 @@ impl Core {
             return JoinDecision::Answer(self.probe(ask.subnet, ask.joiner));
         }
         // Whose grant has run out, or is not due, may ask for another.
-        let valid = |g: &Grant| g.not_before.saturating_sub(SKEW) <= now && now < g.not_after;
+        let valid = |g: &Grant| is_valid(g, now);
         let holds = |peer: PeerId| roll.members.get(&peer).is_some_and(|e| peer == owner || e.at(valid).is_some());
         if holds(ask.joiner) {
             let subnet = self.state.subnets.get(&ask.subnet);

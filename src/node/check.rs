@@ -126,6 +126,11 @@ pub(super) enum Asked {
         ask: Ask,
         proven: bool,
     },
+    /// See [`JoinRequest::Withdraw`].
+    Withdraw {
+        subnet: SubnetId,
+        joiner: PeerId,
+    },
     Decline(Verified),
     /// What of it is not held yet, and may be shown at all.
     Show {
@@ -140,6 +145,7 @@ impl Question {
             JoinRequest::Probe(subnet) => Asked::Probe(subnet),
             JoinRequest::Genesis(wanted) => Asked::Genesis(wanted),
             JoinRequest::Nonce { subnet, issuer, joiner } => Asked::Nonce { subnet, issuer, joiner },
+            JoinRequest::Withdraw { subnet, joiner } => Asked::Withdraw { subnet, joiner },
             JoinRequest::Ask(signed) => {
                 let ask = signed.verify()?;
                 let proven = ask.proof.as_ref().is_some_and(|p| p.holds(ask.subnet, ask.joiner, p.issuer, p.nonce));

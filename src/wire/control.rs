@@ -44,6 +44,13 @@ pub enum JoinRequest {
     },
     /// The question itself.
     Ask(SignedAsk),
+    /// Who asked to be let in wants it no more.
+    Withdraw {
+        /// The subnet.
+        subnet: SubnetId,
+        /// Who asked.
+        joiner: PeerId,
+    },
     /// I was let in and cannot come after all: my own document, which gives the leases back.
     Decline(Signed),
     /// You do not know me as a member, or not what the owner said last: the owner's head, or a grant of mine with the head

@@ -16,6 +16,7 @@ pub const CASES: &[Case] = &[
     fast!(denied_request_is_refused),
     fast!(unanswered_request_stays_pending),
     fast!(a_join_by_invite_waits_for_its_issuer_under_one_name_and_needs_no_approval),
+    fast!(a_request_that_is_taken_back_goes_at_the_owner_and_its_approval_ends),
     fast!(five_hosts_all_pairs),
     fast!(used_invite_is_refused),
     fast!(expired_invite_is_refused),
@@ -131,7 +132,8 @@ fn a_join_by_invite_waits_for_its_issuer_under_one_name_and_needs_no_approval(la
     a.terminate()?;
     let peer = format!("/ip4/{}/tcp/4100", b.under4());
     for target in [&invite, &id] {
-        let answer = c.byway(&["join", target, "--peer", &peer, "--timeout", "4s"])?;
+        // Dialling who is away takes a while before the others are asked.
+        let answer = c.byway(&["join", target, "--peer", &peer, "--timeout", "12s"])?;
         answer.assert_error(7, "E-PENDING")?;
         ensure!(answer.err.contains("as soon as who issued that is back"), "{answer}");
         ensure!(answer.err.contains("byway status") && !answer.err.contains("approve"), "{answer}");
@@ -157,6 +159,34 @@ fn a_join_by_invite_waits_for_its_issuer_under_one_name_and_needs_no_approval(la
     ensure!(d.ok(&["status"])?.contains("subnet lab"), "after a restart, too");
     d.ok(&["leave", "lab"])?;
     ensure!(d.json(&["subnet", "ls"])?["subnets"].as_array().is_some_and(Vec::is_empty), "withdrawn");
+    Ok(())
+}
+
+fn a_request_that_is_taken_back_goes_at_the_owner_and_its_approval_ends(lab: &Lab) -> Result<()> {
+    let (a, b) = (lab.node("a")?, lab.node("b")?);
+    let id = text(&a.json(&["create", "lab"])?, "id")?;
+    let peer = format!("/ip4/{}/tcp/4100", a.under4());
+    let waiting = || -> Result<usize> {
+        let asked = a.json(&["member", "requests", "lab"])?;
+        Ok(asked["requests"].as_array().context("requests")?.len())
+    };
+    b.byway(&["join", &id, "--peer", &peer, "--no-wait"])?.assert_error(7, "E-PENDING")?;
+    until("the owner has the request", SOON, || Ok(waiting()? == 1))?;
+    b.ok(&["leave", &id])?;
+    until("the owner hears that it is withdrawn", SOON, || Ok(waiting()? == 0))?;
+    std::thread::sleep(Duration::from_secs(2));
+    ensure!(waiting()? == 0, "no question comes after it");
+    // Approved before the owner could hear of it: the asker gives back what it is given.
+    b.byway(&["join", &id, "--peer", &peer, "--no-wait"])?.assert_error(7, "E-PENDING")?;
+    until("the owner has the request", SOON, || Ok(waiting()? == 1))?;
+    lab.unplug(&b)?;
+    b.ok(&["leave", &id])?;
+    answer_request(&a, "approve")?;
+    ensure!(a.members("lab")? == ["a", "b"], "the owner did not know better");
+    lab.plug(&b)?;
+    until("the approval ends", Duration::from_secs(40), || Ok(a.members("lab")? == ["a"]))
+        .with_context(|| b.log_tail(20))?;
+    ensure!(b.json(&["subnet", "ls"])?["subnets"].as_array().is_some_and(Vec::is_empty), "b is in nothing");
     Ok(())
 }
 
