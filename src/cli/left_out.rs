@@ -125,7 +125,8 @@ async fn subnets(client: &Client) -> Result<Vec<SubnetInfo>, Error> {
 
 /// The ID of the only subnet; what waits to be let in is none yet.
 fn one(subnets: &[SubnetInfo], line: &str) -> Result<String, Error> {
-    let here: Vec<&SubnetInfo> = subnets.iter().filter(|s| s.state != SubnetState::Pending).collect();
+    let here: Vec<&SubnetInfo> =
+        subnets.iter().filter(|s| !matches!(s.state, SubnetState::Pending | SubnetState::Refused)).collect();
     match here.as_slice() {
         [one] => Ok(one.id.to_string()),
         [] => {

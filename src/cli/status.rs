@@ -87,8 +87,10 @@ fn shortfall(level: Level, status: &Status) -> Option<Error> {
 pub(super) fn render(status: &Status, style: Style) -> String {
     let mut out = String::new();
     if status.subnets.is_empty() {
+        let ended = status.problems.iter().any(|p| p.code == "E-SUBNET-ENDED");
+        let when = if ended { "any more" } else { "yet" };
         out += &format!(
-            "node {}  no subnet yet\n  try:  byway create NAME       (founds one)\n  try:  byway join ID|INVITE    (asks to \
+            "node {}  no subnet {when}\n  try:  byway create NAME       (founds one)\n  try:  byway join ID|INVITE    (asks to \
              be let into one)\n",
             status.name
         );

@@ -281,6 +281,7 @@ pub(super) fn state_word(state: SubnetState) -> &'static str {
     match state {
         SubnetState::Ready => "ready",
         SubnetState::Pending => "pending",
+        SubnetState::Refused => "refused",
         SubnetState::Down => "down",
         SubnetState::Removed => "removed",
     }
@@ -290,7 +291,7 @@ pub(super) fn state(state: SubnetState, style: Style) -> String {
     let colour = match state {
         SubnetState::Ready => Colour::Good,
         SubnetState::Pending | SubnetState::Down => Colour::Odd,
-        SubnetState::Removed => Colour::Bad,
+        SubnetState::Removed | SubnetState::Refused => Colour::Bad,
     };
     style.paint(colour, state_word(state))
 }

@@ -84,7 +84,9 @@ pub(super) async fn join(request: &Request, context: &Context) -> Result<Respons
     };
     let goal = goal.filter(|_| !context.json && !context.quiet && io::stderr().is_terminal());
     let Some((id, by)) = goal else { return context.client.call(request).await };
-    let here = |s: &crate::api::types::SubnetStatus| s.id == id && s.state != SubnetState::Pending;
+    let here = |s: &crate::api::types::SubnetStatus| {
+        s.id == id && !matches!(s.state, SubnetState::Pending | SubnetState::Refused)
+    };
     if let Ok(Response::Status(status)) = context.client.call(&Request::Status { subnet: None }).await
         && !status.subnets.iter().any(here)
         && let Ok(Response::Id(node)) = context.client.call(&Request::Id).await

@@ -15,7 +15,7 @@ use super::Context;
 use crate::api::types::{Error, ErrorKind};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::join::{NEW_INVITE, lookup};
-use crate::model::local::PendingJoin;
+use crate::model::local::{NotLetIn, PendingJoin};
 use crate::model::policy::{Around, Need};
 use crate::model::record::Genesis;
 use crate::model::record::Signed;
@@ -105,7 +105,7 @@ impl Joins {
 /// Goes on with the joins that were under way when the daemon stopped.
 pub(crate) async fn resume(ctx: &Context) {
     let pending = ctx.node.run(|core| core.state.joins.values().cloned().collect::<Vec<_>>()).await.unwrap_or_default();
-    for join in pending {
+    for join in pending.into_iter().filter(|join| join.refused.is_none()) {
         drop(start(ctx, join));
     }
 }
@@ -160,13 +160,13 @@ async fn ask_until_decided(
     let (mut known, mut tried) = (Known::default(), Tried::default());
     let subnet = join.subnet;
     let is_over = async || {
-        let wanted = ctx.node.read(move |core| core.state.joins.contains_key(&subnet)).await;
-        if wanted == Ok(false) && mine(&ctx) {
+        let wanted = ctx.node.read(move |core| core.state.joins.get(&subnet).map(|j| j.refused.is_none())).await;
+        if wanted == Ok(None) && mine(&ctx) {
             // A person took it back. No question is under way here, which could arrive after this.
             ctx.joins.lock().remove(&subnet);
             tokio::spawn(withdraw::tell(ctx.clone(), join.clone(), asked.borrow().clone()));
         }
-        wanted != Ok(true) || !mine(&ctx)
+        wanted != Ok(Some(true)) || !mine(&ctx)
     };
     for round in 0u32.. {
         if is_over().await {
@@ -194,7 +194,8 @@ async fn ask_until_decided(
         if !knowing.is_empty() {
             asked.send_replace(knowing.clone());
         }
-        match one_round(&ctx, &join, knowing).await {
+        let owner = founded.get().map(|genesis| genesis.owner);
+        match one_round(&ctx, &join, owner, knowing).await {
             Some(JoinAnswer::Admitted { genesis, records }) => {
                 match take(&ctx, &join, genesis, records).await {
                     Ok(generation) => drop(progress.send_replace(Progress::Admitted(generation))),
@@ -356,7 +357,14 @@ pub(super) fn typed(join: &PendingJoin) -> String {
 
 async fn end(ctx: &Context, subnet: SubnetId, progress: &watch::Sender<Progress>, error: Error) {
     tracing::info!(%subnet, %error, "not joined");
-    let _ = ctx.node.run(move |core| core.drop_join(subnet)).await;
+    // One receiver is the list's own; any other is a `join` that waits to be told. What a person decided is shown besides.
+    let waited_for = progress.receiver_count() > 1;
+    if waited_for && error.code != "E-DENIED" {
+        let _ = ctx.node.run(move |core| core.drop_join(subnet)).await;
+    } else {
+        let Error { code, message, hint, .. } = error.clone();
+        let _ = ctx.node.run(move |core| core.keep_refusal(subnet, NotLetIn { code, message, hint })).await;
+    }
     ctx.joins.lock().remove(&subnet);
     progress.send_replace(Progress::Refused(error));
 }
@@ -446,8 +454,13 @@ async fn candidates(ctx: &Context, join: &PendingJoin, tried: &mut Tried, round:
 }
 
 /// Asks each candidate; the first that lets us in decides, else the most telling answer. Of an invite only its issuer
-/// knows what it is worth: another's refusal is not heard.
-async fn one_round(ctx: &Context, join: &PendingJoin, candidates: Vec<PeerId>) -> Option<JoinAnswer> {
+/// knows what it is worth: another's refusal is not heard. What the owner denies is not outweighed by who cannot tell.
+async fn one_round(
+    ctx: &Context,
+    join: &PendingJoin,
+    owner: Option<PeerId>,
+    candidates: Vec<PeerId>,
+) -> Option<JoinAnswer> {
     let mut best: Option<JoinAnswer> = None;
     if let Some(invite) = &join.invite {
         // One attempt at a time: each takes a nonce of the issuer's.
@@ -468,15 +481,24 @@ async fn one_round(ctx: &Context, join: &PendingJoin, candidates: Vec<PeerId>) -
     let mut asks = JoinSet::new();
     for peer in candidates {
         let (ctx, join) = (ctx.clone(), join.clone());
-        asks.spawn(async move { ask(&ctx, &join, peer).await });
+        asks.spawn(async move { (peer, ask(&ctx, &join, peer).await) });
     }
+    let mut denied = None;
     while let Some(answer) = asks.join_next().await {
-        best = better(best, answer.ok().flatten());
+        let Ok((peer, answer)) = answer else { continue };
+        if Some(peer) == owner && matches!(&answer, Some(JoinAnswer::Refused { code, .. }) if code == "E-DENIED") {
+            denied = answer;
+            continue;
+        }
+        best = better(best, answer);
         if matches!(best, Some(JoinAnswer::Admitted { .. })) {
             break;
         }
     }
-    best
+    match best {
+        Some(JoinAnswer::Admitted { .. } | JoinAnswer::Ended { .. } | JoinAnswer::Pending { reached: true }) => best,
+        _ => denied.or(best),
+    }
 }
 
 fn better(a: Option<JoinAnswer>, b: Option<JoinAnswer>) -> Option<JoinAnswer> {

@@ -275,6 +275,10 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                 .filter(|(_, names)| !names.is_empty())
                 .collect();
             told.extend(super::lives::problems(core, now, &state_dir));
+            let asked = |id: SubnetId| only.is_none_or(|only| only == id);
+            let ended = core.state.past.iter().filter(|p| p.untold && only.is_none());
+            told.extend(ended.map(|p| unwell::ended(&p.name, p.id)));
+            told.extend(core.state.joins.values().filter(|j| asked(j.subnet)).filter_map(unwell::not_let_in));
             Ok((parts, maps, core.damage.clone(), asking, contested, told, only))
         })
         .await??;
@@ -362,7 +366,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
         }
         status.drops.insert("host-closed".to_owned(), dropped.closed.get(&status.id).copied().unwrap_or(0));
         match part.ended {
-            true => problems.push(unwell::ended(&status.name)),
+            true => problems.push(unwell::ended(&status.name, status.id)),
             false => problems.extend(unwell::expiry((&status.name, status.id), grant, unix_now())),
         }
         subnets.push(status);

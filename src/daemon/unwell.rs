@@ -7,6 +7,7 @@ use crate::link::Key;
 use crate::link::direct::DirectStatus;
 use crate::model::host::Proto;
 use crate::model::id::{Name, SubnetId};
+use crate::model::local::PendingJoin;
 use crate::model::resolve::Member;
 use crate::node::{Nearness, nearness};
 use crate::packet::parse::{TCP, UDP};
@@ -14,14 +15,29 @@ use crate::packet::parse::{TCP, UDP};
 /// Seconds that a path of datagrams may take to be found.
 const PATIENCE: u64 = 15;
 
-/// The owner ended the subnet, perhaps while this node was away.
-pub(super) fn ended(subnet: &Name) -> Problem {
+/// The owner ended the subnet, perhaps while this node was away: said until a person leaves it. Its name may be another's
+/// by then.
+pub(super) fn ended(subnet: &Name, id: SubnetId) -> Problem {
     Problem {
         code: "E-SUBNET-ENDED".into(),
-        severity: "error".into(),
+        severity: "warning".into(),
         message: format!("the owner of subnet {subnet} ended it for every member"),
-        help: format!("byway leave {subnet}"),
+        help: format!("byway leave {id}"),
     }
+}
+
+/// A join was refused, and nobody waited to be told.
+pub(super) fn not_let_in(join: &PendingJoin) -> Option<Problem> {
+    let refused = join.refused.as_ref()?;
+    let id = join.subnet;
+    let next =
+        if refused.hint.is_empty() { format!("byway join {id}      (asks again)") } else { refused.hint.clone() };
+    Some(Problem {
+        code: refused.code.clone(),
+        severity: "warning".into(),
+        message: format!("not let into subnet {}: {}", join.shown(), refused.message),
+        help: format!("{next}; or byway leave {id}"),
+    })
 }
 
 /// A peer that could be reached by datagrams, and for a while has answered none of ours.

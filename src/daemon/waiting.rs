@@ -17,9 +17,10 @@ use crate::model::policy::Terms;
 pub(super) async fn add(ctx: &Context, only: Option<SubnetId>, subnets: &mut Vec<SubnetStatus>) -> Result<(), Error> {
     let all = ctx.node.read(|core| core.state.joins.values().cloned().collect::<Vec<PendingJoin>>()).await?;
     for join in all.into_iter().filter(|join| only.is_none_or(|id| id == join.subnet)) {
-        let waiting = waiting(ctx, &join).await;
+        // A refused one waits for nothing any more; what there is to say of it is a problem.
+        let waiting = if join.refused.is_some() { None } else { Some(waiting(ctx, &join).await) };
         match subnets.iter_mut().find(|s| s.id == join.subnet) {
-            Some(here) => here.waiting = Some(waiting),
+            Some(here) => here.waiting = waiting,
             None => subnets.push(pending(&join, waiting)),
         }
     }
@@ -29,6 +30,10 @@ pub(super) async fn add(ctx: &Context, only: Option<SubnetId>, subnets: &mut Vec
 async fn waiting(ctx: &Context, join: &PendingJoin) -> Waiting {
     let running = ctx.joins.running(join.subnet);
     let asked = running.as_ref().map(|r| r.asked.borrow().clone()).unwrap_or_default();
+    let reached = running.as_ref().is_some_and(|r| *r.progress.borrow() == Progress::Waiting { reached: true });
+    let terms = running.as_ref().and_then(|r| r.genesis.get()).map(|genesis| Terms::of(genesis, join.subnet));
+    // Who holds it counts as one that waits to be told.
+    drop(running);
     let known = ctx.peers.status().await.unwrap_or_default();
     let address = |peer| {
         let connection = known.iter().find(|p| p.peer == peer)?.connections.last()?;
@@ -39,16 +44,16 @@ async fn waiting(ctx: &Context, join: &PendingJoin) -> Waiting {
         since: join.since,
         invite: join.invite.is_some(),
         asked: asked.into_iter().map(|peer_id| Asked { peer_id, address: address(peer_id) }).collect(),
-        reached: running.as_ref().is_some_and(|r| *r.progress.borrow() == Progress::Waiting { reached: true }),
-        terms: running.as_ref().and_then(|r| r.genesis.get()).map(|genesis| Terms::of(genesis, join.subnet)),
+        reached,
+        terms,
     }
 }
 
-fn pending(join: &PendingJoin, waiting: Waiting) -> SubnetStatus {
+fn pending(join: &PendingJoin, waiting: Option<Waiting>) -> SubnetStatus {
     SubnetStatus {
         id: join.subnet,
         name: join.shown(),
-        state: SubnetState::Pending,
+        state: if waiting.is_some() { SubnetState::Pending } else { SubnetState::Refused },
         member: join.name.clone(),
         addresses: vec![],
         interface: String::new(),
@@ -57,6 +62,6 @@ fn pending(join: &PendingJoin, waiting: Waiting) -> SubnetStatus {
         peers: vec![],
         workloads: vec![],
         drops: BTreeMap::new(),
-        waiting: Some(waiting),
+        waiting,
     }
 }

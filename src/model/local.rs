@@ -179,6 +179,19 @@ pub struct PendingJoin {
     pub since: u64,
     /// What the subnet was founded as, once somebody has told.
     pub founded_as: Option<Name>,
+    /// That it was refused, and nobody waited to be told: it is shown until it is asked for again, or left.
+    pub refused: Option<NotLetIn>,
+}
+
+/// Why a join was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotLetIn {
+    /// `E-…`.
+    pub code: String,
+    /// In words.
+    pub message: String,
+    /// What to type.
+    pub hint: String,
 }
 
 impl PendingJoin {
@@ -222,6 +235,8 @@ pub struct Past {
     pub proof: Vec<super::record::Signed>,
     /// Genesis bytes.
     pub genesis: Vec<u8>,
+    /// Its owner ended it while it was used here: `status` says so until it is left.
+    pub untold: bool,
 }
 
 impl Past {
@@ -282,6 +297,7 @@ mod tests {
             allow: Allowed::default(),
             since: 50,
             founded_as: None,
+            refused: None,
         };
         assert_eq!(by_id.shown().as_str(), "pending");
         let former = PendingJoin {

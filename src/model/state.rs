@@ -524,7 +524,7 @@ impl State {
     }
 
     /// A draft that removes a subnet and remembers its name, with the proof of its end where it was destroyed.
-    pub fn forget(&self, id: SubnetId) -> Draft {
+    pub fn forget(&self, id: SubnetId, told: bool) -> Draft {
         let mut draft = Draft::default();
         let Some(subnet) = self.subnets.get(&id) else { return draft };
         let mut past: Vec<Past> = self.past.iter().filter(|p| p.id != id).cloned().collect();
@@ -535,7 +535,8 @@ impl State {
             subnet.records.all().filter(mine).cloned().collect()
         };
         let proof = if subnet.records.destroyed() { subnet.records.head_records() } else { goodbye() };
-        past.push(Past { id, name: subnet.local.alias.clone(), proof, genesis: subnet.local.genesis.clone() });
+        let (name, genesis) = (subnet.local.alias.clone(), subnet.local.genesis.clone());
+        past.push(Past { id, name, proof, genesis, untold: !told });
         let surplus = past.len().saturating_sub(MAX_PAST);
         past.drain(..surplus);
         draft.past = Some(past);

@@ -1,4 +1,4 @@
-//! Letting others in: the questions of strangers, and this node's own joins.
+//! Letting others in: the questions of strangers. This node's own joins are in `own_joins.rs`.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -6,12 +6,10 @@ use std::time::Instant;
 use super::Core;
 use super::check::{Asked, Question};
 use super::nonces::Way;
-use crate::api::types::{Error, ErrorKind};
-use crate::model::id::{Name, PeerId, SubnetId};
-use crate::model::join::{Ask, Invite, Proof, SignedAsk, lookup};
-use crate::model::local::PendingJoin;
+use crate::api::types::Error;
+use crate::model::id::{PeerId, SubnetId};
+use crate::model::join::{Ask, Proof, lookup};
 use crate::model::members::{MAX_REQUESTS, REQUEST_LIFE, Request, Subnet};
-use crate::model::policy::Around;
 use crate::model::record::{Admission, Body, Grant, Role, Signed, Term, Verified, decode};
 use crate::model::resolve::SKEW;
 use crate::model::source::Payer;
@@ -207,11 +205,6 @@ impl Core {
         returned.into_iter().map(|revocation| head.clone().into_iter().chain([revocation]).collect()).collect()
     }
 
-    /// What to say to who let us in when we cannot take it.
-    pub fn decline(&self, join: &PendingJoin, genesis: &[u8], records: &[Verified]) -> Option<Signed> {
-        self.state.decline(join, genesis, records, self.now())
-    }
-
     fn give_nonce(&mut self, way: Way, payer: Payer) -> JoinDecision {
         let mut nonce = [0u8; 16];
         if getrandom::fill(&mut nonce).is_err() {
@@ -400,94 +393,6 @@ impl Core {
             }
             Err(error) => JoinAnswer::Refused { code: error.code, message: error.message },
         }
-    }
-
-    /// Begins or continues a join of our own; gives what is asked now. `keeps_host`: what of this machine the subnet
-    /// reaches was not typed, and stays as it was.
-    ///
-    /// # Errors
-    /// When it could not be saved.
-    pub fn begin_join(&mut self, mut join: PendingJoin, keeps_host: bool) -> Result<PendingJoin, Error> {
-        if let Some(former) = self.state.joins.get(&join.subnet) {
-            join = join.continues(former, self.now());
-            if keeps_host {
-                join.host = former.host.clone();
-            }
-        }
-        let mut draft = Draft::default();
-        draft.join(join.subnet, Some(join.clone()));
-        self.commit(draft)?;
-        Ok(join)
-    }
-
-    /// Notes what the subnet of a join was founded as, so that it has one name from then on.
-    ///
-    /// # Errors
-    /// When it could not be saved.
-    pub fn name_join(&mut self, subnet: SubnetId, founded_as: Name) -> Result<(), Error> {
-        let Some(join) = self.state.joins.get(&subnet).filter(|j| j.founded_as.is_none()) else { return Ok(()) };
-        let mut draft = Draft::default();
-        draft.join(subnet, Some(PendingJoin { founded_as: Some(founded_as), ..join.clone() }));
-        self.commit(draft).map(drop)
-    }
-
-    /// Ends a join of our own that was refused.
-    ///
-    /// # Errors
-    /// When it could not be saved.
-    pub fn drop_join(&mut self, subnet: SubnetId) -> Result<(), Error> {
-        let mut draft = Draft::default();
-        draft.join(subnet, None);
-        self.commit(draft).map(drop)
-    }
-
-    /// Ends a join that found nobody, unless it has let this node in meanwhile: whether it was ended.
-    ///
-    /// # Errors
-    /// When it could not be saved.
-    pub fn give_up(&mut self, subnet: SubnetId) -> Result<bool, Error> {
-        let pending = self.state.joins.contains_key(&subnet);
-        if pending {
-            self.drop_join(subnet)?;
-        }
-        Ok(pending || !self.state.subnets.contains_key(&subnet))
-    }
-
-    /// Our signed question.
-    pub fn signed_ask(&self, join: &PendingJoin, nonce: Option<[u8; 16]>) -> SignedAsk {
-        let proof = join
-            .invite
-            .as_ref()
-            .zip(nonce)
-            .map(|(invite, nonce): (&Invite, _)| Proof::new(invite, self.state.me.peer, nonce));
-        SignedAsk::new(&self.state.ask(join, proof, self.now()), &self.state.me.key)
-    }
-
-    /// Takes the answer that lets us in, unless nobody waits for it any more.
-    ///
-    /// # Errors
-    /// `E-JOIN-OVER`; see [`State::accept`](crate::model::state::State::accept).
-    pub fn accept(
-        &mut self,
-        join: &PendingJoin,
-        genesis: &[u8],
-        records: &[Verified],
-        around: &Around,
-    ) -> Result<u64, Error> {
-        let now = self.now();
-        if !self.state.joins.contains_key(&join.subnet) {
-            let message = format!("the join of subnet {} was given up", join.subnet);
-            return Err(Error::new(ErrorKind::Failed, "E-JOIN-OVER", message));
-        }
-        let mut subnet = self.state.accept(join, genesis, records, around, now)?;
-        subnet.set_endpoints(&self.state.me, &self.endpoints, now)?;
-        let mut draft = Draft::default();
-        draft.put(subnet);
-        draft.join(join.subnet, None);
-        let mut past = self.state.past.clone();
-        past.retain(|p| p.id != join.subnet);
-        draft.remember(past);
-        self.commit(draft)
     }
 
     /// Takes the proof that a subnet is over, or over for us.

@@ -57,6 +57,7 @@ impl Core {
             allow: Default::default(),
             since: unix_now(),
             founded_as: None,
+            refused: None,
         }
     }
 }

@@ -23,6 +23,7 @@ mod commands;
 mod expiry;
 mod intake;
 mod nonces;
+mod own_joins;
 mod pulse;
 mod queue;
 mod rates;
@@ -535,7 +536,8 @@ impl Core {
             self.want_view(true);
         }
         for id in ended {
-            let draft = self.state.forget(id);
+            // Whoever ends it here is told by the verb, which forgets it, too.
+            let draft = self.state.forget(id, false);
             self.commit(draft)?;
         }
         self.save_reached()?;

@@ -31,7 +31,7 @@ fn pending_info(join: &PendingJoin) -> SubnetInfo {
     SubnetInfo {
         id: join.subnet,
         name: join.shown(),
-        state: SubnetState::Pending,
+        state: if join.refused.is_some() { SubnetState::Refused } else { SubnetState::Pending },
         role: Role::Member,
         cidr4: None,
         cidr6: None,
@@ -231,7 +231,7 @@ impl Core {
                 (Some("no-target"), Some(format!("this node is no member of {} any more", subnet.name())))
             }
             SubnetState::Down => (Some("blocked"), Some(format!("subnet {} is down", subnet.name()))),
-            SubnetState::Ready | SubnetState::Pending => (None, None),
+            SubnetState::Ready | SubnetState::Pending | SubnetState::Refused => (None, None),
         };
         let info = |m: &crate::model::local::Map| {
             let target = subnet.target_address(&self.state.me, resolved, &m.target, m.listen);

@@ -245,6 +245,7 @@ fn joined(subnet: &Subnet, joiner: u8) -> Subnet {
         allow: Default::default(),
         since: unix_now(),
         founded_as: None,
+        refused: None,
     };
     joiner.accept(&join, &genesis, &records, &Default::default(), unix_now()).unwrap()
 }
@@ -332,12 +333,13 @@ async fn what_could_not_be_saved_has_changed_nothing() {
     let lab = lab(3).await;
     let (id, before) = (lab.id, lab.node.view().load().generation);
     let refused = lab.node.run(move |core| {
-        let old = core.state.subnets[&id].clone();
+        let (old, generation) = (core.state.subnets[&id].clone(), core.generation());
         core.commit(added(core, "wiki")).unwrap();
         let (tell, told) = std::sync::mpsc::channel();
         core.launch(Box::new(move |saved| tell.send(saved).unwrap()));
         core.landed(Err(StoreError::Full { path: "state".into() }));
         assert!(core.state.subnets[&id] == old && core.untold.is_empty() && core.decided.is_none());
+        assert_eq!(core.generation(), generation, "who changes nothing waits for no View that never comes");
         told.try_recv().unwrap().unwrap_err().code
     });
     assert_eq!(refused.await.unwrap(), "E-DISK-FULL");

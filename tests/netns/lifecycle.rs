@@ -97,6 +97,16 @@ fn destroy_ends_it_for_every_member(lab: &Lab) -> Result<()> {
         until("the member has nothing left", SOON, || Ok(member.assert_clean().is_ok()))
             .or_else(|_| member.assert_clean().map(|()| Duration::ZERO))?;
     }
+    // Its members are told until they leave it, also after a restart.
+    c.terminate()?;
+    c.start()?;
+    for member in [b, c] {
+        let told = member.ok(&["status"])?;
+        ensure!(told.contains("no subnet any more") && told.contains("owner of subnet lab ended it"), "{told}");
+        member.ok(&["leave", "lab"])?;
+        ensure!(member.ok(&["status"])?.contains("no subnet yet"), "it was left");
+    }
+    ensure!(a.ok(&["status"])?.contains("no subnet yet"), "who destroyed it knows");
     a.ok(&["destroy", "lab"]).context("said again it is exit 0")?;
     a.terminate()?;
     a.start()?;

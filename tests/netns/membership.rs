@@ -109,8 +109,25 @@ fn denied_request_is_refused(lab: &Lab) -> Result<()> {
     let peer = format!("/ip4/{}/tcp/4100", a.under4());
     let join = b.spawn(&["join", &id, "--peer", &peer, "--timeout", "30s"])?;
     answer_request(&a, "deny")?;
-    join.wait()?.assert_error(7, "E-")?;
+    join.wait()?.assert_error(7, "E-DENIED")?;
     ensure!(a.members("lab")? == ["a"], "a denied peer is no member");
+    // It is shown until it is asked for again, or left, also after a restart.
+    for restarts in [false, true] {
+        if restarts {
+            b.terminate()?;
+            b.start()?;
+        }
+        let status = b.ok(&["status"])?;
+        ensure!(status.contains("refused") && status.contains("was denied"), "{status}");
+        ensure!(!status.contains("who may decide is not reached"), "{status}");
+    }
+    b.ok(&["leave", "lab"])?;
+    ensure!(b.ok(&["status"])?.contains("no subnet yet"), "it is gone");
+    // Nobody waits at the verb, and another member, which can decide nothing, is asked, too.
+    let c = lab.node("c")?;
+    c.json(&["join", &text(&a.json(&["invite", "create", "lab"])?, "invite")?])?;
+    b.byway(&["join", &id, "--peer", &peer, "--no-wait"])?.assert_error(7, "E-")?;
+    until("the denial is shown", Duration::from_secs(15), || Ok(b.ok(&["status"])?.contains("was denied")))?;
     Ok(())
 }
 
@@ -274,10 +291,21 @@ fn removed_member_is_cut_and_stays_out(lab: &Lab) -> Result<()> {
     b.ns().loses(&c4, Duration::from_secs(10).saturating_sub(start.elapsed()))?;
     ensure!(!c.ns().pings(&a4) && !c.ns().pings(&b4), "the removed member still gets through");
     until("b forgot c", SOON, || Ok(b.members("lab")? == ["a", "b"]))?;
+    let shown = c.ok(&["subnet", "ls"])?;
+    ensure!(shown.contains("removed") && !shown.contains("bw-lab"), "the link is gone: {shown}");
+    let since = || -> Result<Vec<u64>> {
+        let peers = c.status("lab")?["peers"].as_array().cloned().context("peers")?;
+        peers.iter().map(|p| p["path"]["since"].as_u64().context("since")).collect()
+    };
+    until("they are shown as gone since c was cut", SOON, || {
+        let cut = since()?;
+        Ok(!cut.is_empty() && cut.iter().all(|at| *at > 0))
+    })?;
     // An invite that is good for others does not bring it back, nor does a restart.
     c.fails(7, "E-", &["join", &invite, "--timeout", "5s"])?;
     c.terminate()?;
     c.start()?;
+    ensure!(since()?.iter().all(|at| *at == 0), "a start is no time at which anybody was seen: {:?}", since()?);
     a.ns().loses(&c4, SOON)?;
     ensure!(!c.ns().pings(&a4) && !c.ns().pings(&b4), "the removed member is back after a restart");
     a.ns().reaches(&b4, NOW).context("the others go on").map(drop)

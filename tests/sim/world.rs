@@ -71,6 +71,7 @@ pub fn join(subnet: SubnetId, wanted: &str, since: u64) -> PendingJoin {
         allow: Default::default(),
         since,
         founded_as: None,
+        refused: None,
     }
 }
 

@@ -92,6 +92,8 @@ pub struct Created {
 pub enum SubnetState {
     Ready,
     Pending,
+    /// The join was refused; it stands until it is asked for again or left.
+    Refused,
     Down,
     Removed,
 }

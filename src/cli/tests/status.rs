@@ -91,6 +91,10 @@ dropped: no-route 3
     let want = "node a  no subnet yet\n  try:  byway create NAME       (founds one)\n  try:  byway join ID|INVITE    (asks to \
                 be let into one)\n";
     assert_eq!(shown, want);
+    let ended = Problem { code: "E-SUBNET-ENDED".into(), ..status().problems.remove(0) };
+    let ended = Status { subnets: vec![], problems: vec![ended], ..status() };
+    let shown = render(&Response::Status(Box::new(ended)), STYLE);
+    assert!(shown.starts_with("node a  no subnet any more\n"), "{shown}");
 }
 
 #[test]

@@ -64,6 +64,7 @@ pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Respo
         allow,
         since: unix_now(),
         founded_as: None,
+        refused: None,
     };
     let (typed, by_id) = (join::typed(&pending), pending.invite.is_none());
     let pending = ctx.node.run(move |core| core.begin_join(pending, keeps_host)).await??;

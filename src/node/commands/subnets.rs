@@ -66,7 +66,9 @@ impl Core {
     pub fn leave(&mut self, text: &str) -> Result<Leaving, Error> {
         let id = match self.state.find_joined_or_waiting(text) {
             Ok(id) => id,
-            Err(error) if error.code == "E-NO-SUBNET" && self.state.find_past(text).is_some() => {
+            Err(error) if error.code == "E-NO-SUBNET" => {
+                let Some(id) = self.state.find_past(text).map(|past| past.id) else { return Err(error.into()) };
+                self.told_of_end(id)?;
                 return Ok(Leaving::Gone);
             }
             Err(error) => return Err(error.into()),
@@ -93,12 +95,31 @@ impl Core {
         Ok(Leaving::Said(id))
     }
 
+    /// A person knows that the subnet has ended.
+    ///
+    /// # Errors
+    /// When it could not be saved.
+    fn told_of_end(&mut self, id: SubnetId) -> Result<(), Error> {
+        let mut past = self.state.past.clone();
+        past.iter_mut().filter(|p| p.id == id).for_each(|p| p.untold = false);
+        if past != self.state.past {
+            let mut draft = Draft::default();
+            draft.remember(past);
+            self.commit(draft)?;
+        }
+        Ok(())
+    }
+
     /// Removes a subnet from this node and remembers its name.
     ///
     /// # Errors
     /// When it could not be saved.
     pub fn forget(&mut self, id: SubnetId) -> Result<u64, Error> {
-        let draft = self.state.forget(id);
+        if !self.state.subnets.contains_key(&id) {
+            // Forgotten by itself meanwhile.
+            self.told_of_end(id)?;
+        }
+        let draft = self.state.forget(id, true);
         self.commit(draft)
     }
 
