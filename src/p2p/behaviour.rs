@@ -15,7 +15,7 @@ use super::{Config, Protocol, TransportKind, data};
 
 /// Time for one request and its answer.
 const EXCHANGE: Duration = Duration::from_secs(10);
-/// Exchanges of one connection at a time: a stranger's cost 64 KiB each, a member's 1 MiB.
+/// Exchanges of one connection at a time: a stranger's questions cost 64 KiB each, a member's 1 MiB.
 const EXCHANGES: (usize, usize) = (4, 8);
 /// What is asked on the local networks: often enough that a peer behind a switch is found soon; any answer heard
 /// resets every listener's timer, so that one node asks for all.
@@ -63,7 +63,7 @@ pub(super) fn build(config: &Config, key: &Keypair, seen: &Seen) -> Behaviour {
 
 fn exchange(protocol: Protocol, streams: usize) -> request_response::Behaviour<Codec> {
     request_response::Behaviour::with_codec(
-        Codec { cap: protocol.cap() },
+        Codec { asked: protocol.cap(), answered: protocol.answer_cap() },
         [(StreamProtocol::new(protocol.as_str()), ProtocolSupport::Full)],
         request_response::Config::default().with_request_timeout(EXCHANGE).with_max_concurrent_streams(streams),
     )

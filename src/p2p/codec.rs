@@ -12,19 +12,27 @@ use libp2p::request_response;
 /// Bytes read at most before the next are asked for.
 const STEP: usize = 16 * 1024;
 
-/// Reads and writes length-prefixed bodies of at most `cap` bytes.
+/// Reads and writes length-prefixed bodies of bounded length.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Codec {
-    /// Largest body in bytes, in both directions.
-    pub(super) cap: usize,
+    /// Largest request in bytes.
+    pub(super) asked: usize,
+    /// Largest answer in bytes.
+    pub(super) answered: usize,
 }
 
-impl Codec {
+/// One body of at most `cap` bytes.
+#[derive(Debug, Clone, Copy)]
+struct Bounded {
+    cap: usize,
+}
+
+impl Bounded {
     /// Reads one body.
     ///
     /// # Errors
     /// `InvalidData` when the sender announces more than the cap; whatever the stream says otherwise.
-    pub(super) async fn read<T: AsyncRead + Unpin + Send>(self, io: &mut T) -> io::Result<Vec<u8>> {
+    async fn read<T: AsyncRead + Unpin + Send>(self, io: &mut T) -> io::Result<Vec<u8>> {
         let mut length = [0u8; 4];
         io.read_exact(&mut length).await?;
         let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
@@ -49,7 +57,7 @@ impl Codec {
     ///
     /// # Errors
     /// `InvalidInput` when it is larger than the cap; whatever the stream says otherwise.
-    pub(super) async fn write<T: AsyncWrite + Unpin + Send>(self, io: &mut T, body: &[u8]) -> io::Result<()> {
+    async fn write<T: AsyncWrite + Unpin + Send>(self, io: &mut T, body: &[u8]) -> io::Result<()> {
         let length = u32::try_from(body.len()).ok().filter(|_| body.len() <= self.cap);
         let Some(length) = length else {
             return Err(io::Error::new(
@@ -73,7 +81,7 @@ impl request_response::Codec for Codec {
         _: &StreamProtocol,
         io: &mut T,
     ) -> io::Result<Vec<u8>> {
-        self.read(io).await
+        Bounded { cap: self.asked }.read(io).await
     }
 
     async fn read_response<T: AsyncRead + Unpin + Send>(
@@ -81,7 +89,7 @@ impl request_response::Codec for Codec {
         _: &StreamProtocol,
         io: &mut T,
     ) -> io::Result<Vec<u8>> {
-        self.read(io).await
+        Bounded { cap: self.answered }.read(io).await
     }
 
     async fn write_request<T: AsyncWrite + Unpin + Send>(
@@ -90,7 +98,7 @@ impl request_response::Codec for Codec {
         io: &mut T,
         body: Vec<u8>,
     ) -> io::Result<()> {
-        self.write(io, &body).await
+        Bounded { cap: self.asked }.write(io, &body).await
     }
 
     async fn write_response<T: AsyncWrite + Unpin + Send>(
@@ -99,7 +107,7 @@ impl request_response::Codec for Codec {
         io: &mut T,
         body: Vec<u8>,
     ) -> io::Result<()> {
-        self.write(io, &body).await
+        Bounded { cap: self.answered }.write(io, &body).await
     }
 }
 
@@ -110,7 +118,7 @@ mod tests {
     use futures::io::Cursor;
     use proptest::prelude::*;
 
-    const SMALL: Codec = Codec { cap: 40_000 };
+    const SMALL: Bounded = Bounded { cap: 40_000 };
 
     proptest! {
         #[test]
@@ -138,7 +146,7 @@ mod tests {
     #[test]
     fn a_promised_length_allocates_nothing() {
         // The largest legal promise, then the end of the stream: the reader holds one step at most.
-        let codec = Codec { cap: usize::MAX };
+        let codec = Bounded { cap: usize::MAX };
         let refused = block_on(codec.read(&mut Cursor::new(u32::MAX.to_be_bytes().to_vec()))).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::UnexpectedEof);
     }

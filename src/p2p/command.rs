@@ -14,7 +14,7 @@ use crate::model::id::{PeerId, SubnetId};
 /// A protocol of requests and answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {
-    /// `/byway/join/1`: open to everybody. Bodies up to 64 KiB.
+    /// `/byway/join/1`: open to everybody. Questions up to 64 KiB, answers up to 1 MiB.
     Join,
     /// `/byway/control/1`: members only. Bodies up to 1 MiB.
     Control,
@@ -29,12 +29,17 @@ impl Protocol {
         }
     }
 
-    /// Largest request or answer in bytes.
+    /// Largest request in bytes.
     pub fn cap(self) -> usize {
         match self {
             Protocol::Join => 64 * 1024,
             Protocol::Control => 1024 * 1024,
         }
+    }
+
+    /// Largest answer in bytes. Who asks has chosen whom, so that a stranger costs it no more than a member.
+    pub fn answer_cap(self) -> usize {
+        1024 * 1024
     }
 }
 

@@ -346,6 +346,12 @@ async fn large_requests_pass_and_larger_ones_are_refused() {
         assert_eq!(whole.await.unwrap().unwrap().len(), cap);
         let over = a.handle.ask(b.peer(), protocol, vec![5; cap + 1], PATIENCE).await;
         assert_eq!(over, Err(AskError::TooLarge(cap + 1)));
+        // Answers have room for all that decides whether a joiner is a member.
+        let (handle, peer) = (a.handle.clone(), b.peer());
+        let large = tokio::spawn(async move { handle.ask(peer, protocol, vec![1], PATIENCE).await });
+        let asked = |event| if let Event::Asked { responder, .. } = event { Ok(responder) } else { Err(event) };
+        b.expect(asked).await.respond(vec![6; 1024 * 1024]);
+        assert_eq!(large.await.unwrap().map(|answer| answer.len()), Ok(1024 * 1024));
     }
 }
 

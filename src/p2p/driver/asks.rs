@@ -218,7 +218,7 @@ impl Driver {
     pub(super) fn handle_answer(&mut self, answer: Answer) {
         let Answer { protocol, connection, channel, body } = answer;
         // Without an answer the channel is dropped, and the behaviour reports the omission.
-        let Some(body) = body.filter(|body| body.len() <= protocol.cap()) else { return };
+        let Some(body) = body.filter(|body| body.len() <= protocol.answer_cap()) else { return };
         let behaviour = self.swarm.behaviour_mut();
         let gone = match protocol {
             Protocol::Join => behaviour.join.send_response(channel, body),
