@@ -1,6 +1,7 @@
 //! PURE: the network as we believe it to be. No sockets, files, clock or randomness: time and seeds are arguments.
 
 pub mod address;
+pub mod admitted;
 pub mod build;
 pub mod chunks;
 mod claims;

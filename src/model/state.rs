@@ -428,8 +428,11 @@ impl State {
             .local
             .hints
             .extend(join.hints.iter().filter(|h| !subnet.local.hints.contains(h)).cloned().collect::<Vec<_>>());
-        for record in records.iter().cloned() {
-            let _ = subnet.records.absorb(record);
+        // A revocation is of no use, and not held, before the grant that it ends.
+        let mut ordered: Vec<&Verified> = records.iter().collect();
+        ordered.sort_by_key(|record| record.body().rank());
+        for record in ordered {
+            let _ = subnet.records.absorb(record.clone());
         }
         // Where the clock is wrong, what was signed tells the time.
         let now = if now < RELEASED { now.max(subnet.records.latest()) } else { now };

@@ -58,7 +58,7 @@ pub struct Records {
     /// Its founding statement.
     pub genesis: Genesis,
     /// The owner's, all of one number.
-    heads: Vec<Arc<Held<Head>>>,
+    pub(super) heads: Vec<Arc<Held<Head>>>,
     /// What the heads say together.
     pub(super) top: Arc<Head>,
     pub(super) grants: ByPair<Grant>,
@@ -67,7 +67,7 @@ pub struct Records {
     pub(super) docs: Chunks<PeerId, Arc<Held<Doc>>>,
     /// Who says which name in a document that is held.
     pub(super) claims: Claims,
-    items: Chunks<(PeerId, u16, Vec<u8>), Arc<Held<Item>>>,
+    pub(super) items: Chunks<(PeerId, u16, Vec<u8>), Arc<Held<Item>>>,
     index: Chunks<Digest, ()>,
     pub(super) mark: Mark,
     /// Well signed, and of use only once other records are here.

@@ -10,11 +10,11 @@ use crate::api::types::Error;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::join::{Ask, Proof, lookup};
 use crate::model::members::{MAX_REQUESTS, REQUEST_LIFE, Request, Subnet};
-use crate::model::record::{Admission, Body, Grant, Role, Signed, Term, Verified, decode};
+use crate::model::record::{Admission, Body, Grant, Role, Signed, Term, Verified};
 use crate::model::resolve::SKEW;
 use crate::model::source::Payer;
 use crate::model::state::{Draft, RELEASED};
-use crate::wire::control::{BUNDLE_BUDGET, JoinAnswer, fitting};
+use crate::wire::control::{JoinAnswer, answer};
 
 /// Requests that wait of one source, and of one member who passes them on.
 const REQUESTS_EACH: (usize, usize) = (4, 16);
@@ -225,7 +225,7 @@ impl Core {
         };
         let now = self.now();
         if roll.members.get(&joiner).is_some_and(|entry| entry.at(|grant| is_valid(grant, now)).is_some()) {
-            return JoinDecision::Answer(bundle(&subnet, joiner));
+            return JoinDecision::Answer(bundle(&subnet, joiner, now));
         }
         let (me, owner) = (self.state.me.peer, subnet.records.genesis.owner);
         if me != owner && !roll.is_admin(me) {
@@ -262,7 +262,7 @@ impl Core {
         let holds = |peer: PeerId| roll.members.get(&peer).is_some_and(|e| peer == owner || e.at(valid).is_some());
         if holds(ask.joiner) {
             let subnet = self.state.subnets.get(&ask.subnet);
-            return JoinDecision::Answer(subnet.map_or(JoinAnswer::Unknown, |s| bundle(s, ask.joiner)));
+            return JoinDecision::Answer(subnet.map_or(JoinAnswer::Unknown, |s| bundle(s, ask.joiner, now)));
         }
         let decides = match &ask.proof {
             Some(proof) => proof.issuer == me,
@@ -380,7 +380,7 @@ impl Core {
     }
 
     fn let_in(&mut self, subnet: Subnet, joiner: PeerId) -> JoinAnswer {
-        let answer = bundle(&subnet, joiner);
+        let answer = bundle(&subnet, joiner, self.now());
         let id = subnet.records.id;
         let mut draft = Draft::default();
         draft.put(subnet);
@@ -435,25 +435,11 @@ fn make_room(requests: &mut BTreeMap<PeerId, Request>, payer: Payer, now: u64) -
     goes.is_some_and(|peer| requests.remove(&peer).is_some())
 }
 
-/// Genesis, heads, the joiner's grant, the grants of those whose word it counts by, and as many of the others as fit. What
-/// ends a grant goes before the grants that may be ended: a part of them gives the joiner what the whole gives it.
-pub(super) fn bundle(subnet: &Subnet, joiner: PeerId) -> JoinAnswer {
-    // What is held was checked when it was taken in.
-    let rank = |signed: &&Signed| match decode::<Body>(&signed.body) {
-        Ok(Body::Head(_)) => 0,
-        Ok(Body::Grant(grant)) if grant.subject == joiner => 1,
-        Ok(Body::Doc(_)) if signed.issuer == joiner => 1,
-        // An admin has a say as long as it is a member: without its own grant, what it signed lets nobody in.
-        Ok(Body::Grant(grant)) if subnet.records.head().seat(grant.subject).is_some() => 2,
-        Ok(Body::Grant(grant)) if grant.role == Role::Owner => 2,
-        Ok(Body::Revocation(_)) => 3,
-        Ok(Body::Doc(doc)) if doc.left.is_some() => 3,
-        _ if signed.issuer == subnet.records.genesis.owner => 4,
-        _ => 5,
-    };
-    let mut all: Vec<&Signed> = subnet.records.all().collect();
-    all.sort_by_cached_key(rank);
-    JoinAnswer::Admitted { genesis: subnet.local.genesis.clone(), records: fitting(all.into_iter(), BUNDLE_BUDGET) }
+/// What a joiner is answered that is a member at `now`.
+pub(super) fn bundle(subnet: &Subnet, joiner: PeerId, now: u64) -> JoinAnswer {
+    let resolved = subnet.resolve(now);
+    let told = subnet.records.told_to(joiner, &resolved);
+    JoinAnswer::Admitted { genesis: subnet.local.genesis.clone(), records: answer(&told.decides, &told.rest) }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What a message may cost the node's thread, counted in writes and Views rather than in time.
 
+mod admitted;
 mod machine;
 
 use std::collections::BTreeMap;
@@ -230,7 +231,9 @@ async fn own_commands_pass_a_full_queue() {
 /// What the last one that was let in makes of the answer, which has room for a part of a large subnet.
 fn joined(subnet: &Subnet, joiner: u8) -> Subnet {
     let joiner = State::new(identity(joiner));
-    let JoinAnswer::Admitted { genesis, records } = admission::bundle(subnet, joiner.me.peer) else { panic!() };
+    let JoinAnswer::Admitted { genesis, records } = admission::bundle(subnet, joiner.me.peer, unix_now()) else {
+        panic!()
+    };
     assert!(records.len() < subnet.records.all().count(), "all of it fits");
     let records: Vec<Verified> = records.into_iter().map(|record| record.check().unwrap()).collect();
     let join = PendingJoin {

@@ -13,7 +13,7 @@ use crate::model::id::{PeerId, SubnetId};
 use crate::model::join::SignedAsk;
 use crate::model::record::{Digest, Signed};
 
-/// Bytes of the largest join message.
+/// Bytes of the largest join message that a stranger sends.
 pub const MAX_JOIN: usize = 64 * 1024;
 /// Bytes of the largest control message or answer to a join.
 pub const MAX_CONTROL: usize = 1024 * 1024;
@@ -21,6 +21,9 @@ pub const MAX_CONTROL: usize = 1024 * 1024;
 pub const RECORDS_BUDGET: usize = 768 * 1024;
 /// Bytes of records put into the answer to a join; the rest follows once the joiner is a member.
 pub const BUNDLE_BUDGET: usize = 48 * 1024;
+/// The same of what decides whether the joiner is a member, which is mostly a few of them: a head has less than 8 KiB, and
+/// so has a grant of each of 64 admins.
+pub const DECIDING_BUDGET: usize = 960 * 1024;
 
 /// Bytes of records that a stranger may show.
 pub const MAX_SHOWN: usize = 8 * 1024;
@@ -221,18 +224,40 @@ pub fn short(digest: &Digest) -> [u8; 8] {
     short
 }
 
-/// As many records as fit into `budget` bytes.
+/// Bytes that a record takes in a message, at most.
+fn size(record: &Signed) -> usize {
+    record.body.len().saturating_add(128)
+}
+
+/// The first records, as many as fit into `budget` bytes.
 pub fn fitting<'a>(records: impl Iterator<Item = &'a Signed>, budget: usize) -> Vec<Signed> {
     let mut room = budget;
     records
         .take_while(|r| {
-            let size = r.body.len().saturating_add(128);
-            let fits = size <= room;
-            room = room.saturating_sub(size);
+            let fits = size(r) <= room;
+            room = room.saturating_sub(size(r));
             fits
         })
         .cloned()
         .collect()
+}
+
+/// Records to let a joiner in with. What does not fit is passed over and keeps nothing else out; the `rest` has the room
+/// that what `decides` leaves of [`BUNDLE_BUDGET`].
+pub fn answer(decides: &[&Signed], rest: &[&Signed]) -> Vec<Signed> {
+    let mut used = 0usize;
+    let mut take = |records: &[&Signed], budget: usize| -> Vec<Signed> {
+        let fits = |r: &&&Signed| {
+            let after = used.saturating_add(size(r));
+            let fits = after <= budget;
+            used = if fits { after } else { used };
+            fits
+        };
+        records.iter().filter(fits).map(|r| (*r).clone()).collect()
+    };
+    let mut all = take(decides, DECIDING_BUDGET);
+    all.extend(take(rest, BUNDLE_BUDGET));
+    all
 }
 
 #[cfg(test)]

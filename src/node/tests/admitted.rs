@@ -1,0 +1,198 @@
+//! The answer to a joiner gives it the standing that everything held gives it.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::record::{Grant, MAX_RECORD, NameEntry, Revocation, encode};
+use crate::wire::control::{MAX_CONTROL, encode as message};
+
+/// A join that waits.
+fn pending(subnet: &Subnet) -> PendingJoin {
+    PendingJoin {
+        subnet: subnet.records.id,
+        invite: None,
+        hints: vec![],
+        name: "m".parse().unwrap(),
+        name_is_default: true,
+        alias: None,
+        ip: None,
+        host: Default::default(),
+        allow: Default::default(),
+        since: unix_now(),
+    }
+}
+
+/// What a joiner that knows nothing makes of these records: whose grant, which one, its addresses; or why not.
+fn standing(
+    subnet: &Subnet,
+    joiner: u8,
+    records: Vec<Signed>,
+) -> Result<(PeerId, Grant, Vec<std::net::IpAddr>), String> {
+    let records: Vec<Verified> = records.into_iter().map(|record| record.check().unwrap()).collect();
+    let joiner = State::new(identity(joiner));
+    let around = Default::default();
+    let accepted = joiner.accept(&pending(subnet), &subnet.local.genesis, &records, &around, unix_now());
+    let resolved = accepted.map_err(|error| error.to_string())?.resolve(unix_now());
+    let mine = &resolved.members[&joiner.me.peer];
+    Ok((mine.issuer, mine.grant.clone(), mine.addresses.clone()))
+}
+
+/// Checks that the answer says of the joiner what the whole says.
+fn told_as_the_whole(subnet: &Subnet, joiner: u8) -> Result<(), TestCaseError> {
+    let answer = admission::bundle(subnet, identity(joiner).peer, unix_now());
+    prop_assert!(message(&answer).len() <= MAX_CONTROL, "{} bytes", message(&answer).len());
+    let JoinAnswer::Admitted { records, .. } = answer else { panic!() };
+    let whole: Vec<Signed> = subnet.records.all().cloned().collect();
+    prop_assert_eq!(standing(subnet, joiner, records), standing(subnet, joiner, whole));
+    Ok(())
+}
+
+fn put(subnet: &mut Subnet, by: u8, body: &Body) {
+    // What the rules do not allow is not held.
+    let _ = subnet.records.absorb(Signed::new(subnet.records.id, body, &identity(by).key).check().unwrap());
+}
+
+/// A document of about so many bytes.
+fn publish(subnet: &mut Subnet, by: u8, bytes: usize) {
+    let name = |n: usize| NameEntry { name: format!("t{n}-{by}"), data: RecordData::Txt("x".repeat(250)), ttl: 60 };
+    let doc = Doc { version: 9, issued: 1, names: (0..bytes / 275).map(name).collect(), ..Doc::default() };
+    assert!(encode(&Body::Doc(doc.clone())).len() <= MAX_RECORD);
+    put(subnet, by, &Body::Doc(doc));
+}
+
+/// What a rogue admin may say about somebody: as large as an admin's grant can be, with leases of whom it likes.
+fn grant_of(subnet: &Subnet, by: u8, subject: u8, leases_of: u8, (generation, version): (u32, u64)) -> Body {
+    let now = unix_now();
+    let leases: Vec<ipnet::IpNet> =
+        subnet.records.grants_of(identity(leases_of).peer).flat_map(|g| g.leases.clone()).take(4).collect();
+    let mut addresses: Vec<std::net::IpAddr> = leases.iter().filter_map(address_in).collect();
+    addresses.truncate(8);
+    Body::Grant(Grant {
+        subject: identity(subject).peer,
+        data_key: [subject; 32],
+        seal_key: None,
+        name: format!("r{subject}").parse().unwrap(),
+        role: Role::Member,
+        generation,
+        version,
+        seat: subnet.records.seat_of(identity(by).peer).unwrap_or(0),
+        addresses,
+        leases,
+        not_before: now,
+        not_after: now + 3600,
+        term: Term::Full,
+        labels: (0..24).map(|n| (format!("k{n}"), "v".repeat(250))).collect(),
+    })
+}
+
+/// An address of a lease, which a member may have as its own.
+fn address_in(lease: &ipnet::IpNet) -> Option<std::net::IpAddr> {
+    lease.hosts().nth(1).or_else(|| lease.hosts().next())
+}
+
+/// A subnet of an owner, so many admins from 2 on, and a joiner that the admin `by` lets in.
+fn seated(admins: u8, by: u8, joiner: u8) -> Subnet {
+    let owner = State::new(identity(1));
+    let mut subnet = subnet(&owner, 1 + admins);
+    // The first ones have a part of the pool; it is too small for all.
+    (2..2 + admins).for_each(|n| subnet.set_admin(&owner.me, identity(n).peer, true, unix_now()).unwrap());
+    admit(&mut subnet, &identity(by), joiner, Role::Member);
+    subnet
+}
+
+#[test]
+fn who_lost_its_state_comes_back_however_much_it_has_said() {
+    for (by, kib) in [(2, 60), (2, 127), (1, 60), (1, 127)] {
+        let mut subnet = seated(1, by, 100);
+        publish(&mut subnet, 100, kib * 1024);
+        assert_eq!(subnet.records.doc(identity(100).peer).unwrap().version, 9);
+        told_as_the_whole(&subnet, 100).unwrap();
+        let JoinAnswer::Admitted { records, .. } = admission::bundle(&subnet, identity(100).peer, unix_now()) else {
+            panic!()
+        };
+        assert_eq!(standing(&subnet, 100, records).unwrap().0, identity(by).peer);
+    }
+}
+
+#[test]
+fn who_was_let_in_again_gets_no_address_that_was_ended() {
+    let owner = identity(1);
+    let mut subnet = seated(1, 1, 100);
+    let before = subnet.resolve(unix_now()).members[&identity(100).peer].addresses.clone();
+    subnet.remove(&identity(2), identity(100).peer, unix_now()).unwrap();
+    admit(&mut subnet, &owner, 101, Role::Member);
+    admit(&mut subnet, &identity(2), 100, Role::Member);
+    publish(&mut subnet, 100, 60 * 1024);
+    told_as_the_whole(&subnet, 100).unwrap();
+    let after = subnet.resolve(unix_now()).members[&identity(100).peer].addresses.clone();
+    assert_ne!(before, after);
+}
+
+#[test]
+fn rogue_admins_at_their_limits_keep_nobody_out() {
+    let mut subnet = seated(64, 3, 100);
+    for by in 2..66 {
+        for subject in (2..66).filter(|s| *s != by).chain([100]) {
+            let body = grant_of(&subnet, by, subject, subject, (1, 1));
+            put(&mut subnet, by, &body);
+        }
+    }
+    assert!(subnet.records.all().count() > 4096, "the rogue grants are held");
+    publish(&mut subnet, 100, 127 * 1024);
+    told_as_the_whole(&subnet, 100).unwrap();
+}
+
+/// Something that anybody says.
+#[derive(Debug, Clone)]
+enum Said {
+    Grant { by: u8, subject: u8, leases_of: u8, rank: (u32, u64) },
+    Revocation { by: u8, subject: u8, generation: u32 },
+    Left { by: u8, generation: u32 },
+    Document { by: u8, bytes: usize },
+}
+
+fn said() -> impl Strategy<Value = Said> {
+    let who = || prop_oneof![3 => 1u8..8, 2 => Just(100u8), 1 => 101u8..104];
+    prop_oneof![
+        4 => (1u8..8, who(), who(), 1u32..5, 1u64..9)
+            .prop_map(|(by, subject, leases_of, g, v)| Said::Grant { by, subject, leases_of, rank: (g, v) }),
+        3 => (1u8..8, who(), 1u32..4).prop_map(|(by, subject, generation)| Said::Revocation { by, subject, generation }),
+        1 => (who(), 1u32..3).prop_map(|(by, generation)| Said::Left { by, generation }),
+        1 => (who(), 0usize..120_000).prop_map(|(by, bytes)| Said::Document { by, bytes }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_answer_gives_a_joiner_the_standing_that_the_whole_gives(
+        by in 1u8..8, all in proptest::collection::vec(said(), 0..60)
+    ) {
+        let mut subnet = seated(6, by, 100);
+        (101..104).for_each(|n| admit(&mut subnet, &identity(1), n, Role::Member));
+        for said in all {
+            match said {
+                Said::Grant { by, subject, leases_of, rank } => {
+                    let body = grant_of(&subnet, by, subject, leases_of, rank);
+                    put(&mut subnet, by, &body);
+                }
+                Said::Revocation { by, subject, generation } => {
+                    let Some((_, ends)) = subnet.records.last_grant(identity(subject).peer) else { continue };
+                    let seat = subnet.records.seat_of(identity(by).peer).unwrap_or(0);
+                    let body = Revocation { subject: identity(subject).peer, generation, ends, seat };
+                    put(&mut subnet, by, &Body::Revocation(body));
+                }
+                Said::Left { by, generation } => {
+                    let version = subnet.records.doc(identity(by).peer).map_or(0, |d| d.version) + 1;
+                    put(&mut subnet, by, &Body::Doc(Doc { version, left: Some(generation), ..Doc::default() }));
+                }
+                Said::Document { by, bytes } => publish(&mut subnet, by, bytes),
+            }
+        }
+        // Only a member is answered so.
+        if subnet.records.roll().members.contains_key(&identity(100).peer) {
+            told_as_the_whole(&subnet, 100)?;
+        }
+    }
+}
