@@ -115,6 +115,10 @@ impl Invite {
 pub struct Issued {
     /// Public half of the invite's key.
     pub public: [u8; 32],
+    /// The seat in which it was made ([`Seat::since`](super::record::Seat::since)), 0 at the owner.
+    pub seat: u64,
+    /// The generation of the issuer's own grant when it was made.
+    pub generation: u32,
     /// Uses allowed.
     pub uses: u32,
     /// Who used it.
@@ -314,6 +318,8 @@ mod tests {
     fn one_use_has_one_winner() {
         let mut issued = Issued {
             public: [0; 32],
+            seat: 0,
+            generation: 1,
             uses: 1,
             used: vec![],
             expires: 10,

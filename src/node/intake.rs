@@ -227,6 +227,11 @@ impl Core {
         if had_forgotten(own, now) {
             self.forgot(subnet, draft.withdraw_invites(subnet, now), now);
         }
+        let withdrawn =
+            if records.iter().any(|r| r.body().is_roll()) { draft.withdraw_former_invites(subnet, me, now) } else { 0 };
+        if withdrawn > 0 {
+            tracing::warn!(%subnet, withdrawn, "open invites are withdrawn: this node lost the seat in which it made them");
+        }
         self.settle(draft, &from)?;
         self.want_view(urgent);
         if forked(self) && !before {

@@ -38,8 +38,11 @@ impl Core {
         // A few of our addresses are enough to find us; the text stays short enough to paste.
         invite.addresses = self.endpoints.iter().take(6).cloned().collect();
         let key: SigningKey = invite.key();
+        let me = self.state.me.peer;
         let issued = Issued {
             public: key.verifying_key().to_bytes(),
+            seat: subnet.records.seat_of(me).unwrap_or(0),
+            generation: subnet.records.grants_of(me).map(|g| g.generation).max().unwrap_or(0),
             uses,
             used: vec![],
             expires,
