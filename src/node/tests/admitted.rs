@@ -19,6 +19,8 @@ fn pending(subnet: &Subnet) -> PendingJoin {
         host: Default::default(),
         allow: Default::default(),
         since: unix_now(),
+        founded_as: None,
+        refused: None,
     }
 }
 
