@@ -108,9 +108,9 @@
 //!
 //! A peer that has no valid grant in a common subnet is a stranger: it is offered `/byway/join/1` and nothing else (see
 //! [`p2p`]). [`wire::control`] has the messages; [`model::join`] the invite and the signed question; `node::admission`
-//! decides; any member passes a question on to who may decide. A question that a person takes back is withdrawn there, too
-//! (`daemon/join/withdraw.rs`). Before it asks, a joiner learns the genesis, whose hash the ID is, and judges what its
-//! founder wants of this machine ([`model::policy`]).
+//! decides, and [`model::admitted`] says what who is let in has to be told; any member passes a question on to who may
+//! decide. A question that a person takes back is withdrawn there, too (`daemon/join/withdraw.rs`). Before it asks, a
+//! joiner learns the genesis, whose hash the ID is, and judges what its founder wants of this machine ([`model::policy`]).
 //!
 //! # Whose word it is
 //!

@@ -63,6 +63,12 @@ impl Records {
         all.extend(about(&self.revocations, joiner).filter_map(|(by, _)| voice(by)));
         all.extend(self.granted(joiner).map(|(_, grant)| &grant.signed));
         all.extend(self.granted(joiner).filter_map(|(by, _)| voice(by)));
+        // A lease may count by another grant of the same member that has it.
+        for winner in resolved.members.values().filter(lost) {
+            let keeps = |lease: &ipnet::IpNet| winner.leases.contains(lease);
+            let support = self.granted(winner.grant.subject).filter(|(_, g)| g.body.leases.iter().any(keeps));
+            all.extend(support.map(|(_, grant)| &grant.signed));
+        }
         all
     }
 
