@@ -1,13 +1,16 @@
 //! Whether this machine's clock can be believed: it is compared with every connected member's, at connect, every 30 s,
 //! and every second while nobody has said anything of the clock as it now is.
 //!
-//! Nothing waits for the clocks to agree. While most members' differ from this one, nothing is signed that a time decides,
-//! and both ends say so; once they agree, what has ended may be forgotten. Nor is anything signed before one of those who
-//! are there has answered. Where nobody is, the last word stands until the clock is set.
+//! Nothing waits for the clocks to agree. Each subnet judges by its own members (`judge`). While most of their clocks
+//! differ from this one, nothing is signed there that a time decides, and both ends say so; once they agree, what has ended
+//! there may be forgotten. Nor is anything signed before one of those who are there has answered. Where nobody is, the last
+//! word stands until the clock is set.
 
-use std::collections::BTreeMap;
+mod judge;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -15,10 +18,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use crate::api::types::{Error, Problem};
-use crate::model::id::PeerId;
+use crate::model::id::{PeerId, SubnetId};
+use crate::model::view::View;
 use crate::node::{Judged, Node, Reading, unix_now_ms};
 use crate::p2p::Protocol;
 use crate::wire::control::{self, ControlAnswer, ControlRequest};
+
+use judge::{Opinion, Voices};
 
 /// The first of January 2026, seconds since 1970.
 const WRITTEN: u64 = 1_767_225_600;
@@ -44,7 +50,7 @@ const REMEDY: &str = "timedatectl set-ntp true";
 #[derive(Debug, Default)]
 pub(crate) struct Clocks {
     held: Mutex<Held>,
-    /// Told with each answer.
+    /// Told with the first answer of each.
     heard: Notify,
     /// This machine's is contradicted, or was just set far away and is not compared yet.
     contradicted: AtomicBool,
@@ -56,6 +62,8 @@ struct Held {
     offsets: BTreeMap<PeerId, (i64, Reading)>,
     /// Members that are being asked, and what the clock showed then.
     asked: BTreeMap<PeerId, Reading>,
+    /// Who is in a subnet whose members contradict this machine's clock.
+    against: Vec<Arc<BTreeSet<PeerId>>>,
 }
 
 impl Held {
@@ -89,8 +97,10 @@ impl Clocks {
     }
 
     fn note(&self, peer: PeerId, offset: i64, clock: Reading) {
-        self.lock().offsets.insert(peer, (offset, clock));
-        self.heard.notify_one();
+        // Whoever asks again and again wakes nobody.
+        if self.lock().offsets.insert(peer, (offset, clock)).is_none() {
+            self.heard.notify_one();
+        }
     }
 
     /// Whether what this machine's clock says is probably untrue.
@@ -108,54 +118,9 @@ fn is_off(offset: i64) -> bool {
     offset.unsigned_abs() > u64::try_from(MOST.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Whether most clocks differ from this one, and whether most agree with it. Without any neither holds.
-fn verdict(offsets: &[(PeerId, i64)]) -> (bool, bool) {
-    let off = offsets.iter().filter(|(_, offset)| is_off(*offset)).count();
-    let agree = offsets.len().saturating_sub(off);
-    (off > agree, agree > off)
-}
-
-/// What is thought of this machine's clock.
-#[derive(Debug)]
-struct Opinion {
-    /// The last word of the others: most of them differ.
-    off: bool,
-    /// The clock as it was last looked at.
-    last: Reading,
-    /// When the daemon started, or the clock was set.
-    anew: Instant,
-    /// It was set far away, and nobody has said anything of it since.
-    far: bool,
-}
-
-impl Opinion {
-    fn new(clock: Reading) -> Opinion {
-        Opinion { off: false, last: clock, anew: clock.at, far: false }
-    }
-
-    /// Judges the clock, by what is known of the others'.
-    fn judge(&mut self, clock: Reading, connected: &[PeerId], known: &[(PeerId, i64)]) -> Judged {
-        let set = clock.set_since(&self.last);
-        self.last = clock;
-        if set > SET {
-            self.anew = clock.at;
-        }
-        let (off, agreed) = verdict(known);
-        let alone = connected.is_empty();
-        // What was said of a clock that is no more is void; what was said of this one stands, also where who said so is gone.
-        if !known.is_empty() || set > MOST {
-            self.off = off;
-        }
-        let waiting = clock.at.saturating_duration_since(self.anew) < ALONE;
-        let unheard = known.is_empty() && (!alone || waiting);
-        self.far = unheard && (self.far || set > MOST);
-        Judged { clock, doubted: self.off || unheard, agreed, seen: connected.iter().copied().collect() }
-    }
-}
-
 /// Has the node believe nothing of the clock before [`run`] says so.
 pub(super) async fn begin(node: &Node) -> anyhow::Result<()> {
-    let judged = Opinion::new(Reading::now()).judge(Reading::now(), &[], &[]);
+    let judged = Judged { clock: Reading::now(), words: BTreeMap::new(), seen: BTreeSet::new() };
     Ok(node.run(|core| core.clock_judged(judged)).await?)
 }
 
@@ -175,7 +140,8 @@ pub(crate) async fn run(ctx: Context, stop: CancellationToken) -> anyhow::Result
         let members = ctx.table.members();
         let clock = Reading::now();
         let known = ctx.clocks.lock().fresh(&members, clock);
-        unheard = known.is_empty();
+        let subnets = voices(&ctx.node.view().load(), &members);
+        unheard = subnets.values().any(|subnet| !subnet.has_spoken(&known));
         let all = compared.elapsed() >= EVERY;
         if all {
             compared = Instant::now();
@@ -184,10 +150,22 @@ pub(crate) async fn run(ctx: Context, stop: CancellationToken) -> anyhow::Result
         for peer in members.iter().filter(|peer| all || known.binary_search_by_key(*peer, |(of, _)| *of).is_err()) {
             tokio::spawn(compare(ctx.clone(), *peer));
         }
-        let judged = opinion.judge(clock, &members, &known);
-        ctx.clocks.contradicted.store(opinion.off || opinion.far, Ordering::Relaxed);
+        let words = opinion.judge(clock, &subnets, &known);
+        ctx.clocks.contradicted.store(opinion.contradicted(), Ordering::Relaxed);
+        let against = subnets.iter().filter(|(id, _)| opinion.contradicts(**id)).map(|(_, s)| Arc::clone(&s.members));
+        ctx.clocks.lock().against = against.collect();
+        let judged = Judged { clock, words, seen: members.into_iter().collect() };
         ctx.node.run(move |core| core.clock_judged(judged)).await?;
     }
+}
+
+/// Who has a say in which subnet.
+fn voices(view: &View, connected: &[PeerId]) -> BTreeMap<SubnetId, Voices> {
+    let of = |(id, members): (&SubnetId, &Arc<BTreeSet<PeerId>>)| {
+        let roll = &view.built.get(id)?.resolved().roll;
+        Some((*id, Voices::of(roll, Arc::clone(members), connected)))
+    };
+    view.rolls.iter().filter_map(of).collect()
 }
 
 /// Asks one member what time it is, unless it is being asked.
@@ -221,20 +199,32 @@ fn difference(theirs: u64, ours: u64) -> i64 {
 /// What `status` says of clocks that differ.
 pub(crate) fn problems(ctx: &Context, name: impl Fn(PeerId) -> String) -> Vec<Problem> {
     let known = ctx.clocks.fresh(&ctx.table.members());
-    let (mine, _) = verdict(&known);
-    let told = known.into_iter().filter(|(_, offset)| is_off(*offset)).map(|(peer, offset)| Problem {
-        code: "E-CLOCK".into(),
-        severity: if mine { "error" } else { "warning" }.into(),
-        message: format!(
-            "the clock of {} is {} {} this machine's{}",
-            name(peer),
-            span(offset.unsigned_abs() / 1000),
-            if offset > 0 { "ahead of" } else { "behind" },
-            if mine { "; until this one is set, no grants are renewed here" } else { "" }
-        ),
-        help: if mine { REMEDY.into() } else { format!("on {}: {REMEDY}", name(peer)) },
+    let against = ctx.clocks.lock().against.clone();
+    // Members of one subnet set no clock that another's agree with.
+    let wrong = ctx.clocks.contradicted();
+    let told = known.into_iter().filter(|(_, offset)| is_off(*offset)).map(|(peer, offset)| {
+        let stops = against.iter().any(|members| members.contains(&peer));
+        tell(&name(peer), offset, (stops, stops && wrong))
     });
     impossible(unix_now_ms() / 1000).into_iter().chain(told).collect()
+}
+
+/// A difference in words. `stops`: it is why no grants are renewed in a subnet; `mine`: this machine's clock is the wrong
+/// one.
+fn tell(name: &str, offset: i64, (stops, mine): (bool, bool)) -> Problem {
+    let size = span(offset.unsigned_abs() / 1000);
+    let side = if offset > 0 { "ahead of" } else { "behind" };
+    let effect = match (stops, mine) {
+        (_, true) => "; until this one is set, no grants are renewed here in a subnet where most say so",
+        (true, false) => "; until they agree, no grants are renewed here in that member's subnet",
+        (false, false) => "",
+    };
+    Problem {
+        code: "E-CLOCK".into(),
+        severity: if mine { "error" } else { "warning" }.into(),
+        message: format!("the clock of {name} is {size} {side} this machine's{effect}"),
+        help: if mine { REMEDY.into() } else { format!("on {name}: {REMEDY}") },
+    }
 }
 
 /// Nobody has to be asked about a clock that says a time before this program was written: it has not been set yet.
@@ -287,136 +277,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn most_members_decide_whose_clock_is_wrong() {
-        let peer = |n: u8| PeerId([n; 32]);
-        let day = 86_400_000;
-        assert_eq!(verdict(&[]), (false, false));
-        assert_eq!(verdict(&[(peer(1), 900)]), (false, true));
-        assert_eq!(verdict(&[(peer(1), 60_000)]), (false, true), "a minute is ordinary");
-        assert_eq!(verdict(&[(peer(1), -day)]), (true, false));
-        assert_eq!(verdict(&[(peer(1), day), (peer(2), 0)]), (false, false), "one against one tells nothing");
-        assert_eq!(verdict(&[(peer(1), day), (peer(2), 0), (peer(3), -5)]), (false, true));
-    }
-
-    const YEARS: i64 = 730 * 86_400;
-
-    /// A machine and what it knows of others, whose clock is set and whose seconds pass as the test says.
-    struct Machine {
-        start: Instant,
-        passed: u64,
-        ahead: i64,
-        held: Held,
-        opinion: Opinion,
-        connected: Vec<PeerId>,
-    }
-
-    impl Machine {
-        fn new() -> Machine {
-            let start = Instant::now();
-            let opinion = Opinion::new(Reading { unix_ms: 1_800_000_000_000, at: start });
-            Machine { start, passed: 0, ahead: 0, held: Held::default(), opinion, connected: vec![] }
-        }
-
-        /// Long after the start, with one member that agrees.
-        fn in_peace() -> Machine {
-            let mut machine = Machine::new();
-            machine.connected = vec![PeerId([1; 32])];
-            for _ in 0..100 {
-                machine.answer();
-                machine.second();
-            }
-            assert!(!machine.doubts());
-            machine
-        }
-
-        fn clock(&self) -> Reading {
-            let unix_ms = (1_800_000_000 + self.passed).saturating_add_signed(self.ahead) * 1000;
-            Reading { unix_ms, at: self.start + Duration::from_secs(self.passed) }
-        }
-
-        /// The one member, whose clock is right, says what it shows.
-        fn answer(&mut self) {
-            let offset = (-self.ahead * 1000, self.clock());
-            self.held.offsets.insert(PeerId([1; 32]), offset);
-        }
-
-        /// A second passes; whether the clock is doubted then.
-        fn second(&mut self) -> bool {
-            self.passed += 1;
-            self.doubts()
-        }
-
-        fn doubts(&mut self) -> bool {
-            let clock = self.clock();
-            let known = self.held.fresh(&self.connected, clock);
-            self.opinion.judge(clock, &self.connected, &known).doubted
-        }
-    }
-
-    #[test]
-    fn a_clock_that_was_set_is_doubted_until_somebody_answers_by_it() {
-        for ahead in [YEARS, -YEARS, 90, -5] {
-            let mut machine = Machine::in_peace();
-            machine.ahead = ahead;
-            // What was answered by the clock of before says nothing of this one, however long nobody answers.
-            assert!((0..300).all(|_| machine.second()), "{ahead}");
-            machine.answer();
-            assert_eq!(machine.second(), ahead.abs() > 60, "{ahead}");
-            machine.ahead = 0;
-            assert!(machine.second(), "{ahead}");
-            machine.answer();
-            assert!(!machine.second(), "{ahead}");
-        }
-    }
-
-    #[test]
-    fn a_clock_is_no_better_because_whoever_said_so_is_gone() {
-        let mut machine = Machine::in_peace();
-        machine.ahead = YEARS;
-        machine.second();
-        machine.answer();
-        assert!(machine.second());
-        machine.connected.clear();
-        assert!((0..300).all(|_| machine.second()), "nobody has said that it is right");
-        // Set right with nobody there to say so: what was said was of another clock.
-        machine.ahead = 0;
-        assert_eq!((0..10).position(|_| !machine.second()), Some(2));
-    }
-
-    #[test]
-    fn an_answer_that_is_too_old_does_not_make_a_clock_right() {
-        let mut machine = Machine::in_peace();
-        machine.ahead = YEARS;
-        machine.second();
-        machine.answer();
-        assert!((0..300).all(|_| machine.second()), "it is there and answers no more");
-    }
-
-    #[test]
-    fn a_machine_that_starts_waits_a_moment_for_others() {
-        let mut alone = Machine::new();
-        assert_eq!((0..10).position(|_| !alone.second()), Some(1));
-        let mut late = Machine::new();
-        late.connected = vec![PeerId([1; 32])];
-        assert!((0..10).all(|_| late.second()), "it has not been answered");
-        late.answer();
-        assert!(!late.second());
-    }
-
-    #[test]
     fn a_question_is_asked_again_when_it_is_answered_or_the_clock_was_set() {
-        let (mut machine, peer) = (Machine::in_peace(), PeerId([1; 32]));
-        let first = machine.clock();
-        assert!(machine.held.asks(peer, first) && !machine.held.asks(peer, first));
-        machine.passed += 1;
-        assert!(!machine.held.asks(peer, machine.clock()), "it is under way");
-        machine.ahead = YEARS;
-        let second = machine.clock();
-        assert!(machine.held.asks(peer, second));
-        machine.held.asked(peer, first);
-        assert!(!machine.held.asks(peer, second), "the first one's end is not the second's");
-        machine.held.asked(peer, second);
-        assert!(machine.held.asks(peer, second));
+        let (mut held, peer) = (Held::default(), PeerId([1; 32]));
+        let start = Instant::now();
+        let clock = |passed: u64, ahead: u64| Reading {
+            unix_ms: 1_800_000_000_000 + (passed + ahead) * 1000,
+            at: start + Duration::from_secs(passed),
+        };
+        let first = clock(0, 0);
+        assert!(held.asks(peer, first) && !held.asks(peer, first));
+        assert!(!held.asks(peer, clock(1, 0)), "it is under way");
+        let second = clock(1, 730 * 86_400);
+        assert!(held.asks(peer, second));
+        held.asked(peer, first);
+        assert!(!held.asks(peer, second), "the first one's end is not the second's");
+        held.asked(peer, second);
+        assert!(held.asks(peer, second));
+    }
+
+    #[test]
+    fn a_clock_that_another_subnet_confirms_is_not_the_one_to_set() {
+        let told = [(false, false), (true, false), (true, true)].map(|how| tell("m1", 150_000, how));
+        assert!(told.iter().all(|p| p.code == "E-CLOCK" && p.message.contains("m1 is 2 minutes ahead of")));
+        assert_eq!(told.each_ref().map(|p| p.severity.as_str()), ["warning", "warning", "error"]);
+        assert_eq!(told.each_ref().map(|p| p.message.contains("no grants are renewed")), [false, true, true]);
+        assert_eq!(told.each_ref().map(|p| p.help == REMEDY), [false, false, true]);
     }
 
     #[test]

@@ -73,6 +73,8 @@ pub struct Roll {
     pub number: u64,
     /// The owner ended the subnet.
     pub destroyed: bool,
+    /// Who founded the subnet.
+    pub owner: Option<PeerId>,
     /// Admins whose word counts, in the head's order.
     pub admins: Vec<PeerId>,
     /// Members by key.
@@ -106,8 +108,13 @@ impl Records {
         let counts = |issuer: PeerId| issuer == owner || admins.contains(&issuer);
         let order: BTreeMap<PeerId, usize> =
             std::iter::once(owner).chain(seats.iter().map(|s| s.admin)).zip(0..).collect();
-        let mut roll =
-            Roll { number: head.number, destroyed: head.destroyed, admins: admins.clone(), ..Roll::default() };
+        let mut roll = Roll {
+            number: head.number,
+            destroyed: head.destroyed,
+            owner: Some(owner),
+            admins: admins.clone(),
+            ..Roll::default()
+        };
         let mut granted = self.grants.iter().peekable();
         while let Some(((subject, _), _)) = granted.peek().copied() {
             let subject = *subject;

@@ -24,7 +24,7 @@ const BLOCK_AFTER: (u64, u64) = (2, 60);
 pub struct Attendance {
     /// Members that are connected.
     pub seen: BTreeSet<PeerId>,
-    /// The clocks of most members differ from this node's: nothing is signed that a time decides.
+    /// The clocks of most members of the subnet differ from this node's: nothing is signed that a time decides.
     pub clock_is_off: bool,
 }
 

@@ -46,7 +46,7 @@ pub use check::{Checked, Checker, PIECE, PIECE_BYTES, Question};
 pub use commands::{Leaving, NewMap, NewWorkload, prepare_map};
 pub use expiry::{Nearness, nearness};
 pub use intake::Verdict;
-pub use pulse::{Judged, Reading};
+pub use pulse::{Judged, Reading, Word};
 pub use rates::Rates;
 pub use sync::{difference, wanted};
 pub use turns::{Lane, MAX_COST};
@@ -147,10 +147,8 @@ pub struct Core {
     built_at: u64,
     pulse: pulse::Pulse,
     again: again::Again,
-    /// Who is connected, and whether this node's clock can be believed.
+    /// Who is connected, and whether this node's clock can be believed in the subnet that is looked after.
     attendance: Attendance,
-    /// A time (seconds since 1970) that other members' clocks agree with: what ended before it may be forgotten.
-    forget_before: Option<u64>,
     /// Told when the thread has let go of the state directory.
     closing: Option<oneshot::Sender<()>>,
 }
@@ -246,7 +244,6 @@ impl Node {
             pulse: pulse::Pulse::new(Reading::now()),
             again: again::Again::default(),
             attendance: Attendance::default(),
-            forget_before: None,
             closing: None,
         };
         let served = Arc::clone(&queue);
@@ -468,10 +465,8 @@ impl Core {
 
     /// Hears what was found of this machine's clock.
     pub fn clock_judged(&mut self, judged: Judged) {
-        let Judged { clock, doubted, agreed, seen } = judged;
-        self.pulse.judged(clock, doubted);
-        self.attendance.seen = seen;
-        self.forget_before = agreed.then_some(clock.unix_ms / 1000);
+        self.pulse.judged(judged.clock, judged.words);
+        self.attendance.seen = judged.seen;
     }
 
     /// What happens by the passing of time: renewals, expiries, forgotten requests. Called about every second.
@@ -482,7 +477,7 @@ impl Core {
         // One reading for both: what is signed at a time and whether that time is believed.
         let clock = Reading::now();
         let now = self.state.clock(clock.unix_ms / 1000);
-        self.pulse.watch_clock(clock, &mut self.attendance);
+        self.pulse.watch_clock(clock, self.state.subnets.keys().copied());
         // A grant that ran out changes the View without any record, and so does a clock that was set back.
         let moved = self.next_change.is_some_and(|at| at <= now) || now < self.built_at;
         let mut draft = Draft::default();
@@ -505,7 +500,9 @@ impl Core {
             if subnet.records.destroyed() {
                 ended.push(subnet.records.id);
             }
-            let forgets = self.forget_before.is_some_and(|attested| subnet.records.may_forget(attested));
+            let attested = self.pulse.attested(subnet.records.id);
+            self.attendance.clock_is_off = self.pulse.is_off(subnet.records.id);
+            let forgets = attested.is_some_and(|attested| subnet.records.may_forget(attested));
             let seated = subnet.records.seat_of(me.peer).is_some();
             if !seated && !forgets && subnet.own_is_true(&me, &self.endpoints, now) {
                 continue;
@@ -519,7 +516,7 @@ impl Core {
             if !patient && let Err(error) = copy.keep_own(&me, &self.endpoints, now) {
                 tracing::warn!(subnet = %subnet.name(), %error, "publish what this node says of itself");
             }
-            if self.forget_before.is_some_and(|attested| copy.records.forget(attested)) {
+            if attested.is_some_and(|attested| copy.records.forget(attested)) {
                 tracing::debug!(subnet = %subnet.name(), "forgot members whose grants have ended");
             }
             if copy == *subnet {

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::drive::{
-    Attack, admit, apart, evil, key, many, peer, places, resident, state_bytes, stays, subnet, together, with_admin,
+    Attack, admit, apart, evil, key, many, member, peer, places, resident, state_bytes, stays, subnet, together,
+    with_admin,
 };
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, SOON, text, until, v4};
@@ -21,6 +22,7 @@ pub const CASES: &[Case] = &[
     fast!(a_founder_that_wants_the_world_is_refused),
     fast!(a_clock_that_was_wrong_leaves_nothing_wrong, "faketime"),
     fast!(while_a_clock_is_contradicted_it_is_the_only_remedy, "faketime"),
+    fast!(a_foreign_subnets_clocks_stop_nothing_here, "faketime"),
     fast!(a_clock_that_is_set_after_the_start_costs_no_subnet_and_no_membership, "faketime"),
     long!(no_wrong_clock_leaves_anything_wrong, "faketime"),
     long!(a_clock_that_was_wrong_at_start_leaves_nothing_wrong, "faketime"),
@@ -383,6 +385,41 @@ fn while_a_clock_is_contradicted_it_is_the_only_remedy(lab: &Lab) -> Result<()> 
     ensure!(refused.code != 0 && refused.err.contains("try:  timedatectl set-ntp true"), "{refused}");
     both[1].set("+0")?;
     until("nothing is left of it", SOON, || Ok(helps()?.is_empty()))?;
+    Ok(())
+}
+
+/// Everybody in a subnet in which the owner of another is a plain member says a wrong time: in its own subnet it signs what
+/// is due, and the one who is a guest there becomes a member.
+fn a_foreign_subnets_clocks_stop_nothing_here(lab: &Lab) -> Result<()> {
+    let liars = ["x", "y", "z"].map(|name| Clocked::new(lab, name));
+    let liars = liars.into_iter().collect::<Result<Vec<_>>>()?;
+    let (a, b) = (lab.node("a")?, lab.node("b")?);
+    let foreign = liars[0].host.json(&["create", "xx", "--cidr4", "10.78.0.0/16"])?;
+    let invite = text(&liars[0].host.json(&["invite", "create", "xx", "--uses", "3"])?, "invite")?;
+    a.json(&["join", &text(&foreign, "invite")?])?;
+    for liar in &liars[1..] {
+        liar.host.json(&["join", &invite])?;
+    }
+    for liar in &liars {
+        liar.set("+150")?;
+    }
+    let name_the_clock = |host: &Host, wanted: &[&str]| -> Result<bool> {
+        let status = host.json(&["status"])?;
+        let all = status["problems"].as_array().context("no `problems`")?;
+        let said: Vec<String> = all.iter().map(|p| text(p, "message")).collect::<Result<_>>()?;
+        Ok(wanted
+            .iter()
+            .all(|name| said.iter().any(|s| s.starts_with(&format!("the clock of {name} is 2 minutes ahead")))))
+    };
+    until("a is told whose clocks are wrong", SOON, || name_the_clock(&a, &["x", "y", "z"]))?;
+    let id = text(&a.json(&["create", "lab", "--admission", "open"])?, "id")?;
+    b.json(&["join", &id, "--peer", a.under4()])?;
+    let began = Instant::now();
+    let ends = || member(&a, "b")?["expires"].as_u64().context("no `expires`");
+    let trial = ends()?;
+    until("b is no guest any more", Duration::from_secs(80), || Ok(ends()? > trial + 3600))?;
+    println!("  b's grant is renewed after {:.0} s", began.elapsed().as_secs_f64());
+    ensure!(name_the_clock(&a, &["x", "y", "z"])?, "the foreign members have not contradicted a all the time");
     Ok(())
 }
 
