@@ -149,10 +149,10 @@ mod tests {
         let (refusals, now) = (Refusals::default(), Instant::now());
         refusals.refused(key(0), &what(22), now);
         for port in 1..100 {
-            refusals.refused(key(1), &what(port), now + Duration::from_secs(port.into()));
+            refusals.refused(key(1), &what(port), now + Duration::from_millis(500) * u32::from(port));
         }
         // Within a second a flood of others changes nothing.
-        let now = now + Duration::from_secs(100);
+        let now = now + Duration::from_secs(50);
         for port in 2000..3000 {
             refusals.refused(key(2), &what(port), now);
         }

@@ -101,8 +101,9 @@ fn destroy_ends_it_for_every_member(lab: &Lab) -> Result<()> {
     c.terminate()?;
     c.start()?;
     for member in [b, c] {
-        let told = member.ok(&["status"])?;
-        ensure!(told.contains("no subnet any more") && told.contains("owner of subnet lab ended it"), "{told}");
+        let told = || member.ok(&["status"]);
+        let ended = |told: &str| told.contains("no subnet any more") && told.contains("owner of subnet lab ended it");
+        until("it is told", SOON, || Ok(ended(&told()?))).with_context(|| told().unwrap_or_default())?;
         member.ok(&["leave", "lab"])?;
         ensure!(member.ok(&["status"])?.contains("no subnet yet"), "it was left");
     }
