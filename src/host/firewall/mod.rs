@@ -46,6 +46,8 @@ const DEBOUNCE: Duration = Duration::from_millis(10);
 const REST: Duration = Duration::from_millis(200);
 /// Rounds of probes of one look, as long as rules of ours turn out to have been missing.
 const TRIES: usize = 3;
+/// Between two looks at places of which the kernel tells every change: what it told may have been lost.
+const SELDOM: Duration = Duration::from_secs(60);
 /// Least time between two looks at who stops us, which cost more and are less urgent.
 const LEAST: Duration = Duration::from_secs(1);
 
@@ -196,17 +198,26 @@ impl Watch {
     /// Keeps our share where others may flush it again and again: nobody's probe is waited for.
     async fn tend(&self, tended: &Notify) {
         let mut desired = self.desired.clone();
+        let mut last = Instant::now();
         loop {
-            let wait = if self.obstacles.borrow().is_empty() { QUIET } else { ALERT };
-            tokio::select! {
-                () = self.theirs.notified() => {}
-                changed = desired.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(wait) => {}
-            }
+            let quiet = self.obstacles.borrow().is_empty();
+            let told = tokio::select! {
+                () = self.theirs.notified() => true,
+                changed = desired.changed() => match changed {
+                    Ok(()) => true,
+                    Err(_) => return,
+                },
+                () = tokio::time::sleep(if quiet { QUIET } else { ALERT }) => false,
+            };
             tokio::time::sleep(DEBOUNCE).await;
             let start = Instant::now();
             desired.mark_unchanged();
-            self.repair(&desired).await;
+            // Of the tables of before nftables nobody tells anything.
+            let untold = !quiet || tables::is_legacy_used() || last.elapsed() >= SELDOM;
+            if told || untold || self.firewalls.lock().await.followed.is_none() {
+                self.repair(&desired).await;
+                last = Instant::now();
+            }
             tended.notify_one();
             tokio::time::sleep(start.elapsed().saturating_mul(4).clamp(REST, LEAST)).await;
         }

@@ -48,6 +48,11 @@ pub(super) fn legacy(family: &str) -> Option<Tables> {
     used.then(|| tables(family, true))
 }
 
+/// Whether anybody uses the tables of before nftables.
+pub(super) fn is_legacy_used() -> bool {
+    ["ip", "ip6"].into_iter().any(|family| legacy(family).is_some())
+}
+
 impl Tables {
     /// Runs it, with what is behind its name. None: it is not installed.
     async fn run(self, suffix: &str, args: &[&str], input: &str, own: &OwnRuns) -> Option<Result<String, String>> {
