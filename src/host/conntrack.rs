@@ -466,7 +466,8 @@ pub async fn delete_before(begun: Begun) -> io::Result<usize> {
 /// let in again. Returns how many.
 ///
 /// A packet that the chains let in just before they changed may not have its entry yet: the table is looked at once more,
-/// a moment later.
+/// a moment later. Where nothing is known of a policy before, as of a subnet that was just joined, and nothing was found,
+/// there is no such packet.
 ///
 /// # Errors
 /// Netlink refused; some may be gone.
@@ -474,8 +475,12 @@ pub async fn delete_before(begun: Begun) -> io::Result<usize> {
 /// # Cancel safety
 /// A dropped call goes on in the background as far as the present look.
 pub async fn judge_host(flows: Vec<HostFlows>, maps: Vec<MapFlows>) -> io::Result<usize> {
+    let first = flows.iter().all(|flows| flows.before.is_none());
     let verdict = move |entry: &Entry| entry.verdict(&flows, maps.iter().any(|map| entry.is_of(map)));
     let done = judge(verdict.clone()).await?;
+    if first && done == 0 {
+        return Ok(0);
+    }
     tokio::time::sleep(UNDER_WAY).await;
     Ok(done.saturating_add(judge(verdict).await?))
 }
