@@ -229,15 +229,9 @@ async fn own_commands_pass_a_full_queue() {
     }
 }
 
-/// What the last one that was let in makes of the answer, which has room for a part of a large subnet.
-fn joined(subnet: &Subnet, joiner: u8) -> Subnet {
-    let joiner = State::new(identity(joiner));
-    let JoinAnswer::Admitted { genesis, records } = admission::bundle(subnet, joiner.me.peer, unix_now()) else {
-        panic!()
-    };
-    assert!(records.len() < subnet.records.all().count(), "all of it fits");
-    let records: Vec<Verified> = records.into_iter().map(|record| record.check().unwrap()).collect();
-    let join = PendingJoin {
+/// A join that waits.
+fn pending(subnet: &Subnet) -> PendingJoin {
+    PendingJoin {
         subnet: subnet.records.id,
         invite: None,
         hints: vec![],
@@ -250,8 +244,18 @@ fn joined(subnet: &Subnet, joiner: u8) -> Subnet {
         since: unix_now(),
         founded_as: None,
         refused: None,
+    }
+}
+
+/// What the last one that was let in makes of the answer, which has room for a part of a large subnet.
+fn joined(subnet: &Subnet, joiner: u8) -> Subnet {
+    let joiner = State::new(identity(joiner));
+    let JoinAnswer::Admitted { genesis, records } = admission::bundle(subnet, joiner.me.peer, unix_now()) else {
+        panic!()
     };
-    joiner.accept(&join, &genesis, &records, &Default::default(), unix_now()).unwrap()
+    assert!(records.len() < subnet.records.all().count(), "all of it fits");
+    let records: Vec<Verified> = records.into_iter().map(|record| record.check().unwrap()).collect();
+    joiner.accept(&pending(subnet), &genesis, &records, &Default::default(), unix_now()).unwrap()
 }
 
 #[test]

@@ -6,24 +6,6 @@ use super::*;
 use crate::model::record::{Grant, MAX_RECORD, NameEntry, Revocation, encode};
 use crate::wire::control::{MAX_CONTROL, encode as message};
 
-/// A join that waits.
-fn pending(subnet: &Subnet) -> PendingJoin {
-    PendingJoin {
-        subnet: subnet.records.id,
-        invite: None,
-        hints: vec![],
-        name: "m".parse().unwrap(),
-        name_is_default: true,
-        alias: None,
-        ip: None,
-        host: Default::default(),
-        allow: Default::default(),
-        since: unix_now(),
-        founded_as: None,
-        refused: None,
-    }
-}
-
 /// What a joiner that knows nothing makes of these records: whose grant, which one, its addresses; or why not.
 fn standing(
     subnet: &Subnet,
