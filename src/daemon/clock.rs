@@ -9,7 +9,6 @@
 mod judge;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -52,8 +51,6 @@ pub(crate) struct Clocks {
     held: Mutex<Held>,
     /// Told with the first answer of each.
     heard: Notify,
-    /// This machine's is contradicted, or was just set far away and is not compared yet.
-    contradicted: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -62,8 +59,30 @@ struct Held {
     offsets: BTreeMap<PeerId, (i64, Reading)>,
     /// Members that are being asked, and what the clock showed then.
     asked: BTreeMap<PeerId, Reading>,
+    judgement: Judgement,
+}
+
+/// What people are told, all of it by one look: what was heard since then is not judged yet.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Judgement {
+    /// The clock that was judged. None before the first look.
+    clock: Option<Reading>,
+    /// How far the others' clocks are ahead.
+    known: Vec<(PeerId, i64)>,
     /// Who is in a subnet whose members contradict this machine's clock.
     against: Vec<Arc<BTreeSet<PeerId>>>,
+    /// This machine's is contradicted, or was set far away and is not compared yet.
+    contradicted: bool,
+}
+
+impl Judgement {
+    /// What it says of the clock as it now is. Of one that was set since, it only says that nobody has judged it.
+    fn of(self, now: Reading) -> Judgement {
+        match self.clock {
+            Some(judged) if now.set_since(&judged) > MOST => Judgement { contradicted: true, ..Judgement::default() },
+            _ => self,
+        }
+    }
 }
 
 impl Held {
@@ -103,14 +122,10 @@ impl Clocks {
         }
     }
 
-    /// Whether what this machine's clock says is probably untrue.
-    pub(crate) fn contradicted(&self) -> bool {
-        self.contradicted.load(Ordering::Relaxed)
-    }
-
-    /// What is known of members that are connected.
-    fn fresh(&self, connected: &[PeerId]) -> Vec<(PeerId, i64)> {
-        self.lock().fresh(connected, Reading::now())
+    /// What was last judged, for all that one answer tells.
+    pub(crate) fn judgement(&self) -> Judgement {
+        let last = self.lock().judgement.clone();
+        last.of(Reading::now())
     }
 }
 
@@ -151,9 +166,10 @@ pub(crate) async fn run(ctx: Context, stop: CancellationToken) -> anyhow::Result
             tokio::spawn(compare(ctx.clone(), *peer));
         }
         let words = opinion.judge(clock, &subnets, &known);
-        ctx.clocks.contradicted.store(opinion.contradicted(), Ordering::Relaxed);
         let against = subnets.iter().filter(|(id, _)| opinion.contradicts(**id)).map(|(_, s)| Arc::clone(&s.members));
-        ctx.clocks.lock().against = against.collect();
+        let against = against.collect();
+        ctx.clocks.lock().judgement =
+            Judgement { clock: Some(clock), known, against, contradicted: opinion.contradicted() };
         let judged = Judged { clock, words, seen: members.into_iter().collect() };
         ctx.node.run(move |core| core.clock_judged(judged)).await?;
     }
@@ -197,14 +213,12 @@ fn difference(theirs: u64, ours: u64) -> i64 {
 }
 
 /// What `status` says of clocks that differ.
-pub(crate) fn problems(ctx: &Context, name: impl Fn(PeerId) -> String) -> Vec<Problem> {
-    let known = ctx.clocks.fresh(&ctx.table.members());
-    let against = ctx.clocks.lock().against.clone();
-    // Members of one subnet set no clock that another's agree with.
-    let wrong = ctx.clocks.contradicted();
-    let told = known.into_iter().filter(|(_, offset)| is_off(*offset)).map(|(peer, offset)| {
-        let stops = against.iter().any(|members| members.contains(&peer));
-        tell(&name(peer), offset, (stops, stops && wrong))
+pub(crate) fn problems(judgement: &Judgement, connected: &[PeerId], name: impl Fn(PeerId) -> String) -> Vec<Problem> {
+    let off = judgement.known.iter().filter(|(peer, offset)| is_off(*offset) && connected.contains(peer));
+    let told = off.map(|(peer, offset)| {
+        let stops = judgement.against.iter().any(|members| members.contains(peer));
+        // Members of one subnet set no clock that another's agree with.
+        tell(&name(*peer), *offset, (stops, stops && judgement.contradicted))
     });
     impossible(unix_now_ms() / 1000).into_iter().chain(told).collect()
 }
@@ -246,8 +260,8 @@ fn is_by_clock(code: &str) -> bool {
 }
 
 /// While this machine's clock is not believed, to set it is the only remedy for what follows from it.
-pub(crate) fn blame(ctx: &Context, problems: &mut [Problem]) {
-    for problem in problems.iter_mut().filter(|p| ctx.clocks.contradicted() && is_by_clock(&p.code)) {
+pub(crate) fn blame(judgement: &Judgement, problems: &mut [Problem]) {
+    for problem in problems.iter_mut().filter(|p| judgement.contradicted && is_by_clock(&p.code)) {
         problem.message += ", by this machine's clock";
         problem.help = REMEDY.into();
     }
@@ -255,7 +269,7 @@ pub(crate) fn blame(ctx: &Context, problems: &mut [Problem]) {
 
 /// The same for a verb that failed.
 pub(crate) fn blamed(ctx: &Context, mut error: Error) -> Error {
-    if ctx.clocks.contradicted() && is_by_clock(&error.code) {
+    if ctx.clocks.judgement().contradicted && is_by_clock(&error.code) {
         error.message += ", by this machine's clock, which the other members contradict";
         error.hint = REMEDY.into();
     }
@@ -293,6 +307,21 @@ mod tests {
         assert!(!held.asks(peer, second), "the first one's end is not the second's");
         held.asked(peer, second);
         assert!(held.asks(peer, second));
+    }
+
+    #[test]
+    fn what_is_told_was_judged_and_a_clock_that_was_set_since_is_not_believed() {
+        let (peer, start) = (PeerId([1; 32]), Instant::now());
+        let clock = |passed: u64, ahead: u64| Reading {
+            unix_ms: 1_800_000_000_000 + (passed + ahead) * 1000,
+            at: start + Duration::from_secs(passed),
+        };
+        let judged = Judgement { clock: Some(clock(0, 0)), known: vec![(peer, 1)], ..Judgement::default() };
+        let now = judged.clone().of(clock(1, 0));
+        assert_eq!((now.known.len(), now.contradicted), (1, false));
+        // What a member says of the new clock is no reason to set the member's.
+        let now = judged.of(clock(1, 730 * 86_400));
+        assert_eq!((now.known.len(), now.contradicted), (0, true));
     }
 
     #[test]

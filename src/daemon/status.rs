@@ -320,7 +320,8 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
         parts.iter().flat_map(|(p, _)| p.peers.iter().map(|(peer, s)| (*peer, s.name.to_string()))).collect();
     let name = |peer: PeerId| names.get(&peer).cloned().unwrap_or_else(|| peer.short());
     problems.extend(super::found::problems(ctx, name));
-    problems.extend(super::clock::problems(ctx, name));
+    let judgement = ctx.clocks.judgement();
+    problems.extend(super::clock::problems(&judgement, &ctx.table.members(), name));
     let mut subnets = Vec::new();
     for (part, grant) in parts {
         let mut status = part.status;
@@ -372,7 +373,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
         subnets.push(status);
     }
     super::waiting::add(ctx, only, &mut subnets).await?;
-    super::clock::blame(ctx, &mut problems);
+    super::clock::blame(&judgement, &mut problems);
     let applied = ctx.applied.borrow().generation;
     Ok(Status {
         peer_id: ctx.peers.peer(),
