@@ -4,7 +4,8 @@ use super::Context;
 use crate::api::types::Problem;
 use crate::model::host::{Beginner, Finding, PRIORITY, Place};
 use crate::model::id::{PeerId, SubnetId};
-use crate::model::view::{Owner, View};
+use crate::model::routes::Owner;
+use crate::model::view::View;
 
 /// Every finding of the last look, with what to do about it. `name` says what people call a member.
 pub(crate) fn problems(ctx: &Context, name: impl Fn(PeerId) -> String) -> Vec<Problem> {

@@ -2,7 +2,8 @@ use super::*;
 use crate::link::pipe::{End, pipe};
 use crate::link::port::Port as UdpPort;
 use crate::model::id::{Name, PeerId};
-use crate::model::view::{Owner, RouteTable, SubnetView};
+use crate::model::routes::{Owner, RouteTable};
+use crate::model::view::SubnetView;
 use crate::packet::offload::{Kind, VirtioHeader};
 use crate::packet::parse::samples::{ip, tcp, udp};
 use crate::packet::{checksum, icmp, parse};
@@ -24,14 +25,14 @@ pub(super) fn peer(n: u8) -> PeerId {
     PeerId([n; 32])
 }
 
+fn routes(nodes: &[u8], owner: impl Fn(u8) -> Owner) -> RouteTable {
+    let held = |n: u8| [format!("10.0.{n}.0/24"), format!("fd00:{n}::/64")].map(|net| (net.parse().unwrap(), owner(n)));
+    nodes.iter().flat_map(|n| held(*n)).collect()
+}
+
 /// The subnet as node `me` sees it: node n holds 10.0.n.0/24 and fd00:n::/64.
 fn subnet(id: SubnetId, me: u8, nodes: &[u8]) -> Arc<SubnetView> {
-    let mut routes = RouteTable::default();
-    for n in nodes {
-        let owner = if *n == me { Owner::Local } else { Owner::Member(peer(*n)) };
-        routes.insert(format!("10.0.{n}.0/24").parse().unwrap(), owner);
-        routes.insert(format!("fd00:{n}::/64").parse().unwrap(), owner);
-    }
+    let routes = routes(nodes, |n| if n == me { Owner::Local } else { Owner::Member(peer(n)) });
     Arc::new(SubnetView {
         id,
         name: Name::from_host("lab"),
@@ -254,9 +255,7 @@ fn source_must_be_leased_to_sender() {
     a.wait_count(RED, DropReason::SourceNotLeased, 3);
     // Inbound: node 1 believes that 10.0.3.0/24 is its own.
     let mut lie = SubnetView::clone(&subnet(RED, 1, &[1, 2, 3]));
-    let routes = Arc::make_mut(&mut lie.routes);
-    routes.insert("10.0.3.0/24".parse().unwrap(), Owner::Local);
-    routes.insert("fd00:3::/64".parse().unwrap(), Owner::Local);
+    lie.routes = Arc::new(routes(&[1, 2, 3], |n| if n == 2 { Owner::Member(peer(2)) } else { Owner::Local }));
     a.views.store(Arc::new(View { generation: 9, subnets: [(RED, Arc::new(lie))].into(), ..View::default() }));
     a.kernel().inject(&udp(ip("10.0.3.5"), ip("10.0.2.7"), b"x"));
     a.kernel().inject(&udp(ip("fd00:3::5"), ip("fd00:2::7"), b"x"));

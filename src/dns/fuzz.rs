@@ -12,7 +12,8 @@ use super::catalog::Catalog;
 use super::handler::{Handler, answer};
 use super::listen::Shared;
 use crate::model::id::SubnetId;
-use crate::model::view::{RouteTable, SubnetView, View};
+use crate::model::routes::RouteTable;
+use crate::model::view::{SubnetView, View};
 use crate::model::zone::{Entry, RecordData, Zone};
 
 /// One subnet that is served.

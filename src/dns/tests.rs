@@ -9,7 +9,8 @@ use tokio::net::{TcpStream, UdpSocket};
 
 use super::*;
 use crate::model::host::HostConfig;
-use crate::model::view::{RouteTable, SubnetView};
+use crate::model::routes::RouteTable;
+use crate::model::view::SubnetView;
 use crate::model::zone::{RecordData, Zone};
 
 /// A subnet whose own addresses are on loopback, in a /16 of its own so that tests do not share ports.

@@ -12,8 +12,9 @@ use super::id::PeerId;
 use super::local::Workload;
 use super::members::Subnet;
 use super::resolve::{Member, Resolved};
+use super::routes::Owner;
 use super::state::State;
-use super::view::{Owner, RouteTable, SubnetView, View};
+use super::view::{SubnetView, View};
 
 use zone::{Added, Fragments};
 
@@ -139,16 +140,12 @@ impl State {
 
     /// Who is a member, what it holds, and its key.
     fn add_members(&self, view: &mut SubnetView, resolved: &Resolved) {
-        let mut routes = RouteTable::default();
-        let mut hosts = BTreeSet::new();
-        for (peer, member) in &resolved.members {
-            let owner = if *peer == self.me.peer { Owner::Local } else { Owner::Member(*peer) };
-            for lease in &member.leases {
-                let _ = routes.insert(*lease, owner);
-            }
-            hosts.extend(member.addresses.iter().filter(|_| *peer != self.me.peer));
-        }
-        (view.routes, view.hosts) = (Arc::new(routes), Arc::new(hosts));
+        let me = self.me.peer;
+        let owner = |peer: PeerId| if peer == me { Owner::Local } else { Owner::Member(peer) };
+        let leases = resolved.members.iter().flat_map(|(peer, m)| m.leases.iter().map(move |l| (*l, owner(*peer))));
+        view.routes = Arc::new(leases.collect());
+        let others_of = resolved.members.iter().filter(|(peer, _)| **peer != me);
+        view.hosts = Arc::new(others_of.flat_map(|(_, m)| m.addresses.iter().copied()).collect());
         view.members = Arc::new(others(resolved.members.keys(), &self.me.peer));
         view.data_keys = Arc::new(resolved.members.iter().map(|(peer, m)| (*peer, m.grant.data_key)).collect());
     }

@@ -26,6 +26,7 @@ mod registry;
 pub mod resolve;
 pub mod restored;
 pub mod roll;
+pub mod routes;
 pub mod source;
 pub mod state;
 pub mod subnet;

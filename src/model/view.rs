@@ -7,58 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use prefix_trie::PrefixMap;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::build::Built;
 use super::host::HostConfig;
 use super::id::{Name, PeerId, SubnetId};
+use super::routes::{Owner, RouteTable};
 use super::zone::Zone;
 use crate::packet::DropReason;
-
-/// Who holds a prefix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Owner {
-    /// This node.
-    Local,
-    /// Another member.
-    Member(PeerId),
-}
-
-/// Longest-prefix table of one subnet: one owner per prefix.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct RouteTable {
-    v4: PrefixMap<Ipv4Net, Owner>,
-    v6: PrefixMap<Ipv6Net, Owner>,
-}
-
-impl RouteTable {
-    /// Enters `prefix`; the former owner, if there was one, is given back.
-    pub fn insert(&mut self, prefix: IpNet, owner: Owner) -> Option<Owner> {
-        match prefix {
-            IpNet::V4(net) => self.v4.insert(net.trunc(), owner),
-            IpNet::V6(net) => self.v6.insert(net.trunc(), owner),
-        }
-    }
-
-    /// Owner of the longest prefix that covers `address`.
-    pub fn lookup(&self, address: IpAddr) -> Option<Owner> {
-        match address {
-            IpAddr::V4(a) => self.v4.get_lpm(&Ipv4Net::from(a)).map(|(_, owner)| *owner),
-            IpAddr::V6(a) => self.v6.get_lpm(&Ipv6Net::from(a)).map(|(_, owner)| *owner),
-        }
-    }
-
-    /// Prefixes entered.
-    pub fn len(&self) -> usize {
-        self.v4.len().saturating_add(self.v6.len())
-    }
-
-    /// Whether nothing is routed.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
 
 /// Where an outbound packet goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -167,47 +123,12 @@ impl View {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    fn peer(n: u8) -> Owner {
-        if n == 0 { Owner::Local } else { Owner::Member(PeerId([n; 32])) }
-    }
-
-    proptest! {
-        #[test]
-        fn longest_prefix_wins(
-            entries in proptest::collection::vec((any::<u32>(), 0u8..=32, 0u8..6), 0..60),
-            six in proptest::collection::vec((any::<u128>(), 0u8..=128, 0u8..6), 0..20),
-            asked in proptest::collection::vec(any::<u32>(), 1..40),
-        ) {
-            let four = entries.iter().filter_map(|(a, len, n)| Some((IpNet::V4(Ipv4Net::new((*a).into(), *len).ok()?.trunc()), *n)));
-            let six = six.iter().filter_map(|(a, len, n)| Some((IpNet::V6(Ipv6Net::new((*a).into(), *len).ok()?.trunc()), *n)));
-            let mut table = RouteTable::default();
-            // The slow twin: a list, the last entry of a prefix counts.
-            let mut twin: Vec<(IpNet, u8)> = Vec::new();
-            for (prefix, n) in four.chain(six) {
-                let _ = table.insert(prefix, peer(n));
-                twin.retain(|(p, _)| *p != prefix);
-                twin.push((prefix, n));
-            }
-            prop_assert_eq!(table.len(), twin.len());
-            let near = entries.iter().map(|(a, ..)| a ^ 1);
-            let addresses = asked.iter().copied().chain(near).map(|a| IpAddr::V4(a.into()));
-            let mapped = twin.iter().map(|(p, _)| p.addr()).collect::<Vec<_>>();
-            for address in addresses.chain(mapped) {
-                let best = twin.iter().filter(|(p, _)| p.contains(&address)).max_by_key(|(p, _)| p.prefix_len());
-                prop_assert_eq!(table.lookup(address), best.map(|(_, n)| peer(*n)));
-            }
-        }
-    }
 
     #[test]
     fn only_members_with_a_lease_are_admitted_to_what_is_here() {
         let (friend, stranger) = (PeerId([1; 32]), PeerId([2; 32]));
-        let mut routes = RouteTable::default();
-        for (prefix, owner) in [("10.0.1.0/24", Owner::Local), ("10.0.2.0/24", Owner::Member(friend))] {
-            let _ = routes.insert(prefix.parse().unwrap(), owner);
-        }
+        let held = [("10.0.1.0/24", Owner::Local), ("10.0.2.0/24", Owner::Member(friend))];
+        let routes: RouteTable = held.iter().map(|(prefix, owner)| (prefix.parse().unwrap(), *owner)).collect();
         let name: Name = "lab".parse().unwrap();
         let view = SubnetView {
             id: SubnetId([0; 16]),

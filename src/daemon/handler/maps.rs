@@ -13,7 +13,7 @@ use crate::link::Key;
 use crate::model::host::neighbour::Hook;
 use crate::model::host::{Family, Proto};
 use crate::model::publish::Added;
-use crate::model::view::Owner;
+use crate::model::routes::Owner;
 use crate::node::prepare_map;
 use crate::packet::parse::{TCP, UDP};
 

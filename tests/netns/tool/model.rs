@@ -12,9 +12,10 @@ use byway::model::id::{Name, PeerId};
 use byway::model::join::Ask;
 use byway::model::members::{Identity, Subnet};
 use byway::model::record::{Admission, Body, Doc, Role, Signed, Term, WorkloadEntry};
+use byway::model::routes::{Owner, RouteTable};
 use byway::model::state::{Draft, Founding, State};
 use byway::model::subnet::Absorbed;
-use byway::model::view::{Owner, RouteTable, View};
+use byway::model::view::View;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::Words;
@@ -178,9 +179,8 @@ fn rss_kb() -> Result<i64> {
 fn lookup(prefixes: usize) -> Result<f64> {
     const LOOKUPS: usize = 2_000_000;
     let mut noise = Noise::new(3);
-    let mut table = RouteTable::default();
-    let mut addresses = Vec::with_capacity(prefixes);
-    while table.len() < prefixes {
+    let (mut held, mut addresses) = (BTreeMap::new(), Vec::with_capacity(prefixes));
+    while held.len() < prefixes {
         let random = noise.next();
         let (prefix, address): (IpNet, IpAddr) = if random & 3 == 0 {
             let address =
@@ -190,10 +190,11 @@ fn lookup(prefixes: usize) -> Result<f64> {
             let address = Ipv4Addr::from_bits(10 << 24 | random as u32 >> 8);
             (Ipv4Net::new(address, 20 + (random >> 40) as u8 % 13)?.trunc().into(), address.into())
         };
-        if table.insert(prefix, Owner::Member(PeerId([random as u8; 32]))).is_none() {
+        if held.insert(prefix, Owner::Member(PeerId([random as u8; 32]))).is_none() {
             addresses.push(address);
         }
     }
+    let table: RouteTable = held.into_iter().collect();
     let start = Instant::now();
     let mut found = 0_usize;
     for n in 0..LOOKUPS {
