@@ -119,6 +119,7 @@
 
 pub mod api;
 pub mod attach;
+pub mod backoff;
 pub mod cli;
 pub mod config;
 pub mod crypto;
@@ -126,6 +127,7 @@ pub mod daemon;
 pub mod datapath;
 pub mod dns;
 pub mod host;
+pub mod limit;
 pub mod link;
 pub mod model;
 pub mod node;

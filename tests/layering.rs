@@ -7,7 +7,7 @@ use std::{fs, io};
 
 /// Rows from the bottom up. A module's name is its path below `src/`; the longest one that fits counts.
 const ROWS: &[&[&str]] = &[
-    &["packet"],
+    &["packet", "limit", "backoff"],
     &["model"],
     &["crypto"],
     &["wire"],

@@ -14,11 +14,12 @@ use tokio::time::Instant;
 
 use super::{Context, clock, direct, peers};
 use crate::api::types::Error;
+use crate::limit::{Buckets, Limit};
 use crate::link::direct::Letter;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::record::Signed;
 use crate::model::source::Payer;
-use crate::node::{Lane, MAX_COST, PIECE, PIECE_BYTES, Rates, difference};
+use crate::node::{Lane, MAX_COST, PIECE, PIECE_BYTES, difference};
 use crate::p2p::{Protocol, Responder};
 use crate::wire::control::{self, ControlAnswer, ControlRequest};
 
@@ -29,10 +30,10 @@ const BYTES: usize = 2 * 1024 * 1024;
 /// Bytes of all members' requests together, unless a member has no other.
 const ALL_BYTES: usize = 32 * 1024 * 1024;
 /// Requests that one member may send at once, and a second after that. A comparison takes three, a ping one.
-const REQUESTS_RATE: (u64, u64) = (200, 20);
+const REQUESTS_LIMIT: Limit = Limit::new(200, 20);
 /// Records that one member may have checked at once, and a second after that: everything a large subnet holds, then ten
 /// times what its members say when each says something every ten seconds.
-const RECORDS_RATE: (u64, u64) = (16_384, 1_024);
+const RECORDS_LIMIT: Limit = Limit::new(16_384, 1_024);
 /// What a forged record costs, in records.
 const FORGED_COST: u64 = 64;
 /// Forged records, and records that nobody known signed, after which the rest of a push is not looked at.
@@ -69,8 +70,8 @@ struct Share {
 struct Inner {
     shares: BTreeMap<PeerId, Share>,
     bytes: usize,
-    requests: Rates,
-    records: Rates,
+    requests: Buckets<PeerId>,
+    records: Buckets<PeerId>,
 }
 
 /// Everything members have waiting. Cheap to clone.
@@ -103,8 +104,8 @@ impl Default for Inbox {
         Inbox(Arc::new(Mutex::new(Inner {
             shares: BTreeMap::new(),
             bytes: 0,
-            requests: Rates::new(REQUESTS_RATE.0, REQUESTS_RATE.1, MEMBERS),
-            records: Rates::new(RECORDS_RATE.0, RECORDS_RATE.1, MEMBERS),
+            requests: Buckets::new(REQUESTS_LIMIT, MEMBERS),
+            records: Buckets::new(RECORDS_LIMIT, MEMBERS),
         })))
     }
 }
@@ -146,7 +147,7 @@ impl Inbox {
 
     /// Charges a member for records. Gives how long it has to wait for what it took beyond its share.
     fn charge(&self, peer: PeerId, records: u64) -> Duration {
-        Duration::from_millis(self.lock().records.owe(peer, records, Instant::now().into_std()))
+        self.lock().records.owe(peer, records, Instant::now().into_std())
     }
 }
 

@@ -17,7 +17,7 @@ use hickory_server::net::xfer::Protocol;
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
 use hickory_server::zone_handler::{MessageResponse, MessageResponseBuilder};
 
-use super::limit::count;
+use super::counters::count;
 use super::listen::Shared;
 use super::question::{Decision, Glance, Reply, Served, glance, malformed};
 

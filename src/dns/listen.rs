@@ -25,11 +25,18 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::counters::{Counters, count};
 use super::handler::{Handler, answer};
-use super::limit::{Buckets, Counters, count};
 use super::question::Asker;
 use super::upstream::{IN_FLIGHT, Upstream};
+use crate::limit::{Buckets, Limit};
 use crate::model::source::Source;
+
+/// Questions that one source may ask at once, and a second for long.
+pub const LIMIT: Limit = Limit::new(2000, 1000);
+
+/// Sources remembered at the same time; a further one takes the place of the one that has asked for least lately.
+pub const SOURCES: usize = 4096;
 
 /// TCP connections at the same time, of all addresses together.
 pub const CONNECTIONS: usize = 64;
@@ -50,7 +57,7 @@ pub const MAX_REQUEST: usize = 4096;
 pub(super) struct Shared {
     pub(super) upstream: Upstream,
     pub(super) counters: Arc<Counters>,
-    buckets: Mutex<Buckets>,
+    buckets: Mutex<Buckets<Source>>,
     connections: Mutex<Connections>,
 }
 
@@ -73,7 +80,7 @@ impl Shared {
         Shared {
             upstream: Upstream::new(Arc::clone(&counters)),
             counters,
-            buckets: Mutex::new(Buckets::new()),
+            buckets: Mutex::new(Buckets::new(LIMIT, SOURCES)),
             connections: Mutex::default(),
         }
     }
@@ -81,7 +88,7 @@ impl Shared {
     /// Whether the source of `asker` is below its rate.
     fn take(&self, asker: IpAddr) -> bool {
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = buckets.take(Source::of(asker), Instant::now());
+        let taken = buckets.take(Source::of(asker), 1, Instant::now());
         drop(buckets);
         if !taken {
             count(&self.counters.limited);

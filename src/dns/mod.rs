@@ -18,7 +18,7 @@
 //! |---|---|---|
 //! | UDP answer | [`MAX_UDP`] bytes, else TC | unfragmented, and no amplifier |
 //! | questions to the host's resolvers | [`IN_FLIGHT`] at once, 2.8 s each | the only tasks a question makes |
-//! | one source | [`RATE`]/s, [`BURST`] at once | a member cannot starve others |
+//! | one source | [`LIMIT`]: 1000/s, 2000 at once | a member cannot starve others |
 //! | sources remembered | [`SOURCES`] | a further one takes the place of one that asks little |
 //! | TCP connections | [`CONNECTIONS`], [`PER_SOURCE`] a source | the oldest makes room |
 //! | questions of a TCP connection | [`PIPELINED`] at once | answered in any order (RFC 7766) |
@@ -27,8 +27,8 @@
 
 mod before;
 mod catalog;
+mod counters;
 mod handler;
-mod limit;
 mod listen;
 mod question;
 mod upstream;
@@ -52,8 +52,9 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-pub use limit::{BURST, Counters, RATE, SOURCES};
+pub use counters::Counters;
 pub use listen::{CONNECTIONS, IDLE, MAX_REQUEST, PER_SOURCE, PIPELINED};
+pub use listen::{LIMIT, SOURCES};
 pub use question::MAX_UDP;
 pub use upstream::IN_FLIGHT;
 pub use way::Door;

@@ -25,7 +25,7 @@ use ipnet::IpNet;
 use tokio::sync::Semaphore;
 
 use super::before::Before;
-use super::limit::{Counters, count};
+use super::counters::{Counters, count};
 use super::question::{Forward, Reply};
 use super::way::{Door, Way, packed};
 use crate::model::address::{is_of_this_machine, is_within};

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Applied, Failure, Host, failure};
+use crate::backoff::Backoff;
 use crate::model::host::{
     Change, Finding, HostConfig, NetnsRef, Observed, Place, Server, findings, former_servers, plan,
 };
@@ -84,7 +85,7 @@ pub async fn run<H: Host>(
 /// Waits for the swarm of events to pass, longer while the kernel refuses what is wanted; a new desired state ends the
 /// wait.
 async fn settle(stop: &CancellationToken, desired: &mut watch::Receiver<(u64, Arc<HostConfig>)>, failed_passes: u32) {
-    let wait = DEBOUNCE.saturating_mul(1 << failed_passes.min(8)).min(SLOWEST);
+    let wait = Backoff::new(DEBOUNCE, SLOWEST).pause(failed_passes);
     tokio::select! {
         () = tokio::time::sleep(wait) => {}
         () = stop.cancelled() => {}

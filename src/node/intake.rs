@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::Core;
-use super::rates::Rates;
 use crate::api::types::Error;
+use crate::limit::{Buckets, Limit};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::record::{Body, Digest, Doc, Verified};
 use crate::model::restored::had_forgotten;
@@ -69,7 +69,7 @@ pub(super) struct Intake {
     askers: Vec<oneshot::Sender<bool>>,
     /// When something was last saved, and how long that took.
     last: Option<(Instant, Duration)>,
-    rates: Rates,
+    rates: Buckets<PeerId>,
     /// Who was told of as saying what it may not, with the kind of record.
     told: BTreeSet<(SubnetId, PeerId, &'static str)>,
 }
@@ -83,7 +83,7 @@ impl Default for Intake {
             words: false,
             askers: Vec::new(),
             last: None,
-            rates: Rates::new(DOCS_AT_ONCE, DOCS_PER_SECOND, RATES),
+            rates: Buckets::new(Limit::new(DOCS_AT_ONCE, DOCS_PER_SECOND), RATES),
             told: BTreeSet::new(),
         }
     }

@@ -26,7 +26,6 @@ mod nonces;
 mod own_joins;
 mod pulse;
 mod queue;
-mod rates;
 mod reached;
 mod saver;
 mod show;
@@ -47,7 +46,6 @@ pub use commands::{Leaving, NewMap, NewWorkload, prepare_map};
 pub use expiry::{Nearness, nearness};
 pub use intake::Verdict;
 pub use pulse::{Judged, Reading, Word};
-pub use rates::Rates;
 pub use sync::{difference, wanted};
 pub use turns::{Lane, MAX_COST};
 

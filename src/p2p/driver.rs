@@ -112,7 +112,7 @@ impl Driver {
             links: HashMap::new(),
             next_link: 0,
             dialling: BTreeMap::new(),
-            budget: Budget::new(Instant::now()),
+            budget: Budget::new(),
             held: BTreeSet::new(),
             waiters: Vec::new(),
             asks: Asks::default(),

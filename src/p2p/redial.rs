@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::backoff::Backoff;
+use crate::limit::{Limit, TokenBucket};
+
 /// The time after a loss in which pauses stay short.
 const FRESH: Duration = Duration::from_secs(60);
 /// Longest pause then, jitter included.
@@ -19,10 +22,10 @@ const FLOOR: Duration = Duration::from_secs(1);
 
 /// Rounds of dials to peers lost in the last minute that may begin at once, and in a second after that. The first is for a
 /// node whose own link was down, the second keeps pauses of 2 s for 20 lost peers.
-const FRESH_RATE: (f64, f64) = (64.0, 10.0);
+const FRESH_LIMIT: Limit = Limit::new(64, 10);
 /// The same for peers that are away for longer: pauses of 30 s for 30 of them, and longer ones for more. Whoever returns
 /// dials by itself.
-const AWAY_RATE: (f64, f64) = (16.0, 1.0);
+const AWAY_LIMIT: Limit = Limit::new(16, 1);
 
 /// The dialling of one peer.
 #[derive(Debug, Clone)]
@@ -62,7 +65,7 @@ impl Redial {
     /// A dial was started; `jitter` is any number.
     pub(super) fn dialled(&mut self, now: Instant, jitter: u32) {
         let cap = if self.is_fresh(now) { SHORT } else { LONG };
-        let pause = FLOOR.saturating_mul(1 << self.failures.min(5)).min(cap);
+        let pause = Backoff::new(FLOOR, cap).pause(self.failures);
         // Between 80 and 100 % of the pause, never under the floor.
         let pause = pause.mul_f64(0.8 + 0.2 * f64::from(jitter) / f64::from(u32::MAX)).max(FLOOR);
         self.failures = self.failures.saturating_add(1);
@@ -89,41 +92,20 @@ impl Redial {
 /// Dials of all lost peers together: a token bucket for those lost just now, and one for those away for longer.
 #[derive(Debug)]
 pub(super) struct Budget {
-    fresh: Bucket,
-    away: Bucket,
-}
-
-#[derive(Debug)]
-struct Bucket {
-    most: f64,
-    per_second: f64,
-    tokens: f64,
-    at: Instant,
+    fresh: TokenBucket,
+    away: TokenBucket,
 }
 
 impl Budget {
     /// A full one.
-    pub(super) fn new(now: Instant) -> Self {
-        let full = |(most, per_second)| Bucket { most, per_second, tokens: most, at: now };
-        Budget { fresh: full(FRESH_RATE), away: full(AWAY_RATE) }
+    pub(super) fn new() -> Self {
+        Budget { fresh: TokenBucket::new(FRESH_LIMIT), away: TokenBucket::new(AWAY_LIMIT) }
     }
 
     /// Whether one more round to this peer may begin: always where packets wait.
     pub(super) fn take(&mut self, now: Instant, redial: &Redial) -> bool {
-        redial.wanted || if redial.is_fresh(now) { self.fresh.take(now) } else { self.away.take(now) }
-    }
-}
-
-impl Bucket {
-    fn take(&mut self, now: Instant) -> bool {
-        let passed = now.saturating_duration_since(self.at).as_secs_f64();
-        self.tokens = (self.tokens + passed * self.per_second).min(self.most);
-        self.at = now;
-        let enough = self.tokens >= 1.0;
-        if enough {
-            self.tokens -= 1.0;
-        }
-        enough
+        let bucket = if redial.is_fresh(now) { &mut self.fresh } else { &mut self.away };
+        redial.wanted || bucket.take(now.into_std())
     }
 }
 
@@ -158,7 +140,7 @@ mod tests {
     fn many_lost_peers_share_a_budget() {
         let start = Instant::now();
         let redial = Redial::new(start, Duration::ZERO);
-        let mut budget = Budget::new(start);
+        let mut budget = Budget::new();
         let mut rounds = |now: Instant| (0..200).filter(|_| budget.take(now, &redial)).count();
         assert_eq!(rounds(start), 64);
         assert_eq!(rounds(start + Duration::from_secs(1)), 10);
@@ -172,7 +154,7 @@ mod tests {
     #[test]
     fn packets_that_wait_do_not_wait_for_the_budget() {
         let start = Instant::now();
-        let (mut redial, mut budget) = (Redial::new(start, Duration::ZERO), Budget::new(start));
+        let (mut redial, mut budget) = (Redial::new(start, Duration::ZERO), Budget::new());
         while budget.take(start, &redial) {}
         redial.nudge(start);
         assert!(budget.take(start, &redial));

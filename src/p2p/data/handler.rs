@@ -23,6 +23,7 @@ use libp2p::{Stream, StreamProtocol};
 use tokio::time::{Instant, Sleep};
 
 use super::Direction;
+use crate::backoff::Backoff;
 use crate::model::id::SubnetId;
 use crate::p2p::preamble;
 use crate::p2p::stream::{DataStream, Leash, Vitals};
@@ -34,7 +35,8 @@ const PREAMBLE: Duration = Duration::from_secs(10);
 /// Inbound streams that are still being looked at: more are refused at once.
 const READING: usize = 16;
 /// First and longest pause before a failed outbound stream is opened again.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const PAUSE: Backoff = Backoff::new(FIRST_PAUSE, Duration::from_secs(10));
 /// A stream that lived this long starts again with the first pause.
 const LIVED: Duration = Duration::from_secs(10);
 
@@ -71,7 +73,7 @@ struct Outbound {
 
 impl Outbound {
     fn rest(&mut self) {
-        let pause = PAUSE.0.saturating_mul(1 << self.failures.min(10)).min(PAUSE.1);
+        let pause = PAUSE.pause(self.failures);
         self.failures = self.failures.saturating_add(1);
         self.state = Out::Resting(Box::pin(tokio::time::sleep(pause)));
     }
@@ -79,7 +81,7 @@ impl Outbound {
     /// There is reason to think that the next attempt succeeds. The first pause stays: two ends that refuse each other's
     /// streams would else do nothing but that.
     fn hurry(&mut self) {
-        let soon = Instant::now() + PAUSE.0;
+        let soon = Instant::now() + FIRST_PAUSE;
         if let Out::Resting(pause) = &mut self.state
             && pause.deadline() > soon
         {
