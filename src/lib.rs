@@ -13,7 +13,7 @@
 //! | [`model::view::View`] | what follows from the state, immutable, numbered: routes, members, zones, and what the kernel must match |
 //! | [`model::host::HostConfig`] | what the kernel must match; `plan(desired, observed)` is the difference |
 //! | [`link::Links`] | peers: the datagram path or the stream that carries packets to each, its bounded queue, its counters |
-//! | [`crypto::session::Session`] | keys for one peer and subnet: pure machine, from the first handshake through every rekey |
+//! | [`peer::session::Session`] | keys for one peer and subnet: pure machine, from the first handshake through every rekey |
 //! | [`model::host::HostPolicy`] | what of a machine itself one subnet reaches beside ping and names |
 //! | [`datapath::Datapath`] | the two packet loops between TUNs and links |
 //! | [`node::Node`] | owns state and store; every change goes decide, save, absorb, publish, tell; while it is saved the node only reads |
@@ -29,7 +29,7 @@
 //! api::server   datapath
 //! node
 //! tun  p2p  link  host  dns  store  config  api::{types,client}     one outside thing each; never import each other
-//! wire -> crypto -> model -> packet                                 no tokio, sockets, files, clock, randomness
+//! peer -> wire -> crypto -> model -> packet                         no tokio, sockets, files, clock, randomness
 //! ```
 //!
 //! # A packet, TUN to peer ([`datapath`], `outbound.rs`)
@@ -56,8 +56,8 @@
 //! # A datagram path
 //!
 //! Keys are agreed over `/byway/control/1` between authenticated members, so that no stranger's datagram ever reaches a
-//! Diffie-Hellman, and renewed inside the live session ([`crypto::session`]). Authenticated probes find an address that
-//! answers and what size it carries (`link/path.rs`). The control task ([`link::direct`]) drives both and publishes what
+//! Diffie-Hellman, and renewed inside the live session ([`peer::session`]). Authenticated probes find an address that
+//! answers and what size it carries ([`peer::path`]). The control task ([`link::direct`]) drives both and publishes what
 //! comes out as the link's route; when probes stop being answered, packets are back on the stream. Frames leave from the
 //! address the peer sends to, and how much the port keeps for a late receiving thread follows the round trip of who sends.
 //! [`wire::datagram`] is the format.
@@ -133,6 +133,7 @@ pub mod model;
 pub mod node;
 pub mod p2p;
 pub mod packet;
+pub mod peer;
 pub mod store;
 pub mod tun;
 pub mod wire;

@@ -48,7 +48,7 @@ pub const MESSAGE_2: usize = 32 + 20;
 const PATTERN: &str = "Noise_IKpsk2_25519_ChaChaPoly_SHA256";
 
 /// A secret of 32 bytes, wiped when dropped.
-pub(super) type Secret = Zeroizing<[u8; KEY]>;
+pub(crate) type Secret = Zeroizing<[u8; KEY]>;
 
 /// The handshake was refused; why is told to nobody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -64,25 +64,25 @@ fn hkdf(salt: &[u8], secret: &[u8], info: &[&[u8]]) -> Result<Secret, Refused> {
 }
 
 /// Hash of the two messages ahead of the first handshake.
-pub(super) fn transcript(offer: &[u8], accept: &[u8]) -> [u8; 32] {
+pub(crate) fn transcript(offer: &[u8], accept: &[u8]) -> [u8; 32] {
     let length = u32::try_from(offer.len()).unwrap_or(u32::MAX).to_be_bytes();
     let hash = Sha256::new().chain_update(b"byway offer").chain_update(length);
     hash.chain_update(offer).chain_update(accept).finalize().into()
 }
 
 /// The initiator's half of ML-KEM-768.
-pub(super) struct Kem(DecapsulationKey);
+pub(crate) struct Kem(DecapsulationKey);
 
 impl Kem {
     /// A new key and the encapsulation key to send.
-    pub(super) fn new() -> Result<(Kem, Vec<u8>), Refused> {
+    pub(crate) fn new() -> Result<(Kem, Vec<u8>), Refused> {
         let key = DecapsulationKey::generate(&ML_KEM_768).map_err(|_| Refused)?;
         let public = key.encapsulation_key().and_then(|k| k.key_bytes()).map_err(|_| Refused)?;
         Ok((Kem(key), public.as_ref().to_vec()))
     }
 
     /// The secret in a ciphertext. One that was changed gives another secret, not an error (FIPS 203, section 6.3).
-    pub(super) fn open(&self, ciphertext: &[u8]) -> Result<Secret, Refused> {
+    pub(crate) fn open(&self, ciphertext: &[u8]) -> Result<Secret, Refused> {
         if ciphertext.len() != KEM_CIPHERTEXT {
             return Err(Refused);
         }
@@ -92,7 +92,7 @@ impl Kem {
 }
 
 /// The responder's half: a ciphertext for `key`, and the secret in it.
-pub(super) fn encapsulate(key: &[u8]) -> Result<(Vec<u8>, Secret), Refused> {
+pub(crate) fn encapsulate(key: &[u8]) -> Result<(Vec<u8>, Secret), Refused> {
     let key = EncapsulationKey::new(&ML_KEM_768, key).map_err(|_| Refused)?;
     let (ciphertext, secret) = key.encapsulate().map_err(|_| Refused)?;
     Ok((ciphertext.as_ref().to_vec(), secret_of(secret.as_ref())?))
@@ -106,14 +106,14 @@ fn secret_of(bytes: &[u8]) -> Result<Secret, Refused> {
 }
 
 /// What both ends must agree on before a handshake; any difference makes it fail.
-pub(super) struct Terms {
-    pub(super) subnet: SubnetId,
-    pub(super) initiator: PeerId,
-    pub(super) responder: PeerId,
-    pub(super) cipher: Cipher,
-    pub(super) transcript: [u8; 32],
+pub(crate) struct Terms {
+    pub(crate) subnet: SubnetId,
+    pub(crate) initiator: PeerId,
+    pub(crate) responder: PeerId,
+    pub(crate) cipher: Cipher,
+    pub(crate) transcript: [u8; 32],
     /// 0 in the first handshake.
-    pub(super) attempt: u32,
+    pub(crate) attempt: u32,
 }
 
 impl Terms {
@@ -131,21 +131,21 @@ impl Terms {
     }
 
     /// The psk of the first handshake.
-    pub(super) fn psk(&self, kem: &Secret) -> Result<Secret, Refused> {
+    pub(crate) fn psk(&self, kem: &Secret) -> Result<Secret, Refused> {
         let salt = [self.subnet.0.as_slice(), &self.initiator.0, &self.responder.0].concat();
         hkdf(&salt, kem.as_slice(), &[b"byway psk", &self.transcript])
     }
 }
 
 /// The keys of a session, as one end sees them.
-pub(super) struct Keys {
+pub(crate) struct Keys {
     /// Names the session; no secret.
-    pub(super) hash: [u8; 32],
-    pub(super) send: Secret,
-    pub(super) receive: Secret,
-    pub(super) next_psk: Secret,
+    pub(crate) hash: [u8; 32],
+    pub(crate) send: Secret,
+    pub(crate) receive: Secret,
+    pub(crate) next_psk: Secret,
     /// The index the peer wants in what we send.
-    pub(super) peer_index: u32,
+    pub(crate) peer_index: u32,
 }
 
 impl Keys {
@@ -163,15 +163,15 @@ impl Keys {
 }
 
 /// Our end's part in a handshake.
-pub(super) struct Own<'a> {
+pub(crate) struct Own<'a> {
     /// X25519 private key.
-    pub(super) secret: &'a Secret,
+    pub(crate) secret: &'a Secret,
     /// The peer's X25519 public key.
-    pub(super) peer_key: &'a [u8; 32],
+    pub(crate) peer_key: &'a [u8; 32],
     /// The receiver index for what the peer will send us.
-    pub(super) index: u32,
+    pub(crate) index: u32,
     /// Private ephemeral key: 32 bytes of entropy, used for this handshake only.
-    pub(super) ephemeral: Secret,
+    pub(crate) ephemeral: Secret,
 }
 
 /// A running handshake.
@@ -217,11 +217,11 @@ impl Noise {
 }
 
 /// The initiator between its message and the answer.
-pub(super) struct Begun(Box<Noise>);
+pub(crate) struct Begun(Box<Noise>);
 
 impl Begun {
     /// Begins: what to keep, and message 1.
-    pub(super) fn new(own: Own<'_>, terms: &Terms, psk: Secret) -> Result<(Begun, Vec<u8>), Refused> {
+    pub(crate) fn new(own: Own<'_>, terms: &Terms, psk: Secret) -> Result<(Begun, Vec<u8>), Refused> {
         let index = own.index;
         let mut noise = Noise::new(own, terms, psk, true)?;
         let message = noise.write(index, MESSAGE_1)?;
@@ -229,14 +229,14 @@ impl Begun {
     }
 
     /// Reads message 2. After a refusal the true answer is still understood.
-    pub(super) fn finish(&mut self, message: &[u8]) -> Result<Keys, Refused> {
+    pub(crate) fn finish(&mut self, message: &[u8]) -> Result<Keys, Refused> {
         let peer_index = self.0.read(message, MESSAGE_2)?;
         Keys::derive(&mut self.0, true, peer_index)
     }
 }
 
 /// The responder's whole part: reads message 1, writes message 2.
-pub(super) fn respond(own: Own<'_>, terms: &Terms, psk: Secret, message: &[u8]) -> Result<(Keys, Vec<u8>), Refused> {
+pub(crate) fn respond(own: Own<'_>, terms: &Terms, psk: Secret, message: &[u8]) -> Result<(Keys, Vec<u8>), Refused> {
     let (index, peer_key) = (own.index, *own.peer_key);
     let mut noise = Noise::new(own, terms, psk, false)?;
     let peer_index = noise.read(message, MESSAGE_1)?;

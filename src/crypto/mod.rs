@@ -1,4 +1,4 @@
-//! PURE: the keys of sessions between two peers, the frames they seal, and which frames were seen.
+//! PURE: handshakes between two peers, the frames their keys seal, and which frames were seen.
 //!
 //! Bytes, time and entropy come as arguments, except that ML-KEM draws from aws-lc's own generator.
 
@@ -6,7 +6,6 @@ pub mod aead;
 pub mod frame;
 pub mod handshake;
 pub mod replay;
-pub mod session;
 
 mod counter;
 

@@ -17,16 +17,16 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
-pub use super::path::Origin;
+pub use crate::peer::path::Origin;
 
-use super::path::{self, Output, Paths};
 use super::port::{Port, receive_buffer};
 use super::receive::Keyring;
 use super::{Ends, Heard, Key, Link, Links, Route, lock};
 use crate::crypto::frame::{Cipher, Library, Sealer};
-use crate::crypto::session::{self, Action, Indices, Session};
 use crate::model::id::PeerId;
 use crate::model::view::View;
+use crate::peer::path::{self, Output, Paths};
+use crate::peer::session::{self, Action, Indices, Session};
 use crate::wire::control;
 use crate::wire::datagram::{Control, OVERHEAD, Trailer};
 
@@ -65,7 +65,7 @@ pub struct Config {
 /// What goes with a message of a session over the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Letter {
-    /// Of `crypto::session`.
+    /// Of [`peer::session`](crate::peer::session).
     pub message: Vec<u8>,
     /// Where its sender may be reached by datagrams, best first.
     pub endpoints: Vec<SocketAddr>,
@@ -309,7 +309,7 @@ impl Direct {
             view: Arc::default(),
             overlay: Vec::new(),
             endpoints: Vec::new(),
-            indices: Indices::default(),
+            indices: Indices::new(&mut entropy),
             peers: HashMap::new(),
             timers: BTreeSet::new(),
             asked: 0,
@@ -544,7 +544,7 @@ impl Direct {
             };
             Peer {
                 peer_key,
-                session: Session::sharing(config, self.indices.clone()),
+                session: Session::new(config, self.indices.clone()),
                 paths: Paths::new(),
                 link: self.links.link(key),
                 sealer: None,

@@ -6,7 +6,6 @@
 //! never opens a stream, never decides which packet may pass.
 
 pub mod direct;
-mod path;
 pub mod port;
 mod queue;
 mod receive;

@@ -145,7 +145,7 @@ pub enum ControlRequest {
     Session {
         /// The subnet.
         subnet: SubnetId,
-        /// Of `crypto::session`.
+        /// Of `peer::session`.
         message: Vec<u8>,
         /// Where the sender may be reached by datagrams, best first; the first [`MAX_ENDPOINTS`] are read.
         endpoints: Vec<SocketAddr>,
@@ -174,7 +174,7 @@ pub enum ControlAnswer {
     NotMember,
     /// The answer to [`ControlRequest::Session`].
     Session {
-        /// Of `crypto::session`.
+        /// Of `peer::session`.
         message: Vec<u8>,
         /// As in the request.
         endpoints: Vec<SocketAddr>,

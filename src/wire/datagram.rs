@@ -1,6 +1,6 @@
 //! Sealed datagrams between two members of a subnet: the format of the fast path, whole.
 //!
-//! This text, `crypto::frame`, `crypto::handshake` and `crypto::session` are what a second implementation needs.
+//! This text, `crypto::frame`, `crypto::handshake` and `peer::session` are what a second implementation needs.
 //! All numbers are big-endian; "must be zero" is checked by the receiver. Every rule for receivers also protects against a
 //! member who lies: nothing the sender states is believed before it agrees with the bytes.
 //!
@@ -33,7 +33,7 @@
 //!        |  Control: Rekey                    |           the next handshake, begun by either
 //! ```
 //!
-//! Messages, times and who may begin: `crypto::session`. Hashes, pre-shared keys and the two keys that come out, one for
+//! Messages, times and who may begin: `peer::session`. Hashes, pre-shared keys and the two keys that come out, one for
 //! each direction: `crypto::handshake`. There is no handshake by bare datagrams, so a datagram under an unknown index is
 //! never answered.
 //!
@@ -147,7 +147,7 @@
 //! +---+----------------+------+--------+---------------+
 //! | 2 | token          | port | family | address       |        Answer: family 4 or 6, address of 4 or 16 bytes
 //! +---+--------+-------+------+--------+---------------+
-//! | 3 | length | message                                        Rekey: length in 2 bytes, see `crypto::session`
+//! | 3 | length | message                                        Rekey: length in 2 bytes, see `peer::session`
 //! +---+--------+----------
 //! | 4 |                                                         Close
 //! +---+
@@ -346,7 +346,7 @@ pub enum Control<'a> {
         /// Where the probe came from.
         seen: SocketAddr,
     },
-    /// A message of `crypto::session`.
+    /// A message of `peer::session`.
     Rekey(&'a [u8]),
     /// The sender leaves this session.
     Close,

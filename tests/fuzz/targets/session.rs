@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use byway::crypto::frame::{HEADER, Opener, Sealer};
-use byway::crypto::session::{Action, Config, MAX_MESSAGE, Session};
+use byway::peer::session::{Action, Config, Indices, MAX_MESSAGE, Session};
 use byway::model::id::{PeerId, SubnetId};
 use libfuzzer_sys::fuzz_target;
 
@@ -16,14 +16,15 @@ fn fill(out: &mut [u8]) {
 
 fn end(n: u8) -> Session {
     let public = |n: u8| x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from([n; 32])).to_bytes();
-    Session::new(Config {
+    let config = Config {
         me: PeerId([n; 32]),
         peer: PeerId([3 - n; 32]),
         subnet: SubnetId([9; 16]),
         secret: [n; 32].into(),
         peer_key: public(3 - n),
         aes: Some(byway::crypto::aead::Library::AwsLc),
-    })
+    };
+    Session::new(config, Indices::new(&mut fill))
 }
 
 /// What the machine did: keys, and the last message for the peer.

@@ -5,9 +5,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use proptest::prelude::*;
 use x25519_dalek::{PublicKey, StaticSecret};
 
+use super::epoch::Epoch;
+use super::messages::Id;
 use super::*;
 use crate::crypto::frame::{HEADER, Header, Library, TAG};
+use crate::crypto::handshake::MESSAGE_1;
 use crate::crypto::replay::Window;
+use crate::peer::some_moment;
 
 /// xorshift64*: every run of a test is the same.
 #[derive(Clone)]
@@ -48,10 +52,18 @@ fn config(end: usize) -> Config {
     }
 }
 
+fn indices() -> Indices {
+    indices_of(0)
+}
+
+/// Those of a machine's life with that number: each has an order of its own.
+fn indices_of(life: usize) -> Indices {
+    Indices::new(&mut |out: &mut [u8]| out.fill(life as u8))
+}
+
 /// One machine: the session and what its control task and packet threads would hold.
 struct End {
     session: Session,
-    indices: Indices,
     installed: HashMap<u32, (Opener, Window, bool)>,
     sealer: Option<Arc<Sealer>>,
     stops: usize,
@@ -59,11 +71,9 @@ struct End {
 }
 
 impl End {
-    fn new(config: Config) -> End {
-        let indices = Indices::default();
+    fn new(config: Config, life: usize) -> End {
         End {
-            session: Session::sharing(config, indices.clone()),
-            indices,
+            session: Session::new(config, indices_of(life)),
             installed: HashMap::new(),
             sealer: None,
             stops: 0,
@@ -117,7 +127,7 @@ impl World {
         World {
             start,
             now: start,
-            ends: [End::new(a), End::new(b)],
+            ends: [End::new(a, 0), End::new(b, 0)],
             lives: [0, 0],
             events: BTreeMap::new(),
             number: 0,
@@ -320,13 +330,12 @@ impl World {
         for end in 0..2 {
             let sealer = self.ends[end].sealer.as_ref().unwrap();
             assert!(self.ends[1 - end].peer_wants(sealer.receiver()));
-            assert_eq!(self.ends[end].indices.count(), self.ends[end].installed.len(), "no index is left over");
         }
     }
 
     fn restart(&mut self, end: usize) {
-        self.ends[end] = End::new(config(end));
         self.lives[end] += 1;
+        self.ends[end] = End::new(config(end), self.lives[end]);
     }
 
     /// Uses up one end's key, as far as rekeying goes.
@@ -341,14 +350,13 @@ impl World {
 
 /// All that a message could change, short of entropy drawn and handshakes paid for.
 fn state(session: &Session) -> String {
-    let epoch = |e: &Epoch| {
-        format!("{:?} {:?} {} {:?} {} {}", e.id, e.index.number, e.confirmed, e.due, e.attempts, e.answered)
-    };
+    let epoch =
+        |e: &Epoch| format!("{:?} {:?} {} {:?} {} {}", e.id, e.index, e.confirmed, e.due, e.attempts, e.answered);
     format!(
         "{:?} {:?} {:?} {:?} {:?} {:?} {} {:?} {} {} {:?}",
         session.current.as_ref().map(epoch),
         session.next.as_ref().map(|n| epoch(&n.epoch)),
-        session.retired.iter().map(|r| (r.index.number, r.until)).collect::<Vec<_>>(),
+        session.retired.iter().map(|r| (r.index, r.until)).collect::<Vec<_>>(),
         session.rekeying.as_ref().map(|r| (r.attempt, r.timer.at)),
         session.confirming.as_ref().map(|t| t.at),
         session.again,
@@ -511,7 +519,7 @@ fn a_key_is_refused_at_180_seconds() {
     world.seconds(2);
     for (end, sealer) in world.ends.iter().zip(&sealers) {
         assert!(!end.session.is_live());
-        assert_eq!((end.stops, end.installed.len(), end.indices.count()), (1, 0, 0));
+        assert_eq!((end.stops, end.installed.len()), (1, 0));
         assert!(sealer.take(1).is_none(), "who still holds the key cannot seal with it");
     }
     // And comes back when something can be heard again.
@@ -689,7 +697,7 @@ fn handshake(
     let now = some_moment();
     let mut dice = Dice(77);
     let mut entropy = |out: &mut [u8]| dice.fill(out);
-    let (mut one, mut two) = (Session::new(a), Session::new(b));
+    let (mut one, mut two) = (Session::new(a, indices()), Session::new(b, indices()));
     one.connected(now, &mut entropy);
     let mut error = None;
     for step in 0..2 {
@@ -748,7 +756,7 @@ fn a_tampered_offer_or_accept_and_a_lowered_cipher_are_refused() {
 fn another_version_and_the_wrong_role_are_refused() {
     let now = some_moment();
     let mut entropy = |out: &mut [u8]| out.fill(1);
-    let (mut small, mut great) = (Session::new(config(0)), Session::new(config(1)));
+    let (mut small, mut great) = (Session::new(config(0), indices()), Session::new(config(1), indices()));
     small.connected(now, &mut entropy);
     great.connected(now, &mut entropy);
     let (Some(Action::Ask(offer)), Some(Action::Ask(want))) = (small.poll_action(), great.poll_action()) else {
@@ -794,14 +802,20 @@ fn a_peer_cannot_make_us_compute_without_end() {
 }
 
 #[test]
-fn sessions_that_share_indices_never_take_the_same() {
-    let indices = Indices::default();
-    let taken: Vec<Index> = (0..100).map(|_| indices.take(&mut |out: &mut [u8]| out.fill(0xff))).collect();
-    let numbers: HashSet<u32> = taken.iter().map(|i| i.number).collect();
-    assert_eq!((numbers.len(), indices.count()), (100, 100));
+fn no_two_keys_of_a_machine_have_the_same_index() {
+    let (one, other) = (indices(), Indices::new(&mut |out: &mut [u8]| out.fill(0xff)));
+    let again = one.clone();
+    let taken: Vec<u32> = (0..20_000).flat_map(|_| [one.take(), again.take()]).collect();
+    let numbers: HashSet<u32> = taken.iter().copied().collect();
+    assert_eq!(numbers.len(), 40_000);
     assert!(numbers.iter().all(|n| *n != 0 && n & 0xf == 0));
-    drop(taken);
-    assert_eq!(indices.count(), 0);
+    let beside = taken.windows(2).filter(|two| two[0].abs_diff(two[1]) < 1 << 20).count();
+    assert!(beside < 1000, "{beside} of 40000 lie near the one before: their order is to be seen");
+    assert_ne!(
+        taken[..10],
+        (0..10).map(|_| other.take()).collect::<Vec<_>>()[..],
+        "each machine has an order of its own"
+    );
 }
 
 #[test]

@@ -18,6 +18,7 @@
 //! ```
 
 mod candidates;
+mod live;
 mod mtu;
 
 use std::collections::VecDeque;
@@ -29,8 +30,9 @@ use ipnet::IpNet;
 pub use candidates::{Origin, usable};
 pub use mtu::BASE;
 
+use super::Entropy;
 use candidates::Candidates;
-use mtu::Search;
+use live::Live;
 
 /// Between two probes on a path with traffic.
 const BUSY: Duration = Duration::from_millis(1250);
@@ -63,9 +65,6 @@ const THIN: Duration = Duration::from_secs(30);
 const THIN_TRIES: u32 = 4;
 /// Probes and answers that wait to be sent; the caller takes them out after every call.
 const MAX_OUTPUTS: usize = 256;
-
-/// Where random bytes come from.
-pub type Entropy<'a> = &'a mut dyn FnMut(&mut [u8]);
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,69 +139,6 @@ struct Pending {
     counts: bool,
 }
 
-/// What became of the last keep-alives: a bit each, set where it was lost, the newest one lowest.
-#[derive(Debug, Clone, Copy, Default)]
-struct Tried {
-    lost: u64,
-    count: u32,
-}
-
-impl Tried {
-    fn add(&mut self, lost: bool) {
-        self.lost = self.lost << 1 | u64::from(lost);
-        self.count = self.count.saturating_add(1).min(u64::BITS);
-    }
-
-    fn loss(self) -> Option<f64> {
-        (self.count > 0).then(|| f64::from(self.lost.count_ones()) / f64::from(self.count))
-    }
-}
-
-#[derive(Debug)]
-struct Live {
-    to: SocketAddr,
-    since: Instant,
-    rtt: Option<Duration>,
-    answered: Instant,
-    /// Keep-alive probes sent since then.
-    missed: u32,
-    /// When the last of [`LOST_PROBES`] was sent.
-    enough: Option<Instant>,
-    next: Instant,
-    /// Since when there is reason to think that the peer is gone.
-    suspect: Option<Instant>,
-    search: Search,
-    /// [`Paths::data`] at the last keep-alive.
-    data: u64,
-    tried: Tried,
-    hole: Option<Hole>,
-    challenge: Option<Challenge>,
-    /// When the old address won the last one.
-    settled: Option<Instant>,
-    /// Where newer frames came from since, if not from the path's address.
-    elsewhere: Option<SocketAddr>,
-}
-
-/// A padded keep-alive was missed.
-#[derive(Debug)]
-struct Hole {
-    size: u16,
-    first: Instant,
-    /// When it was sent again, with a small one beside it.
-    again: Option<Instant>,
-    /// A small one was answered meanwhile.
-    small: bool,
-}
-
-/// A newer frame came from another address.
-#[derive(Debug)]
-struct Challenge {
-    to: SocketAddr,
-    started: Instant,
-    next: Instant,
-    answered: bool,
-}
-
 /// UDP payload bytes of an IP packet of `size` bytes.
 fn payload(to: SocketAddr, size: u16) -> usize {
     let headers = if to.is_ipv4() { 28 } else { 48 };
@@ -219,42 +155,6 @@ fn bytes<const N: usize>(entropy: Entropy<'_>) -> [u8; N] {
 fn jittered(time: Duration, entropy: Entropy<'_>) -> Duration {
     let [random] = bytes(entropy);
     (time - time / 16) + time / 8 * u32::from(random) / 256
-}
-
-impl Live {
-    /// How long an answer may take before its probe counts as missed; at least `least`.
-    fn patience(&self, least: Duration) -> Duration {
-        self.rtt.map_or(least, |rtt| rtt.saturating_mul(2).clamp(least, PATIENCE.max(least)))
-    }
-
-    fn search_wait(&self) -> Duration {
-        self.patience(mtu::WAIT)
-    }
-
-    /// Until a missed keep-alive is sent again.
-    fn repeat(&self) -> Duration {
-        self.patience(if self.suspect.is_some() { SUSPECT } else { REPEAT })
-    }
-
-    /// When the path is lost, should nothing be answered any more.
-    fn lost_at(&self) -> Option<Instant> {
-        let settled = self.enough? + self.repeat();
-        Some(if self.suspect.is_some() { settled } else { settled.max(self.answered + LOST) })
-    }
-
-    /// Whether frames from elsewhere are a reason to ask: not while that is being done, and not soon after the path's own
-    /// address has answered, unless it is silent by now.
-    fn may_be_challenged(&self, now: Instant) -> bool {
-        // The second probe is sent when the first was missed.
-        let silent = self.missed >= 2;
-        self.challenge.is_none() && (silent || self.settled.is_none_or(|settled| settled + SETTLED <= now))
-    }
-
-    /// When a missed padded probe means a hole.
-    fn hole_at(&self) -> Option<Instant> {
-        let hole = self.hole.as_ref().filter(|hole| hole.small)?;
-        Some(hole.again? + self.patience(REPEAT))
-    }
 }
 
 impl Paths {
@@ -351,38 +251,6 @@ impl Paths {
             }
         }
         Some(rtt)
-    }
-
-    fn on_live(&mut self, now: Instant, probe: &Pending, rtt: Duration, entropy: Entropy<'_>) {
-        let interval = jittered(BUSY, entropy);
-        let Some(live) = &mut self.live else { return };
-        live.rtt = Some(live.rtt.map_or(rtt, |smooth| (smooth * 7 + rtt) / 8));
-        if probe.counts {
-            live.tried.add(false);
-        }
-        live.suspect.take_if(|since| probe.sent >= *since);
-        // An answer that was under way already proves nothing to one who suspects.
-        if live.suspect.is_none() {
-            live.answered = now;
-            live.missed = 0;
-            live.enough = None;
-            live.next = now + interval;
-        }
-        if live.challenge.take_if(|challenge| probe.sent >= challenge.started).is_some() {
-            live.settled = Some(now);
-        }
-        if let Some(hole) = live.hole.as_mut().filter(|hole| probe.sent >= hole.first) {
-            hole.small |= probe.size < hole.size;
-            if probe.size >= hole.size {
-                live.hole = None;
-            } else if hole.again.is_none() {
-                // The padded one has not been sent twice yet: do that first, at its own time.
-                live.next = live.next.min(hole.first + REPEAT);
-            }
-        }
-        if live.search.answered(now, probe.size) {
-            self.tell();
-        }
     }
 
     /// A newest frame came from an address that is not the path's: the peer moved, or somebody sends its frames on.
@@ -513,152 +381,6 @@ impl Paths {
         if let Some(live) = &self.live {
             let (to, settled) = (live.to, live.search.is_settled());
             self.outputs.push_back(Output::Up { to, payload: payload(to, live.search.mtu()), settled });
-        }
-    }
-
-    fn up(&mut self, now: Instant, to: SocketAddr, size: u16, rtt: Option<Duration>, entropy: Entropy<'_>) {
-        let mut live = Live {
-            to,
-            since: now,
-            rtt,
-            answered: now,
-            missed: 0,
-            enough: None,
-            next: now + jittered(BUSY, entropy),
-            suspect: None,
-            search: Search::new(now, mtu::WAIT),
-            data: self.data,
-            tried: Tried::default(),
-            hole: None,
-            challenge: None,
-            settled: None,
-            elsewhere: None,
-        };
-        let wait = live.search_wait();
-        live.search = Search::new(now, wait);
-        live.search.answered(now, size);
-        self.live = Some(live);
-        self.changes = self.changes.saturating_add(1);
-        self.tell();
-    }
-
-    fn lose(&mut self, now: Instant) {
-        if self.live.take().is_none() {
-            return;
-        }
-        self.changes = self.changes.saturating_add(1);
-        self.pending.clear();
-        self.candidates.restart(now);
-        self.outputs.push_back(Output::Lost);
-    }
-
-    /// The address that newer frames come from has to answer, and the path's must not.
-    fn begin_challenge(&mut self, now: Instant, entropy: Entropy<'_>) {
-        if let Some(live) = &mut self.live
-            && let Some(to) = live.elsewhere.take()
-        {
-            live.challenge = Some(Challenge { to, started: now, next: now, answered: false });
-            self.challenge(now, entropy);
-        }
-    }
-
-    /// Sends the two probes of a challenge, or decides it.
-    fn challenge(&mut self, now: Instant, entropy: Entropy<'_>) {
-        let Some(live) = &mut self.live else { return };
-        let Some(challenge) = &mut live.challenge else { return };
-        if now < challenge.started + CHALLENGE {
-            let (old, new) = (live.to, challenge.to);
-            challenge.next = (now + CHALLENGE_REPEAT).min(challenge.started + CHALLENGE);
-            self.probe(now, old, 0, entropy);
-            self.probe(now, new, 0, entropy);
-            return;
-        }
-        let moved = challenge.answered.then_some(challenge.to);
-        live.challenge = None;
-        if let Some(to) = moved {
-            live.to = to;
-            live.since = now;
-            live.settled = None;
-            live.tried = Tried::default();
-            live.answered = now;
-            live.missed = 0;
-            live.enough = None;
-            live.next = now + REPEAT;
-            self.changes = self.changes.saturating_add(1);
-            // What the old way carried says nothing about the new one.
-            self.fall(now, entropy);
-        }
-    }
-
-    /// Back to what every path carries, and up again from there.
-    fn fall(&mut self, now: Instant, entropy: Entropy<'_>) {
-        let Some(live) = &mut self.live else { return };
-        live.hole = None;
-        live.search.fall(now);
-        self.tell();
-        self.search(now, entropy);
-    }
-
-    fn search(&mut self, now: Instant, entropy: Entropy<'_>) {
-        let Some(live) = &mut self.live else { return };
-        let (to, wait, settled) = (live.to, live.search_wait(), live.search.is_settled());
-        match live.search.step(now, wait, jittered(mtu::RAISE, entropy)) {
-            Some(sizes) => {
-                if live.search.is_settled() != settled {
-                    self.tell();
-                }
-                for size in sizes {
-                    self.probe(now, to, size, entropy);
-                }
-            }
-            None => {
-                // Not even the least size arrives: this address is of no use.
-                self.lose(now);
-                self.candidates.thin(now, to);
-            }
-        }
-    }
-
-    fn keep_alive(&mut self, now: Instant, entropy: Entropy<'_>) {
-        let (busy, repeat) = match &self.live {
-            Some(live) => (live.data != self.data, live.repeat()),
-            None => return,
-        };
-        let Some(live) = &mut self.live else { return };
-        let to = live.to;
-        let calm = live.suspect.is_none() && live.hole.is_none() && !busy;
-        if live.missed == 0 && calm && now < live.answered + IDLE - IDLE / 16 {
-            live.next = live.answered + jittered(IDLE, entropy);
-            return;
-        }
-        live.missed = live.missed.saturating_add(1);
-        if live.missed == LOST_PROBES {
-            live.enough = Some(now);
-        }
-        live.next = now + repeat;
-        let (mut padded, mut small) = (None, true);
-        match &mut live.hole {
-            None if busy && live.missed == 1 && live.suspect.is_none() => {
-                // Traffic of that size went out: does it arrive?
-                live.data = self.data;
-                let size = live.search.mtu();
-                live.hole = Some(Hole { size, first: now, again: None, small: false });
-                (padded, small) = (Some(size), false);
-            }
-            Some(hole) if hole.again.is_none() => {
-                hole.again = Some(now);
-                padded = Some(hole.size);
-            }
-            _ => live.data = self.data,
-        }
-        for size in padded.into_iter().chain(small.then_some(0)) {
-            self.probe(now, to, size, entropy);
-            if let Some(probe) = self.pending.back_mut() {
-                probe.counts = true;
-            }
-        }
-        if self.live.as_ref().is_some_and(|live| live.missed >= 2 && live.may_be_challenged(now)) {
-            self.begin_challenge(now, entropy);
         }
     }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::peer::some_moment;
 
 use std::collections::BTreeMap;
 
@@ -80,7 +81,7 @@ impl World {
     }
 
     fn between(seed: u64, a: SocketAddr, b: SocketAddr) -> World {
-        let now = Instant::now();
+        let now = some_moment();
         World {
             now,
             start: now,
@@ -384,7 +385,7 @@ fn large_frames_are_tried_twice_at_most() {
 fn an_interface_that_refuses_is_not_asked_again() {
     let (a, b) = (address("192.0.2.1:1"), address("192.0.2.2:1"));
     let mut paths = Paths::new();
-    let now = Instant::now();
+    let now = some_moment();
     let mut random = Random(5);
     let mut entropy = |bytes: &mut [u8]| random.fill(bytes);
     paths.offer(now, &[a, b], Origin::Told, &[]);
@@ -653,7 +654,7 @@ fn a_new_overlay_prefix_ends_a_path_inside_it() {
 #[test]
 fn loopback_is_tried_only_where_there_is_nothing_else() {
     let (own, far) = (address("127.0.0.1:4100"), address("192.0.2.9:4100"));
-    let now = Instant::now();
+    let now = some_moment();
     let probed = |addresses: &[SocketAddr], origin| {
         let mut paths = Paths::new();
         paths.offer(now, addresses, origin, &[]);
@@ -669,7 +670,7 @@ fn loopback_is_tried_only_where_there_is_nothing_else() {
 
 #[test]
 fn hearsay_that_nobody_answers_is_probed_once_a_minute_and_a_host_that_was_reached_every_four_seconds() {
-    let (start, to) = (Instant::now(), address("198.51.100.7:4100"));
+    let (start, to) = (some_moment(), address("198.51.100.7:4100"));
     let probes = |origin, answered: bool| {
         let mut list = Candidates::default();
         list.offer(start, &[to], origin, &[], None);
@@ -693,7 +694,7 @@ fn hearsay_that_nobody_answers_is_probed_once_a_minute_and_a_host_that_was_reach
 
 #[test]
 fn the_newest_addresses_are_kept_and_the_path_always() {
-    let now = Instant::now();
+    let now = some_moment();
     let numbered = |n: u8| SocketAddr::from(([198, 51, 100, n], 4100));
     let live = numbered(1);
     let mut list = Candidates::default();

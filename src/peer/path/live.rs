@@ -1,0 +1,289 @@
+//! The path in use: kept alive, searched for its size, challenged by a newer address, lost.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::mtu::{self, Search};
+use super::{
+    BUSY, CHALLENGE, CHALLENGE_REPEAT, Entropy, IDLE, LOST, LOST_PROBES, Output, PATIENCE, Paths, Pending, REPEAT,
+    SETTLED, SUSPECT, jittered,
+};
+
+/// What became of the last keep-alives: a bit each, set where it was lost, the newest one lowest.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Tried {
+    pub(super) lost: u64,
+    pub(super) count: u32,
+}
+
+impl Tried {
+    pub(super) fn add(&mut self, lost: bool) {
+        self.lost = self.lost << 1 | u64::from(lost);
+        self.count = self.count.saturating_add(1).min(u64::BITS);
+    }
+
+    pub(super) fn loss(self) -> Option<f64> {
+        (self.count > 0).then(|| f64::from(self.lost.count_ones()) / f64::from(self.count))
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Live {
+    pub(super) to: SocketAddr,
+    pub(super) since: Instant,
+    pub(super) rtt: Option<Duration>,
+    pub(super) answered: Instant,
+    /// Keep-alive probes sent since then.
+    pub(super) missed: u32,
+    /// When the last of [`LOST_PROBES`] was sent.
+    pub(super) enough: Option<Instant>,
+    pub(super) next: Instant,
+    /// Since when there is reason to think that the peer is gone.
+    pub(super) suspect: Option<Instant>,
+    pub(super) search: Search,
+    /// [`Paths::data`] at the last keep-alive.
+    pub(super) data: u64,
+    pub(super) tried: Tried,
+    pub(super) hole: Option<Hole>,
+    pub(super) challenge: Option<Challenge>,
+    /// When the old address won the last one.
+    pub(super) settled: Option<Instant>,
+    /// Where newer frames came from since, if not from the path's address.
+    pub(super) elsewhere: Option<SocketAddr>,
+}
+
+/// A padded keep-alive was missed.
+#[derive(Debug)]
+pub(super) struct Hole {
+    pub(super) size: u16,
+    pub(super) first: Instant,
+    /// When it was sent again, with a small one beside it.
+    pub(super) again: Option<Instant>,
+    /// A small one was answered meanwhile.
+    pub(super) small: bool,
+}
+
+/// A newer frame came from another address.
+#[derive(Debug)]
+pub(super) struct Challenge {
+    pub(super) to: SocketAddr,
+    pub(super) started: Instant,
+    pub(super) next: Instant,
+    pub(super) answered: bool,
+}
+
+impl Live {
+    /// How long an answer may take before its probe counts as missed; at least `least`.
+    pub(super) fn patience(&self, least: Duration) -> Duration {
+        self.rtt.map_or(least, |rtt| rtt.saturating_mul(2).clamp(least, PATIENCE.max(least)))
+    }
+
+    pub(super) fn search_wait(&self) -> Duration {
+        self.patience(mtu::WAIT)
+    }
+
+    /// Until a missed keep-alive is sent again.
+    pub(super) fn repeat(&self) -> Duration {
+        self.patience(if self.suspect.is_some() { SUSPECT } else { REPEAT })
+    }
+
+    /// When the path is lost, should nothing be answered any more.
+    pub(super) fn lost_at(&self) -> Option<Instant> {
+        let settled = self.enough? + self.repeat();
+        Some(if self.suspect.is_some() { settled } else { settled.max(self.answered + LOST) })
+    }
+
+    /// Whether frames from elsewhere are a reason to ask: not while that is being done, and not soon after the path's own
+    /// address has answered, unless it is silent by now.
+    pub(super) fn may_be_challenged(&self, now: Instant) -> bool {
+        // The second probe is sent when the first was missed.
+        let silent = self.missed >= 2;
+        self.challenge.is_none() && (silent || self.settled.is_none_or(|settled| settled + SETTLED <= now))
+    }
+
+    /// When a missed padded probe means a hole.
+    pub(super) fn hole_at(&self) -> Option<Instant> {
+        let hole = self.hole.as_ref().filter(|hole| hole.small)?;
+        Some(hole.again? + self.patience(REPEAT))
+    }
+}
+
+impl Paths {
+    pub(super) fn on_live(&mut self, now: Instant, probe: &Pending, rtt: Duration, entropy: Entropy<'_>) {
+        let interval = jittered(BUSY, entropy);
+        let Some(live) = &mut self.live else { return };
+        live.rtt = Some(live.rtt.map_or(rtt, |smooth| (smooth * 7 + rtt) / 8));
+        if probe.counts {
+            live.tried.add(false);
+        }
+        live.suspect.take_if(|since| probe.sent >= *since);
+        // An answer that was under way already proves nothing to one who suspects.
+        if live.suspect.is_none() {
+            live.answered = now;
+            live.missed = 0;
+            live.enough = None;
+            live.next = now + interval;
+        }
+        if live.challenge.take_if(|challenge| probe.sent >= challenge.started).is_some() {
+            live.settled = Some(now);
+        }
+        if let Some(hole) = live.hole.as_mut().filter(|hole| probe.sent >= hole.first) {
+            hole.small |= probe.size < hole.size;
+            if probe.size >= hole.size {
+                live.hole = None;
+            } else if hole.again.is_none() {
+                // The padded one has not been sent twice yet: do that first, at its own time.
+                live.next = live.next.min(hole.first + REPEAT);
+            }
+        }
+        if live.search.answered(now, probe.size) {
+            self.tell();
+        }
+    }
+
+    pub(super) fn up(&mut self, now: Instant, to: SocketAddr, size: u16, rtt: Option<Duration>, entropy: Entropy<'_>) {
+        let mut live = Live {
+            to,
+            since: now,
+            rtt,
+            answered: now,
+            missed: 0,
+            enough: None,
+            next: now + jittered(BUSY, entropy),
+            suspect: None,
+            search: Search::new(now, mtu::WAIT),
+            data: self.data,
+            tried: Tried::default(),
+            hole: None,
+            challenge: None,
+            settled: None,
+            elsewhere: None,
+        };
+        let wait = live.search_wait();
+        live.search = Search::new(now, wait);
+        live.search.answered(now, size);
+        self.live = Some(live);
+        self.changes = self.changes.saturating_add(1);
+        self.tell();
+    }
+
+    pub(super) fn lose(&mut self, now: Instant) {
+        if self.live.take().is_none() {
+            return;
+        }
+        self.changes = self.changes.saturating_add(1);
+        self.pending.clear();
+        self.candidates.restart(now);
+        self.outputs.push_back(Output::Lost);
+    }
+
+    /// The address that newer frames come from has to answer, and the path's must not.
+    pub(super) fn begin_challenge(&mut self, now: Instant, entropy: Entropy<'_>) {
+        if let Some(live) = &mut self.live
+            && let Some(to) = live.elsewhere.take()
+        {
+            live.challenge = Some(Challenge { to, started: now, next: now, answered: false });
+            self.challenge(now, entropy);
+        }
+    }
+
+    /// Sends the two probes of a challenge, or decides it.
+    pub(super) fn challenge(&mut self, now: Instant, entropy: Entropy<'_>) {
+        let Some(live) = &mut self.live else { return };
+        let Some(challenge) = &mut live.challenge else { return };
+        if now < challenge.started + CHALLENGE {
+            let (old, new) = (live.to, challenge.to);
+            challenge.next = (now + CHALLENGE_REPEAT).min(challenge.started + CHALLENGE);
+            self.probe(now, old, 0, entropy);
+            self.probe(now, new, 0, entropy);
+            return;
+        }
+        let moved = challenge.answered.then_some(challenge.to);
+        live.challenge = None;
+        if let Some(to) = moved {
+            live.to = to;
+            live.since = now;
+            live.settled = None;
+            live.tried = Tried::default();
+            live.answered = now;
+            live.missed = 0;
+            live.enough = None;
+            live.next = now + REPEAT;
+            self.changes = self.changes.saturating_add(1);
+            // What the old way carried says nothing about the new one.
+            self.fall(now, entropy);
+        }
+    }
+
+    /// Back to what every path carries, and up again from there.
+    pub(super) fn fall(&mut self, now: Instant, entropy: Entropy<'_>) {
+        let Some(live) = &mut self.live else { return };
+        live.hole = None;
+        live.search.fall(now);
+        self.tell();
+        self.search(now, entropy);
+    }
+
+    pub(super) fn search(&mut self, now: Instant, entropy: Entropy<'_>) {
+        let Some(live) = &mut self.live else { return };
+        let (to, wait, settled) = (live.to, live.search_wait(), live.search.is_settled());
+        match live.search.step(now, wait, jittered(mtu::RAISE, entropy)) {
+            Some(sizes) => {
+                if live.search.is_settled() != settled {
+                    self.tell();
+                }
+                for size in sizes {
+                    self.probe(now, to, size, entropy);
+                }
+            }
+            None => {
+                // Not even the least size arrives: this address is of no use.
+                self.lose(now);
+                self.candidates.thin(now, to);
+            }
+        }
+    }
+
+    pub(super) fn keep_alive(&mut self, now: Instant, entropy: Entropy<'_>) {
+        let (busy, repeat) = match &self.live {
+            Some(live) => (live.data != self.data, live.repeat()),
+            None => return,
+        };
+        let Some(live) = &mut self.live else { return };
+        let to = live.to;
+        let calm = live.suspect.is_none() && live.hole.is_none() && !busy;
+        if live.missed == 0 && calm && now < live.answered + IDLE - IDLE / 16 {
+            live.next = live.answered + jittered(IDLE, entropy);
+            return;
+        }
+        live.missed = live.missed.saturating_add(1);
+        if live.missed == LOST_PROBES {
+            live.enough = Some(now);
+        }
+        live.next = now + repeat;
+        let (mut padded, mut small) = (None, true);
+        match &mut live.hole {
+            None if busy && live.missed == 1 && live.suspect.is_none() => {
+                // Traffic of that size went out: does it arrive?
+                live.data = self.data;
+                let size = live.search.mtu();
+                live.hole = Some(Hole { size, first: now, again: None, small: false });
+                (padded, small) = (Some(size), false);
+            }
+            Some(hole) if hole.again.is_none() => {
+                hole.again = Some(now);
+                padded = Some(hole.size);
+            }
+            _ => live.data = self.data,
+        }
+        for size in padded.into_iter().chain(small.then_some(0)) {
+            self.probe(now, to, size, entropy);
+            if let Some(probe) = self.pending.back_mut() {
+                probe.counts = true;
+            }
+        }
+        if self.live.as_ref().is_some_and(|live| live.missed >= 2 && live.may_be_challenged(now)) {
+            self.begin_challenge(now, entropy);
+        }
+    }
+}
