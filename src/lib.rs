@@ -51,7 +51,8 @@
 //!    a length the sender states. Both are read always.
 //! 2. [`SubnetView::admit`](model::view::SubnetView::admit): the source must be leased to that member in that subnet, the
 //!    destination ours. Every refusal is counted by its reason.
-//! 3. The receiver builds the virtio header itself from the packet it checked and writes the super-packet in one piece.
+//! 3. The receiver itself says what its kernel is left to do, from the packet it checked, and writes the super-packet in
+//!    one piece.
 //!
 //! # A datagram path
 //!

@@ -14,6 +14,8 @@
 mod model;
 #[path = "../src/packet/mod.rs"]
 mod packet;
+#[path = "../src/tun/linux/virtio.rs"]
+mod virtio;
 #[path = "../src/wire"]
 mod wire {
     pub mod datagram;
@@ -235,8 +237,8 @@ fn join() -> Result<(), Box<dyn Error>> {
         whole.get_mut(..52)?.copy_from_slice(bytes.get(..52)?);
         let offload = rejoin(black_box(&mut whole), &first, count).ok()?;
         let packet = parse(&whole).ok()?;
-        let header = Rebuild::plan(&packet, &offload).ok()?.apply(&mut whole);
-        black_box(header);
+        let undone = Rebuild::plan(&packet, &offload).ok()?.apply(&mut whole);
+        black_box(virtio::encode(undone));
         Some(count)
     };
     if joined() != Some(44) {

@@ -16,7 +16,7 @@ use crate::model::host::{Change, HostConfig, Observed, TunConfig};
 use crate::model::policy::{Around, Need};
 use crate::model::unwritten::Unwritten;
 use crate::p2p::TransportKind;
-use crate::packet::VirtioHeader;
+use crate::packet::TunOffload;
 use crate::tun::{self, Tun};
 
 /// Opens memory TUNs for a test.
@@ -145,7 +145,7 @@ impl Machine {
                     .get(name)
                     .map(|(_, tun)| tun.clone())
                     .ok_or_else(|| anyhow::anyhow!("no TUN {name} is open"))?;
-                Ok(tun.send(VirtioHeader::default(), packet)?)
+                Ok(tun.send(TunOffload::default(), packet)?)
             }),
         };
         Ok(match self {

@@ -10,10 +10,9 @@ use tokio::runtime::Runtime;
 
 use super::tests::{LONG, Node, RED, connect, peer, super_packet};
 use crate::link::{Key, pair};
-use crate::packet::DropReason;
-use crate::packet::offload::VirtioHeader;
 use crate::packet::parse::samples::{ip, udp};
 use crate::packet::parse::{self, parse};
+use crate::packet::{DropReason, TunOffload};
 use crate::tun::memory::{self, Segmentation};
 
 /// Passes datagrams from one port to the other: what `pass` makes of each goes on, in that order.
@@ -103,8 +102,8 @@ fn read_tcp(pair: &Pair, bytes: usize) -> Vec<(u32, usize)> {
 fn a_super_packet_arrives_whole() {
     for (source, destination) in [("10.0.1.5", "10.0.2.7"), ("fd00:1::5", "fd00:2::7")] {
         let pair = over(PAYLOAD, all);
-        let (header, bytes) = super_packet(ip(source), ip(destination), 30_000);
-        pair.a.kernel().inject_with(header, &bytes);
+        let (undone, bytes) = super_packet(ip(source), ip(destination), 30_000);
+        pair.a.kernel().inject_with(undone, &bytes);
         // The wire forwards one datagram at a time, so that several reads may have brought it.
         assert_eq!(read_tcp(&pair, 30_000).iter().map(|(_, n)| n).sum::<usize>(), 30_000);
         assert!(pair.b.path.drops(RED).iter().all(|(_, n)| *n == 0));
@@ -114,10 +113,10 @@ fn a_super_packet_arrives_whole() {
 #[test]
 fn a_lost_frame_costs_one_segment() {
     let pair = over(PAYLOAD, |i, d| if i == 5 { vec![] } else { vec![d] });
-    let (header, bytes) = super_packet(ip("10.0.1.5"), ip("10.0.2.7"), 30_000);
-    pair.a.kernel().inject_with(header, &bytes);
+    let (undone, bytes) = super_packet(ip("10.0.1.5"), ip("10.0.2.7"), 30_000);
+    pair.a.kernel().inject_with(undone, &bytes);
     // A frame has room for less than the kernel's segments or for just as much.
-    let size = usize::from(header.gso_size);
+    let size = usize::from(undone.segments.unwrap().size);
     let got = read_tcp(&pair, 30_000 - size);
     assert_eq!(got.iter().map(|(_, n)| n).sum::<usize>(), 30_000 - size);
     // The sample's sequence numbers wrap around.
@@ -140,8 +139,8 @@ fn a_super_packet_is_cut_smaller_for_a_smaller_path() {
         assert!(d.len() <= 1252);
         vec![d]
     });
-    let (header, bytes) = super_packet(ip("10.0.1.5"), ip("10.0.2.7"), 30_000);
-    pair.a.kernel().inject_with(header, &bytes);
+    let (undone, bytes) = super_packet(ip("10.0.1.5"), ip("10.0.2.7"), 30_000);
+    pair.a.kernel().inject_with(undone, &bytes);
     read_tcp(&pair, 30_000);
 }
 
@@ -182,7 +181,7 @@ fn small_packets_arrive_in_order_and_as_they_were() {
     for some in sent.chunks(40) {
         some.iter().for_each(|packet| pair.a.kernel().inject(packet));
         for packet in some {
-            assert_eq!(pair.b.kernel().read(LONG).as_ref(), Some(&(VirtioHeader::default(), packet.clone())));
+            assert_eq!(pair.b.kernel().read(LONG).as_ref(), Some(&(TunOffload::default(), packet.clone())));
         }
     }
 }
@@ -203,5 +202,5 @@ fn what_the_path_does_not_carry_is_told_to_its_sender() {
     let sum = crate::packet::checksum::finish(crate::packet::checksum::sum(&whole[..20], 0));
     whole[10..12].copy_from_slice(&sum.to_be_bytes());
     pair.a.kernel().inject(&whole);
-    assert_eq!(pair.b.kernel().read(LONG), Some((VirtioHeader::default(), whole)));
+    assert_eq!(pair.b.kernel().read(LONG), Some((TunOffload::default(), whole)));
 }

@@ -1,7 +1,7 @@
 //! Peer to TUN: decode, parse, admit, rebuild what the receiving kernel relies on, write.
 //!
 //! Runs in the task that reads the peer's stream, or in the thread that reads the port. Nothing a peer says reaches the
-//! kernel unchecked: the source must be leased to it, and the virtio header is made here.
+//! kernel unchecked: the source must be leased to it, and what our kernel is left to do is said here.
 
 use std::net::IpAddr;
 use std::time::Instant;
@@ -14,7 +14,7 @@ use crate::packet::icmp::{self, Failure};
 use crate::packet::offload::Rebuild;
 use crate::packet::parse::{ICMP, ICMPV6};
 use crate::packet::segment::segment;
-use crate::packet::{DropReason, Offload, Packet, VirtioHeader, mss, parse};
+use crate::packet::{DropReason, Offload, Packet, TunOffload, mss, parse};
 use crate::tun::TunError;
 
 impl Inbound for Shared {
@@ -96,7 +96,7 @@ impl Batch<'_> {
             self.tell(&packet, bytes, Failure::TooBig(self.subnet.mtu));
             return Err(DropReason::TooBig);
         }
-        if is_joinable(&packet, offload) && self.port.tun.takes(VirtioHeader::UDP_SUPER_PACKET) {
+        if is_joinable(&packet, offload) && self.port.tun.takes(TunOffload::UDP_SUPER_PACKET) {
             if !self.run.add(&packet, bytes) {
                 self.end_run();
                 self.run.add(&packet, bytes);
@@ -157,16 +157,16 @@ fn write(
     offload: &Offload,
     bytes: &mut [u8],
 ) -> Result<bool, DropReason> {
-    let header = rebuild.apply(bytes);
-    if header == VirtioHeader::default() || port.tun.takes(header) {
-        match port.tun.send(header, bytes) {
+    let undone = rebuild.apply(bytes);
+    if undone == TunOffload::default() || port.tun.takes(undone) {
+        match port.tun.send(undone, bytes) {
             Ok(()) => return Ok(false),
             Err(TunError::Gone | TunError::Closed) => {
                 port.counts.add(DropReason::TunWrite, 1);
                 return Ok(true);
             }
             // Some kernels refuse super-packets they should take (EINVAL): cut it and try once more.
-            Err(TunError::Io(error)) if header.is_super_packet() && error.raw_os_error() == Some(EINVAL) => {}
+            Err(TunError::Io(error)) if undone.is_super_packet() && error.raw_os_error() == Some(EINVAL) => {}
             Err(TunError::Io(error)) => {
                 tracing::trace!(subnet = %port.subnet, %error, "TUN write failed");
                 return Err(DropReason::TunWrite);
@@ -176,7 +176,7 @@ fn write(
     let mut failed = 0u64;
     // Off the common path: one buffer per super-packet that this kernel does not take.
     segment(bytes, packet, offload, &mut Vec::new(), |piece| {
-        if port.tun.send(VirtioHeader::default(), piece).is_err() {
+        if port.tun.send(TunOffload::default(), piece).is_err() {
             failed = failed.saturating_add(1);
         }
     })?;

@@ -19,7 +19,7 @@ use super::tests::{LONG, Node, RED, connect};
 use super::*;
 use crate::model::id::PeerId;
 use crate::packet::offload::{Outgoing, Rebuild};
-use crate::packet::{VirtioHeader, parse};
+use crate::packet::{TunOffload, parse};
 use crate::tun::TunError;
 use crate::tun::linux::{self, LinuxTun};
 
@@ -77,27 +77,27 @@ impl Tun for Comparing {
     fn wait(&self) -> Result<(), TunError> {
         self.tun.wait()
     }
-    fn recv(&self, buffer: &mut [u8]) -> Result<Option<(VirtioHeader, usize)>, TunError> {
+    fn recv(&self, buffer: &mut [u8]) -> Result<Option<(TunOffload, usize)>, TunError> {
         let got = self.tun.recv(buffer)?;
-        if let Some((header, length)) = got
-            && header.is_super_packet()
+        if let Some((undone, length)) = got
+            && undone.is_super_packet()
         {
             let mut copy = buffer[..length].to_vec();
             let packet = parse(&copy).unwrap();
-            let out = Outgoing::from_virtio(header, &packet, &copy).unwrap();
+            let out = Outgoing::new(undone, &packet, &copy).unwrap();
             let rebuilt = Rebuild::plan(&packet, &out.offload).unwrap().apply(&mut copy);
             // The kernel's header length is a hint and may cover payload.
-            let same = VirtioHeader { header_len: header.header_len, ..rebuilt } == header && copy == buffer[..length];
+            let same = TunOffload { header_len: undone.header_len, ..rebuilt } == undone && copy == buffer[..length];
             self.compared.fetch_add(1, Ordering::Relaxed);
             self.different.fetch_add(u64::from(!same), Ordering::Relaxed);
         }
         Ok(got)
     }
-    fn send(&self, header: VirtioHeader, packet: &[u8]) -> Result<(), TunError> {
-        self.tun.send(header, packet)
+    fn send(&self, offload: TunOffload, packet: &[u8]) -> Result<(), TunError> {
+        self.tun.send(offload, packet)
     }
-    fn takes(&self, header: VirtioHeader) -> bool {
-        self.tun.takes(header)
+    fn takes(&self, offload: TunOffload) -> bool {
+        self.tun.takes(offload)
     }
     fn close(&self) {
         self.tun.close();

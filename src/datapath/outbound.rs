@@ -14,7 +14,7 @@ use crate::model::view::{Hop, SubnetView};
 use crate::packet::icmp::{self, Failure};
 use crate::packet::offload::Outgoing;
 use crate::packet::parse::{ICMPV6, UDP};
-use crate::packet::{DropReason, Offload, Packet, VirtioHeader, checksum, mss, parse};
+use crate::packet::{DropReason, Offload, Packet, TunOffload, checksum, mss, parse};
 use crate::tun::TunError;
 
 /// Packets read before a new View is looked for.
@@ -115,9 +115,9 @@ impl Outbound {
         let mut result = Ok(());
         for _ in 0..BATCH {
             match self.port.tun.recv(self.chunk.space()) {
-                Ok(Some((header, length))) => {
-                    self.pace.packets = self.pace.packets.saturating_add(u32::from(!header.is_super_packet()));
-                    self.packet(subnet.map(AsRef::as_ref), header, length);
+                Ok(Some((undone, length))) => {
+                    self.pace.packets = self.pace.packets.saturating_add(u32::from(!undone.is_super_packet()));
+                    self.packet(subnet.map(AsRef::as_ref), undone, length);
                 }
                 Ok(None) => break,
                 Err(error) => {
@@ -141,14 +141,14 @@ impl Outbound {
     }
 
     /// One packet of `length` bytes, in the chunk's space.
-    fn packet(&mut self, subnet: Option<&SubnetView>, header: VirtioHeader, length: usize) {
+    fn packet(&mut self, subnet: Option<&SubnetView>, undone: TunOffload, length: usize) {
         let Some(subnet) = subnet else { return self.refuse(DropReason::NoRoute) };
         let Some(bytes) = self.chunk.space().get(..length) else { return self.refuse(DropReason::Malformed) };
         let packet = match parse(bytes) {
             Ok(packet) => packet,
             Err(reason) => return self.refuse(reason),
         };
-        let Outgoing { offload, complete } = match Outgoing::from_virtio(header, &packet, bytes) {
+        let Outgoing { offload, complete } = match Outgoing::new(undone, &packet, bytes) {
             Ok(outgoing) => outgoing,
             Err(reason) => return self.refuse(reason),
         };
@@ -297,7 +297,7 @@ impl Outbound {
         };
         let bytes = self.chunk.space().get(..packet.length).unwrap_or_default();
         if let Some(reply) = own.and_then(|from| icmp::reply(packet, bytes, *from, failure))
-            && self.port.tun.send(VirtioHeader::default(), &reply).is_err()
+            && self.port.tun.send(TunOffload::default(), &reply).is_err()
         {
             self.port.counts.add(DropReason::TunWrite, 1);
         }

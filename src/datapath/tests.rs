@@ -4,7 +4,7 @@ use crate::link::port::Port as UdpPort;
 use crate::model::id::{Name, PeerId};
 use crate::model::routes::{Owner, RouteTable};
 use crate::model::view::SubnetView;
-use crate::packet::offload::{Kind, VirtioHeader};
+use crate::packet::offload::{Kind, PartialChecksum, SegmentKind, Segments, TunOffload};
 use crate::packet::parse::samples::{ip, tcp, udp};
 use crate::packet::{checksum, icmp, parse};
 use crate::tun::memory::{MemoryKernel, Segmentation, pair};
@@ -156,46 +156,44 @@ fn packets_pass_both_ways_and_both_versions() {
     ] {
         let there = udp(ip(source), ip(destination), &vec![7; body]);
         a.kernel().inject(&there);
-        assert_eq!(b.kernel().read(LONG), Some((VirtioHeader::default(), there)));
+        assert_eq!(b.kernel().read(LONG), Some((TunOffload::default(), there)));
         let back = tcp(ip(destination), ip(source), &vec![8; body.min(1368 - 20)]);
         b.kernel().inject(&back);
-        assert_eq!(a.kernel().read(LONG), Some((VirtioHeader::default(), back)));
+        assert_eq!(a.kernel().read(LONG), Some((TunOffload::default(), back)));
     }
     assert!(a.path.drops(RED).iter().all(|(_, n)| *n == 0));
 }
 
 /// A TCP super-packet as the kernel hands it over.
-pub(super) fn super_packet(source: IpAddr, destination: IpAddr, body: usize) -> (VirtioHeader, Vec<u8>) {
+pub(super) fn super_packet(source: IpAddr, destination: IpAddr, body: usize) -> (TunOffload, Vec<u8>) {
     let mut bytes = tcp(source, destination, &vec![9; body]);
     let p = parse(&bytes).unwrap();
     let at = p.transport + 16;
     let sum = checksum::fold(checksum::pseudo(p.source, p.destination, p.protocol, p.length - p.transport));
     bytes[at..at + 2].copy_from_slice(&sum.to_be_bytes());
-    let header = VirtioHeader {
-        flags: 1,
-        gso_type: if source.is_ipv4() { 1 } else { 4 },
+    let kind = if source.is_ipv4() { SegmentKind::Tcp4 } else { SegmentKind::Tcp6 };
+    let undone = TunOffload {
+        checksum: Some(PartialChecksum { start: p.transport as u16, offset: 16 }),
+        segments: Some(Segments { kind, size: 1348 }),
         header_len: p.headers as u16,
-        gso_size: 1348,
-        checksum_start: p.transport as u16,
-        checksum_offset: 16,
     };
-    (header, bytes)
+    (undone, bytes)
 }
 
 #[test]
 fn super_packet_arrives_whole_or_cut_as_the_far_tun_takes_it() {
     for (source, destination) in [("10.0.1.5", "10.0.2.7"), ("fd00:1::5", "fd00:2::7")] {
-        let (header, bytes) = super_packet(ip(source), ip(destination), 60_000);
+        let (undone, bytes) = super_packet(ip(source), ip(destination), 60_000);
         let (_runtime, a, b) = two(Segmentation::Offload);
-        a.kernel().inject_with(header, &bytes);
-        assert_eq!(b.kernel().read(LONG), Some((header, bytes.clone())));
+        a.kernel().inject_with(undone, &bytes);
+        assert_eq!(b.kernel().read(LONG), Some((undone, bytes.clone())));
         let (_runtime, a, b) = two(Segmentation::None);
-        a.kernel().inject_with(header, &bytes);
+        a.kernel().inject_with(undone, &bytes);
         let mut got = 0;
         while got < 60_000 {
             let (none, piece) = b.kernel().read(LONG).unwrap();
             let p = parse(&piece).unwrap();
-            assert_eq!(none, VirtioHeader::default());
+            assert_eq!(none, TunOffload::default());
             assert!(p.length <= 1420);
             let full = checksum::pseudo(p.source, p.destination, p.protocol, p.length - p.transport);
             assert_eq!(checksum::fold(checksum::sum(&piece[p.transport..], full)), 0xffff);
@@ -524,9 +522,9 @@ fn equal_datagrams_of_one_read_are_written_at_once() {
     write_frame(&runtime, &mut far, bytes[..10].try_into().unwrap(), &bytes[10..]);
     let mut lengths = Vec::new();
     while lengths.iter().sum::<usize>() < 5000 {
-        let (header, packet) = b.kernel().read(LONG).expect("the datagrams");
+        let (undone, packet) = b.kernel().read(LONG).expect("the datagrams");
         let packet = parse(&packet).unwrap();
-        assert_eq!(header.is_super_packet(), packet.payload() > 1000);
+        assert_eq!(undone.is_super_packet(), packet.payload() > 1000);
         lengths.push(packet.payload());
     }
     // How much one read brings is the pipe's business; the order is ours.

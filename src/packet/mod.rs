@@ -14,5 +14,5 @@ pub mod rejoin;
 pub mod segment;
 
 pub use drops::{DropCounts, DropReason};
-pub use offload::{Offload, VirtioHeader};
+pub use offload::{Offload, TunOffload};
 pub use parse::{Fragment, Packet, Version, parse};

@@ -1,89 +1,73 @@
-//! Work the kernel leaves undone, and how it is described: the virtio header of a TUN, and [`Offload`], which crosses the
-//! wire in its place.
+//! Work a kernel leaves undone, and how it is described: [`TunOffload`] beside a packet that crosses a TUN, and
+//! [`Offload`], which crosses the wire in its place.
 //!
-//! A receiver believes none of the sender's numbers: [`Rebuild::plan`] checks them against the packet itself and the virtio
-//! header is made anew from what the packet says.
+//! A receiver believes none of the sender's numbers: [`Rebuild::plan`] checks them against the packet itself, and what its
+//! own kernel is told is made anew from what the packet says.
 
 use super::checksum;
 use super::drops::DropReason;
 use super::parse::{Packet, TCP, UDP, Version};
 
-/// Bytes of the virtio header of a TUN opened with `IFF_VNET_HDR`.
-pub const VIRTIO_LEN: usize = 10;
 /// Smallest segment of a TCP super-packet: the kernel's least MSS (48) without its options.
 const MIN_TCP_GSO: usize = 8;
 /// Most segments of a UDP super-packet: the kernel's `UDP_MAX_SEGMENTS`.
 const MAX_UDP_SEGMENTS: usize = 128;
 
-/// `VIRTIO_NET_HDR_F_NEEDS_CSUM`: the checksum field holds the pseudo-header's sum only.
-const NEEDS_CSUM: u8 = 1;
-const GSO_NONE: u8 = 0;
-const GSO_TCPV4: u8 = 1;
-const GSO_TCPV6: u8 = 4;
-const GSO_UDP_L4: u8 = 5;
-/// Flag beside the GSO type: a segment carries CWR.
-const GSO_ECN: u8 = 0x80;
-
-/// `struct virtio_net_hdr` (`linux/virtio_net.h`): ten bytes in the machine's byte order.
+/// What is left to do on a packet that crosses a TUN, in either direction; a device of any system says it so.
 ///
-/// ```text
-///  0      1          2          4          6            8
-/// +-------+----------+----------+----------+------------+-------------+
-/// | flags | gso type | hdr len  | gso size | csum start | csum offset |
-/// +-------+----------+----------+----------+------------+-------------+
-/// ```
+/// The default is a complete packet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct VirtioHeader {
-    /// Bit 0: the checksum is to be completed.
-    pub flags: u8,
-    /// What kind of super-packet.
-    pub gso_type: u8,
-    /// Bytes of all headers.
+pub struct TunOffload {
+    /// The checksum that is still to be computed; its field holds the pseudo-header's sum. None: all are complete.
+    pub checksum: Option<PartialChecksum>,
+    /// How a super-packet is to be cut; none: the packet is no larger than it will be on a network.
+    pub segments: Option<Segments>,
+    /// Bytes of all headers. Only a hint in what a device hands over: it may cover payload, or be 0.
     pub header_len: u16,
-    /// Payload bytes of one segment.
-    pub gso_size: u16,
-    /// Where the checksum's range begins.
-    pub checksum_start: u16,
-    /// Where in that range the field lies.
-    pub checksum_offset: u16,
 }
 
-impl VirtioHeader {
+/// Where a checksum is to be computed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PartialChecksum {
+    /// Where its range begins, in bytes; it reaches to the packet's end.
+    pub start: u16,
+    /// Where in that range the field lies.
+    pub offset: u16,
+}
+
+/// How a super-packet is to be cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segments {
+    /// By which protocol.
+    pub kind: SegmentKind,
+    /// Payload bytes of one segment; the last may be shorter.
+    pub size: u16,
+}
+
+/// Protocols by which a super-packet is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SegmentKind {
+    /// TCP over IPv4.
+    Tcp4,
+    /// TCP over IPv6.
+    Tcp6,
+    /// UDP over either version.
+    Udp,
+    /// One that was not asked for: such a packet is dropped.
+    Unknown,
+}
+
+impl TunOffload {
     /// That of any UDP super-packet, for asking whether a device takes one.
-    pub const UDP_SUPER_PACKET: VirtioHeader = VirtioHeader {
-        flags: NEEDS_CSUM,
-        gso_type: GSO_UDP_L4,
+    pub const UDP_SUPER_PACKET: TunOffload = TunOffload {
+        checksum: Some(PartialChecksum { start: 0, offset: 0 }),
+        segments: Some(Segments { kind: SegmentKind::Udp, size: 0 }),
         header_len: 0,
-        gso_size: 0,
-        checksum_start: 0,
-        checksum_offset: 0,
     };
-
-    /// Reads the ten bytes.
-    pub fn decode(bytes: [u8; VIRTIO_LEN]) -> Self {
-        let [flags, gso_type, h0, h1, g0, g1, s0, s1, o0, o1] = bytes;
-        VirtioHeader {
-            flags,
-            gso_type,
-            header_len: u16::from_ne_bytes([h0, h1]),
-            gso_size: u16::from_ne_bytes([g0, g1]),
-            checksum_start: u16::from_ne_bytes([s0, s1]),
-            checksum_offset: u16::from_ne_bytes([o0, o1]),
-        }
-    }
-
-    /// Writes the ten bytes.
-    pub fn encode(self) -> [u8; VIRTIO_LEN] {
-        let [h0, h1] = self.header_len.to_ne_bytes();
-        let [g0, g1] = self.gso_size.to_ne_bytes();
-        let [s0, s1] = self.checksum_start.to_ne_bytes();
-        let [o0, o1] = self.checksum_offset.to_ne_bytes();
-        [self.flags, self.gso_type, h0, h1, g0, g1, s0, s1, o0, o1]
-    }
 
     /// Whether the packet is larger than it will be on a network.
     pub fn is_super_packet(self) -> bool {
-        self.gso_type & !GSO_ECN != GSO_NONE
+        self.segments.is_some()
     }
 }
 
@@ -154,30 +138,30 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    /// Translates the kernel's virtio header of `packet`, whose bytes are `bytes`.
+    /// Translates what a device said is left to do on `packet`, whose bytes are `bytes`.
     ///
     /// # Errors
-    /// [`DropReason::Malformed`] for a super-packet of a kind that was not asked for, or that does not hold what its
-    /// header says.
-    pub fn from_virtio(header: VirtioHeader, packet: &Packet, bytes: &[u8]) -> Result<Outgoing, DropReason> {
-        if header.is_super_packet() {
-            let kind = match (header.gso_type & !GSO_ECN, packet.version) {
-                (GSO_TCPV4, Version::V4) => Kind::Tcp4,
-                (GSO_TCPV6, Version::V6) => Kind::Tcp6,
-                (GSO_UDP_L4, Version::V4) => Kind::Udp4,
-                (GSO_UDP_L4, Version::V6) => Kind::Udp6,
+    /// [`DropReason::Malformed`] for a super-packet of a kind that was not asked for, or that does not hold what is said of
+    /// it.
+    pub fn new(undone: TunOffload, packet: &Packet, bytes: &[u8]) -> Result<Outgoing, DropReason> {
+        if let Some(segments) = undone.segments {
+            let kind = match (segments.kind, packet.version) {
+                (SegmentKind::Tcp4, Version::V4) => Kind::Tcp4,
+                (SegmentKind::Tcp6, Version::V6) => Kind::Tcp6,
+                (SegmentKind::Udp, Version::V4) => Kind::Udp4,
+                (SegmentKind::Udp, Version::V6) => Kind::Udp6,
                 _ => return Err(DropReason::Malformed),
             };
-            // The kernel's header length is only a hint (it may cover payload): the packet says where its headers end.
+            // The device's header length is only a hint (it may cover payload): the packet says where its headers end.
             let header_len = u16::try_from(packet.headers).map_err(|_| DropReason::Malformed)?;
-            let offload = Offload { kind, gso_size: header.gso_size, header_len };
+            let offload = Offload { kind, gso_size: segments.size, header_len };
             Rebuild::plan(packet, &offload)?;
             return Ok(Outgoing { offload, complete: None });
         }
-        if header.flags & NEEDS_CSUM == 0 {
+        let Some(checksum) = undone.checksum else {
             return Ok(Outgoing { offload: Offload::NONE, complete: None });
-        }
-        let (start, offset) = (usize::from(header.checksum_start), usize::from(header.checksum_offset));
+        };
+        let (start, offset) = (usize::from(checksum.start), usize::from(checksum.offset));
         let plain = start == packet.transport
             && packet.checksum_offset() == Some(offset)
             && field(bytes, start.saturating_add(offset)) == Some(pseudo_sum(packet));
@@ -190,11 +174,11 @@ impl Outgoing {
     }
 }
 
-/// How a receiver makes a packet fit for its own kernel: fields to write and the virtio header to hand over with it.
+/// How a receiver makes a packet fit for its own kernel: fields to write, and what the kernel is left to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rebuild {
     packet: Packet,
-    header: VirtioHeader,
+    undone: TunOffload,
 }
 
 impl Rebuild {
@@ -206,40 +190,35 @@ impl Rebuild {
     pub fn plan(packet: &Packet, offload: &Offload) -> Result<Rebuild, DropReason> {
         if offload.kind == Kind::None {
             let sizes = (offload.gso_size, offload.header_len) == (0, 0);
-            let header = VirtioHeader::default();
-            return if sizes { Ok(Rebuild { packet: *packet, header }) } else { Err(DropReason::Malformed) };
+            let undone = TunOffload::default();
+            return if sizes { Ok(Rebuild { packet: *packet, undone }) } else { Err(DropReason::Malformed) };
         }
         let checksum_offset = packet.checksum_offset().ok_or(DropReason::Malformed)?;
-        let gso_type = match (offload.kind, packet.version, packet.protocol) {
-            (Kind::Partial, _, _) => GSO_NONE,
-            (Kind::Tcp4, Version::V4, TCP) => GSO_TCPV4,
-            (Kind::Tcp6, Version::V6, TCP) => GSO_TCPV6,
-            (Kind::Udp4, Version::V4, UDP) | (Kind::Udp6, Version::V6, UDP) => GSO_UDP_L4,
+        let segments = match (offload.kind, packet.version, packet.protocol) {
+            (Kind::Partial, _, _) => None,
+            (Kind::Tcp4, Version::V4, TCP) => Some(SegmentKind::Tcp4),
+            (Kind::Tcp6, Version::V6, TCP) => Some(SegmentKind::Tcp6),
+            (Kind::Udp4, Version::V4, UDP) | (Kind::Udp6, Version::V6, UDP) => Some(SegmentKind::Udp),
             _ => return Err(DropReason::Malformed),
         };
         if !sizes_agree(packet, offload) {
             return Err(DropReason::Malformed);
         }
         let number = |value: usize| u16::try_from(value).map_err(|_| DropReason::Malformed);
-        let header = VirtioHeader {
-            flags: NEEDS_CSUM,
-            gso_type,
+        let undone = TunOffload {
+            checksum: Some(PartialChecksum { start: number(packet.transport)?, offset: number(checksum_offset)? }),
+            segments: segments.map(|kind| Segments { kind, size: offload.gso_size }),
             header_len: number(packet.headers)?,
-            gso_size: offload.gso_size,
-            checksum_start: number(packet.transport)?,
-            checksum_offset: number(checksum_offset)?,
         };
-        Ok(Rebuild { packet: *packet, header })
+        Ok(Rebuild { packet: *packet, undone })
     }
 
-    /// Writes what the kernel relies on into `bytes` (the packet that was planned for) and gives the virtio header.
-    pub fn apply(&self, bytes: &mut [u8]) -> VirtioHeader {
-        if self.header.flags & NEEDS_CSUM == 0 {
-            return self.header;
-        }
-        let at = usize::from(self.header.checksum_start).saturating_add(usize::from(self.header.checksum_offset));
+    /// Writes what the kernel relies on into `bytes` (the packet that was planned for) and gives what it is left to do.
+    pub fn apply(&self, bytes: &mut [u8]) -> TunOffload {
+        let Some(checksum) = self.undone.checksum else { return self.undone };
+        let at = usize::from(checksum.start).saturating_add(usize::from(checksum.offset));
         put(bytes, at, pseudo_sum(&self.packet));
-        if self.header.is_super_packet() {
+        if self.undone.is_super_packet() {
             if self.packet.protocol == UDP {
                 // At most 65,535 by the IP header's own length.
                 let length = self.packet.length.saturating_sub(self.packet.transport);
@@ -247,7 +226,7 @@ impl Rebuild {
             }
             write_ip_lengths(bytes, self.packet.version);
         }
-        self.header
+        self.undone
     }
 }
 
@@ -319,29 +298,31 @@ mod tests {
 
     #[test]
     fn every_super_packet_survives_the_way() {
-        for (kind, gso_type) in
-            [(Kind::Tcp4, GSO_TCPV4), (Kind::Tcp6, GSO_TCPV6), (Kind::Udp4, GSO_UDP_L4), (Kind::Udp6, GSO_UDP_L4)]
-        {
+        for (kind, segments) in [
+            (Kind::Tcp4, SegmentKind::Tcp4),
+            (Kind::Tcp6, SegmentKind::Tcp6),
+            (Kind::Udp4, SegmentKind::Udp),
+            (Kind::Udp6, SegmentKind::Udp),
+        ] {
             let mut bytes = super_packet(kind, 5000);
             let packet = parse(&bytes).unwrap();
             // As the kernel hands it over: pseudo-header sum, and a header length that is only a hint.
             let offset = packet.checksum_offset().unwrap();
             put(&mut bytes, packet.transport + offset, pseudo_sum(&packet));
-            let from_kernel = VirtioHeader {
-                flags: NEEDS_CSUM,
-                gso_type,
+            let from_kernel = TunOffload {
+                checksum: Some(PartialChecksum { start: packet.transport as u16, offset: offset as u16 }),
+                segments: Some(Segments { kind: segments, size: 1000 }),
                 header_len: packet.headers as u16 + 100,
-                gso_size: 1000,
-                checksum_start: packet.transport as u16,
-                checksum_offset: offset as u16,
             };
-            let out = Outgoing::from_virtio(from_kernel, &packet, &bytes).unwrap();
+            let out = Outgoing::new(from_kernel, &packet, &bytes).unwrap();
             assert_eq!((out.offload.kind, out.complete), (kind, None));
             let mut arrived = bytes.clone();
             let rebuilt = Rebuild::plan(&packet, &out.offload).unwrap().apply(&mut arrived);
             assert_eq!(arrived, bytes, "the kernel's own fields are what is rebuilt");
-            assert_eq!(rebuilt, VirtioHeader { header_len: packet.headers as u16, ..from_kernel });
-            assert_eq!(VirtioHeader::decode(rebuilt.encode()), rebuilt);
+            assert_eq!(rebuilt, TunOffload { header_len: packet.headers as u16, ..from_kernel });
+            let unknown = Some(Segments { kind: SegmentKind::Unknown, size: 1000 });
+            let unasked = TunOffload { segments: unknown, ..from_kernel };
+            assert_eq!(Outgoing::new(unasked, &packet, &bytes), Err(DropReason::Malformed));
         }
     }
 
@@ -352,21 +333,18 @@ mod tests {
             let (start, offset) = (packet.transport, packet.checksum_offset().unwrap());
             let mut bytes = source.clone();
             put(&mut bytes, start + offset, pseudo_sum(&packet));
-            let mut header = VirtioHeader {
-                flags: NEEDS_CSUM,
-                checksum_start: start as u16,
-                checksum_offset: offset as u16,
-                ..VirtioHeader::default()
+            let at = |start: usize| TunOffload {
+                checksum: Some(PartialChecksum { start: start as u16, offset: offset as u16 }),
+                ..TunOffload::default()
             };
-            let out = Outgoing::from_virtio(header, &packet, &bytes).unwrap();
+            let out = Outgoing::new(at(start), &packet, &bytes).unwrap();
             assert_eq!((out.offload.kind, out.complete), (Kind::Partial, None));
             let rebuilt = Rebuild::plan(&packet, &out.offload).unwrap().apply(&mut bytes);
-            assert_eq!((rebuilt.flags, rebuilt.checksum_start), (NEEDS_CSUM, start as u16));
+            assert_eq!((rebuilt.checksum, rebuilt.segments), (at(start).checksum, None));
             assert!(checksum::complete(&mut bytes, start, offset));
             assert_eq!(bytes, source);
-            header.checksum_start += 1;
             assert_eq!(
-                Outgoing::from_virtio(header, &packet, &bytes).unwrap().complete,
+                Outgoing::new(at(start + 1), &packet, &bytes).unwrap().complete,
                 Some((start + 1, offset)),
                 "an odd place is completed by the sender"
             );

@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Tun, TunError};
-use crate::packet::VirtioHeader;
+use crate::packet::TunOffload;
 
 /// Packets each direction holds; further ones are dropped, as a real device does.
 const CAPACITY: usize = 4096;
@@ -21,8 +21,8 @@ pub enum Segmentation {
 
 #[derive(Debug, Default)]
 struct Queues {
-    to_device: VecDeque<(VirtioHeader, Vec<u8>)>,
-    from_device: VecDeque<(VirtioHeader, Vec<u8>)>,
+    to_device: VecDeque<(TunOffload, Vec<u8>)>,
+    from_device: VecDeque<(TunOffload, Vec<u8>)>,
     closed: bool,
     gone: bool,
 }
@@ -59,21 +59,21 @@ pub fn pair(segmentation: Segmentation) -> (MemoryTun, MemoryKernel) {
 impl MemoryKernel {
     /// Sends one complete packet into the device.
     pub fn inject(&self, packet: &[u8]) {
-        self.inject_with(VirtioHeader::default(), packet);
+        self.inject_with(TunOffload::default(), packet);
     }
 
     /// Sends one packet with undone work into the device.
-    pub fn inject_with(&self, header: VirtioHeader, packet: &[u8]) {
+    pub fn inject_with(&self, offload: TunOffload, packet: &[u8]) {
         let mut queues = self.0.lock();
         if queues.to_device.len() < CAPACITY {
-            queues.to_device.push_back((header, packet.to_vec()));
+            queues.to_device.push_back((offload, packet.to_vec()));
         }
         drop(queues);
         self.0.changed.notify_all();
     }
 
     /// The next packet that came out of the device; waits at most `limit`. Blocks the thread.
-    pub fn read(&self, limit: Duration) -> Option<(VirtioHeader, Vec<u8>)> {
+    pub fn read(&self, limit: Duration) -> Option<(TunOffload, Vec<u8>)> {
         let until = Instant::now().checked_add(limit)?;
         let mut queues = self.0.lock();
         loop {
@@ -112,34 +112,34 @@ impl Tun for MemoryTun {
         }
     }
 
-    fn recv(&self, buffer: &mut [u8]) -> Result<Option<(VirtioHeader, usize)>, TunError> {
+    fn recv(&self, buffer: &mut [u8]) -> Result<Option<(TunOffload, usize)>, TunError> {
         let mut queues = self.shared.lock();
         if queues.gone {
             return Err(TunError::Gone);
         }
-        Ok(queues.to_device.pop_front().map(|(header, packet)| {
+        Ok(queues.to_device.pop_front().map(|(offload, packet)| {
             let length = packet.len().min(buffer.len());
             if let (Some(to), Some(from)) = (buffer.get_mut(..length), packet.get(..length)) {
                 to.copy_from_slice(from);
             }
-            (header, length)
+            (offload, length)
         }))
     }
 
-    fn send(&self, header: VirtioHeader, packet: &[u8]) -> Result<(), TunError> {
+    fn send(&self, offload: TunOffload, packet: &[u8]) -> Result<(), TunError> {
         let mut queues = self.shared.lock();
         if queues.gone {
             return Err(TunError::Gone);
         }
         if queues.from_device.len() < CAPACITY {
-            queues.from_device.push_back((header, packet.to_vec()));
+            queues.from_device.push_back((offload, packet.to_vec()));
         }
         drop(queues);
         self.shared.changed.notify_all();
         Ok(())
     }
 
-    fn takes(&self, _: VirtioHeader) -> bool {
+    fn takes(&self, _: TunOffload) -> bool {
         self.segmentation == Segmentation::Offload
     }
 

@@ -2,8 +2,9 @@
 #![no_main]
 
 use byway::packet::icmp::{self, Failure};
-use byway::packet::offload::{Kind, Offload, Outgoing, Rebuild, VirtioHeader};
+use byway::packet::offload::{Kind, Offload, Outgoing, Rebuild};
 use byway::packet::{checksum, parse};
+use byway::tun::linux::virtio;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -11,9 +12,9 @@ fuzz_target!(|data: &[u8]| {
     let Ok(packet) = parse::parse(data) else { return };
     assert!(packet.length <= data.len() && packet.headers <= packet.length);
     let data = &data[..packet.length];
-    let mut virtio = [0; 10];
-    virtio.copy_from_slice(&head[..10]);
-    if let Ok(outgoing) = Outgoing::from_virtio(VirtioHeader::decode(virtio), &packet, data) {
+    let mut header = [0; virtio::LENGTH];
+    header.copy_from_slice(&head[..virtio::LENGTH]);
+    if let Ok(outgoing) = Outgoing::new(virtio::decode(header), &packet, data) {
         let mut bytes = data.to_vec();
         if let Some((start, offset)) = outgoing.complete {
             checksum::complete(&mut bytes, start, offset);
@@ -25,9 +26,9 @@ fuzz_target!(|data: &[u8]| {
     let header_len = u16::from_be_bytes([head[13], head[14]]);
     if let Ok(rebuild) = Rebuild::plan(&packet, &Offload { kind, gso_size, header_len }) {
         let mut bytes = data.to_vec();
-        let header = rebuild.apply(&mut bytes);
+        let undone = rebuild.apply(&mut bytes);
         assert_eq!(bytes.len(), data.len());
-        assert_eq!(VirtioHeader::decode(header.encode()), header);
+        assert_eq!(virtio::decode(virtio::encode(undone)), undone);
         assert!(parse::parse(&bytes).is_ok(), "unreadable after the rebuild");
     }
     let _ = icmp::reply(&packet, data, packet.destination, Failure::NoRoute);

@@ -1,7 +1,9 @@
-//! The kernel's TUN, opened with a virtio header and every offload it has.
+//! The kernel's TUN, opened with a virtio header ([`virtio`]) and every offload it has.
 //!
 //! tun-rs opens and configures the device; packets pass raw, one `readv` or `writev` each: tun-rs's own splitting and
 //! coalescing copies and checksums every segment, which a super-packet that crosses whole never needs.
+
+pub mod virtio;
 
 use std::io::{self, IoSlice, IoSliceMut, PipeReader, PipeWriter, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -13,13 +15,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tun_rs::{DeviceBuilder, SyncDevice};
 
 use super::{Tun, TunError};
-use crate::packet::VirtioHeader;
-use crate::packet::offload::VIRTIO_LEN;
+use crate::packet::TunOffload;
+use crate::packet::offload::SegmentKind;
 
 /// The device file.
 const DEVICE: &str = "/dev/net/tun";
-/// GSO type of UDP super-packets (`VIRTIO_NET_HDR_GSO_UDP_L4`).
-const UDP_L4: u8 = 5;
 
 /// A TUN of the kernel; its link goes when this is dropped.
 #[derive(Debug)]
@@ -111,18 +111,18 @@ impl Tun for LinuxTun {
         }
     }
 
-    fn recv(&self, buffer: &mut [u8]) -> Result<Option<(VirtioHeader, usize)>, TunError> {
-        let mut header = [0u8; VIRTIO_LEN];
+    fn recv(&self, buffer: &mut [u8]) -> Result<Option<(TunOffload, usize)>, TunError> {
+        let mut header = [0u8; virtio::LENGTH];
         let mut parts = [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)];
         match self.device.0.recv_vectored(&mut parts) {
-            Ok(length) => Ok(Some((VirtioHeader::decode(header), length.saturating_sub(VIRTIO_LEN)))),
+            Ok(length) => Ok(Some((virtio::decode(header), length.saturating_sub(virtio::LENGTH)))),
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
             Err(e) => Err(sort(e)),
         }
     }
 
-    fn send(&self, header: VirtioHeader, packet: &[u8]) -> Result<(), TunError> {
-        let header = header.encode();
+    fn send(&self, offload: TunOffload, packet: &[u8]) -> Result<(), TunError> {
+        let header = virtio::encode(offload);
         loop {
             match self.device.0.send_vectored(&[IoSlice::new(&header), IoSlice::new(packet)]) {
                 Ok(_) => return Ok(()),
@@ -132,8 +132,8 @@ impl Tun for LinuxTun {
         }
     }
 
-    fn takes(&self, header: VirtioHeader) -> bool {
-        header.gso_type != UDP_L4 || self.udp_gso
+    fn takes(&self, offload: TunOffload) -> bool {
+        self.udp_gso || offload.segments.is_none_or(|segments| segments.kind != SegmentKind::Udp)
     }
 
     fn close(&self) {
