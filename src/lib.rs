@@ -38,17 +38,18 @@
 //! 2. The current View is taken once per batch. The TUN fixes the subnet, so equal prefixes never mix.
 //! 3. The packet is parsed in place; [`SubnetView::route`](model::view::SubnetView::route) says whether our source may
 //!    send it and where it goes: longest prefix, or an ICMP answer instead of silence.
-//! 4. Where the peer has a datagram path ([`link::Route`]) a super-packet is cut into frames that fit it ([`packet::cut`]),
-//!    each sealed straight from the packet into the send buffer ([`link::Datagrams`]) and all handed to the kernel in one
-//!    call; small packets that are there already share a frame.
+//! 4. Where the peer has a datagram path ([`link::Route`]) that carries it ([`link::Framing`]) a super-packet is cut into
+//!    frames that fit ([`packet::cut`]), each sealed straight from the packet into the send buffer ([`link::Datagrams`]) and
+//!    all handed to the kernel in one call; small packets that are there already share a frame.
 //! 5. Else a run of packets is handed to the peer's bounded ring; when it is full its oldest goes. The peer's task writes
 //!    the ring to a libp2p stream in large writes. The loop never waits for a peer.
 //!
 //! # A packet, peer to TUN ([`datapath`], `inbound.rs`)
 //!
-//! 1. One thread reads the UDP port ([`link::port`]); QUIC goes to libp2p, our frames are opened to the end of the
-//!    super-packet that grows in one buffer, replays dropped. Or frames are decoded from the stream; nothing is allocated by
-//!    a length the sender states. Both are read always.
+//! 1. One thread pulls from the UDP port ([`link::FrameReceiver`]); QUIC goes to libp2p, our frames are opened to the end of
+//!    the super-packet that grows in one buffer, replays dropped. Or a task pulls from the stream
+//!    ([`link::StreamReceiver`]), whose frames are decoded; nothing is allocated by a length the sender states. Both are read
+//!    always.
 //! 2. [`SubnetView::admit`](model::view::SubnetView::admit): the source must be leased to that member in that subnet, the
 //!    destination ours. Every refusal is counted by its reason.
 //! 3. The receiver itself says what its kernel is left to do, from the packet it checked, and writes the super-packet in

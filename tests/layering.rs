@@ -103,10 +103,22 @@ fn expand(text: &str, prefix: &str, found: &mut Vec<String>) -> usize {
     at + 1
 }
 
-/// The code without comments and without what stands below `mod tests`, which may reach anywhere.
+/// The code without comments and without what stands below `mod tests {`, which may reach anywhere. Tests in a file of their
+/// own are declared wherever their line stands; the code goes on behind it.
 fn code_of(text: &str) -> String {
-    let code = text.split("\n#[cfg(test)]").next().unwrap_or_default();
-    code.lines().map(|l| l.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+    let mut lines = text.lines().peekable();
+    let mut code = String::new();
+    while let Some(line) = lines.next() {
+        if line == "#[cfg(test)]" {
+            if lines.next_if(|next| next.ends_with(';')).is_some() {
+                continue;
+            }
+            break;
+        }
+        code.push_str(line.split("//").next().unwrap_or_default());
+        code.push('\n');
+    }
+    code
 }
 
 fn each_source(mut look: impl FnMut(&str, &str, &Path)) -> io::Result<()> {
@@ -151,6 +163,56 @@ fn pure_rows_do_no_input_or_output() -> io::Result<()> {
     })?;
     assert!(wrong.is_empty(), "packet, model, crypto, wire and peer are pure:\n{}", wrong.join("\n"));
     Ok(())
+}
+
+/// Where another implementation may stand: the device and the system. All else calls what it uses.
+const SEAMS: &[(&str, &str)] = &[("tun", "Tun"), ("host", "Host"), ("api::server::http", "Socket")];
+
+/// Names of the traits declared in the code.
+fn traits(code: &str) -> impl Iterator<Item = &str> {
+    let declared = code.lines().filter_map(|line| {
+        let line = line.trim_start();
+        let rest = match line.strip_prefix("pub") {
+            None => line,
+            Some(rest) => rest.strip_prefix('(').map_or(rest, |rest| rest.split_once(')').map_or("", |(_, rest)| rest)),
+        };
+        rest.trim_start().strip_prefix("trait ")
+    });
+    declared.filter_map(|rest| rest.split(|c: char| !c.is_alphanumeric() && c != '_').next())
+}
+
+#[test]
+fn there_are_two_seams_and_no_other_trait() -> io::Result<()> {
+    let mut found = Vec::new();
+    each_source(|module, code, _| found.extend(traits(code).map(|name| (module.to_owned(), name.to_owned()))))?;
+    found.sort();
+    let mut expected: Vec<_> = SEAMS.iter().map(|(module, name)| (module.to_string(), name.to_string())).collect();
+    expected.sort();
+    assert_eq!(found, expected, "two seams, and what the control socket is served over");
+    Ok(())
+}
+
+#[test]
+fn only_the_linux_tun_knows_virtio() -> io::Result<()> {
+    let mut wrong = Vec::new();
+    each_source(|module, code, path| {
+        if module != "tun::linux" && !module.starts_with("tun::linux::") && code.to_lowercase().contains("virtio") {
+            wrong.push(path.display().to_string());
+        }
+    })?;
+    assert!(wrong.is_empty(), "the virtio header is Linux's, and stays in tun/linux:\n{}", wrong.join("\n"));
+    Ok(())
+}
+
+#[test]
+fn code_behind_a_declared_test_module_is_read() {
+    assert_eq!(code_of("a\n#[cfg(test)]\nmod tests;\nb // c\n#[cfg(test)]\nmod tests {\nd"), "a\nb \n");
+}
+
+#[test]
+fn traits_are_found_in_every_visibility() {
+    let code = "pub trait A: Send {\n    trait B<T> {\npub(crate) trait C\npub(super) trait D {}\nimpl Trait for E";
+    assert_eq!(traits(code).collect::<Vec<_>>(), ["A", "B", "C", "D"]);
 }
 
 #[test]

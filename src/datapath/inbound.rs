@@ -1,15 +1,20 @@
-//! Peer to TUN: decode, parse, admit, rebuild what the receiving kernel relies on, write.
+//! Peer to TUN: pull from the port or a stream, parse, admit, rebuild what the receiving kernel relies on, write.
 //!
-//! Runs in the task that reads the peer's stream, or in the thread that reads the port. Nothing a peer says reaches the
-//! kernel unchecked: the source must be leased to it, and what our kernel is left to do is said here.
+//! One thread reads the port, one task each stream; both are read always. Nothing a peer says reaches the kernel unchecked:
+//! the source must be leased to it, and what our kernel is left to do is said here.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
+
+use futures::AsyncRead;
 
 use super::join::{Run, is_joinable};
 use super::{Port, Shared};
-use crate::link::{Inbound, Key, Packets};
-use crate::model::view::SubnetView;
+use crate::link::{FrameReceiver, Key};
+use crate::model::id::SubnetId;
+use crate::model::view::{SubnetView, View};
 use crate::packet::icmp::{self, Failure};
 use crate::packet::offload::Rebuild;
 use crate::packet::parse::{ICMP, ICMPV6};
@@ -17,43 +22,56 @@ use crate::packet::segment::segment;
 use crate::packet::{DropReason, Offload, Packet, TunOffload, mss, parse};
 use crate::tun::TunError;
 
-impl Inbound for Shared {
-    fn may_open(&self, key: Key) -> bool {
-        self.views.load().subnets.get(&key.subnet).is_some_and(|subnet| subnet.members.contains(&key.peer))
-    }
-
-    fn batch(&self, key: Key, packets: &mut dyn Packets) {
-        let view = self.views.load();
-        let ports = self.ports.load();
-        let Some((subnet, port)) = view.subnets.get(&key.subnet).zip(ports.get(&key.subnet)) else {
-            while packets.next().is_some() {
-                self.links.counts(key.subnet).add(DropReason::NoRoute, 1);
+/// The loop of the port, until it is closed or nobody takes packets any more.
+pub(super) fn read_port(shared: Weak<Shared>, mut frames: FrameReceiver) {
+    let mut buffer = Vec::new();
+    while let Ok(mut read) = frames.next_batch() {
+        let Some(shared) = shared.upgrade() else { return };
+        let (view, ports) = (shared.views.load(), shared.ports.load());
+        while let Some(frame) = read.next_frame() {
+            let Some(mut packets) = read.packets_of(frame) else { continue };
+            let mut delivery = Delivery::new(&shared, &view, &ports, packets.key(), buffer);
+            while let Some((offload, bytes)) = packets.next() {
+                delivery.packet(&offload, bytes);
             }
-            return;
-        };
-        let mut batch =
-            Batch { shared: self, subnet, port, key, run: Run::new(packets.take_scratch()), flow: None, gone: false };
-        while let Some((offload, bytes)) = packets.next() {
-            if let Err(reason) = batch.packet(&offload, bytes) {
-                port.counts.add(reason, 1);
-            }
-        }
-        // None waits for the next read.
-        batch.end_run();
-        let (run, gone) = (batch.run, batch.gone);
-        packets.keep_scratch(run.into_buffer());
-        if gone {
-            self.tun_died(port);
+            buffer = delivery.end();
         }
     }
 }
 
-/// What one read of a stream brought.
-struct Batch<'a> {
-    shared: &'a Shared,
-    subnet: &'a SubnetView,
-    port: &'a Port,
+/// The loop of one stream, until it ends or is cut. A peer that is no member is refused.
+pub(super) async fn read_stream(
+    shared: Arc<Shared>,
     key: Key,
+    connection: u64,
+    stream: impl AsyncRead + Send + Unpin + 'static,
+) {
+    if !shared.may_open(key) {
+        tracing::debug!(subnet = %key.subnet, peer = %key.peer, "packet stream of a peer that is no member");
+        return;
+    }
+    let Some(mut stream) = shared.links.receive_stream(key, connection, stream) else { return };
+    // Asked again: a removal between the first question and the entry would have found no stream to cut.
+    if !shared.may_open(key) {
+        return;
+    }
+    let mut buffer = Vec::new();
+    while let Some(mut packets) = stream.next_batch().await {
+        let (view, ports) = (shared.views.load(), shared.ports.load());
+        let mut delivery = Delivery::new(&shared, &view, &ports, key, buffer);
+        while let Some((offload, bytes)) = packets.next() {
+            delivery.packet(&offload, bytes);
+        }
+        buffer = delivery.end();
+    }
+}
+
+/// What one read brought of one peer, on its way to a TUN.
+struct Delivery<'a> {
+    shared: &'a Shared,
+    key: Key,
+    /// None where the subnet is not here, or has no TUN.
+    to: Option<Destination<'a>>,
     run: Run,
     /// Source and destination of the last packet that was admitted: the next one of its flow costs no lookup.
     flow: Option<(IpAddr, IpAddr)>,
@@ -61,56 +79,100 @@ struct Batch<'a> {
     gone: bool,
 }
 
-impl Batch<'_> {
-    /// One packet from the peer.
-    fn packet(&mut self, offload: &Offload, bytes: &mut [u8]) -> Result<(), DropReason> {
+/// The subnet that packets are for, and its TUN.
+#[derive(Clone, Copy)]
+struct Destination<'a> {
+    subnet: &'a SubnetView,
+    port: &'a Arc<Port>,
+}
+
+impl<'a> Delivery<'a> {
+    /// Nothing yet. `buffer` is that of the delivery before, for datagrams that are joined.
+    fn new(
+        shared: &'a Shared,
+        view: &'a View,
+        ports: &'a HashMap<SubnetId, Arc<Port>>,
+        key: Key,
+        buffer: Vec<u8>,
+    ) -> Delivery<'a> {
+        let to = view.subnets.get(&key.subnet).zip(ports.get(&key.subnet));
+        let to = to.map(|(subnet, port)| Destination { subnet, port });
+        Delivery { shared, key, to, run: Run::new(buffer), flow: None, gone: false }
+    }
+
+    /// One packet from the peer; what is refused is counted.
+    fn packet(&mut self, offload: &Offload, bytes: &mut [u8]) {
+        match self.to {
+            None => self.shared.links.counts(self.key.subnet).add(DropReason::NoRoute, 1),
+            Some(to) => {
+                if let Err(reason) = self.deliver(to, offload, bytes) {
+                    to.port.counts.add(reason, 1);
+                }
+            }
+        }
+    }
+
+    /// Writes what waits: none waits for the next read. Gives the buffer back.
+    fn end(mut self) -> Vec<u8> {
+        if let Some(to) = self.to {
+            self.end_run(to);
+            if self.gone {
+                self.shared.tun_died(to.port);
+            }
+        }
+        self.run.into_buffer()
+    }
+
+    /// Parse, admit, rebuild, write.
+    fn deliver(&mut self, to: Destination<'_>, offload: &Offload, bytes: &mut [u8]) -> Result<(), DropReason> {
+        let Destination { subnet, port } = to;
         let packet = parse(bytes)?;
         let flow = Some((packet.source, packet.destination));
         if self.flow != flow {
-            if let Err(reason) = self.subnet.admit(self.key.peer, packet.source, packet.destination) {
+            if let Err(reason) = subnet.admit(self.key.peer, packet.source, packet.destination) {
                 // Only who may send it at all is told: of a forged source the answer would go to another.
                 if reason == DropReason::NoRoute {
-                    self.tell(&packet, bytes, Failure::Unreachable);
+                    self.tell(to, &packet, bytes, Failure::Unreachable);
                 }
                 return Err(reason);
             }
             self.flow = flow;
         }
         if packet.protocol == ICMP || packet.protocol == ICMPV6 {
-            self.hear_refusal(&packet, bytes);
+            self.hear_refusal(subnet, &packet, bytes);
         } else if self.shared.refusals.any()
-            && let Some(port) = packet.is_tcp_or_udp().then(|| bytes.get(packet.transport..)).flatten()
-            && let Some(port) = port.first_chunk()
+            && let Some(ports) = packet.is_tcp_or_udp().then(|| bytes.get(packet.transport..)).flatten()
+            && let Some(from) = ports.first_chunk()
         {
             let (address, proto) = (packet.source, packet.protocol);
-            self.shared.refusals.answered(self.key, address, proto, u16::from_be_bytes(*port));
+            self.shared.refusals.answered(self.key, address, proto, u16::from_be_bytes(*from));
         }
         if mss::is_syn(&packet, bytes)
             && let Some(fits) = self.shared.links.link(self.key).inner_mtu()
         {
-            mss::clamp(bytes, &packet, offload, fits.min(usize::from(self.subnet.mtu)));
+            mss::clamp(bytes, &packet, offload, fits.min(usize::from(subnet.mtu)));
         }
         let rebuild = Rebuild::plan(&packet, offload)?;
         // What may be cut, the kernel cuts.
-        if packet.dont_fragment && offload.segment_length(&packet) > usize::from(self.subnet.mtu) {
-            self.tell(&packet, bytes, Failure::TooBig(self.subnet.mtu));
+        if packet.dont_fragment && offload.segment_length(&packet) > usize::from(subnet.mtu) {
+            self.tell(to, &packet, bytes, Failure::TooBig(subnet.mtu));
             return Err(DropReason::TooBig);
         }
-        if is_joinable(&packet, offload) && self.port.tun.takes(TunOffload::UDP_SUPER_PACKET) {
+        if is_joinable(&packet, offload) && port.tun.takes(TunOffload::UDP_SUPER_PACKET) {
             if !self.run.add(&packet, bytes) {
-                self.end_run();
+                self.end_run(to);
                 self.run.add(&packet, bytes);
             }
             return Ok(());
         }
-        self.end_run();
-        self.gone |= write(self.port, &rebuild, &packet, offload, bytes)?;
+        self.end_run(to);
+        self.gone |= write(port, &rebuild, &packet, offload, bytes)?;
         Ok(())
     }
 
     /// An error that says that a member's machine is closed is remembered, and passed on like any other.
-    fn hear_refusal(&self, packet: &Packet, bytes: &[u8]) {
-        if self.subnet.hosts.contains(&packet.source)
+    fn hear_refusal(&self, subnet: &SubnetView, packet: &Packet, bytes: &[u8]) {
+        if subnet.hosts.contains(&packet.source)
             && let Some(what) = icmp::prohibited(packet, bytes)
         {
             self.shared.refusals.refused(self.key, &what, Instant::now());
@@ -118,24 +180,24 @@ impl Batch<'_> {
     }
 
     /// Writes the datagrams that were gathered.
-    fn end_run(&mut self) {
+    fn end_run(&mut self, to: Destination<'_>) {
         let Some((packet, offload, bytes, count)) = self.run.finish() else { return };
         let written =
-            Rebuild::plan(&packet, &offload).and_then(|rebuild| write(self.port, &rebuild, &packet, &offload, bytes));
+            Rebuild::plan(&packet, &offload).and_then(|rebuild| write(to.port, &rebuild, &packet, &offload, bytes));
         match written {
             Ok(gone) => self.gone |= gone,
-            Err(reason) => self.port.counts.add(reason, count),
+            Err(reason) => to.port.counts.add(reason, count),
         }
     }
 
     /// Tells the sender at the peer why its packet goes no further, as often as the bucket allows.
-    fn tell(&self, packet: &Packet, bytes: &[u8], failure: Failure) {
+    fn tell(&self, to: Destination<'_>, packet: &Packet, bytes: &[u8], failure: Failure) {
         if !icmp::may_answer(packet, bytes)
-            || !self.port.answers.lock().is_ok_and(|mut bucket| bucket.take(Instant::now()))
+            || !to.port.answers.lock().is_ok_and(|mut bucket| bucket.take(Instant::now()))
         {
             return;
         }
-        let own = self.subnet.addresses.iter().find(|a| a.is_ipv4() == packet.source.is_ipv4());
+        let own = to.subnet.addresses.iter().find(|a| a.is_ipv4() == packet.source.is_ipv4());
         let reply = own.and_then(|from| icmp::reply(packet, bytes, *from, failure));
         let links = &self.shared.links;
         let mut chunk = links.pool().take();

@@ -1,6 +1,6 @@
 //! The two packet loops: TUN to peer and peer to TUN, and what they share.
 //!
-//! Owns the TUNs it is given and one thread for each; reads the View, never writes it. Which packet may pass is decided by
+//! Owns the TUNs it is given, one thread for each, and the one that reads the port; reads the View, never writes it. Which packet may pass is decided by
 //! the View ([`SubnetView::route`](crate::model::view::SubnetView::route) and `admit`), here it is only carried out.
 
 mod inbound;
@@ -10,7 +10,7 @@ mod refusals;
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
@@ -18,7 +18,7 @@ use arc_swap::ArcSwap;
 use futures::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
-use crate::link::{Inbound, Key, Links, Via};
+use crate::link::{Key, Links, Via};
 use crate::model::id::SubnetId;
 use crate::model::view::View;
 use crate::packet::{DropCounts, DropReason};
@@ -129,18 +129,20 @@ impl Datapath {
         &self.0.links
     }
 
-    /// Starts reading packets from the port ([`Links::receive`]), where there is one.
+    /// Starts reading packets from the port ([`Links::frames`]), where there is one, on a thread of its own.
     ///
     /// # Errors
-    /// No thread could be started.
+    /// No thread could be started, or the port is being read already.
     pub fn receive(&self) -> io::Result<()> {
-        let sink: Weak<Shared> = Arc::downgrade(&self.0);
-        self.0.links.receive(sink)
+        let Some(frames) = self.0.links.frames()? else { return Ok(()) };
+        let shared = Arc::downgrade(&self.0);
+        thread::Builder::new().name("port".to_owned()).spawn(|| inbound::read_port(shared, frames)).map(drop)
     }
 
-    /// Reads packets from a stream that a peer opened ([`Links::carry_in`]); a peer that is no member is refused.
+    /// Reads packets from a stream that a peer opened ([`Links::receive_stream`]); a peer that is no member is refused.
     pub fn carry_in(&self, key: Key, connection: u64, stream: impl AsyncRead + Send + Unpin + 'static) {
-        self.0.links.carry_in(key, connection, stream, Arc::clone(&self.0) as Arc<dyn Inbound>);
+        let shared = Arc::clone(&self.0);
+        self.0.links.runtime().spawn(inbound::read_stream(shared, key, connection, stream));
     }
 
     /// Sends a peer's packets on a stream opened to it ([`Links::carry_out`]); a peer that is no member is refused.
@@ -167,6 +169,11 @@ impl Datapath {
 }
 
 impl Shared {
+    /// Whether the peer is a member of that subnet here.
+    fn may_open(&self, key: Key) -> bool {
+        self.views.load().subnets.get(&key.subnet).is_some_and(|subnet| subnet.members.contains(&key.peer))
+    }
+
     /// Publishes a changed copy of the TUN table.
     fn change_ports<T>(&self, change: impl FnOnce(&mut HashMap<SubnetId, Arc<Port>>) -> T) -> T {
         let _one = self.attaching.lock().unwrap_or_else(PoisonError::into_inner);

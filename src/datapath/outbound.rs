@@ -1,4 +1,4 @@
-//! TUN to peer: read, parse, route, describe what the kernel left undone, seal for the peer's path or queue for its stream.
+//! TUN to peer: read, parse, describe what the kernel left undone, route, seal for the peer's path or queue for its stream.
 //!
 //! A plain thread per TUN. It blocks on its TUN and on nothing else: a peer that takes nothing only loses its own packets.
 
@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::{Port, Shared};
-use crate::link::{Chunk, Datagrams, Key, Link, Links, Pushed, Reach};
+use crate::link::{Chunk, Datagrams, Key, Link, Links, Reach};
 use crate::model::id::PeerId;
 use crate::model::view::{Hop, SubnetView};
 use crate::packet::icmp::{self, Failure};
@@ -176,36 +176,45 @@ impl Outbound {
                 return self.refuse(DropReason::Malformed);
             }
         }
-        match self.seal(peer, &packet, &offload, usize::from(subnet.mtu)) {
-            Pushed::Taken => return,
-            Pushed::TooBig(mtu) if is_told(&packet, mtu) => {
-                return self.answer(subnet, &packet, DropReason::TooBig, Failure::TooBig(mtu));
+        self.carry(subnet, peer, &packet, &offload);
+    }
+
+    /// Gives a packet that may pass to its carrier: sealed datagrams where a path to the peer carries it, else the stream.
+    fn carry(&mut self, subnet: &SubnetView, peer: PeerId, packet: &Packet, offload: &Offload) {
+        self.meet(peer);
+        if let (Some(datagrams), Some((_, link))) = (&mut self.datagrams, &self.last)
+            && let Some(route) = &*link.load_route()
+        {
+            let bytes = self.chunk.space().get_mut(..packet.length).unwrap_or_default();
+            if route.settled && route.inner() < usize::from(subnet.mtu) {
+                mss::clamp(bytes, packet, offload, route.inner());
             }
-            Pushed::TooBig(_) | Pushed::NoPath => {}
+            match route.framing(packet, offload) {
+                Some(framing) if datagrams.push(link, route, framing, (packet, offload), bytes) => return,
+                None if route.settled && is_told(packet, route.inner()) => {
+                    let fits = u16::try_from(route.inner()).unwrap_or(u16::MAX);
+                    return self.answer(subnet, packet, DropReason::TooBig, Failure::TooBig(fits));
+                }
+                // The key is used up, nobody knows yet whether the path carries more, or the packet may be cut behind the
+                // stream, which carries it whole.
+                _ => {}
+            }
         }
-        if self.to.as_ref().is_none_or(|(current, _)| *current != peer) && !self.turn_to(peer, length) {
-            return self.answer(subnet, &packet, DropReason::Unreachable, Failure::Unreachable);
+        if self.to.as_ref().is_none_or(|(current, _)| *current != peer) && !self.turn_to(peer, packet.length) {
+            return self.answer(subnet, packet, DropReason::Unreachable, Failure::Unreachable);
         }
-        self.chunk.commit(&offload, length);
+        self.chunk.commit(offload, packet.length);
         if self.chunk.is_full() {
             self.hand_on_current();
         }
     }
 
-    /// Seals the packet at hand for the peer's datagram path, where there is one.
-    fn seal(&mut self, peer: PeerId, packet: &Packet, offload: &Offload, mtu: usize) -> Pushed {
-        let Some(datagrams) = &mut self.datagrams else { return Pushed::NoPath };
-        if self.last.as_ref().is_none_or(|(last, _)| *last != peer) {
+    /// Makes `last` the link to `peer`, where datagrams may carry packets at all.
+    fn meet(&mut self, peer: PeerId) {
+        if self.datagrams.is_some() && self.last.as_ref().is_none_or(|(last, _)| *last != peer) {
             let key = Key { subnet: self.port.subnet, peer };
             self.last = Some((peer, Arc::clone(self.known.entry(peer).or_insert_with(|| self.links.link(key)))));
         }
-        let (Some((_, link)), Some(bytes)) = (&self.last, self.chunk.space().get_mut(..packet.length)) else {
-            return Pushed::NoPath;
-        };
-        if let Some(fits) = link.inner_mtu().filter(|fits| *fits < mtu) {
-            mss::clamp(bytes, packet, offload, fits);
-        }
-        datagrams.push(link, packet, offload, bytes)
     }
 
     /// Where the packet goes; asks the table only when the flow changes.
@@ -307,7 +316,7 @@ impl Outbound {
 
 /// Whether the sender of a packet that is larger than the path is told so: it must not be cut, and the path carries what
 /// every IPv6 path has to (RFC 8200 section 5). The stream carries the others whole.
-fn is_told(packet: &Packet, mtu: u16) -> bool {
+fn is_told(packet: &Packet, mtu: usize) -> bool {
     packet.dont_fragment && (packet.source.is_ipv4() || mtu >= 1280)
 }
 

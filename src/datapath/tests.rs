@@ -363,6 +363,16 @@ fn removed_member_is_cut() {
 }
 
 #[test]
+fn stream_of_a_stranger_is_closed_unread() {
+    let runtime = Runtime::new().unwrap();
+    let b = Node::new(runtime.handle(), 2, &[1, 2], &[RED], Segmentation::Offload);
+    let mut far = stream_to(&runtime, &b, 3);
+    let ended = runtime.block_on(async { futures::AsyncReadExt::read(&mut far, &mut [0]).await });
+    assert_eq!(ended.unwrap(), 0);
+    assert_eq!(b.path.links().status(Key { subnet: RED, peer: peer(3) }).carried().rx_packets, 0);
+}
+
+#[test]
 fn no_route_is_answered_and_noise_is_not() {
     let (_runtime, a, _b) = two(Segmentation::Offload);
     for (source, destination) in [("10.0.1.5", "10.0.9.9"), ("fd00:1::5", "fd00:9::9"), ("10.0.1.5", "10.0.1.77")] {

@@ -17,11 +17,10 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwapOption, Guard};
 use futures::{AsyncRead, AsyncWrite};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -30,14 +29,15 @@ use tokio_util::sync::CancellationToken;
 use port::Port;
 use queue::{Bound, Queue};
 pub use queue::{Chunk, Pool};
-pub use receive::Strays;
-use receive::{Keyring, Receiving};
-pub use send::{Datagrams, Pushed};
+use receive::Keyring;
+pub use receive::{Frame, FrameBatch, FrameReceiver, PeerPackets, Strays};
+pub use send::{Datagrams, Framing};
+pub use stream::{StreamPackets, StreamReceiver};
 
 use crate::crypto::frame::Sealer;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::view::View;
-use crate::packet::{DropCounts, DropReason, Offload};
+use crate::packet::{DropCounts, DropReason};
 use crate::wire::datagram::OVERHEAD;
 use crate::wire::frame;
 
@@ -150,27 +150,6 @@ impl LinkStatus {
     pub fn carried(&self) -> Carried {
         self.streams + self.datagrams
     }
-}
-
-/// Where packets from peers go.
-pub trait Inbound: Send + Sync + 'static {
-    /// Whether the peer is a member of that subnet here: else its stream is closed at once.
-    fn may_open(&self, key: Key) -> bool;
-
-    /// Takes what one read of the stream, or of the port, brought of one peer.
-    fn batch(&self, key: Key, packets: &mut dyn Packets);
-}
-
-/// The packets one read brought, whatever carried them.
-pub trait Packets {
-    /// The next packet, and what its sender claims about it.
-    fn next(&mut self) -> Option<(Offload, &mut [u8])>;
-
-    /// A buffer for the sink to work in, with the capacity it had when it was last [kept](Self::keep_scratch).
-    fn take_scratch(&mut self) -> Vec<u8>;
-
-    /// Keeps the buffer for the next batch.
-    fn keep_scratch(&mut self, buffer: Vec<u8>);
 }
 
 /// The datagram path to a peer, while there is one: what to seal with, where to, how much fits.
@@ -351,23 +330,23 @@ impl Links {
         (Links(Arc::new(registry)), wants)
     }
 
-    /// Starts the thread that reads the port: packets go to `sink`, for as long as it lives. Nothing without a port.
+    /// What reads the port, for the receiving thread; none without a port.
     ///
     /// # Errors
-    /// No thread could be started, or the port is being read already.
-    pub fn receive(&self, sink: Weak<dyn Inbound>) -> io::Result<()> {
-        let Some(port) = &self.0.port else { return Ok(()) };
-        let receiving = Receiving {
-            receiver: port.receiver().ok_or(io::ErrorKind::AlreadyExists)?,
-            keyring: self.0.keyring.clone(),
-            heard: self.0.heard.clone(),
-            strays: Arc::clone(&self.0.strays),
-            sink,
-        };
-        thread::Builder::new().name("port".to_owned()).spawn(|| receiving.run()).map(drop)
+    /// [`io::ErrorKind::AlreadyExists`] from the second time on.
+    pub fn frames(&self) -> io::Result<Option<FrameReceiver>> {
+        let Some(port) = &self.0.port else { return Ok(None) };
+        let receiver = port.receiver().ok_or(io::ErrorKind::AlreadyExists)?;
+        let (keyring, heard, strays) = (self.0.keyring.clone(), self.0.heard.clone(), Arc::clone(&self.0.strays));
+        Ok(Some(FrameReceiver::new(receiver, keyring, heard, strays)))
     }
 
-    /// Ends the thread that reads the port.
+    /// Where the tasks of streams run.
+    pub fn runtime(&self) -> &Handle {
+        &self.0.runtime
+    }
+
+    /// Ends the wait of what reads the port.
     pub fn close_port(&self) {
         if let Some(port) = &self.0.port {
             port.close();
@@ -466,16 +445,15 @@ impl Links {
         self.0.runtime.spawn(stream::write(self.clone(), link, stop, stream));
     }
 
-    /// Reads packets from a stream that the peer of `key` opened on `connection` for its subnet: `sink` decides whether it
-    /// may, and takes the packets. Of one connection the newest stream per subnet is read.
-    pub fn carry_in(
+    /// What reads the packets of a stream that the peer of `key` opened on `connection` for its subnet; none where the link is
+    /// cut. Of one connection the newest stream per subnet is read.
+    pub fn receive_stream<S: AsyncRead + Unpin>(
         &self,
         key: Key,
         connection: u64,
-        stream: impl AsyncRead + Send + Unpin + 'static,
-        sink: Arc<dyn Inbound>,
-    ) {
-        self.0.runtime.spawn(stream::read(self.clone(), key, connection, stream, sink));
+        stream: S,
+    ) -> Option<StreamReceiver<S>> {
+        StreamReceiver::new(self, key, connection, stream)
     }
 
     /// A connection ended: its streams, in every subnet, are closed. What they did not take waits for the next one.
@@ -662,6 +640,11 @@ impl Link {
     /// The datagram path to the peer, where there is one.
     pub fn route(&self) -> Option<Arc<Route>> {
         self.route.load_full()
+    }
+
+    /// The same for a packet thread, which holds it for one packet: no count of references changes.
+    pub fn load_route(&self) -> Guard<Option<Arc<Route>>> {
+        self.route.load()
     }
 
     /// Bytes of the largest inner packet the datagram path carries, once that is known.

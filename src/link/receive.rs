@@ -1,18 +1,18 @@
-//! Frames to packets: the one thread that reads the port.
+//! Frames to packets: what the one thread that reads the port pulls.
 //!
 //! Each frame is opened straight to the end of the super-packet that grows in one buffer: the trailer and the headers of
-//! the frame before are overwritten, so that consecutive pieces join without a copy. The thread owns the keys, the replay
-//! windows and the buffers; keys come to it through a [`Keyring`], what is not a packet goes to the control task.
+//! the frame before are overwritten, so that consecutive pieces join without a copy. The [`FrameReceiver`] owns the keys,
+//! the replay windows and the buffers; keys come to it through a [`Keyring`], what is not a packet goes to the control task.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::mpsc;
 
-use super::port::{Class, Message, Receiver, class};
-use super::{Ends, Heard, Inbound, Link, Packets, lock};
+use super::port::{Class, Closed, Message, Receiver, class};
+use super::{Ends, Heard, Key, Link, lock};
 use crate::crypto::frame::{HEADER, Header, Opener};
 use crate::crypto::replay::Window;
 use crate::packet::offload::Kind;
@@ -125,67 +125,91 @@ struct Session {
     way: Option<Ends>,
 }
 
-/// The receiving thread.
-pub(super) struct Receiving {
-    pub(super) receiver: Receiver,
-    pub(super) keyring: Keyring,
-    pub(super) heard: mpsc::Sender<Heard>,
-    pub(super) strays: Arc<Strays>,
-    pub(super) sink: Weak<dyn Inbound>,
+/// Reads the port and opens what comes; owned by the receiving thread. Made by [`Links::frames`](super::Links::frames).
+#[derive(Debug)]
+pub struct FrameReceiver {
+    receiver: Receiver,
+    keyring: Keyring,
+    heard: mpsc::Sender<Heard>,
+    strays: Arc<Strays>,
+    sessions: HashMap<u32, Box<Session>>,
+    room: Room,
 }
 
-impl Receiving {
-    /// Carries packets until the port is closed, or nobody takes them any more.
-    pub(super) fn run(mut self) {
-        let mut sessions = HashMap::new();
-        let mut room = Room::default();
-        loop {
-            let messages = self.receiver.recv();
-            if messages == 0 {
-                if self.receiver.wait().is_err() {
-                    return;
-                }
-                continue;
-            }
-            self.keyring.carry_out(&mut sessions);
-            let Some(sink) = self.sink.upgrade() else { return };
-            let mut batch = Batch { receiver: &self.receiver, messages, next: 0, current: None, at: 0 };
-            while let Some((_, bytes)) = batch.peek() {
-                match class(bytes.first().copied().unwrap_or(0)) {
-                    Class::Quic => batch.give_quic(),
-                    Class::Other => {
-                        self.strays.foreign.fetch_add(1, Ordering::Relaxed);
-                        batch.advance();
-                    }
-                    Class::Ours => match Header::decode(bytes) {
-                        None => {
-                            self.strays.malformed.fetch_add(1, Ordering::Relaxed);
-                            batch.advance();
-                        }
-                        Some(header) => match sessions.get_mut(&header.receiver) {
-                            None => {
-                                self.strays.unknown.fetch_add(1, Ordering::Relaxed);
-                                batch.advance();
-                            }
-                            Some(session) => {
-                                let key = session.link.key;
-                                let mut opened =
-                                    Opened { batch: &mut batch, session, room: &mut room, heard: &self.heard };
-                                sink.batch(key, &mut opened);
-                                // What the sink left, so that the next session's turn comes.
-                                while opened.next().is_some() {}
-                            }
-                        },
-                    },
-                }
-            }
+impl FrameReceiver {
+    pub(super) fn new(
+        receiver: Receiver,
+        keyring: Keyring,
+        heard: mpsc::Sender<Heard>,
+        strays: Arc<Strays>,
+    ) -> FrameReceiver {
+        FrameReceiver { receiver, keyring, heard, strays, sessions: HashMap::new(), room: Room::default() }
+    }
+
+    /// Blocks until datagrams come, and gives what one read of the port brought.
+    ///
+    /// # Errors
+    /// [`Closed`] once the port was closed.
+    pub fn next_batch(&mut self) -> Result<FrameBatch<'_>, Closed> {
+        let mut messages = self.receiver.recv();
+        while messages == 0 {
+            self.receiver.wait()?;
+            messages = self.receiver.recv();
         }
+        let FrameReceiver { receiver, keyring, heard, strays, sessions, room } = self;
+        keyring.carry_out(sessions);
+        let incoming = Incoming { receiver, strays, messages, next: 0, current: None, at: 0 };
+        Ok(FrameBatch { incoming, ahead: None, sessions, room, heard })
     }
 }
 
+/// What one read of the port brought: pull frame after frame, and the packets behind each.
+pub struct FrameBatch<'a> {
+    incoming: Incoming<'a>,
+    /// The frame that ended the former session's turn.
+    ahead: Option<Frame<'a>>,
+    sessions: &'a mut HashMap<u32, Box<Session>>,
+    room: &'a mut Room,
+    heard: &'a mpsc::Sender<Heard>,
+}
+
+impl<'a> FrameBatch<'a> {
+    /// The next frame of ours. QUIC before it has gone to libp2p, and junk is counted.
+    pub fn next_frame(&mut self) -> Option<Frame<'a>> {
+        self.ahead.take().or_else(|| self.incoming.next_frame())
+    }
+
+    /// The packets of `frame` and of those behind it under the same key. None, and counted, where no session has that key.
+    pub fn packets_of(&mut self, frame: Frame<'a>) -> Option<PeerPackets<'_, 'a>> {
+        let Some(session) = self.sessions.get_mut(&frame.header.receiver) else {
+            self.incoming.strays.unknown.fetch_add(1, Ordering::Relaxed);
+            return None;
+        };
+        // Nothing that the former peer left may join what comes of this one.
+        self.room.clear();
+        self.ahead = Some(frame);
+        Some(PeerPackets {
+            incoming: &mut self.incoming,
+            ahead: &mut self.ahead,
+            session,
+            room: self.room,
+            heard: self.heard,
+        })
+    }
+}
+
+/// A frame of ours, not yet opened.
+#[derive(Debug)]
+pub struct Frame<'a> {
+    header: Header,
+    ends: Ends,
+    bytes: &'a [u8],
+}
+
 /// The datagrams of one read, one after the other.
-struct Batch<'a> {
+struct Incoming<'a> {
     receiver: &'a Receiver,
+    strays: &'a Strays,
     messages: usize,
     /// The message after the current one.
     next: usize,
@@ -194,7 +218,30 @@ struct Batch<'a> {
     at: usize,
 }
 
-impl<'a> Batch<'a> {
+impl<'a> Incoming<'a> {
+    /// The next frame of ours, its header read; every other datagram before it goes where it belongs.
+    fn next_frame(&mut self) -> Option<Frame<'a>> {
+        loop {
+            let (ends, bytes) = self.peek()?;
+            match class(bytes.first().copied().unwrap_or(0)) {
+                Class::Quic => self.give_quic(),
+                Class::Other => {
+                    self.strays.foreign.fetch_add(1, Ordering::Relaxed);
+                    self.advance();
+                }
+                Class::Ours => {
+                    self.advance();
+                    match Header::decode(bytes) {
+                        Some(header) => return Some(Frame { header, ends, bytes }),
+                        None => {
+                            self.strays.malformed.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     /// The datagram at hand, and which way it came.
     fn peek(&mut self) -> Option<(Ends, &'a [u8])> {
         loop {
@@ -232,12 +279,13 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// Opened frames of one session, joined.
-struct Opened<'a, 'b> {
-    batch: &'a mut Batch<'b>,
-    session: &'a mut Session,
-    room: &'a mut Room,
-    heard: &'a mpsc::Sender<Heard>,
+/// Opened frames of one session, joined to packets. What is not pulled is lost.
+pub struct PeerPackets<'b, 'a> {
+    incoming: &'b mut Incoming<'a>,
+    ahead: &'b mut Option<Frame<'a>>,
+    session: &'b mut Session,
+    room: &'b mut Room,
+    heard: &'b mpsc::Sender<Heard>,
 }
 
 /// The buffer in which packets grow.
@@ -249,13 +297,11 @@ struct Room {
     held: Option<(Trailer, Range<usize>)>,
     /// A bundle and where its body lies; empty where there is none.
     bundle: (Bundle, Range<usize>),
-    /// For the sink.
-    scratch: Vec<u8>,
 }
 
 impl Default for Room {
     fn default() -> Self {
-        Room { bytes: vec![0; ROOM], run: None, held: None, bundle: (Bundle::default(), 0..0), scratch: Vec::new() }
+        Room { bytes: vec![0; ROOM], run: None, held: None, bundle: (Bundle::default(), 0..0) }
     }
 }
 
@@ -268,25 +314,25 @@ struct Joined {
     end: usize,
 }
 
-impl Packets for Opened<'_, '_> {
-    fn take_scratch(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.room.scratch)
+impl PeerPackets<'_, '_> {
+    /// Whose packets they are.
+    pub fn key(&self) -> Key {
+        self.session.link.key
     }
 
-    fn keep_scratch(&mut self, buffer: Vec<u8>) {
-        self.room.scratch = buffer;
-    }
-
-    fn next(&mut self) -> Option<(Offload, &mut [u8])> {
+    /// The next packet, and what its sender claims about it; none at the end of the read, or where another session's turn
+    /// comes.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "each packet lies in the one buffer that the next one overwrites"
+    )]
+    pub fn next(&mut self) -> Option<(Offload, &mut [u8])> {
         let (offload, range) = self.advance()?;
         let bytes = self.room.bytes.get_mut(range)?;
-        let link = &self.session.link;
-        link.datagrams.received(u64::try_from(bytes.len()).unwrap_or(0));
+        self.session.link.datagrams.received(u64::try_from(bytes.len()).unwrap_or(0));
         Some((offload, bytes))
     }
-}
 
-impl Opened<'_, '_> {
     /// The next whole packet in the room.
     fn advance(&mut self) -> Option<(Offload, Range<usize>)> {
         loop {
@@ -329,31 +375,24 @@ impl Opened<'_, '_> {
         }
     }
 
-    /// Whether the next datagram is a frame of this session.
-    fn more(&mut self) -> bool {
-        let index = self.session.index;
-        self.batch.peek().is_some_and(|(_, bytes)| {
-            class(bytes.first().copied().unwrap_or(0)) == Class::Ours
-                && Header::decode(bytes).is_some_and(|header| header.receiver == index)
-        })
-    }
-
     /// Opens the next good frame of this session behind the run; its trailer and where its body lies.
     fn open(&mut self) -> Option<(Trailer, Range<usize>)> {
-        while self.more() {
-            let (ends, datagram) = self.batch.peek()?;
-            self.batch.advance();
-            if let Some(opened) = self.open_one(ends, datagram) {
+        loop {
+            let frame = self.ahead.take().or_else(|| self.incoming.next_frame())?;
+            if frame.header.receiver != self.session.index {
+                *self.ahead = Some(frame);
+                return None;
+            }
+            if let Some(opened) = self.open_one(&frame) {
                 return Some(opened);
             }
         }
-        None
     }
 
-    fn open_one(&mut self, ends: Ends, datagram: &[u8]) -> Option<(Trailer, Range<usize>)> {
+    fn open_one(&mut self, frame: &Frame<'_>) -> Option<(Trailer, Range<usize>)> {
         let counts = &self.session.link.counts;
-        let header = Header::decode(datagram)?;
-        let (clear, sealed) = datagram.split_first_chunk::<HEADER>()?;
+        let (header, ends) = (frame.header, frame.ends);
+        let (clear, sealed) = frame.bytes.split_first_chunk::<HEADER>()?;
         if !self.session.window.check(header.counter) {
             counts.add(DropReason::Replayed, 1);
             return None;
@@ -412,6 +451,11 @@ impl Opened<'_, '_> {
 }
 
 impl Room {
+    /// Forgets what was not taken.
+    fn clear(&mut self) {
+        (self.run, self.held, self.bundle) = (None, None, (Bundle::default(), 0..0));
+    }
+
     /// The next packet of the bundle: whether its checksum is still to be computed, and where it lies.
     fn next_bundled(&mut self) -> Option<Result<(bool, Range<usize>), DropReason>> {
         let (bundle, body) = &mut self.bundle;

@@ -33,15 +33,29 @@ const RUN_BYTES: usize = 65_507;
 /// Runs that one buffer may need; more only begin a new buffer.
 const RUNS: usize = 256;
 
-/// What became of a packet.
+/// How a packet goes into the frames of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pushed {
-    /// It is on its way, or counted as dropped.
-    Taken,
-    /// No datagram path carries packets to the peer now: the stream does.
-    NoPath,
-    /// The path carries inner packets of at most so many bytes.
-    TooBig(u16),
+pub enum Framing {
+    /// In one frame, which small packets share.
+    One,
+    /// A super-packet, cut: each frame describes its piece.
+    Pieces(Cut),
+    /// A super-packet that no frame describes (hundreds of tiny segments, very long headers): its segments one by one.
+    Segments,
+}
+
+impl Route {
+    /// How a packet goes into frames of this path; none where it is larger than they carry.
+    pub fn framing(&self, packet: &Packet, offload: &Offload) -> Option<Framing> {
+        let room = self.inner();
+        match offload.kind {
+            Kind::None | Kind::Partial => (packet.length <= room).then_some(Framing::One),
+            _ => match Cut::plan(packet, offload, room) {
+                Some(cut) => Some(Framing::Pieces(cut)),
+                None => (offload.segment_length(packet) <= room).then_some(Framing::Segments),
+            },
+        }
+    }
 }
 
 /// The datagram carrier's sending half, for one thread and one subnet.
@@ -86,45 +100,44 @@ impl Datagrams {
         }
     }
 
-    /// Seals one packet for the peer's path. `packet` and `offload` describe `bytes`.
-    pub fn push(&mut self, link: &Arc<Link>, packet: &Packet, offload: &Offload, bytes: &[u8]) -> Pushed {
-        let route = link.route.load();
-        let Some(route) = route.as_ref() else { return Pushed::NoPath };
-        let room = route.inner();
-        let too_big = match route.settled {
-            true => Pushed::TooBig(u16::try_from(room).unwrap_or(u16::MAX)),
-            false => Pushed::NoPath,
-        };
-        let pushed = match offload.kind {
-            Kind::None | Kind::Partial => {
-                let partial = offload.kind == Kind::Partial;
-                if bytes.len() > room {
-                    return too_big;
-                }
-                if bytes.len() < SMALL {
-                    self.gather(link, route, bytes, partial, room)
-                } else {
-                    self.close_bundle_of(link);
-                    let sealed = self.seal_one(route, link.key, bytes, Trailer::Packet { partial });
-                    if sealed { Pushed::Taken } else { Pushed::NoPath }
-                }
+    /// Seals one packet for the peer's path `route`, which carries it by `framing` ([`Route::framing`]). `packet` and
+    /// `offload` describe `bytes`. False where the route's key is used up: then nothing of it was sealed.
+    pub fn push(
+        &mut self,
+        link: &Arc<Link>,
+        route: &Arc<Route>,
+        framing: Framing,
+        packet: (&Packet, &Offload),
+        bytes: &[u8],
+    ) -> bool {
+        let (packet, offload) = packet;
+        let partial = offload.kind == Kind::Partial;
+        let sealed = match framing {
+            Framing::One if bytes.len() < SMALL => {
+                self.gather(link, route, bytes, partial);
+                true
             }
-            _ => {
+            Framing::One => {
                 self.close_bundle_of(link);
-                match Cut::plan(packet, offload, room) {
-                    Some(cut) => self.pieces(route, link.key, &cut, bytes),
-                    None if offload.segment_length(packet) > room => return too_big,
-                    None => self.segments(route, link.key, packet, offload, bytes),
-                }
+                self.seal_one(route, link.key, bytes, Trailer::Packet { partial })
+            }
+            Framing::Pieces(cut) => {
+                self.close_bundle_of(link);
+                self.pieces(route, link.key, &cut, bytes)
+            }
+            Framing::Segments => {
+                self.close_bundle_of(link);
+                self.segments(route, link.key, packet, offload, bytes);
+                true
             }
         };
-        if pushed == Pushed::Taken {
+        if sealed {
             link.datagrams.sent(1, u64::try_from(bytes.len()).unwrap_or(0));
         }
         if self.end >= FULL || bytes.len() >= LARGE {
             self.hand_on();
         }
-        pushed
+        sealed
     }
 
     /// Hands everything to the kernel: nothing waits for the next packet.
@@ -133,17 +146,17 @@ impl Datagrams {
         self.hand_on();
     }
 
-    /// A super-packet, cut.
-    fn pieces(&mut self, route: &Route, key: Key, cut: &Cut, bytes: &[u8]) -> Pushed {
+    /// A super-packet, cut; false where the key is used up.
+    fn pieces(&mut self, route: &Route, key: Key, cut: &Cut, bytes: &[u8]) -> bool {
         let headers = cut.headers;
         let mut tail = [0u8; u8::MAX as usize + TRAILER];
-        let (Some(to), Some(from)) = (tail.get_mut(..headers), bytes.get(..headers)) else { return Pushed::NoPath };
+        let (Some(to), Some(from)) = (tail.get_mut(..headers), bytes.get(..headers)) else { return false };
         to.copy_from_slice(from);
         let behind = headers.saturating_add(TRAILER);
         let most = cut.count.saturating_mul(OVERHEAD.saturating_add(headers)).saturating_add(bytes.len());
         self.make_room(most);
         let Some(mut nonces) = u32::try_from(cut.count).ok().and_then(|count| route.sealer.take(count)) else {
-            return Pushed::NoPath;
+            return false;
         };
         self.id = self.id.wrapping_add(1);
         for index in 0..cut.count {
@@ -155,37 +168,31 @@ impl Datagrams {
             let Some(nonce) = nonces.next() else { break };
             self.seal(route, nonce, key, body, tail.get(..behind).unwrap_or_default());
         }
-        Pushed::Taken
+        true
     }
 
-    /// A super-packet that no frame describes (hundreds of tiny segments, very long headers): its segments one by one.
-    fn segments(&mut self, route: &Route, key: Key, packet: &Packet, offload: &Offload, bytes: &[u8]) -> Pushed {
+    /// The segments of a super-packet, one by one.
+    fn segments(&mut self, route: &Route, key: Key, packet: &Packet, offload: &Offload, bytes: &[u8]) {
         // Off the common path: a buffer for its segments.
         let mut all = true;
         let cut = segment(bytes, packet, offload, &mut Vec::new(), |one| {
             all &= self.seal_one(route, key, one, Trailer::Packet { partial: false });
         });
         match cut {
-            Ok(()) if all => Pushed::Taken,
-            Ok(()) => {
-                self.counts.add(DropReason::QueueFull, 1);
-                Pushed::Taken
-            }
-            Err(reason) => {
-                self.counts.add(reason, 1);
-                Pushed::Taken
-            }
+            Ok(()) if all => {}
+            Ok(()) => self.counts.add(DropReason::QueueFull, 1),
+            Err(reason) => self.counts.add(reason, 1),
         }
     }
 
     /// A small packet: into the peer's bundle.
-    fn gather(&mut self, link: &Arc<Link>, route: &Arc<Route>, bytes: &[u8], partial: bool, room: usize) -> Pushed {
+    fn gather(&mut self, link: &Arc<Link>, route: &Arc<Route>, bytes: &[u8], partial: bool) {
         let entry = bytes.len().saturating_add(datagram::ENTRY);
         let joins = match &self.bundle.to {
             Some((to, under)) => {
                 Arc::ptr_eq(to, link)
                     && Arc::ptr_eq(under, route)
-                    && self.bundle.entries.len().saturating_add(entry) <= room
+                    && self.bundle.entries.len().saturating_add(entry) <= route.inner()
             }
             None => false,
         };
@@ -196,7 +203,6 @@ impl Datagrams {
         }
         datagram::append(&mut self.bundle.entries, bytes, partial);
         self.bundle.packets = self.bundle.packets.saturating_add(1);
-        Pushed::Taken
     }
 
     /// Seals the peer's bundle, so that what follows stays behind it.

@@ -1,4 +1,4 @@
-//! The two tasks of a stream: one drains a link's queue into it, one decodes what comes out of it.
+//! A stream's two ends here: a task that drains a link's queue into it, and what decodes the packets that come out of it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
-use super::{Bound, Inbound, Key, Link, Links, Packets, lock};
+use super::{Bound, Key, Link, Links, lock};
 use crate::packet::{DropReason, Offload};
 use crate::wire::frame::{self, Decoder, Frame, FrameError, HEADER_LEN};
 
@@ -102,74 +102,72 @@ async fn replaced_long_ago(stop: &CancellationToken) {
     tokio::time::sleep(FINISH_WITHIN).await;
 }
 
-/// Reads frames until the stream ends or is cut.
-pub(super) async fn read(
-    links: Links,
-    key: Key,
-    connection: u64,
-    mut stream: impl AsyncRead + Send + Unpin + 'static,
-    sink: Arc<dyn Inbound>,
-) {
-    let Key { subnet, peer } = key;
-    if !sink.may_open(key) {
-        tracing::debug!(%subnet, %peer, "packet stream of a peer that is no member");
-        return;
-    }
-    let link = links.link(key);
-    let Some(stop) = link.enter_reader(connection) else { return };
-    // Asked again: a removal between the first question and the entry would have found no stream to cut.
-    if !sink.may_open(key) {
-        link.leave_reader(&stop);
-        return;
-    }
-    let mut decoder = Decoder::default();
-    let mut scratch = Vec::new();
-    let error = loop {
-        let read = tokio::select! {
-            biased;
-            () = stop.cancelled() => break None,
-            read = stream.read(decoder.space()) => read,
-        };
-        match read {
-            Ok(0) | Err(_) => break None,
-            Ok(count) => decoder.filled(count),
-        }
-        let mut frames =
-            Frames { decoder: &mut decoder, links: &links, link: &link, scratch: &mut scratch, failed: None };
-        sink.batch(key, &mut frames);
-        // What the sink left, so that the decoder has room again.
-        while frames.next().is_some() {}
-        if frames.failed.is_some() {
-            break frames.failed;
-        }
-    };
-    if let Some(error) = error {
-        link.counts.add(DropReason::Malformed, 1);
-        tracing::warn!(%subnet, %peer, %error, "packet stream cut");
-    }
-    link.leave_reader(&stop);
-}
-
-/// The packets one read brought. Pings are answered on the way.
+/// Reads the packets of one stream. Made by [`Links::receive_stream`]; the stream is no longer this peer's when it is dropped.
 #[derive(Debug)]
-pub(super) struct Frames<'a> {
-    decoder: &'a mut Decoder,
-    links: &'a Links,
-    link: &'a Link,
-    scratch: &'a mut Vec<u8>,
+pub struct StreamReceiver<S> {
+    links: Links,
+    link: Arc<Link>,
+    stop: CancellationToken,
+    stream: S,
+    decoder: Decoder,
     failed: Option<FrameError>,
 }
 
-impl Packets for Frames<'_> {
-    fn take_scratch(&mut self) -> Vec<u8> {
-        std::mem::take(self.scratch)
+impl<S: AsyncRead + Unpin> StreamReceiver<S> {
+    /// Enters a stream that the peer of `key` opened on `connection`; none where the link is cut.
+    pub(super) fn new(links: &Links, key: Key, connection: u64, stream: S) -> Option<StreamReceiver<S>> {
+        let link = links.link(key);
+        let stop = link.enter_reader(connection)?;
+        Some(StreamReceiver { links: links.clone(), link, stop, stream, decoder: Decoder::default(), failed: None })
     }
 
-    fn keep_scratch(&mut self, buffer: Vec<u8>) {
-        *self.scratch = buffer;
+    /// Waits for what one read of the stream brings; none when it ended, was cut, or held what is no frame.
+    ///
+    /// # Cancel safety
+    /// Nothing that was read is lost.
+    pub async fn next_batch(&mut self) -> Option<StreamPackets<'_>> {
+        if let Some(error) = &self.failed {
+            let Key { subnet, peer } = self.link.key;
+            self.link.counts.add(DropReason::Malformed, 1);
+            tracing::warn!(%subnet, %peer, %error, "packet stream cut");
+            return None;
+        }
+        let read = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => return None,
+            read = self.stream.read(self.decoder.space()) => read,
+        };
+        match read {
+            Ok(0) | Err(_) => return None,
+            Ok(count) => self.decoder.filled(count),
+        }
+        let StreamReceiver { links, link, decoder, failed, .. } = self;
+        Some(StreamPackets { decoder, links, link, failed })
     }
+}
 
-    fn next(&mut self) -> Option<(Offload, &mut [u8])> {
+impl<S> Drop for StreamReceiver<S> {
+    fn drop(&mut self) {
+        self.link.leave_reader(&self.stop);
+    }
+}
+
+/// The packets one read brought: to be pulled to the end, so that the decoder has room again. Pings are answered on the way.
+#[derive(Debug)]
+pub struct StreamPackets<'a> {
+    decoder: &'a mut Decoder,
+    links: &'a Links,
+    link: &'a Link,
+    failed: &'a mut Option<FrameError>,
+}
+
+impl StreamPackets<'_> {
+    /// The next packet, and what its sender claims about it.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "each packet lies in the one buffer that the next read overwrites"
+    )]
+    pub fn next(&mut self) -> Option<(Offload, &mut [u8])> {
         let (offload, body) = loop {
             match self.decoder.decode() {
                 Ok(Some(Frame::Packet { offload, body })) => break (offload, body),
@@ -180,7 +178,7 @@ impl Packets for Frames<'_> {
                 Ok(Some(Frame::Malformed)) => self.link.counts.add(DropReason::Malformed, 1),
                 Ok(None) => return None,
                 Err(error) => {
-                    self.failed = Some(error);
+                    *self.failed = Some(error);
                     return None;
                 }
             }

@@ -28,18 +28,18 @@ async fn next_packet(end: &mut End) -> u8 {
     bytes[0]
 }
 
-/// Accepts everyone and hands on what comes.
-struct Collect(mpsc::UnboundedSender<(Key, Vec<u8>)>, bool);
-
-impl Inbound for Collect {
-    fn may_open(&self, _: Key) -> bool {
-        self.1
-    }
-    fn batch(&self, key: Key, frames: &mut dyn Packets) {
-        while let Some((_, bytes)) = frames.next() {
-            let _ = self.0.send((key, bytes.to_vec()));
+/// Reads a stream to its end and hands on what comes.
+fn collect(links: &Links, key: Key, connection: u64, stream: End) -> mpsc::UnboundedReceiver<(Key, Vec<u8>)> {
+    let (collected, got) = mpsc::unbounded_channel();
+    let mut stream = links.receive_stream(key, connection, stream).unwrap();
+    tokio::spawn(async move {
+        while let Some(mut packets) = stream.next_batch().await {
+            while let Some((_, bytes)) = packets.next() {
+                let _ = collected.send((key, bytes.to_vec()));
+            }
         }
-    }
+    });
+    got
 }
 
 #[tokio::test]
@@ -113,11 +113,10 @@ async fn stalled_queue_drops_oldest_and_counts() {
 #[tokio::test]
 async fn removed_member_is_cut() {
     let (links, _wanted) = Links::new(Handle::current(), None);
-    let (collected, mut got) = mpsc::unbounded_channel();
     let (ours, mut theirs) = pipe(100_000);
     links.carry_out(KEY, 1, via(), ours);
     let (mut far, near) = pipe(100_000);
-    links.carry_in(KEY, 1, near, Arc::new(Collect(collected, true)));
+    let mut got = collect(&links, KEY, 1, near);
     use futures::AsyncWriteExt;
     far.write_all(&frame::packet_header(&Offload::NONE, 1)).await.unwrap();
     far.write_all(&[9]).await.unwrap();
@@ -139,21 +138,10 @@ async fn removed_member_is_cut() {
 }
 
 #[tokio::test]
-async fn stream_of_a_stranger_is_closed() {
-    let (links, _wanted) = Links::new(Handle::current(), None);
-    let (collected, mut got) = mpsc::unbounded_channel();
-    let (mut far, near) = pipe(100_000);
-    links.carry_in(KEY, 1, near, Arc::new(Collect(collected, false)));
-    assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
-    assert_eq!(got.recv().await, None);
-}
-
-#[tokio::test]
 async fn oversize_frame_cuts_the_stream() {
     let (links, _wanted) = Links::new(Handle::current(), None);
-    let (collected, mut got) = mpsc::unbounded_channel();
     let (mut far, near) = pipe(100_000);
-    links.carry_in(KEY, 1, near, Arc::new(Collect(collected, true)));
+    let mut got = collect(&links, KEY, 1, near);
     use futures::AsyncWriteExt;
     far.write_all(&[0xff; 100]).await.unwrap();
     assert_eq!(got.recv().await, None);
@@ -168,12 +156,10 @@ async fn probe_measures_the_data_path() {
     assert_eq!(a.probe(KEY).await, Err(ProbeError::Offline));
     let (ab, ba) = pipe(100_000);
     let (back, forth) = pipe(100_000);
-    let (collected, _got) = mpsc::unbounded_channel();
-    let sink: Arc<dyn Inbound> = Arc::new(Collect(collected, true));
     a.carry_out(KEY, 1, via(), ab);
-    b.carry_in(other, 1, ba, Arc::clone(&sink));
+    let _at_b = collect(&b, other, 1, ba);
     b.carry_out(other, 1, via(), back);
-    a.carry_in(KEY, 1, forth, sink);
+    let _at_a = collect(&a, KEY, 1, forth);
     assert!(a.probe(KEY).await.is_ok());
     assert!(lock(&a.0.probes).is_empty());
     assert_eq!(b.status(other).carried().rx_packets, 0, "a ping is no packet");
@@ -186,11 +172,9 @@ async fn a_probe_is_answered_when_the_way_back_is_there() {
     let other = Key { subnet: SUBNET, peer: PeerId([3; 32]) };
     let (ab, ba) = pipe(100_000);
     let (back, forth) = pipe(100_000);
-    let (collected, _got) = mpsc::unbounded_channel();
-    let sink: Arc<dyn Inbound> = Arc::new(Collect(collected, true));
     a.carry_out(KEY, 1, via(), ab);
-    b.carry_in(other, 1, ba, Arc::clone(&sink));
-    a.carry_in(KEY, 1, forth, sink);
+    let _at_b = collect(&b, other, 1, ba);
+    let _at_a = collect(&a, KEY, 1, forth);
     let probe = tokio::spawn({
         let a = a.clone();
         async move { a.probe(KEY).await }

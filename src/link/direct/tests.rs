@@ -1,27 +1,12 @@
 use super::*;
 
 use std::collections::BTreeMap;
-use std::sync::Weak;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::link::port::Options;
-use crate::link::{Inbound, Packets};
 use crate::model::id::{Name, SubnetId};
 use crate::model::view::SubnetView;
 use crate::model::zone::Zone;
-
-/// Counts nothing, refuses nothing.
-struct Sink;
-
-impl Inbound for Sink {
-    fn may_open(&self, _: Key) -> bool {
-        true
-    }
-
-    fn batch(&self, _: Key, packets: &mut dyn Packets) {
-        while packets.next().is_some() {}
-    }
-}
 
 /// One daemon: its port and its control task.
 struct Side {
@@ -30,7 +15,6 @@ struct Side {
     handle: Handle,
     stop: CancellationToken,
     task: tokio::task::JoinHandle<()>,
-    _sink: Arc<dyn Inbound>,
     at: SocketAddr,
 }
 
@@ -88,9 +72,15 @@ impl Streams {
         let port = Port::bind(&["127.0.0.1:0".parse().unwrap()], &Options::default()).unwrap();
         let at = port.local()[0];
         let (links, _) = Links::new(tokio::runtime::Handle::current(), Some(port));
-        let sink: Arc<dyn Inbound> = Arc::new(Sink);
-        let weak: Weak<dyn Inbound> = Arc::downgrade(&sink);
-        links.receive(weak).unwrap();
+        let mut frames = links.frames().unwrap().unwrap();
+        std::thread::spawn(move || {
+            while let Ok(mut read) = frames.next_batch() {
+                while let Some(frame) = read.next_frame() {
+                    let Some(mut packets) = read.packets_of(frame) else { continue };
+                    while packets.next().is_some() {}
+                }
+            }
+        });
         let config = Config { me: peer(n), secret: secret(n), aes: has_aes.then_some(Library::AwsLc) };
         let (direct, handle, asks) = Direct::new(&links, config).unwrap();
         let stop = CancellationToken::new();
@@ -99,7 +89,7 @@ impl Streams {
         tokio::spawn(self.clone().carry(peer(n), asks));
         handle.retain(view).await;
         handle.endpoints(vec![at]).await;
-        Side { me: peer(n), links, handle, stop, task, _sink: sink, at }
+        Side { me: peer(n), links, handle, stop, task, at }
     }
 
     /// Carries the questions of one daemon.
