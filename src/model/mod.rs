@@ -14,6 +14,7 @@ pub mod host;
 pub mod id;
 pub mod interface;
 pub mod ipam;
+pub mod items;
 pub mod join;
 pub mod lives;
 pub mod local;

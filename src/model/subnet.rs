@@ -13,7 +13,7 @@
 //! | revocation | subject, issuer | a grant that it ends is held | as grants |
 //! | registration | holder, issuer | a grant of the holder is held | as grants, 64 KiB each |
 //! | document | member | a grant of the member is held | 128 KiB, of a trial member 1 KiB |
-//! | item | issuer, kind, slot | a grant of the issuer is held, until it expires | 128, with a say 512, on trial none |
+//! | item | issuer, kind, slot | a grant of the issuer is held, until it expires | see [`items`](super::items); on trial none |
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -25,6 +25,7 @@ use super::claims::Claims;
 use super::held::{ByPair, Held, Mark, about, enter, keep, moved};
 use super::id::{PeerId, SubnetId};
 use super::ipam::Pools;
+use super::items::Slot;
 use super::record::{
     Body, Digest, Doc, Genesis, Grant, Head, Item, MAX_ADMIN_GENERATION, Registration, Revocation, Seat, Signed, Term,
     Verified,
@@ -45,8 +46,9 @@ const MAX_OF_OWNER: usize = 65_536;
 const MAX_ADMIN_GRANT: usize = 8 * 1024;
 /// Bytes of the document of a member on trial.
 const MAX_TRIAL_DOC: usize = 1024;
-/// Items of one member, and of one with a say.
-const MAX_ITEMS: (usize, usize) = (128, 512);
+/// Seconds between two moments at which what has ended is forgotten: the same moments at everybody, counted from 1970, so
+/// that members disagree about it no longer than their clocks do.
+const FORGET_EVERY: u64 = 3600;
 /// Seconds that records are held after their end, so that who was away a little longer is still known.
 pub const GRACE: u64 = 86_400;
 
@@ -67,8 +69,8 @@ pub struct Records {
     pub(super) docs: Chunks<PeerId, Arc<Held<Doc>>>,
     /// Who says which name in a document that is held.
     pub(super) claims: Claims,
-    pub(super) items: Chunks<(PeerId, u16, Vec<u8>), Arc<Held<Item>>>,
-    index: Chunks<Digest, ()>,
+    pub(super) items: Chunks<Slot, Arc<Held<Item>>>,
+    pub(super) index: Chunks<Digest, ()>,
     pub(super) mark: Mark,
     /// Well signed, and of use only once other records are here.
     parked: Vec<Arc<Verified>>,
@@ -292,7 +294,7 @@ impl Records {
                 }
                 standing => standing,
             },
-            Body::Item(item) if item.expires.saturating_add(GRACE) <= self.horizon => Standing::Ended,
+            Body::Item(item) if self.is_over(item) => Standing::Ended,
             // Who came in without anybody's word leaves nothing behind but the word itself.
             Body::Item(_) if self.on_trial(issuer) && self.is_subject(issuer) => Standing::Never,
             Body::Item(_) => of_subject(issuer),
@@ -332,7 +334,7 @@ impl Records {
         }
     }
 
-    fn on_trial(&self, member: PeerId) -> bool {
+    pub(super) fn on_trial(&self, member: PeerId) -> bool {
         member != self.genesis.owner && self.grants_of(member).all(|g| g.term == Term::Trial)
     }
 
@@ -366,6 +368,7 @@ impl Records {
                 if verdict == Absorbed::New {
                     self.latest = self.latest.max(time);
                     self.drop_moot(subject);
+                    self.drop_beyond_trial(subject);
                 }
                 verdict
             }
@@ -432,31 +435,6 @@ impl Records {
         Absorbed::New
     }
 
-    fn enter_item(&mut self, item: Held<Item>) -> Absorbed {
-        let issuer = item.signed.issuer;
-        let key = (issuer, item.body.kind, item.body.slot.clone());
-        let rank = |h: &Held<Item>| (h.body.version, h.digest);
-        if self.items.get(&key).is_some_and(|old| rank(old) >= rank(&item)) {
-            return Absorbed::Known;
-        }
-        let has_say = issuer == self.genesis.owner || self.top.seat(issuer).is_some();
-        let most = if has_say { MAX_ITEMS.1 } else { MAX_ITEMS.0 };
-        let digest = item.digest;
-        self.index.insert(digest, ());
-        if let Some(old) = self.items.insert(key, Arc::new(item)) {
-            self.index.remove(&old.digest);
-        }
-        // The same ones are left at everybody: those with the smallest keys.
-        let of_issuer = |k: &&(PeerId, u16, Vec<u8>)| k.0 == issuer;
-        let surplus: Vec<_> = self.items.keys().filter(of_issuer).skip(most).cloned().collect();
-        for key in surplus {
-            if let Some(old) = self.items.remove(&key) {
-                self.index.remove(&old.digest);
-            }
-        }
-        if self.index.contains_key(&digest) { Absorbed::New } else { Absorbed::Known }
-    }
-
     /// After another head: what no longer counts goes, what waits for a member waits again.
     fn reseat(&mut self) {
         let (owner, top) = (self.genesis.owner, Arc::clone(&self.top));
@@ -466,6 +444,23 @@ impl Records {
         keep(&mut self.revocations, index, |(_, by), r: &Revocation| stands(*by, r.seat));
         keep(&mut self.registrations, index, |(_, by), r: &Registration| stands(*by, r.seat));
         self.drop_orphans();
+        let members: BTreeSet<PeerId> = self.grants.keys().map(|(subject, _)| *subject).collect();
+        members.into_iter().for_each(|member| self.drop_beyond_trial(member));
+        self.trim_all_items();
+    }
+
+    /// What a member on trial may not say: nobody who hears it now would take it.
+    fn drop_beyond_trial(&mut self, member: PeerId) {
+        if !self.on_trial(member) {
+            return;
+        }
+        self.drop_items_of(member);
+        if self.docs.get(&member).is_some_and(|held| held.signed.body.len() > MAX_TRIAL_DOC)
+            && let Some(old) = self.docs.remove(&member)
+        {
+            self.index.remove(&old.digest);
+            self.claims.change(member, Some(&old.body), None);
+        }
     }
 
     /// Revocations of a subject that end no grant that is held.
@@ -497,9 +492,18 @@ impl Records {
             }
             stays
         });
-        self.items.retain(|(issuer, ..), held| subjects.contains(issuer) || index.remove(&held.digest).is_none());
-        // A member whose admin lost its seat is mostly granted anew in a moment.
-        for signed in orphans {
+        let mut items = Vec::new();
+        self.items.retain(|(issuer, ..), held| {
+            let stays = subjects.contains(issuer);
+            if !stays {
+                index.remove(&held.digest);
+                items.push(held.signed.clone());
+            }
+            stays
+        });
+        // A member whose admin lost its seat is mostly granted anew in a moment. What finds no place is sent again by others.
+        items.truncate(MAX_PARKED / 4);
+        for signed in items.into_iter().chain(orphans) {
             if let Ok(record) = signed.check() {
                 let _ = self.park(Arc::new(record));
             }
@@ -508,9 +512,14 @@ impl Records {
         moot.into_iter().for_each(|subject| self.drop_moot(subject));
     }
 
-    /// Whether [`Records::forget`] would look: in steps of an hour.
+    /// Whether [`Records::forget`] would look: at each full hour.
     pub fn may_forget(&self, now: u64) -> bool {
-        now >= self.horizon.saturating_add(3600)
+        now >= self.horizon.saturating_add(FORGET_EVERY)
+    }
+
+    /// What ended before this moment (seconds since 1970), and [`GRACE`] before it, is not taken again.
+    pub(super) fn horizon(&self) -> u64 {
+        self.horizon
     }
 
     /// Forgets who is gone: everything about a member all of whose grants ended a day before `now` (seconds since 1970,
@@ -519,7 +528,7 @@ impl Records {
         if !self.may_forget(now) {
             return false;
         }
-        self.horizon = now;
+        self.horizon = now - now % FORGET_EVERY;
         self.mark = Mark::default();
         let (horizon, owner) = (self.horizon, self.genesis.owner);
         let ended = |end: u64| end.saturating_add(GRACE) <= horizon;

@@ -131,6 +131,10 @@ impl Core {
             if matches!(record.body(), Body::Doc(doc) if !newest(doc)) {
                 continue;
             }
+            // What its issuer has replaced, or has no room for, is not charged to it again, whoever hands it in.
+            if matches!(record.body(), Body::Item(item) if !held.records.has_use_for(issuer, item, &digest)) {
+                continue;
+            }
             // The owner's and admins' words are never put off, nor is a goodbye, whatever its member said before: it makes
             // room. What nobody known says has no rate of its own.
             let left = held.records.doc(issuer).and_then(|d| d.left);
