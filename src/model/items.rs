@@ -67,8 +67,7 @@ impl Records {
         let (count, bytes) = smaller.fold((1usize, size(item)), |(count, bytes), (_, held)| {
             (count.saturating_add(1), bytes.saturating_add(size(&held.body)))
         });
-        !self.is_over(item)
-            && !(self.is_subject(issuer) && self.on_trial(issuer))
+        !(self.is_over(item) || self.is_subject(issuer) && self.on_trial(issuer))
             && self.items.get(&key).is_none_or(older)
             && count <= quota.items
             && bytes <= quota.bytes
