@@ -20,6 +20,8 @@ mod crowd;
 mod durability;
 #[path = "mesh/founder.rs"]
 mod founder;
+#[path = "mesh/growth.rs"]
+mod growth;
 #[path = "mesh/joining.rs"]
 mod joining;
 #[path = "mesh/packets.rs"]

@@ -1,0 +1,178 @@
+//! A member of a later version among members of this one.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use byway::model::genesis::Genesis;
+use byway::model::id::{PeerId, SubnetId};
+use byway::model::join::lookup;
+use byway::model::record::{Body, Digest, Item, Signed};
+use byway::model::subnet::{Absorbed, Records};
+use byway::p2p::{Event, Protocol};
+use byway::wire::control::{self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest, set_hash, short};
+use ed25519_dalek::SigningKey;
+use tokio::sync::mpsc;
+
+use super::hostile::Hostile;
+use super::node::{Node, lab, until};
+
+/// A kind of item that no version knows yet.
+const LATER: u16 = 40_000;
+
+/// What a member of a later version has seen.
+struct Seen {
+    records: Records,
+    /// Who compared with it, with the hash that both have.
+    agreed: BTreeSet<PeerId>,
+    /// What it had at the beginning.
+    before: BTreeSet<Digest>,
+    /// Records of these that somebody sent all the same. What is new may come from two.
+    resent: usize,
+}
+
+/// A member whose version knows one kind of item more. It keeps records by the same rules and answers questions about them.
+struct Later {
+    hostile: Hostile,
+    key: SigningKey,
+    id: SubnetId,
+    seen: Arc<Mutex<Seen>>,
+}
+
+/// Who asks, and what is answered.
+fn answer(seen: &mut Seen, from: PeerId, request: ControlRequest) -> ControlAnswer {
+    match request {
+        ControlRequest::Compare { hash, .. } if hash == set_hash(&seen.records.held()) => {
+            seen.agreed.insert(from);
+            ControlAnswer::Same
+        }
+        ControlRequest::Compare { .. } => ControlAnswer::Different,
+        ControlRequest::Push { records, .. } => {
+            seen.resent += records.iter().filter(|record| seen.before.contains(&record.digest())).count();
+            for record in records.into_iter().filter_map(|record| record.check().ok()) {
+                let _ = seen.records.absorb(record);
+            }
+            ControlAnswer::Done
+        }
+        ControlRequest::Pull { have, .. } => {
+            let have: BTreeSet<[u8; 8]> = have.into_iter().collect();
+            let lacks = |record: &&Signed| !have.contains(&short(&record.digest()));
+            let held: BTreeSet<[u8; 8]> = seen.records.digests().iter().map(short).collect();
+            let want = have.difference(&held).copied().collect();
+            ControlAnswer::Records { records: seen.records.all().filter(lacks).cloned().collect(), want }
+        }
+        _ => ControlAnswer::NotMember,
+    }
+}
+
+impl Later {
+    /// Begins with what it knew before, connected to these.
+    async fn start(seed: [u8; 32], records: Records, nodes: &[&Node]) -> Later {
+        let id = records.id;
+        let mut hostile = Hostile::start(seed);
+        let mut events = std::mem::replace(&mut hostile.events, mpsc::channel(1).1);
+        let seen = Arc::new(Mutex::new(Seen { before: records.held(), records, agreed: BTreeSet::new(), resent: 0 }));
+        let shared = Arc::clone(&seen);
+        tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                let Event::Asked { peer, protocol: Protocol::Control, body, responder, .. } = event else { continue };
+                let Ok(request) = control::decode::<ControlRequest>(&body) else { continue };
+                let answer = answer(&mut shared.lock().unwrap(), peer, request);
+                responder.respond(control::encode(&answer));
+            }
+        });
+        let members = nodes.iter().map(|node| (node.peer, vec![id])).collect();
+        hostile.handle.members(members).await.unwrap();
+        for node in nodes {
+            let address = node.address().parse().unwrap();
+            assert_eq!(hostile.handle.connect(vec![address], None).await, Ok(node.peer));
+        }
+        Later { hostile, key: SigningKey::from_bytes(&seed), id, seen }
+    }
+
+    fn held(&self) -> Records {
+        self.seen.lock().unwrap().records.clone()
+    }
+
+    /// Whether a node holds the same; where it does not, what it has is taken over.
+    async fn agrees(&self, node: &Node) -> bool {
+        let (subnet, hash) = (self.id, set_hash(&self.held().held()));
+        if let Ok(ControlAnswer::Same) = self.hostile.control(node, &ControlRequest::Compare { subnet, hash }).await {
+            return true;
+        }
+        let pull = ControlRequest::Pull { subnet, have: self.held().digests().iter().map(short).collect() };
+        if let Ok(ControlAnswer::Records { records, .. }) = self.hostile.control(node, &pull).await {
+            let mut seen = self.seen.lock().unwrap();
+            for record in records.into_iter().filter_map(|r| r.check().ok()) {
+                let _ = seen.records.absorb(record);
+            }
+        }
+        false
+    }
+
+    fn item(&self, slot: u8, version: u64, data: &[u8]) -> Signed {
+        let now = byway::node::unix_now();
+        let (slot, data) = (vec![slot], data.to_vec());
+        let item = Item { kind: LATER, slot, version, issued: now, expires: now + 3600, data };
+        Signed::new(self.id, &Body::Item(item), &self.key)
+    }
+}
+
+/// What a node knows of a subnet when it begins to hear of it.
+async fn nothing_yet(seed: [u8; 32], node: &Node, id: SubnetId) -> Records {
+    let asker = Hostile::start(seed);
+    asker.meet(node, &[id]).await;
+    match asker.join(node, &JoinRequest::Genesis(lookup(id))).await {
+        JoinAnswer::Genesis(bytes) => Records::new(Genesis::parse(&bytes).unwrap()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_of_a_later_kind_passes_through_who_does_not_know_it_and_all_agree() {
+    let (mut nodes, id) = lab(&["a", "b", "c", "d"]).await;
+    let seed = nodes.pop().unwrap().stop().await.seed();
+    let (a, b, c) = (&nodes[0], &nodes[1], &nodes[2]);
+    let later = Later::start(seed, nothing_yet(seed, b, id).await, &[b]).await;
+    until("the later version knows what b knows", || later.agrees(b)).await;
+    let first = [later.item(1, 1, b"old"), later.item(2, 1, b"two")];
+    // Replaced, and taken back: an older version understands neither, and keeps both.
+    let then = [later.item(1, 2, b"new"), later.item(2, 2, b"")];
+    for records in [first.clone(), then.clone()] {
+        let push = ControlRequest::Push { subnet: id, records: records.to_vec() };
+        assert_eq!(later.hostile.control(b, &push).await, Ok(ControlAnswer::Done));
+        let mut seen = later.seen.lock().unwrap();
+        for record in records {
+            assert_eq!(seen.records.absorb(record.check().unwrap()), Absorbed::New);
+        }
+    }
+    let (records, me) = (later.held(), later.hostile.peer());
+    assert_eq!(records.item(me, LATER, &[1]).unwrap().data, b"new");
+    drop(later);
+    // Whoever looks has none of it itself, so that a and c have it from b.
+    let observer = Hostile::start(seed);
+    for node in [a, c] {
+        observer.meet(node, &[id]).await;
+        until("it came to who never met its issuer", || async {
+            let pull = ControlRequest::Pull { subnet: id, have: vec![] };
+            let Ok(ControlAnswer::Records { records, .. }) = observer.control(node, &pull).await else { return false };
+            let digests: BTreeSet<_> = records.iter().map(Signed::digest).collect();
+            then.iter().all(|r| digests.contains(&r.digest())) && !first.iter().any(|r| digests.contains(&r.digest()))
+        })
+        .await;
+    }
+    drop(observer);
+    let later = Later::start(seed, records, &[a, b, c]).await;
+    for node in [a, b, c] {
+        until("both have the same hash", || later.agrees(node)).await;
+    }
+    let records = later.held();
+    drop(later);
+    // Everybody compares with who has come: all agree at once, and nobody sends what the other has.
+    let later = Later::start(seed, records, &[a, b, c]).await;
+    let all = BTreeSet::from([a.peer, b.peer, c.peer]);
+    until("all three compare and find the same", || async { later.seen.lock().unwrap().agreed == all }).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(later.seen.lock().unwrap().resent, 0);
+    assert_eq!(later.held().items_of(later.hostile.peer()).count(), 2);
+}
