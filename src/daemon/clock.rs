@@ -86,10 +86,10 @@ impl Judgement {
 }
 
 impl Held {
-    /// What is known of members that are connected, by the clock as it now is.
+    /// What is known of members that are connected, which are in order, by the clock as it now is.
     fn fresh(&mut self, connected: &[PeerId], now: Reading) -> Vec<(PeerId, i64)> {
         let holds = |of: &Reading| now.at.saturating_duration_since(of.at) < FRESH && now.set_since(of) <= SET;
-        self.offsets.retain(|peer, (_, of)| holds(of) && connected.contains(peer));
+        self.offsets.retain(|peer, (_, of)| holds(of) && connected.binary_search(peer).is_ok());
         self.offsets.iter().map(|(peer, (offset, _))| (*peer, *offset)).collect()
     }
 
@@ -214,7 +214,7 @@ fn difference(theirs: u64, ours: u64) -> i64 {
 
 /// What `status` says of clocks that differ.
 pub(crate) fn problems(judgement: &Judgement, connected: &[PeerId], name: impl Fn(PeerId) -> String) -> Vec<Problem> {
-    let off = judgement.known.iter().filter(|(peer, offset)| is_off(*offset) && connected.contains(peer));
+    let off = judgement.known.iter().filter(|(peer, offset)| is_off(*offset) && connected.binary_search(peer).is_ok());
     let told = off.map(|(peer, offset)| {
         let stops = judgement.against.iter().any(|members| members.contains(peer));
         // Members of one subnet set no clock that another's agree with.

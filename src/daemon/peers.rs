@@ -119,7 +119,7 @@ impl Table {
         self.lock().connected.keys().copied().collect()
     }
 
-    /// Those connected as members.
+    /// Those connected as members, in order.
     pub(crate) fn members(&self) -> Vec<PeerId> {
         let inner = self.lock();
         let member = |c: &&BTreeMap<u64, Class>| c.values().any(|class| *class == Class::Member);
