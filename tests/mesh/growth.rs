@@ -15,7 +15,7 @@ use ed25519_dalek::SigningKey;
 use tokio::sync::mpsc;
 
 use super::hostile::Hostile;
-use super::node::{Node, lab, until};
+use super::node::{Node, PATIENCE, lab, until, within};
 
 /// A kind of item that no version knows yet.
 const LATER: u16 = 40_000;
@@ -110,6 +110,16 @@ impl Later {
         false
     }
 
+    /// Waits until these have compared and found the same: then none of them has a question left that it did not answer,
+    /// which it would put again to the next connection.
+    async fn settled(&self, nodes: &[&Node]) {
+        let all: BTreeSet<PeerId> = nodes.iter().map(|node| node.peer).collect();
+        // They compare at once, and every 30 s.
+        let limit = PATIENCE + Duration::from_secs(30);
+        let agreed = || async { self.seen.lock().unwrap().agreed.is_superset(&all) };
+        within(limit, "they compare and find the same", agreed).await;
+    }
+
     fn item(&self, slot: u8, version: u64, data: &[u8]) -> Signed {
         let now = byway::node::unix_now();
         let (slot, data) = (vec![slot], data.to_vec());
@@ -133,8 +143,9 @@ async fn an_item_of_a_later_kind_passes_through_who_does_not_know_it_and_all_agr
     let (mut nodes, id) = lab(&["a", "b", "c", "d"]).await;
     let seed = nodes.pop().unwrap().stop().await.seed();
     let (a, b, c) = (&nodes[0], &nodes[1], &nodes[2]);
-    let later = Later::start(seed, nothing_yet(seed, b, id).await, &[b]).await;
-    until("the later version knows what b knows", || later.agrees(b)).await;
+    let nothing = nothing_yet(seed, b, id).await;
+    let later = Later::start(seed, nothing.clone(), &[b]).await;
+    later.settled(&[b]).await;
     let first = [later.item(1, 1, b"old"), later.item(2, 1, b"two")];
     // Replaced, and taken back: an older version understands neither, and keeps both.
     let then = [later.item(1, 2, b"new"), later.item(2, 2, b"")];
@@ -150,19 +161,19 @@ async fn an_item_of_a_later_kind_passes_through_who_does_not_know_it_and_all_agr
     assert_eq!(records.item(me, LATER, &[1]).unwrap().data, b"new");
     drop(later);
     // Whoever looks has none of it itself, so that a and c have it from b.
-    let observer = Hostile::start(seed);
     for node in [a, c] {
-        observer.meet(node, &[id]).await;
+        let observer = Later::start(seed, nothing.clone(), &[node]).await;
+        observer.settled(&[node]).await;
         until("it came to who never met its issuer", || async {
-            let pull = ControlRequest::Pull { subnet: id, have: vec![] };
-            let Ok(ControlAnswer::Records { records, .. }) = observer.control(node, &pull).await else { return false };
-            let digests: BTreeSet<_> = records.iter().map(Signed::digest).collect();
-            then.iter().all(|r| digests.contains(&r.digest())) && !first.iter().any(|r| digests.contains(&r.digest()))
+            let _ = observer.agrees(node).await;
+            let held = observer.held();
+            then.iter().all(|r| held.knows(&r.digest()))
         })
         .await;
+        assert!(!first.iter().any(|r| observer.held().knows(&r.digest())), "and what it replaced did not");
     }
-    drop(observer);
     let later = Later::start(seed, records, &[a, b, c]).await;
+    later.settled(&[a, b, c]).await;
     for node in [a, b, c] {
         until("both have the same hash", || later.agrees(node)).await;
     }
@@ -170,9 +181,7 @@ async fn an_item_of_a_later_kind_passes_through_who_does_not_know_it_and_all_agr
     drop(later);
     // Everybody compares with who has come: all agree at once, and nobody sends what the other has.
     let later = Later::start(seed, records, &[a, b, c]).await;
-    let all = BTreeSet::from([a.peer, b.peer, c.peer]);
-    until("all three compare and find the same", || async { later.seen.lock().unwrap().agreed == all }).await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    later.settled(&[a, b, c]).await;
     assert_eq!(later.seen.lock().unwrap().resent, 0);
     assert_eq!(later.held().items_of(later.hostile.peer()).count(), 2);
 }
