@@ -7,7 +7,7 @@
 //!
 //! | noun | what it is |
 //! |---|---|
-//! | [`model::record::Signed`] | the only replicated thing: a signed statement about a subnet (head, grant, revocation, registration, document), one merge rule |
+//! | [`model::record::Signed`] | the only replicated thing: a signed statement about a subnet (head, grant, revocation, registration, document, item), one merge rule |
 //! | [`model::roll::Roll`] | who is a member and who has a say: a function of the set of records, without dates; decides who may speak control |
 //! | [`model::state::State`] | pure machine over the records of every subnet; a command is decided on a copy, saved, then absorbed |
 //! | [`model::view::View`] | what follows from the state, immutable, numbered: routes, members, zones, and what the kernel must match |
@@ -16,6 +16,7 @@
 //! | [`peer::session::Session`] | keys for one peer and subnet: pure machine, from the first handshake through every rekey |
 //! | [`model::host::HostPolicy`] | what of a machine itself one subnet reaches beside ping and names |
 //! | [`datapath::Datapath`] | the two packet loops between TUNs and links |
+//! | [`service::Service`] | what members ask each other beside records and sessions: kinds, handlers, and what each may ask |
 //! | [`node::Node`] | owns state and store; every change goes decide, save, absorb, publish, tell; while it is saved the node only reads |
 //!
 //! # Dependency direction
@@ -26,7 +27,7 @@
 //! main
 //! daemon
 //! cli   attach
-//! api::server   datapath
+//! api::server   datapath   service
 //! node
 //! tun  p2p  link  host  dns  store  config  api::{types,client}     one outside thing each; never import each other
 //! peer -> wire -> crypto -> model -> packet                         no tokio, sockets, files, clock, randomness
@@ -106,6 +107,13 @@
 //! change: a document makes its member's part anew ([`model::resolve`], [`model::build`]), in maps whose copies share what
 //! they have in common ([`model::chunks`]).
 //!
+//! # A question of a member
+//!
+//! Whatever members ask each other beside records and sessions is a kind of `/byway/service/1` ([`wire::service`]): the
+//! [`service`] room names one handler for it, gives each peer a bucket, bounds what runs, and runs no request twice. One of
+//! a kind that nobody here knows is answered with that, so that members of two versions get along; so does a record of a
+//! kind that nobody here knows, which is held and passed on ([`model::items`]).
+//!
 //! # Joining
 //!
 //! A peer that has no valid grant in a common subnet is a stranger: it is offered `/byway/join/1` and nothing else (see
@@ -136,6 +144,7 @@ pub mod node;
 pub mod p2p;
 pub mod packet;
 pub mod peer;
+pub mod service;
 pub mod store;
 pub mod tun;
 pub mod wire;

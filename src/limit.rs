@@ -98,6 +98,17 @@ impl<K: Copy + Ord> Buckets<K> {
         self.charge(who, units, now, false) == 0
     }
 
+    /// Takes `units` if they are there.
+    ///
+    /// # Errors
+    /// The time after which they will be.
+    pub fn try_take(&mut self, who: K, units: u64, now: Instant) -> Result<(), Duration> {
+        match self.charge(who, units, now, false) {
+            0 => Ok(()),
+            wait => Err(Duration::from_nanos(wait)),
+        }
+    }
+
     /// Takes `units` whether they are there or not. Gives the time after which the bucket has made up for what was not
     /// there; nobody owes more than a whole bucket.
     pub fn owe(&mut self, who: K, units: u64, now: Instant) -> Duration {
@@ -184,8 +195,10 @@ mod tests {
     #[test]
     fn debts_are_paid_and_bounded() {
         let (start, mut buckets) = (Instant::now(), Buckets::new(Limit::new(100, 10), 100));
+        assert_eq!(buckets.try_take(1, 30, start), Ok(()));
+        assert_eq!(buckets.try_take(1, 80, start), Err(ms(1_000)));
         let mut owe = |units, at| buckets.owe(1, units, start + ms(at));
-        assert_eq!(owe(100, 0), ms(0));
+        assert_eq!(owe(70, 0), ms(0));
         assert_eq!(owe(20, 0), ms(2_000));
         assert_eq!(owe(1_000_000, 0), ms(10_000));
         assert_eq!(owe(0, 9_000), ms(1_000));

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -20,8 +21,8 @@ use crate::api::types::{Error, Problem};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::view::View;
 use crate::node::{Judged, Node, Reading, unix_now_ms};
-use crate::p2p::Protocol;
-use crate::wire::control::{self, ControlAnswer, ControlRequest};
+use crate::service::{Handler, Method};
+use crate::wire::service::{self as wire, Code, kind};
 
 use judge::{Opinion, Voices};
 
@@ -36,6 +37,8 @@ const MOST: Duration = Duration::from_secs(60);
 const SET: Duration = Duration::from_secs(2);
 /// How long an answer tells something.
 const FRESH: Duration = Duration::from_secs(90);
+/// Bytes of the largest question: a later version may say more behind the time.
+const MOST_BODY: usize = 64;
 /// For one question.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long this machine waits for members to come, at the start and when its clock was set, before it believes its clock
@@ -190,21 +193,28 @@ pub(crate) async fn compare(ctx: Context, peer: PeerId) {
     if !ctx.clocks.lock().asks(peer, asked) {
         return;
     }
-    let question = control::encode(&ControlRequest::Clock { now_ms: asked.unix_ms });
-    let answer = ctx.peers.ask(peer, Protocol::Control, question, PATIENCE).await;
+    let question = wire::clock(asked.unix_ms);
+    let answer = ctx.service.ask(peer, kind::CLOCK, None, question, PATIENCE).await;
     ctx.clocks.lock().asked(peer, asked);
-    if let Ok(Ok(ControlAnswer::Clock { now_ms })) = answer.map(|bytes| control::decode(&bytes)) {
+    if let Some(now_ms) = answer.ok().as_deref().and_then(wire::parse_clock) {
         // By the time that passed, since the clock may have been set meanwhile: then the answer is void.
         let passed = u64::try_from(asked.at.elapsed().as_millis()).unwrap_or(0);
         ctx.clocks.note(peer, difference(now_ms, asked.unix_ms.saturating_add(passed / 2)), asked);
     }
 }
 
-/// Answers a member that compares, and learns from its question as well.
-pub(crate) fn answer(ctx: &Context, peer: PeerId, theirs_ms: u64) -> ControlAnswer {
-    let clock = Reading::now();
-    ctx.clocks.note(peer, difference(theirs_ms, clock.unix_ms), clock);
-    ControlAnswer::Clock { now_ms: unix_now_ms() }
+/// Answers members that compare, and learns from their questions as well.
+pub(super) fn method(clocks: &Arc<Clocks>) -> Method<Handler> {
+    let clocks = Arc::clone(clocks);
+    let handler: Handler = Box::new(move |call| {
+        let answer = wire::parse_clock(&call.body).map(|theirs_ms| {
+            let clock = Reading::now();
+            clocks.note(call.peer, difference(theirs_ms, clock.unix_ms), clock);
+            wire::clock(unix_now_ms())
+        });
+        async move { answer.ok_or(Code::Invalid.into()) }.boxed()
+    });
+    Method { name: "clock", cost: 1, most: MOST_BODY, handler }
 }
 
 fn difference(theirs: u64, ours: u64) -> i64 {

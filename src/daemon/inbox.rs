@@ -1,4 +1,4 @@
-//! Control requests of members: what each may have waiting, and one piece of work at a time for each.
+//! Requests of members: what each may have waiting, and of control one piece of work at a time for each.
 //!
 //! The connection that carries a message pays for it before it is looked at: for its place and its bytes here, then for
 //! each record that has to be checked, and dearly for each that is forged, because an honest member passes on only what
@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::{Context, clock, direct, peers};
+use super::{Context, direct, peers};
 use crate::api::types::Error;
 use crate::limit::{Buckets, Limit};
 use crate::link::direct::Letter;
@@ -29,7 +29,7 @@ const REQUESTS: usize = 64;
 const BYTES: usize = 2 * 1024 * 1024;
 /// Bytes of all members' requests together, unless a member has no other.
 const ALL_BYTES: usize = 32 * 1024 * 1024;
-/// Requests that one member may send at once, and a second after that. A comparison takes three, a ping one.
+/// Control requests that one member may send at once, and a second after that. A comparison takes three.
 const REQUESTS_LIMIT: Limit = Limit::new(200, 20);
 /// Records that one member may have checked at once, and a second after that: everything a large subnet holds, then ten
 /// times what its members say when each says something every ten seconds.
@@ -120,25 +120,33 @@ impl Inbox {
     /// # Errors
     /// The responder back, and why there is no room.
     fn enter(&self, peer: PeerId, body: Vec<u8>, responder: Responder) -> Result<bool, (Responder, &'static str)> {
-        let bytes = body.len();
         let mut inner = self.lock();
         if !inner.requests.take(peer, 1, Instant::now().into_std()) {
             return Err((responder, "too many control requests from a member"));
         }
-        let all = inner.bytes.saturating_add(bytes);
-        let share = inner.shares.entry(peer).or_default();
-        let full = share.bytes.saturating_add(bytes) > BYTES || all > ALL_BYTES;
-        if share.requests >= REQUESTS || (full && share.requests > 0) {
+        let Some(place) = self.place(&mut inner, peer, body.len()) else {
             return Err((responder, "a member has too many control requests waiting"));
-        }
-        let place = Place { inbox: self.clone(), peer, bytes };
+        };
+        let share = inner.shares.entry(peer).or_default();
         share.waiting.push_back(Request { body, responder, place });
-        share.requests = share.requests.saturating_add(1);
-        share.bytes = share.bytes.saturating_add(bytes);
         let start = !std::mem::replace(&mut share.served, true);
         share.came.notify_one();
-        inner.bytes = all;
         Ok(start)
+    }
+
+    /// Room for a request of `peer` beside all that it has waiting, of whatever protocol.
+    fn place(&self, inner: &mut Inner, peer: PeerId, bytes: usize) -> Option<Place> {
+        let all = inner.bytes.saturating_add(bytes);
+        let held = inner.shares.get(&peer).map_or((0, 0), |share| (share.requests, share.bytes));
+        let full = held.1.saturating_add(bytes) > BYTES || all > ALL_BYTES;
+        if held.0 >= REQUESTS || (full && held.0 > 0) {
+            return None;
+        }
+        let share = inner.shares.entry(peer).or_default();
+        share.requests = share.requests.saturating_add(1);
+        share.bytes = share.bytes.saturating_add(bytes);
+        inner.bytes = all;
+        Some(Place { inbox: self.clone(), peer, bytes })
     }
 
     fn next(&self, peer: PeerId) -> Option<Request> {
@@ -224,6 +232,22 @@ pub(crate) fn arrived(ctx: &Context, peer: PeerId, body: Vec<u8>, responder: Res
     }
 }
 
+/// A request of the service protocol. It takes its place among what its sender has waiting here until it is answered; what
+/// it costs beside that, and whether it is run, the service decides.
+pub(crate) fn service_arrived(ctx: &Context, peer: PeerId, body: Vec<u8>, responder: Responder) {
+    let place = ctx.inbox.place(&mut ctx.inbox.lock(), peer, body.len());
+    let has_room = place.is_some();
+    let respond = Box::new(move |answer| {
+        responder.respond(answer);
+        drop(place);
+    });
+    let taken =
+        if has_room { ctx.service.arrived(peer, body, respond) } else { ctx.service.crowded(peer, body, respond) };
+    if let Err(why) = taken {
+        ctx.table.refuse(peer, Protocol::Service, why);
+    }
+}
+
 async fn serve(ctx: Context, peer: PeerId) {
     let came = ctx.inbox.lock().shares.entry(peer).or_default().came.clone();
     let mut serving = Serving { inbox: ctx.inbox.clone(), peer, came, ended: false };
@@ -303,8 +327,6 @@ async fn open(ctx: &Context, peer: PeerId, request: Request, pushes: &mut VecDeq
             let records = VecDeque::from(records);
             return pushes.push_back(Push { subnet, records, junk: 0, waiting: false, responder, _place: place });
         }
-        Ok(ControlRequest::Ping) => ControlAnswer::Done,
-        Ok(ControlRequest::Clock { now_ms }) => clock::answer(ctx, peer, now_ms),
         Ok(ControlRequest::Session { subnet, message, endpoints }) => {
             let ctx = ctx.clone();
             tokio::spawn(async move {

@@ -44,6 +44,7 @@ pub(crate) async fn text(ctx: &Context) -> Result<String, Error> {
     super::handler::maps::count(ctx, &mut maps).await;
     let mut out = render(&status, &maps);
     dns_family(&mut out, &ctx.dns.counters().snapshot());
+    service_families(&mut out, &ctx.service.counts());
     if let Some(port) = ctx.links.port() {
         port_families(&mut out, &port.counts(), ctx.links.strays());
     }
@@ -69,6 +70,16 @@ fn port_families(out: &mut String, counts: &Counts, strays: &Strays) {
     let failed = [("full", counts.send_full), ("error", counts.send_failed)];
     let help = "Datagrams that the kernel did not take, by reason.";
     family(out, "byway_port_send_failed_total", "counter", help, labelled("reason", &failed).into_iter());
+}
+
+/// Requests of members, by what was asked and why it was refused.
+fn service_families(out: &mut String, counts: &crate::service::ServiceCounts) {
+    let asked = counts.requests.iter().map(|(kind, n)| (format!("kind=\"{kind}\""), *n as f64));
+    family(out, "byway_service_requests_total", "counter", "Service requests of members, by kind.", asked);
+    let refused = counts.refused.iter().map(|(code, n)| (format!("code=\"{code}\""), *n as f64));
+    family(out, "byway_service_refused_total", "counter", "Service requests that were refused, by code.", refused);
+    let running = std::iter::once((String::new(), counts.running as f64));
+    family(out, "byway_service_inflight", "gauge", "Service requests that run now.", running);
 }
 
 /// What became of questions for names.

@@ -19,6 +19,7 @@ mod lives;
 mod machine;
 mod metrics;
 mod peers;
+mod services;
 mod status;
 mod storage;
 mod sync;
@@ -56,6 +57,7 @@ use crate::model::state::State;
 use crate::model::unwritten::Unwritten;
 use crate::node::{Node, Parts};
 use crate::p2p;
+use crate::service::Service;
 use crate::store::{self, Store};
 
 /// Name of the file with the key of datagram sessions.
@@ -80,6 +82,7 @@ pub(crate) struct Context {
     pub applied: watch::Receiver<Applied>,
     pub table: Arc<peers::Table>,
     pub inbox: inbox::Inbox,
+    pub service: Service,
     pub joins: Arc<join::Joins>,
     pub clocks: Arc<clock::Clocks>,
     pub probes: Arc<condition::Probes>,
@@ -226,6 +229,8 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     let host =
         machine.host(&instance, &config.state_dir, datapath.clone(), repair, integrate).map_err(failed("E-NETLINK"))?;
     unwritten.extend(host.unwritten());
+    let clocks = Arc::default();
+    let service = services::start(&clocks, &node, &peers)?;
     let ctx = Context {
         config: Arc::new(config),
         machine,
@@ -237,8 +242,9 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         applied: applied_rx,
         table: Arc::default(),
         inbox: inbox::Inbox::default(),
+        service,
         joins: Arc::default(),
-        clocks: Arc::default(),
+        clocks,
         probes: Arc::default(),
         direct: direct_handle,
         endpoints: Arc::default(),
@@ -325,6 +331,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         host_stop.cancel();
         net_stop.cancel();
         while tasks.join_next().await.is_some() {}
+        ctx.service.stop().await;
         // The last datagrams told the peers; now nobody reads any more.
         ctx.links.close_port();
         // Tasks that ask a peer may still be about; none of them changes anything after this.

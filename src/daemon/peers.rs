@@ -231,6 +231,9 @@ async fn on_event(ctx: &Context, event: Event) -> anyhow::Result<()> {
         Event::Asked { peer, protocol: Protocol::Control, body, responder, .. } => {
             inbox::arrived(ctx, peer, body, responder);
         }
+        Event::Asked { peer, protocol: Protocol::Service, body, responder, .. } => {
+            inbox::service_arrived(ctx, peer, body, responder);
+        }
         Event::Discovered { peer, addresses } => {
             ctx.table.seen(peer, &addresses);
             let member = ctx.node.view().load().members().contains(&peer);

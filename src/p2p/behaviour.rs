@@ -15,7 +15,7 @@ use super::{Config, Protocol, TransportKind, data};
 
 /// Time for one request and its answer.
 const EXCHANGE: Duration = Duration::from_secs(10);
-/// Exchanges of one connection at a time: a stranger's questions cost 64 KiB each, a member's 1 MiB.
+/// Exchanges of one connection and protocol at a time: a stranger's questions cost 64 KiB each, a member's 1 MiB.
 const EXCHANGES: (usize, usize) = (4, 8);
 /// What is asked on the local networks: often enough that a peer behind a switch is found soon; any answer heard
 /// resets every listener's timer, so that one node asks for all.
@@ -36,6 +36,7 @@ pub(super) struct Members {
     pub(super) identify: identify::Behaviour,
     pub(super) ping: ping::Behaviour,
     pub(super) control: request_response::Behaviour<Codec>,
+    pub(super) service: request_response::Behaviour<Codec>,
     pub(super) data: data::Behaviour,
     pub(super) mdns4: Toggle<mdns::tokio::Behaviour>,
     pub(super) mdns6: Toggle<mdns::tokio::Behaviour>,
@@ -54,6 +55,7 @@ pub(super) fn build(config: &Config, key: &Keypair, seen: &Seen) -> Behaviour {
             ping::Config::new().with_interval(config.timing.ping).with_timeout(config.timing.ping),
         ),
         control: exchange(Protocol::Control, EXCHANGES.1),
+        service: exchange(Protocol::Service, EXCHANGES.1),
         data: data::Behaviour::new(),
         mdns4: discovery(config, key, false).into(),
         mdns6: discovery(config, key, true).into(),

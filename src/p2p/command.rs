@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Address, Class, Heard, Members, Typed};
 use crate::model::id::{PeerId, SubnetId};
+use crate::wire::service::{MAX_BODY, REQUEST_HEADER};
 
 /// A protocol of requests and answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -18,6 +19,8 @@ pub enum Protocol {
     Join,
     /// `/byway/control/1`: members only. Bodies up to 1 MiB.
     Control,
+    /// `/byway/service/1`: members only. Bodies up to 1 MiB, and their headers.
+    Service,
 }
 
 impl Protocol {
@@ -26,6 +29,7 @@ impl Protocol {
         match self {
             Protocol::Join => "/byway/join/1",
             Protocol::Control => "/byway/control/1",
+            Protocol::Service => "/byway/service/1",
         }
     }
 
@@ -34,12 +38,21 @@ impl Protocol {
         match self {
             Protocol::Join => 64 * 1024,
             Protocol::Control => 1024 * 1024,
+            Protocol::Service => REQUEST_HEADER + MAX_BODY,
         }
     }
 
     /// Largest answer in bytes. Who asks has chosen whom, so that a stranger costs it no more than a member.
     pub fn answer_cap(self) -> usize {
-        1024 * 1024
+        match self {
+            Protocol::Join | Protocol::Control => 1024 * 1024,
+            Protocol::Service => self.cap(),
+        }
+    }
+
+    /// Whether it is spoken with members only.
+    pub(super) fn is_for_members(self) -> bool {
+        self != Protocol::Join
     }
 }
 
@@ -71,7 +84,7 @@ pub enum Command {
         peer: PeerId,
         /// On which protocol.
         protocol: Protocol,
-        /// The request, at most [`Protocol::cap`] bytes. One of [`Protocol::Control`] may arrive more than once: it is sent again
+        /// The request, at most [`Protocol::cap`] bytes. One of a protocol for members may arrive more than once: it is sent again
         /// when its connection ends before the answer, and while the peer does not see us as a member yet.
         body: Vec<u8>,
         /// Time for everything, the dial included. The exchange itself has 10 s at most: whoever waits longer asks again.
@@ -119,7 +132,7 @@ pub enum AskError {
     /// No connection, and no address to dial.
     #[error("no address of the peer is known")]
     NoAddress,
-    /// Not connected (for control: not as a member) before the time was over.
+    /// Not connected (for all but joining: not as a member) before the time was over.
     #[error("the peer could not be reached")]
     Unreachable,
     /// No answer in time.

@@ -230,7 +230,7 @@ impl Driver {
         }
         for peer in before.keys().filter(|peer| !members.contains_key(peer)) {
             self.dialling.remove(peer);
-            self.asks.fail_control(*peer);
+            self.asks.fail_of_member(*peer);
         }
         for peer in members.keys().filter(|peer| !before.contains_key(peer)) {
             self.hurry(*peer, now);
@@ -297,6 +297,7 @@ impl Driver {
         match event {
             BehaviourEvent::Join(event) => self.handle_exchange(Protocol::Join, event, now),
             BehaviourEvent::Gate(MembersEvent::Control(event)) => self.handle_exchange(Protocol::Control, event, now),
+            BehaviourEvent::Gate(MembersEvent::Service(event)) => self.handle_exchange(Protocol::Service, event, now),
             BehaviourEvent::Gate(MembersEvent::Data(opened)) => self.handle_stream(opened),
             BehaviourEvent::Gate(MembersEvent::Ping(event)) => self.handle_ping(event, now),
             BehaviourEvent::Gate(MembersEvent::Identify(event)) => self.handle_identify(event),

@@ -9,7 +9,7 @@
 //!
 //! # The gate
 //! A connection's [`Class`] is settled when it is made and never changes. A stranger is offered `/byway/join/1` and
-//! nothing else; members get identify, ping, `/byway/control/1` and `/byway/data/1`. A peer that becomes a member has
+//! nothing else; members get identify, ping, `/byway/control/1`, `/byway/service/1` and `/byway/data/1`. A peer that becomes a member has
 //! its strangers' connections replaced; one that is removed is cut at once. There is no DHT and no relay.
 
 mod address;

@@ -339,7 +339,8 @@ async fn a_stream_that_was_dropped_over_and_over_is_opened_once_the_peer_opens_o
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_requests_pass_and_larger_ones_are_refused() {
     let (a, mut b, _streams) = pair(in_memory(13), in_memory(14)).await;
-    for (protocol, cap) in [(Protocol::Join, 64 * 1024), (Protocol::Control, 1024 * 1024)] {
+    for protocol in [Protocol::Join, Protocol::Control, Protocol::Service] {
+        let cap = protocol.cap();
         let (handle, peer) = (a.handle.clone(), b.peer());
         let whole = tokio::spawn(async move { handle.ask(peer, protocol, vec![5; cap], PATIENCE).await });
         assert_eq!(b.answer().await, (protocol, Class::Member));

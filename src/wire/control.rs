@@ -1,7 +1,8 @@
 //! Control messages between peers: joining (`/byway/join/1`, for everyone) and records (`/byway/control/1`, members).
 //!
 //! Each is one postcard value in one request or answer; the carrier bounds its size. Unknown variants do not decode and
-//! are refused as malformed.
+//! are refused as malformed: this list of messages does not grow. New questions are kinds of [`service`](super::service),
+//! new statements kinds of [`Item`](crate::model::record::Item).
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -134,13 +135,6 @@ pub enum ControlRequest {
     },
     /// A stranger's request, passed on to who may decide.
     Forward(JoinRequest),
-    /// Answer at once.
-    Ping,
-    /// What time is it? Milliseconds since 1970 at the sender.
-    Clock {
-        /// See there.
-        now_ms: u64,
-    },
     /// A message of a datagram session.
     Session {
         /// The subnet.
@@ -181,11 +175,6 @@ pub enum ControlAnswer {
     },
     /// I carry no datagrams, or refuse that message.
     NoSession,
-    /// The answer to [`ControlRequest::Clock`]: milliseconds since 1970 here.
-    Clock {
-        /// See there.
-        now_ms: u64,
-    },
 }
 
 /// Bytes of a message.
@@ -277,8 +266,9 @@ mod tests {
 
     #[test]
     fn bytes_behind_a_message_are_refused() {
-        let mut bytes = encode(&ControlRequest::Ping);
-        assert_eq!(decode::<ControlRequest>(&bytes), Ok(ControlRequest::Ping));
+        let question = ControlRequest::Pull { subnet: SubnetId([1; 16]), have: vec![[2; 8]] };
+        let mut bytes = encode(&question);
+        assert_eq!(decode::<ControlRequest>(&bytes), Ok(question));
         bytes.push(0);
         assert_eq!(decode::<ControlRequest>(&bytes), Err(Malformed));
     }

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use super::dice::Dice;
 use super::forge;
 use super::hand::{Hand, Tally};
-use super::peer::{CONTROL, JOIN, Peer, bare, peer_of};
+use super::peer::{CONTROL, JOIN, Peer, SERVICE, bare, peer_of};
 
 /// Pause before a connection that was refused is tried again.
 const AGAIN: Duration = Duration::from_millis(50);
@@ -235,13 +235,13 @@ pub async fn garbage(hand: &Hand, dice: &mut Dice, rounds: u64) -> Result<Tally>
                 }
             }
         }
-        let protocol = if dice.below(2) == 0 { JOIN } else { CONTROL };
+        let protocol = [JOIN, CONTROL, SERVICE][usize::try_from(dice.below(3))?];
         let size = usize::try_from(dice.below(4096))?;
-        let ping = control::encode(&ControlRequest::Ping);
+        let compare = control::encode(&ControlRequest::Compare { subnet: hand.subnet, hash: [0; 32] });
         let probe = control::encode(&JoinRequest::Probe(hand.subnet));
         let body = match dice.below(5) {
             0 => dice.bytes(size),
-            1 => [ping, dice.bytes(3)].concat(),
+            1 => [compare, dice.bytes(3)].concat(),
             2 => probe.get(..probe.len() / 2).unwrap_or_default().to_vec(),
             // A push that promises four thousand million records.
             3 => [&[2][..], &hand.subnet.0, &[0xff, 0xff, 0xff, 0xff, 0x0f]].concat(),

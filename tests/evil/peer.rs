@@ -31,6 +31,8 @@ const MULTISTREAM: &str = "/multistream/1.0.0";
 pub const JOIN: &str = "/byway/join/1";
 /// Records: members only.
 pub const CONTROL: &str = "/byway/control/1";
+/// Other questions: members only.
+pub const SERVICE: &str = "/byway/service/1";
 
 /// Where a victim listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,18 +4,22 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use byway::api::types::{Request, Response};
 use byway::model::genesis::Genesis;
 use byway::model::id::{PeerId, SubnetId};
 use byway::model::join::lookup;
 use byway::model::record::{Body, Digest, Item, Signed};
 use byway::model::subnet::{Absorbed, Records};
 use byway::p2p::{Event, Protocol};
+use byway::wire::agent::{Agent, VERSIONS};
 use byway::wire::control::{self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest, set_hash, short};
+use byway::wire::service::{self, Code, Refusal, kind};
 use ed25519_dalek::SigningKey;
+use futures::StreamExt;
 use tokio::sync::mpsc;
 
 use super::hostile::Hostile;
-use super::node::{Node, PATIENCE, lab, until, within};
+use super::node::{Node, PATIENCE, lab, two, until, within};
 
 /// A kind of item that no version knows yet.
 const LATER: u16 = 40_000;
@@ -184,4 +188,94 @@ async fn an_item_of_a_later_kind_passes_through_who_does_not_know_it_and_all_agr
     later.settled(&[a, b, c]).await;
     assert_eq!(later.seen.lock().unwrap().resent, 0);
     assert_eq!(later.held().items_of(later.hostile.peer()).count(), 2);
+}
+
+/// The samples of one family of metrics.
+async fn counted(node: &Node, family: &str) -> Vec<String> {
+    let Response::Metrics { text } = node.ok(Request::Metrics).await else { panic!("no metrics") };
+    text.lines().filter(|line| line.starts_with(family)).map(str::to_owned).collect()
+}
+
+fn refusal(code: Code) -> Result<Vec<u8>, Refusal> {
+    Err(code.into())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_question_of_a_kind_nobody_knows_is_answered_with_that() {
+    let (a, b, id) = two().await;
+    let later = Hostile::start(b.stop().await.seed());
+    later.meet(&a, &[id]).await;
+    let ask = async |kind, number, body: &[u8]| later.service(&a, kind, number, body).await.map(|answer| answer.result);
+    assert_eq!(ask(40_000, 1, b"what a later version asks").await, Ok(refusal(Code::Unknown)));
+    let line = ask(kind::PING, 2, b"").await.unwrap().unwrap();
+    assert_eq!(Agent::parse(std::str::from_utf8(&line).unwrap()).unwrap().versions, VERSIONS);
+    // A later version may say more behind what this one reads.
+    let now = byway::node::unix_now_ms();
+    let clock = [service::clock(now), b"and a leap second".to_vec()].concat();
+    let told = ask(kind::CLOCK, 3, &clock).await.unwrap().unwrap();
+    assert!(service::parse_clock(&told).unwrap().abs_diff(now) < 15_000);
+    assert_eq!(ask(kind::CLOCK, 4, b"noon").await, Ok(refusal(Code::Invalid)));
+    assert_eq!(ask(kind::PING, 5, &[0; 65]).await, Ok(refusal(Code::Invalid)), "larger than a ping may be");
+    // The same number again is the same question: it has the answer it had, and another question cannot take it.
+    assert_eq!(ask(kind::CLOCK, 3, &service::clock(now)).await, Ok(Ok(told)));
+    assert_eq!(ask(kind::PING, 3, b"").await, Ok(refusal(Code::Invalid)));
+    let about = |subnet| service::ServiceRequest { kind: kind::PING, id: 6, subnet, deadline_ms: 1000, body: vec![] };
+    let elsewhere = about(Some(SubnetId([9; 16]))).encode();
+    let answer = later.raw(&a, Protocol::Service, elsewhere).await.unwrap();
+    assert_eq!(service::ServiceAnswer::parse(answer).unwrap().result, refusal(Code::NotPermitted));
+    let here = service::ServiceRequest { id: 7, ..about(Some(id)) }.encode();
+    let answer = later.raw(&a, Protocol::Service, here).await.unwrap();
+    assert!(service::ServiceAnswer::parse(answer).unwrap().result.is_ok());
+    let requests = counted(&a, "byway_service_requests_total{").await;
+    assert!(requests.contains(&"byway_service_requests_total{kind=\"unknown\"} 1".to_owned()), "{requests:?}");
+    let refused = counted(&a, "byway_service_refused_total{").await;
+    for line in ["{code=\"1000\"} 1", "{code=\"1001\"} 3", "{code=\"1002\"} 1"] {
+        assert!(refused.iter().any(|refused| refused.ends_with(line)), "{line}: {refused:?}");
+    }
+    assert_eq!(counted(&a, "byway_service_inflight ").await, ["byway_service_inflight 0"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_floods_services_is_slowed_down_and_nobody_else() {
+    let (mut nodes, id) = lab(&["a", "b", "c"]).await;
+    let seed = nodes.pop().unwrap().stop().await.seed();
+    let (a, b) = (&nodes[0], &nodes[1]);
+    let mallory = Hostile::start(seed);
+    mallory.meet(a, &[id]).await;
+    let body = vec![7; 200_000];
+    let flood = (0..240u64).map(|n| {
+        let (kind, body) = if n % 20 == 0 { (999, body.as_slice()) } else { (kind::PING, [].as_slice()) };
+        mallory.service(a, kind, 1_000_000 + n, body)
+    });
+    let honest = async {
+        let ping = Request::Ping { target: a.peer.to_string(), count: 5, timeout_ms: 10_000 };
+        let Response::Ping(ping) = b.ok(ping).await else { panic!("no ping") };
+        ping.control_rtt_ms.iter().flatten().count()
+    };
+    // As many at a time as one connection carries.
+    let flood = futures::stream::iter(flood).buffer_unordered(6).collect::<Vec<_>>();
+    let (answers, honest) = tokio::join!(flood, honest);
+    assert_eq!(honest, 5, "the other member is answered meanwhile");
+    let slowed = answers.iter().flatten().filter(|answer| match answer.result {
+        Err(Refusal { code: Code::SlowDown, retry_ms }) => {
+            assert!(retry_ms > 0, "it is told when to come again");
+            true
+        }
+        _ => false,
+    });
+    assert!(slowed.count() > 50, "{answers:?}");
+    until("nothing of it is left", || async {
+        counted(a, "byway_service_inflight ").await == ["byway_service_inflight 0"]
+    })
+    .await;
+    until("who waits a while is answered again", || async {
+        mallory.service(a, kind::PING, rand(), b"").await.is_ok_and(|answer| answer.result.is_ok())
+    })
+    .await;
+    assert!(a.status().await.problems.iter().any(|p| p.code == "E-PEER-REQUESTS"));
+}
+
+/// A number that was not used before.
+fn rand() -> u64 {
+    getrandom::u64().unwrap()
 }

@@ -8,6 +8,7 @@ use byway::p2p::{self, AskError, DataStream, Event, Handle, Protocol, TransportK
 use byway::packet::offload::Offload;
 use byway::wire::control::{self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest};
 use byway::wire::frame;
+use byway::wire::service::{ServiceAnswer, ServiceRequest};
 use futures::AsyncWriteExt;
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -73,6 +74,14 @@ impl Hostile {
     pub async fn control(&self, victim: &Node, request: &ControlRequest) -> Result<ControlAnswer, AskError> {
         let body = self.raw(victim, Protocol::Control, control::encode(request)).await?;
         Ok(control::decode(&body).unwrap())
+    }
+
+    /// Asks a service; what came back is read.
+    pub async fn service(&self, victim: &Node, kind: u16, id: u64, body: &[u8]) -> Result<ServiceAnswer, AskError> {
+        let request = ServiceRequest { kind, id, subnet: None, deadline_ms: 8000, body: body.to_vec() };
+        let answer = ServiceAnswer::parse(self.raw(victim, Protocol::Service, request.encode()).await?).unwrap();
+        assert_eq!(answer.id, id);
+        Ok(answer)
     }
 
     pub async fn join(&self, victim: &Node, request: &JoinRequest) -> JoinAnswer {

@@ -137,7 +137,7 @@ async fn removed_member_is_cut() {
 
     // It comes back: no stream any more.
     mallory.meet(&a, &[id]).await;
-    let control = byway::wire::control::ControlRequest::Ping;
+    let control = byway::wire::control::ControlRequest::Compare { subnet: id, hash: [0; 32] };
     assert!(mallory.control(&a, &control).await.is_err());
 }
 

@@ -229,6 +229,8 @@ fn status_has_the_fields_of_the_contract(lab: &Lab) -> Result<()> {
         "byway_path_mtu_bytes{",
         "byway_port_dropped_total{",
         "byway_dns_total{outcome=\"answered\"}",
+        "byway_service_requests_total{kind=\"clock\"}",
+        "byway_service_inflight",
     ] {
         ensure!(metrics.contains(name), "metrics lack {name}: {metrics}");
     }

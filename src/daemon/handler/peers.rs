@@ -13,8 +13,8 @@ use crate::model::id::{PeerId, SubnetId};
 use crate::model::members::{Subnet, holds_address, printable};
 use crate::model::subnet::Resolved;
 use crate::node::Core;
-use crate::p2p::{Protocol, Typed};
-use crate::wire::control::{self, ControlRequest};
+use crate::p2p::Typed;
+use crate::service::ping;
 
 pub(super) async fn connect(ctx: &Context, peer: &str) -> Result<Response, Error> {
     let failed = |e: crate::p2p::ConnectError| {
@@ -153,8 +153,7 @@ pub(super) async fn ping(ctx: &Context, target: &str, count: u32, timeout: Durat
     let count = count.clamp(1, 100);
     for n in 0..count {
         let start = Instant::now();
-        let body = control::encode(&ControlRequest::Ping);
-        let answer = ctx.peers.ask(peer, Protocol::Control, body, timeout).await;
+        let answer = ping::ping(&ctx.service, peer, timeout).await;
         control_rtt_ms.push(answer.ok().map(|_| ms(start.elapsed())));
         let data = match subnet {
             Some(subnet) => {

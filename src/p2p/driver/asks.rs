@@ -17,7 +17,7 @@ use crate::p2p::{AskError, Class, Event, Protocol, Responder};
 
 /// Requests that may wait for one peer's connection.
 const WAITING: usize = 64;
-/// Before a control request that its connection did not carry is sent again, doubled each time: the peer may not have heard
+/// Before a member's request that its connection did not carry is sent again, doubled each time: the peer may not have heard
 /// of a grant yet that we know of, and the connection may be one that gives way to another.
 const AGAIN: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 /// How often one is sent at most.
@@ -73,11 +73,11 @@ impl Asks {
         }
     }
 
-    /// There is no answer. A control request whose connection ended, or whose receiver does not take us for a member, waits
-    /// to be sent again: every one of them may be taken twice.
+    /// There is no answer. A member's request whose connection ended, or whose receiver does not take us for a member, waits
+    /// to be sent again: every one of control may be taken twice, and of the others the receiver takes none twice.
     pub(super) fn failed(&mut self, protocol: Protocol, id: OutboundRequestId, failure: OutboundFailure, now: Instant) {
         let most = match &failure {
-            _ if protocol == Protocol::Join => 1,
+            _ if !protocol.is_for_members() => 1,
             OutboundFailure::ConnectionClosed | OutboundFailure::UnsupportedProtocols => TRIES,
             // So ends a request that the peer does not want to answer, too: it is not pressed.
             OutboundFailure::Io(_) | OutboundFailure::DialFailure | OutboundFailure::Timeout => 1,
@@ -106,9 +106,9 @@ impl Asks {
         late.into_iter().for_each(|(protocol, id)| self.finish(protocol, id, Err(AskError::Timeout)));
     }
 
-    /// A removed peer has no control protocol any more.
-    pub(super) fn fail_control(&mut self, peer: PeerId) {
-        self.end_waiting(|ask| ask.peer == peer && ask.protocol == Protocol::Control, &AskError::Refused);
+    /// A removed peer has no protocol for members any more.
+    pub(super) fn fail_of_member(&mut self, peer: PeerId) {
+        self.end_waiting(|ask| ask.peer == peer && ask.protocol.is_for_members(), &AskError::Refused);
     }
 
     /// The task stops.
@@ -145,7 +145,7 @@ impl Driver {
     pub(super) fn handle_ask(&mut self, ask: Ask, now: Instant) {
         let refusal = if ask.body.len() > ask.protocol.cap() {
             Some(AskError::TooLarge(ask.body.len()))
-        } else if ask.protocol == Protocol::Control && !self.members.contains_key(&ask.peer) {
+        } else if ask.protocol.is_for_members() && !self.members.contains_key(&ask.peer) {
             Some(AskError::Refused)
         } else if self.can_send(ask.peer, ask.protocol) {
             return self.send(ask);
@@ -167,7 +167,7 @@ impl Driver {
 
     /// Whether a connection of the right class is there.
     fn can_send(&self, peer: PeerId, protocol: Protocol) -> bool {
-        let fits = |class| protocol == Protocol::Join || class == Class::Member;
+        let fits = |class| !protocol.is_for_members() || class == Class::Member;
         self.links.values().any(|link| link.peer == peer && !link.closing && fits(link.class))
     }
 
@@ -177,6 +177,7 @@ impl Driver {
         let id = match ask.protocol {
             Protocol::Join => behaviour.join.send_request(&lib, ask.body.clone()),
             Protocol::Control => behaviour.gate.inner.control.send_request(&lib, ask.body.clone()),
+            Protocol::Service => behaviour.gate.inner.service.send_request(&lib, ask.body.clone()),
         };
         self.asks.sent.insert((ask.protocol, id), ask);
     }
@@ -224,6 +225,7 @@ impl Driver {
         let gone = match protocol {
             Protocol::Join => behaviour.join.send_response(channel, body),
             Protocol::Control => behaviour.gate.inner.control.send_response(channel, body),
+            Protocol::Service => behaviour.gate.inner.service.send_response(channel, body),
         };
         if gone.is_err() {
             tracing::debug!(?connection, "the peer is gone before its answer");

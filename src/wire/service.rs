@@ -1,0 +1,236 @@
+//! Requests between members: `/byway/service/1`.
+//!
+//! One request and one answer on a stream, each with its length in front (`p2p` has that). All numbers are big-endian; the
+//! body is the rest.
+//!
+//! ```text
+//! request   0      2        10          26            30
+//!          +------+--------+-----------+-------------+------+
+//!          | kind | id     | subnet ID | deadline ms | body |
+//!          +------+--------+-----------+-------------+------+
+//!
+//! answer    0        8      10         14
+//!          +--------+------+----------+------+
+//!          | id     | code | retry ms | body |
+//!          +--------+------+----------+------+
+//! ```
+//!
+//! What a kind's body means, only its handler knows: a frame of a kind that nobody here knows is read like any other and
+//! answered with [`Code::Unknown`]. Who asks is whoever is at the other end of the connection; no body says so. The `id` is
+//! chosen by who asks, never twice for two requests: the same one again is the same request again, and gets the same
+//! answer. A subnet ID of zeroes names none. `deadline ms` is how long who asks waits from when it is read. Code 0 is an
+//! answer whose body counts; any other is a [`Refusal`], whose body is left to later versions. Bodies grow at their end:
+//! who reads one ignores what it does not know behind it.
+
+use super::control::Malformed;
+use crate::model::id::SubnetId;
+
+/// Bytes of a request in front of its body.
+pub const REQUEST_HEADER: usize = 30;
+/// Bytes of an answer in front of its body.
+pub const ANSWER_HEADER: usize = 14;
+/// Bytes of the largest body.
+pub const MAX_BODY: usize = 1024 * 1024;
+
+/// Kinds of requests.
+pub mod kind {
+    /// Answers at once, with the text of [`agent`](crate::wire::agent). The body is empty.
+    pub const PING: u16 = 1;
+    /// What time is it? Milliseconds since 1970, eight bytes: the asker's in the question, the other's in the answer.
+    pub const CLOCK: u16 = 2;
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Code {
+    /// Nobody here knows that kind.
+    Unknown,
+    /// The body is none of that kind, is too large, or the request was answered before and the answer is not kept.
+    Invalid,
+    /// Who asks may not.
+    NotPermitted,
+    /// What it is about is not here.
+    NotFound,
+    /// It was tried and failed.
+    Failed,
+    /// It was not done before the deadline.
+    Timeout,
+    /// Too many requests: again after the time that the answer names.
+    SlowDown,
+    /// One of a later version.
+    Other(u16),
+}
+
+impl Code {
+    /// All that this version gives.
+    pub const ALL: [Code; 7] =
+        [Code::Unknown, Code::Invalid, Code::NotPermitted, Code::NotFound, Code::Failed, Code::Timeout, Code::SlowDown];
+
+    /// The number on the wire.
+    pub fn number(self) -> u16 {
+        match self {
+            Code::Unknown => 1000,
+            Code::Invalid => 1001,
+            Code::NotPermitted => 1002,
+            Code::NotFound => 1003,
+            Code::Failed => 1004,
+            Code::Timeout => 1005,
+            Code::SlowDown => 1006,
+            Code::Other(number) => number,
+        }
+    }
+
+    fn of(number: u16) -> Code {
+        Code::ALL.into_iter().find(|code| code.number() == number).unwrap_or(Code::Other(number))
+    }
+}
+
+/// An answer that says no.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("refused with code {}", .code.number())]
+pub struct Refusal {
+    /// Why.
+    pub code: Code,
+    /// Milliseconds after which to ask again; 0 where that would bring the same.
+    pub retry_ms: u32,
+}
+
+impl From<Code> for Refusal {
+    fn from(code: Code) -> Refusal {
+        Refusal { code, retry_ms: 0 }
+    }
+}
+
+/// A request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceRequest {
+    /// What is asked; see [`kind`].
+    pub kind: u16,
+    /// Names this request among all of its sender.
+    pub id: u64,
+    /// The subnet it is about.
+    pub subnet: Option<SubnetId>,
+    /// How long the sender waits, in milliseconds.
+    pub deadline_ms: u32,
+    /// At most [`MAX_BODY`] bytes.
+    pub body: Vec<u8>,
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceAnswer {
+    /// That of the request.
+    pub id: u64,
+    /// The body, or why there is none.
+    pub result: Result<Vec<u8>, Refusal>,
+}
+
+impl ServiceRequest {
+    /// Bytes as sent.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(REQUEST_HEADER.saturating_add(self.body.len()));
+        bytes.extend(self.kind.to_be_bytes());
+        bytes.extend(self.id.to_be_bytes());
+        bytes.extend(self.subnet.map_or([0; 16], |subnet| subnet.0));
+        bytes.extend(self.deadline_ms.to_be_bytes());
+        bytes.extend(&self.body);
+        bytes
+    }
+
+    /// Reads a request.
+    ///
+    /// # Errors
+    /// [`Malformed`] where it is shorter than its header, or longer than may be.
+    pub fn parse(mut bytes: Vec<u8>) -> Result<ServiceRequest, Malformed> {
+        if bytes.len() > REQUEST_HEADER + MAX_BODY {
+            return Err(Malformed);
+        }
+        let (kind, rest) = bytes.split_first_chunk().ok_or(Malformed)?;
+        let (id, rest) = rest.split_first_chunk().ok_or(Malformed)?;
+        let (subnet, rest) = rest.split_first_chunk::<16>().ok_or(Malformed)?;
+        let (deadline, _) = rest.split_first_chunk().ok_or(Malformed)?;
+        let (kind, id, deadline_ms) =
+            (u16::from_be_bytes(*kind), u64::from_be_bytes(*id), u32::from_be_bytes(*deadline));
+        let subnet = Some(SubnetId(*subnet)).filter(|subnet| subnet.0 != [0; 16]);
+        Ok(ServiceRequest { kind, id, subnet, deadline_ms, body: bytes.split_off(REQUEST_HEADER) })
+    }
+}
+
+impl ServiceAnswer {
+    /// Bytes as sent.
+    pub fn encode(&self) -> Vec<u8> {
+        let (code, retry_ms, body) = match &self.result {
+            Ok(body) => (0, 0, body.as_slice()),
+            Err(refusal) => (refusal.code.number(), refusal.retry_ms, &[][..]),
+        };
+        [&self.id.to_be_bytes()[..], &code.to_be_bytes(), &retry_ms.to_be_bytes(), body].concat()
+    }
+
+    /// Reads an answer.
+    ///
+    /// # Errors
+    /// As [`ServiceRequest::parse`].
+    pub fn parse(mut bytes: Vec<u8>) -> Result<ServiceAnswer, Malformed> {
+        if bytes.len() > ANSWER_HEADER + MAX_BODY {
+            return Err(Malformed);
+        }
+        let (id, rest) = bytes.split_first_chunk().ok_or(Malformed)?;
+        let (code, rest) = rest.split_first_chunk().ok_or(Malformed)?;
+        let (retry, _) = rest.split_first_chunk().ok_or(Malformed)?;
+        let (id, code, retry_ms) = (u64::from_be_bytes(*id), u16::from_be_bytes(*code), u32::from_be_bytes(*retry));
+        let result = match code {
+            0 => Ok(bytes.split_off(ANSWER_HEADER)),
+            number => Err(Refusal { code: Code::of(number), retry_ms }),
+        };
+        Ok(ServiceAnswer { id, result })
+    }
+}
+
+/// The eight bytes of [`kind::CLOCK`].
+pub fn clock(now_ms: u64) -> Vec<u8> {
+    now_ms.to_be_bytes().to_vec()
+}
+
+/// Reads what [`clock`] writes, and ignores what is behind it.
+pub fn parse_clock(body: &[u8]) -> Option<u64> {
+    body.first_chunk().map(|bytes| u64::from_be_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn what_is_read_is_what_was_written(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
+            match ServiceRequest::parse(bytes.clone()) {
+                Ok(request) => prop_assert_eq!(request.encode(), bytes.clone()),
+                Err(Malformed) => prop_assert!(bytes.len() < REQUEST_HEADER),
+            }
+            match ServiceAnswer::parse(bytes.clone()) {
+                Ok(answer) => prop_assert_eq!(ServiceAnswer::parse(answer.encode()), Ok(answer)),
+                Err(Malformed) => prop_assert!(bytes.len() < ANSWER_HEADER),
+            }
+            prop_assert_eq!(parse_clock(&bytes).is_some(), bytes.len() >= 8);
+        }
+    }
+
+    #[test]
+    fn a_kind_and_a_code_of_a_later_version_are_read() {
+        let request = ServiceRequest { kind: 40_000, id: 7, subnet: None, deadline_ms: 1, body: b"later".to_vec() };
+        assert_eq!(ServiceRequest::parse(request.encode()), Ok(request));
+        let refusal = Refusal { code: Code::Other(1999), retry_ms: 5 };
+        let later = [ServiceAnswer { id: 7, result: Err(refusal) }.encode(), b"in words".to_vec()].concat();
+        assert_eq!(ServiceAnswer::parse(later), Ok(ServiceAnswer { id: 7, result: Err(refusal) }));
+        assert!(Code::ALL.into_iter().all(|code| Code::of(code.number()) == code));
+    }
+
+    #[test]
+    fn nothing_larger_than_a_body_may_be_is_read() {
+        let body = vec![0; MAX_BODY + 1];
+        let request = ServiceRequest { kind: 1, id: 1, subnet: None, deadline_ms: 1, body: body.clone() };
+        assert_eq!(ServiceRequest::parse(request.encode()), Err(Malformed));
+        assert_eq!(ServiceAnswer::parse(ServiceAnswer { id: 1, result: Ok(body) }.encode()), Err(Malformed));
+    }
+}
