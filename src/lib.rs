@@ -112,7 +112,8 @@
 //! Whatever members ask each other beside records and sessions is a kind of `/byway/service/1` ([`wire::service`]): the
 //! [`service`] room names one handler for it, gives each peer a bucket, bounds what runs, and runs no request twice. One of
 //! a kind that nobody here knows is answered with that, so that members of two versions get along; so does a record of a
-//! kind that nobody here knows, which is held and passed on ([`model::items`]).
+//! kind that nobody here knows, which is held and passed on ([`model::items`]). Which versions a member speaks is in the
+//! line that libp2p's identify carries ([`wire::agent`]); `status` says where two have none in common.
 //!
 //! # Joining
 //!

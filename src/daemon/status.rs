@@ -322,6 +322,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
     problems.extend(super::found::problems(ctx, name));
     let judgement = ctx.clocks.judgement();
     problems.extend(super::clock::problems(&judgement, &ctx.table.members(), name));
+    problems.extend(super::services::problems(known.values(), name));
     let mut subnets = Vec::new();
     for (part, grant) in parts {
         let mut status = part.status;

@@ -45,7 +45,7 @@ pub(super) struct Members {
 /// Stacks the behaviours.
 pub(super) fn build(config: &Config, key: &Keypair, seen: &Seen) -> Behaviour {
     let identify = identify::Config::new("byway/1".to_owned(), key.public())
-        .with_agent_version(format!("byway/{}", env!("CARGO_PKG_VERSION")))
+        .with_agent_version(config.agent.clone())
         // A link that comes up gives new addresses: members hear of them at once.
         .with_push_listen_addr_updates(true)
         .with_cache_size(0);

@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Address, Class, Heard, Members, Typed};
 use crate::model::id::{PeerId, SubnetId};
+use crate::wire::agent::Agent;
 use crate::wire::service::{MAX_BODY, REQUEST_HEADER};
 
 /// A protocol of requests and answers.
@@ -187,6 +188,8 @@ pub struct PeerStatus {
     pub reached: Vec<Address>,
     /// Failed dials since it was last connected.
     pub failures: u32,
+    /// What it says of its program and of the versions it speaks, where it is connected as a member and has said so.
+    pub agent: Option<Agent>,
 }
 
 /// One connection, for people to look at.

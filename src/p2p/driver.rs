@@ -34,6 +34,7 @@ use super::redial::Budget;
 use super::transport::Overlay;
 use super::{Address, Class, Command, Config, ConnectionStatus, Event, Heard, Members, PeerStatus, Protocol};
 use crate::model::id::PeerId;
+use crate::wire::agent::Agent;
 
 /// Events that may queue before the swarm has to wait.
 const BACKLOG: usize = 512;
@@ -358,8 +359,9 @@ impl Driver {
 
     fn handle_identify(&mut self, event: identify::Event) {
         let identify::Event::Received { connection_id, info, .. } = event else { return };
-        let Some(link) = self.links.get(&connection_id) else { return };
+        let Some(link) = self.links.get_mut(&connection_id) else { return };
         let peer = link.peer;
+        link.agent = Agent::parse(&info.agent_version);
         let told = info.listen_addrs.into_iter().take(TOLD).filter_map(|a| Heard::of(a, false)).collect::<Vec<_>>();
         let believed = self.believed(&told, Instant::now());
         self.book.heard(peer, &believed);
@@ -394,10 +396,8 @@ impl Driver {
     }
 
     fn status_of(&self, peer: PeerId, now: Instant) -> PeerStatus {
-        let mut connections: Vec<_> = self
-            .links
-            .values()
-            .filter(|link| link.peer == peer && !link.closing)
+        let links = || self.links.values().filter(move |link| link.peer == peer && !link.closing);
+        let mut connections: Vec<_> = links()
             .map(|link| ConnectionStatus {
                 connection: link.number,
                 class: link.class,
@@ -416,6 +416,11 @@ impl Driver {
             addresses: self.book.addresses(&peer).into_iter().map(Address).collect(),
             reached: self.book.trusted(&peer).into_iter().map(Address).collect(),
             failures: self.dialling.get(&peer).map_or(0, |d| d.redial.failures),
+            // The newest connection is that of the program which runs now.
+            agent: links()
+                .filter(|link| link.agent.is_some())
+                .max_by_key(|link| link.number)
+                .and_then(|l| l.agent.clone()),
         }
     }
 }

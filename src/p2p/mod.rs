@@ -82,6 +82,8 @@ pub struct Config {
     pub limits: Limits,
     /// Intervals and patience.
     pub timing: Timing,
+    /// What members are told of this program: see [`agent`](crate::wire::agent).
+    pub agent: String,
 }
 
 impl Config {
@@ -96,6 +98,7 @@ impl Config {
             prefer: Carrier::Tcp,
             limits: Limits::default(),
             timing: Timing::default(),
+            agent: crate::wire::agent::text(),
         }
     }
 }

@@ -337,6 +337,22 @@ async fn a_stream_that_was_dropped_over_and_over_is_opened_once_the_peer_opens_o
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_member_says_of_its_program_is_known_while_it_is_connected() {
+    let mut talker = in_memory(113);
+    talker.agent = "byway/9.9 v=2-7 f=80".to_owned();
+    let (a, b, _streams) = pair(in_memory(114), talker).await;
+    let said = loop {
+        if let Some(agent) = a.handle.status_of(b.peer()).await.unwrap().agent {
+            break agent;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    assert_eq!((said.program.as_str(), said.versions.least, said.versions.most), ("byway/9.9", 2, 7));
+    a.handle.send(Command::Disconnect { peer: b.peer() }).await.unwrap();
+    assert_eq!(a.handle.status_of(b.peer()).await.unwrap().agent, None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_requests_pass_and_larger_ones_are_refused() {
     let (a, mut b, _streams) = pair(in_memory(13), in_memory(14)).await;
     for protocol in [Protocol::Join, Protocol::Control, Protocol::Service] {

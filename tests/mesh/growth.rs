@@ -279,3 +279,28 @@ async fn a_member_that_floods_services_is_slowed_down_and_nobody_else() {
 fn rand() -> u64 {
     getrandom::u64().unwrap()
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_later_range_of_versions_works_and_one_without_a_common_version_is_told() {
+    let (mut nodes, id) = lab(&["a", "b", "c"]).await;
+    let c = nodes.pop().unwrap().stop().await.seed();
+    let b = nodes.pop().unwrap().stop().await.seed();
+    let a = &nodes[0];
+    let far = async || {
+        let problems = a.status().await.problems;
+        problems.into_iter().filter(|p| p.code == "E-VERSION").map(|p| p.message).collect::<Vec<_>>()
+    };
+    let later = Hostile::start_as(b, "byway/9.9 v=1-7 f=ff00000000000000000001 new=words".to_owned());
+    later.meet(a, &[id]).await;
+    assert!(later.service(a, kind::PING, 1, b"").await.unwrap().result.is_ok());
+    let compare = ControlRequest::Compare { subnet: id, hash: [0; 32] };
+    assert_eq!(later.control(a, &compare).await, Ok(ControlAnswer::Different));
+    let alien = Hostile::start_as(c, "byway/9.9 v=5-7 f=1".to_owned());
+    alien.meet(a, &[id]).await;
+    until("who has no version in common is named", || async { !far().await.is_empty() }).await;
+    let told = "c and this machine do not understand each other: it runs byway/9.9 and speaks version 5 to 7, this \
+                machine version 1";
+    assert_eq!(far().await, [told], "and nobody else is");
+    drop(alien);
+    until("once it is gone it is no problem", || async { far().await.is_empty() }).await;
+}

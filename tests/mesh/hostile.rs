@@ -23,7 +23,13 @@ pub struct Hostile {
 
 impl Hostile {
     pub fn start(secret: [u8; 32]) -> Hostile {
+        Hostile::start_as(secret, byway::wire::agent::text())
+    }
+
+    /// With a line of its own about its program.
+    pub fn start_as(secret: [u8; 32], agent: String) -> Hostile {
         let mut config = p2p::Config::new(secret);
+        config.agent = agent;
         config.transport = TransportKind::Memory;
         config.lan_discovery = false;
         config.listen = vec!["/memory/0".parse().unwrap()];

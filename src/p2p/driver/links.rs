@@ -14,6 +14,7 @@ use crate::p2p::address::{Carrier, carrier_of, ip_of};
 use crate::p2p::book::Word;
 use crate::p2p::surplus::{Candidate, beaten, surplus};
 use crate::p2p::{Class, Event};
+use crate::wire::agent::Agent;
 
 /// How much longer a stranger's connection may live to finish answering.
 const ANSWERING: Duration = Duration::from_secs(2);
@@ -44,6 +45,8 @@ pub(super) struct Link {
     pub(super) retire: Option<Instant>,
     /// Reported as closed already; the swarm still says goodbye.
     pub(super) closing: bool,
+    /// What the peer says of its program.
+    pub(super) agent: Option<Agent>,
 }
 
 impl Link {
@@ -98,6 +101,7 @@ impl Driver {
                 answering: 0,
                 retire: None,
                 closing: false,
+                agent: None,
             },
         );
         tracing::debug!(%peer, connection = number, ?class, %remote, outbound, "connected");
