@@ -35,11 +35,15 @@ pub const DEFAULT_SOCKET: &str = "/run/byway/byway.sock";
 /// UDP (QUIC) and TCP port of the underlay.
 pub const DEFAULT_PORT: u16 = 4100;
 
-/// For whom this node forwards.
+/// For whom this node forwards (`transport.relay.for`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum RelayFor {
-    /// Members of its subnets.
+    /// Members of its subnets; anyone where it only relays.
     #[default]
+    Auto,
+    /// Whoever asks.
+    Anyone,
+    /// Members of its subnets.
     Members,
     /// Everyone in its swarm.
     Swarm,
@@ -47,11 +51,21 @@ pub enum RelayFor {
     Peers(Vec<PeerId>),
 }
 
-/// Relaying for others (`transport.relay`).
+/// Whether this node offers to forward for others (`transport.relay.offer`). Offering it to all is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RelayOffer {
+    /// To members of its subnets that have no other way.
+    #[default]
+    Auto,
+    /// To nobody.
+    Never,
+}
+
+/// Relaying for others (`transport.relay`). No part of this version reads it; see [`Config::idle`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RelayConfig {
     /// Whether this node offers it.
-    pub offer: bool,
+    pub offer: RelayOffer,
     /// Most it forwards, in Mbit/s.
     pub max_mbit: u32,
     /// For whom.
@@ -137,8 +151,6 @@ pub struct Config {
     pub identity_file: Option<PathBuf>,
     /// Key of the private swarm.
     pub swarm_key_file: Option<PathBuf>,
-    /// No TUN, no privilege: only forwards for others.
-    pub relay_only: bool,
     /// Multiaddrs to listen on, both families spelled out; empty: outbound only.
     pub listen: Vec<String>,
     /// Multiaddrs with `/p2p/ID`: meeting points.
@@ -147,7 +159,7 @@ pub struct Config {
     pub advertise: Vec<String>,
     /// mDNS.
     pub lan_discovery: bool,
-    /// UPnP, NAT-PMP, PCP.
+    /// UPnP, NAT-PMP, PCP. No part of this version reads it; see [`Config::idle`].
     pub port_mapping: bool,
     /// Forwarding for others.
     pub relay: RelayConfig,
@@ -186,14 +198,13 @@ impl Config {
             socket: DEFAULT_SOCKET.into(),
             identity_file: None,
             swarm_key_file: None,
-            relay_only: false,
             listen: keys::listen_addresses(&[format!("udp/{DEFAULT_PORT}"), format!("tcp/{DEFAULT_PORT}")])
                 .unwrap_or_default(),
             bootstrap: Vec::new(),
             advertise: Vec::new(),
             lan_discovery: true,
             port_mapping: true,
-            relay: RelayConfig { offer: false, max_mbit: 100, for_whom: RelayFor::Members },
+            relay: RelayConfig { offer: RelayOffer::Auto, max_mbit: 100, for_whom: RelayFor::Auto },
             post_quantum: PostQuantum::Prefer,
             data_cipher: DataCipher::Auto,
             dns_mode: DnsMode::Split,
@@ -232,6 +243,18 @@ impl Config {
     /// Every key with its value in force and where that came from (`None`: the default).
     pub fn values(&self) -> impl Iterator<Item = (&'static str, Value, Option<&str>)> {
         keys::KEYS.iter().map(|key| (key.path, (key.show)(self), self.origins.get(key.path).map(String::as_str)))
+    }
+
+    /// What a person set and this version does nothing about, with the code `E-CONFIG-IDLE`: for `config check`, the log
+    /// and `status`. A default promises nothing to anybody.
+    pub fn idle(&self) -> Vec<ConfigError> {
+        let idle = |idle: &keys::Idle| {
+            let (key, place) = (keys::find(idle.path)?, self.origins.get(idle.path)?);
+            let message = format!("{} = {} has no effect: {}", key.path, (key.show)(self), idle.why);
+            let found = ConfigError { code: "E-CONFIG-IDLE", place: place.clone(), key: key.path.to_owned(), message };
+            (idle.promises)(self).then_some(found)
+        };
+        keys::IDLE.iter().filter_map(idle).collect()
     }
 
     fn set(&mut self, key: &'static keys::Key, value: &Value, place: String, errors: &mut Vec<ConfigError>) {
@@ -286,7 +309,7 @@ impl Sources {
 /// One thing wrong with the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
-    /// `E-CONFIG-READ`, `E-CONFIG-SYNTAX`, `E-CONFIG-KEY` or `E-CONFIG-VALUE`.
+    /// `E-CONFIG-READ`, `E-CONFIG-SYNTAX`, `E-CONFIG-KEY` or `E-CONFIG-VALUE`; `E-CONFIG-IDLE` of what is only in vain.
     pub code: &'static str,
     /// `FILE:LINE`, `FILE`, a flag or a variable.
     pub place: String,

@@ -179,6 +179,37 @@ fn configuration_is_checked_without_a_daemon() {
 }
 
 #[test]
+fn settings_in_vain_are_named_by_the_check_and_relaying_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("byway.toml");
+    let path = file.display().to_string();
+    std::fs::write(&file, "[transport]\nport_mapping = true\n").unwrap();
+    let (code, stdout, stderr) = told(&["config", "check", "--config", &path]);
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    let expected = format!("ok\n! {path}:2: transport.port_mapping = true has no effect: ");
+    assert!(stdout.starts_with(&expected) && stdout.ends_with(" (E-CONFIG-IDLE)\n"), "{stdout}");
+    let (_, stdout, _) = told(&["--json", "config", "check", "--config", &path]);
+    let value: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    let idle = &value["idle"][0];
+    let seen = (idle["code"].as_str(), idle["key"].as_str(), idle["line"].as_u64());
+    assert_eq!(seen, (Some("E-CONFIG-IDLE"), Some("transport.port_mapping"), Some(2)));
+    std::fs::write(&file, "version = 1\n").unwrap();
+    let (code, _, stderr) = told(&["daemon", "--relay-only", "--check", "--config", &path]);
+    assert_eq!(code, 2);
+    assert!(
+        stderr.starts_with("error: --relay-only: node.relay_only = true: this version forwards for nobody"),
+        "{stderr}"
+    );
+    std::fs::write(&file, "[transport]\nrelay = { offer = true }\n").unwrap();
+    let (code, _, stderr) = told(&["config", "check", "--config", &path]);
+    assert_eq!(code, 2);
+    assert!(
+        stderr.contains("this version forwards for nobody, so there is nothing to offer (E-CONFIG-VALUE)"),
+        "{stderr}"
+    );
+}
+
+#[test]
 fn an_empty_variable_is_as_if_not_set() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("byway.toml");

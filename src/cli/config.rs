@@ -53,17 +53,23 @@ pub(super) fn socket_flag(context: &Context) -> Vec<(&'static str, Value)> {
     context.socket.iter().map(|p| ("node.socket", Value::Text(absolute(p)))).collect()
 }
 
-/// `ok`, the files that were read, and what lies beside them and was not.
+/// `ok`, what was set in vain, and what lies beside the files that were read and was not.
 fn checked(config: &Config) -> Result<Outcome, Error> {
     let skipped: String = config
         .skipped
         .iter()
         .map(|(path, why)| format!("not read: {}   ({why})\n", print::clean(&path.display().to_string())))
         .collect();
+    let idle = config.idle();
+    let in_vain: String =
+        idle.iter().map(|found| print::clean(&format!("! {found} ({})", found.code)) + "\n").collect();
     let list: Vec<serde_json::Value> =
         config.skipped.iter().map(|(path, why)| serde_json::json!({"file": path, "reason": why})).collect();
-    let shown = serde_json::json!({"schema": "byway.config-check/1", "ok": true, "errors": [], "skipped": list});
-    Ok(Outcome { text: format!("ok\n{skipped}"), json: json(&shown)?, ..Outcome::default() })
+    let idle: Vec<serde_json::Value> = idle.iter().map(found).collect();
+    let shown = serde_json::json!({
+        "schema": "byway.config-check/1", "ok": true, "errors": [], "idle": idle, "skipped": list,
+    });
+    Ok(Outcome { text: format!("ok\n{in_vain}{skipped}"), json: json(&shown)?, ..Outcome::default() })
 }
 
 /// The file that is named by the flag, else by `BYWAY_CONFIG`; empty is as if not set.
@@ -122,19 +128,18 @@ pub(super) fn load(
 /// What `config check` says of a wrong configuration.
 fn refused(wrong: &Wrong, context: &Context) -> Result<Outcome, Error> {
     let error = tell(wrong, context);
-    let list: Vec<serde_json::Value> = wrong
-        .errors
-        .iter()
-        .map(|e| {
-            let (file, line) = e.line().map_or((e.place.as_str(), None), |(file, line)| (file, Some(line)));
-            serde_json::json!({"place": file, "line": line, "key": e.key, "code": e.code, "message": e.message})
-        })
-        .collect();
+    let list: Vec<serde_json::Value> = wrong.errors.iter().map(found).collect();
     let shown = serde_json::json!({
         "schema": "byway.config-check/1", "ok": false, "errors": list,
         "error": {"code": error.code, "message": error.message, "hint": error.hint},
     });
     Ok(Outcome { json: json(&shown)?, error: Some(error), ..Outcome::default() })
+}
+
+/// One thing that was found, for programs.
+fn found(e: &ConfigError) -> serde_json::Value {
+    let (file, line) = e.line().map_or((e.place.as_str(), None), |(file, line)| (file, Some(line)));
+    serde_json::json!({"place": file, "line": line, "key": e.key, "code": e.code, "message": e.message})
 }
 
 fn text(config: &Config, effective: bool, origin: bool) -> String {

@@ -22,7 +22,7 @@ pub(super) struct DaemonArgs {
     /// Only tell whether the daemon could run here
     #[arg(long)]
     check: bool,
-    /// Only forward for others: no TUN, no privilege
+    /// Only forward for others: refused, this version forwards for nobody
     #[arg(long)]
     relay_only: bool,
     /// ed25519 key to use instead of the one in the state directory
@@ -77,6 +77,9 @@ pub(super) fn run(args: DaemonArgs, context: &Context, entry: Entry) -> Result<O
         return Outcome::of(&done, context.style);
     }
     log::to_stderr(levels, context);
+    for found in config.idle() {
+        tracing::warn!("{found} ({})", found.code);
+    }
     for (path, why) in &config.skipped {
         tracing::info!("not read: {} ({why})", path.display());
     }

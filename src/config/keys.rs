@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::{Config, DataCipher, DnsMode, PostQuantum, RelayFor, multiaddr};
+use super::{Config, DataCipher, DnsMode, PostQuantum, RelayFor, RelayOffer, multiaddr};
 use crate::model::host::neighbour::Integrate;
 use crate::model::id::{Name, PeerId};
 
@@ -16,6 +16,8 @@ pub enum Kind {
     Number,
     /// True or false.
     Switch,
+    /// True, false, or `"auto"`.
+    AutoSwitch,
     /// A list of strings; one string alone is a list of one.
     List,
 }
@@ -26,6 +28,7 @@ impl fmt::Display for Kind {
             Kind::Text => "a string",
             Kind::Number => "a whole number",
             Kind::Switch => "true or false",
+            Kind::AutoSwitch => "\"auto\", true or false",
             Kind::List => "a list of strings",
         })
     }
@@ -183,7 +186,18 @@ pub const KEYS: &[Key] = &[
     },
     file!("node.identity_file", identity_file),
     file!("node.swarm_key_file", swarm_key_file),
-    switch!("node.relay_only", relay_only),
+    Key {
+        path: "node.relay_only",
+        kind: Kind::Switch,
+        set: |_, v| {
+            if v.switch() {
+                Err(format!("{NO_RELAYS}: a daemon that does nothing else would do nothing"))
+            } else {
+                Ok(())
+            }
+        },
+        show: |_| Value::Switch(false),
+    },
     Key {
         path: "transport.listen",
         kind: Kind::List,
@@ -204,7 +218,23 @@ pub const KEYS: &[Key] = &[
     },
     switch!("transport.lan_discovery", lan_discovery),
     switch!("transport.port_mapping", port_mapping),
-    switch!("transport.relay.offer", relay.offer),
+    Key {
+        path: "transport.relay.offer",
+        kind: Kind::AutoSwitch,
+        set: |c, v| {
+            c.relay.offer = match v {
+                Value::Switch(true) => return Err(format!("{NO_RELAYS}, so there is nothing to offer")),
+                Value::Text(text) if text != "auto" => return Err(format!("expected {}", Kind::AutoSwitch)),
+                Value::Text(_) => RelayOffer::Auto,
+                _ => RelayOffer::Never,
+            };
+            Ok(())
+        },
+        show: |c| match c.relay.offer {
+            RelayOffer::Auto => Value::Text("auto".to_owned()),
+            RelayOffer::Never => Value::Switch(false),
+        },
+    },
     Key {
         path: "transport.relay.max_mbit",
         kind: Kind::Number,
@@ -216,6 +246,8 @@ pub const KEYS: &[Key] = &[
         kind: Kind::List,
         set: |c, v| put(&mut c.relay.for_whom, relay_for(v.list())),
         show: |c| match &c.relay.for_whom {
+            RelayFor::Auto => Value::Text("auto".to_owned()),
+            RelayFor::Anyone => Value::Text("anyone".to_owned()),
             RelayFor::Members => Value::Text("members".to_owned()),
             RelayFor::Swarm => Value::Text("swarm".to_owned()),
             RelayFor::Peers(list) => Value::List(list.iter().map(ToString::to_string).collect()),
@@ -311,6 +343,36 @@ pub const KEYS: &[Key] = &[
     },
 ];
 
+/// Why relaying is refused, or without effect.
+const NO_RELAYS: &str = "this version forwards for nobody";
+
+/// A setting that is accepted and that no part of this version reads.
+pub(super) struct Idle {
+    /// Its key.
+    pub(super) path: &'static str,
+    /// Whether the value in force promises something.
+    pub(super) promises: fn(&Config) -> bool,
+    /// Why nothing comes of it.
+    pub(super) why: &'static str,
+}
+
+/// Every such setting. A key stands here until code reads it.
+pub(super) const IDLE: &[Idle] = &[
+    Idle {
+        path: "transport.port_mapping",
+        promises: |c| c.port_mapping,
+        why: "this version asks no router to open a port (UPnP, NAT-PMP, PCP)",
+    },
+    Idle { path: "transport.relay.offer", promises: |c| c.relay.offer == RelayOffer::Auto, why: NO_RELAYS },
+    Idle { path: "transport.relay.max_mbit", promises: |_| true, why: NO_RELAYS },
+    Idle { path: "transport.relay.for", promises: |_| true, why: NO_RELAYS },
+    Idle {
+        path: "metrics.allow",
+        promises: |c| c.metrics_listen.is_none() && !c.metrics_allow.is_empty(),
+        why: "metrics.listen is empty, so nobody can ask over TCP",
+    },
+];
+
 /// Puts a checked value in its place.
 fn put<T>(slot: &mut T, value: Result<T, String>) -> Result<(), String> {
     value.map(|value| *slot = value)
@@ -326,6 +388,10 @@ pub(super) fn from_variable(kind: Kind, text: &str) -> Result<Value, String> {
             "false" | "0" => false,
             _ => return Err(format!("expected {kind}")),
         }),
+        Kind::AutoSwitch => match from_variable(Kind::Switch, text) {
+            Ok(value) => value,
+            Err(_) => Value::Text(text.to_owned()),
+        },
         Kind::List => {
             Value::List(text.split(',').map(str::trim).filter(|s| !s.is_empty()).map(ToOwned::to_owned).collect())
         }
@@ -386,9 +452,12 @@ fn integrate(list: &[String]) -> Result<Integrate, String> {
 
 fn relay_for(list: &[String]) -> Result<RelayFor, String> {
     match list {
-        [one] if one == "members" => Ok(RelayFor::Members),
-        [one] if one == "swarm" => Ok(RelayFor::Swarm),
-        [one] if !one.starts_with("12D3") => word(one, &["members", "swarm"]).map(|_| RelayFor::Members),
+        [one] if !one.starts_with("12D3") => Ok(match word(one, &["auto", "anyone", "swarm", "members"])? {
+            "anyone" => RelayFor::Anyone,
+            "swarm" => RelayFor::Swarm,
+            "members" => RelayFor::Members,
+            _ => RelayFor::Auto,
+        }),
         _ => Ok(RelayFor::Peers(
             list.iter().map(|p| p.parse::<PeerId>().map_err(|e| format!("{p:?}: {e}"))).collect::<Result<_, _>>()?,
         )),

@@ -193,9 +193,9 @@ fn unknown(place: String, prefix: &str, name: &str, valid: Vec<&'static str>) ->
 
 fn convert(value: &DeValue<'_>, kind: Kind) -> Option<Value> {
     Some(match (kind, value) {
-        (Kind::Text, DeValue::String(text)) => Value::Text(text.to_string()),
+        (Kind::Text | Kind::AutoSwitch, DeValue::String(text)) => Value::Text(text.to_string()),
         (Kind::List, DeValue::String(text)) => Value::List(vec![text.to_string()]),
-        (Kind::Switch, DeValue::Boolean(on)) => Value::Switch(*on),
+        (Kind::Switch | Kind::AutoSwitch, DeValue::Boolean(on)) => Value::Switch(*on),
         (Kind::Number, DeValue::Integer(n)) => Value::Number(i64::from_str_radix(n.as_str(), n.radix()).ok()?),
         (Kind::List, DeValue::Array(list)) => {
             Value::List(list.iter().map(|v| v.get_ref().as_str().map(ToOwned::to_owned)).collect::<Option<_>>()?)

@@ -169,6 +169,46 @@ fn what_editors_leave_in_conf_d_is_not_read_and_named() {
 }
 
 #[test]
+fn what_a_person_set_in_vain_is_named_and_a_default_is_not() {
+    let idle = |text: &str| read_text(text).unwrap().idle();
+    assert_eq!(Config::defaults("a").idle(), []);
+    let text = "[transport]\nport_mapping = true\nrelay = { max_mbit = 7, offer = \"auto\", for = \"anyone\" }\n[metrics]\nallow = \"::1\"\n";
+    let found = idle(text);
+    let keys: Vec<&str> = found.iter().map(|found| found.key.as_str()).collect();
+    let relay = ["transport.relay.offer", "transport.relay.max_mbit", "transport.relay.for"];
+    assert_eq!(keys, [&["transport.port_mapping"][..], &relay, &["metrics.allow"]].concat());
+    assert!(found.iter().all(|found| found.code == "E-CONFIG-IDLE"));
+    assert_eq!(
+        found[0].to_string(),
+        "byway.toml:2: transport.port_mapping = true has no effect: this version asks no router to open a port (UPnP, \
+         NAT-PMP, PCP)"
+    );
+    // What promises nothing is not in vain.
+    assert_eq!(idle("[transport]\nport_mapping = false\nrelay = { offer = false }\n"), []);
+    assert_eq!(idle("[metrics]\nlisten = \"127.0.0.1:9100\"\nallow = \"::1\"\n"), []);
+    assert!(keys::IDLE.iter().all(|idle| keys::find(idle.path).is_some()));
+}
+
+#[test]
+fn relaying_for_others_is_refused() {
+    assert_eq!(
+        refusal("[transport]\nrelay = { offer = true }"),
+        "byway.toml:2: transport.relay.offer = true: this version forwards for nobody, so there is nothing to offer"
+    );
+    let sources = Sources { flags: vec![("node.relay_only", Value::Switch(true))], ..Sources::default() };
+    let errors = Config::load(&sources).unwrap_err();
+    assert_eq!(
+        errors[0].to_string(),
+        "--relay-only: node.relay_only = true: this version forwards for nobody: a daemon that does nothing else would do \
+         nothing"
+    );
+    assert!(refusal("[node]\nrelay_only = true").contains("forwards for nobody"));
+    read_text("[node]\nrelay_only = false\n[transport]\nrelay = { offer = false }").unwrap();
+    assert!(refusal("[transport]\nrelay = { offer = \"autp\" }").contains("expected \"auto\", true or false"));
+    assert!(refusal("[transport]\nrelay = { for = \"member\" }").contains("did you mean \"members\"?"));
+}
+
+#[test]
 fn errors_stand_in_the_order_of_the_file() {
     let text = "[transport]\nzz = 1\n[node]\nname = 7\n[dns]\nmode = \"x\"\n[data]\ncipher = \"y\"\n";
     let lines: Vec<usize> = read_text(text).unwrap_err().iter().filter_map(|e| Some(e.line()?.1)).collect();

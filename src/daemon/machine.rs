@@ -83,8 +83,6 @@ impl Host for AnyHost {
 pub enum Machine {
     /// This network namespace's kernel.
     Kernel,
-    /// Real peers and no kernel: no TUN, no privilege, nothing attached (`--relay-only`).
-    Bare,
     /// Nothing but memory: TUNs come from the test, the host only remembers.
     Memory(OpenMemoryTun),
 }
@@ -96,7 +94,7 @@ impl Machine {
 
     pub(crate) fn transport(&self) -> TransportKind {
         match self {
-            Machine::Kernel | Machine::Bare => TransportKind::Network,
+            Machine::Kernel => TransportKind::Network,
             Machine::Memory(_) => TransportKind::Memory,
         }
     }
@@ -123,7 +121,6 @@ impl Machine {
                 let tun: Arc<dyn Tun> = match &machine {
                     Machine::Kernel => Arc::new(tun::linux::open(&config.name, config.mtu)?),
                     Machine::Memory(open) => open(config),
-                    Machine::Bare => anyhow::bail!("this daemon runs without a TUN"),
                 };
                 known
                     .lock()
@@ -156,7 +153,7 @@ impl Machine {
                 repair,
                 integrate,
             )?)),
-            Machine::Bare | Machine::Memory(_) => AnyHost::Memory(Box::new(MemoryHost::new(tuns).0)),
+            Machine::Memory(_) => AnyHost::Memory(Box::new(MemoryHost::new(tuns).0)),
         })
     }
 
@@ -177,21 +174,12 @@ impl Machine {
     /// Whether the kernel gives us what we need: the first thing that is missing, with its remedy.
     pub(crate) fn ready(&self) -> Result<(), Error> {
         let missing = if self.is_kernel() { host::preflight().into_iter().next() } else { None };
-        match (self, missing) {
-            (Machine::Bare, _) => {
-                let message = "this daemon runs without a TUN (--relay-only): it cannot belong to a subnet";
-                Err(Error::new(ErrorKind::Conflict, "E-RELAY-ONLY", message)
-                    .hint("start the daemon without --relay-only"))
-            }
-            (Machine::Kernel, Some((what, message, hint))) => {
-                let (kind, code) = match what {
-                    "no-net-admin" => (ErrorKind::NotPermitted, "E-NO-NET-ADMIN"),
-                    "no-nft" => (ErrorKind::Failed, "E-NO-NFT"),
-                    _ => (ErrorKind::Failed, "E-NO-TUN"),
-                };
-                Err(Error::new(kind, code, message).hint(hint))
-            }
-            _ => Ok(()),
-        }
+        let Some((what, message, hint)) = missing else { return Ok(()) };
+        let (kind, code) = match what {
+            "no-net-admin" => (ErrorKind::NotPermitted, "E-NO-NET-ADMIN"),
+            "no-nft" => (ErrorKind::Failed, "E-NO-NFT"),
+            _ => (ErrorKind::Failed, "E-NO-TUN"),
+        };
+        Err(Error::new(kind, code, message).hint(hint))
     }
 }

@@ -114,8 +114,7 @@ pub fn run(config: Config) -> Result<(), Error> {
     let result = runtime.block_on(async {
         let stop = CancellationToken::new();
         tokio::spawn(on_signal(stop.clone()));
-        let machine = if config.relay_only { Machine::Bare } else { Machine::Kernel };
-        serve(config, machine, stop).await
+        serve(config, Machine::Kernel, stop).await
     });
     runtime.shutdown_timeout(Duration::from_millis(200));
     result

@@ -3,6 +3,7 @@
 
 use super::Context;
 use crate::api::types::{PeerStatus, Problem};
+use crate::config::Config;
 use crate::link::Key;
 use crate::link::direct::DirectStatus;
 use crate::model::host::Proto;
@@ -24,6 +25,16 @@ pub(super) fn ended(subnet: &Name, id: SubnetId) -> Problem {
         message: format!("the owner of subnet {subnet} ended it for every member"),
         help: format!("byway leave {id}"),
     }
+}
+
+/// What the configuration asks for in vain.
+pub(super) fn idle(config: &Config) -> impl Iterator<Item = Problem> {
+    config.idle().into_iter().map(|found| Problem {
+        code: found.code.into(),
+        severity: "info".into(),
+        help: format!("take {} out, at {}", found.key, found.place),
+        message: found.message,
+    })
 }
 
 /// A join was refused, and nobody waited to be told.
@@ -161,6 +172,16 @@ pub(super) fn expiry((subnet, id): (&Name, SubnetId), grant: Option<(u64, u64)>,
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_set_in_vain_is_a_word_in_status_and_no_warning() {
+        let mut config = Config::defaults("a");
+        assert!(idle(&config).next().is_none());
+        config.origins.insert("transport.port_mapping", "/etc/byway/byway.toml:7".into());
+        let told: Vec<Problem> = idle(&config).collect();
+        assert_eq!((told.len(), told[0].code.as_str(), told[0].severity.as_str()), (1, "E-CONFIG-IDLE", "info"));
+        assert_eq!(told[0].help, "take transport.port_mapping out, at /etc/byway/byway.toml:7");
+    }
 
     #[test]
     fn a_grant_that_ends_is_told_in_three_steps() {
