@@ -51,7 +51,7 @@ impl Once {
     pub(super) fn of(response: &Response, subnet: Option<&str>) -> Option<Once> {
         match response {
             Response::Created(c) => Some(Once {
-                invite: c.invite.clone(),
+                invite: c.invite.clone()?,
                 again: format!("byway invite create {}", c.name),
                 stands: format!("subnet {} ({}) was founded and stays; ", c.name, c.id),
             }),

@@ -43,9 +43,9 @@ pub(super) struct CreateArgs {
     /// How long a membership holds without renewal [default: 90d]
     #[arg(long, value_parser = value::duration, value_name = "DURATION")]
     grant_life: Option<Duration>,
-    /// What of this machine itself the subnet reaches: closed, open, or ports as tcp/22,udp/53
-    #[arg(long, default_value = "closed", value_parser = value::host_policy, value_name = "SPEC")]
-    host: HostPolicy,
+    /// What of this machine itself the subnet reaches: closed, open, or ports as tcp/22,udp/53 [default: closed]
+    #[arg(long, value_parser = value::host_policy, value_name = "SPEC")]
+    host: Option<HostPolicy>,
 }
 
 impl CreateArgs {
@@ -191,13 +191,16 @@ impl SubnetVerb {
 }
 
 pub(super) fn created(c: &Created) -> String {
-    let Created { id, name, member, interface, invite, .. } = c;
-    let (addresses, interface, invite) =
-        (print::addresses(&c.addresses), print::clean(interface), print::clean(invite));
+    let Created { id, name, member, interface, .. } = c;
+    let (addresses, interface) = (print::addresses(&c.addresses), print::clean(interface));
+    let invite = match c.invite.as_deref().map(print::clean) {
+        Some(invite) => {
+            format!("  invite      {invite}  (one use, 24 h)\n{}", next(&invite, &c.join_flags))
+        }
+        None => format!("  invite      none: it was created before; byway invite create {name} makes one\n"),
+    };
     format!(
-        "subnet {name}  {id}\n  you         {member}  {addresses}  on {interface}\n  invite      {invite}  (one use, 24 \
-         h)\n{}{}",
-        next(&invite, &c.join_flags),
+        "subnet {name}  {id}\n  you         {member}  {addresses}  on {interface}\n{invite}{}",
         machine(name, &c.host)
     )
 }

@@ -159,6 +159,15 @@ impl Subnet {
         find(&members, text).map_err(|miss| miss.error(text, none))
     }
 
+    /// The name of who is meant among those that were removed, while that is remembered and nobody let it in again.
+    pub fn was_removed(&self, resolved: &Resolved, text: &str) -> Option<Name> {
+        let named = |peer: PeerId| Some((peer, self.records.newest_grant(peer)?.name.clone()));
+        let out: Vec<(PeerId, Name)> = resolved.roll.out.keys().filter_map(|peer| named(*peer)).collect();
+        let all: Vec<Named<PeerId>> = out.iter().map(|(peer, name)| Named::new(*peer, *peer, name)).collect();
+        let peer = find(&all, text).ok()?;
+        out.into_iter().find(|(removed, _)| *removed == peer).map(|(_, name)| name)
+    }
+
     /// What to say of somebody who is in, but not at this time: often it is the clock that is wrong.
     fn untimely(&self, resolved: &Resolved, text: &str, now: u64) -> Option<Error> {
         let absent = resolved.roll.members.iter().filter(|(peer, _)| !resolved.members.contains_key(peer));
@@ -558,12 +567,12 @@ impl Subnet {
         me.peer == self.records.genesis.owner || seat.is_some_and(|s| self.records.pools().within(prefix, &s.part))
     }
 
-    /// Takes a lease back, from a member where one is named. The block that holds the member's own address stays, and what the owner gave only the owner
-    /// takes back.
+    /// Takes a lease back, from a member where one is named; whether anybody held it. The block that holds the member's own
+    /// address stays, and what the owner gave only the owner takes back.
     ///
     /// # Errors
     /// `E-NOT-ADMIN`, `E-NOT-OWNER`, `E-NO-LEASE`, `E-LEASE-OWN`.
-    pub fn unlease(&mut self, me: &Identity, prefix: IpNet, from: Option<PeerId>, now: u64) -> Result<()> {
+    pub fn unlease(&mut self, me: &Identity, prefix: IpNet, from: Option<PeerId>, now: u64) -> Result<bool> {
         let resolved = self.resolve(now);
         self.require_admin(me, &resolved)?;
         let holder = resolved.members.values().find(|m| m.leases.contains(&prefix)).cloned();
@@ -584,15 +593,12 @@ impl Subnet {
                 found |= leases.len() != before;
                 !leases.is_empty()
             });
-            return if found {
-                Ok(())
+            // Of what may be leased nothing tells whether it ever was.
+            return if found || self.records.prefixes().iter().any(|pool| pool.contains(&prefix)) {
+                Ok(found)
             } else {
-                Err(Error::new(
-                    Kind::NotFound,
-                    "E-NO-LEASE",
-                    format!("nobody in subnet {} holds {prefix}", self.name()),
-                )
-                .hint(format!("byway lease ls {}", self.name())))
+                let message = format!("{prefix} is no part of subnet {}: nobody ever held it", self.name());
+                Err(Error::new(Kind::NotFound, "E-NO-LEASE", message).hint(format!("byway lease ls {}", self.name())))
             };
         };
         if member.addresses.iter().any(|a| prefix.contains(a)) {
@@ -610,7 +616,8 @@ impl Subnet {
             let message = format!("{prefix} was leased by the owner {name}: only the owner takes it back");
             return Err(Error::new(Kind::NotPermitted, "E-NOT-OWNER", message));
         }
-        self.regrant(me, &member, now, |g| g.leases.retain(|l| *l != prefix))
+        self.regrant(me, &member, now, |g| g.leases.retain(|l| *l != prefix))?;
+        Ok(true)
     }
 }
 

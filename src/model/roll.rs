@@ -195,6 +195,11 @@ impl Records {
         self.granted(subject).map(|(_, g)| (g.body.generation, g.digest)).max()
     }
 
+    /// The grant of a subject with the greatest generation that is held, whether it counts or not.
+    pub fn newest_grant(&self, subject: PeerId) -> Option<&Grant> {
+        self.granted(subject).map(|(_, g)| &g.body).max_by_key(|g| (g.generation, g.version))
+    }
+
     /// What an issuer registered: holders with their names, and what it released.
     pub(super) fn registered_by(&self, issuer: PeerId) -> Vec<(PeerId, BTreeSet<String>, BTreeMap<String, u64>)> {
         let own = self.registrations.iter().filter(|((_, by), _)| *by == issuer);

@@ -71,8 +71,25 @@ pub struct Founding {
     pub around: Around,
     /// 16 random bytes.
     pub salt: [u8; 16],
-    /// What of this machine itself the subnet reaches.
-    pub host: super::host::HostPolicy,
+    /// What of this machine itself the subnet reaches; none: nothing was said of it, it is closed.
+    pub host: Option<super::host::HostPolicy>,
+}
+
+/// Seconds a grant lasts where nobody said otherwise.
+const GRANT_LIFE: u64 = 90 * 86_400;
+
+impl Founding {
+    fn domain(&self) -> String {
+        self.domain.clone().unwrap_or_else(|| format!("{}.internal", self.name))
+    }
+}
+
+fn prefix6(asked: Option<Option<Ipv6Net>>) -> Prefix6 {
+    match asked {
+        None => Prefix6::None,
+        Some(None) => Prefix6::Derived,
+        Some(Some(given)) => Prefix6::Given(given),
+    }
 }
 
 /// A change that is decided and not yet saved.
@@ -252,6 +269,28 @@ impl State {
         Err(Error::new(Kind::Conflict, "E-SUBNET-EXISTS", message).hint(hint))
     }
 
+    /// The subnet that this node founded with these values, if it has done so: what was left open then fits what was
+    /// chosen.
+    pub fn founded(&self, founding: &Founding) -> Option<&Subnet> {
+        let subnet = self.subnets.values().find(|s| s.local.alias == founding.name)?;
+        let genesis = &subnet.records.genesis;
+        let block4 = default_block4(genesis.cidr4.map_or(16, |c| c.prefix_len()));
+        let same = (genesis.owner, &genesis.name) == (self.me.peer, &founding.name)
+            && match founding.cidr4 {
+                None => genesis.cidr4.is_none(),
+                Some(None) => genesis.cidr4.is_some(),
+                Some(given) => genesis.cidr4 == given,
+            }
+            && genesis.cidr6 == prefix6(founding.cidr6)
+            && genesis.block4 == founding.block4.unwrap_or(block4)
+            && genesis.admission == founding.admission
+            && genesis.domain == founding.domain()
+            && genesis.grant_life == founding.grant_life.unwrap_or(GRANT_LIFE)
+            && founding.host.as_ref().is_none_or(|host| *host == subnet.local.host)
+            && !subnet.records.destroyed();
+        same.then_some(subnet)
+    }
+
     /// Founds a subnet: this node owns it and is its first member.
     ///
     /// # Errors
@@ -282,7 +321,7 @@ impl State {
                 format!("a block of length {block4} does not fit into a pool of length {pool_len}"),
             ));
         }
-        let domain = founding.domain.unwrap_or_else(|| format!("{}.internal", founding.name));
+        let domain = founding.domain();
         if !is_subnet_domain(&domain) {
             let message = format!("{} is no domain for a subnet: it has two labels at least", printable(&domain));
             return Err(usage("E-NAME", message));
@@ -292,15 +331,11 @@ impl State {
             owner: self.me.peer,
             name: founding.name.clone(),
             cidr4,
-            cidr6: match founding.cidr6 {
-                None => Prefix6::None,
-                Some(None) => Prefix6::Derived,
-                Some(Some(given)) => Prefix6::Given(given),
-            },
+            cidr6: prefix6(founding.cidr6),
             block4,
             admission: founding.admission,
             domain,
-            grant_life: founding.grant_life.unwrap_or(90 * 86_400),
+            grant_life: founding.grant_life.unwrap_or(GRANT_LIFE),
             created: now,
             salt: founding.salt,
         };
@@ -326,7 +361,7 @@ impl State {
                 kept: vec![],
                 denied: BTreeMap::new(),
                 seen: Default::default(),
-                host: founding.host,
+                host: founding.host.unwrap_or_default(),
             },
             records,
             requests: BTreeMap::new(),

@@ -3,6 +3,7 @@
 mod admitted;
 mod invites;
 mod machine;
+mod twice;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};

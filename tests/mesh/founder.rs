@@ -54,13 +54,13 @@ async fn public_prefixes_and_domains_need_a_persons_word_and_a_refusal_uses_noth
     let created = public_subnet(&evil).await;
     let flags = "--allow-prefix 140.82.0.0/16 --allow-prefix 2a00:1450::/40 --allow-domain github.com";
     assert_eq!(created.join_flags, flags, "who founds it is told what it takes");
-    for (target, peers) in [(created.invite.clone(), vec![]), (created.id.to_string(), vec![evil.address()])] {
+    for (target, peers) in [(created.invite.clone().unwrap(), vec![]), (created.id.to_string(), vec![evil.address()])] {
         let refused = b.call(join(&target, &peers, Allowed::default())).await.unwrap_err();
         assert_eq!((refused.code.as_str(), refused.kind.exit_code()), ("E-JOIN-POLICY", 7));
         assert!(refused.message.contains(flags) && refused.hint.ends_with(flags), "{refused} {}", refused.hint);
     }
     let part = Allowed { prefixes: vec!["140.82.0.0/16".parse().unwrap()], domains: vec!["github.com".into()] };
-    let refused = b.call(join(&created.invite, &[], part)).await.unwrap_err();
+    let refused = b.call(join(created.invite.as_deref().unwrap(), &[], part)).await.unwrap_err();
     assert!(refused.message.ends_with("needs --allow-prefix 2a00:1450::/40"), "what is missing: {refused}");
     assert!(refused.hint.ends_with(flags), "the line to type has all of them: {}", refused.hint);
     assert!(evil.requests("game").await.is_empty(), "nothing was asked");
@@ -71,7 +71,9 @@ async fn public_prefixes_and_domains_need_a_persons_word_and_a_refusal_uses_noth
         prefixes: vec!["140.82.0.0/16".parse().unwrap(), "2a00:1450::/32".parse().unwrap()],
         domains: vec!["github.com".into()],
     };
-    let Response::Joined(joined) = b.ok(join(&created.invite, &[], allow)).await else { panic!("not joined") };
+    let Response::Joined(joined) = b.ok(join(created.invite.as_deref().unwrap(), &[], allow)).await else {
+        panic!("not joined")
+    };
     assert_eq!(joined.state, SubnetState::Ready);
     let terms = joined.terms.expect("what was joined is shown");
     assert_eq!((terms.cidr4, terms.domain.as_str()), (created.cidr4, "github.com"));

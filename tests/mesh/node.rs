@@ -253,7 +253,7 @@ pub async fn until<F: Future<Output = bool>>(what: &str, holds: impl FnMut() -> 
 pub async fn two() -> (Node, Node, SubnetId) {
     let (a, b) = tokio::join!(Node::start("a"), Node::start("b"));
     let created = a.create("lab").await;
-    b.join(&created.invite, &[], PATIENCE).await.unwrap();
+    b.join(created.invite.as_deref().unwrap(), &[], PATIENCE).await.unwrap();
     until("both see each other", || async { a.reaches(b.peer).await && b.reaches(a.peer).await }).await;
     (a, b, created.id)
 }

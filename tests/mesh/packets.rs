@@ -154,7 +154,7 @@ async fn packets_never_cross_subnets_and_overlaps_are_refused() {
     // A subnet made elsewhere with the same prefix is refused at join, and leaves nothing.
     let c = Node::start("c").await;
     let twin = c.create_with("twin", Cidr::Given("10.9.0.0/16".parse().unwrap()), Admission::Approve).await.unwrap();
-    let clash = b.join(&twin.invite, &[], PATIENCE).await.unwrap_err();
+    let clash = b.join(twin.invite.as_deref().unwrap(), &[], PATIENCE).await.unwrap_err();
     assert_eq!(clash.code, "E-CIDR-OVERLAP");
     assert!(clash.hint.starts_with("byway subnet show home "), "{}", clash.hint);
     assert!(b.members("twin").await.is_empty());
@@ -164,7 +164,7 @@ async fn packets_never_cross_subnets_and_overlaps_are_refused() {
     assert_eq!(again.code, "E-SUBNET-EXISTS");
     assert!(again.hint.starts_with("byway subnet show home ") && !again.hint.contains("--as"), "{}", again.hint);
     let same = c.create_with("lab", Cidr::Given("10.11.0.0/16".parse().unwrap()), Admission::Approve).await.unwrap();
-    let same = b.join(&same.invite, &[], PATIENCE).await.unwrap_err();
+    let same = b.join(same.invite.as_deref().unwrap(), &[], PATIENCE).await.unwrap_err();
     assert_eq!(same.code, "E-SUBNET-EXISTS");
     assert!(same.hint.starts_with("byway join INVITE --as OTHER "), "{}", same.hint);
 

@@ -15,7 +15,36 @@ pub const CASES: &[Case] = &[
     fast!(the_only_subnet_is_meant_but_by_verbs_that_end_something),
     fast!(a_workload_whose_name_is_in_two_subnets_is_told_by_the_subnet),
     fast!(the_engine_asked_for_a_container_is_the_callers),
+    fast!(what_is_said_twice_is_no_error),
 ];
+
+fn what_is_said_twice_is_no_error(lab: &Lab) -> Result<()> {
+    let (a, b) = (lab.node("a")?, lab.node("b")?);
+    let first = a.json(&["create", "lab"])?;
+    let again = a.json(&["create", "lab"])?;
+    ensure!(again["invite"].is_null() && again["id"] == first["id"], "{again} after {first}");
+    let told = a.ok(&["create", "lab"])?;
+    ensure!(told.contains("invite      none: it was created before; byway invite create lab makes one"), "{told}");
+    a.fails(6, "E-SUBNET-EXISTS", &["create", "lab", "--cidr4", "10.99.0.0/16"])?;
+    b.json(&["join", &text(&first, "invite")?])?;
+    let invite = text(&a.json(&["invite", "create", "lab"])?, "id")?;
+    let prefix = "10.77.200.0/24";
+    for (words, changes) in [
+        (&["invite", "revoke", &invite][..], true),
+        (&["lease", "add", "lab", prefix, "--member", "b"], true),
+        (&["lease", "rm", "lab", prefix], true),
+        (&["dns", "add", "lab", "www", "10.77.1.1"], true),
+        (&["member", "role", "lab", "b", "admin"], true),
+        (&["member", "remove", "lab", "b"], true),
+    ] {
+        for changed in [changes, false] {
+            let done = a.json(words)?;
+            ensure!(done["changed"] == changed, "{words:?}: {done}");
+        }
+    }
+    a.fails(5, "E-NO-MEMBER", &["member", "remove", "lab", "nobody"])?;
+    a.fails(5, "E-NO-LEASE", &["lease", "rm", "lab", "192.0.2.0/24"]).map(drop)
+}
 
 fn a_join_at_a_terminal_says_whom_it_asks_and_waits_visibly(lab: &Lab) -> Result<()> {
     let (a, b) = (lab.node("a")?, lab.node("b")?);

@@ -53,7 +53,7 @@ pub enum Request {
         domain: Option<String>,
         grant_life_s: Option<u64>,
         #[serde(default)]
-        host: HostPolicy,
+        host: Option<HostPolicy>,
     },
     Join {
         target: String,

@@ -76,7 +76,8 @@ pub struct Created {
     pub cidr6: Option<Ipv6Net>,
     pub addresses: Vec<IpAddr>,
     pub interface: String,
-    pub invite: String,
+    /// None where the subnet was created before, with the same values.
+    pub invite: Option<String>,
     pub member: Name,
     #[serde(default)]
     pub host: HostPolicy,

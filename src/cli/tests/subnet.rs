@@ -12,7 +12,7 @@ fn create_and_join_say_what_comes_next() {
         cidr6: None,
         addresses: vec![ip("10.77.1.1"), ip("fd7a:31c0:9d2e:1::1")],
         interface: "bw-lab".into(),
-        invite: "byway1abc".into(),
+        invite: Some("byway1abc".into()),
         member: name("a"),
         host: Default::default(),
         join_flags: String::new(),

@@ -34,8 +34,10 @@ pub(super) async fn create(ctx: &Context, request: Request) -> Result<Response, 
     let (response, generation) =
         ctx.node.run(move |core| core.create(founding).map(|r| (r, generation(core)))).await??;
     if let Err(error) = settle(ctx, generation).await {
-        // What the kernel refuses was never founded.
-        if let Response::Created(created) = &response {
+        // What the kernel refuses was never founded, unless it was there before.
+        if let Response::Created(created) = &response
+            && created.invite.is_some()
+        {
             let id = created.id;
             ctx.node.run(move |core| core.forget(id)).await??;
         }

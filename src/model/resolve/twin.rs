@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::model::build::Here;
-use crate::model::host::HostPolicy;
 use crate::model::ipam::free_addresses;
 use crate::model::join::Ask;
 use crate::model::members::{Identity, Subnet};
@@ -229,7 +228,7 @@ impl World {
             grant_life: Some(20_000),
             member: "m0".parse().unwrap(),
             around: Default::default(),
-            host: HostPolicy::default(),
+            host: None,
             salt: [1; 16],
         };
         let subnet = state.found(founding, now).unwrap();

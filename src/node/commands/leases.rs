@@ -41,14 +41,16 @@ impl Core {
         }
     }
 
-    /// `lease rm`; whoever holds it, where no member is named.
+    /// `lease rm`; whoever holds it, where no member is named. What nobody holds is given back already.
     ///
     /// # Errors
     /// `E-NO-MEMBER`, `E-NO-LEASE`, `E-NOT-ADMIN`, `E-LEASE-OWN`.
     pub fn lease_rm(&mut self, text: &str, prefix: IpNet, member: Option<&str>) -> Result<Response, Error> {
         let from = member.map(|_| self.lease_owner(text, member)).transpose()?;
         let mut subnet = self.state.edit(text)?;
-        subnet.unlease(&self.state.me.clone(), prefix, from, self.now())?;
+        if !subnet.unlease(&self.state.me.clone(), prefix, from, self.now())? {
+            return Ok(done(format!("nobody holds {prefix} any more"), false));
+        }
         self.save(subnet)?;
         Ok(done(format!("{prefix} given back"), true))
     }

@@ -73,11 +73,19 @@ impl Core {
         Ok(done(told, true))
     }
 
-    /// `member remove`.
+    /// `member remove`; once more it is no error for as long as the revocation is kept.
     ///
     /// # Errors
     /// `E-NO-MEMBER`, `E-NOT-ADMIN`, `E-OWNER-STAYS`.
     pub fn member_remove(&mut self, text: &str, member: &str) -> Result<Response, Error> {
+        let subnet = self.state.find(text)?;
+        let (now, resolved) = (self.now(), subnet.resolve(self.now()));
+        if subnet.find_member(&resolved, member, now).is_err()
+            && let Some(name) = subnet.was_removed(&resolved, member)
+        {
+            subnet.require_admin(&self.state.me, &resolved)?;
+            return Ok(done(format!("{name} was removed already"), false));
+        }
         let name = self.on_member(text, member, |s, me, peer, now| s.remove(me, peer, now))?;
         Ok(done(format!("removed {name}"), true))
     }

@@ -2,6 +2,7 @@
 
 use super::done;
 use crate::api::types::{Error, Response};
+use crate::model::record::NameEntry;
 use crate::model::zone::RecordData;
 use crate::node::Core;
 
@@ -12,10 +13,19 @@ impl Core {
     /// See [`Subnet::dns_add`](crate::model::members::Subnet::dns_add).
     pub fn dns_add(&mut self, text: &str, name: &str, data: &[RecordData], ttl: u32) -> Result<Response, Error> {
         let mut subnet = self.state.edit(text)?;
+        let relative = subnet.relative(name);
+        let said = subnet.records.doc(self.state.me.peer).map(|doc| &doc.names);
+        let is_said = |answer: &RecordData| {
+            let same = |n: &NameEntry| n.name == relative && n.data == *answer && n.ttl == ttl;
+            said.is_some_and(|names| names.iter().any(same))
+        };
+        let changed = !data.iter().all(is_said);
         subnet.dns_add(&self.state.me.clone(), name, data, ttl, self.now())?;
-        let full = format!("{}.{}", subnet.relative(name), subnet.records.genesis.domain);
-        self.save(subnet)?;
-        Ok(done(format!("added {full}"), true))
+        let full = format!("{relative}.{}", subnet.records.genesis.domain);
+        if changed {
+            self.save(subnet)?;
+        }
+        Ok(done(format!("added {full}"), changed))
     }
 
     /// `dns release`: a name of whoever holds it, or of one member.

@@ -24,38 +24,46 @@ pub enum Leaving {
 }
 
 impl Core {
-    /// `create`. Gives the answer with the one-use invite.
+    /// `create`. Gives the answer with the one-use invite; the same once more changes nothing and invites nobody.
     ///
     /// # Errors
     /// See [`State::found`](crate::model::state::State::found).
     pub fn create(&mut self, mut founding: Founding) -> Result<Response, Error> {
-        founding.salt = random()?;
         let now_ms = self.now_ms();
+        if let Some(here) = self.state.founded(&founding) {
+            return Ok(Response::Created(self.created(here, None, now_ms / 1000)?));
+        }
+        founding.salt = random()?;
         let name = founding.name.clone();
         let mut subnet = self.state.found(founding, now_ms / 1000)?;
         subnet.set_endpoints(&self.state.me, &self.endpoints, now_ms / 1000)?;
         let (issued, text) = self.new_invite(&subnet, 1, 86_400_000, (Role::Member, Term::Full), BTreeMap::new())?;
         subnet.local.invites.push(issued);
-        let resolved = subnet.resolve(now_ms / 1000);
-        let me = subnet.myself(&self.state.me, &resolved)?.clone();
-        let created = Created {
-            id: subnet.records.id,
-            name: name.clone(),
-            cidr4: subnet.records.pools().v4,
-            cidr6: subnet.records.pools().v6,
-            addresses: me.addresses.clone(),
-            interface: subnet.local.interface.clone(),
-            invite: text,
-            member: me.name,
-            host: subnet.local.host.clone(),
-            join_flags: flags(&subnet.records.genesis),
-        };
+        let created = self.created(&subnet, Some(text), now_ms / 1000)?;
         let mut draft = Draft::default();
         draft.put(subnet);
         let past = self.state.past.iter().filter(|p| p.name != name).cloned().collect();
         draft.remember(past);
         self.commit(draft)?;
         Ok(Response::Created(created))
+    }
+
+    /// What `create` tells of a subnet.
+    fn created(&self, subnet: &Subnet, invite: Option<String>, now: u64) -> Result<Created, Error> {
+        let resolved = subnet.resolve(now);
+        let me = subnet.myself(&self.state.me, &resolved)?;
+        Ok(Created {
+            id: subnet.records.id,
+            name: subnet.name().clone(),
+            cidr4: subnet.records.pools().v4,
+            cidr6: subnet.records.pools().v6,
+            addresses: me.addresses.clone(),
+            interface: subnet.local.interface.clone(),
+            invite,
+            member: me.name.clone(),
+            host: subnet.local.host.clone(),
+            join_flags: flags(&subnet.records.genesis),
+        })
     }
 
     /// `leave`: says goodbye, or takes a waiting join back. What is left here goes with [`Core::forget`], which the
