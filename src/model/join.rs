@@ -141,20 +141,23 @@ impl Issued {
         self.public.iter().take(4).map(|b| format!("{b:02x}")).collect()
     }
 
-    /// Whether `joiner` may come in by it at `now`.
+    /// Whether `joiner` may come in by it at `now`. One that used it and `declined` may use it again: it holds its place
+    /// among the uses, and nobody else gets it.
     ///
     /// # Errors
     /// `E-INVITE-REVOKED`, `E-INVITE-EXPIRED`, `E-INVITE-USED`.
-    pub fn admits(&self, joiner: PeerId, now: u64) -> Result<()> {
+    pub fn admits(&self, joiner: PeerId, declined: bool, now: u64) -> Result<()> {
         let refuse = |code, why: &str| {
             Err(Error::new(Kind::Refused, code, format!("invite {} {why}", self.id())).hint(NEW_INVITE))
         };
+        let used = self.used.contains(&joiner);
         let used_up = self.used.len() >= self.uses as usize;
         match () {
             () if self.revoked => refuse("E-INVITE-REVOKED", "was revoked"),
             () if now >= self.expires => refuse("E-INVITE-EXPIRED", "has expired"),
+            () if used && declined => Ok(()),
             // Who used it and is a member needs no invite; who used it and was removed does not come back by it.
-            () if used_up || self.used.contains(&joiner) => refuse("E-INVITE-USED", "was used already"),
+            () if used_up || used => refuse("E-INVITE-USED", "was used already"),
             () => Ok(()),
         }
     }
@@ -328,11 +331,14 @@ mod tests {
             term: Term::Full,
             revoked: false,
         };
-        assert!(issued.admits(PeerId([1; 32]), 5).is_ok());
-        issued.used.push(PeerId([1; 32]));
-        assert_eq!(issued.admits(PeerId([1; 32]), 5).unwrap_err().code, "E-INVITE-USED");
-        assert_eq!(issued.admits(PeerId([2; 32]), 5).unwrap_err().code, "E-INVITE-USED");
-        assert_eq!(issued.admits(PeerId([1; 32]), 10).unwrap_err().code, "E-INVITE-EXPIRED");
+        let (winner, other) = (PeerId([1; 32]), PeerId([2; 32]));
+        assert!(issued.admits(winner, false, 5).is_ok());
+        issued.used.push(winner);
+        assert_eq!(issued.admits(winner, false, 5).unwrap_err().code, "E-INVITE-USED");
+        assert_eq!(issued.admits(other, false, 5).unwrap_err().code, "E-INVITE-USED");
+        assert_eq!(issued.admits(winner, true, 5), Ok(()), "it could not come");
+        assert_eq!(issued.admits(other, true, 5).unwrap_err().code, "E-INVITE-USED", "its place is nobody else's");
+        assert_eq!(issued.admits(winner, true, 10).unwrap_err().code, "E-INVITE-EXPIRED");
     }
 
     proptest! {

@@ -306,7 +306,9 @@ impl Core {
         let Some(mut subnet) = self.state.subnets.get(&ask.subnet).cloned() else { return JoinAnswer::Unknown };
         let Some(place) = subnet.local.invites.iter().position(|i| i.public == proof.public) else { return unknown() };
         let Some(issued) = subnet.local.invites.get(place).cloned() else { return unknown() };
-        if let Err(error) = issued.admits(ask.joiner, now) {
+        // Its first word was a goodbye: it was let in and never came.
+        let declined = subnet.records.doc(ask.joiner).is_some_and(|doc| doc.version == 1 && doc.left.is_some());
+        if let Err(error) = issued.admits(ask.joiner, declined, now) {
             return refused(&error);
         }
         if subnet.records.roll().out.contains_key(&ask.joiner) {
@@ -318,7 +320,7 @@ impl Core {
         if let Err(error) = subnet.admit(&self.state.me.clone(), ask, (issued.role, issued.term), &issued.labels, now) {
             return refused(&error);
         }
-        if let Some(invite) = subnet.local.invites.get_mut(place) {
+        if let Some(invite) = subnet.local.invites.get_mut(place).filter(|invite| !invite.used.contains(&ask.joiner)) {
             invite.used.push(ask.joiner);
         }
         self.let_in(subnet, ask.joiner)

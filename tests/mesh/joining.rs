@@ -7,8 +7,9 @@ use std::time::Duration;
 use byway::api::types::{Admission, Cidr, Request, Response, Role, SubnetState};
 use byway::model::id::PeerId;
 use byway::model::join::{Ask, Invite, Proof, SignedAsk};
+use byway::model::record::{Body, Doc, Signed};
 use byway::p2p::{AskError, Protocol};
-use byway::wire::control::{ControlRequest, JoinAnswer, JoinRequest};
+use byway::wire::control::{self, ControlRequest, JoinAnswer, JoinRequest};
 use byway::wire::service::kind;
 use ed25519_dalek::SigningKey;
 
@@ -197,6 +198,45 @@ async fn one_use_invite_has_exactly_one_winner() {
     let losers = answers.iter().filter(|a| matches!(a, JoinAnswer::Refused { code, .. } if code == "E-INVITE-USED"));
     assert_eq!(losers.count(), 23);
     assert_eq!(a.peers("lab").await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_could_not_come_may_use_its_invite_again_and_nobody_else_may() {
+    let a = Node::start("a").await;
+    let created = a.create("lab").await;
+    let invite = Invite::parse(created.invite.as_deref().unwrap()).unwrap();
+    let (seed, other_seed) = ([77; 32], [78; 32]);
+    let (joiner, other) = (Hostile::start(seed), Hostile::start(other_seed));
+    joiner.meet(&a, &[]).await;
+    other.meet(&a, &[]).await;
+    assert_eq!(admitted(&a, &invite, (&joiner, seed)).await, Ok(()));
+    assert_eq!(admitted(&a, &invite, (&other, other_seed)).await, Err("E-INVITE-USED".to_owned()));
+    let goodbye = Doc { version: 1, issued: byway::node::unix_now(), left: Some(1), ..Doc::default() };
+    let goodbye = Signed::new(created.id, &Body::Doc(goodbye), &SigningKey::from_bytes(&seed));
+    let decline = control::encode(&JoinRequest::Decline(goodbye));
+    until("it has given back what it was given", || async {
+        let answer = joiner.raw(&a, Protocol::Join, decline.clone()).await;
+        answer.is_ok_and(|bytes| control::decode(&bytes) == Ok(JoinAnswer::Known))
+    })
+    .await;
+    until("it is no member any more", || async { a.peers("lab").await.len() == 1 }).await;
+    assert_eq!(admitted(&a, &invite, (&other, other_seed)).await, Err("E-INVITE-USED".to_owned()));
+    drop(joiner);
+    let again = Hostile::start(seed);
+    again.meet(&a, &[]).await;
+    assert_eq!(admitted(&a, &invite, (&again, seed)).await, Ok(()));
+}
+
+/// Whether an invite lets a joiner in; the code where it does not.
+async fn admitted(at: &Node, invite: &Invite, (joiner, seed): (&Hostile, [u8; 32])) -> Result<(), String> {
+    let nonce = JoinRequest::Nonce { subnet: invite.subnet, issuer: at.peer, joiner: joiner.peer() };
+    let JoinAnswer::Nonce(nonce) = joiner.join(at, &nonce).await else { panic!("no nonce") };
+    let proof = Proof::new(invite, joiner.peer(), nonce);
+    match joiner.join(at, &JoinRequest::Ask(ask(seed, invite.subnet, "joiner", Some(proof)))).await {
+        JoinAnswer::Admitted { .. } => Ok(()),
+        JoinAnswer::Refused { code, .. } => Err(code),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -113,7 +113,8 @@ impl Machine {
     }
 
     fn words(&mut self) -> BTreeMap<SubnetId, Word> {
-        let (clock, connected) = (self.clock(), self.connected());
+        let (clock, mut connected) = (self.clock(), self.connected());
+        connected.sort_unstable();
         let known = self.held.fresh(&connected, clock);
         self.opinion.judge(clock, &self.subnets, &known)
     }
