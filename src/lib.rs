@@ -30,6 +30,7 @@
 //! api::server   datapath   service
 //! node
 //! tun  p2p  link  host  dns  store  config  api::{types,client}     one outside thing each; never import each other
+//! udp                                                               the port that link and p2p share
 //! peer -> wire -> crypto -> model -> packet                         no tokio, sockets, files, clock, randomness
 //! ```
 //!
@@ -148,4 +149,5 @@ pub mod peer;
 pub mod service;
 pub mod store;
 pub mod tun;
+pub mod udp;
 pub mod wire;

@@ -12,6 +12,8 @@ const ROWS: &[&[&str]] = &[
     &["crypto"],
     &["wire"],
     &["peer"],
+    // What two shells stand on: datagrams of ours and QUIC's share its port.
+    &["udp"],
     // The names and shapes that cross the control socket are read by every shell's caller; they hold no I/O.
     &["tun", "p2p", "link", "host", "dns", "store", "config", "api::types", "api::client"],
     &["node"],

@@ -16,10 +16,10 @@ use crate::config::DataCipher;
 use crate::crypto::aead::{Cipher, Library};
 use crate::link::Key;
 use crate::link::direct::{Ask, Config, Letter, Origin};
-use crate::link::port::{Options, Port};
 use crate::link::sealing::{self, Sealing};
 use crate::model::id::{PeerId, SubnetId};
 use crate::p2p::{self, Address, Carrier, Heard, Protocol};
+use crate::udp::{Options, Port};
 use crate::wire::control::{self, ControlAnswer, ControlRequest, MAX_ENDPOINTS};
 
 /// For one question over the stream.

@@ -24,8 +24,8 @@ use super::{Context, status};
 use crate::api::server::http;
 use crate::api::types::{Carried, Error, ErrorKind, MapInfo, SessionInfo, Status};
 use crate::link::Strays;
-use crate::link::port::Counts;
 use crate::model::source::{Places, Sizes, Taken};
+use crate::udp::Counts;
 
 /// TCP clients at a time, and of one source. One that has been there for a while makes room for another.
 const CLIENTS: (usize, usize) = (16, 4);

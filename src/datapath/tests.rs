@@ -1,6 +1,5 @@
 use super::*;
 use crate::link::pipe::{End, pipe};
-use crate::link::port::Port as UdpPort;
 use crate::model::id::{Name, PeerId};
 use crate::model::routes::{Owner, RouteTable};
 use crate::model::view::SubnetView;
@@ -8,6 +7,7 @@ use crate::packet::offload::{Kind, PartialChecksum, SegmentKind, Segments, TunOf
 use crate::packet::parse::samples::{ip, tcp, udp};
 use crate::packet::{checksum, icmp, parse};
 use crate::tun::memory::{MemoryKernel, Segmentation, pair};
+use crate::udp::Port as UdpPort;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

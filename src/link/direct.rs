@@ -19,7 +19,6 @@ use zeroize::Zeroizing;
 
 pub use crate::peer::path::Origin;
 
-use super::port::{Port, receive_buffer};
 use super::receive::Keyring;
 use super::{Ends, Heard, Key, Link, Links, Route, lock};
 use crate::crypto::frame::{Cipher, Library, Sealer};
@@ -27,6 +26,7 @@ use crate::model::id::PeerId;
 use crate::model::view::View;
 use crate::peer::path::{self, Output, Paths};
 use crate::peer::session::{self, Action, Indices, Session};
+use crate::udp::{Port, receive_buffer};
 use crate::wire::control;
 use crate::wire::datagram::{Control, OVERHEAD, Trailer};
 

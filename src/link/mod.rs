@@ -1,12 +1,11 @@
 //! Packets to peers: what carries them, what waits in front of it, how it fares.
 //!
-//! Two carriers. Sealed datagrams over the UDP [`port`], where a path answers ([`Route`]); else the stream of the newest
+//! Two carriers. Sealed datagrams over the UDP port ([`crate::udp`]), where a path answers ([`Route`]); else the stream of the newest
 //! connection, which always works. Packets are taken in from every stream of a member and from the port, always. Owns the
 //! port, the streams it is given, one bounded queue per subnet and peer, and the drop counters of every subnet. Never dials,
 //! never opens a stream, never decides which packet may pass.
 
 pub mod direct;
-pub mod port;
 mod queue;
 mod receive;
 pub mod sealing;
@@ -26,7 +25,6 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use port::Port;
 use queue::{Bound, Queue};
 pub use queue::{Chunk, Pool};
 use receive::Keyring;
@@ -38,6 +36,7 @@ use crate::crypto::frame::Sealer;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::view::View;
 use crate::packet::{DropCounts, DropReason};
+use crate::udp::Port;
 use crate::wire::datagram::OVERHEAD;
 use crate::wire::frame;
 

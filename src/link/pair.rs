@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::port::{Options, Port};
 use super::{Key, Links, Route};
 use crate::crypto::frame::{Cipher, Library, Opener, Sealer};
+use crate::udp::{Options, Port};
 
 /// A port on loopback.
 pub(crate) fn port() -> Port {

@@ -11,13 +11,13 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::mpsc;
 
-use super::port::{Class, Closed, Message, Receiver, class};
 use super::{Ends, Heard, Key, Link, lock};
 use crate::crypto::frame::{HEADER, Header, Opener};
 use crate::crypto::replay::Window;
 use crate::packet::offload::Kind;
 use crate::packet::rejoin::{Piece, rejoin};
 use crate::packet::{DropReason, Offload};
+use crate::udp::{Class, Closed, Message, Receiver, class};
 use crate::wire::datagram::{Bundle, TRAILER, Trailer};
 
 /// Room in front of a growing super-packet for its headers: the most a trailer can state.

@@ -8,13 +8,13 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::port::{Port, Run, Sender};
 use super::{Heard, Key, Link, Route};
 use crate::crypto::frame::Nonce;
 use crate::packet::cut::Cut;
 use crate::packet::offload::Kind;
 use crate::packet::segment::segment;
 use crate::packet::{DropCounts, DropReason, Offload, Packet};
+use crate::udp::{Port, Run, Sender};
 use crate::wire::datagram::{self, OVERHEAD, TRAILER, Trailer};
 
 /// Packets below this many bytes share frames: a bundle of two is smaller than two frames at any size, but above this one

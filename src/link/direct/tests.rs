@@ -3,10 +3,10 @@ use super::*;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::link::port::Options;
 use crate::model::id::{Name, SubnetId};
 use crate::model::view::SubnetView;
 use crate::model::zone::Zone;
+use crate::udp::Options;
 
 /// One daemon: its port and its control task.
 struct Side {

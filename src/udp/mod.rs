@@ -10,28 +10,34 @@
 //! | 0x00-0x03 | free: STUN begins so (RFC 7983) |
 //! | 0x04-0x3f | ours |
 //! | 0x40-0xff | QUIC, whose fixed bit is never greased here (RFC 9000 17.2, 17.3) |
+//!
+//! | file | |
+//! |---|---|
+//! | `socket` | one socket: how it is made |
+//! | `send` | runs of frames out, many in one call |
+//! | `demux` | all sockets read by one thread; which datagram is whose |
+//! | `quic` | the QUIC half of a socket |
+//! | `sys` | the system calls |
 
+mod demux;
 mod quic;
-mod receive;
 mod send;
+mod socket;
 mod sys;
 
 use std::io::{self, PipeReader, PipeWriter, Write};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, socket};
-
+pub use demux::{Class, Closed, Message, Receiver, class};
 pub use quic::QuicSocket;
-pub use receive::{Closed, Message, Receiver};
 pub use send::{Run, Sender, Sent};
 
 use send::{errno, is_not_ours};
-use sys::{Outgoing, set_option};
+use socket::{Socket, set_buffer};
+use sys::Outgoing;
 
 /// Sockets of one port at most.
 pub const MAX_SOCKETS: usize = 8;
@@ -63,26 +69,6 @@ impl Default for Options {
 pub fn receive_buffer(rtt: Duration) -> usize {
     let steps = usize::try_from(rtt.as_millis() / 10).unwrap_or(usize::MAX);
     steps.saturating_add(1).min(8) << 20
-}
-
-/// What a datagram is, by its first byte.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Class {
-    /// A sealed frame.
-    Ours,
-    /// QUIC.
-    Quic,
-    /// Nothing known.
-    Other,
-}
-
-/// Tells by its first byte what a datagram is.
-pub const fn class(first: u8) -> Class {
-    match first {
-        0x00..=0x03 => Class::Other,
-        0x04..=0x3f => Class::Ours,
-        0x40..=0xff => Class::Quic,
-    }
 }
 
 /// How a port fares, since it was bound.
@@ -122,14 +108,6 @@ struct Tally {
     quic_dropped: AtomicU64,
     send_full: AtomicU64,
     send_failed: AtomicU64,
-}
-
-#[derive(Debug)]
-struct Socket {
-    udp: UdpSocket,
-    local: SocketAddr,
-    /// The kernel cuts messages into datagrams.
-    gso: AtomicBool,
 }
 
 impl Port {
@@ -258,71 +236,6 @@ impl Shared {
         let is_mapped = matches!(to, SocketAddr::V6(v6) if v6.ip().to_ipv4_mapped().is_some());
         let mut sockets = self.sockets.iter();
         sockets.find(|socket| socket.local.is_ipv4() == to.is_ipv4() && !is_mapped).map(|socket| &**socket)
-    }
-}
-
-impl Socket {
-    fn bind(address: SocketAddr, options: &Options) -> io::Result<Socket> {
-        let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let udp = UdpSocket::from(socket(family, SockType::Datagram, flags, None)?);
-        let fd = udp.as_fd();
-        if address.is_ipv6() {
-            // Before the bind: the other family has a socket of its own on the same port.
-            set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
-        }
-        if let Some(mark) = options.mark {
-            set_option(fd, libc::SOL_SOCKET, libc::SO_MARK, mark.cast_signed())?;
-        }
-        set_buffer(fd, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, options.receive_buffer)?;
-        set_buffer(fd, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, options.send_buffer)?;
-        never_fragment(fd, address)?;
-        let (level, name) = match address {
-            SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_RECVTOS),
-            SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
-        };
-        set_option(fd, level, name, 1)?;
-        if address.ip().is_unspecified() {
-            // A host of several addresses answers from the one that was asked: a NAT lets no other in.
-            sys::tell_local(fd, address.is_ipv4())?;
-        }
-        let gro = set_option(fd, libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
-        // 0 is "not by default": each message says for itself.
-        let gso = set_option(fd, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok();
-        bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
-        let local = udp.local_addr()?;
-        tracing::debug!(%local, gso, gro, "UDP socket bound");
-        Ok(Socket { udp, local, gso: AtomicBool::new(gso) })
-    }
-
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.udp.as_fd()
-    }
-
-    /// The kernel refused to cut a message, and took its first datagram alone: no more of it on this socket.
-    fn refuse_gso(&self, error: Errno) {
-        if self.gso.swap(false, Ordering::Relaxed) {
-            tracing::info!(local = %self.local, %error, "UDP segmentation offload refused, sending datagrams singly");
-        }
-    }
-}
-
-/// Sets a buffer's size by force, else as far as the system's limit allows.
-fn set_buffer(fd: BorrowedFd<'_>, forced: libc::c_int, plain: libc::c_int, bytes: usize) -> io::Result<()> {
-    // The kernel doubles the value for its own bookkeeping.
-    let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX / 2);
-    set_option(fd, libc::SOL_SOCKET, forced, bytes).or_else(|_| set_option(fd, libc::SOL_SOCKET, plain, bytes))
-}
-
-/// Sets "don't fragment" and has the kernel ignore what path MTU it has heard of: the prober finds it, and ICMP cannot
-/// lower it.
-fn never_fragment(fd: BorrowedFd<'_>, address: SocketAddr) -> io::Result<()> {
-    match address {
-        SocketAddr::V4(_) => set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE),
-        SocketAddr::V6(_) => {
-            set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)?;
-            set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 1)
-        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The way in: all sockets of a port read by one thread.
+//! The way in: all sockets of a port read by one thread, and which datagram is whose.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -12,6 +12,26 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::sys::{MAX_RECEIVED, Meta, ReceiveBatch};
 use super::{MAX_SOCKETS, Shared};
+
+/// What a datagram is, by its first byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// A sealed frame.
+    Ours,
+    /// QUIC.
+    Quic,
+    /// Nothing known.
+    Other,
+}
+
+/// Tells by its first byte what a datagram is.
+pub const fn class(first: u8) -> Class {
+    match first {
+        0x00..=0x03 => Class::Other,
+        0x04..=0x3f => Class::Ours,
+        0x40..=0xff => Class::Quic,
+    }
+}
 
 /// The port was closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -19,9 +19,10 @@ use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 use tokio::io::unix::AsyncFd;
 
+use super::Tally;
 use super::send::{MAX_SEGMENTS, errno};
+use super::socket::Socket;
 use super::sys::{self, Outgoing};
-use super::{Socket, Tally};
 
 /// Datagrams that wait at most.
 const MAX_DATAGRAMS: usize = 1024;

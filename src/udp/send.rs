@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::Shared;
+use super::socket::Socket;
 use super::sys::{self, Outgoing, SendBatch};
-use super::{Shared, Socket};
 
 /// Segments the kernel cuts one message into (`UDP_MAX_SEGMENTS`; newer kernels take more).
 pub(super) const MAX_SEGMENTS: usize = 64;

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 use std::io::IoSliceMut;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::sync::mpsc;
 use std::task::{Context, Poll, Waker};
 use std::thread::{self, JoinHandle};
@@ -10,6 +10,8 @@ use nix::sys::socket::{getsockopt, sockopt};
 use quinn::AsyncUdpSocket;
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 
+use super::socket::Socket;
+use super::sys::set_option;
 use super::*;
 
 const V4: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
