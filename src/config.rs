@@ -23,6 +23,7 @@ use ipnet::IpNet;
 use crate::model::host::neighbour::Integrate;
 use crate::model::id::{Name, PeerId};
 
+pub use crate::peer::session::PostQuantum;
 pub use keys::{Kind, Value};
 pub use subnet::DeclaredSubnet;
 
@@ -70,16 +71,6 @@ pub struct RelayConfig {
     pub max_mbit: u32,
     /// For whom.
     pub for_whom: RelayFor,
-}
-
-/// Post-quantum key agreement (`transport.post_quantum`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum PostQuantum {
-    /// Never.
-    Off,
-    /// Where both ends can.
-    #[default]
-    Prefer,
 }
 
 /// The cipher of sealed datagrams (`data.cipher`).
@@ -163,7 +154,7 @@ pub struct Config {
     pub port_mapping: bool,
     /// Forwarding for others.
     pub relay: RelayConfig,
-    /// Post-quantum key agreement.
+    /// Post-quantum key agreement of datagram sessions; required, packets go by no other carrier.
     pub post_quantum: PostQuantum,
     /// The cipher of sealed datagrams.
     pub data_cipher: DataCipher,
@@ -237,12 +228,30 @@ impl Config {
             let flag = format!("--{}", key.leaf().replace('_', "-"));
             config.set(key, value, flag, &mut errors);
         }
+        errors.extend(config.contradiction());
         if errors.is_empty() { Ok(config) } else { Err(errors) }
     }
 
     /// Every key with its value in force and where that came from (`None`: the default).
     pub fn values(&self) -> impl Iterator<Item = (&'static str, Value, Option<&str>)> {
         keys::KEYS.iter().map(|key| (key.path, (key.show)(self), self.origins.get(key.path).map(String::as_str)))
+    }
+
+    /// Where packets may go by datagrams only, there has to be a port for them.
+    fn contradiction(&self) -> Option<ConfigError> {
+        const KEY: &str = "transport.post_quantum";
+        let lacks = self.post_quantum == PostQuantum::Require && !self.listen.iter().any(|at| at.contains("/udp/"));
+        let place = self.origins.get(KEY).filter(|_| lacks)?;
+        let why = "packets would go by datagrams only, and transport.listen has no UDP address";
+        Some(ConfigError::value(place.clone(), KEY, "\"require\"", why))
+    }
+
+    /// What a setting promises less of than its name may suggest, in words.
+    pub fn caveats(&self) -> Vec<&'static str> {
+        let require = "transport.post_quantum = \"require\": packets go to members by datagrams only, under keys with \
+                       ML-KEM-768, and by no stream over TCP or QUIC; what members tell each other beside packets (records, \
+                       names, requests) goes over libp2p's Noise and TLS, which are not post-quantum";
+        (self.post_quantum == PostQuantum::Require).then_some(require).into_iter().collect()
     }
 
     /// What a person set and this version does nothing about, with the code `E-CONFIG-IDLE`: for `config check`, the log

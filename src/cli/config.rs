@@ -61,15 +61,17 @@ fn checked(config: &Config) -> Result<Outcome, Error> {
         .map(|(path, why)| format!("not read: {}   ({why})\n", print::clean(&path.display().to_string())))
         .collect();
     let idle = config.idle();
+    let caveats = config.caveats();
     let in_vain: String =
         idle.iter().map(|found| print::clean(&format!("! {found} ({})", found.code)) + "\n").collect();
+    let notes: String = caveats.iter().map(|note| format!("note: {note}\n")).collect();
     let list: Vec<serde_json::Value> =
         config.skipped.iter().map(|(path, why)| serde_json::json!({"file": path, "reason": why})).collect();
     let idle: Vec<serde_json::Value> = idle.iter().map(found).collect();
     let shown = serde_json::json!({
-        "schema": "byway.config-check/1", "ok": true, "errors": [], "idle": idle, "skipped": list,
+        "schema": "byway.config-check/1", "ok": true, "errors": [], "idle": idle, "notes": caveats, "skipped": list,
     });
-    Ok(Outcome { text: format!("ok\n{in_vain}{skipped}"), json: json(&shown)?, ..Outcome::default() })
+    Ok(Outcome { text: format!("ok\n{in_vain}{notes}{skipped}"), json: json(&shown)?, ..Outcome::default() })
 }
 
 /// The file that is named by the flag, else by `BYWAY_CONFIG`; empty is as if not set.

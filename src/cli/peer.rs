@@ -79,7 +79,8 @@ pub(super) fn show(p: &PeerInfo, style: Style) -> String {
     }
     for session in &p.sessions {
         let cipher = session.cipher.as_deref().unwrap_or("no key");
-        let text = format!("{cipher}  key {}  path changes {}", session.keys, session.path_changes);
+        let without = if session.post_quantum == Some(false) { "  not post-quantum" } else { "" };
+        let text = format!("{cipher}{without}  key {}  path changes {}", session.keys, session.path_changes);
         out += &print::fields(&[("session", text)]);
     }
     for address in &p.addresses {

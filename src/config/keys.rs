@@ -259,13 +259,19 @@ pub const KEYS: &[Key] = &[
         set: |c, v| {
             c.post_quantum = match word(v.text(), &["off", "prefer", "require"])? {
                 "off" => PostQuantum::Off,
-                // A promise that cannot be kept is refused, not ignored.
-                "require" => return Err("this version cannot require it; use \"prefer\"".to_owned()),
+                "require" => PostQuantum::Require,
                 _ => PostQuantum::Prefer,
             };
             Ok(())
         },
-        show: |c| Value::Text(if c.post_quantum == PostQuantum::Off { "off" } else { "prefer" }.to_owned()),
+        show: |c| {
+            let text = match c.post_quantum {
+                PostQuantum::Off => "off",
+                PostQuantum::Prefer => "prefer",
+                PostQuantum::Require => "require",
+            };
+            Value::Text(text.to_owned())
+        },
     },
     Key {
         path: "data.cipher",

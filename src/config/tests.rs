@@ -72,8 +72,8 @@ fn wrong_values_name_the_key_and_what_was_expected() {
             "byway.toml:2: transport.listen = [\"none\", \"udp/1\"]: \"none\" stands alone",
         ),
         (
-            "[transport]\npost_quantum = \"require\"",
-            "byway.toml:2: transport.post_quantum = \"require\": this version cannot require it; use \"prefer\"",
+            "[transport]\npost_quantum = \"always\"",
+            "byway.toml:2: transport.post_quantum = \"always\": expected one of off, prefer, require",
         ),
         (
             "[data]\ncipher = \"rot13\"",
@@ -206,6 +206,25 @@ fn relaying_for_others_is_refused() {
     read_text("[node]\nrelay_only = false\n[transport]\nrelay = { offer = false }").unwrap();
     assert!(refusal("[transport]\nrelay = { offer = \"autp\" }").contains("expected \"auto\", true or false"));
     assert!(refusal("[transport]\nrelay = { for = \"member\" }").contains("did you mean \"members\"?"));
+}
+
+#[test]
+fn what_requires_datagrams_needs_a_port_for_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("byway.toml");
+    let load = |listen: &str| {
+        let text = format!("[transport]\npost_quantum = \"require\"\nlisten = {listen}\n");
+        std::fs::write(&file, text).unwrap();
+        Config::load(&Sources { file: Some(file.clone()), ..Sources::default() })
+    };
+    for listen in ["\"none\"", "[\"tcp/4100\"]"] {
+        let told = load(listen).unwrap_err();
+        assert_eq!((told.len(), told[0].code, told[0].line().unwrap().1), (1, "E-CONFIG-VALUE", 2));
+        assert!(told[0].message.ends_with("transport.listen has no UDP address"), "{}", told[0]);
+    }
+    let config = load("[\"udp/4100\"]").unwrap();
+    assert_eq!(config.post_quantum, PostQuantum::Require);
+    assert!(config.caveats()[0].contains("not post-quantum") && Config::defaults("a").caveats().is_empty());
 }
 
 #[test]

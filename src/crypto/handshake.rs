@@ -6,7 +6,8 @@
 //! ```text
 //! transcript  first:  SHA-256("byway offer" | u32 length of offer | offer | accept)   the two messages as they were sent
 //!             rekey:  the Noise handshake hash of the session that is rekeyed
-//! psk         first:  HKDF(subnet (16) | initiator (32) | responder (32), ML-KEM-768 secret, "byway psk" | transcript)
+//! psk         first:  HKDF(subnet (16) | initiator (32) | responder (32), ML-KEM-768 secret, "byway psk" | transcript);
+//!                     the secret is empty where one end does no ML-KEM, which the transcript says
 //!             rekey:  the former session's next psk
 //! prologue    "byway session" | version u8 | cipher u8 | subnet | initiator | responder | transcript (32) | attempt u32
 //!             attempt is 0 in the first handshake, from 1 in rekeys of one session
@@ -111,6 +112,8 @@ pub(crate) struct Terms {
     pub(crate) initiator: PeerId,
     pub(crate) responder: PeerId,
     pub(crate) cipher: Cipher,
+    /// Whether an ML-KEM secret is in the psk, of this handshake or of the one that began the chain of rekeys.
+    pub(crate) hybrid: bool,
     pub(crate) transcript: [u8; 32],
     /// 0 in the first handshake.
     pub(crate) attempt: u32,
@@ -130,10 +133,11 @@ impl Terms {
         .concat()
     }
 
-    /// The psk of the first handshake.
-    pub(crate) fn psk(&self, kem: &Secret) -> Result<Secret, Refused> {
+    /// The psk of the first handshake; `kem` is there where both ends did ML-KEM.
+    pub(crate) fn psk(&self, kem: Option<&Secret>) -> Result<Secret, Refused> {
         let salt = [self.subnet.0.as_slice(), &self.initiator.0, &self.responder.0].concat();
-        hkdf(&salt, kem.as_slice(), &[b"byway psk", &self.transcript])
+        let secret = kem.map(|kem| kem.as_slice()).unwrap_or_default();
+        hkdf(&salt, secret, &[b"byway psk", &self.transcript])
     }
 }
 
@@ -144,6 +148,8 @@ pub(crate) struct Keys {
     pub(crate) send: Secret,
     pub(crate) receive: Secret,
     pub(crate) next_psk: Secret,
+    /// See [`Terms::hybrid`].
+    pub(crate) hybrid: bool,
     /// The index the peer wants in what we send.
     pub(crate) peer_index: u32,
 }
@@ -158,7 +164,7 @@ impl Keys {
         let back = hkdf(&hash, k2.as_slice(), &[b"byway data", &[cipher, 2]])?;
         let next_psk = hkdf(&hash, noise.psk.as_slice(), &[b"byway next psk"])?;
         let (send, receive) = if initiator { (forth, back) } else { (back, forth) };
-        Ok(Keys { hash, send, receive, next_psk, peer_index })
+        Ok(Keys { hash, send, receive, next_psk, hybrid: noise.hybrid, peer_index })
     }
 }
 
@@ -179,6 +185,7 @@ struct Noise {
     state: HandshakeState,
     psk: Secret,
     cipher: Cipher,
+    hybrid: bool,
 }
 
 impl Noise {
@@ -197,7 +204,7 @@ impl Noise {
             }
         };
         let state = build().map_err(|_: snow::Error| Refused)?;
-        Ok(Noise { state, psk, cipher: terms.cipher })
+        Ok(Noise { state, psk, cipher: terms.cipher, hybrid: terms.hybrid })
     }
 
     fn write(&mut self, index: u32, length: usize) -> Result<Vec<u8>, Refused> {
@@ -374,6 +381,7 @@ mod tests {
             initiator: PeerId([0x22; 32]),
             responder: PeerId([0x33; 32]),
             cipher: Cipher::Aes256Gcm,
+            hybrid: true,
             transcript: transcript(b"the offer", b"the accept"),
             attempt: 0,
         }
@@ -469,7 +477,7 @@ mod tests {
             assert_eq!(terms.transcript, seen);
             let salt = [[0x11; 16].as_slice(), &[0x22; 32], &[0x33; 32]].concat();
             let psk = hkdf_by_hand(&salt, &[9; 32], &[b"byway psk".as_slice(), &seen].concat());
-            assert_eq!(*terms.psk(&secret(9)).unwrap(), psk);
+            assert_eq!(*terms.psk(Some(&secret(9))).unwrap(), psk);
 
             let number = cipher.number();
             let prologue =
@@ -498,7 +506,7 @@ mod tests {
     #[test]
     fn the_key_schedule_has_these_answers() {
         let terms = terms();
-        let psk = terms.psk(&secret(9)).unwrap();
+        let psk = terms.psk(Some(&secret(9))).unwrap();
         assert_eq!(hex(psk.as_slice()), "04a31c0bf043818aa8b6d8f4708e382f2aaa755a1a504da9b4800dca29a6ec06");
         let (mut begun, message) = initiate(&terms, psk.clone());
         assert_eq!(

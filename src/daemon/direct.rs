@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use super::Context;
 use crate::api::types::{Error, ErrorKind};
-use crate::config::DataCipher;
+use crate::config::{DataCipher, PostQuantum};
 use crate::crypto::aead::{Cipher, Library};
 use crate::link::Key;
 use crate::link::direct::{Ask, Config, Letter, Origin};
@@ -94,8 +94,8 @@ pub(crate) fn sealing(cipher: DataCipher) -> Sealing {
 }
 
 /// Who we are in every session.
-pub(crate) fn config(me: PeerId, secret: Zeroizing<[u8; 32]>, cipher: DataCipher) -> Config {
-    Config { me, secret, aes: sealing(cipher).aes() }
+pub(crate) fn config(me: PeerId, secret: Zeroizing<[u8; 32]>, cipher: DataCipher, post_quantum: PostQuantum) -> Config {
+    Config { me, secret, aes: sealing(cipher).aes(), post_quantum }
 }
 
 /// Asks what the sessions want asked. Without a stream there is no answer: a question does not dial.

@@ -212,7 +212,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     let (links, wanted) = Links::new(tokio::runtime::Handle::current(), port);
     let (datapath, died) = Datapath::new(node.view(), links.clone());
     datapath.receive().context("start the thread that reads the UDP port").map_err(failed("E-START"))?;
-    let sessions = direct::config(peers.peer(), data_secret, config.data_cipher);
+    let sessions = direct::config(peers.peer(), data_secret, config.data_cipher, config.post_quantum);
     let (direct_task, direct_handle, asks) = match Direct::new(&links, sessions) {
         Some((task, handle, asks)) => (Some(task), Some(handle), Some(asks)),
         None => (None, None, None),

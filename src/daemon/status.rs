@@ -9,6 +9,7 @@ use crate::api::types::{
     self, Carriers, Error, ErrorKind, Path, PeerInfo, PeerStatus, Problem, SessionInfo, Status, SubnetState,
     SubnetStatus,
 };
+use crate::config::PostQuantum;
 use crate::host::Rules;
 use crate::link::direct::{DirectStatus, PathStatus};
 use crate::link::{Carried, Key, LinkStatus};
@@ -73,6 +74,7 @@ fn carriers(link: &LinkStatus) -> Carriers {
 fn session(status: &DirectStatus) -> SessionInfo {
     SessionInfo {
         cipher: status.cipher.map(|cipher| cipher.to_string()),
+        post_quantum: status.hybrid,
         keys: status.keys,
         path_changes: status.path_changes,
     }
@@ -122,8 +124,10 @@ fn path(
     if let Some(via) = link.and_then(|l| l.via.as_ref()) {
         return direct(via.transport, via.remote.clone(), since.unwrap_or_else(unix_now));
     }
+    // Where no stream may carry packets, a connection is no way for them.
+    let by_streams = ctx.config.post_quantum != PostQuantum::Require;
     // Connected, but in no common subnet's stream yet.
-    if let (None, Some(connection)) = (link, status.and_then(|s| s.connections.last())) {
+    if let (None, Some(connection)) = (link, status.and_then(|s| s.connections.last()).filter(|_| by_streams)) {
         return direct(
             connection.transport,
             connection.remote.clone(),
@@ -350,6 +354,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                 info.path.since = 0;
             }
             problems.extend(unwell::unanswered(&info, sessions.get(&key), unix_now()));
+            problems.extend(unwell::unmet(&info, sessions.get(&key), ctx.config.post_quantum));
             info.loss = direct.and_then(|path| path.loss);
             info.mtu = direct.map_or(MTU, inner_mtu);
             info.tx_bytes = link.carried().tx_bytes;

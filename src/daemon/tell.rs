@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use crate::api::types::{Request, Response, SubnetState};
+use crate::config::PostQuantum;
 use crate::datapath::TunDied;
 use crate::model::host::HostConfig;
 use crate::model::id::PeerId;
@@ -107,7 +108,7 @@ async fn spread(
     if let Some(direct) = &ctx.direct {
         direct.retain(Arc::clone(view)).await;
     }
-    let members = members(view);
+    let members = members(view, ctx.config.post_quantum != PostQuantum::Require);
     let (endpoints, reached) = ctx.node.read(|core| (core.state.endpoints(), core.state.reached())).await?;
     let peers: BTreeSet<PeerId> =
         endpoints.keys().chain(reached.keys()).filter(|p| members.contains_key(p)).copied().collect();
@@ -162,13 +163,14 @@ impl Leaving {
 
 /// Who may speak control, each with the subnets whose packets the View takes from it. A stream for packets that it refuses
 /// would be opened and dropped over and over, each time later: when the View takes them again, the other end would wait.
-fn members(view: &View) -> Members {
+/// Where post-quantum key agreement is required no stream carries packets, for libp2p's keys have none.
+fn members(view: &View, by_streams: bool) -> Members {
     let mut members = Members::new();
     for (id, roll) in view.rolls.iter() {
         let carried = view.subnets.get(id);
         for peer in roll.iter() {
             let subnets = members.entry(*peer).or_default();
-            subnets.extend(carried.filter(|subnet| subnet.members.contains(peer)).map(|_| *id));
+            subnets.extend(carried.filter(|subnet| by_streams && subnet.members.contains(peer)).map(|_| *id));
         }
     }
     members

@@ -3,7 +3,7 @@
 
 use super::Context;
 use crate::api::types::{PeerStatus, Problem};
-use crate::config::Config;
+use crate::config::{Config, PostQuantum};
 use crate::link::Key;
 use crate::link::direct::DirectStatus;
 use crate::model::host::Proto;
@@ -61,6 +61,25 @@ pub(super) fn unanswered(info: &PeerStatus, session: Option<&DirectStatus>, now:
         severity: "warning".into(),
         message: format!("{} answers no datagram: its packets go over TCP, which is slower", info.name),
         help: format!("let byway's UDP port, 4100 unless configured, through to this machine or to {}", info.name),
+    })
+}
+
+/// One end requires post-quantum key agreement and the other does not do it: no packet goes between them.
+pub(super) fn unmet(info: &PeerStatus, session: Option<&DirectStatus>, ours: PostQuantum) -> Option<Problem> {
+    let peer = &info.name;
+    let (message, on) = if ours == PostQuantum::Require {
+        (
+            format!("no packets to {peer}: it does no post-quantum key agreement, and this machine requires it"),
+            peer.as_str(),
+        )
+    } else {
+        (format!("no packets to {peer}: it requires post-quantum key agreement, which is off here"), "this machine")
+    };
+    session.filter(|session| session.unmet).map(|_| Problem {
+        code: "E-POST-QUANTUM".into(),
+        severity: "warning".into(),
+        message,
+        help: format!("on {on}: transport.post_quantum = \"prefer\" in byway.toml, then start the daemon again"),
     })
 }
 

@@ -25,7 +25,7 @@ use crate::crypto::frame::{Cipher, Library, Sealer};
 use crate::model::id::PeerId;
 use crate::model::view::View;
 use crate::peer::path::{self, Output, Paths};
-use crate::peer::session::{self, Action, Indices, Session};
+use crate::peer::session::{self, Action, Indices, PostQuantum, Session};
 use crate::udp::{Port, receive_buffer};
 use crate::wire::control;
 use crate::wire::datagram::{Control, OVERHEAD, Trailer};
@@ -60,6 +60,8 @@ pub struct Config {
     pub secret: Zeroizing<[u8; 32]>,
     /// Who computes AES here; none where this machine prefers ChaCha20. See [`sealing`](super::sealing).
     pub aes: Option<Library>,
+    /// Whether ML-KEM is done.
+    pub post_quantum: PostQuantum,
 }
 
 /// What goes with a message of a session over the stream.
@@ -133,6 +135,10 @@ pub struct DirectStatus {
     pub path: Option<PathStatus>,
     /// The cipher of the key in use; none: there is no key.
     pub cipher: Option<Cipher>,
+    /// Whether an ML-KEM secret is in that key; none: there is no key.
+    pub hybrid: Option<bool>,
+    /// Whether there is no key because one end requires ML-KEM and the other does not do it.
+    pub unmet: bool,
     /// Keys used so far, the first one included.
     pub keys: u64,
     /// Paths gained, lost or moved so far.
@@ -541,6 +547,7 @@ impl Direct {
                 secret: self.config.secret.clone(),
                 peer_key,
                 aes: self.config.aes,
+                post_quantum: self.config.post_quantum,
             };
             Peer {
                 peer_key,
@@ -812,6 +819,8 @@ impl Peer {
         DirectStatus {
             path,
             cipher: self.sealer.as_ref().map(|sealer| sealer.cipher()),
+            hybrid: self.session.is_hybrid(),
+            unmet: self.session.is_unmet(),
             keys: self.keys,
             path_changes: self.paths.changes(),
         }

@@ -7,7 +7,8 @@
 //!
 //! ```text
 //! 0 Want                              ->  0 Wanted                      the greater peer ID asks the smaller to begin
-//! 1 Offer { version u8, aes bool, kem key }  ->  1 Accept { aes bool, kem ciphertext }
+//! 1 Offer { version u8, aes bool, kem key, required bool }
+//!                                     ->  1 Accept { aes bool, kem ciphertext }     or  3 Unmet
 //! 2 Begin { Noise message 1 }         ->  2 Finish { Noise message 2 }  both times from the smaller peer ID
 //! ```
 //!
@@ -23,6 +24,10 @@
 //!
 //! The cipher is AES-256-GCM when both say that they have AES instructions, else ChaCha20-Poly1305; both flags are in the
 //! transcript of the handshake, so nobody between can lower it. A rekey keeps the cipher.
+//!
+//! An end that does no ML-KEM ([`PostQuantum::Off`]) offers an empty key, and answers with an empty ciphertext; both are in
+//! the transcript, so nobody between can take it out. Where one end requires it and the other does not do it the answer is
+//! Unmet: there is no session, both know why, and it is asked again later. A rekey keeps what the first handshake had.
 //!
 //! # Which key is used when
 //!
@@ -93,6 +98,18 @@ const RETIRED: usize = 4;
 const BURST: u32 = 16;
 const REFILL: Duration = Duration::from_millis(500);
 
+/// What an end does about post-quantum key agreement: ML-KEM-768 beside X25519.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PostQuantum {
+    /// Never.
+    Off,
+    /// With every peer that does it.
+    #[default]
+    Prefer,
+    /// No session without it.
+    Require,
+}
+
 /// Who talks to whom about what.
 #[derive(Clone)]
 pub struct Config {
@@ -108,6 +125,8 @@ pub struct Config {
     pub peer_key: [u8; KEY],
     /// Who computes AES here; none where this machine prefers ChaCha20.
     pub aes: Option<Library>,
+    /// Whether ML-KEM is done.
+    pub post_quantum: PostQuantum,
 }
 
 impl fmt::Debug for Config {
@@ -194,6 +213,8 @@ pub struct Session {
     look: Option<Instant>,
     /// Handshakes the peer may still make us compute, and since when.
     budget: (u32, Option<Instant>),
+    /// Whether the last attempt failed because one end requires ML-KEM and the other does not do it.
+    unmet: bool,
     actions: VecDeque<Action>,
 }
 
@@ -221,6 +242,7 @@ impl Session {
             made: None,
             look: None,
             budget: (BURST, None),
+            unmet: false,
             actions: VecDeque::new(),
         }
     }
@@ -256,7 +278,9 @@ impl Session {
                 self.renew(now);
                 Ok(encode(&Reply::Wanted))
             }
-            Request::Offer { version: handshake::VERSION, aes, kem } => self.accept(now, message, aes, &kem),
+            Request::Offer { version: handshake::VERSION, aes, kem, required } => {
+                self.accept(now, message, aes, (&kem, required))
+            }
             Request::Offer { version, .. } => Err(SessionError::Version(version)),
             Request::Begin { noise } => self.finish(now, &noise, entropy),
         }
@@ -271,9 +295,14 @@ impl Session {
                 self.later(now, asked, WANT_PATIENCE);
                 Ok(())
             }
-            (Asking::Offer { kem, offer }, Some(Reply::Accept { aes, kem: ciphertext }), Some(accept)) => kem
-                .open(&ciphertext)
-                .and_then(|secret| self.begin(now, handshake::transcript(&offer, accept), aes, &secret, entropy)),
+            (Asking::Offer { kem, offer }, Some(Reply::Accept { aes, kem: ciphertext }), Some(accept)) => {
+                let transcript = handshake::transcript(&offer, accept);
+                self.shared(kem, &ciphertext).and_then(|secret| self.begin(now, transcript, aes, secret, entropy))
+            }
+            (Asking::Offer { .. }, Some(Reply::Unmet), _) => {
+                self.unmet = true;
+                Err(Refused)
+            }
             (Asking::Begin { mut begun, index, cipher }, Some(Reply::Finish { noise }), _) => {
                 begun.finish(&noise).map(|keys| self.began(now, keys, index, cipher))
             }
@@ -389,6 +418,16 @@ impl Session {
         self.current.as_ref().map(|c| c.sealer.cipher())
     }
 
+    /// Whether an ML-KEM secret is in the key in use; none without a key.
+    pub fn is_hybrid(&self) -> Option<bool> {
+        self.current.as_ref().map(|c| c.hybrid)
+    }
+
+    /// Whether there is no session because one end requires ML-KEM and the other does not do it.
+    pub fn is_unmet(&self) -> bool {
+        self.unmet
+    }
+
     /// Whether handshakes over the stream are ours to begin.
     fn begins(&self) -> bool {
         self.config.me < self.config.peer
@@ -407,10 +446,10 @@ impl Session {
     }
 
     /// The terms of a handshake that we begin, or answer.
-    fn terms(&self, initiator: bool, cipher: Cipher, transcript: [u8; 32], attempt: u32) -> Terms {
+    fn terms(&self, initiator: bool, (cipher, hybrid): (Cipher, bool), transcript: [u8; 32], attempt: u32) -> Terms {
         let Config { me, peer, subnet, .. } = self.config;
         let (initiator, responder) = if initiator { (me, peer) } else { (peer, me) };
-        Terms { subnet, initiator, responder, cipher, transcript, attempt }
+        Terms { subnet, initiator, responder, cipher, hybrid, transcript, attempt }
     }
 
     fn cipher_with(&self, peer_has_aes: bool) -> Cipher {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::drive::stays;
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, SOON, text, until};
 use crate::underlay::{
@@ -21,6 +22,7 @@ pub const CASES: &[Case] = &[
     fast!(host_of_two_addresses_answers_from_the_one_that_was_asked),
     fast!(an_address_that_goes_away_is_replaced_in_a_second_and_a_half),
     fast!(an_address_that_is_cut_off_is_left_for_the_one_the_kernel_prefers),
+    fast!(post_quantum_is_what_both_ends_make_of_it),
     long!(carrier_switches_under_tcp_break_no_connection, "iperf3", "ss"),
     long!(flapping_link_settles_on_datagrams),
     long!(forty_packets_a_second_lose_none_to_a_new_path),
@@ -295,4 +297,68 @@ fn receive_buffer_follows_the_round_trip(lab: &Lab) -> Result<()> {
     let far = Transfer::start(&a, &b, 8, "100M")?;
     until("a far peer that sends is the one that counts", Duration::from_secs(7), || Ok(buffer()? >= 4))?;
     far.wait(30).map(drop)
+}
+
+/// What `status` of a host says of the session with another: whether it is post-quantum.
+fn post_quantum(of: &Host, to: &str) -> Result<Option<bool>> {
+    let status = of.status("lab")?;
+    let peers = status["peers"].as_array().context("no `peers`")?;
+    let peer = peers.iter().find(|p| p["name"] == to).context("no such peer")?;
+    Ok(peer["session"]["post_quantum"].as_bool())
+}
+
+fn post_quantum_is_what_both_ends_make_of_it(lab: &Lab) -> Result<()> {
+    let (a, b) = (lab.host("a")?, lab.host("b")?);
+    let set = |host: &Host, value: &str| -> Result<()> {
+        if host.is_running() {
+            host.terminate()?;
+        }
+        host.set_env("BYWAY_TRANSPORT_POST_QUANTUM", value);
+        host.start()
+    };
+    set(&a, "off")?;
+    set(&b, "prefer")?;
+    b.json(&["join", &text(&a.json(&["create", "lab"])?, "invite")?])?;
+    let (to_a, to_b) = (a.overlay("lab")?.0, b.overlay("lab")?.0);
+    let agreed = |expected: bool| -> Result<()> {
+        datagrams(&a, &b, SOON)?;
+        until("both say whether it is post-quantum", SOON, || {
+            Ok(post_quantum(&a, "b")? == Some(expected) && post_quantum(&b, "a")? == Some(expected))
+        })?;
+        a.ns().reaches(&to_b, SOON).map(drop)
+    };
+    agreed(false).context("off and prefer")?;
+    set(&a, "prefer")?;
+    agreed(true).context("prefer and prefer")?;
+    set(&a, "require")?;
+    agreed(true).context("require and prefer")?;
+    // Packets of who requires it never go over a stream, also when there is no other way.
+    block_udp(lab, &[&a])?;
+    a.ns().loses(&to_b, SOON)?;
+    stays("nothing goes over TCP", Duration::from_secs(3), || Ok(!a.ns().pings(&to_b) && !b.ns().pings(&to_a)))?;
+    heal(lab, "noudp")?;
+    agreed(true).context("require and prefer, after UDP was blocked")?;
+    let streams = path_carriers(&a, "b")?["stream"].clone();
+    ensure!(streams["tx_packets"] == 0 && streams["rx_packets"] == 0, "packets over a stream: {streams}");
+    set(&b, "off")?;
+    for (host, words) in [(&a, "and this machine requires it"), (&b, "which is off here")] {
+        until("both say why there is no session", SOON, || {
+            let problems = host.json(&["status"])?["problems"].to_string();
+            Ok(problems.contains("E-POST-QUANTUM") && problems.contains(words))
+        })?;
+    }
+    ensure!(!a.ns().pings(&to_b) && !b.ns().pings(&to_a), "packets pass without what is required");
+    let checked = a.byway(&["status", "--check", "healthy"])?;
+    ensure!(checked.code == 9, "{checked}");
+    set(&b, "prefer")?;
+    agreed(true).context("require and prefer again")?;
+    ensure!(!a.json(&["status"])?["problems"].to_string().contains("E-POST-QUANTUM"), "it is said no more");
+    Ok(())
+}
+
+/// What each carrier took to a peer, and brought from it.
+fn path_carriers(of: &Host, to: &str) -> Result<serde_json::Value> {
+    let status = of.status("lab")?;
+    let peers = status["peers"].as_array().context("no `peers`")?;
+    Ok(peers.iter().find(|p| p["name"] == to).context("no such peer")?["carriers"].clone())
 }

@@ -414,6 +414,9 @@ pub struct SessionInfo {
     /// `aes-256-gcm` or `chacha20-poly1305`; absent without a key.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub cipher: Option<String>,
+    /// Whether ML-KEM-768 is in the key beside X25519; absent without a key.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub post_quantum: Option<bool>,
     /// Keys used so far, the first one included.
     pub keys: u64,
     /// Datagram paths gained, lost or moved so far.

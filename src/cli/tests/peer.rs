@@ -51,7 +51,7 @@ fn a_datagram_session_is_told() {
     let mut peer = peer_info();
     peer.path = Path { mtu: Some(1500), ..path("direct", "datagram", "udp", "10.0.0.2:4100", "") };
     let cipher = Some("aes-256-gcm".to_owned());
-    peer.sessions = vec![SessionInfo { cipher, keys: 2, path_changes: 1 }];
+    peer.sessions = vec![SessionInfo { cipher, post_quantum: Some(true), keys: 2, path_changes: 1 }];
     let shown = render(&Response::Peer(Box::new(peer)), STYLE);
     for line in [
         "  path        direct udp 10.0.0.2:4100\n",

@@ -10,7 +10,7 @@ use crate::daemon::Context;
 use crate::daemon::join::{self, Progress};
 use crate::link::Key;
 use crate::model::host::HostPolicy;
-use crate::model::id::{Name, SubnetId};
+use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::join::{INVITE_PREFIX, Invite, NEW_INVITE, fingerprint};
 use crate::model::local::PendingJoin;
 use crate::model::members::printable;
@@ -195,13 +195,20 @@ async fn joined(ctx: &Context, id: SubnetId) -> Result<Option<Joined>, Error> {
     }))
 }
 
-/// Waits a little for the first stream: a ping right after `join` shall pass.
+/// Whether a member of a subnet has a path of datagrams.
+async fn by_datagrams(ctx: &Context, id: SubnetId) -> bool {
+    let Some(direct) = &ctx.direct else { return false };
+    direct.status().await.iter().any(|(key, status)| key.subnet == id && status.path.is_some())
+}
+
+/// Waits a little for the first stream, or the first path of datagrams: a ping right after `join` shall pass.
 async fn first_stream(ctx: &Context, id: SubnetId) {
     let deadline = Instant::now() + STREAM_PATIENCE;
     while Instant::now() < deadline {
         let view = ctx.node.view().load_full();
         let members = view.subnets.get(&id).map(|s| s.members.clone()).unwrap_or_default();
-        if members.iter().any(|peer| ctx.links.status(Key { subnet: id, peer: *peer }).via.is_some()) {
+        let by_stream = |peer: &PeerId| ctx.links.status(Key { subnet: id, peer: *peer }).via.is_some();
+        if members.iter().any(by_stream) || by_datagrams(ctx, id).await {
             return;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -81,7 +81,12 @@ impl Streams {
                 }
             }
         });
-        let config = Config { me: peer(n), secret: secret(n), aes: has_aes.then_some(Library::AwsLc) };
+        let config = Config {
+            me: peer(n),
+            secret: secret(n),
+            aes: has_aes.then_some(Library::AwsLc),
+            post_quantum: Default::default(),
+        };
         let (direct, handle, asks) = Direct::new(&links, config).unwrap();
         let stop = CancellationToken::new();
         let task = tokio::spawn(direct.run(stop.clone()));

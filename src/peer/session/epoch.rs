@@ -73,6 +73,8 @@ pub(super) struct Epoch {
     pub(super) index: u32,
     pub(super) sealer: Arc<Sealer>,
     pub(super) next_psk: Secret,
+    /// Whether an ML-KEM secret is in it.
+    pub(super) hybrid: bool,
     pub(super) made: Instant,
     /// Whether we began its handshake.
     pub(super) initiator: bool,
@@ -152,7 +154,7 @@ impl Session {
         let library = self.config.aes.unwrap_or_default();
         let opener = Opener::new(cipher, library, &keys.receive);
         self.actions.push_back(Action::Install { index, opener });
-        (self.made, self.again, self.retry) = (Some(now), None, RETRY_FIRST);
+        (self.made, self.again, self.retry, self.unmet) = (Some(now), None, RETRY_FIRST, false);
         let sealer = Arc::new(Sealer::new(cipher, library, &keys.send, keys.peer_index));
         Epoch {
             id: id_of(&keys.hash),
@@ -160,6 +162,7 @@ impl Session {
             index,
             sealer,
             next_psk: keys.next_psk,
+            hybrid: keys.hybrid,
             made: now,
             initiator,
             confirmed: false,

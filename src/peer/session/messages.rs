@@ -11,7 +11,7 @@ pub(super) type Id = [u8; 8];
 #[derive(Serialize, Deserialize)]
 pub(super) enum Request {
     Want,
-    Offer { version: u8, aes: bool, kem: Vec<u8> },
+    Offer { version: u8, aes: bool, kem: Vec<u8>, required: bool },
     Begin { noise: Vec<u8> },
 }
 
@@ -20,6 +20,7 @@ pub(super) enum Reply {
     Wanted,
     Accept { aes: bool, kem: Vec<u8> },
     Finish { noise: Vec<u8> },
+    Unmet,
 }
 
 #[derive(Serialize, Deserialize)]

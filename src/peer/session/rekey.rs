@@ -56,7 +56,7 @@ impl Session {
         }
         let Some(current) = &self.current else { return };
         let cipher = current.sealer.cipher();
-        let terms = self.terms(false, cipher, current.hash, attempt);
+        let terms = self.terms(false, (cipher, current.hybrid), current.hash, attempt);
         let index = self.indices.take();
         let own = self.own(index, entropy);
         let Ok((keys, reply)) = handshake::respond(own, &terms, current.next_psk.clone(), noise) else { return };
@@ -92,7 +92,8 @@ impl Session {
         current.attempts = current.attempts.saturating_add(1);
         let (attempt, base, hash) = (current.attempts, current.id, current.hash);
         let (cipher, psk) = (current.sealer.cipher(), current.next_psk.clone());
-        let terms = self.terms(true, cipher, hash, attempt);
+        let kept = (cipher, current.hybrid);
+        let terms = self.terms(true, kept, hash, attempt);
         let index = self.indices.take();
         // Should it fail, the stream is asked when patience ends.
         let Ok((begun, noise)) = Begun::new(self.own(index, entropy), &terms, psk) else { return };

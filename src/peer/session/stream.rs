@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::PostQuantum;
 use super::messages::{Reply, Request, encode};
 use super::{Action, BURST, Entropy, OFFER_PATIENCE, REFILL, RETRY_FIRST, RETRY_LAST, Session, SessionError};
 use crate::crypto::frame::Cipher;
@@ -10,7 +11,7 @@ use crate::crypto::handshake::{self, Begun, KEM_KEY, Kem, MESSAGE_1, Refused, Se
 /// A question out over the stream.
 pub(super) enum Asking {
     Want,
-    Offer { kem: Kem, offer: Vec<u8> },
+    Offer { kem: Option<Kem>, offer: Vec<u8> },
     Begin { begun: Begun, index: u32, cipher: Cipher },
 }
 
@@ -29,9 +30,12 @@ impl Session {
         }
         self.again = None;
         let (asking, message) = if self.begins() {
-            let Ok((kem, key)) = Kem::new() else { return self.later(now, now, RETRY_FIRST) };
-            let offer = Request::Offer { version: handshake::VERSION, aes: self.config.aes.is_some(), kem: key };
-            let offer = encode(&offer);
+            let made = (self.config.post_quantum != PostQuantum::Off).then(Kem::new).transpose();
+            let Ok(made) = made else { return self.later(now, now, RETRY_FIRST) };
+            let (kem, key) = made.unzip();
+            let (aes, required) = (self.config.aes.is_some(), self.config.post_quantum == PostQuantum::Require);
+            let kem_key = key.unwrap_or_default();
+            let offer = encode(&Request::Offer { version: handshake::VERSION, aes, kem: kem_key, required });
             (Asking::Offer { kem, offer: offer.clone() }, offer)
         } else {
             (Asking::Want, encode(&Request::Want))
@@ -60,24 +64,38 @@ impl Session {
         left > 0
     }
 
+    /// The secret in an accept; none where one end does no ML-KEM.
+    pub(super) fn shared(&self, kem: Option<Kem>, ciphertext: &[u8]) -> Result<Option<Secret>, Refused> {
+        match kem {
+            Some(kem) if !ciphertext.is_empty() => kem.open(ciphertext).map(Some),
+            _ if !ciphertext.is_empty() || self.config.post_quantum == PostQuantum::Require => Err(Refused),
+            _ => Ok(None),
+        }
+    }
+
     /// Answers an offer.
     pub(super) fn accept(
         &mut self,
         now: Instant,
         offer: &[u8],
         aes: bool,
-        key: &[u8],
+        (key, required): (&[u8], bool),
     ) -> Result<Vec<u8>, SessionError> {
-        if key.len() != KEM_KEY {
+        if !key.is_empty() && key.len() != KEM_KEY {
             return Err(SessionError::Malformed);
+        }
+        let hybrid = !key.is_empty() && self.config.post_quantum != PostQuantum::Off;
+        if !hybrid && (required || self.config.post_quantum == PostQuantum::Require) {
+            self.unmet = true;
+            return Ok(encode(&Reply::Unmet));
         }
         if !self.pay(now) {
             return Err(SessionError::TooOften);
         }
-        let (kem, secret) = handshake::encapsulate(key)?;
-        let accept = encode(&Reply::Accept { aes: self.config.aes.is_some(), kem });
-        let terms = self.terms(false, self.cipher_with(aes), handshake::transcript(offer, &accept), 0);
-        let psk = terms.psk(&secret)?;
+        let (kem, secret) = hybrid.then(|| handshake::encapsulate(key)).transpose()?.unzip();
+        let accept = encode(&Reply::Accept { aes: self.config.aes.is_some(), kem: kem.unwrap_or_default() });
+        let terms = self.terms(false, (self.cipher_with(aes), hybrid), handshake::transcript(offer, &accept), 0);
+        let psk = terms.psk(secret.as_ref())?;
         self.offered = Some(Offered { terms, psk, until: now + OFFER_PATIENCE });
         Ok(accept)
     }
@@ -88,12 +106,12 @@ impl Session {
         now: Instant,
         transcript: [u8; 32],
         aes: bool,
-        secret: &Secret,
+        secret: Option<Secret>,
         entropy: Entropy<'_>,
     ) -> Result<(), Refused> {
         let cipher = self.cipher_with(aes);
-        let terms = self.terms(true, cipher, transcript, 0);
-        let psk = terms.psk(secret)?;
+        let terms = self.terms(true, (cipher, secret.is_some()), transcript, 0);
+        let psk = terms.psk(secret.as_ref())?;
         let index = self.indices.take();
         let (begun, noise) = Begun::new(self.own(index, entropy), &terms, psk)?;
         self.asking = Some((Asking::Begin { begun, index, cipher }, now));

@@ -49,6 +49,7 @@ fn config(end: usize) -> Config {
         peer_key: PublicKey::from(&StaticSecret::from(key(1 - end))).to_bytes(),
         // Two ends by two libraries.
         aes: Some([Library::AwsLc, Library::Ring][end]),
+        post_quantum: PostQuantum::Prefer,
     }
 }
 
@@ -685,6 +686,59 @@ fn aes_is_used_only_where_both_have_it() {
         assert!(world.ends.iter().all(|e| e.session.cipher() == Some(cipher)));
         world.seconds(125);
         assert!(world.ends.iter().all(|e| e.session.cipher() == Some(cipher)), "a rekey keeps it");
+    }
+}
+
+/// What both ends make of their settings: none is no session. Every pair, for who begins is not who chooses.
+#[test]
+fn ml_kem_is_done_where_both_do_it_and_without_it_nobody_who_requires_it_has_a_session() {
+    use PostQuantum::{Off, Prefer, Require};
+    for (a, b, hybrid) in [
+        (Off, Off, Some(false)),
+        (Off, Prefer, Some(false)),
+        (Off, Require, None),
+        (Prefer, Off, Some(false)),
+        (Prefer, Prefer, Some(true)),
+        (Prefer, Require, Some(true)),
+        (Require, Off, None),
+        (Require, Prefer, Some(true)),
+        (Require, Require, Some(true)),
+    ] {
+        let with = |post_quantum, config: Config| Config { post_quantum, ..config };
+        let mut world = World::with(with(a, config(0)), with(b, config(1)), 1);
+        world.connect();
+        world.seconds(1);
+        let seen = |world: &World| [0, 1].map(|end| world.ends[end].session.is_hybrid());
+        assert_eq!(seen(&world), [hybrid; 2], "{a:?} {b:?}");
+        assert!(world.ends.iter().all(|end| end.session.is_unmet() == hybrid.is_none()), "{a:?} {b:?}: both know why");
+        if hybrid.is_some() {
+            world.assert_joined();
+        }
+        world.seconds(125);
+        assert_eq!(seen(&world), [hybrid; 2], "{a:?} {b:?}: a rekey keeps it, and nothing brings what is refused");
+    }
+}
+
+#[test]
+fn ml_kem_that_is_taken_out_on_the_way_is_missed() {
+    // The offer's key, or the accept's ciphertext, is made empty by somebody between.
+    let stripped = |step: usize| {
+        move |now: usize, message: &mut Vec<u8>| {
+            if now == step && step == 0 {
+                let Some(Request::Offer { version, aes, required, .. }) = decode(message) else { panic!("no offer") };
+                *message = encode(&Request::Offer { version, aes, kem: vec![], required });
+            } else if now == step {
+                let Some(Reply::Accept { aes, .. }) = decode(message) else { panic!("no accept") };
+                *message = encode(&Reply::Accept { aes, kem: vec![] });
+            }
+        }
+    };
+    for step in [0, 1] {
+        let (one, two, _) = handshake(config(0), config(1), stripped(step));
+        assert!(!one.is_live() && !two.is_live(), "{step}");
+        let strict = |end: usize| Config { post_quantum: PostQuantum::Require, ..config(end) };
+        let (one, two, _) = handshake(strict(0), strict(1), stripped(step));
+        assert!(!one.is_live() && !two.is_live(), "{step}");
     }
 }
 

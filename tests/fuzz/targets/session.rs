@@ -23,6 +23,7 @@ fn end(n: u8) -> Session {
         secret: [n; 32].into(),
         peer_key: public(3 - n),
         aes: Some(byway::crypto::aead::Library::AwsLc),
+        post_quantum: byway::peer::session::PostQuantum::Prefer,
     };
     Session::new(config, Indices::new(&mut fill))
 }
