@@ -70,7 +70,7 @@ fn mark(config: &Config, all: bool) -> Result<Option<String>, Error> {
     }
     let dir = config.state_dir.as_path();
     match store::identity(dir, config.identity_file.as_deref(), true) {
-        Ok(seed) => Ok(Some(instance_of(Identity::new(&seed, [0; 32]).peer))),
+        Ok(seed) => Ok(Some(instance_of(Identity::new(&seed, [0; 32], [0; 32]).peer))),
         Err(error) => {
             let why = if store::exists_in(dir) { error.to_string() } else { no_state(dir) };
             let message = format!("nobody can tell which traces are those of {}: {why}", dir.display());

@@ -62,6 +62,8 @@ use crate::store::{self, Store};
 
 /// Name of the file with the key of datagram sessions.
 const DATA_KEY_FILE: &str = "data.key";
+/// Name of the file with the key that opens what is sealed for this node alone.
+const SEAL_KEY_FILE: &str = "seal.key";
 
 /// Time from the first signal to the end of the process.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
@@ -384,14 +386,16 @@ fn load(config: &Config) -> Result<Loaded, Error> {
     };
     let dir: &Path = &config.state_dir;
     // Keys before state: killed in between, the next start finds keys without a state and goes on.
-    let keyed = [store::IDENTITY_FILE, DATA_KEY_FILE].iter().all(|name| dir.join(name).exists());
+    let keyed = [store::IDENTITY_FILE, DATA_KEY_FILE, SEAL_KEY_FILE].iter().all(|name| dir.join(name).exists());
     let exists = keyed || store::holds_something(dir);
     let seed = store::identity(dir, config.identity_file.as_deref(), exists).map_err(on_store)?;
     let data_secret = store::secret(dir, DATA_KEY_FILE, exists).map_err(on_store)?;
+    // Nothing is sealed yet: only its public half leaves this function, in this node's grants.
+    let seal_secret = store::secret(dir, SEAL_KEY_FILE, exists).map_err(on_store)?;
     let store = Store::open(dir).map_err(on_store)?;
     let saved = store.load().map_err(on_store)?;
-    let data_key = x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(*data_secret)).to_bytes();
-    let mut identity = Identity::new(&seed, data_key);
+    let public = |secret: [u8; 32]| x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(secret)).to_bytes();
+    let mut identity = Identity::new(&seed, public(*data_secret), public(*seal_secret));
     identity.life = getrandom::u64().map_err(|e| Error::new(ErrorKind::Failed, "E-RANDOM", e.to_string()))?;
     let seed = *seed;
     let (state, damage) = State::load(identity.clone(), saved.records);

@@ -170,8 +170,10 @@ pub struct Ask {
     pub subnet: SubnetId,
     /// Who asks.
     pub joiner: PeerId,
-    /// Its X25519 key.
+    /// Its X25519 key for data sessions.
     pub data_key: [u8; 32],
+    /// Its X25519 key for sealing, another one. The signature of the question binds both to who asks.
+    pub seal_key: [u8; 32],
     /// The name it wants.
     pub name: Name,
     /// Whether another name will do.
@@ -252,7 +254,9 @@ impl SignedAsk {
         let bad = || Error::new(Kind::Refused, "E-ASK", "the join request is not signed by who asks");
         let ask: Ask = if self.body.len() <= 4096 { decode(&self.body).map_err(|_| bad())? } else { return Err(bad()) };
         let message = [b"byway/ask/1\0".as_slice(), &self.body].concat();
-        if verified(&ask.joiner.0, &message, self.signature) { Ok(ask) } else { Err(bad()) }
+        // A grant of one key for both purposes is none: it is refused before anybody is asked.
+        let good = ask.seal_key != ask.data_key && verified(&ask.joiner.0, &message, self.signature);
+        if good { Ok(ask) } else { Err(bad()) }
     }
 }
 
@@ -315,6 +319,32 @@ mod tests {
         assert!(!proof.holds(SubnetId([1; 16]), PeerId([5; 32]), PeerId([2; 32]), [8; 16]));
         assert!(!proof.holds(SubnetId([1; 16]), PeerId([6; 32]), PeerId([2; 32]), [7; 16]));
         assert!(!proof.holds(SubnetId([9; 16]), PeerId([5; 32]), PeerId([2; 32]), [7; 16]));
+    }
+
+    #[test]
+    fn both_keys_of_a_joiner_are_bound_to_it_and_differ() {
+        let key = SigningKey::from_bytes(&[5; 32]);
+        let ask = Ask {
+            subnet: SubnetId([1; 16]),
+            joiner: PeerId(key.verifying_key().to_bytes()),
+            data_key: [0x61; 32],
+            seal_key: [0x62; 32],
+            name: "web".parse().unwrap(),
+            name_is_default: true,
+            ip: None,
+            asked: 1,
+            proof: None,
+        };
+        let signed = SignedAsk::new(&ask, &key);
+        assert_eq!(signed.verify(), Ok(ask.clone()));
+        for own in [0x61, 0x62] {
+            let mut forged = signed.clone();
+            let at = forged.body.windows(32).position(|bytes| bytes == [own; 32]).unwrap();
+            forged.body[at] ^= 1;
+            assert_eq!(forged.verify().unwrap_err().code, "E-ASK", "another key than the joiner's own");
+        }
+        let one = Ask { seal_key: ask.data_key, ..ask };
+        assert_eq!(SignedAsk::new(&one, &key).verify().unwrap_err().code, "E-ASK", "one key for both");
     }
 
     #[test]

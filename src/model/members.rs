@@ -29,16 +29,18 @@ pub struct Identity {
     pub peer: PeerId,
     /// Public X25519 key for data sessions.
     pub data_key: [u8; 32],
+    /// Public X25519 key for sealing, and for nothing else.
+    pub seal_key: [u8; 32],
     /// A number of this start of the daemon: see [`lives`](super::lives).
     pub life: u64,
 }
 
 impl Identity {
     /// From the seed on disk; in life 0.
-    pub fn new(seed: &[u8; 32], data_key: [u8; 32]) -> Identity {
+    pub fn new(seed: &[u8; 32], data_key: [u8; 32], seal_key: [u8; 32]) -> Identity {
         let key = SigningKey::from_bytes(seed);
         let peer = PeerId(key.verifying_key().to_bytes());
-        Identity { key, peer, data_key, life: 0 }
+        Identity { key, peer, data_key, seal_key, life: 0 }
     }
 }
 
@@ -303,7 +305,7 @@ impl Subnet {
         let grant = Grant {
             subject: ask.joiner,
             data_key: ask.data_key,
-            seal_key: None,
+            seal_key: ask.seal_key,
             name,
             role,
             generation: self.records.next_generation(ask.joiner),

@@ -79,8 +79,9 @@ pub struct Grant {
     pub subject: PeerId,
     /// The subject's X25519 key for data sessions.
     pub data_key: [u8; 32],
-    /// The subject's X25519 key for sealing, and for nothing else; no member makes one yet.
-    pub seal_key: Option<[u8; 32]>,
+    /// The subject's X25519 key for sealing what only it shall read (RFC 9180), and for nothing else. It is never the key
+    /// of sessions: a key that serves two protocols is as safe as the weaker use of it.
+    pub seal_key: [u8; 32],
     /// The member's name.
     pub name: Name,
     /// What it may do; `Admin` counts only while the head names it.
@@ -445,6 +446,7 @@ fn check(body: &Body) -> Result<(), RecordError> {
 
 fn grant_fits(g: &Grant) -> bool {
     g.generation > 0
+        && g.seal_key != g.data_key
         && g.leases.len() <= MAX_LEASES
         && g.addresses.len() <= 8
         && g.not_before < g.not_after
@@ -535,7 +537,7 @@ mod tests {
             generation: 1,
             version: 1,
             seat: 0,
-            seal_key: None,
+            seal_key: [4; 32],
             term: Term::Full,
             addresses: vec!["10.77.1.1".parse().unwrap()],
             leases: vec!["10.77.1.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()],

@@ -465,6 +465,7 @@ mod tests {
             subnet: SubnetId([1; 16]),
             joiner: peer(joiner),
             data_key: [0; 32],
+            seal_key: [1; 32],
             name: "guest".parse().unwrap(),
             name_is_default: true,
             ip: None,

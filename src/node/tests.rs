@@ -26,7 +26,7 @@ use crate::wire::control::JoinAnswer;
 const FOUNDED: u64 = 1_795_000_000;
 
 fn identity(n: u8) -> Identity {
-    Identity::new(&[n; 32], [n; 32])
+    Identity::new(&[n; 32], [n; 32], [n.wrapping_add(128); 32])
 }
 
 struct Lab {
@@ -97,6 +97,7 @@ fn admit(subnet: &mut Subnet, by: &Identity, n: u8, role: Role) {
         subnet: subnet.records.id,
         joiner: who.peer,
         data_key: who.data_key,
+        seal_key: who.seal_key,
         name: format!("m{n}").parse().unwrap(),
         name_is_default: true,
         ip: None,

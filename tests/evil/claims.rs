@@ -143,6 +143,7 @@ pub fn shaped(hand: &Hand, seen: &Seen, dice: &mut Dice, shape: Shape, count: u6
             let less = |g: &&Grant| Grant {
                 name: name.clone(),
                 data_key: [1; 32],
+                seal_key: [2; 32],
                 role: Role::Member,
                 not_after: now().saturating_add(2),
                 ..greedy(g, seat, vec![], vec![])

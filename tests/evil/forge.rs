@@ -196,7 +196,7 @@ pub fn made_up(dice: &mut Dice, at: u64, seat: u64) -> Grant {
     Grant {
         subject: PeerId(SigningKey::from_bytes(&dice.key()).verifying_key().to_bytes()),
         data_key: dice.key(),
-        seal_key: None,
+        seal_key: dice.key(),
         name: Name::from_host(&format!("m{:x}", dice.roll())),
         role: Role::Member,
         generation: 1,
@@ -243,6 +243,7 @@ pub fn ask(subnet: SubnetId, key: &SigningKey, name: &str, proof: Option<Proof>)
         subnet,
         joiner: peer_of(key),
         data_key: Dice::new(u64::from(key.to_bytes()[0])).key(),
+        seal_key: Dice::new(u64::from(key.to_bytes()[1]) + 256).key(),
         name: Name::from_host(name),
         name_is_default: true,
         ip: None,

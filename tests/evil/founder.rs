@@ -78,7 +78,7 @@ impl Founder {
         let grant = Grant {
             subject,
             data_key,
-            seal_key: None,
+            seal_key: data_key.map(|byte| !byte),
             name,
             role,
             generation: 1,

@@ -304,3 +304,23 @@ async fn a_later_range_of_versions_works_and_one_without_a_common_version_is_tol
     drop(alien);
     until("once it is gone it is no problem", || async { far().await.is_empty() }).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_member_is_granted_two_keys_of_its_own() {
+    let (a, b, id) = two().await;
+    let (me, home) = (b.peer, b.stop().await);
+    let asker = Hostile::start(home.seed());
+    asker.meet(&a, &[id]).await;
+    let pull = ControlRequest::Pull { subnet: id, have: vec![] };
+    let Ok(ControlAnswer::Records { records, .. }) = asker.control(&a, &pull).await else { panic!("no records") };
+    let mut keys = BTreeSet::new();
+    for record in records {
+        let Ok(Body::Grant(grant)) = record.verify() else { continue };
+        assert!(keys.insert(grant.data_key) && keys.insert(grant.seal_key), "one key for two uses");
+        if grant.subject == me {
+            let held = (home.public("data.key"), home.public("seal.key"));
+            assert_eq!((grant.data_key, grant.seal_key), held, "what was granted is what is on its disk");
+        }
+    }
+    assert_eq!(keys.len(), 4);
+}

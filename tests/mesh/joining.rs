@@ -26,6 +26,7 @@ pub fn ask(seed: [u8; 32], subnet: byway::model::id::SubnetId, name: &str, proof
         subnet,
         joiner,
         data_key: [1; 32],
+        seal_key: [2; 32],
         name: name.parse().unwrap(),
         name_is_default: true,
         ip: None,

@@ -59,6 +59,12 @@ impl Home {
         *byway::store::identity(&self.dir.path().join("state"), None, true).unwrap()
     }
 
+    /// The public half of the X25519 key in a file of the state directory.
+    pub fn public(&self, name: &str) -> [u8; 32] {
+        let secret = byway::store::secret(&self.dir.path().join("state"), name, true).unwrap();
+        x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(*secret)).to_bytes()
+    }
+
     pub async fn start(self) -> Node {
         let mut config = Config::defaults(&self.name);
         config.state_dir = self.dir.path().join("state");

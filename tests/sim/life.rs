@@ -26,7 +26,7 @@ struct Life {
 fn newcomer(n: u32) -> Identity {
     let mut seed = [11; 32];
     seed[..4].copy_from_slice(&n.to_be_bytes());
-    Identity::new(&seed, [0; 32])
+    Identity::new(&seed, [0; 32], [1; 32])
 }
 
 impl Life {
@@ -90,7 +90,7 @@ impl Life {
         self.forget();
         self.world.assert_agreed();
         assert_eq!(self.world.members(1).len(), 2);
-        let mut late = byway::model::state::State::new(Identity::new(&[201; 32], [3; 32]));
+        let mut late = byway::model::state::State::new(Identity::new(&[201; 32], [3; 32], [4; 32]));
         std::mem::swap(&mut self.world.nodes[1], &mut late);
         self.world.admit(0, 1, "late");
         self.world.gossip(5);

@@ -115,7 +115,7 @@ fn a_thousand_members_resolve_in_time() {
             generation: 1,
             addresses: vec![lease.trim_end_matches("/32").parse().unwrap()],
             leases: vec![lease.parse().unwrap()],
-            seal_key: None,
+            seal_key: [1; 32],
             version: 1,
             seat: 0,
             term: Term::Full,
@@ -260,7 +260,7 @@ fn junk_of_made_up_issuers_pushes_no_admin_out() {
     for n in 0..2000u32 {
         let mut seed = [8; 32];
         seed[..4].copy_from_slice(&n.to_be_bytes());
-        let signed = Signed::new(world.id, &Body::Doc(doc.clone()), &Identity::new(&seed, [0; 32]).key);
+        let signed = Signed::new(world.id, &Body::Doc(doc.clone()), &Identity::new(&seed, [0; 32], [1; 32]).key);
         world.give(2, &[signed]);
     }
     assert_eq!(world.records(2).held(), before, "junk is not held, and so never compared or sent");

@@ -38,7 +38,7 @@ pub fn seeds() -> Vec<u64> {
 }
 
 pub fn identity(n: u8) -> Identity {
-    Identity::new(&[n; 32], [n; 32])
+    Identity::new(&[n; 32], [n; 32], [n.wrapping_add(128); 32])
 }
 
 pub fn name(text: &str) -> Name {
@@ -140,6 +140,7 @@ impl World {
             subnet: self.id,
             joiner: joiner.peer,
             data_key: joiner.data_key,
+            seal_key: joiner.seal_key,
             name: name(wanted),
             name_is_default: true,
             ip: None,

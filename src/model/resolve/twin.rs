@@ -200,7 +200,7 @@ impl Dice {
 
 fn identity(n: usize) -> Identity {
     let n = u8::try_from(n + 1).unwrap();
-    Identity::new(&[n; 32], [n; 32])
+    Identity::new(&[n; 32], [n; 32], [n.wrapping_add(128); 32])
 }
 
 const PEERS: usize = 8;
@@ -249,6 +249,7 @@ impl World {
                     subnet: copy.records.id,
                     joiner: me.peer,
                     data_key: me.data_key,
+                    seal_key: me.seal_key,
                     name: format!("m{}", self.dice.below(4)).parse().unwrap(),
                     name_is_default: true,
                     ip: None,
@@ -373,6 +374,7 @@ fn large(members: usize, workloads: usize) -> World {
             subnet: world.subnet.records.id,
             joiner: who.peer,
             data_key: who.data_key,
+            seal_key: who.seal_key,
             name: format!("m{n}").parse().unwrap(),
             name_is_default: true,
             ip: None,

@@ -54,7 +54,7 @@ fn grant_of(subnet: &Subnet, by: u8, subject: u8, leases_of: u8, (generation, ve
     Body::Grant(Grant {
         subject: identity(subject).peer,
         data_key: [subject; 32],
-        seal_key: None,
+        seal_key: [subject.wrapping_add(128); 32],
         name: format!("r{subject}").parse().unwrap(),
         role: Role::Member,
         generation,

@@ -21,7 +21,7 @@ use libfuzzer_sys::fuzz_target;
 const NOW: u64 = 1_800_000_000;
 
 /// The owner first.
-static KEYS: LazyLock<Vec<Identity>> = LazyLock::new(|| (1..=5).map(|n| Identity::new(&[n; 32], [n; 32])).collect());
+static KEYS: LazyLock<Vec<Identity>> = LazyLock::new(|| (1..=5).map(|n| Identity::new(&[n; 32], [n; 32], [n + 100; 32])).collect());
 
 static GENESIS: LazyLock<Genesis> = LazyLock::new(|| Genesis {
     version: 1,
@@ -53,7 +53,7 @@ fn body(word: &[u8; 8], ends: &[[u8; 32]]) -> Body {
             Body::Grant(Grant {
                 subject,
                 data_key: [about; 32],
-                seal_key: None,
+                seal_key: [about.wrapping_add(128); 32],
                 name: name(more),
                 role: [Role::Member, Role::Admin, Role::Owner][usize::from(more / 4 % 3)],
                 generation: u32::from(low % 6),
@@ -104,6 +104,7 @@ fn body(word: &[u8; 8], ends: &[[u8; 32]]) -> Body {
             Body::Doc(Doc {
                 version: u64::from(low),
                 issued: moment,
+                life: 0,
                 left,
                 endpoints: vec![],
                 workloads: if quiet || more & 1 == 0 { vec![] } else { vec![workload] },

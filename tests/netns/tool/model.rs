@@ -52,7 +52,7 @@ pub(super) fn name(text: &str) -> Result<Name> {
 pub(super) fn identity(n: usize) -> Identity {
     let mut seed = [1; 32];
     seed[..8].copy_from_slice(&n.to_le_bytes());
-    Identity::new(&seed, seed)
+    Identity::new(&seed, seed, seed.map(|byte| !byte))
 }
 
 /// The founder's state: that many members, each with that many workloads.
@@ -101,6 +101,7 @@ fn admit(subnet: &mut Subnet, me: &Identity, n: usize, now: u64) -> Result<()> {
         subnet: subnet.records.id,
         joiner: who.peer,
         data_key: who.data_key,
+        seal_key: who.seal_key,
         name: name(&format!("m{n}"))?,
         name_is_default: false,
         ip: None,

@@ -146,6 +146,7 @@ async fn stranger(node: &Node, id: SubnetId) -> Result<f64> {
         subnet: id,
         joiner: who.peer,
         data_key: who.data_key,
+        seal_key: who.seal_key,
         name: name("new")?,
         name_is_default: true,
         ip: None,

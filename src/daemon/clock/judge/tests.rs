@@ -231,7 +231,7 @@ fn the_word_of_who_was_removed_does_not_stand() {
 
 #[test]
 fn who_has_a_say_follows_from_the_grants_and_seats() {
-    let me = |n: u8| Identity::new(&[n; 32], [n; 32]);
+    let me = |n: u8| Identity::new(&[n; 32], [n; 32], [n.wrapping_add(128); 32]);
     let owner = State::new(me(1));
     let founding = Founding {
         name: "lab".parse().unwrap(),
@@ -254,6 +254,7 @@ fn who_has_a_say_follows_from_the_grants_and_seats() {
             subnet: subnet.records.id,
             joiner: me(n).peer,
             data_key: me(n).data_key,
+            seal_key: me(n).seal_key,
             name: format!("m{n}").parse().unwrap(),
             name_is_default: true,
             ip: None,
