@@ -1,0 +1,49 @@
+//! Requests between members: frames read back as written, what a program says of itself stays within bounds, and whatever a
+//! member sends in whatever order, no request is run twice and no more run than may.
+#![no_main]
+
+use std::collections::BTreeSet;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use byway::model::id::PeerId;
+use byway::service::dedup::ALL_KEPT;
+use byway::service::inflight::{Arrival, Inflight, RUNNING, Admit};
+use byway::wire::agent::Agent;
+use byway::wire::service::{ServiceAnswer, ServiceRequest, parse_clock};
+use libfuzzer_sys::fuzz_target;
+
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+fuzz_target!(|data: &[u8]| {
+    if let Ok(request) = ServiceRequest::parse(data.to_vec()) {
+        assert_eq!(request.encode(), data);
+        let _ = parse_clock(&request.body);
+    }
+    if let Ok(answer) = ServiceAnswer::parse(data.to_vec()) {
+        assert_eq!(ServiceAnswer::parse(answer.encode()), Ok(answer));
+    }
+    if let Some(agent) = std::str::from_utf8(data).ok().and_then(Agent::parse) {
+        assert!(agent.program.len() <= 32 && agent.versions.least <= agent.versions.most);
+        let _ = agent.no_common();
+    }
+    let (mut inflight, mut now, mut running, mut ran) = (Inflight::default(), *START, BTreeSet::new(), BTreeSet::new());
+    for word in data.as_chunks::<4>().0.iter().take(2000) {
+        let [what, who, id, more] = *word;
+        let (peer, id) = (PeerId([who % 3; 32]), u64::from(id));
+        match what % 4 {
+            0 => now += Duration::from_millis(u64::from(more)),
+            1 if running.remove(&(peer, id)) => drop(inflight.finish(peer, id, &vec![0; usize::from(more) * 64], now)),
+            _ => {
+                let route = (more != 0).then_some((u64::from(more % 20), 4096));
+                let asked = Arrival { peer, id, kind: u16::from(what / 4 % 2), bytes: usize::from(more), route };
+                if inflight.admit(&asked, (), now) == Admit::Run {
+                    assert!(running.insert((peer, id)) && ran.insert((peer, id)), "run twice");
+                }
+            }
+        }
+        assert_eq!(inflight.running(), running.len());
+        assert!(running.iter().filter(|(of, _)| *of == peer).count() <= RUNNING);
+        assert!(inflight.kept() <= ALL_KEPT);
+    }
+});
