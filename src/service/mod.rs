@@ -308,3 +308,6 @@ impl Service {
         self.0.tasks.wait().await;
     }
 }
+
+#[cfg(test)]
+mod tests;
