@@ -13,6 +13,7 @@
 //! | [`model::view::View`] | what follows from the state, immutable, numbered: routes, members, zones, and what the kernel must match |
 //! | [`model::host::HostConfig`] | what the kernel must match; `plan(desired, observed)` is the difference |
 //! | [`link::Links`] | peers: the datagram path or the stream that carries packets to each, its bounded queue, its counters |
+//! | [`peer::Peer`] | one peer: its sessions, one for each subnet in common, and the datagram paths they share; a pure machine with time as an argument |
 //! | [`peer::session::Session`] | keys for one peer and subnet: pure machine, from the first handshake through every rekey |
 //! | [`model::host::HostPolicy`] | what of a machine itself one subnet reaches beside ping and names |
 //! | [`datapath::Datapath`] | the two packet loops between TUNs and links |
@@ -61,10 +62,11 @@
 //!
 //! Keys are agreed over `/byway/control/1` between authenticated members, so that no stranger's datagram ever reaches a
 //! Diffie-Hellman, and renewed inside the live session ([`peer::session`]). Authenticated probes find an address that
-//! answers and what size it carries ([`peer::path`]). The control task ([`link::direct`]) drives both and publishes what
-//! comes out as the link's route; when probes stop being answered, packets are back on the stream. Frames leave from the
-//! address the peer sends to, and how much the port keeps for a late receiving thread follows the round trip of who sends.
-//! [`wire::datagram`] is the format.
+//! answers and what size it carries ([`peer::path`]): once per peer, whatever number of subnets it shares with us, under the
+//! keys of all of them in turn ([`peer`]). The control task ([`link::direct`]) gives each [`peer::Peer`] time and random
+//! bytes and publishes what comes out as the routes of its links; when probes stop being answered, packets are back on the
+//! stream. Frames leave from the address the peer sends to, and how much the port keeps for a late receiving thread follows
+//! the round trip of who sends. [`wire::datagram`] is the format.
 //!
 //! # A command
 //!

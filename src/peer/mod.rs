@@ -1,16 +1,434 @@
-//! PURE: what one peer needs for datagrams: the keys of its sessions, the addresses it may have, the path in use.
+//! PURE: one object per peer: its sessions, one for each subnet in common, and the datagram paths they share.
 //!
-//! Time, random bytes and what was heard are arguments. What is to be done is asked for after each call; the driver
-//! ([`link::direct`](crate::link::direct)) carries it out.
+//! Time, random bytes and what was heard are arguments of [`Peer`]. After each call the driver
+//! ([`link::direct`](crate::link::direct)) takes out what is to be done: first every [`Event`], because a key must be there
+//! before the answer to what is sent, then every [`Transmit`], then [`Peer::poll_timeout`].
+//!
+//! # Whose path it is
+//!
+//! A path belongs to the peer, not to a subnet: it is probed once, whatever number of subnets are shared, and every session
+//! with the same [`PeerId`] uses it. Keys stay apart: each frame is sealed for one subnet, and opened by that subnet's key
+//! or by none. A probe travels in a frame of one of the sessions and is answered in the same one. The sessions take turns,
+//! those that carry traffic first, so that an idle peer costs the same with one subnet as with many, and so that none goes
+//! unasked. A session begins to use the path when a probe under its own key was answered; it leaves it when three of its
+//! probes were not while the path answers others (`proof.rs`): the peer has lost that key, or ended that session.
+//! A session that ends, because the peer is no member any more, takes nothing with it but itself.
 
+mod membership;
+mod output;
 pub mod path;
+mod proof;
 pub mod session;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use zeroize::Zeroizing;
+
+use crate::crypto::frame::{Cipher, Library, Opener, Sealer};
+use crate::model::id::{PeerId, SubnetId};
+use crate::wire::datagram::Control;
+pub use output::Buffers;
+
+use membership::Membership;
+use output::{Message, Waiting};
+use path::{Origin, Path, Paths};
+use session::{Indices, PostQuantum, SessionError};
 
 /// Where random bytes come from: fills the buffer it is given.
 pub type Entropy<'a> = &'a mut dyn FnMut(&mut [u8]);
 
+/// The two ends of a datagram path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pair {
+    /// Our address; none where the kernel chooses, or the socket is bound to one.
+    pub local: Option<IpAddr>,
+    /// The peer's.
+    pub remote: SocketAddr,
+}
+
+/// Who we are in every session, and what all peers of this machine share.
+#[derive(Clone)]
+pub struct Config {
+    /// We.
+    pub me: PeerId,
+    /// Our X25519 private key; the grants certify the public one.
+    pub secret: Zeroizing<[u8; 32]>,
+    /// Who computes AES here; none where this machine prefers ChaCha20.
+    pub aes: Option<Library>,
+    /// Whether ML-KEM is done.
+    pub post_quantum: PostQuantum,
+}
+
+/// What packets to the peer are sealed with and where they go, in one subnet.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// The key of this direction and its counter.
+    pub sealer: Arc<Sealer>,
+    /// The path.
+    pub pair: Pair,
+    /// Bytes of the largest UDP payload it carries.
+    pub payload: usize,
+    /// Whether that is what it carries at most, rather than what was tried so far.
+    pub settled: bool,
+}
+
+impl PartialEq for Route {
+    fn eq(&self, other: &Route) -> bool {
+        Arc::ptr_eq(&self.sealer, &other.sealer)
+            && (self.pair, self.payload, self.settled) == (other.pair, other.payload, other.settled)
+    }
+}
+
+/// What changed for the rest of the program.
+#[derive(Debug)]
+pub enum Event {
+    /// Accept frames under this receiver index, as packets of that subnet.
+    Install {
+        /// The subnet.
+        subnet: SubnetId,
+        /// Ours.
+        index: u32,
+        /// Opens them.
+        opener: Opener,
+    },
+    /// Accept them no more.
+    Remove {
+        /// One that was installed.
+        index: u32,
+    },
+    /// How packets of that subnet travel from now on; none: on the stream.
+    Route {
+        /// The subnet.
+        subnet: SubnetId,
+        /// The datagram path.
+        route: Option<Route>,
+    },
+    /// Ask the peer over the stream; the answer goes to [`Peer::handle_answer`].
+    Ask {
+        /// The subnet.
+        subnet: SubnetId,
+        /// To be given back with the answer.
+        number: u64,
+        /// The question, of [`session`].
+        message: Vec<u8>,
+    },
+    /// A probe was answered.
+    Answered {
+        /// The probe's, as [`Peer::ping`] gave it out.
+        token: u64,
+        /// The round trip.
+        rtt: Duration,
+    },
+}
+
+/// A datagram to be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transmit {
+    /// Where from and where to.
+    pub pair: Pair,
+    /// The probe's token, where it is one: for [`Peer::handle_refused`].
+    pub probe: Option<u64>,
+}
+
+/// The path in use, as the packet threads need it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Up {
+    pair: Pair,
+    payload: usize,
+    settled: bool,
+}
+
+/// One peer.
+pub struct Peer {
+    id: PeerId,
+    config: Config,
+    indices: Indices,
+    overlay: Arc<[IpNet]>,
+    paths: Paths,
+    up: Option<Up>,
+    memberships: BTreeMap<SubnetId, Membership>,
+    /// The number of the last question.
+    asked: u64,
+    waiting: VecDeque<Waiting>,
+    events: VecDeque<Event>,
+}
+
+impl std::fmt::Debug for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Peer").field("id", &self.id).field("up", &self.up).finish_non_exhaustive()
+    }
+}
+
+impl Peer {
+    /// A peer without sessions and addresses. `overlay`: the prefixes no path may lead into.
+    pub fn new(id: PeerId, config: Config, indices: Indices, overlay: Arc<[IpNet]>, entropy: Entropy<'_>) -> Peer {
+        let mut start = [0; 8];
+        entropy(&mut start);
+        Peer {
+            id,
+            config,
+            indices,
+            overlay,
+            paths: Paths::new(),
+            up: None,
+            memberships: BTreeMap::new(),
+            // An answer to a question of an earlier life of this object fits none of this one's.
+            asked: u64::from_be_bytes(start),
+            waiting: VecDeque::new(),
+            events: VecDeque::new(),
+        }
+    }
+
+    /// A subnet that the peer is a member of, with the X25519 key its grant certifies. A session under another key ends.
+    pub fn join(&mut self, subnet: SubnetId, peer_key: [u8; 32]) {
+        if self.memberships.get(&subnet).is_some_and(|known| known.peer_key() != peer_key) {
+            self.leave(subnet);
+        }
+        let (id, config, indices) = (self.id, &self.config, &self.indices);
+        self.memberships
+            .entry(subnet)
+            .or_insert_with(|| Membership::new(id, subnet, peer_key, config.clone(), indices.clone()));
+    }
+
+    /// The peer is no member of that subnet any more: its keys there open and seal nothing from now on.
+    pub fn leave(&mut self, subnet: SubnetId) {
+        let Some(mut gone) = self.memberships.remove(&subnet) else { return };
+        self.waiting.retain(|waiting| !gone.seals_with(&waiting.sealer));
+        self.events.extend(gone.end(subnet));
+        self.pause();
+        self.publish();
+    }
+
+    /// The subnets in common, with the keys the sessions there were made for.
+    pub fn memberships(&self) -> impl Iterator<Item = (SubnetId, [u8; 32])> {
+        self.memberships.iter().map(|(subnet, membership)| (*subnet, membership.peer_key()))
+    }
+
+    /// A connection to the peer is there: sessions begin where there is none. Where there is a path, the peer may have begun
+    /// anew: who was killed and is back had no time to close what it had before, nor has it its keys.
+    pub fn connected(&mut self, now: Instant, entropy: Entropy<'_>) {
+        for membership in self.memberships.values_mut() {
+            membership.session.connected(now, entropy);
+        }
+        self.closed(now, entropy);
+    }
+
+    /// The last connection to the peer is gone, and so the peer may be.
+    pub fn closed(&mut self, now: Instant, entropy: Entropy<'_>) {
+        self.paths.suspect(now);
+        self.memberships.values_mut().for_each(|membership| membership.proof.suspect(now));
+        self.pump(now, None, entropy);
+    }
+
+    /// The peer's message over the stream; the answer to it.
+    ///
+    /// # Errors
+    /// [`SessionError`]; then nothing changed. [`SessionError::Role`] also where the subnet is not in common.
+    pub fn handle_request(
+        &mut self,
+        now: Instant,
+        subnet: SubnetId,
+        message: &[u8],
+        entropy: Entropy<'_>,
+    ) -> Result<Vec<u8>, SessionError> {
+        let membership = self.memberships.get_mut(&subnet).ok_or(SessionError::Role)?;
+        let answer = membership.session.on_request(now, message, entropy);
+        self.pump(now, None, entropy);
+        answer
+    }
+
+    /// The answer to the question of that number, `None` where there is none. One to an earlier question than the last
+    /// changes nothing; whether it was the last one's.
+    pub fn handle_answer(
+        &mut self,
+        now: Instant,
+        subnet: SubnetId,
+        number: u64,
+        answer: Option<&[u8]>,
+        entropy: Entropy<'_>,
+    ) -> bool {
+        let Some(membership) = self.memberships.get_mut(&subnet) else { return false };
+        if membership.asking.take_if(|asking| *asking == number).is_none() {
+            return false;
+        }
+        membership.session.on_answer(now, answer, entropy);
+        self.pump(now, None, entropy);
+        true
+    }
+
+    /// Addresses the peer may have, best first.
+    pub fn offer(&mut self, now: Instant, addresses: &[SocketAddr], origin: Origin) {
+        self.paths.offer(now, addresses, origin, &self.overlay);
+    }
+
+    /// The overlay's prefixes changed: no path leads into them.
+    pub fn avoid(&mut self, now: Instant, overlay: Arc<[IpNet]>, entropy: Entropy<'_>) {
+        self.overlay = overlay;
+        self.paths.avoid(now, &self.overlay);
+        self.pump(now, None, entropy);
+    }
+
+    /// A control message came in a frame that was opened under `index` of that subnet.
+    pub fn handle_control(
+        &mut self,
+        now: Instant,
+        (subnet, index): (SubnetId, u32),
+        pair: Pair,
+        body: &[u8],
+        entropy: Entropy<'_>,
+    ) {
+        let Some(membership) = self.memberships.get_mut(&subnet) else { return };
+        self.paths.note(pair);
+        if membership.may_tell(now)
+            && let Some(control) = Control::decode(body)
+        {
+            // The news of the first frame may have been lost on the way here.
+            membership.session.on_first(now, index);
+            match control {
+                Control::Probe { token } => {
+                    if self.up.is_none() {
+                        membership.proof.prefer();
+                    }
+                    self.paths.on_probe(now, pair, token, &self.overlay);
+                }
+                Control::Answer { token, .. } => self.on_answer(now, token, entropy),
+                Control::Rekey(message) => membership.session.on_control(now, message, entropy),
+                // Under a former key it is about a session that is over anyway.
+                Control::Close if membership.newest() == Some(index) => {
+                    membership.close();
+                    membership.session.path_lost(now, entropy);
+                    self.pause();
+                }
+                Control::Close => {}
+            }
+        }
+        self.pump(now, Some(subnet), entropy);
+    }
+
+    fn on_answer(&mut self, now: Instant, token: u64, entropy: Entropy<'_>) {
+        // Whoever answers has opened the frame the probe went in.
+        self.memberships.values_mut().for_each(|membership| membership.proof.answered(token));
+        if let Some(rtt) = self.paths.on_answer(now, token, entropy) {
+            self.events.push_back(Event::Answered { token, rtt });
+        }
+    }
+
+    /// The first frame under an index of that subnet was opened, or with no index: the newest frame came another way than
+    /// the one before.
+    pub fn handle_packet_seen(
+        &mut self,
+        now: Instant,
+        subnet: SubnetId,
+        index: Option<u32>,
+        pair: Pair,
+        entropy: Entropy<'_>,
+    ) {
+        let Some(membership) = self.memberships.get_mut(&subnet) else { return };
+        self.paths.note(pair);
+        if let Some(index) = index {
+            membership.session.on_first(now, index);
+        }
+        self.paths.on_moved(now, pair, &self.overlay, entropy);
+        self.pump(now, Some(subnet), entropy);
+    }
+
+    /// A frame of traffic was larger than the interface takes.
+    pub fn handle_too_big(&mut self, now: Instant, entropy: Entropy<'_>) {
+        self.paths.too_big(now, entropy);
+        self.pump(now, None, entropy);
+    }
+
+    /// A [`Transmit`] with that probe was larger than the interface takes.
+    pub fn handle_refused(&mut self, token: u64) {
+        self.paths.refused(token);
+    }
+
+    /// Probes the path now under the key of that subnet, for somebody who waits for the round trip: the token that
+    /// [`Event::Answered`] will have. None where the subnet's packets are on the stream.
+    pub fn ping(&mut self, now: Instant, subnet: SubnetId, entropy: Entropy<'_>) -> Option<u64> {
+        self.memberships.get(&subnet)?.told.as_ref()?;
+        let token = self.paths.ping(now, entropy)?;
+        self.pump(now, Some(subnet), entropy);
+        Some(token)
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is to be called, at the latest.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let sessions = self.memberships.values().filter_map(|membership| membership.session.poll_timeout());
+        let path = self.paths.patience();
+        let proofs = self.memberships.values().filter(|m| m.sealer().is_some()).filter_map(|m| m.proof.due(path?));
+        sessions.chain(proofs).chain(self.paths.poll_timeout()).min()
+    }
+
+    /// Does what is due. May be called at any time.
+    pub fn handle_timeout(&mut self, now: Instant, entropy: Entropy<'_>) {
+        let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        for membership in self.memberships.values_mut().filter(|m| due(m.session.poll_timeout())) {
+            membership.session.handle_timeout(now, entropy);
+        }
+        self.pump(now, None, entropy);
+        self.paths.data(self.memberships.values().map(Membership::traffic).fold(0, u64::wrapping_add));
+        if due(self.paths.poll_timeout()) {
+            self.paths.handle_timeout(now, entropy);
+            self.pump(now, None, entropy);
+        }
+        self.ask_keys(now, entropy);
+    }
+
+    /// Says goodbye in every session that is in use; no key is dropped yet.
+    pub fn close(&mut self) {
+        let Some(up) = self.up else { return };
+        for membership in self.memberships.values_mut() {
+            if let Some(sealer) = membership.seal() {
+                self.waiting.push_back(Waiting { sealer, pair: up.pair, message: Message::Close });
+            }
+        }
+    }
+
+    /// What changed.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// The path that packets of that subnet take; none: the stream.
+    pub fn path(&self, subnet: SubnetId) -> Option<Path> {
+        self.memberships.get(&subnet)?.told.as_ref()?;
+        self.paths.path()
+    }
+
+    /// The smoothed round trip of the path in use.
+    pub fn rtt(&self) -> Option<Duration> {
+        self.paths.path()?.rtt
+    }
+
+    /// The cipher of the key in use in that subnet, and how many keys were used there so far.
+    pub fn keys(&self, subnet: SubnetId) -> (Option<Cipher>, u64) {
+        let membership = self.memberships.get(&subnet);
+        membership.map_or((None, 0), |m| (m.sealer().map(|sealer| sealer.cipher()), m.keys))
+    }
+
+    /// Whether an ML-KEM secret is in the key in use, none without a key; and whether there is none because one end requires
+    /// ML-KEM and the other does not do it.
+    pub fn post_quantum(&self, subnet: SubnetId) -> (Option<bool>, bool) {
+        let session = self.memberships.get(&subnet).map(|m| &m.session);
+        session.map_or((None, false), |s| (s.is_hybrid(), s.is_unmet()))
+    }
+
+    /// Paths gained, lost or moved so far.
+    pub fn path_changes(&self) -> u64 {
+        self.paths.changes()
+    }
+}
+
+#[cfg(test)]
+mod tests;
+
 /// Where virtual clocks begin.
 #[cfg(test)]
-fn some_moment() -> std::time::Instant {
-    std::time::Instant::now()
+fn some_moment() -> Instant {
+    Instant::now()
 }

@@ -30,7 +30,8 @@ use ipnet::IpNet;
 pub use candidates::{Origin, usable};
 pub use mtu::BASE;
 
-use super::Entropy;
+use super::proof::Patience;
+use super::{Entropy, Pair};
 use candidates::Candidates;
 use live::Live;
 
@@ -63,6 +64,8 @@ const PATIENCE: Duration = Duration::from_millis(1500);
 const THIN: Duration = Duration::from_secs(30);
 /// Padded probes to an address without an answer before that.
 const THIN_TRIES: u32 = 4;
+/// Ways remembered of one peer.
+const MAX_WAYS: usize = 4;
 /// Probes and answers that wait to be sent; the caller takes them out after every call.
 const MAX_OUTPUTS: usize = 256;
 
@@ -71,8 +74,8 @@ const MAX_OUTPUTS: usize = 256;
 pub enum Output {
     /// Send a sealed probe.
     Probe {
-        /// Where.
-        to: SocketAddr,
+        /// Where from and where to.
+        pair: Pair,
         /// To be answered with.
         token: u64,
         /// Bytes of the UDP payload; 0: as few as it takes.
@@ -80,15 +83,15 @@ pub enum Output {
     },
     /// Answer a probe: small, whatever its size was.
     Answer {
-        /// Where the probe came from, which the answer also tells.
-        to: SocketAddr,
+        /// The way the probe came.
+        pair: Pair,
         /// The probe's token.
         token: u64,
     },
     /// Packets go there from now on. Takes the place of an earlier one.
     Up {
-        /// Where.
-        to: SocketAddr,
+        /// Where from and where to.
+        pair: Pair,
         /// Bytes of the largest UDP payload.
         payload: usize,
         /// Whether that is what the path carries at most, not only what was tried so far.
@@ -101,8 +104,8 @@ pub enum Output {
 /// The path in use, as `status` shows it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Path {
-    /// Where packets go.
-    pub to: SocketAddr,
+    /// Where packets leave from and go to.
+    pub pair: Pair,
     /// Since when.
     pub since: Instant,
     /// Smoothed round trip.
@@ -114,12 +117,13 @@ pub struct Path {
     pub loss: Option<f64>,
 }
 
-/// The paths to one peer in one subnet.
+/// The paths to one peer.
 #[derive(Debug, Default)]
 pub struct Paths {
     /// There is a key to seal probes with.
     running: bool,
     candidates: Candidates,
+    ways: Ways,
     pending: VecDeque<Pending>,
     live: Option<Live>,
     outputs: VecDeque<Output>,
@@ -137,6 +141,30 @@ struct Pending {
     size: u16,
     /// A keep-alive: what becomes of it is counted in [`Tried`].
     counts: bool,
+}
+
+/// The pairs that frames came by, one for each address of the peer's; the newest last. What goes back leaves from the address
+/// of ours they came to, or a NAT on the way lets it not in.
+#[derive(Debug, Default)]
+struct Ways(Vec<Pair>);
+
+impl Ways {
+    fn note(&mut self, pair: Pair) {
+        if self.0.last() == Some(&pair) {
+            return;
+        }
+        self.0.retain(|way| way.remote != pair.remote);
+        if self.0.len() >= MAX_WAYS {
+            self.0.remove(0);
+        }
+        self.0.push(pair);
+    }
+
+    /// The pair for what goes to that address.
+    fn to(&self, remote: SocketAddr) -> Pair {
+        let known = self.0.iter().find(|way| way.remote == remote);
+        known.copied().unwrap_or(Pair { local: None, remote })
+    }
 }
 
 /// UDP payload bytes of an IP packet of `size` bytes.
@@ -189,6 +217,7 @@ impl Paths {
     pub fn stop(&mut self) {
         self.running = false;
         self.pending.clear();
+        self.ways.0.clear();
         self.outputs.retain(|output| *output == Output::Lost);
         if self.live.take().is_some() {
             self.changes = self.changes.saturating_add(1);
@@ -204,12 +233,28 @@ impl Paths {
     /// The path in use.
     pub fn path(&self) -> Option<Path> {
         let live = self.live.as_ref()?;
-        Some(Path { to: live.to, since: live.since, rtt: live.rtt, mtu: live.search.mtu(), loss: live.tried.loss() })
+        Some(Path {
+            pair: self.ways.to(live.to),
+            since: live.since,
+            rtt: live.rtt,
+            mtu: live.search.mtu(),
+            loss: live.tried.loss(),
+        })
     }
 
-    /// Keep-alives sent since the last answer, the one that is due now among them.
-    pub fn missed(&self) -> u32 {
-        self.live.as_ref().map_or(0, |live| live.missed)
+    /// How long an answer may take on the path in use; none where there is none.
+    pub(super) fn patience(&self) -> Option<Patience> {
+        let live = self.live.as_ref()?;
+        Some(Patience { usual: live.patience(REPEAT), suspect: live.patience(SUSPECT) })
+    }
+
+    /// A frame came that way. The path leaves from the address of ours that its frames come to.
+    pub fn note(&mut self, pair: Pair) {
+        let before = self.live.as_ref().map(|live| self.ways.to(live.to));
+        self.ways.note(pair);
+        if before != self.live.as_ref().map(|live| self.ways.to(live.to)) {
+            self.tell();
+        }
     }
 
     /// Paths gained, lost or moved since the start.
@@ -218,12 +263,12 @@ impl Paths {
     }
 
     /// A probe came in an opened frame.
-    pub fn on_probe(&mut self, now: Instant, from: SocketAddr, token: u64, overlay: &[IpNet]) {
-        let Some(from) = usable(from, Origin::Frame, overlay) else { return };
+    pub fn on_probe(&mut self, now: Instant, pair: Pair, token: u64, overlay: &[IpNet]) {
+        let Some(from) = usable(pair.remote, Origin::Frame, overlay) else { return };
         if !self.running {
             return;
         }
-        self.output(Output::Answer { to: from, token });
+        self.output(Output::Answer { pair: Pair { remote: from, ..pair }, token });
         self.offer(now, &[from], Origin::Frame, overlay);
         if self.live.is_none() {
             self.candidates.hurry(now, from);
@@ -254,8 +299,8 @@ impl Paths {
     }
 
     /// A newest frame came from an address that is not the path's: the peer moved, or somebody sends its frames on.
-    pub fn on_moved(&mut self, now: Instant, from: SocketAddr, overlay: &[IpNet], entropy: Entropy<'_>) {
-        let Some(from) = usable(from, Origin::Frame, overlay) else { return };
+    pub fn on_moved(&mut self, now: Instant, pair: Pair, overlay: &[IpNet], entropy: Entropy<'_>) {
+        let Some(from) = usable(pair.remote, Origin::Frame, overlay) else { return };
         self.offer(now, &[from], Origin::Frame, overlay);
         if !self.running {
             return;
@@ -363,7 +408,12 @@ impl Paths {
         }
         self.pending.push_back(Pending { token, to, sent: now, size, counts: false });
         let pad_to = if size == 0 { 0 } else { payload(to, size) };
-        self.output(Output::Probe { to, token, pad_to });
+        // Of keep-alives that are sent again, every second one leaves from what the kernel chooses: it may know a better
+        // address of ours by now.
+        let missed = self.live.as_ref().map_or(0, |live| live.missed);
+        let is_free = missed > 0 && missed.is_multiple_of(2);
+        let pair = if is_free { Pair { local: None, remote: to } } else { self.ways.to(to) };
+        self.output(Output::Probe { pair, token, pad_to });
         token
     }
 
@@ -380,7 +430,8 @@ impl Paths {
     fn tell(&mut self) {
         if let Some(live) = &self.live {
             let (to, settled) = (live.to, live.search.is_settled());
-            self.outputs.push_back(Output::Up { to, payload: payload(to, live.search.mtu()), settled });
+            let (pair, payload) = (self.ways.to(to), payload(to, live.search.mtu()));
+            self.outputs.push_back(Output::Up { pair, payload, settled });
         }
     }
 }

@@ -173,6 +173,7 @@ impl Paths {
         }
         self.changes = self.changes.saturating_add(1);
         self.pending.clear();
+        self.ways.0.clear();
         self.candidates.restart(now);
         self.outputs.push_back(Output::Lost);
     }

@@ -27,6 +27,11 @@ enum Message {
     Answer(u64),
 }
 
+/// A frame from there, to the only address of ours.
+fn from(remote: SocketAddr) -> Pair {
+    Pair { local: None, remote }
+}
+
 /// Bytes of the IP packet: headers, 40 of the frame, and the control message or its padding.
 fn size_of(to: SocketAddr, body: usize, pad_to: usize) -> usize {
     let headers = if to.is_ipv4() { 28 } else { 48 };
@@ -124,17 +129,21 @@ impl World {
         while let Some(output) = self.sides[side].poll() {
             self.log.push((self.elapsed(), side, output));
             let (to, message, size) = match output {
-                Output::Up { to, payload, settled } => {
+                Output::Up { pair, payload, settled } => {
                     self.settled[side] = settled;
-                    self.route[side] = Some((to, payload));
+                    self.route[side] = Some((pair.remote, payload));
                     continue;
                 }
                 Output::Lost => {
                     self.route[side] = None;
                     continue;
                 }
-                Output::Probe { to, token, pad_to } => (to, Message::Probe(token), size_of(to, PROBE, pad_to)),
-                Output::Answer { to, token } => (to, Message::Answer(token), size_of(to, ANSWER, 0)),
+                Output::Probe { pair: Pair { remote: to, .. }, token, pad_to } => {
+                    (to, Message::Probe(token), size_of(to, PROBE, pad_to))
+                }
+                Output::Answer { pair: Pair { remote: to, .. }, token } => {
+                    (to, Message::Answer(token), size_of(to, ANSWER, 0))
+                }
             };
             *self.sent.entry((side, to)).or_default() += size;
             let lost = self.random.next() % 1000 < self.loss;
@@ -172,10 +181,10 @@ impl World {
                 let side = &mut self.sides[packet.to];
                 if self.last[1 - packet.to] != packet.from {
                     self.last[1 - packet.to] = packet.from;
-                    side.on_moved(next, packet.from, &[], &mut |b| random.fill(b));
+                    side.on_moved(next, from(packet.from), &[], &mut |b| random.fill(b));
                 }
                 match packet.message {
-                    Message::Probe(token) => side.on_probe(next, packet.from, token, &[]),
+                    Message::Probe(token) => side.on_probe(next, from(packet.from), token, &[]),
                     Message::Answer(token) => {
                         side.on_answer(next, token, &mut |b| random.fill(b));
                     }
@@ -249,7 +258,7 @@ fn nothing_is_sent_without_a_key() {
     let mut world = World::new(1);
     let to = world.source[1];
     world.sides[0].offer(world.now, &[to], Origin::Told, &[]);
-    world.sides[0].on_probe(world.now, to, 7, &[]);
+    world.sides[0].on_probe(world.now, from(to), 7, &[]);
     world.run(10 * SECOND);
     assert!(world.log.is_empty());
     assert_eq!(world.sides[0].poll_timeout(), None);
@@ -406,7 +415,7 @@ fn an_interface_that_refuses_is_not_asked_again() {
         }
     }
     assert_eq!(large, 1);
-    assert_eq!(paths.path().map(|p| (p.to, p.mtu)), Some((a, 1500)));
+    assert_eq!(paths.path().map(|p| (p.pair.remote, p.mtu)), Some((a, 1500)));
 }
 
 #[test]
@@ -546,7 +555,7 @@ fn frames_sent_on_from_elsewhere_do_not_take_the_path() {
     world.run(5 * SECOND);
     world.source[1] = home;
     world.run(30 * SECOND);
-    assert!(world.log.iter().all(|(_, _, output)| !matches!(output, Output::Up { to, .. } if *to == thief)));
+    assert!(world.log.iter().all(|(_, _, output)| !matches!(output, Output::Up { pair, .. } if pair.remote == thief)));
     assert_eq!(world.route[0].map(|r| r.0), Some(home));
 }
 
@@ -580,8 +589,8 @@ fn an_address_that_does_not_answer_gets_no_more_than_three_times_what_came_from_
     let random = &mut world.random;
     let mut came = 0;
     for token in 0..20 {
-        world.sides[0].on_moved(now, victim, &[], &mut |b| random.fill(b));
-        world.sides[0].on_probe(now, victim, token, &[]);
+        world.sides[0].on_moved(now, from(victim), &[], &mut |b| random.fill(b));
+        world.sides[0].on_probe(now, from(victim), token, &[]);
         came += size_of(victim, PROBE, 0);
     }
     world.run(60 * SECOND);
@@ -660,7 +669,7 @@ fn loopback_is_tried_only_where_there_is_nothing_else() {
         paths.offer(now, addresses, origin, &[]);
         paths.start(now);
         paths.handle_timeout(now, &mut |bytes: &mut [u8]| bytes.fill(1));
-        let to = |output| if let Output::Probe { to, .. } = output { Some(to) } else { None };
+        let to = |output| if let Output::Probe { pair, .. } = output { Some(pair.remote) } else { None };
         std::iter::from_fn(|| paths.poll()).filter_map(to).collect::<Vec<_>>()
     };
     assert_eq!(probed(&[own, far], Origin::Told), [far]);
@@ -786,9 +795,9 @@ proptest! {
         world.run(45 * SECOND);
         for side in 0..2 {
             let path = world.sides[side].path();
-            prop_assert_eq!(path.map(|p| p.to), Some(world.source[1 - side]));
+            prop_assert_eq!(path.map(|p| p.pair.remote), Some(world.source[1 - side]));
             prop_assert!(path.is_some_and(|p| p.mtu <= 1450 && p.mtu >= 1280));
-            prop_assert_eq!(world.route[side].map(|r| r.1), path.map(|p| payload(p.to, p.mtu)));
+            prop_assert_eq!(world.route[side].map(|r| r.1), path.map(|p| payload(p.pair.remote, p.mtu)));
         }
     }
 

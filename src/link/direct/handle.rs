@@ -1,0 +1,171 @@
+//! What the rest of the daemon asks of the control task, and what the task asks of it.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::crypto::frame::Cipher;
+use crate::link::Key;
+use crate::model::id::PeerId;
+use crate::model::view::View;
+use crate::peer::path::Origin;
+
+/// What goes with a message of a session over the stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Letter {
+    /// Of [`peer::session`](crate::peer::session).
+    pub message: Vec<u8>,
+    /// Where its sender may be reached by datagrams, best first.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+/// A question for a peer, to be asked over the stream.
+#[derive(Debug)]
+pub struct Ask {
+    /// Whom, in which subnet.
+    pub key: Key,
+    /// What.
+    pub letter: Letter,
+    /// Takes the answer.
+    pub answer: Answerer,
+}
+
+/// Takes the answer to one [`Ask`]. Dropped, there is none.
+#[derive(Debug)]
+pub struct Answerer {
+    pub(super) key: Key,
+    pub(super) number: u64,
+    pub(super) orders: Option<mpsc::Sender<Order>>,
+}
+
+impl Answerer {
+    /// Hands the answer in; waits while the task is busy.
+    pub async fn give(mut self, answer: Option<Letter>) {
+        if let Some(orders) = self.orders.take() {
+            // The receiver is gone only when the task has stopped.
+            let _ = orders.send(Order::Answer { key: self.key, number: self.number, answer }).await;
+        }
+    }
+}
+
+impl Drop for Answerer {
+    fn drop(&mut self) {
+        if let Some(orders) = self.orders.take() {
+            // Full: the session's own timer ends the question.
+            let _ = orders.try_send(Order::Answer { key: self.key, number: self.number, answer: None });
+        }
+    }
+}
+
+/// What the task is asked for.
+#[derive(Debug)]
+pub(super) enum Order {
+    Connected { peer: PeerId },
+    Closed { peer: PeerId },
+    Request { key: Key, letter: Letter, answer: oneshot::Sender<Letter> },
+    Answer { key: Key, number: u64, answer: Option<Letter> },
+    Candidates { peer: PeerId, addresses: Vec<SocketAddr>, origin: Origin },
+    Endpoints(Vec<SocketAddr>),
+    Retain(Arc<View>),
+    Ping { key: Key, answer: oneshot::Sender<Duration> },
+    Status(oneshot::Sender<HashMap<Key, DirectStatus>>),
+}
+
+/// Asks things of the control task. Clones ask the same task.
+#[derive(Debug, Clone)]
+pub struct Handle(pub(super) mpsc::Sender<Order>);
+
+/// How the datagrams to one peer fare.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DirectStatus {
+    /// The path packets take; none: the stream carries them.
+    pub path: Option<PathStatus>,
+    /// The cipher of the key in use; none: there is no key.
+    pub cipher: Option<Cipher>,
+    /// Whether an ML-KEM secret is in that key; none: there is no key.
+    pub hybrid: Option<bool>,
+    /// Whether there is no key because one end requires ML-KEM and the other does not do it.
+    pub unmet: bool,
+    /// Keys used so far, the first one included.
+    pub keys: u64,
+    /// Paths gained, lost or moved so far.
+    pub path_changes: u64,
+}
+
+/// A datagram path.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PathStatus {
+    /// The far address.
+    pub to: SocketAddr,
+    /// Since when.
+    pub since: SystemTime,
+    /// Smoothed round trip of the probes.
+    pub rtt: Option<Duration>,
+    /// Bytes of the largest IP packet of the underlay.
+    pub mtu: u16,
+    /// The share of keep-alives of the last two minutes that was not answered, 0 to 1.
+    pub loss: Option<f64>,
+}
+
+impl Handle {
+    async fn order(&self, order: Order) {
+        // The receiver is gone only when the task has stopped.
+        let _ = self.0.send(order).await;
+    }
+
+    /// A member's connection is there: sessions with it begin, in every common subnet. Where there is a path already, the
+    /// member may have begun anew.
+    pub async fn connected(&self, peer: PeerId) {
+        self.order(Order::Connected { peer }).await;
+    }
+
+    /// The last connection to a peer is gone: so may be the peer.
+    pub async fn closed(&self, peer: PeerId) {
+        self.order(Order::Closed { peer }).await;
+    }
+
+    /// A member's message over the stream; the answer, or none where it is refused.
+    ///
+    /// # Cancel safety
+    /// Dropped before it is done, the message may have been taken all the same.
+    pub async fn request(&self, key: Key, letter: Letter) -> Option<Letter> {
+        let (answer, answered) = oneshot::channel();
+        self.order(Order::Request { key, letter, answer }).await;
+        answered.await.ok()
+    }
+
+    /// Where a peer may be, best first.
+    pub async fn candidates(&self, peer: PeerId, addresses: Vec<SocketAddr>, origin: Origin) {
+        self.order(Order::Candidates { peer, addresses, origin }).await;
+    }
+
+    /// Where we may be reached, best first; the first eight are told to peers. Replaces what was said before.
+    pub async fn endpoints(&self, addresses: Vec<SocketAddr>) {
+        self.order(Order::Endpoints(addresses)).await;
+    }
+
+    /// Who is a member with which key, and which addresses are the overlay's. Replaces what was said before.
+    pub async fn retain(&self, view: Arc<View>) {
+        self.order(Order::Retain(view)).await;
+    }
+
+    /// The round trip of one probe on the datagram path; none where there is no path. The caller sets the time limit.
+    ///
+    /// # Cancel safety
+    /// Dropping the future forgets the probe.
+    pub async fn ping(&self, key: Key) -> Option<Duration> {
+        let (answer, answered) = oneshot::channel();
+        self.order(Order::Ping { key, answer }).await;
+        answered.await.ok()
+    }
+
+    /// How all peers fare.
+    pub async fn status(&self) -> HashMap<Key, DirectStatus> {
+        let (answer, answered) = oneshot::channel();
+        self.order(Order::Status(answer)).await;
+        answered.await.unwrap_or_default()
+    }
+}

@@ -1,0 +1,205 @@
+//! What a peer wants done: the wishes of its sessions and paths become events and sealed datagrams.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::membership::Membership;
+use super::path::Output;
+use super::session::Action;
+use super::{Entropy, Event, Pair, Peer, Transmit, Up};
+use crate::crypto::frame::Sealer;
+use crate::model::id::SubnetId;
+use crate::wire::datagram::{Control, OVERHEAD, Trailer};
+
+/// Where frames are put together. Several peers can share one.
+#[derive(Debug, Default)]
+pub struct Buffers {
+    body: Vec<u8>,
+    frame: Vec<u8>,
+    length: usize,
+}
+
+impl Buffers {
+    /// The datagram of the last [`Transmit`].
+    pub fn frame(&self) -> &[u8] {
+        self.frame.get(..self.length).unwrap_or_default()
+    }
+}
+
+/// What goes out in a control frame.
+#[derive(Debug)]
+pub(super) enum Message {
+    Probe { token: u64, pad_to: usize },
+    Answer { token: u64 },
+    Session(Vec<u8>),
+    Close,
+}
+
+/// A control frame that waits to be sealed.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) sealer: Arc<Sealer>,
+    pub(super) pair: Pair,
+    pub(super) message: Message,
+}
+
+impl Peer {
+    /// Asks under the keys that have to be asked, and gives up those that were not answered.
+    pub(super) fn ask_keys(&mut self, now: Instant, entropy: Entropy<'_>) {
+        let subnets: Vec<SubnetId> = self.memberships.keys().copied().collect();
+        for subnet in subnets {
+            let Some(patience) = self.paths.patience() else { return };
+            let Some(membership) = self.memberships.get_mut(&subnet) else { continue };
+            if membership.sealer().is_none() {
+                continue;
+            }
+            if membership.proof.has_failed(now, patience) {
+                membership.session.path_lost(now, entropy);
+                self.pump(now, None, entropy);
+            } else if membership.proof.asks(now) && self.paths.ping(now, entropy).is_some() {
+                self.pump(now, Some(subnet), entropy);
+            }
+        }
+    }
+
+    /// The next datagram to be sent: its bytes are in `buffers`.
+    pub fn poll_transmit(&mut self, buffers: &mut Buffers) -> Option<Transmit> {
+        loop {
+            let Waiting { sealer, pair, message } = self.waiting.pop_front()?;
+            let (control, pad_to) = match &message {
+                Message::Probe { token, pad_to } => (Control::Probe { token: *token }, *pad_to),
+                Message::Answer { token } => (Control::Answer { token: *token, seen: pair.remote }, 0),
+                Message::Session(message) => (Control::Rekey(message), 0),
+                Message::Close => (Control::Close, 0),
+            };
+            if !control.encode(pad_to.saturating_sub(OVERHEAD), &mut buffers.body) {
+                continue;
+            }
+            // The key may have ended since.
+            let Some(nonce) = sealer.take(1).and_then(|mut nonces| nonces.next()) else { continue };
+            buffers.frame.resize(buffers.body.len().saturating_add(OVERHEAD), 0);
+            let sealed = sealer.seal(nonce, &buffers.body, &Trailer::Control.encode(), &mut buffers.frame);
+            let Some(length) = sealed else { continue };
+            buffers.length = length;
+            let probe = if let Message::Probe { token, .. } = message { Some(token) } else { None };
+            return Some(Transmit { pair, probe });
+        }
+    }
+
+    /// Takes over what the sessions and the paths want. Probes and answers go out under the key of `under`, where it has
+    /// one.
+    pub(super) fn pump(&mut self, now: Instant, under: Option<SubnetId>, entropy: Entropy<'_>) {
+        loop {
+            let subnets: Vec<SubnetId> = self.memberships.keys().copied().collect();
+            for subnet in subnets {
+                self.obey(now, subnet);
+            }
+            let Some(output) = self.paths.poll() else { break };
+            match output {
+                Output::Probe { pair, token, pad_to } => self.send_probe(now, under, pair, token, pad_to),
+                Output::Answer { pair, token } => self.send(under, pair, Message::Answer { token }),
+                Output::Up { pair, payload, settled } => {
+                    if self.up.is_none() {
+                        // Each key is asked for at once: it is used when it is answered.
+                        self.memberships.values_mut().for_each(|membership| membership.proof.ask(now));
+                    }
+                    self.up = Some(Up { pair, payload, settled });
+                }
+                Output::Lost => {
+                    self.up = None;
+                    for membership in self.memberships.values_mut() {
+                        membership.proof.forget();
+                        if membership.sealer().is_some() {
+                            membership.session.path_lost(now, entropy);
+                        }
+                    }
+                }
+            }
+        }
+        self.publish();
+    }
+
+    /// Does what the session of one subnet wants.
+    fn obey(&mut self, now: Instant, subnet: SubnetId) {
+        let Some(membership) = self.memberships.get_mut(&subnet) else { return };
+        while let Some(action) = membership.session.poll_action() {
+            match action {
+                Action::Ask(message) => {
+                    self.asked = self.asked.wrapping_add(1);
+                    let number = self.asked;
+                    membership.asking = Some(number);
+                    self.events.push_back(Event::Ask { subnet, number, message });
+                }
+                Action::Send(message) => {
+                    if let (Some(up), Some(sealer)) = (self.up, membership.seal()) {
+                        self.waiting.push_back(Waiting { sealer, pair: up.pair, message: Message::Session(message) });
+                    }
+                }
+                Action::Install { index, opener } => {
+                    membership.installed.push(index);
+                    self.events.push_back(Event::Install { subnet, index, opener });
+                }
+                Action::Remove { index } => {
+                    membership.installed.retain(|installed| *installed != index);
+                    self.events.push_back(Event::Remove { index });
+                }
+                Action::Use(sealer) => {
+                    membership.use_key(sealer);
+                    if self.up.is_some() {
+                        membership.proof.ask(now);
+                    }
+                    self.paths.start(now);
+                }
+                Action::Stop => {
+                    membership.close();
+                    self.pause();
+                    return self.obey(now, subnet);
+                }
+            }
+        }
+    }
+
+    /// Without any key nothing is probed.
+    pub(super) fn pause(&mut self) {
+        if self.memberships.values().all(|membership| membership.sealer().is_none()) {
+            self.paths.stop();
+            while self.paths.poll().is_some() {}
+            self.up = None;
+        }
+    }
+
+    /// The subnet whose key carries the next probe: one whose key is known to be good, then one with traffic, then the one
+    /// whose turn it is.
+    fn carrier(&self) -> Option<SubnetId> {
+        let usable = self.memberships.iter().filter(|(_, membership)| membership.sealer().is_some());
+        usable.min_by_key(|(_, membership)| membership.rank()).map(|(subnet, _)| *subnet)
+    }
+
+    fn send_probe(&mut self, now: Instant, under: Option<SubnetId>, pair: Pair, token: u64, pad_to: usize) {
+        let can = |subnet: &SubnetId| self.memberships.get(subnet).is_some_and(|m| m.sealer().is_some());
+        let Some(subnet) = under.filter(can).or_else(|| self.carrier()) else { return };
+        if let Some(membership) = self.memberships.get_mut(&subnet) {
+            membership.asked(now, token, pad_to == 0, self.paths.patience());
+        }
+        self.send(Some(subnet), pair, Message::Probe { token, pad_to });
+    }
+
+    fn send(&mut self, under: Option<SubnetId>, pair: Pair, message: Message) {
+        let can = |subnet: &SubnetId| self.memberships.get(subnet).is_some_and(|m| m.sealer().is_some());
+        let Some(subnet) = under.filter(can).or_else(|| self.carrier()) else { return };
+        if let Some(sealer) = self.memberships.get_mut(&subnet).and_then(Membership::seal) {
+            self.waiting.push_back(Waiting { sealer, pair, message });
+        }
+    }
+
+    /// Tells each subnet how its packets travel, where that changed.
+    pub(super) fn publish(&mut self) {
+        for (subnet, membership) in &mut self.memberships {
+            let route = membership.route(self.up);
+            if route != membership.told {
+                membership.told.clone_from(&route);
+                self.events.push_back(Event::Route { subnet: *subnet, route });
+            }
+        }
+    }
+}
