@@ -8,7 +8,7 @@
 //!
 //! | layer | follows from | made anew |
 //! |---|---|---|
-//! | the roll, and each member's [`Place`]: name, role, leases | heads, grants, revocations, goodbyes, and the time | whole |
+//! | the roll, and each member's `Place`: name, role, leases | heads, grants, revocations, goodbyes, and the time | whole |
 //! | [`Member`] | its place, its document | alone |
 //! | what a name means | who says it, who registered it, whose names are members' | alone |
 
