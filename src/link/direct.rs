@@ -10,7 +10,7 @@
 mod handle;
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -27,6 +27,7 @@ use handle::Order;
 
 use super::receive::Keyring;
 use super::{Ends, Heard, Key, Link, Links, Route, lock};
+use crate::model::address::is_within;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::view::{SubnetView, View};
 use crate::peer::path;
@@ -335,8 +336,7 @@ impl Direct {
         let overlay: Arc<[IpNet]> = view.subnets.values().flat_map(prefixes).collect();
         if overlay != self.overlay {
             self.overlay = overlay;
-            let inside = |ip: IpAddr| self.overlay.iter().any(|net| net.contains(&ip));
-            self.endpoints.retain(|address| !inside(address.ip()));
+            self.endpoints.retain(|address| !is_within(address.ip(), &self.overlay));
             for id in peers {
                 if let Some(entry) = self.peers.get_mut(&id) {
                     entry.peer.avoid(now, Arc::clone(&self.overlay), &mut entropy);

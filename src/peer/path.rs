@@ -22,7 +22,7 @@ mod live;
 mod mtu;
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -34,6 +34,8 @@ use super::proof::Patience;
 use super::{Entropy, Pair};
 use candidates::Candidates;
 use live::Live;
+
+use crate::model::address::is_within;
 
 /// Between two probes on a path with traffic.
 const BUSY: Duration = Duration::from_millis(1250);
@@ -200,7 +202,7 @@ impl Paths {
     /// The overlay's prefixes changed: addresses inside them are dropped.
     pub fn avoid(&mut self, now: Instant, overlay: &[IpNet]) {
         self.candidates.avoid(overlay);
-        if self.live.as_ref().is_some_and(|live| is_overlay(live.to.ip(), overlay)) {
+        if self.live.as_ref().is_some_and(|live| is_within(live.to.ip(), overlay)) {
             self.lose(now);
         }
     }
@@ -434,11 +436,6 @@ impl Paths {
             self.outputs.push_back(Output::Up { pair, payload, settled });
         }
     }
-}
-
-/// Whether an address is inside one of the overlay's prefixes: a frame sent there would come back into the overlay.
-fn is_overlay(ip: IpAddr, overlay: &[IpNet]) -> bool {
-    overlay.iter().any(|net| net.contains(&ip))
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-use super::{Entropy, THIN, THIN_TRIES, is_overlay, jittered};
+use super::{Entropy, THIN, THIN_TRIES, jittered};
+use crate::model::address::is_within;
 
 /// Addresses kept of one peer.
 pub(super) const MAX_CANDIDATES: usize = 8;
@@ -49,8 +50,8 @@ struct Candidate {
 #[derive(Debug, Default)]
 pub(super) struct Candidates(Vec<Candidate>);
 
-/// The address as it is kept, without flow label and IPv4 mapping; `None` where nobody may send: overlay addresses,
-/// unspecified, multicast, broadcast, port 0, and from hearsay link-local IPv6, which means nothing without its interface.
+/// The address as it is kept, without flow label and IPv4 mapping; `None` where nobody may send: overlay addresses in any
+/// form, unspecified, multicast, broadcast, port 0, and from hearsay link-local IPv6, which means nothing without its interface.
 pub fn usable(address: SocketAddr, origin: Origin, overlay: &[IpNet]) -> Option<SocketAddr> {
     let address = match address {
         SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
@@ -69,7 +70,7 @@ pub fn usable(address: SocketAddr, origin: Origin, overlay: &[IpNet]) -> Option<
             !ip.is_unspecified() && !ip.is_multicast() && !scoped
         }
     };
-    (usable && address.port() != 0 && !is_overlay(address.ip(), overlay)).then_some(address)
+    (usable && address.port() != 0 && !is_within(address.ip(), overlay)).then_some(address)
 }
 
 impl Candidate {
@@ -130,7 +131,7 @@ impl Candidates {
 
     /// Drops overlay addresses.
     pub(super) fn avoid(&mut self, overlay: &[IpNet]) {
-        self.0.retain(|c| !is_overlay(c.address.ip(), overlay));
+        self.0.retain(|c| !is_within(c.address.ip(), overlay));
     }
 
     /// Every address is probed at once, as if it were new.
