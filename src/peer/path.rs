@@ -13,6 +13,8 @@
 //! path      a probe every 2 s, with traffic every 1.25 s and padded to the path MTU; a missed one again every 400 ms
 //! moved     a newer frame came from elsewhere: both addresses are probed; the old one keeps the path if it answers in 1 s, and
 //!           is left in peace for 30 s then, for as long as it misses nothing
+//! silent    a second probe was missed: another address that has answered before is probed beside the path's, and takes the
+//!           path over if it alone answers within 1 s
 //! suspect   when the last connection to the peer closed: three probes, 150 ms apart, settle it
 //! lost      no answer for 3.5 s and three probes: the stream carries, every candidate is probed again
 //! ```
@@ -285,6 +287,7 @@ impl Paths {
         match &mut self.live {
             Some(live) if live.to == probe.to => self.on_live(now, &probe, rtt, entropy),
             Some(live) => {
+                self.candidates.is_there(probe.to);
                 if let Some(challenge) = live.challenge.as_mut().filter(|challenge| challenge.to == probe.to) {
                     challenge.answered = true;
                 }
@@ -312,8 +315,10 @@ impl Paths {
             return;
         };
         live.elsewhere = Some(from).filter(|from| *from != live.to);
-        if live.may_be_challenged(now) {
-            self.begin_challenge(now, entropy);
+        if live.may_be_challenged(now)
+            && let Some(to) = live.elsewhere.take()
+        {
+            self.begin_challenge(now, to, entropy);
         }
     }
 
@@ -369,8 +374,11 @@ impl Paths {
             self.forget_oldest();
         }
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        if self.live.as_ref().is_some_and(|live| due(live.lost_at())) {
-            self.lose(now);
+        if let Some(live) = self.live.as_mut().filter(|live| due(live.lost_at())) {
+            match live.challenge.take().filter(|challenge| challenge.answered) {
+                Some(challenge) => self.move_to(now, challenge.to, entropy),
+                None => self.lose(now),
+            }
         }
         if self.live.as_ref().is_some_and(|live| due(live.hole_at())) {
             self.fall(now, entropy);

@@ -38,6 +38,8 @@ struct Candidate {
     origin: Origin,
     due: Instant,
     tries: u32,
+    /// Whether it was learnt otherwise than from frames.
+    named: bool,
     /// Whether a probe was ever answered from there.
     answered: bool,
     sent: Option<Instant>,
@@ -98,6 +100,7 @@ impl Candidates {
                 Some(index) => {
                     let mut known = self.0.remove(index);
                     known.origin = known.origin.max(origin);
+                    known.named |= origin != Origin::Frame;
                     known
                 }
                 None => Candidate {
@@ -105,6 +108,7 @@ impl Candidates {
                     origin,
                     due: now,
                     tries: 0,
+                    named: origin != Origin::Frame,
                     answered: false,
                     sent: None,
                     padded: 0,
@@ -169,6 +173,20 @@ impl Candidates {
             candidate.due = now + THIN;
         }
         true
+    }
+
+    /// A probe was answered from there while another address had the path.
+    pub(super) fn is_there(&mut self, address: SocketAddr) {
+        if let Some(candidate) = self.0.iter_mut().find(|c| c.address == address) {
+            candidate.answered = true;
+        }
+    }
+
+    /// Another address than the path's that has answered: not one that only frames came from, which whoever copies frames
+    /// chooses.
+    pub(super) fn spare(&self, path: SocketAddr) -> Option<SocketAddr> {
+        let is_spare = |c: &&Candidate| c.answered && c.named && c.address != path;
+        self.0.iter().find(is_spare).map(|c| c.address)
     }
 
     /// Nothing of the least size arrives there.

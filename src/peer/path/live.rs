@@ -63,7 +63,7 @@ pub(super) struct Hole {
     pub(super) small: bool,
 }
 
-/// A newer frame came from another address.
+/// Another address may take the path over: newer frames came from there, or the path is silent.
 #[derive(Debug)]
 pub(super) struct Challenge {
     pub(super) to: SocketAddr,
@@ -178,11 +178,9 @@ impl Paths {
         self.outputs.push_back(Output::Lost);
     }
 
-    /// The address that newer frames come from has to answer, and the path's must not.
-    pub(super) fn begin_challenge(&mut self, now: Instant, entropy: Entropy<'_>) {
-        if let Some(live) = &mut self.live
-            && let Some(to) = live.elsewhere.take()
-        {
+    /// That address has to answer, and the path's must not.
+    pub(super) fn begin_challenge(&mut self, now: Instant, to: SocketAddr, entropy: Entropy<'_>) {
+        if let Some(live) = &mut self.live {
             live.challenge = Some(Challenge { to, started: now, next: now, answered: false });
             self.challenge(now, entropy);
         }
@@ -202,18 +200,24 @@ impl Paths {
         let moved = challenge.answered.then_some(challenge.to);
         live.challenge = None;
         if let Some(to) = moved {
-            live.to = to;
-            live.since = now;
-            live.settled = None;
-            live.tried = Tried::default();
-            live.answered = now;
-            live.missed = 0;
-            live.enough = None;
-            live.next = now + REPEAT;
-            self.changes = self.changes.saturating_add(1);
-            // What the old way carried says nothing about the new one.
-            self.fall(now, entropy);
+            self.move_to(now, to, entropy);
         }
+    }
+
+    /// Another address takes the path over.
+    pub(super) fn move_to(&mut self, now: Instant, to: SocketAddr, entropy: Entropy<'_>) {
+        let Some(live) = &mut self.live else { return };
+        live.to = to;
+        live.since = now;
+        live.settled = None;
+        live.tried = Tried::default();
+        live.answered = now;
+        live.missed = 0;
+        live.enough = None;
+        live.next = now + REPEAT;
+        self.changes = self.changes.saturating_add(1);
+        // What the old way carried says nothing about the new one.
+        self.fall(now, entropy);
     }
 
     /// Back to what every path carries, and up again from there.
@@ -283,8 +287,10 @@ impl Paths {
                 probe.counts = true;
             }
         }
-        if self.live.as_ref().is_some_and(|live| live.missed >= 2 && live.may_be_challenged(now)) {
-            self.begin_challenge(now, entropy);
+        if let Some(live) = self.live.as_mut().filter(|live| live.missed >= 2 && live.may_be_challenged(now))
+            && let Some(to) = live.elsewhere.take().or_else(|| self.candidates.spare(live.to))
+        {
+            self.begin_challenge(now, to, entropy);
         }
     }
 }

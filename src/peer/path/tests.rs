@@ -544,6 +544,44 @@ fn a_peer_that_moved_is_followed_after_a_second() {
 }
 
 #[test]
+fn another_address_that_has_answered_takes_a_silent_path_over_without_the_stream() {
+    for (seed, busy) in (1..30).flat_map(|seed| [(seed, false), (seed, true)]) {
+        let mut world = World::new(seed);
+        world.busy = [busy; 2];
+        let both = [world.source[1], address("198.51.100.7:4100")];
+        world.reach.insert(both[1], (1, 1500));
+        world.sides[0].offer(world.now, &both, Origin::Host, &[]);
+        world.begin();
+        world.run(Duration::from_millis(4000 + 97 * seed));
+        let first = world.route[0].unwrap().0;
+        let other = both.into_iter().find(|address| *address != first).unwrap();
+        world.reach.remove(&first);
+        world.log.clear();
+        let took = world.until(10 * SECOND, |world| world.route[0].is_some_and(|route| route.0 == other)).unwrap();
+        assert!(took < if busy { 2900 * MS } else { 3700 * MS }, "{took:?}");
+        assert!(world.log.iter().all(|(_, side, output)| *side == 1 || *output != Output::Lost));
+        world.run(SECOND);
+        assert_eq!(world.route[0], Some((other, 1472)));
+    }
+}
+
+#[test]
+fn an_address_that_only_frames_came_from_is_no_spare() {
+    let (now, path, copied) = (some_moment(), address("192.0.2.2:4100"), address("198.51.100.66:666"));
+    let mut list = Candidates::default();
+    list.offer(now, &[path], Origin::Host, &[], Some(path));
+    list.offer(now, &[copied], Origin::Frame, &[], Some(path));
+    list.is_there(copied);
+    assert_eq!(list.spare(path), None);
+    let told = address("198.51.100.7:4100");
+    list.offer(now, &[told], Origin::Told, &[], Some(path));
+    assert_eq!(list.spare(path), None, "nor one that never answered");
+    list.is_there(told);
+    list.offer(now, &[told], Origin::Frame, &[], Some(path));
+    assert_eq!(list.spare(path), Some(told));
+}
+
+#[test]
 fn frames_sent_on_from_elsewhere_do_not_take_the_path() {
     let mut world = World::new(6);
     world.begin();
