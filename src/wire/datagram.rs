@@ -157,7 +157,9 @@
 //! the path about; whatever its size, it is answered by an unpadded answer with its token, sent to the address that the
 //! probe came from, which the answer names as well. An answer proves that its path works both ways, and that datagrams of
 //! the probe's size arrive. A peer whose frames begin to come from another address is probed there before it is sent more
-//! than three times what came from there. Close: the sender has dropped the session's keys.
+//! than three times what came from there. A path belongs to the two peers, not to one of their sessions: its probes may go
+//! in frames of any of them, and each is answered in a frame of the session it came in. A session's packets take the path
+//! only after a probe in one of its own frames was answered. Close: the sender has dropped the session's keys.
 //! Messages of other kinds, too short, or padded with anything but zeros are dropped.
 //!
 //! # What a receiver does, in this order
