@@ -153,6 +153,8 @@ pub struct Peer {
     memberships: BTreeMap<SubnetId, Membership>,
     /// The number of the last question.
     asked: u64,
+    /// When keys may be asked for again.
+    keys_at: Option<Instant>,
     waiting: VecDeque<Waiting>,
     events: VecDeque<Event>,
 }
@@ -178,6 +180,7 @@ impl Peer {
             memberships: BTreeMap::new(),
             // An answer to a question of an earlier life of this object fits none of this one's.
             asked: u64::from_be_bytes(start),
+            keys_at: None,
             waiting: VecDeque::new(),
             events: VecDeque::new(),
         }
@@ -361,6 +364,7 @@ impl Peer {
         let sessions = self.memberships.values().filter_map(|membership| membership.session.poll_timeout());
         let path = self.paths.patience();
         let proofs = self.memberships.values().filter(|m| m.sealer().is_some()).filter_map(|m| m.proof.due(path?));
+        let proofs = proofs.min().map(|at| self.keys_at.map_or(at, |next| at.max(next)));
         sessions.chain(proofs).chain(self.paths.poll_timeout()).min()
     }
 

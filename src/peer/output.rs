@@ -1,7 +1,7 @@
 //! What a peer wants done: the wishes of its sessions and paths become events and sealed datagrams.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::membership::Membership;
 use super::path::Output;
@@ -10,6 +10,12 @@ use super::{Entropy, Event, Pair, Peer, Transmit, Up};
 use crate::crypto::frame::Sealer;
 use crate::model::id::SubnetId;
 use crate::wire::datagram::{Control, OVERHEAD, Trailer};
+
+/// Keys asked in one go, and the time to the next ones: those of many subnets push none of the path's own probes out of what
+/// it remembers.
+const KEYS_AT_ONCE: usize = 16;
+/// See [`KEYS_AT_ONCE`].
+const KEYS_APART: Duration = Duration::from_millis(100);
 
 /// Where frames are put together. Several peers can share one.
 #[derive(Debug, Default)]
@@ -47,6 +53,7 @@ impl Peer {
     /// Asks under the keys that have to be asked, and gives up those that were not answered.
     pub(super) fn ask_keys(&mut self, now: Instant, entropy: Entropy<'_>) {
         let subnets: Vec<SubnetId> = self.memberships.keys().copied().collect();
+        let mut left = if self.keys_at.is_some_and(|at| now < at) { 0 } else { KEYS_AT_ONCE };
         for subnet in subnets {
             let Some(patience) = self.paths.patience() else { return };
             let Some(membership) = self.memberships.get_mut(&subnet) else { continue };
@@ -56,7 +63,11 @@ impl Peer {
             if membership.proof.has_failed(now, patience) {
                 membership.session.path_lost(now, entropy);
                 self.pump(now, None, entropy);
-            } else if membership.proof.asks(now) && self.paths.ping(now, entropy).is_some() {
+            } else if left > 0 && membership.proof.asks(now) && self.paths.ping(now, entropy).is_some() {
+                left = left.saturating_sub(1);
+                if left == 0 {
+                    self.keys_at = Some(now + KEYS_APART);
+                }
                 self.pump(now, Some(subnet), entropy);
             }
         }
