@@ -8,6 +8,7 @@
 //! replaces a value whole, lists too; `[[subnet]]` tables of all files add up.
 
 pub mod keys;
+pub mod log;
 pub mod multiaddr;
 mod read;
 pub mod subnet;
@@ -116,6 +117,13 @@ pub struct Limits {
     pub api_clients: u32,
 }
 
+impl Limits {
+    /// [`Limits::memory_mib`] in bytes.
+    pub fn memory_bytes(&self) -> usize {
+        usize::try_from(self.memory_mib).unwrap_or(usize::MAX).saturating_mul(1 << 20)
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Limits {
@@ -138,6 +146,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Control socket.
     pub socket: PathBuf,
+    /// How much is logged; see [`log::levels`].
+    pub log_level: String,
     /// ed25519 key to use in place of the one in the state directory.
     pub identity_file: Option<PathBuf>,
     /// Key of the private swarm.
@@ -187,6 +197,7 @@ impl Config {
             node_name: Name::from_host(host),
             state_dir: DEFAULT_STATE_DIR.into(),
             socket: DEFAULT_SOCKET.into(),
+            log_level: "info".to_owned(),
             identity_file: None,
             swarm_key_file: None,
             listen: keys::listen_addresses(&[format!("udp/{DEFAULT_PORT}"), format!("tcp/{DEFAULT_PORT}")])
@@ -235,6 +246,27 @@ impl Config {
     /// Every key with its value in force and where that came from (`None`: the default).
     pub fn values(&self) -> impl Iterator<Item = (&'static str, Value, Option<&str>)> {
         keys::KEYS.iter().map(|key| (key.path, (key.show)(self), self.origins.get(key.path).map(String::as_str)))
+    }
+
+    /// What a running daemon makes of a configuration that was read again: the one in force from then on, the keys that
+    /// were taken over, and those whose change needs a restart.
+    pub fn taking_over(&self, fresh: &Config) -> (Config, Vec<&'static str>, Vec<&'static str>) {
+        let mut next = self.clone();
+        let (mut taken, mut restart) = (Vec::new(), Vec::new());
+        for key in keys::KEYS.iter().filter(|key| (key.show)(self) != (key.show)(fresh)) {
+            if !keys::LIVE.contains(&key.path) {
+                restart.push(key.path);
+            } else if (key.set)(&mut next, &(key.show)(fresh)).is_ok() {
+                taken.push(key.path);
+            }
+        }
+        next.origins = fresh.origins.clone();
+        for path in &restart {
+            next.origins.remove(path);
+            next.origins.extend(self.origins.get_key_value(path).map(|(path, origin)| (*path, origin.clone())));
+        }
+        next.subnets.clone_from(&fresh.subnets);
+        (next, taken, restart)
     }
 
     /// Where packets may go by datagrams only, there has to be a port for them.

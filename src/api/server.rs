@@ -12,6 +12,7 @@ mod places;
 mod socket;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use axum::Router;
@@ -51,17 +52,17 @@ const MAX_REFUSALS: usize = 16;
 const DRAIN: Duration = Duration::from_secs(1);
 
 /// Bounds of one server.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Bounds {
-    /// Clients at a time; one more is told so and dropped.
-    pub clients: usize,
+    /// Clients at a time; one more is told so and dropped. May be changed while the server runs.
+    pub clients: Arc<AtomicUsize>,
     /// Time for the head of a request, for its body, and for taking a part of the answer.
     pub deadline: Duration,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
-        Bounds { clients: MAX_CLIENTS, deadline: DEADLINE }
+        Bounds { clients: Arc::new(AtomicUsize::new(MAX_CLIENTS)), deadline: DEADLINE }
     }
 }
 

@@ -1,11 +1,13 @@
-//! `config check`, `config show`: what the files, the environment and the defaults come to. Never asks the daemon.
+//! `config check`, `config show`: what the files, the environment and the defaults come to; `config show --effective` asks
+//! the daemon, where one answers, for what is in force there.
 
 use std::path::PathBuf;
 
 use clap::Subcommand;
 
-use super::{Context, Outcome, json, print};
-use crate::api::types::{Error, ErrorKind};
+use super::{Context, Outcome, blocking, json, print};
+use crate::api::types::{ConfigInfo, Error, ErrorKind, Request, Response};
+use crate::config::keys::KEYS;
 use crate::config::{Config, ConfigError, Sources, Value};
 
 #[derive(Debug, Subcommand)]
@@ -18,7 +20,8 @@ pub(super) enum ConfigVerb {
     },
     /// Show what is set
     Show {
-        /// Defaults too: everything that is in force
+        /// Everything that is in force: defaults too, and where a daemon answers (and no file is named) its flags and what
+        /// the command line changed
         #[arg(long)]
         effective: bool,
         /// Where each value comes from
@@ -37,6 +40,13 @@ pub(super) fn run(verb: ConfigVerb, context: &Context) -> Result<Outcome, Error>
             Err(wrong) => refused(&wrong, context),
         },
         ConfigVerb::Show { effective, origin, config } => {
+            if effective
+                && config.is_none()
+                && let Some(info) = running(context)
+            {
+                let text = in_force(&info, origin);
+                return Ok(Outcome { text, json: json(&Response::Config(info))?, ..Outcome::default() });
+            }
             let config = load(config, socket_flag(context), context)?;
             Ok(Outcome {
                 text: text(&config, effective, origin),
@@ -45,6 +55,37 @@ pub(super) fn run(verb: ConfigVerb, context: &Context) -> Result<Outcome, Error>
             })
         }
     }
+}
+
+/// What is in force in the daemon, where one answers and the caller may ask.
+fn running(context: &Context) -> Option<ConfigInfo> {
+    match blocking(context.client.call(&Request::Config)) {
+        Ok(Response::Config(info)) => Some(info),
+        _ => None,
+    }
+}
+
+/// What is in force in a daemon, as a configuration that means the same.
+pub(super) fn in_force(info: &ConfigInfo, origin: bool) -> String {
+    let from = |place: &str| if origin { format!("   # {}", print::clean(place)) } else { String::new() };
+    let line = |key: &str, value: &serde_json::Value, place: &str| format!("{key} = {value}{}\n", from(place));
+    let known = KEYS.iter().filter_map(|key| Some((key.path, info.values.get(key.path)?)));
+    let mut out: String = known.map(|(path, value)| line(path, &value.value, &value.origin)).collect();
+    for subnet in &info.subnets {
+        let (id, alias, host) = (subnet.id.to_string(), subnet.r#as.to_string(), subnet.host.to_string());
+        let host_from = subnet.host_origin.as_deref().map(from).unwrap_or_default();
+        out += &format!(
+            "\n[[subnet]]{}\nid = \"{id}\"\nas = \"{alias}\"\nhost = \"{host}\"{host_from}\n",
+            from(&subnet.origin)
+        );
+        if !subnet.peer.is_empty() {
+            out += &format!("peer = {}\n", print::clean(&Value::List(subnet.peer.clone()).to_string()));
+        }
+        if !subnet.up {
+            out += &format!("# off the wire{}\n", from("command line (down)"));
+        }
+    }
+    out
 }
 
 /// `--socket` as a flag of the configuration.

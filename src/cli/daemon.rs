@@ -67,7 +67,7 @@ fn absolute(path: &PathBuf) -> Result<String, Error> {
 }
 
 pub(super) fn run(args: DaemonArgs, context: &Context, entry: Entry) -> Result<Outcome, Error> {
-    let levels = log::wanted()?;
+    log::wanted()?;
     let mut flags = args.flags()?;
     flags.extend(socket_flag(context));
     let config = load(args.config, flags, context)?;
@@ -76,7 +76,7 @@ pub(super) fn run(args: DaemonArgs, context: &Context, entry: Entry) -> Result<O
         let done = Response::Done(Done { message: "ok".to_owned(), changed: false });
         return Outcome::of(&done, context.style);
     }
-    log::to_stderr(levels, context);
+    log::to_stderr(&config.log_level, context);
     for found in config.idle() {
         tracing::warn!("{found} ({})", found.code);
     }

@@ -1,74 +1,51 @@
-//! What the daemon writes to standard error, and `BYWAY_LOG`, which says how much.
+//! What the daemon writes to standard error; `log.level` says how much, and `BYWAY_LOG` is its variable.
 
 use std::io::IsTerminal;
+use std::sync::OnceLock;
 
-use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Registry, reload};
 
 use super::Context;
 use super::value::wrong;
 use crate::api::types::Error;
-use crate::model::members::printable;
+use crate::config::log::levels;
 
 /// The environment of `daemon`, for its help.
 pub(super) const HELP: &str = "\
 Environment:
   BYWAY_LOG  How much is logged: off, error, warn, info, debug or trace [default: info].
-             Single parts as PART=LEVEL, separated by commas: info,byway::dns=debug,libp2p_swarm=info";
+             Single parts as PART=LEVEL, separated by commas: info,byway::dns=debug,libp2p_swarm=info. It stands before
+             log.level of the configuration, which is also taken over by byway reload";
 
-/// Our own name, which every part of the program begins with.
-const OWN: &str = "byway";
+/// Changes what is logged while the daemon runs.
+static LEVELS: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
-/// Libraries that a flood of a peer or a busy network would make write line after line.
-const NOISY: [(&str, LevelFilter); 3] = [
-    ("libp2p_request_response", LevelFilter::ERROR),
-    ("libp2p_swarm", LevelFilter::ERROR),
-    ("libp2p_mdns", LevelFilter::OFF),
-];
-
-/// What `BYWAY_LOG` asks for, over what is written where it is not set.
+/// Checks `BYWAY_LOG` of this process, ahead of the configuration that it is a part of; empty is as if not set.
 ///
 /// # Errors
 /// `E-LOG`.
-fn levels(text: &str) -> Result<Targets, Error> {
-    let mut targets = Targets::new().with_default(LevelFilter::WARN).with_target(OWN, LevelFilter::INFO);
-    targets = targets.with_targets(NOISY);
-    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
-        let (of, level) = part.split_once('=').unwrap_or((OWN, part));
-        let named = !of.is_empty() && of.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | ':'));
-        let level = match level {
-            "off" => Some(LevelFilter::OFF),
-            "error" => Some(LevelFilter::ERROR),
-            "warn" => Some(LevelFilter::WARN),
-            "info" => Some(LevelFilter::INFO),
-            "debug" => Some(LevelFilter::DEBUG),
-            "trace" => Some(LevelFilter::TRACE),
-            _ => None,
-        };
-        let Some(level) = level.filter(|_| named) else {
-            let message = format!(
-                "BYWAY_LOG: {:?} is neither off, error, warn, info, debug, trace nor PART=LEVEL",
-                printable(part)
-            );
-            return Err(wrong("E-LOG", message).hint("BYWAY_LOG=info,byway::dns=debug byway daemon"));
-        };
-        targets = targets.with_target(of, level);
-    }
-    Ok(targets)
+pub(super) fn wanted() -> Result<(), Error> {
+    let text = std::env::var_os("BYWAY_LOG").unwrap_or_default();
+    levels(&text.to_string_lossy())
+        .map(drop)
+        .map_err(|e| wrong("E-LOG", format!("BYWAY_LOG: {e}")).hint("BYWAY_LOG=info,byway::dns=debug byway daemon"))
 }
 
-/// What `BYWAY_LOG` of this process asks for; empty is as if not set.
-///
-/// # Errors
-/// `E-LOG`.
-pub(super) fn wanted() -> Result<Targets, Error> {
-    levels(&std::env::var_os("BYWAY_LOG").unwrap_or_default().to_string_lossy())
+/// Logs what `log.level` says from now on, where [`to_stderr`] has begun it.
+pub fn change(level: &str) {
+    let (Some(handle), Ok(levels)) = (LEVELS.get(), levels(level)) else { return };
+    if let Err(error) = handle.reload(levels) {
+        tracing::warn!(%error, "change what is logged");
+    }
 }
 
 /// Logs to standard error from now on.
-pub(super) fn to_stderr(wanted: Targets, context: &Context) {
+pub(super) fn to_stderr(level: &str, context: &Context) {
+    let (wanted, handle) = reload::Layer::new(levels(level).unwrap_or_default());
+    let _ = LEVELS.set(handle);
     let colours = !context.colours_refused
         && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
         && std::io::stderr().is_terminal();
@@ -78,32 +55,4 @@ pub(super) fn to_stderr(wanted: Targets, context: &Context) {
         tracing_subscriber::fmt::layer().with_ansi(colours).with_writer(std::io::stderr).log_internal_errors(false);
     // A second subscriber would mean that someone embeds the command line and logs already.
     let _ = tracing_subscriber::registry().with(wanted).with(lines).try_init();
-}
-
-#[cfg(test)]
-mod tests {
-    use tracing::Level;
-
-    use super::*;
-
-    #[test]
-    fn libraries_are_quiet_and_a_level_alone_is_ours() {
-        let default = levels("").unwrap();
-        assert!(default.would_enable("byway::daemon", &Level::INFO));
-        assert!(!default.would_enable("byway::daemon", &Level::DEBUG));
-        assert!(default.would_enable("hickory_server", &Level::WARN));
-        assert!(!default.would_enable("hickory_server", &Level::INFO));
-        assert!(!default.would_enable("libp2p_request_response::handler", &Level::WARN));
-        assert!(!default.would_enable("libp2p_swarm", &Level::INFO));
-        assert!(!default.would_enable("libp2p_mdns::behaviour", &Level::ERROR));
-        let debug = levels("debug").unwrap();
-        assert!(debug.would_enable("byway::dns", &Level::DEBUG) && !debug.would_enable("libp2p_swarm", &Level::DEBUG));
-        let parts = levels("warn, byway::dns=trace,libp2p_mdns=debug,").unwrap();
-        assert!(parts.would_enable("byway::dns::zone", &Level::TRACE));
-        assert!(!parts.would_enable("byway::daemon", &Level::INFO));
-        assert!(parts.would_enable("libp2p_mdns", &Level::DEBUG));
-        for wrong in ["loud", "INFO", "byway=", "=info", "byway=loud", "a b=info", "info;debug", "3"] {
-            assert_eq!(levels(wrong).unwrap_err().code, "E-LOG", "{wrong}");
-        }
-    }
 }

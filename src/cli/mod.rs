@@ -21,7 +21,7 @@ mod examples;
 mod invite;
 mod lease;
 mod left_out;
-mod log;
+pub mod log;
 mod map;
 mod member;
 mod output;
@@ -343,6 +343,7 @@ fn render(response: &Response, style: Style) -> String {
         Response::Peers { peers } => peer::list(peers, style),
         Response::Peer(info) => peer::show(info, style),
         Response::Ping(info) => ping::summary(info),
+        Response::Config(info) => config::in_force(info, true),
         Response::Metrics { text } => text.clone(),
         Response::Version { version, wire } => format!("daemon {} (wire {wire})\n", print::clean(version)),
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::{Config, DataCipher, DnsMode, PostQuantum, RelayFor, RelayOffer, multiaddr};
+use super::{Config, DataCipher, DnsMode, PostQuantum, RelayFor, RelayOffer, log, multiaddr};
 use crate::model::host::neighbour::Integrate;
 use crate::model::id::{Name, PeerId};
 
@@ -104,8 +104,11 @@ impl Key {
     /// Environment variables that set it, weakest first.
     pub(super) fn variables(&self) -> Vec<String> {
         let long = format!("BYWAY_{}", self.path.replace('.', "_").to_ascii_uppercase());
-        let short = matches!(self.path, "node.socket" | "node.state_dir")
-            .then(|| format!("BYWAY_{}", self.leaf().to_ascii_uppercase()));
+        let short = match self.path {
+            "node.socket" | "node.state_dir" => Some(format!("BYWAY_{}", self.leaf().to_ascii_uppercase())),
+            "log.level" => Some("BYWAY_LOG".to_owned()),
+            _ => None,
+        };
         short.into_iter().chain([long]).collect()
     }
 }
@@ -183,6 +186,16 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Text,
         set: |c, v| put(&mut c.socket, absolute(v.text())),
         show: |c| Value::Text(c.socket.display().to_string()),
+    },
+    Key {
+        path: "log.level",
+        kind: Kind::Text,
+        set: |c, v| {
+            log::levels(v.text())?;
+            c.log_level = v.text().to_owned();
+            Ok(())
+        },
+        show: |c| Value::Text(c.log_level.clone()),
     },
     file!("node.identity_file", identity_file),
     file!("node.swarm_key_file", swarm_key_file),
@@ -347,6 +360,19 @@ pub const KEYS: &[Key] = &[
         },
         show: |c| Value::List(c.metrics_allow.iter().map(ToString::to_string).collect()),
     },
+];
+
+/// Keys that a running daemon takes over when it reads its configuration again; a change of any other needs a restart.
+pub const LIVE: &[&str] = &[
+    "log.level",
+    "transport.bootstrap",
+    "limits.connections",
+    "limits.connections_per_peer",
+    "limits.memory_mib",
+    "limits.joins_per_minute",
+    "limits.api_clients",
+    "metrics.listen",
+    "metrics.allow",
 ];
 
 /// Why relaying is refused, or without effect.

@@ -228,6 +228,33 @@ fn what_requires_datagrams_needs_a_port_for_them() {
 }
 
 #[test]
+fn what_is_taken_over_is_in_force_and_the_rest_waits_for_a_restart() {
+    let before = read_text("[limits]\nconnections = 10\n[dns]\nmode = \"off\"\n").unwrap();
+    let id = crate::model::id::SubnetId([3; 16]);
+    let text = format!(
+        "[limits]\nconnections = 20\n[log]\nlevel = \"debug\"\n[metrics]\nlisten = \"127.0.0.1:9100\"\n[[subnet]]\nid = \"{id}\"\n"
+    );
+    let fresh = read_text(&text).unwrap();
+    let (next, taken, restart) = before.taking_over(&fresh);
+    assert_eq!(taken, ["log.level", "limits.connections", "metrics.listen"]);
+    assert_eq!(restart, ["dns.mode"]);
+    assert_eq!((next.limits.connections, next.log_level.as_str(), next.dns_mode), (20, "debug", DnsMode::Off));
+    assert_eq!((next.metrics_listen, next.subnets.len()), (fresh.metrics_listen, 1));
+    assert_eq!(next.taking_over(&fresh).1, [""; 0], "the second time there is nothing new");
+    assert_eq!(next.taking_over(&fresh).2, ["dns.mode"], "but what waits still does");
+    assert!(keys::LIVE.iter().all(|path| keys::find(path).is_some()));
+}
+
+#[test]
+fn a_level_is_judged_like_the_variable() {
+    assert_eq!(read_text("[log]\nlevel = \"info,byway::dns=debug\"").unwrap().log_level, "info,byway::dns=debug");
+    assert!(refusal("[log]\nlevel = \"loud\"").contains("is neither off, error, warn"));
+    let sources = Sources { env: vec![("BYWAY_LOG".into(), "trace".into())], ..Sources::default() };
+    let config = Config::load(&sources).unwrap();
+    assert_eq!((config.log_level.as_str(), config.origins["log.level"].as_str()), ("trace", "BYWAY_LOG"));
+}
+
+#[test]
 fn errors_stand_in_the_order_of_the_file() {
     let text = "[transport]\nzz = 1\n[node]\nname = 7\n[dns]\nmode = \"x\"\n[data]\ncipher = \"y\"\n";
     let lines: Vec<usize> = read_text(text).unwrap_err().iter().filter_map(|e| Some(e.line()?.1)).collect();

@@ -10,10 +10,9 @@ mod workloads;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Context, attach, clock, metrics, status};
+use super::{Context, attach, clock, metrics, reload, status};
 use crate::api::server::{Handler, Peer};
 use crate::api::types::{Done, Error, ErrorKind, IdInfo, Request, Response};
-use crate::config::Config;
 use crate::model::join::fingerprint;
 use crate::model::members::printable;
 use crate::model::record::Term;
@@ -150,7 +149,7 @@ pub(crate) async fn call(ctx: &Context, request: Request) -> Result<Response, Er
         Request::Ping { target, count, timeout_ms } => {
             peers::ping(ctx, &target, count, Duration::from_millis(timeout_ms)).await
         }
-        Request::Reload => reload(ctx).await,
+        Request::Reload => Box::pin(reload::reload(ctx)).await,
         look => looking(ctx, look).await,
     }
 }
@@ -209,13 +208,14 @@ async fn looking(ctx: &Context, request: Request) -> Result<Response, Error> {
         }
         Request::PeerLs => Ok(Response::Peers { peers: status::peer_list(ctx).await? }),
         Request::PeerShow { peer } => Ok(Response::Peer(Box::new(status::peer_show(ctx, &peer).await?))),
+        Request::Config => Ok(Response::Config(reload::show(ctx).await?)),
         Request::Metrics => Ok(Response::Metrics { text: metrics::text(ctx).await? }),
         Request::Version => Ok(Response::Version { version: env!("CARGO_PKG_VERSION").into(), wire: 1 }),
         _ => Err(Error::new(ErrorKind::Usage, "E-VERB", "this daemon does not know that verb")),
     }
 }
 
-fn done(message: impl Into<String>, changed: bool) -> Response {
+pub(super) fn done(message: impl Into<String>, changed: bool) -> Response {
     Response::Done(Done { message: message.into(), changed })
 }
 
@@ -256,26 +256,6 @@ async fn settle(ctx: &Context, generation: u64) -> Result<(), Error> {
             Err(Error::new(ErrorKind::Failed, "E-KERNEL", format!("the kernel refused: {}", all.join("; ")))
                 .hint("byway status"))
         }
-    }
-}
-
-/// Reads the configuration again and says what needs a restart; nothing of it is taken over while running.
-async fn reload(ctx: &Context) -> Result<Response, Error> {
-    let fresh = Config::load(&ctx.config.sources).map_err(|errors| {
-        let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        let file = ctx.config.sources.file.as_ref().map(|f| format!(" --config {}", f.display())).unwrap_or_default();
-        Error::new(ErrorKind::Usage, "E-CONFIG", all.join("; ")).hint(format!("byway config check{file}"))
-    })?;
-    let differing = fresh
-        .values()
-        .zip(ctx.config.values())
-        .filter(|((_, a, _), (_, b, _))| a != b)
-        .map(|((key, ..), _)| key)
-        .collect::<Vec<_>>();
-    if differing.is_empty() {
-        Ok(done("configuration read again; nothing changed", false))
-    } else {
-        Ok(done(format!("configuration read again; a restart is needed for: {}", differing.join(", ")), true))
     }
 }
 

@@ -138,7 +138,7 @@ pub(crate) async fn around(ctx: &Context) -> Result<Around, Error> {
             (here, typed.cloned().collect::<Vec<String>>())
         })
         .await?;
-    addresses.extend(typed.iter().chain(&ctx.config.bootstrap).filter_map(|a| a.parse::<Address>().ok()?.ip()));
+    addresses.extend(typed.iter().chain(&ctx.settings.now().bootstrap).filter_map(|a| a.parse::<Address>().ok()?.ip()));
     addresses.retain(|ip| !ip.is_loopback());
     let what = |address: IpAddr| Need { address, what: format!("{address}, where a peer is reached") };
     around.needs.extend(addresses.into_iter().map(what));
@@ -415,7 +415,7 @@ async fn candidates(ctx: &Context, join: &PendingJoin, tried: &mut Tried, round:
             dial(Vec::new(), of_issuer, Some(invite.issuer));
         }
     }
-    for hint in join.hints.iter().chain(&ctx.config.bootstrap) {
+    for hint in join.hints.iter().chain(&ctx.settings.now().bootstrap) {
         if let Ok(typed) = hint.parse::<Typed>() {
             let peer = typed.address().peer();
             dial(vec![typed], Vec::new(), peer);

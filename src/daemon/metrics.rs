@@ -17,6 +17,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use ipnet::IpNet;
 use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -242,15 +243,78 @@ pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
     })
 }
 
-/// Serves `GET /metrics` until `stop`.
-pub(crate) async fn run(ctx: Context, listener: TcpListener, stop: CancellationToken) -> anyhow::Result<()> {
-    let allowed = ctx.config.metrics_allow.clone();
-    if allowed.is_empty() && ctx.config.metrics_listen.is_some_and(|at| !at.ip().is_loopback()) {
-        tracing::warn!("metrics are answered to this machine only: [metrics] allow names others");
+/// Serves `GET /metrics` where `metrics.listen` says, and elsewhere as soon as that is changed.
+pub(crate) async fn run(
+    ctx: Context,
+    mut listener: Option<TcpListener>,
+    mut moves: mpsc::Receiver<Move>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let router = Router::new().route("/metrics", get(serve)).with_state(ctx.clone());
+    let settings = ctx.settings.clone();
+    let may_ask = move |client: IpAddr, here: IpAddr| may_ask(client, here, &settings.now().metrics_allow);
+    loop {
+        let asked = match listener.take() {
+            Some(open) => {
+                let here = open.local_addr().ok();
+                if here.is_some_and(|at| !at.ip().is_loopback()) && ctx.settings.now().metrics_allow.is_empty() {
+                    tracing::warn!("metrics are answered to this machine only: [metrics] allow names others");
+                }
+                let moved = stop.child_token();
+                let serving = accept(open, router.clone(), &may_ask, moved.clone());
+                tokio::pin!(serving);
+                let asked = tokio::select! {
+                    () = &mut serving => return Ok(()),
+                    asked = moves.recv() => asked,
+                };
+                // The port is free before it is asked for anew.
+                moved.cancel();
+                serving.await;
+                asked.map(|asked| (here, asked))
+            }
+            None => tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                asked = moves.recv() => asked.map(|asked| (None, asked)),
+            },
+        };
+        let Some((former, Move { to, answer })) = asked else { return Ok(()) };
+        let opened = match to {
+            Some(address) => bind(address).await.map(Some),
+            None => Ok(None),
+        };
+        let told = match opened {
+            Ok(opened) => {
+                listener = opened;
+                Ok(())
+            }
+            Err(error) => {
+                if let Some(former) = former {
+                    listener =
+                        bind(former).await.inspect_err(|error| tracing::warn!(%error, "serve metrics again")).ok();
+                }
+                Err(error)
+            }
+        };
+        // Who asked has gone only where the daemon stops.
+        let _ = answer.send(told);
     }
-    let router = Router::new().route("/metrics", get(serve)).with_state(ctx);
-    accept(listener, router, &allowed, stop).await;
-    Ok(())
+}
+
+/// Asks that metrics are served elsewhere.
+pub(crate) struct Move {
+    to: Option<SocketAddr>,
+    answer: oneshot::Sender<Result<(), Error>>,
+}
+
+/// Has metrics served at another address, or at none.
+///
+/// # Errors
+/// As [`bind`]; then they are served where they were.
+pub(crate) async fn relocate(moves: &mpsc::Sender<Move>, to: Option<SocketAddr>) -> Result<(), Error> {
+    let (answer, answered) = oneshot::channel();
+    let gone = || Error::new(ErrorKind::Failed, "E-STOPPING", "the daemon is stopping");
+    moves.send(Move { to, answer }).await.map_err(|_| gone())?;
+    answered.await.map_err(|_| gone())?
 }
 
 /// Whether a client may ask: this machine itself, and who is named.
@@ -259,7 +323,12 @@ fn may_ask(client: IpAddr, here: IpAddr, allowed: &[IpNet]) -> bool {
     client.is_loopback() || client == here.to_canonical() || allowed.iter().any(|net| net.contains(&client))
 }
 
-async fn accept(listener: TcpListener, router: Router, allowed: &[IpNet], stop: CancellationToken) {
+async fn accept(
+    listener: TcpListener,
+    router: Router,
+    may_ask: &(dyn Fn(IpAddr, IpAddr) -> bool + Sync),
+    stop: CancellationToken,
+) {
     let mut places = Places::new(Sizes { reserved: 0, ..Sizes::shared(CLIENTS.0, CLIENTS.1, SETTLED) });
     let mut running: BTreeMap<u64, AbortHandle> = BTreeMap::new();
     let mut clients = JoinSet::new();
@@ -285,7 +354,7 @@ async fn accept(listener: TcpListener, router: Router, allowed: &[IpNet], stop: 
         };
         let Ok(here) = stream.local_addr() else { continue };
         // Dropped, the connection is closed.
-        if !may_ask(from.ip(), here.ip(), allowed) {
+        if !may_ask(from.ip(), here.ip()) {
             continue;
         }
         match places.take(number, from.ip(), None, Instant::now()) {
@@ -356,7 +425,10 @@ mod tests {
         let (at, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
         let router = Router::new().route("/metrics", get(async || "fine\n"));
         let end = stop.clone();
-        let task = tokio::spawn(async move { accept(listener, router, &[], end).await });
+        let task =
+            tokio::spawn(
+                async move { accept(listener, router, &|client, here| may_ask(client, here, &[]), end).await },
+            );
         let mut idle = Vec::new();
         for _ in 0..20 {
             idle.push(TcpStream::connect(at).await.unwrap());

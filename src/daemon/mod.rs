@@ -19,6 +19,7 @@ mod lives;
 mod machine;
 mod metrics;
 mod peers;
+mod reload;
 mod services;
 mod status;
 mod storage;
@@ -74,7 +75,10 @@ const DESCRIPTORS: u64 = 65_536;
 /// What every task of the daemon may use. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Context {
+    /// What the daemon was started with: of the keys that need a restart.
     pub config: Arc<Config>,
+    /// What is in force now: of the keys that are taken over while it runs.
+    pub settings: reload::Settings,
     pub machine: Machine,
     pub node: Node,
     pub peers: p2p::Handle,
@@ -204,7 +208,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     net.limits.pending_in = config.limits.pending_connections;
     net.limits.connections = config.limits.connections;
     net.limits.per_peer = config.limits.connections_per_peer;
-    net.limits.memory = usize::try_from(config.limits.memory_mib).unwrap_or(usize::MAX).saturating_mul(1 << 20);
+    net.limits.memory = config.limits.memory_bytes();
     let (peers, events, driver) = p2p::start(net).map_err(|e| match e {
         p2p::Error::InUse(_) => Error::new(ErrorKind::Conflict, "E-LISTEN-IN-USE", e.to_string())
             .hint("ss -lnp      (shows who has the port; --listen udp/PORT --listen tcp/PORT takes another one)"),
@@ -232,8 +236,11 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     unwritten.extend(host.unwritten());
     let clocks = Arc::default();
     let service = services::start(&clocks, &node, &peers)?;
+    let config = Arc::new(config);
+    let (settings, moves) = reload::Settings::new(Arc::clone(&config));
     let ctx = Context {
-        config: Arc::new(config),
+        config,
+        settings,
         machine,
         node: node.clone(),
         peers,
@@ -308,17 +315,14 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     }
     {
         let (handler, stop) = (handler::handler(ctx.clone()), api_stop.clone());
-        let clients = usize::try_from(ctx.config.limits.api_clients).unwrap_or(server::MAX_CLIENTS);
-        let bounds = server::Bounds { clients, ..server::Bounds::default() };
+        let bounds = server::Bounds { clients: ctx.settings.api_clients(), ..server::Bounds::default() };
         let served = async move { server::run_bounded(listener, handler, stop, bounds).await };
         task!("api", async move { served.await.context("serve the control socket") });
     }
     tokio::spawn(on_hangup(ctx.clone()));
-    if let Some(listener) = metrics_listener {
-        task!("metrics", metrics::run(ctx.clone(), listener, net_stop.clone()));
-    }
+    task!("metrics", metrics::run(ctx.clone(), metrics_listener, moves, net_stop.clone()));
     join::resume(&ctx).await;
-    tell::declared(&ctx).await;
+    reload::declared(&ctx, &ctx.config.subnets).await;
     tracing::info!(peer = %ctx.peers.peer(), name = %ctx.config.node_name, "ready");
 
     let early = tokio::select! {

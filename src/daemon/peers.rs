@@ -220,7 +220,7 @@ async fn on_event(ctx: &Context, event: Event) -> anyhow::Result<()> {
         }
         Event::Asked { peer, class, protocol: Protocol::Join, remote_ip, body, responder, .. } => {
             let payer = payer_of(peer, class, remote_ip);
-            if ctx.table.may_ask(payer, ctx.config.limits.joins_per_minute) {
+            if ctx.table.may_ask(payer, ctx.settings.now().limits.joins_per_minute) {
                 tokio::spawn(on_join(ctx.clone(), peer, payer, body, responder));
             } else {
                 let message = "too many requests from this address; wait a minute".to_owned();
@@ -414,7 +414,8 @@ async fn dial_hints(ctx: &Context) -> anyhow::Result<()> {
     for (id, hints) in hints {
         let alone =
             view.rolls.get(&id).is_some_and(|roll| !roll.is_empty() && !roll.iter().any(|m| connected.contains(m)));
-        let addresses: Vec<Typed> = hints.iter().chain(&ctx.config.bootstrap).filter_map(|h| h.parse().ok()).collect();
+        let addresses: Vec<Typed> =
+            hints.iter().chain(&ctx.settings.now().bootstrap).filter_map(|h| h.parse().ok()).collect();
         if alone && !addresses.is_empty() {
             let peers = ctx.peers.clone();
             tokio::spawn(async move {

@@ -314,7 +314,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
         }
     }));
     problems.extend(told);
-    problems.extend(unwell::idle(&ctx.config));
+    problems.extend(unwell::idle(&ctx.settings.now()));
     problems.extend(contested.into_iter().map(|(subnet, name, members)| Problem {
         code: "E-NAME-CONTESTED".into(),
         severity: "warning".into(),

@@ -10,12 +10,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
-use crate::api::types::{Request, Response, SubnetState};
 use crate::config::PostQuantum;
 use crate::datapath::TunDied;
 use crate::model::host::HostConfig;
 use crate::model::id::PeerId;
-use crate::model::join::unwrapped;
 use crate::model::view::View;
 use crate::node::{Core, Lane};
 use crate::p2p::{Command, Heard, Members};
@@ -190,48 +188,6 @@ pub(crate) async fn follow_devices(
                 // The link's disappearance wakes the host too; this is for a device that died without one.
                 tracing::debug!(%subnet, "device gone");
                 ctx.node.run(|core| core.publish()).await?;
-            }
-        }
-    }
-}
-
-/// Memberships declared in the configuration: the same as `join` and its flags, without waiting.
-pub(crate) async fn declared(ctx: &Context) {
-    for subnet in &ctx.config.subnets {
-        let invite = subnet.invite_file.as_ref().map(std::fs::read_to_string);
-        let target = match (invite, subnet.id) {
-            (Some(Ok(text)), _) => unwrapped(&text),
-            (Some(Err(error)), None) => {
-                tracing::warn!(%error, origin = %subnet.origin, "read the invite of a declared subnet");
-                continue;
-            }
-            (_, Some(id)) => id.to_string(),
-            (None, None) => continue,
-        };
-        let request = Request::Join {
-            target,
-            peers: subnet.peers.clone(),
-            name: subnet.name.clone(),
-            alias: subnet.alias.clone(),
-            ip: subnet.ip,
-            host: subnet.host.clone(),
-            allow: subnet.allow.clone(),
-            timeout_ms: 0,
-            wait: false,
-        };
-        let joined = match super::handler::call(ctx, request).await {
-            Ok(Response::Joined(joined)) => joined,
-            Ok(_) => continue,
-            Err(error) => {
-                tracing::warn!(%error, origin = %subnet.origin, "join a declared subnet");
-                continue;
-            }
-        };
-        // Of a membership that stood before, too.
-        if let (SubnetState::Ready, Some(host)) = (joined.state, &subnet.host) {
-            let request = Request::SubnetHost { subnet: joined.id.to_string(), host: Some(host.clone()) };
-            if let Err(error) = super::handler::call(ctx, request).await {
-                tracing::warn!(%error, origin = %subnet.origin, "open this machine to a declared subnet");
             }
         }
     }

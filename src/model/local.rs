@@ -154,6 +154,17 @@ pub struct Local {
 /// Addresses that one join tries at most, over all the times it is asked for.
 const MAX_HINTS: usize = 32;
 
+impl Local {
+    /// Adds addresses where members may be, the newest first; whether one of them is new.
+    pub fn add_hints(&mut self, hints: &[String]) -> bool {
+        let new: Vec<String> = hints.iter().filter(|hint| !self.hints.contains(hint)).cloned().collect();
+        let changed = !new.is_empty();
+        self.hints.splice(..0, new);
+        self.hints.truncate(MAX_HINTS);
+        changed
+    }
+}
+
 /// A join that waits for an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PendingJoin {

@@ -113,6 +113,16 @@ pub enum Command {
     /// Who is a member, and where their documents say they are: places for handshakes are kept for these addresses.
     /// Replaces what was said before; the first four of each count.
     Whereabouts(BTreeMap<PeerId, Vec<IpAddr>>),
+    /// The caps on connections that may change while the swarm runs: in all, of one peer, and the memory above which only
+    /// members get one. Connections that are there stay.
+    Limits {
+        /// See [`Limits::connections`](super::Limits::connections).
+        connections: u32,
+        /// See [`Limits::per_peer`](super::Limits::per_peer).
+        per_peer: u32,
+        /// See [`Limits::memory`](super::Limits::memory), in bytes.
+        memory: usize,
+    },
     /// What is connected.
     Status {
         /// One entry per connected or wanted peer.

@@ -169,6 +169,9 @@ impl Driver {
         let now = Instant::now();
         match command {
             Command::Members(members) => self.handle_members(members, now),
+            Command::Limits { connections, per_peer, memory } => {
+                self.swarm.behaviour_mut().gate.set_limits(connections, per_peer, memory);
+            }
             Command::Connect { typed, heard, peer, reply } => self.handle_connect(typed, &heard, peer, reply, now),
             Command::Disconnect { peer } => {
                 self.held.insert(peer);

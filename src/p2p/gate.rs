@@ -97,6 +97,11 @@ impl<B> Gate<B> {
         self.members = members;
     }
 
+    /// How many connections there may be from now on; those that are there stay.
+    pub(super) fn set_limits(&mut self, connections: u32, per_peer: u32, memory: usize) {
+        self.limits = Limits { connections, per_peer, memory, ..self.limits };
+    }
+
     /// The class a connection was given.
     pub(super) fn class(&self, connection: ConnectionId) -> Class {
         self.connections.get(&connection).map_or(Class::Stranger, |known| known.class)

@@ -1,11 +1,11 @@
 //! What people type without looking it up, and what they expect to see then.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::everyday::at_terminal;
 use crate::fast;
 use crate::lab::runner::Case;
-use crate::lab::{Lab, SOON, text, until, v4};
+use crate::lab::{Host, Lab, SOON, text, until, v4};
 
 pub const CASES: &[Case] = &[
     fast!(a_join_at_a_terminal_says_whom_it_asks_and_waits_visibly, "script"),
@@ -16,6 +16,7 @@ pub const CASES: &[Case] = &[
     fast!(a_workload_whose_name_is_in_two_subnets_is_told_by_the_subnet),
     fast!(the_engine_asked_for_a_container_is_the_callers),
     fast!(what_is_said_twice_is_no_error),
+    fast!(a_reload_takes_over_what_it_can_and_names_what_needs_a_restart),
 ];
 
 fn what_is_said_twice_is_no_error(lab: &Lab) -> Result<()> {
@@ -240,5 +241,77 @@ fn the_engine_asked_for_a_container_is_the_callers(lab: &Lab) -> Result<()> {
     a.set_env("DOCKER_HOST", "unix:///nowhere/own.sock");
     let answer = a.fails(1, "E-DOCKER", &["attach", "docker", "web", "--subnet", "lab"])?;
     ensure!(answer.err.contains("/nowhere/own.sock"), "{answer}");
+    Ok(())
+}
+
+/// Metrics over TCP, as a collector reads them.
+fn scrape(host: &Host, port: u16) -> Result<()> {
+    let ask = format!(
+        "exec 3<>/dev/tcp/127.0.0.1/{port}; printf 'GET /metrics HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n' >&3; cat <&3"
+    );
+    let answer = host.ns().ok(&["bash", "-c", &ask])?;
+    ensure!(answer.contains("byway_info{"), "{answer}");
+    Ok(())
+}
+
+fn a_reload_takes_over_what_it_can_and_names_what_needs_a_restart(lab: &Lab) -> Result<()> {
+    let (a, b) = (lab.node("a")?, lab.host("b")?);
+    let file = b.dir().join("byway.toml");
+    let base = "version = 1\n[node]\nname = \"b\"\n";
+    let write = |more: &str| std::fs::write(&file, format!("{base}{more}")).context("write the configuration");
+    b.start()?;
+    let invite = b.dir().join("invite");
+    let created = a.json(&["create", "lab"])?;
+    std::fs::write(&invite, text(&created, "invite")?)?;
+    let id = text(&created, "id")?;
+    ensure!(b.ok(&["reload"])?.contains("nothing changed"), "nothing was changed");
+    // Everything that is taken over at once; `dns.mode` is not.
+    let declared = format!("[[subnet]]\nid = \"{id}\"\ninvite_file = \"{}\"\n", invite.display());
+    let settings = "[transport]\nport_mapping = true\n[dns]\nmode = \"off\"\n[log]\nlevel = \"debug\"\n[limits]\n\
+                    connections = 100\napi_clients = 4\n[metrics]\nlisten = \"127.0.0.1:9100\"\n";
+    write(&format!("{settings}{declared}"))?;
+    let told = b.ok(&["reload"])?;
+    for part in [
+        "taken over: log.level, limits.connections, limits.api_clients, metrics.listen",
+        "a restart is needed for: dns.mode",
+        &id,
+    ] {
+        ensure!(told.contains(part), "{part}: {told}");
+    }
+    until("it is in the declared subnet", SOON, || Ok(b.members("lab")? == ["a", "b"]))?;
+    scrape(&b, 9100)?;
+    until("debug lines are logged", SOON, || Ok(b.log_tail(1000).contains(" DEBUG byway")))?;
+    let problems = b.json(&["status"])?["problems"].to_string();
+    ensure!(problems.contains("E-CONFIG-IDLE") && problems.contains("transport.port_mapping"), "{problems}");
+    // What the command line changes is shown with where it comes from.
+    b.ok(&["subnet", "host", "lab", "tcp/22"])?;
+    let shown = b.ok(&["config", "show", "--effective", "--origin"])?;
+    for part in [
+        &format!("limits.connections = 100   # {}:", file.display())[..],
+        "dns.mode = \"split\"   # default",
+        "host = \"tcp/22\"   # command line (subnet host)",
+        &format!("node.socket = \"{}\"   # --socket", b.socket().display()),
+        &format!("[[subnet]]   # {}:", file.display()),
+    ] {
+        ensure!(shown.contains(part), "{part}: {shown}");
+    }
+    ensure!(
+        a.ok(&["config", "show", "--effective", "--origin"])?.contains("[[subnet]]   # command line (create)"),
+        "who made it"
+    );
+    // What is wrong changes nothing, and neither does a port that is taken.
+    write("[limits]\nconnections = 0\n")?;
+    b.fails(2, "E-CONFIG", &["reload"])?;
+    let _taken = b.ns().serve("tcp", "127.0.0.1", 9101)?;
+    write(&format!("{}{declared}", settings.replace("9100", "9101")))?;
+    b.fails(6, "E-LISTEN-IN-USE", &["reload"])?;
+    scrape(&b, 9100)?;
+    ensure!(b.members("lab")? == ["a", "b"], "it is a member still");
+    // A membership that is declared no more ends, and metrics with the address.
+    write("")?;
+    let told = b.ok(&["reload"])?;
+    ensure!(told.contains(&format!("left {id}")) && told.contains("metrics.listen"), "{told}");
+    until("the owner heard of it", SOON, || Ok(a.members("lab")? == ["a"]))?;
+    ensure!(scrape(&b, 9100).is_err(), "metrics are served still");
     Ok(())
 }

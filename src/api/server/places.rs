@@ -1,12 +1,13 @@
 //! Who has how many of the places: each user a share, and one is root's.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Places of all clients; cheap to clone, all clones are one.
 #[derive(Debug, Clone)]
 pub(super) struct Places {
-    all: usize,
+    all: Arc<AtomicUsize>,
     taken: Arc<Mutex<HashMap<u32, usize>>>,
 }
 
@@ -18,7 +19,7 @@ pub(super) struct Place {
 }
 
 impl Places {
-    pub(super) fn new(all: usize) -> Places {
+    pub(super) fn new(all: Arc<AtomicUsize>) -> Places {
         Places { all, taken: Arc::default() }
     }
 
@@ -26,12 +27,13 @@ impl Places {
     /// the last one.
     pub(super) fn take(&self, uid: u32, is_root: bool) -> Option<Place> {
         let mut taken = self.lock();
+        let all = self.all.load(Ordering::Relaxed);
         let in_all: usize = taken.values().sum();
         let own = taken.get(&uid).copied().unwrap_or(0);
         let free = if is_root {
-            in_all < self.all
+            in_all < all
         } else {
-            own < (self.all / 4).max(1) && in_all < self.all.saturating_sub(usize::from(self.all > 1))
+            own < (all / 4).max(1) && in_all < all.saturating_sub(usize::from(all > 1))
         };
         if !free {
             return None;
@@ -64,7 +66,7 @@ mod tests {
 
     #[test]
     fn no_user_takes_the_places_of_others_and_root_has_one_always() {
-        let places = Places::new(64);
+        let places = Places::new(Arc::new(64.into()));
         let take = |uid: u32| (0..1000).map_while(|_| places.take(uid, false)).collect::<Vec<_>>();
         let (one, two, three) = (take(1000), take(1001), take(1002));
         assert_eq!((one.len(), two.len(), three.len()), (16, 16, 16));
@@ -78,7 +80,7 @@ mod tests {
 
     #[test]
     fn a_single_place_is_anybody_s() {
-        let places = Places::new(1);
+        let places = Places::new(Arc::new(1.into()));
         let one = places.take(1000, false);
         assert!(one.is_some() && places.take(0, true).is_none());
     }

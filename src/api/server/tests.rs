@@ -156,7 +156,7 @@ async fn oversize_requests_are_refused() {
 
 #[tokio::test]
 async fn one_client_too_many_is_told_so() {
-    let server = start(Bounds { clients: 1, ..Bounds::default() });
+    let server = start(Bounds { clients: Arc::new(1.into()), ..Bounds::default() });
     let mut first = UnixStream::connect(&server.socket).await.unwrap();
     // An answered request proves that the first client holds its place.
     first.write_all(b"GET /v1/health HTTP/1.1\r\nhost: byway\r\n\r\n").await.unwrap();
@@ -183,7 +183,7 @@ async fn until(what: &str, check: impl Fn() -> bool) {
 
 #[tokio::test]
 async fn work_of_a_reading_verb_ends_with_its_asker_and_of_a_changing_one_goes_on() {
-    let server = start(Bounds { clients: 2, ..Bounds::default() });
+    let server = start(Bounds { clients: Arc::new(2.into()), ..Bounds::default() });
     let running = || RUNNING.load(std::sync::atomic::Ordering::SeqCst);
     let request =
         |body: &str| format!("POST /v1/call HTTP/1.1\r\nhost: byway\r\ncontent-length: {}\r\n\r\n{body}", body.len());
@@ -217,7 +217,7 @@ async fn free(socket: &Path) {
 
 #[tokio::test]
 async fn who_takes_no_answer_or_asks_nothing_loses_its_place() {
-    let server = start(Bounds { clients: 1, deadline: Duration::from_millis(200) });
+    let server = start(Bounds { clients: Arc::new(1.into()), deadline: Duration::from_millis(200) });
     let mut stream = UnixStream::connect(&server.socket).await.unwrap();
     stream.write_all(b"GET /v1/metrics HTTP/1.1\r\nhost: byway\r\n\r\n").await.unwrap();
     free(&server.socket).await;

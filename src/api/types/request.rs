@@ -235,6 +235,7 @@ pub enum Request {
         timeout_ms: u64,
     },
     Reload,
+    Config,
     Metrics,
     Version,
 }
@@ -261,6 +262,7 @@ impl Request {
                 | Request::PeerLs
                 | Request::PeerShow { .. }
                 | Request::Ping { .. }
+                | Request::Config
                 | Request::Metrics
                 | Request::Version
         )

@@ -60,10 +60,45 @@ pub enum Response {
     Peer(Box<PeerInfo>),
     #[serde(rename = "byway.ping/1")]
     Ping(PingInfo),
+    #[serde(rename = "byway.config/1")]
+    Config(ConfigInfo),
     #[serde(rename = "byway.metrics/1")]
     Metrics { text: String },
     #[serde(rename = "byway.version/1")]
     Version { version: String, wire: u32 },
+}
+
+/// `config show` of a running daemon: what is in force there, and what the command line changed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct ConfigInfo {
+    pub values: BTreeMap<String, ConfigValue>,
+    pub subnets: Vec<ConfigSubnet>,
+}
+
+/// One key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct ConfigValue {
+    pub value: serde_json::Value,
+    /// `FILE:LINE`, a flag, a variable, or `default`.
+    pub origin: String,
+}
+
+/// One membership, whether a file declares it or the command line made it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields of the contract")]
+pub struct ConfigSubnet {
+    pub id: SubnetId,
+    pub r#as: Name,
+    pub host: HostPolicy,
+    pub peer: Vec<String>,
+    pub up: bool,
+    /// `FILE:LINE` where a file declares it, else the command line and the verb that made it.
+    pub origin: String,
+    /// The same of `host`, where it stands otherwise than in the file.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub host_origin: Option<String>,
 }
 
 /// `create`.

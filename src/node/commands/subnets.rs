@@ -148,6 +148,19 @@ impl Core {
         Ok(Some(id))
     }
 
+    /// Adds addresses where members of a subnet may be; whether one of them is new.
+    ///
+    /// # Errors
+    /// `E-NO-SUBNET`, or it could not be saved.
+    pub fn add_hints(&mut self, id: SubnetId, hints: &[String]) -> Result<bool, Error> {
+        let mut subnet = self.state.edit(&id.to_string())?;
+        let changed = subnet.local.add_hints(hints);
+        if changed {
+            self.save(subnet)?;
+        }
+        Ok(changed)
+    }
+
     /// `subnet host SUBNET`: what of this machine itself a subnet reaches.
     ///
     /// # Errors
