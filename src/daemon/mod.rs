@@ -18,6 +18,7 @@ mod join;
 mod lives;
 mod machine;
 mod metrics;
+mod notify;
 mod peers;
 mod reload;
 mod services;
@@ -156,7 +157,8 @@ async fn on_hangup(ctx: Context) {
     let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
     while hangup.recv().await.is_some() {
         match handler::call(&ctx, crate::api::types::Request::Reload).await {
-            Ok(_) => tracing::info!("configuration read again"),
+            Ok(crate::api::types::Response::Done(done)) => tracing::info!("{}", done.message),
+            Ok(_) => {}
             Err(error) => tracing::warn!(%error, "read the configuration again"),
         }
     }
@@ -321,6 +323,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     }
     tokio::spawn(on_hangup(ctx.clone()));
     task!("metrics", metrics::run(ctx.clone(), metrics_listener, moves, net_stop.clone()));
+    task!("notify", notify::run(ctx.clone(), net_stop.clone()));
     join::resume(&ctx).await;
     reload::declared(&ctx, &ctx.config.subnets).await;
     tracing::info!(peer = %ctx.peers.peer(), name = %ctx.config.node_name, "ready");
@@ -330,6 +333,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         ended = tasks.join_next() => ended,
     };
     tracing::info!("stopping");
+    notify::stopping();
     let drain = async {
         api_stop.cancel();
         sync::goodbye(&ctx).await;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::{mpsc, watch};
 
-use super::{Context, handler, metrics};
+use super::{Context, handler, metrics, notify};
 use crate::api::server;
 use crate::api::types::{
     ConfigInfo, ConfigSubnet, ConfigValue, Error, ErrorKind, Joined, Request, Response, SubnetState,
@@ -59,6 +59,17 @@ fn clients(config: &Config) -> usize {
 /// nothing was taken over.
 pub(super) async fn reload(ctx: &Context) -> Result<Response, Error> {
     let _alone = ctx.settings.reading.lock().await;
+    notify::reloading();
+    let done = read_again(ctx).await;
+    match &done {
+        Ok(Response::Done(done)) => notify::ready(&done.message),
+        Ok(_) => notify::ready("configuration read again"),
+        Err(error) => notify::ready(&format!("the configuration was not read again: {}", error.message)),
+    }
+    done
+}
+
+async fn read_again(ctx: &Context) -> Result<Response, Error> {
     let fresh = Config::load(&ctx.config.sources).map_err(|errors| {
         let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
         let file = ctx.config.sources.file.as_ref().map(|f| format!(" --config {}", f.display())).unwrap_or_default();

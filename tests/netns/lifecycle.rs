@@ -10,6 +10,7 @@ use crate::lab::runner::Case;
 use crate::lab::{Lab, SOON, text, until};
 
 pub const CASES: &[Case] = &[
+    fast!(the_service_manager_is_told_when_it_can_be_used_and_that_it_lives),
     fast!(starts_alone_and_stops_without_a_trace),
     fast!(a_normal_stop_logs_no_error),
     fast!(down_takes_off_the_wire_and_up_brings_back),
@@ -280,4 +281,69 @@ fn two_daemons_in_one_namespace(lab: &Lab) -> Result<()> {
     outcome?;
     ensure!(code? == 0, "the second daemon did not stop cleanly");
     Ok(())
+}
+
+/// What a service manager hears on its socket, one datagram after the other.
+struct Manager(std::os::unix::net::UnixDatagram);
+
+impl Manager {
+    fn listen(host: &Host) -> Result<Manager> {
+        let path = host.dir().join("notify");
+        let socket = std::os::unix::net::UnixDatagram::bind(&path).context("bind a socket for notifications")?;
+        socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+        host.set_env("NOTIFY_SOCKET", &path.to_string_lossy());
+        Ok(Manager(socket))
+    }
+
+    /// The next message that holds this line.
+    fn hears(&self, line: &str) -> Result<String> {
+        let mut found = String::new();
+        until(&format!("the service manager hears {line}"), SOON, || {
+            let mut buffer = [0; 4096];
+            match self.0.recv(&mut buffer) {
+                Ok(length) => found = String::from_utf8_lossy(&buffer[..length]).into_owned(),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error.into()),
+            }
+            Ok(found.lines().any(|l| l.starts_with(line)))
+        })?;
+        Ok(found)
+    }
+}
+
+fn the_service_manager_is_told_when_it_can_be_used_and_that_it_lives(lab: &Lab) -> Result<()> {
+    let a = lab.host("a")?;
+    let manager = Manager::listen(&a)?;
+    a.set_env("WATCHDOG_USEC", "2000000");
+    a.start()?;
+    manager.hears("READY=1")?;
+    a.json(&["create", "lab"])?;
+    manager.hears("STATUS=1 subnet, 0 members connected")?;
+    // After a start with a subnet: its address can be bound the moment it says so.
+    let own = a.overlay("lab")?.0;
+    a.terminate()?;
+    manager.hears("STOPPING=1")?;
+    a.start_under(&[])?;
+    manager.hears("READY=1")?;
+    let address = a.ns().ok(&["ip", "-4", "-br", "addr", "show", "bw-lab"])?;
+    ensure!(address.contains(&own), "ready without the address: {address}");
+    for _ in 0..3 {
+        manager.hears("WATCHDOG=1")?;
+    }
+    let unit = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/systemd/byway.service"))?;
+    ensure!(unit.contains("Type=notify-reload") && unit.contains("WatchdogSec="), "the unit waits for none of it");
+    // A reload is SIGHUP, and over when READY=1 comes after RELOADING=1.
+    let pid = nix::unistd::Pid::from_raw(a.pid()?);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP)?;
+    let told = manager.hears("RELOADING=1")?;
+    ensure!(told.contains("MONOTONIC_USEC="), "{told}");
+    let told = manager.hears("READY=1")?;
+    ensure!(told.contains("STATUS=configuration read again; nothing changed"), "{told}");
+    // A stopped daemon feeds nobody.
+    a.stopped(|| {
+        while manager.0.recv(&mut [0; 4096]).is_ok() {}
+        std::thread::sleep(Duration::from_secs(2));
+        ensure!(manager.0.recv(&mut [0; 4096]).is_err(), "the watchdog of a daemon that stands still was fed");
+        Ok(())
+    })
 }

@@ -1,0 +1,100 @@
+//! What systemd is told (`sd_notify`): ready, reloading, stopping, one line of status, and that the daemon lives.
+//!
+//! Without `NOTIFY_SOCKET` in the environment all of this does nothing.
+
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio_util::sync::CancellationToken;
+
+use super::Context;
+
+/// Between two looks whether the line of status is still true.
+const LOOK: Duration = Duration::from_secs(5);
+/// How long the kernel may take at the start before systemd is told that the daemon is up all the same: what is missing is
+/// in `status` then.
+const FIRST_APPLY: Duration = Duration::from_secs(30);
+
+/// Tells systemd. That it cannot be told is worth a line in the log and no more.
+fn tell(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "tell the service manager");
+    }
+}
+
+/// The configuration is being read again, until [`ready`].
+pub(super) fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(error) => tracing::debug!(%error, "read the clock of the service manager"),
+    }
+}
+
+/// The daemon serves, as `status` says.
+pub(super) fn ready(status: &str) {
+    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
+/// The daemon goes.
+pub(super) fn stopping() {
+    tell(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
+}
+
+/// Says that the daemon is ready once the kernel has what the saved state wants, so that what is started after it can bind
+/// the addresses; then keeps the line of status true, and feeds the watchdog for as long as the main loops answer.
+pub(super) async fn run(ctx: Context, stop: CancellationToken) -> anyhow::Result<()> {
+    let generation = ctx.node.view().load().generation;
+    let mut applied = ctx.applied.clone();
+    tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        _ = tokio::time::timeout(FIRST_APPLY, applied.wait_for(|applied| applied.generation >= generation)) => {}
+    }
+    let mut said = line(&ctx);
+    ready(&said);
+    let watchdog = sd_notify::watchdog_enabled();
+    // Half of what it waits: one that comes late is not the last.
+    let every = watchdog.map_or(LOOK, |limit| (limit / 2).min(LOOK));
+    let mut tick = tokio::time::interval(every);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            _ = tick.tick() => {}
+        }
+        if watchdog.is_some() && lives(&ctx, every).await {
+            tell(&[NotifyState::Watchdog]);
+        }
+        let now = line(&ctx);
+        if now != said {
+            tell(&[NotifyState::Status(&now)]);
+            said = now;
+        }
+    }
+}
+
+/// Whether each of the main loops answers within `limit`: the node's thread, the swarm, and the sessions.
+async fn lives(ctx: &Context, limit: Duration) -> bool {
+    let node = async { ctx.node.read(|_| ()).await.is_ok() };
+    let peers = async { ctx.peers.status().await.is_ok() };
+    let sessions = async {
+        if let Some(direct) = &ctx.direct {
+            drop(direct.status().await);
+        }
+        true
+    };
+    let all = async { tokio::join!(node, peers, sessions) };
+    match tokio::time::timeout(limit, all).await {
+        Ok(answers) => answers == (true, true, true),
+        Err(_) => {
+            tracing::warn!(limit_ms = limit.as_millis(), "a main loop does not answer: the watchdog is not fed");
+            false
+        }
+    }
+}
+
+/// One line for `systemctl status`.
+fn line(ctx: &Context) -> String {
+    let (subnets, peers) = (ctx.node.view().load().subnets.len(), ctx.table.members().len());
+    let word = |n: usize, one: &str| if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") };
+    format!("{}, {} connected", word(subnets, "subnet"), word(peers, "member"))
+}
