@@ -228,23 +228,9 @@ fn nearest(above: &str, word: &str) -> Option<String> {
 /// How many letters `word` is from `verb`: none where it is too far to be meant. A letter that is missing, too many, another
 /// one, or changed places with the next counts one.
 fn distance(verb: &str, word: &str) -> Option<usize> {
-    let (a, b): (Vec<char>, Vec<char>) = (verb.chars().collect(), word.chars().take(64).collect());
-    let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
-    for i in 1..=a.len() {
-        let mut row = vec![i];
-        for j in 1..=b.len() {
-            let at = |up: usize, left: usize| rows.get(i - up).and_then(|r| r.get(j - left)).copied().unwrap_or(i + j);
-            let same = usize::from(a.get(i - 1) != b.get(j - 1));
-            let mut best = (at(1, 0) + 1).min(row[j - 1] + 1).min(at(1, 1) + same);
-            if i > 1 && j > 1 && a.get(i - 1) == b.get(j - 2) && a.get(i - 2) == b.get(j - 1) {
-                best = best.min(at(2, 2) + 1);
-            }
-            row.push(best);
-        }
-        rows.push(row);
-    }
-    let far = *rows.last()?.last()?;
-    (far <= if a.len() < 5 { 1 } else { 2 }).then_some(far)
+    let short: String = word.chars().take(64).collect();
+    let far = strsim::osa_distance(verb, &short);
+    (far <= if verb.chars().count() < 5 { 1 } else { 2 }).then_some(far)
 }
 
 #[cfg(test)]

@@ -515,27 +515,8 @@ fn word<'a>(text: &'a str, words: &[&'static str]) -> Result<&'a str, String> {
 pub(super) fn nearest<'a>(text: &str, words: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let short: String = text.chars().take(64).collect();
     words
-        .map(|word| (edits(&short.to_ascii_lowercase(), word), word))
+        .map(|word| (strsim::levenshtein(&short.to_ascii_lowercase(), word), word))
         .filter(|(distance, word)| *distance <= 2.max(word.len() / 3) && *distance < word.len())
         .min()
         .map(|(_, word)| word)
-}
-
-/// Insertions, deletions and replacements between two words (Levenshtein).
-fn edits(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        for (y, cell) in b.iter().zip(row.iter_mut().skip(1)) {
-            let next = (diagonal + usize::from(x != *y)).min(left + 1).min(*cell + 1);
-            diagonal = std::mem::replace(cell, next);
-            left = next;
-        }
-        if let Some(first) = row.first_mut() {
-            *first = i + 1;
-        }
-    }
-    row.last().copied().unwrap_or_default()
 }

@@ -370,7 +370,7 @@ fn nothing_left(left: Option<Vec<Failure>>, config: &Config) -> Result<(), Error
 
 /// Eight hex digits of the key: marks this daemon's objects in the kernel.
 fn instance_of(peer: PeerId) -> String {
-    peer.0.iter().take(4).map(|b| format!("{b:02x}")).collect()
+    data_encoding::HEXLOWER.encode(peer.0.get(..4).unwrap_or_default())
 }
 
 struct Loaded {

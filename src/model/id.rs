@@ -5,10 +5,16 @@
 use std::fmt;
 use std::str::FromStr;
 
+use data_encoding::{DecodeKind, Encoding};
+use data_encoding_macro::new_encoding;
 use serde::{Deserialize, Serialize};
 
-/// Crockford's base32 alphabet in lower case: no `i`, `l`, `o`, `u`.
-const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+/// Crockford's base32 in lower case: no `i`, `l`, `o`, `u`. Upper case is read, too; spare bits at the end must be zero.
+const CROCKFORD: Encoding = new_encoding! {
+    symbols: "0123456789abcdefghjkmnpqrstvwxyz",
+    translate_from: "ABCDEFGHJKMNPQRSTVWXYZ",
+    translate_to: "abcdefghjkmnpqrstvwxyz",
+};
 
 /// The 128-bit identifier of a subnet: the first 16 bytes of the SHA-256 of its genesis record.
 ///
@@ -40,24 +46,9 @@ pub enum IdError {
     Name(String),
 }
 
-/// Value of one Crockford character, upper or lower case.
-fn crockford(c: char) -> Option<u8> {
-    let lower = u8::try_from(c.to_ascii_lowercase()).ok()?;
-    ALPHABET.iter().position(|a| *a == lower).and_then(|i| u8::try_from(i).ok())
-}
-
 impl fmt::Display for SubnetId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // 26 groups of five bits; the last one has three bits of ours and two zero bits.
-        let bits = u128::from_be_bytes(self.0);
-        (0..26u32).try_for_each(|group| {
-            let five = match 123u32.checked_sub(group * 5) {
-                Some(shift) => (bits >> shift) & 31,
-                None => (bits << 2) & 31,
-            };
-            let symbol = ALPHABET.get(five as usize).copied().unwrap_or(b'0');
-            write!(f, "{}", char::from(symbol))
-        })
+        f.write_str(&CROCKFORD.encode(&self.0))
     }
 }
 
@@ -75,19 +66,12 @@ impl FromStr for SubnetId {
         if length != SUBNET_ID_LEN {
             return Err(IdError::Length(length));
         }
-        let mut bits = 0u128;
-        for (i, c) in text.chars().enumerate() {
-            let five = crockford(c).ok_or(IdError::Character(c))?;
-            if i + 1 < SUBNET_ID_LEN {
-                bits = (bits << 5) | u128::from(five);
-            } else {
-                if five & 3 != 0 {
-                    return Err(IdError::Padding);
-                }
-                bits = (bits << 3) | u128::from(five >> 2);
-            }
-        }
-        Ok(SubnetId(bits.to_be_bytes()))
+        let bytes = CROCKFORD.decode(text.as_bytes()).map_err(|wrong| match wrong.kind {
+            DecodeKind::Trailing => IdError::Padding,
+            // What stands before it is in the alphabet, so each character is one byte.
+            _ => IdError::Character(text.chars().nth(wrong.position).unwrap_or_default()),
+        })?;
+        bytes.try_into().map(SubnetId).map_err(|_| IdError::Length(length))
     }
 }
 

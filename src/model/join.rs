@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use data_encoding::HEXLOWER;
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -138,7 +139,7 @@ pub struct Issued {
 impl Issued {
     /// What `invite ls` shows: the first eight hex digits of the public key, which is what `invite revoke` takes.
     pub fn id(&self) -> String {
-        self.public.iter().take(4).map(|b| format!("{b:02x}")).collect()
+        HEXLOWER.encode(self.public.get(..4).unwrap_or_default())
     }
 
     /// Whether `joiner` may come in by it at `now`. One that used it and `declined` may use it again: it holds its place

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use data_encoding::HEXLOWER;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::claims::claimed;
@@ -126,7 +127,7 @@ impl State {
         let mut damage = Vec::new();
         let mut records = Vec::new();
         let mut harm = |what: &str, key: &[u8], why: &str| {
-            let name: String = key.iter().skip(1).take(16).map(|b| format!("{b:02x}")).collect();
+            let name = HEXLOWER.encode(key.get(1..key.len().min(17)).unwrap_or_default());
             damage.push(Damage { what: format!("{what} {name}"), why: why.to_owned() });
         };
         for (key, value) in items {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use data_encoding::HEXLOWER;
 use ed25519_dalek::SigningKey;
 
 use super::{done, random};
@@ -13,10 +14,6 @@ use crate::model::members::{Subnet, printable};
 use crate::model::policy::flags;
 use crate::model::record::{Role, Term};
 use crate::node::Core;
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
 
 impl Core {
     pub(super) fn new_invite(
@@ -93,10 +90,10 @@ impl Core {
     pub fn invite_revoke(&mut self, id: &str) -> Result<Response, Error> {
         // People paste the invite itself as well as its short name.
         let public = Invite::parse(id).ok().map(|i| i.key().verifying_key().to_bytes());
-        let text = public.map_or_else(|| id.to_ascii_lowercase(), |public| hex(&public));
+        let text = public.map_or_else(|| id.to_ascii_lowercase(), |public| HEXLOWER.encode(&public));
         let issued = self.state.subnets.values().flat_map(|s| s.local.invites.iter().map(|i| (s.records.id, i.public)));
         let all: Vec<Named<(SubnetId, [u8; 32])>> =
-            issued.map(|what| Named { what, id: Some(Id::plain(hex(&what.1))), names: vec![] }).collect();
+            issued.map(|what| Named { what, id: Some(Id::plain(HEXLOWER.encode(&what.1))), names: vec![] }).collect();
         let none = || {
             crate::model::error::Error::new(
                 crate::model::error::Kind::NotFound,

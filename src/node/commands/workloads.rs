@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use data_encoding::HEXLOWER;
 use sha2::{Digest as _, Sha256};
 
 use super::done;
@@ -78,7 +79,7 @@ impl Core {
         hash.update(subnet.records.id.0);
         hash.update(self.state.me.peer.0);
         hash.update(new.name.as_str());
-        let tail: String = hash.finalize().iter().take(5).map(|b| format!("{b:02x}")).collect();
+        let tail = HEXLOWER.encode(hash.finalize().get(..5).unwrap_or_default());
         let workload = Workload {
             name: new.name,
             target: new.target,
