@@ -1,4 +1,4 @@
-//! The dependency direction of the modules, read from the `crate::` paths in `src/`.
+//! The dependency direction of the modules, read from the `crate::` and `super::` paths in `src/`.
 //!
 //! A module imports only from rows below its own; the modules of the row of shells never import each other.
 
@@ -26,7 +26,8 @@ const ROWS: &[&[&str]] = &[
 /// Pairs inside one row that are allowed: the client is made of the types.
 const ALLOWED: &[(&str, &str)] = &[("api::client", "api::types")];
 
-/// What the pure rows must not name.
+/// What the pure rows must not name. Clippy keeps the same out by their types, where they are called otherwise
+/// (`.clippy.toml`); `Mutex` and the like are its matter alone.
 const IMPURE: &[&str] = &[
     "tokio::",
     "std::net::TcpStream",
@@ -36,6 +37,7 @@ const IMPURE: &[&str] = &[
     "std::os::",
     "std::process::",
     "std::thread::",
+    "thread::sleep",
     "Instant::now",
     "SystemTime::now",
     "getrandom::",
@@ -60,6 +62,11 @@ fn sources(dir: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether a file holds tests alone.
+fn is_test(module: &str) -> bool {
+    module.split("::").any(|part| part == "tests" || part == "fuzz" || part == "twin" || part.ends_with("_tests"))
+}
+
 /// `src/api/server/mod.rs` -> `api::server`.
 fn module_of(path: &Path, root: &Path) -> String {
     let relative = path.strip_prefix(root).unwrap_or(path).with_extension("");
@@ -73,14 +80,27 @@ fn row_of(module: &str) -> Option<(usize, &'static str)> {
     ROWS.iter().enumerate().find_map(|(row, names)| names.iter().find(|n| fits(n)).map(|n| (row, *n)))
 }
 
-/// Every path after `crate::` in a line, `use crate::{a::b, c}` taken apart.
-fn targets(code: &str) -> Vec<String> {
+/// Every path after `crate::` and after any number of `super::`, `use crate::{a::b, c}` taken apart; `module` is where the
+/// code stands.
+fn targets(code: &str, module: &str) -> Vec<String> {
     let mut found = Vec::new();
     for (at, _) in code.match_indices("crate::") {
         if code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == '$') {
             continue;
         }
         expand(&code[at + "crate::".len()..], "", &mut found);
+    }
+    let above: Vec<&str> = module.split("::").collect();
+    let mut seen = 0;
+    for (at, _) in code.match_indices("super::") {
+        if at < seen || code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_') {
+            continue;
+        }
+        let rest = code[at..].trim_start_matches("super::");
+        seen = code.len() - rest.len();
+        let up = (seen - at) / "super::".len();
+        let base: String = above.iter().take(above.len().saturating_sub(up)).map(|part| format!("{part}::")).collect();
+        expand(rest, &base, &mut found);
     }
     found
 }
@@ -105,22 +125,31 @@ fn expand(text: &str, prefix: &str, found: &mut Vec<String>) -> usize {
     at + 1
 }
 
-/// The code without comments and without what stands below `mod tests {`, which may reach anywhere. Tests in a file of their
-/// own are declared wherever their line stands; the code goes on behind it.
+/// The code without comments and without what is compiled for tests only, which may reach anywhere.
 fn code_of(text: &str) -> String {
-    let mut lines = text.lines().peekable();
-    let mut code = String::new();
+    let mut code = Vec::new();
+    let mut lines = text.lines();
     while let Some(line) = lines.next() {
-        if line == "#[cfg(test)]" {
-            if lines.next_if(|next| next.ends_with(';')).is_some() {
-                continue;
-            }
-            break;
+        if line.trim() == "#[cfg(test)]" {
+            skip_item(&mut lines);
+        } else {
+            code.push(line.split("//").next().unwrap_or_default());
         }
-        code.push_str(line.split("//").next().unwrap_or_default());
-        code.push('\n');
     }
-    code
+    code.join("\n")
+}
+
+/// Passes one item: its attributes, then a line that ends it, or everything to the brace at the depth it began at.
+fn skip_item<'a>(lines: &mut impl Iterator<Item = &'a str>) {
+    let Some(first) = lines.find(|line| !line.trim_start().starts_with("#[")) else { return };
+    let depth = first.len() - first.trim_start().len();
+    let ends = |line: &str| line.ends_with(';') || line.ends_with('}') || line.ends_with(',');
+    if ends(first) && !first.ends_with('{') {
+        return;
+    }
+    let closes =
+        |line: &&str| line.len() - line.trim_start().len() == depth && line.trim_start().starts_with(['}', ')']);
+    lines.find(closes);
 }
 
 fn each_source(mut look: impl FnMut(&str, &str, &Path)) -> io::Result<()> {
@@ -130,7 +159,9 @@ fn each_source(mut look: impl FnMut(&str, &str, &Path)) -> io::Result<()> {
     assert!(files.len() > 5, "src was read");
     for path in files {
         let text = fs::read_to_string(&path)?;
-        look(&module_of(&path, &root), &code_of(&text), &path);
+        let module = module_of(&path, &root);
+        let code = if is_test(&module) { String::new() } else { code_of(&text) };
+        look(&module, &code, &path);
     }
     Ok(())
 }
@@ -140,7 +171,7 @@ fn modules_import_only_from_rows_below() -> io::Result<()> {
     let mut wrong = Vec::new();
     each_source(|module, code, path| {
         let Some((row, me)) = row_of(module) else { return };
-        for target in targets(code) {
+        for target in targets(code, module) {
             let Some((other_row, other)) = row_of(&target) else { continue };
             let sibling = other_row == row && other != me;
             if (other_row > row || sibling) && !ALLOWED.contains(&(me, other)) {
@@ -214,7 +245,7 @@ fn only_the_linux_tun_knows_virtio() -> io::Result<()> {
 
 #[test]
 fn code_behind_a_declared_test_module_is_read() {
-    assert_eq!(code_of("a\n#[cfg(test)]\nmod tests;\nb // c\n#[cfg(test)]\nmod tests {\nd"), "a\nb \n");
+    assert_eq!(code_of("a\n#[cfg(test)]\nmod tests;\nb // c\n#[cfg(test)]\nmod tests {\nd"), "a\nb ");
 }
 
 #[test]
@@ -236,12 +267,23 @@ fn every_module_has_a_row() -> io::Result<()> {
 }
 
 #[test]
+fn only_what_is_compiled_for_tests_is_left_out() {
+    let text = "a\n#[cfg(test)]\nmod tests;\nb // c\n#[cfg(test)]\n#[path = \"x\"]\nmod tests {\n    d\n    {\n    }\n}\ne\n    \
+                #[cfg(test)]\n    fn f() {\n        g\n    }\n    h";
+    let code = code_of(text);
+    assert_eq!(code.split_whitespace().collect::<Vec<_>>(), ["a", "b", "e", "h"]);
+}
+
+#[test]
 fn use_trees_are_taken_apart() {
     assert_eq!(
-        targets("use crate::model::{id::{Name, PeerId}, view};"),
+        targets("use crate::model::{id::{Name, PeerId}, view};", "node"),
         ["model::id::Name", "model::id::PeerId", "model::view"]
     );
-    assert_eq!(targets("let a = crate::wire::frame::parse(x); $crate::api::types"), ["wire::frame::parse"]);
+    assert_eq!(targets("let a = crate::wire::frame::parse(x); $crate::api::types", "node"), ["wire::frame::parse"]);
+    assert_eq!(targets("use super::super::node::{Core, Lane};", "daemon::tell"), ["node::Core", "node::Lane"]);
+    assert_eq!(targets("super::b::c(); pub(super) fn f() {}", "daemon::handler::a"), ["daemon::handler::b::c"]);
+    assert_eq!(targets("use super::{x, super::y};", "a::b::c")[0], "a::b::x");
     assert_eq!(row_of("api::server::auth").map(|r| r.1), Some("api::server"));
     assert_eq!(row_of("api"), None);
 }
