@@ -1,4 +1,5 @@
 //! How long to wait before something that failed is tried again.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 use std::time::Duration;
 

@@ -3,6 +3,7 @@
 //! A bucket is one number, the moment at which it will be full again (the generic cell rate algorithm of ITU-T I.371). So
 //! nothing is added up while time passes, and a full bucket says nothing and need not be kept. Time is an argument, and an
 //! [`Instant`]: a wall clock that was set back would keep a bucket empty for as long as filling it takes.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};

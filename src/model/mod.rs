@@ -1,4 +1,5 @@
 //! PURE: the network as we believe it to be. No sockets, files, clock or randomness: time and seeds are arguments.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 pub mod address;
 pub mod admitted;

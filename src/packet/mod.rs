@@ -2,6 +2,7 @@
 //! replies, why it was dropped.
 //!
 //! Owns no buffer and knows no peer, route or device; every function works on bytes the caller holds.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 pub mod checksum;
 pub mod cut;

@@ -13,6 +13,7 @@
 //! unasked. A session begins to use the path when a probe under its own key was answered; it leaves it when three of its
 //! probes were not while the path answers others (`proof.rs`): the peer has lost that key, or ended that session.
 //! A session that ends, because the peer is no member any more, takes nothing with it but itself.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 mod membership;
 mod output;

@@ -1,4 +1,5 @@
 //! PURE: bytes between peers.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 pub mod agent;
 pub mod control;
