@@ -18,6 +18,7 @@ pub const CASES: &[Case] = &[
     fast!(where_ipv6_is_turned_off_everything_works_over_ipv4),
     fast!(where_no_socket_of_ipv6_is_to_be_had_everything_works_over_ipv4),
     fast!(connections_outlive_a_restart_and_those_through_maps_are_told),
+    fast!(connections_outlive_a_kill),
     fast!(a_map_answers_at_whichever_host_has_its_address),
     fast!(an_owner_restored_from_a_backup_gives_nothing_twice),
     fast!(an_invite_that_nobody_saw_is_listed_and_can_be_revoked),
@@ -177,6 +178,46 @@ impl Drop for Echo {
     }
 }
 
+/// Each connection (from, to) has gone on since it had so many answers, and none of them took longer than `limit`.
+fn go_on(kept: &mut [Echo], pairs: &[(&Netns, &String)], before: &[(u64, Duration)], limit: Duration) -> Result<()> {
+    for ((echo, (from, to)), before) in kept.iter_mut().zip(pairs).zip(before) {
+        let from = from.name();
+        let went_on = || Ok(echo.answers()?.0 > before.0 + 20);
+        until(&format!("the connection from {from} to {to} goes on"), SOON + limit, went_on)?;
+        let worst = echo.answers()?.1;
+        println!("  {from} to {to}: {worst:?} at most");
+        ensure!(!echo.has_ended()? && worst < limit, "{from} to {to}: {worst:?}");
+    }
+    Ok(())
+}
+
+/// A daemon that is killed takes its TUN with it, and nothing else: connections wait for the next one.
+fn connections_outlive_a_kill(lab: &Lab) -> Result<()> {
+    let hosts = lab.subnet(&["a", "b"])?;
+    let (a, b) = (&hosts[0], &hosts[1]);
+    let (web, other, db) = (lab.workload("web")?, lab.workload("other")?, lab.workload("db")?);
+    let (at_web, at_db) = (a.attach(&web, "lab", "web")?, b.attach(&db, "lab", "db")?);
+    a.attach(&other, "lab", "other")?;
+    a.ok(&["subnet", "host", "lab", "tcp/90"])?;
+    web.reaches(&v4(&at_db)?, SOON)?;
+    let ends = [(&web, "0.0.0.0"), (&web, "::"), (&db, "0.0.0.0"), (&db, "::"), (a.ns(), "0.0.0.0")];
+    let _servers: Vec<_> =
+        ends.iter().map(|(ns, any)| Echo::start(lab, ns, "serve", any, "90")).collect::<Result<_>>()?;
+    let (web4, web6, db4, db6) = (v4(&at_web)?, v6(&at_web)?, v4(&at_db)?, v6(&at_db)?);
+    let (own, _) = a.overlay("lab")?;
+    let pairs =
+        [(&web, &db4), (&web, &db6), (&db, &web4), (&db, &web6), (b.ns(), &own), (&other, &web4), (a.ns(), &db4)];
+    let mut kept: Vec<_> = pairs.iter().map(|(ns, to)| Echo::start(lab, ns, "ask", to, "90")).collect::<Result<_>>()?;
+    // Twice: the second one finds what a killed daemon left.
+    for _ in 0..2 {
+        let before = kept.iter().map(Echo::answers).collect::<Result<Vec<_>>>()?;
+        a.kill9()?;
+        a.start()?;
+        go_on(&mut kept, &pairs, &before, Duration::from_secs(10))?;
+    }
+    Ok(())
+}
+
 /// What an upgrade does: the daemon is stopped and another is started on the same state.
 fn connections_outlive_a_restart_and_those_through_maps_are_told(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
@@ -211,14 +252,7 @@ fn connections_outlive_a_restart_and_those_through_maps_are_told(lab: &Lab) -> R
     })?;
     ensure!(took < Duration::from_secs(1), "clients of maps are told after {took:?}");
     a.start()?;
-    for (n, echo) in kept.iter_mut().enumerate() {
-        let (from, to) = (pairs[n].0.name(), pairs[n].1);
-        let went_on = || Ok(echo.answers()?.0 > before[n].0 + 20);
-        until(&format!("the connection from {from} to {to} goes on"), SOON, went_on)?;
-        let worst = echo.answers()?.1;
-        println!("  {from} to {to}: {worst:?} at most");
-        ensure!(!echo.has_ended()? && worst < Duration::from_secs(3), "{from} to {to}: {worst:?}");
-    }
+    go_on(&mut kept, &pairs, &before, Duration::from_secs(3))?;
     let took = until("the other ends of the maps' connections", Duration::from_secs(30), || {
         served.iter_mut().try_fold(true, |all, end| Ok(end.has_ended()? && all))
     })?;
