@@ -1,9 +1,9 @@
 //! The real binary on a real kernel: hosts are network namespaces, and every claim is proven by packets that arrive.
 //!
 //! Needs root. Each test has a lab of its own and ends by checking that nothing was left. The fast set runs with every
-//! change; `--all` (or `BYWAY_TESTS=all`) adds the long one. A word on the command line picks tests by name. `netns tool`
-//! is the other half: the programs that capture, replay, flood and delay, run by the tests and by `scripts/bench`; `netns
-//! evil` is the malicious peer.
+//! change; `BYWAY_TESTS=ci` adds what CI has time for, `--all` (or `BYWAY_TESTS=all`) that and the longest. A word on the
+//! command line picks tests by name. `netns tool` is the other half: the programs that capture, replay, flood and delay,
+//! run by the tests and by `scripts/bench`; `netns evil` is the malicious peer.
 
 #[path = "evil/mod.rs"]
 mod evil;

@@ -2,8 +2,8 @@
 //! cannot run here is counted as skipped, never as passed.
 //!
 //! Output: a line `test NAME ... ok|FAILED|skipped (reason)` each, `SKIP NAME: reason` for what was skipped, and at the
-//! end one line `N passed, N failed, N skipped`. Arguments: any number of name parts, `--exact`, `--list`; `--all` or
-//! `BYWAY_TESTS=all` adds the long set.
+//! end one line `N passed, N failed, N skipped`. Arguments: any number of name parts, `--exact`, `--list`; `BYWAY_TESTS=ci`
+//! adds those that take up to minutes, `--all` or `BYWAY_TESTS=all` these and the longest.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -14,10 +14,12 @@ use anyhow::Result;
 use super::{Lab, netns};
 
 /// How often a test runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Set {
     /// With every change.
     Fast,
+    /// With every change that is about to be published: seconds to minutes each, ten minutes together.
+    Ci,
     /// Only where everything is asked for.
     All,
 }
@@ -43,6 +45,14 @@ macro_rules! fast {
     };
 }
 
+/// A case in the set of CI whose name is that of its function.
+#[macro_export]
+macro_rules! ci {
+    ($name:ident $(, $need:literal)*) => {
+        $crate::lab::runner::Case { name: stringify!($name), set: $crate::lab::runner::Set::Ci, needs: &[$($need),*], run: $name }
+    };
+}
+
 /// A case in the long set whose name is that of its function.
 #[macro_export]
 macro_rules! long {
@@ -56,7 +66,7 @@ struct Options {
     exact: bool,
     list: bool,
     ignored: bool,
-    all: bool,
+    set: Set,
 }
 
 impl Options {
@@ -66,7 +76,11 @@ impl Options {
             exact: false,
             list: false,
             ignored: false,
-            all: std::env::var("BYWAY_TESTS").is_ok_and(|v| v == "all"),
+            set: match std::env::var("BYWAY_TESTS").as_deref() {
+                Ok("all") => Set::All,
+                Ok("ci") => Set::Ci,
+                _ => Set::Fast,
+            },
         };
         let mut args = std::env::args().skip(1);
         while let Some(arg) = args.next() {
@@ -74,7 +88,7 @@ impl Options {
                 "--exact" => options.exact = true,
                 "--list" => options.list = true,
                 "--ignored" => options.ignored = true,
-                "--all" => options.all = true,
+                "--all" => options.set = Set::All,
                 // Those of cargo's own harness that take a value.
                 "--format" | "--test-threads" | "--color" | "--skip" | "--logfile" => drop(args.next()),
                 flag if flag.starts_with('-') => {}
@@ -91,8 +105,9 @@ impl Options {
 
     /// Why a test cannot run here, or is not asked for.
     fn obstacle(&self, case: &Case) -> Option<String> {
-        if case.set == Set::All && !self.all {
-            return Some("set: all; run with --all or BYWAY_TESTS=all".to_owned());
+        if case.set > self.set {
+            let name = if case.set == Set::Ci { "ci" } else { "all" };
+            return Some(format!("set: {name}; run with BYWAY_TESTS={name} (scripts/test --{name})"));
         }
         missing(&["ip", "nft", "ping", "dig", "sysctl", "timeout", "python3"]).or_else(|| missing(case.needs))
     }

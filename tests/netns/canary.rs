@@ -10,11 +10,11 @@ use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, Netns, SOON, text, until};
 use crate::tool::frame;
 use crate::underlay::{Capture, FIVE, PORT, block_udp, carried, datagrams, heal, index, pair, plain_cable, plain_host};
-use crate::{fast, long};
+use crate::{ci, fast};
 
 pub const CASES: &[Case] = &[
     fast!(nothing_of_a_short_life_is_readable_on_the_underlay, "ethtool"),
-    long!(nothing_of_a_whole_life_is_readable_on_the_underlay, "ethtool"),
+    ci!(nothing_of_a_whole_life_is_readable_on_the_underlay, "ethtool"),
     fast!(no_frame_of_ours_is_inside_the_overlay),
 ];
 

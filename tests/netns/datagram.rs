@@ -12,7 +12,7 @@ use crate::lab::{Host, Lab, SOON, text, until};
 use crate::underlay::{
     self, FIVE, PORT, Transfer, block_udp, carried, datagrams, heal, lengthen, pair, pair4, path, plain_host,
 };
-use crate::{fast, long};
+use crate::{ci, fast};
 
 pub const CASES: &[Case] = &[
     fast!(two_hosts_on_a_wire_have_a_datagram_path_within_five_seconds),
@@ -23,10 +23,10 @@ pub const CASES: &[Case] = &[
     fast!(an_address_that_goes_away_is_replaced_in_a_second_and_a_half),
     fast!(an_address_that_is_cut_off_is_left_for_the_one_the_kernel_prefers),
     fast!(post_quantum_is_what_both_ends_make_of_it),
-    long!(carrier_switches_under_tcp_break_no_connection, "iperf3", "ss"),
-    long!(flapping_link_settles_on_datagrams),
-    long!(forty_packets_a_second_lose_none_to_a_new_path),
-    long!(receive_buffer_follows_the_round_trip, "iperf3", "ss", "ethtool"),
+    ci!(carrier_switches_under_tcp_break_no_connection, "iperf3", "ss"),
+    ci!(flapping_link_settles_on_datagrams),
+    ci!(forty_packets_a_second_lose_none_to_a_new_path),
+    ci!(receive_buffer_follows_the_round_trip, "iperf3", "ss", "ethtool"),
 ];
 
 /// Pings in a row, fifty a second, and how many of them may be lost.

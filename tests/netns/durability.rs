@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::lab::runner::Case;
 use crate::lab::{Lab, NOW, SOON, sh, until, v4};
-use crate::{fast, long};
+use crate::{ci, fast};
 
 pub const CASES: &[Case] = &[
     fast!(killed_daemon_heals_in_five_seconds),
@@ -19,7 +19,7 @@ pub const CASES: &[Case] = &[
     fast!(full_disk_fails_the_command_and_nothing_else),
     fast!(missing_key_beside_state_is_no_new_identity),
     fast!(damaged_file_is_refused_with_its_remedy),
-    long!(twenty_kills_in_a_row),
+    ci!(twenty_kills_in_a_row),
 ];
 
 fn killed_daemon_heals_in_five_seconds(lab: &Lab) -> Result<()> {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, NOW, SOON, text, until};
-use crate::{fast, long};
+use crate::{ci, fast};
 
 pub const CASES: &[Case] = &[
     fast!(invite_joins_two_hosts_both_ways_both_families),
@@ -27,7 +27,7 @@ pub const CASES: &[Case] = &[
     fast!(two_admins_remove_two_members_in_a_partition),
     fast!(forged_source_from_a_member_host_is_dropped),
     fast!(two_subnets_on_one_daemon),
-    long!(ten_hosts_by_one_invite),
+    ci!(ten_hosts_by_one_invite),
 ];
 
 /// Pings from each host to every other, both families.

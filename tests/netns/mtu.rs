@@ -7,13 +7,13 @@ use anyhow::{Result, ensure};
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, SOON, until};
 use crate::underlay::{Capture, FIVE, Transfer, datagrams, heal, ingress, pair4, path, plain_cable};
-use crate::{fast, long};
+use crate::{ci, fast};
 
 pub const CASES: &[Case] = &[
     fast!(packet_above_the_path_is_answered_with_its_size),
-    long!(lowering_the_underlay_stalls_no_tcp, "iperf3", "ss", "ethtool"),
-    long!(silent_hole_stalls_no_tcp, "iperf3", "ss", "ethtool"),
-    long!(no_datagram_of_ours_is_fragmented, "iperf3", "ss"),
+    ci!(lowering_the_underlay_stalls_no_tcp, "iperf3", "ss", "ethtool"),
+    ci!(silent_hole_stalls_no_tcp, "iperf3", "ss", "ethtool"),
+    ci!(no_datagram_of_ours_is_fragmented, "iperf3", "ss"),
 ];
 
 const THREE: Duration = Duration::from_secs(3);

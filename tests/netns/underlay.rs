@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::lab::netns::wait_end;
-use crate::lab::{Host, Lab, Netns, text, until};
+use crate::lab::{Host, Lab, Netns, SOON, text, until};
 use crate::tool::{frame, pcap};
 
 /// The port of the underlay.
@@ -337,6 +337,21 @@ pub fn index(lab: &Lab, from: &Host, to: &Host) -> Result<u32> {
     })?;
     capture.stop()?;
     Ok(found.context("a sealed datagram")?.receiver)
+}
+
+/// The receiver index between these hosts once it stays: of two that ask each other at the same time one may want another
+/// session, two seconds after the first.
+///
+/// # Errors
+/// It does not stay.
+pub fn settled(lab: &Lab, from: &Host, to: &Host) -> Result<u32> {
+    let mut last = index(lab, from, to)?;
+    until("the session stays", SOON, || {
+        std::thread::sleep(Duration::from_secs(3));
+        let before = std::mem::replace(&mut last, index(lab, from, to)?);
+        Ok(before == last)
+    })?;
+    Ok(last)
 }
 
 /// The Ethernet address of a host's cable.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::lab::runner::Case;
 use crate::lab::{Lab, SOON, until, v4, v6};
-use crate::{fast, long};
+use crate::{ci, fast};
 
 pub const CASES: &[Case] = &[
     fast!(workloads_on_two_hosts_talk_by_name),
@@ -21,7 +21,7 @@ pub const CASES: &[Case] = &[
     fast!(changes_inside_a_namespace_are_repaired_within_two_seconds),
     fast!(an_address_comes_back_to_its_name_after_detach_and_restart),
     fast!(fixed_address_and_its_conflict),
-    long!(iperf_both_ways, "iperf3"),
+    ci!(iperf_both_ways, "iperf3"),
 ];
 
 fn workloads_on_two_hosts_talk_by_name(lab: &Lab) -> Result<()> {
