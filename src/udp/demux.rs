@@ -1,6 +1,6 @@
 //! The way in: all sockets of a port read by one thread, and which datagram is whose.
 
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::os::fd::AsFd;
@@ -10,8 +10,15 @@ use std::sync::atomic::Ordering;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::sys::{MAX_RECEIVED, Meta, ReceiveBatch};
+use quinn::udp::{BATCH_SIZE, RecvMeta, UdpSockRef};
+
+use super::socket::Socket;
 use super::{MAX_SOCKETS, Shared};
+
+/// Messages that one call may bring.
+const MAX_RECEIVED: usize = BATCH_SIZE;
+/// Bytes one message may bring: the largest that GRO makes.
+const MAX_MESSAGE: usize = 65_536;
 
 /// What a datagram is, by its first byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +66,7 @@ pub struct Message<'a> {
 /// Reads the sockets of a port; owned by the receiving thread.
 pub struct Receiver {
     port: Arc<Shared>,
-    batch: Box<ReceiveBatch>,
+    batch: Batch,
     sockets: Vec<Reading>,
     /// The socket the last batch came by.
     current: usize,
@@ -85,7 +92,7 @@ impl std::fmt::Debug for Receiver {
 impl Receiver {
     pub(super) fn new(port: Arc<Shared>) -> Receiver {
         let sockets = vec![Reading { ready: true, at_once: 1 }; port.sockets.len()];
-        Receiver { port, batch: Box::new(ReceiveBatch::new()), sockets, current: 0, came: 0 }
+        Receiver { port, batch: Batch::new(), sockets, current: 0, came: 0 }
     }
 
     /// Waits until there is something to [`recv`](Receiver::recv).
@@ -131,9 +138,9 @@ impl Receiver {
                 break;
             };
             while reading.ready {
-                match self.batch.receive(socket.as_fd(), reading.at_once) {
+                match self.batch.receive(socket, reading.at_once) {
                     Ok(came) => {
-                        let (datagrams, joined) = count(&self.batch, came);
+                        let (datagrams, joined) = self.batch.count(came);
                         // Fewer than asked for: the call met the end itself.
                         reading.ready = came == reading.at_once || reading.at_once == 1;
                         reading.at_once = match joined >= came.div_ceil(2) {
@@ -158,8 +165,15 @@ impl Receiver {
     /// The `index`th message of the last batch.
     pub fn message(&self, index: usize) -> Option<Message<'_>> {
         let (meta, bytes) = self.batch.message(index).filter(|_| index < self.came)?;
-        let Meta { from, segment, ecn, local, .. } = meta;
-        Some(Message { socket: self.current, from, bytes, segment, ecn, local })
+        let socket = self.port.sockets.get(self.current)?;
+        Some(Message {
+            socket: self.current,
+            from: meta.addr,
+            bytes,
+            segment: meta.stride.max(1),
+            ecn: meta.ecn.map_or(0, |ecn| ecn as u8),
+            local: meta.dst_ip.filter(|_| socket.local.ip().is_unspecified()),
+        })
     }
 
     /// Gives the datagrams in `range` of the `index`th message to the QUIC half of its socket. The range begins at a
@@ -172,11 +186,38 @@ impl Receiver {
     }
 }
 
-/// Datagrams in a batch, and in how many of its messages the kernel joined some.
-fn count(batch: &ReceiveBatch, came: usize) -> (u64, usize) {
-    let metas = (0..came).filter_map(|index| batch.message(index)).map(|(meta, _)| meta);
-    metas.fold((0, 0), |(datagrams, joined), meta| {
-        let here = meta.length.div_ceil(meta.segment.max(1)).max(1);
-        (datagrams + u64::try_from(here).unwrap_or(0), joined + usize::from(meta.segment < meta.length))
-    })
+/// What one call brought.
+struct Batch {
+    metas: [RecvMeta; MAX_RECEIVED],
+    /// The memory is taken from the system when a message is first written to it: 2 MiB, of which little is touched.
+    memory: Vec<u8>,
+}
+
+impl Batch {
+    fn new() -> Batch {
+        Batch { metas: [RecvMeta::default(); MAX_RECEIVED], memory: vec![0; MAX_MESSAGE * MAX_RECEIVED] }
+    }
+
+    /// Receives at most `limit` messages in one call; how many came. Never blocks.
+    fn receive(&mut self, socket: &Socket, limit: usize) -> io::Result<usize> {
+        let mut places = self.memory.chunks_exact_mut(MAX_MESSAGE).take(limit);
+        let mut buffers: [_; MAX_RECEIVED] =
+            std::array::from_fn(|_| IoSliceMut::new(places.next().unwrap_or_default()));
+        let buffers = buffers.get_mut(..limit).unwrap_or_default();
+        socket.state.recv(UdpSockRef::from(&socket.udp), buffers, &mut self.metas)
+    }
+
+    fn message(&self, index: usize) -> Option<(&RecvMeta, &[u8])> {
+        let meta = self.metas.get(index)?;
+        let start = index.checked_mul(MAX_MESSAGE)?;
+        Some((meta, self.memory.get(start..start.checked_add(meta.len)?)?))
+    }
+
+    /// Datagrams in the first `came` messages, and in how many of these the kernel joined some.
+    fn count(&self, came: usize) -> (u64, usize) {
+        self.metas.iter().take(came).fold((0, 0), |(datagrams, joined), meta| {
+            let here = meta.len.div_ceil(meta.stride.max(1)).max(1);
+            (datagrams + u64::try_from(here).unwrap_or(0), joined + usize::from(meta.stride < meta.len))
+        })
+    }
 }

@@ -1,9 +1,15 @@
 //! One UDP port for everything: our sealed datagrams and libp2p's QUIC, told apart by their first byte.
 //!
 //! Owns one socket per address (one per family, usually), their buffers and what the kernel has of segmentation (GSO on the
-//! way out, GRO on the way in), with a fallback for each. Never looks behind a datagram's first byte, has no thread: any
-//! number of threads send, each by its [`Sender`]; one reads by the [`Receiver`] and gives QUIC's datagrams to the
-//! [`QuicSocket`]s.
+//! way out, GRO on the way in), with a fallback for each. Has no thread: any number of threads send, each by its [`Sender`];
+//! one reads by the [`Receiver`] and gives QUIC's datagrams to the [`QuicSocket`]s, and never looks behind a first byte.
+//! The system calls are quinn-udp's.
+//!
+//! quinn-udp sends one message in a call and asks for one or many. Against `sendmmsg` and `recvmmsg` of our own, measured on
+//! two busy cores: one message costs 3 % more to send (0.1 us) and 6 % more to receive (0.09 us), 24 of different sizes 9 %
+//! more to send; but of two hosts' traffic 5 calls in 24,000 had more than one to send. Both daemons need the same
+//! processor time per GB of TCP (ratio of medians 1.00 in ten interleaved pairs), and 0.96 to 1.09 of it per UDP datagram,
+//! which is the spread of the measurement.
 //!
 //! | first byte | what |
 //! |---|---|
@@ -13,17 +19,15 @@
 //!
 //! | file | |
 //! |---|---|
-//! | `socket` | one socket: how it is made |
-//! | `send` | runs of frames out, many in one call |
+//! | `socket` | one socket: how it is made, one message out |
+//! | `send` | runs of frames out, many of one size in one call |
 //! | `demux` | all sockets read by one thread; which datagram is whose |
 //! | `quic` | the QUIC half of a socket |
-//! | `sys` | the system calls |
 
 mod demux;
 mod quic;
 mod send;
 mod socket;
-mod sys;
 
 use std::io::{self, PipeReader, PipeWriter, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -35,9 +39,8 @@ pub use demux::{Class, Closed, Message, Receiver, class};
 pub use quic::QuicSocket;
 pub use send::{Run, Sender, Sent};
 
-use send::{errno, is_not_ours};
-use socket::{Socket, set_buffer};
-use sys::Outgoing;
+use send::is_not_ours;
+use socket::{Outgoing, Socket, errno};
 
 /// Sockets of one port at most.
 pub const MAX_SOCKETS: usize = 8;
@@ -171,14 +174,12 @@ impl Port {
             error
         };
         let socket = self.0.socket_to(to).ok_or_else(|| count(io::ErrorKind::AddrNotAvailable.into()))?;
-        let mut message = Outgoing { bytes, to, segment: None, ecn: None, local };
-        loop {
-            match sys::send_one(socket.as_fd(), message) {
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if message.local.is_some() && is_not_ours(errno(&e)) => message.local = None,
-                other => return other.map_err(count),
-            }
+        let message = Outgoing { bytes, to, segment: None, ecn: None, local };
+        match socket.send(message) {
+            Err(e) if local.is_some() && is_not_ours(errno(&e)) => socket.send(Outgoing { local: None, ..message }),
+            other => other,
         }
+        .map_err(count)
     }
 
     /// The one receiver, the first time; none from then on.
@@ -199,8 +200,7 @@ impl Port {
     /// # Errors
     /// As `setsockopt`.
     pub fn set_receive_buffer(&self, bytes: usize) -> io::Result<()> {
-        let mut sockets = self.0.sockets.iter();
-        sockets.try_for_each(|s| set_buffer(s.as_fd(), libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, bytes))
+        self.0.sockets.iter().try_for_each(|socket| socket.set_receive_buffer(bytes))
     }
 
     /// Ends the receiver's wait; the QUIC halves get nothing more.

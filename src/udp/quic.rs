@@ -7,7 +7,6 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,12 +16,10 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
-use tokio::io::unix::AsyncFd;
 
 use super::Tally;
-use super::send::{MAX_SEGMENTS, errno};
-use super::socket::Socket;
-use super::sys::{self, Outgoing};
+use super::send::MAX_SEGMENTS;
+use super::socket::{Outgoing, Socket, errno};
 
 /// Datagrams that wait at most.
 const MAX_DATAGRAMS: usize = 1024;
@@ -165,14 +162,9 @@ impl QuicSocket {
         self.tally.quic_dropped.fetch_add(u64::try_from(datagrams).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// Sends one message, again where a signal came in between.
+    /// Sends one message.
     fn transmit(&self, message: Outgoing<'_>) -> Result<(), Errno> {
-        loop {
-            match sys::send_one(self.socket.as_fd(), message).map_err(|error| errno(&error)) {
-                Err(Errno::EINTR) => {}
-                other => return other,
-            }
-        }
+        self.socket.send(message).map_err(|error| errno(&error))
     }
 
     /// The socket's buffer is full: every poller waits from now on.
@@ -216,10 +208,10 @@ impl AsyncUdpSocket for QuicSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let (to, ecn, local) = (transmit.destination, transmit.ecn.map(|ecn| ecn as u8), transmit.src_ip);
+        let (to, ecn, local) = (transmit.destination, transmit.ecn, transmit.src_ip);
         self.note(to);
         let segment = transmit.segment_size.filter(|size| (1..transmit.contents.len()).contains(size));
-        let cut = segment.and_then(|size| u16::try_from(size).ok()).filter(|_| self.socket.gso.load(Ordering::Relaxed));
+        let cut = segment.filter(|_| self.socket.gso.load(Ordering::Relaxed));
         let mut refused = None;
         if segment.is_none() || cut.is_some() {
             match self.transmit(Outgoing { bytes: transmit.contents, to, segment: cut, ecn, local }) {
@@ -323,11 +315,11 @@ impl AsyncUdpSocket for QuicSocket {
 /// Waits for room in the socket's buffer, for one task.
 ///
 /// The descriptor is with tokio's reactor only while a task waits: the kernel would else tell the reactor of every datagram
-/// that the packet threads sent.
+/// that the packet threads send and receive.
 #[derive(Debug)]
 struct Poller {
     socket: Arc<QuicSocket>,
-    writable: Option<AsyncFd<OwnedFd>>,
+    writable: Option<tokio::net::UdpSocket>,
 }
 
 impl UdpPoller for Poller {
@@ -337,12 +329,9 @@ impl UdpPoller for Poller {
             Some(writable) => writable,
             None if !this.socket.full.load(Ordering::Acquire) => return Poll::Ready(Ok(())),
             // A descriptor of its own, for the reactor takes each but once. What is writable by now is told at once.
-            None => {
-                let fd = this.socket.socket.as_fd().as_fd().try_clone_to_owned()?;
-                this.writable.insert(sys::watch_writable(fd)?)
-            }
+            None => this.writable.insert(tokio::net::UdpSocket::from_std(this.socket.socket.udp.try_clone()?)?),
         };
-        let result = ready!(writable.poll_write_ready(cx)).map(drop);
+        let result = ready!(writable.poll_send_ready(cx));
         this.writable = None;
         // Others that wait see it too; if the room is gone again, their next send says so.
         this.socket.full.store(false, Ordering::Release);

@@ -1,6 +1,5 @@
-//! The way out: runs of frames, many in one call.
+//! The way out: runs of frames, as many of one size as the kernel cuts in one call.
 
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,15 +9,12 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Shared;
-use super::socket::Socket;
-use super::sys::{self, Outgoing, SendBatch};
+use super::socket::{Outgoing, Socket, errno};
 
 /// Segments the kernel cuts one message into (`UDP_MAX_SEGMENTS`; newer kernels take more).
 pub(super) const MAX_SEGMENTS: usize = 64;
 /// Bytes of one message: the largest UDP payload over IPv4.
 const MAX_BYTES: usize = 65_507;
-/// Messages of one call.
-const MAX_MESSAGES: usize = 64;
 /// How long one call waits for room in the socket's buffer, in all.
 const PATIENCE: Duration = Duration::from_millis(10);
 
@@ -49,55 +45,9 @@ pub struct Sent {
 }
 
 /// Sends frames; one per sending thread.
+#[derive(Debug)]
 pub struct Sender {
     port: Arc<Shared>,
-    batch: Box<SendBatch<MAX_MESSAGES>>,
-}
-
-impl std::fmt::Debug for Sender {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sender").field("port", &self.port).finish_non_exhaustive()
-    }
-}
-
-/// What is next: so many bytes of that run are done.
-#[derive(Debug, Clone, Copy)]
-struct Cursor {
-    run: usize,
-    done: usize,
-}
-
-/// The messages of consecutive runs of one family.
-#[derive(Clone)]
-struct Messages<'a> {
-    buffer: &'a [u8],
-    runs: &'a [Run],
-    at: Cursor,
-    is_ipv4: bool,
-    gso: bool,
-    /// The kernel chooses our address, whatever the runs say.
-    free: bool,
-}
-
-impl<'a> Iterator for Messages<'a> {
-    type Item = Outgoing<'a>;
-
-    fn next(&mut self) -> Option<Outgoing<'a>> {
-        let run = self.runs.get(self.at.run).filter(|run| run.to.is_ipv4() == self.is_ipv4)?;
-        let rest = self.buffer.get(run.start.checked_add(self.at.done)?..run.end)?;
-        if rest.is_empty() || run.segment == 0 {
-            return None;
-        }
-        let frames = if self.gso { (MAX_BYTES / run.segment).clamp(1, MAX_SEGMENTS) } else { 1 };
-        let length = run.segment.saturating_mul(frames).min(rest.len());
-        self.at = match length == rest.len() {
-            true => Cursor { run: self.at.run.saturating_add(1), done: 0 },
-            false => Cursor { run: self.at.run, done: self.at.done.saturating_add(length) },
-        };
-        let segment = if length > run.segment { u16::try_from(run.segment).ok() } else { None };
-        let local = run.local.filter(|_| !self.free);
-        Some(Outgoing { bytes: rest.get(..length)?, to: run.to, segment, ecn: None, local })
-    }
 }
 
 /// Frames of `segment` bytes in so many bytes.
@@ -110,102 +60,112 @@ impl Run {
     fn left(&self, done: usize) -> u64 {
         frames(self.end.saturating_sub(self.start).saturating_sub(done), self.segment)
     }
+
+    /// The next message, `done` bytes being done: as many frames as the kernel cuts at once, or one where it cuts none.
+    fn message<'a>(&self, buffer: &'a [u8], done: usize, gso: bool) -> Option<Outgoing<'a>> {
+        let rest = buffer.get(self.start.checked_add(done)?..self.end)?;
+        if self.segment == 0 {
+            return None;
+        }
+        let frames = if gso { (MAX_BYTES / self.segment).clamp(1, MAX_SEGMENTS) } else { 1 };
+        let bytes = rest.get(..self.segment.saturating_mul(frames).min(rest.len()))?;
+        let segment = (bytes.len() > self.segment).then_some(self.segment);
+        Some(Outgoing { bytes, to: self.to, segment, ecn: None, local: self.local })
+    }
+}
+
+/// Why frames did not leave.
+enum Lost {
+    /// The socket's buffer stayed full: the rest of the run is dropped.
+    Full,
+    /// They are larger than the interface carries, as is the rest of the run.
+    TooBig,
+    /// The kernel refused this message; the next one may pass.
+    Refused,
 }
 
 impl Sender {
     pub(super) fn new(port: Arc<Shared>) -> Sender {
-        Sender { port, batch: Box::new(SendBatch::new()) }
+        Sender { port }
     }
 
-    /// Sends the frames of `runs` in order, with one system call where all go by one socket.
+    /// Sends the frames of `runs` in order.
     ///
     /// Waits at most 10 ms in all for room in the socket's buffer; what finds none is dropped. A run that cannot be sent
     /// never keeps the others back. Nothing is allocated.
     pub fn send(&mut self, buffer: &[u8], runs: &[Run]) -> Sent {
         let mut sent = Sent::default();
-        let (mut deadline, mut free) = (None, false);
-        let mut at = Cursor { run: 0, done: 0 };
+        let mut deadline = None;
         let tally = &self.port.tally;
-        while let Some(run) = runs.get(at.run) {
-            let next_run = Cursor { run: at.run.saturating_add(1), done: 0 };
-            let Some(socket) = self.port.socket_to(run.to) else {
-                sent.frames_dropped += run.left(at.done);
-                tally.send_failed.fetch_add(run.left(at.done), Ordering::Relaxed);
-                at = next_run;
-                continue;
-            };
-            let gso = socket.gso.load(Ordering::Relaxed);
-            let mut messages = Messages { buffer, runs, at, is_ipv4: run.to.is_ipv4(), gso, free };
-            let error = match self.batch.send(socket.as_fd(), messages.clone()) {
-                Ok(0) => Errno::EINVAL,
-                Ok(count) => {
-                    messages.by_ref().take(count).for_each(drop);
-                    at = messages.at;
-                    continue;
+        for (at, run) in runs.iter().enumerate() {
+            let length = run.end.saturating_sub(run.start);
+            let mut done = 0;
+            while done < length {
+                let socket = self.port.socket_to(run.to);
+                let gso = socket.is_some_and(|socket| socket.gso.load(Ordering::Relaxed));
+                let Some((socket, message)) = socket.zip(run.message(buffer, done, gso)) else {
+                    sent.frames_dropped += run.left(done);
+                    tally.send_failed.fetch_add(run.left(done), Ordering::Relaxed);
+                    break;
+                };
+                let (length, lost, counter) = match socket.deliver(message, &mut deadline) {
+                    Ok(length) => {
+                        done = done.saturating_add(length);
+                        continue;
+                    }
+                    Err(Lost::Full) => (length.saturating_sub(done), run.left(done), &tally.send_full),
+                    Err(Lost::TooBig) => {
+                        sent.too_big.get_or_insert(at);
+                        (length.saturating_sub(done), run.left(done), &tally.send_failed)
+                    }
+                    Err(Lost::Refused) => {
+                        (message.bytes.len(), frames(message.bytes.len(), run.segment), &tally.send_failed)
+                    }
+                };
+                sent.frames_dropped += lost;
+                counter.fetch_add(lost, Ordering::Relaxed);
+                done = done.saturating_add(length);
+            }
+        }
+        sent
+    }
+}
+
+impl Socket {
+    /// Sends a message; how many bytes of it are out: fewer than all where the kernel refused to cut it.
+    fn deliver(&self, mut message: Outgoing<'_>, deadline: &mut Option<Instant>) -> Result<usize, Lost> {
+        // What the kernel had against many frames at once, one alone tells.
+        let mut refused = None;
+        loop {
+            let error = match self.send(message) {
+                Ok(()) => {
+                    if let Some(error) = refused {
+                        self.refuse_gso(error);
+                    }
+                    return Ok(message.bytes.len());
                 }
                 Err(error) => errno(&error),
             };
-            let (after, lost, counter) = match error {
-                Errno::EINTR => continue,
-                Errno::EAGAIN if wait_writable(socket, &mut deadline) => continue,
-                Errno::EAGAIN => (next_run, run.left(at.done), &tally.send_full),
-                Errno::EMSGSIZE => {
-                    sent.too_big.get_or_insert(at.run);
-                    (next_run, run.left(at.done), &tally.send_failed)
+            match (error, message.segment) {
+                (Errno::EAGAIN, _) if wait_writable(self, deadline) => {}
+                (Errno::EAGAIN, _) => return Err(Lost::Full),
+                (Errno::EMSGSIZE, _) => return Err(Lost::TooBig),
+                (error, _) if message.local.is_some() && is_not_ours(error) => message.local = None,
+                (Errno::EINVAL | Errno::EIO, Some(segment)) => {
+                    refused = Some(error);
+                    let first = message.bytes.get(..segment).unwrap_or(message.bytes);
+                    message = Outgoing { bytes: first, segment: None, ..message };
                 }
-                error if is_not_ours(error) && run.local.is_some() && !free => {
-                    free = true;
-                    continue;
-                }
-                Errno::EINVAL | Errno::EIO => match messages.next() {
-                    // What the kernel has against many at once, one frame alone tells.
-                    Some(Outgoing { bytes, to, segment: Some(segment), local, .. }) => {
-                        let first = bytes.get(..usize::from(segment)).unwrap_or(bytes);
-                        let alone = Outgoing { bytes: first, to, segment: None, ecn: None, local };
-                        match sys::send_one(socket.as_fd(), alone) {
-                            Ok(()) => {
-                                socket.refuse_gso(error);
-                                at.done = at.done.saturating_add(first.len());
-                                continue;
-                            }
-                            Err(alone) if matches!(errno(&alone), Errno::EINTR) => continue,
-                            Err(alone) if matches!(errno(&alone), Errno::EAGAIN) => {
-                                if wait_writable(socket, &mut deadline) {
-                                    continue;
-                                }
-                                (next_run, run.left(at.done), &tally.send_full)
-                            }
-                            Err(alone) => {
-                                if matches!(errno(&alone), Errno::EMSGSIZE) {
-                                    sent.too_big.get_or_insert(at.run);
-                                }
-                                (next_run, run.left(at.done), &tally.send_failed)
-                            }
-                        }
-                    }
-                    _ => (next_run, run.left(at.done), &tally.send_failed),
-                },
                 // No route, a firewall's refusal, an ICMP error heard meanwhile: the peer's affair, and it passes.
-                _ => match messages.next() {
-                    Some(message) => (messages.at, frames(message.bytes.len(), run.segment), &tally.send_failed),
-                    None => (next_run, run.left(at.done), &tally.send_failed),
-                },
-            };
-            sent.frames_dropped += lost;
-            counter.fetch_add(lost, Ordering::Relaxed);
-            at = after;
+                _ => return Err(Lost::Refused),
+            }
         }
-        sent
     }
 }
 
 /// Whether the kernel says so where a message was to come from an address that is none of ours (any more).
 pub(super) fn is_not_ours(error: Errno) -> bool {
     matches!(error, Errno::EINVAL | Errno::EADDRNOTAVAIL | Errno::ENETUNREACH)
-}
-
-pub(super) fn errno(error: &io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw)
 }
 
 /// Waits for room in the socket's buffer until `deadline`, which the first call sets; whether there is some.

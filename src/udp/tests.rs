@@ -11,7 +11,6 @@ use quinn::AsyncUdpSocket;
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 
 use super::socket::Socket;
-use super::sys::set_option;
 use super::*;
 
 const V4: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -71,6 +70,15 @@ fn frames(shapes: &[(usize, usize, usize)], to: SocketAddr) -> (Vec<u8>, Vec<Run
         runs.push(Run { start, end: buffer.len(), segment, to, local: None });
     }
     (buffer, runs, all)
+}
+
+/// Sets an option of the first socket whose value is an `int`.
+#[expect(unsafe_code, reason = "no safe wrapper has these options")]
+fn set_option(port: &Port, level: libc::c_int, name: libc::c_int, value: libc::c_int) {
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&port.0.sockets[0].udp);
+    // SAFETY: the descriptor is open for the whole call; the kernel reads as many bytes as `value` has.
+    let rc = unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), 4) };
+    assert_eq!(rc, 0);
 }
 
 fn set_gso(port: &Port, on: bool) {
@@ -167,7 +175,7 @@ fn offload_that_the_kernel_refuses_is_replaced_by_single_datagrams() {
             return;
         }
         // Without checksums the kernel cuts nothing: EINVAL, or EIO.
-        set_option(here.0.sockets[0].as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 1).unwrap();
+        set_option(&here, libc::SOL_SOCKET, libc::SO_NO_CHECK, 1);
         let (buffer, runs, all) = frames(&[(1, 300, 300), (40, 1400, 77), (5, 800, 800)], address(&there));
         if quic {
             for run in &runs {
@@ -244,7 +252,7 @@ fn a_run_to_a_closed_port_changes_nothing() {
 fn frames_too_large_for_the_interface_are_told_apart() {
     let (here, there) = (port(&[V6]), port(&[V6]));
     // Loopback carries 64 KiB; the socket is told to send no more than a small link would carry.
-    set_option(here.0.sockets[0].as_fd(), libc::IPPROTO_IPV6, libc::IPV6_MTU, 1400).unwrap();
+    set_option(&here, libc::IPPROTO_IPV6, libc::IPV6_MTU, 1400);
     let has_gso = gso(&here);
     let mut receiver = there.receiver().unwrap();
     for on in [has_gso, false] {
