@@ -49,10 +49,10 @@
 //!
 //! # A packet, peer to TUN ([`datapath`], `inbound.rs`)
 //!
-//! 1. One thread pulls from the UDP port ([`link::FrameReceiver`]); QUIC goes to libp2p, our frames are opened to the end of
-//!    the super-packet that grows in one buffer, replays dropped. Or a task pulls from the stream
-//!    ([`link::StreamReceiver`]), whose frames are decoded; nothing is allocated by a length the sender states. Both are read
-//!    always.
+//! 1. One thread pulls from the UDP port ([`link::FrameReceiver`]). On the way [`udp`] gives QUIC, screened, to libp2p; our
+//!    frames are opened to the end of the super-packet that grows in one buffer, replays dropped. Or a task pulls from the
+//!    stream ([`link::StreamReceiver`]), whose frames are decoded; nothing is allocated by a length the sender states. Both
+//!    are read always.
 //! 2. [`SubnetView::admit`](model::view::SubnetView::admit): the source must be leased to that member in that subnet, the
 //!    destination ours. Every refusal is counted by its reason.
 //! 3. The receiver itself says what its kernel is left to do, from the packet it checked, and writes the super-packet in

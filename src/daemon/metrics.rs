@@ -62,7 +62,7 @@ fn port_families(out: &mut String, counts: &Counts, strays: &Strays) {
     let dropped = [
         ("unknown-session", strays.unknown.load(Ordering::Relaxed)),
         ("malformed", strays.malformed.load(Ordering::Relaxed)),
-        ("foreign", strays.foreign.load(Ordering::Relaxed)),
+        ("foreign", counts.foreign),
         ("quic-stranger", counts.other),
         ("quic-queue-full", counts.quic_dropped),
     ];

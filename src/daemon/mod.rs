@@ -196,7 +196,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     };
     let mut net = p2p::Config::new(seed);
     if let Some(port) = &port {
-        net.quic = port.quic().into_iter().map(|socket| socket as _).collect();
+        net.quic = port.quic();
     }
     net.listen = listen;
     for address in config.advertise.iter().filter(|address| p2p::Heard::parse(address).is_none()) {

@@ -17,7 +17,7 @@ use crate::crypto::replay::Window;
 use crate::packet::offload::Kind;
 use crate::packet::rejoin::{Piece, rejoin};
 use crate::packet::{DropReason, Offload};
-use crate::udp::{Class, Closed, Message, Receiver, class};
+use crate::udp::{Closed, Datagram, Datagrams, Receiver};
 use crate::wire::datagram::{Bundle, TRAILER, Trailer};
 
 /// Room in front of a growing super-packet for its headers: the most a trailer can state.
@@ -110,8 +110,6 @@ pub struct Strays {
     pub unknown: AtomicU64,
     /// Too short, or reserved bytes that are not zero.
     pub malformed: AtomicU64,
-    /// Neither QUIC nor ours.
-    pub foreign: AtomicU64,
 }
 
 /// One key of ours under which frames come in.
@@ -151,15 +149,10 @@ impl FrameReceiver {
     /// # Errors
     /// [`Closed`] once the port was closed.
     pub fn next_batch(&mut self) -> Result<FrameBatch<'_>, Closed> {
-        let mut messages = self.receiver.recv();
-        while messages == 0 {
-            self.receiver.wait()?;
-            messages = self.receiver.recv();
-        }
         let FrameReceiver { receiver, keyring, heard, strays, sessions, room } = self;
+        let datagrams = receiver.next_batch()?;
         keyring.carry_out(sessions);
-        let incoming = Incoming { receiver, strays, messages, next: 0, current: None, at: 0 };
-        Ok(FrameBatch { incoming, ahead: None, sessions, room, heard })
+        Ok(FrameBatch { incoming: Incoming { datagrams, strays }, ahead: None, sessions, room, heard })
     }
 }
 
@@ -174,7 +167,7 @@ pub struct FrameBatch<'a> {
 }
 
 impl<'a> FrameBatch<'a> {
-    /// The next frame of ours. QUIC before it has gone to libp2p, and junk is counted.
+    /// The next frame of ours.
     pub fn next_frame(&mut self) -> Option<Frame<'a>> {
         self.ahead.take().or_else(|| self.incoming.next_frame())
     }
@@ -202,80 +195,25 @@ impl<'a> FrameBatch<'a> {
 #[derive(Debug)]
 pub struct Frame<'a> {
     header: Header,
-    ends: Ends,
-    bytes: &'a [u8],
+    datagram: Datagram<'a>,
 }
 
-/// The datagrams of one read, one after the other.
+/// The frames of one read, one after the other.
 struct Incoming<'a> {
-    receiver: &'a Receiver,
+    datagrams: Datagrams<'a>,
     strays: &'a Strays,
-    messages: usize,
-    /// The message after the current one.
-    next: usize,
-    current: Option<Message<'a>>,
-    /// Where in the current message the next datagram begins.
-    at: usize,
 }
 
 impl<'a> Incoming<'a> {
-    /// The next frame of ours, its header read; every other datagram before it goes where it belongs.
+    /// The next frame, its header read. What has none is counted.
     fn next_frame(&mut self) -> Option<Frame<'a>> {
         loop {
-            let (ends, bytes) = self.peek()?;
-            match class(bytes.first().copied().unwrap_or(0)) {
-                Class::Quic => self.give_quic(),
-                Class::Other => {
-                    self.strays.foreign.fetch_add(1, Ordering::Relaxed);
-                    self.advance();
-                }
-                Class::Ours => {
-                    self.advance();
-                    match Header::decode(bytes) {
-                        Some(header) => return Some(Frame { header, ends, bytes }),
-                        None => {
-                            self.strays.malformed.fetch_add(1, Ordering::Relaxed);
-                        }
-                    }
-                }
-            }
+            let datagram = self.datagrams.next()?;
+            match Header::decode(datagram.bytes) {
+                Some(header) => return Some(Frame { header, datagram }),
+                None => self.strays.malformed.fetch_add(1, Ordering::Relaxed),
+            };
         }
-    }
-
-    /// The datagram at hand, and which way it came.
-    fn peek(&mut self) -> Option<(Ends, &'a [u8])> {
-        loop {
-            if let Some(message) = &self.current
-                && self.at < message.bytes.len()
-            {
-                let end = self.at.saturating_add(message.segment.max(1)).min(message.bytes.len());
-                let ends = Ends { from: message.from, local: message.local };
-                return Some((ends, message.bytes.get(self.at..end).unwrap_or_default()));
-            }
-            if self.next >= self.messages {
-                return None;
-            }
-            self.current = self.receiver.message(self.next);
-            self.next = self.next.saturating_add(1);
-            self.at = 0;
-        }
-    }
-
-    fn advance(&mut self) {
-        if let Some(message) = &self.current {
-            self.at = self.at.saturating_add(message.segment.max(1)).min(message.bytes.len());
-        }
-    }
-
-    /// Hands the datagram at hand, and the QUIC ones behind it in the same message, to libp2p.
-    fn give_quic(&mut self) {
-        let start = self.at;
-        while let Some(message) = &self.current
-            && message.bytes.get(self.at).is_some_and(|first| class(*first) == Class::Quic)
-        {
-            self.advance();
-        }
-        self.receiver.give_quic(self.next.saturating_sub(1), start..self.at);
     }
 }
 
@@ -391,8 +329,9 @@ impl PeerPackets<'_, '_> {
 
     fn open_one(&mut self, frame: &Frame<'_>) -> Option<(Trailer, Range<usize>)> {
         let counts = &self.session.link.counts;
-        let (header, ends) = (frame.header, frame.ends);
-        let (clear, sealed) = frame.bytes.split_first_chunk::<HEADER>()?;
+        let Frame { header, datagram: Datagram { from, local, bytes } } = *frame;
+        let ends = Ends { from, local };
+        let (clear, sealed) = bytes.split_first_chunk::<HEADER>()?;
         if !self.session.window.check(header.counter) {
             counts.add(DropReason::Replayed, 1);
             return None;

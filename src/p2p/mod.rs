@@ -47,6 +47,7 @@ pub use self::start::{Error, lacks_ipv6, start};
 pub use self::stream::DataStream;
 
 use crate::model::id::{PeerId, SubnetId};
+use crate::udp::QuicSocket;
 
 /// Who may speak control with us, each with the subnets whose packets both ends take: none while its grant, ours, or a
 /// clock says that it is not the time.
@@ -70,7 +71,7 @@ pub struct Config {
     pub listen: Vec<Address>,
     /// UDP sockets for QUIC, one per local address: dials leave from them, and a QUIC address in `listen` needs one that
     /// is bound there. Empty: no QUIC. Their owner may put datagrams on the same port whose first byte is below 0x40.
-    pub quic: Vec<Arc<dyn quinn::AsyncUdpSocket>>,
+    pub quic: Vec<Arc<QuicSocket>>,
     /// Whether to look for peers on the local networks (mDNS, IPv4 and IPv6) and be found there.
     pub lan_discovery: bool,
     /// Which transports to open.

@@ -55,16 +55,8 @@ fn listen_also(config: &mut Config, listen: &str) {
     config.listen.push(address);
 }
 
-fn quic_socket(local: std::net::SocketAddr) -> Arc<dyn quinn::AsyncUdpSocket> {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt};
-    use quinn::Runtime as _;
-    let family = if local.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let udp = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).unwrap();
-    if local.is_ipv6() {
-        setsockopt(&udp, sockopt::Ipv6V6Only, &true).unwrap();
-    }
-    bind(std::os::fd::AsRawFd::as_raw_fd(&udp), &SockaddrStorage::from(local)).unwrap();
-    quinn::TokioRuntime.wrap_udp_socket(udp.into()).unwrap()
+fn quic_socket(local: std::net::SocketAddr) -> Arc<crate::udp::QuicSocket> {
+    crate::udp::pump::quic(local).0
 }
 
 struct Node {

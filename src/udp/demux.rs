@@ -1,8 +1,7 @@
-//! The way in: all sockets of a port read by one thread, and which datagram is whose.
+//! The way in: all sockets of a port read by one thread, which gets our datagrams; QUIC's go to their half of the socket.
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
-use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,7 +21,7 @@ const MAX_MESSAGE: usize = 65_536;
 
 /// What a datagram is, by its first byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Class {
+pub(super) enum Class {
     /// A sealed frame.
     Ours,
     /// QUIC.
@@ -32,7 +31,7 @@ pub enum Class {
 }
 
 /// Tells by its first byte what a datagram is.
-pub const fn class(first: u8) -> Class {
+pub(super) const fn class(first: u8) -> Class {
     match first {
         0x00..=0x03 => Class::Other,
         0x04..=0x3f => Class::Ours,
@@ -45,22 +44,33 @@ pub const fn class(first: u8) -> Class {
 #[error("the port is closed")]
 pub struct Closed;
 
+/// A datagram of ours.
+#[derive(Debug, Clone, Copy)]
+pub struct Datagram<'a> {
+    /// Who sent it.
+    pub from: SocketAddr,
+    /// Our address that it was sent to; none where the socket is bound to one.
+    pub local: Option<IpAddr>,
+    /// Its bytes; at least one.
+    pub bytes: &'a [u8],
+}
+
 /// What the kernel gave in one piece: datagrams from one address, at `0..segment`, `segment..2 * segment` and so on; the
 /// last may be shorter.
 #[derive(Debug, Clone, Copy)]
-pub struct Message<'a> {
+pub(super) struct Message<'a> {
     /// Which socket it came by, as in the addresses given to [`Port::bind`](super::Port::bind).
-    pub socket: usize,
+    pub(super) socket: usize,
     /// Who sent it.
-    pub from: SocketAddr,
+    pub(super) from: SocketAddr,
     /// All datagrams; empty for an empty datagram.
-    pub bytes: &'a [u8],
+    pub(super) bytes: &'a [u8],
     /// Bytes of each datagram but the last; at least 1.
-    pub segment: usize,
+    pub(super) segment: usize,
     /// The two ECN bits, the same for all.
-    pub ecn: u8,
+    pub(super) ecn: u8,
     /// Our address they were sent to; none where the socket is bound to one.
-    pub local: Option<IpAddr>,
+    pub(super) local: Option<IpAddr>,
 }
 
 /// Reads the sockets of a port; owned by the receiving thread.
@@ -95,11 +105,22 @@ impl Receiver {
         Receiver { port, batch: Batch::new(), sockets, current: 0, came: 0 }
     }
 
+    /// Blocks until datagrams come, and gives what one read brought.
+    ///
+    /// # Errors
+    /// [`Closed`] once [`Port::close`](super::Port::close) was called and all sockets are read to their end.
+    pub fn next_batch(&mut self) -> Result<Datagrams<'_>, Closed> {
+        while self.recv() == 0 {
+            self.wait()?;
+        }
+        Ok(Datagrams { receiver: self, next: 0, current: None, at: 0 })
+    }
+
     /// Waits until there is something to [`recv`](Receiver::recv).
     ///
     /// # Errors
     /// [`Closed`] once [`Port::close`](super::Port::close) was called, whatever else waits.
-    pub fn wait(&mut self) -> Result<(), Closed> {
+    pub(super) fn wait(&mut self) -> Result<(), Closed> {
         loop {
             if self.port.closed.load(Ordering::Acquire) {
                 return Err(Closed);
@@ -128,7 +149,7 @@ impl Receiver {
 
     /// Reads one batch from the next socket that has something; how many messages came, 0 when all sockets are read to
     /// their end (then [`wait`](Receiver::wait)). The messages of the batch before are gone.
-    pub fn recv(&mut self) -> usize {
+    pub(super) fn recv(&mut self) -> usize {
         self.came = 0;
         for _ in 0..self.sockets.len() {
             self.current = if self.current + 1 < self.sockets.len() { self.current + 1 } else { 0 };
@@ -163,7 +184,7 @@ impl Receiver {
     }
 
     /// The `index`th message of the last batch.
-    pub fn message(&self, index: usize) -> Option<Message<'_>> {
+    pub(super) fn message(&self, index: usize) -> Option<Message<'_>> {
         let (meta, bytes) = self.batch.message(index).filter(|_| index < self.came)?;
         let socket = self.port.sockets.get(self.current)?;
         Some(Message {
@@ -176,12 +197,57 @@ impl Receiver {
         })
     }
 
-    /// Gives the datagrams in `range` of the `index`th message to the QUIC half of its socket. The range begins at a
-    /// datagram. What finds the queue full is dropped and counted.
-    pub fn give_quic(&self, index: usize, range: Range<usize>) {
-        let Some(message) = self.message(index) else { return };
-        if let (Some(quic), Some(bytes)) = (self.port.quic.get(self.current), message.bytes.get(range)) {
+    /// Gives datagrams of one message to the QUIC half of its socket. What it refuses, or finds its queue full, is counted.
+    fn give_quic(&self, message: &Message<'_>, bytes: &[u8]) {
+        if let Some(quic) = self.port.quic.get(message.socket) {
             quic.give(message.from, message.local, message.ecn, message.segment, bytes);
+        }
+    }
+}
+
+/// The datagrams of ours that one read brought. QUIC's between them go to their half of the socket, others are counted.
+#[derive(Debug)]
+pub struct Datagrams<'a> {
+    receiver: &'a Receiver,
+    /// The message after the current one.
+    next: usize,
+    current: Option<Message<'a>>,
+    /// Where in the current message the next datagram begins.
+    at: usize,
+}
+
+impl<'a> Iterator for Datagrams<'a> {
+    type Item = Datagram<'a>;
+
+    fn next(&mut self) -> Option<Datagram<'a>> {
+        loop {
+            let Some(message) = self.current.as_ref().filter(|message| self.at < message.bytes.len()) else {
+                if self.next >= self.receiver.came {
+                    return None;
+                }
+                self.current = self.receiver.message(self.next);
+                (self.next, self.at) = (self.next.saturating_add(1), 0);
+                continue;
+            };
+            let (start, length) = (self.at, message.bytes.len());
+            let end = |start: usize| start.saturating_add(message.segment.max(1)).min(length);
+            self.at = end(start);
+            match class(message.bytes.get(start).copied().unwrap_or(0)) {
+                Class::Ours => {
+                    let bytes = message.bytes.get(start..self.at)?;
+                    return Some(Datagram { from: message.from, local: message.local, bytes });
+                }
+                Class::Other => {
+                    self.receiver.port.tally.foreign.fetch_add(1, Ordering::Relaxed);
+                }
+                Class::Quic => {
+                    // And those behind it, in one piece.
+                    while message.bytes.get(self.at).is_some_and(|first| class(*first) == Class::Quic) {
+                        self.at = end(self.at);
+                    }
+                    self.receiver.give_quic(message, message.bytes.get(start..self.at).unwrap_or_default());
+                }
+            }
         }
     }
 }

@@ -11,13 +11,11 @@
 //!
 //! # What is answered
 //! A well-formed Initial of version 1, and nothing else: no version negotiation, no stateless reset, nothing for short
-//! Initials and junk. Initials are limited per source and in all before any key is derived; handshakes are limited per
+//! Initials and junk. Initials are limited per source and in all before they come here ([`crate::udp`]); handshakes are limited per
 //! source and in all before any is begun ([`admission`](super::admission)); with many unproven ones a Retry has to be answered first.
 //!
 //! | file | |
 //! |---|---|
-//! | `screen` | which datagrams reach QUIC at all (pure) |
-//! | `socket` | the injected socket behind that screen |
 //! | `settings` | TLS, windows, timers, congestion control |
 //! | `upgrade` | from a handshake to an authenticated peer |
 //! | `connection` | streams |
@@ -26,9 +24,7 @@
 //! [`Config::quic`]: super::Config::quic
 
 mod connection;
-mod screen;
 mod settings;
-mod socket;
 mod transport;
 mod upgrade;
 
@@ -40,6 +36,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 pub(super) use self::transport::Transport;
+use crate::udp::QuicSocket;
 
 /// Why a listener, a dial or a handshake failed.
 #[derive(Debug, thiserror::Error)]
@@ -66,8 +63,8 @@ pub(crate) enum Error {
 
 /// Which of the sockets a listener on `wanted` uses: the one bound there; else, for port 0 or the wildcard address, the
 /// first one of the family that agrees with the rest.
-pub(super) fn socket_for(sockets: &[Arc<dyn quinn::AsyncUdpSocket>], wanted: SocketAddr) -> Option<usize> {
-    let bound: Vec<_> = sockets.iter().map(|socket| socket.local_addr().ok()).collect();
+pub(super) fn socket_for(sockets: &[Arc<QuicSocket>], wanted: SocketAddr) -> Option<usize> {
+    let bound: Vec<_> = sockets.iter().map(|socket| Some(socket.local())).collect();
     choose(&bound, wanted)
 }
 

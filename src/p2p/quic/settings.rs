@@ -16,7 +16,7 @@ use quinn_proto::{InvalidCid, RandomConnectionIdGenerator};
 
 use super::super::Error;
 use super::super::transport::STREAMS;
-use super::screen::{CID, VERSION};
+use crate::udp::quic::{CID, VERSION};
 
 /// Whether BBR rather than Cubic. Cubic: quinn marks its BBR experimental, and over loopback it moved 1.6-3.4 Gbit/s where
 /// Cubic moved 3.2-5.2. Where a path loses packets without being full the sealed datagrams carry the traffic, not this.

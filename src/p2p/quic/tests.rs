@@ -1,11 +1,10 @@
 //! On loopback: what is answered, who is let in, how connections and streams end.
 
 use std::future::poll_fn;
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{AsyncReadExt, AsyncWriteExt, FutureExt};
@@ -13,8 +12,6 @@ use libp2p::Multiaddr;
 use libp2p::core::muxing::{StreamMuxerBox, StreamMuxerExt};
 use libp2p::core::transport::{ListenerId, TransportEvent};
 use libp2p::core::{Endpoint as Role, Transport as _};
-use quinn::udp::{RecvMeta, Transmit};
-use quinn::{AsyncUdpSocket, UdpPoller};
 use tokio::time::{sleep, timeout};
 
 use super::super::admission::{Admission, Seen};
@@ -22,66 +19,32 @@ use super::super::tests::stock::{
     self, accepted, connected, dial_options, echoed, key, listening, next, opened, stock_quic,
 };
 use super::*;
+use crate::udp::pump;
 
 const LOCAL: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The plainest socket there is: one datagram per call. Remembers what came and went.
-#[derive(Debug)]
-struct Plain {
-    socket: tokio::net::UdpSocket,
-    received: Mutex<Vec<Vec<u8>>>,
-    sent: Mutex<Vec<Vec<u8>>>,
+/// A socket, read as a daemon's is, and what came there.
+#[derive(Clone)]
+struct Socket {
+    quic: Arc<QuicSocket>,
+    received: pump::Received,
 }
 
-#[derive(Debug)]
-struct PlainPoller(Arc<Plain>);
-
-impl UdpPoller for PlainPoller {
-    fn poll_writable(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.socket.poll_send_ready(cx)
+impl Socket {
+    fn local(&self) -> SocketAddr {
+        self.quic.local()
     }
 }
 
-impl AsyncUdpSocket for Plain {
-    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Box::pin(PlainPoller(self))
-    }
-
-    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.socket.try_send_to(transmit.contents, transmit.destination)?;
-        self.sent.lock().unwrap().push(transmit.contents.to_vec());
-        Ok(())
-    }
-
-    fn poll_recv(
-        &self,
-        cx: &mut Context<'_>,
-        bufs: &mut [IoSliceMut<'_>],
-        meta: &mut [RecvMeta],
-    ) -> Poll<io::Result<usize>> {
-        let mut buffer = tokio::io::ReadBuf::new(&mut bufs[0]);
-        let addr = std::task::ready!(self.socket.poll_recv_from(cx, &mut buffer))?;
-        let len = buffer.filled().len();
-        self.received.lock().unwrap().push(buffer.filled().to_vec());
-        meta[0] = RecvMeta { addr, len, stride: len, ecn: None, dst_ip: None };
-        Poll::Ready(Ok(1))
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
-    }
-}
-
-async fn plain(local: &str) -> Arc<Plain> {
-    let socket = tokio::net::UdpSocket::bind(local).await.unwrap();
-    Arc::new(Plain { socket, received: Mutex::default(), sent: Mutex::default() })
+fn socket(local: &str) -> Socket {
+    let (quic, received) = pump::quic(local.parse().unwrap());
+    Socket { quic, received }
 }
 
 /// Ours on one socket, without the guards above it.
-fn on(seed: u8, socket: &Arc<Plain>, admission: Admission) -> stock::Transport {
-    let sockets: [Arc<dyn AsyncUdpSocket>; 1] = [socket.clone()];
-    let transport = Transport::new(&key(seed), &sockets, admission, PATIENCE).unwrap();
+fn on(seed: u8, socket: &Socket, admission: Admission) -> stock::Transport {
+    let transport = Transport::new(&key(seed), std::slice::from_ref(&socket.quic), admission, PATIENCE).unwrap();
     transport.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))).boxed()
 }
 
@@ -148,8 +111,8 @@ async fn unasked(datagrams: &[Vec<u8>], to: SocketAddr) -> Option<Vec<u8>> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_but_a_well_formed_initial_is_answered() {
-    let socket = plain("127.0.0.1:0").await;
-    let to = socket.local_addr().unwrap();
+    let socket = socket("127.0.0.1:0");
+    let to = socket.local();
     let mut transport = on(70, &socket, roomy());
     listening(&mut transport, LOCAL).await;
     let server = serve(transport);
@@ -189,21 +152,21 @@ async fn nothing_but_a_well_formed_initial_is_answered() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_is_answered_where_nobody_listens() {
-    let socket = plain("127.0.0.1:0").await;
+    let socket = socket("127.0.0.1:0");
     let server = serve(on(71, &socket, roomy()));
-    assert!(unasked(&first_flight(), socket.local_addr().unwrap()).await.is_none());
+    assert!(unasked(&first_flight(), socket.local()).await.is_none());
     server.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_datagram_between_us_says_that_it_is_quic() {
-    let (here, there) = (plain("127.0.0.1:0").await, plain("127.0.0.1:0").await);
+    let (here, there) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
     let (mut a, mut b) = (on(72, &here, roomy()), on(73, &there, roomy()));
     let address = listening(&mut b, LOCAL).await;
     let (mut x, mut y) = connected(&mut a, &mut b, address).await;
     echoed(&mut x.1, &mut y.1, 500_000).await;
     for socket in [&here, &there] {
-        let (sent, received) = (socket.sent.lock().unwrap(), socket.received.lock().unwrap());
+        let (sent, received) = (socket.quic.sent(), socket.received.lock().unwrap());
         assert!(sent.len() > 300 && received.len() > 300, "{} {}", sent.len(), received.len());
         assert!(sent.iter().chain(received.iter()).all(|d| d[0] >= 0x40));
     }
@@ -211,7 +174,7 @@ async fn every_datagram_between_us_says_that_it_is_quic() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stock_peer_sends_us_no_byte_below_0x40() {
-    let socket = plain("127.0.0.1:0").await;
+    let socket = socket("127.0.0.1:0");
     let (mut ours, mut stock) = (on(74, &socket, roomy()), stock_quic(75));
     let address = listening(&mut ours, LOCAL).await;
     let (mut x, mut y) = connected(&mut stock, &mut ours, address).await;
@@ -222,8 +185,8 @@ async fn a_stock_peer_sends_us_no_byte_below_0x40() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_whose_source_is_busy_proves_its_address() {
-    let socket = plain("127.0.0.1:0").await;
-    let to = socket.local_addr().unwrap();
+    let socket = socket("127.0.0.1:0");
+    let to = socket.local();
     // One place for the unproven, one for the proven.
     let mut transport = on(76, &socket, Admission::new(2, 256, Seen::default()));
     let address = listening(&mut transport, LOCAL).await;
@@ -232,19 +195,19 @@ async fn a_peer_whose_source_is_busy_proves_its_address() {
     let answer = answered(&first_flight(), to).await.unwrap();
     assert!(!is_retry(&answer), "takes the place and goes no further");
     assert!(is_retry(&answered(&first_flight(), to).await.unwrap()));
-    let before = socket.sent.lock().unwrap().len();
+    let before = socket.quic.sent().len();
     let dial = stock_quic(77).dial(address, dial_options(Role::Dialer)).unwrap();
     let (peer, _muxer) = timeout(PATIENCE, dial).await.unwrap().unwrap();
     assert_eq!(peer, key(76).public().to_peer_id());
-    let sent = socket.sent.lock().unwrap();
+    let sent = socket.quic.sent();
     assert!(sent[before..].iter().any(|datagram| is_retry(datagram)));
     server.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_initials_does_not_keep_us_from_dialling() {
-    let socket = plain("127.0.0.1:0").await;
-    let to = socket.local_addr().unwrap();
+    let socket = socket("127.0.0.1:0");
+    let to = socket.local();
     let mut ours = on(91, &socket, roomy());
     listening(&mut ours, LOCAL).await;
     let mut stock = stock_quic(92);
@@ -273,18 +236,18 @@ async fn a_flood_of_initials_does_not_keep_us_from_dialling() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_table_answers_nobody() {
-    let socket = plain("127.0.0.1:0").await;
+    let socket = socket("127.0.0.1:0");
     let mut transport = on(78, &socket, Admission::new(0, 0, Seen::default()));
     listening(&mut transport, LOCAL).await;
     let server = serve(transport);
-    assert!(unasked(&first_flight(), socket.local_addr().unwrap()).await.is_none());
+    assert!(unasked(&first_flight(), socket.local()).await.is_none());
     server.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hole_is_punched_and_the_peer_comes_through_it() {
     for theirs_is_stock in [false, true] {
-        let (here, there) = (plain("127.0.0.1:0").await, plain("127.0.0.1:0").await);
+        let (here, there) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
         let (mut a, mut b) = (on(80, &here, roomy()), on(81, &there, roomy()));
         if theirs_is_stock {
             b = stock_quic(81);
@@ -296,7 +259,7 @@ async fn a_hole_is_punched_and_the_peer_comes_through_it() {
         let (server_a, server_b) = (serve(a), {
             // The other side dials when some came, from the port that is punched to.
             let punched = async {
-                while here.sent.lock().unwrap().len() < 2 {
+                while here.quic.sent().len() < 2 {
                     sleep(Duration::from_millis(10)).await;
                 }
             };
@@ -309,7 +272,7 @@ async fn a_hole_is_punched_and_the_peer_comes_through_it() {
         assert_eq!(peer, key(81).public().to_peer_id());
         echoed(&mut inbound, &mut outbound, 10_000).await;
         // Not locked any longer: the connection goes on.
-        let sent = here.sent.lock().unwrap().clone();
+        let sent = here.quic.sent();
         let punches: Vec<_> = sent.iter().take_while(|d| d[0] & 0x80 == 0).collect();
         assert!(punches.len() >= 2, "{}", punches.len());
         assert!(punches.iter().all(|d| d.len() == 64 && d[0] == 3) && punches[0] != punches[1]);
@@ -320,9 +283,9 @@ async fn a_hole_is_punched_and_the_peer_comes_through_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hole_that_nobody_comes_through_is_given_up() {
-    let socket = plain("127.0.0.1:0").await;
-    let sockets: [Arc<dyn AsyncUdpSocket>; 1] = [socket.clone()];
-    let mut a = Transport::new(&key(82), &sockets, roomy(), Duration::from_millis(300)).unwrap();
+    let socket = socket("127.0.0.1:0");
+    let mut a =
+        Transport::new(&key(82), std::slice::from_ref(&socket.quic), roomy(), Duration::from_millis(300)).unwrap();
     let nobody: Multiaddr = "/ip4/127.0.0.1/udp/9/quic-v1".parse().unwrap();
     for _ in 0..2 {
         let let_in = libp2p::Transport::dial(&mut a, nobody.clone(), dial_options(Role::Listener)).unwrap();
@@ -332,7 +295,7 @@ async fn a_hole_that_nobody_comes_through_is_given_up() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_removed_listener_takes_no_connection_with_it() {
-    let (here, there) = (plain("127.0.0.1:0").await, plain("127.0.0.1:0").await);
+    let (here, there) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
     let (mut a, mut b) = (on(83, &here, roomy()), on(84, &there, roomy()));
     let id = ListenerId::next();
     b.listen_on(id, LOCAL.parse().unwrap()).unwrap();
@@ -354,8 +317,8 @@ async fn a_wildcard_listener_announces_the_interfaces_with_the_socket_s_port() {
         ("0.0.0.0:0", "/ip4/0.0.0.0/udp/0/quic-v1", "/ip4/127.0.0.1/udp"),
         ("[::]:0", "/ip6/::/udp/0/quic-v1", "/ip6/::1/udp"),
     ] {
-        let socket = plain(bind).await;
-        let wanted: Multiaddr = format!("{wanted}/{}/quic-v1", socket.local_addr().unwrap().port()).parse().unwrap();
+        let socket = socket(bind);
+        let wanted: Multiaddr = format!("{wanted}/{}/quic-v1", socket.local().port()).parse().unwrap();
         let mut a = on(85, &socket, roomy());
         a.listen_on(ListenerId::next(), listen.parse().unwrap()).unwrap();
         loop {
@@ -370,7 +333,7 @@ async fn a_wildcard_listener_announces_the_interfaces_with_the_socket_s_port() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_end_as_libp2p_wants_them_to() {
-    let (here, there) = (plain("127.0.0.1:0").await, plain("127.0.0.1:0").await);
+    let (here, there) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
     let (mut a, mut b) = (on(86, &here, roomy()), on(87, &there, roomy()));
     let address = listening(&mut b, LOCAL).await;
     let (x, y) = connected(&mut a, &mut b, address).await;
@@ -413,7 +376,7 @@ async fn streams_end_as_libp2p_wants_them_to() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_limit_of_streams_is_kept() {
-    let (here, there) = (plain("127.0.0.1:0").await, plain("127.0.0.1:0").await);
+    let (here, there) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
     let (mut a, mut b) = (on(88, &here, roomy()), on(89, &there, roomy()));
     let address = listening(&mut b, LOCAL).await;
     let (mut x, _y) = connected(&mut a, &mut b, address).await;
@@ -426,7 +389,7 @@ async fn the_limit_of_streams_is_kept() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dial_needs_a_socket_of_the_family() {
-    let socket = plain("127.0.0.1:0").await;
+    let socket = socket("127.0.0.1:0");
     let mut a = on(90, &socket, roomy());
     for address in [
         "/ip6/::1/udp/9/quic-v1",
@@ -443,8 +406,8 @@ async fn a_dial_needs_a_socket_of_the_family() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dial_leaves_from_the_address_that_the_kernel_would_choose() {
-    let (far, near) = (plain("127.0.0.9:0").await, plain("127.0.0.1:0").await);
-    let sockets: [Arc<dyn AsyncUdpSocket>; 2] = [far, near.clone()];
+    let (far, near) = (socket("127.0.0.9:0"), socket("127.0.0.1:0"));
+    let sockets = [far.quic, near.quic.clone()];
     let a = Transport::new(&key(93), &sockets, roomy(), PATIENCE).unwrap();
     let mut a = a.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))).boxed();
     // The first one listens, but replies of a host on 127.0.0.1 are expected there.
@@ -452,7 +415,7 @@ async fn a_dial_leaves_from_the_address_that_the_kernel_would_choose() {
     let mut stock = stock_quic(94);
     let address = listening(&mut stock, LOCAL).await;
     connected(&mut a, &mut stock, address).await;
-    assert!(!near.sent.lock().unwrap().is_empty());
+    assert!(!near.quic.sent().is_empty());
 }
 
 #[test]

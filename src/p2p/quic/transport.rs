@@ -1,4 +1,4 @@
-//! Listening, dialling and hole punching over the injected sockets.
+//! Listening, dialling and hole punching over the sockets of the UDP port.
 
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
@@ -26,9 +26,9 @@ use super::super::admission::{Admission, Verdict};
 use super::super::own::with_link;
 use super::connection::Muxer;
 use super::settings::{Settings, settings};
-use super::socket::Screened;
 use super::upgrade::establish;
 use super::{Error, canonical, choose};
+use crate::udp::QuicSocket;
 
 /// First packets that are looked at before others get their turn.
 const BURST: usize = 64;
@@ -64,7 +64,7 @@ pub(crate) struct Transport {
 
 /// One socket and what goes on there.
 struct Port {
-    socket: Arc<Screened>,
+    socket: Arc<QuicSocket>,
     endpoint: quinn::Endpoint,
     local: SocketAddr,
     incoming: Fuse<BoxStream<'static, quinn::Incoming>>,
@@ -84,21 +84,18 @@ impl Transport {
     /// When the identity makes no certificate, or a socket does not know its address.
     pub(crate) fn new(
         key: &libp2p::identity::Keypair,
-        sockets: &[Arc<dyn AsyncUdpSocket>],
+        sockets: &[Arc<QuicSocket>],
         admission: Admission,
         patience: Duration,
     ) -> Result<Self, super::super::Error> {
         let Settings { endpoint, server, client } = settings(key)?;
         let mut ports = Vec::new();
         for socket in sockets {
-            let socket = Arc::new(Screened::new(socket.clone()));
-            let opened = socket.local_addr().and_then(|local| {
-                let (endpoint, server) = (endpoint.clone(), Some(server.clone()));
-                let runtime = Arc::new(quinn::TokioRuntime);
-                quinn::Endpoint::new_with_abstract_socket(endpoint, server, socket.clone(), runtime)
-                    .map(|endpoint| (local, endpoint))
-            });
-            let (local, endpoint) = opened.map_err(super::super::Error::Quic)?;
+            let (socket, local) = (Arc::clone(socket), socket.local());
+            let (endpoint, server) = (endpoint.clone(), Some(server.clone()));
+            let runtime = Arc::new(quinn::TokioRuntime);
+            let endpoint = quinn::Endpoint::new_with_abstract_socket(endpoint, server, socket.clone(), runtime)
+                .map_err(super::super::Error::Quic)?;
             let incoming = futures::stream::unfold(endpoint.clone(), |endpoint| async {
                 let incoming = endpoint.accept().await?;
                 Some((incoming, endpoint))
@@ -154,7 +151,7 @@ impl Transport {
     }
 
     /// Lets the peer dial us through our NAT: datagrams to it, until its connection arrives.
-    fn let_in(&mut self, socket: Arc<Screened>, remote: SocketAddr) -> Result<Upgrade, Error> {
+    fn let_in(&mut self, socket: Arc<QuicSocket>, remote: SocketAddr) -> Result<Upgrade, Error> {
         self.punching.retain(|_, waiting| !waiting.is_closed());
         if self.punching.contains_key(&remote) {
             return Err(Error::Punching(remote));
@@ -358,7 +355,7 @@ impl libp2p::Transport for Transport {
 }
 
 /// Datagrams of noise, so that our NAT lets the answer in. They mean nothing to whoever receives them.
-async fn punch(socket: &Screened, destination: SocketAddr) -> Infallible {
+async fn punch(socket: &QuicSocket, destination: SocketAddr) -> Infallible {
     loop {
         let mut noise = [0; PUNCH];
         // Without entropy it is a packet of zeros, which does as well.

@@ -1,21 +1,25 @@
 //! Which datagrams may reach QUIC. Pure: time is an argument.
 //!
+//! From a stranger only the Initial that begins a connection, and of these so many in a second; from an address that we
+//! sent something lately what its connection sends, too. Connections do not change their addresses here.
+//!
 //! Looks at what RFC 8999 fixes for every version, then at version 1 (RFC 9000, 17.2):
 //! ```text
 //! long header   1|1|type 2|4   version u32   DCID length u8   DCID   SCID length u8   SCID   ...
 //! short header  0|1|......     DCID (ours: 8 bytes)   ...
 //! ```
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crate::model::source::Source;
 
 /// The only version: 1 (RFC 9000).
-pub(super) const VERSION: u32 = 1;
+pub const VERSION: u32 = 1;
 /// Bytes of our connection IDs, and the least of a client's first destination ID (RFC 9000, 7.2).
-pub(super) const CID: usize = 8;
+pub const CID: usize = 8;
 /// Longest connection ID in version 1.
 const CID_MAX: usize = 20;
 /// Initials of one source per second. A handshake takes two or three from each side.
@@ -26,10 +30,102 @@ const PER_SITE: u16 = 512;
 const IN_ALL: u16 = 2048;
 /// Counters that sources share by hash.
 const SLOTS: usize = 1024;
+/// Who was sent nothing for so long is a stranger again: a connection of ours sends every 5 s, and ends after 10.
+const STRANGER_AFTER: Duration = Duration::from_secs(60);
+/// Addresses remembered for that.
+const MAX_KNOWN: usize = 4096;
+
+/// Who may send what.
+#[derive(Debug, Default)]
+pub(super) struct Screen {
+    rate: Rate,
+    peers: HashMap<SocketAddr, Peer>,
+}
+
+/// An address that may send more than a stranger.
+#[derive(Debug, Default)]
+struct Peer {
+    /// When it was last sent something.
+    sent: Option<Instant>,
+    /// How often it is dialled now: a flood must not drown its answers.
+    expected: usize,
+}
+
+impl Peer {
+    /// Whether it was sent something lately.
+    fn is_known(&self, now: Instant) -> bool {
+        self.sent.is_some_and(|sent| now.saturating_duration_since(sent) < STRANGER_AFTER)
+    }
+}
+
+/// The datagrams of one message are judged by this: their source is looked up once.
+#[derive(Debug)]
+pub(super) struct Origin<'a> {
+    rate: &'a mut Rate,
+    address: IpAddr,
+    now: Instant,
+    is_known: bool,
+    is_expected: bool,
+}
+
+impl Screen {
+    /// Something is sent to `to`, which may answer.
+    pub(super) fn sent(&mut self, to: SocketAddr, now: Instant) {
+        if let Some(peer) = self.peers.get_mut(&to) {
+            peer.sent = Some(now);
+            return;
+        }
+        if self.peers.len() >= MAX_KNOWN {
+            self.peers.retain(|_, peer| peer.expected > 0 || peer.is_known(now));
+        }
+        if self.peers.len() < MAX_KNOWN {
+            self.peers.insert(to, Peer { sent: Some(now), expected: 0 });
+        }
+    }
+
+    /// The Initials of `remote` pass, whatever all others send, until it is [forgotten](Self::forget) as often.
+    pub(super) fn expect(&mut self, remote: SocketAddr) {
+        let peer = self.peers.entry(remote).or_default();
+        peer.expected = peer.expected.saturating_add(1);
+    }
+
+    /// Undoes one [`expect`](Self::expect).
+    pub(super) fn forget(&mut self, remote: SocketAddr) {
+        if let Some(peer) = self.peers.get_mut(&remote) {
+            peer.expected = peer.expected.saturating_sub(1);
+            if peer.expected == 0 && peer.sent.is_none() {
+                self.peers.remove(&remote);
+            }
+        }
+    }
+
+    /// Who sent a message that came now.
+    pub(super) fn origin(&mut self, from: SocketAddr, now: Instant) -> Origin<'_> {
+        let peer = self.peers.get(&from);
+        Origin {
+            is_known: peer.is_some_and(|peer| peer.is_known(now)),
+            is_expected: peer.is_some_and(|peer| peer.expected > 0),
+            rate: &mut self.rate,
+            address: from.ip(),
+            now,
+        }
+    }
+}
+
+impl Origin<'_> {
+    /// Whether a datagram of this source may reach QUIC.
+    pub(super) fn passes(&mut self, datagram: &[u8]) -> bool {
+        match classify(datagram) {
+            Some(Kind::Initial) => self.is_expected || self.rate.allows(self.address, self.now),
+            Some(Kind::Other) => self.is_known,
+            None => false,
+        }
+    }
+}
 
 /// What a datagram that may be QUIC begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+enum Kind {
     /// An Initial: may begin a connection, so it is limited.
     Initial,
     /// Something that only an existing connection answers.
@@ -38,7 +134,7 @@ pub(super) enum Kind {
 
 /// What a datagram is; `None` when it is nothing for us: QUIC bit clear, another version, version negotiation (we have
 /// one version only), 0-RTT (we offer none), connection IDs that no version 1 peer would use.
-pub(super) fn classify(datagram: &[u8]) -> Option<Kind> {
+fn classify(datagram: &[u8]) -> Option<Kind> {
     let (&first, rest) = datagram.split_first()?;
     if first & 0x40 == 0 {
         return None;
@@ -65,7 +161,7 @@ pub(super) fn classify(datagram: &[u8]) -> Option<Kind> {
 
 /// Counts Initials by the second. Fixed size, whatever the sources.
 #[derive(Debug)]
-pub(super) struct Rate {
+struct Rate {
     hash: RandomState,
     since: Option<Instant>,
     all: u16,
@@ -73,13 +169,15 @@ pub(super) struct Rate {
     sites: Box<[u16; SLOTS]>,
 }
 
-impl Rate {
-    pub(super) fn new() -> Self {
+impl Default for Rate {
+    fn default() -> Self {
         Rate { hash: RandomState::new(), since: None, all: 0, slots: Box::new([0; SLOTS]), sites: Box::new([0; SLOTS]) }
     }
+}
 
+impl Rate {
     /// Whether one more Initial of that source may pass.
-    pub(super) fn allows(&mut self, source: IpAddr, now: Instant) -> bool {
+    fn allows(&mut self, source: IpAddr, now: Instant) -> bool {
         if self.since.is_none_or(|since| now.saturating_duration_since(since) >= Duration::from_secs(1)) {
             self.since = Some(now);
             self.all = 0;
@@ -98,23 +196,6 @@ impl Rate {
         self.all += 1;
         true
     }
-}
-
-/// Keeps of a buffer of equal datagrams (the last may be shorter) those that `keep` takes, moved together; returns the
-/// bytes that are left.
-pub(super) fn retain(buffer: &mut [u8], stride: usize, mut keep: impl FnMut(&[u8]) -> bool) -> usize {
-    let (mut kept, mut at) = (0, 0);
-    while at < buffer.len() {
-        let end = buffer.len().min(at.saturating_add(stride.max(1)));
-        if buffer.get(at..end).is_some_and(&mut keep) {
-            if kept != at {
-                buffer.copy_within(at..end, kept);
-            }
-            kept += end - at;
-        }
-        at = end;
-    }
-    kept
 }
 
 #[cfg(test)]
@@ -157,8 +238,49 @@ mod tests {
     }
 
     #[test]
+    fn a_stranger_may_begin_a_connection_and_who_was_sent_something_may_answer() {
+        let (mut screen, now) = (Screen::default(), Instant::now());
+        let from: SocketAddr = "192.0.2.1:4100".parse().unwrap();
+        let (initial, other) = (long(0, 1, 8, 8), [0x4a; 30]);
+        let passes = |screen: &mut Screen, datagram: &[u8], at| screen.origin(from, at).passes(datagram);
+        assert!(passes(&mut screen, &initial, now) && !passes(&mut screen, &other, now));
+        assert!(!passes(&mut screen, &long(2, 1, 8, 8), now), "a handshake that nobody began");
+        screen.sent(from, now);
+        assert!(passes(&mut screen, &other, now) && passes(&mut screen, &long(2, 1, 8, 8), now));
+        assert!(!passes(&mut screen, &other, now + STRANGER_AFTER), "a stranger again");
+        assert!(!screen.origin("192.0.2.1:4101".parse().unwrap(), now).passes(&other), "another port is another");
+    }
+
+    #[test]
+    fn who_is_dialled_passes_in_a_flood_until_the_last_dial_ends() {
+        let (mut screen, now) = (Screen::default(), Instant::now());
+        let (from, initial) = ("192.0.2.1:4100".parse().unwrap(), long(0, 1, 8, 8));
+        let passes = |screen: &mut Screen| screen.origin(from, now).passes(&initial);
+        while passes(&mut screen) {}
+        screen.expect(from);
+        screen.expect(from);
+        assert!((0..10_000).all(|_| passes(&mut screen)));
+        screen.forget(from);
+        assert!(passes(&mut screen));
+        screen.forget(from);
+        assert!(!passes(&mut screen) && screen.peers.is_empty());
+    }
+
+    #[test]
+    fn no_number_of_addresses_is_remembered_and_none_that_is_dialled_is_forgotten() {
+        let (mut screen, now) = (Screen::default(), Instant::now());
+        let address = |n: u32| SocketAddr::from((n.to_be_bytes(), 4100));
+        screen.expect(address(0));
+        (1..10_000).for_each(|n| screen.sent(address(n), now));
+        assert_eq!(screen.peers.len(), MAX_KNOWN);
+        (10_000..10_100).for_each(|n| screen.sent(address(n), now + STRANGER_AFTER));
+        assert_eq!(screen.peers.len(), 101, "strangers again make room");
+        assert!(screen.origin(address(0), now).is_expected);
+    }
+
+    #[test]
     fn a_flood_of_one_source_leaves_room_for_others() {
-        let (mut rate, now) = (Rate::new(), Instant::now());
+        let (mut rate, now) = (Rate::default(), Instant::now());
         let flood: IpAddr = "192.0.2.1".parse().unwrap();
         let passed = (0..10_000).filter(|_| rate.allows(flood, now)).count();
         assert_eq!(passed, usize::from(PER_SOURCE));
@@ -170,14 +292,14 @@ mod tests {
 
     #[test]
     fn a_flood_of_all_sources_is_bounded() {
-        let (mut rate, now) = (Rate::new(), Instant::now());
+        let (mut rate, now) = (Rate::default(), Instant::now());
         let passed = (0..100_000u32).filter(|n| rate.allows(IpAddr::from(n.to_be_bytes()), now)).count();
         assert_eq!(passed, usize::from(IN_ALL));
     }
 
     #[test]
     fn a_flood_from_all_addresses_of_a_site_leaves_room_for_others() {
-        let (mut rate, now) = (Rate::new(), Instant::now());
+        let (mut rate, now) = (Rate::default(), Instant::now());
         let of_site = |n: u32| IpAddr::from([0x2001, 0xdb8, 0, n as u16, 0, 0, (n >> 16) as u16, 1]);
         let passed = (0..100_000).filter(|n| rate.allows(of_site(*n), now)).count();
         assert_eq!(passed, usize::from(PER_SITE));
@@ -192,17 +314,6 @@ mod tests {
                 prop_assert_eq!(classify(&bytes), None);
             }
             let _ = classify(&bytes);
-        }
-
-        #[test]
-        fn retain_keeps_what_a_filter_of_the_datagrams_keeps(
-            bytes in proptest::collection::vec(any::<u8>(), 0..200), stride in 0usize..40,
-        ) {
-            let even = |datagram: &[u8]| datagram.first().is_some_and(|b| b % 2 == 0);
-            let expected: Vec<u8> = bytes.chunks(stride.max(1)).filter(|c| even(c)).flatten().copied().collect();
-            let mut buffer = bytes.clone();
-            let left = retain(&mut buffer, stride, even);
-            prop_assert_eq!(&buffer[..left], &expected[..]);
         }
     }
 }

@@ -1,17 +1,19 @@
 //! The QUIC half of a socket: what quinn takes for a UDP socket.
 //!
-//! Datagrams come from the receiving thread by a bounded queue, and leave straight by the socket. quinn's side takes the
-//! whole queue out at once and copies it to quinn's buffers under a lock of its own: the receiving thread never waits for
-//! that.
+//! Datagrams come from the receiving thread through a screen and by a bounded queue, and leave straight by the socket. What
+//! quinn has no use for is dropped before it costs a task a wake-up. quinn's side takes the whole queue out at once and
+//! copies it to quinn's buffers under a lock of its own: the receiving thread never waits for that.
 
-use std::collections::{HashMap, VecDeque};
+mod screen;
+
+use std::collections::VecDeque;
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
@@ -20,6 +22,8 @@ use quinn::{AsyncUdpSocket, UdpPoller};
 use super::Tally;
 use super::send::MAX_SEGMENTS;
 use super::socket::{Outgoing, Socket, errno};
+use screen::Screen;
+pub use screen::{CID, VERSION};
 
 /// Datagrams that wait at most.
 const MAX_DATAGRAMS: usize = 1024;
@@ -28,10 +32,6 @@ const MAX_BYTES: usize = 2 << 20;
 /// Datagrams handed to quinn in one buffer: as many as it sends in one. quinn makes its buffers so many times as large as
 /// the largest datagram it takes.
 const MAX_HANDED: usize = 10;
-/// Who was sent nothing for so long is a stranger again: a connection of ours sends every 5 s, and ends after 10.
-const STRANGER_AFTER: Duration = Duration::from_secs(60);
-/// Addresses remembered for that.
-const MAX_KNOWN: usize = 4096;
 /// Capacity that an empty queue keeps, in bytes.
 const KEPT: usize = 256 << 10;
 
@@ -43,8 +43,11 @@ pub struct QuicSocket {
     inbox: Mutex<Inbox>,
     /// What quinn's side took out of the inbox in one piece and hands on bit by bit.
     taken: Mutex<Waiting>,
-    /// Whom quinn sent something, and when last.
-    known: Mutex<HashMap<SocketAddr, Instant>>,
+    /// Who may send what. The receiving thread holds it for one message, a sending task to note whom it sends to.
+    screen: Mutex<Screen>,
+    /// What left, datagram by datagram.
+    #[cfg(test)]
+    sent: Mutex<Vec<Vec<u8>>>,
     /// The last send found the socket's buffer full.
     full: AtomicBool,
 }
@@ -93,41 +96,63 @@ impl QuicSocket {
             tally,
             inbox: Mutex::default(),
             taken: Mutex::default(),
-            known: Mutex::default(),
+            screen: Mutex::default(),
+            #[cfg(test)]
+            sent: Mutex::default(),
             full: AtomicBool::new(false),
         }
     }
 
-    /// Whether quinn may have a use for what a stranger sent: only the first packet of a handshake, whose header is long and
-    /// names version 1 (RFC 9000 section 17.2). Connections do not change their addresses here, so that anything else from
-    /// somebody who was sent nothing is junk, and costs no task a wake-up.
-    fn is_expected(&self, from: SocketAddr, bytes: &[u8]) -> bool {
-        matches!(bytes, [first, 0, 0, 0, 1, ..] if first & 0x80 != 0)
-            || lock(&self.known).get(&from).is_some_and(|last| last.elapsed() < STRANGER_AFTER)
+    /// The address it is bound to.
+    pub fn local(&self) -> SocketAddr {
+        self.socket.local
+    }
+
+    /// Lets the first packets of handshakes from `remote` pass, whatever all others send, while the answer lives.
+    pub fn expect(self: &Arc<Self>, remote: SocketAddr) -> Expected {
+        lock(&self.screen).expect(remote);
+        Expected { socket: Arc::clone(self), remote }
     }
 
     /// Remembers who was sent something.
     pub(super) fn note(&self, to: SocketAddr) {
-        let mut known = lock(&self.known);
-        if known.len() >= MAX_KNOWN && !known.contains_key(&to) {
-            known.retain(|_, last| last.elapsed() < STRANGER_AFTER);
-        }
-        if known.len() < MAX_KNOWN || known.contains_key(&to) {
-            known.insert(to, Instant::now());
-        }
+        lock(&self.screen).sent(to, Instant::now());
     }
 
-    /// Queues datagrams for quinn; drops and counts them where too many wait, or nobody expects them.
+    /// Screens datagrams and queues for quinn those that pass; counts the others, and what finds too many waiting.
     pub(super) fn give(&self, from: SocketAddr, local: Option<IpAddr>, ecn: u8, segment: usize, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
         }
         let segment = segment.clamp(1, bytes.len());
-        let datagrams = bytes.len().div_ceil(segment);
-        if !self.is_expected(from, bytes) {
-            self.tally.other.fetch_add(u64::try_from(datagrams).unwrap_or(u64::MAX), Ordering::Relaxed);
-            return;
+        let queue = |bytes: &[u8]| {
+            if !bytes.is_empty() {
+                self.queue(Given { from, local, ecn, segment: segment.min(bytes.len()), length: bytes.len() }, bytes);
+            }
+        };
+        let mut screen = lock(&self.screen);
+        let mut origin = screen.origin(from, Instant::now());
+        // Where the datagrams begin that passed one behind the other: usually all of them.
+        let (mut start, mut at, mut refused) = (0, 0, 0);
+        for datagram in bytes.chunks(segment) {
+            let end = at + datagram.len();
+            if !origin.passes(datagram) {
+                queue(bytes.get(start..at).unwrap_or_default());
+                start = end;
+                refused += 1;
+            }
+            at = end;
         }
+        drop(screen);
+        queue(bytes.get(start..).unwrap_or_default());
+        if refused > 0 {
+            self.tally.other.fetch_add(refused, Ordering::Relaxed);
+        }
+    }
+
+    /// Queues datagrams for quinn, where not too many wait.
+    fn queue(&self, given: Given, bytes: &[u8]) {
+        let datagrams = bytes.len().div_ceil(given.segment.max(1));
         let mut inbox = lock(&self.inbox);
         let fits = inbox.datagrams + datagrams <= MAX_DATAGRAMS && inbox.bytes + bytes.len() <= MAX_BYTES;
         if !fits || inbox.closed {
@@ -137,7 +162,7 @@ impl QuicSocket {
         }
         inbox.datagrams += datagrams;
         inbox.bytes += bytes.len();
-        inbox.waiting.messages.push_back(Given { from, local, ecn, segment, length: bytes.len() });
+        inbox.waiting.messages.push_back(given);
         inbox.waiting.bytes.extend(bytes);
         let waker = inbox.waker.take();
         drop(inbox);
@@ -162,9 +187,18 @@ impl QuicSocket {
         self.tally.quic_dropped.fetch_add(u64::try_from(datagrams).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
+    /// What left so far, datagram by datagram.
+    #[cfg(test)]
+    pub(crate) fn sent(&self) -> Vec<Vec<u8>> {
+        lock(&self.sent).clone()
+    }
+
     /// Sends one message.
     fn transmit(&self, message: Outgoing<'_>) -> Result<(), Errno> {
-        self.socket.send(message).map_err(|error| errno(&error))
+        self.socket.send(message).map_err(|error| errno(&error))?;
+        #[cfg(test)]
+        lock(&self.sent).extend(message.bytes.chunks(message.segment.unwrap_or(usize::MAX)).map(<[u8]>::to_vec));
+        Ok(())
     }
 
     /// The socket's buffer is full: every poller waits from now on.
@@ -309,6 +343,19 @@ impl AsyncUdpSocket for QuicSocket {
 
     fn may_fragment(&self) -> bool {
         false
+    }
+}
+
+/// An address whose first packets of handshakes pass while this lives.
+#[derive(Debug)]
+pub struct Expected {
+    socket: Arc<QuicSocket>,
+    remote: SocketAddr,
+}
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        lock(&self.socket.screen).forget(self.remote);
     }
 }
 
