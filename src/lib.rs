@@ -76,6 +76,13 @@
 //! that, so it never says "ok" for what the kernel refused. One path serves start, reload, repair, crash recovery and
 //! stop: add before delete, and only what bears our mark is deleted.
 //!
+//! # The configuration
+//!
+//! [`config`] reads it whole, and refuses what is wrong; what is accepted and nobody reads is named
+//! ([`config::Config::idle`]). A running daemon keeps what it was started with for the keys that need a restart, and beside it
+//! what is in force for those that `reload` takes over ([`config::keys::LIVE`]); `[[subnet]]` tables are joined and left by the
+//! same commands that a person types (`daemon/reload.rs`). systemd is told when both hold (`daemon/notify.rs`).
+//!
 //! # What passes the kernel
 //!
 //! An accept of ours cannot overrule anybody's drop. So rules for our links stand in Docker's chain for others and in a
