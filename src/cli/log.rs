@@ -34,7 +34,7 @@ pub(super) fn wanted() -> Result<(), Error> {
         .map_err(|e| wrong("E-LOG", format!("BYWAY_LOG: {e}")).hint("BYWAY_LOG=info,byway::dns=debug byway daemon"))
 }
 
-/// Logs what `log.level` says from now on, where [`to_stderr`] has begun it.
+/// Logs what `log.level` says from now on, where `to_stderr` has begun it.
 pub fn change(level: &str) {
     let (Some(handle), Ok(levels)) = (LEVELS.get(), levels(level)) else { return };
     if let Err(error) = handle.reload(levels) {

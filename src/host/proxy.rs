@@ -6,7 +6,7 @@
 //! what it listens on goes when the map or the address goes, with every flow.
 //!
 //! Bounds per map: 256 TCP connections, 1024 UDP clients; for all maps a quarter of the descriptors this process may have
-//! (`flows`). A further one takes the place of the one that has been silent longest, and one that is silent
+//! (`host::flows`). A further one takes the place of the one that has been silent longest, and one that is silent
 //! too long ends by itself.
 
 use std::collections::hash_map::Entry;
