@@ -20,6 +20,29 @@
 //! | [`service::Service`] | what members ask each other beside records and sessions: kinds, handlers, and what each may ask |
 //! | [`node::Node`] | owns state and store; every change goes decide, save, absorb, publish, tell; while it is saved the node only reads |
 //!
+//! # Glossary
+//!
+//! One word, one meaning.
+//!
+//! | word | what it means here |
+//! |---|---|
+//! | peer | another daemon, known by its public key ([`PeerId`](model::id::PeerId)); this one is the *node*, what it runs on the *machine* |
+//! | member, admin, owner | a peer with a grant in a subnet; one that may grant and revoke; the one that founded it |
+//! | stranger | a peer that is connected and is no member of a subnet in common |
+//! | subnet | one private network, known by its ID, the hash of its genesis; its *pools* are its prefixes |
+//! | lease | a prefix of a pool that one member holds; its *block* is the lease it gets with its grant |
+//! | workload | a container, VM or namespace with addresses of a lease, by its name |
+//! | map | a port of the machine that leads to a workload or a member |
+//! | record | a signed statement about a subnet; an *item* is one whose kind a version may not know |
+//! | connection, stream | libp2p's: a QUIC or TCP connection to a peer, and a stream inside one; a *data stream* carries the packets of one subnet |
+//! | datagram, frame | a UDP datagram of ours; the sealed packets, or parts of one, in it (on a stream: one packet with its length) |
+//! | session | the keys of one peer in one subnet; a *rekey* begins the session's next *epoch* |
+//! | path | a pair of addresses, ours and the peer's, over which datagrams were answered |
+//! | carrier | what moves packets to a peer: datagrams or a data stream |
+//! | link | one peer in one subnet as the packet loops see it: its carrier, queue and counters; in [`host`], as in rtnetlink, a network interface |
+//! | port | the UDP port of the daemon, with its sockets, in [`udp`]; elsewhere a port number of TCP or UDP |
+//! | view | what follows from the state at one moment |
+//!
 //! # Dependency direction
 //!
 //! A module imports only from rows below its own; `tests/layering.rs` keeps it true.

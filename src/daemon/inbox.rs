@@ -38,7 +38,7 @@ const RECORDS_LIMIT: Limit = Limit::new(16_384, 1_024);
 const FORGED_COST: u64 = 64;
 /// Forged records, and records that nobody known signed, after which the rest of a push is not looked at.
 const MAX_JUNK: usize = 64;
-/// Longest time a head waits because its carrier has used up its share.
+/// Longest time a head waits because who passed it on has used up its share.
 const HEAD_WAITS: Duration = Duration::from_millis(250);
 /// Time for which a refused request is left without an answer: who sends without end is slowed by its own limit on
 /// requests under way.
@@ -396,11 +396,11 @@ struct Taken {
     news: usize,
     junk: usize,
     waiting: bool,
-    /// How long its carrier has to wait before the next.
+    /// How long who sent it has to wait before the next.
     rest: Duration,
 }
 
-/// Checks a piece, charges its carrier, and hands it to the node when it is its carrier's turn.
+/// Checks a piece, charges who sent it, and hands it to the node when it is that peer's turn.
 async fn take_piece(ctx: &Context, peer: PeerId, subnet: SubnetId, piece: Vec<Signed>) -> Result<Taken, Error> {
     let urgent = piece.first().is_some_and(removes);
     let all = piece.len();
