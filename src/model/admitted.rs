@@ -42,7 +42,10 @@ impl Records {
         all.extend(self.docs.get(&joiner).filter(|doc| doc.body.left.is_some()).map(|doc| &doc.signed));
         let mine = resolved.members.get(&joiner);
         let held = prefixes(mine);
-        let voice = |issuer: PeerId| self.voice_of(issuer, resolved, &held);
+        let voice = |issuer: PeerId| {
+            let absence = self.absence_of(issuer, resolved);
+            self.voice_of(issuer, resolved, &held).into_iter().chain(absence)
+        };
         let entry = resolved.roll.members.get(&joiner);
         for granted in entry.into_iter().flat_map(|entry| self.standing_grants(joiner, entry, resolved)) {
             all.push(granted.signed());
@@ -60,9 +63,9 @@ impl Records {
             }
         }
         all.extend(about(&self.revocations, joiner).map(|(_, revocation)| &revocation.signed));
-        all.extend(about(&self.revocations, joiner).filter_map(|(by, _)| voice(by)));
+        all.extend(about(&self.revocations, joiner).flat_map(|(by, _)| voice(by)));
         all.extend(self.granted(joiner).map(|(_, grant)| &grant.signed));
-        all.extend(self.granted(joiner).filter_map(|(by, _)| voice(by)));
+        all.extend(self.granted(joiner).flat_map(|(by, _)| voice(by)));
         // A lease may count by another grant of the same member that has it.
         for winner in resolved.members.values().filter(lost) {
             let keeps = |lease: &ipnet::IpNet| winner.leases.contains(lease);
@@ -84,6 +87,19 @@ impl Records {
             (takes, if takes { place(*by).unwrap_or(usize::MAX) } else { grant.signed.body.len() })
         });
         least.map(|(_, grant)| &grant.signed)
+    }
+
+    /// What makes an admin who has a say, and is no member, so: a revocation by who let it in again, and has no say itself any
+    /// more. Without both it would be a member where the answer is heard, and hold what it had.
+    fn absence_of<'a>(&'a self, admin: PeerId, resolved: &Resolved) -> Vec<&'a Signed> {
+        let roll = &resolved.roll;
+        if !roll.is_admin(admin) || roll.members.contains_key(&admin) {
+            return Vec::new();
+        }
+        let ends: Vec<(PeerId, &Signed)> =
+            about(&self.revocations, admin).map(|(by, revocation)| (by, &revocation.signed)).collect();
+        let again = self.granted(admin).filter(|(by, _)| ends.iter().any(|(who, _)| who == by));
+        ends.iter().map(|(_, signed)| *signed).chain(again.map(|(_, grant)| &grant.signed)).collect()
     }
 
     /// The grant that a member's place follows from, and the owner's, which stays beside it.

@@ -65,7 +65,7 @@ fn wrong_arguments_have_their_exit_codes(lab: &Lab) -> Result<()> {
         (5, &["workload", "show", "nosuch"]),
         (5, &["peer", "show", "nosuch"]),
         (5, &["dns", "ls", "nosuch"]),
-        (6, &["create", "lab"]),
+        (6, &["create", "lab", "--cidr4", "10.99.0.0/16"]),
     ];
     for (exit, words) in cases {
         a.fails(*exit, "E-", words)?;

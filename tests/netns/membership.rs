@@ -273,7 +273,8 @@ fn second_join_is_no_op(lab: &Lab) -> Result<()> {
     let id = text(&a.json(&["subnet", "show", "lab"])?, "id")?;
     let again = b.json(&["join", &id])?;
     ensure!(again["state"] == "ready" && b.overlay("lab")? == before, "{again}");
-    a.fails(6, "E-", &["create", "lab"]).map(drop)
+    ensure!(a.json(&["create", "lab"])?["id"] == id, "the same again founds nothing");
+    a.fails(6, "E-SUBNET-EXISTS", &["create", "lab", "--cidr4", "10.99.0.0/16"]).map(drop)
 }
 
 fn removed_member_is_cut_and_stays_out(lab: &Lab) -> Result<()> {

@@ -112,6 +112,29 @@ fn who_was_let_in_again_gets_no_address_that_was_ended() {
     assert_ne!(before, after);
 }
 
+/// An admin that a rogue one removed and let in again has its seat and no place: whoever the answer is for must not find it
+/// in one.
+#[test]
+fn an_admin_that_is_no_member_takes_nothing_from_a_joiner() {
+    let mut subnet = seated(6, 1, 100);
+    let revoke = |subnet: &mut Subnet, by: u8, subject: u8| {
+        let (_, ends) = subnet.records.last_grant(identity(subject).peer).unwrap();
+        let seat = subnet.records.seat_of(identity(by).peer).unwrap_or(0);
+        let body = Revocation { subject: identity(subject).peer, generation: 1, ends, seat };
+        put(subnet, by, &Body::Revocation(body));
+    };
+    revoke(&mut subnet, 1, 7);
+    revoke(&mut subnet, 7, 4);
+    revoke(&mut subnet, 4, 100);
+    for (by, subject, leases_of, generation) in [(2, 100, 4, 1), (7, 4, 100, 2), (1, 100, 100, 3)] {
+        let body = grant_of(&subnet, by, subject, leases_of, (generation, 1));
+        put(&mut subnet, by, &body);
+    }
+    let roll = subnet.records.roll();
+    assert!(roll.is_admin(identity(4).peer) && !roll.members.contains_key(&identity(4).peer));
+    told_as_the_whole(&subnet, 100).unwrap();
+}
+
 #[test]
 fn rogue_admins_at_their_limits_keep_nobody_out() {
     let mut subnet = seated(64, 3, 100);
