@@ -89,8 +89,8 @@ impl Records {
         least.map(|(_, grant)| &grant.signed)
     }
 
-    /// What makes an admin who has a say, and is no member, so: a revocation by who let it in again, and has no say itself any
-    /// more. Without both it would be a member where the answer is heard, and hold what it had.
+    /// What makes an admin who has a say, and is no member, so: its goodbye, or a revocation by who let it in again, and has no
+    /// say itself any more. Without them it would be a member where the answer is heard, and hold what it had.
     fn absence_of<'a>(&'a self, admin: PeerId, resolved: &Resolved) -> Vec<&'a Signed> {
         let roll = &resolved.roll;
         if !roll.is_admin(admin) || roll.members.contains_key(&admin) {
@@ -98,8 +98,13 @@ impl Records {
         }
         let ends: Vec<(PeerId, &Signed)> =
             about(&self.revocations, admin).map(|(by, revocation)| (by, &revocation.signed)).collect();
-        let again = self.granted(admin).filter(|(by, _)| ends.iter().any(|(who, _)| who == by));
-        ends.iter().map(|(_, signed)| *signed).chain(again.map(|(_, grant)| &grant.signed)).collect()
+        let again: Vec<&Signed> = (self.granted(admin))
+            .filter(|(by, _)| ends.iter().any(|(who, _)| who == by))
+            .map(|(_, grant)| &grant.signed)
+            .collect();
+        let goodbye = self.docs.get(&admin).filter(|doc| doc.body.left.is_some()).map(|doc| &doc.signed);
+        let ends = ends.iter().map(|(_, signed)| *signed);
+        goodbye.into_iter().chain(ends).chain(again).collect()
     }
 
     /// The grant that a member's place follows from, and the owner's, which stays beside it.

@@ -130,7 +130,12 @@ fn an_admin_that_is_no_member_takes_nothing_from_a_joiner() {
         let body = grant_of(&subnet, by, subject, leases_of, (generation, 1));
         put(&mut subnet, by, &body);
     }
+    // One that left has none either.
+    put(&mut subnet, 3, &Body::Doc(Doc { version: 1, left: Some(1), ..Doc::default() }));
+    let body = grant_of(&subnet, 3, 100, 100, (2, 7));
+    put(&mut subnet, 3, &body);
     let roll = subnet.records.roll();
+    assert!(roll.is_admin(identity(3).peer) && !roll.members.contains_key(&identity(3).peer));
     assert!(roll.is_admin(identity(4).peer) && !roll.members.contains_key(&identity(4).peer));
     told_as_the_whole(&subnet, 100).unwrap();
 }
