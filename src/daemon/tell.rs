@@ -45,7 +45,7 @@ pub(crate) async fn run(
                 // A subnet that is new here has members who are connected already.
                 if let Some(direct) = &ctx.direct {
                     for peer in ctx.table.members() {
-                        direct.connected(peer).await;
+                        direct.begin(peer).await;
                     }
                 }
             }

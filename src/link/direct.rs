@@ -228,12 +228,16 @@ impl Direct {
     fn on_order(&mut self, now: Instant, order: Order) {
         match order {
             Order::Connected { peer } => {
-                let common: Vec<Key> = self.common(peer).collect();
-                for key in common {
-                    self.entry(key);
-                }
+                self.enter(peer);
                 if let Some(entry) = self.peers.get_mut(&peer) {
                     entry.peer.connected(now, &mut entropy);
+                }
+                self.carry_out(peer);
+            }
+            Order::Begin { peer } => {
+                self.enter(peer);
+                if let Some(entry) = self.peers.get_mut(&peer) {
+                    entry.peer.begin(now, &mut entropy);
                 }
                 self.carry_out(peer);
             }
@@ -302,6 +306,14 @@ impl Direct {
             subnet.members.contains(&peer).then_some(Key { subnet: *id, peer })
         };
         self.view.subnets.iter().filter_map(of)
+    }
+
+    /// Keeps the peer in every subnet that it is a member of.
+    fn enter(&mut self, peer: PeerId) {
+        let common: Vec<Key> = self.common(peer).collect();
+        for key in common {
+            self.entry(key);
+        }
     }
 
     /// The public key of a member.

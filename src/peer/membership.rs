@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::proof::{Patience, Proof};
 use super::session::{self, Indices, Session};
 use super::{Config, Event, Route, Up};
-use crate::crypto::frame::Sealer;
+use crate::crypto::frame::{LIMIT, Sealer};
 use crate::model::id::{PeerId, SubnetId};
 
 /// Control messages taken in a second. A path takes about one, its search a dozen at once; answering costs more than asking.
@@ -21,6 +21,8 @@ pub(super) struct Membership {
     controls: u64,
     /// Frames of traffic under the keys before.
     former: u64,
+    /// Those under this key when it was last seen open: a closed one tells its count no more.
+    sent: u64,
     /// Those of all keys when a probe last went out under one.
     traffic_then: u64,
     /// Receiver indices under which frames are accepted; the newest last.
@@ -52,6 +54,7 @@ impl Membership {
             sealer: None,
             controls: 0,
             former: 0,
+            sent: 0,
             traffic_then: 0,
             installed: Vec::new(),
             asking: None,
@@ -84,7 +87,7 @@ impl Membership {
     /// Seals with that key from now on.
     pub(super) fn use_key(&mut self, sealer: Arc<Sealer>) {
         self.former = self.traffic();
-        self.controls = 0;
+        (self.controls, self.sent) = (0, 0);
         self.sealer = Some(sealer);
         self.keys = self.keys.saturating_add(1);
     }
@@ -92,7 +95,7 @@ impl Membership {
     /// Seals with nothing from now on.
     pub(super) fn close(&mut self) {
         self.former = self.traffic();
-        self.sealer = None;
+        (self.sealer, self.sent) = (None, 0);
         self.proof.forget();
     }
 
@@ -108,10 +111,22 @@ impl Membership {
         self.installed.last().copied()
     }
 
+    /// Remembers what was sent so far. To be called before the session may close its key.
+    pub(super) fn count(&mut self) {
+        self.sent = self.under_this_key();
+    }
+
     /// Frames of traffic sent so far.
     pub(super) fn traffic(&self) -> u64 {
-        let used = self.sealer.as_ref().map_or(0, |sealer| sealer.used().saturating_sub(self.controls));
-        self.former.saturating_add(used)
+        self.former.saturating_add(self.under_this_key())
+    }
+
+    fn under_this_key(&self) -> u64 {
+        match &self.sealer {
+            Some(sealer) if sealer.used() < LIMIT => sealer.used().saturating_sub(self.controls),
+            Some(_) => self.sent,
+            None => 0,
+        }
     }
 
     /// Whether one more control message is within the peer's rate.

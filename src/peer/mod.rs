@@ -9,8 +9,8 @@
 //! A path belongs to the peer, not to a subnet: it is probed once, whatever number of subnets are shared, and every session
 //! with the same [`PeerId`] uses it. Keys stay apart: each frame is sealed for one subnet, and opened by that subnet's key
 //! or by none. A probe travels in a frame of one of the sessions and is answered in the same one. The sessions take turns,
-//! those that carry traffic first, so that an idle peer costs the same with one subnet as with many, and so that none goes
-//! unasked. A session begins to use the path when a probe under its own key was answered; it leaves it when three of its
+//! those that carry traffic first, so that an idle peer costs the same with one subnet as with many. While one carries
+//! traffic, an idle one's key is not asked; should the peer have lost it, that is found when it is used. A session begins to use the path when a probe under its own key was answered; it leaves it when three of its
 //! probes were not while the path answers others (`proof.rs`): the peer has lost that key, or ended that session.
 //! A session that ends, because the peer is no member any more, takes nothing with it but itself.
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
@@ -215,10 +215,17 @@ impl Peer {
     /// A connection to the peer is there: sessions begin where there is none. Where there is a path, the peer may have begun
     /// anew: who was killed and is back had no time to close what it had before, nor has it its keys.
     pub fn connected(&mut self, now: Instant, entropy: Entropy<'_>) {
+        self.begin(now, entropy);
+        self.closed(now, entropy);
+    }
+
+    /// A connection has been there for a while, and subnets may be new in common: sessions begin where there is none. Paths
+    /// and keys that are there are left alone, because this is said after every change of any subnet.
+    pub fn begin(&mut self, now: Instant, entropy: Entropy<'_>) {
         for membership in self.memberships.values_mut() {
             membership.session.connected(now, entropy);
         }
-        self.closed(now, entropy);
+        self.pump(now, None, entropy);
     }
 
     /// The last connection to the peer is gone, and so the peer may be.
@@ -372,6 +379,7 @@ impl Peer {
     /// Does what is due. May be called at any time.
     pub fn handle_timeout(&mut self, now: Instant, entropy: Entropy<'_>) {
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        self.memberships.values_mut().for_each(Membership::count);
         for membership in self.memberships.values_mut().filter(|m| due(m.session.poll_timeout())) {
             membership.session.handle_timeout(now, entropy);
         }

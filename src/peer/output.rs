@@ -156,9 +156,8 @@ impl Peer {
                 }
                 Action::Use(sealer) => {
                     membership.use_key(sealer);
-                    if self.up.is_some() {
-                        membership.proof.ask(now);
-                    }
+                    // What stayed unanswered was asked under another key; without a path it waits for one.
+                    membership.proof.ask(now);
                     self.paths.start(now);
                 }
                 Action::Stop => {

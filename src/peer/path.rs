@@ -1,6 +1,6 @@
 //! Which address of a peer datagrams go to, and how large they may be: probing, keep-alive, path MTU, roaming.
 //!
-//! Owns the addresses a peer may have, the probes under way and the path in use, of one peer in one subnet. A machine
+//! Owns the addresses a peer may have, the probes under way and the path in use, for all subnets in common with it. A machine
 //! without I/O: time, entropy and what was heard are arguments, what is to be done comes out of [`Paths::poll`]. Probes and
 //! answers travel in sealed frames, so whoever answers holds the session's keys; tokens are random, so nobody can answer
 //! for an address where the probe did not arrive. Nothing but probes and answers goes to an address that has not answered:

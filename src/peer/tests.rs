@@ -43,6 +43,50 @@ fn sharing_three_subnets_costs_an_idle_pair_at_most_a_fifth_more_than_sharing_on
 }
 
 #[test]
+fn a_key_that_expires_leaves_the_count_of_traffic_as_it_was() {
+    let mut world = World::live(5, 1);
+    let traffic = |world: &World| world.ends[0].peer.memberships[&subnet(1)].traffic();
+    world.traffic(20);
+    world.run(2 * SECOND);
+    world.rest();
+    let mut before = traffic(&world);
+    assert!((100..200).contains(&before), "{before}");
+    for _ in 0..20 {
+        (world.blocked, world.stream) = (true, false);
+        world.run(200 * SECOND);
+        assert!(world.ends[0].routes.is_empty(), "the key has expired");
+        // Control frames that waited for a path when it was lost were counted and never sealed.
+        let after = traffic(&world);
+        assert!(before.abs_diff(after) < 20, "{after} after {before}");
+        (world.blocked, world.stream) = (false, true);
+        world.connect();
+        world.until(75 * SECOND, World::agree).unwrap();
+        world.traffic(20);
+        world.run(SECOND);
+        world.rest();
+        let now = traffic(&world);
+        assert!((after + 20..after + 300).contains(&now), "{now} after {after}");
+        before = now;
+    }
+}
+
+#[test]
+fn what_is_said_of_subnets_asks_no_path_and_no_key() {
+    let mut world = World::live(6, 3);
+    world.run(30 * SECOND);
+    let asked = |world: &mut World| {
+        let before = world.cost().0;
+        for _ in 0..60 {
+            (0..2).for_each(|end| world.call(end, |peer, now, entropy| peer.begin(now, entropy)));
+            world.run(SECOND);
+        }
+        world.cost().0 - before
+    };
+    let frames = asked(&mut world);
+    assert!(frames < 200, "{frames} frames in a minute, in each second of which a View was published");
+}
+
+#[test]
 fn one_who_stops_says_so() {
     let mut world = World::live(1, 3);
     world.stream = false;

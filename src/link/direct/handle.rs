@@ -64,6 +64,7 @@ impl Drop for Answerer {
 #[derive(Debug)]
 pub(super) enum Order {
     Connected { peer: PeerId },
+    Begin { peer: PeerId },
     Closed { peer: PeerId },
     Request { key: Key, letter: Letter, answer: oneshot::Sender<Letter> },
     Answer { key: Key, number: u64, answer: Option<Letter> },
@@ -120,6 +121,11 @@ impl Handle {
     /// member may have begun anew.
     pub async fn connected(&self, peer: PeerId) {
         self.order(Order::Connected { peer }).await;
+    }
+
+    /// Subnets may be new in common with a member that is connected: sessions begin where there is none.
+    pub async fn begin(&self, peer: PeerId) {
+        self.order(Order::Begin { peer }).await;
     }
 
     /// The last connection to a peer is gone: so may be the peer.
