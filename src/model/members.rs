@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::error::{Error, Kind, Result};
 use super::find::{Named, find};
 use super::id::{Name, PeerId, SubnetId};
-use super::ipam::Prefixes;
+use super::ipam::{Prefixes, overlaps};
 use super::join::Ask;
 use super::local::Local;
 use super::memo::Memo;
@@ -569,6 +569,26 @@ impl Subnet {
         me.peer == self.records.genesis.owner || seat.is_some_and(|s| self.records.pools().within(prefix, &s.part))
     }
 
+    /// Whether nobody holds or is to hold anything of a prefix, though somebody could: `Ok(false)`, for nothing was taken back.
+    ///
+    /// # Errors
+    /// `E-NO-LEASE` where the prefix is a part of a lease or around one, or nobody can hold it.
+    fn holds_nobody(&self, prefix: IpNet, resolved: &Resolved) -> Result<bool> {
+        let refuse = |message: String| {
+            Err(Error::new(Kind::NotFound, "E-NO-LEASE", message).hint(format!("byway lease ls {}", self.name())))
+        };
+        let held = resolved.members.values().flat_map(|m| m.leases.iter().map(move |l| (m.name.to_string(), *l)));
+        let reserved = self.local.reserved.iter().flat_map(|(peer, all)| all.iter().map(|l| (peer.short(), *l)));
+        if let Some((who, lease)) = held.chain(reserved).find(|(_, lease)| overlaps(*lease, prefix)) {
+            return refuse(format!("nobody holds {prefix} in subnet {}: {who} holds {lease}", self.name()));
+        }
+        // Of what may be leased nothing tells whether it ever was.
+        if !self.records.prefixes().iter().any(|pool| pool.contains(&prefix)) {
+            return refuse(format!("{prefix} is no part of subnet {}: nobody ever held it", self.name()));
+        }
+        Ok(false)
+    }
+
     /// Takes a lease back, from a member where one is named; whether anybody held it. The block that holds the member's own
     /// address stays, and what the owner gave only the owner takes back.
     ///
@@ -595,13 +615,7 @@ impl Subnet {
                 found |= leases.len() != before;
                 !leases.is_empty()
             });
-            // Of what may be leased nothing tells whether it ever was.
-            return if found || self.records.prefixes().iter().any(|pool| pool.contains(&prefix)) {
-                Ok(found)
-            } else {
-                let message = format!("{prefix} is no part of subnet {}: nobody ever held it", self.name());
-                Err(Error::new(Kind::NotFound, "E-NO-LEASE", message).hint(format!("byway lease ls {}", self.name())))
-            };
+            return if found { Ok(true) } else { self.holds_nobody(prefix, &resolved) };
         };
         if member.addresses.iter().any(|a| prefix.contains(a)) {
             return Err(Error::new(

@@ -48,7 +48,7 @@ pub struct Call {
     pub body: Vec<u8>,
 }
 
-/// Dedup requests of one kind.
+/// Answers requests of one kind.
 pub type Handler = Box<dyn Fn(Call) -> BoxFuture<'static, Result<Vec<u8>, Refusal>> + Send + Sync>;
 
 /// Takes the answer to one request. Dropped, it tells the peer that there will be none.

@@ -12,7 +12,7 @@ use crate::wire::service::kind;
 /// Bytes of the largest body that is taken: none of them is read.
 const MOST: usize = 64;
 
-/// Dedup with the line that says what this program is and speaks.
+/// Answers with the line that says what this program is and speaks.
 pub fn method() -> Method<Handler> {
     let handler: Handler = Box::new(|_| async { Ok(agent::text().into_bytes()) }.boxed());
     Method { name: "ping", cost: 1, most: MOST, handler }

@@ -13,7 +13,7 @@ pub struct Method<H> {
     pub cost: u64,
     /// Bytes of the largest body.
     pub most: usize,
-    /// Dedup it.
+    /// Answers it.
     pub handler: H,
 }
 

@@ -140,6 +140,12 @@ impl StoreError {
             }
             StoreError::TooLarge { .. } => "byway leave SUBNET      (one that is no longer needed)".to_owned(),
             StoreError::Fatal { .. } => "look for disk errors (dmesg), then start byway again".to_owned(),
+            // It came with the present format of states: what was written before it is no state of any release.
+            StoreError::KeyMissing { path } if path.ends_with("seal.key") => format!(
+                "where {} never was, an older byway wrote this state: move it away, then found or join anew; else restore that \
+                 file from a backup",
+                quoted(path)
+            ),
             StoreError::KeyMissing { path } => {
                 format!("restore {} from a backup; without it this node cannot be who it was", quoted(path))
             }

@@ -107,6 +107,13 @@ async fn a_lease_that_nobody_holds_is_given_back_already() {
         let net = u32::from(pool.network()) | 200 << 8;
         let prefix = ipnet::IpNet::new(std::net::Ipv4Addr::from(net).into(), 24).unwrap();
         core.lease_add("lab", &[(prefix, identity(2).peer)]).unwrap();
+        // Who named a part of a lease, or more than it, would think that it is given back.
+        let near = [25, 23].map(|len| ipnet::IpNet::new(prefix.addr(), len).unwrap().trunc());
+        let near = near.map(|near| core.lease_rm("lab", near, None).unwrap_err());
+        assert!(
+            near.iter().all(|e| e.code == "E-NO-LEASE" && e.message.contains(&format!("m2 holds {prefix}"))),
+            "{near:?}"
+        );
         let given = [changed(core.lease_rm("lab", prefix, None)), changed(core.lease_rm("lab", prefix, None))];
         let named = changed(core.lease_rm("lab", prefix, Some("m2")));
         (given, named, core.lease_rm("lab", "192.0.2.0/24".parse().unwrap(), None).unwrap_err().code)
