@@ -14,12 +14,24 @@ const LOOK: Duration = Duration::from_secs(5);
 /// How long the kernel may take at the start before systemd is told that the daemon is up all the same: what is missing is
 /// in `status` then.
 const FIRST_APPLY: Duration = Duration::from_secs(30);
+/// Bytes of the longest line of status: systemd reads no message of more than 4096, and a person no line of more than this.
+const MAX_STATUS: usize = 500;
 
 /// Tells systemd. That it cannot be told is worth a line in the log and no more.
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::debug!(%error, "tell the service manager");
     }
+}
+
+/// A text as one line of status. What another node answered may stand in it, and each line of a message to systemd is an
+/// order of its own: only the first line is kept, without control characters, and at most [`MAX_STATUS`] bytes of it.
+fn one_line(text: &str) -> String {
+    let mut line: String = text.lines().next().unwrap_or_default().chars().filter(|c| !c.is_control()).collect();
+    let ends = line.char_indices().map(|(start, c)| start + c.len_utf8());
+    let end = ends.take_while(|end| *end <= MAX_STATUS).last().unwrap_or_default();
+    line.truncate(end);
+    line
 }
 
 /// The configuration is being read again, until [`ready`].
@@ -32,7 +44,7 @@ pub(super) fn reloading() {
 
 /// The daemon serves, as `status` says.
 pub(super) fn ready(status: &str) {
-    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+    tell(&[NotifyState::Ready, NotifyState::Status(&one_line(status))]);
 }
 
 /// The daemon goes.
@@ -66,7 +78,7 @@ pub(super) async fn run(ctx: Context, stop: CancellationToken) -> anyhow::Result
         }
         let now = line(&ctx);
         if now != said {
-            tell(&[NotifyState::Status(&now)]);
+            tell(&[NotifyState::Status(&one_line(&now))]);
             said = now;
         }
     }
@@ -97,4 +109,22 @@ fn line(ctx: &Context) -> String {
     let (subnets, peers) = (ctx.node.view().load().subnets.len(), ctx.table.members().len());
     let word = |n: usize, one: &str| if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") };
     format!("{}, {} connected", word(subnets, "subnet"), word(peers, "member"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_one_short_line_whatever_another_node_answered() {
+        assert_eq!(one_line("1 subnet, 0 members connected"), "1 subnet, 0 members connected");
+        assert_eq!(one_line("refused: x\nWATCHDOG=trigger"), "refused: x");
+        assert_eq!(one_line("a\r\nMAINPID=1"), "a");
+        assert_eq!(one_line("a\u{1b}[2Jb\rc\u{85}d\0"), "a[2Jbcd");
+        assert_eq!((one_line(""), one_line("\nREADY=1")), (String::new(), String::new()));
+        assert_eq!(one_line(&"a".repeat(5000)), "a".repeat(MAX_STATUS));
+        // Of a character that would end behind the bound nothing is kept.
+        assert_eq!(one_line(&format!("{}\u{20ac}", "a".repeat(MAX_STATUS - 2))), "a".repeat(MAX_STATUS - 2));
+        assert_eq!(one_line(&"\u{20ac}".repeat(400)), "\u{20ac}".repeat(166));
+    }
 }
