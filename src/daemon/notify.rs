@@ -63,9 +63,7 @@ pub(super) async fn run(ctx: Context, stop: CancellationToken) -> anyhow::Result
     }
     let mut said = line(&ctx);
     ready(&said);
-    let watchdog = sd_notify::watchdog_enabled();
-    // Half of what it waits: one that comes late is not the last.
-    let every = watchdog.map_or(LOOK, |limit| (limit / 2).min(LOOK));
+    let (watchdog, every) = pace(sd_notify::watchdog_enabled());
     let mut tick = tokio::time::interval(every);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -73,7 +71,7 @@ pub(super) async fn run(ctx: Context, stop: CancellationToken) -> anyhow::Result
             () = stop.cancelled() => return Ok(()),
             _ = tick.tick() => {}
         }
-        if watchdog.is_some() && lives(&ctx, every).await {
+        if watchdog && lives(&ctx, every).await {
             tell(&[NotifyState::Watchdog]);
         }
         let now = line(&ctx);
@@ -82,6 +80,14 @@ pub(super) async fn run(ctx: Context, stop: CancellationToken) -> anyhow::Result
             said = now;
         }
     }
+}
+
+/// Whether there is a watchdog to feed, and how long to wait between two looks. A limit of nothing is none, as for systemd
+/// itself.
+fn pace(limit: Option<Duration>) -> (bool, Duration) {
+    // Half of what it waits: one that comes late is not the last.
+    let half = limit.map(|limit| limit / 2).filter(|half| !half.is_zero());
+    (half.is_some(), half.map_or(LOOK, |half| half.min(LOOK)))
 }
 
 /// Whether each of the main loops answers within `limit`: the node's thread, the swarm, and the sessions.
@@ -114,6 +120,15 @@ fn line(ctx: &Context) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_watchdog_without_a_limit_is_none() {
+        assert_eq!(pace(None), (false, LOOK));
+        assert_eq!(pace(Some(Duration::ZERO)), (false, LOOK), "WATCHDOG_USEC=0");
+        assert_eq!(pace(Some(Duration::from_secs(3))), (true, Duration::from_millis(1500)));
+        assert_eq!(pace(Some(Duration::from_secs(60))), (true, LOOK));
+        assert!(!pace(Some(Duration::from_micros(1))).1.is_zero());
+    }
 
     #[test]
     fn a_status_is_one_short_line_whatever_another_node_answered() {
