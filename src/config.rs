@@ -150,8 +150,6 @@ pub struct Config {
     pub log_level: String,
     /// ed25519 key to use in place of the one in the state directory.
     pub identity_file: Option<PathBuf>,
-    /// Key of the private swarm.
-    pub swarm_key_file: Option<PathBuf>,
     /// Multiaddrs to listen on, both families spelled out; empty: outbound only.
     pub listen: Vec<String>,
     /// Multiaddrs with `/p2p/ID`: meeting points.
@@ -199,7 +197,6 @@ impl Config {
             socket: DEFAULT_SOCKET.into(),
             log_level: "info".to_owned(),
             identity_file: None,
-            swarm_key_file: None,
             listen: keys::listen_addresses(&[format!("udp/{DEFAULT_PORT}"), format!("tcp/{DEFAULT_PORT}")])
                 .unwrap_or_default(),
             bootstrap: Vec::new(),

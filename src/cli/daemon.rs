@@ -28,7 +28,7 @@ pub(super) struct DaemonArgs {
     /// ed25519 key to use instead of the one in the state directory
     #[arg(long, value_name = "FILE")]
     identity_file: Option<PathBuf>,
-    /// Key of the private swarm
+    /// Key of the private swarm: refused, this version has no private swarms
     #[arg(long, value_name = "FILE")]
     swarm_key_file: Option<PathBuf>,
     /// Where to listen; none: outbound only; may be repeated

@@ -246,6 +246,15 @@ fn what_is_taken_over_is_in_force_and_the_rest_waits_for_a_restart() {
 }
 
 #[test]
+fn a_private_swarm_is_refused_where_its_key_is_set() {
+    let why = "node.swarm_key_file = \"/k\": this version has no private swarms";
+    assert_eq!(refusal("[node]\nswarm_key_file = \"/k\""), format!("byway.toml:2: {why}"));
+    let sources = Sources { flags: vec![("node.swarm_key_file", Value::Text("/k".into()))], ..Sources::default() };
+    assert_eq!(Config::load(&sources).unwrap_err()[0].to_string(), format!("--swarm-key-file: {why}"));
+    read_text("[node]\nswarm_key_file = \"\"").unwrap();
+}
+
+#[test]
 fn a_level_is_judged_like_the_variable() {
     assert_eq!(read_text("[log]\nlevel = \"info,byway::dns=debug\"").unwrap().log_level, "info,byway::dns=debug");
     assert!(refusal("[log]\nlevel = \"loud\"").contains("is neither off, error, warn"));

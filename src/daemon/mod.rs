@@ -170,11 +170,6 @@ async fn on_hangup(ctx: Context) {
 /// As [`run`].
 pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) -> Result<(), Error> {
     let failed = |code: &'static str| move |e: anyhow::Error| Error::new(ErrorKind::Failed, code, format!("{e:#}"));
-    if let Some(path) = &config.swarm_key_file {
-        // Ignoring it would run outside the perimeter that was asked for.
-        let message = format!("swarm key {}: this version has no private swarms", path.display());
-        return Err(Error::new(ErrorKind::Usage, "E-SWARM", message).hint("start it without --swarm-key-file"));
-    }
     let Loaded { identity, seed, data_secret, state, damage, store } = load(&config)?;
     let instance = instance_of(identity.peer);
     let mut unwritten = vec![store.unwritten()];
