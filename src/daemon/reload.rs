@@ -1,11 +1,15 @@
 //! `reload`: what of the configuration a running daemon takes over, and the memberships that it declares.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+mod plan;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{mpsc, watch};
 
+use self::plan::{Follow, Meant, Plan, Standing, Unfinished, plan};
 use super::{Context, handler, metrics, notify};
 use crate::api::server;
 use crate::api::types::{
@@ -25,8 +29,10 @@ pub(crate) struct Settings {
     config: Arc<watch::Sender<Arc<Config>>>,
     api_clients: Arc<AtomicUsize>,
     metrics: mpsc::Sender<metrics::Move>,
-    /// One reading at a time.
-    reading: Arc<tokio::sync::Mutex<()>>,
+    /// One reading at a time, with what the former ones could not do.
+    unfinished: Arc<tokio::sync::Mutex<Unfinished>>,
+    /// What each invite that could be read was for: its file may be gone once it has served.
+    invites: Arc<Mutex<BTreeMap<PathBuf, SubnetId>>>,
 }
 
 impl Settings {
@@ -34,12 +40,27 @@ impl Settings {
         let api_clients = Arc::new(AtomicUsize::new(clients(&config)));
         let (metrics, moves) = mpsc::channel(1);
         let config = Arc::new(watch::Sender::new(config));
-        (Settings { config, api_clients, metrics, reading: Arc::default() }, moves)
+        (Settings { config, api_clients, metrics, unfinished: Arc::default(), invites: Arc::default() }, moves)
     }
 
     /// What is in force now.
     pub(crate) fn now(&self) -> Arc<Config> {
         self.config.borrow().clone()
+    }
+
+    /// The subnet of a declaration.
+    fn meant(&self, table: &DeclaredSubnet) -> Option<SubnetId> {
+        let Some(file) = &table.invite_file else { return table.id };
+        let read = std::fs::read_to_string(file).ok().and_then(|text| Invite::parse(&unwrapped(&text)).ok());
+        let mut invites = self.invites.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(invite) = read {
+            invites.insert(file.clone(), invite.subnet);
+        }
+        table.id.or_else(|| invites.get(file).copied())
+    }
+
+    fn all_meant(&self, tables: &[DeclaredSubnet]) -> Vec<Meant> {
+        tables.iter().map(|table| Meant { id: self.meant(table), table: table.clone() }).collect()
     }
 
     /// How many clients the control socket takes.
@@ -52,24 +73,44 @@ fn clients(config: &Config) -> usize {
     usize::try_from(config.limits.api_clients).unwrap_or(server::MAX_CLIENTS)
 }
 
+/// What a reading came to.
+struct Reading {
+    message: String,
+    changed: bool,
+    /// The first membership that could not follow its declaration.
+    failed: Option<Error>,
+}
+
+/// What came of the declared memberships.
+#[derive(Default)]
+struct Told {
+    words: Vec<String>,
+    failed: Vec<(String, Error)>,
+}
+
 /// Reads the configuration again, takes over what it can, and says what needs a restart.
 ///
 /// # Errors
-/// `E-CONFIG` where a file is wrong, `E-LISTEN-IN-USE` and `E-LISTEN` where metrics cannot be served where it says; then
-/// nothing was taken over.
+/// `E-CONFIG` where a file is wrong,
+/// `E-LISTEN-IN-USE` and `E-LISTEN` where metrics cannot be served where it says; then nothing was taken over. The error of
+/// the first membership that could not be joined, followed or left, with everything that was done; the next reading tries
+/// that again.
 pub(super) async fn reload(ctx: &Context) -> Result<Response, Error> {
-    let _alone = ctx.settings.reading.lock().await;
+    let mut unfinished = ctx.settings.unfinished.lock().await;
     notify::reloading();
-    let done = read_again(ctx).await;
-    match &done {
-        Ok(Response::Done(done)) => notify::ready(&done.message),
-        Ok(_) => notify::ready("configuration read again"),
+    let read = read_again(ctx, &mut unfinished).await;
+    match &read {
+        Ok(reading) => notify::ready(&reading.message),
         Err(error) => notify::ready(&format!("the configuration was not read again: {}", error.message)),
     }
-    done
+    let Reading { message, changed, failed } = read?;
+    match failed {
+        Some(error) => Err(Error { message, ..error }),
+        None => Ok(handler::done(message, changed)),
+    }
 }
 
-async fn read_again(ctx: &Context) -> Result<Response, Error> {
+async fn read_again(ctx: &Context, unfinished: &mut Unfinished) -> Result<Reading, Error> {
     let fresh = Config::load(&ctx.config.sources).map_err(|errors| {
         let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
         let file = ctx.config.sources.file.as_ref().map(|f| format!(" --config {}", f.display())).unwrap_or_default();
@@ -77,6 +118,8 @@ async fn read_again(ctx: &Context) -> Result<Response, Error> {
     })?;
     let before = ctx.settings.now();
     let (next, taken, restart) = before.taking_over(&fresh);
+    let (was, now) = (ctx.settings.all_meant(&before.subnets), ctx.settings.all_meant(&next.subnets));
+    let todo = plan(&was, &now, unfinished, &standing(ctx).await?);
     if next.metrics_listen != before.metrics_listen {
         metrics::relocate(&ctx.settings.metrics, next.metrics_listen).await?;
     }
@@ -88,50 +131,65 @@ async fn read_again(ctx: &Context) -> Result<Response, Error> {
     ctx.settings.api_clients.store(clients(&next), Ordering::Relaxed);
     log::change(&next.log_level);
     let next = Arc::new(next);
+    // From here on the tables are in force: what is not done about them by the end is for the next reading.
+    *unfinished =
+        Unfinished { follow: todo.follow.iter().map(|one| one.table.clone()).collect(), leave: todo.leave.clone() };
     ctx.settings.config.send_replace(Arc::clone(&next));
     ctx.peers.send(limits).await.map_err(|_| Error::new(ErrorKind::Failed, "E-STOPPING", "the daemon is stopping"))?;
     for found in next.idle() {
         tracing::warn!("{found} ({})", found.code);
     }
-    let told = memberships(ctx, &before.subnets, &next.subnets).await;
+    let told = memberships(ctx, todo, unfinished).await;
     let mut parts = vec!["configuration read again".to_owned()];
     if !taken.is_empty() {
         parts.push(format!("taken over: {}", taken.join(", ")));
     }
-    parts.extend(told);
+    parts.extend(told.words);
     if !restart.is_empty() {
         parts.push(format!("a restart is needed for: {}", restart.join(", ")));
     }
     let changed = parts.len() > 1;
-    if !changed {
+    let failed = told.failed.first().map(|(_, error)| error.clone());
+    parts.extend(told.failed.iter().map(|(what, error)| match &failed {
+        // The code of the first one stands behind them all.
+        Some(first) if first.code == error.code => format!("{what}: {}", error.message),
+        _ => format!("{what}: {} ({})", error.message, error.code),
+    }));
+    if parts.len() == 1 {
         parts.push("nothing changed".to_owned());
     }
-    Ok(handler::done(parts.join("; "), changed))
+    Ok(Reading { message: parts.join("; "), changed, failed })
 }
 
-/// Joins what is declared now and was not, and leaves what was declared and is not any more; what was done, in words.
-async fn memberships(ctx: &Context, before: &[DeclaredSubnet], now: &[DeclaredSubnet]) -> Vec<String> {
-    let same = |a: &DeclaredSubnet, b: &DeclaredSubnet| {
-        let plain = |s: &DeclaredSubnet| DeclaredSubnet { origin: String::new(), ..s.clone() };
-        plain(a) == plain(b)
-    };
-    let fresh: Vec<DeclaredSubnet> = now.iter().filter(|s| !before.iter().any(|b| same(s, b))).cloned().collect();
-    let mut told = declared(ctx, &fresh).await;
-    let kept: BTreeSet<SubnetId> = now.iter().filter_map(meant).collect();
-    for gone in before.iter().filter(|s| !now.iter().any(|n| same(s, n))) {
-        let Some(id) = meant(gone) else {
-            if !now.iter().any(|n| n.invite_file == gone.invite_file) {
-                told.push(format!("what was declared at {} is not known: its invite cannot be read", gone.origin));
+/// Which subnets are here.
+async fn standing(ctx: &Context) -> Result<Standing, Error> {
+    ctx.node
+        .read(|core| {
+            let mut standing = Standing { stands: core.state.subnets.keys().copied().collect(), ..Standing::default() };
+            for join in core.state.joins.values() {
+                let list = if join.refused.is_none() { &mut standing.stands } else { &mut standing.refused };
+                list.insert(join.subnet);
             }
-            continue;
-        };
-        if kept.contains(&id) {
-            continue;
+            standing
+        })
+        .await
+}
+
+/// Joins what is declared now and was not, and leaves what was declared and is not any more. What was done is taken off
+/// `unfinished`.
+async fn memberships(ctx: &Context, todo: Plan, unfinished: &mut Unfinished) -> Told {
+    let mut told = follow_all(ctx, &todo.follow, unfinished).await;
+    for id in todo.leave {
+        match Box::pin(handler::call(ctx, Request::Leave { subnet: id.to_string() })).await {
+            Ok(_) => {
+                unfinished.leave.remove(&id);
+                told.words.push(format!("left {id}"));
+            }
+            Err(error) => told.failed.push((format!("{id} is declared no more and was not left"), error)),
         }
-        told.push(match Box::pin(handler::call(ctx, Request::Leave { subnet: id.to_string() })).await {
-            Ok(_) => format!("left {id}"),
-            Err(error) => format!("{id} is declared no more and was not left: {} ({})", error.message, error.code),
-        });
+    }
+    for origin in todo.unknown {
+        told.words.push(format!("what was declared at {origin} is not known: its invite cannot be read"));
     }
     told
 }
@@ -150,7 +208,7 @@ pub(super) async fn show(ctx: &Context) -> Result<ConfigInfo, Error> {
         (path.to_owned(), ConfigValue { value: json(value), origin: origin.unwrap_or("default").to_owned() })
     };
     let declared: Vec<(Option<SubnetId>, DeclaredSubnet)> =
-        config.subnets.iter().map(|s| (meant(s), s.clone())).collect();
+        config.subnets.iter().map(|s| (ctx.settings.meant(s), s.clone())).collect();
     let subnets = ctx
         .node
         .read(move |core| {
@@ -178,22 +236,29 @@ pub(super) async fn show(ctx: &Context) -> Result<ConfigInfo, Error> {
     Ok(ConfigInfo { values: config.values().map(value).collect(), subnets })
 }
 
-/// The subnet of a declaration.
-fn meant(subnet: &DeclaredSubnet) -> Option<SubnetId> {
-    let by_invite = || Invite::parse(&unwrapped(&std::fs::read_to_string(subnet.invite_file.as_ref()?).ok()?)).ok();
-    subnet.id.or_else(|| by_invite().map(|invite| invite.subnet))
+/// Memberships that the configuration declares at the start: the same as `join` and its flags, without waiting. What fails
+/// is logged, and tried again by the next reading.
+pub(super) async fn declared(ctx: &Context, subnets: &[DeclaredSubnet]) {
+    let mut unfinished = ctx.settings.unfinished.lock().await;
+    // An invite is read before it has served: from then on its file may go.
+    let meant = ctx.settings.all_meant(subnets);
+    let all: Vec<_> = meant.into_iter().map(|Meant { table, .. }| Follow { table, ..Follow::default() }).collect();
+    unfinished.follow = subnets.to_vec();
+    follow_all(ctx, &all, &mut unfinished).await;
 }
 
-/// Memberships declared in the configuration: the same as `join` and its flags, without waiting. What was done, in words.
-pub(super) async fn declared(ctx: &Context, subnets: &[DeclaredSubnet]) -> Vec<String> {
-    let mut told = Vec::new();
-    for subnet in subnets {
-        match join(ctx, subnet).await {
-            Ok(Some(words)) => told.push(words),
-            Ok(None) => {}
+/// Joins or follows each; takes what went well off `unfinished`.
+async fn follow_all(ctx: &Context, all: &[Follow], unfinished: &mut Unfinished) -> Told {
+    let mut told = Told::default();
+    for one in all {
+        match join(ctx, one).await {
+            Ok(words) => {
+                unfinished.follow.retain(|table| !plan::same(table, &one.table));
+                told.words.extend((!words.is_empty()).then(|| words.join(", ")));
+            }
             Err(error) => {
-                tracing::warn!(%error, origin = %subnet.origin, "join a declared subnet");
-                told.push(format!("not joined, declared at {}: {} ({})", subnet.origin, error.message, error.code));
+                tracing::warn!(%error, origin = %one.table.origin, "join a declared subnet");
+                told.failed.push((format!("what is declared at {} is not in force", one.table.origin), error));
             }
         }
     }
@@ -201,14 +266,18 @@ pub(super) async fn declared(ctx: &Context, subnets: &[DeclaredSubnet]) -> Vec<S
 }
 
 /// Joins one, or has a membership that stands follow its declaration.
-async fn join(ctx: &Context, subnet: &DeclaredSubnet) -> Result<Option<String>, Error> {
-    let unread = |error: std::io::Error| Error::new(ErrorKind::Failed, "E-FILE", format!("read its invite: {error}"));
+async fn join(ctx: &Context, one: &Follow) -> Result<Vec<String>, Error> {
+    let subnet = &one.table;
+    let unread = |error: std::io::Error| {
+        let hint = "write id = \"SUBNET\" beside invite_file: then the invite may go once it has served";
+        Error::new(ErrorKind::Failed, "E-FILE", format!("read its invite: {error}")).hint(hint)
+    };
     let invite = subnet.invite_file.as_ref().map(std::fs::read_to_string);
-    let target = match (invite, subnet.id) {
+    let target = match (invite, subnet.id.or(one.stands)) {
         (Some(Ok(text)), _) => unwrapped(&text),
         (Some(Err(error)), None) => return Err(unread(error)),
         (_, Some(id)) => id.to_string(),
-        (None, None) => return Ok(None),
+        (None, None) => return Ok(Vec::new()),
     };
     let id =
         if target.starts_with(INVITE_PREFIX) { Invite::parse(&target)?.subnet.to_string() } else { target.clone() };
@@ -224,15 +293,15 @@ async fn join(ctx: &Context, subnet: &DeclaredSubnet) -> Result<Option<String>, 
         timeout_ms: 0,
         wait: false,
     };
-    let Response::Joined(joined) = Box::pin(handler::call(ctx, request)).await? else { return Ok(None) };
-    if joined.state != SubnetState::Ready {
-        return Ok(Some(format!("asked to join {}", joined.id)));
-    }
-    let mut words = follow(ctx, subnet, &joined).await?;
-    if !was_member {
+    let Response::Joined(joined) = Box::pin(handler::call(ctx, request)).await? else { return Ok(Vec::new()) };
+    let ready = joined.state == SubnetState::Ready;
+    let mut words = if ready { follow(ctx, subnet, &joined).await? } else { Vec::new() };
+    if !ready {
+        words.push(format!("asked to join {}", joined.id));
+    } else if !was_member {
         words.insert(0, format!("joined {}", joined.id));
     }
-    Ok((!words.is_empty()).then(|| words.join(", ")))
+    Ok(words)
 }
 
 /// Has a membership that stands follow its declaration: what of this machine is open, and where members may be.

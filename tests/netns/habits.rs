@@ -17,6 +17,7 @@ pub const CASES: &[Case] = &[
     fast!(the_engine_asked_for_a_container_is_the_callers),
     fast!(what_is_said_twice_is_no_error),
     fast!(a_reload_takes_over_what_it_can_and_names_what_needs_a_restart),
+    fast!(a_reload_tries_again_what_failed),
 ];
 
 fn what_is_said_twice_is_no_error(lab: &Lab) -> Result<()> {
@@ -313,5 +314,33 @@ fn a_reload_takes_over_what_it_can_and_names_what_needs_a_restart(lab: &Lab) -> 
     ensure!(told.contains(&format!("left {id}")) && told.contains("metrics.listen"), "{told}");
     until("the owner heard of it", SOON, || Ok(a.members("lab")? == ["a"]))?;
     ensure!(scrape(&b, 9100).is_err(), "metrics are served still");
+    Ok(())
+}
+
+fn a_reload_tries_again_what_failed(lab: &Lab) -> Result<()> {
+    let (a, b) = (lab.node("a")?, lab.host("b")?);
+    let file = b.dir().join("byway.toml");
+    let write = |more: &str| {
+        std::fs::write(&file, format!("version = 1\n[node]\nname = \"b\"\n{more}")).context("write the configuration")
+    };
+    b.start()?;
+    let invite = b.dir().join("invite");
+    let created = a.json(&["create", "lab"])?;
+    let id = text(&created, "id")?;
+    let declared = format!("[[subnet]]\ninvite_file = \"{}\"\n", invite.display());
+    // What fails is told each time, until it is mended.
+    write(&declared)?;
+    for _ in 0..2 {
+        let told = b.fails(1, "E-FILE", &["reload"])?;
+        ensure!(told.err.contains("is not in force: read its invite: No such file"), "{told}");
+    }
+    std::fs::write(&invite, text(&created, "invite")?)?;
+    ensure!(b.ok(&["reload"])?.contains(&id), "it is asked again without a change of the table");
+    until("it is in the declared subnet", SOON, || Ok(b.members("lab")? == ["a", "b"]))?;
+    // An invite that has served may go.
+    std::fs::remove_file(&invite)?;
+    ensure!(b.ok(&["reload"])?.contains("nothing changed"), "it stands");
+    write("")?;
+    ensure!(b.ok(&["reload"])?.contains(&format!("left {id}")), "it is declared no more");
     Ok(())
 }

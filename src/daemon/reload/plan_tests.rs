@@ -1,0 +1,90 @@
+//! What a reload does for each difference between two readings.
+
+use super::*;
+
+const FILE: &str = "/etc/byway/byway.toml";
+
+fn id(n: u8) -> SubnetId {
+    SubnetId([n; 16])
+}
+
+fn by_id(n: u8) -> Meant {
+    let table = DeclaredSubnet { id: Some(id(n)), origin: format!("{FILE}:{n}"), ..DeclaredSubnet::default() };
+    Meant { id: Some(id(n)), table }
+}
+
+fn by_invite(known: Option<SubnetId>, file: &str) -> Meant {
+    let table =
+        DeclaredSubnet { invite_file: Some(file.into()), origin: format!("{FILE}:9"), ..DeclaredSubnet::default() };
+    Meant { id: known, table }
+}
+
+fn with(mut meant: Meant, change: impl FnOnce(&mut DeclaredSubnet)) -> Meant {
+    change(&mut meant.table);
+    meant
+}
+
+fn standing(ids: &[u8]) -> Standing {
+    Standing { stands: ids.iter().map(|n| id(*n)).collect(), ..Standing::default() }
+}
+
+fn compared(before: &[Meant], now: &[Meant], standing: &Standing) -> Plan {
+    plan(before, now, &Unfinished::default(), standing)
+}
+
+fn followed(plan: &Plan) -> Vec<String> {
+    plan.follow.iter().map(|one| one.table.origin.clone()).collect()
+}
+
+#[test]
+fn a_declaration_that_stands_and_says_the_same_is_left_alone() {
+    let moved = with(by_id(1), |table| table.origin = format!("{FILE}:40"));
+    assert_eq!(compared(&[by_id(1)], &[moved], &standing(&[1])), Plan::default());
+}
+
+#[test]
+fn what_is_declared_and_neither_held_nor_waiting_is_asked_for_again() {
+    assert_eq!(followed(&compared(&[by_id(1)], &[by_id(1)], &standing(&[]))), [format!("{FILE}:1")]);
+    let refused = Standing { refused: [id(1)].into(), ..Standing::default() };
+    assert_eq!(followed(&compared(&[by_id(1)], &[by_id(1)], &refused)), [format!("{FILE}:1")], "it was refused");
+    let unread = by_invite(None, "/i");
+    assert_eq!(
+        followed(&compared(std::slice::from_ref(&unread), std::slice::from_ref(&unread), &standing(&[]))),
+        [format!("{FILE}:9")]
+    );
+}
+
+#[test]
+fn a_membership_that_could_not_follow_is_tried_again() {
+    let failed = Unfinished { follow: vec![by_id(1).table], ..Unfinished::default() };
+    let again = plan(&[by_id(1)], &[by_id(1)], &failed, &standing(&[1]));
+    assert_eq!(followed(&again), [format!("{FILE}:1")]);
+    assert_eq!(again.follow[0].stands, Some(id(1)));
+}
+
+#[test]
+fn a_leave_that_failed_is_tried_again_until_it_is_gone_or_declared() {
+    let failed = Unfinished { leave: [id(1)].into(), ..Unfinished::default() };
+    let next = |now: &[Meant], here: &Standing| plan(&[], now, &failed, here).leave;
+    assert_eq!(next(&[], &standing(&[1])), [id(1)].into());
+    assert_eq!(next(&[], &standing(&[])), [].into());
+    assert_eq!(next(&[by_id(1)], &standing(&[1])), [].into());
+}
+
+#[test]
+fn what_is_declared_no_more_is_left_where_it_is_here() {
+    assert_eq!(compared(&[by_id(1), by_id(2)], &[by_id(2)], &standing(&[1, 2])).leave, [id(1)].into());
+    assert_eq!(compared(&[by_id(1)], &[], &standing(&[])), Plan::default(), "it was never joined");
+    let refused = Standing { refused: [id(1)].into(), ..Standing::default() };
+    assert_eq!(compared(&[by_id(1)], &[], &refused).leave, [id(1)].into(), "it is asked for no more");
+    // From the invite to the ID is no leave.
+    let kept = compared(&[by_invite(Some(id(1)), "/i")], &[by_id(1)], &standing(&[1]));
+    assert_eq!((kept.leave, kept.follow.len()), ([].into(), 1));
+}
+
+#[test]
+fn an_invite_that_was_never_read_is_named_when_it_is_declared_no_more() {
+    assert_eq!(compared(&[by_invite(None, "/i")], &[], &standing(&[])).unknown, [format!("{FILE}:9")]);
+    let changed = with(by_invite(None, "/i"), |table| table.peers = vec!["/ip4/10.0.0.1/tcp/1".into()]);
+    assert_eq!(compared(&[by_invite(None, "/i")], &[changed], &standing(&[])).unknown, [""; 0]);
+}
