@@ -17,6 +17,7 @@ use crate::api::types::{
 };
 use crate::cli::log;
 use crate::config::{Config, DeclaredSubnet, Value};
+use crate::model::host::HostPolicy;
 use crate::model::id::SubnetId;
 use crate::model::join::{INVITE_PREFIX, Invite, unwrapped};
 use crate::model::members::Subnet;
@@ -132,8 +133,10 @@ async fn read_again(ctx: &Context, unfinished: &mut Unfinished) -> Result<Readin
     log::change(&next.log_level);
     let next = Arc::new(next);
     // From here on the tables are in force: what is not done about them by the end is for the next reading.
-    *unfinished =
-        Unfinished { follow: todo.follow.iter().map(|one| one.table.clone()).collect(), leave: todo.leave.clone() };
+    *unfinished = Unfinished {
+        follow: todo.follow.iter().map(|one| one.table.clone()).collect(),
+        leave: todo.leave.union(&todo.kept).copied().collect(),
+    };
     ctx.settings.config.send_replace(Arc::clone(&next));
     ctx.peers.send(limits).await.map_err(|_| Error::new(ErrorKind::Failed, "E-STOPPING", "the daemon is stopping"))?;
     for found in next.idle() {
@@ -187,6 +190,9 @@ async fn memberships(ctx: &Context, todo: Plan, unfinished: &mut Unfinished) -> 
             }
             Err(error) => told.failed.push((format!("{id} is declared no more and was not left"), error)),
         }
+    }
+    for id in todo.kept {
+        told.words.push(format!("{id} is kept until each declared invite can be read: one may be for it"));
     }
     for origin in todo.unknown {
         told.words.push(format!("what was declared at {origin} is not known: its invite cannot be read"));
@@ -267,7 +273,7 @@ async fn follow_all(ctx: &Context, all: &[Follow], unfinished: &mut Unfinished) 
 
 /// Joins one, or has a membership that stands follow its declaration.
 async fn join(ctx: &Context, one: &Follow) -> Result<Vec<String>, Error> {
-    let subnet = &one.table;
+    let (subnet, was) = (&one.table, one.was.as_ref());
     let unread = |error: std::io::Error| {
         let hint = "write id = \"SUBNET\" beside invite_file: then the invite may go once it has served";
         Error::new(ErrorKind::Failed, "E-FILE", format!("read its invite: {error}")).hint(hint)
@@ -301,6 +307,17 @@ async fn join(ctx: &Context, one: &Follow) -> Result<Vec<String>, Error> {
     } else if !was_member {
         words.insert(0, format!("joined {}", joined.id));
     }
+    let kept = plan::not_taken(was, subnet, ready, &joined.ignored);
+    if !kept.is_empty() {
+        let keys = kept.join(", ");
+        tracing::warn!(origin = %subnet.origin, "{keys} of a subnet that was joined before: a declaration does not change it");
+        words.push(format!("not taken over for {}: {keys} (leave and join again to change that)", joined.id));
+    }
+    let host = if ready { Some(&joined.host) } else { was.and_then(|was| was.host.as_ref()) };
+    if let Some(host) = host.filter(|host| plan::host_removed(was, subnet) && **host != HostPolicy::Closed) {
+        let close = format!("byway subnet host {} closed", joined.id);
+        words.push(format!("this machine stays {host} to {}, although host is declared no more ({close})", joined.id));
+    }
     Ok(words)
 }
 
@@ -319,11 +336,6 @@ async fn follow(ctx: &Context, subnet: &DeclaredSubnet, joined: &Joined) -> Resu
     let hinted = ctx.node.decide(Lane::Own, move |core| core.add_hints(id, &peers)).await??;
     if hinted {
         words.push(format!("new addresses for {id}"));
-    }
-    let ignored: Vec<&str> = joined.ignored.iter().filter(|flag| *flag != "--host").map(String::as_str).collect();
-    if !ignored.is_empty() {
-        let keys = ignored.join(", ").replace("--", "");
-        tracing::warn!(origin = %subnet.origin, "{keys} of a subnet that was joined before: a declaration does not change it");
     }
     Ok(words)
 }

@@ -17,7 +17,7 @@ pub const CASES: &[Case] = &[
     fast!(the_engine_asked_for_a_container_is_the_callers),
     fast!(what_is_said_twice_is_no_error),
     fast!(a_reload_takes_over_what_it_can_and_names_what_needs_a_restart),
-    fast!(a_reload_tries_again_what_failed),
+    fast!(a_reload_tries_again_what_failed_and_names_what_it_does_not_take_over),
 ];
 
 fn what_is_said_twice_is_no_error(lab: &Lab) -> Result<()> {
@@ -317,7 +317,7 @@ fn a_reload_takes_over_what_it_can_and_names_what_needs_a_restart(lab: &Lab) -> 
     Ok(())
 }
 
-fn a_reload_tries_again_what_failed(lab: &Lab) -> Result<()> {
+fn a_reload_tries_again_what_failed_and_names_what_it_does_not_take_over(lab: &Lab) -> Result<()> {
     let (a, b) = (lab.node("a")?, lab.host("b")?);
     let file = b.dir().join("byway.toml");
     let write = |more: &str| {
@@ -340,6 +340,21 @@ fn a_reload_tries_again_what_failed(lab: &Lab) -> Result<()> {
     // An invite that has served may go.
     std::fs::remove_file(&invite)?;
     ensure!(b.ok(&["reload"])?.contains("nothing changed"), "it stands");
+    // What a membership does not follow is named.
+    write(&format!("{declared}name = \"other\"\nas = \"elsewhere\"\nhost = \"tcp/22\"\n"))?;
+    let told = b.ok(&["reload"])?;
+    for part in [format!("this machine is tcp/22 to {id}"), format!("not taken over for {id}: name, as")] {
+        ensure!(told.contains(&part), "{part}: {told}");
+    }
+    write(&declared)?;
+    let told = b.ok(&["reload"])?;
+    ensure!(told.contains(&format!("this machine stays tcp/22 to {id}")), "{told}");
+    ensure!(b.json(&["subnet", "host", "lab"])?["host"] == "tcp/22", "as it was told");
+    // Nothing is left while a declared invite cannot be read: it may be for that.
+    write(&declared.replace("/invite\"", "/unreadable\""))?;
+    let told = b.fails(1, "E-FILE", &["reload"])?;
+    ensure!(told.err.contains(&format!("{id} is kept until each declared invite can be read")), "{told}");
+    ensure!(b.members("lab")? == ["a", "b"], "it is a member still");
     write("")?;
     ensure!(b.ok(&["reload"])?.contains(&format!("left {id}")), "it is declared no more");
     Ok(())

@@ -36,6 +36,8 @@ pub(super) struct Follow {
     pub table: DeclaredSubnet,
     /// The subnet that it means, where that is here: no invite is needed, so its file may be gone.
     pub stands: Option<SubnetId>,
+    /// What was declared of the same subnet before.
+    pub was: Option<DeclaredSubnet>,
 }
 
 /// What to do.
@@ -44,6 +46,8 @@ pub(super) struct Plan {
     pub follow: Vec<Follow>,
     /// Declared no more.
     pub leave: BTreeSet<SubnetId>,
+    /// Declared no more, as far as one can tell while a declared invite cannot be read: it may be for one of these.
+    pub kept: BTreeSet<SubnetId>,
     /// Where something was declared of which nobody knows any more what it was.
     pub unknown: Vec<String>,
 }
@@ -62,11 +66,11 @@ pub(super) fn plan(before: &[Meant], now: &[Meant], unfinished: &Unfinished, sta
             (Some(was), Some(id)) => was == *id,
             _ => b.table.invite_file.is_some() && b.table.invite_file == table.invite_file,
         };
-        let was = before.iter().find(alike);
-        let unchanged = was.is_some_and(|was| same(&was.table, table));
+        let was = before.iter().find(alike).map(|b| b.table.clone());
+        let unchanged = was.as_ref().is_some_and(|was| same(was, table));
         let stands = (*id).filter(|id| standing.stands.contains(id));
         if !unchanged || stands.is_none() || unfinished.follow.iter().any(|t| same(t, table)) {
-            plan.follow.push(Follow { table: table.clone(), stands });
+            plan.follow.push(Follow { table: table.clone(), stands, was });
         }
     }
     let declared: BTreeSet<SubnetId> = now.iter().filter_map(|n| n.id).collect();
@@ -83,8 +87,42 @@ pub(super) fn plan(before: &[Meant], now: &[Meant], unfinished: &Unfinished, sta
             None => plan.unknown.push(table.origin.clone()),
         }
     }
-    plan.leave = gone;
+    let all_known = now.iter().all(|n| n.id.is_some());
+    *(if all_known { &mut plan.leave } else { &mut plan.kept }) = gone;
     plan
+}
+
+/// Whether what this machine opens was declared and is not any more: what is open stays open, as if it had been typed.
+pub(super) fn host_removed(was: Option<&DeclaredSubnet>, now: &DeclaredSubnet) -> bool {
+    was.is_some_and(|was| was.host.is_some()) && now.host.is_none()
+}
+
+/// The keys whose change is not taken over: a membership keeps what it was joined with. `ignored` are the flags that `join`
+/// did not take; a join that still waits (`ready` is false) takes what is new and keeps what is declared no more.
+pub(super) fn not_taken(
+    was: Option<&DeclaredSubnet>,
+    now: &DeclaredSubnet,
+    ready: bool,
+    ignored: &[String],
+) -> Vec<&'static str> {
+    let flagged = |flag: &str| ignored.iter().any(|i| i == flag);
+    let removed = |given: fn(&DeclaredSubnet) -> bool| was.is_some_and(given) && !given(now);
+    let lost = |list: fn(&DeclaredSubnet) -> Vec<String>| {
+        let (was, now) = (was.map(list).unwrap_or_default(), list(now));
+        was.iter().any(|one| !now.contains(one))
+    };
+    let changed = |list: fn(&DeclaredSubnet) -> Vec<String>| {
+        lost(list) || ready && was.is_some_and(|was| list(now).iter().any(|one| !list(was).contains(one)))
+    };
+    let keys = [
+        ("name", flagged("--name") || removed(|s| s.name.is_some())),
+        ("as", flagged("--as") || removed(|s| s.alias.is_some())),
+        ("ip", flagged("--ip") || removed(|s| s.ip.is_some())),
+        ("peer", lost(|s| s.peers.clone())),
+        ("allow_prefix", changed(|s| s.allow.prefixes.iter().map(ToString::to_string).collect())),
+        ("allow_domain", changed(|s| s.allow.domains.clone())),
+    ];
+    keys.into_iter().filter(|(_, kept)| *kept).map(|(key, _)| key).collect()
 }
 
 #[cfg(test)]

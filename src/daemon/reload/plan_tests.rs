@@ -79,7 +79,19 @@ fn what_is_declared_no_more_is_left_where_it_is_here() {
     assert_eq!(compared(&[by_id(1)], &[], &refused).leave, [id(1)].into(), "it is asked for no more");
     // From the invite to the ID is no leave.
     let kept = compared(&[by_invite(Some(id(1)), "/i")], &[by_id(1)], &standing(&[1]));
-    assert_eq!((kept.leave, kept.follow.len()), ([].into(), 1));
+    assert_eq!((kept.leave, kept.follow[0].was.is_some()), ([].into(), true));
+}
+
+#[test]
+fn nothing_is_left_while_a_declared_invite_cannot_be_read() {
+    let (before, now) = ([by_id(1), by_id(2)], [by_invite(None, "/unreadable")]);
+    let held = compared(&before, &now, &standing(&[1, 2]));
+    assert_eq!((held.leave, held.kept), ([].into(), [id(1), id(2)].into()));
+    // Once it can, the rest is left.
+    let unfinished = Unfinished { leave: [id(1), id(2)].into(), ..Unfinished::default() };
+    let read = [by_invite(Some(id(1)), "/unreadable")];
+    let then = plan(&now, &read, &unfinished, &standing(&[1, 2]));
+    assert_eq!((then.leave, then.kept), ([id(2)].into(), [].into()));
 }
 
 #[test]
@@ -87,4 +99,35 @@ fn an_invite_that_was_never_read_is_named_when_it_is_declared_no_more() {
     assert_eq!(compared(&[by_invite(None, "/i")], &[], &standing(&[])).unknown, [format!("{FILE}:9")]);
     let changed = with(by_invite(None, "/i"), |table| table.peers = vec!["/ip4/10.0.0.1/tcp/1".into()]);
     assert_eq!(compared(&[by_invite(None, "/i")], &[changed], &standing(&[])).unknown, [""; 0]);
+}
+
+#[test]
+fn every_change_that_a_membership_does_not_follow_is_named() {
+    let full = with(by_id(1), |table| {
+        table.name = Some("b".parse().unwrap());
+        table.alias = Some("lab".parse().unwrap());
+        table.ip = Some("10.1.1.1".parse().unwrap());
+        table.peers = vec!["/ip4/10.0.0.1/tcp/1".into()];
+        table.allow.prefixes = vec!["203.0.113.0/24".parse().unwrap()];
+        table.allow.domains = vec!["example.org".into()];
+    })
+    .table;
+    let bare = by_id(1).table;
+    let all = ["name", "as", "ip", "peer", "allow_prefix", "allow_domain"];
+    assert_eq!(not_taken(Some(&full), &bare, true, &[]), all, "what is declared no more stays");
+    assert_eq!(not_taken(Some(&full), &bare, false, &[]), all);
+    assert_eq!(not_taken(Some(&full), &full, true, &[]), [""; 0]);
+    let flags: Vec<String> = ["--name", "--as", "--ip", "--host"].map(str::to_owned).into();
+    assert_eq!(not_taken(None, &full, true, &flags), ["name", "as", "ip"], "a host is followed");
+    assert_eq!(not_taken(Some(&bare), &full, true, &[]), ["allow_prefix", "allow_domain"], "a peer is followed");
+    assert_eq!(not_taken(Some(&bare), &full, false, &[]), [""; 0], "who waits asks by what is new");
+}
+
+#[test]
+fn a_host_that_is_declared_no_more_is_told_from_one_that_never_was() {
+    let open = with(by_id(1), |table| table.host = Some("tcp/22".parse().unwrap())).table;
+    assert!(host_removed(Some(&open), &by_id(1).table));
+    assert!(
+        !host_removed(Some(&open), &open) && !host_removed(Some(&by_id(1).table), &open) && !host_removed(None, &open)
+    );
 }
