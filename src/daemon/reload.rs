@@ -3,7 +3,7 @@
 mod plan;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -92,7 +92,7 @@ struct Told {
 /// Reads the configuration again, takes over what it can, and says what needs a restart.
 ///
 /// # Errors
-/// `E-CONFIG` where a file is wrong,
+/// `E-CONFIG` where a file is wrong, `E-CONFIG-READ` where one cannot be read or is gone that declared a membership,
 /// `E-LISTEN-IN-USE` and `E-LISTEN` where metrics cannot be served where it says; then nothing was taken over. The error of
 /// the first membership that could not be joined, followed or left, with everything that was done; the next reading tries
 /// that again.
@@ -114,13 +114,21 @@ pub(super) async fn reload(ctx: &Context) -> Result<Response, Error> {
 async fn read_again(ctx: &Context, unfinished: &mut Unfinished) -> Result<Reading, Error> {
     let fresh = Config::load(&ctx.config.sources).map_err(|errors| {
         let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        let unread = errors.iter().find(|error| error.code == "E-CONFIG-READ");
+        let code = unread.map_or("E-CONFIG", |error| error.code);
         let file = ctx.config.sources.file.as_ref().map(|f| format!(" --config {}", f.display())).unwrap_or_default();
-        Error::new(ErrorKind::Usage, "E-CONFIG", all.join("; ")).hint(format!("byway config check{file}"))
+        Error::new(ErrorKind::Usage, code, all.join("; ")).hint(format!("byway config check{file}"))
     })?;
     let before = ctx.settings.now();
     let (next, taken, restart) = before.taking_over(&fresh);
     let (was, now) = (ctx.settings.all_meant(&before.subnets), ctx.settings.all_meant(&next.subnets));
-    let todo = plan(&was, &now, unfinished, &standing(ctx).await?);
+    let todo = plan(&was, &now, unfinished, &standing(ctx).await?, |file| Path::new(file).exists());
+    if let Some((file, id)) = todo.missing.first() {
+        let message =
+            format!("cannot read the configuration: {file} is gone, and it declared {id}; nothing was changed");
+        let hint = format!("byway leave {id}      (or put the file back, an empty one to leave what it declared)");
+        return Err(Error::new(ErrorKind::Usage, "E-CONFIG-READ", message).hint(hint));
+    }
     if next.metrics_listen != before.metrics_listen {
         metrics::relocate(&ctx.settings.metrics, next.metrics_listen).await?;
     }

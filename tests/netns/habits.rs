@@ -18,6 +18,7 @@ pub const CASES: &[Case] = &[
     fast!(what_is_said_twice_is_no_error),
     fast!(a_reload_takes_over_what_it_can_and_names_what_needs_a_restart),
     fast!(a_reload_tries_again_what_failed_and_names_what_it_does_not_take_over),
+    fast!(a_reload_without_the_file_that_declared_a_membership_is_refused),
 ];
 
 fn what_is_said_twice_is_no_error(lab: &Lab) -> Result<()> {
@@ -356,6 +357,35 @@ fn a_reload_tries_again_what_failed_and_names_what_it_does_not_take_over(lab: &L
     ensure!(told.err.contains(&format!("{id} is kept until each declared invite can be read")), "{told}");
     ensure!(b.members("lab")? == ["a", "b"], "it is a member still");
     write("")?;
+    ensure!(b.ok(&["reload"])?.contains(&format!("left {id}")), "it is declared no more");
+    Ok(())
+}
+
+fn a_reload_without_the_file_that_declared_a_membership_is_refused(lab: &Lab) -> Result<()> {
+    let (a, b) = (lab.node("a")?, lab.host("b")?);
+    let (main, aside) = (b.dir().join("byway.toml"), b.dir().join("byway.toml.aside"));
+    let part = b.dir().join("conf.d/lab.toml");
+    std::fs::create_dir(b.dir().join("conf.d"))?;
+    let invite = b.dir().join("invite");
+    let created = a.json(&["create", "lab"])?;
+    let id = text(&created, "id")?;
+    std::fs::write(&invite, text(&created, "invite")?)?;
+    let declared = format!("[[subnet]]\ninvite_file = \"{}\"\n", invite.display());
+    std::fs::write(&part, &declared)?;
+    b.start()?;
+    until("it is in the declared subnet", SOON, || Ok(b.members("lab")? == ["a", "b"]))?;
+    for (file, why) in [(&part, &id[..]), (&main, "No such file")] {
+        std::fs::rename(file, &aside)?;
+        let told = b.fails(2, "E-CONFIG-READ", &["reload"])?;
+        ensure!(told.err.contains(why), "{told}");
+        std::fs::rename(&aside, file)?;
+        ensure!(b.ok(&["reload"])?.contains("nothing changed"), "nothing was changed by that");
+    }
+    // Declared elsewhere it may go, and an empty file declares nothing.
+    let other = b.dir().join("conf.d/other.toml");
+    std::fs::rename(&part, &other)?;
+    ensure!(b.ok(&["reload"])?.contains("nothing changed"), "it has moved");
+    std::fs::write(&other, "")?;
     ensure!(b.ok(&["reload"])?.contains(&format!("left {id}")), "it is declared no more");
     Ok(())
 }

@@ -50,6 +50,8 @@ pub(super) struct Plan {
     pub kept: BTreeSet<SubnetId>,
     /// Where something was declared of which nobody knows any more what it was.
     pub unknown: Vec<String>,
+    /// Files that are gone, each with a subnet that would be left for that.
+    pub missing: Vec<(String, SubnetId)>,
 }
 
 /// Whether two declarations say the same, wherever they stand.
@@ -58,8 +60,14 @@ pub(super) fn same(a: &DeclaredSubnet, b: &DeclaredSubnet) -> bool {
     plain(a) == plain(b)
 }
 
-/// Compares.
-pub(super) fn plan(before: &[Meant], now: &[Meant], unfinished: &Unfinished, standing: &Standing) -> Plan {
+/// Compares. `exists` tells whether a configuration file is there.
+pub(super) fn plan(
+    before: &[Meant],
+    now: &[Meant],
+    unfinished: &Unfinished,
+    standing: &Standing,
+    exists: impl Fn(&str) -> bool,
+) -> Plan {
     let mut plan = Plan::default();
     for Meant { id, table } in now {
         let alike = |b: &&Meant| match (b.id, id) {
@@ -81,6 +89,10 @@ pub(super) fn plan(before: &[Meant], now: &[Meant], unfinished: &Unfinished, sta
         match id {
             Some(id) if left(id) => {
                 gone.insert(*id);
+                let file = table.origin.rsplit_once(':').map_or(table.origin.as_str(), |(file, _)| file);
+                if !exists(file) {
+                    plan.missing.push((file.to_owned(), *id));
+                }
             }
             Some(_) => {}
             None if now.iter().any(|n| n.table.invite_file == table.invite_file) => {}

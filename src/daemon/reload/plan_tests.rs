@@ -29,7 +29,7 @@ fn standing(ids: &[u8]) -> Standing {
 }
 
 fn compared(before: &[Meant], now: &[Meant], standing: &Standing) -> Plan {
-    plan(before, now, &Unfinished::default(), standing)
+    plan(before, now, &Unfinished::default(), standing, |_| true)
 }
 
 fn followed(plan: &Plan) -> Vec<String> {
@@ -57,7 +57,7 @@ fn what_is_declared_and_neither_held_nor_waiting_is_asked_for_again() {
 #[test]
 fn a_membership_that_could_not_follow_is_tried_again() {
     let failed = Unfinished { follow: vec![by_id(1).table], ..Unfinished::default() };
-    let again = plan(&[by_id(1)], &[by_id(1)], &failed, &standing(&[1]));
+    let again = plan(&[by_id(1)], &[by_id(1)], &failed, &standing(&[1]), |_| true);
     assert_eq!(followed(&again), [format!("{FILE}:1")]);
     assert_eq!(again.follow[0].stands, Some(id(1)));
 }
@@ -65,7 +65,7 @@ fn a_membership_that_could_not_follow_is_tried_again() {
 #[test]
 fn a_leave_that_failed_is_tried_again_until_it_is_gone_or_declared() {
     let failed = Unfinished { leave: [id(1)].into(), ..Unfinished::default() };
-    let next = |now: &[Meant], here: &Standing| plan(&[], now, &failed, here).leave;
+    let next = |now: &[Meant], here: &Standing| plan(&[], now, &failed, here, |_| true).leave;
     assert_eq!(next(&[], &standing(&[1])), [id(1)].into());
     assert_eq!(next(&[], &standing(&[])), [].into());
     assert_eq!(next(&[by_id(1)], &standing(&[1])), [].into());
@@ -90,7 +90,7 @@ fn nothing_is_left_while_a_declared_invite_cannot_be_read() {
     // Once it can, the rest is left.
     let unfinished = Unfinished { leave: [id(1), id(2)].into(), ..Unfinished::default() };
     let read = [by_invite(Some(id(1)), "/unreadable")];
-    let then = plan(&now, &read, &unfinished, &standing(&[1, 2]));
+    let then = plan(&now, &read, &unfinished, &standing(&[1, 2]), |_| true);
     assert_eq!((then.leave, then.kept), ([id(2)].into(), [].into()));
 }
 
@@ -99,6 +99,18 @@ fn an_invite_that_was_never_read_is_named_when_it_is_declared_no_more() {
     assert_eq!(compared(&[by_invite(None, "/i")], &[], &standing(&[])).unknown, [format!("{FILE}:9")]);
     let changed = with(by_invite(None, "/i"), |table| table.peers = vec!["/ip4/10.0.0.1/tcp/1".into()]);
     assert_eq!(compared(&[by_invite(None, "/i")], &[changed], &standing(&[])).unknown, [""; 0]);
+}
+
+#[test]
+fn a_file_that_is_gone_is_named_for_each_membership_it_alone_declared() {
+    let missing = |before: &[Meant], now: &[Meant], here: &[u8]| {
+        plan(before, now, &Unfinished::default(), &standing(here), |_| false).missing
+    };
+    assert_eq!(missing(&[by_id(1)], &[], &[1]), [(FILE.to_owned(), id(1))]);
+    assert_eq!(missing(&[by_id(1)], &[], &[]), [], "it is not here");
+    let moved = with(by_id(1), |table| table.origin = "/etc/byway/conf.d/a.toml:1".into());
+    assert_eq!(missing(&[by_id(1)], &[moved], &[1]), [], "it is declared elsewhere");
+    assert_eq!(compared(&[by_id(1)], &[], &standing(&[1])).missing, [], "the file is there");
 }
 
 #[test]
