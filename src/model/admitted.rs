@@ -42,21 +42,19 @@ impl Records {
         all.extend(self.docs.get(&joiner).filter(|doc| doc.body.left.is_some()).map(|doc| &doc.signed));
         let mine = resolved.members.get(&joiner);
         let held = prefixes(mine);
-        let lost = |m: &&Arc<Member>| {
-            let addresses = mine.into_iter().flat_map(|mine| &mine.grant.addresses);
-            m.grant.subject != joiner && addresses.into_iter().any(|a| m.leases.iter().any(|l| l.contains(a)))
-        };
-        let winners: BTreeSet<PeerId> = resolved.members.values().filter(lost).map(|m| m.grant.subject).collect();
         let voice = |issuer: PeerId| {
-            // A winner's own grants are told. One that was ended would count beside them, and give it more than it has.
-            let voice = self.voice_of(issuer, resolved, &held).filter(|_| !winners.contains(&issuer));
-            voice.into_iter().chain(self.absence_of(issuer, resolved))
+            let absence = self.absence_of(issuer, resolved);
+            self.voice_of(issuer, resolved, &held).into_iter().chain(absence)
         };
         let entry = resolved.roll.members.get(&joiner);
         for granted in entry.into_iter().flat_map(|entry| self.standing_grants(joiner, entry, resolved)) {
             all.push(granted.signed());
             all.extend(voice(granted.issuer));
         }
+        let lost = |m: &&Arc<Member>| {
+            let addresses = mine.into_iter().flat_map(|mine| &mine.grant.addresses);
+            m.grant.subject != joiner && addresses.into_iter().any(|a| m.leases.iter().any(|l| l.contains(a)))
+        };
         for winner in resolved.members.values().filter(lost) {
             let entry = resolved.roll.members.get(&winner.grant.subject);
             for granted in entry.into_iter().flat_map(|e| self.standing_grants(winner.grant.subject, e, resolved)) {
@@ -71,9 +69,8 @@ impl Records {
         // A lease may count by another grant of the same member that has it.
         for winner in resolved.members.values().filter(lost) {
             let keeps = |lease: &ipnet::IpNet| winner.leases.contains(lease);
-            let entry = resolved.roll.members.get(&winner.grant.subject);
-            let support = entry.into_iter().flat_map(Entry::grants).filter(|g| g.grant().leases.iter().any(keeps));
-            all.extend(support.map(Granted::signed));
+            let support = self.granted(winner.grant.subject).filter(|(_, g)| g.body.leases.iter().any(keeps));
+            all.extend(support.map(|(_, grant)| &grant.signed));
         }
         all
     }
