@@ -40,6 +40,7 @@ pub(super) fn run(verb: ConfigVerb, context: &Context) -> Result<Outcome, Error>
             Err(wrong) => refused(&wrong, context),
         },
         ConfigVerb::Show { effective, origin, config } => {
+            let config = named(config);
             if effective
                 && config.is_none()
                 && let Some(info) = running(context)
@@ -72,17 +73,25 @@ pub(super) fn in_force(info: &ConfigInfo, origin: bool) -> String {
     let known = KEYS.iter().filter_map(|key| Some((key.path, info.values.get(key.path)?)));
     let mut out: String = known.map(|(path, value)| line(path, &value.value, &value.origin)).collect();
     for subnet in &info.subnets {
-        let (id, alias, host) = (subnet.id.to_string(), subnet.r#as.to_string(), subnet.host.to_string());
+        out += &format!("\n[[subnet]]{}\n", from(&subnet.origin));
+        let mut line = |key: &str, value: Option<String>, from: &str| {
+            let Some(value) = value else { return };
+            out += &format!("{key} = {}{from}\n", print::clean(&Value::Text(value).to_string()));
+        };
+        line("id", subnet.id.map(|id| id.to_string()), "");
+        line("invite_file", subnet.invite_file.as_ref().map(|file| file.display().to_string()), "");
+        line("name", subnet.name.as_ref().map(ToString::to_string), "");
+        line("as", subnet.r#as.as_ref().map(ToString::to_string), "");
+        line("ip", subnet.ip.map(|ip| ip.to_string()), "");
         let host_from = subnet.host_origin.as_deref().map(from).unwrap_or_default();
-        out += &format!(
-            "\n[[subnet]]{}\nid = \"{id}\"\nas = \"{alias}\"\nhost = \"{host}\"{host_from}\n",
-            from(&subnet.origin)
-        );
+        line("host", subnet.host.as_ref().map(ToString::to_string), &host_from);
         if !subnet.peer.is_empty() {
             out += &format!("peer = {}\n", print::clean(&Value::List(subnet.peer.clone()).to_string()));
         }
-        if !subnet.up {
-            out += &format!("# off the wire{}\n", from("command line (down)"));
+        match subnet.up {
+            Some(true) => {}
+            Some(false) => out += &format!("# off the wire{}\n", from("command line (down)")),
+            None => out += "# no membership yet\n",
         }
     }
     out
@@ -224,4 +233,50 @@ fn object(config: &Config, effective: bool) -> Result<String, Error> {
         })
         .collect();
     json(&serde_json::json!({"schema": "byway.config/1", "values": values, "subnets": subnets}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::types::ConfigSubnet;
+    use crate::model::host::HostPolicy;
+    use crate::model::id::SubnetId;
+
+    #[test]
+    fn a_declaration_is_shown_before_it_is_a_membership() {
+        let declared = ConfigSubnet {
+            id: None,
+            invite_file: Some("/etc/byway/invite".into()),
+            name: Some("b".parse().unwrap()),
+            r#as: None,
+            ip: Some("10.77.1.9".parse().unwrap()),
+            host: None,
+            peer: vec![],
+            up: None,
+            origin: "/etc/byway/byway.toml:3".to_owned(),
+            host_origin: None,
+        };
+        let member = ConfigSubnet {
+            id: Some(SubnetId([3; 16])),
+            invite_file: None,
+            name: None,
+            r#as: Some("lab".parse().unwrap()),
+            ip: None,
+            host: Some(HostPolicy::Closed),
+            up: Some(false),
+            origin: "command line (join)".to_owned(),
+            ..declared.clone()
+        };
+        let info = ConfigInfo { values: std::collections::BTreeMap::new(), subnets: vec![member, declared] };
+        let want = format!(
+            "\n[[subnet]]\nid = \"{}\"\nas = \"lab\"\nhost = \"closed\"\n# off the wire\n\n[[subnet]]\ninvite_file = \
+             \"/etc/byway/invite\"\nname = \"b\"\nip = \"10.77.1.9\"\n# no membership yet\n",
+            SubnetId([3; 16])
+        );
+        assert_eq!(in_force(&info, false), want);
+        assert!(in_force(&info, true).contains("[[subnet]]   # /etc/byway/byway.toml:3\n"));
+        let shown = serde_json::to_value(&info).unwrap();
+        let null = |field: &str| shown["subnets"][1].get(field).is_some_and(serde_json::Value::is_null);
+        assert!(["id", "as", "host", "up"].into_iter().all(null), "{shown}");
+    }
 }

@@ -209,7 +209,7 @@ async fn memberships(ctx: &Context, todo: Plan, unfinished: &mut Unfinished) -> 
 }
 
 /// `config show` of this daemon: the values in force, flags among them, and every membership with what the command line made
-/// of it.
+/// of it; then what is declared and no membership yet.
 pub(super) async fn show(ctx: &Context) -> Result<ConfigInfo, Error> {
     let config = ctx.settings.now();
     let json = |value: Value| match value {
@@ -235,19 +235,38 @@ pub(super) async fn show(ctx: &Context) -> Result<ConfigInfo, Error> {
                 let written = file.and_then(|file| file.host.clone()).unwrap_or_default();
                 let host_origin = written != subnet.local.host;
                 ConfigSubnet {
-                    id,
-                    r#as: subnet.name().clone(),
-                    host: subnet.local.host.clone(),
+                    r#as: Some(subnet.name().clone()),
+                    host: Some(subnet.local.host.clone()),
                     peer: subnet.local.hints.clone(),
-                    up: subnet.local.up,
+                    up: Some(subnet.local.up),
                     origin: file.map_or_else(|| made.to_owned(), |file| file.origin.clone()),
                     host_origin: host_origin.then(|| "command line (subnet host)".to_owned()),
+                    ..as_declared(Some(id), file.unwrap_or(&DeclaredSubnet::default()))
                 }
             };
-            core.state.subnets.values().map(shown).collect()
+            let held = core.state.subnets.values().map(shown);
+            let here = |id: &Option<SubnetId>| id.is_some_and(|id| core.state.subnets.contains_key(&id));
+            let awaited = declared.iter().filter(|(id, _)| !here(id));
+            held.chain(awaited.map(|(id, table)| as_declared(*id, table))).collect()
         })
         .await?;
     Ok(ConfigInfo { values: config.values().map(value).collect(), subnets })
+}
+
+/// A declaration as it stands, before it is a membership.
+fn as_declared(id: Option<SubnetId>, table: &DeclaredSubnet) -> ConfigSubnet {
+    ConfigSubnet {
+        id,
+        invite_file: table.invite_file.clone(),
+        name: table.name.clone(),
+        r#as: table.alias.clone(),
+        ip: table.ip,
+        host: table.host.clone(),
+        peer: table.peers.clone(),
+        up: None,
+        origin: table.origin.clone(),
+        host_origin: None,
+    }
 }
 
 /// Memberships that the configuration declares at the start: the same as `join` and its flags, without waiting. What fails

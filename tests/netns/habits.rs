@@ -301,6 +301,9 @@ fn a_reload_takes_over_what_it_can_and_names_what_needs_a_restart(lab: &Lab) -> 
         a.ok(&["config", "show", "--effective", "--origin"])?.contains("[[subnet]]   # command line (create)"),
         "who made it"
     );
+    // A file that the environment names is asked for, and no daemon.
+    a.set_env("BYWAY_CONFIG", &file.to_string_lossy());
+    ensure!(a.ok(&["config", "show", "--effective"])?.contains("limits.connections = 100"), "the file of b");
     // What is wrong changes nothing, and neither does a port that is taken.
     write("[limits]\nconnections = 0\n")?;
     b.fails(2, "E-CONFIG", &["reload"])?;
@@ -335,6 +338,11 @@ fn a_reload_tries_again_what_failed_and_names_what_it_does_not_take_over(lab: &L
         let told = b.fails(1, "E-FILE", &["reload"])?;
         ensure!(told.err.contains("is not in force: read its invite: No such file"), "{told}");
     }
+    // It is shown before it is a membership.
+    let shown = b.json(&["config", "show", "--effective"])?;
+    let subnet = &shown["subnets"][0];
+    ensure!(subnet["invite_file"] == invite.to_string_lossy().as_ref() && subnet["id"].is_null(), "{shown}");
+    ensure!(subnet["up"].is_null() && subnet["name"].is_null() && subnet["ip"].is_null(), "{shown}");
     std::fs::write(&invite, text(&created, "invite")?)?;
     ensure!(b.ok(&["reload"])?.contains(&id), "it is asked again without a change of the table");
     until("it is in the declared subnet", SOON, || Ok(b.members("lab")? == ["a", "b"]))?;

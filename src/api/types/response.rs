@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -85,15 +86,26 @@ pub struct ConfigValue {
     pub origin: String,
 }
 
-/// One membership, whether a file declares it or the command line made it.
+/// One membership, whether a file declares it or the command line made it; or a declaration that is no membership yet. What
+/// a file declares beside is null where none does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "fields of the contract")]
 pub struct ConfigSubnet {
-    pub id: SubnetId,
-    pub r#as: Name,
-    pub host: HostPolicy,
+    /// Null of a declaration whose invite cannot be read.
+    pub id: Option<SubnetId>,
+    /// As declared.
+    pub invite_file: Option<PathBuf>,
+    /// As declared: the name that was asked for.
+    pub name: Option<Name>,
+    /// As it is called here; before it is a membership, as declared.
+    pub r#as: Option<Name>,
+    /// As declared: the address that was asked for.
+    pub ip: Option<IpAddr>,
+    /// What is in force; before it is a membership, as declared.
+    pub host: Option<HostPolicy>,
     pub peer: Vec<String>,
-    pub up: bool,
+    /// Null of what is no membership yet.
+    pub up: Option<bool>,
     /// `FILE:LINE` where a file declares it, else the command line and the verb that made it.
     pub origin: String,
     /// The same of `host`, where it stands otherwise than in the file.
