@@ -386,7 +386,7 @@ const NO_RELAYS: &str = "this version forwards for nobody";
 
 /// A setting that is accepted and that no part of this version reads.
 pub(super) struct Idle {
-    /// Its key.
+    /// Dotted path of the setting that has no effect.
     pub(super) path: &'static str,
     /// Whether the value in force promises something.
     pub(super) promises: fn(&Config) -> bool,

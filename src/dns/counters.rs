@@ -45,7 +45,7 @@ impl Counters {
     }
 }
 
-/// Adds one.
+/// Adds one; other threads may count at the same time.
 pub(super) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }

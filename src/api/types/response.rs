@@ -77,7 +77,7 @@ pub struct ConfigInfo {
     pub subnets: Vec<ConfigSubnet>,
 }
 
-/// One key.
+/// One setting: its value in force, and where that comes from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "fields of the contract")]
 pub struct ConfigValue {
@@ -93,7 +93,7 @@ pub struct ConfigValue {
 pub struct ConfigSubnet {
     /// Null of a declaration whose invite cannot be read.
     pub id: Option<SubnetId>,
-    /// As declared.
+    /// The file with the invite, where the table names one.
     pub invite_file: Option<PathBuf>,
     /// As declared: the name that was asked for.
     pub name: Option<Name>,

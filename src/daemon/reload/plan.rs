@@ -40,7 +40,7 @@ pub(super) struct Follow {
     pub was: Option<DeclaredSubnet>,
 }
 
-/// What to do.
+/// What a reload has to join, leave and change so that the memberships follow the new tables.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Plan {
     pub follow: Vec<Follow>,
