@@ -22,6 +22,7 @@ use crate::model::host::{Barred, Family, MapConfig, Proto};
 
 mod crowd;
 mod machine;
+mod watched;
 
 /// How long something that must not get through is waited for.
 const SILENCE: Duration = Duration::from_millis(400);
@@ -450,72 +451,6 @@ fn deltas_leave_in_the_kernel_what_a_fresh_table_has() {
         assert!(listing.elements.same(&elements(config).0), "{:?}", listing.elements.delta(&elements(config).0));
         assert_eq!(handle(), first, "deltas only");
     }
-}
-
-#[test]
-#[ignore = "needs root"]
-fn a_flushed_or_altered_table_is_repaired_within_a_second() {
-    let lab = Lab::new();
-    let mut config = wanted();
-    config.maps = web();
-    lab.sync(&config);
-    assert!(lab.neighbour.tcp("192.0.2.1:8080").is_some());
-    assert_eq!(lab.counts().maps[&MapKey::of(&config.maps[2])].connections, 1);
-    let good = lab.ruleset();
-    let (nft, wish, syncs) = (lab.nft.clone(), config.clone(), Arc::new(AtomicU32::new(0)));
-    let (stop, count) = (CancellationToken::new(), syncs.clone());
-    let token = stop.clone();
-    let tasks = lab.host.run(async move {
-        let watcher = nft.lock().await.watch().unwrap();
-        let changed = watcher.changed();
-        let watching = tokio::spawn(watcher.run(token));
-        let repairing = tokio::spawn(async move {
-            loop {
-                changed.notified().await;
-                nft.lock().await.sync(&wish, &Barred::default(), &Crowd::new()).await.unwrap();
-                count.fetch_add(1, Ordering::Relaxed);
-            }
-        });
-        (watching, repairing)
-    });
-    let until = |what: &dyn Fn() -> bool| {
-        let start = std::time::Instant::now();
-        while start.elapsed() < Duration::from_secs(1) {
-            if what() {
-                return true;
-            }
-        }
-        false
-    };
-    let harms = [
-        "nft flush ruleset",
-        "nft delete table inet byway_0123abcd",
-        "nft flush map inet byway_0123abcd any4",
-        "nft flush chain inet byway_0123abcd towards",
-        "nft add element inet byway_0123abcd any4 '{ tcp . 22 : 10.7.1.2 . 22 }'",
-        "nft insert rule inet byway_0123abcd forward accept",
-    ];
-    // Again and again, each as soon as the last is repaired: it comes while the table that was just written is read back.
-    for harm in harms.iter().cycle().take(6 * harms.len()) {
-        lab.host.sh(harm);
-        assert!(until(&|| lab.ruleset() == good), "{harm}:\n{}", lab.ruleset());
-    }
-    // Our own changes and those of other tables are no alarm.
-    let quiet = |n: u32| until(&|| syncs.load(Ordering::Relaxed) > n);
-    while quiet(syncs.load(Ordering::Relaxed)) {}
-    let before = syncs.load(Ordering::Relaxed);
-    lab.host.sh("nft add table ip other; nft add chain ip other c; nft delete table ip other");
-    let mut more = config.clone();
-    more.maps.pop();
-    lab.sync(&more);
-    lab.sync(&config);
-    assert!(!quiet(before), "own changes must not ring the alarm");
-    assert!(lab.neighbour.tcp("192.0.2.1:8080").is_some());
-    let connections = lab.counts().maps[&MapKey::of(&config.maps[2])].connections;
-    assert_eq!(connections, 2, "counters go on after a flush");
-    stop.cancel();
-    tasks.1.abort();
-    lab.host.run(async move { tasks.0.await.unwrap() });
 }
 
 #[test]

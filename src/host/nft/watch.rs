@@ -38,6 +38,9 @@ const NFTA_TABLE: u16 = 1;
 /// The upper two bits of an attribute's type are flags.
 const NLA_TYPE_MASK: u16 = 0x3fff;
 
+/// How many datagrams are read at once after an overflow; a socket holds some hundreds.
+const DISCARDED: usize = 10_000;
+
 /// One message, as far as it matters here.
 #[derive(Debug, PartialEq, Eq)]
 enum Event {
@@ -182,6 +185,23 @@ impl Watcher {
         self.watched.store(false, Ordering::Release);
     }
 
+    /// Reads what still waits in the socket and forgets it.
+    ///
+    /// After an overflow the end of a transaction may be what was lost: its beginning, still in the socket, would be
+    /// taken for a part of the next transaction, and be blamed on its author. The alarm that follows covers it all.
+    fn discard(&self) {
+        let more = |read: io::Result<_>| match read {
+            Ok(_) => true,
+            Err(e) => e.raw_os_error() == Some(libc::ENOBUFS) || e.kind() == io::ErrorKind::Interrupted,
+        };
+        // Bounded: somebody may write faster than this reads; then the next overflow comes back here.
+        for _ in 0..DISCARDED {
+            if !more(self.socket.0.socket_ref().recv_from_full()) {
+                return;
+            }
+        }
+    }
+
     async fn watch(&self) {
         let (mut touched, mut theirs) = (false, false);
         loop {
@@ -205,7 +225,11 @@ impl Watcher {
                     }
                 }
                 // The kernel had more to say than the socket holds: anything may have happened.
-                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => self.alarm(),
+                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {
+                    self.discard();
+                    (touched, theirs) = (false, false);
+                    self.alarm();
+                }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     warn!(%error, "no longer told of nftables changes: checking at every turn instead");
