@@ -1,11 +1,10 @@
-//! What the daemon counts, in the text format of Prometheus (exposition format 0.0.4).
+//! What the daemon counts, for who asks: over the control socket, and where that is set over TCP.
 //!
-//! Made from `status` at each request; nothing is counted here. Over TCP (`[metrics] listen`) it is read-only, for this
+//! Made from `status` at each request (`exposition.rs`). Over TCP (`[metrics] listen`) it is read-only, for this
 //! machine itself and for whom `[metrics] allow` names, and only asked for by an IP address or `localhost`: a web page
 //! whose name points here cannot read it. Clients are bounded in number, by source, and in time.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -21,12 +20,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use super::exposition::{CONTENT_TYPE, PortCounts, Snapshot};
 use super::{Context, status};
 use crate::api::server::http;
-use crate::api::types::{Carried, Error, ErrorKind, MapInfo, SessionInfo, Status};
-use crate::link::Strays;
+use crate::api::types::{Error, ErrorKind};
 use crate::model::source::{Places, Sizes, Taken};
-use crate::udp::Counts;
 
 /// TCP clients at a time, and of one source. One that has been there for a while makes room for another.
 const CLIENTS: (usize, usize) = (16, 4);
@@ -35,197 +33,19 @@ const SETTLED: Duration = Duration::from_secs(2);
 /// A client has this long for its question, and for taking its answer.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// What HTTP calls the format.
-const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
-
 /// Everything as text.
 pub(crate) async fn text(ctx: &Context) -> Result<String, Error> {
     let status = status::status(ctx, None).await?;
     let mut maps = ctx.node.read(|core| core.maps(None)).await??;
     super::handler::maps::count(ctx, &mut maps).await;
-    let mut out = render(&status, &maps);
-    dns_family(&mut out, &ctx.dns.counters().snapshot());
-    service_families(&mut out, &ctx.service.counts());
-    if let Some(port) = ctx.links.port() {
-        port_families(&mut out, &port.counts(), ctx.links.strays());
-    }
-    Ok(out)
-}
-
-/// What the UDP port counts, whoever the datagrams came from.
-fn port_families(out: &mut String, counts: &Counts, strays: &Strays) {
-    let whole = |value: u64| std::iter::once((String::new(), value as f64));
-    let labelled = |label: &str, counts: &[(&str, u64)]| {
-        counts.iter().map(|(name, n)| (format!("{label}=\"{name}\""), *n as f64)).collect::<Vec<_>>()
-    };
-    family(out, "byway_port_received_total", "counter", "Datagrams read from the UDP port.", whole(counts.received));
-    let dropped = [
-        ("unknown-session", strays.unknown.load(Ordering::Relaxed)),
-        ("malformed", strays.malformed.load(Ordering::Relaxed)),
-        ("foreign", counts.foreign),
-        ("quic-stranger", counts.other),
-        ("quic-queue-full", counts.quic_dropped),
-    ];
-    let help = "Datagrams from the port that led nowhere, by reason.";
-    family(out, "byway_port_dropped_total", "counter", help, labelled("reason", &dropped).into_iter());
-    let failed = [("full", counts.send_full), ("error", counts.send_failed)];
-    let help = "Datagrams that the kernel did not take, by reason.";
-    family(out, "byway_port_send_failed_total", "counter", help, labelled("reason", &failed).into_iter());
-}
-
-/// Requests of members, by what was asked and why it was refused.
-fn service_families(out: &mut String, counts: &crate::service::ServiceCounts) {
-    let asked = counts.requests.iter().map(|(kind, n)| (format!("kind=\"{kind}\""), *n as f64));
-    family(out, "byway_service_requests_total", "counter", "Service requests of members, by kind.", asked);
-    let refused = counts.refused.iter().map(|(code, n)| (format!("code=\"{code}\""), *n as f64));
-    family(out, "byway_service_refused_total", "counter", "Service requests that were refused, by code.", refused);
-    let running = std::iter::once((String::new(), counts.running as f64));
-    family(out, "byway_service_inflight", "gauge", "Service requests that run now.", running);
-}
-
-/// What became of questions for names.
-fn dns_family(out: &mut String, counts: &[(&str, u64)]) {
-    let samples = counts.iter().map(|(outcome, n)| (format!("outcome=\"{outcome}\""), *n as f64));
-    family(out, "byway_dns_total", "counter", "Questions for names, and what was done to them, by outcome.", samples);
-}
-
-/// A label's value, escaped.
-fn label(text: &str) -> String {
-    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
-}
-
-/// One family: its help, type, and samples as (labels, value).
-fn family(out: &mut String, name: &str, kind: &str, help: &str, samples: impl Iterator<Item = (String, f64)>) {
-    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
-    for (labels, value) in samples {
-        let braces = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
-        let _ = writeln!(out, "{name}{braces} {value}");
-    }
-}
-
-fn render(status: &Status, maps: &[MapInfo]) -> String {
-    let mut out = String::new();
-    let whole = |value: f64| std::iter::once((String::new(), value));
-    let peers = || {
-        status.subnets.iter().flat_map(|s| {
-            s.peers
-                .iter()
-                .map(move |p| (format!("subnet=\"{}\",peer=\"{}\"", label(s.name.as_str()), label(p.name.as_str())), p))
-        })
-    };
-    let info = std::iter::once((format!("version=\"{}\",peer_id=\"{}\"", label(&status.version), status.peer_id), 1.0));
-    family(&mut out, "byway_info", "gauge", "The daemon.", info);
-    let (cipher, library) = status.sealing.split_once(" by ").unwrap_or((&status.sealing, ""));
-    let sealing = std::iter::once((format!("cipher=\"{}\",library=\"{}\"", label(cipher), label(library)), 1.0));
-    family(&mut out, "byway_sealing_info", "gauge", "The cipher of datagrams that this machine prefers.", sealing);
-    family(&mut out, "byway_uptime_seconds", "gauge", "Seconds since the start.", whole(status.uptime_s as f64));
-    family(
-        &mut out,
-        "byway_ready",
-        "gauge",
-        "1 when the kernel matches and no problem is an error.",
-        whole(f64::from(u8::from(status.ready))),
-    );
-    let severity = |s: &'static str| {
-        (format!("severity=\"{s}\""), status.problems.iter().filter(|p| p.severity == s).count() as f64)
-    };
-    family(
-        &mut out,
-        "byway_problems",
-        "gauge",
-        "Problems by severity.",
-        ["error", "warning", "info"].into_iter().map(severity),
-    );
-    let members = status.subnets.iter().map(|s| (format!("subnet=\"{}\"", label(s.name.as_str())), s.members as f64));
-    family(&mut out, "byway_members", "gauge", "Members of a subnet.", members);
-    let connected = peers().map(|(labels, p)| {
-        let carrier = p.path.carrier.as_deref().unwrap_or("none");
-        let transport = p.path.transport.as_deref().unwrap_or("none");
-        (
-            format!("{labels},carrier=\"{carrier}\",transport=\"{transport}\""),
-            f64::from(u8::from(p.path.kind != "offline")),
-        )
+    let port = ctx.links.port().map(|port| {
+        let strays = ctx.links.strays();
+        let (unknown, malformed) = (strays.unknown.load(Ordering::Relaxed), strays.malformed.load(Ordering::Relaxed));
+        PortCounts { counts: port.counts(), unknown, malformed }
     });
-    family(&mut out, "byway_peer_connected", "gauge", "1 when packets reach the peer.", connected);
-    family(
-        &mut out,
-        "byway_peer_tx_bytes_total",
-        "counter",
-        "Inner bytes sent to a peer.",
-        peers().map(|(l, p)| (l, p.tx_bytes as f64)),
-    );
-    family(
-        &mut out,
-        "byway_peer_rx_bytes_total",
-        "counter",
-        "Inner bytes from a peer.",
-        peers().map(|(l, p)| (l, p.rx_bytes as f64)),
-    );
-    let by_carrier = |of: fn(&Carried) -> [u64; 2]| {
-        peers().flat_map(move |(l, p)| {
-            [("datagram", p.carriers.datagram), ("stream", p.carriers.stream)].into_iter().flat_map(move |(name, c)| {
-                let [tx, rx] = of(&c);
-                let l = format!("{l},carrier=\"{name}\"");
-                [(format!("{l},direction=\"tx\""), tx as f64), (format!("{l},direction=\"rx\""), rx as f64)]
-            })
-        })
-    };
-    let help = "Inner bytes by carrier and direction.";
-    family(&mut out, "byway_carrier_bytes_total", "counter", help, by_carrier(|c| [c.tx_bytes, c.rx_bytes]));
-    let help = "Packets, before they are cut, by carrier and direction.";
-    family(&mut out, "byway_carrier_packets_total", "counter", help, by_carrier(|c| [c.tx_packets, c.rx_packets]));
-    let mtu = peers().filter_map(|(l, p)| Some((l, f64::from(p.path.mtu?))));
-    family(&mut out, "byway_path_mtu_bytes", "gauge", "Largest IP packet the datagram path carries.", mtu);
-    let sessions =
-        |of: fn(&SessionInfo) -> u64| peers().filter_map(move |(l, p)| Some((l, of(p.session.as_ref()?) as f64)));
-    let help = "Keys of the datagram session, the first one included.";
-    family(&mut out, "byway_session_keys_total", "counter", help, sessions(|s| s.keys));
-    let help = "Datagram paths gained, lost or moved.";
-    family(&mut out, "byway_path_changes_total", "counter", help, sessions(|s| s.path_changes));
-    let rtt = peers().filter_map(|(l, p)| Some((l, p.rtt_ms? / 1000.0)));
-    let help = "Round trip: of the datagram path's probes where there is one, else of the control connection.";
-    family(&mut out, "byway_peer_rtt_seconds", "gauge", help, rtt);
-    let loss = peers().filter_map(|(l, p)| Some((l, p.loss?)));
-    let help = "Share of the datagram path's keep-alives of the last two minutes without an answer.";
-    family(&mut out, "byway_peer_loss_ratio", "gauge", help, loss);
-    let drops = status.subnets.iter().flat_map(|s| {
-        s.drops
-            .iter()
-            .map(move |(reason, n)| (format!("subnet=\"{}\",reason=\"{reason}\"", label(s.name.as_str())), *n as f64))
-    });
-    family(&mut out, "byway_drops_total", "counter", "Packets dropped, by reason.", drops);
-    let of_maps = |value: fn(&MapInfo) -> u64| {
-        // A map that listens on every address has a part of each family, and one series.
-        let mut sums: BTreeMap<(&str, &str), u64> = BTreeMap::new();
-        for m in maps {
-            let sum = sums.entry((m.subnet.as_str(), m.name.as_str())).or_default();
-            *sum = sum.saturating_add(value(m));
-        }
-        let series = |((subnet, map), n)| (format!("subnet=\"{}\",map=\"{}\"", label(subnet), label(map)), n as f64);
-        sums.into_iter().map(series).collect::<Vec<_>>().into_iter()
-    };
-    family(
-        &mut out,
-        "byway_map_connections_total",
-        "counter",
-        "Connections through a port map.",
-        of_maps(|m| m.connections),
-    );
-    family(
-        &mut out,
-        "byway_map_rx_bytes_total",
-        "counter",
-        "Bytes from clients of a port map.",
-        of_maps(|m| m.rx_bytes),
-    );
-    family(
-        &mut out,
-        "byway_map_tx_bytes_total",
-        "counter",
-        "Bytes back to clients of a port map.",
-        of_maps(|m| m.tx_bytes),
-    );
-    out
+    let (dns, service) = (ctx.dns.counters().snapshot(), ctx.service.counts());
+    let text = Snapshot { status, maps, dns, service, port }.text();
+    text.map_err(|e| Error::new(ErrorKind::Failed, "E-METRICS", format!("write the metrics: {e}")))
 }
 
 /// Opens the TCP listener of `[metrics] listen`.
@@ -441,13 +261,5 @@ mod tests {
         assert!(answer.ends_with("fine\n"), "{answer}");
         stop.cancel();
         tokio::time::timeout(Duration::from_secs(2), task).await.unwrap().unwrap();
-    }
-
-    #[test]
-    fn labels_cannot_break_out() {
-        assert_eq!(label("a\"b\\c\nd"), "a\\\"b\\\\c\\nd");
-        let mut out = String::new();
-        family(&mut out, "x", "gauge", "Help.", std::iter::once((format!("n=\"{}\"", label("a\"")), 1.5)));
-        assert_eq!(out, "# HELP x Help.\n# TYPE x gauge\nx{n=\"a\\\"\"} 1.5\n");
     }
 }

@@ -10,6 +10,7 @@ mod cleanup;
 mod clock;
 mod condition;
 mod direct;
+mod exposition;
 mod found;
 mod handler;
 mod happenings;

@@ -1,0 +1,293 @@
+//! What is counted as text: OpenMetrics 1.0, from one look at the daemon.
+//!
+//! Nothing is counted here. A [`Snapshot`] holds what `status` and the counters of the shells said at one moment, and
+//! names the families it makes of it. Escaping and layout are the library's.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use crate::api::types::{Carried, MapInfo, PeerStatus, SessionInfo, Status};
+use crate::service::ServiceCounts;
+use crate::udp::Counts;
+
+/// What HTTP calls the format.
+pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What the UDP port counts, whoever the datagrams came from.
+#[derive(Debug)]
+pub(super) struct PortCounts {
+    /// Of the sockets.
+    pub counts: Counts,
+    /// Frames whose receiver index belongs to no session.
+    pub unknown: u64,
+    /// Frames that are too short, or have bits set that must be zero.
+    pub malformed: u64,
+}
+
+/// The daemon at one moment.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    pub status: Status,
+    pub maps: Vec<MapInfo>,
+    /// Questions for names, by what was done to them.
+    pub dns: Vec<(&'static str, u64)>,
+    pub service: ServiceCounts,
+    /// None where the daemon has no UDP port.
+    pub port: Option<PortCounts>,
+}
+
+impl Snapshot {
+    /// All families.
+    ///
+    /// # Errors
+    /// None but those of writing into a string.
+    pub fn text(self) -> Result<String, fmt::Error> {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(self));
+        let mut text = String::new();
+        encode(&mut text, &registry)?;
+        Ok(text)
+    }
+}
+
+impl Collector for Snapshot {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut families = Families(encoder);
+        daemon(&mut families, &self.status)?;
+        peers(&mut families, &self.status)?;
+        carriers(&mut families, &self.status)?;
+        paths(&mut families, &self.status)?;
+        drops(&mut families, &self.status)?;
+        maps(&mut families, &self.maps)?;
+        let dns = self.dns.iter().map(|(outcome, n)| (vec![("outcome", (*outcome).to_owned())], *n));
+        families.counter("byway_dns", "Questions for names, and what was done to them, by outcome", dns)?;
+        service(&mut families, &self.service)?;
+        self.port.as_ref().map_or(Ok(()), |counts| port(&mut families, counts))
+    }
+}
+
+/// The labels of one sample.
+type Labels = Vec<(&'static str, String)>;
+
+/// Writes whole families. A counter's name gets `_total` behind it, an info's `_info`.
+struct Families<'a>(DescriptorEncoder<'a>);
+
+impl Families<'_> {
+    fn counter<V: EncodeCounterValue>(
+        &mut self,
+        name: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = (Labels, V)>,
+    ) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, value) in samples {
+            let one = |mut m: MetricEncoder<'_>| m.encode_counter::<NoLabelSet, V, u64>(&value, None);
+            one(metric.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn gauge<V: EncodeGaugeValue>(
+        &mut self,
+        name: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = (Labels, V)>,
+    ) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (labels, value) in samples {
+            if labels.is_empty() {
+                metric.encode_gauge(&value)?;
+            } else {
+                metric.encode_family(&labels)?.encode_gauge(&value)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn single<V: EncodeGaugeValue>(&mut self, name: &str, help: &str, value: V) -> fmt::Result {
+        self.gauge(name, help, [(Labels::new(), value)])
+    }
+
+    fn single_counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        metric.encode_counter::<NoLabelSet, u64, u64>(&value, None)
+    }
+
+    fn info(&mut self, name: &str, help: &str, labels: &Labels) -> fmt::Result {
+        self.0.encode_descriptor(name, help, None, MetricType::Info)?.encode_info(labels)
+    }
+}
+
+fn daemon(out: &mut Families<'_>, status: &Status) -> fmt::Result {
+    let of = vec![("version", status.version.clone()), ("peer_id", status.peer_id.to_string())];
+    out.info("byway", "The daemon", &of)?;
+    let (cipher, library) = status.sealing.split_once(" by ").unwrap_or((&status.sealing, ""));
+    let of = vec![("cipher", cipher.to_owned()), ("library", library.to_owned())];
+    out.info("byway_sealing", "The cipher of datagrams that this machine prefers", &of)?;
+    out.single("byway_uptime_seconds", "Seconds since the start", status.uptime_s)?;
+    let ready = u64::from(status.ready);
+    out.single("byway_ready", "1 when the kernel matches and no problem is an error", ready)?;
+    let severities = ["error", "warning", "info"].map(|severity| {
+        let count = status.problems.iter().filter(|p| p.severity == severity).count();
+        (vec![("severity", severity.to_owned())], count)
+    });
+    out.gauge("byway_problems", "Problems by severity", severities)?;
+    let members = status.subnets.iter().map(|s| (vec![("subnet", s.name.as_str().to_owned())], s.members));
+    out.gauge("byway_members", "Members of a subnet", members.map(|(labels, n)| (labels, n as u64)))
+}
+
+/// Every peer of every subnet, with the labels that name it.
+fn each_peer(status: &Status) -> impl Iterator<Item = (Labels, &PeerStatus)> {
+    status.subnets.iter().flat_map(|s| {
+        let labels =
+            |p: &PeerStatus| vec![("subnet", s.name.as_str().to_owned()), ("peer", p.name.as_str().to_owned())];
+        s.peers.iter().map(move |p| (labels(p), p))
+    })
+}
+
+fn with(mut labels: Labels, more: &[(&'static str, &str)]) -> Labels {
+    labels.extend(more.iter().map(|(key, value)| (*key, (*value).to_owned())));
+    labels
+}
+
+fn peers(out: &mut Families<'_>, status: &Status) -> fmt::Result {
+    let connected = each_peer(status).map(|(labels, p)| {
+        let carrier = p.path.carrier.as_deref().unwrap_or("none");
+        let transport = p.path.transport.as_deref().unwrap_or("none");
+        (with(labels, &[("carrier", carrier), ("transport", transport)]), u64::from(p.path.kind != "offline"))
+    });
+    out.gauge("byway_peer_connected", "1 when packets reach the peer", connected)?;
+    let sent = each_peer(status).map(|(labels, p)| (labels, p.tx_bytes));
+    out.counter("byway_peer_tx_bytes", "Inner bytes sent to a peer", sent)?;
+    let received = each_peer(status).map(|(labels, p)| (labels, p.rx_bytes));
+    out.counter("byway_peer_rx_bytes", "Inner bytes from a peer", received)
+}
+
+fn carriers(out: &mut Families<'_>, status: &Status) -> fmt::Result {
+    let of = |value: fn(&Carried) -> [u64; 2]| {
+        each_peer(status).flat_map(move |(labels, p)| {
+            [("datagram", p.carriers.datagram), ("stream", p.carriers.stream)].into_iter().flat_map(move |(name, c)| {
+                let [tx, rx] = value(&c);
+                let labels = with(labels.clone(), &[("carrier", name)]);
+                [(with(labels.clone(), &[("direction", "tx")]), tx), (with(labels, &[("direction", "rx")]), rx)]
+            })
+        })
+    };
+    let bytes = of(|c| [c.tx_bytes, c.rx_bytes]);
+    out.counter("byway_carrier_bytes", "Inner bytes by carrier and direction", bytes)?;
+    let packets = of(|c| [c.tx_packets, c.rx_packets]);
+    out.counter("byway_carrier_packets", "Packets, before they are cut, by carrier and direction", packets)
+}
+
+fn paths(out: &mut Families<'_>, status: &Status) -> fmt::Result {
+    let mtu = each_peer(status).filter_map(|(labels, p)| Some((labels, u64::from(p.path.mtu?))));
+    out.gauge("byway_path_mtu_bytes", "Largest IP packet the datagram path carries", mtu)?;
+    let sessions = |of: fn(&SessionInfo) -> u64| {
+        each_peer(status).filter_map(move |(labels, p)| Some((labels, of(p.session.as_ref()?))))
+    };
+    let help = "Keys of the datagram session, the first one included";
+    out.counter("byway_session_keys", help, sessions(|s| s.keys))?;
+    out.counter("byway_path_changes", "Datagram paths gained, lost or moved", sessions(|s| s.path_changes))?;
+    let rtt = each_peer(status).filter_map(|(labels, p)| Some((labels, p.rtt_ms? / 1000.0)));
+    let help = "Round trip: of the datagram path's probes where there is one, else of the control connection";
+    out.gauge("byway_peer_rtt_seconds", help, rtt)?;
+    let loss = each_peer(status).filter_map(|(labels, p)| Some((labels, p.loss?)));
+    let help = "Share of the datagram path's keep-alives of the last two minutes without an answer";
+    out.gauge("byway_peer_loss_ratio", help, loss)
+}
+
+fn drops(out: &mut Families<'_>, status: &Status) -> fmt::Result {
+    let drops = status.subnets.iter().flat_map(|s| {
+        let labels = |reason: &str| vec![("subnet", s.name.as_str().to_owned()), ("reason", reason.to_owned())];
+        s.drops.iter().map(move |(reason, n)| (labels(reason), *n))
+    });
+    out.counter("byway_drops", "Packets dropped, by reason", drops)
+}
+
+fn maps(out: &mut Families<'_>, maps: &[MapInfo]) -> fmt::Result {
+    let of = |value: fn(&MapInfo) -> u64| {
+        // A map that listens on every address has a part of each family, and one series.
+        let mut sums: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+        for m in maps {
+            let sum = sums.entry((m.subnet.as_str(), m.name.as_str())).or_default();
+            *sum = sum.saturating_add(value(m));
+        }
+        let labels = |subnet: &str, map: &str| vec![("subnet", subnet.to_owned()), ("map", map.to_owned())];
+        sums.into_iter().map(move |((subnet, map), n)| (labels(subnet, map), n))
+    };
+    out.counter("byway_map_connections", "Connections through a port map", of(|m| m.connections))?;
+    out.counter("byway_map_rx_bytes", "Bytes from clients of a port map", of(|m| m.rx_bytes))?;
+    out.counter("byway_map_tx_bytes", "Bytes back to clients of a port map", of(|m| m.tx_bytes))
+}
+
+/// Requests of members, by what was asked and why it was refused.
+fn service(out: &mut Families<'_>, counts: &ServiceCounts) -> fmt::Result {
+    let asked = counts.requests.iter().map(|(kind, n)| (vec![("kind", (*kind).to_owned())], *n));
+    out.counter("byway_service_requests", "Service requests of members, by kind", asked)?;
+    let refused = counts.refused.iter().map(|(code, n)| (vec![("code", code.to_string())], *n));
+    out.counter("byway_service_refused", "Service requests that were refused, by code", refused)?;
+    out.single("byway_service_inflight", "Service requests that run now", counts.running as u64)
+}
+
+fn port(out: &mut Families<'_>, port: &PortCounts) -> fmt::Result {
+    let counts = &port.counts;
+    let by_reason = |of: &[(&'static str, u64)]| -> Vec<(Labels, u64)> {
+        of.iter().map(|(reason, n)| (vec![("reason", (*reason).to_owned())], *n)).collect()
+    };
+    out.single_counter("byway_port_received", "Datagrams read from the UDP port", counts.received)?;
+    let dropped = by_reason(&[
+        ("unknown-session", port.unknown),
+        ("malformed", port.malformed),
+        ("foreign", counts.foreign),
+        ("quic-stranger", counts.other),
+        ("quic-queue-full", counts.quic_dropped),
+    ]);
+    out.counter("byway_port_dropped", "Datagrams from the port that led nowhere, by reason", dropped)?;
+    let failed = by_reason(&[("full", counts.send_full), ("error", counts.send_failed)]);
+    out.counter("byway_port_send_failed", "Datagrams that the kernel did not take, by reason", failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One family through the library.
+    #[derive(Debug)]
+    struct One(String);
+
+    impl Collector for One {
+        fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+            let mut families = Families(encoder);
+            families.counter("x", "Help", [(vec![("n", self.0.clone())], 7_u64)])?;
+            families.gauge("y", "Help", [(Labels::new(), 1.5)])?;
+            families.info("z", "Help", &vec![("n", self.0.clone())])
+        }
+    }
+
+    #[test]
+    fn labels_cannot_break_out() {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(One("a\"b\\c\nd".to_owned())));
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        let wanted = [
+            "# HELP x Help",
+            "# TYPE x counter",
+            r#"x_total{n="a\"b\\c\nd"} 7"#,
+            "# HELP y Help",
+            "# TYPE y gauge",
+            "y 1.5",
+            "# HELP z Help",
+            "# TYPE z info",
+            r#"z_info{n="a\"b\\c\nd"} 1"#,
+            "# EOF",
+        ];
+        assert_eq!(text.lines().collect::<Vec<_>>(), wanted);
+    }
+}
