@@ -18,12 +18,13 @@ use arc_swap::ArcSwap;
 use futures::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
+use crate::limit::TokenBucket;
 use crate::link::{Key, Links, Via};
 use crate::model::id::SubnetId;
 use crate::model::view::View;
 use crate::packet::{DropCounts, DropReason};
 use crate::tun::Tun;
-use outbound::{Bucket, Outbound};
+use outbound::{ICMP_ANSWERS, Outbound};
 pub use refusals::Refusal;
 use refusals::Refusals;
 
@@ -57,7 +58,7 @@ struct Port {
     tun: Arc<dyn Tun>,
     counts: Arc<DropCounts>,
     /// How often peers are told of their errors.
-    answers: Mutex<Bucket>,
+    answers: Mutex<TokenBucket>,
 }
 
 impl std::fmt::Debug for Port {
@@ -90,7 +91,7 @@ impl Datapath {
             subnet,
             tun,
             counts: self.0.links.counts(subnet),
-            answers: Mutex::new(Bucket::new(Instant::now())),
+            answers: Mutex::new(TokenBucket::new(ICMP_ANSWERS)),
         });
         self.replace_port(subnet, Some(Arc::clone(&port)));
         let outbound = Outbound::new(Arc::clone(&self.0), Arc::clone(&port));

@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::{Port, Shared};
+use crate::limit::{Limit, TokenBucket};
 use crate::link::{Chunk, Datagrams, Key, Link, Links, Reach};
 use crate::model::id::PeerId;
 use crate::model::view::{Hop, SubnetView};
@@ -30,7 +31,7 @@ const NAP: Duration = Duration::from_micros(100);
 /// Runs to different peers that one batch keeps open.
 const ASIDE: usize = 8;
 /// ICMP errors sent at once, and per second afterwards.
-const ICMP_BURST: u32 = 50;
+pub(super) const ICMP_ANSWERS: Limit = Limit::new(50, 50);
 /// Failed reads in a row after which a TUN counts as dead.
 const MAX_FAILURES: u32 = 100;
 
@@ -54,7 +55,7 @@ pub(super) struct Outbound {
     generation: u64,
     /// The last flow and where it went.
     flow: Option<(IpAddr, IpAddr, Result<Hop, DropReason>)>,
-    bucket: Bucket,
+    bucket: TokenBucket,
     pace: Pace,
 }
 
@@ -73,7 +74,7 @@ impl Outbound {
             known: HashMap::new(),
             generation: 0,
             flow: None,
-            bucket: Bucket::new(Instant::now()),
+            bucket: TokenBucket::new(ICMP_ANSWERS),
             pace: Pace { since: Instant::now(), packets: 0, flood: false },
         }
     }
@@ -367,36 +368,6 @@ impl Pace {
     }
 }
 
-/// A token bucket: [`ICMP_BURST`] at once and as many per second.
-pub(super) struct Bucket {
-    tokens: u32,
-    filled: Instant,
-}
-
-impl Bucket {
-    pub(super) fn new(now: Instant) -> Self {
-        Bucket { tokens: ICMP_BURST, filled: now }
-    }
-
-    /// Whether one more may be sent.
-    pub(super) fn take(&mut self, now: Instant) -> bool {
-        let passed = now.saturating_duration_since(self.filled).as_millis();
-        let earned = passed.saturating_mul(u128::from(ICMP_BURST)) / 1000;
-        if earned > 0 {
-            let all = u128::from(self.tokens).saturating_add(earned).min(u128::from(ICMP_BURST));
-            self.tokens = u32::try_from(all).unwrap_or(ICMP_BURST);
-            self.filled = now;
-        }
-        match self.tokens.checked_sub(1) {
-            Some(left) => {
-                self.tokens = left;
-                true
-            }
-            None => false,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -409,14 +380,5 @@ mod tests {
         assert!(pace.is_flood(start + PACE_WINDOW));
         pace.packets = FLOOD * 3 - 1;
         assert!(!pace.is_flood(start + PACE_WINDOW * 4), "the rate counts");
-    }
-
-    #[test]
-    fn bucket_allows_a_burst_and_then_a_rate() {
-        let start = Instant::now();
-        let mut bucket = Bucket::new(start);
-        assert_eq!((0..200).filter(|_| bucket.take(start)).count(), ICMP_BURST as usize);
-        let later = start + Duration::from_millis(500);
-        assert_eq!((0..200).filter(|_| bucket.take(later)).count(), ICMP_BURST as usize / 2);
     }
 }

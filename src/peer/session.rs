@@ -59,6 +59,7 @@ use stream::{Asking, Offered};
 
 use crate::crypto::frame::{Cipher, KEY, Library, Opener, Sealer};
 use crate::crypto::handshake::{self, Own, Refused, Secret, Terms};
+use crate::limit::{Limit, TokenBucket};
 use crate::model::id::{PeerId, SubnetId};
 
 /// Age at which who began a session rekeys it; the other end waits [`STAGGER`] longer.
@@ -94,9 +95,8 @@ const FRESH: Duration = Duration::from_secs(2);
 const FRAME_RATE: u64 = 1 << 21;
 /// Former keys still opened, at most.
 const RETIRED: usize = 4;
-/// Handshakes a peer may make us compute in one go, and how long one more takes to be allowed.
-const BURST: u32 = 16;
-const REFILL: Duration = Duration::from_millis(500);
+/// Handshakes a peer may make us compute.
+const HANDSHAKES: Limit = Limit::new(16, 2);
 
 /// What an end does about post-quantum key agreement: ML-KEM-768 beside X25519.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -211,8 +211,8 @@ pub struct Session {
     made: Option<Instant>,
     /// When to look at the counter.
     look: Option<Instant>,
-    /// Handshakes the peer may still make us compute, and since when.
-    budget: (u32, Option<Instant>),
+    /// Handshakes that the peer may still make us compute.
+    handshakes: TokenBucket,
     /// Whether the last attempt failed because one end requires ML-KEM and the other does not do it.
     unmet: bool,
     actions: VecDeque<Action>,
@@ -241,7 +241,7 @@ impl Session {
             offered: None,
             made: None,
             look: None,
-            budget: (BURST, None),
+            handshakes: TokenBucket::new(HANDSHAKES),
             unmet: false,
             actions: VecDeque::new(),
         }

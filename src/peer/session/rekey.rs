@@ -51,7 +51,7 @@ impl Session {
         // Both at once: the smaller peer ID's goes on.
         let ours = self.rekeying.is_some() && self.begins();
         let due = self.current.as_ref().is_some_and(|c| c.id == base && attempt > c.answered);
-        if ours || !due || noise.len() != MESSAGE_1 || !self.pay(now) {
+        if ours || !due || noise.len() != MESSAGE_1 || !self.handshakes.take(now) {
             return;
         }
         let Some(current) = &self.current else { return };

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::PostQuantum;
 use super::messages::{Reply, Request, encode};
-use super::{Action, BURST, Entropy, OFFER_PATIENCE, REFILL, RETRY_FIRST, RETRY_LAST, Session, SessionError};
+use super::{Action, Entropy, OFFER_PATIENCE, RETRY_FIRST, RETRY_LAST, Session, SessionError};
 use crate::crypto::frame::Cipher;
 use crate::crypto::handshake::{self, Begun, KEM_KEY, Kem, MESSAGE_1, Refused, Secret, Terms};
 
@@ -52,18 +52,6 @@ impl Session {
         }
     }
 
-    /// Pays for one handshake that the peer asks of us.
-    pub(super) fn pay(&mut self, now: Instant) -> bool {
-        let (left, since) = self.budget;
-        let since = since.unwrap_or(now);
-        let more = now.saturating_duration_since(since).as_millis() / REFILL.as_millis();
-        let more = u32::try_from(more).unwrap_or(BURST).min(BURST);
-        let left = left.saturating_add(more).min(BURST);
-        let since = if left == BURST { now } else { since + REFILL * more };
-        self.budget = (left.saturating_sub(1), Some(since));
-        left > 0
-    }
-
     /// The secret in an accept; none where one end does no ML-KEM.
     pub(super) fn shared(&self, kem: Option<Kem>, ciphertext: &[u8]) -> Result<Option<Secret>, Refused> {
         match kem {
@@ -89,7 +77,7 @@ impl Session {
             self.unmet = true;
             return Ok(encode(&Reply::Unmet));
         }
-        if !self.pay(now) {
+        if !self.handshakes.take(now) {
             return Err(SessionError::TooOften);
         }
         let (kem, secret) = hybrid.then(|| handshake::encapsulate(key)).transpose()?.unzip();
@@ -127,7 +115,7 @@ impl Session {
         if self.offered.as_ref().is_none_or(|o| now >= o.until) {
             return Err(SessionError::NoOffer);
         }
-        if !self.pay(now) {
+        if !self.handshakes.take(now) {
             return Err(SessionError::TooOften);
         }
         let offered = self.offered.as_ref().ok_or(SessionError::NoOffer)?;
