@@ -292,7 +292,7 @@ pub(crate) async fn decide(
     }
     let question = match ctx.node.checker().question(request.clone()).await {
         Ok(question) => question,
-        Err(error) => return refused(error.code, error.message),
+        Err(error) => return refused(error.code.as_str(), error.message),
     };
     let lane = Lane::Peer { from: payer, urgent: false, cost: JOIN_COST };
     match ctx.node.run_in(lane, move |core| core.decide_join(peer, payer, &question, passed_on)).await {

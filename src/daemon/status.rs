@@ -14,6 +14,7 @@ use crate::host::Rules;
 use crate::link::direct::{DirectStatus, PathStatus};
 use crate::link::{Carried, Key, LinkStatus};
 use crate::model::build::MTU;
+use crate::model::error::Code;
 use crate::model::find::{Named, find};
 use crate::model::host::neighbour::{Hook, Obstacle};
 use crate::model::id::{Name, PeerId, SubnetId};
@@ -533,7 +534,7 @@ pub(crate) async fn peer_show(ctx: &Context, text: &str) -> Result<PeerInfo, Err
     let none = || {
         crate::model::error::Error::new(
             crate::model::error::Kind::NotFound,
-            "E-NO-PEER",
+            Code::NoPeer,
             format!("no peer {} is known", printable(text)),
         )
         .hint("byway peer ls")

@@ -1,5 +1,9 @@
 //! Why the core refuses a command or a record, in the words a person will read.
 
+mod code;
+
+pub use code::{Code, UnknownCode};
+
 /// Class of a refusal; the control API gives each its exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -23,8 +27,8 @@ pub enum Kind {
 pub struct Error {
     /// Class.
     pub kind: Kind,
-    /// Stable code, `E-…`.
-    pub code: &'static str,
+    /// Which one, for programs.
+    pub code: Code,
     /// One lower-case sentence.
     pub message: String,
     /// A command to try next; empty where there is none.
@@ -33,7 +37,7 @@ pub struct Error {
 
 impl Error {
     /// A refusal without a hint.
-    pub fn new(kind: Kind, code: &'static str, message: impl Into<String>) -> Error {
+    pub fn new(kind: Kind, code: Code, message: impl Into<String>) -> Error {
         Error { kind, code, message: message.into(), hint: String::new() }
     }
 

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::PrefixMap;
 
-use super::error::{Error, Kind, Result};
+use super::error::{Code, Error, Kind, Result};
 use super::record::{Blocks, Seat};
 
 /// Prefix length of a member's block where none was asked for: /24 of a /16, and never so large that a pool of another
@@ -28,7 +28,7 @@ pub fn pick_pool4(taken: &[IpNet], seed: u8) -> Result<Ipv4Net> {
         .filter_map(|base| Ipv4Net::new(base, 16).ok())
         .find(|pool| !taken.iter().any(|t| overlaps(*t, IpNet::V4(*pool))))
         .ok_or_else(|| {
-            Error::new(Kind::Conflict, "E-POOL-NONE", "every private /16 overlaps a route of this machine")
+            Error::new(Kind::Conflict, Code::PoolNone, "every private /16 overlaps a route of this machine")
                 .hint("byway create NAME --cidr4 CIDR")
         })
 }
@@ -211,16 +211,16 @@ impl Pools {
                 .ok_or_else(|| {
                     Error::new(
                         Kind::Conflict,
-                        "E-POOL-FULL",
+                        Code::PoolFull,
                         format!("no free block among the {} of the pool", self.blocks()),
                     )
                     .hint("byway create NAME --cidr4 CIDR --block4 LEN      (a larger pool or smaller blocks)")
                 });
         };
         let taken_error =
-            || Error::new(Kind::Conflict, "E-ADDRESS-TAKEN", format!("{address} is leased to another member"));
+            || Error::new(Kind::Conflict, Code::AddressTaken, format!("{address} is leased to another member"));
         let index = self.index_of(address).ok_or_else(|| {
-            Error::new(Kind::Conflict, "E-ADDRESS-OUTSIDE", format!("{address} is not in the subnet's pool"))
+            Error::new(Kind::Conflict, Code::AddressOutside, format!("{address} is not in the subnet's pool"))
         })?;
         let mut block = self.block(index).ok_or_else(taken_error)?;
         if !free(&block) || !self.usable(address) {
@@ -283,11 +283,11 @@ pub fn free_addresses(
 ) -> Result<Vec<IpAddr>> {
     for &address in wanted {
         if !leases.iter().any(|l| l.contains(&address)) || !pools.usable(address) {
-            return Err(Error::new(Kind::Conflict, "E-NOT-LEASED", format!("{address} is not leased to this node"))
+            return Err(Error::new(Kind::Conflict, Code::NotLeased, format!("{address} is not leased to this node"))
                 .hint("byway lease add SUBNET PREFIX      (on the owner or an admin)"));
         }
         if used.contains(&address) {
-            return Err(Error::new(Kind::Conflict, "E-ADDRESS-TAKEN", format!("{address} is in use")));
+            return Err(Error::new(Kind::Conflict, Code::AddressTaken, format!("{address} is in use")));
         }
     }
     let mut found: Vec<IpAddr> = wanted.to_vec();
@@ -315,7 +315,7 @@ pub fn free_addresses(
         found.extend(pick.find(|a| pools.usable(*a) && !used.contains(a)));
     }
     if found.is_empty() {
-        return Err(Error::new(Kind::Conflict, "E-BLOCK-FULL", "this node's leases have no free address")
+        return Err(Error::new(Kind::Conflict, Code::BlockFull, "this node's leases have no free address")
             .hint("byway lease add SUBNET PREFIX      (on the owner or an admin)"));
     }
     Ok(found)
@@ -342,7 +342,7 @@ mod tests {
             }
             taken.extend(block.leases);
         }
-        assert_eq!(pools.free_block(&taken, None, |_| true).unwrap_err().code, "E-POOL-FULL");
+        assert_eq!(pools.free_block(&taken, None, |_| true).unwrap_err().code, Code::PoolFull);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroize;
 
-use super::error::{Error, Kind, Result};
+use super::error::{Code, Error, Kind, Result};
 use super::id::{Name, PeerId, SubnetId};
 use super::record::{Role, Term, decode, encode};
 
@@ -83,7 +83,7 @@ impl Invite {
     pub fn parse(text: &str) -> Result<Invite> {
         let malformed = || {
             let message = "this is no whole invite: it was cut or mistyped; copy it again, or have a new one made";
-            Error::new(Kind::Refused, "E-INVITE-MALFORMED", message).hint(NEW_INVITE)
+            Error::new(Kind::Refused, Code::InviteMalformed, message).hint(NEW_INVITE)
         };
         let text = unwrapped(text);
         let body = text.strip_prefix(INVITE_PREFIX).filter(|b| b.len() <= MAX_INVITE).ok_or_else(malformed)?;
@@ -154,11 +154,11 @@ impl Issued {
         let used = self.used.contains(&joiner);
         let used_up = self.used.len() >= self.uses as usize;
         match () {
-            () if self.revoked => refuse("E-INVITE-REVOKED", "was revoked"),
-            () if now >= self.expires => refuse("E-INVITE-EXPIRED", "has expired"),
+            () if self.revoked => refuse(Code::InviteRevoked, "was revoked"),
+            () if now >= self.expires => refuse(Code::InviteExpired, "has expired"),
             () if used && declined => Ok(()),
             // Who used it and is a member needs no invite; who used it and was removed does not come back by it.
-            () if used_up || used => refuse("E-INVITE-USED", "was used already"),
+            () if used_up || used => refuse(Code::InviteUsed, "was used already"),
             () => Ok(()),
         }
     }
@@ -252,7 +252,7 @@ impl SignedAsk {
     /// # Errors
     /// `E-ASK` for what its joiner did not sign.
     pub fn verify(&self) -> Result<Ask> {
-        let bad = || Error::new(Kind::Refused, "E-ASK", "the join request is not signed by who asks");
+        let bad = || Error::new(Kind::Refused, Code::Ask, "the join request is not signed by who asks");
         let ask: Ask = if self.body.len() <= 4096 { decode(&self.body).map_err(|_| bad())? } else { return Err(bad()) };
         let message = [b"byway/ask/1\0".as_slice(), &self.body].concat();
         // A grant of one key for both purposes is none: it is refused before anybody is asked.
@@ -342,10 +342,10 @@ mod tests {
             let mut forged = signed.clone();
             let at = forged.body.windows(32).position(|bytes| bytes == [own; 32]).unwrap();
             forged.body[at] ^= 1;
-            assert_eq!(forged.verify().unwrap_err().code, "E-ASK", "another key than the joiner's own");
+            assert_eq!(forged.verify().unwrap_err().code, Code::Ask, "another key than the joiner's own");
         }
         let one = Ask { seal_key: ask.data_key, ..ask };
-        assert_eq!(SignedAsk::new(&one, &key).verify().unwrap_err().code, "E-ASK", "one key for both");
+        assert_eq!(SignedAsk::new(&one, &key).verify().unwrap_err().code, Code::Ask, "one key for both");
     }
 
     #[test]
@@ -365,11 +365,11 @@ mod tests {
         let (winner, other) = (PeerId([1; 32]), PeerId([2; 32]));
         assert!(issued.admits(winner, false, 5).is_ok());
         issued.used.push(winner);
-        assert_eq!(issued.admits(winner, false, 5).unwrap_err().code, "E-INVITE-USED");
-        assert_eq!(issued.admits(other, false, 5).unwrap_err().code, "E-INVITE-USED");
+        assert_eq!(issued.admits(winner, false, 5).unwrap_err().code, Code::InviteUsed);
+        assert_eq!(issued.admits(other, false, 5).unwrap_err().code, Code::InviteUsed);
         assert_eq!(issued.admits(winner, true, 5), Ok(()), "it could not come");
-        assert_eq!(issued.admits(other, true, 5).unwrap_err().code, "E-INVITE-USED", "its place is nobody else's");
-        assert_eq!(issued.admits(winner, true, 10).unwrap_err().code, "E-INVITE-EXPIRED");
+        assert_eq!(issued.admits(other, true, 5).unwrap_err().code, Code::InviteUsed, "its place is nobody else's");
+        assert_eq!(issued.admits(winner, true, 10).unwrap_err().code, Code::InviteExpired);
     }
 
     proptest! {

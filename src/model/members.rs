@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ed25519_dalek::SigningKey;
 use ipnet::IpNet;
 
-use super::error::{Error, Kind, Result};
+use super::error::{Code, Error, Kind, Result};
 use super::find::{Named, find};
 use super::id::{Name, PeerId, SubnetId};
 use super::ipam::{Prefixes, overlaps};
@@ -85,7 +85,7 @@ impl Subnet {
     /// Takes in a record this node signed.
     pub(super) fn issue(&mut self, me: &Identity, body: &Body) -> Result<()> {
         let refused =
-            || Error::new(Kind::Failed, "E-RECORD", "the record this command makes would be refused by the others");
+            || Error::new(Kind::Failed, Code::Record, "the record this command makes would be refused by the others");
         let record = Signed::new(self.records.id, body, &me.key).check().map_err(|_| refused())?;
         match self.records.absorb(record) {
             Absorbed::New | Absorbed::Known => Ok(()),
@@ -100,7 +100,7 @@ impl Subnet {
 
     fn not_admin(&self) -> Error {
         let message = format!("only the owner or an admin of subnet {} may do this", self.name());
-        Error::new(Kind::NotPermitted, "E-NOT-ADMIN", message)
+        Error::new(Kind::NotPermitted, Code::NotAdmin, message)
             .hint(format!("byway member role {} MEMBER admin      (on the owner)", self.name()))
     }
 
@@ -134,7 +134,7 @@ impl Subnet {
         }
         Err(Error::new(
             Kind::NotPermitted,
-            "E-NOT-OWNER",
+            Code::NotOwner,
             format!("only the owner of subnet {} may do this", self.name()),
         ))
     }
@@ -153,7 +153,7 @@ impl Subnet {
             }
             Error::new(
                 Kind::NotFound,
-                "E-NO-MEMBER",
+                Code::NoMember,
                 format!("subnet {} has no member {}", self.name(), printable(text)),
             )
             .hint(format!("byway member ls {}", self.name()))
@@ -183,14 +183,14 @@ impl Subnet {
             let message = format!(
                 "the grant of {who} begins in {off} s by this machine's clock: it is behind, or that of who granted is ahead"
             );
-            Error::new(Kind::Failed, "E-CLOCK", message).hint("timedatectl set-ntp true      (then the same again)")
+            Error::new(Kind::Failed, Code::Clock, message).hint("timedatectl set-ntp true      (then the same again)")
         } else {
             let past = now.saturating_sub(grant.not_after);
             let message = format!(
                 "{who} is no member of {} any more: its grant ended {past} s ago, unless this machine's clock is ahead",
                 self.name()
             );
-            Error::new(Kind::NotFound, "E-NO-MEMBER", message).hint(format!("byway member ls {}", self.name()))
+            Error::new(Kind::NotFound, Code::NoMember, message).hint(format!("byway member ls {}", self.name()))
         })
     }
 
@@ -204,7 +204,7 @@ impl Subnet {
         let none = || {
             Error::new(
                 Kind::NotFound,
-                "E-NO-REQUEST",
+                Code::NoRequest,
                 format!("nobody called {} asks to join {}", printable(text), self.name()),
             )
             .hint(format!("byway member requests {}", self.name()))
@@ -250,21 +250,21 @@ impl Subnet {
         let anywhere = owner && wanted.is_some();
         let give = self.may_give(me);
         pools.free_block(&taken, wanted, |index| anywhere || give(index)).map_err(|error| {
-            if error.code != "E-POOL-FULL" || owner {
+            if error.code != Code::PoolFull || owner {
                 return error;
             }
             let message = format!(
                 "this admin's part of the pool is full; the owner {} allots more when it is online",
                 self.owner_name(resolved)
             );
-            Error::new(Kind::Conflict, "E-POOL-FULL", message).hint(format!("byway lease ls {}", self.name()))
+            Error::new(Kind::Conflict, Code::PoolFull, message).hint(format!("byway lease ls {}", self.name()))
         })
     }
 
     fn not_in_part(&self, resolved: &Resolved, what: &str) -> Error {
         let owner = self.owner_name(resolved);
         let message = format!("{what} is not in this admin's part of the pool: only the owner {owner} may give it");
-        Error::new(Kind::Conflict, "E-NOT-IN-PART", message).hint("ask the owner, or name no address")
+        Error::new(Kind::Conflict, Code::NotInPart, message).hint("ask the owner, or name no address")
     }
 
     /// How long a grant of this term lasts, in seconds.
@@ -339,7 +339,7 @@ impl Subnet {
                     self.name(),
                     joiner.short()
                 );
-                Err(Error::new(Kind::NotPermitted, "E-REMOVED", message).hint(hint))
+                Err(Error::new(Kind::NotPermitted, Code::Removed, message).hint(hint))
             }
             _ => Ok(()),
         }
@@ -383,11 +383,11 @@ impl Subnet {
         let resolved = self.resolve(now);
         self.require_admin(me, &resolved)?;
         if member == self.records.genesis.owner {
-            return Err(Error::new(Kind::Conflict, "E-OWNER-STAYS", "the owner cannot be removed")
+            return Err(Error::new(Kind::Conflict, Code::OwnerStays, "the owner cannot be removed")
                 .hint(format!("byway destroy {}      (ends the subnet for everyone)", self.name())));
         }
         if member == me.peer {
-            return Err(Error::new(Kind::Conflict, "E-LEAVE", "a member does not remove itself")
+            return Err(Error::new(Kind::Conflict, Code::Leave, "a member does not remove itself")
                 .hint(format!("byway leave {}", self.name())));
         }
         self.adopt(me, member, &resolved, now)?;
@@ -440,7 +440,7 @@ impl Subnet {
         self.require_owner(me)?;
         if member == me.peer {
             let message = "the owner is the owner: it has no other role";
-            return Err(Error::new(Kind::Conflict, "E-OWNER-STAYS", message));
+            return Err(Error::new(Kind::Conflict, Code::OwnerStays, message));
         }
         let seated = self.records.head().seat(member).is_some();
         if seated == admin {
@@ -457,7 +457,7 @@ impl Subnet {
         }
         if head.seats.len() >= MAX_SEATS {
             let message = format!("a subnet has at most {MAX_SEATS} admins");
-            return Err(Error::new(Kind::Conflict, "E-ADMINS-MANY", message));
+            return Err(Error::new(Kind::Conflict, Code::AdminsMany, message));
         }
         let pools = self.records.pools();
         let part = pools.allot(&self.taken(&resolved), &head.seats, pools.part_size());
@@ -520,7 +520,7 @@ impl Subnet {
             if *prefix != prefix.trunc() || !pools.covers(*prefix) {
                 return Err(Error::new(
                     Kind::Conflict,
-                    "E-LEASE-OUTSIDE",
+                    Code::LeaseOutside,
                     format!("{prefix} is no prefix of subnet {}'s pools", self.name()),
                 ));
             }
@@ -530,7 +530,7 @@ impl Subnet {
                     let name = resolved.members.get(&holder).map_or_else(|| holder.to_string(), |m| m.name.to_string());
                     return Err(Error::new(
                         Kind::Conflict,
-                        "E-LEASE-TAKEN",
+                        Code::LeaseTaken,
                         format!("{prefix} overlaps {lease}, which is leased to {name}"),
                     ));
                 }
@@ -549,7 +549,7 @@ impl Subnet {
             if before.saturating_add(prefixes.len()).saturating_add(2) > MAX_LEASES {
                 return Err(Error::new(
                     Kind::Conflict,
-                    "E-LEASE-MANY",
+                    Code::LeaseMany,
                     format!("one member holds at most {} leases", MAX_LEASES - 2),
                 ));
             }
@@ -575,7 +575,7 @@ impl Subnet {
     /// `E-NO-LEASE` where the prefix is a part of a lease or around one, or nobody can hold it.
     fn holds_nobody(&self, prefix: IpNet, resolved: &Resolved) -> Result<bool> {
         let refuse = |message: String| {
-            Err(Error::new(Kind::NotFound, "E-NO-LEASE", message).hint(format!("byway lease ls {}", self.name())))
+            Err(Error::new(Kind::NotFound, Code::NoLease, message).hint(format!("byway lease ls {}", self.name())))
         };
         let held = resolved.members.values().flat_map(|m| m.leases.iter().map(move |l| (m.name.to_string(), *l)));
         let reserved = self.local.reserved.iter().flat_map(|(peer, all)| all.iter().map(|l| (peer.short(), *l)));
@@ -604,7 +604,7 @@ impl Subnet {
             let name = resolved.members.get(&from).map_or_else(|| from.short(), |m| m.name.to_string());
             let message = format!("{name} does not hold {prefix} in subnet {}: {} does", self.name(), holder.name);
             return Err(
-                Error::new(Kind::NotFound, "E-NO-LEASE", message).hint(format!("byway lease ls {}", self.name()))
+                Error::new(Kind::NotFound, Code::NoLease, message).hint(format!("byway lease ls {}", self.name()))
             );
         }
         let Some(member) = holder else {
@@ -620,7 +620,7 @@ impl Subnet {
         if member.addresses.iter().any(|a| prefix.contains(a)) {
             return Err(Error::new(
                 Kind::Conflict,
-                "E-LEASE-OWN",
+                Code::LeaseOwn,
                 format!("{prefix} holds the own address of member {}", member.name),
             ));
         }
@@ -630,7 +630,7 @@ impl Subnet {
         if me.peer != owner && entry.is_some_and(|e| e.grants().iter().any(by_owner)) {
             let name = self.owner_name(&resolved);
             let message = format!("{prefix} was leased by the owner {name}: only the owner takes it back");
-            return Err(Error::new(Kind::NotPermitted, "E-NOT-OWNER", message));
+            return Err(Error::new(Kind::NotPermitted, Code::NotOwner, message));
         }
         self.regrant(me, &member, now, |g| g.leases.retain(|l| *l != prefix))?;
         Ok(true)
@@ -646,7 +646,7 @@ fn free_member_name(resolved: &Resolved, subnet: SubnetId, wanted: &Name, is_def
         return Ok(wanted.clone());
     }
     if !is_default {
-        return Err(Error::new(Kind::Conflict, "E-NAME-TAKEN", format!("the name {wanted} is taken in this subnet"))
+        return Err(Error::new(Kind::Conflict, Code::NameTaken, format!("the name {wanted} is taken in this subnet"))
             .hint(format!("byway join {subnet} --name OTHER      (on the machine that asks)")));
     }
     Ok(wanted.free(taken))

@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use super::error::{Error, Kind, Result};
+use super::error::{Code, Error, Kind, Result};
 use super::id::{Name, SubnetId};
 use super::ipam::overlaps;
 use super::join::fingerprint;
@@ -178,7 +178,7 @@ pub fn judge(genesis: &Genesis, name: &Name, target: &str, allowed: &Allowed, ne
     let refuse = |why: String| {
         let owner = fingerprint(genesis.owner);
         let message = format!("subnet {name} of the owner with fingerprint {owner} is not joined: {why}");
-        Error::new(Kind::Refused, "E-JOIN-POLICY", message)
+        Error::new(Kind::Refused, Code::JoinPolicy, message)
     };
     for prefix in prefixes(genesis) {
         if let Some(need) = needs.iter().find(|need| prefix.contains(&need.address)) {
@@ -308,7 +308,7 @@ mod tests {
             let genesis = founded(cidr4, cidr6, domain);
             assert_eq!(flags(&genesis), words);
             let error = judged(&genesis, &Allowed::default(), &[]).unwrap_err();
-            assert_eq!((error.kind, error.code), (Kind::Refused, "E-JOIN-POLICY"));
+            assert_eq!((error.kind, error.code), (Kind::Refused, Code::JoinPolicy));
             assert!(error.message.contains(words) && error.message.contains(&fingerprint(PeerId([1; 32]))), "{error}");
             assert_eq!(error.hint, format!("byway join INVITE {words}"));
         }
@@ -336,7 +336,7 @@ mod tests {
         let genesis = founded("10.1.0.0/16", None, "game.internal");
         let all = Allowed { prefixes: vec!["0.0.0.0/0".parse().unwrap()], domains: vec![] };
         let error = judged(&genesis, &all, std::slice::from_ref(&need)).unwrap_err();
-        assert_eq!(error.code, "E-JOIN-POLICY");
+        assert_eq!(error.code, Code::JoinPolicy);
         assert!(error.message.contains("the resolver 10.1.0.53") && !error.hint.contains("--allow"), "{error}");
         assert_eq!(judged(&founded("10.2.0.0/16", None, "game.internal"), &all, &[need]), Ok(()));
     }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 
 use super::claims::claimed;
-use super::error::{Error, Kind, Result};
+use super::error::{Code, Error, Kind, Result};
 use super::heard::may_name;
 use super::id::{Name, PeerId};
 use super::ipam::free_addresses;
@@ -35,7 +35,7 @@ impl Subnet {
     /// `E-NOT-MEMBER` while the grant has run out or was revoked.
     pub fn myself<'a>(&self, me: &Identity, resolved: &'a Resolved) -> Result<&'a Member> {
         resolved.members.get(&me.peer).map(AsRef::as_ref).ok_or_else(|| {
-            Error::new(Kind::Refused, "E-NOT-MEMBER", format!("this node is no member of subnet {} now", self.name()))
+            Error::new(Kind::Refused, Code::NotMember, format!("this node is no member of subnet {} now", self.name()))
                 .hint(format!("byway join {}", self.records.id))
         })
     }
@@ -57,7 +57,7 @@ impl Subnet {
         if doc.workloads.len().saturating_add(doc.names.len()) > MAX_ENTRIES {
             return Err(Error::new(
                 Kind::Conflict,
-                "E-TOO-MANY-NAMES",
+                Code::TooManyNames,
                 format!("one member publishes at most {MAX_ENTRIES} workloads and names"),
             ));
         }
@@ -67,7 +67,7 @@ impl Subnet {
         if encode(&body).len() > MAX_RECORD {
             return Err(Error::new(
                 Kind::Conflict,
-                "E-TOO-MANY-NAMES",
+                Code::TooManyNames,
                 format!("what one member publishes in a subnet has at most {} KiB", MAX_RECORD / 1024),
             ));
         }
@@ -128,7 +128,7 @@ impl Subnet {
         if let Some(same) = self.local.workloads.iter().find(|w| w.netns.is_same(&workload.netns)) {
             return Err(Error::new(
                 Kind::Conflict,
-                "E-ATTACHED",
+                Code::Attached,
                 format!(
                     "{} has the network namespace of {}, which is attached to subnet {} already",
                     workload.target.text(),
@@ -141,7 +141,7 @@ impl Subnet {
         if self.name_is_taken(me, &resolved, workload.name.as_str()) {
             return Err(Error::new(
                 Kind::Conflict,
-                "E-NAME-TAKEN",
+                Code::NameTaken,
                 format!("the name {} is taken in subnet {}", workload.name, self.name()),
             )
             .hint(format!(
@@ -219,7 +219,7 @@ impl Subnet {
     pub fn detach(&mut self, me: &Identity, name: &str, now: u64) -> Result<Workload> {
         let place = self.local.workloads.iter().position(|w| w.name.as_str().eq_ignore_ascii_case(name));
         let Some(place) = place else {
-            return Err(Error::new(Kind::NotFound, "E-NO-WORKLOAD", format!("no workload {} here", printable(name)))
+            return Err(Error::new(Kind::NotFound, Code::NoWorkload, format!("no workload {} here", printable(name)))
                 .hint("byway workload ls"));
         };
         let gone = self.local.workloads.remove(place);
@@ -239,19 +239,19 @@ impl Subnet {
         if let Some(RecordData::Address(address)) = data.iter().find(misleading) {
             let message =
                 format!("{address} is no address for a name: it leads whoever asks to itself or its own link");
-            return wrong("E-ADDRESS", message);
+            return wrong(Code::Address, message);
         }
         if ttl > MAX_TTL {
-            return wrong("E-TTL", format!("a time to live has at most {MAX_TTL} seconds, this has {ttl}"));
+            return wrong(Code::Ttl, format!("a time to live has at most {MAX_TTL} seconds, this has {ttl}"));
         }
         let zone = &self.records.genesis.domain;
         if !is_record_name(name) {
-            return wrong("E-NAME", format!("{} cannot be a name of zone {zone}", printable(name)));
+            return wrong(Code::Name, format!("{} cannot be a name of zone {zone}", printable(name)));
         }
         let whole = name.len().saturating_add(1).saturating_add(zone.len());
         if whole > MAX_NAME {
             let message = format!("{name}.{zone} has {whole} characters: a name has at most {MAX_NAME} in all");
-            return wrong("E-NAME", message);
+            return wrong(Code::Name, message);
         }
         for answer in data {
             let said = self.records.doc(me.peer).into_iter().flat_map(|d| &d.names);
@@ -263,11 +263,11 @@ impl Subnet {
                     "the {} records of {name} would have {size} bytes: one answer holds at most {MAX_SET}",
                     answer.kind()
                 );
-                return wrong("E-DNS-SIZE", message);
+                return wrong(Code::DnsSize, message);
             }
             if !data_fits(answer) {
                 let message = format!("the {} record of {name} leads to what cannot be a name", answer.kind());
-                return wrong("E-NAME", message);
+                return wrong(Code::Name, message);
             }
         }
         Ok(())
@@ -285,7 +285,7 @@ impl Subnet {
         if self.name_is_taken(me, &resolved, &name) {
             return Err(Error::new(
                 Kind::Conflict,
-                "E-NAME-TAKEN",
+                Code::NameTaken,
                 format!("the name {name} is taken in subnet {}", self.name()),
             )
             .hint(format!("byway dns ls {}", self.name())));
@@ -295,7 +295,7 @@ impl Subnet {
         if has(&|d| matches!(d, RecordData::Cname(_))) && has(&|d| !matches!(d, RecordData::Cname(_))) {
             return Err(Error::new(
                 Kind::Conflict,
-                "E-CNAME",
+                Code::Cname,
                 format!("{name} cannot have a CNAME beside other records"),
             ));
         }
@@ -318,7 +318,7 @@ impl Subnet {
         if count == 0 {
             return Err(Error::new(
                 Kind::NotFound,
-                "E-NO-NAME",
+                Code::NoName,
                 format!("this node added no name {} to subnet {}", printable(&name), self.name()),
             )
             .hint(format!("byway dns ls {}", self.name())));
@@ -396,7 +396,7 @@ impl Subnet {
         if let Some(other) = others.iter().find(clash) {
             return Err(Error::new(
                 Kind::Conflict,
-                "E-PORT-TAKEN",
+                Code::PortTaken,
                 format!("{} {} is mapped already, by {}", map.proto, endpoint(map.listen, map.port), other.name),
             )
             .hint("byway map ls"));
@@ -411,7 +411,7 @@ impl Subnet {
         if self.local.maps.iter().any(|m| m.name == map.name && !other_half(m)) {
             return Err(Error::new(
                 Kind::Conflict,
-                "E-NAME-TAKEN",
+                Code::NameTaken,
                 format!("a map named {} exists in subnet {}", map.name, self.name()),
             )
             .hint("byway map ls"));
@@ -427,7 +427,7 @@ impl Subnet {
                 None => format!("subnet {name} has no workload or member {target}"),
             };
             return Err(
-                Error::new(Kind::NotFound, "E-NO-TARGET", message).hint(format!("byway subnet show {}", self.name()))
+                Error::new(Kind::NotFound, Code::NoTarget, message).hint(format!("byway subnet show {}", self.name()))
             );
         }
         self.local.unconfirmed.maps.insert(map.name.clone());

@@ -9,7 +9,7 @@ use data_encoding::HEXLOWER;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::claims::claimed;
-use super::error::{Error, Kind, Result};
+use super::error::{Code, Error, Kind, Result};
 use super::find::{Named, find};
 use super::id::{Name, PeerId, SubnetId};
 use super::ipam::{default_block4, overlaps, pick_pool4};
@@ -243,7 +243,7 @@ impl State {
                 (Coming::Joined { .. }, None, None) => "ask the owner for a subnet with another prefix".to_owned(),
             };
             let message = format!("cannot use {prefix} for subnet {name}: {why}");
-            return Err(Error::new(Kind::Conflict, "E-CIDR-OVERLAP", message).hint(hint));
+            return Err(Error::new(Kind::Conflict, Code::CidrOverlap, message).hint(hint));
         }
         Ok(())
     }
@@ -267,7 +267,7 @@ impl State {
             Coming::Founded => format!("byway subnet show {alias}      (or create one with another name)"),
             Coming::Joined { target } => format!("byway join {target} --as OTHER      (its name on this machine)"),
         };
-        Err(Error::new(Kind::Conflict, "E-SUBNET-EXISTS", message).hint(hint))
+        Err(Error::new(Kind::Conflict, Code::SubnetExists, message).hint(hint))
     }
 
     /// The subnet that this node founded with these values, if it has done so: what was left open then fits what was
@@ -308,24 +308,24 @@ impl State {
         };
         for given in cidr4.map(IpNet::V4).into_iter().chain(founding.cidr6.flatten().map(IpNet::V6)) {
             if let Some(why) = pool_fault(given) {
-                return Err(usage("E-CIDR", format!("{given} {why}")));
+                return Err(usage(Code::Cidr, format!("{given} {why}")));
             }
         }
         if cidr4.is_none() && founding.cidr6.is_none() {
-            return Err(usage("E-CIDR", "a subnet needs a version 4 or a version 6 pool".to_owned()));
+            return Err(usage(Code::Cidr, "a subnet needs a version 4 or a version 6 pool".to_owned()));
         }
         let pool_len = cidr4.map_or(16, |c| c.prefix_len());
         let block4 = founding.block4.unwrap_or_else(|| default_block4(pool_len));
         if block4 < pool_len || block4 > 32 {
             return Err(usage(
-                "E-CIDR",
+                Code::Cidr,
                 format!("a block of length {block4} does not fit into a pool of length {pool_len}"),
             ));
         }
         let domain = founding.domain();
         if !is_subnet_domain(&domain) {
             let message = format!("{} is no domain for a subnet: it has two labels at least", printable(&domain));
-            return Err(usage("E-NAME", message));
+            return Err(usage(Code::Name, message));
         }
         let genesis = Genesis {
             version: 1,
@@ -340,8 +340,8 @@ impl State {
             created: now,
             salt: founding.salt,
         };
-        let genesis =
-            Genesis::parse(&genesis.encode()).map_err(|_| usage("E-CIDR", "these values make no subnet".to_owned()))?;
+        let genesis = Genesis::parse(&genesis.encode())
+            .map_err(|_| usage(Code::Cidr, "these values make no subnet".to_owned()))?;
         let id = genesis.id();
         let records = Records::new(genesis);
         self.check_overlap(&founding.name, &records.prefixes(), &founding.around, Coming::Founded)?;
@@ -400,7 +400,7 @@ impl State {
         let beyond = || {
             let message =
                 format!("what the founder of subnet {} chose is no subnet that anybody may have", join.subnet);
-            Error::new(Kind::Refused, "E-JOIN-POLICY", message).hint("ask who invited you; no option allows it")
+            Error::new(Kind::Refused, Code::JoinPolicy, message).hint("ask who invited you; no option allows it")
         };
         let parsed = Genesis::parse(genesis).map_err(|_| beyond())?;
         if self.subnets.contains_key(&join.subnet) {
@@ -618,15 +618,15 @@ fn clock_error(grant: &Grant, now: u64) -> Error {
     let message = format!(
         "the clock of this machine, or that of who admits it, is wrong: they differ by {off} s, this one is {way}"
     );
-    Error::new(Kind::Failed, "E-CLOCK", message).hint("timedatectl set-ntp true      (then join again)")
+    Error::new(Kind::Failed, Code::Clock, message).hint("timedatectl set-ntp true      (then join again)")
 }
 
 fn bad_answer(join: &PendingJoin, why: &str) -> Error {
-    Error::new(Kind::Failed, "E-BAD-ANSWER", format!("the answer to joining {} {why}", join.subnet))
+    Error::new(Kind::Failed, Code::BadAnswer, format!("the answer to joining {} {why}", join.subnet))
 }
 
 fn no_subnet(text: &str) -> Error {
-    Error::new(Kind::NotFound, "E-NO-SUBNET", format!("no subnet {} here", printable(text))).hint("byway subnet ls")
+    Error::new(Kind::NotFound, Code::NoSubnet, format!("no subnet {} here", printable(text))).hint("byway subnet ls")
 }
 
 impl Draft {

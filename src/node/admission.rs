@@ -7,6 +7,7 @@ use super::Core;
 use super::check::{Asked, Question};
 use super::nonces::Way;
 use crate::api::types::Error;
+use crate::model::error::Code;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::join::{Ask, Proof, lookup};
 use crate::model::members::{MAX_REQUESTS, REQUEST_LIFE, Request, Subnet};
@@ -54,11 +55,11 @@ fn is_valid(grant: &Grant, now: u64) -> bool {
 }
 
 fn refused(error: &crate::model::error::Error) -> JoinAnswer {
-    JoinAnswer::Refused { code: error.code.to_owned(), message: error.message.clone() }
+    JoinAnswer::Refused { code: error.code.into(), message: error.message.clone() }
 }
 
-fn refuse(code: &str, message: &str) -> JoinDecision {
-    JoinDecision::Answer(JoinAnswer::Refused { code: code.to_owned(), message: message.to_owned() })
+fn refuse(code: impl AsRef<str>, message: &str) -> JoinDecision {
+    JoinDecision::Answer(JoinAnswer::Refused { code: code.as_ref().to_owned(), message: message.to_owned() })
 }
 
 impl Core {
@@ -78,7 +79,7 @@ impl Core {
         };
         let vouched = if passed_on { self.is_member(subnet, from) } else { joiner == from };
         if !vouched {
-            return refuse("E-ASK", "the join request does not come from who asks");
+            return refuse(Code::Ask, "the join request does not come from who asks");
         }
         match question.asked() {
             Asked::Probe(subnet) => JoinDecision::Answer(self.probe(*subnet, from)),
@@ -131,7 +132,7 @@ impl Core {
         }
         match self.take(subnet, vec![record.clone()], None) {
             Ok(verdict) if verdict.waiting => {
-                JoinAnswer::Refused { code: "E-RATE".into(), message: "too many documents; say it again".into() }
+                JoinAnswer::Refused { code: Code::Rate.into(), message: "too many documents; say it again".into() }
             }
             Ok(_) => JoinAnswer::Known,
             Err(error) => JoinAnswer::Refused { code: error.code, message: error.message },
@@ -208,10 +209,10 @@ impl Core {
     fn give_nonce(&mut self, way: Way, payer: Payer) -> JoinDecision {
         let mut nonce = [0u8; 16];
         if getrandom::fill(&mut nonce).is_err() {
-            return refuse("E-RANDOM", "no randomness on this machine");
+            return refuse(Code::Random, "no randomness on this machine");
         }
         if !self.nonces.give(way, payer, nonce, Instant::now()) {
-            return refuse("E-INVITE-RATE", "too many attempts with invites; wait a minute");
+            return refuse(Code::InviteRate, "too many attempts with invites; wait a minute");
         }
         JoinDecision::Answer(JoinAnswer::Nonce(nonce))
     }
@@ -269,7 +270,7 @@ impl Core {
             None => me == owner || (roll.is_admin(me) && holds(me)),
         };
         if let Some(message) = clocks_differ(ask.asked, now).filter(|_| decides) {
-            return refuse("E-CLOCK", &message);
+            return refuse(Code::Clock, &message);
         }
         match &ask.proof {
             Some(proof) if proof.issuer == self.state.me.peer => {
@@ -290,12 +291,12 @@ impl Core {
     fn redeem(&mut self, ask: &Ask, proof: &Proof, proven: bool, from: PeerId, now: u64) -> JoinAnswer {
         let nonce = self.nonces.take(Way { subnet: ask.subnet, joiner: ask.joiner, from }, Instant::now());
         let unknown = || JoinAnswer::Refused {
-            code: "E-INVITE-UNKNOWN".into(),
+            code: Code::InviteUnknown.into(),
             message: "this invite was not issued here, or is forged".into(),
         };
         let Some(nonce) = nonce else {
             return JoinAnswer::Refused {
-                code: "E-INVITE-STALE".into(),
+                code: Code::InviteStale.into(),
                 message: "the attempt took too long; try again".into(),
             };
         };
@@ -313,7 +314,7 @@ impl Core {
         }
         if subnet.records.roll().out.contains_key(&ask.joiner) {
             return JoinAnswer::Refused {
-                code: "E-REMOVED".into(),
+                code: Code::Removed.into(),
                 message: "this peer was removed from the subnet: only an approval lets it in again".into(),
             };
         }
@@ -332,14 +333,14 @@ impl Core {
         let Some(mut subnet) = self.state.subnets.get(&ask.subnet).cloned() else { return JoinAnswer::Unknown };
         if subnet.local.denied.get(&ask.joiner).is_some_and(|until| now < *until) {
             return JoinAnswer::Refused {
-                code: "E-DENIED".into(),
+                code: Code::Denied.into(),
                 message: format!("the request to join {} was denied", subnet.name()),
             };
         }
         if subnet.records.genesis.admission == Admission::Open && !was_removed {
             if !self.may_open(ask.subnet, now) {
                 return JoinAnswer::Refused {
-                    code: "E-RATE".into(),
+                    code: Code::Rate.into(),
                     message: "too many have come in within a minute; try again".into(),
                 };
             }
@@ -352,7 +353,7 @@ impl Core {
         subnet.requests.retain(|_, r| now.abs_diff(r.seen) < REQUEST_LIFE);
         if !subnet.requests.contains_key(&ask.joiner) && !make_room(&mut subnet.requests, payer, now) {
             return JoinAnswer::Refused {
-                code: "E-REQUESTS-FULL".into(),
+                code: Code::RequestsFull.into(),
                 message: "too many requests from here wait for approval; try later".into(),
             };
         }

@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::Semaphore;
 
-use crate::model::error::{Error, Kind};
+use crate::model::error::{Code, Error, Kind};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::join::Ask;
 use crate::model::record::{Digest, RecordError, Signed, Verified};
@@ -98,7 +98,7 @@ impl Checker {
     /// # Errors
     /// What is wrong with the signature, as an error of the model.
     pub async fn question(&self, request: JoinRequest) -> Result<Question, Error> {
-        let stopping = || Error::new(Kind::Failed, "E-STOPPING", "the daemon is stopping");
+        let stopping = || Error::new(Kind::Failed, Code::Stopping, "the daemon is stopping");
         let _place = self.strangers.acquire().await.map_err(|_| stopping())?;
         let known = Arc::clone(&self.known);
         tokio::task::spawn_blocking(move || Question::check(&known, request)).await.map_err(|_| stopping())?
@@ -152,7 +152,7 @@ impl Question {
                 Asked::Ask { ask, proven }
             }
             JoinRequest::Decline(record) => {
-                let forged = |e: RecordError| Error::new(Kind::Refused, "E-ASK", e.to_string());
+                let forged = |e: RecordError| Error::new(Kind::Refused, Code::Ask, e.to_string());
                 Asked::Decline(record.check().map_err(forged)?)
             }
             JoinRequest::Show { subnet, records } => {

@@ -14,6 +14,7 @@ pub use workloads::NewWorkload;
 
 use super::Core;
 use crate::api::types::{Done, Error, ErrorKind, Response};
+use crate::model::error::Code;
 use crate::model::members::Subnet;
 use crate::model::state::Draft;
 
@@ -24,7 +25,7 @@ fn done(message: impl Into<String>, changed: bool) -> Response {
 fn random<const N: usize>() -> Result<[u8; N], Error> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes)
-        .map_err(|e| Error::new(ErrorKind::Failed, "E-RANDOM", format!("read randomness: {e}")))?;
+        .map_err(|e| Error::new(ErrorKind::Failed, Code::Random, format!("read randomness: {e}")))?;
     Ok(bytes)
 }
 

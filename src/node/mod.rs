@@ -57,7 +57,7 @@ use viewer::{Viewer, Wanted};
 
 use crate::api::types::{Error, ErrorKind};
 use crate::model::build::Here;
-use crate::model::error::Kind;
+use crate::model::error::{Code, Kind};
 use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::lives::Lives;
 use crate::model::record::{Digest, Signed};
@@ -357,7 +357,7 @@ impl Core {
     fn settle(&mut self, draft: Draft, from: &BTreeMap<Digest, PeerId>) -> Result<bool, Error> {
         if self.flight.is_some() {
             let message = "something is being saved: this job may only read";
-            return Err(Error::new(ErrorKind::Failed, "E-BUSY", message));
+            return Err(Error::new(ErrorKind::Failed, Code::Busy, message));
         }
         let writes = draft.writes(&self.state);
         let undo = self.state.absorb(draft);
@@ -601,7 +601,7 @@ impl From<crate::model::error::Error> for Error {
             Kind::Conflict => ErrorKind::Conflict,
             Kind::Refused => ErrorKind::Refused,
         };
-        Error { code: e.code.to_owned(), message: e.message, hint: e.hint, kind }
+        Error { code: e.code.into(), message: e.message, hint: e.hint, kind }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::Core;
 use crate::api::types::{Error, ErrorKind};
+use crate::model::error::Code;
 use crate::model::id::{Name, SubnetId};
 use crate::model::join::{Invite, Proof, SignedAsk};
 use crate::model::local::{NotLetIn, PendingJoin};
@@ -97,7 +98,7 @@ impl Core {
         let now = self.now();
         if !self.state.joins.contains_key(&join.subnet) {
             let message = format!("the join of subnet {} was given up", join.subnet);
-            return Err(Error::new(ErrorKind::Failed, "E-JOIN-OVER", message));
+            return Err(Error::new(ErrorKind::Failed, Code::JoinOver, message));
         }
         let mut subnet = self.state.accept(join, genesis, records, around, now)?;
         subnet.set_endpoints(&self.state.me, &self.endpoints, now)?;

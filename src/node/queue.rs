@@ -9,6 +9,7 @@ use super::saver::Reply;
 use super::turns::{Lane, Turns};
 use super::{Core, Node};
 use crate::api::types::{Error, ErrorKind};
+use crate::model::error::Code;
 use crate::store::StoreError;
 
 /// Something the node's thread shall do; it gives what answers who asked.
@@ -163,7 +164,7 @@ impl Inner {
 }
 
 fn gone() -> Error {
-    Error::new(ErrorKind::Failed, "E-STOPPING", "the daemon is stopping")
+    Error::new(ErrorKind::Failed, Code::Stopping, "the daemon is stopping")
 }
 
 impl Node {
@@ -264,7 +265,7 @@ impl Node {
         } else if self.door.0.own.is_closed() {
             Err(gone())
         } else {
-            Err(Error::new(ErrorKind::Failed, "E-BUSY", "too much of this peer waits already"))
+            Err(Error::new(ErrorKind::Failed, Code::Busy, "too much of this peer waits already"))
         }
     }
 }

@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use super::queue::Queue;
 use super::{Core, unix_now};
 use crate::api::types::{Error, ErrorKind};
+use crate::model::error::Code;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::record::{Digest, Signed};
 use crate::model::state::{Draft, Write};
@@ -174,7 +175,7 @@ impl Core {
         let batch = decided.batch();
         self.flight = Some(Flight { decided, reply, began: Instant::now() });
         if !self.saver.save(batch) {
-            self.land(Err(Error::new(ErrorKind::Failed, "E-STOPPING", "the daemon is stopping")));
+            self.land(Err(Error::new(ErrorKind::Failed, Code::Stopping, "the daemon is stopping")));
         }
     }
 

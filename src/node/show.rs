@@ -6,6 +6,7 @@ use crate::api::types::{
     WorkloadInfo,
 };
 use crate::model::build::{MTU, NAME_TTL};
+use crate::model::error::Code;
 use crate::model::id::{Name, PeerId};
 use crate::model::join::fingerprint;
 use crate::model::local::{Local, PendingJoin};
@@ -347,7 +348,7 @@ impl Core {
     pub fn workload(&self, name: &str, subnet: Option<&str>) -> Result<WorkloadInfo, Error> {
         let (id, found) = self.find_workload(name, subnet)?;
         let subnet = self.state.find(&id.to_string())?;
-        let gone = || Error::new(ErrorKind::NotFound, "E-NO-WORKLOAD", format!("no workload {found} here"));
+        let gone = || Error::new(ErrorKind::NotFound, Code::NoWorkload, format!("no workload {found} here"));
         self.workloads(Some(subnet)).into_iter().find(|w| w.workload == found).ok_or_else(gone)
     }
 }

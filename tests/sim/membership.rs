@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use byway::model::error::Code;
 use byway::model::id::PeerId;
 use byway::model::record::{Body, Grant, Head, Revocation, Role, Seat, Signed, Term};
 use byway::model::state::State;
@@ -335,7 +336,7 @@ fn whom_one_admin_removed_another_does_not_let_in() {
     world.change(2, |s, me, now| {
         refused = s.admit(me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now).err();
     });
-    assert_eq!(refused.map(|e| e.code), Some("E-REMOVED"));
+    assert_eq!(refused.map(|e| e.code), Some(Code::Removed));
     world.change(1, |s, me, now| s.admit(me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now).unwrap());
     world.gossip(10);
     assert!(world.members(3).contains(&gone));

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use byway::model::error::Code;
 use byway::model::id::PeerId;
 use byway::model::record::{Body, Doc, Item, NameEntry, Role, Signed, Term, WorkloadEntry};
 use byway::model::zone::RecordData;
@@ -88,7 +89,7 @@ fn of_two_unregistered_claims_each_node_keeps_the_answer_it_gave() {
         subnet.dns_release(&world.nodes[0].me.clone(), "db", None, world.now).map(drop).err()
     };
     if let Some(error) = error {
-        assert_eq!(error.code, "E-NAME-CONTESTED");
+        assert_eq!(error.code, Code::NameContested);
         world.change(0, |s, me, now| {
             s.dns_release(me, "db", Some(peers[2]), now).unwrap();
         });
@@ -162,7 +163,7 @@ fn nobody_else_claims_at_or_below_a_members_name() {
     let subnet = world.nodes[2].edit("lab").unwrap();
     for what in ["m1", "www.m1", "_http._tcp.m1"] {
         let refused = subnet.clone().dns_add(&world.nodes[2].me.clone(), what, &text("x"), 5, world.now);
-        assert_eq!(refused.unwrap_err().code, "E-NAME-TAKEN", "{what}");
+        assert_eq!(refused.unwrap_err().code, Code::NameTaken, "{what}");
         let theft = forged(&world, 2, what, 90);
         world.give(0, &[theft]);
         assert_eq!(holder(&world, 0, what), None, "{what}");
@@ -249,7 +250,7 @@ fn admins_give_blocks_from_parts_of_their_own() {
         assert_eq!(join(&mut world, n), None, "member {n}");
     }
     let full = join(&mut world, 16).unwrap();
-    assert!(full.code == "E-POOL-FULL" && full.message.contains("owner m0"), "{full:?}");
+    assert!(full.code == Code::PoolFull && full.message.contains("owner m0"), "{full:?}");
     // The owner is back: it allots more, unasked.
     world.side = vec![0, 0];
     world.gossip(10);
@@ -275,19 +276,19 @@ fn an_admin_leases_and_places_only_in_its_part() {
     let whom = world.nodes[3].me.peer;
     let outside = "10.77.77.0/24".parse().unwrap();
     let refused = subnet.lease(&me, &[(outside, whom)], world.now).unwrap_err();
-    assert!(refused.code == "E-NOT-IN-PART" && refused.message.contains("m0"), "{refused:?}");
+    assert!(refused.code == Code::NotInPart && refused.message.contains("m0"), "{refused:?}");
     let ask = byway::model::join::Ask {
         joiner: PeerId([88; 32]),
         ip: Some("10.77.77.7".parse().unwrap()),
         ..world.ask(1, "x")
     };
     let refused = subnet.admit(&me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), world.now).unwrap_err();
-    assert_eq!(refused.code, "E-NOT-IN-PART");
+    assert_eq!(refused.code, Code::NotInPart);
     // The owner may, and an admin does not take back what the owner gave.
     world.change(0, |s, me, now| assert!(s.lease(me, &[(outside, whom)], now).unwrap()));
     world.gossip(10);
     let mut subnet = world.nodes[1].edit("lab").unwrap();
-    assert_eq!(subnet.unlease(&me, outside, None, world.now).unwrap_err().code, "E-NOT-OWNER");
+    assert_eq!(subnet.unlease(&me, outside, None, world.now).unwrap_err().code, Code::NotOwner);
     world.change(0, |s, me, now| assert!(s.unlease(me, outside, None, now).unwrap()));
 }
 

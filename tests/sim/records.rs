@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use byway::model::error::Code;
 use byway::model::id::{Name, PeerId};
 use byway::model::members::Identity;
 use byway::model::record::{Body, Doc, Grant, NameEntry, Role, Signed, Term, WorkloadEntry};
@@ -286,11 +287,11 @@ fn a_large_routing_table_is_taken_at_once() {
         assert!(s.lease(me, &entries, now).unwrap());
         assert!(!s.lease(me, &entries, now).unwrap(), "twice changes nothing");
         let clash = [(IpNet::V4("10.77.64.0/24".parse().unwrap()), PeerId([1; 32]))];
-        assert_eq!(s.lease(me, &clash, now).unwrap_err().code, "E-LEASE-TAKEN");
+        assert_eq!(s.lease(me, &clash, now).unwrap_err().code, Code::LeaseTaken);
         let many: Vec<_> = (0..2000u32)
             .map(|n| (IpNet::V4(Ipv4Net::new((0x0a4d_e000u32 + n).into(), 32).unwrap()), PeerId([1; 32])))
             .collect();
-        assert_eq!(s.lease(me, &many, now).unwrap_err().code, "E-LEASE-MANY");
+        assert_eq!(s.lease(me, &many, now).unwrap_err().code, Code::LeaseMany);
     });
     assert!(began.elapsed().as_secs() < 5, "{:?}", began.elapsed());
 }

@@ -61,7 +61,8 @@ impl ErrorKind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message} ({code})")]
 pub struct Error {
-    /// Stable code, `E-…`.
+    /// Which one, for programs: the text of a [`Code`](crate::model::error::Code), or of one that only another version
+    /// knows, when it comes from there.
     pub code: String,
     /// What failed, with which values, and why.
     pub message: String,
@@ -74,8 +75,8 @@ pub struct Error {
 
 impl Error {
     /// An error without a hint.
-    pub fn new(kind: ErrorKind, code: &str, message: impl Into<String>) -> Error {
-        Error { code: code.to_owned(), message: message.into(), hint: String::new(), kind }
+    pub fn new(kind: ErrorKind, code: impl AsRef<str>, message: impl Into<String>) -> Error {
+        Error { code: code.as_ref().to_owned(), message: message.into(), hint: String::new(), kind }
     }
 
     /// The same with a command to try next.

@@ -8,6 +8,7 @@ use super::join::meant;
 use crate::api::types::{Error, ErrorKind, PingInfo, Problem, Response};
 use crate::daemon::{Context, status, unwell};
 use crate::link::Key;
+use crate::model::error::Code;
 use crate::model::find::{ambiguous, peer_prefixes};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::members::{Subnet, holds_address, printable};
@@ -98,8 +99,8 @@ fn in_subnet(
     match (subnet.find_member(resolved, text, core.now()), by_name) {
         // A name of the subnet that also fits another member's ID.
         (Ok(peer), Some((owner, _))) if peer != owner => Err(ambiguous(text, &peer_prefixes([peer, owner]))),
-        (Err(error), _) if error.code == "E-AMBIGUOUS" => Err(error),
-        (Err(error), None) if error.code == "E-CLOCK" => Err(error),
+        (Err(error), _) if error.code == Code::Ambiguous => Err(error),
+        (Err(error), None) if error.code == Code::Clock => Err(error),
         (_, Some((owner, address))) => Ok(Some((owner, id, Some(address)))),
         (Ok(peer), None) => {
             Ok(Some((peer, id, resolved.members.get(&peer).and_then(|m| m.addresses.first().copied()))))

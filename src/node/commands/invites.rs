@@ -7,6 +7,7 @@ use ed25519_dalek::SigningKey;
 
 use super::{done, random};
 use crate::api::types::{Error, ErrorKind, InviteCreated, Response};
+use crate::model::error::Code;
 use crate::model::find::{Id, Named, find};
 use crate::model::id::SubnetId;
 use crate::model::join::{Invite, Issued};
@@ -71,7 +72,7 @@ impl Core {
             subnet.require_owner(&self.state.me)?;
         }
         if role == Role::Owner {
-            return Err(Error::new(ErrorKind::Usage, "E-ROLE", "an invite is for a member or an admin"));
+            return Err(Error::new(ErrorKind::Usage, Code::Role, "an invite is for a member or an admin"));
         }
         let (issued, invite) = self.new_invite(&subnet, uses.max(1), expires_ms, (role, term), labels)?;
         let (id, expires, uses) = (issued.id(), issued.expires, issued.uses);
@@ -97,7 +98,7 @@ impl Core {
         let none = || {
             crate::model::error::Error::new(
                 crate::model::error::Kind::NotFound,
-                "E-NO-INVITE",
+                Code::NoInvite,
                 format!("no invite {} was issued here", printable(id)),
             )
             .hint("byway invite ls")

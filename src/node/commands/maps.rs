@@ -6,6 +6,7 @@ use ipnet::IpNet;
 
 use super::done;
 use crate::api::types::{Error, ErrorKind, Response};
+use crate::model::error::Code;
 use crate::model::host::Proto;
 use crate::model::id::Name;
 use crate::model::local::Map;
@@ -37,23 +38,23 @@ pub fn prepare_map(
     name: Option<Name>,
     allow: Vec<IpNet>,
 ) -> Result<NewMap, Error> {
-    let usage = |code: &str, message: String| Error::new(ErrorKind::Usage, code, message);
+    let usage = |code: Code, message: String| Error::new(ErrorKind::Usage, code, message);
     if port == 0 || target_port == 0 {
-        return Err(usage("E-PORT", "a port is a number from 1 to 65535".into()));
+        return Err(usage(Code::Port, "a port is a number from 1 to 65535".into()));
     }
     let address = target.parse::<IpAddr>().ok();
     if let (Some(listen), Some(address)) = (listen, address)
         && address.is_ipv4() != listen.is_ipv4()
     {
-        return Err(usage("E-FAMILY", format!("{listen} and {address} are of different families")));
+        return Err(usage(Code::Family, format!("{listen} and {address} are of different families")));
     }
     if let Some(listen) = listen
         && let Some(other) = allow.iter().find(|p| p.addr().is_ipv4() != listen.is_ipv4())
     {
-        return Err(usage("E-FAMILY", format!("--allow {other} is not of the family of {listen}")));
+        return Err(usage(Code::Family, format!("--allow {other} is not of the family of {listen}")));
     }
     let family = if listen.is_none_or(|l| l.is_ipv4()) { "" } else { "6" };
-    let default = format!("{proto}{family}-{port}").parse::<Name>().map_err(|e| usage("E-NAME", e.to_string()))?;
+    let default = format!("{proto}{family}-{port}").parse::<Name>().map_err(|e| usage(Code::Name, e.to_string()))?;
     let (name_is_default, everywhere) = (name.is_none(), listen.is_none());
     let name = name.unwrap_or(default);
     let every = [IpAddr::from(Ipv4Addr::UNSPECIFIED), IpAddr::from(Ipv6Addr::UNSPECIFIED)];
@@ -69,7 +70,7 @@ pub fn prepare_map(
         None => every.into_iter().filter_map(at).collect(),
     };
     if maps.is_empty() {
-        return Err(usage("E-FAMILY", format!("{target} and the prefixes of --allow are of different families")));
+        return Err(usage(Code::Family, format!("{target} and the prefixes of --allow are of different families")));
     }
     Ok(NewMap { maps, name_is_default, everywhere })
 }
@@ -83,7 +84,7 @@ impl Core {
         let mut subnet = self.state.edit(text)?;
         let others: Vec<Map> = self.state.subnets.values().flat_map(|s| s.local.maps.iter().cloned()).collect();
         let first = new.maps.first().map(|map| map.name.clone());
-        let nothing = || Error::new(ErrorKind::Usage, "E-FAMILY", "there is nothing to map");
+        let nothing = || Error::new(ErrorKind::Usage, Code::Family, "there is nothing to map");
         let mut name = first.ok_or_else(nothing)?;
         if new.name_is_default {
             name = name.free(|name| subnet.local.maps.iter().any(|m| m.name == *name));
@@ -93,7 +94,7 @@ impl Core {
             let map = Map { name: name.clone(), ..map };
             match subnet.map_add(&self.state.me.clone(), map, &others, self.now()) {
                 Ok(()) => made = true,
-                Err(error) if new.everywhere && error.code == "E-NO-TARGET" => without = Some(error),
+                Err(error) if new.everywhere && error.code == Code::NoTarget => without = Some(error),
                 Err(error) => return Err(error.into()),
             }
         }
@@ -131,7 +132,7 @@ impl Core {
                 .unwrap_or_default();
             return Err(Error::new(
                 ErrorKind::NotFound,
-                "E-NO-MAP",
+                Code::NoMap,
                 format!("subnet {} has no map {what} here", subnet.name()),
             )
             .hint("byway map ls"));

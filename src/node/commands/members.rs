@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::done;
 use crate::api::types::{Error, ErrorKind, Response};
+use crate::model::error::Code;
 use crate::model::id::{Name, PeerId};
 use crate::model::members::{Identity, REQUEST_LIFE, Subnet, printable};
 use crate::model::record::{Role, Term};
@@ -38,7 +39,7 @@ impl Core {
         let request = match subnet.find_request(who) {
             Ok(peer) => subnet.requests.get(&peer).cloned(),
             // A denial is taken back by the ID that it named: the peer's next question waits again.
-            Err(error) if error.code == "E-NO-REQUEST" && approve && subnet.was_denied(who).is_some() => {
+            Err(error) if error.code == Code::NoRequest && approve && subnet.was_denied(who).is_some() => {
                 let peer = subnet.was_denied(who);
                 subnet.local.denied.retain(|p, _| Some(*p) != peer);
                 self.save(subnet)?;
@@ -47,7 +48,7 @@ impl Core {
             }
             // Approving twice is no error.
             Err(error)
-                if error.code == "E-NO-REQUEST" && approve && subnet.find_member(&resolved, who, now).is_ok() =>
+                if error.code == Code::NoRequest && approve && subnet.find_member(&resolved, who, now).is_ok() =>
             {
                 None
             }
@@ -98,7 +99,7 @@ impl Core {
         if role == Role::Owner {
             return Err(Error::new(
                 ErrorKind::Usage,
-                "E-ROLE",
+                Code::Role,
                 "a subnet has one owner, its founder; roles to give are member and admin",
             ));
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{done, random};
 use crate::api::types::{Created, Error, ErrorKind, HostInfo, Response};
+use crate::model::error::Code;
 use crate::model::host::HostPolicy;
 use crate::model::id::SubnetId;
 use crate::model::members::Subnet;
@@ -74,7 +75,7 @@ impl Core {
     pub fn leave(&mut self, text: &str) -> Result<Leaving, Error> {
         let id = match self.state.find_joined_or_waiting(text) {
             Ok(id) => id,
-            Err(error) if error.code == "E-NO-SUBNET" => {
+            Err(error) if error.code == Code::NoSubnet => {
                 let Some(id) = self.state.find_past(text).map(|past| past.id) else { return Err(error.into()) };
                 self.told_of_end(id)?;
                 return Ok(Leaving::Gone);
@@ -91,7 +92,7 @@ impl Core {
         if subnet.records.genesis.owner == me.peer && resolved.members.len() > 1 {
             return Err(Error::new(
                 ErrorKind::Conflict,
-                "E-OWNER-STAYS",
+                Code::OwnerStays,
                 format!("the owner cannot leave subnet {} while it has other members", subnet.name()),
             )
             .hint(format!("byway destroy {}      (ends the subnet for everyone)", subnet.name())));
@@ -139,7 +140,7 @@ impl Core {
     pub fn destroy(&mut self, text: &str) -> Result<Option<SubnetId>, Error> {
         let mut subnet = match self.state.edit(text) {
             Ok(subnet) => subnet,
-            Err(error) if error.code == "E-NO-SUBNET" && self.state.find_past(text).is_some() => return Ok(None),
+            Err(error) if error.code == Code::NoSubnet && self.state.find_past(text).is_some() => return Ok(None),
             Err(error) => return Err(error.into()),
         };
         subnet.destroy(&self.state.me.clone(), self.now())?;

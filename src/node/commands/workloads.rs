@@ -8,6 +8,7 @@ use sha2::{Digest as _, Sha256};
 use super::done;
 use crate::api::types::{Attached, Error, ErrorKind, Response};
 use crate::model::build::MTU;
+use crate::model::error::Code;
 use crate::model::find::{Id, Miss, Named, find};
 use crate::model::host::{NetnsRef, ResolvConf};
 use crate::model::id::{Name, SubnetId};
@@ -71,7 +72,7 @@ impl Core {
         if elsewhere {
             return Err(Error::new(
                 ErrorKind::Conflict,
-                "E-ATTACHED",
+                Code::Attached,
                 format!("{} has a link {} of another subnet", new.name, new.inner_link),
             ));
         }
@@ -157,7 +158,7 @@ impl Core {
             }
         }
         let none = || {
-            Error::new(ErrorKind::NotFound, "E-NO-WORKLOAD", format!("no workload {} here", printable(text)))
+            Error::new(ErrorKind::NotFound, Code::NoWorkload, format!("no workload {} here", printable(text)))
                 .hint("byway workload ls")
         };
         let found = match find(&named, text) {
@@ -168,7 +169,7 @@ impl Core {
             Miss::None => none(),
             Miss::Many(_) => {
                 let message = format!("more than one workload here is called {}", printable(text));
-                Error::new(ErrorKind::Usage, "E-AMBIGUOUS", message)
+                Error::new(ErrorKind::Usage, Code::Ambiguous, message)
                     .hint("byway workload ls      (then the same with --subnet SUBNET)")
             }
         })
