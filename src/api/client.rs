@@ -12,6 +12,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
 use super::types::{DEFAULT_SOCKET, Error, ErrorKind, ErrorReply, Request, Response};
+use crate::model::error::Code;
 
 /// Bytes of the largest answer taken.
 const MAX_ANSWER: usize = 64 << 20;
@@ -50,14 +51,14 @@ impl Client {
         tokio::time::timeout(limit, self.exchange(request)).await.unwrap_or_else(|_| {
             let message =
                 format!("no answer from the daemon on {} within {} s", self.socket.display(), limit.as_secs());
-            Err(Error::new(ErrorKind::Timeout, "E-TIMEOUT", message))
+            Err(Error::new(ErrorKind::Timeout, Code::Timeout, message))
         })
     }
 
     async fn exchange(&self, request: &Request) -> Result<Response, Error> {
         let broken = |what: &dyn std::fmt::Display| {
             let message = format!("talk to the daemon on {}: {what}", self.socket.display());
-            Error::new(ErrorKind::Failed, "E-API", message)
+            Error::new(ErrorKind::Failed, Code::Api, message)
         };
         let body = serde_json::to_vec(request).map_err(|e| broken(&e))?;
         let stream = UnixStream::connect(&self.socket).await.map_err(|e| self.unreachable(&e))?;
@@ -103,7 +104,7 @@ impl Client {
                     "byway daemon".to_owned()
                 };
                 let message = format!("no daemon answers on {socket}: {}", reason(error));
-                Error::new(ErrorKind::NoDaemon, "E-DAEMON", message).hint(hint)
+                Error::new(ErrorKind::NoDaemon, Code::Daemon, message).hint(hint)
             }
             io::ErrorKind::PermissionDenied => not_permitted(format!("open {socket}: {}", reason(error))),
             io::ErrorKind::InvalidInput => {
@@ -112,15 +113,15 @@ impl Client {
                     108.. => "its path is longer than 107 bytes",
                     _ => "its path holds a zero byte",
                 };
-                Error::new(ErrorKind::Usage, "E-SOCKET", format!("{socket:?} cannot be a socket: {why}"))
+                Error::new(ErrorKind::Usage, Code::Socket, format!("{socket:?} cannot be a socket: {why}"))
             }
-            _ => Error::new(ErrorKind::NoDaemon, "E-DAEMON", format!("connect to {socket}: {error}")),
+            _ => Error::new(ErrorKind::NoDaemon, Code::Daemon, format!("connect to {socket}: {error}")),
         }
     }
 }
 
 fn not_permitted(message: String) -> Error {
-    Error::new(ErrorKind::NotPermitted, "E-PERMISSION", message)
+    Error::new(ErrorKind::NotPermitted, Code::Permission, message)
         .hint("usermod -aG byway,byway-admin USER      (or run it as root; byway alone may only look)")
 }
 

@@ -31,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::types::{Error, ErrorKind, ErrorReply, Request, Response};
+use crate::model::error::Code;
 
 pub use peer::{Access, Peer};
 use places::{Place, Places};
@@ -130,7 +131,7 @@ pub async fn run_bounded(
 
 /// Tells one client too many so; `permit` bounds how many are told at a time, the second how long that takes.
 async fn refuse(mut stream: UnixStream, permit: OwnedSemaphorePermit) {
-    let error = Error::new(ErrorKind::Failed, "E-BUSY", "the daemon has as many clients as it takes; ask again");
+    let error = Error::new(ErrorKind::Failed, Code::Busy, "the daemon has as many clients as it takes; ask again");
     let body = serde_json::to_string(&ErrorReply { error }).unwrap_or_default();
     let text = format!(
         "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\
@@ -167,7 +168,7 @@ async fn serve(
         .fallback(async || {
             let error = Error::new(
                 ErrorKind::NotFound,
-                "E-REQUEST",
+                Code::Request,
                 "there is POST /v1/call, GET /v1/metrics and GET /v1/health",
             );
             answer(Err(error))
@@ -195,11 +196,11 @@ async fn call(State(connection): State<Arc<Connection>>, request: HttpRequest) -
     let body = axum::body::to_bytes(request.into_body(), MAX_BODY);
     let body = match tokio::time::timeout(connection.deadline, body).await {
         Err(_) => {
-            return answer(Err(Error::new(ErrorKind::Timeout, "E-REQUEST", "the request did not arrive in time")));
+            return answer(Err(Error::new(ErrorKind::Timeout, Code::Request, "the request did not arrive in time")));
         }
         Ok(Err(error)) => {
             let message = format!("read the request (at most {MAX_BODY} bytes): {error}");
-            return answer(Err(Error::new(ErrorKind::Usage, "E-REQUEST", message)));
+            return answer(Err(Error::new(ErrorKind::Usage, Code::Request, message)));
         }
         Ok(Ok(body)) => body,
     };
@@ -235,13 +236,13 @@ async fn perform(connection: &Connection, request: Request) -> Result<Response, 
 }
 
 fn internal() -> Error {
-    Error::new(ErrorKind::Failed, "E-INTERNAL", "the daemon failed at this request; its log tells more")
+    Error::new(ErrorKind::Failed, Code::Internal, "the daemon failed at this request; its log tells more")
 }
 
 /// Reads a request; nesting is bounded by the JSON reader (128 levels), size by the body.
 fn parse(body: &[u8]) -> Result<Request, Error> {
     serde_json::from_slice(body)
-        .map_err(|e| Error::new(ErrorKind::Usage, "E-REQUEST", format!("the request is not understood: {e}")))
+        .map_err(|e| Error::new(ErrorKind::Usage, Code::Request, format!("the request is not understood: {e}")))
 }
 
 fn answer(result: Result<Response, Error>) -> HttpResponse {

@@ -5,6 +5,7 @@ use std::ffi::CString;
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 
 use crate::api::types::{Error, ErrorKind, Request};
+use crate::model::error::Code;
 
 /// Group whose members may look.
 pub const READERS: &str = "byway";
@@ -56,7 +57,7 @@ impl Peer {
         }
         let what = if needed == Access::Change { "change anything" } else { "look" };
         let message = format!("user {} may not {what} here: that takes root or group {groups}", self.uid);
-        Err(Error::new(ErrorKind::NotPermitted, "E-PERMISSION", message).hint(format!("usermod -aG {groups} USER")))
+        Err(Error::new(ErrorKind::NotPermitted, Code::Permission, message).hint(format!("usermod -aG {groups} USER")))
     }
 }
 

@@ -12,6 +12,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::peer::{READERS, group};
 use crate::api::types::{Error, ErrorKind};
+use crate::model::error::Code;
 
 /// How long another daemon that makes its socket in the same directory is waited for.
 const TURN: Duration = Duration::from_millis(300);
@@ -60,7 +61,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 pub fn bind(path: &Path) -> Result<Listener, Error> {
     let fail = |what: &str, e: &dyn std::fmt::Display| {
         let message = format!("{what} {}: {e}", path.display());
-        Error::new(ErrorKind::Failed, "E-SOCKET", message)
+        Error::new(ErrorKind::Failed, Code::Socket, message)
     };
     let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if !directory.exists() {
@@ -116,7 +117,7 @@ fn give_to_group(path: &Path) -> io::Result<()> {
 fn remove_stale(path: &Path) -> Result<(), Error> {
     let in_use = |why: &str| {
         let message = format!("cannot listen on {}: {why}", path.display());
-        Err(Error::new(ErrorKind::Conflict, "E-SOCKET-IN-USE", message)
+        Err(Error::new(ErrorKind::Conflict, Code::SocketInUse, message)
             .hint("byway daemon --socket PATH --state-dir DIR"))
     };
     let Ok(metadata) = std::fs::symlink_metadata(path) else { return Ok(()) };
@@ -126,7 +127,7 @@ fn remove_stale(path: &Path) -> Result<(), Error> {
     match UnixStream::connect(path) {
         Ok(_) => in_use("another daemon answers there"),
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path).map_err(|e| {
-            Error::new(ErrorKind::Failed, "E-SOCKET", format!("remove the dead socket {}: {e}", path.display()))
+            Error::new(ErrorKind::Failed, Code::Socket, format!("remove the dead socket {}: {e}", path.display()))
         }),
         Err(e) => in_use(&format!("it cannot be told whether another daemon answers there: {e}")),
     }
