@@ -12,6 +12,8 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, Command};
 
+use crate::model::error::Code;
+
 /// Longest one call may take. A table of 10,000 maps loads in 0.3 s.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -53,10 +55,10 @@ pub enum Error {
 
 impl Error {
     /// The code people and programs know the error by.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> Code {
         match self {
-            Error::Missing => "E-NO-NFT",
-            _ => "E-NFT",
+            Error::Missing => Code::NoNft,
+            _ => Code::Nft,
         }
     }
 
