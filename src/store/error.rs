@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::model::error::Code;
+
 /// Why the state or a key cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -86,18 +88,18 @@ pub enum StoreError {
 
 impl StoreError {
     /// Stable code for people and programs.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> Code {
         match self {
-            StoreError::InUse { .. } => "E-STATE-IN-USE",
-            StoreError::Damaged { .. } => "E-STATE-DAMAGED",
-            StoreError::Schema { .. } => "E-STATE-VERSION",
-            StoreError::Full { .. } => "E-DISK-FULL",
-            StoreError::TooLarge { .. } => "E-STATE-FULL",
-            StoreError::Fatal { .. } => "E-STATE-WRITE",
-            StoreError::KeyMissing { .. } => "E-KEY-MISSING",
-            StoreError::KeyOpen { .. } => "E-KEY-OPEN",
-            StoreError::KeyDamaged { .. } => "E-KEY-DAMAGED",
-            StoreError::Io { .. } => "E-STATE-IO",
+            StoreError::InUse { .. } => Code::StateInUse,
+            StoreError::Damaged { .. } => Code::StateDamaged,
+            StoreError::Schema { .. } => Code::StateVersion,
+            StoreError::Full { .. } => Code::DiskFull,
+            StoreError::TooLarge { .. } => Code::StateFull,
+            StoreError::Fatal { .. } => Code::StateWrite,
+            StoreError::KeyMissing { .. } => Code::KeyMissing,
+            StoreError::KeyOpen { .. } => Code::KeyOpen,
+            StoreError::KeyDamaged { .. } => Code::KeyDamaged,
+            StoreError::Io { .. } => Code::StateIo,
         }
     }
 

@@ -56,6 +56,7 @@ fn install() {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::error::Code;
     use std::path::Path;
 
     #[test]
@@ -63,7 +64,7 @@ mod tests {
         let damage = || StoreError::damaged(Path::new("/none/state.redb"), "its pages contradict each other");
         assert_eq!(reading(damage(), || 7).unwrap(), 7);
         let error = reading(damage(), || panic!("a page")).map(|()| 0).unwrap_err();
-        assert_eq!(error.code(), "E-STATE-DAMAGED");
+        assert_eq!(error.code(), Code::StateDamaged);
         let text = text(&error);
         assert!(
             text.starts_with("error: state file /none/state.redb is damaged") && text.contains("\n  try:  "),

@@ -135,6 +135,7 @@ fn write(path: &Path, key: &[u8; 32]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::error::Code;
     use proptest::prelude::*;
     use std::os::unix::fs::PermissionsExt;
 
@@ -157,7 +158,7 @@ mod tests {
     fn a_missing_key_beside_a_state_is_never_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let error = identity(dir.path(), None, true).unwrap_err();
-        assert_eq!(error.code(), "E-KEY-MISSING");
+        assert_eq!(error.code(), Code::KeyMissing);
         assert!(!error.hint().is_empty());
         assert!(!dir.path().join(IDENTITY_FILE).exists());
     }
@@ -166,7 +167,7 @@ mod tests {
     fn an_explicit_key_must_exist() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("other.key");
-        assert_eq!(identity(dir.path(), Some(&path), false).unwrap_err().code(), "E-KEY-MISSING");
+        assert_eq!(identity(dir.path(), Some(&path), false).unwrap_err().code(), Code::KeyMissing);
         let made = secret(dir.path(), "other.key", false).unwrap();
         assert_eq!(*identity(dir.path(), Some(&path), false).unwrap(), *made);
         assert!(!dir.path().join(IDENTITY_FILE).exists());
@@ -180,7 +181,7 @@ mod tests {
         for mode in [0o640, 0o604, 0o660, 0o610] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             let error = identity(dir.path(), None, true).unwrap_err();
-            assert!(error.code() == "E-KEY-OPEN" && error.hint().starts_with("chmod 600 "), "{error}");
+            assert!(error.code() == Code::KeyOpen && error.hint().starts_with("chmod 600 "), "{error}");
         }
     }
 
@@ -193,11 +194,11 @@ mod tests {
         {
             fs::write(&path, text).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-            assert_eq!(identity(dir.path(), None, false).unwrap_err().code(), "E-KEY-DAMAGED", "{text:?}");
+            assert_eq!(identity(dir.path(), None, false).unwrap_err().code(), Code::KeyDamaged, "{text:?}");
         }
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
-        assert_eq!(identity(dir.path(), None, false).unwrap_err().code(), "E-KEY-DAMAGED");
+        assert_eq!(identity(dir.path(), None, false).unwrap_err().code(), Code::KeyDamaged);
     }
 
     proptest! {

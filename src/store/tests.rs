@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use proptest::prelude::*;
 
 use super::*;
+use crate::model::error::Code;
 
 fn batch(n: u8) -> Batch {
     Batch {
@@ -79,7 +80,7 @@ fn a_second_open_is_refused_and_harms_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     let error = Store::open(dir.path()).unwrap_err();
-    assert!(error.is_conflict() && error.code() == "E-STATE-IN-USE", "{error}");
+    assert!(error.is_conflict() && error.code() == Code::StateInUse, "{error}");
     store.commit(&batch(3)).unwrap();
     drop(store);
     assert_eq!(Store::open(dir.path()).unwrap().load().unwrap().records.len(), 3);
@@ -94,7 +95,7 @@ fn a_lost_file_beside_its_copy_is_not_an_empty_state() {
     drop(Store::open(dir.path()).unwrap());
     fs::remove_file(dir.path().join(STATE_FILE)).unwrap();
     let error = Store::open(dir.path()).unwrap_err();
-    assert_eq!(error.code(), "E-STATE-DAMAGED");
+    assert_eq!(error.code(), Code::StateDamaged);
     // The remedy is one that works, as it stands.
     assert!(Command::new("sh").args(["-c", &error.hint()]).status().unwrap().success());
     assert_eq!(Store::open(dir.path()).unwrap().load().unwrap().records.len(), 3);
