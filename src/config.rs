@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 
+use crate::model::error::Code;
 use crate::model::host::neighbour::Integrate;
 use crate::model::id::{Name, PeerId};
 
@@ -289,7 +290,7 @@ impl Config {
         let idle = |idle: &keys::Idle| {
             let (key, place) = (keys::find(idle.path)?, self.origins.get(idle.path)?);
             let message = format!("{} = {} has no effect: {}", key.path, (key.show)(self), idle.why);
-            let found = ConfigError { code: "E-CONFIG-IDLE", place: place.clone(), key: key.path.to_owned(), message };
+            let found = ConfigError { code: Code::ConfigIdle, place: place.clone(), key: key.path.to_owned(), message };
             (idle.promises)(self).then_some(found)
         };
         keys::IDLE.iter().filter_map(idle).collect()
@@ -348,7 +349,7 @@ impl Sources {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
     /// `E-CONFIG-READ`, `E-CONFIG-SYNTAX`, `E-CONFIG-KEY` or `E-CONFIG-VALUE`; `E-CONFIG-IDLE` of what is only in vain.
-    pub code: &'static str,
+    pub code: Code,
     /// `FILE:LINE`, `FILE`, a flag or a variable.
     pub place: String,
     /// The key's path (`transport.listen`); empty where the whole file is meant.
@@ -360,7 +361,7 @@ pub struct ConfigError {
 impl ConfigError {
     fn value(place: String, key: &str, shown: &str, why: &str) -> ConfigError {
         let shown: String = shown.chars().take(100).collect();
-        ConfigError { code: "E-CONFIG-VALUE", place, key: key.to_owned(), message: format!("{key} = {shown}: {why}") }
+        ConfigError { code: Code::ConfigValue, place, key: key.to_owned(), message: format!("{key} = {shown}: {why}") }
     }
 }
 

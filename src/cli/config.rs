@@ -9,6 +9,7 @@ use super::{Context, Outcome, blocking, json, print};
 use crate::api::types::{ConfigInfo, Error, ErrorKind, Request, Response};
 use crate::config::keys::KEYS;
 use crate::config::{Config, ConfigError, Sources, Value};
+use crate::model::error::Code;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigVerb {
@@ -149,7 +150,7 @@ fn each(wrong: &Wrong) -> impl Iterator<Item = Error> + '_ {
 /// Tells all errors but the last one, which is given back: one a line, in the order of the files.
 fn tell(wrong: &Wrong, context: &Context) -> Error {
     let mut all: Vec<Error> = each(wrong).collect();
-    let last = all.pop().unwrap_or_else(|| Error::new(ErrorKind::Usage, "E-CONFIG", "the configuration is wrong"));
+    let last = all.pop().unwrap_or_else(|| Error::new(ErrorKind::Usage, Code::Config, "the configuration is wrong"));
     if !context.json {
         all.iter().for_each(|error| print::stderr(&print::error(context.style, error)));
         return last;
@@ -169,7 +170,7 @@ pub(super) fn load(
     read(file, flags).map_err(|wrong| {
         let error = tell(&wrong, context);
         // A file that is not there is not mended by looking into it.
-        if error.code == "E-CONFIG-READ" {
+        if error.code == Code::ConfigRead {
             return error;
         }
         let file = wrong.file.map(|f| format!(" --config {}", f.display())).unwrap_or_default();
@@ -191,7 +192,7 @@ fn refused(wrong: &Wrong, context: &Context) -> Result<Outcome, Error> {
 /// One thing that was found, for programs.
 fn found(e: &ConfigError) -> serde_json::Value {
     let (file, line) = e.line().map_or((e.place.as_str(), None), |(file, line)| (file, Some(line)));
-    serde_json::json!({"place": file, "line": line, "key": e.key, "code": e.code, "message": e.message})
+    serde_json::json!({"place": file, "line": line, "key": e.key, "code": e.code.as_str(), "message": e.message})
 }
 
 fn text(config: &Config, effective: bool, origin: bool) -> String {

@@ -9,6 +9,7 @@ use toml::de::{DeTable, DeValue};
 use super::keys::{self, Kind, Value};
 use super::subnet::{self, DeclaredSubnet};
 use super::{Config, ConfigError};
+use crate::model::error::Code;
 
 /// Bytes of the largest file read: a hundred times what a person writes.
 const MAX_FILE: u64 = 1 << 20;
@@ -32,7 +33,7 @@ fn contents(path: &Path) -> std::io::Result<String> {
 
 pub(super) fn unreadable(path: &Path, error: &std::io::Error) -> ConfigError {
     ConfigError {
-        code: "E-CONFIG-READ",
+        code: Code::ConfigRead,
         place: path.display().to_string(),
         key: String::new(),
         message: format!("cannot read the configuration: {error}"),
@@ -49,7 +50,7 @@ pub(super) fn text(config: &mut Config, file: &str, text: &str, errors: &mut Vec
             let line = e.span().map_or(1, |span| reader.line(span.start));
             let message = e.message().lines().next().unwrap_or("not TOML").to_owned();
             let place = format!("{file}:{line}");
-            reader.errors.push(ConfigError { code: "E-CONFIG-SYNTAX", place, key: String::new(), message });
+            reader.errors.push(ConfigError { code: Code::ConfigSyntax, place, key: String::new(), message });
         }
     }
     // A table is read in the order of its names; people read from the top.
@@ -146,11 +147,16 @@ impl Reader<'_> {
                 continue;
             } else if subnet.id.is_none() && subnet.invite_file.is_none() {
                 let message = "[[subnet]] needs id or invite_file".to_owned();
-                self.errors.push(ConfigError { code: "E-CONFIG-KEY", place: origin, key: "subnet.id".into(), message });
+                self.errors.push(ConfigError {
+                    code: Code::ConfigKey,
+                    place: origin,
+                    key: "subnet.id".into(),
+                    message,
+                });
             } else if let Some(twin) = twin {
                 let message = format!("this subnet is declared already at {}", twin.origin);
                 self.errors.push(ConfigError {
-                    code: "E-CONFIG-VALUE",
+                    code: Code::ConfigValue,
                     place: origin,
                     key: "subnet.id".into(),
                     message,
@@ -188,7 +194,7 @@ fn unknown(place: String, prefix: &str, name: &str, valid: Vec<&'static str>) ->
         (None, None) => format!("valid: {}", valid.join(", ")),
     };
     let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
-    ConfigError { code: "E-CONFIG-KEY", place, key, message: format!("unknown key {name:?}{table}; {near}") }
+    ConfigError { code: Code::ConfigKey, place, key, message: format!("unknown key {name:?}{table}; {near}") }
 }
 
 fn convert(value: &DeValue<'_>, kind: Kind) -> Option<Value> {

@@ -1,6 +1,7 @@
 //! What the configuration accepts, refuses and says.
 
 use super::*;
+use crate::model::error::Code;
 use proptest::prelude::*;
 
 fn read_text(text: &str) -> Result<Config, Vec<ConfigError>> {
@@ -93,7 +94,7 @@ fn wrong_values_name_the_key_and_what_was_expected() {
     ] {
         assert_eq!(refusal(text), want);
     }
-    assert_eq!(read_text("a = ").unwrap_err()[0].code, "E-CONFIG-SYNTAX");
+    assert_eq!(read_text("a = ").unwrap_err()[0].code, Code::ConfigSyntax);
     assert_eq!(refusal("[dns]\nmode = \"x\"\n[node]\nname = 1").lines().count(), 2, "every error is told");
 }
 
@@ -177,7 +178,7 @@ fn what_a_person_set_in_vain_is_named_and_a_default_is_not() {
     let keys: Vec<&str> = found.iter().map(|found| found.key.as_str()).collect();
     let relay = ["transport.relay.offer", "transport.relay.max_mbit", "transport.relay.for"];
     assert_eq!(keys, [&["transport.port_mapping"][..], &relay, &["metrics.allow"]].concat());
-    assert!(found.iter().all(|found| found.code == "E-CONFIG-IDLE"));
+    assert!(found.iter().all(|found| found.code == Code::ConfigIdle));
     assert_eq!(
         found[0].to_string(),
         "byway.toml:2: transport.port_mapping = true has no effect: this version asks no router to open a port (UPnP, \
@@ -219,7 +220,7 @@ fn what_requires_datagrams_needs_a_port_for_them() {
     };
     for listen in ["\"none\"", "[\"tcp/4100\"]"] {
         let told = load(listen).unwrap_err();
-        assert_eq!((told.len(), told[0].code, told[0].line().unwrap().1), (1, "E-CONFIG-VALUE", 2));
+        assert_eq!((told.len(), told[0].code, told[0].line().unwrap().1), (1, Code::ConfigValue, 2));
         assert!(told[0].message.ends_with("transport.listen has no UDP address"), "{}", told[0]);
     }
     let config = load("[\"udp/4100\"]").unwrap();
@@ -275,7 +276,7 @@ fn a_named_file_must_exist_and_be_readable() {
     let dir = tempfile::tempdir().unwrap();
     for path in [dir.path().join("absent.toml"), dir.path().to_owned()] {
         let errors = Config::load(&Sources { file: Some(path), ..Sources::default() }).unwrap_err();
-        assert_eq!(errors[0].code, "E-CONFIG-READ");
+        assert_eq!(errors[0].code, Code::ConfigRead);
     }
 }
 

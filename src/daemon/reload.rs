@@ -17,6 +17,7 @@ use crate::api::types::{
 };
 use crate::cli::log;
 use crate::config::{Config, DeclaredSubnet, Value};
+use crate::model::error::Code;
 use crate::model::host::HostPolicy;
 use crate::model::id::SubnetId;
 use crate::model::join::{INVITE_PREFIX, Invite, unwrapped};
@@ -114,8 +115,8 @@ pub(super) async fn reload(ctx: &Context) -> Result<Response, Error> {
 async fn read_again(ctx: &Context, unfinished: &mut Unfinished) -> Result<Reading, Error> {
     let fresh = Config::load(&ctx.config.sources).map_err(|errors| {
         let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        let unread = errors.iter().find(|error| error.code == "E-CONFIG-READ");
-        let code = unread.map_or("E-CONFIG", |error| error.code);
+        let unread = errors.iter().find(|error| error.code == Code::ConfigRead);
+        let code = unread.map_or(Code::Config, |error| error.code);
         let file = ctx.config.sources.file.as_ref().map(|f| format!(" --config {}", f.display())).unwrap_or_default();
         Error::new(ErrorKind::Usage, code, all.join("; ")).hint(format!("byway config check{file}"))
     })?;
