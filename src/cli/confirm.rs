@@ -4,6 +4,7 @@ use std::io::{self, BufRead, IsTerminal};
 
 use super::{Context, blocking, print};
 use crate::api::types::{Error, ErrorKind, Request, Response};
+use crate::model::error::Code;
 
 /// Asks for the name of a subnet, whatever was typed to mean it.
 pub(super) fn subnet(text: &str, yes: bool, what: &str, context: &Context) -> Result<(), Error> {
@@ -41,7 +42,7 @@ fn judge(name: &str, typed: &str) -> Result<(), Error> {
         return Ok(());
     }
     let message = format!("nothing was done: {name} was not typed");
-    Err(Error::new(ErrorKind::Failed, "E-NOT-CONFIRMED", message)
+    Err(Error::new(ErrorKind::Failed, Code::NotConfirmed, message)
         .hint("the same with --yes, where nobody is to be asked"))
 }
 

@@ -9,6 +9,7 @@ use super::value::wrong;
 use super::{Context, Entry, Outcome, log, print};
 use crate::api::types::{Done, Error, ErrorKind, Response};
 use crate::config::Value;
+use crate::model::error::Code;
 
 #[derive(Debug, Args)]
 #[command(after_help = log::HELP)]
@@ -63,7 +64,7 @@ fn absolute(path: &PathBuf) -> Result<String, Error> {
     let shown = path.display();
     std::path::absolute(path)
         .map(|p| p.display().to_string())
-        .map_err(|e| wrong("E-FILE", format!("{shown:?} is no path: {e}")))
+        .map_err(|e| wrong(Code::File, format!("{shown:?} is no path: {e}")))
 }
 
 pub(super) fn run(args: DaemonArgs, context: &Context, entry: Entry) -> Result<Outcome, Error> {
@@ -91,7 +92,7 @@ pub(super) fn run(args: DaemonArgs, context: &Context, entry: Entry) -> Result<O
 fn failure(error: anyhow::Error) -> Error {
     match error.downcast::<Error>() {
         Ok(own) => own,
-        Err(other) => Error::new(ErrorKind::Failed, "E-FAILED", format!("{other:#}")),
+        Err(other) => Error::new(ErrorKind::Failed, Code::Failed, format!("{other:#}")),
     }
 }
 

@@ -8,6 +8,7 @@ use super::value::wrong;
 use super::{Cli, Context, blocking, usage};
 use crate::api::client::Client;
 use crate::api::types::{Error, ErrorKind, Request, Response, SubnetInfo, SubnetState, default_socket};
+use crate::model::error::Code;
 use crate::model::find::{Miss, Named, find};
 
 /// Where SUBNET stands in a line.
@@ -119,7 +120,7 @@ fn is_here(subnets: &[SubnetInfo], text: &str) -> bool {
 async fn subnets(client: &Client) -> Result<Vec<SubnetInfo>, Error> {
     match client.call(&Request::SubnetLs).await? {
         Response::Subnets { subnets } => Ok(subnets),
-        _ => Err(Error::new(ErrorKind::Failed, "E-API", "the daemon answered something else than its subnets")),
+        _ => Err(Error::new(ErrorKind::Failed, Code::Api, "the daemon answered something else than its subnets")),
     }
 }
 
@@ -130,13 +131,13 @@ fn one(subnets: &[SubnetInfo], line: &str) -> Result<String, Error> {
     match here.as_slice() {
         [one] => Ok(one.id.to_string()),
         [] => {
-            Err(Error::new(ErrorKind::NotFound, "E-NO-SUBNET", "this machine has no subnet").hint("byway create NAME"))
+            Err(Error::new(ErrorKind::NotFound, Code::NoSubnet, "this machine has no subnet").hint("byway create NAME"))
         }
         several => {
             let names: Vec<String> = several.iter().map(|s| s.name.to_string()).collect();
             let message =
                 format!("this machine has {} subnets: say which of {} is meant", several.len(), names.join(", "));
-            Err(wrong("E-USAGE", message).hint(line))
+            Err(wrong(Code::Usage, message).hint(line))
         }
     }
 }

@@ -12,6 +12,7 @@ use super::Context;
 use super::value::wrong;
 use crate::api::types::Error;
 use crate::config::log::levels;
+use crate::model::error::Code;
 
 /// The environment of `daemon`, for its help.
 pub(super) const HELP: &str = "\
@@ -31,7 +32,7 @@ pub(super) fn wanted() -> Result<(), Error> {
     let text = std::env::var_os("BYWAY_LOG").unwrap_or_default();
     levels(&text.to_string_lossy())
         .map(drop)
-        .map_err(|e| wrong("E-LOG", format!("BYWAY_LOG: {e}")).hint("BYWAY_LOG=info,byway::dns=debug byway daemon"))
+        .map_err(|e| wrong(Code::Log, format!("BYWAY_LOG: {e}")).hint("BYWAY_LOG=info,byway::dns=debug byway daemon"))
 }
 
 /// Logs what `log.level` says from now on, where `to_stderr` has begun it.

@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use super::print::{self, Table};
 use super::value::{self, Checked, Listen, wrong};
 use crate::api::types::{MapInfo, Request};
+use crate::model::error::Code;
 use crate::model::host::Proto;
 use crate::model::id::Name;
 
@@ -14,7 +15,7 @@ fn proto(text: &str) -> Checked<Proto> {
         "tcp" => Ok(Proto::Tcp),
         "udp" => Ok(Proto::Udp),
         _ => Err(wrong(
-            "E-PROTO",
+            Code::Proto,
             format!("{:?} is not a protocol that is mapped: tcp, udp", text.escape_debug().to_string()),
         )),
     }

@@ -43,6 +43,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::api::client::Client;
 use crate::api::types::{Done, Error, ErrorKind, Request, Response, SubnetState, default_socket};
 use crate::config::Config;
+use crate::model::error::Code;
 use print::Style;
 
 /// What the composition root does for the verbs that are not requests to a daemon.
@@ -308,14 +309,14 @@ fn blocking<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error>
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|e| Error::new(ErrorKind::Failed, "E-FAILED", format!("start the runtime: {e}")))?
+        .map_err(|e| Error::new(ErrorKind::Failed, Code::Failed, format!("start the runtime: {e}")))?
         .block_on(work)
 }
 
 fn json(value: &impl serde::Serialize) -> Result<String, Error> {
     serde_json::to_string(value)
         .map(|text| text + "\n")
-        .map_err(|e| Error::new(ErrorKind::Failed, "E-FAILED", format!("write JSON: {e}")))
+        .map_err(|e| Error::new(ErrorKind::Failed, Code::Failed, format!("write JSON: {e}")))
 }
 
 /// An answer as people see it.

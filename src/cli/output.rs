@@ -7,6 +7,7 @@ use std::io::{self, Write as _};
 
 use super::{Context, blocking, print};
 use crate::api::types::{Error, ErrorKind, Request, Response};
+use crate::model::error::Code;
 
 /// What became of text for standard output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +33,7 @@ fn judge(written: io::Result<()>) -> Result<Written, Error> {
 }
 
 fn failed(why: &str) -> Error {
-    Error::new(ErrorKind::Failed, "E-OUTPUT", format!("the answer could not be written to standard output: {why}"))
+    Error::new(ErrorKind::Failed, Code::Output, format!("the answer could not be written to standard output: {why}"))
 }
 
 /// What an answer shows once and no verb shows again.

@@ -8,6 +8,7 @@ use super::print;
 use super::value;
 use super::{Context, Outcome, json};
 use crate::api::types::{Error, ErrorKind, PingInfo, Request, Response};
+use crate::model::error::Code;
 
 #[derive(Debug, Args)]
 pub(super) struct PingArgs {
@@ -38,7 +39,7 @@ pub(super) async fn run(args: PingArgs, context: &Context) -> Result<Outcome, Er
             _ = clock.tick() => {}
         }
         let Response::Ping(probe) = context.client.call(&request).await? else {
-            return Err(Error::new(ErrorKind::Failed, "E-API", "the daemon answered something else than a ping"));
+            return Err(Error::new(ErrorKind::Failed, Code::Api, "the daemon answered something else than a ping"));
         };
         let first = total.is_none();
         let sum = match total.as_mut() {
@@ -59,7 +60,7 @@ pub(super) async fn run(args: PingArgs, context: &Context) -> Result<Outcome, Er
     let Some(sum) = total else { return Ok(Outcome::default()) };
     let error = (sum.received == 0).then(|| {
         let message = format!("no answer from {}: none of {} probes came back", sum.target, sum.sent);
-        Error::new(ErrorKind::Timeout, "E-TIMEOUT", message).hint("byway status")
+        Error::new(ErrorKind::Timeout, Code::Timeout, message).hint("byway status")
     });
     // With --quiet and no answer only the error is told.
     let text = if context.quiet { String::new() } else { summary(&sum) };

@@ -10,6 +10,7 @@ use super::subnet::{state, state_word};
 use super::value;
 use super::{Context, Outcome};
 use crate::api::types::{Error, ErrorKind, PeerStatus, Request, Response, Status, SubnetState, SubnetStatus};
+use crate::model::error::Code;
 
 /// How good it must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -66,7 +67,7 @@ pub(super) async fn run(args: StatusArgs, context: &Context) -> Result<Outcome, 
 
 /// Why the status is below a level.
 fn shortfall(level: Level, status: &Status) -> Option<Error> {
-    let degraded = |why: String| Some(Error::new(ErrorKind::Degraded, "E-DEGRADED", why));
+    let degraded = |why: String| Some(Error::new(ErrorKind::Degraded, Code::Degraded, why));
     if level == Level::Live {
         return None;
     }
@@ -87,7 +88,7 @@ fn shortfall(level: Level, status: &Status) -> Option<Error> {
 pub(super) fn render(status: &Status, style: Style) -> String {
     let mut out = String::new();
     if status.subnets.is_empty() {
-        let ended = status.problems.iter().any(|p| p.code == "E-SUBNET-ENDED");
+        let ended = status.problems.iter().any(|p| p.code == Code::SubnetEnded);
         let when = if ended { "any more" } else { "yet" };
         out += &format!(
             "node {}  no subnet {when}\n  try:  byway create NAME       (founds one)\n  try:  byway join ID|INVITE    (asks to \

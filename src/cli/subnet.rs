@@ -10,6 +10,7 @@ use super::print::{self, Colour, Style, Table};
 use super::value::{self, Checked, wrong};
 use super::{dns, lease, map, member, waiting};
 use crate::api::types::{Admission, Cidr, Created, HostInfo, Joined, Request, Role, SubnetInfo, SubnetState};
+use crate::model::error::Code;
 use crate::model::host::{HostPolicy, Proto};
 use crate::model::id::Name;
 use crate::model::policy::Allowed;
@@ -51,15 +52,15 @@ pub(super) struct CreateArgs {
 impl CreateArgs {
     pub(super) fn request(self) -> Checked<Request> {
         if self.cidr4 == Cidr::None && self.cidr6 == Cidr::None {
-            return Err(wrong("E-CIDR", "a subnet has addresses of one family at least, not none of both"));
+            return Err(wrong(Code::Cidr, "a subnet has addresses of one family at least, not none of both"));
         }
         let shortest = if let Cidr::Given(net) = self.cidr4 { net.prefix_len() } else { 1 };
         if self.block4.is_some_and(|len| len < shortest || len > 32) {
             let message = format!("--block4: a member's block has a length from {shortest} to 32");
-            return Err(wrong("E-CIDR", message));
+            return Err(wrong(Code::Cidr, message));
         }
         if self.grant_life.is_some_and(|life| life < Duration::from_secs(60)) {
-            return Err(wrong("E-DURATION", "--grant-life: a membership holds for a minute at least"));
+            return Err(wrong(Code::Duration, "--grant-life: a membership holds for a minute at least"));
         }
         Ok(Request::Create {
             name: self.name,

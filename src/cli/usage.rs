@@ -8,6 +8,7 @@ use clap::{CommandFactory, FromArgMatches};
 use super::value::wrong;
 use super::{Cli, examples, output, print};
 use crate::api::types::Error;
+use crate::model::error::Code;
 
 /// Verbs that end something. Who mistyped another verb is not led to one of these.
 const ENDING: &[&str] = &[
@@ -166,7 +167,7 @@ fn error(refused: &clap::Error) -> Error {
     if refused.kind() == ClapKind::DisplayHelpOnMissingArgumentOrSubcommand
         || refused.kind() == ClapKind::MissingSubcommand
     {
-        return wrong("E-USAGE", "a verb is missing").hint(format!("{} --help", command.join(" ")));
+        return wrong(Code::Usage, "a verb is missing").hint(format!("{} --help", command.join(" ")));
     }
     if refused.kind() == ClapKind::InvalidSubcommand {
         return unknown_verb(refused, &command);
@@ -180,7 +181,7 @@ fn error(refused: &clap::Error) -> Error {
         .take_while(|line| !line.is_empty())
         .collect();
     let hint = if usage.is_empty() { "byway --help".to_owned() } else { usage };
-    wrong("E-USAGE", message.join(" ")).hint(hint)
+    wrong(Code::Usage, message.join(" ")).hint(hint)
 }
 
 /// A word where a verb is expected: one of a later version, one close to a verb that does no harm, or any other.
@@ -193,11 +194,11 @@ fn unknown_verb(refused: &clap::Error, command: &[&str]) -> Error {
     let word = refused.get(ContextKind::InvalidSubcommand).map(ToString::to_string).unwrap_or_default();
     if LATER.contains(&path(&word).as_str()) {
         let message = format!("this version ({}) has no \"{above} {word}\" yet", env!("CARGO_PKG_VERSION"));
-        return wrong("E-NOT-YET", message).hint(format!("{above} --help"));
+        return wrong(Code::NotYet, message).hint(format!("{above} --help"));
     }
     let next = nearest(&above, &word).filter(|verb| !ends_something(&path(verb)));
     let next = next.unwrap_or_else(|| "--help".to_owned());
-    wrong("E-USAGE", format!("unrecognized subcommand '{word}'")).hint(format!("{above} {next}"))
+    wrong(Code::Usage, format!("unrecognized subcommand '{word}'")).hint(format!("{above} {next}"))
 }
 
 /// The verb behind `above` that was meant by `word`, as far as that can be told. Where two are as near, it is the one that

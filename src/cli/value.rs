@@ -11,6 +11,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::api::types::{Cidr, Error, ErrorKind, Role};
 use crate::config::multiaddr;
+use crate::model::error::Code;
 use crate::model::host::HostPolicy;
 use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::join::{NEW_INVITE, unwrapped};
@@ -20,7 +21,7 @@ use crate::model::zone::{MAX_NAME, MAX_SET, MAX_TTL, RecordData};
 pub type Checked<T> = Result<T, Error>;
 
 /// A wrong value.
-pub fn wrong(code: &str, message: impl Into<String>) -> Error {
+pub fn wrong(code: Code, message: impl Into<String>) -> Error {
     Error::new(ErrorKind::Usage, code, message)
 }
 
@@ -32,12 +33,12 @@ fn shown(text: &str) -> String {
 /// What of this machine a subnet reaches: `closed`, `open`, or a list of ports.
 pub fn host_policy(text: &str) -> Checked<HostPolicy> {
     let list = "closed, open, or a list as tcp/22,udp/53,tcp/8000-8010 is expected";
-    text.parse().map_err(|e: crate::model::host::PolicyError| wrong("E-HOST", format!("{e}; {list}")))
+    text.parse().map_err(|e: crate::model::host::PolicyError| wrong(Code::Host, format!("{e}; {list}")))
 }
 
 /// One DNS label.
 pub fn name(text: &str) -> Checked<Name> {
-    text.parse().map_err(|e: crate::model::id::IdError| wrong("E-NAME", e.to_string()))
+    text.parse().map_err(|e: crate::model::id::IdError| wrong(Code::Name, e.to_string()))
 }
 
 /// A domain of DNS labels; `lab` alone means `lab.internal`.
@@ -48,7 +49,7 @@ pub fn domain(text: &str) -> Checked<String> {
         Ok(full)
     } else {
         Err(wrong(
-            "E-NAME",
+            Code::Name,
             format!(
                 "{:?} is no domain: labels of a-z, 0-9 and '-', with dots between",
                 text.chars().take(80).collect::<String>()
@@ -63,7 +64,7 @@ pub fn allowed_domain(text: &str) -> Checked<String> {
     if crate::model::record::is_domain(&lower) {
         Ok(lower)
     } else {
-        Err(wrong("E-NAME", format!("{} is no domain: labels of a-z, 0-9 and '-', with dots between", shown(text))))
+        Err(wrong(Code::Name, format!("{} is no domain: labels of a-z, 0-9 and '-', with dots between", shown(text))))
     }
 }
 
@@ -75,14 +76,14 @@ pub fn subnet(text: &str) -> Checked<String> {
 /// An object of the daemon that may be named in several ways (a member, a peer, a workload, an invite).
 pub fn object(text: &str) -> Checked<String> {
     let fine = (1..=4096).contains(&text.len()) && !text.chars().any(|c| c.is_control() || c.is_whitespace());
-    if fine { Ok(text.to_owned()) } else { Err(wrong("E-NAME", format!("{} names nothing", shown(text)))) }
+    if fine { Ok(text.to_owned()) } else { Err(wrong(Code::Name, format!("{} names nothing", shown(text)))) }
 }
 
 /// A whole number from `least` to `most`; `what` is what is counted.
 pub fn number(text: &str, least: u32, most: u32, what: &str) -> Checked<u32> {
     let fine = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     text.parse().ok().filter(|n| fine && (least..=most).contains(n)).ok_or_else(|| {
-        wrong("E-NUMBER", format!("{} is not {what}: a whole number from {least} to {most}", shown(text)))
+        wrong(Code::Number, format!("{} is not {what}: a whole number from {least} to {most}", shown(text)))
     })
 }
 
@@ -122,7 +123,7 @@ pub fn duration(text: &str) -> Checked<Duration> {
         .and_then(|(n, scale)| n.checked_mul(scale))
         .filter(|ms| *ms > 0 && *ms <= MOST)
         .map(Duration::from_millis)
-        .ok_or_else(|| wrong("E-DURATION", format!("{} is not a duration such as 500ms 3s 5m 24h 7d", shown(text))))
+        .ok_or_else(|| wrong(Code::Duration, format!("{} is not a duration such as 500ms 3s 5m 24h 7d", shown(text))))
 }
 
 /// Milliseconds of a duration, which [`duration`] keeps below a century.
@@ -135,12 +136,12 @@ where
     T: FromStr + std::fmt::Display + Copy,
 {
     let net: T =
-        text.parse().map_err(|_| wrong("E-CIDR", format!("{} is not a prefix such as {shape}", shown(text))))?;
+        text.parse().map_err(|_| wrong(Code::Cidr, format!("{} is not a prefix such as {shape}", shown(text))))?;
     let (prefix, same) = truncated(net);
     if same {
         Ok(net)
     } else {
-        Err(wrong("E-CIDR", format!("{net} has bits set behind its prefix length; the prefix is {prefix}")))
+        Err(wrong(Code::Cidr, format!("{net} has bits set behind its prefix length; the prefix is {prefix}")))
     }
 }
 
@@ -173,12 +174,12 @@ pub fn prefix(text: &str) -> Checked<IpNet> {
 
 /// An address of either family.
 pub fn address(text: &str) -> Checked<IpAddr> {
-    text.parse().map_err(|_| wrong("E-ADDRESS", format!("{} is not an IP address", shown(text))))
+    text.parse().map_err(|_| wrong(Code::Address, format!("{} is not an IP address", shown(text))))
 }
 
 /// `HOST`, `HOST:PORT` or a multiaddr, with or without `/p2p/ID`. What a host means the daemon works out.
 pub fn multiaddr(text: &str) -> Checked<String> {
-    let meant = multiaddr::expand(text, multiaddr::Peer::Optional).map_err(|why| wrong("E-MULTIADDR", why))?;
+    let meant = multiaddr::expand(text, multiaddr::Peer::Optional).map_err(|why| wrong(Code::Multiaddr, why))?;
     match meant.as_slice() {
         [one] => Ok(one.clone()),
         _ => Ok(text.to_owned()),
@@ -209,11 +210,11 @@ pub fn join_target(text: &str) -> Checked<String> {
             Ok(text)
         } else {
             let message = "this is no invite: it was cut or mistyped, or something stands beside it";
-            Err(Error::new(ErrorKind::Refused, "E-INVITE-MALFORMED", message).hint(NEW_INVITE))
+            Err(Error::new(ErrorKind::Refused, Code::InviteMalformed, message).hint(NEW_INVITE))
         };
     }
     if text.is_empty() {
-        return Err(wrong("E-ID", "expected the ID of a subnet or an invite (byway1…): there is nothing"));
+        return Err(wrong(Code::Id, "expected the ID of a subnet or an invite (byway1…): there is nothing"));
     }
     if text.len() > 2 * ID_LENGTH {
         let message = format!(
@@ -221,14 +222,14 @@ pub fn join_target(text: &str) -> Checked<String> {
              was its beginning cut off?",
             text.chars().count()
         );
-        return Err(wrong("E-ID", message));
+        return Err(wrong(Code::Id, message));
     }
     // Not echoed whole: it may be a secret with a wrong beginning.
     let why = match text.parse::<SubnetId>() {
         Err(e) => e.to_string(),
         Ok(_) => String::new(),
     };
-    Err(wrong("E-ID", format!("expected the ID of a subnet or an invite (byway1…): {why}")))
+    Err(wrong(Code::Id, format!("expected the ID of a subnet or an invite (byway1…): {why}")))
 }
 
 /// An invite by its ID or by itself, as it was sent.
@@ -250,10 +251,10 @@ pub fn text_of(file: &str, most: u64) -> Checked<String> {
         _ => std::fs::File::open(file).and_then(|f| f.take(most + 1).read_to_string(&mut text)),
     };
     match read {
-        Ok(n) if n as u64 > most => Err(wrong("E-FILE", format!("{file} is larger than {most} bytes"))),
+        Ok(n) if n as u64 > most => Err(wrong(Code::File, format!("{file} is larger than {most} bytes"))),
         // Some editors put a byte order mark first; it is no part of any text.
         Ok(_) => Ok(text.strip_prefix('\u{feff}').map(ToOwned::to_owned).unwrap_or(text)),
-        Err(e) => Err(wrong("E-FILE", format!("read {file}: {e}"))),
+        Err(e) => Err(wrong(Code::File, format!("read {file}: {e}"))),
     }
 }
 
@@ -261,7 +262,7 @@ pub fn text_of(file: &str, most: u64) -> Checked<String> {
 fn port(text: &str) -> Checked<u16> {
     if text.contains('-') && text.split('-').all(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit())) {
         return Err(wrong(
-            "E-PORT-RANGE",
+            Code::PortRange,
             format!("{} is a range of ports: this version maps single ports", shown(text)),
         ));
     }
@@ -269,19 +270,19 @@ fn port(text: &str) -> Checked<u16> {
     text.parse::<u16>()
         .ok()
         .filter(|p| fine && *p != 0)
-        .ok_or_else(|| wrong("E-PORT", format!("{} is not a port: 1 to 65535", shown(text))))
+        .ok_or_else(|| wrong(Code::Port, format!("{} is not a port: 1 to 65535", shown(text))))
 }
 
 /// Host and port of `HOST:PORT`; an IPv6 address stands in brackets.
 fn host_port<'a>(text: &'a str, shape: &str) -> Checked<(&'a str, u16)> {
     let (host, tail) =
-        text.rsplit_once(':').ok_or_else(|| wrong("E-PORT", format!("{} is not {shape}", shown(text))))?;
+        text.rsplit_once(':').ok_or_else(|| wrong(Code::Port, format!("{} is not {shape}", shown(text))))?;
     let port = port(tail)?;
     let host = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
         Some(inner) => inner,
         None if host.contains(':') => {
             let message = format!("{}: an IPv6 address stands in brackets, as in [::1]:80", shown(text));
-            return Err(wrong("E-ADDRESS", message));
+            return Err(wrong(Code::Address, message));
         }
         None => host,
     };
@@ -321,13 +322,13 @@ pub fn dns_name(text: &str) -> Checked<String> {
     }
     if text.contains('*') {
         let message = format!("{} has a wildcard, which is not answered here: add each name", shown(text));
-        return Err(wrong("E-NAME", message));
+        return Err(wrong(Code::Name, message));
     }
     let message = format!(
         "{} is not a DNS name: labels of 1 to 63 characters of a-z, 0-9, '-' and '_', joined by dots, 253 in all",
         shown(text)
     );
-    Err(wrong("E-NAME", message))
+    Err(wrong(Code::Name, message))
 }
 
 /// What is asked of the DNS: a name, or an address for its reverse name.
@@ -342,7 +343,7 @@ pub fn record_type(text: &str) -> Checked<String> {
     if TYPES.contains(&upper.as_str()) {
         return Ok(upper);
     }
-    Err(wrong("E-TYPE", format!("{} is not a record type known here: {}", shown(text), TYPES.join(", "))))
+    Err(wrong(Code::Type, format!("{} is not a record type known here: {}", shown(text), TYPES.join(", "))))
 }
 
 /// Seconds, or a duration: at most what RFC 2181 (section 8) allows.
@@ -354,7 +355,7 @@ pub fn ttl(text: &str) -> Checked<u32> {
     u32::try_from(seconds)
         .ok()
         .filter(|s| *s <= MAX_TTL)
-        .ok_or_else(|| wrong("E-TTL", format!("{} is not a time to live: 0 to {MAX_TTL} seconds", shown(text))))
+        .ok_or_else(|| wrong(Code::Ttl, format!("{} is not a time to live: 0 to {MAX_TTL} seconds", shown(text))))
 }
 
 /// The text of a TXT record, told in as many strings as it takes.
@@ -363,13 +364,13 @@ pub fn txt(text: &str) -> Checked<RecordData> {
     if data.size() <= MAX_SET {
         return Ok(data);
     }
-    Err(wrong("E-TXT", format!("a text of {} bytes does not fit an answer, which holds {MAX_SET}", text.len())))
+    Err(wrong(Code::Txt, format!("a text of {} bytes does not fit an answer, which holds {MAX_SET}", text.len())))
 }
 
 /// `P W PORT TARGET` (RFC 2782).
 pub fn srv(text: &str) -> Checked<RecordData> {
     let bad =
-        || wrong("E-SRV", format!("{} is not \"PRIORITY WEIGHT PORT TARGET\", as in \"0 5 80 web\"", shown(text)));
+        || wrong(Code::Srv, format!("{} is not \"PRIORITY WEIGHT PORT TARGET\", as in \"0 5 80 web\"", shown(text)));
     let parts: Vec<&str> = text.split_ascii_whitespace().collect();
     let [priority, weight, port, target] = parts.as_slice() else { return Err(bad()) };
     let number = |t: &str| t.parse::<u16>().map_err(|_| bad());
@@ -383,7 +384,7 @@ pub fn srv(text: &str) -> Checked<RecordData> {
 
 /// `key=value`.
 pub fn label(text: &str) -> Checked<(String, String)> {
-    let bad = || wrong("E-LABEL", format!("{} is not a label such as site=berlin", shown(text)));
+    let bad = || wrong(Code::Label, format!("{} is not a label such as site=berlin", shown(text)));
     let (key, value) = text.split_once('=').ok_or_else(bad)?;
     let legal = |b: u8| b.is_ascii_alphanumeric() || b"-_./".contains(&b);
     let fine = (1..=63).contains(&key.len()) && key.bytes().all(legal) && value.len() <= 255;
@@ -395,7 +396,7 @@ pub fn role(text: &str) -> Checked<Role> {
     match text {
         "member" => Ok(Role::Member),
         "admin" => Ok(Role::Admin),
-        _ => Err(wrong("E-ROLE", format!("{} is not a role that can be given: member, admin", shown(text)))),
+        _ => Err(wrong(Code::Role, format!("{} is not a role that can be given: member, admin", shown(text)))),
     }
 }
 
@@ -409,7 +410,7 @@ pub fn mac(text: &str) -> Checked<String> {
         {
             Ok(text.to_ascii_lowercase())
         }
-        _ => Err(wrong("E-MAC", format!("{} is not a hardware address such as 02:00:00:00:00:01", shown(text)))),
+        _ => Err(wrong(Code::Mac, format!("{} is not a hardware address such as 02:00:00:00:00:01", shown(text)))),
     }
 }
 
@@ -421,7 +422,7 @@ pub fn lease_lines(text: &str) -> Checked<Vec<(IpNet, PeerId)>> {
         if line.is_empty() {
             continue;
         }
-        let at = |why: String| wrong("E-LEASE-LINE", format!("line {}: {why}", number + 1));
+        let at = |why: String| wrong(Code::LeaseLine, format!("line {}: {why}", number + 1));
         let parts: Vec<&str> = line.split_whitespace().collect();
         let [address, peer] = parts.as_slice() else {
             return Err(at(format!("{} is not ADDRESS PEER-ID", shown(line))));
@@ -430,7 +431,7 @@ pub fn lease_lines(text: &str) -> Checked<Vec<(IpNet, PeerId)>> {
         let peer = peer.parse().map_err(|e: crate::model::id::IdError| at(format!("{}: {e}", shown(peer))))?;
         entries.push((prefix, peer));
     }
-    if entries.is_empty() { Err(wrong("E-LEASE-LINE", "there is no line ADDRESS PEER-ID in it")) } else { Ok(entries) }
+    if entries.is_empty() { Err(wrong(Code::LeaseLine, "there is no line ADDRESS PEER-ID in it")) } else { Ok(entries) }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::print::{self, Style};
 use super::{Context, value};
 use crate::api::types::{Error, ErrorKind, IdInfo, Joined, Request, Response, SubnetState, Waiting};
+use crate::model::error::Code;
 use crate::model::find::peer_prefixes;
 use crate::model::id::SubnetId;
 use crate::model::join::Invite;
@@ -35,7 +36,7 @@ pub(super) fn pending(joined: &Joined) -> Error {
         ("its owner or an admin must approve", format!("byway join {id}      (continues the same request)"))
     };
     let message = format!("subnet {id} has not admitted this node yet: {why}");
-    Error::new(ErrorKind::Refused, "E-PENDING", message).hint(hint)
+    Error::new(ErrorKind::Refused, Code::Pending, message).hint(hint)
 }
 
 /// What a join has heard so far: whom it asked, and whose subnet it is.

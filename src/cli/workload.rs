@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use super::print::{self, Table};
 use super::value::{self, Checked, wrong};
 use crate::api::types::{Attached, Request, WorkloadInfo, WorkloadKind};
+use crate::model::error::Code;
 use crate::model::id::Name;
 
 #[derive(Debug, Args)]
@@ -63,7 +64,7 @@ impl AttachVerb {
 /// A name as `ip netns` knows it, or a path made absolute: the daemon works in another directory.
 fn namespace(text: &str) -> Checked<String> {
     let bad = |why: &str| {
-        wrong("E-NETNS", format!("{:?} names no network namespace: {why}", text.escape_debug().to_string()))
+        wrong(Code::Netns, format!("{:?} names no network namespace: {why}", text.escape_debug().to_string()))
     };
     if text.is_empty() || text.len() > 4096 || text.chars().any(char::is_control) {
         return Err(bad("it is empty, too long or has control characters"));
