@@ -50,7 +50,7 @@
 //! ```text
 //! main
 //! daemon
-//! cli   attach
+//! cli   engine
 //! api::server   datapath   service
 //! node
 //! tun  p2p  link  host  dns  store  config  api::{types,client}     one outside thing each; never import each other
@@ -162,7 +162,6 @@
 //! means, [`model::heard`] which addresses are dialled on hearsay ([`p2p::Typed`], [`p2p::Heard`]).
 
 pub mod api;
-pub mod attach;
 pub mod backoff;
 pub mod cli;
 pub mod config;
@@ -170,6 +169,7 @@ pub mod crypto;
 pub mod daemon;
 pub mod datapath;
 pub mod dns;
+pub mod engine;
 pub mod host;
 pub mod limit;
 pub mod link;

@@ -18,7 +18,7 @@ const ROWS: &[&[&str]] = &[
     &["tun", "p2p", "link", "host", "dns", "store", "config", "api::types", "api::client"],
     &["node"],
     &["api::server", "datapath", "service"],
-    &["cli", "attach"],
+    &["cli", "engine"],
     &["daemon"],
     &["main"],
 ];
@@ -180,6 +180,28 @@ fn modules_import_only_from_rows_below() -> io::Result<()> {
         }
     })?;
     assert!(wrong.is_empty(), "against the dependency table:\n{}", wrong.join("\n"));
+    Ok(())
+}
+
+/// What an engine's adapter may know of this program: what is asked of a daemon, and how.
+const OF_ENGINES: [&str; 2] = ["api::types", "api::client"];
+
+#[test]
+fn an_engine_drives_the_daemon_by_requests_alone() -> io::Result<()> {
+    let (mut wrong, mut read) = (Vec::new(), 0);
+    each_source(|module, code, path| {
+        if row_of(module).is_none_or(|(_, me)| me != "engine") {
+            return;
+        }
+        read += 1;
+        for target in targets(code, module) {
+            if row_of(&target).is_some_and(|(_, other)| other != "engine" && !OF_ENGINES.contains(&other)) {
+                wrong.push(format!("{}: crate::{target}", path.display()));
+            }
+        }
+    })?;
+    assert!(read > 0, "no adapter was read");
+    assert!(wrong.is_empty(), "an engine's adapter asks by the API's requests:\n{}", wrong.join("\n"));
     Ok(())
 }
 

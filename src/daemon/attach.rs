@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::Context;
 use crate::api::types::{Error, ErrorKind, WorkloadKind};
-use crate::attach::docker;
 use crate::dns;
+use crate::engine::docker;
 use crate::host::{netns, resolver};
 use crate::model::host::{NetnsRef, ResolvConf};
 use crate::model::id::{Name, SubnetId};
