@@ -139,7 +139,7 @@ fn is_off(offset: i64) -> bool {
 /// Has the node believe nothing of the clock before [`run`] says so.
 pub(super) async fn begin(node: &Node) -> anyhow::Result<()> {
     let judged = Judged { clock: Reading::now(), words: BTreeMap::new(), seen: BTreeSet::new() };
-    Ok(node.run(|core| core.clock_judged(judged)).await?)
+    Ok(node.clock_judged(judged).await?)
 }
 
 /// Compares, and notices when the clock is set.
@@ -174,7 +174,7 @@ pub(crate) async fn run(ctx: Context, stop: CancellationToken) -> anyhow::Result
         ctx.clocks.lock().judgement =
             Judgement { clock: Some(clock), known, against, contradicted: opinion.contradicted() };
         let judged = Judged { clock, words, seen: members.into_iter().collect() };
-        ctx.node.run(move |core| core.clock_judged(judged)).await?;
+        ctx.node.clock_judged(judged).await?;
     }
 }
 

@@ -19,7 +19,7 @@ use crate::link::direct::Letter;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::record::Signed;
 use crate::model::source::Payer;
-use crate::node::{Lane, MAX_COST, PIECE, PIECE_BYTES, difference};
+use crate::node::{PIECE, PIECE_BYTES, difference};
 use crate::p2p::{Protocol, Responder};
 use crate::wire::control::{self, ControlAnswer, ControlRequest};
 
@@ -300,7 +300,7 @@ async fn serve(ctx: Context, peer: PeerId) {
 fn finish(ctx: &Context, peer: PeerId, push: Push) {
     let node = ctx.node.clone();
     tokio::spawn(async move {
-        let saved = node.saved(lane(peer, false, 1)).await.unwrap_or(false);
+        let saved = node.saved_for(peer).await.unwrap_or(false);
         let answer = if saved && !push.waiting { ControlAnswer::Done } else { ControlAnswer::Different };
         push.responder.respond(control::encode(&answer));
     });
@@ -340,23 +340,19 @@ async fn open(ctx: &Context, peer: PeerId, request: Request, pushes: &mut VecDeq
             .await
             .map_or(ControlAnswer::NotMember, ControlAnswer::Forwarded),
         Ok(ControlRequest::Compare { subnet, hash }) => {
-            let compare = ctx.node.read_in(lane(peer, false, 8), move |core| core.answer_compare(peer, subnet, hash));
-            let Ok(answer) = compare.await else { return };
+            let Ok(answer) = ctx.node.answer_compare(peer, subnet, hash).await else { return };
             answer
         }
-        Ok(ControlRequest::Pull { subnet, have }) => {
-            let records = ctx.node.read_in(lane(peer, false, MAX_COST / 2), move |core| core.records_for(peer, subnet));
-            match records.await {
-                Ok(Some(records)) => {
-                    let Some(answer) = ctx.node.checker().work(move || difference(&records, have)).await else {
-                        return;
-                    };
-                    answer
-                }
-                Ok(None) => ControlAnswer::NotMember,
-                Err(_) => return,
+        Ok(ControlRequest::Pull { subnet, have }) => match ctx.node.records_for(peer, subnet).await {
+            Ok(Some(records)) => {
+                let Some(answer) = ctx.node.checker().work(move || difference(&records, have)).await else {
+                    return;
+                };
+                answer
             }
-        }
+            Ok(None) => ControlAnswer::NotMember,
+            Err(_) => return,
+        },
     };
     responder.respond(control::encode(&answer));
 }
@@ -368,11 +364,6 @@ fn is_member(ctx: &Context, subnet: SubnetId, peer: PeerId) -> bool {
 /// Second and fourth kind of body: who administers, and who is out.
 fn removes(record: &Signed) -> bool {
     matches!(record.body.first(), Some(1 | 3))
-}
-
-/// The turn of a member.
-pub(crate) fn lane(peer: PeerId, urgent: bool, cost: u32) -> Lane {
-    Lane::Peer { from: Payer::Member(peer), urgent, cost }
 }
 
 /// The next records, as many as are worked on in one go; heads are not mixed with others.
@@ -411,16 +402,11 @@ async fn take_piece(ctx: &Context, peer: PeerId, subnet: SubnetId, piece: Vec<Si
     if checked.good.is_empty() {
         return Ok(taken);
     }
-    let lane = lane(peer, urgent, u32::try_from(checked.good.len()).unwrap_or(MAX_COST));
-    let judged = ctx.node.read_in(lane, move |core| core.receive(subnet, checked.good, Some(peer))).await;
-    match judged {
+    match ctx.node.receive(peer, subnet, checked.good, urgent).await {
         Ok(verdict) => {
             taken.news = verdict.news;
             taken.junk = taken.junk.saturating_add(verdict.unknown);
             taken.waiting = verdict.waiting;
-            if verdict.crowded {
-                ctx.node.saved(lane).await?;
-            }
         }
         Err(error) if error.code == "E-BUSY" => taken.waiting = true,
         Err(error) => return Err(error),
@@ -441,7 +427,7 @@ pub(crate) async fn take(ctx: &Context, peer: PeerId, subnet: SubnetId, records:
         junk = junk.saturating_add(taken.junk);
         tokio::time::sleep(taken.rest).await;
     }
-    ctx.node.saved(lane(peer, false, 1)).await?;
+    ctx.node.saved_for(peer).await?;
     Ok(news)
 }
 

@@ -7,7 +7,6 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use ipnet::IpNet;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
@@ -20,7 +19,7 @@ use crate::model::policy::{Around, Need};
 use crate::model::record::Genesis;
 use crate::model::record::Signed;
 use crate::model::subnet::Records;
-use crate::node::PIECE;
+use crate::node::{NotTaken, PIECE};
 use crate::p2p::{Address, Heard, Protocol, Typed};
 use crate::wire::control::{self, JoinAnswer, JoinRequest};
 
@@ -104,7 +103,7 @@ impl Joins {
 
 /// Goes on with the joins that were under way when the daemon stopped.
 pub(crate) async fn resume(ctx: &Context) {
-    let pending = ctx.node.run(|core| core.state.joins.values().cloned().collect::<Vec<_>>()).await.unwrap_or_default();
+    let pending = ctx.node.joins().await.unwrap_or_default();
     for join in pending.into_iter().filter(|join| join.refused.is_none()) {
         drop(start(ctx, join));
     }
@@ -129,15 +128,7 @@ pub(crate) async fn around(ctx: &Context) -> Result<Around, Error> {
     let connected = peers.iter().flat_map(|p| &p.connections).filter_map(|c| c.remote.parse::<Address>().ok()?.ip());
     let reached = peers.iter().flat_map(|p| &p.reached).filter_map(Address::ip);
     let mut addresses: BTreeSet<IpAddr> = connected.chain(reached).map(|ip| ip.to_canonical()).collect();
-    let (here, typed) = ctx
-        .node
-        .run(|core| {
-            let here: Vec<IpNet> = core.state.subnets.values().flat_map(|s| s.records.prefixes()).collect();
-            let of_subnets = core.state.subnets.values().flat_map(|s| &s.local.hints);
-            let typed = of_subnets.chain(core.state.joins.values().flat_map(|join| &join.hints));
-            (here, typed.cloned().collect::<Vec<String>>())
-        })
-        .await?;
+    let (here, typed) = ctx.node.prefixes_and_hints().await?;
     addresses.extend(typed.iter().chain(&ctx.settings.now().bootstrap).filter_map(|a| a.parse::<Address>().ok()?.ip()));
     addresses.retain(|ip| !ip.is_loopback());
     let what = |address: IpAddr| Need { address, what: format!("{address}, where a peer is reached") };
@@ -160,7 +151,7 @@ async fn ask_until_decided(
     let (mut known, mut tried) = (Known::default(), Tried::default());
     let subnet = join.subnet;
     let is_over = async || {
-        let wanted = ctx.node.read(move |core| core.state.joins.get(&subnet).map(|j| j.refused.is_none())).await;
+        let wanted = ctx.node.join(subnet).await.map(|join| join.map(|join| join.refused.is_none()));
         if wanted == Ok(None) && mine(&ctx) {
             // A person took it back. No question is under way here, which could arrive after this.
             ctx.joins.lock().remove(&subnet);
@@ -180,7 +171,7 @@ async fn ask_until_decided(
                 Ok(genesis) => {
                     let name = genesis.name.clone();
                     // Where it cannot be saved it is told again after the next start.
-                    let _ = ctx.node.run(move |core| core.name_join(subnet, name)).await;
+                    let _ = ctx.node.name_join(subnet, name).await;
                     drop(founded.set(genesis));
                 }
                 Err(error) => return end(&ctx, subnet, &progress, error).await,
@@ -297,31 +288,16 @@ impl Known {
 /// Whether this machine will have the subnet.
 async fn judge(ctx: &Context, join: &PendingJoin, genesis: Vec<u8>) -> Result<Genesis, Error> {
     let around = around(ctx).await?;
-    let ours = join.clone();
-    Ok(ctx.node.run(move |core| core.state.judge_join(&ours, &genesis, &around)).await??)
+    ctx.node.judge_join(join.clone(), genesis, around).await
 }
 
 /// Becomes a member, or gives back what was given; the generation of the View that shows it.
 async fn take(ctx: &Context, join: &PendingJoin, genesis: Vec<u8>, records: Vec<Signed>) -> Result<u64, Error> {
     let around = around(ctx).await?;
     let records = ctx.node.checker().proof(records).await;
-    let (ours, given) = (join.clone(), (genesis.clone(), records.clone()));
-    let done = ctx.node.run(move |core| {
-        core.accept(&ours, &genesis, &records, &around)
-            .map_err(|error| Box::new((error, core.decline(&ours, &genesis, &records))))
-    });
-    match done.await {
-        Err(error) if error.code == "E-STOPPING" => Err(error),
-        // It could not be saved.
-        Err(error) => {
-            let ours = join.clone();
-            let goodbye = ctx.node.read(move |core| core.decline(&ours, &given.0, &given.1)).await?;
-            decline(ctx, join, goodbye).await;
-            Err(error)
-        }
-        Ok(Ok(generation)) => Ok(generation),
-        Ok(Err(refused)) => {
-            let (error, goodbye) = *refused;
+    match ctx.node.accept_join(join.clone(), genesis, records, around).await {
+        Ok(generation) => Ok(generation),
+        Err(NotTaken { error, goodbye }) => {
             decline(ctx, join, goodbye).await;
             Err(error)
         }
@@ -360,10 +336,10 @@ async fn end(ctx: &Context, subnet: SubnetId, progress: &watch::Sender<Progress>
     // One receiver is the list's own; any other is a `join` that waits to be told. What a person decided is shown besides.
     let waited_for = progress.receiver_count() > 1;
     if waited_for && error.code != "E-DENIED" {
-        let _ = ctx.node.run(move |core| core.drop_join(subnet)).await;
+        let _ = ctx.node.drop_join(subnet).await;
     } else {
         let Error { code, message, hint, .. } = error.clone();
-        let _ = ctx.node.run(move |core| core.keep_refusal(subnet, NotLetIn { code, message, hint })).await;
+        let _ = ctx.node.keep_refusal(subnet, NotLetIn { code, message, hint }).await;
     }
     ctx.joins.lock().remove(&subnet);
     progress.send_replace(Progress::Refused(error));
@@ -524,8 +500,7 @@ async fn ask(ctx: &Context, join: &PendingJoin, peer: PeerId) -> Option<JoinAnsw
             other => return Some(other),
         }
     }
-    let ours = join.clone();
-    let signed = ctx.node.run(move |core| core.signed_ask(&ours, nonce)).await.ok()?;
+    let signed = ctx.node.signed_ask(join.clone(), nonce).await.ok()?;
     let answer = exchange(ctx, peer, &JoinRequest::Ask(signed)).await?;
     // Only records decide who is in: an end without its proof is nobody's word.
     if let JoinAnswer::Ended { genesis, heads } = &answer {

@@ -13,12 +13,10 @@ use super::{Context, clock, direct, inbox, sync};
 use crate::link::{Key, Via};
 use crate::model::id::PeerId;
 use crate::model::source::{Meter, Payer, Source};
-use crate::node::{JoinDecision, Lane};
+use crate::node::JoinDecision;
 use crate::p2p::{Address, Class, Command, Event, Heard, Protocol, Responder, Typed};
 use crate::wire::control::{self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest};
 
-/// Work of one join request, in records: it may sign a grant and save it.
-const JOIN_COST: u32 = 32;
 /// What join requests are counted by.
 const MINUTE: Duration = Duration::from_secs(60);
 /// Who asks to join that is remembered; with more the oldest counts are forgotten.
@@ -196,7 +194,7 @@ async fn on_event(ctx: &Context, event: Event) -> anyhow::Result<()> {
             ctx.table.arrived(peer, connection, class);
             if class == Class::Member {
                 if outbound && Heard::parse(&remote).is_some() {
-                    ctx.node.read(move |core| core.note_reached(peer, remote)).await?;
+                    ctx.node.note_reached(peer, remote).await?;
                 }
                 tokio::spawn(sync::with_peer(ctx.clone(), peer));
                 tokio::spawn(clock::compare(ctx.clone(), peer));
@@ -246,8 +244,7 @@ async fn on_event(ctx: &Context, event: Event) -> anyhow::Result<()> {
             direct::listening(ctx, &addresses).await;
             let mut endpoints: Vec<String> = ctx.config.advertise.clone();
             endpoints.extend(addresses.iter().map(ToString::to_string));
-            let saved = ctx.node.decide(Lane::Own, move |core| core.set_endpoints(endpoints)).await?;
-            if let Err(error) = saved {
+            if let Err(error) = ctx.node.set_endpoints(endpoints).await {
                 tracing::warn!(%error, "publish this node's addresses");
             }
         }
@@ -294,8 +291,7 @@ pub(crate) async fn decide(
         Ok(question) => question,
         Err(error) => return refused(error.code.as_str(), error.message),
     };
-    let lane = Lane::Peer { from: payer, urgent: false, cost: JOIN_COST };
-    match ctx.node.run_in(lane, move |core| core.decide_join(peer, payer, &question, passed_on)).await {
+    match ctx.node.decide_join(peer, payer, question, passed_on).await {
         Ok(JoinDecision::Answer(answer)) => Some(answer),
         Ok(JoinDecision::Forward(_)) if !ctx.table.may_pass_on(payer) => Some(crowded()),
         Ok(JoinDecision::Forward(deciders)) => Some(forward(ctx, deciders, request).await),
@@ -392,7 +388,7 @@ pub(crate) async fn follow_wanted(
 /// has just been started and has seen nobody yet.
 async fn tell_whereabouts(ctx: &Context) -> anyhow::Result<()> {
     let members = ctx.node.view().load().members();
-    let documents = ctx.node.read(|core| core.state.endpoints()).await?;
+    let documents = ctx.node.member_endpoints().await?;
     let addresses = |peer: &PeerId| {
         let texts = documents.get(peer).into_iter().flatten();
         texts.filter_map(|text| text.parse::<Address>().ok()?.ip()).collect::<Vec<_>>()
@@ -407,11 +403,7 @@ async fn tell_whereabouts(ctx: &Context) -> anyhow::Result<()> {
 async fn dial_hints(ctx: &Context) -> anyhow::Result<()> {
     let connected = ctx.table.members();
     let view = ctx.node.view().load_full();
-    let hints = ctx
-        .node
-        .run(|core| core.state.subnets.iter().map(|(id, s)| (*id, s.local.hints.clone())).collect::<Vec<_>>())
-        .await?;
-    for (id, hints) in hints {
+    for (id, hints) in ctx.node.hints().await? {
         let alone =
             view.rolls.get(&id).is_some_and(|roll| !roll.is_empty() && !roll.iter().any(|m| connected.contains(m)));
         let addresses: Vec<Typed> =

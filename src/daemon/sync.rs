@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Context, inbox};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::record::Signed;
-use crate::node::{MAX_COST, PIECE, Push, Told, unix_now, wanted};
+use crate::node::{PIECE, Push, Told, wanted};
 use crate::p2p::{AskError, Protocol};
 use crate::wire::control::{self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest, RECORDS_BUDGET};
 
@@ -48,7 +48,7 @@ pub(crate) async fn run(
                 }
             }
             _ = unsettled.tick() => {
-                let lives = ctx.node.read(|core| core.lives.unsettled(unix_now())).await?;
+                let lives = ctx.node.unsettled().await?;
                 // Questions to one peer go over its connections in turn, so both machines hear of each other.
                 let all = lives.contains(&ctx.peers.peer());
                 for peer in ctx.table.members().into_iter().filter(|peer| all || lives.contains(peer)) {
@@ -162,30 +162,22 @@ async fn ask(ctx: &Context, peer: PeerId, request: &ControlRequest) -> Result<Co
 
 async fn compare(ctx: &Context, peer: PeerId, subnet: SubnetId) -> Result<(), Failure> {
     let mut sent = BTreeSet::new();
-    let turn = inbox::lane(peer, false, MAX_COST / 2);
     for _ in 0..ROUNDS {
-        let Some(question) =
-            ctx.node.read_in(turn, move |core| core.compare(subnet)).await.map_err(|_| Failure::Stopped)?
-        else {
-            return Ok(());
-        };
+        let question = ctx.node.compare(peer, subnet).await.map_err(|_| Failure::Stopped)?;
+        let Some(question) = question else { return Ok(()) };
         match ask(ctx, peer, &question).await? {
             ControlAnswer::Different => {}
             ControlAnswer::NotMember => return Err(Failure::NotMember),
             _ => return Ok(()),
         }
-        let Some(question) =
-            ctx.node.read_in(turn, move |core| core.pull(subnet)).await.map_err(|_| Failure::Stopped)?
-        else {
-            return Ok(());
-        };
+        let question = ctx.node.pull(peer, subnet).await.map_err(|_| Failure::Stopped)?;
+        let Some(question) = question else { return Ok(()) };
         let ControlAnswer::Records { records, want } = ask(ctx, peer, &question).await? else {
             return Err(Failure::Malformed);
         };
         let changed = inbox::take(ctx, peer, subnet, records).await.map_err(|_| Failure::Stopped)?;
         // What it says it lacks may be a long list: it is looked through beside the node's thread.
-        let held =
-            ctx.node.read_in(turn, move |core| core.records_for(peer, subnet)).await.map_err(|_| Failure::Stopped)?;
+        let held = ctx.node.records_for(peer, subnet).await.map_err(|_| Failure::Stopped)?;
         let Some(held) = held else { return Ok(()) };
         let mut mine = ctx.node.checker().work(move || wanted(&held, want)).await.unwrap_or_default();
         // What it did not take the first time it does not take the second.
@@ -207,7 +199,7 @@ async fn introduce(ctx: &Context, peer: PeerId, subnet: SubnetId) -> bool {
     let Ok(answer) = ctx.peers.ask(peer, Protocol::Join, body, PATIENCE).await else { return false };
     let mut answer = control::decode(&answer);
     if let Ok(JoinAnswer::Known) = answer {
-        let Ok(records) = ctx.node.read(move |core| core.to_show(subnet)).await else { return false };
+        let Ok(records) = ctx.node.to_show(subnet).await else { return false };
         let Some(shown) = show(ctx, peer, subnet, records).await else { return false };
         answer = Ok(shown);
         if let Ok(JoinAnswer::Known) = answer {
@@ -216,12 +208,11 @@ async fn introduce(ctx: &Context, peer: PeerId, subnet: SubnetId) -> bool {
     }
     if let Ok(JoinAnswer::Ended { heads, .. }) = answer {
         let heads = ctx.node.checker().records(subnet, heads.into_iter().take(PIECE).collect()).await.good;
-        let taken = ctx.node.decide(crate::node::Lane::Own, move |core| core.take_ended(subnet, heads)).await;
-        if let Ok(Err(error)) = taken {
+        if let Err(error) = ctx.node.take_ended(subnet, heads).await {
             tracing::warn!(%error, "save the end of a subnet");
         }
         // Who removed each other are both out: the other side's word came with the answer, ours goes there.
-        let returned = ctx.node.read(move |core| core.to_return(subnet)).await.unwrap_or_default();
+        let returned = ctx.node.to_return(subnet).await.unwrap_or_default();
         for records in returned {
             if show(ctx, peer, subnet, records).await.is_none() {
                 break;

@@ -44,8 +44,7 @@ async fn told(ctx: &Context, join: &PendingJoin, peer: PeerId) -> bool {
     match exchange(ctx, peer, &request).await {
         Some(JoinAnswer::Admitted { genesis, records }) => {
             let records = ctx.node.checker().proof(records).await;
-            let ours = join.clone();
-            let goodbye = ctx.node.read(move |core| core.decline(&ours, &genesis, &records)).await;
+            let goodbye = ctx.node.decline(join.clone(), genesis, records).await;
             let Ok(Some(goodbye)) = goodbye else { return true };
             decline(ctx, join, Some(goodbye)).await;
             // Asked again it says whether it was heard.
