@@ -7,8 +7,8 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use byway::model::id::PeerId;
-use byway::service::dedup::ALL_KEPT;
-use byway::service::inflight::{Arrival, Inflight, RUNNING, Admit};
+use byway::service::requests::dedup::ALL_KEPT;
+use byway::service::requests::inflight::{Arrival, Inflight, RUNNING, Admit};
 use byway::wire::agent::Agent;
 use byway::wire::service::{ServiceAnswer, ServiceRequest, parse_clock};
 use libfuzzer_sys::fuzz_target;
