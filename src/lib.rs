@@ -48,6 +48,7 @@
 //! A module imports only from rows below its own; `tests/layering.rs` keeps it true.
 //!
 //! ```text
+//! testing                                                           what tests share; nothing else reaches up to it
 //! main
 //! daemon
 //! cli   engine
@@ -180,6 +181,8 @@ pub mod packet;
 pub mod peer;
 pub mod service;
 pub mod store;
+#[doc(hidden)]
+pub mod testing;
 pub mod tun;
 pub mod udp;
 pub mod wire;

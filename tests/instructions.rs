@@ -28,6 +28,8 @@ use std::net::IpAddr;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 
+#[cfg(test)]
+use byway::testing;
 use model::id::{PeerId, SubnetId};
 use model::routes::Owner;
 use model::view::SubnetView;

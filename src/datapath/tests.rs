@@ -1,11 +1,11 @@
 use super::*;
-use crate::link::pipe::{End, pipe};
 use crate::model::id::{Name, PeerId};
 use crate::model::routes::{Owner, RouteTable};
 use crate::model::view::SubnetView;
 use crate::packet::offload::{Kind, PartialChecksum, SegmentKind, Segments, TunOffload};
 use crate::packet::parse::samples::{ip, tcp, udp};
 use crate::packet::{checksum, icmp, parse};
+use crate::testing::pipe::{End, pipe};
 use crate::tun::memory::{MemoryKernel, Segmentation, pair};
 use crate::udp::Port as UdpPort;
 use proptest::prelude::*;

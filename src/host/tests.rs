@@ -22,6 +22,7 @@ use crate::model::host::{
     HostConfig, HostPolicy, MapConfig, NetnsRef, Place, Proto, ResolvConf, TunConfig, WorkloadConfig, plan,
 };
 use crate::model::id::SubnetId;
+use crate::testing::eventually;
 
 const INSTANCE: &str = "01234567";
 /// A condition that a watched kernel reaches within the two seconds that are promised.
@@ -196,14 +197,6 @@ async fn reach(host: &mut LinuxHost, desired: &HostConfig) {
     assert_eq!(plan(desired, &observed), Vec::new(), "the plan of the reached state is empty");
 }
 
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = tokio::time::Instant::now() + PROMISED;
-    while !holds() {
-        assert!(tokio::time::Instant::now() < deadline, "{what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
 fn empty() -> HostConfig {
     HostConfig { instance: INSTANCE.to_owned(), ..HostConfig::default() }
 }
@@ -293,10 +286,11 @@ fn damage_is_repaired_in_two_seconds() {
                 ip("rule add lookup main priority 32766");
                 ip("rule add lookup default priority 32767");
             }
-            until(damage, whole).await;
+            eventually(damage, PROMISED, async || whole()).await;
         }
         run("nft", &["flush", "ruleset"]);
-        until("flush ruleset", || run("nft", &["list", "ruleset"]).contains("byway_01234567")).await;
+        eventually("flush ruleset", PROMISED, async || run("nft", &["list", "ruleset"]).contains("byway_01234567"))
+            .await;
         running.stop().await;
         assert_eq!(picture(), before);
     });
@@ -335,7 +329,7 @@ fn workloads_reach_gateway_and_each_other_and_die_with_their_namespace() {
         assert_eq!(running.applied(|a| a.generation == 1).await.failures, Vec::new());
         assert!(one.pings("10.77.0.12"));
         ip(&format!("-n {} link del byway0", one.0));
-        until("the pair comes back", || one.pings("10.77.0.1")).await;
+        eventually("the pair comes back", PROMISED, async || one.pings("10.77.0.1")).await;
 
         // A namespace of the same name is another namespace.
         two.delete();
@@ -559,7 +553,7 @@ fn overflow_of_events_ends_in_the_right_state() {
         std::fs::write(&file, script + "link del bw-lab\n").unwrap();
         // On this very thread: nobody reads events meanwhile.
         run("ip", &["-batch", file.to_str().unwrap()]);
-        until("the TUN is back", || ip("link show").contains("bw-lab")).await;
+        eventually("the TUN is back", PROMISED, async || ip("link show").contains("bw-lab")).await;
         running.stop().await;
     });
 }

@@ -714,6 +714,4 @@ impl Link {
 #[cfg(test)]
 pub(crate) mod pair;
 #[cfg(test)]
-pub(crate) mod pipe;
-#[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
-use super::pipe::{End, pipe};
 use super::*;
 use crate::packet::Offload;
+use crate::testing::pipe::{End, pipe};
 use futures::AsyncReadExt;
 
 const SUBNET: SubnetId = SubnetId([1; 16]);

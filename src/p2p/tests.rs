@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::testing::eventually;
 
 const LAB: SubnetId = SubnetId([7; 16]);
 const HOME: SubnetId = SubnetId([9; 16]);
@@ -189,14 +190,6 @@ async fn carries(from: &mut DataStream, to: &mut DataStream) {
     written.unwrap();
     read.unwrap();
     assert!(got == sent);
-}
-
-async fn eventually<F: Future<Output = bool>>(mut holds: impl FnMut() -> F) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds().await {
-        assert!(Instant::now() < deadline, "did not come true in time");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -391,7 +384,10 @@ async fn simultaneous_dials_end_with_one_connection() {
         b.handle.connect(vec![Typed::new(a.address.clone())], None),
     );
     let _ = both.await;
-    eventually(|| async { a.connections(b.peer()).await.len() == 1 && b.connections(a.peer()).await.len() == 1 }).await;
+    eventually("each has one connection to the other", PATIENCE, async || {
+        a.connections(b.peer()).await.len() == 1 && b.connections(a.peer()).await.len() == 1
+    })
+    .await;
     let kept = a.connections(b.peer()).await[0].connection;
     let (there, here) = (b.connections(a.peer()).await, a.connections(b.peer()).await);
     assert_ne!(there[0].outbound, here[0].outbound, "both ends kept the same one");
@@ -406,7 +402,7 @@ async fn a_returning_peer_is_connected_again_within_three_seconds() {
     let (peer, address) = (b.peer(), b.address.clone());
     b.stop().await;
     a.closed().await;
-    eventually(|| async { a.connections(peer).await.is_empty() }).await;
+    eventually("the stranger is disconnected", PATIENCE, async || a.connections(peer).await.is_empty()).await;
     let mut again = in_memory(20);
     again.listen = vec![address];
     let start = Instant::now();
@@ -496,7 +492,7 @@ async fn an_address_that_was_only_heard_is_knocked_at_once() {
         let status = a.handle.status().await.unwrap();
         status.into_iter().find(|s| s.peer == member).map_or(0, |s| s.failures)
     };
-    eventually(|| async { tries().await == 1 }).await;
+    eventually("one try is left", PATIENCE, async || tries().await == 1).await;
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert_eq!(tries().await, 1, "not by time alone");
     a.handle.send(known(vec![heard(4100)])).await.unwrap();
@@ -577,7 +573,7 @@ async fn strangers_leave_room_for_members() {
     b.members(&[(member.peer(), &[LAB])]).await;
     member.members(&[(b.peer(), &[LAB])]).await;
     member.handle.connect(vec![Typed::new(b.address.clone())], None).await.unwrap();
-    eventually(|| async { b.connections(member.peer()).await.len() == 1 }).await;
+    eventually("the member is back", PATIENCE, async || b.connections(member.peer()).await.len() == 1).await;
     let status = b.handle.status().await.unwrap();
     assert!(status.iter().filter(|s| s.class == Class::Stranger).count() <= 2);
 }
@@ -610,14 +606,15 @@ async fn one_source_s_strangers_leave_places_to_others_and_the_oldest_makes_room
     for seed in 121..129 {
         crowd.push(stranger(seed, by(true)).await);
     }
-    eventually(|| async { at_b().await == 4 }).await;
+    eventually("the fourth comes in", PATIENCE, async || at_b().await == 4).await;
     crowd.push(stranger(130, by(false)).await);
-    eventually(|| async { at_b().await == 5 }).await;
+    eventually("the fifth comes in", PATIENCE, async || at_b().await == 5).await;
     // Nobody is shut out for good.
     tokio::time::sleep(Duration::from_millis(2100)).await;
     let last = stranger(131, by(true)).await;
     let peer = last.0.peer();
-    eventually(|| async { b.connections(peer).await.len() == 1 && at_b().await == 5 }).await;
+    eventually("the others are gone", PATIENCE, async || b.connections(peer).await.len() == 1 && at_b().await == 5)
+        .await;
     for (_, _, task) in crowd.into_iter().chain([last]) {
         task.abort();
     }

@@ -439,9 +439,3 @@ impl Peer {
 
 #[cfg(test)]
 mod tests;
-
-/// Where virtual clocks begin.
-#[cfg(test)]
-fn some_moment() -> Instant {
-    Instant::now()
-}

@@ -337,7 +337,9 @@ fn hostile(seed: u64, shared: u8, steps: Vec<Step>) {
     for step in steps {
         match step {
             Step::Run(ms) => world.run(u32::from(ms) * MS),
-            Step::Weather { loss, double, delay } => (world.loss, world.double, world.delay) = (loss, double, delay),
+            Step::Weather { loss, double, delay } => {
+                (world.net.loss, world.net.double, world.net.delay) = (loss, double, delay)
+            }
             Step::Mtu(mtu) => world.mtu = mtu,
             Step::Block(blocked) => world.blocked = blocked,
             Step::Stream(stream) => world.stream = stream,
@@ -355,7 +357,7 @@ fn hostile(seed: u64, shared: u8, steps: Vec<Step>) {
             Step::Disconnect => world.disconnect(),
         }
     }
-    (world.loss, world.double, world.delay, world.mtu) = (0, 0, 50, 1500);
+    (world.net.loss, world.net.double, world.net.delay, world.mtu) = (0, 0, 50, 1500);
     (world.blocked, world.stream) = (false, true);
     for (end, n) in (0..2).flat_map(|end| (1..=shared).map(move |n| (end, n))) {
         world.enter(end, subnet(n));

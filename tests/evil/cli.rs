@@ -13,7 +13,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use libp2p::Multiaddr;
 
 use super::claims::{self, Claim, Shape};
-use super::dice::Dice;
+use super::dice::{self, Dice};
 use super::founder::{Founder, Wish};
 use super::hand::{self, Hand, Tally};
 use super::load::{self, Flood};
@@ -315,7 +315,7 @@ enum Verb {
 
 impl With {
     fn dice(&self) -> Dice {
-        let seed = self.seed.unwrap_or_else(Dice::seed);
+        let seed = self.seed.unwrap_or_else(dice::seed);
         println!("seed {seed}");
         Dice::new(seed)
     }
@@ -383,7 +383,7 @@ fn actor(text: &str) -> Result<Actor> {
 }
 
 async fn walk(aim: &Aim, actors: &[String], steps: usize) -> Result<()> {
-    let seed = aim.with.seed.unwrap_or_else(Dice::seed);
+    let seed = aim.with.seed.unwrap_or_else(dice::seed);
     println!("seed {seed}");
     let hand = aim.hand()?;
     let mut all = vec![Actor { standing: Standing::Stranger, key: hand::key("random")? }];
@@ -459,7 +459,7 @@ async fn count(verb: Verb) -> Result<Tally> {
 }
 
 fn grind(word: &str, front: bool, out: &std::path::Path) -> Result<()> {
-    let (key, tries) = load::grind(&mut Dice::new(Dice::seed()), word, !front);
+    let (key, tries) = load::grind(&mut Dice::new(dice::seed()), word, !front);
     let hex: String = key.to_bytes().iter().map(|b| format!("{b:02x}")).collect();
     let text = format!("byway secret key, version 1: whoever has it is this node\n{hex}\n");
     use std::os::unix::fs::OpenOptionsExt;

@@ -11,7 +11,7 @@ use byway::model::join::Invite;
 use byway::model::zone::RecordData;
 use byway::wire::control::set_hash;
 
-use super::evil::dice::Dice;
+use super::evil::dice;
 use super::evil::hand::{Hand, key};
 use super::evil::peer::{Place, peer_of};
 use super::evil::walk::{Actor, Standing, Walk};
@@ -197,8 +197,8 @@ fn stranger() -> Actor {
 fn seeds() -> Vec<u64> {
     match std::env::var("BYWAY_SEED").ok().and_then(|text| text.parse().ok()) {
         Some(seed) => vec![seed],
-        None if std::env::var("BYWAY_TESTS").is_ok_and(|v| v == "all") => (0..8).map(|_| Dice::seed()).collect(),
-        None => vec![Dice::seed()],
+        None if std::env::var("BYWAY_TESTS").is_ok_and(|v| v == "all") => (0..8).map(|_| dice::seed()).collect(),
+        None => vec![dice::seed()],
     }
 }
 

@@ -598,8 +598,8 @@ fn any_two_members_heal_whatever_each_has_missed() {
         let mut sets: Vec<Vec<Signed>> = vec![world.records(0).all().cloned().collect()];
         let peers: Vec<PeerId> = world.nodes.iter().map(|n| n.me.peer).collect();
         for step in 0..12 {
-            let (by, whom) = (world.rng.below(3), 1 + world.rng.below(5));
-            let act = world.rng.below(6);
+            let (by, whom) = (world.dice.index(3), 1 + world.dice.index(5));
+            let act = world.dice.index(6);
             let ask = world.ask(whom, &format!("m{whom}"));
             world.change(by, |s, me, now| {
                 // Not everything is allowed to everybody; what is refused has changed nothing.
@@ -613,20 +613,20 @@ fn any_two_members_heal_whatever_each_has_missed() {
             });
             world.now += 60;
             for node in 0..3 {
-                if world.rng.below(3) == 0 {
+                if world.dice.index(3) == 0 {
                     world.look_after(node);
                 }
             }
-            let (a, b) = (world.rng.below(6), world.rng.below(6));
+            let (a, b) = (world.dice.index(6), world.dice.index(6));
             world.sync(a, b);
             sets.push(world.records(step % 6).all().cloned().collect());
         }
         // Two members hold any two subsets of all that was ever said.
         let all: Vec<Signed> = sets.into_iter().flatten().collect();
         for node in 0..world.nodes.len() {
-            let mut some: Vec<Signed> = all.iter().filter(|_| world.rng.below(2) == 0).cloned().collect();
+            let mut some: Vec<Signed> = all.iter().filter(|_| world.dice.index(2) == 0).cloned().collect();
             for i in (1..some.len()).rev() {
-                some.swap(i, world.rng.below(i + 1));
+                some.swap(i, world.dice.index(i + 1));
             }
             for batch in some.chunks(20) {
                 world.give(node, batch);

@@ -12,7 +12,9 @@ use byway::model::zone::RecordData;
 use ipnet::{IpNet, Ipv4Net};
 use proptest::prelude::*;
 
-use super::world::{Rng, World, checked, doc, draft, identity, join, name, seeds, with_admins};
+use byway::testing::Dice;
+
+use super::world::{World, checked, doc, draft, identity, join, name, seeds, with_admins};
 
 #[test]
 fn blocks_given_twice_in_a_partition_are_settled_the_same_everywhere() {
@@ -28,7 +30,7 @@ fn blocks_given_twice_in_a_partition_are_settled_the_same_everywhere() {
         world.side = vec![1, 2, 1, 2, 1, 2];
         // Both halves give the same block and the same name.
         world.admit(0, 4, "web");
-        world.now += world.rng.below(2) as u64;
+        world.now += world.dice.index(2) as u64;
         world.admit(1, 5, "web");
         world.side = vec![0; 6];
         world.gossip(120);
@@ -171,9 +173,9 @@ proptest! {
             merged.resolve(world.now)
         };
         let one = merge(&all);
-        let mut rng = Rng(shuffle);
+        let mut dice = Dice::new(shuffle);
         for i in (1..all.len()).rev() {
-            all.swap(i, rng.below(i + 1));
+            all.swap(i, dice.index(i + 1));
         }
         let doubled: Vec<Signed> = all.iter().chain(all.iter().rev()).cloned().collect();
         prop_assert_eq!(&merge(&all), &one);

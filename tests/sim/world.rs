@@ -10,23 +10,7 @@ use byway::model::record::{Admission, Doc, Role, Signed, Term, Verified};
 use byway::model::state::{Draft, Founding, State};
 use byway::model::subnet::Records;
 use byway::model::upkeep::Attendance;
-
-/// A small deterministic generator (splitmix64): the seed alone decides a run.
-pub struct Rng(pub u64);
-
-impl Rng {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-}
+use byway::testing::Dice;
 
 pub fn seeds() -> Vec<u64> {
     let seeds = match std::env::var("BYWAY_SEED") {
@@ -82,7 +66,7 @@ pub struct World {
     pub side: Vec<usize>,
     pub now: u64,
     pub loss: usize,
-    pub rng: Rng,
+    pub dice: Dice,
     pub id: SubnetId,
     /// Who is connected to the owner and the admins.
     pub seen: BTreeSet<PeerId>,
@@ -114,7 +98,7 @@ impl World {
         let id = subnet.records.id;
         nodes[0].absorb(draft(subnet));
         let count = nodes.len();
-        World { nodes, side: vec![0; count], now, loss: 0, rng: Rng(seed), id, seen: BTreeSet::new() }
+        World { nodes, side: vec![0; count], now, loss: 0, dice: Dice::new(seed), id, seen: BTreeSet::new() }
     }
 
     /// A world whose owner has admitted all the others; they have not heard of each other yet.
@@ -173,10 +157,10 @@ impl World {
             let mut records: Vec<Signed> =
                 source.records.all().filter(|r| !have.contains(&r.digest())).cloned().collect();
             for i in (1..records.len()).rev() {
-                records.swap(i, self.rng.below(i + 1));
+                records.swap(i, self.dice.index(i + 1));
             }
             let loss = self.loss;
-            records.retain(|_| self.rng.below(100) >= loss);
+            records.retain(|_| self.dice.index(100) >= loss);
             self.give(to, &records);
         }
     }
@@ -185,7 +169,7 @@ impl World {
         for _ in 0..rounds {
             self.now += 1;
             for node in 0..self.nodes.len() {
-                let peer = self.rng.below(self.nodes.len());
+                let peer = self.dice.index(self.nodes.len());
                 self.sync(node, peer);
                 if self.nodes[node].subnets.contains_key(&self.id) {
                     self.look_after(node);

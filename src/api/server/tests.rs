@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::*;
 use crate::api::client::Client;
 use crate::api::types::Done;
+use crate::testing::{PATIENCE, eventually};
 
 struct Server {
     socket: PathBuf,
@@ -173,14 +174,6 @@ async fn one_client_too_many_is_told_so() {
     panic!("the place of a client that left stays taken");
 }
 
-async fn until(what: &str, check: impl Fn() -> bool) {
-    let start = std::time::Instant::now();
-    while !check() {
-        assert!(start.elapsed() < Duration::from_secs(5), "{what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
 #[tokio::test]
 async fn work_of_a_reading_verb_ends_with_its_asker_and_of_a_changing_one_goes_on() {
     let server = start(Bounds { clients: Arc::new(2.into()), ..Bounds::default() });
@@ -191,15 +184,15 @@ async fn work_of_a_reading_verb_ends_with_its_asker_and_of_a_changing_one_goes_o
     for more in ["", "GET /v1/health HTTP/1.1\r\n"] {
         let mut stream = UnixStream::connect(&server.socket).await.unwrap();
         stream.write_all(format!("{}{more}", request("{\"verb\":\"subnet-ls\"}")).as_bytes()).await.unwrap();
-        until("the work begins", || running() == 1).await;
+        eventually("the work begins", PATIENCE, async || running() == 1).await;
         drop(stream);
-        until("the work ends", || running() == 0).await;
+        eventually("the work ends", PATIENCE, async || running() == 0).await;
     }
     // Its place is free.
     assert!(Client::new(&server.socket).call(&Request::Reload).await.is_ok());
     let mut stream = UnixStream::connect(&server.socket).await.unwrap();
     stream.write_all(request("{\"verb\":\"up\"}").as_bytes()).await.unwrap();
-    until("the change begins", || running() == 1).await;
+    eventually("the change begins", PATIENCE, async || running() == 1).await;
     drop(stream);
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(running(), 1, "what was begun is finished");

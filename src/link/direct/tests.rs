@@ -9,6 +9,7 @@ use crate::crypto::frame::{Cipher, Library};
 use crate::model::id::{Name, SubnetId};
 use crate::model::view::SubnetView;
 use crate::model::zone::Zone;
+use crate::testing::eventually;
 use crate::udp::Options;
 
 /// One daemon: its port and its control task.
@@ -130,16 +131,6 @@ impl Side {
     }
 }
 
-/// Waits until it is so.
-async fn until(what: &str, patience: Duration, mut done: impl AsyncFnMut() -> bool) -> Duration {
-    let start = Instant::now();
-    while !done().await {
-        assert!(start.elapsed() < patience, "{what}: not within {patience:?}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    start.elapsed()
-}
-
 const SOON: Duration = Duration::from_secs(5);
 
 async fn pair(streams: &Streams, aes: [bool; 2]) -> (Side, Side) {
@@ -151,7 +142,7 @@ async fn pair(streams: &Streams, aes: [bool; 2]) -> (Side, Side) {
 }
 
 async fn both_up(a: &Side, b: &Side) -> Duration {
-    until("a path both ways", SOON, async || a.route(b).is_some() && b.route(a).is_some()).await
+    eventually("a path both ways", SOON, async || a.route(b).is_some() && b.route(a).is_some()).await
 }
 
 #[tokio::test]
@@ -172,7 +163,8 @@ async fn two_members_leave_the_stream() {
         assert_eq!(status.path_changes, 1);
         let rtt = a.handle.ping(a.key(0, &b)).await.unwrap();
         assert!(rtt < Duration::from_secs(1));
-        until("the size is known", SOON, async || a.route(&b).is_some_and(|r| r.settled && r.payload >= 1472)).await;
+        eventually("the size is known", SOON, async || a.route(&b).is_some_and(|r| r.settled && r.payload >= 1472))
+            .await;
         a.end().await;
         b.end().await;
     }
@@ -185,7 +177,7 @@ async fn one_who_stops_says_so() {
     both_up(&a, &b).await;
     streams.down.store(true, Ordering::Relaxed);
     a.end().await;
-    let took = until("back to the stream", SOON, async || {
+    let took = eventually("back to the stream", SOON, async || {
         b.links.link(Key { subnet: subnet(0), peer: peer(1) }).route().is_none()
     });
     assert!(took.await < Duration::from_secs(1), "without waiting for missed probes");
@@ -204,7 +196,7 @@ async fn one_who_was_killed_and_comes_again_is_used_again() {
     again.handle.connected(a.me).await;
     a.handle.connected(again.me).await;
     let there = async || a.route(&again).is_some_and(|r| r.to == again.at) && again.route(&a).is_some();
-    until("a path to the new one", 2 * SOON, there).await;
+    eventually("a path to the new one", 2 * SOON, there).await;
     assert!(again.handle.ping(again.key(0, &a)).await.is_some());
     a.end().await;
     again.end().await;
@@ -247,8 +239,8 @@ async fn who_is_removed_is_cut_off_at_once() {
     let before = a.links.strays().unknown.load(Ordering::Relaxed);
     let strayed = async || a.links.strays().unknown.load(Ordering::Relaxed) > before;
     // Its probes open nothing any more, and it goes back to the stream.
-    until("its frames are nobody's", 2 * SOON, strayed).await;
-    until("b is on the stream", 2 * SOON, async || b.route(&a).is_none()).await;
+    eventually("its frames are nobody's", 2 * SOON, strayed).await;
+    eventually("b is on the stream", 2 * SOON, async || b.route(&a).is_none()).await;
     a.end().await;
     b.end().await;
 }
@@ -309,7 +301,7 @@ async fn two_hundred() {
         let up = |s: HashMap<Key, DirectStatus>| s.values().filter(|s| s.path.is_some()).count();
         up(a.handle.status().await) == usize::from(COUNT) && up(b.handle.status().await) == usize::from(COUNT)
     };
-    let took = until("all paths", 12 * SOON, all).await;
+    let took = eventually("all paths", 12 * SOON, all).await;
     let each = (resident() - before) / (2 * usize::from(COUNT));
     println!("{COUNT} sessions up in {took:?}; {each} kB a session");
     assert!(each <= 40, "{each} kB a session");

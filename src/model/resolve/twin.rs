@@ -10,6 +10,7 @@ use crate::model::state::{Draft, Founding, State};
 use crate::model::upkeep::Attendance;
 use crate::model::view::View;
 use crate::model::zone::RecordData;
+use crate::testing::Dice;
 
 /// What is compared.
 #[derive(Debug, Default, PartialEq)]
@@ -184,20 +185,6 @@ impl Records {
     }
 }
 
-/// Numbers that follow from a seed.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        usize::try_from(self.0 >> 33).unwrap() % end
-    }
-
-    fn one_in(&mut self, n: usize) -> bool {
-        self.below(n) == 0
-    }
-}
-
 fn identity(n: usize) -> Identity {
     let n = u8::try_from(n + 1).unwrap();
     Identity::new(&[n; 32], [n; 32], [n.wrapping_add(128); 32])
@@ -232,53 +219,53 @@ impl World {
             salt: [1; 16],
         };
         let subnet = state.found(founding, now).unwrap();
-        World { state, subnet, now, dice: Dice(seed) }
+        World { state, subnet, now, dice: Dice::new(seed) }
     }
 
     /// One of the things that happen; what is refused has changed nothing.
     fn step(&mut self) {
-        let who = self.dice.below(PEERS);
-        let (me, other) = (identity(who), identity(self.dice.below(PEERS)));
-        let name = NAMES[self.dice.below(NAMES.len())];
+        let who = self.dice.index(PEERS);
+        let (me, other) = (identity(who), identity(self.dice.index(PEERS)));
+        let name = NAMES[self.dice.index(NAMES.len())];
         let owner = identity(0);
         let now = self.now;
         let mut copy = self.subnet.clone();
-        let done = match self.dice.below(13) {
+        let done = match self.dice.index(13) {
             0 | 1 => {
                 let ask = Ask {
                     subnet: copy.records.id,
                     joiner: me.peer,
                     data_key: me.data_key,
                     seal_key: me.seal_key,
-                    name: format!("m{}", self.dice.below(4)).parse().unwrap(),
+                    name: format!("m{}", self.dice.index(4)).parse().unwrap(),
                     name_is_default: true,
                     ip: None,
                     asked: now,
                     proof: None,
                 };
-                let term = [Term::Full, Term::Full, Term::Ephemeral, Term::Trial][self.dice.below(4)];
+                let term = [Term::Full, Term::Full, Term::Ephemeral, Term::Trial][self.dice.index(4)];
                 copy.admit(&owner, &ask, (Role::Member, term), &BTreeMap::new(), now)
             }
-            2 => copy.set_admin(&owner, me.peer, !self.dice.one_in(3), now),
+            2 => copy.set_admin(&owner, me.peer, self.dice.below(3) != 0, now),
             3 => copy.remove(&other, me.peer, now),
             4..=7 => {
                 self.document(&mut copy, &me);
                 Ok(())
             }
-            8 => copy.dns_release(&other, name, self.dice.one_in(2).then_some(me.peer), now).map(drop),
+            8 => copy.dns_release(&other, name, (self.dice.below(2) == 0).then_some(me.peer), now).map(drop),
             9 => copy.say_goodbye(&me, now),
             10 => {
-                let seen = (0..PEERS).filter(|_| self.dice.one_in(2)).map(|n| identity(n).peer).collect();
+                let seen = (0..PEERS).filter(|_| self.dice.below(2) == 0).map(|n| identity(n).peer).collect();
                 copy.upkeep(&me, &Attendance { seen, clock_is_off: false }, now)
             }
             11 => {
                 // The clock goes either way.
-                let far = [40, 400, 5_000, 30_000][self.dice.below(4)];
-                self.now = if self.dice.one_in(4) { now - far } else { now + far };
+                let far = [40, 400, 5_000, 30_000][self.dice.index(4)];
+                self.now = if self.dice.below(4) == 0 { now - far } else { now + far };
                 copy.records.forget(self.now);
                 Ok(())
             }
-            _ if self.dice.one_in(4) => copy.begin_epoch(&owner, now),
+            _ if self.dice.below(4) == 0 => copy.begin_epoch(&owner, now),
             _ => copy.keep_own(&owner, &["/memory/1".to_owned()], now),
         };
         if done.is_ok() {
@@ -293,21 +280,21 @@ impl World {
         let resolved = copy.resolve(self.now);
         let leases = resolved.members.get(&me.peer).map(|m| m.leases.clone()).unwrap_or_default();
         let mut used: BTreeSet<IpAddr> = resolved.members.values().flat_map(|m| m.addresses.clone()).collect();
-        match self.dice.below(4) {
+        match self.dice.index(4) {
             0 => doc.names.clear(),
             1 => doc.workloads.clear(),
             2 => {
-                let data = RecordData::Txt(format!("{}", self.dice.below(3)));
-                let name = NAMES[self.dice.below(NAMES.len())].to_owned();
+                let data = RecordData::Txt(format!("{}", self.dice.index(3)));
+                let name = NAMES[self.dice.index(NAMES.len())].to_owned();
                 doc.names.push(NameEntry { name, data, ttl: 5 });
             }
             _ => {
                 used.extend(doc.workloads.iter().flat_map(|w| w.addresses.clone()));
                 let mut addresses = free_addresses(&copy.records.pools(), &leases, &used, &[]).unwrap_or_default();
-                if self.dice.one_in(4) {
+                if self.dice.below(4) == 0 {
                     addresses = vec!["10.0.2.9".parse().unwrap()];
                 }
-                let name = NAMES[self.dice.below(2)].parse().unwrap();
+                let name = NAMES[self.dice.index(2)].parse().unwrap();
                 doc.workloads.push(WorkloadEntry { name, addresses });
             }
         }
@@ -342,7 +329,7 @@ fn what_is_made_in_steps_is_what_is_made_whole() {
             world.step();
             let what = format!("seed {seed}, step {step}");
             // Now and then several changes lie between two looks.
-            if world.dice.one_in(4) {
+            if world.dice.below(4) == 0 {
                 continue;
             }
             let made = world.subnet.remember(world.now);

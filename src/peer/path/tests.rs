@@ -1,25 +1,9 @@
 use super::*;
-use crate::peer::some_moment;
+use crate::testing::{Dice, Network, some_moment};
 
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-
-/// A small generator (xorshift), so that a run can be repeated.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn fill(&mut self, bytes: &mut [u8]) {
-        bytes.iter_mut().for_each(|byte| *byte = (self.next() >> 24) as u8);
-    }
-}
 
 #[derive(Debug, Clone, Copy)]
 enum Message {
@@ -40,8 +24,8 @@ fn size_of(to: SocketAddr, body: usize, pad_to: usize) -> usize {
 const PROBE: usize = 9;
 const ANSWER: usize = 28;
 
+#[derive(Clone)]
 struct InFlight {
-    at: Instant,
     to: usize,
     from: SocketAddr,
     message: Message,
@@ -49,7 +33,7 @@ struct InFlight {
 
 /// Two peers and what lies between them, on a clock of its own.
 struct World {
-    now: Instant,
+    net: Network<InFlight>,
     start: Instant,
     sides: [Paths; 2],
     /// Where a packet for an address ends, and what it carries at most.
@@ -59,11 +43,7 @@ struct World {
     /// From where those to IPv6 addresses come, where the sides have both families.
     source6: Option<[SocketAddr; 2]>,
     delay: Duration,
-    /// Of a thousand packets so many are lost.
-    loss: u64,
     blocked: bool,
-    random: Random,
-    air: Vec<InFlight>,
     /// What each side was last told to use.
     route: [Option<(SocketAddr, usize)>; 2],
     settled: [bool; 2],
@@ -88,17 +68,14 @@ impl World {
     fn between(seed: u64, a: SocketAddr, b: SocketAddr) -> World {
         let now = some_moment();
         World {
-            now,
+            net: Network::new(seed, now),
             start: now,
             sides: [Paths::new(), Paths::new()],
             reach: BTreeMap::from([(a, (0, 1500)), (b, (1, 1500))]),
             source: [a, b],
             source6: None,
             delay: Duration::from_millis(5),
-            loss: 0,
             blocked: false,
-            random: Random(seed | 1),
-            air: vec![],
             route: [None, None],
             settled: [false; 2],
             sent: BTreeMap::new(),
@@ -112,9 +89,9 @@ impl World {
     fn begin(&mut self) {
         let (a, b) = (self.source[0], self.source[1]);
         // As of peers that a stream connects at these hosts.
-        self.sides[0].offer(self.now, &[b], Origin::Host, &[]);
-        self.sides[1].offer(self.now, &[a], Origin::Host, &[]);
-        self.sides.iter_mut().for_each(|side| side.start(self.now));
+        self.sides[0].offer(self.net.now, &[b], Origin::Host, &[]);
+        self.sides[1].offer(self.net.now, &[a], Origin::Host, &[]);
+        self.sides.iter_mut().for_each(|side| side.start(self.net.now));
     }
 
     fn mtu(&mut self, mtu: usize) {
@@ -122,7 +99,7 @@ impl World {
     }
 
     fn elapsed(&self) -> Duration {
-        self.now - self.start
+        self.net.now - self.start
     }
 
     fn drain(&mut self, side: usize) {
@@ -146,21 +123,21 @@ impl World {
                 }
             };
             *self.sent.entry((side, to)).or_default() += size;
-            let lost = self.random.next() % 1000 < self.loss;
+            let lost = self.net.loses();
             if let Some((end, carries)) = self.reach.get(&to).copied()
                 && !self.blocked
                 && !lost
                 && size <= carries
             {
                 let from = self.source6.filter(|_| to.is_ipv6()).unwrap_or(self.source)[side];
-                self.air.push(InFlight { at: self.now + self.delay, to: end, from, message });
+                self.net.after(self.delay, InFlight { to: end, from, message });
             }
         }
     }
 
     /// Lets time pass.
     fn run(&mut self, time: Duration) {
-        let end = self.now + time;
+        let end = self.net.now + time;
         loop {
             for side in 0..2 {
                 self.drain(side);
@@ -168,16 +145,15 @@ impl World {
             let timeouts = self.sides.iter().filter_map(Paths::poll_timeout);
             // The control task looks every 50 ms.
             let tick = Duration::from_millis(50);
-            let next = timeouts.map(|t| t.max(self.now)).chain(self.air.iter().map(|p| p.at)).min();
-            let next = next.unwrap_or(end).min(self.now + tick);
+            let next = timeouts.map(|t| t.max(self.net.now)).chain(self.net.next()).min();
+            let next = next.unwrap_or(end).min(self.net.now + tick);
             if next >= end {
-                self.now = end;
+                self.net.now = end;
                 return;
             }
-            self.now = next;
-            let random = &mut self.random;
-            let arrived: Vec<InFlight> = self.air.extract_if(.., |p| p.at <= next).collect();
-            for packet in arrived {
+            self.net.now = next;
+            while let Some(packet) = self.net.due() {
+                let random = &mut self.net.dice;
                 let side = &mut self.sides[packet.to];
                 if self.last[1 - packet.to] != packet.from {
                     self.last[1 - packet.to] = packet.from;
@@ -195,7 +171,7 @@ impl World {
                 if self.busy[side] {
                     self.sides[side].data(frames);
                 }
-                let random = &mut self.random;
+                let random = &mut self.net.dice;
                 if self.sides[side].poll_timeout().is_some_and(|due| due <= next) {
                     self.sides[side].handle_timeout(next, &mut |b| random.fill(b));
                 }
@@ -205,14 +181,14 @@ impl World {
 
     /// Lets time pass until `done`, at most `time`.
     fn until(&mut self, time: Duration, done: impl Fn(&World) -> bool) -> Option<Duration> {
-        let begin = self.now;
-        while self.now - begin < time {
+        let begin = self.net.now;
+        while self.net.now - begin < time {
             if done(self) {
-                return Some(self.now - begin);
+                return Some(self.net.now - begin);
             }
             self.run(Duration::from_millis(10));
         }
-        done(self).then(|| self.now - begin)
+        done(self).then(|| self.net.now - begin)
     }
 
     fn both_up(&self) -> bool {
@@ -244,11 +220,11 @@ fn loss_is_the_share_of_keep_alives_without_an_answer() {
     world.run(60 * SECOND);
     assert_eq!(loss(&world), Some(0.0));
     // A tenth each way: 19 % of the round trips.
-    world.loss = 100;
+    world.net.loss = 10;
     world.run(300 * SECOND);
     let seen = loss(&world).unwrap();
     assert!((0.05..0.4).contains(&seen), "{seen}");
-    world.loss = 0;
+    world.net.loss = 0;
     world.run(300 * SECOND);
     assert_eq!(loss(&world), Some(0.0), "old losses are forgotten");
 }
@@ -257,8 +233,8 @@ fn loss_is_the_share_of_keep_alives_without_an_answer() {
 fn nothing_is_sent_without_a_key() {
     let mut world = World::new(1);
     let to = world.source[1];
-    world.sides[0].offer(world.now, &[to], Origin::Told, &[]);
-    world.sides[0].on_probe(world.now, from(to), 7, &[]);
+    world.sides[0].offer(world.net.now, &[to], Origin::Told, &[]);
+    world.sides[0].on_probe(world.net.now, from(to), 7, &[]);
     world.run(10 * SECOND);
     assert!(world.log.is_empty());
     assert_eq!(world.sides[0].poll_timeout(), None);
@@ -273,7 +249,7 @@ fn the_key_gone_the_path_is_gone() {
     world.drain(0);
     assert_eq!(world.route[0], None);
     assert_eq!(world.sides[0].poll_timeout(), None);
-    world.sides[0].start(world.now);
+    world.sides[0].start(world.net.now);
     world.run(SECOND);
     assert!(world.both_up());
 }
@@ -317,11 +293,11 @@ fn a_suspected_path_is_settled_in_less_than_a_second() {
         world.busy = [seed % 2 == 0; 2];
         world.begin();
         world.run(Duration::from_millis(4000 + 70 * seed));
-        world.sides[0].suspect(world.now);
+        world.sides[0].suspect(world.net.now);
         world.run(2 * SECOND);
         assert_eq!(world.sides[0].changes(), 1, "it answers: the path stays");
         world.blocked = true;
-        world.sides[0].suspect(world.now);
+        world.sides[0].suspect(world.net.now);
         let took = world.until(10 * SECOND, |w| w.route[0].is_none()).unwrap();
         assert!(took < 600 * MS, "{took:?}");
         world.blocked = false;
@@ -332,7 +308,7 @@ fn a_suspected_path_is_settled_in_less_than_a_second() {
 #[test]
 fn lost_packets_do_not_lose_the_path() {
     let mut world = World::new(77);
-    world.loss = 50;
+    world.net.loss = 5;
     world.busy = [true, false];
     world.begin();
     assert!(world.until(5 * SECOND, World::both_up).is_some());
@@ -348,7 +324,7 @@ fn a_process_that_slept_asks_before_it_gives_up() {
     world.begin();
     world.run(5 * SECOND);
     // Both slept: no timer ran, nothing was lost.
-    world.now += 60 * SECOND;
+    world.net.now += 60 * SECOND;
     world.run(5 * SECOND);
     assert_eq!((world.sides[0].changes(), world.sides[1].changes()), (1, 1));
 }
@@ -395,7 +371,7 @@ fn an_interface_that_refuses_is_not_asked_again() {
     let (a, b) = (address("192.0.2.1:1"), address("192.0.2.2:1"));
     let mut paths = Paths::new();
     let now = some_moment();
-    let mut random = Random(5);
+    let mut random = Dice::new(5);
     let mut entropy = |bytes: &mut [u8]| random.fill(bytes);
     paths.offer(now, &[a, b], Origin::Told, &[]);
     paths.start(now);
@@ -460,7 +436,7 @@ fn an_interface_that_shrank_is_heeded_at_once() {
     world.begin();
     world.run(10 * SECOND);
     world.mtu(1400);
-    let (now, random) = (world.now, &mut world.random);
+    let (now, random) = (world.net.now, &mut world.net.dice);
     world.sides[0].too_big(now, &mut |b| random.fill(b));
     world.run(MS);
     assert_eq!((world.route[0].map(|r| r.1), world.settled[0]), (Some(1252), false));
@@ -515,8 +491,8 @@ fn an_unreachable_peer_costs_less_than_300_bytes_a_second() {
     let mut world = World::new(8);
     world.blocked = true;
     let many: Vec<SocketAddr> = (1..=20).map(|n| address(&format!("[2001:db8::{n}]:4100"))).collect();
-    world.sides[0].offer(world.now, &many, Origin::Told, &[]);
-    world.sides[0].start(world.now);
+    world.sides[0].offer(world.net.now, &many, Origin::Told, &[]);
+    world.sides[0].start(world.net.now);
     world.run(30 * SECOND);
     let probing = cost(&mut world, 600);
     assert!(probing < 250, "{probing} bytes/s");
@@ -550,7 +526,7 @@ fn another_address_that_has_answered_takes_a_silent_path_over_without_the_stream
         world.busy = [busy; 2];
         let both = [world.source[1], address("198.51.100.7:4100")];
         world.reach.insert(both[1], (1, 1500));
-        world.sides[0].offer(world.now, &both, Origin::Host, &[]);
+        world.sides[0].offer(world.net.now, &both, Origin::Host, &[]);
         world.begin();
         world.run(Duration::from_millis(4000 + 97 * seed));
         let first = world.route[0].unwrap().0;
@@ -606,9 +582,9 @@ fn two_families_that_both_answer_are_not_fought_over() {
         world.reach.extend([(six[0], (0, 1500)), (six[1], (1, 1500))]);
         world.busy = [true, seed % 2 == 0];
         // One end finds the other by IPv4 first, the other by IPv6: each one's frames come from elsewhere than it sends to.
-        world.sides[0].offer(world.now, &[six[1]], Origin::Told, &[]);
-        world.sides[1].offer(world.now, &[world.source[0]], Origin::Told, &[]);
-        world.sides.iter_mut().for_each(|side| side.start(world.now));
+        world.sides[0].offer(world.net.now, &[six[1]], Origin::Told, &[]);
+        world.sides[1].offer(world.net.now, &[world.source[0]], Origin::Told, &[]);
+        world.sides.iter_mut().for_each(|side| side.start(world.net.now));
         world.run(SECOND);
         world.log.clear();
         world.run(60 * SECOND);
@@ -623,8 +599,8 @@ fn an_address_that_does_not_answer_gets_no_more_than_three_times_what_came_from_
     let mut world = World::new(6);
     world.begin();
     world.run(5 * SECOND);
-    let (now, victim) = (world.now, address("203.0.113.5:53"));
-    let random = &mut world.random;
+    let (now, victim) = (world.net.now, address("203.0.113.5:53"));
+    let random = &mut world.net.dice;
     let mut came = 0;
     for token in 0..20 {
         world.sides[0].on_moved(now, from(victim), &[], &mut |b| random.fill(b));
@@ -643,7 +619,7 @@ fn a_guessed_token_is_no_answer() {
     world.blocked = true;
     world.begin();
     world.run(SECOND);
-    let (now, random) = (world.now, &mut world.random);
+    let (now, random) = (world.net.now, &mut world.net.dice);
     for token in 0..1000 {
         assert_eq!(world.sides[0].on_answer(now, token, &mut |b| random.fill(b)), None);
     }
@@ -655,8 +631,8 @@ fn of_many_addresses_the_one_that_answers_first_wins() {
     let mut world = World::new(6);
     let mut addresses: Vec<SocketAddr> = (1..=7).map(|n| address(&format!("198.51.100.{n}:4100"))).collect();
     addresses.push(world.source[1]);
-    world.sides[0].offer(world.now, &addresses, Origin::Told, &[]);
-    world.sides.iter_mut().for_each(|side| side.start(world.now));
+    world.sides[0].offer(world.net.now, &addresses, Origin::Told, &[]);
+    world.sides.iter_mut().for_each(|side| side.start(world.net.now));
     // The other side is told nothing: it learns from the probe.
     assert!(world.until(SECOND, World::both_up).is_some());
     assert_eq!(world.route[0].map(|r| r.0), Some(world.source[1]));
@@ -694,7 +670,7 @@ fn a_new_overlay_prefix_ends_a_path_inside_it() {
     let mut world = World::new(6);
     world.begin();
     world.run(SECOND);
-    world.sides[0].avoid(world.now, &["192.0.2.0/24".parse().unwrap()]);
+    world.sides[0].avoid(world.net.now, &["192.0.2.0/24".parse().unwrap()]);
     world.drain(0);
     assert_eq!(world.route[0], None);
     assert_eq!(world.sides[0].poll_timeout(), None, "and no address is left");
@@ -781,7 +757,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (1u16..8000).prop_map(Step::Run),
         1 => any::<bool>().prop_map(Step::Block),
-        1 => (0u16..300).prop_map(Step::Loss),
+        1 => (0u16..30).prop_map(Step::Loss),
         1 => (1100u16..9500).prop_map(Step::Mtu),
         1 => any::<(bool, bool)>().prop_map(|(a, b)| Step::Busy(a, b)),
         1 => (0u8..2, 1u8..20).prop_map(|(side, n)| Step::Move(side, n)),
@@ -804,7 +780,7 @@ proptest! {
             match step {
                 Step::Run(ms) => world.run(u32::from(ms) * MS),
                 Step::Block(blocked) => world.blocked = blocked,
-                Step::Loss(loss) => world.loss = loss.into(),
+                Step::Loss(loss) => world.net.loss = loss.into(),
                 Step::Mtu(mtu) => world.mtu(mtu.into()),
                 Step::Busy(a, b) => world.busy = [a, b],
                 Step::Move(side, n) => {
@@ -816,10 +792,10 @@ proptest! {
                     world.source[side] = new;
                 }
                 Step::Stop(side) => world.sides[usize::from(side)].stop(),
-                Step::Start(side) => world.sides[usize::from(side)].start(world.now),
-                Step::Suspect(side) => world.sides[usize::from(side)].suspect(world.now),
+                Step::Start(side) => world.sides[usize::from(side)].start(world.net.now),
+                Step::Suspect(side) => world.sides[usize::from(side)].suspect(world.net.now),
                 Step::TooBig(side) => {
-                    let (now, random) = (world.now, &mut world.random);
+                    let (now, random) = (world.net.now, &mut world.net.dice);
                     world.sides[usize::from(side)].too_big(now, &mut |b| random.fill(b));
                 }
             }
@@ -828,7 +804,7 @@ proptest! {
             }
         }
         world.blocked = false;
-        world.loss = 0;
+        world.net.loss = 0;
         world.busy = [true; 2];
         world.mtu(1450);
         world.begin();
@@ -843,16 +819,16 @@ proptest! {
 
     /// However it is called: it never panics, and never asks to be called in the past for ever.
     #[test]
-    fn timers_make_progress(seed: u64, blocked: bool, loss in 0u64..500) {
+    fn timers_make_progress(seed: u64, blocked: bool, loss in 0u64..50) {
         let mut world = World::new(seed);
         world.blocked = blocked;
-        world.loss = loss;
+        world.net.loss = loss;
         world.begin();
         for _ in 0..200 {
             world.run(100 * MS);
             for side in 0..2 {
                 let due = world.sides[side].poll_timeout();
-                let (now, random) = (world.now, &mut world.random);
+                let (now, random) = (world.net.now, &mut world.net.dice);
                 world.sides[side].handle_timeout(now, &mut |b| random.fill(b));
                 prop_assert!(world.sides[side].poll_timeout().is_none_or(|at| at > now), "due {:?}", due);
             }

@@ -1,6 +1,6 @@
 //! Two sessions on a virtual clock, joined by a stream and by datagrams that are lost, delayed, reordered and doubled.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use proptest::prelude::*;
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -11,32 +11,7 @@ use super::*;
 use crate::crypto::frame::{HEADER, Header, Library, TAG};
 use crate::crypto::handshake::MESSAGE_1;
 use crate::crypto::replay::Window;
-use crate::peer::some_moment;
-
-/// xorshift64*: every run of a test is the same.
-#[derive(Clone)]
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        (self.roll() >> 11) % limit.max(1)
-    }
-
-    fn percent(&mut self, chance: u64) -> bool {
-        self.below(100) < chance
-    }
-
-    fn fill(&mut self, out: &mut [u8]) {
-        out.iter_mut().for_each(|b| *b = (self.roll() >> 56) as u8);
-    }
-}
+use crate::testing::{Dice, Network, some_moment};
 
 /// End 0 has the smaller peer ID.
 fn config(end: usize) -> Config {
@@ -87,6 +62,7 @@ impl End {
     }
 }
 
+#[derive(Clone)]
 enum Event {
     Ask { from: usize, life: usize, message: Vec<u8> },
     Answer { to: usize, life: usize, message: Option<Vec<u8>> },
@@ -96,20 +72,12 @@ enum Event {
 
 struct World {
     start: Instant,
-    now: Instant,
+    net: Network<Event>,
     ends: [End; 2],
     /// Counts restarts of each end: a question of an earlier life gets no answer.
     lives: [usize; 2],
-    events: BTreeMap<(Instant, u64), Event>,
-    number: u64,
-    dice: Dice,
-    /// Per cent of datagrams with control messages that are lost, and of news of first frames.
-    loss: u64,
     /// Per cent of questions over the stream, and of their answers, that are lost.
     stream_loss: u64,
-    double: u64,
-    /// Milliseconds.
-    delay: u64,
     stream: bool,
     /// Only these control messages are lost.
     lost_kinds: [bool; 4],
@@ -127,16 +95,10 @@ impl World {
         let start = some_moment();
         World {
             start,
-            now: start,
+            net: Network::new(seed, start),
             ends: [End::new(a, 0), End::new(b, 0)],
             lives: [0, 0],
-            events: BTreeMap::new(),
-            number: 0,
-            dice: Dice(seed | 1),
-            loss: 0,
             stream_loss: 0,
-            double: 0,
-            delay: 20,
             stream: true,
             lost_kinds: [true; 4],
             nonces: HashSet::new(),
@@ -151,20 +113,9 @@ impl World {
         World::with(config(0), config(1), seed)
     }
 
-    fn later(&mut self, event: Event) {
-        let wait = 1 + self.dice.below(self.delay);
-        self.at(Duration::from_millis(wait), event);
-    }
-
-    fn at(&mut self, wait: Duration, event: Event) {
-        self.number += 1;
-        self.events.insert((self.now + wait, self.number), event);
-    }
-
     fn call<T>(&mut self, end: usize, run: impl FnOnce(&mut Session, Instant, Entropy<'_>) -> T) -> T {
-        let mut dice = self.dice.clone();
-        let result = run(&mut self.ends[end].session, self.now, &mut |out: &mut [u8]| dice.fill(out));
-        self.dice = dice;
+        let (now, dice) = (self.net.now, &mut self.net.dice);
+        let result = run(&mut self.ends[end].session, now, &mut |out: &mut [u8]| dice.fill(out));
         self.obey(end);
         result
     }
@@ -192,7 +143,7 @@ impl World {
                 Action::Ask(message) => {
                     assert!(message.len() <= MAX_MESSAGE);
                     let life = self.lives[end];
-                    self.later(Event::Ask { from: end, life, message });
+                    self.net.later(Event::Ask { from: end, life, message });
                 }
                 Action::Send(message) => {
                     assert!(message.len() <= 256, "fits a frame of any path");
@@ -212,13 +163,10 @@ impl World {
         let mut bytes = vec![0; HEADER + body.len() + 1 + TAG];
         assert!(self.nonces.insert((Arc::as_ptr(&sealer).addr(), nonce.counter())), "a nonce was used twice");
         sealer.seal(nonce, body, &[kind], &mut bytes).unwrap();
-        if kind == 1 && self.lost_kinds[usize::from(body[0])] && self.dice.percent(self.loss) {
+        if kind == 1 && self.lost_kinds[usize::from(body[0])] && self.net.loses() {
             return;
         }
-        if self.dice.percent(self.double) {
-            self.later(Event::Frame { to: 1 - end, bytes: bytes.clone() });
-        }
-        self.later(Event::Frame { to: 1 - end, bytes });
+        self.net.send(Event::Frame { to: 1 - end, bytes });
     }
 
     fn receive(&mut self, to: usize, bytes: &[u8]) {
@@ -238,7 +186,7 @@ impl World {
         plain.truncate(length);
         let kind = plain.pop().unwrap();
         // The news of the first frame may be lost: a bounded queue that never waits.
-        if first && !self.dice.percent(self.loss) {
+        if first && !self.net.loses() {
             self.call(to, |s, now, _| s.on_first(now, receiver));
         }
         if kind == 1 {
@@ -251,15 +199,15 @@ impl World {
     fn happen(&mut self, event: Event) {
         match event {
             Event::Ask { from, life, message } => {
-                let lost = !self.stream || self.dice.percent(self.stream_loss);
+                let lost = !self.stream || self.net.dice.percent(self.stream_loss);
                 let message = if lost {
                     None
                 } else {
                     let answer = self.call(1 - from, |s, now, entropy| s.on_request(now, &message, entropy));
                     self.refused += usize::from(answer.is_err());
-                    answer.ok().filter(|_| !self.dice.percent(self.stream_loss))
+                    answer.ok().filter(|_| !self.net.dice.percent(self.stream_loss))
                 };
-                self.later(Event::Answer { to: from, life, message });
+                self.net.later(Event::Answer { to: from, life, message });
             }
             Event::Answer { to, life, message } => {
                 if life == self.lives[to] {
@@ -269,24 +217,23 @@ impl World {
             Event::Frame { to, bytes } => self.receive(to, &bytes),
             Event::Data { from } => {
                 self.send(from, b"data", 0);
-                self.at(Duration::from_secs(7), Event::Data { from });
+                self.net.after(Duration::from_secs(7), Event::Data { from });
             }
         }
     }
 
     /// Lets that much time go by.
     fn run(&mut self, time: Duration) {
-        let end = self.now + time;
+        let end = self.net.now + time;
         let mut steps = 0;
         loop {
             let timer = (0..2).filter_map(|e| self.ends[e].session.poll_timeout().map(|at| (at, e))).min();
-            let event = self.events.first_key_value().map(|(at, _)| at.0);
+            let event = self.net.next();
             let at = [timer.map(|t| t.0), event].into_iter().flatten().min().filter(|at| *at <= end);
             let Some(at) = at else { break };
             assert!(at >= self.start);
-            self.now = self.now.max(at);
-            if event == Some(at) {
-                let (_, event) = self.events.pop_first().unwrap();
+            self.net.now = self.net.now.max(at);
+            if let Some(event) = self.net.due() {
                 self.happen(event);
             } else if let Some((_, e)) = timer {
                 let before = self.ends[e].session.poll_timeout();
@@ -296,7 +243,7 @@ impl World {
             steps += 1;
             assert!(steps < 10_000_000, "time stands still");
         }
-        self.now = end;
+        self.net.now = end;
     }
 
     fn seconds(&mut self, seconds: u64) {
@@ -311,7 +258,7 @@ impl World {
 
     fn traffic(&mut self) {
         for from in 0..2 {
-            self.at(Duration::from_secs(1), Event::Data { from });
+            self.net.after(Duration::from_secs(1), Event::Data { from });
         }
     }
 
@@ -427,11 +374,11 @@ fn a_session_is_rekeyed_after_so_many_frames() {
 fn both_rekey_at_once_and_the_smaller_peer_goes_on() {
     for seed in 1..50 {
         let mut world = World::live(seed);
-        world.delay = 400;
+        world.net.delay = 400;
         world.seconds(2);
         for end in 0..2 {
             world.exhaust(end);
-            world.ends[end].session.look = Some(world.now);
+            world.ends[end].session.look = Some(world.net.now);
         }
         for end in 0..2 {
             world.call(end, |s, now, entropy| s.handle_timeout(now, entropy));
@@ -447,15 +394,15 @@ fn both_rekey_at_once_and_the_smaller_peer_goes_on() {
 #[test]
 fn ten_thousand_rekeys_with_half_of_all_messages_lost_never_stick() {
     let mut world = World::live(5);
-    (world.loss, world.double, world.delay) = (50, 20, 1500);
+    (world.net.loss, world.net.double, world.net.delay) = (50, 20, 1500);
     world.traffic();
     let mut rounds = 0;
     while world.rekeys < 20_000 {
-        let end = world.dice.below(3) as usize;
+        let end = world.net.dice.below(3) as usize;
         for end in (0..2).filter(|e| end == 2 || *e == end) {
             if world.ends[end].sealer.as_ref().is_some_and(|s| s.used() < REKEY_FRAMES) {
                 world.exhaust(end);
-                world.ends[end].session.look = Some(world.now);
+                world.ends[end].session.look = Some(world.net.now);
             }
         }
         let before = world.id(0);
@@ -465,7 +412,7 @@ fn ten_thousand_rekeys_with_half_of_all_messages_lost_never_stick() {
     assert!(rounds < 2000, "{rounds} rounds of 40 s without a new key");
     assert_eq!(world.unopened, 0, "no frame came under a key that was not there");
     assert_eq!(world.ends.iter().map(|e| e.stops).sum::<usize>(), 0);
-    world.loss = 0;
+    world.net.loss = 0;
     world.seconds(200);
     world.assert_joined();
 }
@@ -474,7 +421,7 @@ fn ten_thousand_rekeys_with_half_of_all_messages_lost_never_stick() {
 fn a_rekey_without_an_answer_goes_over_the_stream() {
     let mut world = World::live(1);
     // No answer ever comes; frames and the other messages do.
-    (world.loss, world.lost_kinds) = (100, [false, true, false, false]);
+    (world.net.loss, world.lost_kinds) = (100, [false, true, false, false]);
     world.traffic();
     let first = world.id(0);
     world.seconds(138);
@@ -490,7 +437,7 @@ fn a_rekey_without_an_answer_goes_over_the_stream() {
 fn a_rekey_that_comes_behind_a_new_session_is_ignored() {
     let mut world = World::live(1);
     world.seconds(5);
-    let now = world.now;
+    let now = world.net.now;
     let mut entropy = |out: &mut [u8]| out.fill(1);
     let [one, two] = &mut world.ends;
     one.session.begin_rekey(now, &mut entropy);
@@ -514,7 +461,7 @@ fn a_rekey_that_comes_behind_a_new_session_is_ignored() {
 fn a_key_is_refused_at_180_seconds() {
     let mut world = World::live(1);
     let sealers: Vec<_> = world.ends.iter().map(|e| e.sealer.clone().unwrap()).collect();
-    (world.loss, world.stream) = (100, false);
+    (world.net.loss, world.stream) = (100, false);
     world.seconds(178);
     assert!(world.ends.iter().all(|e| e.session.is_live()));
     world.seconds(2);
@@ -524,7 +471,7 @@ fn a_key_is_refused_at_180_seconds() {
         assert!(sealer.take(1).is_none(), "who still holds the key cannot seal with it");
     }
     // And comes back when something can be heard again.
-    (world.loss, world.stream) = (0, true);
+    (world.net.loss, world.stream) = (0, true);
     world.seconds(61);
     world.assert_joined();
 }
@@ -537,7 +484,7 @@ fn without_a_stream_the_questions_become_rare() {
     let mut asked = 0;
     for _ in 0..3600 {
         world.seconds(1);
-        asked += world.events.values().filter(|e| matches!(e, Event::Ask { .. })).count();
+        asked += world.net.events.values().filter(|e| matches!(e, Event::Ask { .. })).count();
     }
     assert!(asked < 200, "{asked}");
     world.stream = true;
@@ -568,12 +515,12 @@ fn a_peer_that_restarted_gets_a_session() {
 fn a_peer_that_restarted_at_once_and_in_the_middle_gets_a_session() {
     for seed in 1..100 {
         let mut world = World::new(seed);
-        world.delay = 300;
+        world.net.delay = 300;
         world.connect();
         for _ in 0..4 {
-            let wait = world.dice.below(900);
+            let wait = world.net.dice.below(900);
             world.run(Duration::from_millis(wait));
-            let end = world.dice.below(2) as usize;
+            let end = world.net.dice.below(2) as usize;
             world.restart(end);
             world.call(end, |s, now, entropy| s.connected(now, entropy));
         }
@@ -605,10 +552,10 @@ fn who_forgot_its_session_has_one_within_three_seconds() {
         let other = &mut world.ends[1 - end].session;
         (other.asking, other.again) = (None, None);
         world.call(1 - end, |s, now, entropy| s.path_lost(now, entropy));
-        let asked = world.events.iter().find(|(_, e)| matches!(e, Event::Ask { from, .. } if *from == 1 - end));
+        let asked = world.net.events.iter().find(|(_, e)| matches!(e, Event::Ask { from, .. } if *from == 1 - end));
         let asked = *asked.expect("a question").0;
-        let Some(Event::Ask { life, .. }) = world.events.remove(&asked) else { unreachable!() };
-        world.at(Duration::from_millis(200), Event::Answer { to: 1 - end, life, message: None });
+        let Some(Event::Ask { life, .. }) = world.net.events.remove(&asked) else { unreachable!() };
+        world.net.after(Duration::from_millis(200), Event::Answer { to: 1 - end, life, message: None });
         world.stream = true;
         back(&mut world);
         world.seconds(3);
@@ -635,10 +582,10 @@ fn a_lost_path_gets_new_keys_over_the_stream() {
 fn nonce_is_never_reused() {
     // `World::send` looks at every nonce of every sealer; here keys come and go in every way there is.
     let mut world = World::live(9);
-    (world.loss, world.stream_loss, world.double, world.delay) = (30, 30, 30, 800);
+    (world.net.loss, world.stream_loss, world.net.double, world.net.delay) = (30, 30, 30, 800);
     world.traffic();
     for round in 0..300 {
-        let end = world.dice.below(2) as usize;
+        let end = world.net.dice.below(2) as usize;
         match round % 5 {
             0 => world.call(end, |s, now, entropy| s.path_lost(now, entropy)),
             1 => {
@@ -651,7 +598,7 @@ fn nonce_is_never_reused() {
         for _ in 0..5 {
             world.send(end, b"data", 0);
         }
-        let wait = world.dice.below(60);
+        let wait = world.net.dice.below(60);
         world.seconds(wait);
     }
     let frames = world.nonces.len();
@@ -661,9 +608,9 @@ fn nonce_is_never_reused() {
 #[test]
 fn keys_of_the_two_directions_differ() {
     let mut world = World::live(1);
-    world.events.clear();
+    world.net.events.clear();
     world.send(0, b"mine", 0);
-    let Some((_, Event::Frame { bytes, .. })) = world.events.pop_first() else { panic!("a frame") };
+    let Some((_, Event::Frame { bytes, .. })) = world.net.events.pop_first() else { panic!("a frame") };
     let (header, sealed) = bytes.split_first_chunk::<HEADER>().unwrap();
     for (opener, _, _) in world.ends[0].installed.values() {
         assert_eq!(opener.open(header, sealed, &mut [0; 64]), None, "a frame sent back to its sender");
@@ -749,7 +696,7 @@ fn handshake(
     mut meddle: impl FnMut(usize, &mut Vec<u8>),
 ) -> (Session, Session, Option<SessionError>) {
     let now = some_moment();
-    let mut dice = Dice(77);
+    let mut dice = Dice::new(77);
     let mut entropy = |out: &mut [u8]| dice.fill(out);
     let (mut one, mut two) = (Session::new(a, indices()), Session::new(b, indices()));
     one.connected(now, &mut entropy);
@@ -884,7 +831,7 @@ fn debug_shows_no_secret() {
 /// Two ends in bad weather, of whom one or the other loses its path, its keys or its mind; then the sun comes out.
 fn weather(seed: u64, loss: u64, double: u64, delay: u64, moves: Vec<(u8, usize, u64)>) {
     let mut world = World::new(seed);
-    (world.loss, world.stream_loss, world.double, world.delay) = (loss, loss / 2, double, delay);
+    (world.net.loss, world.stream_loss, world.net.double, world.net.delay) = (loss, loss / 2, double, delay);
     world.connect();
     world.traffic();
     for (what, end, wait) in moves {
@@ -901,7 +848,7 @@ fn weather(seed: u64, loss: u64, double: u64, delay: u64, moves: Vec<(u8, usize,
         }
         world.seconds(wait);
     }
-    (world.loss, world.stream_loss, world.double, world.stream, world.delay) = (0, 0, 0, true, 50);
+    (world.net.loss, world.stream_loss, world.net.double, world.stream, world.net.delay) = (0, 0, 0, true, 50);
     // The peer of one that restarted notices by its lost path at the latest.
     for end in 0..2 {
         world.call(end, |s, now, entropy| s.path_lost(now, entropy));
@@ -946,13 +893,13 @@ proptest! {
         let mut entropy = |out: &mut [u8]| out.fill(1);
         let session = &mut world.ends[end].session;
         if message != encode(&Request::Want) {
-            prop_assert!(session.on_request(world.now, &message, &mut entropy).is_err());
+            prop_assert!(session.on_request(world.net.now, &message, &mut entropy).is_err());
         }
         if !confirms {
-            session.on_control(world.now, &message, &mut entropy);
+            session.on_control(world.net.now, &message, &mut entropy);
         }
-        session.on_answer(world.now, Some(&message), &mut entropy);
-        session.on_first(world.now, 0x70);
+        session.on_answer(world.net.now, Some(&message), &mut entropy);
+        session.on_first(world.net.now, 0x70);
         prop_assert_eq!(before, state(session));
         world.seconds(130);
         world.assert_joined();
@@ -963,7 +910,7 @@ proptest! {
     fn a_changed_rekey_message_changes_nothing(flip in 0usize..8 * 110, answer: bool) {
         let mut world = World::live(1);
         world.seconds(5);
-        let now = world.now;
+        let now = world.net.now;
         let mut entropy = |out: &mut [u8]| out.fill(1);
         let [one, two] = &mut world.ends;
         one.session.begin_rekey(now, &mut entropy);

@@ -7,36 +7,13 @@ use x25519_dalek::{PublicKey, StaticSecret};
 use crate::crypto::frame::{HEADER, Header, SEALED};
 use crate::crypto::replay::Window;
 use crate::peer::*;
+use crate::testing::{Dice, Network, some_moment};
 use crate::wire::datagram::{OVERHEAD, TRAILER, Trailer};
 
 pub(super) const MS: Duration = Duration::from_millis(1);
 pub(super) const SECOND: Duration = Duration::from_secs(1);
 /// Bytes of the IP and UDP headers of IPv4.
 const HEADERS: usize = 28;
-
-/// xorshift64*: every run of a test is the same.
-pub(super) struct Dice(pub u64);
-
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    pub(super) fn below(&mut self, limit: u64) -> u64 {
-        (self.roll() >> 11) % limit.max(1)
-    }
-
-    fn percent(&mut self, chance: u64) -> bool {
-        self.below(100) < chance
-    }
-
-    pub(super) fn fill(&mut self, out: &mut [u8]) {
-        out.iter_mut().for_each(|b| *b = (self.roll() >> 56) as u8);
-    }
-}
 
 pub(super) fn subnet(n: u8) -> SubnetId {
     SubnetId([n; 16])
@@ -81,7 +58,8 @@ pub(super) struct End {
     pub timers: u64,
 }
 
-enum Happening {
+#[derive(Clone)]
+pub(super) enum Happening {
     Ask { from: usize, life: usize, subnet: SubnetId, number: u64, message: Vec<u8> },
     Answer { to: usize, life: usize, subnet: SubnetId, number: u64, answer: Option<(Vec<u8>, SocketAddr)> },
     Datagram { from: SocketAddr, to: SocketAddr, bytes: Vec<u8> },
@@ -89,17 +67,9 @@ enum Happening {
 }
 
 pub(super) struct World {
-    pub now: Instant,
+    pub net: Network<Happening>,
     pub ends: [End; 2],
     subnets: [BTreeSet<SubnetId>; 2],
-    events: BTreeMap<(Instant, u64), Happening>,
-    number: u64,
-    pub dice: Dice,
-    /// Per cent of datagrams.
-    pub loss: u64,
-    pub double: u64,
-    /// Milliseconds: each datagram takes one to so many.
-    pub delay: u64,
     pub mtu: usize,
     /// No datagram passes.
     pub blocked: bool,
@@ -126,9 +96,9 @@ fn new_peer(end: usize, dice: &mut Dice) -> Peer {
 impl World {
     /// Two ends that share so many subnets, connected by a stream at once.
     pub(super) fn new(seed: u64, shared: u8) -> World {
-        let mut dice = Dice(seed | 1);
+        let mut net = Network::new(seed, some_moment());
         let mut end = |end: usize| End {
-            peer: new_peer(end, &mut dice),
+            peer: new_peer(end, &mut net.dice),
             installed: HashMap::new(),
             routes: BTreeMap::new(),
             at: SocketAddr::from(([192, 0, 2, end as u8 + 1], 4100)),
@@ -142,15 +112,9 @@ impl World {
         let ends = [end(0), end(1)];
         let subnets: BTreeSet<SubnetId> = (1..=shared).map(subnet).collect();
         let mut world = World {
-            now: some_moment(),
             ends,
             subnets: [subnets.clone(), subnets],
-            events: BTreeMap::new(),
-            number: 0,
-            dice,
-            loss: 0,
-            double: 0,
-            delay: 20,
+            net,
             mtu: 1500,
             blocked: false,
             stream: true,
@@ -172,19 +136,9 @@ impl World {
         world
     }
 
-    fn at(&mut self, wait: Duration, happening: Happening) {
-        self.number += 1;
-        self.events.insert((self.now + wait, self.number), happening);
-    }
-
-    fn later(&mut self, happening: Happening) {
-        let wait = 1 + self.dice.below(self.delay);
-        self.at(Duration::from_millis(wait), happening);
-    }
-
     /// Does something with one end's object, then all it asks for.
     pub(super) fn call<T>(&mut self, end: usize, run: impl FnOnce(&mut Peer, Instant, Entropy<'_>) -> T) -> T {
-        let (now, dice) = (self.now, &mut self.dice);
+        let (now, dice) = (self.net.now, &mut self.net.dice);
         let result = run(&mut self.ends[end].peer, now, &mut |out: &mut [u8]| dice.fill(out));
         self.obey(end);
         result
@@ -207,7 +161,7 @@ impl World {
                 }
                 Event::Ask { subnet, number, message } => {
                     let life = self.ends[end].life;
-                    self.later(Happening::Ask { from: end, life, subnet, number, message });
+                    self.net.later(Happening::Ask { from: end, life, subnet, number, message });
                 }
                 Event::Answered { token, rtt } => self.ends[end].answered.push((token, rtt)),
             }
@@ -228,14 +182,11 @@ impl World {
         let header = Header::decode(&bytes).expect("a sealed frame");
         let nonce = (header.receiver as usize + (end << 40), header.counter);
         assert!(self.nonces.insert(nonce), "a nonce was used twice");
-        if !self.ends[end].is_up || self.blocked || bytes.len() + HEADERS > self.mtu || self.dice.percent(self.loss) {
+        if !self.ends[end].is_up || self.blocked || bytes.len() + HEADERS > self.mtu || self.net.loses() {
             return;
         }
         let from = self.ends[end].at;
-        if self.dice.percent(self.double) {
-            self.later(Happening::Datagram { from, to, bytes: bytes.clone() });
-        }
-        self.later(Happening::Datagram { from, to, bytes });
+        self.net.send(Happening::Datagram { from, to, bytes });
     }
 
     fn receive(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
@@ -263,7 +214,7 @@ impl World {
         }
         let way = way.unwrap_or(pair);
         // The news may be lost: a bounded queue that never waits.
-        if let Some(index) = news.filter(|_| !self.dice.percent(self.loss)) {
+        if let Some(index) = news.filter(|_| !self.net.loses()) {
             self.call(end, |peer, now, entropy| peer.handle_packet_seen(now, subnet, index, pair, entropy));
         }
         if trailer[..] == Trailer::Control.encode() {
@@ -292,14 +243,14 @@ impl World {
             self.put(end, route.pair.remote, bytes);
         }
         if let Some(pace) = self.pace {
-            self.at(Duration::from_millis(pace), Happening::Data { from: end });
+            self.net.after(Duration::from_millis(pace), Happening::Data { from: end });
         }
     }
 
     /// Traffic of both ends in every subnet from now on.
     pub(super) fn traffic(&mut self, pace: u64) {
         if self.pace.replace(pace).is_none() {
-            (0..2).for_each(|from| self.at(MS, Happening::Data { from }));
+            (0..2).for_each(|from| self.net.after(MS, Happening::Data { from }));
         }
     }
 
@@ -328,7 +279,7 @@ impl World {
                     });
                 }
                 let answer = answer.map(|message| (message, self.ends[to].at));
-                self.later(Happening::Answer { to: from, life, subnet, number, answer });
+                self.net.later(Happening::Answer { to: from, life, subnet, number, answer });
             }
             Happening::Answer { to, life, subnet, number, answer } => {
                 if life == self.ends[to].life && self.ends[to].is_up {
@@ -349,38 +300,37 @@ impl World {
 
     /// Lets that much time go by.
     pub(super) fn run(&mut self, time: Duration) {
-        let end = self.now + time;
-        let mut still = (self.now, 0);
+        let end = self.net.now + time;
+        let mut still = (self.net.now, 0);
         loop {
             let timer = |e: usize| self.ends[e].peer.poll_timeout().filter(|_| self.ends[e].is_up).map(|at| (at, e));
             let timer = (0..2).filter_map(timer).min();
-            let event = self.events.first_key_value().map(|(at, _)| at.0);
+            let event = self.net.next();
             let at = [timer.map(|t| t.0), event].into_iter().flatten().min().filter(|at| *at <= end);
             let Some(at) = at else { break };
-            self.now = self.now.max(at);
-            if event.is_some_and(|event| event <= self.now) {
-                let (_, happening) = self.events.pop_first().unwrap();
+            self.net.now = self.net.now.max(at);
+            if let Some(happening) = self.net.due() {
                 self.happen(happening);
             } else if let Some((_, e)) = timer {
                 self.ends[e].timers += 1;
                 self.call(e, |peer, now, entropy| peer.handle_timeout(now, entropy));
             }
-            still = if still.0 == self.now { (still.0, still.1 + 1) } else { (self.now, 0) };
+            still = if still.0 == self.net.now { (still.0, still.1 + 1) } else { (self.net.now, 0) };
             assert!(still.1 < 5000, "time stands still");
         }
-        self.now = end;
+        self.net.now = end;
     }
 
     /// Lets time pass until `done`, at most `time`; how long it took.
     pub(super) fn until(&mut self, time: Duration, done: impl Fn(&World) -> bool) -> Option<Duration> {
-        let begin = self.now;
+        let begin = self.net.now;
         while !done(self) {
-            if self.now - begin >= time {
+            if self.net.now - begin >= time {
                 return None;
             }
             self.run(5 * MS);
         }
-        Some(self.now - begin)
+        Some(self.net.now - begin)
     }
 
     /// A connection between the two: each learns where the other is.
@@ -409,7 +359,7 @@ impl World {
 
     /// And is there again, with nothing of what it had.
     pub(super) fn revive(&mut self, end: usize) {
-        let peer = new_peer(end, &mut self.dice);
+        let peer = new_peer(end, &mut self.net.dice);
         let End { peer: old, installed, routes, life, is_up, .. } = &mut self.ends[end];
         *old = peer;
         installed.clear();

@@ -109,30 +109,3 @@ pub fn sealed(payload: &[u8]) -> Option<Sealed> {
         counter: u64::from_be_bytes(payload.get(8..16)?.try_into().ok()?),
     })
 }
-
-/// A small generator (xorshift64*): what it makes need not be secret, only different.
-pub struct Noise(u64);
-
-impl Noise {
-    /// `seed` decides everything.
-    pub fn new(seed: u64) -> Noise {
-        Noise(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// Fills `bytes`.
-    pub fn fill(&mut self, bytes: &mut [u8]) {
-        for part in bytes.chunks_mut(8) {
-            let next = self.next().to_be_bytes();
-            let length = part.len();
-            part.copy_from_slice(&next[..length]);
-        }
-    }
-}

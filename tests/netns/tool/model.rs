@@ -16,10 +16,10 @@ use byway::model::routes::{Owner, RouteTable};
 use byway::model::state::{Draft, Founding, State};
 use byway::model::subnet::Absorbed;
 use byway::model::view::View;
+use byway::testing::Dice;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::Words;
-use super::frame::Noise;
 
 /// `model [members=] [workloads=] [prefixes=]`: JSON on standard output.
 ///
@@ -179,13 +179,13 @@ fn rss_kb() -> Result<i64> {
 /// Nanoseconds of one lookup, three quarters of them version 4, most of them hits.
 fn lookup(prefixes: usize) -> Result<f64> {
     const LOOKUPS: usize = 2_000_000;
-    let mut noise = Noise::new(3);
+    let mut dice = Dice::new(3);
     let (mut held, mut addresses) = (BTreeMap::new(), Vec::with_capacity(prefixes));
     while held.len() < prefixes {
-        let random = noise.next();
+        let random = dice.roll();
         let (prefix, address): (IpNet, IpAddr) = if random & 3 == 0 {
             let address =
-                Ipv6Addr::from_bits(0xfd << 120 | u128::from(noise.next()) << 48 | u128::from(noise.next() >> 16));
+                Ipv6Addr::from_bits(0xfd << 120 | u128::from(dice.roll()) << 48 | u128::from(dice.roll() >> 16));
             (Ipv6Net::new(address, 48 + (random >> 8) as u8 % 81)?.trunc().into(), address.into())
         } else {
             let address = Ipv4Addr::from_bits(10 << 24 | random as u32 >> 8);

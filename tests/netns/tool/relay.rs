@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use byway::testing::Dice;
+
 use super::Words;
-use super::frame::Noise;
 use super::socket::{BATCH, Batch, Packets, receive, send, wait};
 
 /// Shorter packets (ARP, acknowledgements without data) are never lost by intent.
@@ -34,7 +35,7 @@ pub fn run(words: &Words) -> Result<()> {
 
 /// Takes packets in and gives them out `delay` later; without end.
 fn carry(from: &Packets, to: &Packets, delay: Duration, loss: u64, limit: usize, seed: u64) -> Result<()> {
-    let mut noise = Noise::new(seed);
+    let mut dice = Dice::new(seed);
     let mut queue: VecDeque<(Instant, Vec<u8>)> = VecDeque::with_capacity(limit);
     let mut spare: Vec<Vec<u8>> = Vec::new();
     let mut batch = Batch::new(2048);
@@ -45,7 +46,7 @@ fn carry(from: &Packets, to: &Packets, delay: Duration, loss: u64, limit: usize,
             receive(from, &mut batch)?;
             let at = Instant::now() + delay;
             for packet in batch.iter() {
-                let lost = packet.len() > SMALL && noise.next() % 100_000 < loss;
+                let lost = packet.len() > SMALL && dice.roll() % 100_000 < loss;
                 if lost || queue.len() >= limit {
                     continue;
                 }

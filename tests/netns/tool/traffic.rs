@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{SigSet, Signal};
 
+use byway::testing::Dice;
+
 use super::Words;
-use super::frame::{self, HEADERS, Mac, Noise};
+use super::frame::{self, HEADERS, Mac};
 use super::pcap::{LONGEST, Writer, read};
 use super::socket::{BATCH, Batch, Packets, receive, send, wait};
 
@@ -145,17 +147,17 @@ const STOCK: u64 = 8192;
 
 /// One datagram of a flood: random, or a frame as if of ours under a receiver index.
 fn junk(n: u64, target: Mac, from: Option<SocketAddrV4>, to: SocketAddrV4, index: Option<u32>, size: usize) -> Vec<u8> {
-    let mut noise = Noise::new(n);
+    let mut dice = Dice::new(n);
     let mut payload = vec![0; size];
-    noise.fill(&mut payload);
+    dice.fill(&mut payload);
     if let Some(index) = index {
         payload[..4].copy_from_slice(&[4, 0, 0, 0]);
         payload[4..8].copy_from_slice(&index.to_be_bytes());
         // Counters as of a live session: some behind, some far ahead.
-        payload[8..16].copy_from_slice(&(noise.next() % 2_000_000).to_be_bytes());
+        payload[8..16].copy_from_slice(&(dice.roll() % 2_000_000).to_be_bytes());
     }
     // A range for benchmarks (RFC 2544): if there were an answer, it would go nowhere.
-    let random = noise.next();
+    let random = dice.roll();
     let host = Ipv4Addr::new(198, 18, (random >> 8) as u8, random as u8);
     let from = from.unwrap_or(SocketAddrV4::new(host, (random >> 16) as u16 | 1024));
     let frame = frame::make([2, 0, 0, 0, 0, 9], target, from, to, &payload);
