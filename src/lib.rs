@@ -17,6 +17,7 @@
 //! | [`peer::session::Session`] | keys for one peer and subnet: pure machine, from the first handshake through every rekey |
 //! | [`model::host::HostPolicy`] | what of a machine itself one subnet reaches beside ping and names |
 //! | [`datapath::Datapath`] | the two packet loops between TUNs and links |
+//! | [`service`] | what peers ask each other: joins, records, sessions, clocks, one room for each protocol |
 //! | [`service::Service`] | what members ask each other beside records and sessions: kinds, handlers, and what each may ask |
 //! | [`node::Node`] | owns state and store; every change goes decide, save, absorb, publish, tell; while it is saved the node only reads |
 //!
@@ -52,7 +53,8 @@
 //! main
 //! daemon
 //! cli   engine
-//! api::server   datapath   service
+//! service
+//! api::server   datapath
 //! node
 //! tun  p2p  link  host  dns  store  config  api::{types,client}     one outside thing each; never import each other
 //! udp                                                               the port that link and p2p share
@@ -132,7 +134,9 @@
 //!
 //! # A message of a peer
 //!
-//! The connection that carries it pays first, for its place and its bytes (`daemon/inbox.rs`). A large push is cut into
+//! Whatever peers do arrives as one event of [`p2p`]; `service/dispatch.rs` gives it to the protocol it belongs to.
+//!
+//! The connection that carries it pays first, for its place and its bytes (`service/inbox.rs`). A large push is cut into
 //! pieces. Signatures are checked beside the node's thread, a piece at a time for each peer; then the piece has its turn
 //! there (`node/turns.rs`): own commands and removals go first, then peers in fair turns, then timers. Only now is the
 //! issuer of a record charged, for what is really new. What is new is saved together with what else came within 50 ms,
@@ -143,18 +147,18 @@
 //!
 //! # A question of a member
 //!
-//! Whatever members ask each other beside records and sessions is a kind of `/byway/service/1` ([`wire::service`]): the
-//! [`service`] room names one handler for it, gives each peer a bucket, bounds what runs, and runs no request twice. One of
-//! a kind that nobody here knows is answered with that, so that members of two versions get along; so does a record of a
-//! kind that nobody here knows, which is held and passed on ([`model::items`]). Which versions a member speaks is in the
-//! line that libp2p's identify carries ([`wire::agent`]); `status` says where two have none in common.
+//! Whatever members ask each other beside records and sessions is a kind of `/byway/service/1` ([`wire::service`]):
+//! [`service::requests`] names one handler for it, gives each peer a bucket, bounds what runs, and runs no request twice.
+//! One of a kind that nobody here knows is answered with that, so that members of two versions get along; so does a record
+//! of a kind that nobody here knows, which is held and passed on ([`model::items`]). Which versions a member speaks is in
+//! the line that libp2p's identify carries ([`wire::agent`]); `status` says where two have none in common.
 //!
 //! # Joining
 //!
 //! A peer that has no valid grant in a common subnet is a stranger: it is offered `/byway/join/1` and nothing else (see
 //! [`p2p`]). [`wire::control`] has the messages; [`model::join`] the invite and the signed question; `node::admission`
 //! decides, and [`model::admitted`] says what who is let in has to be told; any member passes a question on to who may
-//! decide. A question that a person takes back is withdrawn there, too (`daemon/join/withdraw.rs`). Before it asks, a
+//! decide. A question that a person takes back is withdrawn there, too (`service/join/withdraw.rs`). Before it asks, a
 //! joiner learns the genesis, whose hash the ID is, and judges what its founder wants of this machine ([`model::policy`]).
 //!
 //! # Whose word it is

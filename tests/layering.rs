@@ -17,7 +17,8 @@ const ROWS: &[&[&str]] = &[
     // The names and shapes that cross the control socket are read by every shell's caller; they hold no I/O.
     &["tun", "p2p", "link", "host", "dns", "store", "config", "api::types", "api::client"],
     &["node"],
-    &["api::server", "datapath", "service"],
+    &["api::server", "datapath"],
+    &["service"],
     &["cli", "engine"],
     &["daemon"],
     &["main"],

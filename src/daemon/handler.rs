@@ -10,7 +10,7 @@ mod workloads;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Context, attach, clock, metrics, reload, status};
+use super::{Context, attach, metrics, reload, status};
 use crate::api::server::{Handler, Peer};
 use crate::api::types::{Done, Error, ErrorKind, IdInfo, Request, Response};
 use crate::model::join::fingerprint;
@@ -18,6 +18,7 @@ use crate::model::members::printable;
 use crate::model::record::Term;
 use crate::node::{Core, Leaving};
 use crate::p2p::Command;
+use crate::service::clock;
 
 /// How long a command waits for the kernel to follow.
 const KERNEL_PATIENCE: Duration = Duration::from_secs(8);
@@ -28,7 +29,7 @@ pub(crate) fn handler(ctx: Context) -> Handler {
         let ctx = ctx.clone();
         Box::pin(async move {
             let closes = closes(&request);
-            let blamed = |error| clock::blamed(&ctx, if closes { unsaved(error) } else { error });
+            let blamed = |error| clock::blamed(&ctx.mesh.clocks, if closes { unsaved(error) } else { error });
             call(&ctx, request).await.map_err(blamed)
         })
     })
@@ -69,7 +70,7 @@ pub(crate) async fn call(ctx: &Context, request: Request) -> Result<Response, Er
                 Leaving::Said(id) => subnets::end(ctx, id, &subnet, "left").await,
                 Leaving::Withdrawn => {
                     // Those that were asked are told at once.
-                    ctx.joins.hurry();
+                    ctx.mesh.joins.hurry();
                     Ok(done(format!("the request to join {} is withdrawn", printable(&subnet)), true))
                 }
                 Leaving::Gone => subnets::ended_before(ctx, &subnet).await,

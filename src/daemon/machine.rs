@@ -1,6 +1,5 @@
 //! The machine below: the kernel, or memory in tests of whole daemons without root.
 
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,15 +7,14 @@ use tokio::sync::watch;
 
 use crate::api::types::{Error, ErrorKind};
 use crate::datapath::Datapath;
-use crate::dns;
 use crate::host::nft::Repair;
 use crate::host::{self, Failure, Host, LinuxHost, Rules, TunControl, memory::MemoryHost};
 use crate::model::host::neighbour::Integrate;
 use crate::model::host::{Change, HostConfig, Observed, TunConfig};
-use crate::model::policy::{Around, Need};
 use crate::model::unwritten::Unwritten;
 use crate::p2p::TransportKind;
 use crate::packet::TunOffload;
+use crate::service::join::Surroundings;
 use crate::tun::{self, Tun};
 
 /// Opens memory TUNs for a test.
@@ -157,18 +155,12 @@ impl Machine {
         })
     }
 
-    /// Prefixes the machine routes elsewhere, its gateways, its resolvers and its links.
-    pub(crate) async fn surroundings(&self, instance: &str) -> Result<Around, Error> {
-        let Machine::Kernel = self else { return Ok(Around::default()) };
-        let failed =
-            |e: anyhow::Error| Error::new(ErrorKind::Failed, "E-NETLINK", format!("read this machine's routes: {e:#}"));
-        let routed = host::used_prefixes(instance).await.map_err(failed)?;
-        let gateways = host::gateways(instance).await.map_err(failed)?;
-        let links = host::foreign_links(instance).await.map_err(failed)?;
-        let need = |what: &'static str| move |address: IpAddr| Need { address, what: format!("the {what} {address}") };
-        let needs = gateways.into_iter().map(need("gateway"));
-        let resolvers = dns::resolvers().await.into_iter().map(need("resolver"));
-        Ok(Around { routed, needs: needs.chain(resolvers).collect(), links })
+    /// What a subnet must leave to this machine.
+    pub(crate) fn surroundings(&self, instance: &str) -> Surroundings {
+        match self {
+            Machine::Kernel => Surroundings::Kernel { instance: instance.into() },
+            Machine::Memory(_) => Surroundings::Memory,
+        }
     }
 
     /// Whether the kernel gives us what we need: the first thing that is missing, with its remedy.

@@ -43,7 +43,7 @@ pub(crate) async fn text(ctx: &Context) -> Result<String, Error> {
         let (unknown, malformed) = (strays.unknown.load(Ordering::Relaxed), strays.malformed.load(Ordering::Relaxed));
         PortCounts { counts: port.counts(), unknown, malformed }
     });
-    let (dns, service) = (ctx.dns.counters().snapshot(), ctx.service.counts());
+    let (dns, service) = (ctx.dns.counters().snapshot(), ctx.mesh.service.counts());
     let text = Snapshot { status, maps, dns, service, port }.text();
     text.map_err(|e| Error::new(ErrorKind::Failed, "E-METRICS", format!("write the metrics: {e}")))
 }

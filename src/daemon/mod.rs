@@ -7,25 +7,19 @@
 
 mod attach;
 mod cleanup;
-mod clock;
 mod condition;
-mod direct;
 mod exposition;
 mod found;
 mod handler;
 mod happenings;
-mod inbox;
-mod join;
 mod lives;
 mod machine;
 mod metrics;
 mod notify;
-mod peers;
+mod port;
 mod reload;
-mod services;
 mod status;
 mod storage;
-mod sync;
 mod tell;
 mod unwell;
 mod waiting;
@@ -60,7 +54,7 @@ use crate::model::state::State;
 use crate::model::unwritten::Unwritten;
 use crate::node::{Node, Parts};
 use crate::p2p;
-use crate::service::Service;
+use crate::service::{self, Mesh, clock, dispatch, join, records, sessions};
 use crate::store::{self, Store};
 
 /// Name of the file with the key of datagram sessions.
@@ -88,16 +82,9 @@ pub(crate) struct Context {
     pub datapath: Datapath,
     pub dns: Dns,
     pub applied: watch::Receiver<Applied>,
-    pub table: Arc<peers::Table>,
-    pub inbox: inbox::Inbox,
-    pub service: Service,
-    pub joins: Arc<join::Joins>,
-    pub clocks: Arc<clock::Clocks>,
+    /// What the protocols with peers use.
+    pub mesh: Arc<Mesh>,
     pub probes: Arc<condition::Probes>,
-    /// The control task of the datagram carrier; none without a UDP port.
-    pub direct: Option<crate::link::direct::Handle>,
-    pub endpoints: Arc<direct::Endpoints>,
-    pub instance: Arc<str>,
     pub rules: Option<Rules>,
     /// Which files of the state directory cannot be written, by who writes them.
     pub unwritten: Vec<watch::Receiver<Unwritten>>,
@@ -187,7 +174,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     let (node, pushes) = Node::start(parts).context("start the node's thread").map_err(failed("E-START"))?;
 
     let port = match machine.transport() {
-        p2p::TransportKind::Network => direct::bind(&mut listen)?,
+        p2p::TransportKind::Network => port::bind(&mut listen)?,
         p2p::TransportKind::Memory => None,
     };
     let mut net = p2p::Config::new(seed);
@@ -216,7 +203,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     let (links, wanted) = Links::new(tokio::runtime::Handle::current(), port);
     let (datapath, died) = Datapath::new(node.view(), links.clone());
     datapath.receive().context("start the thread that reads the UDP port").map_err(failed("E-START"))?;
-    let sessions = direct::config(peers.peer(), data_secret, config.data_cipher, config.post_quantum);
+    let sessions = sessions::config(peers.peer(), data_secret, config.data_cipher, config.post_quantum);
     let (direct_task, direct_handle, asks) = match Direct::new(&links, sessions) {
         Some((task, handle, asks)) => (Some(task), Some(handle), Some(asks)),
         None => (None, None, None),
@@ -232,10 +219,17 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     let host =
         machine.host(&instance, &config.state_dir, datapath.clone(), repair, integrate).map_err(failed("E-NETLINK"))?;
     unwritten.extend(host.unwritten());
-    let clocks = Arc::default();
-    let service = services::start(&clocks, &node, &peers)?;
     let config = Arc::new(config);
     let (settings, moves) = reload::Settings::new(Arc::clone(&config));
+    let mesh = Mesh::new(service::Parts {
+        node: node.clone(),
+        peers: peers.clone(),
+        links: links.clone(),
+        datapath: datapath.clone(),
+        direct: direct_handle,
+        config: settings.follow(),
+        surroundings: machine.surroundings(&instance),
+    })?;
     let ctx = Context {
         config,
         settings,
@@ -246,15 +240,8 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         datapath,
         dns,
         applied: applied_rx,
-        table: Arc::default(),
-        inbox: inbox::Inbox::default(),
-        service,
-        joins: Arc::default(),
-        clocks,
+        mesh: Arc::clone(&mesh),
         probes: Arc::default(),
-        direct: direct_handle,
-        endpoints: Arc::default(),
-        instance: instance.as_str().into(),
         rules: host.rules(),
         unwritten,
         started: Instant::now(),
@@ -294,14 +281,14 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
             direct.run(stop).await;
             Ok(())
         });
-        task!("sessions", direct::run(ctx.clone(), asks, net_stop.clone()));
+        task!("sessions", sessions::run(Arc::clone(&mesh), asks, net_stop.clone()));
     }
-    task!("events", peers::run(ctx.clone(), events, net_stop.clone()));
+    task!("events", dispatch::run(Arc::clone(&mesh), events, net_stop.clone()));
     task!("view", tell::run(ctx.clone(), desired, net_stop.clone()));
     task!("happenings", happenings::run(ctx.clone(), net_stop.clone()));
-    task!("sync", sync::run(ctx.clone(), pushes, net_stop.clone()));
-    task!("clock", clock::run(ctx.clone(), net_stop.clone()));
-    task!("links", peers::follow_wanted(ctx.clone(), wanted, net_stop.clone()));
+    task!("sync", records::tell::run(Arc::clone(&mesh), pushes, net_stop.clone()));
+    task!("clock", clock::run(Arc::clone(&mesh), net_stop.clone()));
+    task!("links", dispatch::follow_wanted(Arc::clone(&mesh), wanted, net_stop.clone()));
     task!("devices", tell::follow_devices(ctx.clone(), died, net_stop.clone()));
     {
         let (dns, view, ticks, stop) = (ctx.dns.clone(), node.view(), node.published(), net_stop.clone());
@@ -320,7 +307,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     tokio::spawn(on_hangup(ctx.clone()));
     task!("metrics", metrics::run(ctx.clone(), metrics_listener, moves, net_stop.clone()));
     task!("notify", notify::run(ctx.clone(), net_stop.clone()));
-    join::resume(&ctx).await;
+    join::resume(&mesh).await;
     reload::declared(&ctx, &ctx.config.subnets).await;
     tracing::info!(peer = %ctx.peers.peer(), name = %ctx.config.node_name, "ready");
 
@@ -332,11 +319,11 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     notify::stopping();
     let drain = async {
         api_stop.cancel();
-        sync::goodbye(&ctx).await;
+        records::tell::goodbye().await;
         host_stop.cancel();
         net_stop.cancel();
         while tasks.join_next().await.is_some() {}
-        ctx.service.stop().await;
+        mesh.service.stop().await;
         // The last datagrams told the peers; now nobody reads any more.
         ctx.links.close_port();
         // Tasks that ask a peer may still be about; none of them changes anything after this.

@@ -95,7 +95,7 @@ async fn lives(ctx: &Context, limit: Duration) -> bool {
     let node = async { ctx.node.read(|_| ()).await.is_ok() };
     let peers = async { ctx.peers.status().await.is_ok() };
     let sessions = async {
-        if let Some(direct) = &ctx.direct {
+        if let Some(direct) = &ctx.mesh.direct {
             drop(direct.status().await);
         }
         true
@@ -112,7 +112,7 @@ async fn lives(ctx: &Context, limit: Duration) -> bool {
 
 /// One line for `systemctl status`.
 fn line(ctx: &Context) -> String {
-    let (subnets, peers) = (ctx.node.view().load().subnets.len(), ctx.table.members().len());
+    let (subnets, peers) = (ctx.node.view().load().subnets.len(), ctx.mesh.table.members().len());
     let word = |n: usize, one: &str| if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") };
     format!("{}, {} connected", word(subnets, "subnet"), word(peers, "member"))
 }

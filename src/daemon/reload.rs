@@ -50,6 +50,11 @@ impl Settings {
         self.config.borrow().clone()
     }
 
+    /// The same, for who follows it.
+    pub(super) fn follow(&self) -> watch::Receiver<Arc<Config>> {
+        self.config.subscribe()
+    }
+
     /// The subnet of a declaration.
     fn meant(&self, table: &DeclaredSubnet) -> Option<SubnetId> {
         let Some(file) = &table.invite_file else { return table.id };

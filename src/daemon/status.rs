@@ -22,6 +22,7 @@ use crate::model::join::fingerprint;
 use crate::model::members::printable;
 use crate::node::unix_now;
 use crate::p2p;
+use crate::service::{clock, sessions, versions};
 use crate::wire::datagram::OVERHEAD;
 
 /// Addresses shown of a peer that is offline.
@@ -53,7 +54,7 @@ pub(super) fn endpoint_text(remote: &str) -> String {
 }
 
 async fn sessions(ctx: &Context) -> Sessions {
-    match &ctx.direct {
+    match &ctx.mesh.direct {
         Some(direct) => direct.status().await,
         None => Sessions::new(),
     }
@@ -136,6 +137,7 @@ fn path(
         );
     }
     let gone = ctx
+        .mesh
         .table
         .gone_since(peer)
         .or(since)
@@ -166,7 +168,7 @@ fn unreached(status: Option<&p2p::PeerStatus>) -> Option<(&'static str, Option<S
 pub(super) async fn paths(ctx: &Context) -> BTreeMap<Key, Path> {
     let view = ctx.node.view().load_full();
     let sessions = sessions(ctx).await;
-    let connected = ctx.table.members();
+    let connected = ctx.mesh.table.members();
     let mut paths = BTreeMap::new();
     for subnet in view.subnets.values() {
         let by_datagrams = sessions.iter().filter(|(key, s)| key.subnet == subnet.id && s.path.is_some());
@@ -326,9 +328,9 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
         parts.iter().flat_map(|(p, _)| p.peers.iter().map(|(peer, s)| (*peer, s.name.to_string()))).collect();
     let name = |peer: PeerId| names.get(&peer).cloned().unwrap_or_else(|| peer.short());
     problems.extend(super::found::problems(ctx, name));
-    let judgement = ctx.clocks.judgement();
-    problems.extend(super::clock::problems(&judgement, &ctx.table.members(), name));
-    problems.extend(super::services::problems(known.values(), name));
+    let judgement = ctx.mesh.clocks.judgement();
+    problems.extend(clock::problems(&judgement, &ctx.mesh.table.members(), name));
+    problems.extend(versions::problems(known.values(), name));
     let mut subnets = Vec::new();
     for (part, grant) in parts {
         let mut status = part.status;
@@ -350,7 +352,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
             };
             // Nobody of a subnet that this node is out of was seen since the start: no time is known.
             if status.state == SubnetState::Removed
-                && ctx.table.gone_since(peer).or(link.since.and_then(seconds)).is_none()
+                && ctx.mesh.table.gone_since(peer).or(link.since.and_then(seconds)).is_none()
             {
                 info.path.since = 0;
             }
@@ -381,7 +383,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
         subnets.push(status);
     }
     super::waiting::add(ctx, only, &mut subnets).await?;
-    super::clock::blame(&judgement, &mut problems);
+    clock::blame(&judgement, &mut problems);
     let applied = ctx.applied.borrow().generation;
     Ok(Status {
         peer_id: ctx.peers.peer(),
@@ -389,7 +391,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
         version: env!("CARGO_PKG_VERSION").into(),
         ready: applied >= ctx.node.view().load().generation && problems.iter().all(|p| p.severity != "error"),
         uptime_s: ctx.started.elapsed().as_secs(),
-        sealing: super::direct::sealing(ctx.config.data_cipher).to_string(),
+        sealing: sessions::sealing(ctx.config.data_cipher).to_string(),
         subnets,
         problems,
     })
@@ -447,7 +449,7 @@ fn problems(ctx: &Context) -> Vec<Problem> {
         help: "it is tried again every few seconds; byway cleanup and a restart remove what is in the way".into(),
     }));
     all.extend(super::storage::problems(ctx));
-    let refused = ctx.table.refused();
+    let refused = ctx.mesh.table.refused();
     if refused > 0 {
         all.push(Problem {
             code: "E-PEER-REQUESTS".into(),

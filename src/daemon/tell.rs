@@ -17,6 +17,7 @@ use crate::model::id::PeerId;
 use crate::model::view::View;
 use crate::node::{Core, Lane};
 use crate::p2p::{Command, Heard, Members};
+use crate::service::join;
 
 /// Time a removed member's connections outlive its membership, so that the head which removes it still reaches it. Its
 /// packets are refused from the first moment.
@@ -43,8 +44,8 @@ pub(crate) async fn run(
                 members.follow(now, Instant::now());
                 ctx.peers.send(Command::Members(Arc::new(members.let_in()))).await?;
                 // A subnet that is new here has members who are connected already.
-                if let Some(direct) = &ctx.direct {
-                    for peer in ctx.table.members() {
+                if let Some(direct) = &ctx.mesh.direct {
+                    for peer in ctx.mesh.table.members() {
                         direct.begin(peer).await;
                     }
                 }
@@ -59,7 +60,7 @@ pub(crate) async fn run(
                 }
                 for join in ctx.node.decide(Lane::Own, |core| Ok(core.ask_again())).await?.unwrap_or_default() {
                     tracing::warn!(subnet = %join.subnet, "this node's grant counts no more; it asks to be let in again");
-                    drop(super::join::start(&ctx, join));
+                    drop(join::start(&ctx.mesh, join));
                 }
             }
             changed = applied.changed() => {
@@ -103,7 +104,7 @@ async fn spread(
     ctx.peers.send(Command::Overlay(prefixes)).await?;
     desired.send_replace((view.generation, view.host.clone()));
     ctx.links.retain(view);
-    if let Some(direct) = &ctx.direct {
+    if let Some(direct) = &ctx.mesh.direct {
         direct.retain(Arc::clone(view)).await;
     }
     let members = members(view, ctx.config.post_quantum != PostQuantum::Require);

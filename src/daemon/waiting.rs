@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use super::Context;
-use super::join::Progress;
 use super::status::endpoint_text;
 use crate::api::types::{Asked, Error, SubnetState, SubnetStatus, Waiting};
 use crate::model::build::MTU;
@@ -11,6 +10,7 @@ use crate::model::id::SubnetId;
 use crate::model::join::fingerprint;
 use crate::model::local::PendingJoin;
 use crate::model::policy::Terms;
+use crate::service::join::Progress;
 
 /// Adds every join that waits, or the one of `only`. A subnet that is here already, and is asked for again, gets it beside
 /// what it is.
@@ -28,7 +28,7 @@ pub(super) async fn add(ctx: &Context, only: Option<SubnetId>, subnets: &mut Vec
 }
 
 async fn waiting(ctx: &Context, join: &PendingJoin) -> Waiting {
-    let running = ctx.joins.running(join.subnet);
+    let running = ctx.mesh.joins.running(join.subnet);
     let asked = running.as_ref().map(|r| r.asked.borrow().clone()).unwrap_or_default();
     let reached = running.as_ref().is_some_and(|r| *r.progress.borrow() == Progress::Waiting { reached: true });
     let terms = running.as_ref().and_then(|r| r.genesis.get()).map(|genesis| Terms::of(genesis, join.subnet));

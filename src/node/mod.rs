@@ -7,7 +7,7 @@
 //!
 //! Who pays before work is done:
 //!
-//! 1. The connection that carries a message, by its size and by what is forged in it (the daemon's inbox).
+//! 1. The connection that carries a message, by its size and by what is forged in it (`service/inbox.rs`).
 //! 2. Its place in the queue: own commands and removals first, then peers in fair turns (`turns`).
 //! 3. The issuer of a record, once its signature holds (`check`, beside this thread) and it says something new
 //!    (`intake`).

@@ -1,11 +1,29 @@
 //! What other peers ask of this node, and what it asks them: one file or room for each protocol.
 //!
+//! `dispatch` gives each event of [`p2p`](crate::p2p) to the protocol it belongs to. `Mesh` is what the protocols use: the
+//! node, which alone decides, the handles that carry, and what each protocol remembers.
+//!
 //! | what | over | limit |
 //! |---|---|---|
-//! | [`requests`]: what members ask each other beside records and sessions | `/byway/service/1` | a bucket for each peer, bounds on what runs ([`Inflight`](requests::inflight::Inflight)) |
+//! | `join`: this node's own joins, and strangers' | `/byway/join/1`, passed on in control | a rate for each source, one for each member that passes on |
+//! | `records`: what is held of each subnet is the same everywhere | `/byway/control/1` | records for each member, by a bucket; a push in pieces |
+//! | `sessions`: the letters of datagram sessions | `/byway/control/1` | their places in the inbox |
+//! | [`requests`]: what members ask each other beside these | `/byway/service/1` | a bucket for each peer, bounds on what runs ([`Inflight`](requests::inflight::Inflight)) |
+//! | `clock`: whether this machine's clock can be believed | one kind of those | one question at a time to each member |
 //! | [`ping`]: are you there, and what do you speak? | one kind of those | theirs |
+//!
+//! What a member has waiting of control and requests together has its places in `inbox`.
 
+pub(crate) mod clock;
+pub(crate) mod dispatch;
+mod inbox;
+pub(crate) mod join;
+mod mesh;
 pub mod ping;
+pub(crate) mod records;
 pub mod requests;
+pub(crate) mod sessions;
+pub(crate) mod versions;
 
+pub(crate) use self::mesh::{Mesh, Parts};
 pub use self::requests::{Call, Handler, KindTaken, Method, Respond, Router, Service, ServiceCounts, Unanswered};

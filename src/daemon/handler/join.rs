@@ -7,7 +7,6 @@ use super::settle;
 use crate::api::types::{Error, ErrorKind, Joined, Request, Response, SubnetInfo, SubnetState};
 use crate::config::multiaddr;
 use crate::daemon::Context;
-use crate::daemon::join::{self, Progress};
 use crate::link::Key;
 use crate::model::host::HostPolicy;
 use crate::model::id::{Name, PeerId, SubnetId};
@@ -17,6 +16,7 @@ use crate::model::members::printable;
 use crate::model::policy::Terms;
 use crate::node::unix_now;
 use crate::p2p::Address;
+use crate::service::join::{self, Progress};
 
 /// How long `join` waits for the first stream to a member after it was let in.
 const STREAM_PATIENCE: Duration = Duration::from_secs(3);
@@ -69,7 +69,7 @@ pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Respo
     let (typed, by_id) = (join::typed(&pending), pending.invite.is_none());
     let pending = ctx.node.run(move |core| core.begin_join(pending, keeps_host)).await??;
     let by_invite = pending.invite.is_some();
-    let started = join::start(ctx, pending);
+    let started = join::start(&ctx.mesh, pending);
     let mut progress = started.progress.clone();
     if !wait {
         // A moment, so that an invite on a LAN is simply done.
@@ -197,7 +197,7 @@ async fn joined(ctx: &Context, id: SubnetId) -> Result<Option<Joined>, Error> {
 
 /// Whether a member of a subnet has a path of datagrams.
 async fn by_datagrams(ctx: &Context, id: SubnetId) -> bool {
-    let Some(direct) = &ctx.direct else { return false };
+    let Some(direct) = &ctx.mesh.direct else { return false };
     direct.status().await.iter().any(|(key, status)| key.subnet == id && status.path.is_some())
 }
 

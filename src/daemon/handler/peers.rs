@@ -111,7 +111,7 @@ fn in_subnet(
 
 /// The round trip on the carrier that packets take.
 async fn data_rtt(ctx: &Context, key: Key) -> Option<Duration> {
-    if let Some(direct) = &ctx.direct
+    if let Some(direct) = &ctx.mesh.direct
         && let Some(rtt) = direct.ping(key).await
     {
         return Some(rtt);
@@ -154,7 +154,7 @@ pub(super) async fn ping(ctx: &Context, target: &str, count: u32, timeout: Durat
     let count = count.clamp(1, 100);
     for n in 0..count {
         let start = Instant::now();
-        let answer = ping::ping(&ctx.service, peer, timeout).await;
+        let answer = ping::ping(&ctx.mesh.service, peer, timeout).await;
         control_rtt_ms.push(answer.ok().map(|_| ms(start.elapsed())));
         let data = match subnet {
             Some(subnet) => {

@@ -5,19 +5,19 @@ use std::time::Duration;
 use super::{done, generation, settle};
 use crate::api::types::{Cidr, Error, ErrorKind, Request, Response};
 use crate::daemon::Context;
-use crate::daemon::join::around;
 use crate::model::host::HostPolicy;
 use crate::model::id::SubnetId;
 use crate::model::local::Past;
 use crate::model::members::printable;
 use crate::model::state::Founding;
+use crate::service::join::around;
 
 pub(super) async fn create(ctx: &Context, request: Request) -> Result<Response, Error> {
     let Request::Create { name, cidr4, cidr6, block4, admission, domain, grant_life_s, host } = request else {
         return Err(Error::new(ErrorKind::Usage, "E-VERB", "not create"));
     };
     ctx.machine.ready()?;
-    let around = around(ctx).await?;
+    let around = around(&ctx.mesh).await?;
     let founding = Founding {
         name,
         cidr4: choice(cidr4),
@@ -68,7 +68,7 @@ fn choice<T>(cidr: Cidr<T>) -> Option<Option<T>> {
 
 /// After `leave` or `destroy`: gives the others a moment to hear of it, then forgets the subnet.
 pub(super) async fn end(ctx: &Context, id: SubnetId, text: &str, word: &str) -> Result<Response, Error> {
-    if !ctx.table.members().is_empty() {
+    if !ctx.mesh.table.members().is_empty() {
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
     let generation = ctx.node.run(move |core| core.forget(id)).await??;

@@ -1,17 +1,15 @@
 //! Datagram sessions, as the daemon serves them: their questions go out over the stream, addresses come in from libp2p.
 
 use std::collections::VecDeque;
-use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::sync::{Mutex, PoisonError};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
-use super::Context;
-use crate::api::types::{Error, ErrorKind};
+use super::Mesh;
 use crate::config::{DataCipher, PostQuantum};
 use crate::crypto::aead::{Cipher, Library};
 use crate::link::Key;
@@ -19,7 +17,6 @@ use crate::link::direct::{Ask, Config, Letter, Origin};
 use crate::link::sealing::{self, Sealing};
 use crate::model::id::{PeerId, SubnetId};
 use crate::p2p::{self, Address, Carrier, Heard, Protocol};
-use crate::udp::{Options, Port};
 use crate::wire::control::{self, ControlAnswer, ControlRequest, MAX_ENDPOINTS};
 
 /// For one question over the stream.
@@ -54,33 +51,6 @@ pub(crate) fn endpoint(address: &Address) -> Option<SocketAddr> {
     Some(SocketAddr::new(address.ip().filter(|_| address.carrier() == Some(Carrier::Quic))?, address.port()?))
 }
 
-/// Binds the UDP addresses of `listen`, which loses those that need an IPv6 this host has not. None where there are none.
-///
-/// # Errors
-/// `E-LISTEN-IN-USE`, `E-LISTEN`.
-pub(crate) fn bind(listen: &mut Vec<Address>) -> Result<Option<Port>, Error> {
-    listen.retain(|address| {
-        let Some(ip) = endpoint(address).map(|endpoint| endpoint.ip()) else { return true };
-        match UdpSocket::bind((ip, 0)) {
-            Err(error) if p2p::lacks_ipv6(address, &error) => {
-                tracing::warn!(%address, %error, "this host has no IPv6: not listening there");
-                false
-            }
-            // What else is wrong, the port says.
-            _ => true,
-        }
-    });
-    let addresses: Vec<SocketAddr> = listen.iter().filter_map(endpoint).collect();
-    if addresses.is_empty() {
-        return Ok(None);
-    }
-    Port::bind(&addresses, &Options::default()).map(Some).map_err(|e| match e.kind() {
-        io::ErrorKind::AddrInUse => Error::new(ErrorKind::Conflict, "E-LISTEN-IN-USE", e.to_string())
-            .hint("ss -lnp      (shows who has the port; --listen udp/PORT --listen tcp/PORT takes another one)"),
-        _ => Error::new(ErrorKind::Failed, "E-LISTEN", e.to_string()),
-    })
-}
-
 /// How this machine seals where its peers can do the same.
 pub(crate) fn sealing(cipher: DataCipher) -> Sealing {
     let aes = |library| Sealing { cipher: Cipher::Aes256Gcm, library };
@@ -99,24 +69,24 @@ pub(crate) fn config(me: PeerId, secret: Zeroizing<[u8; 32]>, cipher: DataCipher
 }
 
 /// Asks what the sessions want asked. Without a stream there is no answer: a question does not dial.
-pub(crate) async fn run(ctx: Context, mut asks: mpsc::Receiver<Ask>, stop: CancellationToken) -> anyhow::Result<()> {
+pub(crate) async fn run(mesh: Arc<Mesh>, mut asks: mpsc::Receiver<Ask>, stop: CancellationToken) -> anyhow::Result<()> {
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             ask = asks.recv() => {
                 let Some(ask) = ask else { return Ok(()) };
-                if ctx.table.is_member(ask.key.peer) {
-                    tokio::spawn(put(ctx.clone(), ask));
+                if mesh.table.is_member(ask.key.peer) {
+                    tokio::spawn(put(Arc::clone(&mesh), ask));
                 }
             }
         }
     }
 }
 
-async fn put(ctx: Context, ask: Ask) {
+async fn put(mesh: Arc<Mesh>, ask: Ask) {
     let Ask { key, letter: Letter { message, endpoints }, answer } = ask;
     let body = control::encode(&ControlRequest::Session { subnet: key.subnet, message, endpoints });
-    let said = ctx.peers.ask(key.peer, Protocol::Control, body, PATIENCE).await;
+    let said = mesh.peers.ask(key.peer, Protocol::Control, body, PATIENCE).await;
     let letter = match said.map(|body| control::decode(&body)) {
         Ok(Ok(ControlAnswer::Session { message, endpoints })) => Some(letter(message, endpoints)),
         other => {
@@ -127,7 +97,7 @@ async fn put(ctx: Context, ask: Ask) {
     let told = letter.as_ref().map(|letter| letter.endpoints.clone());
     answer.give(letter).await;
     if let Some(told) = told.filter(|told| !told.is_empty()) {
-        prove(ctx, key.peer, told).await;
+        prove(mesh, key.peer, told).await;
     }
 }
 
@@ -141,8 +111,8 @@ fn beside(status: &p2p::PeerStatus, told: &[SocketAddr]) -> Vec<SocketAddr> {
 }
 
 /// Tells the sessions which of the addresses in a letter are at such a host.
-async fn prove(ctx: Context, peer: PeerId, told: Vec<SocketAddr>) {
-    if let (Some(direct), Ok(status)) = (&ctx.direct, ctx.peers.status_of(peer).await) {
+async fn prove(mesh: Arc<Mesh>, peer: PeerId, told: Vec<SocketAddr>) {
+    if let (Some(direct), Ok(status)) = (&mesh.direct, mesh.peers.status_of(peer).await) {
         direct.candidates(peer, beside(&status, &told), Origin::Host).await;
     }
 }
@@ -155,11 +125,11 @@ fn letter(message: Vec<u8>, mut endpoints: Vec<SocketAddr>) -> Letter {
 }
 
 /// Answers a member's question.
-pub(crate) async fn answer(ctx: &Context, peer: PeerId, subnet: SubnetId, said: Letter) -> ControlAnswer {
-    let Some(direct) = &ctx.direct else { return ControlAnswer::NoSession };
+pub(crate) async fn answer(mesh: &Arc<Mesh>, peer: PeerId, subnet: SubnetId, said: Letter) -> ControlAnswer {
+    let Some(direct) = &mesh.direct else { return ControlAnswer::NoSession };
     let letter = letter(said.message, said.endpoints);
     if !letter.endpoints.is_empty() {
-        tokio::spawn(prove(ctx.clone(), peer, letter.endpoints.clone()));
+        tokio::spawn(prove(Arc::clone(mesh), peer, letter.endpoints.clone()));
     }
     match direct.request(Key { subnet, peer }, letter).await {
         Some(Letter { message, endpoints }) => ControlAnswer::Session { message, endpoints },
@@ -168,10 +138,10 @@ pub(crate) async fn answer(ctx: &Context, peer: PeerId, subnet: SubnetId, said: 
 }
 
 /// A member is connected: sessions with it begin, wherever libp2p knows it to be.
-pub(crate) async fn connected(ctx: Context, peer: PeerId) {
-    let Some(direct) = &ctx.direct else { return };
+pub(crate) async fn connected(mesh: Arc<Mesh>, peer: PeerId) {
+    let Some(direct) = &mesh.direct else { return };
     direct.connected(peer).await;
-    let Ok(status) = ctx.peers.status_of(peer).await else { return };
+    let Ok(status) = mesh.peers.status_of(peer).await else { return };
     let mut told: Vec<SocketAddr> = status.addresses.iter().filter_map(endpoint).collect();
     p2p::keep_sendable(&mut told);
     direct.candidates(peer, told.clone(), Origin::Told).await;
@@ -183,27 +153,28 @@ pub(crate) async fn connected(ctx: Context, peer: PeerId) {
 }
 
 /// Addresses of a member that were found otherwise.
-pub(crate) async fn found(ctx: &Context, peer: PeerId, addresses: &[Heard]) {
+pub(crate) async fn found(mesh: &Arc<Mesh>, peer: PeerId, addresses: &[Heard]) {
     let addresses: Vec<SocketAddr> = addresses.iter().filter_map(|heard| endpoint(heard.address())).collect();
-    if let Some(direct) = ctx.direct.as_ref().filter(|_| !addresses.is_empty()) {
+    if let Some(direct) = mesh.direct.as_ref().filter(|_| !addresses.is_empty()) {
         direct.candidates(peer, addresses, Origin::Told).await;
     }
 }
 
 /// The addresses we listen on.
-pub(crate) async fn listening(ctx: &Context, addresses: &[Address]) {
-    let advertised = ctx.config.advertise.iter().filter_map(|text| text.parse().ok());
+pub(crate) async fn listening(mesh: &Arc<Mesh>, addresses: &[Address]) {
+    let config = mesh.config();
+    let advertised = config.advertise.iter().filter_map(|text| text.parse().ok());
     let all = advertised.chain(addresses.iter().cloned());
     let listening: Vec<SocketAddr> = all.filter_map(|address| endpoint(&address)).collect();
-    if let Some(direct) = &ctx.direct {
-        direct.endpoints(ctx.endpoints.change(|known| known.listening = listening)).await;
+    if let Some(direct) = &mesh.direct {
+        direct.endpoints(mesh.endpoints.change(|known| known.listening = listening)).await;
     }
 }
 
 /// A member sees us there.
-pub(crate) async fn observed(ctx: &Context, address: &Address) {
-    let (Some(direct), Some(address)) = (&ctx.direct, endpoint(address)) else { return };
-    let all = ctx.endpoints.change(|known| {
+pub(crate) async fn observed(mesh: &Arc<Mesh>, address: &Address) {
+    let (Some(direct), Some(address)) = (&mesh.direct, endpoint(address)) else { return };
+    let all = mesh.endpoints.change(|known| {
         known.observed.retain(|other| *other != address);
         known.observed.push_back(address);
         if known.observed.len() > OBSERVED {
@@ -224,18 +195,6 @@ mod tests {
         assert_eq!(at("/ip6/2001:db8::1/udp/4100/quic-v1"), Some("[2001:db8::1]:4100".parse().unwrap()));
         assert_eq!(at("/ip4/192.0.2.1/tcp/4100"), None);
         assert_eq!(at("/dns4/a.example/udp/4100/quic-v1"), None);
-    }
-
-    #[tokio::test]
-    async fn a_taken_port_is_its_own_error() {
-        for listen in ["/ip4/127.0.0.1/udp/0/quic-v1", "/ip6/::1/udp/0/quic-v1"] {
-            let mut all: Vec<Address> = vec![listen.parse().unwrap(), "/ip4/127.0.0.1/tcp/0".parse().unwrap()];
-            let port = bind(&mut all).unwrap().unwrap();
-            assert_eq!((port.quic().len(), all.len()), (1, 2));
-            let taken = listen.replace("udp/0", &format!("udp/{}", port.local()[0].port()));
-            assert_eq!(bind(&mut vec![taken.parse().unwrap()]).err().map(|e| e.code), Some("E-LISTEN-IN-USE".into()));
-        }
-        assert!(bind(&mut vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap()]).unwrap().is_none());
     }
 
     #[test]

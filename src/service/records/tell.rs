@@ -1,17 +1,18 @@
 //! Carrying records between this node and the members it is connected to.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Context, inbox};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::record::Signed;
 use crate::node::{PIECE, Push, Told, wanted};
 use crate::p2p::{AskError, Protocol};
+use crate::service::{Mesh, inbox};
 use crate::wire::control::{self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest, RECORDS_BUDGET};
 
 /// Between two comparisons with every connected member: what a lost push costs at most.
@@ -29,7 +30,7 @@ const ROUNDS: usize = 64;
 
 /// Pushes what is new, and compares from time to time.
 pub(crate) async fn run(
-    ctx: Context,
+    mesh: Arc<Mesh>,
     mut pushes: mpsc::UnboundedReceiver<Push>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -39,20 +40,20 @@ pub(crate) async fn run(
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             push = pushes.recv() => match push {
-                Some(push) => send(&ctx, push),
+                Some(push) => send(&mesh, push),
                 None => return Ok(()),
             },
             _ = tick.tick() => {
-                for peer in ctx.table.members() {
-                    tokio::spawn(with_peer(ctx.clone(), peer));
+                for peer in mesh.table.members() {
+                    tokio::spawn(with_peer(Arc::clone(&mesh), peer));
                 }
             }
             _ = unsettled.tick() => {
-                let lives = ctx.node.unsettled().await?;
+                let lives = mesh.node.unsettled().await?;
                 // Questions to one peer go over its connections in turn, so both machines hear of each other.
-                let all = lives.contains(&ctx.peers.peer());
-                for peer in ctx.table.members().into_iter().filter(|peer| all || lives.contains(peer)) {
-                    tokio::spawn(with_peer(ctx.clone(), peer));
+                let all = lives.contains(&mesh.peers.peer());
+                for peer in mesh.table.members().into_iter().filter(|peer| all || lives.contains(peer)) {
+                    tokio::spawn(with_peer(Arc::clone(&mesh), peer));
                 }
             }
         }
@@ -60,19 +61,19 @@ pub(crate) async fn run(
 }
 
 /// Tells every connected member of the subnet, or those just removed, without waiting for any of them.
-fn send(ctx: &Context, push: Push) {
-    let connected = ctx.table.connected();
+fn send(mesh: &Arc<Mesh>, push: Push) {
+    let connected = mesh.table.connected();
     let receivers: Vec<PeerId> = match push.to {
         Told::Removed(removed) => removed.into_iter().filter(|p| connected.contains(p)).collect(),
         Told::Members { except, new_life } => {
             if let Some(peer) = except.filter(|peer| new_life && connected.contains(peer)) {
-                tokio::spawn(tell_both(ctx.clone(), peer, push.clone()));
+                tokio::spawn(tell_both(Arc::clone(mesh), peer, push.clone()));
             }
-            let view = ctx.node.view().load_full();
+            let view = mesh.node.view().load_full();
             let members = view.rolls.get(&push.subnet).cloned().unwrap_or_default();
             let others = connected.into_iter().filter(|p| Some(*p) != except && members.contains(p)).collect();
             // Whose news it is tells everybody it is connected to; who hears of it need only reach those it missed.
-            if except.is_some() { some_of(ctx, others, &push.records) } else { others }
+            if except.is_some() { some_of(mesh, others, &push.records) } else { others }
         }
     };
     let mut records = push.records.as_slice();
@@ -82,27 +83,27 @@ fn send(ctx: &Context, push: Push) {
         let Some(rest) = records.get(part.len().max(1)..) else { return };
         records = rest;
         let body = control::encode(&ControlRequest::Push { subnet: push.subnet, records: part });
-        receivers.iter().for_each(|peer| drop(tokio::spawn(tell(ctx.clone(), *peer, body.clone()))));
+        receivers.iter().for_each(|peer| drop(tokio::spawn(tell(Arc::clone(mesh), *peer, body.clone()))));
     }
 }
 
 /// Tells a peer what it said itself, twice: messages to one peer go over its connections in turn, and where its identity
 /// runs on two machines, the other one hears of it so.
-async fn tell_both(ctx: Context, peer: PeerId, push: Push) {
+async fn tell_both(mesh: Arc<Mesh>, peer: PeerId, push: Push) {
     let records = control::fitting(push.records.iter().filter(|record| record.issuer == peer), RECORDS_BUDGET);
     let body = control::encode(&ControlRequest::Push { subnet: push.subnet, records });
     for _ in 0..2 {
         // Lost or refused: the comparisons of the next seconds make up for it.
-        drop(ctx.peers.ask(peer, Protocol::Control, body.clone(), PATIENCE).await);
+        drop(mesh.peers.ask(peer, Protocol::Control, body.clone(), PATIENCE).await);
     }
 }
 
 /// At most [`FANOUT`] of `peers`, others for each news and each node.
-fn some_of(ctx: &Context, mut peers: Vec<PeerId>, news: &[Signed]) -> Vec<PeerId> {
+fn some_of(mesh: &Arc<Mesh>, mut peers: Vec<PeerId>, news: &[Signed]) -> Vec<PeerId> {
     if peers.len() > FANOUT {
         let mut seed = Sha256::new();
         news.iter().for_each(|record| seed.update(record.signature_r));
-        seed.update(ctx.peers.peer().0);
+        seed.update(mesh.peers.peer().0);
         let seed: [u8; 32] = seed.finalize().into();
         peers.sort_by_cached_key(|p| {
             let order: [u8; 32] = Sha256::new().chain_update(seed).chain_update(p.0).finalize().into();
@@ -113,8 +114,8 @@ fn some_of(ctx: &Context, mut peers: Vec<PeerId>, news: &[Signed]) -> Vec<PeerId
     peers
 }
 
-async fn tell(ctx: Context, peer: PeerId, body: Vec<u8>) {
-    let answer = ctx.peers.ask(peer, Protocol::Control, body, PATIENCE).await;
+async fn tell(mesh: Arc<Mesh>, peer: PeerId, body: Vec<u8>) {
+    let answer = mesh.peers.ask(peer, Protocol::Control, body, PATIENCE).await;
     let answer = answer.map(|body| control::decode::<ControlAnswer>(&body));
     if matches!(answer, Ok(Ok(ControlAnswer::Done))) {
         return;
@@ -123,20 +124,20 @@ async fn tell(ctx: Context, peer: PeerId, body: Vec<u8>) {
     // by comparing; without this it would be missing until the next round.
     tracing::debug!(%peer, ?answer, "push not taken");
     tokio::time::sleep(AGAIN).await;
-    with_peer(ctx, peer).await;
+    with_peer(mesh, peer).await;
 }
 
 /// Compares every common subnet with a member that is connected.
-pub(crate) async fn with_peer(ctx: Context, peer: PeerId) {
-    let view = ctx.node.view().load_full();
+pub(crate) async fn with_peer(mesh: Arc<Mesh>, peer: PeerId) {
+    let view = mesh.node.view().load_full();
     let common: Vec<SubnetId> = view.rolls.iter().filter(|(_, roll)| roll.contains(&peer)).map(|(id, _)| *id).collect();
     for subnet in common {
-        match compare(&ctx, peer, subnet).await {
+        match compare(&mesh, peer, subnet).await {
             Ok(()) => {}
             // It does not see us as a member: perhaps we are none any more, and it can prove it.
             Err(Failure::Ask(AskError::Refused | AskError::Unreachable)) | Err(Failure::NotMember) => {
-                if introduce(&ctx, peer, subnet).await
-                    && let Err(error) = compare(&ctx, peer, subnet).await
+                if introduce(&mesh, peer, subnet).await
+                    && let Err(error) = compare(&mesh, peer, subnet).await
                 {
                     tracing::debug!(%peer, %subnet, ?error, "compare records after an introduction");
                 }
@@ -154,36 +155,36 @@ enum Failure {
     Stopped,
 }
 
-async fn ask(ctx: &Context, peer: PeerId, request: &ControlRequest) -> Result<ControlAnswer, Failure> {
+async fn ask(mesh: &Arc<Mesh>, peer: PeerId, request: &ControlRequest) -> Result<ControlAnswer, Failure> {
     let body =
-        ctx.peers.ask(peer, Protocol::Control, control::encode(request), PATIENCE).await.map_err(Failure::Ask)?;
+        mesh.peers.ask(peer, Protocol::Control, control::encode(request), PATIENCE).await.map_err(Failure::Ask)?;
     control::decode(&body).map_err(|_| Failure::Malformed)
 }
 
-async fn compare(ctx: &Context, peer: PeerId, subnet: SubnetId) -> Result<(), Failure> {
+async fn compare(mesh: &Arc<Mesh>, peer: PeerId, subnet: SubnetId) -> Result<(), Failure> {
     let mut sent = BTreeSet::new();
     for _ in 0..ROUNDS {
-        let question = ctx.node.compare(peer, subnet).await.map_err(|_| Failure::Stopped)?;
+        let question = mesh.node.compare(peer, subnet).await.map_err(|_| Failure::Stopped)?;
         let Some(question) = question else { return Ok(()) };
-        match ask(ctx, peer, &question).await? {
+        match ask(mesh, peer, &question).await? {
             ControlAnswer::Different => {}
             ControlAnswer::NotMember => return Err(Failure::NotMember),
             _ => return Ok(()),
         }
-        let question = ctx.node.pull(peer, subnet).await.map_err(|_| Failure::Stopped)?;
+        let question = mesh.node.pull(peer, subnet).await.map_err(|_| Failure::Stopped)?;
         let Some(question) = question else { return Ok(()) };
-        let ControlAnswer::Records { records, want } = ask(ctx, peer, &question).await? else {
+        let ControlAnswer::Records { records, want } = ask(mesh, peer, &question).await? else {
             return Err(Failure::Malformed);
         };
-        let changed = inbox::take(ctx, peer, subnet, records).await.map_err(|_| Failure::Stopped)?;
+        let changed = inbox::take(mesh, peer, subnet, records).await.map_err(|_| Failure::Stopped)?;
         // What it says it lacks may be a long list: it is looked through beside the node's thread.
-        let held = ctx.node.records_for(peer, subnet).await.map_err(|_| Failure::Stopped)?;
+        let held = mesh.node.records_for(peer, subnet).await.map_err(|_| Failure::Stopped)?;
         let Some(held) = held else { return Ok(()) };
-        let mut mine = ctx.node.checker().work(move || wanted(&held, want)).await.unwrap_or_default();
+        let mut mine = mesh.node.checker().work(move || wanted(&held, want)).await.unwrap_or_default();
         // What it did not take the first time it does not take the second.
         mine.retain(|r| sent.insert(r.digest()));
         if !mine.is_empty() {
-            ask(ctx, peer, &ControlRequest::Push { subnet, records: mine }).await?;
+            ask(mesh, peer, &ControlRequest::Push { subnet, records: mine }).await?;
         } else if !changed {
             // Both may hold what the other will not have: another round would bring the same.
             return Ok(());
@@ -194,27 +195,27 @@ async fn compare(ctx: &Context, peer: PeerId, subnet: SubnetId) -> Result<(), Fa
 
 /// Asks, as a stranger would, whether the subnet still wants us. A member that does not know us is shown why it should:
 /// whether it was.
-async fn introduce(ctx: &Context, peer: PeerId, subnet: SubnetId) -> bool {
+async fn introduce(mesh: &Arc<Mesh>, peer: PeerId, subnet: SubnetId) -> bool {
     let body = control::encode(&JoinRequest::Probe(subnet));
-    let Ok(answer) = ctx.peers.ask(peer, Protocol::Join, body, PATIENCE).await else { return false };
+    let Ok(answer) = mesh.peers.ask(peer, Protocol::Join, body, PATIENCE).await else { return false };
     let mut answer = control::decode(&answer);
     if let Ok(JoinAnswer::Known) = answer {
-        let Ok(records) = ctx.node.to_show(subnet).await else { return false };
-        let Some(shown) = show(ctx, peer, subnet, records).await else { return false };
+        let Ok(records) = mesh.node.to_show(subnet).await else { return false };
+        let Some(shown) = show(mesh, peer, subnet, records).await else { return false };
         answer = Ok(shown);
         if let Ok(JoinAnswer::Known) = answer {
             return true;
         }
     }
     if let Ok(JoinAnswer::Ended { heads, .. }) = answer {
-        let heads = ctx.node.checker().records(subnet, heads.into_iter().take(PIECE).collect()).await.good;
-        if let Err(error) = ctx.node.take_ended(subnet, heads).await {
+        let heads = mesh.node.checker().records(subnet, heads.into_iter().take(PIECE).collect()).await.good;
+        if let Err(error) = mesh.node.take_ended(subnet, heads).await {
             tracing::warn!(%error, "save the end of a subnet");
         }
         // Who removed each other are both out: the other side's word came with the answer, ours goes there.
-        let returned = ctx.node.to_return(subnet).await.unwrap_or_default();
+        let returned = mesh.node.to_return(subnet).await.unwrap_or_default();
         for records in returned {
-            if show(ctx, peer, subnet, records).await.is_none() {
+            if show(mesh, peer, subnet, records).await.is_none() {
                 break;
             }
         }
@@ -223,13 +224,13 @@ async fn introduce(ctx: &Context, peer: PeerId, subnet: SubnetId) -> bool {
 }
 
 /// Shows records to a member that does not take ours.
-async fn show(ctx: &Context, peer: PeerId, subnet: SubnetId, records: Vec<Signed>) -> Option<JoinAnswer> {
+async fn show(mesh: &Arc<Mesh>, peer: PeerId, subnet: SubnetId, records: Vec<Signed>) -> Option<JoinAnswer> {
     let body = control::encode(&JoinRequest::Show { subnet, records });
-    let answer = ctx.peers.ask(peer, Protocol::Join, body, PATIENCE).await.ok()?;
+    let answer = mesh.peers.ask(peer, Protocol::Join, body, PATIENCE).await.ok()?;
     control::decode(&answer).ok()
 }
 
 /// Gives pushes under way a moment before the sockets close.
-pub(crate) async fn goodbye(_ctx: &Context) {
+pub(crate) async fn goodbye() {
     tokio::time::sleep(Duration::from_millis(50)).await;
 }

@@ -16,12 +16,11 @@ use futures::FutureExt;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::Context;
+use super::{Handler, Mesh, Method};
 use crate::api::types::{Error, Problem};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::view::View;
 use crate::node::{Judged, Node, Reading, unix_now_ms};
-use crate::service::{Handler, Method};
 use crate::wire::service::{self as wire, Code, kind};
 
 use judge::{Opinion, Voices};
@@ -137,13 +136,13 @@ fn is_off(offset: i64) -> bool {
 }
 
 /// Has the node believe nothing of the clock before [`run`] says so.
-pub(super) async fn begin(node: &Node) -> anyhow::Result<()> {
+pub(crate) async fn begin(node: &Node) -> anyhow::Result<()> {
     let judged = Judged { clock: Reading::now(), words: BTreeMap::new(), seen: BTreeSet::new() };
     Ok(node.clock_judged(judged).await?)
 }
 
 /// Compares, and notices when the clock is set.
-pub(crate) async fn run(ctx: Context, stop: CancellationToken) -> anyhow::Result<()> {
+pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Result<()> {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     let mut opinion = Opinion::new(Reading::now());
     let mut compared = Instant::now();
@@ -153,12 +152,12 @@ pub(crate) async fn run(ctx: Context, stop: CancellationToken) -> anyhow::Result
             () = stop.cancelled() => return Ok(()),
             _ = tick.tick() => {}
             // The first answer does not wait for the next second.
-            () = ctx.clocks.heard.notified(), if unheard => {}
+            () = mesh.clocks.heard.notified(), if unheard => {}
         }
-        let members = ctx.table.members();
+        let members = mesh.table.members();
         let clock = Reading::now();
-        let known = ctx.clocks.lock().fresh(&members, clock);
-        let subnets = voices(&ctx.node.view().load(), &members);
+        let known = mesh.clocks.lock().fresh(&members, clock);
+        let subnets = voices(&mesh.node.view().load(), &members);
         unheard = subnets.values().any(|subnet| !subnet.has_spoken(&known));
         let all = compared.elapsed() >= EVERY;
         if all {
@@ -166,15 +165,15 @@ pub(crate) async fn run(ctx: Context, stop: CancellationToken) -> anyhow::Result
         }
         // Whoever has not answered is asked again: a question may be lost, or be older than the clock.
         for peer in members.iter().filter(|peer| all || known.binary_search_by_key(*peer, |(of, _)| *of).is_err()) {
-            tokio::spawn(compare(ctx.clone(), *peer));
+            tokio::spawn(compare(Arc::clone(&mesh), *peer));
         }
         let words = opinion.judge(clock, &subnets, &known);
         let against = subnets.iter().filter(|(id, _)| opinion.contradicts(**id)).map(|(_, s)| Arc::clone(&s.members));
         let against = against.collect();
-        ctx.clocks.lock().judgement =
+        mesh.clocks.lock().judgement =
             Judgement { clock: Some(clock), known, against, contradicted: opinion.contradicted() };
         let judged = Judged { clock, words, seen: members.into_iter().collect() };
-        ctx.node.clock_judged(judged).await?;
+        mesh.node.clock_judged(judged).await?;
     }
 }
 
@@ -188,18 +187,18 @@ fn voices(view: &View, connected: &[PeerId]) -> BTreeMap<SubnetId, Voices> {
 }
 
 /// Asks one member what time it is, unless it is being asked.
-pub(crate) async fn compare(ctx: Context, peer: PeerId) {
+pub(crate) async fn compare(mesh: Arc<Mesh>, peer: PeerId) {
     let asked = Reading::now();
-    if !ctx.clocks.lock().asks(peer, asked) {
+    if !mesh.clocks.lock().asks(peer, asked) {
         return;
     }
     let question = wire::clock(asked.unix_ms);
-    let answer = ctx.service.ask(peer, kind::CLOCK, None, question, PATIENCE).await;
-    ctx.clocks.lock().asked(peer, asked);
+    let answer = mesh.service.ask(peer, kind::CLOCK, None, question, PATIENCE).await;
+    mesh.clocks.lock().asked(peer, asked);
     if let Some(now_ms) = answer.ok().as_deref().and_then(wire::parse_clock) {
         // By the time that passed, since the clock may have been set meanwhile: then the answer is void.
         let passed = u64::try_from(asked.at.elapsed().as_millis()).unwrap_or(0);
-        ctx.clocks.note(peer, difference(now_ms, asked.unix_ms.saturating_add(passed / 2)), asked);
+        mesh.clocks.note(peer, difference(now_ms, asked.unix_ms.saturating_add(passed / 2)), asked);
     }
 }
 
@@ -278,8 +277,8 @@ pub(crate) fn blame(judgement: &Judgement, problems: &mut [Problem]) {
 }
 
 /// The same for a verb that failed.
-pub(crate) fn blamed(ctx: &Context, mut error: Error) -> Error {
-    if ctx.clocks.judgement().contradicted && is_by_clock(&error.code) {
+pub(crate) fn blamed(clocks: &Clocks, mut error: Error) -> Error {
+    if clocks.judgement().contradicted && is_by_clock(&error.code) {
         error.message += ", by this machine's clock, which the other members contradict";
         error.hint = REMEDY.into();
     }

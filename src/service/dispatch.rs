@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Context, clock, direct, inbox, sync};
+use super::records::tell;
+use super::{Mesh, clock, inbox, sessions};
 use crate::link::{Key, Via};
 use crate::model::id::PeerId;
 use crate::model::source::{Meter, Payer, Source};
@@ -167,7 +168,7 @@ impl Table {
 
 /// Follows the events of the peers' task.
 pub(crate) async fn run(
-    ctx: Context,
+    mesh: Arc<Mesh>,
     mut events: mpsc::Receiver<Event>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -177,78 +178,78 @@ pub(crate) async fn run(
             () = stop.cancelled() => return Ok(()),
             event = events.recv() => {
                 let Some(event) = event else { return Ok(()) };
-                on_event(&ctx, event).await?;
+                on_event(&mesh, event).await?;
             }
             _ = look.tick() => {
-                tell_whereabouts(&ctx).await?;
-                dial_hints(&ctx).await?;
+                tell_whereabouts(&mesh).await?;
+                dial_hints(&mesh).await?;
             }
         }
     }
 }
 
-async fn on_event(ctx: &Context, event: Event) -> anyhow::Result<()> {
+async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
     match event {
         Event::Connected { peer, connection, class, transport, remote, outbound } => {
             tracing::debug!(%peer, connection, ?class, transport, remote, "connected");
-            ctx.table.arrived(peer, connection, class);
+            mesh.table.arrived(peer, connection, class);
             if class == Class::Member {
                 if outbound && Heard::parse(&remote).is_some() {
-                    ctx.node.note_reached(peer, remote).await?;
+                    mesh.node.note_reached(peer, remote).await?;
                 }
-                tokio::spawn(sync::with_peer(ctx.clone(), peer));
-                tokio::spawn(clock::compare(ctx.clone(), peer));
-                tokio::spawn(direct::connected(ctx.clone(), peer));
+                tokio::spawn(tell::with_peer(Arc::clone(mesh), peer));
+                tokio::spawn(clock::compare(Arc::clone(mesh), peer));
+                tokio::spawn(sessions::connected(Arc::clone(mesh), peer));
             }
-            ctx.joins.hurry();
+            mesh.joins.hurry();
         }
         Event::Closed { peer, connection, remaining } => {
-            ctx.links.drop_connection(peer, connection);
-            ctx.table.left(peer, connection, remaining);
-            if let Some(direct) = ctx.direct.as_ref().filter(|_| remaining == 0) {
+            mesh.links.drop_connection(peer, connection);
+            mesh.table.left(peer, connection, remaining);
+            if let Some(direct) = mesh.direct.as_ref().filter(|_| remaining == 0) {
                 direct.closed(peer).await;
             }
         }
         Event::StreamOut { peer, connection, subnet, transport, remote, stream } => {
             let via = Via { transport, remote };
-            ctx.datapath.carry_out(Key { subnet, peer }, connection, via, stream);
+            mesh.datapath.carry_out(Key { subnet, peer }, connection, via, stream);
         }
         Event::StreamIn { peer, connection, subnet, stream } => {
-            ctx.datapath.carry_in(Key { subnet, peer }, connection, stream);
+            mesh.datapath.carry_in(Key { subnet, peer }, connection, stream);
         }
         Event::Asked { peer, class, protocol: Protocol::Join, remote_ip, body, responder, .. } => {
             let payer = payer_of(peer, class, remote_ip);
-            if ctx.table.may_ask(payer, ctx.settings.now().limits.joins_per_minute) {
-                tokio::spawn(on_join(ctx.clone(), peer, payer, body, responder));
+            if mesh.table.may_ask(payer, mesh.config().limits.joins_per_minute) {
+                tokio::spawn(on_join(Arc::clone(mesh), peer, payer, body, responder));
             } else {
                 let message = "too many requests from this address; wait a minute".to_owned();
-                ctx.table.refuse(peer, Protocol::Join, "too many join requests from one source");
+                mesh.table.refuse(peer, Protocol::Join, "too many join requests from one source");
                 responder.respond(control::encode(&JoinAnswer::Refused { code: "E-RATE".into(), message }));
             }
         }
         Event::Asked { peer, protocol: Protocol::Control, body, responder, .. } => {
-            inbox::arrived(ctx, peer, body, responder);
+            inbox::arrived(mesh, peer, body, responder);
         }
         Event::Asked { peer, protocol: Protocol::Service, body, responder, .. } => {
-            inbox::service_arrived(ctx, peer, body, responder);
+            inbox::service_arrived(mesh, peer, body, responder);
         }
         Event::Discovered { peer, addresses } => {
-            ctx.table.seen(peer, &addresses);
-            let member = ctx.node.view().load().members().contains(&peer);
+            mesh.table.seen(peer, &addresses);
+            let member = mesh.node.view().load().members().contains(&peer);
             if member {
-                direct::found(ctx, peer, &addresses).await;
+                sessions::found(mesh, peer, &addresses).await;
             }
-            ctx.joins.hurry();
+            mesh.joins.hurry();
         }
         Event::Listening { addresses } => {
-            direct::listening(ctx, &addresses).await;
-            let mut endpoints: Vec<String> = ctx.config.advertise.clone();
+            sessions::listening(mesh, &addresses).await;
+            let mut endpoints: Vec<String> = mesh.config().advertise.clone();
             endpoints.extend(addresses.iter().map(ToString::to_string));
-            if let Err(error) = ctx.node.set_endpoints(endpoints).await {
+            if let Err(error) = mesh.node.set_endpoints(endpoints).await {
                 tracing::warn!(%error, "publish this node's addresses");
             }
         }
-        Event::Observed { address, .. } => direct::observed(ctx, &address).await,
+        Event::Observed { address, .. } => sessions::observed(mesh, &address).await,
         Event::Rtt { .. } => {}
     }
     Ok(())
@@ -264,18 +265,18 @@ fn payer_of(peer: PeerId, class: Class, remote: Option<IpAddr>) -> Payer {
 }
 
 /// A stranger's request, or a member's about joining.
-async fn on_join(ctx: Context, peer: PeerId, payer: Payer, body: Vec<u8>, responder: Responder) {
+async fn on_join(mesh: Arc<Mesh>, peer: PeerId, payer: Payer, body: Vec<u8>, responder: Responder) {
     let Ok(request) = control::decode::<JoinRequest>(&body) else {
-        return ctx.table.refuse(peer, Protocol::Join, "a malformed request");
+        return mesh.table.refuse(peer, Protocol::Join, "a malformed request");
     };
-    if let Some(answer) = decide(&ctx, peer, payer, request, false).await {
+    if let Some(answer) = decide(&mesh, peer, payer, request, false).await {
         responder.respond(control::encode(&answer));
     }
 }
 
 /// Decides about a request of the join protocol in the turn of who pays for it. Signatures are checked before that.
 pub(crate) async fn decide(
-    ctx: &Context,
+    mesh: &Arc<Mesh>,
     peer: PeerId,
     payer: Payer,
     request: JoinRequest,
@@ -283,20 +284,20 @@ pub(crate) async fn decide(
 ) -> Option<JoinAnswer> {
     let refused = |code: &str, message: String| Some(JoinAnswer::Refused { code: code.to_owned(), message });
     // The member pays for whom it passes on.
-    if passed_on && !ctx.table.may_ask(Payer::Member(peer), FORWARDED) {
-        ctx.table.refuse(peer, Protocol::Join, "too many join requests passed on by one member");
+    if passed_on && !mesh.table.may_ask(Payer::Member(peer), FORWARDED) {
+        mesh.table.refuse(peer, Protocol::Join, "too many join requests passed on by one member");
         return Some(crowded());
     }
-    let question = match ctx.node.checker().question(request.clone()).await {
+    let question = match mesh.node.checker().question(request.clone()).await {
         Ok(question) => question,
         Err(error) => return refused(error.code.as_str(), error.message),
     };
-    match ctx.node.decide_join(peer, payer, question, passed_on).await {
+    match mesh.node.decide_join(peer, payer, question, passed_on).await {
         Ok(JoinDecision::Answer(answer)) => Some(answer),
-        Ok(JoinDecision::Forward(_)) if !ctx.table.may_pass_on(payer) => Some(crowded()),
-        Ok(JoinDecision::Forward(deciders)) => Some(forward(ctx, deciders, request).await),
+        Ok(JoinDecision::Forward(_)) if !mesh.table.may_pass_on(payer) => Some(crowded()),
+        Ok(JoinDecision::Forward(deciders)) => Some(forward(mesh, deciders, request).await),
         Err(error) if error.code == "E-BUSY" => {
-            ctx.table.refuse(peer, Protocol::Join, "too many join requests of one source wait");
+            mesh.table.refuse(peer, Protocol::Join, "too many join requests of one source wait");
             refused("E-RATE", "too many requests from this address wait; try again".to_owned())
         }
         Err(error) if error.code == "E-STOPPING" => None,
@@ -312,13 +313,13 @@ fn crowded() -> JoinAnswer {
 /// Passes a stranger's request on to whoever may decide and is connected; the first who answers decides.
 ///
 /// One who does not answer holds the stranger up for [`PATIENCE`] only: then the next is asked beside.
-async fn forward(ctx: &Context, deciders: Vec<PeerId>, request: JoinRequest) -> JoinAnswer {
-    let connected = ctx.table.members();
+async fn forward(mesh: &Arc<Mesh>, deciders: Vec<PeerId>, request: JoinRequest) -> JoinAnswer {
+    let connected = mesh.table.members();
     let body = control::encode(&ControlRequest::Forward(request));
     let ask = |decider| {
         let body = body.clone();
         async move {
-            let answer = ctx.peers.ask(decider, Protocol::Control, body, Duration::from_secs(5)).await.ok()?;
+            let answer = mesh.peers.ask(decider, Protocol::Control, body, Duration::from_secs(5)).await.ok()?;
             match control::decode(&answer).ok()? {
                 ControlAnswer::Forwarded(answer) => Some(answer),
                 _ => None,
@@ -369,7 +370,7 @@ where
 
 /// Peers that have packets and no stream are dialled.
 pub(crate) async fn follow_wanted(
-    ctx: Context,
+    mesh: Arc<Mesh>,
     mut wanted: mpsc::Receiver<Key>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -378,7 +379,7 @@ pub(crate) async fn follow_wanted(
             () = stop.cancelled() => return Ok(()),
             key = wanted.recv() => {
                 let Some(key) = key else { return Ok(()) };
-                ctx.peers.send(Command::Wanted { peer: key.peer }).await?;
+                mesh.peers.send(Command::Wanted { peer: key.peer }).await?;
             }
         }
     }
@@ -386,30 +387,30 @@ pub(crate) async fn follow_wanted(
 
 /// Tells where members are by their documents: places for handshakes are kept for these addresses, also when this daemon
 /// has just been started and has seen nobody yet.
-async fn tell_whereabouts(ctx: &Context) -> anyhow::Result<()> {
-    let members = ctx.node.view().load().members();
-    let documents = ctx.node.member_endpoints().await?;
+async fn tell_whereabouts(mesh: &Arc<Mesh>) -> anyhow::Result<()> {
+    let members = mesh.node.view().load().members();
+    let documents = mesh.node.member_endpoints().await?;
     let addresses = |peer: &PeerId| {
         let texts = documents.get(peer).into_iter().flatten();
         texts.filter_map(|text| text.parse::<Address>().ok()?.ip()).collect::<Vec<_>>()
     };
     let told = members.iter().map(|peer| (*peer, addresses(peer))).collect();
-    ctx.peers.send(Command::Whereabouts(told)).await?;
+    mesh.peers.send(Command::Whereabouts(told)).await?;
     Ok(())
 }
 
 /// Addresses given by hand are tried while a subnet has nobody connected: they may name no peer, so the address book
 /// cannot hold them.
-async fn dial_hints(ctx: &Context) -> anyhow::Result<()> {
-    let connected = ctx.table.members();
-    let view = ctx.node.view().load_full();
-    for (id, hints) in ctx.node.hints().await? {
+async fn dial_hints(mesh: &Arc<Mesh>) -> anyhow::Result<()> {
+    let connected = mesh.table.members();
+    let view = mesh.node.view().load_full();
+    for (id, hints) in mesh.node.hints().await? {
         let alone =
             view.rolls.get(&id).is_some_and(|roll| !roll.is_empty() && !roll.iter().any(|m| connected.contains(m)));
         let addresses: Vec<Typed> =
-            hints.iter().chain(&ctx.settings.now().bootstrap).filter_map(|h| h.parse().ok()).collect();
+            hints.iter().chain(&mesh.config().bootstrap).filter_map(|h| h.parse().ok()).collect();
         if alone && !addresses.is_empty() {
-            let peers = ctx.peers.clone();
+            let peers = mesh.peers.clone();
             tokio::spawn(async move {
                 let _ = peers.connect(addresses, None).await;
             });

@@ -1,26 +1,27 @@
 //! This node's own joins: one task per subnet asks everybody it can find until it is let in, refused, or told to stop.
 
+mod around;
 mod withdraw;
 
+pub(crate) use around::{Surroundings, around};
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-use super::Context;
+use super::Mesh;
 use crate::api::types::{Error, ErrorKind};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::join::{NEW_INVITE, lookup};
 use crate::model::local::{NotLetIn, PendingJoin};
-use crate::model::policy::{Around, Need};
 use crate::model::record::Genesis;
 use crate::model::record::Signed;
 use crate::model::subnet::Records;
 use crate::node::{NotTaken, PIECE};
-use crate::p2p::{Address, Heard, Protocol, Typed};
+use crate::p2p::{Heard, Protocol, Typed};
 use crate::wire::control::{self, JoinAnswer, JoinRequest};
 
 /// Between two rounds at first, and later: a person may take a while to approve.
@@ -102,79 +103,62 @@ impl Joins {
 }
 
 /// Goes on with the joins that were under way when the daemon stopped.
-pub(crate) async fn resume(ctx: &Context) {
-    let pending = ctx.node.joins().await.unwrap_or_default();
+pub(crate) async fn resume(mesh: &Arc<Mesh>) {
+    let pending = mesh.node.joins().await.unwrap_or_default();
     for join in pending.into_iter().filter(|join| join.refused.is_none()) {
-        drop(start(ctx, join));
+        drop(start(mesh, join));
     }
 }
 
 /// Starts a join, or continues the one under way for that subnet with what is new in `join`.
-pub(crate) fn start(ctx: &Context, join: PendingJoin) -> Running {
+pub(crate) fn start(mesh: &Arc<Mesh>, join: PendingJoin) -> Running {
     let (sender, progress) = watch::channel(Progress::Searching);
     let (asked, asked_so_far) = watch::channel(Vec::new());
     let running = Running { progress, genesis: Arc::default(), asked: asked_so_far };
     // The former task ends when it sees that another took its place.
-    ctx.joins.lock().insert(join.subnet, running.clone());
-    tokio::spawn(ask_until_decided(ctx.clone(), join, sender, Arc::clone(&running.genesis), asked));
+    mesh.joins.lock().insert(join.subnet, running.clone());
+    tokio::spawn(ask_until_decided(Arc::clone(mesh), join, sender, Arc::clone(&running.genesis), asked));
     running
 }
 
-/// What this machine cannot give away to a subnet: what it routes, its resolvers and gateways, and where its peers are
-/// reached. What lies in a subnet that is here already is left out: the underlay is not there.
-pub(crate) async fn around(ctx: &Context) -> Result<Around, Error> {
-    let mut around = ctx.machine.surroundings(&ctx.instance).await?;
-    let peers = ctx.peers.status().await.unwrap_or_default();
-    let connected = peers.iter().flat_map(|p| &p.connections).filter_map(|c| c.remote.parse::<Address>().ok()?.ip());
-    let reached = peers.iter().flat_map(|p| &p.reached).filter_map(Address::ip);
-    let mut addresses: BTreeSet<IpAddr> = connected.chain(reached).map(|ip| ip.to_canonical()).collect();
-    let (here, typed) = ctx.node.prefixes_and_hints().await?;
-    addresses.extend(typed.iter().chain(&ctx.settings.now().bootstrap).filter_map(|a| a.parse::<Address>().ok()?.ip()));
-    addresses.retain(|ip| !ip.is_loopback());
-    let what = |address: IpAddr| Need { address, what: format!("{address}, where a peer is reached") };
-    around.needs.extend(addresses.into_iter().map(what));
-    around.needs.retain(|need| !here.iter().any(|prefix| prefix.contains(&need.address)));
-    Ok(around)
-}
-
 async fn ask_until_decided(
-    ctx: Context,
+    mesh: Arc<Mesh>,
     join: PendingJoin,
     progress: watch::Sender<Progress>,
     founded: Arc<OnceLock<Genesis>>,
     asked: watch::Sender<Vec<PeerId>>,
 ) {
-    let mine = |ctx: &Context| {
-        ctx.joins.lock().get(&join.subnet).is_some_and(|r| r.progress.same_channel(&progress.subscribe()))
+    let mine = |mesh: &Arc<Mesh>| {
+        mesh.joins.lock().get(&join.subnet).is_some_and(|r| r.progress.same_channel(&progress.subscribe()))
     };
     let mut refusals = 0u32;
     let (mut known, mut tried) = (Known::default(), Tried::default());
     let subnet = join.subnet;
     let is_over = async || {
-        let wanted = ctx.node.join(subnet).await.map(|join| join.map(|join| join.refused.is_none()));
-        if wanted == Ok(None) && mine(&ctx) {
+        let wanted = mesh.node.join(subnet).await.map(|join| join.map(|join| join.refused.is_none()));
+        if wanted == Ok(None) && mine(&mesh) {
             // A person took it back. No question is under way here, which could arrive after this.
-            ctx.joins.lock().remove(&subnet);
-            tokio::spawn(withdraw::tell(ctx.clone(), join.clone(), asked.borrow().clone()));
+            mesh.joins.lock().remove(&subnet);
+            tokio::spawn(withdraw::tell(Arc::clone(&mesh), join.clone(), asked.borrow().clone()));
         }
-        wanted != Ok(Some(true)) || !mine(&ctx)
+        wanted != Ok(Some(true)) || !mine(&mesh)
     };
     for round in 0u32.. {
         if is_over().await {
             return;
         }
-        let candidates = candidates(&ctx, &join, &mut tried, round).await;
-        known.learn(&ctx, subnet, &candidates).await;
+        let candidates = candidates(&mesh, &join, &mut tried, round).await;
+        known.learn(&mesh, subnet, &candidates).await;
         // Before anything is asked, so that a refusal uses nothing up and tells nobody of this peer.
         if let Some(genesis) = known.genesis.clone().filter(|_| founded.get().is_none()) {
-            match judge(&ctx, &join, genesis).await {
+            match judge(&mesh, &join, genesis).await {
                 Ok(genesis) => {
                     let name = genesis.name.clone();
                     // Where it cannot be saved it is told again after the next start.
-                    let _ = ctx.node.name_join(subnet, name).await;
+                    let _ = mesh.node.name_join(subnet, name).await;
                     drop(founded.set(genesis));
                 }
-                Err(error) => return end(&ctx, subnet, &progress, error).await,
+                Err(error) => return end(&mesh, subnet, &progress, error).await,
             }
         }
         // The search may have taken longer than who began it waited: it was told that nobody was found.
@@ -186,11 +170,11 @@ async fn ask_until_decided(
             asked.send_replace(knowing.clone());
         }
         let owner = founded.get().map(|genesis| genesis.owner);
-        match one_round(&ctx, &join, owner, knowing).await {
+        match one_round(&mesh, &join, owner, knowing).await {
             Some(JoinAnswer::Admitted { genesis, records }) => {
-                match take(&ctx, &join, genesis, records).await {
+                match take(&mesh, &join, genesis, records).await {
                     Ok(generation) => drop(progress.send_replace(Progress::Admitted(generation))),
-                    Err(error) => end(&ctx, subnet, &progress, error).await,
+                    Err(error) => end(&mesh, subnet, &progress, error).await,
                 }
                 return;
             }
@@ -222,7 +206,7 @@ async fn ask_until_decided(
                     }
                     _ => String::new(),
                 };
-                end(&ctx, subnet, &progress, Error::new(kind, &code, message).hint(hint)).await;
+                end(&mesh, subnet, &progress, Error::new(kind, &code, message).hint(hint)).await;
                 return;
             }
             Some(JoinAnswer::Ended { .. }) => {
@@ -232,7 +216,7 @@ async fn ask_until_decided(
                     format!("subnet {subnet} has ended, or has removed this peer"),
                 )
                 .hint(format!("byway join {subnet}      (asks for approval, where it has not ended)"));
-                end(&ctx, subnet, &progress, error).await;
+                end(&mesh, subnet, &progress, error).await;
                 return;
             }
             Some(JoinAnswer::Pending { reached }) => {
@@ -244,7 +228,7 @@ async fn ask_until_decided(
         let pause = if round < EAGER_ROUNDS { SOON } else { LATER };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = ctx.joins.hurry.notified() => tokio::time::sleep(Duration::from_millis(50)).await,
+            () = mesh.joins.hurry.notified() => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }
 }
@@ -259,12 +243,12 @@ struct Known {
 
 impl Known {
     /// Asks those that have not told the genesis yet. Whoever is slow holds the others up only while nobody has told it.
-    async fn learn(&mut self, ctx: &Context, subnet: SubnetId, candidates: &[PeerId]) {
+    async fn learn(&mut self, mesh: &Arc<Mesh>, subnet: SubnetId, candidates: &[PeerId]) {
         let mut asks = JoinSet::new();
         for peer in candidates.iter().copied().filter(|peer| !self.peers.contains(peer)) {
-            let ctx = ctx.clone();
+            let mesh = Arc::clone(mesh);
             let request = JoinRequest::Genesis(lookup(subnet));
-            asks.spawn(async move { (peer, exchange(&ctx, peer, &request).await) });
+            asks.spawn(async move { (peer, exchange(&mesh, peer, &request).await) });
         }
         let deadline = tokio::time::sleep(if self.peers.is_empty() { PATIENCE } else { SLOW });
         tokio::pin!(deadline);
@@ -286,34 +270,34 @@ impl Known {
 }
 
 /// Whether this machine will have the subnet.
-async fn judge(ctx: &Context, join: &PendingJoin, genesis: Vec<u8>) -> Result<Genesis, Error> {
-    let around = around(ctx).await?;
-    ctx.node.judge_join(join.clone(), genesis, around).await
+async fn judge(mesh: &Arc<Mesh>, join: &PendingJoin, genesis: Vec<u8>) -> Result<Genesis, Error> {
+    let around = around(mesh).await?;
+    mesh.node.judge_join(join.clone(), genesis, around).await
 }
 
 /// Becomes a member, or gives back what was given; the generation of the View that shows it.
-async fn take(ctx: &Context, join: &PendingJoin, genesis: Vec<u8>, records: Vec<Signed>) -> Result<u64, Error> {
-    let around = around(ctx).await?;
-    let records = ctx.node.checker().proof(records).await;
-    match ctx.node.accept_join(join.clone(), genesis, records, around).await {
+async fn take(mesh: &Arc<Mesh>, join: &PendingJoin, genesis: Vec<u8>, records: Vec<Signed>) -> Result<u64, Error> {
+    let around = around(mesh).await?;
+    let records = mesh.node.checker().proof(records).await;
+    match mesh.node.accept_join(join.clone(), genesis, records, around).await {
         Ok(generation) => Ok(generation),
         Err(NotTaken { error, goodbye }) => {
-            decline(ctx, join, goodbye).await;
+            decline(mesh, join, goodbye).await;
             Err(error)
         }
     }
 }
 
 /// Gives back what we were given and cannot take: else a member that never was would hold a name and a block.
-async fn decline(ctx: &Context, join: &PendingJoin, goodbye: Option<Signed>) {
+async fn decline(mesh: &Arc<Mesh>, join: &PendingJoin, goodbye: Option<Signed>) {
     let Some(goodbye) = goodbye else { return };
     let request = JoinRequest::Decline(goodbye);
     let mut tried = Tried::default();
     let told = async {
         // Who has just admitted us replaces the connection it was asked on by a member's: a first try may go down with it.
         loop {
-            for peer in candidates(ctx, join, &mut tried, 0).await {
-                let answer = tokio::time::timeout(HEARD_WITHIN, exchange(ctx, peer, &request)).await;
+            for peer in candidates(mesh, join, &mut tried, 0).await {
+                let answer = tokio::time::timeout(HEARD_WITHIN, exchange(mesh, peer, &request)).await;
                 if matches!(answer, Ok(Some(JoinAnswer::Known))) {
                     return;
                 }
@@ -327,21 +311,21 @@ async fn decline(ctx: &Context, join: &PendingJoin, goodbye: Option<Signed>) {
 }
 
 /// What a person has typed for it: an invite is not repeated.
-pub(super) fn typed(join: &PendingJoin) -> String {
+pub(crate) fn typed(join: &PendingJoin) -> String {
     if join.invite.is_some() { "INVITE".to_owned() } else { join.subnet.to_string() }
 }
 
-async fn end(ctx: &Context, subnet: SubnetId, progress: &watch::Sender<Progress>, error: Error) {
+async fn end(mesh: &Arc<Mesh>, subnet: SubnetId, progress: &watch::Sender<Progress>, error: Error) {
     tracing::info!(%subnet, %error, "not joined");
     // One receiver is the list's own; any other is a `join` that waits to be told. What a person decided is shown besides.
     let waited_for = progress.receiver_count() > 1;
     if waited_for && error.code != "E-DENIED" {
-        let _ = ctx.node.drop_join(subnet).await;
+        let _ = mesh.node.drop_join(subnet).await;
     } else {
         let Error { code, message, hint, .. } = error.clone();
-        let _ = ctx.node.keep_refusal(subnet, NotLetIn { code, message, hint }).await;
+        let _ = mesh.node.keep_refusal(subnet, NotLetIn { code, message, hint }).await;
     }
-    ctx.joins.lock().remove(&subnet);
+    mesh.joins.lock().remove(&subnet);
     progress.send_replace(Progress::Refused(error));
 }
 
@@ -368,11 +352,11 @@ impl Tried {
 ///
 /// The addresses in an invite are its maker's word, although a person pasted it: nobody reads them. They are judged like any
 /// that are heard, names among them are not looked up, and they are dialled again only while the join lasts, ever more seldom.
-async fn candidates(ctx: &Context, join: &PendingJoin, tried: &mut Tried, round: u32) -> Vec<PeerId> {
+async fn candidates(mesh: &Arc<Mesh>, join: &PendingJoin, tried: &mut Tried, round: u32) -> Vec<PeerId> {
     let issuer = join.invite.as_ref().map(|i| i.issuer);
     let mut dials = JoinSet::new();
     let mut dial = |typed: Vec<Typed>, heard: Vec<Heard>, peer: Option<PeerId>| {
-        let peers = ctx.peers.clone();
+        let peers = mesh.peers.clone();
         dials.spawn(async move {
             let dialled = async move {
                 match peer.filter(|_| typed.is_empty()) {
@@ -383,7 +367,7 @@ async fn candidates(ctx: &Context, join: &PendingJoin, tried: &mut Tried, round:
             tokio::time::timeout(PATIENCE, dialled).await.ok()?.ok()
         });
     };
-    let connected = ctx.table.connected();
+    let connected = mesh.table.connected();
     if let Some(invite) = join.invite.as_ref().filter(|i| !connected.contains(&i.issuer)) {
         let of_issuer: Vec<Heard> = invite.addresses.iter().filter_map(|a| Heard::parse(a)).collect();
         let pause = if round < EAGER_ROUNDS { INVITE_AGAIN } else { INVITE_LATER };
@@ -391,16 +375,16 @@ async fn candidates(ctx: &Context, join: &PendingJoin, tried: &mut Tried, round:
             dial(Vec::new(), of_issuer, Some(invite.issuer));
         }
     }
-    for hint in join.hints.iter().chain(&ctx.settings.now().bootstrap) {
+    for hint in join.hints.iter().chain(&mesh.config().bootstrap) {
         if let Ok(typed) = hint.parse::<Typed>() {
             let peer = typed.address().peer();
             dial(vec![typed], Vec::new(), peer);
         }
     }
     let mut found: Vec<PeerId> = connected.clone();
-    for (peer, heard) in ctx.table.neighbours().into_iter().filter(|(p, _)| !connected.contains(p)) {
+    for (peer, heard) in mesh.table.neighbours().into_iter().filter(|(p, _)| !connected.contains(p)) {
         // A neighbour that has answered before is known to be one; its idle connection was closed, not it.
-        let pause = ctx.table.has_met(peer).then_some(NEIGHBOUR_AGAIN);
+        let pause = mesh.table.has_met(peer).then_some(NEIGHBOUR_AGAIN);
         if tried.is_due(peer, &heard, pause) {
             dial(Vec::new(), heard, Some(peer));
         }
@@ -432,7 +416,7 @@ async fn candidates(ctx: &Context, join: &PendingJoin, tried: &mut Tried, round:
 /// Asks each candidate; the first that lets us in decides, else the most telling answer. Of an invite only its issuer
 /// knows what it is worth: another's refusal is not heard. What the owner denies is not outweighed by who cannot tell.
 async fn one_round(
-    ctx: &Context,
+    mesh: &Arc<Mesh>,
     join: &PendingJoin,
     owner: Option<PeerId>,
     candidates: Vec<PeerId>,
@@ -441,7 +425,7 @@ async fn one_round(
     if let Some(invite) = &join.invite {
         // One attempt at a time: each takes a nonce of the issuer's.
         for peer in candidates {
-            match ask(ctx, join, peer).await {
+            match ask(mesh, join, peer).await {
                 Some(refused @ JoinAnswer::Refused { .. }) if peer == invite.issuer => return Some(refused),
                 Some(JoinAnswer::Refused { code, message }) => {
                     tracing::info!(%peer, code, message, "a refusal that is not the issuer's");
@@ -456,8 +440,8 @@ async fn one_round(
     }
     let mut asks = JoinSet::new();
     for peer in candidates {
-        let (ctx, join) = (ctx.clone(), join.clone());
-        asks.spawn(async move { (peer, ask(&ctx, &join, peer).await) });
+        let (mesh, join) = (Arc::clone(mesh), join.clone());
+        asks.spawn(async move { (peer, ask(&mesh, &join, peer).await) });
     }
     let mut denied = None;
     while let Some(answer) = asks.join_next().await {
@@ -490,21 +474,21 @@ fn better(a: Option<JoinAnswer>, b: Option<JoinAnswer>) -> Option<JoinAnswer> {
     if rank(&b) > rank(&a) { b } else { a }
 }
 
-async fn ask(ctx: &Context, join: &PendingJoin, peer: PeerId) -> Option<JoinAnswer> {
+async fn ask(mesh: &Arc<Mesh>, join: &PendingJoin, peer: PeerId) -> Option<JoinAnswer> {
     let subnet = join.subnet;
     let mut nonce = None;
     if let Some(invite) = &join.invite {
-        let request = JoinRequest::Nonce { subnet, issuer: invite.issuer, joiner: ctx.peers.peer() };
-        match exchange(ctx, peer, &request).await? {
+        let request = JoinRequest::Nonce { subnet, issuer: invite.issuer, joiner: mesh.peers.peer() };
+        match exchange(mesh, peer, &request).await? {
             JoinAnswer::Nonce(bytes) => nonce = Some(bytes),
             other => return Some(other),
         }
     }
-    let signed = ctx.node.signed_ask(join.clone(), nonce).await.ok()?;
-    let answer = exchange(ctx, peer, &JoinRequest::Ask(signed)).await?;
+    let signed = mesh.node.signed_ask(join.clone(), nonce).await.ok()?;
+    let answer = exchange(mesh, peer, &JoinRequest::Ask(signed)).await?;
     // Only records decide who is in: an end without its proof is nobody's word.
     if let JoinAnswer::Ended { genesis, heads } = &answer {
-        let heads = ctx.node.checker().proof(heads.iter().take(PIECE).cloned().collect()).await;
+        let heads = mesh.node.checker().proof(heads.iter().take(PIECE).cloned().collect()).await;
         let proven = Genesis::parse(genesis).is_ok_and(|g| {
             let mut records = Records::new(g);
             heads.into_iter().for_each(|head| {
@@ -517,8 +501,8 @@ async fn ask(ctx: &Context, join: &PendingJoin, peer: PeerId) -> Option<JoinAnsw
     Some(answer)
 }
 
-async fn exchange(ctx: &Context, peer: PeerId, request: &JoinRequest) -> Option<JoinAnswer> {
-    let body = ctx.peers.ask(peer, Protocol::Join, control::encode(request), PATIENCE).await;
+async fn exchange(mesh: &Arc<Mesh>, peer: PeerId, request: &JoinRequest) -> Option<JoinAnswer> {
+    let body = mesh.peers.ask(peer, Protocol::Join, control::encode(request), PATIENCE).await;
     match body {
         Ok(bytes) => control::decode(&bytes).ok(),
         Err(error) => {

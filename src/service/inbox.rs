@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::{Context, direct, peers};
+use super::{Mesh, dispatch, sessions};
 use crate::api::types::Error;
 use crate::limit::{Buckets, Limit};
 use crate::link::direct::Letter;
@@ -218,12 +218,12 @@ impl Push {
 }
 
 /// A request that a member has sent. It is answered when its turn comes, or refused where too much waits.
-pub(crate) fn arrived(ctx: &Context, peer: PeerId, body: Vec<u8>, responder: Responder) {
-    match ctx.inbox.enter(peer, body, responder) {
-        Ok(true) => drop(tokio::spawn(serve(ctx.clone(), peer))),
+pub(crate) fn arrived(mesh: &Arc<Mesh>, peer: PeerId, body: Vec<u8>, responder: Responder) {
+    match mesh.inbox.enter(peer, body, responder) {
+        Ok(true) => drop(tokio::spawn(serve(Arc::clone(mesh), peer))),
         Ok(false) => {}
         Err((responder, why)) => {
-            ctx.table.refuse(peer, Protocol::Control, why);
+            mesh.table.refuse(peer, Protocol::Control, why);
             tokio::spawn(async move {
                 tokio::time::sleep(REFUSED_FOR).await;
                 drop(responder);
@@ -234,29 +234,29 @@ pub(crate) fn arrived(ctx: &Context, peer: PeerId, body: Vec<u8>, responder: Res
 
 /// A request of the service protocol. It takes its place among what its sender has waiting here until it is answered; what
 /// it costs beside that, and whether it is run, the service decides.
-pub(crate) fn service_arrived(ctx: &Context, peer: PeerId, body: Vec<u8>, responder: Responder) {
-    let place = ctx.inbox.place(&mut ctx.inbox.lock(), peer, body.len());
+pub(crate) fn service_arrived(mesh: &Arc<Mesh>, peer: PeerId, body: Vec<u8>, responder: Responder) {
+    let place = mesh.inbox.place(&mut mesh.inbox.lock(), peer, body.len());
     let has_room = place.is_some();
     let respond = Box::new(move |answer| {
         responder.respond(answer);
         drop(place);
     });
     let taken =
-        if has_room { ctx.service.arrived(peer, body, respond) } else { ctx.service.crowded(peer, body, respond) };
+        if has_room { mesh.service.arrived(peer, body, respond) } else { mesh.service.crowded(peer, body, respond) };
     if let Err(why) = taken {
-        ctx.table.refuse(peer, Protocol::Service, why);
+        mesh.table.refuse(peer, Protocol::Service, why);
     }
 }
 
-async fn serve(ctx: Context, peer: PeerId) {
-    let came = ctx.inbox.lock().shares.entry(peer).or_default().came.clone();
-    let mut serving = Serving { inbox: ctx.inbox.clone(), peer, came, ended: false };
+async fn serve(mesh: Arc<Mesh>, peer: PeerId) {
+    let came = mesh.inbox.lock().shares.entry(peer).or_default().came.clone();
+    let mut serving = Serving { inbox: mesh.inbox.clone(), peer, came, ended: false };
     let mut pushes: VecDeque<Push> = VecDeque::new();
     // Until when this member waits for what it took beyond its share.
     let mut rests_until = Instant::now();
     loop {
-        while let Some(request) = ctx.inbox.next(peer) {
-            open(&ctx, peer, request, &mut pushes).await;
+        while let Some(request) = mesh.inbox.next(peer) {
+            open(&mesh, peer, request, &mut pushes).await;
         }
         let urgent = pushes.iter().position(Push::is_urgent);
         let Some(push) = pushes.get_mut(urgent.unwrap_or(0)) else {
@@ -274,7 +274,7 @@ async fn serve(ctx: Context, peer: PeerId) {
             }
         }
         let piece = piece_of(&mut push.records);
-        match take_piece(&ctx, peer, push.subnet, piece).await {
+        match take_piece(&mesh, peer, push.subnet, piece).await {
             Ok(taken) => {
                 push.junk = push.junk.saturating_add(taken.junk);
                 push.waiting |= taken.waiting;
@@ -284,21 +284,21 @@ async fn serve(ctx: Context, peer: PeerId) {
             Err(_) => return,
         }
         if push.junk >= MAX_JUNK {
-            ctx.table.refuse(peer, Protocol::Control, "a member sends forged records, or records of nobody known");
+            mesh.table.refuse(peer, Protocol::Control, "a member sends forged records, or records of nobody known");
             push.waiting = true;
             push.records.clear();
         }
         if push.records.is_empty()
             && let Some(push) = pushes.remove(urgent.unwrap_or(0))
         {
-            finish(&ctx, peer, push);
+            finish(&mesh, peer, push);
         }
     }
 }
 
 /// Answers a push once what it brought is saved, without keeping the next waiting.
-fn finish(ctx: &Context, peer: PeerId, push: Push) {
-    let node = ctx.node.clone();
+fn finish(mesh: &Arc<Mesh>, peer: PeerId, push: Push) {
+    let node = mesh.node.clone();
     tokio::spawn(async move {
         let saved = node.saved_for(peer).await.unwrap_or(false);
         let answer = if saved && !push.waiting { ControlAnswer::Done } else { ControlAnswer::Different };
@@ -307,20 +307,20 @@ fn finish(ctx: &Context, peer: PeerId, push: Push) {
 }
 
 /// Answers a request at once, or makes a push of it.
-async fn open(ctx: &Context, peer: PeerId, request: Request, pushes: &mut VecDeque<Push>) {
+async fn open(mesh: &Arc<Mesh>, peer: PeerId, request: Request, pushes: &mut VecDeque<Push>) {
     let Request { body, responder, place } = request;
     let decoded = if body.len() < LARGE {
         control::decode::<ControlRequest>(&body)
     } else {
         let decode = move || control::decode::<ControlRequest>(&body);
-        ctx.node.checker().work(decode).await.unwrap_or(Err(control::Malformed))
+        mesh.node.checker().work(decode).await.unwrap_or(Err(control::Malformed))
     };
     let answer = match decoded {
         Err(_) => {
-            ctx.inbox.charge(peer, FORGED_COST);
-            return ctx.table.refuse(peer, Protocol::Control, "a malformed request");
+            mesh.inbox.charge(peer, FORGED_COST);
+            return mesh.table.refuse(peer, Protocol::Control, "a malformed request");
         }
-        Ok(ControlRequest::Push { subnet, .. }) if !is_member(ctx, subnet, peer) => ControlAnswer::NotMember,
+        Ok(ControlRequest::Push { subnet, .. }) if !is_member(mesh, subnet, peer) => ControlAnswer::NotMember,
         Ok(ControlRequest::Push { subnet, mut records }) => {
             // Who is in and who is out comes before what members say of themselves, whatever the order they came in.
             records.sort_by_key(|record| !removes(record));
@@ -328,24 +328,24 @@ async fn open(ctx: &Context, peer: PeerId, request: Request, pushes: &mut VecDeq
             return pushes.push_back(Push { subnet, records, junk: 0, waiting: false, responder, _place: place });
         }
         Ok(ControlRequest::Session { subnet, message, endpoints }) => {
-            let ctx = ctx.clone();
+            let mesh = Arc::clone(mesh);
             tokio::spawn(async move {
-                let answer = direct::answer(&ctx, peer, subnet, Letter { message, endpoints }).await;
+                let answer = sessions::answer(&mesh, peer, subnet, Letter { message, endpoints }).await;
                 responder.respond(control::encode(&answer));
                 drop(place);
             });
             return;
         }
-        Ok(ControlRequest::Forward(request)) => peers::decide(ctx, peer, Payer::Member(peer), request, true)
+        Ok(ControlRequest::Forward(request)) => dispatch::decide(mesh, peer, Payer::Member(peer), request, true)
             .await
             .map_or(ControlAnswer::NotMember, ControlAnswer::Forwarded),
         Ok(ControlRequest::Compare { subnet, hash }) => {
-            let Ok(answer) = ctx.node.answer_compare(peer, subnet, hash).await else { return };
+            let Ok(answer) = mesh.node.answer_compare(peer, subnet, hash).await else { return };
             answer
         }
-        Ok(ControlRequest::Pull { subnet, have }) => match ctx.node.records_for(peer, subnet).await {
+        Ok(ControlRequest::Pull { subnet, have }) => match mesh.node.records_for(peer, subnet).await {
             Ok(Some(records)) => {
-                let Some(answer) = ctx.node.checker().work(move || difference(&records, have)).await else {
+                let Some(answer) = mesh.node.checker().work(move || difference(&records, have)).await else {
                     return;
                 };
                 answer
@@ -357,8 +357,8 @@ async fn open(ctx: &Context, peer: PeerId, request: Request, pushes: &mut VecDeq
     responder.respond(control::encode(&answer));
 }
 
-fn is_member(ctx: &Context, subnet: SubnetId, peer: PeerId) -> bool {
-    ctx.node.view().load().in_roll(subnet, peer)
+fn is_member(mesh: &Arc<Mesh>, subnet: SubnetId, peer: PeerId) -> bool {
+    mesh.node.view().load().in_roll(subnet, peer)
 }
 
 /// Second and fourth kind of body: who administers, and who is out.
@@ -392,17 +392,17 @@ struct Taken {
 }
 
 /// Checks a piece, charges who sent it, and hands it to the node when it is that peer's turn.
-async fn take_piece(ctx: &Context, peer: PeerId, subnet: SubnetId, piece: Vec<Signed>) -> Result<Taken, Error> {
+async fn take_piece(mesh: &Arc<Mesh>, peer: PeerId, subnet: SubnetId, piece: Vec<Signed>) -> Result<Taken, Error> {
     let urgent = piece.first().is_some_and(removes);
     let all = piece.len();
-    let checked = ctx.node.checker().records(subnet, piece).await;
+    let checked = mesh.node.checker().records(subnet, piece).await;
     let forged = u64::try_from(checked.forged).unwrap_or(u64::MAX);
     let cost = u64::try_from(all).unwrap_or(u64::MAX).saturating_add(forged.saturating_mul(FORGED_COST));
-    let mut taken = Taken { junk: checked.forged, rest: ctx.inbox.charge(peer, cost), ..Taken::default() };
+    let mut taken = Taken { junk: checked.forged, rest: mesh.inbox.charge(peer, cost), ..Taken::default() };
     if checked.good.is_empty() {
         return Ok(taken);
     }
-    match ctx.node.receive(peer, subnet, checked.good, urgent).await {
+    match mesh.node.receive(peer, subnet, checked.good, urgent).await {
         Ok(verdict) => {
             taken.news = verdict.news;
             taken.junk = taken.junk.saturating_add(verdict.unknown);
@@ -418,16 +418,21 @@ async fn take_piece(ctx: &Context, peer: PeerId, subnet: SubnetId, piece: Vec<Si
 ///
 /// # Errors
 /// `E-STOPPING`.
-pub(crate) async fn take(ctx: &Context, peer: PeerId, subnet: SubnetId, records: Vec<Signed>) -> Result<bool, Error> {
+pub(crate) async fn take(
+    mesh: &Arc<Mesh>,
+    peer: PeerId,
+    subnet: SubnetId,
+    records: Vec<Signed>,
+) -> Result<bool, Error> {
     let mut records = VecDeque::from(records);
     let (mut news, mut junk) = (false, 0usize);
     while !records.is_empty() && junk < MAX_JUNK {
-        let taken = take_piece(ctx, peer, subnet, piece_of(&mut records)).await?;
+        let taken = take_piece(mesh, peer, subnet, piece_of(&mut records)).await?;
         news |= taken.news > 0;
         junk = junk.saturating_add(taken.junk);
         tokio::time::sleep(taken.rest).await;
     }
-    ctx.node.saved_for(peer).await?;
+    mesh.node.saved_for(peer).await?;
     Ok(news)
 }
 

@@ -1,0 +1,103 @@
+//! This node among its peers: the handles that the protocols use, and the tasks that they start.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::clock::{self, Clocks};
+use super::dispatch::Table;
+use super::inbox::Inbox;
+use super::join::{Joins, Surroundings};
+use super::sessions::Endpoints;
+use super::{Handler, KindTaken, Router, Service, ping};
+use crate::api::types::{Error, ErrorKind};
+use crate::config::Config;
+use crate::datapath::Datapath;
+use crate::link::{Links, direct};
+use crate::node::Node;
+use crate::p2p;
+use crate::wire::service::kind;
+
+/// What a [`Mesh`] is made of.
+pub(crate) struct Parts {
+    /// Decides and keeps what peers say.
+    pub node: Node,
+    /// Carries requests, and dials.
+    pub peers: p2p::Handle,
+    /// Loses what a closed connection carried.
+    pub links: Links,
+    /// Takes the data streams.
+    pub datapath: Datapath,
+    /// The control task of the datagram carrier; none without a UDP port.
+    pub direct: Option<direct::Handle>,
+    /// The configuration in force.
+    pub config: watch::Receiver<Arc<Config>>,
+    /// What a subnet must leave to this machine.
+    pub surroundings: Surroundings,
+}
+
+/// What the protocols with peers use; all their tasks share one.
+pub(crate) struct Mesh {
+    pub node: Node,
+    pub peers: p2p::Handle,
+    pub links: Links,
+    pub datapath: Datapath,
+    pub direct: Option<direct::Handle>,
+    config: watch::Receiver<Arc<Config>>,
+    pub surroundings: Surroundings,
+    /// Who is there.
+    pub table: Table,
+    /// What members have waiting.
+    pub inbox: Inbox,
+    /// What members ask each other beside records and sessions.
+    pub service: Service,
+    /// This node's own joins.
+    pub joins: Joins,
+    /// How far the others' clocks differ.
+    pub clocks: Arc<Clocks>,
+    /// Where datagrams reach this node.
+    pub endpoints: Endpoints,
+}
+
+impl Mesh {
+    /// Puts them together, with everything that is answered of `/byway/service/1`.
+    ///
+    /// # Errors
+    /// `E-START` where two handlers answer one kind; `E-RANDOM` without randomness.
+    pub(crate) fn new(parts: Parts) -> Result<Arc<Mesh>, Error> {
+        let Parts { node, peers, links, datapath, direct, config, surroundings } = parts;
+        let failed = |code: &'static str, why: String| Error::new(ErrorKind::Failed, code, why);
+        let clocks = Arc::default();
+        let router = router(&clocks).map_err(|taken| failed("E-START", taken.to_string()))?;
+        let seed = getrandom::u64().map_err(|e| failed("E-RANDOM", e.to_string()))?;
+        let service = Service::new(router, node.view(), peers.clone(), seed);
+        Ok(Arc::new(Mesh {
+            node,
+            peers,
+            links,
+            datapath,
+            direct,
+            config,
+            surroundings,
+            table: Table::default(),
+            inbox: Inbox::default(),
+            service,
+            joins: Joins::default(),
+            clocks,
+            endpoints: Endpoints::default(),
+        }))
+    }
+
+    /// The configuration in force now.
+    pub(crate) fn config(&self) -> Arc<Config> {
+        self.config.borrow().clone()
+    }
+}
+
+/// Who answers which kind.
+fn router(clocks: &Arc<Clocks>) -> Result<Router<Handler>, KindTaken> {
+    let mut router = Router::default();
+    router.add(kind::PING, ping::method())?;
+    router.add(kind::CLOCK, clock::method(clocks))?;
+    Ok(router)
+}
