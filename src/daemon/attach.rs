@@ -1,6 +1,5 @@
 //! Finding a workload on this machine: a namespace by name or path, or a container.
 
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,10 +9,10 @@ use crate::dns;
 use crate::engine::docker;
 use crate::host::{netns, resolver};
 use crate::model::host::{NetnsRef, ResolvConf};
-use crate::model::id::{Name, SubnetId};
-use crate::model::local::{Target, Workload};
+use crate::model::id::Name;
+use crate::model::local::Target;
 use crate::model::members::printable;
-use crate::node::NewWorkload;
+use crate::node::{Claim, NewWorkload};
 
 fn not_found(message: String) -> Error {
     Error::new(ErrorKind::NotFound, "E-NO-NETNS", message).hint("ip netns list")
@@ -65,13 +64,9 @@ pub(crate) async fn find(
 /// A resolver file that stands there is another's, unless we made it for the same namespace in another subnet.
 async fn shared_file(ctx: &Context, spec: &str, netns: &NetnsRef, found: ResolvConf) -> Result<ResolvConf, Error> {
     let Some(file) = netns::resolver_file(spec).filter(|_| found == ResolvConf::None) else { return Ok(found) };
-    let (same, ours) = (netns.clone(), ResolvConf::Create(file));
-    let wanted = ours.clone();
-    let made = move |core: &mut crate::node::Core| {
-        let mut all = core.state.subnets.values().flat_map(|s| s.local.workloads.iter());
-        all.any(|w| w.netns.is_same(&same) && w.resolv_conf == wanted)
-    };
-    Ok(if ctx.node.run(made).await? { ours } else { found })
+    let ours = ResolvConf::Create(file);
+    let made = ctx.node.workloads_in(netns.clone()).await?.iter().any(|w| w.resolv_conf == ours);
+    Ok(if made { ours } else { found })
 }
 
 fn docker_error(error: docker::DockerError) -> Error {
@@ -82,36 +77,12 @@ fn docker_error(error: docker::DockerError) -> Error {
     Error::new(kind, code, error.to_string()).hint(error.hint())
 }
 
-/// What somebody is about to take.
-pub(crate) struct Wanted {
-    /// A name in the subnet.
-    pub name: String,
-    /// An address.
-    pub ip: Option<IpAddr>,
-    /// A namespace.
-    pub netns: Option<NetnsRef>,
-}
-
 /// Sees to it that no workload that is gone stands in the way of what is wanted: whoever holds it is looked at now, not when
 /// the next look at all of them is due.
-pub(crate) async fn bury(ctx: &Context, subnet: &str, wanted: Wanted) -> Result<(), Error> {
-    let text = subnet.to_owned();
-    let holders: Vec<(SubnetId, Name, NetnsRef)> = ctx
-        .node
-        .run(move |core| {
-            let asked = core.state.find(&text).ok().map(|s| s.records.id);
-            let in_the_way = |id: SubnetId, w: &Workload| {
-                let netns = wanted.netns.as_ref().is_some_and(|n| w.netns.path == n.path || w.netns.is_same(n));
-                let address = wanted.ip.is_some_and(|ip| w.addresses.contains(&ip));
-                netns || (Some(id) == asked && (address || w.name.as_str() == wanted.name))
-            };
-            let all = core.state.subnets.values().flat_map(|s| s.local.workloads.iter().map(|w| (s.records.id, w)));
-            all.filter(|(id, w)| in_the_way(*id, w)).map(|(id, w)| (id, w.name.clone(), w.netns.clone())).collect()
-        })
-        .await?;
-    for (id, name, netns) in holders {
+pub(crate) async fn bury(ctx: &Context, subnet: &str, wanted: Claim) -> Result<(), Error> {
+    for (id, name, netns) in ctx.node.in_the_way(subnet.to_owned(), wanted).await? {
         if !netns::lives(&netns).await {
-            ctx.node.run(move |core| core.workload_died(id, &name, &netns)).await?;
+            ctx.node.workload_died(id, name, netns).await?;
         }
     }
     Ok(())
@@ -119,14 +90,8 @@ pub(crate) async fn bury(ctx: &Context, subnet: &str, wanted: Wanted) -> Result<
 
 /// `byway0`, or the next one that nobody uses in that namespace.
 async fn free_link(ctx: &Context, netns: &NetnsRef) -> Result<String, Error> {
-    let same = netns.clone();
-    let used: Vec<String> = ctx
-        .node
-        .run(move |core| {
-            let all = core.state.subnets.values().flat_map(|s| s.local.workloads.iter());
-            all.filter(|w| w.netns.is_same(&same)).map(|w| w.inner_link.clone()).collect()
-        })
-        .await?;
+    let here = ctx.node.workloads_in(netns.clone()).await?;
+    let used: Vec<String> = here.into_iter().map(|w| w.inner_link).collect();
     netns::free_link_name(netns, &used).await.map_err(|e| not_found(format!("look into {}: {e}", netns.path.display())))
 }
 

@@ -16,7 +16,7 @@ use crate::api::types::{MapInfo, Problem};
 use crate::host::door::{PROBE, refuses};
 use crate::host::listening::{Conflict, Foreign};
 use crate::model::host::Proto;
-use crate::model::id::Name;
+use crate::node::Called;
 
 /// How long what a target said is believed: its program sees a connection for each time it is asked.
 const BELIEVED: Duration = Duration::from_secs(5);
@@ -61,15 +61,8 @@ fn target_of(map: &MapInfo) -> Option<SocketAddr> {
     Some(SocketAddr::new(map.address?, port.parse().ok()?))
 }
 
-/// The member whose machine is closed to what a map leads to, and the subnet's name there.
-#[derive(Debug, Clone)]
-pub(crate) struct Closed {
-    pub member: Name,
-    pub subnet: Name,
-}
-
-/// The targets that refuse connections. Those that are `closed` are not asked.
-pub(crate) async fn refusing(ctx: &Context, maps: &[MapInfo], closed: &[Option<Closed>]) -> BTreeSet<SocketAddr> {
+/// The targets that refuse connections. Those that are `closed`, on the machine of the member that is named, are not asked.
+pub(crate) async fn refusing(ctx: &Context, maps: &[MapInfo], closed: &[Option<Called>]) -> BTreeSet<SocketAddr> {
     if !ctx.machine.is_kernel() {
         return BTreeSet::new();
     }
@@ -83,7 +76,7 @@ pub(crate) async fn look(
     ctx: &Context,
     maps: &mut [MapInfo],
     refusing: &BTreeSet<SocketAddr>,
-    closed: &[Option<Closed>],
+    closed: &[Option<Called>],
 ) {
     if !ctx.machine.is_kernel() || maps.is_empty() {
         return;
@@ -107,7 +100,7 @@ fn judge(
     map: &mut MapInfo,
     own: &BTreeSet<IpAddr>,
     refusing: &BTreeSet<SocketAddr>,
-    closed: Option<&Closed>,
+    closed: Option<&Called>,
     shadowed: Option<&Conflict>,
 ) {
     let (target, listen) = (target_of(map), map.listen.parse::<SocketAddr>().ok());
@@ -122,7 +115,7 @@ fn judge(
     } else if let Some(at) = listen.filter(absent) {
         map.state = "blocked".into();
         (format!("this machine has no address {} now", at.ip()), format!("give this machine the address, or: {rm}"))
-    } else if let Some(Closed { member, subnet }) = closed.filter(|_| map.state == "ok") {
+    } else if let Some(Called { member, subnet }) = closed.filter(|_| map.state == "ok") {
         map.state = "refused".into();
         let port = target.map(|target| target.port()).unwrap_or_default();
         let opened = opened(member, subnet, &format!("{}/{port}", map.proto));

@@ -16,7 +16,7 @@ use crate::api::types::{Done, Error, ErrorKind, IdInfo, Request, Response};
 use crate::model::join::fingerprint;
 use crate::model::members::printable;
 use crate::model::record::Term;
-use crate::node::{Core, Leaving};
+use crate::node::{Addition, Claim, Effect, Leaving};
 use crate::p2p::Command;
 use crate::service::clock;
 
@@ -65,8 +65,7 @@ pub(crate) async fn call(ctx: &Context, request: Request) -> Result<Response, Er
         Request::Join { .. } => join::join_subnet(ctx, request).await,
         Request::SubnetHost { subnet, host } => subnets::host(ctx, subnet, host).await,
         Request::Leave { subnet } => {
-            let text = subnet.clone();
-            match ctx.node.run(move |core| core.leave(&text)).await?? {
+            match ctx.node.leave(subnet.clone()).await? {
                 Leaving::Said(id) => subnets::end(ctx, id, &subnet, "left").await,
                 Leaving::Withdrawn => {
                     // Those that were asked are told at once.
@@ -76,69 +75,43 @@ pub(crate) async fn call(ctx: &Context, request: Request) -> Result<Response, Er
                 Leaving::Gone => subnets::ended_before(ctx, &subnet).await,
             }
         }
-        Request::Destroy { subnet } => {
-            let text = subnet.clone();
-            let destroyed = ctx.node.run(move |core| core.destroy(&text)).await??;
-            match destroyed {
-                Some(id) => subnets::end(ctx, id, &subnet, "destroyed").await,
-                None => subnets::ended_before(ctx, &subnet).await,
-            }
-        }
+        Request::Destroy { subnet } => match ctx.node.destroy(subnet.clone()).await? {
+            Some(id) => subnets::end(ctx, id, &subnet, "destroyed").await,
+            None => subnets::ended_before(ctx, &subnet).await,
+        },
         Request::Up { subnet } => {
             ctx.machine.ready()?;
-            changed(ctx, move |core| core.set_up(subnet.as_deref(), true)).await
+            settled(ctx, ctx.node.set_up(subnet, true)).await
         }
-        Request::Down { subnet } => changed(ctx, move |core| core.set_up(subnet.as_deref(), false)).await,
+        Request::Down { subnet } => settled(ctx, ctx.node.set_up(subnet, false)).await,
         Request::InviteCreate { subnet, uses, expires_ms, role, labels, ephemeral } => {
             let term = if ephemeral { Term::Ephemeral } else { Term::Full };
-            ctx.node.run(move |core| core.invite_create(&subnet, uses, expires_ms, (role, term), labels)).await?
+            ctx.node.invite_create(subnet, uses, expires_ms, (role, term), labels).await
         }
-        Request::InviteRevoke { invite } => ctx.node.run(move |core| core.invite_revoke(&invite)).await?,
-        Request::MemberApprove { subnet, member } => {
-            changed(ctx, move |core| core.decide_request(&subnet, &member, true)).await
-        }
-        Request::MemberDeny { subnet, member } => {
-            changed(ctx, move |core| core.decide_request(&subnet, &member, false)).await
-        }
-        Request::MemberRemove { subnet, member } => {
-            changed(ctx, move |core| core.member_remove(&subnet, &member)).await
-        }
-        Request::MemberRole { subnet, member, role } => {
-            changed(ctx, move |core| core.member_role(&subnet, &member, role)).await
-        }
+        Request::InviteRevoke { invite } => ctx.node.invite_revoke(invite).await,
+        Request::MemberApprove { subnet, member } => settled(ctx, ctx.node.decide_request(subnet, member, true)).await,
+        Request::MemberDeny { subnet, member } => settled(ctx, ctx.node.decide_request(subnet, member, false)).await,
+        Request::MemberRemove { subnet, member } => settled(ctx, ctx.node.member_remove(subnet, member)).await,
+        Request::MemberRole { subnet, member, role } => settled(ctx, ctx.node.member_role(subnet, member, role)).await,
         Request::MemberLabel { subnet, member, labels } => {
-            changed(ctx, move |core| core.member_label(&subnet, &member, &labels)).await
+            settled(ctx, ctx.node.member_label(subnet, member, labels)).await
         }
-        Request::LeaseAdd { subnet, prefix, member } => {
-            changed(ctx, move |core| {
-                let owner = core.lease_owner(&subnet, member.as_deref())?;
-                core.lease_add(&subnet, &[(prefix, owner)])
-            })
-            .await
-        }
-        Request::LeaseImport { subnet, entries } => changed(ctx, move |core| core.lease_add(&subnet, &entries)).await,
-        Request::LeaseRm { subnet, prefix, member } => {
-            changed(ctx, move |core| core.lease_rm(&subnet, prefix, member.as_deref())).await
-        }
+        Request::LeaseAdd { subnet, prefix, member } => settled(ctx, ctx.node.lease_add(subnet, prefix, member)).await,
+        Request::LeaseImport { subnet, entries } => settled(ctx, ctx.node.lease_import(subnet, entries)).await,
+        Request::LeaseRm { subnet, prefix, member } => settled(ctx, ctx.node.lease_rm(subnet, prefix, member)).await,
         Request::Attach { .. } => workloads::attach(ctx, request).await,
-        Request::Detach { workload, subnet } => {
-            changed(ctx, move |core| core.detach(&workload, subnet.as_deref())).await
-        }
+        Request::Detach { workload, subnet } => settled(ctx, ctx.node.detach(workload, subnet)).await,
         Request::DnsAdd { subnet, name, data, ttl } => {
-            attach::bury(ctx, &subnet, attach::Wanted { name: name.clone(), ip: None, netns: None }).await?;
-            changed(ctx, move |core| core.dns_add(&subnet, &name, &data, ttl)).await
+            attach::bury(ctx, &subnet, Claim { name: name.clone(), ip: None, netns: None }).await?;
+            settled(ctx, ctx.node.dns_add(subnet, name, data, ttl)).await
         }
-        Request::DnsRelease { subnet, name, member } => {
-            changed(ctx, move |core| core.dns_release(&subnet, &name, member.as_deref())).await
-        }
-        Request::DnsRm { subnet, name, kind } => {
-            changed(ctx, move |core| core.dns_rm(&subnet, &name, kind.as_deref())).await
-        }
+        Request::DnsRelease { subnet, name, member } => settled(ctx, ctx.node.dns_release(subnet, name, member)).await,
+        Request::DnsRm { subnet, name, kind } => settled(ctx, ctx.node.dns_rm(subnet, name, kind)).await,
         Request::DnsQuery { name, kind } => names::query(ctx, &name, &kind).await,
         Request::MapAdd { .. } => maps::map_add(ctx, request).await,
         Request::MapRm { subnet, name, proto, listen, port } => {
             let key = proto.zip(port).map(|(proto, port)| (proto, listen, port));
-            changed(ctx, move |core| core.map_rm(&subnet, name.as_deref(), key)).await
+            settled(ctx, ctx.node.map_rm(subnet, name, key)).await
         }
         Request::PeerConnect { peer } => peers::connect(ctx, &peer).await,
         Request::PeerDisconnect { peer } => {
@@ -158,43 +131,29 @@ pub(crate) async fn call(ctx: &Context, request: Request) -> Result<Response, Er
 /// The verbs that only look.
 async fn looking(ctx: &Context, request: Request) -> Result<Response, Error> {
     match request {
-        Request::SubnetLs => {
-            let subnets = ctx.node.read(|core| core.subnets()).await?;
-            Ok(Response::Subnets { subnets })
-        }
+        Request::SubnetLs => Ok(Response::Subnets { subnets: ctx.node.subnets().await? }),
         Request::SubnetShow { subnet } => {
-            let mut info = ctx.node.read(move |core| core.subnet_show(&subnet)).await??;
+            let mut info = ctx.node.subnet_show(subnet).await?;
             maps::count(ctx, &mut info.maps).await;
             Ok(Response::Subnet(Box::new(info)))
         }
-        Request::InviteLs { subnet } => {
-            let invites = ctx.node.read(move |core| core.invites(subnet.as_deref())).await??;
-            Ok(Response::Invites { invites })
-        }
-        Request::MemberLs { subnet } => {
-            Ok(Response::Members { members: ctx.node.read(move |core| core.members(&subnet)).await?? })
-        }
-        Request::MemberRequests { subnet } => {
-            Ok(Response::Requests { requests: ctx.node.read(move |core| core.requests(&subnet)).await?? })
-        }
-        Request::LeaseLs { subnet } => {
-            Ok(Response::Leases { leases: ctx.node.read(move |core| core.leases(&subnet)).await?? })
-        }
-        Request::WorkloadLs => Ok(Response::Workloads { workloads: ctx.node.read(|core| core.workloads(None)).await? }),
+        Request::InviteLs { subnet } => Ok(Response::Invites { invites: ctx.node.invites(subnet).await? }),
+        Request::MemberLs { subnet } => Ok(Response::Members { members: ctx.node.members(subnet).await? }),
+        Request::MemberRequests { subnet } => Ok(Response::Requests { requests: ctx.node.requests(subnet).await? }),
+        Request::LeaseLs { subnet } => Ok(Response::Leases { leases: ctx.node.leases(subnet).await? }),
+        Request::WorkloadLs => Ok(Response::Workloads { workloads: ctx.node.workloads().await? }),
         Request::WorkloadShow { workload, subnet } => {
-            Ok(Response::Workload(ctx.node.read(move |core| core.workload(&workload, subnet.as_deref())).await??))
+            Ok(Response::Workload(ctx.node.workload(workload, subnet).await?))
         }
-        Request::DnsLs { subnet } => {
-            Ok(Response::Dns { records: ctx.node.read(move |core| core.names(&subnet)).await?? })
-        }
+        Request::DnsLs { subnet } => Ok(Response::Dns { records: ctx.node.names(subnet).await? }),
         Request::MapLs { subnet } => {
-            let mut maps = ctx.node.read(move |core| core.maps(subnet.as_deref())).await??;
+            let mut maps = ctx.node.maps(subnet).await?;
             maps::count(ctx, &mut maps).await;
             Ok(Response::Maps { maps })
         }
         Request::Status { subnet } => Ok(Response::Status(Box::new(status::status(ctx, subnet).await?))),
         Request::Id => {
-            let endpoints = ctx.node.read(|core| core.endpoints.clone()).await?;
+            let endpoints = ctx.node.endpoints().await?;
             let peer_id = ctx.peers.peer();
             let addresses = endpoints
                 .iter()
@@ -220,18 +179,23 @@ pub(super) fn done(message: impl Into<String>, changed: bool) -> Response {
     Response::Done(Done { message: message.into(), changed })
 }
 
-fn generation(core: &Core) -> u64 {
-    core.generation()
+/// The answer of a command once the kernel has followed.
+async fn settled(
+    ctx: &Context,
+    command: impl Future<Output = Result<Effect<Response>, Error>>,
+) -> Result<Response, Error> {
+    let Effect { answer, generation } = command.await?;
+    settle(ctx, generation).await?;
+    Ok(answer)
 }
 
-/// Runs a changing verb and waits for the kernel to follow.
-async fn changed(
-    ctx: &Context,
-    job: impl FnOnce(&mut Core) -> Result<Response, Error> + Send + 'static,
-) -> Result<Response, Error> {
-    let (response, generation) = ctx.node.run(move |core| job(core).map(|r| (r, generation(core)))).await??;
-    settle(ctx, generation).await?;
-    Ok(response)
+/// Takes back what the kernel has refused for `error`, which is what the person is told.
+async fn undone(ctx: &Context, added: Addition, error: Error) -> Error {
+    if let Err(why) = ctx.node.undo(added).await {
+        // The next start takes it back.
+        tracing::warn!(error = %why, "take back what the kernel has refused");
+    }
+    error
 }
 
 /// Waits until the kernel matches a generation of the View.

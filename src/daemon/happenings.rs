@@ -16,24 +16,18 @@ use crate::cli::print;
 use crate::link::Key;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::local::{Map, Workload};
-use crate::model::members::Subnet;
 use crate::model::publish::endpoint;
 use crate::model::record::Role;
-use crate::model::resolve::{Member, Resolved};
+use crate::model::resolve::Member;
+use crate::node::Membership;
 
 /// Between two looks at the paths: one that does not last until the next look is not told.
 const LOOK: Duration = Duration::from_secs(1);
 /// Lines of one look, for each subnet. Further ones are counted.
 const LINES: usize = 20;
 
-/// One subnet as it was last told.
-#[derive(Debug, Clone)]
-struct Told {
-    subnet: Subnet,
-    resolved: Arc<Resolved>,
-}
-
-type Subnets = BTreeMap<SubnetId, Told>;
+/// Memberships as they were last told.
+type Subnets = BTreeMap<SubnetId, Membership>;
 
 /// Writes the log until `stop`.
 pub(super) async fn run(ctx: Context, stop: CancellationToken) -> anyhow::Result<()> {
@@ -42,7 +36,7 @@ pub(super) async fn run(ctx: Context, stop: CancellationToken) -> anyhow::Result
     let mut look = tokio::time::interval(LOOK);
     // Looks that were missed and made up for at once would take a path for one that lasts.
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut told = subnets(&ctx).await?;
+    let mut told = ctx.node.memberships().await?;
     told.values().for_each(|now| tracing::info!("{}", greeting(now, me)));
     let mut paths = Paths::default();
     loop {
@@ -50,7 +44,7 @@ pub(super) async fn run(ctx: Context, stop: CancellationToken) -> anyhow::Result
             () = stop.cancelled() => return Ok(()),
             changed = published.changed() => {
                 changed?;
-                let now = subnets(&ctx).await?;
+                let now = ctx.node.memberships().await?;
                 news(&told, &now, me).iter().for_each(|line| tracing::info!("{line}"));
                 told = now;
             }
@@ -64,23 +58,14 @@ pub(super) async fn run(ctx: Context, stop: CancellationToken) -> anyhow::Result
     }
 }
 
-async fn subnets(ctx: &Context) -> anyhow::Result<Subnets> {
-    let all = ctx.node.read(|core| {
-        let now = core.now();
-        let told = |s: &Subnet| Told { subnet: s.clone(), resolved: s.resolve(now) };
-        core.state.subnets.iter().map(|(id, s)| (*id, told(s))).collect()
-    });
-    Ok(all.await?)
-}
-
 /// `SUBNET: MEMBER`.
-fn named(told: &Told, peer: PeerId) -> String {
+fn named(told: &Membership, peer: PeerId) -> String {
     let name = told.resolved.members.get(&peer).map_or_else(|| peer.short(), |m| m.name.to_string());
     format!("{}: {name}", told.subnet.name())
 }
 
 /// A subnet that is here since the start.
-fn greeting(now: &Told, me: PeerId) -> String {
+fn greeting(now: &Membership, me: PeerId) -> String {
     let subnet = now.subnet.name();
     match now.resolved.members.get(&me) {
         Some(mine) => {
@@ -118,7 +103,7 @@ fn news(before: &Subnets, after: &Subnets, me: PeerId) -> Vec<String> {
 }
 
 /// What happened in one subnet.
-fn changes(was: &Told, now: &Told, me: PeerId) -> Vec<String> {
+fn changes(was: &Membership, now: &Membership, me: PeerId) -> Vec<String> {
     let mut lines = Vec::new();
     let (old, new) = (&was.subnet.local, &now.subnet.local);
     if old.alias != new.alias {
@@ -159,7 +144,7 @@ fn way(map: &Map) -> String {
     format!("{} {} to {}:{}", map.proto, endpoint(map.listen, map.port), print::clean(&map.target), map.target_port)
 }
 
-fn members(was: &Told, now: &Told, me: PeerId, lines: &mut Vec<String>) {
+fn members(was: &Membership, now: &Membership, me: PeerId, lines: &mut Vec<String>) {
     let gone = was.resolved.members.iter().filter(|(peer, _)| !now.resolved.members.contains_key(peer));
     lines.extend(gone.map(|(peer, former)| {
         let name = if *peer == me { format!("this node, {},", former.name) } else { former.name.to_string() };
@@ -190,7 +175,7 @@ fn role(role: Role) -> &'static str {
 }
 
 /// Why somebody is no member any more.
-fn why_gone(now: &Told, peer: PeerId, former: &Member) -> &'static str {
+fn why_gone(now: &Membership, peer: PeerId, former: &Member) -> &'static str {
     let records = &now.subnet.records;
     let left = records.doc(peer).and_then(|doc| doc.left);
     if left.is_some_and(|left| left >= former.grant.generation) {

@@ -36,7 +36,7 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// Everything as text.
 pub(crate) async fn text(ctx: &Context) -> Result<String, Error> {
     let status = status::status(ctx, None).await?;
-    let mut maps = ctx.node.read(|core| core.maps(None)).await??;
+    let mut maps = ctx.node.maps(None).await?;
     super::handler::maps::count(ctx, &mut maps).await;
     let port = ctx.links.port().map(|port| {
         let strays = ctx.links.strays();

@@ -92,7 +92,7 @@ fn pace(limit: Option<Duration>) -> (bool, Duration) {
 
 /// Whether each of the main loops answers within `limit`: the node's thread, the swarm, and the sessions.
 async fn lives(ctx: &Context, limit: Duration) -> bool {
-    let node = async { ctx.node.read(|_| ()).await.is_ok() };
+    let node = async { ctx.node.endpoints().await.is_ok() };
     let peers = async { ctx.peers.status().await.is_ok() };
     let sessions = async {
         if let Some(direct) = &ctx.mesh.direct {

@@ -21,8 +21,7 @@ use crate::model::error::Code;
 use crate::model::host::HostPolicy;
 use crate::model::id::SubnetId;
 use crate::model::join::{INVITE_PREFIX, Invite, unwrapped};
-use crate::model::members::Subnet;
-use crate::node::Lane;
+use crate::node::Membership;
 use crate::p2p::Command;
 
 /// The configuration in force. Clones are one.
@@ -180,16 +179,13 @@ async fn read_again(ctx: &Context, unfinished: &mut Unfinished) -> Result<Readin
 
 /// Which subnets are here.
 async fn standing(ctx: &Context) -> Result<Standing, Error> {
-    ctx.node
-        .read(|core| {
-            let mut standing = Standing { stands: core.state.subnets.keys().copied().collect(), ..Standing::default() };
-            for join in core.state.joins.values() {
-                let list = if join.refused.is_none() { &mut standing.stands } else { &mut standing.refused };
-                list.insert(join.subnet);
-            }
-            standing
-        })
-        .await
+    let (memberships, joins) = (ctx.node.memberships().await?, ctx.node.own_joins().await?);
+    let mut standing = Standing { stands: memberships.into_keys().collect(), ..Standing::default() };
+    for join in joins {
+        let list = if join.refused.is_none() { &mut standing.stands } else { &mut standing.refused };
+        list.insert(join.subnet);
+    }
+    Ok(standing)
 }
 
 /// Joins what is declared now and was not, and leaves what was declared and is not any more. What was done is taken off
@@ -229,33 +225,24 @@ pub(super) async fn show(ctx: &Context) -> Result<ConfigInfo, Error> {
     };
     let declared: Vec<(Option<SubnetId>, DeclaredSubnet)> =
         config.subnets.iter().map(|s| (ctx.settings.meant(s), s.clone())).collect();
-    let subnets = ctx
-        .node
-        .read(move |core| {
-            let me = core.state.me.peer;
-            let shown = |subnet: &Subnet| {
-                let id = subnet.records.id;
-                let file = declared.iter().find(|(meant, _)| *meant == Some(id)).map(|(_, file)| file);
-                let made =
-                    if subnet.records.genesis.owner == me { "command line (create)" } else { "command line (join)" };
-                let written = file.and_then(|file| file.host.clone()).unwrap_or_default();
-                let host_origin = written != subnet.local.host;
-                ConfigSubnet {
-                    r#as: Some(subnet.name().clone()),
-                    host: Some(subnet.local.host.clone()),
-                    peer: subnet.local.hints.clone(),
-                    up: Some(subnet.local.up),
-                    origin: file.map_or_else(|| made.to_owned(), |file| file.origin.clone()),
-                    host_origin: host_origin.then(|| "command line (subnet host)".to_owned()),
-                    ..as_declared(Some(id), file.unwrap_or(&DeclaredSubnet::default()))
-                }
-            };
-            let held = core.state.subnets.values().map(shown);
-            let here = |id: &Option<SubnetId>| id.is_some_and(|id| core.state.subnets.contains_key(&id));
-            let awaited = declared.iter().filter(|(id, _)| !here(id));
-            held.chain(awaited.map(|(id, table)| as_declared(*id, table))).collect()
-        })
-        .await?;
+    let (me, here) = (ctx.peers.peer(), ctx.node.memberships().await?);
+    let shown = |(id, Membership { subnet, .. }): (&SubnetId, &Membership)| {
+        let file = declared.iter().find(|(meant, _)| meant.as_ref() == Some(id)).map(|(_, file)| file);
+        let made = if subnet.records.genesis.owner == me { "command line (create)" } else { "command line (join)" };
+        let written = file.and_then(|file| file.host.clone()).unwrap_or_default();
+        let host_origin = written != subnet.local.host;
+        ConfigSubnet {
+            r#as: Some(subnet.name().clone()),
+            host: Some(subnet.local.host.clone()),
+            peer: subnet.local.hints.clone(),
+            up: Some(subnet.local.up),
+            origin: file.map_or_else(|| made.to_owned(), |file| file.origin.clone()),
+            host_origin: host_origin.then(|| "command line (subnet host)".to_owned()),
+            ..as_declared(Some(*id), file.unwrap_or(&DeclaredSubnet::default()))
+        }
+    };
+    let awaited = declared.iter().filter(|(id, _)| !id.is_some_and(|id| here.contains_key(&id)));
+    let subnets = here.iter().map(shown).chain(awaited.map(|(id, table)| as_declared(*id, table))).collect();
     Ok(ConfigInfo { values: config.values().map(value).collect(), subnets })
 }
 
@@ -320,7 +307,7 @@ async fn join(ctx: &Context, one: &Follow) -> Result<Vec<String>, Error> {
     };
     let id =
         if target.starts_with(INVITE_PREFIX) { Invite::parse(&target)?.subnet.to_string() } else { target.clone() };
-    let was_member = ctx.node.read(move |core| core.state.find(&id).is_ok()).await?;
+    let was_member = ctx.node.find(id).await.is_ok();
     let request = Request::Join {
         target,
         peers: subnet.peers.clone(),
@@ -365,9 +352,7 @@ async fn follow(ctx: &Context, subnet: &DeclaredSubnet, joined: &Joined) -> Resu
             words.push(format!("this machine is {host} to {id}"));
         }
     }
-    let peers = subnet.peers.clone();
-    let hinted = ctx.node.decide(Lane::Own, move |core| core.add_hints(id, &peers)).await??;
-    if hinted {
+    if ctx.node.add_hints(id, subnet.peers.clone()).await? {
         words.push(format!("new addresses for {id}"));
     }
     Ok(words)

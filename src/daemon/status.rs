@@ -5,10 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{Context, unwell};
-use crate::api::types::{
-    self, Carriers, Error, ErrorKind, Path, PeerInfo, PeerStatus, Problem, SessionInfo, Status, SubnetState,
-    SubnetStatus,
-};
+use crate::api::types::{self, Carriers, Error, ErrorKind, Path, PeerInfo, Problem, SessionInfo, Status, SubnetState};
 use crate::config::PostQuantum;
 use crate::host::Rules;
 use crate::link::direct::{DirectStatus, PathStatus};
@@ -17,10 +14,10 @@ use crate::model::build::MTU;
 use crate::model::error::Code;
 use crate::model::find::{Named, find};
 use crate::model::host::neighbour::{Hook, Obstacle};
-use crate::model::id::{Name, PeerId, SubnetId};
+use crate::model::id::{PeerId, SubnetId};
 use crate::model::join::fingerprint;
 use crate::model::members::printable;
-use crate::node::unix_now;
+use crate::node::{Called, Overview, unix_now};
 use crate::p2p;
 use crate::service::{clock, sessions, versions};
 use crate::wire::datagram::OVERHEAD;
@@ -191,113 +188,17 @@ fn own_links(ctx: &Context) -> BTreeSet<String> {
 
 /// `status`.
 pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status, Error> {
-    struct Part {
-        status: SubnetStatus,
-        peers: Vec<(PeerId, PeerStatus)>,
-        /// What the subnet was founded as: its name on other machines.
-        named: Name,
-        /// Its owner ended it.
-        ended: bool,
-    }
-    let state_dir = ctx.config.state_dir.clone();
-    let (parts, mut maps, damage, asking, contested, told, only) = ctx
-        .node
-        .read(move |core| -> Result<_, Error> {
-            let only = only.map(|text| core.state.find_joined_or_waiting(&text)).transpose()?;
-            let maps = match only {
-                Some(id) if !core.state.subnets.contains_key(&id) => vec![],
-                only => core.maps(only.map(|id| id.to_string()).as_deref())?,
-            };
-            let chosen = core.state.subnets.values().filter(|s| only.is_none_or(|id| id == s.records.id));
-            let now = core.now();
-            let (mut parts, mut contested, mut told) = (Vec::new(), Vec::new(), Vec::new());
-            for subnet in chosen {
-                let resolved = subnet.resolve(now);
-                let mine = resolved.members.get(&core.state.me.peer);
-                let nowhere = || Path {
-                    kind: "offline".into(),
-                    carrier: None,
-                    transport: None,
-                    via: None,
-                    reason: None,
-                    since: 0,
-                    mtu: None,
-                };
-                let mut peers: Vec<(PeerId, PeerStatus)> = resolved
-                    .members
-                    .iter()
-                    .filter(|(p, _)| **p != core.state.me.peer)
-                    .map(|(p, m)| {
-                        let status = PeerStatus {
-                            peer_id: *p,
-                            name: m.name.clone(),
-                            addresses: m.addresses.clone(),
-                            path: nowhere(),
-                            rtt_ms: None,
-                            loss: None,
-                            mtu: MTU,
-                            tx_bytes: 0,
-                            rx_bytes: 0,
-                            carriers: Carriers::default(),
-                            session: None,
-                            workloads: m.workloads.iter().map(|(n, _)| n.clone()).collect(),
-                        };
-                        (*p, status)
-                    })
-                    .collect();
-                peers.sort_by(|a, b| a.1.name.cmp(&b.1.name));
-                let status = SubnetStatus {
-                    id: subnet.records.id,
-                    name: subnet.name().clone(),
-                    state: core.subnet_state(subnet, &resolved),
-                    member: mine.map_or_else(|| core.node_name.clone(), |m| m.name.clone()),
-                    addresses: mine.map(|m| m.addresses.clone()).unwrap_or_default(),
-                    interface: core.interface(subnet, &resolved),
-                    mtu: MTU,
-                    members: resolved.members.len(),
-                    peers: vec![],
-                    workloads: core.workloads(Some(subnet)),
-                    drops: BTreeMap::new(),
-                    waiting: None,
-                };
-                contested.extend(subnet.contested_names(&core.state.me, &resolved));
-                told.extend(mine.and_then(|m| unwell::renamed_member(subnet.name(), m)));
-                let seen = core.forks.get(&subnet.records.id).copied();
-                told.extend(seen.filter(|at| now.abs_diff(*at) < 86_400).map(|_| unwell::forked(subnet.name())));
-                let back = core.restored.get(&subnet.records.id).filter(|(at, _)| now.abs_diff(*at) < 86_400);
-                told.extend(back.and_then(|(_, invites)| unwell::restored(subnet.name(), *invites)));
-                let named = subnet.records.genesis.name.clone();
-                let ended = resolved.destroyed;
-                let grant = mine.map(|m| (m.grant.not_before, m.grant.not_after));
-                parts.push((Part { status, peers, named, ended }, grant));
-            }
-            let asking: Vec<(Name, Vec<Name>)> = core
-                .state
-                .subnets
-                .values()
-                .map(|s| {
-                    let resolved = s.resolve(now);
-                    (s.name().clone(), s.open_requests(&resolved).map(|(_, r)| r.ask.name.clone()).collect::<Vec<_>>())
-                })
-                .filter(|(_, names)| !names.is_empty())
-                .collect();
-            told.extend(super::lives::problems(core, now, &state_dir));
-            let asked = |id: SubnetId| only.is_none_or(|only| only == id);
-            let ended = core.state.past.iter().filter(|p| p.untold && only.is_none());
-            told.extend(ended.map(|p| unwell::ended(&p.name, p.id)));
-            told.extend(core.state.joins.values().filter(|j| asked(j.subnet)).filter_map(unwell::not_let_in));
-            Ok((parts, maps, core.damage.clone(), asking, contested, told, only))
-        })
-        .await??;
+    let Overview { only, subnets: parts, mut maps, contested, damage, asking, twice, ended, refused } =
+        ctx.node.overview(only).await?;
     let known = peers(ctx).await;
     let sessions = sessions(ctx).await;
     let mut problems = problems(ctx);
     problems.extend(blocked(ctx));
     super::handler::maps::count(ctx, &mut maps).await;
     // Where the whole subnet is off, that is the problem, and not each of its maps.
-    maps.retain(|map| parts.iter().any(|(p, _)| p.status.name == map.subnet && p.status.state == SubnetState::Ready));
+    maps.retain(|map| parts.iter().any(|p| p.status.name == map.subnet && p.status.state == SubnetState::Ready));
     problems.extend(super::condition::of_maps(&maps));
-    if ctx.machine.is_kernel() && parts.iter().any(|(part, _)| !part.peers.is_empty()) {
+    if ctx.machine.is_kernel() && parts.iter().any(|part| !part.peers.is_empty()) {
         problems.extend(super::condition::no_way_out(&own_links(ctx)));
     }
     let dropped = dropped_by_rules(ctx).await;
@@ -316,7 +217,15 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
             help: format!("byway member requests {subnet}"),
         }
     }));
-    problems.extend(told);
+    for part in &parts {
+        let name = &part.status.name;
+        problems.extend(part.mine.as_ref().and_then(|mine| unwell::renamed_member(name, mine)));
+        problems.extend(part.forked.then(|| unwell::forked(name)));
+        problems.extend(part.restored.and_then(|invites| unwell::restored(name, invites)));
+    }
+    problems.extend(twice.iter().map(|twice| super::lives::problem(twice, &ctx.config.state_dir)));
+    problems.extend(ended.iter().map(|(name, id)| unwell::ended(name, *id)));
+    problems.extend(refused.iter().filter_map(unwell::not_let_in));
     problems.extend(unwell::idle(&ctx.settings.now()));
     problems.extend(contested.into_iter().map(|(subnet, name, members)| Problem {
         code: "E-NAME-CONTESTED".into(),
@@ -325,14 +234,14 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
         help: format!("an admin: byway dns release {subnet} {name} --member MEMBER; or one of them gives it up"),
     }));
     let names: BTreeMap<PeerId, String> =
-        parts.iter().flat_map(|(p, _)| p.peers.iter().map(|(peer, s)| (*peer, s.name.to_string()))).collect();
+        parts.iter().flat_map(|p| p.peers.iter().map(|(peer, s)| (*peer, s.name.to_string()))).collect();
     let name = |peer: PeerId| names.get(&peer).cloned().unwrap_or_else(|| peer.short());
     problems.extend(super::found::problems(ctx, name));
     let judgement = ctx.mesh.clocks.judgement();
     problems.extend(clock::problems(&judgement, &ctx.mesh.table.members(), name));
     problems.extend(versions::problems(known.values(), name));
     let mut subnets = Vec::new();
-    for (part, grant) in parts {
+    for part in parts {
         let mut status = part.status;
         for (peer, mut info) in part.peers {
             let key = Key { subnet: status.id, peer };
@@ -341,7 +250,8 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
                 status.peers.push(info);
                 continue;
             }
-            problems.extend(unwell::closed_machine(ctx, key, &info.name, &part.named));
+            let called = Called { member: info.name.clone(), subnet: part.named.clone() };
+            problems.extend(unwell::closed_machine(ctx, key, &called));
             let link = ctx.links.status(key);
             let direct = sessions.get(&key).and_then(|s| s.path.as_ref());
             info.path = path(ctx, peer, Some(&link), direct, known.get(&peer));
@@ -378,7 +288,10 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
         status.drops.insert("host-closed".to_owned(), dropped.closed.get(&status.id).copied().unwrap_or(0));
         match part.ended {
             true => problems.push(unwell::ended(&status.name, status.id)),
-            false => problems.extend(unwell::expiry((&status.name, status.id), grant, unix_now())),
+            false => {
+                let grant = part.mine.map(|mine| (mine.grant.not_before, mine.grant.not_after));
+                problems.extend(unwell::expiry((&status.name, status.id), grant, unix_now()));
+            }
         }
         subnets.push(status);
     }
@@ -481,22 +394,7 @@ fn problems(ctx: &Context) -> Vec<Problem> {
 
 /// `peer ls`: every member of any subnet, and everybody connected.
 pub(crate) async fn peer_list(ctx: &Context) -> Result<Vec<PeerInfo>, Error> {
-    let mut names: BTreeMap<PeerId, (Vec<String>, Vec<crate::model::id::SubnetId>)> = ctx
-        .node
-        .read(|core| {
-            let now = core.now();
-            let mut all: BTreeMap<PeerId, (Vec<String>, Vec<_>)> = BTreeMap::new();
-            for subnet in core.state.subnets.values() {
-                for (&peer, member) in &subnet.resolve(now).members {
-                    let entry = all.entry(peer).or_default();
-                    entry.0.push(format!("{}.{}", member.name, subnet.name()));
-                    entry.1.push(subnet.records.id);
-                }
-            }
-            all.remove(&core.state.me.peer);
-            all
-        })
-        .await?;
+    let mut names = ctx.node.known_as().await?;
     let known = peers(ctx).await;
     let direct = sessions(ctx).await;
     for peer in known.keys() {

@@ -15,7 +15,7 @@ use crate::datapath::TunDied;
 use crate::model::host::HostConfig;
 use crate::model::id::PeerId;
 use crate::model::view::View;
-use crate::node::{Core, Lane};
+use crate::node::Whereabouts;
 use crate::p2p::{Command, Heard, Members};
 use crate::service::join;
 
@@ -55,38 +55,19 @@ pub(crate) async fn run(
                 ctx.peers.send(Command::Members(Arc::new(members.let_in()))).await?;
             }
             _ = tick.tick() => {
-                if let Err(error) = ctx.node.decide(Lane::House, Core::tick).await? {
-                    tracing::warn!(%error, "upkeep");
-                }
-                for join in ctx.node.decide(Lane::Own, |core| Ok(core.ask_again())).await?.unwrap_or_default() {
+                ctx.node.tick().await?;
+                for join in ctx.node.ask_again().await? {
                     tracing::warn!(subnet = %join.subnet, "this node's grant counts no more; it asks to be let in again");
                     drop(join::start(&ctx.mesh, join));
                 }
             }
             changed = applied.changed() => {
                 changed?;
-                let (dead, taken) = {
+                let (taken, dead) = {
                     let applied = applied.borrow_and_update();
-                    (applied.dead_workloads.clone(), applied.taken.clone())
+                    (applied.taken.clone(), applied.dead_workloads.clone())
                 };
-                for link in taken {
-                    let renamed = move |core: &mut Core| {
-                        core.link_taken(&link);
-                        Ok(())
-                    };
-                    if let Err(error) = ctx.node.decide(Lane::Own, renamed).await? {
-                        tracing::warn!(%error, "save the new name of an interface");
-                    }
-                }
-                for (subnet, name, netns) in dead {
-                    let ended = move |core: &mut Core| {
-                        core.workload_died(subnet, &name, &netns);
-                        Ok(())
-                    };
-                    if let Err(error) = ctx.node.decide(Lane::Own, ended).await? {
-                        tracing::warn!(%error, "save that a workload is gone");
-                    }
-                }
+                ctx.node.kernel_lacks(taken, dead).await?;
             }
         }
     }
@@ -108,11 +89,11 @@ async fn spread(
         direct.retain(Arc::clone(view)).await;
     }
     let members = members(view, ctx.config.post_quantum != PostQuantum::Require);
-    let (endpoints, reached) = ctx.node.read(|core| (core.state.endpoints(), core.state.reached())).await?;
+    let Whereabouts { said, reached } = ctx.node.whereabouts().await?;
     let peers: BTreeSet<PeerId> =
-        endpoints.keys().chain(reached.keys()).filter(|p| members.contains_key(p)).copied().collect();
+        said.keys().chain(reached.keys()).filter(|p| members.contains_key(p)).copied().collect();
     for peer in peers {
-        let said = endpoints.get(&peer).cloned().unwrap_or_default();
+        let said = said.get(&peer).cloned().unwrap_or_default();
         if told.get(&peer) == Some(&said) {
             continue;
         }
@@ -188,7 +169,7 @@ pub(crate) async fn follow_devices(
                 let Some(TunDied(subnet)) = dead else { return Ok(()) };
                 // The link's disappearance wakes the host too; this is for a device that died without one.
                 tracing::debug!(%subnet, "device gone");
-                ctx.node.run(|core| core.publish()).await?;
+                ctx.node.publish().await?;
             }
         }
     }

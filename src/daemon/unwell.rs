@@ -10,7 +10,7 @@ use crate::model::host::Proto;
 use crate::model::id::{Name, SubnetId};
 use crate::model::local::PendingJoin;
 use crate::model::resolve::Member;
-use crate::node::{Nearness, nearness};
+use crate::node::{Called, Nearness, nearness};
 use crate::packet::parse::{TCP, UDP};
 
 /// Seconds that a path of datagrams may take to be found.
@@ -123,7 +123,8 @@ pub(super) fn renamed_member(subnet: &Name, mine: &Member) -> Option<Problem> {
 }
 
 /// What a member's machine refused lately, and what to type there, where the subnet has its own name.
-pub(super) fn closed_machine(ctx: &Context, key: Key, name: &Name, subnet: &Name) -> Option<Problem> {
+pub(super) fn closed_machine(ctx: &Context, key: Key, called: &Called) -> Option<Problem> {
+    let Called { member: name, subnet } = called;
     let refusals = ctx.datapath.refusals(key);
     let newest = refusals.first()?;
     let mut ports: Vec<(Proto, u16)> = Vec::new();

@@ -1,5 +1,6 @@
 //! The verbs that change something, each decided on a copy and committed whole.
 
+mod additions;
 mod invites;
 mod leases;
 mod maps;
@@ -8,6 +9,7 @@ mod names;
 mod subnets;
 mod workloads;
 
+pub use additions::Addition;
 pub use maps::{NewMap, prepare_map};
 pub use subnets::Leaving;
 pub use workloads::NewWorkload;

@@ -1,7 +1,7 @@
 //! The node: the only writer of [`State`].
 //!
-//! One thread owns the state, one beside it the store. Whoever wants something sends a closure and gets the result back;
-//! every change goes the same way: decide on a copy, save (synced), absorb, publish the View, tell the others, answer. What
+//! One thread owns the state, one beside it the store. Whoever wants something makes one typed call: commands and timers
+//! in `handle`, looks in `looks` and `overview`. Every change goes the same way: decide on a copy, save (synced), absorb, publish the View, tell the others, answer. What
 //! could not be saved has changed nothing and is told to nobody. While something is being saved (`saver`) the thread goes on
 //! with what only reads.
 //!
@@ -21,8 +21,11 @@ mod again;
 mod check;
 mod commands;
 mod expiry;
+mod handle;
 mod intake;
+mod looks;
 mod nonces;
+mod overview;
 mod own_joins;
 mod protocol;
 mod pulse;
@@ -43,9 +46,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use admission::JoinDecision;
 pub use check::{Checked, Checker, PIECE, PIECE_BYTES, Question};
-pub use commands::{Leaving, NewMap, NewWorkload, prepare_map};
+pub use commands::{Addition, Leaving, NewMap, NewWorkload, prepare_map};
 pub use expiry::{Nearness, nearness};
+pub use handle::Effect;
 pub use intake::Verdict;
+pub use looks::{Called, Claim, Membership, TargetPeer, Whereabouts};
+pub use overview::{Overview, SubnetOverview, Twice};
 pub use protocol::NotTaken;
 pub use pulse::{Judged, Reading, Word};
 pub use sync::{difference, wanted};

@@ -176,7 +176,10 @@ impl Node {
     ///
     /// # Cancel safety
     /// A job that was queued runs even if the caller stops waiting.
-    pub async fn run<T: Send + 'static>(&self, job: impl FnOnce(&mut Core) -> T + Send + 'static) -> Result<T, Error> {
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Core) -> T + Send + 'static,
+    ) -> Result<T, Error> {
         let place = Arc::clone(&self.door.0.own).acquire_owned().await.map_err(|_| gone())?;
         let placed = move |core: &mut Core| {
             drop(place);
@@ -193,7 +196,10 @@ impl Node {
     ///
     /// # Cancel safety
     /// As [`Node::run`].
-    pub async fn read<T: Send + 'static>(&self, job: impl FnOnce(&mut Core) -> T + Send + 'static) -> Result<T, Error> {
+    pub(crate) async fn read<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Core) -> T + Send + 'static,
+    ) -> Result<T, Error> {
         let place = Arc::clone(&self.door.0.own).acquire_owned().await.map_err(|_| gone())?;
         let placed = move |core: &mut Core| {
             drop(place);
@@ -224,7 +230,7 @@ impl Node {
     ///
     /// # Cancel safety
     /// As [`Node::run`].
-    pub async fn read_in<T: Send + 'static>(
+    pub(crate) async fn read_in<T: Send + 'static>(
         &self,
         lane: Lane,
         job: impl FnOnce(&mut Core) -> T + Send + 'static,
@@ -237,7 +243,7 @@ impl Node {
     ///
     /// # Errors
     /// `E-STOPPING` when the node is gone.
-    pub async fn decide<T: Send + 'static>(
+    pub(crate) async fn decide<T: Send + 'static>(
         &self,
         lane: Lane,
         job: impl FnOnce(&mut Core) -> Result<T, Error> + Send + 'static,

@@ -9,7 +9,7 @@ use crate::model::build::{MTU, NAME_TTL};
 use crate::model::error::Code;
 use crate::model::id::{Name, PeerId};
 use crate::model::join::fingerprint;
-use crate::model::local::{Local, PendingJoin};
+use crate::model::local::{Local, Map, PendingJoin};
 use crate::model::members::Subnet;
 use crate::model::publish::endpoint;
 use crate::model::record::{Admission, NameEntry, Role, Term};
@@ -114,7 +114,7 @@ impl Core {
             leases: self.lease_infos(subnet, &resolved),
             routes: vec![],
             names: self.dns_infos(subnet, &resolved),
-            maps: self.map_infos(subnet, &resolved),
+            maps: self.map_infos(subnet, &resolved, |_| true),
         }
     }
 
@@ -225,7 +225,12 @@ impl Core {
         Ok(self.dns_infos(subnet, &subnet.resolve(self.now())))
     }
 
-    fn map_infos(&self, subnet: &Subnet, resolved: &Resolved) -> Vec<MapInfo> {
+    pub(super) fn map_infos(
+        &self,
+        subnet: &Subnet,
+        resolved: &Resolved,
+        chosen: impl Fn(&Map) -> bool,
+    ) -> Vec<MapInfo> {
         // What keeps all of them from working is said instead of what follows from it for each.
         let (off, note) = match self.subnet_state(subnet, resolved) {
             SubnetState::Removed => {
@@ -234,7 +239,7 @@ impl Core {
             SubnetState::Down => (Some("blocked"), Some(format!("subnet {} is down", subnet.name()))),
             SubnetState::Ready | SubnetState::Pending | SubnetState::Refused => (None, None),
         };
-        let info = |m: &crate::model::local::Map| {
+        let info = |m: &Map| {
             let target = subnet.target_address(&self.state.me, resolved, &m.target, m.listen);
             let host = m.target.parse().map_or_else(
                 |_| m.target.clone(),
@@ -262,7 +267,7 @@ impl Core {
                 allow: m.allow.clone(),
             }
         };
-        subnet.local.maps.iter().map(info).collect()
+        subnet.local.maps.iter().filter(|map| chosen(map)).map(info).collect()
     }
 
     /// `map ls`, without counters.
@@ -275,7 +280,7 @@ impl Core {
             None => self.state.subnets.values().collect(),
         };
         let now = self.now();
-        Ok(chosen.into_iter().flat_map(|s| self.map_infos(s, &s.resolve(now))).collect())
+        Ok(chosen.into_iter().flat_map(|s| self.map_infos(s, &s.resolve(now), |_| true)).collect())
     }
 
     /// `invite ls`.

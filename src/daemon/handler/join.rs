@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::settle;
-use crate::api::types::{Error, ErrorKind, Joined, Request, Response, SubnetInfo, SubnetState};
+use crate::api::types::{Error, ErrorKind, Joined, Request, Response, SubnetState};
 use crate::config::multiaddr;
 use crate::daemon::Context;
 use crate::link::Key;
@@ -67,7 +67,7 @@ pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Respo
         refused: None,
     };
     let (typed, by_id) = (join::typed(&pending), pending.invite.is_none());
-    let pending = ctx.node.run(move |core| core.begin_join(pending, keeps_host)).await??;
+    let pending = ctx.node.begin_join(pending, keeps_host).await?;
     let by_invite = pending.invite.is_some();
     let started = join::start(&ctx.mesh, pending);
     let mut progress = started.progress.clone();
@@ -83,7 +83,7 @@ pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Respo
     let kept = by_id && by_invite;
     if matches!(outcome, Progress::Searching) && wait && !kept && started.genesis.get().is_none() {
         // What the command says is how it is: from here on nobody is asked, or somebody has let this peer in just now.
-        if ctx.node.run(move |core| core.give_up(id)).await?? {
+        if ctx.node.give_up(id).await? {
             return Err(nobody(id, &typed, &silent(ctx, &peers).await));
         }
         let _ = tokio::time::timeout(DECIDED_PATIENCE, progress.wait_for(decided)).await;
@@ -92,7 +92,7 @@ pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Respo
     match outcome {
         Progress::Admitted(generation) => {
             if let Err(error) = settle(ctx, generation).await {
-                ctx.node.run(move |core| core.forget(id)).await??;
+                ctx.node.forget(id).await?;
                 return Err(error);
             }
             first_stream(ctx, id).await;
@@ -170,14 +170,7 @@ fn ignored(
 
 /// The answer of `join` for a subnet this node belongs to.
 async fn joined(ctx: &Context, id: SubnetId) -> Result<Option<Joined>, Error> {
-    let (info, terms): (Option<SubnetInfo>, Option<Terms>) = ctx
-        .node
-        .run(move |core| {
-            let terms = core.state.subnets.get(&id).map(|s| Terms::of(&s.records.genesis, id));
-            (core.subnet_show(&id.to_string()).ok(), terms)
-        })
-        .await?;
-    Ok(info.filter(|i| i.state == SubnetState::Ready).map(|i| {
+    Ok(ctx.node.joined(id).await?.map(|(i, terms)| {
         let member = i.members.iter().find(|m| m.me).map(|m| m.name.clone());
         Joined {
             id,
@@ -190,7 +183,7 @@ async fn joined(ctx: &Context, id: SubnetId) -> Result<Option<Joined>, Error> {
             invite: false,
             host: i.host,
             ignored: vec![],
-            terms,
+            terms: Some(terms),
         }
     }))
 }

@@ -2,19 +2,18 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{generation, settle};
+use super::{settle, undone};
 use crate::api::types::{Error, ErrorKind, MapInfo, Request, Response};
 use crate::daemon::Context;
-use crate::daemon::condition::{self, Closed};
+use crate::daemon::condition;
 use crate::datapath::Refusal;
 use crate::host::listening;
 use crate::host::nft::MapKey;
 use crate::link::Key;
 use crate::model::host::neighbour::Hook;
 use crate::model::host::{Family, Proto};
-use crate::model::publish::Added;
 use crate::model::routes::Owner;
-use crate::node::prepare_map;
+use crate::node::{Called, Effect, prepare_map};
 use crate::packet::parse::{TCP, UDP};
 
 pub(super) async fn map_add(ctx: &Context, request: Request) -> Result<Response, Error> {
@@ -23,18 +22,10 @@ pub(super) async fn map_add(ctx: &Context, request: Request) -> Result<Response,
     };
     ctx.machine.ready()?;
     let new_map = prepare_map(proto, listen, port, target, target_port, name, allow)?;
-    let (text, everywhere) = (subnet.clone(), new_map.everywhere);
-    let mut addresses: Vec<IpAddr> = new_map.maps.iter().map(|map| map.listen).collect();
+    let everywhere = new_map.everywhere;
+    let addresses: Vec<IpAddr> = new_map.maps.iter().map(|map| map.listen).collect();
     // Where a map of ours has the port, its own proxy listens there; the node names that conflict.
-    addresses = ctx
-        .node
-        .run(move |core| {
-            let maps = || core.state.subnets.values().flat_map(|s| s.local.maps.iter());
-            let mapped =
-                |at: &IpAddr| maps().any(|m| (m.proto, m.port, m.listen.is_ipv4()) == (proto, port, at.is_ipv4()));
-            core.state.find(&text).map(|_| addresses.into_iter().filter(|at| !mapped(at)).collect())
-        })
-        .await??;
+    let addresses = ctx.node.unmapped(subnet.clone(), (proto, port), addresses).await?;
     for listen in addresses.into_iter().filter(|_| ctx.machine.is_kernel()) {
         let free = tokio::task::spawn_blocking(move || listening::check(proto, listen, port)).await;
         if let Ok(Err(conflict)) = free {
@@ -44,19 +35,11 @@ pub(super) async fn map_add(ctx: &Context, request: Request) -> Result<Response,
             );
         }
     }
-    let found = subnet.clone();
-    let (name, generation) =
-        ctx.node.run(move |core| core.map_add(&subnet, new_map).map(|name| (name, generation(core)))).await??;
-    let mapped = name.to_string();
+    let Effect { answer: added, generation } = ctx.node.map_add(subnet, new_map).await?;
     if let Err(error) = settle(ctx, generation).await {
-        let _ = ctx.node.run(move |core| core.map_rm(&found, Some(&mapped), None)).await?;
-        return Err(error);
+        return Err(undone(ctx, added, error).await);
     }
-    let text = found.clone();
-    ctx.node.run(move |core| core.confirm(&text, &name, Added::Map)).await??;
-    let mut made = ctx.node.run(move |core| core.maps(Some(&found))).await??;
-    let asked = |m: &MapInfo| everywhere || m.listen.parse::<SocketAddr>().is_ok_and(|at| Some(at.ip()) == listen);
-    made.retain(|m| m.name.as_str() == mapped && asked(m));
+    let mut made = ctx.node.confirm_map(added).await?;
     // Whether anybody answers behind it is asked now: the first word of a map's state is to be true.
     count(ctx, &mut made).await;
     if everywhere {
@@ -66,20 +49,14 @@ pub(super) async fn map_add(ctx: &Context, request: Request) -> Result<Response,
 }
 
 /// For each map whose target is another member's machine that refused its port lately: where it is opened.
-async fn closed(ctx: &Context, maps: &[MapInfo]) -> Vec<Option<Closed>> {
+async fn closed(ctx: &Context, maps: &[MapInfo]) -> Vec<Option<Called>> {
     let closed: Vec<Option<Key>> = maps.iter().map(|map| refused_by(ctx, map)).collect();
     if closed.iter().all(Option::is_none) {
         return vec![None; maps.len()];
     }
-    let names = ctx.node.run(move |core| {
-        let name = |key: Key| {
-            let subnet = core.state.subnets.get(&key.subnet)?;
-            let member = subnet.records.resolve(core.now()).members.get(&key.peer)?.name.clone();
-            Some(Closed { member, subnet: subnet.records.genesis.name.clone() })
-        };
-        closed.into_iter().map(|key| key.and_then(name)).collect()
-    });
-    names.await.unwrap_or_else(|_| vec![None; maps.len()])
+    let keys = closed.iter().flatten().map(|key| (key.subnet, key.peer)).collect();
+    let mut names = ctx.node.called(keys).await.unwrap_or_default().into_iter();
+    closed.into_iter().map(|key| key.and_then(|_| names.next().flatten())).collect()
 }
 
 /// The member whose machine refused the port that a map leads to.

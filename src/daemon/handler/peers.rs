@@ -8,12 +8,9 @@ use super::join::meant;
 use crate::api::types::{Error, ErrorKind, PingInfo, Problem, Response};
 use crate::daemon::{Context, status, unwell};
 use crate::link::Key;
-use crate::model::error::Code;
-use crate::model::find::{ambiguous, peer_prefixes};
 use crate::model::id::{PeerId, SubnetId};
-use crate::model::members::{Subnet, holds_address, printable};
-use crate::model::subnet::Resolved;
-use crate::node::Core;
+use crate::model::members::printable;
+use crate::node::TargetPeer;
 use crate::p2p::Typed;
 use crate::service::ping;
 
@@ -53,59 +50,9 @@ async fn connect_to(ctx: &Context, text: &str) -> Result<Result<PeerId, crate::p
 
 /// Who is behind a peer ID, member or workload name, or overlay address.
 async fn resolve(ctx: &Context, target: &str) -> Result<(PeerId, Option<SubnetId>, Option<IpAddr>), Error> {
-    let text = target.to_owned();
-    let found = ctx
-        .node
-        .run(move |core| {
-            let now = core.now();
-            let mut found = Vec::new();
-            for subnet in core.state.subnets.values() {
-                match in_subnet(core, subnet, &subnet.resolve(now), &text) {
-                    Ok(one) => found.extend(one),
-                    Err(error) => return Err(error),
-                }
-            }
-            // Where several subnets know the peer, one that is on the wire says how it is reached.
-            found.sort_by_key(|(_, id, _)| core.state.subnets.get(id).is_some_and(|subnet| !subnet.local.up));
-            Ok(found)
-        })
-        .await??;
-    // One peer that several subnets know is one peer; two of one name are not.
-    if let Some((other, ..)) = found.iter().find(|(peer, ..)| found.first().is_some_and(|(first, ..)| first != peer)) {
-        let peers = found.first().map(|(first, ..)| *first).into_iter().chain([*other]);
-        return Err(ambiguous(target, &peer_prefixes(peers)).into());
-    }
-    match found.into_iter().next() {
-        Some((peer, subnet, address)) => Ok((peer, Some(subnet), address)),
+    match ctx.node.target(target.to_owned()).await? {
+        Some(TargetPeer { peer, subnet, address }) => Ok((peer, Some(subnet), address)),
         None => Ok((status::peer_show(ctx, target).await?.peer_id, None, None)),
-    }
-}
-
-/// The same in one subnet: the peer and the address that is meant.
-fn in_subnet(
-    core: &Core,
-    subnet: &Subnet,
-    resolved: &Resolved,
-    text: &str,
-) -> Result<Option<(PeerId, SubnetId, Option<IpAddr>)>, crate::model::error::Error> {
-    let id = subnet.records.id;
-    let holder = |address| resolved.members.iter().find(|(_, m)| holds_address(m, address)).map(|(peer, _)| *peer);
-    if let Ok(address) = text.parse::<IpAddr>() {
-        return Ok(holder(address).map(|peer| (peer, id, Some(address))));
-    }
-    let families = [IpAddr::from([0, 0, 0, 0]), IpAddr::from([0u16; 8])];
-    let named = families.into_iter().find_map(|like| subnet.target_address(&core.state.me, resolved, text, like));
-    let by_name = named.and_then(|(address, _)| Some((holder(address)?, address)));
-    match (subnet.find_member(resolved, text, core.now()), by_name) {
-        // A name of the subnet that also fits another member's ID.
-        (Ok(peer), Some((owner, _))) if peer != owner => Err(ambiguous(text, &peer_prefixes([peer, owner]))),
-        (Err(error), _) if error.code == Code::Ambiguous => Err(error),
-        (Err(error), None) if error.code == Code::Clock => Err(error),
-        (_, Some((owner, address))) => Ok(Some((owner, id, Some(address)))),
-        (Ok(peer), None) => {
-            Ok(Some((peer, id, resolved.members.get(&peer).and_then(|m| m.addresses.first().copied()))))
-        }
-        (Err(_), None) => Ok(None),
     }
 }
 
@@ -121,15 +68,8 @@ async fn data_rtt(ctx: &Context, key: Key) -> Option<Duration> {
 
 /// What the peer's machine refused lately: a ping that passes does not say that it lets in more.
 async fn refused(ctx: &Context, key: Key) -> Result<Vec<Problem>, Error> {
-    let names = ctx
-        .node
-        .run(move |core| {
-            let subnet = core.state.subnets.get(&key.subnet)?;
-            let name = subnet.records.resolve(core.now()).members.get(&key.peer)?.name.clone();
-            Some((name, subnet.records.genesis.name.clone()))
-        })
-        .await?;
-    Ok(names.and_then(|(member, subnet)| unwell::closed_machine(ctx, key, &member, &subnet)).into_iter().collect())
+    let called = ctx.node.called(vec![(key.subnet, key.peer)]).await?.into_iter().flatten().next();
+    Ok(called.and_then(|called| unwell::closed_machine(ctx, key, &called)).into_iter().collect())
 }
 
 pub(super) async fn ping(ctx: &Context, target: &str, count: u32, timeout: Duration) -> Result<Response, Error> {
@@ -141,12 +81,11 @@ pub(super) async fn ping(ctx: &Context, target: &str, count: u32, timeout: Durat
             format!("{} is on this node; ping measures the way to other peers", printable(target)),
         ));
     }
-    if let Some(id) = subnet {
-        let here = move |core: &mut Core| core.state.subnets.get(&id).map(|s| (s.name().clone(), s.local.up));
-        if let Some((name, false)) = ctx.node.read(here).await? {
-            let message = format!("subnet {name} is down on this machine: nothing of it is reached from here");
-            return Err(Error::new(ErrorKind::Conflict, "E-SUBNET-DOWN", message).hint(format!("byway up {name}")));
-        }
+    if let Some(id) = subnet
+        && let Some((name, false)) = ctx.node.is_up(id).await?
+    {
+        let message = format!("subnet {name} is down on this machine: nothing of it is reached from here");
+        return Err(Error::new(ErrorKind::Conflict, "E-SUBNET-DOWN", message).hint(format!("byway up {name}")));
     }
     let timeout = timeout.clamp(Duration::from_millis(100), Duration::from_secs(10));
     let ms = |d: Duration| (d.as_secs_f64() * 1e6).round() / 1e3;

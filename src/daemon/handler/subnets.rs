@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use super::{done, generation, settle};
+use super::{done, settle};
 use crate::api::types::{Cidr, Error, ErrorKind, Request, Response};
 use crate::daemon::Context;
 use crate::model::host::HostPolicy;
 use crate::model::id::SubnetId;
-use crate::model::local::Past;
 use crate::model::members::printable;
 use crate::model::state::Founding;
+use crate::node::Effect;
 use crate::service::join::around;
 
 pub(super) async fn create(ctx: &Context, request: Request) -> Result<Response, Error> {
@@ -31,29 +31,24 @@ pub(super) async fn create(ctx: &Context, request: Request) -> Result<Response, 
         salt: [0; 16],
         host,
     };
-    let (response, generation) =
-        ctx.node.run(move |core| core.create(founding).map(|r| (r, generation(core)))).await??;
+    let Effect { answer: created, generation } = ctx.node.create(founding).await?;
     if let Err(error) = settle(ctx, generation).await {
         // What the kernel refuses was never founded, unless it was there before.
-        if let Response::Created(created) = &response
-            && created.invite.is_some()
-        {
-            let id = created.id;
-            ctx.node.run(move |core| core.forget(id)).await??;
+        if created.invite.is_some() {
+            ctx.node.forget(created.id).await?;
         }
         return Err(error);
     }
-    Ok(response)
+    Ok(Response::Created(created))
 }
 
 /// `subnet host`: what of this machine itself a subnet reaches. What is no longer let in has ended when this returns.
 pub(super) async fn host(ctx: &Context, subnet: String, host: Option<HostPolicy>) -> Result<Response, Error> {
     let Some(host) = host else {
-        return Ok(Response::Host(ctx.node.run(move |core| core.host_policy(&subnet)).await??));
+        return Ok(Response::Host(ctx.node.host_policy(subnet).await?));
     };
     ctx.machine.ready()?;
-    let (info, generation) =
-        ctx.node.run(move |core| core.set_host_policy(&subnet, host).map(|info| (info, generation(core)))).await??;
+    let Effect { answer: info, generation } = ctx.node.set_host_policy(subnet, host).await?;
     settle(ctx, generation).await?;
     Ok(Response::Host(info))
 }
@@ -71,7 +66,7 @@ pub(super) async fn end(ctx: &Context, id: SubnetId, text: &str, word: &str) -> 
     if !ctx.mesh.table.members().is_empty() {
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
-    let generation = ctx.node.run(move |core| core.forget(id)).await??;
+    let Effect { generation, .. } = ctx.node.forget(id).await?;
     settle(ctx, generation).await?;
     Ok(done(format!("{word} {}", printable(text)), true))
 }
@@ -79,9 +74,8 @@ pub(super) async fn end(ctx: &Context, id: SubnetId, text: &str, word: &str) -> 
 /// `leave` or `destroy` of what is here no more: says how it went, whichever is asked for. Only a subnet that its owner ended
 /// is destroyed.
 pub(super) async fn ended_before(ctx: &Context, text: &str) -> Result<Response, Error> {
-    let (asked, shown) = (text.to_owned(), printable(text));
-    let destroyed = ctx.node.read(move |core| core.state.find_past(&asked).is_some_and(Past::is_destroyed)).await?;
-    let told = if destroyed {
+    let shown = printable(text);
+    let told = if ctx.node.was_destroyed(text.to_owned()).await? {
         format!("{shown} was destroyed already")
     } else {
         format!("{shown} was left already; its other members, if it has any, keep it")

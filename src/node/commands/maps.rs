@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use super::done;
+use super::{Addition, done};
 use crate::api::types::{Error, ErrorKind, Response};
 use crate::model::error::Code;
 use crate::model::host::Proto;
@@ -76,11 +76,11 @@ pub fn prepare_map(
 }
 
 impl Core {
-    /// `map add`; the name it got.
+    /// `map add`; what is to be confirmed once the kernel has followed.
     ///
     /// # Errors
     /// See [`Subnet::map_add`](crate::model::members::Subnet::map_add).
-    pub fn map_add(&mut self, text: &str, new: NewMap) -> Result<Name, Error> {
+    pub fn map_add(&mut self, text: &str, new: NewMap) -> Result<Addition, Error> {
         let mut subnet = self.state.edit(text)?;
         let others: Vec<Map> = self.state.subnets.values().flat_map(|s| s.local.maps.iter().cloned()).collect();
         let first = new.maps.first().map(|map| map.name.clone());
@@ -89,20 +89,21 @@ impl Core {
         if new.name_is_default {
             name = name.free(|name| subnet.local.maps.iter().any(|m| m.name == *name));
         }
-        let (mut made, mut without) = (false, None);
+        let (mut made, mut without) = (Vec::new(), None);
         for map in new.maps {
             let map = Map { name: name.clone(), ..map };
-            match subnet.map_add(&self.state.me.clone(), map, &others, self.now()) {
-                Ok(()) => made = true,
+            match subnet.map_add(&self.state.me.clone(), map.clone(), &others, self.now()) {
+                Ok(()) => made.push(map),
                 Err(error) if new.everywhere && error.code == Code::NoTarget => without = Some(error),
                 Err(error) => return Err(error.into()),
             }
         }
-        if let Some(error) = without.filter(|_| !made) {
+        if let Some(error) = without.filter(|_| made.is_empty()) {
             return Err(error.into());
         }
+        let id = subnet.records.id;
         self.save(subnet)?;
-        Ok(name)
+        Ok(Addition::of_maps(id, name, made))
     }
 
     /// `map rm`, by name or by protocol and listening address; without an address what listens on every one.

@@ -29,10 +29,10 @@ impl Core {
     ///
     /// # Errors
     /// See [`State::found`](crate::model::state::State::found).
-    pub fn create(&mut self, mut founding: Founding) -> Result<Response, Error> {
+    pub fn create(&mut self, mut founding: Founding) -> Result<Created, Error> {
         let now_ms = self.now_ms();
         if let Some(here) = self.state.founded(&founding) {
-            return Ok(Response::Created(self.created(here, None, now_ms / 1000)?));
+            return self.created(here, None, now_ms / 1000);
         }
         founding.salt = random()?;
         let name = founding.name.clone();
@@ -46,7 +46,7 @@ impl Core {
         let past = self.state.past.iter().filter(|p| p.name != name).cloned().collect();
         draft.remember(past);
         self.commit(draft)?;
-        Ok(Response::Created(created))
+        Ok(created)
     }
 
     /// What `create` tells of a subnet.

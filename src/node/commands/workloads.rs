@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use data_encoding::HEXLOWER;
 use sha2::{Digest as _, Sha256};
 
-use super::done;
+use super::{Addition, done};
 use crate::api::types::{Attached, Error, ErrorKind, Response};
 use crate::model::build::MTU;
 use crate::model::error::Code;
@@ -14,7 +14,6 @@ use crate::model::host::{NetnsRef, ResolvConf};
 use crate::model::id::{Name, SubnetId};
 use crate::model::local::{Target, Workload};
 use crate::model::members::{Subnet, printable};
-use crate::model::publish::Added;
 use crate::node::Core;
 
 /// A workload as it was found on this machine, before it has addresses.
@@ -53,14 +52,22 @@ impl NewWorkload {
 }
 
 impl Core {
-    /// `attach`: gives the answer; the kernel follows the View. The same once more changes nothing.
+    /// `attach`: gives the answer, and what is to be confirmed once the kernel has followed. The same once more changes
+    /// nothing.
     ///
     /// # Errors
     /// `E-ATTACHED` when another subnet has that link; else see [`Subnet::attach`].
-    pub fn attach(&mut self, text: &str, mut new: NewWorkload, ip: Option<IpAddr>) -> Result<Attached, Error> {
+    pub fn attach(
+        &mut self,
+        text: &str,
+        mut new: NewWorkload,
+        ip: Option<IpAddr>,
+    ) -> Result<(Attached, Addition), Error> {
         let mut subnet = self.state.edit(text)?;
+        let id = subnet.records.id;
         if let Some(here) = subnet.local.workloads.iter().find(|here| new.is(here, ip)) {
-            return Ok(Attached { already: true, ..self.attached(&subnet, here)? });
+            let attached = Attached { already: true, ..self.attached(&subnet, here)? };
+            return Ok((attached, Addition::already(id, here.name.clone())));
         }
         if new.name_is_default {
             new.name = subnet.free_name(&self.state.me, &subnet.resolve(self.now()), &new.name);
@@ -95,7 +102,7 @@ impl Core {
         let workload = subnet.attach(&self.state.me.clone(), workload, ip, self.now())?;
         let attached = self.attached(&subnet, &workload)?;
         self.save(subnet)?;
-        Ok(attached)
+        Ok((attached, Addition::of_workload(id, workload)))
     }
 
     /// What `attach` tells of a workload that it has attached.
@@ -112,16 +119,6 @@ impl Core {
             already: false,
             down: !subnet.local.up,
         })
-    }
-
-    /// What was added stands: the kernel has taken it. What is gone again meanwhile stays gone.
-    ///
-    /// # Errors
-    /// `E-NO-SUBNET`; as [`Core::commit`].
-    pub fn confirm(&mut self, text: &str, name: &Name, what: Added) -> Result<(), Error> {
-        let mut subnet = self.state.edit(text)?;
-        subnet.confirm(name, what);
-        self.save(subnet).map(drop)
     }
 
     /// `detach`; without a subnet the workload is looked for in all of them.

@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use super::*;
 use crate::model::host::{NetnsRef, Proto, ResolvConf};
 use crate::model::local::Target;
-use crate::model::publish::Added;
 
 fn workload(name: &str, inode: u64) -> NewWorkload {
     NewWorkload {
@@ -20,11 +19,25 @@ fn workload(name: &str, inode: u64) -> NewWorkload {
 }
 
 async fn attach(node: &Node, name: &'static str, inode: u64, ip: Option<IpAddr>) -> Vec<IpAddr> {
-    node.run(move |core| core.attach("lab", workload(name, inode), ip)).await.unwrap().unwrap().addresses
+    node.attach("lab".into(), workload(name, inode), ip).await.unwrap().answer.0.addresses
 }
 
 async fn detach(node: &Node, name: &'static str) {
-    node.run(move |core| core.detach(name, None)).await.unwrap().unwrap();
+    node.detach(name.into(), None).await.unwrap();
+}
+
+fn map(port: u16) -> NewMap {
+    let listen = Some("0.0.0.0".parse().unwrap());
+    prepare_map(Proto::Tcp, listen, port, "sure".into(), 80, None, vec![]).unwrap()
+}
+
+/// The workloads and the maps of this machine.
+async fn here(node: &Node) -> String {
+    let all = node.memberships().await.unwrap();
+    let local = &all.values().next().unwrap().subnet.local;
+    let workloads: Vec<&str> = local.workloads.iter().map(|w| w.name.as_str()).collect();
+    let maps: Vec<&str> = local.maps.iter().map(|m| m.name.as_str()).collect();
+    format!("{}, {}", workloads.join(" "), maps.join(" "))
 }
 
 /// The same state directory, read by a new daemon.
@@ -41,30 +54,22 @@ async fn restarted(lab: Lab) -> Lab {
 #[tokio::test]
 async fn what_the_kernel_has_not_taken_does_not_stand_after_a_restart() {
     let lab = lab(1).await;
+    let node = &lab.node;
+    let mut added = Vec::new();
     for (name, inode) in [("sure", 1), ("doubted", 2)] {
-        attach(&lab.node, name, inode, None).await;
+        added.push(node.attach("lab".into(), workload(name, inode), None).await.unwrap().answer.1);
     }
+    let mut mapped = Vec::new();
     for port in [80, 81] {
-        let listen = Some("0.0.0.0".parse().unwrap());
-        let map = prepare_map(Proto::Tcp, listen, port, "sure".into(), 80, None, vec![]).unwrap();
-        lab.node.run(move |core| core.map_add("lab", map)).await.unwrap().unwrap();
+        mapped.push(node.map_add("lab".into(), map(port)).await.unwrap().answer);
     }
-    let sure = |core: &mut Core| {
-        core.confirm("lab", &"sure".parse().unwrap(), Added::Workload).unwrap();
-        core.confirm("lab", &"tcp-80".parse().unwrap(), Added::Map).unwrap();
-    };
-    lab.node.run(sure).await.unwrap();
-    let here = |core: &mut Core| {
-        let subnet = core.state.subnets.values().next().unwrap();
-        let workloads: Vec<String> = subnet.local.workloads.iter().map(|w| w.name.to_string()).collect();
-        let maps: Vec<String> = subnet.local.maps.iter().map(|m| m.name.to_string()).collect();
-        (workloads.join(" "), maps.join(" "))
-    };
-    let both = ("sure doubted".to_owned(), "tcp-80 tcp-81".to_owned());
-    assert_eq!(lab.node.read(here).await.unwrap(), both);
+    node.confirm(added.remove(0)).await.unwrap();
+    let made = node.confirm_map(mapped.remove(0)).await.unwrap();
+    assert_eq!(made.iter().map(|m| m.name.as_str()).collect::<Vec<_>>(), ["tcp-80"]);
+    assert_eq!(here(node).await, "sure doubted, tcp-80 tcp-81");
     let mut lab = restarted(lab).await;
     for _ in 0..2 {
-        assert_eq!(lab.node.read(here).await.unwrap(), ("sure".to_owned(), "tcp-80".to_owned()));
+        assert_eq!(here(&lab.node).await, "sure, tcp-80");
         // The others are told what is left of it.
         lab.node.run(|core| core.tick()).await.unwrap().unwrap();
         let told = |core: &mut Core| {
@@ -74,6 +79,51 @@ async fn what_the_kernel_has_not_taken_does_not_stand_after_a_restart() {
         assert_eq!(lab.node.read(told).await.unwrap(), 1);
         lab = restarted(lab).await;
     }
+}
+
+#[tokio::test]
+async fn what_the_kernel_refused_is_taken_back_and_nothing_else() {
+    let lab = lab(1).await;
+    let node = &lab.node;
+    let added = async |name: &str, inode| node.attach("lab".into(), workload(name, inode), None).await.unwrap().answer;
+    let mapped = async |port| node.map_add("lab".into(), map(port)).await.unwrap().answer;
+    node.confirm(added("sure", 1).await.1).await.unwrap();
+    let (doubted, refused) = (added("doubted", 2).await.1, mapped(80).await);
+    assert_eq!(here(node).await, "sure doubted, tcp-80");
+    assert!(node.undo(doubted.clone()).await.unwrap() && node.undo(refused.clone()).await.unwrap());
+    assert_eq!(here(node).await, "sure, ");
+    assert!(!node.undo(doubted.clone()).await.unwrap() && !node.undo(refused.clone()).await.unwrap(), "it is gone");
+    // What stands, and what came since under the same name, is another's.
+    let (again, same) = (added("sure", 1).await, added("doubted", 3).await.1);
+    assert!(again.0.already && !node.undo(again.1).await.unwrap());
+    node.confirm(same).await.unwrap();
+    node.confirm_map(mapped(80).await).await.unwrap();
+    assert!(!node.undo(doubted).await.unwrap() && !node.undo(refused).await.unwrap());
+    assert_eq!(here(node).await, "sure doubted, tcp-80");
+    // A map that was removed while the kernel was asked stays removed.
+    let removed = mapped(81).await;
+    node.map_rm("lab".into(), Some("tcp-81".into()), None).await.unwrap();
+    assert_eq!(node.confirm_map(removed).await.unwrap(), []);
+    assert_eq!(here(&restarted(lab).await.node).await, "sure doubted, tcp-80");
+}
+
+#[tokio::test]
+async fn half_of_a_map_that_the_kernel_refused_leaves_the_other_half() {
+    let lab = start(State::new(identity(1)));
+    let node = &lab.node;
+    node.create(super::twice::founding("lab")).await.unwrap();
+    node.confirm(node.attach("lab".into(), workload("sure", 1), None).await.unwrap().answer.1).await.unwrap();
+    let half = |listen: &str| {
+        let name = Some("web".parse().unwrap());
+        prepare_map(Proto::Tcp, Some(listen.parse().unwrap()), 80, "sure".into(), 80, name, vec![]).unwrap()
+    };
+    let one = node.map_add("lab".into(), half("0.0.0.0")).await.unwrap().answer;
+    node.confirm_map(one).await.unwrap();
+    let other = node.map_add("lab".into(), half("::")).await.unwrap().answer;
+    assert_eq!(here(node).await, "sure, web web");
+    assert!(node.undo(other).await.unwrap());
+    let left = node.maps(Some("lab".into())).await.unwrap();
+    assert_eq!(left.iter().map(|m| m.listen.as_str()).collect::<Vec<_>>(), ["0.0.0.0:80"]);
 }
 
 #[tokio::test]

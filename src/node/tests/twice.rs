@@ -4,7 +4,7 @@ use super::*;
 use crate::api::types::Response;
 use crate::model::host::HostPolicy;
 
-fn founding(name: &str) -> Founding {
+pub(super) fn founding(name: &str) -> Founding {
     Founding {
         name: name.parse().unwrap(),
         cidr4: Some(None),
@@ -31,9 +31,8 @@ fn changed(answer: Result<Response, Error>) -> bool {
 #[tokio::test]
 async fn a_subnet_that_is_created_again_with_the_same_values_is_there_already() {
     let lab = lab(1).await;
-    let create = async |founding: Founding| match lab.node.run(move |core| core.create(founding)).await.unwrap() {
-        Ok(Response::Created(created)) => Ok((created.id, created.invite.is_some())),
-        Ok(other) => panic!("{other:?}"),
+    let create = async |founding: Founding| match lab.node.create(founding).await {
+        Ok(Effect { answer: created, .. }) => Ok((created.id, created.invite.is_some())),
         Err(error) => Err(error.code),
     };
     let (id, invited) = create(founding("one")).await.unwrap();

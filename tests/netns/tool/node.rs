@@ -105,19 +105,19 @@ async fn hold<T: Send + 'static>(
     job: impl FnOnce(&mut Core) -> Result<T, Error> + Send + 'static,
 ) -> Result<(f64, T)> {
     let wrong = |e: Error| anyhow::anyhow!("{e}");
-    node.run(|core| core.longest()).await.map_err(wrong)?;
-    let done = node.run(job).await.map_err(wrong)?.map_err(wrong)?;
-    let wanted = node.run(|core| core.generation()).await.map_err(wrong)?;
+    node.run_in(Lane::Own, |core| core.longest()).await.map_err(wrong)?;
+    let done = node.run_in(Lane::Own, job).await.map_err(wrong)?.map_err(wrong)?;
+    let wanted = node.run_in(Lane::Own, |core| core.generation()).await.map_err(wrong)?;
     let mut shown = node.published();
     shown.wait_for(|shown| *shown >= wanted).await?;
-    let longest = node.run(|core| core.longest()).await.map_err(wrong)?;
+    let longest = node.run_in(Lane::Own, |core| core.longest()).await.map_err(wrong)?;
     Ok((longest.as_secs_f64() * 1000.0, done))
 }
 
 /// The longest hold of a look at the subnet, as soon as one is due: each leaves the thread to others for twenty times as long
 /// as it took.
 async fn look(node: &Node) -> Result<f64> {
-    let looks = || async { node.run(|core| core.work().looks).await.map_err(|e| anyhow::anyhow!("{e}")) };
+    let looks = || async { node.run_in(Lane::Own, |core| core.work().looks).await.map_err(|e| anyhow::anyhow!("{e}")) };
     let before = looks().await?;
     for _ in 0..2400 {
         let (held, ()) = hold(node, Core::tick).await?;

@@ -1,0 +1,94 @@
+//! What is added and waits for the kernel: confirmed once that has taken it, else taken back whole.
+
+use crate::api::types::{Error, MapInfo};
+use crate::model::id::{Name, SubnetId};
+use crate::model::local::{Map, Workload};
+use crate::model::publish::Added;
+use crate::node::Core;
+
+/// Something that a command has added. It is recorded as unconfirmed: unless it is [confirmed](Core::confirm), the next start
+/// of the daemon takes it back, as [`Core::undo`] does at once.
+#[must_use = "what is neither confirmed nor undone is lost with the next start"]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Addition {
+    subnet: SubnetId,
+    what: What,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum What {
+    Workload(Box<Workload>),
+    Maps(Name, Vec<Map>),
+    /// A workload that was attached before, and stays attached.
+    Already(Name),
+}
+
+impl Addition {
+    pub(super) fn of_workload(subnet: SubnetId, workload: Workload) -> Addition {
+        Addition { subnet, what: What::Workload(Box::new(workload)) }
+    }
+
+    pub(super) fn already(subnet: SubnetId, workload: Name) -> Addition {
+        Addition { subnet, what: What::Already(workload) }
+    }
+
+    /// Maps of one name.
+    pub(super) fn of_maps(subnet: SubnetId, name: Name, maps: Vec<Map>) -> Addition {
+        Addition { subnet, what: What::Maps(name, maps) }
+    }
+}
+
+impl Core {
+    /// What was added stands: the kernel has taken it. What is gone again meanwhile stays gone.
+    ///
+    /// # Errors
+    /// `E-NO-SUBNET`; as [`Core::commit`].
+    pub fn confirm(&mut self, added: &Addition) -> Result<(), Error> {
+        let mut subnet = self.state.edit(&added.subnet.to_string())?;
+        match &added.what {
+            What::Workload(workload) => subnet.confirm(&workload.name, Added::Workload),
+            What::Already(name) => subnet.confirm(name, Added::Workload),
+            What::Maps(name, _) => subnet.confirm(name, Added::Map),
+        }
+        self.save(subnet).map(drop)
+    }
+
+    /// Takes back what was added and is not confirmed. What was there before, and what has been added since under the same
+    /// name, stays. Whether there was anything to take back.
+    ///
+    /// # Errors
+    /// As [`Core::commit`].
+    pub fn undo(&mut self, added: &Addition) -> Result<bool, Error> {
+        let Some(mut subnet) = self.state.subnets.get(&added.subnet).cloned() else { return Ok(false) };
+        let unconfirmed = &subnet.local.unconfirmed;
+        match &added.what {
+            What::Already(_) => return Ok(false),
+            What::Workload(workload) => {
+                let same =
+                    |w: &Workload| (&w.name, &w.target, w.since) == (&workload.name, &workload.target, workload.since);
+                let doubted = unconfirmed.workloads.contains(&workload.name);
+                if !doubted || !subnet.local.workloads.iter().any(same) {
+                    return Ok(false);
+                }
+                subnet.detach(&self.state.me.clone(), workload.name.as_str(), self.now())?;
+            }
+            What::Maps(name, maps) => {
+                if !unconfirmed.maps.contains(name) || !subnet.local.maps.iter().any(|map| maps.contains(map)) {
+                    return Ok(false);
+                }
+                subnet.map_remove(|map| maps.contains(map));
+            }
+        }
+        self.save(subnet)?;
+        Ok(true)
+    }
+
+    /// The maps of an addition as they are now.
+    pub(in crate::node) fn maps_of(&self, added: &Addition) -> Vec<MapInfo> {
+        let (Some(subnet), What::Maps(_, maps)) = (self.state.subnets.get(&added.subnet), &added.what) else {
+            return vec![];
+        };
+        let resolved = subnet.resolve(self.now());
+        self.map_infos(subnet, &resolved, |map| maps.contains(map))
+    }
+}

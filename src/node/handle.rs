@@ -1,0 +1,296 @@
+//! What this node's person and its timers ask of the node, each as one call: decided, saved and published in one turn of
+//! the node's thread.
+//!
+//! A call that changes what the kernel must match answers with an [`Effect`]. Whether the kernel has followed is known to
+//! who watches it; what it refused is taken back by one more call ([`Node::undo`], [`Node::forget`]).
+//!
+//! Every call fails with `E-STOPPING` when the node is gone, and with the store's error when the decision could not be
+//! saved: then nothing has changed. Further errors are those of the [`Core`] method of the same name.
+//!
+//! None of them is undone when its caller stops waiting: what was queued is done.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{Addition, Core, Lane, Leaving, NewMap, NewWorkload, Node};
+use crate::api::types::{Attached, Created, Error, HostInfo, MapInfo, Response};
+use crate::model::host::{HostPolicy, NetnsRef, Proto};
+use crate::model::id::{Name, PeerId, SubnetId};
+use crate::model::local::PendingJoin;
+use crate::model::record::{Role, Term};
+use crate::model::state::Founding;
+use crate::model::zone::RecordData;
+
+/// What a command came to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Effect<T> {
+    /// The answer.
+    pub answer: T,
+    /// The generation of the View that shows it: once the kernel matches that one, the answer is true of the machine, too.
+    pub generation: u64,
+}
+
+impl Node {
+    /// Decides something of this node's own.
+    async fn own<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Core) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.run(job).await?
+    }
+
+    /// The same for what the kernel has to follow.
+    async fn change<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Core) -> Result<T, Error> + Send + 'static,
+    ) -> Result<Effect<T>, Error> {
+        let told = |core: &mut Core| job(core).map(|answer| Effect { answer, generation: core.generation() });
+        self.own(told).await
+    }
+}
+
+/// Subnets and joins.
+#[expect(clippy::missing_errors_doc, reason = "stated for all calls at the top of this file")]
+impl Node {
+    /// `create`. What the kernel refuses of it is taken back by [`Node::forget`].
+    pub async fn create(&self, founding: Founding) -> Result<Effect<Created>, Error> {
+        self.change(move |core| core.create(founding)).await
+    }
+
+    /// `leave`, up to the goodbye: the membership goes with [`Node::forget`].
+    pub async fn leave(&self, subnet: String) -> Result<Leaving, Error> {
+        self.own(move |core| core.leave(&subnet)).await
+    }
+
+    /// `destroy`, up to the owner's last head: the membership goes with [`Node::forget`]. `None`: it was gone before.
+    pub async fn destroy(&self, subnet: String) -> Result<Option<SubnetId>, Error> {
+        self.own(move |core| core.destroy(&subnet)).await
+    }
+
+    /// Removes a subnet from this node.
+    pub async fn forget(&self, subnet: SubnetId) -> Result<Effect<()>, Error> {
+        self.change(move |core| core.forget(subnet).map(drop)).await
+    }
+
+    /// `up` and `down`, of one subnet or of all.
+    pub async fn set_up(&self, subnet: Option<String>, up: bool) -> Result<Effect<Response>, Error> {
+        self.change(move |core| core.set_up(subnet.as_deref(), up)).await
+    }
+
+    /// `subnet host SUBNET SPEC`.
+    pub async fn set_host_policy(&self, subnet: String, host: HostPolicy) -> Result<Effect<HostInfo>, Error> {
+        self.change(move |core| core.set_host_policy(&subnet, host)).await
+    }
+
+    /// Adds addresses where members of a subnet may be; whether one of them is new.
+    pub async fn add_hints(&self, subnet: SubnetId, hints: Vec<String>) -> Result<bool, Error> {
+        self.own(move |core| core.add_hints(subnet, &hints)).await
+    }
+
+    /// Begins or continues a join of this node's own; gives what is asked now.
+    pub async fn begin_join(&self, join: PendingJoin, keeps_host: bool) -> Result<PendingJoin, Error> {
+        self.own(move |core| core.begin_join(join, keeps_host)).await
+    }
+
+    /// Ends a join that found nobody, unless it has let this node in meanwhile: whether it was ended.
+    pub async fn give_up(&self, subnet: SubnetId) -> Result<bool, Error> {
+        self.own(move |core| core.give_up(subnet)).await
+    }
+}
+
+/// Members, their invites and their leases.
+#[expect(clippy::missing_errors_doc, reason = "stated for all calls at the top of this file")]
+impl Node {
+    /// `invite create`.
+    pub async fn invite_create(
+        &self,
+        subnet: String,
+        uses: u32,
+        expires_ms: u64,
+        (role, term): (Role, Term),
+        labels: BTreeMap<String, String>,
+    ) -> Result<Response, Error> {
+        self.own(move |core| core.invite_create(&subnet, uses, expires_ms, (role, term), labels)).await
+    }
+
+    /// `invite revoke`.
+    pub async fn invite_revoke(&self, invite: String) -> Result<Response, Error> {
+        self.own(move |core| core.invite_revoke(&invite)).await
+    }
+
+    /// `member approve` and `member deny`.
+    pub async fn decide_request(&self, subnet: String, who: String, approve: bool) -> Result<Effect<Response>, Error> {
+        self.change(move |core| core.decide_request(&subnet, &who, approve)).await
+    }
+
+    /// `member remove`.
+    pub async fn member_remove(&self, subnet: String, member: String) -> Result<Effect<Response>, Error> {
+        self.change(move |core| core.member_remove(&subnet, &member)).await
+    }
+
+    /// `member role`.
+    pub async fn member_role(&self, subnet: String, member: String, role: Role) -> Result<Effect<Response>, Error> {
+        self.change(move |core| core.member_role(&subnet, &member, role)).await
+    }
+
+    /// `member label`.
+    pub async fn member_label(
+        &self,
+        subnet: String,
+        member: String,
+        labels: BTreeMap<String, String>,
+    ) -> Result<Effect<Response>, Error> {
+        self.change(move |core| core.member_label(&subnet, &member, &labels)).await
+    }
+
+    /// `lease add`: to a member, any peer by its ID, or this node where nobody is named.
+    pub async fn lease_add(
+        &self,
+        subnet: String,
+        prefix: IpNet,
+        member: Option<String>,
+    ) -> Result<Effect<Response>, Error> {
+        let given = move |core: &mut Core| {
+            let owner = core.lease_owner(&subnet, member.as_deref())?;
+            core.lease_add(&subnet, &[(prefix, owner)])
+        };
+        self.change(given).await
+    }
+
+    /// `lease import`.
+    pub async fn lease_import(&self, subnet: String, entries: Vec<(IpNet, PeerId)>) -> Result<Effect<Response>, Error> {
+        self.change(move |core| core.lease_add(&subnet, &entries)).await
+    }
+
+    /// `lease rm`.
+    pub async fn lease_rm(
+        &self,
+        subnet: String,
+        prefix: IpNet,
+        member: Option<String>,
+    ) -> Result<Effect<Response>, Error> {
+        self.change(move |core| core.lease_rm(&subnet, prefix, member.as_deref())).await
+    }
+}
+
+/// Workloads, names and port maps of this machine.
+#[expect(clippy::missing_errors_doc, reason = "stated for all calls at the top of this file")]
+impl Node {
+    /// `attach`. It is to be [confirmed](Node::confirm) or [undone](Node::undo).
+    pub async fn attach(
+        &self,
+        subnet: String,
+        new: NewWorkload,
+        ip: Option<IpAddr>,
+    ) -> Result<Effect<(Attached, Addition)>, Error> {
+        self.change(move |core| core.attach(&subnet, new, ip)).await
+    }
+
+    /// `detach`.
+    pub async fn detach(&self, workload: String, subnet: Option<String>) -> Result<Effect<Response>, Error> {
+        self.change(move |core| core.detach(&workload, subnet.as_deref())).await
+    }
+
+    /// `dns add`.
+    pub async fn dns_add(
+        &self,
+        subnet: String,
+        name: String,
+        data: Vec<RecordData>,
+        ttl: u32,
+    ) -> Result<Effect<Response>, Error> {
+        self.change(move |core| core.dns_add(&subnet, &name, &data, ttl)).await
+    }
+
+    /// `dns release`.
+    pub async fn dns_release(
+        &self,
+        subnet: String,
+        name: String,
+        member: Option<String>,
+    ) -> Result<Effect<Response>, Error> {
+        self.change(move |core| core.dns_release(&subnet, &name, member.as_deref())).await
+    }
+
+    /// `dns rm`.
+    pub async fn dns_rm(&self, subnet: String, name: String, kind: Option<String>) -> Result<Effect<Response>, Error> {
+        self.change(move |core| core.dns_rm(&subnet, &name, kind.as_deref())).await
+    }
+
+    /// `map add`. It is to be [confirmed](Node::confirm_map) or [undone](Node::undo).
+    pub async fn map_add(&self, subnet: String, new: NewMap) -> Result<Effect<Addition>, Error> {
+        self.change(move |core| core.map_add(&subnet, new)).await
+    }
+
+    /// `map rm`.
+    pub async fn map_rm(
+        &self,
+        subnet: String,
+        name: Option<String>,
+        key: Option<(Proto, Option<IpAddr>, u16)>,
+    ) -> Result<Effect<Response>, Error> {
+        self.change(move |core| core.map_rm(&subnet, name.as_deref(), key)).await
+    }
+
+    /// The kernel has taken an addition: it stands, also after a restart.
+    pub async fn confirm(&self, added: Addition) -> Result<(), Error> {
+        self.own(move |core| core.confirm(&added)).await
+    }
+
+    /// The same for port maps; gives them as they are now, none where they were removed meanwhile.
+    pub async fn confirm_map(&self, added: Addition) -> Result<Vec<MapInfo>, Error> {
+        self.own(move |core| core.confirm(&added).map(|()| core.maps_of(&added))).await
+    }
+
+    /// The kernel has refused an addition: nothing is left of it, and what was there before stays. Whether there was
+    /// anything to take back.
+    pub async fn undo(&self, added: Addition) -> Result<bool, Error> {
+        self.own(move |core| core.undo(&added)).await
+    }
+}
+
+/// What the machine and the clock bring about.
+#[expect(clippy::missing_errors_doc, reason = "stated for all calls at the top of this file")]
+impl Node {
+    /// What happens by the passing of time; called about every second. A failure of the upkeep itself is logged.
+    pub async fn tick(&self) -> Result<(), Error> {
+        if let Err(error) = self.decide(Lane::House, Core::tick).await? {
+            tracing::warn!(%error, "upkeep");
+        }
+        Ok(())
+    }
+
+    /// Joins to begin, of subnets that this node fell out of without being removed. They are saved already.
+    pub async fn ask_again(&self) -> Result<Vec<PendingJoin>, Error> {
+        Ok(self.decide(Lane::Own, |core| Ok(core.ask_again())).await?.unwrap_or_default())
+    }
+
+    /// What the last look at the kernel has found: links of others that have the name of a subnet's interface, which gets
+    /// another, and workloads whose namespace is gone. What cannot be saved is logged, and found again by the next look.
+    pub async fn kernel_lacks(&self, taken: Vec<String>, dead: Vec<(SubnetId, Name, NetnsRef)>) -> Result<(), Error> {
+        if taken.is_empty() && dead.is_empty() {
+            return Ok(());
+        }
+        let found = move |core: &mut Core| {
+            taken.iter().for_each(|link| core.link_taken(link));
+            dead.iter().for_each(|(subnet, name, netns)| core.workload_died(*subnet, name, netns));
+            Ok(())
+        };
+        if let Err(error) = self.decide(Lane::Own, found).await? {
+            tracing::warn!(%error, "save new names of interfaces and which workloads are gone");
+        }
+        Ok(())
+    }
+
+    /// The namespace of a workload is gone: its name and its addresses are free.
+    pub async fn workload_died(&self, subnet: SubnetId, name: Name, netns: NetnsRef) -> Result<(), Error> {
+        self.run(move |core| core.workload_died(subnet, &name, &netns)).await
+    }
+
+    /// Publishes the View anew, for those that follow it to look again.
+    pub async fn publish(&self) -> Result<(), Error> {
+        self.run(Core::publish).await
+    }
+}
