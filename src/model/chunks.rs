@@ -1,7 +1,7 @@
 //! An ordered map whose copies share what they have in common.
 //!
-//! A copy costs one pointer for every few dozen entries, a change copies one chunk, and two maps of one descent are
-//! compared by looking only into chunks that they do not share. What is kept of every member of a large subnet is kept in
+//! A copy costs one pointer. The first change to it copies one pointer for every few dozen entries, and each change one
+//! chunk. Two maps of one descent are compared by looking only into chunks that they do not share. What is kept of every member of a large subnet is kept in
 //! such maps, so that a change costs in proportion to what changed.
 
 use std::borrow::Borrow;
@@ -17,13 +17,13 @@ type Chunk<K, V> = Arc<Vec<(K, V)>>;
 /// The map. No chunk is empty, keys rise from chunk to chunk.
 #[derive(Clone)]
 pub struct Chunks<K, V> {
-    chunks: Vec<Chunk<K, V>>,
+    chunks: Arc<Vec<Chunk<K, V>>>,
     len: usize,
 }
 
 impl<K, V> Default for Chunks<K, V> {
     fn default() -> Self {
-        Chunks { chunks: Vec::new(), len: 0 }
+        Chunks { chunks: Arc::default(), len: 0 }
     }
 }
 
@@ -54,7 +54,9 @@ impl<K, V> Chunks<K, V> {
 
     /// Whether both share everything: `false` says nothing about what is in them.
     pub fn is_same(&self, other: &Self) -> bool {
-        self.chunks.len() == other.chunks.len() && self.chunks.iter().zip(&other.chunks).all(|(a, b)| Arc::ptr_eq(a, b))
+        let (here, there) = (&self.chunks, &other.chunks);
+        Arc::ptr_eq(here, there)
+            || (here.len() == there.len() && here.iter().zip(there.iter()).all(|(a, b)| Arc::ptr_eq(a, b)))
     }
 
     /// All entries, by key.
@@ -117,8 +119,9 @@ impl<K: Ord + Clone, V: Clone> Chunks<K, V> {
     /// Enters a value; the former one is given back.
     pub fn insert(&mut self, key: K, value: V) -> Option<V> {
         let at = self.chunk_of(&key);
-        let Some(chunk) = self.chunks.get_mut(at) else {
-            self.chunks.push(Arc::new(vec![(key, value)]));
+        let chunks = Arc::make_mut(&mut self.chunks);
+        let Some(chunk) = chunks.get_mut(at) else {
+            chunks.push(Arc::new(vec![(key, value)]));
             self.len = 1;
             return None;
         };
@@ -130,7 +133,7 @@ impl<K: Ord + Clone, V: Clone> Chunks<K, V> {
                 self.len = self.len.saturating_add(1);
                 if chunk.len() > MOST {
                     let upper = chunk.split_off(MOST / 2);
-                    self.chunks.insert(at.saturating_add(1), Arc::new(upper));
+                    chunks.insert(at.saturating_add(1), Arc::new(upper));
                 }
                 None
             }
@@ -143,27 +146,32 @@ impl<K: Ord + Clone, V: Clone> Chunks<K, V> {
         K: Borrow<Q>,
     {
         let at = self.chunk_of(key);
-        let chunk = self.chunks.get_mut(at)?;
-        let place = chunk.binary_search_by(|(k, _)| k.borrow().cmp(key)).ok()?;
-        let chunk = Arc::make_mut(chunk);
+        let place = self.chunks.get(at)?.binary_search_by(|(k, _)| k.borrow().cmp(key)).ok()?;
+        let chunks = Arc::make_mut(&mut self.chunks);
+        let chunk = Arc::make_mut(chunks.get_mut(at)?);
         let (_, value) = chunk.remove(place);
         self.len = self.len.saturating_sub(1);
         if chunk.is_empty() {
-            self.chunks.remove(at);
+            chunks.remove(at);
         }
         Some(value)
     }
 
-    /// Keeps the entries that `stays` says yes to. Chunks that keep all stay shared.
+    /// Keeps the entries that `stays` says yes to. Chunks that keep all stay shared, and the whole where all do.
     pub fn retain(&mut self, mut stays: impl FnMut(&K, &V) -> bool) {
-        for chunk in &mut self.chunks {
+        for at in 0..self.chunks.len() {
+            let Some(chunk) = self.chunks.get(at) else { break };
             let kept: Vec<bool> = chunk.iter().map(|(key, value)| stays(key, value)).collect();
-            if kept.contains(&false) {
+            if kept.contains(&false)
+                && let Some(chunk) = Arc::make_mut(&mut self.chunks).get_mut(at)
+            {
                 let mut kept = kept.into_iter();
                 Arc::make_mut(chunk).retain(|_| kept.next().unwrap_or(true));
             }
         }
-        self.chunks.retain(|chunk| !chunk.is_empty());
+        if self.chunks.iter().any(|chunk| chunk.is_empty()) {
+            Arc::make_mut(&mut self.chunks).retain(|chunk| !chunk.is_empty());
+        }
         self.len = self.chunks.iter().map(|chunk| chunk.len()).sum();
     }
 }
@@ -177,6 +185,9 @@ impl<K: Ord, V> Chunks<K, V> {
         same: impl Fn(&V, &V) -> bool,
     ) -> Vec<(&'a K, Option<&'a V>, Option<&'a V>)> {
         let mut found = Vec::new();
+        if Arc::ptr_eq(&self.chunks, &other.chunks) {
+            return found;
+        }
         let (mut here, mut there) = (Cursor::new(&self.chunks), Cursor::new(&other.chunks));
         loop {
             if here.skip_shared(&mut there) {
@@ -317,9 +328,15 @@ mod tests {
     }
 
     #[test]
-    fn a_change_copies_one_chunk() {
+    fn a_copy_shares_all_and_a_change_copies_one_chunk() {
         let mut map: Chunks<u32, u32> = (0..50_000).map(|n| (n, n)).collect();
         let before = map.clone();
+        assert!(Arc::ptr_eq(&map.chunks, &before.chunks), "a copy shares all of it");
+        map.retain(|_, _| true);
+        assert!(
+            map.remove(&50_000).is_none() && Arc::ptr_eq(&map.chunks, &before.chunks),
+            "and so does one that is not changed"
+        );
         map.insert(7, 0);
         map.remove(&40_000);
         let shared = map.chunks.iter().filter(|chunk| before.chunks.iter().any(|old| Arc::ptr_eq(chunk, old))).count();

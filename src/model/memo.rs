@@ -15,7 +15,7 @@ pub struct Memo {
     /// What followed last.
     pub(super) resolved: Option<Arc<Resolved>>,
     /// Records in which every name that this node registered was still claimed.
-    pub(super) tidy: Option<Records>,
+    pub(super) tidy: Option<Arc<Records>>,
 }
 
 /// It is no part of what is compared.

@@ -198,7 +198,7 @@ impl Subnet {
         for (holder, names) in fresh {
             self.register(me, holder, |r| r.names.extend(names))?;
         }
-        self.memo.tidy = Some(self.records.clone());
+        self.memo.tidy = Some(Arc::new(self.records.clone()));
         Ok(())
     }
 
