@@ -8,6 +8,7 @@
 //! | noun | what it is |
 //! |---|---|
 //! | [`model::record::Signed`] | the only replicated thing: a signed statement about a subnet (head, grant, revocation, registration, document, item), one merge rule |
+//! | [`model::verified::Verified`] | a record that was checked, or signed here: its bytes, what they say and its digest, found out once and shared by state, store and peers |
 //! | [`model::roll::Roll`] | who is a member and who has a say: a function of the set of records, without dates; decides who may speak control |
 //! | [`model::state::State`] | pure machine over the records of every subnet; a command is decided on a copy, saved, then absorbed |
 //! | [`model::view::View`] | what follows from the state, immutable, numbered: routes, members, zones, and what the kernel must match |

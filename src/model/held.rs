@@ -4,19 +4,11 @@ use std::sync::Arc;
 
 use super::chunks::Chunks;
 use super::id::PeerId;
-use super::record::{Digest, Signed};
+use super::record::{Digest, Statement, Verified};
 use super::subnet::Absorbed;
 
-/// A record that is held.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Held<T> {
-    pub(super) body: T,
-    pub(super) signed: Signed,
-    pub(super) digest: Digest,
-}
-
 /// By a member and who spoke about it.
-pub(super) type ByPair<T> = Chunks<(PeerId, PeerId), Arc<Held<T>>>;
+pub(super) type ByPair<T> = Chunks<(PeerId, PeerId), Arc<Statement<T>>>;
 
 /// Stands for what is in a set of records: copies bear the same one until something changes.
 #[derive(Debug, Clone, Default)]
@@ -39,7 +31,7 @@ impl PartialEq for Mark {
 impl Eq for Mark {}
 
 /// What is held about one member, with who said it.
-pub(super) fn about<T>(map: &ByPair<T>, member: PeerId) -> impl Iterator<Item = (PeerId, &Arc<Held<T>>)> {
+pub(super) fn about<T>(map: &ByPair<T>, member: PeerId) -> impl Iterator<Item = (PeerId, &Arc<Statement<T>>)> {
     let first = (member, PeerId([0; 32]));
     let all = map.from(&first).take_while(move |((about, _), _)| *about == member);
     all.map(|((_, by), held)| (*by, held))
@@ -52,15 +44,15 @@ pub(super) fn enter<T, R: Ord>(
     index: &mut Chunks<Digest, ()>,
     most: usize,
     key: (PeerId, PeerId),
-    held: Held<T>,
-    rank: impl Fn(&Held<T>) -> R,
+    statement: Arc<Statement<T>>,
+    rank: impl Fn(&Statement<T>) -> R,
 ) -> Absorbed {
-    if map.get(&key).is_some_and(|old| rank(old) >= rank(&held)) {
+    if map.get(&key).is_some_and(|old| rank(old) >= rank(&statement)) {
         return Absorbed::Known;
     }
-    let digest = held.digest;
+    let digest = statement.digest;
     index.insert(digest, ());
-    if let Some(old) = map.insert(key, Arc::new(held)) {
+    if let Some(old) = map.insert(key, statement) {
         index.remove(&old.digest);
         return Absorbed::New;
     }
@@ -75,6 +67,16 @@ pub(super) fn enter<T, R: Ord>(
     if index.contains_key(&digest) { Absorbed::New } else { Absorbed::Known }
 }
 
+/// Drops what is held about one member.
+pub(super) fn drop_about<T>(map: &mut ByPair<T>, index: &mut Chunks<Digest, ()>, member: PeerId) {
+    let issuers: Vec<PeerId> = about(map, member).map(|(by, _)| by).collect();
+    for by in issuers {
+        if let Some(old) = map.remove(&(member, by)) {
+            index.remove(&old.digest);
+        }
+    }
+}
+
 /// Keeps what `stays` says yes to, in the index as well.
 pub(super) fn keep<T>(
     map: &mut ByPair<T>,
@@ -84,15 +86,17 @@ pub(super) fn keep<T>(
     map.retain(|key, held| stays(key, &held.body) || index.remove(&held.digest).is_none());
 }
 
-/// What of `old` is not in `new` any more, and what came, by digest.
-pub(super) fn moved<'a, K: Ord, T>(
-    old: &'a Chunks<K, Arc<Held<T>>>,
-    new: &'a Chunks<K, Arc<Held<T>>>,
-    went: &mut Vec<&'a Digest>,
-    came: &mut Vec<(&'a Digest, &'a Signed)>,
-) {
+/// What of `old` is not in `new` any more, and what came.
+pub(super) fn moved<K: Ord, T>(
+    old: &Chunks<K, Arc<Statement<T>>>,
+    new: &Chunks<K, Arc<Statement<T>>>,
+    went: &mut Vec<Digest>,
+    came: &mut Vec<Verified>,
+) where
+    Verified: From<Arc<Statement<T>>>,
+{
     for (_, old, new) in old.differences(new, |a, b| a.digest == b.digest) {
-        went.extend(old.map(|held| &held.digest));
-        came.extend(new.map(|held| (&held.digest, &held.signed)));
+        went.extend(old.map(|held| held.digest));
+        came.extend(new.map(|held| Verified::from(Arc::clone(held))));
     }
 }

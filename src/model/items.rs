@@ -6,9 +6,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::held::Held;
 use super::id::PeerId;
-use super::record::{Digest, Item};
+use super::record::{Digest, Item, Statement};
 use super::subnet::{Absorbed, GRACE, Records};
 
 /// What one issuer may have, tombstones included.
@@ -44,7 +43,7 @@ impl Records {
         self.slots_of(issuer).map(|(_, held)| &held.body)
     }
 
-    fn slots_of(&self, issuer: PeerId) -> impl Iterator<Item = (&Slot, &Arc<Held<Item>>)> {
+    fn slots_of(&self, issuer: PeerId) -> impl Iterator<Item = (&Slot, &Arc<Statement<Item>>)> {
         self.items.from(&(issuer, 0, Vec::new())).take_while(move |((of, ..), _)| *of == issuer)
     }
 
@@ -61,7 +60,7 @@ impl Records {
     /// has room for it beside all smaller slots. Larger ones make room.
     pub fn has_use_for(&self, issuer: PeerId, item: &Item, digest: &Digest) -> bool {
         let key = (issuer, item.kind, item.slot.clone());
-        let older = |held: &Arc<Held<Item>>| (held.body.version, held.digest) < (item.version, *digest);
+        let older = |held: &Arc<Statement<Item>>| (held.body.version, held.digest) < (item.version, *digest);
         let quota = self.quota(issuer);
         let smaller = self.slots_of(issuer).take_while(|(slot, _)| **slot < key);
         let (count, bytes) = smaller.fold((1usize, size(item)), |(count, bytes), (_, held)| {
@@ -75,14 +74,14 @@ impl Records {
     }
 
     /// Enters an item where there is use for it.
-    pub(super) fn enter_item(&mut self, held: Held<Item>) -> Absorbed {
+    pub(super) fn enter_item(&mut self, held: Arc<Statement<Item>>) -> Absorbed {
         let issuer = held.signed.issuer;
         if !self.has_use_for(issuer, &held.body, &held.digest) {
             return Absorbed::Known;
         }
         let key = (issuer, held.body.kind, held.body.slot.clone());
         self.index.insert(held.digest, ());
-        if let Some(old) = self.items.insert(key, Arc::new(held)) {
+        if let Some(old) = self.items.insert(key, held) {
             self.index.remove(&old.digest);
         }
         self.trim_items(issuer);
@@ -104,14 +103,14 @@ impl Records {
             }
         }
         for slot in surplus {
-            self.drop_item(&slot);
+            let _ = self.drop_item(&slot);
         }
     }
 
-    fn drop_item(&mut self, slot: &Slot) {
-        if let Some(old) = self.items.remove(slot) {
-            self.index.remove(&old.digest);
-        }
+    fn drop_item(&mut self, slot: &Slot) -> Option<Arc<Statement<Item>>> {
+        let old = self.items.remove(slot)?;
+        self.index.remove(&old.digest);
+        Some(old)
     }
 
     /// After another head: who has no say any more has less room.
@@ -120,10 +119,10 @@ impl Records {
         issuers.into_iter().for_each(|issuer| self.trim_items(issuer));
     }
 
-    /// Drops all items of one issuer.
-    pub(super) fn drop_items_of(&mut self, issuer: PeerId) {
+    /// Drops all items of one issuer, and gives them.
+    pub(super) fn drop_items_of(&mut self, issuer: PeerId) -> Vec<Arc<Statement<Item>>> {
         let slots: Vec<Slot> = self.slots_of(issuer).map(|(slot, _)| slot.clone()).collect();
-        slots.iter().for_each(|slot| self.drop_item(slot));
+        slots.iter().filter_map(|slot| self.drop_item(slot)).collect()
     }
 }
 

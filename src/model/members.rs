@@ -14,7 +14,7 @@ use super::ipam::{Prefixes, overlaps};
 use super::join::Ask;
 use super::local::Local;
 use super::memo::Memo;
-use super::record::{Body, Grant, MAX_LEASES, MAX_SEATS, Revocation, Role, SHORT_LIFE, Seat, Signed, Term};
+use super::record::{Body, Grant, MAX_LEASES, MAX_SEATS, Revocation, Role, SHORT_LIFE, Seat, Term, Verified};
 use super::resolve::{Member, Resolved};
 use super::roll::Out;
 use super::source::Payer;
@@ -82,14 +82,16 @@ pub const MAX_REQUESTS: usize = 256;
 pub const REQUEST_LIFE: u64 = 15 * 60;
 
 impl Subnet {
-    /// Takes in a record this node signed.
-    pub(super) fn issue(&mut self, me: &Identity, body: &Body) -> Result<()> {
-        let refused =
-            || Error::new(Kind::Failed, Code::Record, "the record this command makes would be refused by the others");
-        let record = Signed::new(self.records.id, body, &me.key).check().map_err(|_| refused())?;
+    /// Signs a statement of this node's and takes it in.
+    pub(super) fn issue(&mut self, me: &Identity, body: Body) -> Result<()> {
+        let record = Verified::sign(self.records.id, body, &me.key).map_err(|_| would_be_refused())?;
+        self.take_own(record)
+    }
+
+    pub(super) fn take_own(&mut self, record: Verified) -> Result<()> {
         match self.records.absorb(record) {
             Absorbed::New | Absorbed::Known => Ok(()),
-            Absorbed::Parked | Absorbed::Refused => Err(refused()),
+            Absorbed::Parked | Absorbed::Refused => Err(would_be_refused()),
         }
     }
 
@@ -318,7 +320,7 @@ impl Subnet {
             term,
             labels: labels.clone(),
         };
-        self.issue(me, &Body::Grant(grant))?;
+        self.issue(me, Body::Grant(grant))?;
         if role == Role::Admin {
             self.set_admin(me, ask.joiner, true, now)?;
         }
@@ -372,7 +374,7 @@ impl Subnet {
         change(&mut grant);
         grant.not_before = now;
         grant.not_after = now.saturating_add(self.life(grant.term));
-        self.issue(me, &Body::Grant(grant))
+        self.issue(me, Body::Grant(grant))
     }
 
     /// Removes a member. What it had granted, revoked and registered as an admin is said anew.
@@ -395,7 +397,7 @@ impl Subnet {
         if me.peer == self.records.genesis.owner && self.records.head().seat(member).is_some() {
             let mut head = self.records.next_head(now);
             head.seats.retain(|s| s.admin != member);
-            self.issue(me, &Body::Head(head))?;
+            self.issue(me, Body::Head(head))?;
         }
         Ok(())
     }
@@ -404,7 +406,7 @@ impl Subnet {
     pub(super) fn revoke(&mut self, me: &Identity, subject: PeerId) -> Result<()> {
         let Some((generation, ends)) = self.records.last_grant(subject) else { return Ok(()) };
         let seat = self.seat(me)?;
-        self.issue(me, &Body::Revocation(Revocation { subject, generation, ends, seat }))
+        self.issue(me, Body::Revocation(Revocation { subject, generation, ends, seat }))
     }
 
     /// Says anew what counts through an admin that is about to lose its seat, and what relied on it.
@@ -453,7 +455,7 @@ impl Subnet {
         let mut head = self.records.next_head(now);
         if !admin {
             head.seats.retain(|s| s.admin != member);
-            return self.issue(me, &Body::Head(head));
+            return self.issue(me, Body::Head(head));
         }
         if head.seats.len() >= MAX_SEATS {
             let message = format!("a subnet has at most {MAX_SEATS} admins");
@@ -462,7 +464,7 @@ impl Subnet {
         let pools = self.records.pools();
         let part = pools.allot(&self.taken(&resolved), &head.seats, pools.part_size());
         head.seats.push(Seat { admin: member, since: head.number, part });
-        self.issue(me, &Body::Head(head))
+        self.issue(me, Body::Head(head))
     }
 
     /// Requests that wait for a decision: whoever another admin has let in meanwhile waits no more.
@@ -478,7 +480,7 @@ impl Subnet {
         self.require_owner(me)?;
         let mut head = self.records.next_head(now);
         head.destroyed = true;
-        self.issue(me, &Body::Head(head))
+        self.issue(me, Body::Head(head))
     }
 
     /// Replaces a member's labels.
@@ -650,6 +652,11 @@ fn free_member_name(resolved: &Resolved, subnet: SubnetId, wanted: &Name, is_def
             .hint(format!("byway join {subnet} --name OTHER      (on the machine that asks)")));
     }
     Ok(wanted.free(taken))
+}
+
+/// A record of this node's own that breaks a bound: a fault of this program.
+pub(super) fn would_be_refused() -> Error {
+    Error::new(Kind::Failed, Code::Record, "the record this command makes would be refused by the others")
 }
 
 fn is_single(prefix: &IpNet) -> bool {

@@ -11,8 +11,10 @@ use super::heard::may_name;
 use super::id::{Name, PeerId};
 use super::ipam::free_addresses;
 use super::local::{Kept, Map, Workload};
-use super::members::{Identity, Subnet, printable};
-use super::record::{Body, Doc, MAX_ENTRIES, MAX_RECORD, NameEntry, WorkloadEntry, data_fits, encode, is_record_name};
+use super::members::{Identity, Subnet, printable, would_be_refused};
+use super::record::{
+    Body, Doc, MAX_ENTRIES, MAX_RECORD, NameEntry, RecordError, Verified, WorkloadEntry, data_fits, is_record_name,
+};
 use super::resolve::{Member, Resolved};
 use super::zone::{MAX_NAME, MAX_SET, MAX_TTL, RecordData};
 
@@ -63,19 +65,18 @@ impl Subnet {
         }
         doc.version = doc.version.saturating_add(1);
         doc.issued = now;
-        let body = Body::Doc(doc);
-        if encode(&body).len() > MAX_RECORD {
-            return Err(Error::new(
+        let before = old.as_ref().map(claimed).unwrap_or_default();
+        let fresh: Vec<(String, PeerId)> =
+            claimed(&doc).difference(&before).map(|name| ((*name).to_owned(), me.peer)).collect();
+        let record = Verified::sign(self.records.id, Body::Doc(doc), &me.key).map_err(|error| match error {
+            RecordError::Size(_) => Error::new(
                 Kind::Conflict,
                 Code::TooManyNames,
                 format!("what one member publishes in a subnet has at most {} KiB", MAX_RECORD / 1024),
-            ));
-        }
-        let Body::Doc(doc) = &body else { return Ok(()) };
-        let before = old.as_ref().map(claimed).unwrap_or_default();
-        let fresh: Vec<(String, PeerId)> =
-            claimed(doc).difference(&before).map(|name| ((*name).to_owned(), me.peer)).collect();
-        self.issue(me, &body)?;
+            ),
+            _ => would_be_refused(),
+        })?;
+        self.take_own(record)?;
         self.note_answers(&fresh);
         Ok(())
     }

@@ -19,8 +19,10 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::counted::{Step, note};
 pub use super::genesis::{Admission, Genesis, Prefix6, is_domain};
 use super::id::{Name, PeerId, SubnetId};
+pub use super::verified::{Statement, Verified};
 use super::zone::{MAX_NAME, MAX_SET, MAX_TTL, RecordData};
 
 /// Bytes of the largest record taken from a peer.
@@ -270,66 +272,6 @@ impl Body {
             Body::Item(_) => b"byway/item/1",
         }
     }
-
-    /// The order in which records are best read: each kind after those that give its issuers their standing.
-    pub fn rank(&self) -> u8 {
-        match self {
-            Body::Head(_) => 0,
-            Body::Grant(_) => 1,
-            Body::Revocation(_) => 2,
-            Body::Registration(_) => 3,
-            Body::Doc(_) => 4,
-            Body::Item(_) => 5,
-        }
-    }
-
-    /// What it is, as people are told.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Body::Grant(_) => "grant",
-            Body::Head(_) => "head",
-            Body::Doc(_) => "document",
-            Body::Revocation(_) => "revocation",
-            Body::Registration(_) => "registration",
-            Body::Item(_) => "item",
-        }
-    }
-
-    /// Whether it decides about membership, not about what members say.
-    pub fn is_roll(&self) -> bool {
-        matches!(self, Body::Head(_) | Body::Grant(_) | Body::Revocation(_))
-    }
-}
-
-/// A record whose signature, encoding and bounds were checked, with its digest. [`Signed::check`] is the only way to one,
-/// so that the check can be made elsewhere than where records are taken in, and is made once.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Verified {
-    signed: Signed,
-    body: Body,
-    digest: Digest,
-}
-
-impl Verified {
-    /// The record as stored and sent.
-    pub fn signed(&self) -> &Signed {
-        &self.signed
-    }
-
-    /// What it says.
-    pub fn body(&self) -> &Body {
-        &self.body
-    }
-
-    /// Names its exact bytes.
-    pub fn digest(&self) -> Digest {
-        self.digest
-    }
-
-    /// Its parts.
-    pub fn into_parts(self) -> (Signed, Body, Digest) {
-        (self.signed, self.body, self.digest)
-    }
 }
 
 /// A statement with its signature, as stored and sent.
@@ -370,7 +312,11 @@ pub enum RecordError {
 impl Signed {
     /// Signs `body` with `key`.
     pub fn new(subnet: SubnetId, body: &Body, key: &SigningKey) -> Signed {
-        let bytes = encode(body);
+        Signed::of_bytes(subnet, body, encode(body), key)
+    }
+
+    /// Signs a body whose canonical bytes are known.
+    pub(super) fn of_bytes(subnet: SubnetId, body: &Body, bytes: Vec<u8>, key: &SigningKey) -> Signed {
         let signature = key.sign(&message(subnet, body.context(), &bytes));
         Signed {
             subnet,
@@ -386,6 +332,7 @@ impl Signed {
     /// # Errors
     /// [`RecordError`] says what is wrong; nothing of such a record may be used.
     pub fn verify(&self) -> Result<Body, RecordError> {
+        note(Step::Verified);
         if self.body.len() > MAX_RECORD {
             return Err(RecordError::Size(self.body.len()));
         }
@@ -394,28 +341,31 @@ impl Signed {
         let signature = Signature::from_components(self.signature_r, self.signature_s);
         key.verify_strict(&message(self.subnet, body.context(), &self.body), &signature)
             .map_err(|_| RecordError::Signature)?;
-        check(&body)?;
+        check(&body, self.body.len())?;
         Ok(body)
-    }
-
-    /// Checks as [`Signed::verify`] does, and keeps record, body and digest together.
-    ///
-    /// # Errors
-    /// As [`Signed::verify`].
-    pub fn check(self) -> Result<Verified, RecordError> {
-        let body = self.verify()?;
-        let digest = self.digest();
-        Ok(Verified { signed: self, body, digest })
     }
 
     /// Names the record's exact bytes.
     pub fn digest(&self) -> Digest {
-        Sha256::digest(self.encode()).into()
+        note(Step::Digested);
+        let mut hash = Sha256::new();
+        self.pieces(&varint(self.body.len()), |piece| hash.update(piece));
+        hash.finalize().into()
     }
 
     /// Bytes as stored.
     pub fn encode(&self) -> Vec<u8> {
-        encode(self)
+        let length = varint(self.body.len());
+        let mut bytes = Vec::with_capacity(self.body.len().saturating_add(112).saturating_add(length.len()));
+        self.pieces(&length, |piece| bytes.extend_from_slice(piece));
+        bytes
+    }
+
+    /// The stored bytes, piece by piece: what postcard writes, byte by byte, of this value.
+    fn pieces(&self, length: &[u8], mut piece: impl FnMut(&[u8])) {
+        [&self.subnet.0, self.issuer.0.as_slice(), length, &self.body, &self.signature_r, &self.signature_s]
+            .into_iter()
+            .for_each(&mut piece);
     }
 
     /// Reads stored bytes; the signature is not checked here.
@@ -431,14 +381,28 @@ fn message(subnet: SubnetId, context: &[u8], body: &[u8]) -> Vec<u8> {
     [context, b"\0", &subnet.0, body].concat()
 }
 
-/// Bounds that hold for every record, whoever signed it.
-fn check(body: &Body) -> Result<(), RecordError> {
+/// A number as postcard writes it: seven bits in each byte, the lowest first.
+fn varint(mut number: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(3);
+    loop {
+        let low = u8::try_from(number & 0x7f).unwrap_or_default();
+        number >>= 7;
+        if number == 0 {
+            bytes.push(low);
+            return bytes;
+        }
+        bytes.push(low | 0x80);
+    }
+}
+
+/// Bounds that hold for every record, whoever signed it. `size` is that of the body's canonical bytes.
+pub(super) fn check(body: &Body, size: usize) -> Result<(), RecordError> {
     let (kind, fits) = match body {
         Body::Grant(g) => ("grant", grant_fits(g)),
         Body::Head(h) => ("head", head_fits(h)),
         Body::Doc(d) => ("document", doc_fits(d)),
         Body::Revocation(r) => ("revocation", r.generation > 0),
-        Body::Registration(r) => ("registration", registration_fits(r)),
+        Body::Registration(r) => ("registration", registration_fits(r, size)),
         Body::Item(i) => ("item", i.slot.len() <= MAX_SLOT && i.data.len() <= MAX_ITEM),
     };
     if fits { Ok(()) } else { Err(RecordError::Nonsense(kind)) }
@@ -478,11 +442,12 @@ fn doc_fits(d: &Doc) -> bool {
         && d.names.iter().all(|n| is_record_name(&n.name) && n.ttl <= MAX_TTL && data_fits(&n.data))
 }
 
-fn registration_fits(r: &Registration) -> bool {
+fn registration_fits(r: &Registration, size: usize) -> bool {
     r.names.len() <= MAX_REGISTERED
         && r.released.len() <= MAX_REGISTERED
         && r.names.iter().chain(r.released.keys()).all(|n| is_record_name(n))
-        && encode(r).len() <= MAX_REGISTRATION
+        // One byte says what kind of body it is.
+        && size <= MAX_REGISTRATION.saturating_add(1)
 }
 
 fn has_control(text: &str) -> bool {
@@ -507,6 +472,7 @@ pub fn data_fits(data: &RecordData) -> bool {
 
 /// Canonical bytes of a value.
 pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    note(Step::Encoded);
     // Only a type that this format cannot write fails here, whatever its value; the tests write every type of ours.
     let written = postcard::to_allocvec(value);
     debug_assert!(written.is_ok(), "{written:?}");
@@ -515,8 +481,13 @@ pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 
 /// Reads canonical bytes: all of them, and only the one encoding.
 pub(crate) fn decode<T: Serialize + serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, RecordError> {
+    note(Step::Parsed);
     let value: T = postcard::from_bytes(bytes).map_err(|_| RecordError::Encoding)?;
-    if encode(&value) == bytes { Ok(value) } else { Err(RecordError::Encoding) }
+    if postcard::to_allocvec(&value).is_ok_and(|written| written == bytes) {
+        Ok(value)
+    } else {
+        Err(RecordError::Encoding)
+    }
 }
 
 #[cfg(test)]
@@ -552,7 +523,8 @@ mod tests {
         let signed = Signed::new(SubnetId([1; 16]), &grant(), &key(9));
         assert_eq!(signed.verify(), Ok(grant()));
         let checked = signed.clone().check().unwrap();
-        assert_eq!((checked.signed(), checked.body(), checked.digest()), (&signed, &grant(), signed.digest()));
+        assert_eq!(checked, Verified::sign(SubnetId([1; 16]), grant(), &key(9)).unwrap());
+        assert_eq!((checked.signed(), checked.digest()), (&signed, signed.digest()));
         let bytes = signed.encode();
         for i in 0..bytes.len() {
             for bit in 0..8 {

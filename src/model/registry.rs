@@ -39,7 +39,7 @@ impl Subnet {
             return Ok(());
         }
         new.version = new.version.saturating_add(1);
-        self.issue(me, &Body::Registration(new))
+        self.issue(me, Body::Registration(new))
     }
 
     /// Takes a flat name from who holds it, or from `member`: it is free until that member says it anew. A member that is

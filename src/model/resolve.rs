@@ -23,10 +23,9 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::chunks::Chunks;
-use super::held::Held;
 use super::id::{Name, PeerId};
 use super::ipam::Prefixes;
-use super::record::{Doc, Grant, NameEntry, Role};
+use super::record::{Doc, Grant, NameEntry, Role, Statement};
 use super::roll::{Entry, Granted, Roll};
 use super::subnet::Records;
 
@@ -299,7 +298,7 @@ impl Records {
 
     /// Whether the same roll follows from `old`.
     fn has_roll_of(&self, old: &Records) -> bool {
-        let left = |doc: Option<&Arc<Held<Doc>>>| doc.and_then(|d| d.body.left);
+        let left = |doc: Option<&Arc<Statement<Doc>>>| doc.and_then(|d| d.body.left);
         Arc::ptr_eq(&self.top, &old.top)
             && self.grants.differences(&old.grants, Arc::ptr_eq).is_empty()
             && self.revocations.differences(&old.revocations, Arc::ptr_eq).is_empty()

@@ -6,16 +6,16 @@
 
 use super::id::{PeerId, SubnetId};
 use super::join::Issued;
-use super::record::{Body, Verified};
+use super::record::Verified;
 use super::state::Draft;
 
 /// Whether a node to which these records of its own are news had forgotten them. What it says of itself, whom it admitted
 /// and who administers is saved before anybody is told, and known for as long as it counts.
 pub fn had_forgotten<'a>(mut own: impl Iterator<Item = &'a Verified>, now: u64) -> bool {
-    own.any(|record| match record.body() {
-        Body::Head(_) | Body::Doc(_) => true,
-        Body::Grant(grant) => now < grant.not_after,
-        Body::Revocation(_) | Body::Registration(_) | Body::Item(_) => false,
+    own.any(|record| match record {
+        Verified::Head(_) | Verified::Doc(_) => true,
+        Verified::Grant(grant) => now < grant.body.not_after,
+        Verified::Revocation(_) | Verified::Registration(_) | Verified::Item(_) => false,
     })
 }
 

@@ -7,15 +7,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::held::{Held, about};
+use super::held::about;
 use super::id::PeerId;
-use super::record::{Digest, Grant, Registration, Revocation, Seat, Signed};
+use super::record::{Digest, Grant, Registration, Revocation, Seat, Signed, Statement};
 use super::subnet::Records;
 
 /// A grant that counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Granted {
-    held: Arc<Held<Grant>>,
+    held: Arc<Statement<Grant>>,
     /// Who signed it.
     pub issuer: PeerId,
     /// 0 for the owner, then the admins in the head's order from 1.

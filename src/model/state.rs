@@ -1,7 +1,7 @@
 //! The whole of what this node believes: a pure machine over the records of every subnet.
 //!
-//! A command is *decided* on a copy ([`State::edit`]), *saved* by the caller ([`Draft::writes`]), and only then
-//! *absorbed* ([`State::absorb`]): what could not be saved has changed nothing.
+//! A command is *decided* on a copy ([`State::edit`]), *saved* by the caller ([`Draft::changes`]), and only then
+//! *absorbed* ([`State::absorb`]): what could not be saved has changed nothing. See [`draft`](super::draft).
 
 use std::collections::BTreeMap;
 
@@ -9,6 +9,7 @@ use data_encoding::HEXLOWER;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::claims::claimed;
+pub use super::draft::{Changes, Draft, Write};
 use super::error::{Code, Error, Kind, Result};
 use super::find::{Named, find};
 use super::id::{Name, PeerId, SubnetId};
@@ -93,18 +94,6 @@ fn prefix6(asked: Option<Option<Ipv6Net>>) -> Prefix6 {
     }
 }
 
-/// A change that is decided and not yet saved.
-#[derive(Debug, Clone, Default)]
-pub struct Draft {
-    /// Subnets as they shall be; `None` removes one.
-    subnets: BTreeMap<SubnetId, Option<Box<Subnet>>>,
-    joins: BTreeMap<SubnetId, Option<PendingJoin>>,
-    past: Option<Vec<Past>>,
-}
-
-/// Key and value as they go to disk; no value deletes.
-pub type Write = (Vec<u8>, Option<Vec<u8>>);
-
 /// A stored item that could not be used: its key and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damage {
@@ -151,7 +140,7 @@ impl State {
                 _ => harm("item", &key, "is of no known kind"),
             }
         }
-        records.sort_by_key(|r: &Verified| r.body().rank());
+        records.sort_by_key(Verified::rank);
         for record in records {
             if let Some(subnet) = state.subnets.get_mut(&record.signed().subnet) {
                 let _ = subnet.records.absorb(record);
@@ -167,7 +156,7 @@ impl State {
         if system < RELEASED { system.max(self.signed_time) } else { system }
     }
 
-    fn note_signed_time(&mut self) {
+    pub(super) fn note_signed_time(&mut self) {
         let latest = self.subnets.values().map(|s| s.records.latest()).max();
         self.signed_time = latest.unwrap_or(0).max(self.signed_time);
     }
@@ -384,7 +373,7 @@ impl State {
             not_after: now.saturating_add(subnet.records.genesis.grant_life),
             labels: BTreeMap::new(),
         };
-        subnet.issue(&self.me, &Body::Grant(grant))?;
+        subnet.issue(&self.me, Body::Grant(grant))?;
         Ok(subnet)
     }
 
@@ -466,7 +455,7 @@ impl State {
             .extend(join.hints.iter().filter(|h| !subnet.local.hints.contains(h)).cloned().collect::<Vec<_>>());
         // A revocation is of no use, and not held, before the grant that it ends.
         let mut ordered: Vec<&Verified> = records.iter().collect();
-        ordered.sort_by_key(|record| record.body().rank());
+        ordered.sort_by_key(|record| record.rank());
         for record in ordered {
             let _ = subnet.records.absorb(record.clone());
         }
@@ -510,9 +499,9 @@ impl State {
         }
     }
 
-    /// Takes records from a peer in; gives the draft to save and how many were new. Records of unknown subnets are
+    /// Takes records from a peer in; gives the draft to save and those that were new. Records of unknown subnets are
     /// ignored, and `None` says that nothing has changed.
-    pub fn take(&self, subnet: SubnetId, records: &[Verified]) -> Option<(Draft, Vec<Signed>)> {
+    pub fn take(&self, subnet: SubnetId, records: &[Verified]) -> Option<(Draft, Vec<Verified>)> {
         let held = self.subnets.get(&subnet)?;
         // What is known already costs no copy.
         let mut unknown = records.iter().filter(|r| !held.records.knows(&r.digest())).peekable();
@@ -521,13 +510,13 @@ impl State {
         let (mut news, mut parked) = (Vec::new(), false);
         let mut fresh: Vec<(String, PeerId)> = Vec::new();
         for record in unknown {
-            let signed = record.signed().clone();
-            if let Body::Doc(doc) = record.body() {
-                let before = held.records.doc(signed.issuer).map(claimed).unwrap_or_default();
-                fresh.extend(claimed(doc).difference(&before).map(|name| ((*name).to_owned(), signed.issuer)));
+            if let Verified::Doc(doc) = record {
+                let issuer = record.signed().issuer;
+                let before = held.records.doc(issuer).map(claimed).unwrap_or_default();
+                fresh.extend(claimed(doc.body()).difference(&before).map(|name| ((*name).to_owned(), issuer)));
             }
             match copy.records.absorb(record.clone()) {
-                Absorbed::New => news.push(signed),
+                Absorbed::New => news.push(record.clone()),
                 Absorbed::Parked => parked = true,
                 Absorbed::Known | Absorbed::Refused => {}
             }
@@ -541,47 +530,20 @@ impl State {
         Some((draft, news))
     }
 
-    /// Makes a saved draft true; gives the draft that takes it back.
-    pub fn absorb(&mut self, draft: Draft) -> Draft {
-        let mut undo = Draft::default();
-        for (id, subnet) in draft.subnets {
-            let former = match subnet {
-                Some(subnet) => self.subnets.insert(id, *subnet),
-                None => self.subnets.remove(&id),
-            };
-            undo.subnets.insert(id, former.map(Box::new));
-        }
-        for (id, join) in draft.joins {
-            let former = match join {
-                Some(join) => self.joins.insert(id, join),
-                None => self.joins.remove(&id),
-            };
-            undo.joins.insert(id, former);
-        }
-        undo.past = draft.past.map(|past| std::mem::replace(&mut self.past, past));
-        self.note_signed_time();
-        undo
-    }
-
     /// A draft that removes a subnet and remembers its name, with the proof of its end where it was destroyed.
     pub fn forget(&self, id: SubnetId, told: bool) -> Draft {
         let mut draft = Draft::default();
         let Some(subnet) = self.subnets.get(&id) else { return draft };
         let mut past: Vec<Past> = self.past.iter().filter(|p| p.id != id).cloned().collect();
         // Who was away when this node left hears of it later: its own last word says so.
-        let goodbye = || {
-            let mine =
-                |r: &&Signed| r.issuer == self.me.peer && matches!(r.verify(), Ok(Body::Doc(d)) if d.left.is_some());
-            subnet.records.all().filter(mine).cloned().collect()
-        };
+        let goodbye = || subnet.records.goodbye(self.me.peer).cloned().into_iter().collect();
         let proof = if subnet.records.destroyed() { subnet.records.head_records() } else { goodbye() };
         let (name, genesis) = (subnet.local.alias.clone(), subnet.local.genesis.clone());
         past.push(Past { id, name, proof, genesis, untold: !told });
         let surplus = past.len().saturating_sub(MAX_PAST);
         past.drain(..surplus);
-        draft.past = Some(past);
-        draft.subnets.insert(id, None);
-        draft.joins.insert(id, None);
+        draft.remember(past);
+        draft.remove(id);
         draft
     }
 
@@ -627,73 +589,6 @@ fn bad_answer(join: &PendingJoin, why: &str) -> Error {
 
 fn no_subnet(text: &str) -> Error {
     Error::new(Kind::NotFound, Code::NoSubnet, format!("no subnet {} here", printable(text))).hint("byway subnet ls")
-}
-
-impl Draft {
-    /// A subnet as it shall be.
-    pub(super) fn subnet_mut(&mut self, id: SubnetId) -> Option<&mut Subnet> {
-        self.subnets.get_mut(&id)?.as_deref_mut()
-    }
-
-    /// The subnet as it shall be.
-    pub fn put(&mut self, subnet: Subnet) {
-        self.subnets.insert(subnet.records.id, Some(Box::new(subnet)));
-    }
-
-    /// A join that waits, or no more.
-    pub fn join(&mut self, id: SubnetId, join: Option<PendingJoin>) {
-        self.joins.insert(id, join);
-    }
-
-    /// Former subnets as they shall be remembered.
-    pub fn remember(&mut self, past: Vec<Past>) {
-        self.past = Some(past);
-    }
-
-    /// Whether there is anything to save.
-    pub fn is_empty(&self) -> bool {
-        self.subnets.is_empty() && self.joins.is_empty() && self.past.is_none()
-    }
-
-    /// What goes to disk, as the difference to `state`: one transaction.
-    pub fn writes(&self, state: &State) -> Vec<Write> {
-        let mut writes = Vec::new();
-        for (id, new) in &self.subnets {
-            let old = state.subnets.get(id);
-            diff_records(&mut writes, *id, old, new.as_deref());
-            let before = old.map(|s| &s.local);
-            let after = new.as_ref().map(|s| &s.local);
-            if before != after {
-                writes.push((key(b'l', *id, &[]), after.map(super::record::encode)));
-            }
-        }
-        for (id, join) in &self.joins {
-            if state.joins.get(id) != join.as_ref() {
-                writes.push((key(b'j', *id, &[]), join.as_ref().map(super::record::encode)));
-            }
-        }
-        if let Some(past) = self.past.as_ref().filter(|p| **p != state.past) {
-            writes.push((vec![b'p'], Some(super::record::encode(past))));
-        }
-        writes
-    }
-}
-
-fn diff_records(writes: &mut Vec<Write>, id: SubnetId, old: Option<&Subnet>, new: Option<&Subnet>) {
-    let (went, came) = match (old, new) {
-        (Some(old), Some(new)) => old.records.changes(&new.records),
-        (old, new) => (
-            old.into_iter().flat_map(|s| s.records.entries()).map(|(digest, _)| digest).collect(),
-            new.into_iter().flat_map(|s| s.records.entries()).collect(),
-        ),
-    };
-    writes.extend(went.into_iter().map(|digest| (key(b'r', id, digest), None)));
-    writes.extend(came.into_iter().map(|(digest, signed)| (key(b'r', id, digest), Some(signed.encode()))));
-}
-
-/// `kind | subnet ID | rest`.
-fn key(kind: u8, id: SubnetId, rest: &[u8]) -> Vec<u8> {
-    [&[kind], id.0.as_slice(), rest].concat()
 }
 
 fn read_local(bytes: &[u8]) -> Option<Subnet> {

@@ -22,13 +22,13 @@ use ipnet::IpNet;
 
 use super::chunks::Chunks;
 use super::claims::Claims;
-use super::held::{ByPair, Held, Mark, about, enter, keep, moved};
+use super::held::{ByPair, Mark, about, drop_about, enter, keep, moved};
 use super::id::{PeerId, SubnetId};
 use super::ipam::Pools;
 use super::items::Slot;
 use super::record::{
-    Body, Digest, Doc, Genesis, Grant, Head, Item, MAX_ADMIN_GENERATION, Registration, Revocation, Seat, Signed, Term,
-    Verified,
+    Digest, Doc, Genesis, Grant, Head, Item, MAX_ADMIN_GENERATION, Registration, Revocation, Seat, Signed, Statement,
+    Term, Verified,
 };
 pub use super::resolve::{Member, Resolved};
 
@@ -60,20 +60,20 @@ pub struct Records {
     /// Its founding statement.
     pub genesis: Genesis,
     /// The owner's, all of one number.
-    pub(super) heads: Vec<Arc<Held<Head>>>,
+    pub(super) heads: Vec<Arc<Statement<Head>>>,
     /// What the heads say together.
     pub(super) top: Arc<Head>,
     pub(super) grants: ByPair<Grant>,
     pub(super) revocations: ByPair<Revocation>,
     pub(super) registrations: ByPair<Registration>,
-    pub(super) docs: Chunks<PeerId, Arc<Held<Doc>>>,
+    pub(super) docs: Chunks<PeerId, Arc<Statement<Doc>>>,
     /// Who says which name in a document that is held.
     pub(super) claims: Claims,
-    pub(super) items: Chunks<Slot, Arc<Held<Item>>>,
+    pub(super) items: Chunks<Slot, Arc<Statement<Item>>>,
     pub(super) index: Chunks<Digest, ()>,
     pub(super) mark: Mark,
     /// Well signed, and of use only once other records are here.
-    parked: Vec<Arc<Verified>>,
+    parked: Vec<Verified>,
     /// What ended before this moment (seconds since 1970) is not taken again.
     horizon: u64,
     /// The latest time (seconds since 1970) that someone with a say signed at.
@@ -140,7 +140,7 @@ impl Records {
     /// Every record held with its digest, parked ones not among them: heads, grants, revocations, registrations,
     /// documents, items.
     pub fn entries(&self) -> impl Iterator<Item = (&Digest, &Signed)> {
-        fn pair<T>(held: &Arc<Held<T>>) -> (&Digest, &Signed) {
+        fn pair<T>(held: &Arc<Statement<T>>) -> (&Digest, &Signed) {
             (&held.digest, &held.signed)
         }
         let roll = self.heads.iter().map(pair).chain(self.grants.values().map(pair));
@@ -154,12 +154,26 @@ impl Records {
         self.entries().map(|(_, signed)| signed)
     }
 
+    /// The same as they were taken in, each with what it says and its digest.
+    pub fn verified(&self) -> impl Iterator<Item = Verified> {
+        fn share<T>(held: &Arc<Statement<T>>) -> Verified
+        where
+            Verified: From<Arc<Statement<T>>>,
+        {
+            Arc::clone(held).into()
+        }
+        let roll = self.heads.iter().map(share).chain(self.grants.values().map(share));
+        let roll = roll.chain(self.revocations.values().map(share));
+        let rest = self.registrations.values().map(share).chain(self.docs.values().map(share));
+        roll.chain(rest).chain(self.items.values().map(share))
+    }
+
     /// Records that `new` does not hold any more, and those that it holds beyond these.
-    pub(super) fn changes<'a>(&'a self, new: &'a Records) -> (Vec<&'a Digest>, Vec<(&'a Digest, &'a Signed)>) {
+    pub(super) fn changes(&self, new: &Records) -> (Vec<Digest>, Vec<Verified>) {
         let (mut went, mut came) = (Vec::new(), Vec::new());
         let (old_heads, new_heads) = (self.heads.iter(), new.heads.iter());
-        went.extend(old_heads.filter(|h| !new.knows(&h.digest)).map(|h| &h.digest));
-        came.extend(new_heads.filter(|h| !self.knows(&h.digest)).map(|h| (&h.digest, &h.signed)));
+        went.extend(old_heads.filter(|h| !new.knows(&h.digest)).map(|h| h.digest));
+        came.extend(new_heads.filter(|h| !self.knows(&h.digest)).map(|h| Verified::Head(Arc::clone(h))));
         moved(&self.grants, &new.grants, &mut went, &mut came);
         moved(&self.revocations, &new.revocations, &mut went, &mut came);
         moved(&self.registrations, &new.registrations, &mut went, &mut came);
@@ -175,7 +189,7 @@ impl Records {
 
     /// Digests of every record held or parked: what a peer need not send.
     pub fn digests(&self) -> BTreeSet<Digest> {
-        self.index.keys().copied().chain(self.parked.iter().map(|p| p.digest())).collect()
+        self.index.keys().copied().chain(self.parked.iter().map(Verified::digest)).collect()
     }
 
     /// Whether a record is held, by its digest.
@@ -193,12 +207,17 @@ impl Records {
         self.docs.get(&member).map(|d| &d.body)
     }
 
+    /// The document in which a member says that it left.
+    pub(super) fn goodbye(&self, member: PeerId) -> Option<&Signed> {
+        self.docs.get(&member).filter(|held| held.body.left.is_some()).map(|held| &held.signed)
+    }
+
     /// Every grant held of a subject, whether it counts or not.
     pub fn grants_of(&self, subject: PeerId) -> impl Iterator<Item = &Grant> {
         self.granted(subject).map(|(_, held)| &held.body)
     }
 
-    pub(super) fn granted(&self, subject: PeerId) -> impl Iterator<Item = (PeerId, &Arc<Held<Grant>>)> {
+    pub(super) fn granted(&self, subject: PeerId) -> impl Iterator<Item = (PeerId, &Arc<Statement<Grant>>)> {
         about(&self.grants, subject)
     }
 
@@ -231,9 +250,15 @@ impl Records {
     /// What shows a stranger to others, or proves to it that it is out: the heads, and what is held of its grants and
     /// revocations.
     pub fn proof_about(&self, subject: PeerId) -> Vec<Signed> {
-        let grants = self.granted(subject).map(|(_, held)| held.signed.clone());
-        let revocations = about(&self.revocations, subject).map(|(_, held)| held.signed.clone());
-        self.head_records().into_iter().chain(grants).chain(revocations).collect()
+        self.proving(subject).map(|record| record.signed().clone()).collect()
+    }
+
+    /// The same as they were taken in.
+    pub fn proving(&self, subject: PeerId) -> impl Iterator<Item = Verified> {
+        let heads = self.heads.iter().map(|held| Verified::Head(Arc::clone(held)));
+        let grants = self.granted(subject).map(|(_, held)| Verified::Grant(Arc::clone(held)));
+        let revocations = about(&self.revocations, subject).map(|(_, held)| Verified::Revocation(Arc::clone(held)));
+        heads.chain(grants).chain(revocations)
     }
 
     /// Takes one record in.
@@ -244,9 +269,9 @@ impl Records {
         if self.knows(&record.digest()) || self.parked.iter().any(|p| p.digest() == record.digest()) {
             return Absorbed::Known;
         }
-        let gives_standing = matches!(record.body(), Body::Head(_) | Body::Grant(_));
+        let gives_standing = matches!(record, Verified::Head(_) | Verified::Grant(_));
         self.mark = Mark::default();
-        let verdict = self.place(Arc::new(record));
+        let verdict = self.place(record);
         if verdict == Absorbed::New && gives_standing {
             self.retry_parked();
         }
@@ -255,12 +280,12 @@ impl Records {
 
     /// Whether a record says what its signer has no right to say: it can never count here.
     pub fn oversteps(&self, record: &Verified) -> bool {
-        let judged = matches!(record.body(), Body::Registration(_)) || record.body().is_roll();
+        let judged = matches!(record, Verified::Registration(_)) || record.is_roll();
         judged && record.signed().subnet == self.id && self.standing(record) == Standing::Never
     }
 
     /// Enters a record, or parks it.
-    fn place(&mut self, record: Arc<Verified>) -> Absorbed {
+    fn place(&mut self, record: Verified) -> Absorbed {
         match self.standing(&record) {
             Standing::Counts => self.enter(record),
             Standing::Later => self.park(record),
@@ -272,32 +297,32 @@ impl Records {
     fn standing(&self, record: &Verified) -> Standing {
         let issuer = record.signed().issuer;
         let of_subject = |subject: PeerId| if self.is_subject(subject) { Standing::Counts } else { Standing::Later };
-        match record.body() {
-            Body::Head(_) if issuer == self.genesis.owner => Standing::Counts,
-            Body::Head(_) => Standing::Never,
-            Body::Grant(grant) => self.grant_standing(grant, record.signed()),
-            Body::Revocation(r) => match self.seat_standing(issuer, r.seat) {
-                _ if r.subject == self.genesis.owner || r.subject == issuer => Standing::Never,
-                _ if issuer != self.genesis.owner && r.generation > MAX_ADMIN_GENERATION => Standing::Never,
-                Standing::Counts if !self.is_subject(r.subject) => Standing::Later,
+        match record {
+            Verified::Head(_) if issuer == self.genesis.owner => Standing::Counts,
+            Verified::Head(_) => Standing::Never,
+            Verified::Grant(grant) => self.grant_standing(&grant.body, record.signed()),
+            Verified::Revocation(r) => match (&r.body, self.seat_standing(issuer, r.body.seat)) {
+                (r, _) if r.subject == self.genesis.owner || r.subject == issuer => Standing::Never,
+                (r, _) if issuer != self.genesis.owner && r.generation > MAX_ADMIN_GENERATION => Standing::Never,
+                (r, Standing::Counts) if !self.is_subject(r.subject) => Standing::Later,
                 // Nothing that it could end is left.
-                Standing::Counts if !self.ends_something(r) => Standing::Ended,
+                (r, Standing::Counts) if !self.ends_something(r) => Standing::Ended,
+                (_, seat) => seat,
+            },
+            Verified::Registration(r) => match self.seat_standing(issuer, r.body.seat) {
+                Standing::Counts => of_subject(r.body.holder),
                 seat => seat,
             },
-            Body::Registration(r) => match self.seat_standing(issuer, r.seat) {
-                Standing::Counts => of_subject(r.holder),
-                seat => seat,
-            },
-            Body::Doc(_) => match of_subject(issuer) {
+            Verified::Doc(_) => match of_subject(issuer) {
                 Standing::Counts if record.signed().body.len() > MAX_TRIAL_DOC && self.on_trial(issuer) => {
                     Standing::Never
                 }
                 standing => standing,
             },
-            Body::Item(item) if self.is_over(item) => Standing::Ended,
+            Verified::Item(item) if self.is_over(&item.body) => Standing::Ended,
             // Who came in without anybody's word leaves nothing behind but the word itself.
-            Body::Item(_) if self.on_trial(issuer) && self.is_subject(issuer) => Standing::Never,
-            Body::Item(_) => of_subject(issuer),
+            Verified::Item(_) if self.on_trial(issuer) && self.is_subject(issuer) => Standing::Never,
+            Verified::Item(_) => of_subject(issuer),
         }
     }
 
@@ -347,24 +372,15 @@ impl Records {
         self.granted(peer).next().is_some()
     }
 
-    fn enter(&mut self, record: Arc<Verified>) -> Absorbed {
-        let record = Arc::unwrap_or_clone(record);
-        let (signed, body, digest) = record.into_parts();
-        let issuer = signed.issuer;
+    fn enter(&mut self, record: Verified) -> Absorbed {
+        let issuer = record.signed().issuer;
         let most = if issuer == self.genesis.owner { MAX_OF_OWNER } else { MAX_OF_ADMIN };
-        match body {
-            Body::Head(head) => self.enter_head(Held { body: head, signed, digest }),
-            Body::Grant(body) => {
-                let (subject, time) = (body.subject, body.not_before);
-                let rank = |h: &Held<Grant>| (h.body.generation, h.body.version, h.digest);
-                let verdict = enter(
-                    &mut self.grants,
-                    &mut self.index,
-                    most,
-                    (subject, issuer),
-                    Held { body, signed, digest },
-                    rank,
-                );
+        match record {
+            Verified::Head(head) => self.enter_head(head),
+            Verified::Grant(grant) => {
+                let (subject, time) = (grant.body.subject, grant.body.not_before);
+                let rank = |h: &Statement<Grant>| (h.body.generation, h.body.version, h.digest);
+                let verdict = enter(&mut self.grants, &mut self.index, most, (subject, issuer), grant, rank);
                 if verdict == Absorbed::New {
                     self.latest = self.latest.max(time);
                     self.drop_moot(subject);
@@ -372,36 +388,36 @@ impl Records {
                 }
                 verdict
             }
-            Body::Revocation(body) => {
-                let key = (body.subject, issuer);
-                let rank = |h: &Held<Revocation>| (h.body.generation, h.digest);
-                enter(&mut self.revocations, &mut self.index, most, key, Held { body, signed, digest }, rank)
+            Verified::Revocation(revocation) => {
+                let key = (revocation.body.subject, issuer);
+                let rank = |h: &Statement<Revocation>| (h.body.generation, h.digest);
+                enter(&mut self.revocations, &mut self.index, most, key, revocation, rank)
             }
-            Body::Registration(body) => {
-                let key = (body.holder, issuer);
-                let rank = |h: &Held<Registration>| (h.body.version, h.digest);
-                enter(&mut self.registrations, &mut self.index, most, key, Held { body, signed, digest }, rank)
+            Verified::Registration(registration) => {
+                let key = (registration.body.holder, issuer);
+                let rank = |h: &Statement<Registration>| (h.body.version, h.digest);
+                enter(&mut self.registrations, &mut self.index, most, key, registration, rank)
             }
-            Body::Doc(body) => {
-                let held = Held { body, signed, digest };
-                let rank = |h: &Held<Doc>| (h.body.version, h.digest);
-                if self.docs.get(&issuer).is_some_and(|old| rank(old) >= rank(&held)) {
-                    return Absorbed::Known;
-                }
-                self.index.insert(held.digest, ());
-                let held = Arc::new(held);
-                let old = self.docs.insert(issuer, Arc::clone(&held));
-                self.claims.change(issuer, old.as_ref().map(|old| &old.body), Some(&held.body));
-                if let Some(old) = old {
-                    self.index.remove(&old.digest);
-                }
-                Absorbed::New
-            }
-            Body::Item(body) => self.enter_item(Held { body, signed, digest }),
+            Verified::Doc(doc) => self.enter_doc(doc),
+            Verified::Item(item) => self.enter_item(item),
         }
     }
 
-    fn enter_head(&mut self, head: Held<Head>) -> Absorbed {
+    fn enter_doc(&mut self, doc: Arc<Statement<Doc>>) -> Absorbed {
+        let (issuer, rank) = (doc.signed.issuer, |h: &Statement<Doc>| (h.body.version, h.digest));
+        if self.docs.get(&issuer).is_some_and(|old| rank(old) >= rank(&doc)) {
+            return Absorbed::Known;
+        }
+        self.index.insert(doc.digest, ());
+        let old = self.docs.insert(issuer, Arc::clone(&doc));
+        self.claims.change(issuer, old.as_ref().map(|old| &old.body), Some(&doc.body));
+        if let Some(old) = old {
+            self.index.remove(&old.digest);
+        }
+        Absorbed::New
+    }
+
+    fn enter_head(&mut self, head: Arc<Statement<Head>>) -> Absorbed {
         if head.body.number < self.top.number {
             return Absorbed::Known;
         }
@@ -412,7 +428,7 @@ impl Records {
         }
         let digest = head.digest;
         self.index.insert(digest, ());
-        self.heads.push(Arc::new(head));
+        self.heads.push(head);
         self.heads.sort_by_key(|h| std::cmp::Reverse(h.digest));
         self.heads.drain(MAX_FORKS.min(self.heads.len())..).for_each(|old| {
             self.index.remove(&old.digest);
@@ -443,7 +459,7 @@ impl Records {
         keep(&mut self.grants, index, |(_, by), g: &Grant| stands(*by, g.seat) && g.generation >= top.least);
         keep(&mut self.revocations, index, |(_, by), r: &Revocation| stands(*by, r.seat));
         keep(&mut self.registrations, index, |(_, by), r: &Registration| stands(*by, r.seat));
-        self.drop_orphans();
+        self.drop_all_orphans();
         let members: BTreeSet<PeerId> = self.grants.keys().map(|(subject, _)| *subject).collect();
         members.into_iter().for_each(|member| self.drop_beyond_trial(member));
         self.trim_all_items();
@@ -454,13 +470,17 @@ impl Records {
         if !self.on_trial(member) {
             return;
         }
-        self.drop_items_of(member);
-        if self.docs.get(&member).is_some_and(|held| held.signed.body.len() > MAX_TRIAL_DOC)
-            && let Some(old) = self.docs.remove(&member)
-        {
-            self.index.remove(&old.digest);
-            self.claims.change(member, Some(&old.body), None);
+        let _ = self.drop_items_of(member);
+        if self.docs.get(&member).is_some_and(|held| held.signed.body.len() > MAX_TRIAL_DOC) {
+            let _ = self.drop_doc(member);
         }
+    }
+
+    fn drop_doc(&mut self, member: PeerId) -> Option<Arc<Statement<Doc>>> {
+        let old = self.docs.remove(&member)?;
+        self.index.remove(&old.digest);
+        self.claims.change(member, Some(&old.body), None);
+        Some(old)
     }
 
     /// Revocations of a subject that end no grant that is held.
@@ -476,40 +496,32 @@ impl Records {
         }
     }
 
-    /// What is about somebody of whom no grant is held.
-    fn drop_orphans(&mut self) {
+    /// What is about somebody of whom no grant is held, or of its own.
+    fn drop_all_orphans(&mut self) {
         let subjects: BTreeSet<PeerId> = self.grants.keys().map(|(subject, _)| *subject).collect();
-        let index = &mut self.index;
-        keep(&mut self.revocations, index, |(subject, _), _| subjects.contains(subject));
-        keep(&mut self.registrations, index, |(holder, _), _| subjects.contains(holder));
-        let mut orphans = Vec::new();
-        self.docs.retain(|member, held| {
-            let stays = subjects.contains(member);
-            if !stays {
-                index.remove(&held.digest);
-                self.claims.change(*member, Some(&held.body), None);
-                orphans.push(held.signed.clone());
-            }
-            stays
-        });
-        let mut items = Vec::new();
-        self.items.retain(|(issuer, ..), held| {
-            let stays = subjects.contains(issuer);
-            if !stays {
-                index.remove(&held.digest);
-                items.push(held.signed.clone());
-            }
-            stays
-        });
+        let about = self.revocations.keys().chain(self.registrations.keys()).map(|(about, _)| about);
+        let of = self.docs.keys().chain(self.items.keys().map(|(issuer, ..)| issuer));
+        let orphaned = about.chain(of).filter(|peer| !subjects.contains(peer)).copied().collect();
+        self.drop_orphans(orphaned);
+        let revoked: BTreeSet<PeerId> = self.revocations.keys().map(|(subject, _)| *subject).collect();
+        revoked.into_iter().for_each(|subject| self.drop_moot(subject));
+    }
+
+    /// What is about these, of whom no grant is held, or of their own.
+    fn drop_orphans(&mut self, orphaned: BTreeSet<PeerId>) {
+        let (mut docs, mut items) = (Vec::new(), Vec::new());
+        for subject in orphaned {
+            let index = &mut self.index;
+            drop_about(&mut self.revocations, index, subject);
+            drop_about(&mut self.registrations, index, subject);
+            docs.extend(self.drop_doc(subject).map(Verified::Doc));
+            items.extend(self.drop_items_of(subject).into_iter().map(Verified::Item));
+        }
         // A member whose admin lost its seat is mostly granted anew in a moment. What finds no place is sent again by others.
         items.truncate(MAX_PARKED / 4);
-        for signed in items.into_iter().chain(orphans) {
-            if let Ok(record) = signed.check() {
-                let _ = self.park(Arc::new(record));
-            }
+        for record in items.into_iter().chain(docs) {
+            let _ = self.park(record);
         }
-        let moot: Vec<PeerId> = self.revocations.keys().map(|(subject, _)| *subject).collect();
-        moot.into_iter().for_each(|subject| self.drop_moot(subject));
     }
 
     /// Whether [`Records::forget`] would look: at each full hour.
@@ -541,14 +553,14 @@ impl Records {
         let index = &mut self.index;
         self.items.retain(|_, held| !ended(held.body.expires) || index.remove(&held.digest).is_none());
         if self.index.len() != before {
-            self.drop_orphans();
+            self.drop_all_orphans();
         }
         self.index.len() != before
     }
 
     /// Keeps a record for later. Anybody can make up issuers, so those that hold no grant go first, and have half the
     /// places at most.
-    fn park(&mut self, record: Arc<Verified>) -> Absorbed {
+    fn park(&mut self, record: Verified) -> Absorbed {
         self.parked.push(record);
         loop {
             let bytes: usize = self.parked.iter().map(|p| p.signed().body.len()).sum();
@@ -570,7 +582,7 @@ impl Records {
         while progress && !self.parked.is_empty() {
             progress = false;
             let mut waiting = std::mem::take(&mut self.parked);
-            waiting.sort_by_key(|p| p.body().rank());
+            waiting.sort_by_key(Verified::rank);
             for record in waiting {
                 // What goes on waiting has its place: only what comes new is weighed against all the others.
                 if self.standing(&record) == Standing::Later {

@@ -64,7 +64,7 @@ impl Subnet {
         if !gone.is_empty() {
             let mut head = self.records.next_head(now);
             head.seats.retain(|s| !gone.contains(&s.admin));
-            self.issue(me, &Body::Head(head))?;
+            self.issue(me, Body::Head(head))?;
         }
         let mut head = self.records.next_head(now);
         let mut changed = self.records.forked();
@@ -98,7 +98,7 @@ impl Subnet {
         if self.records.live_revocations() > MAX_REVOCATIONS {
             return self.begin_epoch(me, now);
         }
-        if changed { self.issue(me, &Body::Head(head)) } else { Ok(()) }
+        if changed { self.issue(me, Body::Head(head)) } else { Ok(()) }
     }
 
     /// Ends every revocation: the living are granted anew with a generation that no revocation names, and the head says
@@ -123,7 +123,7 @@ impl Subnet {
         }
         let mut head = self.records.next_head(now);
         head.least = least;
-        self.issue(me, &Body::Head(head))
+        self.issue(me, Body::Head(head))
     }
 
     /// Renews grants past half their life, and those this node signed while its clock was wrong; gives a block to who

@@ -11,7 +11,7 @@ use crate::model::error::Code;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::join::{Ask, Proof, lookup};
 use crate::model::members::{MAX_REQUESTS, REQUEST_LIFE, Request, Subnet};
-use crate::model::record::{Admission, Body, Grant, Role, Signed, Term, Verified};
+use crate::model::record::{Admission, Grant, Role, Signed, Term, Verified};
 use crate::model::resolve::SKEW;
 use crate::model::source::Payer;
 use crate::model::state::{Draft, RELEASED};
@@ -125,7 +125,7 @@ impl Core {
 
     /// A joiner that was let in and cannot come gives its leases back.
     fn take_back(&mut self, record: &Verified) -> JoinAnswer {
-        let leaves = matches!(record.body(), Body::Doc(doc) if doc.left.is_some());
+        let leaves = matches!(record, Verified::Doc(doc) if doc.body().left.is_some());
         let subnet = record.signed().subnet;
         if !leaves || !self.state.subnets.contains_key(&subnet) {
             return JoinAnswer::Unknown;
@@ -144,17 +144,17 @@ impl Core {
     fn hear(&mut self, id: SubnetId, from: PeerId, news: &[Verified]) -> JoinAnswer {
         let Some(subnet) = self.state.subnets.get(&id) else { return JoinAnswer::Unknown };
         let owner = subnet.records.genesis.owner;
-        let is_head = |record: &&Verified| matches!(record.body(), Body::Head(_)) && record.signed().issuer == owner;
+        let is_head = |record: &&Verified| matches!(record, Verified::Head(_)) && record.signed().issuer == owner;
         let heads: Vec<Verified> = news.iter().filter(is_head).cloned().collect();
         if let Err(error) = self.take_shown(id, heads, from) {
             return error;
         }
         // A revocation is judged by the head that came with it.
         let Some(subnet) = self.state.subnets.get(&id) else { return JoinAnswer::Unknown };
-        let shown = |record: &&Verified| match record.body() {
-            Body::Grant(grant) => grant.subject == from,
-            Body::Revocation(revocation) => {
-                record.signed().issuer == from && subnet.records.takes_returned(revocation, from)
+        let shown = |record: &&Verified| match record {
+            Verified::Grant(grant) => grant.body().subject == from,
+            Verified::Revocation(revocation) => {
+                record.signed().issuer == from && subnet.records.takes_returned(revocation.body(), from)
             }
             _ => false,
         };

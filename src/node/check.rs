@@ -32,13 +32,17 @@ impl Known {
     }
 
     /// Follows a change: records that came, and records that went.
-    pub(super) fn change(&self, came: impl IntoIterator<Item = (SubnetId, Digest)>, went: &[(SubnetId, Digest)]) {
+    pub(super) fn change(
+        &self,
+        came: impl IntoIterator<Item = (SubnetId, Digest)>,
+        went: impl IntoIterator<Item = (SubnetId, Digest)>,
+    ) {
         let mut held = self.0.write().unwrap_or_else(PoisonError::into_inner);
         for (subnet, digest) in went {
-            if let Some(digests) = held.get_mut(subnet) {
-                digests.remove(digest);
+            if let Some(digests) = held.get_mut(&subnet) {
+                digests.remove(&digest);
                 if digests.is_empty() {
-                    held.remove(subnet);
+                    held.remove(&subnet);
                 }
             }
         }
@@ -123,7 +127,7 @@ pub(super) enum Asked {
     /// The question, and whether the proof in it is one of what it names; whether that is what was asked for only the
     /// node knows.
     Ask {
-        ask: Ask,
+        ask: Box<Ask>,
         proven: bool,
     },
     /// See [`JoinRequest::Withdraw`].
@@ -149,7 +153,7 @@ impl Question {
             JoinRequest::Ask(signed) => {
                 let ask = signed.verify()?;
                 let proven = ask.proof.as_ref().is_some_and(|p| p.holds(ask.subnet, ask.joiner, p.issuer, p.nonce));
-                Asked::Ask { ask, proven }
+                Asked::Ask { ask: Box::new(ask), proven }
             }
             JoinRequest::Decline(record) => {
                 let forged = |e: RecordError| Error::new(Kind::Refused, Code::Ask, e.to_string());
@@ -169,12 +173,12 @@ impl Question {
     }
 }
 
-fn check(known: &Known, subnet: SubnetId, piece: Vec<Signed>) -> Checked {
+pub(super) fn check(known: &Known, subnet: SubnetId, piece: Vec<Signed>) -> Checked {
     let mut checked = Checked::default();
     let mut seen: BTreeSet<Digest> = BTreeSet::new();
-    for record in piece {
+    for record in piece.into_iter().map(Signed::digested) {
         let digest = record.digest();
-        if record.subnet != subnet {
+        if record.signed().subnet != subnet {
             checked.forged = checked.forged.saturating_add(1);
         } else if known.holds(subnet, &digest) || !seen.insert(digest) {
             checked.held = checked.held.saturating_add(1);

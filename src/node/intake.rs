@@ -14,7 +14,7 @@ use super::Core;
 use crate::api::types::Error;
 use crate::limit::{Buckets, Limit};
 use crate::model::id::{PeerId, SubnetId};
-use crate::model::record::{Body, Digest, Doc, Verified};
+use crate::model::record::{Digest, Doc, Verified};
 use crate::model::restored::had_forgotten;
 
 /// New documents of one member taken at once, and a second after that: each is a synced write here and a message to
@@ -128,19 +128,19 @@ impl Core {
                 let held = held.records.doc(issuer).map(|d| d.version);
                 held.into_iter().chain(waits).all(|version| version < doc.version)
             };
-            if matches!(record.body(), Body::Doc(doc) if !newest(doc)) {
+            if matches!(&record, Verified::Doc(doc) if !newest(doc.body())) {
                 continue;
             }
             // What its issuer has replaced, or has no room for, is not charged to it again, whoever hands it in.
-            if matches!(record.body(), Body::Item(item) if !held.records.has_use_for(issuer, item, &digest)) {
+            if matches!(&record, Verified::Item(item) if !held.records.has_use_for(issuer, item.body(), &digest)) {
                 continue;
             }
             // The owner's and admins' words are never put off, nor is a goodbye, whatever its member said before: it makes
             // room. What nobody known says has no rate of its own.
             let left = held.records.doc(issuer).and_then(|d| d.left);
             let known = held.records.is_subject(issuer);
-            let goodbye = known && matches!(record.body(), Body::Doc(doc) if doc.left > left);
-            if matches!(record.body(), Body::Doc(_) | Body::Item(_)) && !goodbye {
+            let goodbye = known && matches!(&record, Verified::Doc(doc) if doc.body().left > left);
+            if matches!(record, Verified::Doc(_) | Verified::Item(_)) && !goodbye {
                 if known && !self.intake.rates.take(issuer, 1, now) {
                     verdict.waiting = true;
                     continue;
@@ -148,11 +148,12 @@ impl Core {
                 verdict.unknown = verdict.unknown.saturating_add(usize::from(!known));
             }
             let mut replaced = None;
-            if let Body::Doc(doc) = record.body() {
+            if let Verified::Doc(doc) = &record {
+                let doc = doc.body();
                 replaced = waiting.docs.insert(issuer, (doc.version, digest));
                 self.intake.words |= doc.left.is_some();
             }
-            self.intake.words |= record.body().is_roll();
+            self.intake.words |= record.is_roll();
             if replaced.is_some_and(|(_, old)| waiting.records.remove(&old).is_some()) {
                 self.intake.count = self.intake.count.saturating_sub(1);
             }
@@ -215,7 +216,7 @@ impl Core {
             records.push(record.clone());
         }
         // Who admits comes before who is admitted, and both before what they say: fewer records have to wait.
-        records.sort_by_key(|record| record.body().rank());
+        records.sort_by_key(Verified::rank);
         let taken = self.state.take(subnet, &records);
         self.tell_of_overstepping(subnet, &records, &from);
         let Some((mut draft, news)) = taken else { return Ok(()) };
@@ -227,12 +228,11 @@ impl Core {
         let before = forked(self);
         let now = super::unix_now();
         let me = self.state.me.peer;
-        let own = records.iter().filter(|record| record.signed().issuer == me && news.contains(record.signed()));
-        if had_forgotten(own, now) {
+        if had_forgotten(news.iter().filter(|record| record.signed().issuer == me), now) {
             self.forgot(subnet, draft.withdraw_invites(subnet, now), now);
         }
         let withdrawn =
-            if records.iter().any(|r| r.body().is_roll()) { draft.withdraw_former_invites(subnet, me, now) } else { 0 };
+            if records.iter().any(Verified::is_roll) { draft.withdraw_former_invites(subnet, me, now) } else { 0 };
         if withdrawn > 0 {
             tracing::warn!(%subnet, withdrawn, "open invites are withdrawn: this node lost the seat in which it made them");
         }
@@ -264,7 +264,7 @@ impl Core {
     fn tell_of_overstepping(&mut self, id: SubnetId, records: &[Verified], from: &BTreeMap<Digest, PeerId>) {
         let Some(subnet) = self.state.subnets.get(&id) else { return };
         for record in records.iter().filter(|record| subnet.records.oversteps(record)) {
-            let (signer, kind) = (record.signed().issuer, record.body().kind());
+            let (signer, kind) = (record.signed().issuer, record.kind());
             let sender = from.get(&record.digest()).copied();
             let member = |peer: &PeerId| subnet.records.is_subject(*peer);
             let Some(peer) = Some(signer).filter(member).or_else(|| sender.filter(member)) else { continue };

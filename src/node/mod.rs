@@ -68,7 +68,7 @@ use crate::model::build::Here;
 use crate::model::error::{Code, Kind};
 use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::lives::Lives;
-use crate::model::record::{Digest, Signed};
+use crate::model::record::{Digest, Verified};
 use crate::model::roll::Roll;
 use crate::model::state::{Damage, Draft, State};
 use crate::model::upkeep::Attendance;
@@ -81,7 +81,7 @@ pub struct Push {
     /// The subnet.
     pub subnet: SubnetId,
     /// What they shall know.
-    pub records: Vec<Signed>,
+    pub records: Vec<Verified>,
     /// Who is told.
     pub to: Told,
 }
@@ -139,7 +139,7 @@ pub struct Core {
     intake: Intake,
     viewer: Viewer,
     /// Saved, and not told to the others before the View that follows from it: by subnet and who told us.
-    untold: BTreeMap<(SubnetId, Option<PeerId>), Vec<Signed>>,
+    untold: BTreeMap<(SubnetId, Option<PeerId>), Vec<Verified>>,
     /// Where members have answered, to be saved with the next [tick](Core::tick).
     reached: Vec<(PeerId, String)>,
     warned: expiry::Warned,
@@ -215,7 +215,7 @@ impl Node {
         let (pushes, pushes_rx) = mpsc::unbounded_channel();
         let known = Arc::new(Known::default());
         let subnets = parts.state.subnets.iter();
-        known.change(subnets.flat_map(|(id, s)| s.records.entries().map(|(digest, _)| (*id, *digest))), &[]);
+        known.change(subnets.flat_map(|(id, s)| s.records.entries().map(|(digest, _)| (*id, *digest))), []);
         let mut core = Core {
             state: parts.state,
             saver: Saver::start(parts.store, Arc::clone(&queue))?,
@@ -367,18 +367,18 @@ impl Core {
             let message = "something is being saved: this job may only read";
             return Err(Error::new(ErrorKind::Failed, Code::Busy, message));
         }
-        let writes = draft.writes(&self.state);
+        let changes = draft.changes(&self.state);
         let undo = self.state.absorb(draft);
-        if writes.is_empty() {
+        if changes.is_empty() {
             // Only what is not saved (who waits for approval) has changed.
             if let Some(decided) = &mut self.decided {
-                decided.add(writes, from, undo);
+                decided.add(changes, from, undo);
             }
             return Ok(false);
         }
         self.hashes.clear();
         self.rolls.clear();
-        self.decided.get_or_insert_default().add(writes, from, undo);
+        self.decided.get_or_insert_default().add(changes, from, undo);
         Ok(true)
     }
 
@@ -445,11 +445,11 @@ impl Core {
         let before = self.view.swap(Arc::clone(&after));
         self.next_change = after.changes_at;
         self.published.send_replace(generation);
-        let mut news: BTreeMap<SubnetId, Vec<Signed>> = BTreeMap::new();
+        let mut news: BTreeMap<SubnetId, Vec<Verified>> = BTreeMap::new();
         for ((subnet, except), mut records) in std::mem::take(&mut self.untold) {
             // What was replaced meanwhile need not be told any more.
             records.retain(|record| self.known.holds(subnet, &record.digest()));
-            records.sort_by_key(|r| r.body.first().map(|kind| (*kind != 1, *kind)));
+            records.sort_by_key(Verified::rank);
             news.entry(subnet).or_default().extend_from_slice(&records);
             let new_life = except.is_some_and(|peer| self.lives.is_unsettled(peer, self.built_at));
             let _ = self.pushes.send(Push { subnet, records, to: Told::Members { except, new_life } });
@@ -460,9 +460,9 @@ impl Core {
             let removed: Vec<PeerId> =
                 former.iter().filter(|p| !members.is_some_and(|m| m.contains(p))).copied().collect();
             // Others may have heard of it before this View was there: then it is said once more, to whom it concerns.
-            let about = || removed.iter().take(PROOFS).flat_map(|peer| subnet.records.proof_about(*peer)).collect();
+            let about = || removed.iter().take(PROOFS).flat_map(|peer| subnet.records.proving(*peer)).collect();
             let late = || if members.is_some() { about() } else { vec![] };
-            let records: Vec<Signed> = news.remove(id).unwrap_or_else(late);
+            let records: Vec<Verified> = news.remove(id).unwrap_or_else(late);
             if !removed.is_empty() && !records.is_empty() {
                 let _ = self.pushes.send(Push { subnet: *id, records, to: Told::Removed(removed) });
             }
@@ -591,12 +591,6 @@ impl Core {
     pub fn view(&self) -> Arc<View> {
         self.view.load_full()
     }
-}
-
-/// The record a key of the store stands for.
-fn record_of(key: &[u8]) -> Option<(SubnetId, Digest)> {
-    let (subnet, digest) = key.get(1..)?.split_at_checked(16)?;
-    Some((SubnetId(subnet.try_into().ok()?), digest.try_into().ok()?))
 }
 
 impl From<crate::model::error::Error> for Error {

@@ -6,7 +6,7 @@
 //! told, and answered; of what was refused nothing is left, and who asked hears why. So nobody ever sees what is not
 //! saved, and a decision is never made on it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -16,10 +16,10 @@ use tokio::sync::oneshot;
 use super::queue::Queue;
 use super::{Core, unix_now};
 use crate::api::types::{Error, ErrorKind};
+use crate::model::draft::{Changes, Draft, record_key};
 use crate::model::error::Code;
 use crate::model::id::{PeerId, SubnetId};
-use crate::model::record::{Digest, Signed};
-use crate::model::state::{Draft, Write};
+use crate::model::record::{Digest, Verified};
 use crate::store::{Batch, Store, StoreError};
 
 /// How long nothing is to be saved before it is tried again whether anything can be.
@@ -93,14 +93,18 @@ pub(super) enum Wish {
     },
 }
 
+/// Records that came, each with who sent it.
+type Came = BTreeMap<(SubnetId, Digest), (Verified, Option<PeerId>)>;
+
 /// What a job decided.
 #[derive(Default)]
 pub(super) struct Decided {
-    writes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
     /// What takes it back, in the order it was decided; after the job what does it again.
     steps: Vec<Draft>,
-    came: Vec<(Signed, Option<PeerId>)>,
-    went: Vec<(SubnetId, Digest)>,
+    came: Came,
+    went: BTreeSet<(SubnetId, Digest)>,
+    /// What else is saved, by its key.
+    rest: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
     view: Option<(Wish, u64)>,
     /// The generation before, to which it goes back where nothing of this is saved.
     before: Option<u64>,
@@ -110,19 +114,22 @@ pub(super) struct Decided {
 }
 
 impl Decided {
-    /// Adds a draft that was absorbed: what it writes, who sent which record, and what takes it back.
-    pub(super) fn add(&mut self, writes: Vec<Write>, from: &BTreeMap<Digest, PeerId>, undo: Draft) {
-        for (key, value) in writes {
-            if key.first() == Some(&b'r') {
-                let signed = value.as_ref().and_then(|value| Signed::parse(value).ok());
-                self.came.extend(signed.map(|signed| {
-                    let sender = from.get(&signed.digest()).copied();
-                    (signed, sender)
-                }));
-                self.went.extend(if value.is_none() { super::record_of(&key) } else { None });
+    /// Adds a draft that was absorbed: what it changes, who sent which record, and what takes it back. A record that came
+    /// and went in one job, or went and came, is no change.
+    pub(super) fn add(&mut self, changes: Changes, from: &BTreeMap<Digest, PeerId>, undo: Draft) {
+        for gone in changes.went {
+            if self.came.remove(&gone).is_none() {
+                self.went.insert(gone);
             }
-            self.writes.insert(key, value);
         }
+        for record in changes.came {
+            let key = (record.signed().subnet, record.digest());
+            if !self.went.remove(&key) {
+                let sender = from.get(&key.1).copied();
+                self.came.insert(key, (record, sender));
+            }
+        }
+        self.rest.extend(changes.rest);
         self.steps.push(undo);
     }
 
@@ -147,7 +154,12 @@ impl Decided {
 
     fn batch(&mut self) -> Batch {
         let mut batch = Batch::default();
-        for (key, value) in std::mem::take(&mut self.writes) {
+        batch.delete_records.extend(self.went.iter().map(|(id, digest)| record_key(*id, digest)));
+        let came = self.came.iter();
+        batch
+            .put_records
+            .extend(came.map(|((id, digest), (record, _))| (record_key(*id, digest), record.signed().encode())));
+        for (key, value) in std::mem::take(&mut self.rest) {
             match value {
                 Some(value) => batch.put_records.push((key, value)),
                 None => batch.delete_records.push(key),
@@ -196,7 +208,7 @@ impl Core {
             }
         }
         if result.is_ok() {
-            self.make_true(decided.steps, decided.came, &decided.went);
+            self.make_true(decided.steps, decided.came, decided.went);
             match decided.view {
                 Some((Wish::Now, generation)) => self.build(generation),
                 Some((Wish::Beside { urgent }, generation)) => self.want_built(generation, urgent),
@@ -213,17 +225,17 @@ impl Core {
         reply(result);
     }
 
-    fn make_true(&mut self, steps: Vec<Draft>, came: Vec<(Signed, Option<PeerId>)>, went: &[(SubnetId, Digest)]) {
+    fn make_true(&mut self, steps: Vec<Draft>, came: Came, went: BTreeSet<(SubnetId, Digest)>) {
         self.work.writes = self.work.writes.saturating_add(1);
         for step in steps {
             let _ = self.state.absorb(step);
         }
-        self.known.change(came.iter().map(|(signed, _)| (signed.subnet, signed.digest())), went);
-        self.note_lives(came.iter().map(|(signed, _)| (signed.subnet, signed.issuer)));
+        self.known.change(came.keys().copied(), went);
+        self.note_lives(came.iter().map(|((subnet, _), (record, _))| (*subnet, record.signed().issuer)));
         self.forget_derived();
         self.pulse.changed(Instant::now());
-        for (signed, sender) in came {
-            self.untold.entry((signed.subnet, sender)).or_default().push(signed);
+        for ((subnet, _), (record, sender)) in came {
+            self.untold.entry((subnet, sender)).or_default().push(record);
         }
     }
 

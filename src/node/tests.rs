@@ -12,10 +12,11 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::model::counted::{Counts, counts};
 use crate::model::join::Ask;
 use crate::model::local::PendingJoin;
 use crate::model::members::{Identity, Subnet};
-use crate::model::record::{Admission, Body, Doc, Role, Term, Verified, WorkloadEntry};
+use crate::model::record::{Admission, Body, Doc, Role, Signed, Term, Verified, WorkloadEntry};
 use crate::model::source::Payer;
 use crate::model::state::Founding;
 use crate::model::zone::RecordData;
@@ -182,7 +183,7 @@ async fn many_documents_are_one_write_few_views_and_one_message() {
     let mut told = std::collections::BTreeSet::new();
     while told.len() < 39 {
         let push = tokio::time::timeout(Duration::from_secs(5), lab.pushes.recv()).await.unwrap().unwrap();
-        told.extend(push.records.iter().map(|r| r.issuer));
+        told.extend(push.records.iter().map(|r| r.signed().issuer));
     }
 }
 
@@ -354,6 +355,60 @@ async fn what_could_not_be_saved_has_changed_nothing() {
     });
     assert_eq!(refused.await.unwrap(), "E-DISK-FULL");
     assert_eq!(lab.node.view().load().generation, before);
+}
+
+#[tokio::test]
+async fn a_record_is_encoded_signed_and_digested_once_and_shared_by_state_and_peers() {
+    let mut lab = lab(3).await;
+    while lab.pushes.try_recv().is_ok() {}
+    let id = lab.id;
+    let begin = lab.node.run(|_| counts()).await.unwrap();
+    // Its own: nothing is read back, on the way to the disk and to the others neither.
+    let text = [RecordData::Txt("x".into())];
+    lab.node.run(move |core| core.dns_add("lab", "wiki", &text, 60).map(drop)).await.unwrap().unwrap();
+    let own = lab.node.run(|_| counts()).await.unwrap();
+    // The document, and this node's own side, which knows the name from now on.
+    assert_eq!(own - begin, Counts { encoded: 2, digested: 1, ..Counts::default() });
+    // A member's: all of it is done beside the node's thread.
+    let (known, before) = (Known::default(), counts());
+    let good = check::check(&known, id, vec![doc(id, 2, 7)]).good;
+    // It was signed here, too.
+    let once = Counts { encoded: 1, digested: 1, verified: 1, parsed: 1 };
+    assert_eq!(counts() - before, once);
+    let peer = identity(2).peer;
+    lab.node.run(move |core| core.take(id, good, Some(peer)).map(drop)).await.unwrap().unwrap();
+    assert_eq!(lab.node.run(|_| counts()).await.unwrap() - own, Counts::default());
+    let mut told = 0;
+    while told < 2 {
+        let push = tokio::time::timeout(Duration::from_secs(5), lab.pushes.recv()).await.unwrap().unwrap();
+        told += push.records.len();
+        let held = lab.node.run(move |core| core.state.subnets[&id].records.verified().collect::<Vec<_>>());
+        let held = held.await.unwrap();
+        assert!(push.records.iter().all(|record| held.iter().any(|held| held.is_same(record))));
+    }
+}
+
+/// A job that drafts a change and takes it back in the same breath.
+#[tokio::test]
+async fn what_came_and_went_in_one_job_is_neither_saved_nor_known_nor_told() {
+    let mut lab = lab(3).await;
+    while lab.pushes.try_recv().is_ok() {}
+    let id = lab.id;
+    let (first, second) = (lab.node.run(move |core| {
+        let mut records = Vec::new();
+        for name in ["wiki", "other"] {
+            core.commit(added(core, name)).unwrap();
+            let own = core.state.subnets[&id].records.verified().find(|r| matches!(r, Verified::Doc(_)));
+            records.push(own.unwrap().digest());
+        }
+        (records[0], records[1])
+    }))
+    .await
+    .unwrap();
+    let known = lab.node.run(move |core| [first, second].map(|digest| core.known.holds(id, &digest))).await.unwrap();
+    assert_eq!(known, [false, true]);
+    let push = tokio::time::timeout(Duration::from_secs(5), lab.pushes.recv()).await.unwrap().unwrap();
+    assert_eq!(push.records.iter().map(Verified::digest).collect::<Vec<_>>(), [second]);
 }
 
 #[test]

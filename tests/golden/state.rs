@@ -145,7 +145,7 @@ fn write() {
     let past = Past { id: genesis().id(), name: "gone".parse().unwrap(), proof: vec![], genesis: vec![], untold: true };
     draft.remember(vec![past]);
     let mut batch = Batch::default();
-    for (key, value) in draft.writes(&state) {
+    for (key, value) in draft.changes(&state).into_writes() {
         batch.put_records.push((key, value.unwrap()));
     }
     let store = Store::open(dir.path()).unwrap();

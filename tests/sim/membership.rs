@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use byway::model::error::Code;
 use byway::model::id::PeerId;
-use byway::model::record::{Body, Grant, Head, Revocation, Role, Seat, Signed, Term};
+use byway::model::record::{Body, Grant, Head, Revocation, Role, Seat, Signed, Term, Verified};
 use byway::model::state::State;
 
 use super::world::{World, checked, doc, identity, seeds, with_admins};
@@ -380,7 +380,7 @@ fn show(world: &mut World, who: usize, to: usize) -> usize {
     let returned = checked(&world.records(who).returned_by(from));
     let taken: Vec<Signed> = returned
         .iter()
-        .filter(|r| matches!(r.body(), Body::Revocation(r) if world.records(to).takes_returned(r, from)))
+        .filter(|r| matches!(r, Verified::Revocation(r) if world.records(to).takes_returned(r.body(), from)))
         .map(|r| r.signed().clone())
         .collect();
     world.give(to, &taken);
@@ -426,8 +426,8 @@ fn a_former_admin_shows_nothing_that_counts() {
     world.change(0, |s, me, now| s.set_admin(me, b, false, now).unwrap());
     world.gossip(20);
     let returned = checked(world.records(1).all().filter(|r| r.issuer == b));
-    let words = returned.iter().filter_map(|r| match r.body() {
-        Body::Revocation(r) => Some(r.clone()),
+    let words = returned.iter().filter_map(|r| match r {
+        Verified::Revocation(r) => Some(r.body().clone()),
         _ => None,
     });
     let words: Vec<_> = words.collect();

@@ -70,7 +70,7 @@ fn saved_state_is_loaded_whole_without_any_peer() {
     let empty = State::new(state.me.clone());
     let draft = draft(state.subnets[&world.id].clone());
     let saved: Vec<(Vec<u8>, Vec<u8>)> =
-        draft.writes(&empty).into_iter().filter_map(|(k, v)| v.map(|v| (k, v))).collect();
+        draft.changes(&empty).into_writes().into_iter().filter_map(|(k, v)| v.map(|v| (k, v))).collect();
     let (loaded, damage) = State::load(state.me.clone(), saved.clone());
     assert_eq!(damage, vec![]);
     assert_eq!(
@@ -141,7 +141,7 @@ fn a_thousand_members_resolve_in_time() {
     state.absorb(draft(subnet.clone()));
     let began = std::time::Instant::now();
     subnet.set_endpoints(&state.me.clone(), &["/memory/1".into()], world.now).unwrap();
-    let writes = draft(subnet).writes(&state).len();
+    let writes = draft(subnet).changes(&state).into_writes().len();
     println!("one change of a thousand members: {writes} writes, {:?}", began.elapsed());
     assert_eq!(writes, 1);
     assert_eq!(resolved.members.len(), 1000);

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::model::id::{PeerId, SubnetId};
-use crate::model::record::Signed;
+use crate::model::record::{Signed, Verified};
 use crate::node::{PIECE, Push, Told, wanted};
 use crate::p2p::{AskError, Protocol};
 use crate::service::{Mesh, inbox};
@@ -79,7 +79,7 @@ fn send(mesh: &Arc<Mesh>, push: Push) {
     let mut records = push.records.as_slice();
     while !records.is_empty() {
         // One message carries as much as the other end reads.
-        let part = control::fitting(records.iter(), RECORDS_BUDGET);
+        let part = control::fitting(records.iter().map(Verified::signed), RECORDS_BUDGET);
         let Some(rest) = records.get(part.len().max(1)..) else { return };
         records = rest;
         let body = control::encode(&ControlRequest::Push { subnet: push.subnet, records: part });
@@ -90,7 +90,10 @@ fn send(mesh: &Arc<Mesh>, push: Push) {
 /// Tells a peer what it said itself, twice: messages to one peer go over its connections in turn, and where its identity
 /// runs on two machines, the other one hears of it so.
 async fn tell_both(mesh: Arc<Mesh>, peer: PeerId, push: Push) {
-    let records = control::fitting(push.records.iter().filter(|record| record.issuer == peer), RECORDS_BUDGET);
+    let records = control::fitting(
+        push.records.iter().map(Verified::signed).filter(|record| record.issuer == peer),
+        RECORDS_BUDGET,
+    );
     let body = control::encode(&ControlRequest::Push { subnet: push.subnet, records });
     for _ in 0..2 {
         // Lost or refused: the comparisons of the next seconds make up for it.
@@ -99,10 +102,10 @@ async fn tell_both(mesh: Arc<Mesh>, peer: PeerId, push: Push) {
 }
 
 /// At most [`FANOUT`] of `peers`, others for each news and each node.
-fn some_of(mesh: &Arc<Mesh>, mut peers: Vec<PeerId>, news: &[Signed]) -> Vec<PeerId> {
+fn some_of(mesh: &Arc<Mesh>, mut peers: Vec<PeerId>, news: &[Verified]) -> Vec<PeerId> {
     if peers.len() > FANOUT {
         let mut seed = Sha256::new();
-        news.iter().for_each(|record| seed.update(record.signature_r));
+        news.iter().for_each(|record| seed.update(record.signed().signature_r));
         seed.update(mesh.peers.peer().0);
         let seed: [u8; 32] = seed.finalize().into();
         peers.sort_by_cached_key(|p| {
