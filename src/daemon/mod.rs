@@ -140,16 +140,22 @@ async fn on_signal(stop: CancellationToken) {
 }
 
 /// SIGHUP reads the configuration again, like `byway reload`.
-async fn on_hangup(ctx: Context) {
+async fn on_hangup(ctx: Context, stop: CancellationToken) -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
-    while hangup.recv().await.is_some() {
-        match handler::call(&ctx, crate::api::types::Request::Reload).await {
-            Ok(crate::api::types::Response::Done(done)) => tracing::info!("{}", done.message),
-            Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "read the configuration again"),
+    let reload = async {
+        let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
+        while hangup.recv().await.is_some() {
+            match handler::call(&ctx, crate::api::types::Request::Reload).await {
+                Ok(crate::api::types::Response::Done(done)) => tracing::info!("{}", done.message),
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "read the configuration again"),
+            }
         }
+    };
+    if stop.run_until_cancelled(reload).await.is_some() {
+        stop.cancelled().await;
     }
+    Ok(())
 }
 
 /// Everything between reading the state and the last goodbye, on the machine it is told: the kernel, or memory in tests.
@@ -230,6 +236,8 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         config: settings.follow(),
         surroundings: machine.surroundings(&instance),
     })?;
+    // Also where the start fails, or a part does not stop in time.
+    let _ended = mesh.ends_with();
     let ctx = Context {
         config,
         settings,
@@ -304,7 +312,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         let served = async move { server::run_bounded(listener, handler, stop, bounds).await };
         task!("api", async move { served.await.context("serve the control socket") });
     }
-    tokio::spawn(on_hangup(ctx.clone()));
+    task!("hangup", on_hangup(ctx.clone(), net_stop.clone()));
     task!("metrics", metrics::run(ctx.clone(), metrics_listener, moves, net_stop.clone()));
     task!("notify", notify::run(ctx.clone(), net_stop.clone()));
     join::resume(&mesh).await;
@@ -323,10 +331,9 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         host_stop.cancel();
         net_stop.cancel();
         while tasks.join_next().await.is_some() {}
-        mesh.service.stop().await;
+        mesh.stop().await;
         // The last datagrams told the peers; now nobody reads any more.
         ctx.links.close_port();
-        // Tasks that ask a peer may still be about; none of them changes anything after this.
         ctx.node.close().await;
     };
     let _ = tokio::time::timeout(STOP_WITHIN.saturating_sub(Duration::from_millis(500)), drain).await;

@@ -165,7 +165,7 @@ pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Res
         }
         // Whoever has not answered is asked again: a question may be lost, or be older than the clock.
         for peer in members.iter().filter(|peer| all || known.binary_search_by_key(*peer, |(of, _)| *of).is_err()) {
-            tokio::spawn(compare(Arc::clone(&mesh), *peer));
+            mesh.spawn(compare(Arc::clone(&mesh), *peer));
         }
         let words = opinion.judge(clock, &subnets, &known);
         let against = subnets.iter().filter(|(id, _)| opinion.contradicts(**id)).map(|(_, s)| Arc::clone(&s.members));

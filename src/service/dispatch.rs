@@ -18,6 +18,8 @@ use crate::node::JoinDecision;
 use crate::p2p::{Address, Class, Command, Event, Heard, Protocol, Responder, Typed};
 use crate::wire::control::{self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest};
 
+/// Between two looks at where members are, and at subnets that have nobody connected.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// What join requests are counted by.
 const MINUTE: Duration = Duration::from_secs(60);
 /// Who asks to join that is remembered; with more the oldest counts are forgotten.
@@ -172,7 +174,7 @@ pub(crate) async fn run(
     mut events: mpsc::Receiver<Event>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut look = tokio::time::interval(Duration::from_secs(10));
+    let mut look = tokio::time::interval(LOOK_EVERY);
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -197,9 +199,9 @@ async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
                 if outbound && Heard::parse(&remote).is_some() {
                     mesh.node.note_reached(peer, remote).await?;
                 }
-                tokio::spawn(tell::with_peer(Arc::clone(mesh), peer));
-                tokio::spawn(clock::compare(Arc::clone(mesh), peer));
-                tokio::spawn(sessions::connected(Arc::clone(mesh), peer));
+                mesh.spawn(tell::with_peer(Arc::clone(mesh), peer));
+                mesh.spawn(clock::compare(Arc::clone(mesh), peer));
+                mesh.spawn(sessions::connected(Arc::clone(mesh), peer));
             }
             mesh.joins.hurry();
         }
@@ -220,7 +222,7 @@ async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
         Event::Asked { peer, class, protocol: Protocol::Join, remote_ip, body, responder, .. } => {
             let payer = payer_of(peer, class, remote_ip);
             if mesh.table.may_ask(payer, mesh.config().limits.joins_per_minute) {
-                tokio::spawn(on_join(Arc::clone(mesh), peer, payer, body, responder));
+                mesh.spawn(on_join(Arc::clone(mesh), peer, payer, body, responder));
             } else {
                 let message = "too many requests from this address; wait a minute".to_owned();
                 mesh.table.refuse(peer, Protocol::Join, "too many join requests from one source");
@@ -411,8 +413,9 @@ async fn dial_hints(mesh: &Arc<Mesh>) -> anyhow::Result<()> {
             hints.iter().chain(&mesh.config().bootstrap).filter_map(|h| h.parse().ok()).collect();
         if alone && !addresses.is_empty() {
             let peers = mesh.peers.clone();
-            tokio::spawn(async move {
-                let _ = peers.connect(addresses, None).await;
+            mesh.spawn(async move {
+                // Whoever answers is heard of as an event, also after this has ended.
+                let _ = tokio::time::timeout(LOOK_EVERY, peers.connect(addresses, None)).await;
             });
         }
     }

@@ -220,11 +220,11 @@ impl Push {
 /// A request that a member has sent. It is answered when its turn comes, or refused where too much waits.
 pub(crate) fn arrived(mesh: &Arc<Mesh>, peer: PeerId, body: Vec<u8>, responder: Responder) {
     match mesh.inbox.enter(peer, body, responder) {
-        Ok(true) => drop(tokio::spawn(serve(Arc::clone(mesh), peer))),
+        Ok(true) => mesh.spawn(serve(Arc::clone(mesh), peer)),
         Ok(false) => {}
         Err((responder, why)) => {
             mesh.table.refuse(peer, Protocol::Control, why);
-            tokio::spawn(async move {
+            mesh.spawn(async move {
                 tokio::time::sleep(REFUSED_FOR).await;
                 drop(responder);
             });
@@ -299,7 +299,7 @@ async fn serve(mesh: Arc<Mesh>, peer: PeerId) {
 /// Answers a push once what it brought is saved, without keeping the next waiting.
 fn finish(mesh: &Arc<Mesh>, peer: PeerId, push: Push) {
     let node = mesh.node.clone();
-    tokio::spawn(async move {
+    mesh.spawn(async move {
         let saved = node.saved_for(peer).await.unwrap_or(false);
         let answer = if saved && !push.waiting { ControlAnswer::Done } else { ControlAnswer::Different };
         push.responder.respond(control::encode(&answer));
@@ -328,9 +328,9 @@ async fn open(mesh: &Arc<Mesh>, peer: PeerId, request: Request, pushes: &mut Vec
             return pushes.push_back(Push { subnet, records, junk: 0, waiting: false, responder, _place: place });
         }
         Ok(ControlRequest::Session { subnet, message, endpoints }) => {
-            let mesh = Arc::clone(mesh);
-            tokio::spawn(async move {
-                let answer = sessions::answer(&mesh, peer, subnet, Letter { message, endpoints }).await;
+            let shared = Arc::clone(mesh);
+            mesh.spawn(async move {
+                let answer = sessions::answer(&shared, peer, subnet, Letter { message, endpoints }).await;
                 responder.respond(control::encode(&answer));
                 drop(place);
             });

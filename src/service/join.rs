@@ -117,7 +117,7 @@ pub(crate) fn start(mesh: &Arc<Mesh>, join: PendingJoin) -> Running {
     let running = Running { progress, genesis: Arc::default(), asked: asked_so_far };
     // The former task ends when it sees that another took its place.
     mesh.joins.lock().insert(join.subnet, running.clone());
-    tokio::spawn(ask_until_decided(Arc::clone(mesh), join, sender, Arc::clone(&running.genesis), asked));
+    mesh.spawn(ask_until_decided(Arc::clone(mesh), join, sender, Arc::clone(&running.genesis), asked));
     running
 }
 
@@ -139,7 +139,7 @@ async fn ask_until_decided(
         if wanted == Ok(None) && mine(&mesh) {
             // A person took it back. No question is under way here, which could arrive after this.
             mesh.joins.lock().remove(&subnet);
-            tokio::spawn(withdraw::tell(Arc::clone(&mesh), join.clone(), asked.borrow().clone()));
+            mesh.spawn(withdraw::tell(Arc::clone(&mesh), join.clone(), asked.borrow().clone()));
         }
         wanted != Ok(Some(true)) || !mine(&mesh)
     };
@@ -407,7 +407,6 @@ async fn candidates(mesh: &Arc<Mesh>, join: &PendingJoin, tried: &mut Tried, rou
             () = &mut deadline => break,
         }
     }
-    dials.detach_all();
     found.sort_by_key(|p| (Some(*p) != issuer, *p));
     found.dedup();
     found

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
 
 use super::clock::{self, Clocks};
 use super::dispatch::Table;
@@ -57,6 +59,8 @@ pub(crate) struct Mesh {
     pub clocks: Arc<Clocks>,
     /// Where datagrams reach this node.
     pub endpoints: Endpoints,
+    tasks: TaskTracker,
+    stop: CancellationToken,
 }
 
 impl Mesh {
@@ -85,12 +89,38 @@ impl Mesh {
             joins: Joins::default(),
             clocks,
             endpoints: Endpoints::default(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
         }))
     }
 
     /// The configuration in force now.
     pub(crate) fn config(&self) -> Arc<Config> {
         self.config.borrow().clone()
+    }
+
+    /// Runs a task of a protocol, until it is done or the protocols stop.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            // What is left undone is made up for at the next start, as after a crash.
+            let _ended_early = stop.run_until_cancelled(task).await;
+        });
+    }
+
+    /// Ends every task, and waits until all have.
+    ///
+    /// # Cancel safety
+    /// Dropped before it is done, they end all the same.
+    pub(crate) async fn stop(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        tokio::join!(self.tasks.wait(), self.service.stop());
+    }
+
+    /// Has every task end when this is dropped, without waiting for them.
+    pub(crate) fn ends_with(&self) -> DropGuard {
+        self.stop.clone().drop_guard()
     }
 }
 

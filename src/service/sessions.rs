@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
@@ -21,6 +22,9 @@ use crate::wire::control::{self, ControlAnswer, ControlRequest, MAX_ENDPOINTS};
 
 /// For one question over the stream.
 const PATIENCE: Duration = Duration::from_secs(8);
+/// Questions under way at once, far more than sessions of one round of timers ask; what is beyond waits, and fails at once
+/// when too many wait.
+const UNDER_WAY: usize = 1024;
 /// Addresses kept at which members see us.
 const OBSERVED: usize = 3;
 
@@ -70,17 +74,21 @@ pub(crate) fn config(me: PeerId, secret: Zeroizing<[u8; 32]>, cipher: DataCipher
 
 /// Asks what the sessions want asked. Without a stream there is no answer: a question does not dial.
 pub(crate) async fn run(mesh: Arc<Mesh>, mut asks: mpsc::Receiver<Ask>, stop: CancellationToken) -> anyhow::Result<()> {
+    let mut under_way = JoinSet::new();
     loop {
         tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            ask = asks.recv() => {
-                let Some(ask) = ask else { return Ok(()) };
+            () = stop.cancelled() => break,
+            Some(_) = under_way.join_next() => {}
+            ask = asks.recv(), if under_way.len() < UNDER_WAY => {
+                let Some(ask) = ask else { break };
                 if mesh.table.is_member(ask.key.peer) {
-                    tokio::spawn(put(Arc::clone(&mesh), ask));
+                    under_way.spawn(put(Arc::clone(&mesh), ask));
                 }
             }
         }
     }
+    under_way.shutdown().await;
+    Ok(())
 }
 
 async fn put(mesh: Arc<Mesh>, ask: Ask) {
@@ -97,7 +105,7 @@ async fn put(mesh: Arc<Mesh>, ask: Ask) {
     let told = letter.as_ref().map(|letter| letter.endpoints.clone());
     answer.give(letter).await;
     if let Some(told) = told.filter(|told| !told.is_empty()) {
-        prove(mesh, key.peer, told).await;
+        prove(&mesh, key.peer, told).await;
     }
 }
 
@@ -111,7 +119,7 @@ fn beside(status: &p2p::PeerStatus, told: &[SocketAddr]) -> Vec<SocketAddr> {
 }
 
 /// Tells the sessions which of the addresses in a letter are at such a host.
-async fn prove(mesh: Arc<Mesh>, peer: PeerId, told: Vec<SocketAddr>) {
+async fn prove(mesh: &Mesh, peer: PeerId, told: Vec<SocketAddr>) {
     if let (Some(direct), Ok(status)) = (&mesh.direct, mesh.peers.status_of(peer).await) {
         direct.candidates(peer, beside(&status, &told), Origin::Host).await;
     }
@@ -128,10 +136,15 @@ fn letter(message: Vec<u8>, mut endpoints: Vec<SocketAddr>) -> Letter {
 pub(crate) async fn answer(mesh: &Arc<Mesh>, peer: PeerId, subnet: SubnetId, said: Letter) -> ControlAnswer {
     let Some(direct) = &mesh.direct else { return ControlAnswer::NoSession };
     let letter = letter(said.message, said.endpoints);
-    if !letter.endpoints.is_empty() {
-        tokio::spawn(prove(Arc::clone(mesh), peer, letter.endpoints.clone()));
-    }
-    match direct.request(Key { subnet, peer }, letter).await {
+    let told = letter.endpoints.clone();
+    // Both at once: neither needs the other.
+    let proven = async {
+        if !told.is_empty() {
+            prove(mesh, peer, told).await;
+        }
+    };
+    let (answer, ()) = tokio::join!(direct.request(Key { subnet, peer }, letter), proven);
+    match answer {
         Some(Letter { message, endpoints }) => ControlAnswer::Session { message, endpoints },
         None => ControlAnswer::NoSession,
     }

@@ -38,6 +38,25 @@ async fn pending_join_survives_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_task_outlives_a_daemon() {
+    let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let before = alive();
+    let (a, b) = tokio::join!(Node::start("a"), Node::start("b"));
+    let id = a.create("lab").await.id.to_string();
+    let at = [a.address()];
+    let takes_back = async {
+        until("the question is there", || async { !a.requests("lab").await.is_empty() }).await;
+        a.stop().await;
+        b.ok(Request::Leave { subnet: id.clone() }).await;
+    };
+    // It ends when the join has seen that it was taken back. From then on a task tells that to the one that is away, again
+    // and again for as long as that one may keep the question.
+    let (_, ()) = tokio::join!(b.join(&id, &at, PATIENCE), takes_back);
+    b.stop().await;
+    until("every task has ended", || async { alive() <= before }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn invites_and_removals_survive_restart() {
     let (a, b, _) = two().await;
     let (_, invite) = a.invite("lab", 1, 3_600_000, Role::Member).await;

@@ -45,7 +45,7 @@ pub(crate) async fn run(
             },
             _ = tick.tick() => {
                 for peer in mesh.table.members() {
-                    tokio::spawn(with_peer(Arc::clone(&mesh), peer));
+                    mesh.spawn(with_peer(Arc::clone(&mesh), peer));
                 }
             }
             _ = unsettled.tick() => {
@@ -53,7 +53,7 @@ pub(crate) async fn run(
                 // Questions to one peer go over its connections in turn, so both machines hear of each other.
                 let all = lives.contains(&mesh.peers.peer());
                 for peer in mesh.table.members().into_iter().filter(|peer| all || lives.contains(peer)) {
-                    tokio::spawn(with_peer(Arc::clone(&mesh), peer));
+                    mesh.spawn(with_peer(Arc::clone(&mesh), peer));
                 }
             }
         }
@@ -67,7 +67,7 @@ fn send(mesh: &Arc<Mesh>, push: Push) {
         Told::Removed(removed) => removed.into_iter().filter(|p| connected.contains(p)).collect(),
         Told::Members { except, new_life } => {
             if let Some(peer) = except.filter(|peer| new_life && connected.contains(peer)) {
-                tokio::spawn(tell_both(Arc::clone(mesh), peer, push.clone()));
+                mesh.spawn(tell_both(Arc::clone(mesh), peer, push.clone()));
             }
             let view = mesh.node.view().load_full();
             let members = view.rolls.get(&push.subnet).cloned().unwrap_or_default();
@@ -83,7 +83,7 @@ fn send(mesh: &Arc<Mesh>, push: Push) {
         let Some(rest) = records.get(part.len().max(1)..) else { return };
         records = rest;
         let body = control::encode(&ControlRequest::Push { subnet: push.subnet, records: part });
-        receivers.iter().for_each(|peer| drop(tokio::spawn(tell(Arc::clone(mesh), *peer, body.clone()))));
+        receivers.iter().for_each(|peer| mesh.spawn(tell(Arc::clone(mesh), *peer, body.clone())));
     }
 }
 
