@@ -52,9 +52,11 @@
 //! ```text
 //! testing                                                           what tests share; nothing else reaches up to it
 //! main
-//! daemon
+//! daemon                                                            build, run, stop
+//! command                                                           what people ask, carried out
+//! report                                                            what is said of the state
 //! cli   engine
-//! service
+//! service                                                           what other peers ask
 //! api::server   datapath
 //! node
 //! tun  p2p  link  host  dns  store  config  api::{types,client}     one outside thing each; never import each other
@@ -97,18 +99,18 @@
 //!
 //! # A command
 //!
-//! `cli` -> [`api::client`] -> HTTP+JSON on the unix socket -> [`api::server`] (peer credentials) -> `daemon` ->
-//! [`node::Core`]: decide on a copy of the subnet -> [`store`] commits (synced, beside the thread) -> absorb -> publish the View -> tell the
-//! other members. [`host::reconcile`] wakes, observes, plans, applies, and publishes what failed; the command waits for
-//! that, so it never says "ok" for what the kernel refused. One path serves start, reload, repair, crash recovery and
-//! stop: add before delete, and only what bears our mark is deleted.
+//! `cli` -> [`api::client`] -> HTTP+JSON on the unix socket -> [`api::server`] (peer credentials) -> `command` -> one
+//! typed call of [`node::Node`]: decide on a copy of the subnet -> [`store`] commits (synced, beside the thread) -> absorb
+//! -> publish the View -> tell the other members. [`host::reconcile`] wakes, observes, plans, applies, and publishes what
+//! failed; the command waits for that, so it never says "ok" for what the kernel refused, and takes it back. One path
+//! serves start, reload, repair, crash recovery and stop: add before delete, and only what bears our mark is deleted.
 //!
 //! # The configuration
 //!
 //! [`config`] reads it whole, and refuses what is wrong; what is accepted and nobody reads is named
 //! ([`config::Config::idle`]). A running daemon keeps what it was started with for the keys that need a restart, and beside it
 //! what is in force for those that `reload` takes over ([`config::keys::LIVE`]); `[[subnet]]` tables are joined and left by the
-//! same commands that a person types (`daemon/reload.rs`). systemd is told when both hold (`daemon/notify.rs`).
+//! same commands that a person types (`command/reload.rs`). systemd is told when both hold (`report/notify.rs`).
 //!
 //! # What passes the kernel
 //!
@@ -170,6 +172,7 @@
 pub mod api;
 pub mod backoff;
 pub mod cli;
+pub mod command;
 pub mod config;
 pub mod crypto;
 pub mod daemon;
@@ -184,6 +187,7 @@ pub mod node;
 pub mod p2p;
 pub mod packet;
 pub mod peer;
+pub mod report;
 pub mod service;
 pub mod store;
 #[doc(hidden)]

@@ -20,6 +20,8 @@ const ROWS: &[&[&str]] = &[
     &["api::server", "datapath"],
     &["service"],
     &["cli", "engine"],
+    &["report"],
+    &["command"],
     &["daemon"],
     &["main"],
     // Above all, so that only tests reach it.

@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::api::types::{Error, ErrorKind};
 use crate::datapath::Datapath;
 use crate::host::nft::Repair;
-use crate::host::{self, Failure, Host, LinuxHost, Rules, TunControl, memory::MemoryHost};
+use crate::host::{Failure, Host, LinuxHost, Rules, TunControl, memory::MemoryHost};
 use crate::model::host::neighbour::Integrate;
 use crate::model::host::{Change, HostConfig, Observed, TunConfig};
 use crate::model::unwritten::Unwritten;
 use crate::p2p::TransportKind;
 use crate::packet::TunOffload;
+use crate::report::Platform;
 use crate::service::join::Surroundings;
 use crate::tun::{self, Tun};
 
@@ -90,6 +90,13 @@ impl Machine {
         matches!(self, Machine::Kernel)
     }
 
+    pub(crate) fn platform(&self) -> Platform {
+        match self {
+            Machine::Kernel => Platform::Kernel,
+            Machine::Memory(_) => Platform::Memory,
+        }
+    }
+
     pub(crate) fn transport(&self) -> TransportKind {
         match self {
             Machine::Kernel => TransportKind::Network,
@@ -161,17 +168,5 @@ impl Machine {
             Machine::Kernel => Surroundings::Kernel { instance: instance.into() },
             Machine::Memory(_) => Surroundings::Memory,
         }
-    }
-
-    /// Whether the kernel gives us what we need: the first thing that is missing, with its remedy.
-    pub(crate) fn ready(&self) -> Result<(), Error> {
-        let missing = if self.is_kernel() { host::preflight().into_iter().next() } else { None };
-        let Some((what, message, hint)) = missing else { return Ok(()) };
-        let (kind, code) = match what {
-            "no-net-admin" => (ErrorKind::NotPermitted, "E-NO-NET-ADMIN"),
-            "no-nft" => (ErrorKind::Failed, "E-NO-NFT"),
-            _ => (ErrorKind::Failed, "E-NO-TUN"),
-        };
-        Err(Error::new(kind, code, message).hint(hint))
     }
 }

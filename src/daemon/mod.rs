@@ -5,24 +5,11 @@
 //! stop   api refuses -> swarm closes -> links drain -> port closes -> host applies the empty config -> TUNs drop     (5 s in all)
 //! ```
 
-mod attach;
 mod cleanup;
-mod condition;
-mod exposition;
-mod found;
-mod handler;
-mod happenings;
-mod lives;
+mod door;
 mod machine;
-mod metrics;
-mod notify;
 mod port;
-mod reload;
-mod status;
-mod storage;
 mod tell;
-mod unwell;
-mod waiting;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -38,12 +25,14 @@ pub use cleanup::cleanup;
 pub use machine::Machine;
 
 use crate::api::server;
-use crate::api::types::{Error, ErrorKind};
+use crate::api::types::{Error, ErrorKind, Request, Response};
+use crate::command::reload::Settings;
+use crate::command::{self, Commands};
 use crate::config::{Config, DnsMode};
 use crate::datapath::Datapath;
 use crate::dns::{self, Dns};
 use crate::host::nft::Repair;
-use crate::host::{Applied, Failure, Rules, reconcile};
+use crate::host::{Applied, Failure, reconcile};
 use crate::link::Links;
 use crate::link::direct::Direct;
 use crate::model::build::Here;
@@ -51,9 +40,9 @@ use crate::model::host::HostConfig;
 use crate::model::id::PeerId;
 use crate::model::members::Identity;
 use crate::model::state::State;
-use crate::model::unwritten::Unwritten;
 use crate::node::{Node, Parts};
 use crate::p2p;
+use crate::report::{Platform, Report, happenings, metrics, notify};
 use crate::service::{self, Mesh, clock, dispatch, join, records, sessions};
 use crate::store::{self, Store};
 
@@ -74,21 +63,15 @@ pub(crate) struct Context {
     /// What the daemon was started with: of the keys that need a restart.
     pub config: Arc<Config>,
     /// What is in force now: of the keys that are taken over while it runs.
-    pub settings: reload::Settings,
+    pub settings: Settings,
     pub machine: Machine,
     pub node: Node,
     pub peers: p2p::Handle,
     pub links: Links,
     pub datapath: Datapath,
-    pub dns: Dns,
     pub applied: watch::Receiver<Applied>,
     /// What the protocols with peers use.
     pub mesh: Arc<Mesh>,
-    pub probes: Arc<condition::Probes>,
-    pub rules: Option<Rules>,
-    /// Which files of the state directory cannot be written, by who writes them.
-    pub unwritten: Vec<watch::Receiver<Unwritten>>,
-    pub started: Instant,
 }
 
 /// Runs the daemon until a signal: `byway daemon`.
@@ -139,22 +122,20 @@ async fn on_signal(stop: CancellationToken) {
     std::process::exit(1);
 }
 
-/// SIGHUP reads the configuration again, like `byway reload`.
-async fn on_hangup(ctx: Context, stop: CancellationToken) -> anyhow::Result<()> {
+/// SIGHUP reads the configuration again, like `byway reload`. A reading that has begun is ended before this returns.
+async fn on_hangup(commands: Commands, stop: CancellationToken) -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
-    let reload = async {
-        let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
-        while hangup.recv().await.is_some() {
-            match handler::call(&ctx, crate::api::types::Request::Reload).await {
-                Ok(crate::api::types::Response::Done(done)) => tracing::info!("{}", done.message),
+    if let Ok(mut hangup) = signal(SignalKind::hangup()) {
+        while tokio::select! { () = stop.cancelled() => false, heard = hangup.recv() => heard.is_some() } {
+            match command::call(&commands, Request::Reload).await {
+                Ok(Response::Done(done)) => tracing::info!("{}", done.message),
                 Ok(_) => {}
                 Err(error) => tracing::warn!(%error, "read the configuration again"),
             }
         }
-    };
-    if stop.run_until_cancelled(reload).await.is_some() {
-        stop.cancelled().await;
     }
+    // A daemon that hears no signal is no worse for it.
+    stop.cancelled().await;
     Ok(())
 }
 
@@ -226,7 +207,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         machine.host(&instance, &config.state_dir, datapath.clone(), repair, integrate).map_err(failed("E-NETLINK"))?;
     unwritten.extend(host.unwritten());
     let config = Arc::new(config);
-    let (settings, moves) = reload::Settings::new(Arc::clone(&config));
+    let (settings, moves) = Settings::new(Arc::clone(&config));
     let mesh = Mesh::new(service::Parts {
         node: node.clone(),
         peers: peers.clone(),
@@ -246,13 +227,36 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         peers,
         links,
         datapath,
-        dns,
         applied: applied_rx,
         mesh: Arc::clone(&mesh),
-        probes: Arc::default(),
+    };
+    let report = Report {
+        config: ctx.config.clone(),
+        settings: ctx.settings.follow(),
+        platform: ctx.machine.platform(),
+        node: node.clone(),
+        peers: ctx.peers.clone(),
+        links: ctx.links.clone(),
+        datapath: ctx.datapath.clone(),
+        dns: dns.clone(),
+        applied: ctx.applied.clone(),
         rules: host.rules(),
         unwritten,
+        probes: Arc::default(),
+        mesh: Arc::clone(&mesh),
         started: Instant::now(),
+    };
+    let commands = Commands {
+        config: ctx.config.clone(),
+        settings: ctx.settings.clone(),
+        platform: report.platform,
+        node: node.clone(),
+        peers: ctx.peers.clone(),
+        links: ctx.links.clone(),
+        dns: dns.clone(),
+        applied: ctx.applied.clone(),
+        mesh: Arc::clone(&mesh),
+        report: report.clone(),
     };
 
     clock::begin(&node).await.map_err(failed("E-STOPPING"))?;
@@ -293,30 +297,30 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     }
     task!("events", dispatch::run(Arc::clone(&mesh), events, net_stop.clone()));
     task!("view", tell::run(ctx.clone(), desired, net_stop.clone()));
-    task!("happenings", happenings::run(ctx.clone(), net_stop.clone()));
+    task!("happenings", happenings::run(report.clone(), net_stop.clone()));
     task!("sync", records::tell::run(Arc::clone(&mesh), pushes, net_stop.clone()));
     task!("clock", clock::run(Arc::clone(&mesh), net_stop.clone()));
     task!("links", dispatch::follow_wanted(Arc::clone(&mesh), wanted, net_stop.clone()));
     task!("devices", tell::follow_devices(ctx.clone(), died, net_stop.clone()));
     {
-        let (dns, view, ticks, stop) = (ctx.dns.clone(), node.view(), node.published(), net_stop.clone());
-        let former = dns::Formers { applied: ctx.applied.clone(), door: attach::door() };
+        let (view, ticks, stop) = (node.view(), node.published(), net_stop.clone());
+        let former = dns::Formers { applied: ctx.applied.clone(), door: door::door() };
         task!("dns", async move {
             dns.run(view, ticks, former, stop).await;
             Ok(())
         });
     }
     {
-        let (handler, stop) = (handler::handler(ctx.clone()), api_stop.clone());
+        let (handler, stop) = (command::handler(commands.clone()), api_stop.clone());
         let bounds = server::Bounds { clients: ctx.settings.api_clients(), ..server::Bounds::default() };
         let served = async move { server::run_bounded(listener, handler, stop, bounds).await };
         task!("api", async move { served.await.context("serve the control socket") });
     }
-    task!("hangup", on_hangup(ctx.clone(), net_stop.clone()));
-    task!("metrics", metrics::run(ctx.clone(), metrics_listener, moves, net_stop.clone()));
-    task!("notify", notify::run(ctx.clone(), net_stop.clone()));
+    task!("hangup", on_hangup(commands.clone(), api_stop.clone()));
+    task!("metrics", metrics::run(report.clone(), metrics_listener, moves, net_stop.clone()));
+    task!("notify", notify::run(report, net_stop.clone()));
     join::resume(&mesh).await;
-    reload::declared(&ctx, &ctx.config.subnets).await;
+    command::reload::declared(&commands, &ctx.config.subnets).await;
     tracing::info!(peer = %ctx.peers.peer(), name = %ctx.config.node_name, "ready");
 
     let early = tokio::select! {
@@ -415,5 +419,5 @@ fn addresses(texts: &[String]) -> Result<Vec<p2p::Address>, Error> {
 /// # Errors
 /// The first thing that is missing, with its remedy.
 pub fn preflight(_config: &Config) -> Result<(), Error> {
-    Machine::Kernel.ready()
+    Platform::Kernel.ready()
 }

@@ -1,9 +1,9 @@
 //! The node: the only writer of [`State`].
 //!
 //! One thread owns the state, one beside it the store. Whoever wants something makes one typed call: commands and timers
-//! in `handle`, looks in `looks` and `overview`. Every change goes the same way: decide on a copy, save (synced), absorb, publish the View, tell the others, answer. What
-//! could not be saved has changed nothing and is told to nobody. While something is being saved (`saver`) the thread goes on
-//! with what only reads.
+//! in `handle`, looks in `looks` and `overview`. Every change goes the same way: decide on a copy, save (synced), absorb,
+//! publish the View, tell the others, answer. What could not be saved has changed nothing and is told to nobody. While
+//! something is being saved (`saver`) the thread goes on with what only reads.
 //!
 //! Who pays before work is done:
 //!

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use super::{done, settle};
+use super::{Commands, done, settle};
 use crate::api::types::{Cidr, Error, ErrorKind, Request, Response};
-use crate::daemon::Context;
 use crate::model::host::HostPolicy;
 use crate::model::id::SubnetId;
 use crate::model::members::printable;
@@ -12,11 +11,11 @@ use crate::model::state::Founding;
 use crate::node::Effect;
 use crate::service::join::around;
 
-pub(super) async fn create(ctx: &Context, request: Request) -> Result<Response, Error> {
+pub(super) async fn create(ctx: &Commands, request: Request) -> Result<Response, Error> {
     let Request::Create { name, cidr4, cidr6, block4, admission, domain, grant_life_s, host } = request else {
         return Err(Error::new(ErrorKind::Usage, "E-VERB", "not create"));
     };
-    ctx.machine.ready()?;
+    ctx.platform.ready()?;
     let around = around(&ctx.mesh).await?;
     let founding = Founding {
         name,
@@ -43,11 +42,11 @@ pub(super) async fn create(ctx: &Context, request: Request) -> Result<Response, 
 }
 
 /// `subnet host`: what of this machine itself a subnet reaches. What is no longer let in has ended when this returns.
-pub(super) async fn host(ctx: &Context, subnet: String, host: Option<HostPolicy>) -> Result<Response, Error> {
+pub(super) async fn host(ctx: &Commands, subnet: String, host: Option<HostPolicy>) -> Result<Response, Error> {
     let Some(host) = host else {
         return Ok(Response::Host(ctx.node.host_policy(subnet).await?));
     };
-    ctx.machine.ready()?;
+    ctx.platform.ready()?;
     let Effect { answer: info, generation } = ctx.node.set_host_policy(subnet, host).await?;
     settle(ctx, generation).await?;
     Ok(Response::Host(info))
@@ -62,7 +61,7 @@ fn choice<T>(cidr: Cidr<T>) -> Option<Option<T>> {
 }
 
 /// After `leave` or `destroy`: gives the others a moment to hear of it, then forgets the subnet.
-pub(super) async fn end(ctx: &Context, id: SubnetId, text: &str, word: &str) -> Result<Response, Error> {
+pub(super) async fn end(ctx: &Commands, id: SubnetId, text: &str, word: &str) -> Result<Response, Error> {
     if !ctx.mesh.table.members().is_empty() {
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
@@ -73,7 +72,7 @@ pub(super) async fn end(ctx: &Context, id: SubnetId, text: &str, word: &str) -> 
 
 /// `leave` or `destroy` of what is here no more: says how it went, whichever is asked for. Only a subnet that its owner ended
 /// is destroyed.
-pub(super) async fn ended_before(ctx: &Context, text: &str) -> Result<Response, Error> {
+pub(super) async fn ended_before(ctx: &Commands, text: &str) -> Result<Response, Error> {
     let shown = printable(text);
     let told = if ctx.node.was_destroyed(text.to_owned()).await? {
         format!("{shown} was destroyed already")

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, watch};
 
 use self::plan::{Follow, Meant, Plan, Standing, Unfinished, plan};
-use super::{Context, handler, metrics, notify};
+use super::{Commands, call, done};
 use crate::api::server;
 use crate::api::types::{
     ConfigInfo, ConfigSubnet, ConfigValue, Error, ErrorKind, Joined, Request, Response, SubnetState,
@@ -23,6 +23,7 @@ use crate::model::id::SubnetId;
 use crate::model::join::{INVITE_PREFIX, Invite, unwrapped};
 use crate::node::Membership;
 use crate::p2p::Command;
+use crate::report::{metrics, notify};
 
 /// The configuration in force. Clones are one.
 #[derive(Clone)]
@@ -37,7 +38,7 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    pub(super) fn new(config: Arc<Config>) -> (Settings, mpsc::Receiver<metrics::Move>) {
+    pub(crate) fn new(config: Arc<Config>) -> (Settings, mpsc::Receiver<metrics::Move>) {
         let api_clients = Arc::new(AtomicUsize::new(clients(&config)));
         let (metrics, moves) = mpsc::channel(1);
         let config = Arc::new(watch::Sender::new(config));
@@ -50,7 +51,7 @@ impl Settings {
     }
 
     /// The same, for who follows it.
-    pub(super) fn follow(&self) -> watch::Receiver<Arc<Config>> {
+    pub(crate) fn follow(&self) -> watch::Receiver<Arc<Config>> {
         self.config.subscribe()
     }
 
@@ -70,7 +71,7 @@ impl Settings {
     }
 
     /// How many clients the control socket takes.
-    pub(super) fn api_clients(&self) -> Arc<AtomicUsize> {
+    pub(crate) fn api_clients(&self) -> Arc<AtomicUsize> {
         Arc::clone(&self.api_clients)
     }
 }
@@ -101,7 +102,7 @@ struct Told {
 /// `E-LISTEN-IN-USE` and `E-LISTEN` where metrics cannot be served where it says; then nothing was taken over. The error of
 /// the first membership that could not be joined, followed or left, with everything that was done; the next reading tries
 /// that again.
-pub(super) async fn reload(ctx: &Context) -> Result<Response, Error> {
+pub(super) async fn reload(ctx: &Commands) -> Result<Response, Error> {
     let mut unfinished = ctx.settings.unfinished.lock().await;
     notify::reloading();
     let read = read_again(ctx, &mut unfinished).await;
@@ -112,11 +113,11 @@ pub(super) async fn reload(ctx: &Context) -> Result<Response, Error> {
     let Reading { message, changed, failed } = read?;
     match failed {
         Some(error) => Err(Error { message, ..error }),
-        None => Ok(handler::done(message, changed)),
+        None => Ok(done(message, changed)),
     }
 }
 
-async fn read_again(ctx: &Context, unfinished: &mut Unfinished) -> Result<Reading, Error> {
+async fn read_again(ctx: &Commands, unfinished: &mut Unfinished) -> Result<Reading, Error> {
     let fresh = Config::load(&ctx.config.sources).map_err(|errors| {
         let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
         let unread = errors.iter().find(|error| error.code == Code::ConfigRead);
@@ -178,7 +179,7 @@ async fn read_again(ctx: &Context, unfinished: &mut Unfinished) -> Result<Readin
 }
 
 /// Which subnets are here.
-async fn standing(ctx: &Context) -> Result<Standing, Error> {
+async fn standing(ctx: &Commands) -> Result<Standing, Error> {
     let (memberships, joins) = (ctx.node.memberships().await?, ctx.node.own_joins().await?);
     let mut standing = Standing { stands: memberships.into_keys().collect(), ..Standing::default() };
     for join in joins {
@@ -190,10 +191,10 @@ async fn standing(ctx: &Context) -> Result<Standing, Error> {
 
 /// Joins what is declared now and was not, and leaves what was declared and is not any more. What was done is taken off
 /// `unfinished`.
-async fn memberships(ctx: &Context, todo: Plan, unfinished: &mut Unfinished) -> Told {
+async fn memberships(ctx: &Commands, todo: Plan, unfinished: &mut Unfinished) -> Told {
     let mut told = follow_all(ctx, &todo.follow, unfinished).await;
     for id in todo.leave {
-        match Box::pin(handler::call(ctx, Request::Leave { subnet: id.to_string() })).await {
+        match Box::pin(call(ctx, Request::Leave { subnet: id.to_string() })).await {
             Ok(_) => {
                 unfinished.leave.remove(&id);
                 told.words.push(format!("left {id}"));
@@ -212,7 +213,7 @@ async fn memberships(ctx: &Context, todo: Plan, unfinished: &mut Unfinished) -> 
 
 /// `config show` of this daemon: the values in force, flags among them, and every membership with what the command line made
 /// of it; then what is declared and no membership yet.
-pub(super) async fn show(ctx: &Context) -> Result<ConfigInfo, Error> {
+pub(super) async fn show(ctx: &Commands) -> Result<ConfigInfo, Error> {
     let config = ctx.settings.now();
     let json = |value: Value| match value {
         Value::Text(text) => serde_json::json!(text),
@@ -264,7 +265,7 @@ fn as_declared(id: Option<SubnetId>, table: &DeclaredSubnet) -> ConfigSubnet {
 
 /// Memberships that the configuration declares at the start: the same as `join` and its flags, without waiting. What fails
 /// is logged, and tried again by the next reading.
-pub(super) async fn declared(ctx: &Context, subnets: &[DeclaredSubnet]) {
+pub(crate) async fn declared(ctx: &Commands, subnets: &[DeclaredSubnet]) {
     let mut unfinished = ctx.settings.unfinished.lock().await;
     // An invite is read before it has served: from then on its file may go.
     let meant = ctx.settings.all_meant(subnets);
@@ -274,7 +275,7 @@ pub(super) async fn declared(ctx: &Context, subnets: &[DeclaredSubnet]) {
 }
 
 /// Joins or follows each; takes what went well off `unfinished`.
-async fn follow_all(ctx: &Context, all: &[Follow], unfinished: &mut Unfinished) -> Told {
+async fn follow_all(ctx: &Commands, all: &[Follow], unfinished: &mut Unfinished) -> Told {
     let mut told = Told::default();
     for one in all {
         match join(ctx, one).await {
@@ -292,7 +293,7 @@ async fn follow_all(ctx: &Context, all: &[Follow], unfinished: &mut Unfinished) 
 }
 
 /// Joins one, or has a membership that stands follow its declaration.
-async fn join(ctx: &Context, one: &Follow) -> Result<Vec<String>, Error> {
+async fn join(ctx: &Commands, one: &Follow) -> Result<Vec<String>, Error> {
     let (subnet, was) = (&one.table, one.was.as_ref());
     let unread = |error: std::io::Error| {
         let hint = "write id = \"SUBNET\" beside invite_file: then the invite may go once it has served";
@@ -319,7 +320,7 @@ async fn join(ctx: &Context, one: &Follow) -> Result<Vec<String>, Error> {
         timeout_ms: 0,
         wait: false,
     };
-    let Response::Joined(joined) = Box::pin(handler::call(ctx, request)).await? else { return Ok(Vec::new()) };
+    let Response::Joined(joined) = Box::pin(call(ctx, request)).await? else { return Ok(Vec::new()) };
     let ready = joined.state == SubnetState::Ready;
     let mut words = if ready { follow(ctx, subnet, &joined).await? } else { Vec::new() };
     if !ready {
@@ -342,11 +343,11 @@ async fn join(ctx: &Context, one: &Follow) -> Result<Vec<String>, Error> {
 }
 
 /// Has a membership that stands follow its declaration: what of this machine is open, and where members may be.
-async fn follow(ctx: &Context, subnet: &DeclaredSubnet, joined: &Joined) -> Result<Vec<String>, Error> {
+async fn follow(ctx: &Commands, subnet: &DeclaredSubnet, joined: &Joined) -> Result<Vec<String>, Error> {
     let (id, mut words) = (joined.id, Vec::new());
     if let Some(host) = subnet.host.clone() {
         let request = Request::SubnetHost { subnet: id.to_string(), host: Some(host.clone()) };
-        if let Response::Host(info) = Box::pin(handler::call(ctx, request)).await?
+        if let Response::Host(info) = Box::pin(call(ctx, request)).await?
             && info.changed
         {
             words.push(format!("this machine is {host} to {id}"));

@@ -1,6 +1,6 @@
 //! What `status` says of what stands in the way although the kernel matches.
 
-use super::Context;
+use super::Report;
 use crate::api::types::Problem;
 use crate::model::host::{Beginner, Finding, PRIORITY, Place};
 use crate::model::id::{PeerId, SubnetId};
@@ -8,7 +8,7 @@ use crate::model::routes::Owner;
 use crate::model::view::View;
 
 /// Every finding of the last look, with what to do about it. `name` says what people call a member.
-pub(crate) fn problems(ctx: &Context, name: impl Fn(PeerId) -> String) -> Vec<Problem> {
+pub(crate) fn problems(ctx: &Report, name: impl Fn(PeerId) -> String) -> Vec<Problem> {
     let view = ctx.node.view().load_full();
     ctx.applied.borrow().findings.iter().map(|found| problem(found, &view, &name)).collect()
 }

@@ -21,7 +21,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::exposition::{CONTENT_TYPE, PortCounts, Snapshot};
-use super::{Context, status};
+use super::{Report, status};
 use crate::api::server::http;
 use crate::api::types::{Error, ErrorKind};
 use crate::model::source::{Places, Sizes, Taken};
@@ -34,10 +34,10 @@ const SETTLED: Duration = Duration::from_secs(2);
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// Everything as text.
-pub(crate) async fn text(ctx: &Context) -> Result<String, Error> {
+pub(crate) async fn text(ctx: &Report) -> Result<String, Error> {
     let status = status::status(ctx, None).await?;
     let mut maps = ctx.node.maps(None).await?;
-    super::handler::maps::count(ctx, &mut maps).await;
+    super::maps::count(ctx, &mut maps).await;
     let port = ctx.links.port().map(|port| {
         let strays = ctx.links.strays();
         let (unknown, malformed) = (strays.unknown.load(Ordering::Relaxed), strays.malformed.load(Ordering::Relaxed));
@@ -65,19 +65,19 @@ pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
 
 /// Serves `GET /metrics` where `metrics.listen` says, and elsewhere as soon as that is changed.
 pub(crate) async fn run(
-    ctx: Context,
+    ctx: Report,
     mut listener: Option<TcpListener>,
     mut moves: mpsc::Receiver<Move>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let router = Router::new().route("/metrics", get(serve)).with_state(ctx.clone());
     let settings = ctx.settings.clone();
-    let may_ask = move |client: IpAddr, here: IpAddr| may_ask(client, here, &settings.now().metrics_allow);
+    let may_ask = move |client: IpAddr, here: IpAddr| may_ask(client, here, &settings.borrow().metrics_allow);
     loop {
         let asked = match listener.take() {
             Some(open) => {
                 let here = open.local_addr().ok();
-                if here.is_some_and(|at| !at.ip().is_loopback()) && ctx.settings.now().metrics_allow.is_empty() {
+                if here.is_some_and(|at| !at.ip().is_loopback()) && ctx.settings.borrow().metrics_allow.is_empty() {
                     tracing::warn!("metrics are answered to this machine only: [metrics] allow names others");
                 }
                 let moved = stop.child_token();
@@ -191,7 +191,7 @@ async fn accept(
     }
 }
 
-async fn serve(State(ctx): State<Context>, request: Request) -> Response {
+async fn serve(State(ctx): State<Report>, request: Request) -> Response {
     let host = request.headers().get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default();
     if !is_address(host) {
         return (StatusCode::FORBIDDEN, "ask by IP address\n").into_response();

@@ -3,10 +3,9 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use super::settle;
+use super::{Commands, settle};
 use crate::api::types::{Error, ErrorKind, Joined, Request, Response, SubnetState};
 use crate::config::multiaddr;
-use crate::daemon::Context;
 use crate::link::Key;
 use crate::model::host::HostPolicy;
 use crate::model::id::{Name, PeerId, SubnetId};
@@ -23,7 +22,7 @@ const STREAM_PATIENCE: Duration = Duration::from_secs(3);
 /// How long a join that was saved may take to say so.
 const DECIDED_PATIENCE: Duration = Duration::from_secs(3);
 
-pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Response, Error> {
+pub(super) async fn join_subnet(ctx: &Commands, request: Request) -> Result<Response, Error> {
     let Request::Join { target, peers, name, alias, ip, host, allow, timeout_ms, wait } = request else {
         return Err(Error::new(ErrorKind::Usage, "E-VERB", "not join"));
     };
@@ -46,7 +45,7 @@ pub(super) async fn join_subnet(ctx: &Context, request: Request) -> Result<Respo
         joined.ignored = ignored(&joined, name.as_ref(), alias.as_ref(), ip, host.as_ref());
         return Ok(Response::Joined(joined));
     }
-    ctx.machine.ready()?;
+    ctx.platform.ready()?;
     if let Some(invite) = invite.as_ref().filter(|i| unix_now() >= i.expires) {
         let message = format!("the invite to subnet {} has expired", invite.subnet);
         return Err(Error::new(ErrorKind::Refused, "E-INVITE-EXPIRED", message).hint(NEW_INVITE));
@@ -122,7 +121,7 @@ pub(super) fn meant(text: &str) -> Result<Vec<String>, String> {
 }
 
 /// Those of the addresses that were typed where nobody answered.
-async fn silent(ctx: &Context, typed: &[String]) -> Vec<String> {
+async fn silent(ctx: &Commands, typed: &[String]) -> Vec<String> {
     let peers = ctx.peers.status().await.unwrap_or_default();
     let connected: Vec<Address> =
         peers.iter().flat_map(|p| &p.connections).filter_map(|c| c.remote.parse().ok()).collect();
@@ -169,7 +168,7 @@ fn ignored(
 }
 
 /// The answer of `join` for a subnet this node belongs to.
-async fn joined(ctx: &Context, id: SubnetId) -> Result<Option<Joined>, Error> {
+async fn joined(ctx: &Commands, id: SubnetId) -> Result<Option<Joined>, Error> {
     Ok(ctx.node.joined(id).await?.map(|(i, terms)| {
         let member = i.members.iter().find(|m| m.me).map(|m| m.name.clone());
         Joined {
@@ -189,13 +188,13 @@ async fn joined(ctx: &Context, id: SubnetId) -> Result<Option<Joined>, Error> {
 }
 
 /// Whether a member of a subnet has a path of datagrams.
-async fn by_datagrams(ctx: &Context, id: SubnetId) -> bool {
+async fn by_datagrams(ctx: &Commands, id: SubnetId) -> bool {
     let Some(direct) = &ctx.mesh.direct else { return false };
     direct.status().await.iter().any(|(key, status)| key.subnet == id && status.path.is_some())
 }
 
 /// Waits a little for the first stream, or the first path of datagrams: a ping right after `join` shall pass.
-async fn first_stream(ctx: &Context, id: SubnetId) {
+async fn first_stream(ctx: &Commands, id: SubnetId) {
     let deadline = Instant::now() + STREAM_PATIENCE;
     while Instant::now() < deadline {
         let view = ctx.node.view().load_full();

@@ -1,15 +1,14 @@
 //! Workloads: found on this machine, then attached.
 
-use super::{settle, undone};
+use super::{Commands, attach, settle, undone};
 use crate::api::types::{Error, ErrorKind, Request, Response};
-use crate::daemon::{Context, attach};
 use crate::node::{Claim, Effect};
 
-pub(super) async fn attach(ctx: &Context, request: Request) -> Result<Response, Error> {
+pub(super) async fn attach(ctx: &Commands, request: Request) -> Result<Response, Error> {
     let Request::Attach { workload, subnet, name, ip, mac, engine } = request else {
         return Err(Error::new(ErrorKind::Usage, "E-VERB", "not attach"));
     };
-    ctx.machine.ready()?;
+    ctx.platform.ready()?;
     ctx.node.find(subnet.clone()).await?;
     let new = attach::find(ctx, workload, name, mac, engine).await?;
     let wanted = Claim { name: new.name.to_string(), ip, netns: Some(new.netns.clone()) };
@@ -19,6 +18,6 @@ pub(super) async fn attach(ctx: &Context, request: Request) -> Result<Response, 
         return Err(undone(ctx, added, error).await);
     }
     ctx.node.confirm(added).await?;
-    attached.resolver &= ctx.machine.is_kernel();
+    attached.resolver &= ctx.platform.is_kernel();
     Ok(Response::Attached(attached))
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::{Context, unwell};
+use super::{Report, unwell};
 use crate::api::types::{self, Carriers, Error, ErrorKind, Path, PeerInfo, Problem, SessionInfo, Status, SubnetState};
 use crate::config::PostQuantum;
 use crate::host::Rules;
@@ -30,7 +30,7 @@ type Peers = BTreeMap<PeerId, p2p::PeerStatus>;
 /// What the control task of the datagrams knows.
 type Sessions = HashMap<Key, DirectStatus>;
 
-async fn peers(ctx: &Context) -> Peers {
+async fn peers(ctx: &Report) -> Peers {
     ctx.peers.status().await.unwrap_or_default().into_iter().map(|p| (p.peer, p)).collect()
 }
 
@@ -50,7 +50,7 @@ pub(super) fn endpoint_text(remote: &str) -> String {
     endpoint.map_or_else(|| remote.to_owned(), |e| e.to_string())
 }
 
-async fn sessions(ctx: &Context) -> Sessions {
+async fn sessions(ctx: &Report) -> Sessions {
     match &ctx.mesh.direct {
         Some(direct) => direct.status().await,
         None => Sessions::new(),
@@ -101,7 +101,7 @@ fn datagrams(path: &PathStatus) -> Path {
 
 /// How packets reach a peer: by datagrams, by the stream in use, or since when by nothing.
 fn path(
-    ctx: &Context,
+    ctx: &Report,
     peer: PeerId,
     link: Option<&LinkStatus>,
     direct: Option<&PathStatus>,
@@ -162,7 +162,7 @@ fn unreached(status: Option<&p2p::PeerStatus>) -> Option<(&'static str, Option<S
 }
 
 /// How packets reach each member that is connected, or has a path of datagrams.
-pub(super) async fn paths(ctx: &Context) -> BTreeMap<Key, Path> {
+pub(super) async fn paths(ctx: &Report) -> BTreeMap<Key, Path> {
     let view = ctx.node.view().load_full();
     let sessions = sessions(ctx).await;
     let connected = ctx.mesh.table.members();
@@ -180,25 +180,25 @@ pub(super) async fn paths(ctx: &Context) -> BTreeMap<Key, Path> {
 }
 
 /// Names of byway's own links.
-fn own_links(ctx: &Context) -> BTreeSet<String> {
+fn own_links(ctx: &Report) -> BTreeSet<String> {
     let view = ctx.node.view().load_full();
     let tuns = view.host.tuns.iter().map(|t| t.name.clone());
     tuns.chain(view.host.workloads.iter().map(|w| w.host_link.clone())).collect()
 }
 
 /// `status`.
-pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status, Error> {
+pub(crate) async fn status(ctx: &Report, only: Option<String>) -> Result<Status, Error> {
     let Overview { only, subnets: parts, mut maps, contested, damage, asking, twice, ended, refused } =
         ctx.node.overview(only).await?;
     let known = peers(ctx).await;
     let sessions = sessions(ctx).await;
     let mut problems = problems(ctx);
     problems.extend(blocked(ctx));
-    super::handler::maps::count(ctx, &mut maps).await;
+    super::maps::count(ctx, &mut maps).await;
     // Where the whole subnet is off, that is the problem, and not each of its maps.
     maps.retain(|map| parts.iter().any(|p| p.status.name == map.subnet && p.status.state == SubnetState::Ready));
     problems.extend(super::condition::of_maps(&maps));
-    if ctx.machine.is_kernel() && parts.iter().any(|part| !part.peers.is_empty()) {
+    if ctx.platform.is_kernel() && parts.iter().any(|part| !part.peers.is_empty()) {
         problems.extend(super::condition::no_way_out(&own_links(ctx)));
     }
     let dropped = dropped_by_rules(ctx).await;
@@ -226,7 +226,7 @@ pub(crate) async fn status(ctx: &Context, only: Option<String>) -> Result<Status
     problems.extend(twice.iter().map(|twice| super::lives::problem(twice, &ctx.config.state_dir)));
     problems.extend(ended.iter().map(|(name, id)| unwell::ended(name, *id)));
     problems.extend(refused.iter().filter_map(unwell::not_let_in));
-    problems.extend(unwell::idle(&ctx.settings.now()));
+    problems.extend(unwell::idle(&ctx.settings.borrow()));
     problems.extend(contested.into_iter().map(|(subnet, name, members)| Problem {
         code: "E-NAME-CONTESTED".into(),
         severity: "warning".into(),
@@ -319,7 +319,7 @@ pub(super) struct DroppedByRules {
     pub(super) closed: BTreeMap<SubnetId, u64>,
 }
 
-pub(super) async fn dropped_by_rules(ctx: &Context) -> DroppedByRules {
+pub(super) async fn dropped_by_rules(ctx: &Report) -> DroppedByRules {
     let Some(rules) = &ctx.rules else { return DroppedByRules::default() };
     let counts = rules.counts().await;
     let mut by_reason = BTreeMap::new();
@@ -332,7 +332,7 @@ pub(super) async fn dropped_by_rules(ctx: &Context) -> DroppedByRules {
 }
 
 /// Firewalls of others that stop what we forward or answer: an accept of ours cannot overrule them.
-fn blocked(ctx: &Context) -> Vec<Problem> {
+fn blocked(ctx: &Report) -> Vec<Problem> {
     let problem = |obstacle: Obstacle| Problem {
         code: match obstacle.hook {
             Hook::Forward => "E-FORWARD-BLOCKED".into(),
@@ -345,9 +345,9 @@ fn blocked(ctx: &Context) -> Vec<Problem> {
     ctx.rules.iter().flat_map(Rules::blocked).map(problem).collect()
 }
 
-fn problems(ctx: &Context) -> Vec<Problem> {
+fn problems(ctx: &Report) -> Vec<Problem> {
     let mut all = Vec::new();
-    if let Err(missing) = ctx.machine.ready() {
+    if let Err(missing) = ctx.platform.ready() {
         all.push(Problem {
             code: missing.code,
             severity: "error".into(),
@@ -393,7 +393,7 @@ fn problems(ctx: &Context) -> Vec<Problem> {
 }
 
 /// `peer ls`: every member of any subnet, and everybody connected.
-pub(crate) async fn peer_list(ctx: &Context) -> Result<Vec<PeerInfo>, Error> {
+pub(crate) async fn peer_list(ctx: &Report) -> Result<Vec<PeerInfo>, Error> {
     let mut names = ctx.node.known_as().await?;
     let known = peers(ctx).await;
     let direct = sessions(ctx).await;
@@ -429,7 +429,7 @@ pub(crate) async fn peer_list(ctx: &Context) -> Result<Vec<PeerInfo>, Error> {
 }
 
 /// One peer by peer ID, member name with or without the subnet, or a prefix of the ID.
-pub(crate) async fn peer_show(ctx: &Context, text: &str) -> Result<PeerInfo, Error> {
+pub(crate) async fn peer_show(ctx: &Report, text: &str) -> Result<PeerInfo, Error> {
     let all = peer_list(ctx).await?;
     let none = || {
         crate::model::error::Error::new(

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::Context;
+use super::Report;
 use super::status::endpoint_text;
 use crate::api::types::{Asked, Error, SubnetState, SubnetStatus, Waiting};
 use crate::model::build::MTU;
@@ -14,7 +14,7 @@ use crate::service::join::Progress;
 
 /// Adds every join that waits, or the one of `only`. A subnet that is here already, and is asked for again, gets it beside
 /// what it is.
-pub(super) async fn add(ctx: &Context, only: Option<SubnetId>, subnets: &mut Vec<SubnetStatus>) -> Result<(), Error> {
+pub(super) async fn add(ctx: &Report, only: Option<SubnetId>, subnets: &mut Vec<SubnetStatus>) -> Result<(), Error> {
     for join in ctx.node.own_joins().await?.into_iter().filter(|join| only.is_none_or(|id| id == join.subnet)) {
         // A refused one waits for nothing any more; what there is to say of it is a problem.
         let waiting = if join.refused.is_some() { None } else { Some(waiting(ctx, &join).await) };
@@ -26,7 +26,7 @@ pub(super) async fn add(ctx: &Context, only: Option<SubnetId>, subnets: &mut Vec
     Ok(())
 }
 
-async fn waiting(ctx: &Context, join: &PendingJoin) -> Waiting {
+async fn waiting(ctx: &Report, join: &PendingJoin) -> Waiting {
     let running = ctx.mesh.joins.running(join.subnet);
     let asked = running.as_ref().map(|r| r.asked.borrow().clone()).unwrap_or_default();
     let reached = running.as_ref().is_some_and(|r| *r.progress.borrow() == Progress::Waiting { reached: true });

@@ -1,11 +1,11 @@
 //! Names, asked as a workload would ask for them.
 
+use super::Commands;
 use crate::api::types::{DnsInfo, Error, ErrorKind, Response};
-use crate::daemon::Context;
 use crate::dns::Outcome;
 use crate::model::members::printable;
 
-pub(super) async fn query(ctx: &Context, name: &str, kind: &str) -> Result<Response, Error> {
+pub(super) async fn query(ctx: &Commands, name: &str, kind: &str) -> Result<Response, Error> {
     let view = ctx.node.view().load_full();
     let answer =
         ctx.dns.query(&view, name, kind).await.map_err(|e| Error::new(ErrorKind::Usage, "E-QUERY", e.to_string()))?;

@@ -3,23 +3,23 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use super::done;
 use super::join::meant;
+use super::{Commands, done};
 use crate::api::types::{Error, ErrorKind, PingInfo, Problem, Response};
-use crate::daemon::{Context, status, unwell};
 use crate::link::Key;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::members::printable;
 use crate::node::TargetPeer;
 use crate::p2p::Typed;
+use crate::report::{status, unwell};
 use crate::service::ping;
 
-pub(super) async fn connect(ctx: &Context, peer: &str) -> Result<Response, Error> {
+pub(super) async fn connect(ctx: &Commands, peer: &str) -> Result<Response, Error> {
     let failed = |e: crate::p2p::ConnectError| {
         Error::new(ErrorKind::Failed, "E-CONNECT", format!("connect {}: {e}", printable(peer)))
     };
     // What is known here by that name is meant first; else it is where somebody is.
-    let known = if peer.starts_with('/') { None } else { Some(status::peer_show(ctx, peer).await) };
+    let known = if peer.starts_with('/') { None } else { Some(status::peer_show(&ctx.report, peer).await) };
     let found = match known {
         Some(Ok(found)) => found,
         Some(Err(error)) if error.kind != ErrorKind::NotFound => return Err(error),
@@ -40,7 +40,7 @@ pub(super) async fn connect(ctx: &Context, peer: &str) -> Result<Response, Error
 }
 
 /// Dials where a person says.
-async fn connect_to(ctx: &Context, text: &str) -> Result<Result<PeerId, crate::p2p::ConnectError>, Error> {
+async fn connect_to(ctx: &Commands, text: &str) -> Result<Result<PeerId, crate::p2p::ConnectError>, Error> {
     let wrong = |e: String| Error::new(ErrorKind::Usage, "E-ADDRESS", format!("{}: {e}", printable(text)));
     let typed: Result<Vec<Typed>, _> = meant(text).map_err(wrong)?.iter().map(|a| a.parse::<Typed>()).collect();
     let typed = typed.map_err(|e| wrong(e.to_string()))?;
@@ -49,15 +49,15 @@ async fn connect_to(ctx: &Context, text: &str) -> Result<Result<PeerId, crate::p
 }
 
 /// Who is behind a peer ID, member or workload name, or overlay address.
-async fn resolve(ctx: &Context, target: &str) -> Result<(PeerId, Option<SubnetId>, Option<IpAddr>), Error> {
+async fn resolve(ctx: &Commands, target: &str) -> Result<(PeerId, Option<SubnetId>, Option<IpAddr>), Error> {
     match ctx.node.target(target.to_owned()).await? {
         Some(TargetPeer { peer, subnet, address }) => Ok((peer, Some(subnet), address)),
-        None => Ok((status::peer_show(ctx, target).await?.peer_id, None, None)),
+        None => Ok((status::peer_show(&ctx.report, target).await?.peer_id, None, None)),
     }
 }
 
 /// The round trip on the carrier that packets take.
-async fn data_rtt(ctx: &Context, key: Key) -> Option<Duration> {
+async fn data_rtt(ctx: &Commands, key: Key) -> Option<Duration> {
     if let Some(direct) = &ctx.mesh.direct
         && let Some(rtt) = direct.ping(key).await
     {
@@ -67,12 +67,12 @@ async fn data_rtt(ctx: &Context, key: Key) -> Option<Duration> {
 }
 
 /// What the peer's machine refused lately: a ping that passes does not say that it lets in more.
-async fn refused(ctx: &Context, key: Key) -> Result<Vec<Problem>, Error> {
+async fn refused(ctx: &Commands, key: Key) -> Result<Vec<Problem>, Error> {
     let called = ctx.node.called(vec![(key.subnet, key.peer)]).await?.into_iter().flatten().next();
-    Ok(called.and_then(|called| unwell::closed_machine(ctx, key, &called)).into_iter().collect())
+    Ok(called.and_then(|called| unwell::closed_machine(&ctx.report, key, &called)).into_iter().collect())
 }
 
-pub(super) async fn ping(ctx: &Context, target: &str, count: u32, timeout: Duration) -> Result<Response, Error> {
+pub(super) async fn ping(ctx: &Commands, target: &str, count: u32, timeout: Duration) -> Result<Response, Error> {
     let (peer, subnet, address) = resolve(ctx, target).await?;
     if peer == ctx.peers.peer() {
         return Err(Error::new(
@@ -109,7 +109,7 @@ pub(super) async fn ping(ctx: &Context, target: &str, count: u32, timeout: Durat
     }
     let counted = if subnet.is_some() { &rtt_ms } else { &control_rtt_ms };
     let received = u32::try_from(counted.iter().flatten().count()).unwrap_or(0);
-    let path = status::peer_show(ctx, &peer.to_string()).await.map(|p| p.path)?;
+    let path = status::peer_show(&ctx.report, &peer.to_string()).await.map(|p| p.path)?;
     let refused = match subnet {
         Some(subnet) => refused(ctx, Key { subnet, peer }).await?,
         None => vec![],

@@ -1,55 +1,20 @@
-//! Port maps: made when their port is free, shown with their live counters.
+//! Port maps as they are now: their counters, and what keeps them from working.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
-use super::{settle, undone};
-use crate::api::types::{Error, ErrorKind, MapInfo, Request, Response};
-use crate::daemon::Context;
-use crate::daemon::condition;
+use super::{Report, condition};
+use crate::api::types::MapInfo;
 use crate::datapath::Refusal;
-use crate::host::listening;
 use crate::host::nft::MapKey;
 use crate::link::Key;
 use crate::model::host::neighbour::Hook;
 use crate::model::host::{Family, Proto};
 use crate::model::routes::Owner;
-use crate::node::{Called, Effect, prepare_map};
+use crate::node::Called;
 use crate::packet::parse::{TCP, UDP};
 
-pub(super) async fn map_add(ctx: &Context, request: Request) -> Result<Response, Error> {
-    let Request::MapAdd { subnet, proto, listen, port, target, target_port, name, allow } = request else {
-        return Err(Error::new(ErrorKind::Usage, "E-VERB", "not map add"));
-    };
-    ctx.machine.ready()?;
-    let new_map = prepare_map(proto, listen, port, target, target_port, name, allow)?;
-    let everywhere = new_map.everywhere;
-    let addresses: Vec<IpAddr> = new_map.maps.iter().map(|map| map.listen).collect();
-    // Where a map of ours has the port, its own proxy listens there; the node names that conflict.
-    let addresses = ctx.node.unmapped(subnet.clone(), (proto, port), addresses).await?;
-    for listen in addresses.into_iter().filter(|_| ctx.machine.is_kernel()) {
-        let free = tokio::task::spawn_blocking(move || listening::check(proto, listen, port)).await;
-        if let Ok(Err(conflict)) = free {
-            let message = format!("map {proto} port {port}: {conflict}");
-            return Err(
-                Error::new(ErrorKind::Conflict, "E-PORT-IN-USE", message).hint(format!("ss -lnp sport = :{port}"))
-            );
-        }
-    }
-    let Effect { answer: added, generation } = ctx.node.map_add(subnet, new_map).await?;
-    if let Err(error) = settle(ctx, generation).await {
-        return Err(undone(ctx, added, error).await);
-    }
-    let mut made = ctx.node.confirm_map(added).await?;
-    // Whether anybody answers behind it is asked now: the first word of a map's state is to be true.
-    count(ctx, &mut made).await;
-    if everywhere {
-        return Ok(Response::Maps { maps: made });
-    }
-    made.pop().map(Response::Map).ok_or_else(|| Error::new(ErrorKind::Failed, "E-MAP", "the map is gone again"))
-}
-
 /// For each map whose target is another member's machine that refused its port lately: where it is opened.
-async fn closed(ctx: &Context, maps: &[MapInfo]) -> Vec<Option<Called>> {
+async fn closed(ctx: &Report, maps: &[MapInfo]) -> Vec<Option<Called>> {
     let closed: Vec<Option<Key>> = maps.iter().map(|map| refused_by(ctx, map)).collect();
     if closed.iter().all(Option::is_none) {
         return vec![None; maps.len()];
@@ -60,7 +25,7 @@ async fn closed(ctx: &Context, maps: &[MapInfo]) -> Vec<Option<Called>> {
 }
 
 /// The member whose machine refused the port that a map leads to.
-fn refused_by(ctx: &Context, map: &MapInfo) -> Option<Key> {
+fn refused_by(ctx: &Report, map: &MapInfo) -> Option<Key> {
     let view = ctx.node.view().load_full();
     let subnet = view.subnets.values().find(|s| s.name == map.subnet)?;
     let port = map.target.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok())?;
@@ -76,7 +41,7 @@ fn refused_by(ctx: &Context, map: &MapInfo) -> Option<Key> {
 }
 
 /// Adds the live counters, whether foreign rules stand in the way, and whether the target lets nobody in.
-pub(in crate::daemon) async fn count(ctx: &Context, maps: &mut [MapInfo]) {
+pub(crate) async fn count(ctx: &Report, maps: &mut [MapInfo]) {
     let known = closed(ctx, maps).await;
     let refusing = condition::refusing(ctx, maps, &known).await;
     // A machine that is closed says so when it is asked, too.

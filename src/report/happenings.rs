@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::{Context, status};
+use super::{Report, status};
 use crate::api::types::Path;
 use crate::cli::print;
 use crate::link::Key;
@@ -30,7 +30,7 @@ const LINES: usize = 20;
 type Subnets = BTreeMap<SubnetId, Membership>;
 
 /// Writes the log until `stop`.
-pub(super) async fn run(ctx: Context, stop: CancellationToken) -> anyhow::Result<()> {
+pub(crate) async fn run(ctx: Report, stop: CancellationToken) -> anyhow::Result<()> {
     let me = ctx.peers.peer();
     let mut published = ctx.node.published();
     let mut look = tokio::time::interval(LOOK);

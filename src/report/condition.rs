@@ -10,7 +10,7 @@ use futures::StreamExt as _;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 
-use super::Context;
+use super::Report;
 use super::unwell::opened;
 use crate::api::types::{MapInfo, Problem};
 use crate::host::door::{PROBE, refuses};
@@ -62,8 +62,8 @@ fn target_of(map: &MapInfo) -> Option<SocketAddr> {
 }
 
 /// The targets that refuse connections. Those that are `closed`, on the machine of the member that is named, are not asked.
-pub(crate) async fn refusing(ctx: &Context, maps: &[MapInfo], closed: &[Option<Called>]) -> BTreeSet<SocketAddr> {
-    if !ctx.machine.is_kernel() {
+pub(crate) async fn refusing(ctx: &Report, maps: &[MapInfo], closed: &[Option<Called>]) -> BTreeSet<SocketAddr> {
+    if !ctx.platform.is_kernel() {
         return BTreeSet::new();
     }
     let open = maps.iter().zip(closed).filter(|(_, closed)| closed.is_none()).map(|(map, _)| map);
@@ -73,12 +73,12 @@ pub(crate) async fn refusing(ctx: &Context, maps: &[MapInfo], closed: &[Option<C
 
 /// Says of each map what keeps it from working, whom it shadows, and what to do about it.
 pub(crate) async fn look(
-    ctx: &Context,
+    ctx: &Report,
     maps: &mut [MapInfo],
     refusing: &BTreeSet<SocketAddr>,
     closed: &[Option<Called>],
 ) {
-    if !ctx.machine.is_kernel() || maps.is_empty() {
+    if !ctx.platform.is_kernel() || maps.is_empty() {
         return;
     }
     let places: Vec<(Proto, Option<SocketAddr>)> = maps.iter().map(|m| (m.proto, m.listen.parse().ok())).collect();

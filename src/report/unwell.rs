@@ -1,7 +1,7 @@
 //! What `status` says of a subnet, its members and this one's place in it that is not well. What is wrong with the machine's
 //! links and maps is `condition`'s, what stands in the way of a kernel that matches is `found`'s.
 
-use super::Context;
+use super::Report;
 use crate::api::types::{PeerStatus, Problem};
 use crate::config::{Config, PostQuantum};
 use crate::link::Key;
@@ -123,7 +123,7 @@ pub(super) fn renamed_member(subnet: &Name, mine: &Member) -> Option<Problem> {
 }
 
 /// What a member's machine refused lately, and what to type there, where the subnet has its own name.
-pub(super) fn closed_machine(ctx: &Context, key: Key, called: &Called) -> Option<Problem> {
+pub(crate) fn closed_machine(ctx: &Report, key: Key, called: &Called) -> Option<Problem> {
     let Called { member: name, subnet } = called;
     let refusals = ctx.datapath.refusals(key);
     let newest = refusals.first()?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
 
-use super::Context;
+use super::Report;
 
 /// Between two looks whether the line of status is still true.
 const LOOK: Duration = Duration::from_secs(5);
@@ -35,7 +35,7 @@ fn one_line(text: &str) -> String {
 }
 
 /// The configuration is being read again, until [`ready`].
-pub(super) fn reloading() {
+pub(crate) fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),
         Err(error) => tracing::debug!(%error, "read the clock of the service manager"),
@@ -43,18 +43,18 @@ pub(super) fn reloading() {
 }
 
 /// The daemon serves, as `status` says.
-pub(super) fn ready(status: &str) {
+pub(crate) fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(&one_line(status))]);
 }
 
 /// Tells systemd that the daemon stops, so that its end is no failure.
-pub(super) fn stopping() {
+pub(crate) fn stopping() {
     tell(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
 }
 
 /// Says that the daemon is ready once the kernel has what the saved state wants, so that what is started after it can bind
 /// the addresses; then keeps the line of status true, and feeds the watchdog for as long as the main loops answer.
-pub(super) async fn run(ctx: Context, stop: CancellationToken) -> anyhow::Result<()> {
+pub(crate) async fn run(ctx: Report, stop: CancellationToken) -> anyhow::Result<()> {
     let generation = ctx.node.view().load().generation;
     let mut applied = ctx.applied.clone();
     tokio::select! {
@@ -91,7 +91,7 @@ fn pace(limit: Option<Duration>) -> (bool, Duration) {
 }
 
 /// Whether each of the main loops answers within `limit`: the node's thread, the swarm, and the sessions.
-async fn lives(ctx: &Context, limit: Duration) -> bool {
+async fn lives(ctx: &Report, limit: Duration) -> bool {
     let node = async { ctx.node.endpoints().await.is_ok() };
     let peers = async { ctx.peers.status().await.is_ok() };
     let sessions = async {
@@ -111,7 +111,7 @@ async fn lives(ctx: &Context, limit: Duration) -> bool {
 }
 
 /// One line for `systemctl status`.
-fn line(ctx: &Context) -> String {
+fn line(ctx: &Report) -> String {
     let (subnets, peers) = (ctx.node.view().load().subnets.len(), ctx.mesh.table.members().len());
     let word = |n: usize, one: &str| if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") };
     format!("{}, {} connected", word(subnets, "subnet"), word(peers, "member"))

@@ -1,30 +1,61 @@
-//! Requests of the control socket: what needs the outside world is done here, what is decided is decided by the node.
+//! What people ask, carried out: every request of the control socket.
+//!
+//! What is decided is decided by the node, in one call; what needs the outside world is done here. A command that the
+//! kernel has to follow waits for it, and what the kernel refuses is taken back. `reload` brings what the configuration
+//! declares about by the same commands.
 
+mod attach;
 mod join;
-pub(super) mod maps;
+mod maps;
 mod names;
 mod peers;
+pub(crate) mod reload;
 mod subnets;
 mod workloads;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Context, attach, metrics, reload, status};
+use tokio::sync::watch;
+
 use crate::api::server::{Handler, Peer};
 use crate::api::types::{Done, Error, ErrorKind, IdInfo, Request, Response};
+use crate::config::Config;
+use crate::dns::Dns;
+use crate::host::Applied;
+use crate::link::Links;
 use crate::model::join::fingerprint;
 use crate::model::members::printable;
 use crate::model::record::Term;
-use crate::node::{Addition, Claim, Effect, Leaving};
-use crate::p2p::Command;
-use crate::service::clock;
+use crate::node::{Addition, Claim, Effect, Leaving, Node};
+use crate::p2p::{self, Command};
+use crate::report::{Platform, Report, maps as maps_now, metrics, status};
+use crate::service::{Mesh, clock};
+
+/// What commands are carried out with. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Commands {
+    /// What the daemon was started with.
+    pub config: Arc<Config>,
+    pub settings: reload::Settings,
+    pub platform: Platform,
+    pub node: Node,
+    pub peers: p2p::Handle,
+    pub links: Links,
+    pub dns: Dns,
+    /// What the kernel has taken.
+    pub applied: watch::Receiver<Applied>,
+    /// The protocols with peers.
+    pub mesh: Arc<Mesh>,
+    /// What is said of the state.
+    pub report: Report,
+}
 
 /// How long a command waits for the kernel to follow.
 const KERNEL_PATIENCE: Duration = Duration::from_secs(8);
 
 /// The handler the control socket calls.
-pub(crate) fn handler(ctx: Context) -> Handler {
+pub(crate) fn handler(ctx: Commands) -> Handler {
     Arc::new(move |request: Request, _peer: Peer| {
         let ctx = ctx.clone();
         Box::pin(async move {
@@ -59,7 +90,7 @@ fn unsaved(error: Error) -> Error {
 }
 
 /// Does what a request asks for.
-pub(crate) async fn call(ctx: &Context, request: Request) -> Result<Response, Error> {
+pub(crate) async fn call(ctx: &Commands, request: Request) -> Result<Response, Error> {
     match request {
         Request::Create { .. } => subnets::create(ctx, request).await,
         Request::Join { .. } => join::join_subnet(ctx, request).await,
@@ -80,7 +111,7 @@ pub(crate) async fn call(ctx: &Context, request: Request) -> Result<Response, Er
             None => subnets::ended_before(ctx, &subnet).await,
         },
         Request::Up { subnet } => {
-            ctx.machine.ready()?;
+            ctx.platform.ready()?;
             settled(ctx, ctx.node.set_up(subnet, true)).await
         }
         Request::Down { subnet } => settled(ctx, ctx.node.set_up(subnet, false)).await,
@@ -115,7 +146,7 @@ pub(crate) async fn call(ctx: &Context, request: Request) -> Result<Response, Er
         }
         Request::PeerConnect { peer } => peers::connect(ctx, &peer).await,
         Request::PeerDisconnect { peer } => {
-            let found = status::peer_show(ctx, &peer).await?;
+            let found = status::peer_show(&ctx.report, &peer).await?;
             let gone = || Error::new(ErrorKind::Failed, "E-STOPPING", "the daemon is stopping");
             ctx.peers.send(Command::Disconnect { peer: found.peer_id }).await.map_err(|_| gone())?;
             Ok(done(format!("disconnected {}", found.peer_id), found.connected))
@@ -129,12 +160,12 @@ pub(crate) async fn call(ctx: &Context, request: Request) -> Result<Response, Er
 }
 
 /// The verbs that only look.
-async fn looking(ctx: &Context, request: Request) -> Result<Response, Error> {
+async fn looking(ctx: &Commands, request: Request) -> Result<Response, Error> {
     match request {
         Request::SubnetLs => Ok(Response::Subnets { subnets: ctx.node.subnets().await? }),
         Request::SubnetShow { subnet } => {
             let mut info = ctx.node.subnet_show(subnet).await?;
-            maps::count(ctx, &mut info.maps).await;
+            maps_now::count(&ctx.report, &mut info.maps).await;
             Ok(Response::Subnet(Box::new(info)))
         }
         Request::InviteLs { subnet } => Ok(Response::Invites { invites: ctx.node.invites(subnet).await? }),
@@ -148,10 +179,10 @@ async fn looking(ctx: &Context, request: Request) -> Result<Response, Error> {
         Request::DnsLs { subnet } => Ok(Response::Dns { records: ctx.node.names(subnet).await? }),
         Request::MapLs { subnet } => {
             let mut maps = ctx.node.maps(subnet).await?;
-            maps::count(ctx, &mut maps).await;
+            maps_now::count(&ctx.report, &mut maps).await;
             Ok(Response::Maps { maps })
         }
-        Request::Status { subnet } => Ok(Response::Status(Box::new(status::status(ctx, subnet).await?))),
+        Request::Status { subnet } => Ok(Response::Status(Box::new(status::status(&ctx.report, subnet).await?))),
         Request::Id => {
             let endpoints = ctx.node.endpoints().await?;
             let peer_id = ctx.peers.peer();
@@ -166,22 +197,22 @@ async fn looking(ctx: &Context, request: Request) -> Result<Response, Error> {
                 addresses,
             }))
         }
-        Request::PeerLs => Ok(Response::Peers { peers: status::peer_list(ctx).await? }),
-        Request::PeerShow { peer } => Ok(Response::Peer(Box::new(status::peer_show(ctx, &peer).await?))),
+        Request::PeerLs => Ok(Response::Peers { peers: status::peer_list(&ctx.report).await? }),
+        Request::PeerShow { peer } => Ok(Response::Peer(Box::new(status::peer_show(&ctx.report, &peer).await?))),
         Request::Config => Ok(Response::Config(reload::show(ctx).await?)),
-        Request::Metrics => Ok(Response::Metrics { text: metrics::text(ctx).await? }),
+        Request::Metrics => Ok(Response::Metrics { text: metrics::text(&ctx.report).await? }),
         Request::Version => Ok(Response::Version { version: env!("CARGO_PKG_VERSION").into(), wire: 1 }),
         _ => Err(Error::new(ErrorKind::Usage, "E-VERB", "this daemon does not know that verb")),
     }
 }
 
-pub(super) fn done(message: impl Into<String>, changed: bool) -> Response {
+fn done(message: impl Into<String>, changed: bool) -> Response {
     Response::Done(Done { message: message.into(), changed })
 }
 
 /// The answer of a command once the kernel has followed.
 async fn settled(
-    ctx: &Context,
+    ctx: &Commands,
     command: impl Future<Output = Result<Effect<Response>, Error>>,
 ) -> Result<Response, Error> {
     let Effect { answer, generation } = command.await?;
@@ -190,7 +221,7 @@ async fn settled(
 }
 
 /// Takes back what the kernel has refused for `error`, which is what the person is told.
-async fn undone(ctx: &Context, added: Addition, error: Error) -> Error {
+async fn undone(ctx: &Commands, added: Addition, error: Error) -> Error {
     if let Err(why) = ctx.node.undo(added).await {
         // The next start takes it back.
         tracing::warn!(error = %why, "take back what the kernel has refused");
@@ -199,7 +230,7 @@ async fn undone(ctx: &Context, added: Addition, error: Error) -> Error {
 }
 
 /// Waits until the kernel matches a generation of the View.
-async fn settle(ctx: &Context, generation: u64) -> Result<(), Error> {
+async fn settle(ctx: &Commands, generation: u64) -> Result<(), Error> {
     let mut applied = ctx.applied.clone();
     let reached = tokio::time::timeout(KERNEL_PATIENCE, applied.wait_for(|a| a.generation >= generation)).await;
     let failures = match reached {

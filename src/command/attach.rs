@@ -1,11 +1,9 @@
 //! Finding a workload on this machine: a namespace by name or path, or a container.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use super::Context;
+use super::Commands;
 use crate::api::types::{Error, ErrorKind, WorkloadKind};
-use crate::dns;
 use crate::engine::docker;
 use crate::host::{netns, resolver};
 use crate::model::host::{NetnsRef, ResolvConf};
@@ -20,7 +18,7 @@ fn not_found(message: String) -> Error {
 
 /// Looks a workload up; its name is the one asked for or what the machine calls it.
 pub(crate) async fn find(
-    ctx: &Context,
+    ctx: &Commands,
     kind: WorkloadKind,
     name: Option<Name>,
     mac: Option<String>,
@@ -62,7 +60,7 @@ pub(crate) async fn find(
 }
 
 /// A resolver file that stands there is another's, unless we made it for the same namespace in another subnet.
-async fn shared_file(ctx: &Context, spec: &str, netns: &NetnsRef, found: ResolvConf) -> Result<ResolvConf, Error> {
+async fn shared_file(ctx: &Commands, spec: &str, netns: &NetnsRef, found: ResolvConf) -> Result<ResolvConf, Error> {
     let Some(file) = netns::resolver_file(spec).filter(|_| found == ResolvConf::None) else { return Ok(found) };
     let ours = ResolvConf::Create(file);
     let made = ctx.node.workloads_in(netns.clone()).await?.iter().any(|w| w.resolv_conf == ours);
@@ -79,7 +77,7 @@ fn docker_error(error: docker::DockerError) -> Error {
 
 /// Sees to it that no workload that is gone stands in the way of what is wanted: whoever holds it is looked at now, not when
 /// the next look at all of them is due.
-pub(crate) async fn bury(ctx: &Context, subnet: &str, wanted: Claim) -> Result<(), Error> {
+pub(crate) async fn bury(ctx: &Commands, subnet: &str, wanted: Claim) -> Result<(), Error> {
     for (id, name, netns) in ctx.node.in_the_way(subnet.to_owned(), wanted).await? {
         if !netns::lives(&netns).await {
             ctx.node.workload_died(id, name, netns).await?;
@@ -89,7 +87,7 @@ pub(crate) async fn bury(ctx: &Context, subnet: &str, wanted: Claim) -> Result<(
 }
 
 /// `byway0`, or the next one that nobody uses in that namespace.
-async fn free_link(ctx: &Context, netns: &NetnsRef) -> Result<String, Error> {
+async fn free_link(ctx: &Commands, netns: &NetnsRef) -> Result<String, Error> {
     let here = ctx.node.workloads_in(netns.clone()).await?;
     let used: Vec<String> = here.into_iter().map(|w| w.inner_link).collect();
     netns::free_link_name(netns, &used).await.map_err(|e| not_found(format!("look into {}: {e}", netns.path.display())))
@@ -101,19 +99,4 @@ fn parse_mac(text: &str) -> Result<[u8; 6], Error> {
     let mac: [u8; 6] = bytes.try_into().map_err(|_| usage())?;
     let [first, ..] = mac;
     if first & 1 == 0 && text.split(':').count() == 6 { Ok(mac) } else { Err(usage()) }
-}
-
-/// Sockets made at the same time in namespaces for questions of workloads: they leave room for other work there.
-const DOORS: usize = 16;
-
-/// Makes sockets in the namespaces of workloads, for the servers they asked before us.
-pub(crate) fn door() -> dns::Door {
-    let places = Arc::new(tokio::sync::Semaphore::new(DOORS));
-    Arc::new(move |netns, family, kind| {
-        let places = Arc::clone(&places);
-        Box::pin(async move {
-            let _place = places.acquire().await.map_err(std::io::Error::other)?;
-            netns::socket(&netns, family, kind).await.map_err(std::io::Error::other)
-        })
-    })
 }

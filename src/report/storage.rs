@@ -4,13 +4,13 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use super::Context;
+use super::Report;
 use crate::api::types::Problem;
 use crate::model::unwritten::Refused;
 use crate::store::quoted;
 
 /// One problem for all files with one remedy, until each of them was written.
-pub(crate) fn problems(ctx: &Context) -> Vec<Problem> {
+pub(crate) fn problems(ctx: &Report) -> Vec<Problem> {
     let mut all: Vec<(Problem, Vec<String>)> = Vec::new();
     for unwritten in &ctx.unwritten {
         for (path, refused) in unwritten.borrow().iter() {

@@ -1,0 +1,41 @@
+//! Port maps, made when their port is free.
+
+use std::net::IpAddr;
+
+use super::{Commands, settle, undone};
+use crate::api::types::{Error, ErrorKind, Request, Response};
+use crate::host::listening;
+use crate::node::{Effect, prepare_map};
+use crate::report::maps::count;
+
+pub(super) async fn map_add(ctx: &Commands, request: Request) -> Result<Response, Error> {
+    let Request::MapAdd { subnet, proto, listen, port, target, target_port, name, allow } = request else {
+        return Err(Error::new(ErrorKind::Usage, "E-VERB", "not map add"));
+    };
+    ctx.platform.ready()?;
+    let new_map = prepare_map(proto, listen, port, target, target_port, name, allow)?;
+    let everywhere = new_map.everywhere;
+    let addresses: Vec<IpAddr> = new_map.maps.iter().map(|map| map.listen).collect();
+    // Where a map of ours has the port, its own proxy listens there; the node names that conflict.
+    let addresses = ctx.node.unmapped(subnet.clone(), (proto, port), addresses).await?;
+    for listen in addresses.into_iter().filter(|_| ctx.platform.is_kernel()) {
+        let free = tokio::task::spawn_blocking(move || listening::check(proto, listen, port)).await;
+        if let Ok(Err(conflict)) = free {
+            let message = format!("map {proto} port {port}: {conflict}");
+            return Err(
+                Error::new(ErrorKind::Conflict, "E-PORT-IN-USE", message).hint(format!("ss -lnp sport = :{port}"))
+            );
+        }
+    }
+    let Effect { answer: added, generation } = ctx.node.map_add(subnet, new_map).await?;
+    if let Err(error) = settle(ctx, generation).await {
+        return Err(undone(ctx, added, error).await);
+    }
+    let mut made = ctx.node.confirm_map(added).await?;
+    // Whether anybody answers behind it is asked now: the first word of a map's state is to be true.
+    count(&ctx.report, &mut made).await;
+    if everywhere {
+        return Ok(Response::Maps { maps: made });
+    }
+    made.pop().map(Response::Map).ok_or_else(|| Error::new(ErrorKind::Failed, "E-MAP", "the map is gone again"))
+}

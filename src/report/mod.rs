@@ -1,0 +1,63 @@
+//! What is said of the state: `status` with its problems, metrics, the log of what happens, and what systemd is told.
+//!
+//! Everything here looks and changes nothing. A problem is worded where its cause is known: `unwell` a subnet, its members
+//! and this one's place in it; `found` what stands in the way although the kernel matches; `condition` the machine's links
+//! and port maps; `storage` the state directory; `lives` an identity that runs twice.
+
+mod condition;
+mod exposition;
+mod found;
+pub(crate) mod happenings;
+mod lives;
+pub(crate) mod maps;
+pub(crate) mod metrics;
+pub(crate) mod notify;
+mod platform;
+pub(crate) mod status;
+mod storage;
+pub(crate) mod unwell;
+mod waiting;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+pub(crate) use condition::Probes;
+pub(crate) use platform::Platform;
+
+use crate::config::Config;
+use crate::datapath::Datapath;
+use crate::dns::Dns;
+use crate::host::{Applied, Rules};
+use crate::link::Links;
+use crate::model::unwritten::Unwritten;
+use crate::node::Node;
+use crate::p2p;
+use crate::service::Mesh;
+
+/// What a report is made of. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Report {
+    /// What the daemon was started with.
+    pub config: Arc<Config>,
+    /// What of it is in force now.
+    pub settings: watch::Receiver<Arc<Config>>,
+    pub platform: Platform,
+    pub node: Node,
+    pub peers: p2p::Handle,
+    pub links: Links,
+    pub datapath: Datapath,
+    pub dns: Dns,
+    /// What the kernel has taken.
+    pub applied: watch::Receiver<Applied>,
+    /// Counters of the ruleset, and who else stops our packets; none in memory.
+    pub rules: Option<Rules>,
+    /// Which files of the state directory cannot be written, by who writes them.
+    pub unwritten: Vec<watch::Receiver<Unwritten>>,
+    /// What targets of port maps said last.
+    pub probes: Arc<Probes>,
+    /// The protocols with peers.
+    pub mesh: Arc<Mesh>,
+    pub started: Instant,
+}

@@ -1,0 +1,31 @@
+//! Whether this machine lets a daemon work.
+
+use crate::api::types::{Error, ErrorKind};
+use crate::host;
+
+/// What the daemon runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Platform {
+    /// The kernel of this network namespace.
+    Kernel,
+    /// Nothing but memory, in tests of whole daemons without root.
+    Memory,
+}
+
+impl Platform {
+    pub(crate) fn is_kernel(self) -> bool {
+        self == Platform::Kernel
+    }
+
+    /// Whether the kernel gives us what we need: the first thing that is missing, with its remedy.
+    pub(crate) fn ready(self) -> Result<(), Error> {
+        let missing = if self.is_kernel() { host::preflight().into_iter().next() } else { None };
+        let Some((what, message, hint)) = missing else { return Ok(()) };
+        let (kind, code) = match what {
+            "no-net-admin" => (ErrorKind::NotPermitted, "E-NO-NET-ADMIN"),
+            "no-nft" => (ErrorKind::Failed, "E-NO-NFT"),
+            _ => (ErrorKind::Failed, "E-NO-TUN"),
+        };
+        Err(Error::new(kind, code, message).hint(hint))
+    }
+}
