@@ -12,14 +12,13 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::{Mesh, dispatch, sessions};
-use crate::api::types::Error;
+use super::records::take::{FORGED_COST, Pushes};
+use super::{Mesh, join, sessions};
 use crate::limit::{Buckets, Limit};
 use crate::link::direct::Letter;
 use crate::model::id::{PeerId, SubnetId};
-use crate::model::record::Signed;
 use crate::model::source::Payer;
-use crate::node::{PIECE, PIECE_BYTES, difference};
+use crate::node::difference;
 use crate::p2p::{Protocol, Responder};
 use crate::wire::control::{self, ControlAnswer, ControlRequest};
 
@@ -34,12 +33,6 @@ const REQUESTS_LIMIT: Limit = Limit::new(200, 20);
 /// Records that one member may have checked at once, and a second after that: everything a large subnet holds, then ten
 /// times what its members say when each says something every ten seconds.
 const RECORDS_LIMIT: Limit = Limit::new(16_384, 1_024);
-/// What a forged record costs, in records.
-const FORGED_COST: u64 = 64;
-/// Forged records, and records that nobody known signed, after which the rest of a push is not looked at.
-const MAX_JUNK: usize = 64;
-/// Longest time a head waits because who passed it on has used up its share.
-const HEAD_WAITS: Duration = Duration::from_millis(250);
 /// Time for which a refused request is left without an answer: who sends without end is slowed by its own limit on
 /// requests under way.
 const REFUSED_FOR: Duration = Duration::from_secs(1);
@@ -79,7 +72,7 @@ struct Inner {
 pub(crate) struct Inbox(Arc<Mutex<Inner>>);
 
 /// Room that a request takes until it is answered.
-struct Place {
+pub(super) struct Place {
     inbox: Inbox,
     peer: PeerId,
     bytes: usize,
@@ -154,7 +147,7 @@ impl Inbox {
     }
 
     /// Charges a member for records. Gives how long it has to wait for what it took beyond its share.
-    fn charge(&self, peer: PeerId, records: u64) -> Duration {
+    pub(super) fn charge(&self, peer: PeerId, records: u64) -> Duration {
         self.lock().records.owe(peer, records, Instant::now().into_std())
     }
 }
@@ -200,23 +193,6 @@ impl Drop for Serving {
     }
 }
 
-/// A push that is being taken.
-struct Push {
-    subnet: SubnetId,
-    records: VecDeque<Signed>,
-    junk: usize,
-    waiting: bool,
-    responder: Responder,
-    _place: Place,
-}
-
-impl Push {
-    /// Whether its next records say who is in or out.
-    fn is_urgent(&self) -> bool {
-        self.records.front().is_some_and(removes)
-    }
-}
-
 /// A request that a member has sent. It is answered when its turn comes, or refused where too much waits.
 pub(crate) fn arrived(mesh: &Arc<Mesh>, peer: PeerId, body: Vec<u8>, responder: Responder) {
     match mesh.inbox.enter(peer, body, responder) {
@@ -251,63 +227,24 @@ pub(crate) fn service_arrived(mesh: &Arc<Mesh>, peer: PeerId, body: Vec<u8>, res
 async fn serve(mesh: Arc<Mesh>, peer: PeerId) {
     let came = mesh.inbox.lock().shares.entry(peer).or_default().came.clone();
     let mut serving = Serving { inbox: mesh.inbox.clone(), peer, came, ended: false };
-    let mut pushes: VecDeque<Push> = VecDeque::new();
-    // Until when this member waits for what it took beyond its share.
-    let mut rests_until = Instant::now();
+    let mut pushes = Pushes::default();
     loop {
         while let Some(request) = mesh.inbox.next(peer) {
             open(&mesh, peer, request, &mut pushes).await;
         }
-        let urgent = pushes.iter().position(Push::is_urgent);
-        let Some(push) = pushes.get_mut(urgent.unwrap_or(0)) else {
+        if pushes.is_empty() {
             if serving.end() {
                 return;
             }
-            continue;
-        };
-        let until = if urgent.is_some() { rests_until.min(Instant::now() + HEAD_WAITS) } else { rests_until };
-        if until > Instant::now() {
-            tokio::select! {
-                () = tokio::time::sleep_until(until) => {}
-                // It may be something that does not have to wait.
-                () = serving.came.notified(), if urgent.is_none() => continue,
-            }
-        }
-        let piece = piece_of(&mut push.records);
-        match take_piece(&mesh, peer, push.subnet, piece).await {
-            Ok(taken) => {
-                push.junk = push.junk.saturating_add(taken.junk);
-                push.waiting |= taken.waiting;
-                rests_until = Instant::now() + taken.rest;
-            }
+        } else if pushes.take_piece(&mesh, peer, &serving.came).await.is_err() {
             // The node is stopping.
-            Err(_) => return,
-        }
-        if push.junk >= MAX_JUNK {
-            mesh.table.refuse(peer, Protocol::Control, "a member sends forged records, or records of nobody known");
-            push.waiting = true;
-            push.records.clear();
-        }
-        if push.records.is_empty()
-            && let Some(push) = pushes.remove(urgent.unwrap_or(0))
-        {
-            finish(&mesh, peer, push);
+            return;
         }
     }
 }
 
-/// Answers a push once what it brought is saved, without keeping the next waiting.
-fn finish(mesh: &Arc<Mesh>, peer: PeerId, push: Push) {
-    let node = mesh.node.clone();
-    mesh.spawn(async move {
-        let saved = node.saved_for(peer).await.unwrap_or(false);
-        let answer = if saved && !push.waiting { ControlAnswer::Done } else { ControlAnswer::Different };
-        push.responder.respond(control::encode(&answer));
-    });
-}
-
 /// Answers a request at once, or makes a push of it.
-async fn open(mesh: &Arc<Mesh>, peer: PeerId, request: Request, pushes: &mut VecDeque<Push>) {
+async fn open(mesh: &Arc<Mesh>, peer: PeerId, request: Request, pushes: &mut Pushes) {
     let Request { body, responder, place } = request;
     let decoded = if body.len() < LARGE {
         control::decode::<ControlRequest>(&body)
@@ -321,12 +258,7 @@ async fn open(mesh: &Arc<Mesh>, peer: PeerId, request: Request, pushes: &mut Vec
             return mesh.table.refuse(peer, Protocol::Control, "a malformed request");
         }
         Ok(ControlRequest::Push { subnet, .. }) if !is_member(mesh, subnet, peer) => ControlAnswer::NotMember,
-        Ok(ControlRequest::Push { subnet, mut records }) => {
-            // Who is in and who is out comes before what members say of themselves, whatever the order they came in.
-            records.sort_by_key(|record| !removes(record));
-            let records = VecDeque::from(records);
-            return pushes.push_back(Push { subnet, records, junk: 0, waiting: false, responder, _place: place });
-        }
+        Ok(ControlRequest::Push { subnet, records }) => return pushes.add(subnet, records, responder, place),
         Ok(ControlRequest::Session { subnet, message, endpoints }) => {
             let shared = Arc::clone(mesh);
             mesh.spawn(async move {
@@ -336,7 +268,7 @@ async fn open(mesh: &Arc<Mesh>, peer: PeerId, request: Request, pushes: &mut Vec
             });
             return;
         }
-        Ok(ControlRequest::Forward(request)) => dispatch::decide(mesh, peer, Payer::Member(peer), request, true)
+        Ok(ControlRequest::Forward(request)) => join::decide(mesh, peer, Payer::Member(peer), request, true)
             .await
             .map_or(ControlAnswer::NotMember, ControlAnswer::Forwarded),
         Ok(ControlRequest::Compare { subnet, hash }) => {
@@ -359,115 +291,4 @@ async fn open(mesh: &Arc<Mesh>, peer: PeerId, request: Request, pushes: &mut Vec
 
 fn is_member(mesh: &Arc<Mesh>, subnet: SubnetId, peer: PeerId) -> bool {
     mesh.node.view().load().in_roll(subnet, peer)
-}
-
-/// Second and fourth kind of body: who administers, and who is out.
-fn removes(record: &Signed) -> bool {
-    matches!(record.body.first(), Some(1 | 3))
-}
-
-/// The next records, as many as are worked on in one go; heads are not mixed with others.
-fn piece_of(records: &mut VecDeque<Signed>) -> Vec<Signed> {
-    let heads = records.front().is_some_and(removes);
-    let mut room = PIECE_BYTES;
-    let mut piece = Vec::new();
-    while piece.len() < PIECE
-        && records.front().is_some_and(|r| removes(r) == heads && (piece.is_empty() || r.body.len() <= room))
-        && let Some(record) = records.pop_front()
-    {
-        room = room.saturating_sub(record.body.len());
-        piece.push(record);
-    }
-    piece
-}
-
-/// What came of a piece.
-#[derive(Debug, Default)]
-struct Taken {
-    news: usize,
-    junk: usize,
-    waiting: bool,
-    /// How long who sent it has to wait before the next.
-    rest: Duration,
-}
-
-/// Checks a piece, charges who sent it, and hands it to the node when it is that peer's turn.
-async fn take_piece(mesh: &Arc<Mesh>, peer: PeerId, subnet: SubnetId, piece: Vec<Signed>) -> Result<Taken, Error> {
-    let urgent = piece.first().is_some_and(removes);
-    let all = piece.len();
-    let checked = mesh.node.checker().records(subnet, piece).await;
-    let forged = u64::try_from(checked.forged).unwrap_or(u64::MAX);
-    let cost = u64::try_from(all).unwrap_or(u64::MAX).saturating_add(forged.saturating_mul(FORGED_COST));
-    let mut taken = Taken { junk: checked.forged, rest: mesh.inbox.charge(peer, cost), ..Taken::default() };
-    if checked.good.is_empty() {
-        return Ok(taken);
-    }
-    match mesh.node.receive(peer, subnet, checked.good, urgent).await {
-        Ok(verdict) => {
-            taken.news = verdict.news;
-            taken.junk = taken.junk.saturating_add(verdict.unknown);
-            taken.waiting = verdict.waiting;
-        }
-        Err(error) if error.code == "E-BUSY" => taken.waiting = true,
-        Err(error) => return Err(error),
-    }
-    Ok(taken)
-}
-
-/// Takes in what a member answered with. Gives whether anything was new.
-///
-/// # Errors
-/// `E-STOPPING`.
-pub(crate) async fn take(
-    mesh: &Arc<Mesh>,
-    peer: PeerId,
-    subnet: SubnetId,
-    records: Vec<Signed>,
-) -> Result<bool, Error> {
-    let mut records = VecDeque::from(records);
-    let (mut news, mut junk) = (false, 0usize);
-    while !records.is_empty() && junk < MAX_JUNK {
-        let taken = take_piece(mesh, peer, subnet, piece_of(&mut records)).await?;
-        news |= taken.news > 0;
-        junk = junk.saturating_add(taken.junk);
-        tokio::time::sleep(taken.rest).await;
-    }
-    mesh.node.saved_for(peer).await?;
-    Ok(news)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::record::{Body, Doc, Head};
-    use ed25519_dalek::SigningKey;
-
-    fn signed(body: &Body) -> Signed {
-        Signed::new(SubnetId([1; 16]), body, &SigningKey::from_bytes(&[7; 32]))
-    }
-
-    fn doc(endpoints: usize) -> Signed {
-        let endpoints = (0..endpoints).map(|n| format!("{n:0250}")).collect();
-        signed(&Body::Doc(Doc { version: 1, endpoints, ..Doc::default() }))
-    }
-
-    #[test]
-    fn a_piece_holds_heads_or_others_and_no_more_than_its_share() {
-        let head = signed(&Body::Head(Head { number: 1, seats: vec![], least: 0, destroyed: false, issued: 0 }));
-        let mut records: VecDeque<Signed> =
-            [vec![head.clone(), head], vec![doc(0); 100], vec![doc(32); 100]].concat().into();
-        let mut sizes = Vec::new();
-        while !records.is_empty() {
-            let piece = piece_of(&mut records);
-            let bytes: usize = piece.iter().map(|r| r.body.len()).sum();
-            assert!(piece.len() <= PIECE && bytes <= PIECE_BYTES);
-            sizes.push(piece.len());
-        }
-        assert_eq!((sizes[0], sizes.iter().sum::<usize>()), (2, 202));
-        // A record as large as any is a piece of its own.
-        let mut large = doc(1);
-        large.body = vec![2; PIECE_BYTES + 1];
-        let mut records = VecDeque::from([large.clone(), large]);
-        assert_eq!((piece_of(&mut records).len(), piece_of(&mut records).len()), (1, 1));
-    }
 }

@@ -7,10 +7,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use super::clock::{self, Clocks};
-use super::dispatch::Table;
 use super::inbox::Inbox;
 use super::join::{Joins, Surroundings};
 use super::sessions::Endpoints;
+use super::table::Table;
 use super::{Handler, KindTaken, Router, Service, ping};
 use crate::api::types::{Error, ErrorKind};
 use crate::config::Config;

@@ -23,6 +23,7 @@ pub mod ping;
 pub(crate) mod records;
 pub mod requests;
 pub(crate) mod sessions;
+mod table;
 pub(crate) mod versions;
 
 pub(crate) use self::mesh::{Mesh, Parts};

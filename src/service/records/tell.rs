@@ -8,11 +8,12 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::take;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::record::{Signed, Verified};
 use crate::node::{PIECE, Push, Told, wanted};
 use crate::p2p::{AskError, Protocol};
-use crate::service::{Mesh, inbox};
+use crate::service::Mesh;
 use crate::wire::control::{self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest, RECORDS_BUDGET};
 
 /// Between two comparisons with every connected member: what a lost push costs at most.
@@ -179,7 +180,7 @@ async fn compare(mesh: &Arc<Mesh>, peer: PeerId, subnet: SubnetId) -> Result<(),
         let ControlAnswer::Records { records, want } = ask(mesh, peer, &question).await? else {
             return Err(Failure::Malformed);
         };
-        let changed = inbox::take(mesh, peer, subnet, records).await.map_err(|_| Failure::Stopped)?;
+        let changed = take::take(mesh, peer, subnet, records).await.map_err(|_| Failure::Stopped)?;
         // What it says it lacks may be a long list: it is looked through beside the node's thread.
         let held = mesh.node.records_for(peer, subnet).await.map_err(|_| Failure::Stopped)?;
         let Some(held) = held else { return Ok(()) };

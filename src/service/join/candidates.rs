@@ -1,0 +1,107 @@
+//! Whom a join asks: everybody who might know the subnet, and where they are dialled.
+//!
+//! Limits: what is heard of one peer is dialled once, and again only after a pause; of so many peers that nobody can make a
+//! join dial without end.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+
+use super::{EAGER_ROUNDS, PATIENCE};
+use crate::model::id::PeerId;
+use crate::model::local::PendingJoin;
+use crate::p2p::{Heard, Typed};
+use crate::service::Mesh;
+
+/// Between two dials of the addresses in an invite, in the first rounds and later.
+const INVITE_AGAIN: Duration = Duration::from_secs(5);
+/// See [`INVITE_AGAIN`].
+const INVITE_LATER: Duration = Duration::from_secs(60);
+/// Between two dials of a neighbour on a local network that has answered before.
+const NEIGHBOUR_AGAIN: Duration = Duration::from_secs(5);
+/// Peers whose addresses one join remembers having dialled.
+const MAX_TRIED: usize = 512;
+
+/// What others say of where somebody is, as this join has heard it, and when it was dialled last.
+#[derive(Debug, Default)]
+pub(super) struct Tried(BTreeMap<PeerId, (Vec<Heard>, Instant)>);
+
+impl Tried {
+    /// Whether to dial there now: what is new at once, what is known again after `pause`; `None`: never.
+    fn is_due(&mut self, peer: PeerId, heard: &[Heard], pause: Option<Duration>) -> bool {
+        let now = Instant::now();
+        let due = match self.0.get(&peer) {
+            Some((known, at)) if known == heard => pause.is_some_and(|pause| now.duration_since(*at) >= pause),
+            _ => !heard.is_empty() && self.0.len() < MAX_TRIED,
+        };
+        if due {
+            self.0.insert(peer, (heard.to_vec(), now));
+        }
+        due
+    }
+}
+
+/// Everybody who might know: addresses given, peers on the local networks, peers connected anyway. The issuer first.
+///
+/// The addresses in an invite are its maker's word, although a person pasted it: nobody reads them. They are judged like any
+/// that are heard, names among them are not looked up, and they are dialled again only while the join lasts, ever more seldom.
+pub(super) async fn candidates(mesh: &Mesh, join: &PendingJoin, tried: &mut Tried, round: u32) -> Vec<PeerId> {
+    let issuer = join.invite.as_ref().map(|i| i.issuer);
+    let mut dials = JoinSet::new();
+    let mut dial = |typed: Vec<Typed>, heard: Vec<Heard>, peer: Option<PeerId>| {
+        let peers = mesh.peers.clone();
+        dials.spawn(async move {
+            let dialled = async move {
+                match peer.filter(|_| typed.is_empty()) {
+                    Some(peer) => peers.connect_heard(heard, peer).await,
+                    None => peers.connect(typed, peer).await,
+                }
+            };
+            tokio::time::timeout(PATIENCE, dialled).await.ok()?.ok()
+        });
+    };
+    let connected = mesh.table.connected();
+    if let Some(invite) = join.invite.as_ref().filter(|i| !connected.contains(&i.issuer)) {
+        let of_issuer: Vec<Heard> = invite.addresses.iter().filter_map(|a| Heard::parse(a)).collect();
+        let pause = if round < EAGER_ROUNDS { INVITE_AGAIN } else { INVITE_LATER };
+        if tried.is_due(invite.issuer, &of_issuer, Some(pause)) {
+            dial(Vec::new(), of_issuer, Some(invite.issuer));
+        }
+    }
+    for hint in join.hints.iter().chain(&mesh.config().bootstrap) {
+        if let Ok(typed) = hint.parse::<Typed>() {
+            let peer = typed.address().peer();
+            dial(vec![typed], Vec::new(), peer);
+        }
+    }
+    let mut found: Vec<PeerId> = connected.clone();
+    for (peer, heard) in mesh.table.neighbours().into_iter().filter(|(p, _)| !connected.contains(p)) {
+        // A neighbour that has answered before is known to be one; its idle connection was closed, not it.
+        let pause = mesh.table.has_met(peer).then_some(NEIGHBOUR_AGAIN);
+        if tried.is_due(peer, &heard, pause) {
+            dial(Vec::new(), heard, Some(peer));
+        }
+    }
+    // Whoever answers first is asked first; a dead address must not hold the others up.
+    let deadline = tokio::time::sleep(if found.is_empty() { PATIENCE } else { Duration::from_secs(1) });
+    tokio::pin!(deadline);
+    loop {
+        tokio::select! {
+            next = dials.join_next() => match next {
+                Some(Ok(Some(peer))) => {
+                    found.push(peer);
+                    if issuer.is_none_or(|i| i == peer) {
+                        deadline.as_mut().reset(tokio::time::Instant::now() + Duration::from_millis(100));
+                    }
+                }
+                Some(_) => {}
+                None => break,
+            },
+            () = &mut deadline => break,
+        }
+    }
+    found.sort_by_key(|p| (Some(*p) != issuer, *p));
+    found.dedup();
+    found
+}
