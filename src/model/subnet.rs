@@ -9,7 +9,7 @@
 //! | record | key | held while | bound |
 //! |---|---|---|---|
 //! | head | number | it is the owner's highest | 4 of one number |
-//! | grant | subject, issuer | its issuer's seat stands, until a day after all grants of the subject have ended | 1,024 of 8 KiB for an admin |
+//! | grant | subject, issuer | its issuer's seat stands, until a day after all grants of the subject have ended | 1,024 of 8 KiB for an admin, those with the smallest keys |
 //! | revocation | subject, issuer | a grant that it ends is held | as grants |
 //! | registration | holder, issuer | a grant of the holder is held | as grants, 64 KiB each |
 //! | document | member | a grant of the member is held | 128 KiB, of a trial member 1 KiB |
@@ -22,7 +22,7 @@ use ipnet::IpNet;
 
 use super::chunks::Chunks;
 use super::claims::Claims;
-use super::held::{ByPair, Mark, about, drop_about, enter, keep, moved};
+use super::held::{ByPair, Entered, Mark, about, drop_about, enter, keep, moved};
 use super::id::{PeerId, SubnetId};
 use super::ipam::Pools;
 use super::items::Slot;
@@ -380,23 +380,24 @@ impl Records {
             Verified::Grant(grant) => {
                 let (subject, time) = (grant.body.subject, grant.body.not_before);
                 let rank = |h: &Statement<Grant>| (h.body.generation, h.body.version, h.digest);
-                let verdict = enter(&mut self.grants, &mut self.index, most, (subject, issuer), grant, rank);
+                let Entered { verdict, evicted } =
+                    enter(&mut self.grants, &mut self.index, most, (subject, issuer), grant, rank);
                 if verdict == Absorbed::New {
                     self.latest = self.latest.max(time);
-                    self.drop_moot(subject);
-                    self.drop_beyond_trial(subject);
+                    self.regranted(subject);
                 }
+                evicted.into_iter().for_each(|(subject, _)| self.regranted(subject));
                 verdict
             }
             Verified::Revocation(revocation) => {
                 let key = (revocation.body.subject, issuer);
                 let rank = |h: &Statement<Revocation>| (h.body.generation, h.digest);
-                enter(&mut self.revocations, &mut self.index, most, key, revocation, rank)
+                enter(&mut self.revocations, &mut self.index, most, key, revocation, rank).verdict
             }
             Verified::Registration(registration) => {
                 let key = (registration.body.holder, issuer);
                 let rank = |h: &Statement<Registration>| (h.body.version, h.digest);
-                enter(&mut self.registrations, &mut self.index, most, key, registration, rank)
+                enter(&mut self.registrations, &mut self.index, most, key, registration, rank).verdict
             }
             Verified::Doc(doc) => self.enter_doc(doc),
             Verified::Item(item) => self.enter_item(item),
@@ -463,6 +464,16 @@ impl Records {
         let members: BTreeSet<PeerId> = self.grants.keys().map(|(subject, _)| *subject).collect();
         members.into_iter().for_each(|member| self.drop_beyond_trial(member));
         self.trim_all_items();
+    }
+
+    /// After a grant of a subject came or went: what its grants do not carry any more goes.
+    fn regranted(&mut self, subject: PeerId) {
+        if self.is_subject(subject) {
+            self.drop_moot(subject);
+            self.drop_beyond_trial(subject);
+        } else {
+            self.drop_orphans(BTreeSet::from([subject]));
+        }
     }
 
     /// What a member on trial may not say: nobody who hears it now would take it.
