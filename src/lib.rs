@@ -21,6 +21,8 @@
 //! | [`service`] | what peers ask each other: joins, records, sessions, clocks, one room for each protocol |
 //! | [`service::Service`] | what members ask each other beside records and sessions: kinds, handlers, and what each may ask |
 //! | [`node::Node`] | owns state and store; every change goes decide, save, absorb, publish, tell; while it is saved the node only reads |
+//! | [`command`] | what people ask, carried out: decided by the node in one call, waited for until the kernel has followed, taken back where it refuses |
+//! | [`report`] | what is said of the state: status with its problems, metrics, the log, systemd |
 //!
 //! # Glossary
 //!
