@@ -28,6 +28,7 @@ use tokio::net::unix::UCred;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use super::types::{Error, ErrorKind, ErrorReply, Request, Response};
@@ -59,11 +60,14 @@ pub struct Bounds {
     pub clients: Arc<AtomicUsize>,
     /// Time for the head of a request, for its body, and for taking a part of the answer.
     pub deadline: Duration,
+    /// Requests that change something: what is begun is finished even when the client goes away. Who stops the server
+    /// closes it, and waits for what is left in it.
+    pub changes: TaskTracker,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
-        Bounds { clients: Arc::new(AtomicUsize::new(MAX_CLIENTS)), deadline: DEADLINE }
+        Bounds { clients: Arc::new(AtomicUsize::new(MAX_CLIENTS)), deadline: DEADLINE, changes: TaskTracker::new() }
     }
 }
 
@@ -112,7 +116,8 @@ pub async fn run_bounded(
         };
         match places.take(cred.uid(), peer::is_root(cred.uid())) {
             Some(place) => {
-                clients.spawn(serve(stream, cred, handler.clone(), place, bounds.deadline, stop.clone()));
+                let (deadline, changes) = (bounds.deadline, bounds.changes.clone());
+                clients.spawn(serve(stream, cred, handler.clone(), place, deadline, changes, stop.clone()));
             }
             None => {
                 if let Ok(permit) = refusals.clone().try_acquire_owned() {
@@ -157,10 +162,11 @@ async fn serve(
     handler: Handler,
     place: Place,
     deadline: Duration,
+    changes: TaskTracker,
     stop: CancellationToken,
 ) {
     let peer = Peer::new(cred.uid(), cred.gid(), cred.pid()).await;
-    let state = Arc::new(Connection { handler, peer, deadline, place: Arc::new(place) });
+    let state = Arc::new(Connection { handler, peer, deadline, place: Arc::new(place), changes });
     let router = Router::new()
         .route("/v1/call", post(call))
         .route("/v1/metrics", get(metrics))
@@ -182,6 +188,7 @@ struct Connection {
     peer: Peer,
     deadline: Duration,
     place: Arc<Place>,
+    changes: TaskTracker,
 }
 
 /// The counters as plain text: the same as the verb `metrics`, for programs that collect them.
@@ -225,7 +232,7 @@ async fn perform(connection: &Connection, request: Request) -> Result<Response, 
     // A task of its own: a failure in it ends this request only.
     let done = if changes {
         // What is begun is finished even when the client goes away, and counts as a client until then.
-        tokio::spawn(work).await
+        connection.changes.spawn(work).await
     } else {
         // Nobody needs what was asked by who is gone: dropped with the connection, the set ends its task.
         let mut tasks = JoinSet::new();

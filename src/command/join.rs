@@ -17,6 +17,8 @@ use crate::node::unix_now;
 use crate::p2p::Address;
 use crate::service::join::{self, Progress};
 
+/// How long `join` waits where it is not to wait: a moment, so that an invite on a LAN is simply done.
+const AT_ONCE: Duration = Duration::from_millis(500);
 /// How long `join` waits for the first stream to a member after it was let in.
 const STREAM_PATIENCE: Duration = Duration::from_secs(3);
 /// How long a join that was saved may take to say so.
@@ -70,17 +72,18 @@ pub(super) async fn join_subnet(ctx: &Commands, request: Request) -> Result<Resp
     let by_invite = pending.invite.is_some();
     let started = join::start(&ctx.mesh, pending);
     let mut progress = started.progress.clone();
-    if !wait {
-        // A moment, so that an invite on a LAN is simply done.
-        let _ = tokio::time::timeout(Duration::from_millis(500), progress.wait_for(decided)).await;
-    } else {
-        let patience = Duration::from_millis(timeout_ms.max(1));
-        let _ = tokio::time::timeout(patience, progress.wait_for(decided)).await;
-    }
+    let patience = if wait { Duration::from_millis(timeout_ms.max(1)) } else { AT_ONCE };
+    // It may end undecided: a person took it back, or asked anew for the same subnet, or stops the daemon, which goes on
+    // with it at its next start.
+    let over = tokio::select! {
+        told = tokio::time::timeout(patience, progress.wait_for(decided)) => matches!(told, Ok(Err(_))),
+        () = ctx.stop.cancelled() => true,
+    };
     let mut outcome = progress.borrow().clone();
     // An invite that was given before is not lost to a question by the bare ID that finds nobody.
     let kept = by_id && by_invite;
-    if matches!(outcome, Progress::Searching) && wait && !kept && started.genesis.get().is_none() {
+    let hopeless = matches!(outcome, Progress::Searching) && started.genesis.get().is_none();
+    if hopeless && wait && !kept && !over {
         // What the command says is how it is: from here on nobody is asked, or somebody has let this peer in just now.
         if ctx.node.give_up(id).await? {
             return Err(nobody(id, &typed, &silent(ctx, &peers).await));
@@ -99,6 +102,11 @@ pub(super) async fn join_subnet(ctx: &Commands, request: Request) -> Result<Resp
             joined(ctx, id).await?.map(Response::Joined).ok_or_else(gone)
         }
         Progress::Refused(error) => Err(error),
+        Progress::Waiting { .. } | Progress::Searching if over && !waits(ctx, id).await? => {
+            let given_up =
+                || Error::new(ErrorKind::Failed, "E-JOIN-OVER", format!("the join of subnet {id} was given up"));
+            joined(ctx, id).await?.map(Response::Joined).ok_or_else(given_up)
+        }
         Progress::Waiting { .. } | Progress::Searching => Ok(Response::Joined(Joined {
             id,
             name: None,
@@ -113,6 +121,11 @@ pub(super) async fn join_subnet(ctx: &Commands, request: Request) -> Result<Resp
             terms: started.genesis.get().map(|genesis| Terms::of(genesis, id)),
         })),
     }
+}
+
+/// Whether a join of a subnet still waits for an answer.
+async fn waits(ctx: &Commands, id: SubnetId) -> Result<bool, Error> {
+    Ok(ctx.node.own_joins().await?.iter().any(|join| join.subnet == id && join.refused.is_none()))
 }
 
 /// The addresses that a text of a person means: itself, or those of a host.

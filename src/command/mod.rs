@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::api::server::{Handler, Peer};
 use crate::api::types::{Done, Error, ErrorKind, IdInfo, Request, Response};
@@ -49,6 +50,8 @@ pub(crate) struct Commands {
     pub mesh: Arc<Mesh>,
     /// What is said of the state.
     pub report: Report,
+    /// Cancelled when the daemon stops: who waits for another machine's decision waits no more.
+    pub stop: CancellationToken,
 }
 
 /// How long a command waits for the kernel to follow.

@@ -19,6 +19,7 @@ use anyhow::{Context as _, anyhow};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use zeroize::Zeroizing;
 
 pub use cleanup::cleanup;
@@ -246,6 +247,9 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         mesh: Arc::clone(&mesh),
         started: Instant::now(),
     };
+    // The parts stop one after the other, so each group has its own token.
+    let (api_stop, net_stop, host_stop) =
+        (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
     let commands = Commands {
         config: ctx.config.clone(),
         settings: ctx.settings.clone(),
@@ -257,12 +261,10 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         applied: ctx.applied.clone(),
         mesh: Arc::clone(&mesh),
         report: report.clone(),
+        stop: api_stop.clone(),
     };
 
     clock::begin(&node).await.map_err(failed("E-STOPPING"))?;
-    // The parts stop one after the other, so each group has its own token.
-    let (api_stop, net_stop, host_stop) =
-        (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
     let mut tasks: JoinSet<(&'static str, anyhow::Result<()>)> = JoinSet::new();
     let (tell_left, mut left) = oneshot::channel();
     macro_rules! task {
@@ -310,9 +312,11 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
             Ok(())
         });
     }
+    let changes = TaskTracker::new();
     {
         let (handler, stop) = (command::handler(commands.clone()), api_stop.clone());
-        let bounds = server::Bounds { clients: ctx.settings.api_clients(), ..server::Bounds::default() };
+        let (clients, changes) = (ctx.settings.api_clients(), changes.clone());
+        let bounds = server::Bounds { clients, changes, ..server::Bounds::default() };
         let served = async move { server::run_bounded(listener, handler, stop, bounds).await };
         task!("api", async move { served.await.context("serve the control socket") });
     }
@@ -335,6 +339,9 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         host_stop.cancel();
         net_stop.cancel();
         while tasks.join_next().await.is_some() {}
+        // A command whose client has gone hears now that the kernel follows no more, and takes back what it added.
+        changes.close();
+        changes.wait().await;
         mesh.stop().await;
         // The last datagrams told the peers; now nobody reads any more.
         ctx.links.close_port();

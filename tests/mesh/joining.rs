@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use byway::api::types::{Admission, Cidr, Request, Response, Role, SubnetState};
-use byway::model::id::PeerId;
+use byway::model::id::{PeerId, SubnetId};
 use byway::model::join::{Ask, Invite, Proof, SignedAsk};
 use byway::model::record::{Body, Doc, Signed};
 use byway::p2p::{AskError, Protocol};
@@ -104,6 +104,27 @@ async fn a_second_join_changes_nothing_and_says_what_it_was_asked_in_vain() {
     assert_eq!(ignored(again("other", "open")).await, (all, "closed".to_owned()));
     assert_eq!(ignored(again("lab", "closed")).await.0, ["--name"], "what is so already is not in vain");
     assert_eq!(a.peers("lab").await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_join_that_is_taken_back_ends_for_who_waits_and_one_that_a_stop_cuts_off_goes_on() {
+    let b = Node::start("b").await;
+    let id = SubnetId([7; 16]).to_string();
+    let waits = || async { b.status().await.subnets.iter().any(|s| s.state == SubnetState::Pending) };
+    let taken_back = async {
+        until("it waits", waits).await;
+        b.ok(Request::Leave { subnet: id.clone() }).await;
+    };
+    let (told, ()) = tokio::join!(b.join(&id, &[], PATIENCE), taken_back);
+    assert_eq!(told.unwrap_err().code, "E-JOIN-OVER");
+    assert!(!waits().await);
+    tokio::select! {
+        told = b.join(&id, &[], PATIENCE) => panic!("{told:?}"),
+        () = until("it waits again", waits) => {}
+    }
+    // Whoever asked has gone; the daemon is stopped in the middle of it.
+    let b = b.stop().await.start().await;
+    assert_eq!(b.status().await.subnets.iter().map(|s| s.state).collect::<Vec<_>>(), [SubnetState::Pending]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -176,7 +176,9 @@ async fn one_client_too_many_is_told_so() {
 
 #[tokio::test]
 async fn work_of_a_reading_verb_ends_with_its_asker_and_of_a_changing_one_goes_on() {
-    let server = start(Bounds { clients: Arc::new(2.into()), ..Bounds::default() });
+    let bounds = Bounds { clients: Arc::new(2.into()), ..Bounds::default() };
+    let changes = bounds.changes.clone();
+    let server = start(bounds);
     let running = || RUNNING.load(std::sync::atomic::Ordering::SeqCst);
     let request =
         |body: &str| format!("POST /v1/call HTTP/1.1\r\nhost: byway\r\ncontent-length: {}\r\n\r\n{body}", body.len());
@@ -194,8 +196,10 @@ async fn work_of_a_reading_verb_ends_with_its_asker_and_of_a_changing_one_goes_o
     stream.write_all(request("{\"verb\":\"up\"}").as_bytes()).await.unwrap();
     eventually("the change begins", PATIENCE, async || running() == 1).await;
     drop(stream);
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    server.stop.cancel();
+    server.task.await.unwrap().unwrap();
     assert_eq!(running(), 1, "what was begun is finished");
+    assert_eq!(changes.len(), 1, "and who stops the server can wait for it");
 }
 
 /// Waits until a client has a place.
@@ -210,7 +214,8 @@ async fn free(socket: &Path) {
 
 #[tokio::test]
 async fn who_takes_no_answer_or_asks_nothing_loses_its_place() {
-    let server = start(Bounds { clients: Arc::new(1.into()), deadline: Duration::from_millis(200) });
+    let server =
+        start(Bounds { clients: Arc::new(1.into()), deadline: Duration::from_millis(200), ..Bounds::default() });
     let mut stream = UnixStream::connect(&server.socket).await.unwrap();
     stream.write_all(b"GET /v1/metrics HTTP/1.1\r\nhost: byway\r\n\r\n").await.unwrap();
     free(&server.socket).await;
