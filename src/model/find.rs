@@ -117,13 +117,12 @@ pub enum Miss {
 /// # Errors
 /// [`Miss`] where it means none, or more than one.
 pub fn find<T: Clone + PartialEq>(objects: &[Named<T>], text: &str) -> Result<T, Miss> {
-    let whole = objects.iter().find(|o| o.id.as_ref().is_some_and(|id| id.is(text)));
-    if let Some(object) = whole {
-        return Ok(object.what.clone());
-    }
-    let fits = |o: &&Named<T>| o.is_called(text) || o.id.as_ref().is_some_and(|id| id.begins_with(text));
+    let is_whole = |o: &Named<T>| o.id.as_ref().is_some_and(|id| id.is(text));
+    // Several may have one ID: a container is attached once for each of its interfaces.
+    let whole = objects.iter().any(is_whole);
+    let fits = |o: &Named<T>| o.is_called(text) || o.id.as_ref().is_some_and(|id| id.begins_with(text));
     let mut found: Vec<&Named<T>> = Vec::new();
-    for object in objects.iter().filter(fits) {
+    for object in objects.iter().filter(|o| if whole { is_whole(o) } else { fits(o) }) {
         // One object may be listed twice, once for each place it is known from.
         if !found.iter().any(|f| f.what == object.what) {
             found.push(object);
@@ -202,6 +201,16 @@ mod tests {
         let mut all = people();
         all.push(Named::new(4, peer(4), one.to_ascii_lowercase()));
         assert_eq!(find(&all, &one), Ok(1));
+    }
+
+    #[test]
+    fn a_whole_id_that_several_have_means_none_of_them_alone() {
+        let object = |what, id: &str, name| Named { what, id: Some(Id::plain(id)), names: vec![name] };
+        let id = "0123456789abcdef";
+        let all =
+            [object(1, id, "web".into()), object(2, id, "web-2".into()), object(3, "0123456789abcdee", id.into())];
+        assert!(matches!(find(&all, id), Err(Miss::Many(who)) if who.len() == 2), "nor another's name");
+        assert_eq!(find(&all[1..], id), Ok(2));
     }
 
     #[test]
