@@ -36,6 +36,7 @@
 //! | subnet | one private network, known by its ID, the hash of its genesis; its *pools* are its prefixes |
 //! | lease | a prefix of a pool that one member holds; its *block* is the lease it gets with its grant |
 //! | workload | a container, VM or namespace with addresses of a lease, by its name |
+//! | attachment | an interface of a container, by the names its engine has for the two: one workload |
 //! | map | a port of the machine that leads to a workload or a member |
 //! | record | a signed statement about a subnet; an *item* is one whose kind a version may not know |
 //! | connection, stream | libp2p's: a QUIC or TCP connection to a peer, and a stream inside one; a *data stream* carries the packets of one subnet |

@@ -280,7 +280,7 @@ fn dispatch(verb: Verb, context: &Context, entry: Entry) -> Result<Outcome, Erro
         Verb::Attach(verb) => verb.request(|| {
             blocking(left_out::only(context, "byway subnet ls      (then the same with --subnet SUBNET)"))
         })?,
-        Verb::Detach(args) => Request::Detach { workload: args.workload, subnet: args.subnet },
+        Verb::Detach(args) => Request::Detach { workload: args.workload, subnet: args.subnet, interface: None },
         Verb::Workload(verb) => verb.request(),
         Verb::Dns(verb) => verb.request(),
         Verb::Map(verb) => verb.request()?,

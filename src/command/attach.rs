@@ -12,6 +12,9 @@ use crate::model::local::Target;
 use crate::model::members::printable;
 use crate::node::{Claim, NewWorkload};
 
+/// Characters of a container's ID that name its workload where nobody names it, as engines shorten it.
+const NAMED_BY: usize = 12;
+
 fn not_found(message: String) -> Error {
     Error::new(ErrorKind::NotFound, "E-NO-NETNS", message).hint("ip netns list")
 }
@@ -25,6 +28,7 @@ pub(crate) async fn find(
     engine: Option<String>,
 ) -> Result<NewWorkload, Error> {
     let mac = mac.map(|text| parse_mac(&text)).transpose()?;
+    let mut asked = None;
     let (target, netns, resolv_conf, default) = match kind {
         WorkloadKind::Netns(spec) => {
             let (netns, resolv_conf) = netns::resolve(&spec)
@@ -32,7 +36,7 @@ pub(crate) async fn find(
                 .map_err(|e| not_found(format!("network namespace {}: {e}", printable(&spec))))?;
             let resolv_conf = shared_file(ctx, &spec, &netns, resolv_conf).await?;
             let default = Path::new(&spec).file_name().map(|f| f.to_string_lossy().into_owned()).unwrap_or_default();
-            (Target::Netns(spec), netns, resolv_conf, default)
+            (Target::Netns(spec), Some(netns), resolv_conf, default)
         }
         WorkloadKind::Docker(container) => {
             let host = engine.or_else(|| std::env::var("DOCKER_HOST").ok());
@@ -50,10 +54,28 @@ pub(crate) async fn find(
             let shared = found.network_mode.strip_prefix("container:").unwrap_or(&found.id);
             let own = |path: &PathBuf| resolver::is_engines_own(path, &[&found.id, shared], found.pid);
             let resolv_conf = found.resolv_conf.filter(own).map_or(ResolvConf::None, ResolvConf::Replace);
-            (Target::Docker { name: found.name.clone(), id: found.id }, netns, resolv_conf, found.name)
+            (Target::Docker { name: found.name.clone(), id: found.id }, Some(netns), resolv_conf, found.name)
+        }
+        WorkloadKind::Container(of) => {
+            let default = of.container.chars().take(NAMED_BY).collect();
+            let target = Target::of_engine(of.engine, of.container, &of.interface)?;
+            let netns = match &of.netns {
+                Some(spec) => {
+                    let found = netns::resolve(spec).await;
+                    Some(found.map_err(|e| not_found(format!("network namespace {}: {e}", printable(spec))))?.0)
+                }
+                None => None,
+            };
+            asked = Some(of.interface);
+            // The engine writes the resolver itself: the answer says who is to be asked.
+            (target, netns, ResolvConf::None, default)
         }
     };
-    let inner_link = free_link(ctx, &netns).await?;
+    let inner_link = match (asked, &netns) {
+        (Some(link), _) => link,
+        (None, Some(netns)) => free_link(ctx, netns).await?,
+        (None, None) => return Err(not_found("there is no namespace to attach".to_owned())),
+    };
     let name_is_default = name.is_none();
     let name = name.unwrap_or_else(|| Name::from_host(&default));
     Ok(NewWorkload { name, name_is_default, target, netns, inner_link, resolv_conf, mac })

@@ -134,7 +134,9 @@ pub(crate) async fn call(ctx: &Commands, request: Request) -> Result<Response, E
         Request::LeaseImport { subnet, entries } => settled(ctx, ctx.node.lease_import(subnet, entries)).await,
         Request::LeaseRm { subnet, prefix, member } => settled(ctx, ctx.node.lease_rm(subnet, prefix, member)).await,
         Request::Attach { .. } => workloads::attach(ctx, request).await,
-        Request::Detach { workload, subnet } => settled(ctx, ctx.node.detach(workload, subnet)).await,
+        Request::Detach { workload, subnet, interface } => {
+            settled(ctx, ctx.node.detach(workload, subnet, interface)).await
+        }
         Request::DnsAdd { subnet, name, data, ttl } => {
             attach::bury(ctx, &subnet, Claim { name: name.clone(), ip: None, netns: None }).await?;
             settled(ctx, ctx.node.dns_add(subnet, name, data, ttl)).await

@@ -109,7 +109,8 @@ impl State {
     ) -> SubnetView {
         let (pools, resolved) = (subnet.records.pools(), Arc::clone(&built.resolved));
         let zone = zone::of(subnet, generation, built, before.map(|(view, built)| (&view.zone, built)));
-        let attached = subnet.local.workloads.iter().flat_map(|w| own_addresses(w, me));
+        // Nobody is at the address of a workload that has no namespace yet.
+        let attached = subnet.local.workloads.iter().filter(|w| w.netns.is_some()).flat_map(|w| own_addresses(w, me));
         let mut view = SubnetView {
             id: subnet.records.id,
             name: subnet.name().clone(),
@@ -166,6 +167,7 @@ impl State {
                 .collect(),
         });
         for workload in &subnet.local.workloads {
+            let Some(netns) = &workload.netns else { continue };
             let addresses = own_addresses(workload, me).collect();
             host.workloads.push(WorkloadConfig {
                 subnet: subnet.records.id,
@@ -173,7 +175,7 @@ impl State {
                 tun: subnet.local.interface.clone(),
                 host_link: workload.host_link.clone(),
                 inner_link: workload.inner_link.clone(),
-                netns: workload.netns.clone(),
+                netns: netns.clone(),
                 mtu: MTU,
                 addresses,
                 gateways: me.addresses.clone(),

@@ -8,9 +8,11 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::chunks::Chunks;
-use super::host::{HostPolicy, NetnsRef, Proto, ResolvConf};
+use super::error::{Code, Error, Kind, Result};
+use super::host::{HostPolicy, NetnsRef, Proto, ResolvConf, is_link_name};
 use super::id::{Name, PeerId, SubnetId};
 use super::join::{Invite, Issued};
+use super::members::printable;
 use super::policy::Allowed;
 
 /// How a workload was found, for people and for finding it again.
@@ -25,14 +27,52 @@ pub enum Target {
         /// 64 hex digits.
         id: String,
     },
+    /// A container as an engine tells of it, which may have several workloads: one for each of its interfaces.
+    Engine {
+        /// The engine: `cni`, `netavark`…
+        engine: Name,
+        /// The engine's ID of the container.
+        container: String,
+    },
 }
 
+/// Bytes of the longest ID of a container.
+const MAX_CONTAINER: usize = 255;
+
 impl Target {
-    /// `netns` or `docker`.
-    pub fn kind(&self) -> &'static str {
+    /// A container of an engine, and the name of its interface looked at.
+    ///
+    /// # Errors
+    /// `E-CONTAINER` where that is no ID of a container, `E-INTERFACE` where a link cannot be called that.
+    pub fn of_engine(engine: Name, container: String, interface: &str) -> Result<Target> {
+        let wrong = |code, message: String| Err(Error::new(Kind::Usage, code, message));
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+        if !(1..=MAX_CONTAINER).contains(&container.len()) || !container.bytes().all(plain) {
+            let what = "1 to 255 letters, digits, '-', '_' and '.'";
+            return wrong(Code::Container, format!("{} is no ID of a container: {what}", printable(&container)));
+        }
+        if !is_link_name(interface) || matches!(interface, "." | "..") {
+            let what = "1 to 15 letters, digits, '-', '_' and '.'";
+            return wrong(Code::Interface, format!("{} is no name of an interface: {what}", printable(interface)));
+        }
+        Ok(Target::Engine { engine, container })
+    }
+
+    /// `netns`, `docker`, or what the engine calls itself.
+    pub fn kind(&self) -> &str {
         match self {
             Target::Netns(_) => "netns",
             Target::Docker { .. } => "docker",
+            Target::Engine { engine, .. } => engine.as_str(),
+        }
+    }
+
+    /// The engine's ID of the container, where it is one.
+    pub fn container(&self) -> Option<&str> {
+        match self {
+            Target::Netns(_) => None,
+            Target::Docker { id, .. } => Some(id),
+            Target::Engine { container, .. } => Some(container),
         }
     }
 
@@ -41,6 +81,7 @@ impl Target {
         match self {
             Target::Netns(spec) => spec,
             Target::Docker { name, .. } => name,
+            Target::Engine { container, .. } => container,
         }
     }
 }
@@ -52,11 +93,13 @@ pub struct Workload {
     pub name: Name,
     /// What it is.
     pub target: Target,
-    /// Its namespace.
-    pub netns: NetnsRef,
+    /// Its namespace; none while the engine has not made one. Such a workload has its lease and its names, and nothing in
+    /// the kernel: what is sent to it is answered as unreachable.
+    #[serde(with = "placed")]
+    pub netns: Option<NetnsRef>,
     /// Host end of its veth.
     pub host_link: String,
-    /// Its own end.
+    /// Its own end: the interface. With the container ([`Target::container`]) it says which attachment this is.
     pub inner_link: String,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
@@ -66,6 +109,18 @@ pub struct Workload {
     pub mac: Option<[u8; 6]>,
     /// When it was attached (seconds since 1970).
     pub since: u64,
+}
+
+impl Workload {
+    /// Whether both are the same interface of the same container of one engine.
+    pub fn is_same_attachment(&self, target: &Target, interface: &str) -> bool {
+        matches!(target, Target::Engine { .. }) && self.target == *target && self.inner_link == interface
+    }
+
+    /// Whether it lives in that namespace.
+    pub fn is_in(&self, netns: &NetnsRef) -> bool {
+        self.netns.as_ref().is_some_and(|own| own.is_same(netns))
+    }
 }
 
 /// A port map added here.
@@ -258,6 +313,24 @@ impl Past {
     }
 }
 
+/// A workload's namespace on disk: where there is none its path is empty, which is no namespace's. So what was written when
+/// each had one is read as it is.
+mod placed {
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    use super::NetnsRef;
+
+    pub(super) fn serialize<S: Serializer>(netns: &Option<NetnsRef>, to: S) -> Result<S::Ok, S::Error> {
+        let none = NetnsRef { path: "".into(), device: 0, inode: 0, cookie: None };
+        netns.as_ref().unwrap_or(&none).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<NetnsRef>, D::Error> {
+        let netns = NetnsRef::deserialize(from)?;
+        Ok(Some(netns).filter(|netns| !netns.path.as_os_str().is_empty()))
+    }
+}
+
 /// Names on disk.
 mod by_name {
     use std::collections::BTreeMap;
@@ -341,6 +414,58 @@ mod tests {
             let kept = Kept((0..count).map(name).collect());
             let written = crate::model::record::encode(&kept);
             assert_eq!(postcard::from_bytes::<Kept>(&written).unwrap(), kept);
+        }
+    }
+
+    /// A workload as version 1 wrote it, before one could be without a namespace.
+    #[derive(Serialize)]
+    struct Former {
+        name: Name,
+        target: Target,
+        netns: NetnsRef,
+        host_link: String,
+        inner_link: String,
+        addresses: Vec<IpAddr>,
+        resolv_conf: ResolvConf,
+        mac: Option<[u8; 6]>,
+        since: u64,
+    }
+
+    #[test]
+    fn a_workload_is_read_as_it_was_written_with_a_namespace_or_without() {
+        let netns = NetnsRef { path: "/run/netns/db".into(), device: 4, inode: 5, cookie: Some(6) };
+        let target = Target::Docker { name: "db".into(), id: "0123456789abcdef".repeat(4) };
+        let former = Former {
+            name: Name::from_host("db"),
+            target: target.clone(),
+            netns: netns.clone(),
+            host_link: "bwv0".into(),
+            inner_link: "byway0".into(),
+            addresses: vec!["10.77.1.2".parse().unwrap()],
+            resolv_conf: ResolvConf::None,
+            mac: None,
+            since: 7,
+        };
+        let bytes = crate::model::record::encode(&former);
+        let read: Workload = postcard::from_bytes(&bytes).unwrap();
+        assert_eq!((&read.netns, read.target.container(), read.since), (&Some(netns), target.container(), 7));
+        assert_eq!(crate::model::record::encode(&read), bytes, "and written as it was");
+        let engine = Target::of_engine(Name::from_host("cni"), "0f".repeat(32), "eth0").unwrap();
+        let apart = Workload { target: engine, netns: None, inner_link: "eth0".into(), ..read };
+        assert_eq!(postcard::from_bytes::<Workload>(&crate::model::record::encode(&apart)).unwrap(), apart);
+    }
+
+    #[test]
+    fn what_an_engine_calls_a_container_and_an_interface_is_looked_at() {
+        let of = |container: &str, interface| {
+            Target::of_engine(Name::from_host("cni"), container.to_owned(), interface).map(drop).map_err(|e| e.code)
+        };
+        assert_eq!([of("web_1.a-b", "eth0"), of(&"f".repeat(255), "bw-lab.100")], [Ok(()), Ok(())]);
+        for container in ["", "a/b", "a b", "a\n", &"f".repeat(256)] {
+            assert_eq!(of(container, "eth0"), Err(Code::Container), "{container:?}");
+        }
+        for interface in ["", "eth 0", "eth/0", "eth*", ".", "..", "sixteen-bytes-00"] {
+            assert_eq!(of("web", interface), Err(Code::Interface), "{interface:?}");
         }
     }
 }

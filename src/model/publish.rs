@@ -8,9 +8,10 @@ use ipnet::IpNet;
 use super::claims::claimed;
 use super::error::{Code, Error, Kind, Result};
 use super::heard::may_name;
+use super::host::NetnsRef;
 use super::id::{Name, PeerId};
 use super::ipam::free_addresses;
-use super::local::{Kept, Map, Workload};
+use super::local::{Kept, Map, Target, Workload};
 use super::members::{Identity, Subnet, printable, would_be_refused};
 use super::record::{
     Body, Doc, MAX_ENTRIES, MAX_RECORD, NameEntry, RecordError, Verified, WorkloadEntry, data_fits, is_record_name,
@@ -118,6 +119,40 @@ impl Subnet {
         wanted.free(|name| self.name_is_taken(me, resolved, name.as_str()))
     }
 
+    /// Whether no workload here `but` that one has the namespace of this one, or is the same interface of the same container.
+    fn is_apart(&self, workload: &Workload, but: Option<&Name>) -> Result<()> {
+        let in_it = |w: &&Workload| workload.netns.as_ref().is_some_and(|netns| w.is_in(netns));
+        let same = |w: &&Workload| w.is_same_attachment(&workload.target, &workload.inner_link);
+        let mut all = self.local.workloads.iter().filter(|w| Some(&w.name) != but);
+        let (what, other) = match (all.clone().find(in_it), all.find(same)) {
+            (Some(other), _) => (format!("has the network namespace of {}, which", other.name), other),
+            (None, Some(other)) => (format!("has the interface {} as {}, which", other.inner_link, other.name), other),
+            (None, None) => return Ok(()),
+        };
+        let message = format!("{} {what} is attached to subnet {} already", workload.target.text(), self.name());
+        Err(Error::new(Kind::Conflict, Code::Attached, message).hint(format!(
+            "byway detach {} --subnet {}",
+            other.name,
+            self.name()
+        )))
+    }
+
+    /// Gives a workload without a namespace the one that its engine has made. Its name and addresses stay: the others hear
+    /// nothing of it. Where the kernel refuses it is undone as every new workload is.
+    ///
+    /// # Errors
+    /// `E-ATTACHED`, `E-NO-WORKLOAD`.
+    pub fn place(&mut self, name: &Name, netns: NetnsRef, mac: Option<[u8; 6]>) -> Result<Workload> {
+        let waits = |w: &&mut Workload| w.name == *name && w.netns.is_none();
+        let gone = || Error::new(Kind::NotFound, Code::NoWorkload, format!("no workload {name} waits here"));
+        let workload = self.local.workloads.iter_mut().find(waits).ok_or_else(gone)?;
+        let placed = Workload { netns: Some(netns), mac: mac.or(workload.mac), ..workload.clone() };
+        self.is_apart(&placed, Some(name))?;
+        self.local.workloads.iter_mut().filter(|w| w.name == *name).for_each(|w| *w = placed.clone());
+        self.local.unconfirmed.workloads.insert(name.clone());
+        Ok(placed)
+    }
+
     /// Attaches a workload: a free name and free addresses out of this node's leases. `workload` comes without
     /// addresses.
     ///
@@ -126,31 +161,16 @@ impl Subnet {
     pub fn attach(&mut self, me: &Identity, mut workload: Workload, ip: Option<IpAddr>, now: u64) -> Result<Workload> {
         let resolved = self.resolve(now);
         let mine = self.myself(me, &resolved)?;
-        if let Some(same) = self.local.workloads.iter().find(|w| w.netns.is_same(&workload.netns)) {
-            return Err(Error::new(
-                Kind::Conflict,
-                Code::Attached,
-                format!(
-                    "{} has the network namespace of {}, which is attached to subnet {} already",
-                    workload.target.text(),
-                    same.name,
-                    self.name()
-                ),
-            )
-            .hint(format!("byway detach {} --subnet {}", same.name, self.name())));
-        }
+        self.is_apart(&workload, None)?;
         if self.name_is_taken(me, &resolved, workload.name.as_str()) {
-            return Err(Error::new(
-                Kind::Conflict,
-                Code::NameTaken,
-                format!("the name {} is taken in subnet {}", workload.name, self.name()),
-            )
-            .hint(format!(
-                "byway attach {} {} --subnet {} --name OTHER",
-                workload.target.kind(),
-                workload.target.text(),
-                self.name()
-            )));
+            let message = format!("the name {} is taken in subnet {}", workload.name, self.name());
+            let error = Error::new(Kind::Conflict, Code::NameTaken, message);
+            let (kind, text) = (workload.target.kind(), workload.target.text());
+            return Err(match workload.target {
+                // The engine chooses the name.
+                Target::Engine { .. } => error,
+                _ => error.hint(format!("byway attach {kind} {text} --subnet {} --name OTHER", self.name())),
+            });
         }
         let mut used: BTreeSet<IpAddr> =
             self.local.workloads.iter().flat_map(|w| w.addresses.iter().copied()).collect();

@@ -189,8 +189,13 @@ impl Node {
     }
 
     /// `detach`.
-    pub async fn detach(&self, workload: String, subnet: Option<String>) -> Result<Effect<Response>, Error> {
-        self.change(move |core| core.detach(&workload, subnet.as_deref())).await
+    pub async fn detach(
+        &self,
+        workload: String,
+        subnet: Option<String>,
+        interface: Option<String>,
+    ) -> Result<Effect<Response>, Error> {
+        self.change(move |core| core.detach(&workload, subnet.as_deref(), interface.as_deref())).await
     }
 
     /// `dns add`.

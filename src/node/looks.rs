@@ -221,7 +221,7 @@ impl Node {
     pub async fn workloads_in(&self, netns: NetnsRef) -> Result<Vec<Workload>, Error> {
         let look = move |core: &mut Core| {
             let all = core.state.subnets.values().flat_map(|s| &s.local.workloads);
-            all.filter(|w| w.netns.is_same(&netns)).cloned().collect()
+            all.filter(|w| w.is_in(&netns)).cloned().collect()
         };
         self.read(look).await
     }
@@ -231,12 +231,14 @@ impl Node {
         let look = move |core: &mut Core| {
             let asked = core.state.find(&subnet).ok().map(|s| s.records.id);
             let holds = |id: SubnetId, w: &Workload| {
-                let netns = wanted.netns.as_ref().is_some_and(|n| w.netns.path == n.path || w.netns.is_same(n));
+                let at = |n: &NetnsRef| w.netns.as_ref().is_some_and(|own| own.path == n.path || own.is_same(n));
+                let netns = wanted.netns.as_ref().is_some_and(at);
                 let address = wanted.ip.is_some_and(|ip| w.addresses.contains(&ip));
                 netns || (Some(id) == asked && (address || w.name.as_str() == wanted.name))
             };
             let all = core.state.subnets.values().flat_map(|s| s.local.workloads.iter().map(|w| (s.records.id, w)));
-            all.filter(|(id, w)| holds(*id, w)).map(|(id, w)| (id, w.name.clone(), w.netns.clone())).collect()
+            let them = all.filter(|(id, w)| holds(*id, w));
+            them.filter_map(|(id, w)| Some((id, w.name.clone(), w.netns.clone()?))).collect()
         };
         self.read(look).await
     }

@@ -327,6 +327,7 @@ impl Core {
                     subnet: subnet.name().clone(),
                     kind: w.target.kind().into(),
                     target: w.target.text().into(),
+                    container: w.target.container().map(str::to_owned),
                     addresses: w.addresses.clone(),
                     interface: w.inner_link.clone(),
                     mtu: MTU,
@@ -336,6 +337,7 @@ impl Core {
                         (SubnetState::Removed, ..) => "not-member",
                         (SubnetState::Down, ..) => "down",
                         (_, _, true) => "contested",
+                        (_, true, _) if w.netns.is_none() => "no-namespace",
                         (_, true, _) => "ok",
                         (_, false, _) => "name-taken",
                     }
@@ -351,7 +353,7 @@ impl Core {
     /// # Errors
     /// `E-NO-WORKLOAD`, `E-AMBIGUOUS`.
     pub fn workload(&self, name: &str, subnet: Option<&str>) -> Result<WorkloadInfo, Error> {
-        let (id, found) = self.find_workload(name, subnet)?;
+        let (id, found) = self.find_workload(name, subnet, None)?;
         let subnet = self.state.find(&id.to_string())?;
         let gone = || Error::new(ErrorKind::NotFound, Code::NoWorkload, format!("no workload {found} here"));
         self.workloads(Some(subnet)).into_iter().find(|w| w.workload == found).ok_or_else(gone)

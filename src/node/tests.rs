@@ -1,6 +1,7 @@
 //! What a message may cost the node's thread, counted in writes and Views rather than in time.
 
 mod admitted;
+mod engines;
 mod invites;
 mod machine;
 mod twice;

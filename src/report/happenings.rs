@@ -125,6 +125,9 @@ fn changes(was: &Membership, now: &Membership, me: PeerId) -> Vec<String> {
             Some(former) if former.addresses != workload.addresses => {
                 lines.push(format!("{} has new addresses, {}", workload.name, print::addresses(&workload.addresses)));
             }
+            Some(former) if former.netns != workload.netns => {
+                lines.push(format!("{} has its namespace", workload.name))
+            }
             Some(_) => {}
         }
     }
@@ -135,9 +138,11 @@ fn changes(was: &Membership, now: &Membership, me: PeerId) -> Vec<String> {
     lines
 }
 
-/// The same attachment: one that was renewed in another namespace is another.
+/// The same attachment: one that was renewed in another namespace is another, and one that had none yet is not.
 fn same_workload(one: &Workload, other: &Workload) -> bool {
-    one.name == other.name && one.netns == other.netns
+    let waited = one.netns.is_none() || other.netns.is_none();
+    let placed = waited && one.is_same_attachment(&other.target, &other.inner_link);
+    one.name == other.name && (one.netns == other.netns || placed)
 }
 
 fn way(map: &Map) -> String {

@@ -96,7 +96,7 @@ fn subnet(state: &State) -> Subnet {
     local.workloads.push(Workload {
         name: "db".parse().unwrap(),
         target: Target::Docker { name: "db".to_owned(), id: "0123456789abcdef".repeat(4) },
-        netns: NetnsRef { path: "/proc/1/ns/net".into(), device: 4, inode: 5, cookie: Some(6) },
+        netns: Some(NetnsRef { path: "/proc/1/ns/net".into(), device: 4, inode: 5, cookie: Some(6) }),
         host_link: "bw0".to_owned(),
         inner_link: "bw-lab".to_owned(),
         addresses: vec!["10.77.1.2".parse().unwrap()],
@@ -210,4 +210,33 @@ fn a_state_directory_of_version_1_is_read_whole() {
     // And it is written to as any other.
     let key = ("trial".to_owned(), vec![1]);
     store.commit(&Batch { put_local: vec![key], ..Batch::default() }).unwrap();
+}
+
+#[test]
+fn what_version_1_could_not_say_of_a_workload_is_kept_beside_what_it_said() {
+    let dir = copy();
+    let me = identity(dir.path(), false);
+    let load = || {
+        let store = Store::open(dir.path()).unwrap();
+        let (state, damage) = State::load(me.clone(), store.load().unwrap().records);
+        assert_eq!(damage, []);
+        (store, state)
+    };
+    let (store, state) = load();
+    let mut held = state.subnets.values().next().unwrap().clone();
+    let former = held.local.workloads[0].clone();
+    assert!(former.netns.is_some() && former.target.container().is_some());
+    let target = Target::of_engine("cni".parse().unwrap(), "0f1e2d".to_owned(), "eth0").unwrap();
+    let apart = Workload { name: "web".parse().unwrap(), target, netns: None, inner_link: "eth0".into(), ..former };
+    held.local.workloads.push(apart);
+    let local = held.local.clone();
+    let mut draft = Draft::default();
+    draft.put(held);
+    let mut batch = Batch::default();
+    for (key, value) in draft.changes(&state).into_writes() {
+        batch.put_records.extend(value.map(|value| (key, value)));
+    }
+    store.commit(&batch).unwrap();
+    drop(store);
+    assert_eq!(load().1.subnets.values().next().unwrap().local, local);
 }

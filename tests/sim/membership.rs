@@ -673,7 +673,7 @@ fn workloads_follow_their_member_to_another_block() {
     let workload = Workload {
         name: "web".parse().unwrap(),
         target: Target::Netns("web".into()),
-        netns: NetnsRef { path: "/run/netns/web".into(), device: 1, inode: 2, cookie: None },
+        netns: Some(NetnsRef { path: "/run/netns/web".into(), device: 1, inode: 2, cookie: None }),
         host_link: "bwv1".into(),
         inner_link: "byway0".into(),
         addresses: vec![],

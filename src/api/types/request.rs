@@ -34,6 +34,26 @@ pub enum WorkloadKind {
     Netns(String),
     /// A running container, by name or ID.
     Docker(String),
+    /// An interface of a container, told by the engine that runs it.
+    Container(ContainerInterface),
+}
+
+/// One attachment of a container, as its engine knows it: the same again changes nothing, and a namespace that is told later
+/// completes it. Until then it has its lease and its names.
+///
+/// An interface of this machine itself (a VM's tap) is none of these, and cannot be attached yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ContainerInterface {
+    /// The engine: `cni`, `netavark`…
+    pub engine: Name,
+    /// The engine's ID of the container: 1 to 255 letters, digits, `-`, `_` and `.`.
+    pub container: String,
+    /// Name of the interface inside, at most 15 bytes.
+    pub interface: String,
+    /// The namespace, by name or path; none while there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<String>,
 }
 
 /// Everything that can be asked of a daemon. Sent as `POST /v1/call` with this as JSON.
@@ -162,6 +182,9 @@ pub enum Request {
     Detach {
         workload: String,
         subnet: Option<String>,
+        /// Which of a container's workloads is meant.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        interface: Option<String>,
     },
     WorkloadLs,
     WorkloadShow {

@@ -306,6 +306,9 @@ pub struct WorkloadInfo {
     pub subnet: Name,
     pub kind: String,
     pub target: String,
+    /// The engine's ID of the container, where it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
     pub addresses: Vec<IpAddr>,
     pub interface: String,
     pub mtu: u16,

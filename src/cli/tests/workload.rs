@@ -8,6 +8,7 @@ fn workload() -> WorkloadInfo {
         subnet: name("lab"),
         kind: "netns".into(),
         target: "/run/netns/web".into(),
+        container: None,
         addresses: vec![ip("10.77.1.5")],
         interface: "byway0".into(),
         mtu: 1400,

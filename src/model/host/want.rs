@@ -247,10 +247,10 @@ fn inner_want(desired: &HostConfig, workload: &WorkloadConfig, families: &Famili
     SceneWant { links: BTreeMap::from([(workload.inner_link.clone(), link)]), routes, rules, sysctls }
 }
 
-/// Each link in a workload's namespace has a table of its own: 4110 for `byway0`, 4111 for `byway1`…
+/// Each link in a workload's namespace has a table of its own: 4110 for `byway0`, 4111 for `byway1`…, one by its name for a
+/// link that an engine named.
 pub fn inner_table(inner_link: &str) -> u32 {
-    let digits = inner_link.trim_start_matches(|c: char| !c.is_ascii_digit());
-    let number = digits.parse::<u32>().ok().filter(|n| *n < 1000);
+    let number = inner_link.strip_prefix("byway").and_then(|digits| digits.parse::<u32>().ok()).filter(|n| *n < 1000);
     let hash = || inner_link.bytes().fold(7u32, |h, b| h.wrapping_mul(31).wrapping_add(u32::from(b))) % 1000 + 1000;
     TABLE + number.unwrap_or_else(hash)
 }

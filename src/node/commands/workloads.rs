@@ -25,9 +25,9 @@ pub struct NewWorkload {
     pub name_is_default: bool,
     /// What it is.
     pub target: Target,
-    /// Its namespace.
-    pub netns: NetnsRef,
-    /// End of the veth inside.
+    /// Its namespace; none while its engine has not made one.
+    pub netns: Option<NetnsRef>,
+    /// The interface inside.
     pub inner_link: String,
     /// Where its resolver is written.
     pub resolv_conf: ResolvConf,
@@ -36,15 +36,25 @@ pub struct NewWorkload {
 }
 
 impl NewWorkload {
-    /// Whether `here` is what is asked for: the same namespace or container, and nothing else is asked of it.
+    /// Whether `here` is what is asked for: the same namespace, container or interface of one, and nothing else is asked of
+    /// it. An engine may ask before it has a namespace, and again without naming it.
     fn is(&self, here: &Workload, ip: Option<IpAddr>) -> bool {
+        self.means(here, ip) && self.netns.as_ref().is_none_or(|netns| here.is_in(netns))
+    }
+
+    /// Whether `here` waits for the namespace that is told now.
+    fn places(&self, here: &Workload, ip: Option<IpAddr>) -> bool {
+        self.means(here, ip) && here.netns.is_none()
+    }
+
+    /// The same, wherever it lives.
+    fn means(&self, here: &Workload, ip: Option<IpAddr>) -> bool {
         let thing = match (&self.target, &here.target) {
             (Target::Docker { id, .. }, Target::Docker { id: known, .. }) => id == known,
             (Target::Netns(_), Target::Netns(_)) => true,
-            (Target::Docker { .. }, Target::Netns(_)) | (Target::Netns(_), Target::Docker { .. }) => false,
+            _ => here.is_same_attachment(&self.target, &self.inner_link),
         };
         thing
-            && self.netns.is_same(&here.netns)
             && (self.name_is_default || self.name == here.name)
             && self.mac.is_none_or(|mac| here.mac == Some(mac))
             && ip.is_none_or(|ip| here.addresses.contains(&ip))
@@ -69,12 +79,12 @@ impl Core {
             let attached = Attached { already: true, ..self.attached(&subnet, here)? };
             return Ok((attached, Addition::already(id, here.name.clone())));
         }
-        if new.name_is_default {
-            new.name = subnet.free_name(&self.state.me, &subnet.resolve(self.now()), &new.name);
-        }
         let elsewhere = self.state.subnets.values().any(|s| {
-            s.records.id != subnet.records.id
-                && s.local.workloads.iter().any(|w| w.netns.is_same(&new.netns) && w.inner_link == new.inner_link)
+            let is = |w: &Workload| {
+                let netns = new.netns.as_ref().is_some_and(|n| w.is_in(n) && w.inner_link == new.inner_link);
+                netns || w.is_same_attachment(&new.target, &new.inner_link)
+            };
+            s.records.id != subnet.records.id && s.local.workloads.iter().any(is)
         });
         if elsewhere {
             return Err(Error::new(
@@ -82,6 +92,16 @@ impl Core {
                 Code::Attached,
                 format!("{} has a link {} of another subnet", new.name, new.inner_link),
             ));
+        }
+        let waits = subnet.local.workloads.iter().find(|here| new.places(here, ip)).map(|here| here.name.clone());
+        if let (Some(name), Some(netns)) = (waits, new.netns.clone()) {
+            let placed = subnet.place(&name, netns, new.mac)?;
+            let attached = self.attached(&subnet, &placed)?;
+            self.save(subnet)?;
+            return Ok((attached, Addition::of_workload(id, placed)));
+        }
+        if new.name_is_default {
+            new.name = subnet.free_name(&self.state.me, &subnet.resolve(self.now()), &new.name);
         }
         let mut hash = Sha256::new();
         hash.update(subnet.records.id.0);
@@ -121,12 +141,13 @@ impl Core {
         })
     }
 
-    /// `detach`; without a subnet the workload is looked for in all of them.
+    /// `detach`; without a subnet the workload is looked for in all of them. An engine names the interface as well, where
+    /// its container has several.
     ///
     /// # Errors
     /// `E-NO-WORKLOAD`, `E-AMBIGUOUS`.
-    pub fn detach(&mut self, workload: &str, subnet: Option<&str>) -> Result<Response, Error> {
-        let (id, name) = self.find_workload(workload, subnet)?;
+    pub fn detach(&mut self, workload: &str, subnet: Option<&str>, interface: Option<&str>) -> Result<Response, Error> {
+        let (id, name) = self.find_workload(workload, subnet, interface)?;
         let mut subnet = self.state.edit(&id.to_string())?;
         let gone = subnet.detach(&self.state.me.clone(), name.as_str(), self.now())?;
         self.save(subnet)?;
@@ -138,17 +159,20 @@ impl Core {
     ///
     /// # Errors
     /// `E-NO-WORKLOAD`, `E-AMBIGUOUS`, `E-NO-SUBNET`.
-    pub(in crate::node) fn find_workload(&self, text: &str, subnet: Option<&str>) -> Result<(SubnetId, Name), Error> {
+    pub(in crate::node) fn find_workload(
+        &self,
+        text: &str,
+        subnet: Option<&str>,
+        interface: Option<&str>,
+    ) -> Result<(SubnetId, Name), Error> {
         let only = subnet.map(|subnet| self.state.find(subnet).map(|s| s.records.id)).transpose()?;
         let chosen = self.state.subnets.values().filter(|s| only.is_none_or(|id| id == s.records.id));
         let (mut named, mut attached) = (Vec::new(), Vec::new());
         for subnet in chosen {
-            for workload in &subnet.local.workloads {
+            let meant = |w: &&Workload| interface.is_none_or(|name| w.inner_link == name);
+            for workload in subnet.local.workloads.iter().filter(meant) {
                 let what = (subnet.records.id, workload.name.clone());
-                let id = match &workload.target {
-                    Target::Docker { id, .. } => Some(Id::plain(id.clone())),
-                    Target::Netns(_) => None,
-                };
+                let id = workload.target.container().map(|id| Id::plain(id.to_owned()));
                 named.push(Named { what: what.clone(), id, names: vec![workload.name.to_string()] });
                 let names = vec![workload.target.text().to_owned()];
                 attached.push(Named { what, id: None, names });
@@ -187,7 +211,7 @@ impl Core {
     /// then, in another namespace, is not concerned.
     pub fn workload_died(&mut self, subnet: SubnetId, name: &Name, netns: &NetnsRef) {
         let Some(mut copy) = self.state.subnets.get(&subnet).cloned() else { return };
-        if !copy.local.workloads.iter().any(|w| w.name == *name && w.netns == *netns) {
+        if !copy.local.workloads.iter().any(|w| w.name == *name && w.netns.as_ref() == Some(netns)) {
             return;
         }
         if copy.detach(&self.state.me.clone(), name.as_str(), self.now()).is_ok() {

@@ -11,7 +11,7 @@ fn workload(name: &str, inode: u64) -> NewWorkload {
         name: name.parse().unwrap(),
         name_is_default: false,
         target: Target::Netns(name.to_owned()),
-        netns: NetnsRef { path: format!("/run/netns/{name}-{inode}").into(), device: 1, inode, cookie: None },
+        netns: Some(NetnsRef { path: format!("/run/netns/{name}-{inode}").into(), device: 1, inode, cookie: None }),
         inner_link: "byway0".into(),
         resolv_conf: ResolvConf::None,
         mac: None,
@@ -23,7 +23,7 @@ async fn attach(node: &Node, name: &'static str, inode: u64, ip: Option<IpAddr>)
 }
 
 async fn detach(node: &Node, name: &'static str) {
-    node.detach(name.into(), None).await.unwrap();
+    node.detach(name.into(), None, None).await.unwrap();
 }
 
 fn map(port: u16) -> NewMap {
@@ -41,7 +41,7 @@ async fn here(node: &Node) -> String {
 }
 
 /// The same state directory, read by a new daemon.
-async fn restarted(lab: Lab) -> Lab {
+pub(super) async fn restarted(lab: Lab) -> Lab {
     lab.node.close().await;
     let store = Store::open(lab._dir.path()).unwrap();
     let (state, damage) = State::load(identity(1), store.load().unwrap().records);
