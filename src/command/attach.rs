@@ -6,6 +6,7 @@ use super::Commands;
 use crate::api::types::{Error, ErrorKind, WorkloadKind};
 use crate::engine::docker;
 use crate::host::{netns, resolver};
+use crate::model::error::Code;
 use crate::model::host::{NetnsRef, ResolvConf};
 use crate::model::id::Name;
 use crate::model::local::Target;
@@ -16,7 +17,7 @@ use crate::node::{Claim, NewWorkload};
 const NAMED_BY: usize = 12;
 
 fn not_found(message: String) -> Error {
-    Error::new(ErrorKind::NotFound, "E-NO-NETNS", message).hint("ip netns list")
+    Error::new(ErrorKind::NotFound, Code::NoNetns, message).hint("ip netns list")
 }
 
 /// Looks a workload up; its name is the one asked for or what the machine calls it.
@@ -48,7 +49,7 @@ pub(crate) async fn find(
             let still = docker::inspect(host.as_deref(), &found.id).await.map_err(docker_error)?;
             if (still.pid, &still.id) != (found.pid, &found.id) {
                 let message = format!("container {} was started anew while it was attached", found.name);
-                return Err(Error::new(ErrorKind::Failed, "E-DOCKER", message)
+                return Err(Error::new(ErrorKind::Failed, Code::Docker, message)
                     .hint(format!("byway attach docker {}      (once more)", found.name)));
             }
             let shared = found.network_mode.strip_prefix("container:").unwrap_or(&found.id);
@@ -91,8 +92,8 @@ async fn shared_file(ctx: &Commands, spec: &str, netns: &NetnsRef, found: Resolv
 
 fn docker_error(error: docker::DockerError) -> Error {
     let (kind, code) = match &error {
-        docker::DockerError::NotFound(_) => (ErrorKind::NotFound, "E-NO-CONTAINER"),
-        _ => (ErrorKind::Failed, "E-DOCKER"),
+        docker::DockerError::NotFound(_) => (ErrorKind::NotFound, Code::NoContainer),
+        _ => (ErrorKind::Failed, Code::Docker),
     };
     Error::new(kind, code, error.to_string()).hint(error.hint())
 }
@@ -117,7 +118,8 @@ async fn free_link(ctx: &Commands, netns: &NetnsRef) -> Result<String, Error> {
 
 fn parse_mac(text: &str) -> Result<[u8; 6], Error> {
     let bytes: Vec<u8> = text.split(':').filter_map(|p| u8::from_str_radix(p, 16).ok()).collect();
-    let usage = || Error::new(ErrorKind::Usage, "E-MAC", format!("{} is no unicast hardware address", printable(text)));
+    let usage =
+        || Error::new(ErrorKind::Usage, Code::Mac, format!("{} is no unicast hardware address", printable(text)));
     let mac: [u8; 6] = bytes.try_into().map_err(|_| usage())?;
     let [first, ..] = mac;
     if first & 1 == 0 && text.split(':').count() == 6 { Ok(mac) } else { Err(usage()) }

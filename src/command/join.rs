@@ -7,6 +7,7 @@ use super::{Commands, settle};
 use crate::api::types::{Error, ErrorKind, Joined, Request, Response, SubnetState};
 use crate::config::multiaddr;
 use crate::link::Key;
+use crate::model::error::Code;
 use crate::model::host::HostPolicy;
 use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::join::{INVITE_PREFIX, Invite, NEW_INVITE, fingerprint};
@@ -26,18 +27,18 @@ const DECIDED_PATIENCE: Duration = Duration::from_secs(3);
 
 pub(super) async fn join_subnet(ctx: &Commands, request: Request) -> Result<Response, Error> {
     let Request::Join { target, peers, name, alias, ip, host, allow, timeout_ms, wait } = request else {
-        return Err(Error::new(ErrorKind::Usage, "E-VERB", "not join"));
+        return Err(Error::new(ErrorKind::Usage, Code::Verb, "not join"));
     };
     let invite = if target.starts_with(INVITE_PREFIX) { Some(Invite::parse(&target)?) } else { None };
     let id: SubnetId = match &invite {
         Some(invite) => invite.subnet,
-        None => {
-            target.parse().map_err(|e| Error::new(ErrorKind::Usage, "E-ID", format!("{}: {e}", printable(&target))))?
-        }
+        None => target
+            .parse()
+            .map_err(|e| Error::new(ErrorKind::Usage, Code::Id, format!("{}: {e}", printable(&target))))?,
     };
     let mut hints = Vec::new();
     for peer in &peers {
-        let wrong = |e: String| Error::new(ErrorKind::Usage, "E-ADDRESS", format!("--peer {}: {e}", printable(peer)));
+        let wrong = |e: String| Error::new(ErrorKind::Usage, Code::Address, format!("--peer {}: {e}", printable(peer)));
         for hint in meant(peer).map_err(wrong)? {
             hint.parse::<Address>().map_err(|e| wrong(e.to_string()))?;
             hints.push(hint);
@@ -50,7 +51,7 @@ pub(super) async fn join_subnet(ctx: &Commands, request: Request) -> Result<Resp
     ctx.platform.ready()?;
     if let Some(invite) = invite.as_ref().filter(|i| unix_now() >= i.expires) {
         let message = format!("the invite to subnet {} has expired", invite.subnet);
-        return Err(Error::new(ErrorKind::Refused, "E-INVITE-EXPIRED", message).hint(NEW_INVITE));
+        return Err(Error::new(ErrorKind::Refused, Code::InviteExpired, message).hint(NEW_INVITE));
     }
     let keeps_host = host.is_none();
     let pending = PendingJoin {
@@ -98,13 +99,13 @@ pub(super) async fn join_subnet(ctx: &Commands, request: Request) -> Result<Resp
                 return Err(error);
             }
             first_stream(ctx, id).await;
-            let gone = || Error::new(ErrorKind::Failed, "E-JOIN", "the membership ended at once");
+            let gone = || Error::new(ErrorKind::Failed, Code::Join, "the membership ended at once");
             joined(ctx, id).await?.map(Response::Joined).ok_or_else(gone)
         }
         Progress::Refused(error) => Err(error),
         Progress::Waiting { .. } | Progress::Searching if over && !waits(ctx, id).await? => {
             let given_up =
-                || Error::new(ErrorKind::Failed, "E-JOIN-OVER", format!("the join of subnet {id} was given up"));
+                || Error::new(ErrorKind::Failed, Code::JoinOver, format!("the join of subnet {id} was given up"));
             joined(ctx, id).await?.map(Response::Joined).ok_or_else(given_up)
         }
         Progress::Waiting { .. } | Progress::Searching => Ok(Response::Joined(Joined {
@@ -155,7 +156,7 @@ fn nobody(id: SubnetId, typed: &str, silent: &[String]) -> Error {
         [] => known,
         _ => format!("no answer from {}; {known}", silent.join(" and ")),
     };
-    Error::new(ErrorKind::Timeout, "E-NOBODY", message)
+    Error::new(ErrorKind::Timeout, Code::Nobody, message)
         .hint(format!("byway join {typed} --peer HOST      (the address of any member)"))
 }
 

@@ -5,12 +5,13 @@ use std::net::IpAddr;
 use super::{Commands, settle, undone};
 use crate::api::types::{Error, ErrorKind, Request, Response};
 use crate::host::listening;
+use crate::model::error::Code;
 use crate::node::{Effect, prepare_map};
 use crate::report::maps::count;
 
 pub(super) async fn map_add(ctx: &Commands, request: Request) -> Result<Response, Error> {
     let Request::MapAdd { subnet, proto, listen, port, target, target_port, name, allow } = request else {
-        return Err(Error::new(ErrorKind::Usage, "E-VERB", "not map add"));
+        return Err(Error::new(ErrorKind::Usage, Code::Verb, "not map add"));
     };
     ctx.platform.ready()?;
     let new_map = prepare_map(proto, listen, port, target, target_port, name, allow)?;
@@ -23,7 +24,7 @@ pub(super) async fn map_add(ctx: &Commands, request: Request) -> Result<Response
         if let Ok(Err(conflict)) = free {
             let message = format!("map {proto} port {port}: {conflict}");
             return Err(
-                Error::new(ErrorKind::Conflict, "E-PORT-IN-USE", message).hint(format!("ss -lnp sport = :{port}"))
+                Error::new(ErrorKind::Conflict, Code::PortInUse, message).hint(format!("ss -lnp sport = :{port}"))
             );
         }
     }
@@ -37,5 +38,5 @@ pub(super) async fn map_add(ctx: &Commands, request: Request) -> Result<Response
     if everywhere {
         return Ok(Response::Maps { maps: made });
     }
-    made.pop().map(Response::Map).ok_or_else(|| Error::new(ErrorKind::Failed, "E-MAP", "the map is gone again"))
+    made.pop().map(Response::Map).ok_or_else(|| Error::new(ErrorKind::Failed, Code::Map, "the map is gone again"))
 }

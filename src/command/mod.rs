@@ -25,6 +25,7 @@ use crate::config::Config;
 use crate::dns::Dns;
 use crate::host::Applied;
 use crate::link::Links;
+use crate::model::error::Code;
 use crate::model::join::fingerprint;
 use crate::model::members::printable;
 use crate::model::record::Term;
@@ -84,7 +85,7 @@ fn closes(request: &Request) -> bool {
 
 /// Nothing takes effect that is not saved: who has to close something at once on a full disk is told what does.
 fn unsaved(error: Error) -> Error {
-    if !matches!(error.code.as_str(), "E-DISK-FULL" | "E-STATE-IO" | "E-STATE-WRITE") {
+    if ![Code::DiskFull, Code::StateIo, Code::StateWrite].iter().any(|code| error.code == *code) {
         return error;
     }
     let stop = "systemctl stop byway      (takes everything off the wire at once, until it is started again)";
@@ -152,7 +153,7 @@ pub(crate) async fn call(ctx: &Commands, request: Request) -> Result<Response, E
         Request::PeerConnect { peer } => peers::connect(ctx, &peer).await,
         Request::PeerDisconnect { peer } => {
             let found = status::peer_show(&ctx.report, &peer).await?;
-            let gone = || Error::new(ErrorKind::Failed, "E-STOPPING", "the daemon is stopping");
+            let gone = || Error::new(ErrorKind::Failed, Code::Stopping, "the daemon is stopping");
             ctx.peers.send(Command::Disconnect { peer: found.peer_id }).await.map_err(|_| gone())?;
             Ok(done(format!("disconnected {}", found.peer_id), found.connected))
         }
@@ -207,7 +208,7 @@ async fn looking(ctx: &Commands, request: Request) -> Result<Response, Error> {
         Request::Config => Ok(Response::Config(reload::show(ctx).await?)),
         Request::Metrics => Ok(Response::Metrics { text: metrics::text(&ctx.report).await? }),
         Request::Version => Ok(Response::Version { version: env!("CARGO_PKG_VERSION").into(), wire: 1 }),
-        _ => Err(Error::new(ErrorKind::Usage, "E-VERB", "this daemon does not know that verb")),
+        _ => Err(Error::new(ErrorKind::Usage, Code::Verb, "this daemon does not know that verb")),
     }
 }
 
@@ -240,11 +241,11 @@ async fn settle(ctx: &Commands, generation: u64) -> Result<(), Error> {
     let reached = tokio::time::timeout(KERNEL_PATIENCE, applied.wait_for(|a| a.generation >= generation)).await;
     let failures = match reached {
         Ok(Ok(applied)) => applied.failures.clone(),
-        Ok(Err(_)) => return Err(Error::new(ErrorKind::Failed, "E-STOPPING", "the daemon is stopping")),
+        Ok(Err(_)) => return Err(Error::new(ErrorKind::Failed, Code::Stopping, "the daemon is stopping")),
         Err(_) => {
             return Err(Error::new(
                 ErrorKind::Timeout,
-                "E-KERNEL-SLOW",
+                Code::KernelSlow,
                 format!("the kernel did not follow within {} s", KERNEL_PATIENCE.as_secs()),
             )
             .hint("byway status"));
@@ -254,7 +255,7 @@ async fn settle(ctx: &Commands, generation: u64) -> Result<(), Error> {
         None => Ok(()),
         Some(_) => {
             let all: Vec<String> = failures.iter().map(|f| format!("{}: {}", f.what, f.why)).collect();
-            Err(Error::new(ErrorKind::Failed, "E-KERNEL", format!("the kernel refused: {}", all.join("; ")))
+            Err(Error::new(ErrorKind::Failed, Code::Kernel, format!("the kernel refused: {}", all.join("; ")))
                 .hint("byway status"))
         }
     }

@@ -3,12 +3,13 @@
 use super::Commands;
 use crate::api::types::{DnsInfo, Error, ErrorKind, Response};
 use crate::dns::Outcome;
+use crate::model::error::Code;
 use crate::model::members::printable;
 
 pub(super) async fn query(ctx: &Commands, name: &str, kind: &str) -> Result<Response, Error> {
     let view = ctx.node.view().load_full();
     let answer =
-        ctx.dns.query(&view, name, kind).await.map_err(|e| Error::new(ErrorKind::Usage, "E-QUERY", e.to_string()))?;
+        ctx.dns.query(&view, name, kind).await.map_err(|e| Error::new(ErrorKind::Usage, Code::Query, e.to_string()))?;
     let shown = printable(name);
     match answer.outcome {
         Outcome::Exists => {
@@ -22,13 +23,15 @@ pub(super) async fn query(ctx: &Commands, name: &str, kind: &str) -> Result<Resp
             };
             Ok(Response::Dns { records: answer.records.into_iter().map(record).collect() })
         }
-        Outcome::NoSuchName => Err(Error::new(ErrorKind::NotFound, "E-NXDOMAIN", format!("there is no name {shown}"))),
+        Outcome::NoSuchName => {
+            Err(Error::new(ErrorKind::NotFound, Code::Nxdomain, format!("there is no name {shown}")))
+        }
         Outcome::Refused => {
-            Err(Error::new(ErrorKind::Failed, "E-DNS-REFUSED", format!("{shown} {kind} is not answered")))
+            Err(Error::new(ErrorKind::Failed, Code::DnsRefused, format!("{shown} {kind} is not answered")))
         }
         Outcome::Failed => Err(Error::new(
             ErrorKind::Failed,
-            "E-DNS-FAILED",
+            Code::DnsFailed,
             format!("the host's resolvers did not answer for {shown}"),
         )
         .hint("cat /etc/resolv.conf")),

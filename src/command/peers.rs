@@ -7,6 +7,7 @@ use super::join::meant;
 use super::{Commands, done};
 use crate::api::types::{Error, ErrorKind, PingInfo, Problem, Response};
 use crate::link::Key;
+use crate::model::error::Code;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::members::printable;
 use crate::node::TargetPeer;
@@ -16,7 +17,7 @@ use crate::service::ping;
 
 pub(super) async fn connect(ctx: &Commands, peer: &str) -> Result<Response, Error> {
     let failed = |e: crate::p2p::ConnectError| {
-        Error::new(ErrorKind::Failed, "E-CONNECT", format!("connect {}: {e}", printable(peer)))
+        Error::new(ErrorKind::Failed, Code::Connect, format!("connect {}: {e}", printable(peer)))
     };
     // What is known here by that name is meant first; else it is where somebody is.
     let known = if peer.starts_with('/') { None } else { Some(status::peer_show(&ctx.report, peer).await) };
@@ -41,7 +42,7 @@ pub(super) async fn connect(ctx: &Commands, peer: &str) -> Result<Response, Erro
 
 /// Dials where a person says.
 async fn connect_to(ctx: &Commands, text: &str) -> Result<Result<PeerId, crate::p2p::ConnectError>, Error> {
-    let wrong = |e: String| Error::new(ErrorKind::Usage, "E-ADDRESS", format!("{}: {e}", printable(text)));
+    let wrong = |e: String| Error::new(ErrorKind::Usage, Code::Address, format!("{}: {e}", printable(text)));
     let typed: Result<Vec<Typed>, _> = meant(text).map_err(wrong)?.iter().map(|a| a.parse::<Typed>()).collect();
     let typed = typed.map_err(|e| wrong(e.to_string()))?;
     let expected = typed.iter().find_map(|t| t.address().peer());
@@ -77,7 +78,7 @@ pub(super) async fn ping(ctx: &Commands, target: &str, count: u32, timeout: Dura
     if peer == ctx.peers.peer() {
         return Err(Error::new(
             ErrorKind::Usage,
-            "E-SELF",
+            Code::Oneself,
             format!("{} is on this node; ping measures the way to other peers", printable(target)),
         ));
     }
@@ -85,7 +86,7 @@ pub(super) async fn ping(ctx: &Commands, target: &str, count: u32, timeout: Dura
         && let Some((name, false)) = ctx.node.is_up(id).await?
     {
         let message = format!("subnet {name} is down on this machine: nothing of it is reached from here");
-        return Err(Error::new(ErrorKind::Conflict, "E-SUBNET-DOWN", message).hint(format!("byway up {name}")));
+        return Err(Error::new(ErrorKind::Conflict, Code::SubnetDown, message).hint(format!("byway up {name}")));
     }
     let timeout = timeout.clamp(Duration::from_millis(100), Duration::from_secs(10));
     let ms = |d: Duration| (d.as_secs_f64() * 1e6).round() / 1e3;

@@ -133,7 +133,7 @@ async fn read_again(ctx: &Commands, unfinished: &mut Unfinished) -> Result<Readi
         let message =
             format!("cannot read the configuration: {file} is gone, and it declared {id}; nothing was changed");
         let hint = format!("byway leave {id}      (or put the file back, an empty one to leave what it declared)");
-        return Err(Error::new(ErrorKind::Usage, "E-CONFIG-READ", message).hint(hint));
+        return Err(Error::new(ErrorKind::Usage, Code::ConfigRead, message).hint(hint));
     }
     if next.metrics_listen != before.metrics_listen {
         metrics::relocate(&ctx.settings.metrics, next.metrics_listen).await?;
@@ -152,7 +152,10 @@ async fn read_again(ctx: &Commands, unfinished: &mut Unfinished) -> Result<Readi
         leave: todo.leave.union(&todo.kept).copied().collect(),
     };
     ctx.settings.config.send_replace(Arc::clone(&next));
-    ctx.peers.send(limits).await.map_err(|_| Error::new(ErrorKind::Failed, "E-STOPPING", "the daemon is stopping"))?;
+    ctx.peers
+        .send(limits)
+        .await
+        .map_err(|_| Error::new(ErrorKind::Failed, Code::Stopping, "the daemon is stopping"))?;
     for found in next.idle() {
         tracing::warn!("{found} ({})", found.code);
     }
@@ -297,7 +300,7 @@ async fn join(ctx: &Commands, one: &Follow) -> Result<Vec<String>, Error> {
     let (subnet, was) = (&one.table, one.was.as_ref());
     let unread = |error: std::io::Error| {
         let hint = "write id = \"SUBNET\" beside invite_file: then the invite may go once it has served";
-        Error::new(ErrorKind::Failed, "E-FILE", format!("read its invite: {error}")).hint(hint)
+        Error::new(ErrorKind::Failed, Code::File, format!("read its invite: {error}")).hint(hint)
     };
     let invite = subnet.invite_file.as_ref().map(std::fs::read_to_string);
     let target = match (invite, subnet.id.or(one.stands)) {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Commands, done, settle};
 use crate::api::types::{Cidr, Error, ErrorKind, Request, Response};
+use crate::model::error::Code;
 use crate::model::host::HostPolicy;
 use crate::model::id::SubnetId;
 use crate::model::members::printable;
@@ -13,7 +14,7 @@ use crate::service::join::around;
 
 pub(super) async fn create(ctx: &Commands, request: Request) -> Result<Response, Error> {
     let Request::Create { name, cidr4, cidr6, block4, admission, domain, grant_life_s, host } = request else {
-        return Err(Error::new(ErrorKind::Usage, "E-VERB", "not create"));
+        return Err(Error::new(ErrorKind::Usage, Code::Verb, "not create"));
     };
     ctx.platform.ready()?;
     let around = around(&ctx.mesh).await?;

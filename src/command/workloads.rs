@@ -2,11 +2,12 @@
 
 use super::{Commands, attach, settle, undone};
 use crate::api::types::{Error, ErrorKind, Request, Response};
+use crate::model::error::Code;
 use crate::node::{Claim, Effect};
 
 pub(super) async fn attach(ctx: &Commands, request: Request) -> Result<Response, Error> {
     let Request::Attach { workload, subnet, name, ip, mac, engine } = request else {
-        return Err(Error::new(ErrorKind::Usage, "E-VERB", "not attach"));
+        return Err(Error::new(ErrorKind::Usage, Code::Verb, "not attach"));
     };
     ctx.platform.ready()?;
     ctx.node.find(subnet.clone()).await?;

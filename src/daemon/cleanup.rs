@@ -13,6 +13,7 @@ use crate::api::client::Client;
 use crate::api::types::{DEFAULT_SOCKET, Done, Error, ErrorKind, Request, Response};
 use crate::config::Config;
 use crate::host::{self, Cleaned, Process};
+use crate::model::error::Code;
 use crate::model::members::Identity;
 use crate::store;
 
@@ -26,7 +27,7 @@ const ASKED: Duration = Duration::from_secs(5);
 /// `E-RUNNING` while that daemon lives, or with `all` any that answers or has packets to carry here; `E-NO-KEY` where nobody
 /// knows its mark; `E-NOT-REMOVED` names what stays.
 pub fn cleanup(config: &Config, all: bool) -> Result<Done, Error> {
-    let failed = |e: anyhow::Error| Error::new(ErrorKind::Failed, "E-CLEANUP", format!("{e:#}"));
+    let failed = |e: anyhow::Error| Error::new(ErrorKind::Failed, Code::Cleanup, format!("{e:#}"));
     let dir = config.state_dir.as_path();
     // Held until everything is gone: no daemon starts on the directory meanwhile.
     let held = store::hold(dir);
@@ -75,7 +76,7 @@ fn mark(config: &Config, all: bool) -> Result<Option<String>, Error> {
             let why = if store::exists_in(dir) { error.to_string() } else { no_state(dir) };
             let message = format!("nobody can tell which traces are those of {}: {why}", dir.display());
             let hint = again(config, " --all") + "      (removes what any daemon left here, while none runs)";
-            Err(Error::new(ErrorKind::NotFound, "E-NO-KEY", message).hint(hint))
+            Err(Error::new(ErrorKind::NotFound, Code::NoKey, message).hint(hint))
         }
     }
 }
@@ -105,7 +106,7 @@ fn running(message: String, processes: &[Process]) -> Error {
         [] => "stop it first".to_owned(),
         stops => format!("{}      (then the same again)", stops.join("; ")),
     };
-    Error::new(ErrorKind::Conflict, "E-RUNNING", message).hint(hint)
+    Error::new(ErrorKind::Conflict, Code::Running, message).hint(hint)
 }
 
 /// What cleans up behind the daemon with this configuration.
@@ -127,7 +128,7 @@ fn done(Cleaned { done, left }: Cleaned, config: &Config, all: bool) -> Result<D
     let done = if done.is_empty() { String::new() } else { format!("; {}", done.join(", ")) };
     Err(Error::new(
         ErrorKind::Failed,
-        "E-NOT-REMOVED",
+        Code::NotRemoved,
         format!("not everything was removed: {}{done}", left.join("; ")),
     )
     .hint(again(config, if all { " --all" } else { "" })))

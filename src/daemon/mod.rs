@@ -37,6 +37,7 @@ use crate::host::{Applied, Failure, reconcile};
 use crate::link::Links;
 use crate::link::direct::Direct;
 use crate::model::build::Here;
+use crate::model::error::Code;
 use crate::model::host::HostConfig;
 use crate::model::id::PeerId;
 use crate::model::members::Identity;
@@ -89,7 +90,7 @@ pub fn run(config: Config) -> Result<(), Error> {
         .enable_all()
         .thread_name("byway")
         .build()
-        .map_err(|e| Error::new(ErrorKind::Failed, "E-RUNTIME", format!("start the runtime: {e}")))?;
+        .map_err(|e| Error::new(ErrorKind::Failed, Code::Runtime, format!("start the runtime: {e}")))?;
     let result = runtime.block_on(async {
         let stop = CancellationToken::new();
         tokio::spawn(on_signal(stop.clone()));
@@ -145,7 +146,7 @@ async fn on_hangup(commands: Commands, stop: CancellationToken) -> anyhow::Resul
 /// # Errors
 /// As [`run`].
 pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) -> Result<(), Error> {
-    let failed = |code: &'static str| move |e: anyhow::Error| Error::new(ErrorKind::Failed, code, format!("{e:#}"));
+    let failed = |code: Code| move |e: anyhow::Error| Error::new(ErrorKind::Failed, code, format!("{e:#}"));
     let Loaded { identity, seed, data_secret, state, damage, store } = load(&config)?;
     let instance = instance_of(identity.peer);
     let mut unwritten = vec![store.unwritten()];
@@ -159,7 +160,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     let underlay_ports = listen.iter().filter_map(p2p::Address::port).collect();
     let here = Here { instance: instance.clone(), underlay_ports };
     let parts = Parts { state, damage, store, here, node_name: config.node_name.clone() };
-    let (node, pushes) = Node::start(parts).context("start the node's thread").map_err(failed("E-START"))?;
+    let (node, pushes) = Node::start(parts).context("start the node's thread").map_err(failed(Code::Start))?;
 
     let port = match machine.transport() {
         p2p::TransportKind::Network => port::bind(&mut listen)?,
@@ -183,14 +184,14 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     net.limits.per_peer = config.limits.connections_per_peer;
     net.limits.memory = config.limits.memory_bytes();
     let (peers, events, driver) = p2p::start(net).map_err(|e| match e {
-        p2p::Error::InUse(_) => Error::new(ErrorKind::Conflict, "E-LISTEN-IN-USE", e.to_string())
+        p2p::Error::InUse(_) => Error::new(ErrorKind::Conflict, Code::ListenInUse, e.to_string())
             .hint("ss -lnp      (shows who has the port; --listen udp/PORT --listen tcp/PORT takes another one)"),
-        other => Error::new(ErrorKind::Failed, "E-LISTEN", other.to_string()),
+        other => Error::new(ErrorKind::Failed, Code::Listen, other.to_string()),
     })?;
 
     let (links, wanted) = Links::new(tokio::runtime::Handle::current(), port);
     let (datapath, died) = Datapath::new(node.view(), links.clone());
-    datapath.receive().context("start the thread that reads the UDP port").map_err(failed("E-START"))?;
+    datapath.receive().context("start the thread that reads the UDP port").map_err(failed(Code::Start))?;
     let sessions = sessions::config(peers.peer(), data_secret, config.data_cipher, config.post_quantum);
     let (direct_task, direct_handle, asks) = match Direct::new(&links, sessions) {
         Some((task, handle, asks)) => (Some(task), Some(handle), Some(asks)),
@@ -204,8 +205,9 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     });
     let repair = if config.firewall_repair { Repair::Yes } else { Repair::No };
     let integrate = config.firewall_integrate;
-    let host =
-        machine.host(&instance, &config.state_dir, datapath.clone(), repair, integrate).map_err(failed("E-NETLINK"))?;
+    let host = machine
+        .host(&instance, &config.state_dir, datapath.clone(), repair, integrate)
+        .map_err(failed(Code::Netlink))?;
     unwritten.extend(host.unwritten());
     let config = Arc::new(config);
     let (settings, moves) = Settings::new(Arc::clone(&config));
@@ -264,7 +266,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         stop: api_stop.clone(),
     };
 
-    clock::begin(&node).await.map_err(failed("E-STOPPING"))?;
+    clock::begin(&node).await.map_err(failed(Code::Stopping))?;
     let mut tasks: JoinSet<(&'static str, anyhow::Result<()>)> = JoinSet::new();
     let (tell_left, mut left) = oneshot::channel();
     macro_rules! task {
@@ -352,9 +354,9 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         None => nothing_left(left.try_recv().ok(), &ctx.config),
         Some(Ok((name, result))) => {
             let why = result.err().unwrap_or_else(|| anyhow!("it ended by itself"));
-            Err(Error::new(ErrorKind::Failed, "E-TASK", format!("task {name} ended early: {why:#}")))
+            Err(Error::new(ErrorKind::Failed, Code::Task, format!("task {name} ended early: {why:#}")))
         }
-        Some(Err(panic)) => Err(Error::new(ErrorKind::Failed, "E-TASK", format!("a task died: {panic}"))),
+        Some(Err(panic)) => Err(Error::new(ErrorKind::Failed, Code::Task, format!("a task died: {panic}"))),
     }
 }
 
@@ -365,7 +367,7 @@ fn nothing_left(left: Option<Vec<Failure>>, config: &Config) -> Result<(), Error
         Some(left) => left.iter().map(|f| format!("{}: {}", f.what, f.why)).collect::<Vec<_>>().join("; "),
         None => "the kernel did not let go in time".to_owned(),
     };
-    Err(Error::new(ErrorKind::Failed, "E-NOT-REMOVED", format!("stopped, but not everything was removed: {text}"))
+    Err(Error::new(ErrorKind::Failed, Code::NotRemoved, format!("stopped, but not everything was removed: {text}"))
         .hint(cleanup::again(config, "")))
 }
 
@@ -387,7 +389,7 @@ struct Loaded {
 fn load(config: &Config) -> Result<Loaded, Error> {
     let on_store = |e: store::StoreError| {
         if e.is_forbidden() {
-            return Error::new(ErrorKind::NotPermitted, "E-PERMISSION", e.to_string())
+            return Error::new(ErrorKind::NotPermitted, Code::Permission, e.to_string())
                 .hint("byway daemon --state-dir DIR --socket PATH      (directories of its own, or run it as root)");
         }
         let kind = if e.is_conflict() { ErrorKind::Conflict } else { ErrorKind::Failed };
@@ -405,7 +407,7 @@ fn load(config: &Config) -> Result<Loaded, Error> {
     let saved = store.load().map_err(on_store)?;
     let public = |secret: [u8; 32]| x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(secret)).to_bytes();
     let mut identity = Identity::new(&seed, public(*data_secret), public(*seal_secret));
-    identity.life = getrandom::u64().map_err(|e| Error::new(ErrorKind::Failed, "E-RANDOM", e.to_string()))?;
+    identity.life = getrandom::u64().map_err(|e| Error::new(ErrorKind::Failed, Code::Random, e.to_string()))?;
     let seed = *seed;
     let (state, damage) = State::load(identity.clone(), saved.records);
     for item in &damage {
@@ -417,7 +419,7 @@ fn load(config: &Config) -> Result<Loaded, Error> {
 fn addresses(texts: &[String]) -> Result<Vec<p2p::Address>, Error> {
     texts
         .iter()
-        .map(|t| t.parse().map_err(|e| Error::new(ErrorKind::Usage, "E-ADDRESS", format!("address {t}: {e}"))))
+        .map(|t| t.parse().map_err(|e| Error::new(ErrorKind::Usage, Code::Address, format!("address {t}: {e}"))))
         .collect()
 }
 

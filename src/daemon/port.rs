@@ -4,6 +4,7 @@ use std::io;
 use std::net::{SocketAddr, UdpSocket};
 
 use crate::api::types::{Error, ErrorKind};
+use crate::model::error::Code;
 use crate::p2p::{self, Address};
 use crate::service::sessions::endpoint;
 use crate::udp::{Options, Port};
@@ -29,9 +30,9 @@ pub(crate) fn bind(listen: &mut Vec<Address>) -> Result<Option<Port>, Error> {
         return Ok(None);
     }
     Port::bind(&addresses, &Options::default()).map(Some).map_err(|e| match e.kind() {
-        io::ErrorKind::AddrInUse => Error::new(ErrorKind::Conflict, "E-LISTEN-IN-USE", e.to_string())
+        io::ErrorKind::AddrInUse => Error::new(ErrorKind::Conflict, Code::ListenInUse, e.to_string())
             .hint("ss -lnp      (shows who has the port; --listen udp/PORT --listen tcp/PORT takes another one)"),
-        _ => Error::new(ErrorKind::Failed, "E-LISTEN", e.to_string()),
+        _ => Error::new(ErrorKind::Failed, Code::Listen, e.to_string()),
     })
 }
 

@@ -16,6 +16,7 @@ use ipnet::IpNet;
 
 use super::{Core, JoinDecision, Judged, Lane, MAX_COST, Node, Question, Verdict, unix_now};
 use crate::api::types::Error;
+use crate::model::error::Code;
 use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::join::SignedAsk;
 use crate::model::local::{NotLetIn, PendingJoin};
@@ -99,7 +100,7 @@ impl Node {
             match self.saved(turn).await {
                 Ok(_) => {}
                 // It was judged all the same.
-                Err(error) if error.code == "E-BUSY" => verdict.waiting = true,
+                Err(error) if error.code == Code::Busy => verdict.waiting = true,
                 Err(error) => return Err(error),
             }
         }

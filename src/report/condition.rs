@@ -15,6 +15,7 @@ use super::unwell::opened;
 use crate::api::types::{MapInfo, Problem};
 use crate::host::door::{PROBE, refuses};
 use crate::host::listening::{Conflict, Foreign};
+use crate::model::error::Code;
 use crate::model::host::Proto;
 use crate::node::Called;
 
@@ -159,10 +160,10 @@ pub(crate) fn of_maps(maps: &[MapInfo]) -> Vec<Problem> {
     let problem = |map: &MapInfo| {
         let note = map.note.as_ref()?;
         let code = match map.state.as_str() {
-            "no-target" => "E-NO-TARGET",
-            "refused" => "E-TARGET-REFUSED",
-            "blocked" => "E-LISTEN-GONE",
-            _ => "E-PORT-SHADOWED",
+            "no-target" => Code::NoTarget,
+            "refused" => Code::TargetRefused,
+            "blocked" => Code::ListenGone,
+            _ => Code::PortShadowed,
         };
         let message = format!("map {} of {} on {} {}: {note}", map.name, map.subnet, map.proto, map.listen);
         let half = map.state == "refused" && maps.iter().any(|other| is_half_of_one_that_works(map, other));
@@ -222,7 +223,7 @@ fn dead_end(links: &BTreeMap<String, Own>) -> Option<Problem> {
     let first = links.iter().find(|(_, link)| !link.up).map(|(name, _)| name);
     let help = first.map_or("plug it in, or give it an address".to_owned(), |name| format!("ip link set {name} up"));
     Some(Problem {
-        code: "E-NO-LINK".into(),
+        code: Code::NoLink.to_string(),
         severity: "warning".into(),
         message: format!("no link of this machine leads anywhere: {which}"),
         help,

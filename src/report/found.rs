@@ -2,6 +2,7 @@
 
 use super::Report;
 use crate::api::types::Problem;
+use crate::model::error::Code;
 use crate::model::host::{Beginner, Finding, PRIORITY, Place};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::routes::Owner;
@@ -19,13 +20,13 @@ fn problem(found: &Finding, view: &View, name: &impl Fn(PeerId) -> String) -> Pr
     let subnet = |id: &SubnetId| view.subnets.get(id).map_or_else(|| id.to_string(), |s| s.name.to_string());
     let (code, severity, help) = match found {
         Finding::Outranked { place, priority, .. } => (
-            "E-RULE-ORDER",
+            Code::RuleOrder,
             if *place == Place::Host { "error" } else { "info" },
             format!("stop what adds rule {priority}, or let it use a priority above {PRIORITY}"),
         ),
         Finding::Overlap { subnet: of, link, .. } => {
             let help = format!("give {link} another prefix, or: byway leave {}", subnet(of));
-            ("E-CIDR-OVERLAP", "warning", help)
+            (Code::CidrOverlap, "warning", help)
         }
         Finding::Crowded { who, excess } => {
             let unwanted = match who {
@@ -48,7 +49,7 @@ fn problem(found: &Finding, view: &View, name: &impl Fn(PeerId) -> String) -> Pr
             };
             let more =
                 "where they are wanted, a machine holds more with sysctl -w net.netfilter.nf_conntrack_max=NUMBER";
-            ("E-CONNECTIONS", "warning", format!("{unwanted}; {more}"))
+            (Code::Connections, "warning", format!("{unwanted}; {more}"))
         }
     };
     Problem { code: code.into(), severity: severity.into(), message, help }

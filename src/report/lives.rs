@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::api::types::Problem;
+use crate::model::error::Code;
 use crate::node::Twice;
 
 /// What `status` says of it.
@@ -14,7 +15,7 @@ pub(super) fn problem(twice: &Twice, state_dir: &Path) -> Problem {
         Some(name) => (format!("the identity of {name} ({}) runs on two machines", twice.peer.short()), "on the copy"),
     };
     Problem {
-        code: "E-IDENTITY-TWICE".into(),
+        code: Code::IdentityTwice.to_string(),
         severity: "error".into(),
         message: format!("{who}: at {places}; packets for either get lost"),
         help: format!(

@@ -24,6 +24,7 @@ use super::exposition::{CONTENT_TYPE, PortCounts, Snapshot};
 use super::{Report, status};
 use crate::api::server::http;
 use crate::api::types::{Error, ErrorKind};
+use crate::model::error::Code;
 use crate::model::source::{Places, Sizes, Taken};
 
 /// TCP clients at a time, and of one source. One that has been there for a while makes room for another.
@@ -45,7 +46,7 @@ pub(crate) async fn text(ctx: &Report) -> Result<String, Error> {
     });
     let (dns, service) = (ctx.dns.counters().snapshot(), ctx.mesh.service.counts());
     let text = Snapshot { status, maps, dns, service, port }.text();
-    text.map_err(|e| Error::new(ErrorKind::Failed, "E-METRICS", format!("write the metrics: {e}")))
+    text.map_err(|e| Error::new(ErrorKind::Failed, Code::Metrics, format!("write the metrics: {e}")))
 }
 
 /// Opens the TCP listener of `[metrics] listen`.
@@ -56,10 +57,10 @@ pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
     TcpListener::bind(address).await.map_err(|e| match e.kind() {
         std::io::ErrorKind::AddrInUse => Error::new(
             ErrorKind::Conflict,
-            "E-LISTEN-IN-USE",
+            Code::ListenInUse,
             format!("serve metrics on {address}: the port is in use"),
         ),
-        _ => Error::new(ErrorKind::Failed, "E-LISTEN", format!("serve metrics on {address}: {e}")),
+        _ => Error::new(ErrorKind::Failed, Code::Listen, format!("serve metrics on {address}: {e}")),
     })
 }
 
@@ -132,7 +133,7 @@ pub(crate) struct Move {
 /// As [`bind`]; then they are served where they were.
 pub(crate) async fn relocate(moves: &mpsc::Sender<Move>, to: Option<SocketAddr>) -> Result<(), Error> {
     let (answer, answered) = oneshot::channel();
-    let gone = || Error::new(ErrorKind::Failed, "E-STOPPING", "the daemon is stopping");
+    let gone = || Error::new(ErrorKind::Failed, Code::Stopping, "the daemon is stopping");
     moves.send(Move { to, answer }).await.map_err(|_| gone())?;
     answered.await.map_err(|_| gone())?
 }

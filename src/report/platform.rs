@@ -2,6 +2,7 @@
 
 use crate::api::types::{Error, ErrorKind};
 use crate::host;
+use crate::model::error::Code;
 
 /// What the daemon runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,9 +23,9 @@ impl Platform {
         let missing = if self.is_kernel() { host::preflight().into_iter().next() } else { None };
         let Some((what, message, hint)) = missing else { return Ok(()) };
         let (kind, code) = match what {
-            "no-net-admin" => (ErrorKind::NotPermitted, "E-NO-NET-ADMIN"),
-            "no-nft" => (ErrorKind::Failed, "E-NO-NFT"),
-            _ => (ErrorKind::Failed, "E-NO-TUN"),
+            "no-net-admin" => (ErrorKind::NotPermitted, Code::NoNetAdmin),
+            "no-nft" => (ErrorKind::Failed, Code::NoNft),
+            _ => (ErrorKind::Failed, Code::NoTun),
         };
         Err(Error::new(kind, code, message).hint(hint))
     }

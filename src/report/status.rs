@@ -203,7 +203,7 @@ pub(crate) async fn status(ctx: &Report, only: Option<String>) -> Result<Status,
     }
     let dropped = dropped_by_rules(ctx).await;
     problems.extend(damage.into_iter().map(|d| Problem {
-        code: "E-STATE-DAMAGED".into(),
+        code: Code::StateDamaged.to_string(),
         severity: "warning".into(),
         message: format!("{} was left out of the saved state: {}", d.what, d.why),
         help: "nothing has to be done: it is fetched from the other members when one is connected".into(),
@@ -211,7 +211,7 @@ pub(crate) async fn status(ctx: &Report, only: Option<String>) -> Result<Status,
     problems.extend(asking.into_iter().map(|(subnet, names)| {
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         Problem {
-            code: "E-JOIN-REQUESTS".into(),
+            code: Code::JoinRequests.to_string(),
             severity: "info".into(),
             message: format!("asking to join {subnet}: {}", names.join(", ")),
             help: format!("byway member requests {subnet}"),
@@ -228,7 +228,7 @@ pub(crate) async fn status(ctx: &Report, only: Option<String>) -> Result<Status,
     problems.extend(refused.iter().filter_map(unwell::not_let_in));
     problems.extend(unwell::idle(&ctx.settings.borrow()));
     problems.extend(contested.into_iter().map(|(subnet, name, members)| Problem {
-        code: "E-NAME-CONTESTED".into(),
+        code: Code::NameContested.to_string(),
         severity: "warning".into(),
         message: format!("{} claim the name {name} in {subnet}, and nobody has registered it", members.join(" and ")),
         help: format!("an admin: byway dns release {subnet} {name} --member MEMBER; or one of them gives it up"),
@@ -335,8 +335,8 @@ pub(super) async fn dropped_by_rules(ctx: &Report) -> DroppedByRules {
 fn blocked(ctx: &Report) -> Vec<Problem> {
     let problem = |obstacle: Obstacle| Problem {
         code: match obstacle.hook {
-            Hook::Forward => "E-FORWARD-BLOCKED".into(),
-            Hook::Input => "E-INPUT-BLOCKED".into(),
+            Hook::Forward => Code::ForwardBlocked.to_string(),
+            Hook::Input => Code::InputBlocked.to_string(),
         },
         severity: "warning".into(),
         message: obstacle.message,
@@ -356,7 +356,7 @@ fn problems(ctx: &Report) -> Vec<Problem> {
         });
     }
     all.extend(ctx.applied.borrow().failures.iter().map(|f| Problem {
-        code: "E-KERNEL".into(),
+        code: Code::Kernel.to_string(),
         severity: "error".into(),
         message: format!("{}: {}", f.what, f.why),
         help: "it is tried again every few seconds; byway cleanup and a restart remove what is in the way".into(),
@@ -365,7 +365,7 @@ fn problems(ctx: &Report) -> Vec<Problem> {
     let refused = ctx.mesh.table.refused();
     if refused > 0 {
         all.push(Problem {
-            code: "E-PEER-REQUESTS".into(),
+            code: Code::PeerRequests.to_string(),
             severity: "info".into(),
             message: format!("{refused} requests of peers were refused: malformed, or too many"),
             help: "the log names the peers".into(),
@@ -377,14 +377,14 @@ fn problems(ctx: &Report) -> Vec<Problem> {
     all.extend(lacking.first().map(|p| {
         let (lost, kept) = if p.address.is_ipv6() { ("IPv6", "IPv4") } else { ("IPv4", "IPv6") };
         Problem {
-            code: "E-NO-FAMILY".into(),
+            code: Code::NoFamily.to_string(),
             severity: "info".into(),
             message: format!("this machine has no sockets of {lost}: names, peers and loopback maps use {kept} only"),
             help: format!("nothing to do where {lost} is off on purpose; else turn it on and restart byway"),
         }
     }));
     all.extend(silent.into_iter().map(|p| Problem {
-        code: "E-DNS-BIND".into(),
+        code: Code::DnsBind.to_string(),
         severity: "error".into(),
         message: format!("names are not answered on {}: {}", p.address, p.error),
         help: if p.in_use { format!("find who listens: ss -lnp sport = :{}", p.address.port()) } else { String::new() },
@@ -445,6 +445,6 @@ pub(crate) async fn peer_show(ctx: &Report, text: &str) -> Result<PeerInfo, Erro
     };
     let peers: Vec<Named<PeerId>> = all.iter().map(named).collect();
     let found = find(&peers, text).map_err(|miss| miss.error(text, none))?;
-    let gone = || Error::new(ErrorKind::NotFound, "E-NO-PEER", format!("no peer {} is known", printable(text)));
+    let gone = || Error::new(ErrorKind::NotFound, Code::NoPeer, format!("no peer {} is known", printable(text)));
     all.into_iter().find(|p| p.peer_id == found).ok_or_else(gone)
 }

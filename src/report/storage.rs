@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::Report;
 use crate::api::types::Problem;
+use crate::model::error::Code;
 use crate::model::unwritten::Refused;
 use crate::store::quoted;
 
@@ -38,7 +39,7 @@ pub(crate) fn problems(ctx: &Report) -> Vec<Problem> {
 }
 
 struct Told {
-    code: &'static str,
+    code: Code,
     why: String,
     help: String,
 }
@@ -51,21 +52,21 @@ fn told(path: &Path, refused: &Refused) -> Told {
         // The kernel says the same of both.
         ErrorKind::StorageFull if inodes_are_used_up(dir) => {
             let why = "its file system has no inode left for another file".to_owned();
-            Told { code: "E-DISK-FULL", why, help: format!("df -i {at}; remove files there that nobody needs") }
+            Told { code: Code::DiskFull, why, help: format!("df -i {at}; remove files there that nobody needs") }
         }
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
-            Told { code: "E-DISK-FULL", why, help: format!("df -h {at}; make room there") }
+            Told { code: Code::DiskFull, why, help: format!("df -h {at}; make room there") }
         }
         ErrorKind::ReadOnlyFilesystem => {
             let help = format!("mount -o remount,rw {}", quoted(mounted_at(dir)));
-            Told { code: "E-STATE-IO", why, help }
+            Told { code: Code::StateIo, why, help }
         }
         ErrorKind::PermissionDenied => {
-            Told { code: "E-STATE-IO", why, help: format!("ls -ld {at}; let byway's user write there") }
+            Told { code: Code::StateIo, why, help: format!("ls -ld {at}; let byway's user write there") }
         }
-        ErrorKind::NotFound => Told { code: "E-STATE-IO", why, help: format!("mkdir -p -m 700 {at}") },
+        ErrorKind::NotFound => Told { code: Code::StateIo, why, help: format!("mkdir -p -m 700 {at}") },
         _ => Told {
-            code: "E-STATE-WRITE",
+            code: Code::StateWrite,
             why,
             help: "dmesg; look there for errors of the disk, then start byway again".into(),
         },
@@ -95,6 +96,6 @@ mod tests {
         assert_eq!(mounted_at(Path::new("/proc/self")), Path::new("/proc"));
         assert!(told(ErrorKind::StorageFull).help.starts_with("df -h /proc/self/state"));
         assert!(told(ErrorKind::PermissionDenied).help.starts_with("ls -ld /proc/self/state"));
-        assert_eq!(told(ErrorKind::Other).code, "E-STATE-WRITE");
+        assert_eq!(told(ErrorKind::Other).code, Code::StateWrite);
     }
 }

@@ -6,6 +6,7 @@ use crate::api::types::{PeerStatus, Problem};
 use crate::config::{Config, PostQuantum};
 use crate::link::Key;
 use crate::link::direct::DirectStatus;
+use crate::model::error::Code;
 use crate::model::host::Proto;
 use crate::model::id::{Name, SubnetId};
 use crate::model::local::PendingJoin;
@@ -20,7 +21,7 @@ const PATIENCE: u64 = 15;
 /// by then.
 pub(super) fn ended(subnet: &Name, id: SubnetId) -> Problem {
     Problem {
-        code: "E-SUBNET-ENDED".into(),
+        code: Code::SubnetEnded.to_string(),
         severity: "warning".into(),
         message: format!("the owner of subnet {subnet} ended it for every member"),
         help: format!("byway leave {id}"),
@@ -57,7 +58,7 @@ pub(super) fn unanswered(info: &PeerStatus, session: Option<&DirectStatus>, now:
     let lasts = stream && now.saturating_sub(info.path.since) >= PATIENCE;
     // Without keys the peer has no port for datagrams.
     session.filter(|session| lasts && session.cipher.is_some() && session.path.is_none()).map(|_| Problem {
-        code: "E-UDP-UNANSWERED".into(),
+        code: Code::UdpUnanswered.to_string(),
         severity: "warning".into(),
         message: format!("{} answers no datagram: its packets go over TCP, which is slower", info.name),
         help: format!("let byway's UDP port, 4100 unless configured, through to this machine or to {}", info.name),
@@ -76,7 +77,7 @@ pub(super) fn unmet(info: &PeerStatus, session: Option<&DirectStatus>, ours: Pos
         (format!("no packets to {peer}: it requires post-quantum key agreement, which is off here"), "this machine")
     };
     session.filter(|session| session.unmet).map(|_| Problem {
-        code: "E-POST-QUANTUM".into(),
+        code: Code::PostQuantum.to_string(),
         severity: "warning".into(),
         message,
         help: format!("on {on}: transport.post_quantum = \"prefer\" in byway.toml, then start the daemon again"),
@@ -86,7 +87,7 @@ pub(super) fn unmet(info: &PeerStatus, session: Option<&DirectStatus>, ours: Pos
 /// The owner signed two heads with one number: for a day after it was seen.
 pub(super) fn forked(subnet: &Name) -> Problem {
     Problem {
-        code: "E-OWNER-FORKED".into(),
+        code: Code::OwnerForked.to_string(),
         severity: "warning".into(),
         message: format!(
             "the owner of {subnet} signed two decisions with one number: it was restored from a backup, or runs twice; \
@@ -99,7 +100,7 @@ pub(super) fn forked(subnet: &Name) -> Problem {
 /// This machine's state was older than what others had of it: for a day, where that cost anything.
 pub(super) fn restored(subnet: &Name, invites: usize) -> Option<Problem> {
     (invites > 0).then(|| Problem {
-        code: "E-STATE-OLD".into(),
+        code: Code::StateOld.to_string(),
         severity: "warning".into(),
         message: format!(
             "others have what this machine signed in {subnet} and does not know, as after a backup: {invites} open invites \
@@ -112,7 +113,7 @@ pub(super) fn restored(subnet: &Name, invites: usize) -> Option<Problem> {
 /// A member whose name went to another that was granted it as well.
 pub(super) fn renamed_member(subnet: &Name, mine: &Member) -> Option<Problem> {
     (mine.name != mine.grant.name).then(|| Problem {
-        code: "E-NAME-TAKEN".into(),
+        code: Code::NameTaken.to_string(),
         severity: "warning".into(),
         message: format!(
             "this member is {} in {subnet}: {} was given to two, and the other one's grant counts before",
@@ -144,7 +145,7 @@ pub(crate) fn closed_machine(ctx: &Report, key: Key, called: &Called) -> Option<
         _ => (list.join(", "), list.join(",")),
     };
     Some(Problem {
-        code: "E-HOST-CLOSED".into(),
+        code: Code::HostClosed.to_string(),
         severity: "info".into(),
         message: format!(
             "the machine of {name} is closed to subnet {subnet}: it refused {what}, {} s ago",
@@ -162,11 +163,11 @@ pub(super) fn opened(member: &Name, subnet: &Name, spec: &str) -> String {
 /// A grant (from, until) that ends soon is warned of 30, 7 and 1 days before.
 pub(super) fn expiry((subnet, id): (&Name, SubnetId), grant: Option<(u64, u64)>, now: u64) -> Option<Problem> {
     let problem = |severity: &str, message: String, help: String| {
-        Some(Problem { code: "E-GRANT-EXPIRES".into(), severity: severity.into(), message, help })
+        Some(Problem { code: Code::GrantExpires.to_string(), severity: severity.into(), message, help })
     };
     let Some((from, until)) = grant else {
         return Some(Problem {
-            code: "E-NOT-MEMBER".into(),
+            code: Code::NotMember.to_string(),
             severity: "error".into(),
             message: format!(
                 "this node is no member of subnet {subnet} any more: removed, expired, or its addresses went to another"

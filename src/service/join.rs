@@ -21,6 +21,7 @@ use self::candidates::{Tried, candidates};
 
 use super::Mesh;
 use crate::api::types::{Error, ErrorKind};
+use crate::model::error::Code;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::join::{NEW_INVITE, lookup};
 use crate::model::local::{NotLetIn, PendingJoin};
@@ -52,7 +53,7 @@ const HEARD_WITHIN: Duration = Duration::from_secs(1);
 const REFUSALS: u32 = 3;
 
 /// Refusals that pass: of a full queue, a full disk, an attempt that took too long.
-const PASSING: [&str; 5] = ["E-RATE", "E-REQUESTS-FULL", "E-INVITE-STALE", "E-DISK-FULL", "E-STATE-WRITE"];
+const PASSING: [Code; 5] = [Code::Rate, Code::RequestsFull, Code::InviteStale, Code::DiskFull, Code::StateWrite];
 
 /// How a join goes.
 #[derive(Debug, Clone, PartialEq)]
@@ -180,7 +181,7 @@ async fn ask_until_decided(
                 return;
             }
             // It may be otherwise in a moment, and nobody has decided anything.
-            Some(JoinAnswer::Refused { code, .. }) if PASSING.contains(&code.as_str()) => {
+            Some(JoinAnswer::Refused { code, .. }) if PASSING.iter().any(|passing| code == *passing) => {
                 progress.send_replace(Progress::Waiting { reached: false });
             }
             // With an invite only its issuer's word comes this far.
@@ -189,20 +190,21 @@ async fn ask_until_decided(
             }
             Some(JoinAnswer::Refused { code, message }) => {
                 // A person mistook the name or the address, or it was said no: asking again does not help.
-                let kind = match code.as_str() {
-                    "E-NAME-TAKEN" | "E-POOL-FULL" | "E-ADDRESS-TAKEN" | "E-ADDRESS-OUTSIDE" | "E-NOT-IN-PART" => {
-                        ErrorKind::Conflict
-                    }
+                let known = code.parse().ok();
+                let kind = match known {
+                    Some(
+                        Code::NameTaken | Code::PoolFull | Code::AddressTaken | Code::AddressOutside | Code::NotInPart,
+                    ) => ErrorKind::Conflict,
                     _ => ErrorKind::Refused,
                 };
-                let hint = match code.as_str() {
+                let hint = match known {
                     // The invite is as good as before.
-                    "E-INVITE-RATE" => format!("byway join {}      (again in a minute)", typed(&join)),
-                    code if code.starts_with("E-INVITE") => NEW_INVITE.to_owned(),
+                    Some(Code::InviteRate) => format!("byway join {}      (again in a minute)", typed(&join)),
+                    _ if code.starts_with(Code::OF_INVITES) => NEW_INVITE.to_owned(),
                     // By its ID alone a request waits for who may let it in again.
-                    "E-REMOVED" => format!("byway join {subnet}      (asks for approval)"),
-                    "E-NAME-TAKEN" => format!("byway join {} --name OTHER", typed(&join)),
-                    "E-NOT-IN-PART" | "E-ADDRESS-TAKEN" | "E-ADDRESS-OUTSIDE" => {
+                    Some(Code::Removed) => format!("byway join {subnet}      (asks for approval)"),
+                    Some(Code::NameTaken) => format!("byway join {} --name OTHER", typed(&join)),
+                    Some(Code::NotInPart | Code::AddressTaken | Code::AddressOutside) => {
                         format!("byway join {}      (without --ip)", typed(&join))
                     }
                     _ => String::new(),
@@ -213,7 +215,7 @@ async fn ask_until_decided(
             Some(JoinAnswer::Ended { .. }) => {
                 let error = Error::new(
                     ErrorKind::Refused,
-                    "E-ENDED",
+                    Code::Ended,
                     format!("subnet {subnet} has ended, or has removed this peer"),
                 )
                 .hint(format!("byway join {subnet}      (asks for approval, where it has not ended)"));
@@ -320,7 +322,7 @@ async fn end(mesh: &Arc<Mesh>, subnet: SubnetId, progress: &watch::Sender<Progre
     tracing::info!(%subnet, %error, "not joined");
     // One receiver is the list's own; any other is a `join` that waits to be told. What a person decided is shown besides.
     let waited_for = progress.receiver_count() > 1;
-    if waited_for && error.code != "E-DENIED" {
+    if waited_for && error.code != Code::Denied {
         let _ = mesh.node.drop_join(subnet).await;
     } else {
         let Error { code, message, hint, .. } = error.clone();
@@ -363,7 +365,7 @@ async fn one_round(
     let mut denied = None;
     while let Some(answer) = asks.join_next().await {
         let Ok((peer, answer)) = answer else { continue };
-        if Some(peer) == owner && matches!(&answer, Some(JoinAnswer::Refused { code, .. }) if code == "E-DENIED") {
+        if Some(peer) == owner && matches!(&answer, Some(JoinAnswer::Refused { code, .. }) if *code == Code::Denied) {
             denied = answer;
             continue;
         }

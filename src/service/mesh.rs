@@ -16,6 +16,7 @@ use crate::api::types::{Error, ErrorKind};
 use crate::config::Config;
 use crate::datapath::Datapath;
 use crate::link::{Links, direct};
+use crate::model::error::Code;
 use crate::node::Node;
 use crate::p2p;
 use crate::wire::service::kind;
@@ -70,10 +71,10 @@ impl Mesh {
     /// `E-START` where two handlers answer one kind; `E-RANDOM` without randomness.
     pub(crate) fn new(parts: Parts) -> Result<Arc<Mesh>, Error> {
         let Parts { node, peers, links, datapath, direct, config, surroundings } = parts;
-        let failed = |code: &'static str, why: String| Error::new(ErrorKind::Failed, code, why);
+        let failed = |code: Code, why: String| Error::new(ErrorKind::Failed, code, why);
         let clocks = Arc::default();
-        let router = router(&clocks).map_err(|taken| failed("E-START", taken.to_string()))?;
-        let seed = getrandom::u64().map_err(|e| failed("E-RANDOM", e.to_string()))?;
+        let router = router(&clocks).map_err(|taken| failed(Code::Start, taken.to_string()))?;
+        let seed = getrandom::u64().map_err(|e| failed(Code::Random, e.to_string()))?;
         let service = Service::new(router, node.view(), peers.clone(), seed);
         Ok(Arc::new(Mesh {
             node,

@@ -1,6 +1,7 @@
 //! Members whose program has no version in common with this one.
 
 use crate::api::types::Problem;
+use crate::model::error::Code;
 use crate::model::id::PeerId;
 use crate::p2p::PeerStatus;
 use crate::wire::agent::VERSIONS;
@@ -16,7 +17,7 @@ pub(crate) fn problems<'a>(
         let name = name(peer.peer);
         let older = if agent.versions.least > VERSIONS.most { "this machine".to_owned() } else { name.clone() };
         Some(Problem {
-            code: "E-VERSION".into(),
+            code: Code::Version.to_string(),
             severity: "warning".into(),
             message: format!("{name} and this machine do not understand each other: {why}"),
             help: format!("install a newer byway on {older}"),

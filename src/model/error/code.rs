@@ -111,6 +111,7 @@ codes! {
     Log = "E-LOG",
     Mac = "E-MAC",
     Map = "E-MAP",
+    Metrics = "E-METRICS",
     Multiaddr = "E-MULTIADDR",
     Name = "E-NAME",
     NameContested = "E-NAME-CONTESTED",

@@ -2,6 +2,7 @@
 
 use super::{Clocks, Judgement, is_off};
 use crate::api::types::{Error, Problem};
+use crate::model::error::Code;
 use crate::model::id::PeerId;
 use crate::node::unix_now_ms;
 
@@ -32,7 +33,7 @@ fn tell(name: &str, offset: i64, (stops, mine): (bool, bool)) -> Problem {
         (false, false) => "",
     };
     Problem {
-        code: "E-CLOCK".into(),
+        code: Code::Clock.to_string(),
         severity: if mine { "error" } else { "warning" }.into(),
         message: format!("the clock of {name} is {size} {side} this machine's{effect}"),
         help: if mine { REMEDY.into() } else { format!("on {name}: {REMEDY}") },
@@ -42,7 +43,7 @@ fn tell(name: &str, offset: i64, (stops, mine): (bool, bool)) -> Problem {
 /// Nobody has to be asked about a clock that says a time before this program was written: it has not been set yet.
 fn impossible(now: u64) -> Option<Problem> {
     (now < WRITTEN).then(|| Problem {
-        code: "E-CLOCK".into(),
+        code: Code::Clock.to_string(),
         severity: "warning".into(),
         message: "this machine's clock is not set: it says a time before byway was written, and invites made now have \
                   ended by anybody else's"
@@ -54,7 +55,10 @@ fn impossible(now: u64) -> Option<Problem> {
 /// Of what status says, that which a clock decides: while ours is not believed, it may be untrue, and what would mend it
 /// otherwise would end something that is well.
 fn is_by_clock(code: &str) -> bool {
-    matches!(code, "E-NOT-MEMBER" | "E-GRANT-EXPIRES" | "E-NO-TARGET" | "E-NAME-TAKEN" | "E-NAME-CONTESTED")
+    matches!(
+        code.parse(),
+        Ok(Code::NotMember | Code::GrantExpires | Code::NoTarget | Code::NameTaken | Code::NameContested)
+    )
 }
 
 /// While this machine's clock is not believed, to set it is the only remedy for what follows from it.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use futures::stream::{FuturesUnordered, StreamExt};
 
+use crate::model::error::Code;
 use crate::model::id::PeerId;
 use crate::model::source::{Meter, Payer};
 use crate::node::JoinDecision;
@@ -67,7 +68,7 @@ pub(crate) fn arrived(mesh: &Arc<Mesh>, payer: Payer, peer: PeerId, body: Vec<u8
     } else {
         let message = "too many requests from this address; wait a minute".to_owned();
         mesh.table.refuse(peer, Protocol::Join, "too many join requests from one source");
-        responder.respond(control::encode(&JoinAnswer::Refused { code: "E-RATE".into(), message }));
+        responder.respond(control::encode(&JoinAnswer::Refused { code: Code::Rate.to_string(), message }));
     }
 }
 
@@ -89,7 +90,7 @@ pub(crate) async fn decide(
     request: JoinRequest,
     passed_on: bool,
 ) -> Option<JoinAnswer> {
-    let refused = |code: &str, message: String| Some(JoinAnswer::Refused { code: code.to_owned(), message });
+    let refused = |code: String, message: String| Some(JoinAnswer::Refused { code, message });
     // The member pays for whom it passes on.
     if passed_on && !mesh.joins.rates.may_ask(Payer::Member(peer), FORWARDED) {
         mesh.table.refuse(peer, Protocol::Join, "too many join requests passed on by one member");
@@ -97,24 +98,24 @@ pub(crate) async fn decide(
     }
     let question = match mesh.node.checker().question(request.clone()).await {
         Ok(question) => question,
-        Err(error) => return refused(error.code.as_str(), error.message),
+        Err(error) => return refused(error.code.into(), error.message),
     };
     match mesh.node.decide_join(peer, payer, question, passed_on).await {
         Ok(JoinDecision::Answer(answer)) => Some(answer),
         Ok(JoinDecision::Forward(_)) if !mesh.joins.rates.may_pass_on(payer) => Some(crowded()),
         Ok(JoinDecision::Forward(deciders)) => Some(forward(mesh, deciders, request).await),
-        Err(error) if error.code == "E-BUSY" => {
+        Err(error) if error.code == Code::Busy => {
             mesh.table.refuse(peer, Protocol::Join, "too many join requests of one source wait");
-            refused("E-RATE", "too many requests from this address wait; try again".to_owned())
+            refused(Code::Rate.into(), "too many requests from this address wait; try again".to_owned())
         }
-        Err(error) if error.code == "E-STOPPING" => None,
+        Err(error) if error.code == Code::Stopping => None,
         Err(error) => Some(JoinAnswer::Refused { code: error.code, message: error.message }),
     }
 }
 
 fn crowded() -> JoinAnswer {
     let message = "too many requests are passed on here; wait a minute, or ask another member".to_owned();
-    JoinAnswer::Refused { code: "E-RATE".into(), message }
+    JoinAnswer::Refused { code: Code::Rate.to_string(), message }
 }
 
 /// Passes a stranger's request on to whoever may decide and is connected; the first who answers decides.

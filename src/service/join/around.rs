@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::api::types::{Error, ErrorKind};
+use crate::model::error::Code;
 use crate::model::policy::{Around, Need};
 use crate::p2p::Address;
 use crate::service::Mesh;
@@ -26,8 +27,9 @@ impl Surroundings {
     /// `E-NETLINK`.
     async fn look(&self) -> Result<Around, Error> {
         let Surroundings::Kernel { instance } = self else { return Ok(Around::default()) };
-        let failed =
-            |e: anyhow::Error| Error::new(ErrorKind::Failed, "E-NETLINK", format!("read this machine's routes: {e:#}"));
+        let failed = |e: anyhow::Error| {
+            Error::new(ErrorKind::Failed, Code::Netlink, format!("read this machine's routes: {e:#}"))
+        };
         let routed = host::used_prefixes(instance).await.map_err(failed)?;
         let gateways = host::gateways(instance).await.map_err(failed)?;
         let links = host::foreign_links(instance).await.map_err(failed)?;

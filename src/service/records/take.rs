@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::api::types::Error;
+use crate::model::error::Code;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::record::Signed;
 use crate::node::{PIECE, PIECE_BYTES};
@@ -173,7 +174,7 @@ async fn take_piece(mesh: &Arc<Mesh>, peer: PeerId, subnet: SubnetId, piece: Vec
             taken.junk = taken.junk.saturating_add(verdict.unknown);
             taken.waiting = verdict.waiting;
         }
-        Err(error) if error.code == "E-BUSY" => taken.waiting = true,
+        Err(error) if error.code == Code::Busy => taken.waiting = true,
         Err(error) => return Err(error),
     }
     Ok(taken)
