@@ -5,6 +5,8 @@
 //! differ from this one, nothing is signed there that a time decides, and both ends say so; once they agree, what has ended
 //! there may be forgotten. Nor is anything signed before one of those who are there has answered. Where nobody is, the last
 //! word stands until the clock is set.
+//!
+//! Limits: each member is asked one thing at a time; a question costs its sender one of its bucket, and may be 64 bytes.
 
 mod judge;
 mod problems;

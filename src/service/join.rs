@@ -18,7 +18,6 @@ use tokio::task::JoinSet;
 pub(crate) use self::answer::{arrived, decide};
 pub(crate) use self::around::{Surroundings, around};
 use self::candidates::{Tried, candidates};
-
 use super::Mesh;
 use crate::api::types::{Error, ErrorKind};
 use crate::model::error::Code;

@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 use super::clock::{self, Clocks};
 use super::inbox::Inbox;
 use super::join::{Joins, Surroundings};
+use super::records::tell::Comparing;
 use super::sessions::Endpoints;
 use super::table::Table;
 use super::{Handler, KindTaken, Router, Service, ping};
@@ -52,6 +53,8 @@ pub(crate) struct Mesh {
     pub table: Table,
     /// What members have waiting.
     pub inbox: Inbox,
+    /// Comparisons of records that run.
+    pub comparing: Comparing,
     /// What members ask each other beside records and sessions.
     pub service: Service,
     /// This node's own joins.
@@ -86,6 +89,7 @@ impl Mesh {
             surroundings,
             table: Table::default(),
             inbox: Inbox::default(),
+            comparing: Comparing::default(),
             service,
             joins: Joins::default(),
             clocks,

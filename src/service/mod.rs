@@ -6,7 +6,7 @@
 //! | what | over | limit |
 //! |---|---|---|
 //! | `join`: this node's own joins, and strangers' | `/byway/join/1`, passed on in control | a rate for each source, one for each member that passes on |
-//! | `records`: what is held of each subnet is the same everywhere | `/byway/control/1` | records for each member, by a bucket; a push in pieces |
+//! | `records`: what is held of each subnet is the same everywhere | `/byway/control/1` | records for each member, by a bucket; a push in pieces; two comparisons with each |
 //! | `sessions`: the letters of datagram sessions | `/byway/control/1` | their places in the inbox |
 //! | [`requests`]: what members ask each other beside these | `/byway/service/1` | a bucket for each peer, bounds on what runs ([`Inflight`](requests::inflight::Inflight)) |
 //! | `clock`: whether this machine's clock can be believed | one kind of those | one question at a time to each member |

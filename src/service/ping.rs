@@ -1,4 +1,6 @@
 //! The shortest question: are you there, and what do you speak?
+//!
+//! Limit: one of its sender's bucket, and 64 bytes.
 
 use std::time::Duration;
 

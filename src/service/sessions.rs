@@ -1,4 +1,8 @@
-//! Datagram sessions, as the daemon serves them: their questions go out over the stream, addresses come in from libp2p.
+//! Letters of datagram sessions: what a session asks goes out over the stream, and what members ask is given to it. Addresses
+//! come in from libp2p.
+//!
+//! Limits: so many of our questions are under way at once; a member's keep their place in the inbox until they are answered.
+//! Addresses are taken up to [`MAX_ENDPOINTS`] of a letter, and only such as datagrams may be sent to.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};

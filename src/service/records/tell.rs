@@ -1,7 +1,10 @@
-//! Carrying records between this node and the members it is connected to.
+//! Telling members what is new, and comparing with them what both hold.
+//!
+//! Limits: news of others go on to a few members, our own to all. With one member a few comparisons run at once, and
+//! whatever else asks for one meanwhile is made up for by one more.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
@@ -26,6 +29,8 @@ const UNSETTLED_EVERY: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(8);
 /// Members to whom news of others is passed on.
 const FANOUT: usize = 8;
+/// Comparisons with one member at once: one may be stuck on a connection that is gone while another goes over a new one.
+const AT_ONCE: usize = 2;
 /// Rounds of one comparison: each moves as much as fits a message.
 const ROUNDS: usize = 64;
 
@@ -131,17 +136,91 @@ async fn tell(mesh: Arc<Mesh>, peer: PeerId, body: Vec<u8>) {
     with_peer(mesh, peer).await;
 }
 
+/// Comparisons that run, by member.
+#[derive(Debug, Default)]
+pub(crate) struct Comparing(Mutex<BTreeMap<PeerId, Under>>);
+
+#[derive(Debug, Default)]
+struct Under {
+    running: usize,
+    /// Something asked for one that was not begun: what it would have found may have come after those that run had looked.
+    again: bool,
+}
+
+impl Comparing {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<PeerId, Under>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether one more with that member begins now. Else one that runs is followed by another.
+    fn begin(&self, peer: PeerId) -> Option<Comparison<'_>> {
+        let mut all = self.lock();
+        let under = all.entry(peer).or_default();
+        if under.running >= AT_ONCE {
+            under.again = true;
+            return None;
+        }
+        under.running = under.running.saturating_add(1);
+        Some(Comparison { comparing: self, peer, ended: false })
+    }
+
+    fn end(all: &mut BTreeMap<PeerId, Under>, peer: PeerId) {
+        let Some(under) = all.get_mut(&peer) else { return };
+        under.running = under.running.saturating_sub(1);
+        if under.running == 0 {
+            all.remove(&peer);
+        }
+    }
+}
+
+/// One that runs.
+struct Comparison<'a> {
+    comparing: &'a Comparing,
+    peer: PeerId,
+    ended: bool,
+}
+
+impl Comparison<'_> {
+    /// Ends, unless it is to be followed by another.
+    fn next(mut self) -> Option<Self> {
+        let mut all = self.comparing.lock();
+        if all.get_mut(&self.peer).is_some_and(|under| std::mem::take(&mut under.again)) {
+            drop(all);
+            return Some(self);
+        }
+        Comparing::end(&mut all, self.peer);
+        self.ended = true;
+        None
+    }
+}
+
+impl Drop for Comparison<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            Comparing::end(&mut self.comparing.lock(), self.peer);
+        }
+    }
+}
+
 /// Compares every common subnet with a member that is connected.
 pub(crate) async fn with_peer(mesh: Arc<Mesh>, peer: PeerId) {
+    let mut comparison = mesh.comparing.begin(peer);
+    while let Some(running) = comparison {
+        compare_all(&mesh, peer).await;
+        comparison = running.next();
+    }
+}
+
+async fn compare_all(mesh: &Arc<Mesh>, peer: PeerId) {
     let view = mesh.node.view().load_full();
     let common: Vec<SubnetId> = view.rolls.iter().filter(|(_, roll)| roll.contains(&peer)).map(|(id, _)| *id).collect();
     for subnet in common {
-        match compare(&mesh, peer, subnet).await {
+        match compare(mesh, peer, subnet).await {
             Ok(()) => {}
             // It does not see us as a member: perhaps we are none any more, and it can prove it.
             Err(Failure::Ask(AskError::Refused | AskError::Unreachable)) | Err(Failure::NotMember) => {
-                if introduce(&mesh, peer, subnet).await
-                    && let Err(error) = compare(&mesh, peer, subnet).await
+                if introduce(mesh, peer, subnet).await
+                    && let Err(error) = compare(mesh, peer, subnet).await
                 {
                     tracing::debug!(%peer, %subnet, ?error, "compare records after an introduction");
                 }
@@ -237,4 +316,23 @@ async fn show(mesh: &Arc<Mesh>, peer: PeerId, subnet: SubnetId, records: Vec<Sig
 /// Gives pushes under way a moment before the sockets close.
 pub(crate) async fn goodbye() {
     tokio::time::sleep(Duration::from_millis(50)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_asks_for_one_comparison_too_many_is_made_up_for_by_one_more() {
+        let comparing = Comparing::default();
+        let (a, b) = (PeerId([1; 32]), PeerId([2; 32]));
+        let (first, second) = (comparing.begin(a).unwrap(), comparing.begin(a).unwrap());
+        assert!((0..10).all(|_| comparing.begin(a).is_none()));
+        assert!(comparing.begin(b).is_some(), "another member's are not counted with it");
+        let first = first.next().unwrap();
+        assert!(second.next().is_none(), "one more is enough");
+        assert!(comparing.begin(a).is_some() && first.next().is_none(), "nobody was turned away since");
+        assert!(comparing.lock().is_empty());
+        assert!(comparing.begin(a).is_some());
+    }
 }
