@@ -24,13 +24,13 @@ pub(super) struct PingArgs {
 }
 
 /// Time from one probe to the next.
-const PERIOD: Duration = Duration::from_secs(1);
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(args: PingArgs, context: &Context) -> Result<Outcome, Error> {
     let timeout_ms = value::millis(args.timeout);
     let request = Request::Ping { target: args.target.clone(), count: 1, timeout_ms };
     let mut total: Option<PingInfo> = None;
-    let mut clock = tokio::time::interval(PERIOD);
+    let mut clock = tokio::time::interval(PROBE_INTERVAL);
     clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     for _ in 0..args.count {
         tokio::select! {

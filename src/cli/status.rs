@@ -37,7 +37,7 @@ pub(super) struct StatusArgs {
 }
 
 /// How often `--watch` looks.
-const PERIOD: Duration = Duration::from_secs(2);
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
 pub(super) async fn run(args: StatusArgs, context: &Context) -> Result<Outcome, Error> {
     let request = Request::Status { subnet: args.subnet };
@@ -60,7 +60,7 @@ pub(super) async fn run(args: StatusArgs, context: &Context) -> Result<Outcome, 
         }
         tokio::select! {
             _ = tokio::signal::ctrl_c() => return Ok(Outcome::default()),
-            () = tokio::time::sleep(PERIOD) => {}
+            () = tokio::time::sleep(WATCH_INTERVAL) => {}
         }
     }
 }

@@ -14,9 +14,9 @@ use crate::model::id::SubnetId;
 use crate::model::join::Invite;
 
 /// How often the waiting is shown anew.
-const PERIOD: Duration = Duration::from_secs(1);
+const REDRAW_INTERVAL: Duration = Duration::from_secs(1);
 /// Back to the beginning of the line, which is emptied.
-const AGAIN: &str = "\r\x1b[K";
+const CLEAR_LINE: &str = "\r\x1b[K";
 
 /// What there is to know of a join that waits.
 pub(super) fn fields(waiting: &Waiting, style: Style) -> String {
@@ -97,7 +97,7 @@ pub(super) async fn join(request: &Request, context: &Context) -> Result<Respons
     tokio::select! {
         biased;
         answer = context.client.call(request) => {
-            print::stderr(AGAIN);
+            print::stderr(CLEAR_LINE);
             answer
         }
         never = watch(id, by, Duration::from_millis(*timeout_ms), context) => match never {},
@@ -118,7 +118,7 @@ fn head(id: SubnetId, by: By, peers: &[String], node: &IdInfo) -> String {
 /// Shows what is new, and below it a line that moves.
 async fn watch(id: SubnetId, by: By, patience: Duration, context: &Context) -> Infallible {
     let begun = Instant::now();
-    let mut clock = tokio::time::interval(PERIOD);
+    let mut clock = tokio::time::interval(REDRAW_INTERVAL);
     let mut told = String::new();
     loop {
         clock.tick().await;
@@ -135,6 +135,6 @@ async fn watch(id: SubnetId, by: By, patience: Duration, context: &Context) -> I
             (By::Invite, false) => "waiting for who issued the invite",
         };
         let (gone, most) = (begun.elapsed().as_secs(), value::millis(patience).div_ceil(1000));
-        print::stderr(&format!("{AGAIN}{shown}{what}: {gone} s of {most} s"));
+        print::stderr(&format!("{CLEAR_LINE}{shown}{what}: {gone} s of {most} s"));
     }
 }

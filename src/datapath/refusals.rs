@@ -19,7 +19,7 @@ const PEERS: usize = 1024;
 /// How long a refusal is news unless it is repeated.
 const KEPT: Duration = Duration::from_secs(60);
 /// Between two changes for one thing.
-const AGAIN: Duration = Duration::from_secs(1);
+const CHANGE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// One port of another member's machine that refused us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +51,7 @@ impl Refusals {
     /// A member's machine says that it is closed. What it repeats within a second, and more ports than are remembered
     /// within one, changes nothing: a flood of errors costs a look each.
     pub(super) fn refused(&self, key: Key, what: &Prohibited, now: Instant) {
-        let fresh = |r: &Refusal| now.saturating_duration_since(r.heard) < AGAIN;
+        let fresh = |r: &Refusal| now.saturating_duration_since(r.heard) < CHANGE_INTERVAL;
         let told = |r: &Refusal| fresh(r) && (r.address, r.proto, r.port) == (what.asked, what.proto, what.port);
         let idle = |of_peer: &Vec<Refusal>| {
             of_peer.iter().any(told) || (of_peer.len() >= PER_PEER && of_peer.first().is_some_and(fresh))

@@ -33,7 +33,7 @@ use crate::limit::{Buckets, Limit};
 use crate::model::source::Source;
 
 /// Questions that one source may ask at once, and a second for long.
-pub const LIMIT: Limit = Limit::new(2000, 1000);
+pub const SOURCE_LIMIT: Limit = Limit::new(2000, 1000);
 
 /// Sources remembered at the same time; a further one takes the place of the one that has asked for least lately.
 pub const SOURCES: usize = 4096;
@@ -48,7 +48,7 @@ pub const PER_SOURCE: usize = 16;
 pub const PIPELINED: usize = 16;
 
 /// A TCP client has this long for its next whole question, and for taking its answer.
-pub const IDLE: Duration = Duration::from_secs(5);
+pub const TCP_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Bytes of the largest request read.
 pub const MAX_REQUEST: usize = 4096;
@@ -80,7 +80,7 @@ impl Shared {
         Shared {
             upstream: Upstream::new(Arc::clone(&counters)),
             counters,
-            buckets: Mutex::new(Buckets::new(LIMIT, SOURCES)),
+            buckets: Mutex::new(Buckets::new(SOURCE_LIMIT, SOURCES)),
             connections: Mutex::default(),
         }
     }
@@ -264,7 +264,7 @@ async fn serve_tcp(listener: TcpListener, handler: Arc<Handler>) {
 }
 
 /// One TCP client (RFC 7766): each answer goes out as soon as it is there, whatever was asked before it, until the client is
-/// silent for [`IDLE`], has no more to ask, or asks too much. What it asked before that is answered.
+/// silent for [`TCP_IDLE_TIMEOUT`], has no more to ask, or asks too much. What it asked before that is answered.
 async fn connection(stream: TcpStream, source: SocketAddr, handler: Arc<Handler>, place: Place) {
     let shared = &place.shared;
     let (reader, mut writer) = stream.into_split();
@@ -277,7 +277,7 @@ async fn connection(stream: TcpStream, source: SocketAddr, handler: Arc<Handler>
             Some(reply) = waiting.next(), if !waiting.is_empty() => {
                 let reply: Option<Vec<u8>> = reply;
                 let Some(reply) = reply else { return };
-                if !matches!(timeout(IDLE, write_message(&mut writer, &reply)).await, Ok(Ok(()))) {
+                if !matches!(timeout(TCP_IDLE_TIMEOUT, write_message(&mut writer, &reply)).await, Ok(Ok(()))) {
                     return;
                 }
             }
@@ -297,7 +297,7 @@ async fn connection(stream: TcpStream, source: SocketAddr, handler: Arc<Handler>
 /// The next message and where the one after it comes from; none where the client is silent for too long, is gone, or says
 /// what is no question. A slow sender of single bytes has no more time than a silent one.
 async fn question(mut reader: OwnedReadHalf) -> (OwnedReadHalf, Option<Vec<u8>>) {
-    let message = timeout(IDLE, read_message(&mut reader)).await;
+    let message = timeout(TCP_IDLE_TIMEOUT, read_message(&mut reader)).await;
     (reader, message.ok().and_then(Result::ok))
 }
 

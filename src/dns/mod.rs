@@ -18,11 +18,11 @@
 //! |---|---|---|
 //! | UDP answer | [`MAX_UDP`] bytes, else TC | unfragmented, and no amplifier |
 //! | questions to the host's resolvers | [`IN_FLIGHT`] at once, 2.8 s each | the only tasks a question makes |
-//! | one source | [`LIMIT`]: 1000/s, 2000 at once | a member cannot starve others |
+//! | one source | [`SOURCE_LIMIT`]: 1000/s, 2000 at once | a member cannot starve others |
 //! | sources remembered | [`SOURCES`] | a further one takes the place of one that asks little |
 //! | TCP connections | [`CONNECTIONS`], [`PER_SOURCE`] a source | the oldest makes room |
 //! | questions of a TCP connection | [`PIPELINED`] at once | answered in any order (RFC 7766) |
-//! | TCP silence | [`IDLE`] for a whole question | also against one byte a second |
+//! | TCP silence | [`TCP_IDLE_TIMEOUT`] for a whole question | also against one byte a second |
 //! | request | [`MAX_REQUEST`] bytes | one buffer each |
 
 mod before;
@@ -53,8 +53,8 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 pub use counters::Counters;
-pub use listen::{CONNECTIONS, IDLE, MAX_REQUEST, PER_SOURCE, PIPELINED};
-pub use listen::{LIMIT, SOURCES};
+pub use listen::{CONNECTIONS, MAX_REQUEST, PER_SOURCE, PIPELINED, TCP_IDLE_TIMEOUT};
+pub use listen::{SOURCE_LIMIT, SOURCES};
 pub use question::MAX_UDP;
 pub use upstream::IN_FLIGHT;
 pub use way::Door;

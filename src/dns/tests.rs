@@ -406,7 +406,7 @@ async fn idle_tcp_clients_do_not_shut_others_out() {
     assert!(running.dns.counters().closed.load(Ordering::Relaxed) >= 80);
     // Those that were left are closed for their silence.
     for stream in &mut idle {
-        let read = tokio::time::timeout(IDLE + Duration::from_secs(2), stream.read(&mut [0; 1])).await;
+        let read = tokio::time::timeout(TCP_IDLE_TIMEOUT + Duration::from_secs(2), stream.read(&mut [0; 1])).await;
         assert!(matches!(read, Ok(Ok(0) | Err(_))));
     }
     running.end().await;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::kept::Kept;
+use super::journal::Journal;
 use super::netlink::{LinkInfo, Netlink};
 use super::{failure, firewall, netns, nft, resolver, sysctl};
 use crate::model::host::{Change, Failure, Place, TABLE, host_mac};
@@ -57,7 +57,7 @@ pub async fn cleanup(instance: Option<&str>, state_dir: &Path) -> anyhow::Result
         cleaned.note(&change, netlink.apply(&change).await);
     }
     routes_and_rules(&netlink, instance, &mut cleaned).await?;
-    let mut kept = Kept::open(state_dir);
+    let mut kept = Journal::open(state_dir);
     for key in kept.sysctls().keys().cloned().collect::<Vec<_>>() {
         let result = sysctl::restore(&mut kept, &key);
         cleaned.note(&Change::RestoreSysctl { key }, result);
@@ -79,7 +79,7 @@ pub async fn cleanup(instance: Option<&str>, state_dir: &Path) -> anyhow::Result
 }
 
 /// Rules in namespaces of workloads. Those that stay are remembered.
-async fn inner_rules(kept: &mut Kept, cleaned: &mut Cleaned) -> anyhow::Result<()> {
+async fn inner_rules(kept: &mut Journal, cleaned: &mut Cleaned) -> anyhow::Result<()> {
     let mut stay = BTreeSet::new();
     for (netns, rule) in kept.rules().clone() {
         let change = Change::DelRule { place: Place::Netns(netns.clone()), rule: rule.clone() };

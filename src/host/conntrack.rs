@@ -1,4 +1,4 @@
-//! Ends flows: deletes entries of the kernel's connection tracking, and ends the sockets of this machine behind them.
+//! FiveTuple flows: deletes entries of the kernel's connection tracking, and ends the sockets of this machine behind them.
 //!
 //! NAT decides on the first packet of a flow, so a flow outlives the map that began it until its entry is deleted. The
 //! sockets go first: the reset that the kernel sends for each still finds its way by the entry.
@@ -26,7 +26,7 @@ use netlink_sys::{Socket, SocketAddr};
 use ipnet::IpNet;
 use tracing::debug;
 
-use super::sockets::{Destroyer, Ends};
+use super::sockets::{Destroyer, FiveTuple};
 use crate::model::host::{Census, HostPolicy, Proto};
 
 /// `CTA_ID`: tells an entry from a later one with the same tuple (linux/netfilter/nfnetlink_conntrack.h).
@@ -253,10 +253,10 @@ impl Entry {
     }
 
     /// Both ends of the flow as a socket here would have them: who was asked, by the translated tuple, and who asked.
-    fn ends(&self) -> impl Iterator<Item = Ends> {
+    fn ends(&self) -> impl Iterator<Item = FiveTuple> {
         let Direction { proto, .. } = self.original;
         let end = |address: Option<IpAddr>, port: Option<u16>| Some(End::new(address?, port?));
-        let socket = move |local, remote| Some(Ends { proto: transport(proto?)?, local: local?, remote: remote? });
+        let socket = move |local, remote| Some(FiveTuple { proto: transport(proto?)?, local: local?, remote: remote? });
         let (asked, asking) = (&self.reply, &self.original);
         let of = |d: &Direction| socket(end(d.source, d.source_port), end(d.destination, d.destination_port));
         [of(asked), of(asking)].into_iter().flatten()
@@ -391,7 +391,7 @@ fn change(socket: &Socket, family: NetfilterProtoFamily, message: ConntrackMessa
     }
 }
 
-/// Ends the sockets of this machine at either end of `entry`.
+/// FiveTuple the sockets of this machine at either end of `entry`.
 fn end_sockets(destroyer: &io::Result<Destroyer>, entry: &Entry) {
     for ends in entry.ends() {
         let destroyed = match destroyer {
@@ -432,7 +432,7 @@ async fn end_where(wanted: impl Fn(&Entry) -> bool + Send + 'static) -> io::Resu
     judge(move |entry| if wanted(entry) { Verdict::End } else { Verdict::Leave }).await
 }
 
-/// Ends every flow that one of `maps` began, and returns how many.
+/// FiveTuple every flow that one of `maps` began, and returns how many.
 ///
 /// # Errors
 /// Netlink refused; some may be gone.
@@ -462,7 +462,7 @@ pub async fn delete_before(begun: Begun) -> io::Result<usize> {
     end_where(move |entry| entry.precedes(&begun, &own)).await
 }
 
-/// Ends every flow of `flows` that is no longer let in, but for those that one of `maps` began, and lets those go on that are
+/// FiveTuple every flow of `flows` that is no longer let in, but for those that one of `maps` began, and lets those go on that are
 /// let in again. Returns how many.
 ///
 /// A packet that the chains let in just before they changed may not have its entry yet: the table is looked at once more,
@@ -485,7 +485,7 @@ pub async fn judge_host(flows: Vec<HostFlows>, maps: Vec<MapFlows>) -> io::Resul
     Ok(done.saturating_add(judge(verdict).await?))
 }
 
-/// Ends every flow from or to one of `addresses` (those of a removed member), and returns how many.
+/// FiveTuple every flow from or to one of `addresses` (those of a removed member), and returns how many.
 ///
 /// # Errors
 /// Netlink refused; some may be gone.

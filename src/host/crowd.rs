@@ -9,7 +9,7 @@ use super::{conntrack, sysctl};
 use crate::model::host::{Census, Crowd, HostConfig, Room};
 
 /// Between two looks at how full the table is.
-const EVERY: Duration = Duration::from_secs(5);
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// Between two readings of a table that is as full as it was.
 const SELDOM: Duration = Duration::from_secs(30);
 /// Time between two readings for each unit of time that one takes.
@@ -67,7 +67,7 @@ impl Conntrack {
     /// Nothing is lost.
     pub async fn changed(&self) {
         loop {
-            tokio::time::sleep(EVERY).await;
+            tokio::time::sleep(LOOK_INTERVAL).await;
             if self.in_use && self.room().is_some_and(|room| self.is_due(room, Instant::now())) {
                 return;
             }

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use super::crowd::Conntrack;
 use super::firewall::{self, Firewalls};
 use super::inner::Expected;
-use super::kept::Kept;
+use super::journal::Journal;
 use super::netlink::{LinkInfo, Netlink};
 use super::netns::{self, NetnsError};
 use super::nft::Repair;
@@ -58,7 +58,7 @@ enum Prepared {
 pub struct LinuxHost {
     instance: String,
     tuns: TunControl,
-    kept: Kept,
+    journal: Journal,
     netlink: Netlink,
     /// TUNs this process opened, with their index once it is known.
     opened: BTreeMap<String, u32>,
@@ -197,7 +197,7 @@ impl LinuxHost {
             rules,
             firewalls,
             followed,
-            kept: Kept::open(&state_dir).telling(told),
+            journal: Journal::open(&state_dir).telling(told),
             unwritten,
             end: None,
             netlink: Netlink::open()?,
@@ -241,7 +241,7 @@ impl LinuxHost {
         (self.ends, self.numbers) = (look.ends, look.numbers);
         *self.indexes.lock().unwrap_or_else(PoisonError::into_inner) = look.indexes;
         let mut keys = sysctl_keys(desired, observed).remove(&Place::Host).unwrap_or_default();
-        keys.extend(self.kept.sysctls().keys().cloned());
+        keys.extend(self.journal.sysctls().keys().cloned());
         observed.scene(&Place::Host).sysctls = sysctl::read_all(&keys);
         Ok(())
     }
@@ -249,7 +249,7 @@ impl LinuxHost {
     /// Namespaces of the desired workloads, and those where rules of ours still stand.
     async fn observe_inside(&mut self, desired: &HostConfig, observed: &mut Observed) {
         let mut places: BTreeSet<NetnsRef> = desired.namespaces().into_iter().cloned().collect();
-        places.extend(self.kept.rules().iter().map(|(netns, _)| netns.clone()));
+        places.extend(self.journal.rules().iter().map(|(netns, _)| netns.clone()));
         self.inside.retain(|netns, _| places.contains(netns));
         self.gone.retain(|netns| places.contains(netns));
         let keys = sysctl_keys(desired, observed);
@@ -304,8 +304,8 @@ impl LinuxHost {
             let scene = observed.places.get(&Place::Netns(netns.clone()));
             unreadable || scene.is_some_and(|scene| scene.rules.contains(rule))
         };
-        let rules = self.kept.rules().iter().filter(|(netns, rule)| stand(netns, rule)).cloned().collect();
-        if let Err(error) = self.kept.set_rules(rules) {
+        let rules = self.journal.rules().iter().filter(|(netns, rule)| stand(netns, rule)).cloned().collect();
+        if let Err(error) = self.journal.set_rules(rules) {
             tracing::warn!(error = format!("{error:#}"), "rules of workloads not recorded");
         }
     }
@@ -348,22 +348,28 @@ impl LinuxHost {
         let look = netns::Look {
             instance: self.instance.clone(),
             links: here.iter().map(link).collect(),
-            rules: self.kept.rules().iter().filter(|(place, _)| place == netns).map(|(_, rule)| rule.clone()).collect(),
+            rules: self
+                .journal
+                .rules()
+                .iter()
+                .filter(|(place, _)| place == netns)
+                .map(|(_, rule)| rule.clone())
+                .collect(),
             sysctls,
         };
         Ok(Prepared::Look(known.cookie, look))
     }
 
     fn observe_files(&self, desired: &HostConfig, observed: &mut Observed) {
-        observed.kept_sysctls = self.kept.sysctls().iter().map(|(key, kept)| (key.clone(), kept.beside)).collect();
-        observed.kept_resolvers = self.kept.resolvers().keys().cloned().collect();
+        observed.kept_sysctls = self.journal.sysctls().iter().map(|(key, kept)| (key.clone(), kept.beside)).collect();
+        observed.kept_resolvers = self.journal.resolvers().keys().cloned().collect();
         let wanted = resolvers(desired, observed);
         let paths: BTreeSet<PathBuf> = wanted.keys().chain(&observed.kept_resolvers).cloned().collect();
         for path in paths {
             match resolver::read(&path) {
                 Ok(content) => {
                     let instead = wanted.get(&path).filter(|resolver| resolver.create).map(|_| resolver::of_host());
-                    let former = resolver::former(&self.kept, &path, content.as_deref()).or(instead.flatten());
+                    let former = resolver::former(&self.journal, &path, content.as_deref()).or(instead.flatten());
                     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
                     observed.formers.extend(former.map(|former| (path.clone(), text(former))));
                     observed.resolvers.extend(content.map(|content| (path, text(content))));
@@ -391,12 +397,12 @@ impl LinuxHost {
                 self.inside.entry(workload.netns.clone()).or_default().seen = None;
                 self.netlink.create_veth(&desired.instance, workload, file.as_fd()).await
             }
-            Change::SetSysctl { key, value, keep: true, .. } => sysctl::write_kept(&mut self.kept, key, value),
+            Change::SetSysctl { key, value, keep: true, .. } => sysctl::write_journaled(&mut self.journal, key, value),
             Change::SetSysctl { key, value, .. } => sysctl::write(key, value),
-            Change::RestoreSysctl { key } => sysctl::restore(&mut self.kept, key),
-            Change::ForgetSysctl { key } => sysctl::forget(&mut self.kept, key),
-            Change::WriteResolver { path, text } => resolver::write(&mut self.kept, path, text),
-            Change::RestoreResolver { path } => resolver::restore(&mut self.kept, path),
+            Change::RestoreSysctl { key } => sysctl::restore(&mut self.journal, key),
+            Change::ForgetSysctl { key } => sysctl::forget(&mut self.journal, key),
+            Change::WriteResolver { path, text } => resolver::write(&mut self.journal, path, text),
+            Change::RestoreResolver { path } => resolver::restore(&mut self.journal, path),
             other => self.netlink.apply(other).await,
         }
     }
@@ -418,15 +424,15 @@ impl LinuxHost {
 
     /// Changes inside one namespace, entered once.
     async fn change_inside(&mut self, netns: &NetnsRef, changes: Vec<Change>) -> Vec<Failure> {
-        let mut rules = self.kept.rules().clone();
+        let mut rules = self.journal.rules().clone();
         rules.extend(changes.iter().filter_map(|change| match change {
             Change::AddRule { rule, .. } => Some((netns.clone(), rule.clone())),
             _ => None,
         }));
-        if let Err(error) = self.kept.set_rules(rules) {
+        if let Err(error) = self.journal.set_rules(rules) {
             return vec![failure(format!("configure {}", netns.path.display()), format!("{error:#}"))];
         }
-        let mut left = self.kept.rules().clone();
+        let mut left = self.journal.rules().clone();
         for change in &changes {
             if let Change::DelRule { rule, .. } = change {
                 left.remove(&(netns.clone(), rule.clone()));
@@ -437,7 +443,7 @@ impl LinuxHost {
         let mut failures = netns::apply(netns, known.cookie, changes).await;
         // Where one failed, the next look tells which rules still stand.
         if failures.is_empty()
-            && let Err(error) = self.kept.set_rules(left)
+            && let Err(error) = self.journal.set_rules(left)
         {
             failures.push(failure(format!("configure {}", netns.path.display()), format!("{error:#}")));
         }

@@ -25,7 +25,7 @@ use super::{failure, sysctl};
 use crate::model::host::{Change, Failure, NetnsRef, ResolvConf, Rule, Scene, SysctlKey};
 
 /// Longest a job inside a namespace may take.
-const LIMIT: Duration = Duration::from_secs(5);
+const JOB_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why no work could be done in a namespace.
 #[derive(Debug, thiserror::Error)]
@@ -231,7 +231,7 @@ where
             let _ = tx.send(enter(&target, cookie, job));
         })
         .map_err(io("start a thread for"))?;
-    match tokio::time::timeout(LIMIT, rx).await {
+    match tokio::time::timeout(JOB_TIMEOUT, rx).await {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(_)) => Err(io("work in")(io::Error::other("its thread ended early"))),
         Err(_) => Err(io("work in")(io::ErrorKind::TimedOut.into())),

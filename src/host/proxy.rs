@@ -37,11 +37,11 @@ const CONNECTIONS: usize = 256;
 /// A TCP connection on which nothing passes for so long ends: two hours, as TCP's own keep-alive waits.
 const QUIET: Duration = Duration::from_secs(2 * 60 * 60);
 /// Longest the target may take to answer a connection.
-const CONNECT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Until a target that refused is asked again.
-const AGAIN: Duration = Duration::from_secs(1);
+const REFUSED_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// A UDP client that is silent this long, with no answer either, is forgotten.
-const IDLE: Duration = Duration::from_secs(60);
+const UDP_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// UDP clients of one map at a time.
 const CLIENTS: usize = 1024;
 /// Bytes copied at a time.
@@ -236,7 +236,7 @@ async fn tcp(
     loop {
         let Some(listener) = open.take() else {
             tokio::select! {
-                () = tokio::time::sleep(AGAIN) => {}
+                () = tokio::time::sleep(REFUSED_RETRY_DELAY) => {}
                 changed = goals.changed() => if changed.is_err() { return },
             }
             let target = goals.borrow_and_update().target;
@@ -290,7 +290,7 @@ enum End {
 }
 
 async fn connection(client: TcpStream, goal: &Goal, tally: &Tally, ticket: &Ticket) -> End {
-    let server = match tokio::time::timeout(CONNECT, TcpStream::connect(goal.target)).await {
+    let server = match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(goal.target)).await {
         Ok(Ok(server)) => server,
         refused => {
             // Reset, not closed as after a conversation.
@@ -432,7 +432,7 @@ async fn connected(target: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Passes the target's answers to `client` until both have been silent for [`IDLE`].
+/// Passes the target's answers to `client` until both have been silent for [`UDP_IDLE_TIMEOUT`].
 async fn answer(
     socket: Arc<UdpSocket>,
     listener: Arc<UdpSocket>,
@@ -444,7 +444,7 @@ async fn answer(
     loop {
         let received = tokio::select! {
             received = socket.recv(&mut buffer) => received,
-            () = ticket.silent(IDLE) => return,
+            () = ticket.silent(UDP_IDLE_TIMEOUT) => return,
         };
         match received {
             Ok(n) => {

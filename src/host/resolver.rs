@@ -16,10 +16,10 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Context, ensure};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
-use super::kept::{Kept, KeptResolver};
+use super::journal::{Journal, KeptResolver};
 
 /// Bytes of a resolver file we read at most; a longer one is cut, none in use comes near.
-const LIMIT: u64 = 64 * 1024;
+const MAX_FILE_BYTES: u64 = 64 * 1024;
 
 /// What this machine's own programs use.
 const OF_HOST: &str = "/etc/resolv.conf";
@@ -40,7 +40,7 @@ pub fn read(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
 
 fn content(file: File) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
-    file.take(LIMIT).read_to_end(&mut content)?;
+    file.take(MAX_FILE_BYTES).read_to_end(&mut content)?;
     Ok(content)
 }
 
@@ -50,8 +50,8 @@ pub(super) fn of_host() -> Option<Vec<u8>> {
 }
 
 /// What stood in a file before us, when `is` stands there now. What is not ours is what the next of ours replaces.
-pub(super) fn former(kept: &Kept, path: &Path, is: Option<&[u8]>) -> Option<Vec<u8>> {
-    match kept.resolvers().get(path) {
+pub(super) fn former(journal: &Journal, path: &Path, is: Option<&[u8]>) -> Option<Vec<u8>> {
+    match journal.resolvers().get(path) {
         Some(known) if is.is_none_or(|is| is == known.ours.as_bytes()) => known.former.clone(),
         _ => is.map(<[u8]>::to_vec),
     }
@@ -104,13 +104,13 @@ fn held(file: &File) -> PathBuf {
 ///
 /// # Errors
 /// When the former content cannot be read or remembered, or the file not written.
-pub fn write(kept: &mut Kept, path: &Path, text: &str) -> anyhow::Result<()> {
+pub fn write(journal: &mut Journal, path: &Path, text: &str) -> anyhow::Result<()> {
     let is = read(path)?;
-    let known = kept.resolvers().get(path).cloned();
+    let known = journal.resolvers().get(path).cloned();
     let dir = path.parent().with_context(|| format!("{} has no directory", path.display()))?;
     let made_dir = known.is_some_and(|k| k.made_dir) || !dir.exists();
-    let former = former(kept, path, is.as_deref());
-    kept.resolver(path, Some(KeptResolver { former, ours: text.to_owned(), made_dir }))?;
+    let former = former(journal, path, is.as_deref());
+    journal.resolver(path, Some(KeptResolver { former, ours: text.to_owned(), made_dir }))?;
     std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
     if is.is_none() {
         make(path).with_context(|| format!("make {}", path.display()))?;
@@ -122,8 +122,8 @@ pub fn write(kept: &mut Kept, path: &Path, text: &str) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// When the file cannot be written; it is tried again then.
-pub fn restore(kept: &mut Kept, path: &Path) -> anyhow::Result<()> {
-    let Some(known) = kept.resolvers().get(path).cloned() else {
+pub fn restore(journal: &mut Journal, path: &Path) -> anyhow::Result<()> {
+    let Some(known) = journal.resolvers().get(path).cloned() else {
         return Ok(());
     };
     if read(path)?.as_deref() == Some(known.ours.as_bytes()) {
@@ -140,7 +140,7 @@ pub fn restore(kept: &mut Kept, path: &Path) -> anyhow::Result<()> {
         // Somebody may have put files of their own there: then it stays.
         let _ = std::fs::remove_dir(dir);
     }
-    kept.resolver(path, None)
+    journal.resolver(path, None)
 }
 
 /// Makes an empty file where there is nothing.
@@ -168,26 +168,26 @@ mod tests {
         let file = dir.path().join("resolv.conf");
         std::fs::write(&file, "nameserver 192.0.2.1\n").unwrap();
         let inode = std::fs::metadata(&file).unwrap().ino();
-        let mut kept = Kept::open(dir.path());
-        write(&mut kept, &file, "ours 1").unwrap();
-        write(&mut kept, &file, "ours 2").unwrap();
+        let mut journal = Journal::open(dir.path());
+        write(&mut journal, &file, "ours 1").unwrap();
+        write(&mut journal, &file, "ours 2").unwrap();
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "ours 2");
         // As after a kill: the record is read again.
-        let mut kept = Kept::open(dir.path());
-        restore(&mut kept, &file).unwrap();
+        let mut journal = Journal::open(dir.path());
+        restore(&mut journal, &file).unwrap();
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "nameserver 192.0.2.1\n");
         assert_eq!(std::fs::metadata(&file).unwrap().ino(), inode, "a bind mount shows the same file");
-        assert!(Kept::open(dir.path()).resolvers().is_empty());
+        assert!(Journal::open(dir.path()).resolvers().is_empty());
     }
 
     #[test]
     fn made_file_and_directory_go() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("ns").join("resolv.conf");
-        let mut kept = Kept::open(dir.path());
-        write(&mut kept, &file, "ours").unwrap();
+        let mut journal = Journal::open(dir.path());
+        write(&mut journal, &file, "ours").unwrap();
         assert!(file.exists());
-        restore(&mut kept, &file).unwrap();
+        restore(&mut journal, &file).unwrap();
         assert!(!dir.path().join("ns").exists());
     }
 
@@ -195,10 +195,10 @@ mod tests {
     fn somebody_elses_text_stays() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("resolv.conf");
-        let mut kept = Kept::open(dir.path());
-        write(&mut kept, &file, "ours").unwrap();
+        let mut journal = Journal::open(dir.path());
+        write(&mut journal, &file, "ours").unwrap();
         std::fs::write(&file, "theirs").unwrap();
-        restore(&mut kept, &file).unwrap();
+        restore(&mut journal, &file).unwrap();
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "theirs");
     }
 
@@ -211,22 +211,22 @@ mod tests {
         }
         let (host, file) = (at("host/resolv.conf"), at("container/resolv.conf"));
         std::fs::write(&host, "theirs").unwrap();
-        let mut kept = Kept::open(dir.path());
+        let mut journal = Journal::open(dir.path());
         // A link in the file's place, a second name of another file, a directory that leads elsewhere.
         std::os::unix::fs::symlink(&host, &file).unwrap();
-        assert!(write(&mut kept, &file, "ours").is_err());
+        assert!(write(&mut journal, &file, "ours").is_err());
         std::fs::remove_file(&file).unwrap();
         std::fs::hard_link(&host, &file).unwrap();
-        assert!(write(&mut kept, &file, "ours").is_err());
+        assert!(write(&mut journal, &file, "ours").is_err());
         std::fs::remove_file(&file).unwrap();
         std::fs::remove_dir(at("container")).unwrap();
         std::os::unix::fs::symlink(at("host"), at("container")).unwrap();
-        assert!(write(&mut kept, &file, "ours").is_err());
+        assert!(write(&mut journal, &file, "ours").is_err());
         assert_eq!(std::fs::read_to_string(&host).unwrap(), "theirs");
         // Nor is it when what we wrote is to be put back.
         let known = KeptResolver { former: Some(b"old".to_vec()), ours: "theirs".to_owned(), made_dir: false };
-        kept.resolver(&file, Some(known)).unwrap();
-        assert!(restore(&mut kept, &file).is_err());
+        journal.resolver(&file, Some(known)).unwrap();
+        assert!(restore(&mut journal, &file).is_err());
         assert_eq!(std::fs::read_to_string(&host).unwrap(), "theirs");
     }
 
@@ -235,13 +235,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("resolv.conf");
         std::fs::write(&file, "first").unwrap();
-        let mut kept = Kept::open(dir.path());
-        write(&mut kept, &file, "ours").unwrap();
-        assert_eq!(former(&kept, &file, Some(b"ours")).as_deref(), Some(b"first".as_slice()));
-        assert_eq!(former(&kept, &file, Some(b"second")).as_deref(), Some(b"second".as_slice()));
+        let mut journal = Journal::open(dir.path());
+        write(&mut journal, &file, "ours").unwrap();
+        assert_eq!(former(&journal, &file, Some(b"ours")).as_deref(), Some(b"first".as_slice()));
+        assert_eq!(former(&journal, &file, Some(b"second")).as_deref(), Some(b"second".as_slice()));
         std::fs::write(&file, "second").unwrap();
-        write(&mut kept, &file, "ours").unwrap();
-        restore(&mut kept, &file).unwrap();
+        write(&mut journal, &file, "ours").unwrap();
+        restore(&mut journal, &file).unwrap();
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "second");
     }
 

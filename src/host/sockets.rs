@@ -1,4 +1,4 @@
-//! Ends sockets of this machine: `SOCK_DESTROY` of the kernel's socket diagnosis (sock_diag(7), `ss --kill`).
+//! FiveTuple sockets of this machine: `SOCK_DESTROY` of the kernel's socket diagnosis (sock_diag(7), `ss --kill`).
 //!
 //! A flow that is deleted from conntrack passes nothing more, but a socket hears of it only when it next says something.
 //! This tells it at once, and its peer too: the kernel sends a reset. Kernels without `CONFIG_INET_DIAG_DESTROY` refuse;
@@ -34,7 +34,7 @@ const LISTEN: u8 = 10;
 
 /// A socket by its two ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Ends {
+pub struct FiveTuple {
     /// Protocol.
     pub proto: Proto,
     /// The end of this machine.
@@ -49,7 +49,7 @@ fn put(id: &mut Id, at: usize, bytes: &[u8]) {
     id.iter_mut().skip(at).zip(bytes).for_each(|(to, from)| *to = *from);
 }
 
-impl Ends {
+impl FiveTuple {
     /// `struct inet_diag_sockid`: both ports, both addresses of 16 bytes, interface, cookie; no cookie is all ones.
     fn id(&self) -> Id {
         let mut id = [0; ID];
@@ -123,11 +123,11 @@ impl Destroyer {
         Ok(Destroyer { socket })
     }
 
-    /// Ends the connected socket with these ends; whether there was one.
+    /// FiveTuple the connected socket with these ends; whether there was one.
     ///
     /// # Errors
     /// The kernel cannot, or refused.
-    pub(super) fn destroy(&self, ends: &Ends) -> io::Result<bool> {
+    pub(super) fn destroy(&self, ends: &FiveTuple) -> io::Result<bool> {
         let mut id = ends.id();
         let found = self.ask(&ends.message(BY_FAMILY, REQUEST, &id))?;
         // By the cookie, no other socket that takes its place meanwhile is meant.
@@ -154,8 +154,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn ends(proto: Proto, local: SocketAddr, remote: SocketAddr) -> Ends {
-        Ends { proto, local, remote }
+    fn ends(proto: Proto, local: SocketAddr, remote: SocketAddr) -> FiveTuple {
+        FiveTuple { proto, local, remote }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 
-use super::kept::{Kept, KeptSysctl};
+use super::journal::{Journal, JournaledSysctl};
 use crate::model::host::{SysctlKey, switch_of_every_link};
 
 /// The value of a sysctl, or nothing if there is none of that name.
@@ -32,12 +32,12 @@ pub fn write(key: &str, value: &str) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// When it cannot be remembered or written.
-pub fn write_kept(kept: &mut Kept, key: &str, value: &str) -> anyhow::Result<()> {
-    let (former, beside) = match kept.sysctls().get(key) {
+pub fn write_journaled(journal: &mut Journal, key: &str, value: &str) -> anyhow::Result<()> {
+    let (former, beside) = match journal.sysctls().get(key) {
         Some(known) => (known.former.clone(), known.beside),
         None => (read(key).with_context(|| format!("read /proc/sys/{key}"))?, every_link_is_on(key)),
     };
-    kept.sysctl(key, Some(KeptSysctl { former, ours: value.to_owned(), beside }))?;
+    journal.sysctl(key, Some(JournaledSysctl { former, ours: value.to_owned(), beside }))?;
     write(key, value)
 }
 
@@ -50,8 +50,8 @@ fn every_link_is_on(key: &str) -> bool {
 ///
 /// # Errors
 /// When the kernel refuses the former value; it is tried again then.
-pub fn restore(kept: &mut Kept, key: &str) -> anyhow::Result<()> {
-    let Some(known) = kept.sysctls().get(key).cloned() else {
+pub fn restore(journal: &mut Journal, key: &str) -> anyhow::Result<()> {
+    let Some(known) = journal.sysctls().get(key).cloned() else {
         return Ok(());
     };
     // A link that is gone took its sysctls with it; another value is somebody else's will, and so is ours where they
@@ -60,20 +60,20 @@ pub fn restore(kept: &mut Kept, key: &str) -> anyhow::Result<()> {
     if read(key).as_ref() == Some(&known.ours) && !taken_over {
         write(key, &known.former)?;
     }
-    kept.sysctl(key, None)
+    journal.sysctl(key, None)
 }
 
 /// Forgets one that somebody else turned on for every link.
 ///
 /// # Errors
 /// When the record cannot be written.
-pub fn forget(kept: &mut Kept, key: &str) -> anyhow::Result<()> {
+pub fn forget(journal: &mut Journal, key: &str) -> anyhow::Result<()> {
     tracing::warn!(
         sysctl = key,
         "another program turned on forwarding of every link: what came in on that link and was not ours is no longer \
          dropped here"
     );
-    kept.sysctl(key, None)
+    journal.sysctl(key, None)
 }
 
 /// Keys are made of constants and link names, which hold no slash.

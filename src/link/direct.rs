@@ -18,15 +18,15 @@ use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-pub use handle::{Answerer, Ask, DirectStatus, Handle, Letter, PathStatus};
+pub use handle::{Answerer, Ask, DirectStatus, Handle, PathStatus, SessionMessage};
 
 pub use crate::peer::Config;
 pub use crate::peer::path::Origin;
 
-use handle::Order;
+use handle::Command;
 
-use super::receive::Keyring;
-use super::{Ends, Heard, Key, Link, Links, Route, lock};
+use super::receive::SessionUpdates;
+use super::{FourTuple, Key, Link, Links, Route, RxEvent, lock};
 use crate::model::address::is_within;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::view::{SubnetView, View};
@@ -57,11 +57,11 @@ const ENDPOINTS: usize = control::MAX_ENDPOINTS;
 pub struct Direct {
     links: Links,
     port: Port,
-    keyring: Keyring,
-    heard: mpsc::Receiver<Heard>,
-    orders: mpsc::Receiver<Order>,
+    updates: SessionUpdates,
+    heard: mpsc::Receiver<RxEvent>,
+    orders: mpsc::Receiver<Command>,
     /// For the answers to questions.
-    own_orders: mpsc::Sender<Order>,
+    own_orders: mpsc::Sender<Command>,
     asks: mpsc::Sender<Ask>,
     config: Config,
     view: Arc<View>,
@@ -109,7 +109,7 @@ impl Direct {
             config,
             links: links.clone(),
             port,
-            keyring: links.0.keyring.clone(),
+            updates: links.0.updates.clone(),
             heard,
             orders,
             own_orders,
@@ -204,72 +204,72 @@ impl Direct {
         }
     }
 
-    fn on_heard(&mut self, now: Instant, heard: Heard) {
+    fn on_heard(&mut self, now: Instant, heard: RxEvent) {
         let key = match &heard {
-            Heard::Control { key, .. }
-            | Heard::First { key, .. }
-            | Heard::Moved { key, .. }
-            | Heard::TooBig { key } => *key,
+            RxEvent::Control { key, .. }
+            | RxEvent::First { key, .. }
+            | RxEvent::Moved { key, .. }
+            | RxEvent::TooBig { key } => *key,
         };
         let Some(Entry { peer, .. }) = self.peers.get_mut(&key.peer) else { return };
         match heard {
-            Heard::Control { index, ends, body, .. } => {
+            RxEvent::Control { index, ends, body, .. } => {
                 peer.handle_control(now, (key.subnet, index), ends.into(), &body, &mut entropy);
             }
-            Heard::First { index, ends, .. } => {
+            RxEvent::First { index, ends, .. } => {
                 peer.handle_packet_seen(now, key.subnet, Some(index), ends.into(), &mut entropy);
             }
-            Heard::Moved { ends, .. } => peer.handle_packet_seen(now, key.subnet, None, ends.into(), &mut entropy),
-            Heard::TooBig { .. } => peer.handle_too_big(now, &mut entropy),
+            RxEvent::Moved { ends, .. } => peer.handle_packet_seen(now, key.subnet, None, ends.into(), &mut entropy),
+            RxEvent::TooBig { .. } => peer.handle_too_big(now, &mut entropy),
         }
         self.carry_out(key.peer);
     }
 
-    fn on_order(&mut self, now: Instant, order: Order) {
+    fn on_order(&mut self, now: Instant, order: Command) {
         match order {
-            Order::Connected { peer } => {
+            Command::Connected { peer } => {
                 self.enter(peer);
                 if let Some(entry) = self.peers.get_mut(&peer) {
                     entry.peer.connected(now, &mut entropy);
                 }
                 self.carry_out(peer);
             }
-            Order::Begin { peer } => {
+            Command::Begin { peer } => {
                 self.enter(peer);
                 if let Some(entry) = self.peers.get_mut(&peer) {
                     entry.peer.begin(now, &mut entropy);
                 }
                 self.carry_out(peer);
             }
-            Order::Closed { peer } => {
+            Command::Closed { peer } => {
                 if let Some(entry) = self.peers.get_mut(&peer) {
                     entry.peer.closed(now, &mut entropy);
                 }
                 self.carry_out(peer);
             }
-            Order::Request { key, letter, answer } => self.on_request(now, key, &letter, answer),
-            Order::Answer { key, number, answer } => {
+            Command::Request { key, message, answer } => self.on_request(now, key, &message, answer),
+            Command::Answer { key, number, answer } => {
                 let Some(Entry { peer, .. }) = self.peers.get_mut(&key.peer) else { return };
-                let message = answer.as_ref().map(|letter| letter.message.as_slice());
+                let message = answer.as_ref().map(|said| said.message.as_slice());
                 if peer.handle_answer(now, key.subnet, number, message, &mut entropy)
-                    && let Some(letter) = &answer
+                    && let Some(said) = &answer
                 {
-                    peer.offer(now, &letter.endpoints, Origin::Told);
+                    peer.offer(now, &said.endpoints, Origin::Told);
                 }
                 self.carry_out(key.peer);
             }
-            Order::Candidates { peer, addresses, origin } => {
+            Command::Candidates { peer, addresses, origin } => {
                 if let Some(entry) = self.peers.get_mut(&peer) {
                     entry.peer.offer(now, &addresses, origin);
                 }
                 self.carry_out(peer);
             }
-            Order::Endpoints(addresses) => {
+            Command::Endpoints(addresses) => {
                 let usable = |address: &SocketAddr| path::usable(*address, Origin::Told, &self.overlay);
                 self.endpoints = addresses.iter().filter_map(usable).take(ENDPOINTS).collect();
             }
-            Order::Retain(view) => self.retain(now, view),
-            Order::Ping { key, answer } => {
+            Command::Retain(view) => self.retain(now, view),
+            Command::Ping { key, answer } => {
                 let Some(Entry { peer, pings, .. }) = self.peers.get_mut(&key.peer) else { return };
                 pings.retain(|(_, answer)| !answer.is_closed());
                 if pings.len() < PINGS
@@ -279,21 +279,21 @@ impl Direct {
                 }
                 self.carry_out(key.peer);
             }
-            Order::Status(answer) => {
+            Command::Status(answer) => {
                 let status = self.peers.iter().flat_map(|(id, entry)| entry.status(*id, now)).collect();
                 let _ = answer.send(status);
             }
         }
     }
 
-    fn on_request(&mut self, now: Instant, key: Key, letter: &Letter, answer: oneshot::Sender<Letter>) {
+    fn on_request(&mut self, now: Instant, key: Key, said: &SessionMessage, answer: oneshot::Sender<SessionMessage>) {
         let endpoints = self.endpoints.clone();
         // No member, or no key in its grant: the answer is dropped.
         let Some(Entry { peer, .. }) = self.entry(key) else { return };
-        match peer.handle_request(now, key.subnet, &letter.message, &mut entropy) {
+        match peer.handle_request(now, key.subnet, &said.message, &mut entropy) {
             Ok(message) => {
-                let _ = answer.send(Letter { message, endpoints });
-                peer.offer(now, &letter.endpoints, Origin::Told);
+                let _ = answer.send(SessionMessage { message, endpoints });
+                peer.offer(now, &said.endpoints, Origin::Told);
             }
             Err(error) => tracing::debug!(subnet = %key.subnet, peer = %key.peer, %error, "session refused"),
         }
@@ -358,7 +358,7 @@ impl Direct {
         }
     }
 
-    /// Ends the sessions with a peer that are not to be kept: their keys open and seal nothing more. Without any it is
+    /// FourTuple the sessions with a peer that are not to be kept: their keys open and seal nothing more. Without any it is
     /// forgotten.
     fn keep_members(&mut self, id: PeerId, is_kept: impl Fn(SubnetId, [u8; 32]) -> bool) {
         let Some(entry) = self.peers.get_mut(&id) else { return };
@@ -388,10 +388,10 @@ impl Direct {
             match event {
                 Event::Install { subnet, index, opener } => {
                     if let Some(link) = entry.links.get(&subnet) {
-                        self.keyring.install(index, opener, Arc::clone(link));
+                        self.updates.install(index, opener, Arc::clone(link));
                     }
                 }
-                Event::Remove { index } => self.keyring.remove(index),
+                Event::Remove { index } => self.updates.remove(index),
                 Event::Route { subnet, route } => {
                     tracing::debug!(%subnet, peer = %id, to = ?route.as_ref().map(|route| route.pair), "datagram route");
                     if let Some(link) = entry.links.get(&subnet) {
@@ -400,9 +400,9 @@ impl Direct {
                 }
                 Event::Ask { subnet, number, message } => {
                     let key = Key { subnet, peer: id };
-                    let letter = Letter { message, endpoints: self.endpoints.clone() };
+                    let message = SessionMessage { message, endpoints: self.endpoints.clone() };
                     let answer = Answerer { key, number, orders: Some(self.own_orders.clone()) };
-                    if self.asks.try_send(Ask { key, letter, answer }).is_err() {
+                    if self.asks.try_send(Ask { key, message, answer }).is_err() {
                         tracing::debug!(%subnet, peer = %id, "session: no room to ask");
                     }
                 }
@@ -442,8 +442,8 @@ async fn sleep_until(at: Option<tokio::time::Instant>) {
     }
 }
 
-impl From<Ends> for Pair {
-    fn from(ends: Ends) -> Pair {
+impl From<FourTuple> for Pair {
+    fn from(ends: FourTuple) -> Pair {
         Pair { local: ends.local, remote: ends.from }
     }
 }

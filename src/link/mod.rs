@@ -27,8 +27,8 @@ use tokio_util::sync::CancellationToken;
 
 use queue::{Bound, Queue};
 pub use queue::{Chunk, Pool};
-use receive::Keyring;
-pub use receive::{Frame, FrameBatch, FrameReceiver, PeerPackets, Strays};
+use receive::SessionUpdates;
+pub use receive::{Frame, FrameBatch, FrameReceiver, PeerPackets, Unmatched};
 pub use send::{Datagrams, Framing};
 pub use stream::{StreamPackets, StreamReceiver};
 
@@ -176,7 +176,7 @@ impl Route {
 
 /// The two ends of the way a frame came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Ends {
+pub(crate) struct FourTuple {
     /// The peer's address.
     pub from: SocketAddr,
     /// Ours; none where the socket is bound to one.
@@ -185,7 +185,7 @@ pub(crate) struct Ends {
 
 /// What the packet threads tell the control task. Loss is harmless: frames and probes go on.
 #[derive(Debug)]
-pub(crate) enum Heard {
+pub(crate) enum RxEvent {
     /// A control message came in an opened frame.
     Control {
         /// From whom.
@@ -193,7 +193,7 @@ pub(crate) enum Heard {
         /// Under which of our receiver indices.
         index: u32,
         /// The two ends of the way it came.
-        ends: Ends,
+        ends: FourTuple,
         /// The message.
         body: Vec<u8>,
     },
@@ -204,14 +204,14 @@ pub(crate) enum Heard {
         /// Which index.
         index: u32,
         /// The two ends of the way it came.
-        ends: Ends,
+        ends: FourTuple,
     },
     /// The newest frame came from another address than the one before, or to another one.
     Moved {
         /// From whom.
         key: Key,
         /// The two ends of the way it came.
-        ends: Ends,
+        ends: FourTuple,
     },
     /// The kernel refused frames as too big for the way out.
     TooBig {
@@ -254,11 +254,11 @@ struct Registry {
     pool: Pool,
     wanted: mpsc::Sender<Key>,
     port: Option<Port>,
-    keyring: Keyring,
-    strays: Arc<Strays>,
-    heard: mpsc::Sender<Heard>,
+    updates: SessionUpdates,
+    unmatched: Arc<Unmatched>,
+    heard: mpsc::Sender<RxEvent>,
     /// The other end, until the control task takes it.
-    hears: Mutex<Option<mpsc::Receiver<Heard>>>,
+    hears: Mutex<Option<mpsc::Receiver<RxEvent>>>,
 }
 
 /// One peer in one subnet: the datagram path, the queue, the stream that drains it, the streams that are read.
@@ -321,8 +321,8 @@ impl Links {
             pool: Pool::default(),
             wanted,
             port,
-            keyring: Keyring::default(),
-            strays: Arc::default(),
+            updates: SessionUpdates::default(),
+            unmatched: Arc::default(),
             heard,
             hears: Mutex::new(Some(hears)),
         };
@@ -336,8 +336,8 @@ impl Links {
     pub fn frames(&self) -> io::Result<Option<FrameReceiver>> {
         let Some(port) = &self.0.port else { return Ok(None) };
         let receiver = port.receiver().ok_or(io::ErrorKind::AlreadyExists)?;
-        let (keyring, heard, strays) = (self.0.keyring.clone(), self.0.heard.clone(), Arc::clone(&self.0.strays));
-        Ok(Some(FrameReceiver::new(receiver, keyring, heard, strays)))
+        let (updates, heard, unmatched) = (self.0.updates.clone(), self.0.heard.clone(), Arc::clone(&self.0.unmatched));
+        Ok(Some(FrameReceiver::new(receiver, updates, heard, unmatched)))
     }
 
     /// Where the tasks of streams run.
@@ -345,7 +345,7 @@ impl Links {
         &self.0.runtime
     }
 
-    /// Ends the wait of what reads the port.
+    /// FourTuple the wait of what reads the port.
     pub fn close_port(&self) {
         if let Some(port) = &self.0.port {
             port.close();
@@ -364,8 +364,8 @@ impl Links {
     }
 
     /// Frames that belonged to no session.
-    pub fn strays(&self) -> &Strays {
-        &self.0.strays
+    pub fn unmatched(&self) -> &Unmatched {
+        &self.0.unmatched
     }
 
     /// The drop counters of a subnet, made on first use.
@@ -484,7 +484,7 @@ impl Links {
         lock(&self.0.counts).retain(|subnet, c| view.subnets.contains_key(subnet) || Arc::strong_count(c) > 1);
     }
 
-    /// Ends one link: streams closed, queue dropped.
+    /// FourTuple one link: streams closed, queue dropped.
     pub fn cut(&self, key: Key) {
         let Some(link) = lock(&self.0.links).remove(&key) else { return };
         link.set_route(None);

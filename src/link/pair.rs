@@ -21,6 +21,6 @@ impl Links {
 
     /// Opens frames of `from` under `index` from now on.
     pub(crate) fn test_receive(&self, from: Key, index: u32, key: &[u8; 32]) {
-        self.0.keyring.install(index, Opener::new(Cipher::Aes256Gcm, Library::AwsLc, key), self.link(from));
+        self.0.updates.install(index, Opener::new(Cipher::Aes256Gcm, Library::AwsLc, key), self.link(from));
     }
 }

@@ -13,9 +13,9 @@ use crate::packet::parse::MAX_PACKET;
 use crate::wire::frame::{self, HEADER_LEN, MAX_FRAME, packet_header};
 
 /// A chunk this full is handed on, in bytes: larger writes gain nothing measurable.
-const FULL: usize = 56 * 1024;
+const CHUNK_FULL: usize = 56 * 1024;
 /// Bytes of a chunk: the largest frame still fits in one that is not yet full.
-const CAPACITY: usize = FULL + MAX_FRAME;
+const CAPACITY: usize = CHUNK_FULL + MAX_FRAME;
 /// Bytes that wait in front of a stream: 1.3 ms at 3 Gbit/s. Measured over TCP, Noise and Yamux with one and four TCP flows
 /// under BBR and CUBIC, two busy cores, medians of three; Gbit/s and the average of a ping beside them in ms:
 ///
@@ -30,7 +30,7 @@ const QUEUE_BYTES: usize = 512 * 1024;
 /// Chunks that wait in front of a stream: bounds the memory of a ring of part-filled chunks.
 const QUEUE_CHUNKS: usize = 16;
 /// Bytes that wait while there is no stream: the first packets of a conversation, not the conversation.
-const WAITING_BYTES: usize = 2 * FULL;
+const WAITING_BYTES: usize = 2 * CHUNK_FULL;
 /// How old a packet may grow while there is no stream: its sender has long sent it again.
 const WAITING_AGE: Duration = Duration::from_secs(5);
 /// Idle buffers kept for reuse (4 MB).
@@ -110,7 +110,7 @@ impl Chunk {
 
     /// Whether it should be handed on.
     pub fn is_full(&self) -> bool {
-        self.len >= FULL
+        self.len >= CHUNK_FULL
     }
 
     /// Whether nothing is in it.
@@ -368,7 +368,7 @@ mod tests {
     #[test]
     fn the_largest_packet_fits_a_chunk_that_is_not_full() {
         let pool = Pool::default();
-        let mut chunk = packet(&pool, 1, FULL - HEADER_LEN - 1);
+        let mut chunk = packet(&pool, 1, CHUNK_FULL - HEADER_LEN - 1);
         assert!(!chunk.is_full());
         assert_eq!(chunk.space().len(), MAX_PACKET);
         chunk.commit(&Offload::NONE, MAX_PACKET);

@@ -2,7 +2,7 @@
 //!
 //! Each frame is opened straight to the end of the super-packet that grows in one buffer: the trailer and the headers of
 //! the frame before are overwritten, so that consecutive pieces join without a copy. The [`FrameReceiver`] owns the keys,
-//! the replay windows and the buffers; keys come to it through a [`Keyring`], what is not a packet goes to the control task.
+//! the replay windows and the buffers; keys come to it through a [`SessionUpdates`], what is not a packet goes to the control task.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::mpsc;
 
-use super::{Ends, Heard, Key, Link, lock};
+use super::{FourTuple, Key, Link, RxEvent, lock};
 use crate::crypto::frame::{HEADER, Header, Opener};
 use crate::crypto::replay::Window;
 use crate::packet::offload::Kind;
@@ -20,16 +20,16 @@ use crate::packet::{DropReason, Offload};
 use crate::udp::{Closed, Datagram, Datagrams, Receiver};
 use crate::wire::datagram::{Bundle, TRAILER, Trailer};
 
-/// Room in front of a growing super-packet for its headers: the most a trailer can state.
+/// ReassemblyBuffer in front of a growing super-packet for its headers: the most a trailer can state.
 const BASE: usize = 256;
 /// Bytes of the largest super-packet: what an IP header can state.
 const LARGEST: usize = 65_535;
 /// Bytes of the buffer: the largest super-packet and one frame behind it.
-const ROOM: usize = BASE + LARGEST + 65_536;
+const BUFFER_BYTES: usize = BASE + LARGEST + 65_536;
 
 /// Orders to the receiving thread. Clones are the same ring.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Keyring(Arc<Ring>);
+pub(super) struct SessionUpdates(Arc<Ring>);
 
 #[derive(Debug, Default)]
 struct Ring {
@@ -79,7 +79,7 @@ impl<S> Orders<S> {
     }
 }
 
-impl Keyring {
+impl SessionUpdates {
     /// Accepts frames under `index` from now on; the next frame read is opened with it.
     pub(super) fn install(&self, index: u32, opener: Opener, link: Arc<Link>) {
         let session = Session { index, opener, window: Window::default(), link, way: None };
@@ -105,7 +105,7 @@ impl Keyring {
 
 /// Frames that led to no session; since the start.
 #[derive(Debug, Default)]
-pub struct Strays {
+pub struct Unmatched {
     /// Receiver index of no session.
     pub unknown: AtomicU64,
     /// Too short, or reserved bytes that are not zero.
@@ -120,28 +120,35 @@ struct Session {
     window: Window,
     link: Arc<Link>,
     /// Which way the newest frame came.
-    way: Option<Ends>,
+    way: Option<FourTuple>,
 }
 
 /// Reads the port and opens what comes; owned by the receiving thread. Made by [`Links::frames`](super::Links::frames).
 #[derive(Debug)]
 pub struct FrameReceiver {
     receiver: Receiver,
-    keyring: Keyring,
-    heard: mpsc::Sender<Heard>,
-    strays: Arc<Strays>,
+    updates: SessionUpdates,
+    heard: mpsc::Sender<RxEvent>,
+    unmatched: Arc<Unmatched>,
     sessions: HashMap<u32, Box<Session>>,
-    room: Room,
+    room: ReassemblyBuffer,
 }
 
 impl FrameReceiver {
     pub(super) fn new(
         receiver: Receiver,
-        keyring: Keyring,
-        heard: mpsc::Sender<Heard>,
-        strays: Arc<Strays>,
+        updates: SessionUpdates,
+        heard: mpsc::Sender<RxEvent>,
+        unmatched: Arc<Unmatched>,
     ) -> FrameReceiver {
-        FrameReceiver { receiver, keyring, heard, strays, sessions: HashMap::new(), room: Room::default() }
+        FrameReceiver {
+            receiver,
+            updates,
+            heard,
+            unmatched,
+            sessions: HashMap::new(),
+            room: ReassemblyBuffer::default(),
+        }
     }
 
     /// Blocks until datagrams come, and gives what one read of the port brought.
@@ -149,10 +156,10 @@ impl FrameReceiver {
     /// # Errors
     /// [`Closed`] once the port was closed.
     pub fn next_batch(&mut self) -> Result<FrameBatch<'_>, Closed> {
-        let FrameReceiver { receiver, keyring, heard, strays, sessions, room } = self;
+        let FrameReceiver { receiver, updates, heard, unmatched, sessions, room } = self;
         let datagrams = receiver.next_batch()?;
-        keyring.carry_out(sessions);
-        Ok(FrameBatch { incoming: Incoming { datagrams, strays }, ahead: None, sessions, room, heard })
+        updates.carry_out(sessions);
+        Ok(FrameBatch { incoming: Incoming { datagrams, unmatched }, ahead: None, sessions, room, heard })
     }
 }
 
@@ -162,8 +169,8 @@ pub struct FrameBatch<'a> {
     /// The frame that ended the former session's turn.
     ahead: Option<Frame<'a>>,
     sessions: &'a mut HashMap<u32, Box<Session>>,
-    room: &'a mut Room,
-    heard: &'a mpsc::Sender<Heard>,
+    room: &'a mut ReassemblyBuffer,
+    heard: &'a mpsc::Sender<RxEvent>,
 }
 
 impl<'a> FrameBatch<'a> {
@@ -175,7 +182,7 @@ impl<'a> FrameBatch<'a> {
     /// The packets of `frame` and of those behind it under the same key. None, and counted, where no session has that key.
     pub fn packets_of(&mut self, frame: Frame<'a>) -> Option<PeerPackets<'_, 'a>> {
         let Some(session) = self.sessions.get_mut(&frame.header.receiver) else {
-            self.incoming.strays.unknown.fetch_add(1, Ordering::Relaxed);
+            self.incoming.unmatched.unknown.fetch_add(1, Ordering::Relaxed);
             return None;
         };
         // Nothing that the former peer left may join what comes of this one.
@@ -201,7 +208,7 @@ pub struct Frame<'a> {
 /// The frames of one read, one after the other.
 struct Incoming<'a> {
     datagrams: Datagrams<'a>,
-    strays: &'a Strays,
+    unmatched: &'a Unmatched,
 }
 
 impl<'a> Incoming<'a> {
@@ -211,7 +218,7 @@ impl<'a> Incoming<'a> {
             let datagram = self.datagrams.next()?;
             match Header::decode(datagram.bytes) {
                 Some(header) => return Some(Frame { header, datagram }),
-                None => self.strays.malformed.fetch_add(1, Ordering::Relaxed),
+                None => self.unmatched.malformed.fetch_add(1, Ordering::Relaxed),
             };
         }
     }
@@ -222,13 +229,13 @@ pub struct PeerPackets<'b, 'a> {
     incoming: &'b mut Incoming<'a>,
     ahead: &'b mut Option<Frame<'a>>,
     session: &'b mut Session,
-    room: &'b mut Room,
-    heard: &'b mpsc::Sender<Heard>,
+    room: &'b mut ReassemblyBuffer,
+    heard: &'b mpsc::Sender<RxEvent>,
 }
 
 /// The buffer in which packets grow.
 #[derive(Debug)]
-struct Room {
+struct ReassemblyBuffer {
     bytes: Vec<u8>,
     run: Option<Joined>,
     /// A frame that does not continue the run: looked at when the run has been given away.
@@ -237,9 +244,9 @@ struct Room {
     bundle: (Bundle, Range<usize>),
 }
 
-impl Default for Room {
+impl Default for ReassemblyBuffer {
     fn default() -> Self {
-        Room { bytes: vec![0; ROOM], run: None, held: None, bundle: (Bundle::default(), 0..0) }
+        ReassemblyBuffer { bytes: vec![0; BUFFER_BYTES], run: None, held: None, bundle: (Bundle::default(), 0..0) }
     }
 }
 
@@ -330,7 +337,7 @@ impl PeerPackets<'_, '_> {
     fn open_one(&mut self, frame: &Frame<'_>) -> Option<(Trailer, Range<usize>)> {
         let counts = &self.session.link.counts;
         let Frame { header, datagram: Datagram { from, local, bytes } } = *frame;
-        let ends = Ends { from, local };
+        let ends = FourTuple { from, local };
         let (clear, sealed) = bytes.split_first_chunk::<HEADER>()?;
         if !self.session.window.check(header.counter) {
             counts.add(DropReason::Replayed, 1);
@@ -350,8 +357,8 @@ impl PeerPackets<'_, '_> {
         if newest && self.session.way != Some(ends) {
             let (key, index) = (self.session.link.key, self.session.index);
             let heard = match self.session.way.replace(ends) {
-                None => Heard::First { key, index, ends },
-                Some(_) => Heard::Moved { key, ends },
+                None => RxEvent::First { key, index, ends },
+                Some(_) => RxEvent::Moved { key, ends },
             };
             // Full: the control task is behind; its own probes find the path.
             let _ = self.heard.try_send(heard);
@@ -384,12 +391,12 @@ impl PeerPackets<'_, '_> {
     fn tell(&self, body: Range<usize>) {
         let (key, index) = (self.session.link.key, self.session.index);
         if let (Some(ends), Some(bytes)) = (self.session.way, self.room.bytes.get(body)) {
-            let _ = self.heard.try_send(Heard::Control { key, index, ends, body: bytes.to_vec() });
+            let _ = self.heard.try_send(RxEvent::Control { key, index, ends, body: bytes.to_vec() });
         }
     }
 }
 
-impl Room {
+impl ReassemblyBuffer {
     /// Forgets what was not taken.
     fn clear(&mut self) {
         (self.run, self.held, self.bundle) = (None, None, (Bundle::default(), 0..0));

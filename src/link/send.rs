@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::{Heard, Key, Link, Route};
+use super::{Key, Link, Route, RxEvent};
 use crate::crypto::frame::Nonce;
 use crate::packet::cut::Cut;
 use crate::packet::offload::Kind;
@@ -21,10 +21,10 @@ use crate::wire::datagram::{self, OVERHEAD, TRAILER, Trailer};
 /// copy costs more than a frame saves.
 const SMALL: usize = 600;
 /// Frames are handed to the kernel when they fill this many bytes.
-const FULL: usize = 56_000;
+const BATCH_BYTES: usize = 56_000;
 /// A packet of this size is handed on at once: its receiver can work while the next one is sealed.
 const LARGE: usize = 16_000;
-/// Bytes of the send buffer: [`FULL`], and the largest packet cut into 256 frames with 255 bytes of headers each.
+/// Bytes of the send buffer: [`BATCH_BYTES`], and the largest packet cut into 256 frames with 255 bytes of headers each.
 const BUFFER: usize = 224 * 1024;
 /// Frames of one run: what every kernel with UDP segmentation takes in one message.
 const RUN_FRAMES: usize = 64;
@@ -62,7 +62,7 @@ impl Route {
 #[derive(Debug)]
 pub struct Datagrams {
     sender: Sender,
-    heard: mpsc::Sender<Heard>,
+    heard: mpsc::Sender<RxEvent>,
     counts: Arc<DropCounts>,
     buffer: Vec<u8>,
     end: usize,
@@ -86,7 +86,7 @@ struct Bundle {
 
 impl Datagrams {
     /// A sending half; packets that are lost in it are counted in `counts`.
-    pub(super) fn new(port: &Port, heard: mpsc::Sender<Heard>, counts: Arc<DropCounts>) -> Self {
+    pub(super) fn new(port: &Port, heard: mpsc::Sender<RxEvent>, counts: Arc<DropCounts>) -> Self {
         Datagrams {
             sender: port.sender(),
             heard,
@@ -134,7 +134,7 @@ impl Datagrams {
         if sealed {
             link.datagrams.sent(1, u64::try_from(bytes.len()).unwrap_or(0));
         }
-        if self.end >= FULL || bytes.len() >= LARGE {
+        if self.end >= BATCH_BYTES || bytes.len() >= LARGE {
             self.hand_on();
         }
         sealed
@@ -272,7 +272,7 @@ impl Datagrams {
         }
         // Another one of the same call is met again by its next packet.
         if let Some(key) = sent.too_big.and_then(|run| self.keys.get(run)) {
-            let _ = self.heard.try_send(Heard::TooBig { key: *key });
+            let _ = self.heard.try_send(RxEvent::TooBig { key: *key });
         }
         self.runs.clear();
         self.keys.clear();

@@ -9,7 +9,7 @@ use crate::model::local::PendingJoin;
 use crate::model::members::Subnet;
 
 /// Between two attempts: people decide about them, and may have said no.
-const EVERY: Duration = Duration::from_secs(3600);
+const RETRY_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// When this node last asked.
 #[derive(Debug, Default)]
@@ -27,7 +27,7 @@ impl Core {
         // Looked at only where the View has no place for this node: mostly nowhere.
         let view = self.view();
         let outside = |s: &&Subnet| s.local.up && !view.subnets.contains_key(&s.records.id);
-        let recently = |s: &&Subnet| self.again.0.get(&s.records.id).is_some_and(|at| at.elapsed() < EVERY);
+        let recently = |s: &&Subnet| self.again.0.get(&s.records.id).is_some_and(|at| at.elapsed() < RETRY_INTERVAL);
         let asking = |s: &&Subnet| self.state.joins.contains_key(&s.records.id);
         let chosen: Vec<PendingJoin> = (self.state.subnets.values())
             .filter(outside)

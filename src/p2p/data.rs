@@ -20,7 +20,7 @@ use libp2p::{Multiaddr, PeerId as LibPeer};
 
 use self::handler::{FromHandler, Handler, Subnets};
 use super::Members;
-use super::stream::{DataStream, Vitals};
+use super::stream::{Activity, DataStream};
 use crate::model::id::SubnetId;
 
 /// Subnets two peers can share: 24 streams each way leave 16 of a connection's 64 for control, join, identify and ping.
@@ -46,7 +46,7 @@ pub(super) enum Direction {
 
 struct Connection {
     peer: LibPeer,
-    vitals: Arc<Vitals>,
+    vitals: Arc<Activity>,
     subnets: BTreeSet<SubnetId>,
 }
 
@@ -95,7 +95,7 @@ impl Behaviour {
     }
 
     fn handler(&mut self, id: ConnectionId, peer: LibPeer) -> Handler {
-        let vitals = Arc::new(Vitals::default());
+        let vitals = Arc::new(Activity::default());
         let subnets = common(&self.members, &peer);
         let handler = Handler::new(subnets.clone(), vitals.clone());
         self.connections.insert(id, Connection { peer, vitals, subnets });

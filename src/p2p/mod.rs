@@ -13,23 +13,23 @@
 //! its strangers' connections replaced; one that is removed is cut at once. There is no DHT and no relay.
 
 mod address;
+mod address_book;
 mod admission;
 mod behaviour;
-mod book;
-mod coalesce;
+mod buffered_io;
 mod codec;
 mod command;
 mod data;
 mod driver;
+mod duplicates;
 mod event;
 mod gate;
 mod own;
-mod preamble;
 mod quic;
 mod redial;
 mod start;
 mod stream;
-mod surplus;
+mod stream_header;
 mod transport;
 
 #[cfg(test)]

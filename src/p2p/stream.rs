@@ -14,14 +14,14 @@ use futures::{AsyncRead, AsyncWrite};
 
 /// What a connection and its streams tell each other.
 #[derive(Debug, Default)]
-pub(super) struct Vitals {
+pub(super) struct Activity {
     /// Set by a reader whenever bytes arrive, cleared by whoever asks: a connection that is heard is alive.
     heard: AtomicBool,
     /// Set once, when the connection must carry nothing more.
     cut: AtomicBool,
 }
 
-impl Vitals {
+impl Activity {
     /// Whether bytes have arrived since the last call.
     pub(super) fn take_heard(&self) -> bool {
         self.heard.swap(false, Ordering::Relaxed)
@@ -35,7 +35,7 @@ impl Vitals {
 
 /// The other end of a stream's leash, held by the connection's handler.
 #[derive(Debug, Default)]
-pub(super) struct Leash {
+pub(super) struct StreamGuard {
     revoked: AtomicBool,
     dropped: AtomicBool,
     reader: AtomicWaker,
@@ -43,7 +43,7 @@ pub(super) struct Leash {
     holder: AtomicWaker,
 }
 
-impl Leash {
+impl StreamGuard {
     /// Makes the stream fail and wakes whoever waits on it.
     pub(super) fn revoke(&self) {
         self.revoked.store(true, Ordering::Release);
@@ -69,14 +69,14 @@ impl Leash {
 #[derive(Debug)]
 pub struct DataStream {
     inner: libp2p::Stream,
-    vitals: Arc<Vitals>,
-    leash: Arc<Leash>,
+    vitals: Arc<Activity>,
+    leash: Arc<StreamGuard>,
 }
 
 impl DataStream {
     /// Puts a negotiated substream on a leash.
-    pub(super) fn new(inner: libp2p::Stream, vitals: Arc<Vitals>) -> (Self, Arc<Leash>) {
-        let leash = Arc::new(Leash::default());
+    pub(super) fn new(inner: libp2p::Stream, vitals: Arc<Activity>) -> (Self, Arc<StreamGuard>) {
+        let leash = Arc::new(StreamGuard::default());
         (DataStream { inner, vitals, leash: leash.clone() }, leash)
     }
 
@@ -87,7 +87,7 @@ impl DataStream {
     fn guard<T>(
         &mut self,
         cx: &mut Context<'_>,
-        waker: fn(&Leash) -> &AtomicWaker,
+        waker: fn(&StreamGuard) -> &AtomicWaker,
         step: impl FnOnce(Pin<&mut libp2p::Stream>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if self.is_taken() {

@@ -22,7 +22,7 @@ use libp2p::{Multiaddr, PeerId, Transport, dns, noise, tcp, yamux};
 
 use super::address::is_within;
 use super::admission::{Admission, Admitting, Seen};
-use super::coalesce::{LargeReads, LateNoise};
+use super::buffered_io::{LargeReads, LateNoise};
 use super::{Config, Error, TransportKind, quic};
 
 /// The overlay prefixes, as the transports see them.

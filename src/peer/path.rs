@@ -40,9 +40,9 @@ use live::Live;
 use crate::model::address::is_within;
 
 /// Between two probes on a path with traffic.
-const BUSY: Duration = Duration::from_millis(1250);
+const BUSY_PROBE_INTERVAL: Duration = Duration::from_millis(1250);
 /// Between two probes on a path without: with the peer's own under 300 bytes/s, IP headers included.
-const IDLE: Duration = Duration::from_secs(2);
+const IDLE_PROBE_INTERVAL: Duration = Duration::from_secs(2);
 /// A missed probe is sent again after this, or twice the round trip where that is longer.
 const REPEAT: Duration = Duration::from_millis(400);
 /// A path without an answer for so long is lost, after at least [`LOST_PROBES`].
@@ -63,7 +63,7 @@ const MAX_PENDING: usize = 48;
 /// A probe is forgotten after this.
 const FORGET: Duration = Duration::from_secs(5);
 /// Bound of twice the round trip where it decides how long an answer may take.
-const PATIENCE: Duration = Duration::from_millis(1500);
+const MAX_ANSWER_TIME: Duration = Duration::from_millis(1500);
 /// An address whose small probes are answered and whose padded ones never is left alone for so long.
 const THIN: Duration = Duration::from_secs(30);
 /// Padded probes to an address without an answer before that.

@@ -12,7 +12,7 @@ const LOST_PROBES: u32 = 3;
 /// And how long nothing under it may have been answered.
 const LOST: Duration = Duration::from_millis(3500);
 /// Between two probes under a key that counts as lost.
-const AGAIN: Duration = Duration::from_secs(4);
+const LOST_PROBE_INTERVAL: Duration = Duration::from_secs(4);
 /// Tokens remembered.
 const TOKENS: usize = 16;
 
@@ -94,7 +94,7 @@ impl Proof {
             self.last = Some(now);
             self.unanswered = self.unanswered.saturating_add(1);
             let lost = !self.is_proven && self.unanswered >= LOST_PROBES;
-            self.next = patience.map(|patience| now + if lost { AGAIN } else { self.repeat(patience) });
+            self.next = patience.map(|patience| now + if lost { LOST_PROBE_INTERVAL } else { self.repeat(patience) });
         } else if self.next.is_none() {
             self.next = patience.map(|patience| now + self.repeat(patience));
         }
@@ -130,7 +130,7 @@ impl Proof {
         if failed {
             self.is_proven = false;
             self.is_suspect = false;
-            self.next = Some(now + AGAIN);
+            self.next = Some(now + LOST_PROBE_INTERVAL);
         }
         failed
     }

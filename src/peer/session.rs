@@ -34,7 +34,7 @@
 //! Who began uses a new key as soon as it has the answer; the other one when the first frame under it was opened, for only
 //! then it knows that its answer arrived, or at once if it has no other. The former key is still opened until 10 s after
 //! that. Rekeys begin after [`REKEY_AFTER`] or [`REKEY_FRAMES`]; if both begin, the smaller peer ID's goes on. A rekey that
-//! is not done [`PATIENCE`] later is done over the stream instead. A key is refused when it is [`REFUSE_AFTER`] old.
+//! is not done [`REKEY_TIMEOUT`] later is done over the stream instead. A key is refused when it is [`REFUSE_AFTER`] old.
 
 mod epoch;
 mod messages;
@@ -73,7 +73,7 @@ pub const REFUSE_AFTER: Duration = Duration::from_secs(180);
 /// How long the former key is opened once the new one is in use.
 pub const OVERLAP: Duration = Duration::from_secs(10);
 /// How long a rekey may take inside the session before the stream is asked.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const REKEY_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// First wait before a rekey message is sent again; doubled each time.
 const RESEND_FIRST: Duration = Duration::from_millis(500);
@@ -357,7 +357,7 @@ impl Session {
             current.map(Epoch::refused_at),
             young.map(Epoch::rekey_at),
             self.look.filter(|_| young.is_some()),
-            current.filter(|_| idle).and_then(|c| c.due).map(|due| due + PATIENCE),
+            current.filter(|_| idle).and_then(|c| c.due).map(|due| due + REKEY_TIMEOUT),
             self.next.as_ref().map(|n| n.epoch.refused_at()),
             self.retired.iter().map(|r| r.until).min(),
             self.rekeying.as_ref().map(|r| r.timer.at),

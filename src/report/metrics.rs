@@ -40,8 +40,9 @@ pub(crate) async fn text(ctx: &Report) -> Result<String, Error> {
     let mut maps = ctx.node.maps(None).await?;
     super::maps::count(ctx, &mut maps).await;
     let port = ctx.links.port().map(|port| {
-        let strays = ctx.links.strays();
-        let (unknown, malformed) = (strays.unknown.load(Ordering::Relaxed), strays.malformed.load(Ordering::Relaxed));
+        let unmatched = ctx.links.unmatched();
+        let (unknown, malformed) =
+            (unmatched.unknown.load(Ordering::Relaxed), unmatched.malformed.load(Ordering::Relaxed));
         PortCounts { counts: port.counts(), unknown, malformed }
     });
     let (dns, service) = (ctx.dns.counters().snapshot(), ctx.mesh.service.counts());

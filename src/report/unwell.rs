@@ -15,7 +15,7 @@ use crate::node::{Called, Nearness, nearness};
 use crate::packet::parse::{TCP, UDP};
 
 /// Seconds that a path of datagrams may take to be found.
-const PATIENCE: u64 = 15;
+const PATH_SEARCH_TIME: u64 = 15;
 
 /// The owner ended the subnet, perhaps while this node was away: said until a person leaves it. Its name may be another's
 /// by then.
@@ -55,7 +55,7 @@ pub(super) fn not_let_in(join: &PendingJoin) -> Option<Problem> {
 /// A peer that could be reached by datagrams, and for a while has answered none of ours.
 pub(super) fn unanswered(info: &PeerStatus, session: Option<&DirectStatus>, now: u64) -> Option<Problem> {
     let stream = info.path.kind == "direct" && info.path.carrier.as_deref() == Some("stream");
-    let lasts = stream && now.saturating_sub(info.path.since) >= PATIENCE;
+    let lasts = stream && now.saturating_sub(info.path.since) >= PATH_SEARCH_TIME;
     // Without keys the peer has no port for datagrams.
     session.filter(|session| lasts && session.cipher.is_some() && session.path.is_none()).map(|_| Problem {
         code: Code::UdpUnanswered.to_string(),

@@ -29,7 +29,7 @@ use judge::{Opinion, Voices};
 pub(crate) use problems::{blame, blamed, problems};
 
 /// Between two comparisons with one member.
-const EVERY: Duration = Duration::from_secs(30);
+const COMPARE_INTERVAL: Duration = Duration::from_secs(30);
 /// Difference above which one of two clocks is wrong.
 const MOST: Duration = Duration::from_secs(60);
 /// By how much a clock is set where what was known of the others' differences is void.
@@ -39,7 +39,7 @@ const FRESH: Duration = Duration::from_secs(90);
 /// Bytes of the largest question: a later version may say more behind the time.
 const MOST_BODY: usize = 64;
 /// For one question.
-const PATIENCE: Duration = Duration::from_secs(5);
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long this machine waits for members to come, at the start and when its clock was set, before it believes its clock
 /// without them.
 const ALONE: Duration = Duration::from_secs(2);
@@ -156,7 +156,7 @@ pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Res
         let known = mesh.clocks.lock().fresh(&members, clock);
         let subnets = voices(&mesh.node.view().load(), &members);
         unheard = subnets.values().any(|subnet| !subnet.has_spoken(&known));
-        let all = compared.elapsed() >= EVERY;
+        let all = compared.elapsed() >= COMPARE_INTERVAL;
         if all {
             compared = Instant::now();
         }
@@ -190,7 +190,7 @@ pub(crate) async fn compare(mesh: Arc<Mesh>, peer: PeerId) {
         return;
     }
     let question = wire::clock(asked.unix_ms);
-    let answer = mesh.service.ask(peer, kind::CLOCK, None, question, PATIENCE).await;
+    let answer = mesh.service.ask(peer, kind::CLOCK, None, question, QUESTION_TIMEOUT).await;
     mesh.clocks.lock().asked(peer, asked);
     if let Some(now_ms) = answer.ok().as_deref().and_then(wire::parse_clock) {
         // By the time that passed, since the clock may have been set meanwhile: then the answer is void.

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::records::take::{FORGED_COST, Pushes};
 use super::{Mesh, join, sessions};
 use crate::limit::{Buckets, Limit};
-use crate::link::direct::Letter;
+use crate::link::direct::SessionMessage;
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::source::Payer;
 use crate::node::difference;
@@ -262,7 +262,7 @@ async fn open(mesh: &Arc<Mesh>, peer: PeerId, request: Request, pushes: &mut Pus
         Ok(ControlRequest::Session { subnet, message, endpoints }) => {
             let shared = Arc::clone(mesh);
             mesh.spawn(async move {
-                let answer = sessions::answer(&shared, peer, subnet, Letter { message, endpoints }).await;
+                let answer = sessions::answer(&shared, peer, subnet, SessionMessage { message, endpoints }).await;
                 responder.respond(control::encode(&answer));
                 drop(place);
             });

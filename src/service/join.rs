@@ -32,18 +32,18 @@ use crate::p2p::Protocol;
 use crate::wire::control::{self, JoinAnswer, JoinRequest};
 
 /// Between two rounds at first, and later: a person may take a while to approve.
-const SOON: Duration = Duration::from_secs(1);
-/// See [`SOON`].
+const FIRST_ROUND_INTERVAL: Duration = Duration::from_secs(1);
+/// See [`FIRST_ROUND_INTERVAL`].
 const LATER: Duration = Duration::from_secs(5);
 /// Rounds until [`LATER`] applies.
 const EAGER_ROUNDS: u32 = 120;
 /// For one question.
-const PATIENCE: Duration = Duration::from_secs(6);
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(6);
 /// How much longer than the first one the others may take to tell the genesis in one round.
 const SLOW: Duration = Duration::from_millis(300);
 
 /// Between two tries to give a membership back.
-const AGAIN: Duration = Duration::from_millis(300);
+const GIVE_BACK_INTERVAL: Duration = Duration::from_millis(300);
 /// How long each of them may take.
 const HEARD_WITHIN: Duration = Duration::from_secs(1);
 
@@ -227,7 +227,7 @@ async fn ask_until_decided(
             }
             _ => {}
         }
-        let pause = if round < EAGER_ROUNDS { SOON } else { LATER };
+        let pause = if round < EAGER_ROUNDS { FIRST_ROUND_INTERVAL } else { LATER };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = mesh.joins.hurry.notified() => tokio::time::sleep(Duration::from_millis(50)).await,
@@ -252,7 +252,7 @@ impl Known {
             let request = JoinRequest::Genesis(lookup(subnet));
             asks.spawn(async move { (peer, exchange(&mesh, peer, &request).await) });
         }
-        let deadline = tokio::time::sleep(if self.peers.is_empty() { PATIENCE } else { SLOW });
+        let deadline = tokio::time::sleep(if self.peers.is_empty() { QUESTION_TIMEOUT } else { SLOW });
         tokio::pin!(deadline);
         loop {
             let told = tokio::select! {
@@ -304,10 +304,10 @@ async fn decline(mesh: &Arc<Mesh>, join: &PendingJoin, goodbye: Option<Signed>) 
                     return;
                 }
             }
-            tokio::time::sleep(AGAIN).await;
+            tokio::time::sleep(GIVE_BACK_INTERVAL).await;
         }
     };
-    if tokio::time::timeout(PATIENCE, told).await.is_err() {
+    if tokio::time::timeout(QUESTION_TIMEOUT, told).await.is_err() {
         tracing::warn!(subnet = %join.subnet, "nobody took back the membership; its grant runs out by itself");
     }
 }
@@ -420,7 +420,7 @@ async fn ask(mesh: &Arc<Mesh>, join: &PendingJoin, peer: PeerId) -> Option<JoinA
 }
 
 async fn exchange(mesh: &Arc<Mesh>, peer: PeerId, request: &JoinRequest) -> Option<JoinAnswer> {
-    let body = mesh.peers.ask(peer, Protocol::Join, control::encode(request), PATIENCE).await;
+    let body = mesh.peers.ask(peer, Protocol::Join, control::encode(request), QUESTION_TIMEOUT).await;
     match body {
         Ok(bytes) => control::decode(&bytes).ok(),
         Err(error) => {

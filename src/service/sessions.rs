@@ -2,7 +2,7 @@
 //! come in from libp2p.
 //!
 //! Limits: so many of our questions are under way at once; a member's keep their place in the inbox until they are answered.
-//! Addresses are taken up to [`MAX_ENDPOINTS`] of a letter, and only such as datagrams may be sent to.
+//! Addresses are taken up to [`MAX_ENDPOINTS`] of a message, and only such as datagrams may be sent to.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -18,14 +18,14 @@ use super::Mesh;
 use crate::config::{DataCipher, PostQuantum};
 use crate::crypto::aead::{Cipher, Library};
 use crate::link::Key;
-use crate::link::direct::{Ask, Config, Letter, Origin};
+use crate::link::direct::{Ask, Config, Origin, SessionMessage};
 use crate::link::sealing::{self, Sealing};
 use crate::model::id::{PeerId, SubnetId};
 use crate::p2p::{self, Address, Carrier, Heard, Protocol};
 use crate::wire::control::{self, ControlAnswer, ControlRequest, MAX_ENDPOINTS};
 
 /// For one question over the stream.
-const PATIENCE: Duration = Duration::from_secs(8);
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(8);
 /// Questions under way at once, far more than sessions of one round of timers ask; what is beyond waits, and fails at once
 /// when too many wait.
 const UNDER_WAY: usize = 1024;
@@ -96,18 +96,18 @@ pub(crate) async fn run(mesh: Arc<Mesh>, mut asks: mpsc::Receiver<Ask>, stop: Ca
 }
 
 async fn put(mesh: Arc<Mesh>, ask: Ask) {
-    let Ask { key, letter: Letter { message, endpoints }, answer } = ask;
+    let Ask { key, message: SessionMessage { message, endpoints }, answer } = ask;
     let body = control::encode(&ControlRequest::Session { subnet: key.subnet, message, endpoints });
-    let said = mesh.peers.ask(key.peer, Protocol::Control, body, PATIENCE).await;
-    let letter = match said.map(|body| control::decode(&body)) {
-        Ok(Ok(ControlAnswer::Session { message, endpoints })) => Some(letter(message, endpoints)),
+    let said = mesh.peers.ask(key.peer, Protocol::Control, body, QUESTION_TIMEOUT).await;
+    let message = match said.map(|body| control::decode(&body)) {
+        Ok(Ok(ControlAnswer::Session { message, endpoints })) => Some(vetted(message, endpoints)),
         other => {
             tracing::debug!(subnet = %key.subnet, peer = %key.peer, answer = ?other, "session: no answer");
             None
         }
     };
-    let told = letter.as_ref().map(|letter| letter.endpoints.clone());
-    answer.give(letter).await;
+    let told = message.as_ref().map(|message| message.endpoints.clone());
+    answer.give(message).await;
     if let Some(told) = told.filter(|told| !told.is_empty()) {
         prove(&mesh, key.peer, told).await;
     }
@@ -122,7 +122,7 @@ fn beside(status: &p2p::PeerStatus, told: &[SocketAddr]) -> Vec<SocketAddr> {
     told.iter().filter(known).copied().collect()
 }
 
-/// Tells the sessions which of the addresses in a letter are at such a host.
+/// Tells the sessions which of the addresses in a message are at such a host.
 async fn prove(mesh: &Mesh, peer: PeerId, told: Vec<SocketAddr>) {
     if let (Some(direct), Ok(status)) = (&mesh.direct, mesh.peers.status_of(peer).await) {
         direct.candidates(peer, beside(&status, &told), Origin::Host).await;
@@ -130,26 +130,26 @@ async fn prove(mesh: &Mesh, peer: PeerId, told: Vec<SocketAddr>) {
 }
 
 /// What a member said, with those of its addresses that datagrams may be sent to on its word.
-fn letter(message: Vec<u8>, mut endpoints: Vec<SocketAddr>) -> Letter {
+fn vetted(message: Vec<u8>, mut endpoints: Vec<SocketAddr>) -> SessionMessage {
     endpoints.truncate(MAX_ENDPOINTS);
     p2p::keep_sendable(&mut endpoints);
-    Letter { message, endpoints }
+    SessionMessage { message, endpoints }
 }
 
 /// Answers a member's question.
-pub(crate) async fn answer(mesh: &Arc<Mesh>, peer: PeerId, subnet: SubnetId, said: Letter) -> ControlAnswer {
+pub(crate) async fn answer(mesh: &Arc<Mesh>, peer: PeerId, subnet: SubnetId, said: SessionMessage) -> ControlAnswer {
     let Some(direct) = &mesh.direct else { return ControlAnswer::NoSession };
-    let letter = letter(said.message, said.endpoints);
-    let told = letter.endpoints.clone();
+    let message = vetted(said.message, said.endpoints);
+    let told = message.endpoints.clone();
     // Both at once: neither needs the other.
     let proven = async {
         if !told.is_empty() {
             prove(mesh, peer, told).await;
         }
     };
-    let (answer, ()) = tokio::join!(direct.request(Key { subnet, peer }, letter), proven);
+    let (answer, ()) = tokio::join!(direct.request(Key { subnet, peer }, message), proven);
     match answer {
-        Some(Letter { message, endpoints }) => ControlAnswer::Session { message, endpoints },
+        Some(SessionMessage { message, endpoints }) => ControlAnswer::Session { message, endpoints },
         None => ControlAnswer::NoSession,
     }
 }

@@ -16,7 +16,7 @@ pub(super) const MAX_SEGMENTS: usize = 64;
 /// Bytes of one message: the largest UDP payload over IPv4.
 const MAX_BYTES: usize = 65_507;
 /// How long one call waits for room in the socket's buffer, in all.
-const PATIENCE: Duration = Duration::from_millis(10);
+const SEND_TIMEOUT: Duration = Duration::from_millis(10);
 
 /// Equal frames that lie one behind the other in a buffer and go to one address.
 ///
@@ -171,7 +171,7 @@ pub(super) fn is_not_ours(error: Errno) -> bool {
 /// Waits for room in the socket's buffer until `deadline`, which the first call sets; whether there is some.
 fn wait_writable(socket: &Socket, deadline: &mut Option<Instant>) -> bool {
     let now = Instant::now();
-    let left = deadline.get_or_insert(now + PATIENCE).saturating_duration_since(now);
+    let left = deadline.get_or_insert(now + SEND_TIMEOUT).saturating_duration_since(now);
     let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
     if left.is_zero() {
         return false;

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::host::kept::Journaled;
+use crate::host::journal::Journaled;
 use crate::model::unwritten::Unwritten;
 
 /// Name of the file in the state directory.

@@ -23,7 +23,7 @@ const SENDERS: usize = 3;
 /// For what is sent to pass the kernel.
 const PASSING: Duration = Duration::from_millis(50);
 /// Between a loss and the second try: one loss is no finding.
-const AGAIN: Duration = Duration::from_millis(300);
+const SECOND_TRY_DELAY: Duration = Duration::from_millis(300);
 
 /// What did not pass, twice.
 pub(super) async fn stopped(desired: &HostConfig, table: &str, inject: &InjectTun, own: &OwnRuns) -> Vec<Stopped> {
@@ -35,7 +35,7 @@ pub(super) async fn stopped(desired: &HostConfig, table: &str, inject: &InjectTu
     if first.is_empty() {
         return Vec::new();
     }
-    tokio::time::sleep(AGAIN).await;
+    tokio::time::sleep(SECOND_TRY_DELAY).await;
     let second = lost(desired, table, inject, own).await;
     let both: BTreeSet<(Way, Family)> = first.intersection(&second).copied().collect();
     let mut stopped: Vec<Stopped> = Vec::new();

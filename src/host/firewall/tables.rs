@@ -12,7 +12,7 @@ use crate::model::host::neighbour::{DOCKER_USER, chain_changes};
 
 /// Seconds to wait for others that change the tables. What is not done is tried again soon, and nobody who waits for the
 /// kernel to follow waits for them.
-const WAIT: &str = "1";
+const LOCK_TIMEOUT_S: &str = "1";
 /// What the programs say where the chain is not there: those for the tables of before nftables, and of today.
 const NO_CHAIN: [&str; 2] = ["No chain", "is incompatible"];
 
@@ -69,7 +69,7 @@ impl Tables {
 
     /// The rules of a chain; none where there is no such chain, or no program for it.
     pub(super) async fn list(self, chain: &str, own: &OwnRuns) -> Result<Option<String>, String> {
-        match self.run("", &["-w", WAIT, "-S", chain], "", own).await {
+        match self.run("", &["-w", LOCK_TIMEOUT_S, "-S", chain], "", own).await {
             Some(Ok(rules)) => Ok(Some(rules)),
             Some(Err(why)) if !lacks_chain(&why) => Err(why),
             _ => Ok(None),
@@ -78,7 +78,7 @@ impl Tables {
 
     /// Changes rules, all of them or none.
     async fn restore(self, changes: &str, own: &OwnRuns) -> Result<(), String> {
-        match self.run("-restore", &["-w", WAIT, "--noflush"], changes, own).await {
+        match self.run("-restore", &["-w", LOCK_TIMEOUT_S, "--noflush"], changes, own).await {
             Some(done) => done.map(drop),
             None => Err(format!("{} is not installed", self.plain)),
         }

@@ -15,7 +15,7 @@ use crate::peer::path::Origin;
 
 /// What goes with a message of a session over the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Letter {
+pub struct SessionMessage {
     /// Of [`peer::session`](crate::peer::session).
     pub message: Vec<u8>,
     /// Where its sender may be reached by datagrams, best first.
@@ -28,7 +28,7 @@ pub struct Ask {
     /// Whom, in which subnet.
     pub key: Key,
     /// What.
-    pub letter: Letter,
+    pub message: SessionMessage,
     /// Takes the answer.
     pub answer: Answerer,
 }
@@ -38,15 +38,15 @@ pub struct Ask {
 pub struct Answerer {
     pub(super) key: Key,
     pub(super) number: u64,
-    pub(super) orders: Option<mpsc::Sender<Order>>,
+    pub(super) orders: Option<mpsc::Sender<Command>>,
 }
 
 impl Answerer {
     /// Hands the answer in; waits while the task is busy.
-    pub async fn give(mut self, answer: Option<Letter>) {
+    pub async fn give(mut self, answer: Option<SessionMessage>) {
         if let Some(orders) = self.orders.take() {
             // The receiver is gone only when the task has stopped.
-            let _ = orders.send(Order::Answer { key: self.key, number: self.number, answer }).await;
+            let _ = orders.send(Command::Answer { key: self.key, number: self.number, answer }).await;
         }
     }
 }
@@ -55,19 +55,19 @@ impl Drop for Answerer {
     fn drop(&mut self) {
         if let Some(orders) = self.orders.take() {
             // Full: the session's own timer ends the question.
-            let _ = orders.try_send(Order::Answer { key: self.key, number: self.number, answer: None });
+            let _ = orders.try_send(Command::Answer { key: self.key, number: self.number, answer: None });
         }
     }
 }
 
 /// What the task is asked for.
 #[derive(Debug)]
-pub(super) enum Order {
+pub(super) enum Command {
     Connected { peer: PeerId },
     Begin { peer: PeerId },
     Closed { peer: PeerId },
-    Request { key: Key, letter: Letter, answer: oneshot::Sender<Letter> },
-    Answer { key: Key, number: u64, answer: Option<Letter> },
+    Request { key: Key, message: SessionMessage, answer: oneshot::Sender<SessionMessage> },
+    Answer { key: Key, number: u64, answer: Option<SessionMessage> },
     Candidates { peer: PeerId, addresses: Vec<SocketAddr>, origin: Origin },
     Endpoints(Vec<SocketAddr>),
     Retain(Arc<View>),
@@ -77,7 +77,7 @@ pub(super) enum Order {
 
 /// Asks things of the control task. Clones ask the same task.
 #[derive(Debug, Clone)]
-pub struct Handle(pub(super) mpsc::Sender<Order>);
+pub struct Handle(pub(super) mpsc::Sender<Command>);
 
 /// How the datagrams to one peer fare.
 #[derive(Debug, Clone, PartialEq)]
@@ -112,7 +112,7 @@ pub struct PathStatus {
 }
 
 impl Handle {
-    async fn order(&self, order: Order) {
+    async fn order(&self, order: Command) {
         // The receiver is gone only when the task has stopped.
         let _ = self.0.send(order).await;
     }
@@ -120,42 +120,42 @@ impl Handle {
     /// A member's connection is there: sessions with it begin, in every common subnet. Where there is a path already, the
     /// member may have begun anew.
     pub async fn connected(&self, peer: PeerId) {
-        self.order(Order::Connected { peer }).await;
+        self.order(Command::Connected { peer }).await;
     }
 
     /// Subnets may be new in common with a member that is connected: sessions begin where there is none.
     pub async fn begin(&self, peer: PeerId) {
-        self.order(Order::Begin { peer }).await;
+        self.order(Command::Begin { peer }).await;
     }
 
     /// The last connection to a peer is gone: so may be the peer.
     pub async fn closed(&self, peer: PeerId) {
-        self.order(Order::Closed { peer }).await;
+        self.order(Command::Closed { peer }).await;
     }
 
     /// A member's message over the stream; the answer, or none where it is refused.
     ///
     /// # Cancel safety
     /// Dropped before it is done, the message may have been taken all the same.
-    pub async fn request(&self, key: Key, letter: Letter) -> Option<Letter> {
+    pub async fn request(&self, key: Key, message: SessionMessage) -> Option<SessionMessage> {
         let (answer, answered) = oneshot::channel();
-        self.order(Order::Request { key, letter, answer }).await;
+        self.order(Command::Request { key, message, answer }).await;
         answered.await.ok()
     }
 
     /// Where a peer may be, best first.
     pub async fn candidates(&self, peer: PeerId, addresses: Vec<SocketAddr>, origin: Origin) {
-        self.order(Order::Candidates { peer, addresses, origin }).await;
+        self.order(Command::Candidates { peer, addresses, origin }).await;
     }
 
     /// Where we may be reached, best first; the first eight are told to peers. Replaces what was said before.
     pub async fn endpoints(&self, addresses: Vec<SocketAddr>) {
-        self.order(Order::Endpoints(addresses)).await;
+        self.order(Command::Endpoints(addresses)).await;
     }
 
     /// Who is a member with which key, and which addresses are the overlay's. Replaces what was said before.
     pub async fn retain(&self, view: Arc<View>) {
-        self.order(Order::Retain(view)).await;
+        self.order(Command::Retain(view)).await;
     }
 
     /// The round trip of one probe on the datagram path; none where there is no path. The caller sets the time limit.
@@ -164,14 +164,14 @@ impl Handle {
     /// Dropping the future forgets the probe.
     pub async fn ping(&self, key: Key) -> Option<Duration> {
         let (answer, answered) = oneshot::channel();
-        self.order(Order::Ping { key, answer }).await;
+        self.order(Command::Ping { key, answer }).await;
         answered.await.ok()
     }
 
     /// How all peers fare.
     pub async fn status(&self) -> HashMap<Key, DirectStatus> {
         let (answer, answered) = oneshot::channel();
-        self.order(Order::Status(answer)).await;
+        self.order(Command::Status(answer)).await;
         answered.await.unwrap_or_default()
     }
 }

@@ -103,12 +103,12 @@ impl Streams {
 
     /// Carries the questions of one daemon.
     async fn carry(self, from: PeerId, mut asks: mpsc::Receiver<Ask>) {
-        while let Some(Ask { key, letter, answer }) = asks.recv().await {
+        while let Some(Ask { key, message, answer }) = asks.recv().await {
             let to = lock(&self.handles).get(&key.peer).cloned();
             let to = to.filter(|_| !self.down.load(Ordering::Relaxed));
             tokio::spawn(async move {
                 let Some(to) = to else { return };
-                answer.give(to.request(Key { subnet: key.subnet, peer: from }, letter).await).await;
+                answer.give(to.request(Key { subnet: key.subnet, peer: from }, message).await).await;
             });
         }
     }
@@ -213,9 +213,9 @@ async fn only_members_with_a_certified_key_get_a_session() {
     impostor.handle.retain(view(2, 1, &[])).await;
     let key = Key { subnet: subnet(0), peer: stranger.me };
     for message in [vec![], vec![0], vec![1; 300]] {
-        let letter = Letter { message, endpoints: vec![] };
-        assert_eq!(a.handle.request(key, letter.clone()).await, None);
-        assert_eq!(a.handle.request(Key { subnet: subnet(9), peer: peer(2) }, letter).await, None);
+        let message = SessionMessage { message, endpoints: vec![] };
+        assert_eq!(a.handle.request(key, message.clone()).await, None);
+        assert_eq!(a.handle.request(Key { subnet: subnet(9), peer: peer(2) }, message).await, None);
     }
     a.handle.connected(stranger.me).await;
     stranger.handle.connected(a.me).await;
@@ -236,8 +236,8 @@ async fn who_is_removed_is_cut_off_at_once() {
     a.handle.retain(view(1, 1, &[1])).await;
     assert!(a.handle.status().await.is_empty());
     assert!(a.route(&b).is_none());
-    let before = a.links.strays().unknown.load(Ordering::Relaxed);
-    let strayed = async || a.links.strays().unknown.load(Ordering::Relaxed) > before;
+    let before = a.links.unmatched().unknown.load(Ordering::Relaxed);
+    let strayed = async || a.links.unmatched().unknown.load(Ordering::Relaxed) > before;
     // Its probes open nothing any more, and it goes back to the stream.
     eventually("its frames are nobody's", 2 * SOON, strayed).await;
     eventually("b is on the stream", 2 * SOON, async || b.route(&a).is_none()).await;

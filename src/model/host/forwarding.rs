@@ -19,7 +19,7 @@ const EVERY_V6: &str = "net/ipv6/conf/all/forwarding";
 const EVERY_V6_FORCED: &str = "net/ipv6/conf/all/force_forwarding";
 
 /// The switches whose values [`plan`](super::plan()) and [`barred`] need.
-pub(super) const EVERY: [&str; 3] = [EVERY_V4, EVERY_V6, EVERY_V6_FORCED];
+pub(super) const SWITCHES: [&str; 3] = [EVERY_V4, EVERY_V6, EVERY_V6_FORCED];
 
 /// Links, and all of IPv6, that forward because of us.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -353,7 +353,7 @@ pub fn sysctl_keys(desired: &HostConfig, observed: &Observed) -> BTreeMap<Place,
     let keys = |scene: SceneWant| scene.sysctls.into_iter().map(|want| want.key).collect();
     let mut all: BTreeMap<Place, BTreeSet<SysctlKey>> =
         wanted(desired, observed).into_iter().map(|(place, scene)| (place, keys(scene))).collect();
-    all.entry(Place::Host).or_default().extend(forwarding::EVERY.map(str::to_owned));
+    all.entry(Place::Host).or_default().extend(forwarding::SWITCHES.map(str::to_owned));
     all
 }
 

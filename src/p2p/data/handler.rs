@@ -25,8 +25,8 @@ use tokio::time::{Instant, Sleep};
 use super::Direction;
 use crate::backoff::Backoff;
 use crate::model::id::SubnetId;
-use crate::p2p::preamble;
-use crate::p2p::stream::{DataStream, Leash, Vitals};
+use crate::p2p::stream::{Activity, DataStream, StreamGuard};
+use crate::p2p::stream_header;
 
 /// What packets travel on.
 const PROTOCOL: StreamProtocol = StreamProtocol::new("/byway/data/1");
@@ -61,7 +61,7 @@ enum Out {
     /// Preamble on its way; the peer's consent awaited.
     Greeting(BoxFuture<'static, io::Result<Stream>>),
     /// In use.
-    Open { leash: Arc<Leash>, since: Instant },
+    Open { leash: Arc<StreamGuard>, since: Instant },
     /// Failed; the pause runs.
     Resting(Pin<Box<Sleep>>),
 }
@@ -102,16 +102,16 @@ enum Incoming {
 
 /// See the module.
 pub(in crate::p2p) struct Handler {
-    vitals: Arc<Vitals>,
+    vitals: Arc<Activity>,
     outbound: BTreeMap<SubnetId, Outbound>,
     incoming: Vec<Incoming>,
-    inbound: BTreeMap<SubnetId, Arc<Leash>>,
+    inbound: BTreeMap<SubnetId, Arc<StreamGuard>>,
     ready: VecDeque<FromHandler>,
     waker: Option<Waker>,
 }
 
 impl Handler {
-    pub(super) fn new(subnets: BTreeSet<SubnetId>, vitals: Arc<Vitals>) -> Self {
+    pub(super) fn new(subnets: BTreeSet<SubnetId>, vitals: Arc<Activity>) -> Self {
         let mut handler = Handler {
             vitals,
             outbound: BTreeMap::new(),
@@ -277,7 +277,7 @@ async fn timely<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
 /// Sends the preamble and waits for the peer's consent.
 async fn greet(mut stream: Stream, subnet: SubnetId) -> io::Result<Stream> {
     timely(async {
-        stream.write_all(&preamble::encode(subnet)).await?;
+        stream.write_all(&stream_header::encode(subnet)).await?;
         stream.flush().await
     })
     .await?;
@@ -288,20 +288,20 @@ async fn greet(mut stream: Stream, subnet: SubnetId) -> io::Result<Stream> {
         Ok(read) => read?,
         Err(_) => return Err(io::ErrorKind::TimedOut.into()),
     }
-    if answer == [preamble::ACCEPTED] { Ok(stream) } else { Err(io::ErrorKind::InvalidData.into()) }
+    if answer == [stream_header::ACCEPTED] { Ok(stream) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
 
 /// Reads the preamble of an inbound stream.
 async fn listen(mut stream: Stream) -> Option<(SubnetId, Stream)> {
-    let mut bytes = [0u8; preamble::LEN];
+    let mut bytes = [0u8; stream_header::LEN];
     timely(stream.read_exact(&mut bytes)).await.ok()?;
-    Some((preamble::parse(&bytes)?, stream))
+    Some((stream_header::parse(&bytes)?, stream))
 }
 
 /// Tells the opener that its packets are welcome.
 async fn consent(mut stream: Stream) -> io::Result<Stream> {
     timely(async {
-        stream.write_all(&[preamble::ACCEPTED]).await?;
+        stream.write_all(&[stream_header::ACCEPTED]).await?;
         stream.flush().await
     })
     .await?;

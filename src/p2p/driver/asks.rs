@@ -19,7 +19,7 @@ use crate::p2p::{AskError, Class, Event, Protocol, Responder};
 const WAITING: usize = 64;
 /// Before a member's request that its connection did not carry is sent again, doubled each time: the peer may not have heard
 /// of a grant yet that we know of, and the connection may be one that gives way to another.
-const AGAIN: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+const RESEND: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 /// How often one is sent at most.
 const TRIES: u32 = 5;
 
@@ -83,7 +83,7 @@ impl Asks {
             OutboundFailure::Io(_) | OutboundFailure::DialFailure | OutboundFailure::Timeout => 1,
         };
         let Some(mut ask) = self.sent.remove(&(protocol, id)) else { return };
-        let pause = AGAIN.pause(ask.tries);
+        let pause = RESEND.pause(ask.tries);
         ask.tries = ask.tries.saturating_add(1);
         if ask.tries >= most || now + pause >= ask.deadline || ask.reply.is_closed() {
             let _ = ask.reply.send(Err(error_of(failure)));

@@ -11,15 +11,15 @@ use tokio::time::Instant;
 use super::Driver;
 use crate::model::id::PeerId;
 use crate::p2p::address::{Carrier, carrier_of, ip_of};
-use crate::p2p::book::Word;
-use crate::p2p::surplus::{Candidate, beaten, surplus};
+use crate::p2p::address_book::Word;
+use crate::p2p::duplicates::{Candidate, beaten, surplus};
 use crate::p2p::{Class, Event};
 use crate::wire::agent::Agent;
 
 /// How much longer a stranger's connection may live to finish answering.
-const ANSWERING: Duration = Duration::from_secs(2);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Patience with the other side over a tie between surplus connections, in multiples of their age.
-const PATIENCE: u32 = 3;
+const TIE_AGES: u32 = 3;
 /// Parts of their age after which those of a worse carrier go. A peer that was killed has closed no QUIC connection of its,
 /// and half of what it is asked once it is back would wait for that one.
 const EARLY: u32 = 10;
@@ -193,7 +193,7 @@ impl Driver {
                 over.push((*id, "nothing heard"));
             } else if let Some(retire) = link.retire
                 && now >= retire
-                && (link.answering == 0 || now >= retire + ANSWERING)
+                && (link.answering == 0 || now >= retire + ANSWER_TIMEOUT)
             {
                 over.push((*id, "replaced by a member's connection"));
             }
@@ -216,7 +216,7 @@ impl Driver {
             let youngest = links.iter().map(|(_, _, age)| *age).min().unwrap_or_default();
             let candidates: Vec<_> = links.iter().map(|(_, candidate, _)| *candidate).collect();
             let closed = if youngest >= age {
-                surplus(&candidates, self.me < peer, youngest >= age * PATIENCE)
+                surplus(&candidates, self.me < peer, youngest >= age * TIE_AGES)
             } else if youngest >= age / EARLY {
                 beaten(&candidates)
             } else {

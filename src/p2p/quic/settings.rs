@@ -26,9 +26,9 @@ const WINDOW: u32 = 16 << 20;
 /// Bytes of one stream that its reader has not taken: what is left of [`WINDOW`] belongs to the other streams.
 const STREAM_WINDOW: u32 = 12 << 20;
 /// Silence after which a packet is sent to be answered. The underlay's NATs forget UDP after 30 s at the earliest.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// Silence after which a connection is dead, in milliseconds.
-const IDLE: u32 = 10_000;
+const IDLE_TIMEOUT_MS: u32 = 10_000;
 /// Payload of the first packets: the least that QUIC demands of a path. MTU discovery raises it.
 const FIRST_MTU: u16 = 1200;
 /// First packets that wait to be looked at.
@@ -85,8 +85,8 @@ fn transport() -> TransportConfig {
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
         .receive_window(VarInt::from_u32(WINDOW))
         .send_window(u64::from(WINDOW))
-        .keep_alive_interval(Some(KEEP_ALIVE))
-        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE))))
+        .keep_alive_interval(Some(KEEP_ALIVE_INTERVAL))
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_TIMEOUT_MS))))
         .initial_mtu(FIRST_MTU)
         .mtu_discovery_config(Some(MtuDiscoveryConfig::default()))
         .allow_spin(false)

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::mtu::{self, Search};
 use super::{
-    BUSY, CHALLENGE, CHALLENGE_REPEAT, Entropy, IDLE, LOST, LOST_PROBES, Output, PATIENCE, Paths, Pending, REPEAT,
-    SETTLED, SUSPECT, jittered,
+    BUSY_PROBE_INTERVAL, CHALLENGE, CHALLENGE_REPEAT, Entropy, IDLE_PROBE_INTERVAL, LOST, LOST_PROBES, MAX_ANSWER_TIME,
+    Output, Paths, Pending, REPEAT, SETTLED, SUSPECT, jittered,
 };
 
 /// What became of the last keep-alives: a bit each, set where it was lost, the newest one lowest.
@@ -75,11 +75,11 @@ pub(super) struct Challenge {
 impl Live {
     /// How long an answer may take before its probe counts as missed; at least `least`.
     pub(super) fn patience(&self, least: Duration) -> Duration {
-        self.rtt.map_or(least, |rtt| rtt.saturating_mul(2).clamp(least, PATIENCE.max(least)))
+        self.rtt.map_or(least, |rtt| rtt.saturating_mul(2).clamp(least, MAX_ANSWER_TIME.max(least)))
     }
 
     pub(super) fn search_wait(&self) -> Duration {
-        self.patience(mtu::WAIT)
+        self.patience(mtu::PROBE_TIMEOUT)
     }
 
     /// Until a missed keep-alive is sent again.
@@ -110,7 +110,7 @@ impl Live {
 
 impl Paths {
     pub(super) fn on_live(&mut self, now: Instant, probe: &Pending, rtt: Duration, entropy: Entropy<'_>) {
-        let interval = jittered(BUSY, entropy);
+        let interval = jittered(BUSY_PROBE_INTERVAL, entropy);
         let Some(live) = &mut self.live else { return };
         live.rtt = Some(live.rtt.map_or(rtt, |smooth| (smooth * 7 + rtt) / 8));
         if probe.counts {
@@ -149,9 +149,9 @@ impl Paths {
             answered: now,
             missed: 0,
             enough: None,
-            next: now + jittered(BUSY, entropy),
+            next: now + jittered(BUSY_PROBE_INTERVAL, entropy),
             suspect: None,
-            search: Search::new(now, mtu::WAIT),
+            search: Search::new(now, mtu::PROBE_TIMEOUT),
             data: self.data,
             tried: Tried::default(),
             hole: None,
@@ -257,8 +257,8 @@ impl Paths {
         let Some(live) = &mut self.live else { return };
         let to = live.to;
         let calm = live.suspect.is_none() && live.hole.is_none() && !busy;
-        if live.missed == 0 && calm && now < live.answered + IDLE - IDLE / 16 {
-            live.next = live.answered + jittered(IDLE, entropy);
+        if live.missed == 0 && calm && now < live.answered + IDLE_PROBE_INTERVAL - IDLE_PROBE_INTERVAL / 16 {
+            live.next = live.answered + jittered(IDLE_PROBE_INTERVAL, entropy);
             return;
         }
         live.missed = live.missed.saturating_add(1);

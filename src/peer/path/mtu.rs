@@ -15,7 +15,7 @@ const JUMBO_TRIES: u8 = 2;
 /// Rounds of the ladder: a lost probe is no verdict.
 const ROUNDS: u8 = 3;
 /// Least time before an unanswered size is tried again.
-pub(super) const WAIT: Duration = Duration::from_millis(250);
+pub(super) const PROBE_TIMEOUT: Duration = Duration::from_millis(250);
 /// Between two attempts to get above a size smaller than [`FIRST`], in the long run.
 pub(super) const RAISE: Duration = Duration::from_secs(60);
 /// Parts of that before the first attempts: what made the path narrow may have been a moment's.

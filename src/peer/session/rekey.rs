@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::messages::{Control, Id, encode};
-use super::{Action, Entropy, PATIENCE, REKEY_FRAMES, RESEND_FIRST, RESEND_LAST, Session};
+use super::{Action, Entropy, REKEY_FRAMES, REKEY_TIMEOUT, RESEND_FIRST, RESEND_LAST, Session};
 use crate::crypto::handshake::{self, Begun, MESSAGE_1};
 
 /// When to send something again.
@@ -15,7 +15,7 @@ pub(super) struct Timer {
 
 impl Timer {
     pub(super) fn start(now: Instant) -> Timer {
-        Timer { at: now + RESEND_FIRST, delay: RESEND_FIRST, until: now + PATIENCE }
+        Timer { at: now + RESEND_FIRST, delay: RESEND_FIRST, until: now + REKEY_TIMEOUT }
     }
 
     pub(super) fn next(&mut self, now: Instant) {
@@ -72,7 +72,7 @@ impl Session {
     pub(super) fn rekey(&mut self, now: Instant, entropy: Entropy<'_>) -> bool {
         let Some(current) = &mut self.current else { return false };
         if let Some(due) = current.due {
-            return now >= due + PATIENCE && self.asking.is_none() && self.again.is_none();
+            return now >= due + REKEY_TIMEOUT && self.asking.is_none() && self.again.is_none();
         }
         if now < current.rekey_at() && current.sealer.used() < REKEY_FRAMES {
             if self.look.is_none_or(|at| now >= at) {

@@ -26,7 +26,7 @@ const FORWARDED: u32 = 600;
 /// Join requests of one source that we pass on in a minute, so that no stranger spends all that we may.
 const PASSED_ON: u32 = 150;
 /// How long a member who may decide is waited for before the next one is asked too.
-const PATIENCE: Duration = Duration::from_millis(500);
+const DECIDER_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Join requests of the last minute, by who pays for them.
 #[derive(Debug)]
@@ -120,7 +120,7 @@ fn crowded() -> JoinAnswer {
 
 /// Passes a stranger's request on to whoever may decide and is connected; the first who answers decides.
 ///
-/// One who does not answer holds the stranger up for [`PATIENCE`] only: then the next is asked beside.
+/// One who does not answer holds the stranger up for [`DECIDER_TIMEOUT`] only: then the next is asked beside.
 async fn forward(mesh: &Arc<Mesh>, deciders: Vec<PeerId>, request: JoinRequest) -> JoinAnswer {
     let connected = mesh.table.members();
     let body = control::encode(&ControlRequest::Forward(request));
@@ -135,7 +135,7 @@ async fn forward(mesh: &Arc<Mesh>, deciders: Vec<PeerId>, request: JoinRequest) 
         }
     };
     let connected = deciders.into_iter().filter(|decider| connected.contains(decider));
-    first_answer(connected.map(ask), PATIENCE).await.unwrap_or(JoinAnswer::Pending { reached: false })
+    first_answer(connected.map(ask), DECIDER_TIMEOUT).await.unwrap_or(JoinAnswer::Pending { reached: false })
 }
 
 /// The first answer of several questions; each is begun when all before it failed, or did not answer within `patience`.

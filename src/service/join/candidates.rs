@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
-use super::{EAGER_ROUNDS, PATIENCE};
+use super::{EAGER_ROUNDS, QUESTION_TIMEOUT};
 use crate::model::id::PeerId;
 use crate::model::local::PendingJoin;
 use crate::p2p::{Heard, Typed};
@@ -58,7 +58,7 @@ pub(super) async fn candidates(mesh: &Mesh, join: &PendingJoin, tried: &mut Trie
                     None => peers.connect(typed, peer).await,
                 }
             };
-            tokio::time::timeout(PATIENCE, dialled).await.ok()?.ok()
+            tokio::time::timeout(QUESTION_TIMEOUT, dialled).await.ok()?.ok()
         });
     };
     let connected = mesh.table.connected();
@@ -84,7 +84,7 @@ pub(super) async fn candidates(mesh: &Mesh, join: &PendingJoin, tried: &mut Trie
         }
     }
     // Whoever answers first is asked first; a dead address must not hold the others up.
-    let deadline = tokio::time::sleep(if found.is_empty() { PATIENCE } else { Duration::from_secs(1) });
+    let deadline = tokio::time::sleep(if found.is_empty() { QUESTION_TIMEOUT } else { Duration::from_secs(1) });
     tokio::pin!(deadline);
     loop {
         tokio::select! {

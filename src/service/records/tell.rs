@@ -20,13 +20,13 @@ use crate::service::Mesh;
 use crate::wire::control::{self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest, RECORDS_BUDGET};
 
 /// Between two comparisons with every connected member: what a lost push costs at most.
-const EVERY: Duration = Duration::from_secs(30);
+const COMPARE_INTERVAL: Duration = Duration::from_secs(30);
 /// Between a push that was not taken and the comparison that makes up for it.
-const AGAIN: Duration = Duration::from_millis(500);
+const CATCH_UP_DELAY: Duration = Duration::from_millis(500);
 /// Between two comparisons with whose daemon began a new life: a second machine with its identity is found by them.
-const UNSETTLED_EVERY: Duration = Duration::from_secs(3);
+const UNSETTLED_INTERVAL: Duration = Duration::from_secs(3);
 /// For one question to a member.
-const PATIENCE: Duration = Duration::from_secs(8);
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(8);
 /// Members to whom news of others is passed on.
 const FANOUT: usize = 8;
 /// Comparisons with one member at once: one may be stuck on a connection that is gone while another goes over a new one.
@@ -40,8 +40,8 @@ pub(crate) async fn run(
     mut pushes: mpsc::UnboundedReceiver<Push>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut tick = tokio::time::interval(EVERY);
-    let mut unsettled = tokio::time::interval(UNSETTLED_EVERY);
+    let mut tick = tokio::time::interval(COMPARE_INTERVAL);
+    let mut unsettled = tokio::time::interval(UNSETTLED_INTERVAL);
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -103,7 +103,7 @@ async fn tell_both(mesh: Arc<Mesh>, peer: PeerId, push: Push) {
     let body = control::encode(&ControlRequest::Push { subnet: push.subnet, records });
     for _ in 0..2 {
         // Lost or refused: the comparisons of the next seconds make up for it.
-        drop(mesh.peers.ask(peer, Protocol::Control, body.clone(), PATIENCE).await);
+        drop(mesh.peers.ask(peer, Protocol::Control, body.clone(), QUESTION_TIMEOUT).await);
     }
 }
 
@@ -124,7 +124,7 @@ fn some_of(mesh: &Arc<Mesh>, mut peers: Vec<PeerId>, news: &[Verified]) -> Vec<P
 }
 
 async fn tell(mesh: Arc<Mesh>, peer: PeerId, body: Vec<u8>) {
-    let answer = mesh.peers.ask(peer, Protocol::Control, body, PATIENCE).await;
+    let answer = mesh.peers.ask(peer, Protocol::Control, body, QUESTION_TIMEOUT).await;
     let answer = answer.map(|body| control::decode::<ControlAnswer>(&body));
     if matches!(answer, Ok(Ok(ControlAnswer::Done))) {
         return;
@@ -132,7 +132,7 @@ async fn tell(mesh: Arc<Mesh>, peer: PeerId, body: Vec<u8>) {
     // Sent on a connection that was just replaced, or to one who does not know us yet. What it missed is found
     // by comparing; without this it would be missing until the next round.
     tracing::debug!(%peer, ?answer, "push not taken");
-    tokio::time::sleep(AGAIN).await;
+    tokio::time::sleep(CATCH_UP_DELAY).await;
     with_peer(mesh, peer).await;
 }
 
@@ -239,8 +239,11 @@ enum Failure {
 }
 
 async fn ask(mesh: &Arc<Mesh>, peer: PeerId, request: &ControlRequest) -> Result<ControlAnswer, Failure> {
-    let body =
-        mesh.peers.ask(peer, Protocol::Control, control::encode(request), PATIENCE).await.map_err(Failure::Ask)?;
+    let body = mesh
+        .peers
+        .ask(peer, Protocol::Control, control::encode(request), QUESTION_TIMEOUT)
+        .await
+        .map_err(Failure::Ask)?;
     control::decode(&body).map_err(|_| Failure::Malformed)
 }
 
@@ -280,7 +283,7 @@ async fn compare(mesh: &Arc<Mesh>, peer: PeerId, subnet: SubnetId) -> Result<(),
 /// whether it was.
 async fn introduce(mesh: &Arc<Mesh>, peer: PeerId, subnet: SubnetId) -> bool {
     let body = control::encode(&JoinRequest::Probe(subnet));
-    let Ok(answer) = mesh.peers.ask(peer, Protocol::Join, body, PATIENCE).await else { return false };
+    let Ok(answer) = mesh.peers.ask(peer, Protocol::Join, body, QUESTION_TIMEOUT).await else { return false };
     let mut answer = control::decode(&answer);
     if let Ok(JoinAnswer::Known) = answer {
         let Ok(records) = mesh.node.to_show(subnet).await else { return false };
@@ -309,7 +312,7 @@ async fn introduce(mesh: &Arc<Mesh>, peer: PeerId, subnet: SubnetId) -> bool {
 /// Shows records to a member that does not take ours.
 async fn show(mesh: &Arc<Mesh>, peer: PeerId, subnet: SubnetId, records: Vec<Signed>) -> Option<JoinAnswer> {
     let body = control::encode(&JoinRequest::Show { subnet, records });
-    let answer = mesh.peers.ask(peer, Protocol::Join, body, PATIENCE).await.ok()?;
+    let answer = mesh.peers.ask(peer, Protocol::Join, body, QUESTION_TIMEOUT).await.ok()?;
     control::decode(&answer).ok()
 }
 

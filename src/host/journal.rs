@@ -19,7 +19,7 @@ const FILE: &str = "host.json";
 
 /// A sysctl we set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeptSysctl {
+pub struct JournaledSysctl {
     /// Value before us.
     pub former: String,
     /// Value we wrote.
@@ -43,14 +43,14 @@ pub struct KeptResolver {
 struct Data {
     /// Sysctls do not outlive the boot they were set in.
     boot: String,
-    sysctls: BTreeMap<SysctlKey, KeptSysctl>,
+    sysctls: BTreeMap<SysctlKey, JournaledSysctl>,
     resolvers: BTreeMap<PathBuf, KeptResolver>,
     rules: BTreeSet<NetnsRule>,
 }
 
 /// The record, in memory and on disk.
 #[derive(Debug)]
-pub struct Kept {
+pub struct Journal {
     file: Journaled,
     data: Data,
 }
@@ -59,9 +59,9 @@ fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
-impl Kept {
+impl Journal {
     /// Reads the record; one that cannot be read is set aside as empty, which loses nothing but courtesy.
-    pub fn open(state_dir: &Path) -> Kept {
+    pub fn open(state_dir: &Path) -> Journal {
         let path = state_dir.join(FILE);
         let mut data: Data = match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
@@ -76,17 +76,17 @@ impl Kept {
             data.rules.clear();
             data.boot = boot;
         }
-        Kept { file: Journaled::new(path), data }
+        Journal { file: Journaled::new(path), data }
     }
 
     /// Tells whether the record could be written.
-    pub fn telling(mut self, told: watch::Sender<Unwritten>) -> Kept {
+    pub fn telling(mut self, told: watch::Sender<Unwritten>) -> Journal {
         self.file.told = told;
         self
     }
 
     /// Sysctls we set.
-    pub fn sysctls(&self) -> &BTreeMap<SysctlKey, KeptSysctl> {
+    pub fn sysctls(&self) -> &BTreeMap<SysctlKey, JournaledSysctl> {
         &self.data.sysctls
     }
 
@@ -104,7 +104,7 @@ impl Kept {
     ///
     /// # Errors
     /// When the record cannot be written.
-    pub fn sysctl(&mut self, key: &str, kept: Option<KeptSysctl>) -> anyhow::Result<()> {
+    pub fn sysctl(&mut self, key: &str, kept: Option<JournaledSysctl>) -> anyhow::Result<()> {
         self.change(|data| match kept {
             Some(kept) => drop(data.sysctls.insert(key.to_owned(), kept)),
             None => drop(data.sysctls.remove(key)),
