@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! start  config, keys, records read and checked (nothing touched) | sockets | tasks, first reconcile, ready
-//! stop   api refuses -> swarm closes -> links drain -> port closes -> host applies the empty config -> TUNs drop     (5 s in all)
+//! stop   api refuses -> swarm closes -> links drain -> host applies the empty config -> TUNs drop
+//!        -> tasks of the protocols end -> port closes -> node lets go of the state directory            (5 s in all)
 //! ```
 
 mod cleanup;
