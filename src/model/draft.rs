@@ -92,7 +92,7 @@ impl Draft {
             changes.add_records(*id, old, new.as_deref());
             let (before, after) = (old.map(|s| &s.local), new.as_ref().map(|s| &s.local));
             if before != after {
-                changes.rest.push((key(b'l', *id, &[]), after.map(encode)));
+                changes.rest.push((key(b'l', *id, &[]), after.map(|local| encode(&**local))));
             }
         }
         for (id, join) in &self.joins {

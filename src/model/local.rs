@@ -162,6 +162,27 @@ pub struct Kept {
 }
 
 impl Local {
+    /// Of a subnet that came here just now.
+    pub(super) fn new(genesis: Vec<u8>, alias: Name, interface: String, host: HostPolicy) -> Local {
+        Local {
+            genesis,
+            alias,
+            interface,
+            up: true,
+            hints: vec![],
+            reached: BTreeMap::new(),
+            invites: vec![],
+            reserved: BTreeMap::new(),
+            workloads: vec![],
+            maps: vec![],
+            unconfirmed: Unconfirmed::default(),
+            kept: vec![],
+            denied: BTreeMap::new(),
+            seen: Chunks::default(),
+            host,
+        }
+    }
+
     /// Drops what was never confirmed: for a start, when nobody waits for it any more.
     pub fn undo_unconfirmed(&mut self) {
         let Unconfirmed { workloads, maps } = std::mem::take(&mut self.unconfirmed);

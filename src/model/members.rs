@@ -17,6 +17,7 @@ use super::memo::Memo;
 use super::record::{Body, Grant, MAX_LEASES, MAX_SEATS, Revocation, Role, SHORT_LIFE, Seat, Term, Verified};
 use super::resolve::{Member, Resolved};
 use super::roll::Out;
+use super::shared::Shared;
 use super::source::Payer;
 use super::subnet::{Absorbed, Records};
 
@@ -56,7 +57,7 @@ pub struct Subnet {
     /// Replicated.
     pub records: Records,
     /// Not replicated.
-    pub local: Local,
+    pub local: Shared<Local>,
     /// Who asked to join by ID and waits; not kept over a restart, since askers go on asking.
     pub requests: BTreeMap<PeerId, Request>,
     /// What followed last.
@@ -82,6 +83,11 @@ pub const MAX_REQUESTS: usize = 256;
 pub const REQUEST_LIFE: u64 = 15 * 60;
 
 impl Subnet {
+    /// Nobody has asked yet to join it.
+    pub(super) fn new(records: Records, local: Local) -> Subnet {
+        Subnet { records, local: Shared::new(local), requests: BTreeMap::new(), memo: Memo::default() }
+    }
+
     /// Signs a statement of this node's and takes it in.
     pub(super) fn issue(&mut self, me: &Identity, body: Body) -> Result<()> {
         let record = Verified::sign(self.records.id, body, &me.key).map_err(|_| would_be_refused())?;

@@ -31,6 +31,7 @@ pub mod resolve;
 pub mod restored;
 pub mod roll;
 pub mod routes;
+pub mod shared;
 pub mod source;
 pub mod state;
 pub mod subnet;

@@ -335,28 +335,10 @@ impl State {
         let records = Records::new(genesis);
         self.check_overlap(&founding.name, &records.prefixes(), &founding.around, Coming::Founded)?;
         let block = records.pools().free_block(&[], None, |_| true)?;
-        let mut subnet = Subnet {
-            local: Local {
-                genesis: records.genesis.encode(),
-                alias: founding.name.clone(),
-                interface: self.interface_name(&founding.name, id, &founding.around.links),
-                up: true,
-                hints: vec![],
-                reached: BTreeMap::new(),
-                invites: vec![],
-                reserved: BTreeMap::new(),
-                workloads: vec![],
-                maps: vec![],
-                unconfirmed: Default::default(),
-                kept: vec![],
-                denied: BTreeMap::new(),
-                seen: Default::default(),
-                host: founding.host.unwrap_or_default(),
-            },
-            records,
-            requests: BTreeMap::new(),
-            memo: Default::default(),
-        };
+        let interface = self.interface_name(&founding.name, id, &founding.around.links);
+        let host = founding.host.unwrap_or_default();
+        let local = Local::new(records.genesis.encode(), founding.name, interface, host);
+        let mut subnet = Subnet::new(records, local);
         let grant = Grant {
             subject: self.me.peer,
             data_key: self.me.data_key,
@@ -423,36 +405,15 @@ impl State {
             Some(old) => old.clone(),
             None => {
                 let alias = join.alias.clone().unwrap_or_else(|| parsed.name.clone());
-                let fresh = Records::new(parsed);
-                Subnet {
-                    local: Local {
-                        genesis: genesis.to_vec(),
-                        interface: self.interface_name(&alias, join.subnet, &around.links),
-                        alias,
-                        up: true,
-                        hints: vec![],
-                        reached: BTreeMap::new(),
-                        invites: vec![],
-                        reserved: BTreeMap::new(),
-                        workloads: vec![],
-                        maps: vec![],
-                        unconfirmed: Default::default(),
-                        kept: vec![],
-                        denied: BTreeMap::new(),
-                        seen: Default::default(),
-                        host: join.host.clone(),
-                    },
-                    records: fresh,
-                    requests: BTreeMap::new(),
-                    memo: Default::default(),
-                }
+                let interface = self.interface_name(&alias, join.subnet, &around.links);
+                let local = Local::new(genesis.to_vec(), alias, interface, join.host.clone());
+                Subnet::new(Records::new(parsed), local)
             }
         };
         subnet.local.up = true;
-        subnet
-            .local
-            .hints
-            .extend(join.hints.iter().filter(|h| !subnet.local.hints.contains(h)).cloned().collect::<Vec<_>>());
+        let known = &subnet.local.hints;
+        let hints: Vec<String> = join.hints.iter().filter(|hint| !known.contains(hint)).cloned().collect();
+        subnet.local.hints.extend(hints);
         // A revocation is of no use, and not held, before the grant that it ends.
         let mut ordered: Vec<&Verified> = records.iter().collect();
         ordered.sort_by_key(|record| record.rank());
@@ -595,5 +556,5 @@ fn read_local(bytes: &[u8]) -> Option<Subnet> {
     let mut local: Local = postcard::from_bytes(bytes).ok()?;
     local.undo_unconfirmed();
     let genesis = Genesis::parse(&local.genesis).ok()?;
-    Some(Subnet { records: Records::new(genesis), local, requests: BTreeMap::new(), memo: Default::default() })
+    Some(Subnet::new(Records::new(genesis), local))
 }

@@ -37,7 +37,10 @@ impl Subnet {
     pub fn upkeep(&mut self, me: &Identity, around: &Attendance, now: u64) -> Result<()> {
         // What a clock that was ahead wrote down lies in the future once it is right: that is no reason to keep it.
         self.requests.retain(|_, r| now.abs_diff(r.seen) < REQUEST_LIFE);
-        self.local.denied.retain(|_, until| now < *until && *until <= now.saturating_add(REQUEST_LIFE));
+        let stands = |until: u64| now < until && until <= now.saturating_add(REQUEST_LIFE);
+        if !self.local.denied.values().all(|until| stands(*until)) {
+            self.local.denied.retain(|_, until| stands(*until));
+        }
         let resolved = self.remember(now);
         if self.require_admin(me, &resolved).is_err() || resolved.destroyed {
             return Ok(());

@@ -293,7 +293,7 @@ impl Core {
             None => self.state.subnets.values().collect(),
         };
         let infos = |s: &&Subnet| {
-            let Local { alias, invites, .. } = &s.local;
+            let Local { alias, invites, .. } = &*s.local;
             let alias = alias.clone();
             let info = |i: &crate::model::join::Issued| InviteInfo {
                 id: i.id(),
