@@ -188,6 +188,19 @@ fn modules_import_only_from_rows_below() -> io::Result<()> {
     Ok(())
 }
 
+#[test]
+fn the_core_has_no_command_lines() -> io::Result<()> {
+    let mut wrong = Vec::new();
+    each_source(|module, code, path| {
+        let core = row_of(module).is_some_and(|(_, me)| me == "model" || me == "node");
+        if core && code.contains("\"byway ") {
+            wrong.push(path.display().to_string());
+        }
+    })?;
+    assert!(wrong.is_empty(), "what to type is a Hint, put into words by api::types:\n{}", wrong.join("\n"));
+    Ok(())
+}
+
 /// What an engine's adapter may know of this program: what is asked of a daemon, and how.
 const OF_ENGINES: [&str; 2] = ["api::types", "api::client"];
 

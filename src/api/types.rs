@@ -4,6 +4,7 @@
 //! contract: they are only ever added to within a schema number.
 
 mod error;
+mod hint;
 mod request;
 mod response;
 

@@ -11,10 +11,10 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::api::types::{Cidr, Error, ErrorKind, Role};
 use crate::config::multiaddr;
-use crate::model::error::Code;
+use crate::model::error::{Code, Hint};
 use crate::model::host::HostPolicy;
 use crate::model::id::{Name, PeerId, SubnetId};
-use crate::model::join::{NEW_INVITE, unwrapped};
+use crate::model::join::unwrapped;
 use crate::model::zone::{MAX_NAME, MAX_SET, MAX_TTL, RecordData};
 
 /// A value that was checked, or why it was not taken.
@@ -210,7 +210,7 @@ pub fn join_target(text: &str) -> Checked<String> {
             Ok(text)
         } else {
             let message = "this is no invite: it was cut or mistyped, or something stands beside it";
-            Err(Error::new(ErrorKind::Refused, Code::InviteMalformed, message).hint(NEW_INVITE))
+            Err(Error::new(ErrorKind::Refused, Code::InviteMalformed, message).hint(Hint::NewInvite))
         };
     }
     if text.is_empty() {

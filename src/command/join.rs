@@ -7,10 +7,10 @@ use super::{Commands, settle};
 use crate::api::types::{Error, ErrorKind, Joined, Request, Response, SubnetState};
 use crate::config::multiaddr;
 use crate::link::Key;
-use crate::model::error::Code;
+use crate::model::error::{Code, Hint};
 use crate::model::host::HostPolicy;
 use crate::model::id::{Name, PeerId, SubnetId};
-use crate::model::join::{INVITE_PREFIX, Invite, NEW_INVITE, fingerprint};
+use crate::model::join::{INVITE_PREFIX, Invite, fingerprint};
 use crate::model::local::PendingJoin;
 use crate::model::members::printable;
 use crate::model::policy::Terms;
@@ -51,7 +51,7 @@ pub(super) async fn join_subnet(ctx: &Commands, request: Request) -> Result<Resp
     ctx.platform.ready()?;
     if let Some(invite) = invite.as_ref().filter(|i| unix_now() >= i.expires) {
         let message = format!("the invite to subnet {} has expired", invite.subnet);
-        return Err(Error::new(ErrorKind::Refused, Code::InviteExpired, message).hint(NEW_INVITE));
+        return Err(Error::new(ErrorKind::Refused, Code::InviteExpired, message).hint(Hint::NewInvite));
     }
     let keeps_host = host.is_none();
     let pending = PendingJoin {

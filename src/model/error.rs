@@ -1,8 +1,10 @@
 //! Why the core refuses a command or a record, in the words a person will read.
 
 mod code;
+mod hint;
 
 pub use code::{Code, UnknownCode};
+pub use hint::Hint;
 
 /// Class of a refusal; the control API gives each its exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,19 +33,19 @@ pub struct Error {
     pub code: Code,
     /// One lower-case sentence.
     pub message: String,
-    /// A command to try next; empty where there is none.
-    pub hint: String,
+    /// What to try next, where there is something.
+    pub hint: Option<Hint>,
 }
 
 impl Error {
     /// A refusal without a hint.
     pub fn new(kind: Kind, code: Code, message: impl Into<String>) -> Error {
-        Error { kind, code, message: message.into(), hint: String::new() }
+        Error { kind, code, message: message.into(), hint: None }
     }
 
-    /// The same with a command to try next.
+    /// The same with what to try next.
     #[must_use]
-    pub fn hint(mut self, hint: impl Into<String>) -> Error {
+    pub fn hint(mut self, hint: impl Into<Option<Hint>>) -> Error {
         self.hint = hint.into();
         self
     }

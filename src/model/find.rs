@@ -7,7 +7,7 @@
 //!
 //! Pure: the caller lists what there is.
 
-use super::error::{Code, Error, Kind};
+use super::error::{Code, Error, Hint, Kind};
 use super::id::{PeerId, SubnetId};
 
 /// Characters of an ID that a person has to type at least. Those that all IDs of a kind begin with do not count.
@@ -141,8 +141,7 @@ pub fn find<T: Clone + PartialEq>(objects: &[Named<T>], text: &str) -> Result<T,
 /// The refusal of a text that may mean several objects, each with its label.
 pub fn ambiguous(text: &str, labels: &[String]) -> Error {
     let message = format!("{} may mean {}", super::members::printable(text), labels.join(" or "));
-    Error::new(Kind::Usage, Code::Ambiguous, message)
-        .hint("type the beginning of the ID that is shown, or the whole ID")
+    Error::new(Kind::Usage, Code::Ambiguous, message).hint(Hint::TypeMore)
 }
 
 impl Miss {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::PrefixMap;
 
-use super::error::{Code, Error, Kind, Result};
+use super::error::{Code, Error, Hint, Kind, Result};
 use super::record::{Blocks, Seat};
 
 /// Prefix length of a member's block where none was asked for: /24 of a /16, and never so large that a pool of another
@@ -29,7 +29,7 @@ pub fn pick_pool4(taken: &[IpNet], seed: u8) -> Result<Ipv4Net> {
         .find(|pool| !taken.iter().any(|t| overlaps(*t, IpNet::V4(*pool))))
         .ok_or_else(|| {
             Error::new(Kind::Conflict, Code::PoolNone, "every private /16 overlaps a route of this machine")
-                .hint("byway create NAME --cidr4 CIDR")
+                .hint(Hint::FoundWithPool4)
         })
 }
 
@@ -214,7 +214,7 @@ impl Pools {
                         Code::PoolFull,
                         format!("no free block among the {} of the pool", self.blocks()),
                     )
-                    .hint("byway create NAME --cidr4 CIDR --block4 LEN      (a larger pool or smaller blocks)")
+                    .hint(Hint::FoundLarger)
                 });
         };
         let taken_error =
@@ -284,7 +284,7 @@ pub fn free_addresses(
     for &address in wanted {
         if !leases.iter().any(|l| l.contains(&address)) || !pools.usable(address) {
             return Err(Error::new(Kind::Conflict, Code::NotLeased, format!("{address} is not leased to this node"))
-                .hint("byway lease add SUBNET PREFIX      (on the owner or an admin)"));
+                .hint(Hint::AddLease));
         }
         if used.contains(&address) {
             return Err(Error::new(Kind::Conflict, Code::AddressTaken, format!("{address} is in use")));
@@ -315,8 +315,9 @@ pub fn free_addresses(
         found.extend(pick.find(|a| pools.usable(*a) && !used.contains(a)));
     }
     if found.is_empty() {
-        return Err(Error::new(Kind::Conflict, Code::BlockFull, "this node's leases have no free address")
-            .hint("byway lease add SUBNET PREFIX      (on the owner or an admin)"));
+        return Err(
+            Error::new(Kind::Conflict, Code::BlockFull, "this node's leases have no free address").hint(Hint::AddLease)
+        );
     }
     Ok(found)
 }

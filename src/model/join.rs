@@ -9,12 +9,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroize;
 
-use super::error::{Code, Error, Kind, Result};
+use super::error::{Code, Error, Hint, Kind, Result};
 use super::id::{Name, PeerId, SubnetId};
 use super::record::{Role, Term, decode, encode};
-
-/// How an invite comes about that takes the place of one that is of no use.
-pub const NEW_INVITE: &str = "byway invite create SUBNET      (where its owner or an admin is)";
 
 /// What an invite text begins with.
 pub const INVITE_PREFIX: &str = "byway1";
@@ -83,7 +80,7 @@ impl Invite {
     pub fn parse(text: &str) -> Result<Invite> {
         let malformed = || {
             let message = "this is no whole invite: it was cut or mistyped; copy it again, or have a new one made";
-            Error::new(Kind::Refused, Code::InviteMalformed, message).hint(NEW_INVITE)
+            Error::new(Kind::Refused, Code::InviteMalformed, message).hint(Hint::NewInvite)
         };
         let text = unwrapped(text);
         let body = text.strip_prefix(INVITE_PREFIX).filter(|b| b.len() <= MAX_INVITE).ok_or_else(malformed)?;
@@ -149,7 +146,7 @@ impl Issued {
     /// `E-INVITE-REVOKED`, `E-INVITE-EXPIRED`, `E-INVITE-USED`.
     pub fn admits(&self, joiner: PeerId, declined: bool, now: u64) -> Result<()> {
         let refuse = |code, why: &str| {
-            Err(Error::new(Kind::Refused, code, format!("invite {} {why}", self.id())).hint(NEW_INVITE))
+            Err(Error::new(Kind::Refused, code, format!("invite {} {why}", self.id())).hint(Hint::NewInvite))
         };
         let used = self.used.contains(&joiner);
         let used_up = self.used.len() >= self.uses as usize;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ed25519_dalek::SigningKey;
 use ipnet::IpNet;
 
-use super::error::{Code, Error, Kind, Result};
+use super::error::{Code, Error, Hint, Kind, Result};
 use super::find::{Named, find};
 use super::id::{Name, PeerId, SubnetId};
 use super::ipam::{Prefixes, overlaps};
@@ -108,8 +108,7 @@ impl Subnet {
 
     fn not_admin(&self) -> Error {
         let message = format!("only the owner or an admin of subnet {} may do this", self.name());
-        Error::new(Kind::NotPermitted, Code::NotAdmin, message)
-            .hint(format!("byway member role {} MEMBER admin      (on the owner)", self.name()))
+        Error::new(Kind::NotPermitted, Code::NotAdmin, message).hint(Hint::MakeAdmin(self.name().clone()))
     }
 
     /// The owner as people know it.
@@ -164,7 +163,7 @@ impl Subnet {
                 Code::NoMember,
                 format!("subnet {} has no member {}", self.name(), printable(text)),
             )
-            .hint(format!("byway member ls {}", self.name()))
+            .hint(Hint::ListMembers(self.name().clone()))
         };
         find(&members, text).map_err(|miss| miss.error(text, none))
     }
@@ -191,14 +190,14 @@ impl Subnet {
             let message = format!(
                 "the grant of {who} begins in {off} s by this machine's clock: it is behind, or that of who granted is ahead"
             );
-            Error::new(Kind::Failed, Code::Clock, message).hint("timedatectl set-ntp true      (then the same again)")
+            Error::new(Kind::Failed, Code::Clock, message).hint(Hint::SetClock)
         } else {
             let past = now.saturating_sub(grant.not_after);
             let message = format!(
                 "{who} is no member of {} any more: its grant ended {past} s ago, unless this machine's clock is ahead",
                 self.name()
             );
-            Error::new(Kind::NotFound, Code::NoMember, message).hint(format!("byway member ls {}", self.name()))
+            Error::new(Kind::NotFound, Code::NoMember, message).hint(Hint::ListMembers(self.name().clone()))
         })
     }
 
@@ -215,7 +214,7 @@ impl Subnet {
                 Code::NoRequest,
                 format!("nobody called {} asks to join {}", printable(text), self.name()),
             )
-            .hint(format!("byway member requests {}", self.name()))
+            .hint(Hint::ListRequests(self.name().clone()))
         };
         find(&asking, text).map_err(|miss| miss.error(text, none))
     }
@@ -265,14 +264,14 @@ impl Subnet {
                 "this admin's part of the pool is full; the owner {} allots more when it is online",
                 self.owner_name(resolved)
             );
-            Error::new(Kind::Conflict, Code::PoolFull, message).hint(format!("byway lease ls {}", self.name()))
+            Error::new(Kind::Conflict, Code::PoolFull, message).hint(Hint::ListLeases(self.name().clone()))
         })
     }
 
     fn not_in_part(&self, resolved: &Resolved, what: &str) -> Error {
         let owner = self.owner_name(resolved);
         let message = format!("{what} is not in this admin's part of the pool: only the owner {owner} may give it");
-        Error::new(Kind::Conflict, Code::NotInPart, message).hint("ask the owner, or name no address")
+        Error::new(Kind::Conflict, Code::NotInPart, message).hint(Hint::AskForAddress)
     }
 
     /// How long a grant of this term lasts, in seconds.
@@ -342,11 +341,8 @@ impl Subnet {
             Some(Out { by, .. }) if *by != me.peer && me.peer != owner => {
                 let name = resolved.members.get(by).map_or_else(|| by.to_string(), |m| m.name.to_string());
                 let message = format!("{name} removed this peer: only {name} or the owner may let it in again");
-                let hint = format!(
-                    "byway member approve {} {}      (on {name}, or on the owner)",
-                    self.name(),
-                    joiner.short()
-                );
+                let hint =
+                    Hint::ApproveThere { subnet: self.name().clone(), joiner: joiner.short().to_string(), by: name };
                 Err(Error::new(Kind::NotPermitted, Code::Removed, message).hint(hint))
             }
             _ => Ok(()),
@@ -392,11 +388,11 @@ impl Subnet {
         self.require_admin(me, &resolved)?;
         if member == self.records.genesis.owner {
             return Err(Error::new(Kind::Conflict, Code::OwnerStays, "the owner cannot be removed")
-                .hint(format!("byway destroy {}      (ends the subnet for everyone)", self.name())));
+                .hint(Hint::Destroy(self.name().clone())));
         }
         if member == me.peer {
             return Err(Error::new(Kind::Conflict, Code::Leave, "a member does not remove itself")
-                .hint(format!("byway leave {}", self.name())));
+                .hint(Hint::Leave(self.name().clone())));
         }
         self.adopt(me, member, &resolved, now)?;
         self.revoke(me, member)?;
@@ -583,7 +579,7 @@ impl Subnet {
     /// `E-NO-LEASE` where the prefix is a part of a lease or around one, or nobody can hold it.
     fn holds_nobody(&self, prefix: IpNet, resolved: &Resolved) -> Result<bool> {
         let refuse = |message: String| {
-            Err(Error::new(Kind::NotFound, Code::NoLease, message).hint(format!("byway lease ls {}", self.name())))
+            Err(Error::new(Kind::NotFound, Code::NoLease, message).hint(Hint::ListLeases(self.name().clone())))
         };
         let held = resolved.members.values().flat_map(|m| m.leases.iter().map(move |l| (m.name.to_string(), *l)));
         let reserved = self.local.reserved.iter().flat_map(|(peer, all)| all.iter().map(|l| (peer.short(), *l)));
@@ -611,9 +607,7 @@ impl Subnet {
         {
             let name = resolved.members.get(&from).map_or_else(|| from.short(), |m| m.name.to_string());
             let message = format!("{name} does not hold {prefix} in subnet {}: {} does", self.name(), holder.name);
-            return Err(
-                Error::new(Kind::NotFound, Code::NoLease, message).hint(format!("byway lease ls {}", self.name()))
-            );
+            return Err(Error::new(Kind::NotFound, Code::NoLease, message).hint(Hint::ListLeases(self.name().clone())));
         }
         let Some(member) = holder else {
             let mut found = false;
@@ -655,7 +649,7 @@ fn free_member_name(resolved: &Resolved, subnet: SubnetId, wanted: &Name, is_def
     }
     if !is_default {
         return Err(Error::new(Kind::Conflict, Code::NameTaken, format!("the name {wanted} is taken in this subnet"))
-            .hint(format!("byway join {subnet} --name OTHER      (on the machine that asks)")));
+            .hint(Hint::JoinNamed(subnet)));
     }
     Ok(wanted.free(taken))
 }

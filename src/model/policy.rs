@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use super::error::{Code, Error, Kind, Result};
+use super::error::{Code, Error, Hint, Kind, Result};
 use super::id::{Name, SubnetId};
 use super::ipam::overlaps;
 use super::join::fingerprint;
@@ -183,7 +183,7 @@ pub fn judge(genesis: &Genesis, name: &Name, target: &str, allowed: &Allowed, ne
     for prefix in prefixes(genesis) {
         if let Some(need) = needs.iter().find(|need| prefix.contains(&need.address)) {
             let why = format!("its prefix {prefix} holds {}, which this machine cannot do without", need.what);
-            return Err(refuse(why).hint("ask the owner for a subnet with another prefix: no option allows this"));
+            return Err(refuse(why).hint(Hint::AskForPrefixAnyway));
         }
     }
     let flags = missing(genesis, allowed);
@@ -194,7 +194,7 @@ pub fn judge(genesis: &Genesis, name: &Name, target: &str, allowed: &Allowed, ne
     let why =
         format!("it would route {} and answer names below {}; that needs {flags}", all.join(" and "), genesis.domain);
     // All of them, since whoever types the line anew has to repeat what was allowed already.
-    Err(refuse(why).hint(format!("byway join {target} {}", self::flags(genesis))))
+    Err(refuse(why).hint(Hint::JoinAllowing { target: target.to_owned(), flags: self::flags(genesis) }))
 }
 
 /// The name a subnet has where no other was asked for, its prefixes, domain and owner: what a person who joins is shown.
@@ -310,7 +310,7 @@ mod tests {
             let error = judged(&genesis, &Allowed::default(), &[]).unwrap_err();
             assert_eq!((error.kind, error.code), (Kind::Refused, Code::JoinPolicy));
             assert!(error.message.contains(words) && error.message.contains(&fingerprint(PeerId([1; 32]))), "{error}");
-            assert_eq!(error.hint, format!("byway join INVITE {words}"));
+            assert_eq!(error.hint, Some(Hint::JoinAllowing { target: "INVITE".into(), flags: words.into() }));
         }
     }
 
@@ -337,7 +337,10 @@ mod tests {
         let all = Allowed { prefixes: vec!["0.0.0.0/0".parse().unwrap()], domains: vec![] };
         let error = judged(&genesis, &all, std::slice::from_ref(&need)).unwrap_err();
         assert_eq!(error.code, Code::JoinPolicy);
-        assert!(error.message.contains("the resolver 10.1.0.53") && !error.hint.contains("--allow"), "{error}");
+        assert!(
+            error.message.contains("the resolver 10.1.0.53") && error.hint == Some(Hint::AskForPrefixAnyway),
+            "{error}"
+        );
         assert_eq!(judged(&founded("10.2.0.0/16", None, "game.internal"), &all, &[need]), Ok(()));
     }
 

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 
 use super::claims::claimed;
-use super::error::{Code, Error, Kind, Result};
+use super::error::{Code, Error, Hint, Kind, Result};
 use super::heard::may_name;
 use super::host::NetnsRef;
 use super::id::{Name, PeerId};
@@ -39,7 +39,7 @@ impl Subnet {
     pub fn myself<'a>(&self, me: &Identity, resolved: &'a Resolved) -> Result<&'a Member> {
         resolved.members.get(&me.peer).map(AsRef::as_ref).ok_or_else(|| {
             Error::new(Kind::Refused, Code::NotMember, format!("this node is no member of subnet {} now", self.name()))
-                .hint(format!("byway join {}", self.records.id))
+                .hint(Hint::Join(self.records.id))
         })
     }
 
@@ -130,11 +130,8 @@ impl Subnet {
             (None, None) => return Ok(()),
         };
         let message = format!("{} {what} is attached to subnet {} already", workload.target.text(), self.name());
-        Err(Error::new(Kind::Conflict, Code::Attached, message).hint(format!(
-            "byway detach {} --subnet {}",
-            other.name,
-            self.name()
-        )))
+        Err(Error::new(Kind::Conflict, Code::Attached, message)
+            .hint(Hint::Detach { workload: other.name.clone(), subnet: self.name().clone() }))
     }
 
     /// Gives a workload without a namespace the one that its engine has made. Its name and addresses stay: the others hear
@@ -165,11 +162,11 @@ impl Subnet {
         if self.name_is_taken(me, &resolved, workload.name.as_str()) {
             let message = format!("the name {} is taken in subnet {}", workload.name, self.name());
             let error = Error::new(Kind::Conflict, Code::NameTaken, message);
-            let (kind, text) = (workload.target.kind(), workload.target.text());
+            let (kind, target) = (workload.target.kind().to_owned(), workload.target.text().to_owned());
             return Err(match workload.target {
                 // The engine chooses the name.
                 Target::Engine { .. } => error,
-                _ => error.hint(format!("byway attach {kind} {text} --subnet {} --name OTHER", self.name())),
+                _ => error.hint(Hint::AttachNamed { kind, target, subnet: self.name().clone() }),
             });
         }
         let mut used: BTreeSet<IpAddr> =
@@ -241,7 +238,7 @@ impl Subnet {
         let place = self.local.workloads.iter().position(|w| w.name.as_str().eq_ignore_ascii_case(name));
         let Some(place) = place else {
             return Err(Error::new(Kind::NotFound, Code::NoWorkload, format!("no workload {} here", printable(name)))
-                .hint("byway workload ls"));
+                .hint(Hint::ListWorkloads));
         };
         let gone = self.local.workloads.remove(place);
         self.confirm(&gone.name, Added::Workload);
@@ -309,7 +306,7 @@ impl Subnet {
                 Code::NameTaken,
                 format!("the name {name} is taken in subnet {}", self.name()),
             )
-            .hint(format!("byway dns ls {}", self.name())));
+            .hint(Hint::ListNames(self.name().clone())));
         }
         let has = |d: &dyn Fn(&RecordData) -> bool| resolved.answers(&name).any(|n| d(&n.data)) || data.iter().any(d);
         // RFC 1034, 3.6.2: a CNAME stands alone.
@@ -342,7 +339,7 @@ impl Subnet {
                 Code::NoName,
                 format!("this node added no name {} to subnet {}", printable(&name), self.name()),
             )
-            .hint(format!("byway dns ls {}", self.name())));
+            .hint(Hint::ListNames(self.name().clone())));
         }
         self.publish(me, now, |d| d.names.retain(|n| !matches(n)))?;
         Ok(count)
@@ -420,7 +417,7 @@ impl Subnet {
                 Code::PortTaken,
                 format!("{} {} is mapped already, by {}", map.proto, endpoint(map.listen, map.port), other.name),
             )
-            .hint("byway map ls"));
+            .hint(Hint::ListMaps));
         }
         // One that listens on every address is one of each family, under one name.
         let other_half = |m: &Map| {
@@ -435,7 +432,7 @@ impl Subnet {
                 Code::NameTaken,
                 format!("a map named {} exists in subnet {}", map.name, self.name()),
             )
-            .hint("byway map ls"));
+            .hint(Hint::ListMaps));
         }
         if self.target_address(me, &resolved, &map.target, map.listen).is_none() {
             let (family, other) = match map.listen {
@@ -447,9 +444,7 @@ impl Subnet {
                 Some(_) => format!("{target} has no {family} address in subnet {name}"),
                 None => format!("subnet {name} has no workload or member {target}"),
             };
-            return Err(
-                Error::new(Kind::NotFound, Code::NoTarget, message).hint(format!("byway subnet show {}", self.name()))
-            );
+            return Err(Error::new(Kind::NotFound, Code::NoTarget, message).hint(Hint::ShowSubnet(self.name().clone())));
         }
         self.local.unconfirmed.maps.insert(map.name.clone());
         self.local.maps.push(map);

@@ -1,6 +1,6 @@
 //! What those with a say do about names: registered, released, and told where two claim one.
 
-use super::error::{Code, Error, Kind, Result};
+use super::error::{Code, Error, Hint, Kind, Result};
 use super::id::{Name, PeerId};
 use super::members::{Identity, Subnet, printable};
 use super::record::{Body, MAX_REGISTERED, Registration};
@@ -62,10 +62,10 @@ impl Subnet {
                         claimants.iter().filter_map(|p| resolved.members.get(p)).map(|m| m.name.to_string()).collect();
                     let message = format!("{name} is claimed by {} and nobody holds it", names.join(" and "));
                     Error::new(Kind::Conflict, Code::NameContested, message)
-                        .hint(format!("byway dns release {} {name} --member MEMBER", self.name()))
+                        .hint(Hint::ReleaseName { subnet: self.name().clone(), name: name.to_string() })
                 }
                 _ => Error::new(Kind::NotFound, Code::NoName, format!("no member holds the name {}", printable(&name)))
-                    .hint(format!("byway dns ls {}", self.name())),
+                    .hint(Hint::ListNames(self.name().clone())),
             });
         };
         let version = self.records.doc(holder).map_or(0, |d| d.version);

@@ -10,7 +10,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::claims::claimed;
 pub use super::draft::{Changes, Draft, Write};
-use super::error::{Code, Error, Kind, Result};
+use super::error::{Code, Error, Hint, Kind, Result};
 use super::find::{Named, find};
 use super::id::{Name, PeerId, SubnetId};
 use super::ipam::{default_block4, overlaps, pick_pool4};
@@ -222,14 +222,9 @@ impl State {
             let hint = match (coming, other, route) {
                 (Coming::Founded, ..) => self.other_prefix(name, *prefix, around),
                 // Its prefixes are those its founder chose.
-                (Coming::Joined { .. }, Some(subnet), _) => {
-                    format!("byway subnet show {}      (a machine can be in one of the two only)", subnet.name())
-                }
-                (Coming::Joined { .. }, None, Some((routed, _))) => {
-                    let six = if routed.addr().is_ipv6() { " -6" } else { "" };
-                    format!("ip{six} route show {routed}      (a machine can have one of the two only)")
-                }
-                (Coming::Joined { .. }, None, None) => "ask the owner for a subnet with another prefix".to_owned(),
+                (Coming::Joined { .. }, Some(subnet), _) => Some(Hint::ShowRival(subnet.name().clone())),
+                (Coming::Joined { .. }, None, Some((routed, _))) => Some(Hint::ShowRoute(*routed)),
+                (Coming::Joined { .. }, None, None) => Some(Hint::AskForPrefix),
             };
             let message = format!("cannot use {prefix} for subnet {name}: {why}");
             return Err(Error::new(Kind::Conflict, Code::CidrOverlap, message).hint(hint));
@@ -237,24 +232,22 @@ impl State {
         Ok(())
     }
 
-    /// The line that founds `name` with another prefix than `refused`.
-    fn other_prefix(&self, name: &Name, refused: IpNet, around: &Around) -> String {
+    /// How `name` is founded with another prefix than `refused`.
+    fn other_prefix(&self, name: &Name, refused: IpNet, around: &Around) -> Option<Hint> {
         if refused.addr().is_ipv6() {
-            return format!("byway create {name} --cidr6 auto");
+            return Some(Hint::FoundWithAny6(name.clone()));
         }
         let taken: Vec<IpNet> =
             around.taken().chain(self.subnets.values().flat_map(|s| s.records.prefixes())).collect();
-        pick_pool4(&taken, 0)
-            .map(|p| format!("byway create {name} --cidr4 auto      ({p} is free)"))
-            .unwrap_or_default()
+        pick_pool4(&taken, 0).ok().map(|free| Hint::FoundWithFree4 { name: name.clone(), free })
     }
 
     fn check_alias(&self, alias: &Name, coming: Coming<'_>) -> Result<()> {
         let Some(same) = self.subnets.values().find(|s| s.local.alias == *alias) else { return Ok(()) };
         let message = format!("a subnet named {alias} exists here: {}", same.records.id);
         let hint = match coming {
-            Coming::Founded => format!("byway subnet show {alias}      (or create one with another name)"),
-            Coming::Joined { target } => format!("byway join {target} --as OTHER      (its name on this machine)"),
+            Coming::Founded => Hint::ShowNamesake(alias.clone()),
+            Coming::Joined { target } => Hint::JoinAs(target.to_owned()),
         };
         Err(Error::new(Kind::Conflict, Code::SubnetExists, message).hint(hint))
     }
@@ -371,7 +364,7 @@ impl State {
         let beyond = || {
             let message =
                 format!("what the founder of subnet {} chose is no subnet that anybody may have", join.subnet);
-            Error::new(Kind::Refused, Code::JoinPolicy, message).hint("ask who invited you; no option allows it")
+            Error::new(Kind::Refused, Code::JoinPolicy, message).hint(Hint::AskInviter)
         };
         let parsed = Genesis::parse(genesis).map_err(|_| beyond())?;
         if self.subnets.contains_key(&join.subnet) {
@@ -541,7 +534,7 @@ fn clock_error(grant: &Grant, now: u64) -> Error {
     let message = format!(
         "the clock of this machine, or that of who admits it, is wrong: they differ by {off} s, this one is {way}"
     );
-    Error::new(Kind::Failed, Code::Clock, message).hint("timedatectl set-ntp true      (then join again)")
+    Error::new(Kind::Failed, Code::Clock, message).hint(Hint::SetClockAndJoin)
 }
 
 fn bad_answer(join: &PendingJoin, why: &str) -> Error {
@@ -549,7 +542,7 @@ fn bad_answer(join: &PendingJoin, why: &str) -> Error {
 }
 
 fn no_subnet(text: &str) -> Error {
-    Error::new(Kind::NotFound, Code::NoSubnet, format!("no subnet {} here", printable(text))).hint("byway subnet ls")
+    Error::new(Kind::NotFound, Code::NoSubnet, format!("no subnet {} here", printable(text))).hint(Hint::ListSubnets)
 }
 
 fn read_local(bytes: &[u8]) -> Option<Subnet> {

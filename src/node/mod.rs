@@ -603,7 +603,7 @@ impl From<crate::model::error::Error> for Error {
             Kind::Conflict => ErrorKind::Conflict,
             Kind::Refused => ErrorKind::Refused,
         };
-        Error { code: e.code.into(), message: e.message, hint: e.hint, kind }
+        Error { code: e.code.into(), message: e.message, hint: e.hint.map(String::from).unwrap_or_default(), kind }
     }
 }
 

@@ -11,7 +11,7 @@ use crate::host::Rules;
 use crate::link::direct::{DirectStatus, PathStatus};
 use crate::link::{Carried, Key, LinkStatus};
 use crate::model::build::MTU;
-use crate::model::error::Code;
+use crate::model::error::{Code, Hint};
 use crate::model::find::{Named, find};
 use crate::model::host::neighbour::{Hook, Obstacle};
 use crate::model::id::{PeerId, SubnetId};
@@ -437,7 +437,7 @@ pub(crate) async fn peer_show(ctx: &Report, text: &str) -> Result<PeerInfo, Erro
             Code::NoPeer,
             format!("no peer {} is known", printable(text)),
         )
-        .hint("byway peer ls")
+        .hint(Hint::ListPeers)
     };
     let named = |p: &PeerInfo| {
         let alone = p.names.iter().filter_map(|n| n.split('.').next()).map(ToOwned::to_owned);

@@ -20,9 +20,9 @@ pub(crate) use self::around::{Surroundings, around};
 use self::candidates::{Tried, candidates};
 use super::Mesh;
 use crate::api::types::{Error, ErrorKind};
-use crate::model::error::Code;
+use crate::model::error::{Code, Hint};
 use crate::model::id::{PeerId, SubnetId};
-use crate::model::join::{NEW_INVITE, lookup};
+use crate::model::join::lookup;
 use crate::model::local::{NotLetIn, PendingJoin};
 use crate::model::record::Genesis;
 use crate::model::record::Signed;
@@ -199,7 +199,7 @@ async fn ask_until_decided(
                 let hint = match known {
                     // The invite is as good as before.
                     Some(Code::InviteRate) => format!("byway join {}      (again in a minute)", typed(&join)),
-                    _ if code.starts_with(Code::OF_INVITES) => NEW_INVITE.to_owned(),
+                    _ if code.starts_with(Code::OF_INVITES) => Hint::NewInvite.into(),
                     // By its ID alone a request waits for who may let it in again.
                     Some(Code::Removed) => format!("byway join {subnet}      (asks for approval)"),
                     Some(Code::NameTaken) => format!("byway join {} --name OTHER", typed(&join)),

@@ -7,7 +7,7 @@ use ed25519_dalek::SigningKey;
 
 use super::{done, random};
 use crate::api::types::{Error, ErrorKind, InviteCreated, Response};
-use crate::model::error::Code;
+use crate::model::error::{Code, Hint};
 use crate::model::find::{Id, Named, find};
 use crate::model::id::SubnetId;
 use crate::model::join::{Invite, Issued};
@@ -101,7 +101,7 @@ impl Core {
                 Code::NoInvite,
                 format!("no invite {} was issued here", printable(id)),
             )
-            .hint("byway invite ls")
+            .hint(Hint::ListInvites)
         };
         let (subnet, public) = find(&all, &text).map_err(|miss| miss.error(id, none))?;
         let mut subnet = self.state.edit(&subnet.to_string())?;

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::{Addition, done};
 use crate::api::types::{Error, ErrorKind, Response};
-use crate::model::error::Code;
+use crate::model::error::{Code, Hint};
 use crate::model::host::Proto;
 use crate::model::id::Name;
 use crate::model::local::Map;
@@ -136,7 +136,7 @@ impl Core {
                 Code::NoMap,
                 format!("subnet {} has no map {what} here", subnet.name()),
             )
-            .hint("byway map ls"));
+            .hint(Hint::ListMaps));
         };
         subnet.map_remove(matches);
         self.save(subnet)?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{done, random};
 use crate::api::types::{Created, Error, ErrorKind, HostInfo, Response};
-use crate::model::error::Code;
+use crate::model::error::{Code, Hint};
 use crate::model::host::HostPolicy;
 use crate::model::id::SubnetId;
 use crate::model::members::Subnet;
@@ -95,7 +95,7 @@ impl Core {
                 Code::OwnerStays,
                 format!("the owner cannot leave subnet {} while it has other members", subnet.name()),
             )
-            .hint(format!("byway destroy {}      (ends the subnet for everyone)", subnet.name())));
+            .hint(Hint::Destroy(subnet.name().clone())));
         }
         if resolved.members.contains_key(&me.peer) {
             subnet.say_goodbye(&me, self.now())?;

@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 use super::{Addition, done};
 use crate::api::types::{Attached, Error, ErrorKind, Response};
 use crate::model::build::MTU;
-use crate::model::error::Code;
+use crate::model::error::{Code, Hint};
 use crate::model::find::{Id, Miss, Named, find};
 use crate::model::host::{NetnsRef, ResolvConf};
 use crate::model::id::{Name, SubnetId};
@@ -180,7 +180,7 @@ impl Core {
         }
         let none = || {
             Error::new(ErrorKind::NotFound, Code::NoWorkload, format!("no workload {} here", printable(text)))
-                .hint("byway workload ls")
+                .hint(Hint::ListWorkloads)
         };
         let found = match find(&named, text) {
             Err(Miss::None) => find(&attached, text),
@@ -190,8 +190,7 @@ impl Core {
             Miss::None => none(),
             Miss::Many(_) => {
                 let message = format!("more than one workload here is called {}", printable(text));
-                Error::new(ErrorKind::Usage, Code::Ambiguous, message)
-                    .hint("byway workload ls      (then the same with --subnet SUBNET)")
+                Error::new(ErrorKind::Usage, Code::Ambiguous, message).hint(Hint::ListWorkloadsThenName)
             }
         })
     }
