@@ -30,7 +30,7 @@ use crate::api::server;
 use crate::api::types::{Error, ErrorKind, Request, Response};
 use crate::command::reload::Settings;
 use crate::command::{self, Commands};
-use crate::config::{Config, DnsMode};
+use crate::config::{Config, DnsMode, PostQuantum};
 use crate::datapath::Datapath;
 use crate::dns::{self, Dns};
 use crate::host::nft::Repair;
@@ -59,23 +59,6 @@ const STOP_WITHIN: Duration = Duration::from_secs(5);
 
 /// Open files that are asked for, as in the unit.
 const DESCRIPTORS: u64 = 65_536;
-
-/// What every task of the daemon may use. Cheap to clone.
-#[derive(Clone)]
-pub(crate) struct Context {
-    /// What the daemon was started with: of the keys that need a restart.
-    pub config: Arc<Config>,
-    /// What is in force now: of the keys that are taken over while it runs.
-    pub settings: Settings,
-    pub machine: Machine,
-    pub node: Node,
-    pub peers: p2p::Handle,
-    pub links: Links,
-    pub datapath: Datapath,
-    pub applied: watch::Receiver<Applied>,
-    /// What the protocols with peers use.
-    pub mesh: Arc<Mesh>,
-}
 
 /// Runs the daemon until a signal: `byway daemon`.
 ///
@@ -223,27 +206,16 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     })?;
     // Also where the start fails, or a part does not stop in time.
     let _ended = mesh.ends_with();
-    let ctx = Context {
-        config,
-        settings,
-        machine,
-        node: node.clone(),
-        peers,
-        links,
-        datapath,
-        applied: applied_rx,
-        mesh: Arc::clone(&mesh),
-    };
     let report = Report {
-        config: ctx.config.clone(),
-        settings: ctx.settings.follow(),
-        platform: ctx.machine.platform(),
+        config: config.clone(),
+        settings: settings.follow(),
+        platform: machine.platform(),
         node: node.clone(),
-        peers: ctx.peers.clone(),
-        links: ctx.links.clone(),
-        datapath: ctx.datapath.clone(),
+        peers: peers.clone(),
+        links: links.clone(),
+        datapath,
         dns: dns.clone(),
-        applied: ctx.applied.clone(),
+        applied: applied_rx.clone(),
         rules: host.rules(),
         unwritten,
         probes: Arc::default(),
@@ -254,17 +226,25 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     let (api_stop, net_stop, host_stop) =
         (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
     let commands = Commands {
-        config: ctx.config.clone(),
-        settings: ctx.settings.clone(),
+        config: config.clone(),
+        settings: settings.clone(),
         platform: report.platform,
         node: node.clone(),
-        peers: ctx.peers.clone(),
-        links: ctx.links.clone(),
+        peers: peers.clone(),
+        links: links.clone(),
         dns: dns.clone(),
-        applied: ctx.applied.clone(),
+        applied: applied_rx.clone(),
         mesh: Arc::clone(&mesh),
         report: report.clone(),
         stop: api_stop.clone(),
+    };
+    let listeners = tell::Listeners {
+        node: node.clone(),
+        peers: peers.clone(),
+        links: links.clone(),
+        mesh: Arc::clone(&mesh),
+        applied: applied_rx.clone(),
+        by_streams: config.post_quantum != PostQuantum::Require,
     };
 
     clock::begin(&node).await.map_err(failed(Code::Stopping))?;
@@ -301,15 +281,15 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         task!("sessions", sessions::run(Arc::clone(&mesh), asks, net_stop.clone()));
     }
     task!("events", dispatch::run(Arc::clone(&mesh), events, net_stop.clone()));
-    task!("view", tell::run(ctx.clone(), desired, net_stop.clone()));
+    task!("view", tell::run(listeners, desired, net_stop.clone()));
     task!("happenings", happenings::run(report.clone(), net_stop.clone()));
     task!("sync", records::tell::run(Arc::clone(&mesh), pushes, net_stop.clone()));
     task!("clock", clock::run(Arc::clone(&mesh), net_stop.clone()));
     task!("links", dispatch::follow_wanted(Arc::clone(&mesh), wanted, net_stop.clone()));
-    task!("devices", tell::follow_devices(ctx.clone(), died, net_stop.clone()));
+    task!("devices", tell::follow_devices(node.clone(), died, net_stop.clone()));
     {
         let (view, ticks, stop) = (node.view(), node.published(), net_stop.clone());
-        let former = dns::Formers { applied: ctx.applied.clone(), door: door::door() };
+        let former = dns::Formers { applied: applied_rx, door: door::door() };
         task!("dns", async move {
             dns.run(view, ticks, former, stop).await;
             Ok(())
@@ -318,7 +298,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     let changes = TaskTracker::new();
     {
         let (handler, stop) = (command::handler(commands.clone()), api_stop.clone());
-        let (clients, changes) = (ctx.settings.api_clients(), changes.clone());
+        let (clients, changes) = (settings.api_clients(), changes.clone());
         let bounds = server::Bounds { clients, changes, ..server::Bounds::default() };
         let served = async move { server::run_bounded(listener, handler, stop, bounds).await };
         task!("api", async move { served.await.context("serve the control socket") });
@@ -327,8 +307,8 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     task!("metrics", metrics::run(report.clone(), metrics_listener, moves, net_stop.clone()));
     task!("notify", notify::run(report, net_stop.clone()));
     join::resume(&mesh).await;
-    command::reload::declared(&commands, &ctx.config.subnets).await;
-    tracing::info!(peer = %ctx.peers.peer(), name = %ctx.config.node_name, "ready");
+    command::reload::declared(&commands, &config.subnets).await;
+    tracing::info!(peer = %peers.peer(), name = %config.node_name, "ready");
 
     let early = tokio::select! {
         () = stop.cancelled() => None,
@@ -347,12 +327,12 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         changes.wait().await;
         mesh.stop().await;
         // The last datagrams told the peers; now nobody reads any more.
-        ctx.links.close_port();
-        ctx.node.close().await;
+        links.close_port();
+        node.close().await;
     };
     let _ = tokio::time::timeout(STOP_WITHIN.saturating_sub(Duration::from_millis(500)), drain).await;
     match early {
-        None => nothing_left(left.try_recv().ok(), &ctx.config),
+        None => nothing_left(left.try_recv().ok(), &config),
         Some(Ok((name, result))) => {
             let why = result.err().unwrap_or_else(|| anyhow!("it ended by itself"));
             Err(Error::new(ErrorKind::Failed, Code::Task, format!("task {name} ended early: {why:#}")))

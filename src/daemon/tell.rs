@@ -9,23 +9,36 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Context;
-use crate::config::PostQuantum;
 use crate::datapath::TunDied;
+use crate::host::Applied;
+use crate::link::Links;
 use crate::model::host::HostConfig;
 use crate::model::id::PeerId;
 use crate::model::view::View;
-use crate::node::Whereabouts;
-use crate::p2p::{Command, Heard, Members};
-use crate::service::join;
+use crate::node::{Node, Whereabouts};
+use crate::p2p::{self, Command, Heard, Members};
+use crate::service::{Mesh, join};
 
 /// Time a removed member's connections outlive its membership, so that the head which removes it still reaches it. Its
 /// packets are refused from the first moment.
 const LAST_WORD: Duration = Duration::from_millis(300);
 
+/// Whom a new View is told.
+pub(crate) struct Listeners {
+    pub node: Node,
+    pub peers: p2p::Handle,
+    pub links: Links,
+    /// The protocols with peers.
+    pub mesh: Arc<Mesh>,
+    /// What the kernel has taken.
+    pub applied: watch::Receiver<Applied>,
+    /// Whether streams may carry packets: not where post-quantum key agreement is required, for libp2p's keys have none.
+    pub by_streams: bool,
+}
+
 /// Follows the View, and time: the node's own timers run here.
 pub(crate) async fn run(
-    ctx: Context,
+    ctx: Listeners,
     desired: watch::Sender<(u64, Arc<HostConfig>)>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -74,7 +87,7 @@ pub(crate) async fn run(
 }
 
 async fn spread(
-    ctx: &Context,
+    ctx: &Listeners,
     view: &Arc<View>,
     told: &mut BTreeMap<PeerId, Vec<String>>,
     desired: &watch::Sender<(u64, Arc<HostConfig>)>,
@@ -88,7 +101,7 @@ async fn spread(
     if let Some(direct) = &ctx.mesh.direct {
         direct.retain(Arc::clone(view)).await;
     }
-    let members = members(view, ctx.config.post_quantum != PostQuantum::Require);
+    let members = members(view, ctx.by_streams);
     let Whereabouts { said, reached } = ctx.node.whereabouts().await?;
     let peers: BTreeSet<PeerId> =
         said.keys().chain(reached.keys()).filter(|p| members.contains_key(p)).copied().collect();
@@ -158,7 +171,7 @@ fn members(view: &View, by_streams: bool) -> Members {
 
 /// A TUN that died is opened again: the host is told to look.
 pub(crate) async fn follow_devices(
-    ctx: Context,
+    node: Node,
     mut died: mpsc::Receiver<TunDied>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -169,7 +182,7 @@ pub(crate) async fn follow_devices(
                 let Some(TunDied(subnet)) = dead else { return Ok(()) };
                 // The link's disappearance wakes the host too; this is for a device that died without one.
                 tracing::debug!(%subnet, "device gone");
-                ctx.node.publish().await?;
+                node.publish().await?;
             }
         }
     }
