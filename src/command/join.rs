@@ -126,7 +126,7 @@ pub(super) async fn join_subnet(ctx: &Commands, request: Request) -> Result<Resp
 
 /// Whether a join of a subnet still waits for an answer.
 async fn waits(ctx: &Commands, id: SubnetId) -> Result<bool, Error> {
-    Ok(ctx.node.own_joins().await?.iter().any(|join| join.subnet == id && join.refused.is_none()))
+    Ok(ctx.node.joins().await?.iter().any(|join| join.subnet == id && join.refused.is_none()))
 }
 
 /// The addresses that a text of a person means: itself, or those of a host.

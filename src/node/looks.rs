@@ -16,7 +16,7 @@ use crate::model::error::Code;
 use crate::model::find::{ambiguous, peer_prefixes};
 use crate::model::host::{NetnsRef, Proto};
 use crate::model::id::{Name, PeerId, SubnetId};
-use crate::model::local::{Past, PendingJoin, Workload};
+use crate::model::local::{Past, Workload};
 use crate::model::members::{Subnet, holds_address};
 use crate::model::policy::Terms;
 use crate::model::resolve::Resolved;
@@ -111,11 +111,6 @@ impl Node {
             core.state.subnets.iter().map(|(id, subnet)| (*id, one(subnet))).collect()
         };
         self.read(look).await
-    }
-
-    /// Joins of this node's own: those that wait, and those that were refused and not left.
-    pub async fn own_joins(&self) -> Result<Vec<PendingJoin>, Error> {
-        self.read(|core| core.state.joins.values().cloned().collect()).await
     }
 
     /// Whether a text means a former subnet that its owner ended.

@@ -349,7 +349,7 @@ impl Core {
     /// who asked for the job gets the error in place of its answer.
     ///
     /// # Errors
-    /// In a job that only reads ([`Node::read`]).
+    /// `E-BUSY` in a job that only reads, which runs while something is being saved.
     pub fn commit(&mut self, draft: Draft) -> Result<u64, Error> {
         if self.settle(draft, &BTreeMap::new())? {
             self.publish();

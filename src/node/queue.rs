@@ -176,7 +176,7 @@ impl Node {
     ///
     /// # Cancel safety
     /// A job that was queued runs even if the caller stops waiting.
-    pub(crate) async fn run<T: Send + 'static>(
+    pub(super) async fn run<T: Send + 'static>(
         &self,
         job: impl FnOnce(&mut Core) -> T + Send + 'static,
     ) -> Result<T, Error> {
@@ -196,7 +196,7 @@ impl Node {
     ///
     /// # Cancel safety
     /// As [`Node::run`].
-    pub(crate) async fn read<T: Send + 'static>(
+    pub(super) async fn read<T: Send + 'static>(
         &self,
         job: impl FnOnce(&mut Core) -> T + Send + 'static,
     ) -> Result<T, Error> {
@@ -214,7 +214,7 @@ impl Node {
     /// `E-BUSY` when too much of the same peer waits already, `E-STOPPING` when the node is gone.
     ///
     /// # Cancel safety
-    /// As [`Node::run`].
+    /// A job that was queued runs even if the caller stops waiting.
     pub async fn run_in<T: Send + 'static>(
         &self,
         lane: Lane,
@@ -230,7 +230,7 @@ impl Node {
     ///
     /// # Cancel safety
     /// As [`Node::run`].
-    pub(crate) async fn read_in<T: Send + 'static>(
+    pub(super) async fn read_in<T: Send + 'static>(
         &self,
         lane: Lane,
         job: impl FnOnce(&mut Core) -> T + Send + 'static,
@@ -243,7 +243,7 @@ impl Node {
     ///
     /// # Errors
     /// `E-STOPPING` when the node is gone.
-    pub(crate) async fn decide<T: Send + 'static>(
+    pub(super) async fn decide<T: Send + 'static>(
         &self,
         lane: Lane,
         job: impl FnOnce(&mut Core) -> Result<T, Error> + Send + 'static,

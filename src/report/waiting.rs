@@ -15,7 +15,7 @@ use crate::service::join::Progress;
 /// Adds every join that waits, or the one of `only`. A subnet that is here already, and is asked for again, gets it beside
 /// what it is.
 pub(super) async fn add(ctx: &Report, only: Option<SubnetId>, subnets: &mut Vec<SubnetStatus>) -> Result<(), Error> {
-    for join in ctx.node.own_joins().await?.into_iter().filter(|join| only.is_none_or(|id| id == join.subnet)) {
+    for join in ctx.node.joins().await?.into_iter().filter(|join| only.is_none_or(|id| id == join.subnet)) {
         // A refused one waits for nothing any more; what there is to say of it is a problem.
         let waiting = if join.refused.is_some() { None } else { Some(waiting(ctx, &join).await) };
         match subnets.iter_mut().find(|s| s.id == join.subnet) {
