@@ -17,8 +17,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
-use tokio::sync::{oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use zeroize::Zeroizing;
@@ -48,6 +48,7 @@ use crate::p2p;
 use crate::report::{Platform, Report, happenings, metrics, notify};
 use crate::service::{self, Mesh, clock, dispatch, join, records, sessions};
 use crate::store::{self, Store};
+use crate::udp::Port;
 
 /// Name of the file with the key of datagram sessions.
 const DATA_KEY_FILE: &str = "data.key";
@@ -150,29 +151,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         p2p::TransportKind::Network => port::bind(&mut listen)?,
         p2p::TransportKind::Memory => None,
     };
-    let mut net = p2p::Config::new(seed);
-    if let Some(port) = &port {
-        net.quic = port.quic();
-    }
-    net.listen = listen;
-    for address in config.advertise.iter().filter(|address| p2p::Heard::parse(address).is_none()) {
-        tracing::warn!(
-            address,
-            "transport.advertise: other peers look no names up on hearsay, so nobody will dial this"
-        );
-    }
-    net.lan_discovery = config.lan_discovery;
-    net.transport = machine.transport();
-    net.limits.pending_in = config.limits.pending_connections;
-    net.limits.connections = config.limits.connections;
-    net.limits.per_peer = config.limits.connections_per_peer;
-    net.limits.memory = config.limits.memory_bytes();
-    let (peers, events, driver) = p2p::start(net).map_err(|e| match e {
-        p2p::Error::InUse(_) => Error::new(ErrorKind::Conflict, Code::ListenInUse, e.to_string())
-            .hint("ss -lnp      (shows who has the port; --listen udp/PORT --listen tcp/PORT takes another one)"),
-        other => Error::new(ErrorKind::Failed, Code::Listen, other.to_string()),
-    })?;
-
+    let (peers, events, driver) = network(&config, machine.transport(), seed, listen, port.as_ref())?;
     let (links, wanted) = Links::new(tokio::runtime::Handle::current(), port);
     let (datapath, died) = Datapath::new(node.view(), links.clone());
     datapath.receive().context("start the thread that reads the UDP port").map_err(failed(Code::Start))?;
@@ -248,71 +227,42 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     };
 
     clock::begin(&node).await.map_err(failed(Code::Stopping))?;
-    let mut tasks: JoinSet<(&'static str, anyhow::Result<()>)> = JoinSet::new();
     let (tell_left, mut left) = oneshot::channel();
-    macro_rules! task {
-        ($name:literal, $future:expr) => {{
-            let future = $future;
-            tasks.spawn(async move { ($name, future.await) });
-        }};
-    }
-    {
-        let (rx, stop) = (desired_rx, host_stop.clone());
-        task!("host", async move {
-            let left = reconcile::run(host, rx, applied, stop).await;
-            // Who waits is gone only where the daemon has been stopped by force.
-            let _ = tell_left.send(left);
-            Ok(())
-        });
-    }
-    {
-        let stop = net_stop.clone();
-        task!("peers", async move {
-            driver.run(stop).await;
-            Ok(())
-        });
-    }
+    let mut tasks = Tasks::default();
+    let reconciled = reconcile::run(host, desired_rx, applied, host_stop.clone());
+    // Who waits is gone only where the daemon has been stopped by force.
+    tasks.keep("host", async move { drop(tell_left.send(reconciled.await)) });
+    let until = || net_stop.clone();
+    tasks.keep("peers", driver.run(until()));
     if let (Some(direct), Some(asks)) = (direct_task, asks) {
-        let stop = net_stop.clone();
-        task!("direct", async move {
-            direct.run(stop).await;
-            Ok(())
-        });
-        task!("sessions", sessions::run(Arc::clone(&mesh), asks, net_stop.clone()));
+        tasks.keep("direct", direct.run(until()));
+        tasks.start("sessions", sessions::run(Arc::clone(&mesh), asks, until()));
     }
-    task!("events", dispatch::run(Arc::clone(&mesh), events, net_stop.clone()));
-    task!("view", tell::run(listeners, desired, net_stop.clone()));
-    task!("happenings", happenings::run(report.clone(), net_stop.clone()));
-    task!("sync", records::tell::run(Arc::clone(&mesh), pushes, net_stop.clone()));
-    task!("clock", clock::run(Arc::clone(&mesh), net_stop.clone()));
-    task!("links", dispatch::follow_wanted(Arc::clone(&mesh), wanted, net_stop.clone()));
-    task!("devices", tell::follow_devices(node.clone(), died, net_stop.clone()));
-    {
-        let (view, ticks, stop) = (node.view(), node.published(), net_stop.clone());
-        let former = dns::Formers { applied: applied_rx, door: door::door() };
-        task!("dns", async move {
-            dns.run(view, ticks, former, stop).await;
-            Ok(())
-        });
-    }
+    tasks.start("events", dispatch::run(Arc::clone(&mesh), events, until()));
+    tasks.start("view", tell::run(listeners, desired, until()));
+    tasks.start("happenings", happenings::run(report.clone(), until()));
+    tasks.start("sync", records::tell::run(Arc::clone(&mesh), pushes, until()));
+    tasks.start("clock", clock::run(Arc::clone(&mesh), until()));
+    tasks.start("links", dispatch::follow_wanted(Arc::clone(&mesh), wanted, until()));
+    tasks.start("devices", tell::follow_devices(node.clone(), died, until()));
+    let former = dns::Formers { applied: applied_rx, door: door::door() };
+    let (view, ticks, stop_dns) = (node.view(), node.published(), until());
+    tasks.keep("dns", async move { dns.run(view, ticks, former, stop_dns).await });
     let changes = TaskTracker::new();
-    {
-        let (handler, stop) = (command::handler(commands.clone()), api_stop.clone());
-        let (clients, changes) = (settings.api_clients(), changes.clone());
-        let bounds = server::Bounds { clients, changes, ..server::Bounds::default() };
-        let served = async move { server::run_bounded(listener, handler, stop, bounds).await };
-        task!("api", async move { served.await.context("serve the control socket") });
-    }
-    task!("hangup", on_hangup(commands.clone(), api_stop.clone()));
-    task!("metrics", metrics::run(report.clone(), metrics_listener, moves, net_stop.clone()));
-    task!("notify", notify::run(report, net_stop.clone()));
+    let bounds =
+        server::Bounds { clients: settings.api_clients(), changes: changes.clone(), ..server::Bounds::default() };
+    let served = server::run_bounded(listener, command::handler(commands.clone()), api_stop.clone(), bounds);
+    tasks.start("api", async move { served.await.context("serve the control socket") });
+    tasks.start("hangup", on_hangup(commands.clone(), api_stop.clone()));
+    tasks.start("metrics", metrics::run(report.clone(), metrics_listener, moves, until()));
+    tasks.start("notify", notify::run(report, until()));
     join::resume(&mesh).await;
     command::reload::declared(&commands, &config.subnets).await;
     tracing::info!(peer = %peers.peer(), name = %config.node_name, "ready");
 
     let early = tokio::select! {
         () = stop.cancelled() => None,
-        ended = tasks.join_next() => ended,
+        ended = tasks.0.join_next() => ended,
     };
     tracing::info!("stopping");
     notify::stopping();
@@ -321,7 +271,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         records::tell::goodbye().await;
         host_stop.cancel();
         net_stop.cancel();
-        while tasks.join_next().await.is_some() {}
+        while tasks.0.join_next().await.is_some() {}
         // A command whose client has gone hears now that the kernel follows no more, and takes back what it added.
         changes.close();
         changes.wait().await;
@@ -331,14 +281,76 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         node.close().await;
     };
     let _ = tokio::time::timeout(STOP_WITHIN.saturating_sub(Duration::from_millis(500)), drain).await;
-    match early {
-        None => nothing_left(left.try_recv().ok(), &config),
+    outcome(early, left.try_recv().ok(), &config)
+}
+
+/// Starts libp2p. Its QUIC shares the UDP `port`.
+///
+/// # Errors
+/// `E-LISTEN-IN-USE`, `E-LISTEN`.
+fn network(
+    config: &Config,
+    transport: p2p::TransportKind,
+    seed: [u8; 32],
+    listen: Vec<p2p::Address>,
+    port: Option<&Port>,
+) -> Result<(p2p::Handle, mpsc::Receiver<p2p::Event>, p2p::Driver), Error> {
+    for address in config.advertise.iter().filter(|address| p2p::Heard::parse(address).is_none()) {
+        tracing::warn!(
+            address,
+            "transport.advertise: other peers look no names up on hearsay, so nobody will dial this"
+        );
+    }
+    let mut net = p2p::Config::new(seed);
+    if let Some(port) = port {
+        net.quic = port.quic();
+    }
+    net.listen = listen;
+    net.lan_discovery = config.lan_discovery;
+    net.transport = transport;
+    net.limits.pending_in = config.limits.pending_connections;
+    net.limits.connections = config.limits.connections;
+    net.limits.per_peer = config.limits.connections_per_peer;
+    net.limits.memory = config.limits.memory_bytes();
+    p2p::start(net).map_err(|e| match e {
+        p2p::Error::InUse(_) => Error::new(ErrorKind::Conflict, Code::ListenInUse, e.to_string())
+            .hint("ss -lnp      (shows who has the port; --listen udp/PORT --listen tcp/PORT takes another one)"),
+        other => Error::new(ErrorKind::Failed, Code::Listen, other.to_string()),
+    })
+}
+
+/// The tasks of a daemon, by name. Each runs until it is told to stop: one that ends by itself ends the daemon.
+#[derive(Default)]
+struct Tasks(JoinSet<(&'static str, anyhow::Result<()>)>);
+
+/// A task that has ended.
+type Ended = Result<(&'static str, anyhow::Result<()>), JoinError>;
+
+impl Tasks {
+    fn start(&mut self, name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+        self.0.spawn(async move { (name, task.await) });
+    }
+
+    /// The same for one that cannot fail.
+    fn keep(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.start(name, async move {
+            task.await;
+            Ok(())
+        });
+    }
+}
+
+/// How it went: `early` ended before it was told to, `left` is what the reconciler could not remove.
+fn outcome(early: Option<Ended>, left: Option<Vec<Failure>>, config: &Config) -> Result<(), Error> {
+    let why = match early {
+        None => return nothing_left(left, config),
         Some(Ok((name, result))) => {
             let why = result.err().unwrap_or_else(|| anyhow!("it ended by itself"));
-            Err(Error::new(ErrorKind::Failed, Code::Task, format!("task {name} ended early: {why:#}")))
+            format!("task {name} ended early: {why:#}")
         }
-        Some(Err(panic)) => Err(Error::new(ErrorKind::Failed, Code::Task, format!("a task died: {panic}"))),
-    }
+        Some(Err(panic)) => format!("a task died: {panic}"),
+    };
+    Err(Error::new(ErrorKind::Failed, Code::Task, why))
 }
 
 /// Whether a stop removed everything. `left` is unknown where the host did not end in time.
