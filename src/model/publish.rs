@@ -46,15 +46,16 @@ impl Subnet {
     /// Publishes this node's document with `change` applied; the same document again is not published. `now` is seconds
     /// since 1970.
     pub(super) fn publish(&mut self, me: &Identity, now: u64, change: impl FnOnce(&mut Doc)) -> Result<()> {
-        let old = self.records.doc(me.peer).cloned();
-        let mut doc = old.clone().unwrap_or_default();
+        let old = self.records.docs.get(&me.peer).cloned();
+        let old = old.as_ref().map(|statement| &statement.body);
+        let mut doc = old.cloned().unwrap_or_default();
         change(&mut doc);
         doc.life = me.life;
         // Who was let in again has left no more.
         if doc.left.is_some_and(|left| self.records.grants_of(me.peer).any(|g| g.generation > left)) {
             doc.left = None;
         }
-        if old.as_ref() == Some(&doc) {
+        if old == Some(&doc) {
             return Ok(());
         }
         if doc.workloads.len().saturating_add(doc.names.len()) > MAX_ENTRIES {
@@ -66,7 +67,7 @@ impl Subnet {
         }
         doc.version = doc.version.saturating_add(1);
         doc.issued = now;
-        let before = old.as_ref().map(claimed).unwrap_or_default();
+        let before = old.map(claimed).unwrap_or_default();
         let fresh: Vec<(String, PeerId)> =
             claimed(&doc).difference(&before).map(|name| ((*name).to_owned(), me.peer)).collect();
         let record = Verified::sign(self.records.id, Body::Doc(doc), &me.key).map_err(|error| match error {
@@ -171,7 +172,9 @@ impl Subnet {
         }
         let mut used: BTreeSet<IpAddr> =
             self.local.workloads.iter().flat_map(|w| w.addresses.iter().copied()).collect();
-        used.extend(resolved.members.values().flat_map(|m| m.addresses.iter().copied()));
+        // What others hold elsewhere is none of those that are looked for.
+        let near = |a: &IpAddr| mine.leases.iter().any(|l| l.contains(a));
+        used.extend(resolved.members.values().flat_map(|m| m.addresses.iter().copied()).filter(near));
         workload.addresses = self.addresses_for(&workload.name, &mine.leases, &used, ip)?;
         workload.since = now;
         self.local.unconfirmed.workloads.insert(workload.name.clone());

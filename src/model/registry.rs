@@ -23,9 +23,10 @@ impl Subnet {
         change: impl FnOnce(&mut Registration),
     ) -> Result<()> {
         let seat = self.seat(me)?;
-        let old = self.records.registration(holder, me.peer).cloned();
+        let old = self.records.registrations.get(&(holder, me.peer)).cloned();
         let empty = Registration { holder, version: 0, seat, names: Default::default(), released: Default::default() };
-        let mut new = old.clone().unwrap_or_else(|| empty.clone());
+        let old = old.as_ref().map_or(&empty, |statement| &statement.body);
+        let mut new = old.clone();
         change(&mut new);
         // Over the bound the last ones stay unregistered: they answer as long as nobody else claims them.
         while new.names.len() > MAX_REGISTERED {
@@ -35,7 +36,7 @@ impl Subnet {
         if new.released.len() > MAX_REGISTERED {
             new.released.retain(|_, answered| *answered == version);
         }
-        if new == old.unwrap_or(empty) {
+        if new == *old {
             return Ok(());
         }
         new.version = new.version.saturating_add(1);
