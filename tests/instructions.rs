@@ -1,8 +1,10 @@
-//! How many instructions the steps of a packet take, counted by callgrind: time is too noisy to be a gate, this is not.
+//! How many instructions the steps of a packet take, and a change of a large subnet, counted by callgrind: time is too noisy
+//! to be a gate, this is not.
 //!
 //! `scripts/instructions` compiles this one program optimised, without the rest of byway: it includes the pure modules
 //! themselves. It then runs itself under valgrind, once for each step, and compares with [`STEPS`]. Run any other way it
-//! says that it was skipped. Encryption is not counted: valgrind hides the widest instructions, so time measures that.
+//! says that it was skipped. Encryption is not counted: valgrind hides the widest instructions, so time measures that. The
+//! signature and the digest of a change are counted, as they are without those.
 //!
 //! A figure depends a little on the compiler and the C library; a limit is exceeded beyond 10 %. A change that is meant to
 //! cost more raises its limit here, in the same commit.
@@ -30,8 +32,15 @@ use std::sync::Arc;
 
 #[cfg(test)]
 use byway::testing;
+use model::host::{NetnsRef, Proto, ResolvConf};
 use model::id::{PeerId, SubnetId};
+use model::local::{Map, Target, Workload};
+use model::members::{Identity, Subnet};
+use model::record::{Admission, Body, Doc, Grant, Role, Signed, Term, Verified, WorkloadEntry};
 use model::routes::Owner;
+use model::state::{Draft, Founding, State};
+use model::subnet::Absorbed;
+use model::upkeep::Attendance;
 use model::view::SubnetView;
 use model::zone::Zone;
 use packet::cut::Cut;
@@ -70,6 +79,16 @@ const STEPS: &[Step] = &[
     },
     Step { name: "bundle", limit: 889, what: "16 small packets put in", run: bundle },
     Step { name: "unbundle", limit: 804, what: "16 small packets taken out", run: unbundle },
+    Step {
+        name: "dns-add",
+        limit: 889_647,
+        what: "a name decided, written for the disk and made true; 1,000 members with 50 workloads",
+        run: dns_add,
+    },
+    Step { name: "attach", limit: 1_074_756, what: "a workload there", run: attach },
+    Step { name: "map-add", limit: 291_447, what: "a port map there", run: map_add },
+    Step { name: "pushed", limit: 112_587, what: "a checked document of a member there", run: pushed },
+    Step { name: "copy", limit: 1005, what: "a copy of that subnet, taken and dropped", run: copy },
 ];
 
 /// What callgrind counts: everything between its first and its last instruction. One function that is never inlined, so
@@ -279,6 +298,170 @@ fn unbundle() -> Result<(), Box<dyn Error>> {
             count += usize::from(black_box(entry).is_ok());
         }
         black_box(count);
+    });
+    Ok(())
+}
+
+const NOW: u64 = 1_800_000_000;
+
+fn name(text: &str) -> Result<model::id::Name, Box<dyn Error>> {
+    text.parse().map_err(|_| format!("the name {text}").into())
+}
+
+fn identity(n: u16) -> Identity {
+    let mut seed = [1; 32];
+    seed[..2].copy_from_slice(&n.to_le_bytes());
+    Identity::new(&seed, seed, seed.map(|byte| !byte))
+}
+
+fn document(id: SubnetId, n: u16, version: u64) -> Result<Verified, Box<dyn Error>> {
+    let [high, low] = n.to_be_bytes();
+    let workloads = (0..50u8).map(|w| {
+        let address = IpAddr::from([10, high + 1, low, w + 10]);
+        Ok(WorkloadEntry { name: name(&format!("w{w}-{n}"))?, addresses: vec![address] })
+    });
+    let workloads = workloads.collect::<Result<_, Box<dyn Error>>>()?;
+    let doc = Doc { version, issued: NOW, workloads, ..Doc::default() };
+    Ok(Signed::new(id, &Body::Doc(doc), &identity(n).key).check()?)
+}
+
+/// The founder's state: 1,000 members, each with 50 workloads.
+fn large() -> Result<(State, SubnetId), Box<dyn Error>> {
+    let mut state = State::new(identity(0));
+    let me = state.me.clone();
+    let founding = Founding {
+        name: name("lab")?,
+        cidr4: Some(Some("10.0.0.0/8".parse()?)),
+        cidr6: None,
+        block4: Some(24),
+        admission: Admission::Approve,
+        domain: None,
+        grant_life: None,
+        member: name("m0")?,
+        around: Default::default(),
+        salt: [7; 16],
+        host: Default::default(),
+    };
+    let failed = |error: model::error::Error| error.message;
+    let mut subnet = state.found(founding, NOW).map_err(failed)?;
+    let id = subnet.records.id;
+    for n in 1..1000u16 {
+        let (who, [high, low]) = (identity(n), n.to_be_bytes());
+        let grant = Grant {
+            subject: who.peer,
+            data_key: who.data_key,
+            seal_key: who.seal_key,
+            name: name(&format!("m{n}"))?,
+            role: Role::Member,
+            generation: 1,
+            version: 1,
+            seat: 0,
+            addresses: vec![IpAddr::from([10, high + 1, low, 1])],
+            leases: vec![format!("10.{}.{low}.0/24", high + 1).parse()?],
+            not_before: NOW,
+            not_after: NOW + 86_400,
+            term: Term::Full,
+            labels: Default::default(),
+        };
+        for record in [Signed::new(id, &Body::Grant(grant), &me.key).check()?, document(id, n, 1)?] {
+            if subnet.records.absorb(record) != Absorbed::New {
+                return Err("a record was refused".into());
+            }
+        }
+    }
+    subnet.remember(NOW);
+    for w in 0..50u8 {
+        subnet.attach(&me, workload(w)?, None, NOW).map_err(failed)?;
+        subnet.remember(NOW);
+    }
+    subnet.upkeep(&me, &Attendance::default(), NOW).map_err(failed)?;
+    subnet.keep_own(&me, &[], NOW).map_err(failed)?;
+    let mut draft = Draft::default();
+    draft.put(subnet);
+    let _ = state.absorb(draft);
+    state.remember(NOW);
+    Ok((state, id))
+}
+
+fn workload(n: u8) -> Result<Workload, Box<dyn Error>> {
+    Ok(Workload {
+        name: name(&format!("own-{n}"))?,
+        target: Target::Netns(format!("own-{n}")),
+        netns: Some(NetnsRef {
+            path: format!("/run/netns/own-{n}").into(),
+            device: 4,
+            inode: u64::from(n) + 1,
+            cookie: None,
+        }),
+        host_link: format!("bw{n}"),
+        inner_link: "eth0".to_owned(),
+        addresses: vec![],
+        resolv_conf: ResolvConf::None,
+        mac: None,
+        since: NOW,
+    })
+}
+
+/// Counts a decision about the large subnet, from the copy to what the store and the others get, made true and taken back.
+fn decided(decide: impl Fn(&mut Subnet, &Identity) -> Result<(), model::error::Error>) -> Result<(), Box<dyn Error>> {
+    let (mut state, id) = large()?;
+    let mut done = true;
+    counted_window(&mut || {
+        let Some(mut copy) = state.subnets.get(&id).cloned() else { return };
+        done &= decide(&mut copy, &state.me).is_ok();
+        let mut draft = Draft::default();
+        draft.put(copy);
+        done &= finish(&mut state, draft);
+    });
+    if done { Ok(()) } else { Err("refused".into()) }
+}
+
+/// What the store gets, made true and taken back.
+fn finish(state: &mut State, draft: Draft) -> bool {
+    let writes = draft.changes(state).into_writes();
+    let undo = state.absorb(draft);
+    let _ = state.absorb(undo);
+    !black_box(writes).is_empty()
+}
+
+fn dns_add() -> Result<(), Box<dyn Error>> {
+    let text = [model::zone::RecordData::Txt("x".into())];
+    decided(|subnet, me| subnet.dns_add(me, "more", &text, 60, NOW))
+}
+
+fn attach() -> Result<(), Box<dyn Error>> {
+    let more = workload(50)?;
+    decided(|subnet, me| subnet.attach(me, more.clone(), None, NOW).map(drop))
+}
+
+fn map_add() -> Result<(), Box<dyn Error>> {
+    let map = Map {
+        name: name("more")?,
+        proto: Proto::Tcp,
+        listen: IpAddr::from([192, 0, 2, 1]),
+        port: 80,
+        target: "own-7".to_owned(),
+        target_port: 80,
+        allow: vec![],
+    };
+    decided(|subnet, me| subnet.map_add(me, map.clone(), &[], NOW))
+}
+
+fn pushed() -> Result<(), Box<dyn Error>> {
+    let (mut state, id) = large()?;
+    let records = [document(id, 500, 2)?];
+    let mut done = true;
+    counted_window(&mut || {
+        let Some((draft, news)) = state.take(id, &records) else { return done = false };
+        done &= news.len() == 1 && finish(&mut state, draft);
+    });
+    if done { Ok(()) } else { Err("refused".into()) }
+}
+
+fn copy() -> Result<(), Box<dyn Error>> {
+    let (state, id) = large()?;
+    counted_window(&mut || {
+        black_box(state.subnets.get(&id).cloned());
     });
     Ok(())
 }
