@@ -6,19 +6,16 @@
 use std::collections::BTreeMap;
 
 use data_encoding::HEXLOWER;
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::claims::claimed;
 pub use super::draft::{Changes, Draft, Write};
 use super::error::{Code, Error, Hint, Kind, Result};
 use super::find::{Named, find};
+pub use super::founding::Founding;
 use super::id::{Name, PeerId, SubnetId};
-use super::ipam::{default_block4, overlaps, pick_pool4};
-use super::join::Ask;
 use super::local::{Local, Past, PendingJoin};
 use super::members::{Identity, Subnet, printable};
-use super::policy::{self, Around, is_subnet_domain, pool_fault};
-use super::record::{Admission, Body, Doc, Genesis, Grant, Prefix6, Role, Signed, Term, Verified};
+use super::record::{Genesis, Signed, Verified};
 use super::subnet::{Absorbed, Records};
 
 /// No clock was right before this moment (September 2026, seconds since 1970): the program did not exist.
@@ -39,59 +36,6 @@ pub struct State {
     pub past: Vec<Past>,
     /// The highest time a record was signed at: the clock never falls behind it.
     signed_time: u64,
-}
-
-/// How a subnet comes to this machine: what helps where it cannot depends on that.
-#[derive(Debug, Clone, Copy)]
-enum Coming<'a> {
-    /// Its founder chooses its name and prefixes.
-    Founded,
-    /// A joiner chooses only what it is called here. `target` is what was typed to join: `INVITE`, or the ID.
-    Joined { target: &'a str },
-}
-
-/// What `create` was asked for, checked for form only.
-#[derive(Debug, Clone)]
-pub struct Founding {
-    /// Name of the subnet.
-    pub name: Name,
-    /// `None`: no version 4; `Some(None)`: pick one.
-    pub cidr4: Option<Option<Ipv4Net>>,
-    /// `None`: no version 6; `Some(None)`: derived from the ID.
-    pub cidr6: Option<Option<Ipv6Net>>,
-    /// Prefix length of a member's block.
-    pub block4: Option<u8>,
-    /// Who decides about a bare-ID join.
-    pub admission: Admission,
-    /// Domain of the names; `<name>.internal` where none.
-    pub domain: Option<String>,
-    /// Seconds a grant lasts.
-    pub grant_life: Option<u64>,
-    /// This member's name.
-    pub member: Name,
-    /// What the pools must not take from this machine.
-    pub around: Around,
-    /// 16 random bytes.
-    pub salt: [u8; 16],
-    /// What of this machine itself the subnet reaches; none: nothing was said of it, it is closed.
-    pub host: Option<super::host::HostPolicy>,
-}
-
-/// Seconds a grant lasts where nobody said otherwise.
-const GRANT_LIFE: u64 = 90 * 86_400;
-
-impl Founding {
-    fn domain(&self) -> String {
-        self.domain.clone().unwrap_or_else(|| format!("{}.internal", self.name))
-    }
-}
-
-fn prefix6(asked: Option<Option<Ipv6Net>>) -> Prefix6 {
-    match asked {
-        None => Prefix6::None,
-        Some(None) => Prefix6::Derived,
-        Some(Some(given)) => Prefix6::Given(given),
-    }
 }
 
 /// A stored item that could not be used: its key and why.
@@ -203,256 +147,6 @@ impl State {
         self.past.iter().rev().find(|p| p.id == id)
     }
 
-    /// Refuses a prefix that overlaps a route of this machine or another subnet here, or holds an address it cannot do
-    /// without. Routes to this daemon's own links are not in `around`.
-    ///
-    /// # Errors
-    /// `E-CIDR-OVERLAP`.
-    fn check_overlap(&self, name: &Name, prefixes: &[IpNet], around: &Around, coming: Coming<'_>) -> Result<()> {
-        for prefix in prefixes {
-            let other = self.subnets.values().find(|s| s.records.prefixes().iter().any(|p| overlaps(*p, *prefix)));
-            let route = around.routed.iter().find(|(p, _)| overlaps(*p, *prefix));
-            let need = around.needs.iter().find(|need| prefix.contains(&need.address));
-            let why = match (other, route, need) {
-                (Some(subnet), ..) => format!("subnet {} uses it here", subnet.name()),
-                (None, Some((_, link)), _) => format!("this machine already routes it to {link}"),
-                (None, None, Some(need)) => format!("it holds {}", need.what),
-                (None, None, None) => continue,
-            };
-            let hint = match (coming, other, route) {
-                (Coming::Founded, ..) => self.other_prefix(name, *prefix, around),
-                // Its prefixes are those its founder chose.
-                (Coming::Joined { .. }, Some(subnet), _) => Some(Hint::ShowRival(subnet.name().clone())),
-                (Coming::Joined { .. }, None, Some((routed, _))) => Some(Hint::ShowRoute(*routed)),
-                (Coming::Joined { .. }, None, None) => Some(Hint::AskForPrefix),
-            };
-            let message = format!("cannot use {prefix} for subnet {name}: {why}");
-            return Err(Error::new(Kind::Conflict, Code::CidrOverlap, message).hint(hint));
-        }
-        Ok(())
-    }
-
-    /// How `name` is founded with another prefix than `refused`.
-    fn other_prefix(&self, name: &Name, refused: IpNet, around: &Around) -> Option<Hint> {
-        if refused.addr().is_ipv6() {
-            return Some(Hint::FoundWithAny6(name.clone()));
-        }
-        let taken: Vec<IpNet> =
-            around.taken().chain(self.subnets.values().flat_map(|s| s.records.prefixes())).collect();
-        pick_pool4(&taken, 0).ok().map(|free| Hint::FoundWithFree4 { name: name.clone(), free })
-    }
-
-    fn check_alias(&self, alias: &Name, coming: Coming<'_>) -> Result<()> {
-        let Some(same) = self.subnets.values().find(|s| s.local.alias == *alias) else { return Ok(()) };
-        let message = format!("a subnet named {alias} exists here: {}", same.records.id);
-        let hint = match coming {
-            Coming::Founded => Hint::ShowNamesake(alias.clone()),
-            Coming::Joined { target } => Hint::JoinAs(target.to_owned()),
-        };
-        Err(Error::new(Kind::Conflict, Code::SubnetExists, message).hint(hint))
-    }
-
-    /// The subnet that this node founded with these values, if it has done so: what was left open then fits what was
-    /// chosen.
-    pub fn founded(&self, founding: &Founding) -> Option<&Subnet> {
-        let subnet = self.subnets.values().find(|s| s.local.alias == founding.name)?;
-        let genesis = &subnet.records.genesis;
-        let block4 = default_block4(genesis.cidr4.map_or(16, |c| c.prefix_len()));
-        let same = (genesis.owner, &genesis.name) == (self.me.peer, &founding.name)
-            && match founding.cidr4 {
-                None => genesis.cidr4.is_none(),
-                Some(None) => genesis.cidr4.is_some(),
-                Some(given) => genesis.cidr4 == given,
-            }
-            && genesis.cidr6 == prefix6(founding.cidr6)
-            && genesis.block4 == founding.block4.unwrap_or(block4)
-            && genesis.admission == founding.admission
-            && genesis.domain == founding.domain()
-            && genesis.grant_life == founding.grant_life.unwrap_or(GRANT_LIFE)
-            && founding.host.as_ref().is_none_or(|host| *host == subnet.local.host)
-            && !subnet.records.destroyed();
-        same.then_some(subnet)
-    }
-
-    /// Founds a subnet: this node owns it and is its first member.
-    ///
-    /// # Errors
-    /// `E-SUBNET-EXISTS`, `E-CIDR`, `E-CIDR-OVERLAP`, `E-POOL-NONE`.
-    pub fn found(&self, founding: Founding, now: u64) -> Result<Subnet> {
-        self.check_alias(&founding.name, Coming::Founded)?;
-        let taken: Vec<IpNet> =
-            founding.around.taken().chain(self.subnets.values().flat_map(|s| s.records.prefixes())).collect();
-        let usage = |code, message: String| Error::new(Kind::Usage, code, message);
-        let cidr4 = match founding.cidr4 {
-            None => None,
-            Some(Some(given)) => Some(given),
-            Some(None) => Some(pick_pool4(&taken, founding.salt.first().copied().unwrap_or(0))?),
-        };
-        for given in cidr4.map(IpNet::V4).into_iter().chain(founding.cidr6.flatten().map(IpNet::V6)) {
-            if let Some(why) = pool_fault(given) {
-                return Err(usage(Code::Cidr, format!("{given} {why}")));
-            }
-        }
-        if cidr4.is_none() && founding.cidr6.is_none() {
-            return Err(usage(Code::Cidr, "a subnet needs a version 4 or a version 6 pool".to_owned()));
-        }
-        let pool_len = cidr4.map_or(16, |c| c.prefix_len());
-        let block4 = founding.block4.unwrap_or_else(|| default_block4(pool_len));
-        if block4 < pool_len || block4 > 32 {
-            return Err(usage(
-                Code::Cidr,
-                format!("a block of length {block4} does not fit into a pool of length {pool_len}"),
-            ));
-        }
-        let domain = founding.domain();
-        if !is_subnet_domain(&domain) {
-            let message = format!("{} is no domain for a subnet: it has two labels at least", printable(&domain));
-            return Err(usage(Code::Name, message));
-        }
-        let genesis = Genesis {
-            version: 1,
-            owner: self.me.peer,
-            name: founding.name.clone(),
-            cidr4,
-            cidr6: prefix6(founding.cidr6),
-            block4,
-            admission: founding.admission,
-            domain,
-            grant_life: founding.grant_life.unwrap_or(GRANT_LIFE),
-            created: now,
-            salt: founding.salt,
-        };
-        let genesis = Genesis::parse(&genesis.encode())
-            .map_err(|_| usage(Code::Cidr, "these values make no subnet".to_owned()))?;
-        let id = genesis.id();
-        let records = Records::new(genesis);
-        self.check_overlap(&founding.name, &records.prefixes(), &founding.around, Coming::Founded)?;
-        let block = records.pools().free_block(&[], None, |_| true)?;
-        let interface = self.interface_name(&founding.name, id, &founding.around.links);
-        let host = founding.host.unwrap_or_default();
-        let local = Local::new(records.genesis.encode(), founding.name, interface, host);
-        let mut subnet = Subnet::new(records, local);
-        let grant = Grant {
-            subject: self.me.peer,
-            data_key: self.me.data_key,
-            name: founding.member,
-            role: Role::Owner,
-            generation: 1,
-            addresses: block.addresses,
-            leases: block.leases,
-            seal_key: self.me.seal_key,
-            version: 1,
-            seat: 0,
-            term: Term::Full,
-            not_before: now,
-            not_after: now.saturating_add(subnet.records.genesis.grant_life),
-            labels: BTreeMap::new(),
-        };
-        subnet.issue(&self.me, Body::Grant(grant))?;
-        Ok(subnet)
-    }
-
-    /// Whether this node will have the subnet it asks to join: its genesis is judged before anything is asked, so that a
-    /// refusal uses nothing up. A subnet that is here already was judged once.
-    ///
-    /// # Errors
-    /// `E-BAD-ANSWER`, `E-SUBNET-EXISTS`, `E-CIDR-OVERLAP`, `E-JOIN-POLICY`.
-    pub fn judge_join(&self, join: &PendingJoin, genesis: &[u8], around: &Around) -> Result<Genesis> {
-        if Genesis::id_of(genesis) != join.subnet {
-            return Err(bad_answer(join, "is about another subnet"));
-        }
-        let beyond = || {
-            let message =
-                format!("what the founder of subnet {} chose is no subnet that anybody may have", join.subnet);
-            Error::new(Kind::Refused, Code::JoinPolicy, message).hint(Hint::AskInviter)
-        };
-        let parsed = Genesis::parse(genesis).map_err(|_| beyond())?;
-        if self.subnets.contains_key(&join.subnet) {
-            return Ok(parsed);
-        }
-        let alias = join.alias.as_ref().unwrap_or(&parsed.name);
-        let target = if join.invite.is_some() { "INVITE".to_owned() } else { join.subnet.to_string() };
-        let coming = Coming::Joined { target: &target };
-        self.check_alias(alias, coming)?;
-        let prefixes = Records::new(parsed.clone()).prefixes();
-        let routed = Around { routed: around.routed.clone(), ..Around::default() };
-        self.check_overlap(alias, &prefixes, &routed, coming)?;
-        policy::judge(&parsed, alias, &target, &join.allow, &around.needs)?;
-        Ok(parsed)
-    }
-
-    /// Turns an answer to our join into a membership: genesis and records are checked, our grant must be among them.
-    ///
-    /// # Errors
-    /// See [`judge_join`](Self::judge_join); `E-BAD-ANSWER` also where no grant of ours is among the records.
-    pub fn accept(
-        &self,
-        join: &PendingJoin,
-        genesis: &[u8],
-        records: &[Verified],
-        around: &Around,
-        now: u64,
-    ) -> Result<Subnet> {
-        let parsed = self.judge_join(join, genesis, around)?;
-        let mut subnet = match self.subnets.get(&join.subnet) {
-            Some(old) => old.clone(),
-            None => {
-                let alias = join.alias.clone().unwrap_or_else(|| parsed.name.clone());
-                let interface = self.interface_name(&alias, join.subnet, &around.links);
-                let local = Local::new(genesis.to_vec(), alias, interface, join.host.clone());
-                Subnet::new(Records::new(parsed), local)
-            }
-        };
-        subnet.local.up = true;
-        let known = &subnet.local.hints;
-        let hints: Vec<String> = join.hints.iter().filter(|hint| !known.contains(hint)).cloned().collect();
-        subnet.local.hints.extend(hints);
-        // A revocation is of no use, and not held, before the grant that it ends.
-        let mut ordered: Vec<&Verified> = records.iter().collect();
-        ordered.sort_by_key(|record| record.rank());
-        for record in ordered {
-            let _ = subnet.records.absorb(record.clone());
-        }
-        // Where the clock is wrong, what was signed tells the time.
-        let now = if now < RELEASED { now.max(subnet.records.latest()) } else { now };
-        let resolved = subnet.resolve(now);
-        match resolved.members.get(&self.me.peer) {
-            Some(me) if !me.addresses.is_empty() => Ok(subnet),
-            _ => Err(match resolved.roll.members.get(&self.me.peer).and_then(|e| e.best()) {
-                Some(mine) if !resolved.members.contains_key(&self.me.peer) => clock_error(mine.grant(), now),
-                _ => bad_answer(join, "holds no valid grant for this node"),
-            }),
-        }
-    }
-
-    /// This node's own goodbye to a subnet that let it in and that it cannot belong to: none where it was not let in.
-    pub fn decline(&self, join: &PendingJoin, genesis: &[u8], records: &[Verified], now: u64) -> Option<Signed> {
-        let parsed = Genesis::parse(genesis).ok().filter(|g| g.id() == join.subnet)?;
-        let mut held = Records::new(parsed);
-        for record in records.iter().cloned() {
-            let _ = held.absorb(record);
-        }
-        let generation = held.grants_of(self.me.peer).map(|g| g.generation).max()?;
-        let version = held.doc(self.me.peer).map_or(0, |d| d.version).saturating_add(1);
-        let doc = Doc { version, issued: now, left: Some(generation), ..Doc::default() };
-        Some(Signed::new(join.subnet, &Body::Doc(doc), &self.me.key))
-    }
-
-    /// The question this node asks to join.
-    pub fn ask(&self, join: &PendingJoin, proof: Option<super::join::Proof>, now: u64) -> Ask {
-        Ask {
-            subnet: join.subnet,
-            joiner: self.me.peer,
-            data_key: self.me.data_key,
-            seal_key: self.me.seal_key,
-            name: join.name.clone(),
-            name_is_default: join.name_is_default,
-            ip: join.ip,
-            asked: now,
-            proof,
-        }
-    }
-
     /// Takes records from a peer in; gives the draft to save and those that were new. Records of unknown subnets are
     /// ignored, and `None` says that nothing has changed.
     pub fn take(&self, subnet: SubnetId, records: &[Verified]) -> Option<(Draft, Vec<Verified>)> {
@@ -522,23 +216,6 @@ impl State {
         }
         all
     }
-}
-
-/// What to say of a grant that is valid at another time than this machine's.
-fn clock_error(grant: &Grant, now: u64) -> Error {
-    let (off, way) = if now < grant.not_before {
-        (grant.not_before.saturating_sub(now), "behind")
-    } else {
-        (now.saturating_sub(grant.not_before), "ahead")
-    };
-    let message = format!(
-        "the clock of this machine, or that of who admits it, is wrong: they differ by {off} s, this one is {way}"
-    );
-    Error::new(Kind::Failed, Code::Clock, message).hint(Hint::SetClockAndJoin)
-}
-
-fn bad_answer(join: &PendingJoin, why: &str) -> Error {
-    Error::new(Kind::Failed, Code::BadAnswer, format!("the answer to joining {} {why}", join.subnet))
 }
 
 fn no_subnet(text: &str) -> Error {
