@@ -1,55 +1,24 @@
-//! What the owner and admins decide: who is admitted, renewed, removed, and which leases are whose.
+//! What the owner and admins decide: who is admitted, renewed and removed.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ed25519_dalek::SigningKey;
 use ipnet::IpNet;
 
 use super::error::{Code, Error, Hint, Kind, Result};
 use super::find::{Named, find};
 use super::id::{Name, PeerId, SubnetId};
-use super::ipam::{Prefixes, overlaps};
+pub use super::identity::Identity;
 use super::join::Ask;
 use super::local::Local;
 use super::memo::Memo;
-use super::record::{Body, Grant, MAX_LEASES, MAX_SEATS, Revocation, Role, SHORT_LIFE, Seat, Term, Verified};
+use super::record::{Body, Grant, MAX_SEATS, Revocation, Role, SHORT_LIFE, Seat, Term, Verified};
 use super::resolve::{Member, Resolved};
 use super::roll::Out;
 use super::shared::Shared;
 use super::source::Payer;
 use super::subnet::{Absorbed, Records};
-
-/// This node's keys, as the core needs them.
-#[derive(Clone)]
-pub struct Identity {
-    /// Signs records.
-    pub key: SigningKey,
-    /// Its public half.
-    pub peer: PeerId,
-    /// Public X25519 key for data sessions.
-    pub data_key: [u8; 32],
-    /// Public X25519 key for sealing, and for nothing else.
-    pub seal_key: [u8; 32],
-    /// A number of this start of the daemon: see [`lives`](super::lives).
-    pub life: u64,
-}
-
-impl Identity {
-    /// From the seed on disk; in life 0.
-    pub fn new(seed: &[u8; 32], data_key: [u8; 32], seal_key: [u8; 32]) -> Identity {
-        let key = SigningKey::from_bytes(seed);
-        let peer = PeerId(key.verifying_key().to_bytes());
-        Identity { key, peer, data_key, seal_key, life: 0 }
-    }
-}
-
-impl std::fmt::Debug for Identity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Identity").field(&self.peer).finish()
-    }
-}
 
 /// One subnet at this node: the shared records and this node's own side.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -217,61 +186,6 @@ impl Subnet {
             .hint(Hint::ListRequests(self.name().clone()))
         };
         find(&asking, text).map_err(|miss| miss.error(text, none))
-    }
-
-    /// Prefixes that are somebody's, or kept for somebody: also of members whose grant has run out and may be renewed.
-    fn taken(&self, resolved: &Resolved) -> Vec<IpNet> {
-        let away = resolved.roll.members.iter().filter(|(peer, _)| !resolved.members.contains_key(peer));
-        let away = away.filter_map(|(_, entry)| entry.best().map(super::roll::Granted::grant));
-        let away = away.filter(|g| g.term == Term::Full).flat_map(|g| g.leases.iter().copied());
-        let held = resolved.members.values().flat_map(|m| m.leases.iter().copied());
-        held.chain(away).chain(self.local.reserved.values().flatten().copied()).collect()
-    }
-
-    /// Whether this node may give block `index`: an admin those of its part, the owner those of nobody's.
-    pub(super) fn may_give(&self, me: &Identity) -> impl Fn(u32) -> bool + use<'_> {
-        let part = self.records.head().seat(me.peer).map(|s| s.part.as_slice());
-        let seats = self.records.seats();
-        move |index| match part {
-            Some(part) => part.iter().any(|b| b.contains(index)),
-            None => !seats.iter().flat_map(|s| &s.part).any(|b| b.contains(index)),
-        }
-    }
-
-    /// A free block for a member, or why there is none.
-    fn block_for(
-        &self,
-        me: &Identity,
-        resolved: &Resolved,
-        reserved: &[IpNet],
-        wanted: Option<IpAddr>,
-    ) -> Result<super::ipam::Block> {
-        let owner = me.peer == self.records.genesis.owner;
-        let pools = self.records.pools();
-        if let Some(address) = wanted.filter(|a| !owner && !pools.is_given(*a, self.may_give(me))) {
-            return Err(self.not_in_part(resolved, &address.to_string()));
-        }
-        let mut taken = self.taken(resolved);
-        taken.retain(|p| !reserved.contains(p));
-        // What was typed may lie in a part of somebody's; what is picked never does.
-        let anywhere = owner && wanted.is_some();
-        let give = self.may_give(me);
-        pools.free_block(&taken, wanted, |index| anywhere || give(index)).map_err(|error| {
-            if error.code != Code::PoolFull || owner {
-                return error;
-            }
-            let message = format!(
-                "this admin's part of the pool is full; the owner {} allots more when it is online",
-                self.owner_name(resolved)
-            );
-            Error::new(Kind::Conflict, Code::PoolFull, message).hint(Hint::ListLeases(self.name().clone()))
-        })
-    }
-
-    fn not_in_part(&self, resolved: &Resolved, what: &str) -> Error {
-        let owner = self.owner_name(resolved);
-        let message = format!("{what} is not in this admin's part of the pool: only the owner {owner} may give it");
-        Error::new(Kind::Conflict, Code::NotInPart, message).hint(Hint::AskForAddress)
     }
 
     /// How long a grant of this term lasts, in seconds.
@@ -502,140 +416,6 @@ impl Subnet {
                 }
             }
         })
-    }
-
-    /// Gives `prefixes` to members, or keeps them for peers that are none yet: all or nothing.
-    ///
-    /// # Errors
-    /// `E-NOT-ADMIN`, `E-LEASE-OUTSIDE`, `E-LEASE-TAKEN`.
-    pub fn lease(&mut self, me: &Identity, entries: &[(IpNet, PeerId)], now: u64) -> Result<bool> {
-        let resolved = self.resolve(now);
-        self.require_admin(me, &resolved)?;
-        let pools = self.records.pools();
-        let mut fresh: BTreeMap<PeerId, Vec<IpNet>> = BTreeMap::new();
-        let mut held: Prefixes<PeerId> = Prefixes::default();
-        let leased = resolved.members.iter().flat_map(|(p, m)| m.leases.iter().map(move |l| (*l, *p)));
-        let reserved = self.local.reserved.iter().flat_map(|(p, leases)| leases.iter().map(move |l| (*l, *p)));
-        leased.chain(reserved).for_each(|(lease, peer)| held.insert(lease, peer));
-        for (prefix, owner) in entries {
-            if *prefix == prefix.trunc() && pools.covers(*prefix) && !self.may_lease(me, *prefix) {
-                return Err(self.not_in_part(&resolved, &prefix.to_string()));
-            }
-            if *prefix != prefix.trunc() || !pools.covers(*prefix) {
-                return Err(Error::new(
-                    Kind::Conflict,
-                    Code::LeaseOutside,
-                    format!("{prefix} is no prefix of subnet {}'s pools", self.name()),
-                ));
-            }
-            match held.overlapping(*prefix) {
-                Some((lease, holder)) if holder == *owner && lease.contains(prefix) => {}
-                Some((lease, holder)) => {
-                    let name = resolved.members.get(&holder).map_or_else(|| holder.to_string(), |m| m.name.to_string());
-                    return Err(Error::new(
-                        Kind::Conflict,
-                        Code::LeaseTaken,
-                        format!("{prefix} overlaps {lease}, which is leased to {name}"),
-                    ));
-                }
-                None => {
-                    held.insert(*prefix, *owner);
-                    fresh.entry(*owner).or_default().push(*prefix);
-                }
-            }
-        }
-        for (owner, prefixes) in &fresh {
-            let before = resolved
-                .members
-                .get(owner)
-                .map_or_else(|| self.local.reserved.get(owner).map_or(0, Vec::len), |member| member.grant.leases.len());
-            // Two places are left for the block a peer gets when it joins.
-            if before.saturating_add(prefixes.len()).saturating_add(2) > MAX_LEASES {
-                return Err(Error::new(
-                    Kind::Conflict,
-                    Code::LeaseMany,
-                    format!("one member holds at most {} leases", MAX_LEASES - 2),
-                ));
-            }
-        }
-        let changed = !fresh.is_empty();
-        for (owner, prefixes) in fresh {
-            match resolved.members.get(&owner) {
-                Some(member) => self.regrant(me, member, now, |g| g.leases.extend(prefixes))?,
-                None => self.local.reserved.entry(owner).or_default().extend(prefixes),
-            }
-        }
-        Ok(changed)
-    }
-
-    fn may_lease(&self, me: &Identity, prefix: IpNet) -> bool {
-        let seat = self.records.head().seat(me.peer);
-        me.peer == self.records.genesis.owner || seat.is_some_and(|s| self.records.pools().within(prefix, &s.part))
-    }
-
-    /// Whether nobody holds or is to hold anything of a prefix, though somebody could: `Ok(false)`, for nothing was taken back.
-    ///
-    /// # Errors
-    /// `E-NO-LEASE` where the prefix is a part of a lease or around one, or nobody can hold it.
-    fn holds_nobody(&self, prefix: IpNet, resolved: &Resolved) -> Result<bool> {
-        let refuse = |message: String| {
-            Err(Error::new(Kind::NotFound, Code::NoLease, message).hint(Hint::ListLeases(self.name().clone())))
-        };
-        let held = resolved.members.values().flat_map(|m| m.leases.iter().map(move |l| (m.name.to_string(), *l)));
-        let reserved = self.local.reserved.iter().flat_map(|(peer, all)| all.iter().map(|l| (peer.short(), *l)));
-        if let Some((who, lease)) = held.chain(reserved).find(|(_, lease)| overlaps(*lease, prefix)) {
-            return refuse(format!("nobody holds {prefix} in subnet {}: {who} holds {lease}", self.name()));
-        }
-        // Of what may be leased nothing tells whether it ever was.
-        if !self.records.prefixes().iter().any(|pool| pool.contains(&prefix)) {
-            return refuse(format!("{prefix} is no part of subnet {}: nobody ever held it", self.name()));
-        }
-        Ok(false)
-    }
-
-    /// Takes a lease back, from a member where one is named; whether anybody held it. The block that holds the member's own
-    /// address stays, and what the owner gave only the owner takes back.
-    ///
-    /// # Errors
-    /// `E-NOT-ADMIN`, `E-NOT-OWNER`, `E-NO-LEASE`, `E-LEASE-OWN`.
-    pub fn unlease(&mut self, me: &Identity, prefix: IpNet, from: Option<PeerId>, now: u64) -> Result<bool> {
-        let resolved = self.resolve(now);
-        self.require_admin(me, &resolved)?;
-        let holder = resolved.members.values().find(|m| m.leases.contains(&prefix)).cloned();
-        if let (Some(from), Some(holder)) = (from, &holder)
-            && from != holder.grant.subject
-        {
-            let name = resolved.members.get(&from).map_or_else(|| from.short(), |m| m.name.to_string());
-            let message = format!("{name} does not hold {prefix} in subnet {}: {} does", self.name(), holder.name);
-            return Err(Error::new(Kind::NotFound, Code::NoLease, message).hint(Hint::ListLeases(self.name().clone())));
-        }
-        let Some(member) = holder else {
-            let mut found = false;
-            self.local.reserved.retain(|peer, leases| {
-                let before = leases.len();
-                leases.retain(|l| *l != prefix || from.is_some_and(|from| from != *peer));
-                found |= leases.len() != before;
-                !leases.is_empty()
-            });
-            return if found { Ok(true) } else { self.holds_nobody(prefix, &resolved) };
-        };
-        if member.addresses.iter().any(|a| prefix.contains(a)) {
-            return Err(Error::new(
-                Kind::Conflict,
-                Code::LeaseOwn,
-                format!("{prefix} holds the own address of member {}", member.name),
-            ));
-        }
-        let owner = self.records.genesis.owner;
-        let by_owner = |g: &super::roll::Granted| g.issuer == owner && g.grant().leases.contains(&prefix);
-        let entry = resolved.roll.members.get(&member.grant.subject);
-        if me.peer != owner && entry.is_some_and(|e| e.grants().iter().any(by_owner)) {
-            let name = self.owner_name(&resolved);
-            let message = format!("{prefix} was leased by the owner {name}: only the owner takes it back");
-            return Err(Error::new(Kind::NotPermitted, Code::NotOwner, message));
-        }
-        self.regrant(me, &member, now, |g| g.leases.retain(|l| *l != prefix))?;
-        Ok(true)
     }
 }
 

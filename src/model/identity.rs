@@ -1,0 +1,35 @@
+//! Who this node is.
+
+use ed25519_dalek::SigningKey;
+
+use super::id::PeerId;
+
+/// This node's keys, as the core needs them.
+#[derive(Clone)]
+pub struct Identity {
+    /// Signs records.
+    pub key: SigningKey,
+    /// Its public half.
+    pub peer: PeerId,
+    /// Public X25519 key for data sessions.
+    pub data_key: [u8; 32],
+    /// Public X25519 key for sealing, and for nothing else.
+    pub seal_key: [u8; 32],
+    /// A number of this start of the daemon: see [`lives`](super::lives).
+    pub life: u64,
+}
+
+impl Identity {
+    /// From the seed on disk; in life 0.
+    pub fn new(seed: &[u8; 32], data_key: [u8; 32], seal_key: [u8; 32]) -> Identity {
+        let key = SigningKey::from_bytes(seed);
+        let peer = PeerId(key.verifying_key().to_bytes());
+        Identity { key, peer, data_key, seal_key, life: 0 }
+    }
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Identity").field(&self.peer).finish()
+    }
+}
