@@ -26,26 +26,19 @@ use super::held::{ByPair, Entered, Mark, about, drop_about, enter, keep, moved};
 use super::id::{PeerId, SubnetId};
 use super::ipam::Pools;
 use super::items::Slot;
+use super::parked::MAX_PARKED;
 use super::record::{
-    Digest, Doc, Genesis, Grant, Head, Item, MAX_ADMIN_GENERATION, Registration, Revocation, Seat, Signed, Statement,
-    Term, Verified,
+    Digest, Doc, Genesis, Grant, Head, Item, Registration, Revocation, Seat, Signed, Statement, Verified,
 };
 pub use super::resolve::{Member, Resolved};
+use super::standing::{MAX_TRIAL_DOC, Standing};
 
 /// Owner's heads of one number: more is no restored backup.
 const MAX_FORKS: usize = 4;
-/// Records that wait for others; half of the places are kept for issuers that hold a grant.
-const MAX_PARKED: usize = 256;
-/// Bytes of those records together.
-const MAX_PARKED_BYTES: usize = 4 * 1024 * 1024;
 /// Grants, revocations and registrations of each kind that one admin may have.
 const MAX_OF_ADMIN: usize = 1024;
 /// The same for the owner.
 const MAX_OF_OWNER: usize = 65_536;
-/// Bytes of a grant that an admin signed.
-const MAX_ADMIN_GRANT: usize = 8 * 1024;
-/// Bytes of the document of a member on trial.
-const MAX_TRIAL_DOC: usize = 1024;
 /// Seconds between two moments at which what has ended is forgotten: the same moments at everybody, counted from 1970, so
 /// that members disagree about it no longer than their clocks do.
 const FORGET_EVERY: u64 = 3600;
@@ -73,7 +66,7 @@ pub struct Records {
     pub(super) index: Chunks<Digest, ()>,
     pub(super) mark: Mark,
     /// Well signed, and of use only once other records are here.
-    parked: Vec<Verified>,
+    pub(super) parked: Vec<Verified>,
     /// What ended before this moment (seconds since 1970) is not taken again.
     horizon: u64,
     /// The latest time (seconds since 1970) that someone with a say signed at.
@@ -91,17 +84,6 @@ pub enum Absorbed {
     Parked,
     /// It can never count: wrong subnet, bounds or issuer.
     Refused,
-}
-
-/// Whether a record may be held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
-    Counts,
-    /// Another record has to come first.
-    Later,
-    /// It is over.
-    Ended,
-    Never,
 }
 
 impl Records {
@@ -278,98 +260,14 @@ impl Records {
         verdict
     }
 
-    /// Whether a record says what its signer has no right to say: it can never count here.
-    pub fn oversteps(&self, record: &Verified) -> bool {
-        let judged = matches!(record, Verified::Registration(_)) || record.is_roll();
-        judged && record.signed().subnet == self.id && self.standing(record) == Standing::Never
-    }
-
     /// Enters a record, or parks it.
-    fn place(&mut self, record: Verified) -> Absorbed {
+    pub(super) fn place(&mut self, record: Verified) -> Absorbed {
         match self.standing(&record) {
             Standing::Counts => self.enter(record),
             Standing::Later => self.park(record),
             Standing::Ended => Absorbed::Known,
             Standing::Never => Absorbed::Refused,
         }
-    }
-
-    fn standing(&self, record: &Verified) -> Standing {
-        let issuer = record.signed().issuer;
-        let of_subject = |subject: PeerId| if self.is_subject(subject) { Standing::Counts } else { Standing::Later };
-        match record {
-            Verified::Head(_) if issuer == self.genesis.owner => Standing::Counts,
-            Verified::Head(_) => Standing::Never,
-            Verified::Grant(grant) => self.grant_standing(&grant.body, record.signed()),
-            Verified::Revocation(r) => match (&r.body, self.seat_standing(issuer, r.body.seat)) {
-                (r, _) if r.subject == self.genesis.owner || r.subject == issuer => Standing::Never,
-                (r, _) if issuer != self.genesis.owner && r.generation > MAX_ADMIN_GENERATION => Standing::Never,
-                (r, Standing::Counts) if !self.is_subject(r.subject) => Standing::Later,
-                // Nothing that it could end is left.
-                (r, Standing::Counts) if !self.ends_something(r) => Standing::Ended,
-                (_, seat) => seat,
-            },
-            Verified::Registration(r) => match self.seat_standing(issuer, r.body.seat) {
-                Standing::Counts => of_subject(r.body.holder),
-                seat => seat,
-            },
-            Verified::Doc(_) => match of_subject(issuer) {
-                Standing::Counts if record.signed().body.len() > MAX_TRIAL_DOC && self.on_trial(issuer) => {
-                    Standing::Never
-                }
-                standing => standing,
-            },
-            Verified::Item(item) if self.is_over(&item.body) => Standing::Ended,
-            // Who came in without anybody's word leaves nothing behind but the word itself.
-            Verified::Item(_) if self.on_trial(issuer) && self.is_subject(issuer) => Standing::Never,
-            Verified::Item(_) => of_subject(issuer),
-        }
-    }
-
-    fn grant_standing(&self, grant: &Grant, signed: &Signed) -> Standing {
-        let (by_owner, pools) = (signed.issuer == self.genesis.owner, self.pools());
-        let fits = by_owner
-            || (grant.generation <= MAX_ADMIN_GENERATION
-                && signed.body.len() <= MAX_ADMIN_GRANT
-                && grant.subject != self.genesis.owner);
-        let lasts = grant.not_after.saturating_sub(grant.not_before) <= self.genesis.grant_life;
-        if !fits || !lasts || !grant.leases.iter().all(|l| pools.covers(*l)) {
-            return Standing::Never;
-        }
-        if grant.not_after.saturating_add(GRACE) <= self.horizon && grant.subject != self.genesis.owner {
-            return Standing::Ended;
-        }
-        match self.seat_standing(signed.issuer, grant.seat) {
-            // A grant below the least generation counts at nobody who has heard the head.
-            Standing::Counts if grant.generation < self.top.least => Standing::Ended,
-            seat => seat,
-        }
-    }
-
-    /// Whether what `issuer` signed in the seat with number `seat` counts. A seat's number is that of the head which gave
-    /// it: above the highest head seen it may still come, below it stands in that head or never again.
-    fn seat_standing(&self, issuer: PeerId, seat: u64) -> Standing {
-        if issuer == self.genesis.owner {
-            return if seat == 0 { Standing::Counts } else { Standing::Never };
-        }
-        match self.top.seat(issuer) {
-            _ if seat > self.top.number => Standing::Later,
-            Some(held) if held.since == seat => Standing::Counts,
-            _ => Standing::Never,
-        }
-    }
-
-    pub(super) fn on_trial(&self, member: PeerId) -> bool {
-        member != self.genesis.owner && self.grants_of(member).all(|g| g.term == Term::Trial)
-    }
-
-    pub(super) fn ends_something(&self, revocation: &Revocation) -> bool {
-        self.grants_of(revocation.subject).any(|g| g.generation <= revocation.generation)
-    }
-
-    /// Whether a grant of this peer is held, valid or not.
-    pub fn is_subject(&self, peer: PeerId) -> bool {
-        self.granted(peer).next().is_some()
     }
 
     fn enter(&mut self, record: Verified) -> Absorbed {
@@ -567,42 +465,6 @@ impl Records {
             self.drop_all_orphans();
         }
         self.index.len() != before
-    }
-
-    /// Keeps a record for later. Anybody can make up issuers, so those that hold no grant go first, and have half the
-    /// places at most.
-    fn park(&mut self, record: Verified) -> Absorbed {
-        self.parked.push(record);
-        loop {
-            let bytes: usize = self.parked.iter().map(|p| p.signed().body.len()).sum();
-            let made_up: Vec<usize> = (0..)
-                .zip(&self.parked)
-                .filter(|(_, p)| !self.is_subject(p.signed().issuer))
-                .map(|(place, _)| place)
-                .collect();
-            let over = self.parked.len() > MAX_PARKED || bytes > MAX_PARKED_BYTES || made_up.len() > MAX_PARKED / 2;
-            if !over || self.parked.is_empty() {
-                return Absorbed::Parked;
-            }
-            self.parked.remove(made_up.first().copied().unwrap_or(0));
-        }
-    }
-
-    fn retry_parked(&mut self) {
-        let mut progress = true;
-        while progress && !self.parked.is_empty() {
-            progress = false;
-            let mut waiting = std::mem::take(&mut self.parked);
-            waiting.sort_by_key(Verified::rank);
-            for record in waiting {
-                // What goes on waiting has its place: only what comes new is weighed against all the others.
-                if self.standing(&record) == Standing::Later {
-                    self.parked.push(record);
-                } else {
-                    progress |= self.place(record) == Absorbed::New;
-                }
-            }
-        }
     }
 
     /// The seat of an issuer, for what it signs: 0 for the owner, `None` without one.
