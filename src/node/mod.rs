@@ -28,6 +28,7 @@ mod nonces;
 mod overview;
 mod own_joins;
 mod protocol;
+mod publish;
 mod pulse;
 mod queue;
 mod reached;
@@ -60,8 +61,8 @@ pub use turns::{Lane, MAX_COST};
 use check::Known;
 use intake::Intake;
 use queue::{Door, Next, Queue, Served};
-use saver::{Decided, Flight, Saver, Wish};
-use viewer::{Viewer, Wanted};
+use saver::{Decided, Flight, Saver};
+use viewer::Viewer;
 
 use crate::api::types::{Error, ErrorKind};
 use crate::model::build::Here;
@@ -183,9 +184,6 @@ pub struct Node {
 
 /// Between two contradictions of another machine that has this node's identity.
 const CONTRADICT_EVERY: Duration = Duration::from_secs(30);
-
-/// Members removed at once to whom it is proved unasked; others learn it when they ask.
-const PROOFS: usize = 16;
 
 /// What a node is started with.
 pub struct Parts {
@@ -392,81 +390,6 @@ impl Core {
     fn roll(&mut self, id: SubnetId) -> Option<Arc<Roll>> {
         let records = &self.state.subnets.get(&id)?.records;
         Some(Arc::clone(self.rolls.entry(id).or_insert_with(|| Arc::new(records.roll()))))
-    }
-
-    /// Builds and publishes the View: at once, or with what this job has decided.
-    pub fn publish(&mut self) {
-        let before = self.generation;
-        let generation = self.next_generation();
-        match &mut self.decided {
-            Some(decided) => decided.want(Wish::Now, generation, before),
-            None => self.build(generation),
-        }
-    }
-
-    /// Has the View built beside this thread and published when it is there. An `urgent` one, by which somebody may be
-    /// out, is not put off.
-    fn want_view(&mut self, urgent: bool) {
-        let before = self.generation;
-        let generation = self.next_generation();
-        match &mut self.decided {
-            Some(decided) => decided.want(Wish::Beside { urgent }, generation, before),
-            None => self.want_built(generation, urgent),
-        }
-    }
-
-    fn want_built(&mut self, generation: u64, urgent: bool) {
-        let (state, here) = (self.state.clone(), self.here.clone());
-        let former = self.view.load_full();
-        self.viewer.want(Box::new(Wanted { state, generation, now: unix_now(), here, urgent, former }));
-    }
-
-    fn next_generation(&mut self) -> u64 {
-        self.generation = unix_now_ms().max(self.generation.saturating_add(1));
-        // What is built for a later time than it is has to be built again: the clock was set back.
-        self.built_at = self.now();
-        self.generation
-    }
-
-    /// Publishes a View that was built beside this thread.
-    fn built_beside(&mut self, view: View) {
-        self.work.views_beside = self.work.views_beside.saturating_add(1);
-        self.state.keep(view.built.iter().map(|(id, built)| (*id, Arc::clone(built.resolved()))), self.now());
-        self.install(view);
-    }
-
-    /// Publishes a View that was built, unless a newer one was published meanwhile, and tells the others what was saved.
-    fn install(&mut self, view: View) {
-        let generation = view.generation;
-        if generation <= self.view.load().generation {
-            return;
-        }
-        let after = Arc::new(view);
-        let before = self.view.swap(Arc::clone(&after));
-        self.next_change = after.changes_at;
-        self.published.send_replace(generation);
-        let mut news: BTreeMap<SubnetId, Vec<Verified>> = BTreeMap::new();
-        for ((subnet, except), mut records) in std::mem::take(&mut self.untold) {
-            // What was replaced meanwhile need not be told any more.
-            records.retain(|record| self.known.holds(subnet, &record.digest()));
-            records.sort_by_key(Verified::rank);
-            news.entry(subnet).or_default().extend_from_slice(&records);
-            let new_life = except.is_some_and(|peer| self.lives.is_unsettled(peer, self.built_at));
-            let _ = self.pushes.send(Push { subnet, records, to: Told::Members { except, new_life } });
-        }
-        for (id, former) in before.rolls.iter() {
-            let Some(subnet) = self.state.subnets.get(id) else { continue };
-            let members = after.rolls.get(id);
-            let removed: Vec<PeerId> =
-                former.iter().filter(|p| !members.is_some_and(|m| m.contains(p))).copied().collect();
-            // Others may have heard of it before this View was there: then it is said once more, to whom it concerns.
-            let about = || removed.iter().take(PROOFS).flat_map(|peer| subnet.records.proving(*peer)).collect();
-            let late = || if members.is_some() { about() } else { vec![] };
-            let records: Vec<Verified> = news.remove(id).unwrap_or_else(late);
-            if !removed.is_empty() && !records.is_empty() {
-                let _ = self.pushes.send(Push { subnet: *id, records, to: Told::Removed(removed) });
-            }
-        }
     }
 
     /// Hears what was found of this machine's clock.
