@@ -20,9 +20,10 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::watch;
 
@@ -149,7 +150,7 @@ impl Store {
         if let Err(error) = &written {
             tracing::warn!(%error, "no copy of the state could be made");
         }
-        store.inner.lock().unwrap_or_else(PoisonError::into_inner).copy_due = written.is_err();
+        store.inner.lock().copy_due = written.is_err();
         store.tell(GOOD_FILE, &written);
         Ok(store)
     }
@@ -166,7 +167,7 @@ impl Store {
 
     /// Tries what could not be written, so that people are told when it can be again, also where nobody changes anything.
     pub fn retry(&self) {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.inner.lock();
         if let Some(bytes) = inner.refused {
             let trial = Batch { put_local: vec![(TRIAL.to_owned(), vec![0; bytes])], ..Batch::default() };
             let undo = Batch { delete_local: vec![TRIAL.to_owned()], ..Batch::default() };
@@ -182,7 +183,7 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub fn load(&self) -> Result<Saved, StoreError> {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.inner.lock();
         let database = self.database(&mut inner)?;
         read_all(database).map_err(|e| StoreError::of_redb(&self.path(), e))
     }
@@ -195,7 +196,7 @@ impl Store {
     /// the file anew, tells what is on the disk.
     pub fn commit(&self, batch: &Batch) -> Result<(), StoreError> {
         self.has_room(batch)?;
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.inner.lock();
         self.put(&mut inner, batch)?;
         if inner.copied.elapsed() >= COPY_EVERY {
             inner.copied = Instant::now();

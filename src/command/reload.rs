@@ -4,9 +4,10 @@ mod plan;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
 use self::plan::{Follow, Meant, Plan, Standing, Unfinished, plan};
@@ -59,7 +60,7 @@ impl Settings {
     fn meant(&self, table: &DeclaredSubnet) -> Option<SubnetId> {
         let Some(file) = &table.invite_file else { return table.id };
         let read = std::fs::read_to_string(file).ok().and_then(|text| Invite::parse(&unwrapped(&text)).ok());
-        let mut invites = self.invites.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut invites = self.invites.lock();
         if let Some(invite) = read {
             invites.insert(file.clone(), invite.subnet);
         }

@@ -119,7 +119,7 @@ impl Machine {
         let machine = self.clone();
         let (opening, closing) = (datapath.clone(), datapath);
         type Open = std::collections::HashMap<String, (crate::model::id::SubnetId, Arc<dyn Tun>)>;
-        let names: Arc<std::sync::Mutex<Open>> = Arc::default();
+        let names: Arc<parking_lot::Mutex<Open>> = Arc::default();
         let (known, open) = (names.clone(), names.clone());
         let tuns = TunControl {
             open: Arc::new(move |config: &TunConfig| {
@@ -127,15 +127,12 @@ impl Machine {
                     Machine::Kernel => Arc::new(tun::linux::open(&config.name, config.mtu)?),
                     Machine::Memory(open) => open(config),
                 };
-                known
-                    .lock()
-                    .unwrap_or_else(std::sync::PoisonError::into_inner)
-                    .insert(config.name.clone(), (config.subnet, tun.clone()));
+                known.lock().insert(config.name.clone(), (config.subnet, tun.clone()));
                 opening.attach_tun(config.subnet, tun)?;
                 Ok(())
             }),
             close: Arc::new(move |name: &str| {
-                let subnet = names.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(name);
+                let subnet = names.lock().remove(name);
                 if let Some((subnet, _)) = subnet {
                     closing.detach_tun(subnet);
                 }
@@ -143,7 +140,6 @@ impl Machine {
             inject: Arc::new(move |name: &str, packet: &[u8]| {
                 let tun = open
                     .lock()
-                    .unwrap_or_else(std::sync::PoisonError::into_inner)
                     .get(name)
                     .map(|(_, tun)| tun.clone())
                     .ok_or_else(|| anyhow::anyhow!("no TUN {name} is open"))?;

@@ -192,9 +192,7 @@ impl<'a> Delivery<'a> {
 
     /// Tells the sender at the peer why its packet goes no further, as often as the bucket allows.
     fn tell(&self, to: Destination<'_>, packet: &Packet, bytes: &[u8], failure: Failure) {
-        if !icmp::may_answer(packet, bytes)
-            || !to.port.answers.lock().is_ok_and(|mut bucket| bucket.take(Instant::now()))
-        {
+        if !icmp::may_answer(packet, bytes) || !to.port.answers.lock().take(Instant::now()) {
             return;
         }
         let own = to.subnet.addresses.iter().find(|a| a.is_ipv4() == packet.source.is_ipv4());

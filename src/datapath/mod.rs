@@ -10,12 +10,13 @@ mod refusals;
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use futures::{AsyncRead, AsyncWrite};
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::limit::TokenBucket;
@@ -177,7 +178,7 @@ impl Shared {
 
     /// Publishes a changed copy of the TUN table.
     fn change_ports<T>(&self, change: impl FnOnce(&mut HashMap<SubnetId, Arc<Port>>) -> T) -> T {
-        let _one = self.attaching.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = self.attaching.lock();
         let mut ports = HashMap::clone(&self.ports.load());
         let result = change(&mut ports);
         self.ports.store(Arc::new(ports));

@@ -7,13 +7,14 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_proto::rr::{Name, RecordType};
 use hickory_resolver::Resolver;
 use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::NetError;
+use parking_lot::Mutex;
 
 use super::upstream::{Resolvers, is_answer, resolver};
 use super::way::{Door, Way};
@@ -84,7 +85,7 @@ impl Before {
     }
 
     fn turn(&self, name: &Name, kind: RecordType) -> Turn {
-        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut asking = self.asking.lock();
         asking.retain(|_, turn| Arc::strong_count(turn) > 1);
         Arc::clone(asking.entry((name.to_lowercase(), kind)).or_default())
     }

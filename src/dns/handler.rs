@@ -5,7 +5,7 @@
 //! replies fit before it hands them on.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use hickory_proto::op::{Header, HeaderCounts, Metadata, ResponseCode};
@@ -16,6 +16,7 @@ use hickory_server::net::runtime::{Time, TokioTime};
 use hickory_server::net::xfer::Protocol;
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
 use hickory_server::zone_handler::{MessageResponse, MessageResponseBuilder};
+use parking_lot::Mutex;
 
 use super::counters::count;
 use super::listen::Shared;
@@ -102,7 +103,7 @@ pub(super) struct Outbox(Arc<Mutex<Option<Vec<u8>>>>);
 impl Outbox {
     /// The reply, if there was one.
     pub(super) fn take(&self) -> Option<Vec<u8>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.lock().take()
     }
 }
 
@@ -123,7 +124,7 @@ impl ResponseHandler for Outbox {
         let mut encoder = BinEncoder::new(&mut bytes);
         encoder.set_max_size(u16::MAX);
         let info = response.destructive_emit(&mut encoder)?;
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(bytes);
+        *self.0.lock() = Some(bytes);
         Ok(info)
     }
 }

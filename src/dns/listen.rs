@@ -10,7 +10,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use hickory_server::net::xfer::Protocol;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt};
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -87,7 +88,7 @@ impl Shared {
 
     /// Whether the source of `asker` is below its rate.
     fn take(&self, asker: IpAddr) -> bool {
-        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buckets = self.buckets.lock();
         let taken = buckets.take(Source::of(asker), 1, Instant::now());
         drop(buckets);
         if !taken {
@@ -120,7 +121,7 @@ impl Connections {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut table = self.shared.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.shared.connections.lock();
         table.open.retain(|(id, _, _)| *id != self.id);
     }
 }
@@ -250,7 +251,7 @@ async fn serve_tcp(listener: TcpListener, handler: Arc<Handler>) {
             count(&shared.counters.foreign);
             continue;
         }
-        let mut table = shared.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = shared.connections.lock();
         let source = Source::of(from.ip());
         let closed = table.make_room(source);
         shared.counters.closed.fetch_add(closed, std::sync::atomic::Ordering::Relaxed);

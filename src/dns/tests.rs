@@ -120,17 +120,17 @@ async fn ask_tcp(stream: &mut TcpStream, name: &str, kind: RecordType) -> Option
 }
 
 /// A resolver outside: answers every A question with the addresses given, counts what it is asked.
-async fn outside(addresses: Vec<&'static str>) -> (SocketAddr, Arc<std::sync::Mutex<Vec<String>>>) {
+async fn outside(addresses: Vec<&'static str>) -> (SocketAddr, Arc<parking_lot::Mutex<Vec<String>>>) {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let at = socket.local_addr().unwrap();
-    let asked = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let asked = Arc::new(parking_lot::Mutex::new(Vec::new()));
     let seen = Arc::clone(&asked);
     tokio::spawn(async move {
         let mut buffer = vec![0; 4096];
         while let Ok((n, from)) = socket.recv_from(&mut buffer).await {
             let query = Message::from_vec(&buffer[..n]).unwrap();
             let name = query.queries[0].name().clone();
-            seen.lock().unwrap().push(name.to_string().to_ascii_lowercase());
+            seen.lock().push(name.to_string().to_ascii_lowercase());
             let mut reply = Message::response(query.metadata.id, hickory_proto::op::OpCode::Query);
             reply.queries.clone_from(&query.queries);
             reply.metadata.recursion_available = true;
@@ -257,7 +257,7 @@ async fn outside_names_are_forwarded_without_addresses_of_ours() {
     let now = running.view.load_full();
     let found = running.dns.query(&now, "www.example.org", "a").await.unwrap();
     assert_eq!(found.records.first().map(|r| r.value.as_str()), Some("192.0.2.9"));
-    let asked = asked.lock().unwrap().clone();
+    let asked = asked.lock().clone();
     assert!(asked.iter().all(|n| n.ends_with("example.org.")), "{asked:?}");
     assert_eq!(running.dns.counters().stripped.load(Ordering::Relaxed) % 3, 0);
     running.end().await;
@@ -273,7 +273,7 @@ enum Habit {
 
 /// A resolver of one habit; the questions it was asked over UDP, as they were written. Over UDP a folding one says
 /// 192.0.2.66, over TCP 192.0.2.7.
-async fn habitual(habit: Habit) -> (SocketAddr, Arc<std::sync::Mutex<Vec<String>>>) {
+async fn habitual(habit: Habit) -> (SocketAddr, Arc<parking_lot::Mutex<Vec<String>>>) {
     let reply = move |bytes: &[u8], address: &str| {
         let mut message = Message::from_vec(bytes).unwrap();
         let mut query = message.queries[0].clone();
@@ -293,7 +293,7 @@ async fn habitual(habit: Habit) -> (SocketAddr, Arc<std::sync::Mutex<Vec<String>
             break (tcp, udp);
         }
     };
-    let (at, asked) = (udp.local_addr().unwrap(), Arc::new(std::sync::Mutex::new(Vec::new())));
+    let (at, asked) = (udp.local_addr().unwrap(), Arc::new(parking_lot::Mutex::new(Vec::new())));
     let seen = Arc::clone(&asked);
     tokio::spawn(async move {
         let mut buffer = [0; 1500];
@@ -301,7 +301,7 @@ async fn habitual(habit: Habit) -> (SocketAddr, Arc<std::sync::Mutex<Vec<String>
             let (n, from) = udp.recv_from(&mut buffer).await.unwrap();
             let (answer, written) =
                 reply(&buffer[..n], if habit == Habit::FoldsWithTcp { "192.0.2.66" } else { "192.0.2.7" });
-            seen.lock().unwrap().push(written);
+            seen.lock().push(written);
             udp.send_to(&answer, from).await.unwrap();
         }
     });
@@ -338,7 +338,7 @@ async fn questions_go_out_in_mixed_case_and_an_answer_has_to_repeat_it() {
             assert_eq!(record.data.to_string(), "192.0.2.7", "over TCP where the case was not kept");
             assert_eq!(record.name.to_string(), name, "as it was asked");
         }
-        let asked = asked.lock().unwrap().clone();
+        let asked = asked.lock().clone();
         let mixed = |name: &&String| name.chars().any(|c| c.is_ascii_uppercase()) && name.contains(char::is_lowercase);
         assert!(mixed(&&asked[0]), "{asked:?}");
         if habit == Habit::Keeps {

@@ -1,7 +1,7 @@
 //! What wakes the reconcile loop: events of the kernel that concern us.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use anyhow::Context;
 use futures::StreamExt;
@@ -9,6 +9,7 @@ use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
+use parking_lot::Mutex;
 use rtnetlink::MulticastGroup;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -51,7 +52,7 @@ pub(super) fn of_links(wake: Arc<Notify>, indexes: Arc<Mutex<BTreeSet<u32>>>) ->
     Ok(tokio::spawn(async move {
         let listen = async {
             while let Some((message, _)) = messages.next().await {
-                let indexes = indexes.lock().unwrap_or_else(PoisonError::into_inner);
+                let indexes = indexes.lock();
                 let concerns = match &message.payload {
                     NetlinkPayload::InnerMessage(message) => concerns(message, &indexes),
                     _ => true,

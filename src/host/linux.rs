@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv6Addr, UdpSocket};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use futures::StreamExt;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
@@ -239,7 +240,7 @@ impl LinuxHost {
         observed.link_local = look.link_local;
         observed.places.insert(Place::Host, look.scene);
         (self.ends, self.numbers) = (look.ends, look.numbers);
-        *self.indexes.lock().unwrap_or_else(PoisonError::into_inner) = look.indexes;
+        *self.indexes.lock() = look.indexes;
         let mut keys = sysctl_keys(desired, observed).remove(&Place::Host).unwrap_or_default();
         keys.extend(self.journal.sysctls().keys().cloned());
         observed.scene(&Place::Host).sysctls = sysctl::read_all(&keys);

@@ -1,8 +1,9 @@
 //! A kernel in memory: it does what it is told, and can be disturbed. For tests of whole daemons without root.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use super::{Host, TunControl, failure};
@@ -25,7 +26,7 @@ pub struct MemoryKernel {
 
 impl MemoryKernel {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// What is there now.

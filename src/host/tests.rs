@@ -5,10 +5,11 @@ mod crowd;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
+use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -75,13 +76,13 @@ fn tuns() -> TunControl {
     let closing = Arc::clone(&open);
     TunControl {
         open: Arc::new(move |tun: &TunConfig| {
-            open.lock().unwrap().remove(&tun.name);
+            open.lock().remove(&tun.name);
             let device = tun_rs::DeviceBuilder::new().name(&tun.name).mtu(tun.mtu).enable(false).build_sync()?;
-            open.lock().unwrap().insert(tun.name.clone(), device);
+            open.lock().insert(tun.name.clone(), device);
             Ok(())
         }),
         close: Arc::new(move |name| {
-            closing.lock().unwrap().remove(name);
+            closing.lock().remove(name);
         }),
         inject: Arc::new(|_, _| Ok(())),
     }

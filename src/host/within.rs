@@ -10,13 +10,14 @@
 use std::collections::BTreeSet;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use parking_lot::Mutex;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
@@ -52,7 +53,7 @@ pub(super) type Heard = Arc<Mutex<News>>;
 
 /// What was heard since the last time.
 pub(super) fn take(heard: &Heard) -> News {
-    std::mem::take(&mut *heard.lock().unwrap_or_else(PoisonError::into_inner))
+    std::mem::take(&mut *heard.lock())
 }
 
 #[expect(unsafe_code, reason = "AsyncFd::register wants to know that the descriptor stays open")]
@@ -62,7 +63,7 @@ fn readable(socket: Socket) -> io::Result<AsyncFd<Socket>> {
 }
 
 fn tell(heard: &Heard, everywhere: bool, found: BTreeSet<i32>) {
-    let mut news = heard.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut news = heard.lock();
     news.everywhere |= everywhere;
     news.namespaces.extend(found);
 }

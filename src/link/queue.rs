@@ -4,9 +4,11 @@
 //! much goes from the front, the oldest frame first and no more of them than must.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::packet::Offload;
 use crate::packet::parse::MAX_PACKET;
@@ -132,7 +134,7 @@ struct Shared {
 impl Pool {
     /// An empty chunk.
     pub fn take(&self) -> Chunk {
-        let idle = self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let idle = self.0.idle.lock().pop();
         // Zeroed pages of the kernel: a buffer that stays small costs what was written to it.
         let buffer = idle.unwrap_or_else(|| vec![0; CAPACITY]);
         Chunk { buffer, start: 0, len: 0, packets: 0, queued: None }
@@ -140,7 +142,7 @@ impl Pool {
 
     /// Gives a chunk's buffer back.
     pub fn put(&self, chunk: Chunk) {
-        let mut idle = self.0.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = self.0.idle.lock();
         if idle.len() < POOL {
             idle.push(chunk.buffer);
         }

@@ -5,8 +5,9 @@
 //! time has the same share as any other who does.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
+use parking_lot::RwLock;
 use tokio::sync::Semaphore;
 
 use crate::model::error::{Code, Error, Kind};
@@ -27,7 +28,7 @@ pub(super) struct Known(RwLock<BTreeMap<SubnetId, HashSet<Digest>>>);
 impl Known {
     /// Whether a record is held.
     pub(super) fn holds(&self, subnet: SubnetId, digest: &Digest) -> bool {
-        let held = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let held = self.0.read();
         held.get(&subnet).is_some_and(|digests| digests.contains(digest))
     }
 
@@ -37,7 +38,7 @@ impl Known {
         came: impl IntoIterator<Item = (SubnetId, Digest)>,
         went: impl IntoIterator<Item = (SubnetId, Digest)>,
     ) {
-        let mut held = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.0.write();
         for (subnet, digest) in went {
             if let Some(digests) = held.get_mut(&subnet) {
                 digests.remove(&digest);

@@ -1,8 +1,9 @@
 //! What waits for the node's thread, and how it gets there from any other.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::saver::Reply;
@@ -78,7 +79,7 @@ impl Queue {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 
     /// Waits for the next job, or for `due`. While something is being `saving` only for jobs that read.
@@ -99,13 +100,12 @@ impl Queue {
             if inner.closed && !saving {
                 return Next::Closed;
             }
-            inner = match due {
+            match due {
                 Some(due) => {
-                    let wait = due.saturating_duration_since(now);
-                    self.wake.wait_timeout(inner, wait).unwrap_or_else(PoisonError::into_inner).0
+                    let _ = self.wake.wait_for(&mut inner, due.saturating_duration_since(now));
                 }
-                None => self.wake.wait(inner).unwrap_or_else(PoisonError::into_inner),
-            };
+                None => self.wake.wait(&mut inner),
+            }
         }
     }
 
@@ -132,7 +132,7 @@ impl Queue {
         loop {
             match inner.saved.take() {
                 Some(result) => return result,
-                None => inner = self.wake.wait(inner).unwrap_or_else(PoisonError::into_inner),
+                None => self.wake.wait(&mut inner),
             }
         }
     }

@@ -205,13 +205,13 @@ async fn own_commands_pass_a_full_queue() {
     let lab = lab(3).await;
     // One member's jobs keep the thread busy; none of them ends before all have come.
     let (done, (open, shut)) = (Arc::new(AtomicU32::new(0)), std::sync::mpsc::channel::<()>());
-    let shut = Arc::new(std::sync::Mutex::new(shut));
+    let shut = Arc::new(parking_lot::Mutex::new(shut));
     let busy: Vec<_> = (0..16)
         .map(|_| {
             let (node, done, shut) = (lab.node.clone(), Arc::clone(&done), Arc::clone(&shut));
             tokio::spawn(async move {
                 let job = move |_: &mut Core| {
-                    let _ = shut.lock().unwrap().recv_timeout(Duration::from_secs(10));
+                    let _ = shut.lock().recv_timeout(Duration::from_secs(10));
                     done.fetch_add(1, Ordering::Relaxed);
                 };
                 node.run_in(from(2), job).await

@@ -5,9 +5,11 @@
 //! back to the node's thread with all that was found out for it. However many records come, at most one View is being built and one is
 //! wanted, and the processor rests in between.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::Core;
 use super::queue::Queue;
@@ -52,7 +54,7 @@ struct Desk {
 
 impl Desk {
     fn lock(&self) -> MutexGuard<'_, Slot> {
-        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+        self.slot.lock()
     }
 }
 
@@ -121,10 +123,12 @@ fn next(desk: &Desk, rested: Instant) -> Option<Box<Wanted>> {
             return None;
         }
         let rest = rested.saturating_duration_since(Instant::now());
-        slot = match &slot.wanted {
+        match &slot.wanted {
             Some(wanted) if wanted.urgent || rest.is_zero() => return slot.wanted.take(),
-            Some(_) => desk.wake.wait_timeout(slot, rest).unwrap_or_else(PoisonError::into_inner).0,
-            None => desk.wake.wait(slot).unwrap_or_else(PoisonError::into_inner),
-        };
+            Some(_) => {
+                let _ = desk.wake.wait_for(&mut slot, rest);
+            }
+            None => desk.wake.wait(&mut slot),
+        }
     }
 }

@@ -3,12 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
+use parking_lot::Mutex;
 
 use super::Report;
 use super::unwell::opened;
@@ -43,8 +43,8 @@ impl Probes {
         targets.into_iter().filter(|target| known.get(target).is_some_and(|(_, refused)| *refused)).collect()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<SocketAddr, (Instant, bool)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> parking_lot::MutexGuard<'_, HashMap<SocketAddr, (Instant, bool)>> {
+        self.0.lock()
     }
 }
 

@@ -6,9 +6,10 @@
 //! A large push is taken in pieces, so that a head or a question sent after it is not behind all of it.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -105,7 +106,7 @@ impl Default for Inbox {
 
 impl Inbox {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Lets a request of `peer` wait. Gives whether a task has to be started for them.

@@ -9,9 +9,10 @@ mod candidates;
 mod withdraw;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
@@ -89,7 +90,7 @@ pub(crate) struct Joins {
 
 impl Joins {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<SubnetId, Running>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+        self.running.lock()
     }
 
     /// The join under way for a subnet.

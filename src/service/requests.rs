@@ -13,12 +13,13 @@ pub mod inflight;
 pub mod router;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use futures::future::BoxFuture;
+use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -149,11 +150,11 @@ impl Service {
     }
 
     fn inflight(&self) -> MutexGuard<'_, Inflight<Respond>> {
-        self.0.inflight.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.inflight.lock()
     }
 
     fn count(&self, change: impl FnOnce(&mut ServiceCounts)) {
-        change(&mut self.0.counts.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.0.counts.lock());
     }
 
     fn count_refused(&self, code: Code) {
@@ -166,7 +167,7 @@ impl Service {
     /// What was counted.
     pub fn counts(&self) -> ServiceCounts {
         let running = self.inflight().running();
-        let counts = self.0.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = self.0.counts.lock();
         let mut counts = ServiceCounts { running, ..counts.clone() };
         for (_, name) in self.0.router.names() {
             counts.requests.entry(name).or_default();
@@ -264,7 +265,7 @@ impl Service {
     }
 
     fn tidy(&self, now: Instant) {
-        let mut tidied = self.0.tidied.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tidied = self.0.tidied.lock();
         if now.saturating_duration_since(*tidied) >= TIDY_EVERY {
             *tidied = now;
             self.inflight().tidy(now);

@@ -6,9 +6,10 @@
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -45,7 +46,7 @@ struct Known {
 
 impl Endpoints {
     fn change(&self, change: impl FnOnce(&mut Known)) -> Vec<SocketAddr> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.0.lock();
         change(&mut known);
         // A NAT's address is the only one that others than neighbours can use.
         let mut all: Vec<SocketAddr> = known.observed.iter().rev().copied().collect();

@@ -1,7 +1,8 @@
 //! Who is there, as far as events told.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::model::id::PeerId;
 use crate::p2p::{Class, Heard, Protocol};
@@ -27,7 +28,7 @@ struct Inner {
 
 impl Table {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     pub(super) fn arrived(&self, peer: PeerId, connection: u64, class: Class) {

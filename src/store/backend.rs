@@ -3,9 +3,10 @@
 use std::fs::File;
 use std::io;
 use std::ops::Bound;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use redb::backends::FileBackend;
 use redb::{BackendError, DatabaseError, StorageBackend};
 
@@ -141,7 +142,7 @@ impl Image {
 
     fn with<T>(&self, offset: u64, length: usize, f: impl FnOnce(&mut [u8]) -> T) -> io::Result<T> {
         let outside = || io::Error::new(io::ErrorKind::UnexpectedEof, "beyond the end of the file");
-        let mut bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bytes = self.0.lock();
         let start = usize::try_from(offset).map_err(|_| outside())?;
         let end = start.checked_add(length).ok_or_else(outside)?;
         Ok(f(bytes.get_mut(start..end).ok_or_else(outside)?))
@@ -150,7 +151,7 @@ impl Image {
 
 impl StorageBackend for Image {
     fn len(&self) -> io::Result<u64> {
-        let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = self.0.lock();
         Ok(u64::try_from(bytes.len()).unwrap_or(u64::MAX))
     }
 
@@ -160,7 +161,7 @@ impl StorageBackend for Image {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let limit = self.len()?.saturating_add(GROWTH);
-        let mut bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bytes = self.0.lock();
         let size = usize::try_from(len).ok().filter(|_| len <= limit);
         bytes.resize(size.ok_or_else(|| io::Error::other("its header asks for far more room than it has"))?, 0);
         Ok(())

@@ -1,8 +1,10 @@
 //! A TUN without a kernel, for tests: the other end injects what the "kernel" sends and reads what it receives.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{Tun, TunError};
 use crate::packet::TunOffload;
@@ -35,7 +37,7 @@ struct Shared {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Queues> {
-        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queues.lock()
     }
 }
 
@@ -84,7 +86,7 @@ impl MemoryKernel {
             if left.is_zero() {
                 return None;
             }
-            queues = self.0.changed.wait_timeout(queues, left).unwrap_or_else(PoisonError::into_inner).0;
+            let _ = self.0.changed.wait_for(&mut queues, left);
         }
     }
 
@@ -108,7 +110,7 @@ impl Tun for MemoryTun {
             if !queues.to_device.is_empty() {
                 return Ok(());
             }
-            queues = self.shared.changed.wait(queues).unwrap_or_else(PoisonError::into_inner);
+            self.shared.changed.wait(&mut queues);
         }
     }
 

@@ -1,9 +1,11 @@
 //! For tests: a port that is read by a thread of its own, as the receiving thread of a daemon reads it.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::{Options, Port, QuicSocket};
 
@@ -20,7 +22,7 @@ pub(crate) fn quic(local: SocketAddr) -> (Arc<QuicSocket>, Received) {
             read.for_each(drop);
             let came = (0..).map_while(|index| receiver.message(index));
             let datagrams = came.flat_map(|message| message.bytes.chunks(message.segment)).map(<[u8]>::to_vec);
-            all.lock().unwrap_or_else(PoisonError::into_inner).extend(datagrams);
+            all.lock().extend(datagrams);
         }
     });
     let watched = Arc::downgrade(&quic);

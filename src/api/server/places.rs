@@ -1,8 +1,10 @@
 //! Who has how many of the places: each user a share, and one is root's.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Mutex, MutexGuard};
 
 /// Places of all clients; cheap to clone, all clones are one.
 #[derive(Debug, Clone)]
@@ -44,7 +46,7 @@ impl Places {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u32, usize>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        self.taken.lock()
     }
 }
 

@@ -23,10 +23,11 @@ pub(super) mod run;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use serde_json::Value;
 use tracing::{debug, warn};
 
@@ -186,7 +187,7 @@ impl Nft {
             delete_table(&self.table, &self.own).await?;
             debug!(table = self.table, "nftables table removed");
         }
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Counters::default();
+        *self.seen.lock() = Counters::default();
         for failure in self.owed.settle(&before, &Elements::default(), &HostConfig::default()).await {
             warn!(failure, "flows of removed maps go on");
         }
@@ -200,7 +201,7 @@ impl Nft {
     pub async fn counters(&self) -> Result<Counts, Error> {
         let Some(mut counters) = self.list().await?.map(|l| l.counters) else { return Ok(Counts::default()) };
         // Between a flush and the repair the last figures still stand.
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.seen.lock();
         counters.keep(&seen);
         if let Some(applied) = &self.applied {
             counters.retain(&applied.elements);
@@ -221,7 +222,7 @@ impl Nft {
             return Ok(());
         }
         let Some(mut counters) = self.list().await?.map(|l| l.counters) else { return Ok(()) };
-        counters.keep(&self.seen.lock().unwrap_or_else(PoisonError::into_inner));
+        counters.keep(&self.seen.lock());
         if let Some(counts) = counters.sets.get_mut(CLOSED) {
             counts.retain(|key, _| goes.contains(key));
         }
@@ -288,7 +289,7 @@ impl Nft {
         match nft(what, &["-j", "-f", "-"], &input, &self.own).await {
             Ok(_) => {
                 let before = std::mem::replace(&mut applied.elements, target.clone());
-                self.seen.lock().unwrap_or_else(PoisonError::into_inner).forget(&delta.delete);
+                self.seen.lock().forget(&delta.delete);
                 Ok((before, applied))
             }
             Err(Error::Refused { stderr, .. }) => {
@@ -311,7 +312,7 @@ impl Nft {
         };
         let mut counters = old.counters;
         {
-            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut seen = self.seen.lock();
             counters.keep(&seen);
             counters.retain(target);
             *seen = counters.clone();

@@ -6,9 +6,9 @@
 use std::collections::VecDeque;
 use std::io;
 use std::process::{Output, Stdio};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, Command};
 
@@ -74,7 +74,7 @@ pub struct OwnRuns(Mutex<VecDeque<u32>>);
 
 impl OwnRuns {
     fn add(&self, pid: u32) {
-        let mut pids = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pids = self.0.lock();
         pids.push_back(pid);
         if pids.len() > REMEMBERED {
             pids.pop_front();
@@ -83,7 +83,7 @@ impl OwnRuns {
 
     /// Whether `pid` was one of our runs.
     pub fn contains(&self, pid: u32) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&pid)
+        self.0.lock().contains(&pid)
     }
 }
 

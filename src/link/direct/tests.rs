@@ -25,7 +25,7 @@ struct Side {
 /// The streams between them.
 #[derive(Clone, Default)]
 struct Streams {
-    handles: Arc<std::sync::Mutex<HashMap<PeerId, Handle>>>,
+    handles: Arc<parking_lot::Mutex<HashMap<PeerId, Handle>>>,
     down: Arc<AtomicBool>,
 }
 

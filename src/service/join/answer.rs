@@ -4,10 +4,11 @@
 //! node's expense. Who is over it is refused. Signatures are checked one stranger at a time, and the decision has its turn
 //! at the node.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::stream::{FuturesUnordered, StreamExt};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::model::error::Code;
 use crate::model::id::PeerId;
@@ -47,7 +48,7 @@ impl Default for Rates {
 
 impl Rates {
     fn lock(&self) -> MutexGuard<'_, Meters> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Whether one more join request of `payer` is within its rate.

@@ -4,9 +4,10 @@
 //! whatever else asks for one meanwhile is made up for by one more.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -149,7 +150,7 @@ struct Under {
 
 impl Comparing {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<PeerId, Under>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Whether one more with that member begins now. Else one that runs is followed by another.
