@@ -10,11 +10,11 @@ use std::time::Instant;
 
 use futures::AsyncRead;
 
-use super::join::{Run, is_joinable};
 use super::{Port, Shared};
 use crate::link::{FrameReceiver, Key};
 use crate::model::id::SubnetId;
 use crate::model::view::{SubnetView, View};
+use crate::packet::coalesce::{Run, is_joinable};
 use crate::packet::icmp::{self, Failure};
 use crate::packet::offload::Rebuild;
 use crate::packet::parse::{ICMP, ICMPV6};

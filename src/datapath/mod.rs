@@ -4,7 +4,6 @@
 //! the View ([`SubnetView::route`](crate::model::view::SubnetView::route) and `admit`), here it is only carried out.
 
 mod inbound;
-mod join;
 mod outbound;
 mod refusals;
 

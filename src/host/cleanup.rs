@@ -6,7 +6,7 @@ use std::path::Path;
 use super::journal::Journal;
 use super::netlink::{LinkInfo, Netlink};
 use super::{failure, firewall, netns, nft, resolver, sysctl};
-use crate::model::host::{Change, Failure, Place, TABLE, host_mac};
+use crate::model::host::{Change, Failure, Namespace, TABLE, host_mac};
 
 /// What `cleanup` came to.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -31,8 +31,8 @@ fn past(change: &Change) -> String {
     match change {
         Change::DeleteLink { name, .. } => format!("removed link {name}"),
         Change::DelRoute { route, .. } => format!("removed route {route}"),
-        Change::DelRule { place: Place::Host, rule } => format!("removed rule {rule}"),
-        Change::DelRule { place: Place::Netns(netns), rule } => {
+        Change::DelRule { place: Namespace::Host, rule } => format!("removed rule {rule}"),
+        Change::DelRule { place: Namespace::Netns(netns), rule } => {
             format!("removed rule {rule} in {}", netns.path.display())
         }
         Change::RestoreSysctl { key } => format!("put sysctl {key} back"),
@@ -82,7 +82,7 @@ pub async fn cleanup(instance: Option<&str>, state_dir: &Path) -> anyhow::Result
 async fn inner_rules(kept: &mut Journal, cleaned: &mut Cleaned) -> anyhow::Result<()> {
     let mut stay = BTreeSet::new();
     for (netns, rule) in kept.rules().clone() {
-        let change = Change::DelRule { place: Place::Netns(netns.clone()), rule: rule.clone() };
+        let change = Change::DelRule { place: Namespace::Netns(netns.clone()), rule: rule.clone() };
         let text = past(&change);
         match netns::exists(&netns) {
             Ok(true) => match netns::apply(&netns, None, vec![change]).await {
@@ -121,13 +121,13 @@ async fn routes_and_rules(netlink: &Netlink, instance: Option<&str>, cleaned: &m
     let (mut routes, rules) = netlink.leftovers().await?;
     if instance.is_none() {
         for route in routes.drain(..) {
-            let change = Change::DelRoute { place: Place::Host, route };
+            let change = Change::DelRoute { place: Namespace::Host, route };
             cleaned.note(&change, netlink.apply(&change).await);
         }
     }
     if routes.is_empty() {
         for rule in rules.into_iter().filter(|rule| rule.table == TABLE && rule.source.is_none()) {
-            let change = Change::DelRule { place: Place::Host, rule };
+            let change = Change::DelRule { place: Namespace::Host, rule };
             cleaned.note(&change, netlink.apply(&change).await);
         }
     }

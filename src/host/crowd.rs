@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use super::{conntrack, sysctl};
-use crate::model::host::{Census, Crowd, HostConfig, Room};
+use crate::model::host::{Census, Crowd, HostConfig, Occupancy};
 
 /// Between two looks at how full the table is.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
@@ -30,7 +30,7 @@ pub struct Conntrack {
 /// The last reading.
 #[derive(Debug)]
 struct Read {
-    room: Room,
+    room: Occupancy,
     at: Instant,
     took: Duration,
 }
@@ -41,16 +41,16 @@ impl Conntrack {
         Conntrack { most: Some(most), ..Conntrack::default() }
     }
 
-    fn room(&self) -> Option<Room> {
+    fn room(&self) -> Option<Occupancy> {
         let figure = |key: &str| sysctl::read(key)?.parse().ok();
         let most = figure("net/netfilter/nf_conntrack_max")?;
         #[cfg(test)]
         let most = self.most.unwrap_or(most);
-        Some(Room { entries: figure("net/netfilter/nf_conntrack_count")?, most })
+        Some(Occupancy { entries: figure("net/netfilter/nf_conntrack_count")?, most })
     }
 
     /// Whether the table is to be read, or to be thought of no more.
-    fn is_due(&self, room: Room, now: Instant) -> bool {
+    fn is_due(&self, room: Occupancy, now: Instant) -> bool {
         let found = !self.crowd.is_empty();
         if !room.is_scarce(found) {
             return found;
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn the_table_is_read_where_it_matters_and_seldom() {
-        let room = |entries| Room { entries, most: 64_000 };
+        let room = |entries| Occupancy { entries, most: 64_000 };
         let mut table = Conntrack::default();
         let start = Instant::now();
         let at = |seconds: u64| start + Duration::from_secs(seconds);

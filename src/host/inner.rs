@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 
 use super::netlink::{LinkInfo, Netlink, errno, link_info, local_address, neighbour_of, plain, route_info};
-use crate::model::host::{PROTOCOL, Route, Rule, Scene, alias_name};
+use crate::model::host::{NamespaceState, PROTOCOL, Route, Rule, alias_name};
 use anyhow::{Context, bail};
 use futures::{Stream, TryStreamExt};
 use netlink_packet_route::AddressFamily;
@@ -89,8 +89,8 @@ impl Netlink {
         instance: &str,
         expected: &[Expected],
         rules: &BTreeSet<Rule>,
-    ) -> anyhow::Result<Scene> {
-        let mut scene = Scene::default();
+    ) -> anyhow::Result<NamespaceState> {
+        let mut scene = NamespaceState::default();
         for wanted in expected {
             let ours = |info: &LinkInfo| match alias_name(instance, &info.link.alias) {
                 Some(name) => name == wanted.name,

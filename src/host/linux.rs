@@ -24,8 +24,8 @@ use super::rules::Moves;
 use super::{Host, TunControl, events, failure, netconf, nft, proxy, resolver, sysctl, within};
 use crate::model::host::neighbour::{Integrate, Obstacle};
 use crate::model::host::{
-    Barred, Change, Failure, HostConfig, NetnsRef, Observed, Place, Scene, WorkloadConfig, alias_name, barred,
-    host_mac, inner_mac, inner_table, resolvers, sysctl_keys,
+    Barred, Change, Failure, HostConfig, Namespace, NamespaceState, NetnsRef, Observed, WorkloadConfig, alias_name,
+    barred, host_mac, inner_mac, inner_table, resolvers, sysctl_keys,
 };
 use crate::model::unwritten::Unwritten;
 
@@ -44,13 +44,13 @@ struct Inside {
     /// Tells it from a later one with the same inode number.
     cookie: Option<u64>,
     /// What was seen last, and when.
-    seen: Option<(Instant, Scene)>,
+    seen: Option<(Instant, NamespaceState)>,
 }
 
 /// What there is to do about one namespace.
 enum Prepared {
     /// Nothing: it was seen a moment ago.
-    Known(Scene),
+    Known(NamespaceState),
     /// Look, if it is the one with this cookie.
     Look(Option<u64>, netns::Look),
 }
@@ -238,12 +238,12 @@ impl LinuxHost {
         observed.uplinks = look.uplinks;
         observed.connected = look.connected;
         observed.link_local = look.link_local;
-        observed.places.insert(Place::Host, look.scene);
+        observed.places.insert(Namespace::Host, look.scene);
         (self.ends, self.numbers) = (look.ends, look.numbers);
         *self.indexes.lock() = look.indexes;
-        let mut keys = sysctl_keys(desired, observed).remove(&Place::Host).unwrap_or_default();
+        let mut keys = sysctl_keys(desired, observed).remove(&Namespace::Host).unwrap_or_default();
         keys.extend(self.journal.sysctls().keys().cloned());
-        observed.scene(&Place::Host).sysctls = sysctl::read_all(&keys);
+        observed.scene(&Namespace::Host).sysctls = sysctl::read_all(&keys);
         Ok(())
     }
 
@@ -257,7 +257,7 @@ impl LinuxHost {
         let news = within::take(&self.heard);
         let mut looks = Vec::new();
         for netns in places {
-            let sysctls = keys.get(&Place::Netns(netns.clone())).cloned().unwrap_or_default();
+            let sysctls = keys.get(&Namespace::Netns(netns.clone())).cloned().unwrap_or_default();
             self.believe_no_more(desired, &netns, &news);
             looks.push((netns.clone(), self.prepare(desired, observed, &netns, sysctls)));
         }
@@ -284,7 +284,7 @@ impl LinuxHost {
                         known.cookie = known.cookie.or(cookie);
                         known.seen = Some((Instant::now(), scene.clone()));
                     }
-                    observed.places.insert(Place::Netns(netns), scene);
+                    observed.places.insert(Namespace::Netns(netns), scene);
                 }
                 Err(NetnsError::Gone(path)) => {
                     if self.gone.insert(netns.clone()) {
@@ -302,7 +302,7 @@ impl LinuxHost {
         // Rules in a namespace that is gone are gone; those that were seen to be gone elsewhere as well.
         let stand = |netns: &NetnsRef, rule| {
             let unreadable = observed.unreadable.contains(netns);
-            let scene = observed.places.get(&Place::Netns(netns.clone()));
+            let scene = observed.places.get(&Namespace::Netns(netns.clone()));
             unreadable || scene.is_some_and(|scene| scene.rules.contains(rule))
         };
         let rules = self.journal.rules().iter().filter(|(netns, rule)| stand(netns, rule)).cloned().collect();
@@ -333,7 +333,7 @@ impl LinuxHost {
             return Err(NetnsError::Gone(netns.path.clone()));
         }
         let here: Vec<&WorkloadConfig> = desired.workloads.iter().filter(|w| w.netns == *netns).collect();
-        let host = observed.places.get(&Place::Host);
+        let host = observed.places.get(&Namespace::Host);
         let pairs = here.iter().all(|w| host.is_some_and(|scene| scene.links.contains_key(&w.host_link)));
         let known = self.inside.entry(netns.clone()).or_default();
         if let Some((when, scene)) = known.seen.as_ref().filter(|(when, _)| pairs && when.elapsed() < BELIEVED) {
@@ -511,9 +511,9 @@ impl Host for LinuxHost {
         let mut changes = changes.into_iter().filter(|change| guarded || change.removes()).peekable();
         while let Some(change) = changes.next() {
             tracing::debug!(%change, "apply");
-            if let Place::Netns(netns) = change.place().clone() {
+            if let Namespace::Netns(netns) = change.place().clone() {
                 let mut batch = vec![change];
-                while let Some(next) = changes.next_if(|next| *next.place() == Place::Netns(netns.clone())) {
+                while let Some(next) = changes.next_if(|next| *next.place() == Namespace::Netns(netns.clone())) {
                     batch.push(next);
                 }
                 failures.extend(self.change_inside(&netns, batch).await);

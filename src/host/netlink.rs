@@ -19,7 +19,8 @@ use tokio::task::JoinHandle;
 
 use super::rules::rule_message;
 use crate::model::host::{
-    Change, Link, LinkSet, PROTOCOL, Route, Rule, Scene, TABLE, WorkloadConfig, alias_name, host_mac, inner_mac,
+    Change, Link, LinkSet, NamespaceState, PROTOCOL, Route, Rule, TABLE, WorkloadConfig, alias_name, host_mac,
+    inner_mac,
 };
 
 /// A link as the kernel lists it.
@@ -41,7 +42,7 @@ pub struct LinkInfo {
 
 /// A look at one namespace.
 pub(super) struct Look {
-    pub scene: Scene,
+    pub scene: NamespaceState,
     pub table_shared: bool,
     pub uplinks: BTreeMap<String, BTreeSet<IpAddr>>,
     pub connected: Vec<(IpNet, String)>,
@@ -203,7 +204,7 @@ impl Netlink {
             }
         }
         let mut look = Look {
-            scene: Scene::default(),
+            scene: NamespaceState::default(),
             table_shared: false,
             uplinks: BTreeMap::new(),
             connected: Vec::new(),

@@ -22,7 +22,7 @@ use super::cookie::{is_netns, netns_cookie};
 use super::inner::Expected;
 use super::netlink::Netlink;
 use super::{failure, sysctl};
-use crate::model::host::{Change, Failure, NetnsRef, ResolvConf, Rule, Scene, SysctlKey};
+use crate::model::host::{Change, Failure, NamespaceState, NetnsRef, ResolvConf, Rule, SysctlKey};
 
 /// Longest a job inside a namespace may take.
 const JOB_TIMEOUT: Duration = Duration::from_secs(5);
@@ -274,7 +274,7 @@ pub(super) async fn observe(
     netns: &NetnsRef,
     cookie: Option<u64>,
     look: Look,
-) -> Result<(Scene, Option<u64>), NetnsError> {
+) -> Result<(NamespaceState, Option<u64>), NetnsError> {
     let (scene, cookie) = inside(netns, cookie, move || async move {
         let read = async {
             let netlink = Netlink::open()?;

@@ -76,7 +76,7 @@ fn add(counter: &AtomicU64, n: usize) {
 }
 
 /// One map on one address.
-type Place = (MapKey, SocketAddr);
+type Namespace = (MapKey, SocketAddr);
 
 #[derive(Debug)]
 struct Proxy {
@@ -94,7 +94,7 @@ impl Drop for Proxy {
 /// The proxies of every map.
 #[derive(Debug)]
 pub struct Proxies {
-    running: BTreeMap<Place, Proxy>,
+    running: BTreeMap<Namespace, Proxy>,
     flows: Flows,
 }
 
@@ -144,13 +144,13 @@ impl Proxies {
     /// # Cancel safety
     /// The next call completes it.
     pub async fn sync(&mut self, maps: &[MapConfig], link_local: &BTreeSet<(Ipv6Addr, u32)>) -> Vec<String> {
-        let mut goals: BTreeMap<Place, Goal> = BTreeMap::new();
+        let mut goals: BTreeMap<Namespace, Goal> = BTreeMap::new();
         for map in maps {
             for (listen, goal) in wanted(map, link_local) {
                 goals.entry((MapKey::of(map), listen)).or_insert(goal);
             }
         }
-        let gone: Vec<Place> = self.running.keys().filter(|place| !goals.contains_key(place)).copied().collect();
+        let gone: Vec<Namespace> = self.running.keys().filter(|place| !goals.contains_key(place)).copied().collect();
         for place in gone {
             if let Some(mut proxy) = self.running.remove(&place) {
                 proxy.task.abort();

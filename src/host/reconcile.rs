@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Applied, Failure, Host, failure};
 use crate::backoff::Backoff;
 use crate::model::host::{
-    Change, Finding, HostConfig, NetnsRef, Observed, Place, Server, findings, former_servers, plan,
+    Change, Finding, HostConfig, Namespace, NetnsRef, Observed, Server, findings, former_servers, plan,
 };
 use crate::model::id::{Name, SubnetId};
 
@@ -129,7 +129,7 @@ async fn pass<H: Host>(host: &mut H, config: &HostConfig) -> Outcome {
     let names = changes.iter().map(Change::to_string).collect();
     let findings = findings(config, &observed);
     let conflict = |change: &Change| match change {
-        Change::Conflict { place: Place::Host, link } => Some(link.clone()),
+        Change::Conflict { place: Namespace::Host, link } => Some(link.clone()),
         _ => None,
     };
     let taken = changes.iter().filter_map(conflict).collect();

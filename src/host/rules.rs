@@ -10,7 +10,7 @@ use rtnetlink::IpVersion;
 
 use super::inner::each;
 use super::netlink::Netlink;
-use crate::model::host::{Ahead, Change, Family, Observed, PRIORITY, PROTOCOL, Place, Rule};
+use crate::model::host::{Ahead, Change, Family, Namespace, Observed, PRIORITY, PROTOCOL, Rule};
 
 /// Table `local`.
 const LOCAL: u32 = 255;
@@ -136,7 +136,7 @@ pub(super) fn concerns(message: &RuleMessage) -> bool {
 
 /// When our rules were moved back in front, by namespace.
 #[derive(Debug, Default)]
-pub(super) struct Moves(BTreeMap<Place, VecDeque<Instant>>);
+pub(super) struct Moves(BTreeMap<Namespace, VecDeque<Instant>>);
 
 impl Moves {
     /// Marks the namespaces where our rules have been moved too often: there they stay for now.
@@ -150,11 +150,11 @@ impl Moves {
 
     /// Notes which of the changes that are being made move a rule of ours forward.
     pub(super) fn note(&mut self, observed: &Observed, changes: &[Change], now: Instant) {
-        let forward = |place: &Place, rule: &Rule| {
+        let forward = |place: &Namespace, rule: &Rule| {
             let behind = |old: &Rule| old.is_same_as(rule) && old.priority > rule.priority;
             observed.places.get(place).is_some_and(|scene| scene.rules.iter().any(behind))
         };
-        let moved: BTreeSet<&Place> = changes
+        let moved: BTreeSet<&Namespace> = changes
             .iter()
             .filter_map(|change| match change {
                 Change::AddRule { place, rule } if forward(place, rule) => Some(place),

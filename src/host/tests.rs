@@ -20,7 +20,7 @@ use super::nft::Repair;
 use super::{Applied, Cleaned, Failure, Host, LinuxHost, TunControl, cleanup, netns, reconcile, used_prefixes};
 use crate::model::host::neighbour::Integrate;
 use crate::model::host::{
-    HostConfig, HostPolicy, MapConfig, NetnsRef, Place, Proto, ResolvConf, TunConfig, WorkloadConfig, plan,
+    HostConfig, HostPolicy, MapConfig, Namespace, NetnsRef, Proto, ResolvConf, TunConfig, WorkloadConfig, plan,
 };
 use crate::model::id::SubnetId;
 use crate::testing::eventually;
@@ -387,7 +387,7 @@ fn what_a_workload_heaps_up_in_its_namespace_is_not_read() {
         assert!(evil.pings("10.77.0.12"));
         let mut host = linux(&state);
         let observed = host.observe(&desired).await.unwrap();
-        let seen = &observed.places[&Place::Netns(netns_evil.clone())];
+        let seen = &observed.places[&Namespace::Netns(netns_evil.clone())];
         assert!(seen.foreign.is_empty() && seen.links.len() == 1, "{:?} {:?}", seen.foreign, seen.links.keys());
         assert!(seen.routes.len() < 20 && seen.rules.len() < 10);
 

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::id::SubnetId;
-use super::local::{Past, PendingJoin};
+use super::local::{FormerSubnet, PendingJoin};
 use super::members::Subnet;
 use super::record::{Digest, encode};
 use super::state::State;
@@ -18,7 +18,7 @@ pub struct Draft {
     /// Subnets as they shall be; `None` removes one.
     subnets: BTreeMap<SubnetId, Option<Box<Subnet>>>,
     joins: BTreeMap<SubnetId, Option<PendingJoin>>,
-    past: Option<Vec<Past>>,
+    past: Option<Vec<FormerSubnet>>,
 }
 
 /// Key and value as they go to disk; no value deletes.
@@ -75,7 +75,7 @@ impl Draft {
     }
 
     /// Former subnets as they shall be remembered.
-    pub fn remember(&mut self, past: Vec<Past>) {
+    pub fn remember(&mut self, past: Vec<FormerSubnet>) {
         self.past = Some(past);
     }
 

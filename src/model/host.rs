@@ -4,6 +4,7 @@
 //! ([`plan()`]) and applies ([`Change`]).
 
 mod crowd;
+mod desired;
 mod finding;
 mod former;
 mod forwarding;
@@ -12,7 +13,6 @@ mod observed;
 mod overlap;
 mod plan;
 mod policy;
-mod want;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -21,14 +21,16 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-pub use crowd::{Beginner, Census, Crowd, Excess, Room, shut};
+pub use crowd::{Beginner, Census, Crowd, Excess, Occupancy, shut};
+pub use desired::{Resolver, former_servers, inner_table, resolvers, sysctl_keys};
 pub use finding::{Finding, findings};
 pub use former::{Former, Server};
 pub use forwarding::{Barred, barred, is_link_name, switch_of_every_link};
-pub use observed::{Ahead, Change, Family, Link, LinkSet, NetnsRule, Observed, Place, Route, Rule, Scene, SysctlKey};
+pub use observed::{
+    Ahead, Change, Family, Link, LinkSet, Namespace, NamespaceState, NetnsRule, Observed, Route, Rule, SysctlKey,
+};
 pub use plan::plan;
 pub use policy::{HostPolicy, PolicyError, Ports};
-pub use want::{Resolver, former_servers, inner_table, resolvers, sysctl_keys};
 
 use super::id::{Name, SubnetId};
 

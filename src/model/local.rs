@@ -313,7 +313,7 @@ impl PendingJoin {
 
 /// A subnet that is no more here; saying `leave` or `destroy` again is no error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Past {
+pub struct FormerSubnet {
     /// The subnet.
     pub id: SubnetId,
     /// Its name here.
@@ -326,7 +326,7 @@ pub struct Past {
     pub untold: bool,
 }
 
-impl Past {
+impl FormerSubnet {
     /// Whether the owner ended it for everyone: its proof is heads then, and this node's goodbye else.
     pub fn is_destroyed(&self) -> bool {
         use super::record::Body;

@@ -13,7 +13,7 @@ use super::error::{Code, Error, Hint, Kind, Result};
 use super::find::{Named, find};
 pub use super::founding::Founding;
 use super::id::{Name, PeerId, SubnetId};
-use super::local::{Local, Past, PendingJoin};
+use super::local::{FormerSubnet, Local, PendingJoin};
 use super::members::{Identity, Subnet, printable};
 use super::record::{Genesis, Signed, Verified};
 use super::subnet::{Absorbed, Records};
@@ -33,7 +33,7 @@ pub struct State {
     /// Joins that wait for an answer.
     pub joins: BTreeMap<SubnetId, PendingJoin>,
     /// Subnets that are no more here.
-    pub past: Vec<Past>,
+    pub past: Vec<FormerSubnet>,
     /// The highest time a record was signed at: the clock never falls behind it.
     signed_time: u64,
 }
@@ -138,8 +138,8 @@ impl State {
     }
 
     /// A former subnet by ID, name, or a prefix of the ID; of several of one name the last.
-    pub fn find_past(&self, text: &str) -> Option<&Past> {
-        let last: BTreeMap<&Name, &Past> = self.past.iter().map(|p| (&p.name, p)).collect();
+    pub fn find_past(&self, text: &str) -> Option<&FormerSubnet> {
+        let last: BTreeMap<&Name, &FormerSubnet> = self.past.iter().map(|p| (&p.name, p)).collect();
         let all: Vec<Named<SubnetId>> = last.values().map(|p| Named::new(p.id, p.id, &p.name)).collect();
         let of_name = find(&all, text).ok();
         let by_id = || text.parse().ok().filter(|id| self.past.iter().any(|p| p.id == *id));
@@ -182,12 +182,12 @@ impl State {
     pub fn forget(&self, id: SubnetId, told: bool) -> Draft {
         let mut draft = Draft::default();
         let Some(subnet) = self.subnets.get(&id) else { return draft };
-        let mut past: Vec<Past> = self.past.iter().filter(|p| p.id != id).cloned().collect();
+        let mut past: Vec<FormerSubnet> = self.past.iter().filter(|p| p.id != id).cloned().collect();
         // Who was away when this node left hears of it later: its own last word says so.
         let goodbye = || subnet.records.goodbye(self.me.peer).cloned().into_iter().collect();
         let proof = if subnet.records.destroyed() { subnet.records.head_records() } else { goodbye() };
         let (name, genesis) = (subnet.local.alias.clone(), subnet.local.genesis.clone());
-        past.push(Past { id, name, proof, genesis, untold: !told });
+        past.push(FormerSubnet { id, name, proof, genesis, untold: !told });
         let surplus = past.len().saturating_sub(MAX_PAST);
         past.drain(..surplus);
         draft.remember(past);

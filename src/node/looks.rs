@@ -16,7 +16,7 @@ use crate::model::error::Code;
 use crate::model::find::{ambiguous, peer_prefixes};
 use crate::model::host::{NetnsRef, Proto};
 use crate::model::id::{Name, PeerId, SubnetId};
-use crate::model::local::{Past, Workload};
+use crate::model::local::{FormerSubnet, Workload};
 use crate::model::members::{Subnet, holds_address};
 use crate::model::policy::Terms;
 use crate::model::resolve::Resolved;
@@ -115,7 +115,7 @@ impl Node {
 
     /// Whether a text means a former subnet that its owner ended.
     pub async fn was_destroyed(&self, subnet: String) -> Result<bool, Error> {
-        self.read(move |core| core.state.find_past(&subnet).is_some_and(Past::is_destroyed)).await
+        self.read(move |core| core.state.find_past(&subnet).is_some_and(FormerSubnet::is_destroyed)).await
     }
 
     /// `subnet host SUBNET`.

@@ -5,6 +5,7 @@
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 pub mod checksum;
+pub(crate) mod coalesce;
 pub mod cut;
 pub mod drops;
 pub mod icmp;

@@ -3,7 +3,7 @@
 use super::Report;
 use crate::api::types::Problem;
 use crate::model::error::Code;
-use crate::model::host::{Beginner, Finding, PRIORITY, Place};
+use crate::model::host::{Beginner, Finding, Namespace, PRIORITY};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::routes::Owner;
 use crate::model::view::View;
@@ -21,7 +21,7 @@ fn problem(found: &Finding, view: &View, name: &impl Fn(PeerId) -> String) -> Pr
     let (code, severity, help) = match found {
         Finding::Outranked { place, priority, .. } => (
             Code::RuleOrder,
-            if *place == Place::Host { "error" } else { "info" },
+            if *place == Namespace::Host { "error" } else { "info" },
             format!("stop what adds rule {priority}, or let it use a priority above {PRIORITY}"),
         ),
         Finding::Overlap { subnet: of, link, .. } => {

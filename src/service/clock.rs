@@ -24,7 +24,7 @@ use super::{Handler, Mesh, Method};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::view::View;
 use crate::node::{Judged, Node, Reading, unix_now_ms};
-use crate::wire::service::{self as wire, Code, kind};
+use crate::wire::service::{self as wire, ServiceCode, kind};
 
 use judge::{Opinion, Voices};
 pub(crate) use problems::{blame, blamed, problems};
@@ -209,7 +209,7 @@ pub(super) fn method(clocks: &Arc<Clocks>) -> Method<Handler> {
             clocks.note(call.peer, difference(theirs_ms, clock.unix_ms), clock);
             wire::clock(unix_now_ms())
         });
-        async move { answer.ok_or(Code::Invalid.into()) }.boxed()
+        async move { answer.ok_or(ServiceCode::Invalid.into()) }.boxed()
     });
     Method { name: "clock", cost: 1, most: MOST_BODY, handler }
 }

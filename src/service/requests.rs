@@ -28,7 +28,7 @@ pub use self::router::{KindTaken, Method, Router};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::view::View;
 use crate::p2p::{AskError, Handle, Protocol};
-use crate::wire::service::{Code, MAX_BODY, Refusal, ServiceAnswer, ServiceRequest};
+use crate::wire::service::{MAX_BODY, Refusal, ServiceAnswer, ServiceCode, ServiceRequest};
 
 /// Longest time a handler has: the exchange itself ends after ten seconds.
 const MOST_TIME: Duration = Duration::from_millis(9500);
@@ -114,7 +114,8 @@ impl Running {
     fn answer(mut self, result: Result<Vec<u8>, Refusal>) {
         self.answered = true;
         // What cannot be carried was made in vain.
-        let result = result.and_then(|body| if body.len() > MAX_BODY { Err(Code::Failed.into()) } else { Ok(body) });
+        let result =
+            result.and_then(|body| if body.len() > MAX_BODY { Err(ServiceCode::Failed.into()) } else { Ok(body) });
         if let Err(refusal) = &result {
             self.service.count_refused(refusal.code);
         }
@@ -157,7 +158,7 @@ impl Service {
         change(&mut self.0.counts.lock());
     }
 
-    fn count_refused(&self, code: Code) {
+    fn count_refused(&self, code: ServiceCode) {
         self.count(|counts| {
             let refused = counts.refused.entry(code.number()).or_default();
             *refused = refused.saturating_add(1);
@@ -184,7 +185,7 @@ impl Service {
         let now = Instant::now();
         self.tidy(now);
         let Ok(request) = ServiceRequest::parse(bytes) else {
-            self.count_refused(Code::Invalid);
+            self.count_refused(ServiceCode::Invalid);
             if self.inflight().malformed(peer, now) == Pace::Slow {
                 self.later(move || drop(respond));
             }
@@ -233,7 +234,7 @@ impl Service {
             Pace::Now => respond(answer),
             Pace::Slow => self.later(move || respond(answer)),
         }
-        if refusal.code == Code::SlowDown { Err("too many service requests from a member") } else { Ok(()) }
+        if refusal.code == ServiceCode::SlowDown { Err("too many service requests from a member") } else { Ok(()) }
     }
 
     /// Does something after [`SLOW`]. As many wait as a peer's connections carry requests.
@@ -251,7 +252,7 @@ impl Service {
         let ServiceRequest { id, subnet, deadline_ms, body, .. } = request;
         let running = Running { service: self.clone(), peer, id, answered: false };
         if subnet.is_some_and(|subnet| !self.0.view.load().in_roll(subnet, peer)) {
-            return running.answer(Err(Code::NotPermitted.into()));
+            return running.answer(Err(ServiceCode::NotPermitted.into()));
         }
         let time = Duration::from_millis(u64::from(deadline_ms)).min(MOST_TIME);
         let answer = tokio::time::timeout(time, (route.handler)(Call { peer, subnet, body }));
@@ -259,7 +260,7 @@ impl Service {
         self.0.tasks.spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => drop(running),
-                result = answer => running.answer(result.unwrap_or(Err(Code::Timeout.into()))),
+                result = answer => running.answer(result.unwrap_or(Err(ServiceCode::Timeout.into()))),
             }
         });
     }

@@ -16,7 +16,7 @@
 //! ```
 //!
 //! What a kind's body means, only its handler knows: a frame of a kind that nobody here knows is read like any other and
-//! answered with [`Code::Unknown`]. Who asks is whoever is at the other end of the connection; no body says so. The `id` is
+//! answered with [`ServiceCode::Unknown`]. Who asks is whoever is at the other end of the connection; no body says so. The `id` is
 //! chosen by who asks, never twice for two requests: the same one again is the same request again, and gets the same
 //! answer. A subnet ID of zeroes names none. `deadline ms` is how long who asks waits from when it is read. Code 0 is an
 //! answer whose body counts; any other is a [`Refusal`], whose body is left to later versions. Bodies grow at their end:
@@ -42,7 +42,7 @@ pub mod kind {
 
 /// Why there is no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Code {
+pub enum ServiceCode {
     /// Nobody here knows that kind.
     Unknown,
     /// The body is none of that kind, is too large, or the request was answered before and the answer is not kept.
@@ -61,27 +61,34 @@ pub enum Code {
     Other(u16),
 }
 
-impl Code {
+impl ServiceCode {
     /// All that this version gives.
-    pub const ALL: [Code; 7] =
-        [Code::Unknown, Code::Invalid, Code::NotPermitted, Code::NotFound, Code::Failed, Code::Timeout, Code::SlowDown];
+    pub const ALL: [ServiceCode; 7] = [
+        ServiceCode::Unknown,
+        ServiceCode::Invalid,
+        ServiceCode::NotPermitted,
+        ServiceCode::NotFound,
+        ServiceCode::Failed,
+        ServiceCode::Timeout,
+        ServiceCode::SlowDown,
+    ];
 
     /// The number on the wire.
     pub fn number(self) -> u16 {
         match self {
-            Code::Unknown => 1000,
-            Code::Invalid => 1001,
-            Code::NotPermitted => 1002,
-            Code::NotFound => 1003,
-            Code::Failed => 1004,
-            Code::Timeout => 1005,
-            Code::SlowDown => 1006,
-            Code::Other(number) => number,
+            ServiceCode::Unknown => 1000,
+            ServiceCode::Invalid => 1001,
+            ServiceCode::NotPermitted => 1002,
+            ServiceCode::NotFound => 1003,
+            ServiceCode::Failed => 1004,
+            ServiceCode::Timeout => 1005,
+            ServiceCode::SlowDown => 1006,
+            ServiceCode::Other(number) => number,
         }
     }
 
-    fn of(number: u16) -> Code {
-        Code::ALL.into_iter().find(|code| code.number() == number).unwrap_or(Code::Other(number))
+    fn of(number: u16) -> ServiceCode {
+        ServiceCode::ALL.into_iter().find(|code| code.number() == number).unwrap_or(ServiceCode::Other(number))
     }
 }
 
@@ -90,13 +97,13 @@ impl Code {
 #[error("refused with code {}", .code.number())]
 pub struct Refusal {
     /// Why.
-    pub code: Code,
+    pub code: ServiceCode,
     /// Milliseconds after which to ask again; 0 where that would bring the same.
     pub retry_ms: u32,
 }
 
-impl From<Code> for Refusal {
-    fn from(code: Code) -> Refusal {
+impl From<ServiceCode> for Refusal {
+    fn from(code: ServiceCode) -> Refusal {
         Refusal { code, retry_ms: 0 }
     }
 }
@@ -180,7 +187,7 @@ impl ServiceAnswer {
         let (id, code, retry_ms) = (u64::from_be_bytes(*id), u16::from_be_bytes(*code), u32::from_be_bytes(*retry));
         let result = match code {
             0 => Ok(bytes.split_off(ANSWER_HEADER)),
-            number => Err(Refusal { code: Code::of(number), retry_ms }),
+            number => Err(Refusal { code: ServiceCode::of(number), retry_ms }),
         };
         Ok(ServiceAnswer { id, result })
     }
@@ -220,10 +227,10 @@ mod tests {
     fn a_kind_and_a_code_of_a_later_version_are_read() {
         let request = ServiceRequest { kind: 40_000, id: 7, subnet: None, deadline_ms: 1, body: b"later".to_vec() };
         assert_eq!(ServiceRequest::parse(request.encode()), Ok(request));
-        let refusal = Refusal { code: Code::Other(1999), retry_ms: 5 };
+        let refusal = Refusal { code: ServiceCode::Other(1999), retry_ms: 5 };
         let later = [ServiceAnswer { id: 7, result: Err(refusal) }.encode(), b"in words".to_vec()].concat();
         assert_eq!(ServiceAnswer::parse(later), Ok(ServiceAnswer { id: 7, result: Err(refusal) }));
-        assert!(Code::ALL.into_iter().all(|code| Code::of(code.number()) == code));
+        assert!(ServiceCode::ALL.into_iter().all(|code| ServiceCode::of(code.number()) == code));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use byway::wire::agent::{self, Agent};
 use byway::wire::control::{self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest, set_hash, short};
 use byway::wire::datagram::{Control, Trailer, append};
 use byway::wire::frame::{self, Decoder, Frame};
-use byway::wire::service::{self, Code, Refusal, ServiceAnswer, ServiceRequest, kind};
+use byway::wire::service::{self, Refusal, ServiceAnswer, ServiceCode, ServiceRequest, kind};
 use ed25519_dalek::SigningKey;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -287,8 +287,8 @@ fn services(golden: &mut Golden) {
     };
     answer("done", Ok(b"yes".to_vec()));
     answer("clock", Ok(service::clock(TIME * 1000)));
-    for code in Code::ALL {
-        let retry_ms = if code == Code::SlowDown { 250 } else { 0 };
+    for code in ServiceCode::ALL {
+        let retry_ms = if code == ServiceCode::SlowDown { 250 } else { 0 };
         answer(&code.number().to_string(), Err(Refusal { code, retry_ms }));
     }
     // The number of this program may grow; what it speaks may not without another name in this file.

@@ -9,7 +9,7 @@ use std::path::Path;
 use byway::model::host::{NetnsRef, Proto, ResolvConf};
 use byway::model::id::PeerId;
 use byway::model::join::{Ask, Issued};
-use byway::model::local::{Kept, Map, Past, PendingJoin, Target, Workload};
+use byway::model::local::{FormerSubnet, Kept, Map, PendingJoin, Target, Workload};
 use byway::model::members::{Identity, Subnet};
 use byway::model::record::{Admission, Body, Item, Role, Signed, Term};
 use byway::model::state::{Draft, Founding, State};
@@ -142,7 +142,13 @@ fn write() {
     let mut draft = Draft::default();
     draft.put(subnet(&state));
     draft.join(genesis().id(), Some(join()));
-    let past = Past { id: genesis().id(), name: "gone".parse().unwrap(), proof: vec![], genesis: vec![], untold: true };
+    let past = FormerSubnet {
+        id: genesis().id(),
+        name: "gone".parse().unwrap(),
+        proof: vec![],
+        genesis: vec![],
+        untold: true,
+    };
     draft.remember(vec![past]);
     let mut batch = Batch::default();
     for (key, value) in draft.changes(&state).into_writes() {

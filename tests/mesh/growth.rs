@@ -13,7 +13,7 @@ use byway::model::subnet::{Absorbed, Records};
 use byway::p2p::{Event, Protocol};
 use byway::wire::agent::{Agent, VERSIONS};
 use byway::wire::control::{self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest, set_hash, short};
-use byway::wire::service::{self, Code, Refusal, kind};
+use byway::wire::service::{self, Refusal, ServiceCode, kind};
 use ed25519_dalek::SigningKey;
 use futures::StreamExt;
 use tokio::sync::mpsc;
@@ -196,7 +196,7 @@ async fn counted(node: &Node, family: &str) -> Vec<String> {
     text.lines().filter(|line| line.starts_with(family)).map(str::to_owned).collect()
 }
 
-fn refusal(code: Code) -> Result<Vec<u8>, Refusal> {
+fn refusal(code: ServiceCode) -> Result<Vec<u8>, Refusal> {
     Err(code.into())
 }
 
@@ -206,7 +206,7 @@ async fn a_question_of_a_kind_nobody_knows_is_answered_with_that() {
     let later = Hostile::start(b.stop().await.seed());
     later.meet(&a, &[id]).await;
     let ask = async |kind, number, body: &[u8]| later.service(&a, kind, number, body).await.map(|answer| answer.result);
-    assert_eq!(ask(40_000, 1, b"what a later version asks").await, Ok(refusal(Code::Unknown)));
+    assert_eq!(ask(40_000, 1, b"what a later version asks").await, Ok(refusal(ServiceCode::Unknown)));
     let line = ask(kind::PING, 2, b"").await.unwrap().unwrap();
     assert_eq!(Agent::parse(std::str::from_utf8(&line).unwrap()).unwrap().versions, VERSIONS);
     // A later version may say more behind what this one reads.
@@ -214,15 +214,15 @@ async fn a_question_of_a_kind_nobody_knows_is_answered_with_that() {
     let clock = [service::clock(now), b"and a leap second".to_vec()].concat();
     let told = ask(kind::CLOCK, 3, &clock).await.unwrap().unwrap();
     assert!(service::parse_clock(&told).unwrap().abs_diff(now) < 15_000);
-    assert_eq!(ask(kind::CLOCK, 4, b"noon").await, Ok(refusal(Code::Invalid)));
-    assert_eq!(ask(kind::PING, 5, &[0; 65]).await, Ok(refusal(Code::Invalid)), "larger than a ping may be");
+    assert_eq!(ask(kind::CLOCK, 4, b"noon").await, Ok(refusal(ServiceCode::Invalid)));
+    assert_eq!(ask(kind::PING, 5, &[0; 65]).await, Ok(refusal(ServiceCode::Invalid)), "larger than a ping may be");
     // The same number again is the same question: it has the answer it had, and another question cannot take it.
     assert_eq!(ask(kind::CLOCK, 3, &service::clock(now)).await, Ok(Ok(told)));
-    assert_eq!(ask(kind::PING, 3, b"").await, Ok(refusal(Code::Invalid)));
+    assert_eq!(ask(kind::PING, 3, b"").await, Ok(refusal(ServiceCode::Invalid)));
     let about = |subnet| service::ServiceRequest { kind: kind::PING, id: 6, subnet, deadline_ms: 1000, body: vec![] };
     let elsewhere = about(Some(SubnetId([9; 16]))).encode();
     let answer = later.raw(&a, Protocol::Service, elsewhere).await.unwrap();
-    assert_eq!(service::ServiceAnswer::parse(answer).unwrap().result, refusal(Code::NotPermitted));
+    assert_eq!(service::ServiceAnswer::parse(answer).unwrap().result, refusal(ServiceCode::NotPermitted));
     let here = service::ServiceRequest { id: 7, ..about(Some(id)) }.encode();
     let answer = later.raw(&a, Protocol::Service, here).await.unwrap();
     assert!(service::ServiceAnswer::parse(answer).unwrap().result.is_ok());
@@ -257,7 +257,7 @@ async fn a_member_that_floods_services_is_slowed_down_and_nobody_else() {
     let (answers, honest) = tokio::join!(flood, honest);
     assert_eq!(honest, 5, "the other member is answered meanwhile");
     let slowed = answers.iter().flatten().filter(|answer| match answer.result {
-        Err(Refusal { code: Code::SlowDown, retry_ms }) => {
+        Err(Refusal { code: ServiceCode::SlowDown, retry_ms }) => {
             assert!(retry_ms > 0, "it is told when to come again");
             true
         }

@@ -141,14 +141,14 @@ fn share(mut wants: Vec<u64>, all: u64) -> u64 {
 
 /// How full the table is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Room {
+pub struct Occupancy {
     /// Entries of anybody.
     pub entries: u64,
     /// Entries it has room for. 0: without end.
     pub most: u64,
 }
 
-impl Room {
+impl Occupancy {
     /// Whether so many are there that it matters whose they are. Where somebody was `found` to hold too much, it does so
     /// until an eighth less is there.
     pub fn is_scarce(&self, found: bool) -> bool {
@@ -157,7 +157,7 @@ impl Room {
     }
 
     /// Whether it has filled or emptied by what may make a difference.
-    pub fn differs(&self, other: &Room) -> bool {
+    pub fn differs(&self, other: &Occupancy) -> bool {
         self.entries.abs_diff(other.entries) >= (self.most / 64).max(1)
     }
 }
@@ -256,10 +256,10 @@ mod tests {
         assert!(crowd(500, &Crowd::new()).is_empty());
         assert_eq!(crowd(450, &begun), begun, "the figures are those of then");
         assert!(crowd(438, &begun).is_empty());
-        let room = |entries| Room { entries, most: 1000 };
+        let room = |entries| Occupancy { entries, most: 1000 };
         assert!(room(501).is_scarce(false) && !room(500).is_scarce(false));
         assert!(room(450).is_scarce(true) && !room(438).is_scarce(true));
-        assert!(!Room { entries: 1 << 40, most: 0 }.is_scarce(true));
+        assert!(!Occupancy { entries: 1 << 40, most: 0 }.is_scarce(true));
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::fmt;
 
 use ipnet::IpNet;
 
-use super::want::wanted;
-use super::{Beginner, Excess, Family, HostConfig, Observed, PRIORITY, Place};
+use super::desired::wanted;
+use super::{Beginner, Excess, Family, HostConfig, Namespace, Observed, PRIORITY};
 use crate::model::id::SubnetId;
 
 /// Leases named in a text.
@@ -19,7 +19,7 @@ pub enum Finding {
     /// A rule of policy routing is asked before ours: packets for the overlay may leave in the clear.
     Outranked {
         /// Where.
-        place: Place,
+        place: Namespace,
         /// Family of both.
         family: Family,
         /// Priority of the other rule.
@@ -58,8 +58,8 @@ impl fmt::Display for Finding {
                 let family = if *family == Family::V4 { "IPv4" } else { "IPv6" };
                 write!(f, "the {family} rule {priority} ({what}) of another program is asked before byway's")?;
                 match place {
-                    Place::Host => write!(f, ": packets for the overlay may leave by it, in the clear"),
-                    Place::Netns(netns) => write!(f, " in {}", netns.path.display()),
+                    Namespace::Host => write!(f, ": packets for the overlay may leave by it, in the clear"),
+                    Namespace::Netns(netns) => write!(f, " in {}", netns.path.display()),
                 }
             }
             Finding::Crowded { who, excess } => match who {
@@ -143,7 +143,7 @@ mod tests {
         let mut observed = Observed::default();
         follow(&mut observed);
         let ahead = Ahead { priority, local, what: "lookup 51820".to_owned() };
-        observed.scene(&Place::Host).ahead.insert(Family::V4, ahead);
+        observed.scene(&Namespace::Host).ahead.insert(Family::V4, ahead);
         observed
     }
 
@@ -155,7 +155,7 @@ mod tests {
     }
 
     fn priorities(observed: &Observed) -> Vec<u32> {
-        observed.places[&Place::Host].rules.iter().map(|rule| rule.priority).collect()
+        observed.places[&Namespace::Host].rules.iter().map(|rule| rule.priority).collect()
     }
 
     #[test]
@@ -166,7 +166,7 @@ mod tests {
             follow(&mut observed);
             assert_eq!((priorities(&observed), findings(&config(), &observed)), (vec![ours], vec![]), "{other}");
             // It goes back when the other one goes.
-            observed.scene(&Place::Host).ahead.clear();
+            observed.scene(&Namespace::Host).ahead.clear();
             follow(&mut observed);
             assert_eq!(priorities(&observed), [PRIORITY]);
         }
@@ -182,12 +182,12 @@ mod tests {
             assert!(matches!(found[..], [Finding::Outranked { priority, .. }] if priority == other), "{found:?}");
         }
         let mut observed = kernel(4109, 0);
-        observed.stay.insert(Place::Host);
+        observed.stay.insert(Namespace::Host);
         follow(&mut observed);
         assert_eq!(priorities(&observed), [PRIORITY]);
         assert_eq!(findings(&config(), &observed).len(), 1);
         let rule = Rule { family: Family::V4, source: None, table: TABLE, priority: PRIORITY };
-        assert!(observed.places[&Place::Host].rules.contains(&rule));
+        assert!(observed.places[&Namespace::Host].rules.contains(&rule));
     }
 
     #[test]

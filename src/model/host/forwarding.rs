@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Change, Observed, Place, SysctlKey};
+use super::{Change, Namespace, Observed, SysctlKey};
 
 /// The IPv4 switch of every link: what Docker, libvirt and routers turn on.
 const EVERY_V4: &str = "net/ipv4/conf/all/forwarding";
@@ -55,7 +55,7 @@ pub fn switch_of_every_link(key: &str) -> Option<SysctlKey> {
 impl Observed {
     /// Whether a sysctl of the host is on.
     pub(super) fn is_on(&self, key: &str) -> bool {
-        self.places.get(&Place::Host).and_then(|host| host.sysctls.get(key)).is_some_and(|value| value == "1")
+        self.places.get(&Namespace::Host).and_then(|host| host.sysctls.get(key)).is_some_and(|value| value == "1")
     }
 
     /// Switches we turned on for one link that became somebody else's: they turned on that of every link afterwards.
@@ -137,11 +137,11 @@ mod tests {
     }
 
     fn set(observed: &mut Observed, key: &str, value: &str) {
-        observed.scene(&Place::Host).sysctls.insert(key.to_owned(), value.to_owned());
+        observed.scene(&Namespace::Host).sysctls.insert(key.to_owned(), value.to_owned());
     }
 
     fn value(observed: &Observed, key: &str) -> Option<String> {
-        observed.places[&Place::Host].sysctls.get(key).cloned()
+        observed.places[&Namespace::Host].sysctls.get(key).cloned()
     }
 
     /// One subnet with a port of every local address mapped in both families, or with none.

@@ -15,7 +15,7 @@ use crate::model::id::{Name, SubnetId};
 
 /// A network namespace we work in.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Place {
+pub enum Namespace {
     /// The daemon's own.
     Host,
     /// A workload's.
@@ -116,7 +116,7 @@ pub type SysctlKey = String;
 
 /// Our share of one namespace.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Scene {
+pub struct NamespaceState {
     /// Our links by the name they should have.
     pub links: BTreeMap<String, Link>,
     /// Names of links that are not ours.
@@ -135,7 +135,7 @@ pub struct Scene {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Observed {
     /// Our share of the host's namespace and of the workloads'.
-    pub places: BTreeMap<Place, Scene>,
+    pub places: BTreeMap<Namespace, NamespaceState>,
     /// Namespaces that exist and could not be read: nothing of theirs is changed.
     pub unreadable: BTreeSet<NetnsRef>,
     /// Whether the kernel speaks IPv6.
@@ -164,7 +164,7 @@ pub struct Observed {
     /// Far ends of the veth pairs [`Observed::absorb`] made; the kernel deletes them by itself.
     pub pairs: BTreeMap<String, (NetnsRef, String)>,
     /// Namespaces where our rules were moved so often that they stay where they are.
-    pub stay: BTreeSet<Place>,
+    pub stay: BTreeSet<Namespace>,
     /// Those of ours who hold too much of the kernel's table of connections.
     pub crowd: Crowd,
     /// Workloads whose namespace is gone or is another one.
@@ -194,7 +194,7 @@ pub enum Change {
     /// Nothing can be done: a link of somebody else has the name we need.
     Conflict {
         /// Where.
-        place: Place,
+        place: Namespace,
         /// The name.
         link: String,
     },
@@ -219,7 +219,7 @@ pub enum Change {
     /// Give a link its name back.
     Rename {
         /// Where.
-        place: Place,
+        place: Namespace,
         /// The name it has.
         from: String,
         /// The name it should have.
@@ -228,7 +228,7 @@ pub enum Change {
     /// Set attributes of a link.
     SetLink {
         /// Where.
-        place: Place,
+        place: Namespace,
         /// The link.
         link: String,
         /// What to set.
@@ -237,7 +237,7 @@ pub enum Change {
     /// Add an address as /32 or /128 without a prefix route.
     AddAddress {
         /// Where.
-        place: Place,
+        place: Namespace,
         /// The link.
         link: String,
         /// The address.
@@ -246,7 +246,7 @@ pub enum Change {
     /// Remove an address.
     DelAddress {
         /// Where.
-        place: Place,
+        place: Namespace,
         /// The link.
         link: String,
         /// The address.
@@ -255,7 +255,7 @@ pub enum Change {
     /// Enter a permanent neighbour.
     SetNeighbour {
         /// Where.
-        place: Place,
+        place: Namespace,
         /// The link.
         link: String,
         /// The neighbour's address.
@@ -266,7 +266,7 @@ pub enum Change {
     /// Remove a neighbour.
     DelNeighbour {
         /// Where.
-        place: Place,
+        place: Namespace,
         /// The link.
         link: String,
         /// The neighbour's address.
@@ -275,7 +275,7 @@ pub enum Change {
     /// Add a route, or replace one of ours with the same table and destination.
     SetRoute {
         /// Where.
-        place: Place,
+        place: Namespace,
         /// The route.
         route: Route,
         /// Whether one of ours is replaced; otherwise one that exists is somebody else's and stays.
@@ -284,28 +284,28 @@ pub enum Change {
     /// Remove a route.
     DelRoute {
         /// Where.
-        place: Place,
+        place: Namespace,
         /// The route.
         route: Route,
     },
     /// Add a rule.
     AddRule {
         /// Where.
-        place: Place,
+        place: Namespace,
         /// The rule.
         rule: Rule,
     },
     /// Remove a rule.
     DelRule {
         /// Where.
-        place: Place,
+        place: Namespace,
         /// The rule.
         rule: Rule,
     },
     /// Write a sysctl.
     SetSysctl {
         /// Where.
-        place: Place,
+        place: Namespace,
         /// Path below `/proc/sys`.
         key: SysctlKey,
         /// The value.
@@ -355,7 +355,7 @@ impl Change {
     }
 
     /// The namespace the change is made in.
-    pub fn place(&self) -> &Place {
+    pub fn place(&self) -> &Namespace {
         match self {
             Change::Conflict { place, .. }
             | Change::Rename { place, .. }
@@ -376,19 +376,19 @@ impl Change {
             | Change::RestoreSysctl { .. }
             | Change::ForgetSysctl { .. }
             | Change::WriteResolver { .. }
-            | Change::RestoreResolver { .. } => &Place::Host,
+            | Change::RestoreResolver { .. } => &Namespace::Host,
         }
     }
 }
 
 /// ` in /run/netns/x`, or nothing for the host.
-struct In<'a>(&'a Place);
+struct In<'a>(&'a Namespace);
 
 impl fmt::Display for In<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            Place::Host => Ok(()),
-            Place::Netns(netns) => write!(f, " in {}", netns.path.display()),
+            Namespace::Host => Ok(()),
+            Namespace::Netns(netns) => write!(f, " in {}", netns.path.display()),
         }
     }
 }
@@ -456,7 +456,7 @@ impl Observed {
             Change::Conflict { .. } => {}
             Change::OpenTun(tun) => {
                 let link = Link { name: tun.name.clone(), mtu: 1500, ..Link::default() };
-                self.scene(&Place::Host).links.insert(tun.name.clone(), link);
+                self.scene(&Namespace::Host).links.insert(tun.name.clone(), link);
             }
             Change::CloseTun { link, .. } | Change::DeleteLink { link, .. } => self.drop_link(link),
             Change::CreateVeth(w) => {
@@ -466,7 +466,7 @@ impl Observed {
                 );
                 self.pairs.insert(w.host_link.clone(), (w.netns.clone(), w.inner_link.clone()));
                 for (place, name, mac) in
-                    [(Place::Host, &w.host_link, host), (Place::Netns(w.netns.clone()), &w.inner_link, inner)]
+                    [(Namespace::Host, &w.host_link, host), (Namespace::Netns(w.netns.clone()), &w.inner_link, inner)]
                 {
                     let link = Link { name: name.clone(), mtu: 1500, mac: Some(mac), ..Link::default() };
                     self.scene(&place).links.insert(name.clone(), link);
@@ -518,7 +518,7 @@ impl Observed {
             }
             Change::RestoreSysctl { key } => {
                 self.kept_sysctls.remove(key);
-                self.scene(&Place::Host).sysctls.remove(key);
+                self.scene(&Namespace::Host).sysctls.remove(key);
             }
             Change::ForgetSysctl { key } => {
                 self.kept_sysctls.remove(key);
@@ -535,21 +535,21 @@ impl Observed {
     }
 
     /// Our share of a namespace, made if there was none.
-    pub fn scene(&mut self, place: &Place) -> &mut Scene {
+    pub fn scene(&mut self, place: &Namespace) -> &mut NamespaceState {
         self.places.entry(place.clone()).or_default()
     }
 
     /// Our share of the host's namespace: its links by the name they should have, with routes of [`TABLE`].
     pub fn host_links(&self) -> impl Iterator<Item = &Link> {
-        self.places.get(&Place::Host).into_iter().flat_map(|scene| scene.links.values())
+        self.places.get(&Namespace::Host).into_iter().flat_map(|scene| scene.links.values())
     }
 
     /// Whether any route of ours is in the host's table.
     pub fn has_host_routes(&self) -> bool {
-        self.places.get(&Place::Host).is_some_and(|scene| scene.routes.iter().any(|r| r.table == TABLE))
+        self.places.get(&Namespace::Host).is_some_and(|scene| scene.routes.iter().any(|r| r.table == TABLE))
     }
 
-    fn edit(&mut self, place: &Place, link: &str, edit: impl FnOnce(&mut Link)) {
+    fn edit(&mut self, place: &Namespace, link: &str, edit: impl FnOnce(&mut Link)) {
         if let Some(link) = self.scene(place).links.get_mut(link) {
             edit(link);
         }
@@ -557,8 +557,8 @@ impl Observed {
 
     /// A host link goes, and with it its routes, its sysctls and, of a pair, the other end.
     fn drop_link(&mut self, link: &str) {
-        let other = self.pairs.remove(link).map(|(netns, inner)| (Place::Netns(netns), inner));
-        let ends = [Some((Place::Host, link.to_owned())), other];
+        let other = self.pairs.remove(link).map(|(netns, inner)| (Namespace::Netns(netns), inner));
+        let ends = [Some((Namespace::Host, link.to_owned())), other];
         for (place, name) in ends.into_iter().flatten() {
             let scene = self.scene(&place);
             scene.links.remove(&name);

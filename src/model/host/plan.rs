@@ -6,8 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use super::want::{LinkWant, SceneWant, alive, resolvers, wanted};
-use super::{Change, GSO_MAX_SIZE, HostConfig, Link, LinkSet, Observed, Place, ResolvConf, Scene, WorkloadConfig};
+use super::desired::{LinkWant, NamespaceWant, alive, resolvers, wanted};
+use super::{
+    Change, GSO_MAX_SIZE, HostConfig, Link, LinkSet, Namespace, NamespaceState, Observed, ResolvConf, WorkloadConfig,
+};
 
 /// The changes that lead from what is to what should be; empty when nothing differs.
 ///
@@ -15,8 +17,8 @@ use super::{Change, GSO_MAX_SIZE, HostConfig, Link, LinkSet, Observed, Place, Re
 pub fn plan(desired: &HostConfig, observed: &Observed) -> Vec<Change> {
     let mut plan = Plan::default();
     let mut want = wanted(desired, observed);
-    let empty = Scene::default();
-    let host = observed.places.get(&Place::Host).unwrap_or(&empty);
+    let empty = NamespaceState::default();
+    let host = observed.places.get(&Namespace::Host).unwrap_or(&empty);
     plan.adds.extend(observed.lost_switches().map(|key| Change::ForgetSysctl { key: key.clone() }));
     plan.make_links(desired, observed, host, &mut want);
     for (place, scene) in &want {
@@ -25,18 +27,18 @@ pub fn plan(desired: &HostConfig, observed: &Observed) -> Vec<Change> {
     // Namespaces nothing is wanted in any more: only rules outlive a link there.
     for (place, scene) in &observed.places {
         if !want.contains_key(place) && !unreadable(place, observed) {
-            plan.scene(place, &SceneWant::default(), scene, observed);
+            plan.scene(place, &NamespaceWant::default(), scene, observed);
         }
     }
     plan.resolvers(desired, observed);
-    plan.delete_links(desired, host, want.get(&Place::Host));
-    plan.restore_sysctls(observed, want.get(&Place::Host));
+    plan.delete_links(desired, host, want.get(&Namespace::Host));
+    plan.restore_sysctls(observed, want.get(&Namespace::Host));
     plan.adds.extend(plan.deletes);
     plan.adds
 }
 
-fn unreadable(place: &Place, observed: &Observed) -> bool {
-    matches!(place, Place::Netns(netns) if observed.unreadable.contains(netns))
+fn unreadable(place: &Namespace, observed: &Observed) -> bool {
+    matches!(place, Namespace::Netns(netns) if observed.unreadable.contains(netns))
 }
 
 #[derive(Default)]
@@ -44,7 +46,7 @@ struct Plan {
     adds: Vec<Change>,
     deletes: Vec<Change>,
     /// Links made by this plan: nothing observed holds for them.
-    fresh: BTreeSet<(Place, String)>,
+    fresh: BTreeSet<(Namespace, String)>,
 }
 
 impl Plan {
@@ -53,15 +55,15 @@ impl Plan {
         &mut self,
         desired: &HostConfig,
         observed: &Observed,
-        host: &Scene,
-        want: &mut BTreeMap<Place, SceneWant>,
+        host: &NamespaceState,
+        want: &mut BTreeMap<Namespace, NamespaceWant>,
     ) {
         for tun in desired.tuns.iter().filter(|t| !host.links.contains_key(&t.name)) {
             if host.foreign.contains(&tun.name) {
-                self.refuse(&Place::Host, &tun.name, want);
+                self.refuse(&Namespace::Host, &tun.name, want);
             } else {
                 self.adds.push(Change::OpenTun(tun.clone()));
-                self.fresh.insert((Place::Host, tun.name.clone()));
+                self.fresh.insert((Namespace::Host, tun.name.clone()));
             }
         }
         for workload in alive(desired, observed) {
@@ -73,10 +75,10 @@ impl Plan {
         &mut self,
         workload: &WorkloadConfig,
         observed: &Observed,
-        host: &Scene,
-        want: &mut BTreeMap<Place, SceneWant>,
+        host: &NamespaceState,
+        want: &mut BTreeMap<Namespace, NamespaceWant>,
     ) {
-        let inner_place = Place::Netns(workload.netns.clone());
+        let inner_place = Namespace::Netns(workload.netns.clone());
         let inner = observed.places.get(&inner_place);
         let has_inner = inner.is_some_and(|scene| scene.links.contains_key(&workload.inner_link));
         let outer = host.links.get(&workload.host_link);
@@ -84,7 +86,7 @@ impl Plan {
             return;
         }
         let taken = [
-            (&Place::Host, &workload.host_link, host.foreign.contains(&workload.host_link)),
+            (&Namespace::Host, &workload.host_link, host.foreign.contains(&workload.host_link)),
             (
                 &inner_place,
                 &workload.inner_link,
@@ -93,7 +95,7 @@ impl Plan {
         ];
         if let Some((place, name, _)) = taken.iter().find(|(.., taken)| *taken) {
             self.adds.push(Change::Conflict { place: (*place).clone(), link: (*name).clone() });
-            forget(&Place::Host, &workload.host_link, want);
+            forget(&Namespace::Host, &workload.host_link, want);
             forget(&inner_place, &workload.inner_link, want);
             return;
         }
@@ -103,17 +105,17 @@ impl Plan {
             self.adds.push(Change::DeleteLink { link: workload.host_link.clone(), name: link.name.clone() });
         }
         self.adds.push(Change::CreateVeth(Box::new(workload.clone())));
-        self.fresh.insert((Place::Host, workload.host_link.clone()));
+        self.fresh.insert((Namespace::Host, workload.host_link.clone()));
         self.fresh.insert((inner_place, workload.inner_link.clone()));
     }
 
-    fn refuse(&mut self, place: &Place, link: &str, want: &mut BTreeMap<Place, SceneWant>) {
+    fn refuse(&mut self, place: &Namespace, link: &str, want: &mut BTreeMap<Namespace, NamespaceWant>) {
         self.adds.push(Change::Conflict { place: place.clone(), link: link.to_owned() });
         forget(place, link, want);
     }
 
     /// Everything within one namespace.
-    fn scene(&mut self, place: &Place, want: &SceneWant, scene: &Scene, observed: &Observed) {
+    fn scene(&mut self, place: &Namespace, want: &NamespaceWant, scene: &NamespaceState, observed: &Observed) {
         for name in want.links.keys() {
             if let Some(link) = scene.links.get(name).filter(|l| l.name != *name && !self.is_fresh(place, name)) {
                 self.adds.push(Change::Rename { place: place.clone(), from: link.name.clone(), to: name.clone() });
@@ -129,18 +131,18 @@ impl Plan {
         for rule in want.rules.difference(&scene.rules) {
             self.adds.push(Change::AddRule { place: place.clone(), rule: rule.clone() });
         }
-        let keep_rules = *place == Place::Host && observed.table_shared;
+        let keep_rules = *place == Namespace::Host && observed.table_shared;
         for rule in scene.rules.difference(&want.rules).filter(|_| !keep_rules) {
             self.deletes.push(Change::DelRule { place: place.clone(), rule: rule.clone() });
         }
     }
 
-    fn is_fresh(&self, place: &Place, link: &str) -> bool {
+    fn is_fresh(&self, place: &Namespace, link: &str) -> bool {
         self.fresh.contains(&(place.clone(), link.to_owned()))
     }
 
     /// A sysctl of a fresh link is written without looking; one that does not exist elsewhere is not written at all.
-    fn sysctls(&mut self, place: &Place, want: &SceneWant, scene: &Scene) {
+    fn sysctls(&mut self, place: &Namespace, want: &NamespaceWant, scene: &NamespaceState) {
         for sysctl in &want.sysctls {
             let fresh = sysctl.key.split('/').nth(3).is_some_and(|link| self.is_fresh(place, link));
             let value = scene.sysctls.get(&sysctl.key).map(String::as_str);
@@ -160,7 +162,7 @@ impl Plan {
         }
     }
 
-    fn link(&mut self, place: &Place, name: &str, want: &LinkWant, is: &Link) {
+    fn link(&mut self, place: &Namespace, name: &str, want: &LinkWant, is: &Link) {
         let set = LinkSet {
             alias: (is.alias != want.alias).then(|| want.alias.clone()),
             mtu: (is.mtu != want.mtu).then_some(want.mtu),
@@ -188,7 +190,7 @@ impl Plan {
         }
     }
 
-    fn routes(&mut self, place: &Place, want: &SceneWant, scene: &Scene) {
+    fn routes(&mut self, place: &Namespace, want: &NamespaceWant, scene: &NamespaceState) {
         let lives =
             |link: &str| want.links.contains_key(link) && !self.fresh.contains(&(place.clone(), link.to_owned()));
         // Routes of a link that goes, or was made anew, went with it.
@@ -236,7 +238,7 @@ impl Plan {
         }
     }
 
-    fn delete_links(&mut self, desired: &HostConfig, host: &Scene, want: Option<&SceneWant>) {
+    fn delete_links(&mut self, desired: &HostConfig, host: &NamespaceState, want: Option<&NamespaceWant>) {
         for (key, link) in &host.links {
             if want.is_some_and(|want| want.links.contains_key(key)) {
                 continue;
@@ -250,7 +252,7 @@ impl Plan {
         }
     }
 
-    fn restore_sysctls(&mut self, observed: &Observed, want: Option<&SceneWant>) {
+    fn restore_sysctls(&mut self, observed: &Observed, want: Option<&NamespaceWant>) {
         let stays = |key: &String| want.is_some_and(|want| want.sysctls.iter().any(|s| s.keep && s.key == *key));
         let lost: BTreeSet<&String> = observed.lost_switches().collect();
         for key in observed.kept_sysctls.keys().filter(|key| !stays(key) && !lost.contains(key)) {
@@ -260,7 +262,7 @@ impl Plan {
 }
 
 /// Takes a link that cannot be made out of the wanted state.
-fn forget(place: &Place, link: &str, want: &mut BTreeMap<Place, SceneWant>) {
+fn forget(place: &Namespace, link: &str, want: &mut BTreeMap<Namespace, NamespaceWant>) {
     if let Some(scene) = want.get_mut(place) {
         scene.links.remove(link);
         scene.routes.retain(|r| r.link != link);
@@ -271,7 +273,7 @@ fn forget(place: &Place, link: &str, want: &mut BTreeMap<Place, SceneWant>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::host::{HostPolicy, MapConfig, NetnsRef, Place, Proto, Route, TABLE, TunConfig};
+    use crate::model::host::{HostPolicy, MapConfig, Namespace, NetnsRef, Proto, Route, TABLE, TunConfig};
     use crate::model::id::SubnetId;
     use ipnet::IpNet;
     use proptest::prelude::*;
@@ -370,7 +372,7 @@ mod tests {
         };
         observed.resolvers.insert("/containers/2/resolv.conf".into(), "nameserver 192.0.2.53\n".to_owned());
         observed.resolvers.insert("/etc/netns/ns1/resolv.conf".into(), "nameserver 192.0.2.54\n".to_owned());
-        let host = observed.scene(&Place::Host);
+        let host = observed.scene(&Namespace::Host);
         host.foreign.insert("eth0".to_owned());
         host.sysctls.insert("net/ipv4/conf/eth0/forwarding".to_owned(), "0".to_owned());
         host.sysctls.insert("net/ipv6/conf/eth0/accept_ra".to_owned(), "1".to_owned());
@@ -387,7 +389,7 @@ mod tests {
 
     /// Someone takes things away.
     fn disturb(observed: &mut Observed, what: u8) {
-        let host = observed.scene(&Place::Host);
+        let host = observed.scene(&Namespace::Host);
         let first = host.links.keys().next().cloned();
         match (what, first) {
             (0, _) => host.routes.clear(),
@@ -403,7 +405,7 @@ mod tests {
             (7, _) => host.links.values_mut().for_each(|link| {
                 link.addresses.insert("198.51.100.1".parse().unwrap());
             }),
-            (8, _) => observed.places.retain(|place, _| *place == Place::Host),
+            (8, _) => observed.places.retain(|place, _| *place == Namespace::Host),
             _ => host.links.values_mut().for_each(|link| link.alias.clear()),
         }
     }
@@ -475,9 +477,9 @@ mod tests {
     #[test]
     fn foreign_kernel_objects_survive() {
         let mut observed = kernel(true, true);
-        observed.scene(&Place::Host).foreign.insert("bw-net1".to_owned());
+        observed.scene(&Namespace::Host).foreign.insert("bw-net1".to_owned());
         let changes = plan(&one(), &observed);
-        assert!(changes.contains(&Change::Conflict { place: Place::Host, link: "bw-net1".to_owned() }));
+        assert!(changes.contains(&Change::Conflict { place: Namespace::Host, link: "bw-net1".to_owned() }));
         let touches = |c: &Change| match c {
             Change::OpenTun(t) => t.name == "bw-net1",
             Change::SetLink { link, .. } | Change::AddAddress { link, .. } => link == "bw-net1",
@@ -519,7 +521,7 @@ mod tests {
         reach(&one(), &mut observed);
         observed.table_shared = true;
         let changes = plan(&HostConfig { instance: one().instance, ..HostConfig::default() }, &observed);
-        assert!(!changes.iter().any(|c| matches!(c, Change::DelRule { place: Place::Host, .. })));
+        assert!(!changes.iter().any(|c| matches!(c, Change::DelRule { place: Namespace::Host, .. })));
     }
 
     #[test]
@@ -529,13 +531,13 @@ mod tests {
         reach(&desired, &mut observed);
         let mut unreadable = observed.clone();
         unreadable.unreadable.insert(desired.workloads[0].netns.clone());
-        unreadable.places.retain(|place, _| *place == Place::Host);
+        unreadable.places.retain(|place, _| *place == Namespace::Host);
         assert_eq!(plan(&desired, &unreadable), Vec::new());
         observed.dead.insert((desired.workloads[0].subnet, desired.workloads[0].name.clone()));
-        observed.places.retain(|place, _| *place == Place::Host);
+        observed.places.retain(|place, _| *place == Namespace::Host);
         let changes = reach(&desired, &mut observed);
         assert!(changes.iter().any(|c| matches!(c, Change::DeleteLink { .. })), "{changes:?}");
-        assert!(!observed.places[&Place::Host].routes.iter().any(|r| r.link.starts_with("bwv")));
+        assert!(!observed.places[&Namespace::Host].routes.iter().any(|r| r.link.starts_with("bwv")));
     }
 
     #[test]
@@ -552,7 +554,7 @@ mod tests {
             gateway: None,
             source: Some(ip("10.1.9.9")),
         };
-        assert!(changes.contains(&Change::SetRoute { place: Place::Host, route, replace: true }));
+        assert!(changes.contains(&Change::SetRoute { place: Namespace::Host, route, replace: true }));
         assert!(
             !changes
                 .iter()

@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::dedup::{Dedup, Lookup};
 use crate::limit::{Buckets, Limit};
 use crate::model::id::PeerId;
-use crate::wire::service::{Code, Refusal};
+use crate::wire::service::{Refusal, ServiceCode};
 
 /// Units that one peer may use at once, and gets back in a second.
 pub const BUCKET: Limit = Limit::new(100, 50);
@@ -95,16 +95,16 @@ impl<W> Inflight<W> {
             let retry_ms = u32::try_from(retry.as_nanos().div_ceil(1_000_000)).unwrap_or(u32::MAX);
             return self.slow_down(peer, waiter, retry_ms, now);
         }
-        let refused = |waiter, code: Code| Admit::Refused(waiter, code.into(), Pace::Now);
+        let refused = |waiter, code: ServiceCode| Admit::Refused(waiter, code.into(), Pace::Now);
         let waiter = match self.answers.look(peer, id, kind, waiter, now) {
             Lookup::New(waiter) => waiter,
             Lookup::Waits => return Admit::Waits,
             Lookup::Kept(waiter, answer) => return Admit::Again(waiter, answer),
-            Lookup::Gone(waiter) => return refused(waiter, Code::Invalid),
+            Lookup::Gone(waiter) => return refused(waiter, ServiceCode::Invalid),
         };
         match route {
-            None => return refused(waiter, Code::Unknown),
-            Some((_, most)) if bytes > most => return refused(waiter, Code::Invalid),
+            None => return refused(waiter, ServiceCode::Unknown),
+            Some((_, most)) if bytes > most => return refused(waiter, ServiceCode::Invalid),
             Some(_) => {}
         }
         if self.all >= ALL_RUNNING || self.running.get(&peer).is_some_and(|n| *n >= RUNNING) {
@@ -120,7 +120,7 @@ impl<W> Inflight<W> {
     /// Refuses a request that there is no room for at all.
     pub fn slow_down(&mut self, peer: PeerId, waiter: W, retry_ms: u32, now: Instant) -> Admit<W> {
         let pace = if self.told.take(peer, 1, now) { Pace::Now } else { Pace::Slow };
-        Admit::Refused(waiter, Refusal { code: Code::SlowDown, retry_ms }, pace)
+        Admit::Refused(waiter, Refusal { code: ServiceCode::SlowDown, retry_ms }, pace)
     }
 
     /// Bytes that are no request pay as a full bucket's tenth. Gives whether their sender may be told at once.
@@ -181,7 +181,7 @@ mod tests {
         Arrival { peer: peer(n), id, kind: 1, bytes: 0, route: Some((1, 100)) }
     }
 
-    fn refused(verdict: &Admit<()>) -> Option<(Code, u32, Pace)> {
+    fn refused(verdict: &Admit<()>) -> Option<(ServiceCode, u32, Pace)> {
         match verdict {
             Admit::Refused((), refusal, pace) => Some((refusal.code, refusal.retry_ms, *pace)),
             _ => None,
@@ -189,7 +189,7 @@ mod tests {
     }
 
     /// Admits and answers at once.
-    fn served(inflight: &mut Inflight<()>, asked: &Arrival, now: Instant) -> Option<(Code, u32, Pace)> {
+    fn served(inflight: &mut Inflight<()>, asked: &Arrival, now: Instant) -> Option<(ServiceCode, u32, Pace)> {
         let verdict = inflight.admit(asked, (), now);
         if verdict == Admit::Run {
             assert_eq!(inflight.finish(asked.peer, asked.id, b"", now), [()]);
@@ -206,7 +206,7 @@ mod tests {
         let now = start + Duration::from_secs(1);
         assert_eq!((1000..2000).filter(|id| served(&mut inflight, &asked(1, *id), now).is_none()).count(), 50);
         let dear = Arrival { route: Some((10, 100)), ..asked(1, 3000) };
-        let Some((Code::SlowDown, retry, _)) = served(&mut inflight, &dear, now) else { panic!("let in") };
+        let Some((ServiceCode::SlowDown, retry, _)) = served(&mut inflight, &dear, now) else { panic!("let in") };
         assert_eq!(retry, 200);
         let early = now + Duration::from_millis(u64::from(retry) - 5);
         assert!(served(&mut inflight, &dear, early).is_some());
@@ -235,9 +235,9 @@ mod tests {
     fn unknown_kinds_and_bodies_too_large_are_answered_and_not_run() {
         let (mut inflight, now) = (Inflight::default(), Instant::now());
         let unknown = Arrival { route: None, ..asked(1, 1) };
-        assert_eq!(served(&mut inflight, &unknown, now), Some((Code::Unknown, 0, Pace::Now)));
+        assert_eq!(served(&mut inflight, &unknown, now), Some((ServiceCode::Unknown, 0, Pace::Now)));
         let large = Arrival { bytes: 101, ..asked(1, 2) };
-        assert_eq!(served(&mut inflight, &large, now), Some((Code::Invalid, 0, Pace::Now)));
+        assert_eq!(served(&mut inflight, &large, now), Some((ServiceCode::Invalid, 0, Pace::Now)));
         assert_eq!(inflight.running(), 0);
     }
 
@@ -250,7 +250,7 @@ mod tests {
         assert_eq!(runs(&mut inflight, 0, 0..80, now), RUNNING);
         assert_eq!(
             refused(&inflight.admit(&asked(0, 99), (), now)),
-            Some((Code::SlowDown, CROWDED_RETRY_MS, Pace::Now))
+            Some((ServiceCode::SlowDown, CROWDED_RETRY_MS, Pace::Now))
         );
         let others: usize = (1..100).map(|n| runs(&mut inflight, n, 0..RUNNING as u64, now)).sum();
         assert_eq!((others, inflight.running()), (ALL_RUNNING - RUNNING, ALL_RUNNING));

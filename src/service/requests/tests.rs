@@ -40,19 +40,19 @@ async fn answer(asked: oneshot::Receiver<Vec<u8>>) -> Result<Vec<u8>, Refusal> {
 #[tokio::test]
 async fn what_is_not_done_at_its_deadline_is_answered_with_that() {
     let service = service(Box::new(|_| std::future::pending().boxed()));
-    assert_eq!(answer(ask(&service, request(1, None, 1))).await, Err(Code::Timeout.into()));
+    assert_eq!(answer(ask(&service, request(1, None, 1))).await, Err(ServiceCode::Timeout.into()));
     assert_eq!((service.counts().running, service.counts().refused.get(&1005)), (0, Some(&1)));
 }
 
 #[tokio::test]
 async fn a_handler_is_told_who_asks_and_about_what_and_only_of_common_subnets() {
     let service = service(Box::new(|call| {
-        let said = (call.peer == ME && call.subnet == Some(LAB)).then_some(call.body).ok_or(Code::Failed.into());
+        let said = (call.peer == ME && call.subnet == Some(LAB)).then_some(call.body).ok_or(ServiceCode::Failed.into());
         std::future::ready(said).boxed()
     }));
     assert_eq!(answer(ask(&service, request(1, Some(LAB), 1000))).await, Ok(vec![5]));
     let elsewhere = ask(&service, request(2, Some(SubnetId([8; 16])), 1000));
-    assert_eq!(answer(elsewhere).await, Err(Code::NotPermitted.into()));
+    assert_eq!(answer(elsewhere).await, Err(ServiceCode::NotPermitted.into()));
     assert_eq!(service.counts().requests.get("test"), Some(&2));
 }
 
@@ -62,7 +62,7 @@ async fn a_request_that_comes_again_while_it_runs_is_run_once_and_answered_twice
     let service = service(Box::new(move |_| {
         let (done, wait) = oneshot::channel::<()>();
         began.send(done).unwrap();
-        async move { wait.await.map(|()| vec![6]).map_err(|_| Code::Failed.into()) }.boxed()
+        async move { wait.await.map(|()| vec![6]).map_err(|_| ServiceCode::Failed.into()) }.boxed()
     }));
     let first = ask(&service, request(1, None, 9000));
     let again = ask(&service, request(1, None, 9000));

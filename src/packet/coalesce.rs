@@ -4,9 +4,9 @@
 //! checksum is still to be computed are joined, so that no damage is covered up; and only where cutting gives back what
 //! came: no IP options, and DF set, because the identifications of version 4 are made anew.
 
-use crate::packet::Packet;
-use crate::packet::offload::{Kind, Offload};
-use crate::packet::parse::{UDP, Version};
+use super::Packet;
+use super::offload::{Kind, Offload};
+use super::parse::{UDP, Version};
 
 /// Datagrams of one run: what every kernel with UDP segmentation takes.
 const MOST: usize = 64;
@@ -15,7 +15,7 @@ const LARGEST: usize = 65_000;
 
 /// Datagrams gathered for one write.
 #[derive(Debug)]
-pub(super) struct Run {
+pub(crate) struct Run {
     /// The first datagram, then the payloads of the others. Keeps its capacity.
     bytes: Vec<u8>,
     first: Option<Packet>,
@@ -25,7 +25,7 @@ pub(super) struct Run {
 }
 
 /// Whether `packet` may be part of a run.
-pub(super) fn is_joinable(packet: &Packet, offload: &Offload) -> bool {
+pub(crate) fn is_joinable(packet: &Packet, offload: &Offload) -> bool {
     let plain = match packet.version {
         Version::V4 => packet.transport == 20,
         Version::V6 => packet.transport == 40,
@@ -49,13 +49,13 @@ fn same_flow(a: &[u8], b: &[u8], version: Version) -> bool {
 
 impl Run {
     /// An empty run in a buffer of earlier ones.
-    pub(super) fn new(mut bytes: Vec<u8>) -> Run {
+    pub(crate) fn new(mut bytes: Vec<u8>) -> Run {
         bytes.clear();
         Run { bytes, first: None, count: 0, closed: false }
     }
 
     /// Adds a [joinable](is_joinable) datagram; false where it does not continue the run.
-    pub(super) fn add(&mut self, packet: &Packet, datagram: &[u8]) -> bool {
+    pub(crate) fn add(&mut self, packet: &Packet, datagram: &[u8]) -> bool {
         let Some(first) = &self.first else {
             self.bytes.clear();
             self.bytes.extend_from_slice(datagram);
@@ -77,7 +77,7 @@ impl Run {
     }
 
     /// Ends the run: its packet, what is undone in it, its bytes, and how many datagrams it holds. None where it is empty.
-    pub(super) fn finish(&mut self) -> Option<(Packet, Offload, &mut [u8], u64)> {
+    pub(crate) fn finish(&mut self) -> Option<(Packet, Offload, &mut [u8], u64)> {
         let first = self.first.take()?;
         let count = u64::try_from(self.count).unwrap_or(u64::MAX);
         if self.count == 1 {
@@ -96,7 +96,7 @@ impl Run {
     }
 
     /// The buffer, for the next one.
-    pub(super) fn into_buffer(self) -> Vec<u8> {
+    pub(crate) fn into_buffer(self) -> Vec<u8> {
         self.bytes
     }
 }

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 
 use super::{
-    Family, Former, HostConfig, LAST_PRIORITY, NetnsRef, Observed, PRIORITY, Place, ResolvConf, Route, Rule, Scene,
-    Server, SysctlKey, TABLE, TX_QUEUE, TunConfig, WorkloadConfig, alias, forwarding, host_mac, inner_mac,
+    Family, Former, HostConfig, LAST_PRIORITY, Namespace, NamespaceState, NetnsRef, Observed, PRIORITY, ResolvConf,
+    Route, Rule, Server, SysctlKey, TABLE, TX_QUEUE, TunConfig, WorkloadConfig, alias, forwarding, host_mac, inner_mac,
     is_link_name,
 };
 
@@ -39,7 +39,7 @@ pub(super) struct SysctlWant {
 
 /// One namespace as it should be.
 #[derive(Debug, Clone, Default)]
-pub(super) struct SceneWant {
+pub(super) struct NamespaceWant {
     pub links: BTreeMap<String, LinkWant>,
     pub routes: BTreeSet<Route>,
     pub rules: BTreeSet<Rule>,
@@ -76,18 +76,18 @@ pub(super) fn alive<'a>(desired: &'a HostConfig, observed: &'a Observed) -> impl
 }
 
 /// The whole desired state, namespace by namespace.
-pub(super) fn wanted(desired: &HostConfig, observed: &Observed) -> BTreeMap<Place, SceneWant> {
+pub(super) fn wanted(desired: &HostConfig, observed: &Observed) -> BTreeMap<Namespace, NamespaceWant> {
     let families = Families { ipv6: observed.ipv6 };
-    let mut places = BTreeMap::from([(Place::Host, SceneWant::default())]);
+    let mut places = BTreeMap::from([(Namespace::Host, NamespaceWant::default())]);
     for workload in alive(desired, observed) {
         let inner = inner_want(desired, workload, &families);
-        let scene: &mut SceneWant = places.entry(Place::Netns(workload.netns.clone())).or_default();
+        let scene: &mut NamespaceWant = places.entry(Namespace::Netns(workload.netns.clone())).or_default();
         scene.links.extend(inner.links);
         inner.routes.into_iter().for_each(|route| add_route(scene, route));
         scene.rules.extend(inner.rules);
         scene.sysctls.extend(inner.sysctls);
     }
-    if let Some(host) = places.get_mut(&Place::Host) {
+    if let Some(host) = places.get_mut(&Namespace::Host) {
         host_want(host, desired, observed, &families);
     }
     for (place, scene) in &mut places {
@@ -102,7 +102,7 @@ pub(super) fn wanted(desired: &HostConfig, observed: &Observed) -> BTreeMap<Plac
 /// A rule of ours that is to be first, before the first of any other program: whoever adds a rule without a priority gets
 /// one before ours, and a full-tunnel VPN does so. Never before the rule for the machine's own addresses; where there is no
 /// room between the two, or the rules are to `stay`, the other one is a [`finding`](super::findings).
-fn in_front(rule: Rule, seen: &Scene, stay: bool) -> Rule {
+fn in_front(rule: Rule, seen: &NamespaceState, stay: bool) -> Rule {
     if rule.priority != PRIORITY {
         return rule;
     }
@@ -116,7 +116,7 @@ fn in_front(rule: Rule, seen: &Scene, stay: bool) -> Rule {
     Rule { priority, ..rule }
 }
 
-fn host_want(host: &mut SceneWant, desired: &HostConfig, observed: &Observed, families: &Families) {
+fn host_want(host: &mut NamespaceWant, desired: &HostConfig, observed: &Observed, families: &Families) {
     host.sysctls.extend(global_sysctls(desired, observed));
     for tun in &desired.tuns {
         host.links.insert(tun.name.clone(), tun_want(desired, tun, families));
@@ -137,7 +137,7 @@ fn host_want(host: &mut SceneWant, desired: &HostConfig, observed: &Observed, fa
         }
     }
     // A namespace that cannot be read keeps what it has: the pair, its routes.
-    if let Some(scene) = observed.places.get(&Place::Host) {
+    if let Some(scene) = observed.places.get(&Namespace::Host) {
         for workload in desired.workloads.iter().filter(|w| observed.unreadable.contains(&w.netns)) {
             if scene.links.contains_key(&workload.host_link) {
                 host.links.insert(workload.host_link.clone(), veth_want(desired, workload, families));
@@ -158,7 +158,7 @@ fn host_want(host: &mut SceneWant, desired: &HostConfig, observed: &Observed, fa
 
 /// A table has one route to a destination. Two workloads of one subnet in one namespace: what bears no source yet goes
 /// along the first, and each answers along its own by its rule.
-fn add_route(scene: &mut SceneWant, route: Route) {
+fn add_route(scene: &mut NamespaceWant, route: Route) {
     if !scene.routes.iter().any(|r| (r.table, r.destination) == (route.table, route.destination)) {
         scene.routes.insert(route);
     }
@@ -194,7 +194,7 @@ fn veth_want(desired: &HostConfig, workload: &WorkloadConfig, families: &Familie
 /// The subnet goes through the gateway in table `main`. What bears the workload's overlay address as its source goes
 /// there whatever its destination: clients of a port map are outside the subnet and must be answered along the way
 /// they came.
-fn inner_want(desired: &HostConfig, workload: &WorkloadConfig, families: &Families) -> SceneWant {
+fn inner_want(desired: &HostConfig, workload: &WorkloadConfig, families: &Families) -> NamespaceWant {
     let gateway_mac = host_mac(&desired.instance, &workload.host_link);
     let addresses: BTreeSet<IpAddr> = workload.addresses.iter().filter(|a| families.keep(a)).copied().collect();
     let own: Vec<IpAddr> = workload.addresses.iter().filter(|a| families.keep(a)).copied().collect();
@@ -244,7 +244,7 @@ fn inner_want(desired: &HostConfig, workload: &WorkloadConfig, families: &Famili
     } else {
         Vec::new()
     };
-    SceneWant { links: BTreeMap::from([(workload.inner_link.clone(), link)]), routes, rules, sysctls }
+    NamespaceWant { links: BTreeMap::from([(workload.inner_link.clone(), link)]), routes, rules, sysctls }
 }
 
 /// Each link in a workload's namespace has a table of its own: 4110 for `byway0`, 4111 for `byway1`…, one by its name for a
@@ -349,11 +349,11 @@ fn global_sysctls(desired: &HostConfig, observed: &Observed) -> Vec<SysctlWant> 
 }
 
 /// The sysctls whose values `plan` needs, namespace by namespace.
-pub fn sysctl_keys(desired: &HostConfig, observed: &Observed) -> BTreeMap<Place, BTreeSet<SysctlKey>> {
-    let keys = |scene: SceneWant| scene.sysctls.into_iter().map(|want| want.key).collect();
-    let mut all: BTreeMap<Place, BTreeSet<SysctlKey>> =
+pub fn sysctl_keys(desired: &HostConfig, observed: &Observed) -> BTreeMap<Namespace, BTreeSet<SysctlKey>> {
+    let keys = |scene: NamespaceWant| scene.sysctls.into_iter().map(|want| want.key).collect();
+    let mut all: BTreeMap<Namespace, BTreeSet<SysctlKey>> =
         wanted(desired, observed).into_iter().map(|(place, scene)| (place, keys(scene))).collect();
-    all.entry(Place::Host).or_default().extend(forwarding::SWITCHES.map(str::to_owned));
+    all.entry(Namespace::Host).or_default().extend(forwarding::SWITCHES.map(str::to_owned));
     all
 }
 
