@@ -143,7 +143,7 @@ struct Pending {
     sent: Instant,
     /// Bytes of the IP packet; 0: small.
     size: u16,
-    /// A keep-alive: what becomes of it is counted in [`Tried`].
+    /// A keep-alive: what becomes of it is counted in `live::Tried`.
     counts: bool,
 }
 
