@@ -139,7 +139,7 @@ pub(crate) async fn call(ctx: &Commands, request: Request) -> Result<Response, E
             settled(ctx, ctx.node.detach(workload, subnet, interface)).await
         }
         Request::DnsAdd { subnet, name, data, ttl } => {
-            attach::bury(ctx, &subnet, Claim { name: name.clone(), ip: None, netns: None }).await?;
+            attach::bury(ctx, &subnet, Claim { name: name.clone(), ip: None, netns: None, interface: None }).await?;
             settled(ctx, ctx.node.dns_add(subnet, name, data, ttl)).await
         }
         Request::DnsRelease { subnet, name, member } => settled(ctx, ctx.node.dns_release(subnet, name, member)).await,

@@ -12,7 +12,8 @@ pub(super) async fn attach(ctx: &Commands, request: Request) -> Result<Response,
     ctx.platform.ready()?;
     ctx.node.find(subnet.clone()).await?;
     let new = attach::find(ctx, workload, name, mac, engine).await?;
-    let wanted = Claim { name: new.name.to_string(), ip, netns: new.netns.clone() };
+    let interface = Some((new.target.clone(), new.inner_link.clone()));
+    let wanted = Claim { name: new.name.to_string(), ip, netns: new.netns.clone(), interface };
     attach::bury(ctx, &subnet, wanted).await?;
     let Effect { answer: (mut attached, added), generation } = ctx.node.attach(subnet, new, ip).await?;
     if let Err(error) = settle(ctx, generation).await {

@@ -2,8 +2,8 @@
 //!
 //! The full ID is tried first, then the whole name, then a prefix of an ID of at least [`PREFIX`] characters. An ending of an
 //! ID finds nothing: whoever makes keys chooses the ending of an ID within minutes. A text that fits more than one object
-//! finds none of them, so that nobody can take a name or make a key that is mistaken for another's; only the full ID cannot
-//! be made ambiguous, since no other object can bear it.
+//! finds none of them, so that nobody can take a name or make a key that is mistaken for another's; only a full ID that is
+//! a key or a hash cannot be made ambiguous, since no other object can bear it.
 //!
 //! Pure: the caller lists what there is.
 

@@ -120,10 +120,11 @@ impl Subnet {
         wanted.free(|name| self.name_is_taken(me, resolved, name.as_str()))
     }
 
-    /// Whether no workload here `but` that one has the namespace of this one, or is the same interface of the same container.
+    /// Whether no workload here `but` that one has the namespace of this one, or is of the same container.
     fn is_apart(&self, workload: &Workload, but: Option<&Name>) -> Result<()> {
         let in_it = |w: &&Workload| workload.netns.as_ref().is_some_and(|netns| w.is_in(netns));
-        let same = |w: &&Workload| w.is_same_attachment(&workload.target, &workload.inner_link);
+        // All interfaces of a container are in one namespace.
+        let same = |w: &&Workload| matches!(w.target, Target::Engine { .. }) && w.target == workload.target;
         let mut all = self.local.workloads.iter().filter(|w| Some(&w.name) != but);
         let (what, other) = match (all.clone().find(in_it), all.find(same)) {
             (Some(other), _) => (format!("has the network namespace of {}, which", other.name), other),
@@ -136,7 +137,7 @@ impl Subnet {
     }
 
     /// Gives a workload without a namespace the one that its engine has made. Its name and addresses stay: the others hear
-    /// nothing of it. Where the kernel refuses it is undone as every new workload is.
+    /// nothing of it. Where the kernel refuses it, [`unplace`](Self::unplace) takes the namespace away again.
     ///
     /// # Errors
     /// `E-ATTACHED`, `E-NO-WORKLOAD`.
@@ -147,8 +148,23 @@ impl Subnet {
         let placed = Workload { netns: Some(netns), mac: mac.or(workload.mac), ..workload.clone() };
         self.is_apart(&placed, Some(name))?;
         self.local.workloads.iter_mut().filter(|w| w.name == *name).for_each(|w| *w = placed.clone());
-        self.local.unconfirmed.workloads.insert(name.clone());
         Ok(placed)
+    }
+
+    /// Takes the namespace of a workload away that [`place`](Self::place) gave it; `before` is what it was. Whether it still
+    /// had that namespace.
+    pub fn unplace(&mut self, before: &Workload, netns: &NetnsRef) -> bool {
+        let is = |w: &&mut Workload| {
+            (&w.name, &w.target, w.since) == (&before.name, &before.target, before.since)
+                && w.netns.as_ref() == Some(netns)
+        };
+        match self.local.workloads.iter_mut().find(is) {
+            Some(workload) => {
+                *workload = before.clone();
+                true
+            }
+            None => false,
+        }
     }
 
     /// Attaches a workload: a free name and free addresses out of this node's leases. `workload` comes without

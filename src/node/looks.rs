@@ -16,7 +16,7 @@ use crate::model::error::Code;
 use crate::model::find::{ambiguous, peer_prefixes};
 use crate::model::host::{NetnsRef, Proto};
 use crate::model::id::{Name, PeerId, SubnetId};
-use crate::model::local::{FormerSubnet, Workload};
+use crate::model::local::{FormerSubnet, Target, Workload};
 use crate::model::members::{Subnet, holds_address};
 use crate::model::policy::Terms;
 use crate::model::resolve::Resolved;
@@ -59,6 +59,8 @@ pub struct Claim {
     pub ip: Option<IpAddr>,
     /// A namespace.
     pub netns: Option<NetnsRef>,
+    /// An interface of an engine's container.
+    pub interface: Option<(Target, String)>,
 }
 
 /// Where peers may be dialled, by what is held of them: multiaddrs as they were said.
@@ -221,7 +223,8 @@ impl Node {
         self.read(look).await
     }
 
-    /// The workloads that have what is wanted in a subnet: its name or its address there, or its namespace in any.
+    /// The workloads that have what is wanted in a subnet: its name or its address there, or its namespace or interface in
+    /// any.
     pub async fn in_the_way(&self, subnet: String, wanted: Claim) -> Result<Vec<(SubnetId, Name, NetnsRef)>, Error> {
         let look = move |core: &mut Core| {
             let asked = core.state.find(&subnet).ok().map(|s| s.records.id);
@@ -229,7 +232,8 @@ impl Node {
                 let at = |n: &NetnsRef| w.netns.as_ref().is_some_and(|own| own.path == n.path || own.is_same(n));
                 let netns = wanted.netns.as_ref().is_some_and(at);
                 let address = wanted.ip.is_some_and(|ip| w.addresses.contains(&ip));
-                netns || (Some(id) == asked && (address || w.name.as_str() == wanted.name))
+                let same = wanted.interface.as_ref().is_some_and(|(of, link)| w.is_same_attachment(of, link));
+                netns || same || (Some(id) == asked && (address || w.name.as_str() == wanted.name))
             };
             let all = core.state.subnets.values().flat_map(|s| s.local.workloads.iter().map(|w| (s.records.id, w)));
             let them = all.filter(|(id, w)| holds(*id, w));

@@ -6,6 +6,7 @@ use crate::model::error::Code;
 use crate::model::id::{Name, SubnetId};
 use crate::model::join::{Invite, Proof, SignedAsk};
 use crate::model::local::{NotLetIn, PendingJoin};
+use crate::model::members::Subnet;
 use crate::model::policy::Around;
 use crate::model::record::{Signed, Verified};
 use crate::model::state::Draft;
@@ -111,8 +112,12 @@ impl Core {
         self.commit(draft)
     }
 
-    /// What to say to who let us in when we cannot take it.
+    /// What to say to who let us in when we cannot take it. None where we are in by another answer.
     pub fn decline(&self, join: &PendingJoin, genesis: &[u8], records: &[Verified]) -> Option<Signed> {
+        let is_in = |s: &Subnet| s.resolve(self.now()).members.contains_key(&self.state.me.peer);
+        if self.state.subnets.get(&join.subnet).is_some_and(is_in) {
+            return None;
+        }
         self.state.decline(join, genesis, records, self.now())
     }
 }

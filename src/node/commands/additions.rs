@@ -1,6 +1,7 @@
 //! What is added and waits for the kernel: confirmed once that has taken it, else taken back whole.
 
 use crate::api::types::{Error, MapInfo};
+use crate::model::host::NetnsRef;
 use crate::model::id::{Name, SubnetId};
 use crate::model::local::{Map, Workload};
 use crate::model::publish::Added;
@@ -19,6 +20,8 @@ pub struct Addition {
 enum What {
     Workload(Box<Workload>),
     Maps(Name, Vec<Map>),
+    /// The namespace of a workload that was attached before without one, and what it was then.
+    Placed(Box<Workload>, NetnsRef),
     /// A workload that was attached before, and stays attached.
     Already(Name),
 }
@@ -30,6 +33,11 @@ impl Addition {
 
     pub(super) fn already(subnet: SubnetId, workload: Name) -> Addition {
         Addition { subnet, what: What::Already(workload) }
+    }
+
+    /// `before` was given that namespace.
+    pub(super) fn of_placed(subnet: SubnetId, before: Workload, netns: NetnsRef) -> Addition {
+        Addition { subnet, what: What::Placed(Box::new(before), netns) }
     }
 
     /// Maps of one name.
@@ -46,7 +54,7 @@ impl Core {
     pub fn confirm(&mut self, added: &Addition) -> Result<(), Error> {
         let mut subnet = self.state.edit(&added.subnet.to_string())?;
         match &added.what {
-            What::Workload(workload) => subnet.confirm(&workload.name, Added::Workload),
+            What::Workload(workload) | What::Placed(workload, _) => subnet.confirm(&workload.name, Added::Workload),
             What::Already(name) => subnet.confirm(name, Added::Workload),
             What::Maps(name, _) => subnet.confirm(name, Added::Map),
         }
@@ -63,6 +71,11 @@ impl Core {
         let unconfirmed = &subnet.local.unconfirmed;
         match &added.what {
             What::Already(_) => return Ok(false),
+            What::Placed(before, netns) => {
+                if !subnet.unplace(before, netns) {
+                    return Ok(false);
+                }
+            }
             What::Workload(workload) => {
                 let same =
                     |w: &Workload| (&w.name, &w.target, w.since) == (&workload.name, &workload.target, workload.since);

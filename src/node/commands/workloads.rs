@@ -39,12 +39,14 @@ impl NewWorkload {
     /// Whether `here` is what is asked for: the same namespace, container or interface of one, and nothing else is asked of
     /// it. An engine may ask before it has a namespace, and again without naming it.
     fn is(&self, here: &Workload, ip: Option<IpAddr>) -> bool {
-        self.means(here, ip) && self.netns.as_ref().is_none_or(|netns| here.is_in(netns))
+        let same_mac = self.mac.is_none_or(|mac| here.mac == Some(mac));
+        self.means(here, ip) && same_mac && self.netns.as_ref().is_none_or(|netns| here.is_in(netns))
     }
 
-    /// Whether `here` waits for the namespace that is told now.
+    /// Whether `here` waits for the namespace that is told now. Its hardware address may be told with it.
     fn places(&self, here: &Workload, ip: Option<IpAddr>) -> bool {
-        self.means(here, ip) && here.netns.is_none()
+        let fits = self.mac.is_none_or(|mac| here.mac.is_none_or(|known| known == mac));
+        self.means(here, ip) && fits && here.netns.is_none()
     }
 
     /// The same, wherever it lives.
@@ -54,10 +56,7 @@ impl NewWorkload {
             (Target::Netns(_), Target::Netns(_)) => true,
             _ => here.is_same_attachment(&self.target, &self.inner_link),
         };
-        thing
-            && (self.name_is_default || self.name == here.name)
-            && self.mac.is_none_or(|mac| here.mac == Some(mac))
-            && ip.is_none_or(|ip| here.addresses.contains(&ip))
+        thing && (self.name_is_default || self.name == here.name) && ip.is_none_or(|ip| here.addresses.contains(&ip))
     }
 }
 
@@ -93,12 +92,12 @@ impl Core {
                 format!("{} has a link {} of another subnet", new.name, new.inner_link),
             ));
         }
-        let waits = subnet.local.workloads.iter().find(|here| new.places(here, ip)).map(|here| here.name.clone());
-        if let (Some(name), Some(netns)) = (waits, new.netns.clone()) {
-            let placed = subnet.place(&name, netns, new.mac)?;
+        let waits = subnet.local.workloads.iter().find(|here| new.places(here, ip)).cloned();
+        if let (Some(before), Some(netns)) = (waits, new.netns.clone()) {
+            let placed = subnet.place(&before.name, netns.clone(), new.mac)?;
             let attached = self.attached(&subnet, &placed)?;
             self.save(subnet)?;
-            return Ok((attached, Addition::of_workload(id, placed)));
+            return Ok((attached, Addition::of_placed(id, before, netns)));
         }
         if new.name_is_default {
             new.name = subnet.free_name(&self.state.me, &subnet.resolve(self.now()), &new.name);
@@ -168,11 +167,14 @@ impl Core {
         let only = subnet.map(|subnet| self.state.find(subnet).map(|s| s.records.id)).transpose()?;
         let chosen = self.state.subnets.values().filter(|s| only.is_none_or(|id| id == s.records.id));
         let (mut named, mut attached) = (Vec::new(), Vec::new());
+        let is_name = chosen.clone().flat_map(|s| &s.local.workloads).any(|w| w.name.as_str() == text);
         for subnet in chosen {
             let meant = |w: &&Workload| interface.is_none_or(|name| w.inner_link == name);
             for workload in subnet.local.workloads.iter().filter(meant) {
                 let what = (subnet.records.id, workload.name.clone());
-                let id = workload.target.container().map(|id| Id::plain(id.to_owned()));
+                // An engine's ID may be any text: alone it does not stand before a name.
+                let is_id = !matches!(workload.target, Target::Engine { .. }) || interface.is_some() || !is_name;
+                let id = workload.target.container().filter(|_| is_id).map(|id| Id::plain(id.to_owned()));
                 named.push(Named { what: what.clone(), id, names: vec![workload.name.to_string()] });
                 let names = vec![workload.target.text().to_owned()];
                 attached.push(Named { what, id: None, names });

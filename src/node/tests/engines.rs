@@ -61,8 +61,9 @@ async fn what_has_no_namespace_yet_has_its_lease_and_its_name_and_nothing_in_the
 async fn an_attachment_without_a_namespace_is_there_after_a_restart_once_it_was_confirmed() {
     let lab = lab(1).await;
     let mut added = Vec::new();
-    for (name, link) in [("sure", "eth0"), ("doubted", "eth1")] {
-        let new = interface(Some(name), link, None);
+    for name in ["sure", "doubted"] {
+        let target = Target::of_engine("cni".parse().unwrap(), name.to_owned(), "eth0").unwrap();
+        let new = NewWorkload { target, ..interface(Some(name), "eth0", None) };
         added.push(lab.node.attach("lab".into(), new, None).await.unwrap().answer.1);
     }
     lab.node.confirm(added.remove(0)).await.unwrap();
@@ -72,15 +73,36 @@ async fn an_attachment_without_a_namespace_is_there_after_a_restart_once_it_was_
     assert_eq!(left, [("sure".to_owned(), "no-namespace".to_owned())]);
 }
 
+/// A second subnet of the same node.
+async fn second_subnet(node: &Node) {
+    let founding = Founding {
+        name: "two".parse().unwrap(),
+        cidr4: Some(None),
+        cidr6: None,
+        block4: None,
+        admission: Admission::Approve,
+        domain: None,
+        grant_life: None,
+        member: "a".parse().unwrap(),
+        around: Default::default(),
+        host: Default::default(),
+        salt: [2; 16],
+    };
+    node.create(founding).await.unwrap();
+}
+
 #[tokio::test]
-async fn each_interface_of_a_container_is_a_workload_of_its_own() {
+async fn each_interface_of_a_container_is_a_workload_of_another_subnet() {
     let lab = lab(1).await;
+    second_subnet(&lab.node).await;
     let first = attach(&lab.node, interface(None, "eth0", None)).await.unwrap();
-    let second = attach(&lab.node, interface(None, "net1", None)).await.unwrap();
-    assert!(first.workload != second.workload && first.addresses != second.addresses);
-    // The same one under another name is no second one.
-    let twice = attach(&lab.node, interface(Some("other"), "eth0", None)).await.unwrap_err();
-    assert!(twice.code == "E-ATTACHED" && twice.message.contains("interface eth0"), "{twice}");
+    let second = lab.node.attach("two".into(), interface(None, "net1", None), None).await.unwrap().answer.0;
+    assert!(first.addresses != second.addresses);
+    // In one subnet a container is attached once: all its interfaces are in one namespace.
+    for link in ["eth0", "net2"] {
+        let twice = attach(&lab.node, interface(Some("other"), link, None)).await.unwrap_err();
+        assert!(twice.code == "E-ATTACHED" && twice.message.contains("interface eth0"), "{twice}");
+    }
     let detach = |interface: Option<&str>| lab.node.detach(CONTAINER.into(), None, interface.map(str::to_owned));
     assert_eq!(detach(None).await.unwrap_err().code, "E-AMBIGUOUS");
     assert_eq!(detach(Some("eth7")).await.unwrap_err().code, "E-NO-WORKLOAD");
@@ -89,4 +111,41 @@ async fn each_interface_of_a_container_is_a_workload_of_its_own() {
     assert_eq!(left.iter().map(|w| w.interface.as_str()).collect::<Vec<_>>(), ["net1"]);
     // What comes back under its name has its address again.
     assert_eq!(attach(&lab.node, interface(None, "eth0", Some(3))).await.unwrap().addresses, first.addresses);
+}
+
+#[tokio::test]
+async fn a_namespace_that_the_kernel_refuses_leaves_the_attachment_as_it_was_without_one() {
+    let lab = lab(1).await;
+    let Effect { answer: (before, added), .. } =
+        lab.node.attach("lab".into(), interface(Some("web"), "eth0", None), None).await.unwrap();
+    lab.node.confirm(added).await.unwrap();
+    // The hardware address is told with the namespace.
+    let with = |inode| NewWorkload { mac: Some([2, 0, 0, 0, 0, 1]), ..interface(None, "eth0", Some(inode)) };
+    let (placed, added) = lab.node.attach("lab".into(), with(1), None).await.unwrap().answer;
+    assert_eq!((&placed.workload, &placed.addresses), (&before.workload, &before.addresses));
+    assert!(lab.node.undo(added.clone()).await.unwrap());
+    assert!(!lab.node.undo(added).await.unwrap(), "it is taken back once");
+    let left = lab.node.run(|core| core.workloads(None)).await.unwrap();
+    let left: Vec<_> = left.iter().map(|w| (w.workload.as_str(), w.state.as_str(), &w.addresses)).collect();
+    assert_eq!(left, [("web", "no-namespace", &before.addresses)]);
+    // A kill in between takes away nothing that was confirmed.
+    let _unconfirmed = lab.node.attach("lab".into(), with(2), None).await.unwrap().answer.1;
+    let lab = super::machine::restarted(lab).await;
+    let left = lab.node.run(|core| core.workloads(None)).await.unwrap();
+    assert_eq!(left.iter().map(|w| w.workload.as_str()).collect::<Vec<_>>(), ["web"]);
+}
+
+#[tokio::test]
+async fn a_containers_id_that_reads_like_a_name_is_not_taken_for_that_workload() {
+    let lab = lab(1).await;
+    let called = |id: &str, name: &str, inode| NewWorkload {
+        target: Target::of_engine("cni".parse().unwrap(), id.to_owned(), "eth0").unwrap(),
+        ..interface(Some(name), "eth0", Some(inode))
+    };
+    attach(&lab.node, called("web", "c", 1)).await.unwrap();
+    attach(&lab.node, called("other", "web", 2)).await.unwrap();
+    lab.node.detach("web".into(), None, None).await.unwrap();
+    let left = lab.node.run(|core| core.workloads(None)).await.unwrap();
+    assert_eq!(left.iter().map(|w| w.workload.as_str()).collect::<Vec<_>>(), ["c"]);
+    lab.node.detach("web".into(), None, Some("eth0".into())).await.unwrap();
 }
