@@ -19,7 +19,7 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Request as HttpRequest, State};
 use axum::http::{StatusCode, header};
-use axum::response::Response as HttpResponse;
+use axum::response::{IntoResponse as _, Response as HttpResponse};
 use axum::routing::{get, post};
 use futures::future::BoxFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use super::types::{Error, ErrorKind, ErrorReply, Request, Response};
+use super::types::{Error, ErrorKind, ErrorReply, METRICS_TYPE, Request, Response};
 use crate::model::error::Code;
 
 pub use peer::{Access, Peer};
@@ -191,10 +191,10 @@ struct Connection {
     changes: TaskTracker,
 }
 
-/// The counters as plain text: the same as the verb `metrics`, for programs that collect them.
+/// The counters as OpenMetrics text: the same as the verb `metrics`, for programs that collect them.
 async fn metrics(State(connection): State<Arc<Connection>>) -> HttpResponse {
     match perform(&connection, Request::Metrics).await {
-        Ok(Response::Metrics { text }) => HttpResponse::new(Body::from(text)),
+        Ok(Response::Metrics { text }) => ([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response(),
         other => answer(other),
     }
 }

@@ -21,6 +21,9 @@ pub use response::{
 
 pub use crate::model::record::{Admission, Role};
 
+/// What HTTP calls the format of metrics.
+pub const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
 /// Where the daemon listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/byway/byway.sock";
 

@@ -142,7 +142,7 @@ enum Verb {
     Config(config::ConfigVerb),
     /// Have the daemon read its configuration again
     Reload,
-    /// Counters in the text format of Prometheus
+    /// Counters as OpenMetrics text, as Prometheus reads it
     Metrics,
     /// Remove every trace a dead daemon left on this machine
     Cleanup(daemon::CleanupArgs),

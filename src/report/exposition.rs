@@ -16,9 +16,6 @@ use crate::api::types::{Carried, MapInfo, PeerStatus, SessionInfo, Status};
 use crate::service::ServiceCounts;
 use crate::udp::Counts;
 
-/// What HTTP calls the format.
-pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
 /// What the UDP port counts, whoever the datagrams came from.
 #[derive(Debug)]
 pub(super) struct PortCounts {
@@ -75,7 +72,7 @@ impl Collector for Snapshot {
 /// The labels of one sample.
 type Labels = Vec<(&'static str, String)>;
 
-/// Writes whole families. A counter's name gets `_total` behind it, an info's `_info`.
+/// Writes whole families. A counter's name gets `_total` behind it.
 struct Families<'a>(DescriptorEncoder<'a>);
 
 impl Families<'_> {
@@ -119,17 +116,18 @@ impl Families<'_> {
         metric.encode_counter::<NoLabelSet, u64, u64>(&value, None)
     }
 
-    fn info(&mut self, name: &str, help: &str, labels: &Labels) -> fmt::Result {
-        self.0.encode_descriptor(name, help, None, MetricType::Info)?.encode_info(labels)
+    /// What says something by its labels alone. A gauge: readers of Prometheus's older text know no type `info`.
+    fn info(&mut self, name: &str, help: &str, labels: Labels) -> fmt::Result {
+        self.gauge(name, help, [(labels, 1_u64)])
     }
 }
 
 fn daemon(out: &mut Families<'_>, status: &Status) -> fmt::Result {
     let of = vec![("version", status.version.clone()), ("peer_id", status.peer_id.to_string())];
-    out.info("byway", "The daemon", &of)?;
+    out.info("byway_info", "The daemon", of)?;
     let (cipher, library) = status.sealing.split_once(" by ").unwrap_or((&status.sealing, ""));
     let of = vec![("cipher", cipher.to_owned()), ("library", library.to_owned())];
-    out.info("byway_sealing", "The cipher of datagrams that this machine prefers", &of)?;
+    out.info("byway_sealing_info", "The cipher of datagrams that this machine prefers", of)?;
     out.single("byway_uptime_seconds", "Seconds since the start", status.uptime_s)?;
     let ready = u64::from(status.ready);
     out.single("byway_ready", "1 when the kernel matches and no problem is an error", ready)?;
@@ -266,7 +264,7 @@ mod tests {
             let mut families = Families(encoder);
             families.counter("x", "Help", [(vec![("n", self.0.clone())], 7_u64)])?;
             families.gauge("y", "Help", [(Labels::new(), 1.5)])?;
-            families.info("z", "Help", &vec![("n", self.0.clone())])
+            families.info("z_info", "Help", vec![("n", self.0.clone())])
         }
     }
 
@@ -283,8 +281,8 @@ mod tests {
             "# HELP y Help",
             "# TYPE y gauge",
             "y 1.5",
-            "# HELP z Help",
-            "# TYPE z info",
+            "# HELP z_info Help",
+            "# TYPE z_info gauge",
             r#"z_info{n="a\"b\\c\nd"} 1"#,
             "# EOF",
         ];

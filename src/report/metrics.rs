@@ -20,10 +20,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::exposition::{CONTENT_TYPE, PortCounts, Snapshot};
+use super::exposition::{PortCounts, Snapshot};
 use super::{Report, status};
 use crate::api::server::http;
-use crate::api::types::{Error, ErrorKind};
+use crate::api::types::{Error, ErrorKind, METRICS_TYPE};
 use crate::model::error::Code;
 use crate::model::source::{Places, Sizes, Taken};
 
@@ -199,7 +199,7 @@ async fn serve(State(ctx): State<Report>, request: Request) -> Response {
         return (StatusCode::FORBIDDEN, "ask by IP address\n").into_response();
     }
     match text(&ctx).await {
-        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
+        Ok(text) => ([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response(),
         Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
     }
 }
