@@ -128,7 +128,7 @@
 //! a later segment, which begins no connection, is answered with a reset. Refusals are answered, counted by subnet, and
 //! heard by the asker's datapath, which tells people. A link that forwards only because of us
 //! ([`model::host::Barred`]) is shut to everything else, from before its switch is turned until after it is back; what was
-//! turned is remembered on disk (`host/kept.rs`), so that a kill changes nothing.
+//! turned is remembered on disk (`host/journal.rs`), so that a kill changes nothing.
 //!
 //! Members and workloads share the kernel's table of connections with everybody else: how many each may begin is a rate in
 //! the ruleset, and who holds more than its share of half of the table ([`model::host::Crowd`]) begins nothing until it holds

@@ -95,7 +95,10 @@ pub(super) async fn join_subnet(ctx: &Commands, request: Request) -> Result<Resp
     match outcome {
         Progress::Admitted(generation) => {
             if let Err(error) = settle(ctx, generation).await {
-                ctx.node.forget(id).await?;
+                // Where the daemon stops, the membership stands and its next start carries it out.
+                if error.code != Code::Stopping {
+                    ctx.node.forget(id).await?;
+                }
                 return Err(error);
             }
             first_stream(ctx, id).await;
@@ -210,7 +213,7 @@ async fn by_datagrams(ctx: &Commands, id: SubnetId) -> bool {
 /// Waits a little for the first stream, or the first path of datagrams: a ping right after `join` shall pass.
 async fn first_stream(ctx: &Commands, id: SubnetId) {
     let deadline = Instant::now() + STREAM_PATIENCE;
-    while Instant::now() < deadline {
+    while Instant::now() < deadline && !ctx.stop.is_cancelled() {
         let view = ctx.node.view().load_full();
         let members = view.subnets.get(&id).map(|s| s.members.clone()).unwrap_or_default();
         let by_stream = |peer: &PeerId| ctx.links.status(Key { subnet: id, peer: *peer }).via.is_some();

@@ -184,7 +184,9 @@ async fn read_again(ctx: &Commands, unfinished: &mut Unfinished) -> Result<Readi
 
 /// Which subnets are here.
 async fn standing(ctx: &Commands) -> Result<Standing, Error> {
-    let (memberships, joins) = (ctx.node.memberships().await?, ctx.node.joins().await?);
+    // In this order: what is let in between the two is in both, and not in neither.
+    let joins = ctx.node.joins().await?;
+    let memberships = ctx.node.memberships().await?;
     let mut standing = Standing { stands: memberships.into_keys().collect(), ..Standing::default() };
     for join in joins {
         let list = if join.refused.is_none() { &mut standing.stands } else { &mut standing.refused };

@@ -58,6 +58,9 @@ const SEAL_KEY_FILE: &str = "seal.key";
 /// Time from the first signal to the end of the process.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 
+/// How long commands that still run are waited for at a stop. One may ask a container engine that does not answer.
+const LAST_COMMANDS: Duration = Duration::from_secs(1);
+
 /// Open files that are asked for, as in the unit.
 const DESCRIPTORS: u64 = 65_536;
 
@@ -274,7 +277,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         while tasks.0.join_next().await.is_some() {}
         // A command whose client has gone hears now that the kernel follows no more, and takes back what it added.
         changes.close();
-        changes.wait().await;
+        let _ = tokio::time::timeout(LAST_COMMANDS, changes.wait()).await;
         mesh.stop().await;
         // The last datagrams told the peers; now nobody reads any more.
         links.close_port();

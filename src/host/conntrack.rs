@@ -1,4 +1,4 @@
-//! FiveTuple flows: deletes entries of the kernel's connection tracking, and ends the sockets of this machine behind them.
+//! Ends flows: deletes entries of the kernel's connection tracking, and ends the sockets of this machine behind them.
 //!
 //! NAT decides on the first packet of a flow, so a flow outlives the map that began it until its entry is deleted. The
 //! sockets go first: the reset that the kernel sends for each still finds its way by the entry.
@@ -391,7 +391,7 @@ fn change(socket: &Socket, family: NetfilterProtoFamily, message: ConntrackMessa
     }
 }
 
-/// FiveTuple the sockets of this machine at either end of `entry`.
+/// Ends the sockets of this machine at either end of `entry`.
 fn end_sockets(destroyer: &io::Result<Destroyer>, entry: &Entry) {
     for ends in entry.ends() {
         let destroyed = match destroyer {
@@ -432,7 +432,7 @@ async fn end_where(wanted: impl Fn(&Entry) -> bool + Send + 'static) -> io::Resu
     judge(move |entry| if wanted(entry) { Verdict::End } else { Verdict::Leave }).await
 }
 
-/// FiveTuple every flow that one of `maps` began, and returns how many.
+/// Ends every flow that one of `maps` began, and returns how many.
 ///
 /// # Errors
 /// Netlink refused; some may be gone.
@@ -462,7 +462,7 @@ pub async fn delete_before(begun: Begun) -> io::Result<usize> {
     end_where(move |entry| entry.precedes(&begun, &own)).await
 }
 
-/// FiveTuple every flow of `flows` that is no longer let in, but for those that one of `maps` began, and lets those go on that are
+/// Ends every flow of `flows` that is no longer let in, but for those that one of `maps` began, and lets those go on that are
 /// let in again. Returns how many.
 ///
 /// A packet that the chains let in just before they changed may not have its entry yet: the table is looked at once more,
@@ -485,7 +485,7 @@ pub async fn judge_host(flows: Vec<HostFlows>, maps: Vec<MapFlows>) -> io::Resul
     Ok(done.saturating_add(judge(verdict).await?))
 }
 
-/// FiveTuple every flow from or to one of `addresses` (those of a removed member), and returns how many.
+/// Ends every flow from or to one of `addresses` (those of a removed member), and returns how many.
 ///
 /// # Errors
 /// Netlink refused; some may be gone.

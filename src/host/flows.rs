@@ -107,7 +107,7 @@ impl Open {
         held.into_iter().max_by_key(|(_, cost)| *cost).map(|(map, _)| map)
     }
 
-    /// FiveTuple the flow of a map that has been silent longest; `false` where it has none.
+    /// Ends the flow of a map that has been silent longest; `false` where it has none.
     fn end_of(&mut self, map: MapKey) -> bool {
         let of = self.flows.iter().filter(|(_, f)| f.map == map);
         let longest =

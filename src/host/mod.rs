@@ -60,7 +60,7 @@ pub struct TunControl {
     /// Makes the device in the calling thread's namespace and starts its packet loop. Called again for a name that is
     /// open when the device was deleted from outside: the old one is dead then and is to be replaced.
     pub open: OpenTun,
-    /// FiveTuple the packet loop and drops the device; a name that is not open is no error.
+    /// Ends the packet loop and drops the device; a name that is not open is no error.
     pub close: CloseTun,
     /// Sends a packet of our own into the kernel.
     pub inject: InjectTun,

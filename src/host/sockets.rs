@@ -1,4 +1,4 @@
-//! FiveTuple sockets of this machine: `SOCK_DESTROY` of the kernel's socket diagnosis (sock_diag(7), `ss --kill`).
+//! Ends sockets of this machine: `SOCK_DESTROY` of the kernel's socket diagnosis (sock_diag(7), `ss --kill`).
 //!
 //! A flow that is deleted from conntrack passes nothing more, but a socket hears of it only when it next says something.
 //! This tells it at once, and its peer too: the kernel sends a reset. Kernels without `CONFIG_INET_DIAG_DESTROY` refuse;
@@ -123,7 +123,7 @@ impl Destroyer {
         Ok(Destroyer { socket })
     }
 
-    /// FiveTuple the connected socket with these ends; whether there was one.
+    /// Ends the connected socket with these ends; whether there was one.
     ///
     /// # Errors
     /// The kernel cannot, or refused.

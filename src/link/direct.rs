@@ -358,7 +358,7 @@ impl Direct {
         }
     }
 
-    /// FourTuple the sessions with a peer that are not to be kept: their keys open and seal nothing more. Without any it is
+    /// Ends the sessions with a peer that are not to be kept: their keys open and seal nothing more. Without any it is
     /// forgotten.
     fn keep_members(&mut self, id: PeerId, is_kept: impl Fn(SubnetId, [u8; 32]) -> bool) {
         let Some(entry) = self.peers.get_mut(&id) else { return };

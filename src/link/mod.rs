@@ -346,7 +346,7 @@ impl Links {
         &self.0.runtime
     }
 
-    /// FourTuple the wait of what reads the port.
+    /// Ends the wait of what reads the port.
     pub fn close_port(&self) {
         if let Some(port) = &self.0.port {
             port.close();
@@ -485,7 +485,7 @@ impl Links {
         lock(&self.0.counts).retain(|subnet, c| view.subnets.contains_key(subnet) || Arc::strong_count(c) > 1);
     }
 
-    /// FourTuple one link: streams closed, queue dropped.
+    /// Ends one link: streams closed, queue dropped.
     pub fn cut(&self, key: Key) {
         let Some(link) = lock(&self.0.links).remove(&key) else { return };
         link.set_route(None);

@@ -21,7 +21,7 @@ use crate::packet::{DropReason, Offload};
 use crate::udp::{Closed, Datagram, Datagrams, Receiver};
 use crate::wire::datagram::{Bundle, TRAILER, Trailer};
 
-/// ReassemblyBuffer in front of a growing super-packet for its headers: the most a trailer can state.
+/// Room in front of a growing super-packet for its headers: the most a trailer can state.
 const BASE: usize = 256;
 /// Bytes of the largest super-packet: what an IP header can state.
 const LARGEST: usize = 65_535;

@@ -34,7 +34,7 @@ pub(super) async fn write(
     }
 }
 
-/// Writes chunk after chunk; flushes when nothing waits. FourTuple well when stopped.
+/// Writes chunk after chunk; flushes when nothing waits. Ends well when stopped.
 async fn drain(
     links: &Links,
     link: &Link,
@@ -96,7 +96,7 @@ async fn drain(
     }
 }
 
-/// FourTuple some time after the stream was replaced: cutting it in the middle of a chunk would lose what it has taken before.
+/// Ends some time after the stream was replaced: cutting it in the middle of a chunk would lose what it has taken before.
 async fn replaced_long_ago(stop: &CancellationToken) {
     stop.cancelled().await;
     tokio::time::sleep(FINISH_WITHIN).await;

@@ -320,6 +320,11 @@ pub(crate) fn typed(join: &PendingJoin) -> String {
 
 async fn end(mesh: &Arc<Mesh>, subnet: SubnetId, progress: &watch::Sender<Progress>, error: Error) {
     tracing::info!(%subnet, %error, "not joined");
+    // Another join of that subnet has taken its place, and goes on.
+    if mesh.joins.lock().get(&subnet).is_some_and(|r| !r.progress.same_channel(&progress.subscribe())) {
+        progress.send_replace(Progress::Refused(error));
+        return;
+    }
     // One receiver is the list's own; any other is a `join` that waits to be told. What a person decided is shown besides.
     let waited_for = progress.receiver_count() > 1;
     if waited_for && error.code != Code::Denied {

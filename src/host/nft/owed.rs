@@ -76,7 +76,7 @@ impl Owed {
         }
     }
 
-    /// FiveTuple what conntrack still holds of what a subnet is not let into any more, and lets go on what it is let into again.
+    /// Ends what conntrack still holds of what a subnet is not let into any more, and lets go on what it is let into again.
     async fn judge(&mut self, maps: Vec<MapFlows>, desired: &HostConfig) -> Option<String> {
         self.judged.retain(|name, _| desired.tuns.iter().any(|tun| tun.name == *name));
         let changed = || desired.tuns.iter().filter(|tun| self.judged.get(&tun.name) != Some(&tun.host));

@@ -795,8 +795,8 @@ fn a_peer_cannot_make_us_compute_without_end() {
     let now = some_moment();
     let mut entropy = |out: &mut [u8]| out.fill(3);
     let done = (0..100).filter(|_| two.on_request(now, &messages[0], &mut entropy).is_ok()).count();
-    // The session itself cost two.
-    assert_eq!(done as u64, HANDSHAKES.burst - 2);
+    // The session itself cost two, which come back at two a second while the test runs.
+    assert!((HANDSHAKES.burst - 2..=HANDSHAKES.burst).contains(&(done as u64)), "{done}");
     let done = (0..100)
         .filter(|second| two.on_request(now + Duration::from_secs(*second), &messages[0], &mut entropy).is_ok())
         .count();

@@ -101,6 +101,8 @@ pub(super) async fn candidates(mesh: &Mesh, join: &PendingJoin, tried: &mut Trie
             () = &mut deadline => break,
         }
     }
+    // What is not sent yet is sent all the same: some are not tried again.
+    mesh.spawn(async move { while dials.join_next().await.is_some() {} });
     found.sort_by_key(|p| (Some(*p) != issuer, *p));
     found.dedup();
     found
