@@ -8,7 +8,7 @@ use crate::host::netns;
 /// Sockets made at the same time in namespaces for questions of workloads: they leave room for other work there.
 const DOORS: usize = 16;
 
-/// Makes them.
+/// What makes a socket in a workload's namespace, at most [`DOORS`] at a time.
 pub(crate) fn door() -> dns::Door {
     let places = Arc::new(tokio::sync::Semaphore::new(DOORS));
     Arc::new(move |netns, family, kind| {

@@ -252,7 +252,8 @@ fn scrape(host: &Host, port: u16) -> Result<()> {
         "exec 3<>/dev/tcp/127.0.0.1/{port}; printf 'GET /metrics HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n' >&3; cat <&3"
     );
     let answer = host.ns().ok(&["bash", "-c", &ask])?;
-    ensure!(answer.contains("byway_info{"), "{answer}");
+    ensure!(answer.contains("application/openmetrics-text") && answer.contains("byway_info{"), "{answer}");
+    ensure!(answer.ends_with("# EOF\n"), "it was cut off: {answer}");
     Ok(())
 }
 

@@ -226,6 +226,17 @@ async fn who_takes_no_answer_or_asks_nothing_loses_its_place() {
 }
 
 #[tokio::test]
+async fn metrics_say_which_format_they_are_in() {
+    let server = start(Bounds::default());
+    let mut stream = UnixStream::connect(&server.socket).await.unwrap();
+    stream.write_all(b"GET /v1/metrics HTTP/1.1\r\nhost: byway\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut head = vec![0; 512];
+    let length = stream.read(&mut head).await.unwrap();
+    let head = String::from_utf8_lossy(&head[..length]);
+    assert!(head.starts_with("HTTP/1.1 200") && head.contains("content-type: application/openmetrics-text"), "{head}");
+}
+
+#[tokio::test]
 async fn wrong_requests_get_an_answer_that_says_so() {
     let server = start(Bounds::default());
     let deep = format!("{{\"verb\":{}", "[".repeat(100_000));
