@@ -121,7 +121,9 @@ pub struct Limits {
 impl Limits {
     /// [`Limits::memory_mib`] in bytes.
     pub fn memory_bytes(&self) -> usize {
-        usize::try_from(self.memory_mib).unwrap_or(usize::MAX).saturating_mul(1 << 20)
+        usize::try_from(self.memory_mib)
+            .unwrap_or(usize::MAX)
+            .saturating_mul(1 << 20)
     }
 }
 
@@ -198,13 +200,20 @@ impl Config {
             socket: DEFAULT_SOCKET.into(),
             log_level: "info".to_owned(),
             identity_file: None,
-            listen: keys::listen_addresses(&[format!("udp/{DEFAULT_PORT}"), format!("tcp/{DEFAULT_PORT}")])
-                .unwrap_or_default(),
+            listen: keys::listen_addresses(&[
+                format!("udp/{DEFAULT_PORT}"),
+                format!("tcp/{DEFAULT_PORT}"),
+            ])
+            .unwrap_or_default(),
             bootstrap: Vec::new(),
             advertise: Vec::new(),
             lan_discovery: true,
             port_mapping: true,
-            relay: RelayConfig { offer: RelayOffer::Auto, max_mbit: 100, for_whom: RelayFor::Auto },
+            relay: RelayConfig {
+                offer: RelayOffer::Auto,
+                max_mbit: 100,
+                for_whom: RelayFor::Auto,
+            },
             post_quantum: PostQuantum::Prefer,
             data_cipher: DataCipher::Auto,
             dns_mode: DnsMode::Split,
@@ -226,24 +235,39 @@ impl Config {
     /// Everything that is wrong, not only the first: a file that cannot be read, is not TOML, or has a key or value that
     /// means nothing.
     pub fn load(sources: &Sources) -> Result<Config, Vec<ConfigError>> {
-        let mut config = Config { sources: sources.clone(), ..Config::defaults(&sources.host) };
+        let mut config = Config {
+            sources: sources.clone(),
+            ..Config::defaults(&sources.host)
+        };
         let mut errors = Vec::new();
         for file in files(sources, &mut config.skipped, &mut errors) {
             read::file(&mut config, &file, &mut errors);
         }
         environment(&mut config, &sources.env, &mut errors);
         for (path, value) in &sources.flags {
-            let Some(key) = keys::find(path) else { continue };
+            let Some(key) = keys::find(path) else {
+                continue;
+            };
             let flag = format!("--{}", key.leaf().replace('_', "-"));
             config.set(key, value, flag, &mut errors);
         }
         errors.extend(config.contradiction());
-        if errors.is_empty() { Ok(config) } else { Err(errors) }
+        if errors.is_empty() {
+            Ok(config)
+        } else {
+            Err(errors)
+        }
     }
 
     /// Every key with its value in force and where that came from (`None`: the default).
     pub fn values(&self) -> impl Iterator<Item = (&'static str, Value, Option<&str>)> {
-        keys::KEYS.iter().map(|key| (key.path, (key.show)(self), self.origins.get(key.path).map(String::as_str)))
+        keys::KEYS.iter().map(|key| {
+            (
+                key.path,
+                (key.show)(self),
+                self.origins.get(key.path).map(String::as_str),
+            )
+        })
     }
 
     /// What a running daemon makes of a configuration that was read again: the one in force from then on, the keys that
@@ -251,7 +275,10 @@ impl Config {
     pub fn taking_over(&self, fresh: &Config) -> (Config, Vec<&'static str>, Vec<&'static str>) {
         let mut next = self.clone();
         let (mut taken, mut restart) = (Vec::new(), Vec::new());
-        for key in keys::KEYS.iter().filter(|key| (key.show)(self) != (key.show)(fresh)) {
+        for key in keys::KEYS
+            .iter()
+            .filter(|key| (key.show)(self) != (key.show)(fresh))
+        {
             if !keys::LIVE.contains(&key.path) {
                 restart.push(key.path);
             } else if (key.set)(&mut next, &(key.show)(fresh)).is_ok() {
@@ -261,7 +288,11 @@ impl Config {
         next.origins = fresh.origins.clone();
         for path in &restart {
             next.origins.remove(path);
-            next.origins.extend(self.origins.get_key_value(path).map(|(path, origin)| (*path, origin.clone())));
+            next.origins.extend(
+                self.origins
+                    .get_key_value(path)
+                    .map(|(path, origin)| (*path, origin.clone())),
+            );
         }
         next.subnets.clone_from(&fresh.subnets);
         (next, taken, restart)
@@ -270,7 +301,8 @@ impl Config {
     /// Where packets may go by datagrams only, there has to be a port for them.
     fn contradiction(&self) -> Option<ConfigError> {
         const KEY: &str = "transport.post_quantum";
-        let lacks = self.post_quantum == PostQuantum::Require && !self.listen.iter().any(|at| at.contains("/udp/"));
+        let lacks = self.post_quantum == PostQuantum::Require
+            && !self.listen.iter().any(|at| at.contains("/udp/"));
         let place = self.origins.get(KEY).filter(|_| lacks)?;
         let why = "packets would go by datagrams only, and transport.listen has no UDP address";
         Some(ConfigError::value(place.clone(), KEY, "\"require\"", why))
@@ -281,7 +313,10 @@ impl Config {
         let require = "transport.post_quantum = \"require\": packets go to members by datagrams only, under keys with \
                        ML-KEM-768, and by no stream over TCP or QUIC; what members tell each other beside packets (records, \
                        names, requests) goes over libp2p's Noise and TLS, which are not post-quantum";
-        (self.post_quantum == PostQuantum::Require).then_some(require).into_iter().collect()
+        (self.post_quantum == PostQuantum::Require)
+            .then_some(require)
+            .into_iter()
+            .collect()
     }
 
     /// What a person set and this version does nothing about, with the code `E-CONFIG-IDLE`: for `config check`, the log
@@ -289,19 +324,40 @@ impl Config {
     pub fn idle(&self) -> Vec<ConfigError> {
         let idle = |idle: &keys::Idle| {
             let (key, place) = (keys::find(idle.path)?, self.origins.get(idle.path)?);
-            let message = format!("{} = {} has no effect: {}", key.path, (key.show)(self), idle.why);
-            let found = ConfigError { code: Code::ConfigIdle, place: place.clone(), key: key.path.to_owned(), message };
+            let message = format!(
+                "{} = {} has no effect: {}",
+                key.path,
+                (key.show)(self),
+                idle.why
+            );
+            let found = ConfigError {
+                code: Code::ConfigIdle,
+                place: place.clone(),
+                key: key.path.to_owned(),
+                message,
+            };
             (idle.promises)(self).then_some(found)
         };
         keys::IDLE.iter().filter_map(idle).collect()
     }
 
-    fn set(&mut self, key: &'static keys::Key, value: &Value, place: String, errors: &mut Vec<ConfigError>) {
+    fn set(
+        &mut self,
+        key: &'static keys::Key,
+        value: &Value,
+        place: String,
+        errors: &mut Vec<ConfigError>,
+    ) {
         match (key.set)(self, value) {
             Ok(()) => {
                 self.origins.insert(key.path, place);
             }
-            Err(why) => errors.push(ConfigError::value(place, key.path, &value.to_string(), &why)),
+            Err(why) => errors.push(ConfigError::value(
+                place,
+                key.path,
+                &value.to_string(),
+                &why,
+            )),
         }
     }
 }
@@ -312,8 +368,12 @@ pub fn fuzz(text: &str) {
     let mut config = Config::defaults("host");
     let mut errors = Vec::new();
     read::text(&mut config, "byway.toml", text, &mut errors);
-    errors.iter().for_each(|e| assert!(!e.to_string().is_empty()));
-    config.values().for_each(|(path, value, _)| assert!(!path.is_empty() || value.to_string().is_empty()));
+    errors
+        .iter()
+        .for_each(|e| assert!(!e.to_string().is_empty()));
+    config
+        .values()
+        .for_each(|(path, value, _)| assert!(!path.is_empty() || value.to_string().is_empty()));
 }
 
 /// Where configuration is taken from.
@@ -361,7 +421,12 @@ pub struct ConfigError {
 impl ConfigError {
     fn value(place: String, key: &str, shown: &str, why: &str) -> ConfigError {
         let shown: String = shown.chars().take(100).collect();
-        ConfigError { code: Code::ConfigValue, place, key: key.to_owned(), message: format!("{key} = {shown}: {why}") }
+        ConfigError {
+            code: Code::ConfigValue,
+            place,
+            key: key.to_owned(),
+            message: format!("{key} = {shown}: {why}"),
+        }
     }
 }
 
@@ -380,7 +445,11 @@ impl fmt::Display for ConfigError {
 }
 
 /// The files to read, weakest first: the main one, then `conf.d` beside it in the order of names.
-fn files(sources: &Sources, skipped: &mut Vec<(PathBuf, &'static str)>, errors: &mut Vec<ConfigError>) -> Vec<PathBuf> {
+fn files(
+    sources: &Sources,
+    skipped: &mut Vec<(PathBuf, &'static str)>,
+    errors: &mut Vec<ConfigError>,
+) -> Vec<PathBuf> {
     let main = sources.file.clone().unwrap_or_else(|| DEFAULT_FILE.into());
     let directory = main.parent().unwrap_or(Path::new("/")).join("conf.d");
     let mut files = Vec::new();
@@ -423,7 +492,9 @@ fn not_meant(path: &Path) -> Option<&'static str> {
 fn environment(config: &mut Config, env: &[(String, String)], errors: &mut Vec<ConfigError>) {
     for key in keys::KEYS {
         for name in key.variables() {
-            let Some((_, text)) = env.iter().find(|(n, _)| *n == name) else { continue };
+            let Some((_, text)) = env.iter().find(|(n, _)| *n == name) else {
+                continue;
+            };
             match keys::from_variable(key.kind, text) {
                 Ok(value) => config.set(key, &value, name, errors),
                 Err(why) => errors.push(ConfigError::value(name, key.path, text, &why)),

@@ -25,7 +25,8 @@ impl Limit {
 
     /// Nanoseconds in which that many units come back.
     fn time(self, units: u64) -> u64 {
-        let nanos = u128::from(units).saturating_mul(1_000_000_000) / u128::from(self.per_second.max(1));
+        let nanos =
+            u128::from(units).saturating_mul(1_000_000_000) / u128::from(self.per_second.max(1));
         u64::try_from(nanos).unwrap_or(u64::MAX)
     }
 
@@ -35,9 +36,16 @@ impl Limit {
     /// refused unless `always`; then nobody owes more than a whole bucket.
     fn charge(self, full_at: u64, units: u64, now: u64, always: bool) -> (u64, u64) {
         let (whole, from) = (self.time(self.burst.max(1)), full_at.max(now));
-        let (wanted, bound) = (from.saturating_add(self.time(units)), now.saturating_add(whole));
+        let (wanted, bound) = (
+            from.saturating_add(self.time(units)),
+            now.saturating_add(whole),
+        );
         let refused = !always && wanted > bound;
-        let until = if refused { from } else { wanted.min(bound.saturating_add(whole)) };
+        let until = if refused {
+            from
+        } else {
+            wanted.min(bound.saturating_add(whole))
+        };
         let owed = if refused { wanted } else { until };
         (until, owed.saturating_sub(bound))
     }
@@ -60,7 +68,11 @@ pub struct TokenBucket {
 impl TokenBucket {
     /// A full one.
     pub const fn new(limit: Limit) -> TokenBucket {
-        TokenBucket { limit, zero: None, full_at: 0 }
+        TokenBucket {
+            limit,
+            zero: None,
+            full_at: 0,
+        }
     }
 
     /// Takes one unit if it is there.
@@ -91,7 +103,13 @@ pub struct Buckets<K> {
 impl<K: Copy + Ord> Buckets<K> {
     /// All full; at most `most` are kept.
     pub fn new(limit: Limit, most: usize) -> Buckets<K> {
-        Buckets { limit, most, zero: None, full_at: BTreeMap::new(), order: BTreeSet::new() }
+        Buckets {
+            limit,
+            most,
+            zero: None,
+            full_at: BTreeMap::new(),
+            order: BTreeSet::new(),
+        }
     }
 
     /// Takes `units` if they are there.
@@ -155,7 +173,11 @@ mod tests {
     #[test]
     fn a_burst_then_the_rate() {
         let (start, mut buckets) = (Instant::now(), Buckets::new(Limit::new(120, 4), 100));
-        let mut taken = |who: u32, at: u64| (0..1000).filter(|_| buckets.take(who, 1, start + ms(at))).count();
+        let mut taken = |who: u32, at: u64| {
+            (0..1000)
+                .filter(|_| buckets.take(who, 1, start + ms(at)))
+                .count()
+        };
         assert_eq!(taken(1, 5_000), 120);
         assert_eq!(taken(1, 6_000), 4);
         assert_eq!(taken(2, 6_000), 120, "another's bucket is another's");
@@ -166,12 +188,25 @@ mod tests {
     fn units_come_back_one_by_one() {
         let (start, mut bucket) = (Instant::now(), TokenBucket::new(Limit::new(3, 10)));
         let mut taken = |at: u64| (0..1000).filter(|_| bucket.take(start + ms(at))).count();
-        assert_eq!([taken(0), taken(99), taken(100), taken(150), taken(200), taken(100_000)], [3, 0, 1, 0, 1, 3]);
+        assert_eq!(
+            [
+                taken(0),
+                taken(99),
+                taken(100),
+                taken(150),
+                taken(200),
+                taken(100_000)
+            ],
+            [3, 0, 1, 0, 1, 3]
+        );
     }
 
     #[test]
     fn a_clock_that_goes_back_gives_and_takes_nothing() {
-        let (start, mut bucket) = (Instant::now() + ms(1000), TokenBucket::new(Limit::new(1, 1)));
+        let (start, mut bucket) = (
+            Instant::now() + ms(1000),
+            TokenBucket::new(Limit::new(1, 1)),
+        );
         assert!(bucket.take(start));
         assert!(!bucket.take(start - ms(500)));
         assert!(bucket.take(start + ms(1000)));
@@ -188,9 +223,15 @@ mod tests {
         buckets.take(1, 1, later);
         assert_eq!(buckets.full_at.len(), 1);
         assert_eq!((0..20).filter(|_| buckets.take(7, 1, later)).count(), 10);
-        assert!((100..10_000).all(|n| buckets.take(n, 1, later)), "nobody is refused for the others");
+        assert!(
+            (100..10_000).all(|n| buckets.take(n, 1, later)),
+            "nobody is refused for the others"
+        );
         assert_eq!((buckets.full_at.len(), buckets.order.len()), (100, 100));
-        assert!(!buckets.take(7, 1, later), "who has used up its bucket is not forgotten for others");
+        assert!(
+            !buckets.take(7, 1, later),
+            "who has used up its bucket is not forgotten for others"
+        );
     }
 
     #[test]
@@ -209,7 +250,12 @@ mod tests {
     #[test]
     fn numbers_that_are_too_large_refuse_and_break_nothing() {
         let start = Instant::now();
-        for limit in [Limit::new(u64::MAX, u64::MAX), Limit::new(u64::MAX, 1), Limit::new(0, 1), Limit::new(1, 0)] {
+        for limit in [
+            Limit::new(u64::MAX, u64::MAX),
+            Limit::new(u64::MAX, 1),
+            Limit::new(0, 1),
+            Limit::new(1, 0),
+        ] {
             let mut buckets = Buckets::new(limit, 2);
             assert!(buckets.take(0, 1, start), "{limit:?}");
             buckets.take(0, u64::MAX, start + ms(1));

@@ -1,5 +1,8 @@
 //! The `byway` program: arguments in, exit code out.
-#![expect(unsafe_code, reason = "the environment can only be changed in an unsafe block")]
+#![expect(
+    unsafe_code,
+    reason = "the environment can only be changed in an unsafe block"
+)]
 
 use std::process::ExitCode;
 
@@ -10,7 +13,10 @@ fn main() -> ExitCode {
     // A TLS key log would let whoever reads it open every QUIC session.
     // SAFETY: no other thread runs yet.
     unsafe { std::env::remove_var("SSLKEYLOGFILE") };
-    let entry =
-        Entry { run: |config| Ok(daemon::run(config)?), preflight: daemon::preflight, cleanup: daemon::cleanup };
+    let entry = Entry {
+        run: |config| Ok(daemon::run(config)?),
+        preflight: daemon::preflight,
+        cleanup: daemon::cleanup,
+    };
     ExitCode::from(cli::run(std::env::args_os(), entry))
 }

@@ -119,7 +119,9 @@ impl Store {
         let lock = lock(dir)?;
         for leftover in [temporary(dir, STATE_FILE), temporary(dir, GOOD_FILE)] {
             match fs::remove_file(&leftover) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(StoreError::io("remove", &leftover, e)),
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(StoreError::io("remove", &leftover, e));
+                }
                 _ => {}
             }
         }
@@ -127,7 +129,10 @@ impl Store {
         let path = dir.join(STATE_FILE);
         if !exists(&path)? {
             if exists(&dir.join(GOOD_FILE))? {
-                return Err(StoreError::damaged(&path, "it is gone, and its copy is there"));
+                return Err(StoreError::damaged(
+                    &path,
+                    "it is gone, and its copy is there",
+                ));
             }
             write_new(dir, STATE_FILE, &Saved::default())?;
         }
@@ -161,17 +166,29 @@ impl Store {
     }
 
     fn tell(&self, name: &str, written: &Result<(), StoreError>) {
-        let outcome = written.as_ref().copied().map_err(|e| Refused { kind: e.io_kind(), why: e.why() });
-        self.unwritten.send_if_modified(|all| all.note(&self.dir.join(name), outcome));
+        let outcome = written.as_ref().copied().map_err(|e| Refused {
+            kind: e.io_kind(),
+            why: e.why(),
+        });
+        self.unwritten
+            .send_if_modified(|all| all.note(&self.dir.join(name), outcome));
     }
 
     /// Tries what could not be written, so that people are told when it can be again, also where nobody changes anything.
     pub fn retry(&self) {
         let mut inner = self.inner.lock();
         if let Some(bytes) = inner.refused {
-            let trial = Batch { put_local: vec![(TRIAL.to_owned(), vec![0; bytes])], ..Batch::default() };
-            let undo = Batch { delete_local: vec![TRIAL.to_owned()], ..Batch::default() };
-            let _ = self.put(&mut inner, &trial).and_then(|()| self.put(&mut inner, &undo));
+            let trial = Batch {
+                put_local: vec![(TRIAL.to_owned(), vec![0; bytes])],
+                ..Batch::default()
+            };
+            let undo = Batch {
+                delete_local: vec![TRIAL.to_owned()],
+                ..Batch::default()
+            };
+            let _ = self
+                .put(&mut inner, &trial)
+                .and_then(|()| self.put(&mut inner, &undo));
         }
         if inner.copy_due {
             self.copy(&mut inner);
@@ -223,7 +240,11 @@ impl Store {
     fn has_room(&self, batch: &Batch) -> Result<(), StoreError> {
         let path = self.path();
         let size = fs::metadata(&path).map_or(0, |m| m.len());
-        if fits(size, added(batch)) { Ok(()) } else { Err(StoreError::TooLarge { path }) }
+        if fits(size, added(batch)) {
+            Ok(())
+        } else {
+            Err(StoreError::TooLarge { path })
+        }
     }
 
     fn path(&self) -> PathBuf {
@@ -246,7 +267,10 @@ impl Store {
     }
 
     fn fatal(&self, what: &str) -> StoreError {
-        StoreError::Fatal { path: self.path(), what: what.to_owned() }
+        StoreError::Fatal {
+            path: self.path(),
+            what: what.to_owned(),
+        }
     }
 
     fn failure(&self, error: redb::Error) -> StoreError {
@@ -261,7 +285,9 @@ impl Store {
 
     /// Renews the copy; a failure leaves the former one.
     fn copy(&self, inner: &mut Inner) {
-        let Some(database) = &inner.database else { return };
+        let Some(database) = &inner.database else {
+            return;
+        };
         let written = read_all(database)
             .map_err(|e| StoreError::of_redb(&self.path(), e))
             .and_then(|saved| write_new(&self.dir, GOOD_FILE, &saved));
@@ -278,26 +304,43 @@ impl Store {
 /// # Errors
 /// [`StoreError::InUse`] where another process has it; [`StoreError::Io`].
 pub fn hold(dir: &Path) -> Result<Option<File>, StoreError> {
-    if exists(dir)? { lock(dir).map(Some) } else { Ok(None) }
+    if exists(dir)? {
+        lock(dir).map(Some)
+    } else {
+        Ok(None)
+    }
 }
 
 /// Whether a state was begun in `dir`, be it damaged.
 pub fn exists_in(dir: &Path) -> bool {
-    [STATE_FILE, GOOD_FILE].iter().any(|name| dir.join(name).exists())
+    [STATE_FILE, GOOD_FILE]
+        .iter()
+        .any(|name| dir.join(name).exists())
 }
 
 /// Whether `dir` has a state that anything was ever written to. What cannot be read counts: nobody knows what it holds.
 pub fn holds_something(dir: &Path) -> bool {
     let is_empty = |path: &Path| check(path).is_ok_and(|saved| saved == Saved::default());
-    [STATE_FILE, GOOD_FILE].iter().map(|name| dir.join(name)).any(|path| path.exists() && !is_empty(&path))
+    [STATE_FILE, GOOD_FILE]
+        .iter()
+        .map(|name| dir.join(name))
+        .any(|path| path.exists() && !is_empty(&path))
 }
 
 /// Makes `dir` and closes it to everybody else.
 fn make_dir(dir: &Path) -> Result<(), StoreError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| StoreError::io("make", dir, e))?;
-    let mode = fs::metadata(dir).map_err(|e| StoreError::io("read", dir, e))?.permissions().mode();
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|e| StoreError::io("make", dir, e))?;
+    let mode = fs::metadata(dir)
+        .map_err(|e| StoreError::io("read", dir, e))?
+        .permissions()
+        .mode();
     if mode & 0o077 != 0 {
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(|e| StoreError::io("close", dir, e))?;
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
+            .map_err(|e| StoreError::io("close", dir, e))?;
     }
     Ok(())
 }
@@ -307,13 +350,16 @@ fn lock(dir: &Path) -> Result<File, StoreError> {
     let file = File::open(dir).map_err(|e| StoreError::io("open", dir, e))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::InUse { dir: dir.to_path_buf() }),
+        Err(TryLockError::WouldBlock) => Err(StoreError::InUse {
+            dir: dir.to_path_buf(),
+        }),
         Err(TryLockError::Error(e)) => Err(StoreError::io("lock", dir, e)),
     }
 }
 
 fn exists(path: &Path) -> Result<bool, StoreError> {
-    path.try_exists().map_err(|e| StoreError::io("look for", path, e))
+    path.try_exists()
+        .map_err(|e| StoreError::io("look for", path, e))
 }
 
 /// Where a file is written before it takes its name.
@@ -323,12 +369,16 @@ fn temporary(dir: &Path, name: &str) -> PathBuf {
 
 /// Makes the entries of `dir` durable.
 fn sync_dir(dir: &Path) -> Result<(), StoreError> {
-    File::open(dir).and_then(|d| d.sync_all()).map_err(|e| StoreError::io("sync", dir, e))
+    File::open(dir)
+        .and_then(|d| d.sync_all())
+        .map_err(|e| StoreError::io("sync", dir, e))
 }
 
 /// Reads the whole file into memory and checks every page and row there: nothing on disk changes.
 fn check(path: &Path) -> Result<Saved, StoreError> {
-    let size = fs::metadata(path).map_err(|e| StoreError::io("read", path, e))?.len();
+    let size = fs::metadata(path)
+        .map_err(|e| StoreError::io("read", path, e))?
+        .len();
     if size == 0 {
         return Err(StoreError::damaged(path, "it is empty"));
     }
@@ -339,14 +389,21 @@ fn check(path: &Path) -> Result<Saved, StoreError> {
     let damage = StoreError::damaged(path, "its pages contradict each other");
     match guard::reading(damage, || check_image(bytes))? {
         Ok(saved) => Ok(saved),
-        Err(CheckError::Schema(found)) => Err(StoreError::Schema { path: path.to_path_buf(), found }),
+        Err(CheckError::Schema(found)) => Err(StoreError::Schema {
+            path: path.to_path_buf(),
+            found,
+        }),
         Err(CheckError::Damaged(what)) => Err(StoreError::damaged(path, &what)),
     }
 }
 
 /// Bytes that a change adds.
 fn added(batch: &Batch) -> usize {
-    batch.put_records.iter().map(|(key, value)| key.len().saturating_add(value.len())).sum()
+    batch
+        .put_records
+        .iter()
+        .map(|(key, value)| key.len().saturating_add(value.len()))
+        .sum()
 }
 
 /// Whether `added` bytes may be put into a file of `size` bytes. redb doubles its file at most when it grows.
@@ -386,16 +443,25 @@ fn schema(database: &Database) -> Result<Option<u64>, redb::Error> {
 
 /// Opens the file that [`check`] has passed.
 fn open_database(path: &Path, health: &Arc<Health>) -> Result<Database, StoreError> {
-    let file = OpenOptions::new().read(true).write(true).open(path).map_err(|e| StoreError::io("open", path, e))?;
-    let storage = FileStorage::new(file, Arc::clone(health)).map_err(|e| StoreError::of_redb(path, e.into()))?;
-    Database::builder().create_with_backend(storage).map_err(|e| StoreError::of_redb(path, e.into()))
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(|e| StoreError::io("open", path, e))?;
+    let storage = FileStorage::new(file, Arc::clone(health))
+        .map_err(|e| StoreError::of_redb(path, e.into()))?;
+    Database::builder()
+        .create_with_backend(storage)
+        .map_err(|e| StoreError::of_redb(path, e.into()))
 }
 
 /// Writes `saved` as a database of its own and gives it its name in one step.
 fn write_new(dir: &Path, name: &str, saved: &Saved) -> Result<(), StoreError> {
     let new = temporary(dir, name);
     let written = write_whole(&new, saved)
-        .and_then(|()| fs::rename(&new, dir.join(name)).map_err(|e| StoreError::io("rename", &new, e)))
+        .and_then(|()| {
+            fs::rename(&new, dir.join(name)).map_err(|e| StoreError::io("rename", &new, e))
+        })
         .and_then(|()| sync_dir(dir));
     if written.is_err() {
         // It would only take room; if even this fails, the next start removes it.
@@ -414,22 +480,36 @@ fn write_whole(path: &Path, saved: &Saved) -> Result<(), StoreError> {
         .mode(0o600)
         .open(path)
         .map_err(|e| StoreError::io("make", path, e))?;
-    let handle = file.try_clone().map_err(|e| StoreError::io("make", path, e))?;
+    let handle = file
+        .try_clone()
+        .map_err(|e| StoreError::io("make", path, e))?;
     let filled = FileStorage::new(file, Arc::clone(&health))
         .and_then(|storage| Database::builder().create_with_backend(storage))
         .map_err(redb::Error::from)
         .and_then(|database| fill(&database, saved));
     filled.map_err(|e| {
-        if health.full() { StoreError::Full { path: path.to_path_buf() } } else { StoreError::of_redb(path, e) }
+        if health.full() {
+            StoreError::Full {
+                path: path.to_path_buf(),
+            }
+        } else {
+            StoreError::of_redb(path, e)
+        }
     })?;
-    handle.sync_all().map_err(|e| StoreError::io("sync", path, e))
+    handle
+        .sync_all()
+        .map_err(|e| StoreError::io("sync", path, e))
 }
 
 /// The first transaction of a database.
 fn fill(database: &Database, saved: &Saved) -> Result<(), redb::Error> {
     let batch = Batch {
         put_records: saved.records.clone(),
-        put_local: saved.local.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+        put_local: saved
+            .local
+            .iter()
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect(),
         ..Batch::default()
     };
     let transaction = begin(database)?;
@@ -475,11 +555,15 @@ fn read_all(database: &Database) -> Result<Saved, redb::Error> {
     let mut saved = Saved::default();
     for row in transaction.open_table(RECORDS)?.iter()? {
         let (key, value) = row?;
-        saved.records.push((key.value().to_vec(), value.value().to_vec()));
+        saved
+            .records
+            .push((key.value().to_vec(), value.value().to_vec()));
     }
     for row in transaction.open_table(LOCAL)?.iter()? {
         let (key, value) = row?;
-        saved.local.insert(key.value().to_owned(), value.value().to_vec());
+        saved
+            .local
+            .insert(key.value().to_owned(), value.value().to_vec());
     }
     Ok(saved)
 }

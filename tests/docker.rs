@@ -5,7 +5,10 @@
 //! from a tar archive, so that no registry is needed. Where Docker cannot run, the tests are counted as skipped. Each engine
 //! ends by checking that no process, mount or control group of it is left.
 
-#[expect(dead_code, reason = "the laboratory is shared with the netns tests, which use more of it")]
+#[expect(
+    dead_code,
+    reason = "the laboratory is shared with the netns tests, which use more of it"
+)]
 mod lab;
 
 use std::fs::OpenOptions;
@@ -23,11 +26,51 @@ use lab::runner::{Case, Skip};
 use lab::{Host, Lab, SOON, until, v4, v6};
 
 const CASES: &[Case] = &[
-    fast!(containers_on_two_hosts_talk_by_name, "docker", "dockerd", "nsenter", "unshare", "tar", "busybox"),
-    fast!(docker_lets_ours_through_and_nothing_else, "docker", "dockerd", "nsenter", "unshare", "tar", "busybox"),
-    fast!(detach_gives_the_container_back, "docker", "dockerd", "nsenter", "unshare", "tar", "busybox"),
-    fast!(stopped_container_frees_its_name_and_lease, "docker", "dockerd", "nsenter", "unshare", "tar", "busybox"),
-    fast!(what_resolved_before_resolves_while_attached, "docker", "dockerd", "nsenter", "unshare", "tar", "busybox"),
+    fast!(
+        containers_on_two_hosts_talk_by_name,
+        "docker",
+        "dockerd",
+        "nsenter",
+        "unshare",
+        "tar",
+        "busybox"
+    ),
+    fast!(
+        docker_lets_ours_through_and_nothing_else,
+        "docker",
+        "dockerd",
+        "nsenter",
+        "unshare",
+        "tar",
+        "busybox"
+    ),
+    fast!(
+        detach_gives_the_container_back,
+        "docker",
+        "dockerd",
+        "nsenter",
+        "unshare",
+        "tar",
+        "busybox"
+    ),
+    fast!(
+        stopped_container_frees_its_name_and_lease,
+        "docker",
+        "dockerd",
+        "nsenter",
+        "unshare",
+        "tar",
+        "busybox"
+    ),
+    fast!(
+        what_resolved_before_resolves_while_attached,
+        "docker",
+        "dockerd",
+        "nsenter",
+        "unshare",
+        "tar",
+        "busybox"
+    ),
     fast!(
         file_that_is_not_the_containers_is_never_written,
         "docker",
@@ -46,7 +89,15 @@ const CASES: &[Case] = &[
         "tar",
         "busybox"
     ),
-    fast!(what_cannot_be_attached_is_named, "docker", "dockerd", "nsenter", "unshare", "tar", "busybox"),
+    fast!(
+        what_cannot_be_attached_is_named,
+        "docker",
+        "dockerd",
+        "nsenter",
+        "unshare",
+        "tar",
+        "busybox"
+    ),
     fast!(engine_that_is_not_there_is_named),
     fast!(
         containers_with_users_of_their_own_are_attached_and_given_back,
@@ -110,17 +161,51 @@ impl Engine {
         // Not `ip netns exec`: that hides /sys/fs/cgroup, which the engine needs. Each of these replaces itself by the next.
         let group = host.ns().name().to_owned();
         let first = !Path::new(ENGINES).exists();
-        let (net, script) = (format!("--net=/run/netns/{}", host.ns().name()), format!("{before}\nexec \"$@\""));
-        let inside = ["nsenter", &net, "unshare", "-m", "--propagation", "private", "sh", "-ec", &script, "sh"];
+        let (net, script) = (
+            format!("--net=/run/netns/{}", host.ns().name()),
+            format!("{before}\nexec \"$@\""),
+        );
+        let inside = [
+            "nsenter",
+            &net,
+            "unshare",
+            "-m",
+            "--propagation",
+            "private",
+            "sh",
+            "-ec",
+            &script,
+            "sh",
+        ];
         // Docker's own defaults for the network: its bridge, its rules, its policy for what is forwarded.
         let dockerd = ["dockerd", "-H", &socket, "--storage-driver=vfs"];
-        let (data, exec, pid, parent) = (path("data"), path("exec"), path("pid"), format!("/{group}"));
-        let places = ["--data-root", &data, "--exec-root", &exec, "--pidfile", &pid];
-        let groups = ["--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", &parent];
+        let (data, exec, pid, parent) =
+            (path("data"), path("exec"), path("pid"), format!("/{group}"));
+        let places = [
+            "--data-root",
+            &data,
+            "--exec-root",
+            &exec,
+            "--pidfile",
+            &pid,
+        ];
+        let groups = [
+            "--exec-opt",
+            "native.cgroupdriver=cgroupfs",
+            "--cgroup-parent",
+            &parent,
+        ];
         let command = [&inside[..], &dockerd, &places, &groups, options].concat();
         let command: Vec<String> = command.into_iter().map(str::to_owned).collect();
         let child = Engine::spawn(&command, &dir)?;
-        let mut engine = Engine { socket, command, child, dir, group, first };
+        let mut engine = Engine {
+            socket,
+            command,
+            child,
+            dir,
+            group,
+            first,
+        };
         engine.is_ready()?;
         engine.import()?;
         // What Docker made on this machine stays when it ends: that is what ours must return to.
@@ -131,10 +216,17 @@ impl Engine {
     }
 
     fn spawn(command: &[String], dir: &Path) -> Result<Child> {
-        let log = OpenOptions::new().create(true).append(true).open(dir.join("log"))?;
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(dir.join("log"))?;
         let (program, arguments) = command.split_first().context("no command")?;
         let mut command = Command::new(program);
-        command.args(arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
         command.spawn().context("start dockerd")
     }
 
@@ -148,7 +240,8 @@ impl Engine {
         let _ = std::fs::remove_file(self.dir.join("pid"));
         self.child = Engine::spawn(&self.command, &self.dir)?;
         let log = self.dir.join("log");
-        self.is_ready().with_context(|| std::fs::read_to_string(log).unwrap_or_default())
+        self.is_ready()
+            .with_context(|| std::fs::read_to_string(log).unwrap_or_default())
     }
 
     fn is_ready(&mut self) -> Result<()> {
@@ -161,7 +254,10 @@ impl Engine {
         });
         if ready.is_err() || engine.child.try_wait()?.is_some() {
             let log = std::fs::read_to_string(engine.dir.join("log")).unwrap_or_default();
-            let why = log.lines().rfind(|l| l.contains("failed") || l.contains("level=error")).unwrap_or("no message");
+            let why = log
+                .lines()
+                .rfind(|l| l.contains("failed") || l.contains("level=error"))
+                .unwrap_or("no message");
             bail!(Skip(format!("dockerd does not start here: {why}")));
         }
         Ok(())
@@ -178,19 +274,40 @@ impl Engine {
             std::fs::create_dir_all(root.join(sub))?;
         }
         let path = std::env::var_os("PATH").unwrap_or_default();
-        let busybox = std::env::split_paths(&path).map(|d| d.join("busybox")).find(|p| p.is_file());
-        std::fs::copy(busybox.unwrap_or_else(|| PathBuf::from("/bin/busybox")), root.join("bin/busybox"))?;
-        for tool in ["sh", "ping", "nc", "sleep", "ip", "httpd", "cat", "mkdir", "chmod"] {
+        let busybox = std::env::split_paths(&path)
+            .map(|d| d.join("busybox"))
+            .find(|p| p.is_file());
+        std::fs::copy(
+            busybox.unwrap_or_else(|| PathBuf::from("/bin/busybox")),
+            root.join("bin/busybox"),
+        )?;
+        for tool in [
+            "sh", "ping", "nc", "sleep", "ip", "httpd", "cat", "mkdir", "chmod",
+        ] {
             symlink("busybox", root.join("bin").join(tool))?;
         }
         let archive = self.dir.join("box.tar").to_string_lossy().into_owned();
-        lab::sh("tar", &["-C", &root.to_string_lossy(), "-cf", &archive, "."])?;
+        lab::sh(
+            "tar",
+            &["-C", &root.to_string_lossy(), "-cf", &archive, "."],
+        )?;
         self.docker(&["import", &archive, "box:1"]).map(drop)
     }
 
     fn run(&self, name: &str) -> Result<()> {
-        self.docker(&["run", "-d", "--init=false", "--network", "none", "--name", name, "box:1", "/bin/sleep", "1000"])
-            .map(drop)
+        self.docker(&[
+            "run",
+            "-d",
+            "--init=false",
+            "--network",
+            "none",
+            "--name",
+            name,
+            "box:1",
+            "/bin/sleep",
+            "1000",
+        ])
+        .map(drop)
     }
 
     fn exec(&self, name: &str, args: &[&str]) -> Result<String> {
@@ -202,25 +319,49 @@ impl Engine {
     /// Processes in the control groups of this engine.
     fn orphans(&self) -> Vec<Pid> {
         let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-        let numbers = processes.filter_map(|p| Some((p.path(), p.file_name().to_str()?.parse::<i32>().ok()?)));
+        let numbers = processes
+            .filter_map(|p| Some((p.path(), p.file_name().to_str()?.parse::<i32>().ok()?)));
         let group = format!("/{}/", self.group);
-        let within = |path: &Path| std::fs::read_to_string(path.join("cgroup")).is_ok_and(|of| of.contains(&group));
-        numbers.filter(|(path, _)| within(path)).map(|(_, number)| Pid::from_raw(number)).collect()
+        let within = |path: &Path| {
+            std::fs::read_to_string(path.join("cgroup")).is_ok_and(|of| of.contains(&group))
+        };
+        numbers
+            .filter(|(path, _)| within(path))
+            .map(|(_, number)| Pid::from_raw(number))
+            .collect()
     }
 
     /// Takes away the control groups; what is still there of processes, groups and mounts.
     fn clean(&self) -> Vec<String> {
         let mut left = Vec::new();
         let named = |path: PathBuf, name: &str| {
-            std::fs::read_to_string(&path).unwrap_or_default().contains(name).then(|| path.display().to_string())
+            std::fs::read_to_string(&path)
+                .unwrap_or_default()
+                .contains(name)
+                .then(|| path.display().to_string())
         };
         for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-            if process.file_name().to_string_lossy().bytes().all(|b| b.is_ascii_digit()) {
-                left.extend(named(process.path().join("cgroup"), &format!("/{}/", self.group)));
-                left.extend(named(process.path().join("mountinfo"), &self.dir.to_string_lossy()));
+            if process
+                .file_name()
+                .to_string_lossy()
+                .bytes()
+                .all(|b| b.is_ascii_digit())
+            {
+                left.extend(named(
+                    process.path().join("cgroup"),
+                    &format!("/{}/", self.group),
+                ));
+                left.extend(named(
+                    process.path().join("mountinfo"),
+                    &self.dir.to_string_lossy(),
+                ));
             }
         }
-        let roots = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|e| e.path());
+        let roots = std::fs::read_dir("/sys/fs/cgroup")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|e| e.path());
         for root in roots.chain([PathBuf::from("/sys/fs/cgroup")]) {
             let group = root.join(&self.group);
             if group.is_dir() && std::fs::remove_dir(&group).is_err() {
@@ -291,13 +432,23 @@ fn alone(lab: &Lab) -> Result<(Rc<Host>, Engine)> {
 fn containers_on_two_hosts_talk_by_name(lab: &Lab) -> Result<()> {
     let [(a, ea), (b, eb)] = scene(lab)?;
     let web = a.json(&["attach", "docker", "web", "--subnet", "lab"])?;
-    let db = b.json(&["attach", "docker", "db", "--subnet", "lab", "--name", "store"])?;
-    ensure!(web["workload"] == "web", "the container's name is the default: {web}");
+    let db = b.json(&[
+        "attach", "docker", "db", "--subnet", "lab", "--name", "store",
+    ])?;
+    ensure!(
+        web["workload"] == "web",
+        "the container's name is the default: {web}"
+    );
     let inside = ea.exec("web", &["ip", "addr"])?;
-    ensure!(inside.contains(&v4(&web)?) && inside.contains(&v6(&web)?), "the container owns its addresses: {inside}");
+    ensure!(
+        inside.contains(&v4(&web)?) && inside.contains(&v6(&web)?),
+        "the container owns its addresses: {inside}"
+    );
     let ping = |engine: &Engine, from: &str, to: &str| {
         until(&format!("{from} pings {to}"), SOON, || {
-            engine.exec(from, &["ping", "-c", "1", "-W", "1", to]).map(|_| true)
+            engine
+                .exec(from, &["ping", "-c", "1", "-W", "1", to])
+                .map(|_| true)
         })
     };
     // By the containers' own resolver files.
@@ -307,18 +458,31 @@ fn containers_on_two_hosts_talk_by_name(lab: &Lab) -> Result<()> {
     ping(&eb, "db", &v6(&web)?)?;
     // A web server in one container, fetched by name from the other; it sees the real overlay address.
     ea.exec("web", &["mkdir", "-p", "/tmp/www/cgi-bin"])?;
-    ea.exec("web", &["sh", "-c", "printf '#!/bin/sh\\necho; echo from $REMOTE_ADDR.\\n' > /tmp/www/cgi-bin/who"])?;
+    ea.exec(
+        "web",
+        &[
+            "sh",
+            "-c",
+            "printf '#!/bin/sh\\necho; echo from $REMOTE_ADDR.\\n' > /tmp/www/cgi-bin/who",
+        ],
+    )?;
     ea.exec("web", &["chmod", "755", "/tmp/www/cgi-bin/who"])?;
     ea.exec("web", &["httpd", "-p", "80", "-h", "/tmp/www"])?;
     let fetch = "printf 'GET /cgi-bin/who HTTP/1.0\\r\\n\\r\\n' | nc -w 5 web.lab.internal 80";
     let page = eb.exec("db", &["sh", "-c", fetch])?;
-    let source = |ip: &str| page.contains(&format!("from {ip}.")) || page.contains(&format!("from [{ip}]."));
-    ensure!(source(&v4(&db)?) || source(&v6(&db)?), "the server sees the client's overlay address: {page}");
+    let source =
+        |ip: &str| page.contains(&format!("from {ip}.")) || page.contains(&format!("from [{ip}]."));
+    ensure!(
+        source(&v4(&db)?) || source(&v6(&db)?),
+        "the server sees the client's overlay address: {page}"
+    );
     // And by a port map from the outside.
     a.ok(&["map", "add", "lab", "tcp", "0.0.0.0:8080", "web:80"])?;
     let outside = lab.host("x")?;
     let url = format!("http://{}:8080/cgi-bin/who", a.under4());
-    let answer = outside.ns().run(&["timeout", "5", "python3", "-c", FETCH, &url])?;
+    let answer = outside
+        .ns()
+        .run(&["timeout", "5", "python3", "-c", FETCH, &url])?;
     ensure!(answer.out.contains("from "), "{answer}");
     Ok(())
 }
@@ -327,15 +491,27 @@ fn docker_lets_ours_through_and_nothing_else(lab: &Lab) -> Result<()> {
     let [(a, ea), (b, eb)] = scene(lab)?;
     let outside = lab.host("x")?;
     ea.run("two")?;
-    let [web, two] = ["web", "two"].map(|name| a.json(&["attach", "docker", name, "--subnet", "lab"]));
-    let (web, two, db) = (web?, two?, b.json(&["attach", "docker", "db", "--subnet", "lab"])?);
+    let [web, two] =
+        ["web", "two"].map(|name| a.json(&["attach", "docker", name, "--subnet", "lab"]));
+    let (web, two, db) = (
+        web?,
+        two?,
+        b.json(&["attach", "docker", "db", "--subnet", "lab"])?,
+    );
     let policy = a.ns().ok(&["iptables", "-S", "FORWARD"])?;
-    ensure!(policy.contains("-P FORWARD DROP"), "Docker drops what is forwarded: {policy}");
+    ensure!(
+        policy.contains("-P FORWARD DROP"),
+        "Docker drops what is forwarded: {policy}"
+    );
     ea.exec("web", &["mkdir", "-p", "/tmp/www"])?;
     ea.exec("web", &["httpd", "-p", "80", "-h", "/tmp/www"])?;
     let connects = |address: &str, port: u16| {
-        let python = "import socket,sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 1)";
-        outside.ns().run(&["python3", "-c", python, address, &port.to_string()]).is_ok_and(|answer| answer.code == 0)
+        let python =
+            "import socket,sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 1)";
+        outside
+            .ns()
+            .run(&["python3", "-c", python, address, &port.to_string()])
+            .is_ok_and(|answer| answer.code == 0)
     };
     for any in ["0.0.0.0", "[::]"] {
         a.ok(&["map", "add", "lab", "tcp", &format!("{any}:8080"), "web:80"])?;
@@ -343,57 +519,136 @@ fn docker_lets_ours_through_and_nothing_else(lab: &Lab) -> Result<()> {
     for (engine, from, to) in [(&ea, "web", &two), (&ea, "web", &db), (&eb, "db", &web)] {
         for address in [v4(to)?, v6(to)?] {
             until(&format!("{from} reaches {address}"), SOON, || {
-                engine.exec(from, &["ping", "-c", "1", "-W", "1", &address]).map(|_| true)
+                engine
+                    .exec(from, &["ping", "-c", "1", "-W", "1", &address])
+                    .map(|_| true)
             })?;
         }
     }
     for address in [a.under4(), a.under6()] {
-        until(&format!("the map answers at {address}"), SOON, || Ok(connects(address, 8080)))?;
+        until(&format!("the map answers at {address}"), SOON, || {
+            Ok(connects(address, 8080))
+        })?;
     }
     // A container of Docker's own, with a published port: not for the overlay while the machine is closed to it.
-    let www = ["run", "-d", "--init=false", "-p", "9090:80", "--name", "pub", "box:1", "/bin/httpd", "-f", "-p", "80"];
+    let www = [
+        "run",
+        "-d",
+        "--init=false",
+        "-p",
+        "9090:80",
+        "--name",
+        "pub",
+        "box:1",
+        "/bin/httpd",
+        "-f",
+        "-p",
+        "80",
+    ];
     ea.docker(&www)?;
     let inspect = ["inspect", "-f", "{{.NetworkSettings.IPAddress}}", "pub"];
     let bridged = ea.docker(&inspect)?.trim().to_owned();
     // Docker does not wait until what it started listens.
-    until("Docker publishes its port to the outside", SOON, || Ok(connects(a.under4(), 9090)))?;
+    until("Docker publishes its port to the outside", SOON, || {
+        Ok(connects(a.under4(), 9090))
+    })?;
     let (own4, _) = a.overlay("lab")?;
-    let pid = ea.docker(&["inspect", "-f", "{{.State.Pid}}", "two"])?.trim().to_owned();
-    lab::sh("nsenter", &["-t", &pid, "-n", "ip", "route", "add", &format!("{bridged}/32"), "via", &own4])?;
-    for (address, port) in [(bridged.as_str(), "80"), (&own4, "9090"), (&bridged, "9090")] {
+    let pid = ea
+        .docker(&["inspect", "-f", "{{.State.Pid}}", "two"])?
+        .trim()
+        .to_owned();
+    lab::sh(
+        "nsenter",
+        &[
+            "-t",
+            &pid,
+            "-n",
+            "ip",
+            "route",
+            "add",
+            &format!("{bridged}/32"),
+            "via",
+            &own4,
+        ],
+    )?;
+    for (address, port) in [
+        (bridged.as_str(), "80"),
+        (&own4, "9090"),
+        (&bridged, "9090"),
+    ] {
         let tried = ea.exec("two", &["nc", "-w", "1", "-z", address, port]);
-        ensure!(tried.is_err(), "{address} port {port} is not for the overlay");
+        ensure!(
+            tried.is_err(),
+            "{address} port {port} is not for the overlay"
+        );
     }
     // And nobody routes into our links, from outside or from Docker's bridge.
-    outside.ns().ip(&["route", "add", &format!("{}/32", v4(&web)?), "via", a.under4()])?;
+    outside.ns().ip(&[
+        "route",
+        "add",
+        &format!("{}/32", v4(&web)?),
+        "via",
+        a.under4(),
+    ])?;
     outside.rebase()?;
-    ensure!(!outside.ns().pings(&v4(&web)?) && !connects(&v4(&web)?, 80), "no way in from outside");
-    ensure!(ea.exec("pub", &["ping", "-c", "1", "-W", "1", &v4(&web)?]).is_err(), "none from Docker's bridge");
+    ensure!(
+        !outside.ns().pings(&v4(&web)?) && !connects(&v4(&web)?, 80),
+        "no way in from outside"
+    );
+    ensure!(
+        ea.exec("pub", &["ping", "-c", "1", "-W", "1", &v4(&web)?])
+            .is_err(),
+        "none from Docker's bridge"
+    );
     ea.docker(&["rm", "-f", "pub"])?;
     // The bridge got an address of its own with its first container.
-    a.ns().ok(&["sysctl", "-qw", "net.ipv6.conf.docker0.disable_ipv6=1"]).map(drop)
+    a.ns()
+        .ok(&["sysctl", "-qw", "net.ipv6.conf.docker0.disable_ipv6=1"])
+        .map(drop)
 }
 
 /// Prints what is at an address.
-const FETCH: &str = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=4).read().decode())";
+const FETCH: &str =
+    "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=4).read().decode())";
 
 fn detach_gives_the_container_back(lab: &Lab) -> Result<()> {
     let (a, engine) = alone(lab)?;
-    let before = [engine.exec("web", &["cat", "/etc/resolv.conf"])?, engine.exec("web", &["ip", "addr"])?];
+    let before = [
+        engine.exec("web", &["cat", "/etc/resolv.conf"])?,
+        engine.exec("web", &["ip", "addr"])?,
+    ];
     for _ in 0..2 {
         let web = a.json(&["attach", "docker", "web", "--subnet", "lab"])?;
         let resolver = engine.exec("web", &["cat", "/etc/resolv.conf"])?;
-        ensure!(resolver.contains(&a.overlay("lab")?.0), "the container asks this host: {resolver}");
-        ensure!(engine.exec("web", &["ip", "route"])?.contains(&v4(&web)?), "its routes use its address");
+        ensure!(
+            resolver.contains(&a.overlay("lab")?.0),
+            "the container asks this host: {resolver}"
+        );
+        ensure!(
+            engine.exec("web", &["ip", "route"])?.contains(&v4(&web)?),
+            "its routes use its address"
+        );
         a.ok(&["detach", "web"])?;
-        let after = [engine.exec("web", &["cat", "/etc/resolv.conf"])?, engine.exec("web", &["ip", "addr"])?];
-        ensure!(after == before, "detach leaves the container as it was: {after:?} instead of {before:?}");
+        let after = [
+            engine.exec("web", &["cat", "/etc/resolv.conf"])?,
+            engine.exec("web", &["ip", "addr"])?,
+        ];
+        ensure!(
+            after == before,
+            "detach leaves the container as it was: {after:?} instead of {before:?}"
+        );
     }
     // A daemon that ends leaves nothing inside either, and takes the workload up again when it is back.
     let web = a.json(&["attach", "docker", "web", "--subnet", "lab"])?;
     a.terminate()?;
-    let after = [engine.exec("web", &["cat", "/etc/resolv.conf"])?, engine.exec("web", &["ip", "addr"])?];
-    ensure!(after == before, "a stopped daemon leaves the container as it was: {after:?} instead of {before:?}");
+    let after = [
+        engine.exec("web", &["cat", "/etc/resolv.conf"])?,
+        engine.exec("web", &["ip", "addr"])?,
+    ];
+    ensure!(
+        after == before,
+        "a stopped daemon leaves the container as it was: {after:?} instead of {before:?}"
+    );
     a.start()?;
     until("the container has its address again", SOON, || {
         Ok(engine.exec("web", &["ip", "addr"])?.contains(&v4(&web)?))
@@ -410,8 +665,17 @@ fn what_resolved_before_resolves_while_attached(lab: &Lab) -> Result<()> {
     engine.docker(NETWORK)?;
     let run = ["run", "-d", "--network", "back"];
     engine.docker(&[&run[..], &["--name", "db1", "box:1", "/bin/sleep", "1000"]].concat())?;
-    let options =
-        ["--dns-search", "corp.example", "--dns-opt", "timeout:1", "--name", "web", "box:1", "/bin/sleep", "1000"];
+    let options = [
+        "--dns-search",
+        "corp.example",
+        "--dns-opt",
+        "timeout:1",
+        "--name",
+        "web",
+        "box:1",
+        "/bin/sleep",
+        "1000",
+    ];
     engine.docker(&[&run[..], &options].concat())?;
     let pings = |name: &str| engine.exec("web", &["ping", "-c", "1", "-W", "1", name]);
     let file = || engine.exec("web", &["cat", "/etc/resolv.conf"]);
@@ -422,8 +686,14 @@ fn what_resolved_before_resolves_while_attached(lab: &Lab) -> Result<()> {
     for _ in 0..2 {
         a.json(&["attach", "docker", "web", "--subnet", "lab"])?;
         let now = file()?;
-        ensure!(now.contains("search lab.internal corp.example"), "search lists are joined: {now}");
-        ensure!(now.contains("timeout:1") && now.contains("ndots:0"), "options stay: {now}");
+        ensure!(
+            now.contains("search lab.internal corp.example"),
+            "search lists are joined: {now}"
+        );
+        ensure!(
+            now.contains("timeout:1") && now.contains("ndots:0"),
+            "options stay: {now}"
+        );
         pings("db1").with_context(|| format!("its neighbour: {now}"))?;
         pings("a.lab.internal")?;
         // A neighbour that comes later, and one that is attached itself.
@@ -433,7 +703,11 @@ fn what_resolved_before_resolves_while_attached(lab: &Lab) -> Result<()> {
         ensure!(pings("late").is_err(), "nothing is remembered of it");
         a.terminate()?;
         a.start()?;
-        until("its neighbour's name after a restart of the daemon", SOON, || Ok(pings("db1").is_ok()))?;
+        until(
+            "its neighbour's name after a restart of the daemon",
+            SOON,
+            || Ok(pings("db1").is_ok()),
+        )?;
         a.ok(&["detach", "web"])?;
         ensure!(file()? == before, "the file is as it was");
         pings("db1").context("after it was detached")?;
@@ -441,10 +715,24 @@ fn what_resolved_before_resolves_while_attached(lab: &Lab) -> Result<()> {
     // The engine writes the file anew while the container is attached: that is what was there before us now.
     a.json(&["attach", "docker", "web", "--subnet", "lab"])?;
     engine.docker(&["network", "create", "more"])?;
-    engine.docker(&["run", "-d", "--network", "more", "--name", "far", "box:1", "/bin/sleep", "1000"])?;
+    engine.docker(&[
+        "run",
+        "-d",
+        "--network",
+        "more",
+        "--name",
+        "far",
+        "box:1",
+        "/bin/sleep",
+        "1000",
+    ])?;
     engine.docker(&["network", "connect", "more", "web"])?;
     for name in ["far", "db1", "a.lab.internal"] {
-        until(&format!("{name} after another network was connected"), SOON, || Ok(pings(name).is_ok()))?;
+        until(
+            &format!("{name} after another network was connected"),
+            SOON,
+            || Ok(pings(name).is_ok()),
+        )?;
     }
     Ok(())
 }
@@ -468,7 +756,12 @@ fn file_that_is_not_the_containers_is_never_written(lab: &Lab) -> Result<()> {
     ];
     let others = || -> Result<Vec<String>> {
         let paths = ["resolv.conf", "hosts", "linked"].map(|name| dir.join(name));
-        paths.iter().map(Path::new).chain([Path::new(root.trim())]).map(|p| Ok(std::fs::read_to_string(p)?)).collect()
+        paths
+            .iter()
+            .map(Path::new)
+            .chain([Path::new(root.trim())])
+            .map(|p| Ok(std::fs::read_to_string(p)?))
+            .collect()
     };
     let before = others()?;
     for (number, mount) in mounts.iter().enumerate() {
@@ -487,47 +780,108 @@ fn file_that_is_not_the_containers_is_never_written(lab: &Lab) -> Result<()> {
             "1000",
         ])?;
         let at = a.json(&["attach", "docker", &name, "--subnet", "lab"])?;
-        ensure!(others()? == before, "{mount}: a file of somebody else was written: {:?}", others()?);
+        ensure!(
+            others()? == before,
+            "{mount}: a file of somebody else was written: {:?}",
+            others()?
+        );
         let by_directory = mount.ends_with(":/etc");
-        ensure!(at["resolver"] == by_directory, "{mount}: only the engine's file is ours to write: {at}");
-        ensure!(at["dns"][0].is_string(), "the address is reported all the same: {at}");
+        ensure!(
+            at["resolver"] == by_directory,
+            "{mount}: only the engine's file is ours to write: {at}"
+        );
+        ensure!(
+            at["dns"][0].is_string(),
+            "the address is reported all the same: {at}"
+        );
         a.ok(&["detach", &name])?;
-        ensure!(others()? == before, "{mount}: given back what was never taken");
+        ensure!(
+            others()? == before,
+            "{mount}: given back what was never taken"
+        );
     }
     // One that may not write at all has a file of its own all the same.
-    engine.docker(&["run", "-d", "--network", "none", "--read-only", "--name", "ro", "box:1", "/bin/sleep", "1000"])?;
+    engine.docker(&[
+        "run",
+        "-d",
+        "--network",
+        "none",
+        "--read-only",
+        "--name",
+        "ro",
+        "box:1",
+        "/bin/sleep",
+        "1000",
+    ])?;
     let inside = engine.exec("ro", &["cat", "/etc/resolv.conf"])?;
     a.json(&["attach", "docker", "ro", "--subnet", "lab"])?;
     engine.exec("ro", &["ping", "-c", "1", "-W", "2", "a.lab.internal"])?;
     a.ok(&["detach", "ro"])?;
-    ensure!(engine.exec("ro", &["cat", "/etc/resolv.conf"])? == inside, "the file is as it was");
+    ensure!(
+        engine.exec("ro", &["cat", "/etc/resolv.conf"])? == inside,
+        "the file is as it was"
+    );
     // What somebody else wrote meanwhile stays.
     a.json(&["attach", "docker", "web", "--subnet", "lab"])?;
     a.terminate()?;
     a.start()?;
-    engine.exec("web", &["sh", "-c", "echo 'nameserver 10.99.0.7' > /etc/resolv.conf"])?;
+    engine.exec(
+        "web",
+        &["sh", "-c", "echo 'nameserver 10.99.0.7' > /etc/resolv.conf"],
+    )?;
     a.ok(&["detach", "web"])?;
     let now = engine.exec("web", &["cat", "/etc/resolv.conf"])?;
-    ensure!(now.contains("10.99.0.7"), "somebody else's text stays: {now}");
+    ensure!(
+        now.contains("10.99.0.7"),
+        "somebody else's text stays: {now}"
+    );
     Ok(())
 }
 
 fn second_container_of_one_namespace_is_a_conflict_that_names_the_first(lab: &Lab) -> Result<()> {
     let (a, engine) = alone(lab)?;
-    let run = ["run", "-d", "--network", "container:web", "--name", "side", "box:1", "/bin/sleep", "1000"];
+    let run = [
+        "run",
+        "-d",
+        "--network",
+        "container:web",
+        "--name",
+        "side",
+        "box:1",
+        "/bin/sleep",
+        "1000",
+    ];
     engine.docker(&run)?;
     a.json(&["attach", "docker", "web", "--subnet", "lab"])?;
-    let refused = a.fails(6, "E-ATTACHED", &["attach", "docker", "side", "--subnet", "lab"])?;
-    ensure!(refused.to_string().contains("namespace of web"), "the first is named: {refused}");
+    let refused = a.fails(
+        6,
+        "E-ATTACHED",
+        &["attach", "docker", "side", "--subnet", "lab"],
+    )?;
+    ensure!(
+        refused.to_string().contains("namespace of web"),
+        "the first is named: {refused}"
+    );
     let pid = engine.docker(&["inspect", "-f", "{{.State.Pid}}", "side"])?;
     let path = format!("/proc/{}/ns/net", pid.trim());
-    a.fails(6, "E-ATTACHED", &["attach", "netns", &path, "--subnet", "lab", "--name", "path"])?;
+    a.fails(
+        6,
+        "E-ATTACHED",
+        &[
+            "attach", "netns", &path, "--subnet", "lab", "--name", "path",
+        ],
+    )?;
     // The address is both containers', and so are the names: they share the engine's file.
     engine.exec("side", &["ping", "-c", "1", "-W", "2", "a.lab.internal"])?;
     a.ok(&["detach", "web"])?;
     let at = a.json(&["attach", "docker", "side", "--subnet", "lab"])?;
-    ensure!(at["resolver"] == true, "the file that the engine made for both: {at}");
-    engine.exec("web", &["ping", "-c", "1", "-W", "2", "a.lab.internal"]).map(drop)
+    ensure!(
+        at["resolver"] == true,
+        "the file that the engine made for both: {at}"
+    );
+    engine
+        .exec("web", &["ping", "-c", "1", "-W", "2", "a.lab.internal"])
+        .map(drop)
 }
 
 fn stopped_container_frees_its_name_and_lease(lab: &Lab) -> Result<()> {
@@ -536,17 +890,23 @@ fn stopped_container_frees_its_name_and_lease(lab: &Lab) -> Result<()> {
     let gone = Duration::from_secs(5);
     for end in [["kill", "web"].as_slice(), &["stop", "-t", "0", "web"]] {
         let web = a.json(&["attach", "docker", "web", "--subnet", "lab"])?;
-        b.ns().resolves(&b4, &["web.lab.internal", "A"], &v4(&web)?, SOON)?;
+        b.ns()
+            .resolves(&b4, &["web.lab.internal", "A"], &v4(&web)?, SOON)?;
         ea.docker(end)?;
         until("the stopped container's name is withdrawn", gone, || {
             Ok(b.ns().dig(&b4, &["web.lab.internal", "A"])?.status == "NXDOMAIN")
         })?;
         let left = a.json(&["workload", "ls"])?;
-        ensure!(!left.to_string().contains(&v4(&web)?), "the lease is free: {left}");
+        ensure!(
+            !left.to_string().contains(&v4(&web)?),
+            "the lease is free: {left}"
+        );
         ea.docker(&["start", "web"])?;
         // Asked for by hand, the address is there for the next.
         let ip = v4(&web)?;
-        let again = a.json(&["attach", "docker", "web", "--subnet", "lab", "--name", "next", "--ip", &ip])?;
+        let again = a.json(&[
+            "attach", "docker", "web", "--subnet", "lab", "--name", "next", "--ip", &ip,
+        ])?;
         ensure!(v4(&again)? == ip, "{again}");
         a.ok(&["detach", "next"])?;
     }
@@ -558,23 +918,65 @@ fn stopped_container_frees_its_name_and_lease(lab: &Lab) -> Result<()> {
 
 fn what_cannot_be_attached_is_named(lab: &Lab) -> Result<()> {
     let (a, engine) = alone(lab)?;
-    a.fails(5, "E-NO-CONTAINER", &["attach", "docker", "nosuch", "--subnet", "lab"])?;
-    engine.docker(&["create", "--network", "none", "--name", "still", "box:1", "/bin/sleep", "1000"])?;
-    a.fails(1, "E-DOCKER", &["attach", "docker", "still", "--subnet", "lab"])?;
-    engine.docker(&["run", "-d", "--network", "host", "--name", "bare", "box:1", "/bin/sleep", "1000"])?;
-    a.fails(1, "E-DOCKER", &["attach", "docker", "bare", "--subnet", "lab"])?;
+    a.fails(
+        5,
+        "E-NO-CONTAINER",
+        &["attach", "docker", "nosuch", "--subnet", "lab"],
+    )?;
+    engine.docker(&[
+        "create",
+        "--network",
+        "none",
+        "--name",
+        "still",
+        "box:1",
+        "/bin/sleep",
+        "1000",
+    ])?;
+    a.fails(
+        1,
+        "E-DOCKER",
+        &["attach", "docker", "still", "--subnet", "lab"],
+    )?;
+    engine.docker(&[
+        "run",
+        "-d",
+        "--network",
+        "host",
+        "--name",
+        "bare",
+        "box:1",
+        "/bin/sleep",
+        "1000",
+    ])?;
+    a.fails(
+        1,
+        "E-DOCKER",
+        &["attach", "docker", "bare", "--subnet", "lab"],
+    )?;
     a.fails(5, "E-", &["attach", "docker", "web", "--subnet", "nosuch"])?;
     let left = a.json(&["workload", "ls"])?;
-    ensure!(left["workloads"].as_array().is_some_and(Vec::is_empty), "a refusal leaves nothing: {left}");
+    ensure!(
+        left["workloads"].as_array().is_some_and(Vec::is_empty),
+        "a refusal leaves nothing: {left}"
+    );
     Ok(())
 }
 
 fn engine_that_is_not_there_is_named(lab: &Lab) -> Result<()> {
     let a = lab.host("a")?;
-    a.set_env("DOCKER_HOST", &format!("unix://{}", a.dir().join("none").display()));
+    a.set_env(
+        "DOCKER_HOST",
+        &format!("unix://{}", a.dir().join("none").display()),
+    );
     a.start()?;
     a.json(&["create", "lab"])?;
-    a.fails(1, "E-DOCKER", &["attach", "docker", "web", "--subnet", "lab"]).map(drop)
+    a.fails(
+        1,
+        "E-DOCKER",
+        &["attach", "docker", "web", "--subnet", "lab"],
+    )
+    .map(drop)
 }
 
 fn a_container_is_found_at_the_engine_of_the_caller(lab: &Lab) -> Result<()> {
@@ -585,10 +987,17 @@ fn a_container_is_found_at_the_engine_of_the_caller(lab: &Lab) -> Result<()> {
     a.start()?;
     a.json(&["create", "lab"])?;
     engine.run("web")?;
-    a.fails(1, "E-DOCKER", &["attach", "docker", "web", "--subnet", "lab"])?;
+    a.fails(
+        1,
+        "E-DOCKER",
+        &["attach", "docker", "web", "--subnet", "lab"],
+    )?;
     a.set_env("DOCKER_HOST", &engine.socket);
     let at = a.json(&["attach", "docker", "web", "--subnet", "lab"])?;
-    ensure!(engine.exec("web", &["ip", "addr"])?.contains(&v4(&at)?), "{at}");
+    ensure!(
+        engine.exec("web", &["ip", "addr"])?.contains(&v4(&at)?),
+        "{at}"
+    );
     Ok(())
 }
 
@@ -611,22 +1020,48 @@ fn containers_with_users_of_their_own_are_attached_and_given_back(lab: &Lab) -> 
     ["web", "db"].iter().try_for_each(|name| engine.run(name))?;
     a.start()?;
     a.json(&["create", "lab"])?;
-    let path = engine.docker(&["inspect", "-f", "{{.ResolvConfPath}}", "web"])?.trim().to_owned();
+    let path = engine
+        .docker(&["inspect", "-f", "{{.ResolvConfPath}}", "web"])?
+        .trim()
+        .to_owned();
     let file = || -> Result<(u32, u32, u32, String)> {
         let is = std::fs::metadata(&path)?;
-        Ok((is.uid(), is.gid(), is.mode(), std::fs::read_to_string(&path)?))
+        Ok((
+            is.uid(),
+            is.gid(),
+            is.mode(),
+            std::fs::read_to_string(&path)?,
+        ))
     };
     let (before, links) = (file()?, engine.exec("web", &["ip", "addr"])?);
-    ensure!(before.0 == 300_000, "the engine gives its containers users of their own: {before:?}");
+    ensure!(
+        before.0 == 300_000,
+        "the engine gives its containers users of their own: {before:?}"
+    );
     let web = a.json(&["attach", "docker", "web", "--subnet", "lab"])?;
     a.json(&["attach", "docker", "db", "--subnet", "lab"])?;
-    ensure!(engine.exec("web", &["ip", "addr"])?.contains(&v4(&web)?), "it has its address");
-    until("web reaches db by name", SOON, || engine.exec("web", &["ping", "-c", "1", "-W", "1", "db"]).map(|_| true))?;
+    ensure!(
+        engine.exec("web", &["ip", "addr"])?.contains(&v4(&web)?),
+        "it has its address"
+    );
+    until("web reaches db by name", SOON, || {
+        engine
+            .exec("web", &["ping", "-c", "1", "-W", "1", "db"])
+            .map(|_| true)
+    })?;
     let during = file()?;
-    ensure!((during.0, during.1, during.2) == (before.0, before.1, before.2), "{during:?} instead of {before:?}");
-    ["web", "db"].iter().try_for_each(|name| a.ok(&["detach", name]).map(drop))?;
+    ensure!(
+        (during.0, during.1, during.2) == (before.0, before.1, before.2),
+        "{during:?} instead of {before:?}"
+    );
+    ["web", "db"]
+        .iter()
+        .try_for_each(|name| a.ok(&["detach", name]).map(drop))?;
     ensure!(file()? == before, "{:?} instead of {before:?}", file()?);
-    ensure!(engine.exec("web", &["ip", "addr"])? == links, "its links are as they were");
+    ensure!(
+        engine.exec("web", &["ip", "addr"])? == links,
+        "its links are as they were"
+    );
     Ok(())
 }
 
@@ -661,11 +1096,15 @@ fn restarts(lab: &Lab, a: &Host, engine: &mut Engine) -> Result<()> {
         // Longer than until the end of a container is noticed.
         std::thread::sleep(Duration::from_secs(2));
         ensure!(listed()? == before, "after {signal}: {}", listed()?);
-        engine.exec("web", &["ping", "-c", "1", "-W", "1", "db.lab.internal"]).context("by name, after a restart")?;
+        engine
+            .exec("web", &["ping", "-c", "1", "-W", "1", "db.lab.internal"])
+            .context("by name, after a restart")?;
         other.reaches(&db, SOON)?;
     }
     // What ends afterwards is still noticed.
     engine.docker(&["rm", "-f", "db"])?;
-    until("db is gone", SOON, || Ok(!listed()?.to_string().contains("\"db\"")))?;
+    until("db is gone", SOON, || {
+        Ok(!listed()?.to_string().contains("\"db\""))
+    })?;
     a.ok(&["detach", "web"]).map(drop)
 }

@@ -9,7 +9,11 @@
 //! A figure depends a little on the compiler and the C library; a limit is exceeded beyond 10 %. A change that is meant to
 //! cost more raises its limit here, in the same commit.
 
-#![expect(dead_code, unused_imports, reason = "the pure modules are included whole, and used in part")]
+#![expect(
+    dead_code,
+    unused_imports,
+    reason = "the pure modules are included whole, and used in part"
+)]
 
 // `crate::` in them means this program.
 #[path = "../src/model/mod.rs"]
@@ -67,30 +71,90 @@ struct Step {
 }
 
 const STEPS: &[Step] = &[
-    Step { name: "parse", limit: 212, what: "one TCP packet over IPv4", run: parse_v4 },
-    Step { name: "parse-v6", limit: 261, what: "one UDP packet over IPv6", run: parse_v6 },
-    Step { name: "route", limit: 223, what: "source and destination among 10,000 prefixes", run: route },
-    Step { name: "admit", limit: 751, what: "the same from a peer, one of 200 members", run: admit },
-    Step { name: "mss", limit: 178, what: "a SYN, its checksum mended", run: clamp },
-    Step { name: "cut", limit: 1138, what: "60 KB in 44 pieces: plan, ranges, trailers", run: cut },
+    Step {
+        name: "parse",
+        limit: 212,
+        what: "one TCP packet over IPv4",
+        run: parse_v4,
+    },
+    Step {
+        name: "parse-v6",
+        limit: 261,
+        what: "one UDP packet over IPv6",
+        run: parse_v6,
+    },
+    Step {
+        name: "route",
+        limit: 223,
+        what: "source and destination among 10,000 prefixes",
+        run: route,
+    },
+    Step {
+        name: "admit",
+        limit: 751,
+        what: "the same from a peer, one of 200 members",
+        run: admit,
+    },
+    Step {
+        name: "mss",
+        limit: 178,
+        what: "a SYN, its checksum mended",
+        run: clamp,
+    },
+    Step {
+        name: "cut",
+        limit: 1138,
+        what: "60 KB in 44 pieces: plan, ranges, trailers",
+        run: cut,
+    },
     Step {
         name: "join",
         limit: 6936,
         what: "the same opened in place: trailers, one packet, its virtio header",
         run: join,
     },
-    Step { name: "bundle", limit: 889, what: "16 small packets put in", run: bundle },
-    Step { name: "unbundle", limit: 804, what: "16 small packets taken out", run: unbundle },
+    Step {
+        name: "bundle",
+        limit: 889,
+        what: "16 small packets put in",
+        run: bundle,
+    },
+    Step {
+        name: "unbundle",
+        limit: 804,
+        what: "16 small packets taken out",
+        run: unbundle,
+    },
     Step {
         name: "dns-add",
         limit: 889_647,
         what: "a name decided, written for the disk and made true; 1,000 members with 50 workloads",
         run: dns_add,
     },
-    Step { name: "attach", limit: 1_074_756, what: "a workload there", run: attach },
-    Step { name: "map-add", limit: 291_447, what: "a port map there", run: map_add },
-    Step { name: "pushed", limit: 112_587, what: "a checked document of a member there", run: pushed },
-    Step { name: "copy", limit: 1005, what: "a copy of that subnet, taken and dropped", run: copy },
+    Step {
+        name: "attach",
+        limit: 1_074_756,
+        what: "a workload there",
+        run: attach,
+    },
+    Step {
+        name: "map-add",
+        limit: 291_447,
+        what: "a port map there",
+        run: map_add,
+    },
+    Step {
+        name: "pushed",
+        limit: 112_587,
+        what: "a checked document of a member there",
+        run: pushed,
+    },
+    Step {
+        name: "copy",
+        limit: 1005,
+        what: "a copy of that subnet, taken and dropped",
+        run: copy,
+    },
 ];
 
 /// What callgrind counts: everything between its first and its last instruction. One function that is never inlined, so
@@ -113,7 +177,9 @@ fn tcp(flags: u8, options: [u8; 12], payload: usize) -> Result<Vec<u8>, Box<dyn 
     let mut bytes = vec![0x45, 0];
     bytes.extend_from_slice(&u16::try_from(52 + payload)?.to_be_bytes());
     bytes.extend_from_slice(&[0x12, 0x34, 0x40, 0, 64, 6, 0, 0, 10, 0, 3, 7, 10, 0, 200, 9]);
-    bytes.extend_from_slice(&[0x12, 0x34, 0x56, 0x78, 0, 0, 1, 0, 0, 0, 2, 0, 0x80, flags, 1, 0, 0, 0, 0, 0]);
+    bytes.extend_from_slice(&[
+        0x12, 0x34, 0x56, 0x78, 0, 0, 1, 0, 0, 0, 2, 0, 0x80, flags, 1, 0, 0, 0, 0, 0,
+    ]);
     bytes.extend_from_slice(&options);
     bytes.resize(52 + payload, 0x5a);
     Ok(bytes)
@@ -155,7 +221,10 @@ fn subnet() -> Result<(SubnetView, PeerId), Box<dyn Error>> {
         let peer = PeerId([member; 32]);
         members.insert(peer);
         for host in 0..50u8 {
-            routes.push((format!("10.0.{}.{host}/32", member.saturating_add(4)).parse()?, Owner::Member(peer)));
+            routes.push((
+                format!("10.0.{}.{host}/32", member.saturating_add(4)).parse()?,
+                Owner::Member(peer),
+            ));
         }
     }
     let name: model::id::Name = "lab".parse()?;
@@ -208,24 +277,48 @@ fn clamp() -> Result<(), Box<dyn Error>> {
     }
     counted_window(&mut || {
         bytes.copy_from_slice(&syn);
-        black_box(mss::clamp(black_box(&mut bytes), &packet, &Offload::NONE, black_box(1280)));
+        black_box(mss::clamp(
+            black_box(&mut bytes),
+            &packet,
+            &Offload::NONE,
+            black_box(1280),
+        ));
     });
     Ok(())
 }
 
 /// A super-packet of 60,052 bytes and how it is cut.
 fn super_packet() -> Result<(Vec<u8>, Offload), Box<dyn Error>> {
-    Ok((tcp(0x18, [1; 12], 60_000)?, Offload { kind: Kind::Tcp4, gso_size: 1368, header_len: 52 }))
+    Ok((
+        tcp(0x18, [1; 12], 60_000)?,
+        Offload {
+            kind: Kind::Tcp4,
+            gso_size: 1368,
+            header_len: 52,
+        },
+    ))
 }
 
 fn cut() -> Result<(), Box<dyn Error>> {
     let (bytes, offload) = super_packet()?;
     let packet = parse(&bytes)?;
-    Cut::plan(&packet, &offload, PATH - OVERHEAD).filter(|cut| cut.count == 44).ok_or("cut otherwise")?;
+    Cut::plan(&packet, &offload, PATH - OVERHEAD)
+        .filter(|cut| cut.count == 44)
+        .ok_or("cut otherwise")?;
     counted_window(&mut || {
-        let Some(cut) = Cut::plan(black_box(&packet), black_box(&offload), black_box(PATH - OVERHEAD)) else { return };
+        let Some(cut) = Cut::plan(
+            black_box(&packet),
+            black_box(&offload),
+            black_box(PATH - OVERHEAD),
+        ) else {
+            return;
+        };
         for index in 0..cut.count {
-            let trailer = Trailer::Piece { piece: cut.describe(index), id: 7 }.encode();
+            let trailer = Trailer::Piece {
+                piece: cut.describe(index),
+                id: 7,
+            }
+            .encode();
             black_box((bytes.get(cut.piece(index)), trailer));
         }
     });
@@ -240,18 +333,30 @@ fn join() -> Result<(), Box<dyn Error>> {
     for index in 0..cut.count {
         let mut end = bytes.get(cut.piece(index)).ok_or("out of range")?.to_vec();
         end.extend_from_slice(bytes.get(..cut.headers).ok_or("out of range")?);
-        end.extend_from_slice(&Trailer::Piece { piece: cut.describe(index), id: 7 }.encode());
+        end.extend_from_slice(
+            &Trailer::Piece {
+                piece: cut.describe(index),
+                id: 7,
+            }
+            .encode(),
+        );
         ends.push(end);
     }
     let mut whole = bytes.clone();
     let mut joined = || -> Option<usize> {
         let mut run: Option<(Piece, u16, usize)> = None;
         for plaintext in &ends {
-            let (body, Trailer::Piece { piece, id }) = split(black_box(plaintext))? else { return None };
+            let (body, Trailer::Piece { piece, id }) = split(black_box(plaintext))? else {
+                return None;
+            };
             let payload = body.checked_sub(piece.headers)?;
             match &mut run {
                 _ if !piece.holds(payload) => return None,
-                Some((first, former, count)) if *former == id && first.is_followed_by(*count, &piece) => *count += 1,
+                Some((first, former, count))
+                    if *former == id && first.is_followed_by(*count, &piece) =>
+                {
+                    *count += 1
+                }
                 _ => run = Some((piece, id, 1)),
             }
         }
@@ -292,7 +397,8 @@ fn unbundle() -> Result<(), Box<dyn Error>> {
     }
     body.extend_from_slice(&Trailer::Bundle.encode());
     counted_window(&mut || {
-        let (length, mut bundle, mut count) = (body.len().saturating_sub(TRAILER), Bundle::default(), 0);
+        let (length, mut bundle, mut count) =
+            (body.len().saturating_sub(TRAILER), Bundle::default(), 0);
         if split(black_box(&body)) != Some((length, Trailer::Bundle)) {
             return;
         }
@@ -320,10 +426,18 @@ fn document(id: SubnetId, n: u16, version: u64) -> Result<Verified, Box<dyn Erro
     let [high, low] = n.to_be_bytes();
     let workloads = (0..50u8).map(|w| {
         let address = IpAddr::from([10, high + 1, low, w + 10]);
-        Ok(WorkloadEntry { name: name(&format!("w{w}-{n}"))?, addresses: vec![address] })
+        Ok(WorkloadEntry {
+            name: name(&format!("w{w}-{n}"))?,
+            addresses: vec![address],
+        })
     });
     let workloads = workloads.collect::<Result<_, Box<dyn Error>>>()?;
-    let doc = Doc { version, issued: NOW, workloads, ..Doc::default() };
+    let doc = Doc {
+        version,
+        issued: NOW,
+        workloads,
+        ..Doc::default()
+    };
     Ok(Signed::new(id, &Body::Doc(doc), &identity(n).key).check()?)
 }
 
@@ -365,7 +479,10 @@ fn large() -> Result<(State, SubnetId), Box<dyn Error>> {
             term: Term::Full,
             labels: Default::default(),
         };
-        for record in [Signed::new(id, &Body::Grant(grant), &me.key).check()?, document(id, n, 1)?] {
+        for record in [
+            Signed::new(id, &Body::Grant(grant), &me.key).check()?,
+            document(id, n, 1)?,
+        ] {
             if subnet.records.absorb(record) != Absorbed::New {
                 return Err("a record was refused".into());
             }
@@ -373,10 +490,14 @@ fn large() -> Result<(State, SubnetId), Box<dyn Error>> {
     }
     subnet.remember(NOW);
     for w in 0..50u8 {
-        subnet.attach(&me, workload(w)?, None, NOW).map_err(failed)?;
+        subnet
+            .attach(&me, workload(w)?, None, NOW)
+            .map_err(failed)?;
         subnet.remember(NOW);
     }
-    subnet.upkeep(&me, &Attendance::default(), NOW).map_err(failed)?;
+    subnet
+        .upkeep(&me, &Attendance::default(), NOW)
+        .map_err(failed)?;
     subnet.keep_own(&me, &[], NOW).map_err(failed)?;
     let mut draft = Draft::default();
     draft.put(subnet);
@@ -405,11 +526,15 @@ fn workload(n: u8) -> Result<Workload, Box<dyn Error>> {
 }
 
 /// Counts a decision about the large subnet, from the copy to what the store and the others get, made true and taken back.
-fn decided(decide: impl Fn(&mut Subnet, &Identity) -> Result<(), model::error::Error>) -> Result<(), Box<dyn Error>> {
+fn decided(
+    decide: impl Fn(&mut Subnet, &Identity) -> Result<(), model::error::Error>,
+) -> Result<(), Box<dyn Error>> {
     let (mut state, id) = large()?;
     let mut done = true;
     counted_window(&mut || {
-        let Some(mut copy) = state.subnets.get(&id).cloned() else { return };
+        let Some(mut copy) = state.subnets.get(&id).cloned() else {
+            return;
+        };
         done &= decide(&mut copy, &state.me).is_ok();
         let mut draft = Draft::default();
         draft.put(copy);
@@ -454,7 +579,9 @@ fn pushed() -> Result<(), Box<dyn Error>> {
     let records = [document(id, 500, 2)?];
     let mut done = true;
     counted_window(&mut || {
-        let Some((draft, news)) = state.take(id, &records) else { return done = false };
+        let Some((draft, news)) = state.take(id, &records) else {
+            return done = false;
+        };
         done &= news.len() == 1 && finish(&mut state, draft);
     });
     if done { Ok(()) } else { Err("refused".into()) }
@@ -471,15 +598,21 @@ fn copy() -> Result<(), Box<dyn Error>> {
 /// Runs this program again under callgrind; the instructions one round of `step` took.
 fn count(step: &Step) -> Result<u64, Box<dyn Error>> {
     let out = Command::new("valgrind")
-        .args(["--tool=callgrind", "--collect-atstart=no", "--toggle-collect=*counted_window*"])
+        .args([
+            "--tool=callgrind",
+            "--collect-atstart=no",
+            "--toggle-collect=*counted_window*",
+        ])
         .args(["--callgrind-out-file=/dev/null", "--error-exitcode=0"])
         .arg(std::env::current_exe()?)
         .args(["--step", step.name])
         .stdin(Stdio::null())
         .output()?;
     let text = String::from_utf8_lossy(&out.stderr);
-    let total =
-        text.lines().find_map(|line| line.split_once("Collected : ")).map(|(_, number)| number.trim().parse::<u64>());
+    let total = text
+        .lines()
+        .find_map(|line| line.split_once("Collected : "))
+        .map(|(_, number)| number.trim().parse::<u64>());
     match total {
         Some(Ok(total)) if out.status.success() && total > 0 => Ok(total / ROUNDS),
         _ => Err(format!("callgrind counted nothing: {text}").into()),
@@ -491,8 +624,15 @@ fn main() -> ExitCode {
     if let [flag, name] = &arguments[..]
         && flag == "--step"
     {
-        let result = STEPS.iter().find(|step| step.name == name).map(|step| (step.run)());
-        return if matches!(result, Some(Ok(()))) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        let result = STEPS
+            .iter()
+            .find(|step| step.name == name)
+            .map(|step| (step.run)());
+        return if matches!(result, Some(Ok(()))) {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        };
     }
     let hindrance = if cfg!(debug_assertions) {
         Some("not optimised: run scripts/instructions")
@@ -511,13 +651,27 @@ fn main() -> ExitCode {
     let (mut passed, mut failed) = (0, 0);
     for step in STEPS {
         let (ok, figure) = match count(step) {
-            Ok(taken) => (taken * 100 <= step.limit * (100 + SLACK), format!("{taken:>6}")),
+            Ok(taken) => (
+                taken * 100 <= step.limit * (100 + SLACK),
+                format!("{taken:>6}"),
+            ),
             Err(error) => (false, error.to_string()),
         };
-        (passed, failed) = if ok { (passed + 1, failed) } else { (passed, failed + 1) };
+        (passed, failed) = if ok {
+            (passed + 1, failed)
+        } else {
+            (passed, failed + 1)
+        };
         let verdict = if ok { "ok" } else { "FAILED" };
-        println!("{:<9} {figure} of {:>6} instructions  {verdict:<6}  {}", step.name, step.limit, step.what);
+        println!(
+            "{:<9} {figure} of {:>6} instructions  {verdict:<6}  {}",
+            step.name, step.limit, step.what
+        );
     }
     println!("{passed} passed, {failed} failed, 0 skipped");
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

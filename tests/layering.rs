@@ -15,7 +15,17 @@ const ROWS: &[&[&str]] = &[
     // What two shells stand on: datagrams of ours and QUIC's share its port.
     &["udp"],
     // The names and shapes that cross the control socket are read by every shell's caller; they hold no I/O.
-    &["tun", "p2p", "link", "host", "dns", "store", "config", "api::types", "api::client"],
+    &[
+        "tun",
+        "p2p",
+        "link",
+        "host",
+        "dns",
+        "store",
+        "config",
+        "api::types",
+        "api::client",
+    ],
     &["node"],
     &["api::server", "datapath"],
     &["service"],
@@ -69,20 +79,27 @@ fn sources(dir: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
 
 /// Whether a file holds tests alone.
 fn is_test(module: &str) -> bool {
-    module.split("::").any(|part| part == "tests" || part == "fuzz" || part == "twin" || part.ends_with("_tests"))
+    module
+        .split("::")
+        .any(|part| part == "tests" || part == "fuzz" || part == "twin" || part.ends_with("_tests"))
 }
 
 /// `src/api/server/mod.rs` -> `api::server`.
 fn module_of(path: &Path, root: &Path) -> String {
     let relative = path.strip_prefix(root).unwrap_or(path).with_extension("");
-    let parts: Vec<String> = relative.iter().map(|p| p.to_string_lossy().into_owned()).collect();
+    let parts: Vec<String> = relative
+        .iter()
+        .map(|p| p.to_string_lossy().into_owned())
+        .collect();
     parts.join("::").trim_end_matches("::mod").to_owned()
 }
 
 /// The row and the entry of the table a module path belongs to; `None` for the root and for `api` itself.
 fn row_of(module: &str) -> Option<(usize, &'static str)> {
     let fits = |entry: &str| module == entry || module.starts_with(&format!("{entry}::"));
-    ROWS.iter().enumerate().find_map(|(row, names)| names.iter().find(|n| fits(n)).map(|n| (row, *n)))
+    ROWS.iter()
+        .enumerate()
+        .find_map(|(row, names)| names.iter().find(|n| fits(n)).map(|n| (row, *n)))
 }
 
 /// Every path after `crate::` and after any number of `super::`, `use crate::{a::b, c}` taken apart; `module` is where the
@@ -104,7 +121,11 @@ fn targets(code: &str, module: &str) -> Vec<String> {
         let rest = code[at..].trim_start_matches("super::");
         seen = code.len() - rest.len();
         let up = (seen - at) / "super::".len();
-        let base: String = above.iter().take(above.len().saturating_sub(up)).map(|part| format!("{part}::")).collect();
+        let base: String = above
+            .iter()
+            .take(above.len().saturating_sub(up))
+            .map(|part| format!("{part}::"))
+            .collect();
         expand(rest, &base, &mut found);
     }
     found
@@ -112,7 +133,9 @@ fn targets(code: &str, module: &str) -> Vec<String> {
 
 /// Reads one `use` tree from its beginning: `a::{b, c::d}` gives `a::b` and `a::c::d`. Returns the bytes consumed.
 fn expand(text: &str, prefix: &str, found: &mut Vec<String>) -> usize {
-    let end = text.find(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':')).unwrap_or(text.len());
+    let end = text
+        .find(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':'))
+        .unwrap_or(text.len());
     let path = format!("{prefix}{}", &text[..end]);
     if !text[end..].starts_with('{') {
         found.push(path.trim_end_matches(':').to_owned());
@@ -146,14 +169,17 @@ fn code_of(text: &str) -> String {
 
 /// Passes one item: its attributes, then a line that ends it, or everything to the brace at the depth it began at.
 fn skip_item<'a>(lines: &mut impl Iterator<Item = &'a str>) {
-    let Some(first) = lines.find(|line| !line.trim_start().starts_with("#[")) else { return };
+    let Some(first) = lines.find(|line| !line.trim_start().starts_with("#[")) else {
+        return;
+    };
     let depth = first.len() - first.trim_start().len();
     let ends = |line: &str| line.ends_with(';') || line.ends_with('}') || line.ends_with(',');
     if ends(first) && !first.ends_with('{') {
         return;
     }
-    let closes =
-        |line: &&str| line.len() - line.trim_start().len() == depth && line.trim_start().starts_with(['}', ')']);
+    let closes = |line: &&str| {
+        line.len() - line.trim_start().len() == depth && line.trim_start().starts_with(['}', ')'])
+    };
     lines.find(closes);
 }
 
@@ -165,7 +191,11 @@ fn each_source(mut look: impl FnMut(&str, &str, &Path)) -> io::Result<()> {
     for path in files {
         let text = fs::read_to_string(&path)?;
         let module = module_of(&path, &root);
-        let code = if is_test(&module) { String::new() } else { code_of(&text) };
+        let code = if is_test(&module) {
+            String::new()
+        } else {
+            code_of(&text)
+        };
         look(&module, &code, &path);
     }
     Ok(())
@@ -175,16 +205,24 @@ fn each_source(mut look: impl FnMut(&str, &str, &Path)) -> io::Result<()> {
 fn modules_import_only_from_rows_below() -> io::Result<()> {
     let mut wrong = Vec::new();
     each_source(|module, code, path| {
-        let Some((row, me)) = row_of(module) else { return };
+        let Some((row, me)) = row_of(module) else {
+            return;
+        };
         for target in targets(code, module) {
-            let Some((other_row, other)) = row_of(&target) else { continue };
+            let Some((other_row, other)) = row_of(&target) else {
+                continue;
+            };
             let sibling = other_row == row && other != me;
             if (other_row > row || sibling) && !ALLOWED.contains(&(me, other)) {
                 wrong.push(format!("{}: {me} imports crate::{target}", path.display()));
             }
         }
     })?;
-    assert!(wrong.is_empty(), "against the dependency table:\n{}", wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "against the dependency table:\n{}",
+        wrong.join("\n")
+    );
     Ok(())
 }
 
@@ -197,7 +235,11 @@ fn the_core_has_no_command_lines() -> io::Result<()> {
             wrong.push(path.display().to_string());
         }
     })?;
-    assert!(wrong.is_empty(), "what to type is a Hint, put into words by api::types:\n{}", wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "what to type is a Hint, put into words by api::types:\n{}",
+        wrong.join("\n")
+    );
     Ok(())
 }
 
@@ -213,13 +255,19 @@ fn an_engine_drives_the_daemon_by_requests_alone() -> io::Result<()> {
         }
         read += 1;
         for target in targets(code, module) {
-            if row_of(&target).is_some_and(|(_, other)| other != "engine" && !OF_ENGINES.contains(&other)) {
+            if row_of(&target)
+                .is_some_and(|(_, other)| other != "engine" && !OF_ENGINES.contains(&other))
+            {
                 wrong.push(format!("{}: crate::{target}", path.display()));
             }
         }
     })?;
     assert!(read > 0, "no adapter was read");
-    assert!(wrong.is_empty(), "an engine's adapter asks by the API's requests:\n{}", wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "an engine's adapter asks by the API's requests:\n{}",
+        wrong.join("\n")
+    );
     Ok(())
 }
 
@@ -234,7 +282,11 @@ fn pure_rows_do_no_input_or_output() -> io::Result<()> {
             wrong.push(format!("{}: {word}", path.display()));
         }
     })?;
-    assert!(wrong.is_empty(), "packet, model, crypto, wire and peer are pure:\n{}", wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "packet, model, crypto, wire and peer are pure:\n{}",
+        wrong.join("\n")
+    );
     Ok(())
 }
 
@@ -253,21 +305,34 @@ fn traits(code: &str) -> impl Iterator<Item = &str> {
         let line = line.trim_start();
         let rest = match line.strip_prefix("pub") {
             None => line,
-            Some(rest) => rest.strip_prefix('(').map_or(rest, |rest| rest.split_once(')').map_or("", |(_, rest)| rest)),
+            Some(rest) => rest.strip_prefix('(').map_or(rest, |rest| {
+                rest.split_once(')').map_or("", |(_, rest)| rest)
+            }),
         };
         rest.trim_start().strip_prefix("trait ")
     });
-    declared.filter_map(|rest| rest.split(|c: char| !c.is_alphanumeric() && c != '_').next())
+    declared.filter_map(|rest| {
+        rest.split(|c: char| !c.is_alphanumeric() && c != '_')
+            .next()
+    })
 }
 
 #[test]
 fn there_are_two_seams_and_no_other_trait() -> io::Result<()> {
     let mut found = Vec::new();
-    each_source(|module, code, _| found.extend(traits(code).map(|name| (module.to_owned(), name.to_owned()))))?;
+    each_source(|module, code, _| {
+        found.extend(traits(code).map(|name| (module.to_owned(), name.to_owned())))
+    })?;
     found.sort();
-    let mut expected: Vec<_> = SEAMS.iter().map(|(module, name)| (module.to_string(), name.to_string())).collect();
+    let mut expected: Vec<_> = SEAMS
+        .iter()
+        .map(|(module, name)| (module.to_string(), name.to_string()))
+        .collect();
     expected.sort();
-    assert_eq!(found, expected, "two seams, and what the control socket is served over");
+    assert_eq!(
+        found, expected,
+        "two seams, and what the control socket is served over"
+    );
     Ok(())
 }
 
@@ -275,17 +340,27 @@ fn there_are_two_seams_and_no_other_trait() -> io::Result<()> {
 fn only_the_linux_tun_knows_virtio() -> io::Result<()> {
     let mut wrong = Vec::new();
     each_source(|module, code, path| {
-        if module != "tun::linux" && !module.starts_with("tun::linux::") && code.to_lowercase().contains("virtio") {
+        if module != "tun::linux"
+            && !module.starts_with("tun::linux::")
+            && code.to_lowercase().contains("virtio")
+        {
             wrong.push(path.display().to_string());
         }
     })?;
-    assert!(wrong.is_empty(), "the virtio header is Linux's, and stays in tun/linux:\n{}", wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "the virtio header is Linux's, and stays in tun/linux:\n{}",
+        wrong.join("\n")
+    );
     Ok(())
 }
 
 #[test]
 fn code_behind_a_declared_test_module_is_read() {
-    assert_eq!(code_of("a\n#[cfg(test)]\nmod tests;\nb // c\n#[cfg(test)]\nmod tests {\nd"), "a\nb ");
+    assert_eq!(
+        code_of("a\n#[cfg(test)]\nmod tests;\nb // c\n#[cfg(test)]\nmod tests {\nd"),
+        "a\nb "
+    );
 }
 
 #[test]
@@ -302,7 +377,11 @@ fn every_module_has_a_row() -> io::Result<()> {
             homeless.push(path.display().to_string());
         }
     })?;
-    assert!(homeless.is_empty(), "modules the dependency table does not know:\n{}", homeless.join("\n"));
+    assert!(
+        homeless.is_empty(),
+        "modules the dependency table does not know:\n{}",
+        homeless.join("\n")
+    );
     Ok(())
 }
 
@@ -311,7 +390,10 @@ fn only_what_is_compiled_for_tests_is_left_out() {
     let text = "a\n#[cfg(test)]\nmod tests;\nb // c\n#[cfg(test)]\n#[path = \"x\"]\nmod tests {\n    d\n    {\n    }\n}\ne\n    \
                 #[cfg(test)]\n    fn f() {\n        g\n    }\n    h";
     let code = code_of(text);
-    assert_eq!(code.split_whitespace().collect::<Vec<_>>(), ["a", "b", "e", "h"]);
+    assert_eq!(
+        code.split_whitespace().collect::<Vec<_>>(),
+        ["a", "b", "e", "h"]
+    );
 }
 
 #[test]
@@ -320,10 +402,28 @@ fn use_trees_are_taken_apart() {
         targets("use crate::model::{id::{Name, PeerId}, view};", "node"),
         ["model::id::Name", "model::id::PeerId", "model::view"]
     );
-    assert_eq!(targets("let a = crate::wire::frame::parse(x); $crate::api::types", "node"), ["wire::frame::parse"]);
-    assert_eq!(targets("use super::super::node::{Core, Lane};", "daemon::tell"), ["node::Core", "node::Lane"]);
-    assert_eq!(targets("super::b::c(); pub(super) fn f() {}", "daemon::handler::a"), ["daemon::handler::b::c"]);
-    assert_eq!(targets("use super::{x, super::y};", "a::b::c")[0], "a::b::x");
-    assert_eq!(row_of("api::server::auth").map(|r| r.1), Some("api::server"));
+    assert_eq!(
+        targets(
+            "let a = crate::wire::frame::parse(x); $crate::api::types",
+            "node"
+        ),
+        ["wire::frame::parse"]
+    );
+    assert_eq!(
+        targets("use super::super::node::{Core, Lane};", "daemon::tell"),
+        ["node::Core", "node::Lane"]
+    );
+    assert_eq!(
+        targets("super::b::c(); pub(super) fn f() {}", "daemon::handler::a"),
+        ["daemon::handler::b::c"]
+    );
+    assert_eq!(
+        targets("use super::{x, super::y};", "a::b::c")[0],
+        "a::b::x"
+    );
+    assert_eq!(
+        row_of("api::server::auth").map(|r| r.1),
+        Some("api::server")
+    );
     assert_eq!(row_of("api"), None);
 }

@@ -16,7 +16,10 @@ use loom::thread;
 fn race(first: u64, counts: [&'static [u32]; 3]) -> Vec<(u64, u32)> {
     let counter = Arc::new(Counter::new(first));
     let run = |counter: Arc<Counter>, counts: &'static [u32]| {
-        counts.iter().filter_map(|n| counter.take(*n).map(|first| (first, *n))).collect::<Vec<_>>()
+        counts
+            .iter()
+            .filter_map(|n| counter.take(*n).map(|first| (first, *n)))
+            .collect::<Vec<_>>()
     };
     let [a, b, c] = counts;
     let threads = [a, b].map(|counts| {
@@ -47,14 +50,23 @@ fn numbers_taken_at_once_never_overlap() {
     loom::model(|| {
         let taken = race(0, [&[1, 3], &[2], &[5]]);
         apart(0, &taken);
-        assert_eq!(taken.iter().map(|(_, n)| n).sum::<u32>(), 11, "and none is lost below the limit");
+        assert_eq!(
+            taken.iter().map(|(_, n)| n).sum::<u32>(),
+            11,
+            "and none is lost below the limit"
+        );
     });
 }
 
 #[test]
 fn the_limit_is_never_passed() {
     for room in [0, 2, 3, 5] {
-        loom::model(move || apart(LIMIT - room, &race(LIMIT - room, [&[1, 2], &[2, u32::MAX], &[]])));
+        loom::model(move || {
+            apart(
+                LIMIT - room,
+                &race(LIMIT - room, [&[1, 2], &[2, u32::MAX], &[]]),
+            )
+        });
     }
 }
 

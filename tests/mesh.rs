@@ -2,9 +2,17 @@
 //!
 //! set: fast. Every wait is for a condition and is bounded; the only clock is the one the daemons use themselves.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
-#[expect(dead_code, reason = "its command line is for people and for namespaces")]
+#[expect(
+    dead_code,
+    reason = "its command line is for people and for namespaces"
+)]
 #[path = "evil/mod.rs"]
 mod evil;
 #[path = "mesh/hostile.rs"]

@@ -70,7 +70,9 @@ fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
     match words.next().as_deref() {
         Some("tool") => return tool::main(words),
-        Some("evil") => return evil::cli::main(&words.collect::<Vec<_>>()).unwrap_or(ExitCode::from(2)),
+        Some("evil") => {
+            return evil::cli::main(&words.collect::<Vec<_>>()).unwrap_or(ExitCode::from(2));
+        }
         _ => {}
     }
     let groups = [

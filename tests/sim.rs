@@ -2,7 +2,11 @@
 //!
 //! set: fast, but for what is marked as ignored, which is in the set of everything. No sockets, no root. Each run prints its seed; `BYWAY_SEED=n` repeats one.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
 
 #[path = "sim/world.rs"]
 mod world;

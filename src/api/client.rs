@@ -30,7 +30,9 @@ pub struct Client {
 impl Client {
     /// Nothing is opened before the first call.
     pub fn new(socket: impl Into<PathBuf>) -> Client {
-        Client { socket: socket.into() }
+        Client {
+            socket: socket.into(),
+        }
     }
 
     /// Path of the socket.
@@ -48,11 +50,16 @@ impl Client {
     /// Dropping the future closes the connection; what the daemon has begun it may finish.
     pub async fn call(&self, request: &Request) -> Result<Response, Error> {
         let limit = time_for(request);
-        tokio::time::timeout(limit, self.exchange(request)).await.unwrap_or_else(|_| {
-            let message =
-                format!("no answer from the daemon on {} within {} s", self.socket.display(), limit.as_secs());
-            Err(Error::new(ErrorKind::Timeout, Code::Timeout, message))
-        })
+        tokio::time::timeout(limit, self.exchange(request))
+            .await
+            .unwrap_or_else(|_| {
+                let message = format!(
+                    "no answer from the daemon on {} within {} s",
+                    self.socket.display(),
+                    limit.as_secs()
+                );
+                Err(Error::new(ErrorKind::Timeout, Code::Timeout, message))
+            })
     }
 
     async fn exchange(&self, request: &Request) -> Result<Response, Error> {
@@ -61,9 +68,12 @@ impl Client {
             Error::new(ErrorKind::Failed, Code::Api, message)
         };
         let body = serde_json::to_vec(request).map_err(|e| broken(&e))?;
-        let stream = UnixStream::connect(&self.socket).await.map_err(|e| self.unreachable(&e))?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(&e))?;
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|e| self.unreachable(&e))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| broken(&e))?;
         let call = hyper::Request::post("/v1/call")
             .header(hyper::header::HOST, "byway")
             .header(hyper::header::CONTENT_TYPE, "application/json")
@@ -72,7 +82,10 @@ impl Client {
         let exchange = async {
             let answer = sender.send_request(call).await.map_err(|e| broken(&e))?;
             let status = answer.status();
-            let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await.map_err(|e| broken(&e))?;
+            let body = Limited::new(answer.into_body(), MAX_ANSWER)
+                .collect()
+                .await
+                .map_err(|e| broken(&e))?;
             Ok::<_, Error>((status, body.to_bytes()))
         };
         // The connection does the reading and writing. It may end with the whole answer handed over but not yet taken.
@@ -83,7 +96,8 @@ impl Client {
             _ = connection => exchange.await?,
         };
         if status.is_success() {
-            return serde_json::from_slice(&body).map_err(|e| broken(&format!("its answer is not understood: {e}")));
+            return serde_json::from_slice(&body)
+                .map_err(|e| broken(&format!("its answer is not understood: {e}")));
         }
         match serde_json::from_slice::<ErrorReply>(&body) {
             Ok(reply) => Err(reply.error),
@@ -106,23 +120,34 @@ impl Client {
                 let message = format!("no daemon answers on {socket}: {}", reason(error));
                 Error::new(ErrorKind::NoDaemon, Code::Daemon, message).hint(hint)
             }
-            io::ErrorKind::PermissionDenied => not_permitted(format!("open {socket}: {}", reason(error))),
+            io::ErrorKind::PermissionDenied => {
+                not_permitted(format!("open {socket}: {}", reason(error)))
+            }
             io::ErrorKind::InvalidInput => {
                 let why = match self.socket.as_os_str().len() {
                     0 => "its path is empty",
                     108.. => "its path is longer than 107 bytes",
                     _ => "its path holds a zero byte",
                 };
-                Error::new(ErrorKind::Usage, Code::Socket, format!("{socket:?} cannot be a socket: {why}"))
+                Error::new(
+                    ErrorKind::Usage,
+                    Code::Socket,
+                    format!("{socket:?} cannot be a socket: {why}"),
+                )
             }
-            _ => Error::new(ErrorKind::NoDaemon, Code::Daemon, format!("connect to {socket}: {error}")),
+            _ => Error::new(
+                ErrorKind::NoDaemon,
+                Code::Daemon,
+                format!("connect to {socket}: {error}"),
+            ),
         }
     }
 }
 
 fn not_permitted(message: String) -> Error {
-    Error::new(ErrorKind::NotPermitted, Code::Permission, message)
-        .hint("usermod -aG byway,byway-admin USER      (or run it as root; byway alone may only look)")
+    Error::new(ErrorKind::NotPermitted, Code::Permission, message).hint(
+        "usermod -aG byway,byway-admin USER      (or run it as root; byway alone may only look)",
+    )
 }
 
 fn reason(error: &io::Error) -> &'static str {
@@ -135,8 +160,12 @@ fn reason(error: &io::Error) -> &'static str {
 
 fn time_for(request: &Request) -> Duration {
     match request {
-        Request::Join { timeout_ms, .. } => Duration::from_millis(*timeout_ms).max(DEFAULT_TIMEOUT - MARGIN) + MARGIN,
-        Request::Ping { count, timeout_ms, .. } => {
+        Request::Join { timeout_ms, .. } => {
+            Duration::from_millis(*timeout_ms).max(DEFAULT_TIMEOUT - MARGIN) + MARGIN
+        }
+        Request::Ping {
+            count, timeout_ms, ..
+        } => {
             // Probes a second apart at most, each waited for in full.
             let each = Duration::from_millis(timeout_ms.saturating_add(1000));
             each.saturating_mul(*count).saturating_add(MARGIN)

@@ -39,7 +39,8 @@ use places::{Place, Places};
 pub use socket::{Listener, bind};
 
 /// What the daemon does for a request.
-pub type Handler = Arc<dyn Fn(Request, Peer) -> BoxFuture<'static, Result<Response, Error>> + Send + Sync>;
+pub type Handler =
+    Arc<dyn Fn(Request, Peer) -> BoxFuture<'static, Result<Response, Error>> + Send + Sync>;
 
 /// Bytes of the largest request: a routing table of ten thousand lines.
 pub const MAX_BODY: usize = 1 << 20;
@@ -67,7 +68,11 @@ pub struct Bounds {
 
 impl Default for Bounds {
     fn default() -> Self {
-        Bounds { clients: Arc::new(AtomicUsize::new(MAX_CLIENTS)), deadline: DEADLINE, changes: TaskTracker::new() }
+        Bounds {
+            clients: Arc::new(AtomicUsize::new(MAX_CLIENTS)),
+            deadline: DEADLINE,
+            changes: TaskTracker::new(),
+        }
     }
 }
 
@@ -75,7 +80,11 @@ impl Default for Bounds {
 ///
 /// # Errors
 /// Where the listener cannot be given to the runtime.
-pub async fn run(listener: Listener, handler: Handler, stop: CancellationToken) -> std::io::Result<()> {
+pub async fn run(
+    listener: Listener,
+    handler: Handler,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
     run_bounded(listener, handler, stop, Bounds::default()).await
 }
 
@@ -117,7 +126,15 @@ pub async fn run_bounded(
         match places.take(cred.uid(), peer::is_root(cred.uid())) {
             Some(place) => {
                 let (deadline, changes) = (bounds.deadline, bounds.changes.clone());
-                clients.spawn(serve(stream, cred, handler.clone(), place, deadline, changes, stop.clone()));
+                clients.spawn(serve(
+                    stream,
+                    cred,
+                    handler.clone(),
+                    place,
+                    deadline,
+                    changes,
+                    stop.clone(),
+                ));
             }
             None => {
                 if let Ok(permit) = refusals.clone().try_acquire_owned() {
@@ -127,7 +144,12 @@ pub async fn run_bounded(
         }
     }
     drop(accept);
-    if tokio::time::timeout(DRAIN, async { while clients.join_next().await.is_some() {} }).await.is_err() {
+    if tokio::time::timeout(DRAIN, async {
+        while clients.join_next().await.is_some() {}
+    })
+    .await
+    .is_err()
+    {
         debug!("control clients were cut off");
     }
     drop(listener);
@@ -136,7 +158,11 @@ pub async fn run_bounded(
 
 /// Tells one client too many so; `permit` bounds how many are told at a time, the second how long that takes.
 async fn refuse(mut stream: UnixStream, permit: OwnedSemaphorePermit) {
-    let error = Error::new(ErrorKind::Failed, Code::Busy, "the daemon has as many clients as it takes; ask again");
+    let error = Error::new(
+        ErrorKind::Failed,
+        Code::Busy,
+        "the daemon has as many clients as it takes; ask again",
+    );
     let body = serde_json::to_string(&ErrorReply { error }).unwrap_or_default();
     let text = format!(
         "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\
@@ -166,7 +192,13 @@ async fn serve(
     stop: CancellationToken,
 ) {
     let peer = Peer::new(cred.uid(), cred.gid(), cred.pid()).await;
-    let state = Arc::new(Connection { handler, peer, deadline, place: Arc::new(place), changes });
+    let state = Arc::new(Connection {
+        handler,
+        peer,
+        deadline,
+        place: Arc::new(place),
+        changes,
+    });
     let router = Router::new()
         .route("/v1/call", post(call))
         .route("/v1/metrics", get(metrics))
@@ -194,7 +226,9 @@ struct Connection {
 /// The counters as OpenMetrics text: the same as the verb `metrics`, for programs that collect them.
 async fn metrics(State(connection): State<Arc<Connection>>) -> HttpResponse {
     match perform(&connection, Request::Metrics).await {
-        Ok(Response::Metrics { text }) => ([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response(),
+        Ok(Response::Metrics { text }) => {
+            ([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response()
+        }
         other => answer(other),
     }
 }
@@ -203,7 +237,11 @@ async fn call(State(connection): State<Arc<Connection>>, request: HttpRequest) -
     let body = axum::body::to_bytes(request.into_body(), MAX_BODY);
     let body = match tokio::time::timeout(connection.deadline, body).await {
         Err(_) => {
-            return answer(Err(Error::new(ErrorKind::Timeout, Code::Request, "the request did not arrive in time")));
+            return answer(Err(Error::new(
+                ErrorKind::Timeout,
+                Code::Request,
+                "the request did not arrive in time",
+            )));
         }
         Ok(Err(error)) => {
             let message = format!("read the request (at most {MAX_BODY} bytes): {error}");
@@ -243,23 +281,38 @@ async fn perform(connection: &Connection, request: Request) -> Result<Response, 
 }
 
 fn internal() -> Error {
-    Error::new(ErrorKind::Failed, Code::Internal, "the daemon failed at this request; its log tells more")
+    Error::new(
+        ErrorKind::Failed,
+        Code::Internal,
+        "the daemon failed at this request; its log tells more",
+    )
 }
 
 /// Reads a request; nesting is bounded by the JSON reader (128 levels), size by the body.
 fn parse(body: &[u8]) -> Result<Request, Error> {
-    serde_json::from_slice(body)
-        .map_err(|e| Error::new(ErrorKind::Usage, Code::Request, format!("the request is not understood: {e}")))
+    serde_json::from_slice(body).map_err(|e| {
+        Error::new(
+            ErrorKind::Usage,
+            Code::Request,
+            format!("the request is not understood: {e}"),
+        )
+    })
 }
 
 fn answer(result: Result<Response, Error>) -> HttpResponse {
     let (status, body) = match result {
         Ok(response) => (200, serde_json::to_vec(&response)),
-        Err(error) => (error.kind.http_status(), serde_json::to_vec(&ErrorReply { error })),
+        Err(error) => (
+            error.kind.http_status(),
+            serde_json::to_vec(&ErrorReply { error }),
+        ),
     };
     let mut http = HttpResponse::new(Body::from(Bytes::from(body.unwrap_or_default())));
     *http.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    http.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    http.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("application/json"),
+    );
     http
 }
 

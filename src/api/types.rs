@@ -13,10 +13,10 @@ use std::path::PathBuf;
 pub use error::{Error, ErrorKind, ErrorReply};
 pub use request::{Cidr, ContainerInterface, Request, WorkloadKind};
 pub use response::{
-    Asked, Attached, Carried, Carriers, ConfigInfo, ConfigSubnet, ConfigValue, Created, DnsInfo, Done, HostInfo,
-    IdInfo, InviteCreated, InviteInfo, JoinRequestInfo, Joined, LeaseInfo, MapInfo, MemberInfo, Path, PeerInfo,
-    PeerStatus, PingInfo, Problem, Response, SessionInfo, Status, SubnetInfo, SubnetState, SubnetStatus, Waiting,
-    WorkloadInfo,
+    Asked, Attached, Carried, Carriers, ConfigInfo, ConfigSubnet, ConfigValue, Created, DnsInfo,
+    Done, HostInfo, IdInfo, InviteCreated, InviteInfo, JoinRequestInfo, Joined, LeaseInfo, MapInfo,
+    MemberInfo, Path, PeerInfo, PeerStatus, PingInfo, Problem, Response, SessionInfo, Status,
+    SubnetInfo, SubnetState, SubnetStatus, Waiting, WorkloadInfo,
 };
 
 pub use crate::model::record::{Admission, Role};

@@ -40,14 +40,22 @@ pub(super) fn run(verb: ConfigVerb, context: &Context) -> Result<Outcome, Error>
             Ok(config) => checked(&config),
             Err(wrong) => refused(&wrong, context),
         },
-        ConfigVerb::Show { effective, origin, config } => {
+        ConfigVerb::Show {
+            effective,
+            origin,
+            config,
+        } => {
             let config = named(config);
             if effective
                 && config.is_none()
                 && let Some(info) = running(context)
             {
                 let text = in_force(&info, origin);
-                return Ok(Outcome { text, json: json(&Response::Config(info))?, ..Outcome::default() });
+                return Ok(Outcome {
+                    text,
+                    json: json(&Response::Config(info))?,
+                    ..Outcome::default()
+                });
             }
             let config = load(config, socket_flag(context), context)?;
             Ok(Outcome {
@@ -69,25 +77,54 @@ fn running(context: &Context) -> Option<ConfigInfo> {
 
 /// What is in force in a daemon, as a configuration that means the same.
 pub(super) fn in_force(info: &ConfigInfo, origin: bool) -> String {
-    let from = |place: &str| if origin { format!("   # {}", print::clean(place)) } else { String::new() };
-    let line = |key: &str, value: &serde_json::Value, place: &str| format!("{key} = {value}{}\n", from(place));
-    let known = KEYS.iter().filter_map(|key| Some((key.path, info.values.get(key.path)?)));
-    let mut out: String = known.map(|(path, value)| line(path, &value.value, &value.origin)).collect();
+    let from = |place: &str| {
+        if origin {
+            format!("   # {}", print::clean(place))
+        } else {
+            String::new()
+        }
+    };
+    let line = |key: &str, value: &serde_json::Value, place: &str| {
+        format!("{key} = {value}{}\n", from(place))
+    };
+    let known = KEYS
+        .iter()
+        .filter_map(|key| Some((key.path, info.values.get(key.path)?)));
+    let mut out: String = known
+        .map(|(path, value)| line(path, &value.value, &value.origin))
+        .collect();
     for subnet in &info.subnets {
         out += &format!("\n[[subnet]]{}\n", from(&subnet.origin));
         let mut line = |key: &str, value: Option<String>, from: &str| {
             let Some(value) = value else { return };
-            out += &format!("{key} = {}{from}\n", print::clean(&Value::Text(value).to_string()));
+            out += &format!(
+                "{key} = {}{from}\n",
+                print::clean(&Value::Text(value).to_string())
+            );
         };
         line("id", subnet.id.map(|id| id.to_string()), "");
-        line("invite_file", subnet.invite_file.as_ref().map(|file| file.display().to_string()), "");
+        line(
+            "invite_file",
+            subnet
+                .invite_file
+                .as_ref()
+                .map(|file| file.display().to_string()),
+            "",
+        );
         line("name", subnet.name.as_ref().map(ToString::to_string), "");
         line("as", subnet.r#as.as_ref().map(ToString::to_string), "");
         line("ip", subnet.ip.map(|ip| ip.to_string()), "");
         let host_from = subnet.host_origin.as_deref().map(from).unwrap_or_default();
-        line("host", subnet.host.as_ref().map(ToString::to_string), &host_from);
+        line(
+            "host",
+            subnet.host.as_ref().map(ToString::to_string),
+            &host_from,
+        );
         if !subnet.peer.is_empty() {
-            out += &format!("peer = {}\n", print::clean(&Value::List(subnet.peer.clone()).to_string()));
+            out += &format!(
+                "peer = {}\n",
+                print::clean(&Value::List(subnet.peer.clone()).to_string())
+            );
         }
         match subnet.up {
             Some(true) => {}
@@ -100,8 +137,17 @@ pub(super) fn in_force(info: &ConfigInfo, origin: bool) -> String {
 
 /// `--socket` as a flag of the configuration.
 pub(super) fn socket_flag(context: &Context) -> Vec<(&'static str, Value)> {
-    let absolute = |p: &PathBuf| std::path::absolute(p).unwrap_or_else(|_| p.clone()).display().to_string();
-    context.socket.iter().map(|p| ("node.socket", Value::Text(absolute(p)))).collect()
+    let absolute = |p: &PathBuf| {
+        std::path::absolute(p)
+            .unwrap_or_else(|_| p.clone())
+            .display()
+            .to_string()
+    };
+    context
+        .socket
+        .iter()
+        .map(|p| ("node.socket", Value::Text(absolute(p))))
+        .collect()
 }
 
 /// `ok`, what was set in vain, and what lies beside the files that were read and was not.
@@ -109,25 +155,46 @@ fn checked(config: &Config) -> Result<Outcome, Error> {
     let skipped: String = config
         .skipped
         .iter()
-        .map(|(path, why)| format!("not read: {}   ({why})\n", print::clean(&path.display().to_string())))
+        .map(|(path, why)| {
+            format!(
+                "not read: {}   ({why})\n",
+                print::clean(&path.display().to_string())
+            )
+        })
         .collect();
     let idle = config.idle();
     let caveats = config.caveats();
-    let in_vain: String =
-        idle.iter().map(|found| print::clean(&format!("! {found} ({})", found.code)) + "\n").collect();
-    let notes: String = caveats.iter().map(|note| format!("note: {note}\n")).collect();
-    let list: Vec<serde_json::Value> =
-        config.skipped.iter().map(|(path, why)| serde_json::json!({"file": path, "reason": why})).collect();
+    let in_vain: String = idle
+        .iter()
+        .map(|found| print::clean(&format!("! {found} ({})", found.code)) + "\n")
+        .collect();
+    let notes: String = caveats
+        .iter()
+        .map(|note| format!("note: {note}\n"))
+        .collect();
+    let list: Vec<serde_json::Value> = config
+        .skipped
+        .iter()
+        .map(|(path, why)| serde_json::json!({"file": path, "reason": why}))
+        .collect();
     let idle: Vec<serde_json::Value> = idle.iter().map(found).collect();
     let shown = serde_json::json!({
         "schema": "byway.config-check/1", "ok": true, "errors": [], "idle": idle, "notes": caveats, "skipped": list,
     });
-    Ok(Outcome { text: format!("ok\n{in_vain}{notes}{skipped}"), json: json(&shown)?, ..Outcome::default() })
+    Ok(Outcome {
+        text: format!("ok\n{in_vain}{notes}{skipped}"),
+        json: json(&shown)?,
+        ..Outcome::default()
+    })
 }
 
 /// The file that is named by the flag, else by `BYWAY_CONFIG`; empty is as if not set.
 pub(super) fn named(flag: Option<PathBuf>) -> Option<PathBuf> {
-    flag.or_else(|| std::env::var_os("BYWAY_CONFIG").filter(|v| !v.is_empty()).map(PathBuf::from))
+    flag.or_else(|| {
+        std::env::var_os("BYWAY_CONFIG")
+            .filter(|v| !v.is_empty())
+            .map(PathBuf::from)
+    })
 }
 
 /// What is wrong, with the file it was read from for a remedy.
@@ -144,20 +211,32 @@ fn read(file: Option<PathBuf>, flags: Vec<(&'static str, Value)>) -> Result<Conf
 
 /// The error of each thing that is wrong.
 fn each(wrong: &Wrong) -> impl Iterator<Item = Error> + '_ {
-    wrong.errors.iter().map(|e| Error::new(ErrorKind::Usage, e.code, e.to_string()))
+    wrong
+        .errors
+        .iter()
+        .map(|e| Error::new(ErrorKind::Usage, e.code, e.to_string()))
 }
 
 /// Tells all errors but the last one, which is given back: one a line, in the order of the files.
 fn tell(wrong: &Wrong, context: &Context) -> Error {
     let mut all: Vec<Error> = each(wrong).collect();
-    let last = all.pop().unwrap_or_else(|| Error::new(ErrorKind::Usage, Code::Config, "the configuration is wrong"));
+    let last = all.pop().unwrap_or_else(|| {
+        Error::new(ErrorKind::Usage, Code::Config, "the configuration is wrong")
+    });
     if !context.json {
-        all.iter().for_each(|error| print::stderr(&print::error(context.style, error)));
+        all.iter()
+            .for_each(|error| print::stderr(&print::error(context.style, error)));
         return last;
     }
     // One object has one message.
-    let code = all.first().map_or(last.code.clone(), |first| first.code.clone());
-    let message: Vec<&str> = all.iter().chain([&last]).map(|e| e.message.as_str()).collect();
+    let code = all
+        .first()
+        .map_or(last.code.clone(), |first| first.code.clone());
+    let message: Vec<&str> = all
+        .iter()
+        .chain([&last])
+        .map(|e| e.message.as_str())
+        .collect();
     Error::new(ErrorKind::Usage, &code, message.join("; "))
 }
 
@@ -173,7 +252,10 @@ pub(super) fn load(
         if error.code == Code::ConfigRead {
             return error;
         }
-        let file = wrong.file.map(|f| format!(" --config {}", f.display())).unwrap_or_default();
+        let file = wrong
+            .file
+            .map(|f| format!(" --config {}", f.display()))
+            .unwrap_or_default();
         error.hint(format!("byway config check{file}"))
     })
 }
@@ -186,25 +268,45 @@ fn refused(wrong: &Wrong, context: &Context) -> Result<Outcome, Error> {
         "schema": "byway.config-check/1", "ok": false, "errors": list,
         "error": {"code": error.code, "message": error.message, "hint": error.hint},
     });
-    Ok(Outcome { json: json(&shown)?, error: Some(error), ..Outcome::default() })
+    Ok(Outcome {
+        json: json(&shown)?,
+        error: Some(error),
+        ..Outcome::default()
+    })
 }
 
 /// One thing that was found, for programs.
 fn found(e: &ConfigError) -> serde_json::Value {
-    let (file, line) = e.line().map_or((e.place.as_str(), None), |(file, line)| (file, Some(line)));
+    let (file, line) = e
+        .line()
+        .map_or((e.place.as_str(), None), |(file, line)| (file, Some(line)));
     serde_json::json!({"place": file, "line": line, "key": e.key, "code": e.code.as_str(), "message": e.message})
 }
 
 fn text(config: &Config, effective: bool, origin: bool) -> String {
     let mut out = String::new();
-    for (path, value, place) in config.values().filter(|(_, _, place)| effective || place.is_some()) {
-        let from = if origin { format!("   # {}", place.unwrap_or("default")) } else { String::new() };
+    for (path, value, place) in config
+        .values()
+        .filter(|(_, _, place)| effective || place.is_some())
+    {
+        let from = if origin {
+            format!("   # {}", place.unwrap_or("default"))
+        } else {
+            String::new()
+        };
         out += &format!("{path} = {value}{from}\n");
     }
     for subnet in &config.subnets {
-        let from = if origin { format!("   # {}", subnet.origin) } else { String::new() };
+        let from = if origin {
+            format!("   # {}", subnet.origin)
+        } else {
+            String::new()
+        };
         let shown = subnet.to_string();
-        out += &format!("\n{}\n", shown.replacen("[[subnet]]", &format!("[[subnet]]{from}"), 1));
+        out += &format!(
+            "\n{}\n",
+            shown.replacen("[[subnet]]", &format!("[[subnet]]{from}"), 1)
+        );
     }
     out
 }
@@ -220,7 +322,10 @@ fn object(config: &Config, effective: bool) -> Result<String, Error> {
         .values()
         .filter(|(_, _, place)| effective || place.is_some())
         .map(|(path, value, place)| {
-            (path.to_owned(), serde_json::json!({"value": of(&value), "origin": place.unwrap_or("default")}))
+            (
+                path.to_owned(),
+                serde_json::json!({"value": of(&value), "origin": place.unwrap_or("default")}),
+            )
         })
         .collect();
     let subnets: Vec<serde_json::Value> = config
@@ -268,7 +373,10 @@ mod tests {
             origin: "command line (join)".to_owned(),
             ..declared.clone()
         };
-        let info = ConfigInfo { values: std::collections::BTreeMap::new(), subnets: vec![member, declared] };
+        let info = ConfigInfo {
+            values: std::collections::BTreeMap::new(),
+            subnets: vec![member, declared],
+        };
         let want = format!(
             "\n[[subnet]]\nid = \"{}\"\nas = \"lab\"\nhost = \"closed\"\n# off the wire\n\n[[subnet]]\ninvite_file = \
              \"/etc/byway/invite\"\nname = \"b\"\nip = \"10.77.1.9\"\n# no membership yet\n",
@@ -277,7 +385,11 @@ mod tests {
         assert_eq!(in_force(&info, false), want);
         assert!(in_force(&info, true).contains("[[subnet]]   # /etc/byway/byway.toml:3\n"));
         let shown = serde_json::to_value(&info).unwrap();
-        let null = |field: &str| shown["subnets"][1].get(field).is_some_and(serde_json::Value::is_null);
+        let null = |field: &str| {
+            shown["subnets"][1]
+                .get(field)
+                .is_some_and(serde_json::Value::is_null)
+        };
         assert!(["id", "as", "host", "up"].into_iter().all(null), "{shown}");
     }
 }

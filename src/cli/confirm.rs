@@ -11,7 +11,9 @@ pub(super) fn subnet(text: &str, yes: bool, what: &str, context: &Context) -> Re
     if yes || !at_terminal() {
         return Ok(());
     }
-    let show = Request::SubnetShow { subnet: text.to_owned() };
+    let show = Request::SubnetShow {
+        subnet: text.to_owned(),
+    };
     let name = match blocking(context.client.call(&show)) {
         Ok(Response::Subnet(info)) => info.name.to_string(),
         // What is left already has no other name than the one typed; the verb itself says what is wrong.
@@ -22,7 +24,14 @@ pub(super) fn subnet(text: &str, yes: bool, what: &str, context: &Context) -> Re
 
 /// Asks for the name of a member.
 pub(super) fn member(text: &str, subnet: &str, yes: bool) -> Result<(), Error> {
-    if yes || !at_terminal() { Ok(()) } else { ask(text, &format!("member {text} is removed from subnet {subnet}")) }
+    if yes || !at_terminal() {
+        Ok(())
+    } else {
+        ask(
+            text,
+            &format!("member {text} is removed from subnet {subnet}"),
+        )
+    }
 }
 
 /// Whether somebody reads what is asked and can answer.
@@ -31,7 +40,11 @@ fn at_terminal() -> bool {
 }
 
 fn ask(name: &str, what: &str) -> Result<(), Error> {
-    print::stderr(&format!("{}. Type {} to go on: ", print::clean(what), print::clean(name)));
+    print::stderr(&format!(
+        "{}. Type {} to go on: ",
+        print::clean(what),
+        print::clean(name)
+    ));
     let mut line = String::new();
     let read = io::stdin().lock().read_line(&mut line);
     judge(name, read.map_or("", |_| line.as_str()))
@@ -56,7 +69,11 @@ mod tests {
             assert_eq!(judge("lab", typed), Ok(()));
         }
         for typed in ["", "\n", "y\n", "yes\n", "la\n", "lab2\n"] {
-            assert_eq!(judge("lab", typed).unwrap_err().code, "E-NOT-CONFIRMED", "{typed:?}");
+            assert_eq!(
+                judge("lab", typed).unwrap_err().code,
+                "E-NOT-CONFIRMED",
+                "{typed:?}"
+            );
         }
     }
 }

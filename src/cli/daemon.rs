@@ -74,7 +74,10 @@ pub(super) fn run(args: DaemonArgs, context: &Context, entry: Entry) -> Result<O
     let config = load(args.config, flags, context)?;
     if args.check {
         (entry.preflight)(&config)?;
-        let done = Response::Done(Done { message: "ok".to_owned(), changed: false });
+        let done = Response::Done(Done {
+            message: "ok".to_owned(),
+            changed: false,
+        });
         return Outcome::of(&done, context.style);
     }
     log::to_stderr(&config.log_level, context);
@@ -109,7 +112,11 @@ pub(super) struct CleanupArgs {
     all: bool,
 }
 
-pub(super) fn cleanup(args: CleanupArgs, context: &Context, entry: Entry) -> Result<Outcome, Error> {
+pub(super) fn cleanup(
+    args: CleanupArgs,
+    context: &Context,
+    entry: Entry,
+) -> Result<Outcome, Error> {
     let mut flags = socket_flag(context);
     if let Some(path) = &args.state_dir {
         flags.push(("node.state_dir", Value::Text(absolute(path)?)));
@@ -117,6 +124,13 @@ pub(super) fn cleanup(args: CleanupArgs, context: &Context, entry: Entry) -> Res
     let config = load(args.config, flags, context)?;
     let done = (entry.cleanup)(&config, args.all)?;
     // A line for each thing.
-    let text: String = done.message.lines().map(|line| print::clean(line) + "\n").collect();
-    Ok(Outcome { text, ..Outcome::of(&Response::Done(done), context.style)? })
+    let text: String = done
+        .message
+        .lines()
+        .map(|line| print::clean(line) + "\n")
+        .collect();
+    Ok(Outcome {
+        text,
+        ..Outcome::of(&Response::Done(done), context.style)?
+    })
 }

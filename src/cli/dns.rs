@@ -82,15 +82,41 @@ impl DnsVerb {
         match self {
             DnsVerb::Add(args) => {
                 let data = args.addresses.into_iter().map(RecordData::Address);
-                let data = data.chain(args.cname.map(RecordData::Cname)).chain(args.txt).chain(args.srv).collect();
-                Request::DnsAdd { subnet: args.subnet, name: args.name, data, ttl: args.ttl }
+                let data = data
+                    .chain(args.cname.map(RecordData::Cname))
+                    .chain(args.txt)
+                    .chain(args.srv)
+                    .collect();
+                Request::DnsAdd {
+                    subnet: args.subnet,
+                    name: args.name,
+                    data,
+                    ttl: args.ttl,
+                }
             }
-            DnsVerb::Release { subnet, name, member } => Request::DnsRelease { subnet, name, member },
+            DnsVerb::Release {
+                subnet,
+                name,
+                member,
+            } => Request::DnsRelease {
+                subnet,
+                name,
+                member,
+            },
             DnsVerb::Rm { subnet, name, kind } => Request::DnsRm { subnet, name, kind },
-            DnsVerb::Ls(args) => Request::DnsLs { subnet: args.subnet },
+            DnsVerb::Ls(args) => Request::DnsLs {
+                subnet: args.subnet,
+            },
             DnsVerb::Query { name, kind } => {
-                let usual = if name.parse::<IpAddr>().is_ok() { "PTR" } else { "A" };
-                Request::DnsQuery { kind: kind.unwrap_or_else(|| usual.to_owned()), name }
+                let usual = if name.parse::<IpAddr>().is_ok() {
+                    "PTR"
+                } else {
+                    "A"
+                };
+                Request::DnsQuery {
+                    kind: kind.unwrap_or_else(|| usual.to_owned()),
+                    name,
+                }
             }
         }
     }
@@ -99,7 +125,13 @@ impl DnsVerb {
 pub(super) fn list(records: &[DnsInfo]) -> String {
     let mut table = Table::new(&["NAME", "TYPE", "VALUE", "TTL", "FROM"]);
     for r in records {
-        table.row([r.name.clone(), r.r#type.clone(), r.value.clone(), r.ttl.to_string(), r.source.clone()]);
+        table.row([
+            r.name.clone(),
+            r.r#type.clone(),
+            r.value.clone(),
+            r.ttl.to_string(),
+            r.source.clone(),
+        ]);
     }
     table.render()
 }

@@ -26,14 +26,46 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
             "byway join 7q3km2wd9xra4ce8yn5t0vbz6g --name web1 --timeout 5m",
         ],
     ),
-    ("leave", ["byway leave lab", "byway leave lab --yes", "byway leave 7q3km2wd9xra4ce8yn5t0vbz6g"]),
-    ("destroy", ["byway destroy lab", "byway destroy lab --yes", "byway destroy 7q3km2wd9xra4ce8yn5t0vbz6g"]),
-    ("subnet ls", ["byway subnet ls", "byway subnet ls --json", "byway --socket /run/two.sock subnet ls"]),
+    (
+        "leave",
+        [
+            "byway leave lab",
+            "byway leave lab --yes",
+            "byway leave 7q3km2wd9xra4ce8yn5t0vbz6g",
+        ],
+    ),
+    (
+        "destroy",
+        [
+            "byway destroy lab",
+            "byway destroy lab --yes",
+            "byway destroy 7q3km2wd9xra4ce8yn5t0vbz6g",
+        ],
+    ),
+    (
+        "subnet ls",
+        [
+            "byway subnet ls",
+            "byway subnet ls --json",
+            "byway --socket /run/two.sock subnet ls",
+        ],
+    ),
     (
         "subnet show",
-        ["byway subnet show lab", "byway subnet show 7q3km2wd9xra4ce8yn5t0vbz6g", "byway subnet show lab --json"],
+        [
+            "byway subnet show lab",
+            "byway subnet show 7q3km2wd9xra4ce8yn5t0vbz6g",
+            "byway subnet show lab --json",
+        ],
     ),
-    ("subnet host", ["byway subnet host lab", "byway subnet host lab tcp/22,udp/53", "byway subnet host lab closed"]),
+    (
+        "subnet host",
+        [
+            "byway subnet host lab",
+            "byway subnet host lab tcp/22,udp/53",
+            "byway subnet host lab closed",
+        ],
+    ),
     (
         "invite create",
         [
@@ -42,12 +74,37 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
             "byway invite create lab --role admin --label site=berlin",
         ],
     ),
-    ("invite ls", ["byway invite ls", "byway invite ls lab", "byway invite ls lab --json"]),
-    ("invite revoke", ["byway invite revoke k3x9", "byway invite revoke lab k3x9", "byway invite revoke k3x9 --quiet"]),
-    ("member ls", ["byway member ls lab", "byway member ls --subnet lab", "byway member ls lab --json"]),
+    (
+        "invite ls",
+        [
+            "byway invite ls",
+            "byway invite ls lab",
+            "byway invite ls lab --json",
+        ],
+    ),
+    (
+        "invite revoke",
+        [
+            "byway invite revoke k3x9",
+            "byway invite revoke lab k3x9",
+            "byway invite revoke k3x9 --quiet",
+        ],
+    ),
+    (
+        "member ls",
+        [
+            "byway member ls lab",
+            "byway member ls --subnet lab",
+            "byway member ls lab --json",
+        ],
+    ),
     (
         "member requests",
-        ["byway member requests lab", "byway member requests --subnet lab", "byway member requests lab --json"],
+        [
+            "byway member requests lab",
+            "byway member requests --subnet lab",
+            "byway member requests lab --json",
+        ],
     ),
     (
         "member approve",
@@ -59,15 +116,27 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
     ),
     (
         "member deny",
-        ["byway member deny lab b", "byway member deny lab 12D3KooWabcdefgh", "byway member deny --subnet lab b"],
+        [
+            "byway member deny lab b",
+            "byway member deny lab 12D3KooWabcdefgh",
+            "byway member deny --subnet lab b",
+        ],
     ),
     (
         "member remove",
-        ["byway member remove lab b", "byway member remove lab b --yes", "byway member remove lab 12D3KooWabcdefgh"],
+        [
+            "byway member remove lab b",
+            "byway member remove lab b --yes",
+            "byway member remove lab 12D3KooWabcdefgh",
+        ],
     ),
     (
         "member role",
-        ["byway member role lab b admin", "byway member role lab b member", "byway member role --subnet lab b admin"],
+        [
+            "byway member role lab b admin",
+            "byway member role lab b member",
+            "byway member role --subnet lab b admin",
+        ],
     ),
     (
         "member label",
@@ -77,7 +146,14 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
             "byway member label lab b site=",
         ],
     ),
-    ("lease ls", ["byway lease ls lab", "byway lease ls --subnet lab", "byway lease ls lab --json"]),
+    (
+        "lease ls",
+        [
+            "byway lease ls lab",
+            "byway lease ls --subnet lab",
+            "byway lease ls lab --json",
+        ],
+    ),
     (
         "lease add",
         [
@@ -96,10 +172,17 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
     ),
     (
         "lease import",
-        ["byway lease import lab table.txt", "byway lease import lab -", "byway lease import --subnet lab table.txt"],
+        [
+            "byway lease import lab table.txt",
+            "byway lease import lab -",
+            "byway lease import --subnet lab table.txt",
+        ],
     ),
     ("up", ["byway up", "byway up lab", "byway up --json lab"]),
-    ("down", ["byway down", "byway down lab", "byway down --json lab"]),
+    (
+        "down",
+        ["byway down", "byway down lab", "byway down --json lab"],
+    ),
     (
         "attach netns",
         [
@@ -116,11 +199,29 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
             "DOCKER_HOST=unix:///run/two.sock byway attach docker web --subnet lab",
         ],
     ),
-    ("detach", ["byway detach web", "byway detach web --subnet lab", "byway detach web --quiet"]),
-    ("workload ls", ["byway workload ls", "byway workload ls --json", "byway --socket /run/two.sock workload ls"]),
+    (
+        "detach",
+        [
+            "byway detach web",
+            "byway detach web --subnet lab",
+            "byway detach web --quiet",
+        ],
+    ),
+    (
+        "workload ls",
+        [
+            "byway workload ls",
+            "byway workload ls --json",
+            "byway --socket /run/two.sock workload ls",
+        ],
+    ),
     (
         "workload show",
-        ["byway workload show web", "byway workload show web --subnet lab", "byway workload show web --json"],
+        [
+            "byway workload show web",
+            "byway workload show web --subnet lab",
+            "byway workload show web --json",
+        ],
     ),
     (
         "dns add",
@@ -130,15 +231,37 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
             "byway dns add lab _http._tcp --srv \"0 5 80 www\"",
         ],
     ),
-    ("dns rm", ["byway dns rm lab www", "byway dns rm lab www AAAA", "byway dns rm --subnet lab www"]),
+    (
+        "dns rm",
+        [
+            "byway dns rm lab www",
+            "byway dns rm lab www AAAA",
+            "byway dns rm --subnet lab www",
+        ],
+    ),
     (
         "dns release",
-        ["byway dns release lab www", "byway dns release lab www --member b", "byway dns release --subnet lab www"],
+        [
+            "byway dns release lab www",
+            "byway dns release lab www --member b",
+            "byway dns release --subnet lab www",
+        ],
     ),
-    ("dns ls", ["byway dns ls lab", "byway dns ls --subnet lab", "byway dns ls lab --json"]),
+    (
+        "dns ls",
+        [
+            "byway dns ls lab",
+            "byway dns ls --subnet lab",
+            "byway dns ls lab --json",
+        ],
+    ),
     (
         "dns query",
-        ["byway dns query web.lab.internal", "byway dns query web.lab.internal AAAA", "byway dns query 10.77.1.7"],
+        [
+            "byway dns query web.lab.internal",
+            "byway dns query web.lab.internal AAAA",
+            "byway dns query 10.77.1.7",
+        ],
     ),
     (
         "map add",
@@ -148,12 +271,54 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
             "byway map add lab tcp [::]:443 web:443 --allow fd00::/8,2001:db8::/32",
         ],
     ),
-    ("map rm", ["byway map rm lab web", "byway map rm lab tcp 8080", "byway map rm lab udp 127.0.0.1:53"]),
-    ("map ls", ["byway map ls", "byway map ls lab", "byway map ls lab --json"]),
-    ("status", ["byway status", "byway status lab --watch", "byway status --check healthy"]),
-    ("id", ["byway id", "byway id --json", "byway --socket /run/two.sock id"]),
-    ("peer ls", ["byway peer ls", "byway peer ls --json", "byway --socket /run/two.sock peer ls"]),
-    ("peer show", ["byway peer show b", "byway peer show 12D3KooWabcdefgh", "byway peer show b --json"]),
+    (
+        "map rm",
+        [
+            "byway map rm lab web",
+            "byway map rm lab tcp 8080",
+            "byway map rm lab udp 127.0.0.1:53",
+        ],
+    ),
+    (
+        "map ls",
+        [
+            "byway map ls",
+            "byway map ls lab",
+            "byway map ls lab --json",
+        ],
+    ),
+    (
+        "status",
+        [
+            "byway status",
+            "byway status lab --watch",
+            "byway status --check healthy",
+        ],
+    ),
+    (
+        "id",
+        [
+            "byway id",
+            "byway id --json",
+            "byway --socket /run/two.sock id",
+        ],
+    ),
+    (
+        "peer ls",
+        [
+            "byway peer ls",
+            "byway peer ls --json",
+            "byway --socket /run/two.sock peer ls",
+        ],
+    ),
+    (
+        "peer show",
+        [
+            "byway peer show b",
+            "byway peer show 12D3KooWabcdefgh",
+            "byway peer show b --json",
+        ],
+    ),
     (
         "peer connect",
         [
@@ -164,16 +329,66 @@ pub(super) const EXAMPLES: &[(&str, [&str; 3])] = &[
     ),
     (
         "peer disconnect",
-        ["byway peer disconnect b", "byway peer disconnect 12D3KooWabcdefgh", "byway peer disconnect b --quiet"],
+        [
+            "byway peer disconnect b",
+            "byway peer disconnect 12D3KooWabcdefgh",
+            "byway peer disconnect b --quiet",
+        ],
     ),
-    ("ping", ["byway ping b", "byway ping web.lab.internal -c 10", "byway ping 10.77.2.1 --timeout 500ms"]),
-    ("config check", ["byway config check", "byway config check --config ./byway.toml", "byway config check --json"]),
+    (
+        "ping",
+        [
+            "byway ping b",
+            "byway ping web.lab.internal -c 10",
+            "byway ping 10.77.2.1 --timeout 500ms",
+        ],
+    ),
+    (
+        "config check",
+        [
+            "byway config check",
+            "byway config check --config ./byway.toml",
+            "byway config check --json",
+        ],
+    ),
     (
         "config show",
-        ["byway config show", "byway config show --effective --origin", "byway config show --config ./byway.toml"],
+        [
+            "byway config show",
+            "byway config show --effective --origin",
+            "byway config show --config ./byway.toml",
+        ],
     ),
-    ("reload", ["byway reload", "byway reload --json", "byway --socket /run/two.sock reload"]),
-    ("metrics", ["byway metrics", "byway metrics --json", "byway --socket /run/two.sock metrics"]),
-    ("cleanup", ["byway cleanup", "byway cleanup --state-dir /var/lib/two", "byway cleanup --all"]),
-    ("version", ["byway version", "byway version --json", "byway --socket /run/two.sock version"]),
+    (
+        "reload",
+        [
+            "byway reload",
+            "byway reload --json",
+            "byway --socket /run/two.sock reload",
+        ],
+    ),
+    (
+        "metrics",
+        [
+            "byway metrics",
+            "byway metrics --json",
+            "byway --socket /run/two.sock metrics",
+        ],
+    ),
+    (
+        "cleanup",
+        [
+            "byway cleanup",
+            "byway cleanup --state-dir /var/lib/two",
+            "byway cleanup --all",
+        ],
+    ),
+    (
+        "version",
+        [
+            "byway version",
+            "byway version --json",
+            "byway --socket /run/two.sock version",
+        ],
+    ),
 ];

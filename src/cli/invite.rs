@@ -59,18 +59,38 @@ impl InviteVerb {
 
     pub(super) fn request(self) -> Request {
         match self {
-            InviteVerb::Create { subnet, uses, expires, role, label, ephemeral } => {
+            InviteVerb::Create {
+                subnet,
+                uses,
+                expires,
+                role,
+                label,
+                ephemeral,
+            } => {
                 let labels: BTreeMap<String, String> = label.into_iter().collect();
-                Request::InviteCreate { subnet, uses, expires_ms: value::millis(expires), role, labels, ephemeral }
+                Request::InviteCreate {
+                    subnet,
+                    uses,
+                    expires_ms: value::millis(expires),
+                    role,
+                    labels,
+                    ephemeral,
+                }
             }
             InviteVerb::Ls { subnet } => Request::InviteLs { subnet },
-            InviteVerb::Revoke { mut invite } => Request::InviteRevoke { invite: invite.pop().unwrap_or_default() },
+            InviteVerb::Revoke { mut invite } => Request::InviteRevoke {
+                invite: invite.pop().unwrap_or_default(),
+            },
         }
     }
 }
 
 pub(super) fn created(i: &InviteCreated, style: Style) -> String {
-    let uses = if i.uses == 1 { "one use".to_owned() } else { format!("{} uses", i.uses) };
+    let uses = if i.uses == 1 {
+        "one use".to_owned()
+    } else {
+        format!("{} uses", i.uses)
+    };
     let left = print::until(style, i.expires);
     let left = left.trim_start_matches("in ");
     let invite = print::clean(&i.invite);
@@ -87,9 +107,17 @@ pub(super) fn list(invites: &[InviteInfo], style: Style) -> String {
         table.row([
             i.id.clone(),
             i.subnet.to_string(),
-            format!("{}{}", role_word(i.role), if i.ephemeral { ", ephemeral" } else { "" }),
+            format!(
+                "{}{}",
+                role_word(i.role),
+                if i.ephemeral { ", ephemeral" } else { "" }
+            ),
             format!("{} of {}", i.left, i.uses),
-            if i.revoked { "revoked".to_owned() } else { print::until(style, i.expires) },
+            if i.revoked {
+                "revoked".to_owned()
+            } else {
+                print::until(style, i.expires)
+            },
         ]);
     }
     table.render()

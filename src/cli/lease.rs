@@ -54,9 +54,27 @@ pub(super) enum LeaseVerb {
 
 pub(super) async fn run(verb: LeaseVerb, context: &Context) -> Result<Outcome, Error> {
     let request = match verb {
-        LeaseVerb::Ls(args) => Request::LeaseLs { subnet: args.subnet },
-        LeaseVerb::Add(OneLease { subnet, prefix, member }) => Request::LeaseAdd { subnet, prefix, member },
-        LeaseVerb::Rm(GivenBack { subnet, prefix, member }) => Request::LeaseRm { subnet, prefix, member },
+        LeaseVerb::Ls(args) => Request::LeaseLs {
+            subnet: args.subnet,
+        },
+        LeaseVerb::Add(OneLease {
+            subnet,
+            prefix,
+            member,
+        }) => Request::LeaseAdd {
+            subnet,
+            prefix,
+            member,
+        },
+        LeaseVerb::Rm(GivenBack {
+            subnet,
+            prefix,
+            member,
+        }) => Request::LeaseRm {
+            subnet,
+            prefix,
+            member,
+        },
         LeaseVerb::Import { args } => import(args, context).await?,
     };
     Outcome::of(&context.client.call(&request).await?, context.style)
@@ -68,8 +86,10 @@ const MAX_TABLE: u64 = 1 << 20;
 /// The whole file as one command: all of it is taken, or nothing.
 async fn import(mut args: Vec<String>, context: &Context) -> Result<Request, Error> {
     let file = args.pop().unwrap_or_default();
-    let entries = value::lease_lines(&value::text_of(&file, MAX_TABLE)?)
-        .map_err(|e| Error { message: format!("{file}: {}", e.message), ..e })?;
+    let entries = value::lease_lines(&value::text_of(&file, MAX_TABLE)?).map_err(|e| Error {
+        message: format!("{file}: {}", e.message),
+        ..e
+    })?;
     let subnet = match args.pop() {
         Some(subnet) => value::subnet(&subnet)?,
         None => left_out::only(context, "byway lease import SUBNET FILE").await?,

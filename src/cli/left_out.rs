@@ -7,7 +7,9 @@ use std::ffi::OsString;
 use super::value::wrong;
 use super::{Cli, Context, blocking, usage};
 use crate::api::client::Client;
-use crate::api::types::{Error, ErrorKind, Request, Response, SubnetInfo, SubnetState, default_socket};
+use crate::api::types::{
+    Error, ErrorKind, Request, Response, SubnetInfo, SubnetState, default_socket,
+};
 use crate::model::error::Code;
 use crate::model::find::{Miss, Named, find};
 
@@ -44,21 +46,43 @@ fn place(args: &[OsString]) -> Option<Place> {
     }
     let first = command.get_positionals().next()?;
     let (argument, required) = (first.get_id().to_string(), first.is_required_set());
-    Some(Place { verb: words.join(" "), at, argument, required })
+    Some(Place {
+        verb: words.join(" "),
+        at,
+        argument,
+        required,
+    })
 }
 
 fn with(args: &[OsString], at: usize, subnet: &str) -> Vec<OsString> {
     let (before, behind) = args.split_at(at.min(args.len()));
-    before.iter().cloned().chain([OsString::from(subnet)]).chain(behind.iter().cloned()).collect()
+    before
+        .iter()
+        .cloned()
+        .chain([OsString::from(subnet)])
+        .chain(behind.iter().cloned())
+        .collect()
 }
 
 /// The line with what stands behind `--subnet` in the place of SUBNET, for verbs that have that place.
 pub(super) fn moved(args: Vec<OsString>) -> Vec<OsString> {
     // The first argument of `lease import` may be the subnet.
-    let Some(place) = place(&args).filter(|p| p.argument == "subnet" || p.verb == "lease import") else { return args };
+    let Some(place) = place(&args).filter(|p| p.argument == "subnet" || p.verb == "lease import")
+    else {
+        return args;
+    };
     let end = args.iter().position(|a| a == "--").unwrap_or(args.len());
-    let own = |arg: &OsString| arg.to_str().is_some_and(|a| a == "--subnet" || a.starts_with("--subnet="));
-    let Some(found) = args.iter().take(end).skip(place.at).position(own).map(|i| i.saturating_add(place.at)) else {
+    let own = |arg: &OsString| {
+        arg.to_str()
+            .is_some_and(|a| a == "--subnet" || a.starts_with("--subnet="))
+    };
+    let Some(found) = args
+        .iter()
+        .take(end)
+        .skip(place.at)
+        .position(own)
+        .map(|i| i.saturating_add(place.at))
+    else {
         return args;
     };
     let mut args = args;
@@ -84,8 +108,12 @@ pub(super) enum Refused {
 pub(super) fn parse(args: &[OsString]) -> Result<Cli, Refused> {
     let typed = usage::parse(args).map_err(Refused::Parser);
     let guess = |p: &Place| p.argument == "subnet" && p.required && !usage::ends_something(&p.verb);
-    let Some(place) = place(args).filter(guess) else { return typed };
-    let Ok(trial) = usage::parse(&with(args, place.at, "x")) else { return typed };
+    let Some(place) = place(args).filter(guess) else {
+        return typed;
+    };
+    let Ok(trial) = usage::parse(&with(args, place.at, "x")) else {
+        return typed;
+    };
     let client = Client::new(trial.global.socket.unwrap_or_else(default_socket));
     let subnets = match (blocking(subnets(&client)), typed.is_ok()) {
         (Ok(subnets), _) => subnets,
@@ -96,7 +124,10 @@ pub(super) fn parse(args: &[OsString]) -> Result<Cli, Refused> {
     if typed.is_ok() && named(args).is_some_and(|text| is_here(&subnets, &text)) {
         return typed;
     }
-    match (one(&subnets, &format!("byway {} SUBNET", place.verb)), typed) {
+    match (
+        one(&subnets, &format!("byway {} SUBNET", place.verb)),
+        typed,
+    ) {
         (Ok(id), _) => usage::parse(&with(args, place.at, &id)).map_err(Refused::Parser),
         (Err(_), Ok(typed)) => Ok(typed),
         (Err(error), Err(_)) => Err(Refused::Own(error)),
@@ -113,30 +144,45 @@ fn named(args: &[OsString]) -> Option<String> {
 }
 
 fn is_here(subnets: &[SubnetInfo], text: &str) -> bool {
-    let all: Vec<_> = subnets.iter().map(|s| Named::new(s.id, s.id, &s.name)).collect();
+    let all: Vec<_> = subnets
+        .iter()
+        .map(|s| Named::new(s.id, s.id, &s.name))
+        .collect();
     find(&all, text) != Err(Miss::None)
 }
 
 async fn subnets(client: &Client) -> Result<Vec<SubnetInfo>, Error> {
     match client.call(&Request::SubnetLs).await? {
         Response::Subnets { subnets } => Ok(subnets),
-        _ => Err(Error::new(ErrorKind::Failed, Code::Api, "the daemon answered something else than its subnets")),
+        _ => Err(Error::new(
+            ErrorKind::Failed,
+            Code::Api,
+            "the daemon answered something else than its subnets",
+        )),
     }
 }
 
 /// The ID of the only subnet; what waits to be let in is none yet.
 fn one(subnets: &[SubnetInfo], line: &str) -> Result<String, Error> {
-    let here: Vec<&SubnetInfo> =
-        subnets.iter().filter(|s| !matches!(s.state, SubnetState::Pending | SubnetState::Refused)).collect();
+    let here: Vec<&SubnetInfo> = subnets
+        .iter()
+        .filter(|s| !matches!(s.state, SubnetState::Pending | SubnetState::Refused))
+        .collect();
     match here.as_slice() {
         [one] => Ok(one.id.to_string()),
-        [] => {
-            Err(Error::new(ErrorKind::NotFound, Code::NoSubnet, "this machine has no subnet").hint("byway create NAME"))
-        }
+        [] => Err(Error::new(
+            ErrorKind::NotFound,
+            Code::NoSubnet,
+            "this machine has no subnet",
+        )
+        .hint("byway create NAME")),
         several => {
             let names: Vec<String> = several.iter().map(|s| s.name.to_string()).collect();
-            let message =
-                format!("this machine has {} subnets: say which of {} is meant", several.len(), names.join(", "));
+            let message = format!(
+                "this machine has {} subnets: say which of {} is meant",
+                several.len(),
+                names.join(", ")
+            );
             Err(wrong(Code::Usage, message).hint(line))
         }
     }
@@ -158,16 +204,28 @@ mod tests {
     #[test]
     fn an_option_stands_for_the_place() {
         for (typed, read) in [
-            ("byway lease add 10.1.0.0/24 --subnet lab", "byway lease add lab 10.1.0.0/24"),
+            (
+                "byway lease add 10.1.0.0/24 --subnet lab",
+                "byway lease add lab 10.1.0.0/24",
+            ),
             (
                 "byway --socket /s lease --json rm --subnet=lab 10.1.0.7",
                 "byway --socket /s lease --json rm lab 10.1.0.7",
             ),
-            ("byway lease import --subnet lab file", "byway lease import lab file"),
+            (
+                "byway lease import --subnet lab file",
+                "byway lease import lab file",
+            ),
             ("byway status --subnet lab", "byway status lab"),
             // These have an option of that name.
-            ("byway detach web --subnet lab", "byway detach web --subnet lab"),
-            ("byway workload show web --subnet lab", "byway workload show web --subnet lab"),
+            (
+                "byway detach web --subnet lab",
+                "byway detach web --subnet lab",
+            ),
+            (
+                "byway workload show web --subnet lab",
+                "byway workload show web --subnet lab",
+            ),
             ("byway id --subnet lab", "byway id --subnet lab"),
             ("byway lease ls --subnet", "byway lease ls --subnet"),
         ] {
@@ -179,7 +237,10 @@ mod tests {
     fn the_place_is_behind_the_verb_and_only_where_it_is_asked_for() {
         let found = |line: &str| place(&words(line)).map(|p| (p.at, p.argument, p.required));
         let subnet = |at, required| Some((at, "subnet".to_owned(), required));
-        assert_eq!(found("byway --socket member map --json add tcp"), subnet(6, true));
+        assert_eq!(
+            found("byway --socket member map --json add tcp"),
+            subnet(6, true)
+        );
         assert_eq!(found("byway status"), subnet(2, false));
         assert_eq!(found("byway map"), None);
         assert_eq!(found("byway fly"), None);
@@ -187,9 +248,16 @@ mod tests {
 
     #[test]
     fn another_word_for_a_verb_that_ends_something_guesses_no_subnet_either() {
-        for (line, verb) in [("byway lease delete x", "lease rm"), ("byway member rm x", "member remove")] {
+        for (line, verb) in [
+            ("byway lease delete x", "lease rm"),
+            ("byway member rm x", "member remove"),
+        ] {
             let place = place(&words(line)).unwrap();
-            assert!(place.verb == verb && usage::ends_something(&place.verb), "{line}: {}", place.verb);
+            assert!(
+                place.verb == verb && usage::ends_something(&place.verb),
+                "{line}: {}",
+                place.verb
+            );
         }
     }
 }

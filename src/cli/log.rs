@@ -30,14 +30,17 @@ static LEVELS: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 /// `E-LOG`.
 pub(super) fn wanted() -> Result<(), Error> {
     let text = std::env::var_os("BYWAY_LOG").unwrap_or_default();
-    levels(&text.to_string_lossy())
-        .map(drop)
-        .map_err(|e| wrong(Code::Log, format!("BYWAY_LOG: {e}")).hint("BYWAY_LOG=info,byway::dns=debug byway daemon"))
+    levels(&text.to_string_lossy()).map(drop).map_err(|e| {
+        wrong(Code::Log, format!("BYWAY_LOG: {e}"))
+            .hint("BYWAY_LOG=info,byway::dns=debug byway daemon")
+    })
 }
 
 /// Logs what `log.level` says from now on, where `to_stderr` has begun it.
 pub fn change(level: &str) {
-    let (Some(handle), Ok(levels)) = (LEVELS.get(), levels(level)) else { return };
+    let (Some(handle), Ok(levels)) = (LEVELS.get(), levels(level)) else {
+        return;
+    };
     if let Err(error) = handle.reload(levels) {
         tracing::warn!(%error, "change what is logged");
     }
@@ -52,8 +55,13 @@ pub(super) fn to_stderr(level: &str, context: &Context) {
         && std::io::stderr().is_terminal();
     // A log that cannot be written (a full disk, a reader that went away) must not end the daemon: the subscriber would
     // tell of it on the very same standard error, and panic.
-    let lines =
-        tracing_subscriber::fmt::layer().with_ansi(colours).with_writer(std::io::stderr).log_internal_errors(false);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_ansi(colours)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     // A second subscriber would mean that someone embeds the command line and logs already.
-    let _ = tracing_subscriber::registry().with(wanted).with(lines).try_init();
+    let _ = tracing_subscriber::registry()
+        .with(wanted)
+        .with(lines)
+        .try_init();
 }

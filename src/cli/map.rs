@@ -16,7 +16,10 @@ fn proto(text: &str) -> Checked<Proto> {
         "udp" => Ok(Proto::Udp),
         _ => Err(wrong(
             Code::Proto,
-            format!("{:?} is not a protocol that is mapped: tcp, udp", text.escape_debug().to_string()),
+            format!(
+                "{:?} is not a protocol that is mapped: tcp, udp",
+                text.escape_debug().to_string()
+            ),
         )),
     }
 }
@@ -80,12 +83,30 @@ impl MapVerb {
                 name: a.name,
                 allow: a.allow,
             },
-            MapVerb::Rm { subnet, what, listen: Some(at) } => {
-                Request::MapRm { subnet, name: None, proto: Some(proto(&what)?), listen: at.0, port: Some(at.1) }
-            }
-            MapVerb::Rm { subnet, what, listen: None } => {
+            MapVerb::Rm {
+                subnet,
+                what,
+                listen: Some(at),
+            } => Request::MapRm {
+                subnet,
+                name: None,
+                proto: Some(proto(&what)?),
+                listen: at.0,
+                port: Some(at.1),
+            },
+            MapVerb::Rm {
+                subnet,
+                what,
+                listen: None,
+            } => {
                 let name = Some(value::subnet(&what)?);
-                Request::MapRm { subnet, name, proto: None, listen: None, port: None }
+                Request::MapRm {
+                    subnet,
+                    name,
+                    proto: None,
+                    listen: None,
+                    port: None,
+                }
             }
             MapVerb::Ls { subnet } => Request::MapLs { subnet },
         })
@@ -93,7 +114,16 @@ impl MapVerb {
 }
 
 pub(super) fn list(maps: &[MapInfo]) -> String {
-    let mut table = Table::new(&["SUBNET", "NAME", "PROTO", "LISTEN", "TARGET", "STATE", "CONNECTIONS", "RX/TX"]);
+    let mut table = Table::new(&[
+        "SUBNET",
+        "NAME",
+        "PROTO",
+        "LISTEN",
+        "TARGET",
+        "STATE",
+        "CONNECTIONS",
+        "RX/TX",
+    ]);
     for m in maps {
         table.row([
             m.subnet.to_string(),
@@ -103,13 +133,21 @@ pub(super) fn list(maps: &[MapInfo]) -> String {
             m.target.clone(),
             m.state.clone(),
             m.connections.to_string(),
-            format!("{} / {}", print::bytes(m.rx_bytes), print::bytes(m.tx_bytes)),
+            format!(
+                "{} / {}",
+                print::bytes(m.rx_bytes),
+                print::bytes(m.tx_bytes)
+            ),
         ]);
     }
     let mut out = table.render();
     for m in maps {
         if let Some(note) = &m.note {
-            let help = m.help.as_ref().map(|help| format!("   ({})", print::clean(help))).unwrap_or_default();
+            let help = m
+                .help
+                .as_ref()
+                .map(|help| format!("   ({})", print::clean(help)))
+                .unwrap_or_default();
             out += &format!("! {}: {}{help}\n", m.name, print::clean(note));
         }
     }

@@ -58,24 +58,48 @@ impl MemberVerb {
     /// Asks before a verb that ends something.
     pub(super) fn confirmed(&self) -> Result<(), Error> {
         match self {
-            MemberVerb::Remove { member: OneMember { subnet, member }, yes } => confirm::member(member, subnet, *yes),
+            MemberVerb::Remove {
+                member: OneMember { subnet, member },
+                yes,
+            } => confirm::member(member, subnet, *yes),
             _ => Ok(()),
         }
     }
 
     pub(super) fn request(self) -> Request {
         match self {
-            MemberVerb::Ls(args) => Request::MemberLs { subnet: args.subnet },
-            MemberVerb::Requests(args) => Request::MemberRequests { subnet: args.subnet },
-            MemberVerb::Approve(OneMember { subnet, member }) => Request::MemberApprove { subnet, member },
-            MemberVerb::Deny(OneMember { subnet, member }) => Request::MemberDeny { subnet, member },
-            MemberVerb::Remove { member: OneMember { subnet, member }, .. } => Request::MemberRemove { subnet, member },
-            MemberVerb::Role { member: OneMember { subnet, member }, role } => {
-                Request::MemberRole { subnet, member, role }
+            MemberVerb::Ls(args) => Request::MemberLs {
+                subnet: args.subnet,
+            },
+            MemberVerb::Requests(args) => Request::MemberRequests {
+                subnet: args.subnet,
+            },
+            MemberVerb::Approve(OneMember { subnet, member }) => {
+                Request::MemberApprove { subnet, member }
             }
-            MemberVerb::Label { member: OneMember { subnet, member }, labels } => {
-                Request::MemberLabel { subnet, member, labels: labels.into_iter().collect() }
+            MemberVerb::Deny(OneMember { subnet, member }) => {
+                Request::MemberDeny { subnet, member }
             }
+            MemberVerb::Remove {
+                member: OneMember { subnet, member },
+                ..
+            } => Request::MemberRemove { subnet, member },
+            MemberVerb::Role {
+                member: OneMember { subnet, member },
+                role,
+            } => Request::MemberRole {
+                subnet,
+                member,
+                role,
+            },
+            MemberVerb::Label {
+                member: OneMember { subnet, member },
+                labels,
+            } => Request::MemberLabel {
+                subnet,
+                member,
+                labels: labels.into_iter().collect(),
+            },
         }
     }
 }
@@ -85,12 +109,25 @@ pub(super) fn list(members: &[MemberInfo], style: Style) -> String {
     let prefixes = peer_prefixes(members.iter().map(|m| m.peer_id));
     for (m, prefix) in members.iter().zip(prefixes) {
         table.row([
-            if m.me { format!("{} (you)", m.name) } else { m.name.to_string() },
+            if m.me {
+                format!("{} (you)", m.name)
+            } else {
+                m.name.to_string()
+            },
             role_word(m.role).to_owned(),
             print::addresses(&m.addresses),
             // The owner's own membership does not end.
-            if m.expires == 0 || m.expires == u64::MAX { "-".to_owned() } else { print::until(style, m.expires) },
-            print::listed(&m.labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>()),
+            if m.expires == 0 || m.expires == u64::MAX {
+                "-".to_owned()
+            } else {
+                print::until(style, m.expires)
+            },
+            print::listed(
+                &m.labels
+                    .iter()
+                    .map(|(k, v)| format!("{k}={v}"))
+                    .collect::<Vec<_>>(),
+            ),
             prefix,
         ]);
     }
@@ -101,7 +138,12 @@ pub(super) fn requests(requests: &[JoinRequestInfo], style: Style) -> String {
     let mut table = Table::new(&["NAME", "FINGERPRINT", "SINCE", "PEER"]);
     let prefixes = peer_prefixes(requests.iter().map(|r| r.peer_id));
     for (r, prefix) in requests.iter().zip(prefixes) {
-        table.row([r.name.to_string(), r.fingerprint.clone(), print::ago(style, r.since), prefix]);
+        table.row([
+            r.name.to_string(),
+            r.fingerprint.clone(),
+            print::ago(style, r.since),
+            prefix,
+        ]);
     }
     table.render()
 }

@@ -60,7 +60,13 @@ pub struct Entry {
 
 /// Private addresses for containers and machines, across peers.
 #[derive(Debug, Parser)]
-#[command(name = "byway", bin_name = "byway", version, about, max_term_width = 100)]
+#[command(
+    name = "byway",
+    bin_name = "byway",
+    version,
+    about,
+    max_term_width = 100
+)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -167,8 +173,17 @@ struct Outcome {
 
 impl Outcome {
     fn of(response: &Response, style: Style) -> Result<Outcome, Error> {
-        let note = if let Response::Joined(joined) = response { subnet::ignored(joined) } else { String::new() };
-        Ok(Outcome { text: render(response, style), json: json(response)?, note, ..Outcome::default() })
+        let note = if let Response::Joined(joined) = response {
+            subnet::ignored(joined)
+        } else {
+            String::new()
+        };
+        Ok(Outcome {
+            text: render(response, style),
+            json: json(response)?,
+            note,
+            ..Outcome::default()
+        })
     }
 }
 
@@ -186,7 +201,11 @@ struct Context {
 impl Context {
     /// Prints at once what is not the end yet; whether somebody still reads.
     fn show(&self, text: &str) -> Result<bool, Error> {
-        if self.quiet { Ok(true) } else { output::write(text).map(|w| w == output::Written::Whole) }
+        if self.quiet {
+            Ok(true)
+        } else {
+            output::write(text).map(|w| w == output::Written::Whole)
+        }
     }
 }
 
@@ -198,7 +217,12 @@ pub fn run(args: impl IntoIterator<Item = OsString>, entry: Entry) -> u8 {
         Err(left_out::Refused::Parser(e)) => return usage::report(&e, &args),
         Err(left_out::Refused::Own(e)) => return usage::refuse(&e, &args),
     };
-    let Global { socket, json, quiet, no_color } = cli.global;
+    let Global {
+        socket,
+        json,
+        quiet,
+        no_color,
+    } = cli.global;
     let context = Context {
         client: Client::new(socket.clone().unwrap_or_else(default_socket)),
         style: Style::of_process(no_color),
@@ -211,21 +235,32 @@ pub fn run(args: impl IntoIterator<Item = OsString>, entry: Entry) -> u8 {
         Some(verb) => dispatch(verb, &context, entry),
         None => blocking(bare(&context)),
     };
-    finish(&outcome.unwrap_or_else(|error| Outcome { error: Some(error), ..Outcome::default() }), &context)
+    finish(
+        &outcome.unwrap_or_else(|error| Outcome {
+            error: Some(error),
+            ..Outcome::default()
+        }),
+        &context,
+    )
 }
 
 /// `byway` alone: how things stand, or where no daemon answers what there is to type.
 async fn bare(context: &Context) -> Result<Outcome, Error> {
     match status::run(status::StatusArgs::default(), context).await {
-        Err(error) if error.kind == ErrorKind::NoDaemon && !context.json => {
-            Ok(Outcome { text: usage::help(), ..Outcome::default() })
-        }
+        Err(error) if error.kind == ErrorKind::NoDaemon && !context.json => Ok(Outcome {
+            text: usage::help(),
+            ..Outcome::default()
+        }),
         outcome => outcome,
     }
 }
 
 fn finish(outcome: &Outcome, context: &Context) -> u8 {
-    let shown = if context.json { &outcome.json } else { &outcome.text };
+    let shown = if context.json {
+        &outcome.json
+    } else {
+        &outcome.text
+    };
     let written = match &outcome.error {
         // One object on standard output: the answer where there is one, else the error.
         Some(_) if context.json && shown.is_empty() => Ok(()),
@@ -233,9 +268,15 @@ fn finish(outcome: &Outcome, context: &Context) -> u8 {
         _ => output::answer(shown, outcome.once.as_ref(), context),
     };
     // Why it failed comes before whether the answer could be written.
-    let exit = outcome.error.as_ref().or(written.as_ref().err()).map_or(0, |error| error.kind.exit_code());
+    let exit = outcome
+        .error
+        .as_ref()
+        .or(written.as_ref().err())
+        .map_or(0, |error| error.kind.exit_code());
     match &outcome.error {
-        Some(error) if !context.json || shown.is_empty() => output::error(context.style, context.json, error),
+        Some(error) if !context.json || shown.is_empty() => {
+            output::error(context.style, context.json, error)
+        }
         None if !context.quiet && !outcome.note.is_empty() => print::stderr(&outcome.note),
         _ => {}
     }
@@ -247,7 +288,11 @@ fn finish(outcome: &Outcome, context: &Context) -> u8 {
 }
 
 fn dispatch(verb: Verb, context: &Context, entry: Entry) -> Result<Outcome, Error> {
-    let subnet = if let Verb::Invite(verb) = &verb { verb.subnet().map(ToOwned::to_owned) } else { None };
+    let subnet = if let Verb::Invite(verb) = &verb {
+        verb.subnet().map(ToOwned::to_owned)
+    } else {
+        None
+    };
     let request = match verb {
         Verb::Daemon(args) => return daemon::run(args, context, entry),
         Verb::Cleanup(args) => return daemon::cleanup(args, context, entry),
@@ -263,11 +308,15 @@ fn dispatch(verb: Verb, context: &Context, entry: Entry) -> Result<Outcome, Erro
         }
         Verb::Leave(args) => {
             confirm::subnet(&args.subnet, args.yes, "this machine leaves it", context)?;
-            Request::Leave { subnet: args.subnet }
+            Request::Leave {
+                subnet: args.subnet,
+            }
         }
         Verb::Destroy(args) => {
             confirm::subnet(&args.subnet, args.yes, "it ends for every member", context)?;
-            Request::Destroy { subnet: args.subnet }
+            Request::Destroy {
+                subnet: args.subnet,
+            }
         }
         Verb::Subnet(verb) => verb.request(),
         Verb::Invite(verb) => verb.request(),
@@ -275,12 +324,23 @@ fn dispatch(verb: Verb, context: &Context, entry: Entry) -> Result<Outcome, Erro
             verb.confirmed()?;
             verb.request()
         }
-        Verb::Up(args) => Request::Up { subnet: args.subnet },
-        Verb::Down(args) => Request::Down { subnet: args.subnet },
+        Verb::Up(args) => Request::Up {
+            subnet: args.subnet,
+        },
+        Verb::Down(args) => Request::Down {
+            subnet: args.subnet,
+        },
         Verb::Attach(verb) => verb.request(|| {
-            blocking(left_out::only(context, "byway subnet ls      (then the same with --subnet SUBNET)"))
+            blocking(left_out::only(
+                context,
+                "byway subnet ls      (then the same with --subnet SUBNET)",
+            ))
         })?,
-        Verb::Detach(args) => Request::Detach { workload: args.workload, subnet: args.subnet, interface: None },
+        Verb::Detach(args) => Request::Detach {
+            workload: args.workload,
+            subnet: args.subnet,
+            interface: None,
+        },
         Verb::Workload(verb) => verb.request(),
         Verb::Dns(verb) => verb.request(),
         Verb::Map(verb) => verb.request()?,
@@ -289,7 +349,11 @@ fn dispatch(verb: Verb, context: &Context, entry: Entry) -> Result<Outcome, Erro
         Verb::Reload => Request::Reload,
         Verb::Metrics => Request::Metrics,
     };
-    ended(&blocking(context.client.call(&request))?, subnet.as_deref(), context)
+    ended(
+        &blocking(context.client.call(&request))?,
+        subnet.as_deref(),
+        context,
+    )
 }
 
 /// What an answer comes to; `subnet` is what a person called the subnet.
@@ -309,7 +373,13 @@ fn blocking<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error>
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|e| Error::new(ErrorKind::Failed, Code::Failed, format!("start the runtime: {e}")))?
+        .map_err(|e| {
+            Error::new(
+                ErrorKind::Failed,
+                Code::Failed,
+                format!("start the runtime: {e}"),
+            )
+        })?
         .block_on(work)
 }
 
@@ -346,7 +416,9 @@ fn render(response: &Response, style: Style) -> String {
         Response::Ping(info) => ping::summary(info),
         Response::Config(info) => config::in_force(info, true),
         Response::Metrics { text } => text.clone(),
-        Response::Version { version, wire } => format!("daemon {} (wire {wire})\n", print::clean(version)),
+        Response::Version { version, wire } => {
+            format!("daemon {} (wire {wire})\n", print::clean(version))
+        }
     }
 }
 
@@ -356,12 +428,22 @@ async fn version(context: &Context) -> Result<Outcome, Error> {
     let (text, daemon) = match context.client.call(&Request::Version).await {
         Ok(Response::Version { version, wire }) => {
             let daemon = serde_json::json!({"version": version, "wire": wire});
-            (format!("byway {own}\ndaemon {} (wire {wire})\n", print::clean(&version)), daemon)
+            (
+                format!(
+                    "byway {own}\ndaemon {} (wire {wire})\n",
+                    print::clean(&version)
+                ),
+                daemon,
+            )
         }
         _ => (format!("byway {own}\n"), serde_json::Value::Null),
     };
     let shown = serde_json::json!({"schema": "byway.version/1", "version": own, "daemon": daemon});
-    Ok(Outcome { text, json: format!("{shown}\n"), ..Outcome::default() })
+    Ok(Outcome {
+        text,
+        json: format!("{shown}\n"),
+        ..Outcome::default()
+    })
 }
 
 #[cfg(test)]

@@ -33,7 +33,11 @@ fn judge(written: io::Result<()>) -> Result<Written, Error> {
 }
 
 fn failed(why: &str) -> Error {
-    Error::new(ErrorKind::Failed, Code::Output, format!("the answer could not be written to standard output: {why}"))
+    Error::new(
+        ErrorKind::Failed,
+        Code::Output,
+        format!("the answer could not be written to standard output: {why}"),
+    )
 }
 
 /// What an answer shows once and no verb shows again.
@@ -74,12 +78,18 @@ pub(super) fn answer(text: &str, once: Option<&Once>, context: &Context) -> Resu
         (Err(error), _) => error,
     };
     let Some(once) = once else { return Err(error) };
-    let revoke = Request::InviteRevoke { invite: once.invite.clone() };
+    let revoke = Request::InviteRevoke {
+        invite: once.invite.clone(),
+    };
     let invite = match blocking(context.client.call(&revoke)) {
         Ok(_) => "its invite is withdrawn".to_owned(),
         Err(e) => format!("its invite could not be withdrawn: {}", e.message),
     };
-    Err(Error { message: format!("{}; {}{invite}", error.message, once.stands), ..error }.hint(once.again.clone()))
+    Err(Error {
+        message: format!("{}; {}{invite}", error.message, once.stands),
+        ..error
+    }
+    .hint(once.again.clone()))
 }
 
 /// Writes an error: on standard output as an object where programs read, and on standard error where that fails.
@@ -96,10 +106,20 @@ mod tests {
     #[test]
     fn only_a_reader_that_went_away_is_no_failure() {
         assert_eq!(judge(Ok(())), Ok(Written::Whole));
-        assert_eq!(judge(Err(io::ErrorKind::BrokenPipe.into())), Ok(Written::Unread));
-        for kind in [io::ErrorKind::StorageFull, io::ErrorKind::PermissionDenied, io::ErrorKind::WriteZero] {
+        assert_eq!(
+            judge(Err(io::ErrorKind::BrokenPipe.into())),
+            Ok(Written::Unread)
+        );
+        for kind in [
+            io::ErrorKind::StorageFull,
+            io::ErrorKind::PermissionDenied,
+            io::ErrorKind::WriteZero,
+        ] {
             let error = judge(Err(kind.into())).unwrap_err();
-            assert_eq!((error.kind, error.code.as_str()), (ErrorKind::Failed, "E-OUTPUT"));
+            assert_eq!(
+                (error.kind, error.code.as_str()),
+                (ErrorKind::Failed, "E-OUTPUT")
+            );
         }
     }
 }

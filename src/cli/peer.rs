@@ -58,7 +58,11 @@ pub(super) fn list(peers: &[PeerInfo], style: Style) -> String {
             print::listed(&p.names),
             print::path(style, &p.path),
             p.rtt_ms.map_or("-".to_owned(), print::millis),
-            format!("{} / {}", print::bytes(p.tx_bytes), print::bytes(p.rx_bytes)),
+            format!(
+                "{} / {}",
+                print::bytes(p.tx_bytes),
+                print::bytes(p.rx_bytes)
+            ),
             prefix,
         ]);
     }
@@ -66,21 +70,43 @@ pub(super) fn list(peers: &[PeerInfo], style: Style) -> String {
 }
 
 pub(super) fn show(p: &PeerInfo, style: Style) -> String {
-    let mut out = format!("peer {}  {}\n", p.peer_id, if p.connected { "connected" } else { "not connected" });
+    let mut out = format!(
+        "peer {}  {}\n",
+        p.peer_id,
+        if p.connected {
+            "connected"
+        } else {
+            "not connected"
+        }
+    );
     out += &print::fields(&[
         ("names", print::listed(&p.names)),
         ("fingerprint", p.fingerprint.clone()),
         ("path", print::path(style, &p.path)),
         ("rtt", p.rtt_ms.map(print::millis).unwrap_or_default()),
-        ("tx/rx", format!("{} / {}", print::bytes(p.tx_bytes), print::bytes(p.rx_bytes))),
+        (
+            "tx/rx",
+            format!(
+                "{} / {}",
+                print::bytes(p.tx_bytes),
+                print::bytes(p.rx_bytes)
+            ),
+        ),
     ]);
     if let Some(mtu) = p.path.mtu {
         out += &print::fields(&[("path mtu", mtu.to_string())]);
     }
     for session in &p.sessions {
         let cipher = session.cipher.as_deref().unwrap_or("no key");
-        let without = if session.post_quantum == Some(false) { "  not post-quantum" } else { "" };
-        let text = format!("{cipher}{without}  key {}  path changes {}", session.keys, session.path_changes);
+        let without = if session.post_quantum == Some(false) {
+            "  not post-quantum"
+        } else {
+            ""
+        };
+        let text = format!(
+            "{cipher}{without}  key {}  path changes {}",
+            session.keys, session.path_changes
+        );
         out += &print::fields(&[("session", text)]);
     }
     for address in &p.addresses {

@@ -28,7 +28,11 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(args: PingArgs, context: &Context) -> Result<Outcome, Error> {
     let timeout_ms = value::millis(args.timeout);
-    let request = Request::Ping { target: args.target.clone(), count: 1, timeout_ms };
+    let request = Request::Ping {
+        target: args.target.clone(),
+        count: 1,
+        timeout_ms,
+    };
     let mut total: Option<PingInfo> = None;
     let mut clock = tokio::time::interval(PROBE_INTERVAL);
     clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -39,7 +43,11 @@ pub(super) async fn run(args: PingArgs, context: &Context) -> Result<Outcome, Er
             _ = clock.tick() => {}
         }
         let Response::Ping(probe) = context.client.call(&request).await? else {
-            return Err(Error::new(ErrorKind::Failed, Code::Api, "the daemon answered something else than a ping"));
+            return Err(Error::new(
+                ErrorKind::Failed,
+                Code::Api,
+                "the daemon answered something else than a ping",
+            ));
         };
         let first = total.is_none();
         let sum = match total.as_mut() {
@@ -50,21 +58,39 @@ pub(super) async fn run(args: PingArgs, context: &Context) -> Result<Outcome, Er
             None => total.insert(probe.clone()).clone(),
         };
         if !context.json {
-            let head = if first { heading(&probe, context.style) } else { String::new() };
+            let head = if first {
+                heading(&probe, context.style)
+            } else {
+                String::new()
+            };
             // What nobody reads need not be measured.
             if !context.show(&format!("{head}{}", line(sum.sent, &probe)))? {
                 break;
             }
         }
     }
-    let Some(sum) = total else { return Ok(Outcome::default()) };
+    let Some(sum) = total else {
+        return Ok(Outcome::default());
+    };
     let error = (sum.received == 0).then(|| {
-        let message = format!("no answer from {}: none of {} probes came back", sum.target, sum.sent);
+        let message = format!(
+            "no answer from {}: none of {} probes came back",
+            sum.target, sum.sent
+        );
         Error::new(ErrorKind::Timeout, Code::Timeout, message).hint("byway status")
     });
     // With --quiet and no answer only the error is told.
-    let text = if context.quiet { String::new() } else { summary(&sum) };
-    Ok(Outcome { text, json: json(&Response::Ping(sum))?, error, ..Outcome::default() })
+    let text = if context.quiet {
+        String::new()
+    } else {
+        summary(&sum)
+    };
+    Ok(Outcome {
+        text,
+        json: json(&Response::Ping(sum))?,
+        error,
+        ..Outcome::default()
+    })
 }
 
 fn add(sum: &mut PingInfo, probe: &PingInfo) {
@@ -79,14 +105,19 @@ fn add(sum: &mut PingInfo, probe: &PingInfo) {
 
 fn heading(p: &PingInfo, style: print::Style) -> String {
     let address = p.address.map(|a| format!(" ({a})")).unwrap_or_default();
-    format!("PING {}{address} over {}\n", print::clean(&p.target), print::clean(&print::path(style, &p.path)))
+    format!(
+        "PING {}{address} over {}\n",
+        print::clean(&p.target),
+        print::clean(&print::path(style, &p.path))
+    )
 }
 
 /// `3: 11 ms  (control 9.8 ms)`.
 fn line(number: u32, probe: &PingInfo) -> String {
     let last = |list: &[Option<f64>]| list.last().copied().flatten();
-    let control =
-        last(&probe.control_rtt_ms).map(|ms| format!("  (control {})", print::millis(ms))).unwrap_or_default();
+    let control = last(&probe.control_rtt_ms)
+        .map(|ms| format!("  (control {})", print::millis(ms)))
+        .unwrap_or_default();
     match last(&probe.rtt_ms) {
         Some(ms) => format!("{number}: {}{control}\n", print::millis(ms)),
         None => format!("{number}: no answer{control}\n"),
@@ -105,9 +136,10 @@ pub(super) fn summary(p: &PingInfo) -> String {
     );
     for (what, times) in [("rtt", &p.rtt_ms), ("control", &p.control_rtt_ms)] {
         let times: Vec<f64> = times.iter().copied().flatten().collect();
-        let (Some(least), Some(most)) =
-            (times.iter().copied().reduce(f64::min), times.iter().copied().reduce(f64::max))
-        else {
+        let (Some(least), Some(most)) = (
+            times.iter().copied().reduce(f64::min),
+            times.iter().copied().reduce(f64::max),
+        ) else {
             continue;
         };
         // Counts are at most 100,000: exact in a double.
@@ -116,7 +148,11 @@ pub(super) fn summary(p: &PingInfo) -> String {
         out += &format!("{what} min/avg/max  {least} / {mean} / {most}\n");
     }
     for refused in &p.refused {
-        out += &format!("! {}   ({})\n", print::clean(&refused.message), print::clean(&refused.help));
+        out += &format!(
+            "! {}   ({})\n",
+            print::clean(&refused.message),
+            print::clean(&refused.help)
+        );
     }
     out
 }

@@ -20,13 +20,22 @@ impl Style {
     /// Colours only for a terminal, and only where nobody asked for none (`--no-color`, `NO_COLOR`).
     pub fn of_process(no_color: bool) -> Style {
         let wanted = !no_color && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        Style { colour: wanted && io::stdout().is_terminal(), now }
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_secs());
+        Style {
+            colour: wanted && io::stdout().is_terminal(),
+            now,
+        }
     }
 
     /// `text` in a colour, where there are colours.
     pub fn paint(&self, colour: Colour, text: &str) -> String {
-        if self.colour { format!("\x1b[{}m{text}\x1b[0m", colour as u8) } else { text.to_owned() }
+        if self.colour {
+            format!("\x1b[{}m{text}\x1b[0m", colour as u8)
+        } else {
+            text.to_owned()
+        }
     }
 }
 
@@ -65,12 +74,15 @@ pub struct Table {
 impl Table {
     /// A table with this heading.
     pub fn new(heading: &[&str]) -> Table {
-        Table { rows: vec![heading.iter().map(|&s| s.to_owned()).collect()] }
+        Table {
+            rows: vec![heading.iter().map(|&s| s.to_owned()).collect()],
+        }
     }
 
     /// Adds a row; every cell is cleaned.
     pub fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.iter().map(|cell| clean(cell)).collect());
+        self.rows
+            .push(cells.iter().map(|cell| clean(cell)).collect());
     }
 
     /// Lines with a newline each. Three spaces follow a column, two where its heading is the widest of it.
@@ -86,7 +98,11 @@ impl Table {
             .collect();
         let mut out = String::new();
         for row in &self.rows {
-            let line: String = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+            let line: String = row
+                .iter()
+                .zip(&widths)
+                .map(|(cell, width)| format!("{cell:<width$}"))
+                .collect();
             out.push_str(line.trim_end());
             out.push('\n');
         }
@@ -96,13 +112,24 @@ impl Table {
 
 /// Lines `  name        value`, for one object.
 pub fn fields(lines: &[(&str, String)]) -> String {
-    lines.iter().filter(|(_, v)| !v.is_empty()).map(|(k, v)| format!("  {k:<12}{}\n", clean(v))).collect()
+    lines
+        .iter()
+        .filter(|(_, v)| !v.is_empty())
+        .map(|(k, v)| format!("  {k:<12}{}\n", clean(v)))
+        .collect()
 }
 
 /// `1.2 G`, `340 M`, `12 k`, `980 B`: powers of 1000, two digits below ten.
 pub fn bytes(n: u64) -> String {
-    const UNITS: [(u64, &str); 4] = [(1_000_000_000_000, "T"), (1_000_000_000, "G"), (1_000_000, "M"), (1_000, "k")];
-    let Some((unit, letter)) = UNITS.iter().find(|(unit, _)| n >= *unit) else { return format!("{n} B") };
+    const UNITS: [(u64, &str); 4] = [
+        (1_000_000_000_000, "T"),
+        (1_000_000_000, "G"),
+        (1_000_000, "M"),
+        (1_000, "k"),
+    ];
+    let Some((unit, letter)) = UNITS.iter().find(|(unit, _)| n >= *unit) else {
+        return format!("{n} B");
+    };
     let tenths = (n / (unit / 10)).min(9999);
     if tenths < 100 && !tenths.is_multiple_of(10) {
         format!("{}.{} {letter}", tenths / 10, tenths % 10)
@@ -180,26 +207,47 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let in_year = in_era - (365 * year + year / 4 - year / 100);
     let march_month = (5 * in_year + 2) / 153;
     let day = in_year - (153 * march_month + 2) / 5 + 1;
-    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
+    let month = if march_month < 10 {
+        march_month + 3
+    } else {
+        march_month - 9
+    };
     (era * 400 + year + u64::from(month <= 2), month, day)
 }
 
 /// Addresses side by side.
 pub fn addresses(list: &[IpAddr]) -> String {
-    list.iter().map(ToString::to_string).collect::<Vec<_>>().join("  ")
+    list.iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("  ")
 }
 
 /// `a, b`, or `-`.
 pub fn listed<T: ToString>(list: &[T]) -> String {
-    if list.is_empty() { "-".to_owned() } else { list.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ") }
+    if list.is_empty() {
+        "-".to_owned()
+    } else {
+        list.iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(", ")
+    }
 }
 
 /// How packets reach a peer, in words.
 pub fn path(style: Style, path: &Path) -> String {
     let via = path.via.as_deref().unwrap_or_default();
     match path.kind.as_str() {
-        "direct" if path.carrier.as_deref() == Some("datagram") => format!("direct udp {via}").trim_end().to_owned(),
-        "direct" => format!("direct {} {via}", path.transport.as_deref().unwrap_or("stream")).trim_end().to_owned(),
+        "direct" if path.carrier.as_deref() == Some("datagram") => {
+            format!("direct udp {via}").trim_end().to_owned()
+        }
+        "direct" => format!(
+            "direct {} {via}",
+            path.transport.as_deref().unwrap_or("stream")
+        )
+        .trim_end()
+        .to_owned(),
         "relay" => match path.reason.as_deref() {
             Some(reason) => format!("relay {via} ({})", relay_reason(reason)),
             None => format!("relay {via}"),
@@ -231,8 +279,12 @@ fn relay_reason(reason: &str) -> &str {
 /// `error: MESSAGE (CODE)` and, where there is something to do, `  try:  HINT`.
 pub fn error(style: Style, error: &Error) -> String {
     // The message may carry what a peer said; a message of several lines stays one.
-    let mut out =
-        format!("{} {} ({})\n", style.paint(Colour::Bad, "error:"), clean(&error.message), clean(&error.code));
+    let mut out = format!(
+        "{} {} ({})\n",
+        style.paint(Colour::Bad, "error:"),
+        clean(&error.message),
+        clean(&error.code)
+    );
     if !error.hint.is_empty() {
         let _ = writeln!(out, "  try:  {}", clean(&error.hint));
     }
@@ -254,19 +306,42 @@ pub fn stderr(text: &str) {
 mod tests {
     use super::*;
 
-    const STYLE: Style = Style { colour: false, now: 1_700_000_000 };
+    const STYLE: Style = Style {
+        colour: false,
+        now: 1_700_000_000,
+    };
 
     #[test]
     fn numbers_are_short() {
-        let cases = [(0, "0 B"), (999, "999 B"), (1000, "1 k"), (8_000_000, "8 M"), (340_400_000, "340 M")];
-        for (n, want) in cases.into_iter().chain([(1_240_000_000, "1.2 G"), (u64::MAX, "18446744 T")]) {
+        let cases = [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1 k"),
+            (8_000_000, "8 M"),
+            (340_400_000, "340 M"),
+        ];
+        for (n, want) in cases
+            .into_iter()
+            .chain([(1_240_000_000, "1.2 G"), (u64::MAX, "18446744 T")])
+        {
             assert_eq!(bytes(n), want);
         }
-        for (ms, want) in [(0.416, "0.42 ms"), (1.8, "1.8 ms"), (9.97, "10 ms"), (11.2, "11 ms"), (12_400.0, "12.4 s")]
-        {
+        for (ms, want) in [
+            (0.416, "0.42 ms"),
+            (1.8, "1.8 ms"),
+            (9.97, "10 ms"),
+            (11.2, "11 ms"),
+            (12_400.0, "12.4 s"),
+        ] {
             assert_eq!(millis(ms), want);
         }
-        for (share, want) in [(0.0, "0%"), (0.001, "0.1%"), (0.12, "12%"), (1.0, "100%"), (f64::NAN, "0%")] {
+        for (share, want) in [
+            (0.0, "0%"),
+            (0.001, "0.1%"),
+            (0.12, "12%"),
+            (1.0, "100%"),
+            (f64::NAN, "0%"),
+        ] {
             assert_eq!(percent(share), want);
         }
     }
@@ -283,7 +358,10 @@ mod tests {
 
     #[test]
     fn what_peers_say_cannot_drive_a_terminal() {
-        assert_eq!(clean("a\x1b[2J\n\u{202e}b\u{9b}é"), "a\\u{1b}[2J\\u{a}\\u{202e}b\\u{9b}é");
+        assert_eq!(
+            clean("a\x1b[2J\n\u{202e}b\u{9b}é"),
+            "a\\u{1b}[2J\\u{a}\\u{202e}b\\u{9b}é"
+        );
         let mut table = Table::new(&["A", "B"]);
         table.row(["x\r".into(), "\x07".into()]);
         assert_eq!(table.render(), "A        B\nx\\u{d}   \\u{7}\n");
@@ -293,37 +371,64 @@ mod tests {
     fn errors_end_with_what_to_do() {
         let e = Error::new(crate::api::types::ErrorKind::Conflict, "E-X", "cannot").hint("byway x");
         assert_eq!(error(STYLE, &e), "error: cannot (E-X)\n  try:  byway x\n");
-        assert_eq!(error_json(&e), "{\"error\":{\"code\":\"E-X\",\"hint\":\"byway x\",\"message\":\"cannot\"}}\n");
+        assert_eq!(
+            error_json(&e),
+            "{\"error\":{\"code\":\"E-X\",\"hint\":\"byway x\",\"message\":\"cannot\"}}\n"
+        );
     }
 
     #[test]
     fn paths_are_told_in_words() {
-        let path =
-            |kind: &str, carrier: Option<&str>, transport: Option<&str>, via: Option<&str>, reason: Option<&str>| {
-                let text = |s: Option<&str>| s.map(ToOwned::to_owned);
-                super::path(
-                    STYLE,
-                    &Path {
-                        kind: kind.into(),
-                        carrier: text(carrier),
-                        transport: text(transport),
-                        via: text(via),
-                        reason: text(reason),
-                        since: STYLE.now - 60,
-                        mtu: None,
-                    },
-                )
-            };
+        let path = |kind: &str,
+                    carrier: Option<&str>,
+                    transport: Option<&str>,
+                    via: Option<&str>,
+                    reason: Option<&str>| {
+            let text = |s: Option<&str>| s.map(ToOwned::to_owned);
+            super::path(
+                STYLE,
+                &Path {
+                    kind: kind.into(),
+                    carrier: text(carrier),
+                    transport: text(transport),
+                    via: text(via),
+                    reason: text(reason),
+                    since: STYLE.now - 60,
+                    mtu: None,
+                },
+            )
+        };
         let far = Some("203.0.113.9:4100");
-        assert_eq!(path("direct", Some("datagram"), Some("udp"), far, None), "direct udp 203.0.113.9:4100");
-        assert_eq!(path("direct", Some("stream"), Some("quic"), far, None), "direct quic 203.0.113.9:4100");
-        assert_eq!(path("direct", Some("stream"), Some("tcp"), None, None), "direct tcp");
         assert_eq!(
-            path("relay", Some("stream"), None, Some("b"), Some("symmetric-nat-both")),
+            path("direct", Some("datagram"), Some("udp"), far, None),
+            "direct udp 203.0.113.9:4100"
+        );
+        assert_eq!(
+            path("direct", Some("stream"), Some("quic"), far, None),
+            "direct quic 203.0.113.9:4100"
+        );
+        assert_eq!(
+            path("direct", Some("stream"), Some("tcp"), None, None),
+            "direct tcp"
+        );
+        assert_eq!(
+            path(
+                "relay",
+                Some("stream"),
+                None,
+                Some("b"),
+                Some("symmetric-nat-both")
+            ),
             "relay b (both NATs symmetric)"
         );
-        assert_eq!(path("offline", None, None, None, None), "offline since 22:12 UTC");
-        assert_eq!(path("offline", None, None, None, Some("no-address")), "offline since 22:12 UTC (no address known)");
+        assert_eq!(
+            path("offline", None, None, None, None),
+            "offline since 22:12 UTC"
+        );
+        assert_eq!(
+            path("offline", None, None, None, Some("no-address")),
+            "offline since 22:12 UTC (no address known)"
+        );
         assert_eq!(
             path("offline", None, None, far, Some("not-reached")),
             "offline since 22:12 UTC (not reached at 203.0.113.9:4100)"

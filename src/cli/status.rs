@@ -9,7 +9,9 @@ use super::print::{self, Colour, Style, Table};
 use super::subnet::{state, state_word};
 use super::value;
 use super::{Context, Outcome};
-use crate::api::types::{Error, ErrorKind, PeerStatus, Request, Response, Status, SubnetState, SubnetStatus};
+use crate::api::types::{
+    Error, ErrorKind, PeerStatus, Request, Response, Status, SubnetState, SubnetStatus,
+};
 use crate::model::error::Code;
 
 /// How good it must be.
@@ -40,7 +42,9 @@ pub(super) struct StatusArgs {
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
 pub(super) async fn run(args: StatusArgs, context: &Context) -> Result<Outcome, Error> {
-    let request = Request::Status { subnet: args.subnet };
+    let request = Request::Status {
+        subnet: args.subnet,
+    };
     if !args.watch {
         let response = context.client.call(&request).await?;
         let mut outcome = Outcome::of(&response, context.style)?;
@@ -49,13 +53,24 @@ pub(super) async fn run(args: StatusArgs, context: &Context) -> Result<Outcome, 
         }
         return Ok(outcome);
     }
-    let redraw = if !context.json && std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
+    let redraw = if !context.json && std::io::stdout().is_terminal() {
+        "\x1b[H\x1b[2J"
+    } else {
+        ""
+    };
     loop {
         let response = context.client.call(&request).await?;
         // The clock moves while we watch.
-        let style = Style { now: Style::of_process(context.colours_refused).now, ..context.style };
+        let style = Style {
+            now: Style::of_process(context.colours_refused).now,
+            ..context.style
+        };
         let Outcome { text, json, .. } = Outcome::of(&response, style)?;
-        if !context.show(&if context.json { json } else { format!("{redraw}{text}") })? {
+        if !context.show(&if context.json {
+            json
+        } else {
+            format!("{redraw}{text}")
+        })? {
             return Ok(Outcome::default());
         }
         tokio::select! {
@@ -71,16 +86,25 @@ fn shortfall(level: Level, status: &Status) -> Option<Error> {
     if level == Level::Live {
         return None;
     }
-    let waiting = status.subnets.iter().find(|s| !matches!(s.state, SubnetState::Ready | SubnetState::Down));
+    let waiting = status
+        .subnets
+        .iter()
+        .find(|s| !matches!(s.state, SubnetState::Ready | SubnetState::Down));
     if let Some(s) = waiting {
-        return degraded(format!("not ready: subnet {} is {}", s.name, state_word(s.state)));
+        return degraded(format!(
+            "not ready: subnet {} is {}",
+            s.name,
+            state_word(s.state)
+        ));
     }
     if !status.ready {
         return degraded("not ready: the daemon has not set everything up yet".to_owned());
     }
     let problem = status.problems.iter().find(|p| p.severity != "info");
     match (level, problem) {
-        (Level::Healthy, Some(p)) => degraded(format!("not healthy: {}", p.message)).map(|e| e.hint(p.help.clone())),
+        (Level::Healthy, Some(p)) => {
+            degraded(format!("not healthy: {}", p.message)).map(|e| e.hint(p.help.clone()))
+        }
         _ => None,
     }
 }
@@ -103,8 +127,19 @@ pub(super) fn render(status: &Status, style: Style) -> String {
         out += &subnet(s, style);
     }
     for p in &status.problems {
-        let help = if p.help.is_empty() { String::new() } else { format!("   ({})", print::clean(&p.help)) };
-        let mark = style.paint(if p.severity == "error" { Colour::Bad } else { Colour::Odd }, "!");
+        let help = if p.help.is_empty() {
+            String::new()
+        } else {
+            format!("   ({})", print::clean(&p.help))
+        };
+        let mark = style.paint(
+            if p.severity == "error" {
+                Colour::Bad
+            } else {
+                Colour::Odd
+            },
+            "!",
+        );
         out += &format!("{mark} {}{help}\n", print::clean(&p.message));
     }
     out
@@ -118,14 +153,27 @@ fn subnet(s: &SubnetStatus, style: Style) -> String {
         n => format!("{n} members   "),
     };
     let own = print::addresses(&s.addresses);
-    let mut out = format!("subnet {}  {id}  {}   {members}you: {}  {own}", s.name, state(s.state, style), s.member);
+    let mut out = format!(
+        "subnet {}  {id}  {}   {members}you: {}  {own}",
+        s.name,
+        state(s.state, style),
+        s.member
+    );
     out.truncate(out.trim_end().len());
     out.push('\n');
     if let Some(waiting) = &s.waiting {
         out += &super::waiting::fields(waiting, style);
     }
     if !s.peers.is_empty() {
-        let mut table = Table::new(&["PEER", "ADDRESS", "PATH", "RTT", "LOSS", "TX/RX", "WORKLOADS"]);
+        let mut table = Table::new(&[
+            "PEER",
+            "ADDRESS",
+            "PATH",
+            "RTT",
+            "LOSS",
+            "TX/RX",
+            "WORKLOADS",
+        ]);
         for peer in &s.peers {
             table.row(peer_row(peer, style));
         }
@@ -135,11 +183,25 @@ fn subnet(s: &SubnetStatus, style: Style) -> String {
         let here: Vec<String> = s
             .workloads
             .iter()
-            .map(|w| format!("{} {}", w.workload, w.addresses.first().map(ToString::to_string).unwrap_or_default()))
+            .map(|w| {
+                format!(
+                    "{} {}",
+                    w.workload,
+                    w.addresses
+                        .first()
+                        .map(ToString::to_string)
+                        .unwrap_or_default()
+                )
+            })
             .collect();
         out += &format!("here: {}\n", print::clean(&here.join(", ")));
     }
-    let drops: Vec<String> = s.drops.iter().filter(|(_, n)| **n > 0).map(|(why, n)| format!("{why} {n}")).collect();
+    let drops: Vec<String> = s
+        .drops
+        .iter()
+        .filter(|(_, n)| **n > 0)
+        .map(|(why, n)| format!("{why} {n}"))
+        .collect();
     if !drops.is_empty() {
         out += &format!("dropped: {}\n", print::clean(&drops.join(", ")));
     }
@@ -147,7 +209,11 @@ fn subnet(s: &SubnetStatus, style: Style) -> String {
 }
 
 fn peer_row(p: &PeerStatus, style: Style) -> [String; 7] {
-    let address = p.addresses.iter().find(|a| a.is_ipv4()).or(p.addresses.first());
+    let address = p
+        .addresses
+        .iter()
+        .find(|a| a.is_ipv4())
+        .or(p.addresses.first());
     let away = p.path.kind == "offline";
     let here = |text: String| if away { String::new() } else { text };
     [
@@ -156,7 +222,11 @@ fn peer_row(p: &PeerStatus, style: Style) -> [String; 7] {
         print::path(style, &p.path),
         here(p.rtt_ms.map_or("-".to_owned(), print::millis)),
         here(p.loss.map_or("-".to_owned(), print::percent)),
-        here(format!("{} / {}", print::bytes(p.tx_bytes), print::bytes(p.rx_bytes))),
+        here(format!(
+            "{} / {}",
+            print::bytes(p.tx_bytes),
+            print::bytes(p.rx_bytes)
+        )),
         print::listed(&p.workloads),
     ]
 }

@@ -9,7 +9,9 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::print::{self, Colour, Style, Table};
 use super::value::{self, Checked, wrong};
 use super::{dns, lease, map, member, waiting};
-use crate::api::types::{Admission, Cidr, Created, HostInfo, Joined, Request, Role, SubnetInfo, SubnetState};
+use crate::api::types::{
+    Admission, Cidr, Created, HostInfo, Joined, Request, Role, SubnetInfo, SubnetState,
+};
 use crate::model::error::Code;
 use crate::model::host::{HostPolicy, Proto};
 use crate::model::id::Name;
@@ -52,15 +54,28 @@ pub(super) struct CreateArgs {
 impl CreateArgs {
     pub(super) fn request(self) -> Checked<Request> {
         if self.cidr4 == Cidr::None && self.cidr6 == Cidr::None {
-            return Err(wrong(Code::Cidr, "a subnet has addresses of one family at least, not none of both"));
+            return Err(wrong(
+                Code::Cidr,
+                "a subnet has addresses of one family at least, not none of both",
+            ));
         }
-        let shortest = if let Cidr::Given(net) = self.cidr4 { net.prefix_len() } else { 1 };
+        let shortest = if let Cidr::Given(net) = self.cidr4 {
+            net.prefix_len()
+        } else {
+            1
+        };
         if self.block4.is_some_and(|len| len < shortest || len > 32) {
             let message = format!("--block4: a member's block has a length from {shortest} to 32");
             return Err(wrong(Code::Cidr, message));
         }
-        if self.grant_life.is_some_and(|life| life < Duration::from_secs(60)) {
-            return Err(wrong(Code::Duration, "--grant-life: a membership holds for a minute at least"));
+        if self
+            .grant_life
+            .is_some_and(|life| life < Duration::from_secs(60))
+        {
+            return Err(wrong(
+                Code::Duration,
+                "--grant-life: a membership holds for a minute at least",
+            ));
         }
         Ok(Request::Create {
             name: self.name,
@@ -116,12 +131,18 @@ pub(super) struct JoinArgs {
 }
 
 fn target(text: &str) -> Checked<String> {
-    if text == "-" { Ok(text.to_owned()) } else { value::join_target(text) }
+    if text == "-" {
+        Ok(text.to_owned())
+    } else {
+        value::join_target(text)
+    }
 }
 
 impl JoinArgs {
     pub(super) fn request(self) -> Checked<Request> {
-        let file = self.token_file.or_else(|| self.target.clone().filter(|t| t == "-"));
+        let file = self
+            .token_file
+            .or_else(|| self.target.clone().filter(|t| t == "-"));
         let target = match (file, self.target) {
             (Some(file), _) => value::join_target(&value::secret(&file)?)?,
             (None, target) => target.unwrap_or_default(),
@@ -133,7 +154,10 @@ impl JoinArgs {
             alias: self.alias,
             ip: self.ip,
             host: self.host,
-            allow: Allowed { prefixes: self.allow_prefix, domains: self.allow_domain },
+            allow: Allowed {
+                prefixes: self.allow_prefix,
+                domains: self.allow_domain,
+            },
             timeout_ms: value::millis(self.timeout),
             wait: !self.no_wait,
         })
@@ -185,20 +209,33 @@ impl SubnetVerb {
     pub(super) fn request(self) -> Request {
         match self {
             SubnetVerb::Ls => Request::SubnetLs,
-            SubnetVerb::Show(args) => Request::SubnetShow { subnet: args.subnet },
+            SubnetVerb::Show(args) => Request::SubnetShow {
+                subnet: args.subnet,
+            },
             SubnetVerb::Host { subnet, host } => Request::SubnetHost { subnet, host },
         }
     }
 }
 
 pub(super) fn created(c: &Created) -> String {
-    let Created { id, name, member, interface, .. } = c;
+    let Created {
+        id,
+        name,
+        member,
+        interface,
+        ..
+    } = c;
     let (addresses, interface) = (print::addresses(&c.addresses), print::clean(interface));
     let invite = match c.invite.as_deref().map(print::clean) {
         Some(invite) => {
-            format!("  invite      {invite}  (one use, 24 h)\n{}", next(&invite, &c.join_flags))
+            format!(
+                "  invite      {invite}  (one use, 24 h)\n{}",
+                next(&invite, &c.join_flags)
+            )
         }
-        None => format!("  invite      none: it was created before; byway invite create {name} makes one\n"),
+        None => format!(
+            "  invite      none: it was created before; byway invite create {name} makes one\n"
+        ),
     };
     format!(
         "subnet {name}  {id}\n  you         {member}  {addresses}  on {interface}\n{invite}{}",
@@ -234,21 +271,52 @@ fn machine(subnet: &Name, host: &HostPolicy) -> String {
 }
 
 pub(super) fn host(info: &HostInfo) -> String {
-    format!("subnet {}\n{}", info.subnet, machine(&info.subnet, &info.host))
+    format!(
+        "subnet {}\n{}",
+        info.subnet,
+        machine(&info.subnet, &info.host)
+    )
 }
 
 pub(super) fn joined(joined: &Joined, style: Style) -> String {
-    let name = joined.name.as_ref().map(|n| format!("{n}  ")).unwrap_or_default();
-    let mut out = format!("subnet {name}{}  {}\n", joined.id, state(joined.state, style));
+    let name = joined
+        .name
+        .as_ref()
+        .map(|n| format!("{n}  "))
+        .unwrap_or_default();
+    let mut out = format!(
+        "subnet {name}{}  {}\n",
+        joined.id,
+        state(joined.state, style)
+    );
     if !joined.addresses.is_empty() {
-        let member = joined.member.as_ref().map(|m| format!("{m}  ")).unwrap_or_default();
-        let on = joined.interface.as_ref().map(|i| format!("  on {i}")).unwrap_or_default();
-        out += &print::fields(&[("you", format!("{member}{}{on}", print::addresses(&joined.addresses)))]);
+        let member = joined
+            .member
+            .as_ref()
+            .map(|m| format!("{m}  "))
+            .unwrap_or_default();
+        let on = joined
+            .interface
+            .as_ref()
+            .map(|i| format!("  on {i}"))
+            .unwrap_or_default();
+        out += &print::fields(&[(
+            "you",
+            format!("{member}{}{on}", print::addresses(&joined.addresses)),
+        )]);
     }
     if let Some(terms) = &joined.terms {
-        let prefixes: Vec<String> =
-            terms.cidr4.map(|c| c.to_string()).into_iter().chain(terms.cidr6.map(|c| c.to_string())).collect();
-        let name = if joined.name.is_none() { terms.founded_as.to_string() } else { String::new() };
+        let prefixes: Vec<String> = terms
+            .cidr4
+            .map(|c| c.to_string())
+            .into_iter()
+            .chain(terms.cidr6.map(|c| c.to_string()))
+            .collect();
+        let name = if joined.name.is_none() {
+            terms.founded_as.to_string()
+        } else {
+            String::new()
+        };
         out += &print::fields(&[
             ("name", name),
             ("prefixes", prefixes.join("  ")),
@@ -270,9 +338,15 @@ pub(super) fn ignored(joined: &Joined) -> String {
     if joined.ignored.is_empty() {
         return String::new();
     }
-    let name = joined.name.as_ref().map_or_else(|| joined.id.to_string(), Name::to_string);
+    let name = joined
+        .name
+        .as_ref()
+        .map_or_else(|| joined.id.to_string(), Name::to_string);
     let flags = joined.ignored.join(", ");
-    let mut out = format!("note: this peer is a member of {name} already: no effect of {}\n", print::clean(&flags));
+    let mut out = format!(
+        "note: this peer is a member of {name} already: no effect of {}\n",
+        print::clean(&flags)
+    );
     // A name is for as long as the membership lasts.
     if joined.ignored.iter().any(|flag| flag == "--host") {
         out += &format!("  try:  byway subnet host {name} SPEC\n");
@@ -309,7 +383,16 @@ pub(super) fn role_word(role: Role) -> &'static str {
 }
 
 pub(super) fn list(subnets: &[SubnetInfo], _style: Style) -> String {
-    let mut table = Table::new(&["SUBNET", "ID", "STATE", "ROLE", "MEMBERS", "CIDR4", "CIDR6", "INTERFACE"]);
+    let mut table = Table::new(&[
+        "SUBNET",
+        "ID",
+        "STATE",
+        "ROLE",
+        "MEMBERS",
+        "CIDR4",
+        "CIDR6",
+        "INTERFACE",
+    ]);
     for s in subnets {
         table.row([
             s.name.to_string(),
@@ -319,7 +402,11 @@ pub(super) fn list(subnets: &[SubnetInfo], _style: Style) -> String {
             s.members.len().to_string(),
             s.cidr4.map_or("-".to_owned(), |c| c.to_string()),
             s.cidr6.map_or("-".to_owned(), |c| c.to_string()),
-            if s.interface.is_empty() { "-".to_owned() } else { s.interface.clone() },
+            if s.interface.is_empty() {
+                "-".to_owned()
+            } else {
+                s.interface.clone()
+            },
         ]);
     }
     table.render()
@@ -327,17 +414,43 @@ pub(super) fn list(subnets: &[SubnetInfo], _style: Style) -> String {
 
 pub(super) fn show(s: &SubnetInfo, style: Style) -> String {
     let mut out = format!("subnet {}  {}  {}\n", s.name, s.id, state(s.state, style));
-    let prefixes: Vec<String> =
-        s.cidr4.map(|c| c.to_string()).into_iter().chain(s.cidr6.map(|c| c.to_string())).collect();
+    let prefixes: Vec<String> = s
+        .cidr4
+        .map(|c| c.to_string())
+        .into_iter()
+        .chain(s.cidr6.map(|c| c.to_string()))
+        .collect();
     out += &print::fields(&[
         ("prefixes", prefixes.join("  ")),
-        ("block", if s.cidr4.is_some() { format!("/{} a member", s.block4) } else { String::new() }),
+        (
+            "block",
+            if s.cidr4.is_some() {
+                format!("/{} a member", s.block4)
+            } else {
+                String::new()
+            },
+        ),
         ("addresses", print::addresses(&s.addresses)),
-        ("interface", if s.interface.is_empty() { String::new() } else { format!("{}  mtu {}", s.interface, s.mtu) }),
+        (
+            "interface",
+            if s.interface.is_empty() {
+                String::new()
+            } else {
+                format!("{}  mtu {}", s.interface, s.mtu)
+            },
+        ),
         ("domain", s.domain.clone()),
         ("machine", s.host.to_string()),
         ("role", role_word(s.role).to_owned()),
-        ("admission", if s.admission == Admission::Open { "open" } else { "approve" }.to_owned()),
+        (
+            "admission",
+            if s.admission == Admission::Open {
+                "open"
+            } else {
+                "approve"
+            }
+            .to_owned(),
+        ),
         ("owner", s.owner.to_string()),
         ("head", s.head.to_string()),
     ]);

@@ -18,7 +18,10 @@ use crate::api::types::*;
 use crate::model::id::{Name, PeerId, SubnetId};
 
 const NOW: u64 = 1_700_000_000;
-const STYLE: Style = Style { colour: false, now: NOW };
+const STYLE: Style = Style {
+    colour: false,
+    now: NOW,
+};
 
 fn name(text: &str) -> Name {
     text.parse().unwrap()
@@ -51,19 +54,34 @@ fn shows(response: Response, want: &str) {
 }
 
 fn parsed(line: &str) -> Verb {
-    Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}")).verb.unwrap()
+    Cli::try_parse_from(line.split(' '))
+        .unwrap_or_else(|e| panic!("{line}: {e}"))
+        .verb
+        .unwrap()
 }
 
 #[test]
 fn a_line_of_an_answer_stays_one_line() {
-    shows(Response::Done(Done { message: "left\nlab".into(), changed: true }), "left\\u{a}lab\n");
+    shows(
+        Response::Done(Done {
+            message: "left\nlab".into(),
+            changed: true,
+        }),
+        "left\\u{a}lab\n",
+    );
 }
 
 #[test]
 fn global_options_stand_before_or_after_the_verb() {
-    for line in ["byway --json --socket /s status lab", "byway status --socket /s lab --json"] {
+    for line in [
+        "byway --json --socket /s status lab",
+        "byway status --socket /s lab --json",
+    ] {
         let cli = Cli::try_parse_from(line.split(' ')).unwrap();
-        assert!(cli.global.json && cli.global.socket.as_deref() == Some(std::path::Path::new("/s")), "{line}");
+        assert!(
+            cli.global.json && cli.global.socket.as_deref() == Some(std::path::Path::new("/s")),
+            "{line}"
+        );
     }
 }
 
@@ -110,7 +128,11 @@ fn answer(request: Request) -> Result<Response, Error> {
             path: path("offline", "", "", "", ""),
             refused: vec![],
         })),
-        _ => Err(Error::new(ErrorKind::NotFound, "E-NOT-FOUND", "there is no such thing")),
+        _ => Err(Error::new(
+            ErrorKind::NotFound,
+            "E-NOT-FOUND",
+            "there is no such thing",
+        )),
     }
 }
 
@@ -122,16 +144,26 @@ fn exit_codes_tell_how_it_ended() {
     let stop = tokio_util::sync::CancellationToken::new();
     let stopped = stop.clone();
     let serving = std::thread::spawn(move || {
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(server::run(
-            listener,
-            Arc::new(|request, _| Box::pin(async move { answer(request) })),
-            stopped,
-        ))
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(server::run(
+                listener,
+                Arc::new(|request, _| Box::pin(async move { answer(request) })),
+                stopped,
+            ))
     });
     let entry = Entry {
         run: |_| Err(anyhow::anyhow!("outer").context("started")),
         preflight: |_| Err(Error::new(ErrorKind::Failed, "E-TUN", "no /dev/net/tun")),
-        cleanup: |_, _| Err(Error::new(ErrorKind::Conflict, "E-STATE-IN-USE", "a daemon runs there")),
+        cleanup: |_, _| {
+            Err(Error::new(
+                ErrorKind::Conflict,
+                "E-STATE-IN-USE",
+                "a daemon runs there",
+            ))
+        },
     };
     let code = |line: &str| {
         let line = format!("byway --quiet --socket {} {line}", socket.display());

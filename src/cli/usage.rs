@@ -74,7 +74,11 @@ const LATER: &[&str] = &[
 ];
 
 /// Other words for what a noun's verb does: people bring them from elsewhere. The help does not show them.
-const ALSO: [(&str, &[&str]); 3] = [("ls", &["list"]), ("rm", &["remove", "delete"]), ("remove", &["rm", "delete"])];
+const ALSO: [(&str, &[&str]); 3] = [
+    ("ls", &["list"]),
+    ("rm", &["remove", "delete"]),
+    ("remove", &["rm", "delete"]),
+];
 
 /// What is understood: the verbs, and other words for them.
 pub(super) fn words() -> clap::Command {
@@ -92,16 +96,21 @@ fn grammar() -> clap::Command {
         let help = format!("Examples:\n  {}", lines.join("\n  "));
         let told = |leaf: clap::Command| {
             let first = leaf.get_positionals().next();
-            let may = first.is_some_and(|a| a.get_id() == "subnet" && a.is_required_set() && !ends_something(verb));
+            let may = first.is_some_and(|a| {
+                a.get_id() == "subnet" && a.is_required_set() && !ends_something(verb)
+            });
             // In the order they stand in: mut_arg would put it last.
             let leaf = leaf.mut_args(|arg| match arg.get_help().map(ToString::to_string) {
-                Some(usual) if may && arg.get_id() == "subnet" => {
-                    arg.help(format!("{usual}; may be left out where this machine has one"))
-                }
+                Some(usual) if may && arg.get_id() == "subnet" => arg.help(format!(
+                    "{usual}; may be left out where this machine has one"
+                )),
                 _ => arg,
             });
             // What a verb says at the end of its help stands before its examples.
-            let before = leaf.get_after_help().map(|said| format!("{said}\n\n")).unwrap_or_default();
+            let before = leaf
+                .get_after_help()
+                .map(|said| format!("{said}\n\n"))
+                .unwrap_or_default();
             leaf.after_help(format!("{before}{help}"))
         };
         grammar = match verb.split_once(' ') {
@@ -130,13 +139,20 @@ pub(super) fn ends_something(verb: &str) -> bool {
 /// Prints an error that is not the parser's; the exit code.
 pub(super) fn refuse(error: &Error, args: &[OsString]) -> u8 {
     let given = |flag: &str| args.iter().take_while(|a| *a != "--").any(|a| a == flag);
-    output::error(print::Style::of_process(given("--no-color")), given("--json"), error);
+    output::error(
+        print::Style::of_process(given("--no-color")),
+        given("--json"),
+        error,
+    );
     error.kind.exit_code()
 }
 
 /// Prints help, the version or the error; the exit code.
 pub(super) fn report(refused: &clap::Error, args: &[OsString]) -> u8 {
-    let error = if matches!(refused.kind(), ClapKind::DisplayHelp | ClapKind::DisplayVersion) {
+    let error = if matches!(
+        refused.kind(),
+        ClapKind::DisplayHelp | ClapKind::DisplayVersion
+    ) {
         match output::write(&refused.render().to_string()) {
             Ok(_) => return 0,
             Err(error) => error,
@@ -150,24 +166,51 @@ pub(super) fn report(refused: &clap::Error, args: &[OsString]) -> u8 {
 /// The error of a value is its own; the parser's are `E-USAGE`.
 fn error(refused: &clap::Error) -> Error {
     if let Some(own) = std::error::Error::source(refused).and_then(|e| e.downcast_ref::<Error>()) {
-        let argument = refused.get(ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
-        let argument = argument.split_whitespace().next().unwrap_or_default().to_owned();
-        let message = if argument.is_empty() { own.message.clone() } else { format!("{argument}: {}", own.message) };
-        return Error { message, ..own.clone() };
+        let argument = refused
+            .get(ContextKind::InvalidArg)
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        let argument = argument
+            .split_whitespace()
+            .next()
+            .unwrap_or_default()
+            .to_owned();
+        let message = if argument.is_empty() {
+            own.message.clone()
+        } else {
+            format!("{argument}: {}", own.message)
+        };
+        return Error {
+            message,
+            ..own.clone()
+        };
     }
     let usage = match refused.get(ContextKind::Usage) {
         Some(ContextValue::StyledStr(text)) => text.to_string(),
         // Where the whole help is the error, its usage is a line of it.
-        _ => {
-            refused.render().to_string().lines().find(|line| line.starts_with("Usage: ")).unwrap_or_default().to_owned()
-        }
+        _ => refused
+            .render()
+            .to_string()
+            .lines()
+            .find(|line| line.starts_with("Usage: "))
+            .unwrap_or_default()
+            .to_owned(),
     };
-    let usage = usage.lines().next().unwrap_or_default().trim_start_matches("Usage: ").to_owned();
-    let command: Vec<&str> = usage.split(' ').take_while(|w| !w.starts_with(['<', '[', '-'])).collect();
+    let usage = usage
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .trim_start_matches("Usage: ")
+        .to_owned();
+    let command: Vec<&str> = usage
+        .split(' ')
+        .take_while(|w| !w.starts_with(['<', '[', '-']))
+        .collect();
     if refused.kind() == ClapKind::DisplayHelpOnMissingArgumentOrSubcommand
         || refused.kind() == ClapKind::MissingSubcommand
     {
-        return wrong(Code::Usage, "a verb is missing").hint(format!("{} --help", command.join(" ")));
+        return wrong(Code::Usage, "a verb is missing")
+            .hint(format!("{} --help", command.join(" ")));
     }
     if refused.kind() == ClapKind::InvalidSubcommand {
         return unknown_verb(refused, &command);
@@ -180,20 +223,38 @@ fn error(refused: &clap::Error) -> Error {
         .map(str::trim)
         .take_while(|line| !line.is_empty())
         .collect();
-    let hint = if usage.is_empty() { "byway --help".to_owned() } else { usage };
+    let hint = if usage.is_empty() {
+        "byway --help".to_owned()
+    } else {
+        usage
+    };
     wrong(Code::Usage, message.join(" ")).hint(hint)
 }
 
 /// A word where a verb is expected: one of a later version, one close to a verb that does no harm, or any other.
 fn unknown_verb(refused: &clap::Error, command: &[&str]) -> Error {
-    let above = if command.is_empty() { "byway".to_owned() } else { command.join(" ") };
+    let above = if command.is_empty() {
+        "byway".to_owned()
+    } else {
+        command.join(" ")
+    };
     let path = |verb: &str| {
         let noun = above.strip_prefix("byway").unwrap_or_default().trim_start();
-        if noun.is_empty() { verb.to_owned() } else { format!("{noun} {verb}") }
+        if noun.is_empty() {
+            verb.to_owned()
+        } else {
+            format!("{noun} {verb}")
+        }
     };
-    let word = refused.get(ContextKind::InvalidSubcommand).map(ToString::to_string).unwrap_or_default();
+    let word = refused
+        .get(ContextKind::InvalidSubcommand)
+        .map(ToString::to_string)
+        .unwrap_or_default();
     if LATER.contains(&path(&word).as_str()) {
-        let message = format!("this version ({}) has no \"{above} {word}\" yet", env!("CARGO_PKG_VERSION"));
+        let message = format!(
+            "this version ({}) has no \"{above} {word}\" yet",
+            env!("CARGO_PKG_VERSION")
+        );
         return wrong(Code::NotYet, message).hint(format!("{above} --help"));
     }
     let next = nearest(&above, &word).filter(|verb| !ends_something(&path(verb)));
@@ -210,12 +271,15 @@ fn nearest(above: &str, word: &str) -> Option<String> {
         command = command.find_subcommand(noun)?;
     }
     let noun = above.split(' ').skip(1).collect::<Vec<_>>().join(" ");
-    let keeps = |verb: &clap::Command| !ends_something(format!("{noun} {}", verb.get_name()).trim_start());
+    let keeps =
+        |verb: &clap::Command| !ends_something(format!("{noun} {}", verb.get_name()).trim_start());
     let far = |verb: &clap::Command| {
         let names = std::iter::once(verb.get_name()).chain(verb.get_all_aliases());
         names.filter_map(|name| distance(name, word)).min()
     };
-    let near = command.get_subcommands().filter_map(|verb| Some((far(verb)?, keeps(verb), verb)));
+    let near = command
+        .get_subcommands()
+        .filter_map(|verb| Some((far(verb)?, keeps(verb), verb)));
     let (_, _, verb) = near.min_by_key(|(far, keeps, _)| (*far, *keeps))?;
     let name = verb.get_name().to_owned();
     // A noun alone does nothing.
@@ -243,22 +307,36 @@ mod tests {
         let nouns = Cli::command();
         let under = |noun: &clap::Command| -> Vec<String> {
             let name = noun.get_name();
-            let own: Vec<String> = noun.get_subcommands().map(|verb| format!("{name} {}", verb.get_name())).collect();
-            if own.is_empty() { vec![name.to_owned()] } else { [vec![name.to_owned()], own].concat() }
+            let own: Vec<String> = noun
+                .get_subcommands()
+                .map(|verb| format!("{name} {}", verb.get_name()))
+                .collect();
+            if own.is_empty() {
+                vec![name.to_owned()]
+            } else {
+                [vec![name.to_owned()], own].concat()
+            }
         };
         nouns.get_subcommands().flat_map(under).collect()
     }
 
     fn refused(words: &str) -> Option<Error> {
         let words = std::iter::once("byway").chain(words.split(' '));
-        grammar().try_get_matches_from(words).err().map(|e| error(&e))
+        grammar()
+            .try_get_matches_from(words)
+            .err()
+            .map(|e| error(&e))
     }
 
     /// Words close to `verb`: one letter missing, doubled, other, or changed places with the next.
     fn mistyped(verb: &str) -> Vec<String> {
         let letters: Vec<char> = verb.chars().collect();
         let with = |at: usize, new: &[char]| -> String {
-            letters[..at].iter().chain(new).chain(letters.get(at + 1..).unwrap_or_default()).collect()
+            letters[..at]
+                .iter()
+                .chain(new)
+                .chain(letters.get(at + 1..).unwrap_or_default())
+                .collect()
         };
         let mut words: Vec<String> = (0..letters.len())
             .flat_map(|at| [with(at, &[]), with(at, &[letters[at]; 2]), with(at, &['x'])])
@@ -276,16 +354,24 @@ mod tests {
     fn no_mistyped_verb_is_led_to_one_that_ends_something() {
         let (all, mut led) = (verbs(), 0);
         for verb in &all {
-            let (noun, last) = verb.rsplit_once(' ').map_or(("", verb.as_str()), |(noun, last)| (noun, last));
+            let (noun, last) = verb
+                .rsplit_once(' ')
+                .map_or(("", verb.as_str()), |(noun, last)| (noun, last));
             for word in mistyped(last) {
                 let typed = format!("{noun} {word}").trim_start().to_owned();
-                let Some(error) = refused(&typed).filter(|e| e.message.starts_with("unrecognized")) else { continue };
+                let Some(error) = refused(&typed).filter(|e| e.message.starts_with("unrecognized"))
+                else {
+                    continue;
+                };
                 let next = error.hint.strip_prefix("byway ").unwrap();
                 assert!(!ENDING.contains(&next), "{typed} leads to {next}");
                 led += usize::from(all.iter().any(|verb| verb == next));
             }
         }
-        assert!(led > 200, "only {led} mistyped verbs were led to the one that was meant");
+        assert!(
+            led > 200,
+            "only {led} mistyped verbs were led to the one that was meant"
+        );
     }
 
     #[test]
@@ -319,7 +405,9 @@ mod tests {
             ("subnet list", "subnet ls"),
         ] {
             let words = std::iter::once("byway").chain(typed.split(' '));
-            let mut matches = grammar().try_get_matches_from(words).unwrap_or_else(|e| panic!("{typed}: {e}"));
+            let mut matches = grammar()
+                .try_get_matches_from(words)
+                .unwrap_or_else(|e| panic!("{typed}: {e}"));
             let mut found = vec![];
             while let Some((name, below)) = matches.remove_subcommand() {
                 (matches, found) = (below, [found, vec![name]].concat());
@@ -330,34 +418,53 @@ mod tests {
 
     #[test]
     fn every_verb_has_three_examples_that_can_be_typed() {
-        let ends = |verb: &&String| grammar().find_subcommand(verb).is_none_or(|c| !c.has_subcommands());
+        let ends = |verb: &&String| {
+            grammar()
+                .find_subcommand(verb)
+                .is_none_or(|c| !c.has_subcommands())
+        };
         for verb in verbs().iter().filter(ends) {
-            let (_, lines) = examples::EXAMPLES.iter().find(|(v, _)| v == verb).unwrap_or_else(|| panic!("{verb}"));
+            let (_, lines) = examples::EXAMPLES
+                .iter()
+                .find(|(v, _)| v == verb)
+                .unwrap_or_else(|| panic!("{verb}"));
             for line in lines {
                 // What stands before the program is for the shell.
                 let line = line.get(line.find("byway").unwrap()..).unwrap();
-                let words: Vec<OsString> = shell_words(line).into_iter().map(OsString::from).collect();
+                let words: Vec<OsString> =
+                    shell_words(line).into_iter().map(OsString::from).collect();
                 let read = parse(&super::super::left_out::moved(words));
                 assert!(read.is_ok(), "{line}: {}", read.unwrap_err());
-                assert!(line.contains(&verb.replace("byway ", "")), "{line} is no example of {verb}");
+                assert!(
+                    line.contains(&verb.replace("byway ", "")),
+                    "{line} is no example of {verb}"
+                );
             }
         }
-        assert_eq!(examples::EXAMPLES.len(), verbs().iter().filter(ends).count());
+        assert_eq!(
+            examples::EXAMPLES.len(),
+            verbs().iter().filter(ends).count()
+        );
     }
 
     /// The words of a line; a pair of quotes holds one together.
     fn shell_words(line: &str) -> Vec<String> {
-        let each = line.split('"').enumerate().flat_map(|(i, part)| match i % 2 {
-            0 => part.split_whitespace().map(str::to_owned).collect(),
-            _ => vec![part.to_owned()],
-        });
+        let each = line
+            .split('"')
+            .enumerate()
+            .flat_map(|(i, part)| match i % 2 {
+                0 => part.split_whitespace().map(str::to_owned).collect(),
+                _ => vec![part.to_owned()],
+            });
         each.collect()
     }
 
     #[test]
     fn verbs_that_end_something_and_those_of_later_versions_are_named_truly() {
         let all = verbs();
-        ENDING.iter().for_each(|verb| assert!(all.iter().any(|v| v == verb), "there is no {verb}"));
+        ENDING
+            .iter()
+            .for_each(|verb| assert!(all.iter().any(|v| v == verb), "there is no {verb}"));
         for verb in LATER {
             assert!(!all.iter().any(|v| v == verb), "{verb} is here already");
             let error = refused(&format!("{verb} lab")).unwrap();

@@ -33,18 +33,24 @@ fn shown(text: &str) -> String {
 /// What of this machine a subnet reaches: `closed`, `open`, or a list of ports.
 pub fn host_policy(text: &str) -> Checked<HostPolicy> {
     let list = "closed, open, or a list as tcp/22,udp/53,tcp/8000-8010 is expected";
-    text.parse().map_err(|e: crate::model::host::PolicyError| wrong(Code::Host, format!("{e}; {list}")))
+    text.parse()
+        .map_err(|e: crate::model::host::PolicyError| wrong(Code::Host, format!("{e}; {list}")))
 }
 
 /// One DNS label.
 pub fn name(text: &str) -> Checked<Name> {
-    text.parse().map_err(|e: crate::model::id::IdError| wrong(Code::Name, e.to_string()))
+    text.parse()
+        .map_err(|e: crate::model::id::IdError| wrong(Code::Name, e.to_string()))
 }
 
 /// A domain of DNS labels; `lab` alone means `lab.internal`.
 pub fn domain(text: &str) -> Checked<String> {
     let lower = text.trim_end_matches('.').to_ascii_lowercase();
-    let full = if lower.contains('.') { lower } else { format!("{lower}.internal") };
+    let full = if lower.contains('.') {
+        lower
+    } else {
+        format!("{lower}.internal")
+    };
     if crate::model::record::is_domain(&full) {
         Ok(full)
     } else {
@@ -64,7 +70,13 @@ pub fn allowed_domain(text: &str) -> Checked<String> {
     if crate::model::record::is_domain(&lower) {
         Ok(lower)
     } else {
-        Err(wrong(Code::Name, format!("{} is no domain: labels of a-z, 0-9 and '-', with dots between", shown(text))))
+        Err(wrong(
+            Code::Name,
+            format!(
+                "{} is no domain: labels of a-z, 0-9 and '-', with dots between",
+                shown(text)
+            ),
+        ))
     }
 }
 
@@ -75,16 +87,30 @@ pub fn subnet(text: &str) -> Checked<String> {
 
 /// An object of the daemon that may be named in several ways (a member, a peer, a workload, an invite).
 pub fn object(text: &str) -> Checked<String> {
-    let fine = (1..=4096).contains(&text.len()) && !text.chars().any(|c| c.is_control() || c.is_whitespace());
-    if fine { Ok(text.to_owned()) } else { Err(wrong(Code::Name, format!("{} names nothing", shown(text)))) }
+    let fine = (1..=4096).contains(&text.len())
+        && !text.chars().any(|c| c.is_control() || c.is_whitespace());
+    if fine {
+        Ok(text.to_owned())
+    } else {
+        Err(wrong(Code::Name, format!("{} names nothing", shown(text))))
+    }
 }
 
 /// A whole number from `least` to `most`; `what` is what is counted.
 pub fn number(text: &str, least: u32, most: u32, what: &str) -> Checked<u32> {
     let fine = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    text.parse().ok().filter(|n| fine && (least..=most).contains(n)).ok_or_else(|| {
-        wrong(Code::Number, format!("{} is not {what}: a whole number from {least} to {most}", shown(text)))
-    })
+    text.parse()
+        .ok()
+        .filter(|n| fine && (least..=most).contains(n))
+        .ok_or_else(|| {
+            wrong(
+                Code::Number,
+                format!(
+                    "{} is not {what}: a whole number from {least} to {most}",
+                    shown(text)
+                ),
+            )
+        })
 }
 
 /// How many may join by an invite.
@@ -123,7 +149,15 @@ pub fn duration(text: &str) -> Checked<Duration> {
         .and_then(|(n, scale)| n.checked_mul(scale))
         .filter(|ms| *ms > 0 && *ms <= MOST)
         .map(Duration::from_millis)
-        .ok_or_else(|| wrong(Code::Duration, format!("{} is not a duration such as 500ms 3s 5m 24h 7d", shown(text))))
+        .ok_or_else(|| {
+            wrong(
+                Code::Duration,
+                format!(
+                    "{} is not a duration such as 500ms 3s 5m 24h 7d",
+                    shown(text)
+                ),
+            )
+        })
 }
 
 /// Milliseconds of a duration, which [`duration`] keeps below a century.
@@ -135,13 +169,20 @@ fn family<T>(text: &str, truncated: impl Fn(T) -> (T, bool), shape: &str) -> Che
 where
     T: FromStr + std::fmt::Display + Copy,
 {
-    let net: T =
-        text.parse().map_err(|_| wrong(Code::Cidr, format!("{} is not a prefix such as {shape}", shown(text))))?;
+    let net: T = text.parse().map_err(|_| {
+        wrong(
+            Code::Cidr,
+            format!("{} is not a prefix such as {shape}", shown(text)),
+        )
+    })?;
     let (prefix, same) = truncated(net);
     if same {
         Ok(net)
     } else {
-        Err(wrong(Code::Cidr, format!("{net} has bits set behind its prefix length; the prefix is {prefix}")))
+        Err(wrong(
+            Code::Cidr,
+            format!("{net} has bits set behind its prefix length; the prefix is {prefix}"),
+        ))
     }
 }
 
@@ -150,7 +191,12 @@ pub fn cidr4(text: &str) -> Checked<Cidr<Ipv4Net>> {
     match text {
         "auto" => Ok(Cidr::Auto),
         "none" => Ok(Cidr::None),
-        _ => family(text, |n: Ipv4Net| (n.trunc(), n.trunc() == n), "10.77.0.0/16 (or auto, none)").map(Cidr::Given),
+        _ => family(
+            text,
+            |n: Ipv4Net| (n.trunc(), n.trunc() == n),
+            "10.77.0.0/16 (or auto, none)",
+        )
+        .map(Cidr::Given),
     }
 }
 
@@ -159,8 +205,12 @@ pub fn cidr6(text: &str) -> Checked<Cidr<Ipv6Net>> {
     match text {
         "auto" => Ok(Cidr::Auto),
         "none" => Ok(Cidr::None),
-        _ => family(text, |n: Ipv6Net| (n.trunc(), n.trunc() == n), "fd7a:31c0:9d2e::/48 (or auto, none)")
-            .map(Cidr::Given),
+        _ => family(
+            text,
+            |n: Ipv6Net| (n.trunc(), n.trunc() == n),
+            "fd7a:31c0:9d2e::/48 (or auto, none)",
+        )
+        .map(Cidr::Given),
     }
 }
 
@@ -168,18 +218,28 @@ pub fn cidr6(text: &str) -> Checked<Cidr<Ipv6Net>> {
 pub fn prefix(text: &str) -> Checked<IpNet> {
     match text.parse::<IpAddr>() {
         Ok(ip) => Ok(ip.into()),
-        Err(_) => family(text, |n: IpNet| (n.trunc(), n.trunc() == n), "10.77.5.0/24 or an address"),
+        Err(_) => family(
+            text,
+            |n: IpNet| (n.trunc(), n.trunc() == n),
+            "10.77.5.0/24 or an address",
+        ),
     }
 }
 
 /// An address of either family.
 pub fn address(text: &str) -> Checked<IpAddr> {
-    text.parse().map_err(|_| wrong(Code::Address, format!("{} is not an IP address", shown(text))))
+    text.parse().map_err(|_| {
+        wrong(
+            Code::Address,
+            format!("{} is not an IP address", shown(text)),
+        )
+    })
 }
 
 /// `HOST`, `HOST:PORT` or a multiaddr, with or without `/p2p/ID`. What a host means the daemon works out.
 pub fn multiaddr(text: &str) -> Checked<String> {
-    let meant = multiaddr::expand(text, multiaddr::Peer::Optional).map_err(|why| wrong(Code::Multiaddr, why))?;
+    let meant = multiaddr::expand(text, multiaddr::Peer::Optional)
+        .map_err(|why| wrong(Code::Multiaddr, why))?;
     match meant.as_slice() {
         [one] => Ok(one.clone()),
         _ => Ok(text.to_owned()),
@@ -188,7 +248,11 @@ pub fn multiaddr(text: &str) -> Checked<String> {
 
 /// A peer to connect to: where it is, or whatever names a peer.
 pub fn peer(text: &str) -> Checked<String> {
-    if text.starts_with('/') || text.contains(':') { multiaddr(text) } else { object(text) }
+    if text.starts_with('/') || text.contains(':') {
+        multiaddr(text)
+    } else {
+        object(text)
+    }
 }
 
 /// Bytes of the longest invite.
@@ -209,12 +273,19 @@ pub fn join_target(text: &str) -> Checked<String> {
         return if text.len() <= MAX_INVITE && text.bytes().all(|b| b.is_ascii_alphanumeric()) {
             Ok(text)
         } else {
-            let message = "this is no invite: it was cut or mistyped, or something stands beside it";
-            Err(Error::new(ErrorKind::Refused, Code::InviteMalformed, message).hint(Hint::NewInvite))
+            let message =
+                "this is no invite: it was cut or mistyped, or something stands beside it";
+            Err(
+                Error::new(ErrorKind::Refused, Code::InviteMalformed, message)
+                    .hint(Hint::NewInvite),
+            )
         };
     }
     if text.is_empty() {
-        return Err(wrong(Code::Id, "expected the ID of a subnet or an invite (byway1…): there is nothing"));
+        return Err(wrong(
+            Code::Id,
+            "expected the ID of a subnet or an invite (byway1…): there is nothing",
+        ));
     }
     if text.len() > 2 * ID_LENGTH {
         let message = format!(
@@ -229,13 +300,20 @@ pub fn join_target(text: &str) -> Checked<String> {
         Err(e) => e.to_string(),
         Ok(_) => String::new(),
     };
-    Err(wrong(Code::Id, format!("expected the ID of a subnet or an invite (byway1…): {why}")))
+    Err(wrong(
+        Code::Id,
+        format!("expected the ID of a subnet or an invite (byway1…): {why}"),
+    ))
 }
 
 /// An invite by its ID or by itself, as it was sent.
 pub fn invite(text: &str) -> Checked<String> {
     let whole = unwrapped(text);
-    if whole.starts_with(INVITE_HEAD) { object(&whole) } else { object(text) }
+    if whole.starts_with(INVITE_HEAD) {
+        object(&whole)
+    } else {
+        object(text)
+    }
 }
 
 /// A secret from a file, or from standard input for `-`.
@@ -247,41 +325,66 @@ pub fn secret(file: &str) -> Checked<String> {
 pub fn text_of(file: &str, most: u64) -> Checked<String> {
     let mut text = String::new();
     let read = match file {
-        "-" => std::io::stdin().lock().take(most + 1).read_to_string(&mut text),
+        "-" => std::io::stdin()
+            .lock()
+            .take(most + 1)
+            .read_to_string(&mut text),
         _ => std::fs::File::open(file).and_then(|f| f.take(most + 1).read_to_string(&mut text)),
     };
     match read {
-        Ok(n) if n as u64 > most => Err(wrong(Code::File, format!("{file} is larger than {most} bytes"))),
+        Ok(n) if n as u64 > most => Err(wrong(
+            Code::File,
+            format!("{file} is larger than {most} bytes"),
+        )),
         // Some editors put a byte order mark first; it is no part of any text.
-        Ok(_) => Ok(text.strip_prefix('\u{feff}').map(ToOwned::to_owned).unwrap_or(text)),
+        Ok(_) => Ok(text
+            .strip_prefix('\u{feff}')
+            .map(ToOwned::to_owned)
+            .unwrap_or(text)),
         Err(e) => Err(wrong(Code::File, format!("read {file}: {e}"))),
     }
 }
 
 /// A port from 1 to 65535; ranges come later.
 fn port(text: &str) -> Checked<u16> {
-    if text.contains('-') && text.split('-').all(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit())) {
+    if text.contains('-')
+        && text
+            .split('-')
+            .all(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()))
+    {
         return Err(wrong(
             Code::PortRange,
-            format!("{} is a range of ports: this version maps single ports", shown(text)),
+            format!(
+                "{} is a range of ports: this version maps single ports",
+                shown(text)
+            ),
         ));
     }
     let fine = text.bytes().all(|b| b.is_ascii_digit());
     text.parse::<u16>()
         .ok()
         .filter(|p| fine && *p != 0)
-        .ok_or_else(|| wrong(Code::Port, format!("{} is not a port: 1 to 65535", shown(text))))
+        .ok_or_else(|| {
+            wrong(
+                Code::Port,
+                format!("{} is not a port: 1 to 65535", shown(text)),
+            )
+        })
 }
 
 /// Host and port of `HOST:PORT`; an IPv6 address stands in brackets.
 fn host_port<'a>(text: &'a str, shape: &str) -> Checked<(&'a str, u16)> {
-    let (host, tail) =
-        text.rsplit_once(':').ok_or_else(|| wrong(Code::Port, format!("{} is not {shape}", shown(text))))?;
+    let (host, tail) = text
+        .rsplit_once(':')
+        .ok_or_else(|| wrong(Code::Port, format!("{} is not {shape}", shown(text))))?;
     let port = port(tail)?;
     let host = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
         Some(inner) => inner,
         None if host.contains(':') => {
-            let message = format!("{}: an IPv6 address stands in brackets, as in [::1]:80", shown(text));
+            let message = format!(
+                "{}: an IPv6 address stands in brackets, as in [::1]:80",
+                shown(text)
+            );
             return Err(wrong(Code::Address, message));
         }
         None => host,
@@ -295,17 +398,28 @@ pub type Listen = (Option<IpAddr>, u16);
 /// `ADDRESS:PORT`, `:PORT` or `PORT`.
 pub fn listen(text: &str) -> Checked<Listen> {
     let bare = text.strip_prefix(':').unwrap_or(text);
-    if !bare.contains(':') && bare.starts_with(|c: char| c.is_ascii_digit()) && !bare.contains('.') {
+    if !bare.contains(':') && bare.starts_with(|c: char| c.is_ascii_digit()) && !bare.contains('.')
+    {
         return Ok((None, port(bare)?));
     }
-    let (host, port) = host_port(text, "a port or ADDRESS:PORT, such as 8080, 127.0.0.1:8080 or [::1]:53")?;
+    let (host, port) = host_port(
+        text,
+        "a port or ADDRESS:PORT, such as 8080, 127.0.0.1:8080 or [::1]:53",
+    )?;
     Ok((Some(address(host)?), port))
 }
 
 /// What a map leads to: an address or name, and a port.
 pub fn map_target(text: &str) -> Checked<(String, u16)> {
-    let (host, port) = host_port(text, "NAME:PORT or ADDRESS:PORT, such as web:80 or 10.77.1.5:80")?;
-    if host.parse::<IpAddr>().is_ok() { Ok((host.to_owned(), port)) } else { Ok((dns_name(host)?, port)) }
+    let (host, port) = host_port(
+        text,
+        "NAME:PORT or ADDRESS:PORT, such as web:80 or 10.77.1.5:80",
+    )?;
+    if host.parse::<IpAddr>().is_ok() {
+        Ok((host.to_owned(), port))
+    } else {
+        Ok((dns_name(host)?, port))
+    }
 }
 
 /// A name with dots in it, lower case, without the last dot (RFC 1035, section 2.3.4; `_` for services).
@@ -313,7 +427,8 @@ pub fn dns_name(text: &str) -> Checked<String> {
     let lower = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
     let label = |l: &str| {
         (1..=63).contains(&l.len())
-            && l.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
+            && l.bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
             && !l.starts_with('-')
             && !l.ends_with('-')
     };
@@ -321,7 +436,10 @@ pub fn dns_name(text: &str) -> Checked<String> {
         return Ok(lower);
     }
     if text.contains('*') {
-        let message = format!("{} has a wildcard, which is not answered here: add each name", shown(text));
+        let message = format!(
+            "{} has a wildcard, which is not answered here: add each name",
+            shown(text)
+        );
         return Err(wrong(Code::Name, message));
     }
     let message = format!(
@@ -333,7 +451,11 @@ pub fn dns_name(text: &str) -> Checked<String> {
 
 /// What is asked of the DNS: a name, or an address for its reverse name.
 pub fn dns_question(text: &str) -> Checked<String> {
-    if text.parse::<IpAddr>().is_ok() { Ok(text.to_owned()) } else { dns_name(text) }
+    if text.parse::<IpAddr>().is_ok() {
+        Ok(text.to_owned())
+    } else {
+        dns_name(text)
+    }
 }
 
 /// A record type.
@@ -343,7 +465,14 @@ pub fn record_type(text: &str) -> Checked<String> {
     if TYPES.contains(&upper.as_str()) {
         return Ok(upper);
     }
-    Err(wrong(Code::Type, format!("{} is not a record type known here: {}", shown(text), TYPES.join(", "))))
+    Err(wrong(
+        Code::Type,
+        format!(
+            "{} is not a record type known here: {}",
+            shown(text),
+            TYPES.join(", ")
+        ),
+    ))
 }
 
 /// Seconds, or a duration: at most what RFC 2181 (section 8) allows.
@@ -355,7 +484,15 @@ pub fn ttl(text: &str) -> Checked<u32> {
     u32::try_from(seconds)
         .ok()
         .filter(|s| *s <= MAX_TTL)
-        .ok_or_else(|| wrong(Code::Ttl, format!("{} is not a time to live: 0 to {MAX_TTL} seconds", shown(text))))
+        .ok_or_else(|| {
+            wrong(
+                Code::Ttl,
+                format!(
+                    "{} is not a time to live: 0 to {MAX_TTL} seconds",
+                    shown(text)
+                ),
+            )
+        })
 }
 
 /// The text of a TXT record, told in as many strings as it takes.
@@ -364,15 +501,30 @@ pub fn txt(text: &str) -> Checked<RecordData> {
     if data.size() <= MAX_SET {
         return Ok(data);
     }
-    Err(wrong(Code::Txt, format!("a text of {} bytes does not fit an answer, which holds {MAX_SET}", text.len())))
+    Err(wrong(
+        Code::Txt,
+        format!(
+            "a text of {} bytes does not fit an answer, which holds {MAX_SET}",
+            text.len()
+        ),
+    ))
 }
 
 /// `P W PORT TARGET` (RFC 2782).
 pub fn srv(text: &str) -> Checked<RecordData> {
-    let bad =
-        || wrong(Code::Srv, format!("{} is not \"PRIORITY WEIGHT PORT TARGET\", as in \"0 5 80 web\"", shown(text)));
+    let bad = || {
+        wrong(
+            Code::Srv,
+            format!(
+                "{} is not \"PRIORITY WEIGHT PORT TARGET\", as in \"0 5 80 web\"",
+                shown(text)
+            ),
+        )
+    };
     let parts: Vec<&str> = text.split_ascii_whitespace().collect();
-    let [priority, weight, port, target] = parts.as_slice() else { return Err(bad()) };
+    let [priority, weight, port, target] = parts.as_slice() else {
+        return Err(bad());
+    };
     let number = |t: &str| t.parse::<u16>().map_err(|_| bad());
     Ok(RecordData::Srv {
         priority: number(priority)?,
@@ -384,11 +536,20 @@ pub fn srv(text: &str) -> Checked<RecordData> {
 
 /// `key=value`.
 pub fn label(text: &str) -> Checked<(String, String)> {
-    let bad = || wrong(Code::Label, format!("{} is not a label such as site=berlin", shown(text)));
+    let bad = || {
+        wrong(
+            Code::Label,
+            format!("{} is not a label such as site=berlin", shown(text)),
+        )
+    };
     let (key, value) = text.split_once('=').ok_or_else(bad)?;
     let legal = |b: u8| b.is_ascii_alphanumeric() || b"-_./".contains(&b);
     let fine = (1..=63).contains(&key.len()) && key.bytes().all(legal) && value.len() <= 255;
-    if fine && !value.chars().any(char::is_control) { Ok((key.to_owned(), value.to_owned())) } else { Err(bad()) }
+    if fine && !value.chars().any(char::is_control) {
+        Ok((key.to_owned(), value.to_owned()))
+    } else {
+        Err(bad())
+    }
 }
 
 /// A role that can be given: nobody is made owner.
@@ -396,21 +557,39 @@ pub fn role(text: &str) -> Checked<Role> {
     match text {
         "member" => Ok(Role::Member),
         "admin" => Ok(Role::Admin),
-        _ => Err(wrong(Code::Role, format!("{} is not a role that can be given: member, admin", shown(text)))),
+        _ => Err(wrong(
+            Code::Role,
+            format!(
+                "{} is not a role that can be given: member, admin",
+                shown(text)
+            ),
+        )),
     }
 }
 
 /// A hardware address of one interface: six pairs of hex digits, not a group address.
 pub fn mac(text: &str) -> Checked<String> {
-    let bytes: Option<Vec<u8>> =
-        text.split(':').map(|b| (b.len() == 2).then(|| u8::from_str_radix(b, 16).ok()).flatten()).collect();
+    let bytes: Option<Vec<u8>> = text
+        .split(':')
+        .map(|b| {
+            (b.len() == 2)
+                .then(|| u8::from_str_radix(b, 16).ok())
+                .flatten()
+        })
+        .collect();
     match bytes.as_deref() {
         Some(bytes @ [first, _, _, _, _, _])
             if first & 1 == 0 && bytes.iter().any(|b| *b != 0) && !text.contains('+') =>
         {
             Ok(text.to_ascii_lowercase())
         }
-        _ => Err(wrong(Code::Mac, format!("{} is not a hardware address such as 02:00:00:00:00:01", shown(text)))),
+        _ => Err(wrong(
+            Code::Mac,
+            format!(
+                "{} is not a hardware address such as 02:00:00:00:00:01",
+                shown(text)
+            ),
+        )),
     }
 }
 
@@ -428,10 +607,19 @@ pub fn lease_lines(text: &str) -> Checked<Vec<(IpNet, PeerId)>> {
             return Err(at(format!("{} is not ADDRESS PEER-ID", shown(line))));
         };
         let prefix = prefix(address).map_err(|e| at(e.message))?;
-        let peer = peer.parse().map_err(|e: crate::model::id::IdError| at(format!("{}: {e}", shown(peer))))?;
+        let peer = peer
+            .parse()
+            .map_err(|e: crate::model::id::IdError| at(format!("{}: {e}", shown(peer))))?;
         entries.push((prefix, peer));
     }
-    if entries.is_empty() { Err(wrong(Code::LeaseLine, "there is no line ADDRESS PEER-ID in it")) } else { Ok(entries) }
+    if entries.is_empty() {
+        Err(wrong(
+            Code::LeaseLine,
+            "there is no line ADDRESS PEER-ID in it",
+        ))
+    } else {
+        Ok(entries)
+    }
 }
 
 #[cfg(test)]
@@ -447,10 +635,27 @@ mod tests {
 
     #[test]
     fn durations_have_a_unit() {
-        for (text, ms) in [("500ms", 500), ("3s", 3000), ("5m", 300_000), ("24h", 86_400_000), ("7d", 604_800_000)] {
+        for (text, ms) in [
+            ("500ms", 500),
+            ("3s", 3000),
+            ("5m", 300_000),
+            ("24h", 86_400_000),
+            ("7d", 604_800_000),
+        ] {
             assert_eq!(duration(text), Ok(Duration::from_millis(ms)));
         }
-        for text in ["", "5", "0s", "-3s", "3 s", "99999999999999999999d", "1000000d", "s", "3sec", "١s"] {
+        for text in [
+            "",
+            "5",
+            "0s",
+            "-3s",
+            "3 s",
+            "99999999999999999999d",
+            "1000000d",
+            "s",
+            "3sec",
+            "١s",
+        ] {
             assert_eq!(code(duration(text)), "E-DURATION", "{text}");
         }
     }
@@ -473,10 +678,27 @@ mod tests {
 
     #[test]
     fn ports_are_from_1_to_65535_and_single() {
-        assert_eq!(listen("[::]:53").unwrap(), (Some("::".parse().unwrap()), 53));
-        assert_eq!(map_target("Web.lab:80").unwrap(), ("web.lab".to_owned(), 80));
-        assert_eq!(map_target("[fd00::1]:80").unwrap(), ("fd00::1".to_owned(), 80));
-        for text in ["0.0.0.0:0", "0.0.0.0:65536", "0.0.0.0:", "0.0.0.0:+1", "0.0.0.0", "web", "0.0.0.0:x"] {
+        assert_eq!(
+            listen("[::]:53").unwrap(),
+            (Some("::".parse().unwrap()), 53)
+        );
+        assert_eq!(
+            map_target("Web.lab:80").unwrap(),
+            ("web.lab".to_owned(), 80)
+        );
+        assert_eq!(
+            map_target("[fd00::1]:80").unwrap(),
+            ("fd00::1".to_owned(), 80)
+        );
+        for text in [
+            "0.0.0.0:0",
+            "0.0.0.0:65536",
+            "0.0.0.0:",
+            "0.0.0.0:+1",
+            "0.0.0.0",
+            "web",
+            "0.0.0.0:x",
+        ] {
             assert_eq!(code(listen(text)), "E-PORT", "{text}");
         }
         assert_eq!(code(listen("0.0.0.0:80-90")), "E-PORT-RANGE");
@@ -490,12 +712,19 @@ mod tests {
     fn a_join_target_is_an_id_or_an_invite() {
         let id = SubnetId([9; 16]).to_string();
         assert_eq!(join_target(&id.to_uppercase()), Ok(id.clone()));
-        assert_eq!(join_target(&format!(" byway1{id}\n")), Ok(format!("byway1{id}")));
+        assert_eq!(
+            join_target(&format!(" byway1{id}\n")),
+            Ok(format!("byway1{id}"))
+        );
         // What is wrong with an invite is the daemon's to say.
         assert_eq!(join_target("byway1").ok().as_deref(), Some("byway1"));
         for text in ["byway1abc\x1b[2J", "byway1abc (one use)"] {
             let error = join_target(text).unwrap_err();
-            assert_eq!((error.kind, error.code.as_str()), (ErrorKind::Refused, "E-INVITE-MALFORMED"), "{text}");
+            assert_eq!(
+                (error.kind, error.code.as_str()),
+                (ErrorKind::Refused, "E-INVITE-MALFORMED"),
+                "{text}"
+            );
         }
         // As it comes back from a mail program, an editor, a shell's quotes.
         for text in [
@@ -505,10 +734,22 @@ mod tests {
             "\"byway1abcd efgh\"",
             "<byway1abcd=\r\nefgh>",
         ] {
-            assert_eq!(join_target(text).as_deref(), Ok("byway1abcdefgh"), "{text:?}");
+            assert_eq!(
+                join_target(text).as_deref(),
+                Ok("byway1abcdefgh"),
+                "{text:?}"
+            );
         }
-        assert_eq!(join_target(&format!("\u{feff}{}\n{}", &id[..9], &id[9..])), Ok(id.clone()));
-        assert!(join_target(&"x".repeat(200)).unwrap_err().message.contains("was its beginning cut off?"));
+        assert_eq!(
+            join_target(&format!("\u{feff}{}\n{}", &id[..9], &id[9..])),
+            Ok(id.clone())
+        );
+        assert!(
+            join_target(&"x".repeat(200))
+                .unwrap_err()
+                .message
+                .contains("was its beginning cut off?")
+        );
         for text in ["", "lab", &id[..25], &format!("{}u", &id[..25])] {
             assert_eq!(code(join_target(text)), "E-ID", "{text}");
         }
@@ -518,13 +759,22 @@ mod tests {
     fn numbers_are_checked_in_words() {
         for text in ["many", "0", "-1", "+1", "", "4294967296", "1.5"] {
             let error = uses(text).unwrap_err();
-            assert_eq!((error.kind, error.code.as_str()), (ErrorKind::Usage, "E-NUMBER"), "{text}");
+            assert_eq!(
+                (error.kind, error.code.as_str()),
+                (ErrorKind::Usage, "E-NUMBER"),
+                "{text}"
+            );
             assert!(
-                error.message.ends_with("is not a number of uses: a whole number from 1 to 4294967295"),
+                error
+                    .message
+                    .ends_with("is not a number of uses: a whole number from 1 to 4294967295"),
                 "{error:?}"
             );
         }
-        assert_eq!((uses("4294967295"), block4("24"), probes("1")), (Ok(u32::MAX), Ok(24), Ok(1)));
+        assert_eq!(
+            (uses("4294967295"), block4("24"), probes("1")),
+            (Ok(u32::MAX), Ok(24), Ok(1))
+        );
         assert_eq!(
             (code(block4("33")), code(block4("abc")), code(probes("0"))),
             ("E-NUMBER".into(), "E-NUMBER".into(), "E-NUMBER".into())
@@ -545,23 +795,44 @@ mod tests {
         let id = PeerId([1; 32]);
         let text = format!("# table\n10.1.0.7 {id}\n\nfd00::/64 {id} # site\n");
         assert_eq!(lease_lines(&text).unwrap().len(), 2);
-        assert!(lease_lines("10.1.0.7 x").unwrap_err().message.starts_with("line 1: \"x\": not a peer ID"));
-        assert!(lease_lines(&format!("\n10.1.0 {id}")).unwrap_err().message.starts_with("line 2: "));
+        assert!(
+            lease_lines("10.1.0.7 x")
+                .unwrap_err()
+                .message
+                .starts_with("line 1: \"x\": not a peer ID")
+        );
+        assert!(
+            lease_lines(&format!("\n10.1.0 {id}"))
+                .unwrap_err()
+                .message
+                .starts_with("line 2: ")
+        );
         assert_eq!(code(lease_lines("")), "E-LEASE-LINE");
     }
 
     #[test]
     fn records_are_checked() {
-        let parts = RecordData::Srv { priority: 0, weight: 5, port: 80, target: "web".into() };
+        let parts = RecordData::Srv {
+            priority: 0,
+            weight: 5,
+            port: 80,
+            target: "web".into(),
+        };
         assert_eq!(srv("0 5 80 web"), Ok(parts));
         assert_eq!(code(srv("0 5 80")), "E-SRV");
-        assert_eq!(txt(&"x".repeat(4096)), Ok(RecordData::Txt("x".repeat(4096))));
+        assert_eq!(
+            txt(&"x".repeat(4096)),
+            Ok(RecordData::Txt("x".repeat(4096)))
+        );
         assert_eq!(code(txt(&"x".repeat(65_000))), "E-TXT");
         assert_eq!(dns_name("_http._TCP.web."), Ok("_http._tcp.web".to_owned()));
         assert_eq!(code(dns_name("a..b")), "E-NAME");
         for wild in ["*", "*.x", "a.*.x"] {
             let refused = dns_name(wild).unwrap_err();
-            assert!(refused.code == "E-NAME" && refused.message.contains("wildcard"), "{refused:?}");
+            assert!(
+                refused.code == "E-NAME" && refused.message.contains("wildcard"),
+                "{refused:?}"
+            );
         }
         assert_eq!((ttl("60"), ttl("5m")), (Ok(60), Ok(300)));
         assert_eq!(code(ttl("4294967296")), "E-TTL");

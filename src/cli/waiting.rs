@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use super::print::{self, Style};
 use super::{Context, value};
-use crate::api::types::{Error, ErrorKind, IdInfo, Joined, Request, Response, SubnetState, Waiting};
+use crate::api::types::{
+    Error, ErrorKind, IdInfo, Joined, Request, Response, SubnetState, Waiting,
+};
 use crate::model::error::Code;
 use crate::model::find::peer_prefixes;
 use crate::model::id::SubnetId;
@@ -20,10 +22,18 @@ const CLEAR_LINE: &str = "\r\x1b[K";
 
 /// What there is to know of a join that waits.
 pub(super) fn fields(waiting: &Waiting, style: Style) -> String {
-    let whom = if waiting.invite { "who issued the invite" } else { "the owner or an admin to approve" };
+    let whom = if waiting.invite {
+        "who issued the invite"
+    } else {
+        "the owner or an admin to approve"
+    };
     let since = format!("{}, for {whom}", print::moment(style, waiting.since));
     // Who issued an invite compares nothing.
-    let own = if waiting.invite { String::new() } else { own(&waiting.fingerprint) };
+    let own = if waiting.invite {
+        String::new()
+    } else {
+        own(&waiting.fingerprint)
+    };
     print::fields(&[("since", since)]) + &own + &heard(waiting)
 }
 
@@ -31,9 +41,15 @@ pub(super) fn fields(waiting: &Waiting, style: Style) -> String {
 pub(super) fn pending(joined: &Joined) -> Error {
     let id = joined.id;
     let (why, hint) = if joined.invite {
-        ("its invite is kept, and it joins by itself as soon as who issued that is back", "byway status".to_owned())
+        (
+            "its invite is kept, and it joins by itself as soon as who issued that is back",
+            "byway status".to_owned(),
+        )
     } else {
-        ("its owner or an admin must approve", format!("byway join {id}      (continues the same request)"))
+        (
+            "its owner or an admin must approve",
+            format!("byway join {id}      (continues the same request)"),
+        )
     };
     let message = format!("subnet {id} has not admitted this node yet: {why}");
     Error::new(ErrorKind::Refused, Code::Pending, message).hint(hint)
@@ -41,21 +57,32 @@ pub(super) fn pending(joined: &Joined) -> Error {
 
 /// What a join has heard so far: whom it asked, and whose subnet it is.
 fn heard(waiting: &Waiting) -> String {
-    let owner = waiting.terms.as_ref().map(|t| format!("fingerprint {}", t.owner_fingerprint)).unwrap_or_default();
+    let owner = waiting
+        .terms
+        .as_ref()
+        .map(|t| format!("fingerprint {}", t.owner_fingerprint))
+        .unwrap_or_default();
     print::fields(&[("asked", asked(waiting)), ("owner", owner)])
 }
 
 /// What the one who asks reads out, and who approves compares.
 pub(super) fn own(fingerprint: &str) -> String {
-    format!("  your fingerprint  {}   (who approves compares it)\n", print::clean(fingerprint))
+    format!(
+        "  your fingerprint  {}   (who approves compares it)\n",
+        print::clean(fingerprint)
+    )
 }
 
 fn asked(waiting: &Waiting) -> String {
     let prefixes = peer_prefixes(waiting.asked.iter().map(|a| a.peer_id));
-    let each = waiting.asked.iter().zip(prefixes).map(|(a, prefix)| match &a.address {
-        Some(address) => format!("{prefix} at {address}"),
-        None => prefix,
-    });
+    let each = waiting
+        .asked
+        .iter()
+        .zip(prefixes)
+        .map(|(a, prefix)| match &a.address {
+            Some(address) => format!("{prefix} at {address}"),
+            None => prefix,
+        });
     match each.collect::<Vec<_>>().join(", ") {
         none if none.is_empty() => none,
         all if waiting.reached => all,
@@ -75,7 +102,14 @@ enum By {
 
 /// Sends `join`; where a person looks on, shows what becomes of it.
 pub(super) async fn join(request: &Request, context: &Context) -> Result<Response, Error> {
-    let Request::Join { target, peers, timeout_ms, wait: true, .. } = request else {
+    let Request::Join {
+        target,
+        peers,
+        timeout_ms,
+        wait: true,
+        ..
+    } = request
+    else {
         return context.client.call(request).await;
     };
     // What is wrong with an invite is the daemon's to say.
@@ -84,11 +118,14 @@ pub(super) async fn join(request: &Request, context: &Context) -> Result<Respons
         Err(_) => target.parse::<SubnetId>().ok().map(|id| (id, By::Id)),
     };
     let goal = goal.filter(|_| !context.json && !context.quiet && io::stderr().is_terminal());
-    let Some((id, by)) = goal else { return context.client.call(request).await };
+    let Some((id, by)) = goal else {
+        return context.client.call(request).await;
+    };
     let here = |s: &crate::api::types::SubnetStatus| {
         s.id == id && !matches!(s.state, SubnetState::Pending | SubnetState::Refused)
     };
-    if let Ok(Response::Status(status)) = context.client.call(&Request::Status { subnet: None }).await
+    if let Ok(Response::Status(status)) =
+        context.client.call(&Request::Status { subnet: None }).await
         && !status.subnets.iter().any(here)
         && let Ok(Response::Id(node)) = context.client.call(&Request::Id).await
     {
@@ -105,13 +142,19 @@ pub(super) async fn join(request: &Request, context: &Context) -> Result<Respons
 }
 
 fn head(id: SubnetId, by: By, peers: &[String], node: &IdInfo) -> String {
-    let typed: String = peers.iter().map(|peer| format!("{}, ", print::clean(peer))).collect();
+    let typed: String = peers
+        .iter()
+        .map(|peer| format!("{}, ", print::clean(peer)))
+        .collect();
     match by {
         By::Id => {
-            format!("asking for subnet {id}: {typed}peers on the local networks and those connected\n")
-                + &own(&node.fingerprint)
+            format!(
+                "asking for subnet {id}: {typed}peers on the local networks and those connected\n"
+            ) + &own(&node.fingerprint)
         }
-        By::Invite => format!("joining subnet {id} by invite: {typed}who issued it and those who know the way to it\n"),
+        By::Invite => format!(
+            "joining subnet {id} by invite: {typed}who issued it and those who know the way to it\n"
+        ),
     }
 }
 
@@ -123,10 +166,23 @@ async fn watch(id: SubnetId, by: By, patience: Duration, context: &Context) -> I
     loop {
         clock.tick().await;
         let status = context.client.call(&Request::Status { subnet: None }).await;
-        let Ok(Response::Status(status)) = status else { continue };
-        let Some(waiting) = status.subnets.into_iter().find(|s| s.id == id).and_then(|s| s.waiting) else { continue };
+        let Ok(Response::Status(status)) = status else {
+            continue;
+        };
+        let Some(waiting) = status
+            .subnets
+            .into_iter()
+            .find(|s| s.id == id)
+            .and_then(|s| s.waiting)
+        else {
+            continue;
+        };
         let new = heard(&waiting);
-        let shown = if new == told { String::new() } else { new.clone() };
+        let shown = if new == told {
+            String::new()
+        } else {
+            new.clone()
+        };
         told = new;
         let what = match (by, waiting.asked.is_empty()) {
             (By::Id, true) => "looking for somebody who knows it",
@@ -134,7 +190,10 @@ async fn watch(id: SubnetId, by: By, patience: Duration, context: &Context) -> I
             (By::Invite, true) => "looking for who issued the invite",
             (By::Invite, false) => "waiting for who issued the invite",
         };
-        let (gone, most) = (begun.elapsed().as_secs(), value::millis(patience).div_ceil(1000));
+        let (gone, most) = (
+            begun.elapsed().as_secs(),
+            value::millis(patience).div_ceil(1000),
+        );
         print::stderr(&format!("{CLEAR_LINE}{shown}{what}: {gone} s of {most} s"));
     }
 }

@@ -50,29 +50,66 @@ impl AttachVerb {
     /// `only` tells this machine's only subnet, where none is named.
     pub(super) fn request(self, only: impl FnOnce() -> Checked<String>) -> Checked<Request> {
         // Where the person's own engine is, and not the daemon's.
-        let own = || std::env::var("DOCKER_HOST").ok().filter(|host| !host.is_empty());
-        let engine = if let AttachVerb::Docker { .. } = &self { own() } else { None };
-        let (workload, Place { subnet, name, ip, mac }) = match self {
-            AttachVerb::Netns { target, place } => (WorkloadKind::Netns(namespace(&target)?), place),
+        let own = || {
+            std::env::var("DOCKER_HOST")
+                .ok()
+                .filter(|host| !host.is_empty())
+        };
+        let engine = if let AttachVerb::Docker { .. } = &self {
+            own()
+        } else {
+            None
+        };
+        let (
+            workload,
+            Place {
+                subnet,
+                name,
+                ip,
+                mac,
+            },
+        ) = match self {
+            AttachVerb::Netns { target, place } => {
+                (WorkloadKind::Netns(namespace(&target)?), place)
+            }
             AttachVerb::Docker { container, place } => (WorkloadKind::Docker(container), place),
         };
         let subnet = subnet.map_or_else(only, Ok)?;
-        Ok(Request::Attach { workload, subnet, name, ip, mac, engine })
+        Ok(Request::Attach {
+            workload,
+            subnet,
+            name,
+            ip,
+            mac,
+            engine,
+        })
     }
 }
 
 /// A name as `ip netns` knows it, or a path made absolute: the daemon works in another directory.
 fn namespace(text: &str) -> Checked<String> {
     let bad = |why: &str| {
-        wrong(Code::Netns, format!("{:?} names no network namespace: {why}", text.escape_debug().to_string()))
+        wrong(
+            Code::Netns,
+            format!(
+                "{:?} names no network namespace: {why}",
+                text.escape_debug().to_string()
+            ),
+        )
     };
     if text.is_empty() || text.len() > 4096 || text.chars().any(char::is_control) {
         return Err(bad("it is empty, too long or has control characters"));
     }
     if !text.contains('/') {
-        return if matches!(text, "." | "..") { Err(bad("it is a directory")) } else { Ok(text.to_owned()) };
+        return if matches!(text, "." | "..") {
+            Err(bad("it is a directory"))
+        } else {
+            Ok(text.to_owned())
+        };
     }
-    std::path::absolute(text).map(|p| p.display().to_string()).map_err(|e| bad(&e.to_string()))
+    std::path::absolute(text)
+        .map(|p| p.display().to_string())
+        .map_err(|e| bad(&e.to_string()))
 }
 
 #[derive(Debug, Args)]
@@ -110,20 +147,47 @@ impl WorkloadVerb {
 }
 
 pub(super) fn attached(a: &Attached) -> String {
-    let how = if a.resolver { "" } else { "  (set it in the workload: its resolv.conf is not its own)" };
-    let dns = if a.dns.is_empty() { String::new() } else { format!("{}{how}", print::addresses(&a.dns)) };
-    let already = if a.already { "  (attached already)" } else { "" };
+    let how = if a.resolver {
+        ""
+    } else {
+        "  (set it in the workload: its resolv.conf is not its own)"
+    };
+    let dns = if a.dns.is_empty() {
+        String::new()
+    } else {
+        format!("{}{how}", print::addresses(&a.dns))
+    };
+    let already = if a.already {
+        "  (attached already)"
+    } else {
+        ""
+    };
     let interface = if a.down {
-        format!("{}, which comes with: byway up {}   (subnet {} is down)", a.interface, a.subnet, a.subnet)
+        format!(
+            "{}, which comes with: byway up {}   (subnet {} is down)",
+            a.interface, a.subnet, a.subnet
+        )
     } else {
         format!("{}  mtu {}", a.interface, a.mtu)
     };
     format!("workload {}  in {}{already}\n", a.workload, a.subnet)
-        + &print::fields(&[("addresses", print::addresses(&a.addresses)), ("interface", interface), ("resolver", dns)])
+        + &print::fields(&[
+            ("addresses", print::addresses(&a.addresses)),
+            ("interface", interface),
+            ("resolver", dns),
+        ])
 }
 
 pub(super) fn list(workloads: &[WorkloadInfo]) -> String {
-    let mut table = Table::new(&["WORKLOAD", "SUBNET", "ADDRESSES", "KIND", "TARGET", "INTERFACE", "STATE"]);
+    let mut table = Table::new(&[
+        "WORKLOAD",
+        "SUBNET",
+        "ADDRESSES",
+        "KIND",
+        "TARGET",
+        "INTERFACE",
+        "STATE",
+    ]);
     for w in workloads {
         table.row([
             w.workload.to_string(),
@@ -139,12 +203,16 @@ pub(super) fn list(workloads: &[WorkloadInfo]) -> String {
 }
 
 pub(super) fn show(w: &WorkloadInfo) -> String {
-    format!("workload {}  in {}  {}\n", w.workload, w.subnet, print::clean(&w.state))
-        + &print::fields(&[
-            ("name", w.fqdn.clone()),
-            ("addresses", print::addresses(&w.addresses)),
-            ("interface", format!("{}  mtu {}", w.interface, w.mtu)),
-            ("resolver", print::addresses(&w.dns)),
-            (w.kind.as_str(), w.target.clone()),
-        ])
+    format!(
+        "workload {}  in {}  {}\n",
+        w.workload,
+        w.subnet,
+        print::clean(&w.state)
+    ) + &print::fields(&[
+        ("name", w.fqdn.clone()),
+        ("addresses", print::addresses(&w.addresses)),
+        ("interface", format!("{}  mtu {}", w.interface, w.mtu)),
+        ("resolver", print::addresses(&w.dns)),
+        (w.kind.as_str(), w.target.clone()),
+    ])
 }

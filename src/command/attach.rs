@@ -30,48 +30,82 @@ pub(crate) async fn find(
 ) -> Result<NewWorkload, Error> {
     let mac = mac.map(|text| parse_mac(&text)).transpose()?;
     let mut asked = None;
-    let (target, netns, resolv_conf, default) = match kind {
-        WorkloadKind::Netns(spec) => {
-            let (netns, resolv_conf) = netns::resolve(&spec)
-                .await
-                .map_err(|e| not_found(format!("network namespace {}: {e}", printable(&spec))))?;
-            let resolv_conf = shared_file(ctx, &spec, &netns, resolv_conf).await?;
-            let default = Path::new(&spec).file_name().map(|f| f.to_string_lossy().into_owned()).unwrap_or_default();
-            (Target::Netns(spec), Some(netns), resolv_conf, default)
-        }
-        WorkloadKind::Docker(container) => {
-            let host = engine.or_else(|| std::env::var("DOCKER_HOST").ok());
-            let found = docker::inspect(host.as_deref(), &container).await.map_err(docker_error)?;
-            let netns = netns::of_pid(found.pid)
-                .await
-                .map_err(|e| not_found(format!("namespace of container {}: {e}", found.name)))?;
-            // A process that ended in between may have left its number to another: then the engine says so now.
-            let still = docker::inspect(host.as_deref(), &found.id).await.map_err(docker_error)?;
-            if (still.pid, &still.id) != (found.pid, &found.id) {
-                let message = format!("container {} was started anew while it was attached", found.name);
-                return Err(Error::new(ErrorKind::Failed, Code::Docker, message)
-                    .hint(format!("byway attach docker {}      (once more)", found.name)));
+    let (target, netns, resolv_conf, default) =
+        match kind {
+            WorkloadKind::Netns(spec) => {
+                let (netns, resolv_conf) = netns::resolve(&spec).await.map_err(|e| {
+                    not_found(format!("network namespace {}: {e}", printable(&spec)))
+                })?;
+                let resolv_conf = shared_file(ctx, &spec, &netns, resolv_conf).await?;
+                let default = Path::new(&spec)
+                    .file_name()
+                    .map(|f| f.to_string_lossy().into_owned())
+                    .unwrap_or_default();
+                (Target::Netns(spec), Some(netns), resolv_conf, default)
             }
-            let shared = found.network_mode.strip_prefix("container:").unwrap_or(&found.id);
-            let own = |path: &PathBuf| resolver::is_engines_own(path, &[&found.id, shared], found.pid);
-            let resolv_conf = found.resolv_conf.filter(own).map_or(ResolvConf::None, ResolvConf::Replace);
-            (Target::Docker { name: found.name.clone(), id: found.id }, Some(netns), resolv_conf, found.name)
-        }
-        WorkloadKind::Container(of) => {
-            let default = of.container.chars().take(NAMED_BY).collect();
-            let target = Target::of_engine(of.engine, of.container, &of.interface)?;
-            let netns = match &of.netns {
-                Some(spec) => {
-                    let found = netns::resolve(spec).await;
-                    Some(found.map_err(|e| not_found(format!("network namespace {}: {e}", printable(spec))))?.0)
+            WorkloadKind::Docker(container) => {
+                let host = engine.or_else(|| std::env::var("DOCKER_HOST").ok());
+                let found = docker::inspect(host.as_deref(), &container)
+                    .await
+                    .map_err(docker_error)?;
+                let netns = netns::of_pid(found.pid).await.map_err(|e| {
+                    not_found(format!("namespace of container {}: {e}", found.name))
+                })?;
+                // A process that ended in between may have left its number to another: then the engine says so now.
+                let still = docker::inspect(host.as_deref(), &found.id)
+                    .await
+                    .map_err(docker_error)?;
+                if (still.pid, &still.id) != (found.pid, &found.id) {
+                    let message = format!(
+                        "container {} was started anew while it was attached",
+                        found.name
+                    );
+                    return Err(Error::new(ErrorKind::Failed, Code::Docker, message).hint(
+                        format!("byway attach docker {}      (once more)", found.name),
+                    ));
                 }
-                None => None,
-            };
-            asked = Some(of.interface);
-            // The engine writes the resolver itself: the answer says who is to be asked.
-            (target, netns, ResolvConf::None, default)
-        }
-    };
+                let shared = found
+                    .network_mode
+                    .strip_prefix("container:")
+                    .unwrap_or(&found.id);
+                let own = |path: &PathBuf| {
+                    resolver::is_engines_own(path, &[&found.id, shared], found.pid)
+                };
+                let resolv_conf = found
+                    .resolv_conf
+                    .filter(own)
+                    .map_or(ResolvConf::None, ResolvConf::Replace);
+                (
+                    Target::Docker {
+                        name: found.name.clone(),
+                        id: found.id,
+                    },
+                    Some(netns),
+                    resolv_conf,
+                    found.name,
+                )
+            }
+            WorkloadKind::Container(of) => {
+                let default = of.container.chars().take(NAMED_BY).collect();
+                let target = Target::of_engine(of.engine, of.container, &of.interface)?;
+                let netns = match &of.netns {
+                    Some(spec) => {
+                        let found = netns::resolve(spec).await;
+                        Some(
+                            found
+                                .map_err(|e| {
+                                    not_found(format!("network namespace {}: {e}", printable(spec)))
+                                })?
+                                .0,
+                        )
+                    }
+                    None => None,
+                };
+                asked = Some(of.interface);
+                // The engine writes the resolver itself: the answer says who is to be asked.
+                (target, netns, ResolvConf::None, default)
+            }
+        };
     let inner_link = match (asked, &netns) {
         (Some(link), _) => link,
         (None, Some(netns)) => free_link(ctx, netns).await?,
@@ -79,14 +113,34 @@ pub(crate) async fn find(
     };
     let name_is_default = name.is_none();
     let name = name.unwrap_or_else(|| Name::from_host(&default));
-    Ok(NewWorkload { name, name_is_default, target, netns, inner_link, resolv_conf, mac })
+    Ok(NewWorkload {
+        name,
+        name_is_default,
+        target,
+        netns,
+        inner_link,
+        resolv_conf,
+        mac,
+    })
 }
 
 /// A resolver file that stands there is another's, unless we made it for the same namespace in another subnet.
-async fn shared_file(ctx: &Commands, spec: &str, netns: &NetnsRef, found: ResolvConf) -> Result<ResolvConf, Error> {
-    let Some(file) = netns::resolver_file(spec).filter(|_| found == ResolvConf::None) else { return Ok(found) };
+async fn shared_file(
+    ctx: &Commands,
+    spec: &str,
+    netns: &NetnsRef,
+    found: ResolvConf,
+) -> Result<ResolvConf, Error> {
+    let Some(file) = netns::resolver_file(spec).filter(|_| found == ResolvConf::None) else {
+        return Ok(found);
+    };
     let ours = ResolvConf::Create(file);
-    let made = ctx.node.workloads_in(netns.clone()).await?.iter().any(|w| w.resolv_conf == ours);
+    let made = ctx
+        .node
+        .workloads_in(netns.clone())
+        .await?
+        .iter()
+        .any(|w| w.resolv_conf == ours);
     Ok(if made { ours } else { found })
 }
 
@@ -113,14 +167,28 @@ pub(crate) async fn bury(ctx: &Commands, subnet: &str, wanted: Claim) -> Result<
 async fn free_link(ctx: &Commands, netns: &NetnsRef) -> Result<String, Error> {
     let here = ctx.node.workloads_in(netns.clone()).await?;
     let used: Vec<String> = here.into_iter().map(|w| w.inner_link).collect();
-    netns::free_link_name(netns, &used).await.map_err(|e| not_found(format!("look into {}: {e}", netns.path.display())))
+    netns::free_link_name(netns, &used)
+        .await
+        .map_err(|e| not_found(format!("look into {}: {e}", netns.path.display())))
 }
 
 fn parse_mac(text: &str) -> Result<[u8; 6], Error> {
-    let bytes: Vec<u8> = text.split(':').filter_map(|p| u8::from_str_radix(p, 16).ok()).collect();
-    let usage =
-        || Error::new(ErrorKind::Usage, Code::Mac, format!("{} is no unicast hardware address", printable(text)));
+    let bytes: Vec<u8> = text
+        .split(':')
+        .filter_map(|p| u8::from_str_radix(p, 16).ok())
+        .collect();
+    let usage = || {
+        Error::new(
+            ErrorKind::Usage,
+            Code::Mac,
+            format!("{} is no unicast hardware address", printable(text)),
+        )
+    };
     let mac: [u8; 6] = bytes.try_into().map_err(|_| usage())?;
     let [first, ..] = mac;
-    if first & 1 == 0 && text.split(':').count() == 6 { Ok(mac) } else { Err(usage()) }
+    if first & 1 == 0 && text.split(':').count() == 6 {
+        Ok(mac)
+    } else {
+        Err(usage())
+    }
 }

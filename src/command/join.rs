@@ -26,19 +26,44 @@ const STREAM_PATIENCE: Duration = Duration::from_secs(3);
 const DECIDED_PATIENCE: Duration = Duration::from_secs(3);
 
 pub(super) async fn join_subnet(ctx: &Commands, request: Request) -> Result<Response, Error> {
-    let Request::Join { target, peers, name, alias, ip, host, allow, timeout_ms, wait } = request else {
+    let Request::Join {
+        target,
+        peers,
+        name,
+        alias,
+        ip,
+        host,
+        allow,
+        timeout_ms,
+        wait,
+    } = request
+    else {
         return Err(Error::new(ErrorKind::Usage, Code::Verb, "not join"));
     };
-    let invite = if target.starts_with(INVITE_PREFIX) { Some(Invite::parse(&target)?) } else { None };
+    let invite = if target.starts_with(INVITE_PREFIX) {
+        Some(Invite::parse(&target)?)
+    } else {
+        None
+    };
     let id: SubnetId = match &invite {
         Some(invite) => invite.subnet,
-        None => target
-            .parse()
-            .map_err(|e| Error::new(ErrorKind::Usage, Code::Id, format!("{}: {e}", printable(&target))))?,
+        None => target.parse().map_err(|e| {
+            Error::new(
+                ErrorKind::Usage,
+                Code::Id,
+                format!("{}: {e}", printable(&target)),
+            )
+        })?,
     };
     let mut hints = Vec::new();
     for peer in &peers {
-        let wrong = |e: String| Error::new(ErrorKind::Usage, Code::Address, format!("--peer {}: {e}", printable(peer)));
+        let wrong = |e: String| {
+            Error::new(
+                ErrorKind::Usage,
+                Code::Address,
+                format!("--peer {}: {e}", printable(peer)),
+            )
+        };
         for hint in meant(peer).map_err(wrong)? {
             hint.parse::<Address>().map_err(|e| wrong(e.to_string()))?;
             hints.push(hint);
@@ -51,7 +76,9 @@ pub(super) async fn join_subnet(ctx: &Commands, request: Request) -> Result<Resp
     ctx.platform.ready()?;
     if let Some(invite) = invite.as_ref().filter(|i| unix_now() >= i.expires) {
         let message = format!("the invite to subnet {} has expired", invite.subnet);
-        return Err(Error::new(ErrorKind::Refused, Code::InviteExpired, message).hint(Hint::NewInvite));
+        return Err(
+            Error::new(ErrorKind::Refused, Code::InviteExpired, message).hint(Hint::NewInvite)
+        );
     }
     let keeps_host = host.is_none();
     let pending = PendingJoin {
@@ -73,7 +100,11 @@ pub(super) async fn join_subnet(ctx: &Commands, request: Request) -> Result<Resp
     let by_invite = pending.invite.is_some();
     let started = join::start(&ctx.mesh, pending);
     let mut progress = started.progress.clone();
-    let patience = if wait { Duration::from_millis(timeout_ms.max(1)) } else { AT_ONCE };
+    let patience = if wait {
+        Duration::from_millis(timeout_ms.max(1))
+    } else {
+        AT_ONCE
+    };
     // It may end undecided: a person took it back, or asked anew for the same subnet, or stops the daemon, which goes on
     // with it at its next start.
     let over = tokio::select! {
@@ -102,14 +133,31 @@ pub(super) async fn join_subnet(ctx: &Commands, request: Request) -> Result<Resp
                 return Err(error);
             }
             first_stream(ctx, id).await;
-            let gone = || Error::new(ErrorKind::Failed, Code::Join, "the membership ended at once");
-            joined(ctx, id).await?.map(Response::Joined).ok_or_else(gone)
+            let gone = || {
+                Error::new(
+                    ErrorKind::Failed,
+                    Code::Join,
+                    "the membership ended at once",
+                )
+            };
+            joined(ctx, id)
+                .await?
+                .map(Response::Joined)
+                .ok_or_else(gone)
         }
         Progress::Refused(error) => Err(error),
         Progress::Waiting { .. } | Progress::Searching if over && !waits(ctx, id).await? => {
-            let given_up =
-                || Error::new(ErrorKind::Failed, Code::JoinOver, format!("the join of subnet {id} was given up"));
-            joined(ctx, id).await?.map(Response::Joined).ok_or_else(given_up)
+            let given_up = || {
+                Error::new(
+                    ErrorKind::Failed,
+                    Code::JoinOver,
+                    format!("the join of subnet {id} was given up"),
+                )
+            };
+            joined(ctx, id)
+                .await?
+                .map(Response::Joined)
+                .ok_or_else(given_up)
         }
         Progress::Waiting { .. } | Progress::Searching => Ok(Response::Joined(Joined {
             id,
@@ -129,28 +177,47 @@ pub(super) async fn join_subnet(ctx: &Commands, request: Request) -> Result<Resp
 
 /// Whether a join of a subnet still waits for an answer.
 async fn waits(ctx: &Commands, id: SubnetId) -> Result<bool, Error> {
-    Ok(ctx.node.joins().await?.iter().any(|join| join.subnet == id && join.refused.is_none()))
+    Ok(ctx
+        .node
+        .joins()
+        .await?
+        .iter()
+        .any(|join| join.subnet == id && join.refused.is_none()))
 }
 
 /// The addresses that a text of a person means: itself, or those of a host.
 pub(super) fn meant(text: &str) -> Result<Vec<String>, String> {
-    if text.starts_with('/') { Ok(vec![text.to_owned()]) } else { multiaddr::expand(text, multiaddr::Peer::Optional) }
+    if text.starts_with('/') {
+        Ok(vec![text.to_owned()])
+    } else {
+        multiaddr::expand(text, multiaddr::Peer::Optional)
+    }
 }
 
 /// Those of the addresses that were typed where nobody answered.
 async fn silent(ctx: &Commands, typed: &[String]) -> Vec<String> {
     let peers = ctx.peers.status().await.unwrap_or_default();
-    let connected: Vec<Address> =
-        peers.iter().flat_map(|p| &p.connections).filter_map(|c| c.remote.parse().ok()).collect();
+    let connected: Vec<Address> = peers
+        .iter()
+        .flat_map(|p| &p.connections)
+        .filter_map(|c| c.remote.parse().ok())
+        .collect();
     let answered = |address: String| {
         let address = address.parse::<Address>().ok();
         // A name stands for addresses nobody told us: any connection may be to one of them.
         match address.and_then(|a| a.ip()) {
-            Some(ip) => connected.iter().any(|c| c.ip().is_some_and(|c| c.to_canonical() == ip.to_canonical())),
+            Some(ip) => connected.iter().any(|c| {
+                c.ip()
+                    .is_some_and(|c| c.to_canonical() == ip.to_canonical())
+            }),
             None => !connected.is_empty(),
         }
     };
-    typed.iter().filter(|text| !meant(text).unwrap_or_default().into_iter().any(answered)).cloned().collect()
+    typed
+        .iter()
+        .filter(|text| !meant(text).unwrap_or_default().into_iter().any(answered))
+        .cloned()
+        .collect()
 }
 
 fn nobody(id: SubnetId, typed: &str, silent: &[String]) -> Error {
@@ -159,8 +226,9 @@ fn nobody(id: SubnetId, typed: &str, silent: &[String]) -> Error {
         [] => known,
         _ => format!("no answer from {}; {known}", silent.join(" and ")),
     };
-    Error::new(ErrorKind::Timeout, Code::Nobody, message)
-        .hint(format!("byway join {typed} --peer HOST      (the address of any member)"))
+    Error::new(ErrorKind::Timeout, Code::Nobody, message).hint(format!(
+        "byway join {typed} --peer HOST      (the address of any member)"
+    ))
 }
 
 fn decided(progress: &Progress) -> bool {
@@ -181,7 +249,11 @@ fn ignored(
         ("--ip", ip.is_some_and(|ip| !joined.addresses.contains(&ip))),
         ("--host", host.is_some_and(|host| *host != joined.host)),
     ];
-    flags.iter().filter(|(_, ignored)| *ignored).map(|(flag, _)| (*flag).to_owned()).collect()
+    flags
+        .iter()
+        .filter(|(_, ignored)| *ignored)
+        .map(|(flag, _)| (*flag).to_owned())
+        .collect()
 }
 
 /// The answer of `join` for a subnet this node belongs to.
@@ -206,8 +278,14 @@ async fn joined(ctx: &Commands, id: SubnetId) -> Result<Option<Joined>, Error> {
 
 /// Whether a member of a subnet has a path of datagrams.
 async fn by_datagrams(ctx: &Commands, id: SubnetId) -> bool {
-    let Some(direct) = &ctx.mesh.direct else { return false };
-    direct.status().await.iter().any(|(key, status)| key.subnet == id && status.path.is_some())
+    let Some(direct) = &ctx.mesh.direct else {
+        return false;
+    };
+    direct
+        .status()
+        .await
+        .iter()
+        .any(|(key, status)| key.subnet == id && status.path.is_some())
 }
 
 /// Waits a little for the first stream, or the first path of datagrams: a ping right after `join` shall pass.
@@ -215,8 +293,20 @@ async fn first_stream(ctx: &Commands, id: SubnetId) {
     let deadline = Instant::now() + STREAM_PATIENCE;
     while Instant::now() < deadline && !ctx.stop.is_cancelled() {
         let view = ctx.node.view().load_full();
-        let members = view.subnets.get(&id).map(|s| s.members.clone()).unwrap_or_default();
-        let by_stream = |peer: &PeerId| ctx.links.status(Key { subnet: id, peer: *peer }).via.is_some();
+        let members = view
+            .subnets
+            .get(&id)
+            .map(|s| s.members.clone())
+            .unwrap_or_default();
+        let by_stream = |peer: &PeerId| {
+            ctx.links
+                .status(Key {
+                    subnet: id,
+                    peer: *peer,
+                })
+                .via
+                .is_some()
+        };
         if members.iter().any(by_stream) || by_datagrams(ctx, id).await {
             return;
         }

@@ -10,7 +10,17 @@ use crate::node::{Effect, prepare_map};
 use crate::report::maps::count;
 
 pub(super) async fn map_add(ctx: &Commands, request: Request) -> Result<Response, Error> {
-    let Request::MapAdd { subnet, proto, listen, port, target, target_port, name, allow } = request else {
+    let Request::MapAdd {
+        subnet,
+        proto,
+        listen,
+        port,
+        target,
+        target_port,
+        name,
+        allow,
+    } = request
+    else {
         return Err(Error::new(ErrorKind::Usage, Code::Verb, "not map add"));
     };
     ctx.platform.ready()?;
@@ -18,17 +28,22 @@ pub(super) async fn map_add(ctx: &Commands, request: Request) -> Result<Response
     let everywhere = new_map.everywhere;
     let addresses: Vec<IpAddr> = new_map.maps.iter().map(|map| map.listen).collect();
     // Where a map of ours has the port, its own proxy listens there; the node names that conflict.
-    let addresses = ctx.node.unmapped(subnet.clone(), (proto, port), addresses).await?;
+    let addresses = ctx
+        .node
+        .unmapped(subnet.clone(), (proto, port), addresses)
+        .await?;
     for listen in addresses.into_iter().filter(|_| ctx.platform.is_kernel()) {
         let free = tokio::task::spawn_blocking(move || listening::check(proto, listen, port)).await;
         if let Ok(Err(conflict)) = free {
             let message = format!("map {proto} port {port}: {conflict}");
-            return Err(
-                Error::new(ErrorKind::Conflict, Code::PortInUse, message).hint(format!("ss -lnp sport = :{port}"))
-            );
+            return Err(Error::new(ErrorKind::Conflict, Code::PortInUse, message)
+                .hint(format!("ss -lnp sport = :{port}")));
         }
     }
-    let Effect { answer: added, generation } = ctx.node.map_add(subnet, new_map).await?;
+    let Effect {
+        answer: added,
+        generation,
+    } = ctx.node.map_add(subnet, new_map).await?;
     if let Err(error) = settle(ctx, generation).await {
         return Err(undone(ctx, added, error).await);
     }
@@ -38,5 +53,7 @@ pub(super) async fn map_add(ctx: &Commands, request: Request) -> Result<Response
     if everywhere {
         return Ok(Response::Maps { maps: made });
     }
-    made.pop().map(Response::Map).ok_or_else(|| Error::new(ErrorKind::Failed, Code::Map, "the map is gone again"))
+    made.pop()
+        .map(Response::Map)
+        .ok_or_else(|| Error::new(ErrorKind::Failed, Code::Map, "the map is gone again"))
 }

@@ -64,7 +64,12 @@ pub(crate) fn handler(ctx: Commands) -> Handler {
         let ctx = ctx.clone();
         Box::pin(async move {
             let closes = closes(&request);
-            let blamed = |error| clock::blamed(&ctx.mesh.clocks, if closes { unsaved(error) } else { error });
+            let blamed = |error| {
+                clock::blamed(
+                    &ctx.mesh.clocks,
+                    if closes { unsaved(error) } else { error },
+                )
+            };
             call(&ctx, request).await.map_err(blamed)
         })
     })
@@ -85,12 +90,26 @@ fn closes(request: &Request) -> bool {
 
 /// Nothing takes effect that is not saved: who has to close something at once on a full disk is told what does.
 fn unsaved(error: Error) -> Error {
-    if ![Code::DiskFull, Code::StateIo, Code::StateWrite].iter().any(|code| error.code == *code) {
+    if ![Code::DiskFull, Code::StateIo, Code::StateWrite]
+        .iter()
+        .any(|code| error.code == *code)
+    {
         return error;
     }
     let stop = "systemctl stop byway      (takes everything off the wire at once, until it is started again)";
-    let hint = if error.hint.is_empty() { stop.to_owned() } else { format!("{}; or: {stop}", error.hint) };
-    Error { message: format!("{}; nothing was changed, it is on the wire as before", error.message), hint, ..error }
+    let hint = if error.hint.is_empty() {
+        stop.to_owned()
+    } else {
+        format!("{}; or: {stop}", error.hint)
+    };
+    Error {
+        message: format!(
+            "{}; nothing was changed, it is on the wire as before",
+            error.message
+        ),
+        hint,
+        ..error
+    }
 }
 
 /// Does what a request asks for.
@@ -105,7 +124,10 @@ pub(crate) async fn call(ctx: &Commands, request: Request) -> Result<Response, E
                 Leaving::Withdrawn => {
                     // Those that were asked are told at once.
                     ctx.mesh.joins.hurry();
-                    Ok(done(format!("the request to join {} is withdrawn", printable(&subnet)), true))
+                    Ok(done(
+                        format!("the request to join {} is withdrawn", printable(&subnet)),
+                        true,
+                    ))
                 }
                 Leaving::Gone => subnets::ended_before(ctx, &subnet).await,
             }
@@ -119,34 +141,98 @@ pub(crate) async fn call(ctx: &Commands, request: Request) -> Result<Response, E
             settled(ctx, ctx.node.set_up(subnet, true)).await
         }
         Request::Down { subnet } => settled(ctx, ctx.node.set_up(subnet, false)).await,
-        Request::InviteCreate { subnet, uses, expires_ms, role, labels, ephemeral } => {
-            let term = if ephemeral { Term::Ephemeral } else { Term::Full };
-            ctx.node.invite_create(subnet, uses, expires_ms, (role, term), labels).await
+        Request::InviteCreate {
+            subnet,
+            uses,
+            expires_ms,
+            role,
+            labels,
+            ephemeral,
+        } => {
+            let term = if ephemeral {
+                Term::Ephemeral
+            } else {
+                Term::Full
+            };
+            ctx.node
+                .invite_create(subnet, uses, expires_ms, (role, term), labels)
+                .await
         }
         Request::InviteRevoke { invite } => ctx.node.invite_revoke(invite).await,
-        Request::MemberApprove { subnet, member } => settled(ctx, ctx.node.decide_request(subnet, member, true)).await,
-        Request::MemberDeny { subnet, member } => settled(ctx, ctx.node.decide_request(subnet, member, false)).await,
-        Request::MemberRemove { subnet, member } => settled(ctx, ctx.node.member_remove(subnet, member)).await,
-        Request::MemberRole { subnet, member, role } => settled(ctx, ctx.node.member_role(subnet, member, role)).await,
-        Request::MemberLabel { subnet, member, labels } => {
-            settled(ctx, ctx.node.member_label(subnet, member, labels)).await
+        Request::MemberApprove { subnet, member } => {
+            settled(ctx, ctx.node.decide_request(subnet, member, true)).await
         }
-        Request::LeaseAdd { subnet, prefix, member } => settled(ctx, ctx.node.lease_add(subnet, prefix, member)).await,
-        Request::LeaseImport { subnet, entries } => settled(ctx, ctx.node.lease_import(subnet, entries)).await,
-        Request::LeaseRm { subnet, prefix, member } => settled(ctx, ctx.node.lease_rm(subnet, prefix, member)).await,
+        Request::MemberDeny { subnet, member } => {
+            settled(ctx, ctx.node.decide_request(subnet, member, false)).await
+        }
+        Request::MemberRemove { subnet, member } => {
+            settled(ctx, ctx.node.member_remove(subnet, member)).await
+        }
+        Request::MemberRole {
+            subnet,
+            member,
+            role,
+        } => settled(ctx, ctx.node.member_role(subnet, member, role)).await,
+        Request::MemberLabel {
+            subnet,
+            member,
+            labels,
+        } => settled(ctx, ctx.node.member_label(subnet, member, labels)).await,
+        Request::LeaseAdd {
+            subnet,
+            prefix,
+            member,
+        } => settled(ctx, ctx.node.lease_add(subnet, prefix, member)).await,
+        Request::LeaseImport { subnet, entries } => {
+            settled(ctx, ctx.node.lease_import(subnet, entries)).await
+        }
+        Request::LeaseRm {
+            subnet,
+            prefix,
+            member,
+        } => settled(ctx, ctx.node.lease_rm(subnet, prefix, member)).await,
         Request::Attach { .. } => workloads::attach(ctx, request).await,
-        Request::Detach { workload, subnet, interface } => {
-            settled(ctx, ctx.node.detach(workload, subnet, interface)).await
-        }
-        Request::DnsAdd { subnet, name, data, ttl } => {
-            attach::bury(ctx, &subnet, Claim { name: name.clone(), ip: None, netns: None, interface: None }).await?;
+        Request::Detach {
+            workload,
+            subnet,
+            interface,
+        } => settled(ctx, ctx.node.detach(workload, subnet, interface)).await,
+        Request::DnsAdd {
+            subnet,
+            name,
+            data,
+            ttl,
+        } => {
+            attach::bury(
+                ctx,
+                &subnet,
+                Claim {
+                    name: name.clone(),
+                    ip: None,
+                    netns: None,
+                    interface: None,
+                },
+            )
+            .await?;
             settled(ctx, ctx.node.dns_add(subnet, name, data, ttl)).await
         }
-        Request::DnsRelease { subnet, name, member } => settled(ctx, ctx.node.dns_release(subnet, name, member)).await,
-        Request::DnsRm { subnet, name, kind } => settled(ctx, ctx.node.dns_rm(subnet, name, kind)).await,
+        Request::DnsRelease {
+            subnet,
+            name,
+            member,
+        } => settled(ctx, ctx.node.dns_release(subnet, name, member)).await,
+        Request::DnsRm { subnet, name, kind } => {
+            settled(ctx, ctx.node.dns_rm(subnet, name, kind)).await
+        }
         Request::DnsQuery { name, kind } => names::query(ctx, &name, &kind).await,
         Request::MapAdd { .. } => maps::map_add(ctx, request).await,
-        Request::MapRm { subnet, name, proto, listen, port } => {
+        Request::MapRm {
+            subnet,
+            name,
+            proto,
+            listen,
+            port,
+        } => {
             let key = proto.zip(port).map(|(proto, port)| (proto, listen, port));
             settled(ctx, ctx.node.map_rm(subnet, name, key)).await
         }
@@ -154,12 +240,22 @@ pub(crate) async fn call(ctx: &Commands, request: Request) -> Result<Response, E
         Request::PeerDisconnect { peer } => {
             let found = status::peer_show(&ctx.report, &peer).await?;
             let gone = || Error::new(ErrorKind::Failed, Code::Stopping, "the daemon is stopping");
-            ctx.peers.send(Command::Disconnect { peer: found.peer_id }).await.map_err(|_| gone())?;
-            Ok(done(format!("disconnected {}", found.peer_id), found.connected))
+            ctx.peers
+                .send(Command::Disconnect {
+                    peer: found.peer_id,
+                })
+                .await
+                .map_err(|_| gone())?;
+            Ok(done(
+                format!("disconnected {}", found.peer_id),
+                found.connected,
+            ))
         }
-        Request::Ping { target, count, timeout_ms } => {
-            peers::ping(ctx, &target, count, Duration::from_millis(timeout_ms)).await
-        }
+        Request::Ping {
+            target,
+            count,
+            timeout_ms,
+        } => peers::ping(ctx, &target, count, Duration::from_millis(timeout_ms)).await,
         Request::Reload => Box::pin(reload::reload(ctx)).await,
         look => looking(ctx, look).await,
     }
@@ -168,33 +264,55 @@ pub(crate) async fn call(ctx: &Commands, request: Request) -> Result<Response, E
 /// The verbs that only look.
 async fn looking(ctx: &Commands, request: Request) -> Result<Response, Error> {
     match request {
-        Request::SubnetLs => Ok(Response::Subnets { subnets: ctx.node.subnets().await? }),
+        Request::SubnetLs => Ok(Response::Subnets {
+            subnets: ctx.node.subnets().await?,
+        }),
         Request::SubnetShow { subnet } => {
             let mut info = ctx.node.subnet_show(subnet).await?;
             maps_now::count(&ctx.report, &mut info.maps).await;
             Ok(Response::Subnet(Box::new(info)))
         }
-        Request::InviteLs { subnet } => Ok(Response::Invites { invites: ctx.node.invites(subnet).await? }),
-        Request::MemberLs { subnet } => Ok(Response::Members { members: ctx.node.members(subnet).await? }),
-        Request::MemberRequests { subnet } => Ok(Response::Requests { requests: ctx.node.requests(subnet).await? }),
-        Request::LeaseLs { subnet } => Ok(Response::Leases { leases: ctx.node.leases(subnet).await? }),
-        Request::WorkloadLs => Ok(Response::Workloads { workloads: ctx.node.workloads().await? }),
-        Request::WorkloadShow { workload, subnet } => {
-            Ok(Response::Workload(ctx.node.workload(workload, subnet).await?))
-        }
-        Request::DnsLs { subnet } => Ok(Response::Dns { records: ctx.node.names(subnet).await? }),
+        Request::InviteLs { subnet } => Ok(Response::Invites {
+            invites: ctx.node.invites(subnet).await?,
+        }),
+        Request::MemberLs { subnet } => Ok(Response::Members {
+            members: ctx.node.members(subnet).await?,
+        }),
+        Request::MemberRequests { subnet } => Ok(Response::Requests {
+            requests: ctx.node.requests(subnet).await?,
+        }),
+        Request::LeaseLs { subnet } => Ok(Response::Leases {
+            leases: ctx.node.leases(subnet).await?,
+        }),
+        Request::WorkloadLs => Ok(Response::Workloads {
+            workloads: ctx.node.workloads().await?,
+        }),
+        Request::WorkloadShow { workload, subnet } => Ok(Response::Workload(
+            ctx.node.workload(workload, subnet).await?,
+        )),
+        Request::DnsLs { subnet } => Ok(Response::Dns {
+            records: ctx.node.names(subnet).await?,
+        }),
         Request::MapLs { subnet } => {
             let mut maps = ctx.node.maps(subnet).await?;
             maps_now::count(&ctx.report, &mut maps).await;
             Ok(Response::Maps { maps })
         }
-        Request::Status { subnet } => Ok(Response::Status(Box::new(status::status(&ctx.report, subnet).await?))),
+        Request::Status { subnet } => Ok(Response::Status(Box::new(
+            status::status(&ctx.report, subnet).await?,
+        ))),
         Request::Id => {
             let endpoints = ctx.node.endpoints().await?;
             let peer_id = ctx.peers.peer();
             let addresses = endpoints
                 .iter()
-                .map(|e| if e.contains("/p2p/") { e.clone() } else { format!("{e}/p2p/{peer_id}") })
+                .map(|e| {
+                    if e.contains("/p2p/") {
+                        e.clone()
+                    } else {
+                        format!("{e}/p2p/{peer_id}")
+                    }
+                })
                 .collect();
             Ok(Response::Id(IdInfo {
                 peer_id,
@@ -203,17 +321,33 @@ async fn looking(ctx: &Commands, request: Request) -> Result<Response, Error> {
                 addresses,
             }))
         }
-        Request::PeerLs => Ok(Response::Peers { peers: status::peer_list(&ctx.report).await? }),
-        Request::PeerShow { peer } => Ok(Response::Peer(Box::new(status::peer_show(&ctx.report, &peer).await?))),
+        Request::PeerLs => Ok(Response::Peers {
+            peers: status::peer_list(&ctx.report).await?,
+        }),
+        Request::PeerShow { peer } => Ok(Response::Peer(Box::new(
+            status::peer_show(&ctx.report, &peer).await?,
+        ))),
         Request::Config => Ok(Response::Config(reload::show(ctx).await?)),
-        Request::Metrics => Ok(Response::Metrics { text: metrics::text(&ctx.report).await? }),
-        Request::Version => Ok(Response::Version { version: env!("CARGO_PKG_VERSION").into(), wire: 1 }),
-        _ => Err(Error::new(ErrorKind::Usage, Code::Verb, "this daemon does not know that verb")),
+        Request::Metrics => Ok(Response::Metrics {
+            text: metrics::text(&ctx.report).await?,
+        }),
+        Request::Version => Ok(Response::Version {
+            version: env!("CARGO_PKG_VERSION").into(),
+            wire: 1,
+        }),
+        _ => Err(Error::new(
+            ErrorKind::Usage,
+            Code::Verb,
+            "this daemon does not know that verb",
+        )),
     }
 }
 
 fn done(message: impl Into<String>, changed: bool) -> Response {
-    Response::Done(Done { message: message.into(), changed })
+    Response::Done(Done {
+        message: message.into(),
+        changed,
+    })
 }
 
 /// The answer of a command once the kernel has followed.
@@ -238,15 +372,28 @@ async fn undone(ctx: &Commands, added: Addition, error: Error) -> Error {
 /// Waits until the kernel matches a generation of the View.
 async fn settle(ctx: &Commands, generation: u64) -> Result<(), Error> {
     let mut applied = ctx.applied.clone();
-    let reached = tokio::time::timeout(KERNEL_PATIENCE, applied.wait_for(|a| a.generation >= generation)).await;
+    let reached = tokio::time::timeout(
+        KERNEL_PATIENCE,
+        applied.wait_for(|a| a.generation >= generation),
+    )
+    .await;
     let failures = match reached {
         Ok(Ok(applied)) => applied.failures.clone(),
-        Ok(Err(_)) => return Err(Error::new(ErrorKind::Failed, Code::Stopping, "the daemon is stopping")),
+        Ok(Err(_)) => {
+            return Err(Error::new(
+                ErrorKind::Failed,
+                Code::Stopping,
+                "the daemon is stopping",
+            ));
+        }
         Err(_) => {
             return Err(Error::new(
                 ErrorKind::Timeout,
                 Code::KernelSlow,
-                format!("the kernel did not follow within {} s", KERNEL_PATIENCE.as_secs()),
+                format!(
+                    "the kernel did not follow within {} s",
+                    KERNEL_PATIENCE.as_secs()
+                ),
             )
             .hint("byway status"));
         }
@@ -254,9 +401,16 @@ async fn settle(ctx: &Commands, generation: u64) -> Result<(), Error> {
     match failures.first() {
         None => Ok(()),
         Some(_) => {
-            let all: Vec<String> = failures.iter().map(|f| format!("{}: {}", f.what, f.why)).collect();
-            Err(Error::new(ErrorKind::Failed, Code::Kernel, format!("the kernel refused: {}", all.join("; ")))
-                .hint("byway status"))
+            let all: Vec<String> = failures
+                .iter()
+                .map(|f| format!("{}: {}", f.what, f.why))
+                .collect();
+            Err(Error::new(
+                ErrorKind::Failed,
+                Code::Kernel,
+                format!("the kernel refused: {}", all.join("; ")),
+            )
+            .hint("byway status"))
         }
     }
 }
@@ -268,14 +422,38 @@ mod tests {
     #[test]
     fn what_closes_something_and_cannot_be_saved_names_what_closes_it_all_the_same() {
         let subnet = || Some("lab".to_owned());
-        assert!(closes(&Request::Down { subnet: subnet() }) && closes(&Request::Leave { subnet: "lab".into() }));
+        assert!(
+            closes(&Request::Down { subnet: subnet() })
+                && closes(&Request::Leave {
+                    subnet: "lab".into()
+                })
+        );
         assert!(!closes(&Request::Up { subnet: subnet() }));
-        assert!(!closes(&Request::SubnetHost { subnet: "lab".into(), host: None }), "that only looks");
-        let full =
-            Error::new(ErrorKind::Failed, "E-DISK-FULL", "save the change: no space left").hint("df -h /var/lib/byway");
+        assert!(
+            !closes(&Request::SubnetHost {
+                subnet: "lab".into(),
+                host: None
+            }),
+            "that only looks"
+        );
+        let full = Error::new(
+            ErrorKind::Failed,
+            "E-DISK-FULL",
+            "save the change: no space left",
+        )
+        .hint("df -h /var/lib/byway");
         let told = unsaved(full);
-        assert!(told.hint.starts_with("df -h /var/lib/byway; or: systemctl stop byway"), "{}", told.hint);
-        assert!(told.message.ends_with("it is on the wire as before"), "{}", told.message);
+        assert!(
+            told.hint
+                .starts_with("df -h /var/lib/byway; or: systemctl stop byway"),
+            "{}",
+            told.hint
+        );
+        assert!(
+            told.message.ends_with("it is on the wire as before"),
+            "{}",
+            told.message
+        );
         let other = Error::new(ErrorKind::NotFound, "E-NO-SUBNET", "no subnet lab");
         assert_eq!(unsaved(other.clone()), other);
     }

@@ -8,12 +8,19 @@ use crate::model::members::printable;
 
 pub(super) async fn query(ctx: &Commands, name: &str, kind: &str) -> Result<Response, Error> {
     let view = ctx.node.view().load_full();
-    let answer =
-        ctx.dns.query(&view, name, kind).await.map_err(|e| Error::new(ErrorKind::Usage, Code::Query, e.to_string()))?;
+    let answer = ctx
+        .dns
+        .query(&view, name, kind)
+        .await
+        .map_err(|e| Error::new(ErrorKind::Usage, Code::Query, e.to_string()))?;
     let shown = printable(name);
     match answer.outcome {
         Outcome::Exists => {
-            let source = if answer.authoritative { "zone" } else { "upstream" };
+            let source = if answer.authoritative {
+                "zone"
+            } else {
+                "upstream"
+            };
             let record = |r: crate::dns::Found| DnsInfo {
                 name: r.name,
                 r#type: r.kind,
@@ -21,14 +28,20 @@ pub(super) async fn query(ctx: &Commands, name: &str, kind: &str) -> Result<Resp
                 ttl: r.ttl,
                 source: source.into(),
             };
-            Ok(Response::Dns { records: answer.records.into_iter().map(record).collect() })
+            Ok(Response::Dns {
+                records: answer.records.into_iter().map(record).collect(),
+            })
         }
-        Outcome::NoSuchName => {
-            Err(Error::new(ErrorKind::NotFound, Code::Nxdomain, format!("there is no name {shown}")))
-        }
-        Outcome::Refused => {
-            Err(Error::new(ErrorKind::Failed, Code::DnsRefused, format!("{shown} {kind} is not answered")))
-        }
+        Outcome::NoSuchName => Err(Error::new(
+            ErrorKind::NotFound,
+            Code::Nxdomain,
+            format!("there is no name {shown}"),
+        )),
+        Outcome::Refused => Err(Error::new(
+            ErrorKind::Failed,
+            Code::DnsRefused,
+            format!("{shown} {kind} is not answered"),
+        )),
         Outcome::Failed => Err(Error::new(
             ErrorKind::Failed,
             Code::DnsFailed,

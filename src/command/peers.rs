@@ -17,15 +17,25 @@ use crate::service::ping;
 
 pub(super) async fn connect(ctx: &Commands, peer: &str) -> Result<Response, Error> {
     let failed = |e: crate::p2p::ConnectError| {
-        Error::new(ErrorKind::Failed, Code::Connect, format!("connect {}: {e}", printable(peer)))
+        Error::new(
+            ErrorKind::Failed,
+            Code::Connect,
+            format!("connect {}: {e}", printable(peer)),
+        )
     };
     // What is known here by that name is meant first; else it is where somebody is.
-    let known = if peer.starts_with('/') { None } else { Some(status::peer_show(&ctx.report, peer).await) };
+    let known = if peer.starts_with('/') {
+        None
+    } else {
+        Some(status::peer_show(&ctx.report, peer).await)
+    };
     let found = match known {
         Some(Ok(found)) => found,
         Some(Err(error)) if error.kind != ErrorKind::NotFound => return Err(error),
         other => {
-            let unknown = other.and_then(Result::err).filter(|_| !peer.contains(['.', ':']));
+            let unknown = other
+                .and_then(Result::err)
+                .filter(|_| !peer.contains(['.', ':']));
             return match (connect_to(ctx, peer).await, unknown) {
                 (Ok(Ok(id)), _) => Ok(done(format!("connected {id}"), true)),
                 // One word is a name more often than a host.
@@ -36,24 +46,52 @@ pub(super) async fn connect(ctx: &Commands, peer: &str) -> Result<Response, Erro
         }
     };
     // The address book knows where, and who says so.
-    let id = ctx.peers.connect(Vec::new(), Some(found.peer_id)).await.map_err(failed)?;
+    let id = ctx
+        .peers
+        .connect(Vec::new(), Some(found.peer_id))
+        .await
+        .map_err(failed)?;
     Ok(done(format!("connected {id}"), !found.connected))
 }
 
 /// Dials where a person says.
-async fn connect_to(ctx: &Commands, text: &str) -> Result<Result<PeerId, crate::p2p::ConnectError>, Error> {
-    let wrong = |e: String| Error::new(ErrorKind::Usage, Code::Address, format!("{}: {e}", printable(text)));
-    let typed: Result<Vec<Typed>, _> = meant(text).map_err(wrong)?.iter().map(|a| a.parse::<Typed>()).collect();
+async fn connect_to(
+    ctx: &Commands,
+    text: &str,
+) -> Result<Result<PeerId, crate::p2p::ConnectError>, Error> {
+    let wrong = |e: String| {
+        Error::new(
+            ErrorKind::Usage,
+            Code::Address,
+            format!("{}: {e}", printable(text)),
+        )
+    };
+    let typed: Result<Vec<Typed>, _> = meant(text)
+        .map_err(wrong)?
+        .iter()
+        .map(|a| a.parse::<Typed>())
+        .collect();
     let typed = typed.map_err(|e| wrong(e.to_string()))?;
     let expected = typed.iter().find_map(|t| t.address().peer());
     Ok(ctx.peers.connect(typed, expected).await)
 }
 
 /// Who is behind a peer ID, member or workload name, or overlay address.
-async fn resolve(ctx: &Commands, target: &str) -> Result<(PeerId, Option<SubnetId>, Option<IpAddr>), Error> {
+async fn resolve(
+    ctx: &Commands,
+    target: &str,
+) -> Result<(PeerId, Option<SubnetId>, Option<IpAddr>), Error> {
     match ctx.node.target(target.to_owned()).await? {
-        Some(TargetPeer { peer, subnet, address }) => Ok((peer, Some(subnet), address)),
-        None => Ok((status::peer_show(&ctx.report, target).await?.peer_id, None, None)),
+        Some(TargetPeer {
+            peer,
+            subnet,
+            address,
+        }) => Ok((peer, Some(subnet), address)),
+        None => Ok((
+            status::peer_show(&ctx.report, target).await?.peer_id,
+            None,
+            None,
+        )),
     }
 }
 
@@ -69,24 +107,43 @@ async fn data_rtt(ctx: &Commands, key: Key) -> Option<Duration> {
 
 /// What the peer's machine refused lately: a ping that passes does not say that it lets in more.
 async fn refused(ctx: &Commands, key: Key) -> Result<Vec<Problem>, Error> {
-    let called = ctx.node.called(vec![(key.subnet, key.peer)]).await?.into_iter().flatten().next();
-    Ok(called.and_then(|called| unwell::closed_machine(&ctx.report, key, &called)).into_iter().collect())
+    let called = ctx
+        .node
+        .called(vec![(key.subnet, key.peer)])
+        .await?
+        .into_iter()
+        .flatten()
+        .next();
+    Ok(called
+        .and_then(|called| unwell::closed_machine(&ctx.report, key, &called))
+        .into_iter()
+        .collect())
 }
 
-pub(super) async fn ping(ctx: &Commands, target: &str, count: u32, timeout: Duration) -> Result<Response, Error> {
+pub(super) async fn ping(
+    ctx: &Commands,
+    target: &str,
+    count: u32,
+    timeout: Duration,
+) -> Result<Response, Error> {
     let (peer, subnet, address) = resolve(ctx, target).await?;
     if peer == ctx.peers.peer() {
         return Err(Error::new(
             ErrorKind::Usage,
             Code::Oneself,
-            format!("{} is on this node; ping measures the way to other peers", printable(target)),
+            format!(
+                "{} is on this node; ping measures the way to other peers",
+                printable(target)
+            ),
         ));
     }
     if let Some(id) = subnet
         && let Some((name, false)) = ctx.node.is_up(id).await?
     {
-        let message = format!("subnet {name} is down on this machine: nothing of it is reached from here");
-        return Err(Error::new(ErrorKind::Conflict, Code::SubnetDown, message).hint(format!("byway up {name}")));
+        let message =
+            format!("subnet {name} is down on this machine: nothing of it is reached from here");
+        return Err(Error::new(ErrorKind::Conflict, Code::SubnetDown, message)
+            .hint(format!("byway up {name}")));
     }
     let timeout = timeout.clamp(Duration::from_millis(100), Duration::from_secs(10));
     let ms = |d: Duration| (d.as_secs_f64() * 1e6).round() / 1e3;
@@ -99,7 +156,10 @@ pub(super) async fn ping(ctx: &Commands, target: &str, count: u32, timeout: Dura
         let data = match subnet {
             Some(subnet) => {
                 let key = Key { subnet, peer };
-                tokio::time::timeout(timeout, data_rtt(ctx, key)).await.ok().flatten()
+                tokio::time::timeout(timeout, data_rtt(ctx, key))
+                    .await
+                    .ok()
+                    .flatten()
             }
             None => None,
         };
@@ -108,9 +168,15 @@ pub(super) async fn ping(ctx: &Commands, target: &str, count: u32, timeout: Dura
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
-    let counted = if subnet.is_some() { &rtt_ms } else { &control_rtt_ms };
+    let counted = if subnet.is_some() {
+        &rtt_ms
+    } else {
+        &control_rtt_ms
+    };
     let received = u32::try_from(counted.iter().flatten().count()).unwrap_or(0);
-    let path = status::peer_show(&ctx.report, &peer.to_string()).await.map(|p| p.path)?;
+    let path = status::peer_show(&ctx.report, &peer.to_string())
+        .await
+        .map(|p| p.path)?;
     let refused = match subnet {
         Some(subnet) => refused(ctx, Key { subnet, peer }).await?,
         None => vec![],

@@ -43,7 +43,16 @@ impl Settings {
         let api_clients = Arc::new(AtomicUsize::new(clients(&config)));
         let (metrics, moves) = mpsc::channel(1);
         let config = Arc::new(watch::Sender::new(config));
-        (Settings { config, api_clients, metrics, unfinished: Arc::default(), invites: Arc::default() }, moves)
+        (
+            Settings {
+                config,
+                api_clients,
+                metrics,
+                unfinished: Arc::default(),
+                invites: Arc::default(),
+            },
+            moves,
+        )
     }
 
     /// What is in force now.
@@ -58,8 +67,12 @@ impl Settings {
 
     /// The subnet of a declaration.
     fn meant(&self, table: &DeclaredSubnet) -> Option<SubnetId> {
-        let Some(file) = &table.invite_file else { return table.id };
-        let read = std::fs::read_to_string(file).ok().and_then(|text| Invite::parse(&unwrapped(&text)).ok());
+        let Some(file) = &table.invite_file else {
+            return table.id;
+        };
+        let read = std::fs::read_to_string(file)
+            .ok()
+            .and_then(|text| Invite::parse(&unwrapped(&text)).ok());
         let mut invites = self.invites.lock();
         if let Some(invite) = read {
             invites.insert(file.clone(), invite.subnet);
@@ -68,7 +81,13 @@ impl Settings {
     }
 
     fn all_meant(&self, tables: &[DeclaredSubnet]) -> Vec<Meant> {
-        tables.iter().map(|table| Meant { id: self.meant(table), table: table.clone() }).collect()
+        tables
+            .iter()
+            .map(|table| Meant {
+                id: self.meant(table),
+                table: table.clone(),
+            })
+            .collect()
     }
 
     /// How many clients the control socket takes.
@@ -109,9 +128,16 @@ pub(super) async fn reload(ctx: &Commands) -> Result<Response, Error> {
     let read = read_again(ctx, &mut unfinished).await;
     match &read {
         Ok(reading) => notify::ready(&reading.message),
-        Err(error) => notify::ready(&format!("the configuration was not read again: {}", error.message)),
+        Err(error) => notify::ready(&format!(
+            "the configuration was not read again: {}",
+            error.message
+        )),
     }
-    let Reading { message, changed, failed } = read?;
+    let Reading {
+        message,
+        changed,
+        failed,
+    } = read?;
     match failed {
         Some(error) => Err(Error { message, ..error }),
         None => Ok(done(message, changed)),
@@ -123,17 +149,31 @@ async fn read_again(ctx: &Commands, unfinished: &mut Unfinished) -> Result<Readi
         let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
         let unread = errors.iter().find(|error| error.code == Code::ConfigRead);
         let code = unread.map_or(Code::Config, |error| error.code);
-        let file = ctx.config.sources.file.as_ref().map(|f| format!(" --config {}", f.display())).unwrap_or_default();
+        let file = ctx
+            .config
+            .sources
+            .file
+            .as_ref()
+            .map(|f| format!(" --config {}", f.display()))
+            .unwrap_or_default();
         Error::new(ErrorKind::Usage, code, all.join("; ")).hint(format!("byway config check{file}"))
     })?;
     let before = ctx.settings.now();
     let (next, taken, restart) = before.taking_over(&fresh);
-    let (was, now) = (ctx.settings.all_meant(&before.subnets), ctx.settings.all_meant(&next.subnets));
-    let todo = plan(&was, &now, unfinished, &standing(ctx).await?, |file| Path::new(file).exists());
+    let (was, now) = (
+        ctx.settings.all_meant(&before.subnets),
+        ctx.settings.all_meant(&next.subnets),
+    );
+    let todo = plan(&was, &now, unfinished, &standing(ctx).await?, |file| {
+        Path::new(file).exists()
+    });
     if let Some((file, id)) = todo.missing.first() {
-        let message =
-            format!("cannot read the configuration: {file} is gone, and it declared {id}; nothing was changed");
-        let hint = format!("byway leave {id}      (or put the file back, an empty one to leave what it declared)");
+        let message = format!(
+            "cannot read the configuration: {file} is gone, and it declared {id}; nothing was changed"
+        );
+        let hint = format!(
+            "byway leave {id}      (or put the file back, an empty one to leave what it declared)"
+        );
         return Err(Error::new(ErrorKind::Usage, Code::ConfigRead, message).hint(hint));
     }
     if next.metrics_listen != before.metrics_listen {
@@ -144,7 +184,9 @@ async fn read_again(ctx: &Commands, unfinished: &mut Unfinished) -> Result<Readi
         per_peer: next.limits.connections_per_peer,
         memory: next.limits.memory_bytes(),
     };
-    ctx.settings.api_clients.store(clients(&next), Ordering::Relaxed);
+    ctx.settings
+        .api_clients
+        .store(clients(&next), Ordering::Relaxed);
     log::change(&next.log_level);
     let next = Arc::new(next);
     // From here on the tables are in force: what is not done about them by the end is for the next reading.
@@ -179,7 +221,11 @@ async fn read_again(ctx: &Commands, unfinished: &mut Unfinished) -> Result<Readi
     if parts.len() == 1 {
         parts.push("nothing changed".to_owned());
     }
-    Ok(Reading { message: parts.join("; "), changed, failed })
+    Ok(Reading {
+        message: parts.join("; "),
+        changed,
+        failed,
+    })
 }
 
 /// Which subnets are here.
@@ -187,9 +233,16 @@ async fn standing(ctx: &Commands) -> Result<Standing, Error> {
     // In this order: what is let in between the two is in both, and not in neither.
     let joins = ctx.node.joins().await?;
     let memberships = ctx.node.memberships().await?;
-    let mut standing = Standing { stands: memberships.into_keys().collect(), ..Standing::default() };
+    let mut standing = Standing {
+        stands: memberships.into_keys().collect(),
+        ..Standing::default()
+    };
     for join in joins {
-        let list = if join.refused.is_none() { &mut standing.stands } else { &mut standing.refused };
+        let list = if join.refused.is_none() {
+            &mut standing.stands
+        } else {
+            &mut standing.refused
+        };
         list.insert(join.subnet);
     }
     Ok(standing)
@@ -200,19 +253,32 @@ async fn standing(ctx: &Commands) -> Result<Standing, Error> {
 async fn memberships(ctx: &Commands, todo: Plan, unfinished: &mut Unfinished) -> Told {
     let mut told = follow_all(ctx, &todo.follow, unfinished).await;
     for id in todo.leave {
-        match Box::pin(call(ctx, Request::Leave { subnet: id.to_string() })).await {
+        match Box::pin(call(
+            ctx,
+            Request::Leave {
+                subnet: id.to_string(),
+            },
+        ))
+        .await
+        {
             Ok(_) => {
                 unfinished.leave.remove(&id);
                 told.words.push(format!("left {id}"));
             }
-            Err(error) => told.failed.push((format!("{id} is declared no more and was not left"), error)),
+            Err(error) => told
+                .failed
+                .push((format!("{id} is declared no more and was not left"), error)),
         }
     }
     for id in todo.kept {
-        told.words.push(format!("{id} is kept until each declared invite can be read: one may be for it"));
+        told.words.push(format!(
+            "{id} is kept until each declared invite can be read: one may be for it"
+        ));
     }
     for origin in todo.unknown {
-        told.words.push(format!("what was declared at {origin} is not known: its invite cannot be read"));
+        told.words.push(format!(
+            "what was declared at {origin} is not known: its invite cannot be read"
+        ));
     }
     told
 }
@@ -228,14 +294,30 @@ pub(super) async fn show(ctx: &Commands) -> Result<ConfigInfo, Error> {
         Value::List(list) => serde_json::json!(list),
     };
     let value = |(path, value, origin): (&'static str, Value, Option<&str>)| {
-        (path.to_owned(), ConfigValue { value: json(value), origin: origin.unwrap_or("default").to_owned() })
+        (
+            path.to_owned(),
+            ConfigValue {
+                value: json(value),
+                origin: origin.unwrap_or("default").to_owned(),
+            },
+        )
     };
-    let declared: Vec<(Option<SubnetId>, DeclaredSubnet)> =
-        config.subnets.iter().map(|s| (ctx.settings.meant(s), s.clone())).collect();
+    let declared: Vec<(Option<SubnetId>, DeclaredSubnet)> = config
+        .subnets
+        .iter()
+        .map(|s| (ctx.settings.meant(s), s.clone()))
+        .collect();
     let (me, here) = (ctx.peers.peer(), ctx.node.memberships().await?);
     let shown = |(id, Membership { subnet, .. }): (&SubnetId, &Membership)| {
-        let file = declared.iter().find(|(meant, _)| meant.as_ref() == Some(id)).map(|(_, file)| file);
-        let made = if subnet.records.genesis.owner == me { "command line (create)" } else { "command line (join)" };
+        let file = declared
+            .iter()
+            .find(|(meant, _)| meant.as_ref() == Some(id))
+            .map(|(_, file)| file);
+        let made = if subnet.records.genesis.owner == me {
+            "command line (create)"
+        } else {
+            "command line (join)"
+        };
         let written = file.and_then(|file| file.host.clone()).unwrap_or_default();
         let host_origin = written != subnet.local.host;
         ConfigSubnet {
@@ -248,9 +330,18 @@ pub(super) async fn show(ctx: &Commands) -> Result<ConfigInfo, Error> {
             ..as_declared(Some(*id), file.unwrap_or(&DeclaredSubnet::default()))
         }
     };
-    let awaited = declared.iter().filter(|(id, _)| !id.is_some_and(|id| here.contains_key(&id)));
-    let subnets = here.iter().map(shown).chain(awaited.map(|(id, table)| as_declared(*id, table))).collect();
-    Ok(ConfigInfo { values: config.values().map(value).collect(), subnets })
+    let awaited = declared
+        .iter()
+        .filter(|(id, _)| !id.is_some_and(|id| here.contains_key(&id)));
+    let subnets = here
+        .iter()
+        .map(shown)
+        .chain(awaited.map(|(id, table)| as_declared(*id, table)))
+        .collect();
+    Ok(ConfigInfo {
+        values: config.values().map(value).collect(),
+        subnets,
+    })
 }
 
 /// A declaration as it stands, before it is a membership.
@@ -275,7 +366,13 @@ pub(crate) async fn declared(ctx: &Commands, subnets: &[DeclaredSubnet]) {
     let mut unfinished = ctx.settings.unfinished.lock().await;
     // An invite is read before it has served: from then on its file may go.
     let meant = ctx.settings.all_meant(subnets);
-    let all: Vec<_> = meant.into_iter().map(|Meant { table, .. }| Follow { table, ..Follow::default() }).collect();
+    let all: Vec<_> = meant
+        .into_iter()
+        .map(|Meant { table, .. }| Follow {
+            table,
+            ..Follow::default()
+        })
+        .collect();
     unfinished.follow = subnets.to_vec();
     follow_all(ctx, &all, &mut unfinished).await;
 }
@@ -286,12 +383,18 @@ async fn follow_all(ctx: &Commands, all: &[Follow], unfinished: &mut Unfinished)
     for one in all {
         match join(ctx, one).await {
             Ok(words) => {
-                unfinished.follow.retain(|table| !plan::same(table, &one.table));
-                told.words.extend((!words.is_empty()).then(|| words.join(", ")));
+                unfinished
+                    .follow
+                    .retain(|table| !plan::same(table, &one.table));
+                told.words
+                    .extend((!words.is_empty()).then(|| words.join(", ")));
             }
             Err(error) => {
                 tracing::warn!(%error, origin = %one.table.origin, "join a declared subnet");
-                told.failed.push((format!("what is declared at {} is not in force", one.table.origin), error));
+                told.failed.push((
+                    format!("what is declared at {} is not in force", one.table.origin),
+                    error,
+                ));
             }
         }
     }
@@ -302,8 +405,14 @@ async fn follow_all(ctx: &Commands, all: &[Follow], unfinished: &mut Unfinished)
 async fn join(ctx: &Commands, one: &Follow) -> Result<Vec<String>, Error> {
     let (subnet, was) = (&one.table, one.was.as_ref());
     let unread = |error: std::io::Error| {
-        let hint = "write id = \"SUBNET\" beside invite_file: then the invite may go once it has served";
-        Error::new(ErrorKind::Failed, Code::File, format!("read its invite: {error}")).hint(hint)
+        let hint =
+            "write id = \"SUBNET\" beside invite_file: then the invite may go once it has served";
+        Error::new(
+            ErrorKind::Failed,
+            Code::File,
+            format!("read its invite: {error}"),
+        )
+        .hint(hint)
     };
     let invite = subnet.invite_file.as_ref().map(std::fs::read_to_string);
     let target = match (invite, subnet.id.or(one.stands)) {
@@ -312,8 +421,11 @@ async fn join(ctx: &Commands, one: &Follow) -> Result<Vec<String>, Error> {
         (_, Some(id)) => id.to_string(),
         (None, None) => return Ok(Vec::new()),
     };
-    let id =
-        if target.starts_with(INVITE_PREFIX) { Invite::parse(&target)?.subnet.to_string() } else { target.clone() };
+    let id = if target.starts_with(INVITE_PREFIX) {
+        Invite::parse(&target)?.subnet.to_string()
+    } else {
+        target.clone()
+    };
     let was_member = ctx.node.find(id).await.is_ok();
     let request = Request::Join {
         target,
@@ -326,9 +438,15 @@ async fn join(ctx: &Commands, one: &Follow) -> Result<Vec<String>, Error> {
         timeout_ms: 0,
         wait: false,
     };
-    let Response::Joined(joined) = Box::pin(call(ctx, request)).await? else { return Ok(Vec::new()) };
+    let Response::Joined(joined) = Box::pin(call(ctx, request)).await? else {
+        return Ok(Vec::new());
+    };
     let ready = joined.state == SubnetState::Ready;
-    let mut words = if ready { follow(ctx, subnet, &joined).await? } else { Vec::new() };
+    let mut words = if ready {
+        follow(ctx, subnet, &joined).await?
+    } else {
+        Vec::new()
+    };
     if !ready {
         words.push(format!("asked to join {}", joined.id));
     } else if !was_member {
@@ -338,21 +456,40 @@ async fn join(ctx: &Commands, one: &Follow) -> Result<Vec<String>, Error> {
     if !kept.is_empty() {
         let keys = kept.join(", ");
         tracing::warn!(origin = %subnet.origin, "{keys} of a subnet that was joined before: a declaration does not change it");
-        words.push(format!("not taken over for {}: {keys} (leave and join again to change that)", joined.id));
+        words.push(format!(
+            "not taken over for {}: {keys} (leave and join again to change that)",
+            joined.id
+        ));
     }
-    let host = if ready { Some(&joined.host) } else { was.and_then(|was| was.host.as_ref()) };
-    if let Some(host) = host.filter(|host| plan::host_removed(was, subnet) && **host != HostPolicy::Closed) {
+    let host = if ready {
+        Some(&joined.host)
+    } else {
+        was.and_then(|was| was.host.as_ref())
+    };
+    if let Some(host) =
+        host.filter(|host| plan::host_removed(was, subnet) && **host != HostPolicy::Closed)
+    {
         let close = format!("byway subnet host {} closed", joined.id);
-        words.push(format!("this machine stays {host} to {}, although host is declared no more ({close})", joined.id));
+        words.push(format!(
+            "this machine stays {host} to {}, although host is declared no more ({close})",
+            joined.id
+        ));
     }
     Ok(words)
 }
 
 /// Has a membership that stands follow its declaration: what of this machine is open, and where members may be.
-async fn follow(ctx: &Commands, subnet: &DeclaredSubnet, joined: &Joined) -> Result<Vec<String>, Error> {
+async fn follow(
+    ctx: &Commands,
+    subnet: &DeclaredSubnet,
+    joined: &Joined,
+) -> Result<Vec<String>, Error> {
     let (id, mut words) = (joined.id, Vec::new());
     if let Some(host) = subnet.host.clone() {
-        let request = Request::SubnetHost { subnet: id.to_string(), host: Some(host.clone()) };
+        let request = Request::SubnetHost {
+            subnet: id.to_string(),
+            host: Some(host.clone()),
+        };
         if let Response::Host(info) = Box::pin(call(ctx, request)).await?
             && info.changed
         {

@@ -13,7 +13,17 @@ use crate::node::Effect;
 use crate::service::join::around;
 
 pub(super) async fn create(ctx: &Commands, request: Request) -> Result<Response, Error> {
-    let Request::Create { name, cidr4, cidr6, block4, admission, domain, grant_life_s, host } = request else {
+    let Request::Create {
+        name,
+        cidr4,
+        cidr6,
+        block4,
+        admission,
+        domain,
+        grant_life_s,
+        host,
+    } = request
+    else {
         return Err(Error::new(ErrorKind::Usage, Code::Verb, "not create"));
     };
     ctx.platform.ready()?;
@@ -31,7 +41,10 @@ pub(super) async fn create(ctx: &Commands, request: Request) -> Result<Response,
         salt: [0; 16],
         host,
     };
-    let Effect { answer: created, generation } = ctx.node.create(founding).await?;
+    let Effect {
+        answer: created,
+        generation,
+    } = ctx.node.create(founding).await?;
     if let Err(error) = settle(ctx, generation).await {
         // What the kernel refuses was never founded, unless it was there before.
         if created.invite.is_some() {
@@ -43,12 +56,19 @@ pub(super) async fn create(ctx: &Commands, request: Request) -> Result<Response,
 }
 
 /// `subnet host`: what of this machine itself a subnet reaches. What is no longer let in has ended when this returns.
-pub(super) async fn host(ctx: &Commands, subnet: String, host: Option<HostPolicy>) -> Result<Response, Error> {
+pub(super) async fn host(
+    ctx: &Commands,
+    subnet: String,
+    host: Option<HostPolicy>,
+) -> Result<Response, Error> {
     let Some(host) = host else {
         return Ok(Response::Host(ctx.node.host_policy(subnet).await?));
     };
     ctx.platform.ready()?;
-    let Effect { answer: info, generation } = ctx.node.set_host_policy(subnet, host).await?;
+    let Effect {
+        answer: info,
+        generation,
+    } = ctx.node.set_host_policy(subnet, host).await?;
     settle(ctx, generation).await?;
     Ok(Response::Host(info))
 }
@@ -62,7 +82,12 @@ fn choice<T>(cidr: Cidr<T>) -> Option<Option<T>> {
 }
 
 /// After `leave` or `destroy`: gives the others a moment to hear of it, then forgets the subnet.
-pub(super) async fn end(ctx: &Commands, id: SubnetId, text: &str, word: &str) -> Result<Response, Error> {
+pub(super) async fn end(
+    ctx: &Commands,
+    id: SubnetId,
+    text: &str,
+    word: &str,
+) -> Result<Response, Error> {
     if !ctx.mesh.table.members().is_empty() {
         tokio::time::sleep(Duration::from_millis(300)).await;
     }

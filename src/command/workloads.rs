@@ -6,16 +6,32 @@ use crate::model::error::Code;
 use crate::node::{Claim, Effect};
 
 pub(super) async fn attach(ctx: &Commands, request: Request) -> Result<Response, Error> {
-    let Request::Attach { workload, subnet, name, ip, mac, engine } = request else {
+    let Request::Attach {
+        workload,
+        subnet,
+        name,
+        ip,
+        mac,
+        engine,
+    } = request
+    else {
         return Err(Error::new(ErrorKind::Usage, Code::Verb, "not attach"));
     };
     ctx.platform.ready()?;
     ctx.node.find(subnet.clone()).await?;
     let new = attach::find(ctx, workload, name, mac, engine).await?;
     let interface = Some((new.target.clone(), new.inner_link.clone()));
-    let wanted = Claim { name: new.name.to_string(), ip, netns: new.netns.clone(), interface };
+    let wanted = Claim {
+        name: new.name.to_string(),
+        ip,
+        netns: new.netns.clone(),
+        interface,
+    };
     attach::bury(ctx, &subnet, wanted).await?;
-    let Effect { answer: (mut attached, added), generation } = ctx.node.attach(subnet, new, ip).await?;
+    let Effect {
+        answer: (mut attached, added),
+        generation,
+    } = ctx.node.attach(subnet, new, ip).await?;
     if let Err(error) = settle(ctx, generation).await {
         return Err(undone(ctx, added, error).await);
     }

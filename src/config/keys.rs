@@ -46,7 +46,11 @@ pub enum Value {
 
 impl Value {
     fn text(&self) -> &str {
-        if let Value::Text(text) = self { text } else { "" }
+        if let Value::Text(text) = self {
+            text
+        } else {
+            ""
+        }
     }
 
     fn switch(&self) -> bool {
@@ -62,7 +66,9 @@ impl Value {
     }
 
     fn number(&self, least: u32, most: u32) -> Result<u32, String> {
-        let Value::Number(n) = self else { return Err(format!("expected {}", Kind::Number)) };
+        let Value::Number(n) = self else {
+            return Err(format!("expected {}", Kind::Number));
+        };
         u32::try_from(*n)
             .ok()
             .filter(|n| (least..=most).contains(n))
@@ -73,12 +79,20 @@ impl Value {
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // A JSON string is a TOML basic string but for DEL, which TOML wants escaped.
-        let quote = |s: &str| serde_json::Value::from(s).to_string().replace('\u{7f}', "\\u007f");
+        let quote = |s: &str| {
+            serde_json::Value::from(s)
+                .to_string()
+                .replace('\u{7f}', "\\u007f")
+        };
         match self {
             Value::Text(text) => f.write_str(&quote(text)),
             Value::Number(n) => write!(f, "{n}"),
             Value::Switch(b) => write!(f, "{b}"),
-            Value::List(list) => write!(f, "[{}]", list.iter().map(|s| quote(s)).collect::<Vec<_>>().join(", ")),
+            Value::List(list) => write!(
+                f,
+                "[{}]",
+                list.iter().map(|s| quote(s)).collect::<Vec<_>>().join(", ")
+            ),
         }
     }
 }
@@ -105,7 +119,9 @@ impl Key {
     pub(super) fn variables(&self) -> Vec<String> {
         let long = format!("BYWAY_{}", self.path.replace('.', "_").to_ascii_uppercase());
         let short = match self.path {
-            "node.socket" | "node.state_dir" => Some(format!("BYWAY_{}", self.leaf().to_ascii_uppercase())),
+            "node.socket" | "node.state_dir" => {
+                Some(format!("BYWAY_{}", self.leaf().to_ascii_uppercase()))
+            }
             "log.level" => Some("BYWAY_LOG".to_owned()),
             _ => None,
         };
@@ -149,30 +165,55 @@ macro_rules! file {
             path: $path,
             kind: Kind::Text,
             set: |c, v| {
-                c.$field = if v.text().is_empty() { None } else { Some(absolute(v.text())?) };
+                c.$field = if v.text().is_empty() {
+                    None
+                } else {
+                    Some(absolute(v.text())?)
+                };
                 Ok(())
             },
-            show: |c| Value::Text(c.$field.as_ref().map(|p| p.display().to_string()).unwrap_or_default()),
+            show: |c| {
+                Value::Text(
+                    c.$field
+                        .as_ref()
+                        .map(|p| p.display().to_string())
+                        .unwrap_or_default(),
+                )
+            },
         }
     };
 }
 
 /// Words of `data.cipher`.
-const DATA_CIPHERS: [&str; 5] =
-    ["auto", "aes-256-gcm", "aes-256-gcm by aws-lc", "aes-256-gcm by ring", "chacha20-poly1305"];
+const DATA_CIPHERS: [&str; 5] = [
+    "auto",
+    "aes-256-gcm",
+    "aes-256-gcm by aws-lc",
+    "aes-256-gcm by ring",
+    "chacha20-poly1305",
+];
 
 /// Every key, in the order it is shown.
 pub const KEYS: &[Key] = &[
     Key {
         path: "version",
         kind: Kind::Number,
-        set: |_, v| v.number(1, 1).map(|_| ()).map_err(|_| "this byway reads version 1".to_owned()),
+        set: |_, v| {
+            v.number(1, 1)
+                .map(|_| ())
+                .map_err(|_| "this byway reads version 1".to_owned())
+        },
         show: |_| Value::Number(1),
     },
     Key {
         path: "node.name",
         kind: Kind::Text,
-        set: |c, v| put(&mut c.node_name, v.text().parse::<Name>().map_err(|e| e.to_string())),
+        set: |c, v| {
+            put(
+                &mut c.node_name,
+                v.text().parse::<Name>().map_err(|e| e.to_string()),
+            )
+        },
         show: |c| Value::Text(c.node_name.to_string()),
     },
     Key {
@@ -202,7 +243,13 @@ pub const KEYS: &[Key] = &[
         path: "node.swarm_key_file",
         kind: Kind::Text,
         // Ignoring it would run outside the perimeter that was asked for.
-        set: |_, v| if v.text().is_empty() { Ok(()) } else { Err("this version has no private swarms".to_owned()) },
+        set: |_, v| {
+            if v.text().is_empty() {
+                Ok(())
+            } else {
+                Err("this version has no private swarms".to_owned())
+            }
+        },
         show: |_| Value::Text(String::new()),
     },
     Key {
@@ -210,7 +257,9 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Switch,
         set: |_, v| {
             if v.switch() {
-                Err(format!("{NO_RELAYS}: a daemon that does nothing else would do nothing"))
+                Err(format!(
+                    "{NO_RELAYS}: a daemon that does nothing else would do nothing"
+                ))
             } else {
                 Ok(())
             }
@@ -221,18 +270,34 @@ pub const KEYS: &[Key] = &[
         path: "transport.listen",
         kind: Kind::List,
         set: |c, v| put(&mut c.listen, listen_addresses(v.list())),
-        show: |c| Value::List(if c.listen.is_empty() { vec!["none".to_owned()] } else { c.listen.clone() }),
+        show: |c| {
+            Value::List(if c.listen.is_empty() {
+                vec!["none".to_owned()]
+            } else {
+                c.listen.clone()
+            })
+        },
     },
     Key {
         path: "transport.bootstrap",
         kind: Kind::List,
-        set: |c, v| put(&mut c.bootstrap, multiaddrs(v.list(), multiaddr::Peer::Required)),
+        set: |c, v| {
+            put(
+                &mut c.bootstrap,
+                multiaddrs(v.list(), multiaddr::Peer::Required),
+            )
+        },
         show: |c| Value::List(c.bootstrap.clone()),
     },
     Key {
         path: "transport.advertise",
         kind: Kind::List,
-        set: |c, v| put(&mut c.advertise, multiaddrs(v.list(), multiaddr::Peer::Forbidden)),
+        set: |c, v| {
+            put(
+                &mut c.advertise,
+                multiaddrs(v.list(), multiaddr::Peer::Forbidden),
+            )
+        },
         show: |c| Value::List(c.advertise.clone()),
     },
     switch!("transport.lan_discovery", lan_discovery),
@@ -242,8 +307,12 @@ pub const KEYS: &[Key] = &[
         kind: Kind::AutoSwitch,
         set: |c, v| {
             c.relay.offer = match v {
-                Value::Switch(true) => return Err(format!("{NO_RELAYS}, so there is nothing to offer")),
-                Value::Text(text) if text != "auto" => return Err(format!("expected {}", Kind::AutoSwitch)),
+                Value::Switch(true) => {
+                    return Err(format!("{NO_RELAYS}, so there is nothing to offer"));
+                }
+                Value::Text(text) if text != "auto" => {
+                    return Err(format!("expected {}", Kind::AutoSwitch));
+                }
                 Value::Text(_) => RelayOffer::Auto,
                 _ => RelayOffer::Never,
             };
@@ -320,10 +389,23 @@ pub const KEYS: &[Key] = &[
         path: "dns.mode",
         kind: Kind::Text,
         set: |c, v| {
-            c.dns_mode = if word(v.text(), &["split", "off"])? == "off" { DnsMode::Off } else { DnsMode::Split };
+            c.dns_mode = if word(v.text(), &["split", "off"])? == "off" {
+                DnsMode::Off
+            } else {
+                DnsMode::Split
+            };
             Ok(())
         },
-        show: |c| Value::Text(if c.dns_mode == DnsMode::Off { "off" } else { "split" }.to_owned()),
+        show: |c| {
+            Value::Text(
+                if c.dns_mode == DnsMode::Off {
+                    "off"
+                } else {
+                    "split"
+                }
+                .to_owned(),
+            )
+        },
     },
     switch!("firewall.repair", firewall_repair),
     Key {
@@ -331,8 +413,15 @@ pub const KEYS: &[Key] = &[
         kind: Kind::List,
         set: |c, v| put(&mut c.firewall_integrate, integrate(v.list())),
         show: |c| {
-            let Integrate { docker, firewalld, ufw } = c.firewall_integrate;
-            let named = INTEGRATE.iter().zip([docker, firewalld, ufw]).filter(|(_, on)| *on);
+            let Integrate {
+                docker,
+                firewalld,
+                ufw,
+            } = c.firewall_integrate;
+            let named = INTEGRATE
+                .iter()
+                .zip([docker, firewalld, ufw])
+                .filter(|(_, on)| *on);
             Value::List(named.map(|(name, _)| (*name).to_owned()).collect())
         },
     },
@@ -348,7 +437,10 @@ pub const KEYS: &[Key] = &[
         set: |c, v| {
             c.metrics_listen = match v.text() {
                 "" => None,
-                text => Some(text.parse().map_err(|_| "expected ADDRESS:PORT, or \"\" for none".to_owned())?),
+                text => Some(
+                    text.parse()
+                        .map_err(|_| "expected ADDRESS:PORT, or \"\" for none".to_owned())?,
+                ),
             };
             Ok(())
         },
@@ -360,7 +452,9 @@ pub const KEYS: &[Key] = &[
         set: |c, v| {
             let prefix = |text: &String| {
                 let address = || text.parse::<std::net::IpAddr>().map(ipnet::IpNet::from);
-                text.parse().or_else(|_| address()).map_err(|_| format!("{text:?} is no address and no prefix"))
+                text.parse()
+                    .or_else(|_| address())
+                    .map_err(|_| format!("{text:?} is no address and no prefix"))
             };
             put(&mut c.metrics_allow, v.list().iter().map(prefix).collect())
         },
@@ -401,9 +495,21 @@ pub(super) const IDLE: &[Idle] = &[
         promises: |c| c.port_mapping,
         why: "this version asks no router to open a port (UPnP, NAT-PMP, PCP)",
     },
-    Idle { path: "transport.relay.offer", promises: |c| c.relay.offer == RelayOffer::Auto, why: NO_RELAYS },
-    Idle { path: "transport.relay.max_mbit", promises: |_| true, why: NO_RELAYS },
-    Idle { path: "transport.relay.for", promises: |_| true, why: NO_RELAYS },
+    Idle {
+        path: "transport.relay.offer",
+        promises: |c| c.relay.offer == RelayOffer::Auto,
+        why: NO_RELAYS,
+    },
+    Idle {
+        path: "transport.relay.max_mbit",
+        promises: |_| true,
+        why: NO_RELAYS,
+    },
+    Idle {
+        path: "transport.relay.for",
+        promises: |_| true,
+        why: NO_RELAYS,
+    },
     Idle {
         path: "metrics.allow",
         promises: |c| c.metrics_listen.is_none() && !c.metrics_allow.is_empty(),
@@ -430,16 +536,24 @@ pub(super) fn from_variable(kind: Kind, text: &str) -> Result<Value, String> {
             Ok(value) => value,
             Err(_) => Value::Text(text.to_owned()),
         },
-        Kind::List => {
-            Value::List(text.split(',').map(str::trim).filter(|s| !s.is_empty()).map(ToOwned::to_owned).collect())
-        }
+        Kind::List => Value::List(
+            text.split(',')
+                .map(str::trim)
+                .filter(|s| !s.is_empty())
+                .map(ToOwned::to_owned)
+                .collect(),
+        ),
     })
 }
 
 /// `udp/4100`, `tcp/4100`, multiaddrs or `none`, as multiaddrs of both families.
 pub(super) fn listen_addresses(list: &[String]) -> Result<Vec<String>, String> {
     if list.iter().any(|s| s == "none") {
-        return if list.len() == 1 { Ok(Vec::new()) } else { Err("\"none\" stands alone".to_owned()) };
+        return if list.len() == 1 {
+            Ok(Vec::new())
+        } else {
+            Err("\"none\" stands alone".to_owned())
+        };
     }
     if list.is_empty() {
         return Err("expected at least one address, or \"none\" for outbound only".to_owned());
@@ -448,16 +562,29 @@ pub(super) fn listen_addresses(list: &[String]) -> Result<Vec<String>, String> {
     for entry in list {
         let both = match entry.split_once('/') {
             Some((proto @ ("udp" | "tcp"), port)) => {
-                let port = port.parse::<u16>().ok().filter(|p| *p != 0 && !port.starts_with('+'));
-                let port = port.ok_or_else(|| format!("{entry:?}: expected a port from 1 to 65535"))?;
+                let port = port
+                    .parse::<u16>()
+                    .ok()
+                    .filter(|p| *p != 0 && !port.starts_with('+'));
+                let port =
+                    port.ok_or_else(|| format!("{entry:?}: expected a port from 1 to 65535"))?;
                 let quic = if proto == "udp" { "/quic-v1" } else { "" };
-                vec![format!("/ip4/0.0.0.0/{proto}/{port}{quic}"), format!("/ip6/::/{proto}/{port}{quic}")]
+                vec![
+                    format!("/ip4/0.0.0.0/{proto}/{port}{quic}"),
+                    format!("/ip6/::/{proto}/{port}{quic}"),
+                ]
             }
-            _ if entry.starts_with('/') => vec![multiaddr::check(entry, multiaddr::Peer::Forbidden)?],
+            _ if entry.starts_with('/') => {
+                vec![multiaddr::check(entry, multiaddr::Peer::Forbidden)?]
+            }
             // Nobody listens on a name.
             _ => match multiaddr::expand(entry, multiaddr::Peer::Forbidden) {
                 Ok(both) if !both.iter().any(|a| a.starts_with("/dns")) => both,
-                _ => return Err(format!("{entry:?}: expected udp/PORT, tcp/PORT, IP, IP:PORT, a multiaddr or none")),
+                _ => {
+                    return Err(format!(
+                        "{entry:?}: expected udp/PORT, tcp/PORT, IP, IP:PORT, a multiaddr or none"
+                    ));
+                }
             },
         };
         out.extend(both);
@@ -469,7 +596,10 @@ pub(super) fn listen_addresses(list: &[String]) -> Result<Vec<String>, String> {
 }
 
 pub(super) fn multiaddrs(list: &[String], peer: multiaddr::Peer) -> Result<Vec<String>, String> {
-    let each: Result<Vec<Vec<String>>, String> = list.iter().map(|entry| multiaddr::expand(entry, peer)).collect();
+    let each: Result<Vec<Vec<String>>, String> = list
+        .iter()
+        .map(|entry| multiaddr::expand(entry, peer))
+        .collect();
     each.map(|all| all.concat())
 }
 
@@ -490,14 +620,18 @@ fn integrate(list: &[String]) -> Result<Integrate, String> {
 
 fn relay_for(list: &[String]) -> Result<RelayFor, String> {
     match list {
-        [one] if !one.starts_with("12D3") => Ok(match word(one, &["auto", "anyone", "swarm", "members"])? {
-            "anyone" => RelayFor::Anyone,
-            "swarm" => RelayFor::Swarm,
-            "members" => RelayFor::Members,
-            _ => RelayFor::Auto,
-        }),
+        [one] if !one.starts_with("12D3") => {
+            Ok(match word(one, &["auto", "anyone", "swarm", "members"])? {
+                "anyone" => RelayFor::Anyone,
+                "swarm" => RelayFor::Swarm,
+                "members" => RelayFor::Members,
+                _ => RelayFor::Auto,
+            })
+        }
         _ => Ok(RelayFor::Peers(
-            list.iter().map(|p| p.parse::<PeerId>().map_err(|e| format!("{p:?}: {e}"))).collect::<Result<_, _>>()?,
+            list.iter()
+                .map(|p| p.parse::<PeerId>().map_err(|e| format!("{p:?}: {e}")))
+                .collect::<Result<_, _>>()?,
         )),
     }
 }
@@ -505,7 +639,11 @@ fn relay_for(list: &[String]) -> Result<RelayFor, String> {
 /// A path that means the same file wherever the daemon is started.
 pub(super) fn absolute(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
-    if path.is_absolute() && !text.contains('\0') { Ok(path) } else { Err("expected an absolute path".to_owned()) }
+    if path.is_absolute() && !text.contains('\0') {
+        Ok(path)
+    } else {
+        Err("expected an absolute path".to_owned())
+    }
 }
 
 /// One of a few words.
@@ -513,7 +651,9 @@ fn word<'a>(text: &'a str, words: &[&'static str]) -> Result<&'a str, String> {
     if words.contains(&text) {
         return Ok(text);
     }
-    let near = nearest(text, words.iter().copied()).map(|w| format!("; did you mean {w:?}?")).unwrap_or_default();
+    let near = nearest(text, words.iter().copied())
+        .map(|w| format!("; did you mean {w:?}?"))
+        .unwrap_or_default();
     Err(format!("expected one of {}{near}", words.join(", ")))
 }
 

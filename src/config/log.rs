@@ -21,11 +21,20 @@ const NOISY: [(&str, LevelFilter); 3] = [
 /// # Errors
 /// The part that is neither.
 pub fn levels(text: &str) -> Result<Targets, String> {
-    let mut targets = Targets::new().with_default(LevelFilter::WARN).with_target(OWN, LevelFilter::INFO);
+    let mut targets = Targets::new()
+        .with_default(LevelFilter::WARN)
+        .with_target(OWN, LevelFilter::INFO);
     targets = targets.with_targets(NOISY);
-    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+    for part in text
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+    {
         let (of, level) = part.split_once('=').unwrap_or((OWN, part));
-        let named = !of.is_empty() && of.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | ':'));
+        let named = !of.is_empty()
+            && of
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | ':'));
         let level = match level {
             "off" => Some(LevelFilter::OFF),
             "error" => Some(LevelFilter::ERROR),
@@ -63,12 +72,24 @@ mod tests {
         assert!(!default.would_enable("libp2p_swarm", &Level::INFO));
         assert!(!default.would_enable("libp2p_mdns::behaviour", &Level::ERROR));
         let debug = levels("debug").unwrap();
-        assert!(debug.would_enable("byway::dns", &Level::DEBUG) && !debug.would_enable("libp2p_swarm", &Level::DEBUG));
+        assert!(
+            debug.would_enable("byway::dns", &Level::DEBUG)
+                && !debug.would_enable("libp2p_swarm", &Level::DEBUG)
+        );
         let parts = levels("warn, byway::dns=trace,libp2p_mdns=debug,").unwrap();
         assert!(parts.would_enable("byway::dns::zone", &Level::TRACE));
         assert!(!parts.would_enable("byway::daemon", &Level::INFO));
         assert!(parts.would_enable("libp2p_mdns", &Level::DEBUG));
-        for wrong in ["loud", "INFO", "byway=", "=info", "byway=loud", "a b=info", "info;debug", "3"] {
+        for wrong in [
+            "loud",
+            "INFO",
+            "byway=",
+            "=info",
+            "byway=loud",
+            "a b=info",
+            "info;debug",
+            "3",
+        ] {
             assert!(levels(wrong).is_err(), "{wrong}");
         }
     }

@@ -45,9 +45,14 @@ pub fn expand(text: &str, peer: Peer) -> Result<Vec<String>, String> {
     if text.starts_with('/') {
         return check(text, peer).map(|one| vec![one]);
     }
-    let (place, id) = text.split_once("/p2p/").map_or((text, String::new()), |(p, id)| (p, format!("/p2p/{id}")));
+    let (place, id) = text
+        .split_once("/p2p/")
+        .map_or((text, String::new()), |(p, id)| (p, format!("/p2p/{id}")));
     let each = host_port(place).and_then(|(host, port)| {
-        ["udp", "tcp"].iter().map(|transport| parse(&format!("{host}/{transport}/{port}{id}"), peer)).collect()
+        ["udp", "tcp"]
+            .iter()
+            .map(|transport| parse(&format!("{host}/{transport}/{port}{id}"), peer))
+            .collect()
     });
     each.map_err(|why| {
         let shown: String = text.chars().take(100).collect();
@@ -61,7 +66,12 @@ fn host_port(text: &str) -> Result<(String, u16), String> {
         Ok(IpAddr::V4(ip)) => Ok(format!("/ip4/{ip}")),
         Ok(IpAddr::V6(ip)) => Ok(format!("/ip6/{ip}")),
         // No name ends in a number (RFC 3696, section 2): it is an address with a mistake in it.
-        Err(_) if host.rsplit('.').next().is_some_and(|l| l.bytes().all(|b| b.is_ascii_digit())) => {
+        Err(_)
+            if host
+                .rsplit('.')
+                .next()
+                .is_some_and(|l| l.bytes().all(|b| b.is_ascii_digit())) =>
+        {
             Err(format!("{host:?} is not an IP address"))
         }
         Err(_) if is_host_name(host) => Ok(format!("/dns/{host}")),
@@ -74,7 +84,10 @@ fn host_port(text: &str) -> Result<(String, u16), String> {
         Some((host, port)) if !text.ends_with(']') => {
             let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
             let number = port.parse::<u16>().ok().filter(|n| digits && *n != 0);
-            (host, number.ok_or_else(|| format!("{port:?} is not a port"))?)
+            (
+                host,
+                number.ok_or_else(|| format!("{port:?} is not a port"))?,
+            )
         }
         _ => (text, PORT),
     };
@@ -98,20 +111,34 @@ fn parse(text: &str, peer: Peer) -> Result<String, String> {
         .split('/')
         .peekable();
     let kind = parts.next().unwrap_or_default();
-    let host = parts.next().ok_or_else(|| format!("nothing after /{kind}"))?;
+    let host = parts
+        .next()
+        .ok_or_else(|| format!("nothing after /{kind}"))?;
     let host = match kind {
-        "ip4" => host.parse::<Ipv4Addr>().map_err(|_| format!("{host:?} is not an IPv4 address"))?.to_string(),
-        "ip6" => host.parse::<Ipv6Addr>().map_err(|_| format!("{host:?} is not an IPv6 address"))?.to_string(),
+        "ip4" => host
+            .parse::<Ipv4Addr>()
+            .map_err(|_| format!("{host:?} is not an IPv4 address"))?
+            .to_string(),
+        "ip6" => host
+            .parse::<Ipv6Addr>()
+            .map_err(|_| format!("{host:?} is not an IPv6 address"))?
+            .to_string(),
         "dns" | "dns4" | "dns6" if is_host_name(host) => host.to_owned(),
         "dns" | "dns4" | "dns6" => return Err(format!("{host:?} is not a host name")),
-        other => return Err(format!("expected ip4, ip6, dns, dns4 or dns6 first, found {other:?}")),
+        other => {
+            return Err(format!(
+                "expected ip4, ip6, dns, dns4 or dns6 first, found {other:?}"
+            ));
+        }
     };
     let transport = parts.next().ok_or("it has no /tcp/PORT or /udp/PORT")?;
     if !matches!(transport, "tcp" | "udp") {
         return Err(format!("expected tcp or udp, found {transport:?}"));
     }
     let port = parts.next().unwrap_or_default();
-    let number = port.parse::<u16>().map_err(|_| format!("{port:?} is not a port"))?;
+    let number = port
+        .parse::<u16>()
+        .map_err(|_| format!("{port:?} is not a port"))?;
     let quic = transport == "udp";
     if quic {
         parts.next_if_eq(&"quic-v1");
@@ -119,18 +146,28 @@ fn parse(text: &str, peer: Peer) -> Result<String, String> {
     let id = match (parts.next(), parts.next(), parts.next()) {
         (None, ..) if peer == Peer::Required => return Err("it has no /p2p/ID".to_owned()),
         (None, ..) => String::new(),
-        (Some("p2p"), Some(_), None) if peer == Peer::Forbidden => return Err("no /p2p/ID goes here".to_owned()),
-        (Some("p2p"), Some(id), None) => format!("/p2p/{}", id.parse::<PeerId>().map_err(|e| format!("{id:?}: {e}"))?),
+        (Some("p2p"), Some(_), None) if peer == Peer::Forbidden => {
+            return Err("no /p2p/ID goes here".to_owned());
+        }
+        (Some("p2p"), Some(id), None) => format!(
+            "/p2p/{}",
+            id.parse::<PeerId>().map_err(|e| format!("{id:?}: {e}"))?
+        ),
         (Some(other), ..) => return Err(format!("{other:?} is not known after the port")),
     };
-    Ok(format!("/{kind}/{host}/{transport}/{number}{}{id}", if quic { "/quic-v1" } else { "" }))
+    Ok(format!(
+        "/{kind}/{host}/{transport}/{number}{}{id}",
+        if quic { "/quic-v1" } else { "" }
+    ))
 }
 
 fn is_host_name(text: &str) -> bool {
     (1..=253).contains(&text.len())
         && text.split('.').all(|label| {
             (1..=63).contains(&label.len())
-                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+                && label
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
         })
 }
 
@@ -143,10 +180,19 @@ mod tests {
     fn usable_addresses_pass_and_get_their_transport_spelled_out() {
         let id = PeerId([7; 32]);
         for (given, want) in [
-            ("/ip4/10.0.0.1/udp/4100", "/ip4/10.0.0.1/udp/4100/quic-v1".to_owned()),
+            (
+                "/ip4/10.0.0.1/udp/4100",
+                "/ip4/10.0.0.1/udp/4100/quic-v1".to_owned(),
+            ),
             ("/ip6/fd00::1/tcp/4100", "/ip6/fd00::1/tcp/4100".to_owned()),
-            ("/dns4/a.example/udp/4100/quic-v1", "/dns4/a.example/udp/4100/quic-v1".to_owned()),
-            (&format!("/ip4/10.0.0.1/tcp/1/p2p/{id}"), format!("/ip4/10.0.0.1/tcp/1/p2p/{id}")),
+            (
+                "/dns4/a.example/udp/4100/quic-v1",
+                "/dns4/a.example/udp/4100/quic-v1".to_owned(),
+            ),
+            (
+                &format!("/ip4/10.0.0.1/tcp/1/p2p/{id}"),
+                format!("/ip4/10.0.0.1/tcp/1/p2p/{id}"),
+            ),
         ] {
             assert_eq!(check(given, Peer::Optional), Ok(want));
         }
@@ -156,12 +202,28 @@ mod tests {
     fn the_wrong_part_is_named() {
         for (given, peer, why) in [
             ("10.0.0.1:4100", Peer::Optional, "it begins with '/'"),
-            ("/ip4/10.0.0/tcp/1", Peer::Optional, "\"10.0.0\" is not an IPv4 address"),
-            ("/ip4/10.0.0.1/tcp/65536", Peer::Optional, "\"65536\" is not a port"),
-            ("/ip4/10.0.0.1/sctp/1", Peer::Optional, "expected tcp or udp"),
+            (
+                "/ip4/10.0.0/tcp/1",
+                Peer::Optional,
+                "\"10.0.0\" is not an IPv4 address",
+            ),
+            (
+                "/ip4/10.0.0.1/tcp/65536",
+                Peer::Optional,
+                "\"65536\" is not a port",
+            ),
+            (
+                "/ip4/10.0.0.1/sctp/1",
+                Peer::Optional,
+                "expected tcp or udp",
+            ),
             ("/ip4/10.0.0.1/tcp/1", Peer::Required, "it has no /p2p/ID"),
             ("/ip4/10.0.0.1/tcp/1/p2p/x", Peer::Optional, "not a peer ID"),
-            ("/ip4/10.0.0.1/tcp/1/ws", Peer::Optional, "\"ws\" is not known"),
+            (
+                "/ip4/10.0.0.1/tcp/1/ws",
+                Peer::Optional,
+                "\"ws\" is not known",
+            ),
         ] {
             let message = check(given, peer).unwrap_err();
             assert!(message.contains(why), "{given}: {message}");
@@ -178,10 +240,23 @@ mod tests {
             ("[fd00::1]", "/ip6/fd00::1", 4100, String::new()),
             ("[fd00::1]:99", "/ip6/fd00::1", 99, String::new()),
             ("a.example", "/dns/a.example", 4100, String::new()),
-            ("not-a-multiaddr:7", "/dns/not-a-multiaddr", 7, String::new()),
-            (&format!("a.example:99/p2p/{id}"), "/dns/a.example", 99, format!("/p2p/{id}")),
+            (
+                "not-a-multiaddr:7",
+                "/dns/not-a-multiaddr",
+                7,
+                String::new(),
+            ),
+            (
+                &format!("a.example:99/p2p/{id}"),
+                "/dns/a.example",
+                99,
+                format!("/p2p/{id}"),
+            ),
         ] {
-            let want = vec![format!("{host}/udp/{port}/quic-v1{tail}"), format!("{host}/tcp/{port}{tail}")];
+            let want = vec![
+                format!("{host}/udp/{port}/quic-v1{tail}"),
+                format!("{host}/tcp/{port}{tail}"),
+            ];
             assert_eq!(expand(given, Peer::Optional), Ok(want), "{given}");
         }
         let one = "/ip4/10.0.0.1/tcp/4100";

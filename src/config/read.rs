@@ -24,7 +24,9 @@ pub(super) fn file(config: &mut Config, path: &Path, errors: &mut Vec<ConfigErro
 
 fn contents(path: &Path) -> std::io::Result<String> {
     let mut text = String::new();
-    let read = std::fs::File::open(path)?.take(MAX_FILE + 1).read_to_string(&mut text)?;
+    let read = std::fs::File::open(path)?
+        .take(MAX_FILE + 1)
+        .read_to_string(&mut text)?;
     if read as u64 > MAX_FILE {
         return Err(std::io::Error::other("larger than 1 MiB"));
     }
@@ -50,7 +52,12 @@ pub(super) fn text(config: &mut Config, file: &str, text: &str, errors: &mut Vec
             let line = e.span().map_or(1, |span| reader.line(span.start));
             let message = e.message().lines().next().unwrap_or("not TOML").to_owned();
             let place = format!("{file}:{line}");
-            reader.errors.push(ConfigError { code: Code::ConfigSyntax, place, key: String::new(), message });
+            reader.errors.push(ConfigError {
+                code: Code::ConfigSyntax,
+                place,
+                key: String::new(),
+                message,
+            });
         }
     }
     // A table is read in the order of its names; people read from the top.
@@ -67,7 +74,12 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn line(&self, offset: usize) -> usize {
-        self.text.bytes().take(offset).filter(|b| *b == b'\n').count() + 1
+        self.text
+            .bytes()
+            .take(offset)
+            .filter(|b| *b == b'\n')
+            .count()
+            + 1
     }
 
     fn place(&self, offset: usize) -> String {
@@ -76,8 +88,11 @@ impl Reader<'_> {
 
     fn table(&mut self, config: &mut Config, prefix: &str, table: &DeTable<'_>) {
         for (name, value) in table {
-            let path =
-                if prefix.is_empty() { name.get_ref().to_string() } else { format!("{prefix}.{}", name.get_ref()) };
+            let path = if prefix.is_empty() {
+                name.get_ref().to_string()
+            } else {
+                format!("{prefix}.{}", name.get_ref())
+            };
             let place = self.place(name.span().start);
             if let Some(key) = keys::find(&path) {
                 if let Some(taken) = self.value(&path, key.kind, value) {
@@ -85,7 +100,11 @@ impl Reader<'_> {
                 }
             } else if path == "subnet" {
                 self.subnets(config, value);
-            } else if keys::KEYS.iter().any(|key| key.path.strip_prefix(&path).is_some_and(|r| r.starts_with('.'))) {
+            } else if keys::KEYS.iter().any(|key| {
+                key.path
+                    .strip_prefix(&path)
+                    .is_some_and(|r| r.starts_with('.'))
+            }) {
                 match value.get_ref().as_table() {
                     Some(inner) => self.table(config, &path, inner),
                     None => self.errors.push(ConfigError::value(
@@ -96,14 +115,18 @@ impl Reader<'_> {
                     )),
                 }
             } else {
-                self.errors.push(unknown(place, prefix, name.get_ref(), siblings(prefix)));
+                self.errors
+                    .push(unknown(place, prefix, name.get_ref(), siblings(prefix)));
             }
         }
     }
 
     /// What stands in the file for a value.
     fn shown(&self, value: &Spanned<DeValue<'_>>) -> &str {
-        self.text.get(value.span()).and_then(|t| t.lines().next()).unwrap_or_default()
+        self.text
+            .get(value.span())
+            .and_then(|t| t.lines().next())
+            .unwrap_or_default()
     }
 
     fn value(&mut self, path: &str, kind: Kind, value: &Spanned<DeValue<'_>>) -> Option<Value> {
@@ -111,38 +134,70 @@ impl Reader<'_> {
         if taken.is_none() {
             let place = self.place(value.span().start);
             let shown = self.shown(value).to_owned();
-            self.errors.push(ConfigError::value(place, path, &shown, &format!("expected {kind}")));
+            self.errors.push(ConfigError::value(
+                place,
+                path,
+                &shown,
+                &format!("expected {kind}"),
+            ));
         }
         taken
     }
 
     fn subnets(&mut self, config: &mut Config, value: &Spanned<DeValue<'_>>) {
-        let tables = value.get_ref().as_array().map(|list| list.iter().filter(|t| t.get_ref().is_table()));
+        let tables = value
+            .get_ref()
+            .as_array()
+            .map(|list| list.iter().filter(|t| t.get_ref().is_table()));
         let Some(tables) = tables else {
             let place = self.place(value.span().start);
             let shown = self.shown(value).to_owned();
-            self.errors.push(ConfigError::value(place, "subnet", &shown, "expected [[subnet]] tables"));
+            self.errors.push(ConfigError::value(
+                place,
+                "subnet",
+                &shown,
+                "expected [[subnet]] tables",
+            ));
             return;
         };
         for entry in tables {
-            let Some(table) = entry.get_ref().as_table() else { continue };
+            let Some(table) = entry.get_ref().as_table() else {
+                continue;
+            };
             let origin = self.place(entry.span().start);
-            let mut subnet = DeclaredSubnet { origin: origin.clone(), ..DeclaredSubnet::default() };
+            let mut subnet = DeclaredSubnet {
+                origin: origin.clone(),
+                ..DeclaredSubnet::default()
+            };
             let before = self.errors.len();
             for (name, value) in table {
                 let place = self.place(name.span().start);
                 let key = name.get_ref().as_ref();
                 if !subnet::KEYS.contains(&key) {
-                    self.errors.push(unknown(place, "subnet", key, subnet::KEYS.to_vec()));
+                    self.errors
+                        .push(unknown(place, "subnet", key, subnet::KEYS.to_vec()));
                     continue;
                 }
-                let kind = if subnet::LISTS.contains(&key) { Kind::List } else { Kind::Text };
-                let Some(taken) = self.value(&format!("subnet.{key}"), kind, value) else { continue };
+                let kind = if subnet::LISTS.contains(&key) {
+                    Kind::List
+                } else {
+                    Kind::Text
+                };
+                let Some(taken) = self.value(&format!("subnet.{key}"), kind, value) else {
+                    continue;
+                };
                 if let Err(why) = subnet.set(key, &taken) {
-                    self.errors.push(ConfigError::value(place, &format!("subnet.{key}"), &taken.to_string(), &why));
+                    self.errors.push(ConfigError::value(
+                        place,
+                        &format!("subnet.{key}"),
+                        &taken.to_string(),
+                        &why,
+                    ));
                 }
             }
-            let twin = subnet.id.and_then(|id| config.subnets.iter().find(|s| s.id == Some(id)));
+            let twin = subnet
+                .id
+                .and_then(|id| config.subnets.iter().find(|s| s.id == Some(id)));
             if self.errors.len() > before {
                 continue;
             } else if subnet.id.is_none() && subnet.invite_file.is_none() {
@@ -185,16 +240,32 @@ fn siblings(prefix: &str) -> Vec<&'static str> {
 
 fn unknown(place: String, prefix: &str, name: &str, valid: Vec<&'static str>) -> ConfigError {
     let name: String = name.chars().take(64).collect();
-    let table = if prefix.is_empty() { String::new() } else { format!(" in [{prefix}]") };
+    let table = if prefix.is_empty() {
+        String::new()
+    } else {
+        format!(" in [{prefix}]")
+    };
     // The right name in the wrong table is as common as a typing error.
-    let elsewhere = keys::KEYS.iter().find(|key| key.leaf() == name).map(|key| key.path);
+    let elsewhere = keys::KEYS
+        .iter()
+        .find(|key| key.leaf() == name)
+        .map(|key| key.path);
     let near = match (keys::nearest(&name, valid.iter().copied()), elsewhere) {
         (Some(near), _) => format!("did you mean {near:?}?"),
         (None, Some(path)) => format!("did you mean {path:?}?"),
         (None, None) => format!("valid: {}", valid.join(", ")),
     };
-    let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
-    ConfigError { code: Code::ConfigKey, place, key, message: format!("unknown key {name:?}{table}; {near}") }
+    let key = if prefix.is_empty() {
+        name.clone()
+    } else {
+        format!("{prefix}.{name}")
+    };
+    ConfigError {
+        code: Code::ConfigKey,
+        place,
+        key,
+        message: format!("unknown key {name:?}{table}; {near}"),
+    }
 }
 
 fn convert(value: &DeValue<'_>, kind: Kind) -> Option<Value> {
@@ -202,10 +273,14 @@ fn convert(value: &DeValue<'_>, kind: Kind) -> Option<Value> {
         (Kind::Text | Kind::AutoSwitch, DeValue::String(text)) => Value::Text(text.to_string()),
         (Kind::List, DeValue::String(text)) => Value::List(vec![text.to_string()]),
         (Kind::Switch | Kind::AutoSwitch, DeValue::Boolean(on)) => Value::Switch(*on),
-        (Kind::Number, DeValue::Integer(n)) => Value::Number(i64::from_str_radix(n.as_str(), n.radix()).ok()?),
-        (Kind::List, DeValue::Array(list)) => {
-            Value::List(list.iter().map(|v| v.get_ref().as_str().map(ToOwned::to_owned)).collect::<Option<_>>()?)
+        (Kind::Number, DeValue::Integer(n)) => {
+            Value::Number(i64::from_str_radix(n.as_str(), n.radix()).ok()?)
         }
+        (Kind::List, DeValue::Array(list)) => Value::List(
+            list.iter()
+                .map(|v| v.get_ref().as_str().map(ToOwned::to_owned))
+                .collect::<Option<_>>()?,
+        ),
         _ => return None,
     })
 }

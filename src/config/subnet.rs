@@ -37,8 +37,17 @@ pub struct DeclaredSubnet {
 }
 
 /// Keys of a `[[subnet]]` table; those of [`LISTS`] are lists of strings, the others strings.
-pub(super) const KEYS: [&str; 9] =
-    ["id", "invite_file", "peer", "name", "as", "ip", "host", "allow_prefix", "allow_domain"];
+pub(super) const KEYS: [&str; 9] = [
+    "id",
+    "invite_file",
+    "peer",
+    "name",
+    "as",
+    "ip",
+    "host",
+    "allow_prefix",
+    "allow_domain",
+];
 /// See [`KEYS`].
 pub(super) const LISTS: [&str; 3] = ["peer", "allow_prefix", "allow_domain"];
 
@@ -53,17 +62,46 @@ impl DeclaredSubnet {
         };
         let text = list.first().map_or("", String::as_str);
         match key {
-            "id" => self.id = Some(text.parse().map_err(|e: crate::model::id::IdError| e.to_string())?),
+            "id" => {
+                self.id = Some(
+                    text.parse()
+                        .map_err(|e: crate::model::id::IdError| e.to_string())?,
+                )
+            }
             "invite_file" => self.invite_file = Some(absolute(text)?),
             "peer" => {
                 self.peers = super::keys::multiaddrs(&list, multiaddr::Peer::Optional)?;
             }
-            "allow_prefix" => self.allow.prefixes = list.iter().map(|p| prefix(p)).collect::<Result<_, _>>()?,
-            "allow_domain" => self.allow.domains = list.iter().map(|d| domain(d)).collect::<Result<_, _>>()?,
-            "name" => self.name = Some(text.parse().map_err(|e: crate::model::id::IdError| e.to_string())?),
-            "as" => self.alias = Some(text.parse().map_err(|e: crate::model::id::IdError| e.to_string())?),
-            "host" => self.host = Some(text.parse().map_err(|e: crate::model::host::PolicyError| e.to_string())?),
-            _ => self.ip = Some(text.parse().map_err(|_| "expected an IP address".to_owned())?),
+            "allow_prefix" => {
+                self.allow.prefixes = list.iter().map(|p| prefix(p)).collect::<Result<_, _>>()?
+            }
+            "allow_domain" => {
+                self.allow.domains = list.iter().map(|d| domain(d)).collect::<Result<_, _>>()?
+            }
+            "name" => {
+                self.name = Some(
+                    text.parse()
+                        .map_err(|e: crate::model::id::IdError| e.to_string())?,
+                )
+            }
+            "as" => {
+                self.alias = Some(
+                    text.parse()
+                        .map_err(|e: crate::model::id::IdError| e.to_string())?,
+                )
+            }
+            "host" => {
+                self.host = Some(
+                    text.parse()
+                        .map_err(|e: crate::model::host::PolicyError| e.to_string())?,
+                )
+            }
+            _ => {
+                self.ip = Some(
+                    text.parse()
+                        .map_err(|_| "expected an IP address".to_owned())?,
+                )
+            }
         }
         Ok(())
     }
@@ -77,14 +115,25 @@ impl fmt::Display for DeclaredSubnet {
             None => Ok(()),
         };
         line("id", self.id.map(|id| id.to_string()))?;
-        line("invite_file", self.invite_file.as_ref().map(|p| p.display().to_string()))?;
+        line(
+            "invite_file",
+            self.invite_file.as_ref().map(|p| p.display().to_string()),
+        )?;
         line("name", self.name.as_ref().map(ToString::to_string))?;
         line("as", self.alias.as_ref().map(ToString::to_string))?;
         line("ip", self.ip.map(|ip| ip.to_string()))?;
         line("host", self.host.as_ref().map(ToString::to_string))?;
-        let prefixes = self.allow.prefixes.iter().map(ToString::to_string).collect();
-        let lists =
-            [("peer", self.peers.clone()), ("allow_prefix", prefixes), ("allow_domain", self.allow.domains.clone())];
+        let prefixes = self
+            .allow
+            .prefixes
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        let lists = [
+            ("peer", self.peers.clone()),
+            ("allow_prefix", prefixes),
+            ("allow_domain", self.allow.domains.clone()),
+        ];
         let mut given = lists.into_iter().filter(|(_, list)| !list.is_empty());
         given.try_for_each(|(key, list)| write!(f, "\n{key} = {}", Value::List(list)))
     }
@@ -96,11 +145,20 @@ fn prefix(text: &str) -> Result<IpNet, String> {
         .ok()
         .or_else(address)
         .filter(|net| net.trunc() == *net)
-        .ok_or_else(|| format!("{:?} is no prefix such as 203.0.113.0/24", text.chars().take(80).collect::<String>()))
+        .ok_or_else(|| {
+            format!(
+                "{:?} is no prefix such as 203.0.113.0/24",
+                text.chars().take(80).collect::<String>()
+            )
+        })
 }
 
 fn domain(text: &str) -> Result<String, String> {
     let lower = text.trim_end_matches('.').to_ascii_lowercase();
     let shown: String = text.chars().take(80).collect();
-    if is_domain(&lower) { Ok(lower) } else { Err(format!("{shown:?} is no domain")) }
+    if is_domain(&lower) {
+        Ok(lower)
+    } else {
+        Err(format!("{shown:?} is no domain"))
+    }
 }

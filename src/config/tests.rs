@@ -8,18 +8,33 @@ fn read_text(text: &str) -> Result<Config, Vec<ConfigError>> {
     let mut config = Config::defaults("box.example");
     let mut errors = Vec::new();
     read::text(&mut config, "byway.toml", text, &mut errors);
-    if errors.is_empty() { Ok(config) } else { Err(errors) }
+    if errors.is_empty() {
+        Ok(config)
+    } else {
+        Err(errors)
+    }
 }
 
 fn refusal(text: &str) -> String {
-    read_text(text).unwrap_err().iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    read_text(text)
+        .unwrap_err()
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 #[test]
 fn the_documented_example_is_accepted_and_changes_nothing() {
     let config = read_text(include_str!("../../config/byway.toml")).unwrap();
     let defaults = Config::defaults("box.example");
-    assert_eq!(Config { origins: BTreeMap::new(), ..config }, defaults);
+    assert_eq!(
+        Config {
+            origins: BTreeMap::new(),
+            ..config
+        },
+        defaults
+    );
 }
 
 #[test]
@@ -36,15 +51,30 @@ fn seeds_of_the_fuzzer_are_configurations() {
 #[test]
 fn unknown_keys_name_file_line_and_the_nearest_one() {
     for (text, want) in [
-        ("version = 1\n[node]\nnmae = \"a\"\n", "byway.toml:3: unknown key \"nmae\" in [node]; did you mean \"name\"?"),
-        ("[transprt]\n", "byway.toml:1: unknown key \"transprt\"; did you mean \"transport\"?"),
-        ("\nlisten = []", "byway.toml:2: unknown key \"listen\"; did you mean \"transport.listen\"?"),
-        ("[dns]\nzzzzzz = 1", "byway.toml:2: unknown key \"zzzzzz\" in [dns]; valid: mode"),
+        (
+            "version = 1\n[node]\nnmae = \"a\"\n",
+            "byway.toml:3: unknown key \"nmae\" in [node]; did you mean \"name\"?",
+        ),
+        (
+            "[transprt]\n",
+            "byway.toml:1: unknown key \"transprt\"; did you mean \"transport\"?",
+        ),
+        (
+            "\nlisten = []",
+            "byway.toml:2: unknown key \"listen\"; did you mean \"transport.listen\"?",
+        ),
+        (
+            "[dns]\nzzzzzz = 1",
+            "byway.toml:2: unknown key \"zzzzzz\" in [dns]; valid: mode",
+        ),
         (
             "[transport]\nrelay = { ofer = true }",
             "byway.toml:2: unknown key \"ofer\" in [transport.relay]; did you mean \"offer\"?",
         ),
-        ("[[subnet]]\nidd = \"x\"", "byway.toml:2: unknown key \"idd\" in [subnet]; did you mean \"id\"?"),
+        (
+            "[[subnet]]\nidd = \"x\"",
+            "byway.toml:2: unknown key \"idd\" in [subnet]; did you mean \"id\"?",
+        ),
     ] {
         assert_eq!(refusal(text), want);
     }
@@ -53,8 +83,14 @@ fn unknown_keys_name_file_line_and_the_nearest_one() {
 #[test]
 fn wrong_values_name_the_key_and_what_was_expected() {
     for (text, want) in [
-        ("version = 2", "byway.toml:1: version = 2: this byway reads version 1"),
-        ("[node]\nname = 7", "byway.toml:2: node.name = 7: expected a string"),
+        (
+            "version = 2",
+            "byway.toml:1: version = 2: this byway reads version 1",
+        ),
+        (
+            "[node]\nname = 7",
+            "byway.toml:2: node.name = 7: expected a string",
+        ),
         (
             "[node]\nname = \"a.b\"",
             "byway.toml:2: node.name = \"a.b\": a name is one DNS label: 1 to 63 of a-z, 0-9 and '-', no '-' at either \
@@ -81,21 +117,45 @@ fn wrong_values_name_the_key_and_what_was_expected() {
             "byway.toml:2: data.cipher = \"rot13\": expected one of auto, aes-256-gcm, \
              aes-256-gcm by aws-lc, aes-256-gcm by ring, chacha20-poly1305",
         ),
-        ("[limits]\nconnections = 0", "byway.toml:2: limits.connections = 0: expected a number from 2 to 1000000"),
-        ("transport = 1", "byway.toml:1: transport = 1: expected a table ([transport])"),
+        (
+            "[limits]\nconnections = 0",
+            "byway.toml:2: limits.connections = 0: expected a number from 2 to 1000000",
+        ),
+        (
+            "transport = 1",
+            "byway.toml:1: transport = 1: expected a table ([transport])",
+        ),
         (
             "[[subnet]]\nhost = \"tcp/0\"",
             "byway.toml:2: subnet.host = \"tcp/0\": \"tcp/0\" is not tcp/PORT, tcp/PORT-PORT, udp/PORT or udp/PORT-PORT with ports from 1 to 65535",
         ),
-        ("[[subnet]]\nname = \"a\"", "byway.toml:1: [[subnet]] needs id or invite_file"),
-        ("subnet = 1", "byway.toml:1: subnet = 1: expected [[subnet]] tables"),
-        ("[node]\nstate_dir = \"x\"", "byway.toml:2: node.state_dir = \"x\": expected an absolute path"),
-        ("[[subnet]]\nid = \"x\"", "byway.toml:2: subnet.id = \"x\": a subnet ID has 26 characters, this has 1"),
+        (
+            "[[subnet]]\nname = \"a\"",
+            "byway.toml:1: [[subnet]] needs id or invite_file",
+        ),
+        (
+            "subnet = 1",
+            "byway.toml:1: subnet = 1: expected [[subnet]] tables",
+        ),
+        (
+            "[node]\nstate_dir = \"x\"",
+            "byway.toml:2: node.state_dir = \"x\": expected an absolute path",
+        ),
+        (
+            "[[subnet]]\nid = \"x\"",
+            "byway.toml:2: subnet.id = \"x\": a subnet ID has 26 characters, this has 1",
+        ),
     ] {
         assert_eq!(refusal(text), want);
     }
     assert_eq!(read_text("a = ").unwrap_err()[0].code, Code::ConfigSyntax);
-    assert_eq!(refusal("[dns]\nmode = \"x\"\n[node]\nname = 1").lines().count(), 2, "every error is told");
+    assert_eq!(
+        refusal("[dns]\nmode = \"x\"\n[node]\nname = 1")
+            .lines()
+            .count(),
+        2,
+        "every error is told"
+    );
 }
 
 #[test]
@@ -103,12 +163,26 @@ fn listen_words_become_multiaddrs_of_both_families() {
     let listen = |list: &str| read_text(&format!("[transport]\nlisten = {list}")).map(|c| c.listen);
     assert_eq!(
         listen("[\"udp/4100\", \"tcp/99\"]").unwrap(),
-        ["/ip4/0.0.0.0/udp/4100/quic-v1", "/ip6/::/udp/4100/quic-v1", "/ip4/0.0.0.0/tcp/99", "/ip6/::/tcp/99"]
+        [
+            "/ip4/0.0.0.0/udp/4100/quic-v1",
+            "/ip6/::/udp/4100/quic-v1",
+            "/ip4/0.0.0.0/tcp/99",
+            "/ip6/::/tcp/99"
+        ]
     );
     assert_eq!(listen("\"none\"").unwrap(), Vec::<String>::new());
-    assert_eq!(listen("[\"/ip4/10.0.0.1/udp/1\"]").unwrap(), ["/ip4/10.0.0.1/udp/1/quic-v1"]);
-    assert_eq!(listen("[\"10.0.0.1:9\"]").unwrap(), ["/ip4/10.0.0.1/udp/9/quic-v1", "/ip4/10.0.0.1/tcp/9"]);
-    assert!(listen("[\"a.example\"]").is_err(), "nobody listens on a name");
+    assert_eq!(
+        listen("[\"/ip4/10.0.0.1/udp/1\"]").unwrap(),
+        ["/ip4/10.0.0.1/udp/1/quic-v1"]
+    );
+    assert_eq!(
+        listen("[\"10.0.0.1:9\"]").unwrap(),
+        ["/ip4/10.0.0.1/udp/9/quic-v1", "/ip4/10.0.0.1/tcp/9"]
+    );
+    assert!(
+        listen("[\"a.example\"]").is_err(),
+        "nobody listens on a name"
+    );
 }
 
 #[test]
@@ -120,9 +194,15 @@ fn a_host_is_taken_wherever_a_multiaddr_is() {
     );
     let config = read_text(&text).unwrap();
     let both = |host: &str, port: u16, tail: &str| {
-        vec![format!("{host}/udp/{port}/quic-v1{tail}"), format!("{host}/tcp/{port}{tail}")]
+        vec![
+            format!("{host}/udp/{port}/quic-v1{tail}"),
+            format!("{host}/tcp/{port}{tail}"),
+        ]
     };
-    assert_eq!(config.bootstrap, both("/dns/a.example", 4100, &format!("/p2p/{id}")));
+    assert_eq!(
+        config.bootstrap,
+        both("/dns/a.example", 4100, &format!("/p2p/{id}"))
+    );
     assert_eq!(config.advertise, both("/ip4/10.0.0.1", 4100, ""));
     assert_eq!(config.subnets[0].peers, both("/ip4/10.0.0.2", 9, ""));
     assert!(refusal("[transport]\nbootstrap = [\"a.example\"]").contains("it has no /p2p/ID"));
@@ -133,15 +213,44 @@ fn stronger_layers_win_and_their_origin_is_known() {
     let dir = tempfile::tempdir().unwrap();
     let main = dir.path().join("byway.toml");
     std::fs::create_dir(dir.path().join("conf.d")).unwrap();
-    std::fs::write(&main, "[node]\nname = \"main\"\n[dns]\nmode = \"off\"\n[firewall]\nrepair = false\n").unwrap();
-    std::fs::write(dir.path().join("conf.d/20.toml"), "[node]\nname = \"twenty\"\n").unwrap();
-    std::fs::write(dir.path().join("conf.d/10.toml"), "[node]\nname = \"ten\"\n").unwrap();
+    std::fs::write(
+        &main,
+        "[node]\nname = \"main\"\n[dns]\nmode = \"off\"\n[firewall]\nrepair = false\n",
+    )
+    .unwrap();
+    std::fs::write(
+        dir.path().join("conf.d/20.toml"),
+        "[node]\nname = \"twenty\"\n",
+    )
+    .unwrap();
+    std::fs::write(
+        dir.path().join("conf.d/10.toml"),
+        "[node]\nname = \"ten\"\n",
+    )
+    .unwrap();
     std::fs::write(dir.path().join("conf.d/30.txt"), "not toml").unwrap();
-    let mut sources = Sources { file: Some(main.clone()), host: "box".into(), ..Sources::default() };
+    let mut sources = Sources {
+        file: Some(main.clone()),
+        host: "box".into(),
+        ..Sources::default()
+    };
     let config = Config::load(&sources).unwrap();
-    assert_eq!((config.node_name.as_str(), config.dns_mode, config.firewall_repair), ("twenty", DnsMode::Off, false));
-    assert_eq!(config.origins["node.name"], format!("{}:2", dir.path().join("conf.d/20.toml").display()));
-    sources.env = vec![("BYWAY_NODE_NAME".into(), "env".into()), ("BYWAY_STATE_DIR".into(), "/s".into())];
+    assert_eq!(
+        (
+            config.node_name.as_str(),
+            config.dns_mode,
+            config.firewall_repair
+        ),
+        ("twenty", DnsMode::Off, false)
+    );
+    assert_eq!(
+        config.origins["node.name"],
+        format!("{}:2", dir.path().join("conf.d/20.toml").display())
+    );
+    sources.env = vec![
+        ("BYWAY_NODE_NAME".into(), "env".into()),
+        ("BYWAY_STATE_DIR".into(), "/s".into()),
+    ];
     assert_eq!(Config::load(&sources).unwrap().node_name.as_str(), "env");
     sources.flags = vec![("node.state_dir", Value::Text("/flag".into()))];
     let config = Config::load(&sources).unwrap();
@@ -156,17 +265,43 @@ fn what_editors_leave_in_conf_d_is_not_read_and_named() {
     std::fs::create_dir(&conf).unwrap();
     std::fs::write(&main, "\u{feff}version = 1\n").unwrap();
     std::fs::write(conf.join("10.toml"), "[node]\nname = \"ten\"\n").unwrap();
-    for name in [".10.toml.swp", ".hidden.toml", "10.toml~", "#10.toml#", "10.toml.bak", "README"] {
+    for name in [
+        ".10.toml.swp",
+        ".hidden.toml",
+        "10.toml~",
+        "#10.toml#",
+        "10.toml.bak",
+        "README",
+    ] {
         std::fs::write(conf.join(name), "not toml").unwrap();
     }
     std::os::unix::fs::symlink("user@host.123", conf.join(".#10.toml")).unwrap();
     std::os::unix::fs::symlink("gone", conf.join("20.toml")).unwrap();
-    let config = Config::load(&Sources { file: Some(main), ..Sources::default() }).unwrap();
+    let config = Config::load(&Sources {
+        file: Some(main),
+        ..Sources::default()
+    })
+    .unwrap();
     assert_eq!(config.node_name.as_str(), "ten");
-    let why = |name: &str| config.skipped.iter().find(|(path, _)| path.ends_with(name)).map(|(_, why)| *why);
+    let why = |name: &str| {
+        config
+            .skipped
+            .iter()
+            .find(|(path, _)| path.ends_with(name))
+            .map(|(_, why)| *why)
+    };
     assert_eq!(config.skipped.len(), 8);
-    assert_eq!((why(".#10.toml"), why(".hidden.toml")), (Some("hidden"), Some("hidden")));
-    assert_eq!((why("README"), why("20.toml")), (Some("its name does not end in .toml"), Some("a link to nothing")));
+    assert_eq!(
+        (why(".#10.toml"), why(".hidden.toml")),
+        (Some("hidden"), Some("hidden"))
+    );
+    assert_eq!(
+        (why("README"), why("20.toml")),
+        (
+            Some("its name does not end in .toml"),
+            Some("a link to nothing")
+        )
+    );
 }
 
 #[test]
@@ -176,8 +311,15 @@ fn what_a_person_set_in_vain_is_named_and_a_default_is_not() {
     let text = "[transport]\nport_mapping = true\nrelay = { max_mbit = 7, offer = \"auto\", for = \"anyone\" }\n[metrics]\nallow = \"::1\"\n";
     let found = idle(text);
     let keys: Vec<&str> = found.iter().map(|found| found.key.as_str()).collect();
-    let relay = ["transport.relay.offer", "transport.relay.max_mbit", "transport.relay.for"];
-    assert_eq!(keys, [&["transport.port_mapping"][..], &relay, &["metrics.allow"]].concat());
+    let relay = [
+        "transport.relay.offer",
+        "transport.relay.max_mbit",
+        "transport.relay.for",
+    ];
+    assert_eq!(
+        keys,
+        [&["transport.port_mapping"][..], &relay, &["metrics.allow"]].concat()
+    );
     assert!(found.iter().all(|found| found.code == Code::ConfigIdle));
     assert_eq!(
         found[0].to_string(),
@@ -185,9 +327,19 @@ fn what_a_person_set_in_vain_is_named_and_a_default_is_not() {
          NAT-PMP, PCP)"
     );
     // What promises nothing is not in vain.
-    assert_eq!(idle("[transport]\nport_mapping = false\nrelay = { offer = false }\n"), []);
-    assert_eq!(idle("[metrics]\nlisten = \"127.0.0.1:9100\"\nallow = \"::1\"\n"), []);
-    assert!(keys::IDLE.iter().all(|idle| keys::find(idle.path).is_some()));
+    assert_eq!(
+        idle("[transport]\nport_mapping = false\nrelay = { offer = false }\n"),
+        []
+    );
+    assert_eq!(
+        idle("[metrics]\nlisten = \"127.0.0.1:9100\"\nallow = \"::1\"\n"),
+        []
+    );
+    assert!(
+        keys::IDLE
+            .iter()
+            .all(|idle| keys::find(idle.path).is_some())
+    );
 }
 
 #[test]
@@ -196,7 +348,10 @@ fn relaying_for_others_is_refused() {
         refusal("[transport]\nrelay = { offer = true }"),
         "byway.toml:2: transport.relay.offer = true: this version forwards for nobody, so there is nothing to offer"
     );
-    let sources = Sources { flags: vec![("node.relay_only", Value::Switch(true))], ..Sources::default() };
+    let sources = Sources {
+        flags: vec![("node.relay_only", Value::Switch(true))],
+        ..Sources::default()
+    };
     let errors = Config::load(&sources).unwrap_err();
     assert_eq!(
         errors[0].to_string(),
@@ -205,8 +360,13 @@ fn relaying_for_others_is_refused() {
     );
     assert!(refusal("[node]\nrelay_only = true").contains("forwards for nobody"));
     read_text("[node]\nrelay_only = false\n[transport]\nrelay = { offer = false }").unwrap();
-    assert!(refusal("[transport]\nrelay = { offer = \"autp\" }").contains("expected \"auto\", true or false"));
-    assert!(refusal("[transport]\nrelay = { for = \"member\" }").contains("did you mean \"members\"?"));
+    assert!(
+        refusal("[transport]\nrelay = { offer = \"autp\" }")
+            .contains("expected \"auto\", true or false")
+    );
+    assert!(
+        refusal("[transport]\nrelay = { for = \"member\" }").contains("did you mean \"members\"?")
+    );
 }
 
 #[test]
@@ -216,16 +376,31 @@ fn what_requires_datagrams_needs_a_port_for_them() {
     let load = |listen: &str| {
         let text = format!("[transport]\npost_quantum = \"require\"\nlisten = {listen}\n");
         std::fs::write(&file, text).unwrap();
-        Config::load(&Sources { file: Some(file.clone()), ..Sources::default() })
+        Config::load(&Sources {
+            file: Some(file.clone()),
+            ..Sources::default()
+        })
     };
     for listen in ["\"none\"", "[\"tcp/4100\"]"] {
         let told = load(listen).unwrap_err();
-        assert_eq!((told.len(), told[0].code, told[0].line().unwrap().1), (1, Code::ConfigValue, 2));
-        assert!(told[0].message.ends_with("transport.listen has no UDP address"), "{}", told[0]);
+        assert_eq!(
+            (told.len(), told[0].code, told[0].line().unwrap().1),
+            (1, Code::ConfigValue, 2)
+        );
+        assert!(
+            told[0]
+                .message
+                .ends_with("transport.listen has no UDP address"),
+            "{}",
+            told[0]
+        );
     }
     let config = load("[\"udp/4100\"]").unwrap();
     assert_eq!(config.post_quantum, PostQuantum::Require);
-    assert!(config.caveats()[0].contains("not post-quantum") && Config::defaults("a").caveats().is_empty());
+    assert!(
+        config.caveats()[0].contains("not post-quantum")
+            && Config::defaults("a").caveats().is_empty()
+    );
 }
 
 #[test]
@@ -239,35 +414,81 @@ fn what_is_taken_over_is_in_force_and_the_rest_waits_for_a_restart() {
     let (next, taken, restart) = before.taking_over(&fresh);
     assert_eq!(taken, ["log.level", "limits.connections", "metrics.listen"]);
     assert_eq!(restart, ["dns.mode"]);
-    assert_eq!((next.limits.connections, next.log_level.as_str(), next.dns_mode), (20, "debug", DnsMode::Off));
-    assert_eq!((next.metrics_listen, next.subnets.len()), (fresh.metrics_listen, 1));
-    assert_eq!(next.taking_over(&fresh).1, [""; 0], "the second time there is nothing new");
-    assert_eq!(next.taking_over(&fresh).2, ["dns.mode"], "but what waits still does");
+    assert_eq!(
+        (
+            next.limits.connections,
+            next.log_level.as_str(),
+            next.dns_mode
+        ),
+        (20, "debug", DnsMode::Off)
+    );
+    assert_eq!(
+        (next.metrics_listen, next.subnets.len()),
+        (fresh.metrics_listen, 1)
+    );
+    assert_eq!(
+        next.taking_over(&fresh).1,
+        [""; 0],
+        "the second time there is nothing new"
+    );
+    assert_eq!(
+        next.taking_over(&fresh).2,
+        ["dns.mode"],
+        "but what waits still does"
+    );
     assert!(keys::LIVE.iter().all(|path| keys::find(path).is_some()));
 }
 
 #[test]
 fn a_private_swarm_is_refused_where_its_key_is_set() {
     let why = "node.swarm_key_file = \"/k\": this version has no private swarms";
-    assert_eq!(refusal("[node]\nswarm_key_file = \"/k\""), format!("byway.toml:2: {why}"));
-    let sources = Sources { flags: vec![("node.swarm_key_file", Value::Text("/k".into()))], ..Sources::default() };
-    assert_eq!(Config::load(&sources).unwrap_err()[0].to_string(), format!("--swarm-key-file: {why}"));
+    assert_eq!(
+        refusal("[node]\nswarm_key_file = \"/k\""),
+        format!("byway.toml:2: {why}")
+    );
+    let sources = Sources {
+        flags: vec![("node.swarm_key_file", Value::Text("/k".into()))],
+        ..Sources::default()
+    };
+    assert_eq!(
+        Config::load(&sources).unwrap_err()[0].to_string(),
+        format!("--swarm-key-file: {why}")
+    );
     read_text("[node]\nswarm_key_file = \"\"").unwrap();
 }
 
 #[test]
 fn a_level_is_judged_like_the_variable() {
-    assert_eq!(read_text("[log]\nlevel = \"info,byway::dns=debug\"").unwrap().log_level, "info,byway::dns=debug");
+    assert_eq!(
+        read_text("[log]\nlevel = \"info,byway::dns=debug\"")
+            .unwrap()
+            .log_level,
+        "info,byway::dns=debug"
+    );
     assert!(refusal("[log]\nlevel = \"loud\"").contains("is neither off, error, warn"));
-    let sources = Sources { env: vec![("BYWAY_LOG".into(), "trace".into())], ..Sources::default() };
+    let sources = Sources {
+        env: vec![("BYWAY_LOG".into(), "trace".into())],
+        ..Sources::default()
+    };
     let config = Config::load(&sources).unwrap();
-    assert_eq!((config.log_level.as_str(), config.origins["log.level"].as_str()), ("trace", "BYWAY_LOG"));
+    assert_eq!(
+        (
+            config.log_level.as_str(),
+            config.origins["log.level"].as_str()
+        ),
+        ("trace", "BYWAY_LOG")
+    );
 }
 
 #[test]
 fn errors_stand_in_the_order_of_the_file() {
-    let text = "[transport]\nzz = 1\n[node]\nname = 7\n[dns]\nmode = \"x\"\n[data]\ncipher = \"y\"\n";
-    let lines: Vec<usize> = read_text(text).unwrap_err().iter().filter_map(|e| Some(e.line()?.1)).collect();
+    let text =
+        "[transport]\nzz = 1\n[node]\nname = 7\n[dns]\nmode = \"x\"\n[data]\ncipher = \"y\"\n";
+    let lines: Vec<usize> = read_text(text)
+        .unwrap_err()
+        .iter()
+        .filter_map(|e| Some(e.line()?.1))
+        .collect();
     assert_eq!(lines, [2, 4, 6, 8]);
 }
 
@@ -275,7 +496,11 @@ fn errors_stand_in_the_order_of_the_file() {
 fn a_named_file_must_exist_and_be_readable() {
     let dir = tempfile::tempdir().unwrap();
     for path in [dir.path().join("absent.toml"), dir.path().to_owned()] {
-        let errors = Config::load(&Sources { file: Some(path), ..Sources::default() }).unwrap_err();
+        let errors = Config::load(&Sources {
+            file: Some(path),
+            ..Sources::default()
+        })
+        .unwrap_err();
         assert_eq!(errors[0].code, Code::ConfigRead);
     }
 }
@@ -290,14 +515,20 @@ fn declared_subnets_add_up_and_one_is_declared_once() {
     assert_eq!(config.subnets[0].id, Some(id));
     assert_eq!(config.subnets[0].peers, ["/ip4/10.0.0.1/tcp/4100"]);
     assert_eq!(config.subnets[0].host, Some("tcp/22".parse().unwrap()));
-    let allowing = format!("{one}allow_prefix = [\"203.0.113.0/24\"]\nallow_domain = \"example.org\"\n");
+    let allowing =
+        format!("{one}allow_prefix = [\"203.0.113.0/24\"]\nallow_domain = \"example.org\"\n");
     let config = read_text(&allowing).unwrap();
-    assert_eq!(config.subnets[0].allow.prefixes, ["203.0.113.0/24".parse().unwrap()]);
+    assert_eq!(
+        config.subnets[0].allow.prefixes,
+        ["203.0.113.0/24".parse().unwrap()]
+    );
     assert_eq!(config.subnets[0].allow.domains, ["example.org"]);
     assert!(config.subnets[0].to_string().ends_with(
         "\npeer = [\"/ip4/10.0.0.1/tcp/4100\"]\nallow_prefix = [\"203.0.113.0/24\"]\nallow_domain = [\"example.org\"]"
     ));
-    assert!(refusal(&format!("{one}allow_prefix = [\"203.0.113.1/24\"]\n")).contains("is no prefix"));
+    assert!(
+        refusal(&format!("{one}allow_prefix = [\"203.0.113.1/24\"]\n")).contains("is no prefix")
+    );
     assert!(refusal(&format!("{one}allow_domain = [\"a b\"]\n")).contains("is no domain"));
     assert!(refusal(&format!("{one}{one}")).contains("declared already at byway.toml:1"));
 }

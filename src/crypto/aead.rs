@@ -88,8 +88,11 @@ impl fmt::Debug for Key {
 impl Key {
     /// Expands a key. `None` only for one of the wrong length, which the type rules out.
     pub fn new(cipher: Cipher, library: Library, key: &[u8; KEY]) -> Option<Key> {
-        let aws =
-            |algorithm| aws::UnboundKey::new(algorithm, key).ok().map(|key| Inner::Aws(aws::LessSafeKey::new(key)));
+        let aws = |algorithm| {
+            aws::UnboundKey::new(algorithm, key)
+                .ok()
+                .map(|key| Inner::Aws(aws::LessSafeKey::new(key)))
+        };
         let inner = match (cipher, library) {
             (Cipher::ChaCha20Poly1305, _) => aws(&aws::CHACHA20_POLY1305),
             (Cipher::Aes256Gcm, Library::AwsLc) => aws(&aws::AES_256_GCM),
@@ -103,7 +106,14 @@ impl Key {
 
     /// Seals `body` followed by `tail` into `out`, which is exactly [`TAG`] longer than both. The nonce must never have been
     /// used with this key. `None`, and nothing sealed, where the lengths do not fit.
-    pub fn seal(&self, nonce: [u8; 12], aad: &[u8], body: &[u8], tail: &[u8], out: &mut [u8]) -> Option<()> {
+    pub fn seal(
+        &self,
+        nonce: [u8; 12],
+        aad: &[u8],
+        body: &[u8],
+        tail: &[u8],
+        out: &mut [u8],
+    ) -> Option<()> {
         let length = body.len().checked_add(tail.len())?;
         if out.len() != length.checked_add(TAG)? {
             return None;
@@ -112,14 +122,17 @@ impl Key {
         match &self.0 {
             Inner::Aws(key) => {
                 let nonce = aws::Nonce::assume_unique_for_key(nonce);
-                key.seal_out_of_place_scatter(nonce, aws::Aad::from(aad), body, sealed, tail, end).ok()
+                key.seal_out_of_place_scatter(nonce, aws::Aad::from(aad), body, sealed, tail, end)
+                    .ok()
             }
             Inner::Ring(key) => {
                 sealed.copy_from_slice(body);
                 end.get_mut(..tail.len())?.copy_from_slice(tail);
                 let (text, tag) = out.split_at_mut_checked(length)?;
                 let nonce = other::Nonce::assume_unique_for_key(nonce);
-                let made = key.seal_in_place_separate_tag(nonce, other::Aad::from(aad), text).ok()?;
+                let made = key
+                    .seal_in_place_separate_tag(nonce, other::Aad::from(aad), text)
+                    .ok()?;
                 tag.copy_from_slice(made.as_ref());
                 Some(())
             }
@@ -128,19 +141,35 @@ impl Key {
 
     /// Opens `ciphertext` into `out`, which is as long. `None` when it is forged or changed (`out` may have been overwritten)
     /// or the lengths do not fit.
-    pub fn open(&self, nonce: [u8; 12], aad: &[u8], ciphertext: &[u8], tag: &[u8; TAG], out: &mut [u8]) -> Option<()> {
+    pub fn open(
+        &self,
+        nonce: [u8; 12],
+        aad: &[u8],
+        ciphertext: &[u8],
+        tag: &[u8; TAG],
+        out: &mut [u8],
+    ) -> Option<()> {
         if out.len() != ciphertext.len() {
             return None;
         }
         match &self.0 {
             Inner::Aws(key) => {
                 let nonce = aws::Nonce::assume_unique_for_key(nonce);
-                key.open_separate_gather(nonce, aws::Aad::from(aad), ciphertext, tag, out).ok()
+                key.open_separate_gather(nonce, aws::Aad::from(aad), ciphertext, tag, out)
+                    .ok()
             }
             Inner::Ring(key) => {
                 out.copy_from_slice(ciphertext);
                 let nonce = other::Nonce::assume_unique_for_key(nonce);
-                key.open_in_place_separate_tag(nonce, other::Aad::from(aad), (*tag).into(), out, 0..).ok().map(drop)
+                key.open_in_place_separate_tag(
+                    nonce,
+                    other::Aad::from(aad),
+                    (*tag).into(),
+                    out,
+                    0..,
+                )
+                .ok()
+                .map(drop)
             }
         }
     }
@@ -158,16 +187,36 @@ mod tests {
     ];
 
     fn hex(text: &str) -> Vec<u8> {
-        let digits: Vec<u8> = text.chars().filter_map(|c| c.to_digit(16)).map(|d| u8::try_from(d).unwrap()).collect();
-        digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect()
+        let digits: Vec<u8> = text
+            .chars()
+            .filter_map(|c| c.to_digit(16))
+            .map(|d| u8::try_from(d).unwrap())
+            .collect();
+        digits
+            .chunks(2)
+            .map(|pair| pair[0] << 4 | pair[1])
+            .collect()
     }
 
-    fn seals(suite: (Cipher, Library), key: &str, nonce: &str, aad: &str, plain: &str, sealed: &str) {
+    fn seals(
+        suite: (Cipher, Library),
+        key: &str,
+        nonce: &str,
+        aad: &str,
+        plain: &str,
+        sealed: &str,
+    ) {
         let key = Key::new(suite.0, suite.1, &hex(key).try_into().unwrap()).unwrap();
-        let (nonce, aad, plain, sealed) = (hex(nonce).try_into().unwrap(), hex(aad), hex(plain), hex(sealed));
+        let (nonce, aad, plain, sealed) = (
+            hex(nonce).try_into().unwrap(),
+            hex(aad),
+            hex(plain),
+            hex(sealed),
+        );
         for cut in [0, plain.len() / 2, plain.len()] {
             let mut out = vec![0; plain.len() + TAG];
-            key.seal(nonce, &aad, &plain[..cut], &plain[cut..], &mut out).unwrap();
+            key.seal(nonce, &aad, &plain[..cut], &plain[cut..], &mut out)
+                .unwrap();
             assert_eq!(out, sealed, "{suite:?}");
         }
         let (ciphertext, tag) = sealed.split_last_chunk::<TAG>().unwrap();
@@ -178,7 +227,11 @@ mod tests {
             let mut bad = sealed.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
             let (ciphertext, tag) = bad.split_last_chunk::<TAG>().unwrap();
-            assert!(key.open(nonce, &aad, ciphertext, tag, &mut opened).is_none(), "{suite:?}: bit {bit}");
+            assert!(
+                key.open(nonce, &aad, ciphertext, tag, &mut opened)
+                    .is_none(),
+                "{suite:?}: bit {bit}"
+            );
         }
     }
 
@@ -209,15 +262,24 @@ mod tests {
 
     #[test]
     fn what_one_library_seals_the_other_opens() {
-        let [one, two] = [Library::AwsLc, Library::Ring].map(|l| Key::new(Cipher::Aes256Gcm, l, &[7; KEY]).unwrap());
-        for length in [0usize, 1, 15, 16, 17, 63, 64, 127, 128, 255, 256, 1372, 9000] {
-            let plain: Vec<u8> = (0..length).map(|n| u8::try_from(n % 251).unwrap()).collect();
+        let [one, two] = [Library::AwsLc, Library::Ring]
+            .map(|l| Key::new(Cipher::Aes256Gcm, l, &[7; KEY]).unwrap());
+        for length in [
+            0usize, 1, 15, 16, 17, 63, 64, 127, 128, 255, 256, 1372, 9000,
+        ] {
+            let plain: Vec<u8> = (0..length)
+                .map(|n| u8::try_from(n % 251).unwrap())
+                .collect();
             for (sealer, opener) in [(&one, &two), (&two, &one)] {
                 let mut out = vec![0; length + TAG];
-                sealer.seal([3; 12], b"header of a frame", &plain, b"", &mut out).unwrap();
+                sealer
+                    .seal([3; 12], b"header of a frame", &plain, b"", &mut out)
+                    .unwrap();
                 let (ciphertext, tag) = out.split_last_chunk::<TAG>().unwrap();
                 let mut opened = vec![0; length];
-                opener.open([3; 12], b"header of a frame", ciphertext, tag, &mut opened).unwrap();
+                opener
+                    .open([3; 12], b"header of a frame", ciphertext, tag, &mut opened)
+                    .unwrap();
                 assert_eq!(opened, plain);
             }
         }
@@ -228,10 +290,20 @@ mod tests {
         for (cipher, library) in SUITES {
             let key = Key::new(cipher, library, &[7; KEY]).unwrap();
             for length in [0, TAG, TAG + 7, TAG + 9] {
-                assert!(key.seal([0; 12], b"", b"body", b"tail", &mut vec![0; length]).is_none(), "{cipher} {length}");
+                assert!(
+                    key.seal([0; 12], b"", b"body", b"tail", &mut vec![0; length])
+                        .is_none(),
+                    "{cipher} {length}"
+                );
             }
-            assert!(key.seal([0; 12], b"", b"body", b"tail", &mut [0; TAG + 8]).is_some());
-            assert!(key.open([0; 12], b"", b"body", &[0; TAG], &mut [0; 5]).is_none());
+            assert!(
+                key.seal([0; 12], b"", b"body", b"tail", &mut [0; TAG + 8])
+                    .is_some()
+            );
+            assert!(
+                key.open([0; 12], b"", b"body", &[0; TAG], &mut [0; 5])
+                    .is_none()
+            );
         }
     }
 }

@@ -27,7 +27,10 @@ impl Counter {
             return None;
         }
         let first = self.0.fetch_add(u64::from(count), Ordering::Relaxed);
-        first.checked_add(u64::from(count)).filter(|end| *end <= LIMIT).map(|_| first)
+        first
+            .checked_add(u64::from(count))
+            .filter(|end| *end <= LIMIT)
+            .map(|_| first)
     }
 
     /// Hands out nothing from now on; what was taken before may still be used.

@@ -46,8 +46,10 @@ impl Header {
         let (kind, rest) = bytes.split_first_chunk::<4>()?;
         let (receiver, rest) = rest.split_first_chunk()?;
         let (counter, _) = rest.split_first_chunk()?;
-        (*kind == [SEALED, 0, 0, 0])
-            .then(|| Header { receiver: u32::from_be_bytes(*receiver), counter: u64::from_be_bytes(*counter) })
+        (*kind == [SEALED, 0, 0, 0]).then(|| Header {
+            receiver: u32::from_be_bytes(*receiver),
+            counter: u64::from_be_bytes(*counter),
+        })
     }
 }
 
@@ -69,12 +71,18 @@ pub struct Nonces {
 
 impl Nonces {
     /// The next one.
-    #[expect(clippy::should_implement_trait, reason = "an iterator's adaptors would allow nothing that is needed here")]
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "an iterator's adaptors would allow nothing that is needed here"
+    )]
     pub fn next(&mut self) -> Option<Nonce> {
         let counter = self.next;
         (counter < self.end).then(|| {
             self.next = counter.saturating_add(1);
-            Nonce { counter, owner: self.owner }
+            Nonce {
+                counter,
+                owner: self.owner,
+            }
         })
     }
 
@@ -121,17 +129,32 @@ impl std::fmt::Debug for Sealer {
 impl Sealer {
     /// A sealer that begins at counter 0: a key is given to one sealer, once, and is never stored.
     pub fn new(cipher: Cipher, library: Library, key: &[u8; KEY], receiver: u32) -> Sealer {
-        let digest = Sha256::new().chain_update(b"byway nonce owner").chain_update([cipher.number()]).chain_update(key);
+        let digest = Sha256::new()
+            .chain_update(b"byway nonce owner")
+            .chain_update([cipher.number()])
+            .chain_update(key);
         let digest = digest.finalize();
-        let owner = digest.first_chunk().map_or(0, |head| u64::from_be_bytes(*head));
-        Sealer { key: Key::new(cipher, library, key), cipher, receiver, owner, counter: Counter::new(0) }
+        let owner = digest
+            .first_chunk()
+            .map_or(0, |head| u64::from_be_bytes(*head));
+        Sealer {
+            key: Key::new(cipher, library, key),
+            cipher,
+            receiver,
+            owner,
+            counter: Counter::new(0),
+        }
     }
 
     /// Reserves `count` consecutive counters with one atomic operation; `None` when [`LIMIT`] would be passed or after
     /// [`Sealer::close`]. Ones that are not used are lost, which harms nothing.
     pub fn take(&self, count: u32) -> Option<Nonces> {
         let first = self.counter.take(count)?;
-        Some(Nonces { next: first, end: first.checked_add(u64::from(count))?, owner: self.owner })
+        Some(Nonces {
+            next: first,
+            end: first.checked_add(u64::from(count))?,
+            owner: self.owner,
+        })
     }
 
     /// Counters taken so far: frames sealed, or a few more.
@@ -158,9 +181,16 @@ impl Sealer {
     /// lengths, [`TAG`]. `None`, and nothing sealed, when `out` is too small or the nonce is another key's.
     pub fn seal(&self, nonce: Nonce, body: &[u8], tail: &[u8], out: &mut [u8]) -> Option<usize> {
         let key = self.key.as_ref().filter(|_| nonce.owner == self.owner)?;
-        let length = HEADER.checked_add(body.len())?.checked_add(tail.len())?.checked_add(TAG)?;
+        let length = HEADER
+            .checked_add(body.len())?
+            .checked_add(tail.len())?
+            .checked_add(TAG)?;
         let (head, rest) = out.get_mut(..length)?.split_first_chunk_mut::<HEADER>()?;
-        *head = Header { receiver: self.receiver, counter: nonce.counter }.encode();
+        *head = Header {
+            receiver: self.receiver,
+            counter: nonce.counter,
+        }
+        .encode();
         key.seal(self::nonce(nonce.counter), &*head, body, tail, rest)?;
         Some(length)
     }
@@ -174,14 +204,19 @@ pub struct Opener {
 
 impl std::fmt::Debug for Opener {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Opener").field("cipher", &self.cipher).finish_non_exhaustive()
+        f.debug_struct("Opener")
+            .field("cipher", &self.cipher)
+            .finish_non_exhaustive()
     }
 }
 
 impl Opener {
     /// An opener.
     pub fn new(cipher: Cipher, library: Library, key: &[u8; KEY]) -> Opener {
-        Opener { key: Key::new(cipher, library, key), cipher }
+        Opener {
+            key: Key::new(cipher, library, key),
+            cipher,
+        }
     }
 
     /// Opens `sealed` (ciphertext, then tag) into the front of `out` and returns the plaintext's length, that is
@@ -204,7 +239,9 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce as AeadNonce, UnboundKey};
+    use aws_lc_rs::aead::{
+        AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce as AeadNonce, UnboundKey,
+    };
 
     use super::*;
 
@@ -221,7 +258,9 @@ mod tests {
     fn open(opener: &Opener, frame: &[u8]) -> Option<Vec<u8>> {
         let (header, rest) = frame.split_first_chunk::<HEADER>()?;
         let mut out = vec![0; rest.len()];
-        opener.open(header, rest, &mut out).map(|length| out[..length].to_vec())
+        opener
+            .open(header, rest, &mut out)
+            .map(|length| out[..length].to_vec())
     }
 
     proptest! {
@@ -252,8 +291,16 @@ mod tests {
 
     #[test]
     fn a_header_has_this_layout() {
-        let header = Header { receiver: 0x0102_0304, counter: 0x1112_1314_1516_1718 };
-        assert_eq!(header.encode(), [4, 0, 0, 0, 1, 2, 3, 4, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18]);
+        let header = Header {
+            receiver: 0x0102_0304,
+            counter: 0x1112_1314_1516_1718,
+        };
+        assert_eq!(
+            header.encode(),
+            [
+                4, 0, 0, 0, 1, 2, 3, 4, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18
+            ]
+        );
         for at in 0..4 {
             let mut bytes = header.encode();
             bytes[at] ^= 1;
@@ -274,8 +321,12 @@ mod tests {
             nonce[10..].copy_from_slice(&[1, 2]);
             let mut text = b"payloadand headers".to_vec();
             let key = LessSafeKey::new(UnboundKey::new(algorithm, &[7; 32]).unwrap());
-            key.seal_in_place_append_tag(AeadNonce::assume_unique_for_key(nonce), Aad::from(header), &mut text)
-                .unwrap();
+            key.seal_in_place_append_tag(
+                AeadNonce::assume_unique_for_key(nonce),
+                Aad::from(header),
+                &mut text,
+            )
+            .unwrap();
             assert_eq!(frame, [header.as_slice(), &text].concat());
         }
     }
@@ -283,7 +334,11 @@ mod tests {
     #[test]
     fn every_flipped_bit_is_refused() {
         for cipher in CIPHERS {
-            let frame = sealed(&Sealer::new(cipher, LIBRARY, &[1; 32], 9), b"some body", b"tail");
+            let frame = sealed(
+                &Sealer::new(cipher, LIBRARY, &[1; 32], 9),
+                b"some body",
+                b"tail",
+            );
             let opener = Opener::new(cipher, LIBRARY, &[1; 32]);
             assert!(open(&opener, &frame).is_some());
             for bit in 0..frame.len() * 8 {
@@ -294,22 +349,41 @@ mod tests {
             for cut in 0..frame.len() {
                 assert_eq!(open(&opener, &frame[..cut]), None, "cut to {cut}");
             }
-            assert!(open(&opener, &frame).is_some(), "and the true one still opens");
+            assert!(
+                open(&opener, &frame).is_some(),
+                "and the true one still opens"
+            );
         }
     }
 
     #[test]
     fn another_key_or_cipher_does_not_open() {
-        let frame = sealed(&Sealer::new(Cipher::Aes256Gcm, LIBRARY, &[1; 32], 9), b"body", b"");
-        assert_eq!(open(&Opener::new(Cipher::Aes256Gcm, LIBRARY, &[2; 32]), &frame), None);
-        assert_eq!(open(&Opener::new(Cipher::ChaCha20Poly1305, LIBRARY, &[1; 32]), &frame), None);
+        let frame = sealed(
+            &Sealer::new(Cipher::Aes256Gcm, LIBRARY, &[1; 32], 9),
+            b"body",
+            b"",
+        );
+        assert_eq!(
+            open(&Opener::new(Cipher::Aes256Gcm, LIBRARY, &[2; 32]), &frame),
+            None
+        );
+        assert_eq!(
+            open(
+                &Opener::new(Cipher::ChaCha20Poly1305, LIBRARY, &[1; 32]),
+                &frame
+            ),
+            None
+        );
     }
 
     #[test]
     fn small_buffers_are_refused() {
         let sealer = Sealer::new(Cipher::Aes256Gcm, LIBRARY, &[1; 32], 9);
         let nonce = sealer.take(1).unwrap().next().unwrap();
-        assert_eq!(sealer.seal(nonce, b"body", b"tail", &mut [0; HEADER + 8 + TAG - 1]), None);
+        assert_eq!(
+            sealer.seal(nonce, b"body", b"tail", &mut [0; HEADER + 8 + TAG - 1]),
+            None
+        );
         let frame = sealed(&sealer, b"body", b"tail");
         let (header, rest) = frame.split_first_chunk::<HEADER>().unwrap();
         let opener = Opener::new(Cipher::Aes256Gcm, LIBRARY, &[1; 32]);
@@ -345,7 +419,10 @@ mod tests {
                 })
             })
             .collect();
-        let all: Vec<u64> = threads.into_iter().flat_map(|t| t.join().unwrap()).collect();
+        let all: Vec<u64> = threads
+            .into_iter()
+            .flat_map(|t| t.join().unwrap())
+            .collect();
         assert_eq!(all.iter().copied().collect::<HashSet<_>>().len(), all.len());
         assert_eq!(sealer.used(), all.len() as u64);
     }
@@ -367,7 +444,12 @@ mod tests {
         let mut before = sealer.take(1).unwrap();
         sealer.close();
         assert!(sealer.take(1).is_none());
-        assert!(sealer.seal(before.next().unwrap(), b"", b"", &mut [0; 32]).is_some(), "what was taken may go out");
+        assert!(
+            sealer
+                .seal(before.next().unwrap(), b"", b"", &mut [0; 32])
+                .is_some(),
+            "what was taken may go out"
+        );
     }
 
     #[test]
@@ -378,6 +460,9 @@ mod tests {
             Sealer::new(Cipher::Aes256Gcm, LIBRARY, &key, 9),
             Opener::new(Cipher::Aes256Gcm, LIBRARY, &key)
         );
-        assert!(!text.contains("171") && !text.to_lowercase().contains("abab"), "{text}");
+        assert!(
+            !text.contains("171") && !text.to_lowercase().contains("abab"),
+            "{text}"
+        );
     }
 }

@@ -60,15 +60,22 @@ pub struct Refused;
 fn hkdf(salt: &[u8], secret: &[u8], info: &[&[u8]]) -> Result<Secret, Refused> {
     let mut out = Secret::default();
     let prk = Salt::new(HKDF_SHA256, salt).extract(secret);
-    prk.expand(info, HKDF_SHA256).and_then(|okm| okm.fill(out.as_mut_slice())).map_err(|_| Refused)?;
+    prk.expand(info, HKDF_SHA256)
+        .and_then(|okm| okm.fill(out.as_mut_slice()))
+        .map_err(|_| Refused)?;
     Ok(out)
 }
 
 /// Hash of the two messages ahead of the first handshake.
 pub(crate) fn transcript(offer: &[u8], accept: &[u8]) -> [u8; 32] {
     let length = u32::try_from(offer.len()).unwrap_or(u32::MAX).to_be_bytes();
-    let hash = Sha256::new().chain_update(b"byway offer").chain_update(length);
-    hash.chain_update(offer).chain_update(accept).finalize().into()
+    let hash = Sha256::new()
+        .chain_update(b"byway offer")
+        .chain_update(length);
+    hash.chain_update(offer)
+        .chain_update(accept)
+        .finalize()
+        .into()
 }
 
 /// The initiator's half of ML-KEM-768.
@@ -78,7 +85,10 @@ impl Kem {
     /// A new key and the encapsulation key to send.
     pub(crate) fn new() -> Result<(Kem, Vec<u8>), Refused> {
         let key = DecapsulationKey::generate(&ML_KEM_768).map_err(|_| Refused)?;
-        let public = key.encapsulation_key().and_then(|k| k.key_bytes()).map_err(|_| Refused)?;
+        let public = key
+            .encapsulation_key()
+            .and_then(|k| k.key_bytes())
+            .map_err(|_| Refused)?;
         Ok((Kem(key), public.as_ref().to_vec()))
     }
 
@@ -87,7 +97,10 @@ impl Kem {
         if ciphertext.len() != KEM_CIPHERTEXT {
             return Err(Refused);
         }
-        let secret = self.0.decapsulate(Ciphertext::from(ciphertext)).map_err(|_| Refused)?;
+        let secret = self
+            .0
+            .decapsulate(Ciphertext::from(ciphertext))
+            .map_err(|_| Refused)?;
         secret_of(secret.as_ref())
     }
 }
@@ -102,7 +115,10 @@ pub(crate) fn encapsulate(key: &[u8]) -> Result<(Vec<u8>, Secret), Refused> {
 fn secret_of(bytes: &[u8]) -> Result<Secret, Refused> {
     let mut secret = Secret::default();
     let whole = bytes.len() == KEY;
-    secret.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+    secret
+        .iter_mut()
+        .zip(bytes)
+        .for_each(|(to, from)| *to = *from);
     whole.then_some(secret).ok_or(Refused)
 }
 
@@ -135,7 +151,12 @@ impl Terms {
 
     /// The psk of the first handshake; `kem` is there where both ends did ML-KEM.
     pub(crate) fn psk(&self, kem: Option<&Secret>) -> Result<Secret, Refused> {
-        let salt = [self.subnet.0.as_slice(), &self.initiator.0, &self.responder.0].concat();
+        let salt = [
+            self.subnet.0.as_slice(),
+            &self.initiator.0,
+            &self.responder.0,
+        ]
+        .concat();
         let secret = kem.map(|kem| kem.as_slice()).unwrap_or_default();
         hkdf(&salt, secret, &[b"byway psk", &self.transcript])
     }
@@ -156,15 +177,30 @@ pub(crate) struct Keys {
 
 impl Keys {
     fn derive(noise: &mut Noise, initiator: bool, peer_index: u32) -> Result<Keys, Refused> {
-        let hash: [u8; 32] = noise.state.get_handshake_hash().try_into().map_err(|_| Refused)?;
+        let hash: [u8; 32] = noise
+            .state
+            .get_handshake_hash()
+            .try_into()
+            .map_err(|_| Refused)?;
         let (k1, k2) = noise.state.dangerously_get_raw_split();
         let (k1, k2) = (Zeroizing::new(k1), Zeroizing::new(k2));
         let cipher = noise.cipher.number();
         let forth = hkdf(&hash, k1.as_slice(), &[b"byway data", &[cipher, 1]])?;
         let back = hkdf(&hash, k2.as_slice(), &[b"byway data", &[cipher, 2]])?;
         let next_psk = hkdf(&hash, noise.psk.as_slice(), &[b"byway next psk"])?;
-        let (send, receive) = if initiator { (forth, back) } else { (back, forth) };
-        Ok(Keys { hash, send, receive, next_psk, hybrid: noise.hybrid, peer_index })
+        let (send, receive) = if initiator {
+            (forth, back)
+        } else {
+            (back, forth)
+        };
+        Ok(Keys {
+            hash,
+            send,
+            receive,
+            next_psk,
+            hybrid: noise.hybrid,
+            peer_index,
+        })
     }
 }
 
@@ -204,12 +240,20 @@ impl Noise {
             }
         };
         let state = build().map_err(|_: snow::Error| Refused)?;
-        Ok(Noise { state, psk, cipher: terms.cipher, hybrid: terms.hybrid })
+        Ok(Noise {
+            state,
+            psk,
+            cipher: terms.cipher,
+            hybrid: terms.hybrid,
+        })
     }
 
     fn write(&mut self, index: u32, length: usize) -> Result<Vec<u8>, Refused> {
         let mut message = vec![0; length];
-        let written = self.state.write_message(&index.to_be_bytes(), &mut message).map_err(|_| Refused)?;
+        let written = self
+            .state
+            .write_message(&index.to_be_bytes(), &mut message)
+            .map_err(|_| Refused)?;
         (written == length).then_some(message).ok_or(Refused)
     }
 
@@ -218,7 +262,9 @@ impl Noise {
         if message.len() != length {
             return Err(Refused);
         }
-        self.state.read_message(message, &mut payload).map_err(|_| Refused)?;
+        self.state
+            .read_message(message, &mut payload)
+            .map_err(|_| Refused)?;
         Ok(u32::from_be_bytes(payload))
     }
 }
@@ -228,7 +274,11 @@ pub(crate) struct Begun(Box<Noise>);
 
 impl Begun {
     /// Begins: what to keep, and message 1.
-    pub(crate) fn new(own: Own<'_>, terms: &Terms, psk: Secret) -> Result<(Begun, Vec<u8>), Refused> {
+    pub(crate) fn new(
+        own: Own<'_>,
+        terms: &Terms,
+        psk: Secret,
+    ) -> Result<(Begun, Vec<u8>), Refused> {
         let index = own.index;
         let mut noise = Noise::new(own, terms, psk, true)?;
         let message = noise.write(index, MESSAGE_1)?;
@@ -243,7 +293,12 @@ impl Begun {
 }
 
 /// The responder's whole part: reads message 1, writes message 2.
-pub(crate) fn respond(own: Own<'_>, terms: &Terms, psk: Secret, message: &[u8]) -> Result<(Keys, Vec<u8>), Refused> {
+pub(crate) fn respond(
+    own: Own<'_>,
+    terms: &Terms,
+    psk: Secret,
+    message: &[u8],
+) -> Result<(Keys, Vec<u8>), Refused> {
     let (index, peer_key) = (own.index, *own.peer_key);
     let mut noise = Noise::new(own, terms, psk, false)?;
     let peer_index = noise.read(message, MESSAGE_1)?;
@@ -281,8 +336,14 @@ struct Given(Option<Secret>);
 
 impl Random for Given {
     fn try_fill_bytes(&mut self, dest: &mut [u8]) -> Result<(), snow::Error> {
-        let given = self.0.take().filter(|g| g.len() == dest.len()).ok_or(snow::Error::Rng)?;
-        dest.iter_mut().zip(given.iter()).for_each(|(to, from)| *to = *from);
+        let given = self
+            .0
+            .take()
+            .filter(|g| g.len() == dest.len())
+            .ok_or(snow::Error::Rng)?;
+        dest.iter_mut()
+            .zip(given.iter())
+            .for_each(|(to, from)| *to = *from);
         Ok(())
     }
 }
@@ -307,7 +368,10 @@ impl Dh for X25519 {
     }
 
     fn set(&mut self, private: &[u8]) {
-        self.private.iter_mut().zip(private).for_each(|(to, from)| *to = *from);
+        self.private
+            .iter_mut()
+            .zip(private)
+            .for_each(|(to, from)| *to = *from);
         self.public = PublicKey::from(&StaticSecret::from(*self.private)).to_bytes();
     }
 
@@ -330,7 +394,10 @@ impl Dh for X25519 {
         // snow hands over its whole buffer for keys of any curve; ours is at its front.
         let public = *public.first_chunk::<32>().ok_or(snow::Error::Dh)?;
         let shared = StaticSecret::from(*self.private).diffie_hellman(&PublicKey::from(public));
-        let out = out.first_chunk_mut::<32>().filter(|_| shared.was_contributory()).ok_or(snow::Error::Dh)?;
+        let out = out
+            .first_chunk_mut::<32>()
+            .filter(|_| shared.was_contributory())
+            .ok_or(snow::Error::Dh)?;
         *out = shared.to_bytes();
         Ok(())
     }
@@ -389,12 +456,22 @@ mod tests {
 
     /// Statics 1 and 2, ephemerals 3 and 4, indices 0x10 and 0x20.
     fn initiate(terms: &Terms, psk: Secret) -> (Begun, Vec<u8>) {
-        let own = Own { secret: &secret(1), peer_key: &public(2), index: 0x10, ephemeral: secret(3) };
+        let own = Own {
+            secret: &secret(1),
+            peer_key: &public(2),
+            index: 0x10,
+            ephemeral: secret(3),
+        };
         Begun::new(own, terms, psk).unwrap()
     }
 
     fn answer(terms: &Terms, psk: Secret, message: &[u8]) -> Result<(Keys, Vec<u8>), Refused> {
-        let own = Own { secret: &secret(2), peer_key: &public(1), index: 0x20, ephemeral: secret(4) };
+        let own = Own {
+            secret: &secret(2),
+            peer_key: &public(1),
+            index: 0x20,
+            ephemeral: secret(4),
+        };
         respond(own, terms, psk, message)
     }
 
@@ -422,7 +499,8 @@ mod tests {
         }
 
         fn dh(&mut self, private: u8, public_of: u8) {
-            let shared = StaticSecret::from([private; 32]).diffie_hellman(&PublicKey::from(public(public_of)));
+            let shared = StaticSecret::from([private; 32])
+                .diffie_hellman(&PublicKey::from(public(public_of)));
             self.mix_key(shared.as_bytes());
         }
 
@@ -437,7 +515,8 @@ mod tests {
             let key = LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, &self.k).unwrap());
             let mut text = plain.to_vec();
             let nonce = Nonce::assume_unique_for_key([0; 12]);
-            key.seal_in_place_append_tag(nonce, Aad::from(self.h), &mut text).unwrap();
+            key.seal_in_place_append_tag(nonce, Aad::from(self.h), &mut text)
+                .unwrap();
             self.mix_hash(&text);
             text
         }
@@ -451,7 +530,11 @@ mod tests {
         /// Message 1, message 2, hash, k1, k2.
         fn run(prologue: &[u8], psk: &[u8]) -> ([Vec<u8>; 2], [[u8; 32]; 3]) {
             let name = sha256(&[PATTERN.as_bytes()]);
-            let mut state = ByHand { h: name, ck: name, k: [0; 32] };
+            let mut state = ByHand {
+                h: name,
+                ck: name,
+                k: [0; 32],
+            };
             state.mix_hash(prologue);
             state.mix_hash(&public(2));
             let mut first = state.ephemeral(3);
@@ -480,9 +563,16 @@ mod tests {
             assert_eq!(*terms.psk(Some(&secret(9))).unwrap(), psk);
 
             let number = cipher.number();
-            let prologue =
-                [b"byway session".as_slice(), &[1, number], &[0x11; 16], &[0x22; 32], &[0x33; 32], &seen, &[0; 4]]
-                    .concat();
+            let prologue = [
+                b"byway session".as_slice(),
+                &[1, number],
+                &[0x11; 16],
+                &[0x22; 32],
+                &[0x33; 32],
+                &seen,
+                &[0; 4],
+            ]
+            .concat();
             let ([first, second], [hash, k1, k2]) = ByHand::run(&prologue, &psk);
             let (mut begun, message) = initiate(&terms, Zeroizing::new(psk));
             assert_eq!(message, first);
@@ -490,14 +580,31 @@ mod tests {
             assert_eq!(reply, second);
             let ours = begun.finish(&reply).unwrap();
 
-            let forth = hkdf_by_hand(&hash, &k1, &[b"byway data".as_slice(), &[number, 1]].concat());
-            let back = hkdf_by_hand(&hash, &k2, &[b"byway data".as_slice(), &[number, 2]].concat());
+            let forth = hkdf_by_hand(
+                &hash,
+                &k1,
+                &[b"byway data".as_slice(), &[number, 1]].concat(),
+            );
+            let back = hkdf_by_hand(
+                &hash,
+                &k2,
+                &[b"byway data".as_slice(), &[number, 2]].concat(),
+            );
             let next = hkdf_by_hand(&hash, &psk, b"byway next psk");
             assert_eq!(
-                (ours.hash, *ours.send, *ours.receive, *ours.next_psk, ours.peer_index),
+                (
+                    ours.hash,
+                    *ours.send,
+                    *ours.receive,
+                    *ours.next_psk,
+                    ours.peer_index
+                ),
                 (hash, forth, back, next, 0x20)
             );
-            assert_eq!((theirs.hash, *theirs.send, *theirs.receive), (hash, back, forth));
+            assert_eq!(
+                (theirs.hash, *theirs.send, *theirs.receive),
+                (hash, back, forth)
+            );
             assert_eq!((*theirs.next_psk, theirs.peer_index), (next, 0x10));
         }
     }
@@ -507,7 +614,10 @@ mod tests {
     fn the_key_schedule_has_these_answers() {
         let terms = terms();
         let psk = terms.psk(Some(&secret(9))).unwrap();
-        assert_eq!(hex(psk.as_slice()), "04a31c0bf043818aa8b6d8f4708e382f2aaa755a1a504da9b4800dca29a6ec06");
+        assert_eq!(
+            hex(psk.as_slice()),
+            "04a31c0bf043818aa8b6d8f4708e382f2aaa755a1a504da9b4800dca29a6ec06"
+        );
         let (mut begun, message) = initiate(&terms, psk.clone());
         assert_eq!(
             hex(&message),
@@ -527,10 +637,22 @@ mod tests {
             )
         );
         let keys = begun.finish(&reply).unwrap();
-        assert_eq!(hex(&keys.hash), "365937dbc14deb709f78ae9fcd72e37d6afc5bab8e1ad4f06a2cb855b36a9801");
-        assert_eq!(hex(keys.send.as_slice()), "d54335107daf90f26566099147dc36564fb1a6c0aebc77d361f0f740750e55ac");
-        assert_eq!(hex(keys.receive.as_slice()), "ee38197eaa3b9e4049112bc9a1e08954ad38f8ddd52d72ed3b46c9816f92e7fb");
-        assert_eq!(hex(keys.next_psk.as_slice()), "f9a50f3db380317177991f0311b307467380612d1c8ebf3b4b334c335ce7f7bf");
+        assert_eq!(
+            hex(&keys.hash),
+            "365937dbc14deb709f78ae9fcd72e37d6afc5bab8e1ad4f06a2cb855b36a9801"
+        );
+        assert_eq!(
+            hex(keys.send.as_slice()),
+            "d54335107daf90f26566099147dc36564fb1a6c0aebc77d361f0f740750e55ac"
+        );
+        assert_eq!(
+            hex(keys.receive.as_slice()),
+            "ee38197eaa3b9e4049112bc9a1e08954ad38f8ddd52d72ed3b46c9816f92e7fb"
+        );
+        assert_eq!(
+            hex(keys.next_psk.as_slice()),
+            "f9a50f3db380317177991f0311b307467380612d1c8ebf3b4b334c335ce7f7bf"
+        );
     }
 
     /// RFC 5869, appendix A.1, cut to 32 bytes.
@@ -539,7 +661,10 @@ mod tests {
         let info: Vec<u8> = (0xf0..=0xf9).collect();
         let salt: Vec<u8> = (0x00..=0x0c).collect();
         let okm = hkdf(&salt, &[0x0b; 22], &[&info]).unwrap();
-        assert_eq!(hex(okm.as_slice()), "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf");
+        assert_eq!(
+            hex(okm.as_slice()),
+            "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf"
+        );
         assert_eq!(*okm, hkdf_by_hand(&salt, &[0x0b; 22], &info));
     }
 
@@ -555,7 +680,10 @@ mod tests {
         assert_ne!(*kem.open(&bad).unwrap(), *secret);
         assert!(kem.open(&ciphertext[1..]).is_err());
         assert!(encapsulate(&key[1..]).is_err());
-        assert!(encapsulate(&[0xff; KEM_KEY]).is_err(), "coefficients beyond the modulus");
+        assert!(
+            encapsulate(&[0xff; KEM_KEY]).is_err(),
+            "coefficients beyond the modulus"
+        );
     }
 
     #[test]
@@ -563,14 +691,39 @@ mod tests {
         let (_, message) = initiate(&terms(), secret(5));
         assert!(answer(&terms(), secret(5), &message).is_ok());
         let others = [
-            Terms { subnet: SubnetId([0x12; 16]), ..terms() },
-            Terms { initiator: PeerId([0x23; 32]), ..terms() },
-            Terms { responder: PeerId([0x34; 32]), ..terms() },
-            Terms { initiator: PeerId([0x33; 32]), responder: PeerId([0x22; 32]), ..terms() },
-            Terms { cipher: Cipher::ChaCha20Poly1305, ..terms() },
-            Terms { transcript: transcript(b"the offer", b"the accepT"), ..terms() },
-            Terms { transcript: transcript(b"the offert", b"he accept"), ..terms() },
-            Terms { attempt: 1, ..terms() },
+            Terms {
+                subnet: SubnetId([0x12; 16]),
+                ..terms()
+            },
+            Terms {
+                initiator: PeerId([0x23; 32]),
+                ..terms()
+            },
+            Terms {
+                responder: PeerId([0x34; 32]),
+                ..terms()
+            },
+            Terms {
+                initiator: PeerId([0x33; 32]),
+                responder: PeerId([0x22; 32]),
+                ..terms()
+            },
+            Terms {
+                cipher: Cipher::ChaCha20Poly1305,
+                ..terms()
+            },
+            Terms {
+                transcript: transcript(b"the offer", b"the accepT"),
+                ..terms()
+            },
+            Terms {
+                transcript: transcript(b"the offert", b"he accept"),
+                ..terms()
+            },
+            Terms {
+                attempt: 1,
+                ..terms()
+            },
         ];
         for other in others {
             assert!(answer(&other, secret(5), &message).is_err());
@@ -586,12 +739,28 @@ mod tests {
 
     #[test]
     fn a_wrong_static_key_is_refused() {
-        let stranger = Own { secret: &secret(7), peer_key: &public(2), index: 0x10, ephemeral: secret(3) };
+        let stranger = Own {
+            secret: &secret(7),
+            peer_key: &public(2),
+            index: 0x10,
+            ephemeral: secret(3),
+        };
         let (_, message) = Begun::new(stranger, &terms(), secret(5)).unwrap();
-        assert!(answer(&terms(), secret(5), &message).is_err(), "not the initiator the grant names");
-        let misled = Own { secret: &secret(1), peer_key: &public(7), index: 0x10, ephemeral: secret(3) };
+        assert!(
+            answer(&terms(), secret(5), &message).is_err(),
+            "not the initiator the grant names"
+        );
+        let misled = Own {
+            secret: &secret(1),
+            peer_key: &public(7),
+            index: 0x10,
+            ephemeral: secret(3),
+        };
         let (_, message) = Begun::new(misled, &terms(), secret(5)).unwrap();
-        assert!(answer(&terms(), secret(5), &message).is_err(), "meant for another responder");
+        assert!(
+            answer(&terms(), secret(5), &message).is_err(),
+            "meant for another responder"
+        );
     }
 
     #[test]

@@ -25,7 +25,9 @@ impl Default for Window {
 
 impl std::fmt::Debug for Window {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Window").field("newest", &self.newest).finish_non_exhaustive()
+        f.debug_struct("Window")
+            .field("newest", &self.newest)
+            .finish_non_exhaustive()
     }
 }
 
@@ -38,13 +40,20 @@ fn place(counter: u64) -> (usize, u64) {
 impl Window {
     /// Nothing seen yet.
     pub fn new() -> Window {
-        Window { newest: None, words: [0; WORDS] }
+        Window {
+            newest: None,
+            words: [0; WORDS],
+        }
     }
 
     /// Whether this counter could be new: above the newest, or within [`WINDOW`] of it and not seen.
     pub fn check(&self, counter: u64) -> bool {
-        let Some(newest) = self.newest else { return true };
-        let Some(behind) = newest.checked_sub(counter) else { return true };
+        let Some(newest) = self.newest else {
+            return true;
+        };
+        let Some(behind) = newest.checked_sub(counter) else {
+            return true;
+        };
         let (word, bit) = place(counter);
         behind < WINDOW && self.words.get(word).is_some_and(|w| w & bit == 0)
     }
@@ -103,23 +112,48 @@ mod tests {
 
     /// Commits to both and compares what they say about the neighbourhood.
     fn agree(window: &mut Window, naive: &mut Naive, counter: u64) {
-        for near in [counter.saturating_sub(1), counter, counter.saturating_add(1)] {
-            assert_eq!(window.check(near), naive.check(near), "{near} before {counter}");
+        for near in [
+            counter.saturating_sub(1),
+            counter,
+            counter.saturating_add(1),
+        ] {
+            assert_eq!(
+                window.check(near),
+                naive.check(near),
+                "{near} before {counter}"
+            );
         }
         assert_eq!(window.commit(counter), naive.commit(counter), "{counter}");
         let newest = naive.0.last().copied().unwrap();
         assert_eq!(window.newest(), Some(newest));
-        for back in
-            [0, 1, 63, 64, 65, WINDOW - 65, WINDOW - 64, WINDOW - 63, WINDOW - 1, WINDOW, WINDOW + 1, WINDOW + 64]
-        {
+        for back in [
+            0,
+            1,
+            63,
+            64,
+            65,
+            WINDOW - 65,
+            WINDOW - 64,
+            WINDOW - 63,
+            WINDOW - 1,
+            WINDOW,
+            WINDOW + 1,
+            WINDOW + 64,
+        ] {
             let probe = newest.saturating_sub(back);
-            assert_eq!(window.check(probe), naive.check(probe), "{probe} after {counter}, newest {newest}");
+            assert_eq!(
+                window.check(probe),
+                naive.check(probe),
+                "{probe} after {counter}, newest {newest}"
+            );
         }
     }
 
     fn run(counters: impl IntoIterator<Item = u64>) {
         let (mut window, mut naive) = (Window::new(), Naive::default());
-        counters.into_iter().for_each(|c| agree(&mut window, &mut naive, c));
+        counters
+            .into_iter()
+            .for_each(|c| agree(&mut window, &mut naive, c));
     }
 
     #[derive(Debug, Clone)]
@@ -159,7 +193,15 @@ mod tests {
 
     #[test]
     fn the_oldest_usable_counter_is_8191_behind() {
-        for newest in [WINDOW, WINDOW + 63, WINDOW + 64, 1 << 20, (1 << 20) + 1, (1 << 20) - 1, u64::MAX] {
+        for newest in [
+            WINDOW,
+            WINDOW + 63,
+            WINDOW + 64,
+            1 << 20,
+            (1 << 20) + 1,
+            (1 << 20) - 1,
+            u64::MAX,
+        ] {
             let mut window = Window::new();
             assert!(window.commit(newest));
             assert!(!window.check(newest));
@@ -171,13 +213,29 @@ mod tests {
 
     #[test]
     fn a_jump_of_any_width_forgets_and_remembers_nothing_false() {
-        for width in
-            [1, 63, 64, 65, 127, 128, WINDOW - 1, WINDOW, WINDOW + 1, WINDOW + 63, WINDOW + 64, WINDOW + 65, 1 << 63]
-        {
+        for width in [
+            1,
+            63,
+            64,
+            65,
+            127,
+            128,
+            WINDOW - 1,
+            WINDOW,
+            WINDOW + 1,
+            WINDOW + 63,
+            WINDOW + 64,
+            WINDOW + 65,
+            1 << 63,
+        ] {
             for start in [0, 1, 63, 64, 65, 8191, 8192] {
                 let mut counters: Vec<u64> = (0..200u64).map(|c| start + c).collect();
                 counters.push(start + 199 + width);
-                counters.extend((0..WINDOW + 130).step_by(7).map(|back| (start + 199 + width).saturating_sub(back)));
+                counters.extend(
+                    (0..WINDOW + 130)
+                        .step_by(7)
+                        .map(|back| (start + 199 + width).saturating_sub(back)),
+                );
                 run(counters);
             }
         }

@@ -32,7 +32,10 @@ pub fn cleanup(config: &Config, all: bool) -> Result<Done, Error> {
     // Held until everything is gone: no daemon starts on the directory meanwhile.
     let held = store::hold(dir);
     if held.as_ref().is_err_and(store::StoreError::is_conflict) {
-        let message = format!("a daemon runs on {}: it would lose what carries its packets", dir.display());
+        let message = format!(
+            "a daemon runs on {}: it would lose what carries its packets",
+            dir.display()
+        );
         return Err(running(message, host::owner(dir).as_slice()));
     }
     let instance = mark(config, all)?;
@@ -44,18 +47,31 @@ pub fn cleanup(config: &Config, all: bool) -> Result<Done, Error> {
     runtime.block_on(async {
         if let Some(process) = answers(&config.socket, instance.as_deref()).await {
             let socket = config.socket.display();
-            let message = format!("a daemon answers on {socket}: it would lose what carries its packets");
+            let message =
+                format!("a daemon answers on {socket}: it would lose what carries its packets");
             return Err(running(message, process.as_slice()));
         }
         let living = host::living(instance.as_deref()).await.map_err(failed)?;
         if !living.is_empty() {
             let run = if living.len() == 1 { "runs" } else { "run" };
             let each: Vec<String> = living.iter().map(ToString::to_string).collect();
-            let message = format!("what would be removed is in use: {} {run} here", each.join(" and "));
-            let processes: Vec<Process> = living.into_iter().filter_map(|living| living.process).collect();
+            let message = format!(
+                "what would be removed is in use: {} {run} here",
+                each.join(" and ")
+            );
+            let processes: Vec<Process> = living
+                .into_iter()
+                .filter_map(|living| living.process)
+                .collect();
             return Err(running(message, &processes));
         }
-        let mut done = done(host::cleanup(instance.as_deref(), dir).await.map_err(failed)?, config, all)?;
+        let mut done = done(
+            host::cleanup(instance.as_deref(), dir)
+                .await
+                .map_err(failed)?,
+            config,
+            all,
+        )?;
         if !store::exists_in(dir) {
             done.message = format!("{}\n{}", no_state(dir), done.message);
         }
@@ -71,11 +87,21 @@ fn mark(config: &Config, all: bool) -> Result<Option<String>, Error> {
     }
     let dir = config.state_dir.as_path();
     match store::identity(dir, config.identity_file.as_deref(), true) {
-        Ok(seed) => Ok(Some(instance_of(Identity::new(&seed, [0; 32], [0; 32]).peer))),
+        Ok(seed) => Ok(Some(instance_of(
+            Identity::new(&seed, [0; 32], [0; 32]).peer,
+        ))),
         Err(error) => {
-            let why = if store::exists_in(dir) { error.to_string() } else { no_state(dir) };
-            let message = format!("nobody can tell which traces are those of {}: {why}", dir.display());
-            let hint = again(config, " --all") + "      (removes what any daemon left here, while none runs)";
+            let why = if store::exists_in(dir) {
+                error.to_string()
+            } else {
+                no_state(dir)
+            };
+            let message = format!(
+                "nobody can tell which traces are those of {}: {why}",
+                dir.display()
+            );
+            let hint = again(config, " --all")
+                + "      (removes what any daemon left here, while none runs)";
             Err(Error::new(ErrorKind::NotFound, Code::NoKey, message).hint(hint))
         }
     }
@@ -95,7 +121,10 @@ async fn answers(socket: &Path, instance: Option<&str>) -> Option<Option<Process
             return None;
         }
     }
-    let pid = stream.peer_cred().ok().and_then(|cred| u32::try_from(cred.pid()?).ok());
+    let pid = stream
+        .peer_cred()
+        .ok()
+        .and_then(|cred| u32::try_from(cred.pid()?).ok());
     Some(pid.filter(|pid| *pid != 0).map(Process::of))
 }
 
@@ -115,17 +144,34 @@ pub(super) fn again(config: &Config, flag: &str) -> String {
         path if path == Path::new(DEFAULT_SOCKET) => String::new(),
         path => format!(" --socket {}", store::quoted(path)),
     };
-    format!("byway cleanup{flag} --state-dir {}{socket}", store::quoted(&config.state_dir))
+    format!(
+        "byway cleanup{flag} --state-dir {}{socket}",
+        store::quoted(&config.state_dir)
+    )
 }
 
 /// One line for each thing that was done.
 fn done(Cleaned { done, left }: Cleaned, config: &Config, all: bool) -> Result<Done, Error> {
     if left.is_empty() {
-        let message = if done.is_empty() { "nothing was left".to_owned() } else { done.join("\n") };
-        return Ok(Done { message, changed: !done.is_empty() });
+        let message = if done.is_empty() {
+            "nothing was left".to_owned()
+        } else {
+            done.join("\n")
+        };
+        return Ok(Done {
+            message,
+            changed: !done.is_empty(),
+        });
     }
-    let left: Vec<String> = left.iter().map(|f| format!("{}: {}", f.what, f.why)).collect();
-    let done = if done.is_empty() { String::new() } else { format!("; {}", done.join(", ")) };
+    let left: Vec<String> = left
+        .iter()
+        .map(|f| format!("{}: {}", f.what, f.why))
+        .collect();
+    let done = if done.is_empty() {
+        String::new()
+    } else {
+        format!("; {}", done.join(", "))
+    };
     Err(Error::new(
         ErrorKind::Failed,
         Code::NotRemoved,
@@ -140,7 +186,11 @@ mod tests {
     use super::*;
 
     fn config(dir: &Path) -> Config {
-        Config { state_dir: dir.to_owned(), socket: dir.join("none.sock"), ..Config::defaults("a") }
+        Config {
+            state_dir: dir.to_owned(),
+            socket: dir.join("none.sock"),
+            ..Config::defaults("a")
+        }
     }
 
     #[test]
@@ -149,9 +199,23 @@ mod tests {
         let dir = parent.path().join("state");
         for round in 0..2 {
             let error = cleanup(&config(&dir), false).unwrap_err();
-            assert_eq!((error.kind, error.code.as_str()), (ErrorKind::NotFound, "E-NO-KEY"));
-            assert!(error.message.ends_with(&format!("there is no state in {}", dir.display())), "{error}");
-            assert_eq!((dir.exists(), std::fs::read_dir(parent.path()).unwrap().count()), (round == 1, round));
+            assert_eq!(
+                (error.kind, error.code.as_str()),
+                (ErrorKind::NotFound, "E-NO-KEY")
+            );
+            assert!(
+                error
+                    .message
+                    .ends_with(&format!("there is no state in {}", dir.display())),
+                "{error}"
+            );
+            assert_eq!(
+                (
+                    dir.exists(),
+                    std::fs::read_dir(parent.path()).unwrap().count()
+                ),
+                (round == 1, round)
+            );
             std::fs::create_dir_all(&dir).unwrap();
             assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
         }
@@ -163,11 +227,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         drop(store::Store::open(dir.path()).unwrap());
         let first = load(&config(dir.path())).unwrap();
-        let batch = store::Batch { put_local: vec![("x".to_owned(), vec![1])], ..store::Batch::default() };
+        let batch = store::Batch {
+            put_local: vec![("x".to_owned(), vec![1])],
+            ..store::Batch::default()
+        };
         first.store.commit(&batch).unwrap();
         drop(first);
         std::fs::remove_file(dir.path().join(store::IDENTITY_FILE)).unwrap();
-        assert_eq!(load(&config(dir.path())).map(|_| ()).unwrap_err().code, "E-KEY-MISSING");
+        assert_eq!(
+            load(&config(dir.path())).map(|_| ()).unwrap_err().code,
+            "E-KEY-MISSING"
+        );
     }
 
     #[test]
@@ -177,7 +247,13 @@ mod tests {
         for all in [false, true] {
             let error = cleanup(&config(dir.path()), all).unwrap_err();
             assert_eq!(error.code, "E-RUNNING");
-            assert!(error.hint.starts_with(&format!("kill {} ", std::process::id())), "{}", error.hint);
+            assert!(
+                error
+                    .hint
+                    .starts_with(&format!("kill {} ", std::process::id())),
+                "{}",
+                error.hint
+            );
         }
         drop(running);
     }

@@ -15,7 +15,9 @@ pub(crate) fn door() -> dns::Door {
         let places = Arc::clone(&places);
         Box::pin(async move {
             let _place = places.acquire().await.map_err(std::io::Error::other)?;
-            netns::socket(&netns, family, kind).await.map_err(std::io::Error::other)
+            netns::socket(&netns, family, kind)
+                .await
+                .map_err(std::io::Error::other)
         })
     })
 }

@@ -61,7 +61,12 @@ impl Host for AnyHost {
         }
     }
 
-    async fn apply(&mut self, desired: &HostConfig, observed: &Observed, changes: Vec<Change>) -> Vec<Failure> {
+    async fn apply(
+        &mut self,
+        desired: &HostConfig,
+        observed: &Observed,
+        changes: Vec<Change>,
+    ) -> Vec<Failure> {
         match self {
             AnyHost::Linux(host) => host.apply(desired, observed, changes).await,
             AnyHost::Memory(host) => host.apply(desired, observed, changes).await,
@@ -127,7 +132,9 @@ impl Machine {
                     Machine::Kernel => Arc::new(tun::linux::open(&config.name, config.mtu)?),
                     Machine::Memory(open) => open(config),
                 };
-                known.lock().insert(config.name.clone(), (config.subnet, tun.clone()));
+                known
+                    .lock()
+                    .insert(config.name.clone(), (config.subnet, tun.clone()));
                 opening.attach_tun(config.subnet, tun)?;
                 Ok(())
             }),
@@ -161,7 +168,9 @@ impl Machine {
     /// What a subnet must leave to this machine.
     pub(crate) fn surroundings(&self, instance: &str) -> Surroundings {
         match self {
-            Machine::Kernel => Surroundings::Kernel { instance: instance.into() },
+            Machine::Kernel => Surroundings::Kernel {
+                instance: instance.into(),
+            },
             Machine::Memory(_) => Surroundings::Memory,
         }
     }

@@ -78,7 +78,13 @@ pub fn run(config: Config) -> Result<(), Error> {
         .enable_all()
         .thread_name("byway")
         .build()
-        .map_err(|e| Error::new(ErrorKind::Failed, Code::Runtime, format!("start the runtime: {e}")))?;
+        .map_err(|e| {
+            Error::new(
+                ErrorKind::Failed,
+                Code::Runtime,
+                format!("start the runtime: {e}"),
+            )
+        })?;
     let result = runtime.block_on(async {
         let stop = CancellationToken::new();
         tokio::spawn(on_signal(stop.clone()));
@@ -93,7 +99,11 @@ fn more_descriptors() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
         let wanted = hard.min(DESCRIPTORS);
-        if soft < wanted { setrlimit(Resource::RLIMIT_NOFILE, wanted, hard) } else { Ok(()) }
+        if soft < wanted {
+            setrlimit(Resource::RLIMIT_NOFILE, wanted, hard)
+        } else {
+            Ok(())
+        }
     });
     if let Err(error) = raised {
         tracing::debug!(%error, "raise the limit of open files");
@@ -103,7 +113,10 @@ fn more_descriptors() {
 /// Cancels on the first SIGTERM or SIGINT; a second one ends the process at once.
 async fn on_signal(stop: CancellationToken) {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut term), Ok(mut int)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
         return;
     };
     tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
@@ -116,7 +129,8 @@ async fn on_signal(stop: CancellationToken) {
 async fn on_hangup(commands: Commands, stop: CancellationToken) -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     if let Ok(mut hangup) = signal(SignalKind::hangup()) {
-        while tokio::select! { () = stop.cancelled() => false, heard = hangup.recv() => heard.is_some() } {
+        while tokio::select! { () = stop.cancelled() => false, heard = hangup.recv() => heard.is_some() }
+        {
             match command::call(&commands, Request::Reload).await {
                 Ok(Response::Done(done)) => tracing::info!("{}", done.message),
                 Ok(_) => {}
@@ -134,8 +148,16 @@ async fn on_hangup(commands: Commands, stop: CancellationToken) -> anyhow::Resul
 /// # Errors
 /// As [`run`].
 pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) -> Result<(), Error> {
-    let failed = |code: Code| move |e: anyhow::Error| Error::new(ErrorKind::Failed, code, format!("{e:#}"));
-    let Loaded { identity, seed, data_secret, state, damage, store } = load(&config)?;
+    let failed =
+        |code: Code| move |e: anyhow::Error| Error::new(ErrorKind::Failed, code, format!("{e:#}"));
+    let Loaded {
+        identity,
+        seed,
+        data_secret,
+        state,
+        damage,
+        store,
+    } = load(&config)?;
     let instance = instance_of(identity.peer);
     let mut unwritten = vec![store.unwritten()];
     let listener = server::bind(&config.socket)?;
@@ -146,19 +168,39 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     };
     let mut listen = addresses(&config.listen)?;
     let underlay_ports = listen.iter().filter_map(p2p::Address::port).collect();
-    let here = Here { instance: instance.clone(), underlay_ports };
-    let parts = Parts { state, damage, store, here, node_name: config.node_name.clone() };
-    let (node, pushes) = Node::start(parts).context("start the node's thread").map_err(failed(Code::Start))?;
+    let here = Here {
+        instance: instance.clone(),
+        underlay_ports,
+    };
+    let parts = Parts {
+        state,
+        damage,
+        store,
+        here,
+        node_name: config.node_name.clone(),
+    };
+    let (node, pushes) = Node::start(parts)
+        .context("start the node's thread")
+        .map_err(failed(Code::Start))?;
 
     let port = match machine.transport() {
         p2p::TransportKind::Network => port::bind(&mut listen)?,
         p2p::TransportKind::Memory => None,
     };
-    let (peers, events, driver) = network(&config, machine.transport(), seed, listen, port.as_ref())?;
+    let (peers, events, driver) =
+        network(&config, machine.transport(), seed, listen, port.as_ref())?;
     let (links, wanted) = Links::new(tokio::runtime::Handle::current(), port);
     let (datapath, died) = Datapath::new(node.view(), links.clone());
-    datapath.receive().context("start the thread that reads the UDP port").map_err(failed(Code::Start))?;
-    let sessions = sessions::config(peers.peer(), data_secret, config.data_cipher, config.post_quantum);
+    datapath
+        .receive()
+        .context("start the thread that reads the UDP port")
+        .map_err(failed(Code::Start))?;
+    let sessions = sessions::config(
+        peers.peer(),
+        data_secret,
+        config.data_cipher,
+        config.post_quantum,
+    );
     let (direct_task, direct_handle, asks) = match Direct::new(&links, sessions) {
         Some((task, handle, asks)) => (Some(task), Some(handle), Some(asks)),
         None => (None, None, None),
@@ -166,13 +208,27 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     let (desired, desired_rx) = watch::channel((0, Arc::new(HostConfig::default())));
     let (applied, applied_rx) = watch::channel(Applied::default());
     let dns = Dns::new(dns::DnsConfig {
-        mode: if config.dns_mode == DnsMode::Off || !machine.is_kernel() { dns::Mode::Off } else { dns::Mode::Split },
+        mode: if config.dns_mode == DnsMode::Off || !machine.is_kernel() {
+            dns::Mode::Off
+        } else {
+            dns::Mode::Split
+        },
         ..dns::DnsConfig::default()
     });
-    let repair = if config.firewall_repair { Repair::Yes } else { Repair::No };
+    let repair = if config.firewall_repair {
+        Repair::Yes
+    } else {
+        Repair::No
+    };
     let integrate = config.firewall_integrate;
     let host = machine
-        .host(&instance, &config.state_dir, datapath.clone(), repair, integrate)
+        .host(
+            &instance,
+            &config.state_dir,
+            datapath.clone(),
+            repair,
+            integrate,
+        )
         .map_err(failed(Code::Netlink))?;
     unwritten.extend(host.unwritten());
     let config = Arc::new(config);
@@ -205,8 +261,11 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         started: Instant::now(),
     };
     // The parts stop one after the other, so each group has its own token.
-    let (api_stop, net_stop, host_stop) =
-        (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+    let (api_stop, net_stop, host_stop) = (
+        CancellationToken::new(),
+        CancellationToken::new(),
+        CancellationToken::new(),
+    );
     let commands = Commands {
         config: config.clone(),
         settings: settings.clone(),
@@ -234,7 +293,10 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     let mut tasks = Tasks::default();
     let reconciled = reconcile::run(host, desired_rx, applied, host_stop.clone());
     // Who waits is gone only where the daemon has been stopped by force.
-    tasks.keep("host", async move { drop(tell_left.send(reconciled.await)) });
+    tasks.keep(
+        "host",
+        async move { drop(tell_left.send(reconciled.await)) },
+    );
     let until = || net_stop.clone();
     tasks.keep("peers", driver.run(until()));
     if let (Some(direct), Some(asks)) = (direct_task, asks) {
@@ -244,20 +306,44 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     tasks.start("events", dispatch::run(Arc::clone(&mesh), events, until()));
     tasks.start("view", tell::run(listeners, desired, until()));
     tasks.start("happenings", happenings::run(report.clone(), until()));
-    tasks.start("sync", records::tell::run(Arc::clone(&mesh), pushes, until()));
+    tasks.start(
+        "sync",
+        records::tell::run(Arc::clone(&mesh), pushes, until()),
+    );
     tasks.start("clock", clock::run(Arc::clone(&mesh), until()));
-    tasks.start("links", dispatch::follow_wanted(Arc::clone(&mesh), wanted, until()));
+    tasks.start(
+        "links",
+        dispatch::follow_wanted(Arc::clone(&mesh), wanted, until()),
+    );
     tasks.start("devices", tell::follow_devices(node.clone(), died, until()));
-    let former = dns::Formers { applied: applied_rx, door: door::door() };
+    let former = dns::Formers {
+        applied: applied_rx,
+        door: door::door(),
+    };
     let (view, ticks, stop_dns) = (node.view(), node.published(), until());
-    tasks.keep("dns", async move { dns.run(view, ticks, former, stop_dns).await });
+    tasks.keep("dns", async move {
+        dns.run(view, ticks, former, stop_dns).await
+    });
     let changes = TaskTracker::new();
-    let bounds =
-        server::Bounds { clients: settings.api_clients(), changes: changes.clone(), ..server::Bounds::default() };
-    let served = server::run_bounded(listener, command::handler(commands.clone()), api_stop.clone(), bounds);
-    tasks.start("api", async move { served.await.context("serve the control socket") });
+    let bounds = server::Bounds {
+        clients: settings.api_clients(),
+        changes: changes.clone(),
+        ..server::Bounds::default()
+    };
+    let served = server::run_bounded(
+        listener,
+        command::handler(commands.clone()),
+        api_stop.clone(),
+        bounds,
+    );
+    tasks.start("api", async move {
+        served.await.context("serve the control socket")
+    });
     tasks.start("hangup", on_hangup(commands.clone(), api_stop.clone()));
-    tasks.start("metrics", metrics::run(report.clone(), metrics_listener, moves, until()));
+    tasks.start(
+        "metrics",
+        metrics::run(report.clone(), metrics_listener, moves, until()),
+    );
     tasks.start("notify", notify::run(report, until()));
     join::resume(&mesh).await;
     command::reload::declared(&commands, &config.subnets).await;
@@ -283,7 +369,11 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         links.close_port();
         node.close().await;
     };
-    let _ = tokio::time::timeout(STOP_WITHIN.saturating_sub(Duration::from_millis(500)), drain).await;
+    let _ = tokio::time::timeout(
+        STOP_WITHIN.saturating_sub(Duration::from_millis(500)),
+        drain,
+    )
+    .await;
     outcome(early, left.try_recv().ok(), &config)
 }
 
@@ -298,7 +388,11 @@ fn network(
     listen: Vec<p2p::Address>,
     port: Option<&Port>,
 ) -> Result<(p2p::Handle, mpsc::Receiver<p2p::Event>, p2p::Driver), Error> {
-    for address in config.advertise.iter().filter(|address| p2p::Heard::parse(address).is_none()) {
+    for address in config
+        .advertise
+        .iter()
+        .filter(|address| p2p::Heard::parse(address).is_none())
+    {
         tracing::warn!(
             address,
             "transport.advertise: other peers look no names up on hearsay, so nobody will dial this"
@@ -330,7 +424,11 @@ struct Tasks(JoinSet<(&'static str, anyhow::Result<()>)>);
 type Ended = Result<(&'static str, anyhow::Result<()>), JoinError>;
 
 impl Tasks {
-    fn start(&mut self, name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+    fn start(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) {
         self.0.spawn(async move { (name, task.await) });
     }
 
@@ -348,7 +446,9 @@ fn outcome(early: Option<Ended>, left: Option<Vec<Failure>>, config: &Config) ->
     let why = match early {
         None => return nothing_left(left, config),
         Some(Ok((name, result))) => {
-            let why = result.err().unwrap_or_else(|| anyhow!("it ended by itself"));
+            let why = result
+                .err()
+                .unwrap_or_else(|| anyhow!("it ended by itself"));
             format!("task {name} ended early: {why:#}")
         }
         Some(Err(panic)) => format!("a task died: {panic}"),
@@ -360,11 +460,19 @@ fn outcome(early: Option<Ended>, left: Option<Vec<Failure>>, config: &Config) ->
 fn nothing_left(left: Option<Vec<Failure>>, config: &Config) -> Result<(), Error> {
     let text = match left {
         Some(left) if left.is_empty() => return Ok(()),
-        Some(left) => left.iter().map(|f| format!("{}: {}", f.what, f.why)).collect::<Vec<_>>().join("; "),
+        Some(left) => left
+            .iter()
+            .map(|f| format!("{}: {}", f.what, f.why))
+            .collect::<Vec<_>>()
+            .join("; "),
         None => "the kernel did not let go in time".to_owned(),
     };
-    Err(Error::new(ErrorKind::Failed, Code::NotRemoved, format!("stopped, but not everything was removed: {text}"))
-        .hint(cleanup::again(config, "")))
+    Err(Error::new(
+        ErrorKind::Failed,
+        Code::NotRemoved,
+        format!("stopped, but not everything was removed: {text}"),
+    )
+    .hint(cleanup::again(config, "")))
 }
 
 /// Eight hex digits of the key: marks this daemon's objects in the kernel.
@@ -388,12 +496,18 @@ fn load(config: &Config) -> Result<Loaded, Error> {
             return Error::new(ErrorKind::NotPermitted, Code::Permission, e.to_string())
                 .hint("byway daemon --state-dir DIR --socket PATH      (directories of its own, or run it as root)");
         }
-        let kind = if e.is_conflict() { ErrorKind::Conflict } else { ErrorKind::Failed };
+        let kind = if e.is_conflict() {
+            ErrorKind::Conflict
+        } else {
+            ErrorKind::Failed
+        };
         Error::new(kind, e.code(), e.to_string()).hint(e.hint())
     };
     let dir: &Path = &config.state_dir;
     // Keys before state: killed in between, the next start finds keys without a state and goes on.
-    let keyed = [store::IDENTITY_FILE, DATA_KEY_FILE, SEAL_KEY_FILE].iter().all(|name| dir.join(name).exists());
+    let keyed = [store::IDENTITY_FILE, DATA_KEY_FILE, SEAL_KEY_FILE]
+        .iter()
+        .all(|name| dir.join(name).exists());
     let exists = keyed || store::holds_something(dir);
     let seed = store::identity(dir, config.identity_file.as_deref(), exists).map_err(on_store)?;
     let data_secret = store::secret(dir, DATA_KEY_FILE, exists).map_err(on_store)?;
@@ -401,21 +515,35 @@ fn load(config: &Config) -> Result<Loaded, Error> {
     let seal_secret = store::secret(dir, SEAL_KEY_FILE, exists).map_err(on_store)?;
     let store = Store::open(dir).map_err(on_store)?;
     let saved = store.load().map_err(on_store)?;
-    let public = |secret: [u8; 32]| x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(secret)).to_bytes();
+    let public = |secret: [u8; 32]| {
+        x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(secret)).to_bytes()
+    };
     let mut identity = Identity::new(&seed, public(*data_secret), public(*seal_secret));
-    identity.life = getrandom::u64().map_err(|e| Error::new(ErrorKind::Failed, Code::Random, e.to_string()))?;
+    identity.life =
+        getrandom::u64().map_err(|e| Error::new(ErrorKind::Failed, Code::Random, e.to_string()))?;
     let seed = *seed;
     let (state, damage) = State::load(identity.clone(), saved.records);
     for item in &damage {
         tracing::warn!(what = %item.what, why = %item.why, "left out of the saved state; it is fetched from the other members");
     }
-    Ok(Loaded { identity, seed, data_secret, state, damage, store })
+    Ok(Loaded {
+        identity,
+        seed,
+        data_secret,
+        state,
+        damage,
+        store,
+    })
 }
 
 fn addresses(texts: &[String]) -> Result<Vec<p2p::Address>, Error> {
     texts
         .iter()
-        .map(|t| t.parse().map_err(|e| Error::new(ErrorKind::Usage, Code::Address, format!("address {t}: {e}"))))
+        .map(|t| {
+            t.parse().map_err(|e| {
+                Error::new(ErrorKind::Usage, Code::Address, format!("address {t}: {e}"))
+            })
+        })
         .collect()
 }
 

@@ -15,7 +15,9 @@ use crate::udp::{Options, Port};
 /// `E-LISTEN-IN-USE`, `E-LISTEN`.
 pub(crate) fn bind(listen: &mut Vec<Address>) -> Result<Option<Port>, Error> {
     listen.retain(|address| {
-        let Some(ip) = endpoint(address).map(|endpoint| endpoint.ip()) else { return true };
+        let Some(ip) = endpoint(address).map(|endpoint| endpoint.ip()) else {
+            return true;
+        };
         match UdpSocket::bind((ip, 0)) {
             Err(error) if p2p::lacks_ipv6(address, &error) => {
                 tracing::warn!(%address, %error, "this host has no IPv6: not listening there");
@@ -43,12 +45,24 @@ mod tests {
     #[tokio::test]
     async fn a_taken_port_is_its_own_error() {
         for listen in ["/ip4/127.0.0.1/udp/0/quic-v1", "/ip6/::1/udp/0/quic-v1"] {
-            let mut all: Vec<Address> = vec![listen.parse().unwrap(), "/ip4/127.0.0.1/tcp/0".parse().unwrap()];
+            let mut all: Vec<Address> = vec![
+                listen.parse().unwrap(),
+                "/ip4/127.0.0.1/tcp/0".parse().unwrap(),
+            ];
             let port = bind(&mut all).unwrap().unwrap();
             assert_eq!((port.quic().len(), all.len()), (1, 2));
             let taken = listen.replace("udp/0", &format!("udp/{}", port.local()[0].port()));
-            assert_eq!(bind(&mut vec![taken.parse().unwrap()]).err().map(|e| e.code), Some("E-LISTEN-IN-USE".into()));
+            assert_eq!(
+                bind(&mut vec![taken.parse().unwrap()])
+                    .err()
+                    .map(|e| e.code),
+                Some("E-LISTEN-IN-USE".into())
+            );
         }
-        assert!(bind(&mut vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap()]).unwrap().is_none());
+        assert!(
+            bind(&mut vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap()])
+                .unwrap()
+                .is_none()
+        );
     }
 }

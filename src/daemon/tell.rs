@@ -93,8 +93,16 @@ async fn spread(
     desired: &watch::Sender<(u64, Arc<HostConfig>)>,
 ) -> anyhow::Result<Members> {
     // Before a TUN gets an address nobody may announce or dial it.
-    let prefixes: Vec<IpNet> =
-        view.subnets.values().flat_map(|s| s.cidr4.map(IpNet::V4).into_iter().chain(s.cidr6.map(IpNet::V6))).collect();
+    let prefixes: Vec<IpNet> = view
+        .subnets
+        .values()
+        .flat_map(|s| {
+            s.cidr4
+                .map(IpNet::V4)
+                .into_iter()
+                .chain(s.cidr6.map(IpNet::V6))
+        })
+        .collect();
     ctx.peers.send(Command::Overlay(prefixes)).await?;
     desired.send_replace((view.generation, view.host.clone()));
     ctx.links.retain(view);
@@ -103,8 +111,12 @@ async fn spread(
     }
     let members = members(view, ctx.by_streams);
     let Whereabouts { said, reached } = ctx.node.whereabouts().await?;
-    let peers: BTreeSet<PeerId> =
-        said.keys().chain(reached.keys()).filter(|p| members.contains_key(p)).copied().collect();
+    let peers: BTreeSet<PeerId> = said
+        .keys()
+        .chain(reached.keys())
+        .filter(|p| members.contains_key(p))
+        .copied()
+        .collect();
     for peer in peers {
         let said = said.get(&peer).cloned().unwrap_or_default();
         if told.get(&peer) == Some(&said) {
@@ -115,7 +127,13 @@ async fn spread(
         let first = told.insert(peer, said).is_none();
         let answered = reached.get(&peer).filter(|_| first).into_iter().flatten();
         let answered = answered.filter_map(|e| Heard::parse(e)).collect();
-        ctx.peers.send(Command::Known { peer, heard, answered }).await?;
+        ctx.peers
+            .send(Command::Known {
+                peer,
+                heard,
+                answered,
+            })
+            .await?;
     }
     told.retain(|peer, _| members.contains_key(peer));
     Ok(members)
@@ -150,7 +168,11 @@ impl Leaving {
 
     fn let_in(&self) -> Members {
         let left = self.left.keys().map(|peer| (*peer, Vec::new()));
-        self.now.iter().map(|(peer, subnets)| (*peer, subnets.clone())).chain(left).collect()
+        self.now
+            .iter()
+            .map(|(peer, subnets)| (*peer, subnets.clone()))
+            .chain(left)
+            .collect()
     }
 }
 
@@ -163,7 +185,11 @@ fn members(view: &View, by_streams: bool) -> Members {
         let carried = view.subnets.get(id);
         for peer in roll.iter() {
             let subnets = members.entry(*peer).or_default();
-            subnets.extend(carried.filter(|subnet| by_streams && subnet.members.contains(peer)).map(|_| *id));
+            subnets.extend(
+                carried
+                    .filter(|subnet| by_streams && subnet.members.contains(peer))
+                    .map(|_| *id),
+            );
         }
     }
     members
@@ -197,7 +223,12 @@ mod tests {
     fn who_is_removed_has_a_last_word_and_holds_nobody_else_up() {
         let (a, b, c) = (PeerId([1; 32]), PeerId([2; 32]), PeerId([3; 32]));
         let subnet = SubnetId([7; 16]);
-        let members = |peers: &[PeerId]| peers.iter().map(|peer| (*peer, vec![subnet])).collect::<Members>();
+        let members = |peers: &[PeerId]| {
+            peers
+                .iter()
+                .map(|peer| (*peer, vec![subnet]))
+                .collect::<Members>()
+        };
         let start = Instant::now();
         let mut leaving = Leaving::default();
         leaving.follow(members(&[a, b]), start);
@@ -210,7 +241,10 @@ mod tests {
         leaving.follow(members(&[a]), start + LAST_WORD / 2);
         assert_eq!(leaving.due(), Some(start + LAST_WORD));
         leaving.end(start + LAST_WORD);
-        assert_eq!((leaving.let_in().len(), leaving.due()), (2, Some(start + LAST_WORD + LAST_WORD / 2)));
+        assert_eq!(
+            (leaving.let_in().len(), leaving.due()),
+            (2, Some(start + LAST_WORD + LAST_WORD / 2))
+        );
         // Who is let in again meanwhile is a member like any other.
         leaving.follow(members(&[a, c]), start + LAST_WORD);
         assert_eq!(leaving.due(), None);

@@ -23,22 +23,36 @@ struct Wire {
 }
 
 impl Wire {
-    fn new(to: SocketAddr, mut pass: impl FnMut(usize, Vec<u8>) -> Vec<Vec<u8>> + Send + 'static) -> Wire {
+    fn new(
+        to: SocketAddr,
+        mut pass: impl FnMut(usize, Vec<u8>) -> Vec<Vec<u8>> + Send + 'static,
+    ) -> Wire {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
-        let (stop, address) = (Arc::new(AtomicBool::new(false)), socket.local_addr().unwrap());
+        socket
+            .set_read_timeout(Some(Duration::from_millis(20)))
+            .unwrap();
+        let (stop, address) = (
+            Arc::new(AtomicBool::new(false)),
+            socket.local_addr().unwrap(),
+        );
         let stopped = Arc::clone(&stop);
         let thread = thread::spawn(move || {
             let (mut buffer, mut count) = (vec![0; 65_536], 0);
             while !stopped.load(Ordering::Relaxed) {
-                let Ok((length, _)) = socket.recv_from(&mut buffer) else { continue };
+                let Ok((length, _)) = socket.recv_from(&mut buffer) else {
+                    continue;
+                };
                 for datagram in pass(count, buffer[..length].to_vec()) {
                     socket.send_to(&datagram, to).unwrap();
                 }
                 count += 1;
             }
         });
-        Wire { stop, thread: Some(thread), address }
+        Wire {
+            stop,
+            thread: Some(thread),
+            address,
+        }
     }
 }
 
@@ -60,7 +74,11 @@ const PAYLOAD: usize = 1472;
 
 /// Node 1 seals for node 2 over a wire; back there is a stream only.
 fn over(payload: usize, pass: impl FnMut(usize, Vec<u8>) -> Vec<Vec<u8>> + Send + 'static) -> Pair {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
     let _inside = runtime.enter();
     let (port_a, port_b) = (pair::port(), pair::port());
     let wire = Wire::new(port_b.local()[0], pass);
@@ -74,11 +92,32 @@ fn over(payload: usize, pass: impl FnMut(usize, Vec<u8>) -> Vec<Vec<u8>> + Send 
     });
     let [a, b] = &mut nodes;
     connect(a, b, RED);
-    b.path.links().test_receive(Key { subnet: RED, peer: peer(1) }, 0x70, &[7; 32]);
-    a.path.links().test_send(Key { subnet: RED, peer: peer(2) }, wire.address, 0x70, &[7; 32], payload);
+    b.path.links().test_receive(
+        Key {
+            subnet: RED,
+            peer: peer(1),
+        },
+        0x70,
+        &[7; 32],
+    );
+    a.path.links().test_send(
+        Key {
+            subnet: RED,
+            peer: peer(2),
+        },
+        wire.address,
+        0x70,
+        &[7; 32],
+        payload,
+    );
     let [a, b] = nodes;
     drop(_inside);
-    Pair { _runtime: runtime, a, b, _wire: wire }
+    Pair {
+        _runtime: runtime,
+        a,
+        b,
+        _wire: wire,
+    }
 }
 
 fn all(_: usize, datagram: Vec<u8>) -> Vec<Vec<u8>> {
@@ -92,7 +131,10 @@ fn read_tcp(pair: &Pair, bytes: usize) -> Vec<(u32, usize)> {
         let (_, packet) = pair.b.kernel().read(LONG).expect("more packets");
         let p = parse(&packet).unwrap();
         assert_eq!(p.protocol, parse::TCP);
-        let seq = packet[p.transport + 4..p.transport + 8].try_into().map(u32::from_be_bytes).unwrap();
+        let seq = packet[p.transport + 4..p.transport + 8]
+            .try_into()
+            .map(u32::from_be_bytes)
+            .unwrap();
         got.push((seq, p.payload()));
     }
     got
@@ -105,7 +147,13 @@ fn a_super_packet_arrives_whole() {
         let (undone, bytes) = super_packet(ip(source), ip(destination), 30_000);
         pair.a.kernel().inject_with(undone, &bytes);
         // The wire forwards one datagram at a time, so that several reads may have brought it.
-        assert_eq!(read_tcp(&pair, 30_000).iter().map(|(_, n)| n).sum::<usize>(), 30_000);
+        assert_eq!(
+            read_tcp(&pair, 30_000)
+                .iter()
+                .map(|(_, n)| n)
+                .sum::<usize>(),
+            30_000
+        );
         assert!(pair.b.path.drops(RED).iter().all(|(_, n)| *n == 0));
     }
 }
@@ -121,7 +169,10 @@ fn a_lost_frame_costs_one_segment() {
     assert_eq!(got.iter().map(|(_, n)| n).sum::<usize>(), 30_000 - size);
     // The sample's sequence numbers wrap around.
     let first = u32::from_be_bytes(bytes[24..28].try_into().unwrap());
-    let mut covered: Vec<_> = got.iter().map(|(seq, n)| (seq.wrapping_sub(first) as usize, *n)).collect();
+    let mut covered: Vec<_> = got
+        .iter()
+        .map(|(seq, n)| (seq.wrapping_sub(first) as usize, *n))
+        .collect();
     covered.sort();
     let mut at = 0;
     for (start, length) in covered {
@@ -153,7 +204,11 @@ fn repeated_and_damaged_frames_are_counted_and_delivered_never() {
         vec![bad, d.clone(), d]
     });
     for n in 0..200u32 {
-        pair.a.kernel().inject(&udp(ip("10.0.1.5"), ip("10.0.2.7"), &[&n.to_be_bytes()[..], &[9; 700]].concat()));
+        pair.a.kernel().inject(&udp(
+            ip("10.0.1.5"),
+            ip("10.0.2.7"),
+            &[&n.to_be_bytes()[..], &[9; 700]].concat(),
+        ));
         let (_, packet) = pair.b.kernel().read(LONG).unwrap();
         assert_eq!(packet[28..32], n.to_be_bytes());
     }
@@ -169,7 +224,11 @@ fn small_packets_arrive_in_order_and_as_they_were() {
     let pair = over(PAYLOAD, all);
     let sent: Vec<_> = (0..300u32)
         .map(|n| {
-            let body = [&n.to_be_bytes()[..], &vec![n as u8; (n as usize * 37) % 900]].concat();
+            let body = [
+                &n.to_be_bytes()[..],
+                &vec![n as u8; (n as usize * 37) % 900],
+            ]
+            .concat();
             if n % 3 == 0 {
                 udp(ip("fd00:1::5"), ip("fd00:2::7"), &body)
             } else {
@@ -179,9 +238,13 @@ fn small_packets_arrive_in_order_and_as_they_were() {
         .collect();
     // As many at once as the wire's socket holds for sure.
     for some in sent.chunks(40) {
-        some.iter().for_each(|packet| pair.a.kernel().inject(packet));
+        some.iter()
+            .for_each(|packet| pair.a.kernel().inject(packet));
         for packet in some {
-            assert_eq!(pair.b.kernel().read(LONG).as_ref(), Some(&(TunOffload::default(), packet.clone())));
+            assert_eq!(
+                pair.b.kernel().read(LONG).as_ref(),
+                Some(&(TunOffload::default(), packet.clone()))
+            );
         }
     }
 }
@@ -193,8 +256,16 @@ fn what_the_path_does_not_carry_is_told_to_its_sender() {
     assert_eq!(packet[6], 0x40, "not to be cut");
     pair.a.kernel().inject(&packet);
     let (_, answer) = pair.a.kernel().read(LONG).unwrap();
-    assert_eq!((answer[9], answer[20], answer[21]), (parse::ICMP, 3, 4), "fragmentation needed");
-    assert_eq!(u16::from_be_bytes([answer[26], answer[27]]), 1212, "what the path carries");
+    assert_eq!(
+        (answer[9], answer[20], answer[21]),
+        (parse::ICMP, 3, 4),
+        "fragmentation needed"
+    );
+    assert_eq!(
+        u16::from_be_bytes([answer[26], answer[27]]),
+        1212,
+        "what the path carries"
+    );
     // What may be cut goes whole, on the stream.
     let mut whole = packet.clone();
     whole[6] &= !0x40;
@@ -202,5 +273,8 @@ fn what_the_path_does_not_carry_is_told_to_its_sender() {
     let sum = crate::packet::checksum::finish(crate::packet::checksum::sum(&whole[..20], 0));
     whole[10..12].copy_from_slice(&sum.to_be_bytes());
     pair.a.kernel().inject(&whole);
-    assert_eq!(pair.b.kernel().read(LONG), Some((TunOffload::default(), whole)));
+    assert_eq!(
+        pair.b.kernel().read(LONG),
+        Some((TunOffload::default(), whole))
+    );
 }

@@ -26,10 +26,14 @@ use crate::tun::TunError;
 pub(super) fn read_port(shared: Weak<Shared>, mut frames: FrameReceiver) {
     let mut buffer = Vec::new();
     while let Ok(mut read) = frames.next_batch() {
-        let Some(shared) = shared.upgrade() else { return };
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
         let (view, ports) = (shared.views.load(), shared.ports.load());
         while let Some(frame) = read.next_frame() {
-            let Some(mut packets) = read.packets_of(frame) else { continue };
+            let Some(mut packets) = read.packets_of(frame) else {
+                continue;
+            };
             let mut delivery = Delivery::new(&shared, &view, &ports, packets.key(), buffer);
             while let Some((offload, bytes)) = packets.next() {
                 delivery.packet(&offload, bytes);
@@ -50,7 +54,9 @@ pub(super) async fn read_stream(
         tracing::debug!(subnet = %key.subnet, peer = %key.peer, "packet stream of a peer that is no member");
         return;
     }
-    let Some(mut stream) = shared.links.receive_stream(key, connection, stream) else { return };
+    let Some(mut stream) = shared.links.receive_stream(key, connection, stream) else {
+        return;
+    };
     // Asked again: a removal between the first question and the entry would have found no stream to cut.
     if !shared.may_open(key) {
         return;
@@ -97,13 +103,24 @@ impl<'a> Delivery<'a> {
     ) -> Delivery<'a> {
         let to = view.subnets.get(&key.subnet).zip(ports.get(&key.subnet));
         let to = to.map(|(subnet, port)| Destination { subnet, port });
-        Delivery { shared, key, to, run: Run::new(buffer), flow: None, gone: false }
+        Delivery {
+            shared,
+            key,
+            to,
+            run: Run::new(buffer),
+            flow: None,
+            gone: false,
+        }
     }
 
     /// One packet from the peer; what is refused is counted.
     fn packet(&mut self, offload: &Offload, bytes: &mut [u8]) {
         match self.to {
-            None => self.shared.links.counts(self.key.subnet).add(DropReason::NoRoute, 1),
+            None => self
+                .shared
+                .links
+                .counts(self.key.subnet)
+                .add(DropReason::NoRoute, 1),
             Some(to) => {
                 if let Err(reason) = self.deliver(to, offload, bytes) {
                     to.port.counts.add(reason, 1);
@@ -124,7 +141,12 @@ impl<'a> Delivery<'a> {
     }
 
     /// Parse, admit, rebuild, write.
-    fn deliver(&mut self, to: Destination<'_>, offload: &Offload, bytes: &mut [u8]) -> Result<(), DropReason> {
+    fn deliver(
+        &mut self,
+        to: Destination<'_>,
+        offload: &Offload,
+        bytes: &mut [u8],
+    ) -> Result<(), DropReason> {
         let Destination { subnet, port } = to;
         let packet = parse(bytes)?;
         let flow = Some((packet.source, packet.destination));
@@ -141,11 +163,16 @@ impl<'a> Delivery<'a> {
         if packet.protocol == ICMP || packet.protocol == ICMPV6 {
             self.hear_refusal(subnet, &packet, bytes);
         } else if self.shared.refusals.any()
-            && let Some(ports) = packet.is_tcp_or_udp().then(|| bytes.get(packet.transport..)).flatten()
+            && let Some(ports) = packet
+                .is_tcp_or_udp()
+                .then(|| bytes.get(packet.transport..))
+                .flatten()
             && let Some(from) = ports.first_chunk()
         {
             let (address, proto) = (packet.source, packet.protocol);
-            self.shared.refusals.answered(self.key, address, proto, u16::from_be_bytes(*from));
+            self.shared
+                .refusals
+                .answered(self.key, address, proto, u16::from_be_bytes(*from));
         }
         if mss::is_syn(&packet, bytes)
             && let Some(fits) = self.shared.links.link(self.key).inner_mtu()
@@ -175,15 +202,19 @@ impl<'a> Delivery<'a> {
         if subnet.hosts.contains(&packet.source)
             && let Some(what) = icmp::prohibited(packet, bytes)
         {
-            self.shared.refusals.refused(self.key, &what, Instant::now());
+            self.shared
+                .refusals
+                .refused(self.key, &what, Instant::now());
         }
     }
 
     /// Writes the datagrams that were gathered.
     fn end_run(&mut self, to: Destination<'_>) {
-        let Some((packet, offload, bytes, count)) = self.run.finish() else { return };
-        let written =
-            Rebuild::plan(&packet, &offload).and_then(|rebuild| write(to.port, &rebuild, &packet, &offload, bytes));
+        let Some((packet, offload, bytes, count)) = self.run.finish() else {
+            return;
+        };
+        let written = Rebuild::plan(&packet, &offload)
+            .and_then(|rebuild| write(to.port, &rebuild, &packet, &offload, bytes));
         match written {
             Ok(gone) => self.gone |= gone,
             Err(reason) => to.port.counts.add(reason, count),
@@ -195,12 +226,17 @@ impl<'a> Delivery<'a> {
         if !icmp::may_answer(packet, bytes) || !to.port.answers.lock().take(Instant::now()) {
             return;
         }
-        let own = to.subnet.addresses.iter().find(|a| a.is_ipv4() == packet.source.is_ipv4());
+        let own = to
+            .subnet
+            .addresses
+            .iter()
+            .find(|a| a.is_ipv4() == packet.source.is_ipv4());
         let reply = own.and_then(|from| icmp::reply(packet, bytes, *from, failure));
         let links = &self.shared.links;
         let mut chunk = links.pool().take();
-        if let Some((reply, room)) =
-            reply.as_ref().and_then(|reply| chunk.space().get_mut(..reply.len()).map(|r| (reply, r)))
+        if let Some((reply, room)) = reply
+            .as_ref()
+            .and_then(|reply| chunk.space().get_mut(..reply.len()).map(|r| (reply, r)))
         {
             room.copy_from_slice(reply);
             chunk.commit(&Offload::NONE, reply.len());
@@ -226,7 +262,8 @@ fn write(
                 return Ok(true);
             }
             // Some kernels refuse super-packets they should take (EINVAL): cut it and try once more.
-            Err(TunError::Io(error)) if undone.is_super_packet() && error.raw_os_error() == Some(EINVAL) => {}
+            Err(TunError::Io(error))
+                if undone.is_super_packet() && error.raw_os_error() == Some(EINVAL) => {}
             Err(TunError::Io(error)) => {
                 tracing::trace!(subnet = %port.subnet, %error, "TUN write failed");
                 return Err(DropReason::TunWrite);
@@ -240,7 +277,11 @@ fn write(
             failed = failed.saturating_add(1);
         }
     })?;
-    if failed > 0 { Err(DropReason::TunWrite) } else { Ok(false) }
+    if failed > 0 {
+        Err(DropReason::TunWrite)
+    } else {
+        Ok(false)
+    }
 }
 
 /// "Invalid argument".

@@ -44,14 +44,20 @@ impl Namespace {
 
     fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         let (done, result) = sync::channel();
-        self.jobs.send(Box::new(move || done.send(job()).unwrap())).unwrap();
+        self.jobs
+            .send(Box::new(move || done.send(job()).unwrap()))
+            .unwrap();
         result.recv().expect("the job in the namespace succeeded")
     }
 
     fn sh(&self, script: String) {
         self.run(move || {
             let output = Command::new("sh").args(["-ec", &script]).output().unwrap();
-            assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+            assert!(
+                output.status.success(),
+                "{script}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
         });
     }
 
@@ -85,11 +91,18 @@ impl Tun for Comparing {
             let mut copy = buffer[..length].to_vec();
             let packet = parse(&copy).unwrap();
             let out = Outgoing::new(undone, &packet, &copy).unwrap();
-            let rebuilt = Rebuild::plan(&packet, &out.offload).unwrap().apply(&mut copy);
+            let rebuilt = Rebuild::plan(&packet, &out.offload)
+                .unwrap()
+                .apply(&mut copy);
             // The kernel's header length is a hint and may cover payload.
-            let same = TunOffload { header_len: undone.header_len, ..rebuilt } == undone && copy == buffer[..length];
+            let same = TunOffload {
+                header_len: undone.header_len,
+                ..rebuilt
+            } == undone
+                && copy == buffer[..length];
             self.compared.fetch_add(1, Ordering::Relaxed);
-            self.different.fetch_add(u64::from(!same), Ordering::Relaxed);
+            self.different
+                .fetch_add(u64::from(!same), Ordering::Relaxed);
         }
         Ok(got)
     }
@@ -111,12 +124,22 @@ fn rebuilt_headers_are_those_of_the_kernel() {
     left.sh("ip link del bw-1".into());
     let (compared, different) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let tun = left.open(1);
-    let comparing = Comparing { tun, compared: Arc::clone(&compared), different: Arc::clone(&different) };
+    let comparing = Comparing {
+        tun,
+        compared: Arc::clone(&compared),
+        different: Arc::clone(&different),
+    };
     a.path.attach_tun(RED, Arc::new(comparing)).unwrap();
     for address in ["10.0.2.1", "fd00:2::1"] {
         echo(&left, &right, address, 2_000_000);
-        let client =
-            left.run(move || UdpSocket::bind(if address.contains(':') { "[::]:0" } else { "0.0.0.0:0" }).unwrap());
+        let client = left.run(move || {
+            UdpSocket::bind(if address.contains(':') {
+                "[::]:0"
+            } else {
+                "0.0.0.0:0"
+            })
+            .unwrap()
+        });
         setsockopt(&client, sockopt::UdpGsoSegment, &1000).unwrap();
         client.send_to(&[5; 9500], (address, 4001)).unwrap();
     }
@@ -163,7 +186,10 @@ fn tcp_and_udp_pass_between_real_kernels() {
     for address in ["10.0.2.1", "fd00:2::1"] {
         echo(&left, &right, address, 20_000_000);
     }
-    let key = Key { subnet: RED, peer: PeerId([1; 32]) };
+    let key = Key {
+        subnet: RED,
+        peer: PeerId([1; 32]),
+    };
     let status = b.path.links().status(key);
     assert!(status.carried().rx_bytes > 40_000_000);
     let mean = status.carried().rx_bytes / status.carried().rx_packets;
@@ -172,13 +198,22 @@ fn tcp_and_udp_pass_between_real_kernels() {
     for address in ["10.0.2.1", "fd00:2::1"] {
         let server = right.run(move || UdpSocket::bind((address, 4001)).unwrap());
         server.set_read_timeout(Some(LONG)).unwrap();
-        let any = if address.contains(':') { "[::]:0" } else { "0.0.0.0:0" };
+        let any = if address.contains(':') {
+            "[::]:0"
+        } else {
+            "0.0.0.0:0"
+        };
         let client = left.run(move || UdpSocket::bind(any).unwrap());
         for size in [0, 1, 1372, 1392, 1400, 9000] {
-            client.send_to(&vec![size as u8; size], (address, 4001)).unwrap();
+            client
+                .send_to(&vec![size as u8; size], (address, 4001))
+                .unwrap();
             let mut got = [0; 10_000];
             let (length, _) = server.recv_from(&mut got).unwrap();
-            assert_eq!((length, got[..length].iter().all(|x| *x == size as u8)), (size, true));
+            assert_eq!(
+                (length, got[..length].iter().all(|x| *x == size as u8)),
+                (size, true)
+            );
         }
         // Segmentation offload of UDP: one send, ten datagrams, the last shorter.
         setsockopt(&client, sockopt::UdpGsoSegment, &1000).unwrap();
@@ -192,7 +227,10 @@ fn tcp_and_udp_pass_between_real_kernels() {
         for (reason, count) in node.path.drops(RED) {
             let noise = reason == DropReason::Filtered;
             // The first flow's burst may overrun the queue on a loaded machine; nothing else may be dropped.
-            assert!(noise || reason == DropReason::QueueFull || count == 0, "{reason}: {count}");
+            assert!(
+                noise || reason == DropReason::QueueFull || count == 0,
+                "{reason}: {count}"
+            );
         }
     }
 }
@@ -204,7 +242,12 @@ fn kernel_hears_host_unreachable() {
     for address in ["10.0.9.9", "fd00:9::9"] {
         let error = left.run(move || TcpStream::connect((address, 4000)).unwrap_err());
         let kind = error.raw_os_error();
-        assert!([nix::libc::EHOSTUNREACH, nix::libc::ENETUNREACH].map(Some).contains(&kind), "{address}: {error}");
+        assert!(
+            [nix::libc::EHOSTUNREACH, nix::libc::ENETUNREACH]
+                .map(Some)
+                .contains(&kind),
+            "{address}: {error}"
+        );
     }
 }
 
@@ -221,7 +264,12 @@ fn deleted_link_is_told_at_once() {
     let gone = right.run(|| {
         (0..200).any(|_| {
             thread::sleep(Duration::from_millis(10));
-            !Command::new("ip").args(["link", "show", "bw-2"]).output().unwrap().status.success()
+            !Command::new("ip")
+                .args(["link", "show", "bw-2"])
+                .output()
+                .unwrap()
+                .status
+                .success()
         })
     });
     assert!(gone);

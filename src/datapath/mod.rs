@@ -63,7 +63,9 @@ struct Port {
 
 impl std::fmt::Debug for Port {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Port").field("subnet", &self.subnet).finish_non_exhaustive()
+        f.debug_struct("Port")
+            .field("subnet", &self.subnet)
+            .finish_non_exhaustive()
     }
 }
 
@@ -96,8 +98,9 @@ impl Datapath {
         self.replace_port(subnet, Some(Arc::clone(&port)));
         let outbound = Outbound::new(Arc::clone(&self.0), Arc::clone(&port));
         // Linux shows 15 characters of a thread's name.
-        let started =
-            thread::Builder::new().name(format!("tun-{subnet}").chars().take(15).collect()).spawn(|| outbound.run());
+        let started = thread::Builder::new()
+            .name(format!("tun-{subnet}").chars().take(15).collect())
+            .spawn(|| outbound.run());
         if let Err(error) = started {
             self.0.forget(&port);
             return Err(error);
@@ -135,19 +138,38 @@ impl Datapath {
     /// # Errors
     /// No thread could be started, or the port is being read already.
     pub fn receive(&self) -> io::Result<()> {
-        let Some(frames) = self.0.links.frames()? else { return Ok(()) };
+        let Some(frames) = self.0.links.frames()? else {
+            return Ok(());
+        };
         let shared = Arc::downgrade(&self.0);
-        thread::Builder::new().name("port".to_owned()).spawn(|| inbound::read_port(shared, frames)).map(drop)
+        thread::Builder::new()
+            .name("port".to_owned())
+            .spawn(|| inbound::read_port(shared, frames))
+            .map(drop)
     }
 
     /// Reads packets from a stream that a peer opened ([`Links::receive_stream`]); a peer that is no member is refused.
-    pub fn carry_in(&self, key: Key, connection: u64, stream: impl AsyncRead + Send + Unpin + 'static) {
+    pub fn carry_in(
+        &self,
+        key: Key,
+        connection: u64,
+        stream: impl AsyncRead + Send + Unpin + 'static,
+    ) {
         let shared = Arc::clone(&self.0);
-        self.0.links.runtime().spawn(inbound::read_stream(shared, key, connection, stream));
+        self.0
+            .links
+            .runtime()
+            .spawn(inbound::read_stream(shared, key, connection, stream));
     }
 
     /// Sends a peer's packets on a stream opened to it ([`Links::carry_out`]); a peer that is no member is refused.
-    pub fn carry_out(&self, key: Key, connection: u64, via: Via, stream: impl AsyncWrite + Send + Unpin + 'static) {
+    pub fn carry_out(
+        &self,
+        key: Key,
+        connection: u64,
+        via: Via,
+        stream: impl AsyncWrite + Send + Unpin + 'static,
+    ) {
         if !self.0.may_open(key) {
             return;
         }
@@ -172,7 +194,11 @@ impl Datapath {
 impl Shared {
     /// Whether the peer is a member of that subnet here.
     fn may_open(&self, key: Key) -> bool {
-        self.views.load().subnets.get(&key.subnet).is_some_and(|subnet| subnet.members.contains(&key.peer))
+        self.views
+            .load()
+            .subnets
+            .get(&key.subnet)
+            .is_some_and(|subnet| subnet.members.contains(&key.peer))
     }
 
     /// Publishes a changed copy of the TUN table.
@@ -187,7 +213,9 @@ impl Shared {
     /// Takes a TUN out of the table, unless another took its place; whether it was there.
     fn forget(&self, port: &Arc<Port>) -> bool {
         self.change_ports(|ports| {
-            let ours = ports.get(&port.subnet).is_some_and(|current| Arc::ptr_eq(current, port));
+            let ours = ports
+                .get(&port.subnet)
+                .is_some_and(|current| Arc::ptr_eq(current, port));
             if ours {
                 ports.remove(&port.subnet);
             }

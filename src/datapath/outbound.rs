@@ -75,7 +75,11 @@ impl Outbound {
             generation: 0,
             flow: None,
             bucket: TokenBucket::new(ICMP_ANSWERS),
-            pace: Pace { since: Instant::now(), packets: 0, flood: false },
+            pace: Pace {
+                since: Instant::now(),
+                packets: 0,
+                flood: false,
+            },
         }
     }
 
@@ -109,7 +113,9 @@ impl Outbound {
     /// Reads until the TUN is drained, or it is time to look for a new View. Every packet read is handed on at the end:
     /// none that was read waits for company.
     fn batch(&mut self) -> Result<(), TunError> {
-        let Some(shared) = self.shared.upgrade() else { return Err(TunError::Closed) };
+        let Some(shared) = self.shared.upgrade() else {
+            return Err(TunError::Closed);
+        };
         let view = shared.views.load();
         self.renew(view.generation);
         let subnet = view.subnets.get(&self.port.subnet);
@@ -117,7 +123,10 @@ impl Outbound {
         for _ in 0..BATCH {
             match self.port.tun.recv(self.chunk.space()) {
                 Ok(Some((undone, length))) => {
-                    self.pace.packets = self.pace.packets.saturating_add(u32::from(!undone.is_super_packet()));
+                    self.pace.packets = self
+                        .pace
+                        .packets
+                        .saturating_add(u32::from(!undone.is_super_packet()));
                     self.packet(subnet.map(AsRef::as_ref), undone, length);
                 }
                 Ok(None) => break,
@@ -143,8 +152,12 @@ impl Outbound {
 
     /// One packet of `length` bytes, in the chunk's space.
     fn packet(&mut self, subnet: Option<&SubnetView>, undone: TunOffload, length: usize) {
-        let Some(subnet) = subnet else { return self.refuse(DropReason::NoRoute) };
-        let Some(bytes) = self.chunk.space().get(..length) else { return self.refuse(DropReason::Malformed) };
+        let Some(subnet) = subnet else {
+            return self.refuse(DropReason::NoRoute);
+        };
+        let Some(bytes) = self.chunk.space().get(..length) else {
+            return self.refuse(DropReason::Malformed);
+        };
         let packet = match parse(bytes) {
             Ok(packet) => packet,
             Err(reason) => return self.refuse(reason),
@@ -163,16 +176,29 @@ impl Outbound {
         let peer = match self.route(subnet, &packet) {
             Ok(Hop::Peer(peer)) => peer,
             // The kernel has a route of its own to whatever is attached here: nothing lives at this address.
-            Ok(Hop::Local) => return self.answer(subnet, &packet, DropReason::NoRoute, Failure::Unreachable),
-            Err(DropReason::NoRoute) => return self.answer(subnet, &packet, DropReason::NoRoute, Failure::NoRoute),
+            Ok(Hop::Local) => {
+                return self.answer(subnet, &packet, DropReason::NoRoute, Failure::Unreachable);
+            }
+            Err(DropReason::NoRoute) => {
+                return self.answer(subnet, &packet, DropReason::NoRoute, Failure::NoRoute);
+            }
             // Not answered: the source is not ours, so the answer would go to a stranger.
             Err(reason) => return self.refuse(reason),
         };
         if offload.segment_length(&packet) > usize::from(subnet.mtu) {
-            return self.answer(subnet, &packet, DropReason::TooBig, Failure::TooBig(subnet.mtu));
+            return self.answer(
+                subnet,
+                &packet,
+                DropReason::TooBig,
+                Failure::TooBig(subnet.mtu),
+            );
         }
         if let Some((start, offset)) = complete {
-            let done = self.chunk.space().get_mut(..length).is_some_and(|b| checksum::complete(b, start, offset));
+            let done = self
+                .chunk
+                .space()
+                .get_mut(..length)
+                .is_some_and(|b| checksum::complete(b, start, offset));
             if !done {
                 return self.refuse(DropReason::Malformed);
             }
@@ -186,12 +212,18 @@ impl Outbound {
         if let (Some(datagrams), Some((_, link))) = (&mut self.datagrams, &self.last)
             && let Some(route) = &*link.load_route()
         {
-            let bytes = self.chunk.space().get_mut(..packet.length).unwrap_or_default();
+            let bytes = self
+                .chunk
+                .space()
+                .get_mut(..packet.length)
+                .unwrap_or_default();
             if route.settled && route.inner() < usize::from(subnet.mtu) {
                 mss::clamp(bytes, packet, offload, route.inner());
             }
             match route.framing(packet, offload) {
-                Some(framing) if datagrams.push(link, route, framing, (packet, offload), bytes) => return,
+                Some(framing) if datagrams.push(link, route, framing, (packet, offload), bytes) => {
+                    return;
+                }
                 None if route.settled && is_told(packet, route.inner()) => {
                     let fits = u16::try_from(route.inner()).unwrap_or(u16::MAX);
                     return self.answer(subnet, packet, DropReason::TooBig, Failure::TooBig(fits));
@@ -201,8 +233,15 @@ impl Outbound {
                 _ => {}
             }
         }
-        if self.to.as_ref().is_none_or(|(current, _)| *current != peer) && !self.turn_to(peer, packet.length) {
-            return self.answer(subnet, packet, DropReason::Unreachable, Failure::Unreachable);
+        if self.to.as_ref().is_none_or(|(current, _)| *current != peer)
+            && !self.turn_to(peer, packet.length)
+        {
+            return self.answer(
+                subnet,
+                packet,
+                DropReason::Unreachable,
+                Failure::Unreachable,
+            );
         }
         self.chunk.commit(offload, packet.length);
         if self.chunk.is_full() {
@@ -213,8 +252,18 @@ impl Outbound {
     /// Makes `last` the link to `peer`, where datagrams may carry packets at all.
     fn meet(&mut self, peer: PeerId) {
         if self.datagrams.is_some() && self.last.as_ref().is_none_or(|(last, _)| *last != peer) {
-            let key = Key { subnet: self.port.subnet, peer };
-            self.last = Some((peer, Arc::clone(self.known.entry(peer).or_insert_with(|| self.links.link(key)))));
+            let key = Key {
+                subnet: self.port.subnet,
+                peer,
+            };
+            self.last = Some((
+                peer,
+                Arc::clone(
+                    self.known
+                        .entry(peer)
+                        .or_insert_with(|| self.links.link(key)),
+                ),
+            ));
         }
     }
 
@@ -233,12 +282,23 @@ impl Outbound {
     /// Goes on with the run to another peer: the current one is set aside, the packet at hand moves. False where the peer
     /// cannot be reached; the packet then stays where it is.
     fn turn_to(&mut self, peer: PeerId, length: usize) -> bool {
-        let begun = self.aside.iter().position(|(other, _, _)| *other == peer).map(|at| self.aside.swap_remove(at));
+        let begun = self
+            .aside
+            .iter()
+            .position(|(other, _, _)| *other == peer)
+            .map(|at| self.aside.swap_remove(at));
         let (link, mut chunk) = match begun {
             Some((_, link, chunk)) => (link, chunk),
             None => {
-                let key = Key { subnet: self.port.subnet, peer };
-                let link = Arc::clone(self.known.entry(peer).or_insert_with(|| self.links.link(key)));
+                let key = Key {
+                    subnet: self.port.subnet,
+                    peer,
+                };
+                let link = Arc::clone(
+                    self.known
+                        .entry(peer)
+                        .or_insert_with(|| self.links.link(key)),
+                );
                 if self.links.reach(&link) == Reach::Unreachable {
                     return false;
                 }
@@ -250,7 +310,10 @@ impl Outbound {
                 (link, self.links.pool().take())
             }
         };
-        if let (Some(to), Some(from)) = (chunk.space().get_mut(..length), self.chunk.space().get(..length)) {
+        if let (Some(to), Some(from)) = (
+            chunk.space().get_mut(..length),
+            self.chunk.space().get(..length),
+        ) {
             to.copy_from_slice(from);
         }
         let current = std::mem::replace(&mut self.chunk, chunk);
@@ -294,7 +357,13 @@ impl Outbound {
     }
 
     /// Drops the packet at hand and tells its sender, as often as the bucket allows.
-    fn answer(&mut self, subnet: &SubnetView, packet: &Packet, reason: DropReason, failure: Failure) {
+    fn answer(
+        &mut self,
+        subnet: &SubnetView,
+        packet: &Packet,
+        reason: DropReason,
+        failure: Failure,
+    ) {
         self.refuse(reason);
         if !self.bucket.take(Instant::now()) {
             return;
@@ -340,10 +409,17 @@ fn is_noise(packet: &Packet) -> bool {
 fn is_own_chatter(subnet: &SubnetView, packet: &Packet, bytes: &[u8]) -> bool {
     const IGMP: u8 = 2;
     const MDNS: u16 = 5353;
-    let port = || bytes.get(packet.transport + 2..packet.transport + 4).and_then(|port| port.try_into().ok());
+    let port = || {
+        bytes
+            .get(packet.transport + 2..packet.transport + 4)
+            .and_then(|port| port.try_into().ok())
+    };
     match packet.protocol {
         IGMP | ICMPV6 => packet.destination.is_multicast(),
-        UDP => subnet.addresses.contains(&packet.source) && port().map(u16::from_be_bytes) == Some(MDNS),
+        UDP => {
+            subnet.addresses.contains(&packet.source)
+                && port().map(u16::from_be_bytes) == Some(MDNS)
+        }
         _ => false,
     }
 }
@@ -375,7 +451,11 @@ mod tests {
     #[test]
     fn many_small_packets_make_a_flood_and_few_do_not() {
         let start = Instant::now();
-        let mut pace = Pace { since: start, packets: 1000, flood: false };
+        let mut pace = Pace {
+            since: start,
+            packets: 1000,
+            flood: false,
+        };
         assert!(!pace.is_flood(start), "not before a window is over");
         assert!(pace.is_flood(start + PACE_WINDOW));
         pace.packets = FLOOD * 3 - 1;

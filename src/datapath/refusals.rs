@@ -52,9 +52,12 @@ impl Refusals {
     /// within one, changes nothing: a flood of errors costs a look each.
     pub(super) fn refused(&self, key: Key, what: &Prohibited, now: Instant) {
         let fresh = |r: &Refusal| now.saturating_duration_since(r.heard) < CHANGE_INTERVAL;
-        let told = |r: &Refusal| fresh(r) && (r.address, r.proto, r.port) == (what.asked, what.proto, what.port);
+        let told = |r: &Refusal| {
+            fresh(r) && (r.address, r.proto, r.port) == (what.asked, what.proto, what.port)
+        };
         let idle = |of_peer: &Vec<Refusal>| {
-            of_peer.iter().any(told) || (of_peer.len() >= PER_PEER && of_peer.first().is_some_and(fresh))
+            of_peer.iter().any(told)
+                || (of_peer.len() >= PER_PEER && of_peer.first().is_some_and(fresh))
         };
         if self.0.load().get(&key).is_some_and(idle) {
             return;
@@ -70,7 +73,12 @@ impl Refusals {
             if of_peer.len() >= PER_PEER {
                 of_peer.remove(0);
             }
-            of_peer.push(Refusal { address: what.asked, proto: what.proto, port: what.port, heard: now });
+            of_peer.push(Refusal {
+                address: what.asked,
+                proto: what.proto,
+                port: what.port,
+                heard: now,
+            });
             held
         });
     }
@@ -78,7 +86,12 @@ impl Refusals {
     /// A packet came from a port of a member's machine: it is open now.
     pub(super) fn answered(&self, key: Key, address: IpAddr, proto: u8, port: u16) {
         let same = |r: &Refusal| (r.address, r.proto, r.port) == (address, proto, Some(port));
-        if !self.0.load().get(&key).is_some_and(|of_peer| of_peer.iter().any(same)) {
+        if !self
+            .0
+            .load()
+            .get(&key)
+            .is_some_and(|of_peer| of_peer.iter().any(same))
+        {
             return;
         }
         self.0.rcu(|held| {
@@ -95,7 +108,13 @@ impl Refusals {
     pub(super) fn of(&self, key: Key, now: Instant) -> Vec<Refusal> {
         let held = self.0.load();
         let recent = |r: &&Refusal| now.saturating_duration_since(r.heard) < KEPT;
-        held.get(&key).into_iter().flatten().rev().filter(recent).copied().collect()
+        held.get(&key)
+            .into_iter()
+            .flatten()
+            .rev()
+            .filter(recent)
+            .copied()
+            .collect()
     }
 }
 
@@ -116,11 +135,18 @@ mod tests {
         let [a, b] = n.to_be_bytes();
         let mut peer = [0; 32];
         (peer[0], peer[1]) = (a, b);
-        Key { subnet: SubnetId([1; 16]), peer: PeerId(peer) }
+        Key {
+            subnet: SubnetId([1; 16]),
+            peer: PeerId(peer),
+        }
     }
 
     fn what(port: u16) -> Prohibited {
-        Prohibited { asked: "10.7.2.1".parse().unwrap(), proto: TCP, port: Some(port) }
+        Prohibited {
+            asked: "10.7.2.1".parse().unwrap(),
+            proto: TCP,
+            port: Some(port),
+        }
     }
 
     #[test]
@@ -130,7 +156,13 @@ mod tests {
         refusals.refused(key(1), &what(22), start);
         refusals.refused(key(1), &what(80), start);
         refusals.refused(key(1), &what(22), start + Duration::from_secs(1));
-        let ports = |now| refusals.of(key(1), now).into_iter().filter_map(|r| r.port).collect::<Vec<_>>();
+        let ports = |now| {
+            refusals
+                .of(key(1), now)
+                .into_iter()
+                .filter_map(|r| r.port)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(ports(start), [22, 80]);
         refusals.answered(key(1), "10.7.2.1".parse().unwrap(), UDP, 22);
         refusals.answered(key(2), "10.7.2.1".parse().unwrap(), TCP, 22);
@@ -139,7 +171,11 @@ mod tests {
         assert_eq!(ports(start), [80]);
         assert!(refusals.any());
         assert_eq!(ports(start + Duration::from_secs(59)), [80]);
-        assert_eq!(ports(start + Duration::from_secs(60)), [] as [u16; 0], "a minute without a new one");
+        assert_eq!(
+            ports(start + Duration::from_secs(60)),
+            [] as [u16; 0],
+            "a minute without a new one"
+        );
         refusals.answered(key(1), "10.7.2.1".parse().unwrap(), TCP, 80);
         assert!(!refusals.any());
     }
@@ -149,14 +185,21 @@ mod tests {
         let (refusals, now) = (Refusals::default(), Instant::now());
         refusals.refused(key(0), &what(22), now);
         for port in 1..100 {
-            refusals.refused(key(1), &what(port), now + Duration::from_millis(500) * u32::from(port));
+            refusals.refused(
+                key(1),
+                &what(port),
+                now + Duration::from_millis(500) * u32::from(port),
+            );
         }
         // Within a second a flood of others changes nothing.
         let now = now + Duration::from_secs(50);
         for port in 2000..3000 {
             refusals.refused(key(2), &what(port), now);
         }
-        assert_eq!(refusals.of(key(2), now)[0].port, Some(1999 + PER_PEER as u16));
+        assert_eq!(
+            refusals.of(key(2), now)[0].port,
+            Some(1999 + PER_PEER as u16)
+        );
         assert_eq!(refusals.of(key(1), now).len(), PER_PEER);
         assert_eq!(refusals.of(key(1), now)[0].port, Some(99));
         for n in 3..3000 {

@@ -26,13 +26,22 @@ pub(super) fn peer(n: u8) -> PeerId {
 }
 
 fn routes(nodes: &[u8], owner: impl Fn(u8) -> Owner) -> RouteTable {
-    let held = |n: u8| [format!("10.0.{n}.0/24"), format!("fd00:{n}::/64")].map(|net| (net.parse().unwrap(), owner(n)));
+    let held = |n: u8| {
+        [format!("10.0.{n}.0/24"), format!("fd00:{n}::/64")]
+            .map(|net| (net.parse().unwrap(), owner(n)))
+    };
     nodes.iter().flat_map(|n| held(*n)).collect()
 }
 
 /// The subnet as node `me` sees it: node n holds 10.0.n.0/24 and fd00:n::/64.
 fn subnet(id: SubnetId, me: u8, nodes: &[u8]) -> Arc<SubnetView> {
-    let routes = routes(nodes, |n| if n == me { Owner::Local } else { Owner::Member(peer(n)) });
+    let routes = routes(nodes, |n| {
+        if n == me {
+            Owner::Local
+        } else {
+            Owner::Member(peer(n))
+        }
+    });
     Arc::new(SubnetView {
         id,
         name: Name::from_host("lab"),
@@ -44,9 +53,20 @@ fn subnet(id: SubnetId, me: u8, nodes: &[u8]) -> Arc<SubnetView> {
         routes: Arc::new(routes),
         here: [1, 5, 6, 7]
             .iter()
-            .flat_map(|n| [ip(&format!("10.0.{me}.{n}")), ip(&format!("fd00:{me}::{n}"))])
+            .flat_map(|n| {
+                [
+                    ip(&format!("10.0.{me}.{n}")),
+                    ip(&format!("fd00:{me}::{n}")),
+                ]
+            })
             .collect(),
-        members: Arc::new(nodes.iter().filter(|n| **n != me).map(|n| peer(*n)).collect::<BTreeSet<_>>()),
+        members: Arc::new(
+            nodes
+                .iter()
+                .filter(|n| **n != me)
+                .map(|n| peer(*n))
+                .collect::<BTreeSet<_>>(),
+        ),
         hosts: nodes
             .iter()
             .filter(|n| **n != me)
@@ -68,7 +88,13 @@ pub(super) struct Node {
 }
 
 impl Node {
-    fn new(runtime: &Handle, me: u8, nodes: &[u8], subnets: &[SubnetId], segmentation: Segmentation) -> Node {
+    fn new(
+        runtime: &Handle,
+        me: u8,
+        nodes: &[u8],
+        subnets: &[SubnetId],
+        segmentation: Segmentation,
+    ) -> Node {
         let mut node = Node::without_tuns(runtime, me, nodes, subnets);
         for id in subnets {
             let (tun, kernel) = pair(segmentation);
@@ -78,7 +104,12 @@ impl Node {
         node
     }
 
-    pub(super) fn without_tuns(runtime: &Handle, me: u8, nodes: &[u8], subnets: &[SubnetId]) -> Node {
+    pub(super) fn without_tuns(
+        runtime: &Handle,
+        me: u8,
+        nodes: &[u8],
+        subnets: &[SubnetId],
+    ) -> Node {
         Node::with_port(runtime, me, nodes, subnets, None)
     }
 
@@ -89,12 +120,26 @@ impl Node {
         subnets: &[SubnetId],
         port: Option<UdpPort>,
     ) -> Node {
-        let subnet_views = subnets.iter().map(|id| (*id, subnet(*id, me, nodes))).collect();
-        let view = View { generation: 1, subnets: subnet_views, ..View::default() };
+        let subnet_views = subnets
+            .iter()
+            .map(|id| (*id, subnet(*id, me, nodes)))
+            .collect();
+        let view = View {
+            generation: 1,
+            subnets: subnet_views,
+            ..View::default()
+        };
         let views = Arc::new(ArcSwap::from_pointee(view));
         let (links, wanted) = Links::new(runtime.clone(), port);
         let (path, died) = Datapath::new(Arc::clone(&views), links);
-        Node { me, path, views, died, kernels: BTreeMap::new(), _wanted: wanted }
+        Node {
+            me,
+            path,
+            views,
+            died,
+            kernels: BTreeMap::new(),
+            _wanted: wanted,
+        }
     }
 
     pub(super) fn kernel(&self) -> &MemoryKernel {
@@ -102,13 +147,22 @@ impl Node {
     }
 
     pub(super) fn count(&self, subnet: SubnetId, reason: DropReason) -> u64 {
-        self.path.drops(subnet).iter().find(|(r, _)| *r == reason).unwrap().1
+        self.path
+            .drops(subnet)
+            .iter()
+            .find(|(r, _)| *r == reason)
+            .unwrap()
+            .1
     }
 
     pub(super) fn wait_count(&self, subnet: SubnetId, reason: DropReason, want: u64) {
         let until = std::time::Instant::now() + LONG;
         while self.count(subnet, reason) < want {
-            assert!(std::time::Instant::now() < until, "{reason}: {} of {want}", self.count(subnet, reason));
+            assert!(
+                std::time::Instant::now() < until,
+                "{reason}: {} of {want}",
+                self.count(subnet, reason)
+            );
             std::thread::yield_now();
         }
         assert_eq!(self.count(subnet, reason), want);
@@ -116,28 +170,58 @@ impl Node {
 
     fn publish(&self, nodes: &[u8]) {
         let old = self.views.load();
-        let subnets = old.subnets.keys().map(|id| (*id, subnet(*id, self.me, nodes))).collect();
-        let view = View { generation: old.generation + 1, subnets, ..View::default() };
+        let subnets = old
+            .subnets
+            .keys()
+            .map(|id| (*id, subnet(*id, self.me, nodes)))
+            .collect();
+        let view = View {
+            generation: old.generation + 1,
+            subnets,
+            ..View::default()
+        };
         self.path.links().retain(&view);
         self.views.store(Arc::new(view));
     }
 }
 
 fn via() -> Via {
-    Via { transport: "memory", remote: "test".into() }
+    Via {
+        transport: "memory",
+        remote: "test".into(),
+    }
 }
 
 /// Connects two nodes in one subnet, both ways.
 pub(super) fn connect(a: &Node, b: &Node, id: SubnetId) {
     for (from, to) in [(a, b), (b, a)] {
         let (out, arrives) = pipe(1 << 16);
-        from.path.carry_out(Key { subnet: id, peer: peer(to.me) }, 1, via(), out);
-        to.path.carry_in(Key { subnet: id, peer: peer(from.me) }, 1, arrives);
+        from.path.carry_out(
+            Key {
+                subnet: id,
+                peer: peer(to.me),
+            },
+            1,
+            via(),
+            out,
+        );
+        to.path.carry_in(
+            Key {
+                subnet: id,
+                peer: peer(from.me),
+            },
+            1,
+            arrives,
+        );
     }
 }
 
 fn two(segmentation: Segmentation) -> (Runtime, Node, Node) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
     let a = Node::new(runtime.handle(), 1, &[1, 2], &[RED], Segmentation::Offload);
     let b = Node::new(runtime.handle(), 2, &[1, 2], &[RED], segmentation);
     connect(&a, &b, RED);
@@ -165,15 +249,31 @@ fn packets_pass_both_ways_and_both_versions() {
 }
 
 /// A TCP super-packet as the kernel hands it over.
-pub(super) fn super_packet(source: IpAddr, destination: IpAddr, body: usize) -> (TunOffload, Vec<u8>) {
+pub(super) fn super_packet(
+    source: IpAddr,
+    destination: IpAddr,
+    body: usize,
+) -> (TunOffload, Vec<u8>) {
     let mut bytes = tcp(source, destination, &vec![9; body]);
     let p = parse(&bytes).unwrap();
     let at = p.transport + 16;
-    let sum = checksum::fold(checksum::pseudo(p.source, p.destination, p.protocol, p.length - p.transport));
+    let sum = checksum::fold(checksum::pseudo(
+        p.source,
+        p.destination,
+        p.protocol,
+        p.length - p.transport,
+    ));
     bytes[at..at + 2].copy_from_slice(&sum.to_be_bytes());
-    let kind = if source.is_ipv4() { SegmentKind::Tcp4 } else { SegmentKind::Tcp6 };
+    let kind = if source.is_ipv4() {
+        SegmentKind::Tcp4
+    } else {
+        SegmentKind::Tcp6
+    };
     let undone = TunOffload {
-        checksum: Some(PartialChecksum { start: p.transport as u16, offset: 16 }),
+        checksum: Some(PartialChecksum {
+            start: p.transport as u16,
+            offset: 16,
+        }),
         segments: Some(Segments { kind, size: 1348 }),
         header_len: p.headers as u16,
     };
@@ -195,8 +295,12 @@ fn super_packet_arrives_whole_or_cut_as_the_far_tun_takes_it() {
             let p = parse(&piece).unwrap();
             assert_eq!(none, TunOffload::default());
             assert!(p.length <= 1420);
-            let full = checksum::pseudo(p.source, p.destination, p.protocol, p.length - p.transport);
-            assert_eq!(checksum::fold(checksum::sum(&piece[p.transport..], full)), 0xffff);
+            let full =
+                checksum::pseudo(p.source, p.destination, p.protocol, p.length - p.transport);
+            assert_eq!(
+                checksum::fold(checksum::sum(&piece[p.transport..], full)),
+                0xffff
+            );
             got += p.payload();
         }
     }
@@ -211,7 +315,8 @@ fn many_packets_arrive_in_order() {
         while sent < got + 500 {
             let mut body = vec![0; 4 + (sent as usize * 7) % 1300];
             body[..4].copy_from_slice(&sent.to_be_bytes());
-            a.kernel().inject(&udp(ip("10.0.1.5"), ip("10.0.2.7"), &body));
+            a.kernel()
+                .inject(&udp(ip("10.0.1.5"), ip("10.0.2.7"), &body));
             sent += 1;
         }
         let (_, bytes) = b.kernel().read(LONG).unwrap();
@@ -225,16 +330,26 @@ fn interleaved_flows_reach_their_peers_in_order() {
     let nodes: Vec<u8> = (1..=12).collect();
     let runtime = Runtime::new().unwrap();
     let a = Node::new(runtime.handle(), 1, &nodes, &[RED], Segmentation::Offload);
-    let others: Vec<Node> =
-        nodes[1..].iter().map(|n| Node::new(runtime.handle(), *n, &nodes, &[RED], Segmentation::Offload)).collect();
+    let others: Vec<Node> = nodes[1..]
+        .iter()
+        .map(|n| Node::new(runtime.handle(), *n, &nodes, &[RED], Segmentation::Offload))
+        .collect();
     others.iter().for_each(|other| connect(&a, other, RED));
     let packet = |to: u8, i: u8| udp(ip("10.0.1.5"), ip(&format!("10.0.{to}.7")), &[i; 900]);
     for i in 0..100 {
-        nodes[1..].iter().for_each(|to| a.kernel().inject(&packet(*to, i)));
+        nodes[1..]
+            .iter()
+            .for_each(|to| a.kernel().inject(&packet(*to, i)));
     }
     for other in &others {
         for i in 0..100 {
-            assert!(other.kernel().read(LONG).is_some_and(|(_, got)| got == packet(other.me, i)), "{i}");
+            assert!(
+                other
+                    .kernel()
+                    .read(LONG)
+                    .is_some_and(|(_, got)| got == packet(other.me, i)),
+                "{i}"
+            );
         }
     }
     assert!(a.path.drops(RED).iter().all(|(_, n)| *n == 0));
@@ -243,8 +358,20 @@ fn interleaved_flows_reach_their_peers_in_order() {
 #[test]
 fn source_must_be_leased_to_sender() {
     let runtime = Runtime::new().unwrap();
-    let a = Node::new(runtime.handle(), 1, &[1, 2, 3], &[RED], Segmentation::Offload);
-    let b = Node::new(runtime.handle(), 2, &[1, 2, 3], &[RED], Segmentation::Offload);
+    let a = Node::new(
+        runtime.handle(),
+        1,
+        &[1, 2, 3],
+        &[RED],
+        Segmentation::Offload,
+    );
+    let b = Node::new(
+        runtime.handle(),
+        2,
+        &[1, 2, 3],
+        &[RED],
+        Segmentation::Offload,
+    );
     connect(&a, &b, RED);
     // Outbound: the host sends from an address that is not its own.
     for spoofed in ["10.0.3.5", "10.0.2.5", "192.168.0.1"] {
@@ -253,23 +380,50 @@ fn source_must_be_leased_to_sender() {
     a.wait_count(RED, DropReason::SourceNotLeased, 3);
     // Inbound: node 1 believes that 10.0.3.0/24 is its own.
     let mut lie = SubnetView::clone(&subnet(RED, 1, &[1, 2, 3]));
-    lie.routes = Arc::new(routes(&[1, 2, 3], |n| if n == 2 { Owner::Member(peer(2)) } else { Owner::Local }));
-    a.views.store(Arc::new(View { generation: 9, subnets: [(RED, Arc::new(lie))].into(), ..View::default() }));
-    a.kernel().inject(&udp(ip("10.0.3.5"), ip("10.0.2.7"), b"x"));
-    a.kernel().inject(&udp(ip("fd00:3::5"), ip("fd00:2::7"), b"x"));
+    lie.routes = Arc::new(routes(&[1, 2, 3], |n| {
+        if n == 2 {
+            Owner::Member(peer(2))
+        } else {
+            Owner::Local
+        }
+    }));
+    a.views.store(Arc::new(View {
+        generation: 9,
+        subnets: [(RED, Arc::new(lie))].into(),
+        ..View::default()
+    }));
+    a.kernel()
+        .inject(&udp(ip("10.0.3.5"), ip("10.0.2.7"), b"x"));
+    a.kernel()
+        .inject(&udp(ip("fd00:3::5"), ip("fd00:2::7"), b"x"));
     let honest = udp(ip("10.0.1.5"), ip("10.0.2.7"), b"honest");
     a.kernel().inject(&honest);
-    assert_eq!(b.kernel().read(LONG).unwrap().1, honest, "only the honest one comes");
+    assert_eq!(
+        b.kernel().read(LONG).unwrap().1,
+        honest,
+        "only the honest one comes"
+    );
     b.wait_count(RED, DropReason::SourceNotLeased, 2);
 }
 
 #[test]
 fn inbound_destination_must_be_here() {
     let runtime = Runtime::new().unwrap();
-    let b = Node::new(runtime.handle(), 2, &[1, 2, 3], &[RED], Segmentation::Offload);
+    let b = Node::new(
+        runtime.handle(),
+        2,
+        &[1, 2, 3],
+        &[RED],
+        Segmentation::Offload,
+    );
     let mut far = stream_to(&runtime, &b, 1);
     for destination in ["10.0.3.7", "192.168.1.1", "224.0.0.1", "127.0.0.1"] {
-        write_packet(&runtime, &mut far, 0, &udp(ip("10.0.1.5"), ip(destination), b"x"));
+        write_packet(
+            &runtime,
+            &mut far,
+            0,
+            &udp(ip("10.0.1.5"), ip(destination), b"x"),
+        );
     }
     b.wait_count(RED, DropReason::NoRoute, 4);
     assert_eq!(b.kernel().read(SHORT), None);
@@ -279,7 +433,14 @@ fn inbound_destination_must_be_here() {
 fn stream_to(runtime: &Runtime, node: &Node, from: u8) -> End {
     let (far, near) = pipe(1 << 20);
     let _in_runtime = runtime.enter();
-    node.path.carry_in(Key { subnet: RED, peer: peer(from) }, 1, near);
+    node.path.carry_in(
+        Key {
+            subnet: RED,
+            peer: peer(from),
+        },
+        1,
+        near,
+    );
     far
 }
 
@@ -292,8 +453,17 @@ fn write_frame(runtime: &Runtime, far: &mut End, header: [u8; 10], body: &[u8]) 
 }
 
 fn write_packet(runtime: &Runtime, far: &mut End, offload: u8, body: &[u8]) {
-    let offload = crate::packet::Offload { kind: Kind::from_number(offload).unwrap(), gso_size: 0, header_len: 0 };
-    write_frame(runtime, far, crate::wire::frame::packet_header(&offload, body.len()), body);
+    let offload = crate::packet::Offload {
+        kind: Kind::from_number(offload).unwrap(),
+        gso_size: 0,
+        header_len: 0,
+    };
+    write_frame(
+        runtime,
+        far,
+        crate::wire::frame::packet_header(&offload, body.len()),
+        body,
+    );
 }
 
 #[test]
@@ -305,7 +475,8 @@ fn lying_frames_are_malformed_and_the_stream_goes_on() {
     write_packet(&runtime, &mut far, Kind::Tcp4 as u8, &good);
     write_packet(&runtime, &mut far, 0, b"no packet");
     write_packet(&runtime, &mut far, 0, &good[..20]);
-    let mut unknown_offload = crate::wire::frame::packet_header(&crate::packet::Offload::NONE, good.len());
+    let mut unknown_offload =
+        crate::wire::frame::packet_header(&crate::packet::Offload::NONE, good.len());
     unknown_offload[5] = 77;
     write_frame(&runtime, &mut far, unknown_offload, &good);
     write_packet(&runtime, &mut far, 0, &good);
@@ -316,8 +487,20 @@ fn lying_frames_are_malformed_and_the_stream_goes_on() {
 #[test]
 fn equal_prefixes_do_not_mix() {
     let runtime = Runtime::new().unwrap();
-    let a = Node::new(runtime.handle(), 1, &[1, 2], &[RED, BLUE], Segmentation::Offload);
-    let b = Node::new(runtime.handle(), 2, &[1, 2], &[RED, BLUE], Segmentation::Offload);
+    let a = Node::new(
+        runtime.handle(),
+        1,
+        &[1, 2],
+        &[RED, BLUE],
+        Segmentation::Offload,
+    );
+    let b = Node::new(
+        runtime.handle(),
+        2,
+        &[1, 2],
+        &[RED, BLUE],
+        Segmentation::Offload,
+    );
     connect(&a, &b, RED);
     connect(&a, &b, BLUE);
     for (id, body) in [(RED, b"red "), (BLUE, b"blue")] {
@@ -333,13 +516,34 @@ fn equal_prefixes_do_not_mix() {
 #[test]
 fn outbound_never_waits_for_a_peer() {
     let runtime = Runtime::new().unwrap();
-    let a = Node::new(runtime.handle(), 1, &[1, 2, 3], &[RED], Segmentation::Offload);
-    let b = Node::new(runtime.handle(), 2, &[1, 2, 3], &[RED], Segmentation::Offload);
+    let a = Node::new(
+        runtime.handle(),
+        1,
+        &[1, 2, 3],
+        &[RED],
+        Segmentation::Offload,
+    );
+    let b = Node::new(
+        runtime.handle(),
+        2,
+        &[1, 2, 3],
+        &[RED],
+        Segmentation::Offload,
+    );
     connect(&a, &b, RED);
     let (stalled, _never_read) = pipe(1);
-    a.path.carry_out(Key { subnet: RED, peer: peer(3) }, 1, via(), stalled);
+    a.path.carry_out(
+        Key {
+            subnet: RED,
+            peer: peer(3),
+        },
+        1,
+        via(),
+        stalled,
+    );
     for i in 0..3000u32 {
-        a.kernel().inject(&udp(ip("10.0.1.5"), ip("10.0.3.7"), &[0; 1300]));
+        a.kernel()
+            .inject(&udp(ip("10.0.1.5"), ip("10.0.3.7"), &[0; 1300]));
         let live = udp(ip("10.0.1.5"), ip("10.0.2.7"), &i.to_be_bytes());
         a.kernel().inject(&live);
         assert_eq!(b.kernel().read(LONG).unwrap().1, live, "packet {i}");
@@ -358,8 +562,22 @@ fn removed_member_is_cut() {
     assert_eq!(b.kernel().read(SHORT), None);
     // Its streams are refused from now on, too.
     let (_far, near) = pipe(100);
-    b.path.carry_out(Key { subnet: RED, peer: peer(1) }, 2, via(), near);
-    assert_eq!(b.path.links().connection(Key { subnet: RED, peer: peer(1) }), None);
+    b.path.carry_out(
+        Key {
+            subnet: RED,
+            peer: peer(1),
+        },
+        2,
+        via(),
+        near,
+    );
+    assert_eq!(
+        b.path.links().connection(Key {
+            subnet: RED,
+            peer: peer(1)
+        }),
+        None
+    );
 }
 
 #[test]
@@ -369,13 +587,27 @@ fn stream_of_a_stranger_is_closed_unread() {
     let mut far = stream_to(&runtime, &b, 3);
     let ended = runtime.block_on(async { futures::AsyncReadExt::read(&mut far, &mut [0]).await });
     assert_eq!(ended.unwrap(), 0);
-    assert_eq!(b.path.links().status(Key { subnet: RED, peer: peer(3) }).carried().rx_packets, 0);
+    assert_eq!(
+        b.path
+            .links()
+            .status(Key {
+                subnet: RED,
+                peer: peer(3)
+            })
+            .carried()
+            .rx_packets,
+        0
+    );
 }
 
 #[test]
 fn no_route_is_answered_and_noise_is_not() {
     let (_runtime, a, _b) = two(Segmentation::Offload);
-    for (source, destination) in [("10.0.1.5", "10.0.9.9"), ("fd00:1::5", "fd00:9::9"), ("10.0.1.5", "10.0.1.77")] {
+    for (source, destination) in [
+        ("10.0.1.5", "10.0.9.9"),
+        ("fd00:1::5", "fd00:9::9"),
+        ("10.0.1.5", "10.0.1.77"),
+    ] {
         let lost = udp(ip(source), ip(destination), b"lost");
         a.kernel().inject(&lost);
         let (_, reply) = a.kernel().read(LONG).unwrap();
@@ -391,7 +623,8 @@ fn no_route_is_answered_and_noise_is_not() {
         ("fd00:1::5", "fe80::9"),
         ("0.0.0.0", "10.0.2.2"),
     ] {
-        a.kernel().inject(&udp(ip(source), ip(destination), b"noise"));
+        a.kernel()
+            .inject(&udp(ip(source), ip(destination), b"noise"));
     }
     a.wait_count(RED, DropReason::Filtered, 5);
     assert_eq!(a.kernel().read(SHORT), None, "noise is not answered");
@@ -401,24 +634,54 @@ fn no_route_is_answered_and_noise_is_not() {
 fn refusals_of_a_members_machine_are_heard_and_passed_on() {
     let (_runtime, a, b) = two(Segmentation::Offload);
     let refused = |asked: &str, by: &str, code: u8| {
-        let mut lost = udp(ip(if by.contains('.') { "10.0.1.5" } else { "fd00:1::5" }), ip(asked), b"?");
+        let mut lost = udp(
+            ip(if by.contains('.') {
+                "10.0.1.5"
+            } else {
+                "fd00:1::5"
+            }),
+            ip(asked),
+            b"?",
+        );
         let ports = parse(&lost).unwrap().transport;
         lost[ports + 2..ports + 4].copy_from_slice(&2222u16.to_be_bytes());
-        let mut error = icmp::reply(&parse(&lost).unwrap(), &lost, ip(by), icmp::Failure::NoRoute).unwrap();
+        let mut error = icmp::reply(
+            &parse(&lost).unwrap(),
+            &lost,
+            ip(by),
+            icmp::Failure::NoRoute,
+        )
+        .unwrap();
         let at = parse(&error).unwrap().transport;
         error[at + 1] = code;
         b.kernel().inject(&error);
-        assert_eq!(a.kernel().read(LONG).map(|(_, packet)| packet), Some(error), "passed on");
+        assert_eq!(
+            a.kernel().read(LONG).map(|(_, packet)| packet),
+            Some(error),
+            "passed on"
+        );
     };
-    let key = Key { subnet: RED, peer: peer(2) };
-    let heard = || a.path.refusals(key).into_iter().map(|r| (r.address, r.proto, r.port)).collect::<Vec<_>>();
+    let key = Key {
+        subnet: RED,
+        peer: peer(2),
+    };
+    let heard = || {
+        a.path
+            .refusals(key)
+            .into_iter()
+            .map(|r| (r.address, r.proto, r.port))
+            .collect::<Vec<_>>()
+    };
     // A workload's refusal, and one for another reason, are nothing to us.
     refused("10.0.2.7", "10.0.2.7", 13);
     refused("10.0.2.1", "10.0.2.1", 1);
     assert_eq!(heard(), []);
     refused("10.0.2.1", "10.0.2.1", 13);
     refused("fd00:2::1", "fd00:2::1", 1);
-    let both = [(ip("fd00:2::1"), 17, Some(2222)), (ip("10.0.2.1"), 17, Some(2222))];
+    let both = [
+        (ip("fd00:2::1"), 17, Some(2222)),
+        (ip("10.0.2.1"), 17, Some(2222)),
+    ];
     assert_eq!(heard(), both);
     // What the port says ends it; another port says nothing about it.
     let says = |from: &str, to: &str, port: u16| {
@@ -438,9 +701,13 @@ fn refusals_of_a_members_machine_are_heard_and_passed_on() {
 #[test]
 fn too_big_is_answered_with_the_mtu() {
     let (_runtime, a, b) = two(Segmentation::Offload);
-    a.kernel().inject(&udp(ip("fd00:1::5"), ip("fd00:2::7"), &[0; 1400]));
+    a.kernel()
+        .inject(&udp(ip("fd00:1::5"), ip("fd00:2::7"), &[0; 1400]));
     let (_, reply) = a.kernel().read(LONG).unwrap();
-    assert_eq!((reply[40], &reply[44..48]), (2, 1420u32.to_be_bytes().as_slice()));
+    assert_eq!(
+        (reply[40], &reply[44..48]),
+        (2, 1420u32.to_be_bytes().as_slice())
+    );
     a.wait_count(RED, DropReason::TooBig, 1);
     assert_eq!(b.kernel().read(SHORT), None);
 }
@@ -449,20 +716,37 @@ fn too_big_is_answered_with_the_mtu() {
 fn too_big_from_a_peer_is_answered_through_its_stream() {
     let (_runtime, a, b) = two(Segmentation::Offload);
     let view = View::clone(&a.views.load());
-    let roomy = |s: &Arc<SubnetView>| Arc::new(SubnetView { mtu: 9000, ..SubnetView::clone(s) });
+    let roomy = |s: &Arc<SubnetView>| {
+        Arc::new(SubnetView {
+            mtu: 9000,
+            ..SubnetView::clone(s)
+        })
+    };
     let subnets = view.subnets.iter().map(|(id, s)| (*id, roomy(s))).collect();
-    a.views.store(Arc::new(View { generation: view.generation + 1, subnets, ..view }));
+    a.views.store(Arc::new(View {
+        generation: view.generation + 1,
+        subnets,
+        ..view
+    }));
     // Six: the kernel at the far end would have to cut it, which it may not.
-    a.kernel().inject(&udp(ip("fd00:1::5"), ip("fd00:2::7"), &[7; 2000]));
+    a.kernel()
+        .inject(&udp(ip("fd00:1::5"), ip("fd00:2::7"), &[7; 2000]));
     let (_, reply) = a.kernel().read(LONG).expect("an ICMP error");
-    assert_eq!((reply[40], &reply[44..48]), (2, 1420u32.to_be_bytes().as_slice()));
+    assert_eq!(
+        (reply[40], &reply[44..48]),
+        (2, 1420u32.to_be_bytes().as_slice())
+    );
     assert_eq!(parse(&reply).unwrap().source, ip("fd00:2::1"));
     b.wait_count(RED, DropReason::TooBig, 1);
     // Four without DF: the far kernel cuts it where it must.
     let mut whole = udp(ip("10.0.1.5"), ip("10.0.2.7"), &[7; 2000]);
     whole[6] &= !0x40;
     a.kernel().inject(&whole);
-    assert!(b.kernel().read(LONG).is_some_and(|(_, packet)| packet == whole));
+    assert!(
+        b.kernel()
+            .read(LONG)
+            .is_some_and(|(_, packet)| packet == whole)
+    );
 }
 
 #[test]
@@ -488,7 +772,10 @@ fn the_own_search_for_neighbours_is_no_loss() {
 fn what_is_not_here_is_answered_through_the_peers_stream() {
     let (_runtime, a, b) = two(Segmentation::Offload);
     // Of node 2's own lease, and nothing is attached there.
-    for (from, to, own) in [("10.0.1.5", "10.0.2.99", "10.0.2.1"), ("fd00:1::5", "fd00:2::99", "fd00:2::1")] {
+    for (from, to, own) in [
+        ("10.0.1.5", "10.0.2.99", "10.0.2.1"),
+        ("fd00:1::5", "fd00:2::99", "fd00:2::1"),
+    ] {
         let lost = udp(ip(from), ip(to), b"is anybody there");
         a.kernel().inject(&lost);
         let (_, reply) = a.kernel().read(LONG).expect("an ICMP error");
@@ -496,11 +783,21 @@ fn what_is_not_here_is_answered_through_the_peers_stream() {
         assert_eq!((facts.source, facts.destination), (ip(own), ip(from)));
         let says = (reply[facts.transport], reply[facts.transport + 1]);
         assert_eq!(says, if ip(from).is_ipv4() { (3, 1) } else { (1, 3) });
-        assert_eq!(&reply[facts.transport + 8..], &lost, "it quotes the packet that was lost");
+        assert_eq!(
+            &reply[facts.transport + 8..],
+            &lost,
+            "it quotes the packet that was lost"
+        );
     }
     // An error is not answered, nor what comes from an address that is not the sender's.
     let lost = udp(ip("10.0.1.5"), ip("10.0.2.7"), b"x");
-    let mut error = icmp::reply(&parse(&lost).unwrap(), &lost, ip("10.0.1.5"), icmp::Failure::NoRoute).unwrap();
+    let mut error = icmp::reply(
+        &parse(&lost).unwrap(),
+        &lost,
+        ip("10.0.1.5"),
+        icmp::Failure::NoRoute,
+    )
+    .unwrap();
     error[16..20].copy_from_slice(&[10, 0, 2, 99]);
     error[10..12].copy_from_slice(&[0, 0]);
     let sum = checksum::finish(checksum::sum(&error[..20], 0));
@@ -523,13 +820,22 @@ fn equal_datagrams_of_one_read_are_written_at_once() {
     let mut far = stream_to(&runtime, &b, 1);
     let datagram = udp(ip("fd00:1::5"), ip("fd00:2::7"), &[7; 1000]);
     let stranger = udp(ip("fd00:1::6"), ip("fd00:2::7"), &[8; 1000]);
-    let partial = crate::packet::Offload { kind: Kind::Partial, gso_size: 0, header_len: 0 };
+    let partial = crate::packet::Offload {
+        kind: Kind::Partial,
+        gso_size: 0,
+        header_len: 0,
+    };
     let mut bytes = Vec::new();
     for packet in [&datagram, &datagram, &datagram, &stranger, &datagram] {
         bytes.extend_from_slice(&crate::wire::frame::packet_header(&partial, packet.len()));
         bytes.extend_from_slice(packet);
     }
-    write_frame(&runtime, &mut far, bytes[..10].try_into().unwrap(), &bytes[10..]);
+    write_frame(
+        &runtime,
+        &mut far,
+        bytes[..10].try_into().unwrap(),
+        &bytes[10..],
+    );
     let mut lengths = Vec::new();
     while lengths.iter().sum::<usize>() < 5000 {
         let (undone, packet) = b.kernel().read(LONG).expect("the datagrams");
@@ -538,8 +844,21 @@ fn equal_datagrams_of_one_read_are_written_at_once() {
         lengths.push(packet.payload());
     }
     // How much one read brings is the pipe's business; the order is ours.
-    assert_eq!(lengths.iter().rev().take(2).collect::<Vec<_>>(), [&1000, &1000]);
-    assert_eq!(b.path.links().status(Key { subnet: RED, peer: peer(1) }).carried().rx_packets, 5);
+    assert_eq!(
+        lengths.iter().rev().take(2).collect::<Vec<_>>(),
+        [&1000, &1000]
+    );
+    assert_eq!(
+        b.path
+            .links()
+            .status(Key {
+                subnet: RED,
+                peer: peer(1)
+            })
+            .carried()
+            .rx_packets,
+        5
+    );
 }
 
 #[test]
@@ -561,7 +880,12 @@ fn inbound_notices_a_deleted_tun() {
     let b = Node::new(runtime.handle(), 2, &[1, 2], &[RED], Segmentation::Offload);
     b.path.detach_tun(RED);
     let mut far = stream_to(&runtime, &b, 1);
-    write_packet(&runtime, &mut far, 0, &udp(ip("10.0.1.5"), ip("10.0.2.7"), b"x"));
+    write_packet(
+        &runtime,
+        &mut far,
+        0,
+        &udp(ip("10.0.1.5"), ip("10.0.2.7"), b"x"),
+    );
     b.wait_count(RED, DropReason::NoRoute, 1);
 }
 

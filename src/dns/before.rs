@@ -41,7 +41,12 @@ impl Before {
         let way = Way::within(netns.clone(), Arc::clone(door));
         // Nothing is kept: neighbours come and go, and who asked them kept nothing either.
         let resolver = resolver(servers, false, 0, way)?;
-        Some(Before { netns: netns.clone(), servers: servers.to_vec(), resolver, asking: Mutex::default() })
+        Some(Before {
+            netns: netns.clone(),
+            servers: servers.to_vec(),
+            resolver,
+            asking: Mutex::default(),
+        })
     }
 
     /// Whether it is the one for these.
@@ -91,7 +96,11 @@ impl Before {
     }
 }
 
-async fn ask_host(host: Option<&Resolvers>, name: &Name, kind: RecordType) -> Result<Lookup, NetError> {
+async fn ask_host(
+    host: Option<&Resolvers>,
+    name: &Name,
+    kind: RecordType,
+) -> Result<Lookup, NetError> {
     match host {
         Some(host) => host.lookup(name, kind).await,
         None => Err(NetError::from("there are no resolvers")),

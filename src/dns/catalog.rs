@@ -24,7 +24,10 @@ impl Catalog {
     pub(super) fn update(&mut self, view: &View, forwards: bool) -> BTreeMap<SubnetId, Served> {
         self.indexes.retain(|id, _| view.subnets.contains_key(id));
         for (id, subnet) in &view.subnets {
-            let known = self.indexes.get(id).is_some_and(|i| Arc::ptr_eq(i.zone(), &subnet.zone));
+            let known = self
+                .indexes
+                .get(id)
+                .is_some_and(|i| Arc::ptr_eq(i.zone(), &subnet.zone));
             if !known {
                 match ZoneIndex::new(Arc::clone(&subnet.zone)) {
                     Some(index) => self.indexes.insert(*id, Arc::new(index)),
@@ -53,7 +56,10 @@ impl Catalog {
     /// What those are told who are in all of these subnets.
     fn reach(&self, view: &View, subnets: &BTreeSet<SubnetId>) -> Reach {
         Reach {
-            zones: subnets.iter().filter_map(|id| self.indexes.get(id).cloned()).collect(),
+            zones: subnets
+                .iter()
+                .filter_map(|id| self.indexes.get(id).cloned())
+                .collect(),
             owned: owned(subnets.iter().filter_map(|id| view.subnets.get(id))),
         }
     }
@@ -64,17 +70,24 @@ impl Catalog {
         let mut askers: BTreeMap<_, Vec<&WorkloadConfig>> = BTreeMap::new();
         for workload in &view.host.workloads {
             let netns = &workload.netns;
-            askers.entry((netns.device, netns.inode, netns.cookie)).or_default().push(workload);
+            askers
+                .entry((netns.device, netns.inode, netns.cookie))
+                .or_default()
+                .push(workload);
         }
         let mut reaches: BTreeMap<BTreeSet<SubnetId>, Arc<Reach>> = BTreeMap::new();
         let mut found: BTreeMap<SubnetId, HashMap<IpAddr, Arc<Reach>>> = BTreeMap::new();
         for asker in askers.values() {
             let subnets: BTreeSet<SubnetId> = asker.iter().map(|w| w.subnet).collect();
-            let reach =
-                reaches.entry(subnets.clone()).or_insert_with_key(|subnets| Arc::new(self.reach(view, subnets)));
+            let reach = reaches
+                .entry(subnets.clone())
+                .or_insert_with_key(|subnets| Arc::new(self.reach(view, subnets)));
             for id in subnets {
                 let addresses = asker.iter().flat_map(|w| &w.addresses);
-                found.entry(id).or_default().extend(addresses.map(|a| (*a, Arc::clone(reach))));
+                found
+                    .entry(id)
+                    .or_default()
+                    .extend(addresses.map(|a| (*a, Arc::clone(reach))));
             }
         }
         found
@@ -103,5 +116,8 @@ fn prefixes(subnet: &SubnetView) -> Vec<ipnet::IpNet> {
 
 /// Addresses of this node: never asked as resolvers, and as askers the machine itself.
 pub(super) fn own_addresses(view: &View) -> HashSet<IpAddr> {
-    view.subnets.values().flat_map(|s| s.addresses.iter().copied()).collect()
+    view.subnets
+        .values()
+        .flat_map(|s| s.addresses.iter().copied())
+        .collect()
 }

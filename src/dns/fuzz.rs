@@ -32,19 +32,37 @@ impl Fixture {
         let own: IpAddr = "10.42.7.1".parse().unwrap();
         let entry = |data| Entry { ttl: 60, data };
         let alias = |target: &str| vec![entry(RecordData::Cname(target.to_owned()))];
-        let srv = RecordData::Srv { priority: 1, weight: 2, port: 80, target: "db.lab.internal".to_owned() };
-        let many = (0..200u8).map(|n| entry(RecordData::Address([10, 42, 9, n].into()))).collect();
+        let srv = RecordData::Srv {
+            priority: 1,
+            weight: 2,
+            port: 80,
+            target: "db.lab.internal".to_owned(),
+        };
+        let many = (0..200u8)
+            .map(|n| entry(RecordData::Address([10, 42, 9, n].into())))
+            .collect();
         let names: [(&str, Vec<Entry>); 6] = [
-            ("db", vec![entry(RecordData::Address(own)), entry(RecordData::Txt("x".repeat(255)))]),
+            (
+                "db",
+                vec![
+                    entry(RecordData::Address(own)),
+                    entry(RecordData::Txt("x".repeat(255))),
+                ],
+            ),
             ("a", alias("b.lab.internal")),
             ("b", alias("a.lab.internal")),
             ("out", alias("example.org")),
             ("_http._tcp", vec![entry(srv)]),
             ("big", many),
         ];
-        let prefixes = vec!["10.42.0.0/16".parse().unwrap(), "fd00:42::/48".parse().unwrap()];
+        let prefixes = vec![
+            "10.42.0.0/16".parse().unwrap(),
+            "fd00:42::/48".parse().unwrap(),
+        ];
         let mut zone = Zone::new("lab.internal".to_owned(), prefixes);
-        names.into_iter().for_each(|(name, entries)| zone.set(name, entries.into()));
+        names
+            .into_iter()
+            .for_each(|(name, entries)| zone.set(name, entries.into()));
         zone.point(own, "db.lab.internal".into());
         let id = SubnetId([4; 16]);
         let subnet = SubnetView {
@@ -63,9 +81,16 @@ impl Fixture {
             zone: Arc::new(zone),
         };
         let subnets = BTreeMap::from([(id, Arc::new(subnet))]);
-        let view = View { generation: 1, subnets, ..View::default() };
+        let view = View {
+            generation: 1,
+            subnets,
+            ..View::default()
+        };
         let served = Catalog::default().update(&view, true).remove(&id).unwrap();
-        Fixture(Arc::new(Handler::new(Arc::new(ArcSwap::from_pointee(served)), Arc::new(Shared::new()))))
+        Fixture(Arc::new(Handler::new(
+            Arc::new(ArcSwap::from_pointee(served)),
+            Arc::new(Shared::new()),
+        )))
     }
 
     /// What is sent back for `raw`, from this machine (`local`) or from another member.

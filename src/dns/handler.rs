@@ -48,7 +48,11 @@ impl Handler {
 impl RequestHandler for Handler {
     /// Answers from the zone without waiting for anything; only what goes to the host's resolvers waits, and that holds
     /// one of the places [in flight](super::IN_FLIGHT).
-    async fn handle_request<R: ResponseHandler, T: Time>(&self, request: &Request, outbox: R) -> ResponseInfo {
+    async fn handle_request<R: ResponseHandler, T: Time>(
+        &self,
+        request: &Request,
+        outbox: R,
+    ) -> ResponseInfo {
         let served = self.served();
         let counters = &self.shared.counters;
         let mut reply = match served.decide(request) {
@@ -72,7 +76,11 @@ impl RequestHandler for Handler {
 }
 
 /// Hands a reply that [fits](Reply::fit) to `outbox`.
-pub(super) async fn send<R: ResponseHandler>(reply: Reply, request: &Request, mut outbox: R) -> ResponseInfo {
+pub(super) async fn send<R: ResponseHandler>(
+    reply: Reply,
+    request: &Request,
+    mut outbox: R,
+) -> ResponseInfo {
     let response = MessageResponseBuilder::new(&request.queries, reply.edns.as_ref()).build(
         reply.metadata,
         &reply.answers,
@@ -93,7 +101,11 @@ pub(super) async fn send<R: ResponseHandler>(reply: Reply, request: &Request, mu
 fn not_sent(request: &Request, code: ResponseCode) -> ResponseInfo {
     let mut metadata = Metadata::response_from_request(&request.metadata);
     metadata.response_code = code;
-    Header { metadata, counts: HeaderCounts::default() }.into()
+    Header {
+        metadata,
+        counts: HeaderCounts::default(),
+    }
+    .into()
 }
 
 /// Keeps the one reply of one request; clones are the same.
@@ -163,6 +175,8 @@ pub(super) async fn answer(
         return Some(error);
     };
     let outbox = Outbox::default();
-    handler.handle_request::<_, TokioTime>(&request, outbox.clone()).await;
+    handler
+        .handle_request::<_, TokioTime>(&request, outbox.clone())
+        .await;
     outbox.take()
 }

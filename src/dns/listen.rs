@@ -17,7 +17,9 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use hickory_server::net::xfer::Protocol;
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt,
+};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -101,18 +103,26 @@ impl Shared {
 impl Connections {
     /// Makes room for one more of `source`; gives back how many were closed for it.
     fn make_room(&mut self, source: Source) -> u64 {
-        let of = |open: &[(u64, Source, AbortHandle)], who: Source| open.iter().filter(|(_, s, _)| *s == who).count();
+        let of = |open: &[(u64, Source, AbortHandle)], who: Source| {
+            open.iter().filter(|(_, s, _)| *s == who).count()
+        };
         let mut closed = 0;
         loop {
             let victim = if of(&self.open, source) >= PER_SOURCE {
                 source
             } else if self.open.len() >= CONNECTIONS {
-                let most = self.open.iter().map(|(_, s, _)| *s).max_by_key(|s| of(&self.open, *s));
+                let most = self
+                    .open
+                    .iter()
+                    .map(|(_, s, _)| *s)
+                    .max_by_key(|s| of(&self.open, *s));
                 most.unwrap_or(source)
             } else {
                 return closed;
             };
-            let Some(at) = self.open.iter().position(|(_, s, _)| *s == victim) else { return closed };
+            let Some(at) = self.open.iter().position(|(_, s, _)| *s == victim) else {
+                return closed;
+            };
             self.open.remove(at).2.abort();
             closed += 1;
         }
@@ -140,7 +150,10 @@ impl Sockets {
     pub(super) fn bind(address: SocketAddr) -> io::Result<Sockets> {
         let udp = std::net::UdpSocket::from(bound(address, SockType::Datagram)?);
         let tcp = std::net::TcpListener::from(bound(address, SockType::Stream)?);
-        Ok(Sockets { udp: UdpSocket::from_std(udp)?, tcp: TcpListener::from_std(tcp)? })
+        Ok(Sockets {
+            udp: UdpSocket::from_std(udp)?,
+            tcp: TcpListener::from_std(tcp)?,
+        })
     }
 
     /// The address really bound, for tests with port 0.
@@ -166,7 +179,11 @@ impl Sockets {
 
 /// A socket of `kind` on exactly `address`.
 fn bound(address: SocketAddr, kind: SockType) -> io::Result<std::os::fd::OwnedFd> {
-    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let family = if address.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = nix::sys::socket::socket(family, kind, flags, None)?;
     // The address comes with the link; binding first closes the gap in which nobody answers. Of IPv6 sockets too.
@@ -208,7 +225,12 @@ async fn serve_udp(socket: Arc<UdpSocket>, handler: Arc<Handler>) {
         if !shared.take(from.ip()) {
             continue;
         }
-        let mut reply = Box::pin(answer(Arc::clone(&handler), bytes.to_vec(), from, Protocol::Udp));
+        let mut reply = Box::pin(answer(
+            Arc::clone(&handler),
+            bytes.to_vec(),
+            from,
+            Protocol::Udp,
+        ));
         match futures::poll!(reply.as_mut()) {
             Poll::Ready(Some(reply)) => send(&socket, &reply, from).await,
             Poll::Ready(None) => {}
@@ -254,10 +276,16 @@ async fn serve_tcp(listener: TcpListener, handler: Arc<Handler>) {
         let mut table = shared.connections.lock();
         let source = Source::of(from.ip());
         let closed = table.make_room(source);
-        shared.counters.closed.fetch_add(closed, std::sync::atomic::Ordering::Relaxed);
+        shared
+            .counters
+            .closed
+            .fetch_add(closed, std::sync::atomic::Ordering::Relaxed);
         let id = table.next;
         table.next = id.wrapping_add(1);
-        let place = Place { shared: Arc::clone(shared), id };
+        let place = Place {
+            shared: Arc::clone(shared),
+            id,
+        };
         // The table stays locked until the entry is in: a task that ends at once waits for that.
         let task = tasks.spawn(connection(stream, from, Arc::clone(&handler), place));
         table.open.push((id, source, task));
@@ -316,5 +344,7 @@ async fn read_message(reader: &mut OwnedReadHalf) -> io::Result<Vec<u8>> {
 /// Writes one message with its length in front.
 async fn write_message(writer: &mut OwnedWriteHalf, message: &[u8]) -> io::Result<()> {
     let length = u16::try_from(message.len()).map_err(io::Error::other)?;
-    writer.write_all(&[length.to_be_bytes().as_slice(), message].concat()).await
+    writer
+        .write_all(&[length.to_be_bytes().as_slice(), message].concat())
+        .await
 }

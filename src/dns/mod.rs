@@ -102,7 +102,12 @@ pub struct DnsConfig {
 
 impl Default for DnsConfig {
     fn default() -> Self {
-        DnsConfig { mode: Mode::Split, port: 53, resolv_conf: PathBuf::from("/etc/resolv.conf"), upstreams: None }
+        DnsConfig {
+            mode: Mode::Split,
+            port: 53,
+            resolv_conf: PathBuf::from("/etc/resolv.conf"),
+            upstreams: None,
+        }
     }
 }
 
@@ -116,7 +121,11 @@ pub async fn resolvers() -> BTreeSet<IpAddr> {
     if found.iter().any(|server| server.ip().is_loopback()) {
         found.extend(upstream::read(std::path::Path::new(RESOLVED)).await);
     }
-    found.into_iter().map(|server| server.ip().to_canonical()).filter(|ip| !ip.is_loopback()).collect()
+    found
+        .into_iter()
+        .map(|server| server.ip().to_canonical())
+        .filter(|ip| !ip.is_loopback())
+        .collect()
 }
 
 /// An address that is not answered at the moment.
@@ -225,7 +234,11 @@ type Key = (SubnetId, SocketAddr);
 impl Dns {
     /// A server that answers nothing until it [runs](Self::run).
     pub fn new(config: DnsConfig) -> Dns {
-        Dns { config: Arc::new(config), shared: Arc::new(Shared::new()), problems: watch::Sender::default() }
+        Dns {
+            config: Arc::new(config),
+            shared: Arc::new(Shared::new()),
+            problems: watch::Sender::default(),
+        }
     }
 
     /// The addresses that cannot be bound, as they come and go.
@@ -253,14 +266,21 @@ impl Dns {
             stop.cancelled().await;
             return;
         }
-        let mut server =
-            Server { dns: self, catalog: Catalog::default(), zones: BTreeMap::new(), serving: BTreeMap::new() };
+        let mut server = Server {
+            dns: self,
+            catalog: Catalog::default(),
+            zones: BTreeMap::new(),
+            serving: BTreeMap::new(),
+        };
         let mut source = Source::default();
         let mut retry = tokio::time::interval(RETRY);
         let mut reread = tokio::time::interval(REREAD);
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         reread.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        server.dns.read_upstreams(&mut source, &view.load(), &mut former).await;
+        server
+            .dns
+            .read_upstreams(&mut source, &view.load(), &mut former)
+            .await;
         server.follow(&view.load()).await;
         loop {
             tokio::select! {
@@ -292,12 +312,25 @@ impl Dns {
     async fn read_upstreams(&self, source: &mut Source, view: &View, former: &mut Formers) {
         let own = own_addresses(view);
         let upstream = &self.shared.upstream;
-        upstream.refresh(source, &self.config.resolv_conf, self.config.upstreams.as_deref(), &own).await;
+        upstream
+            .refresh(
+                source,
+                &self.config.resolv_conf,
+                self.config.upstreams.as_deref(),
+                &own,
+            )
+            .await;
         let applied = former.applied.borrow_and_update();
         let askers = view.host.workloads.iter().filter_map(|workload| {
-            let ResolvConf::Replace(path) = &workload.resolv_conf else { return None };
+            let ResolvConf::Replace(path) = &workload.resolv_conf else {
+                return None;
+            };
             let servers = applied.former_servers.get(path)?;
-            Some((&workload.netns, workload.addresses.as_slice(), servers.as_slice()))
+            Some((
+                &workload.netns,
+                workload.addresses.as_slice(),
+                servers.as_slice(),
+            ))
         });
         upstream.follow(source, askers, &own, &former.door);
     }
@@ -309,8 +342,14 @@ impl Dns {
     ///
     /// # Errors
     /// [`QueryError`] where it is no question at all.
-    pub async fn query(&self, view: &View, name: &str, kind: &str) -> Result<QueryAnswer, QueryError> {
-        let kind = RecordType::from_str(&kind.to_ascii_uppercase()).map_err(|_| QueryError::Kind(cut(kind)))?;
+    pub async fn query(
+        &self,
+        view: &View,
+        name: &str,
+        kind: &str,
+    ) -> Result<QueryAnswer, QueryError> {
+        let kind = RecordType::from_str(&kind.to_ascii_uppercase())
+            .map_err(|_| QueryError::Kind(cut(kind)))?;
         let asked = asked_name(name).ok_or_else(|| QueryError::Name(cut(name)))?;
         let zones = Catalog::default().update(view, self.shared.upstream.is_ready());
         let single = asked.num_labels() == 1 && !name.ends_with('.');
@@ -319,13 +358,19 @@ impl Dns {
                 return Err(QueryError::NoSubnet);
             }
             for served in zones.into_values() {
-                let Ok(full) = asked.clone().append_domain(served.index.origin()) else { continue };
+                let Ok(full) = asked.clone().append_domain(served.index.origin()) else {
+                    continue;
+                };
                 let answer = self.ask(served, full, kind).await;
                 if answer.outcome != Outcome::NoSuchName {
                     return Ok(answer);
                 }
             }
-            return Ok(QueryAnswer { outcome: Outcome::NoSuchName, authoritative: true, records: Vec::new() });
+            return Ok(QueryAnswer {
+                outcome: Outcome::NoSuchName,
+                authoritative: true,
+                records: Vec::new(),
+            });
         }
         let mut zones: Vec<Served> = zones.into_values().collect();
         let owner = zones.iter().position(|s| s.index.owns(&asked)).unwrap_or(0);
@@ -340,7 +385,10 @@ impl Dns {
         message.metadata.recursion_desired = true;
         message.add_query(Query::query(name, kind));
         let bytes = message.to_vec().unwrap_or_default();
-        let handler = Handler::new(Arc::new(ArcSwap::from_pointee(served)), Arc::clone(&self.shared));
+        let handler = Handler::new(
+            Arc::new(ArcSwap::from_pointee(served)),
+            Arc::clone(&self.shared),
+        );
         let source = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let reply = handler::answer(Arc::new(handler), bytes, source, Protocol::Tcp).await;
         read_answer(&reply.unwrap_or_default())
@@ -359,13 +407,16 @@ struct Server {
 impl Server {
     /// Takes over a view: new answers first, then sockets.
     async fn follow(&mut self, view: &View) {
-        let served = self.catalog.update(view, self.dns.shared.upstream.is_ready());
+        let served = self
+            .catalog
+            .update(view, self.dns.shared.upstream.is_ready());
         self.zones.retain(|id, _| served.contains_key(id));
         for (id, served) in served {
             match self.zones.get(&id) {
                 Some(slot) => slot.store(Arc::new(served)),
                 None => {
-                    self.zones.insert(id, Arc::new(ArcSwap::from_pointee(served)));
+                    self.zones
+                        .insert(id, Arc::new(ArcSwap::from_pointee(served)));
                 }
             }
         }
@@ -375,8 +426,18 @@ impl Server {
     /// Opens what is missing, closes what is not wanted any more, and says what could not be opened.
     async fn bind(&mut self, view: &View) {
         let wanted = self.wanted(view);
-        let ended: Vec<Key> = self.serving.keys().filter(|k| !wanted.contains(k)).copied().collect();
-        let broken: Vec<Key> = self.serving.iter().filter(|(_, s)| s.task.is_finished()).map(|(k, _)| *k).collect();
+        let ended: Vec<Key> = self
+            .serving
+            .keys()
+            .filter(|k| !wanted.contains(k))
+            .copied()
+            .collect();
+        let broken: Vec<Key> = self
+            .serving
+            .iter()
+            .filter(|(_, s)| s.task.is_finished())
+            .map(|(k, _)| *k)
+            .collect();
         for key in ended.into_iter().chain(broken) {
             if let Some(serving) = self.serving.remove(&key) {
                 serving.end().await;
@@ -416,13 +477,19 @@ impl Server {
         view.subnets
             .values()
             .filter(|s| self.zones.contains_key(&s.id))
-            .flat_map(|s| s.addresses.iter().map(|a| (s.id, SocketAddr::new(*a, port))))
+            .flat_map(|s| {
+                s.addresses
+                    .iter()
+                    .map(|a| (s.id, SocketAddr::new(*a, port)))
+            })
             .filter(|(_, a)| !a.ip().is_unspecified() && !a.ip().is_multicast())
             .collect()
     }
 
     fn open(&mut self, key: Key) -> io::Result<()> {
-        let Some(served) = self.zones.get(&key.0) else { return Ok(()) };
+        let Some(served) = self.zones.get(&key.0) else {
+            return Ok(());
+        };
         let sockets = Sockets::bind(key.1)?;
         let stop = CancellationToken::new();
         let handler = Handler::new(Arc::clone(served), Arc::clone(&self.dns.shared));
@@ -466,7 +533,11 @@ fn cut(text: &str) -> String {
 
 fn read_answer(reply: &[u8]) -> QueryAnswer {
     let Ok(message) = Message::from_vec(reply) else {
-        return QueryAnswer { outcome: Outcome::Failed, authoritative: false, records: Vec::new() };
+        return QueryAnswer {
+            outcome: Outcome::Failed,
+            authoritative: false,
+            records: Vec::new(),
+        };
     };
     let outcome = match message.metadata.response_code {
         ResponseCode::NoError => Outcome::Exists,
@@ -480,7 +551,11 @@ fn read_answer(reply: &[u8]) -> QueryAnswer {
         ttl: r.ttl,
         value: value(&r.data),
     });
-    QueryAnswer { outcome, authoritative: message.metadata.authoritative, records: records.collect() }
+    QueryAnswer {
+        outcome,
+        authoritative: message.metadata.authoritative,
+        records: records.collect(),
+    }
 }
 
 fn undotted(name: &DnsName) -> String {
@@ -491,7 +566,13 @@ fn value(data: &RData) -> String {
     match data {
         RData::CNAME(name) => undotted(&name.0),
         RData::PTR(name) => undotted(&name.0),
-        RData::SRV(srv) => format!("{} {} {} {}", srv.priority, srv.weight, srv.port, undotted(&srv.target)),
+        RData::SRV(srv) => format!(
+            "{} {} {} {}",
+            srv.priority,
+            srv.weight,
+            srv.port,
+            undotted(&srv.target)
+        ),
         other => other.to_string(),
     }
 }

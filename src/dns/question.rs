@@ -136,7 +136,9 @@ pub(super) struct Reply {
 
 /// Looks at the header and at the form of the question's name, without decoding anything.
 pub(super) fn glance(bytes: &[u8]) -> Glance {
-    let Some(head) = bytes.first_chunk::<HEADER>() else { return Glance::Drop };
+    let Some(head) = bytes.first_chunk::<HEADER>() else {
+        return Glance::Drop;
+    };
     // An answer is never answered: two servers would talk for ever.
     if head[2] & 0x80 != 0 {
         return Glance::Drop;
@@ -200,8 +202,11 @@ impl Served {
     /// the one nearest to the name: a zone may lie in another, and two subnets may have the same.
     fn look(&self, reach: Option<&Reach>, name: &DnsName, kind: RecordType) -> Option<Answer> {
         let own = std::iter::once(&self.index);
-        let mut others: Vec<&Arc<ZoneIndex>> =
-            reach.into_iter().flat_map(|r| &r.zones).filter(|zone| !Arc::ptr_eq(zone, &self.index)).collect();
+        let mut others: Vec<&Arc<ZoneIndex>> = reach
+            .into_iter()
+            .flat_map(|r| &r.zones)
+            .filter(|zone| !Arc::ptr_eq(zone, &self.index))
+            .collect();
         others.sort_by_key(|zone| std::cmp::Reverse(zone.origin().num_labels()));
         let mut none = None;
         for zone in own.chain(others).filter(|zone| zone.owns(name)) {
@@ -218,12 +223,22 @@ impl Served {
     fn resolve(&self, reach: Option<&Reach>, name: &DnsName, kind: RecordType) -> Option<Answer> {
         let mut answer = self.look(reach, name, kind)?;
         for _ in 0..MAX_CROSSED {
-            let Some(target) = answer.outside.as_ref().filter(|_| reach.is_some()) else { return Some(answer) };
-            let Some(next) = self.look(reach, target, kind) else { return Some(answer) };
+            let Some(target) = answer.outside.as_ref().filter(|_| reach.is_some()) else {
+                return Some(answer);
+            };
+            let Some(next) = self.look(reach, target, kind) else {
+                return Some(answer);
+            };
             answer.answers.extend(next.answers);
-            answer = Answer { answers: answer.answers, ..next };
+            answer = Answer {
+                answers: answer.answers,
+                ..next
+            };
         }
-        let looped = answer.outside.as_ref().is_some_and(|target| self.look(reach, target, kind).is_some());
+        let looped = answer
+            .outside
+            .as_ref()
+            .is_some_and(|target| self.look(reach, target, kind).is_some());
         Some(if looped { Answer::loops() } else { answer })
     }
 
@@ -266,12 +281,24 @@ impl Served {
         if !recurse {
             return Decision::Refuse(reply.code(ResponseCode::Refused));
         }
-        Decision::Forward(Box::new(Forward { name, kind, asker, reach: Arc::clone(reach), reply }))
+        Decision::Forward(Box::new(Forward {
+            name,
+            kind,
+            asker,
+            reach: Arc::clone(reach),
+            reply,
+        }))
     }
 }
 
 /// A reply of our zones; a CNAME that leads outside is followed for those who may recurse, who are told what is in `reach`.
-fn zone(mut reply: Reply, answer: Answer, kind: RecordType, asker: IpAddr, reach: Option<&Arc<Reach>>) -> Decision {
+fn zone(
+    mut reply: Reply,
+    answer: Answer,
+    kind: RecordType,
+    asker: IpAddr,
+    reach: Option<&Arc<Reach>>,
+) -> Decision {
     reply.metadata.authoritative = answer.code != ResponseCode::ServFail;
     reply.metadata.response_code = answer.code;
     reply.answers = answer.answers;
@@ -280,7 +307,13 @@ fn zone(mut reply: Reply, answer: Answer, kind: RecordType, asker: IpAddr, reach
     let reach = reach.filter(|_| reply.metadata.recursion_desired && !is_meta(kind));
     match (reach, answer.outside) {
         (Some(reach), Some(name)) if !reach.owned.covers(&name) => {
-            Decision::Forward(Box::new(Forward { name, kind, asker, reach: Arc::clone(reach), reply }))
+            Decision::Forward(Box::new(Forward {
+                name,
+                kind,
+                asker,
+                reach: Arc::clone(reach),
+                reply,
+            }))
         }
         _ => Decision::Answer(reply),
     }
@@ -288,7 +321,12 @@ fn zone(mut reply: Reply, answer: Answer, kind: RecordType, asker: IpAddr, reach
 
 impl Forward {
     /// The reply with what was found outside.
-    pub(super) fn finish(mut self, code: ResponseCode, answers: Vec<Record>, authorities: Vec<Record>) -> Reply {
+    pub(super) fn finish(
+        mut self,
+        code: ResponseCode,
+        answers: Vec<Record>,
+        authorities: Vec<Record>,
+    ) -> Reply {
         self.reply.metadata.response_code = code;
         self.reply.answers.extend(answers);
         self.reply.authorities.extend(authorities);
@@ -309,7 +347,11 @@ impl Reply {
             edns
         });
         let limit = match request.protocol() {
-            Protocol::Udp => request.edns.as_ref().map_or(PLAIN_UDP, Edns::max_payload).clamp(PLAIN_UDP, MAX_UDP),
+            Protocol::Udp => request
+                .edns
+                .as_ref()
+                .map_or(PLAIN_UDP, Edns::max_payload)
+                .clamp(PLAIN_UDP, MAX_UDP),
             _ => u16::MAX,
         };
         Reply {
@@ -357,20 +399,37 @@ impl Reply {
             &self.additionals,
         );
         // Hickory sets TC by itself where a section did not fit.
-        response.destructive_emit(&mut encoder).is_ok_and(|info| info.truncation == self.metadata.truncation)
+        response
+            .destructive_emit(&mut encoder)
+            .is_ok_and(|info| info.truncation == self.metadata.truncation)
     }
 }
 
 /// Types that are not data.
 fn is_meta(kind: RecordType) -> bool {
-    matches!(kind, RecordType::ANY | RecordType::OPT | RecordType::TSIG | RecordType::ZERO)
-        || (249..=255).contains(&u16::from(kind))
+    matches!(
+        kind,
+        RecordType::ANY | RecordType::OPT | RecordType::TSIG | RecordType::ZERO
+    ) || (249..=255).contains(&u16::from(kind))
 }
 
 /// A header with a code and nothing else.
 fn bare(id: u16, opcode: OpCode, code: ResponseCode) -> Vec<u8> {
     let [high, low] = id.to_be_bytes();
-    vec![high, low, 0x80 | (u8::from(opcode) << 3), code.low(), 0, 0, 0, 0, 0, 0, 0, 0]
+    vec![
+        high,
+        low,
+        0x80 | (u8::from(opcode) << 3),
+        code.low(),
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ]
 }
 
 #[cfg(test)]

@@ -34,7 +34,11 @@ fn subnet(id: u8, addresses: &[&str], zone: Arc<Zone>) -> SubnetView {
 
 fn view(subnets: Vec<SubnetView>) -> View {
     let subnets = subnets.into_iter().map(|s| (s.id, Arc::new(s))).collect();
-    View { generation: 1, subnets, ..View::default() }
+    View {
+        generation: 1,
+        subnets,
+        ..View::default()
+    }
 }
 
 struct Running {
@@ -68,19 +72,36 @@ fn free_port() -> u16 {
 
 fn start(view: View, upstreams: Vec<SocketAddr>) -> Running {
     let port = free_port();
-    let config = DnsConfig { port, upstreams: Some(upstreams), ..DnsConfig::default() };
+    let config = DnsConfig {
+        port,
+        upstreams: Some(upstreams),
+        ..DnsConfig::default()
+    };
     let dns = Dns::new(config);
     let view = Arc::new(ArcSwap::from_pointee(view));
     let (tick, ticks) = watch::channel(0);
     let stop = CancellationToken::new();
-    let task = tokio::spawn(dns.clone().run(Arc::clone(&view), ticks, no_formers(), stop.clone()));
-    Running { dns, view, tick, stop, task, port }
+    let task = tokio::spawn(
+        dns.clone()
+            .run(Arc::clone(&view), ticks, no_formers(), stop.clone()),
+    );
+    Running {
+        dns,
+        view,
+        tick,
+        stop,
+        task,
+        port,
+    }
 }
 
 /// No container had a resolver of its own.
 fn no_formers() -> Formers {
     let door: Door = Arc::new(|_, _, _| Box::pin(async { Err(io::ErrorKind::Unsupported.into()) }));
-    Formers { applied: watch::channel(Applied::default()).1, door }
+    Formers {
+        applied: watch::channel(Applied::default()).1,
+        door,
+    }
 }
 
 fn question(name: &str, kind: RecordType) -> Vec<u8> {
@@ -92,7 +113,13 @@ fn question(name: &str, kind: RecordType) -> Vec<u8> {
 
 /// Asks over UDP until there is an answer: the server may not have bound yet.
 async fn ask(to: SocketAddr, name: &str, kind: RecordType) -> Message {
-    let local: SocketAddr = if to.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" }.parse().unwrap();
+    let local: SocketAddr = if to.is_ipv4() {
+        "127.0.0.1:0"
+    } else {
+        "[::1]:0"
+    }
+    .parse()
+    .unwrap();
     let bytes = question(name, kind);
     for _ in 0..100 {
         let socket = UdpSocket::bind(local).await.unwrap();
@@ -100,7 +127,8 @@ async fn ask(to: SocketAddr, name: &str, kind: RecordType) -> Message {
         let mut reply = vec![0; 4096];
         let sent = socket.send(&bytes).await;
         if sent.is_ok()
-            && let Ok(Ok(n)) = tokio::time::timeout(Duration::from_secs(5), socket.recv(&mut reply)).await
+            && let Ok(Ok(n)) =
+                tokio::time::timeout(Duration::from_secs(5), socket.recv(&mut reply)).await
         {
             return Message::from_vec(&reply[..n]).unwrap();
         }
@@ -112,7 +140,10 @@ async fn ask(to: SocketAddr, name: &str, kind: RecordType) -> Message {
 async fn ask_tcp(stream: &mut TcpStream, name: &str, kind: RecordType) -> Option<Message> {
     let bytes = question(name, kind);
     let length = u16::try_from(bytes.len()).unwrap();
-    stream.write_all(&[&length.to_be_bytes(), bytes.as_slice()].concat()).await.ok()?;
+    stream
+        .write_all(&[&length.to_be_bytes(), bytes.as_slice()].concat())
+        .await
+        .ok()?;
     let length = stream.read_u16().await.ok()?;
     let mut reply = vec![0; usize::from(length)];
     stream.read_exact(&mut reply).await.ok()?;
@@ -120,7 +151,9 @@ async fn ask_tcp(stream: &mut TcpStream, name: &str, kind: RecordType) -> Option
 }
 
 /// A resolver outside: answers every A question with the addresses given, counts what it is asked.
-async fn outside(addresses: Vec<&'static str>) -> (SocketAddr, Arc<parking_lot::Mutex<Vec<String>>>) {
+async fn outside(
+    addresses: Vec<&'static str>,
+) -> (SocketAddr, Arc<parking_lot::Mutex<Vec<String>>>) {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let at = socket.local_addr().unwrap();
     let asked = Arc::new(parking_lot::Mutex::new(Vec::new()));
@@ -139,9 +172,16 @@ async fn outside(addresses: Vec<&'static str>) -> (SocketAddr, Arc<parking_lot::
                     IpAddr::V4(a) => RData::A(a.into()),
                     IpAddr::V6(a) => RData::AAAA(a.into()),
                 };
-                reply.add_answer(hickory_proto::rr::Record::from_rdata(name.clone(), 30, data));
+                reply.add_answer(hickory_proto::rr::Record::from_rdata(
+                    name.clone(),
+                    30,
+                    data,
+                ));
             }
-            socket.send_to(&reply.to_vec().unwrap(), from).await.unwrap();
+            socket
+                .send_to(&reply.to_vec().unwrap(), from)
+                .await
+                .unwrap();
         }
     });
     (at, asked)
@@ -150,7 +190,10 @@ async fn outside(addresses: Vec<&'static str>) -> (SocketAddr, Arc<parking_lot::
 #[tokio::test]
 #[ignore = "needs dig"]
 async fn dig_is_answered_on_udp_and_tcp() {
-    let running = start(view(vec![subnet(1, &["127.0.2.1"], zone::tests::lab())]), vec![]);
+    let running = start(
+        view(vec![subnet(1, &["127.0.2.1"], zone::tests::lab())]),
+        vec![],
+    );
     let at = SocketAddr::new("127.0.2.1".parse().unwrap(), running.port);
     let answer = ask(at, "DB.lab.internal", RecordType::A).await;
     assert!(answer.metadata.authoritative);
@@ -160,29 +203,57 @@ async fn dig_is_answered_on_udp_and_tcp() {
         tokio::task::spawn_blocking(move || {
             let base = ["@127.0.2.1", "-p", &port, "+time=2", "+tries=1"];
             let output = Command::new("dig").args(base).args(extra).output();
-            output.ok().map(|o| String::from_utf8_lossy(&o.stdout).into_owned())
+            output
+                .ok()
+                .map(|o| String::from_utf8_lossy(&o.stdout).into_owned())
         })
     };
     let short = dig(&["+short", "db.lab.internal"]).await.unwrap().unwrap();
     assert_eq!(short.trim(), "10.42.7.20");
     let reverse = dig(&["+short", "-x", "10.42.7.20"]).await.unwrap().unwrap();
     assert_eq!(reverse.trim(), "db.lab.internal.");
-    let negative = dig(&["nothing.lab.internal", "+tcp"]).await.unwrap().unwrap();
-    assert!(negative.contains("NXDOMAIN") && negative.contains("SOA"), "{negative}");
+    let negative = dig(&["nothing.lab.internal", "+tcp"])
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(
+        negative.contains("NXDOMAIN") && negative.contains("SOA"),
+        "{negative}"
+    );
     let large = dig(&["+short", "big.lab.internal"]).await.unwrap().unwrap();
-    assert_eq!(large.lines().filter(|l| l.starts_with("10.42.9.")).count(), 200, "cut on UDP, asked again on TCP");
-    let srv = dig(&["_http._tcp.lab.internal", "SRV"]).await.unwrap().unwrap();
-    assert!(srv.contains("ADDITIONAL SECTION") && srv.contains("10.42.7.21"), "{srv}");
+    assert_eq!(
+        large.lines().filter(|l| l.starts_with("10.42.9.")).count(),
+        200,
+        "cut on UDP, asked again on TCP"
+    );
+    let srv = dig(&["_http._tcp.lab.internal", "SRV"])
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(
+        srv.contains("ADDITIONAL SECTION") && srv.contains("10.42.7.21"),
+        "{srv}"
+    );
     running.end().await;
 }
 
 #[tokio::test]
 async fn sockets_follow_the_view() {
     let running = start(view(vec![]), vec![]);
-    running.publish(view(vec![subnet(1, &["127.0.3.1", "127.0.3.2"], zone::tests::lab())]));
+    running.publish(view(vec![subnet(
+        1,
+        &["127.0.3.1", "127.0.3.2"],
+        zone::tests::lab(),
+    )]));
     for address in ["127.0.3.1", "127.0.3.2"] {
         let at = SocketAddr::new(address.parse().unwrap(), running.port);
-        assert_eq!(ask(at, "db.lab.internal", RecordType::A).await.answers.len(), 1);
+        assert_eq!(
+            ask(at, "db.lab.internal", RecordType::A)
+                .await
+                .answers
+                .len(),
+            1
+        );
     }
     // A changed zone is answered by the same sockets.
     let mut zone = (*zone::tests::lab()).clone();
@@ -191,7 +262,10 @@ async fn sockets_follow_the_view() {
     let at = SocketAddr::new("127.0.3.1".parse().unwrap(), running.port);
     let mut code = ResponseCode::NoError;
     for _ in 0..200 {
-        code = ask(at, "db.lab.internal", RecordType::A).await.metadata.response_code;
+        code = ask(at, "db.lab.internal", RecordType::A)
+            .await
+            .metadata
+            .response_code;
         if code == ResponseCode::NXDomain {
             break;
         }
@@ -208,7 +282,10 @@ async fn sockets_follow_the_view() {
     }
     assert!(free, "the socket of an address that went away is closed");
     running.end().await;
-    assert!(std::net::UdpSocket::bind(at).is_ok(), "nothing is left after the stop");
+    assert!(
+        std::net::UdpSocket::bind(at).is_ok(),
+        "nothing is left after the stop"
+    );
 }
 
 #[tokio::test]
@@ -224,42 +301,90 @@ async fn a_taken_port_is_reported_and_taken_when_free() {
     let port = free_port();
     let at: SocketAddr = SocketAddr::new("127.0.4.1".parse().unwrap(), port);
     let holder = std::net::UdpSocket::bind(at).unwrap();
-    let dns = Dns::new(DnsConfig { port, upstreams: Some(vec![]), ..DnsConfig::default() });
+    let dns = Dns::new(DnsConfig {
+        port,
+        upstreams: Some(vec![]),
+        ..DnsConfig::default()
+    });
     let mut problems = dns.problems();
-    let shared = Arc::new(ArcSwap::from_pointee(view(vec![subnet(1, &["127.0.4.1"], zone::tests::lab())])));
+    let shared = Arc::new(ArcSwap::from_pointee(view(vec![subnet(
+        1,
+        &["127.0.4.1"],
+        zone::tests::lab(),
+    )])));
     let (_tick, ticks) = watch::channel(0);
     let stop = CancellationToken::new();
     let task = tokio::spawn(dns.run(shared, ticks, no_formers(), stop.clone()));
     let reported = problems.wait_for(|p| !p.is_empty()).await.unwrap().clone();
     assert!(reported.iter().all(|p| p.address == at && p.in_use));
     drop(holder);
-    tokio::time::timeout(Duration::from_secs(10), problems.wait_for(Vec::is_empty)).await.unwrap().unwrap();
-    assert_eq!(ask(at, "db.lab.internal", RecordType::A).await.answers.len(), 1);
+    tokio::time::timeout(Duration::from_secs(10), problems.wait_for(Vec::is_empty))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        ask(at, "db.lab.internal", RecordType::A)
+            .await
+            .answers
+            .len(),
+        1
+    );
     stop.cancel();
     task.await.unwrap();
 }
 
 #[tokio::test]
 async fn outside_names_are_forwarded_without_addresses_of_ours() {
-    let (server, asked) = outside(vec!["192.0.2.9", "10.42.1.1", "127.0.0.1", "169.254.169.254"]).await;
-    let running = start(view(vec![subnet(1, &["127.0.5.1"], zone::tests::lab())]), vec![server]);
+    let (server, asked) = outside(vec![
+        "192.0.2.9",
+        "10.42.1.1",
+        "127.0.0.1",
+        "169.254.169.254",
+    ])
+    .await;
+    let running = start(
+        view(vec![subnet(1, &["127.0.5.1"], zone::tests::lab())]),
+        vec![server],
+    );
     let at = SocketAddr::new("127.0.5.1".parse().unwrap(), running.port);
     let answer = ask(at, "www.example.org", RecordType::A).await;
     let addresses: Vec<String> = answer.answers.iter().map(|r| r.data.to_string()).collect();
     assert_eq!(addresses, ["192.0.2.9"]);
     assert!(!answer.metadata.authoritative && answer.metadata.recursion_available);
     // An alias of ours that leads outside is followed.
-    assert_eq!(ask(at, "out.lab.internal", RecordType::A).await.answers.len(), 2);
+    assert_eq!(
+        ask(at, "out.lab.internal", RecordType::A)
+            .await
+            .answers
+            .len(),
+        2
+    );
     // Ours never go out, not even when they do not exist.
     for name in ["nothing.lab.internal", "9.9.42.10.in-addr.arpa"] {
-        assert_eq!(ask(at, name, RecordType::A).await.metadata.response_code, ResponseCode::NXDomain);
+        assert_eq!(
+            ask(at, name, RecordType::A).await.metadata.response_code,
+            ResponseCode::NXDomain
+        );
     }
     let now = running.view.load_full();
-    let found = running.dns.query(&now, "www.example.org", "a").await.unwrap();
-    assert_eq!(found.records.first().map(|r| r.value.as_str()), Some("192.0.2.9"));
+    let found = running
+        .dns
+        .query(&now, "www.example.org", "a")
+        .await
+        .unwrap();
+    assert_eq!(
+        found.records.first().map(|r| r.value.as_str()),
+        Some("192.0.2.9")
+    );
     let asked = asked.lock().clone();
-    assert!(asked.iter().all(|n| n.ends_with("example.org.")), "{asked:?}");
-    assert_eq!(running.dns.counters().stripped.load(Ordering::Relaxed) % 3, 0);
+    assert!(
+        asked.iter().all(|n| n.ends_with("example.org.")),
+        "{asked:?}"
+    );
+    assert_eq!(
+        running.dns.counters().stripped.load(Ordering::Relaxed) % 3,
+        0
+    );
     running.end().await;
 }
 
@@ -284,7 +409,11 @@ async fn habitual(habit: Habit) -> (SocketAddr, Arc<parking_lot::Mutex<Vec<Strin
         }
         message.metadata.message_type = hickory_proto::op::MessageType::Response;
         let address = RData::A(address.parse::<Ipv4Addr>().unwrap().into());
-        message.answers.push(hickory_proto::rr::Record::from_rdata(query.name().clone(), 60, address));
+        message.answers.push(hickory_proto::rr::Record::from_rdata(
+            query.name().clone(),
+            60,
+            address,
+        ));
         (message.to_vec().unwrap(), written)
     };
     let (tcp, udp) = loop {
@@ -293,14 +422,23 @@ async fn habitual(habit: Habit) -> (SocketAddr, Arc<parking_lot::Mutex<Vec<Strin
             break (tcp, udp);
         }
     };
-    let (at, asked) = (udp.local_addr().unwrap(), Arc::new(parking_lot::Mutex::new(Vec::new())));
+    let (at, asked) = (
+        udp.local_addr().unwrap(),
+        Arc::new(parking_lot::Mutex::new(Vec::new())),
+    );
     let seen = Arc::clone(&asked);
     tokio::spawn(async move {
         let mut buffer = [0; 1500];
         loop {
             let (n, from) = udp.recv_from(&mut buffer).await.unwrap();
-            let (answer, written) =
-                reply(&buffer[..n], if habit == Habit::FoldsWithTcp { "192.0.2.66" } else { "192.0.2.7" });
+            let (answer, written) = reply(
+                &buffer[..n],
+                if habit == Habit::FoldsWithTcp {
+                    "192.0.2.66"
+                } else {
+                    "192.0.2.7"
+                },
+            );
             seen.lock().push(written);
             udp.send_to(&answer, from).await.unwrap();
         }
@@ -314,7 +452,10 @@ async fn habitual(habit: Habit) -> (SocketAddr, Arc<parking_lot::Mutex<Vec<Strin
                         let mut bytes = vec![0; usize::from(length)];
                         stream.read_exact(&mut bytes).await.unwrap();
                         let (answer, _) = reply(&bytes, "192.0.2.7");
-                        stream.write_u16(u16::try_from(answer.len()).unwrap()).await.unwrap();
+                        stream
+                            .write_u16(u16::try_from(answer.len()).unwrap())
+                            .await
+                            .unwrap();
                         stream.write_all(&answer).await.unwrap();
                     }
                 });
@@ -328,18 +469,27 @@ async fn habitual(habit: Habit) -> (SocketAddr, Arc<parking_lot::Mutex<Vec<Strin
 async fn questions_go_out_in_mixed_case_and_an_answer_has_to_repeat_it() {
     for habit in [Habit::Keeps, Habit::FoldsWithTcp, Habit::FoldsWithoutTcp] {
         let (at, asked) = habitual(habit).await;
-        let running = start(view(vec![subnet(1, &["127.0.8.1"], zone::tests::lab())]), vec![at]);
+        let running = start(
+            view(vec![subnet(1, &["127.0.8.1"], zone::tests::lab())]),
+            vec![at],
+        );
         let server: SocketAddr = format!("127.0.8.1:{}", running.port).parse().unwrap();
         for n in 0..5 {
             let name = format!("a-long-name-of-many-letters-{n}.example.org.");
             let answer = ask(server, &name, RecordType::A).await;
             assert_eq!(answer.answers.len(), 1, "{n}");
             let record = &answer.answers[0];
-            assert_eq!(record.data.to_string(), "192.0.2.7", "over TCP where the case was not kept");
+            assert_eq!(
+                record.data.to_string(),
+                "192.0.2.7",
+                "over TCP where the case was not kept"
+            );
             assert_eq!(record.name.to_string(), name, "as it was asked");
         }
         let asked = asked.lock().clone();
-        let mixed = |name: &&String| name.chars().any(|c| c.is_ascii_uppercase()) && name.contains(char::is_lowercase);
+        let mixed = |name: &&String| {
+            name.chars().any(|c| c.is_ascii_uppercase()) && name.contains(char::is_lowercase)
+        };
         assert!(mixed(&&asked[0]), "{asked:?}");
         if habit == Habit::Keeps {
             assert!(asked.iter().all(|name| mixed(&name)), "{asked:?}");
@@ -351,12 +501,17 @@ async fn questions_go_out_in_mixed_case_and_an_answer_has_to_repeat_it() {
 #[tokio::test]
 async fn a_dead_resolver_ends_in_servfail_within_three_seconds_and_ours_are_still_answered() {
     let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let running = start(view(vec![subnet(1, &["127.0.6.1"], zone::tests::lab())]), vec![silent.local_addr().unwrap()]);
+    let running = start(
+        view(vec![subnet(1, &["127.0.6.1"], zone::tests::lab())]),
+        vec![silent.local_addr().unwrap()],
+    );
     let at = SocketAddr::new("127.0.6.1".parse().unwrap(), running.port);
     ask(at, "db.lab.internal", RecordType::A).await;
     let begun = std::time::Instant::now();
-    let (outside, ours) =
-        tokio::join!(ask(at, "www.example.org", RecordType::A), ask(at, "db.lab.internal", RecordType::A));
+    let (outside, ours) = tokio::join!(
+        ask(at, "www.example.org", RecordType::A),
+        ask(at, "db.lab.internal", RecordType::A)
+    );
     assert_eq!(outside.metadata.response_code, ResponseCode::ServFail);
     assert_eq!(ours.answers.len(), 1);
     assert!(begun.elapsed() <= Duration::from_secs(3));
@@ -366,31 +521,64 @@ async fn a_dead_resolver_ends_in_servfail_within_three_seconds_and_ours_are_stil
 #[tokio::test]
 async fn questions_beyond_the_places_in_flight_hear_servfail_at_once() {
     let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let running = start(view(vec![subnet(1, &["127.0.10.1"], zone::tests::lab())]), vec![silent.local_addr().unwrap()]);
+    let running = start(
+        view(vec![subnet(1, &["127.0.10.1"], zone::tests::lab())]),
+        vec![silent.local_addr().unwrap()],
+    );
     let at = SocketAddr::new("127.0.10.1".parse().unwrap(), running.port);
     ask(at, "db.lab.internal", RecordType::A).await;
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let excess = 20;
     for n in 0..IN_FLIGHT + excess {
-        socket.send_to(&question(&format!("n{n}.example.org"), RecordType::A), at).await.unwrap();
+        socket
+            .send_to(&question(&format!("n{n}.example.org"), RecordType::A), at)
+            .await
+            .unwrap();
     }
     let begun = std::time::Instant::now();
     let mut reply = [0; 512];
     for _ in 0..excess {
-        let (n, _) = tokio::time::timeout(Duration::from_secs(2), socket.recv_from(&mut reply)).await.unwrap().unwrap();
-        assert_eq!(Message::from_vec(&reply[..n]).unwrap().metadata.response_code, ResponseCode::ServFail);
+        let (n, _) = tokio::time::timeout(Duration::from_secs(2), socket.recv_from(&mut reply))
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            Message::from_vec(&reply[..n])
+                .unwrap()
+                .metadata
+                .response_code,
+            ResponseCode::ServFail
+        );
     }
-    assert!(begun.elapsed() < Duration::from_secs(2), "before the first of the others gave up");
-    assert_eq!(running.dns.counters().forwarded.load(Ordering::Relaxed), IN_FLIGHT as u64);
-    assert_eq!(running.dns.counters().overloaded.load(Ordering::Relaxed), excess as u64);
+    assert!(
+        begun.elapsed() < Duration::from_secs(2),
+        "before the first of the others gave up"
+    );
+    assert_eq!(
+        running.dns.counters().forwarded.load(Ordering::Relaxed),
+        IN_FLIGHT as u64
+    );
+    assert_eq!(
+        running.dns.counters().overloaded.load(Ordering::Relaxed),
+        excess as u64
+    );
     // The places are full, and ours are answered all the same.
-    assert_eq!(ask(at, "db.lab.internal", RecordType::A).await.answers.len(), 1);
+    assert_eq!(
+        ask(at, "db.lab.internal", RecordType::A)
+            .await
+            .answers
+            .len(),
+        1
+    );
     running.end().await;
 }
 
 #[tokio::test]
 async fn idle_tcp_clients_do_not_shut_others_out() {
-    let running = start(view(vec![subnet(1, &["127.0.7.1"], zone::tests::lab())]), vec![]);
+    let running = start(
+        view(vec![subnet(1, &["127.0.7.1"], zone::tests::lab())]),
+        vec![],
+    );
     let at = SocketAddr::new("127.0.7.1".parse().unwrap(), running.port);
     ask(at, "db.lab.internal", RecordType::A).await;
     let mut idle = Vec::new();
@@ -401,12 +589,23 @@ async fn idle_tcp_clients_do_not_shut_others_out() {
     }
     let mut stream = TcpStream::connect(at).await.unwrap();
     for _ in 0..3 {
-        assert_eq!(ask_tcp(&mut stream, "db.lab.internal", RecordType::A).await.unwrap().answers.len(), 1);
+        assert_eq!(
+            ask_tcp(&mut stream, "db.lab.internal", RecordType::A)
+                .await
+                .unwrap()
+                .answers
+                .len(),
+            1
+        );
     }
     assert!(running.dns.counters().closed.load(Ordering::Relaxed) >= 80);
     // Those that were left are closed for their silence.
     for stream in &mut idle {
-        let read = tokio::time::timeout(TCP_IDLE_TIMEOUT + Duration::from_secs(2), stream.read(&mut [0; 1])).await;
+        let read = tokio::time::timeout(
+            TCP_IDLE_TIMEOUT + Duration::from_secs(2),
+            stream.read(&mut [0; 1]),
+        )
+        .await;
         assert!(matches!(read, Ok(Ok(0) | Err(_))));
     }
     running.end().await;
@@ -416,7 +615,10 @@ async fn idle_tcp_clients_do_not_shut_others_out() {
 async fn a_slow_name_holds_no_later_one_up_on_the_same_connection() {
     let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let upstreams = vec![silent.local_addr().unwrap()];
-    let running = start(view(vec![subnet(1, &["127.0.17.1"], zone::tests::lab())]), upstreams);
+    let running = start(
+        view(vec![subnet(1, &["127.0.17.1"], zone::tests::lab())]),
+        upstreams,
+    );
     let at = SocketAddr::new("127.0.17.1".parse().unwrap(), running.port);
     ask(at, "db.lab.internal", RecordType::A).await;
     let mut stream = TcpStream::connect(at).await.unwrap();
@@ -424,7 +626,10 @@ async fn a_slow_name_holds_no_later_one_up_on_the_same_connection() {
     for name in names {
         let bytes = question(name, RecordType::A);
         let length = u16::try_from(bytes.len()).unwrap().to_be_bytes();
-        stream.write_all(&[&length, bytes.as_slice()].concat()).await.unwrap();
+        stream
+            .write_all(&[&length, bytes.as_slice()].concat())
+            .await
+            .unwrap();
     }
     // As a client does that has no more to ask: it still gets every answer.
     stream.shutdown().await.unwrap();
@@ -432,18 +637,27 @@ async fn a_slow_name_holds_no_later_one_up_on_the_same_connection() {
     while let Ok(length) = stream.read_u16().await {
         let mut reply = vec![0; usize::from(length)];
         stream.read_exact(&mut reply).await.unwrap();
-        let name = Message::from_vec(&reply).unwrap().queries[0].name().to_string();
+        let name = Message::from_vec(&reply).unwrap().queries[0]
+            .name()
+            .to_string();
         answered.push((name.trim_end_matches('.').to_owned(), begun.elapsed()));
     }
     let order: Vec<&str> = answered.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(order, ["db.lab.internal", "web.lab.internal", "slow.example"], "{answered:?}");
+    assert_eq!(
+        order,
+        ["db.lab.internal", "web.lab.internal", "slow.example"],
+        "{answered:?}"
+    );
     assert!(answered[1].1 < Duration::from_secs(1), "{answered:?}");
     running.end().await;
 }
 
 #[tokio::test]
 async fn false_lengths_end_the_connection() {
-    let running = start(view(vec![subnet(1, &["127.0.8.1"], zone::tests::lab())]), vec![]);
+    let running = start(
+        view(vec![subnet(1, &["127.0.8.1"], zone::tests::lab())]),
+        vec![],
+    );
     let at = SocketAddr::new("127.0.8.1".parse().unwrap(), running.port);
     ask(at, "db.lab.internal", RecordType::A).await;
     for bytes in [&[0u8, 0][..], &[255, 255, 1, 2, 3], &[0, 3, 1, 2, 3]] {
@@ -460,15 +674,41 @@ async fn query_finds_short_names_pointers_and_nothing() {
     let dns = Dns::new(DnsConfig::default());
     let now = view(vec![subnet(1, &["127.0.9.1"], zone::tests::lab())]);
     let found = dns.query(&now, "db", "A").await.unwrap();
-    let expected = Found { name: "db.lab.internal".into(), kind: "A".into(), ttl: 60, value: "10.42.7.20".into() };
+    let expected = Found {
+        name: "db.lab.internal".into(),
+        kind: "A".into(),
+        ttl: 60,
+        value: "10.42.7.20".into(),
+    };
     assert_eq!((found.records, found.authoritative), (vec![expected], true));
     let pointer = dns.query(&now, "10.42.7.20", "PTR").await.unwrap();
-    assert_eq!(pointer.records.first().map(|r| r.value.as_str()), Some("db.lab.internal"));
-    assert_eq!(dns.query(&now, "nobody", "A").await.unwrap().outcome, Outcome::NoSuchName);
-    assert_eq!(dns.query(&now, "x.lab.internal", "A").await.unwrap().outcome, Outcome::NoSuchName);
-    assert_eq!(dns.query(&now, "db", "NONSENSE").await, Err(QueryError::Kind("NONSENSE".into())));
-    assert_eq!(dns.query(&now, "a..b", "A").await, Err(QueryError::Name("a..b".into())));
-    assert_eq!(dns.query(&view(vec![]), "a.b", "A").await, Err(QueryError::NoSubnet));
+    assert_eq!(
+        pointer.records.first().map(|r| r.value.as_str()),
+        Some("db.lab.internal")
+    );
+    assert_eq!(
+        dns.query(&now, "nobody", "A").await.unwrap().outcome,
+        Outcome::NoSuchName
+    );
+    assert_eq!(
+        dns.query(&now, "x.lab.internal", "A")
+            .await
+            .unwrap()
+            .outcome,
+        Outcome::NoSuchName
+    );
+    assert_eq!(
+        dns.query(&now, "db", "NONSENSE").await,
+        Err(QueryError::Kind("NONSENSE".into()))
+    );
+    assert_eq!(
+        dns.query(&now, "a..b", "A").await,
+        Err(QueryError::Name("a..b".into()))
+    );
+    assert_eq!(
+        dns.query(&view(vec![]), "a.b", "A").await,
+        Err(QueryError::NoSubnet)
+    );
 }
 
 /// A zone with these names.
@@ -476,7 +716,13 @@ fn zone_of(origin: &str, names: &[(&str, RecordData)]) -> Arc<Zone> {
     let mut zone = Zone::empty(&"x".parse().unwrap());
     zone.origin = origin.to_owned();
     for (name, data) in names {
-        zone.add(name, crate::model::zone::Entry { ttl: 60, data: data.clone() });
+        zone.add(
+            name,
+            crate::model::zone::Entry {
+                ttl: 60,
+                data: data.clone(),
+            },
+        );
     }
     Arc::new(zone)
 }
@@ -488,9 +734,15 @@ fn address(text: &str) -> RecordData {
 #[tokio::test]
 async fn who_is_in_two_subnets_is_told_the_names_of_both_at_each_resolver_and_nobody_else_is() {
     let alias = RecordData::Cname("other.two.internal".to_owned());
-    let one = zone_of("one.internal", &[("web", address("10.41.0.9")), ("across", alias)]);
+    let one = zone_of(
+        "one.internal",
+        &[("web", address("10.41.0.9")), ("across", alias)],
+    );
     let two = zone_of("two.internal", &[("other", address("10.42.0.77"))]);
-    let mut subnets = vec![subnet(1, &["10.41.0.1"], one), subnet(2, &["10.42.0.1"], two)];
+    let mut subnets = vec![
+        subnet(1, &["10.41.0.1"], one),
+        subnet(2, &["10.42.0.1"], two),
+    ];
     for (subnet, cidr) in subnets.iter_mut().zip(["10.41.0.0/16", "10.42.0.0/16"]) {
         subnet.cidr4 = Some(cidr.parse().unwrap());
     }
@@ -501,14 +753,28 @@ async fn who_is_in_two_subnets_is_told_the_names_of_both_at_each_resolver_and_no
         workload
     };
     let both = [workload(1, "10.41.0.20"), workload(2, "10.42.0.20")];
-    let workloads = both.into_iter().chain([apart(workload(1, "10.41.0.30"), 1), apart(workload(2, "10.42.0.30"), 2)]);
-    now.host = Arc::new(HostConfig { workloads: workloads.collect(), ..HostConfig::default() });
+    let workloads = both.into_iter().chain([
+        apart(workload(1, "10.41.0.30"), 1),
+        apart(workload(2, "10.42.0.30"), 2),
+    ]);
+    now.host = Arc::new(HostConfig {
+        workloads: workloads.collect(),
+        ..HostConfig::default()
+    });
     let shared = Arc::new(Shared::new());
     let told = |subnet: u8, source: &str, name: &str| {
-        let served = Catalog::default().update(&now, false).remove(&SubnetId([subnet; 16])).unwrap();
+        let served = Catalog::default()
+            .update(&now, false)
+            .remove(&SubnetId([subnet; 16]))
+            .unwrap();
         let handler = Handler::new(Arc::new(ArcSwap::from_pointee(served)), Arc::clone(&shared));
         let source = SocketAddr::new(source.parse().unwrap(), 999);
-        let reply = handler::answer(Arc::new(handler), question(name, RecordType::A), source, Protocol::Udp);
+        let reply = handler::answer(
+            Arc::new(handler),
+            question(name, RecordType::A),
+            source,
+            Protocol::Udp,
+        );
         let answer = futures::executor::block_on(reply).map(|reply| read_answer(&reply))?;
         answer.records.last().map(|record| record.value.clone())
     };
@@ -517,18 +783,43 @@ async fn who_is_in_two_subnets_is_told_the_names_of_both_at_each_resolver_and_no
         ("other.two.internal", "10.42.0.77"),
         ("across.one.internal", "10.42.0.77"),
     ];
-    for source in ["127.0.0.1", "10.41.0.1", "10.42.0.1", "10.41.0.20", "10.42.0.20"] {
+    for source in [
+        "127.0.0.1",
+        "10.41.0.1",
+        "10.42.0.1",
+        "10.41.0.20",
+        "10.42.0.20",
+    ] {
         for ((name, value), subnet) in all.iter().flat_map(|name| [(name, 1), (name, 2)]) {
-            assert_eq!(told(subnet, source, name).as_deref(), Some(*value), "{source} asks for {name} at {subnet}");
+            assert_eq!(
+                told(subnet, source, name).as_deref(),
+                Some(*value),
+                "{source} asks for {name} at {subnet}"
+            );
         }
     }
-    for (subnet, source, foreign) in [(1, "10.41.0.30", "other.two.internal"), (2, "10.42.0.30", "web.one.internal")] {
-        assert_eq!(told(subnet, source, foreign), None, "{source} is in one of them");
-        assert_eq!(told(3 - subnet, source, foreign), None, "{source} may not even ask there");
+    for (subnet, source, foreign) in [
+        (1, "10.41.0.30", "other.two.internal"),
+        (2, "10.42.0.30", "web.one.internal"),
+    ] {
+        assert_eq!(
+            told(subnet, source, foreign),
+            None,
+            "{source} is in one of them"
+        );
+        assert_eq!(
+            told(3 - subnet, source, foreign),
+            None,
+            "{source} may not even ask there"
+        );
     }
     // Members elsewhere and workloads of one subnet hear of the alias and no more.
     for source in ["10.41.7.7", "10.41.0.30"] {
-        assert_eq!(told(1, source, "across.one.internal").as_deref(), Some("other.two.internal"), "{source}");
+        assert_eq!(
+            told(1, source, "across.one.internal").as_deref(),
+            Some("other.two.internal"),
+            "{source}"
+        );
         assert_eq!(told(1, source, "other.two.internal"), None, "{source}");
     }
 }
@@ -540,15 +831,31 @@ async fn two_subnets_with_one_domain_do_not_hide_each_other() {
         zone_of("lab.internal", &[("db", address("10.42.0.9"))]),
     ];
     let [one, two] = zones;
-    let now = view(vec![subnet(1, &["10.41.0.1"], one), subnet(2, &["10.42.0.1"], two)]);
+    let now = view(vec![
+        subnet(1, &["10.41.0.1"], one),
+        subnet(2, &["10.42.0.1"], two),
+    ]);
     let dns = Dns::new(DnsConfig::default());
-    for (name, value) in
-        [("web", "10.41.0.9"), ("db", "10.42.0.9"), ("web.lab.internal", "10.41.0.9"), ("db.lab.internal", "10.42.0.9")]
-    {
+    for (name, value) in [
+        ("web", "10.41.0.9"),
+        ("db", "10.42.0.9"),
+        ("web.lab.internal", "10.41.0.9"),
+        ("db.lab.internal", "10.42.0.9"),
+    ] {
         let found = dns.query(&now, name, "A").await.unwrap();
-        assert_eq!(found.records.first().map(|r| r.value.as_str()), Some(value), "{name}");
+        assert_eq!(
+            found.records.first().map(|r| r.value.as_str()),
+            Some(value),
+            "{name}"
+        );
     }
-    assert_eq!(dns.query(&now, "x.lab.internal", "A").await.unwrap().outcome, Outcome::NoSuchName);
+    assert_eq!(
+        dns.query(&now, "x.lab.internal", "A")
+            .await
+            .unwrap()
+            .outcome,
+        Outcome::NoSuchName
+    );
 }
 
 #[tokio::test]
@@ -556,8 +863,14 @@ async fn aliases_that_lead_to_each_other_across_subnets_end() {
     let cname = |target: &str| RecordData::Cname(target.to_owned());
     let one = zone_of("one.internal", &[("a", cname("a.two.internal"))]);
     let two = zone_of("two.internal", &[("a", cname("a.one.internal"))]);
-    let now = view(vec![subnet(1, &["10.41.0.1"], one), subnet(2, &["10.42.0.1"], two)]);
-    let answer = Dns::new(DnsConfig::default()).query(&now, "a.one.internal", "A").await.unwrap();
+    let now = view(vec![
+        subnet(1, &["10.41.0.1"], one),
+        subnet(2, &["10.42.0.1"], two),
+    ]);
+    let answer = Dns::new(DnsConfig::default())
+        .query(&now, "a.one.internal", "A")
+        .await
+        .unwrap();
     assert_eq!(answer.outcome, Outcome::Failed);
 }
 
@@ -568,19 +881,42 @@ fn workloads_belong_to_their_own_subnet_and_a_zone_ends_with_its_subnet() {
     other.prefixes = vec!["10.50.0.0/16".parse::<IpNet>().unwrap()];
     let prod = subnet(2, &["10.50.7.1"], Arc::new(other));
     let mut now = view(vec![lab.clone(), prod]);
-    now.host = Arc::new(HostConfig { workloads: vec![workload(2, "10.50.7.9")], ..HostConfig::default() });
+    now.host = Arc::new(HostConfig {
+        workloads: vec![workload(2, "10.50.7.9")],
+        ..HostConfig::default()
+    });
     let mut catalog = Catalog::default();
     let served = catalog.update(&now, true);
     let (one, two) = (SubnetId([1; 16]), SubnetId([2; 16]));
     let workload: IpAddr = "10.50.7.9".parse().unwrap();
-    assert_eq!(served.get(&two).map(|s| s.asker(workload)), Some(question::Asker::Workload));
-    assert_eq!(served.get(&one).map(|s| s.asker(workload)), Some(question::Asker::Foreign));
+    assert_eq!(
+        served.get(&two).map(|s| s.asker(workload)),
+        Some(question::Asker::Workload)
+    );
+    assert_eq!(
+        served.get(&one).map(|s| s.asker(workload)),
+        Some(question::Asker::Foreign)
+    );
     let name = absolute("db.prod.internal").unwrap();
-    let machine = |served: &BTreeMap<SubnetId, Served>| served.get(&one).is_some_and(|s| s.all.owned.covers(&name));
-    let told = |served: &BTreeMap<SubnetId, Served>| served.get(&two).map(|s| s.workloads.get(&workload).cloned());
-    assert!(machine(&served) && told(&served).flatten().is_some_and(|reach| reach.owned.covers(&name)));
+    let machine = |served: &BTreeMap<SubnetId, Served>| {
+        served.get(&one).is_some_and(|s| s.all.owned.covers(&name))
+    };
+    let told = |served: &BTreeMap<SubnetId, Served>| {
+        served
+            .get(&two)
+            .map(|s| s.workloads.get(&workload).cloned())
+    };
+    assert!(
+        machine(&served)
+            && told(&served)
+                .flatten()
+                .is_some_and(|reach| reach.owned.covers(&name))
+    );
     let served = catalog.update(&view(vec![lab]), true);
-    assert!(!machine(&served), "left, its names are anybody's again at once");
+    assert!(
+        !machine(&served),
+        "left, its names are anybody's again at once"
+    );
 }
 
 fn workload(subnet: u8, address: &str) -> crate::model::host::WorkloadConfig {
@@ -591,7 +927,12 @@ fn workload(subnet: u8, address: &str) -> crate::model::host::WorkloadConfig {
         tun: "bw-prod".to_owned(),
         host_link: "bwv0".to_owned(),
         inner_link: "byway0".to_owned(),
-        netns: NetnsRef { path: "/run/netns/x".into(), device: 0, inode: 0, cookie: None },
+        netns: NetnsRef {
+            path: "/run/netns/x".into(),
+            device: 0,
+            inode: 0,
+            cookie: None,
+        },
         mtu: 1280,
         addresses: vec![address.parse().unwrap()],
         gateways: vec![],

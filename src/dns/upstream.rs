@@ -17,7 +17,8 @@ use hickory_proto::rr::rdata::svcb::SvcParamValue;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use hickory_resolver::Resolver;
 use hickory_resolver::config::{
-    ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts, ServerOrderingStrategy,
+    ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
+    ServerOrderingStrategy,
 };
 use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::{DnsError, NetError};
@@ -91,15 +92,24 @@ impl Folded {
 
     /// The mixed way was answered, or was not and the plain way was.
     fn learn(&mut self, mixed: bool, now: Instant) {
-        self.count = if mixed { 0 } else { self.count.saturating_add(1) };
+        self.count = if mixed {
+            0
+        } else {
+            self.count.saturating_add(1)
+        };
         self.until = (self.count >= FOLDS).then_some(now + LEFT_OUT);
     }
 }
 
 impl Resolvers {
     fn new(servers: &[SocketAddr]) -> Option<Resolvers> {
-        let [mixed, plain] = [true, false].map(|mixed| resolver(servers, mixed, CACHE, Way::default()));
-        Some(Resolvers { mixed: mixed?, plain: plain?, folded: Mutex::default() })
+        let [mixed, plain] =
+            [true, false].map(|mixed| resolver(servers, mixed, CACHE, Way::default()));
+        Some(Resolvers {
+            mixed: mixed?,
+            plain: plain?,
+            folded: Mutex::default(),
+        })
     }
 
     fn folded(&self) -> MutexGuard<'_, Folded> {
@@ -131,7 +141,10 @@ impl Resolvers {
 
 /// Whether a server has said something about the name.
 pub(super) fn is_answer(result: &Result<Lookup, NetError>) -> bool {
-    matches!(result, Ok(_) | Err(NetError::Dns(DnsError::NoRecordsFound(_))))
+    matches!(
+        result,
+        Ok(_) | Err(NetError::Dns(DnsError::NoRecordsFound(_)))
+    )
 }
 
 /// What the list of resolvers was made of: the same again changes nothing.
@@ -144,7 +157,12 @@ pub(super) struct Source {
 impl Upstream {
     pub(super) fn new(counters: Arc<Counters>) -> Upstream {
         let before = ArcSwap::default();
-        Upstream { resolvers: ArcSwapOption::empty(), before, permits: Semaphore::new(IN_FLIGHT), counters }
+        Upstream {
+            resolvers: ArcSwapOption::empty(),
+            before,
+            permits: Semaphore::new(IN_FLIGHT),
+            counters,
+        }
     }
 
     /// Whether there is a resolver to ask.
@@ -164,15 +182,33 @@ impl Upstream {
         let former = self.before.load();
         let mut before: HashMap<IpAddr, Arc<Before>> = HashMap::new();
         for (netns, addresses, servers) in askers {
-            let usable = servers.iter().filter(|s| s.zone.is_none() && !own.contains(&s.ip.to_canonical()));
-            let servers: Vec<SocketAddr> = usable.take(SERVERS).map(|s| SocketAddr::new(s.ip, 53)).collect();
-            let as_the_host = servers.iter().all(|s| !s.ip().is_loopback() && source.used.contains(s));
+            let usable = servers
+                .iter()
+                .filter(|s| s.zone.is_none() && !own.contains(&s.ip.to_canonical()));
+            let servers: Vec<SocketAddr> = usable
+                .take(SERVERS)
+                .map(|s| SocketAddr::new(s.ip, 53))
+                .collect();
+            let as_the_host = servers
+                .iter()
+                .all(|s| !s.ip().is_loopback() && source.used.contains(s));
             if as_the_host {
                 continue;
             }
-            let known = former.values().chain(before.values()).find(|known| known.is_for(netns, &servers)).cloned();
-            let Some(asked) = known.or_else(|| Before::new(netns, &servers, door).map(Arc::new)) else { continue };
-            before.extend(addresses.iter().map(|address| (*address, Arc::clone(&asked))));
+            let known = former
+                .values()
+                .chain(before.values())
+                .find(|known| known.is_for(netns, &servers))
+                .cloned();
+            let Some(asked) = known.or_else(|| Before::new(netns, &servers, door).map(Arc::new))
+            else {
+                continue;
+            };
+            before.extend(
+                addresses
+                    .iter()
+                    .map(|address| (*address, Arc::clone(&asked))),
+            );
         }
         self.before.store(Arc::new(before));
     }
@@ -191,8 +227,15 @@ impl Upstream {
             // Always: a file may change within a tick of its clock, and a link may come after the file that names it.
             None => read(path).await,
         };
-        let ours = |server: &&SocketAddr| server.port() == 53 && own.contains(&server.ip().to_canonical());
-        let used: Vec<SocketAddr> = source.from_file.iter().filter(|s| !ours(s)).take(SERVERS).copied().collect();
+        let ours =
+            |server: &&SocketAddr| server.port() == 53 && own.contains(&server.ip().to_canonical());
+        let used: Vec<SocketAddr> = source
+            .from_file
+            .iter()
+            .filter(|s| !ours(s))
+            .take(SERVERS)
+            .copied()
+            .collect();
         if used != source.used || self.resolvers.load().is_none() {
             self.resolvers.store(Resolvers::new(&used).map(Arc::new));
             if used != source.used {
@@ -211,14 +254,21 @@ impl Upstream {
             count(&self.counters.overloaded);
             return forward.fail();
         };
-        let (host, before) = (self.resolvers.load_full(), self.before.load().get(&forward.asker).cloned());
+        let (host, before) = (
+            self.resolvers.load_full(),
+            self.before.load().get(&forward.asker).cloned(),
+        );
         if host.is_none() && before.is_none() {
             return forward.fail();
         }
         count(&self.counters.forwarded);
         let lookup = async {
             match (&before, &host) {
-                (Some(before), host) => before.lookup(host.as_deref(), &forward.name, forward.kind).await,
+                (Some(before), host) => {
+                    before
+                        .lookup(host.as_deref(), &forward.name, forward.kind)
+                        .await
+                }
                 (None, Some(host)) => host.lookup(&forward.name, forward.kind).await,
                 (None, None) => Err(NetError::from("there are no resolvers")),
             }
@@ -229,7 +279,10 @@ impl Upstream {
                 let before = answers.len();
                 answers.retain(|record| !points_into(record, &forward.reach.owned.prefixes));
                 // The asker hears its name as it wrote it.
-                for record in answers.iter_mut().filter(|record| record.name == forward.name) {
+                for record in answers
+                    .iter_mut()
+                    .filter(|record| record.name == forward.name)
+                {
                     record.name.clone_from(&forward.name);
                 }
                 let taken = u64::try_from(before.saturating_sub(answers.len())).unwrap_or(u64::MAX);
@@ -250,7 +303,12 @@ impl Upstream {
 }
 
 /// A resolver for exactly these servers, which asks in mixed case or not and keeps so many answers; none without servers.
-pub(super) fn resolver(servers: &[SocketAddr], mixed: bool, kept: u64, way: Way) -> Option<Resolver<Way>> {
+pub(super) fn resolver(
+    servers: &[SocketAddr],
+    mixed: bool,
+    kept: u64,
+    way: Way,
+) -> Option<Resolver<Way>> {
     if servers.is_empty() {
         return None;
     }
@@ -269,7 +327,10 @@ pub(super) fn resolver(servers: &[SocketAddr], mixed: bool, kept: u64, way: Way)
     let mut builder = Resolver::builder_with_config(config, way);
     *builder.options_mut() = options(kept);
     builder.options_mut().case_randomization = mixed;
-    builder.build().inspect_err(|error| tracing::warn!(%error, "resolvers cannot be used")).ok()
+    builder
+        .build()
+        .inspect_err(|error| tracing::warn!(%error, "resolvers cannot be used"))
+        .ok()
 }
 
 fn options(kept: u64) -> ResolverOpts {
@@ -293,7 +354,9 @@ fn options(kept: u64) -> ResolverOpts {
 pub(super) async fn read(path: &Path) -> Vec<SocketAddr> {
     use tokio::io::AsyncReadExt;
     let mut text = Vec::new();
-    let Ok(file) = tokio::fs::File::open(path).await else { return Vec::new() };
+    let Ok(file) = tokio::fs::File::open(path).await else {
+        return Vec::new();
+    };
     match file.take(FILE_LIMIT).read_to_end(&mut text).await {
         Ok(_) => nameservers(&String::from_utf8_lossy(&text)),
         Err(_) => Vec::new(),
@@ -304,7 +367,10 @@ pub(super) async fn read(path: &Path) -> Vec<SocketAddr> {
 fn nameservers(text: &str) -> Vec<SocketAddr> {
     let address = |server: Server| {
         let scope = match &server.zone {
-            Some(zone) => zone.parse().ok().or_else(|| nix::net::if_::if_nametoindex(zone.as_str()).ok())?,
+            Some(zone) => zone
+                .parse()
+                .ok()
+                .or_else(|| nix::net::if_::if_nametoindex(zone.as_str()).ok())?,
             None => 0,
         };
         Some(match server.ip {
@@ -312,15 +378,23 @@ fn nameservers(text: &str) -> Vec<SocketAddr> {
             IpAddr::V6(ip) => SocketAddrV6::new(ip, 53, 0, scope).into(),
         })
     };
-    Former::parse(text).servers.into_iter().filter_map(address).collect()
+    Former::parse(text)
+        .servers
+        .into_iter()
+        .filter_map(address)
+        .collect()
 }
 
 /// Whether a record from outside names an address that only we may name.
 fn points_into(record: &Record, denied: &[IpNet]) -> bool {
     let hints = |params: &[(_, SvcParamValue)]| {
         params.iter().any(|(_, value)| match value {
-            SvcParamValue::Ipv4Hint(hint) => hint.0.iter().any(|a| is_denied(IpAddr::V4(a.0), denied)),
-            SvcParamValue::Ipv6Hint(hint) => hint.0.iter().any(|a| is_denied(IpAddr::V6(a.0), denied)),
+            SvcParamValue::Ipv4Hint(hint) => {
+                hint.0.iter().any(|a| is_denied(IpAddr::V4(a.0), denied))
+            }
+            SvcParamValue::Ipv6Hint(hint) => {
+                hint.0.iter().any(|a| is_denied(IpAddr::V6(a.0), denied))
+            }
             _ => false,
         })
     };
@@ -345,16 +419,20 @@ mod tests {
 
     #[test]
     fn a_server_on_a_link_is_asked_there() {
-        let text =
-            "nameserver 192.0.2.1\nnameserver fe80::1%lo\nnameserver fe80::2%7\nnameserver fe80::3%no-such-link\n";
-        let expected: Vec<SocketAddr> =
-            ["192.0.2.1:53", "[fe80::1%1]:53", "[fe80::2%7]:53"].iter().map(|s| s.parse().unwrap()).collect();
+        let text = "nameserver 192.0.2.1\nnameserver fe80::1%lo\nnameserver fe80::2%7\nnameserver fe80::3%no-such-link\n";
+        let expected: Vec<SocketAddr> = ["192.0.2.1:53", "[fe80::1%1]:53", "[fe80::2%7]:53"]
+            .iter()
+            .map(|s| s.parse().unwrap())
+            .collect();
         assert_eq!(nameservers(text), expected);
     }
 
     #[test]
     fn addresses_of_ours_are_recognised_in_every_form() {
-        let denied: Vec<IpNet> = vec!["10.42.0.0/16".parse().unwrap(), "fd00:42::/48".parse().unwrap()];
+        let denied: Vec<IpNet> = vec![
+            "10.42.0.0/16".parse().unwrap(),
+            "fd00:42::/48".parse().unwrap(),
+        ];
         for bad in [
             "127.0.0.1",
             "127.9.9.9",
@@ -405,8 +483,13 @@ mod tests {
         let upstream = Upstream::new(Arc::default());
         let mut source = Source::default();
         let own = HashSet::from(["10.42.7.1".parse().unwrap()]);
-        let fixed = ["10.42.7.1:53".parse().unwrap(), "[::ffff:10.42.7.1]:53".parse().unwrap()];
-        upstream.refresh(&mut source, Path::new("/none"), Some(&fixed), &own).await;
+        let fixed = [
+            "10.42.7.1:53".parse().unwrap(),
+            "[::ffff:10.42.7.1]:53".parse().unwrap(),
+        ];
+        upstream
+            .refresh(&mut source, Path::new("/none"), Some(&fixed), &own)
+            .await;
         assert!(!upstream.is_ready());
     }
 
@@ -416,16 +499,27 @@ mod tests {
         let path = dir.path().join("resolv.conf");
         let upstream = Upstream::new(Arc::default());
         let mut source = Source::default();
-        upstream.refresh(&mut source, &path, None, &HashSet::new()).await;
+        upstream
+            .refresh(&mut source, &path, None, &HashSet::new())
+            .await;
         assert!(!upstream.is_ready());
         std::fs::write(&path, "nameserver 192.0.2.1\n").unwrap();
-        upstream.refresh(&mut source, &path, None, &HashSet::new()).await;
+        upstream
+            .refresh(&mut source, &path, None, &HashSet::new())
+            .await;
         assert_eq!(source.used, ["192.0.2.1:53".parse().unwrap()]);
         let when = std::fs::metadata(&path).unwrap().modified().unwrap();
         std::fs::write(&path, "nameserver 192.0.2.2\n").unwrap();
         // A tool that keeps the time of what it copies leaves no other trace.
-        std::fs::File::options().write(true).open(&path).unwrap().set_modified(when).unwrap();
-        upstream.refresh(&mut source, &path, None, &HashSet::new()).await;
+        std::fs::File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_modified(when)
+            .unwrap();
+        upstream
+            .refresh(&mut source, &path, None, &HashSet::new())
+            .await;
         assert_eq!(source.used, ["192.0.2.2:53".parse().unwrap()]);
     }
 }

@@ -24,7 +24,11 @@ use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use crate::model::host::NetnsRef;
 
 /// Makes a socket that is neither bound nor connected, and does not block, in a namespace.
-pub type Door = Arc<dyn Fn(NetnsRef, AddressFamily, SockType) -> BoxFuture<'static, io::Result<OwnedFd>> + Send + Sync>;
+pub type Door = Arc<
+    dyn Fn(NetnsRef, AddressFamily, SockType) -> BoxFuture<'static, io::Result<OwnedFd>>
+        + Send
+        + Sync,
+>;
 
 /// How long a server may take to be connected to.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -40,7 +44,10 @@ pub(super) struct Way {
 impl Way {
     /// The way from within a namespace.
     pub(super) fn within(netns: NetnsRef, door: Door) -> Way {
-        Way { tasks: TokioHandle::default(), netns: Some((netns, door)) }
+        Way {
+            tasks: TokioHandle::default(),
+            netns: Some((netns, door)),
+        }
     }
 
     /// A socket for `server`, bound to `local`, in the namespace; none where that is the daemon's own.
@@ -50,8 +57,14 @@ impl Way {
         server: SocketAddr,
         local: Option<SocketAddr>,
     ) -> io::Result<Option<OwnedFd>> {
-        let Some((netns, door)) = &self.netns else { return Ok(None) };
-        let family = if server.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let Some((netns, door)) = &self.netns else {
+            return Ok(None);
+        };
+        let family = if server.is_ipv4() {
+            AddressFamily::Inet
+        } else {
+            AddressFamily::Inet6
+        };
         let socket = door(netns.clone(), family, kind).await?;
         if let Some(local) = local {
             nix::sys::socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(local))?;
@@ -82,7 +95,11 @@ impl RuntimeProvider for Way {
                 let socket = match way.socket(SockType::Stream, server, bind).await? {
                     Some(made) => TcpSocket::from_std_stream(made.into()),
                     None => {
-                        let socket = if server.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+                        let socket = if server.is_ipv4() {
+                            TcpSocket::new_v4()
+                        } else {
+                            TcpSocket::new_v6()
+                        }?;
                         bind.map_or(Ok(()), |bind| socket.bind(bind))?;
                         socket
                     }
@@ -102,10 +119,12 @@ impl RuntimeProvider for Way {
     ) -> Pin<Box<dyn Send + Future<Output = io::Result<Self::Udp>>>> {
         let way = self.clone();
         Box::pin(async move {
-            Ok(Datagrams(match way.socket(SockType::Datagram, server, Some(local)).await? {
-                Some(made) => UdpSocket::from_std(made.into())?,
-                None => UdpSocket::bind(local).await?,
-            }))
+            Ok(Datagrams(
+                match way.socket(SockType::Datagram, server, Some(local)).await? {
+                    Some(made) => UdpSocket::from_std(made.into())?,
+                    None => UdpSocket::bind(local).await?,
+                },
+            ))
         })
     }
 }
@@ -116,14 +135,26 @@ pub(super) struct Datagrams(UdpSocket);
 impl DnsUdpSocket for Datagrams {
     type Time = TokioTime;
 
-    fn poll_recv_from(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<(usize, SocketAddr)>> {
+    fn poll_recv_from(
+        &self,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<(usize, SocketAddr)>> {
         let mut buf = ReadBuf::new(buf);
-        self.0
-            .poll_recv_from(cx, &mut buf)
-            .map_ok(|from| (buf.filled().len(), SocketAddr::new(packed(from), from.port())))
+        self.0.poll_recv_from(cx, &mut buf).map_ok(|from| {
+            (
+                buf.filled().len(),
+                SocketAddr::new(packed(from), from.port()),
+            )
+        })
     }
 
-    fn poll_send_to(&self, cx: &mut Context<'_>, buf: &[u8], target: SocketAddr) -> Poll<io::Result<usize>> {
+    fn poll_send_to(
+        &self,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+        target: SocketAddr,
+    ) -> Poll<io::Result<usize>> {
         self.0.poll_send_to(cx, buf, unpacked(target))
     }
 }
@@ -133,8 +164,8 @@ pub(super) fn packed(server: SocketAddr) -> IpAddr {
     match server {
         SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() => {
             let [prefix, _, _, rest @ ..] = v6.ip().segments();
-            let [high, low] =
-                [v6.scope_id() >> 16, v6.scope_id() & 0xffff].map(|half| u16::try_from(half).unwrap_or(0));
+            let [high, low] = [v6.scope_id() >> 16, v6.scope_id() & 0xffff]
+                .map(|half| u16::try_from(half).unwrap_or(0));
             let [a, b, c, d, e] = rest;
             IpAddr::V6(Ipv6Addr::new(prefix, high, low, a, b, c, d, e))
         }
@@ -148,7 +179,13 @@ fn unpacked(server: SocketAddr) -> SocketAddr {
         SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() => {
             let [prefix, high, low, a, b, c, d, e] = v6.ip().segments();
             let scope = (u32::from(high) << 16) | u32::from(low);
-            SocketAddrV6::new(Ipv6Addr::new(prefix, 0, 0, a, b, c, d, e), v6.port(), 0, scope).into()
+            SocketAddrV6::new(
+                Ipv6Addr::new(prefix, 0, 0, a, b, c, d, e),
+                v6.port(),
+                0,
+                scope,
+            )
+            .into()
         }
         other => other,
     }
@@ -160,7 +197,12 @@ mod tests {
 
     #[test]
     fn an_address_keeps_its_link() {
-        for (ip, scope) in [("fe80::1", 3), ("fe80::1", 0), ("fe80::dead:beef", 0x0012_3456), ("2001:db8::1", 0)] {
+        for (ip, scope) in [
+            ("fe80::1", 3),
+            ("fe80::1", 0),
+            ("fe80::dead:beef", 0x0012_3456),
+            ("2001:db8::1", 0),
+        ] {
             let server: SocketAddr = SocketAddrV6::new(ip.parse().unwrap(), 53, 0, scope).into();
             assert_eq!(unpacked(SocketAddr::new(packed(server), 53)), server);
         }

@@ -77,7 +77,11 @@ impl ZoneIndex {
 
     /// Answers a question this zone [owns](Self::owns).
     pub(super) fn lookup(&self, name: &DnsName, kind: RecordType) -> Answer {
-        if self.origin.zone_of(name) { self.forward(name, kind) } else { self.reverse(name, kind) }
+        if self.origin.zone_of(name) {
+            self.forward(name, kind)
+        } else {
+            self.reverse(name, kind)
+        }
     }
 
     /// Names below the origin.
@@ -106,11 +110,17 @@ impl ZoneIndex {
             });
             let Some((ttl, target)) = alias else {
                 let exists = key.is_empty() || !entries.is_empty() || self.zone.is_parent(&key);
-                let code = if exists { ResponseCode::NoError } else { ResponseCode::NXDomain };
+                let code = if exists {
+                    ResponseCode::NoError
+                } else {
+                    ResponseCode::NXDomain
+                };
                 return self.negative(answer, &self.origin, code);
             };
             seen.insert(key);
-            answer.answers.push(record(&at, ttl, RData::CNAME(CNAME(target.clone()))));
+            answer
+                .answers
+                .push(record(&at, ttl, RData::CNAME(CNAME(target.clone()))));
             if !self.origin.zone_of(&target) {
                 answer.outside = Some(target);
                 return answer;
@@ -129,7 +139,12 @@ impl ZoneIndex {
         let Some(reverse) = reverse_net(name) else {
             return self.negative(answer, &self.origin, ResponseCode::NXDomain);
         };
-        let apex = self.zone.prefixes.iter().find(|p| p.contains(&reverse.net)).map(|p| reverse_apex(p, reverse.net));
+        let apex = self
+            .zone
+            .prefixes
+            .iter()
+            .find(|p| p.contains(&reverse.net))
+            .map(|p| reverse_apex(p, reverse.net));
         let (apex, apex_net) = match apex {
             Some((Some(apex), net)) => (apex, net),
             _ => return self.negative(answer, &self.origin, ResponseCode::NXDomain),
@@ -139,7 +154,10 @@ impl ZoneIndex {
         }
         let is_apex = reverse.net == apex_net;
         if is_apex && matches!(kind, RecordType::SOA) {
-            return Answer { answers: vec![self.soa(&apex)], ..answer };
+            return Answer {
+                answers: vec![self.soa(&apex)],
+                ..answer
+            };
         }
         let host = reverse.net.prefix_len() == reverse.net.max_prefix_len();
         let pointer = self.zone.pointer(reverse.net.addr()).filter(|_| host);
@@ -147,15 +165,31 @@ impl ZoneIndex {
             && let Some(target) = absolute(target)
         {
             let ttl = self.pointer_ttl(&target);
-            return Answer { answers: vec![record(name, ttl, RData::PTR(PTR(target)))], ..answer };
+            return Answer {
+                answers: vec![record(name, ttl, RData::PTR(PTR(target)))],
+                ..answer
+            };
         }
-        let exists = is_apex || self.zone.has_pointer(reverse.net.network(), reverse.net.broadcast());
-        self.negative(answer, &apex, if exists { ResponseCode::NoError } else { ResponseCode::NXDomain })
+        let exists = is_apex
+            || self
+                .zone
+                .has_pointer(reverse.net.network(), reverse.net.broadcast());
+        self.negative(
+            answer,
+            &apex,
+            if exists {
+                ResponseCode::NoError
+            } else {
+                ResponseCode::NXDomain
+            },
+        )
     }
 
     /// A PTR lives as long as the name it gives.
     fn pointer_ttl(&self, target: &DnsName) -> u32 {
-        relative(target, &self.origin).and_then(|key| self.zone.entries(&key).iter().map(|e| e.ttl).min()).unwrap_or(60)
+        relative(target, &self.origin)
+            .and_then(|key| self.zone.entries(&key).iter().map(|e| e.ttl).min())
+            .unwrap_or(60)
     }
 
     /// The entries of one name that answer `kind`; one record set for ANY.
@@ -205,16 +239,30 @@ impl ZoneIndex {
             RecordData::Address(IpAddr::V6(a)) => RData::AAAA(AAAA(*a)),
             RecordData::Cname(target) => RData::CNAME(CNAME(self.target(target)?)),
             RecordData::Txt(text) => RData::TXT(TXT::from_bytes(strings(text))),
-            RecordData::Srv { priority, weight, port, target } => {
-                RData::SRV(SRV::new(*priority, *weight, *port, self.target(target)?))
-            }
+            RecordData::Srv {
+                priority,
+                weight,
+                port,
+                target,
+            } => RData::SRV(SRV::new(*priority, *weight, *port, self.target(target)?)),
         })
     }
 
     fn soa(&self, apex: &DnsName) -> Record {
-        let contact = self.origin.prepend_label("hostmaster").unwrap_or_else(|_| self.origin.clone());
+        let contact = self
+            .origin
+            .prepend_label("hostmaster")
+            .unwrap_or_else(|_| self.origin.clone());
         // Nobody transfers this zone: refresh, retry and expire only have to be sane.
-        let soa = SOA::new(self.origin.clone(), contact, self.zone.serial, 3600, 600, 86_400, NEGATIVE_TTL);
+        let soa = SOA::new(
+            self.origin.clone(),
+            contact,
+            self.zone.serial,
+            3600,
+            600,
+            86_400,
+            NEGATIVE_TTL,
+        );
         record(apex, NEGATIVE_TTL, RData::SOA(soa))
     }
 
@@ -234,7 +282,10 @@ impl Answer {
 
     /// A chain of aliases without an end.
     pub(super) fn loops() -> Answer {
-        Answer { code: ResponseCode::ServFail, ..Answer::empty() }
+        Answer {
+            code: ResponseCode::ServFail,
+            ..Answer::empty()
+        }
     }
 
     fn empty() -> Answer {
@@ -271,7 +322,11 @@ fn record_type(data: &RecordData) -> RecordType {
 
 /// A text as character strings of at most 255 bytes (RFC 1035, section 3.3).
 fn strings(text: &str) -> Vec<&[u8]> {
-    if text.is_empty() { vec![&[]] } else { text.as_bytes().chunks(255).collect() }
+    if text.is_empty() {
+        vec![&[]]
+    } else {
+        text.as_bytes().chunks(255).collect()
+    }
 }
 
 /// The labels of `name` above `origin` as the zone's key; `None` where a label cannot be in any zone of ours.
@@ -307,35 +362,62 @@ fn reverse_net(name: &DnsName) -> Option<Reverse> {
     }
     let (net, used) = match tree.as_slice() {
         b"in-addr" => {
-            let octets: Vec<u8> = labels.iter().rev().take(4).map_while(|l| octet(l)).collect();
+            let octets: Vec<u8> = labels
+                .iter()
+                .rev()
+                .take(4)
+                .map_while(|l| octet(l))
+                .collect();
             let mut bytes = [0u8; 4];
-            bytes.iter_mut().zip(&octets).for_each(|(to, from)| *to = *from);
+            bytes
+                .iter_mut()
+                .zip(&octets)
+                .for_each(|(to, from)| *to = *from);
             let bits = u8::try_from(octets.len().saturating_mul(8)).ok()?;
-            (IpNet::V4(Ipv4Net::new(Ipv4Addr::from(bytes), bits).ok()?), octets.len())
+            (
+                IpNet::V4(Ipv4Net::new(Ipv4Addr::from(bytes), bits).ok()?),
+                octets.len(),
+            )
         }
         b"ip6" => {
-            let nibbles: Vec<u8> = labels.iter().rev().take(32).map_while(|l| nibble(l)).collect();
-            let bits = nibbles.iter().fold(0u128, |all, n| (all << 4) | u128::from(*n));
+            let nibbles: Vec<u8> = labels
+                .iter()
+                .rev()
+                .take(32)
+                .map_while(|l| nibble(l))
+                .collect();
+            let bits = nibbles
+                .iter()
+                .fold(0u128, |all, n| (all << 4) | u128::from(*n));
             let used = u32::try_from(nibbles.len()).ok()?.saturating_mul(4);
             let bits = bits.checked_shl(128u32.saturating_sub(used)).unwrap_or(0);
-            (IpNet::V6(Ipv6Net::new(Ipv6Addr::from(bits), u8::try_from(used).ok()?).ok()?), nibbles.len())
+            (
+                IpNet::V6(Ipv6Net::new(Ipv6Addr::from(bits), u8::try_from(used).ok()?).ok()?),
+                nibbles.len(),
+            )
         }
         _ => return None,
     };
-    Some(Reverse { net, rest: labels.len().saturating_sub(used) })
+    Some(Reverse {
+        net,
+        rest: labels.len().saturating_sub(used),
+    })
 }
 
 /// One label of `in-addr.arpa`: decimal without leading zeros.
 fn octet(label: &[u8]) -> Option<u8> {
     let text = std::str::from_utf8(label).ok()?;
-    let plain = text.bytes().all(|b| b.is_ascii_digit()) && (text.len() == 1 || !text.starts_with('0'));
+    let plain =
+        text.bytes().all(|b| b.is_ascii_digit()) && (text.len() == 1 || !text.starts_with('0'));
     text.parse().ok().filter(|_| plain)
 }
 
 /// One label of `ip6.arpa`: a hexadecimal digit.
 fn nibble(label: &[u8]) -> Option<u8> {
     match label {
-        [digit] => char::from(*digit).to_digit(16).and_then(|d| u8::try_from(d).ok()),
+        [digit] => char::from(*digit)
+            .to_digit(16)
+            .and_then(|d| u8::try_from(d).ok()),
         _ => None,
     }
 }
@@ -343,7 +425,11 @@ fn nibble(label: &[u8]) -> Option<u8> {
 /// The reverse zone of `prefix` that holds `net`: its length rounded up to whole labels.
 fn reverse_apex(prefix: &IpNet, net: IpNet) -> (Option<DnsName>, IpNet) {
     let step = if prefix.addr().is_ipv4() { 8 } else { 4 };
-    let length = prefix.prefix_len().div_ceil(step).saturating_mul(step).min(prefix.max_prefix_len());
+    let length = prefix
+        .prefix_len()
+        .div_ceil(step)
+        .saturating_mul(step)
+        .min(prefix.max_prefix_len());
     let apex = IpNet::new(net.addr(), length).map_or(*prefix, |n| n.trunc());
     (reverse_name(apex, length), apex)
 }
@@ -354,13 +440,25 @@ fn reverse_name(net: IpNet, length: u8) -> Option<DnsName> {
     match net.addr() {
         IpAddr::V4(a) => {
             let labels = usize::from(length / 8);
-            a.octets().iter().take(labels).rev().for_each(|o| text.push_str(&format!("{o}.")));
+            a.octets()
+                .iter()
+                .take(labels)
+                .rev()
+                .for_each(|o| text.push_str(&format!("{o}.")));
             text.push_str("in-addr.arpa.");
         }
         IpAddr::V6(a) => {
             let labels = usize::from(length / 4);
-            let nibbles: Vec<u8> = a.octets().iter().flat_map(|o| [o >> 4, o & 15]).take(labels).collect();
-            nibbles.iter().rev().for_each(|n| text.push_str(&format!("{n:x}.")));
+            let nibbles: Vec<u8> = a
+                .octets()
+                .iter()
+                .flat_map(|o| [o >> 4, o & 15])
+                .take(labels)
+                .collect();
+            nibbles
+                .iter()
+                .rev()
+                .for_each(|n| text.push_str(&format!("{n:x}.")));
             text.push_str("ip6.arpa.");
         }
     }
@@ -387,7 +485,10 @@ pub(super) mod tests {
     pub(in crate::dns) fn lab() -> Arc<Zone> {
         let mut zone = Zone::empty(&"lab".parse().unwrap());
         zone.serial = 7;
-        zone.prefixes = vec!["10.42.0.0/16".parse().unwrap(), "fd00:42::/48".parse().unwrap()];
+        zone.prefixes = vec![
+            "10.42.0.0/16".parse().unwrap(),
+            "fd00:42::/48".parse().unwrap(),
+        ];
         let db: IpAddr = "10.42.7.20".parse().unwrap();
         let web4: IpAddr = "10.42.7.21".parse().unwrap();
         let web6: IpAddr = "fd00:42::21".parse().unwrap();
@@ -402,10 +503,21 @@ pub(super) mod tests {
         add("loop1", RecordData::Cname("loop2.lab.internal".to_owned()));
         add("loop2", RecordData::Cname("loop1.lab.internal".to_owned()));
         add("note", RecordData::Txt("hello".to_owned()));
-        add("_http._tcp", RecordData::Srv { priority: 1, weight: 2, port: 80, target: "web".to_owned() });
+        add(
+            "_http._tcp",
+            RecordData::Srv {
+                priority: 1,
+                weight: 2,
+                port: 80,
+                target: "web".to_owned(),
+            },
+        );
         add("a.deep.tree", RecordData::Address(db));
         for i in 0..200u8 {
-            add("big", RecordData::Address(IpAddr::V4(Ipv4Addr::new(10, 42, 9, i))));
+            add(
+                "big",
+                RecordData::Address(IpAddr::V4(Ipv4Addr::new(10, 42, 9, i))),
+            );
         }
         zone.point(db, "db.lab.internal".into());
         zone.point(web6, "web.lab.internal".into());
@@ -423,7 +535,11 @@ pub(super) mod tests {
     }
 
     fn values(answer: &Answer) -> Vec<String> {
-        answer.answers.iter().map(|r| format!("{} {} {}", r.name, r.record_type(), r.data)).collect()
+        answer
+            .answers
+            .iter()
+            .map(|r| format!("{} {} {}", r.name, r.record_type(), r.data))
+            .collect()
     }
 
     #[test]
@@ -431,14 +547,20 @@ pub(super) mod tests {
         for name in ["db.lab.internal", "DB.Lab.INTERNAL"] {
             let answer = ask(name, RecordType::A);
             assert_eq!(answer.code, ResponseCode::NoError);
-            assert_eq!(answer.answers.first().map(|r| r.data.clone()), Some(RData::A(A::new(10, 42, 7, 20))));
+            assert_eq!(
+                answer.answers.first().map(|r| r.data.clone()),
+                Some(RData::A(A::new(10, 42, 7, 20)))
+            );
         }
     }
 
     #[test]
     fn other_type_of_a_name_is_empty_noerror_with_soa() {
         let answer = ask("db.lab.internal", RecordType::AAAA);
-        assert_eq!((answer.code, answer.answers.len()), (ResponseCode::NoError, 0));
+        assert_eq!(
+            (answer.code, answer.answers.len()),
+            (ResponseCode::NoError, 0)
+        );
         let soa = answer.authorities.first().unwrap();
         assert!(matches!(&soa.data, RData::SOA(s) if s.serial == 7 && s.minimum <= 10));
         assert!(soa.ttl <= 10);
@@ -447,30 +569,59 @@ pub(super) mod tests {
     #[test]
     fn unknown_name_is_nxdomain_with_soa() {
         let answer = ask("nothing.lab.internal", RecordType::A);
-        assert_eq!((answer.code, answer.authorities.len()), (ResponseCode::NXDomain, 1));
-        assert_eq!(ask("*.lab.internal", RecordType::A).code, ResponseCode::NXDomain);
-        assert_eq!(ask("x.db.lab.internal", RecordType::A).code, ResponseCode::NXDomain);
+        assert_eq!(
+            (answer.code, answer.authorities.len()),
+            (ResponseCode::NXDomain, 1)
+        );
+        assert_eq!(
+            ask("*.lab.internal", RecordType::A).code,
+            ResponseCode::NXDomain
+        );
+        assert_eq!(
+            ask("x.db.lab.internal", RecordType::A).code,
+            ResponseCode::NXDomain
+        );
     }
 
     #[test]
     fn a_name_with_names_below_it_exists() {
-        for name in ["deep.tree.lab.internal", "tree.lab.internal", "_tcp.lab.internal"] {
+        for name in [
+            "deep.tree.lab.internal",
+            "tree.lab.internal",
+            "_tcp.lab.internal",
+        ] {
             let answer = ask(name, RecordType::A);
-            assert_eq!((answer.code, answer.answers.len()), (ResponseCode::NoError, 0), "{name}");
+            assert_eq!(
+                (answer.code, answer.answers.len()),
+                (ResponseCode::NoError, 0),
+                "{name}"
+            );
         }
     }
 
     #[test]
     fn apex_has_a_soa() {
         let answer = ask("lab.internal", RecordType::SOA);
-        assert_eq!((answer.code, answer.answers.len()), (ResponseCode::NoError, 1));
-        assert_eq!(ask("lab.internal", RecordType::A).code, ResponseCode::NoError);
+        assert_eq!(
+            (answer.code, answer.answers.len()),
+            (ResponseCode::NoError, 1)
+        );
+        assert_eq!(
+            ask("lab.internal", RecordType::A).code,
+            ResponseCode::NoError
+        );
     }
 
     #[test]
     fn aliases_are_followed_inside_the_zone() {
         let answer = ask("www.lab.internal", RecordType::A);
-        assert_eq!(values(&answer), ["www.lab.internal. CNAME web.lab.internal.", "web.lab.internal. A 10.42.7.21"]);
+        assert_eq!(
+            values(&answer),
+            [
+                "www.lab.internal. CNAME web.lab.internal.",
+                "web.lab.internal. A 10.42.7.21"
+            ]
+        );
         assert_eq!(ask("short.lab.internal", RecordType::AAAA).answers.len(), 2);
         assert_eq!(ask("www.lab.internal", RecordType::CNAME).answers.len(), 1);
     }
@@ -478,12 +629,18 @@ pub(super) mod tests {
     #[test]
     fn alias_to_nothing_is_nxdomain_with_the_alias() {
         let answer = ask("dead.lab.internal", RecordType::A);
-        assert_eq!((answer.code, answer.answers.len()), (ResponseCode::NXDomain, 1));
+        assert_eq!(
+            (answer.code, answer.answers.len()),
+            (ResponseCode::NXDomain, 1)
+        );
     }
 
     #[test]
     fn alias_loop_ends_in_servfail() {
-        assert_eq!(ask("loop1.lab.internal", RecordType::A).code, ResponseCode::ServFail);
+        assert_eq!(
+            ask("loop1.lab.internal", RecordType::A).code,
+            ResponseCode::ServFail
+        );
     }
 
     #[test]
@@ -496,7 +653,10 @@ pub(super) mod tests {
     #[test]
     fn srv_brings_the_addresses_of_its_target() {
         let answer = ask("_HTTP._tcp.lab.internal", RecordType::SRV);
-        assert_eq!(values(&answer), ["_HTTP._tcp.lab.internal. SRV 1 2 80 web.lab.internal."]);
+        assert_eq!(
+            values(&answer),
+            ["_HTTP._tcp.lab.internal. SRV 1 2 80 web.lab.internal."]
+        );
         assert_eq!(answer.additionals.len(), 2);
     }
 
@@ -508,12 +668,21 @@ pub(super) mod tests {
 
     #[test]
     fn addresses_have_pointers() {
-        for (address, name) in [("10.42.7.20", "db.lab.internal."), ("fd00:42::21", "web.lab.internal.")] {
+        for (address, name) in [
+            ("10.42.7.20", "db.lab.internal."),
+            ("fd00:42::21", "web.lab.internal."),
+        ] {
             let question = pointer_name(address.parse().unwrap());
             let answer = index().lookup(&question, RecordType::PTR);
-            assert_eq!(answer.answers.first().map(|r| r.data.to_string()), Some(name.to_owned()));
+            assert_eq!(
+                answer.answers.first().map(|r| r.data.to_string()),
+                Some(name.to_owned())
+            );
             let other = index().lookup(&question, RecordType::A);
-            assert_eq!((other.code, other.answers.len()), (ResponseCode::NoError, 0));
+            assert_eq!(
+                (other.code, other.answers.len()),
+                (ResponseCode::NoError, 0)
+            );
         }
     }
 
@@ -521,17 +690,39 @@ pub(super) mod tests {
     fn reverse_zone_says_nxdomain_and_knows_its_parents() {
         let answer = ask("99.9.42.10.in-addr.arpa", RecordType::PTR);
         assert_eq!(answer.code, ResponseCode::NXDomain);
-        assert_eq!(answer.authorities.first().map(|r| r.name.to_string()), Some("42.10.in-addr.arpa.".to_owned()));
-        assert_eq!(ask("7.42.10.in-addr.arpa", RecordType::PTR).code, ResponseCode::NoError);
-        assert_eq!(ask("8.42.10.in-addr.arpa", RecordType::PTR).code, ResponseCode::NXDomain);
+        assert_eq!(
+            answer.authorities.first().map(|r| r.name.to_string()),
+            Some("42.10.in-addr.arpa.".to_owned())
+        );
+        assert_eq!(
+            ask("7.42.10.in-addr.arpa", RecordType::PTR).code,
+            ResponseCode::NoError
+        );
+        assert_eq!(
+            ask("8.42.10.in-addr.arpa", RecordType::PTR).code,
+            ResponseCode::NXDomain
+        );
         assert_eq!(ask("42.10.in-addr.arpa", RecordType::SOA).answers.len(), 1);
-        assert_eq!(ask("x.20.7.42.10.in-addr.arpa", RecordType::PTR).code, ResponseCode::NXDomain);
-        assert_eq!(ask("300.7.42.10.in-addr.arpa", RecordType::PTR).code, ResponseCode::NXDomain);
+        assert_eq!(
+            ask("x.20.7.42.10.in-addr.arpa", RecordType::PTR).code,
+            ResponseCode::NXDomain
+        );
+        assert_eq!(
+            ask("300.7.42.10.in-addr.arpa", RecordType::PTR).code,
+            ResponseCode::NXDomain
+        );
     }
 
     #[test]
     fn reverse_zones_end_at_the_prefix() {
-        for name in ["10.in-addr.arpa", "43.10.in-addr.arpa", "1.1.43.10.in-addr.arpa", "ip6.arpa", "arpa", "."] {
+        for name in [
+            "10.in-addr.arpa",
+            "43.10.in-addr.arpa",
+            "1.1.43.10.in-addr.arpa",
+            "ip6.arpa",
+            "arpa",
+            ".",
+        ] {
             assert!(!index().owns(&absolute(name).unwrap()), "{name}");
         }
     }
@@ -544,7 +735,10 @@ pub(super) mod tests {
         let inside = absolute("1.17.42.10.in-addr.arpa").unwrap();
         assert!(index.owns(&inside));
         let soa = index.lookup(&inside, RecordType::PTR).authorities;
-        assert_eq!(soa.first().map(|r| r.name.to_string()), Some("17.42.10.in-addr.arpa.".to_owned()));
+        assert_eq!(
+            soa.first().map(|r| r.name.to_string()),
+            Some("17.42.10.in-addr.arpa.".to_owned())
+        );
         assert!(!index.owns(&absolute("1.32.42.10.in-addr.arpa").unwrap()));
     }
 

@@ -49,7 +49,9 @@ pub struct Container {
 #[derive(Debug, thiserror::Error)]
 pub enum DockerError {
     /// Not what an engine would call a container.
-    #[error("{0:?} is no container name or ID: letters, digits, '_', '.' and '-', the first a letter or digit")]
+    #[error(
+        "{0:?} is no container name or ID: letters, digits, '_', '.' and '-', the first a letter or digit"
+    )]
     Name(String),
     /// `$DOCKER_HOST` names something other than a unix socket.
     #[error("the Docker engine at {0:?} is not on this machine: only unix:// sockets can be used")]
@@ -95,7 +97,9 @@ impl DockerError {
         match self {
             DockerError::Name(_) | DockerError::NotFound(_) => "docker ps".to_owned(),
             DockerError::Host(_) => "DOCKER_HOST=unix:///run/docker.sock".to_owned(),
-            DockerError::Unreachable { .. } | DockerError::Timeout(_) => "systemctl status docker".to_owned(),
+            DockerError::Unreachable { .. } | DockerError::Timeout(_) => {
+                "systemctl status docker".to_owned()
+            }
             DockerError::NotRunning { name, .. } => format!("docker start {name}"),
             DockerError::HostNetwork(_) => "start the container without --network host".to_owned(),
             DockerError::Answer { .. } => String::new(),
@@ -140,7 +144,11 @@ struct HostSettings {
 /// [`DockerError::Host`] where it is not a unix socket.
 pub fn socket(host: Option<&str>) -> Result<PathBuf, DockerError> {
     let from_environment = || std::env::var("DOCKER_HOST").ok();
-    match host.map(str::to_owned).or_else(from_environment).filter(|h| !h.is_empty()) {
+    match host
+        .map(str::to_owned)
+        .or_else(from_environment)
+        .filter(|h| !h.is_empty())
+    {
         Some(host) => {
             let path = host.strip_prefix("unix://").unwrap_or(&host);
             if path.starts_with('/') {
@@ -167,7 +175,11 @@ pub async fn inspect(host: Option<&str>, container: &str) -> Result<Container, D
     inspect_within(TIMEOUT, host, container).await
 }
 
-async fn inspect_within(limit: Duration, host: Option<&str>, container: &str) -> Result<Container, DockerError> {
+async fn inspect_within(
+    limit: Duration,
+    host: Option<&str>,
+    container: &str,
+) -> Result<Container, DockerError> {
     if !is_container_name(container) {
         return Err(DockerError::Name(container.chars().take(80).collect()));
     }
@@ -182,13 +194,21 @@ async fn inspect_within(limit: Duration, host: Option<&str>, container: &str) ->
 fn is_container_name(text: &str) -> bool {
     text.len() <= NAME_LIMIT
         && text.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
 }
 
 /// One request, one answer.
 async fn ask(socket: &Path, container: &str) -> Result<(StatusCode, Bytes), DockerError> {
-    let unreachable = |source| DockerError::Unreachable { socket: socket.to_path_buf(), source };
-    let wrong = |what: String| DockerError::Answer { socket: socket.to_path_buf(), what };
+    let unreachable = |source| DockerError::Unreachable {
+        socket: socket.to_path_buf(),
+        source,
+    };
+    let wrong = |what: String| DockerError::Answer {
+        socket: socket.to_path_buf(),
+        what,
+    };
     let stream = UnixStream::connect(socket).await.map_err(unreachable)?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
@@ -199,12 +219,22 @@ async fn ask(socket: &Path, container: &str) -> Result<(StatusCode, Bytes), Dock
         .body(Empty::<Bytes>::new())
         .map_err(|e| wrong(format!("nothing, for the request could not be made: {e}")))?;
     let exchange = async {
-        let response = sender.send_request(request).await.map_err(|e| wrong(format!("no HTTP: {e}")))?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|e| wrong(format!("no HTTP: {e}")))?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await.map_err(|e| {
-            let large = e.downcast_ref::<LengthLimitError>().is_some();
-            wrong(if large { format!("more than {ANSWER_LIMIT} bytes") } else { format!("half a sentence: {e}") })
-        })?;
+        let body = Limited::new(response.into_body(), ANSWER_LIMIT)
+            .collect()
+            .await
+            .map_err(|e| {
+                let large = e.downcast_ref::<LengthLimitError>().is_some();
+                wrong(if large {
+                    format!("more than {ANSWER_LIMIT} bytes")
+                } else {
+                    format!("half a sentence: {e}")
+                })
+            })?;
         Ok((status, body.to_bytes()))
     };
     // The connection is driven beside the exchange and dropped with it: no task outlives the question.
@@ -216,17 +246,29 @@ async fn ask(socket: &Path, container: &str) -> Result<(StatusCode, Bytes), Dock
     }
 }
 
-fn understand(socket: &Path, asked: &str, answer: (StatusCode, Bytes)) -> Result<Container, DockerError> {
-    let wrong = |what: String| DockerError::Answer { socket: socket.to_path_buf(), what };
+fn understand(
+    socket: &Path,
+    asked: &str,
+    answer: (StatusCode, Bytes),
+) -> Result<Container, DockerError> {
+    let wrong = |what: String| DockerError::Answer {
+        socket: socket.to_path_buf(),
+        what,
+    };
     let (status, body) = answer;
     if status == StatusCode::NOT_FOUND {
         return Err(DockerError::NotFound(asked.to_owned()));
     }
     if status != StatusCode::OK {
-        let text: String = String::from_utf8_lossy(&body).chars().filter(|c| !c.is_control()).take(200).collect();
+        let text: String = String::from_utf8_lossy(&body)
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(200)
+            .collect();
         return Err(wrong(format!("{status}: {text}")));
     }
-    let found: Inspect = serde_json::from_slice(&body).map_err(|e| wrong(format!("something else: {e}")))?;
+    let found: Inspect =
+        serde_json::from_slice(&body).map_err(|e| wrong(format!("something else: {e}")))?;
     if !(found.id.len() == 64 && found.id.bytes().all(|b| b.is_ascii_hexdigit())) {
         return Err(wrong("a container without an ID".to_owned()));
     }
@@ -236,7 +278,9 @@ fn understand(socket: &Path, asked: &str, answer: (StatusCode, Bytes)) -> Result
     };
     if !found.state.running || found.state.pid == 0 {
         let state = match found.state.status.as_str() {
-            known @ ("created" | "paused" | "restarting" | "removing" | "exited" | "dead") => known.to_owned(),
+            known @ ("created" | "paused" | "restarting" | "removing" | "exited" | "dead") => {
+                known.to_owned()
+            }
             _ => "stopped".to_owned(),
         };
         return Err(DockerError::NotRunning { name, state });
@@ -283,7 +327,12 @@ mod tests {
                 }
                 // The client may have had enough before all of it is written.
                 let _ = stream.write_all(&bytes).await;
-                String::from_utf8(head).unwrap().lines().next().unwrap().to_owned()
+                String::from_utf8(head)
+                    .unwrap()
+                    .lines()
+                    .next()
+                    .unwrap()
+                    .to_owned()
             });
             Engine { dir, task }
         }
@@ -331,39 +380,71 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_in_the_way_is_named() {
-        let (gone, _) = inspected(http("404 Not Found", r#"{"message":"No such container: web"}"#)).await;
+        let (gone, _) = inspected(http(
+            "404 Not Found",
+            r#"{"message":"No such container: web"}"#,
+        ))
+        .await;
         assert!(matches!(gone, Err(DockerError::NotFound(n)) if n == "web"));
         let (stopped, _) = inspected(http("200 OK", &body(false, "bridge"))).await;
         assert!(matches!(stopped, Err(DockerError::NotRunning { state, .. }) if state == "exited"));
         let (host, _) = inspected(http("200 OK", &body(true, "host"))).await;
         assert!(matches!(host, Err(DockerError::HostNetwork(n)) if n == "web"));
         let (broken, _) = inspected(http("500 Internal Server Error", "oh\u{1b}[31mno")).await;
-        assert!(broken.is_err_and(|e| e.to_string().contains("500") && !e.to_string().contains('\u{1b}')));
-        for nonsense in [b"hello\r\n\r\n".to_vec(), http("200 OK", "[]"), http("200 OK", "{\"Id\":7}"), Vec::new()] {
-            assert!(matches!(inspected(nonsense).await.0, Err(DockerError::Answer { .. })));
+        assert!(
+            broken
+                .is_err_and(|e| e.to_string().contains("500") && !e.to_string().contains('\u{1b}'))
+        );
+        for nonsense in [
+            b"hello\r\n\r\n".to_vec(),
+            http("200 OK", "[]"),
+            http("200 OK", "{\"Id\":7}"),
+            Vec::new(),
+        ] {
+            assert!(matches!(
+                inspected(nonsense).await.0,
+                Err(DockerError::Answer { .. })
+            ));
         }
     }
 
     #[tokio::test]
     async fn a_large_answer_is_not_read() {
         let (large, _) = inspected(http("200 OK", &" ".repeat(ANSWER_LIMIT + 1))).await;
-        assert!(matches!(large, Err(DockerError::Answer { what, .. }) if what.contains("more than")));
+        assert!(
+            matches!(large, Err(DockerError::Answer { what, .. }) if what.contains("more than"))
+        );
     }
 
     #[tokio::test]
     async fn chunked_answers_are_read() {
         let text = body(true, "none");
-        let chunked =
-            format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{text}\r\n0\r\n\r\n", text.len());
-        assert_eq!(inspected(chunked.into_bytes()).await.0.unwrap().network_mode, "none");
+        let chunked = format!(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{text}\r\n0\r\n\r\n",
+            text.len()
+        );
+        assert_eq!(
+            inspected(chunked.into_bytes())
+                .await
+                .0
+                .unwrap()
+                .network_mode,
+            "none"
+        );
     }
 
     #[tokio::test]
     async fn an_engine_that_is_not_there_is_said_to_be() {
         let dir = tempfile::tempdir().unwrap();
         let host = dir.path().join("none.sock").display().to_string();
-        assert!(matches!(inspect(Some(&host), "web").await, Err(DockerError::Unreachable { .. })));
-        assert!(matches!(inspect(Some("tcp://127.0.0.1:2375"), "web").await, Err(DockerError::Host(_))));
+        assert!(matches!(
+            inspect(Some(&host), "web").await,
+            Err(DockerError::Unreachable { .. })
+        ));
+        assert!(matches!(
+            inspect(Some("tcp://127.0.0.1:2375"), "web").await,
+            Err(DockerError::Host(_))
+        ));
     }
 
     #[tokio::test]
@@ -378,8 +459,23 @@ mod tests {
 
     #[tokio::test]
     async fn names_that_leave_the_path_are_refused() {
-        for bad in ["", "../x", "a/b", "a b", "a%2fb", "a?b", "-a", ".a", "a\r\nX: y", "ä", &"a".repeat(256)] {
-            assert!(matches!(inspect(Some("/none"), bad).await, Err(DockerError::Name(_))), "{bad:?}");
+        for bad in [
+            "",
+            "../x",
+            "a/b",
+            "a b",
+            "a%2fb",
+            "a?b",
+            "-a",
+            ".a",
+            "a\r\nX: y",
+            "ä",
+            &"a".repeat(256),
+        ] {
+            assert!(
+                matches!(inspect(Some("/none"), bad).await, Err(DockerError::Name(_))),
+                "{bad:?}"
+            );
         }
     }
 

@@ -31,8 +31,14 @@ fn past(change: &Change) -> String {
     match change {
         Change::DeleteLink { name, .. } => format!("removed link {name}"),
         Change::DelRoute { route, .. } => format!("removed route {route}"),
-        Change::DelRule { place: Namespace::Host, rule } => format!("removed rule {rule}"),
-        Change::DelRule { place: Namespace::Netns(netns), rule } => {
+        Change::DelRule {
+            place: Namespace::Host,
+            rule,
+        } => format!("removed rule {rule}"),
+        Change::DelRule {
+            place: Namespace::Netns(netns),
+            rule,
+        } => {
             format!("removed rule {rule} in {}", netns.path.display())
         }
         Change::RestoreSysctl { key } => format!("put sysctl {key} back"),
@@ -52,8 +58,16 @@ fn past(change: &Change) -> String {
 pub async fn cleanup(instance: Option<&str>, state_dir: &Path) -> anyhow::Result<Cleaned> {
     let mut cleaned = Cleaned::default();
     let netlink = Netlink::open()?;
-    for link in netlink.links().await?.into_values().filter(|link| left_behind(instance, link)) {
-        let change = Change::DeleteLink { link: link.name.clone(), name: link.name };
+    for link in netlink
+        .links()
+        .await?
+        .into_values()
+        .filter(|link| left_behind(instance, link))
+    {
+        let change = Change::DeleteLink {
+            link: link.name.clone(),
+            name: link.name,
+        };
         cleaned.note(&change, netlink.apply(&change).await);
     }
     routes_and_rules(&netlink, instance, &mut cleaned).await?;
@@ -67,7 +81,11 @@ pub async fn cleanup(instance: Option<&str>, state_dir: &Path) -> anyhow::Result
     cleaned.left.extend(left);
     // The bar falls after its link has stopped forwarding.
     match nft::cleanup(instance).await {
-        Ok(tables) => cleaned.done.extend(tables.iter().map(|table| format!("removed nftables table inet {table}"))),
+        Ok(tables) => cleaned.done.extend(
+            tables
+                .iter()
+                .map(|table| format!("removed nftables table inet {table}")),
+        ),
         Err(error) => cleaned.left.push(failure("remove nftables tables", error)),
     }
     for path in kept.resolvers().keys().cloned().collect::<Vec<_>>() {
@@ -82,7 +100,10 @@ pub async fn cleanup(instance: Option<&str>, state_dir: &Path) -> anyhow::Result
 async fn inner_rules(kept: &mut Journal, cleaned: &mut Cleaned) -> anyhow::Result<()> {
     let mut stay = BTreeSet::new();
     for (netns, rule) in kept.rules().clone() {
-        let change = Change::DelRule { place: Namespace::Netns(netns.clone()), rule: rule.clone() };
+        let change = Change::DelRule {
+            place: Namespace::Netns(netns.clone()),
+            rule: rule.clone(),
+        };
         let text = past(&change);
         match netns::exists(&netns) {
             Ok(true) => match netns::apply(&netns, None, vec![change]).await {
@@ -111,23 +132,40 @@ fn left_behind(instance: Option<&str>, link: &LinkInfo) -> bool {
         }
         None => {
             link.link.alias.starts_with("byway:")
-                || (link.name.starts_with("bwv") && link.link.mac.is_some_and(|mac| mac.starts_with(&[2, 0x62, 0x77])))
+                || (link.name.starts_with("bwv")
+                    && link
+                        .link
+                        .mac
+                        .is_some_and(|mac| mac.starts_with(&[2, 0x62, 0x77])))
         }
     }
 }
 
 /// Routes went with their links; where every daemon's traces go, so do those without. The rules go with the last route.
-async fn routes_and_rules(netlink: &Netlink, instance: Option<&str>, cleaned: &mut Cleaned) -> anyhow::Result<()> {
+async fn routes_and_rules(
+    netlink: &Netlink,
+    instance: Option<&str>,
+    cleaned: &mut Cleaned,
+) -> anyhow::Result<()> {
     let (mut routes, rules) = netlink.leftovers().await?;
     if instance.is_none() {
         for route in routes.drain(..) {
-            let change = Change::DelRoute { place: Namespace::Host, route };
+            let change = Change::DelRoute {
+                place: Namespace::Host,
+                route,
+            };
             cleaned.note(&change, netlink.apply(&change).await);
         }
     }
     if routes.is_empty() {
-        for rule in rules.into_iter().filter(|rule| rule.table == TABLE && rule.source.is_none()) {
-            let change = Change::DelRule { place: Namespace::Host, rule };
+        for rule in rules
+            .into_iter()
+            .filter(|rule| rule.table == TABLE && rule.source.is_none())
+        {
+            let change = Change::DelRule {
+                place: Namespace::Host,
+                rule,
+            };
             cleaned.note(&change, netlink.apply(&change).await);
         }
     }

@@ -15,11 +15,15 @@ use std::io;
 use std::net::{IpAddr, SocketAddr as End};
 use std::time::Duration;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, Nla};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, Nla,
+};
 use netlink_packet_netfilter::conntrack::{
     ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol, Status, Tuple,
 };
-use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
+};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 
@@ -119,7 +123,9 @@ fn direction(tuples: &[Tuple]) -> Direction {
                 ProtoTuple::Protocol(proto) => found.proto = Some(u8::from(*proto)),
                 ProtoTuple::SourcePort(port) => found.source_port = Some(*port),
                 ProtoTuple::DestinationPort(port) => found.destination_port = Some(*port),
-                ProtoTuple::Other(nla) if ICMP_TYPES.contains(&nla.kind()) && nla.value_len() == 1 => {
+                ProtoTuple::Other(nla)
+                    if ICMP_TYPES.contains(&nla.kind()) && nla.value_len() == 1 =>
+                {
                     let mut kind = [0];
                     nla.emit_value(&mut kind);
                     found.icmp_type = kind.first().copied();
@@ -134,7 +140,10 @@ fn direction(tuples: &[Tuple]) -> Direction {
 
 impl Entry {
     fn of(message: NetfilterMessage) -> Option<Self> {
-        let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = message.inner else { return None };
+        let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = message.inner
+        else {
+            return None;
+        };
         let mut entry = Entry {
             original: Direction::default(),
             reply: Direction::default(),
@@ -150,7 +159,9 @@ impl Entry {
                     entry.handle.push(attribute);
                 }
                 ConntrackAttribute::CtaTupleReply(tuples) => entry.reply = direction(tuples),
-                ConntrackAttribute::CtaStatus(status) => entry.rewritten = status.contains(Status::DstNat),
+                ConntrackAttribute::CtaStatus(status) => {
+                    entry.rewritten = status.contains(Status::DstNat)
+                }
                 ConntrackAttribute::CtaMark(mark) => entry.mark = *mark,
                 ConntrackAttribute::Other(nla) if matches!(nla.kind(), CTA_ID | CTA_ZONE) => {
                     entry.handle.push(attribute);
@@ -187,22 +198,41 @@ impl Entry {
     /// another program translates is its own, and what passes through this machine is no map's.
     fn precedes(&self, begun: &Begun, own: &[IpAddr]) -> bool {
         let by_former = |at: IpAddr| begun.overlay.iter().any(|prefix| prefix.contains(&at));
-        begun.maps.iter().any(|map| self.asks_for(map) && !self.is_of(map))
+        begun
+            .maps
+            .iter()
+            .any(|map| self.asks_for(map) && !self.is_of(map))
             && match self.rewritten {
                 true => self.reply.source.is_some_and(by_former),
-                false => self.original.destination.is_some_and(|to| own.contains(&to)),
+                false => self
+                    .original
+                    .destination
+                    .is_some_and(|to| own.contains(&to)),
             }
     }
 
     /// Whether somebody in the subnet began this flow, and asked something of the machine.
     fn asks(&self, flows: &HostFlows) -> bool {
-        let Direction { source: Some(from), destination: Some(to), .. } = self.original else { return false };
+        let Direction {
+            source: Some(from),
+            destination: Some(to),
+            ..
+        } = self.original
+        else {
+            return false;
+        };
         flows.is_between(from, to)
     }
 
     /// Whether this flow, which [`Entry::asks`], is let in.
     fn is_permitted(&self, flows: &HostFlows) -> bool {
-        let Direction { destination: Some(to), proto: Some(proto), destination_port, .. } = self.original else {
+        let Direction {
+            destination: Some(to),
+            proto: Some(proto),
+            destination_port,
+            ..
+        } = self.original
+        else {
             return true;
         };
         let named = flows.own.contains(&to) && destination_port == Some(DNS);
@@ -223,13 +253,18 @@ impl Entry {
     /// says by itself, to somebody whose entry had run out.
     fn is_pushed(&self, flows: &HostFlows) -> bool {
         let Direction {
-            source: Some(from), destination: Some(to), proto: Some(proto), source_port: Some(port), ..
+            source: Some(from),
+            destination: Some(to),
+            proto: Some(proto),
+            source_port: Some(port),
+            ..
         } = self.original
         else {
             return false;
         };
         let named = flows.own.contains(&from) && port == DNS;
-        let listed = |policy: &HostPolicy| *policy != HostPolicy::Open && policy.permits(Proto::Udp, port);
+        let listed =
+            |policy: &HostPolicy| *policy != HostPolicy::Open && policy.permits(Proto::Udp, port);
         transport(proto) == Some(Proto::Udp)
             && flows.is_between(to, from)
             && flows.before.as_ref().is_some_and(listed)
@@ -241,7 +276,9 @@ impl Entry {
         if self.mark != ENDED && flows.iter().any(|flows| self.is_pushed(flows)) {
             return Verdict::Mark;
         }
-        let Some(flows) = flows.iter().find(|flows| self.asks(flows)) else { return Verdict::Leave };
+        let Some(flows) = flows.iter().find(|flows| self.asks(flows)) else {
+            return Verdict::Leave;
+        };
         let is_tcp = self.original.proto == Some(u8::from(Protocol::Tcp));
         match (mapped || self.is_permitted(flows), self.mark == ENDED) {
             (true, true) => Verdict::Resume,
@@ -256,9 +293,20 @@ impl Entry {
     fn ends(&self) -> impl Iterator<Item = FiveTuple> {
         let Direction { proto, .. } = self.original;
         let end = |address: Option<IpAddr>, port: Option<u16>| Some(End::new(address?, port?));
-        let socket = move |local, remote| Some(FiveTuple { proto: transport(proto?)?, local: local?, remote: remote? });
+        let socket = move |local, remote| {
+            Some(FiveTuple {
+                proto: transport(proto?)?,
+                local: local?,
+                remote: remote?,
+            })
+        };
         let (asked, asking) = (&self.reply, &self.original);
-        let of = |d: &Direction| socket(end(d.source, d.source_port), end(d.destination, d.destination_port));
+        let of = |d: &Direction| {
+            socket(
+                end(d.source, d.source_port),
+                end(d.destination, d.destination_port),
+            )
+        };
         [of(asked), of(asking)].into_iter().flatten()
     }
 
@@ -290,7 +338,9 @@ impl HostFlows {
     /// Whether `other` is somebody else in the subnet and `machine` an address of this machine.
     fn is_between(&self, other: IpAddr, machine: IpAddr) -> bool {
         let inside = |address: IpAddr| self.prefixes.iter().any(|p| p.contains(&address));
-        inside(other) && !self.own.contains(&other) && (self.own.contains(&machine) || !inside(machine))
+        inside(other)
+            && !self.own.contains(&other)
+            && (self.own.contains(&machine) || !inside(machine))
     }
 }
 
@@ -336,7 +386,10 @@ const DONE: u16 = 3;
 
 /// The error number in the body of an error message; 0 is success.
 fn errno(body: &[u8]) -> i32 {
-    body.get(..4).and_then(|b| b.try_into().ok()).map_or(0, i32::from_ne_bytes).saturating_neg()
+    body.get(..4)
+        .and_then(|b| b.try_into().ok())
+        .map_or(0, i32::from_ne_bytes)
+        .saturating_neg()
 }
 
 fn open() -> io::Result<Socket> {
@@ -350,7 +403,14 @@ fn open() -> io::Result<Socket> {
 
 /// Every entry of both families that `wanted` says yes to.
 fn dump(socket: &Socket, mut wanted: impl FnMut(&Entry) -> bool) -> io::Result<Vec<Entry>> {
-    socket.send(&encode(NLM_F_DUMP, NetfilterProtoFamily::Unspec, ConntrackMessage::Get(Vec::new())), 0)?;
+    socket.send(
+        &encode(
+            NLM_F_DUMP,
+            NetfilterProtoFamily::Unspec,
+            ConntrackMessage::Get(Vec::new()),
+        ),
+        0,
+    )?;
     let mut found = Vec::new();
     loop {
         let (datagram, _) = socket.recv_from_full()?;
@@ -359,8 +419,12 @@ fn dump(socket: &Socket, mut wanted: impl FnMut(&Entry) -> bool) -> io::Result<V
                 DONE => return Ok(found),
                 ERROR => return Err(io::Error::from_raw_os_error(errno(body))),
                 _ => {
-                    let Ok(message) = NetlinkMessage::<NetfilterMessage>::deserialize(whole) else { continue };
-                    let NetlinkPayload::InnerMessage(message) = message.payload else { continue };
+                    let Ok(message) = NetlinkMessage::<NetfilterMessage>::deserialize(whole) else {
+                        continue;
+                    };
+                    let NetlinkPayload::InnerMessage(message) = message.payload else {
+                        continue;
+                    };
                     found.extend(Entry::of(message).filter(&mut wanted));
                 }
             }
@@ -381,10 +445,17 @@ fn mark(socket: &Socket, mut entry: Entry, mark: u32) -> io::Result<bool> {
 }
 
 /// Changes an entry; whether it was still there.
-fn change(socket: &Socket, family: NetfilterProtoFamily, message: ConntrackMessage) -> io::Result<bool> {
+fn change(
+    socket: &Socket,
+    family: NetfilterProtoFamily,
+    message: ConntrackMessage,
+) -> io::Result<bool> {
     socket.send(&encode(NLM_F_ACK, family, message), 0)?;
     let (datagram, _) = socket.recv_from_full()?;
-    match messages(&datagram).find(|(kind, ..)| *kind == ERROR).map(|(_, _, body)| errno(body)) {
+    match messages(&datagram)
+        .find(|(kind, ..)| *kind == ERROR)
+        .map(|(_, _, body)| errno(body))
+    {
         Some(0) | None => Ok(true),
         Some(libc::ENOENT) => Ok(false),
         Some(number) => Err(io::Error::from_raw_os_error(number)),
@@ -425,11 +496,20 @@ async fn judge(verdict: impl Fn(&Entry) -> Verdict + Send + 'static) -> io::Resu
         }
         Ok(done)
     });
-    tokio::time::timeout(TIMEOUT, work).await?.map_err(io::Error::other)?
+    tokio::time::timeout(TIMEOUT, work)
+        .await?
+        .map_err(io::Error::other)?
 }
 
 async fn end_where(wanted: impl Fn(&Entry) -> bool + Send + 'static) -> io::Result<usize> {
-    judge(move |entry| if wanted(entry) { Verdict::End } else { Verdict::Leave }).await
+    judge(move |entry| {
+        if wanted(entry) {
+            Verdict::End
+        } else {
+            Verdict::Leave
+        }
+    })
+    .await
 }
 
 /// Ends every flow that one of `maps` began, and returns how many.
@@ -476,7 +556,8 @@ pub async fn delete_before(begun: Begun) -> io::Result<usize> {
 /// A dropped call goes on in the background as far as the present look.
 pub async fn judge_host(flows: Vec<HostFlows>, maps: Vec<MapFlows>) -> io::Result<usize> {
     let first = flows.iter().all(|flows| flows.before.is_none());
-    let verdict = move |entry: &Entry| entry.verdict(&flows, maps.iter().any(|map| entry.is_of(map)));
+    let verdict =
+        move |entry: &Entry| entry.verdict(&flows, maps.iter().any(|map| entry.is_of(map)));
     let done = judge(verdict.clone()).await?;
     if first && done == 0 {
         return Ok(0);
@@ -510,13 +591,19 @@ pub async fn delete_addresses(addresses: &[IpAddr]) -> io::Result<usize> {
 pub async fn census(mut census: Census) -> io::Result<Census> {
     let work = tokio::task::spawn_blocking(move || {
         let mut count = |entry: &Entry| {
-            entry.original.source.into_iter().for_each(|from| census.count(from));
+            entry
+                .original
+                .source
+                .into_iter()
+                .for_each(|from| census.count(from));
             false
         };
         dump(&open()?, &mut count)?;
         Ok(census)
     });
-    tokio::time::timeout(TIMEOUT, work).await?.map_err(io::Error::other)?
+    tokio::time::timeout(TIMEOUT, work)
+        .await?
+        .map_err(io::Error::other)?
 }
 
 #[cfg(test)]

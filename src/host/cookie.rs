@@ -1,5 +1,8 @@
 //! What tells network namespaces apart: the two system calls of `host` that no crate offers.
-#![expect(unsafe_code, reason = "getsockopt(SO_NETNS_COOKIE) and ioctl(NS_GET_NSTYPE) have no safe wrapper")]
+#![expect(
+    unsafe_code,
+    reason = "getsockopt(SO_NETNS_COOKIE) and ioctl(NS_GET_NSTYPE) have no safe wrapper"
+)]
 
 use std::fs::File;
 use std::io;
@@ -15,7 +18,11 @@ const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
 pub fn is_netns(file: &File) -> io::Result<bool> {
     // SAFETY: the descriptor is open for the whole call, and the request takes no argument.
     let kind = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) };
-    if kind < 0 { Err(io::Error::last_os_error()) } else { Ok(kind == libc::CLONE_NEWNET) }
+    if kind < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(kind == libc::CLONE_NEWNET)
+    }
 }
 
 /// A number no other network namespace has had since boot (`SO_NETNS_COOKIE`, Linux 5.14).
@@ -39,5 +46,9 @@ pub fn netns_cookie() -> io::Result<u64> {
             &raw mut length,
         )
     };
-    if rc == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+    if rc == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

@@ -38,7 +38,10 @@ struct Read {
 impl Conntrack {
     #[cfg(test)]
     pub fn with_room_for(most: u64) -> Conntrack {
-        Conntrack { most: Some(most), ..Conntrack::default() }
+        Conntrack {
+            most: Some(most),
+            ..Conntrack::default()
+        }
     }
 
     fn room(&self) -> Option<Occupancy> {
@@ -46,7 +49,10 @@ impl Conntrack {
         let most = figure("net/netfilter/nf_conntrack_max")?;
         #[cfg(test)]
         let most = self.most.unwrap_or(most);
-        Some(Occupancy { entries: figure("net/netfilter/nf_conntrack_count")?, most })
+        Some(Occupancy {
+            entries: figure("net/netfilter/nf_conntrack_count")?,
+            most,
+        })
     }
 
     /// Whether the table is to be read, or to be thought of no more.
@@ -57,7 +63,8 @@ impl Conntrack {
         }
         self.read.as_ref().is_none_or(|read| {
             let since = now.saturating_duration_since(read.at);
-            since >= read.took.saturating_mul(REST_FACTOR) && (since >= SELDOM || room.differs(&read.room))
+            since >= read.took.saturating_mul(REST_FACTOR)
+                && (since >= SELDOM || room.differs(&read.room))
         })
     }
 
@@ -68,7 +75,11 @@ impl Conntrack {
     pub async fn changed(&self) {
         loop {
             tokio::time::sleep(LOOK_INTERVAL).await;
-            if self.in_use && self.room().is_some_and(|room| self.is_due(room, Instant::now())) {
+            if self.in_use
+                && self
+                    .room()
+                    .is_some_and(|room| self.is_due(room, Instant::now()))
+            {
                 return;
             }
         }
@@ -77,7 +88,10 @@ impl Conntrack {
     /// Who holds too much of the table.
     pub async fn crowd(&mut self, desired: &HostConfig) -> Crowd {
         self.in_use = !desired.tuns.is_empty();
-        let Some(room) = self.room().filter(|room| self.in_use && self.is_due(*room, Instant::now())) else {
+        let Some(room) = self
+            .room()
+            .filter(|room| self.in_use && self.is_due(*room, Instant::now()))
+        else {
             if !self.in_use {
                 self.crowd.clear();
             }
@@ -94,7 +108,11 @@ impl Conntrack {
                     crowd = self.crowd.clone();
                 }
             }
-            self.read = Some(Read { room, at: Instant::now(), took: began.elapsed() });
+            self.read = Some(Read {
+                room,
+                at: Instant::now(),
+                took: began.elapsed(),
+            });
         }
         self.crowd = crowd;
         self.crowd.clone()
@@ -109,21 +127,44 @@ mod tests {
 
     #[test]
     fn the_table_is_read_where_it_matters_and_seldom() {
-        let room = |entries| Occupancy { entries, most: 64_000 };
+        let room = |entries| Occupancy {
+            entries,
+            most: 64_000,
+        };
         let mut table = Conntrack::default();
         let start = Instant::now();
         let at = |seconds: u64| start + Duration::from_secs(seconds);
         assert!(!table.is_due(room(32_000), at(0)), "half of it is free");
         assert!(table.is_due(room(32_001), at(0)));
-        table.read = Some(Read { room: room(32_001), at: at(0), took: Duration::from_millis(100) });
-        assert!(!table.is_due(room(33_000), at(5)), "nothing much has changed");
+        table.read = Some(Read {
+            room: room(32_001),
+            at: at(0),
+            took: Duration::from_millis(100),
+        });
+        assert!(
+            !table.is_due(room(33_000), at(5)),
+            "nothing much has changed"
+        );
         assert!(table.is_due(room(33_001), at(5)) && table.is_due(room(32_001), at(30)));
-        table.read = Some(Read { room: room(32_001), at: at(0), took: Duration::from_secs(2) });
+        table.read = Some(Read {
+            room: room(32_001),
+            at: at(0),
+            took: Duration::from_secs(2),
+        });
         assert!(!table.is_due(room(60_000), at(39)), "reading it takes long");
         assert!(table.is_due(room(60_000), at(40)));
         // Somebody was found: that ends with the want.
-        let who = Beginner::Lease { subnet: SubnetId([1; 16]), net: "10.7.2.0/24".parse().unwrap() };
-        table.crowd.insert(who, Excess { held: 40_000, share: 32_000 });
+        let who = Beginner::Lease {
+            subnet: SubnetId([1; 16]),
+            net: "10.7.2.0/24".parse().unwrap(),
+        };
+        table.crowd.insert(
+            who,
+            Excess {
+                held: 40_000,
+                share: 32_000,
+            },
+        );
         assert!(table.is_due(room(28_000), at(1)) && !table.is_due(room(28_001), at(1)));
     }
 }

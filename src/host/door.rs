@@ -7,7 +7,9 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
-use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, sockopt};
+use nix::sys::socket::{
+    self, AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, sockopt,
+};
 use tokio::net::{TcpListener, TcpStream};
 
 /// How long a target may take to say whether it takes connections.
@@ -22,7 +24,11 @@ pub(super) struct Door(OwnedFd);
 impl Door {
     /// Takes the port; nobody is let in yet.
     pub(super) fn bind(listen: SocketAddr) -> io::Result<Door> {
-        let family = if listen.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let family = if listen.is_ipv4() {
+            AddressFamily::Inet
+        } else {
+            AddressFamily::Inet6
+        };
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let socket = socket::socket(family, SockType::Stream, flags, None)?;
         socket::setsockopt(&socket, sockopt::ReuseAddr, &true)?;

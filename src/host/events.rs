@@ -18,7 +18,11 @@ use super::{nft, rules};
 use crate::model::host::TABLE;
 
 /// Wakes the loop when someone else changes our table, and tells when they change one of theirs.
-pub(super) fn of_rules(nft: &nft::Nft, wake: Arc<Notify>, theirs: Arc<Notify>) -> anyhow::Result<JoinHandle<()>> {
+pub(super) fn of_rules(
+    nft: &nft::Nft,
+    wake: Arc<Notify>,
+    theirs: Arc<Notify>,
+) -> anyhow::Result<JoinHandle<()>> {
     let watcher = nft.watch().context("listen to nftables")?;
     let (changed, others) = (watcher.changed(), watcher.theirs());
     Ok(tokio::spawn(async move {
@@ -45,10 +49,16 @@ pub(super) fn of_rules(nft: &nft::Nft, wake: Arc<Notify>, theirs: Arc<Notify>) -
 
 /// Listens to what happens to links, addresses, routes and rules. An overflow of the socket counts as an event: every
 /// pass looks at everything anyway.
-pub(super) fn of_links(wake: Arc<Notify>, indexes: Arc<Mutex<BTreeSet<u32>>>) -> anyhow::Result<JoinHandle<()>> {
+pub(super) fn of_links(
+    wake: Arc<Notify>,
+    indexes: Arc<Mutex<BTreeSet<u32>>>,
+) -> anyhow::Result<JoinHandle<()>> {
     use MulticastGroup::{Ipv4Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Ifaddr, Ipv6Route, Ipv6Rule, Link};
-    let groups = [Link, Ipv4Ifaddr, Ipv6Ifaddr, Ipv4Route, Ipv6Route, Ipv4Rule, Ipv6Rule];
-    let (connection, _, mut messages) = rtnetlink::new_multicast_connection(&groups).context("listen to netlink")?;
+    let groups = [
+        Link, Ipv4Ifaddr, Ipv6Ifaddr, Ipv4Route, Ipv6Route, Ipv4Rule, Ipv6Rule,
+    ];
+    let (connection, _, mut messages) =
+        rtnetlink::new_multicast_connection(&groups).context("listen to netlink")?;
     Ok(tokio::spawn(async move {
         let listen = async {
             while let Some((message, _)) = messages.next().await {
@@ -74,9 +84,15 @@ pub(super) fn of_links(wake: Arc<Notify>, indexes: Arc<Mutex<BTreeSet<u32>>>) ->
 /// Whether an event is about ours: a busy router's route changes are not.
 fn concerns(message: &RouteNetlinkMessage, indexes: &BTreeSet<u32>) -> bool {
     match message {
-        RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => link_concerns(link, indexes),
-        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => route_concerns(route),
-        RouteNetlinkMessage::NewRule(rule) | RouteNetlinkMessage::DelRule(rule) => rules::concerns(rule),
+        RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
+            link_concerns(link, indexes)
+        }
+        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+            route_concerns(route)
+        }
+        RouteNetlinkMessage::NewRule(rule) | RouteNetlinkMessage::DelRule(rule) => {
+            rules::concerns(rule)
+        }
         _ => true,
     }
 }
@@ -91,5 +107,8 @@ fn link_concerns(link: &LinkMessage, indexes: &BTreeSet<u32>) -> bool {
 }
 
 fn route_concerns(route: &RouteMessage) -> bool {
-    route.attributes.iter().any(|a| matches!(a, RouteAttribute::Table(TABLE)))
+    route
+        .attributes
+        .iter()
+        .any(|a| matches!(a, RouteAttribute::Table(TABLE)))
 }

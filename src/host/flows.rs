@@ -54,7 +54,11 @@ impl Flows {
     }
 
     pub(super) fn within(budget: usize) -> Flows {
-        Flows { start: Instant::now(), budget, open: Arc::default() }
+        Flows {
+            start: Instant::now(),
+            budget,
+            open: Arc::default(),
+        }
     }
 
     /// A place for a flow of `cost` descriptors, of at most `most` flows of that map.
@@ -68,9 +72,21 @@ impl Flows {
         let last = Arc::new(AtomicU64::new(self.now()));
         let number = open.next;
         open.next = number.wrapping_add(1);
-        open.flows.insert(number, Flow { map, cost, last: last.clone(), end: None });
+        open.flows.insert(
+            number,
+            Flow {
+                map,
+                cost,
+                last: last.clone(),
+                end: None,
+            },
+        );
         drop(open);
-        Ticket { flows: self.clone(), number, last }
+        Ticket {
+            flows: self.clone(),
+            number,
+            last,
+        }
     }
 
     /// The task of a flow: what ends it for another. It may have ended already.
@@ -103,16 +119,23 @@ impl Open {
 
     fn largest(&self) -> Option<MapKey> {
         let mut held: BTreeMap<MapKey, usize> = BTreeMap::new();
-        self.flows.values().for_each(|f| *held.entry(f.map).or_default() += f.cost);
-        held.into_iter().max_by_key(|(_, cost)| *cost).map(|(map, _)| map)
+        self.flows
+            .values()
+            .for_each(|f| *held.entry(f.map).or_default() += f.cost);
+        held.into_iter()
+            .max_by_key(|(_, cost)| *cost)
+            .map(|(map, _)| map)
     }
 
     /// Ends the flow of a map that has been silent longest; `false` where it has none.
     fn end_of(&mut self, map: MapKey) -> bool {
         let of = self.flows.iter().filter(|(_, f)| f.map == map);
-        let longest =
-            of.min_by_key(|(number, f)| (f.last.load(Ordering::Relaxed), **number)).map(|(number, _)| *number);
-        let Some(flow) = longest.and_then(|number| self.flows.remove(&number)) else { return false };
+        let longest = of
+            .min_by_key(|(number, f)| (f.last.load(Ordering::Relaxed), **number))
+            .map(|(number, _)| *number);
+        let Some(flow) = longest.and_then(|number| self.flows.remove(&number)) else {
+            return false;
+        };
         if let Some(end) = flow.end {
             end.abort();
         }
@@ -133,7 +156,8 @@ impl Ticket {
     /// Waits until nothing has passed for so long.
     pub(super) async fn silent(&self, limit: Duration) {
         loop {
-            let until = self.flows.start + Duration::from_millis(self.last.load(Ordering::Relaxed)) + limit;
+            let until =
+                self.flows.start + Duration::from_millis(self.last.load(Ordering::Relaxed)) + limit;
             if until <= Instant::now() {
                 return;
             }

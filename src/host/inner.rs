@@ -7,7 +7,9 @@
 
 use std::collections::BTreeSet;
 
-use super::netlink::{LinkInfo, Netlink, errno, link_info, local_address, neighbour_of, plain, route_info};
+use super::netlink::{
+    LinkInfo, Netlink, errno, link_info, local_address, neighbour_of, plain, route_info,
+};
 use crate::model::host::{NamespaceState, PROTOCOL, Route, Rule, alias_name};
 use anyhow::{Context, bail};
 use futures::{Stream, TryStreamExt};
@@ -47,7 +49,12 @@ pub(super) async fn each<T>(
         match stream.try_next().await {
             Ok(Some(message)) => take(message),
             Ok(None) => return Ok(()),
-            Err(error) if matches!(errno(&error), Some(libc::ENOENT | libc::ENODEV | libc::EOPNOTSUPP)) => {
+            Err(error)
+                if matches!(
+                    errno(&error),
+                    Some(libc::ENOENT | libc::ENODEV | libc::EOPNOTSUPP)
+                ) =>
+            {
                 return Ok(());
             }
             Err(error) => return Err(plain(error).context(format!("list {what}"))),
@@ -58,7 +65,11 @@ pub(super) async fn each<T>(
 
 impl Netlink {
     /// One link, by index or by name.
-    pub(super) async fn link(&self, index: Option<u32>, name: &str) -> anyhow::Result<Option<LinkInfo>> {
+    pub(super) async fn link(
+        &self,
+        index: Option<u32>,
+        name: &str,
+    ) -> anyhow::Result<Option<LinkInfo>> {
         let get = self.handle.link().get();
         let get = match index {
             Some(index) => get.match_index(index),
@@ -74,7 +85,10 @@ impl Netlink {
 
     /// The first of `byway0`, `byway1`… that neither the namespace nor `taken` has.
     pub(super) async fn free_name(&self, taken: &[String]) -> anyhow::Result<String> {
-        for name in (0..NAMES).map(|n| format!("byway{n}")).filter(|name| !taken.contains(name)) {
+        for name in (0..NAMES)
+            .map(|n| format!("byway{n}"))
+            .filter(|name| !taken.contains(name))
+        {
             if self.link(None, &name).await?.is_none() {
                 return Ok(name);
             }
@@ -104,7 +118,9 @@ impl Netlink {
             if let Some(info) = named.iter().find(|info| !ours(info)) {
                 scene.foreign.insert(info.name.clone());
             }
-            let Some(mut info) = indexed.into_iter().chain(named).find(ours) else { continue };
+            let Some(mut info) = indexed.into_iter().chain(named).find(ours) else {
+                continue;
+            };
             self.addresses_of(info.index, |address| {
                 info.link.addresses.insert(address);
             })
@@ -115,7 +131,10 @@ impl Netlink {
             .await?;
             for table in [MAIN, wanted.table] {
                 self.routes_of(info.index, table, |route| {
-                    scene.routes.insert(Route { link: wanted.name.clone(), ..route });
+                    scene.routes.insert(Route {
+                        link: wanted.name.clone(),
+                        ..route
+                    });
                 })
                 .await?;
             }
@@ -125,7 +144,11 @@ impl Netlink {
         Ok(scene)
     }
 
-    async fn addresses_of(&self, index: u32, mut take: impl FnMut(std::net::IpAddr)) -> anyhow::Result<()> {
+    async fn addresses_of(
+        &self,
+        index: u32,
+        mut take: impl FnMut(std::net::IpAddr),
+    ) -> anyhow::Result<()> {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             self.address_messages(index, family, |message| {
                 if message.header.scope == AddressScope::Universe {
@@ -156,13 +179,23 @@ impl Netlink {
         .await
     }
 
-    async fn neighbours_of(&self, index: u32, mut take: impl FnMut((std::net::IpAddr, [u8; 6]))) -> anyhow::Result<()> {
+    async fn neighbours_of(
+        &self,
+        index: u32,
+        mut take: impl FnMut((std::net::IpAddr, [u8; 6])),
+    ) -> anyhow::Result<()> {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut get = self.strict.neighbours().get().set_address_family(family);
-            get.message_mut().attributes.push(NeighbourAttribute::IfIndex(index));
+            get.message_mut()
+                .attributes
+                .push(NeighbourAttribute::IfIndex(index));
             each("neighbours", get.execute(), |message| {
-                if message.header.ifindex == index && message.header.state == NeighbourState::Permanent {
-                    neighbour_of(&message).into_iter().for_each(|(_, address, mac)| take((address, mac)));
+                if message.header.ifindex == index
+                    && message.header.state == NeighbourState::Permanent
+                {
+                    neighbour_of(&message)
+                        .into_iter()
+                        .for_each(|(_, address, mac)| take((address, mac)));
                 }
             })
             .await?;
@@ -171,22 +204,31 @@ impl Netlink {
     }
 
     /// Routes of ours along one link in one table.
-    async fn routes_of(&self, index: u32, table: u32, mut take: impl FnMut(Route)) -> anyhow::Result<()> {
+    async fn routes_of(
+        &self,
+        index: u32,
+        table: u32,
+        mut take: impl FnMut(Route),
+    ) -> anyhow::Result<()> {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut filter = RouteMessage::default();
             filter.header.address_family = family;
             filter.header.protocol = RouteProtocol::Other(PROTOCOL);
             filter.attributes.push(RouteAttribute::Table(table));
             filter.attributes.push(RouteAttribute::Oif(index));
-            each("routes", self.strict.route().get(filter).execute(), |message| {
-                if let Some(info) = route_info(&message)
-                    && info.ours
-                    && info.link == Some(index)
-                    && info.route.table == table
-                {
-                    take(info.route);
-                }
-            })
+            each(
+                "routes",
+                self.strict.route().get(filter).execute(),
+                |message| {
+                    if let Some(info) = route_info(&message)
+                        && info.ours
+                        && info.link == Some(index)
+                        && info.route.table == table
+                    {
+                        take(info.route);
+                    }
+                },
+            )
             .await
             .with_context(|| format!("table {table}"))?;
         }

@@ -56,7 +56,10 @@ pub struct Journal {
 }
 
 fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
 }
 
 impl Journal {
@@ -76,7 +79,10 @@ impl Journal {
             data.rules.clear();
             data.boot = boot;
         }
-        Journal { file: Journaled::new(path), data }
+        Journal {
+            file: Journaled::new(path),
+            data,
+        }
     }
 
     /// Tells whether the record could be written.
@@ -135,7 +141,8 @@ impl Journal {
         let mut next = self.data.clone();
         change(&mut next);
         let empty = next.sysctls.is_empty() && next.resolvers.is_empty() && next.rules.is_empty();
-        self.file.replace(next != self.data, (!empty).then_some(&next))?;
+        self.file
+            .replace(next != self.data, (!empty).then_some(&next))?;
         self.data = next;
         Ok(())
     }
@@ -150,7 +157,10 @@ pub(super) struct Journaled {
 
 impl Journaled {
     pub(super) fn new(path: PathBuf) -> Journaled {
-        Journaled { path, told: watch::Sender::default() }
+        Journaled {
+            path,
+            told: watch::Sender::default(),
+        }
     }
 
     /// Writes a new file and moves it over the old one, durably; no data: no file. Where nothing is new, what stands there
@@ -158,7 +168,11 @@ impl Journaled {
     ///
     /// # Errors
     /// When it cannot be written; the old one then stands.
-    pub(super) fn replace(&self, is_new: bool, data: Option<&impl Serialize>) -> anyhow::Result<()> {
+    pub(super) fn replace(
+        &self,
+        is_new: bool,
+        data: Option<&impl Serialize>,
+    ) -> anyhow::Result<()> {
         let written = if is_new { self.write(data) } else { Ok(()) };
         let made = is_new && data.is_some();
         let outcome = match &written {
@@ -169,7 +183,8 @@ impl Journaled {
             }
             Ok(()) => Ok(()),
         };
-        self.told.send_if_modified(|all| all.note(&self.path, outcome));
+        self.told
+            .send_if_modified(|all| all.note(&self.path, outcome));
         written.with_context(|| format!("write {}", self.path.display()))
     }
 

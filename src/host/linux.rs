@@ -24,8 +24,8 @@ use super::rules::Moves;
 use super::{Host, TunControl, events, failure, netconf, nft, proxy, resolver, sysctl, within};
 use crate::model::host::neighbour::{Integrate, Obstacle};
 use crate::model::host::{
-    Barred, Change, Failure, HostConfig, Namespace, NamespaceState, NetnsRef, Observed, WorkloadConfig, alias_name,
-    barred, host_mac, inner_mac, inner_table, resolvers, sysctl_keys,
+    Barred, Change, Failure, HostConfig, Namespace, NamespaceState, NetnsRef, Observed,
+    WorkloadConfig, alias_name, barred, host_mac, inner_mac, inner_table, resolvers, sysctl_keys,
 };
 use crate::model::unwritten::Unwritten;
 
@@ -89,7 +89,10 @@ pub struct LinuxHost {
 
 /// Ruleset and loopback proxies, shared with who reads their counters; and who else stops our packets.
 #[derive(Clone)]
-pub struct Rules(pub(super) Arc<tokio::sync::Mutex<(nft::Nft, proxy::Proxies)>>, watch::Receiver<Vec<Obstacle>>);
+pub struct Rules(
+    pub(super) Arc<tokio::sync::Mutex<(nft::Nft, proxy::Proxies)>>,
+    watch::Receiver<Vec<Obstacle>>,
+);
 
 impl Rules {
     /// Who stops what we forward or answer, by our own probes.
@@ -173,14 +176,21 @@ impl LinuxHost {
             Ok(watcher) => watchers.push(watcher),
             // Without the right to listen there is no right to change anything either: `preflight` names it.
             Err(error) => {
-                tracing::warn!(error = format!("{error:#}"), "changes of the ruleset by others are seen late")
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "changes of the ruleset by others are seen late"
+                )
             }
         }
         let (own, table) = (nft.own(), nft.table().to_owned());
         let (obstacles, blocked) = watch::channel(Vec::new());
-        let rules = Rules(Arc::new(tokio::sync::Mutex::new((nft, proxy::Proxies::new()))), blocked);
+        let rules = Rules(
+            Arc::new(tokio::sync::Mutex::new((nft, proxy::Proxies::new()))),
+            blocked,
+        );
         let (told, unwritten) = watch::channel(Unwritten::default());
-        let firewalls = Firewalls::new(&instance, integrate, &state_dir, Arc::clone(&own)).telling(told.clone());
+        let firewalls = Firewalls::new(&instance, integrate, &state_dir, Arc::clone(&own))
+            .telling(told.clone());
         let firewalls = Arc::new(tokio::sync::Mutex::new(firewalls));
         let (followed, desired) = watch::channel(Arc::default());
         let watch = firewall::Watch {
@@ -230,7 +240,11 @@ impl LinuxHost {
         (info.link.mac == Some(host_mac(instance, &info.name))).then(|| info.name.clone())
     }
 
-    async fn observe_host(&mut self, desired: &HostConfig, observed: &mut Observed) -> anyhow::Result<()> {
+    async fn observe_host(
+        &mut self,
+        desired: &HostConfig,
+        observed: &mut Observed,
+    ) -> anyhow::Result<()> {
         let (instance, opened) = (self.instance.clone(), self.opened.clone());
         let ours = move |info: &LinkInfo| Self::owned(&instance, &opened, info);
         let look = self.netlink.scene(&ours).await?;
@@ -241,7 +255,9 @@ impl LinuxHost {
         observed.places.insert(Namespace::Host, look.scene);
         (self.ends, self.numbers) = (look.ends, look.numbers);
         *self.indexes.lock() = look.indexes;
-        let mut keys = sysctl_keys(desired, observed).remove(&Namespace::Host).unwrap_or_default();
+        let mut keys = sysctl_keys(desired, observed)
+            .remove(&Namespace::Host)
+            .unwrap_or_default();
         keys.extend(self.journal.sysctls().keys().cloned());
         observed.scene(&Namespace::Host).sysctls = sysctl::read_all(&keys);
         Ok(())
@@ -257,18 +273,24 @@ impl LinuxHost {
         let news = within::take(&self.heard);
         let mut looks = Vec::new();
         for netns in places {
-            let sysctls = keys.get(&Namespace::Netns(netns.clone())).cloned().unwrap_or_default();
+            let sysctls = keys
+                .get(&Namespace::Netns(netns.clone()))
+                .cloned()
+                .unwrap_or_default();
             self.believe_no_more(desired, &netns, &news);
-            looks.push((netns.clone(), self.prepare(desired, observed, &netns, sysctls)));
+            looks.push((
+                netns.clone(),
+                self.prepare(desired, observed, &netns, sysctls),
+            ));
         }
         // Side by side: one namespace that takes long holds no other up.
         let outcomes: Vec<_> = futures::stream::iter(looks)
             .map(|(netns, prepared)| async move {
                 let seen = match prepared {
                     Ok(Prepared::Known(scene)) => Ok((scene, None)),
-                    Ok(Prepared::Look(cookie, look)) => {
-                        netns::observe(&netns, cookie, look).await.map(|(scene, cookie)| (scene, Some(cookie)))
-                    }
+                    Ok(Prepared::Look(cookie, look)) => netns::observe(&netns, cookie, look)
+                        .await
+                        .map(|(scene, cookie)| (scene, Some(cookie))),
                     Err(error) => Err(error),
                 };
                 (netns, seen)
@@ -291,7 +313,9 @@ impl LinuxHost {
                         tracing::info!(netns = %path.display(), "network namespace is gone");
                     }
                     let dead = desired.workloads.iter().filter(|w| w.netns == netns);
-                    observed.dead.extend(dead.map(|w| (w.subnet, w.name.clone())));
+                    observed
+                        .dead
+                        .extend(dead.map(|w| (w.subnet, w.name.clone())));
                 }
                 Err(error) => {
                     tracing::warn!(netns = %netns.path.display(), %error, "network namespace cannot be read");
@@ -305,9 +329,18 @@ impl LinuxHost {
             let scene = observed.places.get(&Namespace::Netns(netns.clone()));
             unreadable || scene.is_some_and(|scene| scene.rules.contains(rule))
         };
-        let rules = self.journal.rules().iter().filter(|(netns, rule)| stand(netns, rule)).cloned().collect();
+        let rules = self
+            .journal
+            .rules()
+            .iter()
+            .filter(|(netns, rule)| stand(netns, rule))
+            .cloned()
+            .collect();
         if let Err(error) = self.journal.set_rules(rules) {
-            tracing::warn!(error = format!("{error:#}"), "rules of workloads not recorded");
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "rules of workloads not recorded"
+            );
         }
     }
 
@@ -332,18 +365,30 @@ impl LinuxHost {
         if self.gone.contains(netns) || !netns::exists(netns)? {
             return Err(NetnsError::Gone(netns.path.clone()));
         }
-        let here: Vec<&WorkloadConfig> = desired.workloads.iter().filter(|w| w.netns == *netns).collect();
+        let here: Vec<&WorkloadConfig> = desired
+            .workloads
+            .iter()
+            .filter(|w| w.netns == *netns)
+            .collect();
         let host = observed.places.get(&Namespace::Host);
-        let pairs = here.iter().all(|w| host.is_some_and(|scene| scene.links.contains_key(&w.host_link)));
+        let pairs = here
+            .iter()
+            .all(|w| host.is_some_and(|scene| scene.links.contains_key(&w.host_link)));
         let known = self.inside.entry(netns.clone()).or_default();
-        if let Some((when, scene)) = known.seen.as_ref().filter(|(when, _)| pairs && when.elapsed() < BELIEVED) {
+        if let Some((when, scene)) = known
+            .seen
+            .as_ref()
+            .filter(|(when, _)| pairs && when.elapsed() < BELIEVED)
+        {
             tracing::trace!(netns = %netns.path.display(), age = ?when.elapsed(), "believed");
             return Ok(Prepared::Known(scene.clone()));
         }
         let link = |w: &&WorkloadConfig| Expected {
             name: w.inner_link.clone(),
             index: self.ends.get(&w.host_link).copied(),
-            mac: w.mac.unwrap_or_else(|| inner_mac(&self.instance, &w.host_link)),
+            mac: w
+                .mac
+                .unwrap_or_else(|| inner_mac(&self.instance, &w.host_link)),
             table: inner_table(&w.inner_link),
         };
         let look = netns::Look {
@@ -362,20 +407,39 @@ impl LinuxHost {
     }
 
     fn observe_files(&self, desired: &HostConfig, observed: &mut Observed) {
-        observed.kept_sysctls = self.journal.sysctls().iter().map(|(key, kept)| (key.clone(), kept.beside)).collect();
+        observed.kept_sysctls = self
+            .journal
+            .sysctls()
+            .iter()
+            .map(|(key, kept)| (key.clone(), kept.beside))
+            .collect();
         observed.kept_resolvers = self.journal.resolvers().keys().cloned().collect();
         let wanted = resolvers(desired, observed);
-        let paths: BTreeSet<PathBuf> = wanted.keys().chain(&observed.kept_resolvers).cloned().collect();
+        let paths: BTreeSet<PathBuf> = wanted
+            .keys()
+            .chain(&observed.kept_resolvers)
+            .cloned()
+            .collect();
         for path in paths {
             match resolver::read(&path) {
                 Ok(content) => {
-                    let instead = wanted.get(&path).filter(|resolver| resolver.create).map(|_| resolver::of_host());
-                    let former = resolver::former(&self.journal, &path, content.as_deref()).or(instead.flatten());
+                    let instead = wanted
+                        .get(&path)
+                        .filter(|resolver| resolver.create)
+                        .map(|_| resolver::of_host());
+                    let former = resolver::former(&self.journal, &path, content.as_deref())
+                        .or(instead.flatten());
                     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-                    observed.formers.extend(former.map(|former| (path.clone(), text(former))));
-                    observed.resolvers.extend(content.map(|content| (path, text(content))));
+                    observed
+                        .formers
+                        .extend(former.map(|former| (path.clone(), text(former))));
+                    observed
+                        .resolvers
+                        .extend(content.map(|content| (path, text(content))));
                 }
-                Err(error) => tracing::debug!(error = format!("{error:#}"), "resolver file not read"),
+                Err(error) => {
+                    tracing::debug!(error = format!("{error:#}"), "resolver file not read")
+                }
             }
         }
     }
@@ -387,7 +451,9 @@ impl LinuxHost {
                 (self.tuns.open)(tun)?;
                 let links = self.netlink.links().await?;
                 let made = links.values().find(|l| l.name == tun.name);
-                let index = made.map(|l| l.index).with_context(|| format!("no link {} was made", tun.name))?;
+                let index = made
+                    .map(|l| l.index)
+                    .with_context(|| format!("no link {} was made", tun.name))?;
                 self.opened.insert(tun.name.clone(), index);
                 Ok(())
             }
@@ -396,9 +462,16 @@ impl LinuxHost {
                 // Only a descriptor that was checked itself leads to the right namespace.
                 let file = netns::open(&workload.netns)?;
                 self.inside.entry(workload.netns.clone()).or_default().seen = None;
-                self.netlink.create_veth(&desired.instance, workload, file.as_fd()).await
+                self.netlink
+                    .create_veth(&desired.instance, workload, file.as_fd())
+                    .await
             }
-            Change::SetSysctl { key, value, keep: true, .. } => sysctl::write_journaled(&mut self.journal, key, value),
+            Change::SetSysctl {
+                key,
+                value,
+                keep: true,
+                ..
+            } => sysctl::write_journaled(&mut self.journal, key, value),
             Change::SetSysctl { key, value, .. } => sysctl::write(key, value),
             Change::RestoreSysctl { key } => sysctl::restore(&mut self.journal, key),
             Change::ForgetSysctl { key } => sysctl::forget(&mut self.journal, key),
@@ -419,7 +492,10 @@ impl LinuxHost {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        let delete = Change::DeleteLink { link: link.to_owned(), name: name.to_owned() };
+        let delete = Change::DeleteLink {
+            link: link.to_owned(),
+            name: name.to_owned(),
+        };
         self.netlink.apply(&delete).await
     }
 
@@ -431,7 +507,10 @@ impl LinuxHost {
             _ => None,
         }));
         if let Err(error) = self.journal.set_rules(rules) {
-            return vec![failure(format!("configure {}", netns.path.display()), format!("{error:#}"))];
+            return vec![failure(
+                format!("configure {}", netns.path.display()),
+                format!("{error:#}"),
+            )];
         }
         let mut left = self.journal.rules().clone();
         for change in &changes {
@@ -446,7 +525,10 @@ impl LinuxHost {
         if failures.is_empty()
             && let Err(error) = self.journal.set_rules(left)
         {
-            failures.push(failure(format!("configure {}", netns.path.display()), format!("{error:#}")));
+            failures.push(failure(
+                format!("configure {}", netns.path.display()),
+                format!("{error:#}"),
+            ));
         }
         failures
     }
@@ -463,7 +545,9 @@ impl LinuxHost {
         let synced = held.0.sync(desired, barred, &observed.crowd).await;
         let stands = synced.is_ok();
         match synced {
-            Ok(refused) => failures.extend(refused.into_iter().map(|why| failure("map a port", why))),
+            Ok(refused) => {
+                failures.extend(refused.into_iter().map(|why| failure("map a port", why)))
+            }
             Err(error) => failures.push(failure("bring the ruleset up to date", error)),
         }
         failures.extend(
@@ -494,26 +578,44 @@ impl Host for LinuxHost {
         Ok(observed)
     }
 
-    async fn apply(&mut self, desired: &HostConfig, observed: &Observed, changes: Vec<Change>) -> Vec<Failure> {
-        let stops = desired.tuns.is_empty() && desired.workloads.is_empty() && desired.maps.is_empty();
+    async fn apply(
+        &mut self,
+        desired: &HostConfig,
+        observed: &Observed,
+        changes: Vec<Change>,
+    ) -> Vec<Failure> {
+        let stops =
+            desired.tuns.is_empty() && desired.workloads.is_empty() && desired.maps.is_empty();
         // Nobody's firewall may let through what our own table does not judge. The other way round is no harm, and at a
         // stop there is no time to do one after the other.
         let ending = self.end.map(|end| {
             self.tell_followed(desired);
-            tokio::spawn(firewall::follow(Arc::clone(&self.firewalls), Some(end), desired.clone()))
+            tokio::spawn(firewall::follow(
+                Arc::clone(&self.firewalls),
+                Some(end),
+                desired.clone(),
+            ))
         });
         self.moves.note(observed, &changes, Instant::now());
         // What guards the links stands before they do, and falls after them.
         let (barred, barred_after) = barred(observed, &changes);
-        let (guarded, mut failures) =
-            if stops { (true, Vec::new()) } else { self.rules_and_ports(desired, observed, &barred).await };
+        let (guarded, mut failures) = if stops {
+            (true, Vec::new())
+        } else {
+            self.rules_and_ports(desired, observed, &barred).await
+        };
         // Without their guard no link is made, and none forwards: the next pass tries again.
-        let mut changes = changes.into_iter().filter(|change| guarded || change.removes()).peekable();
+        let mut changes = changes
+            .into_iter()
+            .filter(|change| guarded || change.removes())
+            .peekable();
         while let Some(change) = changes.next() {
             tracing::debug!(%change, "apply");
             if let Namespace::Netns(netns) = change.place().clone() {
                 let mut batch = vec![change];
-                while let Some(next) = changes.next_if(|next| *next.place() == Namespace::Netns(netns.clone())) {
+                while let Some(next) =
+                    changes.next_if(|next| *next.place() == Namespace::Netns(netns.clone()))
+                {
                     batch.push(next);
                 }
                 failures.extend(self.change_inside(&netns, batch).await);
@@ -523,14 +625,24 @@ impl Host for LinuxHost {
         }
         // Rules in the firewalls of others stand only while our own table judges what they let through.
         if let Some(ending) = ending {
-            let died = |error| vec![failure("take our links out of the firewalls of others", error)];
+            let died = |error| {
+                vec![failure(
+                    "take our links out of the firewalls of others",
+                    error,
+                )]
+            };
             failures.extend(ending.await.unwrap_or_else(died));
         } else if stops || guarded {
             self.tell_followed(desired);
-            failures.extend(firewall::follow(Arc::clone(&self.firewalls), None, desired.clone()).await);
+            failures
+                .extend(firewall::follow(Arc::clone(&self.firewalls), None, desired.clone()).await);
         }
         if stops || barred != barred_after {
-            failures.extend(self.rules_and_ports(desired, observed, &barred_after).await.1);
+            failures.extend(
+                self.rules_and_ports(desired, observed, &barred_after)
+                    .await
+                    .1,
+            );
         }
         failures
     }
@@ -543,7 +655,9 @@ impl Host for LinuxHost {
         let gone = async {
             loop {
                 tokio::time::sleep(LIVENESS).await;
-                let dead = |netns: &&NetnsRef| !self.gone.contains(netns) && matches!(netns::exists(netns), Ok(false));
+                let dead = |netns: &&NetnsRef| {
+                    !self.gone.contains(netns) && matches!(netns::exists(netns), Ok(false))
+                };
                 if self.inside.keys().any(|netns| dead(&netns)) {
                     return;
                 }

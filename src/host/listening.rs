@@ -51,7 +51,11 @@ struct Row {
 fn address(text: &str) -> Option<SocketAddr> {
     let (addr, port) = text.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
-    let word = |i: usize| u32::from_str_radix(addr.get(i * 8..i * 8 + 8)?, 16).ok().map(u32::to_ne_bytes);
+    let word = |i: usize| {
+        u32::from_str_radix(addr.get(i * 8..i * 8 + 8)?, 16)
+            .ok()
+            .map(u32::to_ne_bytes)
+    };
     let ip: IpAddr = match addr.len() {
         8 => Ipv4Addr::from(word(0)?).into(),
         32 => {
@@ -69,7 +73,11 @@ fn row(line: &str) -> Option<Row> {
     let local = fields.nth(1)?;
     let state = fields.nth(1)?;
     let inode = fields.nth(5)?;
-    Some(Row { address: address(local)?, listens: [LISTEN, UNCONNECTED].contains(&state), inode: inode.parse().ok()? })
+    Some(Row {
+        address: address(local)?,
+        listens: [LISTEN, UNCONNECTED].contains(&state),
+        inode: inode.parse().ok()?,
+    })
 }
 
 /// How a listening socket and a wanted address stand to each other.
@@ -85,7 +93,9 @@ fn overlap(socket: IpAddr, wanted: IpAddr) -> Overlap {
     match (socket, wanted) {
         (IpAddr::V6(any), IpAddr::V4(_)) if any.is_unspecified() => Overlap::IfDualStack,
         _ if socket.is_ipv4() != wanted.is_ipv4() => Overlap::None,
-        _ if socket == wanted || socket.is_unspecified() || wanted.is_unspecified() => Overlap::Certain,
+        _ if socket == wanted || socket.is_unspecified() || wanted.is_unspecified() => {
+            Overlap::Certain
+        }
         _ => Overlap::None,
     }
 }
@@ -102,14 +112,24 @@ fn sockets_in(fds: &Path) -> impl Iterator<Item = u64> {
     let entries = std::fs::read_dir(fds).into_iter().flatten().flatten();
     entries.filter_map(|fd| {
         let link = std::fs::read_link(fd.path()).ok()?;
-        link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+        link.to_str()?
+            .strip_prefix("socket:[")?
+            .strip_suffix(']')?
+            .parse()
+            .ok()
     })
 }
 
 fn process_of(inode: u64) -> Option<String> {
     let processes = std::fs::read_dir("/proc").ok()?.flatten();
     for process in processes {
-        let Some(pid) = process.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+        let Some(pid) = process
+            .file_name()
+            .to_str()
+            .and_then(|n| n.parse::<u32>().ok())
+        else {
+            continue;
+        };
         if sockets_in(&process.path().join("fd")).any(|socket| socket == inode) {
             let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
             return Some(format!("{} (pid {pid})", name.trim()));
@@ -124,7 +144,10 @@ fn tables(proto: Proto) -> String {
         Proto::Tcp => ["tcp", "tcp6"],
         Proto::Udp => ["udp", "udp6"],
     };
-    tables.iter().filter_map(|t| std::fs::read_to_string(format!("/proc/thread-self/net/{t}")).ok()).collect()
+    tables
+        .iter()
+        .filter_map(|t| std::fs::read_to_string(format!("/proc/thread-self/net/{t}")).ok())
+        .collect()
 }
 
 /// Checks that no socket of this network namespace has what a map on `listen`:`port` would take.
@@ -144,18 +167,30 @@ pub fn check(proto: Proto, listen: IpAddr, port: u16) -> Result<(), Conflict> {
     }
     let text = tables(proto);
     let mut own: Option<HashSet<u64>> = None;
-    let mut ours =
-        |row: &Row| own.get_or_insert_with(|| sockets_in(Path::new("/proc/self/fd")).collect()).contains(&row.inode);
-    for row in text.lines().filter_map(row).filter(|row| row.listens && row.address.port() == port) {
+    let mut ours = |row: &Row| {
+        own.get_or_insert_with(|| sockets_in(Path::new("/proc/self/fd")).collect())
+            .contains(&row.inode)
+    };
+    for row in text
+        .lines()
+        .filter_map(row)
+        .filter(|row| row.listens && row.address.port() == port)
+    {
         let conflict = match overlap(row.address.ip(), listen) {
             Overlap::None => false,
-            Overlap::Certain if listen.is_unspecified() && !row.address.ip().is_unspecified() => !ours(&row),
+            Overlap::Certain if listen.is_unspecified() && !row.address.ip().is_unspecified() => {
+                !ours(&row)
+            }
             Overlap::Certain if (proto, port) == (Proto::Udp, MDNS) => !ours(&row),
             Overlap::Certain => true,
             Overlap::IfDualStack => !can_bind(proto, SocketAddr::new(listen, port)),
         };
         if conflict {
-            return Err(Conflict::InUse { proto, address: row.address, process: process_of(row.inode) });
+            return Err(Conflict::InUse {
+                proto,
+                address: row.address,
+                process: process_of(row.inode),
+            });
         }
     }
     Ok(())
@@ -174,8 +209,16 @@ impl Foreign {
         let mut sockets: HashMap<_, Vec<Row>> = HashMap::new();
         for proto in [Proto::Tcp, Proto::Udp] {
             let text = tables(proto);
-            let rows = text.lines().filter_map(row).filter(|row| row.listens && !own.contains(&row.inode));
-            rows.for_each(|row| sockets.entry((proto, row.address.port())).or_default().push(row));
+            let rows = text
+                .lines()
+                .filter_map(row)
+                .filter(|row| row.listens && !own.contains(&row.inode));
+            rows.for_each(|row| {
+                sockets
+                    .entry((proto, row.address.port()))
+                    .or_default()
+                    .push(row)
+            });
         }
         Foreign(sockets)
     }
@@ -183,16 +226,23 @@ impl Foreign {
     /// The one that a map keeps its clients from: the map has the port, whatever listened first or listens since. None
     /// where nobody else listens.
     pub fn shadowed(&self, proto: Proto, listen: IpAddr, port: u16) -> Option<Conflict> {
-        let found = self.0.get(&(proto, port))?.iter().find(|row| match overlap(row.address.ip(), listen) {
-            Overlap::None => false,
-            Overlap::Certain => true,
-            // Our own proxy has the usual address of loopback.
-            Overlap::IfDualStack if listen.is_unspecified() => {
-                !can_bind(proto, SocketAddr::new(Ipv4Addr::new(127, 255, 255, 254).into(), port))
+        let found = self.0.get(&(proto, port))?.iter().find(|row| {
+            match overlap(row.address.ip(), listen) {
+                Overlap::None => false,
+                Overlap::Certain => true,
+                // Our own proxy has the usual address of loopback.
+                Overlap::IfDualStack if listen.is_unspecified() => !can_bind(
+                    proto,
+                    SocketAddr::new(Ipv4Addr::new(127, 255, 255, 254).into(), port),
+                ),
+                Overlap::IfDualStack => !can_bind(proto, SocketAddr::new(listen, port)),
             }
-            Overlap::IfDualStack => !can_bind(proto, SocketAddr::new(listen, port)),
         })?;
-        Some(Conflict::InUse { proto, address: found.address, process: process_of(found.inode) })
+        Some(Conflict::InUse {
+            proto,
+            address: found.address,
+            process: process_of(found.inode),
+        })
     }
 }
 
@@ -205,9 +255,18 @@ mod tests {
     fn addresses_are_read_as_the_kernel_prints_them() {
         // As a little-endian machine shows them.
         if cfg!(target_endian = "little") {
-            assert_eq!(address("0100007F:1F90"), Some("127.0.0.1:8080".parse().unwrap()));
-            assert_eq!(address("B80D0120000000000000000001000000:0035"), Some("[2001:db8::1]:53".parse().unwrap()));
-            assert_eq!(address("0000000000000000FFFF00000100007F:0050"), Some("127.0.0.1:80".parse().unwrap()));
+            assert_eq!(
+                address("0100007F:1F90"),
+                Some("127.0.0.1:8080".parse().unwrap())
+            );
+            assert_eq!(
+                address("B80D0120000000000000000001000000:0035"),
+                Some("[2001:db8::1]:53".parse().unwrap())
+            );
+            assert_eq!(
+                address("0000000000000000FFFF00000100007F:0050"),
+                Some("127.0.0.1:80".parse().unwrap())
+            );
         }
         assert_eq!(address("00000000:0000"), Some("0.0.0.0:0".parse().unwrap()));
         assert_eq!(address("zz:1"), None);
@@ -228,13 +287,22 @@ mod tests {
     fn a_listening_socket_is_found_with_its_process() {
         let any = TcpListener::bind("0.0.0.0:0").unwrap();
         let port = any.local_addr().unwrap().port();
-        let Err(Conflict::InUse { process, address, .. }) = check(Proto::Tcp, "127.0.0.1".parse().unwrap(), port)
+        let Err(Conflict::InUse {
+            process, address, ..
+        }) = check(Proto::Tcp, "127.0.0.1".parse().unwrap(), port)
         else {
             panic!("not found")
         };
         assert_eq!(address.port(), port);
-        assert!(process.unwrap().contains(&format!("(pid {})", std::process::id())));
-        assert_eq!(check(Proto::Tcp, "127.0.0.1".parse().unwrap(), 0), Err(Conflict::PortZero));
+        assert!(
+            process
+                .unwrap()
+                .contains(&format!("(pid {})", std::process::id()))
+        );
+        assert_eq!(
+            check(Proto::Tcp, "127.0.0.1".parse().unwrap(), 0),
+            Err(Conflict::PortZero)
+        );
     }
 
     #[test]
@@ -262,15 +330,27 @@ mod tests {
             .spawn()
             .unwrap();
         let mut line = String::new();
-        std::io::BufRead::read_line(&mut std::io::BufReader::new(other.stdout.take().unwrap()), &mut line).unwrap();
+        std::io::BufRead::read_line(
+            &mut std::io::BufReader::new(other.stdout.take().unwrap()),
+            &mut line,
+        )
+        .unwrap();
         let port = line.trim().parse().unwrap();
         let found = shadowed(Proto::Tcp, "0.0.0.0".parse().unwrap(), port);
         let (elsewhere, udp) = ("127.0.0.3".parse().unwrap(), "0.0.0.0".parse().unwrap());
-        let none = (shadowed(Proto::Tcp, elsewhere, port), shadowed(Proto::Udp, udp, port));
+        let none = (
+            shadowed(Proto::Tcp, elsewhere, port),
+            shadowed(Proto::Udp, udp, port),
+        );
         other.kill().unwrap();
         other.wait().unwrap();
         assert_eq!(none, (None, None));
-        let Some(Conflict::InUse { address, process, .. }) = found else { panic!("not found") };
+        let Some(Conflict::InUse {
+            address, process, ..
+        }) = found
+        else {
+            panic!("not found")
+        };
         assert_eq!(address, SocketAddr::new("127.0.0.2".parse().unwrap(), port));
         assert!(process.unwrap().contains(&format!("(pid {})", other.id())));
     }

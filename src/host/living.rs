@@ -25,13 +25,22 @@ impl Process {
         let process = Path::new("/proc").join(pid.to_string());
         let words = std::fs::read(process.join("cmdline")).unwrap_or_default();
         let words = String::from_utf8_lossy(&words).replace('\0', " ");
-        let unit = std::fs::read_to_string(process.join("cgroup")).ok().and_then(|text| unit(&text));
-        Process { pid, command: words.trim_end().chars().take(300).collect(), unit }
+        let unit = std::fs::read_to_string(process.join("cgroup"))
+            .ok()
+            .and_then(|text| unit(&text));
+        Process {
+            pid,
+            command: words.trim_end().chars().take(300).collect(),
+            unit,
+        }
     }
 
     /// The command that ends it. systemd would start again what is only killed.
     pub fn stop(&self) -> String {
-        self.unit.as_ref().map_or_else(|| format!("kill {}", self.pid), |unit| format!("systemctl stop {unit}"))
+        self.unit.as_ref().map_or_else(
+            || format!("kill {}", self.pid),
+            |unit| format!("systemctl stop {unit}"),
+        )
     }
 }
 
@@ -44,7 +53,9 @@ impl fmt::Display for Process {
 /// The unit that /proc/PID/cgroup names. Only one of ours: a daemon that was typed is in the unit of a login, which is
 /// nobody's to stop.
 fn unit(cgroup: &str) -> Option<String> {
-    let name = cgroup.lines().find_map(|line| line.rsplit('/').next()?.strip_suffix(".service"))?;
+    let name = cgroup
+        .lines()
+        .find_map(|line| line.rsplit('/').next()?.strip_suffix(".service"))?;
     name.starts_with("byway").then(|| name.to_owned())
 }
 
@@ -63,7 +74,11 @@ impl fmt::Display for Living {
             Some(process) => write!(f, "{process}")?,
             None => write!(f, "a process")?,
         }
-        let links = if let [_] = *self.links { "link" } else { "links" };
+        let links = if let [_] = *self.links {
+            "link"
+        } else {
+            "links"
+        };
         write!(f, " with {links} {}", self.links.join(", "))
     }
 }
@@ -80,9 +95,15 @@ pub async fn living(instance: Option<&str>) -> anyhow::Result<Vec<Living>> {
         let (ours, of, role) = (mark.next() == Some("byway"), mark.next(), mark.next());
         if ours && role == Some("tun") && instance.is_none_or(|wanted| of == Some(wanted)) {
             let process = holder(&link.name);
-            match all.iter_mut().find(|living| process.is_some() && living.process == process) {
+            match all
+                .iter_mut()
+                .find(|living| process.is_some() && living.process == process)
+            {
                 Some(living) => living.links.push(link.name),
-                None => all.push(Living { process, links: vec![link.name] }),
+                None => all.push(Living {
+                    process,
+                    links: vec![link.name],
+                }),
             }
         }
     }
@@ -97,10 +118,16 @@ fn holder(link: &str) -> Option<Process> {
     // What `tun_chr_show_fdinfo` of the kernel writes.
     let line = format!("iff:\t{link}");
     let holds = |process: &Path| {
-        let open = std::fs::read_dir(process.join("fdinfo")).into_iter().flatten().flatten();
-        open.filter_map(|fd| std::fs::read_to_string(fd.path()).ok()).any(|text| text.lines().any(|l| l == line))
+        let open = std::fs::read_dir(process.join("fdinfo"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        open.filter_map(|fd| std::fs::read_to_string(fd.path()).ok())
+            .any(|text| text.lines().any(|l| l == line))
     };
-    process(|process| std::fs::read_link(process.join("ns/net")).is_ok_and(|ns| ns == own) && holds(process))
+    process(|process| {
+        std::fs::read_link(process.join("ns/net")).is_ok_and(|ns| ns == own) && holds(process)
+    })
 }
 
 /// The process that has a state directory locked.
@@ -108,18 +135,29 @@ pub fn owner(dir: &Path) -> Option<Process> {
     let wanted = std::fs::metadata(dir).ok().map(|m| (m.dev(), m.ino()))?;
     let is_dir = |fd: &Path| std::fs::metadata(fd).is_ok_and(|m| (m.dev(), m.ino()) == wanted);
     // Who only has it open, such as a shell that stands there, has no lock.
-    let locks = |fdinfo: &Path| std::fs::read_to_string(fdinfo).is_ok_and(|text| text.contains("FLOCK"));
+    let locks =
+        |fdinfo: &Path| std::fs::read_to_string(fdinfo).is_ok_and(|text| text.contains("FLOCK"));
     process(|process| {
-        let open = std::fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
-        open.into_iter().any(|fd| is_dir(&fd.path()) && locks(&process.join("fdinfo").join(fd.file_name())))
+        let open = std::fs::read_dir(process.join("fd"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        open.into_iter()
+            .any(|fd| is_dir(&fd.path()) && locks(&process.join("fdinfo").join(fd.file_name())))
     })
 }
 
 /// The first process whose directory in /proc is the wanted one.
 fn process(wanted: impl Fn(&Path) -> bool) -> Option<Process> {
-    let pid = |entry: std::fs::DirEntry| entry.file_name().to_str().and_then(|name| name.parse().ok());
+    let pid = |entry: std::fs::DirEntry| {
+        entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+    };
     let mut all = std::fs::read_dir("/proc").ok()?.flatten();
-    all.find_map(|entry| wanted(&entry.path()).then(|| pid(entry)).flatten()).map(Process::of)
+    all.find_map(|entry| wanted(&entry.path()).then(|| pid(entry)).flatten())
+        .map(Process::of)
 }
 
 #[cfg(test)]
@@ -128,12 +166,28 @@ mod tests {
 
     #[test]
     fn a_daemon_of_a_unit_is_stopped_by_its_unit_and_a_typed_one_by_its_number() {
-        let of = |cgroup: &str| Process { pid: 7, command: String::new(), unit: unit(cgroup) }.stop();
-        assert_eq!(of("0::/system.slice/byway.service\n"), "systemctl stop byway");
-        assert_eq!(of("1:name=systemd:/system.slice/byway-two.service\n0::/\n"), "systemctl stop byway-two");
+        let of = |cgroup: &str| {
+            Process {
+                pid: 7,
+                command: String::new(),
+                unit: unit(cgroup),
+            }
+            .stop()
+        };
+        assert_eq!(
+            of("0::/system.slice/byway.service\n"),
+            "systemctl stop byway"
+        );
+        assert_eq!(
+            of("1:name=systemd:/system.slice/byway-two.service\n0::/\n"),
+            "systemctl stop byway-two"
+        );
         // Stopping this one would end the logins of everybody.
         assert_eq!(of("0::/system.slice/ssh.service\n"), "kill 7");
-        assert_eq!(of("0::/user.slice/user-0.slice/session-3.scope\n"), "kill 7");
+        assert_eq!(
+            of("0::/user.slice/user-0.slice/session-3.scope\n"),
+            "kill 7"
+        );
     }
 
     #[test]

@@ -70,24 +70,49 @@ impl MemoryHost {
     /// A host with an empty kernel that speaks IPv6.
     pub fn new(tuns: TunControl) -> (MemoryHost, MemoryKernel) {
         let kernel = MemoryKernel::default();
-        kernel.state().observed = Observed { ipv6: true, force_forwarding: true, ..Observed::default() };
-        (MemoryHost { kernel: kernel.clone(), tuns }, kernel)
+        kernel.state().observed = Observed {
+            ipv6: true,
+            force_forwarding: true,
+            ..Observed::default()
+        };
+        (
+            MemoryHost {
+                kernel: kernel.clone(),
+                tuns,
+            },
+            kernel,
+        )
     }
 }
 
 impl Host for MemoryHost {
     async fn observe(&mut self, desired: &HostConfig) -> anyhow::Result<Observed> {
         let mut state = self.kernel.state();
-        let wanted: BTreeSet<_> = desired.workloads.iter().map(|w| (w.subnet, w.name.clone())).collect();
+        let wanted: BTreeSet<_> = desired
+            .workloads
+            .iter()
+            .map(|w| (w.subnet, w.name.clone()))
+            .collect();
         state.observed.dead.retain(|dead| wanted.contains(dead));
         Ok(state.observed.clone())
     }
 
-    async fn apply(&mut self, desired: &HostConfig, _observed: &Observed, changes: Vec<Change>) -> Vec<Failure> {
+    async fn apply(
+        &mut self,
+        desired: &HostConfig,
+        _observed: &Observed,
+        changes: Vec<Change>,
+    ) -> Vec<Failure> {
         let mut failures = Vec::new();
         for change in changes {
             let text = change.to_string();
-            if self.kernel.state().refused.iter().any(|refused| text.contains(refused)) {
+            if self
+                .kernel
+                .state()
+                .refused
+                .iter()
+                .any(|refused| text.contains(refused))
+            {
                 failures.push(failure(text, "refused by the test"));
                 continue;
             }
@@ -100,7 +125,10 @@ impl Host for MemoryHost {
                 }
                 Change::CloseTun { link, .. } => (self.tuns.close)(link),
                 Change::Conflict { link, .. } => {
-                    failures.push(failure(&change, format!("a link named {link} exists that is not ours")));
+                    failures.push(failure(
+                        &change,
+                        format!("a link named {link} exists that is not ours"),
+                    ));
                 }
                 _ => {}
             }

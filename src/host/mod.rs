@@ -72,7 +72,10 @@ pub trait Host: Send + 'static {
     ///
     /// # Errors
     /// When the kernel cannot be read at all; single namespaces that cannot are in [`Observed::unreadable`].
-    fn observe(&mut self, desired: &HostConfig) -> impl Future<Output = anyhow::Result<Observed>> + Send;
+    fn observe(
+        &mut self,
+        desired: &HostConfig,
+    ) -> impl Future<Output = anyhow::Result<Observed>> + Send;
 
     /// Makes the changes, which were planned from `observed`, in order, and brings what is not planned object by object
     /// (ruleset, proxies) in line with `desired`. Goes on after a failure and returns all of them.
@@ -95,5 +98,8 @@ pub trait Host: Send + 'static {
 
 /// A failure from anything with a text.
 pub(crate) fn failure(what: impl ToString, why: impl ToString) -> Failure {
-    Failure { what: what.to_string(), why: why.to_string() }
+    Failure {
+        what: what.to_string(),
+        why: why.to_string(),
+    }
 }

@@ -8,9 +8,13 @@ use anyhow::{Context, bail};
 use futures::{Stream, TryStreamExt};
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
+};
 use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage};
-use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType, RouteVia,
 };
@@ -19,8 +23,8 @@ use tokio::task::JoinHandle;
 
 use super::rules::rule_message;
 use crate::model::host::{
-    Change, Link, LinkSet, NamespaceState, PROTOCOL, Route, Rule, TABLE, WorkloadConfig, alias_name, host_mac,
-    inner_mac,
+    Change, Link, LinkSet, NamespaceState, PROTOCOL, Route, Rule, TABLE, WorkloadConfig,
+    alias_name, host_mac, inner_mac,
 };
 
 /// A link as the kernel lists it.
@@ -104,8 +108,15 @@ fn unless(result: Result<(), rtnetlink::Error>, fine: &[i32]) -> anyhow::Result<
     }
 }
 
-async fn all<T>(what: &str, stream: impl Stream<Item = Result<T, rtnetlink::Error>>) -> anyhow::Result<Vec<T>> {
-    stream.try_collect().await.map_err(plain).with_context(|| format!("list {what}"))
+async fn all<T>(
+    what: &str,
+    stream: impl Stream<Item = Result<T, rtnetlink::Error>>,
+) -> anyhow::Result<Vec<T>> {
+    stream
+        .try_collect()
+        .await
+        .map_err(plain)
+        .with_context(|| format!("list {what}"))
 }
 
 impl Netlink {
@@ -114,12 +125,17 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses the socket.
     pub fn open() -> anyhow::Result<Netlink> {
-        let (connection, handle, _) = rtnetlink::new_connection().context("open a netlink socket")?;
+        let (connection, handle, _) =
+            rtnetlink::new_connection().context("open a netlink socket")?;
         let first = tokio::spawn(connection);
         let (connection, strict, _) = rtnetlink::new_connection_with_strict_check()
             .or_else(|_| rtnetlink::new_connection())
             .context("open a netlink socket")?;
-        Ok(Netlink { handle, strict, tasks: [first, tokio::spawn(connection)] })
+        Ok(Netlink {
+            handle,
+            strict,
+            tasks: [first, tokio::spawn(connection)],
+        })
     }
 
     /// All links by index, without addresses and neighbours.
@@ -128,14 +144,25 @@ impl Netlink {
     /// When the kernel cannot be asked.
     pub async fn links(&self) -> anyhow::Result<BTreeMap<u32, LinkInfo>> {
         let messages = all("links", self.handle.link().get().execute()).await?;
-        Ok(messages.iter().map(|m| (m.header.index, link_info(m))).collect())
+        Ok(messages
+            .iter()
+            .map(|m| (m.header.index, link_info(m)))
+            .collect())
     }
 
     /// Index of a link.
     async fn index(&self, name: &str) -> anyhow::Result<u32> {
-        let mut stream = Box::pin(self.handle.link().get().match_name(name.to_owned()).execute());
+        let mut stream = Box::pin(
+            self.handle
+                .link()
+                .get()
+                .match_name(name.to_owned())
+                .execute(),
+        );
         let message = stream.try_next().await.map_err(plain)?;
-        message.map(|m| m.header.index).with_context(|| format!("no link {name}"))
+        message
+            .map(|m| m.header.index)
+            .with_context(|| format!("no link {name}"))
     }
 
     /// Addresses with global scope: index of the link, address, prefix length.
@@ -144,11 +171,19 @@ impl Netlink {
     }
 
     /// Addresses with global scope, and the IPv6 ones of their link that can be listened on.
-    async fn scoped_addresses(&self) -> anyhow::Result<(Vec<(u32, IpAddr, u8)>, Vec<(u32, Ipv6Addr)>)> {
+    async fn scoped_addresses(
+        &self,
+    ) -> anyhow::Result<(Vec<(u32, IpAddr, u8)>, Vec<(u32, Ipv6Addr)>)> {
         let messages = all("addresses", self.handle.address().get().execute()).await?;
-        let of_scope = |scope| messages.iter().filter(move |m: &&AddressMessage| m.header.scope == scope);
+        let of_scope = |scope| {
+            messages
+                .iter()
+                .filter(move |m: &&AddressMessage| m.header.scope == scope)
+        };
         let global = of_scope(AddressScope::Universe);
-        let global = global.filter_map(|m| Some((m.header.index, local_address(m)?, m.header.prefix_len))).collect();
+        let global = global
+            .filter_map(|m| Some((m.header.index, local_address(m)?, m.header.prefix_len)))
+            .collect();
         // One that is being looked for on the link is nobody's yet.
         let unsure = AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed;
         let local = of_scope(AddressScope::Link).filter(|m| !m.header.flags.intersects(unsure));
@@ -168,13 +203,25 @@ impl Netlink {
             if let Some(table) = table {
                 filter.attributes.push(RouteAttribute::Table(table));
             }
-            let handle = if table.is_some() { &self.strict } else { &self.handle };
-            match handle.route().get(filter).execute().try_collect::<Vec<_>>().await {
+            let handle = if table.is_some() {
+                &self.strict
+            } else {
+                &self.handle
+            };
+            match handle
+                .route()
+                .get(filter)
+                .execute()
+                .try_collect::<Vec<_>>()
+                .await
+            {
                 Ok(messages) => routes.extend(messages.iter().filter_map(route_info)),
                 // No such table: no such routes.
                 Err(error) if errno(&error) == Some(libc::ENOENT) => {}
                 // No IPv6 at all.
-                Err(error) if family == AddressFamily::Inet6 && errno(&error) == Some(libc::EOPNOTSUPP) => {}
+                Err(error)
+                    if family == AddressFamily::Inet6
+                        && errno(&error) == Some(libc::EOPNOTSUPP) => {}
                 Err(error) => return Err(plain(error).context("list routes")),
             }
         }
@@ -186,11 +233,18 @@ impl Netlink {
     /// Permanent neighbours: index of the link, address, hardware address.
     async fn neighbours(&self) -> anyhow::Result<Vec<(u32, IpAddr, [u8; 6])>> {
         let messages = all("neighbours", self.handle.neighbours().get().execute()).await?;
-        Ok(messages.iter().filter(|m| m.header.state == NeighbourState::Permanent).filter_map(neighbour_of).collect())
+        Ok(messages
+            .iter()
+            .filter(|m| m.header.state == NeighbourState::Permanent)
+            .filter_map(neighbour_of)
+            .collect())
     }
 
     /// Our share of this machine's own namespace. `ours` tells the name a link of ours should have. Sysctls are not read.
-    pub(super) async fn scene(&self, ours: &(dyn Fn(&LinkInfo) -> Option<String> + Sync)) -> anyhow::Result<Look> {
+    pub(super) async fn scene(
+        &self,
+        ours: &(dyn Fn(&LinkInfo) -> Option<String> + Sync),
+    ) -> anyhow::Result<Look> {
         let mut links = self.links().await?;
         let (addresses, link_local) = self.scoped_addresses().await?;
         for (index, address, _) in &addresses {
@@ -219,18 +273,23 @@ impl Netlink {
             if let Some(key) = ours(&info) {
                 look.indexes.insert(index);
                 look.ends.insert(key.clone(), info.other_end);
-                look.numbers.extend(info.other_netns.map(|number| (key.clone(), number)));
+                look.numbers
+                    .extend(info.other_netns.map(|number| (key.clone(), number)));
                 names.insert(index, key.clone());
                 look.scene.links.insert(key, info.link);
                 continue;
             }
             if !info.loopback {
                 let networks = addresses.iter().filter(|(link, ..)| *link == index);
-                let networks = networks.filter_map(|(_, address, length)| IpNet::new(*address, *length).ok());
-                let several = networks.filter(|network| network.prefix_len() < network.max_prefix_len());
-                look.connected.extend(several.map(|network| (network.trunc(), info.name.clone())));
+                let networks =
+                    networks.filter_map(|(_, address, length)| IpNet::new(*address, *length).ok());
+                let several =
+                    networks.filter(|network| network.prefix_len() < network.max_prefix_len());
+                look.connected
+                    .extend(several.map(|network| (network.trunc(), info.name.clone())));
                 let here = link_local.iter().filter(|(link, _)| *link == index);
-                look.link_local.extend(here.map(|(link, address)| (*address, *link)));
+                look.link_local
+                    .extend(here.map(|(link, address)| (*address, *link)));
             }
             if !info.loopback && !info.link.addresses.is_empty() {
                 look.uplinks.insert(info.name.clone(), info.link.addresses);
@@ -240,13 +299,18 @@ impl Netlink {
         for info in self.routes(Some(TABLE)).await? {
             match info.link.and_then(|index| names.get(&index)) {
                 Some(name) if info.ours => {
-                    look.scene.routes.insert(Route { link: name.clone(), ..info.route });
+                    look.scene.routes.insert(Route {
+                        link: name.clone(),
+                        ..info.route
+                    });
                 }
                 Some(_) => {}
                 None => look.table_shared |= info.ours && info.route.table == TABLE,
             }
         }
-        (look.scene.rules, look.scene.ahead) = self.rules(|rule| rule.table == TABLE && rule.source.is_none()).await?;
+        (look.scene.rules, look.scene.ahead) = self
+            .rules(|rule| rule.table == TABLE && rule.source.is_none())
+            .await?;
         look.connected.sort();
         look.connected.dedup();
         Ok(look)
@@ -264,16 +328,26 @@ impl Netlink {
             Change::SetLink { link, set, .. } => self.set_link(link, set).await,
             Change::AddAddress { link, address, .. } => self.add_address(link, *address).await,
             Change::DelAddress { link, address, .. } => self.del_address(link, *address).await,
-            Change::SetNeighbour { link, address, mac, .. } => {
+            Change::SetNeighbour {
+                link, address, mac, ..
+            } => {
                 let index = self.index(link).await?;
-                let request = self.handle.neighbours().add(index, *address).link_layer_address(mac).replace();
+                let request = self
+                    .handle
+                    .neighbours()
+                    .add(index, *address)
+                    .link_layer_address(mac)
+                    .replace();
                 request.execute().await.map_err(plain)
             }
             Change::DelNeighbour { link, address, .. } => {
                 let index = self.index(link).await?;
                 let mut request = self.handle.neighbours().add(index, *address);
                 let message = std::mem::take(request.message_mut());
-                unless(self.handle.neighbours().del(message).execute().await, &[libc::ENOENT, libc::ESRCH])
+                unless(
+                    self.handle.neighbours().del(message).execute().await,
+                    &[libc::ENOENT, libc::ESRCH],
+                )
             }
             Change::SetRoute { route, replace, .. } => {
                 let message = self.route_message(route).await?;
@@ -285,7 +359,10 @@ impl Netlink {
             }
             Change::DelRoute { route, .. } => {
                 let message = self.route_message(route).await?;
-                unless(self.handle.route().del(message).execute().await, &[libc::ESRCH, libc::ENOENT])
+                unless(
+                    self.handle.route().del(message).execute().await,
+                    &[libc::ESRCH, libc::ENOENT],
+                )
             }
             Change::AddRule { rule, .. } => {
                 let mut request = self.handle.rule().add();
@@ -294,7 +371,10 @@ impl Netlink {
             }
             Change::DelRule { rule, .. } => {
                 let message = rule_message(rule);
-                unless(self.handle.rule().del(message).execute().await, &[libc::ENOENT, libc::ESRCH])
+                unless(
+                    self.handle.rule().del(message).execute().await,
+                    &[libc::ENOENT, libc::ESRCH],
+                )
             }
             other => bail!("{other} is not done over netlink"),
         }
@@ -310,7 +390,9 @@ impl Netlink {
         workload: &WorkloadConfig,
         netns: BorrowedFd<'_>,
     ) -> anyhow::Result<()> {
-        let inner = workload.mac.unwrap_or_else(|| inner_mac(instance, &workload.host_link));
+        let inner = workload
+            .mac
+            .unwrap_or_else(|| inner_mac(instance, &workload.host_link));
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name(workload.inner_link.clone())
             .address(inner.to_vec())
@@ -329,7 +411,10 @@ impl Netlink {
         let Ok(index) = self.index(name).await else {
             return Ok(());
         };
-        unless(self.handle.link().del(index).execute().await, &[libc::ENODEV])
+        unless(
+            self.handle.link().del(index).execute().await,
+            &[libc::ENODEV],
+        )
     }
 
     /// Older kernels rename only what is down.
@@ -339,8 +424,18 @@ impl Netlink {
         match self.handle.link().change(named().build()).execute().await {
             Err(error) if errno(&error) == Some(libc::EBUSY) => {
                 let down = LinkUnspec::new_with_index(index).down().build();
-                self.handle.link().change(down).execute().await.map_err(plain)?;
-                self.handle.link().change(named().build()).execute().await.map_err(plain)?;
+                self.handle
+                    .link()
+                    .change(down)
+                    .execute()
+                    .await
+                    .map_err(plain)?;
+                self.handle
+                    .link()
+                    .change(named().build())
+                    .execute()
+                    .await
+                    .map_err(plain)?;
                 let up = LinkUnspec::new_with_index(index).up().build();
                 self.handle.link().change(up).execute().await.map_err(plain)
             }
@@ -369,23 +464,38 @@ impl Netlink {
         if set.up {
             link = link.up();
         }
-        self.handle.link().change(link.build()).execute().await.map_err(plain)
+        self.handle
+            .link()
+            .change(link.build())
+            .execute()
+            .await
+            .map_err(plain)
     }
 
     async fn add_address(&self, link: &str, address: IpAddr) -> anyhow::Result<()> {
         let index = self.index(link).await?;
-        let mut request = self.handle.address().add(index, address, host_length(&address)).replace();
+        let mut request = self
+            .handle
+            .address()
+            .add(index, address, host_length(&address))
+            .replace();
         let message = request.message_mut();
         // No duplicate detection: leases are unique, and a tentative address would not answer for a second.
         message.header.flags |= AddressHeaderFlags::Nodad;
-        message.attributes.push(AddressAttribute::Flags(AddressFlags::Noprefixroute | AddressFlags::Nodad));
+        message.attributes.push(AddressAttribute::Flags(
+            AddressFlags::Noprefixroute | AddressFlags::Nodad,
+        ));
         request.execute().await.map_err(plain)
     }
 
     /// Whatever prefix length it was entered with.
     async fn del_address(&self, link: &str, address: IpAddr) -> anyhow::Result<()> {
         let index = self.index(link).await?;
-        let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let family = if address.is_ipv4() {
+            AddressFamily::Inet
+        } else {
+            AddressFamily::Inet6
+        };
         let mut found = Vec::new();
         self.address_messages(index, family, |message| {
             if local_address(&message) == Some(address) {
@@ -394,7 +504,10 @@ impl Netlink {
         })
         .await?;
         for message in found {
-            unless(self.handle.address().del(message).execute().await, &[libc::EADDRNOTAVAIL])?;
+            unless(
+                self.handle.address().del(message).execute().await,
+                &[libc::EADDRNOTAVAIL],
+            )?;
         }
         Ok(())
     }
@@ -431,12 +544,23 @@ impl Netlink {
             }
         }
         for info in self.routes(None).await? {
-            if !matches!(info.kind, RouteType::Broadcast | RouteType::Multicast | RouteType::Anycast) {
+            if !matches!(
+                info.kind,
+                RouteType::Broadcast | RouteType::Multicast | RouteType::Anycast
+            ) {
                 used.insert((info.route.destination, info.link));
             }
         }
-        let ours = |index: &u32| links.get(index).is_some_and(|l| alias_name(instance, &l.link.alias).is_some());
-        let name = |index: u32| links.get(&index).map_or_else(|| "none".to_owned(), |l| l.name.clone());
+        let ours = |index: &u32| {
+            links
+                .get(index)
+                .is_some_and(|l| alias_name(instance, &l.link.alias).is_some())
+        };
+        let name = |index: u32| {
+            links
+                .get(&index)
+                .map_or_else(|| "none".to_owned(), |l| l.name.clone())
+        };
         Ok(used
             .into_iter()
             .filter(|(prefix, link)| counts(prefix) && !link.as_ref().is_some_and(ours))
@@ -450,9 +574,19 @@ impl Netlink {
     /// When the kernel cannot be asked.
     pub async fn gateways(&self, instance: &str) -> anyhow::Result<BTreeSet<IpAddr>> {
         let links = self.links().await?;
-        let ours = |index: &u32| links.get(index).is_some_and(|l| alias_name(instance, &l.link.alias).is_some());
-        let routes = self.routes(None).await?.into_iter().filter(|info| !info.link.as_ref().is_some_and(ours));
-        Ok(routes.flat_map(|info| info.route.gateway.into_iter().chain(info.hops)).collect())
+        let ours = |index: &u32| {
+            links
+                .get(index)
+                .is_some_and(|l| alias_name(instance, &l.link.alias).is_some())
+        };
+        let routes = self
+            .routes(None)
+            .await?
+            .into_iter()
+            .filter(|info| !info.link.as_ref().is_some_and(ours));
+        Ok(routes
+            .flat_map(|info| info.route.gateway.into_iter().chain(info.hops))
+            .collect())
     }
 
     /// Routes and rules that bear our mark in our table, whoever made them, and whether any route is left whose link is
@@ -460,11 +594,26 @@ impl Netlink {
     pub(super) async fn leftovers(&self) -> anyhow::Result<(Vec<Route>, BTreeSet<Rule>)> {
         let links = self.links().await?;
         let named = |info: RouteInfo| {
-            let link = info.link.and_then(|index| links.get(&index)).map(|l| l.name.clone()).unwrap_or_default();
+            let link = info
+                .link
+                .and_then(|index| links.get(&index))
+                .map(|l| l.name.clone())
+                .unwrap_or_default();
             Route { link, ..info.route }
         };
-        let routes = self.routes(Some(TABLE)).await?.into_iter().filter(|r| r.ours).map(named).collect();
-        Ok((routes, self.rules(|rule| rule.table == TABLE && rule.source.is_none()).await?.0))
+        let routes = self
+            .routes(Some(TABLE))
+            .await?
+            .into_iter()
+            .filter(|r| r.ours)
+            .map(named)
+            .collect();
+        Ok((
+            routes,
+            self.rules(|rule| rule.table == TABLE && rule.source.is_none())
+                .await?
+                .0,
+        ))
     }
 }
 
@@ -491,7 +640,10 @@ pub async fn gateways(instance: &str) -> anyhow::Result<BTreeSet<IpAddr>> {
 /// When the kernel cannot be asked.
 pub async fn foreign_links(instance: &str) -> anyhow::Result<BTreeSet<String>> {
     let links = Netlink::open()?.links().await?.into_values();
-    Ok(links.filter(|l| alias_name(instance, &l.link.alias).is_none()).map(|l| l.name).collect())
+    Ok(links
+        .filter(|l| alias_name(instance, &l.link.alias).is_none())
+        .map(|l| l.name)
+        .collect())
 }
 
 fn counts(prefix: &IpNet) -> bool {
@@ -510,7 +662,11 @@ pub(super) fn link_info(message: &LinkMessage) -> LinkInfo {
     let flags = message.header.flags;
     // The kernel leaves the other end's index out only where both are the same.
     let index = message.header.index;
-    let mut info = LinkInfo { index, other_end: index, ..LinkInfo::default() };
+    let mut info = LinkInfo {
+        index,
+        other_end: index,
+        ..LinkInfo::default()
+    };
     info.loopback = flags.contains(LinkFlags::Loopback);
     info.link.up = flags.contains(LinkFlags::Up);
     for attribute in &message.attributes {
@@ -571,25 +727,46 @@ pub(super) fn route_info(message: &RouteMessage) -> Option<RouteInfo> {
             RouteAttribute::Via(RouteVia::Inet6(address)) => hops.push(IpAddr::V6(*address)),
             RouteAttribute::MultiPath(several) => {
                 link = link.or(several.first().map(|hop| hop.interface_index));
-                hops.extend(several.iter().flat_map(|hop| &hop.attributes).filter_map(|attribute| match attribute {
-                    RouteAttribute::Gateway(address) => ip(address),
-                    RouteAttribute::Via(RouteVia::Inet6(address)) => Some(IpAddr::V6(*address)),
-                    _ => None,
-                }));
+                hops.extend(several.iter().flat_map(|hop| &hop.attributes).filter_map(
+                    |attribute| match attribute {
+                        RouteAttribute::Gateway(address) => ip(address),
+                        RouteAttribute::Via(RouteVia::Inet6(address)) => Some(IpAddr::V6(*address)),
+                        _ => None,
+                    },
+                ));
             }
             _ => {}
         }
     }
-    let destination = IpNet::new(destination, message.header.destination_prefix_length).ok()?.trunc();
-    let ours = message.header.protocol == RouteProtocol::Other(PROTOCOL) && message.header.kind == RouteType::Unicast;
-    let route = Route { table, destination, link: String::new(), gateway, source };
-    Some(RouteInfo { route, link, hops, ours, kind: message.header.kind })
+    let destination = IpNet::new(destination, message.header.destination_prefix_length)
+        .ok()?
+        .trunc();
+    let ours = message.header.protocol == RouteProtocol::Other(PROTOCOL)
+        && message.header.kind == RouteType::Unicast;
+    let route = Route {
+        table,
+        destination,
+        link: String::new(),
+        gateway,
+        source,
+    };
+    Some(RouteInfo {
+        route,
+        link,
+        hops,
+        ours,
+        kind: message.header.kind,
+    })
 }
 
 pub(super) fn neighbour_of(message: &NeighbourMessage) -> Option<(u32, IpAddr, [u8; 6])> {
     let address = message.attributes.iter().find_map(|a| match a {
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(IpAddr::V4(*address)),
-        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
+            Some(IpAddr::V4(*address))
+        }
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
+            Some(IpAddr::V6(*address))
+        }
         _ => None,
     })?;
     let mac = message.attributes.iter().find_map(|a| match a {

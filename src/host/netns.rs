@@ -99,10 +99,17 @@ pub async fn free_link_name(netns: &NetnsRef, taken: &[String]) -> Result<String
     let (path, taken) = (netns.path.clone(), taken.to_vec());
     let (name, _) = inside(netns, None, move || async move {
         let netlink = Netlink::open().map_err(io::Error::other)?;
-        netlink.free_name(&taken).await.map_err(|error| io::Error::other(format!("{error:#}")))
+        netlink
+            .free_name(&taken)
+            .await
+            .map_err(|error| io::Error::other(format!("{error:#}")))
     })
     .await?;
-    name.map_err(|source| NetnsError::Io { what: "name a link in", path, source })
+    name.map_err(|source| NetnsError::Io {
+        what: "name a link in",
+        path,
+        source,
+    })
 }
 
 /// Whether the path still leads to the namespace that was attached.
@@ -121,16 +128,31 @@ pub fn exists(netns: &NetnsRef) -> Result<bool, NetnsError> {
 ///
 /// # Errors
 /// When the namespace is gone or the kernel makes none.
-pub async fn socket(netns: &NetnsRef, family: AddressFamily, kind: SockType) -> Result<OwnedFd, NetnsError> {
+pub async fn socket(
+    netns: &NetnsRef,
+    family: AddressFamily,
+    kind: SockType,
+) -> Result<OwnedFd, NetnsError> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let made = inside(netns, None, move || async move { nix::sys::socket::socket(family, kind, flags, None) }).await?.0;
-    made.map_err(|errno| NetnsError::Io { what: "make a socket in", path: netns.path.clone(), source: errno.into() })
+    let made = inside(netns, None, move || async move {
+        nix::sys::socket::socket(family, kind, flags, None)
+    })
+    .await?
+    .0;
+    made.map_err(|errno| NetnsError::Io {
+        what: "make a socket in",
+        path: netns.path.clone(),
+        source: errno.into(),
+    })
 }
 
 /// Whether it is still the namespace that was attached. Unlike [`exists`] it goes in: a later one at the same path may
 /// have the same inode number. What cannot be entered at the moment lives.
 pub async fn lives(netns: &NetnsRef) -> bool {
-    !matches!(inside(netns, None, || async {}).await, Err(NetnsError::Gone(_)))
+    !matches!(
+        inside(netns, None, || async {}).await,
+        Err(NetnsError::Gone(_))
+    )
 }
 
 /// Opens the namespace file and checks that it is the one that was attached.
@@ -139,17 +161,32 @@ pub async fn lives(netns: &NetnsRef) -> bool {
 /// [`NetnsError::Gone`] when it is not.
 pub(super) fn open(netns: &NetnsRef) -> Result<File, NetnsError> {
     let gone = || NetnsError::Gone(netns.path.clone());
-    let io = |what| move |source| NetnsError::Io { what, path: netns.path.clone(), source };
+    let io = |what| {
+        move |source| NetnsError::Io {
+            what,
+            path: netns.path.clone(),
+            source,
+        }
+    };
     let file = match open_namespace(&netns.path) {
         Ok(Some(file)) => file,
         Ok(None) => return Err(gone()),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::ENOTDIR)) => {
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::ENOENT | libc::ESRCH | libc::ENOTDIR)
+            ) =>
+        {
             return Err(gone());
         }
         Err(error) => return Err(io("open")(error)),
     };
     let meta = file.metadata().map_err(io("look at"))?;
-    if (meta.dev(), meta.ino()) == (netns.device, netns.inode) { Ok(file) } else { Err(gone()) }
+    if (meta.dev(), meta.ino()) == (netns.device, netns.inode) {
+        Ok(file)
+    } else {
+        Err(gone())
+    }
 }
 
 /// Opens what is at `path` if it is a network namespace.
@@ -157,7 +194,10 @@ pub(super) fn open(netns: &NetnsRef) -> Result<File, NetnsError> {
 /// The path is somebody's word, and opening a device, a FIFO or a socket does something. So the place is taken hold of
 /// first (`O_PATH`), which opens nothing, and only what lies in the namespaces' own file system is opened through it.
 fn open_namespace(path: &Path) -> io::Result<Option<File>> {
-    let place = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?;
+    let place = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH)
+        .open(path)?;
     if fstatfs(&place)?.filesystem_type() != NSFS_MAGIC {
         return Ok(None);
     }
@@ -167,17 +207,29 @@ fn open_namespace(path: &Path) -> io::Result<Option<File>> {
 
 /// Looks at a path, and enters it once to see that it works.
 async fn checked(path: PathBuf) -> Result<NetnsRef, NetnsError> {
-    let found = open_namespace(&path).inspect_err(|error| tracing::debug!(path = %path.display(), %error, "attach"));
+    let found = open_namespace(&path)
+        .inspect_err(|error| tracing::debug!(path = %path.display(), %error, "attach"));
     // Why not is in the daemon's log, for those who may read it.
-    let Ok(Some(file)) = found else { return Err(NetnsError::Missing(path)) };
-    let looking = |source| NetnsError::Io { what: "look at", path: path.clone(), source };
+    let Ok(Some(file)) = found else {
+        return Err(NetnsError::Missing(path));
+    };
+    let looking = |source| NetnsError::Io {
+        what: "look at",
+        path: path.clone(),
+        source,
+    };
     let meta = file.metadata().map_err(looking)?;
     if let Ok(own) = std::fs::metadata("/proc/thread-self/ns/net")
         && (own.dev(), own.ino()) == (meta.dev(), meta.ino())
     {
         return Err(NetnsError::Own(path));
     }
-    let netns = NetnsRef { path: path.clone(), device: meta.dev(), inode: meta.ino(), cookie: None };
+    let netns = NetnsRef {
+        path: path.clone(),
+        device: meta.dev(),
+        inode: meta.ino(),
+        cookie: None,
+    };
     let ((), cookie) = inside(&netns, None, || async {}).await?;
     Ok(NetnsRef { cookie, ..netns })
 }
@@ -193,7 +245,10 @@ struct Counted;
 impl Counted {
     fn new() -> Option<Counted> {
         let one_more = |n: usize| (n < MOST_THREADS).then(|| n + 1);
-        THREADS.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).ok().map(|_| Counted)
+        THREADS
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more)
+            .ok()
+            .map(|_| Counted)
     }
 }
 
@@ -221,9 +276,15 @@ where
 {
     let (tx, rx) = tokio::sync::oneshot::channel();
     let target = netns.clone();
-    let io = |what| move |source| NetnsError::Io { what, path: netns.path.clone(), source };
-    let counted =
-        Counted::new().ok_or_else(|| io("work in")(io::Error::other("too much is under way in namespaces")))?;
+    let io = |what| {
+        move |source| NetnsError::Io {
+            what,
+            path: netns.path.clone(),
+            source,
+        }
+    };
+    let counted = Counted::new()
+        .ok_or_else(|| io("work in")(io::Error::other("too much is under way in namespaces")))?;
     std::thread::Builder::new()
         .name("netns".to_owned())
         .spawn(move || {
@@ -239,12 +300,22 @@ where
 }
 
 /// Body of the thread.
-fn enter<J, F, T>(netns: &NetnsRef, expected: Option<u64>, job: J) -> Result<(T, Option<u64>), NetnsError>
+fn enter<J, F, T>(
+    netns: &NetnsRef,
+    expected: Option<u64>,
+    job: J,
+) -> Result<(T, Option<u64>), NetnsError>
 where
     J: FnOnce() -> F,
     F: Future<Output = T>,
 {
-    let io = |what| move |source| NetnsError::Io { what, path: netns.path.clone(), source };
+    let io = |what| {
+        move |source| NetnsError::Io {
+            what,
+            path: netns.path.clone(),
+            source,
+        }
+    };
     let file = open(netns)?;
     setns(&file, CloneFlags::CLONE_NEWNET).map_err(|errno| io("enter")(errno.into()))?;
     let cookie = netns_cookie().ok();
@@ -252,8 +323,10 @@ where
     if expected.is_some() && cookie != expected {
         return Err(NetnsError::Gone(netns.path.clone()));
     }
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(io("start a runtime for"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(io("start a runtime for"))?;
     Ok((runtime.block_on(job()), cookie))
 }
 
@@ -278,19 +351,34 @@ pub(super) async fn observe(
     let (scene, cookie) = inside(netns, cookie, move || async move {
         let read = async {
             let netlink = Netlink::open()?;
-            netlink.inner_scene(&look.instance, &look.links, &look.rules).await
+            netlink
+                .inner_scene(&look.instance, &look.links, &look.rules)
+                .await
         };
-        let mut scene = read.await.map_err(|error| io::Error::other(format!("{error:#}")))?;
+        let mut scene = read
+            .await
+            .map_err(|error| io::Error::other(format!("{error:#}")))?;
         scene.sysctls = sysctl::read_all(&look.sysctls);
         Ok::<_, io::Error>(scene)
     })
     .await?;
     let path = netns.path.clone();
-    Ok((scene.map_err(|source| NetnsError::Io { what: "read", path, source })?, cookie))
+    Ok((
+        scene.map_err(|source| NetnsError::Io {
+            what: "read",
+            path,
+            source,
+        })?,
+        cookie,
+    ))
 }
 
 /// Makes changes inside a workload's namespace, in order, going on after a failure.
-pub(super) async fn apply(netns: &NetnsRef, cookie: Option<u64>, changes: Vec<Change>) -> Vec<Failure> {
+pub(super) async fn apply(
+    netns: &NetnsRef,
+    cookie: Option<u64>,
+    changes: Vec<Change>,
+) -> Vec<Failure> {
     let what = changes.first().map(ToString::to_string).unwrap_or_default();
     let outcome = inside(netns, cookie, move || async move {
         let netlink = match Netlink::open() {

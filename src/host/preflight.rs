@@ -15,9 +15,16 @@ pub fn preflight() -> Vec<(&'static str, String, String)> {
         } else {
             "modprobe tun; in a container: --device /dev/net/tun"
         };
-        missing.push(("no-tun-device", format!("cannot open /dev/net/tun: {error}"), hint.to_owned()));
+        missing.push((
+            "no-tun-device",
+            format!("cannot open /dev/net/tun: {error}"),
+            hint.to_owned(),
+        ));
     }
-    if !has_capability(&std::fs::read_to_string("/proc/self/status").unwrap_or_default(), CAP_NET_ADMIN) {
+    if !has_capability(
+        &std::fs::read_to_string("/proc/self/status").unwrap_or_default(),
+        CAP_NET_ADMIN,
+    ) {
         missing.push((
             "no-net-admin",
             "not allowed to change the network (CAP_NET_ADMIN is missing)".to_owned(),

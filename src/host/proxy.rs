@@ -100,33 +100,53 @@ pub struct Proxies {
 
 impl Default for Proxies {
     fn default() -> Self {
-        Proxies { running: BTreeMap::new(), flows: Flows::new() }
+        Proxies {
+            running: BTreeMap::new(),
+            flows: Flows::new(),
+        }
     }
 }
 
 /// Where the proxies of `map` listen, and where they lead; nowhere if the map is for other addresses only, or leads nowhere.
 fn wanted(map: &MapConfig, link_local: &BTreeSet<(Ipv6Addr, u32)>) -> Vec<(SocketAddr, Goal)> {
     let on = |links: &mut dyn Iterator<Item = &(Ipv6Addr, u32)>| -> Vec<SocketAddr> {
-        links.map(|(address, link)| SocketAddrV6::new(*address, map.port, 0, *link).into()).collect()
+        links
+            .map(|(address, link)| SocketAddrV6::new(*address, map.port, 0, *link).into())
+            .collect()
     };
     let listen = match map.listen {
         addr if addr.is_loopback() => vec![SocketAddr::new(addr, map.port)],
-        IpAddr::V4(any) if any.is_unspecified() => vec![SocketAddr::new(Ipv4Addr::LOCALHOST.into(), map.port)],
+        IpAddr::V4(any) if any.is_unspecified() => {
+            vec![SocketAddr::new(Ipv4Addr::LOCALHOST.into(), map.port)]
+        }
         IpAddr::V6(any) if any.is_unspecified() => {
             let loopback = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), map.port);
-            std::iter::once(loopback).chain(on(&mut link_local.iter())).collect()
+            std::iter::once(loopback)
+                .chain(on(&mut link_local.iter()))
+                .collect()
         }
-        IpAddr::V6(one) if one.is_unicast_link_local() => on(&mut link_local.iter().filter(|(a, _)| *a == one)),
+        IpAddr::V6(one) if one.is_unicast_link_local() => {
+            on(&mut link_local.iter().filter(|(a, _)| *a == one))
+        }
         _ => return vec![],
     };
-    let Some(target) = map.target.filter(|_| map.port != 0) else { return vec![] };
-    let goal = Goal { target: SocketAddr::new(target, map.target_port), allow: map.allow.clone() };
-    listen.into_iter().map(|listen| (listen, goal.clone())).collect()
+    let Some(target) = map.target.filter(|_| map.port != 0) else {
+        return vec![];
+    };
+    let goal = Goal {
+        target: SocketAddr::new(target, map.target_port),
+        allow: map.allow.clone(),
+    };
+    listen
+        .into_iter()
+        .map(|listen| (listen, goal.clone()))
+        .collect()
 }
 
 /// Whether this machine lacks the address: IPv6 is off on loopback, or there is no socket of IPv6 at all.
 fn is_absent(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(libc::EAFNOSUPPORT)
+    error.kind() == io::ErrorKind::AddrNotAvailable
+        || error.raw_os_error() == Some(libc::EAFNOSUPPORT)
 }
 
 impl Proxies {
@@ -143,14 +163,23 @@ impl Proxies {
     ///
     /// # Cancel safety
     /// The next call completes it.
-    pub async fn sync(&mut self, maps: &[MapConfig], link_local: &BTreeSet<(Ipv6Addr, u32)>) -> Vec<String> {
+    pub async fn sync(
+        &mut self,
+        maps: &[MapConfig],
+        link_local: &BTreeSet<(Ipv6Addr, u32)>,
+    ) -> Vec<String> {
         let mut goals: BTreeMap<Namespace, Goal> = BTreeMap::new();
         for map in maps {
             for (listen, goal) in wanted(map, link_local) {
                 goals.entry((MapKey::of(map), listen)).or_insert(goal);
             }
         }
-        let gone: Vec<Namespace> = self.running.keys().filter(|place| !goals.contains_key(place)).copied().collect();
+        let gone: Vec<Namespace> = self
+            .running
+            .keys()
+            .filter(|place| !goals.contains_key(place))
+            .copied()
+            .collect();
         for place in gone {
             if let Some(mut proxy) = self.running.remove(&place) {
                 proxy.task.abort();
@@ -163,7 +192,9 @@ impl Proxies {
         for ((key, listen), goal) in goals {
             match self.running.get(&(key, listen)) {
                 Some(proxy) if !proxy.task.is_finished() => {
-                    proxy.goal.send_if_modified(|now| now != &goal && std::mem::replace(now, goal.clone()) != goal);
+                    proxy.goal.send_if_modified(|now| {
+                        now != &goal && std::mem::replace(now, goal.clone()) != goal
+                    });
                 }
                 _ => {
                     let start = Proxy::start(key, listen, goal, flows.clone());
@@ -180,8 +211,13 @@ impl Proxies {
                     debug!(map = %key, %listen, "proxy started");
                 }
                 // It comes with the address, which is news of the kernel.
-                Err(error) if is_absent(&error) => debug!(map = %key, %listen, %error, "no such address here"),
-                Err(error) => failures.push(format!("listen on {} {listen} for the map {key}: {error}", key.proto)),
+                Err(error) if is_absent(&error) => {
+                    debug!(map = %key, %listen, %error, "no such address here")
+                }
+                Err(error) => failures.push(format!(
+                    "listen on {} {listen} for the map {key}: {error}",
+                    key.proto
+                )),
             }
         }
         failures
@@ -190,8 +226,11 @@ impl Proxies {
     /// What passed, per map: to be added to what the kernel counted.
     pub fn counters(&self) -> BTreeMap<MapKey, MapCount> {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let count =
-            |t: &Tally| MapCount { connections: read(&t.connections), rx_bytes: read(&t.rx), tx_bytes: read(&t.tx) };
+        let count = |t: &Tally| MapCount {
+            connections: read(&t.connections),
+            rx_bytes: read(&t.rx),
+            tx_bytes: read(&t.tx),
+        };
         let mut counts: BTreeMap<MapKey, MapCount> = BTreeMap::new();
         for ((key, _), proxy) in &self.running {
             let (sum, more) = (counts.entry(*key).or_default(), count(&proxy.tally));
@@ -212,10 +251,20 @@ impl Proxy {
                 let door = Door::bind(listen)?;
                 // Before this returns, so that whoever added the map finds what is behind it.
                 let target = goals.borrow().target;
-                let open = if refuses(target, PROBE).await { None } else { Some(door.open()?) };
+                let open = if refuses(target, PROBE).await {
+                    None
+                } else {
+                    Some(door.open()?)
+                };
                 tokio::spawn(tcp(door, open, key, goals, tally.clone(), flows))
             }
-            Proto::Udp => tokio::spawn(udp(Arc::new(bind_udp(listen)?), key, goals, tally.clone(), flows)),
+            Proto::Udp => tokio::spawn(udp(
+                Arc::new(bind_udp(listen)?),
+                key,
+                goals,
+                tally.clone(),
+                flows,
+            )),
         };
         Ok(Proxy { goal, tally, task })
     }
@@ -241,7 +290,10 @@ async fn tcp(
             }
             let target = goals.borrow_and_update().target;
             if !refuses(target, PROBE).await {
-                open = door.open().inspect_err(|error| debug!(%error, map = %key, "listen again")).ok();
+                open = door
+                    .open()
+                    .inspect_err(|error| debug!(%error, map = %key, "listen again"))
+                    .ok();
             }
             continue;
         };
@@ -290,13 +342,21 @@ enum End {
 }
 
 async fn connection(client: TcpStream, goal: &Goal, tally: &Tally, ticket: &Ticket) -> End {
-    let server = match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(goal.target)).await {
+    let server = match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(goal.target)).await
+    {
         Ok(Ok(server)) => server,
         refused => {
             // Reset, not closed as after a conversation.
-            let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+            let linger = libc::linger {
+                l_onoff: 1,
+                l_linger: 0,
+            };
             let _ = socket::setsockopt(&client, sockopt::Linger, &linger);
-            return if matches!(refused, Ok(Err(_))) { End::Refused } else { End::Done };
+            return if matches!(refused, Ok(Err(_))) {
+                End::Refused
+            } else {
+                End::Done
+            };
         }
     };
     add(&tally.connections, 1);
@@ -306,7 +366,12 @@ async fn connection(client: TcpStream, goal: &Goal, tally: &Tally, ticket: &Tick
     End::Done
 }
 
-async fn between(client: TcpStream, server: TcpStream, tally: &Tally, ticket: &Ticket) -> io::Result<()> {
+async fn between(
+    client: TcpStream,
+    server: TcpStream,
+    tally: &Tally,
+    ticket: &Ticket,
+) -> io::Result<()> {
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     let (mut from_client, mut to_client) = client.into_split();
@@ -319,7 +384,12 @@ async fn between(client: TcpStream, server: TcpStream, tally: &Tally, ticket: &T
 }
 
 /// Copies until the end of `from`, passes the end on, and counts as it goes.
-async fn copy<R, W>(from: &mut R, to: &mut W, counter: &AtomicU64, ticket: &Ticket) -> io::Result<()>
+async fn copy<R, W>(
+    from: &mut R,
+    to: &mut W,
+    counter: &AtomicU64,
+    ticket: &Ticket,
+) -> io::Result<()>
 where
     R: tokio::io::AsyncRead + Unpin,
     W: tokio::io::AsyncWrite + Unpin,
@@ -328,7 +398,9 @@ where
     loop {
         let n = from.read(&mut buffer).await?;
         ticket.touch();
-        let Some(chunk) = buffer.get(..n).filter(|chunk| !chunk.is_empty()) else { return to.shutdown().await };
+        let Some(chunk) = buffer.get(..n).filter(|chunk| !chunk.is_empty()) else {
+            return to.shutdown().await;
+        };
         to.write_all(chunk).await?;
         ticket.touch();
         add(counter, n);
@@ -344,7 +416,11 @@ struct Client {
 
 /// Binds a proxy's socket; the port of multicast DNS is shared with who listens there for multicast.
 fn bind_udp(listen: SocketAddr) -> io::Result<UdpSocket> {
-    let family = if listen.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let family = if listen.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    };
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let socket = socket::socket(family, SockType::Datagram, flags, None)?;
     if listen.port() == MDNS {
@@ -392,9 +468,14 @@ async fn udp(
             },
         };
         let goal = goals.borrow().clone();
-        let Some(datagram) = buffer.get(..n).filter(|_| goal.lets_in(from.ip())) else { continue };
+        let Some(datagram) = buffer.get(..n).filter(|_| goal.lets_in(from.ip())) else {
+            continue;
+        };
         // One that was ended for another flow a moment ago begins anew.
-        if clients.get(&from).is_some_and(|client| client.task.is_finished()) {
+        if clients
+            .get(&from)
+            .is_some_and(|client| client.task.is_finished())
+        {
             clients.remove(&from);
         }
         let client = match clients.entry(from) {
@@ -409,10 +490,20 @@ async fn udp(
                     }
                 };
                 add(&tally.connections, 1);
-                let run = answer(socket.clone(), listener.clone(), from, ticket.clone(), tally.clone());
+                let run = answer(
+                    socket.clone(),
+                    listener.clone(),
+                    from,
+                    ticket.clone(),
+                    tally.clone(),
+                );
                 let task = answers.spawn(run);
                 places.runs(ticket.number(), task.clone());
-                free.insert(Client { socket, ticket, task })
+                free.insert(Client {
+                    socket,
+                    ticket,
+                    task,
+                })
             }
         };
         client.ticket.touch();
@@ -424,7 +515,11 @@ async fn udp(
 }
 
 async fn connected(target: SocketAddr) -> io::Result<UdpSocket> {
-    let any: IpAddr = if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr = if target.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
     let socket = UdpSocket::bind(SocketAddr::new(any, 0)).await?;
     socket.connect(target).await?;
     // A fresh socket is not yet known to be writable, and `try_send` would refuse the first datagram.

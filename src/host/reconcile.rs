@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 use super::{Applied, Failure, Host, failure};
 use crate::backoff::Backoff;
 use crate::model::host::{
-    Change, Finding, HostConfig, Namespace, NetnsRef, Observed, Server, findings, former_servers, plan,
+    Change, Finding, HostConfig, Namespace, NetnsRef, Observed, Server, findings, former_servers,
+    plan,
 };
 use crate::model::id::{Name, SubnetId};
 
@@ -58,7 +59,11 @@ pub async fn run<H: Host>(
                     // A pass that hangs must not outlive the daemon: what it began, the last one ends.
                     () = late(&stop) => break,
                 };
-                failed_passes = if outcome.failures.is_empty() { 0 } else { failed_passes.saturating_add(1) };
+                failed_passes = if outcome.failures.is_empty() {
+                    0
+                } else {
+                    failed_passes.saturating_add(1)
+                };
                 log(cause, generation, &outcome);
                 publish(&applied, generation, outcome);
             }
@@ -79,12 +84,23 @@ pub async fn run<H: Host>(
         };
     }
     let instance = desired.borrow().1.instance.clone();
-    finish(&mut host, &HostConfig { instance, ..HostConfig::default() }).await
+    finish(
+        &mut host,
+        &HostConfig {
+            instance,
+            ..HostConfig::default()
+        },
+    )
+    .await
 }
 
 /// Waits for the swarm of events to pass, longer while the kernel refuses what is wanted; a new desired state ends the
 /// wait.
-async fn settle(stop: &CancellationToken, desired: &mut watch::Receiver<(u64, Arc<HostConfig>)>, failed_passes: u32) {
+async fn settle(
+    stop: &CancellationToken,
+    desired: &mut watch::Receiver<(u64, Arc<HostConfig>)>,
+    failed_passes: u32,
+) {
     let wait = Backoff::new(DEBOUNCE, SLOWEST).pause(failed_passes);
     tokio::select! {
         () = tokio::time::sleep(wait) => {}
@@ -115,49 +131,97 @@ async fn pass<H: Host>(host: &mut H, config: &HostConfig) -> Outcome {
         Ok(observed) => observed,
         Err(error) => {
             let failures = vec![failure("read the kernel's state", format!("{error:#}"))];
-            return Outcome { failures, ..Outcome::default() };
+            return Outcome {
+                failures,
+                ..Outcome::default()
+            };
         }
     };
     let seen;
     let config = if observed.connected == config.connected {
         config
     } else {
-        seen = HostConfig { connected: observed.connected.clone(), ..config.clone() };
+        seen = HostConfig {
+            connected: observed.connected.clone(),
+            ..config.clone()
+        };
         &seen
     };
     let changes = plan(config, &observed);
     let names = changes.iter().map(Change::to_string).collect();
     let findings = findings(config, &observed);
     let conflict = |change: &Change| match change {
-        Change::Conflict { place: Namespace::Host, link } => Some(link.clone()),
+        Change::Conflict {
+            place: Namespace::Host,
+            link,
+        } => Some(link.clone()),
         _ => None,
     };
     let taken = changes.iter().filter_map(conflict).collect();
     let mut failures = unreadable(&observed);
     failures.extend(host.apply(config, &observed, changes).await);
-    let dead = config.workloads.iter().filter(|w| observed.dead.contains(&(w.subnet, w.name.clone())));
-    let dead = dead.map(|w| (w.subnet, w.name.clone(), w.netns.clone())).collect();
+    let dead = config
+        .workloads
+        .iter()
+        .filter(|w| observed.dead.contains(&(w.subnet, w.name.clone())));
+    let dead = dead
+        .map(|w| (w.subnet, w.name.clone(), w.netns.clone()))
+        .collect();
     let former_servers = former_servers(config, &observed);
-    Outcome { changes: names, failures, findings, taken, former_servers, dead }
+    Outcome {
+        changes: names,
+        failures,
+        findings,
+        taken,
+        former_servers,
+        dead,
+    }
 }
 
 fn unreadable(observed: &Observed) -> Vec<Failure> {
     let why = "it cannot be read; its workloads stay as they are";
-    observed.unreadable.iter().map(|netns| failure(format!("configure {}", netns.path.display()), why)).collect()
+    observed
+        .unreadable
+        .iter()
+        .map(|netns| failure(format!("configure {}", netns.path.display()), why))
+        .collect()
 }
 
 /// A repair is news; following the desired state is not.
 fn log(cause: Cause, generation: u64, outcome: &Outcome) {
     if !outcome.changes.is_empty() && cause != Cause::Desired {
-        tracing::info!(?cause, generation, changes = outcome.changes.join(", "), "kernel state repaired");
+        tracing::info!(
+            ?cause,
+            generation,
+            changes = outcome.changes.join(", "),
+            "kernel state repaired"
+        );
     } else if !outcome.changes.is_empty() {
-        tracing::debug!(generation, changes = outcome.changes.len(), "kernel state follows");
+        tracing::debug!(
+            generation,
+            changes = outcome.changes.len(),
+            "kernel state follows"
+        );
     }
 }
 
 fn publish(applied: &watch::Sender<Applied>, generation: u64, outcome: Outcome) {
-    let Outcome { failures, findings, taken, former_servers, dead, .. } = outcome;
-    let next = Applied { generation, failures, findings, taken, former_servers, dead_workloads: dead };
+    let Outcome {
+        failures,
+        findings,
+        taken,
+        former_servers,
+        dead,
+        ..
+    } = outcome;
+    let next = Applied {
+        generation,
+        failures,
+        findings,
+        taken,
+        former_servers,
+        dead_workloads: dead,
+    };
     applied.send_if_modified(|last| {
         if *last == next {
             return false;
@@ -178,6 +242,9 @@ async fn finish<H: Host>(host: &mut H, empty: &HostConfig) -> Vec<Failure> {
     host.end_by((Instant::now() + STOP).into_std());
     match tokio::time::timeout(STOP, pass(host, empty)).await {
         Ok(outcome) => outcome.failures,
-        Err(_) => vec![failure("remove everything", "the kernel did not let go in time")],
+        Err(_) => vec![failure(
+            "remove everything",
+            "the kernel did not let go in time",
+        )],
     }
 }

@@ -29,7 +29,10 @@ const OF_HOST: &str = "/etc/resolv.conf";
 /// # Errors
 /// When it exists and cannot be read, or is a symbolic link.
 pub fn read(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
-    let open = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path);
+    let open = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path);
     match open {
         Ok(file) => content(file).map(Some),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -60,16 +63,30 @@ pub(super) fn former(journal: &Journal, path: &Path, is: Option<&[u8]>) -> Optio
 /// Whether `path` is the file that an engine made for the container with one of `ids`, and what the process `pid` of it
 /// finds at `/etc/resolv.conf`. A file that was mounted there from elsewhere is its owner's.
 pub fn is_engines_own(path: &Path, ids: &[&str], pid: u32) -> bool {
-    let of_container = tail(path).iter().rev().skip(1).any(|dir| ids.contains(&dir.as_str()));
-    let (Ok(file), Ok(inside)) = (open(path), inside(pid)) else { return false };
-    let same = |a: std::fs::Metadata, b: std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
-    of_container && file.metadata().ok().zip(inside.metadata().ok()).is_some_and(|(a, b)| same(a, b))
+    let of_container = tail(path)
+        .iter()
+        .rev()
+        .skip(1)
+        .any(|dir| ids.contains(&dir.as_str()));
+    let (Ok(file), Ok(inside)) = (open(path), inside(pid)) else {
+        return false;
+    };
+    let same =
+        |a: std::fs::Metadata, b: std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+    of_container
+        && file
+            .metadata()
+            .ok()
+            .zip(inside.metadata().ok())
+            .is_some_and(|(a, b)| same(a, b))
 }
 
 /// `/etc/resolv.conf` as a process sees it, links followed as it would follow them.
 fn inside(pid: u32) -> io::Result<File> {
     let root = File::open(format!("/proc/{pid}/root"))?;
-    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT);
     Ok(File::from(openat2(&root, OF_HOST, how)?))
 }
 
@@ -80,18 +97,37 @@ fn tail(path: &Path) -> Vec<String> {
         _ => None,
     });
     let names: Vec<String> = names.collect();
-    let length = if names.iter().rev().nth(1).is_some_and(|dir| dir == "userdata") { 3 } else { 2 };
+    let length = if names
+        .iter()
+        .rev()
+        .nth(1)
+        .is_some_and(|dir| dir == "userdata")
+    {
+        3
+    } else {
+        2
+    };
     names[names.len().saturating_sub(length)..].to_vec()
 }
 
 /// Takes hold of a file that is nobody else's, without opening it yet.
 fn open(path: &Path) -> anyhow::Result<File> {
     let flags = libc::O_PATH | libc::O_NOFOLLOW;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open(path)?;
     let meta = file.metadata()?;
-    ensure!(meta.is_file() && meta.nlink() == 1, "it is no file of its own");
+    ensure!(
+        meta.is_file() && meta.nlink() == 1,
+        "it is no file of its own"
+    );
     let real = std::fs::read_link(held(&file))?;
-    ensure!(tail(&real) == tail(path), "it is {} in truth", real.display());
+    ensure!(
+        tail(&real) == tail(path),
+        "it is {} in truth",
+        real.display()
+    );
     Ok(file)
 }
 
@@ -107,10 +143,19 @@ fn held(file: &File) -> PathBuf {
 pub fn write(journal: &mut Journal, path: &Path, text: &str) -> anyhow::Result<()> {
     let is = read(path)?;
     let known = journal.resolvers().get(path).cloned();
-    let dir = path.parent().with_context(|| format!("{} has no directory", path.display()))?;
+    let dir = path
+        .parent()
+        .with_context(|| format!("{} has no directory", path.display()))?;
     let made_dir = known.is_some_and(|k| k.made_dir) || !dir.exists();
     let former = former(journal, path, is.as_deref());
-    journal.resolver(path, Some(KeptResolver { former, ours: text.to_owned(), made_dir }))?;
+    journal.resolver(
+        path,
+        Some(KeptResolver {
+            former,
+            ours: text.to_owned(),
+            made_dir,
+        }),
+    )?;
     std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
     if is.is_none() {
         make(path).with_context(|| format!("make {}", path.display()))?;
@@ -145,13 +190,23 @@ pub fn restore(journal: &mut Journal, path: &Path) -> anyhow::Result<()> {
 
 /// Makes an empty file where there is nothing.
 fn make(path: &Path) -> io::Result<()> {
-    OpenOptions::new().write(true).create_new(true).mode(0o644).custom_flags(libc::O_NOFOLLOW).open(path).map(drop)
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o644)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
+        .map(drop)
 }
 
 fn write_in_place(path: &Path, content: &[u8]) -> anyhow::Result<()> {
     let write = || -> anyhow::Result<()> {
         let place = open(path)?;
-        OpenOptions::new().write(true).truncate(true).open(held(&place))?.write_all(content)?;
+        OpenOptions::new()
+            .write(true)
+            .truncate(true)
+            .open(held(&place))?
+            .write_all(content)?;
         Ok(())
     };
     write().with_context(|| format!("write {}", path.display()))
@@ -175,8 +230,15 @@ mod tests {
         // As after a kill: the record is read again.
         let mut journal = Journal::open(dir.path());
         restore(&mut journal, &file).unwrap();
-        assert_eq!(std::fs::read_to_string(&file).unwrap(), "nameserver 192.0.2.1\n");
-        assert_eq!(std::fs::metadata(&file).unwrap().ino(), inode, "a bind mount shows the same file");
+        assert_eq!(
+            std::fs::read_to_string(&file).unwrap(),
+            "nameserver 192.0.2.1\n"
+        );
+        assert_eq!(
+            std::fs::metadata(&file).unwrap().ino(),
+            inode,
+            "a bind mount shows the same file"
+        );
         assert!(Journal::open(dir.path()).resolvers().is_empty());
     }
 
@@ -224,7 +286,11 @@ mod tests {
         assert!(write(&mut journal, &file, "ours").is_err());
         assert_eq!(std::fs::read_to_string(&host).unwrap(), "theirs");
         // Nor is it when what we wrote is to be put back.
-        let known = KeptResolver { former: Some(b"old".to_vec()), ours: "theirs".to_owned(), made_dir: false };
+        let known = KeptResolver {
+            former: Some(b"old".to_vec()),
+            ours: "theirs".to_owned(),
+            made_dir: false,
+        };
         journal.resolver(&file, Some(known)).unwrap();
         assert!(restore(&mut journal, &file).is_err());
         assert_eq!(std::fs::read_to_string(&host).unwrap(), "theirs");
@@ -237,8 +303,14 @@ mod tests {
         std::fs::write(&file, "first").unwrap();
         let mut journal = Journal::open(dir.path());
         write(&mut journal, &file, "ours").unwrap();
-        assert_eq!(former(&journal, &file, Some(b"ours")).as_deref(), Some(b"first".as_slice()));
-        assert_eq!(former(&journal, &file, Some(b"second")).as_deref(), Some(b"second".as_slice()));
+        assert_eq!(
+            former(&journal, &file, Some(b"ours")).as_deref(),
+            Some(b"first".as_slice())
+        );
+        assert_eq!(
+            former(&journal, &file, Some(b"second")).as_deref(),
+            Some(b"second".as_slice())
+        );
         std::fs::write(&file, "second").unwrap();
         write(&mut journal, &file, "ours").unwrap();
         restore(&mut journal, &file).unwrap();
@@ -251,7 +323,13 @@ mod tests {
         let file = dir.path().join("c0ffee").join("resolv.conf");
         std::fs::create_dir(dir.path().join("c0ffee")).unwrap();
         std::fs::write(&file, "nameserver 192.0.2.1\n").unwrap();
-        assert!(!is_engines_own(&file, &["c0ffee"], me), "this process finds another one at /etc/resolv.conf");
-        assert!(!is_engines_own(Path::new("/etc/resolv.conf"), &["c0ffee"], me), "this one has no container's name");
+        assert!(
+            !is_engines_own(&file, &["c0ffee"], me),
+            "this process finds another one at /etc/resolv.conf"
+        );
+        assert!(
+            !is_engines_own(Path::new("/etc/resolv.conf"), &["c0ffee"], me),
+            "this one has no container's name"
+        );
     }
 }

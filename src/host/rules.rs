@@ -29,18 +29,31 @@ impl Netlink {
         for version in [IpVersion::V4, IpVersion::V6] {
             let (mut local, mut first): (Option<u32>, Option<Other>) = (None, None);
             let mut family = None;
-            each("rules", self.handle.rule().get(version).execute(), |message| {
-                let parts = Parts::of(&message);
-                family = family.or(parts.family);
-                match parts.rule() {
-                    Some(rule) => rules.extend(Some(rule).filter(&ours)),
-                    None if parts.table == LOCAL => local = local.min(Some(parts.priority)).or(Some(parts.priority)),
-                    None => first = [first.take(), parts.other()].into_iter().flatten().min(),
-                }
-            })
+            each(
+                "rules",
+                self.handle.rule().get(version).execute(),
+                |message| {
+                    let parts = Parts::of(&message);
+                    family = family.or(parts.family);
+                    match parts.rule() {
+                        Some(rule) => rules.extend(Some(rule).filter(&ours)),
+                        None if parts.table == LOCAL => {
+                            local = local.min(Some(parts.priority)).or(Some(parts.priority))
+                        }
+                        None => first = [first.take(), parts.other()].into_iter().flatten().min(),
+                    }
+                },
+            )
             .await?;
             if let (Some(family), Some(Other(priority, what))) = (family, first) {
-                ahead.insert(family, Ahead { priority, local: local.unwrap_or(0), what });
+                ahead.insert(
+                    family,
+                    Ahead {
+                        priority,
+                        local: local.unwrap_or(0),
+                        what,
+                    },
+                );
             }
         }
         Ok((rules, ahead))
@@ -95,7 +108,12 @@ impl Parts {
     fn rule(&self) -> Option<Rule> {
         let marked = self.protocol == Some(RouteProtocol::Other(PROTOCOL));
         let (source, table, priority) = (self.source, self.table, self.priority);
-        self.family.filter(|_| marked).map(|family| Rule { family, source, table, priority })
+        self.family.filter(|_| marked).map(|family| Rule {
+            family,
+            source,
+            table,
+            priority,
+        })
     }
 
     fn other(&self) -> Option<Other> {
@@ -145,14 +163,22 @@ impl Moves {
             moves.retain(|at| now.saturating_duration_since(*at) < WINDOW);
             !moves.is_empty()
         });
-        observed.stay = self.0.iter().filter(|(_, moves)| moves.len() >= MOVES).map(|(p, _)| p.clone()).collect();
+        observed.stay = self
+            .0
+            .iter()
+            .filter(|(_, moves)| moves.len() >= MOVES)
+            .map(|(p, _)| p.clone())
+            .collect();
     }
 
     /// Notes which of the changes that are being made move a rule of ours forward.
     pub(super) fn note(&mut self, observed: &Observed, changes: &[Change], now: Instant) {
         let forward = |place: &Namespace, rule: &Rule| {
             let behind = |old: &Rule| old.is_same_as(rule) && old.priority > rule.priority;
-            observed.places.get(place).is_some_and(|scene| scene.rules.iter().any(behind))
+            observed
+                .places
+                .get(place)
+                .is_some_and(|scene| scene.rules.iter().any(behind))
         };
         let moved: BTreeSet<&Namespace> = changes
             .iter()

@@ -46,7 +46,10 @@ pub struct FiveTuple {
 type Id = [u8; ID];
 
 fn put(id: &mut Id, at: usize, bytes: &[u8]) {
-    id.iter_mut().skip(at).zip(bytes).for_each(|(to, from)| *to = *from);
+    id.iter_mut()
+        .skip(at)
+        .zip(bytes)
+        .for_each(|(to, from)| *to = *from);
 }
 
 impl FiveTuple {
@@ -54,7 +57,11 @@ impl FiveTuple {
     fn id(&self) -> Id {
         let mut id = [0; ID];
         put(&mut id, 0, &self.local.port().to_be_bytes());
-        put(&mut id, REMOTE_PORT.start, &self.remote.port().to_be_bytes());
+        put(
+            &mut id,
+            REMOTE_PORT.start,
+            &self.remote.port().to_be_bytes(),
+        );
         for (at, address) in [(4, self.local.ip()), (20, self.remote.ip())] {
             match address {
                 IpAddr::V4(v4) => put(&mut id, at, &v4.octets()),
@@ -67,14 +74,22 @@ impl FiveTuple {
 
     /// A message with a `struct inet_diag_req_v2`: family, protocol, extensions, padding, states, `id`.
     fn message(&self, kind: u16, flags: u16, id: &Id) -> Vec<u8> {
-        let family = if self.local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+        let family = if self.local.is_ipv4() {
+            libc::AF_INET
+        } else {
+            libc::AF_INET6
+        };
         let protocol = match self.proto {
             Proto::Tcp => libc::IPPROTO_TCP,
             Proto::Udp => libc::IPPROTO_UDP,
         };
         let one = |number: i32| u8::try_from(number).unwrap_or_default();
         let mut bytes = Vec::with_capacity(HEADER + 8 + ID);
-        bytes.extend(u32::try_from(HEADER + 8 + ID).unwrap_or_default().to_ne_bytes());
+        bytes.extend(
+            u32::try_from(HEADER + 8 + ID)
+                .unwrap_or_default()
+                .to_ne_bytes(),
+        );
         bytes.extend(kind.to_ne_bytes());
         bytes.extend(flags.to_ne_bytes());
         // Sequence number and port: the socket has one question under way at a time.
@@ -88,11 +103,17 @@ impl FiveTuple {
 
 /// The answer to a question, or the error number it was refused with; 0 is success.
 fn answer(datagram: &[u8]) -> Result<&[u8], i32> {
-    let kind = datagram.get(4..6).and_then(|b| b.try_into().ok()).map(u16::from_ne_bytes);
+    let kind = datagram
+        .get(4..6)
+        .and_then(|b| b.try_into().ok())
+        .map(u16::from_ne_bytes);
     let body = datagram.get(HEADER..).ok_or(libc::EBADMSG)?;
     match kind {
         Some(ERROR) => {
-            let number = body.get(..4).and_then(|b| b.try_into().ok()).map_or(libc::EBADMSG, i32::from_ne_bytes);
+            let number = body
+                .get(..4)
+                .and_then(|b| b.try_into().ok())
+                .map_or(libc::EBADMSG, i32::from_ne_bytes);
             Err(number.saturating_neg())
         }
         _ => Ok(body),
@@ -131,9 +152,13 @@ impl Destroyer {
         let mut id = ends.id();
         let found = self.ask(&ends.message(BY_FAMILY, REQUEST, &id))?;
         // By the cookie, no other socket that takes its place meanwhile is meant.
-        let Some(cookie) = found.as_deref().and_then(connected) else { return Ok(false) };
+        let Some(cookie) = found.as_deref().and_then(connected) else {
+            return Ok(false);
+        };
         put(&mut id, COOKIE.start, &cookie);
-        Ok(self.ask(&ends.message(DESTROY, REQUEST_ACK, &id))?.is_some())
+        Ok(self
+            .ask(&ends.message(DESTROY, REQUEST_ACK, &id))?
+            .is_some())
     }
 
     /// The body of the answer; none where there is no such socket.
@@ -155,20 +180,35 @@ mod tests {
     use proptest::prelude::*;
 
     fn ends(proto: Proto, local: SocketAddr, remote: SocketAddr) -> FiveTuple {
-        FiveTuple { proto, local, remote }
+        FiveTuple {
+            proto,
+            local,
+            remote,
+        }
     }
 
     #[test]
     fn a_question_is_what_the_kernel_reads() {
-        let v4 = ends(Proto::Tcp, "10.7.1.1:22".parse().unwrap(), "10.7.2.1:40000".parse().unwrap());
+        let v4 = ends(
+            Proto::Tcp,
+            "10.7.1.1:22".parse().unwrap(),
+            "10.7.2.1:40000".parse().unwrap(),
+        );
         let bytes = v4.message(DESTROY, REQUEST_ACK, &v4.id());
         assert_eq!(bytes.len(), 72);
         assert_eq!(bytes[16..20], [2, 6, 0, 0]);
         assert_eq!(bytes[24..28], [0, 22, 0x9c, 0x40]);
         assert_eq!(bytes[28..36], [10, 7, 1, 1, 0, 0, 0, 0]);
         assert_eq!(bytes[44..48], [10, 7, 2, 1]);
-        assert_eq!(bytes[60..], [0, 0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255]);
-        let v6 = ends(Proto::Udp, "[fd00:7::1]:53".parse().unwrap(), "[fd00:7::9]:9".parse().unwrap());
+        assert_eq!(
+            bytes[60..],
+            [0, 0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255]
+        );
+        let v6 = ends(
+            Proto::Udp,
+            "[fd00:7::1]:53".parse().unwrap(),
+            "[fd00:7::9]:9".parse().unwrap(),
+        );
         assert_eq!(v6.message(BY_FAMILY, REQUEST, &v6.id())[16..18], [10, 17]);
     }
 

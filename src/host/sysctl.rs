@@ -12,12 +12,16 @@ use crate::model::host::{SysctlKey, switch_of_every_link};
 
 /// The value of a sysctl, or nothing if there is none of that name.
 pub fn read(key: &str) -> Option<String> {
-    std::fs::read_to_string(path(key)).ok().map(|value| value.trim().to_owned())
+    std::fs::read_to_string(path(key))
+        .ok()
+        .map(|value| value.trim().to_owned())
 }
 
 /// The values of those that exist.
 pub fn read_all(keys: &BTreeSet<SysctlKey>) -> BTreeMap<SysctlKey, String> {
-    keys.iter().filter_map(|key| Some((key.clone(), read(key)?))).collect()
+    keys.iter()
+        .filter_map(|key| Some((key.clone(), read(key)?)))
+        .collect()
 }
 
 /// Writes one.
@@ -35,15 +39,27 @@ pub fn write(key: &str, value: &str) -> anyhow::Result<()> {
 pub fn write_journaled(journal: &mut Journal, key: &str, value: &str) -> anyhow::Result<()> {
     let (former, beside) = match journal.sysctls().get(key) {
         Some(known) => (known.former.clone(), known.beside),
-        None => (read(key).with_context(|| format!("read /proc/sys/{key}"))?, every_link_is_on(key)),
+        None => (
+            read(key).with_context(|| format!("read /proc/sys/{key}"))?,
+            every_link_is_on(key),
+        ),
     };
-    journal.sysctl(key, Some(JournaledSysctl { former, ours: value.to_owned(), beside }))?;
+    journal.sysctl(
+        key,
+        Some(JournaledSysctl {
+            former,
+            ours: value.to_owned(),
+            beside,
+        }),
+    )?;
     write(key, value)
 }
 
 /// Whether the switch that stands for every link is on beside the one of `key`.
 fn every_link_is_on(key: &str) -> bool {
-    switch_of_every_link(key).and_then(|every| read(&every)).is_some_and(|value| value == "1")
+    switch_of_every_link(key)
+        .and_then(|every| read(&every))
+        .is_some_and(|value| value == "1")
 }
 
 /// Puts the former value back if ours still stands, and forgets it.

@@ -17,10 +17,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::memory::MemoryHost;
 use super::nft::Repair;
-use super::{Applied, Cleaned, Failure, Host, LinuxHost, TunControl, cleanup, netns, reconcile, used_prefixes};
+use super::{
+    Applied, Cleaned, Failure, Host, LinuxHost, TunControl, cleanup, netns, reconcile,
+    used_prefixes,
+};
 use crate::model::host::neighbour::Integrate;
 use crate::model::host::{
-    HostConfig, HostPolicy, MapConfig, Namespace, NetnsRef, Proto, ResolvConf, TunConfig, WorkloadConfig, plan,
+    HostConfig, HostPolicy, MapConfig, Namespace, NetnsRef, Proto, ResolvConf, TunConfig,
+    WorkloadConfig, plan,
 };
 use crate::model::id::SubnetId;
 use crate::testing::eventually;
@@ -34,7 +38,11 @@ fn in_own_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 's
     let thread = std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         run("ip", &["link", "set", "lo", "up"]);
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test());
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(test());
     });
     if let Err(panic) = thread.join() {
         std::panic::resume_unwind(panic);
@@ -48,7 +56,11 @@ fn run(program: &str, arguments: &[&str]) -> String {
     if no_route {
         return String::new();
     }
-    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -58,9 +70,18 @@ fn ip(arguments: &str) -> String {
 
 /// Everything of the namespace that a daemon could have changed.
 fn picture() -> String {
-    let sysctls = run("sh", &["-c", "cat /proc/sys/net/ipv4/conf/*/forwarding /proc/sys/net/ipv6/conf/*/forwarding"]);
+    let sysctls = run(
+        "sh",
+        &[
+            "-c",
+            "cat /proc/sys/net/ipv4/conf/*/forwarding /proc/sys/net/ipv6/conf/*/forwarding",
+        ],
+    );
     [
-        ip("-o link show").lines().map(|l| l.split(": ").nth(1).unwrap_or_default().to_owned() + "\n").collect(),
+        ip("-o link show")
+            .lines()
+            .map(|l| l.split(": ").nth(1).unwrap_or_default().to_owned() + "\n")
+            .collect(),
         ip("-4 route show table all"),
         ip("-4 rule show"),
         ip("-6 rule show"),
@@ -77,7 +98,11 @@ fn tuns() -> TunControl {
     TunControl {
         open: Arc::new(move |tun: &TunConfig| {
             open.lock().remove(&tun.name);
-            let device = tun_rs::DeviceBuilder::new().name(&tun.name).mtu(tun.mtu).enable(false).build_sync()?;
+            let device = tun_rs::DeviceBuilder::new()
+                .name(&tun.name)
+                .mtu(tun.mtu)
+                .enable(false)
+                .build_sync()?;
             open.lock().insert(tun.name.clone(), device);
             Ok(())
         }),
@@ -96,7 +121,10 @@ fn config() -> HostConfig {
             name: "bw-lab".to_owned(),
             mtu: 1400,
             addresses: vec!["10.77.0.1".parse().unwrap(), "fd77::1".parse().unwrap()],
-            prefixes: vec!["10.77.0.0/16".parse().unwrap(), "fd77::/48".parse().unwrap()],
+            prefixes: vec![
+                "10.77.0.0/16".parse().unwrap(),
+                "fd77::/48".parse().unwrap(),
+            ],
             held: vec![],
             host: HostPolicy::Closed,
             others: vec![],
@@ -115,7 +143,10 @@ fn workload(name: &str, number: u8, netns: NetnsRef, resolv_conf: ResolvConf) ->
         inner_link: "byway0".to_owned(),
         netns,
         mtu: tun.mtu,
-        addresses: vec![format!("10.77.0.{number}").parse().unwrap(), format!("fd77::{number}").parse().unwrap()],
+        addresses: vec![
+            format!("10.77.0.{number}").parse().unwrap(),
+            format!("fd77::{number}").parse().unwrap(),
+        ],
         gateways: tun.addresses,
         prefixes: tun.prefixes,
         resolv_conf,
@@ -141,8 +172,15 @@ impl Named {
     }
 
     fn pings(&self, address: &str) -> bool {
-        let arguments = ["netns", "exec", &self.0, "ping", "-n", "-c", "3", "-i", "0.2", "-W", "2", address];
-        Command::new("ip").args(arguments).output().unwrap().status.success()
+        let arguments = [
+            "netns", "exec", &self.0, "ping", "-n", "-c", "3", "-i", "0.2", "-W", "2", address,
+        ];
+        Command::new("ip")
+            .args(arguments)
+            .output()
+            .unwrap()
+            .status
+            .success()
     }
 }
 
@@ -154,7 +192,14 @@ impl Drop for Named {
 }
 
 fn linux(state: &TempDir) -> LinuxHost {
-    LinuxHost::new(INSTANCE.to_owned(), state.path().to_owned(), tuns(), Repair::Yes, Integrate::NONE).unwrap()
+    LinuxHost::new(
+        INSTANCE.to_owned(),
+        state.path().to_owned(),
+        tuns(),
+        Repair::Yes,
+        Integrate::NONE,
+    )
+    .unwrap()
 }
 
 /// A host and the task that keeps it as desired.
@@ -171,7 +216,12 @@ impl Running {
         let (applied, results) = watch::channel(Applied::default());
         let stop = CancellationToken::new();
         let task = tokio::spawn(reconcile::run(host, wanted, applied, stop.clone()));
-        Running { desired, results, stop, task }
+        Running {
+            desired,
+            results,
+            stop,
+            task,
+        }
     }
 
     /// What was applied once it is as `holds` says.
@@ -195,11 +245,18 @@ async fn reach(host: &mut LinuxHost, desired: &HostConfig) {
     let changes = plan(desired, &observed);
     assert_eq!(host.apply(desired, &observed, changes).await, Vec::new());
     let observed = host.observe(desired).await.unwrap();
-    assert_eq!(plan(desired, &observed), Vec::new(), "the plan of the reached state is empty");
+    assert_eq!(
+        plan(desired, &observed),
+        Vec::new(),
+        "the plan of the reached state is empty"
+    );
 }
 
 fn empty() -> HostConfig {
-    HostConfig { instance: INSTANCE.to_owned(), ..HostConfig::default() }
+    HostConfig {
+        instance: INSTANCE.to_owned(),
+        ..HostConfig::default()
+    }
 }
 
 #[test]
@@ -211,13 +268,28 @@ fn tun_comes_and_goes_without_a_trace() {
         let mut host = linux(&state);
         reach(&mut host, &config()).await;
         let link = ip("-d link show bw-lab");
-        assert!(link.contains("alias byway:01234567:tun:bw-lab") && link.contains("mtu 1400"), "{link}");
-        assert!(link.contains("qlen 128") && link.contains("gso_max_size 60000"), "{link}");
+        assert!(
+            link.contains("alias byway:01234567:tun:bw-lab") && link.contains("mtu 1400"),
+            "{link}"
+        );
+        assert!(
+            link.contains("qlen 128") && link.contains("gso_max_size 60000"),
+            "{link}"
+        );
         assert!(ip("route get 10.77.3.4").contains("dev bw-lab table 4110 src 10.77.0.1"));
         assert!(ip("-6 route get fd77::9:1").contains("dev bw-lab table 4110"));
-        assert!(!ip("-6 address show bw-lab").contains("fe80"), "no link-local address");
+        assert!(
+            !ip("-6 address show bw-lab").contains("fe80"),
+            "no link-local address"
+        );
         // Its own prefixes are not in its own way, but another daemon's are.
-        assert!(!used_prefixes(INSTANCE).await.unwrap().iter().any(|(_, link)| link == "bw-lab"));
+        assert!(
+            !used_prefixes(INSTANCE)
+                .await
+                .unwrap()
+                .iter()
+                .any(|(_, link)| link == "bw-lab")
+        );
         let seen_by_another = used_prefixes("89abcdef").await.unwrap();
         assert!(seen_by_another.contains(&("10.77.0.0/16".parse().unwrap(), "bw-lab".to_owned())));
         reach(&mut host, &empty()).await;
@@ -245,7 +317,10 @@ fn foreign_kernel_objects_survive() {
         let observed = host.observe(&config()).await.unwrap();
         let changes = plan(&config(), &observed);
         let failures = host.apply(&config(), &observed, changes).await;
-        assert!(failures.iter().any(|f| f.why.contains("not ours")), "{failures:?}");
+        assert!(
+            failures.iter().any(|f| f.why.contains("not ours")),
+            "{failures:?}"
+        );
         assert!(ip("-d link show bw-lab").contains("bridge"));
     });
 }
@@ -290,8 +365,10 @@ fn damage_is_repaired_in_two_seconds() {
             eventually(damage, PROMISED, async || whole()).await;
         }
         run("nft", &["flush", "ruleset"]);
-        eventually("flush ruleset", PROMISED, async || run("nft", &["list", "ruleset"]).contains("byway_01234567"))
-            .await;
+        eventually("flush ruleset", PROMISED, async || {
+            run("nft", &["list", "ruleset"]).contains("byway_01234567")
+        })
+        .await;
         running.stop().await;
         assert_eq!(picture(), before);
     });
@@ -305,11 +382,18 @@ fn workloads_reach_gateway_and_each_other_and_die_with_their_namespace() {
         let before = picture();
         let (one, two) = (Named::new("one"), Named::new("two"));
         let (netns_one, resolv_one) = netns::resolve(&one.0).await.unwrap();
-        let (netns_two, _) = netns::resolve(&format!("/run/netns/{}", two.0)).await.unwrap();
-        assert_eq!(netns::free_link_name(&netns_one, &[]).await.unwrap(), "byway0");
+        let (netns_two, _) = netns::resolve(&format!("/run/netns/{}", two.0))
+            .await
+            .unwrap();
+        assert_eq!(
+            netns::free_link_name(&netns_one, &[]).await.unwrap(),
+            "byway0"
+        );
         let mut desired = config();
-        desired.workloads =
-            vec![workload("one", 11, netns_one, resolv_one), workload("two", 12, netns_two, ResolvConf::None)];
+        desired.workloads = vec![
+            workload("one", 11, netns_one, resolv_one),
+            workload("two", 12, netns_two, ResolvConf::None),
+        ];
         let mut host = linux(&state);
         reach(&mut host, &desired).await;
         for address in ["10.77.0.1", "fd77::1", "10.77.0.12", "fd77::12"] {
@@ -317,9 +401,15 @@ fn workloads_reach_gateway_and_each_other_and_die_with_their_namespace() {
         }
         let resolver = PathBuf::from(format!("/etc/netns/{}/resolv.conf", one.0));
         let text = std::fs::read_to_string(&resolver).unwrap();
-        assert!(text.contains("search lab.internal\nnameserver 10.77.0.1\nnameserver fd77::1\n"), "{text}");
+        assert!(
+            text.contains("search lab.internal\nnameserver 10.77.0.1\nnameserver fd77::1\n"),
+            "{text}"
+        );
         // What bears the overlay address is answered along the way it came, wherever the client is.
-        let route = ip(&format!("-n {} route get 203.0.113.5 from 10.77.0.11", one.0));
+        let route = ip(&format!(
+            "-n {} route get 203.0.113.5 from 10.77.0.11",
+            one.0
+        ));
         assert!(route.contains("via 10.77.0.1 dev byway0"), "{route}");
 
         // Both ends vanish and come back; a kill is survived.
@@ -327,24 +417,40 @@ fn workloads_reach_gateway_and_each_other_and_die_with_their_namespace() {
         drop(host);
         let host = linux(&state);
         let mut running = Running::start(host, 1, desired);
-        assert_eq!(running.applied(|a| a.generation == 1).await.failures, Vec::new());
+        assert_eq!(
+            running.applied(|a| a.generation == 1).await.failures,
+            Vec::new()
+        );
         assert!(one.pings("10.77.0.12"));
         ip(&format!("-n {} link del byway0", one.0));
-        eventually("the pair comes back", PROMISED, async || one.pings("10.77.0.1")).await;
+        eventually("the pair comes back", PROMISED, async || {
+            one.pings("10.77.0.1")
+        })
+        .await;
 
         // A namespace of the same name is another namespace.
         two.delete();
         ip(&format!("netns add {}", two.0));
-        let dead = tokio::time::timeout(Duration::from_secs(5), running.applied(|a| !a.dead_workloads.is_empty()));
+        let dead = tokio::time::timeout(
+            Duration::from_secs(5),
+            running.applied(|a| !a.dead_workloads.is_empty()),
+        );
         assert_eq!(dead.await.unwrap().dead_workloads[0].1.as_str(), "two");
         assert!(!ip(&format!("-n {} link show", two.0)).contains("byway0"));
         assert!(!ip("link show").contains("bwv0000000c"));
 
         running.stop().await;
         assert_eq!(picture(), before);
-        assert_eq!(ip(&format!("-n {} rule show", one.0)).lines().count(), 3, "no rule stays inside");
+        assert_eq!(
+            ip(&format!("-n {} rule show", one.0)).lines().count(),
+            3,
+            "no rule stays inside"
+        );
         assert!(!resolver.exists());
-        assert!(std::fs::read_dir(state.path()).unwrap().next().is_none(), "nothing is owed");
+        assert!(
+            std::fs::read_dir(state.path()).unwrap().next().is_none(),
+            "nothing is owed"
+        );
     });
 }
 
@@ -365,14 +471,30 @@ fn what_a_workload_heaps_up_in_its_namespace_is_not_read() {
         reach(&mut host, &desired).await;
         let heap = |line: &dyn Fn(u32) -> String, count: u32| {
             let file = state.path().join("batch");
-            std::fs::write(&file, (0..count).map(|n| line(n) + "\n").collect::<String>()).unwrap();
+            std::fs::write(
+                &file,
+                (0..count).map(|n| line(n) + "\n").collect::<String>(),
+            )
+            .unwrap();
             run("ip", &["-n", &evil.0, "-batch", file.to_str().unwrap()]);
             std::fs::remove_file(file).unwrap();
         };
         // Few links: the kernel holds every other test up for 17 ms with each one that goes with its namespace.
         heap(&|n| format!("link add x{n} type bridge"), 20);
-        heap(&|n| format!("route add unreachable 100.64.{}.{}/32 table 7", n / 256, n % 256), 20_000);
-        heap(&|n| format!("address add 100.65.{}.{}/32 dev x0", n / 256, n % 256), 20_000);
+        heap(
+            &|n| {
+                format!(
+                    "route add unreachable 100.64.{}.{}/32 table 7",
+                    n / 256,
+                    n % 256
+                )
+            },
+            20_000,
+        );
+        heap(
+            &|n| format!("address add 100.65.{}.{}/32 dev x0", n / 256, n % 256),
+            20_000,
+        );
         heap(&|n| format!("rule add pref {} table 7", 20_000 + n), 2_000);
         // Our link is found by its index, whatever it is called, and repaired.
         ip(&format!("-n {} link set byway0 down", evil.0));
@@ -383,16 +505,28 @@ fn what_a_workload_heaps_up_in_its_namespace_is_not_read() {
         let mut host = linux(&state);
         let start = std::time::Instant::now();
         reach(&mut host, &desired).await;
-        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+        assert!(
+            start.elapsed() < Duration::from_secs(2),
+            "{:?}",
+            start.elapsed()
+        );
         assert!(evil.pings("10.77.0.12"));
         let mut host = linux(&state);
         let observed = host.observe(&desired).await.unwrap();
         let seen = &observed.places[&Namespace::Netns(netns_evil.clone())];
-        assert!(seen.foreign.is_empty() && seen.links.len() == 1, "{:?} {:?}", seen.foreign, seen.links.keys());
+        assert!(
+            seen.foreign.is_empty() && seen.links.len() == 1,
+            "{:?} {:?}",
+            seen.foreign,
+            seen.links.keys()
+        );
         assert!(seen.routes.len() < 20 && seen.rules.len() < 10);
 
         // What hangs on our own link is bounded too; then it is left alone, and nobody else suffers.
-        heap(&|n| format!("address add 100.66.{}.{}/32 dev byway0", n / 256, n % 256), 17_000);
+        heap(
+            &|n| format!("address add 100.66.{}.{}/32 dev byway0", n / 256, n % 256),
+            17_000,
+        );
         ip(&format!("-n {} address del 10.77.0.12 dev byway0", good.0));
         let mut host = linux(&state);
         let observed = host.observe(&desired).await.unwrap();
@@ -438,13 +572,22 @@ fn one_namespace_in_two_subnets_and_two_workloads() {
         third.addresses = vec!["10.77.0.13".parse().unwrap()];
         desired.workloads.push(third);
         reach(&mut host, &desired).await;
-        run("ping", &["-n", "-c", "3", "-i", "0.2", "-W", "2", "10.77.0.13"]);
-        run("ping", &["-n", "-c", "3", "-i", "0.2", "-W", "2", "10.77.0.11"]);
+        run(
+            "ping",
+            &["-n", "-c", "3", "-i", "0.2", "-W", "2", "10.77.0.13"],
+        );
+        run(
+            "ping",
+            &["-n", "-c", "3", "-i", "0.2", "-W", "2", "10.77.0.11"],
+        );
         desired.workloads.pop();
         // The first goes, the second stays.
         desired.workloads.remove(0);
         reach(&mut host, &desired).await;
-        assert!(named.pings("10.88.0.1") && !ip(&format!("-n {} link show", named.0)).contains("byway0"));
+        assert!(
+            named.pings("10.88.0.1")
+                && !ip(&format!("-n {} link show", named.0)).contains("byway0")
+        );
         reach(&mut host, &empty()).await;
         assert!(!ip(&format!("-n {} rule show", named.0)).contains("4110"));
     });
@@ -503,12 +646,25 @@ fn cleanup_removes_what_a_kill_left() {
         drop(host);
         let cleaned = cleanup(Some(INSTANCE), state.path()).await.unwrap();
         let done = cleaned.done;
-        assert!(cleaned.left.is_empty() && done.contains(&"removed link bwv0000000b".to_owned()), "{done:?}");
-        let past = |what: &String| ["removed ", "put "].iter().any(|word| what.starts_with(word));
-        assert!(done.iter().all(past) && !done.iter().any(|what| what.contains("remove ")), "{done:?}");
+        assert!(
+            cleaned.left.is_empty() && done.contains(&"removed link bwv0000000b".to_owned()),
+            "{done:?}"
+        );
+        let past = |what: &String| {
+            ["removed ", "put "]
+                .iter()
+                .any(|word| what.starts_with(word))
+        };
+        assert!(
+            done.iter().all(past) && !done.iter().any(|what| what.contains("remove ")),
+            "{done:?}"
+        );
         assert_eq!(picture(), before);
         assert!(!ip(&format!("-n {} rule show", named.0)).contains("4110"));
-        assert_eq!(cleanup(Some(INSTANCE), state.path()).await.unwrap(), Cleaned::default());
+        assert_eq!(
+            cleanup(Some(INSTANCE), state.path()).await.unwrap(),
+            Cleaned::default()
+        );
     });
 }
 
@@ -516,26 +672,62 @@ fn cleanup_removes_what_a_kill_left() {
 #[ignore = "needs root"]
 fn own_namespace_and_other_files_are_no_workload() {
     in_own_namespace(|| async {
-        assert!(netns::of_pid(std::process::id()).await.is_ok(), "the process is elsewhere than this thread");
-        let thread = format!("/proc/{}/task/{}/ns/net", std::process::id(), nix::unistd::gettid());
-        assert!(matches!(netns::resolve(&thread).await, Err(netns::NetnsError::Own(_))));
-        for other in
-            ["/proc/self/ns/mnt", "/etc/passwd", "/etc/shadow", "/root/no-such-file", "/dev/tty", "/dev/null/x"]
-        {
+        assert!(
+            netns::of_pid(std::process::id()).await.is_ok(),
+            "the process is elsewhere than this thread"
+        );
+        let thread = format!(
+            "/proc/{}/task/{}/ns/net",
+            std::process::id(),
+            nix::unistd::gettid()
+        );
+        assert!(matches!(
+            netns::resolve(&thread).await,
+            Err(netns::NetnsError::Own(_))
+        ));
+        for other in [
+            "/proc/self/ns/mnt",
+            "/etc/passwd",
+            "/etc/shadow",
+            "/root/no-such-file",
+            "/dev/tty",
+            "/dev/null/x",
+        ] {
             let told = netns::resolve(other).await.unwrap_err();
-            assert_eq!(told.to_string(), format!("there is no network namespace {other}"), "all alike");
+            assert_eq!(
+                told.to_string(),
+                format!("there is no network namespace {other}"),
+                "all alike"
+            );
         }
         // Nothing is opened: a FIFO would wait for its other end, a device would do something.
         let dir = tempfile::tempdir().unwrap();
         let fifo = dir.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let told = tokio::time::timeout(Duration::from_secs(1), netns::resolve(fifo.to_str().unwrap())).await;
+        let told = tokio::time::timeout(
+            Duration::from_secs(1),
+            netns::resolve(fifo.to_str().unwrap()),
+        )
+        .await;
         assert!(matches!(told, Ok(Err(netns::NetnsError::Missing(_)))));
         use std::os::unix::fs::OpenOptionsExt;
-        let writer = std::fs::OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&fifo);
-        assert_eq!(writer.unwrap_err().raw_os_error(), Some(libc::ENXIO), "nobody reads it");
-        assert!(matches!(netns::resolve("no-such-namespace").await, Err(netns::NetnsError::Missing(_))));
-        assert!(matches!(netns::resolve("../x").await, Err(netns::NetnsError::Name(_))));
+        let writer = std::fs::OpenOptions::new()
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(&fifo);
+        assert_eq!(
+            writer.unwrap_err().raw_os_error(),
+            Some(libc::ENXIO),
+            "nobody reads it"
+        );
+        assert!(matches!(
+            netns::resolve("no-such-namespace").await,
+            Err(netns::NetnsError::Missing(_))
+        ));
+        assert!(matches!(
+            netns::resolve("../x").await,
+            Err(netns::NetnsError::Name(_))
+        ));
     });
 }
 
@@ -548,20 +740,32 @@ fn overflow_of_events_ends_in_the_right_state() {
         let mut running = Running::start(host, 1, config());
         running.applied(|a| a.generation == 1).await;
         let script: String = (0..20_000)
-            .map(|n| format!("address {} 192.0.2.1/32 dev lo\n", if n % 2 == 0 { "add" } else { "del" }))
+            .map(|n| {
+                format!(
+                    "address {} 192.0.2.1/32 dev lo\n",
+                    if n % 2 == 0 { "add" } else { "del" }
+                )
+            })
             .collect();
         let file = state.path().join("batch");
         std::fs::write(&file, script + "link del bw-lab\n").unwrap();
         // On this very thread: nobody reads events meanwhile.
         run("ip", &["-batch", file.to_str().unwrap()]);
-        eventually("the TUN is back", PROMISED, async || ip("link show").contains("bw-lab")).await;
+        eventually("the TUN is back", PROMISED, async || {
+            ip("link show").contains("bw-lab")
+        })
+        .await;
         running.stop().await;
     });
 }
 
 #[tokio::test]
 async fn every_failure_is_told_and_repaired_later() {
-    let nothing = TunControl { open: Arc::new(|_| Ok(())), close: Arc::new(|_| {}), inject: Arc::new(|_, _| Ok(())) };
+    let nothing = TunControl {
+        open: Arc::new(|_| Ok(())),
+        close: Arc::new(|_| {}),
+        inject: Arc::new(|_, _| Ok(())),
+    };
     let (host, kernel) = MemoryHost::new(nothing);
     kernel.refuse(Some("add address 10.77.0.1"));
     kernel.refuse(Some("add route fd77::/48"));
@@ -569,25 +773,40 @@ async fn every_failure_is_told_and_repaired_later() {
     let first = running.applied(|a| a.generation == 7).await;
     assert_eq!(first.failures.len(), 2, "{:?}", first.failures);
     kernel.refuse(None);
-    assert_eq!(running.applied(|a| a.failures.is_empty()).await.generation, 7);
+    assert_eq!(
+        running.applied(|a| a.failures.is_empty()).await.generation,
+        7
+    );
     running.stop().await;
     assert_eq!(kernel.observed().host_links().count(), 0);
 }
 
 #[tokio::test]
 async fn what_a_stop_cannot_remove_is_named() {
-    let nothing = TunControl { open: Arc::new(|_| Ok(())), close: Arc::new(|_| {}), inject: Arc::new(|_, _| Ok(())) };
+    let nothing = TunControl {
+        open: Arc::new(|_| Ok(())),
+        close: Arc::new(|_| {}),
+        inject: Arc::new(|_, _| Ok(())),
+    };
     let (host, kernel) = MemoryHost::new(nothing);
     let mut running = Running::start(host, 7, config());
     running.applied(|a| a.generation == 7).await;
     kernel.refuse(Some("bw-lab"));
     let left = running.leave().await;
-    assert!(left.iter().any(|f| f.what.contains("bw-lab") && f.why == "refused by the test"), "{left:?}");
+    assert!(
+        left.iter()
+            .any(|f| f.what.contains("bw-lab") && f.why == "refused by the test"),
+        "{left:?}"
+    );
 }
 
 #[tokio::test]
 async fn nothing_is_touched_before_the_first_desired_state() {
-    let nothing = TunControl { open: Arc::new(|_| Ok(())), close: Arc::new(|_| {}), inject: Arc::new(|_, _| Ok(())) };
+    let nothing = TunControl {
+        open: Arc::new(|_| Ok(())),
+        close: Arc::new(|_| {}),
+        inject: Arc::new(|_, _| Ok(())),
+    };
     let (mut host, kernel) = MemoryHost::new(nothing);
     let observed = host.observe(&config()).await.unwrap();
     let changes = plan(&config(), &observed);

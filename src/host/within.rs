@@ -56,7 +56,10 @@ pub(super) fn take(heard: &Heard) -> News {
     std::mem::take(&mut *heard.lock())
 }
 
-#[expect(unsafe_code, reason = "AsyncFd::register wants to know that the descriptor stays open")]
+#[expect(
+    unsafe_code,
+    reason = "AsyncFd::register wants to know that the descriptor stays open"
+)]
 fn readable(socket: Socket) -> io::Result<AsyncFd<Socket>> {
     // SAFETY: the socket owns its descriptor, which is the same and open until the AsyncFd that holds it is dropped.
     unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.map_err(io::Error::from)
@@ -92,7 +95,9 @@ pub(super) fn watch(wake: Arc<Notify>, heard: Heard) -> io::Result<JoinHandle<()
     Ok(tokio::spawn(async move {
         let mut flooded: Option<Instant> = None;
         loop {
-            let Ok(mut ready) = socket.readable().await else { return };
+            let Ok(mut ready) = socket.readable().await else {
+                return;
+            };
             let (mut found, mut lost) = (BTreeSet::new(), false);
             let mut left = MOST;
             while left > 0 {
@@ -132,7 +137,12 @@ fn receive(socket: RawFd) -> io::Result<Message> {
     let mut head = [0u8; HEAD];
     let mut parts = [IoSliceMut::new(&mut head)];
     let mut control = nix::cmsg_space!(i32);
-    let received = match recvmsg::<()>(socket, &mut parts, Some(&mut control), MsgFlags::MSG_DONTWAIT) {
+    let received = match recvmsg::<()>(
+        socket,
+        &mut parts,
+        Some(&mut control),
+        MsgFlags::MSG_DONTWAIT,
+    ) {
         Ok(received) => received,
         Err(Errno::EAGAIN) => return Ok(Message::None),
         Err(Errno::ENOBUFS) => return Ok(Message::Lost),

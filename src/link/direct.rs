@@ -131,7 +131,10 @@ impl Direct {
     pub async fn run(mut self, stop: CancellationToken) {
         let mut served = Instant::now();
         loop {
-            let next = self.timers.first().map(|(due, _)| tokio::time::Instant::from_std((*due).max(served + ROUND)));
+            let next = self
+                .timers
+                .first()
+                .map(|(due, _)| tokio::time::Instant::from_std((*due).max(served + ROUND)));
             tokio::select! {
                 () = stop.cancelled() => break,
                 news = self.heard.recv() => match news {
@@ -146,7 +149,9 @@ impl Direct {
             }
             // What was heard goes before the timers: an answer that is there already is not missing.
             for _ in 0..BATCH {
-                let Ok(news) = self.heard.try_recv() else { break };
+                let Ok(news) = self.heard.try_recv() else {
+                    break;
+                };
                 self.on_heard(Instant::now(), news);
             }
             let now = Instant::now();
@@ -187,9 +192,15 @@ impl Direct {
     fn fit_receive_buffer(&mut self) {
         let (mut farthest, mut sending) = (Duration::ZERO, None);
         for entry in self.peers.values_mut() {
-            let came = entry.links.values().map(|link| link.datagrams.read().rx_bytes).sum::<u64>();
+            let came = entry
+                .links
+                .values()
+                .map(|link| link.datagrams.read().rx_bytes)
+                .sum::<u64>();
             let fresh = came.saturating_sub(std::mem::replace(&mut entry.came, came));
-            let Some(rtt) = entry.peer.rtt() else { continue };
+            let Some(rtt) = entry.peer.rtt() else {
+                continue;
+            };
             farthest = farthest.max(rtt);
             if fresh >= TRAFFIC {
                 sending = sending.max(Some(rtt));
@@ -211,15 +222,21 @@ impl Direct {
             | RxEvent::Moved { key, .. }
             | RxEvent::TooBig { key } => *key,
         };
-        let Some(Entry { peer, .. }) = self.peers.get_mut(&key.peer) else { return };
+        let Some(Entry { peer, .. }) = self.peers.get_mut(&key.peer) else {
+            return;
+        };
         match heard {
-            RxEvent::Control { index, ends, body, .. } => {
+            RxEvent::Control {
+                index, ends, body, ..
+            } => {
                 peer.handle_control(now, (key.subnet, index), ends.into(), &body, &mut entropy);
             }
             RxEvent::First { index, ends, .. } => {
                 peer.handle_packet_seen(now, key.subnet, Some(index), ends.into(), &mut entropy);
             }
-            RxEvent::Moved { ends, .. } => peer.handle_packet_seen(now, key.subnet, None, ends.into(), &mut entropy),
+            RxEvent::Moved { ends, .. } => {
+                peer.handle_packet_seen(now, key.subnet, None, ends.into(), &mut entropy)
+            }
             RxEvent::TooBig { .. } => peer.handle_too_big(now, &mut entropy),
         }
         self.carry_out(key.peer);
@@ -247,9 +264,19 @@ impl Direct {
                 }
                 self.carry_out(peer);
             }
-            Command::Request { key, message, answer } => self.on_request(now, key, &message, answer),
-            Command::Answer { key, number, answer } => {
-                let Some(Entry { peer, .. }) = self.peers.get_mut(&key.peer) else { return };
+            Command::Request {
+                key,
+                message,
+                answer,
+            } => self.on_request(now, key, &message, answer),
+            Command::Answer {
+                key,
+                number,
+                answer,
+            } => {
+                let Some(Entry { peer, .. }) = self.peers.get_mut(&key.peer) else {
+                    return;
+                };
                 let message = answer.as_ref().map(|said| said.message.as_slice());
                 if peer.handle_answer(now, key.subnet, number, message, &mut entropy)
                     && let Some(said) = &answer
@@ -258,19 +285,30 @@ impl Direct {
                 }
                 self.carry_out(key.peer);
             }
-            Command::Candidates { peer, addresses, origin } => {
+            Command::Candidates {
+                peer,
+                addresses,
+                origin,
+            } => {
                 if let Some(entry) = self.peers.get_mut(&peer) {
                     entry.peer.offer(now, &addresses, origin);
                 }
                 self.carry_out(peer);
             }
             Command::Endpoints(addresses) => {
-                let usable = |address: &SocketAddr| path::usable(*address, Origin::Told, &self.overlay);
-                self.endpoints = addresses.iter().filter_map(usable).take(ENDPOINTS).collect();
+                let usable =
+                    |address: &SocketAddr| path::usable(*address, Origin::Told, &self.overlay);
+                self.endpoints = addresses
+                    .iter()
+                    .filter_map(usable)
+                    .take(ENDPOINTS)
+                    .collect();
             }
             Command::Retain(view) => self.retain(now, view),
             Command::Ping { key, answer } => {
-                let Some(Entry { peer, pings, .. }) = self.peers.get_mut(&key.peer) else { return };
+                let Some(Entry { peer, pings, .. }) = self.peers.get_mut(&key.peer) else {
+                    return;
+                };
                 pings.retain(|(_, answer)| !answer.is_closed());
                 if pings.len() < PINGS
                     && let Some(token) = peer.ping(now, key.subnet, &mut entropy)
@@ -280,22 +318,36 @@ impl Direct {
                 self.carry_out(key.peer);
             }
             Command::Status(answer) => {
-                let status = self.peers.iter().flat_map(|(id, entry)| entry.status(*id, now)).collect();
+                let status = self
+                    .peers
+                    .iter()
+                    .flat_map(|(id, entry)| entry.status(*id, now))
+                    .collect();
                 let _ = answer.send(status);
             }
         }
     }
 
-    fn on_request(&mut self, now: Instant, key: Key, said: &SessionMessage, answer: oneshot::Sender<SessionMessage>) {
+    fn on_request(
+        &mut self,
+        now: Instant,
+        key: Key,
+        said: &SessionMessage,
+        answer: oneshot::Sender<SessionMessage>,
+    ) {
         let endpoints = self.endpoints.clone();
         // No member, or no key in its grant: the answer is dropped.
-        let Some(Entry { peer, .. }) = self.entry(key) else { return };
+        let Some(Entry { peer, .. }) = self.entry(key) else {
+            return;
+        };
         match peer.handle_request(now, key.subnet, &said.message, &mut entropy) {
             Ok(message) => {
                 let _ = answer.send(SessionMessage { message, endpoints });
                 peer.offer(now, &said.endpoints, Origin::Told);
             }
-            Err(error) => tracing::debug!(subnet = %key.subnet, peer = %key.peer, %error, "session refused"),
+            Err(error) => {
+                tracing::debug!(subnet = %key.subnet, peer = %key.peer, %error, "session refused")
+            }
         }
         self.carry_out(key.peer);
     }
@@ -303,7 +355,10 @@ impl Direct {
     /// The subnets here that the peer is a member of.
     fn common(&self, peer: PeerId) -> impl Iterator<Item = Key> {
         let of = move |(id, subnet): (&_, &Arc<SubnetView>)| {
-            subnet.members.contains(&peer).then_some(Key { subnet: *id, peer })
+            subnet
+                .members
+                .contains(&peer)
+                .then_some(Key { subnet: *id, peer })
         };
         self.view.subnets.iter().filter_map(of)
     }
@@ -318,7 +373,10 @@ impl Direct {
 
     /// The public key of a member.
     fn peer_key(view: &View, key: Key) -> Option<[u8; 32]> {
-        let subnet = view.subnets.get(&key.subnet).filter(|subnet| subnet.members.contains(&key.peer))?;
+        let subnet = view
+            .subnets
+            .get(&key.subnet)
+            .filter(|subnet| subnet.members.contains(&key.peer))?;
         subnet.data_keys.get(&key.peer).copied()
     }
 
@@ -326,11 +384,24 @@ impl Direct {
     fn entry(&mut self, key: Key) -> Option<&mut Entry> {
         let peer_key = Self::peer_key(&self.view, key)?;
         let entry = self.peers.entry(key.peer).or_insert_with(|| {
-            let (config, indices, overlay) = (self.config.clone(), self.indices.clone(), Arc::clone(&self.overlay));
+            let (config, indices, overlay) = (
+                self.config.clone(),
+                self.indices.clone(),
+                Arc::clone(&self.overlay),
+            );
             let peer = Peer::new(key.peer, config, indices, overlay, &mut entropy);
-            Entry { peer, links: HashMap::new(), came: 0, pings: Vec::new(), due: None }
+            Entry {
+                peer,
+                links: HashMap::new(),
+                came: 0,
+                pings: Vec::new(),
+                due: None,
+            }
         });
-        entry.links.entry(key.subnet).or_insert_with(|| self.links.link(key));
+        entry
+            .links
+            .entry(key.subnet)
+            .or_insert_with(|| self.links.link(key));
         entry.peer.join(key.subnet, peer_key);
         Some(entry)
     }
@@ -340,18 +411,26 @@ impl Direct {
         self.view = Arc::clone(&view);
         let peers: Vec<PeerId> = self.peers.keys().copied().collect();
         for id in &peers {
-            let is_kept = |subnet, peer_key| Self::peer_key(&view, Key { subnet, peer: *id }) == Some(peer_key);
+            let is_kept = |subnet, peer_key| {
+                Self::peer_key(&view, Key { subnet, peer: *id }) == Some(peer_key)
+            };
             self.keep_members(*id, is_kept);
         }
-        let prefixes =
-            |subnet: &Arc<SubnetView>| [subnet.cidr4.map(IpNet::V4), subnet.cidr6.map(IpNet::V6)].into_iter().flatten();
+        let prefixes = |subnet: &Arc<SubnetView>| {
+            [subnet.cidr4.map(IpNet::V4), subnet.cidr6.map(IpNet::V6)]
+                .into_iter()
+                .flatten()
+        };
         let overlay: Arc<[IpNet]> = view.subnets.values().flat_map(prefixes).collect();
         if overlay != self.overlay {
             self.overlay = overlay;
-            self.endpoints.retain(|address| !is_within(address.ip(), &self.overlay));
+            self.endpoints
+                .retain(|address| !is_within(address.ip(), &self.overlay));
             for id in peers {
                 if let Some(entry) = self.peers.get_mut(&id) {
-                    entry.peer.avoid(now, Arc::clone(&self.overlay), &mut entropy);
+                    entry
+                        .peer
+                        .avoid(now, Arc::clone(&self.overlay), &mut entropy);
                 }
                 self.carry_out(id);
             }
@@ -361,15 +440,23 @@ impl Direct {
     /// Ends the sessions with a peer that are not to be kept: their keys open and seal nothing more. Without any it is
     /// forgotten.
     fn keep_members(&mut self, id: PeerId, is_kept: impl Fn(SubnetId, [u8; 32]) -> bool) {
-        let Some(entry) = self.peers.get_mut(&id) else { return };
+        let Some(entry) = self.peers.get_mut(&id) else {
+            return;
+        };
         let all: Vec<(SubnetId, [u8; 32])> = entry.peer.memberships().collect();
-        let gone: Vec<SubnetId> = all.iter().filter(|(subnet, key)| !is_kept(*subnet, *key)).map(|m| m.0).collect();
+        let gone: Vec<SubnetId> = all
+            .iter()
+            .filter(|(subnet, key)| !is_kept(*subnet, *key))
+            .map(|m| m.0)
+            .collect();
         if gone.is_empty() {
             return;
         }
         gone.iter().for_each(|subnet| entry.peer.leave(*subnet));
         self.carry_out(id);
-        let Some(entry) = self.peers.get_mut(&id) else { return };
+        let Some(entry) = self.peers.get_mut(&id) else {
+            return;
+        };
         entry.links.retain(|subnet, _| !gone.contains(subnet));
         if gone.len() == all.len()
             && let Some(due) = entry.due
@@ -383,10 +470,16 @@ impl Direct {
 
     /// Does what a peer asks for, and sets its timer.
     fn carry_out(&mut self, id: PeerId) {
-        let Some(entry) = self.peers.get_mut(&id) else { return };
+        let Some(entry) = self.peers.get_mut(&id) else {
+            return;
+        };
         while let Some(event) = entry.peer.poll_event() {
             match event {
-                Event::Install { subnet, index, opener } => {
+                Event::Install {
+                    subnet,
+                    index,
+                    opener,
+                } => {
                     if let Some(link) = entry.links.get(&subnet) {
                         self.updates.install(index, opener, Arc::clone(link));
                     }
@@ -398,11 +491,30 @@ impl Direct {
                         link.set_route(route.map(|route| Arc::new(route.into())));
                     }
                 }
-                Event::Ask { subnet, number, message } => {
+                Event::Ask {
+                    subnet,
+                    number,
+                    message,
+                } => {
                     let key = Key { subnet, peer: id };
-                    let message = SessionMessage { message, endpoints: self.endpoints.clone() };
-                    let answer = Answerer { key, number, orders: Some(self.own_orders.clone()) };
-                    if self.asks.try_send(Ask { key, message, answer }).is_err() {
+                    let message = SessionMessage {
+                        message,
+                        endpoints: self.endpoints.clone(),
+                    };
+                    let answer = Answerer {
+                        key,
+                        number,
+                        orders: Some(self.own_orders.clone()),
+                    };
+                    if self
+                        .asks
+                        .try_send(Ask {
+                            key,
+                            message,
+                            answer,
+                        })
+                        .is_err()
+                    {
                         tracing::debug!(%subnet, peer = %id, "session: no room to ask");
                     }
                 }
@@ -414,7 +526,11 @@ impl Direct {
             }
         }
         while let Some(transmit) = entry.peer.poll_transmit(&mut self.buffers) {
-            let sent = self.port.send_one(self.buffers.frame(), transmit.pair.remote, transmit.pair.local);
+            let sent = self.port.send_one(
+                self.buffers.frame(),
+                transmit.pair.remote,
+                transmit.pair.local,
+            );
             if sent.is_err_and(|error| error.raw_os_error() == Some(libc::EMSGSIZE))
                 && let Some(token) = transmit.probe
             {
@@ -444,14 +560,28 @@ async fn sleep_until(at: Option<tokio::time::Instant>) {
 
 impl From<FourTuple> for Pair {
     fn from(ends: FourTuple) -> Pair {
-        Pair { local: ends.local, remote: ends.from }
+        Pair {
+            local: ends.local,
+            remote: ends.from,
+        }
     }
 }
 
 impl From<crate::peer::Route> for Route {
     fn from(route: crate::peer::Route) -> Route {
-        let crate::peer::Route { sealer, pair, payload, settled } = route;
-        Route { sealer, to: pair.remote, local: pair.local, payload, settled }
+        let crate::peer::Route {
+            sealer,
+            pair,
+            payload,
+            settled,
+        } = route;
+        Route {
+            sealer,
+            to: pair.remote,
+            local: pair.local,
+            payload,
+            settled,
+        }
     }
 }
 
@@ -471,7 +601,17 @@ impl Entry {
             });
             let (hybrid, unmet) = self.peer.post_quantum(subnet);
             let path_changes = self.peer.path_changes();
-            (Key { subnet, peer: id }, DirectStatus { path, cipher, hybrid, unmet, keys, path_changes })
+            (
+                Key { subnet, peer: id },
+                DirectStatus {
+                    path,
+                    cipher,
+                    hybrid,
+                    unmet,
+                    keys,
+                    path_changes,
+                },
+            )
         })
     }
 }

@@ -335,10 +335,18 @@ impl Links {
     /// # Errors
     /// [`io::ErrorKind::AlreadyExists`] from the second time on.
     pub fn frames(&self) -> io::Result<Option<FrameReceiver>> {
-        let Some(port) = &self.0.port else { return Ok(None) };
+        let Some(port) = &self.0.port else {
+            return Ok(None);
+        };
         let receiver = port.receiver().ok_or(io::ErrorKind::AlreadyExists)?;
-        let (updates, heard, unmatched) = (self.0.updates.clone(), self.0.heard.clone(), Arc::clone(&self.0.unmatched));
-        Ok(Some(FrameReceiver::new(receiver, updates, heard, unmatched)))
+        let (updates, heard, unmatched) = (
+            self.0.updates.clone(),
+            self.0.heard.clone(),
+            Arc::clone(&self.0.unmatched),
+        );
+        Ok(Some(FrameReceiver::new(
+            receiver, updates, heard, unmatched,
+        )))
     }
 
     /// Where the tasks of streams run.
@@ -361,7 +369,11 @@ impl Links {
     /// The sending half of the datagram carrier for one packet thread of a subnet; none without a port.
     pub fn datagrams(&self, subnet: SubnetId) -> Option<Datagrams> {
         let port = self.0.port.as_ref()?;
-        Some(Datagrams::new(port, self.0.heard.clone(), self.counts(subnet)))
+        Some(Datagrams::new(
+            port,
+            self.0.heard.clone(),
+            self.counts(subnet),
+        ))
     }
 
     /// Frames that belonged to no session.
@@ -383,7 +395,9 @@ impl Links {
     pub fn link(&self, key: Key) -> Arc<Link> {
         let counts = self.counts(key.subnet);
         Arc::clone(
-            lock(&self.0.links).entry(key).or_insert_with(|| Arc::new(Link::new(key, counts, self.0.pool.clone()))),
+            lock(&self.0.links)
+                .entry(key)
+                .or_insert_with(|| Arc::new(Link::new(key, counts, self.0.pool.clone()))),
         )
     }
 
@@ -415,26 +429,47 @@ impl Links {
         let now = Instant::now();
         let mut state = lock(&link.state);
         let report = state.want(now);
-        let gone = state.wanting.is_some_and(|since| now.saturating_duration_since(since) >= UNREACHABLE_AFTER);
+        let gone = state
+            .wanting
+            .is_some_and(|since| now.saturating_duration_since(since) >= UNREACHABLE_AFTER);
         drop(state);
         if report {
             let _ = self.0.wanted.try_send(link.key);
         }
-        if gone { Reach::Unreachable } else { Reach::Queue }
+        if gone {
+            Reach::Unreachable
+        } else {
+            Reach::Queue
+        }
     }
 
     /// Gives a peer a stream to carry packets out on. That of the newest connection (the largest number) carries them from
     /// now on; the former one is finished and closed, and what it did not take goes to the new one. A stream of an older
     /// connection than the one in use is closed unused.
-    pub fn carry_out(&self, key: Key, connection: u64, via: Via, stream: impl AsyncWrite + Send + Unpin + 'static) {
+    pub fn carry_out(
+        &self,
+        key: Key,
+        connection: u64,
+        via: Via,
+        stream: impl AsyncWrite + Send + Unpin + 'static,
+    ) {
         let link = self.link(key);
         let stop = CancellationToken::new();
         let mut state = lock(&link.state);
-        if state.closed || state.writer.as_ref().is_some_and(|writer| writer.connection > connection) {
+        if state.closed
+            || state
+                .writer
+                .as_ref()
+                .is_some_and(|writer| writer.connection > connection)
+        {
             return;
         }
         tracing::debug!(subnet = %key.subnet, peer = %key.peer, connection, transport = via.transport, "stream carries packets");
-        if let Some(former) = state.writer.replace(Writer { connection, via, stop: stop.clone() }) {
+        if let Some(former) = state.writer.replace(Writer {
+            connection,
+            via,
+            stop: stop.clone(),
+        }) {
             former.stop.cancel();
         }
         let expired = state.queue.expire(Instant::now());
@@ -442,7 +477,9 @@ impl Links {
         state.changed = Some(SystemTime::now());
         drop(state);
         link.count(DropReason::Unreachable, expired);
-        self.0.runtime.spawn(stream::write(self.clone(), link, stop, stream));
+        self.0
+            .runtime
+            .spawn(stream::write(self.clone(), link, stop, stream));
     }
 
     /// What reads the packets of a stream that the peer of `key` opened on `connection` for its subnet; none where the link is
@@ -458,7 +495,11 @@ impl Links {
 
     /// A connection ended: its streams, in every subnet, are closed. What they did not take waits for the next one.
     pub fn drop_connection(&self, peer: PeerId, connection: u64) {
-        let of_peer: Vec<Arc<Link>> = lock(&self.0.links).values().filter(|l| l.key.peer == peer).cloned().collect();
+        let of_peer: Vec<Arc<Link>> = lock(&self.0.links)
+            .values()
+            .filter(|l| l.key.peer == peer)
+            .cloned()
+            .collect();
         for link in of_peer {
             let mut state = lock(&link.state);
             state.readers.retain(|reader| {
@@ -468,7 +509,11 @@ impl Links {
                 }
                 stays
             });
-            if state.writer.as_ref().is_some_and(|writer| writer.connection == connection) {
+            if state
+                .writer
+                .as_ref()
+                .is_some_and(|writer| writer.connection == connection)
+            {
                 self.take_writer(&link, state);
             }
         }
@@ -476,25 +521,39 @@ impl Links {
 
     /// Cuts every link to a peer that is no member in `view`: streams closed, queues dropped.
     pub fn retain(&self, view: &View) {
-        let is_member = |key: &Key| view.subnets.get(&key.subnet).is_some_and(|s| s.members.contains(&key.peer));
-        let cut: Vec<Key> = lock(&self.0.links).keys().filter(|key| !is_member(key)).copied().collect();
+        let is_member = |key: &Key| {
+            view.subnets
+                .get(&key.subnet)
+                .is_some_and(|s| s.members.contains(&key.peer))
+        };
+        let cut: Vec<Key> = lock(&self.0.links)
+            .keys()
+            .filter(|key| !is_member(key))
+            .copied()
+            .collect();
         for key in cut {
             self.cut(key);
         }
         // A TUN that is still attached goes on counting into the same numbers.
-        lock(&self.0.counts).retain(|subnet, c| view.subnets.contains_key(subnet) || Arc::strong_count(c) > 1);
+        lock(&self.0.counts)
+            .retain(|subnet, c| view.subnets.contains_key(subnet) || Arc::strong_count(c) > 1);
     }
 
     /// Ends one link: streams closed, queue dropped.
     pub fn cut(&self, key: Key) {
-        let Some(link) = lock(&self.0.links).remove(&key) else { return };
+        let Some(link) = lock(&self.0.links).remove(&key) else {
+            return;
+        };
         link.set_route(None);
         let mut state = lock(&link.state);
         state.closed = true;
         if let Some(writer) = state.writer.take() {
             writer.stop.cancel();
         }
-        state.readers.drain(..).for_each(|reader| reader.stop.cancel());
+        state
+            .readers
+            .drain(..)
+            .for_each(|reader| reader.stop.cancel());
         let dropped = state.queue.clear();
         drop(state);
         link.count(DropReason::NotMember, dropped);
@@ -503,7 +562,9 @@ impl Links {
 
     /// How the link to a peer fares; the default where there is none.
     pub fn status(&self, key: Key) -> LinkStatus {
-        let Some(link) = lock(&self.0.links).get(&key).cloned() else { return LinkStatus::default() };
+        let Some(link) = lock(&self.0.links).get(&key).cloned() else {
+            return LinkStatus::default();
+        };
         let state = lock(&link.state);
         LinkStatus {
             via: state.writer.as_ref().map(|writer| writer.via.clone()),
@@ -530,7 +591,10 @@ impl Links {
     /// # Cancel safety
     /// Dropping the future forgets the probe.
     pub async fn probe(&self, key: Key) -> Result<Duration, ProbeError> {
-        let link = lock(&self.0.links).get(&key).cloned().ok_or(ProbeError::Offline)?;
+        let link = lock(&self.0.links)
+            .get(&key)
+            .cloned()
+            .ok_or(ProbeError::Offline)?;
         let token = self.0.next_probe.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
         {
@@ -546,7 +610,10 @@ impl Links {
             return Err(ProbeError::Offline);
         }
         self.send_frame(&link, &frame::ping(token));
-        answered.await.map(|at| at.saturating_duration_since(sent)).map_err(|_| ProbeError::Dropped)
+        answered
+            .await
+            .map(|at| at.saturating_duration_since(sent))
+            .map_err(|_| ProbeError::Dropped)
     }
 
     /// Queues a frame that is no packet; like a packet it may wait for a stream: the peer's may be there before ours.
@@ -615,7 +682,11 @@ impl Bound {
 
 impl State {
     fn bound(&self) -> Bound {
-        if self.writer.is_some() { Bound::Carried } else { Bound::Waiting }
+        if self.writer.is_some() {
+            Bound::Carried
+        } else {
+            Bound::Waiting
+        }
     }
 
     /// Notes that packets want a stream; whether that is to be reported now.
@@ -624,11 +695,15 @@ impl State {
             return false;
         }
         // A long silence ends the old wish: the next packet may wait again.
-        let silent = self.reported.is_none_or(|last| now.saturating_duration_since(last) > FORGET_AFTER);
+        let silent = self
+            .reported
+            .is_none_or(|last| now.saturating_duration_since(last) > FORGET_AFTER);
         if silent || self.wanting.is_none() {
             self.wanting = Some(now);
         }
-        let due = self.reported.is_none_or(|last| now.saturating_duration_since(last) >= WANTED_EVERY);
+        let due = self
+            .reported
+            .is_none_or(|last| now.saturating_duration_since(last) >= WANTED_EVERY);
         if due {
             self.reported = Some(now);
         }
@@ -649,7 +724,11 @@ impl Link {
 
     /// Bytes of the largest inner packet the datagram path carries, once that is known.
     pub fn inner_mtu(&self) -> Option<usize> {
-        self.route.load().as_ref().filter(|route| route.settled).map(|route| route.inner())
+        self.route
+            .load()
+            .as_ref()
+            .filter(|route| route.settled)
+            .map(|route| route.inner())
     }
 
     /// Sends packets on a datagram path from now on, or on the stream again.
@@ -694,9 +773,16 @@ impl Link {
             return None;
         }
         let stop = CancellationToken::new();
-        state.readers.push(Reader { connection, stop: stop.clone() });
+        state.readers.push(Reader {
+            connection,
+            stop: stop.clone(),
+        });
         let newest = state.readers.len().saturating_sub(1);
-        let former = state.readers.iter().take(newest).position(|reader| reader.connection == connection);
+        let former = state
+            .readers
+            .iter()
+            .take(newest)
+            .position(|reader| reader.connection == connection);
         let beyond = (state.readers.len() > MAX_READERS).then_some(0);
         if let Some(index) = former.or(beyond) {
             state.readers.remove(index).stop.cancel();
@@ -708,7 +794,9 @@ impl Link {
     fn leave_reader(&self, stop: &CancellationToken) {
         // Cancelling marks the entry as ours: tokens cannot be compared.
         stop.cancel();
-        lock(&self.state).readers.retain(|reader| !reader.stop.is_cancelled());
+        lock(&self.state)
+            .readers
+            .retain(|reader| !reader.stop.is_cancelled());
     }
 }
 

@@ -14,13 +14,30 @@ pub(crate) fn port() -> Port {
 
 impl Links {
     /// Seals packets to `to` from now on for the far side's `index`.
-    pub(crate) fn test_send(&self, to: Key, at: SocketAddr, index: u32, key: &[u8; 32], payload: usize) {
+    pub(crate) fn test_send(
+        &self,
+        to: Key,
+        at: SocketAddr,
+        index: u32,
+        key: &[u8; 32],
+        payload: usize,
+    ) {
         let sealer = Arc::new(Sealer::new(Cipher::Aes256Gcm, Library::AwsLc, key, index));
-        self.link(to).set_route(Some(Arc::new(Route { sealer, to: at, local: None, payload, settled: true })));
+        self.link(to).set_route(Some(Arc::new(Route {
+            sealer,
+            to: at,
+            local: None,
+            payload,
+            settled: true,
+        })));
     }
 
     /// Opens frames of `from` under `index` from now on.
     pub(crate) fn test_receive(&self, from: Key, index: u32, key: &[u8; 32]) {
-        self.0.updates.install(index, Opener::new(Cipher::Aes256Gcm, Library::AwsLc, key), self.link(from));
+        self.0.updates.install(
+            index,
+            Opener::new(Cipher::Aes256Gcm, Library::AwsLc, key),
+            self.link(from),
+        );
     }
 }

@@ -56,7 +56,9 @@ impl Chunk {
     /// Where the next packet of up to [`MAX_PACKET`] bytes goes, room for its frame header in front of it.
     pub fn space(&mut self) -> &mut [u8] {
         let at = self.len.saturating_add(HEADER_LEN);
-        self.buffer.get_mut(at..at.saturating_add(MAX_PACKET)).unwrap_or_default()
+        self.buffer
+            .get_mut(at..at.saturating_add(MAX_PACKET))
+            .unwrap_or_default()
     }
 
     /// Makes the `length` bytes in [`space`](Self::space) the chunk's next frame.
@@ -137,7 +139,13 @@ impl Pool {
         let idle = self.0.idle.lock().pop();
         // Zeroed pages of the kernel: a buffer that stays small costs what was written to it.
         let buffer = idle.unwrap_or_else(|| vec![0; CAPACITY]);
-        Chunk { buffer, start: 0, len: 0, packets: 0, queued: None }
+        Chunk {
+            buffer,
+            start: 0,
+            len: 0,
+            packets: 0,
+            queued: None,
+        }
     }
 
     /// Gives a chunk's buffer back.
@@ -174,7 +182,11 @@ pub struct Queue {
 impl Queue {
     /// An empty ring whose buffers go back to `pool`.
     pub fn new(pool: Pool) -> Queue {
-        Queue { chunks: VecDeque::new(), bytes: 0, pool }
+        Queue {
+            chunks: VecDeque::new(),
+            bytes: 0,
+            pool,
+        }
     }
 
     /// Appends a chunk and drops the oldest frames beyond the bound; gives the number of packets dropped.
@@ -190,7 +202,10 @@ impl Queue {
             self.pool.put(chunk);
         } else {
             self.pool.0.waiting.fetch_add(1, Ordering::Relaxed);
-            self.chunks.push_back(Chunk { queued: Some(now), ..chunk });
+            self.chunks.push_back(Chunk {
+                queued: Some(now),
+                ..chunk
+            });
         }
         self.trim(bound)
     }
@@ -252,7 +267,9 @@ impl Queue {
             Bound::Waiting => WAITING_BYTES,
         };
         let mut dropped = 0u64;
-        while self.chunks.len() > QUEUE_CHUNKS || (self.chunks.len() > 1 && self.pool.is_exhausted()) {
+        while self.chunks.len() > QUEUE_CHUNKS
+            || (self.chunks.len() > 1 && self.pool.is_exhausted())
+        {
             dropped = dropped.saturating_add(self.drop_chunk());
         }
         while self.bytes > limit
@@ -311,10 +328,25 @@ mod tests {
                 rest = &rest[length..];
             }
         }
-        assert_eq!(dropped as usize + left.len(), 100, "every packet is either there or counted");
-        assert_eq!(left.len(), QUEUE_BYTES / 50_010, "no more is dropped than must be");
-        assert_eq!(left, (100 - left.len() as u8..100).collect::<Vec<_>>(), "the newest are kept, in order");
-        assert_eq!((queue.bytes, pool.0.waiting.load(Ordering::Relaxed)), (0, 0));
+        assert_eq!(
+            dropped as usize + left.len(),
+            100,
+            "every packet is either there or counted"
+        );
+        assert_eq!(
+            left.len(),
+            QUEUE_BYTES / 50_010,
+            "no more is dropped than must be"
+        );
+        assert_eq!(
+            left,
+            (100 - left.len() as u8..100).collect::<Vec<_>>(),
+            "the newest are kept, in order"
+        );
+        assert_eq!(
+            (queue.bytes, pool.0.waiting.load(Ordering::Relaxed)),
+            (0, 0)
+        );
     }
 
     #[test]
@@ -322,7 +354,9 @@ mod tests {
         let (pool, now) = (Pool::default(), Instant::now());
         let mut queue = Queue::new(pool.clone());
         let fits = QUEUE_BYTES / (HEADER_LEN + 1000);
-        let dropped: u64 = (0..fits).map(|_| queue.push(packet(&pool, 1, 1000), Bound::Carried, now)).sum();
+        let dropped: u64 = (0..fits)
+            .map(|_| queue.push(packet(&pool, 1, 1000), Bound::Carried, now))
+            .sum();
         assert_eq!(dropped, 0);
         for _ in 0..10 {
             assert_eq!(queue.push(packet(&pool, 1, 1000), Bound::Carried, now), 1);
@@ -363,7 +397,10 @@ mod tests {
         let mut queue = Queue::new(pool.clone());
         queue.push(packet(&pool, 1, 84), Bound::Waiting, now);
         assert_eq!(queue.expire(now + WAITING_AGE), 0);
-        assert_eq!(queue.expire(now + WAITING_AGE + Duration::from_millis(1)), 1);
+        assert_eq!(
+            queue.expire(now + WAITING_AGE + Duration::from_millis(1)),
+            1
+        );
         assert!(queue.is_empty());
     }
 

@@ -54,7 +54,11 @@ struct Orders<S> {
 
 impl<S> Default for Orders<S> {
     fn default() -> Self {
-        Orders { held: HashSet::new(), installs: HashMap::new(), removals: Vec::new() }
+        Orders {
+            held: HashSet::new(),
+            installs: HashMap::new(),
+            removals: Vec::new(),
+        }
     }
 }
 
@@ -83,7 +87,13 @@ impl<S> Orders<S> {
 impl SessionUpdates {
     /// Accepts frames under `index` from now on; the next frame read is opened with it.
     pub(super) fn install(&self, index: u32, opener: Opener, link: Arc<Link>) {
-        let session = Session { index, opener, window: Window::default(), link, way: None };
+        let session = Session {
+            index,
+            opener,
+            window: Window::default(),
+            link,
+            way: None,
+        };
         self.order(|orders| orders.install(index, Box::new(session)));
     }
 
@@ -157,10 +167,26 @@ impl FrameReceiver {
     /// # Errors
     /// [`Closed`] once the port was closed.
     pub fn next_batch(&mut self) -> Result<FrameBatch<'_>, Closed> {
-        let FrameReceiver { receiver, updates, heard, unmatched, sessions, room } = self;
+        let FrameReceiver {
+            receiver,
+            updates,
+            heard,
+            unmatched,
+            sessions,
+            room,
+        } = self;
         let datagrams = receiver.next_batch()?;
         updates.carry_out(sessions);
-        Ok(FrameBatch { incoming: Incoming { datagrams, unmatched }, ahead: None, sessions, room, heard })
+        Ok(FrameBatch {
+            incoming: Incoming {
+                datagrams,
+                unmatched,
+            },
+            ahead: None,
+            sessions,
+            room,
+            heard,
+        })
     }
 }
 
@@ -183,7 +209,10 @@ impl<'a> FrameBatch<'a> {
     /// The packets of `frame` and of those behind it under the same key. None, and counted, where no session has that key.
     pub fn packets_of(&mut self, frame: Frame<'a>) -> Option<PeerPackets<'_, 'a>> {
         let Some(session) = self.sessions.get_mut(&frame.header.receiver) else {
-            self.incoming.unmatched.unknown.fetch_add(1, Ordering::Relaxed);
+            self.incoming
+                .unmatched
+                .unknown
+                .fetch_add(1, Ordering::Relaxed);
             return None;
         };
         // Nothing that the former peer left may join what comes of this one.
@@ -247,7 +276,12 @@ struct ReassemblyBuffer {
 
 impl Default for ReassemblyBuffer {
     fn default() -> Self {
-        ReassemblyBuffer { bytes: vec![0; BUFFER_BYTES], run: None, held: None, bundle: (Bundle::default(), 0..0) }
+        ReassemblyBuffer {
+            bytes: vec![0; BUFFER_BYTES],
+            run: None,
+            held: None,
+            bundle: (Bundle::default(), 0..0),
+        }
     }
 }
 
@@ -275,7 +309,10 @@ impl PeerPackets<'_, '_> {
     pub fn next(&mut self) -> Option<(Offload, &mut [u8])> {
         let (offload, range) = self.advance()?;
         let bytes = self.room.bytes.get_mut(range)?;
-        self.session.link.datagrams.received(u64::try_from(bytes.len()).unwrap_or(0));
+        self.session
+            .link
+            .datagrams
+            .received(u64::try_from(bytes.len()).unwrap_or(0));
         Some((offload, bytes))
     }
 
@@ -337,7 +374,10 @@ impl PeerPackets<'_, '_> {
 
     fn open_one(&mut self, frame: &Frame<'_>) -> Option<(Trailer, Range<usize>)> {
         let counts = &self.session.link.counts;
-        let Frame { header, datagram: Datagram { from, local, bytes } } = *frame;
+        let Frame {
+            header,
+            datagram: Datagram { from, local, bytes },
+        } = *frame;
         let ends = FourTuple { from, local };
         let (clear, sealed) = bytes.split_first_chunk::<HEADER>()?;
         if !self.session.window.check(header.counter) {
@@ -350,7 +390,11 @@ impl PeerPackets<'_, '_> {
             counts.add(DropReason::BadFrame, 1);
             return None;
         };
-        let newest = self.session.window.newest().is_none_or(|newest| header.counter > newest);
+        let newest = self
+            .session
+            .window
+            .newest()
+            .is_none_or(|newest| header.counter > newest);
         if !self.session.window.commit(header.counter) {
             counts.add(DropReason::Replayed, 1);
             return None;
@@ -365,7 +409,12 @@ impl PeerPackets<'_, '_> {
             let _ = self.heard.try_send(heard);
         }
         let end = start.saturating_add(length.checked_sub(TRAILER)?);
-        let trailer = self.room.bytes.get(end..).and_then(|rest| rest.first_chunk::<TRAILER>()).copied();
+        let trailer = self
+            .room
+            .bytes
+            .get(end..)
+            .and_then(|rest| rest.first_chunk::<TRAILER>())
+            .copied();
         match trailer.and_then(Trailer::decode) {
             Some(trailer) => Some((trailer, start..end)),
             None => {
@@ -379,7 +428,11 @@ impl PeerPackets<'_, '_> {
     fn end_run(&mut self) -> Option<(Offload, Range<usize>)> {
         let run = self.room.run.take()?;
         let range = BASE.saturating_sub(run.first.headers)..run.end;
-        match rejoin(self.room.bytes.get_mut(range.clone())?, &run.first, run.count) {
+        match rejoin(
+            self.room.bytes.get_mut(range.clone())?,
+            &run.first,
+            run.count,
+        ) {
             Ok(offload) => Some((offload, range)),
             Err(reason) => {
                 self.session.link.counts.add(reason, 1);
@@ -392,7 +445,12 @@ impl PeerPackets<'_, '_> {
     fn tell(&self, body: Range<usize>) {
         let (key, index) = (self.session.link.key, self.session.index);
         if let (Some(ends), Some(bytes)) = (self.session.way, self.room.bytes.get(body)) {
-            let _ = self.heard.try_send(RxEvent::Control { key, index, ends, body: bytes.to_vec() });
+            let _ = self.heard.try_send(RxEvent::Control {
+                key,
+                index,
+                ends,
+                body: bytes.to_vec(),
+            });
         }
     }
 }
@@ -408,7 +466,12 @@ impl ReassemblyBuffer {
         let (bundle, body) = &mut self.bundle;
         let start = body.start;
         let next = bundle.next(self.bytes.get(body.clone()).unwrap_or_default())?;
-        Some(next.map(|(partial, at)| (partial, start.saturating_add(at.start)..start.saturating_add(at.end))))
+        Some(next.map(|(partial, at)| {
+            (
+                partial,
+                start.saturating_add(at.start)..start.saturating_add(at.end),
+            )
+        }))
     }
 
     /// Whether this piece is the run's next one.
@@ -419,7 +482,11 @@ impl ReassemblyBuffer {
                 && run.first.is_followed_by(run.count, piece)
                 && piece.holds(payload)
                 && body.start == run.end
-                && run.end.saturating_add(payload).saturating_add(piece.headers) <= BASE.saturating_add(LARGEST)
+                && run
+                    .end
+                    .saturating_add(payload)
+                    .saturating_add(piece.headers)
+                    <= BASE.saturating_add(LARGEST)
         })
     }
 
@@ -435,7 +502,11 @@ impl ReassemblyBuffer {
 
     /// Begins a run: the headers go in front of the payload. False where the body is too short for them.
     fn begin(&mut self, first: Piece, id: u16, body: Range<usize>) -> bool {
-        let Some(payload) = body.len().checked_sub(first.headers).filter(|payload| first.holds(*payload)) else {
+        let Some(payload) = body
+            .len()
+            .checked_sub(first.headers)
+            .filter(|payload| first.holds(*payload))
+        else {
             return false;
         };
         let headers = body.start.saturating_add(payload)..body.end;
@@ -443,9 +514,15 @@ impl ReassemblyBuffer {
             // It was opened behind another run; its payload moves left, never onto its own headers.
             self.bytes.copy_within(body.start..headers.start, BASE);
         }
-        self.bytes.copy_within(headers, BASE.saturating_sub(first.headers));
+        self.bytes
+            .copy_within(headers, BASE.saturating_sub(first.headers));
         let end = BASE.saturating_add(payload);
-        self.run = Some(Joined { first, id, count: 1, end });
+        self.run = Some(Joined {
+            first,
+            id,
+            count: 1,
+            end,
+        });
         true
     }
 }
@@ -453,7 +530,11 @@ impl ReassemblyBuffer {
 /// A packet by itself.
 fn plain(partial: bool) -> Offload {
     let kind = if partial { Kind::Partial } else { Kind::None };
-    Offload { kind, gso_size: 0, header_len: 0 }
+    Offload {
+        kind,
+        gso_size: 0,
+        header_len: 0,
+    }
 }
 
 #[cfg(test)]
@@ -472,7 +553,14 @@ mod tests {
         assert_eq!((orders.installs.len(), orders.removals.len()), (1, 1));
         orders.carry_out(&mut thread);
         assert_eq!(thread.into_iter().collect::<Vec<_>>(), [(9_999, "later")]);
-        assert_eq!((orders.installs.len(), orders.removals.len(), orders.held.len()), (0, 0, 1));
+        assert_eq!(
+            (
+                orders.installs.len(),
+                orders.removals.len(),
+                orders.held.len()
+            ),
+            (0, 0, 1)
+        );
     }
 
     #[test]

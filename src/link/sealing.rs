@@ -40,12 +40,21 @@ impl fmt::Display for Sealing {
 
 /// The candidates, the one that needs the best reason last.
 const CANDIDATES: [Sealing; 3] = [
-    Sealing { cipher: Cipher::Aes256Gcm, library: Library::AwsLc },
-    Sealing { cipher: Cipher::Aes256Gcm, library: Library::Ring },
+    Sealing {
+        cipher: Cipher::Aes256Gcm,
+        library: Library::AwsLc,
+    },
+    Sealing {
+        cipher: Cipher::Aes256Gcm,
+        library: Library::Ring,
+    },
     CHACHA,
 ];
 /// What needs no instructions of its own.
-pub const CHACHA: Sealing = Sealing { cipher: Cipher::ChaCha20Poly1305, library: Library::AwsLc };
+pub const CHACHA: Sealing = Sealing {
+    cipher: Cipher::ChaCha20Poly1305,
+    library: Library::AwsLc,
+};
 
 /// The fastest here. Measured at the first call, which takes a few milliseconds.
 pub fn fastest() -> Sealing {
@@ -65,7 +74,8 @@ fn has_aes() -> bool {
     #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
     return std::is_x86_feature_detected!("aes") && std::is_x86_feature_detected!("pclmulqdq");
     #[cfg(target_arch = "aarch64")]
-    return std::arch::is_aarch64_feature_detected!("aes") && std::arch::is_aarch64_feature_detected!("pmull");
+    return std::arch::is_aarch64_feature_detected!("aes")
+        && std::arch::is_aarch64_feature_detected!("pmull");
     #[cfg(not(any(target_arch = "x86", target_arch = "x86_64", target_arch = "aarch64")))]
     return false;
 }
@@ -73,7 +83,11 @@ fn has_aes() -> bool {
 fn choose(times: &[(Sealing, Duration)]) -> Sealing {
     let (numerator, denominator) = BETTER;
     let faster = |best: (Sealing, Duration), next: &(Sealing, Duration)| {
-        if next.1 * denominator < best.1 * numerator { *next } else { best }
+        if next.1 * denominator < best.1 * numerator {
+            *next
+        } else {
+            best
+        }
     };
     let none = (CANDIDATES[0], Duration::MAX / denominator);
     times.iter().fold(none, faster).0
@@ -100,7 +114,8 @@ fn round(of: Sealing, round: u64) -> Option<Duration> {
             let mut nonce = [0; 12];
             let (counter, rest) = nonce.split_first_chunk_mut::<8>()?;
             *counter = (round * IN_A_ROUND + frame).to_be_bytes();
-            rest.first_mut().map(|byte| *byte = u8::from(size == FRAMES[0]))?;
+            rest.first_mut()
+                .map(|byte| *byte = u8::from(size == FRAMES[0]))?;
             let sealed = sealed.get_mut(..size + TAG)?;
             key.seal(nonce, &header, plain.get(..size)?, &[], sealed)?;
             let (ciphertext, tag) = sealed.split_last_chunk::<TAG>()?;
@@ -116,14 +131,21 @@ mod tests {
 
     fn chosen(aws: u64, ring: u64, chacha: u64) -> String {
         let times = [aws, ring, chacha].map(Duration::from_micros);
-        choose(&std::array::from_fn::<_, 3, _>(|n| (CANDIDATES[n], times[n]))).to_string()
+        choose(&std::array::from_fn::<_, 3, _>(|n| {
+            (CANDIDATES[n], times[n])
+        }))
+        .to_string()
     }
 
     #[test]
     fn the_fastest_is_chosen_and_a_tie_changes_nothing() {
         assert_eq!(chosen(100, 50, 300), "aes-256-gcm by ring");
         assert_eq!(chosen(100, 100, 300), "aes-256-gcm by aws-lc");
-        assert_eq!(chosen(100, 95, 300), "aes-256-gcm by aws-lc", "within what a measurement is worth");
+        assert_eq!(
+            chosen(100, 95, 300),
+            "aes-256-gcm by aws-lc",
+            "within what a measurement is worth"
+        );
         assert_eq!(chosen(100, 150, 300), "aes-256-gcm by aws-lc");
         assert_eq!(chosen(900, 950, 300), "chacha20-poly1305 by aws-lc");
     }
@@ -132,7 +154,12 @@ mod tests {
     fn every_candidate_is_measured_within_a_tenth_of_a_second() {
         let start = Instant::now();
         let times = times();
-        assert!(times.iter().all(|(_, time)| *time < Duration::from_millis(10) && !time.is_zero()), "{times:?}");
+        assert!(
+            times
+                .iter()
+                .all(|(_, time)| *time < Duration::from_millis(10) && !time.is_zero()),
+            "{times:?}"
+        );
         assert!(start.elapsed() < Duration::from_secs(1));
         assert!(CANDIDATES.contains(&fastest()));
     }

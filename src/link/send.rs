@@ -95,7 +95,10 @@ impl Datagrams {
             end: 0,
             runs: Vec::with_capacity(RUNS),
             keys: Vec::with_capacity(RUNS),
-            bundle: Bundle { entries: Vec::with_capacity(RUN_BYTES), ..Bundle::default() },
+            bundle: Bundle {
+                entries: Vec::with_capacity(RUN_BYTES),
+                ..Bundle::default()
+            },
             id: 0,
         }
     }
@@ -132,7 +135,8 @@ impl Datagrams {
             }
         };
         if sealed {
-            link.datagrams.sent(1, u64::try_from(bytes.len()).unwrap_or(0));
+            link.datagrams
+                .sent(1, u64::try_from(bytes.len()).unwrap_or(0));
         }
         if self.end >= BATCH_BYTES || bytes.len() >= LARGE {
             self.hand_on();
@@ -150,29 +154,54 @@ impl Datagrams {
     fn pieces(&mut self, route: &Route, key: Key, cut: &Cut, bytes: &[u8]) -> bool {
         let headers = cut.headers;
         let mut tail = [0u8; u8::MAX as usize + TRAILER];
-        let (Some(to), Some(from)) = (tail.get_mut(..headers), bytes.get(..headers)) else { return false };
+        let (Some(to), Some(from)) = (tail.get_mut(..headers), bytes.get(..headers)) else {
+            return false;
+        };
         to.copy_from_slice(from);
         let behind = headers.saturating_add(TRAILER);
-        let most = cut.count.saturating_mul(OVERHEAD.saturating_add(headers)).saturating_add(bytes.len());
+        let most = cut
+            .count
+            .saturating_mul(OVERHEAD.saturating_add(headers))
+            .saturating_add(bytes.len());
         self.make_room(most);
-        let Some(mut nonces) = u32::try_from(cut.count).ok().and_then(|count| route.sealer.take(count)) else {
+        let Some(mut nonces) = u32::try_from(cut.count)
+            .ok()
+            .and_then(|count| route.sealer.take(count))
+        else {
             return false;
         };
         self.id = self.id.wrapping_add(1);
         for index in 0..cut.count {
-            let trailer = Trailer::Piece { piece: cut.describe(index), id: self.id }.encode();
+            let trailer = Trailer::Piece {
+                piece: cut.describe(index),
+                id: self.id,
+            }
+            .encode();
             if let Some(room) = tail.get_mut(headers..behind) {
                 room.copy_from_slice(&trailer);
             }
             let body = bytes.get(cut.piece(index)).unwrap_or_default();
             let Some(nonce) = nonces.next() else { break };
-            self.seal(route, nonce, key, body, tail.get(..behind).unwrap_or_default());
+            self.seal(
+                route,
+                nonce,
+                key,
+                body,
+                tail.get(..behind).unwrap_or_default(),
+            );
         }
         true
     }
 
     /// The segments of a super-packet, one by one.
-    fn segments(&mut self, route: &Route, key: Key, packet: &Packet, offload: &Offload, bytes: &[u8]) {
+    fn segments(
+        &mut self,
+        route: &Route,
+        key: Key,
+        packet: &Packet,
+        offload: &Offload,
+        bytes: &[u8],
+    ) {
         // Off the common path: a buffer for its segments.
         let mut all = true;
         let cut = segment(bytes, packet, offload, &mut Vec::new(), |one| {
@@ -207,18 +236,32 @@ impl Datagrams {
 
     /// Seals the peer's bundle, so that what follows stays behind it.
     fn close_bundle_of(&mut self, link: &Arc<Link>) {
-        if self.bundle.to.as_ref().is_some_and(|(to, _)| Arc::ptr_eq(to, link)) {
+        if self
+            .bundle
+            .to
+            .as_ref()
+            .is_some_and(|(to, _)| Arc::ptr_eq(to, link))
+        {
             self.close_bundle();
         }
     }
 
     fn close_bundle(&mut self) {
-        let Some((link, route)) = self.bundle.to.take() else { return };
+        let Some((link, route)) = self.bundle.to.take() else {
+            return;
+        };
         let mut entries = std::mem::take(&mut self.bundle.entries);
         let packets = std::mem::take(&mut self.bundle.packets);
         let sealed = if packets == 1 {
             let single = entries.get(datagram::ENTRY..).unwrap_or_default();
-            self.seal_one(&route, link.key, single, Trailer::Packet { partial: self.bundle.partial })
+            self.seal_one(
+                &route,
+                link.key,
+                single,
+                Trailer::Packet {
+                    partial: self.bundle.partial,
+                },
+            )
         } else {
             self.seal_one(&route, link.key, &entries, Trailer::Bundle)
         };
@@ -242,13 +285,23 @@ impl Datagrams {
     /// Seals one frame behind those in the buffer.
     fn seal(&mut self, route: &Route, nonce: Nonce, key: Key, body: &[u8], tail: &[u8]) -> bool {
         let out = self.buffer.get_mut(self.end..).unwrap_or_default();
-        let Some(length) = route.sealer.seal(nonce, body, tail, out) else { return false };
+        let Some(length) = route.sealer.seal(nonce, body, tail, out) else {
+            return false;
+        };
         let start = self.end;
         self.end = self.end.saturating_add(length);
         match self.runs.last_mut() {
-            Some(run) if run.to == route.to && run.local == route.local && extends(run, length) => run.end = self.end,
+            Some(run) if run.to == route.to && run.local == route.local && extends(run, length) => {
+                run.end = self.end
+            }
             _ => {
-                self.runs.push(Run { start, end: self.end, segment: length, to: route.to, local: route.local });
+                self.runs.push(Run {
+                    start,
+                    end: self.end,
+                    segment: length,
+                    to: route.to,
+                    local: route.local,
+                });
                 self.keys.push(key);
             }
         }
@@ -266,7 +319,9 @@ impl Datagrams {
         if self.runs.is_empty() {
             return;
         }
-        let sent = self.sender.send(self.buffer.get(..self.end).unwrap_or_default(), &self.runs);
+        let sent = self
+            .sender
+            .send(self.buffer.get(..self.end).unwrap_or_default(), &self.runs);
         if sent.frames_dropped > 0 {
             self.counts.add(DropReason::QueueFull, sent.frames_dropped);
         }
@@ -286,5 +341,7 @@ fn extends(run: &Run, length: usize) -> bool {
     length <= run.segment
         && held.checked_rem(run.segment) == Some(0)
         && held.saturating_add(length) <= RUN_BYTES
-        && held.checked_div(run.segment).is_some_and(|frames| frames < RUN_FRAMES)
+        && held
+            .checked_div(run.segment)
+            .is_some_and(|frames| frames < RUN_FRAMES)
 }

@@ -73,8 +73,12 @@ async fn drain(
             () = replaced_long_ago(stop) => Ok(false),
         };
         if matches!(written, Ok(true)) {
-            let frames = u64::try_from(HEADER_LEN).unwrap_or(0).saturating_mul(chunk.packets());
-            let bytes = u64::try_from(chunk.bytes().len()).unwrap_or(0).saturating_sub(frames);
+            let frames = u64::try_from(HEADER_LEN)
+                .unwrap_or(0)
+                .saturating_mul(chunk.packets());
+            let bytes = u64::try_from(chunk.bytes().len())
+                .unwrap_or(0)
+                .saturating_sub(frames);
             link.streams.sent(chunk.packets(), bytes);
             links.0.pool.put(chunk);
             continue;
@@ -115,10 +119,22 @@ pub struct StreamReceiver<S> {
 
 impl<S: AsyncRead + Unpin> StreamReceiver<S> {
     /// Enters a stream that the peer of `key` opened on `connection`; none where the link is cut.
-    pub(super) fn new(links: &Links, key: Key, connection: u64, stream: S) -> Option<StreamReceiver<S>> {
+    pub(super) fn new(
+        links: &Links,
+        key: Key,
+        connection: u64,
+        stream: S,
+    ) -> Option<StreamReceiver<S>> {
         let link = links.link(key);
         let stop = link.enter_reader(connection)?;
-        Some(StreamReceiver { links: links.clone(), link, stop, stream, decoder: Decoder::default(), failed: None })
+        Some(StreamReceiver {
+            links: links.clone(),
+            link,
+            stop,
+            stream,
+            decoder: Decoder::default(),
+            failed: None,
+        })
     }
 
     /// Waits for what one read of the stream brings; none when it ended, was cut, or held what is no frame.
@@ -141,8 +157,19 @@ impl<S: AsyncRead + Unpin> StreamReceiver<S> {
             Ok(0) | Err(_) => return None,
             Ok(count) => self.decoder.filled(count),
         }
-        let StreamReceiver { links, link, decoder, failed, .. } = self;
-        Some(StreamPackets { decoder, links, link, failed })
+        let StreamReceiver {
+            links,
+            link,
+            decoder,
+            failed,
+            ..
+        } = self;
+        Some(StreamPackets {
+            decoder,
+            links,
+            link,
+            failed,
+        })
     }
 }
 
@@ -184,7 +211,9 @@ impl StreamPackets<'_> {
             }
         };
         let bytes = self.decoder.body(body);
-        self.link.streams.received(u64::try_from(bytes.len()).unwrap_or(0));
+        self.link
+            .streams
+            .received(u64::try_from(bytes.len()).unwrap_or(0));
         Some((offload, bytes))
     }
 }

@@ -5,10 +5,16 @@ use futures::AsyncReadExt;
 
 const SUBNET: SubnetId = SubnetId([1; 16]);
 const PEER: PeerId = PeerId([2; 32]);
-const KEY: Key = Key { subnet: SUBNET, peer: PEER };
+const KEY: Key = Key {
+    subnet: SUBNET,
+    peer: PEER,
+};
 
 fn via() -> Via {
-    Via { transport: "memory", remote: "test".into() }
+    Via {
+        transport: "memory",
+        remote: "test".into(),
+    }
 }
 
 fn send(links: &Links, fill: u8, length: usize) {
@@ -29,7 +35,12 @@ async fn next_packet(end: &mut End) -> u8 {
 }
 
 /// Reads a stream to its end and hands on what comes.
-fn collect(links: &Links, key: Key, connection: u64, stream: End) -> mpsc::UnboundedReceiver<(Key, Vec<u8>)> {
+fn collect(
+    links: &Links,
+    key: Key,
+    connection: u64,
+    stream: End,
+) -> mpsc::UnboundedReceiver<(Key, Vec<u8>)> {
     let (collected, got) = mpsc::unbounded_channel();
     let mut stream = links.receive_stream(key, connection, stream).unwrap();
     tokio::spawn(async move {
@@ -70,10 +81,18 @@ async fn newest_connection_carries_packets() {
     links.carry_out(KEY, 2, via(), second);
     send(&links, 2, 100);
     assert_eq!(next_packet(&mut new).await, 2);
-    assert_eq!(old.read(&mut [0]).await.unwrap(), 0, "the former stream is closed");
+    assert_eq!(
+        old.read(&mut [0]).await.unwrap(),
+        0,
+        "the former stream is closed"
+    );
     let (third, mut late) = pipe(100_000);
     links.carry_out(KEY, 1, via(), third);
-    assert_eq!(late.read(&mut [0]).await.unwrap(), 0, "an older connection does not take over");
+    assert_eq!(
+        late.read(&mut [0]).await.unwrap(),
+        0,
+        "an older connection does not take over"
+    );
     send(&links, 3, 100);
     assert_eq!(next_packet(&mut new).await, 3);
     assert_eq!(links.connection(KEY), Some(2));
@@ -82,7 +101,11 @@ async fn newest_connection_carries_packets() {
     assert_eq!(links.connection(KEY), None);
     links.carry_out(KEY, 1, via(), fourth);
     send(&links, 4, 100);
-    assert_eq!(next_packet(&mut again).await, 4, "an older one serves when the newest is gone");
+    assert_eq!(
+        next_packet(&mut again).await,
+        4,
+        "an older one serves when the newest is gone"
+    );
 }
 
 #[tokio::test(flavor = "current_thread")]
@@ -105,7 +128,13 @@ async fn stalled_queue_drops_oldest_and_counts() {
     for _ in 0..100 {
         send(&links, 1, 60_000);
     }
-    let full = links.counts(SUBNET).snapshot().iter().find(|(r, _)| *r == DropReason::QueueFull).unwrap().1;
+    let full = links
+        .counts(SUBNET)
+        .snapshot()
+        .iter()
+        .find(|(r, _)| *r == DropReason::QueueFull)
+        .unwrap()
+        .1;
     assert!(full > 70, "{full}");
     assert_eq!(links.status(KEY).queue_drops, full);
 }
@@ -118,7 +147,9 @@ async fn removed_member_is_cut() {
     let (mut far, near) = pipe(100_000);
     let mut got = collect(&links, KEY, 1, near);
     use futures::AsyncWriteExt;
-    far.write_all(&frame::packet_header(&Offload::NONE, 1)).await.unwrap();
+    far.write_all(&frame::packet_header(&Offload::NONE, 1))
+        .await
+        .unwrap();
     far.write_all(&[9]).await.unwrap();
     assert_eq!(got.recv().await, Some((KEY, vec![9])));
     let link = links.link(KEY);
@@ -130,11 +161,19 @@ async fn removed_member_is_cut() {
         chunk.commit(&Offload::NONE, 10);
         chunk
     });
-    assert!(links.counts(SUBNET).snapshot().contains(&(DropReason::NotMember, 1)));
+    assert!(
+        links
+            .counts(SUBNET)
+            .snapshot()
+            .contains(&(DropReason::NotMember, 1))
+    );
     drop((link, links.link(KEY)));
     links.retain(&View::default());
     links.retain(&View::default());
-    assert!(links.counts(SUBNET).snapshot().iter().all(|(_, n)| *n == 0), "a subnet that is gone leaves nothing");
+    assert!(
+        links.counts(SUBNET).snapshot().iter().all(|(_, n)| *n == 0),
+        "a subnet that is gone leaves nothing"
+    );
 }
 
 #[tokio::test]
@@ -145,14 +184,22 @@ async fn oversize_frame_cuts_the_stream() {
     use futures::AsyncWriteExt;
     far.write_all(&[0xff; 100]).await.unwrap();
     assert_eq!(got.recv().await, None);
-    assert!(links.counts(SUBNET).snapshot().contains(&(DropReason::Malformed, 1)));
+    assert!(
+        links
+            .counts(SUBNET)
+            .snapshot()
+            .contains(&(DropReason::Malformed, 1))
+    );
 }
 
 #[tokio::test]
 async fn probe_measures_the_data_path() {
     let (a, _) = Links::new(Handle::current(), None);
     let (b, _) = Links::new(Handle::current(), None);
-    let other = Key { subnet: SUBNET, peer: PeerId([3; 32]) };
+    let other = Key {
+        subnet: SUBNET,
+        peer: PeerId([3; 32]),
+    };
     assert_eq!(a.probe(KEY).await, Err(ProbeError::Offline));
     let (ab, ba) = pipe(100_000);
     let (back, forth) = pipe(100_000);
@@ -162,14 +209,21 @@ async fn probe_measures_the_data_path() {
     let _at_a = collect(&a, KEY, 1, forth);
     assert!(a.probe(KEY).await.is_ok());
     assert!(lock(&a.0.probes).is_empty());
-    assert_eq!(b.status(other).carried().rx_packets, 0, "a ping is no packet");
+    assert_eq!(
+        b.status(other).carried().rx_packets,
+        0,
+        "a ping is no packet"
+    );
 }
 
 #[tokio::test]
 async fn a_probe_is_answered_when_the_way_back_is_there() {
     let (a, _) = Links::new(Handle::current(), None);
     let (b, _) = Links::new(Handle::current(), None);
-    let other = Key { subnet: SUBNET, peer: PeerId([3; 32]) };
+    let other = Key {
+        subnet: SUBNET,
+        peer: PeerId([3; 32]),
+    };
     let (ab, ba) = pipe(100_000);
     let (back, forth) = pipe(100_000);
     a.carry_out(KEY, 1, via(), ab);
@@ -193,7 +247,10 @@ async fn readers_of_a_peer_are_bounded() {
     let link = links.link(KEY);
     let first = link.enter_reader(1).unwrap();
     let again = link.enter_reader(1).unwrap();
-    assert!(first.is_cancelled() && !again.is_cancelled(), "one stream of a connection");
+    assert!(
+        first.is_cancelled() && !again.is_cancelled(),
+        "one stream of a connection"
+    );
     for connection in 2..=MAX_READERS as u64 + 1 {
         link.enter_reader(connection).unwrap();
     }

@@ -33,7 +33,11 @@ pub fn embedded(address: Ipv6Addr) -> impl Iterator<Item = Ipv4Addr> {
 
 /// The address itself and every address that is [`embedded`] in it.
 pub fn forms(address: IpAddr) -> impl Iterator<Item = IpAddr> {
-    let inner = if let IpAddr::V6(v6) = address { Some(embedded(v6)) } else { None };
+    let inner = if let IpAddr::V6(v6) = address {
+        Some(embedded(v6))
+    } else {
+        None
+    };
     std::iter::once(address).chain(inner.into_iter().flatten().map(IpAddr::V4))
 }
 
@@ -43,7 +47,9 @@ pub fn forms(address: IpAddr) -> impl Iterator<Item = IpAddr> {
 pub fn is_of_this_machine(address: IpAddr) -> bool {
     forms(address).any(|form| match form {
         IpAddr::V4(a) => a.is_loopback() || a.is_link_local() || a.octets()[0] == 0,
-        IpAddr::V6(a) => a.is_loopback() || a.is_unspecified() || a.is_unicast_link_local() || a == METADATA,
+        IpAddr::V6(a) => {
+            a.is_loopback() || a.is_unspecified() || a.is_unicast_link_local() || a == METADATA
+        }
     })
 }
 
@@ -99,7 +105,10 @@ mod tests {
 
     #[test]
     fn a_prefix_holds_an_address_in_every_form() {
-        let prefixes = ["10.42.0.0/16".parse().unwrap(), "fd00:42::/48".parse().unwrap()];
+        let prefixes = [
+            "10.42.0.0/16".parse().unwrap(),
+            "fd00:42::/48".parse().unwrap(),
+        ];
         for inside in [
             "10.42.1.1",
             "fd00:42::5",
@@ -110,7 +119,12 @@ mod tests {
         ] {
             assert!(is_within(inside.parse().unwrap(), &prefixes), "{inside}");
         }
-        for outside in ["10.43.1.1", "fd00:43::5", "64:ff9b::10.43.1.1", "2002:a2b:101::1"] {
+        for outside in [
+            "10.43.1.1",
+            "fd00:43::5",
+            "64:ff9b::10.43.1.1",
+            "2002:a2b:101::1",
+        ] {
             assert!(!is_within(outside.parse().unwrap(), &prefixes), "{outside}");
         }
     }

@@ -28,7 +28,10 @@ pub struct Told<'a> {
 impl Records {
     /// What a joiner is told. `resolved` is what follows from these records now.
     pub fn told_to<'a>(&'a self, joiner: PeerId, resolved: &'a Resolved) -> Told<'a> {
-        let mut told = Told { decides: self.deciding(joiner, resolved), rest: self.others(joiner, resolved) };
+        let mut told = Told {
+            decides: self.deciding(joiner, resolved),
+            rest: self.others(joiner, resolved),
+        };
         let mut seen = BTreeSet::new();
         let mut first = |signed: &&Signed| seen.insert((signed.signature_r, signed.signature_s));
         told.decides.retain(&mut first);
@@ -39,25 +42,41 @@ impl Records {
     /// The heads, everything about the joiner, whose word about it counts, and who holds an address that it was granted.
     fn deciding<'a>(&'a self, joiner: PeerId, resolved: &'a Resolved) -> Vec<&'a Signed> {
         let mut all: Vec<&Signed> = self.heads.iter().map(|head| &head.signed).collect();
-        all.extend(self.docs.get(&joiner).filter(|doc| doc.body.left.is_some()).map(|doc| &doc.signed));
+        all.extend(
+            self.docs
+                .get(&joiner)
+                .filter(|doc| doc.body.left.is_some())
+                .map(|doc| &doc.signed),
+        );
         let mine = resolved.members.get(&joiner);
         let held = prefixes(mine);
         let voice = |issuer: PeerId| {
             let absence = self.absence_of(issuer, resolved);
-            self.voice_of(issuer, resolved, &held).into_iter().chain(absence)
+            self.voice_of(issuer, resolved, &held)
+                .into_iter()
+                .chain(absence)
         };
         let entry = resolved.roll.members.get(&joiner);
-        for granted in entry.into_iter().flat_map(|entry| self.standing_grants(joiner, entry, resolved)) {
+        for granted in entry
+            .into_iter()
+            .flat_map(|entry| self.standing_grants(joiner, entry, resolved))
+        {
             all.push(granted.signed());
             all.extend(voice(granted.issuer));
         }
         let lost = |m: &&Arc<Member>| {
             let addresses = mine.into_iter().flat_map(|mine| &mine.grant.addresses);
-            m.grant.subject != joiner && addresses.into_iter().any(|a| m.leases.iter().any(|l| l.contains(a)))
+            m.grant.subject != joiner
+                && addresses
+                    .into_iter()
+                    .any(|a| m.leases.iter().any(|l| l.contains(a)))
         };
         for winner in resolved.members.values().filter(lost) {
             let entry = resolved.roll.members.get(&winner.grant.subject);
-            for granted in entry.into_iter().flat_map(|e| self.standing_grants(winner.grant.subject, e, resolved)) {
+            for granted in entry
+                .into_iter()
+                .flat_map(|e| self.standing_grants(winner.grant.subject, e, resolved))
+            {
                 all.push(granted.signed());
                 all.extend(voice(granted.issuer));
             }
@@ -69,22 +88,40 @@ impl Records {
         // A lease may count by another grant of the same member that has it.
         for winner in resolved.members.values().filter(lost) {
             let keeps = |lease: &ipnet::IpNet| winner.leases.contains(lease);
-            let support = self.granted(winner.grant.subject).filter(|(_, g)| g.body.leases.iter().any(keeps));
+            let support = self
+                .granted(winner.grant.subject)
+                .filter(|(_, g)| g.body.leases.iter().any(keeps));
             all.extend(support.map(|(_, grant)| &grant.signed));
         }
         all
     }
 
     /// A grant by which an admin has a say: the smallest, unless that is of what the joiner holds.
-    fn voice_of<'a>(&'a self, admin: PeerId, resolved: &Resolved, held: &Prefixes<()>) -> Option<&'a Signed> {
+    fn voice_of<'a>(
+        &'a self,
+        admin: PeerId,
+        resolved: &Resolved,
+        held: &Prefixes<()>,
+    ) -> Option<&'a Signed> {
         if !resolved.roll.is_admin(admin) {
             return None;
         }
         let entry = resolved.roll.members.get(&admin);
         let place = |by: PeerId| entry.and_then(|e| e.grants().iter().position(|g| g.issuer == by));
         let least = self.granted(admin).min_by_key(|(by, grant)| {
-            let takes = grant.body.leases.iter().any(|lease| held.overlapping(*lease).is_some());
-            (takes, if takes { place(*by).unwrap_or(usize::MAX) } else { grant.signed.body.len() })
+            let takes = grant
+                .body
+                .leases
+                .iter()
+                .any(|lease| held.overlapping(*lease).is_some());
+            (
+                takes,
+                if takes {
+                    place(*by).unwrap_or(usize::MAX)
+                } else {
+                    grant.signed.body.len()
+                },
+            )
         });
         least.map(|(_, grant)| &grant.signed)
     }
@@ -96,13 +133,18 @@ impl Records {
         if !roll.is_admin(admin) || roll.members.contains_key(&admin) {
             return Vec::new();
         }
-        let ends: Vec<(PeerId, &Signed)> =
-            about(&self.revocations, admin).map(|(by, revocation)| (by, &revocation.signed)).collect();
+        let ends: Vec<(PeerId, &Signed)> = about(&self.revocations, admin)
+            .map(|(by, revocation)| (by, &revocation.signed))
+            .collect();
         let again: Vec<&Signed> = (self.granted(admin))
             .filter(|(by, _)| ends.iter().any(|(who, _)| who == by))
             .map(|(_, grant)| &grant.signed)
             .collect();
-        let goodbye = self.docs.get(&admin).filter(|doc| doc.body.left.is_some()).map(|doc| &doc.signed);
+        let goodbye = self
+            .docs
+            .get(&admin)
+            .filter(|doc| doc.body.left.is_some())
+            .map(|doc| &doc.signed);
         let ends = ends.iter().map(|(_, signed)| *signed);
         goodbye.into_iter().chain(ends).chain(again).collect()
     }
@@ -117,7 +159,10 @@ impl Records {
         let best = entry.best().map(|granted| granted.issuer);
         let by = resolved.members.get(&member).map(|m| m.issuer).or(best);
         let owner = self.genesis.owner;
-        entry.grants().iter().filter(move |granted| Some(granted.issuer) == by || granted.issuer == owner)
+        entry
+            .grants()
+            .iter()
+            .filter(move |granted| Some(granted.issuer) == by || granted.issuer == owner)
     }
 
     /// Of everybody else: those with a say before the others, grants and revocations before what members say, small records
@@ -129,7 +174,12 @@ impl Records {
         let mut all: Vec<(u8, &Signed)> = Vec::new();
         for (member, entry) in roll.members.iter().filter(|(member, _)| **member != joiner) {
             let tier = if has_seat(*member) { 1 } else { 4 };
-            let takes = |g: &&Granted| g.grant().leases.iter().any(|lease| held.overlapping(*lease).is_some());
+            let takes = |g: &&Granted| {
+                g.grant()
+                    .leases
+                    .iter()
+                    .any(|lease| held.overlapping(*lease).is_some())
+            };
             let standing: Vec<&Granted> = self.standing_grants(*member, entry, resolved).collect();
             // It lost there, by the word of somebody who may be left out.
             if !standing.iter().any(takes) {
@@ -137,9 +187,16 @@ impl Records {
             }
         }
         // A revocation of who is in again ends it where the grant after it is left out.
-        let is_out = |peer: PeerId| peer != joiner && !roll.members.contains_key(&peer) && !roll.is_admin(peer);
-        let out = self.revocations.iter().filter(|((subject, _), _)| is_out(*subject));
-        all.extend(out.map(|((subject, _), r)| (if has_seat(*subject) { 0 } else { 2 }, &r.signed)));
+        let is_out = |peer: PeerId| {
+            peer != joiner && !roll.members.contains_key(&peer) && !roll.is_admin(peer)
+        };
+        let out = self
+            .revocations
+            .iter()
+            .filter(|((subject, _), _)| is_out(*subject));
+        all.extend(
+            out.map(|((subject, _), r)| (if has_seat(*subject) { 0 } else { 2 }, &r.signed)),
+        );
         for (member, doc) in self.docs.iter() {
             let tier = match () {
                 () if *member == joiner => 7,
@@ -148,7 +205,11 @@ impl Records {
             };
             all.push((tier, &doc.signed));
         }
-        all.extend(self.registrations.values().map(|registration| (6, &registration.signed)));
+        all.extend(
+            self.registrations
+                .values()
+                .map(|registration| (6, &registration.signed)),
+        );
         all.extend(self.items.values().map(|item| (6, &item.signed)));
         all.sort_by_key(|(tier, signed)| (*tier, signed.body.len()));
         all.into_iter().map(|(_, signed)| signed).collect()
@@ -158,6 +219,9 @@ impl Records {
 /// What a member holds.
 fn prefixes(member: Option<&Arc<Member>>) -> Prefixes<()> {
     let mut held = Prefixes::default();
-    member.into_iter().flat_map(|m| &m.leases).for_each(|lease| held.insert(*lease, ()));
+    member
+        .into_iter()
+        .flat_map(|m| &m.leases)
+        .for_each(|lease| held.insert(*lease, ()));
     held
 }

@@ -74,20 +74,33 @@ impl State {
             underlay_ports: here.underlay_ports.clone(),
             ..HostConfig::default()
         };
-        let mut view = View { generation, ..View::default() };
+        let mut view = View {
+            generation,
+            ..View::default()
+        };
         for (id, subnet) in &self.subnets {
             let resolved = subnet.resolve(now);
             view.changes_at = view.changes_at.into_iter().chain(resolved.changes_at).min();
             let before = former.built.get(id);
-            let roll =
-                former.rolls.get(id).filter(|_| before.is_some_and(|b| Arc::ptr_eq(&b.resolved.roll, &resolved.roll)));
+            let roll = former
+                .rolls
+                .get(id)
+                .filter(|_| before.is_some_and(|b| Arc::ptr_eq(&b.resolved.roll, &resolved.roll)));
             view.rolls.insert(
                 *id,
-                roll.map_or_else(|| Arc::new(others(resolved.roll.members.keys(), &self.me.peer)), Arc::clone),
+                roll.map_or_else(
+                    || Arc::new(others(resolved.roll.members.keys(), &self.me.peer)),
+                    Arc::clone,
+                ),
             );
-            let mut built = Built { resolved: Arc::clone(&resolved), ..Built::default() };
+            let mut built = Built {
+                resolved: Arc::clone(&resolved),
+                ..Built::default()
+            };
             let me = resolved.members.get(&self.me.peer);
-            if let Some(me) = me.filter(|me| subnet.local.up && !resolved.destroyed && !me.addresses.is_empty()) {
+            if let Some(me) =
+                me.filter(|me| subnet.local.up && !resolved.destroyed && !me.addresses.is_empty())
+            {
                 self.add_host(&mut host, subnet, &resolved, me);
                 let before = former.subnets.get(id).map(AsRef::as_ref).zip(before);
                 let part = self.subnet_view(subnet, me, generation, &mut built, before);
@@ -108,9 +121,19 @@ impl State {
         before: Option<(&SubnetView, &Built)>,
     ) -> SubnetView {
         let (pools, resolved) = (subnet.records.pools(), Arc::clone(&built.resolved));
-        let zone = zone::of(subnet, generation, built, before.map(|(view, built)| (&view.zone, built)));
+        let zone = zone::of(
+            subnet,
+            generation,
+            built,
+            before.map(|(view, built)| (&view.zone, built)),
+        );
         // Nobody is at the address of a workload that has no namespace yet.
-        let attached = subnet.local.workloads.iter().filter(|w| w.netns.is_some()).flat_map(|w| own_addresses(w, me));
+        let attached = subnet
+            .local
+            .workloads
+            .iter()
+            .filter(|w| w.netns.is_some())
+            .flat_map(|w| own_addresses(w, me));
         let mut view = SubnetView {
             id: subnet.records.id,
             name: subnet.name().clone(),
@@ -129,7 +152,8 @@ impl State {
         match before.filter(|(_, before)| before.resolved.shares_places(&resolved)) {
             Some((before, _)) => {
                 (view.routes, view.hosts) = (Arc::clone(&before.routes), Arc::clone(&before.hosts));
-                (view.members, view.data_keys) = (Arc::clone(&before.members), Arc::clone(&before.data_keys));
+                (view.members, view.data_keys) =
+                    (Arc::clone(&before.members), Arc::clone(&before.data_keys));
             }
             None => {
                 built.work.routes = resolved.members.len();
@@ -142,13 +166,32 @@ impl State {
     /// Who is a member, what it holds, and its key.
     fn add_members(&self, view: &mut SubnetView, resolved: &Resolved) {
         let me = self.me.peer;
-        let owner = |peer: PeerId| if peer == me { Owner::Local } else { Owner::Member(peer) };
-        let leases = resolved.members.iter().flat_map(|(peer, m)| m.leases.iter().map(move |l| (*l, owner(*peer))));
+        let owner = |peer: PeerId| {
+            if peer == me {
+                Owner::Local
+            } else {
+                Owner::Member(peer)
+            }
+        };
+        let leases = resolved
+            .members
+            .iter()
+            .flat_map(|(peer, m)| m.leases.iter().map(move |l| (*l, owner(*peer))));
         view.routes = Arc::new(leases.collect());
         let others_of = resolved.members.iter().filter(|(peer, _)| **peer != me);
-        view.hosts = Arc::new(others_of.flat_map(|(_, m)| m.addresses.iter().copied()).collect());
+        view.hosts = Arc::new(
+            others_of
+                .flat_map(|(_, m)| m.addresses.iter().copied())
+                .collect(),
+        );
         view.members = Arc::new(others(resolved.members.keys(), &self.me.peer));
-        view.data_keys = Arc::new(resolved.members.iter().map(|(peer, m)| (*peer, m.grant.data_key)).collect());
+        view.data_keys = Arc::new(
+            resolved
+                .members
+                .iter()
+                .map(|(peer, m)| (*peer, m.grant.data_key))
+                .collect(),
+        );
     }
 
     fn add_host(&self, host: &mut HostConfig, subnet: &Subnet, resolved: &Resolved, me: &Member) {
@@ -160,14 +203,20 @@ impl State {
             addresses: me.addresses.clone(),
             prefixes: prefixes.clone(),
             host: subnet.local.host.clone(),
-            held: resolved.members.values().flat_map(|member| member.leases.iter().copied()).collect(),
+            held: resolved
+                .members
+                .values()
+                .flat_map(|member| member.leases.iter().copied())
+                .collect(),
             others: (resolved.members.iter())
                 .filter(|(peer, _)| **peer != self.me.peer)
                 .flat_map(|(_, member)| member.leases.iter().copied())
                 .collect(),
         });
         for workload in &subnet.local.workloads {
-            let Some(netns) = &workload.netns else { continue };
+            let Some(netns) = &workload.netns else {
+                continue;
+            };
             let addresses = own_addresses(workload, me).collect();
             host.workloads.push(WorkloadConfig {
                 subnet: subnet.records.id,
@@ -196,7 +245,11 @@ impl State {
                 target: target.map(|(a, _)| a),
                 target_port: map.target_port,
                 local: target.is_some_and(|(_, local)| local),
-                source: me.addresses.iter().copied().find(|a| a.is_ipv4() == map.listen.is_ipv4()),
+                source: me
+                    .addresses
+                    .iter()
+                    .copied()
+                    .find(|a| a.is_ipv4() == map.listen.is_ipv4()),
                 allow: map.allow.clone(),
             });
         }
@@ -205,7 +258,11 @@ impl State {
 
 /// Addresses of a workload; one that a conflict took away is no longer ours to hand out.
 fn own_addresses<'a>(workload: &'a Workload, me: &'a Member) -> impl Iterator<Item = IpAddr> + 'a {
-    workload.addresses.iter().copied().filter(|a| me.leases.iter().any(|l| l.contains(a)))
+    workload
+        .addresses
+        .iter()
+        .copied()
+        .filter(|a| me.leases.iter().any(|l| l.contains(a)))
 }
 
 /// Everybody but this node.

@@ -23,7 +23,10 @@ pub struct Chunks<K, V> {
 
 impl<K, V> Default for Chunks<K, V> {
     fn default() -> Self {
-        Chunks { chunks: Arc::default(), len: 0 }
+        Chunks {
+            chunks: Arc::default(),
+            len: 0,
+        }
     }
 }
 
@@ -56,12 +59,19 @@ impl<K, V> Chunks<K, V> {
     pub fn is_same(&self, other: &Self) -> bool {
         let (here, there) = (&self.chunks, &other.chunks);
         Arc::ptr_eq(here, there)
-            || (here.len() == there.len() && here.iter().zip(there.iter()).all(|(a, b)| Arc::ptr_eq(a, b)))
+            || (here.len() == there.len()
+                && here
+                    .iter()
+                    .zip(there.iter())
+                    .all(|(a, b)| Arc::ptr_eq(a, b)))
     }
 
     /// All entries, by key.
     pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
-        self.chunks.iter().flat_map(|chunk| chunk.iter()).map(|(key, value)| (key, value))
+        self.chunks
+            .iter()
+            .flat_map(|chunk| chunk.iter())
+            .map(|(key, value)| (key, value))
     }
 
     /// All keys, in order.
@@ -81,7 +91,11 @@ impl<K: Ord, V> Chunks<K, V> {
     where
         K: Borrow<Q>,
     {
-        let after = self.chunks.partition_point(|chunk| chunk.first().is_some_and(|(first, _)| first.borrow() <= key));
+        let after = self.chunks.partition_point(|chunk| {
+            chunk
+                .first()
+                .is_some_and(|(first, _)| first.borrow() <= key)
+        });
         after.saturating_sub(1)
     }
 
@@ -104,14 +118,24 @@ impl<K: Ord, V> Chunks<K, V> {
     }
 
     /// Entries from `key` on, in order.
-    pub fn from<'a, Q: Ord + ?Sized>(&'a self, key: &Q) -> impl Iterator<Item = (&'a K, &'a V)> + use<'a, K, V, Q>
+    pub fn from<'a, Q: Ord + ?Sized>(
+        &'a self,
+        key: &Q,
+    ) -> impl Iterator<Item = (&'a K, &'a V)> + use<'a, K, V, Q>
     where
         K: Borrow<Q>,
     {
         let at = self.chunk_of(key);
-        let place = self.chunks.get(at).map_or(0, |chunk| chunk.partition_point(|(k, _)| k.borrow() < key));
+        let place = self
+            .chunks
+            .get(at)
+            .map_or(0, |chunk| chunk.partition_point(|(k, _)| k.borrow() < key));
         let chunks = self.chunks.get(at..).unwrap_or_default();
-        chunks.iter().flat_map(|chunk| chunk.iter()).skip(place).map(|(key, value)| (key, value))
+        chunks
+            .iter()
+            .flat_map(|chunk| chunk.iter())
+            .skip(place)
+            .map(|(key, value)| (key, value))
     }
 }
 
@@ -126,7 +150,9 @@ impl<K: Ord + Clone, V: Clone> Chunks<K, V> {
             return None;
         };
         match chunk.binary_search_by(|(k, _)| k.cmp(&key)) {
-            Ok(place) => Arc::make_mut(chunk).get_mut(place).map(|(_, old)| std::mem::replace(old, value)),
+            Ok(place) => Arc::make_mut(chunk)
+                .get_mut(place)
+                .map(|(_, old)| std::mem::replace(old, value)),
             Err(place) => {
                 let chunk = Arc::make_mut(chunk);
                 chunk.insert(place, (key, value));
@@ -146,7 +172,11 @@ impl<K: Ord + Clone, V: Clone> Chunks<K, V> {
         K: Borrow<Q>,
     {
         let at = self.chunk_of(key);
-        let place = self.chunks.get(at)?.binary_search_by(|(k, _)| k.borrow().cmp(key)).ok()?;
+        let place = self
+            .chunks
+            .get(at)?
+            .binary_search_by(|(k, _)| k.borrow().cmp(key))
+            .ok()?;
         let chunks = Arc::make_mut(&mut self.chunks);
         let chunk = Arc::make_mut(chunks.get_mut(at)?);
         let (_, value) = chunk.remove(place);
@@ -160,7 +190,9 @@ impl<K: Ord + Clone, V: Clone> Chunks<K, V> {
     /// Keeps the entries that `stays` says yes to. Chunks that keep all stay shared, and the whole where all do.
     pub fn retain(&mut self, mut stays: impl FnMut(&K, &V) -> bool) {
         for at in 0..self.chunks.len() {
-            let Some(chunk) = self.chunks.get(at) else { break };
+            let Some(chunk) = self.chunks.get(at) else {
+                break;
+            };
             let kept: Vec<bool> = chunk.iter().map(|(key, value)| stays(key, value)).collect();
             if kept.contains(&false)
                 && let Some(chunk) = Arc::make_mut(&mut self.chunks).get_mut(at)
@@ -242,7 +274,11 @@ impl<'a, K, V> Cursor<'a, K, V> {
 
     fn step(&mut self) {
         self.place = self.place.saturating_add(1);
-        if self.chunks.first().is_some_and(|chunk| self.place >= chunk.len()) {
+        if self
+            .chunks
+            .first()
+            .is_some_and(|chunk| self.place >= chunk.len())
+        {
             self.next_chunk();
         }
     }
@@ -299,7 +335,10 @@ mod tests {
     }
 
     fn changes(keys: u16, most: usize) -> impl Strategy<Value = Vec<Change>> {
-        proptest::collection::vec((0..keys, proptest::option::weighted(0.7, any::<u8>())), 0..most)
+        proptest::collection::vec(
+            (0..keys, proptest::option::weighted(0.7, any::<u8>())),
+            0..most,
+        )
     }
 
     proptest! {
@@ -331,7 +370,10 @@ mod tests {
     fn a_copy_shares_all_and_a_change_copies_one_chunk() {
         let mut map: Chunks<u32, u32> = (0..50_000).map(|n| (n, n)).collect();
         let before = map.clone();
-        assert!(Arc::ptr_eq(&map.chunks, &before.chunks), "a copy shares all of it");
+        assert!(
+            Arc::ptr_eq(&map.chunks, &before.chunks),
+            "a copy shares all of it"
+        );
         map.retain(|_, _| true);
         assert!(
             map.remove(&50_000).is_none() && Arc::ptr_eq(&map.chunks, &before.chunks),
@@ -339,7 +381,11 @@ mod tests {
         );
         map.insert(7, 0);
         map.remove(&40_000);
-        let shared = map.chunks.iter().filter(|chunk| before.chunks.iter().any(|old| Arc::ptr_eq(chunk, old))).count();
+        let shared = map
+            .chunks
+            .iter()
+            .filter(|chunk| before.chunks.iter().any(|old| Arc::ptr_eq(chunk, old)))
+            .count();
         assert_eq!(before.chunks.len() - shared, 2);
         let asked = std::cell::Cell::new(0);
         let count = |a: &u32, b: &u32| {
@@ -347,6 +393,10 @@ mod tests {
             a == b
         };
         assert_eq!(map.differences(&before, count).len(), 2);
-        assert!(asked.get() <= 2 * MOST, "{} entries were compared", asked.get());
+        assert!(
+            asked.get() <= 2 * MOST,
+            "{} entries were compared",
+            asked.get()
+        );
     }
 }

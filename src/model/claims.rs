@@ -16,18 +16,29 @@ pub(super) struct Claims(Chunks<Arc<str>, Arc<[PeerId]>>);
 pub(super) fn claimed(doc: &Doc) -> BTreeSet<&str> {
     let workloads = doc.workloads.iter().map(|w| w.name.as_str());
     let names = workloads.chain(doc.names.iter().map(|n| n.name.as_str()));
-    if doc.left.is_some() { BTreeSet::new() } else { names.collect() }
+    if doc.left.is_some() {
+        BTreeSet::new()
+    } else {
+        names.collect()
+    }
 }
 
 /// `a.b.c` as `c.b.a`.
 fn turned(name: &str) -> Cow<'_, str> {
-    if name.contains('.') { name.rsplit('.').collect::<Vec<_>>().join(".").into() } else { name.into() }
+    if name.contains('.') {
+        name.rsplit('.').collect::<Vec<_>>().join(".").into()
+    } else {
+        name.into()
+    }
 }
 
 impl Claims {
     /// A member's document is another one, or gone.
     pub(super) fn change(&mut self, by: PeerId, old: Option<&Doc>, new: Option<&Doc>) {
-        let (old, new) = (old.map(claimed).unwrap_or_default(), new.map(claimed).unwrap_or_default());
+        let (old, new) = (
+            old.map(claimed).unwrap_or_default(),
+            new.map(claimed).unwrap_or_default(),
+        );
         for name in old.difference(&new) {
             let rest: Arc<[PeerId]> = self.of(name).iter().copied().filter(|p| *p != by).collect();
             let key = turned(name);
@@ -39,13 +50,17 @@ impl Claims {
         }
         for name in new.difference(&old) {
             let all: BTreeSet<PeerId> = self.of(name).iter().copied().chain([by]).collect();
-            self.0.insert(turned(name).into(), all.into_iter().collect());
+            self.0
+                .insert(turned(name).into(), all.into_iter().collect());
         }
     }
 
     /// Whose documents say a name, by key.
     pub(super) fn of(&self, name: &str) -> &[PeerId] {
-        self.0.get(turned(name).as_ref()).map(AsRef::as_ref).unwrap_or_default()
+        self.0
+            .get(turned(name).as_ref())
+            .map(AsRef::as_ref)
+            .unwrap_or_default()
     }
 
     /// Names that are `label`, or end with it.
@@ -67,14 +82,24 @@ mod tests {
     use crate::model::zone::RecordData;
 
     fn doc(names: &[&str]) -> Doc {
-        let entry = |name: &&str| NameEntry { name: (*name).to_owned(), data: RecordData::Txt("x".into()), ttl: 5 };
-        Doc { names: names.iter().map(entry).collect(), ..Doc::default() }
+        let entry = |name: &&str| NameEntry {
+            name: (*name).to_owned(),
+            data: RecordData::Txt("x".into()),
+            ttl: 5,
+        };
+        Doc {
+            names: names.iter().map(entry).collect(),
+            ..Doc::default()
+        }
     }
 
     #[test]
     fn the_index_follows_the_documents() {
         let (mut claims, a, b) = (Claims::default(), PeerId([1; 32]), PeerId([2; 32]));
-        let (first, second) = (doc(&["web", "db.m3", "m3-x", "x.y.m3"]), doc(&["web", "m3"]));
+        let (first, second) = (
+            doc(&["web", "db.m3", "m3-x", "x.y.m3"]),
+            doc(&["web", "m3"]),
+        );
         claims.change(b, None, Some(&second));
         claims.change(a, None, Some(&first));
         assert_eq!(claims.of("web"), [a, b]);
@@ -83,7 +108,14 @@ mod tests {
         assert_eq!(below, ["db.m3", "m3", "x.y.m3"].map(Arc::from).into());
         claims.change(a, Some(&first), Some(&doc(&["db.m3"])));
         assert_eq!((claims.of("web"), claims.of("db.m3")), (&[b][..], &[a][..]));
-        claims.change(a, Some(&doc(&["db.m3"])), Some(&Doc { left: Some(1), ..doc(&["db.m3"]) }));
+        claims.change(
+            a,
+            Some(&doc(&["db.m3"])),
+            Some(&Doc {
+                left: Some(1),
+                ..doc(&["db.m3"])
+            }),
+        );
         claims.change(b, Some(&second), None);
         assert_eq!(claims, Claims::default());
     }

@@ -43,10 +43,16 @@ impl Changes {
 
     /// All of it as it goes to disk: one transaction.
     pub fn into_writes(self) -> Vec<Write> {
-        let went = self.went.iter().map(|(id, digest)| (record_key(*id, digest), None));
+        let went = self
+            .went
+            .iter()
+            .map(|(id, digest)| (record_key(*id, digest), None));
         let came = self.came.iter().map(|record| {
             let signed = record.signed();
-            (record_key(signed.subnet, &record.digest()), Some(signed.encode()))
+            (
+                record_key(signed.subnet, &record.digest()),
+                Some(signed.encode()),
+            )
         });
         went.chain(came).chain(self.rest).collect()
     }
@@ -55,7 +61,8 @@ impl Changes {
 impl Draft {
     /// The subnet as it shall be.
     pub fn put(&mut self, subnet: Subnet) {
-        self.subnets.insert(subnet.records.id, Some(Box::new(subnet)));
+        self.subnets
+            .insert(subnet.records.id, Some(Box::new(subnet)));
     }
 
     /// A subnet as it shall be.
@@ -92,12 +99,16 @@ impl Draft {
             changes.add_records(*id, old, new.as_deref());
             let (before, after) = (old.map(|s| &s.local), new.as_ref().map(|s| &s.local));
             if before != after {
-                changes.rest.push((key(b'l', *id, &[]), after.map(|local| encode(&**local))));
+                changes
+                    .rest
+                    .push((key(b'l', *id, &[]), after.map(|local| encode(&**local))));
             }
         }
         for (id, join) in &self.joins {
             if state.joins.get(id) != join.as_ref() {
-                changes.rest.push((key(b'j', *id, &[]), join.as_ref().map(encode)));
+                changes
+                    .rest
+                    .push((key(b'j', *id, &[]), join.as_ref().map(encode)));
             }
         }
         if let Some(past) = self.past.as_ref().filter(|p| **p != state.past) {
@@ -112,13 +123,18 @@ impl Changes {
         match (old, new) {
             (Some(old), Some(new)) => {
                 let (went, came) = old.records.changes(&new.records);
-                self.went.extend(went.into_iter().map(|digest| (id, digest)));
+                self.went
+                    .extend(went.into_iter().map(|digest| (id, digest)));
                 self.came.extend(came);
             }
             (old, new) => {
-                let went = old.into_iter().flat_map(|s| s.records.entries()).map(|(digest, _)| (id, *digest));
+                let went = old
+                    .into_iter()
+                    .flat_map(|s| s.records.entries())
+                    .map(|(digest, _)| (id, *digest));
                 self.went.extend(went);
-                self.came.extend(new.into_iter().flat_map(|s| s.records.verified()));
+                self.came
+                    .extend(new.into_iter().flat_map(|s| s.records.verified()));
             }
         }
     }
@@ -142,7 +158,9 @@ impl State {
             };
             undo.joins.insert(id, former);
         }
-        undo.past = draft.past.map(|past| std::mem::replace(&mut self.past, past));
+        undo.past = draft
+            .past
+            .map(|past| std::mem::replace(&mut self.past, past));
         self.note_signed_time();
         undo
     }

@@ -40,7 +40,12 @@ pub struct Error {
 impl Error {
     /// A refusal without a hint.
     pub fn new(kind: Kind, code: Code, message: impl Into<String>) -> Error {
-        Error { kind, code, message: message.into(), hint: None }
+        Error {
+            kind,
+            code,
+            message: message.into(),
+            hint: None,
+        }
     }
 
     /// The same with what to try next.

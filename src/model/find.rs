@@ -29,12 +29,20 @@ pub struct Id {
 impl Id {
     /// An ID without a common beginning, whose case matters.
     pub fn plain(text: impl Into<String>) -> Id {
-        Id { text: text.into(), common: 0, folds: false }
+        Id {
+            text: text.into(),
+            common: 0,
+            folds: false,
+        }
     }
 
     /// Whether `text` is the whole ID.
     fn is(&self, text: &str) -> bool {
-        if self.folds { self.text.eq_ignore_ascii_case(text) } else { self.text == text }
+        if self.folds {
+            self.text.eq_ignore_ascii_case(text)
+        } else {
+            self.text == text
+        }
     }
 
     /// Whether `text` is a prefix of the ID that is long enough. What all IDs begin with may be left out.
@@ -42,18 +50,36 @@ impl Id {
         let head = |id: &str, least: usize| {
             let start = id.get(..text.len());
             text.len() >= least
-                && start.is_some_and(|s| if self.folds { s.eq_ignore_ascii_case(text) } else { s == text })
+                && start.is_some_and(|s| {
+                    if self.folds {
+                        s.eq_ignore_ascii_case(text)
+                    } else {
+                        s == text
+                    }
+                })
         };
         head(&self.text, self.common.saturating_add(PREFIX))
-            || self.text.get(self.common..).is_some_and(|rest| head(rest, PREFIX))
+            || self
+                .text
+                .get(self.common..)
+                .is_some_and(|rest| head(rest, PREFIX))
     }
 
     /// The shortest prefix of at least [`PREFIX`] characters that none of `others` begins with. The ID itself may be among
     /// them.
     pub fn prefix(&self, others: &[Id]) -> String {
-        let same = |other: &Id| self.text.bytes().zip(other.text.bytes()).take_while(|(a, b)| a == b).count();
+        let same = |other: &Id| {
+            self.text
+                .bytes()
+                .zip(other.text.bytes())
+                .take_while(|(a, b)| a == b)
+                .count()
+        };
         let rivals = others.iter().filter(|other| other.text != self.text);
-        let unlike = rivals.map(|other| same(other).saturating_add(1)).max().unwrap_or(0);
+        let unlike = rivals
+            .map(|other| same(other).saturating_add(1))
+            .max()
+            .unwrap_or(0);
         let length = unlike.max(self.common.saturating_add(PREFIX));
         self.text.get(..length).unwrap_or(&self.text).to_owned()
     }
@@ -61,13 +87,21 @@ impl Id {
 
 impl From<PeerId> for Id {
     fn from(peer: PeerId) -> Id {
-        Id { text: peer.to_string(), common: PEER_HEAD.len(), folds: false }
+        Id {
+            text: peer.to_string(),
+            common: PEER_HEAD.len(),
+            folds: false,
+        }
     }
 }
 
 impl From<SubnetId> for Id {
     fn from(subnet: SubnetId) -> Id {
-        Id { text: subnet.to_string(), common: 0, folds: true }
+        Id {
+            text: subnet.to_string(),
+            common: 0,
+            folds: true,
+        }
     }
 }
 
@@ -85,11 +119,17 @@ pub struct Named<T> {
 impl<T> Named<T> {
     /// An object with an ID and one name.
     pub fn new(what: T, id: impl Into<Id>, name: impl ToString) -> Named<T> {
-        Named { what, id: Some(id.into()), names: vec![name.to_string()] }
+        Named {
+            what,
+            id: Some(id.into()),
+            names: vec![name.to_string()],
+        }
     }
 
     fn is_called(&self, text: &str) -> bool {
-        self.names.iter().any(|name| name.eq_ignore_ascii_case(text))
+        self.names
+            .iter()
+            .any(|name| name.eq_ignore_ascii_case(text))
     }
 
     /// How the object is told from the others in an error: its first name and a prefix of its ID.
@@ -120,9 +160,13 @@ pub fn find<T: Clone + PartialEq>(objects: &[Named<T>], text: &str) -> Result<T,
     let is_whole = |o: &Named<T>| o.id.as_ref().is_some_and(|id| id.is(text));
     // Several may have one ID: a container is attached once for each of its interfaces.
     let whole = objects.iter().any(is_whole);
-    let fits = |o: &Named<T>| o.is_called(text) || o.id.as_ref().is_some_and(|id| id.begins_with(text));
+    let fits =
+        |o: &Named<T>| o.is_called(text) || o.id.as_ref().is_some_and(|id| id.begins_with(text));
     let mut found: Vec<&Named<T>> = Vec::new();
-    for object in objects.iter().filter(|o| if whole { is_whole(o) } else { fits(o) }) {
+    for object in objects
+        .iter()
+        .filter(|o| if whole { is_whole(o) } else { fits(o) })
+    {
         // One object may be listed twice, once for each place it is known from.
         if !found.iter().any(|f| f.what == object.what) {
             found.push(object);
@@ -133,14 +177,20 @@ pub fn find<T: Clone + PartialEq>(objects: &[Named<T>], text: &str) -> Result<T,
         [one] => Ok(one.what.clone()),
         many => {
             let ids: Vec<Id> = objects.iter().filter_map(|o| o.id.clone()).collect();
-            Err(Miss::Many(many.iter().take(8).map(|o| o.label(&ids)).collect()))
+            Err(Miss::Many(
+                many.iter().take(8).map(|o| o.label(&ids)).collect(),
+            ))
         }
     }
 }
 
 /// The refusal of a text that may mean several objects, each with its label.
 pub fn ambiguous(text: &str, labels: &[String]) -> Error {
-    let message = format!("{} may mean {}", super::members::printable(text), labels.join(" or "));
+    let message = format!(
+        "{} may mean {}",
+        super::members::printable(text),
+        labels.join(" or ")
+    );
     Error::new(Kind::Usage, Code::Ambiguous, message).hint(Hint::TypeMore)
 }
 
@@ -165,9 +215,18 @@ pub fn peer_prefixes(peers: impl IntoIterator<Item = PeerId>) -> Vec<String> {
     for (place, at) in order.iter().enumerate() {
         let Some(id) = ids.get(*at) else { continue };
         let unlike = |other: &&&Id| other.text != id.text;
-        let before = sorted.get(..place).unwrap_or_default().iter().rev().find(unlike);
+        let before = sorted
+            .get(..place)
+            .unwrap_or_default()
+            .iter()
+            .rev()
+            .find(unlike);
         let after = sorted.get(place..).unwrap_or_default().iter().find(unlike);
-        let near: Vec<Id> = before.into_iter().chain(after).map(|id| (*id).clone()).collect();
+        let near: Vec<Id> = before
+            .into_iter()
+            .chain(after)
+            .map(|id| (*id).clone())
+            .collect();
         if let Some(slot) = out.get_mut(*at) {
             *slot = id.prefix(&near);
         }
@@ -185,7 +244,11 @@ mod tests {
     }
 
     fn people() -> Vec<Named<u8>> {
-        vec![Named::new(1, peer(1), "anna"), Named::new(2, peer(2), "printer"), Named::new(3, peer(3), "c")]
+        vec![
+            Named::new(1, peer(1), "anna"),
+            Named::new(2, peer(2), "printer"),
+            Named::new(3, peer(3), "c"),
+        ]
     }
 
     #[test]
@@ -194,7 +257,11 @@ mod tests {
         assert_eq!(find(&people(), &one), Ok(1));
         assert_eq!(find(&people(), "ANNA"), Ok(1));
         assert_eq!(find(&people(), &two[..16]), Ok(2));
-        assert_eq!(find(&people(), &two[8..16]), Ok(2), "what all begin with may be left out");
+        assert_eq!(
+            find(&people(), &two[8..16]),
+            Ok(2),
+            "what all begin with may be left out"
+        );
         assert_eq!(find(&people(), &two[8..30]), Ok(2));
         // Somebody called like another's whole ID is not mistaken for it.
         let mut all = people();
@@ -204,18 +271,38 @@ mod tests {
 
     #[test]
     fn a_whole_id_that_several_have_means_none_of_them_alone() {
-        let object = |what, id: &str, name| Named { what, id: Some(Id::plain(id)), names: vec![name] };
+        let object = |what, id: &str, name| Named {
+            what,
+            id: Some(Id::plain(id)),
+            names: vec![name],
+        };
         let id = "0123456789abcdef";
-        let all =
-            [object(1, id, "web".into()), object(2, id, "web-2".into()), object(3, "0123456789abcdee", id.into())];
-        assert!(matches!(find(&all, id), Err(Miss::Many(who)) if who.len() == 2), "nor another's name");
+        let all = [
+            object(1, id, "web".into()),
+            object(2, id, "web-2".into()),
+            object(3, "0123456789abcdee", id.into()),
+        ];
+        assert!(
+            matches!(find(&all, id), Err(Miss::Many(who)) if who.len() == 2),
+            "nor another's name"
+        );
         assert_eq!(find(&all[1..], id), Ok(2));
     }
 
     #[test]
     fn endings_and_short_prefixes_find_nothing() {
         let id = peer(1).to_string();
-        for text in [&id[44..], &id[id.len() - 4..], &id[1..], &id[..15], &id[8..15], &id[..8], "12D3KooW", "", "1"] {
+        for text in [
+            &id[44..],
+            &id[id.len() - 4..],
+            &id[1..],
+            &id[..15],
+            &id[8..15],
+            &id[..8],
+            "12D3KooW",
+            "",
+            "1",
+        ] {
             assert_eq!(find(&people(), text), Err(Miss::None), "{text:?}");
         }
     }
@@ -223,8 +310,13 @@ mod tests {
     #[test]
     fn a_key_that_was_made_to_end_with_a_name_is_not_that_name() {
         // The peer ID ends with "anna".
-        let ground: PeerId = "12D3KooWRtubMQkmrjdgVrmhQfGHWuuCGPGowi2DbM8i7wUqanna".parse().unwrap();
-        let all = [Named::new(1, ground, "printer"), Named::new(2, peer(2), "anna")];
+        let ground: PeerId = "12D3KooWRtubMQkmrjdgVrmhQfGHWuuCGPGowi2DbM8i7wUqanna"
+            .parse()
+            .unwrap();
+        let all = [
+            Named::new(1, ground, "printer"),
+            Named::new(2, peer(2), "anna"),
+        ];
         assert_eq!(find(&all, "anna"), Ok(2));
     }
 
@@ -233,15 +325,32 @@ mod tests {
         let begins = peer(1).to_string()[8..17].to_ascii_lowercase();
         let mut all = people();
         all.push(Named::new(4, peer(4), "anna"));
-        assert!(matches!(find(&all, "anna"), Err(Miss::Many(labels)) if labels.len() == 2), "two of one name");
+        assert!(
+            matches!(find(&all, "anna"), Err(Miss::Many(labels)) if labels.len() == 2),
+            "two of one name"
+        );
         let subnets = [
             Named::new(1, SubnetId([7; 16]), "lab"),
             Named::new(2, SubnetId([9; 16]), &SubnetId([7; 16]).to_string()[..8]),
         ];
         let text = &SubnetId([7; 16]).to_string()[..8];
-        assert!(matches!(find(&subnets, text), Err(Miss::Many(_))), "a name that is another's prefix");
-        assert_eq!(find(&subnets, &SubnetId([7; 16]).to_string().to_ascii_uppercase()), Ok(1), "input folds case");
-        assert_eq!(find(&people(), &begins), Err(Miss::None), "the case of a peer ID matters");
+        assert!(
+            matches!(find(&subnets, text), Err(Miss::Many(_))),
+            "a name that is another's prefix"
+        );
+        assert_eq!(
+            find(
+                &subnets,
+                &SubnetId([7; 16]).to_string().to_ascii_uppercase()
+            ),
+            Ok(1),
+            "input folds case"
+        );
+        assert_eq!(
+            find(&people(), &begins),
+            Err(Miss::None),
+            "the case of a peer ID matters"
+        );
         // The same object, known from two places.
         let mut twice = people();
         twice.push(Named::new(1, peer(1), "anna"));

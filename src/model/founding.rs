@@ -55,7 +55,9 @@ const GRANT_LIFE: u64 = 90 * 86_400;
 
 impl Founding {
     fn domain(&self) -> String {
-        self.domain.clone().unwrap_or_else(|| format!("{}.internal", self.name))
+        self.domain
+            .clone()
+            .unwrap_or_else(|| format!("{}.internal", self.name))
     }
 }
 
@@ -81,9 +83,15 @@ impl State {
         coming: Coming<'_>,
     ) -> Result<()> {
         for prefix in prefixes {
-            let other = self.subnets.values().find(|s| s.records.prefixes().iter().any(|p| overlaps(*p, *prefix)));
+            let other = self
+                .subnets
+                .values()
+                .find(|s| s.records.prefixes().iter().any(|p| overlaps(*p, *prefix)));
             let route = around.routed.iter().find(|(p, _)| overlaps(*p, *prefix));
-            let need = around.needs.iter().find(|need| prefix.contains(&need.address));
+            let need = around
+                .needs
+                .iter()
+                .find(|need| prefix.contains(&need.address));
             let why = match (other, route, need) {
                 (Some(subnet), ..) => format!("subnet {} uses it here", subnet.name()),
                 (None, Some((_, link)), _) => format!("this machine already routes it to {link}"),
@@ -93,7 +101,9 @@ impl State {
             let hint = match (coming, other, route) {
                 (Coming::Founded, ..) => self.other_prefix(name, *prefix, around),
                 // Its prefixes are those its founder chose.
-                (Coming::Joined { .. }, Some(subnet), _) => Some(Hint::ShowRival(subnet.name().clone())),
+                (Coming::Joined { .. }, Some(subnet), _) => {
+                    Some(Hint::ShowRival(subnet.name().clone()))
+                }
                 (Coming::Joined { .. }, None, Some((routed, _))) => Some(Hint::ShowRoute(*routed)),
                 (Coming::Joined { .. }, None, None) => Some(Hint::AskForPrefix),
             };
@@ -108,13 +118,20 @@ impl State {
         if refused.addr().is_ipv6() {
             return Some(Hint::FoundWithAny6(name.clone()));
         }
-        let taken: Vec<IpNet> =
-            around.taken().chain(self.subnets.values().flat_map(|s| s.records.prefixes())).collect();
-        pick_pool4(&taken, 0).ok().map(|free| Hint::FoundWithFree4 { name: name.clone(), free })
+        let taken: Vec<IpNet> = around
+            .taken()
+            .chain(self.subnets.values().flat_map(|s| s.records.prefixes()))
+            .collect();
+        pick_pool4(&taken, 0).ok().map(|free| Hint::FoundWithFree4 {
+            name: name.clone(),
+            free,
+        })
     }
 
     pub(super) fn check_alias(&self, alias: &Name, coming: Coming<'_>) -> Result<()> {
-        let Some(same) = self.subnets.values().find(|s| s.local.alias == *alias) else { return Ok(()) };
+        let Some(same) = self.subnets.values().find(|s| s.local.alias == *alias) else {
+            return Ok(());
+        };
         let message = format!("a subnet named {alias} exists here: {}", same.records.id);
         let hint = match coming {
             Coming::Founded => Hint::ShowNamesake(alias.clone()),
@@ -126,7 +143,10 @@ impl State {
     /// The subnet that this node founded with these values, if it has done so: what was left open then fits what was
     /// chosen.
     pub fn founded(&self, founding: &Founding) -> Option<&Subnet> {
-        let subnet = self.subnets.values().find(|s| s.local.alias == founding.name)?;
+        let subnet = self
+            .subnets
+            .values()
+            .find(|s| s.local.alias == founding.name)?;
         let genesis = &subnet.records.genesis;
         let block4 = default_block4(genesis.cidr4.map_or(16, |c| c.prefix_len()));
         let same = (genesis.owner, &genesis.name) == (self.me.peer, &founding.name)
@@ -140,7 +160,10 @@ impl State {
             && genesis.admission == founding.admission
             && genesis.domain == founding.domain()
             && genesis.grant_life == founding.grant_life.unwrap_or(GRANT_LIFE)
-            && founding.host.as_ref().is_none_or(|host| *host == subnet.local.host)
+            && founding
+                .host
+                .as_ref()
+                .is_none_or(|host| *host == subnet.local.host)
             && !subnet.records.destroyed();
         same.then_some(subnet)
     }
@@ -151,21 +174,34 @@ impl State {
     /// `E-SUBNET-EXISTS`, `E-CIDR`, `E-CIDR-OVERLAP`, `E-POOL-NONE`.
     pub fn found(&self, founding: Founding, now: u64) -> Result<Subnet> {
         self.check_alias(&founding.name, Coming::Founded)?;
-        let taken: Vec<IpNet> =
-            founding.around.taken().chain(self.subnets.values().flat_map(|s| s.records.prefixes())).collect();
+        let taken: Vec<IpNet> = founding
+            .around
+            .taken()
+            .chain(self.subnets.values().flat_map(|s| s.records.prefixes()))
+            .collect();
         let usage = |code, message: String| Error::new(Kind::Usage, code, message);
         let cidr4 = match founding.cidr4 {
             None => None,
             Some(Some(given)) => Some(given),
-            Some(None) => Some(pick_pool4(&taken, founding.salt.first().copied().unwrap_or(0))?),
+            Some(None) => Some(pick_pool4(
+                &taken,
+                founding.salt.first().copied().unwrap_or(0),
+            )?),
         };
-        for given in cidr4.map(IpNet::V4).into_iter().chain(founding.cidr6.flatten().map(IpNet::V6)) {
+        for given in cidr4
+            .map(IpNet::V4)
+            .into_iter()
+            .chain(founding.cidr6.flatten().map(IpNet::V6))
+        {
             if let Some(why) = pool_fault(given) {
                 return Err(usage(Code::Cidr, format!("{given} {why}")));
             }
         }
         if cidr4.is_none() && founding.cidr6.is_none() {
-            return Err(usage(Code::Cidr, "a subnet needs a version 4 or a version 6 pool".to_owned()));
+            return Err(usage(
+                Code::Cidr,
+                "a subnet needs a version 4 or a version 6 pool".to_owned(),
+            ));
         }
         let pool_len = cidr4.map_or(16, |c| c.prefix_len());
         let block4 = founding.block4.unwrap_or_else(|| default_block4(pool_len));
@@ -177,7 +213,10 @@ impl State {
         }
         let domain = founding.domain();
         if !is_subnet_domain(&domain) {
-            let message = format!("{} is no domain for a subnet: it has two labels at least", printable(&domain));
+            let message = format!(
+                "{} is no domain for a subnet: it has two labels at least",
+                printable(&domain)
+            );
             return Err(usage(Code::Name, message));
         }
         let genesis = Genesis {
@@ -197,7 +236,12 @@ impl State {
             .map_err(|_| usage(Code::Cidr, "these values make no subnet".to_owned()))?;
         let id = genesis.id();
         let records = Records::new(genesis);
-        self.check_overlap(&founding.name, &records.prefixes(), &founding.around, Coming::Founded)?;
+        self.check_overlap(
+            &founding.name,
+            &records.prefixes(),
+            &founding.around,
+            Coming::Founded,
+        )?;
         let block = records.pools().free_block(&[], None, |_| true)?;
         let interface = self.interface_name(&founding.name, id, &founding.around.links);
         let host = founding.host.unwrap_or_default();

@@ -69,14 +69,21 @@ impl Genesis {
     /// [`RecordError`] for what no founder would have made.
     pub fn parse(bytes: &[u8]) -> Result<Genesis, RecordError> {
         let genesis: Genesis = decode(bytes)?;
-        let block_fits = genesis.cidr4.is_none_or(|c| c.prefix_len() <= genesis.block4 && genesis.block4 <= 32);
+        let block_fits = genesis
+            .cidr4
+            .is_none_or(|c| c.prefix_len() <= genesis.block4 && genesis.block4 <= 32);
         // Whoever made it by hand gets no further than by the command line.
-        let pools_fit =
-            genesis.cidr4.is_none_or(is_pool4) && !matches!(genesis.cidr6, Prefix6::Given(p) if !is_pool6(p));
+        let pools_fit = genesis.cidr4.is_none_or(is_pool4)
+            && !matches!(genesis.cidr6, Prefix6::Given(p) if !is_pool6(p));
         let has_pool = genesis.cidr4.is_some() || genesis.cidr6 != Prefix6::None;
         let life_fits = (60..=10 * 365 * 86_400).contains(&genesis.grant_life);
-        let fits = block_fits && pools_fit && has_pool && life_fits && is_subnet_domain(&genesis.domain);
-        if genesis.version == 1 && fits { Ok(genesis) } else { Err(RecordError::Nonsense("genesis")) }
+        let fits =
+            block_fits && pools_fit && has_pool && life_fits && is_subnet_domain(&genesis.domain);
+        if genesis.version == 1 && fits {
+            Ok(genesis)
+        } else {
+            Err(RecordError::Nonsense("genesis"))
+        }
     }
 
     /// The first 16 bytes of SHA-256 over `byway/genesis/1`, a zero byte and the canonical bytes.
@@ -111,7 +118,11 @@ impl Genesis {
 
 /// Whether `text` is a domain of DNS labels, lower case, at most 200 characters.
 pub fn is_domain(text: &str) -> bool {
-    !text.is_empty() && text.len() <= 200 && text.split('.').all(|l| l.parse::<Name>().is_ok_and(|n| n.as_str() == l))
+    !text.is_empty()
+        && text.len() <= 200
+        && text
+            .split('.')
+            .all(|l| l.parse::<Name>().is_ok_and(|n| n.as_str() == l))
 }
 
 #[cfg(test)]
@@ -135,7 +146,10 @@ mod tests {
             salt: [0; 16],
         };
         assert_eq!(Genesis::parse(&genesis.encode()), Ok(genesis.clone()));
-        let other = Genesis { owner: PeerId([2; 32]), ..genesis.clone() };
+        let other = Genesis {
+            owner: PeerId([2; 32]),
+            ..genesis.clone()
+        };
         assert_ne!(genesis.id(), other.id());
         let prefix = genesis.prefix6(genesis.id()).unwrap();
         assert_eq!((prefix.prefix_len(), prefix.addr().octets()[0]), (48, 0xfd));

@@ -11,8 +11,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::address::forms;
 
 /// Where clouds answer for a machine's credentials, over IPv4 and IPv6.
-const METADATA: [IpAddr; 2] =
-    [IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254))];
+const METADATA: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+];
 /// Ports below this belong to well-known services.
 const SYSTEM_PORTS: u16 = 1024;
 /// The one of them that peers are commonly reached at, because firewalls let it through.
@@ -59,7 +61,9 @@ mod tests {
     use super::*;
 
     fn own(address: IpAddr) -> bool {
-        ["10.99.0.1", "fd99::1", "2001:db8::1"].iter().any(|a| a.parse() == Ok(address))
+        ["10.99.0.1", "fd99::1", "2001:db8::1"]
+            .iter()
+            .any(|a| a.parse() == Ok(address))
     }
 
     fn dialled(address: &str, port: u16) -> bool {
@@ -106,7 +110,14 @@ mod tests {
                 assert!(!may_dial(v6.into(), 4100, &own), "{v4} as {v6}");
             }
         }
-        for v6 in ["::1", "::", "ff02::fb", "fd00:ec2::254", "fd99::1", "2001:db8::1"] {
+        for v6 in [
+            "::1",
+            "::",
+            "ff02::fb",
+            "fd00:ec2::254",
+            "fd99::1",
+            "2001:db8::1",
+        ] {
             assert!(!dialled(v6, 4100), "{v6}");
         }
     }
@@ -123,16 +134,27 @@ mod tests {
 
     #[test]
     fn private_and_public_addresses_of_others_are_dialled() {
-        for good in
-            ["10.99.0.2", "192.168.1.9", "100.64.3.4", "203.0.113.9", "fd99::2", "2a00:1450::9", "64:ff9b::203.0.113.9"]
-        {
+        for good in [
+            "10.99.0.2",
+            "192.168.1.9",
+            "100.64.3.4",
+            "203.0.113.9",
+            "fd99::2",
+            "2a00:1450::9",
+            "64:ff9b::203.0.113.9",
+        ] {
             assert!(dialled(good, 4100), "{good}");
         }
     }
 
     #[test]
     fn link_local_addresses_are_told_from_others() {
-        for here in ["169.254.3.4", "fe80::1", "::ffff:169.254.3.4", "64:ff9b::169.254.3.4"] {
+        for here in [
+            "169.254.3.4",
+            "fe80::1",
+            "::ffff:169.254.3.4",
+            "64:ff9b::169.254.3.4",
+        ] {
             assert!(is_link_local(here.parse().unwrap()), "{here}");
         }
         assert!(!is_link_local("fd00::1".parse().unwrap()));

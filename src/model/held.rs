@@ -31,9 +31,14 @@ impl PartialEq for Mark {
 impl Eq for Mark {}
 
 /// What is held about one member, with who said it.
-pub(super) fn about<T>(map: &ByPair<T>, member: PeerId) -> impl Iterator<Item = (PeerId, &Arc<Statement<T>>)> {
+pub(super) fn about<T>(
+    map: &ByPair<T>,
+    member: PeerId,
+) -> impl Iterator<Item = (PeerId, &Arc<Statement<T>>)> {
     let first = (member, PeerId([0; 32]));
-    let all = map.from(&first).take_while(move |((about, _), _)| *about == member);
+    let all = map
+        .from(&first)
+        .take_while(move |((about, _), _)| *about == member);
     all.map(|((_, by), held)| (*by, held))
 }
 
@@ -54,8 +59,14 @@ pub(super) fn enter<T, R: Ord>(
     statement: Arc<Statement<T>>,
     rank: impl Fn(&Statement<T>) -> R,
 ) -> Entered {
-    let mut entered = Entered { verdict: Absorbed::Known, evicted: Vec::new() };
-    if map.get(&key).is_some_and(|old| rank(old) >= rank(&statement)) {
+    let mut entered = Entered {
+        verdict: Absorbed::Known,
+        evicted: Vec::new(),
+    };
+    if map
+        .get(&key)
+        .is_some_and(|old| rank(old) >= rank(&statement))
+    {
         return entered;
     }
     let digest = statement.digest;
@@ -63,7 +74,12 @@ pub(super) fn enter<T, R: Ord>(
     if let Some(old) = map.insert(key, statement) {
         index.remove(&old.digest);
     } else if map.len() > most {
-        entered.evicted = map.keys().filter(|(_, by)| *by == key.1).skip(most).copied().collect();
+        entered.evicted = map
+            .keys()
+            .filter(|(_, by)| *by == key.1)
+            .skip(most)
+            .copied()
+            .collect();
         for key in &entered.evicted {
             if let Some(old) = map.remove(key) {
                 index.remove(&old.digest);
@@ -153,7 +169,11 @@ mod tests {
 
     /// By the owner (1), or by the admin (2) in the seat that head 1 gave it.
     fn grant(by: u8, subject: PeerId, generation: u32, term: Term) -> Verified {
-        let life = if term == Term::Full { 90 * 86_400 } else { 3600 };
+        let life = if term == Term::Full {
+            90 * 86_400
+        } else {
+            3600
+        };
         let body = Grant {
             subject,
             data_key: [2; 32],
@@ -175,11 +195,33 @@ mod tests {
 
     /// A document too large for a member on trial, and an item; and what the owner says of the member.
     fn about(member: &Identity) -> [Verified; 4] {
-        let wide = Doc { version: 1, endpoints: vec!["/dns4/x".repeat(30); 10], ..Doc::default() };
-        let item = Item { kind: 9, slot: vec![], version: 1, issued: NOW, expires: NOW + 3600, data: vec![1] };
+        let wide = Doc {
+            version: 1,
+            endpoints: vec!["/dns4/x".repeat(30); 10],
+            ..Doc::default()
+        };
+        let item = Item {
+            kind: 9,
+            slot: vec![],
+            version: 1,
+            issued: NOW,
+            expires: NOW + 3600,
+            data: vec![1],
+        };
         let (holder, names) = (member.peer, ["web".to_owned()].into());
-        let registration = Registration { holder, version: 1, seat: 0, names, released: Default::default() };
-        let revocation = Revocation { subject: member.peer, generation: 1, ends: [0; 32], seat: 0 };
+        let registration = Registration {
+            holder,
+            version: 1,
+            seat: 0,
+            names,
+            released: Default::default(),
+        };
+        let revocation = Revocation {
+            subject: member.peer,
+            generation: 1,
+            ends: [0; 32],
+            seat: 0,
+        };
         [
             signed(member, Body::Doc(wide)),
             signed(member, Body::Item(item)),
@@ -223,9 +265,22 @@ mod tests {
 
     /// What else is said, each kind after those that it needs.
     fn said() -> Vec<Verified> {
-        let seat = Seat { admin: identity(2).peer, since: 1, part: vec![] };
-        let head = Head { number: 1, seats: vec![seat], least: 0, destroyed: false, issued: NOW };
-        let mut all = vec![signed(&identity(1), Body::Head(head)), grant(1, identity(2).peer, 1, Term::Full)];
+        let seat = Seat {
+            admin: identity(2).peer,
+            since: 1,
+            part: vec![],
+        };
+        let head = Head {
+            number: 1,
+            seats: vec![seat],
+            least: 0,
+            destroyed: false,
+            issued: NOW,
+        };
+        let mut all = vec![
+            signed(&identity(1), Body::Head(head)),
+            grant(1, identity(2).peer, 1, Term::Full),
+        ];
         for (member, place) in members().iter().zip(0..) {
             all.push(grant(2, member.peer, 1, Term::Full));
             match place % 3 {
@@ -247,11 +302,19 @@ mod tests {
     #[test]
     fn what_only_an_evicted_grant_carried_goes_with_it() {
         let (flood, said) = (flood(), said());
-        assert_eq!(kept(&settled(said.iter())), [[true; 4]; 6], "before the flood");
+        assert_eq!(
+            kept(&settled(said.iter())),
+            [[true; 4]; 6],
+            "before the flood"
+        );
         let after = settled(said.iter().chain(&flood));
         // With a full grant of the owner's all stays but a revocation that ends nothing any more. On trial, what a member
         // on trial may not say goes, too. With no grant everything goes.
-        let (whole, trial, full) = ([true; 4], [false, false, true, false], [true, true, true, false]);
+        let (whole, trial, full) = (
+            [true; 4],
+            [false, false, true, false],
+            [true, true, true, false],
+        );
         assert_eq!(kept(&after), [whole, whole, whole, [false; 4], trial, full]);
         assert_eq!(after.held(), settled(flood.iter().chain(&said)).held());
     }
@@ -260,7 +323,10 @@ mod tests {
     fn whatever_the_order_of_arrival_the_same_is_left_of_a_flood_of_grants() {
         let all: Vec<Verified> = said().into_iter().chain(flood()).collect();
         let left = settled(all.iter()).held();
-        let config = ProptestConfig { cases: 48, ..ProptestConfig::default() };
+        let config = ProptestConfig {
+            cases: 48,
+            ..ProptestConfig::default()
+        };
         let order = Just(all).prop_shuffle();
         let same = |all: Vec<Verified>| {
             prop_assert!(settled(all.iter()).held() == left, "another set");

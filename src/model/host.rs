@@ -27,7 +27,8 @@ pub use finding::{Finding, findings};
 pub use former::{Former, Server};
 pub use forwarding::{Barred, barred, is_link_name, switch_of_every_link};
 pub use observed::{
-    Ahead, Change, Family, Link, LinkSet, Namespace, NamespaceState, NetnsRule, Observed, Route, Rule, SysctlKey,
+    Ahead, Change, Family, Link, LinkSet, Namespace, NamespaceState, NetnsRule, Observed, Route,
+    Rule, SysctlKey,
 };
 pub use plan::plan;
 pub use policy::{HostPolicy, PolicyError, Ports};
@@ -55,7 +56,11 @@ pub fn alias(instance: &str, role: &str, name: &str) -> String {
 
 /// The name in an alias of this instance, or nothing if the alias is not ours.
 pub fn alias_name<'a>(instance: &str, alias: &'a str) -> Option<&'a str> {
-    let (role, name) = alias.strip_prefix("byway:")?.strip_prefix(instance)?.strip_prefix(':')?.split_once(':')?;
+    let (role, name) = alias
+        .strip_prefix("byway:")?
+        .strip_prefix(instance)?
+        .strip_prefix(':')?
+        .split_once(':')?;
     (["tun", "veth", "inner"].contains(&role) && !name.is_empty()).then_some(name)
 }
 
@@ -72,7 +77,9 @@ pub fn inner_mac(instance: &str, host_link: &str) -> [u8; 6] {
 
 /// FNV-1a of the text, behind the prefix of ours.
 fn mac_of(text: &str) -> [u8; 6] {
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
+        (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
+    });
     let [a, b, c, ..] = hash.to_be_bytes();
     [0x02, 0x62, 0x77, a, b, c]
 }

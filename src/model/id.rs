@@ -42,7 +42,9 @@ pub enum IdError {
     #[error("not a peer ID (12D3KooW…)")]
     PeerId,
     /// Not one DNS label.
-    #[error("a name is one DNS label: 1 to 63 of a-z, 0-9 and '-', no '-' at either end; {0:?} is not")]
+    #[error(
+        "a name is one DNS label: 1 to 63 of a-z, 0-9 and '-', no '-' at either end; {0:?} is not"
+    )]
     Name(String),
 }
 
@@ -66,12 +68,17 @@ impl FromStr for SubnetId {
         if length != SUBNET_ID_LEN {
             return Err(IdError::Length(length));
         }
-        let bytes = CROCKFORD.decode(text.as_bytes()).map_err(|wrong| match wrong.kind {
-            DecodeKind::Trailing => IdError::Padding,
-            // What stands before it is in the alphabet, so each character is one byte.
-            _ => IdError::Character(text.chars().nth(wrong.position).unwrap_or_default()),
-        })?;
-        bytes.try_into().map(SubnetId).map_err(|_| IdError::Length(length))
+        let bytes = CROCKFORD
+            .decode(text.as_bytes())
+            .map_err(|wrong| match wrong.kind {
+                DecodeKind::Trailing => IdError::Padding,
+                // What stands before it is in the alphabet, so each character is one byte.
+                _ => IdError::Character(text.chars().nth(wrong.position).unwrap_or_default()),
+            })?;
+        bytes
+            .try_into()
+            .map(SubnetId)
+            .map_err(|_| IdError::Length(length))
     }
 }
 
@@ -90,7 +97,10 @@ impl PeerId {
 
     /// Reads the 38 bytes of a libp2p peer ID of an ed25519 key.
     pub fn from_multihash(bytes: &[u8]) -> Option<Self> {
-        bytes.strip_prefix(PEER_ID_HEAD.as_slice()).and_then(|key| key.try_into().ok()).map(PeerId)
+        bytes
+            .strip_prefix(PEER_ID_HEAD.as_slice())
+            .and_then(|key| key.try_into().ok())
+            .map(PeerId)
     }
 
     /// The beginning that a person may type for it: the common part and eight characters.
@@ -137,10 +147,22 @@ impl Name {
 
     /// Makes a name of what a machine is called: up to its first dot, lower case, every other character `-`.
     pub fn from_host(host: &str) -> Name {
-        let first = host.split('.').next().unwrap_or_default().to_ascii_lowercase();
-        let mapped: String = first.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();
+        let first = host
+            .split('.')
+            .next()
+            .unwrap_or_default()
+            .to_ascii_lowercase();
+        let mapped: String = first
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+            .take(63)
+            .collect();
         let trimmed = mapped.trim_matches('-');
-        Name(if trimmed.is_empty() { "node".to_owned() } else { trimmed.to_owned() })
+        Name(if trimmed.is_empty() {
+            "node".to_owned()
+        } else {
+            trimmed.to_owned()
+        })
     }
 
     /// This name, or the first numbered one that nobody has.
@@ -148,13 +170,20 @@ impl Name {
         if !taken(self) {
             return self.clone();
         }
-        (2..).map(|n| self.numbered(n)).find(|name| !taken(name)).unwrap_or_else(|| self.clone())
+        (2..)
+            .map(|n| self.numbered(n))
+            .find(|name| !taken(name))
+            .unwrap_or_else(|| self.clone())
     }
 
     /// This name with `-2`, `-3`… behind it, still at most 63 characters.
     pub fn numbered(&self, n: usize) -> Name {
         let tail = format!("-{n}");
-        let head: String = self.0.chars().take(63usize.saturating_sub(tail.len())).collect();
+        let head: String = self
+            .0
+            .chars()
+            .take(63usize.saturating_sub(tail.len()))
+            .collect();
         Name(format!("{}{tail}", head.trim_end_matches('-')))
     }
 }
@@ -165,7 +194,9 @@ impl FromStr for Name {
     fn from_str(text: &str) -> Result<Self, IdError> {
         let lower = text.to_ascii_lowercase();
         let legal = (1..=63).contains(&lower.len())
-            && lower.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            && lower
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
             && !lower.starts_with('-')
             && !lower.ends_with('-');
         if legal {
@@ -182,7 +213,11 @@ impl TryFrom<String> for Name {
     fn try_from(text: String) -> Result<Self, IdError> {
         // What is stored or signed has one spelling only.
         let name: Name = text.parse()?;
-        if name.0 == text { Ok(name) } else { Err(IdError::Name(text.chars().take(80).collect())) }
+        if name.0 == text {
+            Ok(name)
+        } else {
+            Err(IdError::Name(text.chars().take(80).collect()))
+        }
     }
 }
 
@@ -209,13 +244,19 @@ macro_rules! serde_text_or_bytes {
     ($type:ident, $bytes:ty) => {
         impl Serialize for $type {
             fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-                if s.is_human_readable() { s.collect_str(self) } else { self.0.serialize(s) }
+                if s.is_human_readable() {
+                    s.collect_str(self)
+                } else {
+                    self.0.serialize(s)
+                }
             }
         }
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
                 if d.is_human_readable() {
-                    String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+                    String::deserialize(d)?
+                        .parse()
+                        .map_err(serde::de::Error::custom)
                 } else {
                     <$bytes>::deserialize(d).map($type)
                 }
@@ -271,7 +312,10 @@ mod tests {
         for bad in ["", "a.b", "a/b", "a\nb", "-a", "a-", "ü", &"x".repeat(64)] {
             assert!(bad.parse::<Name>().is_err(), "{bad:?}");
         }
-        assert_eq!("Web-1".parse::<Name>().map(String::from), Ok("web-1".to_owned()));
+        assert_eq!(
+            "Web-1".parse::<Name>().map(String::from),
+            Ok("web-1".to_owned())
+        );
         assert_eq!(Name::from_host("My_Box.example.org").as_str(), "my-box");
     }
 }

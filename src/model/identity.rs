@@ -24,7 +24,13 @@ impl Identity {
     pub fn new(seed: &[u8; 32], data_key: [u8; 32], seal_key: [u8; 32]) -> Identity {
         let key = SigningKey::from_bytes(seed);
         let peer = PeerId(key.verifying_key().to_bytes());
-        Identity { key, peer, data_key, seal_key, life: 0 }
+        Identity {
+            key,
+            peer,
+            data_key,
+            seal_key,
+            life: 0,
+        }
     }
 }
 

@@ -28,8 +28,12 @@ pub fn pick_pool4(taken: &[IpNet], seed: u8) -> Result<Ipv4Net> {
         .filter_map(|base| Ipv4Net::new(base, 16).ok())
         .find(|pool| !taken.iter().any(|t| overlaps(*t, IpNet::V4(*pool))))
         .ok_or_else(|| {
-            Error::new(Kind::Conflict, Code::PoolNone, "every private /16 overlaps a route of this machine")
-                .hint(Hint::FoundWithPool4)
+            Error::new(
+                Kind::Conflict,
+                Code::PoolNone,
+                "every private /16 overlaps a route of this machine",
+            )
+            .hint(Hint::FoundWithPool4)
         })
 }
 
@@ -47,7 +51,10 @@ pub struct Prefixes<T> {
 
 impl<T> Default for Prefixes<T> {
     fn default() -> Self {
-        Prefixes { v4: PrefixMap::new(), v6: PrefixMap::new() }
+        Prefixes {
+            v4: PrefixMap::new(),
+            v6: PrefixMap::new(),
+        }
     }
 }
 
@@ -106,22 +113,33 @@ impl Pools {
         const MOST: u32 = 65_536;
         // A number of 32 bits and more is more than enough, not none.
         let number = |bits: u8| 1u32.checked_shl(u32::from(bits)).unwrap_or(MOST).min(MOST);
-        let four = self.v4.map(|p| number(self.block4.saturating_sub(p.prefix_len())));
+        let four = self
+            .v4
+            .map(|p| number(self.block4.saturating_sub(p.prefix_len())));
         let six = self.v6.map(|p| number(64u8.saturating_sub(p.prefix_len())));
         [four, six].into_iter().flatten().min().unwrap_or(0)
     }
 
     /// The block with number `index`, if both families have one.
     fn block(&self, index: u32) -> Option<Block> {
-        let mut block = Block { leases: Vec::new(), addresses: Vec::new() };
+        let mut block = Block {
+            leases: Vec::new(),
+            addresses: Vec::new(),
+        };
         if let Some(pool) = self.v4 {
             let size = 32u32.checked_sub(u32::from(self.block4))?;
-            let base =
-                u32::from(pool.network()).checked_add(index.checked_shl(size).filter(|_| size < 32).unwrap_or(0))?;
+            let base = u32::from(pool.network())
+                .checked_add(index.checked_shl(size).filter(|_| size < 32).unwrap_or(0))?;
             let lease = Ipv4Net::new(base.into(), self.block4).ok()?;
-            let own = if self.block4 >= 31 { base } else { base.checked_add(1)? };
+            let own = if self.block4 >= 31 {
+                base
+            } else {
+                base.checked_add(1)?
+            };
             // Of a pool cut into single addresses the first and last are its network and broadcast address.
-            if pool.prefix_len() < 31 && (own == u32::from(pool.network()) || own == u32::from(pool.broadcast())) {
+            if pool.prefix_len() < 31
+                && (own == u32::from(pool.network()) || own == u32::from(pool.broadcast()))
+            {
                 return None;
             }
             block.leases.push(IpNet::V4(lease));
@@ -129,8 +147,12 @@ impl Pools {
         }
         if let Some(pool) = self.v6 {
             let base = u128::from(pool.network()).checked_add(u128::from(index) << 64)?;
-            block.leases.push(IpNet::V6(Ipv6Net::new(base.into(), 64).ok()?));
-            block.addresses.push(IpAddr::V6(base.checked_add(1)?.into()));
+            block
+                .leases
+                .push(IpNet::V6(Ipv6Net::new(base.into(), 64).ok()?));
+            block
+                .addresses
+                .push(IpAddr::V6(base.checked_add(1)?.into()));
         }
         Some(block)
     }
@@ -138,15 +160,22 @@ impl Pools {
     /// Numbers of the blocks that a prefix of the pool touches, first and last; `None` where it reaches past the numbered
     /// ones.
     fn span(&self, prefix: IpNet) -> Option<(u32, u32)> {
-        let ends = (self.index_of(prefix.network())?, self.index_of(prefix.broadcast())?);
+        let ends = (
+            self.index_of(prefix.network())?,
+            self.index_of(prefix.broadcast())?,
+        );
         (self.covers(prefix) && ends.1 < self.blocks()).then_some(ends)
     }
 
     /// Whether a prefix lies inside these blocks.
     pub fn within(&self, prefix: IpNet, part: &[Blocks]) -> bool {
-        let Some((mut next, last)) = self.span(prefix) else { return false };
+        let Some((mut next, last)) = self.span(prefix) else {
+            return false;
+        };
         while next <= last {
-            let Some(run) = part.iter().find(|b| b.contains(next)) else { return false };
+            let Some(run) = part.iter().find(|b| b.contains(next)) else {
+                return false;
+            };
             next = run.first.saturating_add(run.count);
         }
         true
@@ -161,7 +190,10 @@ impl Pools {
     pub fn touched(&self, taken: &[IpNet]) -> BTreeSet<u32> {
         let blocks = self.blocks();
         let ends = |p: &IpNet| {
-            let last = self.index_of(p.broadcast()).unwrap_or(u32::MAX).min(blocks.saturating_sub(1));
+            let last = self
+                .index_of(p.broadcast())
+                .unwrap_or(u32::MAX)
+                .min(blocks.saturating_sub(1));
             self.index_of(p.network()).map(|first| first..=last)
         };
         taken.iter().filter_map(ends).flatten().collect()
@@ -170,17 +202,30 @@ impl Pools {
     /// Up to `count` blocks that nobody uses and no seat has, from the end of the pool, in four runs at most.
     pub fn allot(&self, taken: &[IpNet], seats: &[Seat], count: u32) -> Vec<Blocks> {
         let used = self.touched(taken);
-        let allotted = |index: u32| seats.iter().flat_map(|s| &s.part).any(|b| b.contains(index));
-        let free = (1..self.blocks()).rev().filter(|i| !used.contains(i) && !allotted(*i) && self.block(*i).is_some());
+        let allotted = |index: u32| {
+            seats
+                .iter()
+                .flat_map(|s| &s.part)
+                .any(|b| b.contains(index))
+        };
+        let free = (1..self.blocks())
+            .rev()
+            .filter(|i| !used.contains(i) && !allotted(*i) && self.block(*i).is_some());
         let mut runs: Vec<Blocks> = Vec::new();
         for index in free.take(count as usize) {
             let full = runs.len() >= RUNS;
             match runs.last_mut() {
                 Some(run) if run.first == index.saturating_add(1) => {
-                    *run = Blocks { first: index, count: run.count.saturating_add(1) };
+                    *run = Blocks {
+                        first: index,
+                        count: run.count.saturating_add(1),
+                    };
                 }
                 _ if full => break,
-                _ => runs.push(Blocks { first: index, count: 1 }),
+                _ => runs.push(Blocks {
+                    first: index,
+                    count: 1,
+                }),
             }
         }
         runs
@@ -197,8 +242,17 @@ impl Pools {
     ///
     /// # Errors
     /// `E-POOL-FULL` when none is left; `E-ADDRESS-TAKEN` or `E-ADDRESS-OUTSIDE` for a wanted address.
-    pub fn free_block(&self, taken: &[IpNet], wanted: Option<IpAddr>, may: impl Fn(u32) -> bool) -> Result<Block> {
-        let free = |b: &Block| !b.leases.iter().any(|l| taken.iter().any(|t| overlaps(*l, *t)));
+    pub fn free_block(
+        &self,
+        taken: &[IpNet],
+        wanted: Option<IpAddr>,
+        may: impl Fn(u32) -> bool,
+    ) -> Result<Block> {
+        let free = |b: &Block| {
+            !b.leases
+                .iter()
+                .any(|l| taken.iter().any(|t| overlaps(*l, *t)))
+        };
         let Some(address) = wanted else {
             // Collected once: a linear scan per candidate would be quadratic in the members.
             let used: BTreeSet<IpNet> = taken.iter().copied().collect();
@@ -217,10 +271,19 @@ impl Pools {
                     .hint(Hint::FoundLarger)
                 });
         };
-        let taken_error =
-            || Error::new(Kind::Conflict, Code::AddressTaken, format!("{address} is leased to another member"));
+        let taken_error = || {
+            Error::new(
+                Kind::Conflict,
+                Code::AddressTaken,
+                format!("{address} is leased to another member"),
+            )
+        };
         let index = self.index_of(address).ok_or_else(|| {
-            Error::new(Kind::Conflict, Code::AddressOutside, format!("{address} is not in the subnet's pool"))
+            Error::new(
+                Kind::Conflict,
+                Code::AddressOutside,
+                format!("{address} is not in the subnet's pool"),
+            )
         })?;
         let mut block = self.block(index).ok_or_else(taken_error)?;
         if !free(&block) || !self.usable(address) {
@@ -254,10 +317,12 @@ impl Pools {
     /// Whether an address can be somebody's: not the pool's network or broadcast address, not a block's zero of v6.
     pub fn usable(&self, address: IpAddr) -> bool {
         match address {
-            IpAddr::V4(a) => self
-                .v4
-                .is_some_and(|p| p.contains(&a) && (p.prefix_len() >= 31 || (a != p.network() && a != p.broadcast()))),
-            IpAddr::V6(a) => self.v6.is_some_and(|p| p.contains(&a) && a.segments().get(4..) != Some(&[0; 4])),
+            IpAddr::V4(a) => self.v4.is_some_and(|p| {
+                p.contains(&a) && (p.prefix_len() >= 31 || (a != p.network() && a != p.broadcast()))
+            }),
+            IpAddr::V6(a) => self
+                .v6
+                .is_some_and(|p| p.contains(&a) && a.segments().get(4..) != Some(&[0; 4])),
         }
     }
 
@@ -283,41 +348,75 @@ pub fn free_addresses(
 ) -> Result<Vec<IpAddr>> {
     for &address in wanted {
         if !leases.iter().any(|l| l.contains(&address)) || !pools.usable(address) {
-            return Err(Error::new(Kind::Conflict, Code::NotLeased, format!("{address} is not leased to this node"))
-                .hint(Hint::AddLease));
+            return Err(Error::new(
+                Kind::Conflict,
+                Code::NotLeased,
+                format!("{address} is not leased to this node"),
+            )
+            .hint(Hint::AddLease));
         }
         if used.contains(&address) {
-            return Err(Error::new(Kind::Conflict, Code::AddressTaken, format!("{address} is in use")));
+            return Err(Error::new(
+                Kind::Conflict,
+                Code::AddressTaken,
+                format!("{address} is in use"),
+            ));
         }
     }
     let mut found: Vec<IpAddr> = wanted.to_vec();
-    let v4 = leases.iter().filter_map(|l| if let IpNet::V4(n) = l { Some(*n) } else { None });
+    let v4 = leases
+        .iter()
+        .filter_map(|l| if let IpNet::V4(n) = l { Some(*n) } else { None });
     if !found.iter().any(IpAddr::is_ipv4) {
         let pick = v4.flat_map(|n| {
             let first = u32::from(n.network());
             let last = u32::from(n.broadcast());
             // Blocks have network and broadcast addresses of their own only in people's eyes; theirs are left unused.
-            let (from, to) =
-                if n.prefix_len() >= 31 { (first, last) } else { (first.saturating_add(2), last.saturating_sub(1)) };
+            let (from, to) = if n.prefix_len() >= 31 {
+                (first, last)
+            } else {
+                (first.saturating_add(2), last.saturating_sub(1))
+            };
             (from..=to).map(|a| IpAddr::V4(a.into()))
         });
-        found.extend(pick.take(1 << 20).find(|a| pools.usable(*a) && !used.contains(a)));
+        found.extend(
+            pick.take(1 << 20)
+                .find(|a| pools.usable(*a) && !used.contains(a)),
+        );
     }
     if !found.iter().any(IpAddr::is_ipv6) {
-        let same = found.iter().find_map(|a| if let IpAddr::V4(a) = a { Some(u32::from(*a) & 0xff) } else { None });
-        let mut pick = leases.iter().filter_map(|l| if let IpNet::V6(n) = l { Some(*n) } else { None }).flat_map(|n| {
-            let base = u128::from(n.network());
-            let span = 1u128.checked_shl(128 - u32::from(n.prefix_len())).unwrap_or(u128::MAX).min(1 << 20);
-            let first = same.filter(|s| u128::from(*s) < span).map(u128::from);
-            let range = if n.prefix_len() == 128 { 0..1 } else { 2..span };
-            first.into_iter().chain(range).map(move |i| IpAddr::V6(Ipv6Addr::from(base.saturating_add(i))))
+        let same = found.iter().find_map(|a| {
+            if let IpAddr::V4(a) = a {
+                Some(u32::from(*a) & 0xff)
+            } else {
+                None
+            }
         });
+        let mut pick = leases
+            .iter()
+            .filter_map(|l| if let IpNet::V6(n) = l { Some(*n) } else { None })
+            .flat_map(|n| {
+                let base = u128::from(n.network());
+                let span = 1u128
+                    .checked_shl(128 - u32::from(n.prefix_len()))
+                    .unwrap_or(u128::MAX)
+                    .min(1 << 20);
+                let first = same.filter(|s| u128::from(*s) < span).map(u128::from);
+                let range = if n.prefix_len() == 128 { 0..1 } else { 2..span };
+                first
+                    .into_iter()
+                    .chain(range)
+                    .map(move |i| IpAddr::V6(Ipv6Addr::from(base.saturating_add(i))))
+            });
         found.extend(pick.find(|a| pools.usable(*a) && !used.contains(a)));
     }
     if found.is_empty() {
-        return Err(
-            Error::new(Kind::Conflict, Code::BlockFull, "this node's leases have no free address").hint(Hint::AddLease)
-        );
+        return Err(Error::new(
+            Kind::Conflict,
+            Code::BlockFull,
+            "this node's leases have no free address",
+        )
+        .hint(Hint::AddLease));
     }
     Ok(found)
 }
@@ -328,7 +427,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn pools(v4: &str, block4: u8) -> Pools {
-        Pools { v4: Some(v4.parse().unwrap()), block4, v6: Some("fd00:1:2::/48".parse().unwrap()) }
+        Pools {
+            v4: Some(v4.parse().unwrap()),
+            block4,
+            v6: Some("fd00:1:2::/48".parse().unwrap()),
+        }
     }
 
     #[test]
@@ -343,38 +446,77 @@ mod tests {
             }
             taken.extend(block.leases);
         }
-        assert_eq!(pools.free_block(&taken, None, |_| true).unwrap_err().code, Code::PoolFull);
+        assert_eq!(
+            pools.free_block(&taken, None, |_| true).unwrap_err().code,
+            Code::PoolFull
+        );
     }
 
     #[test]
     fn a_short_prefix_holds_as_many_members_as_a_pool_may() {
-        for prefix in ["fd00::/8", "fd00::/31", "fd00:1::/32", "fd00:1::/33", "fd00:1:2::/48"] {
-            let pools = Pools { v4: None, block4: 24, v6: Some(prefix.parse().unwrap()) };
+        for prefix in [
+            "fd00::/8",
+            "fd00::/31",
+            "fd00:1::/32",
+            "fd00:1::/33",
+            "fd00:1:2::/48",
+        ] {
+            let pools = Pools {
+                v4: None,
+                block4: 24,
+                v6: Some(prefix.parse().unwrap()),
+            };
             assert_eq!(pools.blocks(), 65_536, "{prefix}");
             let first = pools.free_block(&[], None, |_| true).unwrap();
             let second = pools.free_block(&first.leases, None, |_| true).unwrap();
             assert_ne!(first, second, "{prefix}");
         }
-        let pools = Pools { v4: Some("0.0.0.0/0".parse().unwrap()), block4: 32, v6: None };
+        let pools = Pools {
+            v4: Some("0.0.0.0/0".parse().unwrap()),
+            block4: 32,
+            v6: None,
+        };
         assert_eq!(pools.blocks(), 65_536);
     }
 
     #[test]
     fn pool_avoids_every_route_of_the_host() {
-        let taken = ["10.77.3.0/24".parse().unwrap(), "10.5.0.0/16".parse().unwrap()];
+        let taken = [
+            "10.77.3.0/24".parse().unwrap(),
+            "10.5.0.0/16".parse().unwrap(),
+        ];
         let pool = pick_pool4(&taken, 5).unwrap();
         assert_eq!(pool.to_string(), "10.6.0.0/16");
-        assert!(pick_pool4(&["10.0.0.0/8".parse().unwrap(), "172.16.0.0/12".parse().unwrap()], 0).is_err());
+        assert!(
+            pick_pool4(
+                &[
+                    "10.0.0.0/8".parse().unwrap(),
+                    "172.16.0.0/12".parse().unwrap()
+                ],
+                0
+            )
+            .is_err()
+        );
     }
 
     #[test]
     fn wanted_address_brings_its_block() {
         let pools = pools("10.42.7.0/24", default_block4(24));
-        let block = pools.free_block(&[], Some("10.42.7.20".parse().unwrap()), |_| true).unwrap();
+        let block = pools
+            .free_block(&[], Some("10.42.7.20".parse().unwrap()), |_| true)
+            .unwrap();
         assert_eq!(block.leases[0].to_string(), "10.42.7.16/28");
         assert_eq!(block.addresses[0].to_string(), "10.42.7.20");
-        assert!(pools.free_block(&block.leases, Some("10.42.7.21".parse().unwrap()), |_| true).is_err());
-        assert!(pools.free_block(&[], Some("10.42.8.1".parse().unwrap()), |_| true).is_err());
+        assert!(
+            pools
+                .free_block(&block.leases, Some("10.42.7.21".parse().unwrap()), |_| true)
+                .is_err()
+        );
+        assert!(
+            pools
+                .free_block(&[], Some("10.42.8.1".parse().unwrap()), |_| true)
+                .is_err()
+        );
     }
 
     proptest! {

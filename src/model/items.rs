@@ -20,9 +20,15 @@ struct Quota {
 }
 
 /// Of a member.
-const MEMBER: Quota = Quota { items: 128, bytes: 256 * 1024 };
+const MEMBER: Quota = Quota {
+    items: 128,
+    bytes: 256 * 1024,
+};
 /// Of the owner and of admins. They speak for the whole subnet, and have as many bytes for an item as a member.
-const WITH_A_SAY: Quota = Quota { items: 512, bytes: 1024 * 1024 };
+const WITH_A_SAY: Quota = Quota {
+    items: 512,
+    bytes: 1024 * 1024,
+};
 
 /// A slot of an issuer: its kind and its name.
 pub(super) type Slot = (PeerId, u16, Vec<u8>);
@@ -35,7 +41,9 @@ fn size(item: &Item) -> usize {
 impl Records {
     /// The item of a slot.
     pub fn item(&self, issuer: PeerId, kind: u16, slot: &[u8]) -> Option<&Item> {
-        self.items.get(&(issuer, kind, slot.to_vec())).map(|held| &held.body)
+        self.items
+            .get(&(issuer, kind, slot.to_vec()))
+            .map(|held| &held.body)
     }
 
     /// Items of one issuer, by kind and slot.
@@ -44,11 +52,17 @@ impl Records {
     }
 
     fn slots_of(&self, issuer: PeerId) -> impl Iterator<Item = (&Slot, &Arc<Statement<Item>>)> {
-        self.items.from(&(issuer, 0, Vec::new())).take_while(move |((of, ..), _)| *of == issuer)
+        self.items
+            .from(&(issuer, 0, Vec::new()))
+            .take_while(move |((of, ..), _)| *of == issuer)
     }
 
     fn quota(&self, issuer: PeerId) -> Quota {
-        if self.seat_of(issuer).is_some() { WITH_A_SAY } else { MEMBER }
+        if self.seat_of(issuer).is_some() {
+            WITH_A_SAY
+        } else {
+            MEMBER
+        }
     }
 
     /// Whether an item has ended so long ago that it is forgotten.
@@ -60,11 +74,16 @@ impl Records {
     /// has room for it beside all smaller slots. Larger ones make room.
     pub fn has_use_for(&self, issuer: PeerId, item: &Item, digest: &Digest) -> bool {
         let key = (issuer, item.kind, item.slot.clone());
-        let older = |held: &Arc<Statement<Item>>| (held.body.version, held.digest) < (item.version, *digest);
+        let older = |held: &Arc<Statement<Item>>| {
+            (held.body.version, held.digest) < (item.version, *digest)
+        };
         let quota = self.quota(issuer);
         let smaller = self.slots_of(issuer).take_while(|(slot, _)| **slot < key);
         let (count, bytes) = smaller.fold((1usize, size(item)), |(count, bytes), (_, held)| {
-            (count.saturating_add(1), bytes.saturating_add(size(&held.body)))
+            (
+                count.saturating_add(1),
+                bytes.saturating_add(size(&held.body)),
+            )
         });
         let may = !self.is_subject(issuer) || !self.on_trial(issuer);
         may && !self.is_over(item)
@@ -95,7 +114,10 @@ impl Records {
         let (mut count, mut bytes) = (0usize, 0usize);
         let mut surplus = Vec::new();
         for (slot, held) in self.slots_of(issuer) {
-            let (more, larger) = (count.saturating_add(1), bytes.saturating_add(size(&held.body)));
+            let (more, larger) = (
+                count.saturating_add(1),
+                bytes.saturating_add(size(&held.body)),
+            );
             if more <= quota.items && larger <= quota.bytes {
                 (count, bytes) = (more, larger);
             } else {
@@ -116,13 +138,21 @@ impl Records {
     /// After another head: who has no say any more has less room.
     pub(super) fn trim_all_items(&mut self) {
         let issuers: BTreeSet<PeerId> = self.items.keys().map(|(issuer, ..)| *issuer).collect();
-        issuers.into_iter().for_each(|issuer| self.trim_items(issuer));
+        issuers
+            .into_iter()
+            .for_each(|issuer| self.trim_items(issuer));
     }
 
     /// Drops all items of one issuer, and gives them.
     pub(super) fn drop_items_of(&mut self, issuer: PeerId) -> Vec<Arc<Statement<Item>>> {
-        let slots: Vec<Slot> = self.slots_of(issuer).map(|(slot, _)| slot.clone()).collect();
-        slots.iter().filter_map(|slot| self.drop_item(slot)).collect()
+        let slots: Vec<Slot> = self
+            .slots_of(issuer)
+            .map(|(slot, _)| slot.clone())
+            .collect();
+        slots
+            .iter()
+            .filter_map(|slot| self.drop_item(slot))
+            .collect()
     }
 }
 
@@ -131,7 +161,9 @@ mod tests {
     use super::*;
     use crate::model::genesis::{Admission, Genesis, Prefix6};
     use crate::model::members::Identity;
-    use crate::model::record::{Body, Doc, Grant, Head, MAX_ITEM, MAX_SLOT, Role, Seat, Signed, Term, Verified};
+    use crate::model::record::{
+        Body, Doc, Grant, Head, MAX_ITEM, MAX_SLOT, Role, Seat, Signed, Term, Verified,
+    };
     use proptest::prelude::*;
 
     const NOW: u64 = 1_800_000_000;
@@ -165,7 +197,11 @@ mod tests {
     }
 
     fn grant(version: u64, term: Term) -> Verified {
-        let life = if term == Term::Full { 90 * 86_400 } else { 3600 };
+        let life = if term == Term::Full {
+            90 * 86_400
+        } else {
+            3600
+        };
         signed(
             &owner(),
             Body::Grant(Grant {
@@ -188,15 +224,38 @@ mod tests {
     }
 
     fn head(number: u64, admin: bool) -> Verified {
-        let seat = Seat { admin: member().peer, since: 1, part: vec![] };
+        let seat = Seat {
+            admin: member().peer,
+            since: 1,
+            part: vec![],
+        };
         let seats = if admin { vec![seat] } else { vec![] };
-        signed(&owner(), Body::Head(Head { number, seats, least: 0, destroyed: false, issued: NOW }))
+        signed(
+            &owner(),
+            Body::Head(Head {
+                number,
+                seats,
+                least: 0,
+                destroyed: false,
+                issued: NOW,
+            }),
+        )
     }
 
     fn item(slot: u16, version: u64, bytes: usize) -> Verified {
         let (slot, data) = (slot.to_be_bytes().to_vec(), vec![7; bytes]);
         let (issued, expires) = (NOW, NOW + 3600);
-        signed(&member(), Body::Item(Item { kind: 4242, slot, version, issued, expires, data }))
+        signed(
+            &member(),
+            Body::Item(Item {
+                kind: 4242,
+                slot,
+                version,
+                issued,
+                expires,
+                data,
+            }),
+        )
     }
 
     /// What is held of these, given again until nothing is new: what one member lacks another brings.
@@ -226,15 +285,29 @@ mod tests {
             assert_eq!(count(&settled(begin.iter().chain(&small))), many);
             let all = settled(begin.iter().chain(&large));
             assert_eq!(count(&all), much);
-            assert!(all.item(member().peer, 4242, &[0, 0]).is_some(), "the smallest slots stay");
+            assert!(
+                all.item(member().peer, 4242, &[0, 0]).is_some(),
+                "the smallest slots stay"
+            );
         }
     }
 
     #[test]
     fn nothing_larger_than_an_item_may_be_is_one() {
-        for (slot, data, fits) in [(MAX_SLOT, MAX_ITEM, true), (MAX_SLOT + 1, 0, false), (0, MAX_ITEM + 1, false)] {
+        for (slot, data, fits) in [
+            (MAX_SLOT, MAX_ITEM, true),
+            (MAX_SLOT + 1, 0, false),
+            (0, MAX_ITEM + 1, false),
+        ] {
             let (slot, data) = (vec![1; slot], vec![1; data]);
-            let item = Item { kind: u16::MAX, slot, version: u64::MAX, issued: 0, expires: u64::MAX, data };
+            let item = Item {
+                kind: u16::MAX,
+                slot,
+                version: u64::MAX,
+                issued: 0,
+                expires: u64::MAX,
+                data,
+            };
             let record = Signed::new(genesis().id(), &Body::Item(item), &member().key);
             assert_eq!(record.check().is_ok(), fits);
         }
@@ -243,10 +316,17 @@ mod tests {
     #[test]
     fn who_loses_its_seat_or_comes_to_be_on_trial_holds_what_a_newcomer_would_let_it_hold() {
         let items: Vec<Verified> = (0..300).map(|slot| item(slot, 1, 10)).collect();
-        let wide = Doc { version: 1, endpoints: vec!["/dns4/x".repeat(30); 10], ..Doc::default() };
+        let wide = Doc {
+            version: 1,
+            endpoints: vec!["/dns4/x".repeat(30); 10],
+            ..Doc::default()
+        };
         let wide = signed(&member(), Body::Doc(wide));
-        let first: Vec<Verified> =
-            [grant(1, Term::Full), head(1, true)].into_iter().chain(items).chain([wide]).collect();
+        let first: Vec<Verified> = [grant(1, Term::Full), head(1, true)]
+            .into_iter()
+            .chain(items)
+            .chain([wide])
+            .collect();
         for (later, left) in [(head(2, false), 128), (grant(2, Term::Trial), 0)] {
             let mut old = settled(first.iter());
             assert_eq!(count(&old), 300);
@@ -265,7 +345,11 @@ mod tests {
         assert_eq!(all.absorb(item(100, 1, MAX_ITEM)), Absorbed::Known);
         assert_eq!(all.absorb(item(62, 2, 0)), Absorbed::New);
         assert!(all.item(me, 4242, &[0, 62]).unwrap().data.is_empty());
-        assert_eq!(all.absorb(full[62].clone()), Absorbed::Known, "what was taken back does not come again");
+        assert_eq!(
+            all.absorb(full[62].clone()),
+            Absorbed::Known,
+            "what was taken back does not come again"
+        );
         assert_eq!(all.absorb(item(100, 1, MAX_ITEM - 200)), Absorbed::New);
     }
 
@@ -283,10 +367,21 @@ mod tests {
         late.forget(hour + 3599);
         assert_eq!((count(&early), count(&late)), (0, 0));
         assert_eq!(early.held(), late.held());
-        assert_eq!(early.absorb(item(1, 1, 10)), Absorbed::Known, "and is not taken again");
+        assert_eq!(
+            early.absorb(item(1, 1, 10)),
+            Absorbed::Known,
+            "and is not taken again"
+        );
         assert!(!early.has_use_for(
             member().peer,
-            &Item { kind: 1, slot: vec![], version: 9, issued: 0, expires: NOW, data: vec![] },
+            &Item {
+                kind: 1,
+                slot: vec![],
+                version: 9,
+                issued: 0,
+                expires: NOW,
+                data: vec![]
+            },
             &[0; 32]
         ));
     }

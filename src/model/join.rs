@@ -43,7 +43,10 @@ impl Drop for Invite {
 
 impl std::fmt::Debug for Invite {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Invite").field("subnet", &self.subnet).field("issuer", &self.issuer).finish_non_exhaustive()
+        f.debug_struct("Invite")
+            .field("subnet", &self.subnet)
+            .field("issuer", &self.issuer)
+            .finish_non_exhaustive()
     }
 }
 
@@ -55,9 +58,21 @@ pub fn unwrapped(text: &str) -> String {
         !c.is_whitespace()
             && !matches!(
                 c,
-                '"' | '\'' | '`' | '<' | '>' | '\u{201c}' | '\u{201d}' | '\u{2018}' | '\u{2019}' | '\u{ab}' | '\u{bb}'
+                '"' | '\''
+                    | '`'
+                    | '<'
+                    | '>'
+                    | '\u{201c}'
+                    | '\u{201d}'
+                    | '\u{2018}'
+                    | '\u{2019}'
+                    | '\u{ab}'
+                    | '\u{bb}'
             )
-            && !matches!(c, '\u{feff}' | '\u{ad}' | '\u{200b}'..='\u{200d}' | '\u{2060}')
+            && !matches!(
+                c,
+                '\u{feff}' | '\u{ad}' | '\u{200b}'..='\u{200d}' | '\u{2060}'
+            )
     };
     joined.chars().filter(part).collect()
 }
@@ -83,16 +98,25 @@ impl Invite {
             Error::new(Kind::Refused, Code::InviteMalformed, message).hint(Hint::NewInvite)
         };
         let text = unwrapped(text);
-        let body = text.strip_prefix(INVITE_PREFIX).filter(|b| b.len() <= MAX_INVITE).ok_or_else(malformed)?;
+        let body = text
+            .strip_prefix(INVITE_PREFIX)
+            .filter(|b| b.len() <= MAX_INVITE)
+            .ok_or_else(malformed)?;
         let bytes = bs58::decode(body).into_vec().map_err(|_| malformed())?;
-        let (payload, sum) =
-            bytes.len().checked_sub(4).and_then(|n| bytes.split_at_checked(n)).ok_or_else(malformed)?;
+        let (payload, sum) = bytes
+            .len()
+            .checked_sub(4)
+            .and_then(|n| bytes.split_at_checked(n))
+            .ok_or_else(malformed)?;
         if Sha256::digest(payload).get(..4) != Some(sum) {
             return Err(malformed());
         }
         let invite: Invite = decode(payload).map_err(|_| malformed())?;
         let sane = invite.addresses.len() <= 16
-            && invite.addresses.iter().all(|a| a.len() <= 256 && !a.chars().any(char::is_control));
+            && invite
+                .addresses
+                .iter()
+                .all(|a| a.len() <= 256 && !a.chars().any(char::is_control));
         if sane { Ok(invite) } else { Err(malformed()) }
     }
 
@@ -146,7 +170,10 @@ impl Issued {
     /// `E-INVITE-REVOKED`, `E-INVITE-EXPIRED`, `E-INVITE-USED`.
     pub fn admits(&self, joiner: PeerId, declined: bool, now: u64) -> Result<()> {
         let refuse = |code, why: &str| {
-            Err(Error::new(Kind::Refused, code, format!("invite {} {why}", self.id())).hint(Hint::NewInvite))
+            Err(
+                Error::new(Kind::Refused, code, format!("invite {} {why}", self.id()))
+                    .hint(Hint::NewInvite),
+            )
         };
         let used = self.used.contains(&joiner);
         let used_up = self.used.len() >= self.uses as usize;
@@ -207,7 +234,14 @@ pub struct SignedAsk {
 }
 
 fn proof_message(subnet: SubnetId, joiner: PeerId, issuer: PeerId, nonce: [u8; 16]) -> Vec<u8> {
-    [b"byway/invite/1\0".as_slice(), &subnet.0, &joiner.0, &issuer.0, &nonce].concat()
+    [
+        b"byway/invite/1\0".as_slice(),
+        &subnet.0,
+        &joiner.0,
+        &issuer.0,
+        &nonce,
+    ]
+    .concat()
 }
 
 /// Signs `message` and gives the two halves.
@@ -217,7 +251,10 @@ fn sign(key: &SigningKey, message: &[u8]) -> ([u8; 32], [u8; 32]) {
 }
 
 fn verified(key: &[u8; 32], message: &[u8], (r, s): ([u8; 32], [u8; 32])) -> bool {
-    VerifyingKey::from_bytes(key).is_ok_and(|k| k.verify_strict(message, &Signature::from_components(r, s)).is_ok())
+    VerifyingKey::from_bytes(key).is_ok_and(|k| {
+        k.verify_strict(message, &Signature::from_components(r, s))
+            .is_ok()
+    })
 }
 
 impl Proof {
@@ -225,14 +262,23 @@ impl Proof {
     pub fn new(invite: &Invite, joiner: PeerId, nonce: [u8; 16]) -> Proof {
         let key = invite.key();
         let message = proof_message(invite.subnet, joiner, invite.issuer, nonce);
-        Proof { public: key.verifying_key().to_bytes(), issuer: invite.issuer, nonce, signature: sign(&key, &message) }
+        Proof {
+            public: key.verifying_key().to_bytes(),
+            issuer: invite.issuer,
+            nonce,
+            signature: sign(&key, &message),
+        }
     }
 
     /// Whether the proof is for this subnet, joiner, issuer and nonce.
     pub fn holds(&self, subnet: SubnetId, joiner: PeerId, issuer: PeerId, nonce: [u8; 16]) -> bool {
         self.nonce == nonce
             && self.issuer == issuer
-            && verified(&self.public, &proof_message(subnet, joiner, issuer, nonce), self.signature)
+            && verified(
+                &self.public,
+                &proof_message(subnet, joiner, issuer, nonce),
+                self.signature,
+            )
     }
 }
 
@@ -249,11 +295,22 @@ impl SignedAsk {
     /// # Errors
     /// `E-ASK` for what its joiner did not sign.
     pub fn verify(&self) -> Result<Ask> {
-        let bad = || Error::new(Kind::Refused, Code::Ask, "the join request is not signed by who asks");
-        let ask: Ask = if self.body.len() <= 4096 { decode(&self.body).map_err(|_| bad())? } else { return Err(bad()) };
+        let bad = || {
+            Error::new(
+                Kind::Refused,
+                Code::Ask,
+                "the join request is not signed by who asks",
+            )
+        };
+        let ask: Ask = if self.body.len() <= 4096 {
+            decode(&self.body).map_err(|_| bad())?
+        } else {
+            return Err(bad());
+        };
         let message = [b"byway/ask/1\0".as_slice(), &self.body].concat();
         // A grant of one key for both purposes is none: it is refused before anybody is asked.
-        let good = ask.seal_key != ask.data_key && verified(&ask.joiner.0, &message, self.signature);
+        let good =
+            ask.seal_key != ask.data_key && verified(&ask.joiner.0, &message, self.signature);
         if good { Ok(ask) } else { Err(bad()) }
     }
 }
@@ -266,7 +323,10 @@ pub fn lookup(subnet: SubnetId) -> [u8; 16] {
     hash.update(subnet.0);
     let digest: [u8; 32] = hash.finalize().into();
     let mut short = [0; 16];
-    short.iter_mut().zip(digest).for_each(|(to, from)| *to = from);
+    short
+        .iter_mut()
+        .zip(digest)
+        .for_each(|(to, from)| *to = from);
     short
 }
 
@@ -306,7 +366,10 @@ mod tests {
         for i in INVITE_PREFIX.len()..text.len() {
             let mut forged = text.clone().into_bytes();
             forged[i] = if forged[i] == b'2' { b'3' } else { b'2' };
-            assert!(Invite::parse(std::str::from_utf8(&forged).unwrap()).is_err(), "character {i}");
+            assert!(
+                Invite::parse(std::str::from_utf8(&forged).unwrap()).is_err(),
+                "character {i}"
+            );
         }
     }
 
@@ -337,12 +400,27 @@ mod tests {
         assert_eq!(signed.verify(), Ok(ask.clone()));
         for own in [0x61, 0x62] {
             let mut forged = signed.clone();
-            let at = forged.body.windows(32).position(|bytes| bytes == [own; 32]).unwrap();
+            let at = forged
+                .body
+                .windows(32)
+                .position(|bytes| bytes == [own; 32])
+                .unwrap();
             forged.body[at] ^= 1;
-            assert_eq!(forged.verify().unwrap_err().code, Code::Ask, "another key than the joiner's own");
+            assert_eq!(
+                forged.verify().unwrap_err().code,
+                Code::Ask,
+                "another key than the joiner's own"
+            );
         }
-        let one = Ask { seal_key: ask.data_key, ..ask };
-        assert_eq!(SignedAsk::new(&one, &key).verify().unwrap_err().code, Code::Ask, "one key for both");
+        let one = Ask {
+            seal_key: ask.data_key,
+            ..ask
+        };
+        assert_eq!(
+            SignedAsk::new(&one, &key).verify().unwrap_err().code,
+            Code::Ask,
+            "one key for both"
+        );
     }
 
     #[test]
@@ -362,11 +440,24 @@ mod tests {
         let (winner, other) = (PeerId([1; 32]), PeerId([2; 32]));
         assert!(issued.admits(winner, false, 5).is_ok());
         issued.used.push(winner);
-        assert_eq!(issued.admits(winner, false, 5).unwrap_err().code, Code::InviteUsed);
-        assert_eq!(issued.admits(other, false, 5).unwrap_err().code, Code::InviteUsed);
+        assert_eq!(
+            issued.admits(winner, false, 5).unwrap_err().code,
+            Code::InviteUsed
+        );
+        assert_eq!(
+            issued.admits(other, false, 5).unwrap_err().code,
+            Code::InviteUsed
+        );
         assert_eq!(issued.admits(winner, true, 5), Ok(()), "it could not come");
-        assert_eq!(issued.admits(other, true, 5).unwrap_err().code, Code::InviteUsed, "its place is nobody else's");
-        assert_eq!(issued.admits(winner, true, 10).unwrap_err().code, Code::InviteExpired);
+        assert_eq!(
+            issued.admits(other, true, 5).unwrap_err().code,
+            Code::InviteUsed,
+            "its place is nobody else's"
+        );
+        assert_eq!(
+            issued.admits(winner, true, 10).unwrap_err().code,
+            Code::InviteExpired
+        );
     }
 
     proptest! {

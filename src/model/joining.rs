@@ -16,13 +16,20 @@ impl State {
     ///
     /// # Errors
     /// `E-BAD-ANSWER`, `E-SUBNET-EXISTS`, `E-CIDR-OVERLAP`, `E-JOIN-POLICY`.
-    pub fn judge_join(&self, join: &PendingJoin, genesis: &[u8], around: &Around) -> Result<Genesis> {
+    pub fn judge_join(
+        &self,
+        join: &PendingJoin,
+        genesis: &[u8],
+        around: &Around,
+    ) -> Result<Genesis> {
         if Genesis::id_of(genesis) != join.subnet {
             return Err(bad_answer(join, "is about another subnet"));
         }
         let beyond = || {
-            let message =
-                format!("what the founder of subnet {} chose is no subnet that anybody may have", join.subnet);
+            let message = format!(
+                "what the founder of subnet {} chose is no subnet that anybody may have",
+                join.subnet
+            );
             Error::new(Kind::Refused, Code::JoinPolicy, message).hint(Hint::AskInviter)
         };
         let parsed = Genesis::parse(genesis).map_err(|_| beyond())?;
@@ -30,11 +37,18 @@ impl State {
             return Ok(parsed);
         }
         let alias = join.alias.as_ref().unwrap_or(&parsed.name);
-        let target = if join.invite.is_some() { "INVITE".to_owned() } else { join.subnet.to_string() };
+        let target = if join.invite.is_some() {
+            "INVITE".to_owned()
+        } else {
+            join.subnet.to_string()
+        };
         let coming = Coming::Joined { target: &target };
         self.check_alias(alias, coming)?;
         let prefixes = Records::new(parsed.clone()).prefixes();
-        let routed = Around { routed: around.routed.clone(), ..Around::default() };
+        let routed = Around {
+            routed: around.routed.clone(),
+            ..Around::default()
+        };
         self.check_overlap(alias, &prefixes, &routed, coming)?;
         policy::judge(&parsed, alias, &target, &join.allow, &around.needs)?;
         Ok(parsed)
@@ -64,7 +78,12 @@ impl State {
         };
         subnet.local.up = true;
         let known = &subnet.local.hints;
-        let hints: Vec<String> = join.hints.iter().filter(|hint| !known.contains(hint)).cloned().collect();
+        let hints: Vec<String> = join
+            .hints
+            .iter()
+            .filter(|hint| !known.contains(hint))
+            .cloned()
+            .collect();
         subnet.local.hints.extend(hints);
         // A revocation is of no use, and not held, before the grant that it ends.
         let mut ordered: Vec<&Verified> = records.iter().collect();
@@ -73,27 +92,56 @@ impl State {
             let _ = subnet.records.absorb(record.clone());
         }
         // Where the clock is wrong, what was signed tells the time.
-        let now = if now < RELEASED { now.max(subnet.records.latest()) } else { now };
+        let now = if now < RELEASED {
+            now.max(subnet.records.latest())
+        } else {
+            now
+        };
         let resolved = subnet.resolve(now);
         match resolved.members.get(&self.me.peer) {
             Some(me) if !me.addresses.is_empty() => Ok(subnet),
-            _ => Err(match resolved.roll.members.get(&self.me.peer).and_then(|e| e.best()) {
-                Some(mine) if !resolved.members.contains_key(&self.me.peer) => clock_error(mine.grant(), now),
-                _ => bad_answer(join, "holds no valid grant for this node"),
-            }),
+            _ => Err(
+                match resolved
+                    .roll
+                    .members
+                    .get(&self.me.peer)
+                    .and_then(|e| e.best())
+                {
+                    Some(mine) if !resolved.members.contains_key(&self.me.peer) => {
+                        clock_error(mine.grant(), now)
+                    }
+                    _ => bad_answer(join, "holds no valid grant for this node"),
+                },
+            ),
         }
     }
 
     /// This node's own goodbye to a subnet that let it in and that it cannot belong to: none where it was not let in.
-    pub fn decline(&self, join: &PendingJoin, genesis: &[u8], records: &[Verified], now: u64) -> Option<Signed> {
-        let parsed = Genesis::parse(genesis).ok().filter(|g| g.id() == join.subnet)?;
+    pub fn decline(
+        &self,
+        join: &PendingJoin,
+        genesis: &[u8],
+        records: &[Verified],
+        now: u64,
+    ) -> Option<Signed> {
+        let parsed = Genesis::parse(genesis)
+            .ok()
+            .filter(|g| g.id() == join.subnet)?;
         let mut held = Records::new(parsed);
         for record in records.iter().cloned() {
             let _ = held.absorb(record);
         }
         let generation = held.grants_of(self.me.peer).map(|g| g.generation).max()?;
-        let version = held.doc(self.me.peer).map_or(0, |d| d.version).saturating_add(1);
-        let doc = Doc { version, issued: now, left: Some(generation), ..Doc::default() };
+        let version = held
+            .doc(self.me.peer)
+            .map_or(0, |d| d.version)
+            .saturating_add(1);
+        let doc = Doc {
+            version,
+            issued: now,
+            left: Some(generation),
+            ..Doc::default()
+        };
         Some(Signed::new(join.subnet, &Body::Doc(doc), &self.me.key))
     }
 
@@ -127,5 +175,9 @@ fn clock_error(grant: &Grant, now: u64) -> Error {
 }
 
 fn bad_answer(join: &PendingJoin, why: &str) -> Error {
-    Error::new(Kind::Failed, Code::BadAnswer, format!("the answer to joining {} {why}", join.subnet))
+    Error::new(
+        Kind::Failed,
+        Code::BadAnswer,
+        format!("the answer to joining {} {why}", join.subnet),
+    )
 }

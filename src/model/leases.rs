@@ -16,11 +16,22 @@ use super::roll::Granted;
 impl Subnet {
     /// Prefixes that are somebody's, or kept for somebody: also of members whose grant has run out and may be renewed.
     pub(super) fn taken(&self, resolved: &Resolved) -> Vec<IpNet> {
-        let away = resolved.roll.members.iter().filter(|(peer, _)| !resolved.members.contains_key(peer));
+        let away = resolved
+            .roll
+            .members
+            .iter()
+            .filter(|(peer, _)| !resolved.members.contains_key(peer));
         let away = away.filter_map(|(_, entry)| entry.best().map(super::roll::Granted::grant));
-        let away = away.filter(|g| g.term == Term::Full).flat_map(|g| g.leases.iter().copied());
-        let held = resolved.members.values().flat_map(|m| m.leases.iter().copied());
-        held.chain(away).chain(self.local.reserved.values().flatten().copied()).collect()
+        let away = away
+            .filter(|g| g.term == Term::Full)
+            .flat_map(|g| g.leases.iter().copied());
+        let held = resolved
+            .members
+            .values()
+            .flat_map(|m| m.leases.iter().copied());
+        held.chain(away)
+            .chain(self.local.reserved.values().flatten().copied())
+            .collect()
     }
 
     /// Whether this node may give block `index`: an admin those of its part, the owner those of nobody's.
@@ -29,7 +40,10 @@ impl Subnet {
         let seats = self.records.seats();
         move |index| match part {
             Some(part) => part.iter().any(|b| b.contains(index)),
-            None => !seats.iter().flat_map(|s| &s.part).any(|b| b.contains(index)),
+            None => !seats
+                .iter()
+                .flat_map(|s| &s.part)
+                .any(|b| b.contains(index)),
         }
     }
 
@@ -65,7 +79,9 @@ impl Subnet {
 
     pub(super) fn not_in_part(&self, resolved: &Resolved, what: &str) -> Error {
         let owner = self.owner_name(resolved);
-        let message = format!("{what} is not in this admin's part of the pool: only the owner {owner} may give it");
+        let message = format!(
+            "{what} is not in this admin's part of the pool: only the owner {owner} may give it"
+        );
         Error::new(Kind::Conflict, Code::NotInPart, message).hint(Hint::AskForAddress)
     }
 
@@ -79,9 +95,18 @@ impl Subnet {
         let pools = self.records.pools();
         let mut fresh: BTreeMap<PeerId, Vec<IpNet>> = BTreeMap::new();
         let mut held: Prefixes<PeerId> = Prefixes::default();
-        let leased = resolved.members.iter().flat_map(|(p, m)| m.leases.iter().map(move |l| (*l, *p)));
-        let reserved = self.local.reserved.iter().flat_map(|(p, leases)| leases.iter().map(move |l| (*l, *p)));
-        leased.chain(reserved).for_each(|(lease, peer)| held.insert(lease, peer));
+        let leased = resolved
+            .members
+            .iter()
+            .flat_map(|(p, m)| m.leases.iter().map(move |l| (*l, *p)));
+        let reserved = self
+            .local
+            .reserved
+            .iter()
+            .flat_map(|(p, leases)| leases.iter().map(move |l| (*l, *p)));
+        leased
+            .chain(reserved)
+            .for_each(|(lease, peer)| held.insert(lease, peer));
         for (prefix, owner) in entries {
             if *prefix == prefix.trunc() && pools.covers(*prefix) && !self.may_lease(me, *prefix) {
                 return Err(self.not_in_part(&resolved, &prefix.to_string()));
@@ -96,7 +121,10 @@ impl Subnet {
             match held.overlapping(*prefix) {
                 Some((lease, holder)) if holder == *owner && lease.contains(prefix) => {}
                 Some((lease, holder)) => {
-                    let name = resolved.members.get(&holder).map_or_else(|| holder.to_string(), |m| m.name.to_string());
+                    let name = resolved
+                        .members
+                        .get(&holder)
+                        .map_or_else(|| holder.to_string(), |m| m.name.to_string());
                     return Err(Error::new(
                         Kind::Conflict,
                         Code::LeaseTaken,
@@ -110,10 +138,10 @@ impl Subnet {
             }
         }
         for (owner, prefixes) in &fresh {
-            let before = resolved
-                .members
-                .get(owner)
-                .map_or_else(|| self.local.reserved.get(owner).map_or(0, Vec::len), |member| member.grant.leases.len());
+            let before = resolved.members.get(owner).map_or_else(
+                || self.local.reserved.get(owner).map_or(0, Vec::len),
+                |member| member.grant.leases.len(),
+            );
             // Two places are left for the block a peer gets when it joins.
             if before.saturating_add(prefixes.len()).saturating_add(2) > MAX_LEASES {
                 return Err(Error::new(
@@ -127,7 +155,12 @@ impl Subnet {
         for (owner, prefixes) in fresh {
             match resolved.members.get(&owner) {
                 Some(member) => self.regrant(me, member, now, |g| g.leases.extend(prefixes))?,
-                None => self.local.reserved.entry(owner).or_default().extend(prefixes),
+                None => self
+                    .local
+                    .reserved
+                    .entry(owner)
+                    .or_default()
+                    .extend(prefixes),
             }
         }
         Ok(changed)
@@ -135,7 +168,8 @@ impl Subnet {
 
     fn may_lease(&self, me: &Identity, prefix: IpNet) -> bool {
         let seat = self.records.head().seat(me.peer);
-        me.peer == self.records.genesis.owner || seat.is_some_and(|s| self.records.pools().within(prefix, &s.part))
+        me.peer == self.records.genesis.owner
+            || seat.is_some_and(|s| self.records.pools().within(prefix, &s.part))
     }
 
     /// Whether nobody holds or is to hold anything of a prefix, though somebody could: `Ok(false)`, for nothing was taken back.
@@ -144,16 +178,38 @@ impl Subnet {
     /// `E-NO-LEASE` where the prefix is a part of a lease or around one, or nobody can hold it.
     fn holds_nobody(&self, prefix: IpNet, resolved: &Resolved) -> Result<bool> {
         let refuse = |message: String| {
-            Err(Error::new(Kind::NotFound, Code::NoLease, message).hint(Hint::ListLeases(self.name().clone())))
+            Err(Error::new(Kind::NotFound, Code::NoLease, message)
+                .hint(Hint::ListLeases(self.name().clone())))
         };
-        let held = resolved.members.values().flat_map(|m| m.leases.iter().map(move |l| (m.name.to_string(), *l)));
-        let reserved = self.local.reserved.iter().flat_map(|(peer, all)| all.iter().map(|l| (peer.short(), *l)));
-        if let Some((who, lease)) = held.chain(reserved).find(|(_, lease)| overlaps(*lease, prefix)) {
-            return refuse(format!("nobody holds {prefix} in subnet {}: {who} holds {lease}", self.name()));
+        let held = resolved
+            .members
+            .values()
+            .flat_map(|m| m.leases.iter().map(move |l| (m.name.to_string(), *l)));
+        let reserved = self
+            .local
+            .reserved
+            .iter()
+            .flat_map(|(peer, all)| all.iter().map(|l| (peer.short(), *l)));
+        if let Some((who, lease)) = held
+            .chain(reserved)
+            .find(|(_, lease)| overlaps(*lease, prefix))
+        {
+            return refuse(format!(
+                "nobody holds {prefix} in subnet {}: {who} holds {lease}",
+                self.name()
+            ));
         }
         // Of what may be leased nothing tells whether it ever was.
-        if !self.records.prefixes().iter().any(|pool| pool.contains(&prefix)) {
-            return refuse(format!("{prefix} is no part of subnet {}: nobody ever held it", self.name()));
+        if !self
+            .records
+            .prefixes()
+            .iter()
+            .any(|pool| pool.contains(&prefix))
+        {
+            return refuse(format!(
+                "{prefix} is no part of subnet {}: nobody ever held it",
+                self.name()
+            ));
         }
         Ok(false)
     }
@@ -163,16 +219,34 @@ impl Subnet {
     ///
     /// # Errors
     /// `E-NOT-ADMIN`, `E-NOT-OWNER`, `E-NO-LEASE`, `E-LEASE-OWN`.
-    pub fn unlease(&mut self, me: &Identity, prefix: IpNet, from: Option<PeerId>, now: u64) -> Result<bool> {
+    pub fn unlease(
+        &mut self,
+        me: &Identity,
+        prefix: IpNet,
+        from: Option<PeerId>,
+        now: u64,
+    ) -> Result<bool> {
         let resolved = self.resolve(now);
         self.require_admin(me, &resolved)?;
-        let holder = resolved.members.values().find(|m| m.leases.contains(&prefix)).cloned();
+        let holder = resolved
+            .members
+            .values()
+            .find(|m| m.leases.contains(&prefix))
+            .cloned();
         if let (Some(from), Some(holder)) = (from, &holder)
             && from != holder.grant.subject
         {
-            let name = resolved.members.get(&from).map_or_else(|| from.short(), |m| m.name.to_string());
-            let message = format!("{name} does not hold {prefix} in subnet {}: {} does", self.name(), holder.name);
-            return Err(Error::new(Kind::NotFound, Code::NoLease, message).hint(Hint::ListLeases(self.name().clone())));
+            let name = resolved
+                .members
+                .get(&from)
+                .map_or_else(|| from.short(), |m| m.name.to_string());
+            let message = format!(
+                "{name} does not hold {prefix} in subnet {}: {} does",
+                self.name(),
+                holder.name
+            );
+            return Err(Error::new(Kind::NotFound, Code::NoLease, message)
+                .hint(Hint::ListLeases(self.name().clone())));
         }
         let Some(member) = holder else {
             let mut found = false;
@@ -182,7 +256,11 @@ impl Subnet {
                 found |= leases.len() != before;
                 !leases.is_empty()
             });
-            return if found { Ok(true) } else { self.holds_nobody(prefix, &resolved) };
+            return if found {
+                Ok(true)
+            } else {
+                self.holds_nobody(prefix, &resolved)
+            };
         };
         if member.addresses.iter().any(|a| prefix.contains(a)) {
             return Err(Error::new(
@@ -196,7 +274,8 @@ impl Subnet {
         let entry = resolved.roll.members.get(&member.grant.subject);
         if me.peer != owner && entry.is_some_and(|e| e.grants().iter().any(by_owner)) {
             let name = self.owner_name(&resolved);
-            let message = format!("{prefix} was leased by the owner {name}: only the owner takes it back");
+            let message =
+                format!("{prefix} was leased by the owner {name}: only the owner takes it back");
             return Err(Error::new(Kind::NotPermitted, Code::NotOwner, message));
         }
         self.regrant(me, &member, now, |g| g.leases.retain(|l| *l != prefix))?;

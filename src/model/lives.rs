@@ -46,20 +46,42 @@ pub struct Lives(BTreeMap<(SubnetId, PeerId), Member>);
 impl Lives {
     /// Notes the life and the endpoints of a document that replaced the one before it. `own` says that this node signed
     /// it itself: it overrules another life then, which proves nothing. `now` is seconds since 1970.
-    pub fn note(&mut self, of: (SubnetId, PeerId), number: u64, endpoints: &[String], own: bool, now: u64) {
+    pub fn note(
+        &mut self,
+        of: (SubnetId, PeerId),
+        number: u64,
+        endpoints: &[String],
+        own: bool,
+        now: u64,
+    ) {
         if self.0.len() >= MEMBERS
             && !self.0.contains_key(&of)
-            && let Some(quiet) = self.0.iter().min_by_key(|(_, member)| member.heard).map(|(of, _)| *of)
+            && let Some(quiet) = self
+                .0
+                .iter()
+                .min_by_key(|(_, member)| member.heard)
+                .map(|(of, _)| *of)
         {
             self.0.remove(&quiet);
         }
         let member = self.0.entry(of).or_default();
         member.heard = now;
-        let life = Life { number, endpoints: endpoints.to_vec() };
-        if member.lives.back().is_some_and(|last| last.number != number) {
+        let life = Life {
+            number,
+            endpoints: endpoints.to_vec(),
+        };
+        if member
+            .lives
+            .back()
+            .is_some_and(|last| last.number != number)
+        {
             member.changed = Some(now);
         }
-        if member.lives.back().is_some_and(|last| last.number == number) {
+        if member
+            .lives
+            .back()
+            .is_some_and(|last| last.number == number)
+        {
             member.lives.pop_back();
         } else if let Some(place) = member.lives.iter().position(|known| known.number == number) {
             member.lives.remove(place);
@@ -75,18 +97,36 @@ impl Lives {
 
     /// Who lives twice, in which subnet, and where each life said that it can be dialled.
     pub fn twice(&self, now: u64) -> impl Iterator<Item = ((SubnetId, PeerId), Vec<&[String]>)> {
-        let fresh = move |member: &Member| member.came_back.is_some_and(|at| now.abs_diff(at) < STANDS);
-        self.0.iter().filter(move |(_, member)| fresh(member)).map(|(of, member)| {
-            // The two that spoke last.
-            let lives = member.lives.iter().rev().take(2).map(|life| life.endpoints.as_slice()).collect();
-            (*of, lives)
-        })
+        let fresh =
+            move |member: &Member| member.came_back.is_some_and(|at| now.abs_diff(at) < STANDS);
+        self.0
+            .iter()
+            .filter(move |(_, member)| fresh(member))
+            .map(|(of, member)| {
+                // The two that spoke last.
+                let lives = member
+                    .lives
+                    .iter()
+                    .rev()
+                    .take(2)
+                    .map(|life| life.endpoints.as_slice())
+                    .collect();
+                (*of, lives)
+            })
     }
 
     /// Whose life changed a moment ago: the former one, where it goes on, does not hear of the new one by itself.
     pub fn unsettled(&self, now: u64) -> BTreeSet<PeerId> {
-        let moved = |member: &Member| member.changed.is_some_and(|at| now.abs_diff(at) < UNSETTLED);
-        self.0.iter().filter(|(_, member)| moved(member)).map(|((_, peer), _)| *peer).collect()
+        let moved = |member: &Member| {
+            member
+                .changed
+                .is_some_and(|at| now.abs_diff(at) < UNSETTLED)
+        };
+        self.0
+            .iter()
+            .filter(|(_, member)| moved(member))
+            .map(|((_, peer), _)| *peer)
+            .collect()
     }
 
     /// Whether a member is one of those.
@@ -109,7 +149,13 @@ mod tests {
     fn lives(said: &[(u64, bool)]) -> Lives {
         let mut lives = Lives::default();
         for (number, own) in said {
-            lives.note(OF, *number, &[format!("/ip4/192.0.2.{number}/tcp/4100")], *own, 1000);
+            lives.note(
+                OF,
+                *number,
+                &[format!("/ip4/192.0.2.{number}/tcp/4100")],
+                *own,
+                1000,
+            );
         }
         lives
     }
@@ -119,21 +165,30 @@ mod tests {
         let twice = lives(&[(1, false), (2, false), (1, false)]);
         let (of, ends) = twice.twice(1000 + STANDS - 1).next().unwrap();
         assert_eq!(of, OF);
-        assert_eq!(ends.concat(), ["/ip4/192.0.2.1/tcp/4100", "/ip4/192.0.2.2/tcp/4100"]);
+        assert_eq!(
+            ends.concat(),
+            ["/ip4/192.0.2.1/tcp/4100", "/ip4/192.0.2.2/tcp/4100"]
+        );
         assert!(twice.is_twice(OF.1, 1000) && !twice.is_twice(PeerId([3; 32]), 1000));
         assert!(!twice.is_twice(OF.1, 1000 + STANDS), "one of them ended");
     }
 
     #[test]
     fn restarts_are_no_second_machine() {
-        assert!(!lives(&[(1, false), (1, false), (2, false), (2, false), (3, false)]).is_twice(OF.1, 1000));
+        assert!(
+            !lives(&[(1, false), (1, false), (2, false), (2, false), (3, false)])
+                .is_twice(OF.1, 1000)
+        );
     }
 
     #[test]
     fn who_began_a_new_life_is_asked_about_for_a_moment() {
         assert!(lives(&[(1, false), (1, false)]).unsettled(1000).is_empty());
         let changed = lives(&[(1, false), (2, false)]);
-        assert_eq!(changed.unsettled(1000 + UNSETTLED - 1), BTreeSet::from([OF.1]));
+        assert_eq!(
+            changed.unsettled(1000 + UNSETTLED - 1),
+            BTreeSet::from([OF.1])
+        );
         assert!(changed.unsettled(1000 + UNSETTLED).is_empty());
     }
 
@@ -149,7 +204,9 @@ mod tests {
         let mut lives = Lives::default();
         for n in 0..10_000_u64 {
             let mut key = [0; 32];
-            key.first_chunk_mut::<8>().unwrap().copy_from_slice(&(n % 9000).to_be_bytes());
+            key.first_chunk_mut::<8>()
+                .unwrap()
+                .copy_from_slice(&(n % 9000).to_be_bytes());
             lives.note((OF.0, PeerId(key)), n, &[], false, n);
         }
         assert!(lives.0.len() <= MEMBERS && lives.0.values().all(|m| m.lives.len() <= REMEMBERED));

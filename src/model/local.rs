@@ -49,11 +49,20 @@ impl Target {
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
         if !(1..=MAX_CONTAINER).contains(&container.len()) || !container.bytes().all(plain) {
             let what = "1 to 255 letters, digits, '-', '_' and '.'";
-            return wrong(Code::Container, format!("{} is no ID of a container: {what}", printable(&container)));
+            return wrong(
+                Code::Container,
+                format!("{} is no ID of a container: {what}", printable(&container)),
+            );
         }
         if !is_link_name(interface) || matches!(interface, "." | "..") {
             let what = "1 to 15 letters, digits, '-', '_' and '.'";
-            return wrong(Code::Interface, format!("{} is no name of an interface: {what}", printable(interface)));
+            return wrong(
+                Code::Interface,
+                format!(
+                    "{} is no name of an interface: {what}",
+                    printable(interface)
+                ),
+            );
         }
         Ok(Target::Engine { engine, container })
     }
@@ -114,7 +123,9 @@ pub struct Workload {
 impl Workload {
     /// Whether both are the same interface of the same container of one engine.
     pub fn is_same_attachment(&self, target: &Target, interface: &str) -> bool {
-        matches!(target, Target::Engine { .. }) && self.target == *target && self.inner_link == interface
+        matches!(target, Target::Engine { .. })
+            && self.target == *target
+            && self.inner_link == interface
     }
 
     /// Whether it lives in that namespace.
@@ -233,7 +244,11 @@ const MAX_HINTS: usize = 32;
 impl Local {
     /// Adds addresses where members may be, the newest first; whether one of them is new.
     pub fn add_hints(&mut self, hints: &[String]) -> bool {
-        let new: Vec<String> = hints.iter().filter(|hint| !self.hints.contains(hint)).cloned().collect();
+        let new: Vec<String> = hints
+            .iter()
+            .filter(|hint| !self.hints.contains(hint))
+            .cloned()
+            .collect();
         let changed = !new.is_empty();
         self.hints.splice(..0, new);
         self.hints.truncate(MAX_HINTS);
@@ -284,22 +299,36 @@ pub struct NotLetIn {
 impl PendingJoin {
     /// What the subnet is called here while it waits: as it was typed, else as it was founded.
     pub fn shown(&self) -> Name {
-        self.alias.clone().or_else(|| self.founded_as.clone()).unwrap_or_else(|| Name::from_host("pending"))
+        self.alias
+            .clone()
+            .or_else(|| self.founded_as.clone())
+            .unwrap_or_else(|| Name::from_host("pending"))
     }
 
     /// Asks for the same subnet again: what the former question had and this one does not name stays. An invite is given up
     /// for another one, or where it has expired; a question by the bare ID says nothing against it.
     #[must_use]
     pub fn continues(mut self, former: &PendingJoin, now: u64) -> PendingJoin {
-        self.invite = self.invite.or_else(|| former.invite.clone().filter(|invite| now < invite.expires));
-        self.hints.extend(former.hints.iter().filter(|hint| !self.hints.contains(hint)).cloned().collect::<Vec<_>>());
+        self.invite = self
+            .invite
+            .or_else(|| former.invite.clone().filter(|invite| now < invite.expires));
+        self.hints.extend(
+            former
+                .hints
+                .iter()
+                .filter(|hint| !self.hints.contains(hint))
+                .cloned()
+                .collect::<Vec<_>>(),
+        );
         self.hints.truncate(MAX_HINTS);
         if self.name_is_default {
             (self.name, self.name_is_default) = (former.name.clone(), former.name_is_default);
         }
         self.alias = self.alias.or_else(|| former.alias.clone());
         self.ip = self.ip.or(former.ip);
-        self.allow.prefixes.extend_from_slice(&former.allow.prefixes);
+        self.allow
+            .prefixes
+            .extend_from_slice(&former.allow.prefixes);
         self.allow.prefixes.sort();
         self.allow.prefixes.dedup();
         self.allow.domains.extend_from_slice(&former.allow.domains);
@@ -330,7 +359,9 @@ impl FormerSubnet {
     /// Whether the owner ended it for everyone: its proof is heads then, and this node's goodbye else.
     pub fn is_destroyed(&self) -> bool {
         use super::record::Body;
-        self.proof.iter().any(|r| matches!(r.verify(), Ok(Body::Head(head)) if head.destroyed))
+        self.proof
+            .iter()
+            .any(|r| matches!(r.verify(), Ok(Body::Head(head)) if head.destroyed))
     }
 }
 
@@ -341,12 +372,22 @@ mod placed {
 
     use super::NetnsRef;
 
-    pub(super) fn serialize<S: Serializer>(netns: &Option<NetnsRef>, to: S) -> Result<S::Ok, S::Error> {
-        let none = NetnsRef { path: "".into(), device: 0, inode: 0, cookie: None };
+    pub(super) fn serialize<S: Serializer>(
+        netns: &Option<NetnsRef>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        let none = NetnsRef {
+            path: "".into(),
+            device: 0,
+            inode: 0,
+            cookie: None,
+        };
         netns.as_ref().unwrap_or(&none).serialize(to)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<NetnsRef>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<NetnsRef>, D::Error> {
         let netns = NetnsRef::deserialize(from)?;
         Ok(Some(netns).filter(|netns| !netns.path.as_os_str().is_empty()))
     }
@@ -362,7 +403,10 @@ mod by_name {
 
     use super::{Chunks, PeerId};
 
-    pub(super) fn serialize<S: Serializer>(names: &Chunks<Arc<str>, PeerId>, to: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        names: &Chunks<Arc<str>, PeerId>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
         // How many there are stands before them.
         let mut map = to.serialize_map(Some(names.len()))?;
         for (name, by) in names.iter() {
@@ -371,9 +415,14 @@ mod by_name {
         map.end()
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Chunks<Arc<str>, PeerId>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Chunks<Arc<str>, PeerId>, D::Error> {
         let names = BTreeMap::<String, PeerId>::deserialize(from)?;
-        Ok(names.into_iter().map(|(name, by)| (name.into(), by)).collect())
+        Ok(names
+            .into_iter()
+            .map(|(name, by)| (name.into(), by))
+            .collect())
     }
 }
 
@@ -419,10 +468,25 @@ mod tests {
             (again.invite.clone(), again.hints.clone(), again.since),
             (former.invite.clone(), by_id.hints.clone(), 10)
         );
-        assert_eq!((again.name.as_str(), again.shown().as_str()), ("printer", "lab"));
-        assert_eq!(by_id.clone().continues(&former, 100).invite, None, "what has expired lets nobody in");
-        let other = PendingJoin { invite: Some(invite(4)), alias: Some(Name::from_host("x")), ..by_id };
-        assert_eq!(other.clone().continues(&former, 50).invite, other.invite, "another invite takes its place");
+        assert_eq!(
+            (again.name.as_str(), again.shown().as_str()),
+            ("printer", "lab")
+        );
+        assert_eq!(
+            by_id.clone().continues(&former, 100).invite,
+            None,
+            "what has expired lets nobody in"
+        );
+        let other = PendingJoin {
+            invite: Some(invite(4)),
+            alias: Some(Name::from_host("x")),
+            ..by_id
+        };
+        assert_eq!(
+            other.clone().continues(&former, 50).invite,
+            other.invite,
+            "another invite takes its place"
+        );
         assert_eq!(other.continues(&former, 50).shown().as_str(), "x");
     }
 
@@ -454,8 +518,16 @@ mod tests {
 
     #[test]
     fn a_workload_is_read_as_it_was_written_with_a_namespace_or_without() {
-        let netns = NetnsRef { path: "/run/netns/db".into(), device: 4, inode: 5, cookie: Some(6) };
-        let target = Target::Docker { name: "db".into(), id: "0123456789abcdef".repeat(4) };
+        let netns = NetnsRef {
+            path: "/run/netns/db".into(),
+            device: 4,
+            inode: 5,
+            cookie: Some(6),
+        };
+        let target = Target::Docker {
+            name: "db".into(),
+            id: "0123456789abcdef".repeat(4),
+        };
         let former = Former {
             name: Name::from_host("db"),
             target: target.clone(),
@@ -469,19 +541,39 @@ mod tests {
         };
         let bytes = crate::model::record::encode(&former);
         let read: Workload = postcard::from_bytes(&bytes).unwrap();
-        assert_eq!((&read.netns, read.target.container(), read.since), (&Some(netns), target.container(), 7));
-        assert_eq!(crate::model::record::encode(&read), bytes, "and written as it was");
+        assert_eq!(
+            (&read.netns, read.target.container(), read.since),
+            (&Some(netns), target.container(), 7)
+        );
+        assert_eq!(
+            crate::model::record::encode(&read),
+            bytes,
+            "and written as it was"
+        );
         let engine = Target::of_engine(Name::from_host("cni"), "0f".repeat(32), "eth0").unwrap();
-        let apart = Workload { target: engine, netns: None, inner_link: "eth0".into(), ..read };
-        assert_eq!(postcard::from_bytes::<Workload>(&crate::model::record::encode(&apart)).unwrap(), apart);
+        let apart = Workload {
+            target: engine,
+            netns: None,
+            inner_link: "eth0".into(),
+            ..read
+        };
+        assert_eq!(
+            postcard::from_bytes::<Workload>(&crate::model::record::encode(&apart)).unwrap(),
+            apart
+        );
     }
 
     #[test]
     fn what_an_engine_calls_a_container_and_an_interface_is_looked_at() {
         let of = |container: &str, interface| {
-            Target::of_engine(Name::from_host("cni"), container.to_owned(), interface).map(drop).map_err(|e| e.code)
+            Target::of_engine(Name::from_host("cni"), container.to_owned(), interface)
+                .map(drop)
+                .map_err(|e| e.code)
         };
-        assert_eq!([of("web_1.a-b", "eth0"), of(&"f".repeat(255), "bw-lab.100")], [Ok(()), Ok(())]);
+        assert_eq!(
+            [of("web_1.a-b", "eth0"), of(&"f".repeat(255), "bw-lab.100")],
+            [Ok(()), Ok(())]
+        );
         for container in ["", "a/b", "a b", "a\n", &"f".repeat(256)] {
             assert_eq!(of(container, "eth0"), Err(Code::Container), "{container:?}");
         }

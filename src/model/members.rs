@@ -54,12 +54,18 @@ pub const REQUEST_LIFE: u64 = 15 * 60;
 impl Subnet {
     /// Nobody has asked yet to join it.
     pub(super) fn new(records: Records, local: Local) -> Subnet {
-        Subnet { records, local: Shared::new(local), requests: BTreeMap::new(), memo: Memo::default() }
+        Subnet {
+            records,
+            local: Shared::new(local),
+            requests: BTreeMap::new(),
+            memo: Memo::default(),
+        }
     }
 
     /// Signs a statement of this node's and takes it in.
     pub(super) fn issue(&mut self, me: &Identity, body: Body) -> Result<()> {
-        let record = Verified::sign(self.records.id, body, &me.key).map_err(|_| would_be_refused())?;
+        let record =
+            Verified::sign(self.records.id, body, &me.key).map_err(|_| would_be_refused())?;
         self.take_own(record)
     }
 
@@ -72,18 +78,27 @@ impl Subnet {
 
     /// The number of this node's seat, which its records repeat.
     pub(super) fn seat(&self, me: &Identity) -> Result<u64> {
-        self.records.seat_of(me.peer).ok_or_else(|| self.not_admin())
+        self.records
+            .seat_of(me.peer)
+            .ok_or_else(|| self.not_admin())
     }
 
     fn not_admin(&self) -> Error {
-        let message = format!("only the owner or an admin of subnet {} may do this", self.name());
-        Error::new(Kind::NotPermitted, Code::NotAdmin, message).hint(Hint::MakeAdmin(self.name().clone()))
+        let message = format!(
+            "only the owner or an admin of subnet {} may do this",
+            self.name()
+        );
+        Error::new(Kind::NotPermitted, Code::NotAdmin, message)
+            .hint(Hint::MakeAdmin(self.name().clone()))
     }
 
     /// The owner as people know it.
     pub(super) fn owner_name(&self, resolved: &Resolved) -> String {
         let owner = self.records.genesis.owner;
-        resolved.members.get(&owner).map_or_else(|| owner.to_string(), |m| m.name.to_string())
+        resolved
+            .members
+            .get(&owner)
+            .map_or_else(|| owner.to_string(), |m| m.name.to_string())
     }
 
     /// The name people know the subnet by here.
@@ -97,7 +112,11 @@ impl Subnet {
     /// `E-NOT-ADMIN`.
     pub fn require_admin(&self, me: &Identity, resolved: &Resolved) -> Result<()> {
         let owner = self.records.genesis.owner;
-        if me.peer == owner || resolved.roll.is_admin(me.peer) { Ok(()) } else { Err(self.not_admin()) }
+        if me.peer == owner || resolved.roll.is_admin(me.peer) {
+            Ok(())
+        } else {
+            Err(self.not_admin())
+        }
     }
 
     /// Refuses what only the owner may do.
@@ -121,8 +140,11 @@ impl Subnet {
     /// # Errors
     /// `E-NO-MEMBER`, `E-AMBIGUOUS`; `E-CLOCK` for one whose grant has not begun by this machine's clock.
     pub fn find_member(&self, resolved: &Resolved, text: &str, now: u64) -> Result<PeerId> {
-        let members: Vec<Named<PeerId>> =
-            resolved.members.iter().map(|(peer, m)| Named::new(*peer, *peer, &m.name)).collect();
+        let members: Vec<Named<PeerId>> = resolved
+            .members
+            .iter()
+            .map(|(peer, m)| Named::new(*peer, *peer, &m.name))
+            .collect();
         let none = || {
             if let Some(error) = self.untimely(resolved, text, now) {
                 return error;
@@ -140,17 +162,32 @@ impl Subnet {
     /// The name of who is meant among those that were removed, while that is remembered and nobody let it in again.
     pub fn was_removed(&self, resolved: &Resolved, text: &str) -> Option<Name> {
         let named = |peer: PeerId| Some((peer, self.records.newest_grant(peer)?.name.clone()));
-        let out: Vec<(PeerId, Name)> = resolved.roll.out.keys().filter_map(|peer| named(*peer)).collect();
-        let all: Vec<Named<PeerId>> = out.iter().map(|(peer, name)| Named::new(*peer, *peer, name)).collect();
+        let out: Vec<(PeerId, Name)> = resolved
+            .roll
+            .out
+            .keys()
+            .filter_map(|peer| named(*peer))
+            .collect();
+        let all: Vec<Named<PeerId>> = out
+            .iter()
+            .map(|(peer, name)| Named::new(*peer, *peer, name))
+            .collect();
         let peer = find(&all, text).ok()?;
-        out.into_iter().find(|(removed, _)| *removed == peer).map(|(_, name)| name)
+        out.into_iter()
+            .find(|(removed, _)| *removed == peer)
+            .map(|(_, name)| name)
     }
 
     /// What to say of somebody who is in, but not at this time: often it is the clock that is wrong.
     fn untimely(&self, resolved: &Resolved, text: &str, now: u64) -> Option<Error> {
-        let absent = resolved.roll.members.iter().filter(|(peer, _)| !resolved.members.contains_key(peer));
-        let absent: Vec<Named<PeerId>> =
-            absent.filter_map(|(peer, e)| Some(Named::new(*peer, *peer, &e.best()?.grant().name))).collect();
+        let absent = resolved
+            .roll
+            .members
+            .iter()
+            .filter(|(peer, _)| !resolved.members.contains_key(peer));
+        let absent: Vec<Named<PeerId>> = absent
+            .filter_map(|(peer, e)| Some(Named::new(*peer, *peer, &e.best()?.grant().name)))
+            .collect();
         let peer = find(&absent, text).ok()?;
         let grant = resolved.roll.members.get(&peer)?.best()?.grant();
         let who = printable(text);
@@ -166,7 +203,8 @@ impl Subnet {
                 "{who} is no member of {} any more: its grant ended {past} s ago, unless this machine's clock is ahead",
                 self.name()
             );
-            Error::new(Kind::NotFound, Code::NoMember, message).hint(Hint::ListMembers(self.name().clone()))
+            Error::new(Kind::NotFound, Code::NoMember, message)
+                .hint(Hint::ListMembers(self.name().clone()))
         })
     }
 
@@ -175,13 +213,20 @@ impl Subnet {
     /// # Errors
     /// `E-NO-REQUEST`, `E-AMBIGUOUS`.
     pub fn find_request(&self, text: &str) -> Result<PeerId> {
-        let asking: Vec<Named<PeerId>> =
-            self.requests.iter().map(|(peer, r)| Named::new(*peer, *peer, &r.ask.name)).collect();
+        let asking: Vec<Named<PeerId>> = self
+            .requests
+            .iter()
+            .map(|(peer, r)| Named::new(*peer, *peer, &r.ask.name))
+            .collect();
         let none = || {
             Error::new(
                 Kind::NotFound,
                 Code::NoRequest,
-                format!("nobody called {} asks to join {}", printable(text), self.name()),
+                format!(
+                    "nobody called {} asks to join {}",
+                    printable(text),
+                    self.name()
+                ),
             )
             .hint(Hint::ListRequests(self.name().clone()))
         };
@@ -191,7 +236,11 @@ impl Subnet {
     /// How long a grant of this term lasts, in seconds.
     fn life(&self, term: Term) -> u64 {
         let full = self.records.genesis.grant_life;
-        if term == Term::Full { full } else { full.min(SHORT_LIFE) }
+        if term == Term::Full {
+            full
+        } else {
+            full.min(SHORT_LIFE)
+        }
     }
 
     /// Admits who asked: a new grant with a free name and block. A current member is given what it has.
@@ -215,14 +264,24 @@ impl Subnet {
         }
         self.may_let_in(me, &resolved, ask.joiner)?;
         let name = free_member_name(&resolved, self.records.id, &ask.name, ask.name_is_default)?;
-        let reserved = self.local.reserved.get(&ask.joiner).cloned().unwrap_or_default();
+        let reserved = self
+            .local
+            .reserved
+            .get(&ask.joiner)
+            .cloned()
+            .unwrap_or_default();
         // An address reserved for this peer becomes its own address.
-        let wanted = ask.ip.or_else(|| reserved.iter().find(|p| is_single(p)).map(IpNet::addr));
+        let wanted = ask
+            .ip
+            .or_else(|| reserved.iter().find(|p| is_single(p)).map(IpNet::addr));
         let mut block = self.block_for(me, &resolved, &reserved, wanted)?;
         self.local.reserved.remove(&ask.joiner);
-        block
-            .leases
-            .extend(reserved.into_iter().filter(|r| !block.leases.iter().any(|l| l.contains(r))).collect::<Vec<_>>());
+        block.leases.extend(
+            reserved
+                .into_iter()
+                .filter(|r| !block.leases.iter().any(|l| l.contains(r)))
+                .collect::<Vec<_>>(),
+        );
         let grant = Grant {
             subject: ask.joiner,
             data_key: ask.data_key,
@@ -253,10 +312,18 @@ impl Subnet {
         let owner = self.records.genesis.owner;
         match resolved.roll.out.get(&joiner) {
             Some(Out { by, .. }) if *by != me.peer && me.peer != owner => {
-                let name = resolved.members.get(by).map_or_else(|| by.to_string(), |m| m.name.to_string());
-                let message = format!("{name} removed this peer: only {name} or the owner may let it in again");
-                let hint =
-                    Hint::ApproveThere { subnet: self.name().clone(), joiner: joiner.short().to_string(), by: name };
+                let name = resolved
+                    .members
+                    .get(by)
+                    .map_or_else(|| by.to_string(), |m| m.name.to_string());
+                let message = format!(
+                    "{name} removed this peer: only {name} or the owner may let it in again"
+                );
+                let hint = Hint::ApproveThere {
+                    subnet: self.name().clone(),
+                    joiner: joiner.short().to_string(),
+                    by: name,
+                };
                 Err(Error::new(Kind::NotPermitted, Code::Removed, message).hint(hint))
             }
             _ => Ok(()),
@@ -301,12 +368,20 @@ impl Subnet {
         let resolved = self.resolve(now);
         self.require_admin(me, &resolved)?;
         if member == self.records.genesis.owner {
-            return Err(Error::new(Kind::Conflict, Code::OwnerStays, "the owner cannot be removed")
-                .hint(Hint::Destroy(self.name().clone())));
+            return Err(Error::new(
+                Kind::Conflict,
+                Code::OwnerStays,
+                "the owner cannot be removed",
+            )
+            .hint(Hint::Destroy(self.name().clone())));
         }
         if member == me.peer {
-            return Err(Error::new(Kind::Conflict, Code::Leave, "a member does not remove itself")
-                .hint(Hint::Leave(self.name().clone())));
+            return Err(Error::new(
+                Kind::Conflict,
+                Code::Leave,
+                "a member does not remove itself",
+            )
+            .hint(Hint::Leave(self.name().clone())));
         }
         self.adopt(me, member, &resolved, now)?;
         self.revoke(me, member)?;
@@ -320,28 +395,60 @@ impl Subnet {
 
     /// Ends every grant held of a peer.
     pub(super) fn revoke(&mut self, me: &Identity, subject: PeerId) -> Result<()> {
-        let Some((generation, ends)) = self.records.last_grant(subject) else { return Ok(()) };
+        let Some((generation, ends)) = self.records.last_grant(subject) else {
+            return Ok(());
+        };
         let seat = self.seat(me)?;
-        self.issue(me, Body::Revocation(Revocation { subject, generation, ends, seat }))
+        self.issue(
+            me,
+            Body::Revocation(Revocation {
+                subject,
+                generation,
+                ends,
+                seat,
+            }),
+        )
     }
 
     /// Says anew what counts through an admin that is about to lose its seat, and what relied on it.
-    pub(super) fn adopt(&mut self, me: &Identity, issuer: PeerId, resolved: &Resolved, now: u64) -> Result<()> {
-        let Some(seat) = self.records.head().seat(issuer).cloned() else { return Ok(()) };
+    pub(super) fn adopt(
+        &mut self,
+        me: &Identity,
+        issuer: PeerId,
+        resolved: &Resolved,
+        now: u64,
+    ) -> Result<()> {
+        let Some(seat) = self.records.head().seat(issuer).cloned() else {
+            return Ok(());
+        };
         let pools = self.records.pools();
-        let relies = |m: &Member| m.issuer == issuer || m.leases.iter().any(|l| pools.within(*l, &seat.part));
-        let members: Vec<Arc<Member>> =
-            resolved.members.values().filter(|m| m.grant.subject != me.peer && relies(m)).cloned().collect();
+        let relies = |m: &Member| {
+            m.issuer == issuer || m.leases.iter().any(|l| pools.within(*l, &seat.part))
+        };
+        let members: Vec<Arc<Member>> = resolved
+            .members
+            .values()
+            .filter(|m| m.grant.subject != me.peer && relies(m))
+            .cloned()
+            .collect();
         for member in &members {
             self.regrant(me, member, now, |_| {})?;
         }
-        let revoked: Vec<PeerId> =
-            resolved.roll.out.iter().filter(|(_, out)| out.by == issuer).map(|(peer, _)| *peer).collect();
+        let revoked: Vec<PeerId> = resolved
+            .roll
+            .out
+            .iter()
+            .filter(|(_, out)| out.by == issuer)
+            .map(|(peer, _)| *peer)
+            .collect();
         for subject in revoked {
             self.revoke(me, subject)?;
         }
         for (holder, names, released) in self.records.registered_by(issuer) {
-            let names = names.into_iter().filter(|n| resolved.holds(holder, n)).collect::<Vec<_>>();
+            let names = names
+                .into_iter()
+                .filter(|n| resolved.holds(holder, n))
+                .collect::<Vec<_>>();
             self.register(me, holder, |r| {
                 r.names.extend(names);
                 r.released.extend(released);
@@ -354,7 +461,13 @@ impl Subnet {
     ///
     /// # Errors
     /// `E-NOT-OWNER`, `E-OWNER-STAYS`, `E-ADMINS-MANY`.
-    pub fn set_admin(&mut self, me: &Identity, member: PeerId, admin: bool, now: u64) -> Result<()> {
+    pub fn set_admin(
+        &mut self,
+        me: &Identity,
+        member: PeerId,
+        admin: bool,
+        now: u64,
+    ) -> Result<()> {
         self.require_owner(me)?;
         if member == me.peer {
             let message = "the owner is the owner: it has no other role";
@@ -379,13 +492,22 @@ impl Subnet {
         }
         let pools = self.records.pools();
         let part = pools.allot(&self.taken(&resolved), &head.seats, pools.part_size());
-        head.seats.push(Seat { admin: member, since: head.number, part });
+        head.seats.push(Seat {
+            admin: member,
+            since: head.number,
+            part,
+        });
         self.issue(me, Body::Head(head))
     }
 
     /// Requests that wait for a decision: whoever another admin has let in meanwhile waits no more.
-    pub fn open_requests<'a>(&'a self, resolved: &'a Resolved) -> impl Iterator<Item = (&'a PeerId, &'a Request)> {
-        self.requests.iter().filter(|(peer, _)| !resolved.members.contains_key(peer))
+    pub fn open_requests<'a>(
+        &'a self,
+        resolved: &'a Resolved,
+    ) -> impl Iterator<Item = (&'a PeerId, &'a Request)> {
+        self.requests
+            .iter()
+            .filter(|(peer, _)| !resolved.members.contains_key(peer))
     }
 
     /// Ends the subnet for everyone.
@@ -403,10 +525,18 @@ impl Subnet {
     ///
     /// # Errors
     /// `E-NOT-ADMIN`.
-    pub fn label(&mut self, me: &Identity, member: PeerId, labels: &BTreeMap<String, String>, now: u64) -> Result<()> {
+    pub fn label(
+        &mut self,
+        me: &Identity,
+        member: PeerId,
+        labels: &BTreeMap<String, String>,
+        now: u64,
+    ) -> Result<()> {
         let resolved = self.resolve(now);
         self.require_admin(me, &resolved)?;
-        let Some(m) = resolved.members.get(&member) else { return Ok(()) };
+        let Some(m) = resolved.members.get(&member) else {
+            return Ok(());
+        };
         self.regrant(me, m, now, |g| {
             for (key, value) in labels {
                 if value.is_empty() {
@@ -420,23 +550,37 @@ impl Subnet {
 }
 
 /// A name no member or workload has: the asked one, or for a default one the next numbered.
-fn free_member_name(resolved: &Resolved, subnet: SubnetId, wanted: &Name, is_default: bool) -> Result<Name> {
+fn free_member_name(
+    resolved: &Resolved,
+    subnet: SubnetId,
+    wanted: &Name,
+    is_default: bool,
+) -> Result<Name> {
     // A member's name rules all below it, so nobody else may hold one there.
-    let taken =
-        |name: &Name| resolved.members.values().any(|m| m.name == *name) || resolved.is_claimed_at(name.as_str());
+    let taken = |name: &Name| {
+        resolved.members.values().any(|m| m.name == *name) || resolved.is_claimed_at(name.as_str())
+    };
     if !taken(wanted) {
         return Ok(wanted.clone());
     }
     if !is_default {
-        return Err(Error::new(Kind::Conflict, Code::NameTaken, format!("the name {wanted} is taken in this subnet"))
-            .hint(Hint::JoinNamed(subnet)));
+        return Err(Error::new(
+            Kind::Conflict,
+            Code::NameTaken,
+            format!("the name {wanted} is taken in this subnet"),
+        )
+        .hint(Hint::JoinNamed(subnet)));
     }
     Ok(wanted.free(taken))
 }
 
 /// A record of this node's own that breaks a bound: a fault of this program.
 pub(super) fn would_be_refused() -> Error {
-    Error::new(Kind::Failed, Code::Record, "the record this command makes would be refused by the others")
+    Error::new(
+        Kind::Failed,
+        Code::Record,
+        "the record this command makes would be refused by the others",
+    )
 }
 
 fn is_single(prefix: &IpNet) -> bool {
@@ -451,5 +595,6 @@ pub fn printable(text: &str) -> String {
 
 /// Whether an address is one of a member's own or of its workloads.
 pub fn holds_address(member: &Member, address: IpAddr) -> bool {
-    member.addresses.contains(&address) || member.workloads.iter().any(|(_, a)| a.contains(&address))
+    member.addresses.contains(&address)
+        || member.workloads.iter().any(|(_, a)| a.contains(&address))
 }

@@ -20,7 +20,9 @@ impl Records {
                 .filter(|(_, p)| !self.is_subject(p.signed().issuer))
                 .map(|(place, _)| place)
                 .collect();
-            let over = self.parked.len() > MAX_PARKED || bytes > MAX_PARKED_BYTES || made_up.len() > MAX_PARKED / 2;
+            let over = self.parked.len() > MAX_PARKED
+                || bytes > MAX_PARKED_BYTES
+                || made_up.len() > MAX_PARKED / 2;
             if !over || self.parked.is_empty() {
                 return Absorbed::Parked;
             }

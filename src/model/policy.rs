@@ -43,9 +43,21 @@ const NO_POOL4: [(Ipv4Addr, u8, &str); 5] = [
 /// The same of IPv6, where only what is unique local or global unicast can be a pool.
 const NO_POOL6: [(Ipv6Addr, u8, &str); 4] = [
     (Ipv6Addr::UNSPECIFIED, 8, "is reserved, with loopback in it"),
-    (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10, "is link-local"),
-    (Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 0), 10, "was site-local and is no more (RFC 3879)"),
-    (Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8, "is multicast"),
+    (
+        Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0),
+        10,
+        "is link-local",
+    ),
+    (
+        Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 0),
+        10,
+        "was site-local and is no more (RFC 3879)",
+    ),
+    (
+        Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0),
+        8,
+        "is multicast",
+    ),
 ];
 /// Unique local (RFC 4193), and global unicast: a pool lies in one of them.
 const ULA: (Ipv6Addr, u8) = (Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7);
@@ -84,12 +96,17 @@ pub struct Around {
 impl Around {
     /// What no pool is picked from.
     pub fn taken(&self) -> impl Iterator<Item = IpNet> {
-        self.routed.iter().map(|(prefix, _)| *prefix).chain(self.needs.iter().map(|need| need.address.into()))
+        self.routed
+            .iter()
+            .map(|(prefix, _)| *prefix)
+            .chain(self.needs.iter().map(|need| need.address.into()))
     }
 }
 
 fn covers4(nets: &[(Ipv4Addr, u8)], pool: Ipv4Net) -> bool {
-    nets.iter().filter_map(|(a, len)| Ipv4Net::new(*a, *len).ok()).any(|net| net.contains(&pool))
+    nets.iter()
+        .filter_map(|(a, len)| Ipv4Net::new(*a, *len).ok())
+        .any(|net| net.contains(&pool))
 }
 
 fn covers6((address, length): (Ipv6Addr, u8), pool: Ipv6Net) -> bool {
@@ -108,24 +125,42 @@ pub fn is_pool6(pool: Ipv6Net) -> bool {
 
 /// Why a prefix can be no subnet's pool, to be read after it.
 pub fn pool_fault(pool: IpNet) -> Option<String> {
-    let special4 = NO_POOL4.iter().filter_map(|(a, len, why)| Some((IpNet::V4(Ipv4Net::new(*a, *len).ok()?), *why)));
-    let special6 = NO_POOL6.iter().filter_map(|(a, len, why)| Some((IpNet::V6(Ipv6Net::new(*a, *len).ok()?), *why)));
+    let special4 = NO_POOL4
+        .iter()
+        .filter_map(|(a, len, why)| Some((IpNet::V4(Ipv4Net::new(*a, *len).ok()?), *why)));
+    let special6 = NO_POOL6
+        .iter()
+        .filter_map(|(a, len, why)| Some((IpNet::V6(Ipv6Net::new(*a, *len).ok()?), *why)));
     let (lengths, like, inside) = match pool {
         IpNet::V4(_) => (8..=30, "10.77.0.0/16", true),
-        IpNet::V6(six) => (16..=64, "fd7a:31c0:9d2e::/48", covers6(ULA, six) || covers6(GLOBAL6, six)),
+        IpNet::V6(six) => (
+            16..=64,
+            "fd7a:31c0:9d2e::/48",
+            covers6(ULA, six) || covers6(GLOBAL6, six),
+        ),
     };
     if pool.trunc() != pool {
-        return Some(format!("is no network address; the prefix is {}", pool.trunc()));
+        return Some(format!(
+            "is no network address; the prefix is {}",
+            pool.trunc()
+        ));
     }
-    if let Some((net, why)) = special4.chain(special6).find(|(net, _)| overlaps(*net, pool)) {
+    if let Some((net, why)) = special4
+        .chain(special6)
+        .find(|(net, _)| overlaps(*net, pool))
+    {
         return Some(format!("cannot be a subnet's pool: {net} {why}"));
     }
     if !lengths.contains(&pool.prefix_len()) {
         let (least, most) = (lengths.start(), lengths.end());
-        return Some(format!("cannot be a subnet's pool: its length is from {least} to {most}, as in {like}"));
+        return Some(format!(
+            "cannot be a subnet's pool: its length is from {least} to {most}, as in {like}"
+        ));
     }
-    (!inside)
-        .then(|| "cannot be a subnet's pool: it is neither unique local (fc00::/7) nor global (2000::/3)".to_owned())
+    (!inside).then(|| {
+        "cannot be a subnet's pool: it is neither unique local (fc00::/7) nor global (2000::/3)"
+            .to_owned()
+    })
 }
 
 /// Whether `text` can be a subnet's domain: two labels at least, so that nobody founds `com`.
@@ -142,12 +177,19 @@ fn is_private(prefix: IpNet) -> bool {
 }
 
 fn is_below(domain: &str, above: &str) -> bool {
-    domain.strip_suffix(above).is_some_and(|rest| rest.ends_with('.') && rest.len() > 1)
+    domain
+        .strip_suffix(above)
+        .is_some_and(|rest| rest.ends_with('.') && rest.len() > 1)
 }
 
 fn prefixes(genesis: &Genesis) -> Vec<IpNet> {
     let six = genesis.prefix6(genesis.id()).map(IpNet::V6);
-    genesis.cidr4.map(IpNet::V4).into_iter().chain(six).collect()
+    genesis
+        .cidr4
+        .map(IpNet::V4)
+        .into_iter()
+        .chain(six)
+        .collect()
 }
 
 /// What a joiner of the subnet has to type beside the invite: empty where nothing, else for example
@@ -158,11 +200,21 @@ pub fn flags(genesis: &Genesis) -> String {
 
 /// The same without what is `allowed`.
 fn missing(genesis: &Genesis, allowed: &Allowed) -> String {
-    let free = |prefix: &IpNet| is_private(*prefix) || allowed.prefixes.iter().any(|net| net.contains(prefix));
-    let mut words: Vec<String> =
-        prefixes(genesis).iter().filter(|p| !free(p)).map(|prefix| format!("--allow-prefix {prefix}")).collect();
+    let free = |prefix: &IpNet| {
+        is_private(*prefix) || allowed.prefixes.iter().any(|net| net.contains(prefix))
+    };
+    let mut words: Vec<String> = prefixes(genesis)
+        .iter()
+        .filter(|p| !free(p))
+        .map(|prefix| format!("--allow-prefix {prefix}"))
+        .collect();
     let domain = genesis.domain.as_str();
-    let named = || allowed.domains.iter().any(|d| domain == d || is_below(domain, d));
+    let named = || {
+        allowed
+            .domains
+            .iter()
+            .any(|d| domain == d || is_below(domain, d))
+    };
     if !is_below(domain, PRIVATE_DOMAIN) && !named() {
         words.push(format!("--allow-domain {domain}"));
     }
@@ -174,15 +226,25 @@ fn missing(genesis: &Genesis, allowed: &Allowed) -> String {
 ///
 /// # Errors
 /// `E-JOIN-POLICY`; the message names the owner's fingerprint and what to type, where typing helps.
-pub fn judge(genesis: &Genesis, name: &Name, target: &str, allowed: &Allowed, needs: &[Need]) -> Result<()> {
+pub fn judge(
+    genesis: &Genesis,
+    name: &Name,
+    target: &str,
+    allowed: &Allowed,
+    needs: &[Need],
+) -> Result<()> {
     let refuse = |why: String| {
         let owner = fingerprint(genesis.owner);
-        let message = format!("subnet {name} of the owner with fingerprint {owner} is not joined: {why}");
+        let message =
+            format!("subnet {name} of the owner with fingerprint {owner} is not joined: {why}");
         Error::new(Kind::Refused, Code::JoinPolicy, message)
     };
     for prefix in prefixes(genesis) {
         if let Some(need) = needs.iter().find(|need| prefix.contains(&need.address)) {
-            let why = format!("its prefix {prefix} holds {}, which this machine cannot do without", need.what);
+            let why = format!(
+                "its prefix {prefix} holds {}, which this machine cannot do without",
+                need.what
+            );
             return Err(refuse(why).hint(Hint::AskForPrefixAnyway));
         }
     }
@@ -191,10 +253,16 @@ pub fn judge(genesis: &Genesis, name: &Name, target: &str, allowed: &Allowed, ne
         return Ok(());
     }
     let all: Vec<String> = prefixes(genesis).iter().map(ToString::to_string).collect();
-    let why =
-        format!("it would route {} and answer names below {}; that needs {flags}", all.join(" and "), genesis.domain);
+    let why = format!(
+        "it would route {} and answer names below {}; that needs {flags}",
+        all.join(" and "),
+        genesis.domain
+    );
     // All of them, since whoever types the line anew has to repeat what was allowed already.
-    Err(refuse(why).hint(Hint::JoinAllowing { target: target.to_owned(), flags: self::flags(genesis) }))
+    Err(refuse(why).hint(Hint::JoinAllowing {
+        target: target.to_owned(),
+        flags: self::flags(genesis),
+    }))
 }
 
 /// The name a subnet has where no other was asked for, its prefixes, domain and owner: what a person who joins is shown.
@@ -245,7 +313,10 @@ mod tests {
             ("fd00::/8", "from 16 to 64"),
         ] {
             let said = pool_fault(pool.parse().unwrap());
-            assert!(said.as_ref().is_some_and(|s| s.contains(why)), "{pool}: {said:?}");
+            assert!(
+                said.as_ref().is_some_and(|s| s.contains(why)),
+                "{pool}: {said:?}"
+            );
         }
         for pool in ["10.77.0.0/16", "fd00:1::/32", "fd00::/16", "2001:db8::/48"] {
             assert_eq!(pool_fault(pool.parse().unwrap()), None, "{pool}");
@@ -276,15 +347,28 @@ mod tests {
 
     #[test]
     fn private_prefixes_and_internal_domains_are_taken_unasked() {
-        for cidr4 in
-            ["10.77.0.0/16", "10.0.0.0/12", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/12", "100.127.0.0/16"]
-        {
+        for cidr4 in [
+            "10.77.0.0/16",
+            "10.0.0.0/12",
+            "172.16.0.0/12",
+            "192.168.0.0/16",
+            "100.64.0.0/12",
+            "100.127.0.0/16",
+        ] {
             let genesis = founded(cidr4, None, "game.internal");
-            assert_eq!(judged(&genesis, &Allowed::default(), &[]), Ok(()), "{cidr4}");
+            assert_eq!(
+                judged(&genesis, &Allowed::default(), &[]),
+                Ok(()),
+                "{cidr4}"
+            );
             assert_eq!(flags(&genesis), "");
         }
         for cidr6 in ["fd00::/32", "fd7a:31c0:9d2e::/48", "fc00::/64"] {
-            assert_eq!(flags(&founded("none", Some(cidr6), "a.b.internal")), "", "{cidr6}");
+            assert_eq!(
+                flags(&founded("none", Some(cidr6), "a.b.internal")),
+                "",
+                "{cidr6}"
+            );
         }
     }
 
@@ -297,20 +381,65 @@ mod tests {
                 "github.com",
                 "--allow-prefix 140.82.0.0/16 --allow-prefix 2a00:1450::/40 --allow-domain github.com",
             ),
-            ("10.0.0.0/8", None, "game.internal", "--allow-prefix 10.0.0.0/8"),
-            ("100.0.0.0/8", None, "game.internal", "--allow-prefix 100.0.0.0/8"),
-            ("172.32.0.0/16", None, "game.internal", "--allow-prefix 172.32.0.0/16"),
-            ("10.1.0.0/16", Some("fd00::/31"), "game.internal", "--allow-prefix fd00::/31"),
-            ("10.1.0.0/16", Some("2001:db8::/48"), "game.internal", "--allow-prefix 2001:db8::/48"),
-            ("10.1.0.0/16", None, "game.internal.example", "--allow-domain game.internal.example"),
-            ("10.1.0.0/16", None, "notinternal.xinternal", "--allow-domain notinternal.xinternal"),
+            (
+                "10.0.0.0/8",
+                None,
+                "game.internal",
+                "--allow-prefix 10.0.0.0/8",
+            ),
+            (
+                "100.0.0.0/8",
+                None,
+                "game.internal",
+                "--allow-prefix 100.0.0.0/8",
+            ),
+            (
+                "172.32.0.0/16",
+                None,
+                "game.internal",
+                "--allow-prefix 172.32.0.0/16",
+            ),
+            (
+                "10.1.0.0/16",
+                Some("fd00::/31"),
+                "game.internal",
+                "--allow-prefix fd00::/31",
+            ),
+            (
+                "10.1.0.0/16",
+                Some("2001:db8::/48"),
+                "game.internal",
+                "--allow-prefix 2001:db8::/48",
+            ),
+            (
+                "10.1.0.0/16",
+                None,
+                "game.internal.example",
+                "--allow-domain game.internal.example",
+            ),
+            (
+                "10.1.0.0/16",
+                None,
+                "notinternal.xinternal",
+                "--allow-domain notinternal.xinternal",
+            ),
         ] {
             let genesis = founded(cidr4, cidr6, domain);
             assert_eq!(flags(&genesis), words);
             let error = judged(&genesis, &Allowed::default(), &[]).unwrap_err();
             assert_eq!((error.kind, error.code), (Kind::Refused, Code::JoinPolicy));
-            assert!(error.message.contains(words) && error.message.contains(&fingerprint(PeerId([1; 32]))), "{error}");
-            assert_eq!(error.hint, Some(Hint::JoinAllowing { target: "INVITE".into(), flags: words.into() }));
+            assert!(
+                error.message.contains(words)
+                    && error.message.contains(&fingerprint(PeerId([1; 32]))),
+                "{error}"
+            );
+            assert_eq!(
+                error.hint,
+                Some(Hint::JoinAllowing {
+                    target: "INVITE".into(),
+                    flags: words.into()
+                })
+            );
         }
     }
 
@@ -321,27 +450,52 @@ mod tests {
             prefixes: vec![prefix.parse().unwrap()],
             domains: vec![domain.to_owned()],
         };
-        assert_eq!(judged(&genesis, &allow("140.82.0.0/16", "www.github.com"), &[]), Ok(()));
-        assert_eq!(judged(&genesis, &allow("140.0.0.0/8", "github.com"), &[]), Ok(()));
-        for (prefix, domain) in
-            [("140.82.0.0/17", "github.com"), ("140.82.0.0/16", "hub.com"), ("140.82.0.0/16", "x.www.github.com")]
-        {
-            assert!(judged(&genesis, &allow(prefix, domain), &[]).is_err(), "{prefix} {domain}");
+        assert_eq!(
+            judged(&genesis, &allow("140.82.0.0/16", "www.github.com"), &[]),
+            Ok(())
+        );
+        assert_eq!(
+            judged(&genesis, &allow("140.0.0.0/8", "github.com"), &[]),
+            Ok(())
+        );
+        for (prefix, domain) in [
+            ("140.82.0.0/17", "github.com"),
+            ("140.82.0.0/16", "hub.com"),
+            ("140.82.0.0/16", "x.www.github.com"),
+        ] {
+            assert!(
+                judged(&genesis, &allow(prefix, domain), &[]).is_err(),
+                "{prefix} {domain}"
+            );
         }
     }
 
     #[test]
     fn no_flag_allows_a_prefix_that_holds_what_this_machine_needs() {
-        let need = Need { address: "10.1.0.53".parse().unwrap(), what: "the resolver 10.1.0.53".into() };
+        let need = Need {
+            address: "10.1.0.53".parse().unwrap(),
+            what: "the resolver 10.1.0.53".into(),
+        };
         let genesis = founded("10.1.0.0/16", None, "game.internal");
-        let all = Allowed { prefixes: vec!["0.0.0.0/0".parse().unwrap()], domains: vec![] };
+        let all = Allowed {
+            prefixes: vec!["0.0.0.0/0".parse().unwrap()],
+            domains: vec![],
+        };
         let error = judged(&genesis, &all, std::slice::from_ref(&need)).unwrap_err();
         assert_eq!(error.code, Code::JoinPolicy);
         assert!(
-            error.message.contains("the resolver 10.1.0.53") && error.hint == Some(Hint::AskForPrefixAnyway),
+            error.message.contains("the resolver 10.1.0.53")
+                && error.hint == Some(Hint::AskForPrefixAnyway),
             "{error}"
         );
-        assert_eq!(judged(&founded("10.2.0.0/16", None, "game.internal"), &all, &[need]), Ok(()));
+        assert_eq!(
+            judged(
+                &founded("10.2.0.0/16", None, "game.internal"),
+                &all,
+                &[need]
+            ),
+            Ok(())
+        );
     }
 
     #[test]
@@ -362,10 +516,25 @@ mod tests {
         ] {
             bad.push(founded(cidr4, None, "game.internal"));
         }
-        for cidr6 in ["::/16", "2000::/15", "fe80::/64", "ff00::/16", "fd00::/65", "fd00::1/64", "64:ff9b::/64"] {
+        for cidr6 in [
+            "::/16",
+            "2000::/15",
+            "fe80::/64",
+            "ff00::/16",
+            "fd00::/65",
+            "fd00::1/64",
+            "64:ff9b::/64",
+        ] {
             bad.push(founded("10.1.0.0/16", Some(cidr6), "game.internal"));
         }
-        for domain in ["com", "internal", "", "a..b", "UPPER.internal", "-a.internal"] {
+        for domain in [
+            "com",
+            "internal",
+            "",
+            "a..b",
+            "UPPER.internal",
+            "-a.internal",
+        ] {
             bad.push(founded("10.1.0.0/16", None, domain));
         }
         for genesis in bad {

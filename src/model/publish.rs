@@ -14,7 +14,8 @@ use super::ipam::free_addresses;
 use super::local::{Kept, Map, Target, Workload};
 use super::members::{Identity, Subnet, printable, would_be_refused};
 use super::record::{
-    Body, Doc, MAX_ENTRIES, MAX_RECORD, NameEntry, RecordError, Verified, WorkloadEntry, data_fits, is_record_name,
+    Body, Doc, MAX_ENTRIES, MAX_RECORD, NameEntry, RecordError, Verified, WorkloadEntry, data_fits,
+    is_record_name,
 };
 use super::resolve::{Member, Resolved};
 use super::zone::{MAX_NAME, MAX_SET, MAX_TTL, RecordData};
@@ -37,22 +38,38 @@ impl Subnet {
     /// # Errors
     /// `E-NOT-MEMBER` while the grant has run out or was revoked.
     pub fn myself<'a>(&self, me: &Identity, resolved: &'a Resolved) -> Result<&'a Member> {
-        resolved.members.get(&me.peer).map(AsRef::as_ref).ok_or_else(|| {
-            Error::new(Kind::Refused, Code::NotMember, format!("this node is no member of subnet {} now", self.name()))
+        resolved
+            .members
+            .get(&me.peer)
+            .map(AsRef::as_ref)
+            .ok_or_else(|| {
+                Error::new(
+                    Kind::Refused,
+                    Code::NotMember,
+                    format!("this node is no member of subnet {} now", self.name()),
+                )
                 .hint(Hint::Join(self.records.id))
-        })
+            })
     }
 
     /// Publishes this node's document with `change` applied; the same document again is not published. `now` is seconds
     /// since 1970.
-    pub(super) fn publish(&mut self, me: &Identity, now: u64, change: impl FnOnce(&mut Doc)) -> Result<()> {
+    pub(super) fn publish(
+        &mut self,
+        me: &Identity,
+        now: u64,
+        change: impl FnOnce(&mut Doc),
+    ) -> Result<()> {
         let old = self.records.docs.get(&me.peer).cloned();
         let old = old.as_ref().map(|statement| &statement.body);
         let mut doc = old.cloned().unwrap_or_default();
         change(&mut doc);
         doc.life = me.life;
         // Who was let in again has left no more.
-        if doc.left.is_some_and(|left| self.records.grants_of(me.peer).any(|g| g.generation > left)) {
+        if doc
+            .left
+            .is_some_and(|left| self.records.grants_of(me.peer).any(|g| g.generation > left))
+        {
             doc.left = None;
         }
         if old == Some(&doc) {
@@ -68,16 +85,24 @@ impl Subnet {
         doc.version = doc.version.saturating_add(1);
         doc.issued = now;
         let before = old.map(claimed).unwrap_or_default();
-        let fresh: Vec<(String, PeerId)> =
-            claimed(&doc).difference(&before).map(|name| ((*name).to_owned(), me.peer)).collect();
-        let record = Verified::sign(self.records.id, Body::Doc(doc), &me.key).map_err(|error| match error {
-            RecordError::Size(_) => Error::new(
-                Kind::Conflict,
-                Code::TooManyNames,
-                format!("what one member publishes in a subnet has at most {} KiB", MAX_RECORD / 1024),
-            ),
-            _ => would_be_refused(),
-        })?;
+        let fresh: Vec<(String, PeerId)> = claimed(&doc)
+            .difference(&before)
+            .map(|name| ((*name).to_owned(), me.peer))
+            .collect();
+        let record =
+            Verified::sign(self.records.id, Body::Doc(doc), &me.key).map_err(
+                |error| match error {
+                    RecordError::Size(_) => Error::new(
+                        Kind::Conflict,
+                        Code::TooManyNames,
+                        format!(
+                            "what one member publishes in a subnet has at most {} KiB",
+                            MAX_RECORD / 1024
+                        ),
+                    ),
+                    _ => would_be_refused(),
+                },
+            )?;
         self.take_own(record)?;
         self.note_answers(&fresh);
         Ok(())
@@ -97,7 +122,12 @@ impl Subnet {
     /// # Errors
     /// `E-RECORD` for a document the others would refuse; this node makes none.
     pub fn say_goodbye(&mut self, me: &Identity, now: u64) -> Result<()> {
-        let generation = self.records.grants_of(me.peer).map(|g| g.generation).max().unwrap_or(0);
+        let generation = self
+            .records
+            .grants_of(me.peer)
+            .map(|g| g.generation)
+            .max()
+            .unwrap_or(0);
         self.publish(me, now, |d| {
             d.left = Some(generation);
             d.workloads.clear();
@@ -108,8 +138,10 @@ impl Subnet {
 
     fn name_is_taken(&self, me: &Identity, resolved: &Resolved, name: &str) -> bool {
         let last = name.rsplit('.').next().unwrap_or(name);
-        let below = |m: &Member| m.name.as_str() == last && (last == name || m.grant.subject != me.peer);
-        let held = resolved.flat.get(name).is_some_and(|by| *by != me.peer) || resolved.contested.contains_key(name);
+        let below =
+            |m: &Member| m.name.as_str() == last && (last == name || m.grant.subject != me.peer);
+        let held = resolved.flat.get(name).is_some_and(|by| *by != me.peer)
+            || resolved.contested.contains_key(name);
         resolved.members.values().any(|m| below(m))
             || held
             || self.local.workloads.iter().any(|w| w.name.as_str() == name)
@@ -124,16 +156,35 @@ impl Subnet {
     fn is_apart(&self, workload: &Workload, but: Option<&Name>) -> Result<()> {
         let in_it = |w: &&Workload| workload.netns.as_ref().is_some_and(|netns| w.is_in(netns));
         // All interfaces of a container are in one namespace.
-        let same = |w: &&Workload| matches!(w.target, Target::Engine { .. }) && w.target == workload.target;
+        let same = |w: &&Workload| {
+            matches!(w.target, Target::Engine { .. }) && w.target == workload.target
+        };
         let mut all = self.local.workloads.iter().filter(|w| Some(&w.name) != but);
         let (what, other) = match (all.clone().find(in_it), all.find(same)) {
-            (Some(other), _) => (format!("has the network namespace of {}, which", other.name), other),
-            (None, Some(other)) => (format!("has the interface {} as {}, which", other.inner_link, other.name), other),
+            (Some(other), _) => (
+                format!("has the network namespace of {}, which", other.name),
+                other,
+            ),
+            (None, Some(other)) => (
+                format!(
+                    "has the interface {} as {}, which",
+                    other.inner_link, other.name
+                ),
+                other,
+            ),
             (None, None) => return Ok(()),
         };
-        let message = format!("{} {what} is attached to subnet {} already", workload.target.text(), self.name());
-        Err(Error::new(Kind::Conflict, Code::Attached, message)
-            .hint(Hint::Detach { workload: other.name.clone(), subnet: self.name().clone() }))
+        let message = format!(
+            "{} {what} is attached to subnet {} already",
+            workload.target.text(),
+            self.name()
+        );
+        Err(
+            Error::new(Kind::Conflict, Code::Attached, message).hint(Hint::Detach {
+                workload: other.name.clone(),
+                subnet: self.name().clone(),
+            }),
+        )
     }
 
     /// Gives a workload without a namespace the one that its engine has made. Its name and addresses stay: the others hear
@@ -141,13 +192,37 @@ impl Subnet {
     ///
     /// # Errors
     /// `E-ATTACHED`, `E-NO-WORKLOAD`.
-    pub fn place(&mut self, name: &Name, netns: NetnsRef, mac: Option<[u8; 6]>) -> Result<Workload> {
+    pub fn place(
+        &mut self,
+        name: &Name,
+        netns: NetnsRef,
+        mac: Option<[u8; 6]>,
+    ) -> Result<Workload> {
         let waits = |w: &&mut Workload| w.name == *name && w.netns.is_none();
-        let gone = || Error::new(Kind::NotFound, Code::NoWorkload, format!("no workload {name} waits here"));
-        let workload = self.local.workloads.iter_mut().find(waits).ok_or_else(gone)?;
-        let placed = Workload { netns: Some(netns), mac: mac.or(workload.mac), ..workload.clone() };
+        let gone = || {
+            Error::new(
+                Kind::NotFound,
+                Code::NoWorkload,
+                format!("no workload {name} waits here"),
+            )
+        };
+        let workload = self
+            .local
+            .workloads
+            .iter_mut()
+            .find(waits)
+            .ok_or_else(gone)?;
+        let placed = Workload {
+            netns: Some(netns),
+            mac: mac.or(workload.mac),
+            ..workload.clone()
+        };
         self.is_apart(&placed, Some(name))?;
-        self.local.workloads.iter_mut().filter(|w| w.name == *name).for_each(|w| *w = placed.clone());
+        self.local
+            .workloads
+            .iter_mut()
+            .filter(|w| w.name == *name)
+            .for_each(|w| *w = placed.clone());
         Ok(placed)
     }
 
@@ -172,28 +247,58 @@ impl Subnet {
     ///
     /// # Errors
     /// `E-NAME-TAKEN`, `E-ATTACHED`, `E-ADDRESS-TAKEN`, `E-NOT-LEASED`, `E-BLOCK-FULL`.
-    pub fn attach(&mut self, me: &Identity, mut workload: Workload, ip: Option<IpAddr>, now: u64) -> Result<Workload> {
+    pub fn attach(
+        &mut self,
+        me: &Identity,
+        mut workload: Workload,
+        ip: Option<IpAddr>,
+        now: u64,
+    ) -> Result<Workload> {
         let resolved = self.resolve(now);
         let mine = self.myself(me, &resolved)?;
         self.is_apart(&workload, None)?;
         if self.name_is_taken(me, &resolved, workload.name.as_str()) {
-            let message = format!("the name {} is taken in subnet {}", workload.name, self.name());
+            let message = format!(
+                "the name {} is taken in subnet {}",
+                workload.name,
+                self.name()
+            );
             let error = Error::new(Kind::Conflict, Code::NameTaken, message);
-            let (kind, target) = (workload.target.kind().to_owned(), workload.target.text().to_owned());
+            let (kind, target) = (
+                workload.target.kind().to_owned(),
+                workload.target.text().to_owned(),
+            );
             return Err(match workload.target {
                 // The engine chooses the name.
                 Target::Engine { .. } => error,
-                _ => error.hint(Hint::AttachNamed { kind, target, subnet: self.name().clone() }),
+                _ => error.hint(Hint::AttachNamed {
+                    kind,
+                    target,
+                    subnet: self.name().clone(),
+                }),
             });
         }
-        let mut used: BTreeSet<IpAddr> =
-            self.local.workloads.iter().flat_map(|w| w.addresses.iter().copied()).collect();
+        let mut used: BTreeSet<IpAddr> = self
+            .local
+            .workloads
+            .iter()
+            .flat_map(|w| w.addresses.iter().copied())
+            .collect();
         // What others hold elsewhere is none of those that are looked for.
         let near = |a: &IpAddr| mine.leases.iter().any(|l| l.contains(a));
-        used.extend(resolved.members.values().flat_map(|m| m.addresses.iter().copied()).filter(near));
+        used.extend(
+            resolved
+                .members
+                .values()
+                .flat_map(|m| m.addresses.iter().copied())
+                .filter(near),
+        );
         workload.addresses = self.addresses_for(&workload.name, &mine.leases, &used, ip)?;
         workload.since = now;
-        self.local.unconfirmed.workloads.insert(workload.name.clone());
+        self.local
+            .unconfirmed
+            .workloads
+            .insert(workload.name.clone());
         self.local.workloads.push(workload.clone());
         self.publish_workloads(me, now)?;
         Ok(workload)
@@ -210,17 +315,31 @@ impl Subnet {
     ) -> Result<Vec<IpAddr>> {
         let pools = self.records.pools();
         let mut wanted: Vec<IpAddr> = ip.into_iter().collect();
-        let ours = |a: &IpAddr| pools.usable(*a) && !used.contains(a) && leases.iter().any(|l| l.contains(a));
-        for address in self.local.kept.iter().filter(|k| k.name == *name).flat_map(|k| &k.addresses) {
+        let ours = |a: &IpAddr| {
+            pools.usable(*a) && !used.contains(a) && leases.iter().any(|l| l.contains(a))
+        };
+        for address in self
+            .local
+            .kept
+            .iter()
+            .filter(|k| k.name == *name)
+            .flat_map(|k| &k.addresses)
+        {
             if ours(address) && !wanted.iter().any(|w| w.is_ipv4() == address.is_ipv4()) {
                 wanted.push(*address);
             }
         }
         // What could be had if nothing was kept: of a family that is used up no address is missed.
         let families = free_addresses(&pools, leases, used, &wanted)?.len();
-        self.local.kept.retain(|k| k.name != *name && !k.addresses.iter().any(|a| wanted.contains(a)));
+        self.local
+            .kept
+            .retain(|k| k.name != *name && !k.addresses.iter().any(|a| wanted.contains(a)));
         loop {
-            let kept = self.local.kept.iter().flat_map(|k| k.addresses.iter().copied());
+            let kept = self
+                .local
+                .kept
+                .iter()
+                .flat_map(|k| k.addresses.iter().copied());
             let avoid = used.iter().copied().chain(kept).collect();
             match free_addresses(&pools, leases, &avoid, &wanted) {
                 Ok(found) if found.len() >= families => return Ok(found),
@@ -245,7 +364,10 @@ impl Subnet {
 
     /// The workloads attached here, as this node's document says them.
     pub(super) fn workload_entries(&self) -> Vec<WorkloadEntry> {
-        let entry = |w: &Workload| WorkloadEntry { name: w.name.clone(), addresses: w.addresses.clone() };
+        let entry = |w: &Workload| WorkloadEntry {
+            name: w.name.clone(),
+            addresses: w.addresses.clone(),
+        };
         self.local.workloads.iter().map(entry).collect()
     }
 
@@ -254,15 +376,26 @@ impl Subnet {
     /// # Errors
     /// `E-NO-WORKLOAD`.
     pub fn detach(&mut self, me: &Identity, name: &str, now: u64) -> Result<Workload> {
-        let place = self.local.workloads.iter().position(|w| w.name.as_str().eq_ignore_ascii_case(name));
+        let place = self
+            .local
+            .workloads
+            .iter()
+            .position(|w| w.name.as_str().eq_ignore_ascii_case(name));
         let Some(place) = place else {
-            return Err(Error::new(Kind::NotFound, Code::NoWorkload, format!("no workload {} here", printable(name)))
-                .hint(Hint::ListWorkloads));
+            return Err(Error::new(
+                Kind::NotFound,
+                Code::NoWorkload,
+                format!("no workload {} here", printable(name)),
+            )
+            .hint(Hint::ListWorkloads));
         };
         let gone = self.local.workloads.remove(place);
         self.confirm(&gone.name, Added::Workload);
         self.local.kept.retain(|k| k.name != gone.name);
-        self.local.kept.push(Kept { name: gone.name.clone(), addresses: gone.addresses.clone() });
+        self.local.kept.push(Kept {
+            name: gone.name.clone(),
+            addresses: gone.addresses.clone(),
+        });
         let surplus = self.local.kept.len().saturating_sub(MAX_KEPT);
         self.local.kept.drain(..surplus);
         self.publish_workloads(me, now)?;
@@ -272,29 +405,44 @@ impl Subnet {
     /// Whether the DNS can say these answers of a name, together with those this node says already.
     fn can_be_said(&self, me: &Identity, name: &str, data: &[RecordData], ttl: u32) -> Result<()> {
         let wrong = |code, message| Err(Error::new(Kind::Usage, code, message));
-        let misleading = |d: &&RecordData| matches!(d, RecordData::Address(address) if !may_name(*address));
+        let misleading =
+            |d: &&RecordData| matches!(d, RecordData::Address(address) if !may_name(*address));
         if let Some(RecordData::Address(address)) = data.iter().find(misleading) {
-            let message =
-                format!("{address} is no address for a name: it leads whoever asks to itself or its own link");
+            let message = format!(
+                "{address} is no address for a name: it leads whoever asks to itself or its own link"
+            );
             return wrong(Code::Address, message);
         }
         if ttl > MAX_TTL {
-            return wrong(Code::Ttl, format!("a time to live has at most {MAX_TTL} seconds, this has {ttl}"));
+            return wrong(
+                Code::Ttl,
+                format!("a time to live has at most {MAX_TTL} seconds, this has {ttl}"),
+            );
         }
         let zone = &self.records.genesis.domain;
         if !is_record_name(name) {
-            return wrong(Code::Name, format!("{} cannot be a name of zone {zone}", printable(name)));
+            return wrong(
+                Code::Name,
+                format!("{} cannot be a name of zone {zone}", printable(name)),
+            );
         }
         let whole = name.len().saturating_add(1).saturating_add(zone.len());
         if whole > MAX_NAME {
-            let message = format!("{name}.{zone} has {whole} characters: a name has at most {MAX_NAME} in all");
+            let message = format!(
+                "{name}.{zone} has {whole} characters: a name has at most {MAX_NAME} in all"
+            );
             return wrong(Code::Name, message);
         }
         for answer in data {
             let said = self.records.doc(me.peer).into_iter().flat_map(|d| &d.names);
-            let said = said.filter(|n| n.name == name).map(|n| &n.data).filter(|d| !data.contains(d));
+            let said = said
+                .filter(|n| n.name == name)
+                .map(|n| &n.data)
+                .filter(|d| !data.contains(d));
             let same = said.chain(data).filter(|d| d.kind() == answer.kind());
-            let size = same.map(RecordData::size).fold(0usize, usize::saturating_add);
+            let size = same
+                .map(RecordData::size)
+                .fold(0usize, usize::saturating_add);
             if size > MAX_SET {
                 let message = format!(
                     "the {} records of {name} would have {size} bytes: one answer holds at most {MAX_SET}",
@@ -303,7 +451,10 @@ impl Subnet {
                 return wrong(Code::DnsSize, message);
             }
             if !data_fits(answer) {
-                let message = format!("the {} record of {name} leads to what cannot be a name", answer.kind());
+                let message = format!(
+                    "the {} record of {name} leads to what cannot be a name",
+                    answer.kind()
+                );
                 return wrong(Code::Name, message);
             }
         }
@@ -314,7 +465,14 @@ impl Subnet {
     ///
     /// # Errors
     /// `E-ADDRESS`, `E-TTL`, `E-NAME`, `E-DNS-SIZE`, `E-NAME-TAKEN`, `E-CNAME`.
-    pub fn dns_add(&mut self, me: &Identity, name: &str, data: &[RecordData], ttl: u32, now: u64) -> Result<()> {
+    pub fn dns_add(
+        &mut self,
+        me: &Identity,
+        name: &str,
+        data: &[RecordData],
+        ttl: u32,
+        now: u64,
+    ) -> Result<()> {
         let resolved = self.resolve(now);
         self.myself(me, &resolved)?;
         let name = self.relative(name);
@@ -327,9 +485,13 @@ impl Subnet {
             )
             .hint(Hint::ListNames(self.name().clone())));
         }
-        let has = |d: &dyn Fn(&RecordData) -> bool| resolved.answers(&name).any(|n| d(&n.data)) || data.iter().any(d);
+        let has = |d: &dyn Fn(&RecordData) -> bool| {
+            resolved.answers(&name).any(|n| d(&n.data)) || data.iter().any(d)
+        };
         // RFC 1034, 3.6.2: a CNAME stands alone.
-        if has(&|d| matches!(d, RecordData::Cname(_))) && has(&|d| !matches!(d, RecordData::Cname(_))) {
+        if has(&|d| matches!(d, RecordData::Cname(_)))
+            && has(&|d| !matches!(d, RecordData::Cname(_)))
+        {
             return Err(Error::new(
                 Kind::Conflict,
                 Code::Cname,
@@ -339,7 +501,11 @@ impl Subnet {
         self.publish(me, now, |d| {
             for answer in data {
                 d.names.retain(|n| !(n.name == name && n.data == *answer));
-                d.names.push(NameEntry { name: name.clone(), data: answer.clone(), ttl });
+                d.names.push(NameEntry {
+                    name: name.clone(),
+                    data: answer.clone(),
+                    ttl,
+                });
             }
         })
     }
@@ -348,15 +514,30 @@ impl Subnet {
     ///
     /// # Errors
     /// `E-NO-NAME`, also where another member said the name.
-    pub fn dns_rm(&mut self, me: &Identity, name: &str, kind: Option<&str>, now: u64) -> Result<usize> {
+    pub fn dns_rm(
+        &mut self,
+        me: &Identity,
+        name: &str,
+        kind: Option<&str>,
+        now: u64,
+    ) -> Result<usize> {
         let name = self.relative(name);
-        let matches = |n: &NameEntry| n.name == name && kind.is_none_or(|k| n.data.kind().eq_ignore_ascii_case(k));
-        let count = self.records.doc(me.peer).map_or(0, |d| d.names.iter().filter(|n| matches(n)).count());
+        let matches = |n: &NameEntry| {
+            n.name == name && kind.is_none_or(|k| n.data.kind().eq_ignore_ascii_case(k))
+        };
+        let count = self
+            .records
+            .doc(me.peer)
+            .map_or(0, |d| d.names.iter().filter(|n| matches(n)).count());
         if count == 0 {
             return Err(Error::new(
                 Kind::NotFound,
                 Code::NoName,
-                format!("this node added no name {} to subnet {}", printable(&name), self.name()),
+                format!(
+                    "this node added no name {} to subnet {}",
+                    printable(&name),
+                    self.name()
+                ),
             )
             .hint(Hint::ListNames(self.name().clone())));
         }
@@ -368,7 +549,11 @@ impl Subnet {
     pub fn relative(&self, name: &str) -> String {
         let lower = name.trim_end_matches('.').to_ascii_lowercase();
         let zone = &self.records.genesis.domain;
-        lower.strip_suffix(zone.as_str()).and_then(|n| n.strip_suffix('.')).map(str::to_owned).unwrap_or(lower)
+        lower
+            .strip_suffix(zone.as_str())
+            .and_then(|n| n.strip_suffix('.'))
+            .map(str::to_owned)
+            .unwrap_or(lower)
     }
 
     /// Address of a map's target in the family of `like`, and whether it is attached here.
@@ -381,22 +566,37 @@ impl Subnet {
     ) -> Option<(IpAddr, bool)> {
         let family = |a: &&IpAddr| a.is_ipv4() == like.is_ipv4();
         if let Ok(address) = target.parse::<IpAddr>() {
-            let (peer, _) = resolved.members.iter().find(|(_, m)| super::members::holds_address(m, address))?;
+            let (peer, _) = resolved
+                .members
+                .iter()
+                .find(|(_, m)| super::members::holds_address(m, address))?;
             return Some((address, *peer == me.peer));
         }
         let name = self.relative(target);
-        let short = name.strip_suffix(&format!(".{}", self.name())).unwrap_or(&name).to_owned();
+        let short = name
+            .strip_suffix(&format!(".{}", self.name()))
+            .unwrap_or(&name)
+            .to_owned();
         let find = |peer: &PeerId, name: &str| {
             let member = resolved.members.get(peer)?;
-            let addresses = member.workloads.iter().find(|(w, _)| w.as_str() == name).map(|(_, a)| a);
-            addresses?.iter().find(family).map(|a| (*a, *peer == me.peer))
+            let addresses = member
+                .workloads
+                .iter()
+                .find(|(w, _)| w.as_str() == name)
+                .map(|(_, a)| a);
+            addresses?
+                .iter()
+                .find(family)
+                .map(|a| (*a, *peer == me.peer))
         };
         if let Some(peer) = resolved.member_named(&short) {
             let own = resolved.members.get(&peer)?.addresses.iter().find(family);
             return own.map(|a| (*a, peer == me.peer));
         }
         // What stands below a member's name is that member's.
-        let below = short.rsplit_once('.').and_then(|(name, last)| Some((resolved.member_named(last)?, name)));
+        let below = short
+            .rsplit_once('.')
+            .and_then(|(name, last)| Some((resolved.member_named(last)?, name)));
         let (holder, name) = match below {
             Some((peer, name)) => (peer, name),
             None => (*resolved.flat.get(short.as_str())?, short.as_str()),
@@ -404,18 +604,30 @@ impl Subnet {
         if let Some(found) = find(&holder, name) {
             return Some(found);
         }
-        let added = resolved.members.get(&holder)?.names.iter().find_map(|entry| match entry.data {
-            RecordData::Address(a) if entry.name == name && a.is_ipv4() == like.is_ipv4() => Some(a),
-            _ => None,
-        })?;
-        let (peer, _) = resolved.members.iter().find(|(_, m)| super::members::holds_address(m, added))?;
+        let added = resolved
+            .members
+            .get(&holder)?
+            .names
+            .iter()
+            .find_map(|entry| match entry.data {
+                RecordData::Address(a) if entry.name == name && a.is_ipv4() == like.is_ipv4() => {
+                    Some(a)
+                }
+                _ => None,
+            })?;
+        let (peer, _) = resolved
+            .members
+            .iter()
+            .find(|(_, m)| super::members::holds_address(m, added))?;
         Some((added, *peer == me.peer))
     }
 
     /// Whether a map's target is a name that several members claim and nobody registered.
     pub fn is_contested(&self, resolved: &Resolved, target: &str) -> bool {
         let name = self.relative(target);
-        let short = name.strip_suffix(&format!(".{}", self.name())).unwrap_or(&name);
+        let short = name
+            .strip_suffix(&format!(".{}", self.name()))
+            .unwrap_or(&name);
         resolved.contested.contains_key(short)
     }
 
@@ -426,26 +638,41 @@ impl Subnet {
     pub fn map_add(&mut self, me: &Identity, map: Map, others: &[Map], now: u64) -> Result<()> {
         let resolved = self.resolve(now);
         self.myself(me, &resolved)?;
-        let wild = |a: &Map, b: &Map| a.listen == b.listen || a.listen.is_unspecified() || b.listen.is_unspecified();
+        let wild = |a: &Map, b: &Map| {
+            a.listen == b.listen || a.listen.is_unspecified() || b.listen.is_unspecified()
+        };
         let clash = |o: &&Map| {
-            o.proto == map.proto && o.port == map.port && o.listen.is_ipv4() == map.listen.is_ipv4() && wild(o, &map)
+            o.proto == map.proto
+                && o.port == map.port
+                && o.listen.is_ipv4() == map.listen.is_ipv4()
+                && wild(o, &map)
         };
         if let Some(other) = others.iter().find(clash) {
             return Err(Error::new(
                 Kind::Conflict,
                 Code::PortTaken,
-                format!("{} {} is mapped already, by {}", map.proto, endpoint(map.listen, map.port), other.name),
+                format!(
+                    "{} {} is mapped already, by {}",
+                    map.proto,
+                    endpoint(map.listen, map.port),
+                    other.name
+                ),
             )
             .hint(Hint::ListMaps));
         }
         // One that listens on every address is one of each family, under one name.
         let other_half = |m: &Map| {
             let wild = m.listen.is_unspecified() && map.listen.is_unspecified();
-            let same =
-                (m.proto, m.port, &m.target, m.target_port) == (map.proto, map.port, &map.target, map.target_port);
+            let same = (m.proto, m.port, &m.target, m.target_port)
+                == (map.proto, map.port, &map.target, map.target_port);
             wild && same && m.listen.is_ipv4() != map.listen.is_ipv4()
         };
-        if self.local.maps.iter().any(|m| m.name == map.name && !other_half(m)) {
+        if self
+            .local
+            .maps
+            .iter()
+            .any(|m| m.name == map.name && !other_half(m))
+        {
             return Err(Error::new(
                 Kind::Conflict,
                 Code::NameTaken,
@@ -453,7 +680,10 @@ impl Subnet {
             )
             .hint(Hint::ListMaps));
         }
-        if self.target_address(me, &resolved, &map.target, map.listen).is_none() {
+        if self
+            .target_address(me, &resolved, &map.target, map.listen)
+            .is_none()
+        {
             let (family, other) = match map.listen {
                 IpAddr::V4(_) => ("IPv4", IpAddr::from(Ipv6Addr::UNSPECIFIED)),
                 IpAddr::V6(_) => ("IPv6", IpAddr::from(Ipv4Addr::UNSPECIFIED)),
@@ -463,7 +693,8 @@ impl Subnet {
                 Some(_) => format!("{target} has no {family} address in subnet {name}"),
                 None => format!("subnet {name} has no workload or member {target}"),
             };
-            return Err(Error::new(Kind::NotFound, Code::NoTarget, message).hint(Hint::ShowSubnet(self.name().clone())));
+            return Err(Error::new(Kind::NotFound, Code::NoTarget, message)
+                .hint(Hint::ShowSubnet(self.name().clone())));
         }
         self.local.unconfirmed.maps.insert(map.name.clone());
         self.local.maps.push(map);
@@ -472,7 +703,9 @@ impl Subnet {
 
     /// Removes the port maps that are meant.
     pub fn map_remove(&mut self, is: impl Fn(&Map) -> bool) {
-        let (gone, stay) = std::mem::take(&mut self.local.maps).into_iter().partition::<Vec<Map>, _>(|map| is(map));
+        let (gone, stay) = std::mem::take(&mut self.local.maps)
+            .into_iter()
+            .partition::<Vec<Map>, _>(|map| is(map));
         self.local.maps = stay;
         for map in gone {
             self.confirm(&map.name, Added::Map);

@@ -121,7 +121,9 @@ pub struct Blocks {
 impl Blocks {
     /// Whether block `index` is among them.
     pub fn contains(&self, index: u32) -> bool {
-        index.checked_sub(self.first).is_some_and(|i| i < self.count)
+        index
+            .checked_sub(self.first)
+            .is_some_and(|i| i < self.count)
     }
 }
 
@@ -316,7 +318,12 @@ impl Signed {
     }
 
     /// Signs a body whose canonical bytes are known.
-    pub(super) fn of_bytes(subnet: SubnetId, body: &Body, bytes: Vec<u8>, key: &SigningKey) -> Signed {
+    pub(super) fn of_bytes(
+        subnet: SubnetId,
+        body: &Body,
+        bytes: Vec<u8>,
+        key: &SigningKey,
+    ) -> Signed {
         let signature = key.sign(&message(subnet, body.context(), &bytes));
         Signed {
             subnet,
@@ -339,8 +346,11 @@ impl Signed {
         let body: Body = decode(&self.body)?;
         let key = VerifyingKey::from_bytes(&self.issuer.0).map_err(|_| RecordError::Signature)?;
         let signature = Signature::from_components(self.signature_r, self.signature_s);
-        key.verify_strict(&message(self.subnet, body.context(), &self.body), &signature)
-            .map_err(|_| RecordError::Signature)?;
+        key.verify_strict(
+            &message(self.subnet, body.context(), &self.body),
+            &signature,
+        )
+        .map_err(|_| RecordError::Signature)?;
         check(&body, self.body.len())?;
         Ok(body)
     }
@@ -356,16 +366,28 @@ impl Signed {
     /// Bytes as stored.
     pub fn encode(&self) -> Vec<u8> {
         let length = varint(self.body.len());
-        let mut bytes = Vec::with_capacity(self.body.len().saturating_add(112).saturating_add(length.len()));
+        let mut bytes = Vec::with_capacity(
+            self.body
+                .len()
+                .saturating_add(112)
+                .saturating_add(length.len()),
+        );
         self.pieces(&length, |piece| bytes.extend_from_slice(piece));
         bytes
     }
 
     /// The stored bytes, piece by piece: what postcard writes, byte by byte, of this value.
     fn pieces(&self, length: &[u8], mut piece: impl FnMut(&[u8])) {
-        [&self.subnet.0, self.issuer.0.as_slice(), length, &self.body, &self.signature_r, &self.signature_s]
-            .into_iter()
-            .for_each(&mut piece);
+        [
+            &self.subnet.0,
+            self.issuer.0.as_slice(),
+            length,
+            &self.body,
+            &self.signature_r,
+            &self.signature_s,
+        ]
+        .into_iter()
+        .for_each(&mut piece);
     }
 
     /// Reads stored bytes; the signature is not checked here.
@@ -405,7 +427,11 @@ pub(super) fn check(body: &Body, size: usize) -> Result<(), RecordError> {
         Body::Registration(r) => ("registration", registration_fits(r, size)),
         Body::Item(i) => ("item", i.slot.len() <= MAX_SLOT && i.data.len() <= MAX_ITEM),
     };
-    if fits { Ok(()) } else { Err(RecordError::Nonsense(kind)) }
+    if fits {
+        Ok(())
+    } else {
+        Err(RecordError::Nonsense(kind))
+    }
 }
 
 fn grant_fits(g: &Grant) -> bool {
@@ -417,8 +443,12 @@ fn grant_fits(g: &Grant) -> bool {
         && (g.term == Term::Full || g.not_after.saturating_sub(g.not_before) <= SHORT_LIFE)
         && g.labels.len() <= 64
         && g.leases.iter().all(|p| p.trunc() == *p)
-        && g.addresses.iter().all(|a| g.leases.iter().any(|p| p.contains(a)))
-        && g.labels.iter().all(|(k, v)| k.len() <= 63 && v.len() <= 255 && !has_control(k) && !has_control(v))
+        && g.addresses
+            .iter()
+            .all(|a| g.leases.iter().any(|p| p.contains(a)))
+        && g.labels
+            .iter()
+            .all(|(k, v)| k.len() <= 63 && v.len() <= 255 && !has_control(k) && !has_control(v))
 }
 
 fn head_fits(h: &Head) -> bool {
@@ -429,17 +459,28 @@ fn head_fits(h: &Head) -> bool {
         && admins.len() == h.seats.len()
         && runs <= MAX_RUNS
         && h.seats.iter().all(|s| (1..=h.number).contains(&s.since))
-        && h.seats.iter().flat_map(|s| &s.part).all(|b| b.count > 0 && b.first.checked_add(b.count).is_some())
+        && h.seats
+            .iter()
+            .flat_map(|s| &s.part)
+            .all(|b| b.count > 0 && b.first.checked_add(b.count).is_some())
 }
 
 fn doc_fits(d: &Doc) -> bool {
-    let says = d.endpoints.len().saturating_add(d.workloads.len()).saturating_add(d.names.len());
+    let says = d
+        .endpoints
+        .len()
+        .saturating_add(d.workloads.len())
+        .saturating_add(d.names.len());
     (d.left.is_none() || says == 0)
         && d.endpoints.len() <= 32
-        && d.endpoints.iter().all(|e| e.len() <= 256 && !has_control(e))
+        && d.endpoints
+            .iter()
+            .all(|e| e.len() <= 256 && !has_control(e))
         && d.workloads.len().saturating_add(d.names.len()) <= MAX_ENTRIES
         && d.workloads.iter().all(|w| w.addresses.len() <= 8)
-        && d.names.iter().all(|n| is_record_name(&n.name) && n.ttl <= MAX_TTL && data_fits(&n.data))
+        && d.names
+            .iter()
+            .all(|n| is_record_name(&n.name) && n.ttl <= MAX_TTL && data_fits(&n.data))
 }
 
 fn registration_fits(r: &Registration, size: usize) -> bool {
@@ -457,7 +498,13 @@ fn has_control(text: &str) -> bool {
 /// A name inside a zone: labels of a-z, 0-9, `-` and a leading `_` (RFC 2782), dots between, lower case.
 pub fn is_record_name(name: &str) -> bool {
     name.len() <= MAX_NAME
-        && name.split('.').all(|label| label.strip_prefix('_').unwrap_or(label).parse::<Name>().is_ok())
+        && name.split('.').all(|label| {
+            label
+                .strip_prefix('_')
+                .unwrap_or(label)
+                .parse::<Name>()
+                .is_ok()
+        })
         && !name.bytes().any(|b| b.is_ascii_uppercase())
 }
 
@@ -480,7 +527,9 @@ pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 }
 
 /// Reads canonical bytes: all of them, and only the one encoding.
-pub(crate) fn decode<T: Serialize + serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, RecordError> {
+pub(crate) fn decode<T: Serialize + serde::de::DeserializeOwned>(
+    bytes: &[u8],
+) -> Result<T, RecordError> {
     note(Step::Parsed);
     let value: T = postcard::from_bytes(bytes).map_err(|_| RecordError::Encoding)?;
     if postcard::to_allocvec(&value).is_ok_and(|written| written == bytes) {
@@ -511,7 +560,10 @@ mod tests {
             seal_key: [4; 32],
             term: Term::Full,
             addresses: vec!["10.77.1.1".parse().unwrap()],
-            leases: vec!["10.77.1.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()],
+            leases: vec![
+                "10.77.1.0/24".parse().unwrap(),
+                "fd00::/64".parse().unwrap(),
+            ],
             not_before: 10,
             not_after: 20,
             labels: BTreeMap::new(),
@@ -523,14 +575,21 @@ mod tests {
         let signed = Signed::new(SubnetId([1; 16]), &grant(), &key(9));
         assert_eq!(signed.verify(), Ok(grant()));
         let checked = signed.clone().check().unwrap();
-        assert_eq!(checked, Verified::sign(SubnetId([1; 16]), grant(), &key(9)).unwrap());
-        assert_eq!((checked.signed(), checked.digest()), (&signed, signed.digest()));
+        assert_eq!(
+            checked,
+            Verified::sign(SubnetId([1; 16]), grant(), &key(9)).unwrap()
+        );
+        assert_eq!(
+            (checked.signed(), checked.digest()),
+            (&signed, signed.digest())
+        );
         let bytes = signed.encode();
         for i in 0..bytes.len() {
             for bit in 0..8 {
                 let mut forged = bytes.clone();
                 forged[i] ^= 1 << bit;
-                let accepted = Signed::parse(&forged).is_ok_and(|s| s.verify().is_ok() || s.check().is_ok());
+                let accepted =
+                    Signed::parse(&forged).is_ok_and(|s| s.verify().is_ok() || s.check().is_ok());
                 assert!(!accepted, "byte {i} bit {bit}");
             }
         }

@@ -10,7 +10,10 @@ impl Subnet {
     /// Remembers whose the names are that were claimed just now and that nobody else claims: this is answered from now on,
     /// whoever comes to claim the same before it is registered.
     pub(super) fn note_answers(&mut self, fresh: &[(String, PeerId)]) {
-        for (name, by) in fresh.iter().filter(|(name, by)| self.records.claims.of(name) == [*by]) {
+        for (name, by) in fresh
+            .iter()
+            .filter(|(name, by)| self.records.claims.of(name) == [*by])
+        {
             self.local.seen.insert(name.as_str().into(), *by);
         }
     }
@@ -24,7 +27,13 @@ impl Subnet {
     ) -> Result<()> {
         let seat = self.seat(me)?;
         let old = self.records.registrations.get(&(holder, me.peer)).cloned();
-        let empty = Registration { holder, version: 0, seat, names: Default::default(), released: Default::default() };
+        let empty = Registration {
+            holder,
+            version: 0,
+            seat,
+            names: Default::default(),
+            released: Default::default(),
+        };
         let old = old.as_ref().map_or(&empty, |statement| &statement.body);
         let mut new = old.clone();
         change(&mut new);
@@ -48,25 +57,49 @@ impl Subnet {
     ///
     /// # Errors
     /// `E-NOT-ADMIN`, `E-NO-NAME`, `E-NAME-CONTESTED` where several claim it and none was named.
-    pub fn dns_release(&mut self, me: &Identity, name: &str, member: Option<PeerId>, now: u64) -> Result<PeerId> {
+    pub fn dns_release(
+        &mut self,
+        me: &Identity,
+        name: &str,
+        member: Option<PeerId>,
+        now: u64,
+    ) -> Result<PeerId> {
         let resolved = self.resolve(now);
         self.require_admin(me, &resolved)?;
         let name = self.relative(name);
         let holder = member.or_else(|| resolved.flat.get(name.as_str()).copied());
         let claims = |holder: &PeerId| {
-            resolved.holds(*holder, &name) || resolved.contested.get(name.as_str()).is_some_and(|c| c.contains(holder))
+            resolved.holds(*holder, &name)
+                || resolved
+                    .contested
+                    .get(name.as_str())
+                    .is_some_and(|c| c.contains(holder))
         };
         let Some(holder) = holder.filter(claims) else {
             return Err(match resolved.contested.get(name.as_str()) {
                 Some(claimants) if member.is_none() => {
-                    let names: Vec<String> =
-                        claimants.iter().filter_map(|p| resolved.members.get(p)).map(|m| m.name.to_string()).collect();
-                    let message = format!("{name} is claimed by {} and nobody holds it", names.join(" and "));
-                    Error::new(Kind::Conflict, Code::NameContested, message)
-                        .hint(Hint::ReleaseName { subnet: self.name().clone(), name: name.to_string() })
+                    let names: Vec<String> = claimants
+                        .iter()
+                        .filter_map(|p| resolved.members.get(p))
+                        .map(|m| m.name.to_string())
+                        .collect();
+                    let message = format!(
+                        "{name} is claimed by {} and nobody holds it",
+                        names.join(" and ")
+                    );
+                    Error::new(Kind::Conflict, Code::NameContested, message).hint(
+                        Hint::ReleaseName {
+                            subnet: self.name().clone(),
+                            name: name.to_string(),
+                        },
+                    )
                 }
-                _ => Error::new(Kind::NotFound, Code::NoName, format!("no member holds the name {}", printable(&name)))
-                    .hint(Hint::ListNames(self.name().clone())),
+                _ => Error::new(
+                    Kind::NotFound,
+                    Code::NoName,
+                    format!("no member holds the name {}", printable(&name)),
+                )
+                .hint(Hint::ListNames(self.name().clone())),
             });
         };
         let version = self.records.doc(holder).map_or(0, |d| d.version);
@@ -87,14 +120,28 @@ impl Subnet {
 
     /// Names that nobody holds by an admin's word, as who may do something about it sees them: those this node claims, and
     /// all of them for the owner and admins. Subnet, name, claimants.
-    pub fn contested_names(&self, me: &Identity, resolved: &Resolved) -> Vec<(Name, String, Vec<String>)> {
+    pub fn contested_names(
+        &self,
+        me: &Identity,
+        resolved: &Resolved,
+    ) -> Vec<(Name, String, Vec<String>)> {
         let admin = self.require_admin(me, resolved).is_ok();
         let concerns = |by: &[PeerId]| admin || by.contains(&me.peer);
-        let called =
-            |peer: &PeerId| resolved.members.get(peer).map_or_else(|| peer.to_string(), |m| m.name.to_string());
+        let called = |peer: &PeerId| {
+            resolved
+                .members
+                .get(peer)
+                .map_or_else(|| peer.to_string(), |m| m.name.to_string())
+        };
         (resolved.contested.iter())
             .filter(|(_, by)| concerns(by))
-            .map(|(name, by)| (self.name().clone(), name.to_string(), by.iter().map(called).collect()))
+            .map(|(name, by)| {
+                (
+                    self.name().clone(),
+                    name.to_string(),
+                    by.iter().map(called).collect(),
+                )
+            })
             .collect()
     }
 }

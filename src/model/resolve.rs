@@ -153,24 +153,35 @@ impl Resolved {
 
     /// Added names with who said so.
     pub fn names(&self) -> impl Iterator<Item = (PeerId, &NameEntry)> {
-        self.members.iter().flat_map(|(peer, member)| member.names.iter().map(|entry| (*peer, entry)))
+        self.members
+            .iter()
+            .flat_map(|(peer, member)| member.names.iter().map(|entry| (*peer, entry)))
     }
 
     /// What was added for a name by who holds it.
     pub fn answers(&self, name: &str) -> impl Iterator<Item = &NameEntry> {
         let holder = self.flat.get(name).and_then(|by| self.members.get(by));
-        holder.into_iter().flat_map(|member| &member.names).filter(move |entry| entry.name == name)
+        holder
+            .into_iter()
+            .flat_map(|member| &member.names)
+            .filter(move |entry| entry.name == name)
     }
 
     /// The member that holds a name as its own.
     pub fn member_named(&self, name: &str) -> Option<PeerId> {
-        self.members.iter().find(|(_, m)| m.name.as_str() == name).map(|(peer, _)| *peer)
+        self.members
+            .iter()
+            .find(|(_, m)| m.name.as_str() == name)
+            .map(|(peer, _)| *peer)
     }
 
     /// Whether any flat or contested name is `label` or stands below it.
     pub fn is_claimed_at(&self, label: &str) -> bool {
-        let counts = |name: Arc<str>| self.flat.contains_key(&name) || self.contested.contains_key(&name);
-        self.origin.as_ref().is_some_and(|origin| origin.records.claims.at_or_below(label).any(counts))
+        let counts =
+            |name: Arc<str>| self.flat.contains_key(&name) || self.contested.contains_key(&name);
+        self.origin
+            .as_ref()
+            .is_some_and(|origin| origin.records.claims.at_or_below(label).any(counts))
     }
 
     /// Whether both give every member the same place.
@@ -180,9 +191,16 @@ impl Resolved {
     }
 
     /// Whether this is what follows from the records at `now` for sure.
-    pub(super) fn is_of(&self, records: &Records, seen: &Chunks<Arc<str>, PeerId>, now: u64) -> bool {
+    pub(super) fn is_of(
+        &self,
+        records: &Records,
+        seen: &Chunks<Arc<str>, PeerId>,
+        now: u64,
+    ) -> bool {
         self.origin.as_ref().is_some_and(|origin| {
-            origin.records.mark.is_same(&records.mark) && origin.seen.is_same(seen) && origin.places.hold_at(now)
+            origin.records.mark.is_same(&records.mark)
+                && origin.seen.is_same(seen)
+                && origin.places.hold_at(now)
         })
     }
 }
@@ -199,19 +217,32 @@ impl Placed {
     /// later grant of the same member adds to it, and takes or renames nothing.
     fn new(entry: &Entry, valid: impl Fn(&Grant) -> bool) -> Option<Placed> {
         let best = entry.at(&valid)?;
-        let anchor = entry.grants().iter().find(|g| g.order == 0 && valid(g.grant())).unwrap_or(best);
+        let anchor = entry
+            .grants()
+            .iter()
+            .find(|g| g.order == 0 && valid(g.grant()))
+            .unwrap_or(best);
         let mut grant = best.grant().clone();
         let given = anchor.grant();
         if anchor.order != best.order {
             grant.name = given.name.clone();
             (grant.data_key, grant.seal_key) = (given.data_key, given.seal_key);
-            let more = given.leases.iter().filter(|l| !grant.leases.contains(l)).copied().collect::<Vec<_>>();
+            let more = given
+                .leases
+                .iter()
+                .filter(|l| !grant.leases.contains(l))
+                .copied()
+                .collect::<Vec<_>>();
             grant.leases.extend(more);
             if !given.addresses.is_empty() {
                 grant.addresses = given.addresses.clone();
             }
         }
-        Some(Placed { grant, issuer: best.issuer, order: anchor.order })
+        Some(Placed {
+            grant,
+            issuer: best.issuer,
+            order: anchor.order,
+        })
     }
 }
 
@@ -230,9 +261,18 @@ impl Member {
         }
         let named: BTreeSet<&str> = workloads.iter().map(|(name, _)| name.as_str()).collect();
         let added = doc.iter().flat_map(|d| &d.names);
-        let names: Vec<NameEntry> = added.filter(|n| !named.contains(n.name.as_str())).cloned().collect();
-        let has = |name: &Name| named.contains(name.as_str()) || names.iter().any(|n| n.name == name.as_str());
-        let void = without.into_iter().filter(|name| !has(name)).map(Name::to_string).collect();
+        let names: Vec<NameEntry> = added
+            .filter(|n| !named.contains(n.name.as_str()))
+            .cloned()
+            .collect();
+        let has = |name: &Name| {
+            named.contains(name.as_str()) || names.iter().any(|n| n.name == name.as_str())
+        };
+        let void = without
+            .into_iter()
+            .filter(|name| !has(name))
+            .map(Name::to_string)
+            .collect();
         Member {
             grant: place.grant.clone(),
             issuer: place.issuer,
@@ -250,7 +290,9 @@ impl Member {
     /// Names it says that count, its own aside.
     fn claims(&self) -> BTreeSet<&str> {
         let workloads = self.workloads.iter().map(|(name, _)| name.as_str());
-        workloads.chain(self.names.iter().map(|n| n.name.as_str())).collect()
+        workloads
+            .chain(self.names.iter().map(|n| n.name.as_str()))
+            .collect()
     }
 }
 
@@ -274,25 +316,55 @@ impl Records {
     }
 
     /// The same, made from what followed from other records, names or times: only what differs is made anew.
-    pub fn resolve_after(&self, now: u64, seen: &Chunks<Arc<str>, PeerId>, former: &Resolved) -> Resolved {
+    pub fn resolve_after(
+        &self,
+        now: u64,
+        seen: &Chunks<Arc<str>, PeerId>,
+        former: &Resolved,
+    ) -> Resolved {
         let nothing = || {
             let records = Records::new(self.genesis.clone());
-            Arc::new(Origin { records, seen: Chunks::default(), places: Arc::default() })
+            Arc::new(Origin {
+                records,
+                seen: Chunks::default(),
+                places: Arc::default(),
+            })
         };
         let old = former.origin.clone().unwrap_or_else(nothing);
         let kept = former.origin.is_some() && self.has_roll_of(&old.records);
-        let roll = if kept { Arc::clone(&former.roll) } else { Arc::new(self.roll()) };
+        let roll = if kept {
+            Arc::clone(&former.roll)
+        } else {
+            Arc::new(self.roll())
+        };
         let kept = kept && old.places.hold_at(now);
-        let places = if kept { Arc::clone(&old.places) } else { Arc::new(self.places(&roll, now, &old.places)) };
+        let places = if kept {
+            Arc::clone(&old.places)
+        } else {
+            Arc::new(self.places(&roll, now, &old.places))
+        };
         let mut next = former.clone();
-        next.work = Work { places: if kept { 0 } else { places.by.len() }, ..Work::default() };
-        (next.head, next.destroyed, next.changes_at) = (roll.number, roll.destroyed, places.changes_at);
+        next.work = Work {
+            places: if kept { 0 } else { places.by.len() },
+            ..Work::default()
+        };
+        (next.head, next.destroyed, next.changes_at) =
+            (roll.number, roll.destroyed, places.changes_at);
         let changed = self.settle_members(&places, &old, &mut next);
-        let names = Names { records: self, roll: &roll, places: &places, seen };
+        let names = Names {
+            records: self,
+            roll: &roll,
+            places: &places,
+            seen,
+        };
         let affected = names.affected(&changed, &old, &former.roll);
         names.settle(affected, &mut next);
         next.roll = roll;
-        next.origin = Some(Arc::new(Origin { records: self.clone(), seen: seen.clone(), places }));
+        next.origin = Some(Arc::new(Origin {
+            records: self.clone(),
+            seen: seen.clone(),
+            places,
+        }));
         next
     }
 
@@ -301,17 +373,32 @@ impl Records {
         let left = |doc: Option<&Arc<Statement<Doc>>>| doc.and_then(|d| d.body.left);
         Arc::ptr_eq(&self.top, &old.top)
             && self.grants.differences(&old.grants, Arc::ptr_eq).is_empty()
-            && self.revocations.differences(&old.revocations, Arc::ptr_eq).is_empty()
-            && self.docs.differences(&old.docs, Arc::ptr_eq).iter().all(|(_, new, old)| left(*new) == left(*old))
+            && self
+                .revocations
+                .differences(&old.revocations, Arc::ptr_eq)
+                .is_empty()
+            && self
+                .docs
+                .differences(&old.docs, Arc::ptr_eq)
+                .iter()
+                .all(|(_, new, old)| left(*new) == left(*old))
     }
 
     /// Whether a lease counts: what the owner gave, what an admin gave from its part, and what repeats such a lease of the
     /// same subject, so that a renewal by another keeps it.
     pub fn lease_counts(&self, subject: PeerId, issuer: PeerId, lease: IpNet) -> bool {
         let pools = self.pools();
-        let may =
-            |by: PeerId| by == self.genesis.owner || self.head().seat(by).is_some_and(|s| pools.within(lease, &s.part));
-        may(issuer) || self.granted(subject).any(|(by, held)| may(by) && held.body.leases.contains(&lease))
+        let may = |by: PeerId| {
+            by == self.genesis.owner
+                || self
+                    .head()
+                    .seat(by)
+                    .is_some_and(|s| pools.within(lease, &s.part))
+        };
+        may(issuer)
+            || self
+                .granted(subject)
+                .any(|(by, held)| may(by) && held.body.leases.contains(&lease))
     }
 
     /// Everybody's place at `now`; one that is as it was is the former one.
@@ -339,7 +426,9 @@ impl Records {
         let mut names: BTreeMap<Name, usize> = BTreeMap::new();
         for Placed { grant, issuer, .. } in valid {
             let subject = grant.subject;
-            let free = |l: &IpNet| taken.overlapping(*l).is_none() && self.lease_counts(subject, issuer, *l);
+            let free = |l: &IpNet| {
+                taken.overlapping(*l).is_none() && self.lease_counts(subject, issuer, *l)
+            };
             let leases: Vec<IpNet> = grant.leases.iter().copied().filter(free).collect();
             leases.iter().for_each(|l| taken.insert(*l, ()));
             let name = free_name(&mut names, &grant.name);
@@ -350,9 +439,21 @@ impl Records {
             } else {
                 Role::Member
             };
-            let addresses = grant.addresses.iter().copied().filter(|a| leases.iter().any(|l| l.contains(a))).collect();
+            let addresses = grant
+                .addresses
+                .iter()
+                .copied()
+                .filter(|a| leases.iter().any(|l| l.contains(a)))
+                .collect();
             places.names.insert(name.to_string(), subject);
-            let place = Place { grant, issuer, name, role, leases, addresses };
+            let place = Place {
+                grant,
+                issuer,
+                name,
+                role,
+                leases,
+                addresses,
+            };
             let same = former.by.get(&subject).filter(|old| ***old == place);
             let place = same.map_or_else(|| Arc::new(place), Arc::clone);
             places.by.insert(subject, place);
@@ -361,13 +462,26 @@ impl Records {
     }
 
     /// Makes the members anew whose place or document is another one.
-    fn settle_members(&self, places: &Arc<Places>, old: &Origin, next: &mut Resolved) -> Vec<Changed> {
+    fn settle_members(
+        &self,
+        places: &Arc<Places>,
+        old: &Origin,
+        next: &mut Resolved,
+    ) -> Vec<Changed> {
         let docs = self.docs.differences(&old.records.docs, Arc::ptr_eq);
         let mut touched: BTreeSet<PeerId> = docs.into_iter().map(|(peer, ..)| *peer).collect();
         if !Arc::ptr_eq(places, &old.places) {
             let moved = |from: &Places, to: &Places| -> Vec<PeerId> {
-                let same = |peer, place| to.by.get(peer).is_some_and(|other| Arc::ptr_eq(place, other));
-                from.by.iter().filter(|(peer, place)| !same(*peer, *place)).map(|(peer, _)| *peer).collect()
+                let same = |peer, place| {
+                    to.by
+                        .get(peer)
+                        .is_some_and(|other| Arc::ptr_eq(place, other))
+                };
+                from.by
+                    .iter()
+                    .filter(|(peer, place)| !same(*peer, *place))
+                    .map(|(peer, _)| *peer)
+                    .collect()
             };
             touched.extend(moved(places, &old.places));
             touched.extend(moved(&old.places, places));
@@ -388,7 +502,11 @@ impl Records {
                 None => drop(next.members.remove(&peer)),
             }
             if new.is_some() || former.is_some() {
-                changed.push(Changed { peer, old: former, new });
+                changed.push(Changed {
+                    peer,
+                    old: former,
+                    new,
+                });
             }
         }
         changed

@@ -22,14 +22,18 @@ pub fn had_forgotten<'a>(mut own: impl Iterator<Item = &'a Verified>, now: u64) 
 impl Draft {
     /// Withdraws the invites of a subnet that are open at `now`; how many.
     pub fn withdraw_invites(&mut self, subnet: SubnetId, now: u64) -> usize {
-        self.subnet_mut(subnet).map_or(0, |subnet| withdraw(&mut subnet.local.invites, now, |_| true))
+        self.subnet_mut(subnet).map_or(0, |subnet| {
+            withdraw(&mut subnet.local.invites, now, |_| true)
+        })
     }
 
     /// Withdraws the open invites that `me` made in a seat which it has lost since, also where it has one again; how many.
     /// A seat is lost by the owner's head, and by the word of another admin: who comes back after that has a grant of a
     /// higher generation, and an epoch of the owner's raises nobody above its least.
     pub fn withdraw_former_invites(&mut self, subnet: SubnetId, me: PeerId, now: u64) -> usize {
-        let Some(subnet) = self.subnet_mut(subnet) else { return 0 };
+        let Some(subnet) = self.subnet_mut(subnet) else {
+            return 0;
+        };
         let records = &subnet.records;
         if subnet.local.invites.is_empty() || me == records.genesis.owner {
             return 0;
@@ -38,12 +42,17 @@ impl Draft {
         let best = roll.members.get(&me).and_then(|entry| entry.best());
         let generation = best.map_or(0, |granted| granted.grant().generation);
         let is_out = roll.out.contains_key(&me);
-        let former = |i: &Issued| is_out || seat != Some(i.seat) || generation > i.generation.max(least);
+        let former =
+            |i: &Issued| is_out || seat != Some(i.seat) || generation > i.generation.max(least);
         withdraw(&mut subnet.local.invites, now, former)
     }
 }
 
 fn withdraw(invites: &mut [Issued], now: u64, which: impl Fn(&Issued) -> bool) -> usize {
-    let open = invites.iter_mut().filter(|i| !i.revoked && now < i.expires && i.used.len() < i.uses as usize);
-    open.filter(|invite| which(invite)).map(|invite| invite.revoked = true).count()
+    let open = invites
+        .iter_mut()
+        .filter(|i| !i.revoked && now < i.expires && i.used.len() < i.uses as usize);
+    open.filter(|invite| which(invite))
+        .map(|invite| invite.revoked = true)
+        .count()
 }

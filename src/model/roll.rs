@@ -102,12 +102,19 @@ impl Records {
         let seats: &[Seat] = &head.seats;
         let named = |peer: PeerId| peer == owner || head.seat(peer).is_some();
         let removed = |admin: PeerId| {
-            about(&self.revocations, admin).any(|(by, r)| named(by) && !self.is_spent(&r.body, by, &named))
+            about(&self.revocations, admin)
+                .any(|(by, r)| named(by) && !self.is_spent(&r.body, by, &named))
         };
-        let admins: Vec<PeerId> = seats.iter().map(|s| s.admin).filter(|a| self.is_in(*a) && !removed(*a)).collect();
+        let admins: Vec<PeerId> = seats
+            .iter()
+            .map(|s| s.admin)
+            .filter(|a| self.is_in(*a) && !removed(*a))
+            .collect();
         let counts = |issuer: PeerId| issuer == owner || admins.contains(&issuer);
-        let order: BTreeMap<PeerId, usize> =
-            std::iter::once(owner).chain(seats.iter().map(|s| s.admin)).zip(0..).collect();
+        let order: BTreeMap<PeerId, usize> = std::iter::once(owner)
+            .chain(seats.iter().map(|s| s.admin))
+            .zip(0..)
+            .collect();
         let mut roll = Roll {
             number: head.number,
             destroyed: head.destroyed,
@@ -119,7 +126,13 @@ impl Records {
         while let Some(((subject, _), _)) = granted.peek().copied() {
             let subject = *subject;
             // Who has a seat may be removed by any other admin, also by one who is out.
-            let judged = |by: PeerId| if head.seat(subject).is_some() { named(by) } else { counts(by) };
+            let judged = |by: PeerId| {
+                if head.seat(subject).is_some() {
+                    named(by)
+                } else {
+                    counts(by)
+                }
+            };
             let left = self.doc(subject).and_then(|d| d.left).unwrap_or(0);
             let ends: Vec<(PeerId, &Revocation, bool)> = about(&self.revocations, subject)
                 .filter(|(by, _)| judged(*by))
@@ -128,24 +141,43 @@ impl Records {
             let mut grants: Vec<Granted> = Vec::new();
             while let Some(((_, issuer), held)) = granted.next_if(|((s, _), _)| *s == subject) {
                 let generation = held.body.generation;
-                let ended = ends.iter().any(|(_, r, spent)| !spent || generation <= r.generation);
+                let ended = ends
+                    .iter()
+                    .any(|(_, r, spent)| !spent || generation <= r.generation);
                 let stands = subject == owner || (!ended && (left == 0 || generation > left));
                 if counts(*issuer) && stands {
                     let order = order.get(issuer).copied().unwrap_or(usize::MAX);
-                    grants.push(Granted { held: Arc::clone(held), issuer: *issuer, order });
+                    grants.push(Granted {
+                        held: Arc::clone(held),
+                        issuer: *issuer,
+                        order,
+                    });
                 }
             }
             let rank = |g: &Granted| {
                 let grant = g.grant();
-                (grant.generation, grant.version, std::cmp::Reverse(g.order), g.held.digest)
+                (
+                    grant.generation,
+                    grant.version,
+                    std::cmp::Reverse(g.order),
+                    g.held.digest,
+                )
             };
             grants.sort_by_key(|g| std::cmp::Reverse(rank(g)));
             if !grants.is_empty() {
                 roll.members.insert(subject, Entry { grants });
-            } else if let Some((by, r, _)) =
-                ends.iter().filter(|(.., spent)| !spent).max_by_key(|(by, r, _)| (r.generation, *by == owner))
+            } else if let Some((by, r, _)) = ends
+                .iter()
+                .filter(|(.., spent)| !spent)
+                .max_by_key(|(by, r, _)| (r.generation, *by == owner))
             {
-                roll.out.insert(subject, Out { generation: r.generation, by: *by });
+                roll.out.insert(
+                    subject,
+                    Out {
+                        generation: r.generation,
+                        by: *by,
+                    },
+                );
             }
         }
         roll
@@ -157,8 +189,14 @@ impl Records {
     }
 
     /// Whether who revoked, or the owner, has let the subject in again.
-    fn is_spent(&self, revocation: &Revocation, by: PeerId, counts: &dyn Fn(PeerId) -> bool) -> bool {
-        let again = |issuer: PeerId| (issuer == self.genesis.owner || issuer == by) && counts(issuer);
+    fn is_spent(
+        &self,
+        revocation: &Revocation,
+        by: PeerId,
+        counts: &dyn Fn(PeerId) -> bool,
+    ) -> bool {
+        let again =
+            |issuer: PeerId| (issuer == self.genesis.owner || issuer == by) && counts(issuer);
         self.granted(revocation.subject)
             .any(|(issuer, held)| again(issuer) && held.body.generation > revocation.generation)
     }
@@ -167,7 +205,9 @@ impl Records {
     /// takes its records any more and both are to be out.
     pub fn returned_by(&self, admin: PeerId) -> Vec<Signed> {
         let own = self.revocations.iter().filter(|((_, by), _)| *by == admin);
-        own.filter(|(_, held)| self.is_returned(&held.body, admin)).map(|(_, held)| held.signed.clone()).collect()
+        own.filter(|(_, held)| self.is_returned(&held.body, admin))
+            .map(|(_, held)| held.signed.clone())
+            .collect()
     }
 
     /// Whether a revocation that its issuer shows, who is no member, is taken: it ends somebody, and none of this issuer's
@@ -180,7 +220,8 @@ impl Records {
     /// Whether both have a seat, the issuer signed in its present one, and the subject removed the issuer.
     fn is_returned(&self, revocation: &Revocation, issuer: PeerId) -> bool {
         let head = self.head();
-        head.seat(issuer).is_some_and(|seat| seat.since == revocation.seat)
+        head.seat(issuer)
+            .is_some_and(|seat| seat.since == revocation.seat)
             && head.seat(revocation.subject).is_some()
             && self.revocations.contains_key(&(issuer, revocation.subject))
     }
@@ -192,18 +233,29 @@ impl Records {
 
     /// The greatest generation of a subject that is held, and the digest of the grant that has it.
     pub fn last_grant(&self, subject: PeerId) -> Option<(u32, Digest)> {
-        self.granted(subject).map(|(_, g)| (g.body.generation, g.digest)).max()
+        self.granted(subject)
+            .map(|(_, g)| (g.body.generation, g.digest))
+            .max()
     }
 
     /// The grant of a subject with the greatest generation that is held, whether it counts or not.
     pub fn newest_grant(&self, subject: PeerId) -> Option<&Grant> {
-        self.granted(subject).map(|(_, g)| &g.body).max_by_key(|g| (g.generation, g.version))
+        self.granted(subject)
+            .map(|(_, g)| &g.body)
+            .max_by_key(|g| (g.generation, g.version))
     }
 
     /// What an issuer registered: holders with their names, and what it released.
-    pub(super) fn registered_by(&self, issuer: PeerId) -> Vec<(PeerId, BTreeSet<String>, BTreeMap<String, u64>)> {
-        let own = self.registrations.iter().filter(|((_, by), _)| *by == issuer);
-        own.map(|((holder, _), r)| (*holder, r.body.names.clone(), r.body.released.clone())).collect()
+    pub(super) fn registered_by(
+        &self,
+        issuer: PeerId,
+    ) -> Vec<(PeerId, BTreeSet<String>, BTreeMap<String, u64>)> {
+        let own = self
+            .registrations
+            .iter()
+            .filter(|((_, by), _)| *by == issuer);
+        own.map(|((holder, _), r)| (*holder, r.body.names.clone(), r.body.released.clone()))
+            .collect()
     }
 
     /// One issuer's registration of a member's names.
@@ -216,6 +268,11 @@ impl Records {
         let revoked = self.revocations.values().map(|r| r.body.generation);
         let granted = self.grants.values().map(|g| g.body.generation);
         let left = self.docs.values().filter_map(|d| d.body.left);
-        revoked.chain(granted).chain(left).filter(|g| *g < limit).max().unwrap_or(0)
+        revoked
+            .chain(granted)
+            .chain(left)
+            .filter(|g| *g < limit)
+            .max()
+            .unwrap_or(0)
     }
 }

@@ -58,7 +58,10 @@ impl RouteTable {
 impl FromIterator<(IpNet, Owner)> for RouteTable {
     fn from_iter<I: IntoIterator<Item = (IpNet, Owner)>>(entries: I) -> RouteTable {
         // In this order a prefix stands before those inside it.
-        let sorted: BTreeMap<IpNet, Owner> = entries.into_iter().map(|(net, owner)| (net.trunc(), owner)).collect();
+        let sorted: BTreeMap<IpNet, Owner> = entries
+            .into_iter()
+            .map(|(net, owner)| (net.trunc(), owner))
+            .collect();
         let mut numbers: BTreeMap<Owner, usize> = BTreeMap::new();
         let mut owners = Vec::new();
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
@@ -72,7 +75,12 @@ impl FromIterator<(IpNet, Owner)> for RouteTable {
                 IpNet::V6(n) => v6.push((n.network().to_bits(), n.broadcast().to_bits(), number)),
             }
         }
-        RouteTable { v4: Ranges::of(&v4), v6: Ranges::of(&v6), owners, prefixes: sorted.len() }
+        RouteTable {
+            v4: Ranges::of(&v4),
+            v6: Ranges::of(&v6),
+            owners,
+            prefixes: sorted.len(),
+        }
     }
 }
 
@@ -98,13 +106,17 @@ macro_rules! address {
             }
 
             fn bucket(self, first: Self, shift: u32) -> usize {
-                usize::try_from(self.wrapping_sub(first).checked_shr(shift).unwrap_or(0)).unwrap_or(usize::MAX)
+                usize::try_from(self.wrapping_sub(first).checked_shr(shift).unwrap_or(0))
+                    .unwrap_or(usize::MAX)
             }
 
             fn start(bucket: usize, first: Self, shift: u32) -> Self {
                 let steps = <$number>::try_from(bucket).unwrap_or(<$number>::MAX);
-                let passed = steps.checked_mul((1 as $number).checked_shl(shift).unwrap_or(<$number>::MAX));
-                passed.and_then(|p| first.checked_add(p)).unwrap_or(<$number>::MAX)
+                let passed =
+                    steps.checked_mul((1 as $number).checked_shl(shift).unwrap_or(<$number>::MAX));
+                passed
+                    .and_then(|p| first.checked_add(p))
+                    .unwrap_or(<$number>::MAX)
             }
         }
     };
@@ -148,7 +160,11 @@ impl<A: Address> Ranges<A> {
 
     /// Ends the prefixes that end before `until`: what follows belongs to the one around each.
     fn close(&mut self, open: &mut Vec<(A, u32)>, until: Option<A>) {
-        while let Some((last, _)) = open.last().copied().filter(|(last, _)| until.is_none_or(|u| *last < u)) {
+        while let Some((last, _)) = open
+            .last()
+            .copied()
+            .filter(|(last, _)| until.is_none_or(|u| *last < u))
+        {
             open.pop();
             if let Some(next) = last.next() {
                 self.begin(next, open.last().map_or(NOBODY, |(_, owner)| *owner));
@@ -170,14 +186,23 @@ impl<A: Address> Ranges<A> {
 
     /// About two buckets for each range.
     fn make_index(&mut self) {
-        let (Some(first), Some(last)) = (self.starts.first().copied(), self.starts.last().copied()) else { return };
+        let (Some(first), Some(last)) = (self.starts.first().copied(), self.starts.last().copied())
+        else {
+            return;
+        };
         let most = self.starts.len().saturating_mul(2);
-        self.shift = (0..A::BITS).find(|shift| last.bucket(first, *shift) < most).unwrap_or(A::BITS);
+        self.shift = (0..A::BITS)
+            .find(|shift| last.bucket(first, *shift) < most)
+            .unwrap_or(A::BITS);
         let buckets = last.bucket(first, self.shift).saturating_add(1);
         let mut range = 0_usize;
         for bucket in 0..buckets {
             let at = A::start(bucket, first, self.shift);
-            while self.starts.get(range.saturating_add(1)).is_some_and(|next| *next <= at) {
+            while self
+                .starts
+                .get(range.saturating_add(1))
+                .is_some_and(|next| *next <= at)
+            {
                 range = range.saturating_add(1);
             }
             self.index.push(u32::try_from(range).unwrap_or(u32::MAX));
@@ -190,15 +215,22 @@ impl<A: Address> Ranges<A> {
         if address < first {
             return None;
         }
-        let bucket = address.bucket(first, self.shift).min(self.index.len().saturating_sub(1));
+        let bucket = address
+            .bucket(first, self.shift)
+            .min(self.index.len().saturating_sub(1));
         let from = usize::try_from(*self.index.get(bucket)?).ok()?;
         // The last range of a bucket is the first of the next one.
         let end = match self.index.get(bucket.saturating_add(1)) {
             Some(range) => usize::try_from(*range).ok()?.saturating_add(1),
             None => self.starts.len(),
         };
-        let after = self.starts.get(from..end)?.partition_point(|start| *start <= address);
-        let owner = *self.owners.get(from.saturating_add(after).checked_sub(1)?)?;
+        let after = self
+            .starts
+            .get(from..end)?
+            .partition_point(|start| *start <= address);
+        let owner = *self
+            .owners
+            .get(from.saturating_add(after).checked_sub(1)?)?;
         usize::try_from(owner).ok().filter(|_| owner != NOBODY)
     }
 }
@@ -210,12 +242,21 @@ mod tests {
     use proptest::prelude::*;
 
     fn peer(n: u8) -> Owner {
-        if n == 0 { Owner::Local } else { Owner::Member(PeerId([n; 32])) }
+        if n == 0 {
+            Owner::Local
+        } else {
+            Owner::Member(PeerId([n; 32]))
+        }
     }
 
     /// Bits of an address: anywhere, or near what others have.
     fn four() -> impl Strategy<Value = u32> {
-        prop_oneof![any::<u32>(), (0u32..4000).prop_map(|n| 0x0a00_0000 + n), Just(0), Just(u32::MAX)]
+        prop_oneof![
+            any::<u32>(),
+            (0u32..4000).prop_map(|n| 0x0a00_0000 + n),
+            Just(0),
+            Just(u32::MAX)
+        ]
     }
 
     fn six() -> impl Strategy<Value = u128> {
@@ -269,7 +310,9 @@ mod tests {
     #[test]
     fn leases_side_by_side_are_found_in_a_step_or_two() {
         let lease = |n: u32| IpNet::V4(Ipv4Net::new((0x0a00_0000 + n * 256).into(), 24).unwrap());
-        let table: RouteTable = (0..1000u32).map(|n| (lease(n), peer((n % 200) as u8 + 1))).collect();
+        let table: RouteTable = (0..1000u32)
+            .map(|n| (lease(n), peer((n % 200) as u8 + 1)))
+            .collect();
         let widest = table.v4.index.windows(2).map(|w| w[1] - w[0]).max();
         assert!(widest <= Some(1), "{widest:?}");
         assert!(table.v4.index.len() <= 2 * table.v4.starts.len());

@@ -53,7 +53,10 @@ mod tests {
         let mut second = first.clone();
         assert!(std::ptr::eq(&*first, &*second));
         second.push(3);
-        assert_eq!((first.as_slice(), second.as_slice()), ([1, 2].as_slice(), [1, 2, 3].as_slice()));
+        assert_eq!(
+            (first.as_slice(), second.as_slice()),
+            ([1, 2].as_slice(), [1, 2, 3].as_slice())
+        );
         second.pop();
         assert_eq!(first, second, "what is alike is equal, shared or not");
     }

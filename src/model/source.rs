@@ -85,7 +85,13 @@ pub struct Sizes {
 impl Sizes {
     /// The usual shares of `all` places: a quarter is reserved, a quarter is the most of one site.
     pub fn shared(all: usize, per_source: usize, settled: Duration) -> Sizes {
-        Sizes { all, reserved: all / 4, per_source, per_site: (all / 4).max(per_source), settled }
+        Sizes {
+            all,
+            reserved: all / 4,
+            per_source,
+            per_site: (all / 4).max(per_source),
+            settled,
+        }
     }
 }
 
@@ -120,7 +126,10 @@ pub struct Places<Id> {
 impl<Id: Copy + Ord> Places<Id> {
     /// An empty table.
     pub fn new(sizes: Sizes) -> Self {
-        Places { sizes, holders: BTreeMap::new() }
+        Places {
+            sizes,
+            holders: BTreeMap::new(),
+        }
     }
 
     /// Places taken.
@@ -135,7 +144,10 @@ impl<Id: Copy + Ord> Places<Id> {
 
     /// Places that a source holds.
     pub fn held_by(&self, source: Source) -> usize {
-        self.holders.values().filter(|h| h.member.is_none() && h.source == source).count()
+        self.holders
+            .values()
+            .filter(|h| h.member.is_none() && h.source == source)
+            .count()
     }
 
     /// Whether the address would have a place without taking another's.
@@ -143,23 +155,51 @@ impl<Id: Copy + Ord> Places<Id> {
         let source = Source::of(address);
         let ordinary = || self.holders.values().filter(|h| h.member.is_none());
         self.held_by(source) < self.sizes.per_source
-            && ordinary().filter(|h| h.source.site() == source.site()).count() < self.sizes.per_site
+            && ordinary()
+                .filter(|h| h.source.site() == source.site())
+                .count()
+                < self.sizes.per_site
             && ordinary().count() < self.sizes.all.saturating_sub(self.sizes.reserved)
             && self.holders.len() < self.sizes.all
     }
 
     /// Takes a place for `id`, which holds none. `member` was last seen at exactly this address.
-    pub fn take(&mut self, id: Id, address: IpAddr, member: Option<PeerId>, now: Instant) -> Taken<Id> {
+    pub fn take(
+        &mut self,
+        id: Id,
+        address: IpAddr,
+        member: Option<PeerId>,
+        now: Instant,
+    ) -> Taken<Id> {
         let source = Source::of(address);
         if let Some(peer) = member
             && self.holders.len() < self.sizes.all
-            && self.holders.values().filter(|h| h.member == Some(peer)).count() < PER_MEMBER
+            && self
+                .holders
+                .values()
+                .filter(|h| h.member == Some(peer))
+                .count()
+                < PER_MEMBER
         {
-            self.holders.insert(id, Holder { source, member, since: now });
+            self.holders.insert(
+                id,
+                Holder {
+                    source,
+                    member,
+                    since: now,
+                },
+            );
             return Taken::Free;
         }
         if self.has_room(address) {
-            self.holders.insert(id, Holder { source, member: None, since: now });
+            self.holders.insert(
+                id,
+                Holder {
+                    source,
+                    member: None,
+                    since: now,
+                },
+            );
             return Taken::Free;
         }
         let of_site = |h: &&Holder| h.member.is_none() && h.source.site() == source.site();
@@ -170,10 +210,19 @@ impl<Id: Copy + Ord> Places<Id> {
         } else {
             self.oldest_of_most()
         };
-        match crowded.filter(|(_, since)| now.saturating_duration_since(*since) >= self.sizes.settled) {
+        match crowded
+            .filter(|(_, since)| now.saturating_duration_since(*since) >= self.sizes.settled)
+        {
             Some((other, _)) => {
                 self.holders.remove(&other);
-                self.holders.insert(id, Holder { source, member: None, since: now });
+                self.holders.insert(
+                    id,
+                    Holder {
+                        source,
+                        member: None,
+                        since: now,
+                    },
+                );
                 Taken::Instead(other)
             }
             None => Taken::Full,
@@ -186,21 +235,29 @@ impl<Id: Copy + Ord> Places<Id> {
     }
 
     fn oldest(&self, of: impl Fn(&Holder) -> bool) -> Option<(Id, Instant)> {
-        let all = self.holders.iter().filter(|(_, h)| h.member.is_none() && of(h));
-        all.map(|(id, h)| (*id, h.since)).min_by_key(|(id, since)| (*since, *id))
+        let all = self
+            .holders
+            .iter()
+            .filter(|(_, h)| h.member.is_none() && of(h));
+        all.map(|(id, h)| (*id, h.since))
+            .min_by_key(|(id, since)| (*since, *id))
     }
 
     /// The oldest holder of the site that has most; of the oldest one where several have as much.
     fn oldest_of_most(&self) -> Option<(Id, Instant)> {
         let mut sites: BTreeMap<Site, (usize, Id, Instant)> = BTreeMap::new();
         for (id, holder) in self.holders.iter().filter(|(_, h)| h.member.is_none()) {
-            let entry = sites.entry(holder.source.site()).or_insert((0, *id, holder.since));
+            let entry = sites
+                .entry(holder.source.site())
+                .or_insert((0, *id, holder.since));
             entry.0 += 1;
             if holder.since < entry.2 {
                 (entry.1, entry.2) = (*id, holder.since);
             }
         }
-        let most = sites.values().max_by_key(|(count, id, since)| (*count, std::cmp::Reverse((*since, *id))));
+        let most = sites
+            .values()
+            .max_by_key(|(count, id, since)| (*count, std::cmp::Reverse((*since, *id))));
         most.map(|(_, id, since)| (*id, *since))
     }
 }
@@ -231,15 +288,26 @@ impl Whereabouts {
     /// Who is a member now and what their documents say; everybody else is forgotten.
     pub fn say(&mut self, documents: BTreeMap<PeerId, Vec<IpAddr>>) {
         self.said = documents;
-        self.said.values_mut().for_each(|list| list.truncate(ADDRESSES));
+        self.said
+            .values_mut()
+            .for_each(|list| list.truncate(ADDRESSES));
         self.seen.retain(|peer, _| self.said.contains_key(peer));
     }
 
     /// The member that was last seen at exactly this address.
     pub fn member_at(&self, address: IpAddr) -> Option<PeerId> {
         let address = address.to_canonical();
-        let seen = self.seen.iter().find(|(_, list)| list.contains(&address)).map(|(peer, _)| *peer);
-        seen.or_else(|| self.said.iter().find(|(_, list)| list.contains(&address)).map(|(peer, _)| *peer))
+        let seen = self
+            .seen
+            .iter()
+            .find(|(_, list)| list.contains(&address))
+            .map(|(peer, _)| *peer);
+        seen.or_else(|| {
+            self.said
+                .iter()
+                .find(|(_, list)| list.contains(&address))
+                .map(|(peer, _)| *peer)
+        })
     }
 }
 
@@ -269,7 +337,12 @@ const SOURCES_OF_A_SITE: u32 = 4;
 impl Meter {
     /// Nobody has asked yet. Allowances are for one `window`; `room` accounts are kept at the same time.
     pub fn new(window: Duration, room: usize) -> Meter {
-        Meter { window, room, counts: BTreeMap::new(), order: VecDeque::new() }
+        Meter {
+            window,
+            room,
+            counts: BTreeMap::new(),
+            order: VecDeque::new(),
+        }
     }
 
     /// Counts one more of `payer`, and says whether it is within `most` of this window, and its site within four times
@@ -279,7 +352,8 @@ impl Meter {
         match payer {
             // What the source itself may not have is no burden of its site.
             Payer::Source(source @ Source::V6(_)) if own => {
-                self.count(Account::Site(source.site()), now) <= most.saturating_mul(SOURCES_OF_A_SITE)
+                self.count(Account::Site(source.site()), now)
+                    <= most.saturating_mul(SOURCES_OF_A_SITE)
             }
             _ => own,
         }
@@ -326,7 +400,10 @@ mod tests {
     fn one_host_s_addresses_are_one_source() {
         assert_eq!(source("2001:db8::1"), source("2001:db8::ffff:1"));
         assert_ne!(source("2001:db8::1"), source("2001:db8:0:1::1"));
-        assert_eq!(source("2001:db8::1").site(), source("2001:db8:0:ffff::1").site());
+        assert_eq!(
+            source("2001:db8::1").site(),
+            source("2001:db8:0:ffff::1").site()
+        );
         assert_ne!(source("2001:db8::1").site(), source("2001:db8:1::1").site());
         for form in ["::ffff:192.0.2.1", "64:ff9b::192.0.2.1"] {
             assert_eq!(source(form), source("192.0.2.1"), "{form}");
@@ -338,11 +415,20 @@ mod tests {
     #[test]
     fn one_source_and_one_site_leave_room_for_others() {
         let (mut places, now) = (places(), Instant::now());
-        let taken = |places: &mut Places<u32>, ids: std::ops::Range<u32>, address: &dyn Fn(u32) -> String| {
-            ids.filter(|n| places.take(*n, ip(&address(*n)), None, now) == Taken::Free).count()
+        let taken = |places: &mut Places<u32>,
+                     ids: std::ops::Range<u32>,
+                     address: &dyn Fn(u32) -> String| {
+            ids.filter(|n| places.take(*n, ip(&address(*n)), None, now) == Taken::Free)
+                .count()
         };
-        assert_eq!(taken(&mut places, 0..100, &|n| format!("2001:db8::{n:x}")), 8);
-        assert_eq!(taken(&mut places, 100..1000, &|n| format!("2001:db8:0:{n:x}::1")), 8);
+        assert_eq!(
+            taken(&mut places, 0..100, &|n| format!("2001:db8::{n:x}")),
+            8
+        );
+        assert_eq!(
+            taken(&mut places, 100..1000, &|n| format!("2001:db8:0:{n:x}::1")),
+            8
+        );
         assert_eq!(places.take(2000, ip("192.0.2.1"), None, now), Taken::Free);
     }
 
@@ -352,17 +438,37 @@ mod tests {
         let member = PeerId([7; 32]);
         for n in 0..48u32 {
             // Site 0 has eight, the others have one each.
-            let address = if n < 8 { ip("192.0.2.1") } else { IpAddr::from([198, 51, 100, n as u8]) };
+            let address = if n < 8 {
+                ip("192.0.2.1")
+            } else {
+                IpAddr::from([198, 51, 100, n as u8])
+            };
             assert_eq!(places.take(n, address, None, start), Taken::Free, "{n}");
         }
-        assert_eq!(places.take(100, ip("203.0.113.1"), None, start), Taken::Full, "nobody has settled");
+        assert_eq!(
+            places.take(100, ip("203.0.113.1"), None, start),
+            Taken::Full,
+            "nobody has settled"
+        );
         let later = start + SECOND;
-        assert_eq!(places.take(100, ip("203.0.113.1"), None, later), Taken::Instead(0));
-        assert_eq!(places.take(101, ip("203.0.113.2"), None, later), Taken::Instead(1));
+        assert_eq!(
+            places.take(100, ip("203.0.113.1"), None, later),
+            Taken::Instead(0)
+        );
+        assert_eq!(
+            places.take(101, ip("203.0.113.2"), None, later),
+            Taken::Instead(1)
+        );
         for n in 0..4 {
-            assert_eq!(places.take(200 + n, ip("203.0.113.9"), Some(member), later), Taken::Free);
+            assert_eq!(
+                places.take(200 + n, ip("203.0.113.9"), Some(member), later),
+                Taken::Free
+            );
         }
-        assert!(places.take(204, ip("203.0.113.9"), Some(member), later) != Taken::Free, "a member has four");
+        assert!(
+            places.take(204, ip("203.0.113.9"), Some(member), later) != Taken::Free,
+            "a member has four"
+        );
         assert!(places.len() <= 64);
     }
 
@@ -373,7 +479,10 @@ mod tests {
             places.take(n, ip(&format!("2001:db8::{n:x}")), None, now);
         }
         assert_eq!(places.take(500, ip("2001:db8::b"), None, now), Taken::Full);
-        assert_eq!(places.take(500, ip("2001:db8::b"), Some(PeerId([1; 32])), now), Taken::Free);
+        assert_eq!(
+            places.take(500, ip("2001:db8::b"), Some(PeerId([1; 32])), now),
+            Taken::Free
+        );
     }
 
     #[test]
@@ -390,7 +499,11 @@ mod tests {
         }
         assert_eq!(whereabouts.seen[&victim].len(), ADDRESSES);
         whereabouts.say([said(thief)].into());
-        assert_eq!(whereabouts.member_at(ip("198.51.100.99")), None, "who is no member any more has no reserve");
+        assert_eq!(
+            whereabouts.member_at(ip("198.51.100.99")),
+            None,
+            "who is no member any more has no reserve"
+        );
     }
 
     #[test]
@@ -401,8 +514,14 @@ mod tests {
         assert!((0..10_000).all(|n| meter.allows(v4(n), 2, start)));
         assert!(meter.counts.len() <= 16 && meter.order.len() <= 16);
         assert!(meter.allows(v4(9_999), 2, start));
-        assert!(!meter.allows(v4(9_999), 2, start), "a source that is remembered has its limit");
-        assert!(meter.allows(v4(9_999), 2, start + SECOND), "and a new window");
+        assert!(
+            !meter.allows(v4(9_999), 2, start),
+            "a source that is remembered has its limit"
+        );
+        assert!(
+            meter.allows(v4(9_999), 2, start + SECOND),
+            "and a new window"
+        );
     }
 
     #[test]

@@ -29,14 +29,22 @@ impl Records {
 
     pub(super) fn standing(&self, record: &Verified) -> Standing {
         let issuer = record.signed().issuer;
-        let of_subject = |subject: PeerId| if self.is_subject(subject) { Standing::Counts } else { Standing::Later };
+        let of_subject = |subject: PeerId| {
+            if self.is_subject(subject) {
+                Standing::Counts
+            } else {
+                Standing::Later
+            }
+        };
         match record {
             Verified::Head(_) if issuer == self.genesis.owner => Standing::Counts,
             Verified::Head(_) => Standing::Never,
             Verified::Grant(grant) => self.grant_standing(&grant.body, record.signed()),
             Verified::Revocation(r) => match (&r.body, self.seat_standing(issuer, r.body.seat)) {
                 (r, _) if r.subject == self.genesis.owner || r.subject == issuer => Standing::Never,
-                (r, _) if issuer != self.genesis.owner && r.generation > MAX_ADMIN_GENERATION => Standing::Never,
+                (r, _) if issuer != self.genesis.owner && r.generation > MAX_ADMIN_GENERATION => {
+                    Standing::Never
+                }
                 (r, Standing::Counts) if !self.is_subject(r.subject) => Standing::Later,
                 // Nothing that it could end is left.
                 (r, Standing::Counts) if !self.ends_something(r) => Standing::Ended,
@@ -47,14 +55,18 @@ impl Records {
                 seat => seat,
             },
             Verified::Doc(_) => match of_subject(issuer) {
-                Standing::Counts if record.signed().body.len() > MAX_TRIAL_DOC && self.on_trial(issuer) => {
+                Standing::Counts
+                    if record.signed().body.len() > MAX_TRIAL_DOC && self.on_trial(issuer) =>
+                {
                     Standing::Never
                 }
                 standing => standing,
             },
             Verified::Item(item) if self.is_over(&item.body) => Standing::Ended,
             // Who came in without anybody's word leaves nothing behind but the word itself.
-            Verified::Item(_) if self.on_trial(issuer) && self.is_subject(issuer) => Standing::Never,
+            Verified::Item(_) if self.on_trial(issuer) && self.is_subject(issuer) => {
+                Standing::Never
+            }
             Verified::Item(_) => of_subject(issuer),
         }
     }
@@ -69,7 +81,9 @@ impl Records {
         if !fits || !lasts || !grant.leases.iter().all(|l| pools.covers(*l)) {
             return Standing::Never;
         }
-        if grant.not_after.saturating_add(GRACE) <= self.horizon() && grant.subject != self.genesis.owner {
+        if grant.not_after.saturating_add(GRACE) <= self.horizon()
+            && grant.subject != self.genesis.owner
+        {
             return Standing::Ended;
         }
         match self.seat_standing(signed.issuer, grant.seat) {
@@ -83,7 +97,11 @@ impl Records {
     /// it: above the highest head seen it may still come, below it stands in that head or never again.
     fn seat_standing(&self, issuer: PeerId, seat: u64) -> Standing {
         if issuer == self.genesis.owner {
-            return if seat == 0 { Standing::Counts } else { Standing::Never };
+            return if seat == 0 {
+                Standing::Counts
+            } else {
+                Standing::Never
+            };
         }
         match self.top.seat(issuer) {
             _ if seat > self.top.number => Standing::Later,
@@ -97,7 +115,8 @@ impl Records {
     }
 
     pub(super) fn ends_something(&self, revocation: &Revocation) -> bool {
-        self.grants_of(revocation.subject).any(|g| g.generation <= revocation.generation)
+        self.grants_of(revocation.subject)
+            .any(|g| g.generation <= revocation.generation)
     }
 
     /// Whether a grant of this peer is held, valid or not.

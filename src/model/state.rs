@@ -50,18 +50,30 @@ pub struct Damage {
 impl State {
     /// Knows nothing yet.
     pub fn new(me: Identity) -> State {
-        State { me, subnets: BTreeMap::new(), joins: BTreeMap::new(), past: Vec::new(), signed_time: 0 }
+        State {
+            me,
+            subnets: BTreeMap::new(),
+            joins: BTreeMap::new(),
+            past: Vec::new(),
+            signed_time: 0,
+        }
     }
 
     /// Rebuilds what was saved. Every record's signature is checked; what is damaged is named and left out, to be
     /// fetched from the others again.
-    pub fn load(me: Identity, items: impl IntoIterator<Item = (Vec<u8>, Vec<u8>)>) -> (State, Vec<Damage>) {
+    pub fn load(
+        me: Identity,
+        items: impl IntoIterator<Item = (Vec<u8>, Vec<u8>)>,
+    ) -> (State, Vec<Damage>) {
         let mut state = State::new(me);
         let mut damage = Vec::new();
         let mut records = Vec::new();
         let mut harm = |what: &str, key: &[u8], why: &str| {
             let name = HEXLOWER.encode(key.get(1..key.len().min(17)).unwrap_or_default());
-            damage.push(Damage { what: format!("{what} {name}"), why: why.to_owned() });
+            damage.push(Damage {
+                what: format!("{what} {name}"),
+                why: why.to_owned(),
+            });
         };
         for (key, value) in items {
             match key.first() {
@@ -97,7 +109,11 @@ impl State {
     /// The time to judge validity by: the system's. Where that cannot be right, the latest time that someone with a say
     /// signed at.
     pub fn clock(&self, system: u64) -> u64 {
-        if system < RELEASED { system.max(self.signed_time) } else { system }
+        if system < RELEASED {
+            system.max(self.signed_time)
+        } else {
+            system
+        }
     }
 
     pub(super) fn note_signed_time(&mut self) {
@@ -118,8 +134,11 @@ impl State {
     /// # Errors
     /// `E-NO-SUBNET`, `E-AMBIGUOUS`.
     pub fn find(&self, text: &str) -> Result<&Subnet> {
-        let here: Vec<Named<SubnetId>> =
-            self.subnets.iter().map(|(id, s)| Named::new(*id, *id, &s.local.alias)).collect();
+        let here: Vec<Named<SubnetId>> = self
+            .subnets
+            .iter()
+            .map(|(id, s)| Named::new(*id, *id, &s.local.alias))
+            .collect();
         let id = find(&here, text).map_err(|miss| miss.error(text, || no_subnet(text)))?;
         self.subnets.get(&id).ok_or_else(|| no_subnet(text))
     }
@@ -129,9 +148,15 @@ impl State {
     /// # Errors
     /// `E-NO-SUBNET`, `E-AMBIGUOUS`.
     pub fn find_joined_or_waiting(&self, text: &str) -> Result<SubnetId> {
-        let here = self.subnets.iter().map(|(id, s)| Named::new(*id, *id, &s.local.alias));
+        let here = self
+            .subnets
+            .iter()
+            .map(|(id, s)| Named::new(*id, *id, &s.local.alias));
         // Asked for again, a subnet that is here has the name it has here.
-        let away = self.joins.values().filter(|join| !self.subnets.contains_key(&join.subnet));
+        let away = self
+            .joins
+            .values()
+            .filter(|join| !self.subnets.contains_key(&join.subnet));
         let waiting = away.map(|join| Named::new(join.subnet, join.subnet, join.shown()));
         let all: Vec<Named<SubnetId>> = here.chain(waiting).collect();
         find(&all, text).map_err(|miss| miss.error(text, || no_subnet(text)))
@@ -140,9 +165,16 @@ impl State {
     /// A former subnet by ID, name, or a prefix of the ID; of several of one name the last.
     pub fn find_past(&self, text: &str) -> Option<&FormerSubnet> {
         let last: BTreeMap<&Name, &FormerSubnet> = self.past.iter().map(|p| (&p.name, p)).collect();
-        let all: Vec<Named<SubnetId>> = last.values().map(|p| Named::new(p.id, p.id, &p.name)).collect();
+        let all: Vec<Named<SubnetId>> = last
+            .values()
+            .map(|p| Named::new(p.id, p.id, &p.name))
+            .collect();
         let of_name = find(&all, text).ok();
-        let by_id = || text.parse().ok().filter(|id| self.past.iter().any(|p| p.id == *id));
+        let by_id = || {
+            text.parse()
+                .ok()
+                .filter(|id| self.past.iter().any(|p| p.id == *id))
+        };
         let id = of_name.or_else(by_id)?;
         self.past.iter().rev().find(|p| p.id == id)
     }
@@ -152,7 +184,10 @@ impl State {
     pub fn take(&self, subnet: SubnetId, records: &[Verified]) -> Option<(Draft, Vec<Verified>)> {
         let held = self.subnets.get(&subnet)?;
         // What is known already costs no copy.
-        let mut unknown = records.iter().filter(|r| !held.records.knows(&r.digest())).peekable();
+        let mut unknown = records
+            .iter()
+            .filter(|r| !held.records.knows(&r.digest()))
+            .peekable();
         unknown.peek()?;
         let mut copy = held.clone();
         let (mut news, mut parked) = (Vec::new(), false);
@@ -161,7 +196,11 @@ impl State {
             if let Verified::Doc(doc) = record {
                 let issuer = record.signed().issuer;
                 let before = held.records.doc(issuer).map(claimed).unwrap_or_default();
-                fresh.extend(claimed(doc.body()).difference(&before).map(|name| ((*name).to_owned(), issuer)));
+                fresh.extend(
+                    claimed(doc.body())
+                        .difference(&before)
+                        .map(|name| ((*name).to_owned(), issuer)),
+                );
             }
             match copy.records.absorb(record.clone()) {
                 Absorbed::New => news.push(record.clone()),
@@ -181,13 +220,33 @@ impl State {
     /// A draft that removes a subnet and remembers its name, with the proof of its end where it was destroyed.
     pub fn forget(&self, id: SubnetId, told: bool) -> Draft {
         let mut draft = Draft::default();
-        let Some(subnet) = self.subnets.get(&id) else { return draft };
-        let mut past: Vec<FormerSubnet> = self.past.iter().filter(|p| p.id != id).cloned().collect();
+        let Some(subnet) = self.subnets.get(&id) else {
+            return draft;
+        };
+        let mut past: Vec<FormerSubnet> =
+            self.past.iter().filter(|p| p.id != id).cloned().collect();
         // Who was away when this node left hears of it later: its own last word says so.
-        let goodbye = || subnet.records.goodbye(self.me.peer).cloned().into_iter().collect();
-        let proof = if subnet.records.destroyed() { subnet.records.head_records() } else { goodbye() };
+        let goodbye = || {
+            subnet
+                .records
+                .goodbye(self.me.peer)
+                .cloned()
+                .into_iter()
+                .collect()
+        };
+        let proof = if subnet.records.destroyed() {
+            subnet.records.head_records()
+        } else {
+            goodbye()
+        };
         let (name, genesis) = (subnet.local.alias.clone(), subnet.local.genesis.clone());
-        past.push(FormerSubnet { id, name, proof, genesis, untold: !told });
+        past.push(FormerSubnet {
+            id,
+            name,
+            proof,
+            genesis,
+            untold: !told,
+        });
         let surplus = past.len().saturating_sub(MAX_PAST);
         past.drain(..surplus);
         draft.remember(past);
@@ -200,7 +259,13 @@ impl State {
         let mut all: BTreeMap<PeerId, Vec<String>> = BTreeMap::new();
         for (peer, addresses) in self.subnets.values().flat_map(|s| &s.local.reached) {
             let list = all.entry(*peer).or_default();
-            list.extend(addresses.iter().filter(|a| !list.contains(a)).cloned().collect::<Vec<_>>());
+            list.extend(
+                addresses
+                    .iter()
+                    .filter(|a| !list.contains(a))
+                    .cloned()
+                    .collect::<Vec<_>>(),
+            );
         }
         all
     }
@@ -211,7 +276,13 @@ impl State {
         for subnet in self.subnets.values() {
             for (peer, doc) in subnet.records.docs() {
                 let list = all.entry(peer).or_default();
-                list.extend(doc.endpoints.iter().filter(|e| !list.contains(e)).cloned().collect::<Vec<_>>());
+                list.extend(
+                    doc.endpoints
+                        .iter()
+                        .filter(|e| !list.contains(e))
+                        .cloned()
+                        .collect::<Vec<_>>(),
+                );
             }
         }
         all
@@ -219,7 +290,12 @@ impl State {
 }
 
 fn no_subnet(text: &str) -> Error {
-    Error::new(Kind::NotFound, Code::NoSubnet, format!("no subnet {} here", printable(text))).hint(Hint::ListSubnets)
+    Error::new(
+        Kind::NotFound,
+        Code::NoSubnet,
+        format!("no subnet {} here", printable(text)),
+    )
+    .hint(Hint::ListSubnets)
 }
 
 fn read_local(bytes: &[u8]) -> Option<Subnet> {

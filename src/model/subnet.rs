@@ -28,7 +28,8 @@ use super::ipam::Pools;
 use super::items::Slot;
 use super::parked::MAX_PARKED;
 use super::record::{
-    Digest, Doc, Genesis, Grant, Head, Item, Registration, Revocation, Seat, Signed, Statement, Verified,
+    Digest, Doc, Genesis, Grant, Head, Item, Registration, Revocation, Seat, Signed, Statement,
+    Verified,
 };
 pub use super::resolve::{Member, Resolved};
 use super::standing::{MAX_TRIAL_DOC, Standing};
@@ -93,7 +94,13 @@ impl Records {
             id: genesis.id(),
             genesis,
             heads: Vec::new(),
-            top: Arc::new(Head { number: 0, seats: vec![], least: 0, destroyed: false, issued: 0 }),
+            top: Arc::new(Head {
+                number: 0,
+                seats: vec![],
+                least: 0,
+                destroyed: false,
+                issued: 0,
+            }),
             grants: Chunks::default(),
             revocations: Chunks::default(),
             registrations: Chunks::default(),
@@ -110,13 +117,22 @@ impl Records {
 
     /// The address pools.
     pub fn pools(&self) -> Pools {
-        Pools { v4: self.genesis.cidr4, block4: self.genesis.block4, v6: self.genesis.prefix6(self.id) }
+        Pools {
+            v4: self.genesis.cidr4,
+            block4: self.genesis.block4,
+            v6: self.genesis.prefix6(self.id),
+        }
     }
 
     /// The subnet's prefixes.
     pub fn prefixes(&self) -> Vec<IpNet> {
         let pools = self.pools();
-        pools.v4.map(IpNet::V4).into_iter().chain(pools.v6.map(IpNet::V6)).collect()
+        pools
+            .v4
+            .map(IpNet::V4)
+            .into_iter()
+            .chain(pools.v6.map(IpNet::V6))
+            .collect()
     }
 
     /// Every record held with its digest, parked ones not among them: heads, grants, revocations, registrations,
@@ -125,9 +141,17 @@ impl Records {
         fn pair<T>(held: &Arc<Statement<T>>) -> (&Digest, &Signed) {
             (&held.digest, &held.signed)
         }
-        let roll = self.heads.iter().map(pair).chain(self.grants.values().map(pair));
+        let roll = self
+            .heads
+            .iter()
+            .map(pair)
+            .chain(self.grants.values().map(pair));
         let roll = roll.chain(self.revocations.values().map(pair));
-        let rest = self.registrations.values().map(pair).chain(self.docs.values().map(pair));
+        let rest = self
+            .registrations
+            .values()
+            .map(pair)
+            .chain(self.docs.values().map(pair));
         roll.chain(rest).chain(self.items.values().map(pair))
     }
 
@@ -144,9 +168,17 @@ impl Records {
         {
             Arc::clone(held).into()
         }
-        let roll = self.heads.iter().map(share).chain(self.grants.values().map(share));
+        let roll = self
+            .heads
+            .iter()
+            .map(share)
+            .chain(self.grants.values().map(share));
         let roll = roll.chain(self.revocations.values().map(share));
-        let rest = self.registrations.values().map(share).chain(self.docs.values().map(share));
+        let rest = self
+            .registrations
+            .values()
+            .map(share)
+            .chain(self.docs.values().map(share));
         roll.chain(rest).chain(self.items.values().map(share))
     }
 
@@ -154,11 +186,24 @@ impl Records {
     pub(super) fn changes(&self, new: &Records) -> (Vec<Digest>, Vec<Verified>) {
         let (mut went, mut came) = (Vec::new(), Vec::new());
         let (old_heads, new_heads) = (self.heads.iter(), new.heads.iter());
-        went.extend(old_heads.filter(|h| !new.knows(&h.digest)).map(|h| h.digest));
-        came.extend(new_heads.filter(|h| !self.knows(&h.digest)).map(|h| Verified::Head(Arc::clone(h))));
+        went.extend(
+            old_heads
+                .filter(|h| !new.knows(&h.digest))
+                .map(|h| h.digest),
+        );
+        came.extend(
+            new_heads
+                .filter(|h| !self.knows(&h.digest))
+                .map(|h| Verified::Head(Arc::clone(h))),
+        );
         moved(&self.grants, &new.grants, &mut went, &mut came);
         moved(&self.revocations, &new.revocations, &mut went, &mut came);
-        moved(&self.registrations, &new.registrations, &mut went, &mut came);
+        moved(
+            &self.registrations,
+            &new.registrations,
+            &mut went,
+            &mut came,
+        );
         moved(&self.docs, &new.docs, &mut went, &mut came);
         moved(&self.items, &new.items, &mut went, &mut came);
         (went, came)
@@ -171,7 +216,11 @@ impl Records {
 
     /// Digests of every record held or parked: what a peer need not send.
     pub fn digests(&self) -> BTreeSet<Digest> {
-        self.index.keys().copied().chain(self.parked.iter().map(Verified::digest)).collect()
+        self.index
+            .keys()
+            .copied()
+            .chain(self.parked.iter().map(Verified::digest))
+            .collect()
     }
 
     /// Whether a record is held, by its digest.
@@ -191,7 +240,10 @@ impl Records {
 
     /// The document in which a member says that it left.
     pub(super) fn goodbye(&self, member: PeerId) -> Option<&Signed> {
-        self.docs.get(&member).filter(|held| held.body.left.is_some()).map(|held| &held.signed)
+        self.docs
+            .get(&member)
+            .filter(|held| held.body.left.is_some())
+            .map(|held| &held.signed)
     }
 
     /// Every grant held of a subject, whether it counts or not.
@@ -199,7 +251,10 @@ impl Records {
         self.granted(subject).map(|(_, held)| &held.body)
     }
 
-    pub(super) fn granted(&self, subject: PeerId) -> impl Iterator<Item = (PeerId, &Arc<Statement<Grant>>)> {
+    pub(super) fn granted(
+        &self,
+        subject: PeerId,
+    ) -> impl Iterator<Item = (PeerId, &Arc<Statement<Grant>>)> {
         about(&self.grants, subject)
     }
 
@@ -232,14 +287,22 @@ impl Records {
     /// What shows a stranger to others, or proves to it that it is out: the heads, and what is held of its grants and
     /// revocations.
     pub fn proof_about(&self, subject: PeerId) -> Vec<Signed> {
-        self.proving(subject).map(|record| record.signed().clone()).collect()
+        self.proving(subject)
+            .map(|record| record.signed().clone())
+            .collect()
     }
 
     /// The same as they were taken in.
     pub fn proving(&self, subject: PeerId) -> impl Iterator<Item = Verified> {
-        let heads = self.heads.iter().map(|held| Verified::Head(Arc::clone(held)));
-        let grants = self.granted(subject).map(|(_, held)| Verified::Grant(Arc::clone(held)));
-        let revocations = about(&self.revocations, subject).map(|(_, held)| Verified::Revocation(Arc::clone(held)));
+        let heads = self
+            .heads
+            .iter()
+            .map(|held| Verified::Head(Arc::clone(held)));
+        let grants = self
+            .granted(subject)
+            .map(|(_, held)| Verified::Grant(Arc::clone(held)));
+        let revocations = about(&self.revocations, subject)
+            .map(|(_, held)| Verified::Revocation(Arc::clone(held)));
         heads.chain(grants).chain(revocations)
     }
 
@@ -248,7 +311,8 @@ impl Records {
         if record.signed().subnet != self.id {
             return Absorbed::Refused;
         }
-        if self.knows(&record.digest()) || self.parked.iter().any(|p| p.digest() == record.digest()) {
+        if self.knows(&record.digest()) || self.parked.iter().any(|p| p.digest() == record.digest())
+        {
             return Absorbed::Known;
         }
         let gives_standing = matches!(record, Verified::Head(_) | Verified::Grant(_));
@@ -272,30 +336,58 @@ impl Records {
 
     fn enter(&mut self, record: Verified) -> Absorbed {
         let issuer = record.signed().issuer;
-        let most = if issuer == self.genesis.owner { MAX_OF_OWNER } else { MAX_OF_ADMIN };
+        let most = if issuer == self.genesis.owner {
+            MAX_OF_OWNER
+        } else {
+            MAX_OF_ADMIN
+        };
         match record {
             Verified::Head(head) => self.enter_head(head),
             Verified::Grant(grant) => {
                 let (subject, time) = (grant.body.subject, grant.body.not_before);
                 let rank = |h: &Statement<Grant>| (h.body.generation, h.body.version, h.digest);
-                let Entered { verdict, evicted } =
-                    enter(&mut self.grants, &mut self.index, most, (subject, issuer), grant, rank);
+                let Entered { verdict, evicted } = enter(
+                    &mut self.grants,
+                    &mut self.index,
+                    most,
+                    (subject, issuer),
+                    grant,
+                    rank,
+                );
                 if verdict == Absorbed::New {
                     self.latest = self.latest.max(time);
                     self.regranted(subject);
                 }
-                evicted.into_iter().for_each(|(subject, _)| self.regranted(subject));
+                evicted
+                    .into_iter()
+                    .for_each(|(subject, _)| self.regranted(subject));
                 verdict
             }
             Verified::Revocation(revocation) => {
                 let key = (revocation.body.subject, issuer);
                 let rank = |h: &Statement<Revocation>| (h.body.generation, h.digest);
-                enter(&mut self.revocations, &mut self.index, most, key, revocation, rank).verdict
+                enter(
+                    &mut self.revocations,
+                    &mut self.index,
+                    most,
+                    key,
+                    revocation,
+                    rank,
+                )
+                .verdict
             }
             Verified::Registration(registration) => {
                 let key = (registration.body.holder, issuer);
                 let rank = |h: &Statement<Registration>| (h.body.version, h.digest);
-                enter(&mut self.registrations, &mut self.index, most, key, registration, rank).verdict
+                enter(
+                    &mut self.registrations,
+                    &mut self.index,
+                    most,
+                    key,
+                    registration,
+                    rank,
+                )
+                .verdict
             }
             Verified::Doc(doc) => self.enter_doc(doc),
             Verified::Item(item) => self.enter_item(item),
@@ -303,13 +395,20 @@ impl Records {
     }
 
     fn enter_doc(&mut self, doc: Arc<Statement<Doc>>) -> Absorbed {
-        let (issuer, rank) = (doc.signed.issuer, |h: &Statement<Doc>| (h.body.version, h.digest));
-        if self.docs.get(&issuer).is_some_and(|old| rank(old) >= rank(&doc)) {
+        let (issuer, rank) = (doc.signed.issuer, |h: &Statement<Doc>| {
+            (h.body.version, h.digest)
+        });
+        if self
+            .docs
+            .get(&issuer)
+            .is_some_and(|old| rank(old) >= rank(&doc))
+        {
             return Absorbed::Known;
         }
         self.index.insert(doc.digest, ());
         let old = self.docs.insert(issuer, Arc::clone(&doc));
-        self.claims.change(issuer, old.as_ref().map(|old| &old.body), Some(&doc.body));
+        self.claims
+            .change(issuer, old.as_ref().map(|old| &old.body), Some(&doc.body));
         if let Some(old) = old {
             self.index.remove(&old.digest);
         }
@@ -329,18 +428,24 @@ impl Records {
         self.index.insert(digest, ());
         self.heads.push(head);
         self.heads.sort_by_key(|h| std::cmp::Reverse(h.digest));
-        self.heads.drain(MAX_FORKS.min(self.heads.len())..).for_each(|old| {
-            self.index.remove(&old.digest);
-        });
+        self.heads
+            .drain(MAX_FORKS.min(self.heads.len())..)
+            .for_each(|old| {
+                self.index.remove(&old.digest);
+            });
         if !self.index.contains_key(&digest) {
             return Absorbed::Known;
         }
-        let Some(greatest) = self.heads.first() else { return Absorbed::Known };
+        let Some(greatest) = self.heads.first() else {
+            return Absorbed::Known;
+        };
         let mut top = greatest.body.clone();
         for other in self.heads.iter().skip(1).map(|h| &h.body) {
             // A seat that this very head gave is one the other could not know of.
             let number = top.number;
-            top.seats.retain(|s| s.since == number || other.seat(s.admin).is_some_and(|o| o.since == s.since));
+            top.seats.retain(|s| {
+                s.since == number || other.seat(s.admin).is_some_and(|o| o.since == s.since)
+            });
             top.least = top.least.max(other.least);
             top.destroyed |= other.destroyed;
         }
@@ -353,14 +458,26 @@ impl Records {
     /// After another head: what no longer counts goes, what waits for a member waits again.
     fn reseat(&mut self) {
         let (owner, top) = (self.genesis.owner, Arc::clone(&self.top));
-        let stands = |issuer: PeerId, seat: u64| issuer == owner || top.seat(issuer).is_some_and(|s| s.since == seat);
+        let stands = |issuer: PeerId, seat: u64| {
+            issuer == owner || top.seat(issuer).is_some_and(|s| s.since == seat)
+        };
         let index = &mut self.index;
-        keep(&mut self.grants, index, |(_, by), g: &Grant| stands(*by, g.seat) && g.generation >= top.least);
-        keep(&mut self.revocations, index, |(_, by), r: &Revocation| stands(*by, r.seat));
-        keep(&mut self.registrations, index, |(_, by), r: &Registration| stands(*by, r.seat));
+        keep(&mut self.grants, index, |(_, by), g: &Grant| {
+            stands(*by, g.seat) && g.generation >= top.least
+        });
+        keep(&mut self.revocations, index, |(_, by), r: &Revocation| {
+            stands(*by, r.seat)
+        });
+        keep(
+            &mut self.registrations,
+            index,
+            |(_, by), r: &Registration| stands(*by, r.seat),
+        );
         self.drop_all_orphans();
         let members: BTreeSet<PeerId> = self.grants.keys().map(|(subject, _)| *subject).collect();
-        members.into_iter().for_each(|member| self.drop_beyond_trial(member));
+        members
+            .into_iter()
+            .for_each(|member| self.drop_beyond_trial(member));
         self.trim_all_items();
     }
 
@@ -380,7 +497,11 @@ impl Records {
             return;
         }
         let _ = self.drop_items_of(member);
-        if self.docs.get(&member).is_some_and(|held| held.signed.body.len() > MAX_TRIAL_DOC) {
+        if self
+            .docs
+            .get(&member)
+            .is_some_and(|held| held.signed.body.len() > MAX_TRIAL_DOC)
+        {
             let _ = self.drop_doc(member);
         }
     }
@@ -408,12 +529,29 @@ impl Records {
     /// What is about somebody of whom no grant is held, or of its own.
     fn drop_all_orphans(&mut self) {
         let subjects: BTreeSet<PeerId> = self.grants.keys().map(|(subject, _)| *subject).collect();
-        let about = self.revocations.keys().chain(self.registrations.keys()).map(|(about, _)| about);
-        let of = self.docs.keys().chain(self.items.keys().map(|(issuer, ..)| issuer));
-        let orphaned = about.chain(of).filter(|peer| !subjects.contains(peer)).copied().collect();
+        let about = self
+            .revocations
+            .keys()
+            .chain(self.registrations.keys())
+            .map(|(about, _)| about);
+        let of = self
+            .docs
+            .keys()
+            .chain(self.items.keys().map(|(issuer, ..)| issuer));
+        let orphaned = about
+            .chain(of)
+            .filter(|peer| !subjects.contains(peer))
+            .copied()
+            .collect();
         self.drop_orphans(orphaned);
-        let revoked: BTreeSet<PeerId> = self.revocations.keys().map(|(subject, _)| *subject).collect();
-        revoked.into_iter().for_each(|subject| self.drop_moot(subject));
+        let revoked: BTreeSet<PeerId> = self
+            .revocations
+            .keys()
+            .map(|(subject, _)| *subject)
+            .collect();
+        revoked
+            .into_iter()
+            .for_each(|subject| self.drop_moot(subject));
     }
 
     /// What is about these, of whom no grant is held, or of their own.
@@ -458,9 +596,12 @@ impl Records {
             .filter(|((subject, _), g)| *subject == owner || !ended(g.body.not_after))
             .map(|((subject, _), _)| *subject)
             .collect();
-        keep(&mut self.grants, &mut self.index, |(subject, _), _| living.contains(subject));
+        keep(&mut self.grants, &mut self.index, |(subject, _), _| {
+            living.contains(subject)
+        });
         let index = &mut self.index;
-        self.items.retain(|_, held| !ended(held.body.expires) || index.remove(&held.digest).is_none());
+        self.items
+            .retain(|_, held| !ended(held.body.expires) || index.remove(&held.digest).is_none());
         if self.index.len() != before {
             self.drop_all_orphans();
         }
@@ -469,26 +610,49 @@ impl Records {
 
     /// The seat of an issuer, for what it signs: 0 for the owner, `None` without one.
     pub fn seat_of(&self, issuer: PeerId) -> Option<u64> {
-        if issuer == self.genesis.owner { Some(0) } else { self.top.seat(issuer).map(|s| s.since) }
+        if issuer == self.genesis.owner {
+            Some(0)
+        } else {
+            self.top.seat(issuer).map(|s| s.since)
+        }
     }
 
     /// The owner's next head, which says what the present one says.
     pub fn next_head(&self, now: u64) -> Head {
         let top = self.head();
-        Head { number: top.number.saturating_add(1), issued: now, ..top.clone() }
+        Head {
+            number: top.number.saturating_add(1),
+            issued: now,
+            ..top.clone()
+        }
     }
 
     /// Generation that the next grant of `subject` needs: above every revoked and every left one, and under none it had.
     pub fn next_generation(&self, subject: PeerId) -> u32 {
-        let revoked = about(&self.revocations, subject).map(|(_, r)| r.body.generation).max().unwrap_or(0);
+        let revoked = about(&self.revocations, subject)
+            .map(|(_, r)| r.body.generation)
+            .max()
+            .unwrap_or(0);
         let left = self.doc(subject).and_then(|d| d.left).unwrap_or(0);
-        let had = self.grants_of(subject).map(|g| g.generation).max().unwrap_or(0);
-        revoked.max(left).saturating_add(1).max(had).max(self.top.least)
+        let had = self
+            .grants_of(subject)
+            .map(|g| g.generation)
+            .max()
+            .unwrap_or(0);
+        revoked
+            .max(left)
+            .saturating_add(1)
+            .max(had)
+            .max(self.top.least)
     }
 
     /// Version that the next grant of `subject` needs.
     pub fn next_version(&self, subject: PeerId) -> u64 {
-        self.grants_of(subject).map(|g| g.version).max().unwrap_or(0).saturating_add(1)
+        self.grants_of(subject)
+            .map(|g| g.version)
+            .max()
+            .unwrap_or(0)
+            .saturating_add(1)
     }
 
     /// The parts of the pool that are allotted, with who has them.

@@ -47,7 +47,10 @@ impl Unwritten {
 
 impl From<&io::Error> for Refused {
     fn from(error: &io::Error) -> Refused {
-        Refused { kind: error.kind(), why: error.to_string() }
+        Refused {
+            kind: error.kind(),
+            why: error.to_string(),
+        }
     }
 }
 
@@ -59,11 +62,18 @@ mod tests {
     fn a_file_is_listed_until_it_is_written() {
         let (mut all, file) = (Unwritten::default(), Path::new("/s/host.json"));
         let full = || Err(Refused::from(&io::Error::from(io::ErrorKind::StorageFull)));
-        assert!(all.note(file, full()) && !all.note(file, full()), "once is news");
+        assert!(
+            all.note(file, full()) && !all.note(file, full()),
+            "once is news"
+        );
         assert_eq!(
-            all.iter().map(|(path, refused)| (path.as_path(), refused.kind)).collect::<Vec<_>>(),
+            all.iter()
+                .map(|(path, refused)| (path.as_path(), refused.kind))
+                .collect::<Vec<_>>(),
             [(file, io::ErrorKind::StorageFull)]
         );
-        assert!(!all.note(Path::new("/s/other"), Ok(())) && all.note(file, Ok(())) && all.is_empty());
+        assert!(
+            !all.note(Path::new("/s/other"), Ok(())) && all.note(file, Ok(())) && all.is_empty()
+        );
     }
 }

@@ -36,7 +36,8 @@ impl Subnet {
     /// `E-RECORD` for a record that the others would refuse; this node makes none.
     pub fn upkeep(&mut self, me: &Identity, around: &Attendance, now: u64) -> Result<()> {
         // What a clock that was ahead wrote down lies in the future once it is right: that is no reason to keep it.
-        self.requests.retain(|_, r| now.abs_diff(r.seen) < REQUEST_LIFE);
+        self.requests
+            .retain(|_, r| now.abs_diff(r.seen) < REQUEST_LIFE);
         let stands = |until: u64| now < until && until <= now.saturating_add(REQUEST_LIFE);
         if !self.local.denied.values().all(|until| stands(*until)) {
             self.local.denied.retain(|_, until| stands(*until));
@@ -46,8 +47,16 @@ impl Subnet {
             return Ok(());
         }
         let owner = self.records.genesis.owner == me.peer;
-        let head = if owner { self.keep_head(me, &resolved, now) } else { Ok(()) };
-        let grants = if around.clock_is_off { Ok(()) } else { self.renew(me, around, now) };
+        let head = if owner {
+            self.keep_head(me, &resolved, now)
+        } else {
+            Ok(())
+        };
+        let grants = if around.clock_is_off {
+            Ok(())
+        } else {
+            self.renew(me, around, now)
+        };
         head.and(grants).and(self.keep_names(me, now))
     }
 
@@ -55,7 +64,9 @@ impl Subnet {
         // Who left or was removed administers nothing; what it granted is granted anew. A wrong clock decides nothing
         // here: whose grant has run out is granted one.
         let seated = self.records.seats().iter().map(|s| s.admin);
-        let gone: Vec<PeerId> = seated.filter(|a| !resolved.roll.members.contains_key(a)).collect();
+        let gone: Vec<PeerId> = seated
+            .filter(|a| !resolved.roll.members.contains_key(a))
+            .collect();
         // All at once, and the owner's own word before any seat goes: of two that removed each other neither comes back
         // because the other one's removal has lost its seat first.
         for admin in &gone {
@@ -72,25 +83,52 @@ impl Subnet {
         let mut head = self.records.next_head(now);
         let mut changed = self.records.forked();
         let pools = self.records.pools();
-        let held = resolved.members.values().filter(|_| !head.seats.is_empty()).flat_map(|m| m.leases.iter().copied());
+        let held = resolved
+            .members
+            .values()
+            .filter(|_| !head.seats.is_empty())
+            .flat_map(|m| m.leases.iter().copied());
         let leases: Vec<_> = held.collect();
         let touched = pools.touched(&leases);
         for place in 0..head.seats.len() {
-            let Some(seat) = head.seats.get(place) else { continue };
-            let blocks = seat.part.iter().flat_map(|b| b.first..b.first.saturating_add(b.count));
+            let Some(seat) = head.seats.get(place) else {
+                continue;
+            };
+            let blocks = seat
+                .part
+                .iter()
+                .flat_map(|b| b.first..b.first.saturating_add(b.count));
             let (used, free): (Vec<u32>, Vec<u32>) = blocks.partition(|b| touched.contains(b));
-            let (size, part) = (used.len().saturating_add(free.len()), pools.part_size() as usize);
+            let (size, part) = (
+                used.len().saturating_add(free.len()),
+                pools.part_size() as usize,
+            );
             if used.len().saturating_mul(4) >= size.saturating_mul(3) {
                 let more = pools.allot(&leases, &head.seats, pools.part_size());
                 changed |= !more.is_empty();
-                let all = seat.part.iter().chain(&more).flat_map(|b| b.first..b.first.saturating_add(b.count));
+                let all = seat
+                    .part
+                    .iter()
+                    .chain(&more)
+                    .flat_map(|b| b.first..b.first.saturating_add(b.count));
                 let all = runs(&all.collect());
-                head.seats.iter_mut().skip(place).take(1).for_each(|s| s.part = all.clone());
+                head.seats
+                    .iter_mut()
+                    .skip(place)
+                    .take(1)
+                    .for_each(|s| s.part = all.clone());
             } else if free.len() > part.saturating_add(part / 2) {
                 // What its members gave back is the owner's to allot again; one part stays free for those to come.
-                let kept: BTreeSet<u32> = used.into_iter().chain(free.into_iter().take(part)).collect();
+                let kept: BTreeSet<u32> = used
+                    .into_iter()
+                    .chain(free.into_iter().take(part))
+                    .collect();
                 changed = true;
-                head.seats.iter_mut().skip(place).take(1).for_each(|s| s.part = runs(&kept));
+                head.seats
+                    .iter_mut()
+                    .skip(place)
+                    .take(1)
+                    .for_each(|s| s.part = runs(&kept));
             }
         }
         if head.seats.iter().map(|s| s.part.len()).sum::<usize>() > MAX_RUNS {
@@ -101,7 +139,11 @@ impl Subnet {
         if self.records.live_revocations() > MAX_REVOCATIONS {
             return self.begin_epoch(me, now);
         }
-        if changed { self.issue(me, Body::Head(head)) } else { Ok(()) }
+        if changed {
+            self.issue(me, Body::Head(head))
+        } else {
+            Ok(())
+        }
     }
 
     /// Ends every revocation: the living are granted anew with a generation that no revocation names, and the head says
@@ -112,7 +154,10 @@ impl Subnet {
     /// `E-RECORD` for a record that the others would refuse; this node makes none.
     pub fn begin_epoch(&mut self, me: &Identity, now: u64) -> Result<()> {
         self.require_owner(me)?;
-        let least = self.records.generations_below(MAX_ADMIN_GENERATION / 2).saturating_add(1);
+        let least = self
+            .records
+            .generations_below(MAX_ADMIN_GENERATION / 2)
+            .saturating_add(1);
         let resolved = self.resolve(now);
         let living: BTreeMap<PeerId, Grant> = (resolved.roll.members.iter())
             .filter_map(|(peer, entry)| Some((*peer, entry.best()?.grant().clone())))
@@ -140,8 +185,15 @@ impl Subnet {
             .filter_map(|(peer, entry)| {
                 let best = entry.best()?;
                 let own = best.issuer == me.peer;
-                needs_renewal(best.grant(), (owner, own), around.seen.contains(peer), now)
-                    .then(|| (*peer, best.grant().clone(), resolved.members.contains_key(peer)))
+                needs_renewal(best.grant(), (owner, own), around.seen.contains(peer), now).then(
+                    || {
+                        (
+                            *peer,
+                            best.grant().clone(),
+                            resolved.members.contains_key(peer),
+                        )
+                    },
+                )
             })
             .collect();
         let mut done = Ok(());
@@ -162,7 +214,11 @@ impl Subnet {
         for member in without.filter(|m| now >= m.grant.not_before.saturating_add(wait)) {
             // Another one's block may have been given in this very round.
             let resolved = self.resolve(now);
-            let taken: Vec<_> = resolved.members.values().flat_map(|m| m.leases.iter().copied()).collect();
+            let taken: Vec<_> = resolved
+                .members
+                .values()
+                .flat_map(|m| m.leases.iter().copied())
+                .collect();
             let block = {
                 let give = self.may_give(me);
                 self.records.pools().free_block(&taken, None, give)
@@ -185,8 +241,14 @@ impl Subnet {
             fresh.entry(*holder).or_default().push(name.to_string());
         }
         let touched = self.touched_holders();
-        for holder in touched.into_iter().chain(fresh.keys().copied()).collect::<BTreeSet<_>>() {
-            let Some(held) = self.records.registration(holder, me.peer) else { continue };
+        for holder in touched
+            .into_iter()
+            .chain(fresh.keys().copied())
+            .collect::<BTreeSet<_>>()
+        {
+            let Some(held) = self.records.registration(holder, me.peer) else {
+                continue;
+            };
             let member = resolved.members.contains_key(&holder);
             let gone = |n: &&String| member && !self.records.claims.of(n).contains(&holder);
             let gone: Vec<String> = held.names.iter().filter(gone).cloned().collect();
@@ -208,40 +270,77 @@ impl Subnet {
     /// Members that say other names, or whose grants or registrations are others, than when their names were last looked at.
     fn touched_holders(&self) -> BTreeSet<PeerId> {
         let Some(tidy) = &self.memo.tidy else {
-            return self.records.registrations.keys().map(|(holder, _)| *holder).collect();
+            return self
+                .records
+                .registrations
+                .keys()
+                .map(|(holder, _)| *holder)
+                .collect();
         };
         fn said(doc: &Doc) -> (Option<u32>, Vec<&str>) {
             let workloads = doc.workloads.iter().map(|w| w.name.as_str());
             let names = workloads.chain(doc.names.iter().map(|n| n.name.as_str()));
             (doc.left, names.collect())
         }
-        let docs =
-            self.records.docs.differences(&tidy.docs, |a, b| Arc::ptr_eq(a, b) || said(&a.body) == said(&b.body));
+        let docs = self.records.docs.differences(&tidy.docs, |a, b| {
+            Arc::ptr_eq(a, b) || said(&a.body) == said(&b.body)
+        });
         let grants = self.records.grants.differences(&tidy.grants, Arc::ptr_eq);
-        let registered = self.records.registrations.differences(&tidy.registrations, Arc::ptr_eq);
+        let registered = self
+            .records
+            .registrations
+            .differences(&tidy.registrations, Arc::ptr_eq);
         let pairs = grants.into_iter().map(|((subject, _), ..)| *subject);
         let pairs = pairs.chain(registered.into_iter().map(|((holder, _), ..)| *holder));
-        docs.into_iter().map(|(peer, ..)| *peer).chain(pairs).collect()
+        docs.into_iter()
+            .map(|(peer, ..)| *peer)
+            .chain(pairs)
+            .collect()
     }
 
     /// Whether a member's document says a name.
     fn claims(&self, member: PeerId, name: &str) -> bool {
         self.records.doc(member).is_some_and(|d| {
-            d.workloads.iter().any(|w| w.name.as_str() == name) || d.names.iter().any(|n| n.name == name)
+            d.workloads.iter().any(|w| w.name.as_str() == name)
+                || d.names.iter().any(|n| n.name == name)
         })
     }
 
     /// Gives workloads new addresses where this node lost the block that theirs were from, and has another.
     fn follow_leases(&mut self, me: &Identity, resolved: &Resolved) {
-        let Some(mine) = resolved.members.get(&me.peer).filter(|m| !m.addresses.is_empty()) else { return };
+        let Some(mine) = resolved
+            .members
+            .get(&me.peer)
+            .filter(|m| !m.addresses.is_empty())
+        else {
+            return;
+        };
         let ours = |a: &IpAddr| mine.leases.iter().any(|l| l.contains(a));
         let pools = self.records.pools();
         for place in 0..self.local.workloads.len() {
-            let stranded = self.local.workloads.get(place).is_some_and(|w| !w.addresses.iter().any(ours));
-            let members = resolved.members.values().flat_map(|m| m.addresses.iter().copied());
-            let used = self.local.workloads.iter().flat_map(|w| w.addresses.iter().copied()).chain(members).collect();
+            let stranded = self
+                .local
+                .workloads
+                .get(place)
+                .is_some_and(|w| !w.addresses.iter().any(ours));
+            let members = resolved
+                .members
+                .values()
+                .flat_map(|m| m.addresses.iter().copied());
+            let used = self
+                .local
+                .workloads
+                .iter()
+                .flat_map(|w| w.addresses.iter().copied())
+                .chain(members)
+                .collect();
             if stranded && let Ok(addresses) = free_addresses(&pools, &mine.leases, &used, &[]) {
-                self.local.workloads.iter_mut().skip(place).take(1).for_each(|w| w.addresses = addresses.clone());
+                self.local
+                    .workloads
+                    .iter_mut()
+                    .skip(place)
+                    .take(1)
+                    .for_each(|w| w.addresses = addresses.clone());
             }
         }
     }
@@ -251,16 +350,25 @@ impl Subnet {
         let owner = self.records.genesis.owner;
         let by_owner = self.records.registration(me.peer, owner).map(|r| &r.names);
         by_owner.is_some_and(|names| {
-            names.iter().any(|n| self.claims(me.peer, n) && self.records.is_released(&resolved.roll, me.peer, n))
+            names.iter().any(|n| {
+                self.claims(me.peer, n) && self.records.is_released(&resolved.roll, me.peer, n)
+            })
         })
     }
 
     /// Whether [`Subnet::keep_own`] would change nothing.
     pub fn own_is_true(&self, me: &Identity, endpoints: &[String], now: u64) -> bool {
         let resolved = self.resolve(now);
-        let Some(mine) = resolved.members.get(&me.peer) else { return self.local.seen == resolved.unregistered };
+        let Some(mine) = resolved.members.get(&me.peer) else {
+            return self.local.seen == resolved.unregistered;
+        };
         let ours = |a: &IpAddr| mine.leases.iter().any(|l| l.contains(a));
-        let settled = mine.addresses.is_empty() || self.local.workloads.iter().all(|w| w.addresses.iter().any(ours));
+        let settled = mine.addresses.is_empty()
+            || self
+                .local
+                .workloads
+                .iter()
+                .all(|w| w.addresses.iter().any(ours));
         let doc = self.records.doc(me.peer);
         let told = doc.is_some_and(|d| {
             let entries = d.workloads.iter().map(|w| (&w.name, &w.addresses));
@@ -321,8 +429,13 @@ fn runs(numbers: &BTreeSet<u32>) -> Vec<super::record::Blocks> {
     let mut runs: Vec<super::record::Blocks> = Vec::new();
     for number in numbers {
         match runs.last_mut() {
-            Some(run) if run.first.saturating_add(run.count) == *number => run.count = run.count.saturating_add(1),
-            _ => runs.push(super::record::Blocks { first: *number, count: 1 }),
+            Some(run) if run.first.saturating_add(run.count) == *number => {
+                run.count = run.count.saturating_add(1)
+            }
+            _ => runs.push(super::record::Blocks {
+                first: *number,
+                count: 1,
+            }),
         }
     }
     runs

@@ -9,7 +9,8 @@ use ed25519_dalek::SigningKey;
 
 use super::id::SubnetId;
 use super::record::{
-    Body, Digest, Doc, Grant, Head, Item, MAX_RECORD, RecordError, Registration, Revocation, Signed, check, encode,
+    Body, Digest, Doc, Grant, Head, Item, MAX_RECORD, RecordError, Registration, Revocation,
+    Signed, check, encode,
 };
 
 /// A record of one kind.
@@ -127,7 +128,10 @@ impl Verified {
 
     /// Whether it decides about membership, not about what members say.
     pub fn is_roll(&self) -> bool {
-        matches!(self, Verified::Head(_) | Verified::Grant(_) | Verified::Revocation(_))
+        matches!(
+            self,
+            Verified::Head(_) | Verified::Grant(_) | Verified::Revocation(_)
+        )
     }
 }
 
@@ -162,7 +166,10 @@ impl Digested {
 impl Signed {
     /// Finds out its digest.
     pub fn digested(self) -> Digested {
-        Digested { digest: self.digest(), signed: self }
+        Digested {
+            digest: self.digest(),
+            signed: self,
+        }
     }
 
     /// Checks as [`Signed::verify`] does, and keeps record, body and digest together.
@@ -190,11 +197,26 @@ mod tests {
     /// Statements of every kind, some of them of the largest size.
     fn bodies() -> impl Strategy<Value = Body> {
         let head = (1u64..9, 0usize..4).prop_map(|(number, seats)| {
-            let seat = |n: usize| Seat { admin: PeerId([n as u8; 32]), since: 1, part: vec![] };
-            Body::Head(Head { number, seats: (0..seats).map(seat).collect(), least: 3, destroyed: false, issued: 5 })
+            let seat = |n: usize| Seat {
+                admin: PeerId([n as u8; 32]),
+                since: 1,
+                part: vec![],
+            };
+            Body::Head(Head {
+                number,
+                seats: (0..seats).map(seat).collect(),
+                least: 3,
+                destroyed: false,
+                issued: 5,
+            })
         });
         let revocation = any::<(u32, u64, [u8; 32])>().prop_map(|(generation, seat, ends)| {
-            Body::Revocation(Revocation { subject: PeerId(ends), generation, ends, seat })
+            Body::Revocation(Revocation {
+                subject: PeerId(ends),
+                generation,
+                ends,
+                seat,
+            })
         });
         let registration = (0..2 * MAX_REGISTERED, 1usize..250).prop_map(|(count, length)| {
             let name = |n: usize| format!("{}-{n}", "x".repeat(length.min(50)));
@@ -207,21 +229,46 @@ mod tests {
                 released: BTreeMap::from([("y".repeat(length), 3)]),
             })
         });
-        let doc = (0..60usize, proptest::collection::vec("[a-zé]{0,300}", 0..4), any::<u64>()).prop_map(
-            |(workloads, said, version)| {
+        let doc = (
+            0..60usize,
+            proptest::collection::vec("[a-zé]{0,300}", 0..4),
+            any::<u64>(),
+        )
+            .prop_map(|(workloads, said, version)| {
                 let workload = |n: usize| {
                     let address = std::net::Ipv4Addr::new(10, 0, 0, n as u8);
-                    WorkloadEntry { name: format!("w{n}").parse().unwrap(), addresses: vec![address.into()] }
+                    WorkloadEntry {
+                        name: format!("w{n}").parse().unwrap(),
+                        addresses: vec![address.into()],
+                    }
                 };
-                let entry = |text: String| NameEntry { name: "a.b".into(), data: RecordData::Txt(text), ttl: 60 };
-                let (workloads, names) =
-                    ((0..workloads).map(workload).collect(), said.into_iter().map(entry).collect());
-                Body::Doc(Doc { version, workloads, names, ..Doc::default() })
-            },
-        );
-        let item = (any::<u16>(), 0..MAX_ITEM + 9, any::<u64>()).prop_map(|(kind, bytes, version)| {
-            Body::Item(Item { kind, slot: vec![1; 40], version, issued: 1, expires: 2, data: vec![9; bytes] })
-        });
+                let entry = |text: String| NameEntry {
+                    name: "a.b".into(),
+                    data: RecordData::Txt(text),
+                    ttl: 60,
+                };
+                let (workloads, names) = (
+                    (0..workloads).map(workload).collect(),
+                    said.into_iter().map(entry).collect(),
+                );
+                Body::Doc(Doc {
+                    version,
+                    workloads,
+                    names,
+                    ..Doc::default()
+                })
+            });
+        let item =
+            (any::<u16>(), 0..MAX_ITEM + 9, any::<u64>()).prop_map(|(kind, bytes, version)| {
+                Body::Item(Item {
+                    kind,
+                    slot: vec![1; 40],
+                    version,
+                    issued: 1,
+                    expires: 2,
+                    data: vec![9; bytes],
+                })
+            });
         prop_oneof![head, revocation, registration, doc, item]
     }
 

@@ -79,14 +79,23 @@ impl SubnetView {
     ///
     /// # Errors
     /// [`DropReason::SourceNotLeased`], [`DropReason::NotMember`] or [`DropReason::NoRoute`].
-    pub fn admit(&self, from: PeerId, source: IpAddr, destination: IpAddr) -> Result<(), DropReason> {
+    pub fn admit(
+        &self,
+        from: PeerId,
+        source: IpAddr,
+        destination: IpAddr,
+    ) -> Result<(), DropReason> {
         if !self.members.contains(&from) {
             return Err(DropReason::NotMember);
         }
         if self.routes.lookup(source) != Some(Owner::Member(from)) {
             return Err(DropReason::SourceNotLeased);
         }
-        if self.here.contains(&destination) { Ok(()) } else { Err(DropReason::NoRoute) }
+        if self.here.contains(&destination) {
+            Ok(())
+        } else {
+            Err(DropReason::NoRoute)
+        }
     }
 }
 
@@ -111,12 +120,18 @@ pub struct View {
 impl View {
     /// Peers in some roll: who may speak more than the join protocol.
     pub fn members(&self) -> BTreeSet<PeerId> {
-        self.rolls.values().flat_map(|roll| roll.iter()).copied().collect()
+        self.rolls
+            .values()
+            .flat_map(|roll| roll.iter())
+            .copied()
+            .collect()
     }
 
     /// Whether a peer is in a subnet's roll.
     pub fn in_roll(&self, subnet: SubnetId, peer: PeerId) -> bool {
-        self.rolls.get(&subnet).is_some_and(|roll| roll.contains(&peer))
+        self.rolls
+            .get(&subnet)
+            .is_some_and(|roll| roll.contains(&peer))
     }
 }
 
@@ -127,8 +142,14 @@ mod tests {
     #[test]
     fn only_members_with_a_lease_are_admitted_to_what_is_here() {
         let (friend, stranger) = (PeerId([1; 32]), PeerId([2; 32]));
-        let held = [("10.0.1.0/24", Owner::Local), ("10.0.2.0/24", Owner::Member(friend))];
-        let routes: RouteTable = held.iter().map(|(prefix, owner)| (prefix.parse().unwrap(), *owner)).collect();
+        let held = [
+            ("10.0.1.0/24", Owner::Local),
+            ("10.0.2.0/24", Owner::Member(friend)),
+        ];
+        let routes: RouteTable = held
+            .iter()
+            .map(|(prefix, owner)| (prefix.parse().unwrap(), *owner))
+            .collect();
         let name: Name = "lab".parse().unwrap();
         let view = SubnetView {
             id: SubnetId([0; 16]),
@@ -147,12 +168,27 @@ mod tests {
         };
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         assert_eq!(view.admit(friend, ip("10.0.2.7"), ip("10.0.1.7")), Ok(()));
-        assert_eq!(view.admit(friend, ip("10.0.1.8"), ip("10.0.1.7")), Err(DropReason::SourceNotLeased));
+        assert_eq!(
+            view.admit(friend, ip("10.0.1.8"), ip("10.0.1.7")),
+            Err(DropReason::SourceNotLeased)
+        );
         for nowhere in ["10.0.3.7", "10.0.1.9"] {
-            assert_eq!(view.admit(friend, ip("10.0.2.7"), ip(nowhere)), Err(DropReason::NoRoute));
+            assert_eq!(
+                view.admit(friend, ip("10.0.2.7"), ip(nowhere)),
+                Err(DropReason::NoRoute)
+            );
         }
-        assert_eq!(view.admit(stranger, ip("10.0.2.7"), ip("10.0.1.7")), Err(DropReason::NotMember));
-        assert_eq!(view.route(ip("10.0.1.7"), ip("10.0.2.7")), Ok(Hop::Peer(friend)));
-        assert_eq!(view.route(ip("10.0.2.7"), ip("10.0.2.8")), Err(DropReason::SourceNotLeased));
+        assert_eq!(
+            view.admit(stranger, ip("10.0.2.7"), ip("10.0.1.7")),
+            Err(DropReason::NotMember)
+        );
+        assert_eq!(
+            view.route(ip("10.0.1.7"), ip("10.0.2.7")),
+            Ok(Hop::Peer(friend))
+        );
+        assert_eq!(
+            view.route(ip("10.0.2.7"), ip("10.0.2.8")),
+            Err(DropReason::SourceNotLeased)
+        );
     }
 }

@@ -98,7 +98,14 @@ impl Zone {
     /// A zone without names.
     pub fn new(origin: String, prefixes: Vec<ipnet::IpNet>) -> Zone {
         let (names, parents, pointers) = Default::default();
-        Zone { origin, serial: 1, prefixes, names, parents, pointers }
+        Zone {
+            origin,
+            serial: 1,
+            prefixes,
+            names,
+            parents,
+            pointers,
+        }
     }
 
     /// The zone `NAME.internal`, without names and prefixes.
@@ -128,7 +135,10 @@ impl Zone {
 
     /// Whether any address from `first` to `last` has a name.
     pub fn has_pointer(&self, first: IpAddr, last: IpAddr) -> bool {
-        self.pointers.from(&first).next().is_some_and(|(address, _)| *address <= last)
+        self.pointers
+            .from(&first)
+            .next()
+            .is_some_and(|(address, _)| *address <= last)
     }
 
     /// Gives a name its answers.

@@ -22,12 +22,20 @@ impl Core {
         let lost = |s: &&Subnet| {
             let roll = s.records.roll();
             let left = s.records.doc(me).is_some_and(|d| d.left.is_some());
-            !roll.destroyed && !left && !roll.members.contains_key(&me) && !roll.out.contains_key(&me)
+            !roll.destroyed
+                && !left
+                && !roll.members.contains_key(&me)
+                && !roll.out.contains_key(&me)
         };
         // Looked at only where the View has no place for this node: mostly nowhere.
         let view = self.view();
         let outside = |s: &&Subnet| s.local.up && !view.subnets.contains_key(&s.records.id);
-        let recently = |s: &&Subnet| self.again.0.get(&s.records.id).is_some_and(|at| at.elapsed() < RETRY_INTERVAL);
+        let recently = |s: &&Subnet| {
+            self.again
+                .0
+                .get(&s.records.id)
+                .is_some_and(|at| at.elapsed() < RETRY_INTERVAL)
+        };
         let asking = |s: &&Subnet| self.state.joins.contains_key(&s.records.id);
         let chosen: Vec<PendingJoin> = (self.state.subnets.values())
             .filter(outside)

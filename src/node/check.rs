@@ -29,7 +29,8 @@ impl Known {
     /// Whether a record is held.
     pub(super) fn holds(&self, subnet: SubnetId, digest: &Digest) -> bool {
         let held = self.0.read();
-        held.get(&subnet).is_some_and(|digests| digests.contains(digest))
+        held.get(&subnet)
+            .is_some_and(|digests| digests.contains(digest))
     }
 
     /// Follows a change: records that came, and records that went.
@@ -76,12 +77,19 @@ impl Checker {
     pub(super) fn new(known: Arc<Known>) -> Checker {
         // Half of the processors are left to packets and to commands.
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get().div_ceil(2));
-        Checker { known, members: Arc::new(Semaphore::new(threads)), strangers: Arc::new(Semaphore::new(1)) }
+        Checker {
+            known,
+            members: Arc::new(Semaphore::new(threads)),
+            strangers: Arc::new(Semaphore::new(1)),
+        }
     }
 
     /// Runs work for a member off the asynchronous threads; few at a time, in the order of asking. `None` when the
     /// daemon is stopping.
-    pub async fn work<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    pub async fn work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
         let _place = self.members.acquire().await.ok()?;
         tokio::task::spawn_blocking(work).await.ok()
     }
@@ -89,12 +97,19 @@ impl Checker {
     /// Checks a piece of records that are said to be of `subnet`. What is held already is not checked again.
     pub async fn records(&self, subnet: SubnetId, piece: Vec<Signed>) -> Checked {
         let known = Arc::clone(&self.known);
-        self.work(move || check(&known, subnet, piece)).await.unwrap_or_default()
+        self.work(move || check(&known, subnet, piece))
+            .await
+            .unwrap_or_default()
     }
 
     /// Checks records that prove something by themselves, also those that are held already. Gives those that hold.
     pub async fn proof(&self, records: Vec<Signed>) -> Vec<Verified> {
-        let check = move || records.into_iter().filter_map(|record| record.check().ok()).collect();
+        let check = move || {
+            records
+                .into_iter()
+                .filter_map(|record| record.check().ok())
+                .collect()
+        };
         self.work(check).await.unwrap_or_default()
     }
 
@@ -106,7 +121,9 @@ impl Checker {
         let stopping = || Error::new(Kind::Failed, Code::Stopping, "the daemon is stopping");
         let _place = self.strangers.acquire().await.map_err(|_| stopping())?;
         let known = Arc::clone(&self.known);
-        tokio::task::spawn_blocking(move || Question::check(&known, request)).await.map_err(|_| stopping())?
+        tokio::task::spawn_blocking(move || Question::check(&known, request))
+            .await
+            .map_err(|_| stopping())?
     }
 }
 
@@ -149,12 +166,26 @@ impl Question {
         Ok(Question(match request {
             JoinRequest::Probe(subnet) => Asked::Probe(subnet),
             JoinRequest::Genesis(wanted) => Asked::Genesis(wanted),
-            JoinRequest::Nonce { subnet, issuer, joiner } => Asked::Nonce { subnet, issuer, joiner },
+            JoinRequest::Nonce {
+                subnet,
+                issuer,
+                joiner,
+            } => Asked::Nonce {
+                subnet,
+                issuer,
+                joiner,
+            },
             JoinRequest::Withdraw { subnet, joiner } => Asked::Withdraw { subnet, joiner },
             JoinRequest::Ask(signed) => {
                 let ask = signed.verify()?;
-                let proven = ask.proof.as_ref().is_some_and(|p| p.holds(ask.subnet, ask.joiner, p.issuer, p.nonce));
-                Asked::Ask { ask: Box::new(ask), proven }
+                let proven = ask
+                    .proof
+                    .as_ref()
+                    .is_some_and(|p| p.holds(ask.subnet, ask.joiner, p.issuer, p.nonce));
+                Asked::Ask {
+                    ask: Box::new(ask),
+                    proven,
+                }
             }
             JoinRequest::Decline(record) => {
                 let forged = |e: RecordError| Error::new(Kind::Refused, Code::Ask, e.to_string());
@@ -163,7 +194,11 @@ impl Question {
             JoinRequest::Show { subnet, records } => {
                 let bytes: usize = records.iter().map(|r| r.body.len()).sum();
                 let few = records.len() <= 2 && bytes <= MAX_SHOWN;
-                let news = if few { check(known, subnet, records).good } else { vec![] };
+                let news = if few {
+                    check(known, subnet, records).good
+                } else {
+                    vec![]
+                };
                 Asked::Show { subnet, news }
             }
         }))

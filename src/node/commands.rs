@@ -21,13 +21,21 @@ use crate::model::members::Subnet;
 use crate::model::state::Draft;
 
 fn done(message: impl Into<String>, changed: bool) -> Response {
-    Response::Done(Done { message: message.into(), changed })
+    Response::Done(Done {
+        message: message.into(),
+        changed,
+    })
 }
 
 fn random<const N: usize>() -> Result<[u8; N], Error> {
     let mut bytes = [0; N];
-    getrandom::fill(&mut bytes)
-        .map_err(|e| Error::new(ErrorKind::Failed, Code::Random, format!("read randomness: {e}")))?;
+    getrandom::fill(&mut bytes).map_err(|e| {
+        Error::new(
+            ErrorKind::Failed,
+            Code::Random,
+            format!("read randomness: {e}"),
+        )
+    })?;
     Ok(bytes)
 }
 

@@ -43,7 +43,10 @@ pub(super) struct Warned {
 impl Warned {
     /// Whether this has not been said yet.
     fn is_news(&mut self, subnet: SubnetId, ends: u64, near: Nearness) -> bool {
-        let known = self.said.get(&subnet).is_some_and(|(end, said)| *end == ends && *said >= near);
+        let known = self
+            .said
+            .get(&subnet)
+            .is_some_and(|(end, said)| *end == ends && *said >= near);
         if !known {
             self.said.insert(subnet, (ends, near));
         }
@@ -54,7 +57,11 @@ impl Warned {
 impl Core {
     /// Writes a warning to the log for each grant of this node that comes to a threshold.
     pub(super) fn warn_of_expiry(&mut self) {
-        if self.warned.looked.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
+        if self
+            .warned
+            .looked
+            .is_some_and(|at| at.elapsed() < LOOK_EVERY)
+        {
             return;
         }
         self.warned.looked = Some(Instant::now());
@@ -63,10 +70,14 @@ impl Core {
         self.warned.said.retain(|id, _| subnets.contains_key(id));
         for subnet in self.state.subnets.values() {
             let resolved = subnet.resolve(now);
-            let Some(mine) = resolved.members.get(&self.state.me.peer) else { continue };
+            let Some(mine) = resolved.members.get(&self.state.me.peer) else {
+                continue;
+            };
             let (starts, ends) = (mine.grant.not_before, mine.grant.not_after);
             let left = ends.saturating_sub(now);
-            let Some(near) = nearness(left, ends.saturating_sub(starts)) else { continue };
+            let Some(near) = nearness(left, ends.saturating_sub(starts)) else {
+                continue;
+            };
             if self.warned.is_news(subnet.records.id, ends, near) {
                 tracing::warn!(
                     subnet = %subnet.name(), days = left / DAY, hours = left / 3600,
@@ -104,7 +115,11 @@ mod tests {
         for life in [60, 3600, DAY, 10 * DAY, 90 * DAY, 3650 * DAY] {
             // The owner renews at half, admins at five eighths of a life.
             assert_eq!(nearness(life - life * 5 / 8, life), None, "{life} s");
-            assert_eq!(nearness(life / 24, life).is_some(), life / 24 < 30 * DAY, "{life} s");
+            assert_eq!(
+                nearness(life / 24, life).is_some(),
+                life / 24 < 30 * DAY,
+                "{life} s"
+            );
         }
     }
 
@@ -116,6 +131,9 @@ mod tests {
         assert!(warned.is_news(id, 100, Nearness::Week));
         assert!(warned.is_news(id, 100, Nearness::Day));
         assert!(!warned.is_news(id, 100, Nearness::Day));
-        assert!(warned.is_news(id, 200, Nearness::Month), "renewed, and near its end again");
+        assert!(
+            warned.is_news(id, 200, Nearness::Month),
+            "renewed, and near its end again"
+        );
     }
 }

@@ -46,13 +46,21 @@ impl Node {
         &self,
         job: impl FnOnce(&mut Core) -> Result<T, Error> + Send + 'static,
     ) -> Result<Effect<T>, Error> {
-        let told = |core: &mut Core| job(core).map(|answer| Effect { answer, generation: core.generation() });
+        let told = |core: &mut Core| {
+            job(core).map(|answer| Effect {
+                answer,
+                generation: core.generation(),
+            })
+        };
         self.own(told).await
     }
 }
 
 /// Subnets and joins.
-#[expect(clippy::missing_errors_doc, reason = "stated for all calls at the top of this file")]
+#[expect(
+    clippy::missing_errors_doc,
+    reason = "stated for all calls at the top of this file"
+)]
 impl Node {
     /// `create`. What the kernel refuses of it is taken back by [`Node::forget`].
     pub async fn create(&self, founding: Founding) -> Result<Effect<Created>, Error> {
@@ -75,13 +83,23 @@ impl Node {
     }
 
     /// `up` and `down`, of one subnet or of all.
-    pub async fn set_up(&self, subnet: Option<String>, up: bool) -> Result<Effect<Response>, Error> {
-        self.change(move |core| core.set_up(subnet.as_deref(), up)).await
+    pub async fn set_up(
+        &self,
+        subnet: Option<String>,
+        up: bool,
+    ) -> Result<Effect<Response>, Error> {
+        self.change(move |core| core.set_up(subnet.as_deref(), up))
+            .await
     }
 
     /// `subnet host SUBNET SPEC`.
-    pub async fn set_host_policy(&self, subnet: String, host: HostPolicy) -> Result<Effect<HostInfo>, Error> {
-        self.change(move |core| core.set_host_policy(&subnet, host)).await
+    pub async fn set_host_policy(
+        &self,
+        subnet: String,
+        host: HostPolicy,
+    ) -> Result<Effect<HostInfo>, Error> {
+        self.change(move |core| core.set_host_policy(&subnet, host))
+            .await
     }
 
     /// Adds addresses where members of a subnet may be; whether one of them is new.
@@ -90,8 +108,13 @@ impl Node {
     }
 
     /// Begins or continues a join of this node's own; gives what is asked now.
-    pub async fn begin_join(&self, join: PendingJoin, keeps_host: bool) -> Result<PendingJoin, Error> {
-        self.own(move |core| core.begin_join(join, keeps_host)).await
+    pub async fn begin_join(
+        &self,
+        join: PendingJoin,
+        keeps_host: bool,
+    ) -> Result<PendingJoin, Error> {
+        self.own(move |core| core.begin_join(join, keeps_host))
+            .await
     }
 
     /// Ends a join that found nobody, unless it has let this node in meanwhile: whether it was ended.
@@ -101,7 +124,10 @@ impl Node {
 }
 
 /// Members, their invites and their leases.
-#[expect(clippy::missing_errors_doc, reason = "stated for all calls at the top of this file")]
+#[expect(
+    clippy::missing_errors_doc,
+    reason = "stated for all calls at the top of this file"
+)]
 impl Node {
     /// `invite create`.
     pub async fn invite_create(
@@ -112,7 +138,8 @@ impl Node {
         (role, term): (Role, Term),
         labels: BTreeMap<String, String>,
     ) -> Result<Response, Error> {
-        self.own(move |core| core.invite_create(&subnet, uses, expires_ms, (role, term), labels)).await
+        self.own(move |core| core.invite_create(&subnet, uses, expires_ms, (role, term), labels))
+            .await
     }
 
     /// `invite revoke`.
@@ -121,18 +148,35 @@ impl Node {
     }
 
     /// `member approve` and `member deny`.
-    pub async fn decide_request(&self, subnet: String, who: String, approve: bool) -> Result<Effect<Response>, Error> {
-        self.change(move |core| core.decide_request(&subnet, &who, approve)).await
+    pub async fn decide_request(
+        &self,
+        subnet: String,
+        who: String,
+        approve: bool,
+    ) -> Result<Effect<Response>, Error> {
+        self.change(move |core| core.decide_request(&subnet, &who, approve))
+            .await
     }
 
     /// `member remove`.
-    pub async fn member_remove(&self, subnet: String, member: String) -> Result<Effect<Response>, Error> {
-        self.change(move |core| core.member_remove(&subnet, &member)).await
+    pub async fn member_remove(
+        &self,
+        subnet: String,
+        member: String,
+    ) -> Result<Effect<Response>, Error> {
+        self.change(move |core| core.member_remove(&subnet, &member))
+            .await
     }
 
     /// `member role`.
-    pub async fn member_role(&self, subnet: String, member: String, role: Role) -> Result<Effect<Response>, Error> {
-        self.change(move |core| core.member_role(&subnet, &member, role)).await
+    pub async fn member_role(
+        &self,
+        subnet: String,
+        member: String,
+        role: Role,
+    ) -> Result<Effect<Response>, Error> {
+        self.change(move |core| core.member_role(&subnet, &member, role))
+            .await
     }
 
     /// `member label`.
@@ -142,7 +186,8 @@ impl Node {
         member: String,
         labels: BTreeMap<String, String>,
     ) -> Result<Effect<Response>, Error> {
-        self.change(move |core| core.member_label(&subnet, &member, &labels)).await
+        self.change(move |core| core.member_label(&subnet, &member, &labels))
+            .await
     }
 
     /// `lease add`: to a member, any peer by its ID, or this node where nobody is named.
@@ -160,8 +205,13 @@ impl Node {
     }
 
     /// `lease import`.
-    pub async fn lease_import(&self, subnet: String, entries: Vec<(IpNet, PeerId)>) -> Result<Effect<Response>, Error> {
-        self.change(move |core| core.lease_add(&subnet, &entries)).await
+    pub async fn lease_import(
+        &self,
+        subnet: String,
+        entries: Vec<(IpNet, PeerId)>,
+    ) -> Result<Effect<Response>, Error> {
+        self.change(move |core| core.lease_add(&subnet, &entries))
+            .await
     }
 
     /// `lease rm`.
@@ -171,12 +221,16 @@ impl Node {
         prefix: IpNet,
         member: Option<String>,
     ) -> Result<Effect<Response>, Error> {
-        self.change(move |core| core.lease_rm(&subnet, prefix, member.as_deref())).await
+        self.change(move |core| core.lease_rm(&subnet, prefix, member.as_deref()))
+            .await
     }
 }
 
 /// Workloads, names and port maps of this machine.
-#[expect(clippy::missing_errors_doc, reason = "stated for all calls at the top of this file")]
+#[expect(
+    clippy::missing_errors_doc,
+    reason = "stated for all calls at the top of this file"
+)]
 impl Node {
     /// `attach`. It is to be [confirmed](Node::confirm) or [undone](Node::undo).
     pub async fn attach(
@@ -195,7 +249,8 @@ impl Node {
         subnet: Option<String>,
         interface: Option<String>,
     ) -> Result<Effect<Response>, Error> {
-        self.change(move |core| core.detach(&workload, subnet.as_deref(), interface.as_deref())).await
+        self.change(move |core| core.detach(&workload, subnet.as_deref(), interface.as_deref()))
+            .await
     }
 
     /// `dns add`.
@@ -206,7 +261,8 @@ impl Node {
         data: Vec<RecordData>,
         ttl: u32,
     ) -> Result<Effect<Response>, Error> {
-        self.change(move |core| core.dns_add(&subnet, &name, &data, ttl)).await
+        self.change(move |core| core.dns_add(&subnet, &name, &data, ttl))
+            .await
     }
 
     /// `dns release`.
@@ -216,12 +272,19 @@ impl Node {
         name: String,
         member: Option<String>,
     ) -> Result<Effect<Response>, Error> {
-        self.change(move |core| core.dns_release(&subnet, &name, member.as_deref())).await
+        self.change(move |core| core.dns_release(&subnet, &name, member.as_deref()))
+            .await
     }
 
     /// `dns rm`.
-    pub async fn dns_rm(&self, subnet: String, name: String, kind: Option<String>) -> Result<Effect<Response>, Error> {
-        self.change(move |core| core.dns_rm(&subnet, &name, kind.as_deref())).await
+    pub async fn dns_rm(
+        &self,
+        subnet: String,
+        name: String,
+        kind: Option<String>,
+    ) -> Result<Effect<Response>, Error> {
+        self.change(move |core| core.dns_rm(&subnet, &name, kind.as_deref()))
+            .await
     }
 
     /// `map add`. It is to be [confirmed](Node::confirm_map) or [undone](Node::undo).
@@ -236,7 +299,8 @@ impl Node {
         name: Option<String>,
         key: Option<(Proto, Option<IpAddr>, u16)>,
     ) -> Result<Effect<Response>, Error> {
-        self.change(move |core| core.map_rm(&subnet, name.as_deref(), key)).await
+        self.change(move |core| core.map_rm(&subnet, name.as_deref(), key))
+            .await
     }
 
     /// The kernel has taken an addition: it stands, also after a restart.
@@ -246,7 +310,8 @@ impl Node {
 
     /// The same for port maps; gives them as they are now, none where they were removed meanwhile.
     pub async fn confirm_map(&self, added: Addition) -> Result<Vec<MapInfo>, Error> {
-        self.own(move |core| core.confirm(&added).map(|()| core.maps_of(&added))).await
+        self.own(move |core| core.confirm(&added).map(|()| core.maps_of(&added)))
+            .await
     }
 
     /// The kernel has refused an addition: nothing is left of it, and what was there before stays. Whether there was
@@ -257,7 +322,10 @@ impl Node {
 }
 
 /// What the machine and the clock bring about.
-#[expect(clippy::missing_errors_doc, reason = "stated for all calls at the top of this file")]
+#[expect(
+    clippy::missing_errors_doc,
+    reason = "stated for all calls at the top of this file"
+)]
 impl Node {
     /// What happens by the passing of time; called about every second. A failure of the upkeep itself is logged.
     pub async fn tick(&self) -> Result<(), Error> {
@@ -269,18 +337,26 @@ impl Node {
 
     /// Joins to begin, of subnets that this node fell out of without being removed. They are saved already.
     pub async fn ask_again(&self) -> Result<Vec<PendingJoin>, Error> {
-        Ok(self.decide(Lane::Own, |core| Ok(core.ask_again())).await?.unwrap_or_default())
+        Ok(self
+            .decide(Lane::Own, |core| Ok(core.ask_again()))
+            .await?
+            .unwrap_or_default())
     }
 
     /// What the last look at the kernel has found: links of others that have the name of a subnet's interface, which gets
     /// another, and workloads whose namespace is gone. What cannot be saved is logged, and found again by the next look.
-    pub async fn kernel_lacks(&self, taken: Vec<String>, dead: Vec<(SubnetId, Name, NetnsRef)>) -> Result<(), Error> {
+    pub async fn kernel_lacks(
+        &self,
+        taken: Vec<String>,
+        dead: Vec<(SubnetId, Name, NetnsRef)>,
+    ) -> Result<(), Error> {
         if taken.is_empty() && dead.is_empty() {
             return Ok(());
         }
         let found = move |core: &mut Core| {
             taken.iter().for_each(|link| core.link_taken(link));
-            dead.iter().for_each(|(subnet, name, netns)| core.workload_died(*subnet, name, netns));
+            dead.iter()
+                .for_each(|(subnet, name, netns)| core.workload_died(*subnet, name, netns));
             Ok(())
         };
         if let Err(error) = self.decide(Lane::Own, found).await? {
@@ -290,8 +366,14 @@ impl Node {
     }
 
     /// The namespace of a workload is gone: its name and its addresses are free.
-    pub async fn workload_died(&self, subnet: SubnetId, name: Name, netns: NetnsRef) -> Result<(), Error> {
-        self.run(move |core| core.workload_died(subnet, &name, &netns)).await
+    pub async fn workload_died(
+        &self,
+        subnet: SubnetId,
+        name: Name,
+        netns: NetnsRef,
+    ) -> Result<(), Error> {
+        self.run(move |core| core.workload_died(subnet, &name, &netns))
+            .await
     }
 
     /// Publishes the View anew, for those that follow it to look again.

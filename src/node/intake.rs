@@ -103,17 +103,26 @@ impl Intake {
         }
         let gap = if self.words { WORDS_EVERY } else { DOCS_EVERY };
         // A slow disk, too, leaves most of the thread's time to others.
-        Some(self.last.map_or_else(Instant::now, |(at, took)| at + took.saturating_mul(SAVE_FACTOR).max(gap)))
+        Some(self.last.map_or_else(Instant::now, |(at, took)| {
+            at + took.saturating_mul(SAVE_FACTOR).max(gap)
+        }))
     }
 }
 
 impl Core {
     /// Judges checked records that `from` sent. What is new is saved within 50 ms, together with what else comes.
-    pub fn receive(&mut self, subnet: SubnetId, records: Vec<Verified>, from: Option<PeerId>) -> Verdict {
+    pub fn receive(
+        &mut self,
+        subnet: SubnetId,
+        records: Vec<Verified>,
+        from: Option<PeerId>,
+    ) -> Verdict {
         let mut verdict = Verdict::default();
         let now = Instant::now();
         for record in records {
-            let Some(held) = self.state.subnets.get(&subnet) else { return verdict };
+            let Some(held) = self.state.subnets.get(&subnet) else {
+                return verdict;
+            };
             let digest = record.digest();
             let waiting = self.intake.subnets.entry(subnet).or_default();
             let flying = self.intake.flying.get(&subnet);
@@ -126,13 +135,16 @@ impl Core {
                 let waits = [Some(&*waiting), flying].into_iter().flatten();
                 let waits = waits.filter_map(|w| w.docs.get(&issuer).map(|(version, _)| *version));
                 let held = held.records.doc(issuer).map(|d| d.version);
-                held.into_iter().chain(waits).all(|version| version < doc.version)
+                held.into_iter()
+                    .chain(waits)
+                    .all(|version| version < doc.version)
             };
             if matches!(&record, Verified::Doc(doc) if !newest(doc.body())) {
                 continue;
             }
             // What its issuer has replaced, or has no room for, is not charged to it again, whoever hands it in.
-            if matches!(&record, Verified::Item(item) if !held.records.has_use_for(issuer, item.body(), &digest)) {
+            if matches!(&record, Verified::Item(item) if !held.records.has_use_for(issuer, item.body(), &digest))
+            {
                 continue;
             }
             // The owner's and admins' words are never put off, nor is a goodbye, whatever its member said before: it makes
@@ -208,7 +220,12 @@ impl Core {
         done
     }
 
-    fn save_records(&mut self, subnet: SubnetId, waiting: &Waiting, urgent: bool) -> Result<(), Error> {
+    fn save_records(
+        &mut self,
+        subnet: SubnetId,
+        waiting: &Waiting,
+        urgent: bool,
+    ) -> Result<(), Error> {
         let mut from: BTreeMap<Digest, PeerId> = BTreeMap::new();
         let mut records = Vec::with_capacity(waiting.records.len());
         for (digest, (record, sender)) in &waiting.records {
@@ -219,20 +236,33 @@ impl Core {
         records.sort_by_key(Verified::rank);
         let taken = self.state.take(subnet, &records);
         self.tell_of_overstepping(subnet, &records, &from);
-        let Some((mut draft, news)) = taken else { return Ok(()) };
+        let Some((mut draft, news)) = taken else {
+            return Ok(());
+        };
         if news.is_empty() {
             // Something was parked, which is neither saved nor told and which nothing follows from.
             return self.settle(draft, &from).map(drop);
         }
-        let forked = |core: &Core| core.state.subnets.get(&subnet).is_some_and(|s| s.records.forked());
+        let forked = |core: &Core| {
+            core.state
+                .subnets
+                .get(&subnet)
+                .is_some_and(|s| s.records.forked())
+        };
         let before = forked(self);
         let now = super::unix_now();
         let me = self.state.me.peer;
-        if had_forgotten(news.iter().filter(|record| record.signed().issuer == me), now) {
+        if had_forgotten(
+            news.iter().filter(|record| record.signed().issuer == me),
+            now,
+        ) {
             self.forgot(subnet, draft.withdraw_invites(subnet, now), now);
         }
-        let withdrawn =
-            if records.iter().any(Verified::is_roll) { draft.withdraw_former_invites(subnet, me, now) } else { 0 };
+        let withdrawn = if records.iter().any(Verified::is_roll) {
+            draft.withdraw_former_invites(subnet, me, now)
+        } else {
+            0
+        };
         if withdrawn > 0 {
             tracing::warn!(%subnet, withdrawn, "open invites are withdrawn: this node lost the seat in which it made them");
         }
@@ -251,28 +281,51 @@ impl Core {
 
     /// Notes for people that this state was older than what others had of it, and what that cost.
     fn forgot(&mut self, subnet: SubnetId, withdrawn: usize, now: u64) {
-        let before = self.restored.get(&subnet).map_or(0, |(_, invites)| *invites);
+        let before = self
+            .restored
+            .get(&subnet)
+            .map_or(0, |(_, invites)| *invites);
         if withdrawn > 0 {
             let why = "others have what this node signed and does not know: was it restored from a backup?";
             tracing::warn!(%subnet, withdrawn, "open invites are withdrawn: {why}");
         }
-        self.restored.insert(subnet, (now, before.saturating_add(withdrawn)));
+        self.restored
+            .insert(subnet, (now, before.saturating_add(withdrawn)));
     }
 
     /// Names in the log who says what it has no right to say: a member that signed it, else the member that handed it in.
     /// Once for each of them and kind of record, however often it is sent, so that nobody can fill the log.
-    fn tell_of_overstepping(&mut self, id: SubnetId, records: &[Verified], from: &BTreeMap<Digest, PeerId>) {
-        let Some(subnet) = self.state.subnets.get(&id) else { return };
-        for record in records.iter().filter(|record| subnet.records.oversteps(record)) {
+    fn tell_of_overstepping(
+        &mut self,
+        id: SubnetId,
+        records: &[Verified],
+        from: &BTreeMap<Digest, PeerId>,
+    ) {
+        let Some(subnet) = self.state.subnets.get(&id) else {
+            return;
+        };
+        for record in records
+            .iter()
+            .filter(|record| subnet.records.oversteps(record))
+        {
             let (signer, kind) = (record.signed().issuer, record.kind());
             let sender = from.get(&record.digest()).copied();
             let member = |peer: &PeerId| subnet.records.is_subject(*peer);
-            let Some(peer) = Some(signer).filter(member).or_else(|| sender.filter(member)) else { continue };
+            let Some(peer) = Some(signer)
+                .filter(member)
+                .or_else(|| sender.filter(member))
+            else {
+                continue;
+            };
             if self.intake.told.len() >= TOLD {
                 self.intake.told.clear();
             }
             if self.intake.told.insert((id, peer, kind)) {
-                let by = if peer == signer { "signed" } else { "handed in" };
+                let by = if peer == signer {
+                    "signed"
+                } else {
+                    "handed in"
+                };
                 tracing::warn!(subnet = %subnet.name(), %peer, kind, by, "refused: its signer has no right to say so");
             }
         }
@@ -282,7 +335,12 @@ impl Core {
     ///
     /// # Errors
     /// When they could not be saved.
-    pub fn take(&mut self, subnet: SubnetId, records: Vec<Verified>, from: Option<PeerId>) -> Result<Verdict, Error> {
+    pub fn take(
+        &mut self,
+        subnet: SubnetId,
+        records: Vec<Verified>,
+        from: Option<PeerId>,
+    ) -> Result<Verdict, Error> {
         let verdict = self.receive(subnet, records, from);
         self.save_received()?;
         Ok(verdict)

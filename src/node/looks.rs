@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use super::{Core, Node};
 use crate::api::types::{
-    DnsInfo, Error, HostInfo, InviteInfo, JoinRequestInfo, LeaseInfo, MapInfo, MemberInfo, SubnetInfo, SubnetState,
-    WorkloadInfo,
+    DnsInfo, Error, HostInfo, InviteInfo, JoinRequestInfo, LeaseInfo, MapInfo, MemberInfo,
+    SubnetInfo, SubnetState, WorkloadInfo,
 };
 use crate::model::error::Code;
 use crate::model::find::{ambiguous, peer_prefixes};
@@ -73,7 +73,10 @@ pub struct Whereabouts {
 }
 
 /// Subnets.
-#[expect(clippy::missing_errors_doc, reason = "stated for all calls at the top of this file")]
+#[expect(
+    clippy::missing_errors_doc,
+    reason = "stated for all calls at the top of this file"
+)]
 impl Node {
     /// `subnet ls`.
     pub async fn subnets(&self) -> Result<Vec<SubnetInfo>, Error> {
@@ -87,7 +90,8 @@ impl Node {
 
     /// The subnet that a text means.
     pub async fn find(&self, subnet: String) -> Result<SubnetId, Error> {
-        self.read(move |core| Ok(core.state.find(&subnet)?.records.id)).await?
+        self.read(move |core| Ok(core.state.find(&subnet)?.records.id))
+            .await?
     }
 
     /// What this node has joined, and what its founder wants, where it is a member and the subnet is up.
@@ -102,22 +106,40 @@ impl Node {
 
     /// The name of a subnet here, and whether it is up.
     pub async fn is_up(&self, id: SubnetId) -> Result<Option<(Name, bool)>, Error> {
-        self.read(move |core| core.state.subnets.get(&id).map(|s| (s.name().clone(), s.local.up))).await
+        self.read(move |core| {
+            core.state
+                .subnets
+                .get(&id)
+                .map(|s| (s.name().clone(), s.local.up))
+        })
+        .await
     }
 
     /// Every membership.
     pub async fn memberships(&self) -> Result<BTreeMap<SubnetId, Membership>, Error> {
         let look = |core: &mut Core| {
             let now = core.now();
-            let one = |subnet: &Subnet| Membership { subnet: subnet.clone(), resolved: subnet.resolve(now) };
-            core.state.subnets.iter().map(|(id, subnet)| (*id, one(subnet))).collect()
+            let one = |subnet: &Subnet| Membership {
+                subnet: subnet.clone(),
+                resolved: subnet.resolve(now),
+            };
+            core.state
+                .subnets
+                .iter()
+                .map(|(id, subnet)| (*id, one(subnet)))
+                .collect()
         };
         self.read(look).await
     }
 
     /// Whether a text means a former subnet that its owner ended.
     pub async fn was_destroyed(&self, subnet: String) -> Result<bool, Error> {
-        self.read(move |core| core.state.find_past(&subnet).is_some_and(FormerSubnet::is_destroyed)).await
+        self.read(move |core| {
+            core.state
+                .find_past(&subnet)
+                .is_some_and(FormerSubnet::is_destroyed)
+        })
+        .await
     }
 
     /// `subnet host SUBNET`.
@@ -127,7 +149,10 @@ impl Node {
 }
 
 /// Members and other peers.
-#[expect(clippy::missing_errors_doc, reason = "stated for all calls at the top of this file")]
+#[expect(
+    clippy::missing_errors_doc,
+    reason = "stated for all calls at the top of this file"
+)]
 impl Node {
     /// `member ls`.
     pub async fn members(&self, subnet: String) -> Result<Vec<MemberInfo>, Error> {
@@ -141,7 +166,8 @@ impl Node {
 
     /// `invite ls`.
     pub async fn invites(&self, subnet: Option<String>) -> Result<Vec<InviteInfo>, Error> {
-        self.read(move |core| core.invites(subnet.as_deref())).await?
+        self.read(move |core| core.invites(subnet.as_deref()))
+            .await?
     }
 
     /// `lease ls`.
@@ -168,13 +194,19 @@ impl Node {
     }
 
     /// What members are called; `None` for each that is none.
-    pub async fn called(&self, members: Vec<(SubnetId, PeerId)>) -> Result<Vec<Option<Called>>, Error> {
+    pub async fn called(
+        &self,
+        members: Vec<(SubnetId, PeerId)>,
+    ) -> Result<Vec<Option<Called>>, Error> {
         let look = move |core: &mut Core| {
             let now = core.now();
             let called = |(id, peer): (SubnetId, PeerId)| {
                 let subnet = core.state.subnets.get(&id)?;
                 let member = subnet.resolve(now).members.get(&peer)?.name.clone();
-                Some(Called { member, subnet: subnet.records.genesis.name.clone() })
+                Some(Called {
+                    member,
+                    subnet: subnet.records.genesis.name.clone(),
+                })
             };
             members.into_iter().map(called).collect()
         };
@@ -196,13 +228,19 @@ impl Node {
 
     /// Where members can be.
     pub async fn whereabouts(&self) -> Result<Whereabouts, Error> {
-        let look = |core: &mut Core| Whereabouts { said: core.state.endpoints(), reached: core.state.reached() };
+        let look = |core: &mut Core| Whereabouts {
+            said: core.state.endpoints(),
+            reached: core.state.reached(),
+        };
         self.read(look).await
     }
 }
 
 /// Workloads, names and port maps of this machine.
-#[expect(clippy::missing_errors_doc, reason = "stated for all calls at the top of this file")]
+#[expect(
+    clippy::missing_errors_doc,
+    reason = "stated for all calls at the top of this file"
+)]
 impl Node {
     /// `workload ls`.
     pub async fn workloads(&self) -> Result<Vec<WorkloadInfo>, Error> {
@@ -210,8 +248,13 @@ impl Node {
     }
 
     /// `workload show`.
-    pub async fn workload(&self, name: String, subnet: Option<String>) -> Result<WorkloadInfo, Error> {
-        self.read(move |core| core.workload(&name, subnet.as_deref())).await?
+    pub async fn workload(
+        &self,
+        name: String,
+        subnet: Option<String>,
+    ) -> Result<WorkloadInfo, Error> {
+        self.read(move |core| core.workload(&name, subnet.as_deref()))
+            .await?
     }
 
     /// The workloads of every subnet that are attached in one namespace.
@@ -225,19 +268,35 @@ impl Node {
 
     /// The workloads that have what is wanted in a subnet: its name or its address there, or its namespace or interface in
     /// any.
-    pub async fn in_the_way(&self, subnet: String, wanted: Claim) -> Result<Vec<(SubnetId, Name, NetnsRef)>, Error> {
+    pub async fn in_the_way(
+        &self,
+        subnet: String,
+        wanted: Claim,
+    ) -> Result<Vec<(SubnetId, Name, NetnsRef)>, Error> {
         let look = move |core: &mut Core| {
             let asked = core.state.find(&subnet).ok().map(|s| s.records.id);
             let holds = |id: SubnetId, w: &Workload| {
-                let at = |n: &NetnsRef| w.netns.as_ref().is_some_and(|own| own.path == n.path || own.is_same(n));
+                let at = |n: &NetnsRef| {
+                    w.netns
+                        .as_ref()
+                        .is_some_and(|own| own.path == n.path || own.is_same(n))
+                };
                 let netns = wanted.netns.as_ref().is_some_and(at);
                 let address = wanted.ip.is_some_and(|ip| w.addresses.contains(&ip));
-                let same = wanted.interface.as_ref().is_some_and(|(of, link)| w.is_same_attachment(of, link));
+                let same = wanted
+                    .interface
+                    .as_ref()
+                    .is_some_and(|(of, link)| w.is_same_attachment(of, link));
                 netns || same || (Some(id) == asked && (address || w.name.as_str() == wanted.name))
             };
-            let all = core.state.subnets.values().flat_map(|s| s.local.workloads.iter().map(|w| (s.records.id, w)));
+            let all = core
+                .state
+                .subnets
+                .values()
+                .flat_map(|s| s.local.workloads.iter().map(|w| (s.records.id, w)));
             let them = all.filter(|(id, w)| holds(*id, w));
-            them.filter_map(|(id, w)| Some((id, w.name.clone(), w.netns.clone()?))).collect()
+            them.filter_map(|(id, w)| Some((id, w.name.clone(), w.netns.clone()?)))
+                .collect()
         };
         self.read(look).await
     }
@@ -265,8 +324,9 @@ impl Node {
         let look = move |core: &mut Core| {
             core.state.find(&subnet)?;
             let maps = || core.state.subnets.values().flat_map(|s| &s.local.maps);
-            let mapped =
-                |at: &IpAddr| maps().any(|m| (m.proto, m.port, m.listen.is_ipv4()) == (proto, port, at.is_ipv4()));
+            let mapped = |at: &IpAddr| {
+                maps().any(|m| (m.proto, m.port, m.listen.is_ipv4()) == (proto, port, at.is_ipv4()))
+            };
             Ok(addresses.into_iter().filter(|at| !mapped(at)).collect())
         };
         self.read(look).await?
@@ -282,9 +342,16 @@ impl Core {
             found.extend(self.target_in(subnet, &subnet.resolve(now), text)?);
         }
         // Where several subnets know the peer, one that is on the wire says how it is reached.
-        found.sort_by_key(|t| self.state.subnets.get(&t.subnet).is_some_and(|subnet| !subnet.local.up));
+        found.sort_by_key(|t| {
+            self.state
+                .subnets
+                .get(&t.subnet)
+                .is_some_and(|subnet| !subnet.local.up)
+        });
         let mut found = found.into_iter();
-        let Some(first) = found.next() else { return Ok(None) };
+        let Some(first) = found.next() else {
+            return Ok(None);
+        };
         // One peer that several subnets know is one peer; two of one name are not.
         match found.find(|other| other.peer != first.peer) {
             Some(other) => Err(ambiguous(text, &peer_prefixes([first.peer, other.peer])).into()),
@@ -299,23 +366,43 @@ impl Core {
         resolved: &Resolved,
         text: &str,
     ) -> Result<Option<TargetPeer>, crate::model::error::Error> {
-        let target = |peer, address| Some(TargetPeer { peer, subnet: subnet.records.id, address });
-        let holder = |address| resolved.members.iter().find(|(_, m)| holds_address(m, address)).map(|(peer, _)| *peer);
+        let target = |peer, address| {
+            Some(TargetPeer {
+                peer,
+                subnet: subnet.records.id,
+                address,
+            })
+        };
+        let holder = |address| {
+            resolved
+                .members
+                .iter()
+                .find(|(_, m)| holds_address(m, address))
+                .map(|(peer, _)| *peer)
+        };
         if let Ok(address) = text.parse::<IpAddr>() {
             return Ok(holder(address).and_then(|peer| target(peer, Some(address))));
         }
         let families = [IpAddr::from([0, 0, 0, 0]), IpAddr::from([0u16; 8])];
-        let named = families.into_iter().find_map(|like| subnet.target_address(&self.state.me, resolved, text, like));
+        let named = families
+            .into_iter()
+            .find_map(|like| subnet.target_address(&self.state.me, resolved, text, like));
         let by_name = named.and_then(|(address, _)| Some((holder(address)?, address)));
         match (subnet.find_member(resolved, text, self.now()), by_name) {
             // A name of the subnet that also fits another member's ID.
-            (Ok(peer), Some((owner, _))) if peer != owner => Err(ambiguous(text, &peer_prefixes([peer, owner]))),
+            (Ok(peer), Some((owner, _))) if peer != owner => {
+                Err(ambiguous(text, &peer_prefixes([peer, owner])))
+            }
             (Err(error), _) if error.code == Code::Ambiguous => Err(error),
             (Err(error), None) if error.code == Code::Clock => Err(error),
             (_, Some((owner, address))) => Ok(target(owner, Some(address))),
-            (Ok(peer), None) => {
-                Ok(target(peer, resolved.members.get(&peer).and_then(|m| m.addresses.first().copied())))
-            }
+            (Ok(peer), None) => Ok(target(
+                peer,
+                resolved
+                    .members
+                    .get(&peer)
+                    .and_then(|m| m.addresses.first().copied()),
+            )),
             (Err(_), None) => Ok(None),
         }
     }

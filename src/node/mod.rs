@@ -213,7 +213,10 @@ impl Node {
         let (pushes, pushes_rx) = mpsc::unbounded_channel();
         let known = Arc::new(Known::default());
         let subnets = parts.state.subnets.iter();
-        known.change(subnets.flat_map(|(id, s)| s.records.entries().map(|(digest, _)| (*id, *digest))), []);
+        known.change(
+            subnets.flat_map(|(id, s)| s.records.entries().map(|(digest, _)| (*id, *digest))),
+            [],
+        );
         let mut core = Core {
             state: parts.state,
             saver: Saver::start(parts.store, Arc::clone(&queue))?,
@@ -251,47 +254,58 @@ impl Node {
             closing: None,
         };
         let served = Arc::clone(&queue);
-        std::thread::Builder::new().name("node".into()).spawn(move || {
-            // Also where a job panics: whoever waits for this thread hears that it is gone.
-            let served = Served(served);
-            core.publish();
-            while core.closing.is_none() {
-                let next = served.0.next(core.intake.due(), core.flight.is_some());
-                let began = Instant::now();
-                match next {
-                    Next::Job(job) => {
-                        let reply = job(&mut core);
-                        core.launch(reply);
+        std::thread::Builder::new()
+            .name("node".into())
+            .spawn(move || {
+                // Also where a job panics: whoever waits for this thread hears that it is gone.
+                let served = Served(served);
+                core.publish();
+                while core.closing.is_none() {
+                    let next = served.0.next(core.intake.due(), core.flight.is_some());
+                    let began = Instant::now();
+                    match next {
+                        Next::Job(job) => {
+                            let reply = job(&mut core);
+                            core.launch(reply);
+                        }
+                        Next::Saved(result) => core.landed(result),
+                        Next::Due => core.save_due(),
+                        Next::Closed => break,
                     }
-                    Next::Saved(result) => core.landed(result),
-                    Next::Due => core.save_due(),
-                    Next::Closed => break,
+                    core.longest = core.longest.max(began.elapsed());
                 }
-                core.longest = core.longest.max(began.elapsed());
-            }
-            for _ in 0..2 {
-                // What is being saved first, then what was received meanwhile.
-                if core.flight.is_some() {
-                    core.landed(served.0.wait_saved());
+                for _ in 0..2 {
+                    // What is being saved first, then what was received meanwhile.
+                    if core.flight.is_some() {
+                        core.landed(served.0.wait_saved());
+                    }
+                    core.save_due();
                 }
-                core.save_due();
-            }
-            drop(served);
-            let done = core.closing.take();
-            drop(core);
-            if let Some(done) = done {
-                // Whoever asked may have gone away.
-                let _ = done.send(());
-            }
-        })?;
-        let node = Node { door: Arc::new(Door(queue)), checker: Checker::new(known), view, published: published_rx };
+                drop(served);
+                let done = core.closing.take();
+                drop(core);
+                if let Some(done) = done {
+                    // Whoever asked may have gone away.
+                    let _ = done.send(());
+                }
+            })?;
+        let node = Node {
+            door: Arc::new(Door(queue)),
+            checker: Checker::new(known),
+            view,
+            published: published_rx,
+        };
         Ok((node, pushes_rx))
     }
 
     /// Ends the node's thread, whoever still holds a [`Node`], and waits until the state directory is free.
     pub async fn close(&self) {
         let (sender, closed) = oneshot::channel();
-        if self.run(move |core| core.closing = Some(sender)).await.is_ok() {
+        if self
+            .run(move |core| core.closing = Some(sender))
+            .await
+            .is_ok()
+        {
             let _ = closed.await;
         }
     }
@@ -327,7 +341,9 @@ pub fn unix_now() -> u64 {
 
 /// Milliseconds since 1970 by the system's clock.
 pub fn unix_now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -376,7 +392,9 @@ impl Core {
         }
         self.hashes.clear();
         self.rolls.clear();
-        self.decided.get_or_insert_default().add(changes, from, undo);
+        self.decided
+            .get_or_insert_default()
+            .add(changes, from, undo);
         Ok(true)
     }
 
@@ -389,7 +407,11 @@ impl Core {
     /// Who is in a subnet, dates aside; computed once for each state.
     fn roll(&mut self, id: SubnetId) -> Option<Arc<Roll>> {
         let records = &self.state.subnets.get(&id)?.records;
-        Some(Arc::clone(self.rolls.entry(id).or_insert_with(|| Arc::new(records.roll()))))
+        Some(Arc::clone(
+            self.rolls
+                .entry(id)
+                .or_insert_with(|| Arc::new(records.roll())),
+        ))
     }
 
     /// Hears what was found of this machine's clock.
@@ -406,7 +428,8 @@ impl Core {
         // One reading for both: what is signed at a time and whether that time is believed.
         let clock = Reading::now();
         let now = self.state.clock(clock.unix_ms / 1000);
-        self.pulse.watch_clock(clock, self.state.subnets.keys().copied());
+        self.pulse
+            .watch_clock(clock, self.state.subnets.keys().copied());
         // A grant that ran out changes the View without any record, and so does a clock that was set back.
         let moved = self.next_change.is_some_and(|at| at <= now) || now < self.built_at;
         let mut draft = Draft::default();
@@ -419,8 +442,10 @@ impl Core {
         let me = self.state.me.clone();
         // Two machines with one identity would contradict each other for ever, a synced write and a message to everybody
         // each time.
-        let patient =
-            self.lives.is_twice(me.peer, now) && self.contradicted.is_some_and(|at| at.elapsed() < CONTRADICT_EVERY);
+        let patient = self.lives.is_twice(me.peer, now)
+            && self
+                .contradicted
+                .is_some_and(|at| at.elapsed() < CONTRADICT_EVERY);
         if look && !patient {
             self.contradicted = Some(Instant::now());
         }
@@ -526,7 +551,12 @@ impl From<crate::model::error::Error> for Error {
             Kind::Conflict => ErrorKind::Conflict,
             Kind::Refused => ErrorKind::Refused,
         };
-        Error { code: e.code.into(), message: e.message, hint: e.hint.map(String::from).unwrap_or_default(), kind }
+        Error {
+            code: e.code.into(),
+            message: e.message,
+            hint: e.hint.map(String::from).unwrap_or_default(),
+            kind,
+        }
     }
 }
 

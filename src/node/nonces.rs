@@ -56,7 +56,14 @@ impl Nonces {
             self.make_room(payer);
             self.next = self.next.wrapping_add(1);
         }
-        let fresh = Attempt { payer, number: self.next, nonce: None, given: now, since: now, tries: 0 };
+        let fresh = Attempt {
+            payer,
+            number: self.next,
+            nonce: None,
+            given: now,
+            since: now,
+            tries: 0,
+        };
         let attempt = self.attempts.entry(way).or_insert(fresh);
         if attempt.tries >= TRIES {
             return false;
@@ -68,14 +75,19 @@ impl Nonces {
 
     /// The nonce of an attempt, once.
     pub(super) fn take(&mut self, way: Way, now: Instant) -> Option<[u8; 16]> {
-        let attempt = self.attempts.get_mut(&way).filter(|a| now < a.given + LIFE)?;
+        let attempt = self
+            .attempts
+            .get_mut(&way)
+            .filter(|a| now < a.given + LIFE)?;
         attempt.nonce.take()
     }
 
     /// The oldest attempt of who has most goes: of `payer`, where it has its share.
     fn make_room(&mut self, payer: Payer) {
         let mut held: BTreeMap<Payer, usize> = BTreeMap::new();
-        self.attempts.values().for_each(|a| *held.entry(a.payer).or_default() += 1);
+        self.attempts
+            .values()
+            .for_each(|a| *held.entry(a.payer).or_default() += 1);
         let most = held.values().max().copied().unwrap_or(0);
         let goes = |a: &Attempt| {
             if held.get(&payer).is_some_and(|n| *n >= EACH) {
@@ -84,7 +96,11 @@ impl Nonces {
                 self.attempts.len() >= ALL && held.get(&a.payer) == Some(&most)
             }
         };
-        let oldest = self.attempts.iter().filter(|(_, a)| goes(a)).min_by_key(|(_, a)| a.number);
+        let oldest = self
+            .attempts
+            .iter()
+            .filter(|(_, a)| goes(a))
+            .min_by_key(|(_, a)| a.number);
         if let Some(way) = oldest.map(|(way, _)| *way) {
             self.attempts.remove(&way);
         }
@@ -112,7 +128,11 @@ mod tests {
     }
 
     fn way(joiner: u32, from: u32) -> Way {
-        Way { subnet: LAB, joiner: peer(joiner), from: peer(from) }
+        Way {
+            subnet: LAB,
+            joiner: peer(joiner),
+            from: peer(from),
+        }
     }
 
     #[test]
@@ -125,14 +145,19 @@ mod tests {
         }
         assert_eq!(nonces.attempts.len(), EACH + 1);
         assert_eq!(nonces.take(way(1, 1), at(101)), Some([1; 16]));
-        assert!(nonces.give(way(3, 3), source, [3; 16], at(101)), "and a good invite has its nonce");
+        assert!(
+            nonces.give(way(3, 3), source, [3; 16], at(101)),
+            "and a good invite has its nonce"
+        );
     }
 
     #[test]
     fn a_member_cannot_replace_or_use_up_the_nonce_of_a_joiner() {
         let mut nonces = Nonces::default();
         assert!(nonces.give(way(1, 1), Payer::Inside, [1; 16], at(100)));
-        let by_member = (0..10).filter(|_| nonces.give(way(1, 2), Payer::Member(peer(2)), [2; 16], at(100))).count();
+        let by_member = (0..10)
+            .filter(|_| nonces.give(way(1, 2), Payer::Member(peer(2)), [2; 16], at(100)))
+            .count();
         assert_eq!(by_member, TRIES as usize);
         assert_eq!(nonces.take(way(1, 1), at(100)), Some([1; 16]));
         assert_eq!(nonces.take(way(1, 1), at(100)), None, "once");
@@ -143,13 +168,21 @@ mod tests {
     fn a_full_table_takes_from_who_has_most() {
         let mut nonces = Nonces::default();
         for source in 0..2000u32 {
-            assert!(nonces.give(way(source, source), Payer::Source(Source::V4(source.into())), [0; 16], at(100)));
+            assert!(nonces.give(
+                way(source, source),
+                Payer::Source(Source::V4(source.into())),
+                [0; 16],
+                at(100)
+            ));
             let crowd = Payer::Member(peer(9999));
             assert!(nonces.give(way(source + 5000, 9999), crowd, [0; 16], at(100)));
         }
         assert!(nonces.attempts.len() <= ALL);
         assert!(nonces.take(way(1999, 1999), at(101)).is_some());
-        assert!(nonces.give(way(1, 1), Payer::Inside, [1; 16], at(161)), "and it empties itself");
+        assert!(
+            nonces.give(way(1, 1), Payer::Inside, [1; 16], at(161)),
+            "and it empties itself"
+        );
         assert_eq!(nonces.attempts.len(), 1);
     }
 }

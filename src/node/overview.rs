@@ -74,13 +74,16 @@ impl Node {
     /// # Errors
     /// `E-NO-SUBNET`, `E-AMBIGUOUS`; `E-STOPPING` when the node is gone.
     pub async fn overview(&self, only: Option<String>) -> Result<Overview, Error> {
-        self.read(move |core| core.overview(only.as_deref())).await?
+        self.read(move |core| core.overview(only.as_deref()))
+            .await?
     }
 }
 
 impl Core {
     fn overview(&self, only: Option<&str>) -> Result<Overview, Error> {
-        let only = only.map(|text| self.state.find_joined_or_waiting(text)).transpose()?;
+        let only = only
+            .map(|text| self.state.find_joined_or_waiting(text))
+            .transpose()?;
         let maps = match only {
             Some(id) if !self.state.subnets.contains_key(&id) => vec![],
             only => self.maps(only.map(|id| id.to_string()).as_deref())?,
@@ -95,11 +98,22 @@ impl Core {
         }
         let asking = |subnet: &Subnet| {
             let resolved = subnet.resolve(now);
-            let names: Vec<Name> = subnet.open_requests(&resolved).map(|(_, r)| r.ask.name.clone()).collect();
+            let names: Vec<Name> = subnet
+                .open_requests(&resolved)
+                .map(|(_, r)| r.ask.name.clone())
+                .collect();
             (!names.is_empty()).then(|| (subnet.name().clone(), names))
         };
-        let ended = self.state.past.iter().filter(|p| p.untold && only.is_none());
-        let refused = self.state.joins.values().filter(|join| asked(join.subnet) && join.refused.is_some());
+        let ended = self
+            .state
+            .past
+            .iter()
+            .filter(|p| p.untold && only.is_none());
+        let refused = self
+            .state
+            .joins
+            .values()
+            .filter(|join| asked(join.subnet) && join.refused.is_some());
         Ok(Overview {
             only,
             subnets,
@@ -117,9 +131,13 @@ impl Core {
         let id = subnet.records.id;
         let mine = resolved.members.get(&self.state.me.peer);
         let lately = |at: u64| now.abs_diff(at) < TOLD_FOR;
-        let others = resolved.members.iter().filter(|(peer, _)| **peer != self.state.me.peer);
-        let mut peers: Vec<(PeerId, PeerStatus)> =
-            others.map(|(peer, member)| (*peer, unheard(*peer, member))).collect();
+        let others = resolved
+            .members
+            .iter()
+            .filter(|(peer, _)| **peer != self.state.me.peer);
+        let mut peers: Vec<(PeerId, PeerStatus)> = others
+            .map(|(peer, member)| (*peer, unheard(*peer, member)))
+            .collect();
         peers.sort_by(|a, b| a.1.name.cmp(&b.1.name));
         let status = SubnetStatus {
             id,
@@ -142,7 +160,11 @@ impl Core {
             ended: resolved.destroyed,
             mine: mine.cloned(),
             forked: self.forks.get(&id).is_some_and(|at| lately(*at)),
-            restored: self.restored.get(&id).filter(|(at, _)| lately(*at)).map(|(_, invites)| *invites),
+            restored: self
+                .restored
+                .get(&id)
+                .filter(|(at, _)| lately(*at))
+                .map(|(_, invites)| *invites),
         }
     }
 
@@ -152,11 +174,22 @@ impl Core {
         let mut told = BTreeSet::new();
         let mut all = Vec::new();
         for ((id, peer), lives) in self.lives.twice(now) {
-            let Some(subnet) = self.state.subnets.get(&id).filter(|_| told.insert(peer)) else { continue };
+            let Some(subnet) = self.state.subnets.get(&id).filter(|_| told.insert(peer)) else {
+                continue;
+            };
             let resolved = subnet.resolve(now);
-            let name = || resolved.members.get(&peer).map_or_else(|| peer.short(), |m| m.name.to_string());
+            let name = || {
+                resolved
+                    .members
+                    .get(&peer)
+                    .map_or_else(|| peer.short(), |m| m.name.to_string())
+            };
             let places = lives.into_iter().map(<[String]>::to_vec).collect();
-            all.push(Twice { peer, name: (peer != me).then(name), places });
+            all.push(Twice {
+                peer,
+                name: (peer != me).then(name),
+                places,
+            });
         }
         all
     }
@@ -164,8 +197,15 @@ impl Core {
 
 /// A member of which nothing is known but what the records say.
 fn unheard(peer: PeerId, member: &Member) -> PeerStatus {
-    let nowhere =
-        Path { kind: "offline".into(), carrier: None, transport: None, via: None, reason: None, since: 0, mtu: None };
+    let nowhere = Path {
+        kind: "offline".into(),
+        carrier: None,
+        transport: None,
+        via: None,
+        reason: None,
+        since: 0,
+        mtu: None,
+    };
     PeerStatus {
         peer_id: peer,
         name: member.name.clone(),
@@ -178,6 +218,10 @@ fn unheard(peer: PeerId, member: &Member) -> PeerStatus {
         rx_bytes: 0,
         carriers: Carriers::default(),
         session: None,
-        workloads: member.workloads.iter().map(|(name, _)| name.clone()).collect(),
+        workloads: member
+            .workloads
+            .iter()
+            .map(|(name, _)| name.clone())
+            .collect(),
     }
 }

@@ -17,9 +17,18 @@ impl Core {
     ///
     /// # Errors
     /// When it could not be saved.
-    pub fn begin_join(&mut self, mut join: PendingJoin, keeps_host: bool) -> Result<PendingJoin, Error> {
+    pub fn begin_join(
+        &mut self,
+        mut join: PendingJoin,
+        keeps_host: bool,
+    ) -> Result<PendingJoin, Error> {
         // What was refused is asked anew.
-        if let Some(former) = self.state.joins.get(&join.subnet).filter(|former| former.refused.is_none()) {
+        if let Some(former) = self
+            .state
+            .joins
+            .get(&join.subnet)
+            .filter(|former| former.refused.is_none())
+        {
             join = join.continues(former, self.now());
             if keeps_host {
                 join.host = former.host.clone();
@@ -36,9 +45,22 @@ impl Core {
     /// # Errors
     /// When it could not be saved.
     pub fn name_join(&mut self, subnet: SubnetId, founded_as: Name) -> Result<(), Error> {
-        let Some(join) = self.state.joins.get(&subnet).filter(|j| j.founded_as.is_none()) else { return Ok(()) };
+        let Some(join) = self
+            .state
+            .joins
+            .get(&subnet)
+            .filter(|j| j.founded_as.is_none())
+        else {
+            return Ok(());
+        };
         let mut draft = Draft::default();
-        draft.join(subnet, Some(PendingJoin { founded_as: Some(founded_as), ..join.clone() }));
+        draft.join(
+            subnet,
+            Some(PendingJoin {
+                founded_as: Some(founded_as),
+                ..join.clone()
+            }),
+        );
         self.commit(draft).map(drop)
     }
 
@@ -57,9 +79,18 @@ impl Core {
     /// # Errors
     /// When it could not be saved.
     pub fn keep_refusal(&mut self, subnet: SubnetId, refused: NotLetIn) -> Result<(), Error> {
-        let Some(join) = self.state.joins.get(&subnet).cloned() else { return Ok(()) };
+        let Some(join) = self.state.joins.get(&subnet).cloned() else {
+            return Ok(());
+        };
         let mut draft = Draft::default();
-        draft.join(subnet, Some(PendingJoin { refused: Some(refused), invite: None, ..join }));
+        draft.join(
+            subnet,
+            Some(PendingJoin {
+                refused: Some(refused),
+                invite: None,
+                ..join
+            }),
+        );
         self.commit(draft).map(drop)
     }
 
@@ -113,8 +144,17 @@ impl Core {
     }
 
     /// What to say to who let us in when we cannot take it. None where we are in by another answer.
-    pub fn decline(&self, join: &PendingJoin, genesis: &[u8], records: &[Verified]) -> Option<Signed> {
-        let is_in = |s: &Subnet| s.resolve(self.now()).members.contains_key(&self.state.me.peer);
+    pub fn decline(
+        &self,
+        join: &PendingJoin,
+        genesis: &[u8],
+        records: &[Verified],
+    ) -> Option<Signed> {
+        let is_in = |s: &Subnet| {
+            s.resolve(self.now())
+                .members
+                .contains_key(&self.state.me.peer)
+        };
         if self.state.subnets.get(&join.subnet).is_some_and(is_in) {
             return None;
         }

@@ -35,7 +35,11 @@ const HASH_COST: u32 = 8;
 
 /// The turn of a member.
 fn turn(peer: PeerId, urgent: bool, cost: u32) -> Lane {
-    Lane::Peer { from: Payer::Member(peer), urgent, cost }
+    Lane::Peer {
+        from: Payer::Member(peer),
+        urgent,
+        cost,
+    }
 }
 
 /// Why a membership that was given is not taken.
@@ -54,32 +58,61 @@ impl Node {
     ///
     /// # Errors
     /// As for every call.
-    pub async fn compare(&self, peer: PeerId, subnet: SubnetId) -> Result<Option<ControlRequest>, Error> {
-        self.read_in(turn(peer, false, COMPARE_COST), move |core| core.compare(subnet)).await
+    pub async fn compare(
+        &self,
+        peer: PeerId,
+        subnet: SubnetId,
+    ) -> Result<Option<ControlRequest>, Error> {
+        self.read_in(turn(peer, false, COMPARE_COST), move |core| {
+            core.compare(subnet)
+        })
+        .await
     }
 
     /// See [`Core::pull`]; in the turn of the member that is asked.
     ///
     /// # Errors
     /// As for every call.
-    pub async fn pull(&self, peer: PeerId, subnet: SubnetId) -> Result<Option<ControlRequest>, Error> {
-        self.read_in(turn(peer, false, COMPARE_COST), move |core| core.pull(subnet)).await
+    pub async fn pull(
+        &self,
+        peer: PeerId,
+        subnet: SubnetId,
+    ) -> Result<Option<ControlRequest>, Error> {
+        self.read_in(turn(peer, false, COMPARE_COST), move |core| {
+            core.pull(subnet)
+        })
+        .await
     }
 
     /// See [`Core::records_for`].
     ///
     /// # Errors
     /// As for every call.
-    pub async fn records_for(&self, peer: PeerId, subnet: SubnetId) -> Result<Option<Records>, Error> {
-        self.read_in(turn(peer, false, COMPARE_COST), move |core| core.records_for(peer, subnet)).await
+    pub async fn records_for(
+        &self,
+        peer: PeerId,
+        subnet: SubnetId,
+    ) -> Result<Option<Records>, Error> {
+        self.read_in(turn(peer, false, COMPARE_COST), move |core| {
+            core.records_for(peer, subnet)
+        })
+        .await
     }
 
     /// See [`Core::answer_compare`].
     ///
     /// # Errors
     /// As for every call.
-    pub async fn answer_compare(&self, peer: PeerId, subnet: SubnetId, hash: [u8; 32]) -> Result<ControlAnswer, Error> {
-        self.read_in(turn(peer, false, HASH_COST), move |core| core.answer_compare(peer, subnet, hash)).await
+    pub async fn answer_compare(
+        &self,
+        peer: PeerId,
+        subnet: SubnetId,
+        hash: [u8; 32],
+    ) -> Result<ControlAnswer, Error> {
+        self.read_in(turn(peer, false, HASH_COST), move |core| {
+            core.answer_compare(peer, subnet, hash)
+        })
+        .await
     }
 
     /// Judges records that a member has sent; see [`Core::receive`]. `urgent` ones say who is in or out. Where much waits
@@ -94,8 +127,14 @@ impl Node {
         records: Vec<Verified>,
         urgent: bool,
     ) -> Result<Verdict, Error> {
-        let turn = turn(peer, urgent, u32::try_from(records.len()).unwrap_or(MAX_COST));
-        let mut verdict = self.read_in(turn, move |core| core.receive(subnet, records, Some(peer))).await?;
+        let turn = turn(
+            peer,
+            urgent,
+            u32::try_from(records.len()).unwrap_or(MAX_COST),
+        );
+        let mut verdict = self
+            .read_in(turn, move |core| core.receive(subnet, records, Some(peer)))
+            .await?;
         if verdict.crowded {
             match self.saved(turn).await {
                 Ok(_) => {}
@@ -136,7 +175,8 @@ impl Node {
     /// # Errors
     /// As for every call; when it could not be saved.
     pub async fn take_ended(&self, subnet: SubnetId, heads: Vec<Verified>) -> Result<(), Error> {
-        self.decide(Lane::Own, move |core| core.take_ended(subnet, heads)).await?
+        self.decide(Lane::Own, move |core| core.take_ended(subnet, heads))
+            .await?
     }
 
     /// Whose daemon began a new life a moment ago.
@@ -161,8 +201,15 @@ impl Node {
         question: Question,
         passed_on: bool,
     ) -> Result<JoinDecision, Error> {
-        let turn = Lane::Peer { from: payer, urgent: false, cost: JOIN_COST };
-        self.run_in(turn, move |core| core.decide_join(from, payer, &question, passed_on)).await
+        let turn = Lane::Peer {
+            from: payer,
+            urgent: false,
+            cost: JOIN_COST,
+        };
+        self.run_in(turn, move |core| {
+            core.decide_join(from, payer, &question, passed_on)
+        })
+        .await
     }
 
     /// This node's own joins, those that were refused among them.
@@ -170,7 +217,8 @@ impl Node {
     /// # Errors
     /// As for every call.
     pub async fn joins(&self) -> Result<Vec<PendingJoin>, Error> {
-        self.read(|core| core.state.joins.values().cloned().collect()).await
+        self.read(|core| core.state.joins.values().cloned().collect())
+            .await
     }
 
     /// This node's own join of one subnet. `None` once it is in, or a person has taken it back.
@@ -178,7 +226,8 @@ impl Node {
     /// # Errors
     /// As for every call.
     pub async fn join(&self, subnet: SubnetId) -> Result<Option<PendingJoin>, Error> {
-        self.read(move |core| core.state.joins.get(&subnet).cloned()).await
+        self.read(move |core| core.state.joins.get(&subnet).cloned())
+            .await
     }
 
     /// Notes what the subnet of a join was founded as; see [`Core::name_join`].
@@ -186,22 +235,34 @@ impl Node {
     /// # Errors
     /// As for every call; when it could not be saved.
     pub async fn name_join(&self, subnet: SubnetId, founded_as: Name) -> Result<(), Error> {
-        self.run(move |core| core.name_join(subnet, founded_as)).await?
+        self.run(move |core| core.name_join(subnet, founded_as))
+            .await?
     }
 
     /// Whether this machine will have a subnet that was founded so.
     ///
     /// # Errors
     /// As for every call; why it will not.
-    pub async fn judge_join(&self, join: PendingJoin, genesis: Vec<u8>, around: Around) -> Result<Genesis, Error> {
-        Ok(self.read(move |core| core.state.judge_join(&join, &genesis, &around)).await??)
+    pub async fn judge_join(
+        &self,
+        join: PendingJoin,
+        genesis: Vec<u8>,
+        around: Around,
+    ) -> Result<Genesis, Error> {
+        Ok(self
+            .read(move |core| core.state.judge_join(&join, &genesis, &around))
+            .await??)
     }
 
     /// Our signed question.
     ///
     /// # Errors
     /// As for every call.
-    pub async fn signed_ask(&self, join: PendingJoin, nonce: Option<[u8; 16]>) -> Result<SignedAsk, Error> {
+    pub async fn signed_ask(
+        &self,
+        join: PendingJoin,
+        nonce: Option<[u8; 16]>,
+    ) -> Result<SignedAsk, Error> {
         self.read(move |core| core.signed_ask(&join, nonce)).await
     }
 
@@ -219,14 +280,22 @@ impl Node {
         let (ours, given) = (join.clone(), (genesis.clone(), records.clone()));
         let accepted = self.run(move |core| {
             let done = core.accept(&ours, &genesis, &records, &around);
-            done.map_err(|error| Box::new(NotTaken { error, goodbye: core.decline(&ours, &genesis, &records) }))
+            done.map_err(|error| {
+                Box::new(NotTaken {
+                    error,
+                    goodbye: core.decline(&ours, &genesis, &records),
+                })
+            })
         });
         match accepted.await {
             Ok(Ok(generation)) => Ok(generation),
             Ok(Err(refused)) => Err(*refused),
             // It could not be saved: what was decided with it is void, too.
             Err(error) => {
-                let goodbye = self.decline(join, given.0, given.1).await.unwrap_or_default();
+                let goodbye = self
+                    .decline(join, given.0, given.1)
+                    .await
+                    .unwrap_or_default();
                 Err(NotTaken { error, goodbye })
             }
         }
@@ -242,7 +311,8 @@ impl Node {
         genesis: Vec<u8>,
         records: Vec<Verified>,
     ) -> Result<Option<Signed>, Error> {
-        self.read(move |core| core.decline(&join, &genesis, &records)).await
+        self.read(move |core| core.decline(&join, &genesis, &records))
+            .await
     }
 
     /// Ends a join of our own that was refused; see [`Core::drop_join`].
@@ -258,7 +328,8 @@ impl Node {
     /// # Errors
     /// As for every call; when it could not be saved.
     pub async fn keep_refusal(&self, subnet: SubnetId, refused: NotLetIn) -> Result<(), Error> {
-        self.run(move |core| core.keep_refusal(subnet, refused)).await?
+        self.run(move |core| core.keep_refusal(subnet, refused))
+            .await?
     }
 }
 
@@ -269,7 +340,8 @@ impl Node {
     /// # Errors
     /// As for every call; when it could not be saved.
     pub async fn set_endpoints(&self, endpoints: Vec<String>) -> Result<(), Error> {
-        self.decide(Lane::Own, move |core| core.set_endpoints(endpoints)).await?
+        self.decide(Lane::Own, move |core| core.set_endpoints(endpoints))
+            .await?
     }
 
     /// Notes where a member has answered; see [`Core::note_reached`].
@@ -277,7 +349,8 @@ impl Node {
     /// # Errors
     /// As for every call.
     pub async fn note_reached(&self, peer: PeerId, address: String) -> Result<(), Error> {
-        self.read(move |core| core.note_reached(peer, address)).await
+        self.read(move |core| core.note_reached(peer, address))
+            .await
     }
 
     /// Where members can be dialled by their documents: multiaddrs.
@@ -293,7 +366,14 @@ impl Node {
     /// # Errors
     /// As for every call.
     pub async fn hints(&self) -> Result<Vec<(SubnetId, Vec<String>)>, Error> {
-        self.read(|core| core.state.subnets.iter().map(|(id, s)| (*id, s.local.hints.clone())).collect()).await
+        self.read(|core| {
+            core.state
+                .subnets
+                .iter()
+                .map(|(id, s)| (*id, s.local.hints.clone()))
+                .collect()
+        })
+        .await
     }
 
     /// The prefixes of every subnet that is here, and every address that a person has given for a subnet or a join.
@@ -303,9 +383,18 @@ impl Node {
     pub async fn prefixes_and_hints(&self) -> Result<(Vec<IpNet>, Vec<String>), Error> {
         let look = |core: &mut Core| {
             let (subnets, joins) = (&core.state.subnets, &core.state.joins);
-            let prefixes = subnets.values().flat_map(|s| s.records.prefixes()).collect();
+            let prefixes = subnets
+                .values()
+                .flat_map(|s| s.records.prefixes())
+                .collect();
             let of_subnets = subnets.values().flat_map(|s| &s.local.hints);
-            (prefixes, of_subnets.chain(joins.values().flat_map(|join| &join.hints)).cloned().collect())
+            (
+                prefixes,
+                of_subnets
+                    .chain(joins.values().flat_map(|join| &join.hints))
+                    .cloned()
+                    .collect(),
+            )
         };
         self.read(look).await
     }

@@ -38,7 +38,14 @@ impl Core {
     pub(super) fn want_built(&mut self, generation: u64, urgent: bool) {
         let (state, here) = (self.state.clone(), self.here.clone());
         let former = self.view.load_full();
-        self.viewer.want(Box::new(Wanted { state, generation, now: unix_now(), here, urgent, former }));
+        self.viewer.want(Box::new(Wanted {
+            state,
+            generation,
+            now: unix_now(),
+            here,
+            urgent,
+            former,
+        }));
     }
 
     fn next_generation(&mut self) -> u64 {
@@ -51,7 +58,12 @@ impl Core {
     /// Publishes a View that was built beside this thread.
     pub(super) fn built_beside(&mut self, view: View) {
         self.work.views_beside = self.work.views_beside.saturating_add(1);
-        self.state.keep(view.built.iter().map(|(id, built)| (*id, Arc::clone(built.resolved()))), self.now());
+        self.state.keep(
+            view.built
+                .iter()
+                .map(|(id, built)| (*id, Arc::clone(built.resolved()))),
+            self.now(),
+        );
         self.install(view);
     }
 
@@ -72,19 +84,38 @@ impl Core {
             records.sort_by_key(Verified::rank);
             news.entry(subnet).or_default().extend_from_slice(&records);
             let new_life = except.is_some_and(|peer| self.lives.is_unsettled(peer, self.built_at));
-            let _ = self.pushes.send(Push { subnet, records, to: Told::Members { except, new_life } });
+            let _ = self.pushes.send(Push {
+                subnet,
+                records,
+                to: Told::Members { except, new_life },
+            });
         }
         for (id, former) in before.rolls.iter() {
-            let Some(subnet) = self.state.subnets.get(id) else { continue };
+            let Some(subnet) = self.state.subnets.get(id) else {
+                continue;
+            };
             let members = after.rolls.get(id);
-            let removed: Vec<PeerId> =
-                former.iter().filter(|p| !members.is_some_and(|m| m.contains(p))).copied().collect();
+            let removed: Vec<PeerId> = former
+                .iter()
+                .filter(|p| !members.is_some_and(|m| m.contains(p)))
+                .copied()
+                .collect();
             // Others may have heard of it before this View was there: then it is said once more, to whom it concerns.
-            let about = || removed.iter().take(PROOFS).flat_map(|peer| subnet.records.proving(*peer)).collect();
+            let about = || {
+                removed
+                    .iter()
+                    .take(PROOFS)
+                    .flat_map(|peer| subnet.records.proving(*peer))
+                    .collect()
+            };
             let late = || if members.is_some() { about() } else { vec![] };
             let records: Vec<Verified> = news.remove(id).unwrap_or_else(late);
             if !removed.is_empty() && !records.is_empty() {
-                let _ = self.pushes.send(Push { subnet: *id, records, to: Told::Removed(removed) });
+                let _ = self.pushes.send(Push {
+                    subnet: *id,
+                    records,
+                    to: Told::Removed(removed),
+                });
             }
         }
     }

@@ -28,13 +28,18 @@ pub struct Reading {
 impl Reading {
     /// What it shows now.
     pub fn now() -> Reading {
-        Reading { unix_ms: unix_now_ms(), at: Instant::now() }
+        Reading {
+            unix_ms: unix_now_ms(),
+            at: Instant::now(),
+        }
     }
 
     /// By how much the clock was set since an earlier reading, either way.
     pub fn set_since(&self, earlier: &Reading) -> Duration {
         let passed = self.at.saturating_duration_since(earlier.at).as_millis();
-        let expected = earlier.unix_ms.saturating_add(u64::try_from(passed).unwrap_or(u64::MAX));
+        let expected = earlier
+            .unix_ms
+            .saturating_add(u64::try_from(passed).unwrap_or(u64::MAX));
         Duration::from_millis(self.unix_ms.abs_diff(expected))
     }
 }
@@ -124,7 +129,10 @@ impl Pulse {
     /// A time (seconds since 1970) that a subnet's members agree with: what ended there before it may be forgotten.
     pub(super) fn attested(&self, subnet: SubnetId) -> Option<u64> {
         let (of, words) = self.judged.as_ref()?;
-        words.get(&subnet).filter(|word| word.agreed).map(|_| of.unix_ms / 1000)
+        words
+            .get(&subnet)
+            .filter(|word| word.agreed)
+            .map(|_| of.unix_ms / 1000)
     }
 
     /// Tells how long a look took.
@@ -136,7 +144,9 @@ impl Pulse {
     pub(super) fn is_due(&mut self, moved: bool) -> bool {
         let now = self.clock.at;
         let since = |at: Instant| now.saturating_duration_since(at);
-        let rested = self.looked.is_none_or(|at| since(at) >= self.took.saturating_mul(REST_FACTOR));
+        let rested = self
+            .looked
+            .is_none_or(|at| since(at) >= self.took.saturating_mul(REST_FACTOR));
         // What changed since the last look is looked at once more, however long that one took.
         let unseen = self.looked.is_none_or(|at| self.changed > at);
         let lively = rested && (unseen || since(self.changed) < LIVELY);
@@ -144,7 +154,11 @@ impl Pulse {
         // by turns: a second time the thread has its rest first.
         let fresh = self.hurried.is_none_or(|at| since(at) >= SELDOM);
         let settled = self.settled && (rested || fresh);
-        let due = lively || moved || self.was_set || settled || self.looked.is_none_or(|at| since(at) >= SELDOM);
+        let due = lively
+            || moved
+            || self.was_set
+            || settled
+            || self.looked.is_none_or(|at| since(at) >= SELDOM);
         if due {
             if settled && !rested {
                 self.hurried = Some(now);
@@ -180,8 +194,16 @@ mod tests {
         /// Nothing has changed for a long time, and a look was just made.
         fn quiet() -> Beat {
             let start = Instant::now();
-            let clock = Reading { unix_ms: BEGIN * 1000, at: start };
-            let mut beat = Beat { start, seconds: 0, ahead: 0, pulse: Pulse::new(clock) };
+            let clock = Reading {
+                unix_ms: BEGIN * 1000,
+                at: start,
+            };
+            let mut beat = Beat {
+                start,
+                seconds: 0,
+                ahead: 0,
+                pulse: Pulse::new(clock),
+            };
             beat.word(false);
             while !beat.second() || beat.seconds < 100 {}
             beat
@@ -189,7 +211,10 @@ mod tests {
 
         fn clock(&self) -> Reading {
             let unix_ms = (BEGIN + self.seconds + self.ahead) * 1000;
-            Reading { unix_ms, at: self.start + Duration::from_secs(self.seconds) }
+            Reading {
+                unix_ms,
+                at: self.start + Duration::from_secs(self.seconds),
+            }
         }
 
         /// Somebody compared clocks just now.
@@ -198,8 +223,17 @@ mod tests {
         }
 
         fn words<const N: usize>(&mut self, doubted: [(SubnetId, bool); N]) {
-            let word = |(id, doubted)| (id, Word { doubted, agreed: !doubted });
-            self.pulse.judged(self.clock(), doubted.into_iter().map(word).collect());
+            let word = |(id, doubted)| {
+                (
+                    id,
+                    Word {
+                        doubted,
+                        agreed: !doubted,
+                    },
+                )
+            };
+            self.pulse
+                .judged(self.clock(), doubted.into_iter().map(word).collect());
         }
 
         fn is_off(&self) -> bool {
@@ -209,13 +243,16 @@ mod tests {
         /// A second passes; whether there is a look after it.
         fn second(&mut self) -> bool {
             self.seconds += 1;
-            self.pulse.watch_clock(self.clock(), [HERE, THERE].into_iter());
+            self.pulse
+                .watch_clock(self.clock(), [HERE, THERE].into_iter());
             self.pulse.is_due(false)
         }
 
         /// Seconds until upkeep may sign something again.
         fn until_upkeep(&mut self) -> u64 {
-            (1..60).find(|_| self.second() && !self.is_off()).expect("no look within a minute")
+            (1..60)
+                .find(|_| self.second() && !self.is_off())
+                .expect("no look within a minute")
         }
     }
 
@@ -223,7 +260,10 @@ mod tests {
     fn what_was_put_off_while_a_clock_was_doubted_is_made_up_for_at_once() {
         let mut beat = Beat::quiet();
         beat.ahead = YEARS;
-        assert!(beat.second() && beat.is_off(), "a clock that was set is looked at, and not believed");
+        assert!(
+            beat.second() && beat.is_off(),
+            "a clock that was set is looked at, and not believed"
+        );
         for _ in 0..11 {
             beat.word(true);
             beat.second();
@@ -245,7 +285,10 @@ mod tests {
         let word = beat.clock();
         beat.ahead = YEARS;
         beat.second();
-        let believed = Word { doubted: false, agreed: true };
+        let believed = Word {
+            doubted: false,
+            agreed: true,
+        };
         beat.pulse.judged(word, BTreeMap::from([(HERE, believed)]));
         for _ in 0..5 {
             beat.second();
@@ -273,9 +316,15 @@ mod tests {
         beat.second();
         assert_eq!([HERE, THERE].map(|id| beat.pulse.is_off(id)), [false, true]);
         let now = beat.pulse.attested(HERE);
-        assert!(now.is_some() && beat.pulse.attested(THERE).is_none(), "{now:?}");
+        assert!(
+            now.is_some() && beat.pulse.attested(THERE).is_none(),
+            "{now:?}"
+        );
         // Of a subnet that is new nobody has said anything yet.
-        assert!(beat.pulse.is_off(SubnetId([3; 16])) && beat.pulse.attested(SubnetId([3; 16])).is_none());
+        assert!(
+            beat.pulse.is_off(SubnetId([3; 16]))
+                && beat.pulse.attested(SubnetId([3; 16])).is_none()
+        );
         beat.words([(HERE, false), (THERE, false)]);
         assert!(beat.second(), "what was put off in one is made up for");
     }

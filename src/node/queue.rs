@@ -74,8 +74,19 @@ impl Drop for Served {
 impl Queue {
     pub(super) fn new() -> Arc<Queue> {
         let (deciding, reading) = Default::default();
-        let inner = Inner { deciding, reading, served: 0, saved: None, closed: false, stopped: false };
-        Arc::new(Queue { inner: Mutex::new(inner), wake: Condvar::new(), own: Arc::new(Semaphore::new(OWN_JOBS)) })
+        let inner = Inner {
+            deciding,
+            reading,
+            served: 0,
+            saved: None,
+            closed: false,
+            stopped: false,
+        };
+        Arc::new(Queue {
+            inner: Mutex::new(inner),
+            wake: Condvar::new(),
+            own: Arc::new(Semaphore::new(OWN_JOBS)),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -94,7 +105,11 @@ impl Queue {
             if due.is_some_and(|due| due <= now) {
                 return Next::Due;
             }
-            if let Some(job) = if saving { inner.reading.pop() } else { inner.any() } {
+            if let Some(job) = if saving {
+                inner.reading.pop()
+            } else {
+                inner.any()
+            } {
                 return Next::Job(job);
             }
             if inner.closed && !saving {
@@ -102,7 +117,9 @@ impl Queue {
             }
             match due {
                 Some(due) => {
-                    let _ = self.wake.wait_for(&mut inner, due.saturating_duration_since(now));
+                    let _ = self
+                        .wake
+                        .wait_for(&mut inner, due.saturating_duration_since(now));
                 }
                 None => self.wake.wait(&mut inner),
             }
@@ -113,7 +130,11 @@ impl Queue {
     pub(super) fn push(&self, lane: Lane, job: Job, decides: bool) -> bool {
         let mut inner = self.lock();
         let stopped = inner.stopped;
-        let turns = if decides { &mut inner.deciding } else { &mut inner.reading };
+        let turns = if decides {
+            &mut inner.deciding
+        } else {
+            &mut inner.reading
+        };
         let taken = !stopped && turns.push(lane, job).is_ok();
         drop(inner);
         self.wake.notify_one();
@@ -142,7 +163,10 @@ impl Queue {
         self.own.close();
         let mut inner = self.lock();
         inner.stopped = true;
-        let waiting = (std::mem::take(&mut inner.deciding), std::mem::take(&mut inner.reading));
+        let waiting = (
+            std::mem::take(&mut inner.deciding),
+            std::mem::take(&mut inner.reading),
+        );
         drop(inner);
         drop(waiting);
     }
@@ -157,8 +181,11 @@ impl Inner {
             (false, true) => true,
             (false, false) => self.served.is_multiple_of(2),
         };
-        let (first, then) =
-            if reads { (&mut self.reading, &mut self.deciding) } else { (&mut self.deciding, &mut self.reading) };
+        let (first, then) = if reads {
+            (&mut self.reading, &mut self.deciding)
+        } else {
+            (&mut self.deciding, &mut self.reading)
+        };
         first.pop().or_else(|| then.pop())
     }
 }
@@ -180,7 +207,10 @@ impl Node {
         &self,
         job: impl FnOnce(&mut Core) -> T + Send + 'static,
     ) -> Result<T, Error> {
-        let place = Arc::clone(&self.door.0.own).acquire_owned().await.map_err(|_| gone())?;
+        let place = Arc::clone(&self.door.0.own)
+            .acquire_owned()
+            .await
+            .map_err(|_| gone())?;
         let placed = move |core: &mut Core| {
             drop(place);
             job(core)
@@ -200,7 +230,10 @@ impl Node {
         &self,
         job: impl FnOnce(&mut Core) -> T + Send + 'static,
     ) -> Result<T, Error> {
-        let place = Arc::clone(&self.door.0.own).acquire_owned().await.map_err(|_| gone())?;
+        let place = Arc::clone(&self.door.0.own)
+            .acquire_owned()
+            .await
+            .map_err(|_| gone())?;
         let placed = move |core: &mut Core| {
             drop(place);
             job(core)
@@ -271,7 +304,11 @@ impl Node {
         } else if self.door.0.own.is_closed() {
             Err(gone())
         } else {
-            Err(Error::new(ErrorKind::Failed, Code::Busy, "too much of this peer waits already"))
+            Err(Error::new(
+                ErrorKind::Failed,
+                Code::Busy,
+                "too much of this peer waits already",
+            ))
         }
     }
 }

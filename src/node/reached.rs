@@ -34,7 +34,11 @@ impl Core {
         let mut draft = Draft::default();
         for subnet in self.state.subnets.values() {
             let known = |peer: &PeerId, address: &String| {
-                subnet.local.reached.get(peer).is_some_and(|list| list.contains(address))
+                subnet
+                    .local
+                    .reached
+                    .get(peer)
+                    .is_some_and(|list| list.contains(address))
             };
             if news.iter().all(|(peer, address)| known(peer, address)) {
                 continue;
@@ -52,7 +56,11 @@ impl Core {
                 draft.put(copy);
             }
         }
-        if draft.is_empty() { Ok(()) } else { self.commit(draft).map(drop) }
+        if draft.is_empty() {
+            Ok(())
+        } else {
+            self.commit(draft).map(drop)
+        }
     }
 }
 
@@ -76,6 +84,9 @@ mod tests {
             note(&mut reached, peer, &format!("/ip4/192.0.2.{n}/tcp/4100"));
         }
         let kept: Vec<&str> = reached[&peer].iter().map(String::as_str).collect();
-        assert_eq!(kept, [5, 4, 3, 2].map(|n| format!("/ip4/192.0.2.{n}/tcp/4100")));
+        assert_eq!(
+            kept,
+            [5, 4, 3, 2].map(|n| format!("/ip4/192.0.2.{n}/tcp/4100"))
+        );
     }
 }

@@ -41,22 +41,29 @@ impl Saver {
     /// When the thread cannot be started.
     pub(super) fn start(store: Store, queue: Arc<Queue>) -> std::io::Result<Saver> {
         let (batches, waiting) = mpsc::channel::<Batch>();
-        let thread = std::thread::Builder::new().name("store".into()).spawn(move || {
-            let told = Told(queue);
-            loop {
-                match waiting.recv_timeout(RETRY) {
-                    Ok(batch) => told.0.saved(store.commit(&batch)),
-                    Err(mpsc::RecvTimeoutError::Timeout) => store.retry(),
-                    Err(mpsc::RecvTimeoutError::Disconnected) => break,
+        let thread = std::thread::Builder::new()
+            .name("store".into())
+            .spawn(move || {
+                let told = Told(queue);
+                loop {
+                    match waiting.recv_timeout(RETRY) {
+                        Ok(batch) => told.0.saved(store.commit(&batch)),
+                        Err(mpsc::RecvTimeoutError::Timeout) => store.retry(),
+                        Err(mpsc::RecvTimeoutError::Disconnected) => break,
+                    }
                 }
-            }
-        })?;
-        Ok(Saver { batches: Some(batches), thread: Some(thread) })
+            })?;
+        Ok(Saver {
+            batches: Some(batches),
+            thread: Some(thread),
+        })
     }
 
     /// Hands a batch over; `false` where the thread is gone.
     fn save(&self, batch: Batch) -> bool {
-        self.batches.as_ref().is_some_and(|batches| batches.send(batch).is_ok())
+        self.batches
+            .as_ref()
+            .is_some_and(|batches| batches.send(batch).is_ok())
     }
 }
 
@@ -76,7 +83,10 @@ struct Told(Arc<Queue>);
 impl Drop for Told {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.saved(Err(StoreError::Fatal { path: Default::default(), what: "the store's thread ended".into() }));
+            self.0.saved(Err(StoreError::Fatal {
+                path: Default::default(),
+                what: "the store's thread ended".into(),
+            }));
         }
     }
 }
@@ -138,9 +148,9 @@ impl Decided {
         self.before.get_or_insert(before);
         let wish = match (wish, self.view) {
             (_, Some((Wish::Now, _))) => Wish::Now,
-            (Wish::Beside { urgent }, Some((Wish::Beside { urgent: former }, _))) => {
-                Wish::Beside { urgent: urgent || former }
-            }
+            (Wish::Beside { urgent }, Some((Wish::Beside { urgent: former }, _))) => Wish::Beside {
+                urgent: urgent || former,
+            },
             (wish, _) => wish,
         };
         self.view = Some((wish, generation));
@@ -154,11 +164,15 @@ impl Decided {
 
     fn batch(&mut self) -> Batch {
         let mut batch = Batch::default();
-        batch.delete_records.extend(self.went.iter().map(|(id, digest)| record_key(*id, digest)));
+        batch
+            .delete_records
+            .extend(self.went.iter().map(|(id, digest)| record_key(*id, digest)));
         let came = self.came.iter();
         batch
             .put_records
-            .extend(came.map(|((id, digest), (record, _))| (record_key(*id, digest), record.signed().encode())));
+            .extend(came.map(|((id, digest), (record, _))| {
+                (record_key(*id, digest), record.signed().encode())
+            }));
         for (key, value) in std::mem::take(&mut self.rest) {
             match value {
                 Some(value) => batch.put_records.push((key, value)),
@@ -179,27 +193,48 @@ pub(super) struct Flight {
 impl Core {
     /// After a job: answers at once where nothing was decided, else once it is saved.
     pub(super) fn launch(&mut self, reply: Reply) {
-        let Some(mut decided) = self.decided.take() else { return reply(Ok(())) };
+        let Some(mut decided) = self.decided.take() else {
+            return reply(Ok(()));
+        };
         let undo: Vec<Draft> = decided.steps.drain(..).rev().collect();
-        decided.steps = undo.into_iter().map(|undo| self.state.absorb(undo)).collect();
+        decided.steps = undo
+            .into_iter()
+            .map(|undo| self.state.absorb(undo))
+            .collect();
         decided.steps.reverse();
         self.forget_derived();
         let batch = decided.batch();
-        self.flight = Some(Flight { decided, reply, began: Instant::now() });
+        self.flight = Some(Flight {
+            decided,
+            reply,
+            began: Instant::now(),
+        });
         if !self.saver.save(batch) {
-            self.land(Err(Error::new(ErrorKind::Failed, Code::Stopping, "the daemon is stopping")));
+            self.land(Err(Error::new(
+                ErrorKind::Failed,
+                Code::Stopping,
+                "the daemon is stopping",
+            )));
         }
     }
 
     /// What is being saved is saved, or was refused.
     pub(super) fn landed(&mut self, result: Result<(), StoreError>) {
-        let error =
-            |e: StoreError| Error::new(ErrorKind::Failed, e.code(), format!("save the change: {e}")).hint(e.hint());
+        let error = |e: StoreError| {
+            Error::new(ErrorKind::Failed, e.code(), format!("save the change: {e}")).hint(e.hint())
+        };
         self.land(result.map_err(error));
     }
 
     fn land(&mut self, result: Result<(), Error>) {
-        let Some(Flight { decided, reply, began }) = self.flight.take() else { return };
+        let Some(Flight {
+            decided,
+            reply,
+            began,
+        }) = self.flight.take()
+        else {
+            return;
+        };
         if decided.received {
             self.intake.landed(began.elapsed());
             if let Err(error) = &result {
@@ -231,11 +266,17 @@ impl Core {
             let _ = self.state.absorb(step);
         }
         self.known.change(came.keys().copied(), went);
-        self.note_lives(came.iter().map(|((subnet, _), (record, _))| (*subnet, record.signed().issuer)));
+        self.note_lives(
+            came.iter()
+                .map(|((subnet, _), (record, _))| (*subnet, record.signed().issuer)),
+        );
         self.forget_derived();
         self.pulse.changed(Instant::now());
         for ((subnet, _), (record, sender)) in came {
-            self.untold.entry((subnet, sender)).or_default().push(record);
+            self.untold
+                .entry((subnet, sender))
+                .or_default()
+                .push(record);
         }
     }
 
@@ -244,9 +285,17 @@ impl Core {
         let (now, me) = (unix_now(), (self.state.me.peer, self.state.me.life));
         for (subnet, issuer) in said {
             let records = self.state.subnets.get(&subnet).map(|s| &s.records);
-            let Some(doc) = records.and_then(|r| r.doc(issuer)) else { continue };
+            let Some(doc) = records.and_then(|r| r.doc(issuer)) else {
+                continue;
+            };
             let known = self.lives.is_twice(issuer, now);
-            self.lives.note((subnet, issuer), doc.life, &doc.endpoints, me == (issuer, doc.life), now);
+            self.lives.note(
+                (subnet, issuer),
+                doc.life,
+                &doc.endpoints,
+                me == (issuer, doc.life),
+                now,
+            );
             if !known && self.lives.is_twice(issuer, now) {
                 tracing::warn!(%subnet, peer = %issuer, "two machines take turns to speak with one identity: was its disk cloned?");
             }
@@ -262,7 +311,9 @@ impl Core {
     pub(super) fn build(&mut self, generation: u64) {
         let now = unix_now();
         self.state.remember(self.state.clock(now));
-        let view = self.state.view(generation, now, &self.here, &self.view.load_full());
+        let view = self
+            .state
+            .view(generation, now, &self.here, &self.view.load_full());
         self.work.views = self.work.views.saturating_add(1);
         self.install(view);
     }

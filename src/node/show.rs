@@ -2,8 +2,8 @@
 
 use super::Core;
 use crate::api::types::{
-    DnsInfo, Error, ErrorKind, InviteInfo, JoinRequestInfo, LeaseInfo, MapInfo, MemberInfo, SubnetInfo, SubnetState,
-    WorkloadInfo,
+    DnsInfo, Error, ErrorKind, InviteInfo, JoinRequestInfo, LeaseInfo, MapInfo, MemberInfo,
+    SubnetInfo, SubnetState, WorkloadInfo,
 };
 use crate::model::build::{MTU, NAME_TTL};
 use crate::model::error::Code;
@@ -22,7 +22,12 @@ pub fn value_text(data: &RecordData) -> String {
         RecordData::Address(address) => address.to_string(),
         RecordData::Cname(name) => name.clone(),
         RecordData::Txt(text) => text.clone(),
-        RecordData::Srv { priority, weight, port, target } => format!("{priority} {weight} {port} {target}"),
+        RecordData::Srv {
+            priority,
+            weight,
+            port,
+            target,
+        } => format!("{priority} {weight} {port} {target}"),
     }
 }
 
@@ -32,7 +37,11 @@ fn pending_info(join: &PendingJoin) -> SubnetInfo {
     SubnetInfo {
         id: join.subnet,
         name: join.shown(),
-        state: if join.refused.is_some() { SubnetState::Refused } else { SubnetState::Pending },
+        state: if join.refused.is_some() {
+            SubnetState::Refused
+        } else {
+            SubnetState::Pending
+        },
         role: Role::Member,
         cidr4: None,
         cidr6: None,
@@ -68,13 +77,21 @@ impl Core {
     /// The link of a subnet on this machine; empty where there is none, since it is down or this node is no member of it.
     pub fn interface(&self, subnet: &Subnet, resolved: &Resolved) -> String {
         let there = self.subnet_state(subnet, resolved) == SubnetState::Ready;
-        if there { subnet.local.interface.clone() } else { String::new() }
+        if there {
+            subnet.local.interface.clone()
+        } else {
+            String::new()
+        }
     }
 
     /// `subnet ls`: joined ones, and those whose join waits for an answer.
     pub fn subnets(&self) -> Vec<SubnetInfo> {
         let joined = self.state.subnets.values().map(|s| self.subnet_info(s));
-        let away = self.state.joins.values().filter(|join| !self.state.subnets.contains_key(&join.subnet));
+        let away = self
+            .state
+            .joins
+            .values()
+            .filter(|join| !self.state.subnets.contains_key(&join.subnet));
         joined.chain(away.map(pending_info)).collect()
     }
 
@@ -165,7 +182,11 @@ impl Core {
 
     fn lease_infos(&self, subnet: &Subnet, resolved: &Resolved) -> Vec<LeaseInfo> {
         let held = resolved.members.iter().flat_map(|(peer, m)| {
-            m.leases.iter().map(move |prefix| LeaseInfo { prefix: *prefix, peer_id: *peer, member: m.name.clone() })
+            m.leases.iter().map(move |prefix| LeaseInfo {
+                prefix: *prefix,
+                peer_id: *peer,
+                member: m.name.clone(),
+            })
         });
         let reserved = subnet.local.reserved.iter().flat_map(|(peer, leases)| {
             leases.iter().map(move |prefix| LeaseInfo {
@@ -193,24 +214,51 @@ impl Core {
         let mut all = Vec::new();
         let mut add = |name: String, data: &RecordData, ttl: u32, source: String| {
             let name = format!("{name}.{domain}");
-            all.push(DnsInfo { name, r#type: data.kind().into(), value: value_text(data), ttl, source });
+            all.push(DnsInfo {
+                name,
+                r#type: data.kind().into(),
+                value: value_text(data),
+                ttl,
+                source,
+            });
         };
         for (peer, member) in &resolved.members {
             for address in &member.addresses {
-                add(member.name.to_string(), &RecordData::Address(*address), NAME_TTL, "member".into());
+                add(
+                    member.name.to_string(),
+                    &RecordData::Address(*address),
+                    NAME_TTL,
+                    "member".into(),
+                );
             }
             for (name, addresses) in &member.workloads {
                 // A name that is another's, or nobody's yet, is answered below the member's own.
                 let flat = resolved.holds(*peer, name.as_str());
-                let shown = if flat { name.to_string() } else { format!("{name}.{}", member.name) };
+                let shown = if flat {
+                    name.to_string()
+                } else {
+                    format!("{name}.{}", member.name)
+                };
                 for address in addresses {
-                    add(shown.clone(), &RecordData::Address(*address), NAME_TTL, "workload".into());
+                    add(
+                        shown.clone(),
+                        &RecordData::Address(*address),
+                        NAME_TTL,
+                        "workload".into(),
+                    );
                 }
             }
         }
         for (by, NameEntry { name, data, ttl }) in resolved.names() {
-            let source = resolved.members.get(&by).map_or_else(|| by.to_string(), |m| m.name.to_string());
-            let shown = if resolved.holds(by, name) { name.clone() } else { format!("{name}.{source}") };
+            let source = resolved
+                .members
+                .get(&by)
+                .map_or_else(|| by.to_string(), |m| m.name.to_string());
+            let shown = if resolved.holds(by, name) {
+                name.clone()
+            } else {
+                format!("{name}.{source}")
+            };
             add(shown, data, *ttl, source);
         }
         all
@@ -233,17 +281,30 @@ impl Core {
     ) -> Vec<MapInfo> {
         // What keeps all of them from working is said instead of what follows from it for each.
         let (off, note) = match self.subnet_state(subnet, resolved) {
-            SubnetState::Removed => {
-                (Some("no-target"), Some(format!("this node is no member of {} any more", subnet.name())))
-            }
-            SubnetState::Down => (Some("blocked"), Some(format!("subnet {} is down", subnet.name()))),
+            SubnetState::Removed => (
+                Some("no-target"),
+                Some(format!(
+                    "this node is no member of {} any more",
+                    subnet.name()
+                )),
+            ),
+            SubnetState::Down => (
+                Some("blocked"),
+                Some(format!("subnet {} is down", subnet.name())),
+            ),
             SubnetState::Ready | SubnetState::Pending | SubnetState::Refused => (None, None),
         };
         let info = |m: &Map| {
             let target = subnet.target_address(&self.state.me, resolved, &m.target, m.listen);
             let host = m.target.parse().map_or_else(
                 |_| m.target.clone(),
-                |a: std::net::IpAddr| if a.is_ipv6() { format!("[{a}]") } else { a.to_string() },
+                |a: std::net::IpAddr| {
+                    if a.is_ipv6() {
+                        format!("[{a}]")
+                    } else {
+                        a.to_string()
+                    }
+                },
             );
             MapInfo {
                 subnet: subnet.name().clone(),
@@ -267,7 +328,13 @@ impl Core {
                 allow: m.allow.clone(),
             }
         };
-        subnet.local.maps.iter().filter(|map| chosen(map)).map(info).collect()
+        subnet
+            .local
+            .maps
+            .iter()
+            .filter(|map| chosen(map))
+            .map(info)
+            .collect()
     }
 
     /// `map ls`, without counters.
@@ -280,7 +347,10 @@ impl Core {
             None => self.state.subnets.values().collect(),
         };
         let now = self.now();
-        Ok(chosen.into_iter().flat_map(|s| self.map_infos(s, &s.resolve(now), |_| true)).collect())
+        Ok(chosen
+            .into_iter()
+            .flat_map(|s| self.map_infos(s, &s.resolve(now), |_| true))
+            .collect())
     }
 
     /// `invite ls`.
@@ -299,7 +369,9 @@ impl Core {
                 id: i.id(),
                 subnet: alias.clone(),
                 uses: i.uses,
-                left: i.uses.saturating_sub(u32::try_from(i.used.len()).unwrap_or(u32::MAX)),
+                left: i
+                    .uses
+                    .saturating_sub(u32::try_from(i.used.len()).unwrap_or(u32::MAX)),
                 expires: i.expires,
                 role: i.role,
                 ephemeral: i.term == Term::Ephemeral,
@@ -314,7 +386,12 @@ impl Core {
     pub fn workloads(&self, only: Option<&Subnet>) -> Vec<WorkloadInfo> {
         let now = self.now();
         let mut all = Vec::new();
-        for subnet in self.state.subnets.values().filter(|s| only.is_none_or(|o| o.records.id == s.records.id)) {
+        for subnet in self
+            .state
+            .subnets
+            .values()
+            .filter(|s| only.is_none_or(|o| o.records.id == s.records.id))
+        {
             let resolved = subnet.resolve(now);
             let mine = resolved.members.get(&self.state.me.peer);
             let domain = &subnet.records.genesis.domain;
@@ -355,7 +432,16 @@ impl Core {
     pub fn workload(&self, name: &str, subnet: Option<&str>) -> Result<WorkloadInfo, Error> {
         let (id, found) = self.find_workload(name, subnet, None)?;
         let subnet = self.state.find(&id.to_string())?;
-        let gone = || Error::new(ErrorKind::NotFound, Code::NoWorkload, format!("no workload {found} here"));
-        self.workloads(Some(subnet)).into_iter().find(|w| w.workload == found).ok_or_else(gone)
+        let gone = || {
+            Error::new(
+                ErrorKind::NotFound,
+                Code::NoWorkload,
+                format!("no workload {found} here"),
+            )
+        };
+        self.workloads(Some(subnet))
+            .into_iter()
+            .find(|w| w.workload == found)
+            .ok_or_else(gone)
     }
 }

@@ -72,7 +72,13 @@ struct Ring<K, T> {
 
 impl<K: Ord + Copy, T> Ring<K, T> {
     fn new(jobs_each: usize, jobs_all: usize) -> Self {
-        Ring { queues: BTreeMap::new(), order: VecDeque::new(), jobs: 0, jobs_each, jobs_all }
+        Ring {
+            queues: BTreeMap::new(),
+            order: VecDeque::new(),
+            jobs: 0,
+            jobs_each,
+            jobs_all,
+        }
     }
 
     fn is_empty(&self) -> bool {
@@ -80,13 +86,21 @@ impl<K: Ord + Copy, T> Ring<K, T> {
     }
 
     fn push(&mut self, key: K, cost: u32, job: T) -> Result<(), T> {
-        if self.jobs >= self.jobs_all || self.queues.get(&key).is_some_and(|w| w.jobs.len() >= self.jobs_each) {
+        if self.jobs >= self.jobs_all
+            || self
+                .queues
+                .get(&key)
+                .is_some_and(|w| w.jobs.len() >= self.jobs_each)
+        {
             return Err(job);
         }
         self.jobs = self.jobs.saturating_add(1);
         let waiting = self.queues.entry(key).or_insert_with(|| {
             self.order.push_back(key);
-            Waiting { jobs: VecDeque::new(), left: 0 }
+            Waiting {
+                jobs: VecDeque::new(),
+                left: 0,
+            }
         });
         waiting.jobs.push_back((cost.clamp(1, MAX_COST), job));
         Ok(())
@@ -95,11 +109,18 @@ impl<K: Ord + Copy, T> Ring<K, T> {
     fn pop(&mut self) -> Option<T> {
         // A few rounds find one whose work is paid for: each turn adds a share of the heaviest.
         while let Some(key) = self.order.pop_front() {
-            let Some(waiting) = self.queues.get_mut(&key) else { continue };
+            let Some(waiting) = self.queues.get_mut(&key) else {
+                continue;
+            };
             waiting.left = waiting.left.saturating_add(QUANTUM).min(MAX_COST);
-            let paid = waiting.jobs.front().is_some_and(|(cost, _)| *cost <= waiting.left);
+            let paid = waiting
+                .jobs
+                .front()
+                .is_some_and(|(cost, _)| *cost <= waiting.left);
             let next = if paid { waiting.jobs.pop_front() } else { None };
-            waiting.left = waiting.left.saturating_sub(next.as_ref().map_or(0, |(cost, _)| *cost));
+            waiting.left = waiting
+                .left
+                .saturating_sub(next.as_ref().map_or(0, |(cost, _)| *cost));
             if waiting.jobs.is_empty() {
                 // Who has nothing to do saves nothing up.
                 self.queues.remove(&key);
@@ -155,8 +176,16 @@ impl<T> Turns<T> {
         match lane {
             Lane::Own => self.own.push_back(job),
             Lane::House => self.house.push_back(job),
-            Lane::Peer { from: Payer::Member(peer), urgent: false, cost } => return self.members.push(peer, cost, job),
-            Lane::Peer { from: Payer::Member(peer), cost, .. } => return self.urgent.push(peer, cost, job),
+            Lane::Peer {
+                from: Payer::Member(peer),
+                urgent: false,
+                cost,
+            } => return self.members.push(peer, cost, job),
+            Lane::Peer {
+                from: Payer::Member(peer),
+                cost,
+                ..
+            } => return self.urgent.push(peer, cost, job),
             // A stranger's word removes nobody.
             Lane::Peer { from, cost, .. } => return self.strangers.push(from, cost, job),
         }
@@ -170,7 +199,8 @@ impl<T> Turns<T> {
 
     /// The job whose turn it is.
     pub fn pop(&mut self) -> Option<T> {
-        let peers_wait = !self.urgent.is_empty() || !self.members.is_empty() || !self.strangers.is_empty();
+        let peers_wait =
+            !self.urgent.is_empty() || !self.members.is_empty() || !self.strangers.is_empty();
         if !self.house.is_empty() {
             let busy = peers_wait || !self.own.is_empty();
             if !busy || self.house_waited >= HOUSE_WAITS {
@@ -210,11 +240,19 @@ mod tests {
     }
 
     fn of(n: u8, cost: u32) -> Lane {
-        Lane::Peer { from: Payer::Member(peer(n)), urgent: false, cost }
+        Lane::Peer {
+            from: Payer::Member(peer(n)),
+            urgent: false,
+            cost,
+        }
     }
 
     fn stranger(n: u8) -> Lane {
-        Lane::Peer { from: Payer::Source(Source::of([10, 0, 0, n].into())), urgent: false, cost: 1 }
+        Lane::Peer {
+            from: Payer::Source(Source::of([10, 0, 0, n].into())),
+            urgent: false,
+            cost: 1,
+        }
     }
 
     fn drain(turns: &mut Turns<&'static str>) -> Vec<&'static str> {
@@ -224,7 +262,9 @@ mod tests {
     #[test]
     fn who_sends_much_waits_for_itself_alone() {
         let mut turns = Turns::default();
-        let taken = (0..1000).filter(|_| turns.push(of(1, MAX_COST), "flood").is_ok()).count();
+        let taken = (0..1000)
+            .filter(|_| turns.push(of(1, MAX_COST), "flood").is_ok())
+            .count();
         assert_eq!(taken, MEMBER_JOBS, "a queue has an end");
         turns.push(of(2, 1), "quiet").unwrap();
         let order = drain(&mut turns);
@@ -241,7 +281,10 @@ mod tests {
         }
         let order: Vec<&str> = drain(&mut turns).into_iter().take(15).collect();
         let heavy = order.iter().filter(|job| **job == "heavy").count();
-        assert!((2..=4).contains(&heavy), "four light ones weigh one heavy: {order:?}");
+        assert!(
+            (2..=4).contains(&heavy),
+            "four light ones weigh one heavy: {order:?}"
+        );
     }
 
     #[test]
@@ -256,7 +299,10 @@ mod tests {
         turns.push(Lane::House, "house").unwrap();
         let order = drain(&mut turns);
         assert!(order.iter().take(31).all(|job| *job == "own"));
-        assert_eq!(order.iter().take(64).filter(|job| **job == "peer").count(), 2);
+        assert_eq!(
+            order.iter().take(64).filter(|job| **job == "peer").count(),
+            2
+        );
         assert!(order.iter().position(|job| *job == "house").unwrap() <= 65);
     }
 
@@ -266,20 +312,37 @@ mod tests {
         for n in 1..=20 {
             turns.push(of(n, MAX_COST), "document").unwrap();
         }
-        let urgent = |n| Lane::Peer { from: Payer::Member(peer(n)), urgent: true, cost: MAX_COST };
+        let urgent = |n| Lane::Peer {
+            from: Payer::Member(peer(n)),
+            urgent: true,
+            cost: MAX_COST,
+        };
         for _ in 0..MEMBER_JOBS {
             turns.push(urgent(1), "junk").unwrap();
         }
         turns.push(urgent(2), "removal").unwrap();
         let order = drain(&mut turns);
-        assert!(order.iter().position(|job| *job == "removal").unwrap() <= 2, "{order:?}");
-        assert_eq!(order.iter().take(16).filter(|job| **job == "document").count(), 2, "{order:?}");
+        assert!(
+            order.iter().position(|job| *job == "removal").unwrap() <= 2,
+            "{order:?}"
+        );
+        assert_eq!(
+            order
+                .iter()
+                .take(16)
+                .filter(|job| **job == "document")
+                .count(),
+            2,
+            "{order:?}"
+        );
     }
 
     #[test]
     fn strangers_share_one_place_and_each_source_has_a_turn_in_it() {
         let mut turns = Turns::default();
-        let taken = (0..100).filter(|_| turns.push(stranger(1), "junk").is_ok()).count();
+        let taken = (0..100)
+            .filter(|_| turns.push(stranger(1), "junk").is_ok())
+            .count();
         assert_eq!(taken, STRANGER_JOBS);
         turns.push(stranger(2), "joiner").unwrap();
         for n in 1..=3 {
@@ -288,8 +351,15 @@ mod tests {
             }
         }
         let order = drain(&mut turns);
-        assert!(order.iter().position(|job| *job == "joiner").unwrap() <= 8, "{order:?}");
-        assert_eq!(order.iter().take(8).filter(|job| **job == "member").count(), 6, "{order:?}");
+        assert!(
+            order.iter().position(|job| *job == "joiner").unwrap() <= 8,
+            "{order:?}"
+        );
+        assert_eq!(
+            order.iter().take(8).filter(|job| **job == "member").count(),
+            6,
+            "{order:?}"
+        );
         assert_eq!(order.len(), STRANGER_JOBS + 1 + 12);
     }
 
@@ -299,7 +369,16 @@ mod tests {
         let taken = (0..=u16::MAX).filter(|n| {
             let [a, b] = n.to_be_bytes();
             let from = Payer::Source(Source::of([10, 0, a, b].into()));
-            turns.push(Lane::Peer { from, urgent: false, cost: 1 }, "junk").is_ok()
+            turns
+                .push(
+                    Lane::Peer {
+                        from,
+                        urgent: false,
+                        cost: 1,
+                    },
+                    "junk",
+                )
+                .is_ok()
         });
         assert_eq!(taken.count(), STRANGERS_JOBS);
     }

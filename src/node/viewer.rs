@@ -72,8 +72,13 @@ impl Viewer {
     pub(super) fn start(queue: Arc<Queue>) -> std::io::Result<Viewer> {
         let desk = Arc::new(Desk::default());
         let seat = Arc::clone(&desk);
-        let thread = std::thread::Builder::new().name("view".into()).spawn(move || work(&seat, &queue))?;
-        Ok(Viewer { desk, thread: Some(thread) })
+        let thread = std::thread::Builder::new()
+            .name("view".into())
+            .spawn(move || work(&seat, &queue))?;
+        Ok(Viewer {
+            desk,
+            thread: Some(thread),
+        })
     }
 
     /// Wants a View. It takes the place of one that is wanted and not begun.
@@ -102,7 +107,9 @@ fn work(desk: &Desk, queue: &Queue) {
     let mut rested = Instant::now();
     while let Some(wanted) = next(desk, rested) {
         let began = Instant::now();
-        let view = wanted.state.view(wanted.generation, wanted.now, &wanted.here, &wanted.former);
+        let view = wanted
+            .state
+            .view(wanted.generation, wanted.now, &wanted.here, &wanted.former);
         // The state may be the last copy of much; freeing it is work of this thread, too.
         drop(wanted);
         let took = began.elapsed();

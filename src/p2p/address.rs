@@ -64,7 +64,10 @@ impl Heard {
             Carrier::Memory => true,
             Carrier::Tcp | Carrier::Quic => ip_of(&address).is_some(),
         };
-        literal.then_some(Heard { address: Address(address), on_link })
+        literal.then_some(Heard {
+            address: Address(address),
+            on_link,
+        })
     }
 
     /// What was heard.
@@ -76,11 +79,16 @@ impl Heard {
     /// and where one link alone can be meant; those of IPv6 by QUIC only, whose socket is told the link.
     pub(super) fn may_dial(&self, overlay: &[IpNet], own: &Own) -> bool {
         let address = &self.address.0;
-        let Some(ip) = ip_of(address) else { return carrier_of(address) == Some(Carrier::Memory) };
+        let Some(ip) = ip_of(address) else {
+            return carrier_of(address) == Some(Carrier::Memory);
+        };
         let named = ip.is_ipv4() || carrier_of(address) == Some(Carrier::Quic);
-        let on_this_link = !heard::is_link_local(ip) || (self.on_link && named && own.one_local_link(ip).is_some());
+        let on_this_link = !heard::is_link_local(ip)
+            || (self.on_link && named && own.one_local_link(ip).is_some());
         let port = port_of(address).unwrap_or(0);
-        on_this_link && !address::is_within(ip, overlay) && heard::may_dial(ip, port, &|ip| own.is_own(ip))
+        on_this_link
+            && !address::is_within(ip, overlay)
+            && heard::may_dial(ip, port, &|ip| own.is_own(ip))
     }
 }
 
@@ -96,9 +104,13 @@ pub fn keep_sendable(addresses: &mut Vec<SocketAddr>) {
 
 /// Whether an address at which a member sees us may be told on. It may be one of this machine's own.
 pub(super) fn may_tell(address: &Multiaddr, overlay: &[IpNet]) -> bool {
-    let Some(ip) = ip_of(address).filter(|_| carrier_of(address).is_some()) else { return false };
+    let Some(ip) = ip_of(address).filter(|_| carrier_of(address).is_some()) else {
+        return false;
+    };
     let port = port_of(address).unwrap_or(0);
-    !heard::is_link_local(ip) && !address::is_within(ip, overlay) && heard::may_dial(ip, port, &|_| false)
+    !heard::is_link_local(ip)
+        && !address::is_within(ip, overlay)
+        && heard::may_dial(ip, port, &|_| false)
 }
 
 /// The text is not a multiaddr, or is one of a transport that byway does not speak.
@@ -186,24 +198,34 @@ impl FromStr for Address {
     fn from_str(text: &str) -> Result<Self, AddressError> {
         // A multiaddr of ours has at most about 350 characters (the longest DNS name); what is echoed is cut.
         let refused = || AddressError(text.chars().take(120).collect());
-        let address: Multiaddr =
-            Some(text).filter(|t| t.len() <= 512).and_then(|t| t.parse().ok()).ok_or_else(refused)?;
-        if carrier_of(&address).is_some() { Ok(Address(address)) } else { Err(refused()) }
+        let address: Multiaddr = Some(text)
+            .filter(|t| t.len() <= 512)
+            .and_then(|t| t.parse().ok())
+            .ok_or_else(refused)?;
+        if carrier_of(&address).is_some() {
+            Ok(Address(address))
+        } else {
+            Err(refused())
+        }
     }
 }
 
 /// The transport of an address byway can dial, `None` for every other shape (relays, websockets, unix sockets…).
 pub(super) fn carrier_of(address: &Multiaddr) -> Option<Carrier> {
-    let mut parts = address.iter().filter(|part| !matches!(part, Protocol::P2p(_)));
+    let mut parts = address
+        .iter()
+        .filter(|part| !matches!(part, Protocol::P2p(_)));
     let carrier = match parts.next()? {
         Protocol::Memory(_) => Carrier::Memory,
-        Protocol::Ip4(_) | Protocol::Ip6(_) | Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_) => {
-            match parts.next()? {
-                Protocol::Tcp(_) => Carrier::Tcp,
-                Protocol::Udp(_) if parts.next() == Some(Protocol::QuicV1) => Carrier::Quic,
-                _ => return None,
-            }
-        }
+        Protocol::Ip4(_)
+        | Protocol::Ip6(_)
+        | Protocol::Dns(_)
+        | Protocol::Dns4(_)
+        | Protocol::Dns6(_) => match parts.next()? {
+            Protocol::Tcp(_) => Carrier::Tcp,
+            Protocol::Udp(_) if parts.next() == Some(Protocol::QuicV1) => Carrier::Quic,
+            _ => return None,
+        },
         _ => return None,
     };
     parts.next().is_none().then_some(carrier)
@@ -217,8 +239,12 @@ pub(super) fn udp_of(address: &Multiaddr) -> Option<SocketAddr> {
         Protocol::Ip6(ip) => IpAddr::V6(ip),
         _ => return None,
     };
-    let (Protocol::Udp(port), Protocol::QuicV1) = (parts.next()?, parts.next()?) else { return None };
-    parts.all(|part| matches!(part, Protocol::P2p(_))).then_some(SocketAddr::new(ip, port))
+    let (Protocol::Udp(port), Protocol::QuicV1) = (parts.next()?, parts.next()?) else {
+        return None;
+    };
+    parts
+        .all(|part| matches!(part, Protocol::P2p(_)))
+        .then_some(SocketAddr::new(ip, port))
 }
 
 /// The IP address an address begins with.
@@ -245,14 +271,19 @@ fn port_of(address: &Multiaddr) -> Option<u16> {
 
 /// The address without `/p2p/…`, as the address book keeps it.
 pub(super) fn bare(address: &Multiaddr) -> Multiaddr {
-    address.iter().filter(|part| !matches!(part, Protocol::P2p(_))).collect()
+    address
+        .iter()
+        .filter(|part| !matches!(part, Protocol::P2p(_)))
+        .collect()
 }
 
 /// Whether an address is of a site's own numbering.
 pub(super) fn is_private(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(v4) => {
-            v4.is_private() || v4.is_link_local() || (v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64)
+            v4.is_private()
+                || v4.is_link_local()
+                || (v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64)
         }
         IpAddr::V6(v6) => v6.is_unique_local(),
     }
@@ -274,14 +305,18 @@ mod tests {
     use proptest::prelude::*;
 
     fn dialled(text: &str, on_link: bool) -> bool {
-        let overlay = ["10.7.0.0/16".parse().unwrap(), "fd00:7::/48".parse().unwrap()];
+        let overlay = [
+            "10.7.0.0/16".parse().unwrap(),
+            "fd00:7::/48".parse().unwrap(),
+        ];
         let own = Own::of(&[
             ("eth0", "10.99.0.1/24"),
             ("eth0", "fd99::1/64"),
             ("eth1", "169.254.3.4/16"),
             ("eth1", "fe80::3/64"),
         ]);
-        Heard::of(text.parse().unwrap(), on_link).is_some_and(|heard| heard.may_dial(&overlay, &own))
+        Heard::of(text.parse().unwrap(), on_link)
+            .is_some_and(|heard| heard.may_dial(&overlay, &own))
     }
 
     #[test]
@@ -295,7 +330,11 @@ mod tests {
         ] {
             assert!(!dialled(bad, false), "{bad}");
         }
-        for good in ["/ip4/10.8.1.1/tcp/4100", "/ip6/fd00:8::1/udp/4100/quic-v1", "/ip4/10.8.1.1/tcp/443"] {
+        for good in [
+            "/ip4/10.8.1.1/tcp/4100",
+            "/ip6/fd00:8::1/udp/4100/quic-v1",
+            "/ip4/10.8.1.1/tcp/443",
+        ] {
             assert!(dialled(good, false), "{good}");
         }
     }
@@ -321,7 +360,10 @@ mod tests {
             assert!(!dialled(bad, false) && !dialled(bad, true), "{bad}");
         }
         assert_eq!(Heard::parse("/dns4/example.org/tcp/4100"), None);
-        assert!(Typed::from_str("/dns4/example.org/tcp/4100").is_ok(), "a person may mean a name");
+        assert!(
+            Typed::from_str("/dns4/example.org/tcp/4100").is_ok(),
+            "a person may mean a name"
+        );
     }
 
     #[test]
@@ -345,21 +387,33 @@ mod tests {
     fn what_a_member_sees_us_at_may_be_ours_but_no_other_special_address() {
         let told = |text: &str| may_tell(&text.parse().unwrap(), &["10.7.0.0/16".parse().unwrap()]);
         assert!(told("/ip4/10.99.0.1/udp/4100/quic-v1"));
-        for bad in
-            ["/ip4/127.0.0.1/tcp/4100", "/ip4/10.7.0.1/tcp/4100", "/ip4/203.0.113.1/tcp/25", "/ip6/fe80::1/tcp/4100"]
-        {
+        for bad in [
+            "/ip4/127.0.0.1/tcp/4100",
+            "/ip4/10.7.0.1/tcp/4100",
+            "/ip4/203.0.113.1/tcp/25",
+            "/ip6/fe80::1/tcp/4100",
+        ] {
             assert!(!told(bad), "{bad}");
         }
     }
 
     #[test]
     fn other_transports_are_refused_as_text() {
-        for bad in ["", "192.0.2.1:4100", "/ip4/192.0.2.1", "/ip4/192.0.2.1/tcp/4100/ws", "/unix/tmp"] {
+        for bad in [
+            "",
+            "192.0.2.1:4100",
+            "/ip4/192.0.2.1",
+            "/ip4/192.0.2.1/tcp/4100/ws",
+            "/unix/tmp",
+        ] {
             assert!(bad.parse::<Address>().is_err(), "{bad}");
         }
         let with_peer = format!("/ip4/192.0.2.1/tcp/4100/p2p/{}", peer());
         assert_eq!(with_peer.parse::<Address>().unwrap().peer(), Some(peer()));
-        assert_eq!(with_peer.parse::<Address>().unwrap().carrier(), Some(Carrier::Tcp));
+        assert_eq!(
+            with_peer.parse::<Address>().unwrap().carrier(),
+            Some(Carrier::Tcp)
+        );
     }
 
     fn peer() -> PeerId {

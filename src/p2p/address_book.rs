@@ -57,7 +57,12 @@ struct Entry {
 
 impl Entry {
     fn new(address: Multiaddr, word: Word) -> Entry {
-        Entry { address, word, answered: false, tried: false }
+        Entry {
+            address,
+            word,
+            answered: false,
+            tried: false,
+        }
     }
 
     /// Whether it is dialled again and again.
@@ -87,8 +92,10 @@ pub(super) struct Book {
 impl Page {
     /// What may be tried now of what was only heard.
     fn tries(&self, now: Instant) -> f64 {
-        let grown = |at: Instant| now.saturating_duration_since(at).as_secs_f64() / TRY_AGAIN.as_secs_f64();
-        self.tries.map_or(TRIES, |(left, at)| (left + grown(at)).min(TRIES))
+        let grown =
+            |at: Instant| now.saturating_duration_since(at).as_secs_f64() / TRY_AGAIN.as_secs_f64();
+        self.tries
+            .map_or(TRIES, |(left, at)| (left + grown(at)).min(TRIES))
     }
 
     fn count(&self, which: impl Fn(&Entry) -> bool) -> usize {
@@ -98,7 +105,9 @@ impl Page {
     /// Drops the last entries of a kind beyond `most`.
     fn keep(&mut self, most: usize, which: impl Fn(&Entry) -> bool) {
         while self.count(&which) > most {
-            let Some(last) = self.entries.iter().rposition(&which) else { return };
+            let Some(last) = self.entries.iter().rposition(&which) else {
+                return;
+            };
             self.entries.remove(last);
         }
     }
@@ -108,7 +117,9 @@ impl Page {
         self.keep(ANSWERED, |e| e.answered && e.word != Word::Typed);
         self.keep(LAN, |e| e.word == Word::Lan && !e.answered);
         let lan = self.count(|e| e.word == Word::Lan && !e.answered);
-        self.keep(HEARD.saturating_sub(lan), |e| e.word == Word::Peer && !e.answered);
+        self.keep(HEARD.saturating_sub(lan), |e| {
+            e.word == Word::Peer && !e.answered
+        });
     }
 }
 
@@ -141,7 +152,8 @@ impl Book {
     pub(super) fn heard(&mut self, peer: PeerId, addresses: &[Multiaddr]) -> bool {
         let said: Vec<Multiaddr> = addresses.iter().map(bare).collect();
         let page = self.page(peer);
-        page.entries.retain(|e| e.word != Word::Peer || e.answered || said.contains(&e.address));
+        page.entries
+            .retain(|e| e.word != Word::Peer || e.answered || said.contains(&e.address));
         let before = page.entries.clone();
         for (place, address) in said.into_iter().enumerate() {
             // In the order of what was said, behind what has answered.
@@ -153,7 +165,10 @@ impl Book {
             }
         }
         page.bound();
-        let new = page.entries.iter().any(|e| !before.iter().any(|b| b.address == e.address));
+        let new = page
+            .entries
+            .iter()
+            .any(|e| !before.iter().any(|b| b.address == e.address));
         self.forget_the_oldest();
         new
     }
@@ -178,8 +193,14 @@ impl Book {
             Some(known) => known.tried = false,
             None => {
                 // The newest of them stays: what is claimed now is likelier than what was claimed before.
-                let first = page.entries.iter().position(|e| e.word == Word::Lan && !e.answered);
-                page.entries.insert(first.unwrap_or(page.entries.len()), Entry::new(address, Word::Lan));
+                let first = page
+                    .entries
+                    .iter()
+                    .position(|e| e.word == Word::Lan && !e.answered);
+                page.entries.insert(
+                    first.unwrap_or(page.entries.len()),
+                    Entry::new(address, Word::Lan),
+                );
             }
         }
         page.bound();
@@ -191,7 +212,11 @@ impl Book {
     pub(super) fn worked(&mut self, peer: PeerId, address: &Multiaddr, word: Word) {
         let address = bare(address);
         let page = self.page(peer);
-        let known = page.entries.iter().position(|e| e.address == address).map(|at| page.entries.remove(at));
+        let known = page
+            .entries
+            .iter()
+            .position(|e| e.address == address)
+            .map(|at| page.entries.remove(at));
         let mut entry = known.unwrap_or_else(|| Entry::new(address, word));
         entry.answered = true;
         if word == Word::Typed {
@@ -209,12 +234,19 @@ impl Book {
 
     /// All addresses of a peer, best first.
     pub(super) fn addresses(&self, peer: &PeerId) -> Vec<Multiaddr> {
-        self.entries(peer).iter().map(|e| e.address.clone()).collect()
+        self.entries(peer)
+            .iter()
+            .map(|e| e.address.clone())
+            .collect()
     }
 
     /// Those at which it has answered, or that a person gave.
     pub(super) fn trusted(&self, peer: &PeerId) -> Vec<Multiaddr> {
-        self.entries(peer).iter().filter(|e| e.is_trusted()).map(|e| e.address.clone()).collect()
+        self.entries(peer)
+            .iter()
+            .filter(|e| e.is_trusted())
+            .map(|e| e.address.clone())
+            .collect()
     }
 
     fn entries(&self, peer: &PeerId) -> &[Entry] {
@@ -223,12 +255,21 @@ impl Book {
 
     /// Whether an address is a person's word.
     pub(super) fn is_typed(&self, peer: &PeerId, address: &Multiaddr) -> bool {
-        self.entries(peer).iter().any(|e| e.word == Word::Typed && e.address == *address)
+        self.entries(peer)
+            .iter()
+            .any(|e| e.word == Word::Typed && e.address == *address)
     }
 
     /// The addresses that may be dialled now, in two rounds: those of the preferred carrier, then the others.
-    pub(super) fn due(&self, peer: &PeerId, prefer: Carrier, now: Instant) -> (Vec<Multiaddr>, Vec<Multiaddr>) {
-        let Some(page) = self.pages.get(peer) else { return (Vec::new(), Vec::new()) };
+    pub(super) fn due(
+        &self,
+        peer: &PeerId,
+        prefer: Carrier,
+        now: Instant,
+    ) -> (Vec<Multiaddr>, Vec<Multiaddr>) {
+        let Some(page) = self.pages.get(peer) else {
+            return (Vec::new(), Vec::new());
+        };
         let mut left = page.tries(now);
         let due = page.entries.iter().filter(|e| {
             let heard = !e.is_trusted() && !e.tried && left >= 1.0;
@@ -237,20 +278,31 @@ impl Book {
             }
             heard || e.is_trusted()
         });
-        due.map(|e| e.address.clone()).partition(|a| carrier_of(a) == Some(prefer))
+        due.map(|e| e.address.clone())
+            .partition(|a| carrier_of(a) == Some(prefer))
     }
 
     /// Whether there is an address that may be dialled now.
     pub(super) fn is_due(&self, peer: &PeerId, now: Instant) -> bool {
         let page = self.pages.get(peer);
-        page.is_some_and(|p| p.entries.iter().any(|e| e.is_trusted() || (!e.tried && p.tries(now) >= 1.0)))
+        page.is_some_and(|p| {
+            p.entries
+                .iter()
+                .any(|e| e.is_trusted() || (!e.tried && p.tries(now) >= 1.0))
+        })
     }
 
     /// These addresses are dialled now.
     pub(super) fn dialled(&mut self, peer: &PeerId, addresses: &[Multiaddr], now: Instant) {
-        let Some(page) = self.pages.get_mut(peer) else { return };
+        let Some(page) = self.pages.get_mut(peer) else {
+            return;
+        };
         let mut left = page.tries(now);
-        for entry in page.entries.iter_mut().filter(|e| !e.is_trusted() && addresses.contains(&e.address)) {
+        for entry in page
+            .entries
+            .iter_mut()
+            .filter(|e| !e.is_trusted() && addresses.contains(&e.address))
+        {
             entry.tried = true;
             left -= 1.0;
         }
@@ -272,9 +324,15 @@ impl Book {
     }
 
     fn forget_the_oldest(&mut self) {
-        let loose = || self.pages.iter().filter(|(peer, _)| !self.pinned.contains(peer));
+        let loose = || {
+            self.pages
+                .iter()
+                .filter(|(peer, _)| !self.pinned.contains(peer))
+        };
         if loose().count() > LOOSE
-            && let Some(oldest) = loose().min_by_key(|(_, page)| page.touched).map(|(peer, _)| *peer)
+            && let Some(oldest) = loose()
+                .min_by_key(|(_, page)| page.touched)
+                .map(|(peer, _)| *peer)
         {
             self.pages.remove(&oldest);
         }
@@ -300,19 +358,32 @@ mod tests {
         assert!(book.heard(peer, &[address(1), address(2)]));
         assert_eq!(due(&book, peer, now), [address(1), address(2)]);
         book.dialled(&peer, &[address(1), address(2)], now);
-        assert!(due(&book, peer, now + Duration::from_secs(86_400)).is_empty(), "not by time alone");
-        assert!(!book.heard(peer, &[address(1), address(2)]), "the same again is no news");
+        assert!(
+            due(&book, peer, now + Duration::from_secs(86_400)).is_empty(),
+            "not by time alone"
+        );
+        assert!(
+            !book.heard(peer, &[address(1), address(2)]),
+            "the same again is no news"
+        );
         assert!(!book.is_due(&peer, now));
         book.worked(peer, &address(2), Word::Peer);
         for _ in 0..3 {
             assert_eq!(due(&book, peer, now), [address(2)]);
             book.dialled(&peer, &[address(2)], now);
         }
-        assert!(book.heard(peer, &[address(2), address(3)]), "one of them is new");
+        assert!(
+            book.heard(peer, &[address(2), address(3)]),
+            "one of them is new"
+        );
         assert_eq!(due(&book, peer, now), [address(2), address(3)]);
         book.dialled(&peer, &[address(2), address(3)], now);
         book.on_lan(peer, &address(3));
-        assert_eq!(due(&book, peer, now), [address(2), address(3)], "announced anew");
+        assert_eq!(
+            due(&book, peer, now),
+            [address(2), address(3)],
+            "announced anew"
+        );
         book.dialled(&peer, &[address(2), address(3)], now);
         // Another network of ours, or a packet that waits, is a reason of our own.
         book.again(&peer);
@@ -341,10 +412,19 @@ mod tests {
         }
         let all = book.addresses(&peer);
         assert_eq!(all.len(), HEARD);
-        assert!((0..HEARD - LAN).all(|n| all.contains(&address(n))), "{all:?}");
+        assert!(
+            (0..HEARD - LAN).all(|n| all.contains(&address(n))),
+            "{all:?}"
+        );
         assert!(all.contains(&address(999)), "the newest of the network's");
-        book.heard(peer, &(0..40).map(|n| address(2000 + n)).collect::<Vec<_>>());
-        assert!(book.addresses(&peer).contains(&address(999)), "nor the other way round");
+        book.heard(
+            peer,
+            &(0..40).map(|n| address(2000 + n)).collect::<Vec<_>>(),
+        );
+        assert!(
+            book.addresses(&peer).contains(&address(999)),
+            "nor the other way round"
+        );
         book.worked(peer, &address(999), Word::Lan);
         assert_eq!(book.addresses(&peer).first(), Some(&address(999)));
         assert_eq!(book.trusted(&peer), [address(999)]);

@@ -96,18 +96,35 @@ pub(super) enum Verdict {
 impl Admission {
     pub(super) fn new(per_source: usize, all: usize, seen: Seen) -> Self {
         let places = Places::new(Sizes::shared(all, per_source, SETTLED));
-        let pending = Pending { places, next: 0, unproven: 0, ends: HashMap::new() };
-        Admission { pending: Arc::new(Mutex::new(pending)), seen, per_source }
+        let pending = Pending {
+            places,
+            next: 0,
+            unproven: 0,
+            ends: HashMap::new(),
+        };
+        Admission {
+            pending: Arc::new(Mutex::new(pending)),
+            seen,
+            per_source,
+        }
     }
 
     pub(super) fn judge(&self, address: IpAddr, proven: bool, now: Instant) -> Verdict {
         // Who only says where it is has no claim to what is kept for the member there.
-        let member = if proven { self.seen.member_at(address) } else { None };
+        let member = if proven {
+            self.seen.member_at(address)
+        } else {
+            None
+        };
         let mut pending = self.lock();
         let same = pending.places.held_by(Source::of(address));
         let many = same >= self.per_source.div_ceil(2) || pending.unproven >= UNPROVEN;
         if !proven && (many || !pending.places.has_room(address)) {
-            return if self.per_source == 0 { Verdict::Ignore } else { Verdict::Prove };
+            return if self.per_source == 0 {
+                Verdict::Ignore
+            } else {
+                Verdict::Prove
+            };
         }
         let number = pending.next;
         match pending.places.take(number, address, member, now) {
@@ -125,7 +142,12 @@ impl Admission {
         pending.ends.insert(number, end);
         pending.unproven += usize::from(!proven);
         drop(pending);
-        Verdict::Begin(Place { admission: self.clone(), number, proven, ended })
+        Verdict::Begin(Place {
+            admission: self.clone(),
+            number,
+            proven,
+            ended,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Pending> {
@@ -171,7 +193,11 @@ impl<T: Send + 'static> Transport for Admitting<T> {
     type ListenerUpgrade = BoxFuture<'static, Result<T, std::io::Error>>;
     type Dial = <Boxed<T> as Transport>::Dial;
 
-    fn listen_on(&mut self, id: ListenerId, address: Multiaddr) -> Result<(), TransportError<std::io::Error>> {
+    fn listen_on(
+        &mut self,
+        id: ListenerId,
+        address: Multiaddr,
+    ) -> Result<(), TransportError<std::io::Error>> {
         self.inner.listen_on(id, address)
     }
 
@@ -179,7 +205,11 @@ impl<T: Send + 'static> Transport for Admitting<T> {
         self.inner.remove_listener(id)
     }
 
-    fn dial(&mut self, address: Multiaddr, options: DialOpts) -> Result<Self::Dial, TransportError<std::io::Error>> {
+    fn dial(
+        &mut self,
+        address: Multiaddr,
+        options: DialOpts,
+    ) -> Result<Self::Dial, TransportError<std::io::Error>> {
         self.inner.dial(address, options)
     }
 
@@ -189,7 +219,13 @@ impl<T: Send + 'static> Transport for Admitting<T> {
     ) -> Poll<TransportEvent<Self::ListenerUpgrade, std::io::Error>> {
         loop {
             let event = std::task::ready!(Pin::new(&mut self.inner).poll(cx));
-            let TransportEvent::Incoming { listener_id, upgrade, local_addr, send_back_addr } = event else {
+            let TransportEvent::Incoming {
+                listener_id,
+                upgrade,
+                local_addr,
+                send_back_addr,
+            } = event
+            else {
                 return Poll::Ready(event.map_upgrade(FutureExt::boxed));
             };
             let place = match ip_of(&send_back_addr) {
@@ -207,7 +243,10 @@ impl<T: Send + 'static> Transport for Admitting<T> {
                 match place {
                     None => upgrade.await,
                     Some(place) => place.hold(upgrade).await.unwrap_or_else(|| {
-                        Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "its place went to another"))
+                        Err(std::io::Error::new(
+                            std::io::ErrorKind::TimedOut,
+                            "its place went to another",
+                        ))
                     }),
                 }
             };
@@ -239,9 +278,14 @@ mod tests {
     #[test]
     fn forged_sources_leave_room_for_those_that_prove_their_address() {
         let admission = admission();
-        let flood: Vec<_> = (0..1000u32).map(|n| begin(&admission, n.to_be_bytes(), false)).collect();
+        let flood: Vec<_> = (0..1000u32)
+            .map(|n| begin(&admission, n.to_be_bytes(), false))
+            .collect();
         assert_eq!(flood.iter().flatten().count(), UNPROVEN);
-        assert!(matches!(admission.judge([192, 0, 2, 1].into(), false, Instant::now()), Verdict::Prove));
+        assert!(matches!(
+            admission.judge([192, 0, 2, 1].into(), false, Instant::now()),
+            Verdict::Prove
+        ));
         assert!(begin(&admission, [192, 0, 2, 1], true).is_some());
         drop(flood);
         assert!(begin(&admission, [192, 0, 2, 1], false).is_some());
@@ -250,31 +294,47 @@ mod tests {
     #[test]
     fn forged_packets_do_not_shut_out_the_address_they_name() {
         let admission = admission();
-        let forged: Vec<_> = (0..100).filter_map(|_| begin(&admission, [192, 0, 2, 1], false)).collect();
+        let forged: Vec<_> = (0..100)
+            .filter_map(|_| begin(&admission, [192, 0, 2, 1], false))
+            .collect();
         assert_eq!(forged.len(), 4);
-        let own: Vec<_> = (0..100).filter_map(|_| begin(&admission, [192, 0, 2, 1], true)).collect();
+        let own: Vec<_> = (0..100)
+            .filter_map(|_| begin(&admission, [192, 0, 2, 1], true))
+            .collect();
         assert_eq!(own.len(), 4);
-        assert!(matches!(admission.judge([192, 0, 2, 1].into(), true, Instant::now()), Verdict::Ignore));
+        assert!(matches!(
+            admission.judge([192, 0, 2, 1].into(), true, Instant::now()),
+            Verdict::Ignore
+        ));
         assert!(begin(&admission, [192, 0, 2, 2], false).is_some());
     }
 
     #[test]
     fn handshakes_are_bounded_and_nothing_of_a_past_one_is_kept() {
         let admission = admission();
-        let all: Vec<_> = (0..1000u32).filter_map(|n| begin(&admission, n.to_be_bytes(), true)).collect();
+        let all: Vec<_> = (0..1000u32)
+            .filter_map(|n| begin(&admission, n.to_be_bytes(), true))
+            .collect();
         assert_eq!(all.len(), 192, "a quarter is kept for members");
         assert!(begin(&admission, [192, 0, 2, 1], true).is_none());
         drop(all);
         let pending = admission.lock();
-        assert_eq!((pending.places.len(), pending.unproven, pending.ends.len()), (0, 0, 0));
+        assert_eq!(
+            (pending.places.len(), pending.unproven, pending.ends.len()),
+            (0, 0, 0)
+        );
     }
 
     #[test]
     fn a_flood_leaves_the_places_of_members() {
         let admission = admission();
         let member = PeerId([7; 32]);
-        admission.seen.say([(member, vec!["2001:db8::b".parse().unwrap()])].into());
-        let flood: Vec<_> = (0..1000u32).filter_map(|n| begin(&admission, n.to_be_bytes(), true)).collect();
+        admission
+            .seen
+            .say([(member, vec!["2001:db8::b".parse().unwrap()])].into());
+        let flood: Vec<_> = (0..1000u32)
+            .filter_map(|n| begin(&admission, n.to_be_bytes(), true))
+            .collect();
         // At one moment: what comes back with time is not what this is about.
         let now = Instant::now();
         let crowd: Vec<_> = (0..1000u32)
@@ -288,18 +348,31 @@ mod tests {
             .collect();
         assert_eq!((flood.len(), crowd.len()), (192, 0));
         let home = "2001:db8::b".parse().unwrap();
-        assert!(matches!(admission.judge(home, true, Instant::now()), Verdict::Begin(_)));
-        assert!(!matches!(admission.judge(home, false, Instant::now()), Verdict::Begin(_)), "forged");
+        assert!(matches!(
+            admission.judge(home, true, Instant::now()),
+            Verdict::Begin(_)
+        ));
+        assert!(
+            !matches!(
+                admission.judge(home, false, Instant::now()),
+                Verdict::Begin(_)
+            ),
+            "forged"
+        );
     }
 
     #[tokio::test]
     async fn who_sits_on_a_place_loses_it_to_a_newcomer() {
         let admission = admission();
-        let mut idle: Vec<_> = (0..8).filter_map(|_| begin(&admission, [192, 0, 2, 1], true)).collect();
+        let mut idle: Vec<_> = (0..8)
+            .filter_map(|_| begin(&admission, [192, 0, 2, 1], true))
+            .collect();
         assert_eq!(idle.len(), 8);
         let first = tokio::spawn(idle.remove(0).hold(std::future::pending::<()>()));
         let later = Instant::now() + SETTLED;
-        let Verdict::Begin(place) = admission.judge([192, 0, 2, 1].into(), true, later) else { panic!("no place") };
+        let Verdict::Begin(place) = admission.judge([192, 0, 2, 1].into(), true, later) else {
+            panic!("no place")
+        };
         assert_eq!(first.await.unwrap(), None, "the oldest one has ended");
         assert_eq!(place.hold(async { 5 }).await, Some(5));
     }

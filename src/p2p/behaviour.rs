@@ -52,7 +52,9 @@ pub(super) fn build(config: &Config, key: &Keypair, seen: &Seen) -> Behaviour {
     let members = Members {
         identify: identify::Behaviour::new(identify),
         ping: ping::Behaviour::new(
-            ping::Config::new().with_interval(config.timing.ping).with_timeout(config.timing.ping),
+            ping::Config::new()
+                .with_interval(config.timing.ping)
+                .with_timeout(config.timing.ping),
         ),
         control: exchange(Protocol::Control, EXCHANGES.1),
         service: exchange(Protocol::Service, EXCHANGES.1),
@@ -60,14 +62,25 @@ pub(super) fn build(config: &Config, key: &Keypair, seen: &Seen) -> Behaviour {
         mdns4: discovery(config, key, false).into(),
         mdns6: discovery(config, key, true).into(),
     };
-    Behaviour { gate: Gate::new(members, config.limits, seen.clone()), join: exchange(Protocol::Join, EXCHANGES.0) }
+    Behaviour {
+        gate: Gate::new(members, config.limits, seen.clone()),
+        join: exchange(Protocol::Join, EXCHANGES.0),
+    }
 }
 
 fn exchange(protocol: Protocol, streams: usize) -> request_response::Behaviour<Codec> {
     request_response::Behaviour::with_codec(
-        Codec { asked: protocol.cap(), answered: protocol.answer_cap() },
-        [(StreamProtocol::new(protocol.as_str()), ProtocolSupport::Full)],
-        request_response::Config::default().with_request_timeout(EXCHANGE).with_max_concurrent_streams(streams),
+        Codec {
+            asked: protocol.cap(),
+            answered: protocol.answer_cap(),
+        },
+        [(
+            StreamProtocol::new(protocol.as_str()),
+            ProtocolSupport::Full,
+        )],
+        request_response::Config::default()
+            .with_request_timeout(EXCHANGE)
+            .with_max_concurrent_streams(streams),
     )
 }
 
@@ -76,8 +89,14 @@ fn discovery(config: &Config, key: &Keypair, enable_ipv6: bool) -> Option<mdns::
     if !config.lan_discovery || config.transport == TransportKind::Memory {
         return None;
     }
-    let settings = mdns::Config { ttl: TTL, query_interval: QUERY, enable_ipv6 };
+    let settings = mdns::Config {
+        ttl: TTL,
+        query_interval: QUERY,
+        enable_ipv6,
+    };
     mdns::tokio::Behaviour::new(settings, key.public().to_peer_id())
-        .inspect_err(|error| tracing::warn!(%error, ipv6 = enable_ipv6, "no discovery on local networks"))
+        .inspect_err(
+            |error| tracing::warn!(%error, ipv6 = enable_ipv6, "no discovery on local networks"),
+        )
         .ok()
 }

@@ -34,18 +34,30 @@ pub(super) struct LateFlush<S> {
 
 impl<S> LateFlush<S> {
     pub(super) fn new(inner: S) -> Self {
-        LateFlush { inner, written: 0, fresh: false }
+        LateFlush {
+            inner,
+            written: 0,
+            fresh: false,
+        }
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for LateFlush<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_read(cx, out)
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for LateFlush<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let count = std::task::ready!(Pin::new(&mut self.inner).poll_write(cx, bytes))?;
         self.written = self.written.saturating_add(count);
         self.fresh = true;
@@ -78,21 +90,38 @@ pub(super) struct LargeReads<S> {
 
 impl<S> LargeReads<S> {
     pub(super) fn new(inner: S) -> Self {
-        LargeReads { inner, buffer: Vec::new(), start: 0, end: 0 }
+        LargeReads {
+            inner,
+            buffer: Vec::new(),
+            start: 0,
+            end: 0,
+        }
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for LargeReads<S> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         if this.start == this.end {
             if this.end == this.buffer.len() && this.buffer.len() < LARGE_READ {
                 // The last read filled it: there is more where that came from.
-                this.buffer.resize(if this.buffer.is_empty() { SMALL_READ } else { LARGE_READ }, 0);
+                this.buffer.resize(
+                    if this.buffer.is_empty() {
+                        SMALL_READ
+                    } else {
+                        LARGE_READ
+                    },
+                    0,
+                );
             }
             this.start = 0;
             this.end = 0;
-            this.end = std::task::ready!(Pin::new(&mut this.inner).poll_read(cx, &mut this.buffer))?;
+            this.end =
+                std::task::ready!(Pin::new(&mut this.inner).poll_read(cx, &mut this.buffer))?;
         }
         let held = this.buffer.get(this.start..this.end).unwrap_or_default();
         let count = held.len().min(out.len());
@@ -105,7 +134,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for LargeReads<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for LargeReads<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(cx, bytes)
     }
 
@@ -148,17 +181,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> InboundConnectionUpgrad
     type Future = Handshake<S>;
 
     fn upgrade_inbound(self, socket: S, info: Self::Info) -> Self::Future {
-        self.0.upgrade_inbound(socket, info).map_ok(|(peer, io)| (peer, LateFlush::new(io))).boxed()
+        self.0
+            .upgrade_inbound(socket, info)
+            .map_ok(|(peer, io)| (peer, LateFlush::new(io)))
+            .boxed()
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> OutboundConnectionUpgrade<S> for LateNoise {
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> OutboundConnectionUpgrade<S>
+    for LateNoise
+{
     type Output = (PeerId, LateFlush<noise::Output<S>>);
     type Error = noise::Error;
     type Future = Handshake<S>;
 
     fn upgrade_outbound(self, socket: S, info: Self::Info) -> Self::Future {
-        self.0.upgrade_outbound(socket, info).map_ok(|(peer, io)| (peer, LateFlush::new(io))).boxed()
+        self.0
+            .upgrade_outbound(socket, info)
+            .map_ok(|(peer, io)| (peer, LateFlush::new(io)))
+            .boxed()
     }
 }
 
@@ -177,7 +218,11 @@ mod tests {
     }
 
     impl AsyncWrite for Wire {
-        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
             self.bytes.extend_from_slice(bytes);
             Poll::Ready(Ok(bytes.len()))
         }
@@ -191,7 +236,11 @@ mod tests {
     }
 
     impl AsyncRead for Wire {
-        fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>> {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            out: &mut [u8],
+        ) -> Poll<io::Result<usize>> {
             self.reads += 1;
             let count = out.len().min(self.bytes.len());
             let rest = self.bytes.split_off(count);
@@ -207,27 +256,45 @@ mod tests {
         let cx = &mut Context::from_waker(Waker::noop());
         for _ in 0..3 {
             assert!(Pin::new(&mut io).poll_write(cx, &[1; 16_384]).is_ready());
-            assert!(Pin::new(&mut io).poll_flush(cx).is_pending(), "more may come");
+            assert!(
+                Pin::new(&mut io).poll_flush(cx).is_pending(),
+                "more may come"
+            );
         }
         assert!(Pin::new(&mut io).poll_flush(cx).is_ready(), "nothing came");
         assert_eq!(io.inner.flushes, 1);
         assert!(Pin::new(&mut io).poll_write(cx, &[1; FLUSH_AT]).is_ready());
-        assert!(Pin::new(&mut io).poll_flush(cx).is_ready(), "enough is there");
-        assert_eq!((io.inner.flushes, io.inner.bytes.len()), (2, 3 * 16_384 + FLUSH_AT));
+        assert!(
+            Pin::new(&mut io).poll_flush(cx).is_ready(),
+            "enough is there"
+        );
+        assert_eq!(
+            (io.inner.flushes, io.inner.bytes.len()),
+            (2, 3 * 16_384 + FLUSH_AT)
+        );
     }
 
     #[tokio::test]
     async fn a_late_flush_wakes_its_task() {
         let mut io = LateFlush::new(Wire::default());
         io.write_all(b"hello").await.unwrap();
-        tokio::time::timeout(std::time::Duration::from_secs(10), io.flush()).await.unwrap().unwrap();
-        assert_eq!((io.inner.flushes, io.inner.bytes.as_slice()), (1, b"hello".as_slice()));
+        tokio::time::timeout(std::time::Duration::from_secs(10), io.flush())
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            (io.inner.flushes, io.inner.bytes.as_slice()),
+            (1, b"hello".as_slice())
+        );
     }
 
     #[tokio::test]
     async fn large_reads_give_every_byte_in_order() {
         let sent: Vec<u8> = (0..1_000_000u32).map(|i| (i % 251) as u8).collect();
-        let mut io = LargeReads::new(Wire { bytes: sent.clone(), ..Wire::default() });
+        let mut io = LargeReads::new(Wire {
+            bytes: sent.clone(),
+            ..Wire::default()
+        });
         let mut got = Vec::new();
         let mut piece = [0; 7001];
         loop {

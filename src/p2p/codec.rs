@@ -58,11 +58,17 @@ impl Bounded {
     /// # Errors
     /// `InvalidInput` when it is larger than the cap; whatever the stream says otherwise.
     async fn write<T: AsyncWrite + Unpin + Send>(self, io: &mut T, body: &[u8]) -> io::Result<()> {
-        let length = u32::try_from(body.len()).ok().filter(|_| body.len() <= self.cap);
+        let length = u32::try_from(body.len())
+            .ok()
+            .filter(|_| body.len() <= self.cap);
         let Some(length) = length else {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                format!("a body of {} bytes, at most {} allowed", body.len(), self.cap),
+                format!(
+                    "a body of {} bytes, at most {} allowed",
+                    body.len(),
+                    self.cap
+                ),
             ));
         };
         io.write_all(&length.to_be_bytes()).await?;
@@ -147,7 +153,8 @@ mod tests {
     fn a_promised_length_allocates_nothing() {
         // The largest legal promise, then the end of the stream: the reader holds one step at most.
         let codec = Bounded { cap: usize::MAX };
-        let refused = block_on(codec.read(&mut Cursor::new(u32::MAX.to_be_bytes().to_vec()))).unwrap_err();
+        let refused =
+            block_on(codec.read(&mut Cursor::new(u32::MAX.to_be_bytes().to_vec()))).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::UnexpectedEof);
     }
 }

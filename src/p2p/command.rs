@@ -270,7 +270,13 @@ impl Handle {
         timeout: Duration,
     ) -> Result<Vec<u8>, AskError> {
         let (reply, answer) = oneshot::channel();
-        let command = Command::Ask { peer, protocol, body, timeout, reply };
+        let command = Command::Ask {
+            peer,
+            protocol,
+            body,
+            timeout,
+            reply,
+        };
         self.send(command).await.map_err(|_| AskError::Stopped)?;
         answer.await.unwrap_or(Err(AskError::Stopped))
     }
@@ -279,7 +285,11 @@ impl Handle {
     ///
     /// # Errors
     /// See [`ConnectError`].
-    pub async fn connect(&self, typed: Vec<Typed>, peer: Option<PeerId>) -> Result<PeerId, ConnectError> {
+    pub async fn connect(
+        &self,
+        typed: Vec<Typed>,
+        peer: Option<PeerId>,
+    ) -> Result<PeerId, ConnectError> {
         self.dial(typed, Vec::new(), peer).await
     }
 
@@ -287,14 +297,30 @@ impl Handle {
     ///
     /// # Errors
     /// See [`ConnectError`].
-    pub async fn connect_heard(&self, heard: Vec<Heard>, peer: PeerId) -> Result<PeerId, ConnectError> {
+    pub async fn connect_heard(
+        &self,
+        heard: Vec<Heard>,
+        peer: PeerId,
+    ) -> Result<PeerId, ConnectError> {
         self.dial(Vec::new(), heard, Some(peer)).await
     }
 
-    async fn dial(&self, typed: Vec<Typed>, heard: Vec<Heard>, peer: Option<PeerId>) -> Result<PeerId, ConnectError> {
+    async fn dial(
+        &self,
+        typed: Vec<Typed>,
+        heard: Vec<Heard>,
+        peer: Option<PeerId>,
+    ) -> Result<PeerId, ConnectError> {
         let (reply, answer) = oneshot::channel();
-        let command = Command::Connect { typed, heard, peer, reply };
-        self.send(command).await.map_err(|_| ConnectError::Stopped)?;
+        let command = Command::Connect {
+            typed,
+            heard,
+            peer,
+            reply,
+        };
+        self.send(command)
+            .await
+            .map_err(|_| ConnectError::Stopped)?;
         answer.await.unwrap_or(Err(ConnectError::Stopped))
     }
 

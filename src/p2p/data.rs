@@ -13,8 +13,8 @@ use std::task::{Context, Poll, Waker};
 use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
 use libp2p::swarm::{
-    ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, NotifyHandler, THandler, THandlerInEvent,
-    THandlerOutEvent, ToSwarm,
+    ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, NotifyHandler, THandler,
+    THandlerInEvent, THandlerOutEvent, ToSwarm,
 };
 use libp2p::{Multiaddr, PeerId as LibPeer};
 
@@ -60,7 +60,12 @@ pub(super) struct Behaviour {
 
 impl Behaviour {
     pub(super) fn new() -> Self {
-        Behaviour { members: Arc::default(), connections: HashMap::new(), events: VecDeque::new(), waker: None }
+        Behaviour {
+            members: Arc::default(),
+            connections: HashMap::new(),
+            events: VecDeque::new(),
+            waker: None,
+        }
     }
 
     /// Tells every connection which subnets it carries from now on.
@@ -91,14 +96,23 @@ impl Behaviour {
 
     /// Whether packets have come in on the connection since the last call.
     pub(super) fn take_heard(&self, connection: ConnectionId) -> bool {
-        self.connections.get(&connection).is_some_and(|c| c.vitals.take_heard())
+        self.connections
+            .get(&connection)
+            .is_some_and(|c| c.vitals.take_heard())
     }
 
     fn handler(&mut self, id: ConnectionId, peer: LibPeer) -> Handler {
         let vitals = Arc::new(Activity::default());
         let subnets = common(&self.members, &peer);
         let handler = Handler::new(subnets.clone(), vitals.clone());
-        self.connections.insert(id, Connection { peer, vitals, subnets });
+        self.connections.insert(
+            id,
+            Connection {
+                peer,
+                vitals,
+                subnets,
+            },
+        );
         handler
     }
 }
@@ -106,7 +120,12 @@ impl Behaviour {
 /// The subnets shared with a peer.
 fn common(members: &Members, peer: &LibPeer) -> BTreeSet<SubnetId> {
     let subnets = super::peer_from_lib(peer).and_then(|peer| members.get(&peer));
-    subnets.into_iter().flatten().copied().take(SUBNETS).collect()
+    subnets
+        .into_iter()
+        .flatten()
+        .copied()
+        .take(SUBNETS)
+        .collect()
 }
 
 impl NetworkBehaviour for Behaviour {
@@ -147,11 +166,29 @@ impl NetworkBehaviour for Behaviour {
         }
     }
 
-    fn on_connection_handler_event(&mut self, _: LibPeer, id: ConnectionId, event: THandlerOutEvent<Self>) {
-        let FromHandler { subnet, direction, stream } = event;
+    fn on_connection_handler_event(
+        &mut self,
+        _: LibPeer,
+        id: ConnectionId,
+        event: THandlerOutEvent<Self>,
+    ) {
+        let FromHandler {
+            subnet,
+            direction,
+            stream,
+        } = event;
         // The set may have shrunk while the handler was finishing: the stream is then dropped here.
-        if self.connections.get(&id).is_some_and(|c| c.subnets.contains(&subnet)) {
-            self.events.push_back(ToSwarm::GenerateEvent(Opened { connection: id, subnet, direction, stream }));
+        if self
+            .connections
+            .get(&id)
+            .is_some_and(|c| c.subnets.contains(&subnet))
+        {
+            self.events.push_back(ToSwarm::GenerateEvent(Opened {
+                connection: id,
+                subnet,
+                direction,
+                stream,
+            }));
         }
     }
 

@@ -32,7 +32,9 @@ use super::data::{Direction, Opened};
 use super::own::Own;
 use super::redial::Budget;
 use super::transport::Overlay;
-use super::{Address, Class, Command, Config, ConnectionStatus, Event, Heard, Members, PeerStatus, Protocol};
+use super::{
+    Address, Class, Command, Config, ConnectionStatus, Event, Heard, Members, PeerStatus, Protocol,
+};
 use crate::model::id::PeerId;
 use crate::wire::agent::Agent;
 
@@ -74,7 +76,9 @@ pub struct Driver {
 
 impl std::fmt::Debug for Driver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Driver").field("me", &self.me).finish_non_exhaustive()
+        f.debug_struct("Driver")
+            .field("me", &self.me)
+            .finish_non_exhaustive()
     }
 }
 
@@ -169,20 +173,55 @@ impl Driver {
         let now = Instant::now();
         match command {
             Command::Members(members) => self.handle_members(members, now),
-            Command::Limits { connections, per_peer, memory } => {
-                self.swarm.behaviour_mut().gate.set_limits(connections, per_peer, memory);
+            Command::Limits {
+                connections,
+                per_peer,
+                memory,
+            } => {
+                self.swarm
+                    .behaviour_mut()
+                    .gate
+                    .set_limits(connections, per_peer, memory);
             }
-            Command::Connect { typed, heard, peer, reply } => self.handle_connect(typed, &heard, peer, reply, now),
+            Command::Connect {
+                typed,
+                heard,
+                peer,
+                reply,
+            } => self.handle_connect(typed, &heard, peer, reply, now),
             Command::Disconnect { peer } => {
                 self.held.insert(peer);
                 self.dialling.remove(&peer);
-                self.links_of(peer).into_iter().for_each(|id| self.close(id, "disconnected by command"));
+                self.links_of(peer)
+                    .into_iter()
+                    .for_each(|id| self.close(id, "disconnected by command"));
             }
-            Command::Ask { peer, protocol, body, timeout, reply } => {
+            Command::Ask {
+                peer,
+                protocol,
+                body,
+                timeout,
+                reply,
+            } => {
                 let deadline = now + timeout;
-                self.handle_ask(asks::Ask { peer, protocol, body, deadline, reply, tries: 0, after: None }, now);
+                self.handle_ask(
+                    asks::Ask {
+                        peer,
+                        protocol,
+                        body,
+                        deadline,
+                        reply,
+                        tries: 0,
+                        after: None,
+                    },
+                    now,
+                );
             }
-            Command::Known { peer, heard, answered } => {
+            Command::Known {
+                peer,
+                heard,
+                answered,
+            } => {
                 for address in self.believed(&answered, now) {
                     self.book.worked(peer, &address, Word::Peer);
                 }
@@ -209,13 +248,18 @@ impl Driver {
     fn believed(&mut self, heard: &[Heard], now: Instant) -> Vec<Multiaddr> {
         self.own.refresh(now);
         let overlay = self.overlay.load_full();
-        let mut good: Vec<&Heard> = heard.iter().filter(|h| h.may_dial(&overlay, &self.own)).collect();
+        let mut good: Vec<&Heard> = heard
+            .iter()
+            .filter(|h| h.may_dial(&overlay, &self.own))
+            .collect();
         good.sort_by_key(|heard| match heard.address().ip() {
             Some(ip) if self.own.is_near(ip) => 0,
             Some(ip) if !is_private(ip) => 1,
             _ => 2,
         });
-        good.into_iter().map(|heard| heard.address().0.clone()).collect()
+        good.into_iter()
+            .map(|heard| heard.address().0.clone())
+            .collect()
     }
 
     fn handle_members(&mut self, members: Arc<Members>, now: Instant) {
@@ -224,7 +268,11 @@ impl Driver {
         let behaviour = self.swarm.behaviour_mut();
         behaviour.gate.set_members(members.clone());
         behaviour.gate.inner.data.set_members(members.clone());
-        let outdated: Vec<_> = self.links.iter().map(|(id, link)| (*id, link.peer, link.class)).collect();
+        let outdated: Vec<_> = self
+            .links
+            .iter()
+            .map(|(id, link)| (*id, link.peer, link.class))
+            .collect();
         for (id, peer, class) in outdated {
             match (class, members.contains_key(&peer)) {
                 (Class::Member, false) => self.close(id, "no member any more"),
@@ -246,27 +294,50 @@ impl Driver {
         self.watch(now);
         self.handle_dials(now);
         self.asks.expire(now);
-        self.asks.due_again(now).into_iter().for_each(|peer| self.send_waiting(peer, now));
+        self.asks
+            .due_again(now)
+            .into_iter()
+            .for_each(|peer| self.send_waiting(peer, now));
     }
 
     fn handle_swarm(&mut self, event: SwarmEvent<BehaviourEvent>) {
         let now = Instant::now();
         match event {
             SwarmEvent::Behaviour(event) => self.handle_behaviour(event, now),
-            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
+            SwarmEvent::ConnectionEstablished {
+                peer_id,
+                connection_id,
+                endpoint,
+                ..
+            } => {
                 self.handle_established(&peer_id, connection_id, &endpoint, now);
             }
-            SwarmEvent::ConnectionClosed { connection_id, cause, .. } => {
+            SwarmEvent::ConnectionClosed {
+                connection_id,
+                cause,
+                ..
+            } => {
                 self.handle_closed(connection_id, cause.map(|c| c.to_string()), now);
             }
-            SwarmEvent::OutgoingConnectionError { connection_id, peer_id, error } => {
+            SwarmEvent::OutgoingConnectionError {
+                connection_id,
+                peer_id,
+                error,
+            } => {
                 tracing::debug!(peer = ?peer_id, %error, "dial failed");
                 self.handle_dial_failed(connection_id, &error, now);
             }
-            SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
+            SwarmEvent::IncomingConnectionError {
+                send_back_addr,
+                error,
+                ..
+            } => {
                 tracing::debug!(remote = %send_back_addr, %error, "incoming connection failed");
             }
-            SwarmEvent::NewListenAddr { listener_id, address } => {
+            SwarmEvent::NewListenAddr {
+                listener_id,
+                address,
+            } => {
                 tracing::debug!(%address, "listening");
                 self.listening.insert((listener_id, address));
                 self.emit_listening();
@@ -275,11 +346,18 @@ impl Driver {
                 let peers: Vec<_> = self.dialling.keys().copied().collect();
                 peers.into_iter().for_each(|peer| self.hurry(peer, now));
             }
-            SwarmEvent::ExpiredListenAddr { listener_id, address } => {
+            SwarmEvent::ExpiredListenAddr {
+                listener_id,
+                address,
+            } => {
                 self.listening.remove(&(listener_id, address));
                 self.emit_listening();
             }
-            SwarmEvent::ListenerClosed { listener_id, reason, .. } => {
+            SwarmEvent::ListenerClosed {
+                listener_id,
+                reason,
+                ..
+            } => {
                 tracing::warn!(?reason, "a listener has closed");
                 self.listening.retain(|(id, _)| *id != listener_id);
                 self.emit_listening();
@@ -290,7 +368,12 @@ impl Driver {
     }
 
     fn emit_listening(&mut self) {
-        let all: BTreeSet<_> = self.listening.iter().map(|(_, a)| a).filter(|a| !is_link_local_v6(a)).collect();
+        let all: BTreeSet<_> = self
+            .listening
+            .iter()
+            .map(|(_, a)| a)
+            .filter(|a| !is_link_local_v6(a))
+            .collect();
         let routable = all.iter().any(|a| !is_loopback(a));
         let told = all.into_iter().filter(|a| !routable || !is_loopback(a));
         let addresses = told.cloned().map(Address).collect();
@@ -300,8 +383,12 @@ impl Driver {
     fn handle_behaviour(&mut self, event: BehaviourEvent, now: Instant) {
         match event {
             BehaviourEvent::Join(event) => self.handle_exchange(Protocol::Join, event, now),
-            BehaviourEvent::Gate(MembersEvent::Control(event)) => self.handle_exchange(Protocol::Control, event, now),
-            BehaviourEvent::Gate(MembersEvent::Service(event)) => self.handle_exchange(Protocol::Service, event, now),
+            BehaviourEvent::Gate(MembersEvent::Control(event)) => {
+                self.handle_exchange(Protocol::Control, event, now)
+            }
+            BehaviourEvent::Gate(MembersEvent::Service(event)) => {
+                self.handle_exchange(Protocol::Service, event, now)
+            }
             BehaviourEvent::Gate(MembersEvent::Data(opened)) => self.handle_stream(opened),
             BehaviourEvent::Gate(MembersEvent::Ping(event)) => self.handle_ping(event, now),
             BehaviourEvent::Gate(MembersEvent::Identify(event)) => self.handle_identify(event),
@@ -311,19 +398,44 @@ impl Driver {
         }
     }
 
-    fn handle_exchange(&mut self, protocol: Protocol, event: request_response::Event<Vec<u8>, Vec<u8>>, now: Instant) {
+    fn handle_exchange(
+        &mut self,
+        protocol: Protocol,
+        event: request_response::Event<Vec<u8>, Vec<u8>>,
+        now: Instant,
+    ) {
         use request_response::{Event as Exchange, Message};
         match event {
-            Exchange::Message { connection_id, message: Message::Request { request, channel, .. }, .. } => {
+            Exchange::Message {
+                connection_id,
+                message:
+                    Message::Request {
+                        request, channel, ..
+                    },
+                ..
+            } => {
                 self.handle_request(protocol, connection_id, request, channel);
             }
-            Exchange::Message { message: Message::Response { request_id, response }, .. } => {
+            Exchange::Message {
+                message:
+                    Message::Response {
+                        request_id,
+                        response,
+                    },
+                ..
+            } => {
                 self.asks.finish(protocol, request_id, Ok(response));
             }
-            Exchange::OutboundFailure { request_id, error, .. } => {
+            Exchange::OutboundFailure {
+                request_id, error, ..
+            } => {
                 self.asks.failed(protocol, request_id, error, now);
             }
-            Exchange::InboundFailure { connection_id, error, .. } => {
+            Exchange::InboundFailure {
+                connection_id,
+                error,
+                ..
+            } => {
                 tracing::debug!(%error, "request not answered");
                 self.answered(connection_id);
             }
@@ -332,24 +444,57 @@ impl Driver {
     }
 
     fn handle_stream(&mut self, opened: Opened) {
-        let Opened { connection, subnet, direction, stream } = opened;
-        let Some(link) = self.links.get(&connection).filter(|link| !link.closing) else { return };
-        let (peer, connection, transport, remote) =
-            (link.peer, link.number, link.carrier.as_str(), link.remote.to_string());
+        let Opened {
+            connection,
+            subnet,
+            direction,
+            stream,
+        } = opened;
+        let Some(link) = self.links.get(&connection).filter(|link| !link.closing) else {
+            return;
+        };
+        let (peer, connection, transport, remote) = (
+            link.peer,
+            link.number,
+            link.carrier.as_str(),
+            link.remote.to_string(),
+        );
         self.emit(match direction {
-            Direction::Outbound => Event::StreamOut { peer, connection, subnet, transport, remote, stream },
-            Direction::Inbound => Event::StreamIn { peer, connection, subnet, stream },
+            Direction::Outbound => Event::StreamOut {
+                peer,
+                connection,
+                subnet,
+                transport,
+                remote,
+                stream,
+            },
+            Direction::Inbound => Event::StreamIn {
+                peer,
+                connection,
+                subnet,
+                stream,
+            },
         });
     }
 
     fn handle_ping(&mut self, event: ping::Event, now: Instant) {
-        let Some(link) = self.links.get_mut(&event.connection).filter(|link| !link.closing) else { return };
+        let Some(link) = self
+            .links
+            .get_mut(&event.connection)
+            .filter(|link| !link.closing)
+        else {
+            return;
+        };
         match event.result {
             Ok(rtt) => {
                 link.heard = now;
                 link.rtt = Some(rtt);
                 let (peer, connection) = (link.peer, link.number);
-                self.emit(Event::Rtt { peer, connection, rtt });
+                self.emit(Event::Rtt {
+                    peer,
+                    connection,
+                    rtt,
+                });
             }
             // The peer does not see us as a member: the connection is of little use, and dies of silence.
             Err(ping::Failure::Unsupported) => link.one_sided = true,
@@ -361,25 +506,46 @@ impl Driver {
     }
 
     fn handle_identify(&mut self, event: identify::Event) {
-        let identify::Event::Received { connection_id, info, .. } = event else { return };
-        let Some(link) = self.links.get_mut(&connection_id) else { return };
+        let identify::Event::Received {
+            connection_id,
+            info,
+            ..
+        } = event
+        else {
+            return;
+        };
+        let Some(link) = self.links.get_mut(&connection_id) else {
+            return;
+        };
         let peer = link.peer;
         link.agent = Agent::parse(&info.agent_version);
-        let told = info.listen_addrs.into_iter().take(TOLD).filter_map(|a| Heard::of(a, false)).collect::<Vec<_>>();
+        let told = info
+            .listen_addrs
+            .into_iter()
+            .take(TOLD)
+            .filter_map(|a| Heard::of(a, false))
+            .collect::<Vec<_>>();
         let believed = self.believed(&told, Instant::now());
         self.book.heard(peer, &believed);
         if may_tell(&info.observed_addr, &self.overlay.load()) {
-            self.emit(Event::Observed { peer, address: Address(info.observed_addr) });
+            self.emit(Event::Observed {
+                peer,
+                address: Address(info.observed_addr),
+            });
         }
     }
 
     fn handle_mdns(&mut self, event: mdns::Event, now: Instant) {
-        let mdns::Event::Discovered(found) = event else { return };
+        let mdns::Event::Discovered(found) = event else {
+            return;
+        };
         self.own.refresh(now);
         let overlay = self.overlay.load_full();
         let mut fresh: BTreeMap<PeerId, Vec<Heard>> = BTreeMap::new();
         for (peer, address) in found {
-            let Some(peer) = super::peer_from_lib(&peer).filter(|peer| *peer != self.me) else { continue };
+            let Some(peer) = super::peer_from_lib(&peer).filter(|peer| *peer != self.me) else {
+                continue;
+            };
             let heard = Heard::of(super::address::bare(&address), true);
             if let Some(heard) = heard.filter(|heard| heard.may_dial(&overlay, &self.own)) {
                 self.book.on_lan(peer, &heard.address().0);
@@ -394,12 +560,22 @@ impl Driver {
 
     fn status(&self, now: Instant) -> Vec<PeerStatus> {
         let connected = self.links.values().filter(|l| !l.closing).map(|l| l.peer);
-        let peers: BTreeSet<_> = connected.chain(self.members.keys().copied()).filter(|p| *p != self.me).collect();
-        peers.into_iter().map(|peer| self.status_of(peer, now)).collect()
+        let peers: BTreeSet<_> = connected
+            .chain(self.members.keys().copied())
+            .filter(|p| *p != self.me)
+            .collect();
+        peers
+            .into_iter()
+            .map(|peer| self.status_of(peer, now))
+            .collect()
     }
 
     fn status_of(&self, peer: PeerId, now: Instant) -> PeerStatus {
-        let links = || self.links.values().filter(move |link| link.peer == peer && !link.closing);
+        let links = || {
+            self.links
+                .values()
+                .filter(move |link| link.peer == peer && !link.closing)
+        };
         let mut connections: Vec<_> = links()
             .map(|link| ConnectionStatus {
                 connection: link.number,
@@ -414,9 +590,18 @@ impl Driver {
         connections.sort_by_key(|c| c.connection);
         PeerStatus {
             peer,
-            class: if self.members.contains_key(&peer) { Class::Member } else { Class::Stranger },
+            class: if self.members.contains_key(&peer) {
+                Class::Member
+            } else {
+                Class::Stranger
+            },
             connections,
-            addresses: self.book.addresses(&peer).into_iter().map(Address).collect(),
+            addresses: self
+                .book
+                .addresses(&peer)
+                .into_iter()
+                .map(Address)
+                .collect(),
             reached: self.book.trusted(&peer).into_iter().map(Address).collect(),
             failures: self.dialling.get(&peer).map_or(0, |d| d.redial.failures),
             // The newest connection is that of the program which runs now.

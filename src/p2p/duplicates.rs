@@ -21,10 +21,15 @@ pub(super) struct Candidate {
 pub(super) fn surplus(candidates: &[Candidate], smaller: bool, patient: bool) -> Vec<u64> {
     // Smaller is better.
     let rank = |c: &Candidate| (c.carrier, c.outbound != smaller);
-    let Some(best) = candidates.iter().min_by_key(|c| (rank(c), std::cmp::Reverse(c.number))) else {
+    let Some(best) = candidates
+        .iter()
+        .min_by_key(|c| (rank(c), std::cmp::Reverse(c.number)))
+    else {
         return Vec::new();
     };
-    let closes = |c: &&Candidate| c.number != best.number && (rank(c) != rank(best) || best.outbound || patient);
+    let closes = |c: &&Candidate| {
+        c.number != best.number && (rank(c) != rank(best) || best.outbound || patient)
+    };
     candidates.iter().filter(closes).map(|c| c.number).collect()
 }
 
@@ -32,7 +37,11 @@ pub(super) fn surplus(candidates: &[Candidate], smaller: bool, patient: bool) ->
 /// them.
 pub(super) fn beaten(candidates: &[Candidate]) -> Vec<u64> {
     let best = candidates.iter().map(|c| c.carrier).min();
-    candidates.iter().filter(|c| Some(c.carrier) != best).map(|c| c.number).collect()
+    candidates
+        .iter()
+        .filter(|c| Some(c.carrier) != best)
+        .map(|c| c.number)
+        .collect()
 }
 
 #[cfg(test)]
@@ -41,7 +50,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn seen_from_there(here: &[Candidate]) -> Vec<Candidate> {
-        here.iter().map(|c| Candidate { outbound: !c.outbound, ..*c }).collect()
+        here.iter()
+            .map(|c| Candidate {
+                outbound: !c.outbound,
+                ..*c
+            })
+            .collect()
     }
 
     proptest! {

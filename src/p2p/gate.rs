@@ -20,8 +20,8 @@ use libp2p::core::transport::PortUse;
 use libp2p::swarm::behaviour::{ConnectionClosed, ConnectionEstablished};
 use libp2p::swarm::derive_prelude::Either;
 use libp2p::swarm::{
-    CloseConnection, ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, NotifyHandler, THandler,
-    THandlerInEvent, THandlerOutEvent, ToSwarm, dummy,
+    CloseConnection, ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, NotifyHandler,
+    THandler, THandlerInEvent, THandlerOutEvent, ToSwarm, dummy,
 };
 use libp2p::{Multiaddr, PeerId as LibPeer};
 
@@ -99,16 +99,26 @@ impl<B> Gate<B> {
 
     /// How many connections there may be from now on; those that are there stay.
     pub(super) fn set_limits(&mut self, connections: u32, per_peer: u32, memory: usize) {
-        self.limits = Limits { connections, per_peer, memory, ..self.limits };
+        self.limits = Limits {
+            connections,
+            per_peer,
+            memory,
+            ..self.limits
+        };
     }
 
     /// The class a connection was given.
     pub(super) fn class(&self, connection: ConnectionId) -> Class {
-        self.connections.get(&connection).map_or(Class::Stranger, |known| known.class)
+        self.connections
+            .get(&connection)
+            .map_or(Class::Stranger, |known| known.class)
     }
 
     fn members_of(&self, peer: &LibPeer) -> usize {
-        self.connections.values().filter(|c| c.peer == *peer && c.class == Class::Member && c.established).count()
+        self.connections
+            .values()
+            .filter(|c| c.peer == *peer && c.class == Class::Member && c.established)
+            .count()
     }
 
     fn admit(
@@ -120,8 +130,14 @@ impl<B> Gate<B> {
     ) -> Result<Class, ConnectionDenied> {
         let denied = |why: Refused| Err(ConnectionDenied::new(why));
         self.dials.remove(&id);
-        let Some(key) = super::peer_from_lib(&peer) else { return denied(Refused::Key) };
-        let class = if self.members.contains_key(&key) { Class::Member } else { Class::Stranger };
+        let Some(key) = super::peer_from_lib(&peer) else {
+            return denied(Refused::Key);
+        };
+        let class = if self.members.contains_key(&key) {
+            Class::Member
+        } else {
+            Class::Stranger
+        };
         let of_peer = self.connections.values().filter(|c| c.peer == peer).count();
         if of_peer >= self.limits.per_peer as usize {
             return denied(Refused::Peer);
@@ -135,7 +151,15 @@ impl<B> Gate<B> {
         if class == Class::Stranger && !self.has_place(id, remote, outbound) {
             return denied(Refused::Strangers);
         }
-        self.connections.insert(id, Known { peer, class, outbound, established: false });
+        self.connections.insert(
+            id,
+            Known {
+                peer,
+                class,
+                outbound,
+                established: false,
+            },
+        );
         Ok(class)
     }
 
@@ -149,7 +173,9 @@ impl<B> Gate<B> {
         if outbound {
             return others(true) < self.limits.pending_out as usize;
         }
-        let Some(address) = ip_of(remote) else { return others(false) < self.limits.strangers };
+        let Some(address) = ip_of(remote) else {
+            return others(false) < self.limits.strangers;
+        };
         let member = self.seen.member_at(address);
         match self.strangers.take(id, address, member, Instant::now()) {
             Taken::Free => true,
@@ -176,7 +202,10 @@ impl<B> Gate<B> {
         }
         let lacks = resident().is_some_and(|bytes| bytes > self.limits.memory);
         if lacks && !self.memory.0 {
-            tracing::warn!(limit = self.limits.memory, "no more memory for connections: members only, one each");
+            tracing::warn!(
+                limit = self.limits.memory,
+                "no more memory for connections: members only, one each"
+            );
         }
         self.memory = (lacks, Some(now));
         lacks
@@ -187,7 +216,11 @@ impl<B> Gate<B> {
         let fits = |c: &Known| c.peer == *peer && c.class == Class::Member;
         match handler {
             NotifyHandler::One(id) => self.connections.get(&id).filter(|c| fits(c)).map(|_| id),
-            NotifyHandler::Any => self.connections.iter().find(|(_, c)| fits(c)).map(|(id, _)| *id),
+            NotifyHandler::Any => self
+                .connections
+                .iter()
+                .find(|(_, c)| fits(c))
+                .map(|(id, _)| *id),
         }
     }
 }
@@ -210,7 +243,8 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gate<B> {
         local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<(), ConnectionDenied> {
-        self.inner.handle_pending_inbound_connection(id, local, remote)
+        self.inner
+            .handle_pending_inbound_connection(id, local, remote)
     }
 
     fn handle_established_inbound_connection(
@@ -221,9 +255,10 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gate<B> {
         remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
         match self.admit(id, peer, remote, false)? {
-            Class::Member => {
-                self.inner.handle_established_inbound_connection(id, peer, local, remote).map(Either::Left)
-            }
+            Class::Member => self
+                .inner
+                .handle_established_inbound_connection(id, peer, local, remote)
+                .map(Either::Left),
             Class::Stranger => Ok(Either::Right(dummy::ConnectionHandler)),
         }
     }
@@ -239,7 +274,8 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gate<B> {
             return Err(ConnectionDenied::new(Refused::Dials));
         }
         self.dials.insert(id);
-        self.inner.handle_pending_outbound_connection(id, peer, addresses, role)
+        self.inner
+            .handle_pending_outbound_connection(id, peer, addresses, role)
     }
 
     fn handle_established_outbound_connection(
@@ -251,9 +287,10 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gate<B> {
         port: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
         match self.admit(id, peer, address, true)? {
-            Class::Member => {
-                self.inner.handle_established_outbound_connection(id, peer, address, role, port).map(Either::Left)
-            }
+            Class::Member => self
+                .inner
+                .handle_established_outbound_connection(id, peer, address, role, port)
+                .map(Either::Left),
             Class::Stranger => Ok(Either::Right(dummy::ConnectionHandler)),
         }
     }
@@ -267,8 +304,12 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gate<B> {
                     && known.class == Class::Member
                 {
                     known.established = true;
-                    let seen = ConnectionEstablished { other_established, ..event };
-                    self.inner.on_swarm_event(FromSwarm::ConnectionEstablished(seen));
+                    let seen = ConnectionEstablished {
+                        other_established,
+                        ..event
+                    };
+                    self.inner
+                        .on_swarm_event(FromSwarm::ConnectionEstablished(seen));
                 }
             }
             FromSwarm::ConnectionClosed(event) => {
@@ -276,7 +317,10 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gate<B> {
                     && known.class == Class::Member
                 {
                     let remaining_established = self.members_of(&event.peer_id);
-                    let seen = ConnectionClosed { remaining_established, ..event };
+                    let seen = ConnectionClosed {
+                        remaining_established,
+                        ..event
+                    };
                     self.inner.on_swarm_event(FromSwarm::ConnectionClosed(seen));
                 }
             }
@@ -298,21 +342,36 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gate<B> {
         }
     }
 
-    fn on_connection_handler_event(&mut self, peer: LibPeer, id: ConnectionId, event: THandlerOutEvent<Self>) {
+    fn on_connection_handler_event(
+        &mut self,
+        peer: LibPeer,
+        id: ConnectionId,
+        event: THandlerOutEvent<Self>,
+    ) {
         match event {
             Either::Left(event) => self.inner.on_connection_handler_event(peer, id, event),
             Either::Right(never) => match never {},
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
         if let Some((peer_id, id)) = self.closing.pop_front() {
-            return Poll::Ready(ToSwarm::CloseConnection { peer_id, connection: CloseConnection::One(id) });
+            return Poll::Ready(ToSwarm::CloseConnection {
+                peer_id,
+                connection: CloseConnection::One(id),
+            });
         }
         loop {
             match std::task::ready!(self.inner.poll(cx)) {
                 // `Any` would let the swarm pick a stranger's connection, whose handler takes no messages.
-                ToSwarm::NotifyHandler { peer_id, handler, event } => {
+                ToSwarm::NotifyHandler {
+                    peer_id,
+                    handler,
+                    event,
+                } => {
                     if let Some(id) = self.target(&peer_id, handler) {
                         return Poll::Ready(ToSwarm::NotifyHandler {
                             peer_id,

@@ -40,7 +40,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::address::{Address, AddressError, Carrier, Heard, Typed, keep_sendable};
-pub use self::command::{AskError, Command, ConnectError, ConnectionStatus, Handle, PeerStatus, Protocol, Stopped};
+pub use self::command::{
+    AskError, Command, ConnectError, ConnectionStatus, Handle, PeerStatus, Protocol, Stopped,
+};
 pub use self::driver::Driver;
 pub use self::event::{Class, Event, Responder};
 pub use self::start::{Error, lacks_ipv6, start};

@@ -22,7 +22,10 @@ pub(super) struct Own {
 impl Own {
     /// Asks the kernel again where its last answer is old.
     pub(super) fn refresh(&mut self, now: Instant) {
-        if self.at.is_some_and(|at| now.saturating_duration_since(at) < FRESH) {
+        if self
+            .at
+            .is_some_and(|at| now.saturating_duration_since(at) < FRESH)
+        {
             return;
         }
         match getifaddrs() {
@@ -35,8 +38,14 @@ impl Own {
     /// The same with given addresses.
     #[cfg(test)]
     pub(super) fn of(addresses: &[(&str, &str)]) -> Own {
-        let addresses = addresses.iter().map(|(link, net)| ((*link).to_owned(), net.parse().unwrap())).collect();
-        Own { at: Some(Instant::now() + Duration::from_secs(3600)), addresses }
+        let addresses = addresses
+            .iter()
+            .map(|(link, net)| ((*link).to_owned(), net.parse().unwrap()))
+            .collect();
+        Own {
+            at: Some(Instant::now() + Duration::from_secs(3600)),
+            addresses,
+        }
     }
 
     /// Whether an address is one of the machine's.
@@ -47,7 +56,9 @@ impl Own {
     /// Whether an address lies in the network of one of the machine's links.
     pub(super) fn is_near(&self, address: IpAddr) -> bool {
         let single = |net: &IpNet| net.prefix_len() == net.max_prefix_len();
-        self.addresses.iter().any(|(_, net)| !single(net) && net.contains(&address))
+        self.addresses
+            .iter()
+            .any(|(_, net)| !single(net) && net.contains(&address))
     }
 
     /// The one link that has link-local addresses of the family of `address`; none where none has, or several have, since
@@ -57,7 +68,11 @@ impl Own {
             IpAddr::V4(v4) => address.is_ipv4() && v4.is_link_local(),
             IpAddr::V6(v6) => address.is_ipv6() && v6.is_unicast_link_local(),
         };
-        let mut links = self.addresses.iter().filter(|(_, net)| local(net)).map(|(link, _)| link);
+        let mut links = self
+            .addresses
+            .iter()
+            .filter(|(_, net)| local(net))
+            .map(|(link, _)| link);
         let first = links.next()?;
         links.all(|link| link == first).then_some(first)
     }
@@ -65,13 +80,17 @@ impl Own {
 
 /// The same address with its link, where it is a link-local one of IPv6 and only one link can be meant.
 pub(super) fn with_link(address: SocketAddr) -> SocketAddr {
-    let SocketAddr::V6(v6) = address else { return address };
+    let SocketAddr::V6(v6) = address else {
+        return address;
+    };
     if !v6.ip().is_unicast_link_local() || v6.scope_id() != 0 {
         return address;
     }
     let mut own = Own::default();
     own.refresh(Instant::now());
-    let index = own.one_local_link(v6.ip().to_owned().into()).and_then(|link| if_nametoindex(link).ok());
+    let index = own
+        .one_local_link(v6.ip().to_owned().into())
+        .and_then(|link| if_nametoindex(link).ok());
     SocketAddrV6::new(*v6.ip(), v6.port(), v6.flowinfo(), index.unwrap_or(0)).into()
 }
 
@@ -106,11 +125,27 @@ mod tests {
 
     #[test]
     fn link_local_addresses_belong_to_one_link_or_to_none() {
-        let one = Own::of(&[("eth0", "169.254.3.4/16"), ("eth0", "169.254.3.5/16"), ("eth1", "10.0.0.1/24")]);
+        let one = Own::of(&[
+            ("eth0", "169.254.3.4/16"),
+            ("eth0", "169.254.3.5/16"),
+            ("eth1", "10.0.0.1/24"),
+        ]);
         let (v4, v6) = ("169.254.0.0".parse().unwrap(), "fe80::".parse().unwrap());
-        assert_eq!((one.one_local_link(v4), one.one_local_link(v6)), (Some("eth0"), None));
-        assert!(one.is_near("10.0.0.9".parse().unwrap()) && !one.is_near("10.0.1.9".parse().unwrap()));
-        let two = Own::of(&[("eth0", "169.254.3.4/16"), ("eth1", "169.254.9.9/16"), ("eth1", "fe80::1/64")]);
-        assert_eq!((two.one_local_link(v4), two.one_local_link(v6)), (None, Some("eth1")));
+        assert_eq!(
+            (one.one_local_link(v4), one.one_local_link(v6)),
+            (Some("eth0"), None)
+        );
+        assert!(
+            one.is_near("10.0.0.9".parse().unwrap()) && !one.is_near("10.0.1.9".parse().unwrap())
+        );
+        let two = Own::of(&[
+            ("eth0", "169.254.3.4/16"),
+            ("eth1", "169.254.9.9/16"),
+            ("eth1", "fe80::1/64"),
+        ]);
+        assert_eq!(
+            (two.one_local_link(v4), two.one_local_link(v6)),
+            (None, Some("eth1"))
+        );
     }
 }

@@ -44,7 +44,13 @@ pub(super) struct Redial {
 impl Redial {
     /// Begins now, with the first dial after `delay`.
     pub(super) fn new(now: Instant, delay: Duration) -> Self {
-        Redial { since: now, next: now + delay, last: None, wanted: false, failures: 0 }
+        Redial {
+            since: now,
+            next: now + delay,
+            last: None,
+            wanted: false,
+            failures: 0,
+        }
     }
 
     /// Whether a dial is due.
@@ -67,7 +73,9 @@ impl Redial {
         let cap = if self.is_fresh(now) { SHORT } else { LONG };
         let pause = Backoff::new(FLOOR, cap).pause(self.failures);
         // Between 80 and 100 % of the pause, never under the floor.
-        let pause = pause.mul_f64(0.8 + 0.2 * f64::from(jitter) / f64::from(u32::MAX)).max(FLOOR);
+        let pause = pause
+            .mul_f64(0.8 + 0.2 * f64::from(jitter) / f64::from(u32::MAX))
+            .max(FLOOR);
         self.failures = self.failures.saturating_add(1);
         self.last = Some(now);
         self.wanted = false;
@@ -99,12 +107,19 @@ pub(super) struct Budget {
 impl Budget {
     /// A full one.
     pub(super) fn new() -> Self {
-        Budget { fresh: TokenBucket::new(FRESH_LIMIT), away: TokenBucket::new(AWAY_LIMIT) }
+        Budget {
+            fresh: TokenBucket::new(FRESH_LIMIT),
+            away: TokenBucket::new(AWAY_LIMIT),
+        }
     }
 
     /// Whether one more round to this peer may begin: always where packets wait.
     pub(super) fn take(&mut self, now: Instant, redial: &Redial) -> bool {
-        let bucket = if redial.is_fresh(now) { &mut self.fresh } else { &mut self.away };
+        let bucket = if redial.is_fresh(now) {
+            &mut self.fresh
+        } else {
+            &mut self.away
+        };
         redial.wanted || bucket.take(now.into_std())
     }
 }
@@ -145,9 +160,15 @@ mod tests {
         assert_eq!(rounds(start), 64);
         assert_eq!(rounds(start + Duration::from_secs(1)), 10);
         // Ten times a second, as the driver asks: no part of a token is lost.
-        let spent: usize = (1..=50).map(|n| rounds(start + Duration::from_millis(1000 + 100 * n))).sum();
+        let spent: usize = (1..=50)
+            .map(|n| rounds(start + Duration::from_millis(1000 + 100 * n)))
+            .sum();
         assert!((49..=50).contains(&spent), "{spent}");
-        assert_eq!(rounds(start + FRESH), 16, "those away for longer have their own");
+        assert_eq!(
+            rounds(start + FRESH),
+            16,
+            "those away for longer have their own"
+        );
         assert_eq!(rounds(start + FRESH + Duration::from_secs(3)), 3);
     }
 

@@ -11,7 +11,9 @@ use libp2p::core::transport::TransportError;
 use libp2p::identity::Keypair;
 use libp2p::multiaddr::Protocol as Part;
 use libp2p::{Multiaddr, Swarm, swarm};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
+};
 use tokio::sync::mpsc;
 
 use super::address::Address;
@@ -52,9 +54,11 @@ pub enum Error {
 /// [`Error::InUse`] when a port is taken; see [`Error`] for the rest. An IPv6 address that fails because the host has no
 /// IPv6 is only warned of.
 pub fn start(config: Config) -> Result<(Handle, mpsc::Receiver<Event>, Driver), Error> {
-    let key = Keypair::ed25519_from_bytes(config.secret).map_err(|e| Error::Identity(e.to_string()))?;
+    let key =
+        Keypair::ed25519_from_bytes(config.secret).map_err(|e| Error::Identity(e.to_string()))?;
     let lib_peer = key.public().to_peer_id();
-    let peer = super::peer_from_lib(&lib_peer).ok_or_else(|| Error::Identity("no ed25519 key".to_owned()))?;
+    let peer = super::peer_from_lib(&lib_peer)
+        .ok_or_else(|| Error::Identity("no ed25519 key".to_owned()))?;
     let overlay = Arc::new(ArcSwap::from_pointee(Vec::new()));
     let settings = swarm::Config::with_tokio_executor()
         .with_idle_connection_timeout(config.timing.idle)
@@ -62,7 +66,12 @@ pub fn start(config: Config) -> Result<(Handle, mpsc::Receiver<Event>, Driver), 
         .with_dial_concurrency_factor(NonZeroU8::new(8).unwrap_or(NonZeroU8::MIN));
     let seen = Seen::default();
     let transport = transport::build(&config, &key, &overlay, &seen)?;
-    let mut swarm = Swarm::new(transport, behaviour::build(&config, &key, &seen), lib_peer, settings);
+    let mut swarm = Swarm::new(
+        transport,
+        behaviour::build(&config, &key, &seen),
+        lib_peer,
+        settings,
+    );
     for address in &config.listen {
         listen(&mut swarm, address, &config)?;
     }
@@ -96,15 +105,21 @@ fn listen(swarm: &mut Swarm<Behaviour>, address: &Address, config: &Config) -> R
             tracing::warn!(%address, error = %failed, "this host has no IPv6: not listening there");
             Ok(())
         }
-        _ => Err(Error::Listen { address: address.clone(), source: failed }),
+        _ => Err(Error::Listen {
+            address: address.clone(),
+            source: failed,
+        }),
     }
 }
 
 /// Whether binding failed because IPv6 is off, rather than because a particular address is not this host's.
 pub fn lacks_ipv6(address: &Address, error: &io::Error) -> bool {
-    let Some(Part::Ip6(ip)) = address.0.iter().next() else { return false };
+    let Some(Part::Ip6(ip)) = address.0.iter().next() else {
+        return false;
+    };
     let everywhere = ip.is_unspecified() || ip.is_loopback();
-    error.raw_os_error() == Some(libc::EAFNOSUPPORT) || (everywhere && error.kind() == io::ErrorKind::AddrNotAvailable)
+    error.raw_os_error() == Some(libc::EAFNOSUPPORT)
+        || (everywhere && error.kind() == io::ErrorKind::AddrNotAvailable)
 }
 
 /// Binds for a moment, without sharing.
@@ -125,7 +140,11 @@ fn probe(address: &Multiaddr) -> io::Result<()> {
 }
 
 fn probe_port(address: SocketAddr) -> io::Result<()> {
-    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let family = if address.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    };
     let probe = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     // Connections that a daemon before us left behind do not keep the port.
     setsockopt(&probe, sockopt::ReuseAddr, &true)?;

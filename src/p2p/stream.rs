@@ -54,7 +54,11 @@ impl StreamGuard {
     /// Ready once the stream has been dropped.
     pub(super) fn poll_dropped(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.holder.register(cx.waker());
-        if self.dropped.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
+        if self.dropped.load(Ordering::Acquire) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
     }
 }
 
@@ -77,7 +81,14 @@ impl DataStream {
     /// Puts a negotiated substream on a leash.
     pub(super) fn new(inner: libp2p::Stream, vitals: Arc<Activity>) -> (Self, Arc<StreamGuard>) {
         let leash = Arc::new(StreamGuard::default());
-        (DataStream { inner, vitals, leash: leash.clone() }, leash)
+        (
+            DataStream {
+                inner,
+                vitals,
+                leash: leash.clone(),
+            },
+            leash,
+        )
     }
 
     fn is_taken(&self) -> bool {
@@ -106,11 +117,18 @@ impl DataStream {
 }
 
 fn taken() -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionAborted, "the stream was taken away")
+    io::Error::new(
+        io::ErrorKind::ConnectionAborted,
+        "the stream was taken away",
+    )
 }
 
 impl AsyncRead for DataStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
         let ready = self.guard(cx, |l| &l.reader, |s, cx| s.poll_read(cx, buf));
         if let Poll::Ready(Ok(1..)) = ready {
             self.vitals.heard.store(true, Ordering::Relaxed);
@@ -120,7 +138,11 @@ impl AsyncRead for DataStream {
 }
 
 impl AsyncWrite for DataStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.guard(cx, |l| &l.writer, |s, cx| s.poll_write(cx, buf))
     }
 

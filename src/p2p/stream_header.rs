@@ -37,8 +37,14 @@ mod tests {
     /// Golden, as what `tests/golden` holds: version 1, then the ID.
     #[test]
     fn a_preamble_has_exactly_the_bytes_of_version_1() {
-        let id = [0xa0, 0xa1, 0xa2, 0xa3, 0xa4, 0xa5, 0xa6, 0xa7, 0xa8, 0xa9, 0xaa, 0xab, 0xac, 0xad, 0xae, 0xaf];
-        assert_eq!(encode(SubnetId(id)), *b"\x01\xa0\xa1\xa2\xa3\xa4\xa5\xa6\xa7\xa8\xa9\xaa\xab\xac\xad\xae\xaf");
+        let id = [
+            0xa0, 0xa1, 0xa2, 0xa3, 0xa4, 0xa5, 0xa6, 0xa7, 0xa8, 0xa9, 0xaa, 0xab, 0xac, 0xad,
+            0xae, 0xaf,
+        ];
+        assert_eq!(
+            encode(SubnetId(id)),
+            *b"\x01\xa0\xa1\xa2\xa3\xa4\xa5\xa6\xa7\xa8\xa9\xaa\xab\xac\xad\xae\xaf"
+        );
         assert_eq!((LEN, ACCEPTED), (17, 1));
     }
 

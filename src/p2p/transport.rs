@@ -15,7 +15,9 @@ use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use libp2p::core::muxing::{StreamMuxer, StreamMuxerBox, StreamMuxerEvent};
 use libp2p::core::transport::dummy::DummyTransport;
-use libp2p::core::transport::{Boxed, DialOpts, ListenerId, MemoryTransport, TransportError, TransportEvent};
+use libp2p::core::transport::{
+    Boxed, DialOpts, ListenerId, MemoryTransport, TransportError, TransportEvent,
+};
 use libp2p::core::upgrade::Version;
 use libp2p::identity::Keypair;
 use libp2p::{Multiaddr, PeerId, Transport, dns, noise, tcp, yamux};
@@ -42,8 +44,17 @@ const CLOSING: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// When Noise keys or a certificate cannot be made of the identity, or a socket for QUIC is unusable.
-pub(super) fn build(config: &Config, key: &Keypair, overlay: &Overlay, seen: &Seen) -> Result<Boxed<Output>, Error> {
-    let noise = || noise::Config::new(key).map(LateNoise).map_err(|e| Error::Identity(e.to_string()));
+pub(super) fn build(
+    config: &Config,
+    key: &Keypair,
+    overlay: &Overlay,
+    seen: &Seen,
+) -> Result<Boxed<Output>, Error> {
+    let noise = || {
+        noise::Config::new(key)
+            .map(LateNoise)
+            .map_err(|e| Error::Identity(e.to_string()))
+    };
     let limits = &config.limits;
     match config.transport {
         TransportKind::Memory => {
@@ -109,7 +120,12 @@ struct Guard {
 impl Guard {
     fn new(inner: Boxed<Output>, overlay: Overlay) -> Self {
         let checked = overlay.load_full();
-        Guard { inner, overlay, checked, announced: Vec::new() }
+        Guard {
+            inner,
+            overlay,
+            checked,
+            announced: Vec::new(),
+        }
     }
 
     /// An announced address that is an overlay address now.
@@ -118,7 +134,11 @@ impl Guard {
         if Arc::ptr_eq(&prefixes, &self.checked) {
             return None;
         }
-        match self.announced.iter().position(|(_, address)| is_within(address, &prefixes)) {
+        match self
+            .announced
+            .iter()
+            .position(|(_, address)| is_within(address, &prefixes))
+        {
             Some(at) => Some(self.announced.swap_remove(at)),
             None => {
                 self.checked = prefixes;
@@ -134,7 +154,11 @@ impl Transport for Guard {
     type ListenerUpgrade = <Boxed<Output> as Transport>::ListenerUpgrade;
     type Dial = <Boxed<Output> as Transport>::Dial;
 
-    fn listen_on(&mut self, id: ListenerId, addr: Multiaddr) -> Result<(), TransportError<io::Error>> {
+    fn listen_on(
+        &mut self,
+        id: ListenerId,
+        addr: Multiaddr,
+    ) -> Result<(), TransportError<io::Error>> {
         self.inner.listen_on(id, addr)
     }
 
@@ -142,7 +166,11 @@ impl Transport for Guard {
         self.inner.remove_listener(id)
     }
 
-    fn dial(&mut self, addr: Multiaddr, opts: DialOpts) -> Result<Self::Dial, TransportError<io::Error>> {
+    fn dial(
+        &mut self,
+        addr: Multiaddr,
+        opts: DialOpts,
+    ) -> Result<Self::Dial, TransportError<io::Error>> {
         if is_within(&addr, &self.overlay.load()) {
             return Err(TransportError::Other(io::Error::new(
                 io::ErrorKind::AddrNotAvailable,
@@ -152,29 +180,48 @@ impl Transport for Guard {
         self.inner.dial(addr, opts)
     }
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<TransportEvent<Self::ListenerUpgrade, io::Error>> {
+    fn poll(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<TransportEvent<Self::ListenerUpgrade, io::Error>> {
         if let Some((listener_id, listen_addr)) = self.expired() {
-            return Poll::Ready(TransportEvent::AddressExpired { listener_id, listen_addr });
+            return Poll::Ready(TransportEvent::AddressExpired {
+                listener_id,
+                listen_addr,
+            });
         }
         loop {
             let event = std::task::ready!(Pin::new(&mut self.inner).poll(cx));
             let overlay = self.overlay.load_full();
             match &event {
-                TransportEvent::NewAddress { listener_id, listen_addr } => {
+                TransportEvent::NewAddress {
+                    listener_id,
+                    listen_addr,
+                } => {
                     if is_within(listen_addr, &overlay) {
                         tracing::debug!(address = %listen_addr, "overlay address not announced");
                         continue;
                     }
                     self.announced.push((*listener_id, listen_addr.clone()));
                 }
-                TransportEvent::AddressExpired { listener_id, listen_addr } => {
-                    let known = self.announced.iter().position(|(id, a)| id == listener_id && a == listen_addr);
+                TransportEvent::AddressExpired {
+                    listener_id,
+                    listen_addr,
+                } => {
+                    let known = self
+                        .announced
+                        .iter()
+                        .position(|(id, a)| id == listener_id && a == listen_addr);
                     match known {
                         Some(at) => drop(self.announced.swap_remove(at)),
                         None => continue,
                     }
                 }
-                TransportEvent::Incoming { local_addr, send_back_addr, .. } => {
+                TransportEvent::Incoming {
+                    local_addr,
+                    send_back_addr,
+                    ..
+                } => {
                     if is_within(local_addr, &overlay) || is_within(send_back_addr, &overlay) {
                         tracing::debug!(remote = %send_back_addr, "connection over the overlay refused");
                         continue;
@@ -198,7 +245,10 @@ struct BoundedClose<M> {
 
 impl<M> BoundedClose<M> {
     fn new(inner: M) -> Self {
-        BoundedClose { inner, deadline: None }
+        BoundedClose {
+            inner,
+            deadline: None,
+        }
     }
 }
 
@@ -206,23 +256,34 @@ impl<M: StreamMuxer + Unpin> StreamMuxer for BoundedClose<M> {
     type Substream = M::Substream;
     type Error = M::Error;
 
-    fn poll_inbound(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<M::Substream, M::Error>> {
+    fn poll_inbound(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<M::Substream, M::Error>> {
         Pin::new(&mut self.inner).poll_inbound(cx)
     }
 
-    fn poll_outbound(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<M::Substream, M::Error>> {
+    fn poll_outbound(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<M::Substream, M::Error>> {
         Pin::new(&mut self.inner).poll_outbound(cx)
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), M::Error>> {
-        let deadline = self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(CLOSING)));
+        let deadline = self
+            .deadline
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(CLOSING)));
         if deadline.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Ok(()));
         }
         Pin::new(&mut self.inner).poll_close(cx)
     }
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<StreamMuxerEvent, M::Error>> {
+    fn poll(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<StreamMuxerEvent, M::Error>> {
         Pin::new(&mut self.inner).poll(cx)
     }
 }

@@ -47,7 +47,9 @@ pub fn pseudo(source: IpAddr, destination: IpAddr, protocol: u8, length: usize) 
 /// Finishes a partial checksum, as a network card would: the field at `start + offset` already holds the pseudo-header's
 /// sum; everything from `start` on is added and the complement written there. False where it does not fit.
 pub fn complete(packet: &mut [u8], start: usize, offset: usize) -> bool {
-    let Some(total) = packet.get(start..).map(|covered| sum(covered, 0)) else { return false };
+    let Some(total) = packet.get(start..).map(|covered| sum(covered, 0)) else {
+        return false;
+    };
     let at = start.saturating_add(offset);
     match packet.get_mut(at..at.saturating_add(2)) {
         Some(field) => {
@@ -88,6 +90,9 @@ mod tests {
 
     #[test]
     fn example_of_rfc_1071() {
-        assert_eq!(fold(sum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7], 0)), 0xddf2);
+        assert_eq!(
+            fold(sum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7], 0)),
+            0xddf2
+        );
     }
 }

@@ -44,14 +44,22 @@ fn same_flow(a: &[u8], b: &[u8], version: Version) -> bool {
         Version::V4 => (0..2, [6..10, 12..24]),
         Version::V6 => (0..4, [6..8, 8..44]),
     };
-    a.get(front.clone()) == b.get(front) && back.into_iter().all(|range| a.get(range.clone()) == b.get(range))
+    a.get(front.clone()) == b.get(front)
+        && back
+            .into_iter()
+            .all(|range| a.get(range.clone()) == b.get(range))
 }
 
 impl Run {
     /// An empty run in a buffer of earlier ones.
     pub(crate) fn new(mut bytes: Vec<u8>) -> Run {
         bytes.clear();
-        Run { bytes, first: None, count: 0, closed: false }
+        Run {
+            bytes,
+            first: None,
+            count: 0,
+            closed: false,
+        }
     }
 
     /// Adds a [joinable](is_joinable) datagram; false where it does not continue the run.
@@ -69,7 +77,9 @@ impl Run {
             && self.bytes.len().saturating_add(packet.payload()) <= LARGEST
             && packet.version == first.version
             && same_flow(&self.bytes, datagram, packet.version);
-        let Some(payload) = datagram.get(packet.headers..).filter(|_| continues) else { return false };
+        let Some(payload) = datagram.get(packet.headers..).filter(|_| continues) else {
+            return false;
+        };
         self.bytes.extend_from_slice(payload);
         self.count = self.count.saturating_add(1);
         self.closed = packet.payload() < size;
@@ -81,7 +91,11 @@ impl Run {
         let first = self.first.take()?;
         let count = u64::try_from(self.count).unwrap_or(u64::MAX);
         if self.count == 1 {
-            let offload = Offload { kind: Kind::Partial, gso_size: 0, header_len: 0 };
+            let offload = Offload {
+                kind: Kind::Partial,
+                gso_size: 0,
+                header_len: 0,
+            };
             return Some((first, offload, &mut self.bytes, count));
         }
         let kind = match first.version {
@@ -91,8 +105,20 @@ impl Run {
         // Both are far below 65,536: the datagram came in a packet of at most that.
         let gso_size = u16::try_from(first.payload()).unwrap_or(u16::MAX);
         let header_len = u16::try_from(first.headers).unwrap_or(u16::MAX);
-        let whole = Packet { length: self.bytes.len(), ..first };
-        Some((whole, Offload { kind, gso_size, header_len }, &mut self.bytes, count))
+        let whole = Packet {
+            length: self.bytes.len(),
+            ..first
+        };
+        Some((
+            whole,
+            Offload {
+                kind,
+                gso_size,
+                header_len,
+            },
+            &mut self.bytes,
+            count,
+        ))
     }
 
     /// The buffer, for the next one.
@@ -110,17 +136,26 @@ mod tests {
     use crate::packet::segment::segment;
     use proptest::prelude::*;
 
-    const PARTIAL: Offload = Offload { kind: Kind::Partial, gso_size: 0, header_len: 0 };
+    const PARTIAL: Offload = Offload {
+        kind: Kind::Partial,
+        gso_size: 0,
+        header_len: 0,
+    };
 
     fn datagram(v4: bool, payload: &[u8], id: u16) -> Vec<u8> {
-        let (s, d) = if v4 { ("10.0.1.5", "10.0.2.7") } else { ("fd00:1::5", "fd00:2::7") };
+        let (s, d) = if v4 {
+            ("10.0.1.5", "10.0.2.7")
+        } else {
+            ("fd00:1::5", "fd00:2::7")
+        };
         let mut bytes = udp(ip(s), ip(d), payload);
         if v4 {
             bytes[4..6].copy_from_slice(&id.to_be_bytes());
             bytes[6] |= 0x40;
             // The header's own checksum follows.
             bytes[10..12].fill(0);
-            let value = crate::packet::checksum::finish(crate::packet::checksum::sum(&bytes[..20], 0));
+            let value =
+                crate::packet::checksum::finish(crate::packet::checksum::sum(&bytes[..20], 0));
             bytes[10..12].copy_from_slice(&value.to_be_bytes());
         }
         bytes
@@ -165,21 +200,42 @@ mod tests {
         };
         assert!(joins(&datagram(true, &[2; 100], 77)));
         assert!(joins(&datagram(true, &[2; 10], 1)));
-        assert!(!joins(&datagram(true, &[2; 101], 1)), "longer than the first");
+        assert!(
+            !joins(&datagram(true, &[2; 101], 1)),
+            "longer than the first"
+        );
         assert!(!joins(&datagram(false, &[2; 100], 1)), "other version");
-        for (at, what) in
-            [(1, "type of service"), (8, "time to live"), (15, "source"), (21, "source port"), (23, "port")]
-        {
+        for (at, what) in [
+            (1, "type of service"),
+            (8, "time to live"),
+            (15, "source"),
+            (21, "source port"),
+            (23, "port"),
+        ] {
             let mut other = datagram(true, &[2; 100], 1);
             other[at] ^= 1;
             assert!(!joins(&other), "{what}");
         }
         let mut run = Run::new(Vec::new());
         let short = datagram(true, &[1; 50], 1);
-        assert!(run.add(&parse(&first).unwrap(), &first) && run.add(&parse(&short).unwrap(), &short));
-        assert!(!run.add(&parse(&short).unwrap(), &short), "nothing follows a shorter one");
+        assert!(
+            run.add(&parse(&first).unwrap(), &first) && run.add(&parse(&short).unwrap(), &short)
+        );
+        assert!(
+            !run.add(&parse(&short).unwrap(), &short),
+            "nothing follows a shorter one"
+        );
         let packet = parse(&first).unwrap();
-        assert!(!is_joinable(&packet, &Offload::NONE), "a finished checksum is not thrown away");
-        assert!(!is_joinable(&Packet { dont_fragment: false, ..packet }, &PARTIAL));
+        assert!(
+            !is_joinable(&packet, &Offload::NONE),
+            "a finished checksum is not thrown away"
+        );
+        assert!(!is_joinable(
+            &Packet {
+                dont_fragment: false,
+                ..packet
+            },
+            &PARTIAL
+        ));
     }
 }

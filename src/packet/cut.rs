@@ -47,20 +47,35 @@ impl Cut {
             return None;
         }
         let count = packet.payload().div_ceil(size);
-        let cut = Cut { headers, size, count, kind: offload.kind, length: packet.length };
+        let cut = Cut {
+            headers,
+            size,
+            count,
+            kind: offload.kind,
+            length: packet.length,
+        };
         (1..=MAX_PIECES).contains(&count).then_some(cut)
     }
 
     /// Where the payload of piece `index` lies in the packet; empty behind the last.
     pub fn piece(&self, index: usize) -> Range<usize> {
-        let start = self.headers.saturating_add(index.saturating_mul(self.size)).min(self.length);
+        let start = self
+            .headers
+            .saturating_add(index.saturating_mul(self.size))
+            .min(self.length);
         start..start.saturating_add(self.size).min(self.length)
     }
 
     /// What the receiver is told about piece `index`.
     pub fn describe(&self, index: usize) -> Piece {
         let last = self.count.saturating_sub(1);
-        Piece { kind: self.kind, headers: self.headers, index, last, size: self.size }
+        Piece {
+            kind: self.kind,
+            headers: self.headers,
+            index,
+            last,
+            size: self.size,
+        }
     }
 }
 
@@ -105,18 +120,59 @@ mod tests {
             &[1; 5000],
         );
         let packet = parse(&bytes).unwrap();
-        let offload = Offload { kind: Kind::Tcp4, gso_size: 1400, header_len: packet.headers as u16 };
-        assert_eq!(Cut::plan(&packet, &offload, 2000).map(|c| (c.size, c.count)), Some((1400, 4)));
+        let offload = Offload {
+            kind: Kind::Tcp4,
+            gso_size: 1400,
+            header_len: packet.headers as u16,
+        };
+        assert_eq!(
+            Cut::plan(&packet, &offload, 2000).map(|c| (c.size, c.count)),
+            Some((1400, 4))
+        );
         assert_eq!(
             Cut::plan(&packet, &offload, 1052).map(|c| (c.size, c.count)),
             Some((1000, 5)),
             "smaller for the path"
         );
-        assert_eq!(Cut::plan(&packet, &offload, 52 + 19), None, "more than 256 pieces");
-        assert_eq!(Cut::plan(&packet, &offload, 52 + 7), None, "less than a receiver takes");
-        assert_eq!(Cut::plan(&packet, &offload, 51), None, "no room for headers");
-        assert_eq!(Cut::plan(&packet, &Offload { kind: Kind::Udp4, ..offload }, 1451), None, "a datagram is not cut");
+        assert_eq!(
+            Cut::plan(&packet, &offload, 52 + 19),
+            None,
+            "more than 256 pieces"
+        );
+        assert_eq!(
+            Cut::plan(&packet, &offload, 52 + 7),
+            None,
+            "less than a receiver takes"
+        );
+        assert_eq!(
+            Cut::plan(&packet, &offload, 51),
+            None,
+            "no room for headers"
+        );
+        assert_eq!(
+            Cut::plan(
+                &packet,
+                &Offload {
+                    kind: Kind::Udp4,
+                    ..offload
+                },
+                1451
+            ),
+            None,
+            "a datagram is not cut"
+        );
         assert_eq!(Cut::plan(&packet, &Offload::NONE, 9000), None);
-        assert_eq!(Cut::plan(&Packet { headers: 256, ..packet }, &offload, 9000), None, "headers beyond their field");
+        assert_eq!(
+            Cut::plan(
+                &Packet {
+                    headers: 256,
+                    ..packet
+                },
+                &offload,
+                9000
+            ),
+            None,
+            "headers beyond their field"
+        );
     }
 }

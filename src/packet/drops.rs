@@ -59,6 +59,10 @@ impl DropCounts {
 
     /// What was counted so far, every reason named.
     pub fn snapshot(&self) -> Vec<(DropReason, u64)> {
-        DropReason::ALL.iter().copied().zip(self.0.iter().map(|c| c.load(Ordering::Relaxed))).collect()
+        DropReason::ALL
+            .iter()
+            .copied()
+            .zip(self.0.iter().map(|c| c.load(Ordering::Relaxed)))
+            .collect()
     }
 }

@@ -35,7 +35,10 @@ pub fn may_answer(packet: &Packet, bytes: &[u8]) -> bool {
         ICMPV6 => kind.is_none_or(|t| t < 128 || t == 137),
         _ => false,
     };
-    !is_error && packet.fragment != Fragment::Later && is_one_host(packet.source) && is_one_host(packet.destination)
+    !is_error
+        && packet.fragment != Fragment::Later
+        && is_one_host(packet.source)
+        && is_one_host(packet.destination)
 }
 
 /// Whether an address belongs to one host: not unspecified, loopback, multicast or broadcast.
@@ -128,20 +131,39 @@ pub fn prohibited(packet: &Packet, bytes: &[u8]) -> Option<Prohibited> {
     let (source, asked, proto, transport) = match packet.version {
         Version::V4 => {
             let header = quoted.get(..20).filter(|h| h[0] >> 4 == 4)?;
-            let address = |at: usize| Some(IpAddr::from(<[u8; 4]>::try_from(header.get(at..at + 4)?).ok()?));
-            (address(12)?, address(16)?, header[9], usize::from(header[0] & 15) * 4)
+            let address = |at: usize| {
+                Some(IpAddr::from(
+                    <[u8; 4]>::try_from(header.get(at..at + 4)?).ok()?,
+                ))
+            };
+            (
+                address(12)?,
+                address(16)?,
+                header[9],
+                usize::from(header[0] & 15) * 4,
+            )
         }
         Version::V6 => {
             let header = quoted.get(..40).filter(|h| h[0] >> 4 == 6)?;
-            let address = |at: usize| Some(IpAddr::from(<[u8; 16]>::try_from(header.get(at..at + 16)?).ok()?));
+            let address = |at: usize| {
+                Some(IpAddr::from(
+                    <[u8; 16]>::try_from(header.get(at..at + 16)?).ok()?,
+                ))
+            };
             (address(8)?, address(24)?, header[6], 40)
         }
     };
     if (source, asked) != (packet.destination, packet.source) {
         return None;
     }
-    let port = quoted.get(transport..).and_then(|ports| Some(u16::from_be_bytes(ports.get(2..4)?.try_into().ok()?)));
-    Some(Prohibited { asked, proto, port: port.filter(|_| proto == TCP || proto == UDP) })
+    let port = quoted
+        .get(transport..)
+        .and_then(|ports| Some(u16::from_be_bytes(ports.get(2..4)?.try_into().ok()?)));
+    Some(Prohibited {
+        asked,
+        proto,
+        port: port.filter(|_| proto == TCP || proto == UDP),
+    })
 }
 
 #[cfg(test)]
@@ -155,31 +177,64 @@ mod tests {
     #[test]
     fn host_unreachable_quotes_the_packet() {
         let lost = udp(ip("10.0.0.1"), ip("10.0.9.9"), &[7; 1000]);
-        let out = reply(&parse(&lost).unwrap(), &lost, ip("10.0.0.1"), Failure::NoRoute).unwrap();
+        let out = reply(
+            &parse(&lost).unwrap(),
+            &lost,
+            ip("10.0.0.1"),
+            Failure::NoRoute,
+        )
+        .unwrap();
         let facts = parse(&out).unwrap();
         assert_eq!((facts.length, facts.destination), (576, ip("10.0.0.1")));
         assert_eq!(checksum::fold(checksum::sum(&out[..20], 0)), 0xffff);
         assert_eq!(checksum::fold(checksum::sum(&out[20..], 0)), 0xffff);
         let icmp = Icmpv4Slice::from_slice(&out[20..]).unwrap();
-        assert_eq!(icmp.icmp_type(), Icmpv4Type::DestinationUnreachable(icmpv4::DestUnreachableHeader::Host));
+        assert_eq!(
+            icmp.icmp_type(),
+            Icmpv4Type::DestinationUnreachable(icmpv4::DestUnreachableHeader::Host)
+        );
         assert_eq!(&out[28..], &lost[..548]);
     }
 
     #[test]
     fn packet_too_big_names_the_mtu() {
         let lost = udp(ip("fd00::1"), ip("fd00::2"), &[7; 1500]);
-        let out = reply(&parse(&lost).unwrap(), &lost, ip("fd00::1"), Failure::TooBig(1420)).unwrap();
+        let out = reply(
+            &parse(&lost).unwrap(),
+            &lost,
+            ip("fd00::1"),
+            Failure::TooBig(1420),
+        )
+        .unwrap();
         assert_eq!(parse(&out).unwrap().length, 1280);
         let icmp = Icmpv6Slice::from_slice(&out[40..]).unwrap();
         assert!(icmp.is_checksum_valid(ip6("fd00::1"), ip6("fd00::1")));
         assert_eq!(icmp.icmp_type(), Icmpv6Type::PacketTooBig { mtu: 1420 });
-        let out = reply(&parse(&lost).unwrap(), &lost, ip("fd00::1"), Failure::NoRoute).unwrap();
+        let out = reply(
+            &parse(&lost).unwrap(),
+            &lost,
+            ip("fd00::1"),
+            Failure::NoRoute,
+        )
+        .unwrap();
         let icmp = Icmpv6Slice::from_slice(&out[40..]).unwrap();
-        assert_eq!(icmp.icmp_type(), Icmpv6Type::DestinationUnreachable(icmpv6::DestUnreachableCode::NoRoute));
+        assert_eq!(
+            icmp.icmp_type(),
+            Icmpv6Type::DestinationUnreachable(icmpv6::DestUnreachableCode::NoRoute)
+        );
         let mut df = udp(ip("10.0.0.1"), ip("10.0.9.9"), &[7; 1500]);
         df[6] |= 0x40;
-        let out = reply(&parse(&df).unwrap(), &df, ip("10.0.0.1"), Failure::TooBig(1400)).unwrap();
-        assert_eq!((out[20], out[21], &out[26..28]), (3, 4, 1400u16.to_be_bytes().as_slice()));
+        let out = reply(
+            &parse(&df).unwrap(),
+            &df,
+            ip("10.0.0.1"),
+            Failure::TooBig(1400),
+        )
+        .unwrap();
+        assert_eq!(
+            (out[20], out[21], &out[26..28]),
+            (3, 4, 1400u16.to_be_bytes().as_slice())
+        );
     }
 
     fn ip6(text: &str) -> [u8; 16] {
@@ -189,18 +244,66 @@ mod tests {
     #[test]
     fn errors_are_never_answered() {
         let lost = udp(ip("10.0.0.1"), ip("10.0.9.9"), b"x");
-        let error = reply(&parse(&lost).unwrap(), &lost, ip("10.0.0.1"), Failure::NoRoute).unwrap();
-        assert_eq!(reply(&parse(&error).unwrap(), &error, ip("10.0.0.1"), Failure::NoRoute), None);
+        let error = reply(
+            &parse(&lost).unwrap(),
+            &lost,
+            ip("10.0.0.1"),
+            Failure::NoRoute,
+        )
+        .unwrap();
+        assert_eq!(
+            reply(
+                &parse(&error).unwrap(),
+                &error,
+                ip("10.0.0.1"),
+                Failure::NoRoute
+            ),
+            None
+        );
         let lost = udp(ip("fd00::1"), ip("fd00::2"), b"x");
-        let error = reply(&parse(&lost).unwrap(), &lost, ip("fd00::1"), Failure::NoRoute).unwrap();
-        assert_eq!(reply(&parse(&error).unwrap(), &error, ip("fd00::1"), Failure::NoRoute), None);
-        for (from, to) in [("10.0.0.1", "224.0.0.251"), ("0.0.0.0", "10.0.0.1"), ("10.0.0.1", "255.255.255.255")] {
+        let error = reply(
+            &parse(&lost).unwrap(),
+            &lost,
+            ip("fd00::1"),
+            Failure::NoRoute,
+        )
+        .unwrap();
+        assert_eq!(
+            reply(
+                &parse(&error).unwrap(),
+                &error,
+                ip("fd00::1"),
+                Failure::NoRoute
+            ),
+            None
+        );
+        for (from, to) in [
+            ("10.0.0.1", "224.0.0.251"),
+            ("0.0.0.0", "10.0.0.1"),
+            ("10.0.0.1", "255.255.255.255"),
+        ] {
             let lost = udp(ip(from), ip(to), b"x");
-            assert_eq!(reply(&parse(&lost).unwrap(), &lost, ip("10.0.0.1"), Failure::NoRoute), None);
+            assert_eq!(
+                reply(
+                    &parse(&lost).unwrap(),
+                    &lost,
+                    ip("10.0.0.1"),
+                    Failure::NoRoute
+                ),
+                None
+            );
         }
         let mut later = udp(ip("10.0.0.1"), ip("10.0.9.9"), b"x");
         later[7] = 5;
-        assert_eq!(reply(&parse(&later).unwrap(), &later, ip("10.0.0.1"), Failure::NoRoute), None);
+        assert_eq!(
+            reply(
+                &parse(&later).unwrap(),
+                &later,
+                ip("10.0.0.1"),
+                Failure::NoRoute
+            ),
+            None
+        );
     }
 
     /// The error a kernel answers a datagram with, of that type and code.
@@ -214,15 +317,33 @@ mod tests {
     #[test]
     fn only_who_was_asked_says_what_it_prohibits() {
         let says = |bytes: &[u8]| prohibited(&parse(bytes).unwrap(), bytes);
-        for (me, asked, kind, code) in [("10.0.0.1", "10.0.9.9", 3, 13), ("fd00::1", "fd00::9", 1, 1)] {
+        for (me, asked, kind, code) in [
+            ("10.0.0.1", "10.0.9.9", 3, 13),
+            ("fd00::1", "fd00::9", 1, 1),
+        ] {
             let mut lost = udp(ip(me), ip(asked), &[7; 100]);
             let ports = parse(&lost).unwrap().transport;
             lost[ports + 2..ports + 4].copy_from_slice(&2222u16.to_be_bytes());
             let right = error(&lost, asked, kind, code);
-            assert_eq!(says(&right), Some(Prohibited { asked: ip(asked), proto: UDP, port: Some(2222) }));
+            assert_eq!(
+                says(&right),
+                Some(Prohibited {
+                    asked: ip(asked),
+                    proto: UDP,
+                    port: Some(2222)
+                })
+            );
             assert_eq!(says(&error(&lost, asked, kind, 0)), None, "another reason");
-            let other = if ip(me).is_ipv4() { "10.0.9.8" } else { "fd00::8" };
-            assert_eq!(says(&error(&lost, other, kind, code)), None, "somebody else says so");
+            let other = if ip(me).is_ipv4() {
+                "10.0.9.8"
+            } else {
+                "fd00::8"
+            };
+            assert_eq!(
+                says(&error(&lost, other, kind, code)),
+                None,
+                "somebody else says so"
+            );
             let about_another = udp(ip(other), ip(asked), b"x");
             let mut wrong = error(&about_another, asked, kind, code);
             let to = if ip(me).is_ipv4() { 16..20 } else { 24..40 };

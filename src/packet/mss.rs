@@ -18,7 +18,9 @@ const OPTION_MSS: u8 = 2;
 pub fn is_syn(packet: &Packet, bytes: &[u8]) -> bool {
     packet.protocol == TCP
         && packet.is_tcp_or_udp()
-        && bytes.get(packet.transport.saturating_add(13)).is_some_and(|flags| flags & SYN != 0)
+        && bytes
+            .get(packet.transport.saturating_add(13))
+            .is_some_and(|flags| flags & SYN != 0)
 }
 
 /// Lowers the MSS option of a SYN to `mtu` less 40 bytes (IPv4) or 60 (IPv6), and mends a complete TCP checksum; a partial
@@ -39,13 +41,19 @@ pub fn clamp(bytes: &mut [u8], packet: &Packet, offload: &Offload, mtu: usize) -
         Version::V4 => 40,
         Version::V6 => 60,
     };
-    let Some(most) =
-        mtu.checked_sub(headers).and_then(|most| u16::try_from(most).ok()).filter(|_| is_syn(packet, bytes))
+    let Some(most) = mtu
+        .checked_sub(headers)
+        .and_then(|most| u16::try_from(most).ok())
+        .filter(|_| is_syn(packet, bytes))
     else {
         return false;
     };
     let mut at = packet.transport.saturating_add(TCP_HEADER);
-    while let Some(kind) = bytes.get(at..packet.headers).and_then(|options| options.first()).copied() {
+    while let Some(kind) = bytes
+        .get(at..packet.headers)
+        .and_then(|options| options.first())
+        .copied()
+    {
         let length = match kind {
             OPTION_END => return false,
             OPTION_NOP => 1,
@@ -83,7 +91,9 @@ fn mend_checksum(bytes: &mut [u8], packet: &Packet, at: usize, before: u16, afte
     let term = |value: u16| u64::from(if odd { value.swap_bytes() } else { value });
     let place = packet.transport.saturating_add(16);
     if let Some(old) = field(bytes, place) {
-        let sum = u64::from(!old).wrapping_add(term(!before)).wrapping_add(term(after));
+        let sum = u64::from(!old)
+            .wrapping_add(term(!before))
+            .wrapping_add(term(after));
         put(bytes, place, checksum::finish(sum));
     }
 }
@@ -96,11 +106,18 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const PARTIAL: Offload = Offload { kind: Kind::Partial, ..Offload::NONE };
+    const PARTIAL: Offload = Offload {
+        kind: Kind::Partial,
+        ..Offload::NONE
+    };
 
     /// A SYN with these options (padded by end marks), checksum complete.
     fn syn(v4: bool, flags: u8, options: &[u8], payload: &[u8]) -> Vec<u8> {
-        let (s, d) = if v4 { (ip("10.0.0.1"), ip("10.0.0.2")) } else { (ip("fd00::1"), ip("fd00::2")) };
+        let (s, d) = if v4 {
+            (ip("10.0.0.1"), ip("10.0.0.2"))
+        } else {
+            (ip("fd00::1"), ip("fd00::2"))
+        };
         let mut bytes = tcp(s, d, payload);
         let (at, words) = (parse(&bytes).unwrap().transport, options.len().div_ceil(4));
         let mut padded = options.to_vec();
@@ -122,7 +139,12 @@ mod tests {
 
     fn is_valid(bytes: &[u8]) -> bool {
         let packet = parse(bytes).unwrap();
-        let start = checksum::pseudo(packet.source, packet.destination, TCP, packet.length - packet.transport);
+        let start = checksum::pseudo(
+            packet.source,
+            packet.destination,
+            TCP,
+            packet.length - packet.transport,
+        );
         checksum::fold(checksum::sum(&bytes[packet.transport..], start)) == 0xffff
     }
 
@@ -173,7 +195,10 @@ mod tests {
         };
         let mss = [2, 4, 0x05, 0xb4];
         assert!(!untouched(syn(true, SYN, &mss, b""), Offload::NONE));
-        assert!(!untouched(syn(false, SYN | 0x10, &mss, b""), PARTIAL), "the answer too");
+        assert!(
+            !untouched(syn(false, SYN | 0x10, &mss, b""), PARTIAL),
+            "the answer too"
+        );
         for (flags, options, why) in [
             (0x10u8, &mss[..], "no SYN"),
             (SYN, &[], "no options"),
@@ -185,16 +210,47 @@ mod tests {
             (SYN, &[1, 1, 1, 2], "cut short"),
             (SYN, &[1, 1, 2, 4], "cut short"),
             (SYN, &[1, 2, 4, 5], "cut short"),
-            (SYN, &[3, 0, 2, 4, 5, 0xb4, 1, 1], "behind an option without a length"),
-            (SYN, &[3, 1, 2, 4, 5, 0xb4, 1, 1], "behind an option without a length"),
-            (SYN, &[3, 30, 2, 4, 5, 0xb4, 1, 1], "behind an option that does not end"),
+            (
+                SYN,
+                &[3, 0, 2, 4, 5, 0xb4, 1, 1],
+                "behind an option without a length",
+            ),
+            (
+                SYN,
+                &[3, 1, 2, 4, 5, 0xb4, 1, 1],
+                "behind an option without a length",
+            ),
+            (
+                SYN,
+                &[3, 30, 2, 4, 5, 0xb4, 1, 1],
+                "behind an option that does not end",
+            ),
         ] {
-            assert!(untouched(syn(true, flags, options, b""), Offload::NONE), "{why}");
+            assert!(
+                untouched(syn(true, flags, options, b""), Offload::NONE),
+                "{why}"
+            );
         }
-        assert!(untouched(syn(true, SYN, &[1, 1, 2, 4], &[0x05, 0xb4]), Offload::NONE), "a value in the payload");
-        let four = Offload { kind: Kind::Tcp4, gso_size: 1000, header_len: 44 };
-        assert!(untouched(syn(true, SYN, &mss, &[1; 3000]), four), "a super-packet");
-        assert!(untouched(udp(ip("10.0.0.1"), ip("10.0.0.2"), &syn(true, SYN, &mss, b"")), Offload::NONE), "UDP");
+        assert!(
+            untouched(syn(true, SYN, &[1, 1, 2, 4], &[0x05, 0xb4]), Offload::NONE),
+            "a value in the payload"
+        );
+        let four = Offload {
+            kind: Kind::Tcp4,
+            gso_size: 1000,
+            header_len: 44,
+        };
+        assert!(
+            untouched(syn(true, SYN, &mss, &[1; 3000]), four),
+            "a super-packet"
+        );
+        assert!(
+            untouched(
+                udp(ip("10.0.0.1"), ip("10.0.0.2"), &syn(true, SYN, &mss, b"")),
+                Offload::NONE
+            ),
+            "UDP"
+        );
         let mut piece = syn(true, SYN, &mss, b"");
         piece[6] = 0x20;
         assert!(untouched(piece, Offload::NONE), "a fragment");

@@ -60,8 +60,14 @@ pub enum SegmentKind {
 impl TunOffload {
     /// That of any UDP super-packet, for asking whether a device takes one.
     pub const UDP_SUPER_PACKET: TunOffload = TunOffload {
-        checksum: Some(PartialChecksum { start: 0, offset: 0 }),
-        segments: Some(Segments { kind: SegmentKind::Udp, size: 0 }),
+        checksum: Some(PartialChecksum {
+            start: 0,
+            offset: 0,
+        }),
+        segments: Some(Segments {
+            kind: SegmentKind::Udp,
+            size: 0,
+        }),
         header_len: 0,
     };
 
@@ -117,13 +123,19 @@ pub struct Offload {
 
 impl Offload {
     /// Nothing undone.
-    pub const NONE: Offload = Offload { kind: Kind::None, gso_size: 0, header_len: 0 };
+    pub const NONE: Offload = Offload {
+        kind: Kind::None,
+        gso_size: 0,
+        header_len: 0,
+    };
 
     /// Bytes of the largest packet this makes on a network.
     pub fn segment_length(&self, packet: &Packet) -> usize {
         match self.kind {
             Kind::None | Kind::Partial => packet.length,
-            _ => packet.length.min(usize::from(self.header_len).saturating_add(usize::from(self.gso_size))),
+            _ => packet
+                .length
+                .min(usize::from(self.header_len).saturating_add(usize::from(self.gso_size))),
         }
     }
 }
@@ -154,23 +166,43 @@ impl Outgoing {
             };
             // The device's header length is only a hint (it may cover payload): the packet says where its headers end.
             let header_len = u16::try_from(packet.headers).map_err(|_| DropReason::Malformed)?;
-            let offload = Offload { kind, gso_size: segments.size, header_len };
+            let offload = Offload {
+                kind,
+                gso_size: segments.size,
+                header_len,
+            };
             Rebuild::plan(packet, &offload)?;
-            return Ok(Outgoing { offload, complete: None });
+            return Ok(Outgoing {
+                offload,
+                complete: None,
+            });
         }
         let Some(checksum) = undone.checksum else {
-            return Ok(Outgoing { offload: Offload::NONE, complete: None });
+            return Ok(Outgoing {
+                offload: Offload::NONE,
+                complete: None,
+            });
         };
         let (start, offset) = (usize::from(checksum.start), usize::from(checksum.offset));
         let plain = start == packet.transport
             && packet.checksum_offset() == Some(offset)
             && field(bytes, start.saturating_add(offset)) == Some(pseudo_sum(packet));
         if plain {
-            let offload = Offload { kind: Kind::Partial, gso_size: 0, header_len: 0 };
-            return Ok(Outgoing { offload, complete: None });
+            let offload = Offload {
+                kind: Kind::Partial,
+                gso_size: 0,
+                header_len: 0,
+            };
+            return Ok(Outgoing {
+                offload,
+                complete: None,
+            });
         }
         // A protocol or header the receiver would not look for (an inner header, a routing header's last address).
-        Ok(Outgoing { offload: Offload::NONE, complete: Some((start, offset)) })
+        Ok(Outgoing {
+            offload: Offload::NONE,
+            complete: Some((start, offset)),
+        })
     }
 }
 
@@ -191,14 +223,23 @@ impl Rebuild {
         if offload.kind == Kind::None {
             let sizes = (offload.gso_size, offload.header_len) == (0, 0);
             let undone = TunOffload::default();
-            return if sizes { Ok(Rebuild { packet: *packet, undone }) } else { Err(DropReason::Malformed) };
+            return if sizes {
+                Ok(Rebuild {
+                    packet: *packet,
+                    undone,
+                })
+            } else {
+                Err(DropReason::Malformed)
+            };
         }
         let checksum_offset = packet.checksum_offset().ok_or(DropReason::Malformed)?;
         let segments = match (offload.kind, packet.version, packet.protocol) {
             (Kind::Partial, _, _) => None,
             (Kind::Tcp4, Version::V4, TCP) => Some(SegmentKind::Tcp4),
             (Kind::Tcp6, Version::V6, TCP) => Some(SegmentKind::Tcp6),
-            (Kind::Udp4, Version::V4, UDP) | (Kind::Udp6, Version::V6, UDP) => Some(SegmentKind::Udp),
+            (Kind::Udp4, Version::V4, UDP) | (Kind::Udp6, Version::V6, UDP) => {
+                Some(SegmentKind::Udp)
+            }
             _ => return Err(DropReason::Malformed),
         };
         if !sizes_agree(packet, offload) {
@@ -206,23 +247,38 @@ impl Rebuild {
         }
         let number = |value: usize| u16::try_from(value).map_err(|_| DropReason::Malformed);
         let undone = TunOffload {
-            checksum: Some(PartialChecksum { start: number(packet.transport)?, offset: number(checksum_offset)? }),
-            segments: segments.map(|kind| Segments { kind, size: offload.gso_size }),
+            checksum: Some(PartialChecksum {
+                start: number(packet.transport)?,
+                offset: number(checksum_offset)?,
+            }),
+            segments: segments.map(|kind| Segments {
+                kind,
+                size: offload.gso_size,
+            }),
             header_len: number(packet.headers)?,
         };
-        Ok(Rebuild { packet: *packet, undone })
+        Ok(Rebuild {
+            packet: *packet,
+            undone,
+        })
     }
 
     /// Writes what the kernel relies on into `bytes` (the packet that was planned for) and gives what it is left to do.
     pub fn apply(&self, bytes: &mut [u8]) -> TunOffload {
-        let Some(checksum) = self.undone.checksum else { return self.undone };
+        let Some(checksum) = self.undone.checksum else {
+            return self.undone;
+        };
         let at = usize::from(checksum.start).saturating_add(usize::from(checksum.offset));
         put(bytes, at, pseudo_sum(&self.packet));
         if self.undone.is_super_packet() {
             if self.packet.protocol == UDP {
                 // At most 65,535 by the IP header's own length.
                 let length = self.packet.length.saturating_sub(self.packet.transport);
-                put(bytes, self.packet.transport.saturating_add(4), u16::try_from(length).unwrap_or(u16::MAX));
+                put(
+                    bytes,
+                    self.packet.transport.saturating_add(4),
+                    u16::try_from(length).unwrap_or(u16::MAX),
+                );
             }
             write_ip_lengths(bytes, self.packet.version);
         }
@@ -236,7 +292,9 @@ fn sizes_agree(packet: &Packet, offload: &Offload) -> bool {
     match offload.kind {
         Kind::None | Kind::Partial => (offload.gso_size, offload.header_len) == (0, 0),
         Kind::Tcp4 | Kind::Tcp6 => {
-            usize::from(offload.header_len) == packet.headers && size >= MIN_TCP_GSO && size <= payload
+            usize::from(offload.header_len) == packet.headers
+                && size >= MIN_TCP_GSO
+                && size <= payload
         }
         Kind::Udp4 | Kind::Udp6 => {
             usize::from(offload.header_len) == packet.headers
@@ -249,7 +307,12 @@ fn sizes_agree(packet: &Packet, offload: &Offload) -> bool {
 /// Folded sum of the packet's pseudo-header: what stands in a partial checksum field.
 pub(super) fn pseudo_sum(packet: &Packet) -> u16 {
     let length = packet.length.saturating_sub(packet.transport);
-    checksum::fold(checksum::pseudo(packet.source, packet.destination, packet.protocol, length))
+    checksum::fold(checksum::pseudo(
+        packet.source,
+        packet.destination,
+        packet.protocol,
+        length,
+    ))
 }
 
 /// Makes the IP header's length field, and version 4's checksum, those of `bytes`.
@@ -259,17 +322,26 @@ pub(super) fn write_ip_lengths(bytes: &mut [u8], version: Version) {
         Version::V4 => {
             put(bytes, 2, u16::try_from(length).unwrap_or(u16::MAX));
             put(bytes, 10, 0);
-            let header = bytes.first().map_or(0, |first| usize::from(first & 15).saturating_mul(4));
+            let header = bytes
+                .first()
+                .map_or(0, |first| usize::from(first & 15).saturating_mul(4));
             let value = checksum::finish(checksum::sum(bytes.get(..header).unwrap_or_default(), 0));
             put(bytes, 10, value);
         }
-        Version::V6 => put(bytes, 4, u16::try_from(length.saturating_sub(40)).unwrap_or(u16::MAX)),
+        Version::V6 => put(
+            bytes,
+            4,
+            u16::try_from(length.saturating_sub(40)).unwrap_or(u16::MAX),
+        ),
     }
 }
 
 /// The 16-bit field at `at`.
 pub(super) fn field(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes.get(at..at.saturating_add(2)).and_then(|two| two.try_into().ok()).map(u16::from_be_bytes)
+    bytes
+        .get(at..at.saturating_add(2))
+        .and_then(|two| two.try_into().ok())
+        .map(u16::from_be_bytes)
 }
 
 /// Writes a 16-bit field; a field outside the packet is left alone.
@@ -310,41 +382,80 @@ mod tests {
             let offset = packet.checksum_offset().unwrap();
             put(&mut bytes, packet.transport + offset, pseudo_sum(&packet));
             let from_kernel = TunOffload {
-                checksum: Some(PartialChecksum { start: packet.transport as u16, offset: offset as u16 }),
-                segments: Some(Segments { kind: segments, size: 1000 }),
+                checksum: Some(PartialChecksum {
+                    start: packet.transport as u16,
+                    offset: offset as u16,
+                }),
+                segments: Some(Segments {
+                    kind: segments,
+                    size: 1000,
+                }),
                 header_len: packet.headers as u16 + 100,
             };
             let out = Outgoing::new(from_kernel, &packet, &bytes).unwrap();
             assert_eq!((out.offload.kind, out.complete), (kind, None));
             let mut arrived = bytes.clone();
-            let rebuilt = Rebuild::plan(&packet, &out.offload).unwrap().apply(&mut arrived);
-            assert_eq!(arrived, bytes, "the kernel's own fields are what is rebuilt");
-            assert_eq!(rebuilt, TunOffload { header_len: packet.headers as u16, ..from_kernel });
-            let unknown = Some(Segments { kind: SegmentKind::Unknown, size: 1000 });
-            let unasked = TunOffload { segments: unknown, ..from_kernel };
-            assert_eq!(Outgoing::new(unasked, &packet, &bytes), Err(DropReason::Malformed));
+            let rebuilt = Rebuild::plan(&packet, &out.offload)
+                .unwrap()
+                .apply(&mut arrived);
+            assert_eq!(
+                arrived, bytes,
+                "the kernel's own fields are what is rebuilt"
+            );
+            assert_eq!(
+                rebuilt,
+                TunOffload {
+                    header_len: packet.headers as u16,
+                    ..from_kernel
+                }
+            );
+            let unknown = Some(Segments {
+                kind: SegmentKind::Unknown,
+                size: 1000,
+            });
+            let unasked = TunOffload {
+                segments: unknown,
+                ..from_kernel
+            };
+            assert_eq!(
+                Outgoing::new(unasked, &packet, &bytes),
+                Err(DropReason::Malformed)
+            );
         }
     }
 
     #[test]
     fn partial_checksum_is_carried_or_completed() {
-        for source in [udp(ip("10.0.0.1"), ip("10.0.0.2"), b"abc"), tcp(ip("fd00::1"), ip("fd00::2"), b"abc")] {
+        for source in [
+            udp(ip("10.0.0.1"), ip("10.0.0.2"), b"abc"),
+            tcp(ip("fd00::1"), ip("fd00::2"), b"abc"),
+        ] {
             let packet = parse(&source).unwrap();
             let (start, offset) = (packet.transport, packet.checksum_offset().unwrap());
             let mut bytes = source.clone();
             put(&mut bytes, start + offset, pseudo_sum(&packet));
             let at = |start: usize| TunOffload {
-                checksum: Some(PartialChecksum { start: start as u16, offset: offset as u16 }),
+                checksum: Some(PartialChecksum {
+                    start: start as u16,
+                    offset: offset as u16,
+                }),
                 ..TunOffload::default()
             };
             let out = Outgoing::new(at(start), &packet, &bytes).unwrap();
             assert_eq!((out.offload.kind, out.complete), (Kind::Partial, None));
-            let rebuilt = Rebuild::plan(&packet, &out.offload).unwrap().apply(&mut bytes);
-            assert_eq!((rebuilt.checksum, rebuilt.segments), (at(start).checksum, None));
+            let rebuilt = Rebuild::plan(&packet, &out.offload)
+                .unwrap()
+                .apply(&mut bytes);
+            assert_eq!(
+                (rebuilt.checksum, rebuilt.segments),
+                (at(start).checksum, None)
+            );
             assert!(checksum::complete(&mut bytes, start, offset));
             assert_eq!(bytes, source);
             assert_eq!(
-                Outgoing::new(at(start + 1), &packet, &bytes).unwrap().complete,
+                Outgoing::new(at(start + 1), &packet, &bytes)
+                    .unwrap()
+                    .complete,
                 Some((start + 1, offset)),
                 "an odd place is completed by the sender"
             );
@@ -355,26 +466,74 @@ mod tests {
     fn lies_about_a_packet_are_refused() {
         let bytes = super_packet(Kind::Tcp4, 5000);
         let packet = parse(&bytes).unwrap();
-        let good = Offload { kind: Kind::Tcp4, gso_size: 1000, header_len: packet.headers as u16 };
+        let good = Offload {
+            kind: Kind::Tcp4,
+            gso_size: 1000,
+            header_len: packet.headers as u16,
+        };
         assert!(Rebuild::plan(&packet, &good).is_ok());
         for bad in [
-            Offload { kind: Kind::Tcp6, ..good },
-            Offload { kind: Kind::Udp4, ..good },
-            Offload { kind: Kind::Partial, ..good },
-            Offload { kind: Kind::None, ..good },
-            Offload { gso_size: 0, ..good },
-            Offload { gso_size: 7, ..good },
-            Offload { gso_size: 5001, ..good },
-            Offload { header_len: good.header_len - 4, ..good },
-            Offload { header_len: good.header_len + 4, ..good },
+            Offload {
+                kind: Kind::Tcp6,
+                ..good
+            },
+            Offload {
+                kind: Kind::Udp4,
+                ..good
+            },
+            Offload {
+                kind: Kind::Partial,
+                ..good
+            },
+            Offload {
+                kind: Kind::None,
+                ..good
+            },
+            Offload {
+                gso_size: 0,
+                ..good
+            },
+            Offload {
+                gso_size: 7,
+                ..good
+            },
+            Offload {
+                gso_size: 5001,
+                ..good
+            },
+            Offload {
+                header_len: good.header_len - 4,
+                ..good
+            },
+            Offload {
+                header_len: good.header_len + 4,
+                ..good
+            },
         ] {
-            assert_eq!(Rebuild::plan(&packet, &bad), Err(DropReason::Malformed), "{bad:?}");
+            assert_eq!(
+                Rebuild::plan(&packet, &bad),
+                Err(DropReason::Malformed),
+                "{bad:?}"
+            );
         }
         let bytes = super_packet(Kind::Udp6, 5000);
         let packet = parse(&bytes).unwrap();
-        let many = Offload { kind: Kind::Udp6, gso_size: 39, header_len: packet.headers as u16 };
+        let many = Offload {
+            kind: Kind::Udp6,
+            gso_size: 39,
+            header_len: packet.headers as u16,
+        };
         assert_eq!(Rebuild::plan(&packet, &many), Err(DropReason::Malformed));
-        assert!(Rebuild::plan(&packet, &Offload { gso_size: 40, ..many }).is_ok());
+        assert!(
+            Rebuild::plan(
+                &packet,
+                &Offload {
+                    gso_size: 40,
+                    ..many
+                }
+            )
+            .is_ok()
+        );
     }
 
     proptest! {

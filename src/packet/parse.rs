@@ -93,16 +93,33 @@ pub fn parse(bytes: &[u8]) -> Result<Packet, DropReason> {
     let (version, stated, fragment, dont_fragment) = match &ip {
         IpSlice::Ipv4(v4) => {
             let header = v4.header();
-            let piece = fragment(header.fragments_offset().value(), header.is_fragmenting_payload());
-            (Version::V4, usize::from(header.total_len()), piece, header.dont_fragment())
+            let piece = fragment(
+                header.fragments_offset().value(),
+                header.is_fragmenting_payload(),
+            );
+            (
+                Version::V4,
+                usize::from(header.total_len()),
+                piece,
+                header.dont_fragment(),
+            )
         }
         IpSlice::Ipv6(v6) => {
-            let offset = v6.extensions().clone().into_iter().find_map(|ext| match ext {
-                Ipv6ExtensionSlice::Fragment(f) => Some(f.fragment_offset().value()),
-                _ => None,
-            });
+            let offset = v6
+                .extensions()
+                .clone()
+                .into_iter()
+                .find_map(|ext| match ext {
+                    Ipv6ExtensionSlice::Fragment(f) => Some(f.fragment_offset().value()),
+                    _ => None,
+                });
             let piece = fragment(offset.unwrap_or(0), v6.is_payload_fragmented());
-            (Version::V6, usize::from(v6.header().payload_length()).saturating_add(40), piece, true)
+            (
+                Version::V6,
+                usize::from(v6.header().payload_length()).saturating_add(40),
+                piece,
+                true,
+            )
         }
     };
     // The slice may be longer than the packet states, and length 0 of version 6 means "take it all" to etherparse.
@@ -111,7 +128,10 @@ pub fn parse(bytes: &[u8]) -> Result<Packet, DropReason> {
     }
     let protocol = ip.payload_ip_number().0;
     let behind = ip.payload().payload;
-    let transport = bytes.len().checked_sub(behind.len()).ok_or(DropReason::Malformed)?;
+    let transport = bytes
+        .len()
+        .checked_sub(behind.len())
+        .ok_or(DropReason::Malformed)?;
     let own_header = match (fragment, protocol) {
         (Fragment::Whole, TCP) => tcp_header(behind)?,
         (Fragment::Whole, UDP) if behind.len() >= 8 => 8,
@@ -142,8 +162,15 @@ fn fragment(offset: u16, is_piece: bool) -> Fragment {
 
 /// Bytes of the TCP header, options included.
 fn tcp_header(behind: &[u8]) -> Result<usize, DropReason> {
-    let length = behind.get(12).map(|byte| usize::from(byte >> 4).saturating_mul(4)).ok_or(DropReason::Malformed)?;
-    if (20..=behind.len()).contains(&length) { Ok(length) } else { Err(DropReason::Malformed) }
+    let length = behind
+        .get(12)
+        .map(|byte| usize::from(byte >> 4).saturating_mul(4))
+        .ok_or(DropReason::Malformed)?;
+    if (20..=behind.len()).contains(&length) {
+        Ok(length)
+    } else {
+        Err(DropReason::Malformed)
+    }
 }
 
 #[cfg(test)]
@@ -161,10 +188,16 @@ pub(crate) mod samples {
         let mut out = Vec::new();
         match (source, destination) {
             (IpAddr::V4(s), IpAddr::V4(d)) => {
-                PacketBuilder::ipv4(s.octets(), d.octets(), 64).udp(1111, 2222).write(&mut out, payload).unwrap();
+                PacketBuilder::ipv4(s.octets(), d.octets(), 64)
+                    .udp(1111, 2222)
+                    .write(&mut out, payload)
+                    .unwrap();
             }
             (IpAddr::V6(s), IpAddr::V6(d)) => {
-                PacketBuilder::ipv6(s.octets(), d.octets(), 64).udp(1111, 2222).write(&mut out, payload).unwrap();
+                PacketBuilder::ipv6(s.octets(), d.octets(), 64)
+                    .udp(1111, 2222)
+                    .write(&mut out, payload)
+                    .unwrap();
             }
             _ => panic!("mixed families"),
         }
@@ -202,60 +235,129 @@ pub(crate) mod samples {
     /// Super-packets of all four kinds as a kernel hands them over, up to 24,000 bytes: any flags, numbers, options and
     /// extension headers, the checksum partial, sizes of 8 to 1500.
     pub fn super_packets() -> impl Strategy<Value = (Vec<u8>, Offload)> {
-        let kind = prop_oneof![Just(Kind::Tcp4), Just(Kind::Tcp6), Just(Kind::Udp4), Just(Kind::Udp6)];
-        let ip = (any::<u8>(), any::<u16>(), any::<bool>(), prop_oneof![2 => Just(0usize), 1 => 0usize..=10]);
+        let kind = prop_oneof![
+            Just(Kind::Tcp4),
+            Just(Kind::Tcp6),
+            Just(Kind::Udp4),
+            Just(Kind::Udp6)
+        ];
+        let ip = (
+            any::<u8>(),
+            any::<u16>(),
+            any::<bool>(),
+            prop_oneof![2 => Just(0usize), 1 => 0usize..=10],
+        );
         let tcp = (any::<u32>(), any::<u8>(), any::<u16>(), 0usize..=10);
-        let sizes = (prop_oneof![1 => 8usize..100, 3 => 100usize..1500], 1usize..40, 1usize..=1500, any::<u64>());
-        (kind, ip, tcp, sizes).prop_map(|(kind, (tos, id, df, ip_words), (sequence, flags, urgent, words), sizes)| {
-            let (size, full, last, seed) = sizes;
-            let is_tcp = matches!(kind, Kind::Tcp4 | Kind::Tcp6);
-            let mut bytes = if matches!(kind, Kind::Tcp4 | Kind::Udp4) {
-                let mut ip = vec![0x45 + ip_words as u8, tos, 0, 0, 0, 0, if df { 0x40 } else { 0 }, 0, 64];
-                ip.extend_from_slice(&[if is_tcp { TCP } else { UDP }, 0, 0, 10, 1, 2, 3, 10, 9, 8, 7]);
-                put(&mut ip, 4, id);
-                ip.resize(20 + 4 * ip_words, 1);
-                ip
-            } else {
-                let protocol = if is_tcp { TCP } else { UDP };
-                let mut ip = vec![0x60 | tos >> 4, tos << 4, id as u8, 7, 0, 0, protocol, 64];
-                ip.extend_from_slice(&[0xfd; 32]);
-                if ip_words > 0 {
-                    // Destination options: as many eight-byte words of padding.
-                    ip[6] = 60;
-                    let room = 8 * ip_words - 4;
-                    ip.extend_from_slice(&[protocol, (ip_words - 1) as u8, 1, room as u8]);
-                    ip.resize(40 + 8 * ip_words, 0);
+        let sizes = (
+            prop_oneof![1 => 8usize..100, 3 => 100usize..1500],
+            1usize..40,
+            1usize..=1500,
+            any::<u64>(),
+        );
+        (kind, ip, tcp, sizes).prop_map(
+            |(kind, (tos, id, df, ip_words), (sequence, flags, urgent, words), sizes)| {
+                let (size, full, last, seed) = sizes;
+                let is_tcp = matches!(kind, Kind::Tcp4 | Kind::Tcp6);
+                let mut bytes = if matches!(kind, Kind::Tcp4 | Kind::Udp4) {
+                    let mut ip = vec![
+                        0x45 + ip_words as u8,
+                        tos,
+                        0,
+                        0,
+                        0,
+                        0,
+                        if df { 0x40 } else { 0 },
+                        0,
+                        64,
+                    ];
+                    ip.extend_from_slice(&[
+                        if is_tcp { TCP } else { UDP },
+                        0,
+                        0,
+                        10,
+                        1,
+                        2,
+                        3,
+                        10,
+                        9,
+                        8,
+                        7,
+                    ]);
+                    put(&mut ip, 4, id);
+                    ip.resize(20 + 4 * ip_words, 1);
+                    ip
+                } else {
+                    let protocol = if is_tcp { TCP } else { UDP };
+                    let mut ip = vec![0x60 | tos >> 4, tos << 4, id as u8, 7, 0, 0, protocol, 64];
+                    ip.extend_from_slice(&[0xfd; 32]);
+                    if ip_words > 0 {
+                        // Destination options: as many eight-byte words of padding.
+                        ip[6] = 60;
+                        let room = 8 * ip_words - 4;
+                        ip.extend_from_slice(&[protocol, (ip_words - 1) as u8, 1, room as u8]);
+                        ip.resize(40 + 8 * ip_words, 0);
+                    }
+                    ip
+                };
+                bytes.extend_from_slice(&[0x12, 0x34, 0x56, 0x78]);
+                if is_tcp {
+                    bytes.extend_from_slice(&sequence.to_be_bytes());
+                    bytes.extend_from_slice(&[
+                        9,
+                        8,
+                        7,
+                        6,
+                        0x50 + 0x10 * words as u8,
+                        flags,
+                        1,
+                        2,
+                        0,
+                        0,
+                    ]);
+                    bytes.extend_from_slice(&urgent.to_be_bytes());
+                    bytes.resize(bytes.len() + 4 * words, 1);
+                } else {
+                    bytes.extend_from_slice(&[0; 4]);
                 }
-                ip
-            };
-            bytes.extend_from_slice(&[0x12, 0x34, 0x56, 0x78]);
-            if is_tcp {
-                bytes.extend_from_slice(&sequence.to_be_bytes());
-                bytes.extend_from_slice(&[9, 8, 7, 6, 0x50 + 0x10 * words as u8, flags, 1, 2, 0, 0]);
-                bytes.extend_from_slice(&urgent.to_be_bytes());
-                bytes.resize(bytes.len() + 4 * words, 1);
-            } else {
-                bytes.extend_from_slice(&[0; 4]);
-            }
-            let payload = (size * full + last.min(size)).min(23_000);
-            let mut state = seed | 1;
-            bytes.extend((0..payload).map(|_| {
-                state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
-                (state >> 56) as u8
-            }));
-            let version = parse_version(&bytes);
-            write_ip_lengths(&mut bytes, version);
-            let packet = parse(&bytes).unwrap();
-            put(&mut bytes, packet.transport + packet.checksum_offset().unwrap(), pseudo_sum(&packet));
-            if !is_tcp {
-                put(&mut bytes, packet.transport + 4, (packet.length - packet.transport) as u16);
-            }
-            (bytes, Offload { kind, gso_size: size as u16, header_len: packet.headers as u16 })
-        })
+                let payload = (size * full + last.min(size)).min(23_000);
+                let mut state = seed | 1;
+                bytes.extend((0..payload).map(|_| {
+                    state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+                    (state >> 56) as u8
+                }));
+                let version = parse_version(&bytes);
+                write_ip_lengths(&mut bytes, version);
+                let packet = parse(&bytes).unwrap();
+                put(
+                    &mut bytes,
+                    packet.transport + packet.checksum_offset().unwrap(),
+                    pseudo_sum(&packet),
+                );
+                if !is_tcp {
+                    put(
+                        &mut bytes,
+                        packet.transport + 4,
+                        (packet.length - packet.transport) as u16,
+                    );
+                }
+                (
+                    bytes,
+                    Offload {
+                        kind,
+                        gso_size: size as u16,
+                        header_len: packet.headers as u16,
+                    },
+                )
+            },
+        )
     }
 
     fn parse_version(bytes: &[u8]) -> super::Version {
-        if bytes[0] >> 4 == 4 { super::Version::V4 } else { super::Version::V6 }
+        if bytes[0] >> 4 == 4 {
+            super::Version::V4
+        } else {
+            super::Version::V6
+        }
     }
 
     /// What becomes of `count` things on the way: lost, doubled, moved by a few places. Their numbers as they arrive.
@@ -263,7 +365,8 @@ pub(crate) mod samples {
         let mut out: Vec<_> = (0..count)
             .zip(fates.iter().cycle())
             .flat_map(|(i, (copies, late))| {
-                (0..[0, 1, 1, 1, 1, 1, 1, 2][usize::from(*copies % 8)]).map(move |c| (i + late * c.max(1), i))
+                (0..[0, 1, 1, 1, 1, 1, 1, 2][usize::from(*copies % 8)])
+                    .map(move |c| (i + late * c.max(1), i))
             })
             .collect();
         out.sort_by_key(|(at, _)| *at);
@@ -291,19 +394,31 @@ mod tests {
     #[test]
     fn reads_both_versions() {
         let p = parse(&udp(ip("10.0.0.1"), ip("10.0.1.1"), b"hi")).unwrap();
-        assert_eq!((p.transport, p.headers, p.length, p.protocol), (20, 28, 30, UDP));
+        assert_eq!(
+            (p.transport, p.headers, p.length, p.protocol),
+            (20, 28, 30, UDP)
+        );
         let p = parse(&tcp(ip("fd00::1"), ip("fd00::2"), b"hello")).unwrap();
-        assert_eq!((p.transport, p.headers, p.protocol, p.payload()), (40, 40 + 32, TCP, 5));
+        assert_eq!(
+            (p.transport, p.headers, p.protocol, p.payload()),
+            (40, 40 + 32, TCP, 5)
+        );
         assert_eq!(p.checksum_offset(), Some(16));
     }
 
     #[test]
     fn length_must_be_exactly_as_stated() {
-        for sample in [udp(ip("10.0.0.1"), ip("10.0.1.1"), b"hi"), udp(ip("fd00::1"), ip("fd00::2"), b"hi")] {
+        for sample in [
+            udp(ip("10.0.0.1"), ip("10.0.1.1"), b"hi"),
+            udp(ip("fd00::1"), ip("fd00::2"), b"hi"),
+        ] {
             let mut longer = sample.clone();
             longer.push(0);
             assert_eq!(parse(&longer), Err(DropReason::Malformed));
-            assert_eq!(parse(&sample[..sample.len() - 1]), Err(DropReason::Malformed));
+            assert_eq!(
+                parse(&sample[..sample.len() - 1]),
+                Err(DropReason::Malformed)
+            );
         }
         let mut jumbo = udp(ip("fd00::1"), ip("fd00::2"), b"hi");
         jumbo[4..6].copy_from_slice(&[0, 0]);

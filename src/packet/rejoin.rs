@@ -28,14 +28,19 @@ pub struct Piece {
 impl Piece {
     /// Whether this piece may hold `payload` bytes.
     pub fn holds(&self, payload: usize) -> bool {
-        if self.index < self.last { payload == self.size } else { (1..=self.size).contains(&payload) }
+        if self.index < self.last {
+            payload == self.size
+        } else {
+            (1..=self.size).contains(&payload)
+        }
     }
 
     /// Whether `next` is the piece behind a run of `count` that began with this one, as far as numbers tell; that both
     /// have the same super-packet's ID is the caller's to see.
     pub fn is_followed_by(&self, count: usize, next: &Piece) -> bool {
         self.index.checked_add(count) == Some(next.index)
-            && (self.kind, self.headers, self.last, self.size) == (next.kind, next.headers, next.last, next.size)
+            && (self.kind, self.headers, self.last, self.size)
+                == (next.kind, next.headers, next.last, next.size)
     }
 }
 
@@ -66,22 +71,45 @@ pub fn rejoin(bytes: &mut [u8], first: &Piece, count: usize) -> Result<Offload, 
         return Err(DropReason::Malformed);
     }
     let offset = first.index.saturating_mul(first.size);
-    number_headers(bytes, &packet, Place { index: first.index, offset, last: ends });
+    number_headers(
+        bytes,
+        &packet,
+        Place {
+            index: first.index,
+            offset,
+            last: ends,
+        },
+    );
     if count == 1 {
-        return Ok(Offload { kind: Kind::Partial, ..Offload::NONE });
+        return Ok(Offload {
+            kind: Kind::Partial,
+            ..Offload::NONE
+        });
     }
     let number = |value: usize| u16::try_from(value).map_err(|_| DropReason::Malformed);
-    Ok(Offload { kind: first.kind, gso_size: number(first.size)?, header_len: number(first.headers)? })
+    Ok(Offload {
+        kind: first.kind,
+        gso_size: number(first.size)?,
+        header_len: number(first.headers)?,
+    })
 }
 
 /// Whether the run ends with the super-packet's last piece; none where headers and `count` payloads do not make `length`
 /// bytes.
 fn run_ends_with_last(length: usize, first: &Piece, count: usize) -> Option<bool> {
     let before = count.checked_sub(1)?;
-    let end = first.index.checked_add(before).filter(|end| *end <= first.last)?;
+    let end = first
+        .index
+        .checked_add(before)
+        .filter(|end| *end <= first.last)?;
     let payload = length.checked_sub(first.headers)?;
     let tail = payload.checked_sub(before.checked_mul(first.size)?)?;
-    Piece { index: end, ..*first }.holds(tail).then_some(end == first.last)
+    Piece {
+        index: end,
+        ..*first
+    }
+    .holds(tail)
+    .then_some(end == first.last)
 }
 
 #[cfg(test)]
@@ -99,7 +127,9 @@ mod tests {
         let packet = parse(run)?;
         Rebuild::plan(&packet, &offload)?.apply(run);
         let mut out = Vec::new();
-        segment(run, &packet, &offload, &mut Vec::new(), |p| out.push(p.to_vec()))?;
+        segment(run, &packet, &offload, &mut Vec::new(), |p| {
+            out.push(p.to_vec())
+        })?;
         Ok(out)
     }
 
@@ -172,7 +202,16 @@ mod tests {
         (bytes[32], bytes[33]) = (0x50, 0x80 | 0x10 | 0x08 | 0x01);
         bytes[24..28].copy_from_slice(&u32::MAX.to_be_bytes());
         put(&mut bytes, 4, 0xffff);
-        (bytes, Piece { kind: Kind::Tcp4, headers: 40, index, last, size: 10 })
+        (
+            bytes,
+            Piece {
+                kind: Kind::Tcp4,
+                headers: 40,
+                index,
+                last,
+                size: 10,
+            },
+        )
     }
 
     #[test]
@@ -181,13 +220,39 @@ mod tests {
             let (mut bytes, first) = run(index, last, payload);
             let offload = rejoin(&mut bytes, &first, count).unwrap();
             let sequence = u32::from_be_bytes(bytes[24..28].try_into().unwrap());
-            (offload.kind, offload.gso_size, u16::from_be_bytes([bytes[4], bytes[5]]), sequence, bytes[33])
+            (
+                offload.kind,
+                offload.gso_size,
+                u16::from_be_bytes([bytes[4], bytes[5]]),
+                sequence,
+                bytes[33],
+            )
         };
-        assert_eq!(want(0, 4, 3, 30), (Kind::Tcp4, 10, 0xffff, u32::MAX, 0x90), "the beginning: CWR, no FIN, no PSH");
-        assert_eq!(want(1, 4, 2, 20), (Kind::Tcp4, 10, 0, 9, 0x10), "the middle: none, and numbers that wrap");
-        assert_eq!(want(2, 4, 3, 21), (Kind::Tcp4, 10, 1, 19, 0x19), "the end: FIN and PSH");
-        assert_eq!(want(4, 4, 1, 1), (Kind::Partial, 0, 3, 39, 0x19), "one piece is no super-packet");
-        assert_eq!(want(0, 0, 1, 10), (Kind::Partial, 0, 0xffff, u32::MAX, 0x99), "a super-packet of one piece");
+        assert_eq!(
+            want(0, 4, 3, 30),
+            (Kind::Tcp4, 10, 0xffff, u32::MAX, 0x90),
+            "the beginning: CWR, no FIN, no PSH"
+        );
+        assert_eq!(
+            want(1, 4, 2, 20),
+            (Kind::Tcp4, 10, 0, 9, 0x10),
+            "the middle: none, and numbers that wrap"
+        );
+        assert_eq!(
+            want(2, 4, 3, 21),
+            (Kind::Tcp4, 10, 1, 19, 0x19),
+            "the end: FIN and PSH"
+        );
+        assert_eq!(
+            want(4, 4, 1, 1),
+            (Kind::Partial, 0, 3, 39, 0x19),
+            "one piece is no super-packet"
+        );
+        assert_eq!(
+            want(0, 0, 1, 10),
+            (Kind::Partial, 0, 0xffff, u32::MAX, 0x99),
+            "a super-packet of one piece"
+        );
     }
 
     #[test]
@@ -198,20 +263,41 @@ mod tests {
         };
         assert!(!refused(1, 4, 2, 20));
         assert!(refused(1, 4, 0, 0) && refused(1, 4, 0, 20), "no piece");
-        assert!(refused(1, 4, 2, 19) && refused(1, 4, 2, 21), "a short piece in the middle");
-        assert!(refused(3, 4, 2, 10) && refused(3, 4, 2, 21), "an empty or a long last piece");
+        assert!(
+            refused(1, 4, 2, 19) && refused(1, 4, 2, 21),
+            "a short piece in the middle"
+        );
+        assert!(
+            refused(3, 4, 2, 10) && refused(3, 4, 2, 21),
+            "an empty or a long last piece"
+        );
         assert!(refused(3, 4, 3, 30), "a piece behind the last");
         let with = |change: fn(&mut Vec<u8>, &mut Piece)| {
             let (mut bytes, mut first) = run(1, 4, 20);
             change(&mut bytes, &mut first);
             rejoin(&mut bytes, &first, 2) == Err(DropReason::Malformed)
         };
-        assert!(with(|_, p| p.kind = Kind::Partial) && with(|_, p| p.kind = Kind::None), "no super-packet");
-        assert!(with(|_, p| p.kind = Kind::Udp4) && with(|_, p| p.kind = Kind::Tcp6), "another kind");
+        assert!(
+            with(|_, p| p.kind = Kind::Partial) && with(|_, p| p.kind = Kind::None),
+            "no super-packet"
+        );
+        assert!(
+            with(|_, p| p.kind = Kind::Udp4) && with(|_, p| p.kind = Kind::Tcp6),
+            "another kind"
+        );
         assert!(with(|b, _| b[9] = UDP), "another protocol");
-        assert!(with(|b, _| b[6] = 0x20) && with(|b, _| b[7] = 1), "a fragment");
-        assert!(with(|b, _| b[0] = 0x46) && with(|b, _| b[32] = 0x60), "headers end elsewhere");
-        assert!(with(|b, _| b[0] = 0x44) && with(|b, _| b[32] = 0x40), "headers too short");
+        assert!(
+            with(|b, _| b[6] = 0x20) && with(|b, _| b[7] = 1),
+            "a fragment"
+        );
+        assert!(
+            with(|b, _| b[0] = 0x46) && with(|b, _| b[32] = 0x60),
+            "headers end elsewhere"
+        );
+        assert!(
+            with(|b, _| b[0] = 0x44) && with(|b, _| b[32] = 0x40),
+            "headers too short"
+        );
         assert!(
             with(|b, p| {
                 b.truncate(30);
@@ -221,6 +307,10 @@ mod tests {
         );
         let (mut bytes, mut first) = run(0, 1, 65_516);
         first.size = 65_515;
-        assert_eq!(rejoin(&mut bytes, &first, 2), Err(DropReason::Malformed), "larger than a packet can be");
+        assert_eq!(
+            rejoin(&mut bytes, &first, 2),
+            Err(DropReason::Malformed),
+            "larger than a packet can be"
+        );
     }
 }

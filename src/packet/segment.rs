@@ -23,7 +23,9 @@ pub fn segment(
     mut emit: impl FnMut(&[u8]),
 ) -> Result<(), DropReason> {
     Rebuild::plan(packet, offload)?;
-    let Some((headers, payload)) = bytes.split_at_checked(packet.headers) else { return Err(DropReason::Malformed) };
+    let Some((headers, payload)) = bytes.split_at_checked(packet.headers) else {
+        return Err(DropReason::Malformed);
+    };
     if offload.kind == Kind::None {
         emit(bytes);
         return Ok(());
@@ -35,12 +37,18 @@ pub fn segment(
     let count = payload.len().div_ceil(size).max(1);
     for index in 0..count {
         let from = index.saturating_mul(size);
-        let piece = payload.get(from..from.saturating_add(size).min(payload.len())).unwrap_or_default();
+        let piece = payload
+            .get(from..from.saturating_add(size).min(payload.len()))
+            .unwrap_or_default();
         scratch.clear();
         scratch.extend_from_slice(headers);
         scratch.extend_from_slice(piece);
         if count > 1 {
-            let place = Place { index, offset: from, last: index.saturating_add(1) == count };
+            let place = Place {
+                index,
+                offset: from,
+                last: index.saturating_add(1) == count,
+            };
             number_headers(scratch, packet, place);
         }
         finish_checksum(scratch, packet);
@@ -95,8 +103,15 @@ pub(super) fn number_headers(out: &mut [u8], packet: &Packet, place: Place) {
 /// Computes the transport checksum of one complete packet.
 fn finish_checksum(out: &mut [u8], packet: &Packet) {
     if let Some(offset) = packet.checksum_offset() {
-        let own = Packet { length: out.len(), ..*packet };
-        put(out, packet.transport.saturating_add(offset), pseudo_sum(&own));
+        let own = Packet {
+            length: out.len(),
+            ..*packet
+        };
+        put(
+            out,
+            packet.transport.saturating_add(offset),
+            pseudo_sum(&own),
+        );
         checksum::complete(out, packet.transport, offset);
     }
 }
@@ -142,17 +157,26 @@ pub(crate) mod tests {
                     h.set_payload_len(transport_len + piece.len()).unwrap();
                     h.header_checksum = h.calc_header_checksum();
                     match &mut transport {
-                        TransportHeader::Tcp(t) => t.checksum = ones(t.calc_checksum_ipv4(&h, piece).unwrap()),
-                        TransportHeader::Udp(u) => u.checksum = u.calc_checksum_ipv4(&h, piece).unwrap(),
+                        TransportHeader::Tcp(t) => {
+                            t.checksum = ones(t.calc_checksum_ipv4(&h, piece).unwrap())
+                        }
+                        TransportHeader::Udp(u) => {
+                            u.checksum = u.calc_checksum_ipv4(&h, piece).unwrap()
+                        }
                         _ => unreachable!(),
                     }
                     IpHeaders::Ipv4(h, e)
                 }
                 NetHeaders::Ipv6(mut h, e) => {
-                    h.set_payload_length(e.header_len() + transport_len + piece.len()).unwrap();
+                    h.set_payload_length(e.header_len() + transport_len + piece.len())
+                        .unwrap();
                     match &mut transport {
-                        TransportHeader::Tcp(t) => t.checksum = ones(t.calc_checksum_ipv6(&h, piece).unwrap()),
-                        TransportHeader::Udp(u) => u.checksum = u.calc_checksum_ipv6(&h, piece).unwrap(),
+                        TransportHeader::Tcp(t) => {
+                            t.checksum = ones(t.calc_checksum_ipv6(&h, piece).unwrap())
+                        }
+                        TransportHeader::Udp(u) => {
+                            u.checksum = u.calc_checksum_ipv6(&h, piece).unwrap()
+                        }
                         _ => unreachable!(),
                     }
                     IpHeaders::Ipv6(h, e)
@@ -198,9 +222,15 @@ pub(crate) mod tests {
         let mut partial = want.clone();
         partial[26..28].copy_from_slice(&[1, 2]);
         let packet = parse(&partial).unwrap();
-        let offload = Offload { kind: Kind::Partial, ..Offload::NONE };
+        let offload = Offload {
+            kind: Kind::Partial,
+            ..Offload::NONE
+        };
         let mut got = Vec::new();
-        segment(&partial, &packet, &offload, &mut Vec::new(), |p| got.push(p.to_vec())).unwrap();
+        segment(&partial, &packet, &offload, &mut Vec::new(), |p| {
+            got.push(p.to_vec())
+        })
+        .unwrap();
         assert_eq!(got, [want]);
     }
 }

@@ -45,8 +45,21 @@ impl Membership {
         config: Config,
         indices: Indices,
     ) -> Membership {
-        let Config { me, secret, aes, post_quantum } = config;
-        let config = session::Config { me, peer, subnet, secret, peer_key, aes, post_quantum };
+        let Config {
+            me,
+            secret,
+            aes,
+            post_quantum,
+        } = config;
+        let config = session::Config {
+            me,
+            peer,
+            subnet,
+            secret,
+            peer_key,
+            aes,
+            post_quantum,
+        };
         Membership {
             peer_key,
             session: Session::new(config, indices),
@@ -81,7 +94,9 @@ impl Membership {
     }
 
     pub(super) fn seals_with(&self, sealer: &Arc<Sealer>) -> bool {
-        self.sealer.as_ref().is_some_and(|own| Arc::ptr_eq(own, sealer))
+        self.sealer
+            .as_ref()
+            .is_some_and(|own| Arc::ptr_eq(own, sealer))
     }
 
     /// Seals with that key from now on.
@@ -102,8 +117,15 @@ impl Membership {
     /// What is to be undone when the session ends.
     pub(super) fn end(&mut self, subnet: SubnetId) -> impl Iterator<Item = Event> + use<> {
         self.close();
-        let route = self.told.take().map(|_| Event::Route { subnet, route: None });
-        route.into_iter().chain(std::mem::take(&mut self.installed).into_iter().map(|index| Event::Remove { index }))
+        let route = self.told.take().map(|_| Event::Route {
+            subnet,
+            route: None,
+        });
+        route.into_iter().chain(
+            std::mem::take(&mut self.installed)
+                .into_iter()
+                .map(|index| Event::Remove { index }),
+        )
     }
 
     /// The newest receiver index.
@@ -132,8 +154,11 @@ impl Membership {
     /// Whether one more control message is within the peer's rate.
     pub(super) fn may_tell(&mut self, now: Instant) -> bool {
         let (since, taken) = self.taken.unwrap_or((now, 0));
-        let (since, taken) =
-            if now.saturating_duration_since(since) >= Duration::from_secs(1) { (now, 0) } else { (since, taken) };
+        let (since, taken) = if now.saturating_duration_since(since) >= Duration::from_secs(1) {
+            (now, 0)
+        } else {
+            (since, taken)
+        };
         let taken = taken.saturating_add(1);
         self.taken = Some((since, taken));
         taken <= CONTROLS
@@ -142,18 +167,44 @@ impl Membership {
     /// How well the key suits for the next probe; the least is taken.
     pub(super) fn rank(&self) -> impl Ord + use<> {
         let is_idle = self.traffic() == self.traffic_then;
-        (!self.proof.is_proven(), self.proof.unanswered(), is_idle, self.proof.asked_at())
+        (
+            !self.proof.is_proven(),
+            self.proof.unanswered(),
+            is_idle,
+            self.proof.asked_at(),
+        )
     }
 
     /// A probe goes out under the key.
-    pub(super) fn asked(&mut self, now: Instant, token: u64, is_small: bool, patience: Option<Patience>) {
+    pub(super) fn asked(
+        &mut self,
+        now: Instant,
+        token: u64,
+        is_small: bool,
+        patience: Option<Patience>,
+    ) {
         self.traffic_then = self.traffic();
         self.proof.asked(now, token, is_small, patience);
     }
 
     /// How packets travel: on the path, once the peer is known to have the key.
     pub(super) fn route(&self, up: Option<Up>) -> Option<Route> {
-        let (Some(sealer), Some(Up { pair, payload, settled })) = (&self.sealer, up) else { return None };
-        self.proof.is_proven().then(|| Route { sealer: Arc::clone(sealer), pair, payload, settled })
+        let (
+            Some(sealer),
+            Some(Up {
+                pair,
+                payload,
+                settled,
+            }),
+        ) = (&self.sealer, up)
+        else {
+            return None;
+        };
+        self.proof.is_proven().then(|| Route {
+            sealer: Arc::clone(sealer),
+            pair,
+            payload,
+            settled,
+        })
     }
 }

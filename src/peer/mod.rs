@@ -162,13 +162,22 @@ pub struct Peer {
 
 impl std::fmt::Debug for Peer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Peer").field("id", &self.id).field("up", &self.up).finish_non_exhaustive()
+        f.debug_struct("Peer")
+            .field("id", &self.id)
+            .field("up", &self.up)
+            .finish_non_exhaustive()
     }
 }
 
 impl Peer {
     /// A peer without sessions and addresses. `overlay`: the prefixes no path may lead into.
-    pub fn new(id: PeerId, config: Config, indices: Indices, overlay: Arc<[IpNet]>, entropy: Entropy<'_>) -> Peer {
+    pub fn new(
+        id: PeerId,
+        config: Config,
+        indices: Indices,
+        overlay: Arc<[IpNet]>,
+        entropy: Entropy<'_>,
+    ) -> Peer {
         let mut start = [0; 8];
         entropy(&mut start);
         Peer {
@@ -189,19 +198,26 @@ impl Peer {
 
     /// A subnet that the peer is a member of, with the X25519 key its grant certifies. A session under another key ends.
     pub fn join(&mut self, subnet: SubnetId, peer_key: [u8; 32]) {
-        if self.memberships.get(&subnet).is_some_and(|known| known.peer_key() != peer_key) {
+        if self
+            .memberships
+            .get(&subnet)
+            .is_some_and(|known| known.peer_key() != peer_key)
+        {
             self.leave(subnet);
         }
         let (id, config, indices) = (self.id, &self.config, &self.indices);
-        self.memberships
-            .entry(subnet)
-            .or_insert_with(|| Membership::new(id, subnet, peer_key, config.clone(), indices.clone()));
+        self.memberships.entry(subnet).or_insert_with(|| {
+            Membership::new(id, subnet, peer_key, config.clone(), indices.clone())
+        });
     }
 
     /// The peer is no member of that subnet any more: its keys there open and seal nothing from now on.
     pub fn leave(&mut self, subnet: SubnetId) {
-        let Some(mut gone) = self.memberships.remove(&subnet) else { return };
-        self.waiting.retain(|waiting| !gone.seals_with(&waiting.sealer));
+        let Some(mut gone) = self.memberships.remove(&subnet) else {
+            return;
+        };
+        self.waiting
+            .retain(|waiting| !gone.seals_with(&waiting.sealer));
         self.events.extend(gone.end(subnet));
         self.pause();
         self.publish();
@@ -209,7 +225,9 @@ impl Peer {
 
     /// The subnets in common, with the keys the sessions there were made for.
     pub fn memberships(&self) -> impl Iterator<Item = (SubnetId, [u8; 32])> {
-        self.memberships.iter().map(|(subnet, membership)| (*subnet, membership.peer_key()))
+        self.memberships
+            .iter()
+            .map(|(subnet, membership)| (*subnet, membership.peer_key()))
     }
 
     /// A connection to the peer is there: sessions begin where there is none. Where there is a path, the peer may have begun
@@ -231,7 +249,9 @@ impl Peer {
     /// The last connection to the peer is gone, and so the peer may be.
     pub fn closed(&mut self, now: Instant, entropy: Entropy<'_>) {
         self.paths.suspect(now);
-        self.memberships.values_mut().for_each(|membership| membership.proof.suspect(now));
+        self.memberships
+            .values_mut()
+            .for_each(|membership| membership.proof.suspect(now));
         self.pump(now, None, entropy);
     }
 
@@ -246,7 +266,10 @@ impl Peer {
         message: &[u8],
         entropy: Entropy<'_>,
     ) -> Result<Vec<u8>, SessionError> {
-        let membership = self.memberships.get_mut(&subnet).ok_or(SessionError::Role)?;
+        let membership = self
+            .memberships
+            .get_mut(&subnet)
+            .ok_or(SessionError::Role)?;
         let answer = membership.session.on_request(now, message, entropy);
         self.pump(now, None, entropy);
         answer
@@ -262,8 +285,14 @@ impl Peer {
         answer: Option<&[u8]>,
         entropy: Entropy<'_>,
     ) -> bool {
-        let Some(membership) = self.memberships.get_mut(&subnet) else { return false };
-        if membership.asking.take_if(|asking| *asking == number).is_none() {
+        let Some(membership) = self.memberships.get_mut(&subnet) else {
+            return false;
+        };
+        if membership
+            .asking
+            .take_if(|asking| *asking == number)
+            .is_none()
+        {
             return false;
         }
         membership.session.on_answer(now, answer, entropy);
@@ -292,7 +321,9 @@ impl Peer {
         body: &[u8],
         entropy: Entropy<'_>,
     ) {
-        let Some(membership) = self.memberships.get_mut(&subnet) else { return };
+        let Some(membership) = self.memberships.get_mut(&subnet) else {
+            return;
+        };
         self.paths.note(pair);
         if membership.may_tell(now)
             && let Some(control) = Control::decode(body)
@@ -322,7 +353,9 @@ impl Peer {
 
     fn on_answer(&mut self, now: Instant, token: u64, entropy: Entropy<'_>) {
         // Whoever answers has opened the frame the probe went in.
-        self.memberships.values_mut().for_each(|membership| membership.proof.answered(token));
+        self.memberships
+            .values_mut()
+            .for_each(|membership| membership.proof.answered(token));
         if let Some(rtt) = self.paths.on_answer(now, token, entropy) {
             self.events.push_back(Event::Answered { token, rtt });
         }
@@ -338,7 +371,9 @@ impl Peer {
         pair: Pair,
         entropy: Entropy<'_>,
     ) {
-        let Some(membership) = self.memberships.get_mut(&subnet) else { return };
+        let Some(membership) = self.memberships.get_mut(&subnet) else {
+            return;
+        };
         self.paths.note(pair);
         if let Some(index) = index {
             membership.session.on_first(now, index);
@@ -369,22 +404,43 @@ impl Peer {
 
     /// When [`handle_timeout`](Self::handle_timeout) is to be called, at the latest.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let sessions = self.memberships.values().filter_map(|membership| membership.session.poll_timeout());
+        let sessions = self
+            .memberships
+            .values()
+            .filter_map(|membership| membership.session.poll_timeout());
         let path = self.paths.patience();
-        let proofs = self.memberships.values().filter(|m| m.sealer().is_some()).filter_map(|m| m.proof.due(path?));
-        let proofs = proofs.min().map(|at| self.keys_at.map_or(at, |next| at.max(next)));
-        sessions.chain(proofs).chain(self.paths.poll_timeout()).min()
+        let proofs = self
+            .memberships
+            .values()
+            .filter(|m| m.sealer().is_some())
+            .filter_map(|m| m.proof.due(path?));
+        let proofs = proofs
+            .min()
+            .map(|at| self.keys_at.map_or(at, |next| at.max(next)));
+        sessions
+            .chain(proofs)
+            .chain(self.paths.poll_timeout())
+            .min()
     }
 
     /// Does what is due. May be called at any time.
     pub fn handle_timeout(&mut self, now: Instant, entropy: Entropy<'_>) {
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         self.memberships.values_mut().for_each(Membership::count);
-        for membership in self.memberships.values_mut().filter(|m| due(m.session.poll_timeout())) {
+        for membership in self
+            .memberships
+            .values_mut()
+            .filter(|m| due(m.session.poll_timeout()))
+        {
             membership.session.handle_timeout(now, entropy);
         }
         self.pump(now, None, entropy);
-        self.paths.data(self.memberships.values().map(Membership::traffic).fold(0, u64::wrapping_add));
+        self.paths.data(
+            self.memberships
+                .values()
+                .map(Membership::traffic)
+                .fold(0, u64::wrapping_add),
+        );
         if due(self.paths.poll_timeout()) {
             self.paths.handle_timeout(now, entropy);
             self.pump(now, None, entropy);
@@ -397,7 +453,11 @@ impl Peer {
         let Some(up) = self.up else { return };
         for membership in self.memberships.values_mut() {
             if let Some(sealer) = membership.seal() {
-                self.waiting.push_back(Waiting { sealer, pair: up.pair, message: Message::Close });
+                self.waiting.push_back(Waiting {
+                    sealer,
+                    pair: up.pair,
+                    message: Message::Close,
+                });
             }
         }
     }
@@ -421,7 +481,9 @@ impl Peer {
     /// The cipher of the key in use in that subnet, and how many keys were used there so far.
     pub fn keys(&self, subnet: SubnetId) -> (Option<Cipher>, u64) {
         let membership = self.memberships.get(&subnet);
-        membership.map_or((None, 0), |m| (m.sealer().map(|sealer| sealer.cipher()), m.keys))
+        membership.map_or((None, 0), |m| {
+            (m.sealer().map(|sealer| sealer.cipher()), m.keys)
+        })
     }
 
     /// Whether an ML-KEM secret is in the key in use, none without a key; and whether there is none because one end requires

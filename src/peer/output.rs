@@ -53,17 +53,28 @@ impl Peer {
     /// Asks under the keys that have to be asked, and gives up those that were not answered.
     pub(super) fn ask_keys(&mut self, now: Instant, entropy: Entropy<'_>) {
         let subnets: Vec<SubnetId> = self.memberships.keys().copied().collect();
-        let mut left = if self.keys_at.is_some_and(|at| now < at) { 0 } else { KEYS_AT_ONCE };
+        let mut left = if self.keys_at.is_some_and(|at| now < at) {
+            0
+        } else {
+            KEYS_AT_ONCE
+        };
         for subnet in subnets {
-            let Some(patience) = self.paths.patience() else { return };
-            let Some(membership) = self.memberships.get_mut(&subnet) else { continue };
+            let Some(patience) = self.paths.patience() else {
+                return;
+            };
+            let Some(membership) = self.memberships.get_mut(&subnet) else {
+                continue;
+            };
             if membership.sealer().is_none() {
                 continue;
             }
             if membership.proof.has_failed(now, patience) {
                 membership.session.path_lost(now, entropy);
                 self.pump(now, None, entropy);
-            } else if left > 0 && membership.proof.asks(now) && self.paths.ping(now, entropy).is_some() {
+            } else if left > 0
+                && membership.proof.asks(now)
+                && self.paths.ping(now, entropy).is_some()
+            {
                 left = left.saturating_sub(1);
                 if left == 0 {
                     self.keys_at = Some(now + KEYS_APART);
@@ -76,10 +87,20 @@ impl Peer {
     /// The next datagram to be sent: its bytes are in `buffers`.
     pub fn poll_transmit(&mut self, buffers: &mut Buffers) -> Option<Transmit> {
         loop {
-            let Waiting { sealer, pair, message } = self.waiting.pop_front()?;
+            let Waiting {
+                sealer,
+                pair,
+                message,
+            } = self.waiting.pop_front()?;
             let (control, pad_to) = match &message {
                 Message::Probe { token, pad_to } => (Control::Probe { token: *token }, *pad_to),
-                Message::Answer { token } => (Control::Answer { token: *token, seen: pair.remote }, 0),
+                Message::Answer { token } => (
+                    Control::Answer {
+                        token: *token,
+                        seen: pair.remote,
+                    },
+                    0,
+                ),
                 Message::Session(message) => (Control::Rekey(message), 0),
                 Message::Close => (Control::Close, 0),
             };
@@ -87,12 +108,25 @@ impl Peer {
                 continue;
             }
             // The key may have ended since.
-            let Some(nonce) = sealer.take(1).and_then(|mut nonces| nonces.next()) else { continue };
-            buffers.frame.resize(buffers.body.len().saturating_add(OVERHEAD), 0);
-            let sealed = sealer.seal(nonce, &buffers.body, &Trailer::Control.encode(), &mut buffers.frame);
+            let Some(nonce) = sealer.take(1).and_then(|mut nonces| nonces.next()) else {
+                continue;
+            };
+            buffers
+                .frame
+                .resize(buffers.body.len().saturating_add(OVERHEAD), 0);
+            let sealed = sealer.seal(
+                nonce,
+                &buffers.body,
+                &Trailer::Control.encode(),
+                &mut buffers.frame,
+            );
             let Some(length) = sealed else { continue };
             buffers.length = length;
-            let probe = if let Message::Probe { token, .. } = message { Some(token) } else { None };
+            let probe = if let Message::Probe { token, .. } = message {
+                Some(token)
+            } else {
+                None
+            };
             return Some(Transmit { pair, probe });
         }
     }
@@ -105,16 +139,32 @@ impl Peer {
             for subnet in subnets {
                 self.obey(now, subnet);
             }
-            let Some(output) = self.paths.poll() else { break };
+            let Some(output) = self.paths.poll() else {
+                break;
+            };
             match output {
-                Output::Probe { pair, token, pad_to } => self.send_probe(now, under, pair, token, pad_to),
+                Output::Probe {
+                    pair,
+                    token,
+                    pad_to,
+                } => self.send_probe(now, under, pair, token, pad_to),
                 Output::Answer { pair, token } => self.send(under, pair, Message::Answer { token }),
-                Output::Up { pair, payload, settled } => {
+                Output::Up {
+                    pair,
+                    payload,
+                    settled,
+                } => {
                     if self.up.is_none() {
                         // Each key is asked for at once: it is used when it is answered.
-                        self.memberships.values_mut().for_each(|membership| membership.proof.ask(now));
+                        self.memberships
+                            .values_mut()
+                            .for_each(|membership| membership.proof.ask(now));
                     }
-                    self.up = Some(Up { pair, payload, settled });
+                    self.up = Some(Up {
+                        pair,
+                        payload,
+                        settled,
+                    });
                 }
                 Output::Lost => {
                     self.up = None;
@@ -132,23 +182,37 @@ impl Peer {
 
     /// Does what the session of one subnet wants.
     fn obey(&mut self, now: Instant, subnet: SubnetId) {
-        let Some(membership) = self.memberships.get_mut(&subnet) else { return };
+        let Some(membership) = self.memberships.get_mut(&subnet) else {
+            return;
+        };
         while let Some(action) = membership.session.poll_action() {
             match action {
                 Action::Ask(message) => {
                     self.asked = self.asked.wrapping_add(1);
                     let number = self.asked;
                     membership.asking = Some(number);
-                    self.events.push_back(Event::Ask { subnet, number, message });
+                    self.events.push_back(Event::Ask {
+                        subnet,
+                        number,
+                        message,
+                    });
                 }
                 Action::Send(message) => {
                     if let (Some(up), Some(sealer)) = (self.up, membership.seal()) {
-                        self.waiting.push_back(Waiting { sealer, pair: up.pair, message: Message::Session(message) });
+                        self.waiting.push_back(Waiting {
+                            sealer,
+                            pair: up.pair,
+                            message: Message::Session(message),
+                        });
                     }
                 }
                 Action::Install { index, opener } => {
                     membership.installed.push(index);
-                    self.events.push_back(Event::Install { subnet, index, opener });
+                    self.events.push_back(Event::Install {
+                        subnet,
+                        index,
+                        opener,
+                    });
                 }
                 Action::Remove { index } => {
                     membership.installed.retain(|installed| *installed != index);
@@ -171,7 +235,11 @@ impl Peer {
 
     /// Without any key nothing is probed.
     pub(super) fn pause(&mut self) {
-        if self.memberships.values().all(|membership| membership.sealer().is_none()) {
+        if self
+            .memberships
+            .values()
+            .all(|membership| membership.sealer().is_none())
+        {
             self.paths.stop();
             while self.paths.poll().is_some() {}
             self.up = None;
@@ -181,13 +249,31 @@ impl Peer {
     /// The subnet whose key carries the next probe: one whose key is known to be good, then one with traffic, then the one
     /// whose turn it is.
     fn carrier(&self) -> Option<SubnetId> {
-        let usable = self.memberships.iter().filter(|(_, membership)| membership.sealer().is_some());
-        usable.min_by_key(|(_, membership)| membership.rank()).map(|(subnet, _)| *subnet)
+        let usable = self
+            .memberships
+            .iter()
+            .filter(|(_, membership)| membership.sealer().is_some());
+        usable
+            .min_by_key(|(_, membership)| membership.rank())
+            .map(|(subnet, _)| *subnet)
     }
 
-    fn send_probe(&mut self, now: Instant, under: Option<SubnetId>, pair: Pair, token: u64, pad_to: usize) {
-        let can = |subnet: &SubnetId| self.memberships.get(subnet).is_some_and(|m| m.sealer().is_some());
-        let Some(subnet) = under.filter(can).or_else(|| self.carrier()) else { return };
+    fn send_probe(
+        &mut self,
+        now: Instant,
+        under: Option<SubnetId>,
+        pair: Pair,
+        token: u64,
+        pad_to: usize,
+    ) {
+        let can = |subnet: &SubnetId| {
+            self.memberships
+                .get(subnet)
+                .is_some_and(|m| m.sealer().is_some())
+        };
+        let Some(subnet) = under.filter(can).or_else(|| self.carrier()) else {
+            return;
+        };
         if let Some(membership) = self.memberships.get_mut(&subnet) {
             membership.asked(now, token, pad_to == 0, self.paths.patience());
         }
@@ -195,10 +281,20 @@ impl Peer {
     }
 
     fn send(&mut self, under: Option<SubnetId>, pair: Pair, message: Message) {
-        let can = |subnet: &SubnetId| self.memberships.get(subnet).is_some_and(|m| m.sealer().is_some());
-        let Some(subnet) = under.filter(can).or_else(|| self.carrier()) else { return };
+        let can = |subnet: &SubnetId| {
+            self.memberships
+                .get(subnet)
+                .is_some_and(|m| m.sealer().is_some())
+        };
+        let Some(subnet) = under.filter(can).or_else(|| self.carrier()) else {
+            return;
+        };
         if let Some(sealer) = self.memberships.get_mut(&subnet).and_then(Membership::seal) {
-            self.waiting.push_back(Waiting { sealer, pair, message });
+            self.waiting.push_back(Waiting {
+                sealer,
+                pair,
+                message,
+            });
         }
     }
 
@@ -208,7 +304,10 @@ impl Peer {
             let route = membership.route(self.up);
             if route != membership.told {
                 membership.told.clone_from(&route);
-                self.events.push_back(Event::Route { subnet: *subnet, route });
+                self.events.push_back(Event::Route {
+                    subnet: *subnet,
+                    route,
+                });
             }
         }
     }

@@ -167,7 +167,10 @@ impl Ways {
     /// The pair for what goes to that address.
     fn to(&self, remote: SocketAddr) -> Pair {
         let known = self.0.iter().find(|way| way.remote == remote);
-        known.copied().unwrap_or(Pair { local: None, remote })
+        known.copied().unwrap_or(Pair {
+            local: None,
+            remote,
+        })
     }
 }
 
@@ -196,7 +199,13 @@ impl Paths {
     }
 
     /// Addresses the peer may have, best first; those nobody may send to (see [`usable`]) are left out.
-    pub fn offer(&mut self, now: Instant, addresses: &[SocketAddr], origin: Origin, overlay: &[IpNet]) {
+    pub fn offer(
+        &mut self,
+        now: Instant,
+        addresses: &[SocketAddr],
+        origin: Origin,
+        overlay: &[IpNet],
+    ) {
         let keep = self.live.as_ref().map(|live| live.to);
         self.candidates.offer(now, addresses, origin, overlay, keep);
     }
@@ -204,7 +213,11 @@ impl Paths {
     /// The overlay's prefixes changed: addresses inside them are dropped.
     pub fn avoid(&mut self, now: Instant, overlay: &[IpNet]) {
         self.candidates.avoid(overlay);
-        if self.live.as_ref().is_some_and(|live| is_within(live.to.ip(), overlay)) {
+        if self
+            .live
+            .as_ref()
+            .is_some_and(|live| is_within(live.to.ip(), overlay))
+        {
             self.lose(now);
         }
     }
@@ -249,7 +262,10 @@ impl Paths {
     /// How long an answer may take on the path in use; none where there is none.
     pub(super) fn patience(&self) -> Option<Patience> {
         let live = self.live.as_ref()?;
-        Some(Patience { usual: live.patience(REPEAT), suspect: live.patience(SUSPECT) })
+        Some(Patience {
+            usual: live.patience(REPEAT),
+            suspect: live.patience(SUSPECT),
+        })
     }
 
     /// A frame came that way. The path leaves from the address of ours that its frames come to.
@@ -268,11 +284,19 @@ impl Paths {
 
     /// A probe came in an opened frame.
     pub fn on_probe(&mut self, now: Instant, pair: Pair, token: u64, overlay: &[IpNet]) {
-        let Some(from) = usable(pair.remote, Origin::Frame, overlay) else { return };
+        let Some(from) = usable(pair.remote, Origin::Frame, overlay) else {
+            return;
+        };
         if !self.running {
             return;
         }
-        self.output(Output::Answer { pair: Pair { remote: from, ..pair }, token });
+        self.output(Output::Answer {
+            pair: Pair {
+                remote: from,
+                ..pair
+            },
+            token,
+        });
         self.offer(now, &[from], Origin::Frame, overlay);
         if self.live.is_none() {
             self.candidates.hurry(now, from);
@@ -280,7 +304,12 @@ impl Paths {
     }
 
     /// An answer came in an opened frame. Gives the round trip; none for a token that was not asked or is forgotten.
-    pub fn on_answer(&mut self, now: Instant, token: u64, entropy: Entropy<'_>) -> Option<Duration> {
+    pub fn on_answer(
+        &mut self,
+        now: Instant,
+        token: u64,
+        entropy: Entropy<'_>,
+    ) -> Option<Duration> {
         let index = self.pending.iter().position(|probe| probe.token == token)?;
         let probe = self.pending.remove(index)?;
         let rtt = now.saturating_duration_since(probe.sent);
@@ -288,7 +317,11 @@ impl Paths {
             Some(live) if live.to == probe.to => self.on_live(now, &probe, rtt, entropy),
             Some(live) => {
                 self.candidates.is_there(probe.to);
-                if let Some(challenge) = live.challenge.as_mut().filter(|challenge| challenge.to == probe.to) {
+                if let Some(challenge) = live
+                    .challenge
+                    .as_mut()
+                    .filter(|challenge| challenge.to == probe.to)
+                {
                     challenge.answered = true;
                 }
             }
@@ -305,7 +338,9 @@ impl Paths {
 
     /// A newest frame came from an address that is not the path's: the peer moved, or somebody sends its frames on.
     pub fn on_moved(&mut self, now: Instant, pair: Pair, overlay: &[IpNet], entropy: Entropy<'_>) {
-        let Some(from) = usable(pair.remote, Origin::Frame, overlay) else { return };
+        let Some(from) = usable(pair.remote, Origin::Frame, overlay) else {
+            return;
+        };
         self.offer(now, &[from], Origin::Frame, overlay);
         if !self.running {
             return;
@@ -335,15 +370,23 @@ impl Paths {
 
     /// A frame of traffic was larger than the interface takes: the path shrank.
     pub fn too_big(&mut self, now: Instant, entropy: Entropy<'_>) {
-        if self.live.as_ref().is_some_and(|live| live.search.mtu() > BASE) {
+        if self
+            .live
+            .as_ref()
+            .is_some_and(|live| live.search.mtu() > BASE)
+        {
             self.fall(now, entropy);
         }
     }
 
     /// A probe was larger than the interface takes.
     pub fn refused(&mut self, token: u64) {
-        let Some(index) = self.pending.iter().position(|probe| probe.token == token) else { return };
-        let Some(probe) = self.pending.remove(index) else { return };
+        let Some(index) = self.pending.iter().position(|probe| probe.token == token) else {
+            return;
+        };
+        let Some(probe) = self.pending.remove(index) else {
+            return;
+        };
         if let Some(live) = self.live.as_mut().filter(|live| live.to == probe.to) {
             live.search.refused(probe.size);
         }
@@ -360,9 +403,23 @@ impl Paths {
         if !self.running {
             return None;
         }
-        let Some(live) = &self.live else { return self.candidates.due() };
-        let challenge = live.challenge.as_ref().map(|c| c.next.min(c.started + CHALLENGE));
-        [Some(live.next), live.search.due(), live.lost_at(), live.hole_at(), challenge].into_iter().flatten().min()
+        let Some(live) = &self.live else {
+            return self.candidates.due();
+        };
+        let challenge = live
+            .challenge
+            .as_ref()
+            .map(|c| c.next.min(c.started + CHALLENGE));
+        [
+            Some(live.next),
+            live.search.due(),
+            live.lost_at(),
+            live.hole_at(),
+            challenge,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Does what is due by `now`.
@@ -370,7 +427,11 @@ impl Paths {
         if !self.running {
             return;
         }
-        while self.pending.front().is_some_and(|probe| probe.sent + FORGET <= now) {
+        while self
+            .pending
+            .front()
+            .is_some_and(|probe| probe.sent + FORGET <= now)
+        {
             self.forget_oldest();
         }
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
@@ -383,13 +444,21 @@ impl Paths {
         if self.live.as_ref().is_some_and(|live| due(live.hole_at())) {
             self.fall(now, entropy);
         }
-        if self.live.as_ref().is_some_and(|live| live.challenge.as_ref().is_some_and(|c| c.next <= now)) {
+        if self
+            .live
+            .as_ref()
+            .is_some_and(|live| live.challenge.as_ref().is_some_and(|c| c.next <= now))
+        {
             self.challenge(now, entropy);
         }
         if self.live.as_ref().is_some_and(|live| live.next <= now) {
             self.keep_alive(now, entropy);
         }
-        if self.live.as_ref().is_some_and(|live| due(live.search.due())) {
+        if self
+            .live
+            .as_ref()
+            .is_some_and(|live| due(live.search.due()))
+        {
             self.search(now, entropy);
         }
         if self.live.is_none() {
@@ -416,21 +485,41 @@ impl Paths {
         if self.pending.len() >= MAX_PENDING {
             self.forget_oldest();
         }
-        self.pending.push_back(Pending { token, to, sent: now, size, counts: false });
+        self.pending.push_back(Pending {
+            token,
+            to,
+            sent: now,
+            size,
+            counts: false,
+        });
         let pad_to = if size == 0 { 0 } else { payload(to, size) };
         // Of keep-alives that are sent again, every second one leaves from what the kernel chooses: it may know a better
         // address of ours by now.
         let missed = self.live.as_ref().map_or(0, |live| live.missed);
         let is_free = missed > 0 && missed.is_multiple_of(2);
-        let pair = if is_free { Pair { local: None, remote: to } } else { self.ways.to(to) };
-        self.output(Output::Probe { pair, token, pad_to });
+        let pair = if is_free {
+            Pair {
+                local: None,
+                remote: to,
+            }
+        } else {
+            self.ways.to(to)
+        };
+        self.output(Output::Probe {
+            pair,
+            token,
+            pad_to,
+        });
         token
     }
 
     /// Nobody answered the oldest probe.
     fn forget_oldest(&mut self) {
         if let Some(probe) = self.pending.pop_front()
-            && let Some(live) = self.live.as_mut().filter(|live| probe.counts && live.to == probe.to)
+            && let Some(live) = self
+                .live
+                .as_mut()
+                .filter(|live| probe.counts && live.to == probe.to)
         {
             live.tried.add(true);
         }
@@ -441,7 +530,11 @@ impl Paths {
         if let Some(live) = &self.live {
             let (to, settled) = (live.to, live.search.is_settled());
             let (pair, payload) = (self.ways.to(to), payload(to, live.search.mtu()));
-            self.outputs.push_back(Output::Up { pair, payload, settled });
+            self.outputs.push_back(Output::Up {
+                pair,
+                payload,
+                settled,
+            });
         }
     }
 }

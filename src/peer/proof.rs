@@ -58,7 +58,10 @@ impl Proof {
 
     /// There is no path any more, or no key.
     pub(super) fn forget(&mut self) {
-        *self = Proof { asked_at: self.asked_at, ..Proof::default() };
+        *self = Proof {
+            asked_at: self.asked_at,
+            ..Proof::default()
+        };
     }
 
     /// The peer has sealed a frame with the key: it is the one to ask with.
@@ -83,7 +86,13 @@ impl Proof {
     }
 
     /// A probe goes out under the key. A large one that stays unanswered says nothing; a small one follows it.
-    pub(super) fn asked(&mut self, now: Instant, token: u64, is_small: bool, patience: Option<Patience>) {
+    pub(super) fn asked(
+        &mut self,
+        now: Instant,
+        token: u64,
+        is_small: bool,
+        patience: Option<Patience>,
+    ) {
         self.asked_at = Some(now);
         if self.tokens.len() >= TOKENS {
             self.tokens.pop_front();
@@ -94,7 +103,13 @@ impl Proof {
             self.last = Some(now);
             self.unanswered = self.unanswered.saturating_add(1);
             let lost = !self.is_proven && self.unanswered >= LOST_PROBES;
-            self.next = patience.map(|patience| now + if lost { LOST_PROBE_INTERVAL } else { self.repeat(patience) });
+            self.next = patience.map(|patience| {
+                now + if lost {
+                    LOST_PROBE_INTERVAL
+                } else {
+                    self.repeat(patience)
+                }
+            });
         } else if self.next.is_none() {
             self.next = patience.map(|patience| now + self.repeat(patience));
         }
@@ -103,25 +118,40 @@ impl Proof {
     /// A probe was answered; whoever answered has opened the frame it went in.
     pub(super) fn answered(&mut self, token: u64) {
         if self.tokens.contains(&token) {
-            *self = Proof { is_proven: true, asked_at: self.asked_at, ..Proof::default() };
+            *self = Proof {
+                is_proven: true,
+                asked_at: self.asked_at,
+                ..Proof::default()
+            };
         }
     }
 
     fn repeat(&self, patience: Patience) -> Duration {
-        if self.is_suspect { patience.suspect } else { patience.usual }
+        if self.is_suspect {
+            patience.suspect
+        } else {
+            patience.usual
+        }
     }
 
     /// When the key counts as lost, should nothing be answered any more.
     fn lost_at(&self, patience: Patience) -> Option<Instant> {
         let (first, last) = (self.first?, self.last?);
         let settled = last + self.repeat(patience);
-        let lost = if self.is_suspect { settled } else { settled.max(first + LOST) };
+        let lost = if self.is_suspect {
+            settled
+        } else {
+            settled.max(first + LOST)
+        };
         (self.is_proven && self.unanswered >= LOST_PROBES).then_some(lost)
     }
 
     /// When [`has_failed`](Self::has_failed) and [`asks`](Self::asks) are to be looked at.
     pub(super) fn due(&self, patience: Patience) -> Option<Instant> {
-        [self.next, self.lost_at(patience)].into_iter().flatten().min()
+        [self.next, self.lost_at(patience)]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Whether the key counts as lost since now.

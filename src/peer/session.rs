@@ -131,7 +131,10 @@ pub struct Config {
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Config").field("peer", &self.peer).field("subnet", &self.subnet).finish_non_exhaustive()
+        f.debug_struct("Config")
+            .field("peer", &self.peer)
+            .field("subnet", &self.subnet)
+            .finish_non_exhaustive()
     }
 }
 
@@ -220,7 +223,10 @@ pub struct Session {
 
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Session").field("config", &self.config).field("live", &self.is_live()).finish_non_exhaustive()
+        f.debug_struct("Session")
+            .field("config", &self.config)
+            .field("live", &self.is_live())
+            .finish_non_exhaustive()
     }
 }
 
@@ -265,7 +271,12 @@ impl Session {
     ///
     /// # Errors
     /// [`SessionError`]; then nothing changed.
-    pub fn on_request(&mut self, now: Instant, message: &[u8], entropy: Entropy<'_>) -> Result<Vec<u8>, SessionError> {
+    pub fn on_request(
+        &mut self,
+        now: Instant,
+        message: &[u8],
+        entropy: Entropy<'_>,
+    ) -> Result<Vec<u8>, SessionError> {
         let request: Request = decode(message).ok_or(SessionError::Malformed)?;
         if matches!(request, Request::Want) != self.begins() {
             return Err(SessionError::Role);
@@ -278,9 +289,12 @@ impl Session {
                 self.renew(now);
                 Ok(encode(&Reply::Wanted))
             }
-            Request::Offer { version: handshake::VERSION, aes, kem, required } => {
-                self.accept(now, message, aes, (&kem, required))
-            }
+            Request::Offer {
+                version: handshake::VERSION,
+                aes,
+                kem,
+                required,
+            } => self.accept(now, message, aes, (&kem, required)),
             Request::Offer { version, .. } => Err(SessionError::Version(version)),
             Request::Begin { noise } => self.finish(now, &noise, entropy),
         }
@@ -288,24 +302,42 @@ impl Session {
 
     /// The answer to the last [`Action::Ask`], `None` when there was none. One that makes no sense counts as none.
     pub fn on_answer(&mut self, now: Instant, answer: Option<&[u8]>, entropy: Entropy<'_>) {
-        let Some((asking, asked)) = self.asking.take() else { return };
+        let Some((asking, asked)) = self.asking.take() else {
+            return;
+        };
         let done = match (asking, answer.and_then(decode::<Reply>), answer) {
             // It will begin; should it not, it is asked again.
             (Asking::Want, Some(Reply::Wanted), _) => {
                 self.later(now, asked, WANT_PATIENCE);
                 Ok(())
             }
-            (Asking::Offer { kem, offer }, Some(Reply::Accept { aes, kem: ciphertext }), Some(accept)) => {
+            (
+                Asking::Offer { kem, offer },
+                Some(Reply::Accept {
+                    aes,
+                    kem: ciphertext,
+                }),
+                Some(accept),
+            ) => {
                 let transcript = handshake::transcript(&offer, accept);
-                self.shared(kem, &ciphertext).and_then(|secret| self.begin(now, transcript, aes, secret, entropy))
+                self.shared(kem, &ciphertext)
+                    .and_then(|secret| self.begin(now, transcript, aes, secret, entropy))
             }
             (Asking::Offer { .. }, Some(Reply::Unmet), _) => {
                 self.unmet = true;
                 Err(Refused)
             }
-            (Asking::Begin { mut begun, index, cipher }, Some(Reply::Finish { noise }), _) => {
-                begun.finish(&noise).map(|keys| self.began(now, keys, index, cipher))
-            }
+            (
+                Asking::Begin {
+                    mut begun,
+                    index,
+                    cipher,
+                },
+                Some(Reply::Finish { noise }),
+                _,
+            ) => begun
+                .finish(&noise)
+                .map(|keys| self.began(now, keys, index, cipher)),
             _ => Err(Refused),
         };
         if done.is_err() {
@@ -316,11 +348,25 @@ impl Session {
     /// A control message of ours that came in an opened frame. One that makes no sense changes nothing.
     pub fn on_control(&mut self, now: Instant, message: &[u8], entropy: Entropy<'_>) {
         match decode(message) {
-            Some(Control::Rekey { base, attempt, noise }) => self.on_rekey(now, base, attempt, &noise, entropy),
-            Some(Control::Answer { base, attempt, noise }) => {
-                let current = self.current.as_ref().filter(|c| c.id == base).map(|c| c.sealer.cipher());
+            Some(Control::Rekey {
+                base,
+                attempt,
+                noise,
+            }) => self.on_rekey(now, base, attempt, &noise, entropy),
+            Some(Control::Answer {
+                base,
+                attempt,
+                noise,
+            }) => {
+                let current = self
+                    .current
+                    .as_ref()
+                    .filter(|c| c.id == base)
+                    .map(|c| c.sealer.cipher());
                 let Some(cipher) = current else { return };
-                let Some(mut rekeying) = self.rekeying.take_if(|r| r.attempt == attempt) else { return };
+                let Some(mut rekeying) = self.rekeying.take_if(|r| r.attempt == attempt) else {
+                    return;
+                };
                 match rekeying.begun.finish(&noise) {
                     Ok(keys) => self.began(now, keys, rekeying.index, cipher),
                     Err(Refused) => self.rekeying = Some(rekeying),
@@ -329,12 +375,21 @@ impl Session {
             Some(Control::Confirm { id }) => {
                 if self.next.as_ref().is_some_and(|n| n.epoch.id == id) {
                     self.promote(now);
-                } else if self.current.as_ref().is_some_and(|c| c.id == id && !c.initiator) {
+                } else if self
+                    .current
+                    .as_ref()
+                    .is_some_and(|c| c.id == id && !c.initiator)
+                {
                     self.confirmed(now);
-                    self.actions.push_back(Action::Send(encode(&Control::Confirmed { id })));
+                    self.actions
+                        .push_back(Action::Send(encode(&Control::Confirmed { id })));
                 }
             }
-            Some(Control::Confirmed { id }) if self.current.as_ref().is_some_and(|c| c.id == id) => self.confirmed(now),
+            Some(Control::Confirmed { id })
+                if self.current.as_ref().is_some_and(|c| c.id == id) =>
+            {
+                self.confirmed(now)
+            }
             Some(Control::Confirmed { .. }) | None => {}
         }
     }
@@ -357,7 +412,10 @@ impl Session {
             current.map(Epoch::refused_at),
             young.map(Epoch::rekey_at),
             self.look.filter(|_| young.is_some()),
-            current.filter(|_| idle).and_then(|c| c.due).map(|due| due + REKEY_TIMEOUT),
+            current
+                .filter(|_| idle)
+                .and_then(|c| c.due)
+                .map(|due| due + REKEY_TIMEOUT),
             self.next.as_ref().map(|n| n.epoch.refused_at()),
             self.retired.iter().map(|r| r.until).min(),
             self.rekeying.as_ref().map(|r| r.timer.at),
@@ -390,12 +448,20 @@ impl Session {
                 }
             }
         }
-        while let Some(gone) = self.retired.iter().position(|r| now >= r.until).and_then(|at| self.retired.remove(at)) {
+        while let Some(gone) = self
+            .retired
+            .iter()
+            .position(|r| now >= r.until)
+            .and_then(|at| self.retired.remove(at))
+        {
             self.remove(gone);
         }
         self.resend(now);
         needed |= self.rekey(now, entropy);
-        if let Some((_, asked)) = self.asking.take_if(|(_, asked)| now >= *asked + ASK_PATIENCE) {
+        if let Some((_, asked)) = self
+            .asking
+            .take_if(|(_, asked)| now >= *asked + ASK_PATIENCE)
+        {
             self.later(now, asked, RETRY_FIRST);
         }
         if needed {
@@ -446,20 +512,45 @@ impl Session {
     }
 
     /// The terms of a handshake that we begin, or answer.
-    fn terms(&self, initiator: bool, (cipher, hybrid): (Cipher, bool), transcript: [u8; 32], attempt: u32) -> Terms {
-        let Config { me, peer, subnet, .. } = self.config;
+    fn terms(
+        &self,
+        initiator: bool,
+        (cipher, hybrid): (Cipher, bool),
+        transcript: [u8; 32],
+        attempt: u32,
+    ) -> Terms {
+        let Config {
+            me, peer, subnet, ..
+        } = self.config;
         let (initiator, responder) = if initiator { (me, peer) } else { (peer, me) };
-        Terms { subnet, initiator, responder, cipher, hybrid, transcript, attempt }
+        Terms {
+            subnet,
+            initiator,
+            responder,
+            cipher,
+            hybrid,
+            transcript,
+            attempt,
+        }
     }
 
     fn cipher_with(&self, peer_has_aes: bool) -> Cipher {
-        if self.config.aes.is_some() && peer_has_aes { Cipher::Aes256Gcm } else { Cipher::ChaCha20Poly1305 }
+        if self.config.aes.is_some() && peer_has_aes {
+            Cipher::Aes256Gcm
+        } else {
+            Cipher::ChaCha20Poly1305
+        }
     }
 
     fn own(&self, index: u32, entropy: Entropy<'_>) -> Own<'_> {
         let mut ephemeral = Secret::default();
         entropy(ephemeral.as_mut_slice());
-        Own { secret: &self.config.secret, peer_key: &self.config.peer_key, index, ephemeral }
+        Own {
+            secret: &self.config.secret,
+            peer_key: &self.config.peer_key,
+            index,
+            ephemeral,
+        }
     }
 }
 

@@ -13,12 +13,27 @@ fn two_members_get_a_path_in_every_subnet_they_share() {
         let took = world.until(5 * SECOND, World::agree).unwrap();
         assert!(took < SECOND, "{took:?}");
         for n in 1..=shared {
-            assert_eq!(world.ends[0].peer.keys(subnet(n)), (Some(Cipher::Aes256Gcm), 1));
-            assert_eq!(world.ends[0].peer.path(subnet(n)).unwrap().pair.remote, world.ends[1].at);
+            assert_eq!(
+                world.ends[0].peer.keys(subnet(n)),
+                (Some(Cipher::Aes256Gcm), 1)
+            );
+            assert_eq!(
+                world.ends[0].peer.path(subnet(n)).unwrap().pair.remote,
+                world.ends[1].at
+            );
         }
-        assert_eq!(world.ends[0].peer.path_changes(), 1, "one path, whatever number of subnets");
+        assert_eq!(
+            world.ends[0].peer.path_changes(),
+            1,
+            "one path, whatever number of subnets"
+        );
         world.run(SECOND);
-        assert!(world.ends[0].routes.values().all(|route| route.settled && route.payload == 1472));
+        assert!(
+            world.ends[0]
+                .routes
+                .values()
+                .all(|route| route.settled && route.payload == 1472)
+        );
     }
 }
 
@@ -33,12 +48,24 @@ fn sharing_three_subnets_costs_an_idle_pair_at_most_a_fifth_more_than_sharing_on
         assert!(world.agree() && world.ends[0].peer.path_changes() == 1);
         let (frames, bytes) = world.cost();
         let minute = |n: u64| n as f64 / 10.0;
-        (minute(frames - before.0), minute((bytes - before.1) as u64), minute(world.ends[0].timers - timers))
+        (
+            minute(frames - before.0),
+            minute((bytes - before.1) as u64),
+            minute(world.ends[0].timers - timers),
+        )
     };
     let (one, three, many) = (idle(1), idle(3), idle(20));
-    println!("frames, bytes, timers a minute: {one:?} with one subnet, {three:?} with three, {many:?} with twenty");
-    assert!(three.0 <= 1.2 * one.0 && three.1 <= 1.2 * one.1, "{three:?} against {one:?}");
-    assert!(three.2 <= 1.5 * one.2, "wake-ups: {three:?} against {one:?}");
+    println!(
+        "frames, bytes, timers a minute: {one:?} with one subnet, {three:?} with three, {many:?} with twenty"
+    );
+    assert!(
+        three.0 <= 1.2 * one.0 && three.1 <= 1.2 * one.1,
+        "{three:?} against {one:?}"
+    );
+    assert!(
+        three.2 <= 1.5 * one.2,
+        "wake-ups: {three:?} against {one:?}"
+    );
     assert!(one.0 < 150.0 && many.0 < 2.0 * one.0, "{one:?}, {many:?}");
 }
 
@@ -65,7 +92,10 @@ fn a_key_that_expires_leaves_the_count_of_traffic_as_it_was() {
         world.run(SECOND);
         world.rest();
         let now = traffic(&world);
-        assert!((after + 20..after + 300).contains(&now), "{now} after {after}");
+        assert!(
+            (after + 20..after + 300).contains(&now),
+            "{now} after {after}"
+        );
         before = now;
     }
 }
@@ -83,7 +113,10 @@ fn what_is_said_of_subnets_asks_no_path_and_no_key() {
         world.cost().0 - before
     };
     let frames = asked(&mut world);
-    assert!(frames < 200, "{frames} frames in a minute, in each second of which a View was published");
+    assert!(
+        frames < 200,
+        "{frames} frames in a minute, in each second of which a View was published"
+    );
 }
 
 #[test]
@@ -93,7 +126,10 @@ fn one_who_stops_says_so() {
     world.call(0, |peer, _, _| peer.close());
     world.kill(0);
     world.run(100 * MS);
-    assert!(world.ends[1].routes.is_empty(), "without waiting for missed probes");
+    assert!(
+        world.ends[1].routes.is_empty(),
+        "without waiting for missed probes"
+    );
 }
 
 #[test]
@@ -107,7 +143,9 @@ fn one_who_died_is_missed_when_its_connection_closes() {
         assert!(world.ends.iter().all(|end| end.peer.path_changes() == 1));
         world.kill(1);
         world.disconnect();
-        let took = world.until(5 * SECOND, |world| world.ends[0].routes.is_empty()).unwrap();
+        let took = world
+            .until(5 * SECOND, |world| world.ends[0].routes.is_empty())
+            .unwrap();
         assert!(took < SECOND, "{took:?}");
     }
 }
@@ -122,7 +160,9 @@ fn one_who_died_is_missed_when_it_connects_anew() {
         // No goodbye, and the connection it had is not known to be dead.
         world.kill(1);
         world.call(0, |peer, now, entropy| peer.connected(now, entropy));
-        let took = world.until(5 * SECOND, |world| world.ends[0].routes.is_empty()).unwrap();
+        let took = world
+            .until(5 * SECOND, |world| world.ends[0].routes.is_empty())
+            .unwrap();
         assert!(took < SECOND, "{took:?}");
     }
 }
@@ -158,14 +198,26 @@ fn a_session_that_the_peer_has_lost_leaves_the_path_and_the_others_stay() {
         }
         world.run(Duration::from_millis(2000 + 130 * seed));
         loses_one_key(&mut world, 2);
-        let took = world.until(30 * SECOND, |world| !world.is_up(0, 2)).unwrap();
+        let took = world
+            .until(30 * SECOND, |world| !world.is_up(0, 2))
+            .unwrap();
         // Its turn comes after two others', every 1.25 s with traffic and every 2 s without; then 3.5 s without an answer.
-        assert!(took < if busy { 8000 * MS } else { 11_000 * MS }, "{took:?}");
+        assert!(
+            took < if busy { 8000 * MS } else { 11_000 * MS },
+            "{took:?}"
+        );
         assert!(world.is_up(0, 1) && world.is_up(0, 3));
         world.run(60 * SECOND);
-        assert!(world.agree() && !world.is_up(0, 2) && world.ends.iter().all(|end| end.peer.path_changes() == 1));
+        assert!(
+            world.agree()
+                && !world.is_up(0, 2)
+                && world.ends.iter().all(|end| end.peer.path_changes() == 1)
+        );
         world.enter(1, subnet(2));
-        assert!(world.until(10 * SECOND, World::agree).is_some(), "and comes back with a new key");
+        assert!(
+            world.until(10 * SECOND, World::agree).is_some(),
+            "and comes back with a new key"
+        );
     }
 }
 
@@ -178,15 +230,31 @@ fn the_session_that_carries_the_probes_ends_and_another_takes_over() {
         world.leave(0, subnet(n));
         world.leave(1, subnet(n));
         let others = (1..=3).filter(|other| *other != n).map(subnet);
-        let arrived = |world: &World, s: SubnetId| world.ends.iter().map(|end| end.arrived[&s]).sum::<u64>();
-        let (before, gone) =
-            (others.clone().map(|s| arrived(&world, s)).collect::<Vec<_>>(), arrived(&world, subnet(n)));
+        let arrived =
+            |world: &World, s: SubnetId| world.ends.iter().map(|end| end.arrived[&s]).sum::<u64>();
+        let (before, gone) = (
+            others
+                .clone()
+                .map(|s| arrived(&world, s))
+                .collect::<Vec<_>>(),
+            arrived(&world, subnet(n)),
+        );
         world.run(20 * SECOND);
-        assert!(world.agree() && world.ends.iter().all(|end| end.peer.path_changes() == 1), "the path stays");
+        assert!(
+            world.agree() && world.ends.iter().all(|end| end.peer.path_changes() == 1),
+            "the path stays"
+        );
         for (s, before) in others.zip(before) {
-            assert!(arrived(&world, s) > before + 1900, "packets of the other subnets never stop");
+            assert!(
+                arrived(&world, s) > before + 1900,
+                "packets of the other subnets never stop"
+            );
         }
-        assert_eq!(arrived(&world, subnet(n)), gone, "and none of this one arrives");
+        assert_eq!(
+            arrived(&world, subnet(n)),
+            gone,
+            "and none of this one arrives"
+        );
         assert!(world.ends[0].peer.path(subnet(n)).is_none());
         assert_eq!(world.ends[0].peer.keys(subnet(n)), (None, 0));
     }
@@ -200,8 +268,16 @@ fn who_is_removed_is_cut_off_at_once_and_goes_back_to_the_stream() {
     let before = world.ends[0].arrived[&subnet(1)];
     world.leave(0, subnet(1));
     assert_eq!(world.ends[0].peer.memberships().count(), 0);
-    assert_eq!(world.ends[0].peer.poll_timeout(), None, "nothing is probed any more");
-    assert!(world.until(5 * SECOND, |world| !world.is_up(1, 1)).is_some());
+    assert_eq!(
+        world.ends[0].peer.poll_timeout(),
+        None,
+        "nothing is probed any more"
+    );
+    assert!(
+        world
+            .until(5 * SECOND, |world| !world.is_up(1, 1))
+            .is_some()
+    );
     world.run(60 * SECOND);
     assert_eq!(world.ends[0].arrived[&subnet(1)], before);
     assert!(!world.is_up(1, 1));
@@ -216,10 +292,17 @@ fn without_a_certified_key_there_is_no_session() {
         peer.connected(now, entropy);
     });
     world.run(120 * SECOND);
-    assert!(world.ends.iter().all(|end| end.routes.is_empty() && end.peer.keys(subnet(1)) == (None, 0)));
+    assert!(
+        world
+            .ends
+            .iter()
+            .all(|end| end.routes.is_empty() && end.peer.keys(subnet(1)) == (None, 0))
+    );
     // And of a subnet that is not in common nothing is answered.
     for message in [vec![], vec![0], vec![1; 300]] {
-        let answer = world.call(0, |peer, now, entropy| peer.handle_request(now, subnet(9), &message, entropy));
+        let answer = world.call(0, |peer, now, entropy| {
+            peer.handle_request(now, subnet(9), &message, entropy)
+        });
         assert!(answer.is_err());
     }
     world.call(0, |peer, _, _| peer.join(subnet(1), public(1)));
@@ -230,7 +313,9 @@ fn without_a_certified_key_there_is_no_session() {
 #[test]
 fn an_address_inside_the_overlay_is_no_path() {
     let mut world = World::live(3, 2);
-    world.call(0, |peer, now, entropy| peer.avoid(now, Arc::new(["192.0.2.0/24".parse().unwrap()]), entropy));
+    world.call(0, |peer, now, entropy| {
+        peer.avoid(now, Arc::new(["192.0.2.0/24".parse().unwrap()]), entropy)
+    });
     assert!(world.ends[0].routes.is_empty());
     world.run(60 * SECOND);
     assert!(world.ends[0].routes.is_empty());
@@ -240,29 +325,54 @@ fn an_address_inside_the_overlay_is_no_path() {
 fn a_ping_goes_under_the_key_that_is_asked_about() {
     let mut world = World::live(3, 3);
     world.run(SECOND);
-    let token = world.call(0, |peer, now, entropy| peer.ping(now, subnet(2), entropy)).unwrap();
+    let token = world
+        .call(0, |peer, now, entropy| peer.ping(now, subnet(2), entropy))
+        .unwrap();
     world.run(SECOND);
-    let rtt = world.ends[0].answered.iter().find(|(answered, _)| *answered == token).unwrap().1;
+    let rtt = world.ends[0]
+        .answered
+        .iter()
+        .find(|(answered, _)| *answered == token)
+        .unwrap()
+        .1;
     assert!(rtt <= 40 * MS, "{rtt:?}");
     loses_one_key(&mut world, 2);
-    let token = world.call(0, |peer, now, entropy| peer.ping(now, subnet(2), entropy)).unwrap();
+    let token = world
+        .call(0, |peer, now, entropy| peer.ping(now, subnet(2), entropy))
+        .unwrap();
     world.run(SECOND);
-    assert!(world.ends[0].answered.iter().all(|(answered, _)| *answered != token));
+    assert!(
+        world.ends[0]
+            .answered
+            .iter()
+            .all(|(answered, _)| *answered != token)
+    );
     world.run(15 * SECOND);
-    assert_eq!(world.call(0, |peer, now, entropy| peer.ping(now, subnet(2), entropy)), None);
+    assert_eq!(
+        world.call(0, |peer, now, entropy| peer.ping(now, subnet(2), entropy)),
+        None
+    );
 }
 
 #[test]
 fn more_control_messages_than_a_peer_needs_are_not_answered() {
     let mut world = World::live(3, 1);
     world.run(SECOND);
-    let (at, index) = (world.ends[1].at, world.ends[1].routes[&subnet(1)].sealer.receiver());
+    let (at, index) = (
+        world.ends[1].at,
+        world.ends[1].routes[&subnet(1)].sealer.receiver(),
+    );
     let before = world.ends[0].sent.0;
     for token in 0..1000u64 {
         let mut body = Vec::new();
         Control::Probe { token }.encode(0, &mut body);
-        let pair = Pair { local: None, remote: at };
-        world.call(0, |peer, now, entropy| peer.handle_control(now, (subnet(1), index), pair, &body, entropy));
+        let pair = Pair {
+            local: None,
+            remote: at,
+        };
+        world.call(0, |peer, now, entropy| {
+            peer.handle_control(now, (subnet(1), index), pair, &body, entropy)
+        });
     }
     assert!(world.ends[0].sent.0 - before <= 130);
     world.run(2 * SECOND);
@@ -273,18 +383,31 @@ fn more_control_messages_than_a_peer_needs_are_not_answered() {
 fn packets_leave_from_the_address_of_ours_that_the_peer_sends_to() {
     let mut world = World::live(3, 1);
     world.run(SECOND);
-    let (at, index) = (world.ends[1].at, world.ends[1].routes[&subnet(1)].sealer.receiver());
+    let (at, index) = (
+        world.ends[1].at,
+        world.ends[1].routes[&subnet(1)].sealer.receiver(),
+    );
     let local = |world: &World| world.ends[0].routes[&subnet(1)].pair.local;
     assert_eq!(local(&world), None);
     for n in [5, 6] {
         let ours = Some(IpAddr::from([192, 0, 2, n]));
-        let pair = Pair { local: ours, remote: at };
-        world.call(0, |peer, now, entropy| peer.handle_packet_seen(now, subnet(1), Some(index), pair, entropy));
+        let pair = Pair {
+            local: ours,
+            remote: at,
+        };
+        world.call(0, |peer, now, entropy| {
+            peer.handle_packet_seen(now, subnet(1), Some(index), pair, entropy)
+        });
         assert_eq!(local(&world), ours);
     }
     // What came from elsewhere says nothing about this path.
-    let elsewhere = Pair { local: Some(IpAddr::from([192, 0, 2, 7])), remote: SocketAddr::from(([203, 0, 113, 9], 1)) };
-    world.call(0, |peer, now, entropy| peer.handle_packet_seen(now, subnet(1), None, elsewhere, entropy));
+    let elsewhere = Pair {
+        local: Some(IpAddr::from([192, 0, 2, 7])),
+        remote: SocketAddr::from(([203, 0, 113, 9], 1)),
+    };
+    world.call(0, |peer, now, entropy| {
+        peer.handle_packet_seen(now, subnet(1), None, elsewhere, entropy)
+    });
     assert_eq!(local(&world), Some(IpAddr::from([192, 0, 2, 6])));
 }
 
@@ -292,7 +415,10 @@ fn packets_leave_from_the_address_of_ours_that_the_peer_sends_to() {
 fn debug_shows_no_secret() {
     let world = World::live(3, 1);
     let text = format!("{:?}", world.ends[0].peer);
-    assert!(text.contains(&format!("{:?}", id(1))) && !text.contains("secret") && text.len() < 1000, "{text}");
+    assert!(
+        text.contains(&format!("{:?}", id(1))) && !text.contains("secret") && text.len() < 1000,
+        "{text}"
+    );
 }
 
 #[derive(Debug, Clone)]
@@ -337,9 +463,11 @@ fn hostile(seed: u64, shared: u8, steps: Vec<Step>) {
     for step in steps {
         match step {
             Step::Run(ms) => world.run(u32::from(ms) * MS),
-            Step::Weather { loss, double, delay } => {
-                (world.net.loss, world.net.double, world.net.delay) = (loss, double, delay)
-            }
+            Step::Weather {
+                loss,
+                double,
+                delay,
+            } => (world.net.loss, world.net.double, world.net.delay) = (loss, double, delay),
             Step::Mtu(mtu) => world.mtu = mtu,
             Step::Block(blocked) => world.blocked = blocked,
             Step::Stream(stream) => world.stream = stream,
@@ -363,7 +491,10 @@ fn hostile(seed: u64, shared: u8, steps: Vec<Step>) {
         world.enter(end, subnet(n));
     }
     world.connect();
-    assert!(world.until(BOUND, World::agree).is_some(), "no agreement within {BOUND:?}");
+    assert!(
+        world.until(BOUND, World::agree).is_some(),
+        "no agreement within {BOUND:?}"
+    );
     // And it lasts, with every rekey, and no packet goes to a key that is not there.
     world.run(BOUND);
     world.lost.clear();

@@ -34,13 +34,27 @@ impl Probes {
         let unknown: Vec<SocketAddr> = {
             let mut known = self.lock();
             known.retain(|target, (at, _)| targets.contains(target) && at.elapsed() < BELIEVED);
-            targets.iter().filter(|target| !known.contains_key(target)).copied().collect()
+            targets
+                .iter()
+                .filter(|target| !known.contains_key(target))
+                .copied()
+                .collect()
         };
         let ask = |target| async move { (target, refuses(target, PROBE).await) };
-        let said: Vec<_> = futures::stream::iter(unknown).map(ask).buffer_unordered(AT_ONCE).collect().await;
+        let said: Vec<_> = futures::stream::iter(unknown)
+            .map(ask)
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await;
         let mut known = self.lock();
-        known.extend(said.into_iter().map(|(target, refused)| (target, (Instant::now(), refused))));
-        targets.into_iter().filter(|target| known.get(target).is_some_and(|(_, refused)| *refused)).collect()
+        known.extend(
+            said.into_iter()
+                .map(|(target, refused)| (target, (Instant::now(), refused))),
+        );
+        targets
+            .into_iter()
+            .filter(|target| known.get(target).is_some_and(|(_, refused)| *refused))
+            .collect()
     }
 
     fn lock(&self) -> parking_lot::MutexGuard<'_, HashMap<SocketAddr, (Instant, bool)>> {
@@ -54,7 +68,11 @@ fn own_addresses() -> BTreeSet<IpAddr> {
         let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
         v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
     };
-    getifaddrs().into_iter().flatten().filter_map(|link| ip(link.address.as_ref()?)).collect()
+    getifaddrs()
+        .into_iter()
+        .flatten()
+        .filter_map(|link| ip(link.address.as_ref()?))
+        .collect()
 }
 
 fn target_of(map: &MapInfo) -> Option<SocketAddr> {
@@ -63,12 +81,23 @@ fn target_of(map: &MapInfo) -> Option<SocketAddr> {
 }
 
 /// The targets that refuse connections. Those that are `closed`, on the machine of the member that is named, are not asked.
-pub(crate) async fn refusing(ctx: &Report, maps: &[MapInfo], closed: &[Option<Called>]) -> BTreeSet<SocketAddr> {
+pub(crate) async fn refusing(
+    ctx: &Report,
+    maps: &[MapInfo],
+    closed: &[Option<Called>],
+) -> BTreeSet<SocketAddr> {
     if !ctx.platform.is_kernel() {
         return BTreeSet::new();
     }
-    let open = maps.iter().zip(closed).filter(|(_, closed)| closed.is_none()).map(|(map, _)| map);
-    let asked = open.filter(|map| map.state == "ok" && map.proto == Proto::Tcp).filter_map(target_of).collect();
+    let open = maps
+        .iter()
+        .zip(closed)
+        .filter(|(_, closed)| closed.is_none())
+        .map(|(map, _)| map);
+    let asked = open
+        .filter(|map| map.state == "ok" && map.proto == Proto::Tcp)
+        .filter_map(target_of)
+        .collect();
     ctx.probes.refusing(asked).await
 }
 
@@ -82,14 +111,23 @@ pub(crate) async fn look(
     if !ctx.platform.is_kernel() || maps.is_empty() {
         return;
     }
-    let places: Vec<(Proto, Option<SocketAddr>)> = maps.iter().map(|m| (m.proto, m.listen.parse().ok())).collect();
+    let places: Vec<(Proto, Option<SocketAddr>)> = maps
+        .iter()
+        .map(|m| (m.proto, m.listen.parse().ok()))
+        .collect();
     let seen = tokio::task::spawn_blocking(move || {
         let foreign = Foreign::read();
-        let shadowed =
-            |(proto, at): (Proto, Option<SocketAddr>)| at.and_then(|at| foreign.shadowed(proto, at.ip(), at.port()));
-        (own_addresses(), places.into_iter().map(shadowed).collect::<Vec<_>>())
+        let shadowed = |(proto, at): (Proto, Option<SocketAddr>)| {
+            at.and_then(|at| foreign.shadowed(proto, at.ip(), at.port()))
+        };
+        (
+            own_addresses(),
+            places.into_iter().map(shadowed).collect::<Vec<_>>(),
+        )
     });
-    let Ok((own, shadowed)) = seen.await else { return };
+    let Ok((own, shadowed)) = seen.await else {
+        return;
+    };
     for ((map, closed), shadowed) in maps.iter_mut().zip(closed).zip(shadowed) {
         judge(map, &own, refusing, closed.as_ref(), shadowed.as_ref());
     }
@@ -112,20 +150,38 @@ fn judge(
     let (note, help) = if map.note.is_some() {
         return;
     } else if map.state == "no-target" {
-        (format!("the subnet has no {} now", map.target), format!("attach it again, or: {rm}"))
+        (
+            format!("the subnet has no {} now", map.target),
+            format!("attach it again, or: {rm}"),
+        )
     } else if let Some(at) = listen.filter(absent) {
         map.state = "blocked".into();
-        (format!("this machine has no address {} now", at.ip()), format!("give this machine the address, or: {rm}"))
+        (
+            format!("this machine has no address {} now", at.ip()),
+            format!("give this machine the address, or: {rm}"),
+        )
     } else if let Some(Called { member, subnet }) = closed.filter(|_| map.state == "ok") {
         map.state = "refused".into();
         let port = target.map(|target| target.port()).unwrap_or_default();
         let opened = opened(member, subnet, &format!("{}/{port}", map.proto));
-        (format!("the machine of {member} lets nobody in at {}", map.target), opened)
-    } else if map.state == "ok" && map.proto == Proto::Tcp && target.is_some_and(|t| refusing.contains(&t)) {
+        (
+            format!("the machine of {member} lets nobody in at {}", map.target),
+            opened,
+        )
+    } else if map.state == "ok"
+        && map.proto == Proto::Tcp
+        && target.is_some_and(|t| refusing.contains(&t))
+    {
         map.state = "refused".into();
-        (format!("{} refuses connections", map.target), format!("let something listen there, or: {rm}"))
+        (
+            format!("{} refuses connections", map.target),
+            format!("let something listen there, or: {rm}"),
+        )
     } else if let Some(conflict) = shadowed {
-        (shadow(conflict), format!("stop what listens there, or: {rm}"))
+        (
+            shadow(conflict),
+            format!("stop what listens there, or: {rm}"),
+        )
     } else {
         return;
     };
@@ -135,11 +191,23 @@ fn judge(
 /// Many programs listen by one family only, and `map add PORT` maps both. Of a map that works by the other one nothing has
 /// to be done, and to remove it would take both away.
 fn halves(maps: &mut [MapInfo]) {
-    let half = |map: &MapInfo| map.state == "refused" && maps.iter().any(|other| is_half_of_one_that_works(map, other));
+    let half = |map: &MapInfo| {
+        map.state == "refused"
+            && maps
+                .iter()
+                .any(|other| is_half_of_one_that_works(map, other))
+    };
     let halves: Vec<bool> = maps.iter().map(half).collect();
     for (map, _) in maps.iter_mut().zip(halves).filter(|(_, half)| *half) {
-        let six = map.listen.parse::<SocketAddr>().is_ok_and(|at| at.is_ipv6());
-        let (this, other) = if six { ("IPv6", "IPv4") } else { ("IPv4", "IPv6") };
+        let six = map
+            .listen
+            .parse::<SocketAddr>()
+            .is_ok_and(|at| at.is_ipv6());
+        let (this, other) = if six {
+            ("IPv6", "IPv4")
+        } else {
+            ("IPv4", "IPv6")
+        };
         map.note = map.note.take().map(|note| format!("{note} over {this}"));
         map.help = Some(format!("over {other} it works; nothing has to be done"));
     }
@@ -147,7 +215,9 @@ fn halves(maps: &mut [MapInfo]) {
 
 fn shadow(conflict: &Conflict) -> String {
     match conflict {
-        Conflict::InUse { address, process, .. } => {
+        Conflict::InUse {
+            address, process, ..
+        } => {
             let process = process.as_deref().unwrap_or("another program");
             format!("nobody reaches {process}, which listens on {address}: the map has the port")
         }
@@ -165,19 +235,37 @@ pub(crate) fn of_maps(maps: &[MapInfo]) -> Vec<Problem> {
             "blocked" => Code::ListenGone,
             _ => Code::PortShadowed,
         };
-        let message = format!("map {} of {} on {} {}: {note}", map.name, map.subnet, map.proto, map.listen);
-        let half = map.state == "refused" && maps.iter().any(|other| is_half_of_one_that_works(map, other));
+        let message = format!(
+            "map {} of {} on {} {}: {note}",
+            map.name, map.subnet, map.proto, map.listen
+        );
+        let half = map.state == "refused"
+            && maps
+                .iter()
+                .any(|other| is_half_of_one_that_works(map, other));
         let severity = if half { "info" } else { "warning" };
         let help = map.help.clone().unwrap_or_default();
-        Some(Problem { code: code.into(), severity: severity.into(), message, help })
+        Some(Problem {
+            code: code.into(),
+            severity: severity.into(),
+            message,
+            help,
+        })
     };
     maps.iter().filter_map(problem).collect()
 }
 
 /// Whether two maps are one but for the family of the address they listen on, and the other one works.
 fn is_half_of_one_that_works(map: &MapInfo, other: &MapInfo) -> bool {
-    let listen = |map: &MapInfo| map.listen.parse::<SocketAddr>().ok().filter(|at| at.ip().is_unspecified());
-    let (Some(one), Some(two)) = (listen(map), listen(other)) else { return false };
+    let listen = |map: &MapInfo| {
+        map.listen
+            .parse::<SocketAddr>()
+            .ok()
+            .filter(|at| at.ip().is_unspecified())
+    };
+    let (Some(one), Some(two)) = (listen(map), listen(other)) else {
+        return false;
+    };
     other.state == "ok"
         && one.port() == two.port()
         && one.is_ipv4() != two.is_ipv4()
@@ -196,21 +284,27 @@ struct Own {
 pub(crate) fn no_way_out(ours: &BTreeSet<String>) -> Option<Problem> {
     let mut links: BTreeMap<String, Own> = BTreeMap::new();
     for found in getifaddrs().ok()? {
-        if found.flags.contains(InterfaceFlags::IFF_LOOPBACK) || ours.contains(&found.interface_name) {
+        if found.flags.contains(InterfaceFlags::IFF_LOOPBACK)
+            || ours.contains(&found.interface_name)
+        {
             continue;
         }
         let link = links.entry(found.interface_name).or_default();
         link.up |= found.flags.contains(InterfaceFlags::IFF_UP);
         link.carrier |= found.flags.contains(InterfaceFlags::IFF_RUNNING);
-        let is_ip =
-            |a: &nix::sys::socket::SockaddrStorage| a.as_sockaddr_in().is_some() || a.as_sockaddr_in6().is_some();
+        let is_ip = |a: &nix::sys::socket::SockaddrStorage| {
+            a.as_sockaddr_in().is_some() || a.as_sockaddr_in6().is_some()
+        };
         link.addresses |= found.address.as_ref().is_some_and(is_ip);
     }
     dead_end(&links)
 }
 
 fn dead_end(links: &BTreeMap<String, Own>) -> Option<Problem> {
-    if links.values().any(|link| link.up && link.carrier && link.addresses) {
+    if links
+        .values()
+        .any(|link| link.up && link.carrier && link.addresses)
+    {
         return None;
     }
     let state = |link: &Own| match link {
@@ -218,10 +312,22 @@ fn dead_end(links: &BTreeMap<String, Own>) -> Option<Problem> {
         Own { carrier: false, .. } => "has no carrier",
         _ => "has no address",
     };
-    let each: Vec<String> = links.iter().map(|(name, link)| format!("{name} {}", state(link))).collect();
-    let which = if each.is_empty() { "it has none".to_owned() } else { each.join(", ") };
-    let first = links.iter().find(|(_, link)| !link.up).map(|(name, _)| name);
-    let help = first.map_or("plug it in, or give it an address".to_owned(), |name| format!("ip link set {name} up"));
+    let each: Vec<String> = links
+        .iter()
+        .map(|(name, link)| format!("{name} {}", state(link)))
+        .collect();
+    let which = if each.is_empty() {
+        "it has none".to_owned()
+    } else {
+        each.join(", ")
+    };
+    let first = links
+        .iter()
+        .find(|(_, link)| !link.up)
+        .map(|(name, _)| name);
+    let help = first.map_or("plug it in, or give it an address".to_owned(), |name| {
+        format!("ip link set {name} up")
+    });
     Some(Problem {
         code: Code::NoLink.to_string(),
         severity: "warning".into(),
@@ -245,33 +351,67 @@ mod tests {
             address: None,
             state: state.to_owned(),
             note: (state != "ok").then(|| "web:80 refuses connections".to_owned()),
-            help: (state != "ok").then(|| "let something listen there, or: byway map rm lab web".to_owned()),
+            help: (state != "ok")
+                .then(|| "let something listen there, or: byway map rm lab web".to_owned()),
             connections: 0,
             rx_bytes: 0,
             tx_bytes: 0,
             allow: vec![],
         };
-        let severities = |maps: &[MapInfo]| of_maps(maps).into_iter().map(|p| p.severity).collect::<Vec<_>>();
+        let severities = |maps: &[MapInfo]| {
+            of_maps(maps)
+                .into_iter()
+                .map(|p| p.severity)
+                .collect::<Vec<_>>()
+        };
         let half = map("[::]:8080", "web:80", "refused");
-        assert_eq!(severities(&[map("0.0.0.0:8080", "web:80", "ok"), half.clone()]), ["info"]);
-        assert_eq!(severities(&[map("0.0.0.0:8080", "web:80", "refused"), half.clone()]), ["warning", "warning"]);
-        for other in [map("0.0.0.0:8081", "web:80", "ok"), map("0.0.0.0:8080", "db:80", "ok")] {
+        assert_eq!(
+            severities(&[map("0.0.0.0:8080", "web:80", "ok"), half.clone()]),
+            ["info"]
+        );
+        assert_eq!(
+            severities(&[map("0.0.0.0:8080", "web:80", "refused"), half.clone()]),
+            ["warning", "warning"]
+        );
+        for other in [
+            map("0.0.0.0:8081", "web:80", "ok"),
+            map("0.0.0.0:8080", "db:80", "ok"),
+        ] {
             assert_eq!(severities(&[other, half.clone()]), ["warning"]);
         }
-        assert_eq!(severities(&[map("192.0.2.1:8080", "web:80", "ok"), half.clone()]), ["warning"]);
+        assert_eq!(
+            severities(&[map("192.0.2.1:8080", "web:80", "ok"), half.clone()]),
+            ["warning"]
+        );
         // It says by which family, and proposes nothing that would take the half away that works.
         let told = |maps: &[MapInfo]| {
             let mut maps = maps.to_vec();
             halves(&mut maps);
-            of_maps(&maps).into_iter().map(|p| (p.message, p.help)).collect::<Vec<_>>()
+            of_maps(&maps)
+                .into_iter()
+                .map(|p| (p.message, p.help))
+                .collect::<Vec<_>>()
         };
         let (message, help) = told(&[map("0.0.0.0:8080", "web:80", "ok"), half.clone()]).remove(0);
-        assert!(message.ends_with("web:80 refuses connections over IPv6"), "{message}");
+        assert!(
+            message.ends_with("web:80 refuses connections over IPv6"),
+            "{message}"
+        );
         assert_eq!(help, "over IPv4 it works; nothing has to be done");
-        let (message, help) =
-            told(&[map("[::]:8080", "web:80", "ok"), map("0.0.0.0:8080", "web:80", "refused")]).remove(0);
-        assert!(message.ends_with("over IPv4") && help.starts_with("over IPv6 it works"), "{message} {help}");
-        assert!(told(&[half]).iter().all(|(message, help)| !message.contains("over") && help.contains("byway map rm")));
+        let (message, help) = told(&[
+            map("[::]:8080", "web:80", "ok"),
+            map("0.0.0.0:8080", "web:80", "refused"),
+        ])
+        .remove(0);
+        assert!(
+            message.ends_with("over IPv4") && help.starts_with("over IPv6 it works"),
+            "{message} {help}"
+        );
+        assert!(
+            told(&[half])
+                .iter()
+                .all(|(message, help)| !message.contains("over") && help.contains("byway map rm"))
+        );
     }
 
     #[test]
@@ -279,16 +419,37 @@ mod tests {
         let links = |of: &[(&str, bool, bool, bool)]| {
             of.iter()
                 .map(|(name, up, carrier, addresses)| {
-                    ((*name).to_owned(), Own { up: *up, carrier: *carrier, addresses: *addresses })
+                    (
+                        (*name).to_owned(),
+                        Own {
+                            up: *up,
+                            carrier: *carrier,
+                            addresses: *addresses,
+                        },
+                    )
                 })
                 .collect::<BTreeMap<_, _>>()
         };
         let well = links(&[("eth0", true, true, true), ("eth1", false, false, false)]);
         assert_eq!(dead_end(&well), None);
-        let pulled = dead_end(&links(&[("eth0", true, false, true), ("eth1", true, true, false)])).unwrap();
-        assert!(pulled.message.ends_with("eth0 has no carrier, eth1 has no address"), "{pulled:?}");
+        let pulled = dead_end(&links(&[
+            ("eth0", true, false, true),
+            ("eth1", true, true, false),
+        ]))
+        .unwrap();
+        assert!(
+            pulled
+                .message
+                .ends_with("eth0 has no carrier, eth1 has no address"),
+            "{pulled:?}"
+        );
         let down = dead_end(&links(&[("eth0", false, false, true)])).unwrap();
         assert_eq!(down.help, "ip link set eth0 up");
-        assert!(dead_end(&links(&[])).unwrap().message.ends_with("it has none"));
+        assert!(
+            dead_end(&links(&[]))
+                .unwrap()
+                .message
+                .ends_with("it has none")
+        );
     }
 }

@@ -8,7 +8,9 @@ use std::fmt;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, MetricEncoder, NoLabelSet};
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, MetricEncoder, NoLabelSet,
+};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
@@ -62,10 +64,19 @@ impl Collector for Snapshot {
         paths(&mut families, &self.status)?;
         drops(&mut families, &self.status)?;
         maps(&mut families, &self.maps)?;
-        let dns = self.dns.iter().map(|(outcome, n)| (vec![("outcome", (*outcome).to_owned())], *n));
-        families.counter("byway_dns", "Questions for names, and what was done to them, by outcome", dns)?;
+        let dns = self
+            .dns
+            .iter()
+            .map(|(outcome, n)| (vec![("outcome", (*outcome).to_owned())], *n));
+        families.counter(
+            "byway_dns",
+            "Questions for names, and what was done to them, by outcome",
+            dns,
+        )?;
         service(&mut families, &self.service)?;
-        self.port.as_ref().map_or(Ok(()), |counts| port(&mut families, counts))
+        self.port
+            .as_ref()
+            .map_or(Ok(()), |counts| port(&mut families, counts))
     }
 }
 
@@ -82,9 +93,12 @@ impl Families<'_> {
         help: &str,
         samples: impl IntoIterator<Item = (Labels, V)>,
     ) -> fmt::Result {
-        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Counter)?;
         for (labels, value) in samples {
-            let one = |mut m: MetricEncoder<'_>| m.encode_counter::<NoLabelSet, V, u64>(&value, None);
+            let one =
+                |mut m: MetricEncoder<'_>| m.encode_counter::<NoLabelSet, V, u64>(&value, None);
             one(metric.encode_family(&labels)?)?;
         }
         Ok(())
@@ -96,7 +110,9 @@ impl Families<'_> {
         help: &str,
         samples: impl IntoIterator<Item = (Labels, V)>,
     ) -> fmt::Result {
-        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Gauge)?;
         for (labels, value) in samples {
             if labels.is_empty() {
                 metric.encode_gauge(&value)?;
@@ -112,7 +128,9 @@ impl Families<'_> {
     }
 
     fn single_counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
-        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Counter)?;
         metric.encode_counter::<NoLabelSet, u64, u64>(&value, None)
     }
 
@@ -123,28 +141,64 @@ impl Families<'_> {
 }
 
 fn daemon(out: &mut Families<'_>, status: &Status) -> fmt::Result {
-    let of = vec![("version", status.version.clone()), ("peer_id", status.peer_id.to_string())];
+    let of = vec![
+        ("version", status.version.clone()),
+        ("peer_id", status.peer_id.to_string()),
+    ];
     out.info("byway_info", "The daemon", of)?;
-    let (cipher, library) = status.sealing.split_once(" by ").unwrap_or((&status.sealing, ""));
-    let of = vec![("cipher", cipher.to_owned()), ("library", library.to_owned())];
-    out.info("byway_sealing_info", "The cipher of datagrams that this machine prefers", of)?;
-    out.single("byway_uptime_seconds", "Seconds since the start", status.uptime_s)?;
+    let (cipher, library) = status
+        .sealing
+        .split_once(" by ")
+        .unwrap_or((&status.sealing, ""));
+    let of = vec![
+        ("cipher", cipher.to_owned()),
+        ("library", library.to_owned()),
+    ];
+    out.info(
+        "byway_sealing_info",
+        "The cipher of datagrams that this machine prefers",
+        of,
+    )?;
+    out.single(
+        "byway_uptime_seconds",
+        "Seconds since the start",
+        status.uptime_s,
+    )?;
     let ready = u64::from(status.ready);
-    out.single("byway_ready", "1 when the kernel matches and no problem is an error", ready)?;
+    out.single(
+        "byway_ready",
+        "1 when the kernel matches and no problem is an error",
+        ready,
+    )?;
     let severities = ["error", "warning", "info"].map(|severity| {
-        let count = status.problems.iter().filter(|p| p.severity == severity).count();
+        let count = status
+            .problems
+            .iter()
+            .filter(|p| p.severity == severity)
+            .count();
         (vec![("severity", severity.to_owned())], count)
     });
     out.gauge("byway_problems", "Problems by severity", severities)?;
-    let members = status.subnets.iter().map(|s| (vec![("subnet", s.name.as_str().to_owned())], s.members));
-    out.gauge("byway_members", "Members of a subnet", members.map(|(labels, n)| (labels, n as u64)))
+    let members = status
+        .subnets
+        .iter()
+        .map(|s| (vec![("subnet", s.name.as_str().to_owned())], s.members));
+    out.gauge(
+        "byway_members",
+        "Members of a subnet",
+        members.map(|(labels, n)| (labels, n as u64)),
+    )
 }
 
 /// Every peer of every subnet, with the labels that name it.
 fn each_peer(status: &Status) -> impl Iterator<Item = (Labels, &PeerStatus)> {
     status.subnets.iter().flat_map(|s| {
-        let labels =
-            |p: &PeerStatus| vec![("subnet", s.name.as_str().to_owned()), ("peer", p.name.as_str().to_owned())];
+        let labels = |p: &PeerStatus| {
+            vec![
+                ("subnet", s.name.as_str().to_owned()),
+                ("peer", p.name.as_str().to_owned()),
+            ]
+        };
         s.peers.iter().map(move |p| (labels(p), p))
     })
 }
@@ -158,9 +212,16 @@ fn peers(out: &mut Families<'_>, status: &Status) -> fmt::Result {
     let connected = each_peer(status).map(|(labels, p)| {
         let carrier = p.path.carrier.as_deref().unwrap_or("none");
         let transport = p.path.transport.as_deref().unwrap_or("none");
-        (with(labels, &[("carrier", carrier), ("transport", transport)]), u64::from(p.path.kind != "offline"))
+        (
+            with(labels, &[("carrier", carrier), ("transport", transport)]),
+            u64::from(p.path.kind != "offline"),
+        )
     });
-    out.gauge("byway_peer_connected", "1 when packets reach the peer", connected)?;
+    out.gauge(
+        "byway_peer_connected",
+        "1 when packets reach the peer",
+        connected,
+    )?;
     let sent = each_peer(status).map(|(labels, p)| (labels, p.tx_bytes));
     out.counter("byway_peer_tx_bytes", "Inner bytes sent to a peer", sent)?;
     let received = each_peer(status).map(|(labels, p)| (labels, p.rx_bytes));
@@ -170,28 +231,52 @@ fn peers(out: &mut Families<'_>, status: &Status) -> fmt::Result {
 fn carriers(out: &mut Families<'_>, status: &Status) -> fmt::Result {
     let of = |value: fn(&Carried) -> [u64; 2]| {
         each_peer(status).flat_map(move |(labels, p)| {
-            [("datagram", p.carriers.datagram), ("stream", p.carriers.stream)].into_iter().flat_map(move |(name, c)| {
+            [
+                ("datagram", p.carriers.datagram),
+                ("stream", p.carriers.stream),
+            ]
+            .into_iter()
+            .flat_map(move |(name, c)| {
                 let [tx, rx] = value(&c);
                 let labels = with(labels.clone(), &[("carrier", name)]);
-                [(with(labels.clone(), &[("direction", "tx")]), tx), (with(labels, &[("direction", "rx")]), rx)]
+                [
+                    (with(labels.clone(), &[("direction", "tx")]), tx),
+                    (with(labels, &[("direction", "rx")]), rx),
+                ]
             })
         })
     };
     let bytes = of(|c| [c.tx_bytes, c.rx_bytes]);
-    out.counter("byway_carrier_bytes", "Inner bytes by carrier and direction", bytes)?;
+    out.counter(
+        "byway_carrier_bytes",
+        "Inner bytes by carrier and direction",
+        bytes,
+    )?;
     let packets = of(|c| [c.tx_packets, c.rx_packets]);
-    out.counter("byway_carrier_packets", "Packets, before they are cut, by carrier and direction", packets)
+    out.counter(
+        "byway_carrier_packets",
+        "Packets, before they are cut, by carrier and direction",
+        packets,
+    )
 }
 
 fn paths(out: &mut Families<'_>, status: &Status) -> fmt::Result {
     let mtu = each_peer(status).filter_map(|(labels, p)| Some((labels, u64::from(p.path.mtu?))));
-    out.gauge("byway_path_mtu_bytes", "Largest IP packet the datagram path carries", mtu)?;
+    out.gauge(
+        "byway_path_mtu_bytes",
+        "Largest IP packet the datagram path carries",
+        mtu,
+    )?;
     let sessions = |of: fn(&SessionInfo) -> u64| {
         each_peer(status).filter_map(move |(labels, p)| Some((labels, of(p.session.as_ref()?))))
     };
     let help = "Keys of the datagram session, the first one included";
     out.counter("byway_session_keys", help, sessions(|s| s.keys))?;
-    out.counter("byway_path_changes", "Datagram paths gained, lost or moved", sessions(|s| s.path_changes))?;
+    out.counter(
+        "byway_path_changes",
+        "Datagram paths gained, lost or moved",
+        sessions(|s| s.path_changes),
+    )?;
     let rtt = each_peer(status).filter_map(|(labels, p)| Some((labels, p.rtt_ms? / 1000.0)));
     let help = "Round trip: of the datagram path's probes where there is one, else of the control connection";
     out.gauge("byway_peer_rtt_seconds", help, rtt)?;
@@ -202,7 +287,12 @@ fn paths(out: &mut Families<'_>, status: &Status) -> fmt::Result {
 
 fn drops(out: &mut Families<'_>, status: &Status) -> fmt::Result {
     let drops = status.subnets.iter().flat_map(|s| {
-        let labels = |reason: &str| vec![("subnet", s.name.as_str().to_owned()), ("reason", reason.to_owned())];
+        let labels = |reason: &str| {
+            vec![
+                ("subnet", s.name.as_str().to_owned()),
+                ("reason", reason.to_owned()),
+            ]
+        };
         s.drops.iter().map(move |(reason, n)| (labels(reason), *n))
     });
     out.counter("byway_drops", "Packets dropped, by reason", drops)
@@ -213,32 +303,72 @@ fn maps(out: &mut Families<'_>, maps: &[MapInfo]) -> fmt::Result {
         // A map that listens on every address has a part of each family, and one series.
         let mut sums: BTreeMap<(&str, &str), u64> = BTreeMap::new();
         for m in maps {
-            let sum = sums.entry((m.subnet.as_str(), m.name.as_str())).or_default();
+            let sum = sums
+                .entry((m.subnet.as_str(), m.name.as_str()))
+                .or_default();
             *sum = sum.saturating_add(value(m));
         }
-        let labels = |subnet: &str, map: &str| vec![("subnet", subnet.to_owned()), ("map", map.to_owned())];
-        sums.into_iter().map(move |((subnet, map), n)| (labels(subnet, map), n))
+        let labels =
+            |subnet: &str, map: &str| vec![("subnet", subnet.to_owned()), ("map", map.to_owned())];
+        sums.into_iter()
+            .map(move |((subnet, map), n)| (labels(subnet, map), n))
     };
-    out.counter("byway_map_connections", "Connections through a port map", of(|m| m.connections))?;
-    out.counter("byway_map_rx_bytes", "Bytes from clients of a port map", of(|m| m.rx_bytes))?;
-    out.counter("byway_map_tx_bytes", "Bytes back to clients of a port map", of(|m| m.tx_bytes))
+    out.counter(
+        "byway_map_connections",
+        "Connections through a port map",
+        of(|m| m.connections),
+    )?;
+    out.counter(
+        "byway_map_rx_bytes",
+        "Bytes from clients of a port map",
+        of(|m| m.rx_bytes),
+    )?;
+    out.counter(
+        "byway_map_tx_bytes",
+        "Bytes back to clients of a port map",
+        of(|m| m.tx_bytes),
+    )
 }
 
 /// Requests of members, by what was asked and why it was refused.
 fn service(out: &mut Families<'_>, counts: &ServiceCounts) -> fmt::Result {
-    let asked = counts.requests.iter().map(|(kind, n)| (vec![("kind", (*kind).to_owned())], *n));
-    out.counter("byway_service_requests", "Service requests of members, by kind", asked)?;
-    let refused = counts.refused.iter().map(|(code, n)| (vec![("code", code.to_string())], *n));
-    out.counter("byway_service_refused", "Service requests that were refused, by code", refused)?;
-    out.single("byway_service_inflight", "Service requests that run now", counts.running as u64)
+    let asked = counts
+        .requests
+        .iter()
+        .map(|(kind, n)| (vec![("kind", (*kind).to_owned())], *n));
+    out.counter(
+        "byway_service_requests",
+        "Service requests of members, by kind",
+        asked,
+    )?;
+    let refused = counts
+        .refused
+        .iter()
+        .map(|(code, n)| (vec![("code", code.to_string())], *n));
+    out.counter(
+        "byway_service_refused",
+        "Service requests that were refused, by code",
+        refused,
+    )?;
+    out.single(
+        "byway_service_inflight",
+        "Service requests that run now",
+        counts.running as u64,
+    )
 }
 
 fn port(out: &mut Families<'_>, port: &PortCounts) -> fmt::Result {
     let counts = &port.counts;
     let by_reason = |of: &[(&'static str, u64)]| -> Vec<(Labels, u64)> {
-        of.iter().map(|(reason, n)| (vec![("reason", (*reason).to_owned())], *n)).collect()
+        of.iter()
+            .map(|(reason, n)| (vec![("reason", (*reason).to_owned())], *n))
+            .collect()
     };
-    out.single_counter("byway_port_received", "Datagrams read from the UDP port", counts.received)?;
+    out.single_counter(
+        "byway_port_received",
+        "Datagrams read from the UDP port",
+        counts.received,
+    )?;
     let dropped = by_reason(&[
         ("unknown-session", port.unknown),
         ("malformed", port.malformed),
@@ -246,9 +376,17 @@ fn port(out: &mut Families<'_>, port: &PortCounts) -> fmt::Result {
         ("quic-stranger", counts.other),
         ("quic-queue-full", counts.quic_dropped),
     ]);
-    out.counter("byway_port_dropped", "Datagrams from the port that led nowhere, by reason", dropped)?;
+    out.counter(
+        "byway_port_dropped",
+        "Datagrams from the port that led nowhere, by reason",
+        dropped,
+    )?;
     let failed = by_reason(&[("full", counts.send_full), ("error", counts.send_failed)]);
-    out.counter("byway_port_send_failed", "Datagrams that the kernel did not take, by reason", failed)
+    out.counter(
+        "byway_port_send_failed",
+        "Datagrams that the kernel did not take, by reason",
+        failed,
+    )
 }
 
 #[cfg(test)]

@@ -37,7 +37,8 @@ pub(crate) async fn run(ctx: Report, stop: CancellationToken) -> anyhow::Result<
     // Looks that were missed and made up for at once would take a path for one that lasts.
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut told = ctx.node.memberships().await?;
-    told.values().for_each(|now| tracing::info!("{}", greeting(now, me)));
+    told.values()
+        .for_each(|now| tracing::info!("{}", greeting(now, me)));
     let mut paths = Paths::default();
     loop {
         tokio::select! {
@@ -60,7 +61,11 @@ pub(crate) async fn run(ctx: Report, stop: CancellationToken) -> anyhow::Result<
 
 /// `SUBNET: MEMBER`.
 fn named(told: &Membership, peer: PeerId) -> String {
-    let name = told.resolved.members.get(&peer).map_or_else(|| peer.short(), |m| m.name.to_string());
+    let name = told
+        .resolved
+        .members
+        .get(&peer)
+        .map_or_else(|| peer.short(), |m| m.name.to_string());
     format!("{}: {name}", told.subnet.name())
 }
 
@@ -70,8 +75,16 @@ fn greeting(now: &Membership, me: PeerId) -> String {
     match now.resolved.members.get(&me) {
         Some(mine) => {
             let members = now.resolved.members.len();
-            let members = if members == 1 { "1 member".to_owned() } else { format!("{members} members") };
-            format!("{subnet}: {members}, you: {}  {}", mine.name, print::addresses(&mine.addresses))
+            let members = if members == 1 {
+                "1 member".to_owned()
+            } else {
+                format!("{members} members")
+            };
+            format!(
+                "{subnet}: {members}, you: {}  {}",
+                mine.name,
+                print::addresses(&mine.addresses)
+            )
         }
         None => format!("{subnet}: this node is no member now"),
     }
@@ -85,12 +98,18 @@ fn news(before: &Subnets, after: &Subnets, me: PeerId) -> Vec<String> {
             Some(was) => {
                 let all = changes(was, now, me);
                 let more = all.len().saturating_sub(LINES);
-                lines.extend(all.into_iter().take(LINES).map(|line| format!("{}: {line}", now.subnet.name())));
+                lines.extend(
+                    all.into_iter()
+                        .take(LINES)
+                        .map(|line| format!("{}: {line}", now.subnet.name())),
+                );
                 if more > 0 {
                     lines.push(format!("{}: and {more} more changes", now.subnet.name()));
                 }
             }
-            None if now.subnet.records.genesis.owner == me => lines.push(format!("{}: created", now.subnet.name())),
+            None if now.subnet.records.genesis.owner == me => {
+                lines.push(format!("{}: created", now.subnet.name()))
+            }
             None => {
                 lines.push(format!("{}: joined", now.subnet.name()));
                 lines.push(greeting(now, me));
@@ -117,13 +136,24 @@ fn changes(was: &Membership, now: &Membership, me: PeerId) -> Vec<String> {
     } else if !Arc::ptr_eq(&was.resolved, &now.resolved) {
         members(was, now, me, &mut lines);
     }
-    let gone = old.workloads.iter().filter(|w| !new.workloads.iter().any(|n| same_workload(n, w)));
+    let gone = old
+        .workloads
+        .iter()
+        .filter(|w| !new.workloads.iter().any(|n| same_workload(n, w)));
     lines.extend(gone.map(|w| format!("{} detached", w.name)));
     for workload in &new.workloads {
         match old.workloads.iter().find(|w| same_workload(w, workload)) {
-            None => lines.push(format!("{} attached, {}", workload.name, print::addresses(&workload.addresses))),
+            None => lines.push(format!(
+                "{} attached, {}",
+                workload.name,
+                print::addresses(&workload.addresses)
+            )),
             Some(former) if former.addresses != workload.addresses => {
-                lines.push(format!("{} has new addresses, {}", workload.name, print::addresses(&workload.addresses)));
+                lines.push(format!(
+                    "{} has new addresses, {}",
+                    workload.name,
+                    print::addresses(&workload.addresses)
+                ));
             }
             Some(former) if former.netns != workload.netns => {
                 lines.push(format!("{} has its namespace", workload.name))
@@ -146,19 +176,37 @@ fn same_workload(one: &Workload, other: &Workload) -> bool {
 }
 
 fn way(map: &Map) -> String {
-    format!("{} {} to {}:{}", map.proto, endpoint(map.listen, map.port), print::clean(&map.target), map.target_port)
+    format!(
+        "{} {} to {}:{}",
+        map.proto,
+        endpoint(map.listen, map.port),
+        print::clean(&map.target),
+        map.target_port
+    )
 }
 
 fn members(was: &Membership, now: &Membership, me: PeerId, lines: &mut Vec<String>) {
-    let gone = was.resolved.members.iter().filter(|(peer, _)| !now.resolved.members.contains_key(peer));
+    let gone = was
+        .resolved
+        .members
+        .iter()
+        .filter(|(peer, _)| !now.resolved.members.contains_key(peer));
     lines.extend(gone.map(|(peer, former)| {
-        let name = if *peer == me { format!("this node, {},", former.name) } else { former.name.to_string() };
+        let name = if *peer == me {
+            format!("this node, {},", former.name)
+        } else {
+            former.name.to_string()
+        };
         format!("{name} {}", why_gone(now, *peer, former))
     }));
     for (peer, member) in &now.resolved.members {
         match was.resolved.members.get(peer) {
             Some(former) if Arc::ptr_eq(former, member) => {}
-            None => lines.push(format!("{} admitted, {}", member.name, print::addresses(&member.addresses))),
+            None => lines.push(format!(
+                "{} admitted, {}",
+                member.name,
+                print::addresses(&member.addresses)
+            )),
             Some(former) => {
                 if former.name != member.name {
                     lines.push(format!("{} is called {} now", former.name, member.name));
@@ -202,15 +250,28 @@ struct Paths {
 impl Paths {
     /// What is new of `now` and was there at the look before, too. `named` says whose path it is, or nobody's whose
     /// membership is over: that was told already.
-    fn look(&mut self, now: BTreeMap<Key, Path>, named: impl Fn(Key) -> Option<String>) -> Vec<String> {
-        let style = print::Style { colour: false, now: 0 };
+    fn look(
+        &mut self,
+        now: BTreeMap<Key, Path>,
+        named: impl Fn(Key) -> Option<String>,
+    ) -> Vec<String> {
+        let style = print::Style {
+            colour: false,
+            now: 0,
+        };
         let reached = now.into_iter().filter(|(_, path)| path.kind != "offline");
-        let now: BTreeMap<Key, String> = reached.map(|(key, path)| (key, print::path(style, &path))).collect();
+        let now: BTreeMap<Key, String> = reached
+            .map(|(key, path)| (key, print::path(style, &path)))
+            .collect();
         let mut lines = Vec::new();
-        let lasting = now.iter().filter(|(key, path)| self.seen.get(key) == Some(path));
+        let lasting = now
+            .iter()
+            .filter(|(key, path)| self.seen.get(key) == Some(path));
         for (key, path) in lasting {
             let former = self.told.insert(*key, path.clone());
-            let Some(name) = named(*key).filter(|_| former.as_ref() != Some(path)) else { continue };
+            let Some(name) = named(*key).filter(|_| former.as_ref() != Some(path)) else {
+                continue;
+            };
             lines.push(match former {
                 None => format!("{name} connected, {path}"),
                 Some(former) => format!("{name} moved to {path}, was {former}"),
@@ -237,7 +298,10 @@ mod tests {
     use super::*;
 
     fn key(peer: u8) -> Key {
-        Key { subnet: SubnetId([1; 16]), peer: PeerId([peer; 32]) }
+        Key {
+            subnet: SubnetId([1; 16]),
+            peer: PeerId([peer; 32]),
+        }
     }
 
     fn direct(carrier: &str, transport: &str) -> Path {
@@ -256,9 +320,15 @@ mod tests {
     fn a_path_that_lasts_is_told_once_and_one_that_flaps_is_not() {
         let mut paths = Paths::default();
         let mut look = |path: Option<Path>| {
-            paths.look(path.map(|path| (key(2), path)).into_iter().collect(), |_| Some("lab: b".to_owned()))
+            paths.look(
+                path.map(|path| (key(2), path)).into_iter().collect(),
+                |_| Some("lab: b".to_owned()),
+            )
         };
-        let (udp, tcp) = (|| Some(direct("datagram", "udp")), || Some(direct("stream", "tcp")));
+        let (udp, tcp) = (
+            || Some(direct("datagram", "udp")),
+            || Some(direct("stream", "tcp")),
+        );
         // The stream comes first and the datagrams take over: one line.
         assert_eq!(look(tcp()), [""; 0]);
         assert_eq!(look(udp()), [""; 0]);
@@ -270,19 +340,32 @@ mod tests {
             assert_eq!(look(None), [""; 0]);
         }
         assert_eq!(look(tcp()), [""; 0]);
-        assert_eq!(look(tcp()), ["lab: b moved to direct tcp 10.99.0.2:4100, was direct udp 10.99.0.2:4100"]);
+        assert_eq!(
+            look(tcp()),
+            ["lab: b moved to direct tcp 10.99.0.2:4100, was direct udp 10.99.0.2:4100"]
+        );
         assert_eq!(look(None), [""; 0]);
-        assert_eq!(look(None), ["lab: b offline, was direct tcp 10.99.0.2:4100"]);
+        assert_eq!(
+            look(None),
+            ["lab: b offline, was direct tcp 10.99.0.2:4100"]
+        );
         assert_eq!(look(None), [""; 0]);
     }
 
     #[test]
     fn many_paths_at_once_are_counted() {
         let mut paths = Paths::default();
-        let all = || (0..60).map(|peer| (key(peer), direct("stream", "tcp"))).collect::<BTreeMap<_, _>>();
+        let all = || {
+            (0..60)
+                .map(|peer| (key(peer), direct("stream", "tcp")))
+                .collect::<BTreeMap<_, _>>()
+        };
         let named = |key: Key| Some(format!("lab: {}", key.peer.short()));
         assert_eq!(paths.look(all(), named).len(), 0);
         let lines = paths.look(all(), named);
-        assert_eq!((lines.len(), lines.last().map(String::as_str)), (LINES + 1, Some("and 40 more paths")));
+        assert_eq!(
+            (lines.len(), lines.last().map(String::as_str)),
+            (LINES + 1, Some("and 40 more paths"))
+        );
     }
 }

@@ -8,11 +8,31 @@ use crate::node::Twice;
 
 /// What `status` says of it.
 pub(super) fn problem(twice: &Twice, state_dir: &Path) -> Problem {
-    let place = |ends: &Vec<String>| if ends.is_empty() { "an unknown address".into() } else { ends.join(" ") };
-    let places = twice.places.iter().map(place).collect::<Vec<String>>().join(", and at ");
+    let place = |ends: &Vec<String>| {
+        if ends.is_empty() {
+            "an unknown address".into()
+        } else {
+            ends.join(" ")
+        }
+    };
+    let places = twice
+        .places
+        .iter()
+        .map(place)
+        .collect::<Vec<String>>()
+        .join(", and at ");
     let (who, on) = match &twice.name {
-        None => ("this machine's identity runs on another one too".to_owned(), "on the copy, this or the other"),
-        Some(name) => (format!("the identity of {name} ({}) runs on two machines", twice.peer.short()), "on the copy"),
+        None => (
+            "this machine's identity runs on another one too".to_owned(),
+            "on the copy, this or the other",
+        ),
+        Some(name) => (
+            format!(
+                "the identity of {name} ({}) runs on two machines",
+                twice.peer.short()
+            ),
+            "on the copy",
+        ),
     };
     Problem {
         code: Code::IdentityTwice.to_string(),

@@ -19,25 +19,46 @@ async fn closed(ctx: &Report, maps: &[MapInfo]) -> Vec<Option<Called>> {
     if closed.iter().all(Option::is_none) {
         return vec![None; maps.len()];
     }
-    let keys = closed.iter().flatten().map(|key| (key.subnet, key.peer)).collect();
+    let keys = closed
+        .iter()
+        .flatten()
+        .map(|key| (key.subnet, key.peer))
+        .collect();
     let mut names = ctx.node.called(keys).await.unwrap_or_default().into_iter();
-    closed.into_iter().map(|key| key.and_then(|_| names.next().flatten())).collect()
+    closed
+        .into_iter()
+        .map(|key| key.and_then(|_| names.next().flatten()))
+        .collect()
 }
 
 /// The member whose machine refused the port that a map leads to.
 fn refused_by(ctx: &Report, map: &MapInfo) -> Option<Key> {
     let view = ctx.node.view().load_full();
     let subnet = view.subnets.values().find(|s| s.name == map.subnet)?;
-    let port = map.target.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok())?;
-    let address = map.address.filter(|a| map.state == "ok" && subnet.hosts.contains(a))?;
-    let Some(Owner::Member(peer)) = subnet.routes.lookup(address) else { return None };
+    let port = map
+        .target
+        .rsplit_once(':')
+        .and_then(|(_, port)| port.parse::<u16>().ok())?;
+    let address = map
+        .address
+        .filter(|a| map.state == "ok" && subnet.hosts.contains(a))?;
+    let Some(Owner::Member(peer)) = subnet.routes.lookup(address) else {
+        return None;
+    };
     let proto = match map.proto {
         Proto::Tcp => TCP,
         Proto::Udp => UDP,
     };
-    let key = Key { subnet: subnet.id, peer };
+    let key = Key {
+        subnet: subnet.id,
+        peer,
+    };
     let refused = |r: &Refusal| (r.address, r.proto, r.port) == (address, proto, Some(port));
-    ctx.datapath.refusals(key).iter().any(refused).then_some(key)
+    ctx.datapath
+        .refusals(key)
+        .iter()
+        .any(refused)
+        .then_some(key)
 }
 
 /// Adds the live counters, whether foreign rules stand in the way, and whether the target lets nobody in.
@@ -45,20 +66,38 @@ pub(crate) async fn count(ctx: &Report, maps: &mut [MapInfo]) {
     let known = closed(ctx, maps).await;
     let refusing = condition::refusing(ctx, maps, &known).await;
     // A machine that is closed says so when it is asked, too.
-    let closed = if refusing.is_empty() { known } else { closed(ctx, maps).await };
+    let closed = if refusing.is_empty() {
+        known
+    } else {
+        closed(ctx, maps).await
+    };
     condition::look(ctx, maps, &refusing, &closed).await;
     let Some(rules) = &ctx.rules else { return };
     if maps.is_empty() {
         return;
     }
     let counts = rules.counts().await;
-    let blocked: Vec<_> = rules.blocked().into_iter().filter(|found| found.hook == Hook::Forward).collect();
+    let blocked: Vec<_> = rules
+        .blocked()
+        .into_iter()
+        .filter(|found| found.hook == Hook::Forward)
+        .collect();
     for map in maps {
-        let Ok(listen) = map.listen.parse::<SocketAddr>() else { continue };
-        if map.state == "ok" && blocked.iter().any(|found| found.families.contains(&Family::of(&listen.ip()))) {
+        let Ok(listen) = map.listen.parse::<SocketAddr>() else {
+            continue;
+        };
+        if map.state == "ok"
+            && blocked
+                .iter()
+                .any(|found| found.families.contains(&Family::of(&listen.ip())))
+        {
             map.state = "blocked".into();
         }
-        let key = MapKey { proto: map.proto, listen: listen.ip(), port: listen.port() };
+        let key = MapKey {
+            proto: map.proto,
+            listen: listen.ip(),
+            port: listen.port(),
+        };
         if let Some(found) = counts.maps.get(&key) {
             map.connections = found.connections;
             map.rx_bytes = found.rx_bytes;

@@ -41,13 +41,32 @@ pub(crate) async fn text(ctx: &Report) -> Result<String, Error> {
     super::maps::count(ctx, &mut maps).await;
     let port = ctx.links.port().map(|port| {
         let unmatched = ctx.links.unmatched();
-        let (unknown, malformed) =
-            (unmatched.unknown.load(Ordering::Relaxed), unmatched.malformed.load(Ordering::Relaxed));
-        PortCounts { counts: port.counts(), unknown, malformed }
+        let (unknown, malformed) = (
+            unmatched.unknown.load(Ordering::Relaxed),
+            unmatched.malformed.load(Ordering::Relaxed),
+        );
+        PortCounts {
+            counts: port.counts(),
+            unknown,
+            malformed,
+        }
     });
     let (dns, service) = (ctx.dns.counters().snapshot(), ctx.mesh.service.counts());
-    let text = Snapshot { status, maps, dns, service, port }.text();
-    text.map_err(|e| Error::new(ErrorKind::Failed, Code::Metrics, format!("write the metrics: {e}")))
+    let text = Snapshot {
+        status,
+        maps,
+        dns,
+        service,
+        port,
+    }
+    .text();
+    text.map_err(|e| {
+        Error::new(
+            ErrorKind::Failed,
+            Code::Metrics,
+            format!("write the metrics: {e}"),
+        )
+    })
 }
 
 /// Opens the TCP listener of `[metrics] listen`.
@@ -55,14 +74,20 @@ pub(crate) async fn text(ctx: &Report) -> Result<String, Error> {
 /// # Errors
 /// `E-LISTEN-IN-USE`, `E-LISTEN`.
 pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
-    TcpListener::bind(address).await.map_err(|e| match e.kind() {
-        std::io::ErrorKind::AddrInUse => Error::new(
-            ErrorKind::Conflict,
-            Code::ListenInUse,
-            format!("serve metrics on {address}: the port is in use"),
-        ),
-        _ => Error::new(ErrorKind::Failed, Code::Listen, format!("serve metrics on {address}: {e}")),
-    })
+    TcpListener::bind(address)
+        .await
+        .map_err(|e| match e.kind() {
+            std::io::ErrorKind::AddrInUse => Error::new(
+                ErrorKind::Conflict,
+                Code::ListenInUse,
+                format!("serve metrics on {address}: the port is in use"),
+            ),
+            _ => Error::new(
+                ErrorKind::Failed,
+                Code::Listen,
+                format!("serve metrics on {address}: {e}"),
+            ),
+        })
 }
 
 /// Serves `GET /metrics` where `metrics.listen` says, and elsewhere as soon as that is changed.
@@ -72,15 +97,22 @@ pub(crate) async fn run(
     mut moves: mpsc::Receiver<Move>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let router = Router::new().route("/metrics", get(serve)).with_state(ctx.clone());
+    let router = Router::new()
+        .route("/metrics", get(serve))
+        .with_state(ctx.clone());
     let settings = ctx.settings.clone();
-    let may_ask = move |client: IpAddr, here: IpAddr| may_ask(client, here, &settings.borrow().metrics_allow);
+    let may_ask =
+        move |client: IpAddr, here: IpAddr| may_ask(client, here, &settings.borrow().metrics_allow);
     loop {
         let asked = match listener.take() {
             Some(open) => {
                 let here = open.local_addr().ok();
-                if here.is_some_and(|at| !at.ip().is_loopback()) && ctx.settings.borrow().metrics_allow.is_empty() {
-                    tracing::warn!("metrics are answered to this machine only: [metrics] allow names others");
+                if here.is_some_and(|at| !at.ip().is_loopback())
+                    && ctx.settings.borrow().metrics_allow.is_empty()
+                {
+                    tracing::warn!(
+                        "metrics are answered to this machine only: [metrics] allow names others"
+                    );
                 }
                 let moved = stop.child_token();
                 let serving = accept(open, router.clone(), &may_ask, moved.clone());
@@ -99,7 +131,9 @@ pub(crate) async fn run(
                 asked = moves.recv() => asked.map(|asked| (None, asked)),
             },
         };
-        let Some((former, Move { to, answer })) = asked else { return Ok(()) };
+        let Some((former, Move { to, answer })) = asked else {
+            return Ok(());
+        };
         let opened = match to {
             Some(address) => bind(address).await.map(Some),
             None => Ok(None),
@@ -111,8 +145,10 @@ pub(crate) async fn run(
             }
             Err(error) => {
                 if let Some(former) = former {
-                    listener =
-                        bind(former).await.inspect_err(|error| tracing::warn!(%error, "serve metrics again")).ok();
+                    listener = bind(former)
+                        .await
+                        .inspect_err(|error| tracing::warn!(%error, "serve metrics again"))
+                        .ok();
                 }
                 Err(error)
             }
@@ -132,7 +168,10 @@ pub(crate) struct Move {
 ///
 /// # Errors
 /// As [`bind`]; then they are served where they were.
-pub(crate) async fn relocate(moves: &mpsc::Sender<Move>, to: Option<SocketAddr>) -> Result<(), Error> {
+pub(crate) async fn relocate(
+    moves: &mpsc::Sender<Move>,
+    to: Option<SocketAddr>,
+) -> Result<(), Error> {
     let (answer, answered) = oneshot::channel();
     let gone = || Error::new(ErrorKind::Failed, Code::Stopping, "the daemon is stopping");
     moves.send(Move { to, answer }).await.map_err(|_| gone())?;
@@ -142,7 +181,9 @@ pub(crate) async fn relocate(moves: &mpsc::Sender<Move>, to: Option<SocketAddr>)
 /// Whether a client may ask: this machine itself, and who is named.
 fn may_ask(client: IpAddr, here: IpAddr, allowed: &[IpNet]) -> bool {
     let client = client.to_canonical();
-    client.is_loopback() || client == here.to_canonical() || allowed.iter().any(|net| net.contains(&client))
+    client.is_loopback()
+        || client == here.to_canonical()
+        || allowed.iter().any(|net| net.contains(&client))
 }
 
 async fn accept(
@@ -151,7 +192,10 @@ async fn accept(
     may_ask: &(dyn Fn(IpAddr, IpAddr) -> bool + Sync),
     stop: CancellationToken,
 ) {
-    let mut places = Places::new(Sizes { reserved: 0, ..Sizes::shared(CLIENTS.0, CLIENTS.1, SETTLED) });
+    let mut places = Places::new(Sizes {
+        reserved: 0,
+        ..Sizes::shared(CLIENTS.0, CLIENTS.1, SETTLED)
+    });
     let mut running: BTreeMap<u64, AbortHandle> = BTreeMap::new();
     let mut clients = JoinSet::new();
     for number in 0u64.. {
@@ -174,7 +218,9 @@ async fn accept(
                 },
             }
         };
-        let Ok(here) = stream.local_addr() else { continue };
+        let Ok(here) = stream.local_addr() else {
+            continue;
+        };
         // Dropped, the connection is closed.
         if !may_ask(from.ip(), here.ip()) {
             continue;
@@ -188,13 +234,22 @@ async fn accept(
                 }
             }
         }
-        let task = clients.spawn(http::connection(stream, router.clone(), DEADLINE, stop.clone()));
+        let task = clients.spawn(http::connection(
+            stream,
+            router.clone(),
+            DEADLINE,
+            stop.clone(),
+        ));
         running.insert(number, task);
     }
 }
 
 async fn serve(State(ctx): State<Report>, request: Request) -> Response {
-    let host = request.headers().get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default();
+    let host = request
+        .headers()
+        .get(header::HOST)
+        .and_then(|h| h.to_str().ok())
+        .unwrap_or_default();
     if !is_address(host) {
         return (StatusCode::FORBIDDEN, "ask by IP address\n").into_response();
     }
@@ -206,8 +261,13 @@ async fn serve(State(ctx): State<Report>, request: Request) -> Response {
 
 /// Whether a Host header names an address and no name that may be made to point here.
 fn is_address(host: &str) -> bool {
-    let bare = host.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).map_or(host, |(name, _)| name);
-    bare == "localhost" || host.parse::<SocketAddr>().is_ok() || bare.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
+    let bare = host
+        .rsplit_once(':')
+        .filter(|(_, port)| port.parse::<u16>().is_ok())
+        .map_or(host, |(name, _)| name);
+    bare == "localhost"
+        || host.parse::<SocketAddr>().is_ok()
+        || bare.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
 }
 
 #[cfg(test)]
@@ -216,10 +276,22 @@ mod tests {
 
     #[test]
     fn only_addresses_may_ask() {
-        for good in ["127.0.0.1", "127.0.0.1:9100", "[::1]:9100", "[::1]", "localhost:9100", "10.0.0.7:9100"] {
+        for good in [
+            "127.0.0.1",
+            "127.0.0.1:9100",
+            "[::1]:9100",
+            "[::1]",
+            "localhost:9100",
+            "10.0.0.7:9100",
+        ] {
             assert!(is_address(good), "{good}");
         }
-        for bad in ["", "metrics.example", "evil.example:9100", "127.0.0.1.evil.example"] {
+        for bad in [
+            "",
+            "metrics.example",
+            "evil.example:9100",
+            "127.0.0.1.evil.example",
+        ] {
             assert!(!is_address(bad), "{bad}");
         }
     }
@@ -227,10 +299,19 @@ mod tests {
     #[test]
     fn this_machine_and_who_is_named_may_ask() {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        let allowed = ["192.0.2.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()];
-        for good in
-            ["127.0.0.1", "::1", "::ffff:127.0.0.1", "198.51.100.1", "192.0.2.7", "::ffff:192.0.2.7", "2001:db8::1"]
-        {
+        let allowed = [
+            "192.0.2.0/24".parse().unwrap(),
+            "2001:db8::/32".parse().unwrap(),
+        ];
+        for good in [
+            "127.0.0.1",
+            "::1",
+            "::ffff:127.0.0.1",
+            "198.51.100.1",
+            "192.0.2.7",
+            "::ffff:192.0.2.7",
+            "2001:db8::1",
+        ] {
             assert!(may_ask(ip(good), ip("198.51.100.1"), &allowed), "{good}");
         }
         for bad in ["198.51.100.2", "10.77.2.1", "fd00::1"] {
@@ -247,21 +328,32 @@ mod tests {
         let (at, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
         let router = Router::new().route("/metrics", get(async || "fine\n"));
         let end = stop.clone();
-        let task =
-            tokio::spawn(
-                async move { accept(listener, router, &|client, here| may_ask(client, here, &[]), end).await },
-            );
+        let task = tokio::spawn(async move {
+            accept(
+                listener,
+                router,
+                &|client, here| may_ask(client, here, &[]),
+                end,
+            )
+            .await
+        });
         let mut idle = Vec::new();
         for _ in 0..20 {
             idle.push(TcpStream::connect(at).await.unwrap());
         }
         tokio::time::sleep(SETTLED).await;
         let mut stream = TcpStream::connect(at).await.unwrap();
-        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
+        stream
+            .write_all(b"GET /metrics HTTP/1.0\r\n\r\n")
+            .await
+            .unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
         assert!(answer.ends_with("fine\n"), "{answer}");
         stop.cancel();
-        tokio::time::timeout(Duration::from_secs(2), task).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(2), task)
+            .await
+            .unwrap()
+            .unwrap();
     }
 }

@@ -27,9 +27,18 @@ fn tell(states: &[NotifyState<'_>]) {
 /// A text as one line of status. What another node answered may stand in it, and each line of a message to systemd is an
 /// order of its own: only the first line is kept, without control characters, and at most [`MAX_STATUS`] bytes of it.
 fn one_line(text: &str) -> String {
-    let mut line: String = text.lines().next().unwrap_or_default().chars().filter(|c| !c.is_control()).collect();
+    let mut line: String = text
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .chars()
+        .filter(|c| !c.is_control())
+        .collect();
     let ends = line.char_indices().map(|(start, c)| start + c.len_utf8());
-    let end = ends.take_while(|end| *end <= MAX_STATUS).last().unwrap_or_default();
+    let end = ends
+        .take_while(|end| *end <= MAX_STATUS)
+        .last()
+        .unwrap_or_default();
     line.truncate(end);
     line
 }
@@ -104,7 +113,10 @@ async fn lives(ctx: &Report, limit: Duration) -> bool {
     match tokio::time::timeout(limit, all).await {
         Ok(answers) => answers == (true, true, true),
         Err(_) => {
-            tracing::warn!(limit_ms = limit.as_millis(), "a main loop does not answer: the watchdog is not fed");
+            tracing::warn!(
+                limit_ms = limit.as_millis(),
+                "a main loop does not answer: the watchdog is not fed"
+            );
             false
         }
     }
@@ -112,9 +124,22 @@ async fn lives(ctx: &Report, limit: Duration) -> bool {
 
 /// One line for `systemctl status`.
 fn line(ctx: &Report) -> String {
-    let (subnets, peers) = (ctx.node.view().load().subnets.len(), ctx.mesh.table.members().len());
-    let word = |n: usize, one: &str| if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") };
-    format!("{}, {} connected", word(subnets, "subnet"), word(peers, "member"))
+    let (subnets, peers) = (
+        ctx.node.view().load().subnets.len(),
+        ctx.mesh.table.members().len(),
+    );
+    let word = |n: usize, one: &str| {
+        if n == 1 {
+            format!("1 {one}")
+        } else {
+            format!("{n} {one}s")
+        }
+    };
+    format!(
+        "{}, {} connected",
+        word(subnets, "subnet"),
+        word(peers, "member")
+    )
 }
 
 #[cfg(test)]
@@ -125,21 +150,33 @@ mod tests {
     fn a_watchdog_without_a_limit_is_none() {
         assert_eq!(pace(None), (false, LOOK));
         assert_eq!(pace(Some(Duration::ZERO)), (false, LOOK), "WATCHDOG_USEC=0");
-        assert_eq!(pace(Some(Duration::from_secs(3))), (true, Duration::from_millis(1500)));
+        assert_eq!(
+            pace(Some(Duration::from_secs(3))),
+            (true, Duration::from_millis(1500))
+        );
         assert_eq!(pace(Some(Duration::from_secs(60))), (true, LOOK));
         assert!(!pace(Some(Duration::from_micros(1))).1.is_zero());
     }
 
     #[test]
     fn a_status_is_one_short_line_whatever_another_node_answered() {
-        assert_eq!(one_line("1 subnet, 0 members connected"), "1 subnet, 0 members connected");
+        assert_eq!(
+            one_line("1 subnet, 0 members connected"),
+            "1 subnet, 0 members connected"
+        );
         assert_eq!(one_line("refused: x\nWATCHDOG=trigger"), "refused: x");
         assert_eq!(one_line("a\r\nMAINPID=1"), "a");
         assert_eq!(one_line("a\u{1b}[2Jb\rc\u{85}d\0"), "a[2Jbcd");
-        assert_eq!((one_line(""), one_line("\nREADY=1")), (String::new(), String::new()));
+        assert_eq!(
+            (one_line(""), one_line("\nREADY=1")),
+            (String::new(), String::new())
+        );
         assert_eq!(one_line(&"a".repeat(5000)), "a".repeat(MAX_STATUS));
         // Of a character that would end behind the bound nothing is kept.
-        assert_eq!(one_line(&format!("{}\u{20ac}", "a".repeat(MAX_STATUS - 2))), "a".repeat(MAX_STATUS - 2));
+        assert_eq!(
+            one_line(&format!("{}\u{20ac}", "a".repeat(MAX_STATUS - 2))),
+            "a".repeat(MAX_STATUS - 2)
+        );
         assert_eq!(one_line(&"\u{20ac}".repeat(400)), "\u{20ac}".repeat(166));
     }
 }

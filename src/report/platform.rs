@@ -20,8 +20,14 @@ impl Platform {
 
     /// Whether the kernel gives us what we need: the first thing that is missing, with its remedy.
     pub(crate) fn ready(self) -> Result<(), Error> {
-        let missing = if self.is_kernel() { host::preflight().into_iter().next() } else { None };
-        let Some((what, message, hint)) = missing else { return Ok(()) };
+        let missing = if self.is_kernel() {
+            host::preflight().into_iter().next()
+        } else {
+            None
+        };
+        let Some((what, message, hint)) = missing else {
+            return Ok(());
+        };
         let (kind, code) = match what {
             "no-net-admin" => (ErrorKind::NotPermitted, Code::NoNetAdmin),
             "no-nft" => (ErrorKind::Failed, Code::NoNft),

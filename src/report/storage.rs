@@ -16,11 +16,19 @@ pub(crate) fn problems(ctx: &Report) -> Vec<Problem> {
     for unwritten in &ctx.unwritten {
         for (path, refused) in unwritten.borrow().iter() {
             let Told { code, why, help } = told(path, refused);
-            let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            let name = path
+                .file_name()
+                .map(|n| n.to_string_lossy().into_owned())
+                .unwrap_or_default();
             match all.iter_mut().find(|(known, _)| known.help == help) {
                 Some((_, files)) => files.push(name),
                 None => {
-                    let problem = Problem { code: code.into(), severity: "error".into(), message: why, help };
+                    let problem = Problem {
+                        code: code.into(),
+                        severity: "error".into(),
+                        message: why,
+                        help,
+                    };
                     all.push((problem, vec![name]));
                 }
             }
@@ -52,19 +60,35 @@ fn told(path: &Path, refused: &Refused) -> Told {
         // The kernel says the same of both.
         ErrorKind::StorageFull if inodes_are_used_up(dir) => {
             let why = "its file system has no inode left for another file".to_owned();
-            Told { code: Code::DiskFull, why, help: format!("df -i {at}; remove files there that nobody needs") }
+            Told {
+                code: Code::DiskFull,
+                why,
+                help: format!("df -i {at}; remove files there that nobody needs"),
+            }
         }
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
-            Told { code: Code::DiskFull, why, help: format!("df -h {at}; make room there") }
-        }
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => Told {
+            code: Code::DiskFull,
+            why,
+            help: format!("df -h {at}; make room there"),
+        },
         ErrorKind::ReadOnlyFilesystem => {
             let help = format!("mount -o remount,rw {}", quoted(mounted_at(dir)));
-            Told { code: Code::StateIo, why, help }
+            Told {
+                code: Code::StateIo,
+                why,
+                help,
+            }
         }
-        ErrorKind::PermissionDenied => {
-            Told { code: Code::StateIo, why, help: format!("ls -ld {at}; let byway's user write there") }
-        }
-        ErrorKind::NotFound => Told { code: Code::StateIo, why, help: format!("mkdir -p -m 700 {at}") },
+        ErrorKind::PermissionDenied => Told {
+            code: Code::StateIo,
+            why,
+            help: format!("ls -ld {at}; let byway's user write there"),
+        },
+        ErrorKind::NotFound => Told {
+            code: Code::StateIo,
+            why,
+            help: format!("mkdir -p -m 700 {at}"),
+        },
         _ => Told {
             code: Code::StateWrite,
             why,
@@ -76,7 +100,10 @@ fn told(path: &Path, refused: &Refused) -> Told {
 /// Where the file system that holds a directory is mounted.
 fn mounted_at(dir: &Path) -> &Path {
     let device = |path: &Path| std::fs::metadata(path).map(|m| m.dev()).ok();
-    dir.ancestors().take_while(|above| device(above) == device(dir)).last().unwrap_or(dir)
+    dir.ancestors()
+        .take_while(|above| device(above) == device(dir))
+        .last()
+        .unwrap_or(dir)
 }
 
 fn inodes_are_used_up(dir: &Path) -> bool {
@@ -91,11 +118,30 @@ mod tests {
     #[test]
     fn a_file_that_cannot_be_written_has_a_remedy_for_its_cause() {
         let file = Path::new("/proc/self/state/host.json");
-        let told = |kind: ErrorKind| told(file, &Refused { kind, why: "why".into() });
-        assert_eq!(told(ErrorKind::ReadOnlyFilesystem).help, "mount -o remount,rw /proc/self/state");
+        let told = |kind: ErrorKind| {
+            told(
+                file,
+                &Refused {
+                    kind,
+                    why: "why".into(),
+                },
+            )
+        };
+        assert_eq!(
+            told(ErrorKind::ReadOnlyFilesystem).help,
+            "mount -o remount,rw /proc/self/state"
+        );
         assert_eq!(mounted_at(Path::new("/proc/self")), Path::new("/proc"));
-        assert!(told(ErrorKind::StorageFull).help.starts_with("df -h /proc/self/state"));
-        assert!(told(ErrorKind::PermissionDenied).help.starts_with("ls -ld /proc/self/state"));
+        assert!(
+            told(ErrorKind::StorageFull)
+                .help
+                .starts_with("df -h /proc/self/state")
+        );
+        assert!(
+            told(ErrorKind::PermissionDenied)
+                .help
+                .starts_with("ls -ld /proc/self/state")
+        );
         assert_eq!(told(ErrorKind::Other).code, Code::StateWrite);
     }
 }

@@ -42,8 +42,11 @@ pub(super) fn idle(config: &Config) -> impl Iterator<Item = Problem> {
 pub(super) fn not_let_in(join: &PendingJoin) -> Option<Problem> {
     let refused = join.refused.as_ref()?;
     let id = join.subnet;
-    let next =
-        if refused.hint.is_empty() { format!("byway join {id}      (asks again)") } else { refused.hint.clone() };
+    let next = if refused.hint.is_empty() {
+        format!("byway join {id}      (asks again)")
+    } else {
+        refused.hint.clone()
+    };
     Some(Problem {
         code: refused.code.clone(),
         severity: "warning".into(),
@@ -53,28 +56,51 @@ pub(super) fn not_let_in(join: &PendingJoin) -> Option<Problem> {
 }
 
 /// A peer that could be reached by datagrams, and for a while has answered none of ours.
-pub(super) fn unanswered(info: &PeerStatus, session: Option<&DirectStatus>, now: u64) -> Option<Problem> {
+pub(super) fn unanswered(
+    info: &PeerStatus,
+    session: Option<&DirectStatus>,
+    now: u64,
+) -> Option<Problem> {
     let stream = info.path.kind == "direct" && info.path.carrier.as_deref() == Some("stream");
     let lasts = stream && now.saturating_sub(info.path.since) >= PATH_SEARCH_TIME;
     // Without keys the peer has no port for datagrams.
-    session.filter(|session| lasts && session.cipher.is_some() && session.path.is_none()).map(|_| Problem {
-        code: Code::UdpUnanswered.to_string(),
-        severity: "warning".into(),
-        message: format!("{} answers no datagram: its packets go over TCP, which is slower", info.name),
-        help: format!("let byway's UDP port, 4100 unless configured, through to this machine or to {}", info.name),
-    })
+    session
+        .filter(|session| lasts && session.cipher.is_some() && session.path.is_none())
+        .map(|_| Problem {
+            code: Code::UdpUnanswered.to_string(),
+            severity: "warning".into(),
+            message: format!(
+                "{} answers no datagram: its packets go over TCP, which is slower",
+                info.name
+            ),
+            help: format!(
+                "let byway's UDP port, 4100 unless configured, through to this machine or to {}",
+                info.name
+            ),
+        })
 }
 
 /// One end requires post-quantum key agreement and the other does not do it: no packet goes between them.
-pub(super) fn unmet(info: &PeerStatus, session: Option<&DirectStatus>, ours: PostQuantum) -> Option<Problem> {
+pub(super) fn unmet(
+    info: &PeerStatus,
+    session: Option<&DirectStatus>,
+    ours: PostQuantum,
+) -> Option<Problem> {
     let peer = &info.name;
     let (message, on) = if ours == PostQuantum::Require {
         (
-            format!("no packets to {peer}: it does no post-quantum key agreement, and this machine requires it"),
+            format!(
+                "no packets to {peer}: it does no post-quantum key agreement, and this machine requires it"
+            ),
             peer.as_str(),
         )
     } else {
-        (format!("no packets to {peer}: it requires post-quantum key agreement, which is off here"), "this machine")
+        (
+            format!(
+                "no packets to {peer}: it requires post-quantum key agreement, which is off here"
+            ),
+            "this machine",
+        )
     };
     session.filter(|session| session.unmet).map(|_| Problem {
         code: Code::PostQuantum.to_string(),
@@ -125,7 +151,10 @@ pub(super) fn renamed_member(subnet: &Name, mine: &Member) -> Option<Problem> {
 
 /// What a member's machine refused lately, and what to type there, where the subnet has its own name.
 pub(crate) fn closed_machine(ctx: &Report, key: Key, called: &Called) -> Option<Problem> {
-    let Called { member: name, subnet } = called;
+    let Called {
+        member: name,
+        subnet,
+    } = called;
     let refusals = ctx.datapath.refusals(key);
     let newest = refusals.first()?;
     let mut ports: Vec<(Proto, u16)> = Vec::new();
@@ -139,7 +168,10 @@ pub(crate) fn closed_machine(ctx: &Report, key: Key, called: &Called) -> Option<
             ports.push((proto, port));
         }
     }
-    let list: Vec<String> = ports.iter().map(|(proto, port)| format!("{proto}/{port}")).collect();
+    let list: Vec<String> = ports
+        .iter()
+        .map(|(proto, port)| format!("{proto}/{port}"))
+        .collect();
     let (what, spec) = match list.len() {
         0 => ("what was asked of it".to_owned(), "open".to_owned()),
         _ => (list.join(", "), list.join(",")),
@@ -161,9 +193,18 @@ pub(super) fn opened(member: &Name, subnet: &Name, spec: &str) -> String {
 }
 
 /// A grant (from, until) that ends soon is warned of 30, 7 and 1 days before.
-pub(super) fn expiry((subnet, id): (&Name, SubnetId), grant: Option<(u64, u64)>, now: u64) -> Option<Problem> {
+pub(super) fn expiry(
+    (subnet, id): (&Name, SubnetId),
+    grant: Option<(u64, u64)>,
+    now: u64,
+) -> Option<Problem> {
     let problem = |severity: &str, message: String, help: String| {
-        Some(Problem { code: Code::GrantExpires.to_string(), severity: severity.into(), message, help })
+        Some(Problem {
+            code: Code::GrantExpires.to_string(),
+            severity: severity.into(),
+            message,
+            help,
+        })
     };
     let Some((from, until)) = grant else {
         return Some(Problem {
@@ -172,7 +213,9 @@ pub(super) fn expiry((subnet, id): (&Name, SubnetId), grant: Option<(u64, u64)>,
             message: format!(
                 "this node is no member of subnet {subnet} any more: removed, expired, or its addresses went to another"
             ),
-            help: format!("byway leave {subnet}; or ask its owner to admit this node again: byway join {id}"),
+            help: format!(
+                "byway leave {subnet}; or ask its owner to admit this node again: byway join {id}"
+            ),
         });
     };
     let left = until.saturating_sub(now);
@@ -187,7 +230,11 @@ pub(super) fn expiry((subnet, id): (&Name, SubnetId), grant: Option<(u64, u64)>,
         Nearness::Month => "info",
     };
     let help = "an online owner or admin renews it by itself; start one".to_owned();
-    problem(severity, format!("the grant in subnet {subnet} ends in {when}"), help)
+    problem(
+        severity,
+        format!("the grant in subnet {subnet} ends in {when}"),
+        help,
+    )
 }
 
 #[cfg(test)]
@@ -198,10 +245,18 @@ mod tests {
     fn what_is_set_in_vain_is_a_word_in_status_and_no_warning() {
         let mut config = Config::defaults("a");
         assert!(idle(&config).next().is_none());
-        config.origins.insert("transport.port_mapping", "/etc/byway/byway.toml:7".into());
+        config
+            .origins
+            .insert("transport.port_mapping", "/etc/byway/byway.toml:7".into());
         let told: Vec<Problem> = idle(&config).collect();
-        assert_eq!((told.len(), told[0].code.as_str(), told[0].severity.as_str()), (1, "E-CONFIG-IDLE", "info"));
-        assert_eq!(told[0].help, "take transport.port_mapping out, at /etc/byway/byway.toml:7");
+        assert_eq!(
+            (told.len(), told[0].code.as_str(), told[0].severity.as_str()),
+            (1, "E-CONFIG-IDLE", "info")
+        );
+        assert_eq!(
+            told[0].help,
+            "take transport.port_mapping out, at /etc/byway/byway.toml:7"
+        );
     }
 
     #[test]
@@ -209,15 +264,27 @@ mod tests {
         const DAY: u64 = 86_400;
         let lab = Name::from_host("lab");
         let subnet = (&lab, SubnetId([1; 16]));
-        let at = |left: u64| expiry(subnet, Some((1000, 1000 + 90 * DAY)), 1000 + 90 * DAY - left);
+        let at = |left: u64| {
+            expiry(
+                subnet,
+                Some((1000, 1000 + 90 * DAY)),
+                1000 + 90 * DAY - left,
+            )
+        };
         let severity = |left| at(left).map(|p| p.severity);
         assert_eq!(severity(60 * DAY), None);
         assert_eq!(severity(30 * DAY), None);
         assert_eq!(severity(30 * DAY - 1).as_deref(), Some("info"));
         assert_eq!(severity(7 * DAY - 1).as_deref(), Some("warning"));
         assert_eq!(severity(DAY - 1).as_deref(), Some("error"));
-        assert!(at(3 * DAY).is_some_and(|p| p.code == "E-GRANT-EXPIRES" && p.message.ends_with("in 3 days")));
+        assert!(
+            at(3 * DAY)
+                .is_some_and(|p| p.code == "E-GRANT-EXPIRES" && p.message.ends_with("in 3 days"))
+        );
         assert!(at(7300).is_some_and(|p| p.message.ends_with("in 2 hours")));
-        assert!(expiry(subnet, None, 0).is_some_and(|p| p.code == "E-NOT-MEMBER" && p.severity == "error"));
+        assert!(
+            expiry(subnet, None, 0)
+                .is_some_and(|p| p.code == "E-NOT-MEMBER" && p.severity == "error")
+        );
     }
 }

@@ -79,7 +79,10 @@ impl Judgement {
     /// What it says of the clock as it now is. Of one that was set since, it only says that nobody has judged it.
     fn of(self, now: Reading) -> Judgement {
         match self.clock {
-            Some(judged) if now.set_since(&judged) > MOST => Judgement { contradicted: true, ..Judgement::default() },
+            Some(judged) if now.set_since(&judged) > MOST => Judgement {
+                contradicted: true,
+                ..Judgement::default()
+            },
             _ => self,
         }
     }
@@ -88,14 +91,23 @@ impl Judgement {
 impl Held {
     /// What is known of members that are connected, which are in order, by the clock as it now is.
     fn fresh(&mut self, connected: &[PeerId], now: Reading) -> Vec<(PeerId, i64)> {
-        let holds = |of: &Reading| now.at.saturating_duration_since(of.at) < FRESH && now.set_since(of) <= SET;
-        self.offsets.retain(|peer, (_, of)| holds(of) && connected.binary_search(peer).is_ok());
-        self.offsets.iter().map(|(peer, (offset, _))| (*peer, *offset)).collect()
+        let holds = |of: &Reading| {
+            now.at.saturating_duration_since(of.at) < FRESH && now.set_since(of) <= SET
+        };
+        self.offsets
+            .retain(|peer, (_, of)| holds(of) && connected.binary_search(peer).is_ok());
+        self.offsets
+            .iter()
+            .map(|(peer, (offset, _))| (*peer, *offset))
+            .collect()
     }
 
     /// Whether to ask a member now. Of a question by a clock that is no more nothing is learnt.
     fn asks(&mut self, peer: PeerId, now: Reading) -> bool {
-        let free = self.asked.get(&peer).is_none_or(|of| now.set_since(of) > SET);
+        let free = self
+            .asked
+            .get(&peer)
+            .is_none_or(|of| now.set_since(of) > SET);
         if free {
             self.asked.insert(peer, now);
         }
@@ -135,7 +147,11 @@ fn is_off(offset: i64) -> bool {
 
 /// Has the node believe nothing of the clock before [`run`] says so.
 pub(crate) async fn begin(node: &Node) -> anyhow::Result<()> {
-    let judged = Judged { clock: Reading::now(), words: BTreeMap::new(), seen: BTreeSet::new() };
+    let judged = Judged {
+        clock: Reading::now(),
+        words: BTreeMap::new(),
+        seen: BTreeSet::new(),
+    };
     Ok(node.clock_judged(judged).await?)
 }
 
@@ -162,15 +178,29 @@ pub(crate) async fn run(mesh: Arc<Mesh>, stop: CancellationToken) -> anyhow::Res
             compared = Instant::now();
         }
         // Whoever has not answered is asked again: a question may be lost, or be older than the clock.
-        for peer in members.iter().filter(|peer| all || known.binary_search_by_key(*peer, |(of, _)| *of).is_err()) {
+        for peer in members
+            .iter()
+            .filter(|peer| all || known.binary_search_by_key(*peer, |(of, _)| *of).is_err())
+        {
             mesh.spawn(compare(Arc::clone(&mesh), *peer));
         }
         let words = opinion.judge(clock, &subnets, &known);
-        let against = subnets.iter().filter(|(id, _)| opinion.contradicts(**id)).map(|(_, s)| Arc::clone(&s.members));
+        let against = subnets
+            .iter()
+            .filter(|(id, _)| opinion.contradicts(**id))
+            .map(|(_, s)| Arc::clone(&s.members));
         let against = against.collect();
-        mesh.clocks.lock().judgement =
-            Judgement { clock: Some(clock), known, against, contradicted: opinion.contradicted() };
-        let judged = Judged { clock, words, seen: members.into_iter().collect() };
+        mesh.clocks.lock().judgement = Judgement {
+            clock: Some(clock),
+            known,
+            against,
+            contradicted: opinion.contradicted(),
+        };
+        let judged = Judged {
+            clock,
+            words,
+            seen: members.into_iter().collect(),
+        };
         mesh.node.clock_judged(judged).await?;
     }
 }
@@ -191,12 +221,19 @@ pub(crate) async fn compare(mesh: Arc<Mesh>, peer: PeerId) {
         return;
     }
     let question = wire::clock(asked.unix_ms);
-    let answer = mesh.service.ask(peer, kind::CLOCK, None, question, QUESTION_TIMEOUT).await;
+    let answer = mesh
+        .service
+        .ask(peer, kind::CLOCK, None, question, QUESTION_TIMEOUT)
+        .await;
     mesh.clocks.lock().asked(peer, asked);
     if let Some(now_ms) = answer.ok().as_deref().and_then(wire::parse_clock) {
         // By the time that passed, since the clock may have been set meanwhile: then the answer is void.
         let passed = u64::try_from(asked.at.elapsed().as_millis()).unwrap_or(0);
-        mesh.clocks.note(peer, difference(now_ms, asked.unix_ms.saturating_add(passed / 2)), asked);
+        mesh.clocks.note(
+            peer,
+            difference(now_ms, asked.unix_ms.saturating_add(passed / 2)),
+            asked,
+        );
     }
 }
 
@@ -211,7 +248,12 @@ pub(super) fn method(clocks: &Arc<Clocks>) -> Method<Handler> {
         });
         async move { answer.ok_or(ServiceCode::Invalid.into()) }.boxed()
     });
-    Method { name: "clock", cost: 1, most: MOST_BODY, handler }
+    Method {
+        name: "clock",
+        cost: 1,
+        most: MOST_BODY,
+        handler,
+    }
 }
 
 fn difference(theirs: u64, ours: u64) -> i64 {
@@ -237,7 +279,10 @@ mod tests {
         let second = clock(1, 730 * 86_400);
         assert!(held.asks(peer, second));
         held.asked(peer, first);
-        assert!(!held.asks(peer, second), "the first one's end is not the second's");
+        assert!(
+            !held.asks(peer, second),
+            "the first one's end is not the second's"
+        );
         held.asked(peer, second);
         assert!(held.asks(peer, second));
     }
@@ -249,7 +294,11 @@ mod tests {
             unix_ms: 1_800_000_000_000 + (passed + ahead) * 1000,
             at: start + Duration::from_secs(passed),
         };
-        let judged = Judgement { clock: Some(clock(0, 0)), known: vec![(peer, 1)], ..Judgement::default() };
+        let judged = Judgement {
+            clock: Some(clock(0, 0)),
+            known: vec![(peer, 1)],
+            ..Judgement::default()
+        };
         let now = judged.clone().of(clock(1, 0));
         assert_eq!((now.known.len(), now.contradicted), (1, false));
         // What a member says of the new clock is no reason to set the member's.

@@ -41,7 +41,14 @@ pub(crate) async fn run(
 
 async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
     match event {
-        Event::Connected { peer, connection, class, transport, remote, outbound } => {
+        Event::Connected {
+            peer,
+            connection,
+            class,
+            transport,
+            remote,
+            outbound,
+        } => {
             tracing::debug!(%peer, connection, ?class, transport, remote, "connected");
             mesh.table.arrived(peer, connection, class);
             if class == Class::Member {
@@ -54,27 +61,71 @@ async fn on_event(mesh: &Arc<Mesh>, event: Event) -> anyhow::Result<()> {
             }
             mesh.joins.hurry();
         }
-        Event::Closed { peer, connection, remaining } => {
+        Event::Closed {
+            peer,
+            connection,
+            remaining,
+        } => {
             mesh.links.drop_connection(peer, connection);
             mesh.table.left(peer, connection, remaining);
             if let Some(direct) = mesh.direct.as_ref().filter(|_| remaining == 0) {
                 direct.closed(peer).await;
             }
         }
-        Event::StreamOut { peer, connection, subnet, transport, remote, stream } => {
+        Event::StreamOut {
+            peer,
+            connection,
+            subnet,
+            transport,
+            remote,
+            stream,
+        } => {
             let via = Via { transport, remote };
-            mesh.datapath.carry_out(Key { subnet, peer }, connection, via, stream);
+            mesh.datapath
+                .carry_out(Key { subnet, peer }, connection, via, stream);
         }
-        Event::StreamIn { peer, connection, subnet, stream } => {
-            mesh.datapath.carry_in(Key { subnet, peer }, connection, stream);
+        Event::StreamIn {
+            peer,
+            connection,
+            subnet,
+            stream,
+        } => {
+            mesh.datapath
+                .carry_in(Key { subnet, peer }, connection, stream);
         }
-        Event::Asked { peer, class, protocol: Protocol::Join, remote_ip, body, responder, .. } => {
-            join::arrived(mesh, payer_of(peer, class, remote_ip), peer, body, responder);
+        Event::Asked {
+            peer,
+            class,
+            protocol: Protocol::Join,
+            remote_ip,
+            body,
+            responder,
+            ..
+        } => {
+            join::arrived(
+                mesh,
+                payer_of(peer, class, remote_ip),
+                peer,
+                body,
+                responder,
+            );
         }
-        Event::Asked { peer, protocol: Protocol::Control, body, responder, .. } => {
+        Event::Asked {
+            peer,
+            protocol: Protocol::Control,
+            body,
+            responder,
+            ..
+        } => {
             inbox::arrived(mesh, peer, body, responder);
         }
-        Event::Asked { peer, protocol: Protocol::Service, body, responder, .. } => {
+        Event::Asked {
+            peer,
+            protocol: Protocol::Service,
+            body,
+            responder,
+            ..
+        } => {
             inbox::service_arrived(mesh, peer, body, responder);
         }
         Event::Discovered { peer, addresses } => {
@@ -132,9 +183,14 @@ async fn tell_whereabouts(mesh: &Arc<Mesh>) -> anyhow::Result<()> {
     let documents = mesh.node.member_endpoints().await?;
     let addresses = |peer: &PeerId| {
         let texts = documents.get(peer).into_iter().flatten();
-        texts.filter_map(|text| text.parse::<Address>().ok()?.ip()).collect::<Vec<_>>()
+        texts
+            .filter_map(|text| text.parse::<Address>().ok()?.ip())
+            .collect::<Vec<_>>()
     };
-    let told = members.iter().map(|peer| (*peer, addresses(peer))).collect();
+    let told = members
+        .iter()
+        .map(|peer| (*peer, addresses(peer)))
+        .collect();
     mesh.peers.send(Command::Whereabouts(told)).await?;
     Ok(())
 }
@@ -145,10 +201,15 @@ async fn dial_hints(mesh: &Arc<Mesh>) -> anyhow::Result<()> {
     let connected = mesh.table.members();
     let view = mesh.node.view().load_full();
     for (id, hints) in mesh.node.hints().await? {
-        let alone =
-            view.rolls.get(&id).is_some_and(|roll| !roll.is_empty() && !roll.iter().any(|m| connected.contains(m)));
-        let addresses: Vec<Typed> =
-            hints.iter().chain(&mesh.config().bootstrap).filter_map(|h| h.parse().ok()).collect();
+        let alone = view
+            .rolls
+            .get(&id)
+            .is_some_and(|roll| !roll.is_empty() && !roll.iter().any(|m| connected.contains(m)));
+        let addresses: Vec<Typed> = hints
+            .iter()
+            .chain(&mesh.config().bootstrap)
+            .filter_map(|h| h.parse().ok())
+            .collect();
         if alone && !addresses.is_empty() {
             let peers = mesh.peers.clone();
             mesh.spawn(async move {

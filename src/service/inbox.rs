@@ -113,7 +113,12 @@ impl Inbox {
     ///
     /// # Errors
     /// The responder back, and why there is no room.
-    fn enter(&self, peer: PeerId, body: Vec<u8>, responder: Responder) -> Result<bool, (Responder, &'static str)> {
+    fn enter(
+        &self,
+        peer: PeerId,
+        body: Vec<u8>,
+        responder: Responder,
+    ) -> Result<bool, (Responder, &'static str)> {
         let mut inner = self.lock();
         if !inner.requests.take(peer, 1, Instant::now().into_std()) {
             return Err((responder, "too many control requests from a member"));
@@ -122,7 +127,11 @@ impl Inbox {
             return Err((responder, "a member has too many control requests waiting"));
         };
         let share = inner.shares.entry(peer).or_default();
-        share.waiting.push_back(Request { body, responder, place });
+        share.waiting.push_back(Request {
+            body,
+            responder,
+            place,
+        });
         let start = !std::mem::replace(&mut share.served, true);
         share.came.notify_one();
         Ok(start)
@@ -131,7 +140,10 @@ impl Inbox {
     /// Room for a request of `peer` beside all that it has waiting, of whatever protocol.
     fn place(&self, inner: &mut Inner, peer: PeerId, bytes: usize) -> Option<Place> {
         let all = inner.bytes.saturating_add(bytes);
-        let held = inner.shares.get(&peer).map_or((0, 0), |share| (share.requests, share.bytes));
+        let held = inner
+            .shares
+            .get(&peer)
+            .map_or((0, 0), |share| (share.requests, share.bytes));
         let full = held.1.saturating_add(bytes) > BYTES || all > ALL_BYTES;
         if held.0 >= REQUESTS || (full && held.0 > 0) {
             return None;
@@ -140,7 +152,11 @@ impl Inbox {
         share.requests = share.requests.saturating_add(1);
         share.bytes = share.bytes.saturating_add(bytes);
         inner.bytes = all;
-        Some(Place { inbox: self.clone(), peer, bytes })
+        Some(Place {
+            inbox: self.clone(),
+            peer,
+            bytes,
+        })
     }
 
     fn next(&self, peer: PeerId) -> Option<Request> {
@@ -149,7 +165,9 @@ impl Inbox {
 
     /// Charges a member for records. Gives how long it has to wait for what it took beyond its share.
     pub(super) fn charge(&self, peer: PeerId, records: u64) -> Duration {
-        self.lock().records.owe(peer, records, Instant::now().into_std())
+        self.lock()
+            .records
+            .owe(peer, records, Instant::now().into_std())
     }
 }
 
@@ -165,7 +183,9 @@ impl Serving {
     /// Ends, unless something has come meanwhile.
     fn end(&mut self) -> bool {
         let mut inner = self.inbox.lock();
-        let Some(share) = inner.shares.get_mut(&self.peer) else { return true };
+        let Some(share) = inner.shares.get_mut(&self.peer) else {
+            return true;
+        };
         if !share.waiting.is_empty() {
             return false;
         }
@@ -218,16 +238,31 @@ pub(crate) fn service_arrived(mesh: &Arc<Mesh>, peer: PeerId, body: Vec<u8>, res
         responder.respond(answer);
         drop(place);
     });
-    let taken =
-        if has_room { mesh.service.arrived(peer, body, respond) } else { mesh.service.crowded(peer, body, respond) };
+    let taken = if has_room {
+        mesh.service.arrived(peer, body, respond)
+    } else {
+        mesh.service.crowded(peer, body, respond)
+    };
     if let Err(why) = taken {
         mesh.table.refuse(peer, Protocol::Service, why);
     }
 }
 
 async fn serve(mesh: Arc<Mesh>, peer: PeerId) {
-    let came = mesh.inbox.lock().shares.entry(peer).or_default().came.clone();
-    let mut serving = Serving { inbox: mesh.inbox.clone(), peer, came, ended: false };
+    let came = mesh
+        .inbox
+        .lock()
+        .shares
+        .entry(peer)
+        .or_default()
+        .came
+        .clone();
+    let mut serving = Serving {
+        inbox: mesh.inbox.clone(),
+        peer,
+        came,
+        ended: false,
+    };
     let mut pushes = Pushes::default();
     loop {
         while let Some(request) = mesh.inbox.next(peer) {
@@ -246,46 +281,77 @@ async fn serve(mesh: Arc<Mesh>, peer: PeerId) {
 
 /// Answers a request at once, or makes a push of it.
 async fn open(mesh: &Arc<Mesh>, peer: PeerId, request: Request, pushes: &mut Pushes) {
-    let Request { body, responder, place } = request;
+    let Request {
+        body,
+        responder,
+        place,
+    } = request;
     let decoded = if body.len() < LARGE {
         control::decode::<ControlRequest>(&body)
     } else {
         let decode = move || control::decode::<ControlRequest>(&body);
-        mesh.node.checker().work(decode).await.unwrap_or(Err(control::Malformed))
+        mesh.node
+            .checker()
+            .work(decode)
+            .await
+            .unwrap_or(Err(control::Malformed))
     };
     let answer = match decoded {
         Err(_) => {
             mesh.inbox.charge(peer, FORGED_COST);
-            return mesh.table.refuse(peer, Protocol::Control, "a malformed request");
+            return mesh
+                .table
+                .refuse(peer, Protocol::Control, "a malformed request");
         }
-        Ok(ControlRequest::Push { subnet, .. }) if !is_member(mesh, subnet, peer) => ControlAnswer::NotMember,
-        Ok(ControlRequest::Push { subnet, records }) => return pushes.add(subnet, records, responder, place),
-        Ok(ControlRequest::Session { subnet, message, endpoints }) => {
+        Ok(ControlRequest::Push { subnet, .. }) if !is_member(mesh, subnet, peer) => {
+            ControlAnswer::NotMember
+        }
+        Ok(ControlRequest::Push { subnet, records }) => {
+            return pushes.add(subnet, records, responder, place);
+        }
+        Ok(ControlRequest::Session {
+            subnet,
+            message,
+            endpoints,
+        }) => {
             let shared = Arc::clone(mesh);
             mesh.spawn(async move {
-                let answer = sessions::answer(&shared, peer, subnet, SessionMessage { message, endpoints }).await;
+                let answer =
+                    sessions::answer(&shared, peer, subnet, SessionMessage { message, endpoints })
+                        .await;
                 responder.respond(control::encode(&answer));
                 drop(place);
             });
             return;
         }
-        Ok(ControlRequest::Forward(request)) => join::decide(mesh, peer, Payer::Member(peer), request, true)
-            .await
-            .map_or(ControlAnswer::NotMember, ControlAnswer::Forwarded),
+        Ok(ControlRequest::Forward(request)) => {
+            join::decide(mesh, peer, Payer::Member(peer), request, true)
+                .await
+                .map_or(ControlAnswer::NotMember, ControlAnswer::Forwarded)
+        }
         Ok(ControlRequest::Compare { subnet, hash }) => {
-            let Ok(answer) = mesh.node.answer_compare(peer, subnet, hash).await else { return };
+            let Ok(answer) = mesh.node.answer_compare(peer, subnet, hash).await else {
+                return;
+            };
             answer
         }
-        Ok(ControlRequest::Pull { subnet, have }) => match mesh.node.records_for(peer, subnet).await {
-            Ok(Some(records)) => {
-                let Some(answer) = mesh.node.checker().work(move || difference(&records, have)).await else {
-                    return;
-                };
-                answer
+        Ok(ControlRequest::Pull { subnet, have }) => {
+            match mesh.node.records_for(peer, subnet).await {
+                Ok(Some(records)) => {
+                    let Some(answer) = mesh
+                        .node
+                        .checker()
+                        .work(move || difference(&records, have))
+                        .await
+                    else {
+                        return;
+                    };
+                    answer
+                }
+                Ok(None) => ControlAnswer::NotMember,
+                Err(_) => return,
             }
-            Ok(None) => ControlAnswer::NotMember,
-            Err(_) => return,
-        },
+        }
     };
     responder.respond(control::encode(&answer));
 }

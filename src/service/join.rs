@@ -53,7 +53,13 @@ const HEARD_WITHIN: Duration = Duration::from_secs(1);
 const REFUSALS: u32 = 3;
 
 /// Refusals that pass: of a full queue, a full disk, an attempt that took too long.
-const PASSING: [Code; 5] = [Code::Rate, Code::RequestsFull, Code::InviteStale, Code::DiskFull, Code::StateWrite];
+const PASSING: [Code; 5] = [
+    Code::Rate,
+    Code::RequestsFull,
+    Code::InviteStale,
+    Code::DiskFull,
+    Code::StateWrite,
+];
 
 /// How a join goes.
 #[derive(Debug, Clone, PartialEq)]
@@ -116,10 +122,20 @@ pub(crate) async fn resume(mesh: &Arc<Mesh>) {
 pub(crate) fn start(mesh: &Arc<Mesh>, join: PendingJoin) -> Running {
     let (sender, progress) = watch::channel(Progress::Searching);
     let (asked, asked_so_far) = watch::channel(Vec::new());
-    let running = Running { progress, genesis: Arc::default(), asked: asked_so_far };
+    let running = Running {
+        progress,
+        genesis: Arc::default(),
+        asked: asked_so_far,
+    };
     // The former task ends when it sees that another took its place.
     mesh.joins.lock().insert(join.subnet, running.clone());
-    mesh.spawn(ask_until_decided(Arc::clone(mesh), join, sender, Arc::clone(&running.genesis), asked));
+    mesh.spawn(ask_until_decided(
+        Arc::clone(mesh),
+        join,
+        sender,
+        Arc::clone(&running.genesis),
+        asked,
+    ));
     running
 }
 
@@ -131,17 +147,28 @@ async fn ask_until_decided(
     asked: watch::Sender<Vec<PeerId>>,
 ) {
     let mine = |mesh: &Arc<Mesh>| {
-        mesh.joins.lock().get(&join.subnet).is_some_and(|r| r.progress.same_channel(&progress.subscribe()))
+        mesh.joins
+            .lock()
+            .get(&join.subnet)
+            .is_some_and(|r| r.progress.same_channel(&progress.subscribe()))
     };
     let mut refusals = 0u32;
     let (mut known, mut tried) = (Known::default(), Tried::default());
     let subnet = join.subnet;
     let is_over = async || {
-        let wanted = mesh.node.join(subnet).await.map(|join| join.map(|join| join.refused.is_none()));
+        let wanted = mesh
+            .node
+            .join(subnet)
+            .await
+            .map(|join| join.map(|join| join.refused.is_none()));
         if wanted == Ok(None) && mine(&mesh) {
             // A person took it back. No question is under way here, which could arrive after this.
             mesh.joins.lock().remove(&subnet);
-            mesh.spawn(withdraw::tell(Arc::clone(&mesh), join.clone(), asked.borrow().clone()));
+            mesh.spawn(withdraw::tell(
+                Arc::clone(&mesh),
+                join.clone(),
+                asked.borrow().clone(),
+            ));
         }
         wanted != Ok(Some(true)) || !mine(&mesh)
     };
@@ -167,7 +194,10 @@ async fn ask_until_decided(
         if is_over().await {
             return;
         }
-        let knowing: Vec<PeerId> = candidates.into_iter().filter(|peer| known.peers.contains(peer)).collect();
+        let knowing: Vec<PeerId> = candidates
+            .into_iter()
+            .filter(|peer| known.peers.contains(peer))
+            .collect();
         if !knowing.is_empty() {
             asked.send_replace(knowing.clone());
         }
@@ -181,11 +211,15 @@ async fn ask_until_decided(
                 return;
             }
             // It may be otherwise in a moment, and nobody has decided anything.
-            Some(JoinAnswer::Refused { code, .. }) if PASSING.iter().any(|passing| code == *passing) => {
+            Some(JoinAnswer::Refused { code, .. })
+                if PASSING.iter().any(|passing| code == *passing) =>
+            {
                 progress.send_replace(Progress::Waiting { reached: false });
             }
             // With an invite only its issuer's word comes this far.
-            Some(JoinAnswer::Refused { .. }) if join.invite.is_none() && refusals.saturating_add(1) < REFUSALS => {
+            Some(JoinAnswer::Refused { .. })
+                if join.invite.is_none() && refusals.saturating_add(1) < REFUSALS =>
+            {
                 refusals = refusals.saturating_add(1);
             }
             Some(JoinAnswer::Refused { code, message }) => {
@@ -193,13 +227,19 @@ async fn ask_until_decided(
                 let known = code.parse().ok();
                 let kind = match known {
                     Some(
-                        Code::NameTaken | Code::PoolFull | Code::AddressTaken | Code::AddressOutside | Code::NotInPart,
+                        Code::NameTaken
+                        | Code::PoolFull
+                        | Code::AddressTaken
+                        | Code::AddressOutside
+                        | Code::NotInPart,
                     ) => ErrorKind::Conflict,
                     _ => ErrorKind::Refused,
                 };
                 let hint = match known {
                     // The invite is as good as before.
-                    Some(Code::InviteRate) => format!("byway join {}      (again in a minute)", typed(&join)),
+                    Some(Code::InviteRate) => {
+                        format!("byway join {}      (again in a minute)", typed(&join))
+                    }
                     _ if code.starts_with(Code::OF_INVITES) => Hint::NewInvite.into(),
                     // By its ID alone a request waits for who may let it in again.
                     Some(Code::Removed) => format!("byway join {subnet}      (asks for approval)"),
@@ -209,7 +249,13 @@ async fn ask_until_decided(
                     }
                     _ => String::new(),
                 };
-                end(&mesh, subnet, &progress, Error::new(kind, &code, message).hint(hint)).await;
+                end(
+                    &mesh,
+                    subnet,
+                    &progress,
+                    Error::new(kind, &code, message).hint(hint),
+                )
+                .await;
                 return;
             }
             Some(JoinAnswer::Ended { .. }) => {
@@ -218,7 +264,9 @@ async fn ask_until_decided(
                     Code::Ended,
                     format!("subnet {subnet} has ended, or has removed this peer"),
                 )
-                .hint(format!("byway join {subnet}      (asks for approval, where it has not ended)"));
+                .hint(format!(
+                    "byway join {subnet}      (asks for approval, where it has not ended)"
+                ));
                 end(&mesh, subnet, &progress, error).await;
                 return;
             }
@@ -228,7 +276,11 @@ async fn ask_until_decided(
             }
             _ => {}
         }
-        let pause = if round < EAGER_ROUNDS { FIRST_ROUND_INTERVAL } else { LATER };
+        let pause = if round < EAGER_ROUNDS {
+            FIRST_ROUND_INTERVAL
+        } else {
+            LATER
+        };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = mesh.joins.hurry.notified() => tokio::time::sleep(Duration::from_millis(50)).await,
@@ -248,12 +300,20 @@ impl Known {
     /// Asks those that have not told the genesis yet. Whoever is slow holds the others up only while nobody has told it.
     async fn learn(&mut self, mesh: &Arc<Mesh>, subnet: SubnetId, candidates: &[PeerId]) {
         let mut asks = JoinSet::new();
-        for peer in candidates.iter().copied().filter(|peer| !self.peers.contains(peer)) {
+        for peer in candidates
+            .iter()
+            .copied()
+            .filter(|peer| !self.peers.contains(peer))
+        {
             let mesh = Arc::clone(mesh);
             let request = JoinRequest::Genesis(lookup(subnet));
             asks.spawn(async move { (peer, exchange(&mesh, peer, &request).await) });
         }
-        let deadline = tokio::time::sleep(if self.peers.is_empty() { QUESTION_TIMEOUT } else { SLOW });
+        let deadline = tokio::time::sleep(if self.peers.is_empty() {
+            QUESTION_TIMEOUT
+        } else {
+            SLOW
+        });
         tokio::pin!(deadline);
         loop {
             let told = tokio::select! {
@@ -261,7 +321,9 @@ impl Known {
                 () = &mut deadline => break,
             };
             let Some(told) = told else { break };
-            let Ok((peer, Some(JoinAnswer::Genesis(bytes)))) = told else { continue };
+            let Ok((peer, Some(JoinAnswer::Genesis(bytes)))) = told else {
+                continue;
+            };
             // Its hash is the ID: nobody can tell us anything else.
             if Genesis::id_of(&bytes) == subnet {
                 self.peers.insert(peer);
@@ -279,10 +341,19 @@ async fn judge(mesh: &Arc<Mesh>, join: &PendingJoin, genesis: Vec<u8>) -> Result
 }
 
 /// Becomes a member, or gives back what was given; the generation of the View that shows it.
-async fn take(mesh: &Arc<Mesh>, join: &PendingJoin, genesis: Vec<u8>, records: Vec<Signed>) -> Result<u64, Error> {
+async fn take(
+    mesh: &Arc<Mesh>,
+    join: &PendingJoin,
+    genesis: Vec<u8>,
+    records: Vec<Signed>,
+) -> Result<u64, Error> {
     let around = around(mesh).await?;
     let records = mesh.node.checker().proof(records).await;
-    match mesh.node.accept_join(join.clone(), genesis, records, around).await {
+    match mesh
+        .node
+        .accept_join(join.clone(), genesis, records, around)
+        .await
+    {
         Ok(generation) => Ok(generation),
         Err(NotTaken { error, goodbye }) => {
             decline(mesh, join, goodbye).await;
@@ -300,7 +371,8 @@ async fn decline(mesh: &Arc<Mesh>, join: &PendingJoin, goodbye: Option<Signed>) 
         // Who has just admitted us replaces the connection it was asked on by a member's: a first try may go down with it.
         loop {
             for peer in candidates(mesh, join, &mut tried, 0).await {
-                let answer = tokio::time::timeout(HEARD_WITHIN, exchange(mesh, peer, &request)).await;
+                let answer =
+                    tokio::time::timeout(HEARD_WITHIN, exchange(mesh, peer, &request)).await;
                 if matches!(answer, Ok(Some(JoinAnswer::Known))) {
                     return;
                 }
@@ -315,13 +387,22 @@ async fn decline(mesh: &Arc<Mesh>, join: &PendingJoin, goodbye: Option<Signed>) 
 
 /// What a person has typed for it: an invite is not repeated.
 pub(crate) fn typed(join: &PendingJoin) -> String {
-    if join.invite.is_some() { "INVITE".to_owned() } else { join.subnet.to_string() }
+    if join.invite.is_some() {
+        "INVITE".to_owned()
+    } else {
+        join.subnet.to_string()
+    }
 }
 
 async fn end(mesh: &Arc<Mesh>, subnet: SubnetId, progress: &watch::Sender<Progress>, error: Error) {
     tracing::info!(%subnet, %error, "not joined");
     // Another join of that subnet has taken its place, and goes on.
-    if mesh.joins.lock().get(&subnet).is_some_and(|r| !r.progress.same_channel(&progress.subscribe())) {
+    if mesh
+        .joins
+        .lock()
+        .get(&subnet)
+        .is_some_and(|r| !r.progress.same_channel(&progress.subscribe()))
+    {
         progress.send_replace(Progress::Refused(error));
         return;
     }
@@ -330,8 +411,23 @@ async fn end(mesh: &Arc<Mesh>, subnet: SubnetId, progress: &watch::Sender<Progre
     if waited_for && error.code != Code::Denied {
         let _ = mesh.node.drop_join(subnet).await;
     } else {
-        let Error { code, message, hint, .. } = error.clone();
-        let _ = mesh.node.keep_refusal(subnet, NotLetIn { code, message, hint }).await;
+        let Error {
+            code,
+            message,
+            hint,
+            ..
+        } = error.clone();
+        let _ = mesh
+            .node
+            .keep_refusal(
+                subnet,
+                NotLetIn {
+                    code,
+                    message,
+                    hint,
+                },
+            )
+            .await;
     }
     mesh.joins.lock().remove(&subnet);
     progress.send_replace(Progress::Refused(error));
@@ -350,7 +446,9 @@ async fn one_round(
         // One attempt at a time: each takes a nonce of the issuer's.
         for peer in candidates {
             match ask(mesh, join, peer).await {
-                Some(refused @ JoinAnswer::Refused { .. }) if peer == invite.issuer => return Some(refused),
+                Some(refused @ JoinAnswer::Refused { .. }) if peer == invite.issuer => {
+                    return Some(refused);
+                }
                 Some(JoinAnswer::Refused { code, message }) => {
                     tracing::info!(%peer, code, message, "a refusal that is not the issuer's");
                 }
@@ -370,7 +468,9 @@ async fn one_round(
     let mut denied = None;
     while let Some(answer) = asks.join_next().await {
         let Ok((peer, answer)) = answer else { continue };
-        if Some(peer) == owner && matches!(&answer, Some(JoinAnswer::Refused { code, .. }) if *code == Code::Denied) {
+        if Some(peer) == owner
+            && matches!(&answer, Some(JoinAnswer::Refused { code, .. }) if *code == Code::Denied)
+        {
             denied = answer;
             continue;
         }
@@ -380,7 +480,11 @@ async fn one_round(
         }
     }
     match best {
-        Some(JoinAnswer::Admitted { .. } | JoinAnswer::Ended { .. } | JoinAnswer::Pending { reached: true }) => best,
+        Some(
+            JoinAnswer::Admitted { .. }
+            | JoinAnswer::Ended { .. }
+            | JoinAnswer::Pending { reached: true },
+        ) => best,
         _ => denied.or(best),
     }
 }
@@ -402,7 +506,11 @@ async fn ask(mesh: &Arc<Mesh>, join: &PendingJoin, peer: PeerId) -> Option<JoinA
     let subnet = join.subnet;
     let mut nonce = None;
     if let Some(invite) = &join.invite {
-        let request = JoinRequest::Nonce { subnet, issuer: invite.issuer, joiner: mesh.peers.peer() };
+        let request = JoinRequest::Nonce {
+            subnet,
+            issuer: invite.issuer,
+            joiner: mesh.peers.peer(),
+        };
         match exchange(mesh, peer, &request).await? {
             JoinAnswer::Nonce(bytes) => nonce = Some(bytes),
             other => return Some(other),
@@ -412,7 +520,11 @@ async fn ask(mesh: &Arc<Mesh>, join: &PendingJoin, peer: PeerId) -> Option<JoinA
     let answer = exchange(mesh, peer, &JoinRequest::Ask(signed)).await?;
     // Only records decide who is in: an end without its proof is nobody's word.
     if let JoinAnswer::Ended { genesis, heads } = &answer {
-        let heads = mesh.node.checker().proof(heads.iter().take(PIECE).cloned().collect()).await;
+        let heads = mesh
+            .node
+            .checker()
+            .proof(heads.iter().take(PIECE).cloned().collect())
+            .await;
         let proven = Genesis::parse(genesis).is_ok_and(|g| {
             let mut records = Records::new(g);
             heads.into_iter().for_each(|head| {
@@ -426,7 +538,15 @@ async fn ask(mesh: &Arc<Mesh>, join: &PendingJoin, peer: PeerId) -> Option<JoinA
 }
 
 async fn exchange(mesh: &Arc<Mesh>, peer: PeerId, request: &JoinRequest) -> Option<JoinAnswer> {
-    let body = mesh.peers.ask(peer, Protocol::Join, control::encode(request), QUESTION_TIMEOUT).await;
+    let body = mesh
+        .peers
+        .ask(
+            peer,
+            Protocol::Join,
+            control::encode(request),
+            QUESTION_TIMEOUT,
+        )
+        .await;
     match body {
         Ok(bytes) => control::decode(&bytes).ok(),
         Err(error) => {

@@ -73,7 +73,15 @@ impl Mesh {
     /// # Errors
     /// `E-START` where two handlers answer one kind; `E-RANDOM` without randomness.
     pub(crate) fn new(parts: Parts) -> Result<Arc<Mesh>, Error> {
-        let Parts { node, peers, links, datapath, direct, config, surroundings } = parts;
+        let Parts {
+            node,
+            peers,
+            links,
+            datapath,
+            direct,
+            config,
+            surroundings,
+        } = parts;
         let failed = |code: Code, why: String| Error::new(ErrorKind::Failed, code, why);
         let clocks = Arc::default();
         let router = router(&clocks).map_err(|taken| failed(Code::Start, taken.to_string()))?;

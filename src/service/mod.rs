@@ -27,4 +27,6 @@ mod table;
 pub(crate) mod versions;
 
 pub(crate) use self::mesh::{Mesh, Parts};
-pub use self::requests::{Call, Handler, KindTaken, Method, Respond, Router, Service, ServiceCounts, Unanswered};
+pub use self::requests::{
+    Call, Handler, KindTaken, Method, Respond, Router, Service, ServiceCounts, Unanswered,
+};

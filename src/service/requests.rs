@@ -98,7 +98,9 @@ pub struct Service(Arc<Inner>);
 
 impl std::fmt::Debug for Service {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Service").field("counts", &self.counts()).finish_non_exhaustive()
+        f.debug_struct("Service")
+            .field("counts", &self.counts())
+            .finish_non_exhaustive()
     }
 }
 
@@ -114,14 +116,28 @@ impl Running {
     fn answer(mut self, result: Result<Vec<u8>, Refusal>) {
         self.answered = true;
         // What cannot be carried was made in vain.
-        let result =
-            result.and_then(|body| if body.len() > MAX_BODY { Err(ServiceCode::Failed.into()) } else { Ok(body) });
+        let result = result.and_then(|body| {
+            if body.len() > MAX_BODY {
+                Err(ServiceCode::Failed.into())
+            } else {
+                Ok(body)
+            }
+        });
         if let Err(refusal) = &result {
             self.service.count_refused(refusal.code);
         }
-        let bytes = ServiceAnswer { id: self.id, result }.encode();
-        let waiters = self.service.inflight().finish(self.peer, self.id, &bytes, Instant::now());
-        waiters.into_iter().for_each(|respond| respond(bytes.clone()));
+        let bytes = ServiceAnswer {
+            id: self.id,
+            result,
+        }
+        .encode();
+        let waiters = self
+            .service
+            .inflight()
+            .finish(self.peer, self.id, &bytes, Instant::now());
+        waiters
+            .into_iter()
+            .for_each(|respond| respond(bytes.clone()));
     }
 }
 
@@ -136,7 +152,12 @@ impl Drop for Running {
 impl Service {
     /// A service of these handlers. `seed` is a random number: ids count from there, so that those of two starts of one
     /// daemon are told apart.
-    pub fn new(router: Router<Handler>, view: Arc<ArcSwap<View>>, peers: Handle, seed: u64) -> Service {
+    pub fn new(
+        router: Router<Handler>,
+        view: Arc<ArcSwap<View>>,
+        peers: Handle,
+        seed: u64,
+    ) -> Service {
         Service(Arc::new(Inner {
             router,
             view,
@@ -169,7 +190,10 @@ impl Service {
     pub fn counts(&self) -> ServiceCounts {
         let running = self.inflight().running();
         let counts = self.0.counts.lock();
-        let mut counts = ServiceCounts { running, ..counts.clone() };
+        let mut counts = ServiceCounts {
+            running,
+            ..counts.clone()
+        };
         for (_, name) in self.0.router.names() {
             counts.requests.entry(name).or_default();
         }
@@ -181,7 +205,12 @@ impl Service {
     ///
     /// # Errors
     /// What was wrong with it, for the log, where its sender is at fault.
-    pub fn arrived(&self, peer: PeerId, bytes: Vec<u8>, respond: Respond) -> Result<(), &'static str> {
+    pub fn arrived(
+        &self,
+        peer: PeerId,
+        bytes: Vec<u8>,
+        respond: Respond,
+    ) -> Result<(), &'static str> {
         let now = Instant::now();
         self.tidy(now);
         let Ok(request) = ServiceRequest::parse(bytes) else {
@@ -193,7 +222,10 @@ impl Service {
         };
         let route = self.0.router.route(request.kind);
         self.count(|counts| {
-            let requests = counts.requests.entry(route.map_or("unknown", |route| route.name)).or_default();
+            let requests = counts
+                .requests
+                .entry(route.map_or("unknown", |route| route.name))
+                .or_default();
             *requests = requests.saturating_add(1);
         });
         let asked = Arrival {
@@ -208,7 +240,9 @@ impl Service {
             (Admit::Run, Some(route)) => self.run(peer, request, route),
             (Admit::Run, None) | (Admit::Waits, _) => {}
             (Admit::Again(respond, answer), _) => respond(answer),
-            (Admit::Refused(respond, refusal, pace), _) => return self.refuse(request.id, refusal, pace, respond),
+            (Admit::Refused(respond, refusal, pace), _) => {
+                return self.refuse(request.id, refusal, pace, respond);
+            }
         }
         Ok(())
     }
@@ -217,24 +251,49 @@ impl Service {
     ///
     /// # Errors
     /// As [`Service::arrived`].
-    pub fn crowded(&self, peer: PeerId, bytes: Vec<u8>, respond: Respond) -> Result<(), &'static str> {
+    pub fn crowded(
+        &self,
+        peer: PeerId,
+        bytes: Vec<u8>,
+        respond: Respond,
+    ) -> Result<(), &'static str> {
         let retry = u32::try_from(SLOW.as_millis()).unwrap_or(u32::MAX);
-        let Ok(request) = ServiceRequest::parse(bytes) else { return Err("a malformed request") };
-        let verdict = self.inflight().slow_down(peer, respond, retry, Instant::now());
+        let Ok(request) = ServiceRequest::parse(bytes) else {
+            return Err("a malformed request");
+        };
+        let verdict = self
+            .inflight()
+            .slow_down(peer, respond, retry, Instant::now());
         match verdict {
-            Admit::Refused(respond, refusal, pace) => self.refuse(request.id, refusal, pace, respond),
+            Admit::Refused(respond, refusal, pace) => {
+                self.refuse(request.id, refusal, pace, respond)
+            }
             _ => Ok(()),
         }
     }
 
-    fn refuse(&self, id: u64, refusal: Refusal, pace: Pace, respond: Respond) -> Result<(), &'static str> {
+    fn refuse(
+        &self,
+        id: u64,
+        refusal: Refusal,
+        pace: Pace,
+        respond: Respond,
+    ) -> Result<(), &'static str> {
         self.count_refused(refusal.code);
-        let answer = ServiceAnswer { id, result: Err(refusal) }.encode();
+        let answer = ServiceAnswer {
+            id,
+            result: Err(refusal),
+        }
+        .encode();
         match pace {
             Pace::Now => respond(answer),
             Pace::Slow => self.later(move || respond(answer)),
         }
-        if refusal.code == ServiceCode::SlowDown { Err("too many service requests from a member") } else { Ok(()) }
+        if refusal.code == ServiceCode::SlowDown {
+            Err("too many service requests from a member")
+        } else {
+            Ok(())
+        }
     }
 
     /// Does something after [`SLOW`]. As many wait as a peer's connections carry requests.
@@ -249,8 +308,19 @@ impl Service {
     }
 
     fn run(&self, peer: PeerId, request: ServiceRequest, route: &Method<Handler>) {
-        let ServiceRequest { id, subnet, deadline_ms, body, .. } = request;
-        let running = Running { service: self.clone(), peer, id, answered: false };
+        let ServiceRequest {
+            id,
+            subnet,
+            deadline_ms,
+            body,
+            ..
+        } = request;
+        let running = Running {
+            service: self.clone(),
+            peer,
+            id,
+            answered: false,
+        };
         if subnet.is_some_and(|subnet| !self.0.view.load().in_roll(subnet, peer)) {
             return running.answer(Err(ServiceCode::NotPermitted.into()));
         }
@@ -290,8 +360,18 @@ impl Service {
     ) -> Result<Vec<u8>, Unanswered> {
         let id = self.0.next.fetch_add(1, Ordering::Relaxed);
         let deadline_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
-        let request = ServiceRequest { kind, id, subnet, deadline_ms, body };
-        let bytes = self.0.peers.ask(peer, Protocol::Service, request.encode(), timeout).await?;
+        let request = ServiceRequest {
+            kind,
+            id,
+            subnet,
+            deadline_ms,
+            body,
+        };
+        let bytes = self
+            .0
+            .peers
+            .ask(peer, Protocol::Service, request.encode(), timeout)
+            .await?;
         let answer = ServiceAnswer::parse(bytes).map_err(|_| Unanswered::Malformed)?;
         if answer.id != id {
             return Err(Unanswered::Malformed);

@@ -50,19 +50,32 @@ impl Endpoints {
         change(&mut known);
         // A NAT's address is the only one that others than neighbours can use.
         let mut all: Vec<SocketAddr> = known.observed.iter().rev().copied().collect();
-        all.extend(known.listening.iter().filter(|address| !known.observed.contains(address)));
+        all.extend(
+            known
+                .listening
+                .iter()
+                .filter(|address| !known.observed.contains(address)),
+        );
         all
     }
 }
 
 /// `A:P` of a QUIC address: the port is the datagrams' too.
 pub(crate) fn endpoint(address: &Address) -> Option<SocketAddr> {
-    Some(SocketAddr::new(address.ip().filter(|_| address.carrier() == Some(Carrier::Quic))?, address.port()?))
+    Some(SocketAddr::new(
+        address
+            .ip()
+            .filter(|_| address.carrier() == Some(Carrier::Quic))?,
+        address.port()?,
+    ))
 }
 
 /// How this machine seals where its peers can do the same.
 pub(crate) fn sealing(cipher: DataCipher) -> Sealing {
-    let aes = |library| Sealing { cipher: Cipher::Aes256Gcm, library };
+    let aes = |library| Sealing {
+        cipher: Cipher::Aes256Gcm,
+        library,
+    };
     match cipher {
         DataCipher::Auto => sealing::fastest(),
         DataCipher::Aes256Gcm => aes(sealing::fastest_aes()),
@@ -73,12 +86,26 @@ pub(crate) fn sealing(cipher: DataCipher) -> Sealing {
 }
 
 /// Who we are in every session.
-pub(crate) fn config(me: PeerId, secret: Zeroizing<[u8; 32]>, cipher: DataCipher, post_quantum: PostQuantum) -> Config {
-    Config { me, secret, aes: sealing(cipher).aes(), post_quantum }
+pub(crate) fn config(
+    me: PeerId,
+    secret: Zeroizing<[u8; 32]>,
+    cipher: DataCipher,
+    post_quantum: PostQuantum,
+) -> Config {
+    Config {
+        me,
+        secret,
+        aes: sealing(cipher).aes(),
+        post_quantum,
+    }
 }
 
 /// Asks what the sessions want asked. Without a stream there is no answer: a question does not dial.
-pub(crate) async fn run(mesh: Arc<Mesh>, mut asks: mpsc::Receiver<Ask>, stop: CancellationToken) -> anyhow::Result<()> {
+pub(crate) async fn run(
+    mesh: Arc<Mesh>,
+    mut asks: mpsc::Receiver<Ask>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     let mut under_way = JoinSet::new();
     loop {
         tokio::select! {
@@ -97,9 +124,20 @@ pub(crate) async fn run(mesh: Arc<Mesh>, mut asks: mpsc::Receiver<Ask>, stop: Ca
 }
 
 async fn put(mesh: Arc<Mesh>, ask: Ask) {
-    let Ask { key, message: SessionMessage { message, endpoints }, answer } = ask;
-    let body = control::encode(&ControlRequest::Session { subnet: key.subnet, message, endpoints });
-    let said = mesh.peers.ask(key.peer, Protocol::Control, body, QUESTION_TIMEOUT).await;
+    let Ask {
+        key,
+        message: SessionMessage { message, endpoints },
+        answer,
+    } = ask;
+    let body = control::encode(&ControlRequest::Session {
+        subnet: key.subnet,
+        message,
+        endpoints,
+    });
+    let said = mesh
+        .peers
+        .ask(key.peer, Protocol::Control, body, QUESTION_TIMEOUT)
+        .await;
     let message = match said.map(|body| control::decode(&body)) {
         Ok(Ok(ControlAnswer::Session { message, endpoints })) => Some(vetted(message, endpoints)),
         other => {
@@ -117,16 +155,27 @@ async fn put(mesh: Arc<Mesh>, ask: Ask) {
 /// Those of the addresses that are at a host where a stream reaches the peer, or has reached it: that the peer is there is no
 /// hearsay.
 fn beside(status: &p2p::PeerStatus, told: &[SocketAddr]) -> Vec<SocketAddr> {
-    let remote = status.connections.iter().filter_map(|c| c.remote.parse::<Address>().ok()?.ip());
-    let hosts: Vec<IpAddr> = remote.chain(status.reached.iter().filter_map(Address::ip)).collect();
-    let known = |address: &&SocketAddr| hosts.iter().any(|host| host.to_canonical() == address.ip().to_canonical());
+    let remote = status
+        .connections
+        .iter()
+        .filter_map(|c| c.remote.parse::<Address>().ok()?.ip());
+    let hosts: Vec<IpAddr> = remote
+        .chain(status.reached.iter().filter_map(Address::ip))
+        .collect();
+    let known = |address: &&SocketAddr| {
+        hosts
+            .iter()
+            .any(|host| host.to_canonical() == address.ip().to_canonical())
+    };
     told.iter().filter(known).copied().collect()
 }
 
 /// Tells the sessions which of the addresses in a message are at such a host.
 async fn prove(mesh: &Mesh, peer: PeerId, told: Vec<SocketAddr>) {
     if let (Some(direct), Ok(status)) = (&mesh.direct, mesh.peers.status_of(peer).await) {
-        direct.candidates(peer, beside(&status, &told), Origin::Host).await;
+        direct
+            .candidates(peer, beside(&status, &told), Origin::Host)
+            .await;
     }
 }
 
@@ -138,8 +187,15 @@ fn vetted(message: Vec<u8>, mut endpoints: Vec<SocketAddr>) -> SessionMessage {
 }
 
 /// Answers a member's question.
-pub(crate) async fn answer(mesh: &Arc<Mesh>, peer: PeerId, subnet: SubnetId, said: SessionMessage) -> ControlAnswer {
-    let Some(direct) = &mesh.direct else { return ControlAnswer::NoSession };
+pub(crate) async fn answer(
+    mesh: &Arc<Mesh>,
+    peer: PeerId,
+    subnet: SubnetId,
+    said: SessionMessage,
+) -> ControlAnswer {
+    let Some(direct) = &mesh.direct else {
+        return ControlAnswer::NoSession;
+    };
     let message = vetted(said.message, said.endpoints);
     let told = message.endpoints.clone();
     // Both at once: neither needs the other.
@@ -150,7 +206,9 @@ pub(crate) async fn answer(mesh: &Arc<Mesh>, peer: PeerId, subnet: SubnetId, sai
     };
     let (answer, ()) = tokio::join!(direct.request(Key { subnet, peer }, message), proven);
     match answer {
-        Some(SessionMessage { message, endpoints }) => ControlAnswer::Session { message, endpoints },
+        Some(SessionMessage { message, endpoints }) => {
+            ControlAnswer::Session { message, endpoints }
+        }
         None => ControlAnswer::NoSession,
     }
 }
@@ -159,20 +217,35 @@ pub(crate) async fn answer(mesh: &Arc<Mesh>, peer: PeerId, subnet: SubnetId, sai
 pub(crate) async fn connected(mesh: Arc<Mesh>, peer: PeerId) {
     let Some(direct) = &mesh.direct else { return };
     direct.connected(peer).await;
-    let Ok(status) = mesh.peers.status_of(peer).await else { return };
+    let Ok(status) = mesh.peers.status_of(peer).await else {
+        return;
+    };
     let mut told: Vec<SocketAddr> = status.addresses.iter().filter_map(endpoint).collect();
     p2p::keep_sendable(&mut told);
     direct.candidates(peer, told.clone(), Origin::Told).await;
     let reached = status.reached.iter().filter_map(endpoint);
-    direct.candidates(peer, reached.chain(beside(&status, &told)).collect(), Origin::Host).await;
-    let remote: Vec<Address> = status.connections.iter().filter_map(|c| c.remote.parse().ok()).collect();
+    direct
+        .candidates(
+            peer,
+            reached.chain(beside(&status, &told)).collect(),
+            Origin::Host,
+        )
+        .await;
+    let remote: Vec<Address> = status
+        .connections
+        .iter()
+        .filter_map(|c| c.remote.parse().ok())
+        .collect();
     let remote = remote.iter().filter_map(endpoint).collect();
     direct.candidates(peer, remote, Origin::Connection).await;
 }
 
 /// Addresses of a member that were found otherwise.
 pub(crate) async fn found(mesh: &Arc<Mesh>, peer: PeerId, addresses: &[Heard]) {
-    let addresses: Vec<SocketAddr> = addresses.iter().filter_map(|heard| endpoint(heard.address())).collect();
+    let addresses: Vec<SocketAddr> = addresses
+        .iter()
+        .filter_map(|heard| endpoint(heard.address()))
+        .collect();
     if let Some(direct) = mesh.direct.as_ref().filter(|_| !addresses.is_empty()) {
         direct.candidates(peer, addresses, Origin::Told).await;
     }
@@ -185,13 +258,17 @@ pub(crate) async fn listening(mesh: &Arc<Mesh>, addresses: &[Address]) {
     let all = advertised.chain(addresses.iter().cloned());
     let listening: Vec<SocketAddr> = all.filter_map(|address| endpoint(&address)).collect();
     if let Some(direct) = &mesh.direct {
-        direct.endpoints(mesh.endpoints.change(|known| known.listening = listening)).await;
+        direct
+            .endpoints(mesh.endpoints.change(|known| known.listening = listening))
+            .await;
     }
 }
 
 /// A member sees us there.
 pub(crate) async fn observed(mesh: &Arc<Mesh>, address: &Address) {
-    let (Some(direct), Some(address)) = (&mesh.direct, endpoint(address)) else { return };
+    let (Some(direct), Some(address)) = (&mesh.direct, endpoint(address)) else {
+        return;
+    };
     let all = mesh.endpoints.change(|known| {
         known.observed.retain(|other| *other != address);
         known.observed.push_back(address);
@@ -209,8 +286,14 @@ mod tests {
     #[test]
     fn only_quic_addresses_take_datagrams() {
         let at = |text: &str| endpoint(&text.parse().unwrap());
-        assert_eq!(at("/ip4/192.0.2.1/udp/4100/quic-v1"), Some("192.0.2.1:4100".parse().unwrap()));
-        assert_eq!(at("/ip6/2001:db8::1/udp/4100/quic-v1"), Some("[2001:db8::1]:4100".parse().unwrap()));
+        assert_eq!(
+            at("/ip4/192.0.2.1/udp/4100/quic-v1"),
+            Some("192.0.2.1:4100".parse().unwrap())
+        );
+        assert_eq!(
+            at("/ip6/2001:db8::1/udp/4100/quic-v1"),
+            Some("[2001:db8::1]:4100".parse().unwrap())
+        );
         assert_eq!(at("/ip4/192.0.2.1/tcp/4100"), None);
         assert_eq!(at("/dns4/a.example/udp/4100/quic-v1"), None);
     }
@@ -221,6 +304,9 @@ mod tests {
         let at = |n: u16| SocketAddr::from(([192, 0, 2, 1], n));
         known.change(|k| k.listening = vec![at(1), at(2)]);
         known.change(|k| k.observed.push_back(at(2)));
-        assert_eq!(known.change(|k| k.observed.push_back(at(3))), [at(3), at(2), at(1)]);
+        assert_eq!(
+            known.change(|k| k.observed.push_back(at(3))),
+            [at(3), at(2), at(1)]
+        );
     }
 }

@@ -33,7 +33,11 @@ impl Table {
 
     pub(super) fn arrived(&self, peer: PeerId, connection: u64, class: Class) {
         let mut inner = self.lock();
-        inner.connected.entry(peer).or_default().insert(connection, class);
+        inner
+            .connected
+            .entry(peer)
+            .or_default()
+            .insert(connection, class);
         if class == Class::Member {
             inner.gone.remove(&peer);
         }
@@ -43,7 +47,10 @@ impl Table {
         let mut inner = self.lock();
         let held = inner.connected.get_mut(&peer);
         let (class, others) = held.map_or((None, false), |held| {
-            (held.remove(&connection), held.values().any(|class| *class == Class::Member))
+            (
+                held.remove(&connection),
+                held.values().any(|class| *class == Class::Member),
+            )
         });
         if remaining == 0 {
             inner.connected.remove(&peer);
@@ -53,7 +60,11 @@ impl Table {
         if class == Some(Class::Member) && (remaining == 0 || !others) {
             inner.gone.insert(peer, crate::node::unix_now());
             if inner.gone.len() > GONE
-                && let Some(oldest) = inner.gone.iter().min_by_key(|(_, at)| **at).map(|(peer, _)| *peer)
+                && let Some(oldest) = inner
+                    .gone
+                    .iter()
+                    .min_by_key(|(_, at)| **at)
+                    .map(|(peer, _)| *peer)
             {
                 inner.gone.remove(&oldest);
             }
@@ -84,12 +95,20 @@ impl Table {
     pub(crate) fn members(&self) -> Vec<PeerId> {
         let inner = self.lock();
         let member = |c: &&BTreeMap<u64, Class>| c.values().any(|class| *class == Class::Member);
-        inner.connected.iter().filter(|(_, c)| member(c)).map(|(p, _)| *p).collect()
+        inner
+            .connected
+            .iter()
+            .filter(|(_, c)| member(c))
+            .map(|(p, _)| *p)
+            .collect()
     }
 
     /// Whether a peer is connected as a member.
     pub(crate) fn is_member(&self, peer: PeerId) -> bool {
-        self.lock().connected.get(&peer).is_some_and(|held| held.values().any(|class| *class == Class::Member))
+        self.lock()
+            .connected
+            .get(&peer)
+            .is_some_and(|held| held.values().any(|class| *class == Class::Member))
     }
 
     /// Peers seen on the local networks and where.
@@ -127,11 +146,18 @@ mod tests {
         let table = Table::default();
         let peer = |n: u32| {
             let mut bytes = [0; 32];
-            bytes.first_chunk_mut::<4>().unwrap().copy_from_slice(&n.to_be_bytes());
+            bytes
+                .first_chunk_mut::<4>()
+                .unwrap()
+                .copy_from_slice(&n.to_be_bytes());
             PeerId(bytes)
         };
         for n in 0..10_000 {
-            let class = if n % 2 == 0 { Class::Stranger } else { Class::Member };
+            let class = if n % 2 == 0 {
+                Class::Stranger
+            } else {
+                Class::Member
+            };
             table.arrived(peer(n), u64::from(n), class);
             table.left(peer(n), u64::from(n), 0);
         }
@@ -147,7 +173,11 @@ mod tests {
         table.arrived(peer, 1, Class::Member);
         table.arrived(peer, 2, Class::Member);
         table.left(peer, 1, 1);
-        assert_eq!(table.gone_since(peer), None, "another connection of a member is there");
+        assert_eq!(
+            table.gone_since(peer),
+            None,
+            "another connection of a member is there"
+        );
         table.arrived(peer, 3, Class::Stranger);
         table.left(peer, 2, 1);
         let gone = table.gone_since(peer);
@@ -155,7 +185,11 @@ mod tests {
         table.left(peer, 3, 0);
         assert_eq!(table.gone_since(peer), gone);
         table.arrived(peer, 4, Class::Stranger);
-        assert_eq!(table.gone_since(peer), gone, "a stranger's connection brings no member back");
+        assert_eq!(
+            table.gone_since(peer),
+            gone,
+            "a stranger's connection brings no member back"
+        );
         table.arrived(peer, 5, Class::Member);
         assert_eq!(table.gone_since(peer), None);
     }

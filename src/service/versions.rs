@@ -15,7 +15,11 @@ pub(crate) fn problems<'a>(
         let agent = peer.agent.as_ref()?;
         let why = agent.no_common()?;
         let name = name(peer.peer);
-        let older = if agent.versions.least > VERSIONS.most { "this machine".to_owned() } else { name.clone() };
+        let older = if agent.versions.least > VERSIONS.most {
+            "this machine".to_owned()
+        } else {
+            name.clone()
+        };
         Some(Problem {
             code: Code::Version.to_string(),
             severity: "warning".into(),

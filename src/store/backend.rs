@@ -49,7 +49,11 @@ impl Health {
 
     #[cfg(test)]
     fn injected(flag: &AtomicBool, error: nix::errno::Errno) -> io::Result<()> {
-        if flag.load(Ordering::SeqCst) { Err(error.into()) } else { Ok(()) }
+        if flag.load(Ordering::SeqCst) {
+            Err(error.into())
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -62,7 +66,10 @@ pub(super) struct FileStorage {
 
 impl FileStorage {
     pub(super) fn new(file: File, health: Arc<Health>) -> Result<FileStorage, DatabaseError> {
-        Ok(FileStorage { file: FileBackend::new(file)?, health })
+        Ok(FileStorage {
+            file: FileBackend::new(file)?,
+            health,
+        })
     }
 }
 
@@ -77,14 +84,17 @@ impl StorageBackend for FileStorage {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         #[cfg(test)]
-        self.health.written(Health::injected(&self.health.fail_writes, nix::errno::Errno::ENOSPC))?;
+        self.health.written(Health::injected(
+            &self.health.fail_writes,
+            nix::errno::Errno::ENOSPC,
+        ))?;
         self.health.written(self.file.set_len(len))
     }
 
     fn sync_data(&self) -> io::Result<()> {
         #[cfg(test)]
-        let synced =
-            Health::injected(&self.health.fail_syncs, nix::errno::Errno::EIO).and_then(|()| self.file.sync_data());
+        let synced = Health::injected(&self.health.fail_syncs, nix::errno::Errno::EIO)
+            .and_then(|()| self.file.sync_data());
         #[cfg(not(test))]
         let synced = self.file.sync_data();
         if synced.is_err() {
@@ -95,7 +105,10 @@ impl StorageBackend for FileStorage {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         #[cfg(test)]
-        self.health.written(Health::injected(&self.health.fail_writes, nix::errno::Errno::ENOSPC))?;
+        self.health.written(Health::injected(
+            &self.health.fail_writes,
+            nix::errno::Errno::ENOSPC,
+        ))?;
         self.health.written(self.file.write(offset, data))
     }
 
@@ -107,7 +120,11 @@ impl StorageBackend for FileStorage {
         self.file.try_lock_range(start, end)
     }
 
-    fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+    fn try_lock_shared_range(
+        &self,
+        start: Bound<u64>,
+        end: Bound<u64>,
+    ) -> Result<bool, BackendError> {
         self.file.try_lock_shared_range(start, end)
     }
 
@@ -163,7 +180,10 @@ impl StorageBackend for Image {
         let limit = self.len()?.saturating_add(GROWTH);
         let mut bytes = self.0.lock();
         let size = usize::try_from(len).ok().filter(|_| len <= limit);
-        bytes.resize(size.ok_or_else(|| io::Error::other("its header asks for far more room than it has"))?, 0);
+        bytes.resize(
+            size.ok_or_else(|| io::Error::other("its header asks for far more room than it has"))?,
+            0,
+        );
         Ok(())
     }
 

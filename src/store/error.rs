@@ -134,14 +134,23 @@ impl StoreError {
     /// What to do next; empty where nothing general can be said.
     pub fn hint(&self) -> String {
         match self {
-            StoreError::InUse { .. } => "stop the other daemon, or give this one its own --state-dir".to_owned(),
+            StoreError::InUse { .. } => {
+                "stop the other daemon, or give this one its own --state-dir".to_owned()
+            }
             StoreError::Damaged { remedy, .. } => remedy.clone(),
             StoreError::Schema { .. } => "start the byway that wrote it, or a newer one".to_owned(),
             StoreError::Full { path } => {
-                format!("df -h {0}; df -i {0}      (make room there, then the same again)", quoted(&dir(path)))
+                format!(
+                    "df -h {0}; df -i {0}      (make room there, then the same again)",
+                    quoted(&dir(path))
+                )
             }
-            StoreError::TooLarge { .. } => "byway leave SUBNET      (one that is no longer needed)".to_owned(),
-            StoreError::Fatal { .. } => "look for disk errors (dmesg), then start byway again".to_owned(),
+            StoreError::TooLarge { .. } => {
+                "byway leave SUBNET      (one that is no longer needed)".to_owned()
+            }
+            StoreError::Fatal { .. } => {
+                "look for disk errors (dmesg), then start byway again".to_owned()
+            }
             // It came with the present format of states: what was written before it is no state of any release.
             StoreError::KeyMissing { path } if path.ends_with("seal.key") => format!(
                 "where {} never was, an older byway wrote this state: move it away, then found or join anew; else restore that \
@@ -149,11 +158,18 @@ impl StoreError {
                 quoted(path)
             ),
             StoreError::KeyMissing { path } => {
-                format!("restore {} from a backup; without it this node cannot be who it was", quoted(path))
+                format!(
+                    "restore {} from a backup; without it this node cannot be who it was",
+                    quoted(path)
+                )
             }
             StoreError::KeyOpen { path, .. } => format!("chmod 600 {}", quoted(path)),
-            StoreError::KeyDamaged { path, .. } => format!("restore {} from a backup", quoted(path)),
-            StoreError::Io { source, path, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            StoreError::KeyDamaged { path, .. } => {
+                format!("restore {} from a backup", quoted(path))
+            }
+            StoreError::Io { source, path, .. }
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
                 format!("run byway as the owner of {}", quoted(path))
             }
             StoreError::Io { .. } => String::new(),
@@ -162,9 +178,15 @@ impl StoreError {
 
     pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> StoreError {
         if is_full(&source) {
-            return StoreError::Full { path: path.to_path_buf() };
+            return StoreError::Full {
+                path: path.to_path_buf(),
+            };
         }
-        StoreError::Io { action, path: path.to_path_buf(), source }
+        StoreError::Io {
+            action,
+            path: path.to_path_buf(),
+            source,
+        }
     }
 
     /// A file that cannot be trusted; names the copy where there is one.
@@ -175,12 +197,18 @@ impl StoreError {
         } else {
             format!("restore {} from a backup", quoted(path))
         };
-        StoreError::Damaged { path: path.to_path_buf(), what: what.to_owned(), remedy }
+        StoreError::Damaged {
+            path: path.to_path_buf(),
+            what: what.to_owned(),
+            remedy,
+        }
     }
 
     pub(super) fn of_redb(path: &Path, error: redb::Error) -> StoreError {
         match error {
-            redb::Error::DatabaseAlreadyOpen => StoreError::InUse { dir: path.parent().unwrap_or(path).to_path_buf() },
+            redb::Error::DatabaseAlreadyOpen => StoreError::InUse {
+                dir: path.parent().unwrap_or(path).to_path_buf(),
+            },
             redb::Error::Io(source) if source.kind() != io::ErrorKind::InvalidData => {
                 StoreError::io("use", path, source)
             }
@@ -204,5 +232,9 @@ fn dir(path: &Path) -> PathBuf {
 pub fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+    if !text.is_empty() && text.chars().all(plain) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
 }

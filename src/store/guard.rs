@@ -22,7 +22,10 @@ thread_local! {
 static HOOK: Once = Once::new();
 
 /// Runs `f`, which reads a file that may be damaged; a panic in it is `damage`.
-pub(super) fn reading<T>(damage: StoreError, f: impl FnOnce() -> T + UnwindSafe) -> Result<T, StoreError> {
+pub(super) fn reading<T>(
+    damage: StoreError,
+    f: impl FnOnce() -> T + UnwindSafe,
+) -> Result<T, StoreError> {
     HOOK.call_once(install);
     VERDICT.with_borrow_mut(|verdict| *verdict = Some(text(&damage)));
     let result = panic::catch_unwind(f);
@@ -32,14 +35,21 @@ pub(super) fn reading<T>(damage: StoreError, f: impl FnOnce() -> T + UnwindSafe)
 
 /// The form every error has on the command line.
 fn text(error: &StoreError) -> String {
-    format!("error: {error} ({})\n  try:  {}", error.code(), error.hint())
+    format!(
+        "error: {error} ({})\n  try:  {}",
+        error.code(),
+        error.hint()
+    )
 }
 
 /// Puts a hook before the present one; other threads and other times are not concerned.
 fn install() {
     let former = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
-        let verdict = VERDICT.try_with(|v| v.try_borrow().ok().and_then(|v| v.clone())).ok().flatten();
+        let verdict = VERDICT
+            .try_with(|v| v.try_borrow().ok().and_then(|v| v.clone()))
+            .ok()
+            .flatten();
         match verdict {
             None => former(info),
             Some(text) if cfg!(panic = "abort") => {
@@ -61,13 +71,21 @@ mod tests {
 
     #[test]
     fn a_panic_is_the_damage_it_stands_for() {
-        let damage = || StoreError::damaged(Path::new("/none/state.redb"), "its pages contradict each other");
+        let damage = || {
+            StoreError::damaged(
+                Path::new("/none/state.redb"),
+                "its pages contradict each other",
+            )
+        };
         assert_eq!(reading(damage(), || 7).unwrap(), 7);
-        let error = reading(damage(), || panic!("a page")).map(|()| 0).unwrap_err();
+        let error = reading(damage(), || panic!("a page"))
+            .map(|()| 0)
+            .unwrap_err();
         assert_eq!(error.code(), Code::StateDamaged);
         let text = text(&error);
         assert!(
-            text.starts_with("error: state file /none/state.redb is damaged") && text.contains("\n  try:  "),
+            text.starts_with("error: state file /none/state.redb is damaged")
+                && text.contains("\n  try:  "),
             "{text}"
         );
     }

@@ -29,9 +29,15 @@ const SIZE_LIMIT: u64 = 4096;
 ///
 /// # Errors
 /// [`StoreError::KeyMissing`], [`StoreError::KeyOpen`], [`StoreError::KeyDamaged`], or what the kernel refuses.
-pub fn identity(dir: &Path, explicit: Option<&Path>, state_exists: bool) -> Result<Zeroizing<[u8; 32]>, StoreError> {
+pub fn identity(
+    dir: &Path,
+    explicit: Option<&Path>,
+    state_exists: bool,
+) -> Result<Zeroizing<[u8; 32]>, StoreError> {
     match explicit {
-        Some(path) => read(path)?.ok_or_else(|| StoreError::KeyMissing { path: path.to_path_buf() }),
+        Some(path) => read(path)?.ok_or_else(|| StoreError::KeyMissing {
+            path: path.to_path_buf(),
+        }),
         None => secret(dir, IDENTITY_FILE, state_exists),
     }
 }
@@ -40,7 +46,11 @@ pub fn identity(dir: &Path, explicit: Option<&Path>, state_exists: bool) -> Resu
 ///
 /// # Errors
 /// As [`identity`].
-pub fn secret(dir: &Path, name: &str, state_exists: bool) -> Result<Zeroizing<[u8; 32]>, StoreError> {
+pub fn secret(
+    dir: &Path,
+    name: &str,
+    state_exists: bool,
+) -> Result<Zeroizing<[u8; 32]>, StoreError> {
     let path = dir.join(name);
     if let Some(key) = read(&path)? {
         return Ok(key);
@@ -55,22 +65,36 @@ pub fn secret(dir: &Path, name: &str, state_exists: bool) -> Result<Zeroizing<[u
 /// Reads a key file; `None` where there is none.
 fn read(path: &Path) -> Result<Option<Zeroizing<[u8; 32]>>, StoreError> {
     // Not to be held up by a FIFO in the file's place.
-    let file = match OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path) {
+    let file = match OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+    {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(StoreError::io("open", path, e)),
     };
-    let meta = file.metadata().map_err(|e| StoreError::io("read", path, e))?;
-    let damaged = |what| StoreError::KeyDamaged { path: path.to_path_buf(), what };
+    let meta = file
+        .metadata()
+        .map_err(|e| StoreError::io("read", path, e))?;
+    let damaged = |what| StoreError::KeyDamaged {
+        path: path.to_path_buf(),
+        what,
+    };
     if !meta.is_file() {
         return Err(damaged("it is no file"));
     }
     if meta.mode() & 0o077 != 0 {
-        return Err(StoreError::KeyOpen { path: path.to_path_buf(), mode: meta.mode() & 0o7777 });
+        return Err(StoreError::KeyOpen {
+            path: path.to_path_buf(),
+            mode: meta.mode() & 0o7777,
+        });
     }
     // Room for all of it at once: growing would leave copies of the key behind in memory.
     let mut text = Zeroizing::new(Vec::with_capacity(SIZE_LIMIT as usize + 1));
-    file.take(SIZE_LIMIT + 1).read_to_end(&mut text).map_err(|e| StoreError::io("read", path, e))?;
+    file.take(SIZE_LIMIT + 1)
+        .read_to_end(&mut text)
+        .map_err(|e| StoreError::io("read", path, e))?;
     parse(&text).map(Some).map_err(damaged)
 }
 
@@ -87,8 +111,12 @@ fn parse(text: &[u8]) -> Result<Zeroizing<[u8; 32]>, &'static str> {
     }
     let mut key = Zeroizing::new([0u8; 32]);
     for (byte, pair) in key.iter_mut().zip(digits.chunks_exact(2)) {
-        let value = pair.iter().try_fold(0u32, |all, d| Some(all * 16 + char::from(*d).to_digit(16)?));
-        *byte = value.and_then(|v| u8::try_from(v).ok()).ok_or("its second line has not 64 hexadecimal digits")?;
+        let value = pair
+            .iter()
+            .try_fold(0u32, |all, d| Some(all * 16 + char::from(*d).to_digit(16)?));
+        *byte = value
+            .and_then(|v| u8::try_from(v).ok())
+            .ok_or("its second line has not 64 hexadecimal digits")?;
     }
     if key.iter().all(|b| *b == 0) {
         return Err("the key is all zeros");
@@ -100,9 +128,12 @@ fn parse(text: &[u8]) -> Result<Zeroizing<[u8; 32]>, &'static str> {
 fn make(dir: &Path, name: &str) -> Result<Zeroizing<[u8; 32]>, StoreError> {
     let (path, new) = (dir.join(name), temporary(dir, name));
     let mut key = Zeroizing::new([0u8; 32]);
-    getrandom::fill(key.as_mut()).map_err(|e| StoreError::io("make", &path, io::Error::other(e)))?;
+    getrandom::fill(key.as_mut())
+        .map_err(|e| StoreError::io("make", &path, io::Error::other(e)))?;
     match fs::remove_file(&new) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(StoreError::io("remove", &new, e)),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            return Err(StoreError::io("remove", &new, e));
+        }
         _ => {}
     }
     let written = write(&new, &key).map_err(|e| StoreError::io("write", &new, e));
@@ -123,11 +154,17 @@ fn write(path: &Path, key: &[u8; 32]) -> io::Result<()> {
     text.push('\n');
     for byte in key {
         let mut pair = [byte >> 4, byte & 15];
-        pair.iter().filter_map(|n| char::from_digit(u32::from(*n), 16)).for_each(|c| text.push(c));
+        pair.iter()
+            .filter_map(|n| char::from_digit(u32::from(*n), 16))
+            .for_each(|c| text.push(c));
         pair.zeroize();
     }
     text.push('\n');
-    let mut file: File = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let mut file: File = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()
 }
@@ -149,8 +186,14 @@ mod tests {
         assert_eq!(*identity(&state, None, true).unwrap(), *made);
         assert_ne!(*secret(&state, "data.key", false).unwrap(), *made);
         let mode = |p: &Path| fs::metadata(p).unwrap().permissions().mode() & 0o7777;
-        assert_eq!((mode(&state), mode(&state.join(IDENTITY_FILE))), (0o700, 0o600));
-        let names: Vec<_> = fs::read_dir(&state).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(
+            (mode(&state), mode(&state.join(IDENTITY_FILE))),
+            (0o700, 0o600)
+        );
+        let names: Vec<_> = fs::read_dir(&state)
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
         assert_eq!(names.len(), 2, "nothing else is left: {names:?}");
     }
 
@@ -167,7 +210,10 @@ mod tests {
     fn an_explicit_key_must_exist() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("other.key");
-        assert_eq!(identity(dir.path(), Some(&path), false).unwrap_err().code(), Code::KeyMissing);
+        assert_eq!(
+            identity(dir.path(), Some(&path), false).unwrap_err().code(),
+            Code::KeyMissing
+        );
         let made = secret(dir.path(), "other.key", false).unwrap();
         assert_eq!(*identity(dir.path(), Some(&path), false).unwrap(), *made);
         assert!(!dir.path().join(IDENTITY_FILE).exists());
@@ -181,7 +227,10 @@ mod tests {
         for mode in [0o640, 0o604, 0o660, 0o610] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             let error = identity(dir.path(), None, true).unwrap_err();
-            assert!(error.code() == Code::KeyOpen && error.hint().starts_with("chmod 600 "), "{error}");
+            assert!(
+                error.code() == Code::KeyOpen && error.hint().starts_with("chmod 600 "),
+                "{error}"
+            );
         }
     }
 
@@ -189,16 +238,27 @@ mod tests {
     fn what_is_no_key_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(IDENTITY_FILE);
-        for text in
-            ["", "x", HEADER, &format!("{HEADER}\n{}\n", "0".repeat(64)), &format!("{HEADER}\n{}", "g".repeat(64))]
-        {
+        for text in [
+            "",
+            "x",
+            HEADER,
+            &format!("{HEADER}\n{}\n", "0".repeat(64)),
+            &format!("{HEADER}\n{}", "g".repeat(64)),
+        ] {
             fs::write(&path, text).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-            assert_eq!(identity(dir.path(), None, false).unwrap_err().code(), Code::KeyDamaged, "{text:?}");
+            assert_eq!(
+                identity(dir.path(), None, false).unwrap_err().code(),
+                Code::KeyDamaged,
+                "{text:?}"
+            );
         }
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
-        assert_eq!(identity(dir.path(), None, false).unwrap_err().code(), Code::KeyDamaged);
+        assert_eq!(
+            identity(dir.path(), None, false).unwrap_err().code(),
+            Code::KeyDamaged
+        );
     }
 
     proptest! {

@@ -39,7 +39,14 @@ fn what_was_committed_is_there_after_a_new_start() {
     assert_eq!(after.records.first(), Some(&(vec![1, 1], b"new".to_vec())));
     assert_eq!(after.local.keys().collect::<Vec<_>>(), ["other"]);
     let mode = |p: &Path| fs::metadata(p).unwrap().permissions().mode() & 0o777;
-    assert_eq!((mode(&state), mode(&state.join(STATE_FILE)), mode(&state.join(GOOD_FILE))), (0o700, 0o600, 0o600));
+    assert_eq!(
+        (
+            mode(&state),
+            mode(&state.join(STATE_FILE)),
+            mode(&state.join(GOOD_FILE))
+        ),
+        (0o700, 0o600, 0o600)
+    );
 }
 
 #[test]
@@ -48,7 +55,13 @@ fn to_hold_a_directory_makes_nothing() {
     assert!(hold(&dir.path().join("none")).unwrap().is_none());
     let held = hold(dir.path()).unwrap();
     assert!(held.is_some() && Store::open(dir.path()).unwrap_err().is_conflict());
-    assert_eq!((fs::read_dir(dir.path()).unwrap().count(), exists_in(dir.path())), (0, false));
+    assert_eq!(
+        (
+            fs::read_dir(dir.path()).unwrap().count(),
+            exists_in(dir.path())
+        ),
+        (0, false)
+    );
 }
 
 #[test]
@@ -72,7 +85,10 @@ fn an_open_directory_is_closed_to_others() {
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     Store::open(dir.path()).unwrap();
-    assert_eq!(fs::metadata(dir.path()).unwrap().permissions().mode() & 0o777, 0o700);
+    assert_eq!(
+        fs::metadata(dir.path()).unwrap().permissions().mode() & 0o777,
+        0o700
+    );
 }
 
 #[test]
@@ -80,10 +96,21 @@ fn a_second_open_is_refused_and_harms_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     let error = Store::open(dir.path()).unwrap_err();
-    assert!(error.is_conflict() && error.code() == Code::StateInUse, "{error}");
+    assert!(
+        error.is_conflict() && error.code() == Code::StateInUse,
+        "{error}"
+    );
     store.commit(&batch(3)).unwrap();
     drop(store);
-    assert_eq!(Store::open(dir.path()).unwrap().load().unwrap().records.len(), 3);
+    assert_eq!(
+        Store::open(dir.path())
+            .unwrap()
+            .load()
+            .unwrap()
+            .records
+            .len(),
+        3
+    );
 }
 
 #[test]
@@ -97,8 +124,22 @@ fn a_lost_file_beside_its_copy_is_not_an_empty_state() {
     let error = Store::open(dir.path()).unwrap_err();
     assert_eq!(error.code(), Code::StateDamaged);
     // The remedy is one that works, as it stands.
-    assert!(Command::new("sh").args(["-c", &error.hint()]).status().unwrap().success());
-    assert_eq!(Store::open(dir.path()).unwrap().load().unwrap().records.len(), 3);
+    assert!(
+        Command::new("sh")
+            .args(["-c", &error.hint()])
+            .status()
+            .unwrap()
+            .success()
+    );
+    assert_eq!(
+        Store::open(dir.path())
+            .unwrap()
+            .load()
+            .unwrap()
+            .records
+            .len(),
+        3
+    );
 }
 
 #[test]
@@ -108,11 +149,18 @@ fn another_version_is_refused_untouched() {
     let path = dir.path().join(STATE_FILE);
     let database = Database::create(&path).unwrap();
     let transaction = database.begin_write().unwrap();
-    transaction.open_table(META).unwrap().insert("schema", 99).unwrap();
+    transaction
+        .open_table(META)
+        .unwrap()
+        .insert("schema", 99)
+        .unwrap();
     transaction.commit().unwrap();
     drop(database);
     let before = fs::read(&path).unwrap();
-    assert!(matches!(Store::open(dir.path()), Err(StoreError::Schema { found: 99, .. })));
+    assert!(matches!(
+        Store::open(dir.path()),
+        Err(StoreError::Schema { found: 99, .. })
+    ));
     assert_eq!(fs::read(&path).unwrap(), before);
 }
 
@@ -124,7 +172,9 @@ fn leftovers_of_a_crash_are_removed() {
     }
     let store = Store::open(dir.path()).unwrap();
     store.commit(&batch(1)).unwrap();
-    assert!(!temporary(dir.path(), STATE_FILE).exists() && !temporary(dir.path(), GOOD_FILE).exists());
+    assert!(
+        !temporary(dir.path(), STATE_FILE).exists() && !temporary(dir.path(), GOOD_FILE).exists()
+    );
 }
 
 #[test]
@@ -145,13 +195,24 @@ fn a_full_disk_changes_nothing_and_passes() {
     store.commit(&batch(3)).unwrap();
     store.health.fail_writes.store(true, Ordering::SeqCst);
     for _ in 0..2 {
-        assert!(matches!(store.commit(&batch(200)), Err(StoreError::Full { .. })));
+        assert!(matches!(
+            store.commit(&batch(200)),
+            Err(StoreError::Full { .. })
+        ));
     }
     store.health.fail_writes.store(false, Ordering::SeqCst);
     assert_eq!(store.load().unwrap().records.len(), 3);
     store.commit(&batch(4)).unwrap();
     drop(store);
-    assert_eq!(Store::open(dir.path()).unwrap().load().unwrap().records.len(), 4);
+    assert_eq!(
+        Store::open(dir.path())
+            .unwrap()
+            .load()
+            .unwrap()
+            .records
+            .len(),
+        4
+    );
 }
 
 #[test]
@@ -160,9 +221,15 @@ fn a_failed_sync_is_final() {
     let store = Store::open(dir.path()).unwrap();
     store.commit(&batch(3)).unwrap();
     store.health.fail_syncs.store(true, Ordering::SeqCst);
-    assert!(matches!(store.commit(&batch(9)), Err(StoreError::Fatal { .. })));
+    assert!(matches!(
+        store.commit(&batch(9)),
+        Err(StoreError::Fatal { .. })
+    ));
     store.health.fail_syncs.store(false, Ordering::SeqCst);
-    assert!(matches!(store.commit(&batch(4)), Err(StoreError::Fatal { .. })), "not tried into success");
+    assert!(
+        matches!(store.commit(&batch(4)), Err(StoreError::Fatal { .. })),
+        "not tried into success"
+    );
     assert!(matches!(store.load(), Err(StoreError::Fatal { .. })));
 }
 
@@ -174,18 +241,34 @@ const SMALL: &str = "BYWAY_TEST_SMALL_DISK";
 fn a_small_file_system_fills_up_and_is_used_again_after_room_was_made() {
     let Some(dir) = std::env::var_os(SMALL).map(PathBuf::from) else {
         let dir = tempfile::tempdir().unwrap();
-        let mount = format!("mount -t tmpfs -o size=8m byway {} && exec \"$@\"", dir.path().display());
+        let mount = format!(
+            "mount -t tmpfs -o size=8m byway {} && exec \"$@\"",
+            dir.path().display()
+        );
         let me = std::env::current_exe().unwrap();
-        let name = "store::tests::a_small_file_system_fills_up_and_is_used_again_after_room_was_made";
+        let name =
+            "store::tests::a_small_file_system_fills_up_and_is_used_again_after_room_was_made";
         let run = Command::new("unshare")
-            .args(["--mount", "--propagation", "private", "sh", "-c", &mount, "sh"])
+            .args([
+                "--mount",
+                "--propagation",
+                "private",
+                "sh",
+                "-c",
+                &mount,
+                "sh",
+            ])
             .arg(me)
             .args(["--exact", name, "--nocapture", "--include-ignored"])
             .env(SMALL, dir.path())
             .output();
         match run {
             Ok(out) if out.status.success() => {}
-            Ok(out) => panic!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr)),
+            Ok(out) => panic!(
+                "{}{}",
+                String::from_utf8_lossy(&out.stdout),
+                String::from_utf8_lossy(&out.stderr)
+            ),
             Err(error) => panic!("run unshare: {error}"),
         }
         return;
@@ -196,24 +279,46 @@ fn a_small_file_system_fills_up_and_is_used_again_after_room_was_made() {
     let mut filled = File::create(&ballast).unwrap();
     let full = io::copy(&mut io::repeat(1), &mut filled).unwrap_err();
     assert_eq!(full.kind(), io::ErrorKind::StorageFull);
-    let large = Batch { put_records: vec![(vec![7], vec![7; 2 << 20])], ..Batch::default() };
+    let large = Batch {
+        put_records: vec![(vec![7], vec![7; 2 << 20])],
+        ..Batch::default()
+    };
     let error = store.commit(&large).unwrap_err();
     assert!(matches!(error, StoreError::Full { .. }), "{error:?}");
     // It is told until it can be written, also where nobody tries again.
     let told = store.unwritten();
-    let files = || told.borrow().iter().map(|(path, refused)| (path.clone(), refused.kind)).collect::<Vec<_>>();
-    let state = (dir.join("state").join(STATE_FILE), io::ErrorKind::StorageFull);
+    let files = || {
+        told.borrow()
+            .iter()
+            .map(|(path, refused)| (path.clone(), refused.kind))
+            .collect::<Vec<_>>()
+    };
+    let state = (
+        dir.join("state").join(STATE_FILE),
+        io::ErrorKind::StorageFull,
+    );
     store.retry();
     assert_eq!(files(), [state]);
     fs::remove_file(&ballast).unwrap();
     drop(filled);
     store.retry();
     assert_eq!(files(), []);
-    assert!(!store.load().unwrap().local.contains_key(TRIAL), "a trial leaves nothing");
+    assert!(
+        !store.load().unwrap().local.contains_key(TRIAL),
+        "a trial leaves nothing"
+    );
     assert_eq!(store.load().unwrap().records.len(), 3);
     store.commit(&large).unwrap();
     drop(store);
-    assert_eq!(Store::open(&dir.join("state")).unwrap().load().unwrap().records.len(), 4);
+    assert_eq!(
+        Store::open(&dir.join("state"))
+            .unwrap()
+            .load()
+            .unwrap()
+            .records
+            .len(),
+        4
+    );
 }
 
 /// Bytes of a state file and of its image as a power cut would leave it, with what is in them.
@@ -241,8 +346,16 @@ fn opened(bytes: &[u8]) -> Result<Saved, StoreError> {
     let result = Store::open(dir.path()).and_then(|store| store.load());
     if let Err(error) = &result {
         assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
-        assert!(error.hint().starts_with("mv ") && error.hint().contains(GOOD_FILE), "{}", error.hint());
-        assert_eq!(fs::read(dir.path().join(STATE_FILE)).unwrap(), bytes, "a damaged file is left as it is");
+        assert!(
+            error.hint().starts_with("mv ") && error.hint().contains(GOOD_FILE),
+            "{}",
+            error.hint()
+        );
+        assert_eq!(
+            fs::read(dir.path().join(STATE_FILE)).unwrap(),
+            bytes,
+            "a damaged file is left as it is"
+        );
         assert_eq!(fs::read(dir.path().join(GOOD_FILE)).unwrap(), b"the copy");
     }
     result
@@ -291,7 +404,13 @@ proptest! {
 #[test]
 fn what_was_written_can_be_read_again() {
     assert!(fits(0, 1 << 20) && fits(WRITE_LIMIT - 1, 1 << 20));
-    assert!(!fits(WRITE_LIMIT, super::SMALL + 1), "large changes end at half of what is read");
-    assert!(fits(WRITE_LIMIT, super::SMALL) && fits(SIZE_LIMIT, 0), "a removal is small, and a deletion always goes");
+    assert!(
+        !fits(WRITE_LIMIT, super::SMALL + 1),
+        "large changes end at half of what is read"
+    );
+    assert!(
+        fits(WRITE_LIMIT, super::SMALL) && fits(SIZE_LIMIT, 0),
+        "a removal is small, and a deletion always goes"
+    );
     assert!(!fits(SIZE_LIMIT - 1, 1));
 }

@@ -43,7 +43,9 @@ impl Dice {
     pub fn fill(&mut self, out: &mut [u8]) {
         for part in out.chunks_mut(8) {
             let rolled = self.roll().to_le_bytes();
-            part.iter_mut().zip(rolled).for_each(|(byte, rolled)| *byte = rolled);
+            part.iter_mut()
+                .zip(rolled)
+                .for_each(|(byte, rolled)| *byte = rolled);
         }
     }
 

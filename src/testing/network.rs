@@ -29,7 +29,15 @@ pub(crate) struct Network<T> {
 impl<T> Network<T> {
     /// A good one: nothing is lost or doubled, everything takes up to 20 ms.
     pub fn new(seed: u64, now: Instant) -> Network<T> {
-        Network { now, dice: Dice::new(seed), loss: 0, double: 0, delay: 20, events: BTreeMap::new(), number: 0 }
+        Network {
+            now,
+            dice: Dice::new(seed),
+            loss: 0,
+            double: 0,
+            delay: 20,
+            events: BTreeMap::new(),
+            number: 0,
+        }
     }
 
     /// Has something happen in that time.
@@ -83,7 +91,10 @@ mod tests {
         network.after(Duration::from_millis(2), "third");
         network.after(Duration::from_millis(1), "first");
         network.after(Duration::from_millis(1), "second");
-        assert_eq!((network.due(), network.next()), (None, Some(start + Duration::from_millis(1))));
+        assert_eq!(
+            (network.due(), network.next()),
+            (None, Some(start + Duration::from_millis(1)))
+        );
         network.now += Duration::from_secs(1);
         assert_eq!(
             [network.due(), network.due(), network.due(), network.due()],
@@ -104,6 +115,10 @@ mod tests {
             })
             .count();
         assert!((8_800..9_200).contains(&sent), "{sent}");
-        assert!((1_600..2_000).contains(&(network.events.len() - sent)), "{}", network.events.len() - sent);
+        assert!(
+            (1_600..2_000).contains(&(network.events.len() - sent)),
+            "{}",
+            network.events.len() - sent
+        );
     }
 }

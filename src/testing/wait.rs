@@ -11,7 +11,11 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 ///
 /// # Panics
 /// It does not hold within that time.
-pub(crate) async fn eventually(what: &str, within: Duration, mut holds: impl AsyncFnMut() -> bool) -> Duration {
+pub(crate) async fn eventually(
+    what: &str,
+    within: Duration,
+    mut holds: impl AsyncFnMut() -> bool,
+) -> Duration {
     let start = Instant::now();
     while !holds().await {
         assert!(start.elapsed() < within, "{what}: not within {within:?}");

@@ -55,7 +55,13 @@ pub struct MemoryKernel(Arc<Shared>);
 /// A device and its kernel.
 pub fn pair(segmentation: Segmentation) -> (MemoryTun, MemoryKernel) {
     let shared = Arc::new(Shared::default());
-    (MemoryTun { shared: Arc::clone(&shared), segmentation }, MemoryKernel(shared))
+    (
+        MemoryTun {
+            shared: Arc::clone(&shared),
+            segmentation,
+        },
+        MemoryKernel(shared),
+    )
 }
 
 impl MemoryKernel {

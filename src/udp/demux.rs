@@ -95,14 +95,29 @@ struct Reading {
 
 impl std::fmt::Debug for Receiver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Receiver").field("port", &self.port).field("sockets", &self.sockets).finish_non_exhaustive()
+        f.debug_struct("Receiver")
+            .field("port", &self.port)
+            .field("sockets", &self.sockets)
+            .finish_non_exhaustive()
     }
 }
 
 impl Receiver {
     pub(super) fn new(port: Arc<Shared>) -> Receiver {
-        let sockets = vec![Reading { ready: true, at_once: 1 }; port.sockets.len()];
-        Receiver { port, batch: Batch::new(), sockets, current: 0, came: 0 }
+        let sockets = vec![
+            Reading {
+                ready: true,
+                at_once: 1
+            };
+            port.sockets.len()
+        ];
+        Receiver {
+            port,
+            batch: Batch::new(),
+            sockets,
+            current: 0,
+            came: 0,
+        }
     }
 
     /// Blocks until datagrams come, and gives what one read brought.
@@ -113,7 +128,12 @@ impl Receiver {
         while self.recv() == 0 {
             self.wait()?;
         }
-        Ok(Datagrams { receiver: self, next: 0, current: None, at: 0 })
+        Ok(Datagrams {
+            receiver: self,
+            next: 0,
+            current: None,
+            at: 0,
+        })
     }
 
     /// Waits until there is something to [`recv`](Receiver::recv).
@@ -127,7 +147,11 @@ impl Receiver {
             }
             let woken = self.port.woken.as_fd();
             let mut fds: [PollFd<'_>; MAX_SOCKETS + 1] = std::array::from_fn(|index| {
-                let fd = self.port.sockets.get(index).map_or(woken, |socket| socket.as_fd());
+                let fd = self
+                    .port
+                    .sockets
+                    .get(index)
+                    .map_or(woken, |socket| socket.as_fd());
                 PollFd::new(fd, PollFlags::POLLIN)
             });
             // The places behind the sockets all hold the pipe: one of them is asked.
@@ -152,10 +176,15 @@ impl Receiver {
     pub(super) fn recv(&mut self) -> usize {
         self.came = 0;
         for _ in 0..self.sockets.len() {
-            self.current = if self.current + 1 < self.sockets.len() { self.current + 1 } else { 0 };
-            let (Some(reading), Some(socket)) =
-                (self.sockets.get_mut(self.current), self.port.sockets.get(self.current))
-            else {
+            self.current = if self.current + 1 < self.sockets.len() {
+                self.current + 1
+            } else {
+                0
+            };
+            let (Some(reading), Some(socket)) = (
+                self.sockets.get_mut(self.current),
+                self.port.sockets.get(self.current),
+            ) else {
                 break;
             };
             while reading.ready {
@@ -168,7 +197,10 @@ impl Receiver {
                             true => (reading.at_once / 2).max(1),
                             false => (reading.at_once * 2).min(MAX_RECEIVED),
                         };
-                        self.port.tally.received.fetch_add(datagrams, Ordering::Relaxed);
+                        self.port
+                            .tally
+                            .received
+                            .fetch_add(datagrams, Ordering::Relaxed);
                         self.came = came;
                         return came;
                     }
@@ -200,7 +232,13 @@ impl Receiver {
     /// Gives datagrams of one message to the QUIC half of its socket. What it refuses, or finds its queue full, is counted.
     fn give_quic(&self, message: &Message<'_>, bytes: &[u8]) {
         if let Some(quic) = self.port.quic.get(message.socket) {
-            quic.give(message.from, message.local, message.ecn, message.segment, bytes);
+            quic.give(
+                message.from,
+                message.local,
+                message.ecn,
+                message.segment,
+                bytes,
+            );
         }
     }
 }
@@ -221,7 +259,11 @@ impl<'a> Iterator for Datagrams<'a> {
 
     fn next(&mut self) -> Option<Datagram<'a>> {
         loop {
-            let Some(message) = self.current.as_ref().filter(|message| self.at < message.bytes.len()) else {
+            let Some(message) = self
+                .current
+                .as_ref()
+                .filter(|message| self.at < message.bytes.len())
+            else {
                 if self.next >= self.receiver.came {
                     return None;
                 }
@@ -235,17 +277,32 @@ impl<'a> Iterator for Datagrams<'a> {
             match class(message.bytes.get(start).copied().unwrap_or(0)) {
                 Class::Ours => {
                     let bytes = message.bytes.get(start..self.at)?;
-                    return Some(Datagram { from: message.from, local: message.local, bytes });
+                    return Some(Datagram {
+                        from: message.from,
+                        local: message.local,
+                        bytes,
+                    });
                 }
                 Class::Other => {
-                    self.receiver.port.tally.foreign.fetch_add(1, Ordering::Relaxed);
+                    self.receiver
+                        .port
+                        .tally
+                        .foreign
+                        .fetch_add(1, Ordering::Relaxed);
                 }
                 Class::Quic => {
                     // And those behind it, in one piece.
-                    while message.bytes.get(self.at).is_some_and(|first| class(*first) == Class::Quic) {
+                    while message
+                        .bytes
+                        .get(self.at)
+                        .is_some_and(|first| class(*first) == Class::Quic)
+                    {
                         self.at = end(self.at);
                     }
-                    self.receiver.give_quic(message, message.bytes.get(start..self.at).unwrap_or_default());
+                    self.receiver.give_quic(
+                        message,
+                        message.bytes.get(start..self.at).unwrap_or_default(),
+                    );
                 }
             }
         }
@@ -261,7 +318,10 @@ struct Batch {
 
 impl Batch {
     fn new() -> Batch {
-        Batch { metas: [RecvMeta::default(); MAX_RECEIVED], memory: vec![0; MAX_MESSAGE * MAX_RECEIVED] }
+        Batch {
+            metas: [RecvMeta::default(); MAX_RECEIVED],
+            memory: vec![0; MAX_MESSAGE * MAX_RECEIVED],
+        }
     }
 
     /// Receives at most `limit` messages in one call; how many came. Never blocks.
@@ -270,7 +330,9 @@ impl Batch {
         let mut buffers: [_; MAX_RECEIVED] =
             std::array::from_fn(|_| IoSliceMut::new(places.next().unwrap_or_default()));
         let buffers = buffers.get_mut(..limit).unwrap_or_default();
-        socket.state.recv(UdpSockRef::from(&socket.udp), buffers, &mut self.metas)
+        socket
+            .state
+            .recv(UdpSockRef::from(&socket.udp), buffers, &mut self.metas)
     }
 
     fn message(&self, index: usize) -> Option<(&RecvMeta, &[u8])> {
@@ -281,9 +343,15 @@ impl Batch {
 
     /// Datagrams in the first `came` messages, and in how many of these the kernel joined some.
     fn count(&self, came: usize) -> (u64, usize) {
-        self.metas.iter().take(came).fold((0, 0), |(datagrams, joined), meta| {
-            let here = meta.len.div_ceil(meta.stride.max(1)).max(1);
-            (datagrams + u64::try_from(here).unwrap_or(0), joined + usize::from(meta.stride < meta.len))
-        })
+        self.metas
+            .iter()
+            .take(came)
+            .fold((0, 0), |(datagrams, joined), meta| {
+                let here = meta.len.div_ceil(meta.stride.max(1)).max(1);
+                (
+                    datagrams + u64::try_from(here).unwrap_or(0),
+                    joined + usize::from(meta.stride < meta.len),
+                )
+            })
     }
 }

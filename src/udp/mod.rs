@@ -58,7 +58,11 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { receive_buffer: receive_buffer(Duration::ZERO), send_buffer: 4 << 20, mark: None }
+        Options {
+            receive_buffer: receive_buffer(Duration::ZERO),
+            send_buffer: 4 << 20,
+            mark: None,
+        }
     }
 }
 
@@ -125,7 +129,10 @@ impl Port {
     /// address or more than [`MAX_SOCKETS`], [`io::ErrorKind::PermissionDenied`] for a mark without `CAP_NET_ADMIN`.
     pub fn bind(addresses: &[SocketAddr], options: &Options) -> io::Result<Port> {
         if addresses.is_empty() || addresses.len() > MAX_SOCKETS {
-            let message = format!("bind {} UDP addresses: 1 to {MAX_SOCKETS} are possible", addresses.len());
+            let message = format!(
+                "bind {} UDP addresses: 1 to {MAX_SOCKETS} are possible",
+                addresses.len()
+            );
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
         let tally = Arc::new(Tally::default());
@@ -144,7 +151,10 @@ impl Port {
             }
             sockets.push(Arc::new(socket));
         }
-        let quic = sockets.iter().map(|s| Arc::new(QuicSocket::new(s.clone(), tally.clone()))).collect();
+        let quic = sockets
+            .iter()
+            .map(|s| Arc::new(QuicSocket::new(s.clone(), tally.clone())))
+            .collect();
         let (woken, wake) = io::pipe()?;
         Ok(Port(Arc::new(Shared {
             sockets,
@@ -176,10 +186,22 @@ impl Port {
             counter.fetch_add(1, Ordering::Relaxed);
             error
         };
-        let socket = self.0.socket_to(to).ok_or_else(|| count(io::ErrorKind::AddrNotAvailable.into()))?;
-        let message = Outgoing { bytes, to, segment: None, ecn: None, local };
+        let socket = self
+            .0
+            .socket_to(to)
+            .ok_or_else(|| count(io::ErrorKind::AddrNotAvailable.into()))?;
+        let message = Outgoing {
+            bytes,
+            to,
+            segment: None,
+            ecn: None,
+            local,
+        };
         match socket.send(message) {
-            Err(e) if local.is_some() && is_not_ours(errno(&e)) => socket.send(Outgoing { local: None, ..message }),
+            Err(e) if local.is_some() && is_not_ours(errno(&e)) => socket.send(Outgoing {
+                local: None,
+                ..message
+            }),
             other => other,
         }
         .map_err(count)
@@ -203,7 +225,10 @@ impl Port {
     /// # Errors
     /// As `setsockopt`.
     pub fn set_receive_buffer(&self, bytes: usize) -> io::Result<()> {
-        self.0.sockets.iter().try_for_each(|socket| socket.set_receive_buffer(bytes))
+        self.0
+            .sockets
+            .iter()
+            .try_for_each(|socket| socket.set_receive_buffer(bytes))
     }
 
     /// Ends the receiver's wait; the QUIC halves get nothing more.
@@ -239,7 +264,9 @@ impl Shared {
     fn socket_to(&self, to: SocketAddr) -> Option<&Socket> {
         let is_mapped = matches!(to, SocketAddr::V6(v6) if v6.ip().to_ipv4_mapped().is_some());
         let mut sockets = self.sockets.iter();
-        sockets.find(|socket| socket.local.is_ipv4() == to.is_ipv4() && !is_mapped).map(|socket| &**socket)
+        sockets
+            .find(|socket| socket.local.is_ipv4() == to.is_ipv4() && !is_mapped)
+            .map(|socket| &**socket)
     }
 }
 

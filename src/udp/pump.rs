@@ -15,13 +15,19 @@ pub(crate) type Received = Arc<Mutex<Vec<Vec<u8>>>>;
 /// The QUIC half of a socket bound to `local`, and what comes there. The socket is closed soon after its last user has gone.
 pub(crate) fn quic(local: SocketAddr) -> (Arc<QuicSocket>, Received) {
     let port = Port::bind(&[local], &Options::default()).unwrap();
-    let (mut receiver, quic, received) = (port.receiver().unwrap(), port.quic().remove(0), Received::default());
+    let (mut receiver, quic, received) = (
+        port.receiver().unwrap(),
+        port.quic().remove(0),
+        Received::default(),
+    );
     let all = received.clone();
     thread::spawn(move || {
         while let Ok(read) = receiver.next_batch() {
             read.for_each(drop);
             let came = (0..).map_while(|index| receiver.message(index));
-            let datagrams = came.flat_map(|message| message.bytes.chunks(message.segment)).map(<[u8]>::to_vec);
+            let datagrams = came
+                .flat_map(|message| message.bytes.chunks(message.segment))
+                .map(<[u8]>::to_vec);
             all.lock().extend(datagrams);
         }
     });

@@ -58,7 +58,10 @@ fn frames(bytes: usize, segment: usize) -> u64 {
 impl Run {
     /// Frames of which nothing is done.
     fn left(&self, done: usize) -> u64 {
-        frames(self.end.saturating_sub(self.start).saturating_sub(done), self.segment)
+        frames(
+            self.end.saturating_sub(self.start).saturating_sub(done),
+            self.segment,
+        )
     }
 
     /// The next message, `done` bytes being done: as many frames as the kernel cuts at once, or one where it cuts none.
@@ -67,10 +70,20 @@ impl Run {
         if self.segment == 0 {
             return None;
         }
-        let frames = if gso { (MAX_BYTES / self.segment).clamp(1, MAX_SEGMENTS) } else { 1 };
+        let frames = if gso {
+            (MAX_BYTES / self.segment).clamp(1, MAX_SEGMENTS)
+        } else {
+            1
+        };
         let bytes = rest.get(..self.segment.saturating_mul(frames).min(rest.len()))?;
         let segment = (bytes.len() > self.segment).then_some(self.segment);
-        Some(Outgoing { bytes, to: self.to, segment, ecn: None, local: self.local })
+        Some(Outgoing {
+            bytes,
+            to: self.to,
+            segment,
+            ecn: None,
+            local: self.local,
+        })
     }
 }
 
@@ -105,7 +118,9 @@ impl Sender {
                 let gso = socket.is_some_and(|socket| socket.gso.load(Ordering::Relaxed));
                 let Some((socket, message)) = socket.zip(run.message(buffer, done, gso)) else {
                     sent.frames_dropped += run.left(done);
-                    tally.send_failed.fetch_add(run.left(done), Ordering::Relaxed);
+                    tally
+                        .send_failed
+                        .fetch_add(run.left(done), Ordering::Relaxed);
                     break;
                 };
                 let (length, lost, counter) = match socket.deliver(message, &mut deadline) {
@@ -113,14 +128,24 @@ impl Sender {
                         done = done.saturating_add(length);
                         continue;
                     }
-                    Err(Lost::Full) => (length.saturating_sub(done), run.left(done), &tally.send_full),
+                    Err(Lost::Full) => (
+                        length.saturating_sub(done),
+                        run.left(done),
+                        &tally.send_full,
+                    ),
                     Err(Lost::TooBig) => {
                         sent.too_big.get_or_insert(at);
-                        (length.saturating_sub(done), run.left(done), &tally.send_failed)
+                        (
+                            length.saturating_sub(done),
+                            run.left(done),
+                            &tally.send_failed,
+                        )
                     }
-                    Err(Lost::Refused) => {
-                        (message.bytes.len(), frames(message.bytes.len(), run.segment), &tally.send_failed)
-                    }
+                    Err(Lost::Refused) => (
+                        message.bytes.len(),
+                        frames(message.bytes.len(), run.segment),
+                        &tally.send_failed,
+                    ),
                 };
                 sent.frames_dropped += lost;
                 counter.fetch_add(lost, Ordering::Relaxed);
@@ -133,7 +158,11 @@ impl Sender {
 
 impl Socket {
     /// Sends a message; how many bytes of it are out: fewer than all where the kernel refused to cut it.
-    fn deliver(&self, mut message: Outgoing<'_>, deadline: &mut Option<Instant>) -> Result<usize, Lost> {
+    fn deliver(
+        &self,
+        mut message: Outgoing<'_>,
+        deadline: &mut Option<Instant>,
+    ) -> Result<usize, Lost> {
         // What the kernel had against many frames at once, one alone tells.
         let mut refused = None;
         loop {
@@ -154,7 +183,11 @@ impl Socket {
                 (Errno::EINVAL | Errno::EIO, Some(segment)) => {
                     refused = Some(error);
                     let first = message.bytes.get(..segment).unwrap_or(message.bytes);
-                    message = Outgoing { bytes: first, segment: None, ..message };
+                    message = Outgoing {
+                        bytes: first,
+                        segment: None,
+                        ..message
+                    };
                 }
                 // No route, a firewall's refusal, an ICMP error heard meanwhile: the peer's affair, and it passes.
                 _ => return Err(Lost::Refused),
@@ -165,13 +198,18 @@ impl Socket {
 
 /// Whether the kernel says so where a message was to come from an address that is none of ours (any more).
 pub(super) fn is_not_ours(error: Errno) -> bool {
-    matches!(error, Errno::EINVAL | Errno::EADDRNOTAVAIL | Errno::ENETUNREACH)
+    matches!(
+        error,
+        Errno::EINVAL | Errno::EADDRNOTAVAIL | Errno::ENETUNREACH
+    )
 }
 
 /// Waits for room in the socket's buffer until `deadline`, which the first call sets; whether there is some.
 fn wait_writable(socket: &Socket, deadline: &mut Option<Instant>) -> bool {
     let now = Instant::now();
-    let left = deadline.get_or_insert(now + SEND_TIMEOUT).saturating_duration_since(now);
+    let left = deadline
+        .get_or_insert(now + SEND_TIMEOUT)
+        .saturating_duration_since(now);
     let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
     if left.is_zero() {
         return false;

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::{Ipv6V6Only, Mark, RcvBuf, RcvBufForce, SndBuf, SndBufForce};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket,
+};
 use quinn::udp::{EcnCodepoint, Transmit, UdpSockRef, UdpSocketState};
 
 use super::Options;
@@ -39,7 +41,11 @@ impl Socket {
     /// Binds a socket: one family only, never blocking, never fragmenting, what came by ICMP about the path's MTU ignored (the
     /// prober finds it), and told of each message's ECN bits and destination.
     pub(super) fn bind(address: SocketAddr, options: &Options) -> io::Result<Socket> {
-        let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let family = if address.is_ipv4() {
+            AddressFamily::Inet
+        } else {
+            AddressFamily::Inet6
+        };
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let udp = UdpSocket::from(socket(family, SockType::Datagram, flags, None)?);
         if address.is_ipv6() {
@@ -51,22 +57,32 @@ impl Socket {
         }
         let state = UdpSocketState::new(UdpSockRef::from(&udp))?;
         if state.may_fragment() {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel may fragment what this socket sends"));
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "the kernel may fragment what this socket sends",
+            ));
         }
         bind(udp.as_raw_fd(), &SockaddrStorage::from(address))?;
         let (local, gso) = (udp.local_addr()?, state.max_gso_segments() > 1);
         tracing::debug!(%local, gso, gro = state.gro_segments() > 1, "UDP socket bound");
-        let socket = Socket { udp, state, local, gso: AtomicBool::new(gso) };
+        let socket = Socket {
+            udp,
+            state,
+            local,
+            gso: AtomicBool::new(gso),
+        };
         socket.set_receive_buffer(options.receive_buffer)?;
         let bytes = kernel_size(options.send_buffer);
-        setsockopt(&socket.udp, SndBufForce, &bytes).or_else(|_| setsockopt(&socket.udp, SndBuf, &bytes))?;
+        setsockopt(&socket.udp, SndBufForce, &bytes)
+            .or_else(|_| setsockopt(&socket.udp, SndBuf, &bytes))?;
         Ok(socket)
     }
 
     /// Sets the receive buffer's size by force, else as far as the system's limit allows.
     pub(super) fn set_receive_buffer(&self, bytes: usize) -> io::Result<()> {
         let bytes = kernel_size(bytes);
-        setsockopt(&self.udp, RcvBufForce, &bytes).or_else(|_| setsockopt(&self.udp, RcvBuf, &bytes))?;
+        setsockopt(&self.udp, RcvBufForce, &bytes)
+            .or_else(|_| setsockopt(&self.udp, RcvBuf, &bytes))?;
         Ok(())
     }
 
@@ -79,8 +95,20 @@ impl Socket {
     /// # Errors
     /// As `sendmsg`, without EINTR; never blocks.
     pub(super) fn send(&self, message: Outgoing<'_>) -> io::Result<()> {
-        let Outgoing { bytes, to, segment, ecn, local } = message;
-        let transmit = Transmit { destination: to, ecn, contents: bytes, segment_size: segment, src_ip: local };
+        let Outgoing {
+            bytes,
+            to,
+            segment,
+            ecn,
+            local,
+        } = message;
+        let transmit = Transmit {
+            destination: to,
+            ecn,
+            contents: bytes,
+            segment_size: segment,
+            src_ip: local,
+        };
         self.state.try_send(UdpSockRef::from(&self.udp), &transmit)
     }
 
@@ -99,5 +127,7 @@ fn kernel_size(bytes: usize) -> usize {
 
 /// What the kernel said.
 pub(super) fn errno(error: &io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw)
+    error
+        .raw_os_error()
+        .map_or(Errno::UnknownErrno, Errno::from_raw)
 }

@@ -23,7 +23,15 @@ const LONG: Duration = Duration::from_secs(20);
 
 /// A port with buffers as every system grants them.
 fn port(addresses: &[SocketAddr]) -> Port {
-    Port::bind(addresses, &Options { receive_buffer: 212_992, send_buffer: 212_992, mark: None }).unwrap()
+    Port::bind(
+        addresses,
+        &Options {
+            receive_buffer: 212_992,
+            send_buffer: 212_992,
+            mark: None,
+        },
+    )
+    .unwrap()
 }
 
 fn address(port: &Port) -> SocketAddr {
@@ -70,7 +78,13 @@ fn frames(shapes: &[(usize, usize, usize)], to: SocketAddr) -> (Vec<u8>, Vec<Run
             buffer.extend(&frame);
             all.push(frame);
         }
-        runs.push(Run { start, end: buffer.len(), segment, to, local: None });
+        runs.push(Run {
+            start,
+            end: buffer.len(),
+            segment,
+            to,
+            local: None,
+        });
     }
     (buffer, runs, all)
 }
@@ -85,11 +99,17 @@ fn set_option(port: &Port, level: libc::c_int, name: libc::c_int, value: libc::c
 }
 
 fn set_gso(port: &Port, on: bool) {
-    port.0.sockets.iter().for_each(|socket| socket.gso.store(on, Ordering::Relaxed));
+    port.0
+        .sockets
+        .iter()
+        .for_each(|socket| socket.gso.store(on, Ordering::Relaxed));
 }
 
 fn gso(port: &Port) -> bool {
-    port.0.sockets.iter().all(|socket| socket.gso.load(Ordering::Relaxed))
+    port.0
+        .sockets
+        .iter()
+        .all(|socket| socket.gso.load(Ordering::Relaxed))
 }
 
 #[test]
@@ -103,17 +123,35 @@ fn one_reader_tells_ours_from_quic_and_from_what_is_neither() {
     for bytes in all {
         senders[0].send_one(bytes, address(&there), None).unwrap();
     }
-    senders[1].send_one(&[0x43; 20], address(&there), None).unwrap();
+    senders[1]
+        .send_one(&[0x43; 20], address(&there), None)
+        .unwrap();
     senders[1].send_one(&[5, 3], address(&there), None).unwrap();
     let _guard = guard(&there);
     let mut receiver = there.receiver().unwrap();
     let mut ours = Vec::new();
     while ours.len() < 3 {
-        ours.extend(receiver.next_batch().unwrap().map(|datagram| (datagram.from, datagram.bytes.to_vec())));
+        ours.extend(
+            receiver
+                .next_batch()
+                .unwrap()
+                .map(|datagram| (datagram.from, datagram.bytes.to_vec())),
+        );
     }
     let stranger = address(&senders[1]);
-    assert_eq!(ours, [(from, vec![4, 1]), (from, vec![0x3f, 2]), (stranger, vec![5, 3])]);
-    let handed: Vec<u8> = quic::read_quic(half, 100).1.into_iter().flat_map(|(bytes, _)| bytes).collect();
+    assert_eq!(
+        ours,
+        [
+            (from, vec![4, 1]),
+            (from, vec![0x3f, 2]),
+            (stranger, vec![5, 3])
+        ]
+    );
+    let handed: Vec<u8> = quic::read_quic(half, 100)
+        .1
+        .into_iter()
+        .flat_map(|(bytes, _)| bytes)
+        .collect();
     assert_eq!(handed, [[0x41; 20], [0x42; 20]].concat());
     assert_eq!((there.counts().foreign, there.counts().other), (1, 1));
 }
@@ -129,7 +167,14 @@ fn the_first_byte_tells_ours_from_quic() {
 #[test]
 fn frames_of_a_run_arrive_whole_and_in_order() {
     // One alone; a full run and a short last frame; the most frames; more than one message takes; the largest frames.
-    let shapes = [(1, 900, 900), (10, 1400, 77), (64, 60, 60), (60, 1400, 1400), (3, 20_000, 9), (1, 65_400, 65_400)];
+    let shapes = [
+        (1, 900, 900),
+        (10, 1400, 77),
+        (64, 60, 60),
+        (60, 1400, 1400),
+        (3, 20_000, 9),
+        (1, 65_400, 65_400),
+    ];
     for (bound, has_gso) in [(V4, true), (V4, false), (V6, true), (V6, false)] {
         let (here, there) = (port(&[bound]), port(&[bound]));
         if !gso(&here) && has_gso {
@@ -170,9 +215,14 @@ fn runs_go_to_their_own_addresses_by_the_socket_of_their_family() {
     assert_eq!(here.sender().send(&buffer, &runs), Sent::default());
     for (index, port) in there.iter().enumerate() {
         let came = collect(port, &mut port.receiver().unwrap(), 6);
-        let expected = all[index * 3..][..3].iter().chain(&all[9 + index * 3..][..3]);
+        let expected = all[index * 3..][..3]
+            .iter()
+            .chain(&all[9 + index * 3..][..3]);
         assert!(came.iter().map(|(.., bytes)| bytes).eq(expected));
-        assert!(came.iter().all(|(from, ..)| *from == here.local()[usize::from(index == 1)]));
+        assert!(
+            came.iter()
+                .all(|(from, ..)| *from == here.local()[usize::from(index == 1)])
+        );
     }
 }
 
@@ -182,7 +232,9 @@ fn an_ipv4_and_an_ipv6_socket_are_read_together() {
     let mut receiver = there.receiver().unwrap();
     let senders = [port(&[V4]), port(&[V6])];
     for (index, to) in there.local().into_iter().enumerate() {
-        senders[index].send_one(&[4, index as u8], to, None).unwrap();
+        senders[index]
+            .send_one(&[4, index as u8], to, None)
+            .unwrap();
     }
     let _guard = guard(&there);
     let mut sockets = BTreeMap::new();
@@ -205,7 +257,10 @@ fn offload_that_the_kernel_refuses_is_replaced_by_single_datagrams() {
         }
         // Without checksums the kernel cuts nothing: EINVAL, or EIO.
         set_option(&here, libc::SOL_SOCKET, libc::SO_NO_CHECK, 1);
-        let (buffer, runs, all) = frames(&[(1, 300, 300), (40, 1400, 77), (5, 800, 800)], address(&there));
+        let (buffer, runs, all) = frames(
+            &[(1, 300, 300), (40, 1400, 77), (5, 800, 800)],
+            address(&there),
+        );
         if quic {
             for run in &runs {
                 let contents = &buffer[run.start..run.end];
@@ -252,10 +307,23 @@ fn a_run_that_cannot_go_keeps_no_other_back() {
         let after = here.counts();
         assert_eq!(after.send_failed - before.send_failed, sent.frames_dropped);
         assert_eq!(gso(&here), on, "a bad address is no fault of the offload");
-        let came = collect(&there, &mut there.receiver().unwrap_or_else(|| Receiver::new(there.0.clone())), 8);
-        assert!(came.into_iter().map(|(.., bytes)| bytes).eq(all[48..].to_vec()));
+        let came = collect(
+            &there,
+            &mut there
+                .receiver()
+                .unwrap_or_else(|| Receiver::new(there.0.clone())),
+            8,
+        );
+        assert!(
+            came.into_iter()
+                .map(|(.., bytes)| bytes)
+                .eq(all[48..].to_vec())
+        );
     }
-    assert_eq!(here.send_one(&[4], V6, None).unwrap_err().kind(), io::ErrorKind::AddrNotAvailable);
+    assert_eq!(
+        here.send_one(&[4], V6, None).unwrap_err().kind(),
+        io::ErrorKind::AddrNotAvailable
+    );
 }
 
 #[test]
@@ -270,10 +338,16 @@ fn a_run_to_a_closed_port_changes_nothing() {
     }
     let (buffer, runs, all) = frames(&[(10, 1000, 5)], address(&there));
     assert_eq!(sender.send(&buffer, &runs), Sent::default());
-    assert_eq!(collect(&there, &mut there.receiver().unwrap(), 10).len(), all.len());
+    assert_eq!(
+        collect(&there, &mut there.receiver().unwrap(), 10).len(),
+        all.len()
+    );
     // What the ICMP errors may have left on the socket does not end reading.
     there.send_one(&[4, 1], address(&here), None).unwrap();
-    assert_eq!(collect(&here, &mut here.receiver().unwrap(), 1)[0].2, [4, 1]);
+    assert_eq!(
+        collect(&here, &mut here.receiver().unwrap(), 1)[0].2,
+        [4, 1]
+    );
     assert!(gso(&here) == gso(&there));
 }
 
@@ -286,14 +360,37 @@ fn frames_too_large_for_the_interface_are_told_apart() {
     let mut receiver = there.receiver().unwrap();
     for on in [has_gso, false] {
         set_gso(&here, on);
-        let (buffer, runs, all) =
-            frames(&[(4, 1352, 1352), (1, 1353, 1353), (6, 1360, 1360), (2, 100, 100)], address(&there));
-        assert_eq!(here.sender().send(&buffer, &runs), Sent { frames_dropped: 7, too_big: Some(1) });
-        assert_eq!(gso(&here), on, "a frame too large is no fault of the offload");
+        let (buffer, runs, all) = frames(
+            &[
+                (4, 1352, 1352),
+                (1, 1353, 1353),
+                (6, 1360, 1360),
+                (2, 100, 100),
+            ],
+            address(&there),
+        );
+        assert_eq!(
+            here.sender().send(&buffer, &runs),
+            Sent {
+                frames_dropped: 7,
+                too_big: Some(1)
+            }
+        );
+        assert_eq!(
+            gso(&here),
+            on,
+            "a frame too large is no fault of the offload"
+        );
         let came = collect(&there, &mut receiver, 6);
-        assert!(came.into_iter().map(|(.., bytes)| bytes).eq([&all[..4], &all[11..]].concat()));
+        assert!(
+            came.into_iter()
+                .map(|(.., bytes)| bytes)
+                .eq([&all[..4], &all[11..]].concat())
+        );
     }
-    let error = here.send_one(&[4; 1353], address(&there), None).unwrap_err();
+    let error = here
+        .send_one(&[4; 1353], address(&there), None)
+        .unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
 }
 
@@ -304,10 +401,19 @@ fn two_binds_on_one_port_give_address_in_use() {
         let error = Port::bind(&first.local(), &Options::default()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         let wildcard = SocketAddr::new(
-            if bound.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() },
+            if bound.is_ipv4() {
+                Ipv4Addr::UNSPECIFIED.into()
+            } else {
+                Ipv6Addr::UNSPECIFIED.into()
+            },
             address(&first).port(),
         );
-        assert_eq!(Port::bind(&[wildcard], &Options::default()).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(
+            Port::bind(&[wildcard], &Options::default())
+                .unwrap_err()
+                .kind(),
+            io::ErrorKind::AddrInUse
+        );
     }
     let error = Port::bind(&[], &Options::default()).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
@@ -315,16 +421,24 @@ fn two_binds_on_one_port_give_address_in_use() {
 
 #[test]
 fn both_wildcards_share_one_port() {
-    let any = [SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0), SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0)];
+    let any = [
+        SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0),
+        SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0),
+    ];
     // The port that is free for one family may be taken for the other: try some.
-    let both = (0..20).find_map(|_| Port::bind(&any, &Options::default()).ok()).unwrap();
+    let both = (0..20)
+        .find_map(|_| Port::bind(&any, &Options::default()).ok())
+        .unwrap();
     assert_eq!(both.local()[0].port(), both.local()[1].port());
 }
 
 #[test]
 fn the_receive_buffer_grows_with_the_round_trip() {
     let mib = |ms| receive_buffer(Duration::from_millis(ms)) >> 20;
-    assert_eq!([0, 9, 10, 25, 69, 70, 100_000].map(mib), [1, 1, 2, 3, 7, 8, 8]);
+    assert_eq!(
+        [0, 9, 10, 25, 69, 70, 100_000].map(mib),
+        [1, 1, 2, 3, 7, 8, 8]
+    );
     let port = port(&["127.0.0.1:0".parse().unwrap(), "[::1]:0".parse().unwrap()]);
     let held = || -> Vec<usize> {
         let held = |socket: &Arc<Socket>| getsockopt(&socket.udp, sockopt::RcvBuf).unwrap();
@@ -344,8 +458,12 @@ fn wildcard(ip: &str) -> Port {
 
 #[test]
 fn an_answer_comes_from_the_address_that_was_asked() {
-    for (any, asked, others) in [("0.0.0.0", "127.0.0.2", "192.0.2.1"), ("::", "::1", "2001:db8::1")] {
-        let (asked, foreign): (std::net::IpAddr, std::net::IpAddr) = (asked.parse().unwrap(), others.parse().unwrap());
+    for (any, asked, others) in [
+        ("0.0.0.0", "127.0.0.2", "192.0.2.1"),
+        ("::", "::1", "2001:db8::1"),
+    ] {
+        let (asked, foreign): (std::net::IpAddr, std::net::IpAddr) =
+            (asked.parse().unwrap(), others.parse().unwrap());
         let (here, peer) = (wildcard(any), UdpSocket::bind((asked, 0)).unwrap());
         peer.set_read_timeout(Some(LONG)).unwrap();
         let at = SocketAddr::new(asked, here.local()[0].port());
@@ -354,14 +472,23 @@ fn an_answer_comes_from_the_address_that_was_asked() {
         receiver.wait().unwrap();
         assert_eq!(receiver.recv(), 1);
         let message = receiver.message(0).unwrap();
-        assert_eq!((message.local, message.from), (Some(asked), peer.local_addr().unwrap()));
+        assert_eq!(
+            (message.local, message.from),
+            (Some(asked), peer.local_addr().unwrap())
+        );
         let to = message.from;
         let heard = || peer.recv_from(&mut [0; 100]).unwrap().1;
         here.send_one(&[4], to, Some(asked)).unwrap();
         assert_eq!(heard(), at);
         let mut sender = here.sender();
         let mut send = |local| {
-            let run = Run { start: 0, end: 30, segment: 10, to, local };
+            let run = Run {
+                start: 0,
+                end: 30,
+                segment: 10,
+                to,
+                local,
+            };
             assert_eq!(sender.send(&[4; 30], &[run]), Sent::default());
         };
         send(Some(asked));
@@ -407,8 +534,15 @@ fn on_a_link(setup: &'static str, test: impl FnOnce() + Send + 'static) {
 }
 
 fn sh(script: &str) {
-    let output = std::process::Command::new("sh").args(["-ec", script]).output().unwrap();
-    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+    let output = std::process::Command::new("sh")
+        .args(["-ec", script])
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{script}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 #[test]
@@ -420,8 +554,22 @@ fn frames_too_large_for_a_link_are_told_apart() {
         for on in [gso(&port), false] {
             set_gso(&port, on);
             // 20 bytes of IPv4, 8 of UDP.
-            let (buffer, runs, _) = frames(&[(4, 1372, 1372), (6, 1373, 1373), (1, 1400, 1400), (9, 1372, 20)], to);
-            assert_eq!(port.sender().send(&buffer, &runs), Sent { frames_dropped: 7, too_big: Some(1) });
+            let (buffer, runs, _) = frames(
+                &[
+                    (4, 1372, 1372),
+                    (6, 1373, 1373),
+                    (1, 1400, 1400),
+                    (9, 1372, 20),
+                ],
+                to,
+            );
+            assert_eq!(
+                port.sender().send(&buffer, &runs),
+                Sent {
+                    frames_dropped: 7,
+                    too_big: Some(1)
+                }
+            );
             assert_eq!(gso(&port), on);
         }
     });
@@ -430,44 +578,84 @@ fn frames_too_large_for_a_link_are_told_apart() {
 #[test]
 #[ignore = "needs root"]
 fn a_full_buffer_holds_a_sender_up_for_10_ms_and_wakes_quinn_when_there_is_room() {
-    on_a_link("tc qdisc add dev va root tbf rate 100kbit burst 16k limit 64m", || {
-        let options = Options { send_buffer: 128 << 10, ..Options::default() };
-        let port = Port::bind(&["10.0.0.1:0".parse().unwrap()], &options).unwrap();
-        let to = "10.0.0.2:9".parse().unwrap();
-        let (buffer, runs, all) = frames(&[(40, 1400, 1400); 40], to);
-        let began = Instant::now();
-        let sent = port.sender().send(&buffer, &runs);
-        assert!(began.elapsed() < Duration::from_millis(200), "{:?}", began.elapsed());
-        assert!(
-            sent.too_big.is_none() && sent.frames_dropped > 0 && sent.frames_dropped < all.len() as u64,
-            "{sent:?}"
-        );
-        assert_eq!(port.counts().send_full, sent.frames_dropped);
-        assert_eq!(port.send_one(&[4], to, None).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    on_a_link(
+        "tc qdisc add dev va root tbf rate 100kbit burst 16k limit 64m",
+        || {
+            let options = Options {
+                send_buffer: 128 << 10,
+                ..Options::default()
+            };
+            let port = Port::bind(&["10.0.0.1:0".parse().unwrap()], &options).unwrap();
+            let to = "10.0.0.2:9".parse().unwrap();
+            let (buffer, runs, all) = frames(&[(40, 1400, 1400); 40], to);
+            let began = Instant::now();
+            let sent = port.sender().send(&buffer, &runs);
+            assert!(
+                began.elapsed() < Duration::from_millis(200),
+                "{:?}",
+                began.elapsed()
+            );
+            assert!(
+                sent.too_big.is_none()
+                    && sent.frames_dropped > 0
+                    && sent.frames_dropped < all.len() as u64,
+                "{sent:?}"
+            );
+            assert_eq!(port.counts().send_full, sent.frames_dropped);
+            assert_eq!(
+                port.send_one(&[4], to, None).unwrap_err().kind(),
+                io::ErrorKind::WouldBlock
+            );
 
-        let quic = port.quic().remove(0);
-        let transmit =
-            Transmit { destination: to, ecn: None, contents: &[0x40; 1200], segment_size: None, src_ip: None };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let mut pollers = [quic.clone().create_io_poller(), quic.clone().create_io_poller()];
-            for _ in 0..2 {
-                assert_eq!(quic.try_send(&transmit).unwrap_err().kind(), io::ErrorKind::WouldBlock);
-                for poller in &mut pollers {
-                    assert!(poller.as_mut().poll_writable(&mut Context::from_waker(Waker::noop())).is_pending());
+            let quic = port.quic().remove(0);
+            let transmit = Transmit {
+                destination: to,
+                ecn: None,
+                contents: &[0x40; 1200],
+                segment_size: None,
+                src_ip: None,
+            };
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let mut pollers = [
+                    quic.clone().create_io_poller(),
+                    quic.clone().create_io_poller(),
+                ];
+                for _ in 0..2 {
+                    assert_eq!(
+                        quic.try_send(&transmit).unwrap_err().kind(),
+                        io::ErrorKind::WouldBlock
+                    );
+                    for poller in &mut pollers {
+                        assert!(
+                            poller
+                                .as_mut()
+                                .poll_writable(&mut Context::from_waker(Waker::noop()))
+                                .is_pending()
+                        );
+                    }
                 }
-            }
-            let waiting = pollers.map(|mut poller| {
-                tokio::spawn(async move { std::future::poll_fn(|cx| poller.as_mut().poll_writable(cx)).await })
+                let waiting = pollers.map(|mut poller| {
+                    tokio::spawn(async move {
+                        std::future::poll_fn(|cx| poller.as_mut().poll_writable(cx)).await
+                    })
+                });
+                tokio::task::yield_now().await;
+                assert!(waiting.iter().all(|waiting| !waiting.is_finished()));
+                // What waits in the link is thrown away: there is room again.
+                sh("tc qdisc del dev va root");
+                for waiting in waiting {
+                    tokio::time::timeout(LONG, waiting)
+                        .await
+                        .unwrap()
+                        .unwrap()
+                        .unwrap();
+                }
+                quic.try_send(&transmit).unwrap();
             });
-            tokio::task::yield_now().await;
-            assert!(waiting.iter().all(|waiting| !waiting.is_finished()));
-            // What waits in the link is thrown away: there is room again.
-            sh("tc qdisc del dev va root");
-            for waiting in waiting {
-                tokio::time::timeout(LONG, waiting).await.unwrap().unwrap().unwrap();
-            }
-            quic.try_send(&transmit).unwrap();
-        });
-    });
+        },
+    );
 }

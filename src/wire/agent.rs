@@ -41,7 +41,11 @@ impl Versions {
 
 impl fmt::Display for Versions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.least == self.most { write!(f, "{}", self.most) } else { write!(f, "{} to {}", self.least, self.most) }
+        if self.least == self.most {
+            write!(f, "{}", self.most)
+        } else {
+            write!(f, "{} to {}", self.least, self.most)
+        }
     }
 }
 
@@ -59,7 +63,10 @@ pub struct Agent {
 /// The line of this program.
 pub fn text() -> String {
     let Versions { least, most } = VERSIONS;
-    format!("byway/{} v={least}-{most} f={FEATURES:x}", env!("CARGO_PKG_VERSION"))
+    format!(
+        "byway/{} v={least}-{most} f={FEATURES:x}",
+        env!("CARGO_PKG_VERSION")
+    )
 }
 
 impl Agent {
@@ -75,9 +82,16 @@ impl Agent {
         let words: Vec<&str> = words.collect();
         let value = |key: &str| words.iter().find_map(|word| word.strip_prefix(key));
         let (least, most) = value("v=")?.split_once('-')?;
-        let versions = Versions { least: number(least)?, most: number(most)? };
+        let versions = Versions {
+            least: number(least)?,
+            most: number(most)?,
+        };
         let features = value("f=").map_or(Some(0), features)?;
-        (versions.least > 0 && versions.least <= versions.most).then_some(Agent { program, versions, features })
+        (versions.least > 0 && versions.least <= versions.most).then_some(Agent {
+            program,
+            versions,
+            features,
+        })
     }
 
     /// What people are told of a member with whom this program has no version in common; `None` where it has one.
@@ -86,13 +100,18 @@ impl Agent {
             return None;
         }
         let program = &self.program;
-        Some(format!("it runs {program} and speaks version {}, this machine version {VERSIONS}", self.versions))
+        Some(format!(
+            "it runs {program} and speaks version {}, this machine version {VERSIONS}",
+            self.versions
+        ))
     }
 }
 
 /// Decimal digits and nothing else.
 fn number(text: &str) -> Option<u16> {
-    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
+    text.bytes()
+        .all(|b| b.is_ascii_digit())
+        .then(|| text.parse().ok())?
 }
 
 /// The low 64 bits of any number of hexadecimal digits.
@@ -118,8 +137,12 @@ mod tests {
 
     #[test]
     fn a_later_range_with_bits_and_words_nobody_knows_is_understood() {
-        let later = Agent::parse("byway/7.2 v=1-9 f=f0000000000000000000000000000005 x=what ever").unwrap();
-        assert_eq!((later.versions.common(VERSIONS), later.features), (Some(1), 5));
+        let later =
+            Agent::parse("byway/7.2 v=1-9 f=f0000000000000000000000000000005 x=what ever").unwrap();
+        assert_eq!(
+            (later.versions.common(VERSIONS), later.features),
+            (Some(1), 5)
+        );
         assert_eq!(later.no_common(), None);
     }
 
@@ -146,9 +169,15 @@ mod tests {
         ] {
             assert_eq!(Agent::parse(text), None, "{text}");
         }
-        assert_eq!(Agent::parse(&format!("byway/1 v=1-1 {}", "x".repeat(MAX_TEXT))), None);
+        assert_eq!(
+            Agent::parse(&format!("byway/1 v=1-1 {}", "x".repeat(MAX_TEXT))),
+            None
+        );
         let loud = Agent::parse("byway/\u{1b}[31m1\n v=1-1").unwrap();
-        assert_eq!(loud.program, "byway/31m1", "nothing of it moves a terminal's cursor");
+        assert_eq!(
+            loud.program, "byway/31m1",
+            "nothing of it moves a terminal's cursor"
+        );
     }
 
     proptest! {

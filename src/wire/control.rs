@@ -209,7 +209,10 @@ pub fn set_hash(digests: &BTreeSet<Digest>) -> Digest {
 /// The first eight bytes of a digest: enough to tell records of one subnet apart; a collision only delays one.
 pub fn short(digest: &Digest) -> [u8; 8] {
     let mut short = [0; 8];
-    short.iter_mut().zip(digest).for_each(|(to, from)| *to = *from);
+    short
+        .iter_mut()
+        .zip(digest)
+        .for_each(|(to, from)| *to = *from);
     short
 }
 
@@ -266,7 +269,10 @@ mod tests {
 
     #[test]
     fn bytes_behind_a_message_are_refused() {
-        let question = ControlRequest::Pull { subnet: SubnetId([1; 16]), have: vec![[2; 8]] };
+        let question = ControlRequest::Pull {
+            subnet: SubnetId([1; 16]),
+            have: vec![[2; 8]],
+        };
         let mut bytes = encode(&question);
         assert_eq!(decode::<ControlRequest>(&bytes), Ok(question));
         bytes.push(0);

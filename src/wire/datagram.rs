@@ -224,18 +224,32 @@ impl Trailer {
     /// a trailer that no receiver takes.
     pub fn encode(&self) -> [u8; TRAILER] {
         match *self {
-            Trailer::Packet { partial } => first_byte(PACKET, if partial { Kind::Partial } else { Kind::None }),
+            Trailer::Packet { partial } => {
+                first_byte(PACKET, if partial { Kind::Partial } else { Kind::None })
+            }
             Trailer::Bundle => first_byte(BUNDLE, Kind::None),
             Trailer::Control => first_byte(CONTROL, Kind::None),
             Trailer::Piece { piece, id } => {
                 let byte = |value: usize| u8::try_from(value);
-                let (Ok(headers), Ok(index), Ok(last), Ok(size)) =
-                    (byte(piece.headers), byte(piece.index), byte(piece.last), u16::try_from(piece.size))
-                else {
+                let (Ok(headers), Ok(index), Ok(last), Ok(size)) = (
+                    byte(piece.headers),
+                    byte(piece.index),
+                    byte(piece.last),
+                    u16::try_from(piece.size),
+                ) else {
                     return [0; TRAILER];
                 };
                 let ([s0, s1], [i0, i1]) = (size.to_be_bytes(), id.to_be_bytes());
-                [PIECE << 4 | piece.kind as u8, headers, index, last, s0, s1, i0, i1]
+                [
+                    PIECE << 4 | piece.kind as u8,
+                    headers,
+                    index,
+                    last,
+                    s0,
+                    s1,
+                    i0,
+                    i1,
+                ]
             }
         }
     }
@@ -246,11 +260,22 @@ impl Trailer {
         let kind = Kind::from_number(kinds & 15)?;
         if kinds >> 4 == PIECE {
             let size = usize::from(u16::from_be_bytes([s0, s1]));
-            let (headers, index, last) = (usize::from(headers), usize::from(index), usize::from(last));
-            let piece = Piece { kind, headers, index, last, size };
+            let (headers, index, last) =
+                (usize::from(headers), usize::from(index), usize::from(last));
+            let piece = Piece {
+                kind,
+                headers,
+                index,
+                last,
+                size,
+            };
             let fits = headers.saturating_add(last.saturating_mul(size)) < MAX_PACKET;
-            let good = !matches!(kind, Kind::None | Kind::Partial) && index <= last && size > 0 && fits;
-            return good.then_some(Trailer::Piece { piece, id: u16::from_be_bytes([i0, i1]) });
+            let good =
+                !matches!(kind, Kind::None | Kind::Partial) && index <= last && size > 0 && fits;
+            return good.then_some(Trailer::Piece {
+                piece,
+                id: u16::from_be_bytes([i0, i1]),
+            });
         }
         if [headers, index, last, s0, s1, i0, i1] != [0; TRAILER - 1] {
             return None;
@@ -279,7 +304,9 @@ pub fn split(plaintext: &[u8]) -> Option<(usize, Trailer)> {
 /// Adds a packet to the body of a bundle; false, and nothing added, where it is shorter than an IPv4 header or longer than
 /// 65,535 bytes.
 pub fn append(out: &mut Vec<u8>, packet: &[u8], partial: bool) -> bool {
-    let Ok(length) = u16::try_from(packet.len()) else { return false };
+    let Ok(length) = u16::try_from(packet.len()) else {
+        return false;
+    };
     if packet.len() < MIN_PACKET {
         return false;
     }
@@ -322,7 +349,8 @@ impl Bundle {
 fn entry(rest: &[u8]) -> Option<(bool, usize)> {
     let ([l0, l1, flags, zero], behind) = rest.split_first_chunk::<ENTRY>()?;
     let length = usize::from(u16::from_be_bytes([*l0, *l1]));
-    let good = *flags & !PARTIAL == 0 && *zero == 0 && (MIN_PACKET..=behind.len()).contains(&length);
+    let good =
+        *flags & !PARTIAL == 0 && *zero == 0 && (MIN_PACKET..=behind.len()).contains(&length);
     good.then_some((*flags & PARTIAL != 0, length))
 }
 
@@ -380,7 +408,9 @@ impl<'a> Control<'a> {
                 }
             }
             Control::Rekey(message) => {
-                let Ok(length) = u16::try_from(message.len()) else { return false };
+                let Ok(length) = u16::try_from(message.len()) else {
+                    return false;
+                };
                 out.push(REKEY);
                 out.extend_from_slice(&length.to_be_bytes());
                 out.extend_from_slice(message);
@@ -401,22 +431,38 @@ impl<'a> Control<'a> {
         let (control, padding) = match *kind {
             PROBE => {
                 let (token, rest) = rest.split_first_chunk()?;
-                (Control::Probe { token: u64::from_be_bytes(*token) }, rest)
+                (
+                    Control::Probe {
+                        token: u64::from_be_bytes(*token),
+                    },
+                    rest,
+                )
             }
             ANSWER => {
                 let (token, rest) = rest.split_first_chunk()?;
                 let ([p0, p1, family], rest) = rest.split_first_chunk()?;
                 let (ip, rest) = match *family {
-                    4 => rest.split_first_chunk().map(|(ip, rest)| (IpAddr::V4(Ipv4Addr::from(*ip)), rest))?,
-                    6 => rest.split_first_chunk().map(|(ip, rest)| (IpAddr::V6(Ipv6Addr::from(*ip)), rest))?,
+                    4 => rest
+                        .split_first_chunk()
+                        .map(|(ip, rest)| (IpAddr::V4(Ipv4Addr::from(*ip)), rest))?,
+                    6 => rest
+                        .split_first_chunk()
+                        .map(|(ip, rest)| (IpAddr::V6(Ipv6Addr::from(*ip)), rest))?,
                     _ => return None,
                 };
                 let seen = SocketAddr::new(ip.to_canonical(), u16::from_be_bytes([*p0, *p1]));
-                (Control::Answer { token: u64::from_be_bytes(*token), seen }, rest)
+                (
+                    Control::Answer {
+                        token: u64::from_be_bytes(*token),
+                        seen,
+                    },
+                    rest,
+                )
             }
             REKEY => {
                 let (length, rest) = rest.split_first_chunk()?;
-                let (message, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
+                let (message, rest) =
+                    rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
                 (Control::Rekey(message), rest)
             }
             CLOSE => (Control::Close, rest),
@@ -454,14 +500,22 @@ mod tests {
                 sum = sum % 0x1_0000 + sum / 0x1_0000;
             }
             let value = 0xffff - sum as u16;
-            if value == 0 { [0xff, 0xff] } else { value.to_be_bytes() }
+            if value == 0 {
+                [0xff, 0xff]
+            } else {
+                value.to_be_bytes()
+            }
         }
 
         /// Writes the TCP or UDP checksum into a packet whose transport header begins at `at`.
         fn finish(packet: &mut [u8], at: usize, protocol: u8) {
             let field = at + if protocol == 6 { 16 } else { 6 };
             packet[field..field + 2].fill(0);
-            let addresses = if packet[0] >> 4 == 4 { packet[12..20].to_vec() } else { packet[8..40].to_vec() };
+            let addresses = if packet[0] >> 4 == 4 {
+                packet[12..20].to_vec()
+            } else {
+                packet[8..40].to_vec()
+            };
             let length = ((packet.len() - at) as u32).to_be_bytes();
             let sum = checksum(&[&addresses, &[0, protocol], &length, &packet[at..]]);
             packet[field..field + 2].copy_from_slice(&sum);
@@ -496,20 +550,28 @@ mod tests {
             let mut out = bytes.to_vec();
             if partial {
                 // Enough for what the tests send: no extension headers.
-                let (at, protocol) =
-                    if out[0] >> 4 == 4 { (usize::from(out[0] % 16) * 4, out[9]) } else { (40, out[6]) };
+                let (at, protocol) = if out[0] >> 4 == 4 {
+                    (usize::from(out[0] % 16) * 4, out[9])
+                } else {
+                    (40, out[6])
+                };
                 finish(&mut out, at, protocol);
             }
             out
         }
 
         fn piece(body: &[u8], t: &[u8]) -> Vec<u8> {
-            let (kind, headers, index, last) = (t[0] & 15, usize::from(t[1]), usize::from(t[2]), t[3]);
+            let (kind, headers, index, last) =
+                (t[0] & 15, usize::from(t[1]), usize::from(t[2]), t[3]);
             let (v4, tcp) = (kind == 2 || kind == 4, kind == 2 || kind == 3);
             let size = number(&t[4..6]) as usize;
             let (payload, head) = body.split_at(body.len() - headers);
             let ends = index == usize::from(last);
-            assert!(if ends { !payload.is_empty() && payload.len() <= size } else { payload.len() == size });
+            assert!(if ends {
+                !payload.is_empty() && payload.len() <= size
+            } else {
+                payload.len() == size
+            });
             let mut out = [head, payload].concat();
             let length = out.len();
             if v4 {
@@ -561,7 +623,11 @@ mod tests {
     /// What a sender seals: one plaintext for each piece.
     fn plaintexts(bytes: &[u8], cut: &Cut, id: u16) -> Vec<Vec<u8>> {
         let plaintext = |index| {
-            let trailer = Trailer::Piece { piece: cut.describe(index), id }.encode();
+            let trailer = Trailer::Piece {
+                piece: cut.describe(index),
+                id,
+            }
+            .encode();
             [&bytes[cut.piece(index)], &bytes[..cut.headers], &trailer].concat()
         };
         (0..cut.count).map(plaintext).collect()
@@ -580,21 +646,38 @@ mod tests {
         const BASE: usize = 256;
 
         fn new() -> Receiver {
-            Receiver { buffer: vec![0; Self::BASE + 2 * MAX_PACKET], run: None, end: Self::BASE, got: Vec::new() }
+            Receiver {
+                buffer: vec![0; Self::BASE + 2 * MAX_PACKET],
+                run: None,
+                end: Self::BASE,
+                got: Vec::new(),
+            }
         }
 
         fn take(&mut self, plaintext: &[u8]) {
             if self.end + plaintext.len() > self.buffer.len() {
                 self.flush();
             }
-            let at = if self.run.is_some() { self.end } else { Self::BASE };
+            let at = if self.run.is_some() {
+                self.end
+            } else {
+                Self::BASE
+            };
             self.buffer[at..at + plaintext.len()].copy_from_slice(plaintext);
-            let Some((body, Trailer::Piece { piece, id })) = split(&self.buffer[at..at + plaintext.len()]) else {
+            let Some((body, Trailer::Piece { piece, id })) =
+                split(&self.buffer[at..at + plaintext.len()])
+            else {
                 return;
             };
-            let Some(payload) = body.checked_sub(piece.headers).filter(|p| piece.holds(*p)) else { return };
+            let Some(payload) = body.checked_sub(piece.headers).filter(|p| piece.holds(*p)) else {
+                return;
+            };
             match &mut self.run {
-                Some((first, former, count)) if *former == id && first.is_followed_by(*count, &piece) => *count += 1,
+                Some((first, former, count))
+                    if *former == id && first.is_followed_by(*count, &piece) =>
+                {
+                    *count += 1
+                }
                 _ => {
                     self.flush();
                     self.buffer.copy_within(at..at + body, Self::BASE);
@@ -608,14 +691,23 @@ mod tests {
         }
 
         fn flush(&mut self) {
-            let Some((first, _, count)) = self.run.take() else { return };
+            let Some((first, _, count)) = self.run.take() else {
+                return;
+            };
             let bytes = &mut self.buffer[Self::BASE - first.headers..self.end];
             self.end = Self::BASE;
-            let Ok(offload) = rejoin(bytes, &first, count) else { return };
+            let Ok(offload) = rejoin(bytes, &first, count) else {
+                return;
+            };
             let Ok(packet) = parse(bytes) else { return };
-            let Ok(rebuild) = Rebuild::plan(&packet, &offload) else { return };
+            let Ok(rebuild) = Rebuild::plan(&packet, &offload) else {
+                return;
+            };
             rebuild.apply(bytes);
-            segment(bytes, &packet, &offload, &mut Vec::new(), |p| self.got.push(p.to_vec())).unwrap();
+            segment(bytes, &packet, &offload, &mut Vec::new(), |p| {
+                self.got.push(p.to_vec())
+            })
+            .unwrap();
         }
     }
 
@@ -744,19 +836,46 @@ mod tests {
     #[test]
     fn bytes_are_as_written_down() {
         // Frame kind in the high half, offload kind in the low; the rest of these is unused.
-        assert_eq!(Trailer::Packet { partial: false }.encode(), [0x10, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(Trailer::Packet { partial: true }.encode(), [0x11, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(
+            Trailer::Packet { partial: false }.encode(),
+            [0x10, 0, 0, 0, 0, 0, 0, 0]
+        );
+        assert_eq!(
+            Trailer::Packet { partial: true }.encode(),
+            [0x11, 0, 0, 0, 0, 0, 0, 0]
+        );
         assert_eq!(Trailer::Bundle.encode(), [0x20, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(Trailer::Control.encode(), [0x40, 0, 0, 0, 0, 0, 0, 0]);
         // TCP over IPv4, 52 bytes of headers, piece 3 of 44 (0 to 43), 1368 bytes each, super-packet 0xabcd.
-        let piece = Piece { kind: Kind::Tcp4, headers: 52, index: 3, last: 43, size: 1368 };
-        assert_eq!(Trailer::Piece { piece, id: 0xabcd }.encode(), [0x32, 52, 3, 43, 0x05, 0x58, 0xab, 0xcd]);
-        let udp6 = Piece { kind: Kind::Udp6, headers: 48, index: 0, last: 255, size: 1 };
-        assert_eq!(Trailer::decode([0x35, 48, 0, 255, 0, 1, 0, 0]), Some(Trailer::Piece { piece: udp6, id: 0 }));
+        let piece = Piece {
+            kind: Kind::Tcp4,
+            headers: 52,
+            index: 3,
+            last: 43,
+            size: 1368,
+        };
+        assert_eq!(
+            Trailer::Piece { piece, id: 0xabcd }.encode(),
+            [0x32, 52, 3, 43, 0x05, 0x58, 0xab, 0xcd]
+        );
+        let udp6 = Piece {
+            kind: Kind::Udp6,
+            headers: 48,
+            index: 0,
+            last: 255,
+            size: 1,
+        };
+        assert_eq!(
+            Trailer::decode([0x35, 48, 0, 255, 0, 1, 0, 0]),
+            Some(Trailer::Piece { piece: udp6, id: 0 })
+        );
         for (bad, why) in [
             ([0x00, 0, 0, 0, 0, 0, 0, 0], "no kind"),
             ([0x50, 0, 0, 0, 0, 0, 0, 0], "unknown frame kind"),
-            ([0x12, 0, 0, 0, 0, 0, 0, 0], "a packet that is a super-packet"),
+            (
+                [0x12, 0, 0, 0, 0, 0, 0, 0],
+                "a packet that is a super-packet",
+            ),
             ([0x10, 0, 0, 0, 0, 0, 0, 1], "an unused field in use"),
             ([0x21, 0, 0, 0, 0, 0, 0, 0], "an unused field in use"),
             ([0x41, 0, 0, 0, 0, 0, 0, 0], "an unused field in use"),
@@ -764,12 +883,28 @@ mod tests {
             ([0x36, 52, 0, 0, 0, 100, 0, 0], "unknown offload kind"),
             ([0x32, 52, 2, 1, 0, 100, 0, 0], "behind the last"),
             ([0x32, 52, 0, 1, 0, 0, 0, 0], "no size"),
-            ([0x32, 52, 0, 255, 1, 1, 0, 0], "larger than a packet can be"),
+            (
+                [0x32, 52, 0, 255, 1, 1, 0, 0],
+                "larger than a packet can be",
+            ),
         ] {
             assert_eq!(Trailer::decode(bad), None, "{why}");
         }
-        let too_many = Piece { index: 256, last: 256, ..udp6 };
-        assert_eq!(Trailer::decode(Trailer::Piece { piece: too_many, id: 0 }.encode()), None);
+        let too_many = Piece {
+            index: 256,
+            last: 256,
+            ..udp6
+        };
+        assert_eq!(
+            Trailer::decode(
+                Trailer::Piece {
+                    piece: too_many,
+                    id: 0
+                }
+                .encode()
+            ),
+            None
+        );
         assert_eq!(
             (split(&[0x20; 7]), split(&[0x10, 0, 0, 0, 0, 0, 0, 0])),
             (None, Some((0, Trailer::Packet { partial: false })))
@@ -778,15 +913,25 @@ mod tests {
         // Length, flags, zero; then the packet.
         let mut body = Vec::new();
         assert!(append(&mut body, &[0x45; 20], true) && append(&mut body, &[0x60; 300], false));
-        assert_eq!((&body[..5], &body[24..29]), (&[0, 20, 1, 0, 0x45][..], &[1, 44, 0, 0, 0x60][..]));
-        assert!(!append(&mut body, &[0x45; 19], false) && !append(&mut body, &vec![0x45; 65_536], false));
+        assert_eq!(
+            (&body[..5], &body[24..29]),
+            (&[0, 20, 1, 0, 0x45][..], &[1, 44, 0, 0, 0x60][..])
+        );
+        assert!(
+            !append(&mut body, &[0x45; 19], false)
+                && !append(&mut body, &vec![0x45; 65_536], false)
+        );
         assert_eq!(body.len(), 24 + 304);
         for (at, value) in [(1, 19), (2, 2), (2, 3), (3, 1), (24, 2), (26, 0x80)] {
             let mut bad = body.clone();
             bad[at] = value;
             let mut bundle = Bundle::default();
             let read: Vec<_> = std::iter::from_fn(|| bundle.next(&bad)).collect();
-            assert_eq!(read.last(), Some(&Err(DropReason::Malformed)), "byte {at} is {value}");
+            assert_eq!(
+                read.last(),
+                Some(&Err(DropReason::Malformed)),
+                "byte {at} is {value}"
+            );
         }
 
         let encoded = |control: Control<'_>, pad| {
@@ -794,7 +939,15 @@ mod tests {
             assert!(control.encode(pad, &mut out));
             out
         };
-        assert_eq!(encoded(Control::Probe { token: 0x0102_0304_0506_0708 }, 12), [1, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0]);
+        assert_eq!(
+            encoded(
+                Control::Probe {
+                    token: 0x0102_0304_0506_0708
+                },
+                12
+            ),
+            [1, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0]
+        );
         let seen = "192.0.2.7:4100".parse().unwrap();
         assert_eq!(
             encoded(Control::Answer { token: 9, seen }, 0),
@@ -802,22 +955,45 @@ mod tests {
         );
         let mapped = "[::ffff:192.0.2.7]:4100".parse().unwrap();
         assert_eq!(
-            Control::decode(&encoded(Control::Answer { token: 9, seen: mapped }, 0)),
+            Control::decode(&encoded(
+                Control::Answer {
+                    token: 9,
+                    seen: mapped
+                },
+                0
+            )),
             Some(Control::Answer { token: 9, seen })
         );
         assert_eq!(
-            encoded(Control::Answer { token: 9, seen: "[2001:db8::1]:1".parse().unwrap() }, 0)[9..14],
+            encoded(
+                Control::Answer {
+                    token: 9,
+                    seen: "[2001:db8::1]:1".parse().unwrap()
+                },
+                0
+            )[9..14],
             [0, 1, 6, 0x20, 0x01]
         );
-        assert_eq!(encoded(Control::Rekey(b"abc"), 7), [3, 0, 3, b'a', b'b', b'c', 0]);
+        assert_eq!(
+            encoded(Control::Rekey(b"abc"), 7),
+            [3, 0, 3, b'a', b'b', b'c', 0]
+        );
         assert_eq!(encoded(Control::Close, 0), [4]);
-        for bad in
-            [&[][..], &[0], &[5], &[2, 0, 0, 0, 0, 0, 0, 0, 9, 0, 1, 5, 1, 2, 3, 4], &[3, 0, 4, 1, 2, 3], &[4, 0, 1]]
-        {
+        for bad in [
+            &[][..],
+            &[0],
+            &[5],
+            &[2, 0, 0, 0, 0, 0, 0, 0, 9, 0, 1, 5, 1, 2, 3, 4],
+            &[3, 0, 4, 1, 2, 3],
+            &[4, 0, 1],
+        ] {
             assert_eq!(Control::decode(bad), None, "{bad:?}");
         }
         let mut out = Vec::new();
-        assert!(!Control::Close.encode(MAX_CONTROL + 1, &mut out) && !Control::Rekey(&[0; 65_505]).encode(0, &mut out));
+        assert!(
+            !Control::Close.encode(MAX_CONTROL + 1, &mut out)
+                && !Control::Rekey(&[0; 65_505]).encode(0, &mut out)
+        );
         assert!(out.is_empty());
     }
 

@@ -89,7 +89,9 @@ pub fn first(frames: &[u8]) -> Option<(usize, bool)> {
     let ([l0, l1, l2, l3, kind], _) = frames.split_first_chunk()?;
     let stated = u32::from_be_bytes([*l0, *l1, *l2, *l3]);
     let whole = usize::try_from(stated).ok()?.checked_add(LENGTH_FIELD)?;
-    (HEADER_LEN..=frames.len()).contains(&whole).then_some((whole, *kind == PACKET))
+    (HEADER_LEN..=frames.len())
+        .contains(&whole)
+        .then_some((whole, *kind == PACKET))
 }
 
 /// One frame.
@@ -127,7 +129,11 @@ pub struct Decoder {
 
 impl Default for Decoder {
     fn default() -> Self {
-        Decoder { buffer: vec![0; SMALL_BUFFER], start: 0, end: 0 }
+        Decoder {
+            buffer: vec![0; SMALL_BUFFER],
+            start: 0,
+            end: 0,
+        }
     }
 }
 
@@ -160,10 +166,16 @@ impl Decoder {
     /// [`FrameError::Oversize`] and [`FrameError::Short`]: where the next frame begins is unknown, the stream is over.
     pub fn decode(&mut self) -> Result<Option<Frame>, FrameError> {
         loop {
-            let Some(pending) = self.buffer.get(self.start..self.end) else { return Ok(None) };
-            let Some((length, _)) = pending.split_first_chunk::<LENGTH_FIELD>() else { return Ok(None) };
+            let Some(pending) = self.buffer.get(self.start..self.end) else {
+                return Ok(None);
+            };
+            let Some((length, _)) = pending.split_first_chunk::<LENGTH_FIELD>() else {
+                return Ok(None);
+            };
             let stated = u32::from_be_bytes(*length);
-            let whole = usize::try_from(stated).unwrap_or(usize::MAX).saturating_add(LENGTH_FIELD);
+            let whole = usize::try_from(stated)
+                .unwrap_or(usize::MAX)
+                .saturating_add(LENGTH_FIELD);
             if whole > MAX_FRAME {
                 return Err(FrameError::Oversize(u64::from(stated).saturating_add(4)));
             }
@@ -175,8 +187,15 @@ impl Decoder {
             }
             let from = self.start;
             self.start = self.start.saturating_add(whole);
-            let body = Body { start: from.saturating_add(HEADER_LEN), end: self.start };
-            if let Some(frame) = self.buffer.get(from..self.start).and_then(|frame| read_frame(frame, body)) {
+            let body = Body {
+                start: from.saturating_add(HEADER_LEN),
+                end: self.start,
+            };
+            if let Some(frame) = self
+                .buffer
+                .get(from..self.start)
+                .and_then(|frame| read_frame(frame, body))
+            {
                 return Ok(Some(frame));
             }
         }
@@ -184,21 +203,30 @@ impl Decoder {
 
     /// The bytes of a packet frame; the receiver may change them in place.
     pub fn body(&mut self, body: Body) -> &mut [u8] {
-        self.buffer.get_mut(body.start..body.end).unwrap_or_default()
+        self.buffer
+            .get_mut(body.start..body.end)
+            .unwrap_or_default()
     }
 }
 
 /// Reads one complete frame; none of an unknown kind.
 fn read_frame(frame: &[u8], body: Body) -> Option<Frame> {
-    let ([_, _, _, _, kind, offload, g0, g1, h0, h1], bytes) = frame.split_first_chunk::<HEADER_LEN>()?;
+    let ([_, _, _, _, kind, offload, g0, g1, h0, h1], bytes) =
+        frame.split_first_chunk::<HEADER_LEN>()?;
     let token = || <[u8; 8]>::try_from(bytes).map(u64::from_be_bytes);
     let gso_size = u16::from_be_bytes([*g0, *g1]);
     let header_len = u16::from_be_bytes([*h0, *h1]);
     match *kind {
-        PACKET => Some(Kind::from_number(*offload).map_or(Frame::Malformed, |kind| {
-            let offload = Offload { kind, gso_size, header_len };
-            Frame::Packet { offload, body }
-        })),
+        PACKET => Some(
+            Kind::from_number(*offload).map_or(Frame::Malformed, |kind| {
+                let offload = Offload {
+                    kind,
+                    gso_size,
+                    header_len,
+                };
+                Frame::Packet { offload, body }
+            }),
+        ),
         PING => Some(token().map_or(Frame::Malformed, Frame::Ping)),
         PONG => Some(token().map_or(Frame::Malformed, Frame::Pong)),
         _ => None,
@@ -234,11 +262,23 @@ mod tests {
     }
 
     fn sent() -> impl Strategy<Value = Sent> {
-        let body = || prop_oneof![Just(0usize), 0usize..200, Just(1400), Just(MAX_PACKET)].prop_map(|n| vec![0x5a; n]);
+        let body = || {
+            prop_oneof![Just(0usize), 0usize..200, Just(1400), Just(MAX_PACKET)]
+                .prop_map(|n| vec![0x5a; n])
+        };
         prop_oneof![
-            (0u8..6, any::<u16>(), any::<u16>(), body()).prop_map(|(k, gso_size, header_len, b)| {
-                Sent::Packet(Offload { kind: Kind::from_number(k).unwrap(), gso_size, header_len }, b)
-            }),
+            (0u8..6, any::<u16>(), any::<u16>(), body()).prop_map(
+                |(k, gso_size, header_len, b)| {
+                    Sent::Packet(
+                        Offload {
+                            kind: Kind::from_number(k).unwrap(),
+                            gso_size,
+                            header_len,
+                        },
+                        b,
+                    )
+                }
+            ),
             any::<u64>().prop_map(Sent::Ping),
             any::<u64>().prop_map(Sent::Pong),
             (3u8..=255, body()).prop_map(|(k, b)| Sent::Unknown(k, b)),
@@ -258,7 +298,9 @@ mod tests {
             decoder.filled(n);
             while let Some(frame) = decoder.decode()? {
                 match frame {
-                    Frame::Packet { offload, body } => got.push(Sent::Packet(offload, decoder.body(body).to_vec())),
+                    Frame::Packet { offload, body } => {
+                        got.push(Sent::Packet(offload, decoder.body(body).to_vec()))
+                    }
                     Frame::Ping(token) => got.push(Sent::Ping(token)),
                     Frame::Pong(token) => got.push(Sent::Pong(token)),
                     Frame::Malformed => {}
@@ -294,13 +336,19 @@ mod tests {
         let mut decoder = Decoder::default();
         decoder.space()[..4].copy_from_slice(&u32::MAX.to_be_bytes());
         decoder.filled(4);
-        assert_eq!(decoder.decode(), Err(FrameError::Oversize(u64::from(u32::MAX) + 4)));
+        assert_eq!(
+            decoder.decode(),
+            Err(FrameError::Oversize(u64::from(u32::MAX) + 4))
+        );
         let mut decoder = Decoder::default();
         decoder.space()[..4].copy_from_slice(&60_000u32.to_be_bytes());
         decoder.filled(4);
         assert_eq!(decoder.decode(), Ok(None));
         assert_eq!(decoder.space().len(), SMALL_BUFFER - 4);
-        assert!(matches!(decode_all(&[0, 0, 0, 5, 0], 5), Err(FrameError::Short(9))));
+        assert!(matches!(
+            decode_all(&[0, 0, 0, 5, 0], 5),
+            Err(FrameError::Short(9))
+        ));
     }
 
     #[test]

@@ -88,7 +88,10 @@ impl ServiceCode {
     }
 
     fn of(number: u16) -> ServiceCode {
-        ServiceCode::ALL.into_iter().find(|code| code.number() == number).unwrap_or(ServiceCode::Other(number))
+        ServiceCode::ALL
+            .into_iter()
+            .find(|code| code.number() == number)
+            .unwrap_or(ServiceCode::Other(number))
     }
 }
 
@@ -156,10 +159,19 @@ impl ServiceRequest {
         let (id, rest) = rest.split_first_chunk().ok_or(Malformed)?;
         let (subnet, rest) = rest.split_first_chunk::<16>().ok_or(Malformed)?;
         let (deadline, _) = rest.split_first_chunk().ok_or(Malformed)?;
-        let (kind, id, deadline_ms) =
-            (u16::from_be_bytes(*kind), u64::from_be_bytes(*id), u32::from_be_bytes(*deadline));
+        let (kind, id, deadline_ms) = (
+            u16::from_be_bytes(*kind),
+            u64::from_be_bytes(*id),
+            u32::from_be_bytes(*deadline),
+        );
         let subnet = Some(SubnetId(*subnet)).filter(|subnet| subnet.0 != [0; 16]);
-        Ok(ServiceRequest { kind, id, subnet, deadline_ms, body: bytes.split_off(REQUEST_HEADER) })
+        Ok(ServiceRequest {
+            kind,
+            id,
+            subnet,
+            deadline_ms,
+            body: bytes.split_off(REQUEST_HEADER),
+        })
     }
 }
 
@@ -170,7 +182,13 @@ impl ServiceAnswer {
             Ok(body) => (0, 0, body.as_slice()),
             Err(refusal) => (refusal.code.number(), refusal.retry_ms, &[][..]),
         };
-        [&self.id.to_be_bytes()[..], &code.to_be_bytes(), &retry_ms.to_be_bytes(), body].concat()
+        [
+            &self.id.to_be_bytes()[..],
+            &code.to_be_bytes(),
+            &retry_ms.to_be_bytes(),
+            body,
+        ]
+        .concat()
     }
 
     /// Reads an answer.
@@ -184,10 +202,17 @@ impl ServiceAnswer {
         let (id, rest) = bytes.split_first_chunk().ok_or(Malformed)?;
         let (code, rest) = rest.split_first_chunk().ok_or(Malformed)?;
         let (retry, _) = rest.split_first_chunk().ok_or(Malformed)?;
-        let (id, code, retry_ms) = (u64::from_be_bytes(*id), u16::from_be_bytes(*code), u32::from_be_bytes(*retry));
+        let (id, code, retry_ms) = (
+            u64::from_be_bytes(*id),
+            u16::from_be_bytes(*code),
+            u32::from_be_bytes(*retry),
+        );
         let result = match code {
             0 => Ok(bytes.split_off(ANSWER_HEADER)),
-            number => Err(Refusal { code: ServiceCode::of(number), retry_ms }),
+            number => Err(Refusal {
+                code: ServiceCode::of(number),
+                retry_ms,
+            }),
         };
         Ok(ServiceAnswer { id, result })
     }
@@ -225,19 +250,61 @@ mod tests {
 
     #[test]
     fn a_kind_and_a_code_of_a_later_version_are_read() {
-        let request = ServiceRequest { kind: 40_000, id: 7, subnet: None, deadline_ms: 1, body: b"later".to_vec() };
+        let request = ServiceRequest {
+            kind: 40_000,
+            id: 7,
+            subnet: None,
+            deadline_ms: 1,
+            body: b"later".to_vec(),
+        };
         assert_eq!(ServiceRequest::parse(request.encode()), Ok(request));
-        let refusal = Refusal { code: ServiceCode::Other(1999), retry_ms: 5 };
-        let later = [ServiceAnswer { id: 7, result: Err(refusal) }.encode(), b"in words".to_vec()].concat();
-        assert_eq!(ServiceAnswer::parse(later), Ok(ServiceAnswer { id: 7, result: Err(refusal) }));
-        assert!(ServiceCode::ALL.into_iter().all(|code| ServiceCode::of(code.number()) == code));
+        let refusal = Refusal {
+            code: ServiceCode::Other(1999),
+            retry_ms: 5,
+        };
+        let later = [
+            ServiceAnswer {
+                id: 7,
+                result: Err(refusal),
+            }
+            .encode(),
+            b"in words".to_vec(),
+        ]
+        .concat();
+        assert_eq!(
+            ServiceAnswer::parse(later),
+            Ok(ServiceAnswer {
+                id: 7,
+                result: Err(refusal)
+            })
+        );
+        assert!(
+            ServiceCode::ALL
+                .into_iter()
+                .all(|code| ServiceCode::of(code.number()) == code)
+        );
     }
 
     #[test]
     fn nothing_larger_than_a_body_may_be_is_read() {
         let body = vec![0; MAX_BODY + 1];
-        let request = ServiceRequest { kind: 1, id: 1, subnet: None, deadline_ms: 1, body: body.clone() };
+        let request = ServiceRequest {
+            kind: 1,
+            id: 1,
+            subnet: None,
+            deadline_ms: 1,
+            body: body.clone(),
+        };
         assert_eq!(ServiceRequest::parse(request.encode()), Err(Malformed));
-        assert_eq!(ServiceAnswer::parse(ServiceAnswer { id: 1, result: Ok(body) }.encode()), Err(Malformed));
+        assert_eq!(
+            ServiceAnswer::parse(
+                ServiceAnswer {
+                    id: 1,
+                    result: Ok(body)
+                }
+                .encode()
+            ),
+            Err(Malformed)
+        );
     }
 }

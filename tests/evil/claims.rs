@@ -26,9 +26,14 @@ pub async fn heads(hand: &Hand, dice: &mut Dice, batches: u64, revocations: u64)
     let (seen, mut tally) = (hand.pull().await?, Tally::default());
     for _ in 0..batches {
         // Of peers nobody knows, and of members that were made up for it.
-        let out: BTreeMap<PeerId, u32> = (0..revocations / 2).map(|_| (PeerId(dice.key()), 1)).collect();
+        let out: BTreeMap<PeerId, u32> = (0..revocations / 2)
+            .map(|_| (PeerId(dice.key()), 1))
+            .collect();
         let mut records = hand.forge().revocations(&seen, &out);
-        records.extend(hand.forge().made_up_and_out(&seen, dice, revocations.div_ceil(2)));
+        records.extend(
+            hand.forge()
+                .made_up_and_out(&seen, dice, revocations.div_ceil(2)),
+        );
         tally.join(&hand.push(&records).await?);
     }
     Ok(tally)
@@ -50,9 +55,16 @@ pub async fn revoke(hand: &Hand, peers: &[PeerId], generation: u32) -> Result<Ta
 /// As [`heads`].
 pub async fn usurp(hand: &Hand, ends: bool) -> Result<Tally> {
     let seen = hand.pull().await?;
-    let numbers = [seen.number().saturating_add(1), seen.number().saturating_add(1 << 31), u64::MAX];
+    let numbers = [
+        seen.number().saturating_add(1),
+        seen.number().saturating_add(1 << 31),
+        u64::MAX,
+    ];
     let forge = hand.forge();
-    let records: Vec<Signed> = numbers.iter().map(|n| forge.head(peer_of(&hand.key), ends, *n, now())).collect();
+    let records: Vec<Signed> = numbers
+        .iter()
+        .map(|n| forge.head(peer_of(&hand.key), ends, *n, now()))
+        .collect();
     hand.push(&records).await
 }
 
@@ -76,8 +88,11 @@ pub enum Shape {
 }
 
 fn addresses_of(grants: &[(PeerId, Grant)], but: PeerId) -> Vec<IpAddr> {
-    let mut all: Vec<IpAddr> =
-        grants.iter().filter(|(_, g)| g.subject != but).flat_map(|(_, g)| g.addresses.iter().copied()).collect();
+    let mut all: Vec<IpAddr> = grants
+        .iter()
+        .filter(|(_, g)| g.subject != but)
+        .flat_map(|(_, g)| g.addresses.iter().copied())
+        .collect();
     all.sort();
     all.dedup();
     all
@@ -85,7 +100,11 @@ fn addresses_of(grants: &[(PeerId, Grant)], but: PeerId) -> Vec<IpAddr> {
 
 /// The prefixes that hold every lease: the pools as a claimant would take them.
 fn pools(seen: &Seen) -> Vec<IpNet> {
-    let leases: Vec<IpNet> = seen.grants.iter().flat_map(|(_, g)| g.leases.iter().copied()).collect();
+    let leases: Vec<IpNet> = seen
+        .grants
+        .iter()
+        .flat_map(|(_, g)| g.leases.iter().copied())
+        .collect();
     let wide = |v4: bool| {
         let of_family: Vec<&IpNet> = leases.iter().filter(|l| l.addr().is_ipv4() == v4).collect();
         let first = of_family.first()?;
@@ -96,12 +115,22 @@ fn pools(seen: &Seen) -> Vec<IpNet> {
 }
 
 /// The grants of a shape, as the key of `hand` signs them.
-pub fn shaped(hand: &Hand, seen: &Seen, dice: &mut Dice, shape: Shape, count: u64) -> Result<Vec<Signed>> {
+pub fn shaped(
+    hand: &Hand,
+    seen: &Seen,
+    dice: &mut Dice,
+    shape: Shape,
+    count: u64,
+) -> Result<Vec<Signed>> {
     let (forge, me) = (hand.forge(), peer_of(&hand.key));
     let seat = seen.seat(me);
     let mine = || seen.grant(me).cloned().context("we hold no grant there");
-    let others: Vec<&Grant> =
-        seen.grants.iter().map(|(_, g)| g).filter(|g| g.subject != me && !g.addresses.is_empty()).collect();
+    let others: Vec<&Grant> = seen
+        .grants
+        .iter()
+        .map(|(_, g)| g)
+        .filter(|g| g.subject != me && !g.addresses.is_empty())
+        .collect();
     let other = dice.pick(&others).copied();
     let grants = match shape {
         Shape::Pool => {
@@ -110,16 +139,30 @@ pub fn shaped(hand: &Hand, seen: &Seen, dice: &mut Dice, shape: Shape, count: u6
         }
         Shape::Crown => {
             let other = other.context("nobody else is a member")?;
-            let crown = Grant { role: Role::Owner, name: other.name.clone(), ..mine()? };
-            vec![greedy(&crown, seat, other.addresses.clone(), other.leases.clone())]
+            let crown = Grant {
+                role: Role::Owner,
+                name: other.name.clone(),
+                ..mine()?
+            };
+            vec![greedy(
+                &crown,
+                seat,
+                other.addresses.clone(),
+                other.leases.clone(),
+            )]
         }
         Shape::Block => {
             let (other, mine) = (other.context("nobody else is a member")?, mine()?);
             let leases = [mine.leases.clone(), other.leases.clone()].concat();
             let addresses = [mine.addresses.clone(), other.addresses.clone()].concat();
-            vec![Grant { role: mine.role, ..greedy(&mine, seat, addresses.into_iter().take(8).collect(), leases) }]
+            vec![Grant {
+                role: mine.role,
+                ..greedy(&mine, seat, addresses.into_iter().take(8).collect(), leases)
+            }]
         }
-        Shape::MadeUp => (0..count).map(|_| forge::made_up(dice, now(), seat)).collect(),
+        Shape::MadeUp => (0..count)
+            .map(|_| forge::made_up(dice, now(), seat))
+            .collect(),
         Shape::Again => {
             let gone = seen.revocations.iter().map(|(_, r)| r.subject);
             let again = |g: &Grant| Grant {
@@ -135,8 +178,15 @@ pub fn shaped(hand: &Hand, seen: &Seen, dice: &mut Dice, shape: Shape, count: u6
         }
         Shape::Ever => {
             let mine = mine()?;
-            let ever = Grant { generation: u32::MAX, not_after: u64::MAX, ..mine.clone() };
-            vec![Grant { leases: mine.leases.clone(), ..greedy(&ever, seat, mine.addresses.clone(), mine.leases) }]
+            let ever = Grant {
+                generation: u32::MAX,
+                not_after: u64::MAX,
+                ..mine.clone()
+            };
+            vec![Grant {
+                leases: mine.leases.clone(),
+                ..greedy(&ever, seat, mine.addresses.clone(), mine.leases)
+            }]
         }
         Shape::Others => {
             let name = Name::from_host("nobody");
@@ -187,23 +237,40 @@ impl FromStr for Claim {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Claim> {
-        let (name, address) = text.split_once('=').map_or((text, None), |(n, a)| (n, Some(a)));
-        Ok(Claim { name: name.to_owned(), address: address.map(str::parse).transpose()? })
+        let (name, address) = text
+            .split_once('=')
+            .map_or((text, None), |(n, a)| (n, Some(a)));
+        Ok(Claim {
+            name: name.to_owned(),
+            address: address.map(str::parse).transpose()?,
+        })
     }
 }
 
 /// Our newest document with something put in.
 fn restated(seen: &Seen, me: PeerId) -> Doc {
     match seen.doc(me) {
-        Some(held) => Doc { version: held.version.saturating_add(1_000_000), issued: now(), ..held.clone() },
+        Some(held) => Doc {
+            version: held.version.saturating_add(1_000_000),
+            issued: now(),
+            ..held.clone()
+        },
         None => document(now_ms(), now()),
     }
 }
 
 /// An address inside our own lease that is not our own.
 fn spare(grant: &Grant) -> Result<IpAddr> {
-    let lease = grant.leases.iter().find(|l| l.addr().is_ipv4()).context("no IPv4 lease")?;
-    lease.hosts().nth(200).or_else(|| lease.hosts().last()).context("an empty lease")
+    let lease = grant
+        .leases
+        .iter()
+        .find(|l| l.addr().is_ipv4())
+        .context("no IPv4 lease")?;
+    lease
+        .hosts()
+        .nth(200)
+        .or_else(|| lease.hosts().last())
+        .context("an empty lease")
 }
 
 /// Claims names, as workloads and as entries.
@@ -222,7 +289,9 @@ pub async fn names(hand: &Hand, claims: &[Claim], as_workload: bool) -> Result<T
                 doc.workloads.retain(|w| !w.addresses.contains(&address));
                 doc.workloads.push(forge::workload(name, vec![address]));
             }
-            _ => doc.names.push(forge::name(&claim.name, RecordData::Address(address))),
+            _ => doc
+                .names
+                .push(forge::name(&claim.name, RecordData::Address(address))),
         }
     }
     hand.push(&[hand.forge().doc(doc)]).await
@@ -237,21 +306,35 @@ pub async fn dials(hand: &Hand, addresses: &[Multiaddr], claimed: u32) -> Result
     let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     let mut tally = Tally::default();
     for endpoints in texts.chunks(32) {
-        let doc = Doc { endpoints: endpoints.to_vec(), ..restated(&seen, me) };
+        let doc = Doc {
+            endpoints: endpoints.to_vec(),
+            ..restated(&seen, me)
+        };
         tally.join(&hand.push(&[hand.forge().doc(doc)]).await?);
     }
     // A message of identify holds some 300 addresses; as many are said as asked for.
-    let made_up =
-        |n: u32| -> Result<Multiaddr> { Ok(format!("/ip4/{}/tcp/4100", std::net::Ipv4Addr::from(n)).parse()?) };
+    let made_up = |n: u32| -> Result<Multiaddr> {
+        Ok(format!("/ip4/{}/tcp/4100", std::net::Ipv4Addr::from(n)).parse()?)
+    };
     let first = u32::from_be_bytes([10, 66, 0, 0]);
-    let all: Vec<Multiaddr> =
-        addresses.iter().cloned().map(Ok).chain((0..claimed).map(|n| made_up(first + n))).collect::<Result<_>>()?;
+    let all: Vec<Multiaddr> = addresses
+        .iter()
+        .cloned()
+        .map(Ok)
+        .chain((0..claimed).map(|n| made_up(first + n)))
+        .collect::<Result<_>>()?;
     for place in &hand.to {
-        let manners = Manners { claimed: all.iter().take(250).cloned().collect() };
+        let manners = Manners {
+            claimed: all.iter().take(250).cloned().collect(),
+        };
         let key = hand.carrier.as_ref().unwrap_or(&hand.key);
         let peer = Peer::dial_as(*place, key, hand.source(0), manners).await?;
         for some in all.chunks(250) {
-            tally.add(if peer.push_identify(some).await.is_ok() { "identified" } else { "not-identified" });
+            tally.add(if peer.push_identify(some).await.is_ok() {
+                "identified"
+            } else {
+                "not-identified"
+            });
         }
         // Stay until the victim has asked who we are.
         tokio::time::sleep(std::time::Duration::from_secs(1)).await;
@@ -268,10 +351,20 @@ pub async fn clock(hand: &Hand, ahead: u64) -> Result<Tally> {
     let then = now().saturating_add(ahead);
     let forge = hand.forge();
     let held = seen.doc(me).cloned().unwrap_or_else(|| document(0, 0));
-    let mut records = vec![forge.doc(Doc { version: u64::MAX - 1, issued: then, ..held })];
+    let mut records = vec![forge.doc(Doc {
+        version: u64::MAX - 1,
+        issued: then,
+        ..held
+    })];
     if let Some(grant) = seen.grant(me) {
         let (not_after, version) = (then.saturating_add(86_400), grant.version.saturating_add(1));
-        records.push(forge.grant(Grant { not_before: then, not_after, version, seat: seen.seat(me), ..grant.clone() }));
+        records.push(forge.grant(Grant {
+            not_before: then,
+            not_after,
+            version,
+            seat: seen.seat(me),
+            ..grant.clone()
+        }));
     }
     records.push(forge.head(me, false, seen.number().saturating_add(1), then));
     hand.push(&records).await
@@ -287,13 +380,22 @@ pub async fn replay(hand: &Hand, dice: &mut Dice) -> Result<Tally> {
     for record in &seen.records {
         let mut flipped = record.clone();
         let at = dice.below(flipped.body.len() as u64);
-        if let Some(byte) = usize::try_from(at).ok().and_then(|at| flipped.body.get_mut(at)) {
+        if let Some(byte) = usize::try_from(at)
+            .ok()
+            .and_then(|at| flipped.body.get_mut(at))
+        {
             *byte ^= 1 << dice.below(8);
         }
         let mut cut = record.clone();
         cut.body.truncate(cut.body.len() / 2);
-        let elsewhere = Signed { subnet: SubnetId([3; 16]), ..record.clone() };
-        let ours = Signed { issuer: peer_of(&hand.key), ..record.clone() };
+        let elsewhere = Signed {
+            subnet: SubnetId([3; 16]),
+            ..record.clone()
+        };
+        let ours = Signed {
+            issuer: peer_of(&hand.key),
+            ..record.clone()
+        };
         records.extend([flipped, cut, elsewhere, ours, record.clone()]);
     }
     hand.push(&records).await
@@ -317,9 +419,14 @@ pub async fn mutual(hand: &Hand, partner: &SigningKey) -> Result<Tally> {
             not_after: now().saturating_add(86_400),
             ..held.clone()
         };
-        Ok(Forge { subnet: hand.subnet, key }.grant(grant))
+        Ok(Forge {
+            subnet: hand.subnet,
+            key,
+        }
+        .grant(grant))
     };
-    hand.push(&[again(&hand.key, partner)?, again(partner, &hand.key)?]).await
+    hand.push(&[again(&hand.key, partner)?, again(partner, &hand.key)?])
+        .await
 }
 
 /// Registers names for ourselves, and takes them from who has them.
@@ -328,8 +435,14 @@ pub async fn mutual(hand: &Hand, partner: &SigningKey) -> Result<Tally> {
 /// As [`heads`].
 pub async fn register(hand: &Hand, names: &[String]) -> Result<Tally> {
     let (seen, me) = (hand.pull().await?, peer_of(&hand.key));
-    let others: Vec<PeerId> = seen.docs.iter().map(|(of, _)| *of).filter(|p| *p != me).collect();
-    hand.push(&hand.forge().registration(&seen, me, &others, names)).await
+    let others: Vec<PeerId> = seen
+        .docs
+        .iter()
+        .map(|(of, _)| *of)
+        .filter(|p| *p != me)
+        .collect();
+    hand.push(&hand.forge().registration(&seen, me, &others, names))
+        .await
 }
 
 /// Says things of a kind that nobody knows, 4 KB each.
@@ -347,13 +460,30 @@ pub async fn items(hand: &Hand, dice: &mut Dice, count: u64) -> Result<Tally> {
 pub async fn present(hand: &Hand, dice: &mut Dice) -> Result<Tally> {
     let (forge, me, mut tally) = (hand.forge(), peer_of(&hand.key), Tally::default());
     let seat = dice.below(4);
-    let own = Grant { subject: me, ..forge::made_up(dice, now(), seat) };
-    let small = Grant { labels: BTreeMap::new(), ..own.clone() };
+    let own = Grant {
+        subject: me,
+        ..forge::made_up(dice, now(), seat)
+    };
+    let small = Grant {
+        labels: BTreeMap::new(),
+        ..own.clone()
+    };
     let head = || forge.head(me, true, u64::MAX, now());
     for place in &hand.to {
         let peer = Peer::dial(*place, &hand.key, hand.source(0)).await?;
-        for records in [vec![head()], vec![forge.grant(own.clone())], vec![head(), forge.grant(small.clone())]] {
-            tally.joined(&peer.join(&JoinRequest::Show { subnet: hand.subnet, records }).await);
+        for records in [
+            vec![head()],
+            vec![forge.grant(own.clone())],
+            vec![head(), forge.grant(small.clone())],
+        ] {
+            tally.joined(
+                &peer
+                    .join(&JoinRequest::Show {
+                        subnet: hand.subnet,
+                        records,
+                    })
+                    .await,
+            );
         }
     }
     Ok(tally)

@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use byway::model::id::{Name, PeerId, SubnetId};
 use byway::model::join::{Ask, Invite, Proof, SignedAsk};
 use byway::model::record::{
-    Blocks, Body, Digest, Doc, Grant, Head, Item, NameEntry, Registration, Revocation, Role, Seat, Signed, Term,
-    WorkloadEntry,
+    Blocks, Body, Digest, Doc, Grant, Head, Item, NameEntry, Registration, Revocation, Role, Seat,
+    Signed, Term, WorkloadEntry,
 };
 use byway::model::zone::RecordData;
 use ed25519_dalek::SigningKey;
@@ -28,7 +28,9 @@ pub fn now_ms() -> u64 {
 }
 
 fn since_1970() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
 }
 
 /// What the records of a victim say, as far as a move needs it.
@@ -54,7 +56,9 @@ impl Seen {
             match record.verify() {
                 Ok(Body::Grant(grant)) => seen.grants.push((record.issuer, grant)),
                 Ok(Body::Head(head)) => seen.heads.push((record.issuer, head)),
-                Ok(Body::Revocation(revocation)) => seen.revocations.push((record.issuer, revocation)),
+                Ok(Body::Revocation(revocation)) => {
+                    seen.revocations.push((record.issuer, revocation))
+                }
                 Ok(Body::Doc(doc)) => seen.docs.push((record.issuer, doc)),
                 Ok(Body::Registration(_) | Body::Item(_)) | Err(_) => {}
             }
@@ -65,7 +69,11 @@ impl Seen {
 
     /// The newest grant of a peer.
     pub fn grant(&self, peer: PeerId) -> Option<&Grant> {
-        let of_peer = self.grants.iter().map(|(_, g)| g).filter(|g| g.subject == peer);
+        let of_peer = self
+            .grants
+            .iter()
+            .map(|(_, g)| g)
+            .filter(|g| g.subject == peer);
         of_peer.max_by_key(|g| (g.generation, g.version))
     }
 
@@ -81,13 +89,21 @@ impl Seen {
 
     /// The number of an admin's seat; that of the owner where there is none.
     pub fn seat(&self, admin: PeerId) -> u64 {
-        self.heads.iter().filter_map(|(_, h)| h.seat(admin)).map(|s| s.since).max().unwrap_or(0)
+        self.heads
+            .iter()
+            .filter_map(|(_, h)| h.seat(admin))
+            .map(|s| s.since)
+            .max()
+            .unwrap_or(0)
     }
 
     /// The digest of the newest grant of a peer: what a revocation of it has to name.
     fn digest(&self, peer: PeerId) -> Digest {
         let of_peer = |r: &&Signed| matches!(r.verify(), Ok(Body::Grant(g)) if g.subject == peer);
-        self.records.iter().rfind(of_peer).map_or([0; 32], Signed::digest)
+        self.records
+            .iter()
+            .rfind(of_peer)
+            .map_or([0; 32], Signed::digest)
     }
 }
 
@@ -119,7 +135,12 @@ impl Forge<'_> {
         let seat = seen.seat(peer_of(self.key));
         let revoke = |(subject, generation): (&PeerId, &u32)| {
             let ends = seen.digest(*subject);
-            self.sign(Body::Revocation(Revocation { subject: *subject, generation: *generation, ends, seat }))
+            self.sign(Body::Revocation(Revocation {
+                subject: *subject,
+                generation: *generation,
+                ends,
+                seat,
+            }))
         };
         out.iter().map(revoke).collect()
     }
@@ -128,56 +149,123 @@ impl Forge<'_> {
     pub fn made_up_and_out(&self, seen: &Seen, dice: &mut Dice, count: u64) -> Vec<Signed> {
         let seat = seen.seat(peer_of(self.key));
         let mut both = |_| {
-            let grant = Grant { labels: BTreeMap::new(), ..made_up(dice, now(), seat) };
+            let grant = Grant {
+                labels: BTreeMap::new(),
+                ..made_up(dice, now(), seat)
+            };
             let subject = grant.subject;
             let grant = self.grant(grant);
             let ends = grant.digest();
-            [grant, self.sign(Body::Revocation(Revocation { subject, generation: 1, ends, seat }))]
+            [
+                grant,
+                self.sign(Body::Revocation(Revocation {
+                    subject,
+                    generation: 1,
+                    ends,
+                    seat,
+                })),
+            ]
         };
         (0..count).flat_map(&mut both).collect()
     }
 
     /// A head that gives an admin the whole pool, or ends the subnet: the owner's word from whoever signs it.
     pub fn head(&self, admin: PeerId, ends: bool, number: u64, issued: u64) -> Signed {
-        let seat = Seat { admin, since: 1, part: vec![Blocks { first: 0, count: 65_536 }] };
-        self.sign(Body::Head(Head { number, seats: vec![seat], least: 0, destroyed: ends, issued }))
+        let seat = Seat {
+            admin,
+            since: 1,
+            part: vec![Blocks {
+                first: 0,
+                count: 65_536,
+            }],
+        };
+        self.sign(Body::Head(Head {
+            number,
+            seats: vec![seat],
+            least: 0,
+            destroyed: ends,
+            issued,
+        }))
     }
 
     /// Names of another, registered for a holder and taken from everybody else.
-    pub fn registration(&self, seen: &Seen, holder: PeerId, from: &[PeerId], names: &[String]) -> Vec<Signed> {
+    pub fn registration(
+        &self,
+        seen: &Seen,
+        holder: PeerId,
+        from: &[PeerId],
+        names: &[String],
+    ) -> Vec<Signed> {
         let (seat, version) = (seen.seat(peer_of(self.key)), u64::MAX - 1);
-        let held = Registration { holder, version, seat, names: names.iter().cloned().collect(), released: [].into() };
+        let held = Registration {
+            holder,
+            version,
+            seat,
+            names: names.iter().cloned().collect(),
+            released: [].into(),
+        };
         let taken = |from: &PeerId| {
             let released = names.iter().map(|n| (n.clone(), u64::MAX)).collect();
-            Registration { holder: *from, version, seat, names: [].into(), released }
+            Registration {
+                holder: *from,
+                version,
+                seat,
+                names: [].into(),
+                released,
+            }
         };
-        std::iter::once(held).chain(from.iter().map(taken)).map(|r| self.sign(Body::Registration(r))).collect()
+        std::iter::once(held)
+            .chain(from.iter().map(taken))
+            .map(|r| self.sign(Body::Registration(r)))
+            .collect()
     }
 
     /// Statements of a kind nobody knows, as large and as many as given.
     pub fn items(&self, dice: &mut Dice, count: u64) -> Vec<Signed> {
         let mut item = |_| {
             let (slot, data) = (dice.bytes(16), dice.bytes(4096));
-            self.sign(Body::Item(Item { kind: 9, slot, version: 1, issued: now(), expires: u64::MAX, data }))
+            self.sign(Body::Item(Item {
+                kind: 9,
+                slot,
+                version: 1,
+                issued: now(),
+                expires: u64::MAX,
+                data,
+            }))
         };
         (0..count).map(&mut item).collect()
     }
 
     /// "I left", with names beside it so that it is as large as a document may be.
     pub fn farewell(&self, names: usize) -> Signed {
-        self.doc(Doc { left: Some(1), ..stuffed(names) })
+        self.doc(Doc {
+            left: Some(1),
+            ..stuffed(names)
+        })
     }
 }
 
 /// A document with so many names; 850 are 45 KB.
 pub fn stuffed(names: usize) -> Doc {
-    let entry = |n: usize| name(&format!("n{n}-{}", "x".repeat(40)), RecordData::Address(IpAddr::from([10, 0, 0, 1])));
-    Doc { names: (0..names).map(entry).collect(), ..document(now_ms(), now()) }
+    let entry = |n: usize| {
+        name(
+            &format!("n{n}-{}", "x".repeat(40)),
+            RecordData::Address(IpAddr::from([10, 0, 0, 1])),
+        )
+    };
+    Doc {
+        names: (0..names).map(entry).collect(),
+        ..document(now_ms(), now())
+    }
 }
 
 /// A document that says nothing.
 pub fn document(version: u64, issued: u64) -> Doc {
-    Doc { version, issued, ..Doc::default() }
+    Doc {
+        version,
+        issued,
+        ..Doc::default()
+    }
 }
 
 /// A workload in a document.
@@ -187,14 +275,22 @@ pub fn workload(name: Name, addresses: Vec<IpAddr>) -> WorkloadEntry {
 
 /// A name in a document.
 pub fn name(name: &str, data: RecordData) -> NameEntry {
-    NameEntry { name: name.to_owned(), data, ttl: 60 }
+    NameEntry {
+        name: name.to_owned(),
+        data,
+        ttl: 60,
+    }
 }
 
 /// A grant for a peer that exists nowhere, of about 20 KB, good for a minute.
 pub fn made_up(dice: &mut Dice, at: u64, seat: u64) -> Grant {
     let label = |n: usize| (format!("{n:02}{}", "k".repeat(61)), "v".repeat(255));
     Grant {
-        subject: PeerId(SigningKey::from_bytes(&dice.key()).verifying_key().to_bytes()),
+        subject: PeerId(
+            SigningKey::from_bytes(&dice.key())
+                .verifying_key()
+                .to_bytes(),
+        ),
         data_key: dice.key(),
         seal_key: dice.key(),
         name: Name::from_host(&format!("m{:x}", dice.roll())),
@@ -229,7 +325,13 @@ pub fn greedy(mine: &Grant, seat: u64, addresses: Vec<IpAddr>, leases: Vec<IpNet
 
 /// A record that nobody signed, in another's name.
 pub fn unsigned(subnet: SubnetId, issuer: PeerId, body: Vec<u8>) -> Signed {
-    Signed { subnet, issuer, body, signature_r: [0; 32], signature_s: [0; 32] }
+    Signed {
+        subnet,
+        issuer,
+        body,
+        signature_r: [0; 32],
+        signature_s: [0; 32],
+    }
 }
 
 /// The bytes of a document that was begun and not finished: the shortest that a receiver has to look at.

@@ -61,19 +61,46 @@ impl Founder {
     /// An invite to it, as a person pastes it.
     pub fn invite(&self, at: SocketAddr) -> String {
         let family = if at.is_ipv4() { "ip4" } else { "ip6" };
-        let address = format!("/{family}/{}/tcp/{}/p2p/{}", at.ip(), at.port(), peer_of(&self.key));
+        let address = format!(
+            "/{family}/{}/tcp/{}/p2p/{}",
+            at.ip(),
+            at.port(),
+            peer_of(&self.key)
+        );
         let expires = now().saturating_add(3600);
-        Invite { subnet: self.id(), issuer: peer_of(&self.key), secret: [9; 16], expires, addresses: vec![address] }
-            .to_text()
+        Invite {
+            subnet: self.id(),
+            issuer: peer_of(&self.key),
+            secret: [9; 16],
+            expires,
+            addresses: vec![address],
+        }
+        .to_text()
     }
 
     /// A grant with the block of that number of the pool; the whole pool where it is one block.
-    fn grant(&self, subject: PeerId, data_key: [u8; 32], name: Name, number: u32) -> Result<Signed> {
-        let (pool, length) = (self.genesis.cidr4.context("no version 4 pool")?, self.genesis.block4);
-        let step = 1_u32.checked_shl(32 - u32::from(length)).unwrap_or(0).wrapping_mul(number);
+    fn grant(
+        &self,
+        subject: PeerId,
+        data_key: [u8; 32],
+        name: Name,
+        number: u32,
+    ) -> Result<Signed> {
+        let (pool, length) = (
+            self.genesis.cidr4.context("no version 4 pool")?,
+            self.genesis.block4,
+        );
+        let step = 1_u32
+            .checked_shl(32 - u32::from(length))
+            .unwrap_or(0)
+            .wrapping_mul(number);
         let block = Ipv4Net::new(u32::from(pool.network()).wrapping_add(step).into(), length)?;
         let own = block.hosts().next().context("an empty block")?;
-        let role = if subject == self.genesis.owner { Role::Owner } else { Role::Member };
+        let role = if subject == self.genesis.owner {
+            Role::Owner
+        } else {
+            Role::Member
+        };
         let at = now();
         let grant = Grant {
             subject,
@@ -91,21 +118,33 @@ impl Founder {
             term: Term::Full,
             labels: [].into(),
         };
-        Ok(Forge { subnet: self.id(), key: &self.key }.grant(grant))
+        Ok(Forge {
+            subnet: self.id(),
+            key: &self.key,
+        }
+        .grant(grant))
     }
 
     /// What a joiner is told.
     fn answer(&self, request: &JoinRequest) -> Result<JoinAnswer> {
         Ok(match request {
             JoinRequest::Probe(id) if *id != self.id() => JoinAnswer::Unknown,
-            JoinRequest::Genesis(wanted) if *wanted == lookup(self.id()) => JoinAnswer::Genesis(self.genesis.encode()),
+            JoinRequest::Genesis(wanted) if *wanted == lookup(self.id()) => {
+                JoinAnswer::Genesis(self.genesis.encode())
+            }
             JoinRequest::Genesis(_) => JoinAnswer::Unknown,
             JoinRequest::Nonce { .. } => JoinAnswer::Nonce([4; 16]),
             JoinRequest::Ask(signed) => {
-                let ask = signed.verify().map_err(|e| anyhow::anyhow!("{}", e.message))?;
-                let owner = self.grant(self.genesis.owner, [8; 32], Name::from_host("founder"), 1)?;
+                let ask = signed
+                    .verify()
+                    .map_err(|e| anyhow::anyhow!("{}", e.message))?;
+                let owner =
+                    self.grant(self.genesis.owner, [8; 32], Name::from_host("founder"), 1)?;
                 let records = vec![owner, self.grant(ask.joiner, ask.data_key, ask.name, 2)?];
-                JoinAnswer::Admitted { genesis: self.genesis.encode(), records }
+                JoinAnswer::Admitted {
+                    genesis: self.genesis.encode(),
+                    records,
+                }
             }
             _ => JoinAnswer::Known,
         })
@@ -116,11 +155,16 @@ impl Founder {
     /// # Errors
     /// It cannot listen there.
     pub async fn serve(&self, at: SocketAddr, lasts: Duration) -> Result<()> {
-        let listener = TcpListener::bind(at).await.with_context(|| format!("listen on {at}"))?;
+        let listener = TcpListener::bind(at)
+            .await
+            .with_context(|| format!("listen on {at}"))?;
         println!("ready {} {}", self.id(), self.invite(at));
         let accepting = async {
             while let Ok((stream, from)) = listener.accept().await {
-                let founder = Founder { key: self.key.clone(), genesis: self.genesis.clone() };
+                let founder = Founder {
+                    key: self.key.clone(),
+                    genesis: self.genesis.clone(),
+                };
                 tokio::spawn(async move {
                     let founder = std::sync::Arc::new(founder);
                     let key = founder.key.clone();
@@ -130,7 +174,10 @@ impl Founder {
                             let reply = |body: Vec<u8>| {
                                 let request: JoinRequest = control::decode(&body).ok()?;
                                 println!("asked {from}");
-                                founder.answer(&request).ok().map(|answer| control::encode(&answer))
+                                founder
+                                    .answer(&request)
+                                    .ok()
+                                    .map(|answer| control::encode(&answer))
                             };
                             // A stream for another protocol ends here; the joiner asks again.
                             let _ = peer::serve_one(&mut stream, JOIN, reply).await;

@@ -34,7 +34,10 @@ impl Tally {
 
     /// Adds another one.
     pub fn join(&mut self, other: &Tally) {
-        other.0.iter().for_each(|(what, count)| self.more(what, *count));
+        other
+            .0
+            .iter()
+            .for_each(|(what, count)| self.more(what, *count));
     }
 
     /// What a member's request was answered.
@@ -70,7 +73,11 @@ impl Tally {
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let words: Vec<String> = self.0.iter().map(|(what, count)| format!("{what}={count}")).collect();
+        let words: Vec<String> = self
+            .0
+            .iter()
+            .map(|(what, count)| format!("{what}={count}"))
+            .collect();
         f.write_str(&words.join(" "))
     }
 }
@@ -90,12 +97,20 @@ pub fn key(text: &str) -> Result<SigningKey> {
         return Ok(SigningKey::from_bytes(&seed));
     }
     let path = Path::new(text);
-    let path = if path.is_dir() { path.join("identity.key") } else { path.to_path_buf() };
+    let path = if path.is_dir() {
+        path.join("identity.key")
+    } else {
+        path.to_path_buf()
+    };
     if !path.is_file() {
         bail!("{text}: no key file, no state directory, not word:TEXT and not random");
     }
     let parent = path.parent().context("a file in a directory")?;
-    Ok(SigningKey::from_bytes(&*byway::store::identity(parent, Some(&path), true)?))
+    Ok(SigningKey::from_bytes(&*byway::store::identity(
+        parent,
+        Some(&path),
+        true,
+    )?))
 }
 
 /// A hand that is raised against somebody.
@@ -116,12 +131,16 @@ pub struct Hand {
 impl Hand {
     /// Forges with our key.
     pub fn forge(&self) -> Forge<'_> {
-        Forge { subnet: self.subnet, key: &self.key }
+        Forge {
+            subnet: self.subnet,
+            key: &self.key,
+        }
     }
 
     /// The address whose turn it is.
     pub fn source(&self, turn: usize) -> Option<IpAddr> {
-        turn.checked_rem(self.from.len()).and_then(|at| self.from.get(at).copied())
+        turn.checked_rem(self.from.len())
+            .and_then(|at| self.from.get(at).copied())
     }
 
     /// The first victim.
@@ -137,7 +156,12 @@ impl Hand {
     /// # Errors
     /// See [`Peer::dial`].
     pub async fn dial(&self, place: Place) -> Result<Peer> {
-        Peer::dial(place, self.carrier.as_ref().unwrap_or(&self.key), self.source(0)).await
+        Peer::dial(
+            place,
+            self.carrier.as_ref().unwrap_or(&self.key),
+            self.source(0),
+        )
+        .await
     }
 
     /// What the first victim holds, as it tells a member.
@@ -153,7 +177,10 @@ impl Hand {
     /// # Errors
     /// It does not tell: we are no member there.
     pub async fn pull_from(&self, place: Place) -> Result<Seen> {
-        let request = ControlRequest::Pull { subnet: self.subnet, have: vec![] };
+        let request = ControlRequest::Pull {
+            subnet: self.subnet,
+            have: vec![],
+        };
         match self.dial(place).await?.control(&request).await? {
             ControlAnswer::Records { records, .. } => Ok(Seen::of(records)),
             other => bail!("the victim does not tell its records: {other:?}"),
@@ -173,11 +200,18 @@ impl Hand {
             };
             reached = true;
             for records in parts(records) {
-                let request = ControlRequest::Push { subnet: self.subnet, records: records.to_vec() };
+                let request = ControlRequest::Push {
+                    subnet: self.subnet,
+                    records: records.to_vec(),
+                };
                 tally.control(&peer.control(&request).await);
             }
         }
-        if reached { Ok(tally) } else { bail!("no victim can be reached: {tally}") }
+        if reached {
+            Ok(tally)
+        } else {
+            bail!("no victim can be reached: {tally}")
+        }
     }
 
     /// Joins like anybody: by an invite, or by the ID alone. What the records say then.
@@ -189,7 +223,11 @@ impl Hand {
         let mut proof = None;
         if let Some(invite) = invite {
             let (issuer, joiner) = (invite.issuer, peer_of(&self.key));
-            let request = JoinRequest::Nonce { subnet: self.subnet, issuer, joiner };
+            let request = JoinRequest::Nonce {
+                subnet: self.subnet,
+                issuer,
+                joiner,
+            };
             match peer.join(&request).await? {
                 JoinAnswer::Nonce(nonce) => proof = Some(forge::proof(invite, &self.key, nonce)),
                 other => bail!("no nonce: {other:?}"),

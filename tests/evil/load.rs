@@ -50,21 +50,31 @@ fn batch(subnet: SubnetId, dice: &mut Dice, issuer: Option<PeerId>, count: usize
 /// # Errors
 /// No victim can be reached even once.
 pub async fn flood(hand: &Hand, dice: &mut Dice, shape: Flood) -> Result<Tally> {
-    let (end, tally) = (Instant::now() + shape.lasts, Arc::new(Mutex::new(Tally::default())));
+    let (end, tally) = (
+        Instant::now() + shape.lasts,
+        Arc::new(Mutex::new(Tally::default())),
+    );
     let mut senders = JoinSet::new();
     for place in &hand.to {
         let first = Arc::new(hand.dial(*place).await?);
         let slot = Arc::new(Mutex::new(first));
         for _ in 0..shape.inflight {
-            let (hand, place, slot, tally) = (hand.clone(), *place, Arc::clone(&slot), Arc::clone(&tally));
+            let (hand, place, slot, tally) =
+                (hand.clone(), *place, Arc::clone(&slot), Arc::clone(&tally));
             let mut dice = Dice::new(dice.roll());
             senders.spawn(async move {
                 while Instant::now() < end {
                     let peer = Arc::clone(&*slot.lock().await);
                     let records = batch(hand.subnet, &mut dice, shape.issuer, shape.records);
-                    let request = ControlRequest::Push { subnet: hand.subnet, records };
+                    let request = ControlRequest::Push {
+                        subnet: hand.subnet,
+                        records,
+                    };
                     let answer = tokio::time::timeout(shape.lasts, peer.control(&request)).await;
-                    tally.lock().await.control(&answer.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer"))));
+                    tally
+                        .lock()
+                        .await
+                        .control(&answer.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer"))));
                     if peer.is_closed() {
                         tokio::time::sleep(AGAIN).await;
                         let mut held = slot.lock().await;
@@ -92,7 +102,12 @@ fn fresh(dice: &mut Dice) -> SigningKey {
 ///
 /// # Errors
 /// `hand` names no victim.
-pub async fn strangers(hand: &Hand, dice: &mut Dice, count: usize, lasts: Duration) -> Result<Tally> {
+pub async fn strangers(
+    hand: &Hand,
+    dice: &mut Dice,
+    count: usize,
+    lasts: Duration,
+) -> Result<Tally> {
     let (place, end) = (hand.first()?, Instant::now() + lasts);
     let mut all = JoinSet::new();
     for n in 0..count {
@@ -107,8 +122,11 @@ pub async fn strangers(hand: &Hand, dice: &mut Dice, count: usize, lasts: Durati
                         if answer.is_err() || Instant::now() >= end {
                             break;
                         }
-                        tokio::time::sleep(Duration::from_secs(4).min(end.saturating_duration_since(Instant::now())))
-                            .await;
+                        tokio::time::sleep(
+                            Duration::from_secs(4)
+                                .min(end.saturating_duration_since(Instant::now())),
+                        )
+                        .await;
                     },
                     Err(_) => tally.add("refused"),
                 }
@@ -128,8 +146,15 @@ pub async fn strangers(hand: &Hand, dice: &mut Dice, count: usize, lasts: Durati
 ///
 /// # Errors
 /// `hand` names no victim.
-pub async fn requests(hand: &Hand, dice: &mut Dice, count: usize, name: &str, lasts: Duration) -> Result<Tally> {
-    let (place, end, mut tally, mut answered) = (hand.first()?, Instant::now() + lasts, Tally::default(), 0);
+pub async fn requests(
+    hand: &Hand,
+    dice: &mut Dice,
+    count: usize,
+    name: &str,
+    lasts: Duration,
+) -> Result<Tally> {
+    let (place, end, mut tally, mut answered) =
+        (hand.first()?, Instant::now() + lasts, Tally::default(), 0);
     for turn in 0.. {
         if answered >= count || Instant::now() >= end {
             break;
@@ -152,13 +177,23 @@ pub async fn requests(hand: &Hand, dice: &mut Dice, count: usize, name: &str, la
 ///
 /// # Errors
 /// The victim cannot be reached even once.
-pub async fn invites(hand: &Hand, dice: &mut Dice, issuer: PeerId, rate: u64, lasts: Duration) -> Result<Tally> {
+pub async fn invites(
+    hand: &Hand,
+    dice: &mut Dice,
+    issuer: PeerId,
+    rate: u64,
+    lasts: Duration,
+) -> Result<Tally> {
     let (place, end, mut tally) = (hand.first()?, Instant::now() + lasts, Tally::default());
     let mut peer = hand.dial(place).await?;
     let pause = Duration::from_millis(1000_u64.checked_div(rate).unwrap_or(1000));
     while Instant::now() < end {
         let joiner = PeerId(dice.key());
-        let request = ControlRequest::Forward(JoinRequest::Nonce { subnet: hand.subnet, issuer, joiner });
+        let request = ControlRequest::Forward(JoinRequest::Nonce {
+            subnet: hand.subnet,
+            issuer,
+            joiner,
+        });
         tally.control(&peer.control(&request).await);
         if peer.is_closed() {
             tokio::time::sleep(AGAIN * 4).await;
@@ -176,20 +211,37 @@ pub async fn invites(hand: &Hand, dice: &mut Dice, issuer: PeerId, rate: u64, la
 ///
 /// # Errors
 /// `hand` names no victim.
-pub async fn growth(hand: &Hand, dice: &mut Dice, count: usize, names: usize, lasts: Duration) -> Result<Tally> {
+pub async fn growth(
+    hand: &Hand,
+    dice: &mut Dice,
+    count: usize,
+    names: usize,
+    lasts: Duration,
+) -> Result<Tally> {
     let (place, end, mut tally) = (hand.first()?, Instant::now() + lasts, Tally::default());
     for turn in 0..count {
         if Instant::now() >= end {
             break;
         }
         let from = hand.source(turn).into_iter().collect();
-        let guest = Hand { key: fresh(dice), from, ..hand.clone() };
+        let guest = Hand {
+            key: fresh(dice),
+            from,
+            ..hand.clone()
+        };
         let Ok(peer) = Peer::dial(place, &guest.key, guest.source(0)).await else {
             tally.add("refused");
             tokio::time::sleep(AGAIN).await;
             continue;
         };
-        let asked = peer.join(&JoinRequest::Ask(forge::ask(hand.subnet, &guest.key, "guest", None))).await;
+        let asked = peer
+            .join(&JoinRequest::Ask(forge::ask(
+                hand.subnet,
+                &guest.key,
+                "guest",
+                None,
+            )))
+            .await;
         tally.joined(&asked);
         if matches!(asked, Ok(JoinAnswer::Admitted { .. })) {
             leave_behind(&guest, dice, names, &mut tally).await;
@@ -201,7 +253,11 @@ pub async fn growth(hand: &Hand, dice: &mut Dice, count: usize, names: usize, la
 /// A guest says all it can as the member it is now, then as one that leaves; what is taken of it stays.
 async fn leave_behind(guest: &Hand, dice: &mut Dice, names: usize, tally: &mut Tally) {
     let forge = guest.forge();
-    let said = [vec![forge.doc(forge::stuffed(names))], vec![forge.doc(forge::stuffed(12))], forge.items(dice, 128)];
+    let said = [
+        vec![forge.doc(forge::stuffed(names))],
+        vec![forge.doc(forge::stuffed(12))],
+        forge.items(dice, 128),
+    ];
     for records in &said {
         match guest.push(records).await {
             Ok(answers) => tally.join(&answers),
@@ -210,9 +266,17 @@ async fn leave_behind(guest: &Hand, dice: &mut Dice, names: usize, tally: &mut T
     }
     let Ok(place) = guest.first() else { return };
     for names in [names, 0] {
-        let Ok(peer) = Peer::dial(place, &guest.key, guest.source(0)).await else { continue };
-        let left = peer.join(&JoinRequest::Decline(forge.farewell(names))).await;
-        tally.add(if matches!(left, Ok(JoinAnswer::Known)) { "left" } else { "not-left" });
+        let Ok(peer) = Peer::dial(place, &guest.key, guest.source(0)).await else {
+            continue;
+        };
+        let left = peer
+            .join(&JoinRequest::Decline(forge.farewell(names)))
+            .await;
+        tally.add(if matches!(left, Ok(JoinAnswer::Known)) {
+            "left"
+        } else {
+            "not-left"
+        });
     }
 }
 
@@ -223,7 +287,9 @@ async fn leave_behind(guest: &Hand, dice: &mut Dice, names: usize, tally: &mut T
 pub async fn garbage(hand: &Hand, dice: &mut Dice, rounds: u64) -> Result<Tally> {
     let (place, mut tally) = (hand.first()?, Tally::default());
     let key = hand.carrier.as_ref().unwrap_or(&hand.key);
-    let mut peer = Peer::dial(place, key, hand.source(0)).await.context("the first connection")?;
+    let mut peer = Peer::dial(place, key, hand.source(0))
+        .await
+        .context("the first connection")?;
     for _ in 0..rounds {
         if peer.is_closed() {
             match Peer::dial(place, key, hand.source(0)).await {
@@ -237,7 +303,10 @@ pub async fn garbage(hand: &Hand, dice: &mut Dice, rounds: u64) -> Result<Tally>
         }
         let protocol = [JOIN, CONTROL, SERVICE][usize::try_from(dice.below(3))?];
         let size = usize::try_from(dice.below(4096))?;
-        let compare = control::encode(&ControlRequest::Compare { subnet: hand.subnet, hash: [0; 32] });
+        let compare = control::encode(&ControlRequest::Compare {
+            subnet: hand.subnet,
+            hash: [0; 32],
+        });
         let probe = control::encode(&JoinRequest::Probe(hand.subnet));
         let body = match dice.below(5) {
             0 => dice.bytes(size),
@@ -247,7 +316,11 @@ pub async fn garbage(hand: &Hand, dice: &mut Dice, rounds: u64) -> Result<Tally>
             3 => [&[2][..], &hand.subnet.0, &[0xff, 0xff, 0xff, 0xff, 0x0f]].concat(),
             _ => [probe, dice.bytes(size)].concat(),
         };
-        tally.add(if slip(&peer, protocol, dice, &body).await.is_ok() { "sent" } else { "not-taken" });
+        tally.add(if slip(&peer, protocol, dice, &body).await.is_ok() {
+            "sent"
+        } else {
+            "not-taken"
+        });
     }
     Ok(tally)
 }
@@ -270,7 +343,11 @@ pub async fn knock(doors: &[SocketAddr], from: Option<IpAddr>) -> Tally {
     let mut tally = Tally::default();
     for door in doors {
         let opened = tokio::time::timeout(Duration::from_secs(1), bare(*door, from)).await;
-        tally.add(if matches!(opened, Ok(Ok(_))) { "open" } else { "closed" });
+        tally.add(if matches!(opened, Ok(Ok(_))) {
+            "open"
+        } else {
+            "closed"
+        });
     }
     tally
 }
@@ -281,7 +358,11 @@ pub fn grind(dice: &mut Dice, word: &str, at_end: bool) -> (SigningKey, u64) {
         let key = fresh(dice);
         let text = peer_of(&key).to_string();
         // What every ID begins with stands before the part that can be chosen.
-        let fits = if at_end { text.ends_with(word) } else { text.get(8..).is_some_and(|t| t.starts_with(word)) };
+        let fits = if at_end {
+            text.ends_with(word)
+        } else {
+            text.get(8..).is_some_and(|t| t.starts_with(word))
+        };
         if fits {
             return (key, tries);
         }

@@ -34,15 +34,27 @@ const CLAIMS: &[Claim] = claims![
 ];
 
 fn the_same_seed_rolls_the_same() -> Result<()> {
-    let rolls = |seed| (0..64).scan(Dice::new(seed), |dice, _| Some(dice.roll())).collect::<Vec<_>>();
+    let rolls = |seed| {
+        (0..64)
+            .scan(Dice::new(seed), |dice, _| Some(dice.roll()))
+            .collect::<Vec<_>>()
+    };
     ensure!(rolls(7) == rolls(7) && rolls(7) != rolls(8));
-    ensure!((0..1000).scan(Dice::new(1), |dice, _| Some(dice.below(6))).all(|n| n < 6));
+    ensure!(
+        (0..1000)
+            .scan(Dice::new(1), |dice, _| Some(dice.below(6)))
+            .all(|n| n < 6)
+    );
     Ok(())
 }
 
 fn a_word_is_always_the_same_key() -> Result<()> {
     let of = |text| Ok::<PeerId, anyhow::Error>(peer_of(&hand::key(text)?));
-    ensure!(of("word:m")? == of("word:m")? && of("word:m")? != of("word:n")? && of("random")? != of("random")?);
+    ensure!(
+        of("word:m")? == of("word:m")?
+            && of("word:m")? != of("word:n")?
+            && of("random")? != of("random")?
+    );
     ensure!(hand::key("/nonexistent").is_err());
     Ok(())
 }
@@ -63,7 +75,10 @@ fn addresses_are_read_in_every_form() -> Result<()> {
         ensure!(text.parse::<Place>()? == Place::Tcp("[fd99::1]:4100".parse()?));
     }
     ensure!("/memory/7".parse::<Place>()? == Place::Memory(7));
-    ensure!("nowhere".parse::<Place>().is_err() && "/ip4/10.0.0.1/udp/1/quic-v1".parse::<Place>().is_err());
+    ensure!(
+        "nowhere".parse::<Place>().is_err()
+            && "/ip4/10.0.0.1/udp/1/quic-v1".parse::<Place>().is_err()
+    );
     Ok(())
 }
 
@@ -71,7 +86,11 @@ fn what_a_guest_says_is_a_record_as_large_as_it_may_be() -> Result<()> {
     let (subnet, key) = (SubnetId([1; 16]), hand::key("word:guest")?);
     let forge = Forge { subnet, key: &key };
     let said = forge.doc(forge::stuffed(850));
-    ensure!((40_000..MAX_RECORD).contains(&said.body.len()), "{} bytes", said.body.len());
+    ensure!(
+        (40_000..MAX_RECORD).contains(&said.body.len()),
+        "{} bytes",
+        said.body.len()
+    );
     said.verify().context("a large document")?;
     // A goodbye says nothing else: with something beside it, it is no record.
     ensure!(forge.farewell(1).verify().is_err());
@@ -80,7 +99,11 @@ fn what_a_guest_says_is_a_record_as_large_as_it_may_be() -> Result<()> {
 
 fn made_up_grants_are_well_signed() -> Result<()> {
     let key = hand::key("word:admin")?;
-    let record = Forge { subnet: SubnetId([1; 16]), key: &key }.grant(forge::made_up(&mut Dice::new(3), now(), 1));
+    let record = Forge {
+        subnet: SubnetId([1; 16]),
+        key: &key,
+    }
+    .grant(forge::made_up(&mut Dice::new(3), now(), 1));
     ensure!(record.body.len() > 15_000, "{} bytes", record.body.len());
     record.verify().map(drop).context("a made-up grant")
 }
@@ -88,7 +111,11 @@ fn made_up_grants_are_well_signed() -> Result<()> {
 fn what_nobody_signed_does_not_verify() -> Result<()> {
     let mut dice = Dice::new(5);
     for _ in 0..100 {
-        let record = forge::unsigned(SubnetId([1; 16]), PeerId(dice.key()), forge::stub(&mut dice));
+        let record = forge::unsigned(
+            SubnetId([1; 16]),
+            PeerId(dice.key()),
+            forge::stub(&mut dice),
+        );
         ensure!(record.verify().is_err());
     }
     Ok(())
@@ -111,7 +138,9 @@ fn main() -> ExitCode {
     }
     // Parts of names, as cargo's own harness takes them.
     let filters: Vec<&String> = words.iter().filter(|w| !w.starts_with('-')).collect();
-    let chosen = CLAIMS.iter().filter(|(name, _)| filters.is_empty() || filters.iter().any(|f| name.contains(*f)));
+    let chosen = CLAIMS
+        .iter()
+        .filter(|(name, _)| filters.is_empty() || filters.iter().any(|f| name.contains(*f)));
     let (mut passed, mut failed) = (0, 0);
     for (name, claim) in chosen {
         match claim() {
@@ -126,5 +155,9 @@ fn main() -> ExitCode {
         }
     }
     println!("\n{passed} passed, {failed} failed, 0 skipped");
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

@@ -50,8 +50,9 @@ impl FromStr for Place {
         if let Ok(address) = text.parse() {
             return Ok(Place::Tcp(address));
         }
-        let address: Multiaddr =
-            text.parse().with_context(|| format!("{text}: expected 10.99.0.1:4100 or a multiaddr"))?;
+        let address: Multiaddr = text
+            .parse()
+            .with_context(|| format!("{text}: expected 10.99.0.1:4100 or a multiaddr"))?;
         let mut parts = address.iter();
         let ip: IpAddr = match parts.next() {
             Some(Part::Memory(number)) => return Ok(Place::Memory(number)),
@@ -83,11 +84,20 @@ fn identity(key: &SigningKey) -> Result<Keypair> {
 }
 
 async fn socket(to: SocketAddr, from: Option<IpAddr>) -> Result<TcpStream> {
-    let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    let socket = if to.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
     if let Some(from) = from {
-        socket.bind(SocketAddr::new(from, 0)).with_context(|| format!("bind {from}"))?;
+        socket
+            .bind(SocketAddr::new(from, 0))
+            .with_context(|| format!("bind {from}"))?;
     }
-    let stream = socket.connect(to).await.with_context(|| format!("connect to {to}"))?;
+    let stream = socket
+        .connect(to)
+        .await
+        .with_context(|| format!("connect to {to}"))?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
@@ -102,15 +112,24 @@ pub async fn bare(to: SocketAddr, from: Option<IpAddr>) -> Result<TcpStream> {
 
 /// A line of the negotiation: its length (one byte is enough for all we say), the text, a line feed.
 async fn write_line<S: AsyncWrite + Unpin>(stream: &mut S, text: &str) -> Result<()> {
-    let length = u8::try_from(text.len() + 1).ok().filter(|l| *l < 128).context("a line of at most 126 bytes")?;
-    stream.write_all(&[&[length], text.as_bytes(), b"\n"].concat()).await?;
+    let length = u8::try_from(text.len() + 1)
+        .ok()
+        .filter(|l| *l < 128)
+        .context("a line of at most 126 bytes")?;
+    stream
+        .write_all(&[&[length], text.as_bytes(), b"\n"].concat())
+        .await?;
     Ok(stream.flush().await?)
 }
 
 async fn read_line<S: AsyncRead + Unpin>(stream: &mut S) -> Result<String> {
     let mut length = [0u8];
     stream.read_exact(&mut length).await?;
-    ensure!(length[0] > 0 && length[0] < 128, "a line of {} bytes", length[0]);
+    ensure!(
+        length[0] > 0 && length[0] < 128,
+        "a line of {} bytes",
+        length[0]
+    );
     let mut text = vec![0; usize::from(length[0])];
     stream.read_exact(&mut text).await?;
     ensure!(text.pop() == Some(b'\n'), "a line without an end");
@@ -124,12 +143,18 @@ async fn choose<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, protocol: &st
     let head = read_line(stream).await?;
     ensure!(head == MULTISTREAM, "the peer began with {head:?}");
     let answer = read_line(stream).await?;
-    ensure!(answer == protocol, "the peer does not speak {protocol}: {answer:?}");
+    ensure!(
+        answer == protocol,
+        "the peer does not speak {protocol}: {answer:?}"
+    );
     Ok(())
 }
 
 /// Agrees on one of these protocols as the side that is asked.
-async fn offer<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, known: &[&'static str]) -> Result<&'static str> {
+async fn offer<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    known: &[&'static str],
+) -> Result<&'static str> {
     let head = read_line(stream).await?;
     ensure!(head == MULTISTREAM, "the peer began with {head:?}");
     write_line(stream, MULTISTREAM).await?;
@@ -150,9 +175,16 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     choose(&mut stream, "/noise").await?;
-    let (peer, mut stream) = noise::Config::new(&identity(key)?)?.upgrade_outbound(stream, "/noise").await?;
+    let (peer, mut stream) = noise::Config::new(&identity(key)?)?
+        .upgrade_outbound(stream, "/noise")
+        .await?;
     choose(&mut stream, "/yamux/1.0.0").await?;
-    let muxer = OutboundConnectionUpgrade::upgrade_outbound(yamux::Config::default(), stream, "/yamux/1.0.0").await?;
+    let muxer = OutboundConnectionUpgrade::upgrade_outbound(
+        yamux::Config::default(),
+        stream,
+        "/yamux/1.0.0",
+    )
+    .await?;
     Ok((peer, StreamMuxerBox::new(muxer)))
 }
 
@@ -162,9 +194,13 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     offer(&mut stream, &["/noise"]).await?;
-    let (peer, mut stream) = noise::Config::new(&identity(key)?)?.upgrade_inbound(stream, "/noise").await?;
+    let (peer, mut stream) = noise::Config::new(&identity(key)?)?
+        .upgrade_inbound(stream, "/noise")
+        .await?;
     offer(&mut stream, &["/yamux/1.0.0"]).await?;
-    let muxer = InboundConnectionUpgrade::upgrade_inbound(yamux::Config::default(), stream, "/yamux/1.0.0").await?;
+    let muxer =
+        InboundConnectionUpgrade::upgrade_inbound(yamux::Config::default(), stream, "/yamux/1.0.0")
+            .await?;
     Ok((peer, StreamMuxerBox::new(muxer)))
 }
 
@@ -187,21 +223,40 @@ impl Peer {
     ///
     /// # Errors
     /// As [`Peer::dial`].
-    pub async fn dial_as(place: Place, key: &SigningKey, from: Option<IpAddr>, manners: Manners) -> Result<Peer> {
+    pub async fn dial_as(
+        place: Place,
+        key: &SigningKey,
+        from: Option<IpAddr>,
+        manners: Manners,
+    ) -> Result<Peer> {
         let connected = async {
             match place {
-                Place::Tcp(to) => secured(tcp::tokio::TcpStream(socket(to, from).await?), key).await,
+                Place::Tcp(to) => {
+                    secured(tcp::tokio::TcpStream(socket(to, from).await?), key).await
+                }
                 Place::Memory(number) => {
-                    let options = DialOpts { role: Endpoint::Dialer, port_use: PortUse::New };
+                    let options = DialOpts {
+                        role: Endpoint::Dialer,
+                        port_use: PortUse::New,
+                    };
                     let address: Multiaddr = format!("/memory/{number}").parse()?;
-                    secured(MemoryTransport::default().dial(address, options)?.await?, key).await
+                    secured(
+                        MemoryTransport::default().dial(address, options)?.await?,
+                        key,
+                    )
+                    .await
                 }
             }
         };
-        let (_, muxer) = tokio::time::timeout(PATIENCE, connected).await.context("no connection in time")??;
+        let (_, muxer) = tokio::time::timeout(PATIENCE, connected)
+            .await
+            .context("no connection in time")??;
         let (orders, taken) = mpsc::channel(64);
         tokio::spawn(run(muxer, taken, key.clone(), manners));
-        Ok(Peer { key: key.clone(), orders })
+        Ok(Peer {
+            key: key.clone(),
+            orders,
+        })
     }
 
     /// Whether the victim has ended the connection.
@@ -215,8 +270,14 @@ impl Peer {
     /// The connection has ended, or the victim takes no more streams.
     pub async fn stream(&self) -> Result<SubstreamBox> {
         let (reply, stream) = oneshot::channel();
-        self.orders.send(reply).await.ok().context("the connection has ended")?;
-        let opened = tokio::time::timeout(PATIENCE, stream).await.context("no stream in time")?;
+        self.orders
+            .send(reply)
+            .await
+            .ok()
+            .context("the connection has ended")?;
+        let opened = tokio::time::timeout(PATIENCE, stream)
+            .await
+            .context("no stream in time")?;
         opened.context("the connection has ended")
     }
 
@@ -226,7 +287,9 @@ impl Peer {
     /// As [`Peer::stream`], or the victim does not offer the protocol.
     pub async fn open(&self, protocol: &str) -> Result<SubstreamBox> {
         let mut stream = self.stream().await?;
-        tokio::time::timeout(PATIENCE, choose(&mut stream, protocol)).await.context("no protocol in time")??;
+        tokio::time::timeout(PATIENCE, choose(&mut stream, protocol))
+            .await
+            .context("no protocol in time")??;
         Ok(stream)
     }
 
@@ -253,7 +316,9 @@ impl Peer {
     /// There is none in [`PATIENCE`].
     pub async fn ask(&self, protocol: &str, body: &[u8]) -> Result<Vec<u8>> {
         let mut stream = self.send(protocol, body).await?;
-        tokio::time::timeout(PATIENCE, answer(&mut stream)).await.context("no answer in time")?
+        tokio::time::timeout(PATIENCE, answer(&mut stream))
+            .await
+            .context("no answer in time")?
     }
 
     /// A member's request.
@@ -261,7 +326,9 @@ impl Peer {
     /// # Errors
     /// As [`Peer::ask`]; a stranger is not offered the protocol.
     pub async fn control(&self, request: &ControlRequest) -> Result<ControlAnswer> {
-        Ok(control::decode(&self.ask(CONTROL, &control::encode(request)).await?)?)
+        Ok(control::decode(
+            &self.ask(CONTROL, &control::encode(request)).await?,
+        )?)
     }
 
     /// A stranger's request.
@@ -269,7 +336,9 @@ impl Peer {
     /// # Errors
     /// As [`Peer::ask`].
     pub async fn join(&self, request: &JoinRequest) -> Result<JoinAnswer> {
-        Ok(control::decode(&self.ask(JOIN, &control::encode(request)).await?)?)
+        Ok(control::decode(
+            &self.ask(JOIN, &control::encode(request)).await?,
+        )?)
     }
 
     /// Says without being asked where we listen.
@@ -291,7 +360,10 @@ pub async fn answer(stream: &mut SubstreamBox) -> Result<Vec<u8>> {
     let mut length = [0; 4];
     stream.read_exact(&mut length).await?;
     let length = usize::try_from(u32::from_be_bytes(length))?;
-    ensure!(length <= control::MAX_CONTROL, "an answer of {length} bytes");
+    ensure!(
+        length <= control::MAX_CONTROL,
+        "an answer of {length} bytes"
+    );
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await?;
     Ok(body)
@@ -350,8 +422,11 @@ async fn run(
 
 /// What we say on a stream of the victim's: enough to count as alive, and what our manners add.
 async fn respond(mut stream: SubstreamBox, key: &SigningKey, manners: &Manners) -> Result<()> {
-    let known: &[&'static str] =
-        if manners.claimed.is_empty() { &["/ipfs/ping/1.0.0"] } else { &["/ipfs/ping/1.0.0", "/ipfs/id/1.0.0"] };
+    let known: &[&'static str] = if manners.claimed.is_empty() {
+        &["/ipfs/ping/1.0.0"]
+    } else {
+        &["/ipfs/ping/1.0.0", "/ipfs/id/1.0.0"]
+    };
     if offer(&mut stream, known).await? == "/ipfs/id/1.0.0" {
         stream.write_all(&identify(key, &manners.claimed)).await?;
         return Ok(stream.close().await?);
@@ -379,7 +454,12 @@ fn varint(mut number: usize) -> Vec<u8> {
 fn identify(key: &SigningKey, claimed: &[Multiaddr]) -> Vec<u8> {
     let field = |tag: u8, bytes: &[u8]| [&[tag][..], &varint(bytes.len()), bytes].concat();
     let public = [&[8, 1, 18, 32][..], &key.verifying_key().to_bytes()].concat();
-    let mut body = [field(10, &public), field(42, b"byway/1"), field(50, b"byway/evil")].concat();
+    let mut body = [
+        field(10, &public),
+        field(42, b"byway/1"),
+        field(50, b"byway/evil"),
+    ]
+    .concat();
     for address in claimed {
         body.extend(field(18, &address.to_vec()));
     }
@@ -396,7 +476,8 @@ where
     R: Future<Output = ()> + Send + 'static,
 {
     let (peer, mut muxer) = welcomed(tcp::tokio::TcpStream(stream), key).await?;
-    let peer = PeerId::from_multihash(&peer.to_bytes()).context("a peer with another kind of key")?;
+    let peer =
+        PeerId::from_multihash(&peer.to_bytes()).context("a peer with another kind of key")?;
     poll_fn(|cx| {
         loop {
             match Pin::new(&mut muxer).poll_inbound(cx) {
@@ -425,7 +506,9 @@ pub async fn serve_one(
     offer(stream, &[protocol]).await?;
     let request = answer(stream).await?;
     if let Some(body) = reply(request) {
-        stream.write_all(&u32::try_from(body.len())?.to_be_bytes()).await?;
+        stream
+            .write_all(&u32::try_from(body.len())?.to_be_bytes())
+            .await?;
         stream.write_all(&body).await?;
         stream.flush().await?;
     }

@@ -35,10 +35,15 @@ pub struct Shape {
 /// # Errors
 /// The victim is not reached over TCP addresses.
 pub async fn hold(hand: &Hand, shape: Shape) -> Result<Tally> {
-    let Place::Tcp(to) = hand.first()? else { bail!("unfinished connections need an IP address") };
+    let Place::Tcp(to) = hand.first()? else {
+        bail!("unfinished connections need an IP address")
+    };
     let end = Instant::now() + shape.lasts;
-    let sources: Vec<Option<IpAddr>> =
-        if hand.from.is_empty() { vec![None] } else { hand.from.iter().copied().map(Some).collect() };
+    let sources: Vec<Option<IpAddr>> = if hand.from.is_empty() {
+        vec![None]
+    } else {
+        hand.from.iter().copied().map(Some).collect()
+    };
     let mut all = JoinSet::new();
     for source in sources {
         for _ in 0..shape.per_source {
@@ -70,7 +75,9 @@ async fn silent(to: SocketAddr, source: Option<IpAddr>, drip: bool, end: Instant
             if drip && stream.write_all(&[*byte]).await.is_err() {
                 break;
             }
-            let gone = tokio::time::timeout(Duration::from_secs(1), closed(&stream)).await.is_ok();
+            let gone = tokio::time::timeout(Duration::from_secs(1), closed(&stream))
+                .await
+                .is_ok();
             if gone || Instant::now() >= end {
                 break;
             }
@@ -99,7 +106,11 @@ async fn closed(stream: &tokio::net::TcpStream) {
 /// datagrams through.
 async fn half_open(to: SocketAddr, source: Option<IpAddr>, end: Instant) -> Result<Tally> {
     let mut tally = Tally::default();
-    let any: IpAddr = if to.is_ipv4() { [0, 0, 0, 0].into() } else { [0_u16; 8].into() };
+    let any: IpAddr = if to.is_ipv4() {
+        [0, 0, 0, 0].into()
+    } else {
+        [0_u16; 8].into()
+    };
     while Instant::now() < end {
         let outside = UdpSocket::bind(SocketAddr::new(source.unwrap_or(any), 0)).await?;
         outside.connect(to).await?;
@@ -127,7 +138,9 @@ async fn half_open(to: SocketAddr, source: Option<IpAddr>, end: Instant) -> Resu
             }
         };
         let wait = Duration::from_secs(6).min(end.saturating_duration_since(Instant::now()));
-        let connecting = client.connect(inside.local_addr()?, "l").context("begin a QUIC handshake")?;
+        let connecting = client
+            .connect(inside.local_addr()?, "l")
+            .context("begin a QUIC handshake")?;
         tokio::select! {
             () = relayed => {}
             _ = connecting => {}
@@ -144,8 +157,12 @@ fn client() -> Result<quinn::Endpoint> {
     let tls = libp2p_tls::make_client_config(&key, None)?;
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls)?;
     let socket = StdSocket::bind("127.0.0.1:0")?;
-    let mut endpoint =
-        quinn::Endpoint::new(quinn::EndpointConfig::default(), None, socket, Arc::new(quinn::TokioRuntime))?;
+    let mut endpoint = quinn::Endpoint::new(
+        quinn::EndpointConfig::default(),
+        None,
+        socket,
+        Arc::new(quinn::TokioRuntime),
+    )?;
     endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));
     Ok(endpoint)
 }

@@ -95,7 +95,11 @@ pub struct Step {
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {:?} as {:?}: {}", self.number, self.what, self.standing, self.outcome)
+        write!(
+            f,
+            "{}: {:?} as {:?}: {}",
+            self.number, self.what, self.standing, self.outcome
+        )
     }
 }
 
@@ -118,13 +122,24 @@ pub struct Walk {
 impl Walk {
     /// A walk of a seed.
     pub fn new(hand: Hand, actors: Vec<Actor>, seed: u64) -> Walk {
-        Walk { hand, actors, names: vec![], victims: vec![], expendable: vec![], dice: Dice::new(seed), steps: 0 }
+        Walk {
+            hand,
+            actors,
+            names: vec![],
+            victims: vec![],
+            expendable: vec![],
+            dice: Dice::new(seed),
+            steps: 0,
+        }
     }
 
     /// The next move. A refusal is an outcome, not an error.
     pub async fn step(&mut self) -> Step {
         // Drawn before anything is awaited, so that what the victims do changes no later draw.
-        let (actor, what) = (self.dice.pick(&self.actors).cloned(), self.dice.pick(MOVES).copied());
+        let (actor, what) = (
+            self.dice.pick(&self.actors).cloned(),
+            self.dice.pick(MOVES).copied(),
+        );
         let (Some(actor), Some(what)) = (actor, what) else {
             return Step {
                 number: 0,
@@ -135,17 +150,29 @@ impl Walk {
         };
         let mut dice = Dice::new(self.dice.roll());
         self.steps += 1;
-        let mut hand = Hand { key: actor.key.clone(), ..self.hand.clone() };
+        let mut hand = Hand {
+            key: actor.key.clone(),
+            ..self.hand.clone()
+        };
         if actor.standing == Standing::Former {
             // Nobody talks to a former admin: a member passes on what it signs.
-            hand.carrier = self.actors.iter().find(|a| a.standing == Standing::Member).map(|a| a.key.clone());
+            hand.carrier = self
+                .actors
+                .iter()
+                .find(|a| a.standing == Standing::Member)
+                .map(|a| a.key.clone());
         }
         let outcome = match tokio::time::timeout(MOVE, self.act(&hand, what, &mut dice)).await {
             Ok(Ok(tally)) => tally.to_string(),
             Ok(Err(error)) => format!("{error:#}"),
             Err(_) => "took too long".to_owned(),
         };
-        Step { number: self.steps, standing: actor.standing, what, outcome }
+        Step {
+            number: self.steps,
+            standing: actor.standing,
+            what,
+            outcome,
+        }
     }
 
     async fn act(&self, hand: &Hand, what: Move, dice: &mut Dice) -> Result<Tally> {
@@ -153,7 +180,8 @@ impl Walk {
         match what {
             Move::Heads => claims::heads(hand, dice, 1, 200 + few as u64 * 100).await,
             Move::Revoke => {
-                let victim: Vec<PeerId> = dice.pick(&self.expendable).copied().into_iter().collect();
+                let victim: Vec<PeerId> =
+                    dice.pick(&self.expendable).copied().into_iter().collect();
                 let generation = if dice.below(2) == 0 { u32::MAX } else { 1 };
                 claims::revoke(hand, &victim, generation).await
             }
@@ -166,7 +194,10 @@ impl Walk {
             Move::Clock => claims::clock(hand, dice.below(86_400 * 400)).await,
             Move::Replay => claims::replay(hand, dice).await,
             Move::Mutual => {
-                let mut known = self.actors.iter().filter(|a| a.standing != Standing::Stranger);
+                let mut known = self
+                    .actors
+                    .iter()
+                    .filter(|a| a.standing != Standing::Stranger);
                 let partner = known.rfind(|a| a.key != hand.key);
                 match partner {
                     Some(partner) => claims::mutual(hand, &partner.key).await,
@@ -177,14 +208,26 @@ impl Walk {
             Move::Items => claims::items(hand, dice, 200).await,
             Move::Present => claims::present(hand, dice).await,
             Move::Flood => {
-                let issuer = dice.pick(&self.victims).copied().filter(|_| dice.below(2) == 0);
+                let issuer = dice
+                    .pick(&self.victims)
+                    .copied()
+                    .filter(|_| dice.below(2) == 0);
                 let pause = Duration::from_millis(dice.below(100));
-                let flood = Flood { issuer, records: 50 * few, inflight: few, pause, lasts: brief };
+                let flood = Flood {
+                    issuer,
+                    records: 50 * few,
+                    inflight: few,
+                    pause,
+                    lasts: brief,
+                };
                 load::flood(hand, dice, flood).await
             }
             Move::Requests => load::requests(hand, dice, few, "guest", brief).await,
             Move::Invites => {
-                let issuer = dice.pick(&self.victims).copied().unwrap_or(peer_of(&hand.key));
+                let issuer = dice
+                    .pick(&self.victims)
+                    .copied()
+                    .unwrap_or(peer_of(&hand.key));
                 load::invites(hand, dice, issuer, 50, brief).await
             }
             Move::Growth => load::growth(hand, dice, few, 200, brief).await,

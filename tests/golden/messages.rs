@@ -9,13 +9,16 @@ use byway::model::genesis::{Admission, Genesis, Prefix6};
 use byway::model::id::PeerId;
 use byway::model::join::{Ask, Invite, Proof, SignedAsk, lookup};
 use byway::model::record::{
-    Blocks, Body, Doc, Grant, Head, Item, NameEntry, Registration, Revocation, Role, Seat, Signed, Term, WorkloadEntry,
+    Blocks, Body, Doc, Grant, Head, Item, NameEntry, Registration, Revocation, Role, Seat, Signed,
+    Term, WorkloadEntry,
 };
 use byway::model::zone::RecordData;
 use byway::packet::offload::{Kind, Offload};
 use byway::packet::rejoin::Piece;
 use byway::wire::agent::{self, Agent};
-use byway::wire::control::{self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest, set_hash, short};
+use byway::wire::control::{
+    self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest, set_hash, short,
+};
 use byway::wire::datagram::{Control, Trailer, append};
 use byway::wire::frame::{self, Decoder, Frame};
 use byway::wire::service::{self, Refusal, ServiceAnswer, ServiceCode, ServiceRequest, kind};
@@ -62,7 +65,11 @@ impl Golden {
     }
 
     /// A message of postcard.
-    fn message<T: Serialize + DeserializeOwned + PartialEq + Debug>(&mut self, name: &str, message: &T) {
+    fn message<T: Serialize + DeserializeOwned + PartialEq + Debug>(
+        &mut self,
+        name: &str,
+        message: &T,
+    ) {
         let bytes = control::encode(message);
         assert_eq!(control::decode::<T>(&bytes).as_ref(), Ok(message), "{name}");
         self.put(name, bytes);
@@ -89,7 +96,10 @@ pub fn grant() -> Grant {
         version: 300,
         seat: 0,
         addresses: vec!["10.77.2.1".parse().unwrap(), "fd00::2".parse().unwrap()],
-        leases: vec!["10.77.2.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()],
+        leases: vec![
+            "10.77.2.0/24".parse().unwrap(),
+            "fd00::/64".parse().unwrap(),
+        ],
         not_before: TIME,
         not_after: TIME + 90 * 86_400,
         term: Term::Full,
@@ -103,14 +113,37 @@ fn records(golden: &mut Golden) -> Vec<Signed> {
     golden.put("genesis", bytes);
     golden.put("genesis/id", genesis().id().0.to_vec());
     golden.put("genesis/lookup", lookup(genesis().id()).to_vec());
-    let seat = Seat { admin: peer(2), since: 1, part: vec![Blocks { first: 4, count: 300 }] };
-    let head = Head { number: 1, seats: vec![seat], least: 1, destroyed: false, issued: TIME };
+    let seat = Seat {
+        admin: peer(2),
+        since: 1,
+        part: vec![Blocks {
+            first: 4,
+            count: 300,
+        }],
+    };
+    let head = Head {
+        number: 1,
+        seats: vec![seat],
+        least: 1,
+        destroyed: false,
+        issued: TIME,
+    };
     let head = golden.record("head", 1, &Body::Head(head));
     let granted = golden.record("grant", 1, &Body::Grant(grant()));
-    let brief =
-        Grant { role: Role::Member, term: Term::Trial, not_after: TIME + 3600, labels: BTreeMap::new(), ..grant() };
+    let brief = Grant {
+        role: Role::Member,
+        term: Term::Trial,
+        not_after: TIME + 3600,
+        labels: BTreeMap::new(),
+        ..grant()
+    };
     golden.record("grant-trial", 1, &Body::Grant(brief));
-    let revocation = Revocation { subject: peer(3), generation: 1, ends: granted.digest(), seat: 1 };
+    let revocation = Revocation {
+        subject: peer(3),
+        generation: 1,
+        ends: granted.digest(),
+        seat: 1,
+    };
     golden.record("revocation", 2, &Body::Revocation(revocation));
     let registration = Registration {
         holder: peer(2),
@@ -120,26 +153,57 @@ fn records(golden: &mut Golden) -> Vec<Signed> {
         released: [("old".to_owned(), 3)].into(),
     };
     golden.record("registration", 1, &Body::Registration(registration));
-    let named = |name: &str, data| NameEntry { name: name.to_owned(), data, ttl: 30 };
+    let named = |name: &str, data| NameEntry {
+        name: name.to_owned(),
+        data,
+        ttl: 30,
+    };
     let doc = Doc {
         version: 5,
         issued: TIME,
         life: u64::MAX,
         left: None,
         endpoints: vec!["/ip4/192.0.2.1/tcp/4100".to_owned()],
-        workloads: vec![WorkloadEntry { name: "db".parse().unwrap(), addresses: vec!["10.77.2.9".parse().unwrap()] }],
+        workloads: vec![WorkloadEntry {
+            name: "db".parse().unwrap(),
+            addresses: vec!["10.77.2.9".parse().unwrap()],
+        }],
         names: vec![
             named("db", RecordData::Address("10.77.2.9".parse().unwrap())),
             named("txt", RecordData::Txt("hello".to_owned())),
             named("www", RecordData::Cname("db".to_owned())),
-            named("_pg._tcp", RecordData::Srv { priority: 1, weight: 2, port: 5432, target: "db".to_owned() }),
+            named(
+                "_pg._tcp",
+                RecordData::Srv {
+                    priority: 1,
+                    weight: 2,
+                    port: 5432,
+                    target: "db".to_owned(),
+                },
+            ),
         ],
     };
     golden.record("document", 2, &Body::Doc(doc));
-    golden.record("document-goodbye", 2, &Body::Doc(Doc { version: 6, issued: TIME, left: Some(2), ..Doc::default() }));
+    golden.record(
+        "document-goodbye",
+        2,
+        &Body::Doc(Doc {
+            version: 6,
+            issued: TIME,
+            left: Some(2),
+            ..Doc::default()
+        }),
+    );
     let item = |slot: &[u8], data: &[u8]| {
         let (slot, data) = (slot.to_vec(), data.to_vec());
-        Body::Item(Item { kind: 40_000, slot, version: 7, issued: TIME, expires: TIME + 3600, data })
+        Body::Item(Item {
+            kind: 40_000,
+            slot,
+            version: 7,
+            issued: TIME,
+            expires: TIME + 3600,
+            data,
+        })
     };
     let said = golden.record("item", 2, &item(b"slot", b"of a later version"));
     golden.record("item-taken-back", 2, &item(b"", b""));
@@ -176,11 +240,21 @@ fn joining(golden: &mut Golden, records: &[Signed]) {
     let head = records.first().unwrap().clone();
     let requests = [
         JoinRequest::Probe(subnet),
-        JoinRequest::Nonce { subnet, issuer: peer(1), joiner: peer(4) },
+        JoinRequest::Nonce {
+            subnet,
+            issuer: peer(1),
+            joiner: peer(4),
+        },
         JoinRequest::Ask(signed),
-        JoinRequest::Withdraw { subnet, joiner: peer(4) },
+        JoinRequest::Withdraw {
+            subnet,
+            joiner: peer(4),
+        },
         JoinRequest::Decline(head),
-        JoinRequest::Show { subnet, records: records.to_vec() },
+        JoinRequest::Show {
+            subnet,
+            records: records.to_vec(),
+        },
         JoinRequest::Genesis(lookup(subnet)),
     ];
     for request in &requests {
@@ -202,9 +276,18 @@ fn joining(golden: &mut Golden, records: &[Signed]) {
         JoinAnswer::Known,
         JoinAnswer::Nonce([8; 16]),
         JoinAnswer::Pending { reached: true },
-        JoinAnswer::Admitted { genesis: genesis.clone(), records: records.clone() },
-        JoinAnswer::Refused { code: "E-RATE".to_owned(), message: "wait".to_owned() },
-        JoinAnswer::Ended { genesis: genesis.clone(), heads: records },
+        JoinAnswer::Admitted {
+            genesis: genesis.clone(),
+            records: records.clone(),
+        },
+        JoinAnswer::Refused {
+            code: "E-RATE".to_owned(),
+            message: "wait".to_owned(),
+        },
+        JoinAnswer::Ended {
+            genesis: genesis.clone(),
+            heads: records,
+        },
         JoinAnswer::Genesis(genesis),
     ];
     for answer in &answers {
@@ -224,13 +307,29 @@ fn joining(golden: &mut Golden, records: &[Signed]) {
 
 fn controls(golden: &mut Golden, records: &[Signed]) {
     let subnet = genesis().id();
-    let endpoints = vec!["192.0.2.1:4100".parse().unwrap(), "[2001:db8::1]:4100".parse().unwrap()];
+    let endpoints = vec![
+        "192.0.2.1:4100".parse().unwrap(),
+        "[2001:db8::1]:4100".parse().unwrap(),
+    ];
     let requests = [
-        ControlRequest::Compare { subnet, hash: [1; 32] },
-        ControlRequest::Pull { subnet, have: vec![[2; 8], [3; 8]] },
-        ControlRequest::Push { subnet, records: records.to_vec() },
+        ControlRequest::Compare {
+            subnet,
+            hash: [1; 32],
+        },
+        ControlRequest::Pull {
+            subnet,
+            have: vec![[2; 8], [3; 8]],
+        },
+        ControlRequest::Push {
+            subnet,
+            records: records.to_vec(),
+        },
         ControlRequest::Forward(JoinRequest::Probe(subnet)),
-        ControlRequest::Session { subnet, message: vec![1, 2, 3], endpoints: endpoints.clone() },
+        ControlRequest::Session {
+            subnet,
+            message: vec![1, 2, 3],
+            endpoints: endpoints.clone(),
+        },
     ];
     for request in &requests {
         let name = match request {
@@ -245,11 +344,17 @@ fn controls(golden: &mut Golden, records: &[Signed]) {
     let answers = [
         ControlAnswer::Same,
         ControlAnswer::Different,
-        ControlAnswer::Records { records: records.to_vec(), want: vec![[4; 8]] },
+        ControlAnswer::Records {
+            records: records.to_vec(),
+            want: vec![[4; 8]],
+        },
         ControlAnswer::Done,
         ControlAnswer::Forwarded(JoinAnswer::Known),
         ControlAnswer::NotMember,
-        ControlAnswer::Session { message: vec![4, 5, 6], endpoints },
+        ControlAnswer::Session {
+            message: vec![4, 5, 6],
+            endpoints,
+        },
         ControlAnswer::NoSession,
     ];
     for answer in &answers {
@@ -273,14 +378,34 @@ fn services(golden: &mut Golden) {
         assert_eq!(ServiceRequest::parse(bytes.clone()), Ok(request), "{name}");
         golden.put(&format!("service/request/{name}"), bytes);
     };
-    let ping =
-        ServiceRequest { kind: kind::PING, id: 0x0102_0304_0506_0708, subnet: None, deadline_ms: 8000, body: vec![] };
-    let clock = ServiceRequest { kind: kind::CLOCK, body: service::clock(TIME * 1000), ..ping.clone() };
+    let ping = ServiceRequest {
+        kind: kind::PING,
+        id: 0x0102_0304_0506_0708,
+        subnet: None,
+        deadline_ms: 8000,
+        body: vec![],
+    };
+    let clock = ServiceRequest {
+        kind: kind::CLOCK,
+        body: service::clock(TIME * 1000),
+        ..ping.clone()
+    };
     request("ping", ping.clone());
     request("clock", clock);
-    request("later", ServiceRequest { kind: 40_000, subnet: Some(genesis().id()), body: b"later".to_vec(), ..ping });
+    request(
+        "later",
+        ServiceRequest {
+            kind: 40_000,
+            subnet: Some(genesis().id()),
+            body: b"later".to_vec(),
+            ..ping
+        },
+    );
     let mut answer = |name: &str, result| {
-        let answer = ServiceAnswer { id: 0x0102_0304_0506_0708, result };
+        let answer = ServiceAnswer {
+            id: 0x0102_0304_0506_0708,
+            result,
+        };
         let bytes = answer.encode();
         assert_eq!(ServiceAnswer::parse(bytes.clone()), Ok(answer), "{name}");
         golden.put(&format!("service/answer/{name}"), bytes);
@@ -288,7 +413,11 @@ fn services(golden: &mut Golden) {
     answer("done", Ok(b"yes".to_vec()));
     answer("clock", Ok(service::clock(TIME * 1000)));
     for code in ServiceCode::ALL {
-        let retry_ms = if code == ServiceCode::SlowDown { 250 } else { 0 };
+        let retry_ms = if code == ServiceCode::SlowDown {
+            250
+        } else {
+            0
+        };
         answer(&code.number().to_string(), Err(Refusal { code, retry_ms }));
     }
     // The number of this program may grow; what it speaks may not without another name in this file.
@@ -301,7 +430,13 @@ fn services(golden: &mut Golden) {
 /// Frames on the UDP port. Those of a path's probes belong to the peer, and are few: they are written anew where it
 /// changes them before the first release.
 fn datagrams(golden: &mut Golden) {
-    let piece = Piece { kind: Kind::Tcp4, headers: 52, index: 1, last: 3, size: 1300 };
+    let piece = Piece {
+        kind: Kind::Tcp4,
+        headers: 52,
+        index: 1,
+        last: 3,
+        size: 1300,
+    };
     let trailers = [
         ("packet", Trailer::Packet { partial: false }),
         ("packet-partial", Trailer::Packet { partial: true }),
@@ -311,15 +446,38 @@ fn datagrams(golden: &mut Golden) {
     ];
     for (name, trailer) in trailers {
         assert_eq!(Trailer::decode(trailer.encode()), Some(trailer));
-        golden.put(&format!("datagram/trailer/{name}"), trailer.encode().to_vec());
+        golden.put(
+            &format!("datagram/trailer/{name}"),
+            trailer.encode().to_vec(),
+        );
     }
     let mut bundle = Vec::new();
     assert!(append(&mut bundle, &[0x45; 20], false) && append(&mut bundle, &[0x60; 48], true));
     golden.put("datagram/bundle", bundle);
     let controls = [
-        ("probe", Control::Probe { token: 0x0102_0304_0506_0708 }, 12),
-        ("answer4", Control::Answer { token: 9, seen: "192.0.2.1:4100".parse().unwrap() }, 0),
-        ("answer6", Control::Answer { token: 9, seen: "[2001:db8::1]:4100".parse().unwrap() }, 0),
+        (
+            "probe",
+            Control::Probe {
+                token: 0x0102_0304_0506_0708,
+            },
+            12,
+        ),
+        (
+            "answer4",
+            Control::Answer {
+                token: 9,
+                seen: "192.0.2.1:4100".parse().unwrap(),
+            },
+            0,
+        ),
+        (
+            "answer6",
+            Control::Answer {
+                token: 9,
+                seen: "[2001:db8::1]:4100".parse().unwrap(),
+            },
+            0,
+        ),
         ("rekey", Control::Rekey(&[1, 2, 3]), 0),
         ("close", Control::Close, 0),
     ];
@@ -329,26 +487,45 @@ fn datagrams(golden: &mut Golden) {
         assert_eq!(Control::decode(&body), Some(control));
         golden.put(&format!("datagram/control/{name}"), body);
     }
-    for (name, cipher) in [("aes", Cipher::Aes256Gcm), ("chacha", Cipher::ChaCha20Poly1305)] {
+    for (name, cipher) in [
+        ("aes", Cipher::Aes256Gcm),
+        ("chacha", Cipher::ChaCha20Poly1305),
+    ] {
         let sealer = Sealer::new(cipher, Library::AwsLc, &[5; 32], 0x0a0b_0c00);
         let nonce = sealer.take(1).unwrap().next().unwrap();
         let mut out = vec![0; 200];
         let body = [0x45; 40];
-        let length = sealer.seal(nonce, &body, &Trailer::Packet { partial: false }.encode(), &mut out).unwrap();
+        let length = sealer
+            .seal(
+                nonce,
+                &body,
+                &Trailer::Packet { partial: false }.encode(),
+                &mut out,
+            )
+            .unwrap();
         out.truncate(length);
         let header = Header::decode(&out).unwrap();
         assert_eq!((header.receiver, header.counter), (0x0a0b_0c00, 0));
         let mut plain = vec![0; 200];
         let (clear, sealed) = out.split_first_chunk::<HEADER>().unwrap();
-        let opened = Opener::new(cipher, Library::AwsLc, &[5; 32]).open(clear, sealed, &mut plain).unwrap();
-        assert_eq!(plain[..opened], [&body[..], &Trailer::Packet { partial: false }.encode()].concat());
+        let opened = Opener::new(cipher, Library::AwsLc, &[5; 32])
+            .open(clear, sealed, &mut plain)
+            .unwrap();
+        assert_eq!(
+            plain[..opened],
+            [&body[..], &Trailer::Packet { partial: false }.encode()].concat()
+        );
         golden.put(&format!("datagram/frame/{name}"), out);
     }
 }
 
 fn streams(golden: &mut Golden) {
     let packet = [&frame::packet_header(&Offload::NONE, 20)[..], &[0x45; 20]].concat();
-    let all = [("packet", packet), ("ping", frame::ping(7).to_vec()), ("pong", frame::pong(7).to_vec())];
+    let all = [
+        ("packet", packet),
+        ("ping", frame::ping(7).to_vec()),
+        ("pong", frame::pong(7).to_vec()),
+    ];
     for (name, bytes) in all {
         let mut decoder = Decoder::default();
         let room = decoder.space();
@@ -356,7 +533,9 @@ fn streams(golden: &mut Golden) {
         decoder.filled(bytes.len());
         let read = decoder.decode().unwrap().unwrap();
         match (name, read) {
-            ("packet", Frame::Packet { .. }) | ("ping", Frame::Ping(7)) | ("pong", Frame::Pong(7)) => {}
+            ("packet", Frame::Packet { .. })
+            | ("ping", Frame::Ping(7))
+            | ("pong", Frame::Pong(7)) => {}
             other => panic!("{other:?}"),
         }
         golden.put(&format!("stream/{name}"), bytes);
@@ -374,22 +553,36 @@ fn every_record_and_message_has_exactly_the_bytes_of_version_1() {
     streams(&mut golden);
     if writes() {
         let head = "# NAME HEX: what version 1 stores and sends. See README.md.\n";
-        let lines: String = golden.0.iter().map(|(name, bytes)| format!("{name} {}\n", hex(bytes))).collect();
+        let lines: String = golden
+            .0
+            .iter()
+            .map(|(name, bytes)| format!("{name} {}\n", hex(bytes)))
+            .collect();
         std::fs::write(file("v1.hex"), format!("{head}{lines}")).unwrap();
     }
     let kept = read("v1.hex");
     for (name, bytes) in &golden.0 {
         let was = kept.get(name).map(|bytes| hex(bytes));
-        assert_eq!(Some(hex(bytes)), was, "{name} has other bytes than those of version 1");
+        assert_eq!(
+            Some(hex(bytes)),
+            was,
+            "{name} has other bytes than those of version 1"
+        );
     }
-    let gone: Vec<&String> = kept.keys().filter(|name| !golden.0.contains_key(*name)).collect();
+    let gone: Vec<&String> = kept
+        .keys()
+        .filter(|name| !golden.0.contains_key(*name))
+        .collect();
     assert!(gone.is_empty(), "version 1 has these too: {gone:?}");
     // A record with one bit changed is none: its bytes are looked at whole.
     for (name, bytes) in kept.iter().filter(|(name, _)| name.starts_with("record/")) {
         for at in 0..bytes.len() {
             let mut forged = bytes.clone();
             forged[at] ^= 1;
-            assert!(!Signed::parse(&forged).is_ok_and(|signed| signed.verify().is_ok()), "{name} byte {at}");
+            assert!(
+                !Signed::parse(&forged).is_ok_and(|signed| signed.verify().is_ok()),
+                "{name} byte {at}"
+            );
         }
     }
 }

@@ -35,7 +35,11 @@ fn public(secret: &[u8; 32]) -> [u8; 32] {
 fn identity(dir: &Path, new: bool) -> Identity {
     let secret = |name: &str| store::secret(dir, name, !new).unwrap();
     let seed = store::identity(dir, None, !new).unwrap();
-    Identity::new(&seed, public(&secret("data.key")), public(&secret("seal.key")))
+    Identity::new(
+        &seed,
+        public(&secret("data.key")),
+        public(&secret("seal.key")),
+    )
 }
 
 /// A subnet in which each kind of thing that is saved is there once.
@@ -65,8 +69,18 @@ fn subnet(state: &State) -> Subnet {
         asked: TIME,
         proof: None,
     };
-    subnet.admit(&state.me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), TIME).unwrap();
-    subnet.keep_own(&state.me, &["/ip4/192.0.2.1/tcp/4100".to_owned()], TIME).unwrap();
+    subnet
+        .admit(
+            &state.me,
+            &ask,
+            (Role::Member, Term::Full),
+            &BTreeMap::new(),
+            TIME,
+        )
+        .unwrap();
+    subnet
+        .keep_own(&state.me, &["/ip4/192.0.2.1/tcp/4100".to_owned()], TIME)
+        .unwrap();
     let item = Item {
         kind: 40_000,
         slot: b"slot".to_vec(),
@@ -95,8 +109,16 @@ fn subnet(state: &State) -> Subnet {
     local.reserved = BTreeMap::from([(peer(3), vec!["10.77.9.0/24".parse().unwrap()])]);
     local.workloads.push(Workload {
         name: "db".parse().unwrap(),
-        target: Target::Docker { name: "db".to_owned(), id: "0123456789abcdef".repeat(4) },
-        netns: Some(NetnsRef { path: "/proc/1/ns/net".into(), device: 4, inode: 5, cookie: Some(6) }),
+        target: Target::Docker {
+            name: "db".to_owned(),
+            id: "0123456789abcdef".repeat(4),
+        },
+        netns: Some(NetnsRef {
+            path: "/proc/1/ns/net".into(),
+            device: 4,
+            inode: 5,
+            cookie: Some(6),
+        }),
         host_link: "bw0".to_owned(),
         inner_link: "bw-lab".to_owned(),
         addresses: vec!["10.77.1.2".parse().unwrap()],
@@ -113,7 +135,10 @@ fn subnet(state: &State) -> Subnet {
         target_port: 80,
         allow: vec!["192.0.2.0/24".parse().unwrap()],
     });
-    local.kept.push(Kept { name: "old".parse().unwrap(), addresses: vec!["10.77.1.3".parse().unwrap()] });
+    local.kept.push(Kept {
+        name: "old".parse().unwrap(),
+        addresses: vec!["10.77.1.3".parse().unwrap()],
+    });
     local.denied = BTreeMap::from([(peer(5), TIME + 60)]);
     subnet
 }
@@ -163,8 +188,13 @@ fn write() {
         fs::set_permissions(to.join(name), fs::Permissions::from_mode(0o644)).unwrap();
     }
     let bytes = fs::read(dir.path().join(STATE_FILE)).unwrap();
-    let lines = bytes.chunks(LINE).zip((0..).step_by(LINE)).filter(|(line, _)| line.iter().any(|byte| *byte != 0));
-    let lines: String = lines.map(|(line, at)| format!("{at} {}\n", hex(line))).collect();
+    let lines = bytes
+        .chunks(LINE)
+        .zip((0..).step_by(LINE))
+        .filter(|(line, _)| line.iter().any(|byte| *byte != 0));
+    let lines: String = lines
+        .map(|(line, at)| format!("{at} {}\n", hex(line)))
+        .collect();
     fs::write(to.join(STATE_HEX), format!("{}\n{lines}", bytes.len())).unwrap();
 }
 
@@ -183,7 +213,11 @@ fn copy() -> TempDir {
         bytes[at..at + line.len()].copy_from_slice(&line);
     }
     fs::write(dir.path().join(STATE_FILE), bytes).unwrap();
-    fs::set_permissions(dir.path().join(STATE_FILE), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::set_permissions(
+        dir.path().join(STATE_FILE),
+        fs::Permissions::from_mode(0o600),
+    )
+    .unwrap();
     dir
 }
 
@@ -199,23 +233,51 @@ fn a_state_directory_of_version_1_is_read_whole() {
     let (state, damage) = State::load(me.clone(), saved.records);
     assert_eq!(damage, []);
     let (id, held) = state.subnets.iter().next().unwrap();
-    assert_eq!((state.subnets.len(), held.records.genesis.owner), (1, me.peer));
+    assert_eq!(
+        (state.subnets.len(), held.records.genesis.owner),
+        (1, me.peer)
+    );
     // Made anew by these keys it is the same, but for what is random in a document.
     let again = subnet(&State::new(me.clone()));
     assert_eq!((again.records.id, &again.local), (*id, &held.local));
     let resolved = held.records.resolve(TIME + 1);
-    let members: BTreeMap<PeerId, String> =
-        resolved.members.iter().map(|(peer, member)| (*peer, member.name.to_string())).collect();
-    assert_eq!(members, BTreeMap::from([(me.peer, "a".to_owned()), (peer(2), "b".to_owned())]));
+    let members: BTreeMap<PeerId, String> = resolved
+        .members
+        .iter()
+        .map(|(peer, member)| (*peer, member.name.to_string()))
+        .collect();
+    assert_eq!(
+        members,
+        BTreeMap::from([(me.peer, "a".to_owned()), (peer(2), "b".to_owned())])
+    );
     let mine = &resolved.members.get(&me.peer).unwrap().grant;
     assert_eq!((mine.data_key, mine.seal_key), (me.data_key, me.seal_key));
-    assert!(held.records.doc(me.peer).is_some_and(|doc| doc.endpoints == ["/ip4/192.0.2.1/tcp/4100"]));
-    assert_eq!(held.records.item(me.peer, 40_000, b"slot").unwrap().data, b"of a later version");
+    assert!(
+        held.records
+            .doc(me.peer)
+            .is_some_and(|doc| doc.endpoints == ["/ip4/192.0.2.1/tcp/4100"])
+    );
+    assert_eq!(
+        held.records.item(me.peer, 40_000, b"slot").unwrap().data,
+        b"of a later version"
+    );
     assert_eq!(state.joins.get(&genesis().id()), Some(&join()));
-    assert_eq!(state.past.iter().map(|past| past.name.to_string()).collect::<Vec<_>>(), ["gone"]);
+    assert_eq!(
+        state
+            .past
+            .iter()
+            .map(|past| past.name.to_string())
+            .collect::<Vec<_>>(),
+        ["gone"]
+    );
     // And it is written to as any other.
     let key = ("trial".to_owned(), vec![1]);
-    store.commit(&Batch { put_local: vec![key], ..Batch::default() }).unwrap();
+    store
+        .commit(&Batch {
+            put_local: vec![key],
+            ..Batch::default()
+        })
+        .unwrap();
 }
 
 #[test]
@@ -233,7 +295,13 @@ fn what_version_1_could_not_say_of_a_workload_is_kept_beside_what_it_said() {
     let former = held.local.workloads[0].clone();
     assert!(former.netns.is_some() && former.target.container().is_some());
     let target = Target::of_engine("cni".parse().unwrap(), "0f1e2d".to_owned(), "eth0").unwrap();
-    let apart = Workload { name: "web".parse().unwrap(), target, netns: None, inner_link: "eth0".into(), ..former };
+    let apart = Workload {
+        name: "web".parse().unwrap(),
+        target,
+        netns: None,
+        inner_link: "eth0".into(),
+        ..former
+    };
     held.local.workloads.push(apart);
     let local = held.local.clone();
     let mut draft = Draft::default();

@@ -57,9 +57,14 @@ impl Answer {
     /// # Errors
     /// It did not.
     pub fn assert_error(&self, exit: i32, code_prefix: &str) -> Result<()> {
-        ensure!(self.code == exit, "expected exit {exit} and {code_prefix}: {self}");
         ensure!(
-            self.err.lines().any(|l| l.starts_with("error: ") && l.contains(&format!("({code_prefix}"))),
+            self.code == exit,
+            "expected exit {exit} and {code_prefix}: {self}"
+        );
+        ensure!(
+            self.err
+                .lines()
+                .any(|l| l.starts_with("error: ") && l.contains(&format!("({code_prefix}"))),
             "expected a line `error: … ({code_prefix}…)`: {self}"
         );
         ensure!(!self.err.contains("panicked"), "a panic: {self}");
@@ -101,11 +106,24 @@ impl Host {
     pub fn new(name: &str, ns: Netns, lab: &Path, under4: String, under6: String) -> Result<Host> {
         let dir = lab.join(name);
         std::fs::create_dir(&dir).with_context(|| format!("make {}", dir.display()))?;
-        std::fs::write(dir.join("byway.toml"), format!("version = 1\n[node]\nname = \"{name}\"\n"))
-            .context("write the configuration")?;
+        std::fs::write(
+            dir.join("byway.toml"),
+            format!("version = 1\n[node]\nname = \"{name}\"\n"),
+        )
+        .context("write the configuration")?;
         let before = RefCell::new(snapshot::of(&ns)?);
         let (daemon, environment, starts) = (RefCell::default(), RefCell::default(), Cell::new(0));
-        Ok(Host { name: name.to_owned(), ns, dir, under4, under6, before, daemon, environment, starts })
+        Ok(Host {
+            name: name.to_owned(),
+            ns,
+            dir,
+            under4,
+            under6,
+            before,
+            daemon,
+            environment,
+            starts,
+        })
     }
 
     /// Its name, also that of its node.
@@ -145,7 +163,9 @@ impl Host {
 
     /// Sets a variable for the daemon and the command line started from now on.
     pub fn set_env(&self, key: &str, value: &str) {
-        self.environment.borrow_mut().push((key.to_owned(), value.to_owned()));
+        self.environment
+            .borrow_mut()
+            .push((key.to_owned(), value.to_owned()));
     }
 
     /// The arguments that start this host's daemon in the foreground.
@@ -169,12 +189,16 @@ impl Host {
     /// It ends at once, or does not answer in ten seconds; its log is in the message.
     pub fn start(&self) -> Result<()> {
         self.start_under(&[])?;
-        until(&format!("the daemon of {} answers", self.name), SOON, || {
-            if let Some(code) = self.ended()? {
-                bail!("the daemon of {} ended with {code}", self.name);
-            }
-            Ok(self.byway(&["status", "--json"])?.code == 0)
-        })
+        until(
+            &format!("the daemon of {} answers", self.name),
+            SOON,
+            || {
+                if let Some(code) = self.ended()? {
+                    bail!("the daemon of {} ended with {code}", self.name);
+                }
+                Ok(self.byway(&["status", "--json"])?.code == 0)
+            },
+        )
         .with_context(|| self.log_tail(20))
         .map(drop)
     }
@@ -186,7 +210,11 @@ impl Host {
     /// The program cannot be started.
     pub fn start_under(&self, before: &[&str]) -> Result<()> {
         let args = self.daemon_args();
-        let words: Vec<&str> = before.iter().copied().chain(args.iter().map(String::as_str)).collect();
+        let words: Vec<&str> = before
+            .iter()
+            .copied()
+            .chain(args.iter().map(String::as_str))
+            .collect();
         let log = self.log()?;
         self.starts.set(self.starts.get() + 1);
         let child = self
@@ -200,22 +228,36 @@ impl Host {
     }
 
     fn with_env(&self, mut command: Command) -> Command {
-        command.env_remove("BYWAY_SOCKET").env("RUST_BACKTRACE", "1");
+        command
+            .env_remove("BYWAY_SOCKET")
+            .env("RUST_BACKTRACE", "1");
         command.envs(self.environment.borrow().iter().map(|(k, v)| (k, v)));
         command
     }
 
     fn log(&self) -> Result<File> {
         let path = self.dir.join("log");
-        OpenOptions::new().create(true).append(true).open(&path).with_context(|| format!("open {}", path.display()))
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .with_context(|| format!("open {}", path.display()))
     }
 
     /// The last lines the daemon wrote.
     pub fn log_tail(&self, lines: usize) -> String {
         let text = std::fs::read_to_string(self.dir.join("log")).unwrap_or_default();
         let all: Vec<&str> = text.lines().collect();
-        let tail = all.get(all.len().saturating_sub(lines)..).unwrap_or_default();
-        format!("--- daemon of {} ({} lines of {})\n{}\n", self.name, tail.len(), all.len(), tail.join("\n"))
+        let tail = all
+            .get(all.len().saturating_sub(lines)..)
+            .unwrap_or_default();
+        format!(
+            "--- daemon of {} ({} lines of {})\n{}\n",
+            self.name,
+            tail.len(),
+            all.len(),
+            tail.join("\n")
+        )
     }
 
     /// Process number of the daemon.
@@ -224,7 +266,10 @@ impl Host {
     /// It was not started.
     pub fn pid(&self) -> Result<i32> {
         let daemon = self.daemon.borrow();
-        let id = daemon.as_ref().with_context(|| format!("the daemon of {} is not started", self.name))?.id();
+        let id = daemon
+            .as_ref()
+            .with_context(|| format!("the daemon of {} is not started", self.name))?
+            .id();
         i32::try_from(id).context("a process number")
     }
 
@@ -234,7 +279,9 @@ impl Host {
     /// It was not started, or the kernel does not tell.
     pub fn ended(&self) -> Result<Option<i32>> {
         let mut daemon = self.daemon.borrow_mut();
-        let child = daemon.as_mut().with_context(|| format!("the daemon of {} is not started", self.name))?;
+        let child = daemon
+            .as_mut()
+            .with_context(|| format!("the daemon of {} is not started", self.name))?;
         Ok(child.try_wait()?.map(|s| s.code().unwrap_or(-1)))
     }
 
@@ -244,7 +291,8 @@ impl Host {
     /// It runs on.
     pub fn wait_ended(&self) -> Result<i32> {
         let child = self.daemon.borrow_mut().take();
-        let mut child = child.with_context(|| format!("the daemon of {} is not started", self.name))?;
+        let mut child =
+            child.with_context(|| format!("the daemon of {} is not started", self.name))?;
         let code = wait_end(&mut child);
         if code.is_err() {
             *self.daemon.borrow_mut() = Some(child);
@@ -286,11 +334,25 @@ impl Host {
         let start = Instant::now();
         kill(Pid::from_raw(self.pid()?), Signal::SIGTERM).context("stop the daemon")?;
         let code = self.wait_ended()?;
-        ensure!(code == 0, "the daemon of {} ended with {code} on SIGTERM\n{}", self.name, self.log_tail(20));
+        ensure!(
+            code == 0,
+            "the daemon of {} ended with {code} on SIGTERM\n{}",
+            self.name,
+            self.log_tail(20)
+        );
         let took = start.elapsed();
-        ensure!(took <= Duration::from_secs(5), "the daemon of {} took {took:?} to stop", self.name);
+        ensure!(
+            took <= Duration::from_secs(5),
+            "the daemon of {} took {took:?} to stop",
+            self.name
+        );
         let log = std::fs::read_to_string(self.dir.join("log")).unwrap_or_default();
-        ensure!(!log.contains("panicked at"), "the daemon of {} panicked\n{}", self.name, self.log_tail(40));
+        ensure!(
+            !log.contains("panicked at"),
+            "the daemon of {} panicked\n{}",
+            self.name,
+            self.log_tail(40)
+        );
         Ok(())
     }
 
@@ -317,13 +379,22 @@ impl Host {
     /// # Errors
     /// Names what came or went.
     pub fn assert_clean(&self) -> Result<()> {
-        self.before.borrow().assert_same(&snapshot::of(&self.ns)?, &format!("host {}", self.name))
+        self.before
+            .borrow()
+            .assert_same(&snapshot::of(&self.ns)?, &format!("host {}", self.name))
     }
 
     fn words<'a>(&self, args: &[&'a str]) -> Vec<String> {
-        let fixed = [binary().to_string_lossy().into_owned(), "--socket".to_owned()];
+        let fixed = [
+            binary().to_string_lossy().into_owned(),
+            "--socket".to_owned(),
+        ];
         let socket = self.socket().to_string_lossy().into_owned();
-        fixed.into_iter().chain([socket]).chain(args.iter().map(|a: &&'a str| (*a).to_owned())).collect()
+        fixed
+            .into_iter()
+            .chain([socket])
+            .chain(args.iter().map(|a: &&'a str| (*a).to_owned()))
+            .collect()
     }
 
     /// Runs `byway ARGS` on this host, for a minute at most.
@@ -332,9 +403,14 @@ impl Host {
     /// It cannot be started.
     pub fn byway(&self, args: &[&str]) -> Result<Answer> {
         let words = self.words(args);
-        let bounded: Vec<&str> =
-            ["timeout", "-k", "2", "60"].into_iter().chain(words.iter().map(String::as_str)).collect();
-        let output = self.with_env(self.ns.command(&bounded)).output().context("start byway")?;
+        let bounded: Vec<&str> = ["timeout", "-k", "2", "60"]
+            .into_iter()
+            .chain(words.iter().map(String::as_str))
+            .collect();
+        let output = self
+            .with_env(self.ns.command(&bounded))
+            .output()
+            .context("start byway")?;
         Answer::of(&[&["byway"], args].concat(), &output)
     }
 
@@ -357,7 +433,10 @@ impl Host {
         ensure!(answer.code == 0, "on {}: {answer}", self.name);
         let value = answer.value()?;
         let schema = value["schema"].as_str().unwrap_or_default();
-        ensure!(schema.starts_with("byway.") && schema.contains('/'), "no `schema` in {answer}");
+        ensure!(
+            schema.starts_with("byway.") && schema.contains('/'),
+            "no `schema` in {answer}"
+        );
         Ok(value)
     }
 
@@ -367,7 +446,9 @@ impl Host {
     /// It does not.
     pub fn fails(&self, exit: i32, code_prefix: &str, args: &[&str]) -> Result<Answer> {
         let answer = self.byway(args)?;
-        answer.assert_error(exit, code_prefix).with_context(|| format!("on {}", self.name))?;
+        answer
+            .assert_error(exit, code_prefix)
+            .with_context(|| format!("on {}", self.name))?;
         Ok(answer)
     }
 
@@ -384,7 +465,10 @@ impl Host {
             .stderr(Stdio::piped())
             .spawn()
             .context("start byway")?;
-        Ok(Running { child: Some(child), command: format!("byway {}", args.join(" ")) })
+        Ok(Running {
+            child: Some(child),
+            command: format!("byway {}", args.join(" ")),
+        })
     }
 
     /// The object of a subnet in `status --json`.
@@ -393,8 +477,13 @@ impl Host {
     /// There is no such subnet.
     pub fn status(&self, subnet: &str) -> Result<Value> {
         let status = self.json(&["status"])?;
-        let all = status["subnets"].as_array().context("no `subnets` in status")?;
-        all.iter().find(|s| s["name"] == subnet).cloned().with_context(|| format!("no subnet {subnet} in {status}"))
+        let all = status["subnets"]
+            .as_array()
+            .context("no `subnets` in status")?;
+        all.iter()
+            .find(|s| s["name"] == subnet)
+            .cloned()
+            .with_context(|| format!("no subnet {subnet} in {status}"))
     }
 
     /// Packets of a subnet dropped so far for one reason.
@@ -403,7 +492,9 @@ impl Host {
     /// There is no such counter.
     pub fn drops(&self, subnet: &str, reason: &str) -> Result<u64> {
         let status = self.status(subnet)?;
-        status["drops"][reason].as_u64().with_context(|| format!("no drops.{reason} in {status}"))
+        status["drops"][reason]
+            .as_u64()
+            .with_context(|| format!("no drops.{reason} in {status}"))
     }
 
     /// This node's overlay addresses in a subnet, IPv4 and IPv6.
@@ -422,7 +513,10 @@ impl Host {
     pub fn members(&self, subnet: &str) -> Result<Vec<String>> {
         let list = self.json(&["member", "ls", subnet])?;
         let members = list["members"].as_array().context("no `members`")?;
-        let mut names: Vec<String> = members.iter().filter_map(|m| m["name"].as_str().map(str::to_owned)).collect();
+        let mut names: Vec<String> = members
+            .iter()
+            .filter_map(|m| m["name"].as_str().map(str::to_owned))
+            .collect();
         names.sort();
         Ok(names)
     }
@@ -432,7 +526,15 @@ impl Host {
     /// # Errors
     /// It fails.
     pub fn attach(&self, workload: &Netns, subnet: &str, name: &str) -> Result<Value> {
-        self.json(&["attach", "netns", workload.name(), "--subnet", subnet, "--name", name])
+        self.json(&[
+            "attach",
+            "netns",
+            workload.name(),
+            "--subnet",
+            subnet,
+            "--name",
+            name,
+        ])
     }
 }
 
@@ -452,7 +554,10 @@ impl Running {
             wait_end(child).with_context(|| self.command.clone())?;
         }
         let child = self.child.take().context("waited for twice")?;
-        Answer::of(&[&self.command], &child.wait_with_output().context("read what it wrote")?)
+        Answer::of(
+            &[&self.command],
+            &child.wait_with_output().context("read what it wrote")?,
+        )
     }
 }
 

@@ -36,7 +36,11 @@ pub const NOW: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// `what` has not become true in time.
-pub fn until(what: &str, limit: Duration, mut check: impl FnMut() -> Result<bool>) -> Result<Duration> {
+pub fn until(
+    what: &str,
+    limit: Duration,
+    mut check: impl FnMut() -> Result<bool>,
+) -> Result<Duration> {
     let start = Instant::now();
     loop {
         let last = check();
@@ -45,7 +49,10 @@ pub fn until(what: &str, limit: Duration, mut check: impl FnMut() -> Result<bool
         }
         if start.elapsed() > limit {
             let why = last.err().map(|e| format!(": {e:#}")).unwrap_or_default();
-            bail!("waited {:.1} s in vain until {what}{why}", start.elapsed().as_secs_f64());
+            bail!(
+                "waited {:.1} s in vain until {what}{why}",
+                start.elapsed().as_secs_f64()
+            );
         }
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -56,7 +63,10 @@ pub fn until(what: &str, limit: Duration, mut check: impl FnMut() -> Result<bool
 /// # Errors
 /// It cannot be started or ends with another code than 0; its standard error is in the message.
 pub fn sh(program: &str, args: &[&str]) -> Result<String> {
-    let out = Command::new(program).args(args).output().with_context(|| format!("start {program}"))?;
+    let out = Command::new(program)
+        .args(args)
+        .output()
+        .with_context(|| format!("start {program}"))?;
     ensure!(
         out.status.success(),
         "{program} {}: {} {}",
@@ -72,11 +82,14 @@ pub fn sh(program: &str, args: &[&str]) -> Result<String> {
 /// # Errors
 /// There is no such field, or it holds no addresses.
 pub fn addresses(answer: &Value) -> Result<Vec<IpAddr>> {
-    let list = answer["addresses"].as_array().with_context(|| format!("no `addresses` in {answer}"))?;
+    let list = answer["addresses"]
+        .as_array()
+        .with_context(|| format!("no `addresses` in {answer}"))?;
     list.iter()
         .map(|a| {
             let text = a.as_str().with_context(|| format!("no address: {a}"))?;
-            text.parse().with_context(|| format!("no address without a prefix length: {text}"))
+            text.parse()
+                .with_context(|| format!("no address without a prefix length: {text}"))
         })
         .collect()
 }
@@ -87,7 +100,9 @@ pub fn addresses(answer: &Value) -> Result<Vec<IpAddr>> {
 /// There is none.
 pub fn v4(answer: &Value) -> Result<String> {
     let first = addresses(answer)?.into_iter().find(IpAddr::is_ipv4);
-    first.map(|a| a.to_string()).with_context(|| format!("no IPv4 address in {answer}"))
+    first
+        .map(|a| a.to_string())
+        .with_context(|| format!("no IPv4 address in {answer}"))
 }
 
 /// The first IPv6 address in a field `addresses`.
@@ -96,7 +111,9 @@ pub fn v4(answer: &Value) -> Result<String> {
 /// There is none.
 pub fn v6(answer: &Value) -> Result<String> {
     let first = addresses(answer)?.into_iter().find(IpAddr::is_ipv6);
-    first.map(|a| a.to_string()).with_context(|| format!("no IPv6 address in {answer}"))
+    first
+        .map(|a| a.to_string())
+        .with_context(|| format!("no IPv6 address in {answer}"))
 }
 
 /// A string field.
@@ -104,12 +121,16 @@ pub fn v6(answer: &Value) -> Result<String> {
 /// # Errors
 /// There is none of that name.
 pub fn text(answer: &Value, field: &str) -> Result<String> {
-    Ok(answer[field].as_str().with_context(|| format!("no text `{field}` in {answer}"))?.to_owned())
+    Ok(answer[field]
+        .as_str()
+        .with_context(|| format!("no text `{field}` in {answer}"))?
+        .to_owned())
 }
 
 /// The binary under test: `BYWAY_BIN`, or the one cargo built for this run.
 pub fn binary() -> PathBuf {
-    std::env::var_os("BYWAY_BIN").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_byway")), PathBuf::from)
+    std::env::var_os("BYWAY_BIN")
+        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_byway")), PathBuf::from)
 }
 
 /// One switch with hosts on it.
@@ -131,12 +152,29 @@ impl Lab {
     /// # Errors
     /// The kernel refuses a namespace or a bridge.
     pub fn new() -> Result<Lab> {
-        let prefix = format!("bwt-{}-{}", std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
+        let prefix = format!(
+            "bwt-{}-{}",
+            std::process::id(),
+            LABS.fetch_add(1, Ordering::Relaxed)
+        );
         let main = snapshot::of_machine()?;
-        let dir = tempfile::Builder::new().prefix("bwt-").tempdir().context("make a directory for the lab")?;
+        let dir = tempfile::Builder::new()
+            .prefix("bwt-")
+            .tempdir()
+            .context("make a directory for the lab")?;
         let switch = Netns::make(&format!("{prefix}-sw"))?;
         // Multicast goes to every port at once, as on a plain switch: mDNS must not wait for a snooping querier.
-        switch.ip(&["link", "add", "sw", "type", "bridge", "mcast_snooping", "0", "forward_delay", "0"])?;
+        switch.ip(&[
+            "link",
+            "add",
+            "sw",
+            "type",
+            "bridge",
+            "mcast_snooping",
+            "0",
+            "forward_delay",
+            "0",
+        ])?;
         switch.ip(&["link", "set", "sw", "up"])?;
         Ok(Lab {
             prefix,
@@ -162,15 +200,40 @@ impl Lab {
         let number = self.next.replace_with(|n| n.saturating_add(1));
         let ns = Netns::make(&format!("{}-{name}", self.prefix))?;
         let port = format!("p-{name}");
-        self.switch.ip(&["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", ns.name()])?;
-        self.switch.ip(&["link", "set", &port, "master", "sw", "up"])?;
+        self.switch.ip(&[
+            "link",
+            "add",
+            &port,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            ns.name(),
+        ])?;
+        self.switch
+            .ip(&["link", "set", &port, "master", "sw", "up"])?;
         let (under4, under6) = (format!("10.99.0.{number}"), format!("fd99::{number:x}"));
         ns.ip(&["addr", "add", &format!("{under4}/24"), "dev", "eth0"])?;
-        ns.ip(&["addr", "add", &format!("{under6}/64"), "dev", "eth0", "nodad"])?;
+        ns.ip(&[
+            "addr",
+            "add",
+            &format!("{under6}/64"),
+            "dev",
+            "eth0",
+            "nodad",
+        ])?;
         ns.ip(&["link", "set", "eth0", "up"])?;
-        until("eth0 has a carrier and its link-local address", SOON, || {
-            Ok(ns.ip(&["-o", "-6", "addr", "show", "dev", "eth0", "scope", "link"])?.contains("fe80"))
-        })?;
+        until(
+            "eth0 has a carrier and its link-local address",
+            SOON,
+            || {
+                Ok(ns
+                    .ip(&["-o", "-6", "addr", "show", "dev", "eth0", "scope", "link"])?
+                    .contains("fe80"))
+            },
+        )?;
         let host = Rc::new(Host::new(name, ns, self.dir(), under4, under6)?);
         self.hosts.borrow_mut().push(Rc::clone(&host));
         Ok(host)
@@ -191,12 +254,20 @@ impl Lab {
     /// # Errors
     /// One of the steps fails.
     pub fn subnet(&self, names: &[&str]) -> Result<Vec<Rc<Host>>> {
-        let hosts = names.iter().map(|n| self.node(n)).collect::<Result<Vec<_>>>()?;
-        let Some((first, others)) = hosts.split_first() else { bail!("a subnet has at least one host") };
+        let hosts = names
+            .iter()
+            .map(|n| self.node(n))
+            .collect::<Result<Vec<_>>>()?;
+        let Some((first, others)) = hosts.split_first() else {
+            bail!("a subnet has at least one host")
+        };
         first.json(&["create", "lab"])?;
         if !others.is_empty() {
             let uses = others.len().to_string();
-            let invite = text(&first.json(&["invite", "create", "lab", "--uses", &uses])?, "invite")?;
+            let invite = text(
+                &first.json(&["invite", "create", "lab", "--uses", &uses])?,
+                "invite",
+            )?;
             for host in others {
                 host.json(&["join", &invite])?;
             }
@@ -232,7 +303,9 @@ impl Lab {
     pub fn rules(&self, text: &str) -> Result<()> {
         let file = self.dir().join("rules.nft");
         std::fs::write(&file, text).context("write rules")?;
-        self.switch.ok(&["nft", "-f", &file.to_string_lossy()]).map(drop)
+        self.switch
+            .ok(&["nft", "-f", &file.to_string_lossy()])
+            .map(drop)
     }
 
     /// Cuts a host off the switch; its own link stays up without a carrier.
@@ -240,7 +313,9 @@ impl Lab {
     /// # Errors
     /// The kernel refuses it.
     pub fn unplug(&self, host: &Host) -> Result<()> {
-        self.switch.ip(&["link", "set", &format!("p-{}", host.name()), "down"]).map(drop)
+        self.switch
+            .ip(&["link", "set", &format!("p-{}", host.name()), "down"])
+            .map(drop)
     }
 
     /// Puts a host back on the switch.
@@ -248,7 +323,9 @@ impl Lab {
     /// # Errors
     /// The kernel refuses it.
     pub fn plug(&self, host: &Host) -> Result<()> {
-        self.switch.ip(&["link", "set", &format!("p-{}", host.name()), "up"]).map(drop)
+        self.switch
+            .ip(&["link", "set", &format!("p-{}", host.name()), "up"])
+            .map(drop)
     }
 
     /// Stops every daemon in order and checks that nothing differs from before: links, addresses, routes, rules,
@@ -269,7 +346,8 @@ impl Lab {
         self.assert_no_resolver_left()?;
         let left = self.processes();
         ensure!(left.is_empty(), "processes were left: {left:?}");
-        self.main.assert_same(&snapshot::of_machine()?, "the machine's own namespace")
+        self.main
+            .assert_same(&snapshot::of_machine()?, "the machine's own namespace")
     }
 
     /// What the daemons wrote, for a failed test.
@@ -278,10 +356,15 @@ impl Lab {
     }
 
     fn assert_no_resolver_left(&self) -> Result<()> {
-        let Ok(dir) = std::fs::read_dir("/etc/netns") else { return Ok(()) };
+        let Ok(dir) = std::fs::read_dir("/etc/netns") else {
+            return Ok(());
+        };
         for entry in dir.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            ensure!(!name.starts_with(&format!("{}-", self.prefix)), "/etc/netns/{name} was left");
+            ensure!(
+                !name.starts_with(&format!("{}-", self.prefix)),
+                "/etc/netns/{name} was left"
+            );
         }
         Ok(())
     }
@@ -289,7 +372,9 @@ impl Lab {
     /// Processes whose command line names this lab's directory.
     fn processes(&self) -> Vec<String> {
         let mine = self.dir().to_string_lossy().into_owned();
-        let Ok(proc) = std::fs::read_dir("/proc") else { return Vec::new() };
+        let Ok(proc) = std::fs::read_dir("/proc") else {
+            return Vec::new();
+        };
         proc.flatten()
             .filter_map(|entry| {
                 let pid = entry.file_name().to_string_lossy().parse::<u32>().ok()?;

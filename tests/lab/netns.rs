@@ -28,8 +28,15 @@ impl Netns {
     /// The kernel refuses it.
     pub fn make(name: &str) -> Result<Netns> {
         sh("ip", &["netns", "add", name])?;
-        let ns = Netns { name: name.to_owned() };
-        ns.ok(&["sysctl", "-qw", "net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0"])?;
+        let ns = Netns {
+            name: name.to_owned(),
+        };
+        ns.ok(&[
+            "sysctl",
+            "-qw",
+            "net.ipv6.conf.all.accept_dad=0",
+            "net.ipv6.conf.default.accept_dad=0",
+        ])?;
         ns.ip(&["link", "set", "lo", "up"])?;
         Ok(ns)
     }
@@ -49,12 +56,19 @@ impl Netns {
         if !self.exists() {
             return;
         }
-        for pid in sh("ip", &["netns", "pids", &self.name]).unwrap_or_default().lines() {
+        for pid in sh("ip", &["netns", "pids", &self.name])
+            .unwrap_or_default()
+            .lines()
+        {
             let _ = sh("kill", &["-KILL", pid]);
         }
         let _ = sh("ip", &["netns", "del", &self.name]);
         // `ip netns exec` binds files found there; a daemon that was killed had no chance to remove its own.
-        let _ = std::fs::remove_file(PathBuf::from("/etc/netns").join(&self.name).join("resolv.conf"));
+        let _ = std::fs::remove_file(
+            PathBuf::from("/etc/netns")
+                .join(&self.name)
+                .join("resolv.conf"),
+        );
         let _ = std::fs::remove_dir(PathBuf::from("/etc/netns").join(&self.name));
     }
 
@@ -69,7 +83,10 @@ impl Netns {
     /// A command that will run inside.
     pub fn command(&self, program: &[&str]) -> Command {
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.name]).args(program).stdin(Stdio::null());
+        command
+            .args(["netns", "exec", &self.name])
+            .args(program)
+            .stdin(Stdio::null());
         command
     }
 
@@ -79,7 +96,13 @@ impl Netns {
     /// It cannot be started.
     pub fn run(&self, program: &[&str]) -> Result<Answer> {
         let bounded = [&["timeout", "-k", "2", PROGRAM_S], program].concat();
-        Answer::of(program, &self.command(&bounded).output().with_context(|| format!("start {program:?}"))?)
+        Answer::of(
+            program,
+            &self
+                .command(&bounded)
+                .output()
+                .with_context(|| format!("start {program:?}"))?,
+        )
     }
 
     /// Runs a program inside that must succeed; returns its standard output.
@@ -94,7 +117,8 @@ impl Netns {
 
     /// Whether one echo request to `target` (an address or a name) is answered within 300 ms.
     pub fn pings(&self, target: &str) -> bool {
-        self.run(&["ping", "-n", "-q", "-c", "1", "-W", "0.3", target]).is_ok_and(|a| a.code == 0)
+        self.run(&["ping", "-n", "-q", "-c", "1", "-W", "0.3", target])
+            .is_ok_and(|a| a.code == 0)
     }
 
     /// Waits until `target` answers a ping.
@@ -102,7 +126,9 @@ impl Netns {
     /// # Errors
     /// It does not within `limit`.
     pub fn reaches(&self, target: &str, limit: Duration) -> Result<Duration> {
-        until(&format!("{} reaches {target}", self.name), limit, || Ok(self.pings(target)))
+        until(&format!("{} reaches {target}", self.name), limit, || {
+            Ok(self.pings(target))
+        })
     }
 
     /// Waits until `target` answers no ping: three in a row are lost.
@@ -110,7 +136,11 @@ impl Netns {
     /// # Errors
     /// It still answers after `limit`.
     pub fn loses(&self, target: &str, limit: Duration) -> Result<Duration> {
-        until(&format!("{} is cut from {target}", self.name), limit, || Ok((0..3).all(|_| !self.pings(target))))
+        until(
+            &format!("{} is cut from {target}", self.name),
+            limit,
+            || Ok((0..3).all(|_| !self.pings(target))),
+        )
     }
 
     /// Asks a name server; `question` as on the command line of `dig`.
@@ -127,12 +157,27 @@ impl Netns {
     ///
     /// # Errors
     /// It has none within `limit`.
-    pub fn resolves(&self, server: &str, question: &[&str], value: &str, limit: Duration) -> Result<Duration> {
-        until(&format!("{question:?} at {server} is {value}"), limit, || {
-            let dig = self.dig(server, question)?;
-            ensure!(dig.answers.iter().any(|a| a == value), "{} {:?}", dig.status, dig.answers);
-            Ok(true)
-        })
+    pub fn resolves(
+        &self,
+        server: &str,
+        question: &[&str],
+        value: &str,
+        limit: Duration,
+    ) -> Result<Duration> {
+        until(
+            &format!("{question:?} at {server} is {value}"),
+            limit,
+            || {
+                let dig = self.dig(server, question)?;
+                ensure!(
+                    dig.answers.iter().any(|a| a == value),
+                    "{} {:?}",
+                    dig.status,
+                    dig.answers
+                );
+                Ok(true)
+            },
+        )
     }
 
     /// Runs the socket helper inside.
@@ -158,10 +203,16 @@ impl Netns {
             .context("start the echo server")?;
         let mut line = String::new();
         if let Some(out) = child.stdout.take() {
-            BufReader::new(out).read_line(&mut line).context("read from the echo server")?;
+            BufReader::new(out)
+                .read_line(&mut line)
+                .context("read from the echo server")?;
         }
         let server = Server(child);
-        ensure!(line.trim() == "ready", "the {proto} server on {address}:{port} in {} did not start", self.name);
+        ensure!(
+            line.trim() == "ready",
+            "the {proto} server on {address}:{port} in {} did not start",
+            self.name
+        );
         Ok(server)
     }
 
@@ -171,8 +222,20 @@ impl Netns {
     /// It cannot be started.
     pub fn probe(&self, target: &str, count: u32, apart_ms: u32) -> Result<Probes> {
         let (python, script) = helper();
-        let words = [&python, &script, "probe", target, &count.to_string(), &apart_ms.to_string()];
-        Ok(Probes(self.command(&words).stdout(Stdio::piped()).spawn().context("start to probe")?))
+        let words = [
+            &python,
+            &script,
+            "probe",
+            target,
+            &count.to_string(),
+            &apart_ms.to_string(),
+        ];
+        Ok(Probes(
+            self.command(&words)
+                .stdout(Stdio::piped())
+                .spawn()
+                .context("start to probe")?,
+        ))
     }
 
     /// Starts to talk to an echo server over UDP, from one port for as long as it is held.
@@ -189,7 +252,11 @@ impl Netns {
         let out = BufReader::new(child.stdout.take().context("its output")?);
         let answers = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&answers);
-        std::thread::spawn(move || out.lines().map_while(Result::ok).for_each(|_| _ = count.fetch_add(1, Relaxed)));
+        std::thread::spawn(move || {
+            out.lines()
+                .map_while(Result::ok)
+                .for_each(|_| _ = count.fetch_add(1, Relaxed))
+        });
         Ok(Talk { child, answers })
     }
 
@@ -212,8 +279,16 @@ impl Netns {
 
     fn exchange(&self, proto: &str, address: &str, port: u16, bytes: usize) -> Result<String> {
         let answer = self.socket(&[proto, address, &port.to_string(), &bytes.to_string()])?;
-        let Some(peer) = answer.out.trim().strip_prefix("peer=").filter(|_| answer.code == 0) else {
-            bail!("{proto} from {} to {address} port {port}: {answer}", self.name)
+        let Some(peer) = answer
+            .out
+            .trim()
+            .strip_prefix("peer=")
+            .filter(|_| answer.code == 0)
+        else {
+            bail!(
+                "{proto} from {} to {address} port {port}: {answer}",
+                self.name
+            )
         };
         Ok(peer.to_owned())
     }
@@ -223,8 +298,11 @@ impl Netns {
     /// # Errors
     /// There is no such link.
     pub fn sent(&self, link: &str) -> Result<u64> {
-        let list: serde_json::Value = serde_json::from_str(&self.ip(&["-j", "-s", "link", "show", "dev", link])?)?;
-        list[0]["stats64"]["tx"]["bytes"].as_u64().with_context(|| format!("no counters of {link}"))
+        let list: serde_json::Value =
+            serde_json::from_str(&self.ip(&["-j", "-s", "link", "show", "dev", link])?)?;
+        list[0]["stats64"]["tx"]["bytes"]
+            .as_u64()
+            .with_context(|| format!("no counters of {link}"))
     }
 
     /// The ruleset without counters.
@@ -239,8 +317,15 @@ impl Netns {
 /// The interpreter and the script that opens sockets for the tests.
 fn helper() -> (String, String) {
     let system = "/usr/bin/python3";
-    let python = if PathBuf::from(system).exists() { system } else { "python3" };
-    (python.to_owned(), format!("{}/tests/lab/sock.py", env!("CARGO_MANIFEST_DIR")))
+    let python = if PathBuf::from(system).exists() {
+        system
+    } else {
+        "python3"
+    };
+    (
+        python.to_owned(),
+        format!("{}/tests/lab/sock.py", env!("CARGO_MANIFEST_DIR")),
+    )
 }
 
 /// A running echo server; ends when dropped.
@@ -263,8 +348,15 @@ impl Probes {
     /// They could not be sent.
     pub fn answered(mut self) -> Result<u32> {
         let mut said = String::new();
-        self.0.stdout.take().context("its output")?.read_to_string(&mut said)?;
-        said.trim().strip_prefix("answered=").and_then(|n| n.parse().ok()).with_context(|| format!("it said {said:?}"))
+        self.0
+            .stdout
+            .take()
+            .context("its output")?
+            .read_to_string(&mut said)?;
+        said.trim()
+            .strip_prefix("answered=")
+            .and_then(|n| n.parse().ok())
+            .with_context(|| format!("it said {said:?}"))
     }
 }
 
@@ -322,7 +414,10 @@ impl Dig {
                 section = line;
             } else if !line.starts_with(';') && !line.is_empty() {
                 let words: Vec<&str> = line.split_whitespace().collect();
-                let (kind, value) = (words.get(3).copied().unwrap_or_default(), words.get(4..).unwrap_or_default());
+                let (kind, value) = (
+                    words.get(3).copied().unwrap_or_default(),
+                    words.get(4..).unwrap_or_default(),
+                );
                 if section.contains("ANSWER") {
                     dig.answers.push(value.join(" "));
                 } else if section.contains("AUTHORITY") {
@@ -339,12 +434,18 @@ impl Dig {
 pub fn sweep() {
     for line in sh("ip", &["netns", "list"]).unwrap_or_default().lines() {
         let name = line.split_whitespace().next().unwrap_or_default();
-        let pid = name.strip_prefix("bwt-").and_then(|rest| rest.split('-').next());
-        if let Some(pid) =
-            pid.and_then(|p| p.parse::<u32>().ok()).filter(|p| !PathBuf::from(format!("/proc/{p}")).exists())
+        let pid = name
+            .strip_prefix("bwt-")
+            .and_then(|rest| rest.split('-').next());
+        if let Some(pid) = pid
+            .and_then(|p| p.parse::<u32>().ok())
+            .filter(|p| !PathBuf::from(format!("/proc/{p}")).exists())
         {
             eprintln!("removing {name}, left by process {pid} that is gone");
-            Netns { name: name.to_owned() }.delete();
+            Netns {
+                name: name.to_owned(),
+            }
+            .delete();
         }
     }
 }

@@ -90,7 +90,9 @@ impl Options {
                 "--ignored" => options.ignored = true,
                 "--all" => options.set = Set::All,
                 // Those of cargo's own harness that take a value.
-                "--format" | "--test-threads" | "--color" | "--skip" | "--logfile" => drop(args.next()),
+                "--format" | "--test-threads" | "--color" | "--skip" | "--logfile" => {
+                    drop(args.next())
+                }
                 flag if flag.starts_with('-') => {}
                 filter => options.filters.push(filter.to_owned()),
             }
@@ -99,7 +101,13 @@ impl Options {
     }
 
     fn wants(&self, case: &Case) -> bool {
-        let hit = |f: &String| if self.exact { case.name == f } else { case.name.contains(f.as_str()) };
+        let hit = |f: &String| {
+            if self.exact {
+                case.name == f
+            } else {
+                case.name.contains(f.as_str())
+            }
+        };
         self.filters.is_empty() || self.filters.iter().any(hit)
     }
 
@@ -107,9 +115,12 @@ impl Options {
     fn obstacle(&self, case: &Case) -> Option<String> {
         if case.set > self.set {
             let name = if case.set == Set::Ci { "ci" } else { "all" };
-            return Some(format!("set: {name}; run with BYWAY_TESTS={name} (scripts/test --{name})"));
+            return Some(format!(
+                "set: {name}; run with BYWAY_TESTS={name} (scripts/test --{name})"
+            ));
         }
-        missing(&["ip", "nft", "ping", "dig", "sysctl", "timeout", "python3"]).or_else(|| missing(case.needs))
+        missing(&["ip", "nft", "ping", "dig", "sysctl", "timeout", "python3"])
+            .or_else(|| missing(case.needs))
     }
 }
 
@@ -122,7 +133,9 @@ fn unfit() -> Option<String> {
         return Some("needs /dev/net/tun".to_owned());
     }
     let probe = format!("bwt-{}-probe", std::process::id());
-    match super::sh("ip", &["netns", "add", &probe]).and_then(|_| super::sh("ip", &["netns", "del", &probe])) {
+    match super::sh("ip", &["netns", "add", &probe])
+        .and_then(|_| super::sh("ip", &["netns", "del", &probe]))
+    {
         Ok(_) => None,
         Err(e) => Some(format!("no network namespaces here: {e:#}")),
     }
@@ -132,7 +145,10 @@ fn unfit() -> Option<String> {
 pub fn missing(programs: &[&str]) -> Option<String> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = |p: &str| std::env::split_paths(&path).any(|dir| dir.join(p).is_file());
-    programs.iter().find(|p| !found(p)).map(|p| format!("{p} is not installed (scripts/deps test)"))
+    programs
+        .iter()
+        .find(|p| !found(p))
+        .map(|p| format!("{p} is not installed (scripts/deps test)"))
 }
 
 /// A reason found only on the way why a test cannot run here: counted as skipped.
@@ -144,13 +160,20 @@ pub struct Skip(pub String);
 pub fn main(cases: &[Case]) -> ExitCode {
     let options = Options::parse();
     if options.list {
-        for case in cases.iter().filter(|c| !options.ignored && options.wants(c)) {
+        for case in cases
+            .iter()
+            .filter(|c| !options.ignored && options.wants(c))
+        {
             println!("{}: test", case.name);
         }
         return ExitCode::SUCCESS;
     }
     let chosen: Vec<&Case> = cases.iter().filter(|c| options.wants(c)).collect();
-    println!("\nrunning {} of {} tests, one at a time", chosen.len(), cases.len());
+    println!(
+        "\nrunning {} of {} tests, one at a time",
+        chosen.len(),
+        cases.len()
+    );
     let unfit = if chosen.is_empty() { None } else { unfit() };
     if unfit.is_none() {
         netns::sweep();
@@ -165,7 +188,11 @@ pub fn main(cases: &[Case]) -> ExitCode {
         let start = Instant::now();
         match run(case) {
             Ok(()) => {
-                println!("test {} ... ok ({:.1} s)", case.name, start.elapsed().as_secs_f64());
+                println!(
+                    "test {} ... ok ({:.1} s)",
+                    case.name,
+                    start.elapsed().as_secs_f64()
+                );
                 passed += 1;
             }
             Err(e) => match e.downcast_ref::<Skip>() {
@@ -174,28 +201,49 @@ pub fn main(cases: &[Case]) -> ExitCode {
                     skipped.push((case.name, reason.clone()));
                 }
                 None => {
-                    println!("test {} ... FAILED ({:.1} s)\n{e:#}", case.name, start.elapsed().as_secs_f64());
+                    println!(
+                        "test {} ... FAILED ({:.1} s)\n{e:#}",
+                        case.name,
+                        start.elapsed().as_secs_f64()
+                    );
                     failed.push(case.name);
                 }
             },
         }
     }
     println!();
-    skipped.iter().for_each(|(name, reason)| println!("SKIP {name}: {reason}"));
+    skipped
+        .iter()
+        .for_each(|(name, reason)| println!("SKIP {name}: {reason}"));
     failed.iter().for_each(|name| println!("FAILED {name}"));
-    println!("{passed} passed, {} failed, {} skipped", failed.len(), skipped.len());
-    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    println!(
+        "{passed} passed, {} failed, {} skipped",
+        failed.len(),
+        skipped.len()
+    );
+    if failed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 /// One test in a lab of its own; the lab goes whatever happens, the daemons' logs are shown when it failed.
 fn run(case: &Case) -> Result<()> {
     let lab = Lab::new()?;
-    let outcome = match catch_unwind(AssertUnwindSafe(|| (case.run)(&lab).and_then(|()| lab.finish()))) {
+    let outcome = match catch_unwind(AssertUnwindSafe(|| {
+        (case.run)(&lab).and_then(|()| lab.finish())
+    })) {
         Ok(outcome) => outcome,
         Err(panic) => {
-            let text =
-                panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-            Err(anyhow::anyhow!("the test panicked: {}", text.unwrap_or("no message")))
+            let text = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied());
+            Err(anyhow::anyhow!(
+                "the test panicked: {}",
+                text.unwrap_or("no message")
+            ))
         }
     };
     let Err(error) = outcome else { return Ok(()) };

@@ -45,8 +45,11 @@ pub fn of(ns: &Netns) -> Result<Snapshot> {
 pub fn of_machine() -> Result<Snapshot> {
     settled(|| {
         let spaces = sh("ip", &["netns", "list"])?;
-        let foreign = spaces.lines().filter(|l| l.starts_with("bw") && !l.starts_with("bwt-"));
-        Ok(foreign.map(|l| format!("netns {l}\n")).collect::<String>() + &sh("sh", &["-c", MACHINE])?)
+        let foreign = spaces
+            .lines()
+            .filter(|l| l.starts_with("bw") && !l.starts_with("bwt-"));
+        Ok(foreign.map(|l| format!("netns {l}\n")).collect::<String>()
+            + &sh("sh", &["-c", MACHINE])?)
     })
 }
 
@@ -83,9 +86,21 @@ impl Snapshot {
     /// # Errors
     /// `after` differs: names every line that came or went.
     pub fn assert_same(&self, after: &Snapshot, place: &str) -> Result<()> {
-        let gone: Vec<_> = self.0.difference(&after.0).map(|l| format!("- {l}")).collect();
-        let left: Vec<_> = after.0.difference(&self.0).map(|l| format!("+ {l}")).collect();
-        ensure!(gone.is_empty() && left.is_empty(), "{place} differs:\n{}", [gone, left].concat().join("\n"));
+        let gone: Vec<_> = self
+            .0
+            .difference(&after.0)
+            .map(|l| format!("- {l}"))
+            .collect();
+        let left: Vec<_> = after
+            .0
+            .difference(&self.0)
+            .map(|l| format!("+ {l}"))
+            .collect();
+        ensure!(
+            gone.is_empty() && left.is_empty(),
+            "{place} differs:\n{}",
+            [gone, left].concat().join("\n")
+        );
         Ok(())
     }
 }

@@ -17,15 +17,23 @@ async fn nine_join_at_once_and_everybody_reaches_everybody() {
     let nodes = futures::future::join_all(names.iter().map(|name| Node::start(name))).await;
     nodes[0].create("lab").await;
     let (_, invite) = nodes[0].invite("lab", 9, 3_600_000, Role::Member).await;
-    let joins = nodes[1..].iter().map(|node| node.join(&invite, &[], PATIENCE));
+    let joins = nodes[1..]
+        .iter()
+        .map(|node| node.join(&invite, &[], PATIENCE));
     for joined in futures::future::join_all(joins).await {
         joined.unwrap();
     }
     until("every pair has one way", || async {
         for node in &nodes {
-            let Response::Peers { peers } = node.ok(Request::PeerLs).await else { return false };
+            let Response::Peers { peers } = node.ok(Request::PeerLs).await else {
+                return false;
+            };
             let ways = nodes.iter().filter(|other| other.peer != node.peer);
-            let linked = |p: PeerId| peers.iter().any(|i| i.peer_id == p && i.connected && i.path.carrier.is_some());
+            let linked = |p: PeerId| {
+                peers
+                    .iter()
+                    .any(|i| i.peer_id == p && i.connected && i.path.carrier.is_some())
+            };
             if !ways.into_iter().all(|other| linked(other.peer)) {
                 return false;
             }
@@ -33,11 +41,20 @@ async fn nine_join_at_once_and_everybody_reaches_everybody() {
         true
     })
     .await;
-    let mut blocks: Vec<_> = nodes[0].members("lab").await.into_iter().flat_map(|m| m.leases).collect();
+    let mut blocks: Vec<_> = nodes[0]
+        .members("lab")
+        .await
+        .into_iter()
+        .flat_map(|m| m.leases)
+        .collect();
     let all = blocks.len();
     blocks.sort();
     blocks.dedup();
-    assert_eq!((blocks.len(), all), (2 * CROWD, 2 * CROWD), "nobody shares a block");
+    assert_eq!(
+        (blocks.len(), all),
+        (2 * CROWD, 2 * CROWD),
+        "nobody shares a block"
+    );
 }
 
 /// One end of many connections, of which nothing is used.
@@ -57,16 +74,33 @@ async fn dialler(n: usize) -> (Handle, String, DropGuard) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ninety_dials_at_once_end_with_one_connection_a_pair() {
     let crowd = futures::future::join_all((0..CROWD).map(dialler)).await;
-    let members: BTreeMap<PeerId, Vec<SubnetId>> =
-        crowd.iter().map(|(handle, ..)| (handle.peer(), vec![SubnetId([1; 16])])).collect();
+    let members: BTreeMap<PeerId, Vec<SubnetId>> = crowd
+        .iter()
+        .map(|(handle, ..)| (handle.peer(), vec![SubnetId([1; 16])]))
+        .collect();
     for (handle, ..) in &crowd {
-        let others = members.iter().filter(|(p, _)| **p != handle.peer()).map(|(p, s)| (*p, s.clone())).collect();
+        let others = members
+            .iter()
+            .filter(|(p, _)| **p != handle.peer())
+            .map(|(p, s)| (*p, s.clone()))
+            .collect();
         handle.members(others).await.unwrap();
     }
     let pairs = (0..CROWD).flat_map(|a| (0..CROWD).filter(move |b| *b != a).map(move |b| (a, b)));
-    let dials = pairs.map(|(a, b)| crowd[a].0.connect(vec![crowd[b].1.parse().unwrap()], Some(crowd[b].0.peer())));
-    let reached = futures::future::join_all(dials).await.into_iter().filter(Result::is_ok).count();
-    assert!(reached >= CROWD * (CROWD - 1) / 2, "only {reached} of 90 dials reached their peer");
+    let dials = pairs.map(|(a, b)| {
+        crowd[a]
+            .0
+            .connect(vec![crowd[b].1.parse().unwrap()], Some(crowd[b].0.peer()))
+    });
+    let reached = futures::future::join_all(dials)
+        .await
+        .into_iter()
+        .filter(Result::is_ok)
+        .count();
+    assert!(
+        reached >= CROWD * (CROWD - 1) / 2,
+        "only {reached} of 90 dials reached their peer"
+    );
     until("one connection for each pair, at both ends", || async {
         for (handle, ..) in &crowd {
             let status = handle.status().await.unwrap();

@@ -36,7 +36,11 @@ impl Hostile {
         let (handle, events, driver) = p2p::start(config).unwrap();
         let stop = CancellationToken::new();
         tokio::spawn(driver.run(stop.clone()));
-        Hostile { handle, events, _stop: stop.drop_guard() }
+        Hostile {
+            handle,
+            events,
+            _stop: stop.drop_guard(),
+        }
     }
 
     pub fn peer(&self) -> PeerId {
@@ -46,9 +50,19 @@ impl Hostile {
     /// Connects; `subnets` is what it believes to share.
     pub async fn meet(&self, victim: &Node, subnets: &[SubnetId]) {
         let members = BTreeMap::from([(victim.peer, subnets.to_vec())]);
-        self.handle.members(if subnets.is_empty() { BTreeMap::new() } else { members }).await.unwrap();
+        self.handle
+            .members(if subnets.is_empty() {
+                BTreeMap::new()
+            } else {
+                members
+            })
+            .await
+            .unwrap();
         let address: p2p::Typed = victim.address().parse().unwrap();
-        assert_eq!(self.handle.connect(vec![address], None).await, Ok(victim.peer));
+        assert_eq!(
+            self.handle.connect(vec![address], None).await,
+            Ok(victim.peer)
+        );
     }
 
     /// The next stream to write packets to.
@@ -73,25 +87,57 @@ impl Hostile {
         tokio::time::timeout(PATIENCE, found).await.ok().flatten()
     }
 
-    pub async fn raw(&self, victim: &Node, protocol: Protocol, body: Vec<u8>) -> Result<Vec<u8>, AskError> {
-        self.handle.ask(victim.peer, protocol, body, Duration::from_secs(8)).await
+    pub async fn raw(
+        &self,
+        victim: &Node,
+        protocol: Protocol,
+        body: Vec<u8>,
+    ) -> Result<Vec<u8>, AskError> {
+        self.handle
+            .ask(victim.peer, protocol, body, Duration::from_secs(8))
+            .await
     }
 
-    pub async fn control(&self, victim: &Node, request: &ControlRequest) -> Result<ControlAnswer, AskError> {
-        let body = self.raw(victim, Protocol::Control, control::encode(request)).await?;
+    pub async fn control(
+        &self,
+        victim: &Node,
+        request: &ControlRequest,
+    ) -> Result<ControlAnswer, AskError> {
+        let body = self
+            .raw(victim, Protocol::Control, control::encode(request))
+            .await?;
         Ok(control::decode(&body).unwrap())
     }
 
     /// Asks a service; what came back is read.
-    pub async fn service(&self, victim: &Node, kind: u16, id: u64, body: &[u8]) -> Result<ServiceAnswer, AskError> {
-        let request = ServiceRequest { kind, id, subnet: None, deadline_ms: 8000, body: body.to_vec() };
-        let answer = ServiceAnswer::parse(self.raw(victim, Protocol::Service, request.encode()).await?).unwrap();
+    pub async fn service(
+        &self,
+        victim: &Node,
+        kind: u16,
+        id: u64,
+        body: &[u8],
+    ) -> Result<ServiceAnswer, AskError> {
+        let request = ServiceRequest {
+            kind,
+            id,
+            subnet: None,
+            deadline_ms: 8000,
+            body: body.to_vec(),
+        };
+        let answer = ServiceAnswer::parse(
+            self.raw(victim, Protocol::Service, request.encode())
+                .await?,
+        )
+        .unwrap();
         assert_eq!(answer.id, id);
         Ok(answer)
     }
 
     pub async fn join(&self, victim: &Node, request: &JoinRequest) -> JoinAnswer {
-        let body = self.raw(victim, Protocol::Join, control::encode(request)).await.unwrap();
+        let body = self
+            .raw(victim, Protocol::Join, control::encode(request))
+            .await
+            .unwrap();
         control::decode(&body).unwrap()
     }
 }
@@ -99,7 +145,9 @@ impl Hostile {
 /// Writes packets as a member would, without asking whether it may.
 pub async fn write(stream: &mut DataStream, packets: &[Vec<u8>]) -> std::io::Result<()> {
     for packet in packets {
-        stream.write_all(&frame::packet_header(&Offload::NONE, packet.len())).await?;
+        stream
+            .write_all(&frame::packet_header(&Offload::NONE, packet.len()))
+            .await?;
         stream.write_all(packet).await?;
     }
     stream.flush().await

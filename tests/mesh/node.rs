@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use byway::api::client::Client;
-use byway::api::types::{Admission, Cidr, Created, Error, Joined, MemberInfo, Request, Response, Role, Status};
+use byway::api::types::{
+    Admission, Cidr, Created, Error, Joined, MemberInfo, Request, Response, Role, Status,
+};
 use byway::config::Config;
 use byway::daemon::{Machine, serve};
 use byway::model::host::TunConfig;
@@ -47,11 +49,19 @@ pub struct Node {
 impl Home {
     pub fn new(name: &str) -> Home {
         let dir = TempDir::new().unwrap();
-        Home { dir, number: NEXT.fetch_add(1, Ordering::Relaxed), name: name.to_owned() }
+        Home {
+            dir,
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
+            name: name.to_owned(),
+        }
     }
 
     pub fn at(dir: TempDir, name: &str) -> Home {
-        Home { dir, number: NEXT.fetch_add(1, Ordering::Relaxed), name: name.to_owned() }
+        Home {
+            dir,
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
+            name: name.to_owned(),
+        }
     }
 
     /// The seed of the identity, as whoever owns this machine could read it.
@@ -85,12 +95,28 @@ impl Home {
         let peer = loop {
             match client.call(&Request::Id).await {
                 Ok(Response::Id(id)) if !id.addresses.is_empty() => break id.peer_id,
-                _ => assert!(!task.is_finished(), "{} did not start: {:?}", self.name, task.await),
+                _ => assert!(
+                    !task.is_finished(),
+                    "{} did not start: {:?}",
+                    self.name,
+                    task.await
+                ),
             }
-            assert!(Instant::now() < deadline, "{} did not start in time", self.name);
+            assert!(
+                Instant::now() < deadline,
+                "{} did not start in time",
+                self.name
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         };
-        Node { home: self, client, taps, stop, task, peer }
+        Node {
+            home: self,
+            client,
+            taps,
+            stop,
+            task,
+            peer,
+        }
     }
 }
 
@@ -117,11 +143,15 @@ impl Node {
     /// A request that has to succeed.
     pub async fn ok(&self, request: Request) -> Response {
         let text = format!("{request:?}");
-        self.call(request).await.unwrap_or_else(|e| panic!("{}: {text}: {e}", self.home.name))
+        self.call(request)
+            .await
+            .unwrap_or_else(|e| panic!("{}: {text}: {e}", self.home.name))
     }
 
     pub async fn create(&self, name: &str) -> Created {
-        self.create_with(name, Cidr::Auto, Admission::Approve).await.unwrap()
+        self.create_with(name, Cidr::Auto, Admission::Approve)
+            .await
+            .unwrap()
     }
 
     pub async fn create_with(
@@ -147,7 +177,12 @@ impl Node {
     }
 
     /// Joins by invite or ID. Waits to be let in as long as `limit`.
-    pub async fn join(&self, target: &str, peers: &[String], limit: Duration) -> Result<Joined, Error> {
+    pub async fn join(
+        &self,
+        target: &str,
+        peers: &[String],
+        limit: Duration,
+    ) -> Result<Joined, Error> {
         let request = Request::Join {
             target: target.to_owned(),
             peers: peers.to_vec(),
@@ -165,7 +200,13 @@ impl Node {
         }
     }
 
-    pub async fn invite(&self, subnet: &str, uses: u32, expires_ms: u64, role: Role) -> (String, String) {
+    pub async fn invite(
+        &self,
+        subnet: &str,
+        uses: u32,
+        expires_ms: u64,
+        role: Role,
+    ) -> (String, String) {
         let request = Request::InviteCreate {
             subnet: subnet.to_owned(),
             uses,
@@ -181,28 +222,48 @@ impl Node {
     }
 
     pub async fn members(&self, subnet: &str) -> Vec<MemberInfo> {
-        match self.call(Request::MemberLs { subnet: subnet.to_owned() }).await {
+        match self
+            .call(Request::MemberLs {
+                subnet: subnet.to_owned(),
+            })
+            .await
+        {
             Ok(Response::Members { members }) => members,
             _ => vec![],
         }
     }
 
     pub async fn peers(&self, subnet: &str) -> BTreeSet<PeerId> {
-        self.members(subnet).await.into_iter().map(|m| m.peer_id).collect()
+        self.members(subnet)
+            .await
+            .into_iter()
+            .map(|m| m.peer_id)
+            .collect()
     }
 
     /// `NAME TYPE VALUE` of every name of a subnet.
     pub async fn names(&self, subnet: &str) -> BTreeSet<String> {
-        match self.call(Request::DnsLs { subnet: subnet.to_owned() }).await {
-            Ok(Response::Dns { records }) => {
-                records.into_iter().map(|r| format!("{} {} {}", r.name, r.r#type, r.value)).collect()
-            }
+        match self
+            .call(Request::DnsLs {
+                subnet: subnet.to_owned(),
+            })
+            .await
+        {
+            Ok(Response::Dns { records }) => records
+                .into_iter()
+                .map(|r| format!("{} {} {}", r.name, r.r#type, r.value))
+                .collect(),
             _ => BTreeSet::new(),
         }
     }
 
     pub async fn requests(&self, subnet: &str) -> Vec<PeerId> {
-        match self.ok(Request::MemberRequests { subnet: subnet.to_owned() }).await {
+        match self
+            .ok(Request::MemberRequests {
+                subnet: subnet.to_owned(),
+            })
+            .await
+        {
             Response::Requests { requests } => requests.into_iter().map(|r| r.peer_id).collect(),
             other => panic!("{other:?}"),
         }
@@ -219,20 +280,29 @@ impl Node {
     pub async fn drops(&self, id: SubnetId, reason: &str) -> u64 {
         let status = self.status().await;
         let subnet = status.subnets.into_iter().find(|s| s.id == id);
-        subnet.and_then(|s| s.drops.get(reason).copied()).unwrap_or(0)
+        subnet
+            .and_then(|s| s.drops.get(reason).copied())
+            .unwrap_or(0)
     }
 
     /// Own address in a subnet, version 4 or 6.
     pub async fn own(&self, subnet: &str, v4: bool) -> IpAddr {
         let members = self.members(subnet).await;
         let me = members.iter().find(|m| m.me).expect("a member");
-        *me.addresses.iter().find(|a| a.is_ipv4() == v4).expect("an address")
+        *me.addresses
+            .iter()
+            .find(|a| a.is_ipv4() == v4)
+            .expect("an address")
     }
 
     /// Whether packets have a way to a peer.
     pub async fn reaches(&self, peer: PeerId) -> bool {
         let status = self.status().await;
-        status.subnets.iter().flat_map(|s| &s.peers).any(|p| p.peer_id == peer && p.path.carrier.is_some())
+        status
+            .subnets
+            .iter()
+            .flat_map(|s| &s.peers)
+            .any(|p| p.peer_id == peer && p.path.carrier.is_some())
     }
 
     /// The kernel's end of a subnet's TUN.
@@ -242,7 +312,11 @@ impl Node {
 }
 
 /// Waits until something holds.
-pub async fn within<F: Future<Output = bool>>(limit: Duration, what: &str, mut holds: impl FnMut() -> F) {
+pub async fn within<F: Future<Output = bool>>(
+    limit: Duration,
+    what: &str,
+    mut holds: impl FnMut() -> F,
+) {
     let deadline = Instant::now() + limit;
     while !holds().await {
         assert!(Instant::now() < deadline, "not in time: {what}");
@@ -259,8 +333,13 @@ pub async fn until<F: Future<Output = bool>>(what: &str, holds: impl FnMut() -> 
 pub async fn two() -> (Node, Node, SubnetId) {
     let (a, b) = tokio::join!(Node::start("a"), Node::start("b"));
     let created = a.create("lab").await;
-    b.join(created.invite.as_deref().unwrap(), &[], PATIENCE).await.unwrap();
-    until("both see each other", || async { a.reaches(b.peer).await && b.reaches(a.peer).await }).await;
+    b.join(created.invite.as_deref().unwrap(), &[], PATIENCE)
+        .await
+        .unwrap();
+    until("both see each other", || async {
+        a.reaches(b.peer).await && b.reaches(a.peer).await
+    })
+    .await;
     (a, b, created.id)
 }
 
@@ -278,7 +357,10 @@ pub async fn lab(names: &[&str]) -> (Vec<Node>, SubnetId) {
     }
     let all: BTreeSet<PeerId> = nodes.iter().map(|n| n.peer).collect();
     for node in &nodes {
-        until("everybody sees everybody", || async { node.peers("lab").await == all }).await;
+        until("everybody sees everybody", || async {
+            node.peers("lab").await == all
+        })
+        .await;
     }
     (nodes, created.id)
 }

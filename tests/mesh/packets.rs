@@ -21,14 +21,19 @@ pub fn packet(from: IpAddr, to: IpAddr, word: &str) -> Vec<u8> {
         _ => panic!("one family"),
     };
     let mut bytes = Vec::new();
-    builder.udp(4000, 4001).write(&mut bytes, word.as_bytes()).unwrap();
+    builder
+        .udp(4000, 4001)
+        .write(&mut bytes, word.as_bytes())
+        .unwrap();
     bytes
 }
 
 /// The next packet that comes out of a TUN.
 async fn next(tap: &MemoryKernel, limit: Duration) -> Option<Vec<u8>> {
     let tap = tap.clone();
-    tokio::task::spawn_blocking(move || tap.read(limit).map(|(_, packet)| packet)).await.unwrap()
+    tokio::task::spawn_blocking(move || tap.read(limit).map(|(_, packet)| packet))
+        .await
+        .unwrap()
 }
 
 /// Reads until `wanted` comes out; gives what came before it. `again` is called for every quiet moment.
@@ -70,7 +75,11 @@ async fn source_must_be_leased_to_sender_outbound() {
     let (ta, tb) = (a.tap(id), b.tap(id));
     for v4 in [true, false] {
         let (own, far) = (a.own("lab", v4).await, b.own("lab", v4).await);
-        let outside: IpAddr = if v4 { "192.0.2.1".parse().unwrap() } else { "2001:db8::1".parse().unwrap() };
+        let outside: IpAddr = if v4 {
+            "192.0.2.1".parse().unwrap()
+        } else {
+            "2001:db8::1".parse().unwrap()
+        };
         let before = a.drops(id, "source-not-leased").await;
         ta.inject(&packet(far, far, "in the name of the receiver"));
         ta.inject(&packet(outside, far, "in the name of a stranger"));
@@ -109,7 +118,11 @@ async fn source_must_be_leased_to_sender_inbound() {
     all.push(honest.clone());
     write(&mut stream, &all).await.unwrap();
     let before = read_until(&a.tap(id), &honest, || {}).await;
-    assert_eq!(before, vec![packet(own6, far6, "honest")], "nothing but what it may send");
+    assert_eq!(
+        before,
+        vec![packet(own6, far6, "honest")],
+        "nothing but what it may send"
+    );
     assert!(a.drops(id, "source-not-leased").await >= 6);
     assert!(a.drops(id, "malformed").await >= 1);
 }
@@ -123,56 +136,124 @@ async fn removed_member_is_cut() {
     mallory.meet(&a, &[id]).await;
     let mut stream = mallory.stream_out().await;
     let honest = packet(own, far, "while a member");
-    write(&mut stream, std::slice::from_ref(&honest)).await.unwrap();
+    write(&mut stream, std::slice::from_ref(&honest))
+        .await
+        .unwrap();
     read_until(&a.tap(id), &honest, || {}).await;
 
-    a.ok(Request::MemberRemove { subnet: "lab".into(), member: "b".into() }).await;
+    a.ok(Request::MemberRemove {
+        subnet: "lab".into(),
+        member: "b".into(),
+    })
+    .await;
     // From the moment the command returns nothing more is taken, even though the connection may live a breath longer.
     let late = packet(own, far, "too late");
     let _ = write(&mut stream, std::slice::from_ref(&late)).await;
-    let closed = mallory.wait(|event| matches!(event, Event::Closed { remaining: 0, .. }).then_some(())).await;
+    let closed = mallory
+        .wait(|event| matches!(event, Event::Closed { remaining: 0, .. }).then_some(()))
+        .await;
     assert!(closed.is_some(), "its connections are closed");
     assert_eq!(next(&a.tap(id), Duration::from_millis(100)).await, None);
     assert!(a.peers("lab").await.len() == 1);
 
     // It comes back: no stream any more.
     mallory.meet(&a, &[id]).await;
-    let control = byway::wire::control::ControlRequest::Compare { subnet: id, hash: [0; 32] };
+    let control = byway::wire::control::ControlRequest::Compare {
+        subnet: id,
+        hash: [0; 32],
+    };
     assert!(mallory.control(&a, &control).await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn packets_never_cross_subnets_and_overlaps_are_refused() {
     let (a, b, lab) = two().await;
-    let other = a.create_with("home", Cidr::Given("10.9.0.0/16".parse().unwrap()), Admission::Approve).await.unwrap();
+    let other = a
+        .create_with(
+            "home",
+            Cidr::Given("10.9.0.0/16".parse().unwrap()),
+            Admission::Approve,
+        )
+        .await
+        .unwrap();
     let (_, invite) = a.invite("home", 1, 3_600_000, Role::Member).await;
     b.join(&invite, &[], PATIENCE).await.unwrap();
-    let clash = a.create_with("third", Cidr::Given("10.9.128.0/17".parse().unwrap()), Admission::Approve).await;
+    let clash = a
+        .create_with(
+            "third",
+            Cidr::Given("10.9.128.0/17".parse().unwrap()),
+            Admission::Approve,
+        )
+        .await;
     let clash = clash.unwrap_err();
     assert_eq!(clash.code, "E-CIDR-OVERLAP");
-    assert!(clash.hint.starts_with("byway create third --cidr4 auto "), "{}", clash.hint);
+    assert!(
+        clash.hint.starts_with("byway create third --cidr4 auto "),
+        "{}",
+        clash.hint
+    );
     // A subnet made elsewhere with the same prefix is refused at join, and leaves nothing.
     let c = Node::start("c").await;
-    let twin = c.create_with("twin", Cidr::Given("10.9.0.0/16".parse().unwrap()), Admission::Approve).await.unwrap();
-    let clash = b.join(twin.invite.as_deref().unwrap(), &[], PATIENCE).await.unwrap_err();
+    let twin = c
+        .create_with(
+            "twin",
+            Cidr::Given("10.9.0.0/16".parse().unwrap()),
+            Admission::Approve,
+        )
+        .await
+        .unwrap();
+    let clash = b
+        .join(twin.invite.as_deref().unwrap(), &[], PATIENCE)
+        .await
+        .unwrap_err();
     assert_eq!(clash.code, "E-CIDR-OVERLAP");
-    assert!(clash.hint.starts_with("byway subnet show home "), "{}", clash.hint);
+    assert!(
+        clash.hint.starts_with("byway subnet show home "),
+        "{}",
+        clash.hint
+    );
     assert!(b.members("twin").await.is_empty());
     // A name is the founder's to choose, and the joiner's on its machine only.
-    let again = a.create_with("home", Cidr::Given("10.10.0.0/16".parse().unwrap()), Admission::Approve).await;
+    let again = a
+        .create_with(
+            "home",
+            Cidr::Given("10.10.0.0/16".parse().unwrap()),
+            Admission::Approve,
+        )
+        .await;
     let again = again.unwrap_err();
     assert_eq!(again.code, "E-SUBNET-EXISTS");
-    assert!(again.hint.starts_with("byway subnet show home ") && !again.hint.contains("--as"), "{}", again.hint);
-    let same = c.create_with("lab", Cidr::Given("10.11.0.0/16".parse().unwrap()), Admission::Approve).await.unwrap();
-    let same = b.join(same.invite.as_deref().unwrap(), &[], PATIENCE).await.unwrap_err();
+    assert!(
+        again.hint.starts_with("byway subnet show home ") && !again.hint.contains("--as"),
+        "{}",
+        again.hint
+    );
+    let same = c
+        .create_with(
+            "lab",
+            Cidr::Given("10.11.0.0/16".parse().unwrap()),
+            Admission::Approve,
+        )
+        .await
+        .unwrap();
+    let same = b
+        .join(same.invite.as_deref().unwrap(), &[], PATIENCE)
+        .await
+        .unwrap_err();
     assert_eq!(same.code, "E-SUBNET-EXISTS");
-    assert!(same.hint.starts_with("byway join INVITE --as OTHER "), "{}", same.hint);
+    assert!(
+        same.hint.starts_with("byway join INVITE --as OTHER "),
+        "{}",
+        same.hint
+    );
 
     // Addresses of one subnet, sent into the other's TUN.
     let in_lab = (a.own("lab", true).await, b.own("lab", true).await);
     let in_home = (a.own("home", true).await, b.own("home", true).await);
-    a.tap(lab).inject(&packet(in_home.0, in_home.1, "wrong door"));
-    a.tap(other.id).inject(&packet(in_lab.0, in_lab.1, "wrong door"));
+    a.tap(lab)
+        .inject(&packet(in_home.0, in_home.1, "wrong door"));
+    a.tap(other.id)
+        .inject(&packet(in_lab.0, in_lab.1, "wrong door"));
     a.tap(lab).inject(&packet(in_lab.0, in_home.1, "across"));
     for (id, (from, to)) in [(lab, in_lab), (other.id, in_home)] {
         let strays = arrives(&a.tap(id), &b.tap(id), &packet(from, to, "right door")).await;
@@ -198,7 +279,12 @@ async fn carried(stream: &mut byway::p2p::DataStream, wanted: &[u8]) -> bool {
 
 async fn stream_in(peer: &mut Hostile) -> (u64, SubnetId, byway::p2p::DataStream) {
     let event = peer.wait(|event| match event {
-        Event::StreamIn { connection, subnet, stream, .. } => Some((connection, subnet, stream)),
+        Event::StreamIn {
+            connection,
+            subnet,
+            stream,
+            ..
+        } => Some((connection, subnet, stream)),
         _ => None,
     });
     event.await.expect("a stream")

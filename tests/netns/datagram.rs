@@ -10,7 +10,8 @@ use crate::drive::stays;
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, SOON, text, until};
 use crate::underlay::{
-    self, FIVE, PORT, Transfer, block_udp, carried, datagrams, heal, lengthen, pair, pair4, path, plain_host,
+    self, FIVE, PORT, Transfer, block_udp, carried, datagrams, heal, lengthen, pair, pair4, path,
+    plain_host,
 };
 use crate::{ci, fast};
 
@@ -23,10 +24,19 @@ pub const CASES: &[Case] = &[
     fast!(an_address_that_goes_away_is_replaced_in_a_second_and_a_half),
     fast!(an_address_that_is_cut_off_is_left_for_the_one_the_kernel_prefers),
     fast!(post_quantum_is_what_both_ends_make_of_it),
-    ci!(carrier_switches_under_tcp_break_no_connection, "iperf3", "ss"),
+    ci!(
+        carrier_switches_under_tcp_break_no_connection,
+        "iperf3",
+        "ss"
+    ),
     ci!(flapping_link_settles_on_datagrams),
     ci!(forty_packets_a_second_lose_none_to_a_new_path),
-    ci!(receive_buffer_follows_the_round_trip, "iperf3", "ss", "ethtool"),
+    ci!(
+        receive_buffer_follows_the_round_trip,
+        "iperf3",
+        "ss",
+        "ethtool"
+    ),
 ];
 
 /// Pings in a row, fifty a second, and how many of them may be lost.
@@ -47,11 +57,21 @@ fn two_hosts_on_a_wire_have_a_datagram_path_within_five_seconds(lab: &Lab) -> Re
         let path = path(of, to.name())?;
         ensure!(path["transport"] == "udp", "{path}");
         let via = text(&path, "via")?;
-        let known = [format!("{}:{PORT}", to.under4()), format!("[{}]:{PORT}", to.under6())];
+        let known = [
+            format!("{}:{PORT}", to.under4()),
+            format!("[{}]:{PORT}", to.under6()),
+        ];
         // A link-local address of the same wire is as good.
-        ensure!(known.contains(&via) || via.starts_with("[fe80:"), "{via} is no address of {}", to.name());
+        ensure!(
+            known.contains(&via) || via.starts_with("[fe80:"),
+            "{via} is no address of {}",
+            to.name()
+        );
         let said = of.ok(&["status"])?;
-        ensure!(said.contains(&format!("direct udp {via}")), "no `direct udp {via}` in\n{said}");
+        ensure!(
+            said.contains(&format!("direct udp {via}")),
+            "no `direct udp {via}` in\n{said}"
+        );
         let (v4, v6) = to.overlay("lab")?;
         all_answer(of, &v4, 50, 0)?;
         all_answer(of, &v6, 50, 0)?;
@@ -61,17 +81,30 @@ fn two_hosts_on_a_wire_have_a_datagram_path_within_five_seconds(lab: &Lab) -> Re
 
 fn frames_of_one_library_are_opened_by_the_other_and_the_choice_is_named(lab: &Lab) -> Result<()> {
     let [a, b, c] = [lab.host("a")?, lab.host("b")?, lab.host("c")?];
-    let choices = [(&a, "aes-256-gcm by ring"), (&b, "aes-256-gcm by aws-lc"), (&c, "chacha20-poly1305")];
+    let choices = [
+        (&a, "aes-256-gcm by ring"),
+        (&b, "aes-256-gcm by aws-lc"),
+        (&c, "chacha20-poly1305"),
+    ];
     for (host, choice) in choices {
-        let mut config = OpenOptions::new().append(true).open(host.dir().join("byway.toml"))?;
+        let mut config = OpenOptions::new()
+            .append(true)
+            .open(host.dir().join("byway.toml"))?;
         config.write_all(format!("[data]\ncipher = \"{choice}\"\n").as_bytes())?;
         host.start()?;
     }
     a.json(&["create", "lab"])?;
     for host in [&b, &c] {
-        host.json(&["join", &text(&a.json(&["invite", "create", "lab"])?, "invite")?])?;
+        host.json(&[
+            "join",
+            &text(&a.json(&["invite", "create", "lab"])?, "invite")?,
+        ])?;
     }
-    for (of, to, cipher) in [(&a, &b, "aes-256-gcm"), (&b, &a, "aes-256-gcm"), (&c, &a, "chacha20-poly1305")] {
+    for (of, to, cipher) in [
+        (&a, &b, "aes-256-gcm"),
+        (&b, &a, "aes-256-gcm"),
+        (&c, &a, "chacha20-poly1305"),
+    ] {
         datagrams(of, to, FIVE)?;
         let (v4, _) = to.overlay("lab")?;
         all_answer(of, &v4, 50, 0)?;
@@ -93,7 +126,12 @@ fn where_udp_is_blocked_the_stream_carries_until_it_opens(lab: &Lab) -> Result<(
     let (a, b) = (lab.node("a")?, lab.node("b")?);
     block_udp(lab, &[&a, &b])?;
     let invite = text(&a.json(&["create", "lab"])?, "invite")?;
-    b.json(&["join", &invite, "--peer", &format!("/ip4/{}/tcp/{PORT}", a.under4())])?;
+    b.json(&[
+        "join",
+        &invite,
+        "--peer",
+        &format!("/ip4/{}/tcp/{PORT}", a.under4()),
+    ])?;
     let inside = a.overlay("lab")?.0;
     b.ns().reaches(&inside, SOON)?;
     for (of, to) in [(&a, "b"), (&b, "a")] {
@@ -124,25 +162,54 @@ fn carrier_switches_under_tcp_break_no_connection(lab: &Lab) -> Result<()> {
         std::thread::sleep(Duration::from_secs(3));
         block_udp(lab, &[&a, &b])?;
         let six = Duration::from_secs(6);
-        let took = [carried(&a, "b", "stream", six)?, carried(&b, "a", "stream", six)?];
+        let took = [
+            carried(&a, "b", "stream", six)?,
+            carried(&b, "a", "stream", six)?,
+        ];
         std::thread::sleep(Duration::from_secs(3));
         heal(lab, "noudp")?;
         let opened = Instant::now();
         datagrams(&a, &b, FIVE)?;
-        println!("  stream after {took:?}, datagrams after {:?}", opened.elapsed());
+        println!(
+            "  stream after {took:?}, datagrams after {:?}",
+            opened.elapsed()
+        );
     }
     let flow = transfer.wait(60)?;
-    println!("  {} MB, longest stall {:?}", flow.bytes / 1_000_000, flow.stall());
+    println!(
+        "  {} MB, longest stall {:?}",
+        flow.bytes / 1_000_000,
+        flow.stall()
+    );
     // Three missed keep-alives, and what TCP waits until it tries again.
-    ensure!(flow.stall() <= Duration::from_secs(9), "it stood still for {:?}: {:?}", flow.stall(), flow.steps);
-    ensure!(flow.steps.iter().rev().take(4).all(|s| *s > 0), "it did not come back: {:?}", flow.steps);
+    ensure!(
+        flow.stall() <= Duration::from_secs(9),
+        "it stood still for {:?}: {:?}",
+        flow.stall(),
+        flow.steps
+    );
+    ensure!(
+        flow.steps.iter().rev().take(4).all(|s| *s > 0),
+        "it did not come back: {:?}",
+        flow.steps
+    );
     Ok(())
 }
 
 fn ticks(host: &Host) -> Result<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", host.pid()?))?;
-    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
-    let tick = |n: usize| fields.get(n).and_then(|f| f.parse::<u64>().ok()).unwrap_or_default();
+    let fields: Vec<&str> = stat
+        .rsplit(") ")
+        .next()
+        .unwrap_or_default()
+        .split(' ')
+        .collect();
+    let tick = |n: usize| {
+        fields
+            .get(n)
+            .and_then(|f| f.parse::<u64>().ok())
+            .unwrap_or_default()
+    };
     Ok(tick(11) + tick(12))
 }
 
@@ -159,7 +226,8 @@ fn flapping_link_settles_on_datagrams(lab: &Lab) -> Result<()> {
     // A hundred ticks are a second of one processor.
     let spent = ticks(&a)? - before;
     ensure!(spent < 20 * 20, "{spent} ticks of work in 20 s of flapping");
-    a.ns().reaches(&b.overlay("lab")?.0, Duration::from_secs(3))?;
+    a.ns()
+        .reaches(&b.overlay("lab")?.0, Duration::from_secs(3))?;
     datagrams(&a, &b, FIVE)?;
     all_answer(&a, &b.overlay("lab")?.0, 50, 0)
 }
@@ -169,12 +237,19 @@ fn forty_packets_a_second_lose_none_to_a_new_path(lab: &Lab) -> Result<()> {
     let (a, b) = (lab.node("a")?, lab.node("b")?);
     block_udp(lab, &[&a, &b])?;
     let invite = text(&a.json(&["create", "lab"])?, "invite")?;
-    b.json(&["join", &invite, "--peer", &format!("/ip4/{}/tcp/{PORT}", a.under4())])?;
+    b.json(&[
+        "join",
+        &invite,
+        "--peer",
+        &format!("/ip4/{}/tcp/{PORT}", a.under4()),
+    ])?;
     let inside = a.overlay("lab")?.0;
     b.ns().reaches(&inside, SOON)?;
     let mut ping = b
         .ns()
-        .command(&["ping", "-n", "-q", "-c", "400", "-i", "0.025", "-W", "2", &inside])
+        .command(&[
+            "ping", "-n", "-q", "-c", "400", "-i", "0.025", "-W", "2", &inside,
+        ])
         .stdout(std::process::Stdio::piped())
         .spawn()?;
     std::thread::sleep(Duration::from_secs(2));
@@ -188,14 +263,18 @@ fn forty_packets_a_second_lose_none_to_a_new_path(lab: &Lab) -> Result<()> {
     switched?;
     ensure!(said.contains("400 received"), "{said}");
     ensure!(!said.contains("duplicates"), "{said}");
-    until("the counters have it", FIVE, || Ok(underlay::refused(&a)? == (0, 0))).map(drop)
+    until("the counters have it", FIVE, || {
+        Ok(underlay::refused(&a)? == (0, 0))
+    })
+    .map(drop)
 }
 
 /// A NAT lets in only what comes from where its host sent to. Nothing but UDP passes here: libp2p's QUIC has to answer so, too.
 fn host_of_two_addresses_answers_from_the_one_that_was_asked(lab: &Lab) -> Result<()> {
     let (a, b) = (plain_host(lab, "a")?, plain_host(lab, "b")?);
     let second = "10.99.0.201";
-    a.ns().ip(&["address", "add", &format!("{second}/24"), "dev", "eth0"])?;
+    a.ns()
+        .ip(&["address", "add", &format!("{second}/24"), "dev", "eth0"])?;
     a.rebase()?;
     let first = format!("ip saddr {} meta l4proto udp drop", a.under4());
     underlay::ingress(lab, "nat", &[&a], &[&first])?;
@@ -203,10 +282,18 @@ fn host_of_two_addresses_answers_from_the_one_that_was_asked(lab: &Lab) -> Resul
     a.start()?;
     b.start()?;
     let invite = text(&a.json(&["create", "lab"])?, "invite")?;
-    b.json(&["join", &invite, "--peer", &format!("/ip4/{second}/udp/{PORT}/quic-v1")])?;
+    b.json(&[
+        "join",
+        &invite,
+        "--peer",
+        &format!("/ip4/{second}/udp/{PORT}/quic-v1"),
+    ])?;
     datagrams(&a, &b, FIVE)?;
     let via = text(&path(&b, "a")?, "via")?;
-    ensure!(via == format!("{second}:{PORT}"), "by {via}, which cannot answer");
+    ensure!(
+        via == format!("{second}:{PORT}"),
+        "by {via}, which cannot answer"
+    );
     all_answer(&b, &a.overlay("lab")?.0, 100, 0)?;
     all_answer(&a, &b.overlay("lab")?.0, 100, 0)
 }
@@ -219,13 +306,25 @@ fn an_address_that_goes_away_is_replaced_in_a_second_and_a_half(lab: &Lab) -> Re
     all_answer(&a, &inside, 20, 0)?;
     let next = "10.99.0.202/24";
     a.ns().ip(&["address", "add", next, "dev", "eth0"])?;
-    a.ns().ip(&["address", "del", &format!("{}/24", a.under4()), "dev", "eth0"])?;
+    a.ns().ip(&[
+        "address",
+        "del",
+        &format!("{}/24", a.under4()),
+        "dev",
+        "eth0",
+    ])?;
     // The route went with the address it preferred, unless the kernel kept the second one.
     a.ns().ip(&["address", "replace", next, "dev", "eth0"])?;
     let lost = all_answer(&a, &inside, 150, 75);
     let via = path(&b, "a");
     a.ns().ip(&["address", "del", next, "dev", "eth0"])?;
-    a.ns().ip(&["address", "add", &format!("{}/24", a.under4()), "dev", "eth0"])?;
+    a.ns().ip(&[
+        "address",
+        "add",
+        &format!("{}/24", a.under4()),
+        "dev",
+        "eth0",
+    ])?;
     lost?;
     ensure!(via?["carrier"] == "datagram", "the stream carried");
     Ok(())
@@ -253,9 +352,15 @@ fn an_address_that_is_cut_off_is_left_for_the_one_the_kernel_prefers(lab: &Lab) 
             source,
         ])
     };
-    a.ns().ip(&["address", "add", &format!("{second}/24"), "dev", "eth0"])?;
+    a.ns()
+        .ip(&["address", "add", &format!("{second}/24"), "dev", "eth0"])?;
     prefer(second)?;
-    underlay::ingress(lab, "gone", &[&a], &[&format!("ip saddr {first} meta l4proto udp drop")])?;
+    underlay::ingress(
+        lab,
+        "gone",
+        &[&a],
+        &[&format!("ip saddr {first} meta l4proto udp drop")],
+    )?;
     // What passes now passes from the second one. How soon is not ours to see by pings: it may be sooner than three are lost.
     let found = until("b is sent to from the second address", FIVE, || {
         ensure!(a.ns().pings(&inside), "nothing passes");
@@ -267,11 +372,15 @@ fn an_address_that_is_cut_off_is_left_for_the_one_the_kernel_prefers(lab: &Lab) 
     let after = path(&a, "b");
     heal(lab, "gone")?;
     prefer(&first)?;
-    a.ns().ip(&["address", "del", &format!("{second}/24"), "dev", "eth0"])?;
+    a.ns()
+        .ip(&["address", "del", &format!("{second}/24"), "dev", "eth0"])?;
     println!("  back after {:?}", found?);
     passes?;
     let after = after?;
-    ensure!(after["carrier"] == "datagram" && after["since"] == since, "the path itself never was lost: {after}");
+    ensure!(
+        after["carrier"] == "datagram" && after["since"] == since,
+        "the path itself never was lost: {after}"
+    );
     Ok(())
 }
 
@@ -280,22 +389,44 @@ fn receive_buffer_follows_the_round_trip(lab: &Lab) -> Result<()> {
     let (a, b) = pair4(lab)?;
     let c = plain_host(lab, "c")?;
     c.start()?;
-    c.json(&["join", &text(&a.json(&["invite", "create", "lab"])?, "invite")?])?;
+    c.json(&[
+        "join",
+        &text(&a.json(&["invite", "create", "lab"])?, "invite")?,
+    ])?;
     datagrams(&b, &c, FIVE)?;
     // The kernel says twice what was asked for.
     let buffer = || -> Result<u64> {
         let said = b.ns().ok(&["ss", "-Huanm", &format!("sport = :{PORT}")])?;
-        let sizes = said.split(",rb").skip(1).filter_map(|rest| rest.split(',').next()?.parse::<u64>().ok());
+        let sizes = said
+            .split(",rb")
+            .skip(1)
+            .filter_map(|rest| rest.split(',').next()?.parse::<u64>().ok());
         Ok(sizes.max().unwrap_or(0) >> 21)
     };
-    ensure!(buffer()? == 1, "{} MiB for peers on the same wire", buffer()?);
+    ensure!(
+        buffer()? == 1,
+        "{} MiB for peers on the same wire",
+        buffer()?
+    );
     let _far = lengthen(lab, &a, 25_000)?;
-    until("the buffer is that of a far peer", Duration::from_secs(30), || Ok(buffer()? >= 4))?;
+    until(
+        "the buffer is that of a far peer",
+        Duration::from_secs(30),
+        || Ok(buffer()? >= 4),
+    )?;
     let near = Transfer::start(&c, &b, 8, "100M")?;
-    until("a near peer that sends is the one that counts", Duration::from_secs(7), || Ok(buffer()? == 1))?;
+    until(
+        "a near peer that sends is the one that counts",
+        Duration::from_secs(7),
+        || Ok(buffer()? == 1),
+    )?;
     near.wait(30)?;
     let far = Transfer::start(&a, &b, 8, "100M")?;
-    until("a far peer that sends is the one that counts", Duration::from_secs(7), || Ok(buffer()? >= 4))?;
+    until(
+        "a far peer that sends is the one that counts",
+        Duration::from_secs(7),
+        || Ok(buffer()? >= 4),
+    )?;
     far.wait(30).map(drop)
 }
 
@@ -303,7 +434,10 @@ fn receive_buffer_follows_the_round_trip(lab: &Lab) -> Result<()> {
 fn post_quantum(of: &Host, to: &str) -> Result<Option<bool>> {
     let status = of.status("lab")?;
     let peers = status["peers"].as_array().context("no `peers`")?;
-    let peer = peers.iter().find(|p| p["name"] == to).context("no such peer")?;
+    let peer = peers
+        .iter()
+        .find(|p| p["name"] == to)
+        .context("no such peer")?;
     Ok(peer["session"]["post_quantum"].as_bool())
 }
 
@@ -320,13 +454,15 @@ fn post_quantum_is_what_both_ends_make_of_it(lab: &Lab) -> Result<()> {
     set(&b, "prefer")?;
     b.json(&["join", &text(&a.json(&["create", "lab"])?, "invite")?])?;
     let (to_a, to_b) = (a.overlay("lab")?.0, b.overlay("lab")?.0);
-    let agreed = |expected: bool| -> Result<()> {
-        datagrams(&a, &b, SOON)?;
-        until("both say whether it is post-quantum", SOON, || {
-            Ok(post_quantum(&a, "b")? == Some(expected) && post_quantum(&b, "a")? == Some(expected))
-        })?;
-        a.ns().reaches(&to_b, SOON).map(drop)
-    };
+    let agreed =
+        |expected: bool| -> Result<()> {
+            datagrams(&a, &b, SOON)?;
+            until("both say whether it is post-quantum", SOON, || {
+                Ok(post_quantum(&a, "b")? == Some(expected)
+                    && post_quantum(&b, "a")? == Some(expected))
+            })?;
+            a.ns().reaches(&to_b, SOON).map(drop)
+        };
     agreed(false).context("off and prefer")?;
     set(&a, "prefer")?;
     agreed(true).context("prefer and prefer")?;
@@ -335,24 +471,40 @@ fn post_quantum_is_what_both_ends_make_of_it(lab: &Lab) -> Result<()> {
     // Packets of who requires it never go over a stream, also when there is no other way.
     block_udp(lab, &[&a])?;
     a.ns().loses(&to_b, SOON)?;
-    stays("nothing goes over TCP", Duration::from_secs(3), || Ok(!a.ns().pings(&to_b) && !b.ns().pings(&to_a)))?;
+    stays("nothing goes over TCP", Duration::from_secs(3), || {
+        Ok(!a.ns().pings(&to_b) && !b.ns().pings(&to_a))
+    })?;
     heal(lab, "noudp")?;
     agreed(true).context("require and prefer, after UDP was blocked")?;
     let streams = path_carriers(&a, "b")?["stream"].clone();
-    ensure!(streams["tx_packets"] == 0 && streams["rx_packets"] == 0, "packets over a stream: {streams}");
+    ensure!(
+        streams["tx_packets"] == 0 && streams["rx_packets"] == 0,
+        "packets over a stream: {streams}"
+    );
     set(&b, "off")?;
-    for (host, words) in [(&a, "and this machine requires it"), (&b, "which is off here")] {
+    for (host, words) in [
+        (&a, "and this machine requires it"),
+        (&b, "which is off here"),
+    ] {
         until("both say why there is no session", SOON, || {
             let problems = host.json(&["status"])?["problems"].to_string();
             Ok(problems.contains("E-POST-QUANTUM") && problems.contains(words))
         })?;
     }
-    ensure!(!a.ns().pings(&to_b) && !b.ns().pings(&to_a), "packets pass without what is required");
+    ensure!(
+        !a.ns().pings(&to_b) && !b.ns().pings(&to_a),
+        "packets pass without what is required"
+    );
     let checked = a.byway(&["status", "--check", "healthy"])?;
     ensure!(checked.code == 9, "{checked}");
     set(&b, "prefer")?;
     agreed(true).context("require and prefer again")?;
-    ensure!(!a.json(&["status"])?["problems"].to_string().contains("E-POST-QUANTUM"), "it is said no more");
+    ensure!(
+        !a.json(&["status"])?["problems"]
+            .to_string()
+            .contains("E-POST-QUANTUM"),
+        "it is said no more"
+    );
     Ok(())
 }
 
@@ -360,5 +512,9 @@ fn post_quantum_is_what_both_ends_make_of_it(lab: &Lab) -> Result<()> {
 fn path_carriers(of: &Host, to: &str) -> Result<serde_json::Value> {
     let status = of.status("lab")?;
     let peers = status["peers"].as_array().context("no `peers`")?;
-    Ok(peers.iter().find(|p| p["name"] == to).context("no such peer")?["carriers"].clone())
+    Ok(peers
+        .iter()
+        .find(|p| p["name"] == to)
+        .context("no such peer")?["carriers"]
+        .clone())
 }

@@ -11,8 +11,14 @@ use serde_json::Value;
 use crate::lab::{Host, Lab, Netns, text};
 
 fn words_of(words: &[&str]) -> Result<Vec<String>> {
-    let program = std::env::current_exe().context("this program's path")?.to_string_lossy().into_owned();
-    Ok([program, "evil".to_owned()].into_iter().chain(words.iter().map(|w| (*w).to_owned())).collect())
+    let program = std::env::current_exe()
+        .context("this program's path")?
+        .to_string_lossy()
+        .into_owned();
+    Ok([program, "evil".to_owned()]
+        .into_iter()
+        .chain(words.iter().map(|w| (*w).to_owned()))
+        .collect())
 }
 
 /// Makes a move to its end, a minute at most; what it was answered.
@@ -22,7 +28,11 @@ fn words_of(words: &[&str]) -> Result<Vec<String>> {
 pub fn evil(ns: &Netns, words: &[&str]) -> Result<String> {
     let line = words_of(words)?;
     let said = ns.ok(&line.iter().map(String::as_str).collect::<Vec<_>>())?;
-    println!("  evil {}: {}", words.first().unwrap_or(&""), said.lines().last().unwrap_or_default());
+    println!(
+        "  evil {}: {}",
+        words.first().unwrap_or(&""),
+        said.lines().last().unwrap_or_default()
+    );
     Ok(said)
 }
 
@@ -43,12 +53,24 @@ impl Attack {
     pub fn start(ns: &Netns, words: &[&str]) -> Result<Attack> {
         let line = words_of(words)?;
         let line: Vec<&str> = line.iter().map(String::as_str).collect();
-        let mut child = ns.command(&line).stdout(Stdio::piped()).spawn().context("start the malicious peer")?;
+        let mut child = ns
+            .command(&line)
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("start the malicious peer")?;
         let mut out = BufReader::new(child.stdout.take().context("its output")?);
         let mut first = String::new();
         out.read_line(&mut first)?;
-        let attack = Attack { child, first, _out: out };
-        ensure!(attack.first.starts_with("ready"), "{words:?} did not start: {}", attack.first);
+        let attack = Attack {
+            child,
+            first,
+            _out: out,
+        };
+        ensure!(
+            attack.first.starts_with("ready"),
+            "{words:?} did not start: {}",
+            attack.first
+        );
         Ok(attack)
     }
 }
@@ -62,7 +84,11 @@ impl Drop for Attack {
 
 /// Where daemons listen, as the malicious peer is told.
 pub fn places(hosts: &[&Host]) -> String {
-    hosts.iter().map(|h| format!("{}:4100", h.under4())).collect::<Vec<_>>().join(",")
+    hosts
+        .iter()
+        .map(|h| format!("{}:4100", h.under4()))
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 /// A host's identity, as whoever owns the machine has it.
@@ -91,7 +117,10 @@ pub fn subnet(host: &Host) -> Result<String> {
 /// # Errors
 /// It is not let in.
 pub fn admit(by: &Host, joiner: &Host, role: &str) -> Result<()> {
-    let invite = text(&by.json(&["invite", "create", "lab", "--role", role])?, "invite")?;
+    let invite = text(
+        &by.json(&["invite", "create", "lab", "--role", role])?,
+        "invite",
+    )?;
     joiner.json(&["join", &invite]).map(drop)
 }
 
@@ -110,8 +139,12 @@ pub fn with_admin(lab: &Lab, members: &[&str]) -> Result<Vec<Rc<Host>>> {
     }
     let everyone: Vec<String> = hosts.iter().map(|h| h.name().to_owned()).collect();
     for host in &hosts {
-        crate::lab::until("everybody knows everybody", crate::lab::SOON, || Ok(host.members("lab")? == everyone))?;
-        crate::lab::until("the admin is one", crate::lab::SOON, || Ok(member(host, "b")?["role"] == "admin"))?;
+        crate::lab::until("everybody knows everybody", crate::lab::SOON, || {
+            Ok(host.members("lab")? == everyone)
+        })?;
+        crate::lab::until("the admin is one", crate::lab::SOON, || {
+            Ok(member(host, "b")?["role"] == "admin")
+        })?;
     }
     Ok(hosts)
 }
@@ -123,7 +156,10 @@ pub fn with_admin(lab: &Lab, members: &[&str]) -> Result<Vec<Rc<Host>>> {
 pub fn member(host: &Host, name: &str) -> Result<Value> {
     let list = host.json(&["member", "ls", "lab"])?;
     let all = list["members"].as_array().context("no `members`")?;
-    all.iter().find(|m| m["name"] == name).cloned().with_context(|| format!("{} sees no {name}: {list}", host.name()))
+    all.iter()
+        .find(|m| m["name"] == name)
+        .cloned()
+        .with_context(|| format!("{} sees no {name}: {list}", host.name()))
 }
 
 /// What a subnet is at a host, without what changes by itself: members, roles, addresses, workloads, names.
@@ -132,11 +168,25 @@ pub fn member(host: &Host, name: &str) -> Result<Value> {
 /// It does not tell.
 pub fn belief(host: &Host) -> Result<Vec<String>> {
     let list = host.json(&["member", "ls", "lab"])?;
-    let of = |m: &Value| format!("{} {} {} {} {}", m["name"], m["peer_id"], m["role"], m["addresses"], m["leases"]);
-    let mut all: Vec<String> = list["members"].as_array().context("no `members`")?.iter().map(of).collect();
+    let of = |m: &Value| {
+        format!(
+            "{} {} {} {} {}",
+            m["name"], m["peer_id"], m["role"], m["addresses"], m["leases"]
+        )
+    };
+    let mut all: Vec<String> = list["members"]
+        .as_array()
+        .context("no `members`")?
+        .iter()
+        .map(of)
+        .collect();
     let names = host.json(&["dns", "ls", "lab"])?;
     let records = names["records"].as_array().context("no `records`")?;
-    all.extend(records.iter().map(|r| format!("{} {} {}", r["name"], r["type"], r["value"])));
+    all.extend(
+        records
+            .iter()
+            .map(|r| format!("{} {} {}", r["name"], r["type"], r["value"])),
+    );
     all.sort();
     Ok(all)
 }
@@ -151,7 +201,12 @@ pub fn stays(what: &str, lasts: Duration, mut check: impl FnMut() -> Result<bool
         match check() {
             Ok(true) => std::thread::sleep(Duration::from_millis(200)),
             Ok(false) => bail!("{what} ended after {:.1} s", start.elapsed().as_secs_f64()),
-            Err(e) => return Err(e.context(format!("{what} ended after {:.1} s", start.elapsed().as_secs_f64()))),
+            Err(e) => {
+                return Err(e.context(format!(
+                    "{what} ended after {:.1} s",
+                    start.elapsed().as_secs_f64()
+                )));
+            }
         }
     }
     Ok(())
@@ -163,7 +218,10 @@ pub fn stays(what: &str, lasts: Duration, mut check: impl FnMut() -> Result<bool
 /// It does not run.
 pub fn resident(host: &Host) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", host.pid()?))?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("VmRSS")?;
+    let line = status
+        .lines()
+        .find_map(|l| l.strip_prefix("VmRSS:"))
+        .context("VmRSS")?;
     Ok(line.trim().trim_end_matches("kB").trim().parse()?)
 }
 
@@ -172,7 +230,9 @@ pub fn resident(host: &Host) -> Result<u64> {
 /// # Errors
 /// It cannot be read.
 pub fn state_bytes(host: &Host) -> Result<u64> {
-    let sizes = std::fs::read_dir(host.state())?.map(|e| Ok(e?.metadata()?.len())).collect::<Result<Vec<u64>>>()?;
+    let sizes = std::fs::read_dir(host.state())?
+        .map(|e| Ok(e?.metadata()?.len()))
+        .collect::<Result<Vec<u64>>>()?;
     Ok(sizes.iter().sum())
 }
 
@@ -181,7 +241,12 @@ pub fn state_bytes(host: &Host) -> Result<u64> {
 /// # Errors
 /// `nft` refuses the rules.
 pub fn apart(lab: &Lab, one: &[&Host], other: &[&Host]) -> Result<()> {
-    let set = |side: &[&Host]| side.iter().map(|h| format!("\"{}\"", Lab::port(h))).collect::<Vec<_>>().join(", ");
+    let set = |side: &[&Host]| {
+        side.iter()
+            .map(|h| format!("\"{}\"", Lab::port(h)))
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
     let (one, other) = (set(one), set(other));
     lab.rules(&format!(
         "table bridge apart {{\n chain f {{\n  type filter hook forward priority 0; policy accept;\n  \
@@ -194,7 +259,9 @@ pub fn apart(lab: &Lab, one: &[&Host], other: &[&Host]) -> Result<()> {
 /// # Errors
 /// Nobody was apart.
 pub fn together(lab: &Lab) -> Result<()> {
-    lab.switch().ok(&["nft", "delete", "table", "bridge", "apart"]).map(drop)
+    lab.switch()
+        .ok(&["nft", "delete", "table", "bridge", "apart"])
+        .map(drop)
 }
 
 /// Gives a host so many addresses of one /64; they are named with commas between.
@@ -204,7 +271,14 @@ pub fn together(lab: &Lab) -> Result<()> {
 pub fn many(host: &Host, count: u32) -> Result<String> {
     let all: Vec<String> = (1..=count).map(|n| format!("fd99::bad:{n:x}")).collect();
     for address in &all {
-        host.ns().ip(&["addr", "add", &format!("{address}/64"), "dev", "eth0", "nodad"])?;
+        host.ns().ip(&[
+            "addr",
+            "add",
+            &format!("{address}/64"),
+            "dev",
+            "eth0",
+            "nodad",
+        ])?;
     }
     host.rebase()?;
     Ok(all.join(","))

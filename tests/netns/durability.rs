@@ -24,7 +24,9 @@ pub const CASES: &[Case] = &[
 
 fn killed_daemon_heals_in_five_seconds(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
-    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let [a, b] = &hosts[..] else {
+        unreachable!("two hosts were asked for")
+    };
     let web = lab.workload("web")?;
     let web4 = v4(&b.attach(&web, "lab", "web")?)?;
     let (before, (a4, _)) = (b.overlay("lab")?, a.overlay("lab")?);
@@ -38,18 +40,29 @@ fn killed_daemon_heals_in_five_seconds(lab: &Lab) -> Result<()> {
     a.ns().reaches(&before.0, limit)?;
     a.ns().reaches(&before.1, limit)?;
     a.ns().reaches(&web4, limit)?;
-    ensure!(start.elapsed() <= limit, "healing took {:?}", start.elapsed());
-    until("the daemon answers", SOON, || Ok(b.overlay("lab")? == before)).map(drop)
+    ensure!(
+        start.elapsed() <= limit,
+        "healing took {:?}",
+        start.elapsed()
+    );
+    until("the daemon answers", SOON, || {
+        Ok(b.overlay("lab")? == before)
+    })
+    .map(drop)
 }
 
 fn twenty_kills_in_a_row(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
-    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let [a, b] = &hosts[..] else {
+        unreachable!("two hosts were asked for")
+    };
     let before = b.overlay("lab")?;
     for round in 0..20 {
         b.kill9()?;
         b.start()?;
-        a.ns().reaches(&before.0, Duration::from_secs(5)).with_context(|| format!("round {round}"))?;
+        a.ns()
+            .reaches(&before.0, Duration::from_secs(5))
+            .with_context(|| format!("round {round}"))?;
     }
     ensure!(b.overlay("lab")? == before, "the addresses are the same");
     Ok(())
@@ -66,8 +79,12 @@ fn killed_mid_command_keeps_old_or_new_state(lab: &Lab) -> Result<()> {
         let answer = command.wait()?;
         a.start()?;
         let names = a.json(&["dns", "ls", "lab"])?.to_string();
-        let stored = names.contains(&format!("\"{name}.")) || names.contains(&format!("\"{name}\""));
-        ensure!(answer.code != 0 || stored, "answered with success and lost: {answer}\n{names}");
+        let stored =
+            names.contains(&format!("\"{name}.")) || names.contains(&format!("\"{name}\""));
+        ensure!(
+            answer.code != 0 || stored,
+            "answered with success and lost: {answer}\n{names}"
+        );
         ensure!(a.overlay("lab")? == own, "the membership is whole");
     }
     Ok(())
@@ -88,7 +105,9 @@ fn cleanup_after_a_kill_leaves_nothing(lab: &Lab) -> Result<()> {
 
 fn link_down_and_up_heals(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
-    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let [a, b] = &hosts[..] else {
+        unreachable!("two hosts were asked for")
+    };
     let b4 = b.overlay("lab")?.0;
     a.ns().reaches(&b4, SOON)?;
     lab.unplug(b)?;
@@ -99,17 +118,28 @@ fn link_down_and_up_heals(lab: &Lab) -> Result<()> {
     b.ns().ip(&["link", "set", "eth0", "down"])?;
     a.ns().loses(&b4, SOON)?;
     b.ns().ip(&["link", "set", "eth0", "up"])?;
-    b.ns().ip(&["addr", "replace", &format!("{}/64", b.under6()), "dev", "eth0", "nodad"])?;
+    b.ns().ip(&[
+        "addr",
+        "replace",
+        &format!("{}/64", b.under6()),
+        "dev",
+        "eth0",
+        "nodad",
+    ])?;
     a.ns().reaches(&b4, Duration::from_secs(20)).map(drop)
 }
 
 fn deleted_tun_is_restored(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
-    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let [a, b] = &hosts[..] else {
+        unreachable!("two hosts were asked for")
+    };
     let (before, b4) = (a.overlay("lab")?, b.overlay("lab")?.0);
     a.ns().reaches(&b4, SOON)?;
     a.ns().ip(&["link", "del", "bw-lab"])?;
-    until("the interface is back", Duration::from_secs(5), || Ok(a.ns().ip(&["link", "show", "bw-lab"]).is_ok()))?;
+    until("the interface is back", Duration::from_secs(5), || {
+        Ok(a.ns().ip(&["link", "show", "bw-lab"]).is_ok())
+    })?;
     a.ns().reaches(&b4, Duration::from_secs(5))?;
     b.ns().reaches(&before.1, Duration::from_secs(5))?;
     ensure!(a.overlay("lab")? == before, "the addresses are the same");
@@ -118,7 +148,9 @@ fn deleted_tun_is_restored(lab: &Lab) -> Result<()> {
 
 fn deleted_addresses_routes_and_rules_are_restored(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
-    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let [a, b] = &hosts[..] else {
+        unreachable!("two hosts were asked for")
+    };
     let ((b4, b6), before) = (b.overlay("lab")?, crate::lab::snapshot::of(a.ns())?);
     a.ns().reaches(&b4, SOON)?;
     for attack in [
@@ -129,13 +161,21 @@ fn deleted_addresses_routes_and_rules_are_restored(lab: &Lab) -> Result<()> {
         &["-6", "rule", "del", "priority", "4110"],
         &["link", "set", "bw-lab", "down"],
     ] {
-        a.ns().ip(attack).with_context(|| format!("ip {attack:?}"))?;
-        a.ns().reaches(&b4, Duration::from_secs(5)).with_context(|| format!("after ip {attack:?}"))?;
-        a.ns().reaches(&b6, Duration::from_secs(5)).with_context(|| format!("after ip {attack:?}"))?;
+        a.ns()
+            .ip(attack)
+            .with_context(|| format!("ip {attack:?}"))?;
+        a.ns()
+            .reaches(&b4, Duration::from_secs(5))
+            .with_context(|| format!("after ip {attack:?}"))?;
+        a.ns()
+            .reaches(&b6, Duration::from_secs(5))
+            .with_context(|| format!("after ip {attack:?}"))?;
     }
     // The packets pass before the last of what was deleted is there again.
     until("the host is as it was", Duration::from_secs(5), || {
-        before.assert_same(&crate::lab::snapshot::of(a.ns())?, "the repaired host").map(|()| true)
+        before
+            .assert_same(&crate::lab::snapshot::of(a.ns())?, "the repaired host")
+            .map(|()| true)
     })
     .map(drop)
 }
@@ -146,15 +186,44 @@ fn state_directory_socket_and_port_are_exclusive(lab: &Lab) -> Result<()> {
     let path = |name: &str| lab.dir().join(name).to_string_lossy().into_owned();
     let own = |p: std::path::PathBuf| p.to_string_lossy().into_owned();
     for (what, state, socket, listen) in [
-        ("state directory", own(a.state()), path("sock2"), "/ip4/127.0.0.1/tcp/4300"),
-        ("socket", path("state2"), own(a.socket()), "/ip4/127.0.0.1/tcp/4301"),
-        ("listen port", path("state3"), path("sock3"), "/ip4/0.0.0.0/tcp/4100"),
+        (
+            "state directory",
+            own(a.state()),
+            path("sock2"),
+            "/ip4/127.0.0.1/tcp/4300",
+        ),
+        (
+            "socket",
+            path("state2"),
+            own(a.socket()),
+            "/ip4/127.0.0.1/tcp/4301",
+        ),
+        (
+            "listen port",
+            path("state3"),
+            path("sock3"),
+            "/ip4/0.0.0.0/tcp/4100",
+        ),
     ] {
-        let words = [&binary, "daemon", "--state-dir", &state, "--socket", &socket, "--listen", listen];
+        let words = [
+            &binary,
+            "daemon",
+            "--state-dir",
+            &state,
+            "--socket",
+            &socket,
+            "--listen",
+            listen,
+        ];
         let answer = a.ns().run(&[&["timeout", "10"], &words[..]].concat())?;
-        answer.assert_error(6, "E-").with_context(|| format!("the same {what}"))?;
+        answer
+            .assert_error(6, "E-")
+            .with_context(|| format!("the same {what}"))?;
     }
-    ensure!(a.byway(&["status"])?.code == 0, "the first daemon is untouched");
+    ensure!(
+        a.byway(&["status"])?.code == 0,
+        "the first daemon is untouched"
+    );
     Ok(())
 }
 
@@ -162,7 +231,10 @@ fn full_disk_fails_the_command_and_nothing_else(lab: &Lab) -> Result<()> {
     let (a, b) = (lab.host("a")?, lab.node("b")?);
     std::fs::create_dir(a.state())?;
     let state = a.state().to_string_lossy().into_owned();
-    sh("mount", &["-t", "tmpfs", "-o", "size=8m,mode=0700", "tmpfs", &state])?;
+    sh(
+        "mount",
+        &["-t", "tmpfs", "-o", "size=8m,mode=0700", "tmpfs", &state],
+    )?;
     let outcome = (|| -> Result<()> {
         a.start()?;
         let made = a.json(&["create", "lab"])?;
@@ -170,26 +242,46 @@ fn full_disk_fails_the_command_and_nothing_else(lab: &Lab) -> Result<()> {
         let (a4, b4) = (v4(&made)?, b.overlay("lab")?.0);
         a.ns().reaches(&b4, SOON)?;
         let filler = a.state().join("filler");
-        let fill = a.ns().run(&["dd", "if=/dev/zero", &format!("of={}", filler.display()), "bs=4k"])?;
+        let fill = a.ns().run(&[
+            "dd",
+            "if=/dev/zero",
+            &format!("of={}", filler.display()),
+            "bs=4k",
+        ])?;
         ensure!(fill.code != 0, "the disk took everything: {fill}");
         let long = "x".repeat(200);
         let (mut stored, mut refused) = (0, None);
         while refused.is_none() && stored < 600 {
             let answer = a.byway(&["dns", "add", "lab", &format!("n{stored}"), "--txt", &long])?;
-            if answer.code == 0 { stored += 1 } else { refused = Some(answer) }
+            if answer.code == 0 {
+                stored += 1
+            } else {
+                refused = Some(answer)
+            }
         }
         let refused = refused.context("600 records fit on a full disk")?;
         refused.assert_error(1, "E-")?;
-        a.ns().reaches(&b4, NOW).and_then(|_| b.ns().reaches(&a4, NOW)).context("packets pass on a full disk")?;
+        a.ns()
+            .reaches(&b4, NOW)
+            .and_then(|_| b.ns().reaches(&a4, NOW))
+            .context("packets pass on a full disk")?;
         let count = |v: &serde_json::Value| v.to_string().matches(&long).count();
-        ensure!(count(&a.json(&["dns", "ls", "lab"])?) == stored, "what failed is not there, what succeeded is");
+        ensure!(
+            count(&a.json(&["dns", "ls", "lab"])?) == stored,
+            "what failed is not there, what succeeded is"
+        );
         std::fs::remove_file(&filler)?;
         until("with room again the command works", SOON, || {
-            Ok(a.byway(&["dns", "add", "lab", "after", "--txt", "room"])?.code == 0)
+            Ok(a.byway(&["dns", "add", "lab", "after", "--txt", "room"])?
+                .code
+                == 0)
         })?;
         a.kill9()?;
         a.start()?;
-        ensure!(count(&a.json(&["dns", "ls", "lab"])?) == stored, "the state is whole after a restart");
+        ensure!(
+            count(&a.json(&["dns", "ls", "lab"])?) == stored,
+            "the state is whole after a restart"
+        );
         b.ns().reaches(&a4, SOON)?;
         a.terminate()
     })();
@@ -203,24 +295,39 @@ fn missing_key_beside_state_is_no_new_identity(lab: &Lab) -> Result<()> {
     a.json(&["create", "lab"])?;
     a.terminate()?;
     let mode = |p: &std::path::Path| {
-        std::fs::metadata(p).map(|m| std::os::unix::fs::PermissionsExt::mode(&m.permissions()) & 0o777)
+        std::fs::metadata(p)
+            .map(|m| std::os::unix::fs::PermissionsExt::mode(&m.permissions()) & 0o777)
     };
-    ensure!(mode(&a.state())? == 0o700, "the state directory is its owner's alone");
+    ensure!(
+        mode(&a.state())? == 0o700,
+        "the state directory is its owner's alone"
+    );
     let mut keys = Vec::new();
     for entry in std::fs::read_dir(a.state())?.flatten() {
-        ensure!(mode(&entry.path())? & 0o077 == 0, "{} is open to others", entry.path().display());
+        ensure!(
+            mode(&entry.path())? & 0o077 == 0,
+            "{} is open to others",
+            entry.path().display()
+        );
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.contains("key") || name.contains("identity") {
             keys.push(entry.path());
         }
     }
     keys.retain(|k| k.ends_with("identity.key"));
-    ensure!(keys.len() == 1, "one identity in the state directory: {keys:?}");
+    ensure!(
+        keys.len() == 1,
+        "one identity in the state directory: {keys:?}"
+    );
     let saved = lab.dir().join("saved-key");
     std::fs::rename(&keys[0], &saved)?;
     a.start_under(&[])?;
     let code = a.wait_ended()?;
-    ensure!(code != 0 && a.log_tail(5).contains("(E-"), "a missing key is an error: {code} {}", a.log_tail(5));
+    ensure!(
+        code != 0 && a.log_tail(5).contains("(E-"),
+        "a missing key is an error: {code} {}",
+        a.log_tail(5)
+    );
     std::fs::rename(&saved, &keys[0])?;
     a.start()
 }
@@ -240,10 +347,20 @@ fn damaged_file_is_refused_with_its_remedy(lab: &Lab) -> Result<()> {
     a.start_under(&[])?;
     let code = a.wait_ended()?;
     let log = a.log_tail(10);
-    let file = largest.file_name().context("a name")?.to_string_lossy().into_owned();
-    ensure!(code != 0 && log.contains("(E-") && log.contains(&file), "the damaged file is named: {code} {log}");
+    let file = largest
+        .file_name()
+        .context("a name")?
+        .to_string_lossy()
+        .into_owned();
+    ensure!(
+        code != 0 && log.contains("(E-") && log.contains(&file),
+        "the damaged file is named: {code} {log}"
+    );
     ensure!(!log.contains("panicked"), "{log}");
-    ensure!(std::fs::read(&largest)? == vec![0x5a; good.len()], "it is left for a person to look at");
+    ensure!(
+        std::fs::read(&largest)? == vec![0x5a; good.len()],
+        "it is left for a person to look at"
+    );
     std::fs::write(&largest, good)?;
     a.start()?;
     a.overlay("lab").map(drop)

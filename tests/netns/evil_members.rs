@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::drive::{
-    Attack, admit, apart, evil, key, many, member, peer, places, resident, state_bytes, stays, subnet, together,
-    with_admin,
+    Attack, admit, apart, evil, key, many, member, peer, places, resident, state_bytes, stays,
+    subnet, together, with_admin,
 };
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, SOON, text, until, v4};
@@ -21,11 +21,20 @@ pub const CASES: &[Case] = &[
     fast!(a_flood_from_one_member_delays_no_command_no_join_and_no_removal),
     fast!(a_founder_that_wants_the_world_is_refused),
     fast!(a_clock_that_was_wrong_leaves_nothing_wrong, "faketime"),
-    fast!(while_a_clock_is_contradicted_it_is_the_only_remedy, "faketime"),
+    fast!(
+        while_a_clock_is_contradicted_it_is_the_only_remedy,
+        "faketime"
+    ),
     fast!(a_foreign_subnets_clocks_stop_nothing_here, "faketime"),
-    fast!(a_clock_that_is_set_after_the_start_costs_no_subnet_and_no_membership, "faketime"),
+    fast!(
+        a_clock_that_is_set_after_the_start_costs_no_subnet_and_no_membership,
+        "faketime"
+    ),
     long!(no_wrong_clock_leaves_anything_wrong, "faketime"),
-    long!(a_clock_that_was_wrong_at_start_leaves_nothing_wrong, "faketime"),
+    long!(
+        a_clock_that_was_wrong_at_start_leaves_nothing_wrong,
+        "faketime"
+    ),
 ];
 
 /// What a host's own name server answers, first address only.
@@ -56,7 +65,9 @@ fn no_name_is_taken(lab: &Lab, at_once: bool) -> Result<()> {
     let served = || outside.ns().tcp(a.under4(), 8080, 100).map(|_| true);
     until("the map answers", SOON, served)?;
     for host in [a, &c] {
-        until("the name answers", SOON, || Ok(asked(host, "db.lab.internal")? == [real.clone()]))?;
+        until("the name answers", SOON, || {
+            Ok(asked(host, "db.lab.internal")? == [real.clone()])
+        })?;
     }
     if !at_once {
         // An admin that is there registers a name within a second or two.
@@ -66,29 +77,53 @@ fn no_name_is_taken(lab: &Lab, at_once: bool) -> Result<()> {
     b.terminate()?;
     let claim = format!("db={thief}");
     for more in [&["--entries"][..], &[]] {
-        let words = ["names", &claim, "--to", &places(&[a, &c]), "--subnet", &id, "--key", &key(b)];
+        let words = [
+            "names",
+            &claim,
+            "--to",
+            &places(&[a, &c]),
+            "--subnet",
+            &id,
+            "--key",
+            &key(b),
+        ];
         evil(b.ns(), &[&words, more].concat())?;
         stays("the name", Duration::from_secs(4), || {
             for host in [a, &c] {
                 let answers = asked(host, "db.lab.internal")?;
-                ensure!(answers == [real.clone()], "{} answers {answers:?}, it is {real}", host.name());
+                ensure!(
+                    answers == [real.clone()],
+                    "{} answers {answers:?}, it is {real}",
+                    host.name()
+                );
             }
             served()
         })?;
     }
     let list = c.json(&["workload", "ls"])?;
-    let mine: Vec<_> = list["workloads"].as_array().context("no `workloads`")?.iter().map(|w| &w["workload"]).collect();
+    let mine: Vec<_> = list["workloads"]
+        .as_array()
+        .context("no `workloads`")?
+        .iter()
+        .map(|w| &w["workload"])
+        .collect();
     ensure!(mine == ["db"], "{list}");
     // And whoever looks is told so.
     for host in [a, &c] {
         let list = host.json(&["dns", "ls", "lab"])?;
         let all = list["records"].as_array().context("no `records`")?;
-        let flat: Vec<_> =
-            all.iter().filter(|r| r["name"] == "db.lab.internal" && r["type"] == "A").map(|r| &r["value"]).collect();
+        let flat: Vec<_> = all
+            .iter()
+            .filter(|r| r["name"] == "db.lab.internal" && r["type"] == "A")
+            .map(|r| &r["value"])
+            .collect();
         ensure!(flat == [real.as_str()], "{} lists {list}", host.name());
     }
     // It is c's own name below its member's name as well, whatever anybody says.
-    until("the long name", SOON, || Ok(asked(a, "db.c.lab.internal")? == [real.clone()])).map(drop)
+    until("the long name", SOON, || {
+        Ok(asked(a, "db.c.lab.internal")? == [real.clone()])
+    })
+    .map(drop)
 }
 
 fn nobody_claims_at_or_below_a_members_name(lab: &Lab) -> Result<()> {
@@ -102,9 +137,17 @@ fn nobody_claims_at_or_below_a_members_name(lab: &Lab) -> Result<()> {
         evil(b.ns(), &[&["names"], &words[..], &aim, more].concat())?;
         stays("members' names", Duration::from_secs(3), || {
             for host in [a, c] {
-                ensure!(asked(host, "c.lab.internal")? == [own.clone()], "{}", host.name());
+                ensure!(
+                    asked(host, "c.lab.internal")? == [own.clone()],
+                    "{}",
+                    host.name()
+                );
                 for below in ["x.c.lab.internal", "www.a.lab.internal"] {
-                    ensure!(asked(host, below)?.is_empty(), "{} answers {below}", host.name());
+                    ensure!(
+                        asked(host, below)?.is_empty(),
+                        "{} answers {below}",
+                        host.name()
+                    );
                 }
             }
             Ok(true)
@@ -128,7 +171,8 @@ fn two_admins_apart_give_different_blocks(lab: &Lab) -> Result<()> {
     let all = [a, b, &c, &d];
     for from in all {
         for to in all.iter().filter(|h| h.name() != from.name()) {
-            from.ns().reaches(&to.overlay("lab")?.0, Duration::from_secs(40))?;
+            from.ns()
+                .reaches(&to.overlay("lab")?.0, Duration::from_secs(40))?;
         }
     }
     Ok(())
@@ -143,21 +187,45 @@ fn guests_of_an_open_subnet_leave_little_and_it_goes(lab: &Lab) -> Result<()> {
     let before = [state_bytes(&a)?, state_bytes(&b)?];
     let memory = [resident(&a)?, resident(&b)?];
     let to = format!("[{}]:4100", a.under6());
-    let words = ["growth", "--count", "150", "--for", "45", "--to", &to, "--subnet", &id, "--from", &from];
+    let words = [
+        "growth", "--count", "150", "--for", "45", "--to", &to, "--subnet", &id, "--from", &from,
+    ];
     let held = |told: &str| -> Result<u64> {
         let words: Vec<&str> = told.split_whitespace().collect();
-        let count = words.iter().position(|w| *w == "records").and_then(|at| words.get(at.checked_sub(1)?));
-        count.context("a count of records")?.parse().context("a count")
+        let count = words
+            .iter()
+            .position(|w| *w == "records")
+            .and_then(|at| words.get(at.checked_sub(1)?));
+        count
+            .context("a count of records")?
+            .parse()
+            .context("a count")
     };
     let said = evil(x.ns(), &words)?;
-    let told = evil(b.ns(), &["show", "--to", &to, "--subnet", &id, "--key", &key(&b)])?;
+    let told = evil(
+        b.ns(),
+        &["show", "--to", &to, "--subnet", &id, "--key", &key(&b)],
+    )?;
     println!("  {} records are held", held(&told)?);
-    let admitted: u64 = said.split_whitespace().find_map(|w| w.strip_prefix("admitted=")?.parse().ok()).unwrap_or(0);
+    let admitted: u64 = said
+        .split_whitespace()
+        .find_map(|w| w.strip_prefix("admitted=")?.parse().ok())
+        .unwrap_or(0);
     for (host, (bytes, memory)) in [&a, &b].into_iter().zip(before.into_iter().zip(memory)) {
-        let (grown, more) = (state_bytes(host)?.saturating_sub(bytes), resident(host)?.saturating_sub(memory));
-        println!("  {}: state +{grown} bytes, memory +{more} KiB for {admitted} guests", host.name());
+        let (grown, more) = (
+            state_bytes(host)?.saturating_sub(bytes),
+            resident(host)?.saturating_sub(memory),
+        );
+        println!(
+            "  {}: state +{grown} bytes, memory +{more} KiB for {admitted} guests",
+            host.name()
+        );
         // What a file of pages needs beside the records themselves is its own.
-        ensure!(grown <= 512 * 1024 + 4096 * admitted, "{} keeps {grown} bytes of {admitted} guests", host.name());
+        ensure!(
+            grown <= 512 * 1024 + 4096 * admitted,
+            "{} keeps {grown} bytes of {admitted} guests",
+            host.name()
+        );
         ensure!(more < 64 * 1024, "{} uses {more} KiB more", host.name());
         until("guests that left are no members", SOON, || {
             let members = host.members("lab")?;
@@ -170,10 +238,17 @@ fn guests_of_an_open_subnet_leave_little_and_it_goes(lab: &Lab) -> Result<()> {
     a.terminate()?;
     a.start()?;
     println!("  started again in {:.1} s", start.elapsed().as_secs_f64());
-    ensure!(start.elapsed() < SOON, "it started after {:?}", start.elapsed());
+    ensure!(
+        start.elapsed() < SOON,
+        "it started after {:?}",
+        start.elapsed()
+    );
     ensure!(a.members("lab")? == ["a", "b"], "{:?}", a.members("lab")?);
     let (now, more) = (state_bytes(&a)?, resident(&a)?.saturating_sub(memory[0]));
-    ensure!(now <= bytes + 64 * 1024 && more < 64 * 1024, "{now} bytes of state after a start, {more} KiB more memory");
+    ensure!(
+        now <= bytes + 64 * 1024 && more < 64 * 1024,
+        "{now} bytes of state after a start, {more} KiB more memory"
+    );
     Ok(())
 }
 
@@ -196,19 +271,40 @@ fn a_flood_from_one_member_delays_no_command_no_join_and_no_removal(lab: &Lab) -
     let (a, b, c) = (&hosts[0], &hosts[1], lab.node("c")?);
     let (id, attacker) = (subnet(a)?, peer(b)?);
     let before = asked_twenty_times(a)?;
-    println!("  in peace: median {:?}, longest {:?}", before[10], before[19]);
+    println!(
+        "  in peace: median {:?}, longest {:?}",
+        before[10], before[19]
+    );
     b.terminate()?;
     let memory = resident(a)?;
     let to = places(&[a]);
-    let words = ["flood", "--records", "9100", "--inflight", "48", "--for", "120", "--to", &to, "--subnet", &id];
+    let words = [
+        "flood",
+        "--records",
+        "9100",
+        "--inflight",
+        "48",
+        "--for",
+        "120",
+        "--to",
+        &to,
+        "--subnet",
+        &id,
+    ];
     let _attack = Attack::start(b.ns(), &[&words[..], &["--key", &key(b)]].concat())?;
     std::thread::sleep(Duration::from_secs(8));
     let sent = b.ns().sent("eth0")?;
     let began = Instant::now();
     let took = asked_twenty_times(a)?;
     let flood = (b.ns().sent("eth0")? - sent) as f64 / began.elapsed().as_secs_f64();
-    println!("  under {flood:.0} bytes a second: median {:?}, longest {:?}", took[10], took[19]);
-    ensure!(flood > 100_000.0, "the flood is none: {flood} bytes a second");
+    println!(
+        "  under {flood:.0} bytes a second: median {:?}, longest {:?}",
+        took[10], took[19]
+    );
+    ensure!(
+        flood > 100_000.0,
+        "the flood is none: {flood} bytes a second"
+    );
     // Without optimization 41 ms were measured on an idle machine, and 73 to 122 ms beside ten busy programs on two
     // processors, where the command takes 18 to 28 ms in peace: a slower machine is slower at both.
     let slow = if cfg!(debug_assertions) { 4 } else { 1 };
@@ -224,8 +320,14 @@ fn a_flood_from_one_member_delays_no_command_no_join_and_no_removal(lab: &Lab) -
     let grown = resident(a)?.saturating_sub(memory);
     println!("  a join took {join:?}, the removal {removal:?}, memory grew by {grown} KiB");
     ensure!(join < Duration::from_secs(3), "a join took {join:?}");
-    ensure!(removal < Duration::from_secs(10), "the removal took {removal:?}");
-    ensure!(!a.members("lab")?.contains(&"b".to_owned()), "the attacker is a member");
+    ensure!(
+        removal < Duration::from_secs(10),
+        "the removal took {removal:?}"
+    );
+    ensure!(
+        !a.members("lab")?.contains(&"b".to_owned()),
+        "the attacker is a member"
+    );
     ensure!(grown < 64 * 1024, "memory grew by {grown} KiB");
     Ok(())
 }
@@ -246,22 +348,54 @@ fn a_founder_that_wants_the_world_is_refused(lab: &Lab) -> Result<()> {
     for (n, wish) in (0..).zip(wishes) {
         let listen = format!("{}:{}", x.under4(), 4200 + n);
         let name = format!("game{n}");
-        let founder = Attack::start(x.ns(), &[&["found", &name, "--listen", &listen], *wish].concat())?;
-        let invite = founder.first.split_whitespace().nth(2).context("an invite")?;
+        let founder = Attack::start(
+            x.ns(),
+            &[&["found", &name, "--listen", &listen], *wish].concat(),
+        )?;
+        let invite = founder
+            .first
+            .split_whitespace()
+            .nth(2)
+            .context("an invite")?;
         let refused = b.byway(&["join", invite, "--timeout", "8s"])?;
-        ensure!(refused.code == 7 || refused.code == 6, "{wish:?} was taken: {refused}");
+        ensure!(
+            refused.code == 7 || refused.code == 6,
+            "{wish:?} was taken: {refused}"
+        );
         if let [_, own, ..] = wish
             && n > 5
         {
             let refused = b.byway(&["join", invite, "--timeout", "8s", "--allow-prefix", own])?;
-            ensure!(refused.code == 7 || refused.code == 6, "{wish:?} was taken because it was allowed: {refused}");
+            ensure!(
+                refused.code == 7 || refused.code == 6,
+                "{wish:?} was taken because it was allowed: {refused}"
+            );
         }
         before.assert_same(&crate::lab::snapshot::of(b.ns())?, "the joiner's machine")?;
     }
     // What is ordinary is taken from the same founder.
     let listen = format!("{}:4300", x.under4());
-    let founder = Attack::start(x.ns(), &["found", "fair", "--listen", &listen, "--cidr4", "192.168.64.0/20"])?;
-    b.json(&["join", founder.first.split_whitespace().nth(2).context("an invite")?, "--timeout", "8s"])?;
+    let founder = Attack::start(
+        x.ns(),
+        &[
+            "found",
+            "fair",
+            "--listen",
+            &listen,
+            "--cidr4",
+            "192.168.64.0/20",
+        ],
+    )?;
+    b.json(&[
+        "join",
+        founder
+            .first
+            .split_whitespace()
+            .nth(2)
+            .context("an invite")?,
+        "--timeout",
+        "8s",
+    ])?;
     Ok(())
 }
 
@@ -280,11 +414,17 @@ struct Clocked {
 
 impl Clocked {
     fn new(lab: &Lab, name: &str) -> Result<Clocked> {
-        let library = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64"]
-            .map(|dir| format!("{dir}/faketime/libfaketimeMT.so.1"))
-            .into_iter()
-            .find(|path| std::path::Path::new(path).exists())
-            .ok_or_else(|| crate::lab::runner::Skip("faketime's library is not where it is looked for".to_owned()))?;
+        let library = [
+            "/usr/lib/x86_64-linux-gnu",
+            "/usr/lib/aarch64-linux-gnu",
+            "/usr/lib64",
+        ]
+        .map(|dir| format!("{dir}/faketime/libfaketimeMT.so.1"))
+        .into_iter()
+        .find(|path| std::path::Path::new(path).exists())
+        .ok_or_else(|| {
+            crate::lab::runner::Skip("faketime's library is not where it is looked for".to_owned())
+        })?;
         let host = lab.host(name)?;
         let file = host.dir().join("clock");
         let clocked = Clocked { host, file };
@@ -292,7 +432,11 @@ impl Clocked {
         let host = &clocked.host;
         host.set_env("LD_PRELOAD", &library);
         host.set_env("FAKETIME_TIMESTAMP_FILE", &clocked.file.to_string_lossy());
-        for key in ["FAKETIME_NO_CACHE", "FAKETIME_DONT_FAKE_MONOTONIC", "FAKETIME_DONT_RESET"] {
+        for key in [
+            "FAKETIME_NO_CACHE",
+            "FAKETIME_DONT_FAKE_MONOTONIC",
+            "FAKETIME_DONT_RESET",
+        ] {
             host.set_env(key, "1");
         }
         host.start()?;
@@ -319,7 +463,10 @@ fn clocks_leave_nothing(lab: &Lab, cases: &[(&str, u64)], at_start: bool) -> Res
     let both = [Clocked::new(lab, "a")?, Clocked::new(lab, "b")?];
     let made = both[0].host.json(&["create", "lab"])?;
     both[1].host.json(&["join", &text(&made, "invite")?])?;
-    let addresses = [both[0].host.overlay("lab")?.0, both[1].host.overlay("lab")?.0];
+    let addresses = [
+        both[0].host.overlay("lab")?.0,
+        both[1].host.overlay("lab")?.0,
+    ];
     let five = Duration::from_secs(5);
     let well = || -> Result<bool> {
         let mut good = true;
@@ -331,7 +478,9 @@ fn clocks_leave_nothing(lab: &Lab, cases: &[(&str, u64)], at_start: bool) -> Res
         Ok(good)
     };
     until("both are well", SOON, well)?;
-    for (wrong, (offset, seconds)) in (0..2).flat_map(|wrong| cases.iter().map(move |case| (wrong, *case))) {
+    for (wrong, (offset, seconds)) in
+        (0..2).flat_map(|wrong| cases.iter().map(move |case| (wrong, *case)))
+    {
         let what = format!("{} at {offset} for {seconds} s", both[wrong].host.name());
         if at_start {
             both[wrong].host.terminate()?;
@@ -348,7 +497,10 @@ fn clocks_leave_nothing(lab: &Lab, cases: &[(&str, u64)], at_start: bool) -> Res
                 told[n] |= problems(&end.host)?.iter().any(|code| code == "E-CLOCK");
             }
         }
-        ensure!(told == [true; 2] || seconds < 10, "not both ends name the clock: {told:?}, {what}");
+        ensure!(
+            told == [true; 2] || seconds < 10,
+            "not both ends name the clock: {told:?}, {what}"
+        );
         both[wrong].set("+0")?;
         let took = until("both are well again", five, well).with_context(|| what.clone())?;
         println!("  {what}: well after {:.1} s", took.as_secs_f64());
@@ -370,19 +522,33 @@ fn while_a_clock_is_contradicted_it_is_the_only_remedy(lab: &Lab) -> Result<()> 
     let helps = || -> Result<Vec<(String, String)>> {
         let status = b.json(&["status"])?;
         let all = status["problems"].as_array().context("no `problems`")?;
-        all.iter().map(|p| Ok((text(p, "code")?, text(p, "help")?))).collect()
+        all.iter()
+            .map(|p| Ok((text(p, "code")?, text(p, "help")?)))
+            .collect()
     };
-    until("b is told that its clock is wrong, and is no member by it", SOON, || {
-        let codes: Vec<String> = helps()?.into_iter().map(|(code, _)| code).collect();
-        Ok(["E-CLOCK", "E-NOT-MEMBER"].iter().all(|code| codes.iter().any(|c| c == code)))
-    })?;
+    until(
+        "b is told that its clock is wrong, and is no member by it",
+        SOON,
+        || {
+            let codes: Vec<String> = helps()?.into_iter().map(|(code, _)| code).collect();
+            Ok(["E-CLOCK", "E-NOT-MEMBER"]
+                .iter()
+                .all(|code| codes.iter().any(|c| c == code)))
+        },
+    )?;
     let began = std::time::Instant::now();
     while began.elapsed() < Duration::from_secs(6) {
-        let other: Vec<_> = helps()?.into_iter().filter(|(_, help)| help != "timedatectl set-ntp true").collect();
+        let other: Vec<_> = helps()?
+            .into_iter()
+            .filter(|(_, help)| help != "timedatectl set-ntp true")
+            .collect();
         ensure!(other.is_empty(), "{other:?}");
     }
     let refused = b.byway(&["dns", "add", "lab", "www", "10.99.9.1"])?;
-    ensure!(refused.code != 0 && refused.err.contains("try:  timedatectl set-ntp true"), "{refused}");
+    ensure!(
+        refused.code != 0 && refused.err.contains("try:  timedatectl set-ntp true"),
+        "{refused}"
+    );
     both[1].set("+0")?;
     until("nothing is left of it", SOON, || Ok(helps()?.is_empty()))?;
     Ok(())
@@ -394,8 +560,15 @@ fn a_foreign_subnets_clocks_stop_nothing_here(lab: &Lab) -> Result<()> {
     let liars = ["x", "y", "z"].map(|name| Clocked::new(lab, name));
     let liars = liars.into_iter().collect::<Result<Vec<_>>>()?;
     let (a, b) = (lab.node("a")?, lab.node("b")?);
-    let foreign = liars[0].host.json(&["create", "xx", "--cidr4", "10.78.0.0/16"])?;
-    let invite = text(&liars[0].host.json(&["invite", "create", "xx", "--uses", "3"])?, "invite")?;
+    let foreign = liars[0]
+        .host
+        .json(&["create", "xx", "--cidr4", "10.78.0.0/16"])?;
+    let invite = text(
+        &liars[0]
+            .host
+            .json(&["invite", "create", "xx", "--uses", "3"])?,
+        "invite",
+    )?;
     a.json(&["join", &text(&foreign, "invite")?])?;
     for liar in &liars[1..] {
         liar.host.json(&["join", &invite])?;
@@ -406,20 +579,34 @@ fn a_foreign_subnets_clocks_stop_nothing_here(lab: &Lab) -> Result<()> {
     let name_the_clock = |host: &Host, wanted: &[&str]| -> Result<bool> {
         let status = host.json(&["status"])?;
         let all = status["problems"].as_array().context("no `problems`")?;
-        let said: Vec<String> = all.iter().map(|p| text(p, "message")).collect::<Result<_>>()?;
-        Ok(wanted
+        let said: Vec<String> = all
             .iter()
-            .all(|name| said.iter().any(|s| s.starts_with(&format!("the clock of {name} is 2 minutes ahead")))))
+            .map(|p| text(p, "message"))
+            .collect::<Result<_>>()?;
+        Ok(wanted.iter().all(|name| {
+            said.iter()
+                .any(|s| s.starts_with(&format!("the clock of {name} is 2 minutes ahead")))
+        }))
     };
-    until("a is told whose clocks are wrong", SOON, || name_the_clock(&a, &["x", "y", "z"]))?;
+    until("a is told whose clocks are wrong", SOON, || {
+        name_the_clock(&a, &["x", "y", "z"])
+    })?;
     let id = text(&a.json(&["create", "lab", "--admission", "open"])?, "id")?;
     b.json(&["join", &id, "--peer", a.under4()])?;
     let began = Instant::now();
     let ends = || member(&a, "b")?["expires"].as_u64().context("no `expires`");
     let trial = ends()?;
-    until("b is no guest any more", Duration::from_secs(80), || Ok(ends()? > trial + 3600))?;
-    println!("  b's grant is renewed after {:.0} s", began.elapsed().as_secs_f64());
-    ensure!(name_the_clock(&a, &["x", "y", "z"])?, "the foreign members have not contradicted a all the time");
+    until("b is no guest any more", Duration::from_secs(80), || {
+        Ok(ends()? > trial + 3600)
+    })?;
+    println!(
+        "  b's grant is renewed after {:.0} s",
+        began.elapsed().as_secs_f64()
+    );
+    ensure!(
+        name_the_clock(&a, &["x", "y", "z"])?,
+        "the foreign members have not contradicted a all the time"
+    );
     Ok(())
 }
 
@@ -442,7 +629,11 @@ fn no_wrong_clock_leaves_anything_wrong(lab: &Lab) -> Result<()> {
 }
 
 fn a_clock_that_was_wrong_at_start_leaves_nothing_wrong(lab: &Lab) -> Result<()> {
-    clocks_leave_nothing(lab, &[("+730d", 12), ("-730d", 12), ("+90", 3), ("-1d", 3)], true)
+    clocks_leave_nothing(
+        lab,
+        &[("+730d", 12), ("-730d", 12), ("+90", 3), ("-1d", 3)],
+        true,
+    )
 }
 
 /// A machine without a clock of its own: it starts in 1970, and NTP sets it a while later.
@@ -454,10 +645,16 @@ fn a_clock_that_is_set_after_the_start_costs_no_subnet_and_no_membership(lab: &L
         machine.host.start()?;
     }
     let (a, b, c) = (&founder.host, &joiner.host, lab.node("c")?);
-    let other = text(&c.json(&["create", "other", "--cidr4", "10.78.0.0/16"])?, "invite")?;
+    let other = text(
+        &c.json(&["create", "other", "--cidr4", "10.78.0.0/16"])?,
+        "invite",
+    )?;
     let made = text(&a.json(&["create", "lab"])?, "invite")?;
     b.json(&["join", &other])?;
-    ensure!(problems(a)?.contains(&"E-CLOCK".to_owned()), "nobody says that the clock is not set");
+    ensure!(
+        problems(a)?.contains(&"E-CLOCK".to_owned()),
+        "nobody says that the clock is not set"
+    );
     // By the right time it has ended long ago: who made it was told.
     c.fails(7, "E-INVITE-EXPIRED", &["join", &made])?;
     std::thread::sleep(Duration::from_secs(3));

@@ -15,14 +15,41 @@ use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, Netns, SOON, until, v4, v6};
 
 pub const CASES: &[Case] = &[
-    fast!(a_forward_chain_that_drops_is_found_by_effect, "iptables", "ip6tables"),
+    fast!(
+        a_forward_chain_that_drops_is_found_by_effect,
+        "iptables",
+        "ip6tables"
+    ),
     fast!(an_input_chain_that_drops_is_found_by_effect),
-    fast!(docker_user_is_used_and_left_as_it_was, "iptables", "iptables-restore"),
-    fast!(who_holds_the_lock_of_iptables_delays_nothing_and_what_is_left_is_owed, "iptables-legacy", "flock"),
+    fast!(
+        docker_user_is_used_and_left_as_it_was,
+        "iptables",
+        "iptables-restore"
+    ),
+    fast!(
+        who_holds_the_lock_of_iptables_delays_nothing_and_what_is_left_is_owed,
+        "iptables-legacy",
+        "flock"
+    ),
     fast!(nobodys_rules_are_touched_where_none_is_named, "iptables"),
-    fast!(ufw_lets_our_links_through_and_is_left_as_it_was, "ufw", "iptables", "ip6tables"),
-    fast!(a_stop_that_has_no_time_for_ufw_says_what_is_left, "ufw", "iptables", "ip6tables"),
-    fast!(firewalld_lets_our_links_through_across_reloads, "firewalld", "firewall-cmd", "dbus-daemon"),
+    fast!(
+        ufw_lets_our_links_through_and_is_left_as_it_was,
+        "ufw",
+        "iptables",
+        "ip6tables"
+    ),
+    fast!(
+        a_stop_that_has_no_time_for_ufw_says_what_is_left,
+        "ufw",
+        "iptables",
+        "ip6tables"
+    ),
+    fast!(
+        firewalld_lets_our_links_through_across_reloads,
+        "firewalld",
+        "firewall-cmd",
+        "dbus-daemon"
+    ),
 ];
 
 /// Longest until a finding stands: one look every ten seconds.
@@ -47,20 +74,45 @@ fn scene(lab: &Lab, config: &str) -> Result<Scene> {
 
 fn scene_on(lab: &Lab, a: Rc<Host>, config: &str) -> Result<Scene> {
     let [b, x] = [lab.host("b")?, lab.host("x")?];
-    OpenOptions::new().append(true).open(a.dir().join("byway.toml"))?.write_all(config.as_bytes())?;
+    OpenOptions::new()
+        .append(true)
+        .open(a.dir().join("byway.toml"))?
+        .write_all(config.as_bytes())?;
     a.start()?;
     b.start()?;
     // The machine with the firewall is the one that dials.
     let made = b.json(&["create", "lab"])?;
     a.json(&["join", &crate::lab::text(&made, "invite")?])?;
-    let [one, two, db] = [lab.workload("one")?, lab.workload("two")?, lab.workload("db")?];
-    let at = [a.attach(&one, "lab", "one")?, a.attach(&two, "lab", "two")?, b.attach(&db, "lab", "db")?];
-    let at = [[v4(&at[0])?, v6(&at[0])?], [v4(&at[1])?, v6(&at[1])?], [v4(&at[2])?, v6(&at[2])?]];
-    let servers = vec![one.serve("tcp", "0.0.0.0", 80)?, one.serve("tcp", "::", 80)?];
+    let [one, two, db] = [
+        lab.workload("one")?,
+        lab.workload("two")?,
+        lab.workload("db")?,
+    ];
+    let at = [
+        a.attach(&one, "lab", "one")?,
+        a.attach(&two, "lab", "two")?,
+        b.attach(&db, "lab", "db")?,
+    ];
+    let at = [
+        [v4(&at[0])?, v6(&at[0])?],
+        [v4(&at[1])?, v6(&at[1])?],
+        [v4(&at[2])?, v6(&at[2])?],
+    ];
+    let servers = vec![
+        one.serve("tcp", "0.0.0.0", 80)?,
+        one.serve("tcp", "::", 80)?,
+    ];
     for any in ["0.0.0.0", "[::]"] {
         a.ok(&["map", "add", "lab", "tcp", &format!("{any}:8080"), "one:80"])?;
     }
-    Ok(Scene { a, x, one, db, at, servers })
+    Ok(Scene {
+        a,
+        x,
+        one,
+        db,
+        at,
+        servers,
+    })
 }
 
 impl Scene {
@@ -81,14 +133,19 @@ impl Scene {
             let python = "import socket,sys; socket.create_connection((sys.argv[1], 8080), 0.7)";
             note(
                 &format!("map {host}"),
-                self.x.ns().run(&["python3", "-c", python, host]).is_ok_and(|answer| answer.code == 0),
+                self.x
+                    .ns()
+                    .run(&["python3", "-c", python, host])
+                    .is_ok_and(|answer| answer.code == 0),
             );
         }
         dead
     }
 
     fn all_pass(&self, limit: Duration) -> Result<()> {
-        let done = until("everything passes", limit, || Ok(self.dead(&[0, 1]).is_empty()));
+        let done = until("everything passes", limit, || {
+            Ok(self.dead(&[0, 1]).is_empty())
+        });
         done.with_context(|| format!("dead: {:?}, {:?}", self.dead(&[0, 1]), self.problems("")))?;
         Ok(())
     }
@@ -97,23 +154,33 @@ impl Scene {
     fn problems(&self, code: &str) -> Vec<String> {
         let status = self.a.json(&["status"]).unwrap_or_default();
         let all = status["problems"].as_array().cloned().unwrap_or_default();
-        let ours = all.iter().filter(|p| p["code"].as_str().is_some_and(|c| c.contains(code)));
-        ours.filter_map(|p| p["help"].as_str().map(ToOwned::to_owned)).collect()
+        let ours = all
+            .iter()
+            .filter(|p| p["code"].as_str().is_some_and(|c| c.contains(code)));
+        ours.filter_map(|p| p["help"].as_str().map(ToOwned::to_owned))
+            .collect()
     }
 
     /// Waits for one finding and does what it says.
     fn obey(&self, code: &str, tool: &str) -> Result<String> {
-        until(&format!("{code} is found"), FOUND, || Ok(!self.problems(code).is_empty()))
-            .with_context(|| self.a.log_tail(20))?;
+        until(&format!("{code} is found"), FOUND, || {
+            Ok(!self.problems(code).is_empty())
+        })
+        .with_context(|| self.a.log_tail(20))?;
         let found = self.problems(code);
-        ensure!(found.len() == 1 && found[0].starts_with(tool), "one remedy, by {tool}: {found:?}");
+        ensure!(
+            found.len() == 1 && found[0].starts_with(tool),
+            "one remedy, by {tool}: {found:?}"
+        );
         self.a.ns().ok(&["sh", "-c", &found[0]])?;
         Ok(found[0].clone())
     }
 
     fn clears(&self) -> Result<()> {
-        until("the finding goes", GONE, || Ok(self.problems("-BLOCKED").is_empty()))
-            .with_context(|| format!("{:?}", self.problems("-BLOCKED")))?;
+        until("the finding goes", GONE, || {
+            Ok(self.problems("-BLOCKED").is_empty())
+        })
+        .with_context(|| format!("{:?}", self.problems("-BLOCKED")))?;
         Ok(())
     }
 
@@ -132,15 +199,21 @@ fn a_forward_chain_that_drops_is_found_by_effect(lab: &Lab) -> Result<()> {
     let nft = |text: &str| s.a.ns().ok(&["nft", text]).map(drop);
     // By policy, in a table of both families.
     nft("table inet fw { chain through { type filter hook forward priority 0; policy drop; }; }")?;
-    ensure!(s.dead(&[0]).len() == 4, "the chain drops everything: {:?}", s.dead(&[0]));
+    ensure!(
+        s.dead(&[0]).len() == 4,
+        "the chain drops everything: {:?}",
+        s.dead(&[0])
+    );
     // Half of what is needed is not enough, and the finding says so as long as it is not.
     nft("insert rule inet fw through iifname \"bwv*\" accept")?;
     let remedy = s.obey("E-FORWARD-BLOCKED", "nft insert rule inet fw through ")?;
-    s.all_pass(Duration::from_secs(3)).with_context(|| remedy.clone())?;
+    s.all_pass(Duration::from_secs(3))
+        .with_context(|| remedy.clone())?;
     s.clears()?;
     s.a.ns().ok(&["nft", "delete", "table", "inet", "fw"])?;
     // By a rule, made by iptables, in one family.
-    s.a.ns().ok(&["ip6tables", "-A", "FORWARD", "-j", "REJECT"])?;
+    s.a.ns()
+        .ok(&["ip6tables", "-A", "FORWARD", "-j", "REJECT"])?;
     ensure!(s.dead(&[1]).len() == 4 && s.dead(&[0]).is_empty());
     s.obey("E-FORWARD-BLOCKED", "ip6tables -I FORWARD ")?;
     s.all_pass(Duration::from_secs(3))?;
@@ -148,7 +221,9 @@ fn a_forward_chain_that_drops_is_found_by_effect(lab: &Lab) -> Result<()> {
     s.a.ns().ok(&["ip6tables", "-F", "FORWARD"])?;
     // By policy, made by iptables: who pings sees it gone when they undo it themselves, too.
     s.a.ns().ok(&["iptables", "-P", "FORWARD", "DROP"])?;
-    until("it is found", FOUND, || Ok(!s.problems("E-FORWARD-BLOCKED").is_empty()))?;
+    until("it is found", FOUND, || {
+        Ok(!s.problems("E-FORWARD-BLOCKED").is_empty())
+    })?;
     let maps = s.a.json(&["map", "ls", "lab"])?;
     ensure!(maps["maps"].to_string().contains("\"blocked\""), "{maps}");
     s.a.ns().ok(&["iptables", "-P", "FORWARD", "ACCEPT"])?;
@@ -163,7 +238,11 @@ fn a_forward_chain_that_drops_is_found_by_effect(lab: &Lab) -> Result<()> {
 fn an_input_chain_that_drops_is_found_by_effect(lab: &Lab) -> Result<()> {
     let s = scene(lab, "")?;
     let (own4, _) = s.a.overlay("lab")?;
-    let asks = || Ok(s.one.dig(&own4, &["db.lab.internal", "A"]).is_ok_and(|answer| answer.status == "NOERROR"));
+    let asks = || {
+        Ok(s.one
+            .dig(&own4, &["db.lab.internal", "A"])
+            .is_ok_and(|answer| answer.status == "NOERROR"))
+    };
     until("names are answered", SOON, asks)?;
     s.a.ns().ok(&[
         "nft",
@@ -176,7 +255,10 @@ fn an_input_chain_that_drops_is_found_by_effect(lab: &Lab) -> Result<()> {
     s.clears()?;
     // The remedy opens our links to our own judgement, and that is closed.
     let _server = s.a.ns().serve("tcp", "0.0.0.0", 7070)?;
-    ensure!(s.one.tcp(&own4, 7070, 10).is_err(), "the machine stays closed to its subnet");
+    ensure!(
+        s.one.tcp(&own4, 7070, 10).is_err(),
+        "the machine stays closed to its subnet"
+    );
     s.a.ns().ok(&["nft", "delete", "table", "inet", "fw"])?;
     drop(s.servers);
     Ok(())
@@ -190,10 +272,17 @@ fn docker_user_is_used_and_left_as_it_was(lab: &Lab) -> Result<()> {
     let s = scene(lab, "")?;
     // Docker comes after us.
     s.a.ns().ok(&["sh", "-c", DOCKER])?;
-    s.a.ns().ok(&["sh", "-c", &DOCKER.replace("iptables", "ip6tables")])?;
-    let theirs =
-        s.rules()?.lines().filter(|line| !line.contains("byway:")).map(|l| format!("{l}\n")).collect::<String>();
-    until("our rules are there", Duration::from_secs(5), || Ok(s.ours()? == 8))?;
+    s.a.ns()
+        .ok(&["sh", "-c", &DOCKER.replace("iptables", "ip6tables")])?;
+    let theirs = s
+        .rules()?
+        .lines()
+        .filter(|line| !line.contains("byway:"))
+        .map(|l| format!("{l}\n"))
+        .collect::<String>();
+    until("our rules are there", Duration::from_secs(5), || {
+        Ok(s.ours()? == 8)
+    })?;
     s.all_pass(Duration::from_secs(3))?;
     let with_ours = s.rules()?;
     // Workloads and maps change nothing.
@@ -204,23 +293,46 @@ fn docker_user_is_used_and_left_as_it_was(lab: &Lab) -> Result<()> {
     // Somebody restores rules without ours, under load: new connections come through again, all the time.
     let host = s.a.under4().to_owned();
     for round in 0..3 {
-        s.a.ns().ok(&["sh", "-c", "iptables -F DOCKER-USER && iptables -A DOCKER-USER -j RETURN"])?;
-        until(&format!("round {round}: the map answers"), Duration::from_secs(4), || {
-            Ok(s.x.ns().run(&["python3", "-c", LOAD, &host]).is_ok_and(|answer| answer.code == 0))
+        s.a.ns().ok(&[
+            "sh",
+            "-c",
+            "iptables -F DOCKER-USER && iptables -A DOCKER-USER -j RETURN",
+        ])?;
+        until(
+            &format!("round {round}: the map answers"),
+            Duration::from_secs(4),
+            || {
+                Ok(s.x
+                    .ns()
+                    .run(&["python3", "-c", LOAD, &host])
+                    .is_ok_and(|answer| answer.code == 0))
+            },
+        )?;
+        until("our rules are back", Duration::from_secs(4), || {
+            Ok(s.rules()? == with_ours)
         })?;
-        until("our rules are back", Duration::from_secs(4), || Ok(s.rules()? == with_ours))?;
     }
     ensure!(s.problems("-BLOCKED").is_empty(), "{:?}", s.problems(""));
     // Gone at stop; after a kill, by cleanup.
     s.a.terminate()?;
-    ensure!(s.rules()? == theirs, "stop leaves exactly theirs: {}", s.rules()?);
+    ensure!(
+        s.rules()? == theirs,
+        "stop leaves exactly theirs: {}",
+        s.rules()?
+    );
     s.a.start()?;
-    until("our rules are there again", SOON, || Ok(s.rules()? == with_ours))?;
+    until("our rules are there again", SOON, || {
+        Ok(s.rules()? == with_ours)
+    })?;
     s.a.kill9()?;
     ensure!(s.rules()? == with_ours, "a kill leaves them");
     let state = s.a.state().to_string_lossy().into_owned();
     let done = s.a.ok(&["cleanup", "--state-dir", &state])?;
-    ensure!(done.contains("DOCKER-USER") && s.rules()? == theirs, "{done}\n{}", s.rules()?);
+    ensure!(
+        done.contains("DOCKER-USER") && s.rules()? == theirs,
+        "{done}\n{}",
+        s.rules()?
+    );
     for family in ["ip", "ip6"] {
         s.a.ns().ok(&["nft", "delete", "table", family, "filter"])?;
     }
@@ -231,10 +343,13 @@ fn docker_user_is_used_and_left_as_it_was(lab: &Lab) -> Result<()> {
 fn who_holds_the_lock_of_iptables_delays_nothing_and_what_is_left_is_owed(lab: &Lab) -> Result<()> {
     let s = scene(lab, "")?;
     let rules = || s.a.ns().ok(&["iptables-legacy", "-S"]);
-    s.a.ns().ok(&["sh", "-c", &DOCKER.replace("iptables", "iptables-legacy")])?;
+    s.a.ns()
+        .ok(&["sh", "-c", &DOCKER.replace("iptables", "iptables-legacy")])?;
     let theirs = rules()?;
     // Nothing tells of changes of these tables: the next look finds them.
-    until("our rules are there", FOUND, || Ok(rules()?.contains("byway:")))?;
+    until("our rules are there", FOUND, || {
+        Ok(rules()?.contains("byway:"))
+    })?;
     let mut held =
         s.a.ns()
             .command(&["flock", "--no-fork", "/run/xtables.lock", "sleep", "20"])
@@ -243,17 +358,35 @@ fn who_holds_the_lock_of_iptables_delays_nothing_and_what_is_left_is_owed(lab: &
     std::thread::sleep(Duration::from_millis(200));
     let begin = Instant::now();
     s.a.ok(&["detach", "two"])?;
-    ensure!(begin.elapsed() < Duration::from_secs(3), "it waited: {:?}", begin.elapsed());
+    ensure!(
+        begin.elapsed() < Duration::from_secs(3),
+        "it waited: {:?}",
+        begin.elapsed()
+    );
     let code = stop(&s.a)?;
     let log = s.a.log_tail(4);
     held.kill()?;
     held.wait()?;
-    ensure!(code == 1 && log.contains("DOCKER-USER"), "exit {code}: {log}");
-    ensure!(rules()?.contains("byway:"), "what could not be removed is there");
+    ensure!(
+        code == 1 && log.contains("DOCKER-USER"),
+        "exit {code}: {log}"
+    );
+    ensure!(
+        rules()?.contains("byway:"),
+        "what could not be removed is there"
+    );
     let state = s.a.state().to_string_lossy().into_owned();
     let done = s.a.ok(&["cleanup", "--state-dir", &state])?;
-    ensure!(done.contains("DOCKER-USER") && rules()? == theirs, "{done}\n{}", rules()?);
-    s.a.ns().ok(&["sh", "-c", "iptables-legacy -P FORWARD ACCEPT && iptables-legacy -F && iptables-legacy -X"])?;
+    ensure!(
+        done.contains("DOCKER-USER") && rules()? == theirs,
+        "{done}\n{}",
+        rules()?
+    );
+    s.a.ns().ok(&[
+        "sh",
+        "-c",
+        "iptables-legacy -P FORWARD ACCEPT && iptables-legacy -F && iptables-legacy -X",
+    ])?;
     drop(s.servers);
     Ok(())
 }
@@ -266,10 +399,15 @@ fn nobodys_rules_are_touched_where_none_is_named(lab: &Lab) -> Result<()> {
     s.a.ns().ok(&["sh", "-c", DOCKER])?;
     let theirs = s.rules()?;
     let remedy = s.obey("E-FORWARD-BLOCKED", "iptables -I DOCKER-USER ")?;
-    s.all_pass(Duration::from_secs(3)).with_context(|| remedy.clone())?;
+    s.all_pass(Duration::from_secs(3))
+        .with_context(|| remedy.clone())?;
     s.clears()?;
     ensure!(s.ours()? == 0 && !s.a.state().join("firewall.json").exists());
-    ensure!(s.rules()?.lines().count() == theirs.lines().count() + 4, "only what was obeyed: {}", s.rules()?);
+    ensure!(
+        s.rules()?.lines().count() == theirs.lines().count() + 4,
+        "only what was obeyed: {}",
+        s.rules()?
+    );
     s.a.ns().ok(&["nft", "delete", "table", "ip", "filter"])?;
     drop(s.servers);
     Ok(())
@@ -291,7 +429,10 @@ impl Firewalld {
         )?;
         let spawn = |program: &[&str]| {
             let mut command = host.ns().command(program);
-            command.env("DBUS_SYSTEM_BUS_ADDRESS", &address).stdout(Stdio::null()).stderr(Stdio::null());
+            command
+                .env("DBUS_SYSTEM_BUS_ADDRESS", &address)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
             command.spawn().with_context(|| program.join(" "))
         };
         let config = format!("--config-file={}", file.display());
@@ -299,12 +440,17 @@ impl Firewalld {
         until("the bus is there", SOON, || Ok(bus.exists()))?;
         let firewalld = Firewalld([spawn(&["firewalld", "--nofork", "--nopid"])?, dbus]);
         host.set_env("DBUS_SYSTEM_BUS_ADDRESS", &address);
-        until("firewalld runs", Duration::from_secs(20), || Ok(Firewalld::cmd(host, "--state").is_ok()))?;
+        until("firewalld runs", Duration::from_secs(20), || {
+            Ok(Firewalld::cmd(host, "--state").is_ok())
+        })?;
         Ok(firewalld)
     }
 
     fn cmd(host: &Host, word: &str) -> Result<String> {
-        let bus = format!("DBUS_SYSTEM_BUS_ADDRESS=unix:path={}", host.dir().join("bus").display());
+        let bus = format!(
+            "DBUS_SYSTEM_BUS_ADDRESS=unix:path={}",
+            host.dir().join("bus").display()
+        );
         host.ns().ok(&["env", &bus, "firewall-cmd", word])
     }
 }
@@ -313,7 +459,10 @@ impl Drop for Firewalld {
     fn drop(&mut self) {
         for child in &mut self.0 {
             if let Ok(pid) = i32::try_from(child.id()) {
-                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
+                let _ = nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(pid),
+                    nix::sys::signal::Signal::SIGTERM,
+                );
             }
             if wait_end(child).is_err() {
                 let _ = child.kill();
@@ -329,7 +478,10 @@ fn firewalld_lets_our_links_through_across_reloads(lab: &Lab) -> Result<()> {
     let s = scene_on(lab, Rc::clone(&a), "")?;
     s.all_pass(SOON)?;
     let (own4, _) = s.a.overlay("lab")?;
-    ensure!(s.one.dig(&own4, &["db.lab.internal", "A"])?.status == "NOERROR", "names are answered");
+    ensure!(
+        s.one.dig(&own4, &["db.lab.internal", "A"])?.status == "NOERROR",
+        "names are answered"
+    );
     for word in ["--reload", "--complete-reload"] {
         Firewalld::cmd(&a, word)?;
         s.all_pass(Duration::from_secs(6)).with_context(|| word)?;
@@ -345,7 +497,10 @@ fn firewalld_lets_our_links_through_across_reloads(lab: &Lab) -> Result<()> {
     s.a.kill9()?;
     let state = s.a.state().to_string_lossy().into_owned();
     let done = s.a.ok(&["cleanup", "--state-dir", &state])?;
-    ensure!(done.contains("firewalld") && !table()?.contains("\"bw"), "{done}");
+    ensure!(
+        done.contains("firewalld") && !table()?.contains("\"bw"),
+        "{done}"
+    );
     drop(firewalld);
     drop(s.servers);
     Ok(())
@@ -360,11 +515,21 @@ impl Ufw {
         let own = Ufw(std::path::Path::new("/etc/netns").join(host.ns().name()));
         std::fs::create_dir_all(&own.0)?;
         for part in ["ufw", "default"] {
-            crate::lab::sh("cp", &["-a", &format!("/etc/{part}"), &own.0.join(part).to_string_lossy()])?;
+            crate::lab::sh(
+                "cp",
+                &[
+                    "-a",
+                    &format!("/etc/{part}"),
+                    &own.0.join(part).to_string_lossy(),
+                ],
+            )?;
         }
         // Sysctls are not what is tested here, and the lab compares them.
         let file = own.0.join("default/ufw");
-        std::fs::write(&file, std::fs::read_to_string(&file)? + "\nIPT_SYSCTL=\nDEFAULT_FORWARD_POLICY=\"DROP\"\n")?;
+        std::fs::write(
+            &file,
+            std::fs::read_to_string(&file)? + "\nIPT_SYSCTL=\nDEFAULT_FORWARD_POLICY=\"DROP\"\n",
+        )?;
         host.ns().ok(&["ufw", "--force", "reset"])?;
         host.ns().ok(&["ufw", "allow", "4100"])?;
         host.ns().ok(&["ufw", "--force", "enable"])?;
@@ -380,7 +545,8 @@ impl Ufw {
     /// Its tables go, so that the host is as it was.
     fn gone(host: &Host) -> Result<()> {
         for family in ["ip", "ip6"] {
-            host.ns().ok(&["nft", "delete", "table", family, "filter"])?;
+            host.ns()
+                .ok(&["nft", "delete", "table", family, "filter"])?;
         }
         Ok(())
     }
@@ -398,7 +564,12 @@ fn stop(host: &Host) -> Result<i32> {
     let pid = nix::unistd::Pid::from_raw(host.pid()?);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
     let code = host.wait_ended()?;
-    ensure!(began.elapsed() < Duration::from_secs(5), "{code} after {:?}: {}", began.elapsed(), host.log_tail(4));
+    ensure!(
+        began.elapsed() < Duration::from_secs(5),
+        "{code} after {:?}: {}",
+        began.elapsed(),
+        host.log_tail(4)
+    );
     Ok(code)
 }
 
@@ -411,8 +582,15 @@ fn ufw_lets_our_links_through_and_is_left_as_it_was(lab: &Lab) -> Result<()> {
     let s = scene_on(lab, Rc::clone(&a), WITH_UFW)?;
     s.all_pass(SOON)?;
     let (own4, _) = s.a.overlay("lab")?;
-    ensure!(s.one.dig(&own4, &["db.lab.internal", "A"])?.status == "NOERROR", "names are answered");
-    ensure!(ufw.rules()?.matches("bwv+").count() >= 6 && ufw.rules()?.contains("bw-lab"), "{}", ufw.rules()?);
+    ensure!(
+        s.one.dig(&own4, &["db.lab.internal", "A"])?.status == "NOERROR",
+        "names are answered"
+    );
+    ensure!(
+        ufw.rules()?.matches("bwv+").count() >= 6 && ufw.rules()?.contains("bw-lab"),
+        "{}",
+        ufw.rules()?
+    );
     a.ns().ok(&["ufw", "reload"])?;
     s.all_pass(Duration::from_secs(6))?;
     s.clears()?;
@@ -421,12 +599,21 @@ fn ufw_lets_our_links_through_and_is_left_as_it_was(lab: &Lab) -> Result<()> {
     if stop(&s.a)? != 0 {
         s.a.ok(&["cleanup", "--state-dir", &state])?;
     }
-    ensure!(ufw.rules()? == theirs && !s.rules()?.contains("bw"), "{}{}", ufw.rules()?, s.rules()?);
+    ensure!(
+        ufw.rules()? == theirs && !s.rules()?.contains("bw"),
+        "{}{}",
+        ufw.rules()?,
+        s.rules()?
+    );
     s.a.start()?;
     s.all_pass(SOON)?;
     s.a.kill9()?;
     let done = s.a.ok(&["cleanup", "--state-dir", &state])?;
-    ensure!(done.contains("removed ufw's rules for bw-lab") && ufw.rules()? == theirs, "{done}\n{}", ufw.rules()?);
+    ensure!(
+        done.contains("removed ufw's rules for bw-lab") && ufw.rules()? == theirs,
+        "{done}\n{}",
+        ufw.rules()?
+    );
     ensure!(!s.rules()?.contains("bw"), "{}", s.rules()?);
     Ufw::gone(&a)?;
     drop(s.servers);
@@ -440,23 +627,51 @@ fn a_stop_that_has_no_time_for_ufw_says_what_is_left(lab: &Lab) -> Result<()> {
     // The real one, on a machine that is busy once the file is there.
     let (bin, busy) = (a.dir().join("bin"), a.dir().join("busy"));
     std::fs::create_dir(&bin)?;
-    let slow = format!("#!/bin/sh\n[ -e {} ] && sleep 1.2\nexec /usr/sbin/ufw \"$@\"\n", busy.display());
+    let slow = format!(
+        "#!/bin/sh\n[ -e {} ] && sleep 1.2\nexec /usr/sbin/ufw \"$@\"\n",
+        busy.display()
+    );
     std::fs::write(bin.join("ufw"), slow)?;
     crate::lab::sh("chmod", &["755", &bin.join("ufw").to_string_lossy()])?;
-    a.set_env("PATH", &format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default()));
+    a.set_env(
+        "PATH",
+        &format!(
+            "{}:{}",
+            bin.display(),
+            std::env::var("PATH").unwrap_or_default()
+        ),
+    );
     let s = scene_on(lab, Rc::clone(&a), WITH_UFW)?;
     s.all_pass(SOON)?;
     std::fs::write(&busy, "")?;
-    ensure!(stop(&s.a)? == 1, "there was no time for everything: {}", s.a.log_tail(4));
+    ensure!(
+        stop(&s.a)? == 1,
+        "there was no time for everything: {}",
+        s.a.log_tail(4)
+    );
     let log = s.a.log_tail(4);
     let state = s.a.state().to_string_lossy().into_owned();
-    ensure!(log.contains("E-NOT-REMOVED") && log.contains("there was no time left"), "{log}");
-    ensure!(log.contains(&format!("try:  byway cleanup --state-dir {state}")), "{log}");
+    ensure!(
+        log.contains("E-NOT-REMOVED") && log.contains("there was no time left"),
+        "{log}"
+    );
+    ensure!(
+        log.contains(&format!("try:  byway cleanup --state-dir {state}")),
+        "{log}"
+    );
     // Everything else is gone: our own table judges no more, and there is no link of ours.
-    ensure!(!a.ns().ruleset()?.contains("table inet byway_"), "{}", a.ns().ruleset()?);
+    ensure!(
+        !a.ns().ruleset()?.contains("table inet byway_"),
+        "{}",
+        a.ns().ruleset()?
+    );
     ensure!(!a.ns().ip(&["-o", "link"])?.contains("bw-lab"));
     let done = s.a.ok(&["cleanup", "--state-dir", &state])?;
-    ensure!(done.contains("removed ufw's rules for") && ufw.rules()? == theirs, "{done}\n{}", ufw.rules()?);
+    ensure!(
+        done.contains("removed ufw's rules for") && ufw.rules()? == theirs,
+        "{done}\n{}",
+        ufw.rules()?
+    );
     Ufw::gone(&a)?;
     drop(s.servers);
     Ok(())

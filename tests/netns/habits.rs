@@ -8,7 +8,10 @@ use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, SOON, text, until, v4};
 
 pub const CASES: &[Case] = &[
-    fast!(a_join_at_a_terminal_says_whom_it_asks_and_waits_visibly, "script"),
+    fast!(
+        a_join_at_a_terminal_says_whom_it_asks_and_waits_visibly,
+        "script"
+    ),
     fast!(alone_it_shows_the_status_of_the_daemon),
     fast!(a_port_alone_is_mapped_on_every_address_of_both_families),
     fast!(a_host_is_tried_by_udp_and_by_tcp_wherever_a_peer_is_named),
@@ -25,10 +28,20 @@ fn what_is_said_twice_is_no_error(lab: &Lab) -> Result<()> {
     let (a, b) = (lab.node("a")?, lab.node("b")?);
     let first = a.json(&["create", "lab"])?;
     let again = a.json(&["create", "lab"])?;
-    ensure!(again["invite"].is_null() && again["id"] == first["id"], "{again} after {first}");
+    ensure!(
+        again["invite"].is_null() && again["id"] == first["id"],
+        "{again} after {first}"
+    );
     let told = a.ok(&["create", "lab"])?;
-    ensure!(told.contains("invite      none: it was created before; byway invite create lab makes one"), "{told}");
-    a.fails(6, "E-SUBNET-EXISTS", &["create", "lab", "--cidr4", "10.99.0.0/16"])?;
+    ensure!(
+        told.contains("invite      none: it was created before; byway invite create lab makes one"),
+        "{told}"
+    );
+    a.fails(
+        6,
+        "E-SUBNET-EXISTS",
+        &["create", "lab", "--cidr4", "10.99.0.0/16"],
+    )?;
     b.json(&["join", &text(&first, "invite")?])?;
     let invite = text(&a.json(&["invite", "create", "lab"])?, "id")?;
     let prefix = "10.77.200.0/24";
@@ -46,18 +59,25 @@ fn what_is_said_twice_is_no_error(lab: &Lab) -> Result<()> {
         }
     }
     a.fails(5, "E-NO-MEMBER", &["member", "remove", "lab", "nobody"])?;
-    a.fails(5, "E-NO-LEASE", &["lease", "rm", "lab", "192.0.2.0/24"]).map(drop)
+    a.fails(5, "E-NO-LEASE", &["lease", "rm", "lab", "192.0.2.0/24"])
+        .map(drop)
 }
 
 fn a_join_at_a_terminal_says_whom_it_asks_and_waits_visibly(lab: &Lab) -> Result<()> {
     let (a, b) = (lab.node("a")?, lab.node("b")?);
     let id = text(&a.json(&["create", "lab"])?, "id")?;
     let empty = b.ok(&["status"])?;
-    ensure!(empty.contains("try:  byway create NAME") && empty.contains("try:  byway join ID|INVITE"), "{empty}");
+    ensure!(
+        empty.contains("try:  byway create NAME") && empty.contains("try:  byway join ID|INVITE"),
+        "{empty}"
+    );
     let own = text(&b.json(&["id"])?, "fingerprint")?;
     let peer = format!("/ip4/{}/tcp/4100", a.under4());
     let answer = at_terminal(&b, "", &["join", &id, "--peer", &peer, "--timeout", "6s"])?;
-    ensure!(answer.code == 7 && answer.out.contains("E-PENDING"), "{answer}");
+    ensure!(
+        answer.code == 7 && answer.out.contains("E-PENDING"),
+        "{answer}"
+    );
     // In this order: what is typed is said before anybody answered.
     let mut rest = answer.out.as_str();
     let asked = format!(" at {}:", a.under4());
@@ -68,33 +88,57 @@ fn a_join_at_a_terminal_says_whom_it_asks_and_waits_visibly(lab: &Lab) -> Result
         &asked,
         "waiting for approval: ",
     ] {
-        let Some((_, after)) = rest.split_once(part) else { anyhow::bail!("no {part:?} in its place: {answer}") };
+        let Some((_, after)) = rest.split_once(part) else {
+            anyhow::bail!("no {part:?} in its place: {answer}")
+        };
         rest = after;
     }
     // From here on it is shown each second how long it has waited. When that begins is the machine's matter.
-    let shown: Vec<u32> =
-        rest.split("waiting for approval: ").filter_map(|s| s.split_once(" s of 6 s")?.0.parse().ok()).collect();
-    ensure!(shown.len() >= 2 && shown.is_sorted() && shown.first() < shown.last(), "it stands still: {answer}");
+    let shown: Vec<u32> = rest
+        .split("waiting for approval: ")
+        .filter_map(|s| s.split_once(" s of 6 s")?.0.parse().ok())
+        .collect();
+    ensure!(
+        shown.len() >= 2 && shown.is_sorted() && shown.first() < shown.last(),
+        "it stands still: {answer}"
+    );
     // Programs get none of it.
     let piped = b.byway(&["join", &id, "--timeout", "4s"])?;
-    ensure!(piped.code == 7 && !piped.err.contains("asking for") && !piped.err.contains("waiting for"), "{piped}");
+    ensure!(
+        piped.code == 7 && !piped.err.contains("asking for") && !piped.err.contains("waiting for"),
+        "{piped}"
+    );
     let shown = b.ok(&["status"])?;
-    ensure!(shown.contains("pending") && shown.contains(&own) && shown.contains("  asked  "), "{shown}");
+    ensure!(
+        shown.contains("pending") && shown.contains(&own) && shown.contains("  asked  "),
+        "{shown}"
+    );
     let status = b.json(&["status", &id])?["subnets"][0].clone();
     let who = text(&a.json(&["id"])?, "peer_id")?;
-    ensure!(status["state"] == "pending" && status["id"] == *id && status["name"] == "lab", "{status}");
-    ensure!(status["waiting"]["fingerprint"] == *own && status["waiting"]["reached"] == true, "{status}");
+    ensure!(
+        status["state"] == "pending" && status["id"] == *id && status["name"] == "lab",
+        "{status}"
+    );
+    ensure!(
+        status["waiting"]["fingerprint"] == *own && status["waiting"]["reached"] == true,
+        "{status}"
+    );
     ensure!(status["waiting"]["asked"][0]["peer_id"] == *who, "{status}");
     b.fails(9, "E-DEGRADED", &["status", "--check", "ready"])?;
     a.ok(&["member", "approve", "lab", "b"])?;
     until("who was approved waits no more", SOON, || {
         let all = b.json(&["status"])?["subnets"].clone();
-        let [one] = all.as_array().map(Vec::as_slice).unwrap_or_default() else { return Ok(false) };
+        let [one] = all.as_array().map(Vec::as_slice).unwrap_or_default() else {
+            return Ok(false);
+        };
         Ok(one["state"] == "ready" && one["waiting"].is_null())
     })?;
     // Who is in already is not told that it asks.
     let again = at_terminal(&b, "", &["join", &id])?;
-    ensure!(again.code == 0 && !again.out.contains("asking for"), "{again}");
+    ensure!(
+        again.code == 0 && !again.out.contains("asking for"),
+        "{again}"
+    );
     Ok(())
 }
 
@@ -102,7 +146,10 @@ fn alone_it_shows_the_status_of_the_daemon(lab: &Lab) -> Result<()> {
     let a = lab.node("a")?;
     a.json(&["create", "lab"])?;
     let shown = a.ok(&[])?;
-    ensure!(shown.starts_with("subnet lab  ") && shown == a.ok(&["status"])?, "{shown}");
+    ensure!(
+        shown.starts_with("subnet lab  ") && shown == a.ok(&["status"])?,
+        "{shown}"
+    );
     ensure!(a.json(&[])?["schema"] == "byway.status/1");
     Ok(())
 }
@@ -112,14 +159,27 @@ fn a_port_alone_is_mapped_on_every_address_of_both_families(lab: &Lab) -> Result
     a.json(&["create", "lab"])?;
     let web = lab.workload("web")?;
     let at = a.attach(&web, "lab", "web")?;
-    let _servers = [web.serve("tcp", "0.0.0.0", 80)?, web.serve("tcp", "::", 80)?];
+    let _servers = [
+        web.serve("tcp", "0.0.0.0", 80)?,
+        web.serve("tcp", "::", 80)?,
+    ];
     let (outside, before) = (lab.host("x")?, a.ns().ruleset()?);
     let listens = || -> Result<Vec<(String, String)>> {
         let list = a.json(&["map", "ls", "lab"])?["maps"].clone();
-        list.as_array().into_iter().flatten().map(|m| Ok((text(m, "name")?, text(m, "listen")?))).collect()
+        list.as_array()
+            .into_iter()
+            .flatten()
+            .map(|m| Ok((text(m, "name")?, text(m, "listen")?)))
+            .collect()
     };
-    let both = |name: &str| ["0.0.0.0:8080", "[::]:8080"].map(|at| (name.to_owned(), at.to_owned())).to_vec();
-    a.ok(&["map", "add", "lab", "tcp", "8080", "web:80", "--name", "site"])?;
+    let both = |name: &str| {
+        ["0.0.0.0:8080", "[::]:8080"]
+            .map(|at| (name.to_owned(), at.to_owned()))
+            .to_vec()
+    };
+    a.ok(&[
+        "map", "add", "lab", "tcp", "8080", "web:80", "--name", "site",
+    ])?;
     ensure!(listens()? == both("site"), "{:?}", listens()?);
     for address in [a.under4(), a.under6()] {
         outside.ns().tcp(address, 8080, 1000)?;
@@ -128,25 +188,55 @@ fn a_port_alone_is_mapped_on_every_address_of_both_families(lab: &Lab) -> Result
         a.ns().tcp(address, 8080, 1000)?;
     }
     let metrics = a.ok(&["metrics"])?;
-    ensure!(metrics.matches("byway_map_connections_total{").count() == 1, "one map is one series: {metrics}");
-    a.fails(6, "E-PORT-TAKEN", &["map", "add", "lab", "tcp", ":8080", "web:80"])?;
+    ensure!(
+        metrics.matches("byway_map_connections_total{").count() == 1,
+        "one map is one series: {metrics}"
+    );
+    a.fails(
+        6,
+        "E-PORT-TAKEN",
+        &["map", "add", "lab", "tcp", ":8080", "web:80"],
+    )?;
     a.ok(&["map", "rm", "lab", "site"])?;
-    ensure!(listens()?.is_empty() && a.ns().ruleset()? == before, "one name takes both parts away");
+    ensure!(
+        listens()?.is_empty() && a.ns().ruleset()? == before,
+        "one name takes both parts away"
+    );
     a.ok(&["map", "add", "lab", "tcp", ":8080", "web:80"])?;
     ensure!(listens()? == both("tcp-8080"), "{:?}", listens()?);
     a.ok(&["map", "rm", "lab", "tcp", "8080"])?;
     // Where only one family leads there, and where only one is let in, the other is not opened.
     let literal = format!("{}:80", v4(&at)?);
-    for words in [&["8080", literal.as_str()][..], &["8080", "web:80", "--allow", "10.99.0.0/16"]] {
+    for words in [
+        &["8080", literal.as_str()][..],
+        &["8080", "web:80", "--allow", "10.99.0.0/16"],
+    ] {
         a.ok(&[&["map", "add", "lab", "tcp"], words].concat())?;
-        ensure!(listens()? == both("tcp-8080")[..1], "{words:?}: {:?}", listens()?);
+        ensure!(
+            listens()? == both("tcp-8080")[..1],
+            "{words:?}: {:?}",
+            listens()?
+        );
         a.ok(&["map", "rm", "lab", "tcp", "8080"])?;
     }
-    a.fails(2, "E-FAMILY", &["map", "add", "lab", "tcp", "8080", &literal, "--allow", "fd00::/8"])?;
+    a.fails(
+        2,
+        "E-FAMILY",
+        &[
+            "map", "add", "lab", "tcp", "8080", &literal, "--allow", "fd00::/8",
+        ],
+    )?;
     // A port that one family has in use is free in neither.
     let _server = a.ns().serve("tcp", "::1", 8080)?;
-    a.fails(6, "E-PORT-IN-USE", &["map", "add", "lab", "tcp", "8080", "web:80"])?;
-    ensure!(listens()?.is_empty() && a.ns().ruleset()? == before, "nothing is left of it");
+    a.fails(
+        6,
+        "E-PORT-IN-USE",
+        &["map", "add", "lab", "tcp", "8080", "web:80"],
+    )?;
+    ensure!(
+        listens()?.is_empty() && a.ns().ruleset()? == before,
+        "nothing is left of it"
+    );
     Ok(())
 }
 
@@ -158,26 +248,49 @@ fn a_host_is_tried_by_udp_and_by_tcp_wherever_a_peer_is_named(lab: &Lab) -> Resu
         host.start()?;
         Ok(host)
     };
-    let (a, b, c) = (alone("a", "tcp/4100")?, alone("b", "udp/4100")?, alone("c", "udp/4100")?);
+    let (a, b, c) = (
+        alone("a", "tcp/4100")?,
+        alone("b", "udp/4100")?,
+        alone("c", "udp/4100")?,
+    );
     let id = text(&a.json(&["create", "lab", "--admission", "open"])?, "id")?;
     let joined = b.json(&["join", &id, "--peer", a.under4(), "--timeout", "20s"])?;
     ensure!(joined["state"] == "ready", "{joined}");
     let by_port = format!("[{}]:4100", b.under6());
     let said = c.ok(&["peer", "connect", &by_port])?;
-    ensure!(said.contains(&text(&b.json(&["id"])?, "peer_id")?), "{said}");
+    ensure!(
+        said.contains(&text(&b.json(&["id"])?, "peer_id")?),
+        "{said}"
+    );
     // Who did not answer is called what was typed.
     let nobody = "10.99.0.250:4100";
-    let answer =
-        c.fails(8, "E-NOBODY", &["join", "00000000000000000000000000", "--peer", nobody, "--timeout", "2s"])?;
-    ensure!(answer.err.contains(&format!("no answer from {nobody};")), "{answer}");
+    let answer = c.fails(
+        8,
+        "E-NOBODY",
+        &[
+            "join",
+            "00000000000000000000000000",
+            "--peer",
+            nobody,
+            "--timeout",
+            "2s",
+        ],
+    )?;
+    ensure!(
+        answer.err.contains(&format!("no answer from {nobody};")),
+        "{answer}"
+    );
     c.fails(1, "E-CONNECT", &["peer", "connect", "10.99.0.250:4100"])?;
     c.fails(5, "E-NO-PEER", &["peer", "connect", "nosuch"])?;
-    c.fails(2, "E-MULTIADDR", &["peer", "connect", "10.99.0.250:99999"]).map(drop)
+    c.fails(2, "E-MULTIADDR", &["peer", "connect", "10.99.0.250:99999"])
+        .map(drop)
 }
 
 fn the_only_subnet_is_meant_but_by_verbs_that_end_something(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
-    let [a, _] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let [a, _] = &hosts[..] else {
+        unreachable!("two hosts were asked for")
+    };
     let web = lab.workload("web")?;
     a.ok(&["attach", "netns", web.name(), "--name", "web"])?;
     ensure!(a.json(&["subnet", "show"])?["name"] == "lab");
@@ -197,7 +310,10 @@ fn the_only_subnet_is_meant_but_by_verbs_that_end_something(lab: &Lab) -> Result
     }
     ensure!(a.ok(&["dns", "ls", "lab"])?.contains("10.99.9.2"));
     let labels = a.ok(&["member", "ls", "--subnet", "lab"])?;
-    ensure!(labels.contains("rack=7") && labels.contains("site=berlin"), "{labels}");
+    ensure!(
+        labels.contains("rack=7") && labels.contains("site=berlin"),
+        "{labels}"
+    );
     for words in [
         &["leave"][..],
         &["destroy"],
@@ -211,13 +327,21 @@ fn the_only_subnet_is_meant_but_by_verbs_that_end_something(lab: &Lab) -> Result
     }
     a.json(&["create", "two"])?;
     let answer = a.fails(2, "E-USAGE", &["member", "ls"])?;
-    ensure!(answer.err.contains("lab") && answer.err.contains("two"), "{answer}");
-    a.fails(2, "E-USAGE", &["attach", "netns", web.name(), "--name", "x"])?;
+    ensure!(
+        answer.err.contains("lab") && answer.err.contains("two"),
+        "{answer}"
+    );
+    a.fails(
+        2,
+        "E-USAGE",
+        &["attach", "netns", web.name(), "--name", "x"],
+    )?;
     // A word that can only be the subnet is not replaced by another.
     a.fails(5, "E-NO-SUBNET", &["member", "ls", "nosuch"])?;
     let c = lab.node("c")?;
     c.fails(5, "E-NO-SUBNET", &["member", "ls"])?;
-    c.fails(3, "E-DAEMON", &["--socket", "/nowhere/s", "member", "ls"]).map(drop)
+    c.fails(3, "E-DAEMON", &["--socket", "/nowhere/s", "member", "ls"])
+        .map(drop)
 }
 
 fn a_workload_whose_name_is_in_two_subnets_is_told_by_the_subnet(lab: &Lab) -> Result<()> {
@@ -227,7 +351,10 @@ fn a_workload_whose_name_is_in_two_subnets_is_told_by_the_subnet(lab: &Lab) -> R
         a.attach(&lab.workload(ns)?, subnet, "web")?;
     }
     let answer = a.fails(2, "E-AMBIGUOUS", &["workload", "show", "web"])?;
-    ensure!(!answer.err.contains("byway detach"), "who looks is not led to a verb that ends something: {answer}");
+    ensure!(
+        !answer.err.contains("byway detach"),
+        "who looks is not led to a verb that ends something: {answer}"
+    );
     for subnet in ["lab", "two"] {
         ensure!(a.json(&["workload", "show", "web", "--subnet", subnet])?["subnet"] == subnet);
         a.ok(&["lease", "ls", "--subnet", subnet])?;
@@ -241,7 +368,11 @@ fn the_engine_asked_for_a_container_is_the_callers(lab: &Lab) -> Result<()> {
     let a = lab.node("a")?;
     a.json(&["create", "lab"])?;
     a.set_env("DOCKER_HOST", "unix:///nowhere/own.sock");
-    let answer = a.fails(1, "E-DOCKER", &["attach", "docker", "web", "--subnet", "lab"])?;
+    let answer = a.fails(
+        1,
+        "E-DOCKER",
+        &["attach", "docker", "web", "--subnet", "lab"],
+    )?;
     ensure!(answer.err.contains("/nowhere/own.sock"), "{answer}");
     Ok(())
 }
@@ -252,7 +383,10 @@ fn scrape(host: &Host, port: u16) -> Result<()> {
         "exec 3<>/dev/tcp/127.0.0.1/{port}; printf 'GET /metrics HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n' >&3; cat <&3"
     );
     let answer = host.ns().ok(&["bash", "-c", &ask])?;
-    ensure!(answer.contains("application/openmetrics-text") && answer.contains("byway_info{"), "{answer}");
+    ensure!(
+        answer.contains("application/openmetrics-text") && answer.contains("byway_info{"),
+        "{answer}"
+    );
     ensure!(answer.ends_with("# EOF\n"), "it was cut off: {answer}");
     Ok(())
 }
@@ -261,15 +395,23 @@ fn a_reload_takes_over_what_it_can_and_names_what_needs_a_restart(lab: &Lab) -> 
     let (a, b) = (lab.node("a")?, lab.host("b")?);
     let file = b.dir().join("byway.toml");
     let base = "version = 1\n[node]\nname = \"b\"\n";
-    let write = |more: &str| std::fs::write(&file, format!("{base}{more}")).context("write the configuration");
+    let write = |more: &str| {
+        std::fs::write(&file, format!("{base}{more}")).context("write the configuration")
+    };
     b.start()?;
     let invite = b.dir().join("invite");
     let created = a.json(&["create", "lab"])?;
     std::fs::write(&invite, text(&created, "invite")?)?;
     let id = text(&created, "id")?;
-    ensure!(b.ok(&["reload"])?.contains("nothing changed"), "nothing was changed");
+    ensure!(
+        b.ok(&["reload"])?.contains("nothing changed"),
+        "nothing was changed"
+    );
     // Everything that is taken over at once; `dns.mode` is not.
-    let declared = format!("[[subnet]]\nid = \"{id}\"\ninvite_file = \"{}\"\n", invite.display());
+    let declared = format!(
+        "[[subnet]]\nid = \"{id}\"\ninvite_file = \"{}\"\n",
+        invite.display()
+    );
     let settings = "[transport]\nport_mapping = true\n[dns]\nmode = \"off\"\n[log]\nlevel = \"debug\"\n[limits]\n\
                     connections = 100\napi_clients = 4\n[metrics]\nlisten = \"127.0.0.1:9100\"\n";
     write(&format!("{settings}{declared}"))?;
@@ -281,11 +423,18 @@ fn a_reload_takes_over_what_it_can_and_names_what_needs_a_restart(lab: &Lab) -> 
     ] {
         ensure!(told.contains(part), "{part}: {told}");
     }
-    until("it is in the declared subnet", SOON, || Ok(b.members("lab")? == ["a", "b"]))?;
+    until("it is in the declared subnet", SOON, || {
+        Ok(b.members("lab")? == ["a", "b"])
+    })?;
     scrape(&b, 9100)?;
-    until("debug lines are logged", SOON, || Ok(b.log_tail(1000).contains(" DEBUG byway")))?;
+    until("debug lines are logged", SOON, || {
+        Ok(b.log_tail(1000).contains(" DEBUG byway"))
+    })?;
     let problems = b.json(&["status"])?["problems"].to_string();
-    ensure!(problems.contains("E-CONFIG-IDLE") && problems.contains("transport.port_mapping"), "{problems}");
+    ensure!(
+        problems.contains("E-CONFIG-IDLE") && problems.contains("transport.port_mapping"),
+        "{problems}"
+    );
     // What the command line changes is shown with where it comes from.
     b.ok(&["subnet", "host", "lab", "tcp/22"])?;
     let shown = b.ok(&["config", "show", "--effective", "--origin"])?;
@@ -299,12 +448,17 @@ fn a_reload_takes_over_what_it_can_and_names_what_needs_a_restart(lab: &Lab) -> 
         ensure!(shown.contains(part), "{part}: {shown}");
     }
     ensure!(
-        a.ok(&["config", "show", "--effective", "--origin"])?.contains("[[subnet]]   # command line (create)"),
+        a.ok(&["config", "show", "--effective", "--origin"])?
+            .contains("[[subnet]]   # command line (create)"),
         "who made it"
     );
     // A file that the environment names is asked for, and no daemon.
     a.set_env("BYWAY_CONFIG", &file.to_string_lossy());
-    ensure!(a.ok(&["config", "show", "--effective"])?.contains("limits.connections = 100"), "the file of b");
+    ensure!(
+        a.ok(&["config", "show", "--effective"])?
+            .contains("limits.connections = 100"),
+        "the file of b"
+    );
     // What is wrong changes nothing, and neither does a port that is taken.
     write("[limits]\nconnections = 0\n")?;
     b.fails(2, "E-CONFIG", &["reload"])?;
@@ -316,8 +470,13 @@ fn a_reload_takes_over_what_it_can_and_names_what_needs_a_restart(lab: &Lab) -> 
     // A membership that is declared no more ends, and metrics with the address.
     write("")?;
     let told = b.ok(&["reload"])?;
-    ensure!(told.contains(&format!("left {id}")) && told.contains("metrics.listen"), "{told}");
-    until("the owner heard of it", SOON, || Ok(a.members("lab")? == ["a"]))?;
+    ensure!(
+        told.contains(&format!("left {id}")) && told.contains("metrics.listen"),
+        "{told}"
+    );
+    until("the owner heard of it", SOON, || {
+        Ok(a.members("lab")? == ["a"])
+    })?;
     ensure!(scrape(&b, 9100).is_err(), "metrics are served still");
     Ok(())
 }
@@ -326,7 +485,8 @@ fn a_reload_tries_again_what_failed_and_names_what_it_does_not_take_over(lab: &L
     let (a, b) = (lab.node("a")?, lab.host("b")?);
     let file = b.dir().join("byway.toml");
     let write = |more: &str| {
-        std::fs::write(&file, format!("version = 1\n[node]\nname = \"b\"\n{more}")).context("write the configuration")
+        std::fs::write(&file, format!("version = 1\n[node]\nname = \"b\"\n{more}"))
+            .context("write the configuration")
     };
     b.start()?;
     let invite = b.dir().join("invite");
@@ -337,36 +497,70 @@ fn a_reload_tries_again_what_failed_and_names_what_it_does_not_take_over(lab: &L
     write(&declared)?;
     for _ in 0..2 {
         let told = b.fails(1, "E-FILE", &["reload"])?;
-        ensure!(told.err.contains("is not in force: read its invite: No such file"), "{told}");
+        ensure!(
+            told.err
+                .contains("is not in force: read its invite: No such file"),
+            "{told}"
+        );
     }
     // It is shown before it is a membership.
     let shown = b.json(&["config", "show", "--effective"])?;
     let subnet = &shown["subnets"][0];
-    ensure!(subnet["invite_file"] == invite.to_string_lossy().as_ref() && subnet["id"].is_null(), "{shown}");
-    ensure!(subnet["up"].is_null() && subnet["name"].is_null() && subnet["ip"].is_null(), "{shown}");
+    ensure!(
+        subnet["invite_file"] == invite.to_string_lossy().as_ref() && subnet["id"].is_null(),
+        "{shown}"
+    );
+    ensure!(
+        subnet["up"].is_null() && subnet["name"].is_null() && subnet["ip"].is_null(),
+        "{shown}"
+    );
     std::fs::write(&invite, text(&created, "invite")?)?;
-    ensure!(b.ok(&["reload"])?.contains(&id), "it is asked again without a change of the table");
-    until("it is in the declared subnet", SOON, || Ok(b.members("lab")? == ["a", "b"]))?;
+    ensure!(
+        b.ok(&["reload"])?.contains(&id),
+        "it is asked again without a change of the table"
+    );
+    until("it is in the declared subnet", SOON, || {
+        Ok(b.members("lab")? == ["a", "b"])
+    })?;
     // An invite that has served may go.
     std::fs::remove_file(&invite)?;
     ensure!(b.ok(&["reload"])?.contains("nothing changed"), "it stands");
     // What a membership does not follow is named.
-    write(&format!("{declared}name = \"other\"\nas = \"elsewhere\"\nhost = \"tcp/22\"\n"))?;
+    write(&format!(
+        "{declared}name = \"other\"\nas = \"elsewhere\"\nhost = \"tcp/22\"\n"
+    ))?;
     let told = b.ok(&["reload"])?;
-    for part in [format!("this machine is tcp/22 to {id}"), format!("not taken over for {id}: name, as")] {
+    for part in [
+        format!("this machine is tcp/22 to {id}"),
+        format!("not taken over for {id}: name, as"),
+    ] {
         ensure!(told.contains(&part), "{part}: {told}");
     }
     write(&declared)?;
     let told = b.ok(&["reload"])?;
-    ensure!(told.contains(&format!("this machine stays tcp/22 to {id}")), "{told}");
-    ensure!(b.json(&["subnet", "host", "lab"])?["host"] == "tcp/22", "as it was told");
+    ensure!(
+        told.contains(&format!("this machine stays tcp/22 to {id}")),
+        "{told}"
+    );
+    ensure!(
+        b.json(&["subnet", "host", "lab"])?["host"] == "tcp/22",
+        "as it was told"
+    );
     // Nothing is left while a declared invite cannot be read: it may be for that.
     write(&declared.replace("/invite\"", "/unreadable\""))?;
     let told = b.fails(1, "E-FILE", &["reload"])?;
-    ensure!(told.err.contains(&format!("{id} is kept until each declared invite can be read")), "{told}");
+    ensure!(
+        told.err.contains(&format!(
+            "{id} is kept until each declared invite can be read"
+        )),
+        "{told}"
+    );
     ensure!(b.members("lab")? == ["a", "b"], "it is a member still");
     write("")?;
-    ensure!(b.ok(&["reload"])?.contains(&format!("left {id}")), "it is declared no more");
+    ensure!(
+        b.ok(&["reload"])?.contains(&format!("left {id}")),
+        "it is declared no more"
+    );
     Ok(())
 }
 
@@ -382,19 +576,30 @@ fn a_reload_without_the_file_that_declared_a_membership_is_refused(lab: &Lab) ->
     let declared = format!("[[subnet]]\ninvite_file = \"{}\"\n", invite.display());
     std::fs::write(&part, &declared)?;
     b.start()?;
-    until("it is in the declared subnet", SOON, || Ok(b.members("lab")? == ["a", "b"]))?;
+    until("it is in the declared subnet", SOON, || {
+        Ok(b.members("lab")? == ["a", "b"])
+    })?;
     for (file, why) in [(&part, &id[..]), (&main, "No such file")] {
         std::fs::rename(file, &aside)?;
         let told = b.fails(2, "E-CONFIG-READ", &["reload"])?;
         ensure!(told.err.contains(why), "{told}");
         std::fs::rename(&aside, file)?;
-        ensure!(b.ok(&["reload"])?.contains("nothing changed"), "nothing was changed by that");
+        ensure!(
+            b.ok(&["reload"])?.contains("nothing changed"),
+            "nothing was changed by that"
+        );
     }
     // Declared elsewhere it may go, and an empty file declares nothing.
     let other = b.dir().join("conf.d/other.toml");
     std::fs::rename(&part, &other)?;
-    ensure!(b.ok(&["reload"])?.contains("nothing changed"), "it has moved");
+    ensure!(
+        b.ok(&["reload"])?.contains("nothing changed"),
+        "it has moved"
+    );
     std::fs::write(&other, "")?;
-    ensure!(b.ok(&["reload"])?.contains(&format!("left {id}")), "it is declared no more");
+    ensure!(
+        b.ok(&["reload"])?.contains(&format!("left {id}")),
+        "it is declared no more"
+    );
     Ok(())
 }

@@ -24,7 +24,9 @@ impl Knocks<'_> {
         let rules: Vec<String> = ports
             .iter()
             .flat_map(|port| {
-                let tcp = format!("tcp dport {port} tcp flags & (syn | ack) == syn counter comment \"t{port}\"");
+                let tcp = format!(
+                    "tcp dport {port} tcp flags & (syn | ack) == syn counter comment \"t{port}\""
+                );
                 [tcp, format!("udp dport {port} counter comment \"u{port}\"")]
             })
             .collect();
@@ -40,12 +42,18 @@ impl Knocks<'_> {
 
     /// Packets that came for a port, over TCP (connections) and UDP.
     fn at(&self, port: u16) -> Result<u64> {
-        let list: serde_json::Value =
-            serde_json::from_str(&self.0.ok(&["nft", "-j", "list", "table", "inet", "knocks"])?)?;
+        let list: serde_json::Value = serde_json::from_str(
+            &self
+                .0
+                .ok(&["nft", "-j", "list", "table", "inet", "knocks"])?,
+        )?;
         let rules = list["nftables"].as_array().context("a list of rules")?;
         let of = |rule: &serde_json::Value| {
             let comment = rule["rule"]["comment"].as_str()?;
-            let packets = rule["rule"]["expr"].as_array()?.iter().find_map(|e| e["counter"]["packets"].as_u64())?;
+            let packets = rule["rule"]["expr"]
+                .as_array()?
+                .iter()
+                .find_map(|e| e["counter"]["packets"].as_u64())?;
             (comment == format!("t{port}") || comment == format!("u{port}")).then_some(packets)
         };
         Ok(rules.iter().filter_map(of).sum())
@@ -106,29 +114,48 @@ fn heard_addresses_lead_to_nobodys_service(lab: &Lab) -> Result<()> {
     evil.json(&["join", &invite])?;
     until("a has its document", SOON, || {
         let shown = a.json(&["peer", "show", "evil"])?;
-        Ok(shown["addresses"].as_array().is_some_and(|all| all.iter().any(|x| x.to_string().contains("8025"))))
+        Ok(shown["addresses"]
+            .as_array()
+            .is_some_and(|all| all.iter().any(|x| x.to_string().contains("8025"))))
     })?;
     let shown = a.json(&["peer", "show", "evil"])?["addresses"].clone();
     for forbidden in ["127.0.0.1", "::1", "64:ff9b", "6379", "tcp/25\"", "dns4"] {
-        ensure!(!shown.to_string().contains(forbidden), "{forbidden} is in the address book: {shown}");
+        ensure!(
+            !shown.to_string().contains(forbidden),
+            "{forbidden} is in the address book: {shown}"
+        );
     }
     evil.terminate()?;
     let asked = there.at(53)?;
     std::thread::sleep(Duration::from_secs(8));
-    let (own, mail, names, other) = (here.at(6379)?, there.at(25)?, there.at(53)?, there.at(8025)?);
+    let (own, mail, names, other) = (
+        here.at(6379)?,
+        there.at(25)?,
+        there.at(53)?,
+        there.at(8025)?,
+    );
     println!("  own services {own}, mail {mail}, names {names}, a stranger's high port {other}");
     ensure!(own == 0, "{own} packets went to services of this machine");
     ensure!(mail == 0, "{mail} connections to somebody's mail server");
-    ensure!(names == asked, "{} name questions on hearsay", names - asked);
+    ensure!(
+        names == asked,
+        "{} name questions on hearsay",
+        names - asked
+    );
     // One try, and what TCP itself repeats of it; nobody listens there, so that it is refused at once.
-    ensure!(other <= 2, "{other} connections to a stranger's port in eight seconds");
+    ensure!(
+        other <= 2,
+        "{other} connections to a stranger's port in eight seconds"
+    );
     drop(resolver);
     Ok(())
 }
 
 fn a_member_returns_although_it_was_only_heard_of(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
-    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let [a, b] = &hosts[..] else {
+        unreachable!("two hosts were asked for")
+    };
     let (a4, b4) = (a.overlay("lab")?.0, b.overlay("lab")?.0);
     a.ns().reaches(&b4, SOON)?;
     // Both were away at once, and the one that dialled starts before the other is there.
@@ -150,7 +177,10 @@ fn a_founders_public_prefixes_and_names_are_applied_to_nobody_unasked(lab: &Lab)
     let (evil, good, b) = (lab.node("evil")?, lab.node("good")?, lab.node("b")?);
     b.json(&["join", &text(&good.json(&["create", "work"])?, "invite")?])?;
     let w = lab.workload("w")?;
-    let resolver = b.attach(&w, "work", "w")?["dns"][0].as_str().context("a resolver")?.to_owned();
+    let resolver = b.attach(&w, "work", "w")?["dns"][0]
+        .as_str()
+        .context("a resolver")?
+        .to_owned();
     let question = ["github.com", "A"];
     let before = w.dig(&resolver, &question)?.status;
     let made = evil.json(&[
@@ -164,47 +194,104 @@ fn a_founders_public_prefixes_and_names_are_applied_to_nobody_unasked(lab: &Lab)
         "github.com",
     ])?;
     let invite = text(&made, "invite")?;
-    let flags = ["--allow-prefix", "140.82.0.0/16", "--allow-prefix", "2a00:1450::/40", "--allow-domain", "github.com"];
-    ensure!(made["join_flags"] == flags.join(" ").as_str(), "create says what a joiner has to type: {made}");
+    let flags = [
+        "--allow-prefix",
+        "140.82.0.0/16",
+        "--allow-prefix",
+        "2a00:1450::/40",
+        "--allow-domain",
+        "github.com",
+    ];
+    ensure!(
+        made["join_flags"] == flags.join(" ").as_str(),
+        "create says what a joiner has to type: {made}"
+    );
     let refused = b.fails(7, "E-JOIN-POLICY", &["join", &invite])?;
-    ensure!(refused.err.contains(&flags.join(" ")), "the error says what to type: {refused}");
+    ensure!(
+        refused.err.contains(&flags.join(" ")),
+        "the error says what to type: {refused}"
+    );
     let fingerprint = text(&evil.json(&["id"])?, "fingerprint")?;
-    ensure!(refused.err.contains(&fingerprint), "and whose it is: {refused}");
-    ensure!(b.ns().run(&["ip", "route", "get", "140.82.121.3"])?.code != 0, "nothing of it is routed");
+    ensure!(
+        refused.err.contains(&fingerprint),
+        "and whose it is: {refused}"
+    );
+    ensure!(
+        b.ns().run(&["ip", "route", "get", "140.82.121.3"])?.code != 0,
+        "nothing of it is routed"
+    );
     ensure!(evil.members("game")? == ["evil"], "and nobody was asked");
     // The same invite, with a person's word.
     let joined = b.json(&[&["join", &invite], &flags[..]].concat())?;
-    ensure!(joined["domain"] == "github.com" && joined["owner_fingerprint"] == fingerprint.as_str(), "{joined}");
-    ensure!(b.ns().ok(&["ip", "route", "get", "140.82.121.3"])?.contains("bw-game"), "what was allowed is routed");
+    ensure!(
+        joined["domain"] == "github.com" && joined["owner_fingerprint"] == fingerprint.as_str(),
+        "{joined}"
+    );
+    ensure!(
+        b.ns()
+            .ok(&["ip", "route", "get", "140.82.121.3"])?
+            .contains("bw-game"),
+        "what was allowed is routed"
+    );
     let own = text(&serde_json::json!({"a": b.overlay("game")?.0}), "a")?;
     ensure!(
         b.ns().dig(&own, &["b.github.com", "A"])?.status == "NOERROR",
         "and its names are answered to this machine"
     );
     let between = w.dig(&resolver, &question)?.status;
-    ensure!(between == before, "a workload of another subnet is told {between} instead of {before}");
+    ensure!(
+        between == before,
+        "a workload of another subnet is told {between} instead of {before}"
+    );
     b.ok(&["leave", "game"])?;
     let host = b.ns().dig(&b.overlay("work")?.0, &question)?.status;
-    ensure!(host == before, "after leaving, this machine is told {host} instead of {before}");
-    ensure!(w.dig(&resolver, &question)?.status == before, "after leaving, the workload is told something else");
+    ensure!(
+        host == before,
+        "after leaving, this machine is told {host} instead of {before}"
+    );
+    ensure!(
+        w.dig(&resolver, &question)?.status == before,
+        "after leaving, the workload is told something else"
+    );
     Ok(())
 }
 
 fn a_prefix_that_holds_a_resolver_or_gateway_is_never_joined(lab: &Lab) -> Result<()> {
     let (evil, b) = (lab.node("evil")?, lab.host("b")?);
-    b.ns().ip(&["route", "add", "default", "via", "10.201.0.1", "dev", "eth0", "onlink"])?;
+    b.ns().ip(&[
+        "route",
+        "add",
+        "default",
+        "via",
+        "10.201.0.1",
+        "dev",
+        "eth0",
+        "onlink",
+    ])?;
     b.rebase()?;
     let resolver = Resolver::of(&b, "10.200.0.53")?;
     b.start()?;
-    for (name, cidr4, what) in
-        [("one", "10.200.0.0/16", "resolver 10.200.0.53"), ("two", "10.201.0.0/16", "gateway 10.201.0.1")]
-    {
+    for (name, cidr4, what) in [
+        ("one", "10.200.0.0/16", "resolver 10.200.0.53"),
+        ("two", "10.201.0.0/16", "gateway 10.201.0.1"),
+    ] {
         let invite = text(&evil.json(&["create", name, "--cidr4", cidr4])?, "invite")?;
-        for words in
-            [&["join", &invite][..], &["join", &invite, "--allow-prefix", cidr4, "--allow-prefix", "10.0.0.0/8"]]
-        {
+        for words in [
+            &["join", &invite][..],
+            &[
+                "join",
+                &invite,
+                "--allow-prefix",
+                cidr4,
+                "--allow-prefix",
+                "10.0.0.0/8",
+            ],
+        ] {
             let refused = b.fails(7, "E-JOIN-POLICY", words)?;
-            ensure!(refused.err.contains(what) && !refused.err.contains("--allow"), "{refused}");
+            ensure!(
+                refused.err.contains(what) && !refused.err.contains("--allow"),
+                "{refused}"
+            );
         }
         // Nor does this machine found such a subnet, or pick such a prefix by itself.
         b.fails(6, "E-CIDR-OVERLAP", &["create", name, "--cidr4", cidr4])?;

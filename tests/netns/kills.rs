@@ -18,8 +18,10 @@ use crate::lab::runner::{Case, Skip};
 use crate::lab::{Host, Lab, Netns, SOON, text, until};
 use crate::{fast, long};
 
-pub const CASES: &[Case] =
-    &[fast!(killed_at_some_writes_is_old_or_new, "strace"), long!(killed_at_every_write_is_old_or_new, "strace")];
+pub const CASES: &[Case] = &[
+    fast!(killed_at_some_writes_is_old_or_new, "strace"),
+    long!(killed_at_every_write_is_old_or_new, "strace"),
+];
 
 /// What a commit to the state file is made of.
 const DISK: [Point; 8] = [
@@ -45,8 +47,15 @@ const MORE_DISK: [Point; 9] = [
     ("fdatasync", 6),
 ];
 /// How the kernel is told: netlink, TUN, rules, namespaces.
-const KERNEL: [Point; 7] =
-    [("sendto", 1), ("sendto", 3), ("sendto", 6), ("sendto", 10), ("sendto", 15), ("ioctl", 1), ("ioctl", 3)];
+const KERNEL: [Point; 7] = [
+    ("sendto", 1),
+    ("sendto", 3),
+    ("sendto", 6),
+    ("sendto", 10),
+    ("sendto", 15),
+    ("ioctl", 1),
+    ("ioctl", 3),
+];
 
 /// A kind of system call, and at which of a thread's calls the daemon dies.
 type Point = (&'static str, u32);
@@ -82,11 +91,17 @@ const VERBS: [Verb; 7] = [
         done: |s, n| {
             let (name, link) = (format!("r{n}"), format!("bw-r{n}"));
             if !subnets(&s.a)?.contains(&name) {
-                return until("its interface is gone", SOON, || Ok(!links(s.a.ns())?.contains(&link))).map(|_| false);
+                return until("its interface is gone", SOON, || {
+                    Ok(!links(s.a.ns())?.contains(&link))
+                })
+                .map(|_| false);
             }
             ensure!(s.a.members(&name)? == ["a"], "a subnet without its founder");
             s.a.overlay(&name)?;
-            until("its interface is there", SOON, || Ok(links(s.a.ns())?.contains(&link))).map(|_| true)
+            until("its interface is there", SOON, || {
+                Ok(links(s.a.ns())?.contains(&link))
+            })
+            .map(|_| true)
         },
         undo: |s, n| s.a.ok(&["destroy", &format!("r{n}")]).map(drop),
     },
@@ -95,7 +110,12 @@ const VERBS: [Verb; 7] = [
         points: &[&DISK],
         victim: |s| &s.a,
         prepare: |_, n| Ok(words(&["lease", "add", "lab", &prefix(n)])),
-        done: |s, n| Ok(s.a.json(&["lease", "ls", "lab"])?.to_string().contains(&prefix(n))),
+        done: |s, n| {
+            Ok(s.a
+                .json(&["lease", "ls", "lab"])?
+                .to_string()
+                .contains(&prefix(n)))
+        },
         undo: |s, n| s.a.ok(&["lease", "rm", "lab", &prefix(n)]).map(drop),
     },
     Verb {
@@ -104,9 +124,14 @@ const VERBS: [Verb; 7] = [
         victim: |s| &s.a,
         prepare: |_, n| Ok(words(&["map", "add", "lab", "tcp", &listen(n), "web:80"])),
         done: |s, n| {
-            let mapped = s.a.json(&["map", "ls", "lab"])?.to_string().contains(&listen(n));
+            let mapped =
+                s.a.json(&["map", "ls", "lab"])?
+                    .to_string()
+                    .contains(&listen(n));
             let port = (8000 + n).to_string();
-            until("the rules are those of the state", SOON, || Ok(s.a.ns().ruleset()?.contains(&port) == mapped))?;
+            until("the rules are those of the state", SOON, || {
+                Ok(s.a.ns().ruleset()?.contains(&port) == mapped)
+            })?;
             Ok(mapped)
         },
         undo: |s, n| s.a.ok(&["map", "rm", "lab", "tcp", &listen(n)]).map(drop),
@@ -115,9 +140,22 @@ const VERBS: [Verb; 7] = [
         name: "attach",
         points: &[&DISK, &KERNEL],
         victim: |s| &s.a,
-        prepare: |s, n| Ok(words(&["attach", "netns", s.spare.name(), "--subnet", "lab", "--name", &format!("w{n}")])),
+        prepare: |s, n| {
+            Ok(words(&[
+                "attach",
+                "netns",
+                s.spare.name(),
+                "--subnet",
+                "lab",
+                "--name",
+                &format!("w{n}"),
+            ]))
+        },
         done: |s, n| {
-            let attached = s.a.json(&["workload", "ls"])?.to_string().contains(&format!("\"w{n}\""));
+            let attached =
+                s.a.json(&["workload", "ls"])?
+                    .to_string()
+                    .contains(&format!("\"w{n}\""));
             until("the workload's links are those of the state", SOON, || {
                 Ok(links(&s.spare)?.iter().any(|l| l == "byway0") == attached)
             })?;
@@ -198,7 +236,11 @@ fn links(ns: &Netns) -> Result<Vec<String>> {
 fn subnets(host: &Host) -> Result<Vec<String>> {
     let list = host.json(&["status"])?;
     let all = list["subnets"].as_array().context("no `subnets`")?;
-    Ok(all.iter().filter(|s| s["state"] != "pending").filter_map(|s| s["name"].as_str().map(str::to_owned)).collect())
+    Ok(all
+        .iter()
+        .filter(|s| s["state"] != "pending")
+        .filter_map(|s| s["name"].as_str().map(str::to_owned))
+        .collect())
 }
 
 /// `b` asks for admission by the bare ID, anew if need be; its peer ID once `a` has the request.
@@ -222,32 +264,45 @@ fn ask(s: &Scene) -> Result<String> {
 
 /// After a removal: `b` has heard of it, and nothing of the subnet is left there.
 fn gone(s: &Scene) -> Result<()> {
-    until("b knows that it is out", SOON, || Ok(!s.b.members("lab").is_ok_and(|m| m.contains(&"b".to_owned()))))?;
+    until("b knows that it is out", SOON, || {
+        Ok(!s
+            .b
+            .members("lab")
+            .is_ok_and(|m| m.contains(&"b".to_owned())))
+    })?;
     s.b.byway(&["leave", "lab"]).map(drop)
 }
 
 /// Whether `b` is in: both say the same in time. To who only asks, a killed peer is there for as long as QUIC waits: 10 s.
 fn agreed(s: &Scene) -> Result<bool> {
     let (mut inside, mut refused) = (false, false);
-    until("a and b agree on whether b is in", SOON + Duration::from_secs(10), || {
-        // In this order: a join that ends in between is seen by the second question.
-        let status = s.b.json(&["status"])?.to_string();
-        let under_way = status.contains("\"pending\"");
-        refused = status.contains("E-INVITE-RATE");
-        if refused {
-            return Ok(true);
-        }
-        let at_b = subnets(&s.b)?.contains(&"lab".to_owned()) && s.b.members("lab")? == ["a", "b"];
-        let at_a = s.a.members("lab")? == ["a", "b"];
-        inside = at_a;
-        // A join by invite that goes on by itself ends with both of them saying yes.
-        Ok(at_a == at_b && (at_a || !under_way || waits(s)?))
-    })?;
+    until(
+        "a and b agree on whether b is in",
+        SOON + Duration::from_secs(10),
+        || {
+            // In this order: a join that ends in between is seen by the second question.
+            let status = s.b.json(&["status"])?.to_string();
+            let under_way = status.contains("\"pending\"");
+            refused = status.contains("E-INVITE-RATE");
+            if refused {
+                return Ok(true);
+            }
+            let at_b =
+                subnets(&s.b)?.contains(&"lab".to_owned()) && s.b.members("lab")? == ["a", "b"];
+            let at_a = s.a.members("lab")? == ["a", "b"];
+            inside = at_a;
+            // A join by invite that goes on by itself ends with both of them saying yes.
+            Ok(at_a == at_b && (at_a || !under_way || waits(s)?))
+        },
+    )?;
     if refused {
         // Who dies over and over while it joins has used up its five attempts of a minute: it asks again after that.
         s.b.ok(&["leave", "lab"])?;
         std::thread::sleep(Duration::from_secs(60));
-        s.b.ok(&["join", &text(&s.a.json(&["invite", "create", "lab"])?, "invite")?])?;
+        s.b.ok(&[
+            "join",
+            &text(&s.a.json(&["invite", "create", "lab"])?, "invite")?,
+        ])?;
         return agreed(s);
     }
     Ok(inside)
@@ -255,21 +310,34 @@ fn agreed(s: &Scene) -> Result<bool> {
 
 /// Whether `b` waits for a person: by an invite nobody does.
 fn waits(s: &Scene) -> Result<bool> {
-    Ok(s.a.json(&["member", "requests", "lab"])?["requests"].as_array().is_some_and(|r| !r.is_empty()))
+    Ok(s.a.json(&["member", "requests", "lab"])?["requests"]
+        .as_array()
+        .is_some_and(|r| !r.is_empty()))
 }
 
 /// The kernel has one TUN for each subnet and one veth for each workload, and no more.
 fn belongs(host: &Host) -> Result<()> {
     until("every link belongs to something", SOON, || {
-        let mut want: Vec<String> = subnets(host)?.iter().map(|name| format!("bw-{name}")).collect();
+        let mut want: Vec<String> = subnets(host)?
+            .iter()
+            .map(|name| format!("bw-{name}"))
+            .collect();
         want.sort();
         let listed = host.json(&["workload", "ls"])?;
-        let workloads = listed["workloads"].as_array().context("no `workloads`")?.len();
-        let (mut veths, mut tuns): (Vec<_>, Vec<_>) =
-            links(host.ns())?.into_iter().filter(|l| l.starts_with("bw")).partition(|l| l.starts_with("bwv"));
+        let workloads = listed["workloads"]
+            .as_array()
+            .context("no `workloads`")?
+            .len();
+        let (mut veths, mut tuns): (Vec<_>, Vec<_>) = links(host.ns())?
+            .into_iter()
+            .filter(|l| l.starts_with("bw"))
+            .partition(|l| l.starts_with("bwv"));
         tuns.sort();
         veths.dedup();
-        ensure!(tuns == want && veths.len() == workloads, "{tuns:?} {veths:?} for {want:?} and {listed}");
+        ensure!(
+            tuns == want && veths.len() == workloads,
+            "{tuns:?} {veths:?} for {want:?} and {listed}"
+        );
         Ok(true)
     })
     .map(drop)
@@ -294,9 +362,20 @@ fn facts(host: &Host) -> Result<Vec<String>> {
 fn still(value: &mut Value) {
     match value {
         Value::Object(fields) => {
-            ["online", "last_seen", "path", "since", "expires", "state", "rtt_ms", "endpoints", "bytes", "packets"]
-                .iter()
-                .for_each(|moving| drop(fields.remove(*moving)));
+            [
+                "online",
+                "last_seen",
+                "path",
+                "since",
+                "expires",
+                "state",
+                "rtt_ms",
+                "endpoints",
+                "bytes",
+                "packets",
+            ]
+            .iter()
+            .for_each(|moving| drop(fields.remove(*moving)));
             fields.values_mut().for_each(still);
         }
         Value::Array(items) => items.iter_mut().for_each(still),
@@ -310,8 +389,20 @@ struct Trap(Child);
 impl Trap {
     fn set(pid: i32, (call, number): Point) -> Result<Trap> {
         let child = Command::new("strace")
-            .args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}")])
-            .args(["-e", &format!("inject={call}:signal=SIGKILL:when={number}"), "-p", &pid.to_string()])
+            .args([
+                "-f",
+                "-qq",
+                "-o",
+                "/dev/null",
+                "-e",
+                &format!("trace={call}"),
+            ])
+            .args([
+                "-e",
+                &format!("inject={call}:signal=SIGKILL:when={number}"),
+                "-p",
+                &pid.to_string(),
+            ])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -319,7 +410,10 @@ impl Trap {
         let mut trap = Trap(child);
         let attached = |task: PathBuf| {
             let status = std::fs::read_to_string(task.join("status")).unwrap_or_default();
-            status.lines().any(|l| l.strip_prefix("TracerPid:").is_some_and(|v| v.trim() != "0"))
+            status.lines().any(|l| {
+                l.strip_prefix("TracerPid:")
+                    .is_some_and(|v| v.trim() != "0")
+            })
         };
         until("strace has every thread", SOON, || {
             if trap.0.try_wait()?.is_some() {
@@ -338,7 +432,9 @@ impl Drop for Trap {
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }
         // A signal that comes just before strace waits is not seen; its death lets go of the daemon as well.
-        let left = until("strace ends", Duration::from_millis(300), || Ok(self.0.try_wait()?.is_some()));
+        let left = until("strace ends", Duration::from_millis(300), || {
+            Ok(self.0.try_wait()?.is_some())
+        });
         if left.is_err() {
             let _ = self.0.kill();
             let _ = self.0.wait();
@@ -348,9 +444,17 @@ impl Drop for Trap {
 
 fn scene(lab: &Lab) -> Result<Scene> {
     let (a, b) = (lab.node("a")?, lab.node("b")?);
-    let id = text(&a.json(&["create", "lab", "--cidr4", "10.77.0.0/16"])?, "id")?;
+    let id = text(
+        &a.json(&["create", "lab", "--cidr4", "10.77.0.0/16"])?,
+        "id",
+    )?;
     a.attach(&lab.workload("web")?, "lab", "web")?;
-    Ok(Scene { a, b, spare: lab.workload("spare")?, id })
+    Ok(Scene {
+        a,
+        b,
+        spare: lab.workload("spare")?,
+        id,
+    })
 }
 
 /// One kill. Tells whether the daemon died at the point (a command may make fewer such calls).
@@ -362,7 +466,10 @@ fn one(scene: &Scene, verb: &Verb, point: Point, n: usize) -> Result<bool> {
     let arguments: Vec<&str> = command.iter().map(String::as_str).collect();
     let answer = victim.spawn(&arguments)?.wait()?;
     // What follows an answer (the others are told, the kernel is tidied) may still reach the point.
-    let died = until("it died", Duration::from_millis(300), || Ok(victim.ended()?.is_some())).is_ok();
+    let died = until("it died", Duration::from_millis(300), || {
+        Ok(victim.ended()?.is_some())
+    })
+    .is_ok();
     drop(trap);
     if !died && victim.ended()?.is_none() {
         victim.kill9()?;
@@ -378,7 +485,10 @@ fn one(scene: &Scene, verb: &Verb, point: Point, n: usize) -> Result<bool> {
     }
     let after = facts(victim)?;
     if verb.name != "remove" {
-        ensure!(after == before, "neither the old nor the new state\nbefore {before:#?}\nafter {after:#?}");
+        ensure!(
+            after == before,
+            "neither the old nor the new state\nbefore {before:#?}\nafter {after:#?}"
+        );
     }
     Ok(died)
 }
@@ -388,10 +498,18 @@ fn run(lab: &Lab, rounds: &[(usize, Point)], at_least: usize) -> Result<()> {
     let mut died = 0;
     for (n, (verb, point)) in rounds.iter().enumerate() {
         let verb = VERBS.get(*verb).context("a verb")?;
-        let here = || format!("round {n}: {} dies at {} number {}", verb.name, point.0, point.1);
+        let here = || {
+            format!(
+                "round {n}: {} dies at {} number {}",
+                verb.name, point.0, point.1
+            )
+        };
         let hit = one(&scene, verb, *point, n).with_context(here)?;
         if !hit {
-            println!("  {}: it made no such call, and was killed after the command", here());
+            println!(
+                "  {}: it made no such call, and was killed after the command",
+                here()
+            );
         }
         died += usize::from(hit);
     }
@@ -402,7 +520,11 @@ fn run(lab: &Lab, rounds: &[(usize, Point)], at_least: usize) -> Result<()> {
 
 fn every_point() -> Vec<(usize, Point)> {
     let of = |(place, verb): (usize, &Verb)| {
-        verb.points.concat().into_iter().map(move |point| (place, point)).collect::<Vec<_>>()
+        verb.points
+            .concat()
+            .into_iter()
+            .map(move |point| (place, point))
+            .collect::<Vec<_>>()
     };
     // Joining comes first: a machine that was removed may not join by invite any more.
     let mut all: Vec<(usize, Point)> = VERBS.iter().enumerate().flat_map(of).collect();
@@ -415,7 +537,10 @@ fn killed_at_every_write_is_old_or_new(lab: &Lab) -> Result<()> {
 }
 
 fn killed_at_some_writes_is_old_or_new(lab: &Lab) -> Result<()> {
-    let seed = std::env::var("BYWAY_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1_usize);
+    let seed = std::env::var("BYWAY_SEED")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(1_usize);
     println!("  seed: {seed} (BYWAY_SEED=n for another)");
     let all = every_point();
     // One of each command and one more, each at a place the seed decides.
@@ -423,8 +548,15 @@ fn killed_at_some_writes_is_old_or_new(lab: &Lab) -> Result<()> {
     let mut places: Vec<usize> = all.iter().map(|(place, _)| *place).collect();
     places.dedup();
     for (turn, place) in places.iter().enumerate().chain([(7, &0)]) {
-        let of: Vec<Point> = all.iter().filter(|(p, _)| p == place).map(|(_, point)| *point).collect();
-        let pick = seed.wrapping_mul(0x9e37_79b9).wrapping_add(turn.wrapping_mul(5)) % of.len();
+        let of: Vec<Point> = all
+            .iter()
+            .filter(|(p, _)| p == place)
+            .map(|(_, point)| *point)
+            .collect();
+        let pick = seed
+            .wrapping_mul(0x9e37_79b9)
+            .wrapping_add(turn.wrapping_mul(5))
+            % of.len();
         rounds.extend(of.get(pick).map(|point| (*place, *point)));
     }
     run(lab, &rounds, 4)

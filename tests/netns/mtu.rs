@@ -6,12 +6,19 @@ use anyhow::{Result, ensure};
 
 use crate::lab::runner::Case;
 use crate::lab::{Host, Lab, SOON, until};
-use crate::underlay::{Capture, FIVE, Transfer, datagrams, heal, ingress, pair4, path, plain_cable};
+use crate::underlay::{
+    Capture, FIVE, Transfer, datagrams, heal, ingress, pair4, path, plain_cable,
+};
 use crate::{ci, fast};
 
 pub const CASES: &[Case] = &[
     fast!(packet_above_the_path_is_answered_with_its_size),
-    ci!(lowering_the_underlay_stalls_no_tcp, "iperf3", "ss", "ethtool"),
+    ci!(
+        lowering_the_underlay_stalls_no_tcp,
+        "iperf3",
+        "ss",
+        "ethtool"
+    ),
     ci!(silent_hole_stalls_no_tcp, "iperf3", "ss", "ethtool"),
     ci!(no_datagram_of_ours_is_fragmented, "iperf3", "ss"),
 ];
@@ -21,7 +28,9 @@ const THREE: Duration = Duration::from_secs(3);
 /// Sends one echo request of `size` bytes, IP header included, that may not be cut.
 fn probe(from: &Host, to: &str, size: u32) -> Result<String> {
     let payload = (size - 28).to_string();
-    let answer = from.ns().run(&["ping", "-n", "-M", "do", "-s", &payload, "-c", "1", "-W", "1", to])?;
+    let answer = from.ns().run(&[
+        "ping", "-n", "-M", "do", "-s", &payload, "-c", "1", "-W", "1", to,
+    ])?;
     Ok(answer.out + &answer.err)
 }
 
@@ -38,7 +47,10 @@ fn packet_above_the_path_is_answered_with_its_size(lab: &Lab) -> Result<()> {
     until("a full packet passes", SOON, || fits(&a, &to_b, 1400))?;
     // The interface itself refuses what is larger than the overlay's MTU.
     let said = probe(&a, &to_b, 1421)?;
-    ensure!(said.contains("message too long") && said.contains("mtu=1400"), "{said}");
+    ensure!(
+        said.contains("message too long") && said.contains("mtu=1400"),
+        "{said}"
+    );
     // What the TUN takes and the path does not: answered from inside.
     for host in [&a, &b] {
         host.ns().ip(&["link", "set", "eth0", "mtu", "1400"])?;
@@ -47,17 +59,29 @@ fn packet_above_the_path_is_answered_with_its_size(lab: &Lab) -> Result<()> {
     let told = until("a packet that is too large is answered", SOON, || {
         a.ns().ip(&["route", "flush", "cache"])?;
         said = probe(&a, &to_b, 1400)?;
-        Ok(said.contains("Frag needed") || said.contains("Message too long") || said.contains("message too long"))
+        Ok(said.contains("Frag needed")
+            || said.contains("Message too long")
+            || said.contains("message too long"))
     });
     for host in [&a, &b] {
         host.ns().ip(&["link", "set", "eth0", "mtu", "1500"])?;
     }
     told?;
-    println!("  {}", said.lines().find(|l| l.contains("mtu")).unwrap_or_default());
-    let digits = said.split("mtu").nth(1).unwrap_or_default().split(|c: char| !c.is_ascii_digit());
+    println!(
+        "  {}",
+        said.lines().find(|l| l.contains("mtu")).unwrap_or_default()
+    );
+    let digits = said
+        .split("mtu")
+        .nth(1)
+        .unwrap_or_default()
+        .split(|c: char| !c.is_ascii_digit());
     let size: u32 = digits.into_iter().find_map(|d| d.parse().ok()).unwrap_or(0);
     // 1400 less IP, UDP, header, trailer and tag; what IPv6 needs is carried always.
-    ensure!((1280..=1332).contains(&size), "the size told is {size}: {said}");
+    ensure!(
+        (1280..=1332).contains(&size),
+        "the size told is {size}: {said}"
+    );
     Ok(())
 }
 
@@ -71,26 +95,46 @@ fn lowering_the_underlay_stalls_no_tcp(lab: &Lab) -> Result<()> {
         std::thread::sleep(Duration::from_secs(4));
         for host in [&a, &b] {
             host.ns().ip(&["link", "set", "eth0", "mtu", mtu])?;
-            lab.switch().ip(&["link", "set", &Lab::port(host), "mtu", mtu])?;
+            lab.switch()
+                .ip(&["link", "set", &Lab::port(host), "mtu", mtu])?;
         }
     }
     let flow = transfer.wait(30)?;
-    println!("  {} MB, longest stall {:?}", flow.bytes / 1_000_000, flow.stall());
-    ensure!(flow.stall() <= THREE, "TCP stood still for {:?}: {:?}", flow.stall(), flow.steps);
+    println!(
+        "  {} MB, longest stall {:?}",
+        flow.bytes / 1_000_000,
+        flow.stall()
+    );
+    ensure!(
+        flow.stall() <= THREE,
+        "TCP stood still for {:?}: {:?}",
+        flow.stall(),
+        flow.steps
+    );
     // Datagrams carry less than 1280 inside now. IPv6 promises that much, and who lets IPv4 be cut waits for no answer: the
     // stream carries both whole.
     let to_b6 = b.overlay("lab")?.1;
     let passes = |to: &str, cut: &str, payload: &str| -> Result<bool> {
-        let answer = a.ns().run(&["ping", "-n", "-M", cut, "-s", payload, "-c", "1", "-W", "1", to])?;
+        let answer = a.ns().run(&[
+            "ping", "-n", "-M", cut, "-s", payload, "-c", "1", "-W", "1", to,
+        ])?;
         ensure!(answer.code == 0, "{answer}");
         Ok(true)
     };
-    until("an IPv6 packet of 1280 bytes passes", SOON, || passes(&to_b6, "do", "1232"))?;
-    until("an IPv4 packet that may be cut passes", SOON, || passes(&to_b, "dont", "1392"))?;
+    until("an IPv6 packet of 1280 bytes passes", SOON, || {
+        passes(&to_b6, "do", "1232")
+    })?;
+    until("an IPv4 packet that may be cut passes", SOON, || {
+        passes(&to_b, "dont", "1392")
+    })?;
     let said = probe(&a, &to_b, 1280)?;
-    ensure!(said.contains("mtu"), "an IPv4 packet that may not be cut is answered: {said}");
+    ensure!(
+        said.contains("mtu"),
+        "an IPv4 packet that may not be cut is answered: {said}"
+    );
     for host in [&a, &b] {
-        lab.switch().ip(&["link", "set", &Lab::port(host), "mtu", "1500"])?;
+        lab.switch()
+            .ip(&["link", "set", &Lab::port(host), "mtu", "1500"])?;
         host.ns().ip(&["link", "set", "eth0", "mtu", "1500"])?;
     }
     datagrams(&a, &b, FIVE)
@@ -114,13 +158,26 @@ fn silent_hole_stalls_no_tcp(lab: &Lab) -> Result<()> {
             flow.stall(),
             path(&a, "b")?
         );
-        ensure!(flow.stall() <= THREE, "TCP stood still for {:?}: {:?}", flow.stall(), flow.steps);
+        ensure!(
+            flow.stall() <= THREE,
+            "TCP stood still for {:?}: {:?}",
+            flow.stall(),
+            flow.steps
+        );
         let carrier = path(&a, "b")?;
-        ensure!(carrier["carrier"] == "datagram", "the hole is wide enough for datagrams: {carrier}");
+        ensure!(
+            carrier["carrier"] == "datagram",
+            "the hole is wide enough for datagrams: {carrier}"
+        );
         heal(lab, "hole")?;
     }
     // A larger size is tried again once a minute.
-    until("a full packet passes again", Duration::from_secs(90), || fits(&a, &to_b, 1400)).map(drop)
+    until(
+        "a full packet passes again",
+        Duration::from_secs(90),
+        || fits(&a, &to_b, 1400),
+    )
+    .map(drop)
 }
 
 fn no_datagram_of_ours_is_fragmented(lab: &Lab) -> Result<()> {
@@ -135,7 +192,12 @@ fn no_datagram_of_ours_is_fragmented(lab: &Lab) -> Result<()> {
     for host in [&a, &b] {
         host.ns().ip(&["link", "set", "eth0", "mtu", "1500"])?;
     }
-    ensure!(flow.stall() <= THREE, "TCP stood still for {:?}: {:?}", flow.stall(), flow.steps);
+    ensure!(
+        flow.stall() <= THREE,
+        "TCP stood still for {:?}: {:?}",
+        flow.stall(),
+        flow.steps
+    );
     let (_, frames) = capture.stop()?;
     // IPv4 with an offset or more to come, IPv6 with a fragment header.
     let fragment = |f: &&Vec<u8>| match f.get(12..14) {
@@ -144,6 +206,10 @@ fn no_datagram_of_ours_is_fragmented(lab: &Lab) -> Result<()> {
         _ => false,
     };
     let count = frames.iter().filter(fragment).count();
-    ensure!(count == 0, "{count} of {} frames are fragments", frames.len());
+    ensure!(
+        count == 0,
+        "{count} of {} frames are fragments",
+        frames.len()
+    );
     Ok(())
 }

@@ -21,41 +21,69 @@ pub const CASES: &[Case] = &[
 
 fn zone_answers_as_the_rfcs_say(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
-    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let [a, b] = &hosts[..] else {
+        unreachable!("two hosts were asked for")
+    };
     let (web, db) = (lab.workload("web")?, lab.workload("db")?);
     let web_at = a.attach(&web, "lab", "web")?;
     let db_at = b.attach(&db, "lab", "db")?;
     let ((b4, b6), (web4, web6)) = (b.overlay("lab")?, (v4(&web_at)?, v6(&web_at)?));
-    b.ns().resolves(&b4, &["web.lab.internal", "A"], &web4, SOON)?;
+    b.ns()
+        .resolves(&b4, &["web.lab.internal", "A"], &web4, SOON)?;
     let resolver = db_at["dns"][0].as_str().unwrap_or(&b4).to_owned();
     // From the host at its own address of both families, and from a workload at the resolver it was given.
     for (asker, server) in [(b.ns(), &b4), (b.ns(), &b6), (&db, &resolver)] {
         let a = asker.dig(server, &["web.lab.internal", "A"])?;
-        ensure!(a.status == "NOERROR" && a.answers == [web4.clone()] && a.flags.contains(&"aa".to_owned()), "{a:?}");
+        ensure!(
+            a.status == "NOERROR"
+                && a.answers == [web4.clone()]
+                && a.flags.contains(&"aa".to_owned()),
+            "{a:?}"
+        );
         let aaaa = asker.dig(server, &["WEB.Lab.INTERNAL", "AAAA"])?;
-        ensure!(aaaa.status == "NOERROR" && aaaa.answers == [web6.clone()], "case does not matter: {aaaa:?}");
+        ensure!(
+            aaaa.status == "NOERROR" && aaaa.answers == [web6.clone()],
+            "case does not matter: {aaaa:?}"
+        );
         let ptr = asker.dig(server, &["-x", &web4])?;
         ensure!(ptr.answers == ["web.lab.internal."], "{ptr:?}");
         let ptr6 = asker.dig(server, &["-x", &web6])?;
         ensure!(ptr6.answers == ["web.lab.internal."], "{ptr6:?}");
         let none = asker.dig(server, &["nosuch.lab.internal", "A"])?;
-        ensure!(none.status == "NXDOMAIN" && none.authority.contains(&"SOA".to_owned()), "NXDOMAIN with SOA: {none:?}");
+        ensure!(
+            none.status == "NXDOMAIN" && none.authority.contains(&"SOA".to_owned()),
+            "NXDOMAIN with SOA: {none:?}"
+        );
         let empty = asker.dig(server, &["web.lab.internal", "MX"])?;
-        ensure!(empty.status == "NOERROR" && empty.answers.is_empty(), "no such type is NOERROR: {empty:?}");
-        ensure!(empty.authority.contains(&"SOA".to_owned()), "an empty answer carries the SOA: {empty:?}");
+        ensure!(
+            empty.status == "NOERROR" && empty.answers.is_empty(),
+            "no such type is NOERROR: {empty:?}"
+        );
+        ensure!(
+            empty.authority.contains(&"SOA".to_owned()),
+            "an empty answer carries the SOA: {empty:?}"
+        );
         let tcp = asker.dig(server, &["+tcp", "web.lab.internal", "A"])?;
         ensure!(tcp.answers == [web4.clone()], "over TCP: {tcp:?}");
         let soa = asker.dig(server, &["lab.internal", "SOA"])?;
-        ensure!(soa.status == "NOERROR" && !soa.answers.is_empty(), "{soa:?}");
+        ensure!(
+            soa.status == "NOERROR" && !soa.answers.is_empty(),
+            "{soa:?}"
+        );
     }
     let member = b.ns().dig(&b4, &["a.lab.internal", "A"])?;
-    ensure!(member.answers == [a.overlay("lab")?.0], "every member has a name: {member:?}");
+    ensure!(
+        member.answers == [a.overlay("lab")?.0],
+        "every member has a name: {member:?}"
+    );
     Ok(())
 }
 
 fn added_records_reach_other_members_in_five_seconds(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b", "c"])?;
-    let [a, b, c] = &hosts[..] else { unreachable!("three hosts were asked for") };
+    let [a, b, c] = &hosts[..] else {
+        unreachable!("three hosts were asked for")
+    };
     let ((a4, _), (b4, _), (c4, _)) = (a.overlay("lab")?, b.overlay("lab")?, c.overlay("lab")?);
     a.ok(&["dns", "add", "lab", "db", &a4])?;
     a.ok(&["dns", "add", "lab", "alias", "--cname", "db"])?;
@@ -63,11 +91,28 @@ fn added_records_reach_other_members_in_five_seconds(lab: &Lab) -> Result<()> {
     a.ok(&["dns", "add", "lab", "_sip._tcp", "--srv", "10 20 5060 db"])?;
     let limit = Duration::from_secs(5);
     for (host, server) in [(b, &b4), (c, &c4)] {
-        host.ns().resolves(server, &["db.lab.internal", "A"], &a4, limit)?;
-        host.ns().resolves(server, &["alias.lab.internal", "CNAME"], "db.lab.internal.", limit)?;
-        host.ns().resolves(server, &["alias.lab.internal", "A"], &a4, limit)?;
-        host.ns().resolves(server, &["note.lab.internal", "TXT"], "\"hello world\"", limit)?;
-        host.ns().resolves(server, &["_sip._tcp.lab.internal", "SRV"], "10 20 5060 db.lab.internal.", limit)?;
+        host.ns()
+            .resolves(server, &["db.lab.internal", "A"], &a4, limit)?;
+        host.ns().resolves(
+            server,
+            &["alias.lab.internal", "CNAME"],
+            "db.lab.internal.",
+            limit,
+        )?;
+        host.ns()
+            .resolves(server, &["alias.lab.internal", "A"], &a4, limit)?;
+        host.ns().resolves(
+            server,
+            &["note.lab.internal", "TXT"],
+            "\"hello world\"",
+            limit,
+        )?;
+        host.ns().resolves(
+            server,
+            &["_sip._tcp.lab.internal", "SRV"],
+            "10 20 5060 db.lab.internal.",
+            limit,
+        )?;
     }
     let query = b.json(&["dns", "query", "db.lab.internal", "A"])?;
     ensure!(query["records"][0]["value"] == a4.as_str(), "{query}");
@@ -80,9 +125,12 @@ fn added_records_reach_other_members_in_five_seconds(lab: &Lab) -> Result<()> {
 
 fn names_of_removed_members_are_withdrawn(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b", "c"])?;
-    let [a, b, c] = &hosts[..] else { unreachable!("three hosts were asked for") };
+    let [a, b, c] = &hosts[..] else {
+        unreachable!("three hosts were asked for")
+    };
     let b4 = b.overlay("lab")?.0;
-    b.ns().resolves(&b4, &["c.lab.internal", "A"], &c.overlay("lab")?.0, SOON)?;
+    b.ns()
+        .resolves(&b4, &["c.lab.internal", "A"], &c.overlay("lab")?.0, SOON)?;
     a.ok(&["member", "remove", "lab", "c"])?;
     crate::lab::until("the removed member's name is gone", SOON, || {
         Ok(b.ns().dig(&b4, &["c.lab.internal", "A"])?.status == "NXDOMAIN")
@@ -92,9 +140,14 @@ fn names_of_removed_members_are_withdrawn(lab: &Lab) -> Result<()> {
 
 fn added_addresses_have_pointers(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
-    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let [a, b] = &hosts[..] else {
+        unreachable!("two hosts were asked for")
+    };
     let near = |address: &str, last: &str| {
-        address.rsplit_once('.').map(|(net, _)| format!("{net}.{last}")).unwrap_or_default()
+        address
+            .rsplit_once('.')
+            .map(|(net, _)| format!("{net}.{last}"))
+            .unwrap_or_default()
     };
     let ((a4, _), (b4, _)) = (a.overlay("lab")?, b.overlay("lab")?);
     let (mine, others) = (near(&b4, "77"), near(&a4, "78"));
@@ -102,15 +155,18 @@ fn added_addresses_have_pointers(lab: &Lab) -> Result<()> {
     // A member does not say what another's address is called; the owner may.
     b.ok(&["dns", "add", "lab", "usurper", &others])?;
     for (host, server) in [(a, &a4), (b, &b4)] {
-        host.ns().resolves(server, &["-x", &mine], "printer.lab.internal.", SOON)?;
-        host.ns().resolves(server, &["usurper.b.lab.internal", "A"], &others, SOON)?;
+        host.ns()
+            .resolves(server, &["-x", &mine], "printer.lab.internal.", SOON)?;
+        host.ns()
+            .resolves(server, &["usurper.b.lab.internal", "A"], &others, SOON)?;
         let foreign = host.ns().dig(server, &["-x", &others])?;
         ensure!(foreign.answers.is_empty(), "{foreign:?}");
     }
     // A name of its own stays what an address is called.
     a.ok(&["dns", "add", "lab", "nas", &others])?;
     a.ok(&["dns", "add", "lab", "alias", &b4])?;
-    b.ns().resolves(&b4, &["-x", &others], "nas.lab.internal.", SOON)?;
+    b.ns()
+        .resolves(&b4, &["-x", &others], "nas.lab.internal.", SOON)?;
     let member = b.ns().dig(&b4, &["-x", &b4])?;
     ensure!(member.answers == ["b.lab.internal."], "{member:?}");
     b.ok(&["dns", "rm", "lab", "printer"])?;
@@ -125,13 +181,27 @@ fn who_is_in_two_subnets_resolves_the_names_of_both(lab: &Lab) -> Result<()> {
     a.json(&["create", "two"])?;
     let ((lab4, _), (two4, _)) = (a.overlay("lab")?, a.overlay("two")?);
     a.ok(&["dns", "add", "two", "other", &two4])?;
-    a.ok(&["dns", "add", "lab", "across", "--cname", "other.two.internal"])?;
+    a.ok(&[
+        "dns",
+        "add",
+        "lab",
+        "across",
+        "--cname",
+        "other.two.internal",
+    ])?;
     let (both, one) = (lab.workload("both")?, lab.workload("one")?);
     let resolvers = ["lab", "two"].map(|subnet| -> Result<String> {
-        a.attach(&both, subnet, "both")?["dns"][0].as_str().map(str::to_owned).context("a resolver")
+        a.attach(&both, subnet, "both")?["dns"][0]
+            .as_str()
+            .map(str::to_owned)
+            .context("a resolver")
     });
     a.attach(&one, "lab", "one")?;
-    let names = [("other.two.internal", &two4), ("across.lab.internal", &two4), ("a.lab.internal", &lab4)];
+    let names = [
+        ("other.two.internal", &two4),
+        ("across.lab.internal", &two4),
+        ("a.lab.internal", &lab4),
+    ];
     for resolver in resolvers {
         let resolver = resolver?;
         for (name, address) in names {
@@ -142,16 +212,28 @@ fn who_is_in_two_subnets_resolves_the_names_of_both(lab: &Lab) -> Result<()> {
     }
     // By the file the first attach made: the second subnet is in it, with its short names.
     for name in ["other.two.internal", "other", "across", "both.two.internal"] {
-        both.ok(&["getent", "hosts", name]).with_context(|| format!("{name} by the resolver file"))?;
+        both.ok(&["getent", "hosts", name])
+            .with_context(|| format!("{name} by the resolver file"))?;
     }
     let alias = one.dig(&lab4, &["across.lab.internal", "A"])?;
-    ensure!(!alias.answers.contains(&two4), "who is in one of them only is not told the other's: {alias:?}");
+    ensure!(
+        !alias.answers.contains(&two4),
+        "who is in one of them only is not told the other's: {alias:?}"
+    );
     // Leaving one leaves the other's names, and leaving both leaves nothing.
     a.ok(&["detach", "both", "--subnet", "lab"])?;
     both.ok(&["getent", "hosts", "other"])?;
-    ensure!(both.run(&["getent", "hosts", "a.lab.internal"])?.code != 0, "it is in that subnet no more");
+    ensure!(
+        both.run(&["getent", "hosts", "a.lab.internal"])?.code != 0,
+        "it is in that subnet no more"
+    );
     a.ok(&["detach", "both", "--subnet", "two"])?;
-    ensure!(!std::path::Path::new("/etc/netns").join(both.name()).exists(), "the file and its directory go");
+    ensure!(
+        !std::path::Path::new("/etc/netns")
+            .join(both.name())
+            .exists(),
+        "the file and its directory go"
+    );
     Ok(())
 }
 
@@ -168,13 +250,24 @@ while True:
 
 fn resolver_on_the_hosts_link_is_asked(lab: &Lab) -> Result<()> {
     let (a, x) = (lab.host("a")?, lab.host("x")?);
-    let shown = x.ns().ip(&["-o", "-6", "addr", "show", "dev", "eth0", "scope", "link"])?;
-    let local = shown.split_whitespace().find(|w| w.starts_with("fe80")).context("a link-local address")?;
+    let shown = x
+        .ns()
+        .ip(&["-o", "-6", "addr", "show", "dev", "eth0", "scope", "link"])?;
+    let local = shown
+        .split_whitespace()
+        .find(|w| w.starts_with("fe80"))
+        .context("a link-local address")?;
     let local = local.split('/').next().unwrap_or_default();
-    let mut outside = x.ns().command(&["python3", "-c", OUTSIDE, local, "eth0"]).spawn()?;
+    let mut outside = x
+        .ns()
+        .command(&["python3", "-c", OUTSIDE, local, "eth0"])
+        .spawn()?;
     let dir = std::path::Path::new("/etc/netns").join(a.ns().name());
     std::fs::create_dir_all(&dir)?;
-    std::fs::write(dir.join("resolv.conf"), format!("nameserver {local}%eth0\n"))?;
+    std::fs::write(
+        dir.join("resolv.conf"),
+        format!("nameserver {local}%eth0\n"),
+    )?;
     let outcome = (|| -> Result<()> {
         a.start()?;
         a.json(&["create", "lab"])?;
@@ -182,7 +275,12 @@ fn resolver_on_the_hosts_link_is_asked(lab: &Lab) -> Result<()> {
         let at = a.attach(&web, "lab", "web")?;
         let resolver = at["dns"][0].as_str().context("a resolver")?.to_owned();
         for asker in [a.ns(), &web] {
-            asker.resolves(&resolver, &["+recurse", "plain.example", "A"], "192.0.2.10", SOON)?;
+            asker.resolves(
+                &resolver,
+                &["+recurse", "plain.example", "A"],
+                "192.0.2.10",
+                SOON,
+            )?;
         }
         Ok(())
     })();
@@ -205,25 +303,43 @@ fn only_overlay_addresses_are_listened_on(lab: &Lab) -> Result<()> {
         );
     }
     let outside = lab.host("x")?;
-    ensure!(outside.ns().dig(a.under4(), &["a.lab.internal", "A"]).is_err(), "the underlay gets no answer");
+    ensure!(
+        outside
+            .ns()
+            .dig(a.under4(), &["a.lab.internal", "A"])
+            .is_err(),
+        "the underlay gets no answer"
+    );
     Ok(())
 }
 
 /// Whatever RFC 1035 lets a record be can be said, and is answered: too much for UDP is asked again over TCP.
 fn records_of_every_size_the_rfc_allows_are_answered(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
-    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let [a, b] = &hosts[..] else {
+        unreachable!("two hosts were asked for")
+    };
     let (b4, _) = b.overlay("lab")?;
     let plain = |text: &str| text.replace("\" \"", "").trim_matches('"').to_owned();
     // A DKIM key, the borders of one string, and the longest text an answer holds.
-    for (name, length) in [("s1._domainkey", 416), ("edge", 255), ("over", 256), ("empty", 0), ("most", 64_980)] {
+    for (name, length) in [
+        ("s1._domainkey", 416),
+        ("edge", 255),
+        ("over", 256),
+        ("empty", 0),
+        ("most", 64_980),
+    ] {
         let text: String = "0123456789abcdef".chars().cycle().take(length).collect();
         a.ok(&["dns", "add", "lab", name, "--txt", &text])?;
         let full = format!("{name}.lab.internal");
-        until(&format!("{full} is answered over TCP"), Duration::from_secs(5), || {
-            let tcp = b.ns().dig(&b4, &["+tcp", &full, "TXT"])?;
-            Ok(tcp.answers.len() == 1 && plain(&tcp.answers[0]) == text)
-        })?;
+        until(
+            &format!("{full} is answered over TCP"),
+            Duration::from_secs(5),
+            || {
+                let tcp = b.ns().dig(&b4, &["+tcp", &full, "TXT"])?;
+                Ok(tcp.answers.len() == 1 && plain(&tcp.answers[0]) == text)
+            },
+        )?;
         let udp = b.ns().dig(&b4, &["+ignore", &full, "TXT"])?;
         let cut = udp.flags.contains(&"tc".to_owned());
         ensure!(
@@ -232,31 +348,97 @@ fn records_of_every_size_the_rfc_allows_are_answered(lab: &Lab) -> Result<()> {
             udp.flags,
             udp.answers.len()
         );
-        ensure!(cut || plain(&udp.answers[0]) == text, "{full} over UDP: {udp:?}");
+        ensure!(
+            cut || plain(&udp.answers[0]) == text,
+            "{full} over UDP: {udp:?}"
+        );
         // The usual way: UDP, then TCP where it was cut.
-        ensure!(plain(&b.ns().dig(&b4, &[&full, "TXT"])?.answers[0]) == text, "{full}");
+        ensure!(
+            plain(&b.ns().dig(&b4, &[&full, "TXT"])?.answers[0]) == text,
+            "{full}"
+        );
         let asked = b.json(&["dns", "query", &full, "TXT"])?;
-        ensure!(asked["records"][0]["value"] == text.as_str(), "{full}: {asked}");
+        ensure!(
+            asked["records"][0]["value"] == text.as_str(),
+            "{full}: {asked}"
+        );
     }
-    a.fails(2, "E-DNS-SIZE", &["dns", "add", "lab", "most", "--txt", &"x".repeat(300)])?;
+    a.fails(
+        2,
+        "E-DNS-SIZE",
+        &["dns", "add", "lab", "most", "--txt", &"x".repeat(300)],
+    )?;
     let label = "n".repeat(63);
     // 253 characters in all; one more is none.
-    let longest = format!("{label}.{label}.{label}.{}", "n".repeat(253 - 3 * 64 - ".lab.internal".len()));
-    a.ok(&["dns", "add", "lab", &longest, "10.1.2.3", "--ttl", "2147483647"])?;
-    b.ns().resolves(&b4, &[&format!("{longest}.lab.internal"), "A"], "10.1.2.3", Duration::from_secs(5))?;
-    a.fails(2, "E-NAME", &["dns", "add", "lab", &format!("{longest}n"), "10.1.2.3"])?;
-    a.ok(&["dns", "add", "lab", "far", "--cname", &format!("{longest}.lab.internal")])?;
-    b.ns().resolves(&b4, &["far.lab.internal", "A"], "10.1.2.3", Duration::from_secs(5))?;
-    a.ok(&["dns", "add", "lab", "_far._tcp", "--srv", &format!("65535 65535 65535 {longest}.lab.internal")])?;
+    let longest = format!(
+        "{label}.{label}.{label}.{}",
+        "n".repeat(253 - 3 * 64 - ".lab.internal".len())
+    );
+    a.ok(&[
+        "dns",
+        "add",
+        "lab",
+        &longest,
+        "10.1.2.3",
+        "--ttl",
+        "2147483647",
+    ])?;
+    b.ns().resolves(
+        &b4,
+        &[&format!("{longest}.lab.internal"), "A"],
+        "10.1.2.3",
+        Duration::from_secs(5),
+    )?;
+    a.fails(
+        2,
+        "E-NAME",
+        &["dns", "add", "lab", &format!("{longest}n"), "10.1.2.3"],
+    )?;
+    a.ok(&[
+        "dns",
+        "add",
+        "lab",
+        "far",
+        "--cname",
+        &format!("{longest}.lab.internal"),
+    ])?;
+    b.ns().resolves(
+        &b4,
+        &["far.lab.internal", "A"],
+        "10.1.2.3",
+        Duration::from_secs(5),
+    )?;
+    a.ok(&[
+        "dns",
+        "add",
+        "lab",
+        "_far._tcp",
+        "--srv",
+        &format!("65535 65535 65535 {longest}.lab.internal"),
+    ])?;
     let srv = format!("65535 65535 65535 {longest}.lab.internal.");
-    b.ns().resolves(&b4, &["_far._tcp.lab.internal", "SRV"], &srv, Duration::from_secs(5))?;
+    b.ns().resolves(
+        &b4,
+        &["_far._tcp.lab.internal", "SRV"],
+        &srv,
+        Duration::from_secs(5),
+    )?;
     // Many addresses of one name: cut over UDP, whole over TCP.
     let many: Vec<String> = (1..=200).map(|i| format!("10.5.0.{i}")).collect();
-    let words: Vec<&str> = ["dns", "add", "lab", "many"].into_iter().chain(many.iter().map(String::as_str)).collect();
+    let words: Vec<&str> = ["dns", "add", "lab", "many"]
+        .into_iter()
+        .chain(many.iter().map(String::as_str))
+        .collect();
     a.ok(&words)?;
     until("all of them are answered", Duration::from_secs(5), || {
         Ok(b.ns().dig(&b4, &["many.lab.internal", "A"])?.answers.len() == 200)
     })?;
-    ensure!(b.ns().dig(&b4, &["+ignore", "many.lab.internal", "A"])?.flags.contains(&"tc".to_owned()), "UDP is cut");
+    ensure!(
+        b.ns()
+            .dig(&b4, &["+ignore", "many.lab.internal", "A"])?
+            .flags
+            .contains(&"tc".to_owned()),
+        "UDP is cut"
+    );
     Ok(())
 }

@@ -23,13 +23,21 @@ pub const CASES: &[Case] = &[
     fast!(an_owner_restored_from_a_backup_gives_nothing_twice),
     fast!(an_invite_that_nobody_saw_is_listed_and_can_be_revoked),
     long!(five_hundred_maps_and_a_storm_of_restarts_leave_all_as_it_was),
-    fast!(rulesets_that_are_loaded_each_second_stop_no_map, "iptables-restore"),
+    fast!(
+        rulesets_that_are_loaded_each_second_stop_no_map,
+        "iptables-restore"
+    ),
 ];
 
 /// Codes of what a host calls a problem.
 pub fn problems(host: &Host) -> Result<Vec<String>> {
     let status = host.json(&["status"])?;
-    status["problems"].as_array().context("no `problems`")?.iter().map(|p| text(p, "code")).collect()
+    status["problems"]
+        .as_array()
+        .context("no `problems`")?
+        .iter()
+        .map(|p| text(p, "code"))
+        .collect()
 }
 
 /// What everybody does, on hosts whose daemons run and of which the first has no IPv6: the subnet is made, joined and
@@ -41,8 +49,15 @@ fn works_over_ipv4(lab: &Lab, a: &Host, b: &Host, off_inside: bool) -> Result<Ve
     if off_inside {
         turn_off(&web)?;
     }
-    let (at_web, at_db) = (v4(&a.attach(&web, "lab", "web")?)?, v4(&b.attach(&db, "lab", "db")?)?);
-    let servers = vec![web.serve("tcp", "0.0.0.0", 80)?, db.serve("tcp", "0.0.0.0", 80)?, db.serve("tcp", "::", 80)?];
+    let (at_web, at_db) = (
+        v4(&a.attach(&web, "lab", "web")?)?,
+        v4(&b.attach(&db, "lab", "db")?)?,
+    );
+    let servers = vec![
+        web.serve("tcp", "0.0.0.0", 80)?,
+        db.serve("tcp", "0.0.0.0", 80)?,
+        db.serve("tcp", "::", 80)?,
+    ];
     web.reaches(&at_db, SOON)?;
     db.tcp(&at_web, 80, 100_000)?;
     web.tcp(&at_db, 80, 100_000)?;
@@ -54,11 +69,27 @@ fn works_over_ipv4(lab: &Lab, a: &Host, b: &Host, off_inside: bool) -> Result<Ve
     x.ns().tcp(a.under4(), 8080, 100_000)?;
     a.ns().tcp("127.0.0.1", 8080, 100_000)?;
     let healthy = a.byway(&["status", "--check", "healthy"])?;
-    ensure!(healthy.code == 0, "a machine without IPv6 is ill: {healthy}");
-    a.ok(&["map", "add", "lab", "tcp", "[::1]:8081", "web:80", "--name", "six"])?;
+    ensure!(
+        healthy.code == 0,
+        "a machine without IPv6 is ill: {healthy}"
+    );
+    a.ok(&[
+        "map",
+        "add",
+        "lab",
+        "tcp",
+        "[::1]:8081",
+        "web:80",
+        "--name",
+        "six",
+    ])?;
     if off_inside {
         // It has no such address; that is not how this machine is made, but what was asked for.
-        ensure!(a.ok(&["map", "ls", "lab"])?.contains("! six: this machine has no address ::1 now"), "nothing is said");
+        ensure!(
+            a.ok(&["map", "ls", "lab"])?
+                .contains("! six: this machine has no address ::1 now"),
+            "nothing is said"
+        );
     }
     a.ok(&["map", "rm", "lab", "six"])?;
     a.ok(&["detach", "web"])?;
@@ -89,29 +120,49 @@ fn where_ipv6_is_turned_off_everything_works_over_ipv4(lab: &Lab) -> Result<()> 
         ensure!(healthy.code == 0, "{healthy}");
         Ok(true)
     })?;
-    a.ns().ok(&["sysctl", "-qw", "net.ipv6.conf.lo.disable_ipv6=0"])?;
-    until("the map answers at ::1", Duration::from_secs(3), || Ok(a.ns().tcp("::1", 8080, 100).is_ok()))?;
-    a.ns().ok(&["sysctl", "-qw", "net.ipv6.conf.lo.disable_ipv6=1"]).map(drop)
+    a.ns()
+        .ok(&["sysctl", "-qw", "net.ipv6.conf.lo.disable_ipv6=0"])?;
+    until("the map answers at ::1", Duration::from_secs(3), || {
+        Ok(a.ns().tcp("::1", 8080, 100).is_ok())
+    })?;
+    a.ns()
+        .ok(&["sysctl", "-qw", "net.ipv6.conf.lo.disable_ipv6=1"])
+        .map(drop)
 }
 
 fn where_no_socket_of_ipv6_is_to_be_had_everything_works_over_ipv4(lab: &Lab) -> Result<()> {
-    let program = std::env::current_exe().context("this program's path")?.to_string_lossy().into_owned();
+    let program = std::env::current_exe()
+        .context("this program's path")?
+        .to_string_lossy()
+        .into_owned();
     let hosts: Vec<Rc<Host>> = vec![lab.host("a")?, lab.host("b")?];
     for host in &hosts {
         host.start_under(&[&program, "tool", "without-ipv6"])?;
-        until("it answers", SOON, || Ok(host.byway(&["status"])?.code == 0)).with_context(|| host.log_tail(20))?;
+        until(
+            "it answers",
+            SOON,
+            || Ok(host.byway(&["status"])?.code == 0),
+        )
+        .with_context(|| host.log_tail(20))?;
     }
     let _servers = works_over_ipv4(lab, &hosts[0], &hosts[1], false)?;
     for host in &hosts {
         ensure!(problems(host)? == ["E-NO-FAMILY"], "{:?}", problems(host)?);
-        ensure!(host.ok(&["status"])?.contains("! this machine has no sockets of IPv6"), "what is lost is not told");
+        ensure!(
+            host.ok(&["status"])?
+                .contains("! this machine has no sockets of IPv6"),
+            "what is lost is not told"
+        );
     }
     let db = lab.workload("third")?;
     hosts[1].attach(&db, "lab", "third")?;
-    let asked =
-        std::fs::read_to_string(format!("/etc/netns/{}/resolv.conf", db.name())).context("its resolver file")?;
+    let asked = std::fs::read_to_string(format!("/etc/netns/{}/resolv.conf", db.name()))
+        .context("its resolver file")?;
     let servers = asked.lines().filter(|line| line.starts_with("nameserver "));
-    ensure!(servers.clone().count() == 1 && servers.clone().all(|line| !line.contains(':')), "{asked}");
+    ensure!(
+        servers.clone().count() == 1 && servers.clone().all(|line| !line.contains(':')),
+        "{asked}"
+    );
     hosts[1].ok(&["detach", "third"]).map(drop)
 }
 
@@ -149,7 +200,12 @@ impl Echo {
         let path = lab.dir().join(format!("{}-{role}-{to}-{port}", ns.name()));
         let out = std::fs::File::create(&path).context("make a file for what it says")?;
         let command = ["python3", "-c", ECHO, role, to, port];
-        let child = ns.command(&command).stdout(out).stderr(Stdio::null()).spawn().context("start python3")?;
+        let child = ns
+            .command(&command)
+            .stdout(out)
+            .stderr(Stdio::null())
+            .spawn()
+            .context("start python3")?;
         let echo = Echo(child, path);
         until("the first word", SOON, || Ok(!echo.said()?.is_empty()))?;
         Ok(echo)
@@ -179,14 +235,26 @@ impl Drop for Echo {
 }
 
 /// Each connection (from, to) has gone on since it had so many answers, and none of them took longer than `limit`.
-fn go_on(kept: &mut [Echo], pairs: &[(&Netns, &String)], before: &[(u64, Duration)], limit: Duration) -> Result<()> {
+fn go_on(
+    kept: &mut [Echo],
+    pairs: &[(&Netns, &String)],
+    before: &[(u64, Duration)],
+    limit: Duration,
+) -> Result<()> {
     for ((echo, (from, to)), before) in kept.iter_mut().zip(pairs).zip(before) {
         let from = from.name();
         let went_on = || Ok(echo.answers()?.0 > before.0 + 20);
-        until(&format!("the connection from {from} to {to} goes on"), SOON + limit, went_on)?;
+        until(
+            &format!("the connection from {from} to {to} goes on"),
+            SOON + limit,
+            went_on,
+        )?;
         let worst = echo.answers()?.1;
         println!("  {from} to {to}: {worst:?} at most");
-        ensure!(!echo.has_ended()? && worst < limit, "{from} to {to}: {worst:?}");
+        ensure!(
+            !echo.has_ended()? && worst < limit,
+            "{from} to {to}: {worst:?}"
+        );
     }
     Ok(())
 }
@@ -195,19 +263,41 @@ fn go_on(kept: &mut [Echo], pairs: &[(&Netns, &String)], before: &[(u64, Duratio
 fn connections_outlive_a_kill(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
     let (a, b) = (&hosts[0], &hosts[1]);
-    let (web, other, db) = (lab.workload("web")?, lab.workload("other")?, lab.workload("db")?);
+    let (web, other, db) = (
+        lab.workload("web")?,
+        lab.workload("other")?,
+        lab.workload("db")?,
+    );
     let (at_web, at_db) = (a.attach(&web, "lab", "web")?, b.attach(&db, "lab", "db")?);
     a.attach(&other, "lab", "other")?;
     a.ok(&["subnet", "host", "lab", "tcp/90"])?;
     web.reaches(&v4(&at_db)?, SOON)?;
-    let ends = [(&web, "0.0.0.0"), (&web, "::"), (&db, "0.0.0.0"), (&db, "::"), (a.ns(), "0.0.0.0")];
-    let _servers: Vec<_> =
-        ends.iter().map(|(ns, any)| Echo::start(lab, ns, "serve", any, "90")).collect::<Result<_>>()?;
+    let ends = [
+        (&web, "0.0.0.0"),
+        (&web, "::"),
+        (&db, "0.0.0.0"),
+        (&db, "::"),
+        (a.ns(), "0.0.0.0"),
+    ];
+    let _servers: Vec<_> = ends
+        .iter()
+        .map(|(ns, any)| Echo::start(lab, ns, "serve", any, "90"))
+        .collect::<Result<_>>()?;
     let (web4, web6, db4, db6) = (v4(&at_web)?, v6(&at_web)?, v4(&at_db)?, v6(&at_db)?);
     let (own, _) = a.overlay("lab")?;
-    let pairs =
-        [(&web, &db4), (&web, &db6), (&db, &web4), (&db, &web6), (b.ns(), &own), (&other, &web4), (a.ns(), &db4)];
-    let mut kept: Vec<_> = pairs.iter().map(|(ns, to)| Echo::start(lab, ns, "ask", to, "90")).collect::<Result<_>>()?;
+    let pairs = [
+        (&web, &db4),
+        (&web, &db6),
+        (&db, &web4),
+        (&db, &web6),
+        (b.ns(), &own),
+        (&other, &web4),
+        (a.ns(), &db4),
+    ];
+    let mut kept: Vec<_> = pairs
+        .iter()
+        .map(|(ns, to)| Echo::start(lab, ns, "ask", to, "90"))
+        .collect::<Result<_>>()?;
     // Twice: the second one finds what a killed daemon left.
     for _ in 0..2 {
         let before = kept.iter().map(Echo::answers).collect::<Result<Vec<_>>>()?;
@@ -222,25 +312,56 @@ fn connections_outlive_a_kill(lab: &Lab) -> Result<()> {
 fn connections_outlive_a_restart_and_those_through_maps_are_told(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
     let (a, b, x) = (&hosts[0], &hosts[1], lab.host("x")?);
-    let (web, other, db) = (lab.workload("web")?, lab.workload("other")?, lab.workload("db")?);
+    let (web, other, db) = (
+        lab.workload("web")?,
+        lab.workload("other")?,
+        lab.workload("db")?,
+    );
     let (at_web, at_db) = (a.attach(&web, "lab", "web")?, b.attach(&db, "lab", "db")?);
     a.attach(&other, "lab", "other")?;
     a.ok(&["subnet", "host", "lab", "tcp/90"])?;
     web.reaches(&v4(&at_db)?, SOON)?;
-    let ends = [(&web, "0.0.0.0"), (&web, "::"), (&db, "0.0.0.0"), (&db, "::"), (a.ns(), "0.0.0.0")];
-    let _servers: Vec<_> =
-        ends.iter().map(|(ns, any)| Echo::start(lab, ns, "serve", any, "90")).collect::<Result<_>>()?;
+    let ends = [
+        (&web, "0.0.0.0"),
+        (&web, "::"),
+        (&db, "0.0.0.0"),
+        (&db, "::"),
+        (a.ns(), "0.0.0.0"),
+    ];
+    let _servers: Vec<_> = ends
+        .iter()
+        .map(|(ns, any)| Echo::start(lab, ns, "serve", any, "90"))
+        .collect::<Result<_>>()?;
     let (web4, web6, db4, db6) = (v4(&at_web)?, v6(&at_web)?, v4(&at_db)?, v6(&at_db)?);
     let (own, _) = a.overlay("lab")?;
-    let pairs =
-        [(&web, &db4), (&web, &db6), (&db, &web4), (&db, &web6), (b.ns(), &own), (&other, &web4), (a.ns(), &db4)];
-    let mut kept: Vec<_> = pairs.iter().map(|(ns, to)| Echo::start(lab, ns, "ask", to, "90")).collect::<Result<_>>()?;
+    let pairs = [
+        (&web, &db4),
+        (&web, &db6),
+        (&db, &web4),
+        (&db, &web6),
+        (b.ns(), &own),
+        (&other, &web4),
+        (a.ns(), &db4),
+    ];
+    let mut kept: Vec<_> = pairs
+        .iter()
+        .map(|(ns, to)| Echo::start(lab, ns, "ask", to, "90"))
+        .collect::<Result<_>>()?;
     // At one address: no proxy of ours asks the target, which takes but one connection.
     for (port, target) in [("8081", "web:91"), ("8082", "db:91")] {
-        a.ok(&["map", "add", "lab", "tcp", &format!("{}:{port}", a.under4()), target])?;
+        a.ok(&[
+            "map",
+            "add",
+            "lab",
+            "tcp",
+            &format!("{}:{port}", a.under4()),
+            target,
+        ])?;
     }
-    let mut served =
-        [End::new(&web, ["serves", "0.0.0.0", "91", "speaks"])?, End::new(&db, ["serves", "0.0.0.0", "91", "speaks"])?];
+    let mut served = [
+        End::new(&web, ["serves", "0.0.0.0", "91", "speaks"])?,
+        End::new(&db, ["serves", "0.0.0.0", "91", "speaks"])?,
+    ];
     let mut mapped = [("8081", a.under4()), ("8082", a.under4())]
         .map(|(port, to)| End::new(x.ns(), ["asks", to, port, "speaks"]))
         .into_iter()
@@ -248,14 +369,25 @@ fn connections_outlive_a_restart_and_those_through_maps_are_told(lab: &Lab) -> R
     let before = kept.iter().map(Echo::answers).collect::<Result<Vec<_>>>()?;
     a.terminate()?;
     let took = until("clients of maps are told", SOON, || {
-        mapped.iter_mut().try_fold(true, |all, end| Ok(end.has_ended()? && all))
+        mapped
+            .iter_mut()
+            .try_fold(true, |all, end| Ok(end.has_ended()? && all))
     })?;
-    ensure!(took < Duration::from_secs(1), "clients of maps are told after {took:?}");
+    ensure!(
+        took < Duration::from_secs(1),
+        "clients of maps are told after {took:?}"
+    );
     a.start()?;
     go_on(&mut kept, &pairs, &before, Duration::from_secs(3))?;
-    let took = until("the other ends of the maps' connections", Duration::from_secs(30), || {
-        served.iter_mut().try_fold(true, |all, end| Ok(end.has_ended()? && all))
-    })?;
+    let took = until(
+        "the other ends of the maps' connections",
+        Duration::from_secs(30),
+        || {
+            served
+                .iter_mut()
+                .try_fold(true, |all, end| Ok(end.has_ended()? && all))
+        },
+    )?;
     println!("  servers behind maps are told {took:?} later");
     let _again = web.serve("tcp", "0.0.0.0", 91)?;
     x.ns().tcp(a.under4(), 8081, 1000).map(drop)
@@ -274,7 +406,10 @@ fn a_map_answers_at_whichever_host_has_its_address(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
     let (x, shared) = (lab.host("x")?, "10.99.0.200");
     let (web, db) = (lab.workload("web")?, lab.workload("db")?);
-    let at = [v4(&hosts[0].attach(&web, "lab", "web")?)?, v4(&hosts[1].attach(&db, "lab", "db")?)?];
+    let at = [
+        v4(&hosts[0].attach(&web, "lab", "web")?)?,
+        v4(&hosts[1].attach(&db, "lab", "db")?)?,
+    ];
     let _servers = [
         web.serve("tcp", &at[0], 90)?,
         db.serve("tcp", &at[1], 90)?,
@@ -283,26 +418,53 @@ fn a_map_answers_at_whichever_host_has_its_address(lab: &Lab) -> Result<()> {
     ];
     for (host, target) in hosts.iter().zip(["web:90", "db:90"]) {
         for proto in ["tcp", "udp"] {
-            host.ok(&["map", "add", "lab", proto, &format!("{shared}:8080"), target])?;
+            host.ok(&[
+                "map",
+                "add",
+                "lab",
+                proto,
+                &format!("{shared}:8080"),
+                target,
+            ])?;
         }
-        ensure!(problems(host)?.iter().filter(|code| *code == "E-LISTEN-GONE").count() == 2, "{:?}", problems(host)?);
+        ensure!(
+            problems(host)?
+                .iter()
+                .filter(|code| *code == "E-LISTEN-GONE")
+                .count()
+                == 2,
+            "{:?}",
+            problems(host)?
+        );
     }
     let talk = x.ns().talk(shared, 8080)?;
     let mut open: Option<End> = None;
     for turn in [0, 1, 0, 1] {
         let (has, had) = (&hosts[turn], &hosts[1 - turn]);
         if open.is_some() {
-            had.ns().ip(&["addr", "del", &format!("{shared}/32"), "dev", "eth0"])?;
+            had.ns()
+                .ip(&["addr", "del", &format!("{shared}/32"), "dev", "eth0"])?;
         }
-        has.ns().ip(&["addr", "add", &format!("{shared}/32"), "dev", "eth0"])?;
-        has.ns().ok(&["python3", "-c", GRATUITOUS, "eth0", shared])?;
+        has.ns()
+            .ip(&["addr", "add", &format!("{shared}/32"), "dev", "eth0"])?;
+        has.ns()
+            .ok(&["python3", "-c", GRATUITOUS, "eth0", shared])?;
         let two = Duration::from_secs(2);
         talk.answered();
-        until("a client that never stopped sending is answered", two, || Ok(talk.answered() > 0))?;
-        until("a new client is answered", two, || Ok(x.ns().tcp(shared, 8080, 100).is_ok()))?;
+        until(
+            "a client that never stopped sending is answered",
+            two,
+            || Ok(talk.answered() > 0),
+        )?;
+        until("a new client is answered", two, || {
+            Ok(x.ns().tcp(shared, 8080, 100).is_ok())
+        })?;
         until("both hosts say so", two, || {
             let (here, there) = (problems(has)?, problems(had)?);
-            ensure!(here.is_empty() && there.contains(&"E-LISTEN-GONE".to_owned()), "{here:?} and {there:?}");
+            ensure!(
+                here.is_empty() && there.contains(&"E-LISTEN-GONE".to_owned()),
+                "{here:?} and {there:?}"
+            );
             Ok(true)
         })?;
         // Who was connected to the other host hears so, rather than wait.
@@ -312,7 +474,10 @@ fn a_map_answers_at_whichever_host_has_its_address(lab: &Lab) -> Result<()> {
         open = Some(End::new(x.ns(), ["asks", shared, "8080", "speaks"])?);
     }
     drop((talk, open));
-    hosts[1].ns().ip(&["addr", "del", &format!("{shared}/32"), "dev", "eth0"]).map(drop)
+    hosts[1]
+        .ns()
+        .ip(&["addr", "del", &format!("{shared}/32"), "dev", "eth0"])
+        .map(drop)
 }
 
 /// What a firewall script loads, again and again: it knows nothing of ours.
@@ -332,8 +497,14 @@ table inet admin {
 ";
 
 fn processor_time(host: &Host) -> Result<Duration> {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", host.pid()?)).context("read its times")?;
-    let words: Vec<&str> = stat.rsplit_once(')').context("no name")?.1.split_whitespace().collect();
+    let stat =
+        std::fs::read_to_string(format!("/proc/{}/stat", host.pid()?)).context("read its times")?;
+    let words: Vec<&str> = stat
+        .rsplit_once(')')
+        .context("no name")?
+        .1
+        .split_whitespace()
+        .collect();
     let ticks = words[11].parse::<u64>()? + words[12].parse::<u64>()?;
     Ok(Duration::from_millis(ticks * 10))
 }
@@ -342,16 +513,36 @@ fn rulesets_that_are_loaded_each_second_stop_no_map(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
     let (a, b, x) = (&hosts[0], &hosts[1], lab.host("x")?);
     let (web, db) = (lab.workload("web")?, lab.workload("db")?);
-    let at = [v4(&a.attach(&web, "lab", "web")?)?, v4(&b.attach(&db, "lab", "db")?)?];
+    let at = [
+        v4(&a.attach(&web, "lab", "web")?)?,
+        v4(&b.attach(&db, "lab", "db")?)?,
+    ];
     let _servers = [web.serve("tcp", &at[0], 90)?, db.serve("tcp", &at[1], 90)?];
     for (port, target) in [(8081, "web:90"), (8082, "db:90")] {
-        a.ok(&["map", "add", "lab", "tcp", &format!("0.0.0.0:{port}"), target])?;
+        a.ok(&[
+            "map",
+            "add",
+            "lab",
+            "tcp",
+            &format!("0.0.0.0:{port}"),
+            target,
+        ])?;
     }
-    for (name, load, text) in [("tables", "iptables-restore <", TABLES), ("ruleset", "nft -f", RULESET)] {
+    for (name, load, text) in [
+        ("tables", "iptables-restore <", TABLES),
+        ("ruleset", "nft -f", RULESET),
+    ] {
         let file = lab.dir().join(name);
         std::fs::write(&file, text).context("write rules")?;
-        let each = format!("for n in 1 2 3 4; do {load} {}; sleep 0.8; done", file.display());
-        let mut loads = a.ns().command(&["sh", "-c", &each]).spawn().context("start to load rules")?;
+        let each = format!(
+            "for n in 1 2 3 4; do {load} {}; sleep 0.8; done",
+            file.display()
+        );
+        let mut loads = a
+            .ns()
+            .command(&["sh", "-c", &each])
+            .spawn()
+            .context("start to load rules")?;
         let spent = processor_time(a)?;
         // Who begins while nothing of ours is there is late, when its first packet is sent again; or refused, and asks
         // again.
@@ -359,7 +550,11 @@ fn rulesets_that_are_loaded_each_second_stop_no_map(lab: &Lab) -> Result<()> {
         while loads.try_wait()?.is_none() {
             for port in [8081, 8082] {
                 let asked = || Ok(x.ns().tcp(a.under4(), port, 1000).is_ok());
-                let took = until(&format!("an answer while {name} are loaded"), Duration::from_secs(5), asked)?;
+                let took = until(
+                    &format!("an answer while {name} are loaded"),
+                    Duration::from_secs(5),
+                    asked,
+                )?;
                 all += 1;
                 late += u32::from(took > Duration::from_millis(600));
             }
@@ -367,7 +562,10 @@ fn rulesets_that_are_loaded_each_second_stop_no_map(lab: &Lab) -> Result<()> {
         let spent = processor_time(a)? - spent;
         println!("  {name}: {all} connections, {late} of them late, {spent:?} of the processor");
         ensure!(late * 4 < all, "{late} of {all} connections were late");
-        ensure!(spent < Duration::from_secs(4), "the daemon took {spent:?} of the processor");
+        ensure!(
+            spent < Duration::from_secs(4),
+            "the daemon took {spent:?} of the processor"
+        );
         until("nothing is wrong afterwards", SOON, || {
             let healthy = a.byway(&["status", "--check", "healthy"])?;
             ensure!(healthy.code == 0, "{healthy}");
@@ -387,7 +585,9 @@ fn invite(host: &Host) -> Result<(String, String)> {
 fn open_invites(host: &Host) -> Result<Vec<String>> {
     let list = host.json(&["invite", "ls", "lab"])?;
     let all = list["invites"].as_array().context("no `invites`")?;
-    let open = all.iter().filter(|invite| invite["revoked"] == false && invite["left"] != 0);
+    let open = all
+        .iter()
+        .filter(|invite| invite["revoked"] == false && invite["left"] != 0);
     open.map(|invite| text(invite, "id")).collect()
 }
 
@@ -395,13 +595,20 @@ fn an_owner_restored_from_a_backup_gives_nothing_twice(lab: &Lab) -> Result<()> 
     let hosts = lab.subnet(&["a", "b"])?;
     let (a, b, c, d) = (&hosts[0], &hosts[1], lab.node("c")?, lab.node("d")?);
     let ((used, _), (called_back, id)) = (invite(a)?, invite(a)?);
-    let (state, backup) = (a.state().to_string_lossy().into_owned(), format!("{}-backup", a.state().display()));
+    let (state, backup) = (
+        a.state().to_string_lossy().into_owned(),
+        format!("{}-backup", a.state().display()),
+    );
     let before = open_invites(a)?;
     a.terminate()?;
     sh("cp", &["-a", &state, &backup])?;
     a.start()?;
     b.ns().reaches(&a.overlay("lab")?.0, SOON)?;
-    ensure!(open_invites(a)? == before, "a restart costs an invite: {:?} of {before:?}", open_invites(a)?);
+    ensure!(
+        open_invites(a)? == before,
+        "a restart costs an invite: {:?} of {before:?}",
+        open_invites(a)?
+    );
     // What the backup does not know: an admission, a call back, a removal, an admin, a lease.
     c.json(&["join", &used])?;
     a.ok(&["invite", "revoke", &id])?;
@@ -411,47 +618,77 @@ fn an_owner_restored_from_a_backup_gives_nothing_twice(lab: &Lab) -> Result<()> 
     let pool = own.split('.').take(2).collect::<Vec<_>>().join(".");
     let lease = format!("{pool}.200.0/24");
     a.ok(&["lease", "add", "lab", &lease, "--member", "c"])?;
-    until("c has the lease", SOON, || Ok(c.ok(&["lease", "ls", "lab"])?.contains(&lease)))?;
+    until("c has the lease", SOON, || {
+        Ok(c.ok(&["lease", "ls", "lab"])?.contains(&lease))
+    })?;
     a.terminate()?;
     std::fs::remove_dir_all(&state)?;
     sh("cp", &["-a", &backup, &state])?;
     a.start()?;
     until("it has learned what it forgot", SOON, || {
         let leases = a.ok(&["lease", "ls", "lab"])?;
-        ensure!(a.members("lab")? == ["a", "c"] && leases.contains(&lease), "{:?}, {leases}", a.members("lab")?);
-        ensure!(a.ok(&["member", "ls", "lab"])?.contains("admin"), "{}", a.ok(&["member", "ls", "lab"])?);
+        ensure!(
+            a.members("lab")? == ["a", "c"] && leases.contains(&lease),
+            "{:?}, {leases}",
+            a.members("lab")?
+        );
+        ensure!(
+            a.ok(&["member", "ls", "lab"])?.contains("admin"),
+            "{}",
+            a.ok(&["member", "ls", "lab"])?
+        );
         Ok(true)
     })?;
-    until("it says so", SOON, || Ok(problems(a)?.contains(&"E-STATE-OLD".to_owned())))?;
-    ensure!(open_invites(a)?.is_empty(), "invites of before are open: {:?}", open_invites(a)?);
+    until("it says so", SOON, || {
+        Ok(problems(a)?.contains(&"E-STATE-OLD".to_owned()))
+    })?;
+    ensure!(
+        open_invites(a)?.is_empty(),
+        "invites of before are open: {:?}",
+        open_invites(a)?
+    );
     for spent in [&used, &called_back] {
         d.fails(7, "E-INVITE-REVOKED", &["join", spent])?;
     }
     d.json(&["join", &invite(a)?.0])?;
     let own_d = d.overlay("lab")?.0;
-    ensure!(own_d != own_c && c.overlay("lab")?.0 == own_c, "{own_c} was given twice");
+    ensure!(
+        own_d != own_c && c.overlay("lab")?.0 == own_c,
+        "{own_c} was given twice"
+    );
     a.ns().reaches(&own_c, SOON)?;
     d.ns().reaches(&own_c, SOON)?;
     // Its word counts as before.
     a.ok(&["dns", "add", "lab", "www", &own_d])?;
-    until("c hears it", SOON, || Ok(c.ok(&["dns", "ls", "lab"])?.contains("www.lab.internal"))).map(drop)
+    until("c hears it", SOON, || {
+        Ok(c.ok(&["dns", "ls", "lab"])?.contains("www.lab.internal"))
+    })
+    .map(drop)
 }
 
 fn an_invite_that_nobody_saw_is_listed_and_can_be_revoked(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a"])?;
     let (a, before) = (&hosts[0], open_invites(&hosts[0])?);
     let mut delay = Duration::ZERO;
-    until("a client is killed after it asked", Duration::from_secs(30), || {
-        let asking = a.spawn(&["invite", "create", "lab"])?;
-        std::thread::sleep(delay);
-        delay += Duration::from_millis(2);
-        drop(asking);
-        Ok(open_invites(a)?.len() > before.len())
-    })?;
+    until(
+        "a client is killed after it asked",
+        Duration::from_secs(30),
+        || {
+            let asking = a.spawn(&["invite", "create", "lab"])?;
+            std::thread::sleep(delay);
+            delay += Duration::from_millis(2);
+            drop(asking);
+            Ok(open_invites(a)?.len() > before.len())
+        },
+    )?;
     for id in open_invites(a)?.iter().filter(|id| !before.contains(id)) {
         a.ok(&["invite", "revoke", id])?;
     }
-    ensure!(open_invites(a)? == before, "{:?} of {before:?}", open_invites(a)?);
+    ensure!(
+        open_invites(a)? == before,
+        "{:?} of {before:?}",
+        open_invites(a)?
+    );
     Ok(())
 }
 
@@ -463,26 +700,36 @@ fn five_hundred_maps_and_a_storm_of_restarts_leave_all_as_it_was(lab: &Lab) -> R
     let hosts = lab.subnet(&["a"])?;
     let (a, x) = (&hosts[0], lab.host("x")?);
     let names: Vec<String> = (0..STORM).map(|n| format!("w{n}")).collect();
-    let spaces = names.iter().map(|name| lab.workload(name)).collect::<Result<Vec<_>>>()?;
+    let spaces = names
+        .iter()
+        .map(|name| lab.workload(name))
+        .collect::<Result<Vec<_>>>()?;
     for (space, name) in spaces.iter().zip(&names) {
         a.attach(space, "lab", name)?;
     }
     for n in 0..MAPS {
-        let (listen, target) = (format!("0.0.0.0:{}", 10_000 + n), format!("{}:90", names[n % STORM]));
+        let (listen, target) = (
+            format!("0.0.0.0:{}", 10_000 + n),
+            format!("{}:90", names[n % STORM]),
+        );
         a.ok(&["map", "add", "lab", "tcp", &listen, &target])?;
     }
     // Elements of a set are listed in the order in which they came.
     let rules = || -> Result<BTreeSet<String>> {
         let listed = a.ns().ruleset()?;
         let plain = |line: &str| {
-            line.trim_matches(|c: char| c.is_whitespace() || "{},".contains(c)).replace("elements = { ", "")
+            line.trim_matches(|c: char| c.is_whitespace() || "{},".contains(c))
+                .replace("elements = { ", "")
         };
         Ok(listed.lines().map(plain).collect())
     };
     let (ruleset, shown) = (rules()?, Instant::now());
     let list = a.json(&["map", "ls"])?;
     let took = shown.elapsed();
-    ensure!(list["maps"].as_array().map(Vec::len) == Some(MAPS), "{list}");
+    ensure!(
+        list["maps"].as_array().map(Vec::len) == Some(MAPS),
+        "{list}"
+    );
     // Without optimization, beside other work; 60 s when each map had the tables of sockets read anew.
     ensure!(took < Duration::from_secs(5), "`map ls` took {took:?}");
     let memory = resident(a)?;
@@ -493,15 +740,30 @@ fn five_hundred_maps_and_a_storm_of_restarts_leave_all_as_it_was(lab: &Lab) -> R
     let mut slowest = Duration::ZERO;
     for _ in 0..2 {
         let start = Instant::now();
-        let asked: Vec<_> = names.iter().map(|name| a.spawn(&["detach", name])).collect::<Result<_>>()?;
+        let asked: Vec<_> = names
+            .iter()
+            .map(|name| a.spawn(&["detach", name]))
+            .collect::<Result<_>>()?;
         for answer in asked {
             let answer = answer.wait()?;
             ensure!(answer.code == 0, "{answer}");
         }
         let attach = |(space, name): (&Netns, &String)| {
-            a.spawn(&["attach", "netns", space.name(), "--subnet", "lab", "--name", name])
+            a.spawn(&[
+                "attach",
+                "netns",
+                space.name(),
+                "--subnet",
+                "lab",
+                "--name",
+                name,
+            ])
         };
-        let asked: Vec<_> = spaces.iter().zip(&names).map(attach).collect::<Result<_>>()?;
+        let asked: Vec<_> = spaces
+            .iter()
+            .zip(&names)
+            .map(attach)
+            .collect::<Result<_>>()?;
         for answer in asked {
             let answer = answer.wait()?;
             ensure!(answer.code == 0, "{answer}");
@@ -514,12 +776,21 @@ fn five_hundred_maps_and_a_storm_of_restarts_leave_all_as_it_was(lab: &Lab) -> R
     ensure!(grown < 16 * 1024, "memory grew by {grown} KiB");
     until("the ruleset is as it was", SOON, || {
         let now = rules()?;
-        ensure!(now == ruleset, "{:?}", now.symmetric_difference(&ruleset).collect::<Vec<_>>());
+        ensure!(
+            now == ruleset,
+            "{:?}",
+            now.symmetric_difference(&ruleset).collect::<Vec<_>>()
+        );
         Ok(true)
     })?;
-    let _servers = [spaces[0].serve("tcp", "0.0.0.0", 90)?, spaces[7].serve("tcp", "0.0.0.0", 90)?];
+    let _servers = [
+        spaces[0].serve("tcp", "0.0.0.0", 90)?,
+        spaces[7].serve("tcp", "0.0.0.0", 90)?,
+    ];
     for port in [10_000, 10_007, 10_480] {
-        x.ns().tcp(a.under4(), port, 1000).with_context(|| format!("port {port}"))?;
+        x.ns()
+            .tcp(a.under4(), port, 1000)
+            .with_context(|| format!("port {port}"))?;
     }
     Ok(())
 }

@@ -42,19 +42,32 @@ fn problems(host: &Host, code: &str) -> Result<Vec<Value>> {
 fn told(host: &Host, code: &str, words: &[&str]) -> Result<Duration> {
     let took = until(&format!("{code} is told"), SOON, || {
         let found = problems(host, code)?;
-        let named = |p: &&Value| words.iter().all(|word| p["message"].as_str().is_some_and(|m| m.contains(word)));
-        let it = found.iter().find(named).with_context(|| format!("none of {found:?} has {words:?}"))?;
+        let named = |p: &&Value| {
+            words
+                .iter()
+                .all(|word| p["message"].as_str().is_some_and(|m| m.contains(word)))
+        };
+        let it = found
+            .iter()
+            .find(named)
+            .with_context(|| format!("none of {found:?} has {words:?}"))?;
         ensure!(!text(it, "help")?.is_empty(), "no remedy in {it}");
         Ok(true)
     })?;
-    ensure!(host.byway(&["status"])?.out.contains("! "), "no `!` line for {code}");
+    ensure!(
+        host.byway(&["status"])?.out.contains("! "),
+        "no `!` line for {code}"
+    );
     let healthy = host.byway(&["status", "--check", "healthy"])?;
     ensure!(healthy.code == 9, "{code} is no reason: {healthy}");
     Ok(took)
 }
 
 fn not_told(host: &Host, code: &str) -> Result<()> {
-    until(&format!("{code} is gone"), SOON, || Ok(problems(host, code)?.is_empty())).map(drop)
+    until(&format!("{code} is gone"), SOON, || {
+        Ok(problems(host, code)?.is_empty())
+    })
+    .map(drop)
 }
 
 /// A workload, and what `attach` said of it.
@@ -74,9 +87,10 @@ fn pair(lab: &Lab) -> Result<(Rc<Host>, Rc<Host>, Attached, Attached)> {
 /// What `wg-quick` enters for a tunnel that takes everything: rules without a priority.
 fn full_tunnel(a: &Host, verb: &str) -> Result<()> {
     for family in ["-4", "-6"] {
-        for rule in
-            [["not", "fwmark", "51820", "table", "51820"].as_slice(), &["table", "main", "suppress_prefixlength", "0"]]
-        {
+        for rule in [
+            ["not", "fwmark", "51820", "table", "51820"].as_slice(),
+            &["table", "main", "suppress_prefixlength", "0"],
+        ] {
             a.ns().ip(&[&[family, "rule", verb], rule].concat())?;
         }
     }
@@ -100,21 +114,34 @@ fn a_vpn_that_comes_later_does_not_take_what_is_for_the_overlay(lab: &Lab) -> Re
     a.ns().ip(&["link", "add", "vpn", "type", "bridge"])?;
     a.ns().ip(&["link", "set", "vpn", "up"])?;
     for family in ["-4", "-6"] {
-        a.ns().ip(&[family, "route", "add", "default", "dev", "vpn", "table", "51820"])?;
+        a.ns().ip(&[
+            family, "route", "add", "default", "dev", "vpn", "table", "51820",
+        ])?;
     }
     full_tunnel(&a, "add")?;
     leads_into_the_overlay(&a, &[&b4, &b6], PROMISED)?;
-    ensure!(a.ns().ip(&["route", "get", "192.0.2.1"])?.contains(" dev vpn"), "the VPN has everything else");
+    ensure!(
+        a.ns()
+            .ip(&["route", "get", "192.0.2.1"])?
+            .contains(" dev vpn"),
+        "the VPN has everything else"
+    );
     for to in [b4, b6] {
         a.ns().reaches(&to, SOON)?;
     }
     web.reaches(&v4(&db)?, SOON)?;
     web.reaches(&v6(&db)?, SOON)?;
-    ensure!(problems(&a, "E-RULE-ORDER")?.is_empty(), "what was repaired is no problem");
+    ensure!(
+        problems(&a, "E-RULE-ORDER")?.is_empty(),
+        "what was repaired is no problem"
+    );
     full_tunnel(&a, "del")?;
     until("the rules are where they were", SOON, || {
         let rules = a.ns().ip(&["rule"])?;
-        Ok(rules.lines().filter(|l| l.contains("4110")).all(|l| l.starts_with("4110:")))
+        Ok(rules
+            .lines()
+            .filter(|l| l.contains("4110"))
+            .all(|l| l.starts_with("4110:")))
     })?;
     a.ns().ip(&["link", "del", "vpn"]).map(drop)
 }
@@ -131,7 +158,12 @@ fn who_fights_for_the_first_rule_is_named(lab: &Lab) -> Result<()> {
     let took = told(&a, "E-RULE-ORDER", &["IPv4", "unreachable", "in the clear"])?;
     ensure!(took < PROMISED, "told after {took:?}");
     for family in ["-4", "-6"] {
-        while a.ns().run(&["ip", family, "rule", "del", "from", "all", "unreachable"])?.code == 0 {}
+        while a
+            .ns()
+            .run(&["ip", family, "rule", "del", "from", "all", "unreachable"])?
+            .code
+            == 0
+        {}
     }
     not_told(&a, "E-RULE-ORDER")?;
     leads_into_the_overlay(&a, &[&b4, &b6], PROMISED)
@@ -181,7 +213,12 @@ impl Program {
         let path = lab.dir().join(name);
         let out = std::fs::File::create(&path).context("make a file for what it says")?;
         let words = [&["python3", "-c", script], args].concat();
-        let child = ns.command(&words).stdout(out).stderr(Stdio::null()).spawn().context("start python3")?;
+        let child = ns
+            .command(&words)
+            .stdout(out)
+            .stderr(Stdio::null())
+            .spawn()
+            .context("start python3")?;
         Ok(Program(child, path))
     }
 
@@ -210,13 +247,21 @@ fn a_client_that_sends_before_its_map_is_answered_after_it(lab: &Lab) -> Result<
         .iter()
         .map(|(ns, name)| Program::start(lab, ns, &format!("s-{name}"), SERVER, &["5300", name]))
         .collect::<Result<Vec<_>>>()?;
-    servers.iter().try_for_each(|server| server.says("ready", SOON))?;
+    servers
+        .iter()
+        .try_for_each(|server| server.says("ready", SOON))?;
     let clients = [(a.under4(), "4001"), (a.under6(), "4002")];
     let clients = clients
         .iter()
-        .map(|(to, own)| Program::start(lab, x.ns(), &format!("c-{own}"), CLIENT, &[to, "7000", own]))
+        .map(|(to, own)| {
+            Program::start(lab, x.ns(), &format!("c-{own}"), CLIENT, &[to, "7000", own])
+        })
         .collect::<Result<Vec<_>>>()?;
-    let all = |says: &str| clients.iter().try_for_each(|client| client.says(says, SOON).context("after a change"));
+    let all = |says: &str| {
+        clients
+            .iter()
+            .try_for_each(|client| client.says(says, SOON).context("after a change"))
+    };
     all("nobody")?;
     let map = |verb: &str, target: Option<&str>| -> Result<()> {
         for any in ["0.0.0.0:7000", "[::]:7000"] {
@@ -245,25 +290,68 @@ fn a_network_inside_the_pool_gets_what_nobody_holds_and_is_named(lab: &Lab) -> R
     let ((a4, _), (b4, _)) = (a.overlay("lab")?, b.overlay("lab")?);
     let pool = a4.split('.').take(2).collect::<Vec<_>>().join(".");
     let other = lab.workload("lan")?;
-    a.ns().ip(&["link", "add", "lan0", "type", "veth", "peer", "name", "lan1", "netns", other.name()])?;
+    a.ns().ip(&[
+        "link",
+        "add",
+        "lan0",
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "lan1",
+        "netns",
+        other.name(),
+    ])?;
     for (ns, link, last) in [(a.ns(), "lan0", 1), (&other, "lan1", 9)] {
         ns.ip(&["addr", "add", &format!("{pool}.250.{last}/24"), "dev", link])?;
         ns.ip(&["link", "set", link, "up"])?;
     }
-    a.ns().reaches(&format!("{pool}.250.9"), SOON).context("the network that nobody in the subnet holds")?;
-    other.reaches(&format!("{pool}.250.1"), SOON).context("and back")?;
-    told(&a, "E-CIDR-OVERLAP", &[&format!("{pool}.250.0/24"), "lan0", &format!("{pool}.0.0/16"), "bw-lab"])?;
-    ensure!(text(&problems(&a, "E-CIDR-OVERLAP")?[0], "help")?.contains("byway leave lab"), "no remedy");
+    a.ns()
+        .reaches(&format!("{pool}.250.9"), SOON)
+        .context("the network that nobody in the subnet holds")?;
+    other
+        .reaches(&format!("{pool}.250.1"), SOON)
+        .context("and back")?;
+    told(
+        &a,
+        "E-CIDR-OVERLAP",
+        &[
+            &format!("{pool}.250.0/24"),
+            "lan0",
+            &format!("{pool}.0.0/16"),
+            "bw-lab",
+        ],
+    )?;
+    ensure!(
+        text(&problems(&a, "E-CIDR-OVERLAP")?[0], "help")?.contains("byway leave lab"),
+        "no remedy"
+    );
     // What a member holds is not taken by who gives this machine an address in it.
     let held = b4.rsplit_once('.').context("an address")?.0.to_owned();
-    a.ns().ip(&["addr", "add", &format!("{held}.250/24"), "dev", "lan0"])?;
-    told(&a, "E-CIDR-OVERLAP", &[&format!("members hold {held}.0/24"), "lan0"])?;
+    a.ns()
+        .ip(&["addr", "add", &format!("{held}.250/24"), "dev", "lan0"])?;
+    told(
+        &a,
+        "E-CIDR-OVERLAP",
+        &[&format!("members hold {held}.0/24"), "lan0"],
+    )?;
     leads_into_the_overlay(&a, &[&b4], PROMISED)?;
     a.ns().reaches(&b4, SOON)?;
     web.reaches(&v4(&db)?, SOON)?;
     // A grant that comes later takes its part, and the word of it.
-    a.ok(&["lease", "add", "lab", &format!("{pool}.250.128/25"), "--member", "b"])?;
-    told(&a, "E-CIDR-OVERLAP", &[&format!("members hold {pool}.250.128/25")])?;
+    a.ok(&[
+        "lease",
+        "add",
+        "lab",
+        &format!("{pool}.250.128/25"),
+        "--member",
+        "b",
+    ])?;
+    told(
+        &a,
+        "E-CIDR-OVERLAP",
+        &[&format!("members hold {pool}.250.128/25")],
+    )?;
     leads_into_the_overlay(&a, &[&format!("{pool}.250.200")], PROMISED)?;
     a.ns().reaches(&format!("{pool}.250.9"), SOON)?;
     a.ns().ip(&["link", "del", "lan0"])?;
@@ -276,17 +364,29 @@ fn an_interface_name_that_is_taken_is_another(lab: &Lab) -> Result<()> {
     a.ns().ip(&["link", "add", "bw-lab", "type", "bridge"])?;
     let first = a.json(&["create", "lab"])?;
     let name = text(&first, "interface")?;
-    ensure!(name != "bw-lab" && name.starts_with("bw-lab") && name.len() <= 15, "{name}");
-    ensure!(a.ns().ip(&["-d", "link", "show", "bw-lab"])?.contains(" bridge "), "theirs is as it was");
+    ensure!(
+        name != "bw-lab" && name.starts_with("bw-lab") && name.len() <= 15,
+        "{name}"
+    );
+    ensure!(
+        a.ns()
+            .ip(&["-d", "link", "show", "bw-lab"])?
+            .contains(" bridge "),
+        "theirs is as it was"
+    );
     // Taken while no daemon ran.
     a.terminate()?;
     a.ns().ip(&["link", "add", &name, "type", "bridge"])?;
     a.start()?;
     until("the subnet has a third name", SOON, || {
         let now = text(&a.status("lab")?, "interface")?;
-        Ok(now != name && now != "bw-lab" && a.ns().ip(&["addr", "show", &now])?.contains(&v4(&first)?))
+        Ok(now != name
+            && now != "bw-lab"
+            && a.ns().ip(&["addr", "show", &now])?.contains(&v4(&first)?))
     })?;
-    until("nothing is wrong", SOON, || Ok(a.byway(&["status", "--check", "healthy"])?.code == 0))?;
+    until("nothing is wrong", SOON, || {
+        Ok(a.byway(&["status", "--check", "healthy"])?.code == 0)
+    })?;
     a.ns().ip(&["link", "del", &name])?;
     a.ns().ip(&["link", "del", "bw-lab"]).map(drop)
 }
@@ -297,30 +397,48 @@ fn a_map_of_every_address_answers_at_link_local_ones(lab: &Lab) -> Result<()> {
     a.attach(&web, "lab", "web")?;
     let _servers = [web.serve("tcp", "::", 80)?, web.serve("udp", "::", 80)?];
     let local = |host: &Host| -> Result<String> {
-        let shown = host.ns().ip(&["-br", "-6", "addr", "show", "dev", "eth0", "scope", "link"])?;
-        let address = shown.split_whitespace().nth(2).and_then(|a| a.split('/').next());
+        let shown = host
+            .ns()
+            .ip(&["-br", "-6", "addr", "show", "dev", "eth0", "scope", "link"])?;
+        let address = shown
+            .split_whitespace()
+            .nth(2)
+            .and_then(|a| a.split('/').next());
         Ok(address.context("no link-local address")?.to_owned())
     };
     let at = format!("{}%eth0", local(a)?);
     for proto in ["tcp", "udp"] {
         a.ok(&["map", "add", "lab", proto, "[::]:8080", "web:80"])?;
     }
-    x.ns().tcp(a.under6(), 8080, 1000).context("at a global address")?;
-    x.ns().tcp(&at, 8080, 100_000).context("tcp at the link-local one")?;
-    x.ns().udp(&at, 8080, 1000).context("udp at the link-local one")?;
+    x.ns()
+        .tcp(a.under6(), 8080, 1000)
+        .context("at a global address")?;
+    x.ns()
+        .tcp(&at, 8080, 100_000)
+        .context("tcp at the link-local one")?;
+    x.ns()
+        .udp(&at, 8080, 1000)
+        .context("udp at the link-local one")?;
     // It comes and goes with the address.
-    a.ns().ip(&["addr", "add", "fe80::77/64", "dev", "eth0", "nodad"])?;
-    until("a new address answers", SOON, || Ok(x.ns().tcp("fe80::77%eth0", 8080, 1000).is_ok()))?;
+    a.ns()
+        .ip(&["addr", "add", "fe80::77/64", "dev", "eth0", "nodad"])?;
+    until("a new address answers", SOON, || {
+        Ok(x.ns().tcp("fe80::77%eth0", 8080, 1000).is_ok())
+    })?;
     a.ns().ip(&["addr", "del", "fe80::77/64", "dev", "eth0"])?;
     a.ok(&["map", "rm", "lab", "tcp", "[::]:8080"])?;
-    ensure!(x.ns().tcp(&at, 8080, 10).is_err(), "a removed map is closed");
+    ensure!(
+        x.ns().tcp(&at, 8080, 10).is_err(),
+        "a removed map is closed"
+    );
     Ok(())
 }
 
 fn neighbours_with_link_local_addresses_only_join(lab: &Lab) -> Result<()> {
     let hosts = [lab.host("a")?, lab.host("b")?];
     for host in &hosts {
-        host.ns().ip(&["addr", "flush", "dev", "eth0", "scope", "global"])?;
+        host.ns()
+            .ip(&["addr", "flush", "dev", "eth0", "scope", "global"])?;
         host.rebase()?;
         host.start()?;
     }
@@ -349,7 +467,10 @@ except OSError as e:
 "#;
 
 fn connects(ns: &Netns, to: &str, port: u16) -> Result<String> {
-    Ok(ns.ok(&["python3", "-c", CONNECT, to, &port.to_string()])?.trim().to_owned())
+    Ok(ns
+        .ok(&["python3", "-c", CONNECT, to, &port.to_string()])?
+        .trim()
+        .to_owned())
 }
 
 fn a_workload_that_is_gone_elsewhere_is_refused_at_once(lab: &Lab) -> Result<()> {
@@ -363,7 +484,10 @@ fn a_workload_that_is_gone_elsewhere_is_refused_at_once(lab: &Lab) -> Result<()>
         }
     }
     // The same as at home.
-    ensure!(connects(b.ns(), &db4, 80)? == "EHOSTUNREACH", "at the member itself");
+    ensure!(
+        connects(b.ns(), &db4, 80)? == "EHOSTUNREACH",
+        "at the member itself"
+    );
     ensure!(b.drops("lab", "no-route")? > 0, "it is counted");
     Ok(())
 }
@@ -373,14 +497,30 @@ fn a_target_of_one_family_needs_nothing_to_be_done(lab: &Lab) -> Result<()> {
     let (a, web) = (&hosts[0], lab.workload("web")?);
     a.attach(&web, "lab", "web")?;
     let _server = web.serve("tcp", "0.0.0.0", 80)?;
-    let want = "web:80 refuses connections over IPv6   (over IPv4 it works; nothing has to be done)";
-    for said in [a.ok(&["map", "add", "lab", "tcp", "8080", "web:80"])?, a.ok(&["map", "ls"])?, a.ok(&["status"])?] {
+    let want =
+        "web:80 refuses connections over IPv6   (over IPv4 it works; nothing has to be done)";
+    for said in [
+        a.ok(&["map", "add", "lab", "tcp", "8080", "web:80"])?,
+        a.ok(&["map", "ls"])?,
+        a.ok(&["status"])?,
+    ] {
         ensure!(said.contains(want) && !said.contains("map rm"), "{said}");
     }
-    ensure!(a.ns().tcp("127.0.0.1", 8080, 1000).is_ok(), "it works over IPv4");
+    ensure!(
+        a.ns().tcp("127.0.0.1", 8080, 1000).is_ok(),
+        "it works over IPv4"
+    );
     // Who is not there at all has an address of no family.
-    let none = a.fails(5, "E-NO-TARGET", &["map", "add", "lab", "tcp", "8081", "nope:80"])?;
-    ensure!(none.err.contains("subnet lab has no workload or member nope (E-NO-TARGET)"), "{none}");
+    let none = a.fails(
+        5,
+        "E-NO-TARGET",
+        &["map", "add", "lab", "tcp", "8081", "nope:80"],
+    )?;
+    ensure!(
+        none.err
+            .contains("subnet lab has no workload or member nope (E-NO-TARGET)"),
+        "{none}"
+    );
     Ok(())
 }
 
@@ -392,19 +532,33 @@ fn a_target_that_refuses_is_a_refused_connection_and_told(lab: &Lab) -> Result<(
         a.ok(&["map", "add", "lab", "tcp", listen, "web:80"])?;
     }
     for to in ["127.0.0.1", "::1"] {
-        ensure!(connects(a.ns(), to, 9000)? == "ECONNREFUSED", "{to} accepts for nobody");
+        ensure!(
+            connects(a.ns(), to, 9000)? == "ECONNREFUSED",
+            "{to} accepts for nobody"
+        );
     }
-    told(a, "E-TARGET-REFUSED", &["map tcp-9000 of lab", "web:80 refuses connections"])?;
+    told(
+        a,
+        "E-TARGET-REFUSED",
+        &["map tcp-9000 of lab", "web:80 refuses connections"],
+    )?;
     let maps = a.json(&["map", "ls", "lab"])?;
     ensure!(maps["maps"][0]["state"] == "refused", "{maps}");
-    let servers = [web.serve("tcp", "0.0.0.0", 80)?, web.serve("tcp", "::", 80)?];
+    let servers = [
+        web.serve("tcp", "0.0.0.0", 80)?,
+        web.serve("tcp", "::", 80)?,
+    ];
     for to in ["127.0.0.1", "::1"] {
-        until("the map answers once its target does", SOON, || Ok(a.ns().tcp(to, 9000, 1000).is_ok()))?;
+        until("the map answers once its target does", SOON, || {
+            Ok(a.ns().tcp(to, 9000, 1000).is_ok())
+        })?;
     }
     not_told(a, "E-TARGET-REFUSED")?;
     drop(servers);
     // The first client finds out; no client is taken for good.
-    until("it refuses again", SOON, || Ok(connects(a.ns(), "127.0.0.1", 9000)? == "ECONNREFUSED"))?;
+    until("it refuses again", SOON, || {
+        Ok(connects(a.ns(), "127.0.0.1", 9000)? == "ECONNREFUSED")
+    })?;
     told(a, "E-TARGET-REFUSED", &["web:80"]).map(drop)
 }
 
@@ -414,11 +568,25 @@ fn a_service_that_a_map_shadows_is_named(lab: &Lab) -> Result<()> {
     a.attach(&web, "lab", "web")?;
     let _server = web.serve("tcp", "0.0.0.0", 80)?;
     a.ok(&["map", "add", "lab", "tcp", "0.0.0.0:8080", "web:80"])?;
-    ensure!(a.byway(&["status", "--check", "healthy"])?.code == 0, "all is well at first");
+    ensure!(
+        a.byway(&["status", "--check", "healthy"])?.code == 0,
+        "all is well at first"
+    );
     let late = a.ns().serve("tcp", a.under4(), 8080)?;
-    told(a, "E-PORT-SHADOWED", &["map tcp-8080 of lab", "python3", &format!("{}:8080", a.under4())])?;
+    told(
+        a,
+        "E-PORT-SHADOWED",
+        &[
+            "map tcp-8080 of lab",
+            "python3",
+            &format!("{}:8080", a.under4()),
+        ],
+    )?;
     let list = a.ok(&["map", "ls", "lab"])?;
-    ensure!(list.contains("! tcp-8080: nobody reaches python3"), "{list}");
+    ensure!(
+        list.contains("! tcp-8080: nobody reaches python3"),
+        "{list}"
+    );
     drop(late);
     not_told(a, "E-PORT-SHADOWED")
 }
@@ -426,24 +594,52 @@ fn a_service_that_a_map_shadows_is_named(lab: &Lab) -> Result<()> {
 fn what_is_not_well_is_told_with_its_remedy(lab: &Lab) -> Result<()> {
     let (a, b, (_web, _), _) = pair(lab)?;
     // A map whose target goes.
-    a.ok(&["map", "add", "lab", "udp", "0.0.0.0:7001", "db:80", "--name", "gone"])?;
+    a.ok(&[
+        "map",
+        "add",
+        "lab",
+        "udp",
+        "0.0.0.0:7001",
+        "db:80",
+        "--name",
+        "gone",
+    ])?;
     b.ok(&["detach", "db"])?;
     told(&a, "E-NO-TARGET", &["map gone of lab", "db:80"])?;
     a.ok(&["map", "rm", "lab", "gone"])?;
     // A map whose address goes.
     a.ns().ip(&["addr", "add", "10.99.7.7/32", "dev", "eth0"])?;
-    a.ok(&["map", "add", "lab", "udp", "10.99.7.7:7002", "web:80", "--name", "moved"])?;
-    ensure!(problems(&a, "E-LISTEN-GONE")?.is_empty(), "the address is here");
+    a.ok(&[
+        "map",
+        "add",
+        "lab",
+        "udp",
+        "10.99.7.7:7002",
+        "web:80",
+        "--name",
+        "moved",
+    ])?;
+    ensure!(
+        problems(&a, "E-LISTEN-GONE")?.is_empty(),
+        "the address is here"
+    );
     a.ns().ip(&["addr", "del", "10.99.7.7/32", "dev", "eth0"])?;
     told(&a, "E-LISTEN-GONE", &["map moved of lab", "10.99.7.7"])?;
     a.ok(&["map", "rm", "lab", "moved"])?;
     // Nothing of ours is said on our own links and counted as a loss.
-    ensure!(a.drops("lab", "filtered")? == 0, "own chatter is counted: {}", a.status("lab")?["drops"]);
+    ensure!(
+        a.drops("lab", "filtered")? == 0,
+        "own chatter is counted: {}",
+        a.status("lab")?["drops"]
+    );
     // No datagram gets through.
     lab.rules("table bridge cut { chain c { type filter hook forward priority 0; udp dport 4100 drop; }; }")?;
-    until("UDP is missed", Duration::from_secs(60), || Ok(!problems(&a, "E-UDP-UNANSWERED")?.is_empty()))?;
+    until("UDP is missed", Duration::from_secs(60), || {
+        Ok(!problems(&a, "E-UDP-UNANSWERED")?.is_empty())
+    })?;
     told(&a, "E-UDP-UNANSWERED", &["b answers no datagram", "TCP"])?;
-    lab.switch().ok(&["nft", "delete", "table", "bridge", "cut"])?;
+    lab.switch()
+        .ok(&["nft", "delete", "table", "bridge", "cut"])?;
     // The cable is out.
     lab.unplug(&a)?;
     told(&a, "E-NO-LINK", &["eth0 has no carrier"])?;
@@ -453,35 +649,64 @@ fn what_is_not_well_is_told_with_its_remedy(lab: &Lab) -> Result<()> {
     not_told(&a, "E-NO-LINK")?;
     a.ok(&["destroy", "lab"])?;
     lab.plug(&b)?;
-    until("the member hears of it", Duration::from_secs(60), || Ok(!problems(&b, "E-SUBNET-ENDED")?.is_empty()))?;
+    until("the member hears of it", Duration::from_secs(60), || {
+        Ok(!problems(&b, "E-SUBNET-ENDED")?.is_empty())
+    })?;
     told(&b, "E-SUBNET-ENDED", &["owner of subnet lab ended it"]).map(drop)
 }
 
 /// A cloned disk: the copy has every key and record of the first machine, and another address.
 fn one_identity_on_two_machines_is_told_at_both_and_to_who_sees_both(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
-    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let [a, b] = &hosts[..] else {
+        unreachable!("two hosts were asked for")
+    };
     let copy = lab.host("copy")?;
     // A restart is another life of one machine, and no second machine.
     b.terminate()?;
     b.start()?;
     b.ns().reaches(&a.overlay("lab")?.0, SOON)?;
     for host in [a, b] {
-        ensure!(problems(host, "E-IDENTITY-TWICE")?.is_empty(), "a restart is taken for a clone");
+        ensure!(
+            problems(host, "E-IDENTITY-TWICE")?.is_empty(),
+            "a restart is taken for a clone"
+        );
     }
-    sh("cp", &["-a", &b.state().to_string_lossy(), &copy.state().to_string_lossy()])?;
+    sh(
+        "cp",
+        &[
+            "-a",
+            &b.state().to_string_lossy(),
+            &copy.state().to_string_lossy(),
+        ],
+    )?;
     copy.start()?;
     for host in [a, b, &copy] {
-        let told = until(&format!("{} tells of it", host.name()), Duration::from_secs(90), || {
-            let told = problems(host, "E-IDENTITY-TWICE")?;
-            let message = told.first().map(|p| p["message"].to_string()).unwrap_or_default();
-            Ok(message.contains(b.under4()) && message.contains(copy.under4()))
-        })?;
+        let told = until(
+            &format!("{} tells of it", host.name()),
+            Duration::from_secs(90),
+            || {
+                let told = problems(host, "E-IDENTITY-TWICE")?;
+                let message = told
+                    .first()
+                    .map(|p| p["message"].to_string())
+                    .unwrap_or_default();
+                Ok(message.contains(b.under4()) && message.contains(copy.under4()))
+            },
+        )?;
         println!("  {} tells of it after {told:?}", host.name());
         let status = host.byway(&["status", "--check", "healthy"])?;
-        ensure!(status.code == 9, "exit {} though one identity runs twice", status.code);
+        ensure!(
+            status.code == 9,
+            "exit {} though one identity runs twice",
+            status.code
+        );
     }
     let told = problems(a, "E-IDENTITY-TWICE")?;
-    ensure!(told.iter().any(|p| p["message"].to_string().contains("the identity of b ")), "{told:?}");
+    ensure!(
+        told.iter()
+            .any(|p| p["message"].to_string().contains("the identity of b ")),
+        "{told:?}"
+    );
     Ok(())
 }

@@ -28,7 +28,10 @@ pub const FIVE: Duration = Duration::from_secs(5);
 pub fn path(of: &Host, to: &str) -> Result<Value> {
     let status = of.status("lab")?;
     let peers = status["peers"].as_array().context("no `peers`")?;
-    let peer = peers.iter().find(|p| p["name"] == to).with_context(|| format!("no peer {to} in {status}"))?;
+    let peer = peers
+        .iter()
+        .find(|p| p["name"] == to)
+        .with_context(|| format!("no peer {to} in {status}"))?;
     Ok(peer["path"].clone())
 }
 
@@ -37,11 +40,18 @@ pub fn path(of: &Host, to: &str) -> Result<Value> {
 /// # Errors
 /// It does not in time.
 pub fn carried(of: &Host, to: &str, carrier: &str, limit: Duration) -> Result<Duration> {
-    until(&format!("{} reaches {to} by {carrier}", of.name()), limit, || {
-        let path = path(of, to)?;
-        ensure!(path["kind"] == "direct" && path["carrier"] == carrier, "{path}");
-        Ok(true)
-    })
+    until(
+        &format!("{} reaches {to} by {carrier}", of.name()),
+        limit,
+        || {
+            let path = path(of, to)?;
+            ensure!(
+                path["kind"] == "direct" && path["carrier"] == carrier,
+                "{path}"
+            );
+            Ok(true)
+        },
+    )
 }
 
 /// Waits until both reach each other by datagrams.
@@ -59,7 +69,9 @@ pub fn datagrams(a: &Host, b: &Host, limit: Duration) -> Result<()> {
 /// They get no such path.
 pub fn pair(lab: &Lab) -> Result<(Rc<Host>, Rc<Host>)> {
     let hosts = lab.subnet(&["a", "b"])?;
-    let [a, b] = hosts.as_slice() else { bail!("two hosts") };
+    let [a, b] = hosts.as_slice() else {
+        bail!("two hosts")
+    };
     datagrams(a, b, FIVE)?;
     Ok((Rc::clone(a), Rc::clone(b)))
 }
@@ -70,7 +82,8 @@ pub fn pair(lab: &Lab) -> Result<(Rc<Host>, Rc<Host>)> {
 /// The kernel refuses one of the parts.
 pub fn plain_host(lab: &Lab, name: &str) -> Result<Rc<Host>> {
     let host = lab.host(name)?;
-    host.ns().ok(&["sysctl", "-qw", "net.ipv6.conf.eth0.disable_ipv6=1"])?;
+    host.ns()
+        .ok(&["sysctl", "-qw", "net.ipv6.conf.eth0.disable_ipv6=1"])?;
     host.rebase()?;
     Ok(host)
 }
@@ -95,8 +108,11 @@ pub fn pair4(lab: &Lab) -> Result<(Rc<Host>, Rc<Host>)> {
 /// The kernel refuses.
 pub fn plain_cable(lab: &Lab, host: &Host) -> Result<()> {
     let off = ["tso", "off", "gso", "off", "tx-udp-segmentation", "off"];
-    host.ns().ok(&[&["ethtool", "-K", "eth0"][..], &off].concat())?;
-    lab.switch().ok(&[&["ethtool", "-K", &Lab::port(host)][..], &off].concat()).map(drop)
+    host.ns()
+        .ok(&[&["ethtool", "-K", "eth0"][..], &off].concat())?;
+    lab.switch()
+        .ok(&[&["ethtool", "-K", &Lab::port(host)][..], &off].concat())
+        .map(drop)
 }
 
 /// Lengthens a host's cable: each packet takes so many microseconds more, both ways, until the tool ends.
@@ -108,14 +124,35 @@ pub fn lengthen(lab: &Lab, host: &Host, delay: u32) -> Result<Tool> {
     plain_cable(lab, host)?;
     host.ns().ok(&["ethtool", "-K", "eth0", "tx", "off"])?;
     let switch = lab.switch();
-    switch.ip(&["link", "add", "far0", "type", "veth", "peer", "name", "far1"])?;
-    switch.ok(&["ethtool", "-K", "far0", "tx", "off", "tso", "off", "gso", "off", "tx-udp-segmentation", "off"])?;
-    for words in
-        [["far0", "master", "sw"].as_slice(), &["far0", "up"], &["far1", "up"], &[&Lab::port(host), "nomaster"]]
-    {
+    switch.ip(&[
+        "link", "add", "far0", "type", "veth", "peer", "name", "far1",
+    ])?;
+    switch.ok(&[
+        "ethtool",
+        "-K",
+        "far0",
+        "tx",
+        "off",
+        "tso",
+        "off",
+        "gso",
+        "off",
+        "tx-udp-segmentation",
+        "off",
+    ])?;
+    for words in [
+        ["far0", "master", "sw"].as_slice(),
+        &["far0", "up"],
+        &["far1", "up"],
+        &[&Lab::port(host), "nomaster"],
+    ] {
         switch.ip(&[&["link", "set"], words].concat())?;
     }
-    Tool::start(switch, &["relay", &Lab::port(host), "far1", &format!("delay={delay}")], true)
+    Tool::start(
+        switch,
+        &["relay", &Lab::port(host), "far1", &format!("delay={delay}")],
+        true,
+    )
 }
 
 /// Rules at the switch for what hosts send: `rules` are lines of one chain at the ingress of these hosts' ports.
@@ -156,7 +193,9 @@ pub fn block_udp(lab: &Lab, hosts: &[&Host]) -> Result<()> {
 /// # Errors
 /// There is no such table.
 pub fn counted(lab: &Lab, table: &str) -> Result<u64> {
-    let text = lab.switch().ok(&["nft", "list", "table", "netdev", table])?;
+    let text = lab
+        .switch()
+        .ok(&["nft", "list", "table", "netdev", table])?;
     let words: Vec<&str> = text.split_whitespace().collect();
     let counts = words.windows(3).filter_map(|w| match w {
         ["counter", "packets", n] => n.parse::<u64>().ok(),
@@ -179,10 +218,20 @@ pub fn refused(of: &Host) -> Result<(u64, u64)> {
 /// There is no such metric.
 pub fn strays(of: &Host) -> Result<u64> {
     let text = of.ok(&["metrics"])?;
-    let lines: Vec<&str> =
-        text.lines().filter(|l| !l.starts_with('#') && ["stray", "unknown"].iter().any(|w| l.contains(w))).collect();
-    ensure!(!lines.is_empty(), "no metric of {} counts frames without a session:\n{text}", of.name());
-    let value = |line: &&str| line.rsplit_once(' ').and_then(|(_, v)| v.parse::<f64>().ok()).unwrap_or_default() as u64;
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|l| !l.starts_with('#') && ["stray", "unknown"].iter().any(|w| l.contains(w)))
+        .collect();
+    ensure!(
+        !lines.is_empty(),
+        "no metric of {} counts frames without a session:\n{text}",
+        of.name()
+    );
+    let value = |line: &&str| {
+        line.rsplit_once(' ')
+            .and_then(|(_, v)| v.parse::<f64>().ok())
+            .unwrap_or_default() as u64
+    };
     Ok(lines.iter().map(value).sum())
 }
 
@@ -193,9 +242,17 @@ pub fn strays(of: &Host) -> Result<u64> {
 pub fn echoes(ns: &Netns) -> Result<u64> {
     let text = ns.ok(&["cat", "/proc/self/net/snmp"])?;
     let mut icmp = text.lines().filter_map(|l| l.strip_prefix("Icmp: "));
-    let (names, values) = (icmp.next().unwrap_or_default(), icmp.next().unwrap_or_default());
-    let found = names.split(' ').zip(values.split(' ')).find(|(n, _)| *n == "InEchos");
-    found.and_then(|(_, v)| v.parse().ok()).context("no InEchos")
+    let (names, values) = (
+        icmp.next().unwrap_or_default(),
+        icmp.next().unwrap_or_default(),
+    );
+    let found = names
+        .split(' ')
+        .zip(values.split(' '))
+        .find(|(n, _)| *n == "InEchos");
+    found
+        .and_then(|(_, v)| v.parse().ok())
+        .context("no InEchos")
 }
 
 /// One of our tools at work; ended when dropped.
@@ -205,8 +262,14 @@ pub struct Tool {
 }
 
 fn tool_words(words: &[&str]) -> Result<Vec<String>> {
-    let program = std::env::current_exe().context("this program's path")?.to_string_lossy().into_owned();
-    Ok([program, "tool".to_owned()].into_iter().chain(words.iter().map(|w| (*w).to_owned())).collect())
+    let program = std::env::current_exe()
+        .context("this program's path")?
+        .to_string_lossy()
+        .into_owned();
+    Ok([program, "tool".to_owned()]
+        .into_iter()
+        .chain(words.iter().map(|w| (*w).to_owned()))
+        .collect())
 }
 
 /// Runs a tool to its end, a minute at most; what it said.
@@ -226,7 +289,11 @@ impl Tool {
     pub fn start(ns: &Netns, words: &[&str], ready: bool) -> Result<Tool> {
         let line = tool_words(words)?;
         let line: Vec<&str> = line.iter().map(String::as_str).collect();
-        let mut child = ns.command(&line).stdout(Stdio::piped()).spawn().context("start a tool")?;
+        let mut child = ns
+            .command(&line)
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("start a tool")?;
         let mut out = BufReader::new(child.stdout.take().context("its output")?);
         let mut first = String::new();
         if ready {
@@ -251,7 +318,11 @@ impl Tool {
     /// It failed.
     pub fn stop(mut self) -> Result<String> {
         if self.child.try_wait()?.is_none() {
-            kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGTERM).context("stop a tool")?;
+            kill(
+                Pid::from_raw(i32::try_from(self.child.id())?),
+                Signal::SIGTERM,
+            )
+            .context("stop a tool")?;
         }
         let code = wait_end(&mut self.child)?;
         let mut said = String::new();
@@ -360,7 +431,10 @@ pub fn settled(lab: &Lab, from: &Host, to: &Host) -> Result<u32> {
 /// The kernel does not tell.
 pub fn mac(host: &Host) -> Result<String> {
     let list: Value = serde_json::from_str(&host.ns().ip(&["-j", "link", "show", "dev", "eth0"])?)?;
-    Ok(list[0]["address"].as_str().context("an address")?.to_owned())
+    Ok(list[0]["address"]
+        .as_str()
+        .context("an address")?
+        .to_owned())
 }
 
 /// A TCP transfer by `iperf3`, measured every half second where it arrives.
@@ -405,13 +479,23 @@ impl Transfer {
             .stderr(Stdio::null())
             .spawn()
             .context("start iperf3")?;
-        let mut transfer = Transfer { server, client: None };
-        until("iperf3 listens", FIVE, || Ok(from.ns().ok(&["ss", "-Hltn", "sport = 5201"])?.contains(&address)))?;
+        let mut transfer = Transfer {
+            server,
+            client: None,
+        };
+        until("iperf3 listens", FIVE, || {
+            Ok(from
+                .ns()
+                .ok(&["ss", "-Hltn", "sport = 5201"])?
+                .contains(&address))
+        })?;
         // The far side asks and receives: what it counts has arrived.
         let time = seconds.to_string();
         let client = to
             .ns()
-            .command(&["iperf3", "-c", &address, "-R", "-J", "-i", "0.5", "-t", &time, "-b", limit])
+            .command(&[
+                "iperf3", "-c", &address, "-R", "-J", "-i", "0.5", "-t", &time, "-b", limit,
+            ])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -426,7 +510,9 @@ impl Transfer {
     /// It was.
     pub fn wait(mut self, seconds: u64) -> Result<Flow> {
         let mut client = self.client.take().context("a client")?;
-        let done = until("iperf3 ends", Duration::from_secs(seconds), || Ok(client.try_wait()?.is_some()));
+        let done = until("iperf3 ends", Duration::from_secs(seconds), || {
+            Ok(client.try_wait()?.is_some())
+        });
         if let Err(error) = done {
             let _ = client.kill();
             let _ = client.wait();
@@ -434,16 +520,32 @@ impl Transfer {
         }
         let output = client.wait_with_output()?;
         let said: Value = serde_json::from_slice(&output.stdout).context("what iperf3 said")?;
-        ensure!(said["error"].is_null() && output.status.success(), "the transfer broke: {}", said["error"]);
+        ensure!(
+            said["error"].is_null() && output.status.success(),
+            "the transfer broke: {}",
+            said["error"]
+        );
         let intervals = said["intervals"].as_array().context("no `intervals`")?;
-        let steps = intervals.iter().filter_map(|i| i["sum"]["bytes"].as_u64()).collect();
-        Ok(Flow { bytes: said["end"]["sum_received"]["bytes"].as_u64().context("no bytes")?, steps })
+        let steps = intervals
+            .iter()
+            .filter_map(|i| i["sum"]["bytes"].as_u64())
+            .collect();
+        Ok(Flow {
+            bytes: said["end"]["sum_received"]["bytes"]
+                .as_u64()
+                .context("no bytes")?,
+            steps,
+        })
     }
 }
 
 impl Drop for Transfer {
     fn drop(&mut self) {
-        for child in self.client.iter_mut().chain(std::iter::once(&mut self.server)) {
+        for child in self
+            .client
+            .iter_mut()
+            .chain(std::iter::once(&mut self.server))
+        {
             let _ = child.kill();
             let _ = child.wait();
         }

@@ -27,7 +27,9 @@ pub const CASES: &[Case] = &[
 
 fn workloads_on_two_hosts_talk_by_name(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
-    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let [a, b] = &hosts[..] else {
+        unreachable!("two hosts were asked for")
+    };
     let (web, db) = (lab.workload("web")?, lab.workload("db")?);
     let at = a.attach(&web, "lab", "web")?;
     for field in ["workload", "subnet", "addresses", "interface", "mtu"] {
@@ -35,27 +37,53 @@ fn workloads_on_two_hosts_talk_by_name(lab: &Lab) -> Result<()> {
     }
     let (web4, web6) = (v4(&at)?, v6(&at)?);
     b.attach(&db, "lab", "db")?;
-    let inside = web.ip(&["-o", "addr", "show", "dev", &crate::lab::text(&at, "interface")?])?;
-    ensure!(inside.contains(&web4) && inside.contains(&web6), "the workload owns its addresses: {inside}");
+    let inside = web.ip(&[
+        "-o",
+        "addr",
+        "show",
+        "dev",
+        &crate::lab::text(&at, "interface")?,
+    ])?;
+    ensure!(
+        inside.contains(&web4) && inside.contains(&web6),
+        "the workload owns its addresses: {inside}"
+    );
     db.reaches(&web4, SOON)?;
     db.reaches(&web6, SOON)?;
     // By name, through the resolver found inside the namespace.
     db.reaches("web.lab.internal", SOON)?;
     web.reaches("db.lab.internal", SOON)?;
-    db.reaches("web", SOON).context("the search domain makes the short name enough")?;
-    a.ns().reaches(&v4(&b.json(&["workload", "show", "db"])?)?, SOON).context("a host reaches a remote workload")?;
+    db.reaches("web", SOON)
+        .context("the search domain makes the short name enough")?;
+    a.ns()
+        .reaches(&v4(&b.json(&["workload", "show", "db"])?)?, SOON)
+        .context("a host reaches a remote workload")?;
     // The server sees the workload's own address, not a translated one.
-    let (_s4, _s6) = (web.serve("tcp", "0.0.0.0", 80)?, web.serve("tcp", "::", 80)?);
+    let (_s4, _s6) = (
+        web.serve("tcp", "0.0.0.0", 80)?,
+        web.serve("tcp", "::", 80)?,
+    );
     let db_at = b.json(&["workload", "show", "db"])?;
-    ensure!(db.tcp("web.lab.internal", 80, 1000)? == v4(&db_at)? || db.tcp("web.lab.internal", 80, 1)? == v6(&db_at)?);
-    ensure!(db.tcp(&web4, 80, 1000)? == v4(&db_at)?, "real source over IPv4");
-    ensure!(db.tcp(&web6, 80, 1000)? == v6(&db_at)?, "real source over IPv6");
+    ensure!(
+        db.tcp("web.lab.internal", 80, 1000)? == v4(&db_at)?
+            || db.tcp("web.lab.internal", 80, 1)? == v6(&db_at)?
+    );
+    ensure!(
+        db.tcp(&web4, 80, 1000)? == v4(&db_at)?,
+        "real source over IPv4"
+    );
+    ensure!(
+        db.tcp(&web6, 80, 1000)? == v6(&db_at)?,
+        "real source over IPv6"
+    );
     Ok(())
 }
 
 fn full_size_packets_pass_both_ways(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
-    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let [a, b] = &hosts[..] else {
+        unreachable!("two hosts were asked for")
+    };
     let (web, db) = (lab.workload("web")?, lab.workload("db")?);
     let (web_at, db_at) = (a.attach(&web, "lab", "web")?, b.attach(&db, "lab", "db")?);
     for (from, to, at) in [(&db, &web, &web_at), (&web, &db, &db_at)] {
@@ -63,7 +91,8 @@ fn full_size_packets_pass_both_ways(lab: &Lab) -> Result<()> {
         for (address, any, headers) in [(v4(at)?, "0.0.0.0", 28), (v6(at)?, "::", 48)] {
             let (_tcp, _udp) = (to.serve("tcp", any, 7000)?, to.serve("udp", any, 7000)?);
             from.reaches(&address, SOON)?;
-            from.udp(&address, 7000, mtu - headers).context("a datagram that fills the MTU")?;
+            from.udp(&address, 7000, mtu - headers)
+                .context("a datagram that fills the MTU")?;
             from.tcp(&address, 7000, 5_000_000)?;
         }
         // 1400 bytes of payload in one piece where the MTU has room for it (IPv4), cut by the sender where not.
@@ -71,7 +100,9 @@ fn full_size_packets_pass_both_ways(lab: &Lab) -> Result<()> {
         if mtu >= 1428 {
             from.udp(&address, 7001, 1400)?;
         } else {
-            from.ok(&["ping", "-n", "-q", "-c", "1", "-W", "2", "-s", "1400", &address])?;
+            from.ok(&[
+                "ping", "-n", "-q", "-c", "1", "-W", "2", "-s", "1400", &address,
+            ])?;
         }
     }
     Ok(())
@@ -79,10 +110,19 @@ fn full_size_packets_pass_both_ways(lab: &Lab) -> Result<()> {
 
 fn two_workloads_reach_one_remote_at_once(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
-    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
-    let (web, one, two) = (lab.workload("web")?, lab.workload("one")?, lab.workload("two")?);
+    let [a, b] = &hosts[..] else {
+        unreachable!("two hosts were asked for")
+    };
+    let (web, one, two) = (
+        lab.workload("web")?,
+        lab.workload("one")?,
+        lab.workload("two")?,
+    );
     let web4 = v4(&a.attach(&web, "lab", "web")?)?;
-    let (one4, two4) = (v4(&b.attach(&one, "lab", "one")?)?, v4(&b.attach(&two, "lab", "two")?)?);
+    let (one4, two4) = (
+        v4(&b.attach(&one, "lab", "one")?)?,
+        v4(&b.attach(&two, "lab", "two")?)?,
+    );
     let _server = web.serve("tcp", "0.0.0.0", 80)?;
     one.reaches(&web4, SOON)?;
     two.reaches(&web4, SOON)?;
@@ -91,7 +131,10 @@ fn two_workloads_reach_one_remote_at_once(lab: &Lab) -> Result<()> {
         (one.tcp(&web4, 80, 4_000_000), other.join())
     });
     ensure!(seen.0? == one4, "the first is seen by its own address");
-    ensure!(seen.1.ok().context("the thread ended")?? == two4, "the second is seen by its own address");
+    ensure!(
+        seen.1.ok().context("the thread ended")?? == two4,
+        "the second is seen by its own address"
+    );
     Ok(())
 }
 
@@ -100,31 +143,51 @@ fn local_traffic_never_leaves_the_host(lab: &Lab) -> Result<()> {
     let b = &hosts[1];
     let (one, two) = (lab.workload("one")?, lab.workload("two")?);
     let (at, _) = (b.attach(&one, "lab", "one")?, b.attach(&two, "lab", "two")?);
-    let (_s4, _s6) = (one.serve("tcp", "0.0.0.0", 80)?, one.serve("tcp", "::", 80)?);
+    let (_s4, _s6) = (
+        one.serve("tcp", "0.0.0.0", 80)?,
+        one.serve("tcp", "::", 80)?,
+    );
     two.reaches(&v4(&at)?, SOON)?;
     let before = b.ns().sent("eth0")?;
     two.tcp(&v4(&at)?, 80, 5_000_000)?;
     two.tcp(&v6(&at)?, 80, 5_000_000)?;
     let sent = b.ns().sent("eth0")? - before;
-    ensure!(sent < 200_000, "{sent} bytes left the host while 20 MB moved inside it");
+    ensure!(
+        sent < 200_000,
+        "{sent} bytes left the host while 20 MB moved inside it"
+    );
     Ok(())
 }
 
 fn workload_cannot_use_anothers_address(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
-    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
-    let (sink, good, bad) = (lab.workload("sink")?, lab.workload("good")?, lab.workload("bad")?);
+    let [a, b] = &hosts[..] else {
+        unreachable!("two hosts were asked for")
+    };
+    let (sink, good, bad) = (
+        lab.workload("sink")?,
+        lab.workload("good")?,
+        lab.workload("bad")?,
+    );
     let sink_at = a.attach(&sink, "lab", "sink")?;
-    let (good_at, bad_at) = (b.attach(&good, "lab", "good")?, b.attach(&bad, "lab", "bad")?);
+    let (good_at, bad_at) = (
+        b.attach(&good, "lab", "good")?,
+        b.attach(&bad, "lab", "bad")?,
+    );
     bad.reaches(&v4(&sink_at)?, SOON)?;
     bad.reaches(&v6(&sink_at)?, SOON)?;
-    let sides = [(v4(&sink_at)?, v4(&good_at)?, v4(&bad_at)?), (v6(&sink_at)?, v6(&good_at)?, v6(&bad_at)?)];
+    let sides = [
+        (v4(&sink_at)?, v4(&good_at)?, v4(&bad_at)?),
+        (v6(&sink_at)?, v6(&good_at)?, v6(&bad_at)?),
+    ];
     for (to, others, own) in sides {
         // The last datagram is honest and ends the wait, so that "nothing forged arrived" is no matter of time.
         let listener = std::thread::scope(|s| {
             let waiting = s.spawn(|| sink.socket(&["wait", &to, "7777", "8"]));
             let sent = (|| -> Result<()> {
-                until("the sink listens", SOON, || Ok(sink.ok(&["ss", "-Hlun", "sport = 7777"])?.contains("7777")))?;
+                until("the sink listens", SOON, || {
+                    Ok(sink.ok(&["ss", "-Hlun", "sport = 7777"])?.contains("7777"))
+                })?;
                 for source in [&others, &to, &own] {
                     let text = if *source == own { "end" } else { "forged" };
                     let answer = bad.socket(&["forge", source, &to, "7777", text])?;
@@ -132,68 +195,105 @@ fn workload_cannot_use_anothers_address(lab: &Lab) -> Result<()> {
                 }
                 Ok(())
             })();
-            sent.and_then(|()| waiting.join().map_err(|_| anyhow::anyhow!("the listener panicked"))?)
+            sent.and_then(|()| {
+                waiting
+                    .join()
+                    .map_err(|_| anyhow::anyhow!("the listener panicked"))?
+            })
         })?;
-        ensure!(!listener.out.contains("forged"), "a forged source arrived: {listener}");
-        ensure!(listener.out.contains(&format!("{own} end")), "the honest packet did not arrive: {listener}");
+        ensure!(
+            !listener.out.contains("forged"),
+            "a forged source arrived: {listener}"
+        );
+        ensure!(
+            listener.out.contains(&format!("{own} end")),
+            "the honest packet did not arrive: {listener}"
+        );
     }
     Ok(())
 }
 
 fn detach_frees_name_and_leaves_nothing(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
-    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let [a, b] = &hosts[..] else {
+        unreachable!("two hosts were asked for")
+    };
     let (before, web) = (crate::lab::snapshot::of(a.ns())?, lab.workload("web")?);
     let inside = crate::lab::snapshot::of(&web)?;
     let b4 = b.overlay("lab")?.0;
     let first = a.attach(&web, "lab", "web")?;
-    b.ns().resolves(&b4, &["web.lab.internal", "A"], &v4(&first)?, SOON)?;
+    b.ns()
+        .resolves(&b4, &["web.lab.internal", "A"], &v4(&first)?, SOON)?;
     let listed = a.json(&["workload", "ls"])?;
     ensure!(listed["workloads"][0]["workload"] == "web", "{listed}");
     a.ok(&["detach", "web"])?;
     inside.assert_same(&crate::lab::snapshot::of(&web)?, "the detached namespace")?;
     before.assert_same(&crate::lab::snapshot::of(a.ns())?, "the host after detach")?;
-    until("the name is gone at the other member", Duration::from_secs(5), || {
-        Ok(b.ns().dig(&b4, &["web.lab.internal", "A"])?.status == "NXDOMAIN")
-    })?;
+    until(
+        "the name is gone at the other member",
+        Duration::from_secs(5),
+        || Ok(b.ns().dig(&b4, &["web.lab.internal", "A"])?.status == "NXDOMAIN"),
+    )?;
     a.fails(5, "E-", &["detach", "web"])?;
-    a.attach(&web, "lab", "web").context("name and namespace are free again").map(drop)
+    a.attach(&web, "lab", "web")
+        .context("name and namespace are free again")
+        .map(drop)
 }
 
 fn death_of_a_namespace_frees_its_name(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
-    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let [a, b] = &hosts[..] else {
+        unreachable!("two hosts were asked for")
+    };
     let web = lab.workload("web")?;
     let before = crate::lab::snapshot::of(a.ns())?;
     let at = a.attach(&web, "lab", "web")?;
     let b4 = b.overlay("lab")?.0;
-    b.ns().resolves(&b4, &["web.lab.internal", "A"], &v4(&at)?, SOON)?;
+    b.ns()
+        .resolves(&b4, &["web.lab.internal", "A"], &v4(&at)?, SOON)?;
     // Only the name of the namespace goes first: nothing holds it then, so the namespace itself ends.
     crate::lab::sh("ip", &["netns", "del", web.name()])?;
-    until("the dead workload's name is withdrawn", Duration::from_secs(5), || {
-        Ok(b.ns().dig(&b4, &["web.lab.internal", "A"])?.status == "NXDOMAIN")
-    })?;
+    until(
+        "the dead workload's name is withdrawn",
+        Duration::from_secs(5),
+        || Ok(b.ns().dig(&b4, &["web.lab.internal", "A"])?.status == "NXDOMAIN"),
+    )?;
     // The others are told of it beside the clearing up in the kernel.
-    until("nothing of it is left in the kernel", Duration::from_secs(5), || {
-        before.assert_same(&crate::lab::snapshot::of(a.ns())?, "the host after the workload's death").map(|()| true)
-    })
+    until(
+        "nothing of it is left in the kernel",
+        Duration::from_secs(5),
+        || {
+            before
+                .assert_same(
+                    &crate::lab::snapshot::of(a.ns())?,
+                    "the host after the workload's death",
+                )
+                .map(|()| true)
+        },
+    )
     .map(drop)
 }
 
 fn namespace_made_anew_under_its_name_is_attached_at_once(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
-    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let [a, b] = &hosts[..] else {
+        unreachable!("two hosts were asked for")
+    };
     let web = lab.workload("web")?;
     a.attach(&web, "lab", "web")?;
     for again in 0..5 {
         web.delete();
         let web = crate::lab::netns::Netns::make(web.name())?;
-        a.attach(&web, "lab", "web").with_context(|| format!("attached for the {again}. time"))?;
+        a.attach(&web, "lab", "web")
+            .with_context(|| format!("attached for the {again}. time"))?;
         // What is told late of the old one's death does not end the new one.
         web.reaches(&b.overlay("lab")?.0, SOON)?;
     }
     std::thread::sleep(Duration::from_secs(3));
-    ensure!(a.json(&["workload", "ls"])?["workloads"][0]["workload"] == "web", "the last one lives");
+    ensure!(
+        a.json(&["workload", "ls"])?["workloads"][0]["workload"] == "web",
+        "the last one lives"
+    );
     web.reaches(&b.overlay("lab")?.0, SOON).map(drop)
 }
 
@@ -206,18 +306,37 @@ fn one_namespace_by_another_path_is_a_conflict_that_names_the_first(lab: &Lab) -
         // By its path, and by a process in it. `ip netns exec` replaces itself by the program.
         let process = format!("/proc/{}/ns/net", inside.id());
         until("the process is inside", SOON, || {
-            let inode =
-                |path: &str| -> Result<u64> { Ok(std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path)?)) };
+            let inode = |path: &str| -> Result<u64> {
+                Ok(std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(
+                    path,
+                )?))
+            };
             Ok(inode(&process)? == inode(&format!("/run/netns/{}", web.name()))?)
         })?;
         for path in [format!("/run/netns/{}", web.name()), process] {
-            let refused =
-                a.fails(6, "E-ATTACHED", &["attach", "netns", &path, "--subnet", "lab", "--name", "other"])?;
-            ensure!(refused.to_string().contains("network namespace of web"), "it names the first: {refused}");
+            let refused = a.fails(
+                6,
+                "E-ATTACHED",
+                &[
+                    "attach", "netns", &path, "--subnet", "lab", "--name", "other",
+                ],
+            )?;
+            ensure!(
+                refused.to_string().contains("network namespace of web"),
+                "it names the first: {refused}"
+            );
         }
         a.ok(&["detach", "web"])?;
-        a.ok(&["attach", "netns", &format!("/run/netns/{}", web.name()), "--subnet", "lab", "--name", "other"])
-            .map(drop)
+        a.ok(&[
+            "attach",
+            "netns",
+            &format!("/run/netns/{}", web.name()),
+            "--subnet",
+            "lab",
+            "--name",
+            "other",
+        ])
+        .map(drop)
     })();
     inside.kill()?;
     inside.wait()?;
@@ -226,7 +345,9 @@ fn one_namespace_by_another_path_is_a_conflict_that_names_the_first(lab: &Lab) -
 
 fn changes_inside_a_namespace_are_repaired_within_two_seconds(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
-    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let [a, b] = &hosts[..] else {
+        unreachable!("two hosts were asked for")
+    };
     let web = lab.workload("web")?;
     let at = a.attach(&web, "lab", "web")?;
     let (link, b4) = (crate::lab::text(&at, "interface")?, b.overlay("lab")?.0);
@@ -255,9 +376,17 @@ fn changes_inside_a_namespace_are_repaired_within_two_seconds(lab: &Lab) -> Resu
                 state()
             })?;
             ensure!(changed != before, "{change:?} changes something");
-            until(&format!("{change:?} is repaired"), Duration::from_secs(2), || Ok(web.pings(&b4)))?;
-            until(&format!("all of {change:?} is repaired"), Duration::from_secs(2), || Ok(state()? == before))
-                .with_context(|| format!("{:?} instead of {before:?}", state()))?;
+            until(
+                &format!("{change:?} is repaired"),
+                Duration::from_secs(2),
+                || Ok(web.pings(&b4)),
+            )?;
+            until(
+                &format!("all of {change:?} is repaired"),
+                Duration::from_secs(2),
+                || Ok(state()? == before),
+            )
+            .with_context(|| format!("{:?} instead of {before:?}", state()))?;
         }
     }
     Ok(())
@@ -271,7 +400,10 @@ fn an_address_comes_back_to_its_name_after_detach_and_restart(lab: &Lab) -> Resu
     let first = addresses(&a.attach(&web, "lab", "web")?)?;
     a.ok(&["detach", "web"])?;
     let other = addresses(&a.attach(&db, "lab", "db")?)?;
-    ensure!(other.0 != first.0 && other.1 != first.1, "{first:?} is kept for web: {other:?}");
+    ensure!(
+        other.0 != first.0 && other.1 != first.1,
+        "{first:?} is kept for web: {other:?}"
+    );
     a.terminate()?;
     a.start()?;
     web.delete();
@@ -282,7 +414,10 @@ fn an_address_comes_back_to_its_name_after_detach_and_restart(lab: &Lab) -> Resu
     a.kill9()?;
     a.start()?;
     let stands = addresses(&a.json(&["workload", "show", "web"])?)?;
-    ensure!(stands == first, "what the kernel took stands after a crash: {stands:?}");
+    ensure!(
+        stands == first,
+        "what the kernel took stands after a crash: {stands:?}"
+    );
     Ok(())
 }
 
@@ -293,30 +428,93 @@ fn fixed_address_and_its_conflict(lab: &Lab) -> Result<()> {
     let [x, y, z, _] = own.octets();
     let wanted = format!("{x}.{y}.{z}.200");
     let (one, two) = (lab.workload("one")?, lab.workload("two")?);
-    let at = a.json(&["attach", "netns", one.name(), "--subnet", "lab", "--name", "one", "--ip", &wanted])?;
+    let at = a.json(&[
+        "attach",
+        "netns",
+        one.name(),
+        "--subnet",
+        "lab",
+        "--name",
+        "one",
+        "--ip",
+        &wanted,
+    ])?;
     ensure!(v4(&at)? == wanted, "{at}");
     hosts[1].ns().reaches(&wanted, SOON)?;
-    a.fails(6, "E-", &["attach", "netns", two.name(), "--subnet", "lab", "--name", "two", "--ip", &wanted])?;
-    a.fails(6, "E-", &["attach", "netns", two.name(), "--subnet", "lab", "--name", "one"])?;
-    a.fails(5, "E-", &["attach", "netns", "bwt-no-such-namespace", "--subnet", "lab"])?;
-    ensure!(!two.ip(&["-o", "link"])?.contains("byway"), "a refused attach leaves nothing behind");
+    a.fails(
+        6,
+        "E-",
+        &[
+            "attach",
+            "netns",
+            two.name(),
+            "--subnet",
+            "lab",
+            "--name",
+            "two",
+            "--ip",
+            &wanted,
+        ],
+    )?;
+    a.fails(
+        6,
+        "E-",
+        &[
+            "attach",
+            "netns",
+            two.name(),
+            "--subnet",
+            "lab",
+            "--name",
+            "one",
+        ],
+    )?;
+    a.fails(
+        5,
+        "E-",
+        &[
+            "attach",
+            "netns",
+            "bwt-no-such-namespace",
+            "--subnet",
+            "lab",
+        ],
+    )?;
+    ensure!(
+        !two.ip(&["-o", "link"])?.contains("byway"),
+        "a refused attach leaves nothing behind"
+    );
     Ok(())
 }
 
 fn iperf_both_ways(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
-    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let [a, b] = &hosts[..] else {
+        unreachable!("two hosts were asked for")
+    };
     let (web, db) = (lab.workload("web")?, lab.workload("db")?);
     let web4 = v4(&a.attach(&web, "lab", "web")?)?;
     b.attach(&db, "lab", "db")?;
     db.reaches(&web4, SOON)?;
-    let mut server = web.command(&["iperf3", "-s"]).stdout(std::process::Stdio::null()).spawn()?;
+    let mut server = web
+        .command(&["iperf3", "-s"])
+        .stdout(std::process::Stdio::null())
+        .spawn()?;
     let outcome = (|| -> Result<()> {
-        until("iperf3 listens", SOON, || Ok(web.ok(&["ss", "-Hltn", "sport = 5201"])?.contains("5201")))?;
-        for direction in [&["-t", "3"][..], &["-t", "3", "-R"], &["-t", "3", "-P", "4"]] {
-            let report: serde_json::Value =
-                serde_json::from_str(&db.ok(&[&["iperf3", "-J", "-c", &web4], direction].concat())?)?;
-            let rate = report["end"]["sum_received"]["bits_per_second"].as_f64().context("a rate")?;
+        until("iperf3 listens", SOON, || {
+            Ok(web.ok(&["ss", "-Hltn", "sport = 5201"])?.contains("5201"))
+        })?;
+        for direction in [
+            &["-t", "3"][..],
+            &["-t", "3", "-R"],
+            &["-t", "3", "-P", "4"],
+        ] {
+            let report: serde_json::Value = serde_json::from_str(
+                &db.ok(&[&["iperf3", "-J", "-c", &web4], direction].concat())?,
+            )?;
+            let rate = report["end"]["sum_received"]["bits_per_second"]
+                .as_f64()
+                .context("a rate")?;
             ensure!(rate > 100e6, "{direction:?}: {:.0} Mbit/s", rate / 1e6);
         }
         Ok(())
@@ -330,14 +528,20 @@ fn iperf_both_ways(lab: &Lab) -> Result<()> {
 fn asks(host: &Host, request: &serde_json::Value) -> Result<serde_json::Value> {
     let client = byway::api::client::Client::new(host.socket());
     let request = serde_json::from_value(request.clone()).context("a request")?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let answer = runtime.block_on(client.call(&request)).map_err(|error| anyhow::anyhow!("{error}"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let answer = runtime
+        .block_on(client.call(&request))
+        .map_err(|error| anyhow::anyhow!("{error}"))?;
     Ok(serde_json::to_value(answer)?)
 }
 
 fn an_engine_attaches_a_container_before_it_has_a_namespace(lab: &Lab) -> Result<()> {
     let hosts = lab.subnet(&["a", "b"])?;
-    let [a, b] = &hosts[..] else { unreachable!("two hosts were asked for") };
+    let [a, b] = &hosts[..] else {
+        unreachable!("two hosts were asked for")
+    };
     let (web, db) = (lab.workload("web")?, lab.workload("db")?);
     b.attach(&db, "lab", "db")?;
     let before = crate::lab::snapshot::of(a.ns())?;
@@ -349,30 +553,61 @@ fn an_engine_attaches_a_container_before_it_has_a_namespace(lab: &Lab) -> Result
     asks(a, &of(None))?;
     let shown = a.json(&["workload", "show", "web"])?;
     let (web4, web6) = (v4(&shown)?, v6(&shown)?);
-    ensure!(shown["state"] == "no-namespace" && shown["container"] == "0f1e2d", "{shown}");
+    ensure!(
+        shown["state"] == "no-namespace" && shown["container"] == "0f1e2d",
+        "{shown}"
+    );
     until("the other host has the name", SOON, || {
-        Ok(b.json(&["dns", "query", "web.lab.internal"]).is_ok_and(|found| found.to_string().contains(&web4)))
+        Ok(b.json(&["dns", "query", "web.lab.internal"])
+            .is_ok_and(|found| found.to_string().contains(&web4)))
     })?;
-    ensure!(crate::lab::snapshot::of(a.ns())? == before, "nothing was made");
+    ensure!(
+        crate::lab::snapshot::of(a.ns())? == before,
+        "nothing was made"
+    );
     // The namespace completes it, with the interface called as the engine wants.
     asks(a, &of(Some(web.name())))?;
     let inside = web.ip(&["-o", "addr", "show", "dev", "eth0"])?;
-    ensure!(inside.contains(&web4) && inside.contains(&web6), "the same addresses, on eth0: {inside}");
+    ensure!(
+        inside.contains(&web4) && inside.contains(&web6),
+        "the same addresses, on eth0: {inside}"
+    );
     db.reaches(&web4, SOON)?;
     db.reaches("web.lab.internal", SOON)?;
     // A link of that name that is somebody's own is in the way, and what was asked for leaves nothing behind.
     let other = lab.workload("other")?;
-    other.ip(&["link", "add", "eth0", "type", "veth", "peer", "name", "eth1"])?;
+    other.ip(&[
+        "link", "add", "eth0", "type", "veth", "peer", "name", "eth1",
+    ])?;
     let taken = serde_json::json!({"engine": "cni", "container": "99", "interface": "eth0", "netns": other.name()});
-    let taken = serde_json::json!({"verb": "attach", "subnet": "lab", "workload": {"container": taken}});
-    let refused = asks(a, &taken).err().context("eth0 is another's")?.to_string();
-    ensure!(refused.contains("eth0") && refused.contains("E-KERNEL"), "{refused}");
-    ensure!(a.json(&["workload", "ls"])?["workloads"].as_array().is_some_and(|all| all.len() == 1));
+    let taken =
+        serde_json::json!({"verb": "attach", "subnet": "lab", "workload": {"container": taken}});
+    let refused = asks(a, &taken)
+        .err()
+        .context("eth0 is another's")?
+        .to_string();
+    ensure!(
+        refused.contains("eth0") && refused.contains("E-KERNEL"),
+        "{refused}"
+    );
+    ensure!(
+        a.json(&["workload", "ls"])?["workloads"]
+            .as_array()
+            .is_some_and(|all| all.len() == 1)
+    );
     let gone = serde_json::json!({"verb": "detach", "workload": "0f1e2d", "interface": "eth0", "subnet": null});
     asks(a, &gone)?;
-    until("nothing is left of it", SOON, || Ok(crate::lab::snapshot::of(a.ns())? == before))?;
-    ensure!(!web.ip(&["-o", "link", "show"])?.contains("eth0"), "the interface is gone");
-    ensure!(other.ip(&["-o", "link", "show"])?.contains("eth0"), "and the one that was there stays");
+    until("nothing is left of it", SOON, || {
+        Ok(crate::lab::snapshot::of(a.ns())? == before)
+    })?;
+    ensure!(
+        !web.ip(&["-o", "link", "show"])?.contains("eth0"),
+        "the interface is gone"
+    );
+    ensure!(
+        other.ip(&["-o", "link", "show"])?.contains("eth0"),
+        "and the one that was there stays"
+    );
     other.ip(&["link", "del", "eth0"])?;
     Ok(())
 }

@@ -33,19 +33,29 @@ impl Life {
     fn new(seed: u64, grant_life: Option<u64>) -> Life {
         let mut world = World::found_for(2, seed, grant_life);
         world.admit(0, 1, "m1");
-        Life { world, gone: 0, hundred: Vec::new() }
+        Life {
+            world,
+            gone: 0,
+            hundred: Vec::new(),
+        }
     }
 
     /// One joins and is removed, each decided on a copy, signed and absorbed.
     fn come_and_go(&mut self) {
         let (joiner, n) = (newcomer(self.gone).peer, self.gone);
-        let ask = Ask { joiner, name: name(&format!("x{n}")), ..self.world.ask(1, "x") };
+        let ask = Ask {
+            joiner,
+            name: name(&format!("x{n}")),
+            ..self.world.ask(1, "x")
+        };
         let began = Instant::now();
         self.world.change(0, |s, me, now| {
-            s.admit(me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now).unwrap();
+            s.admit(me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now)
+                .unwrap();
         });
         assert!(self.world.records(0).is_subject(joiner));
-        self.world.change(0, |s, me, now| s.remove(me, joiner, now).unwrap());
+        self.world
+            .change(0, |s, me, now| s.remove(me, joiner, now).unwrap());
         self.hundred.push(began.elapsed());
         if self.hundred.len() > 100 {
             self.hundred.remove(0);
@@ -125,7 +135,10 @@ fn storm(removals: u32) {
     }
     println!("epochs at {epochs:?}; at most {most:?} records, bytes, revocations");
     assert_eq!(epochs.len() as u32, removals / (EPOCH_ABOVE as u32 + 4));
-    assert!(most.2 <= EPOCH_ABOVE + 100 && most.0 <= 2 * EPOCH_ABOVE + 300, "{most:?}");
+    assert!(
+        most.2 <= EPOCH_ABOVE + 100 && most.0 <= 2 * EPOCH_ABOVE + 300,
+        "{most:?}"
+    );
     assert!(most.1 < 4 << 20, "{most:?}");
     life.assert_sound();
 }
@@ -157,14 +170,24 @@ fn years(removals: u32, grant_days: u64) {
         }
         let now = life.size();
         let bounded = size.0 == 0 || (now.0 <= size.0 + 10 && now.1 <= size.1 + size.1 / 20);
-        assert!(bounded, "{now:?} records, bytes, revocations on day {day}, {size:?} on day {full}");
+        assert!(
+            bounded,
+            "{now:?} records, bytes, revocations on day {day}, {size:?} on day {full}"
+        );
         if life.gone >= removals {
-            println!("day {day}: {} gone, {:?} each, {now:?}", life.gone, life.cost());
+            println!(
+                "day {day}: {} gone, {:?} each, {now:?}",
+                life.gone,
+                life.cost()
+            );
             break;
         }
     }
     let (first, last) = (first.unwrap(), life.cost());
-    assert!(last < first * 3, "{last:?} each at last, {first:?} on day {full}");
+    assert!(
+        last < first * 3,
+        "{last:?} each at last, {first:?} on day {full}"
+    );
     life.assert_sound();
 }
 
@@ -185,23 +208,49 @@ fn the_owners_epoch_comes_by_itself_and_leaves_the_records_small() {
     let mut world = World::found(2, 36);
     world.admit(0, 1, "m1");
     let owner = world.nodes[0].me.clone();
-    let old = world.records(0).grants_of(world.nodes[1].me.peer).next().unwrap().clone();
+    let old = world
+        .records(0)
+        .grants_of(world.nodes[1].me.peer)
+        .next()
+        .unwrap()
+        .clone();
     let pairs = |n: u32| {
-        let grant = Grant { subject: newcomer(n).peer, leases: vec![], addresses: vec![], ..old.clone() };
+        let grant = Grant {
+            subject: newcomer(n).peer,
+            leases: vec![],
+            addresses: vec![],
+            ..old.clone()
+        };
         let grant = Signed::new(world.id, &Body::Grant(grant), &owner.key);
-        let out = Revocation { subject: newcomer(n).peer, generation: 1, ends: grant.digest(), seat: 0 };
-        [grant, Signed::new(world.id, &Body::Revocation(out), &owner.key)]
+        let out = Revocation {
+            subject: newcomer(n).peer,
+            generation: 1,
+            ends: grant.digest(),
+            seat: 0,
+        };
+        [
+            grant,
+            Signed::new(world.id, &Body::Revocation(out), &owner.key),
+        ]
     };
     let records: Vec<Signed> = (0..EPOCH_ABOVE as u32 + 1).flat_map(pairs).collect();
     assert_eq!(checked(&records).len(), records.len());
     let (most, last) = records.split_at(records.len() - 2);
     world.give(0, most);
     world.look_after(0);
-    assert_eq!(world.records(0).live_revocations(), EPOCH_ABOVE, "no epoch before its time");
+    assert_eq!(
+        world.records(0).live_revocations(),
+        EPOCH_ABOVE,
+        "no epoch before its time"
+    );
     world.give(0, last);
     world.look_after(0);
     assert_eq!(world.records(0).live_revocations(), 0);
-    assert!(world.records(0).all().count() < 10, "{}", world.records(0).all().count());
+    assert!(
+        world.records(0).all().count() < 10,
+        "{}",
+        world.records(0).all().count()
+    );
     world.gossip(10);
     world.assert_agreed();
     assert_eq!(world.members(1).len(), 2);

@@ -41,15 +41,24 @@ fn two_admins_removing_two_members_in_a_partition_both_hold_after_it() {
         world.change(1, |s, me, now| s.remove(me, gone_a, now).unwrap());
         world.change(2, |s, me, now| s.remove(me, gone_b, now).unwrap());
         world.gossip(10);
-        assert!(!world.members(3).contains(&gone_a) && world.members(3).contains(&gone_b), "seed {seed}");
+        assert!(
+            !world.members(3).contains(&gone_a) && world.members(3).contains(&gone_b),
+            "seed {seed}"
+        );
         world.side = vec![0; 7];
         world.gossip(40);
         world.assert_agreed();
         for node in 0..5 {
             let members = world.members(node);
-            assert!(!members.contains(&gone_a) && !members.contains(&gone_b), "node {node} seed {seed}");
+            assert!(
+                !members.contains(&gone_a) && !members.contains(&gone_b),
+                "node {node} seed {seed}"
+            );
         }
-        assert!(!world.records(0).forked(), "the next head repeats the union");
+        assert!(
+            !world.records(0).forked(),
+            "the next head repeats the union"
+        );
     }
 }
 
@@ -72,7 +81,12 @@ fn removed_member_is_cut_and_stays_out() {
     world.admit(0, 3, "m3");
     world.gossip(20);
     world.assert_agreed();
-    assert_eq!(world.records(0).resolve(world.now).members[&gone].grant.generation, 2);
+    assert_eq!(
+        world.records(0).resolve(world.now).members[&gone]
+            .grant
+            .generation,
+        2
+    );
 }
 
 #[test]
@@ -90,19 +104,40 @@ fn only_the_owner_and_admins_have_a_say() {
             not_after: world.now + 99,
             ..grant.clone()
         }),
-        Body::Grant(Grant { subject: victim, generation: 9, ..grant }),
+        Body::Grant(Grant {
+            subject: victim,
+            generation: 9,
+            ..grant
+        }),
         Body::Head(Head {
             number: u64::MAX,
-            seats: vec![Seat { admin: mallory.peer, since: 1, part: vec![] }],
+            seats: vec![Seat {
+                admin: mallory.peer,
+                since: 1,
+                part: vec![],
+            }],
             least: 9,
             destroyed: true,
             issued: world.now,
         }),
-        Body::Revocation(Revocation { subject: victim, generation: 9, ends: [0; 32], seat: 0 }),
-        Body::Revocation(Revocation { subject: victim, generation: 9, ends: [0; 32], seat: 1 }),
+        Body::Revocation(Revocation {
+            subject: victim,
+            generation: 9,
+            ends: [0; 32],
+            seat: 0,
+        }),
+        Body::Revocation(Revocation {
+            subject: victim,
+            generation: 9,
+            ends: [0; 32],
+            seat: 1,
+        }),
     ];
     let before = held.resolve(world.now);
-    let records: Vec<Signed> = forged.iter().map(|b| Signed::new(world.id, b, &mallory.key)).collect();
+    let records: Vec<Signed> = forged
+        .iter()
+        .map(|b| Signed::new(world.id, b, &mallory.key))
+        .collect();
     world.give(0, &records);
     assert_eq!(world.records(0).resolve(world.now), before);
 }
@@ -112,7 +147,13 @@ fn grants_are_renewed_at_half_their_life_and_end_without_renewal() {
     let mut world = World::whole(2, 6);
     world.gossip(10);
     let member = world.nodes[1].me.peer;
-    let end = |w: &World, node: usize| w.records(node).resolve(w.now).members.get(&member).map(|m| m.grant.not_after);
+    let end = |w: &World, node: usize| {
+        w.records(node)
+            .resolve(w.now)
+            .members
+            .get(&member)
+            .map(|m| m.grant.not_after)
+    };
     let first = end(&world, 1).unwrap();
     world.now += 46 * 86_400;
     world.gossip(10);
@@ -132,25 +173,48 @@ fn an_admin_removed_by_another_admin_has_no_say_any_more() {
     world.gossip(20);
     // The owner is away; the removed one signs on: it puts a member out, lets itself in, and an accomplice.
     let seat = world.records(1).head().seat(rogue.peer).unwrap().since;
-    let out = Revocation { subject: victim, generation: 1, ends: [0; 32], seat };
-    let mut grant = world.records(1).grants_of(rogue.peer).next().unwrap().clone();
+    let out = Revocation {
+        subject: victim,
+        generation: 1,
+        ends: [0; 32],
+        seat,
+    };
+    let mut grant = world
+        .records(1)
+        .grants_of(rogue.peer)
+        .next()
+        .unwrap()
+        .clone();
     grant.generation = 9;
     grant.seat = seat;
-    let accomplice = Grant { subject: identity(77).peer, ..grant.clone() };
-    let signed = [Body::Revocation(out), Body::Grant(grant), Body::Grant(accomplice)];
+    let accomplice = Grant {
+        subject: identity(77).peer,
+        ..grant.clone()
+    };
+    let signed = [
+        Body::Revocation(out),
+        Body::Grant(grant),
+        Body::Grant(accomplice),
+    ];
     let signed = signed.map(|b| Signed::new(world.id, &b, &rogue.key));
     world.give(3, &signed);
     world.give(4, &signed);
     for node in [3, 4] {
         let members = world.members(node);
-        assert!(members.contains(&victim) && !members.contains(&rogue.peer), "node {node}");
+        assert!(
+            members.contains(&victim) && !members.contains(&rogue.peer),
+            "node {node}"
+        );
         assert!(!members.contains(&identity(77).peer), "node {node}");
     }
     world.side = vec![0; 5];
     world.gossip(40);
     for node in [0, 2, 3, 4] {
         let members = world.members(node);
-        assert!(members.len() == 4 && !members.contains(&rogue.peer), "node {node}");
+        assert!(
+            members.len() == 4 && !members.contains(&rogue.peer),
+            "node {node}"
+        );
     }
 }
 
@@ -204,7 +268,10 @@ fn an_owner_restored_from_a_backup_forgets_no_revocation() {
         world.gossip(60);
         for node in [0, 1, 2, 5] {
             let members = world.members(node);
-            assert!(!members.contains(&one) && !members.contains(&two), "node {node} seed {seed}");
+            assert!(
+                !members.contains(&one) && !members.contains(&two),
+                "node {node} seed {seed}"
+            );
         }
         assert!(!world.records(0).forked());
     }
@@ -226,7 +293,11 @@ fn an_owner_long_away_comes_back_and_nobody_renews_it_meanwhile() {
     assert!(world.records(1).grants_of(owner).count() == 1);
     let before: BTreeSet<_> = world.records(1).held();
     world.gossip(3);
-    assert_eq!(before, world.records(1).held(), "upkeep signs nothing without a reason");
+    assert_eq!(
+        before,
+        world.records(1).held(),
+        "upkeep signs nothing without a reason"
+    );
     world.side = vec![0; 4];
     world.gossip(20);
     world.assert_agreed();
@@ -244,7 +315,9 @@ fn one_who_left_twice_and_ran_out_is_admitted_again() {
     std::mem::swap(&mut world.nodes[1], &mut fresh);
     world.admit(0, 1, "m1");
     world.now += 1;
-    world.change(1, |s, me, now| s.set_endpoints(me, &["/memory/1".into()], now).unwrap());
+    world.change(1, |s, me, now| {
+        s.set_endpoints(me, &["/memory/1".into()], now).unwrap()
+    });
     world.gossip(5);
     let peer = world.nodes[1].me.peer;
     assert!(world.members(0).contains(&peer));
@@ -271,12 +344,21 @@ fn an_admin_that_left_has_no_say_and_whom_it_admitted_stays() {
     let (admin, late) = (world.nodes[1].me.clone(), world.nodes[4].me.peer);
     world.change(1, |s, me, now| s.say_goodbye(me, now).unwrap());
     world.gossip(20);
-    let out = |seat| Revocation { subject: late, generation: 1, ends: [0; 32], seat };
-    let signed = [1, 2, 3].map(|seat| Signed::new(world.id, &Body::Revocation(out(seat)), &admin.key));
+    let out = |seat| Revocation {
+        subject: late,
+        generation: 1,
+        ends: [0; 32],
+        seat,
+    };
+    let signed =
+        [1, 2, 3].map(|seat| Signed::new(world.id, &Body::Revocation(out(seat)), &admin.key));
     world.give(2, &signed);
     for node in [0, 2, 3] {
         let members = world.members(node);
-        assert!(members.contains(&late) && !members.contains(&admin.peer), "node {node}");
+        assert!(
+            members.contains(&late) && !members.contains(&admin.peer),
+            "node {node}"
+        );
     }
 }
 
@@ -296,19 +378,28 @@ fn two_admins_removed_by_a_third_do_not_bring_each_other_back() {
         let again = |world: &World, by: &byway::model::members::Identity, whom: PeerId| {
             let seat = world.records(3).head().seat(by.peer).unwrap().since;
             let old = world.records(3).grants_of(whom).next().unwrap().clone();
-            let grant = Grant { generation: 2, version: old.version + 1, seat, ..old };
+            let grant = Grant {
+                generation: 2,
+                version: old.version + 1,
+                seat,
+                ..old
+            };
             Signed::new(world.id, &Body::Grant(grant), &by.key)
         };
         let signed = [again(&world, &b, c.peer), again(&world, &c, b.peer)];
         for node in [3, 4, 5] {
             world.give(node, &signed);
             let members = world.members(node);
-            assert!(!members.contains(&b.peer) && !members.contains(&c.peer), "node {node} seed {seed}");
+            assert!(
+                !members.contains(&b.peer) && !members.contains(&c.peer),
+                "node {node} seed {seed}"
+            );
         }
         // Nor does another admin; who removed them does.
         let ask = world.ask(1, "m1");
         world.change(3, |s, me, now| {
-            s.admit(me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now).unwrap();
+            s.admit(me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now)
+                .unwrap();
         });
         world.gossip(10);
         assert!(world.members(4).contains(&b.peer), "seed {seed}");
@@ -319,7 +410,10 @@ fn two_admins_removed_by_a_third_do_not_bring_each_other_back() {
         world.gossip(20);
         for node in [0, 3, 4, 5] {
             let members = world.members(node);
-            assert!(!members.contains(&b.peer) && !members.contains(&c.peer), "node {node} seed {seed}");
+            assert!(
+                !members.contains(&b.peer) && !members.contains(&c.peer),
+                "node {node} seed {seed}"
+            );
         }
     }
 }
@@ -334,10 +428,15 @@ fn whom_one_admin_removed_another_does_not_let_in() {
     let ask = world.ask(4, "m4");
     let mut refused = None;
     world.change(2, |s, me, now| {
-        refused = s.admit(me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now).err();
+        refused = s
+            .admit(me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now)
+            .err();
     });
     assert_eq!(refused.map(|e| e.code), Some(Code::Removed));
-    world.change(1, |s, me, now| s.admit(me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now).unwrap());
+    world.change(1, |s, me, now| {
+        s.admit(me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now)
+            .unwrap()
+    });
     world.gossip(10);
     assert!(world.members(3).contains(&gone));
     // Once it is in again every admin renews it.
@@ -359,18 +458,27 @@ fn two_admins_that_remove_each_other_are_both_out_and_the_owner_decides() {
         world.gossip(20);
         for node in [3, 4] {
             let members = world.members(node);
-            assert!(!members.contains(&b) && !members.contains(&c), "node {node} seed {seed}");
+            assert!(
+                !members.contains(&b) && !members.contains(&c),
+                "node {node} seed {seed}"
+            );
         }
         // That the owner is there again is no word of its about either of them.
         world.side = vec![0; 5];
         world.gossip(20);
         for node in [0, 3, 4] {
             let members = world.members(node);
-            assert!(!members.contains(&b) && !members.contains(&c), "node {node} seed {seed}");
+            assert!(
+                !members.contains(&b) && !members.contains(&c),
+                "node {node} seed {seed}"
+            );
         }
         world.admit(0, 1, "m1");
         world.gossip(20);
-        assert!(world.members(3).contains(&b) && !world.members(3).contains(&c), "seed {seed}");
+        assert!(
+            world.members(3).contains(&b) && !world.members(3).contains(&c),
+            "seed {seed}"
+        );
     }
 }
 
@@ -400,18 +508,31 @@ fn an_admin_cut_off_alone_still_puts_out_who_put_it_out_and_nobody_else() {
         world.change(1, |s, me, now| s.remove(me, d, now).unwrap());
         world.change(2, |s, me, now| s.remove(me, b, now).unwrap());
         world.gossip(20);
-        assert!(world.members(4).contains(&c) && !world.members(4).contains(&b), "seed {seed}");
+        assert!(
+            world.members(4).contains(&c) && !world.members(4).contains(&b),
+            "seed {seed}"
+        );
         // b meets a member: it is told its end, and shows its own word, since nobody takes its records any more.
         assert_eq!(show(&mut world, 1, 4), 0, "it does not know who removed it");
         let end = world.records(4).proof_about(b);
         world.give(1, &end);
-        assert_eq!((show(&mut world, 1, 4), show(&mut world, 1, 4)), (1, 0), "once, seed {seed}");
+        assert_eq!(
+            (show(&mut world, 1, 4), show(&mut world, 1, 4)),
+            (1, 0),
+            "once, seed {seed}"
+        );
         world.side = vec![9, 8, 2, 2, 2, 2];
         world.gossip(20);
         for node in [3, 4, 5] {
             let members = world.members(node);
-            assert!(!members.contains(&b) && !members.contains(&c), "node {node} seed {seed}");
-            assert!(members.contains(&d), "d did not remove b: node {node} seed {seed}");
+            assert!(
+                !members.contains(&b) && !members.contains(&c),
+                "node {node} seed {seed}"
+            );
+            assert!(
+                members.contains(&d),
+                "d did not remove b: node {node} seed {seed}"
+            );
         }
     }
 }
@@ -432,7 +553,10 @@ fn a_former_admin_shows_nothing_that_counts() {
     });
     let words: Vec<_> = words.collect();
     assert_eq!(words.len(), 1, "it has said so");
-    assert!(!world.records(3).takes_returned(&words[0], b), "its seat is gone");
+    assert!(
+        !world.records(3).takes_returned(&words[0], b),
+        "its seat is gone"
+    );
     let end = world.records(3).proof_about(b);
     world.give(1, &end);
     assert_eq!(show(&mut world, 1, 3), 0);
@@ -449,20 +573,33 @@ fn an_admin_cannot_take_administration_from_the_owner() {
     for n in 0..4000u32 {
         let mut made_up = [9; 32];
         made_up[..4].copy_from_slice(&n.to_be_bytes());
-        let out = Revocation { subject: PeerId(made_up), generation: u32::MAX >> (n % 32), ends: [1; 32], seat };
+        let out = Revocation {
+            subject: PeerId(made_up),
+            generation: u32::MAX >> (n % 32),
+            ends: [1; 32],
+            seat,
+        };
         signed.push(Signed::new(world.id, &Body::Revocation(out), &rogue.key));
     }
     for node in [0, 2, 3, 4] {
         let subject = world.nodes[node].me.peer;
         for generation in [1, 1 << 24, u32::MAX] {
-            let out = Revocation { subject, generation, ends: [1; 32], seat };
+            let out = Revocation {
+                subject,
+                generation,
+                ends: [1; 32],
+                seat,
+            };
             signed.push(Signed::new(world.id, &Body::Revocation(out), &rogue.key));
         }
     }
     for batch in signed.chunks(60) {
         world.give(0, batch);
     }
-    assert!(world.records(0).all().count() < 64, "what is about nobody is not held");
+    assert!(
+        world.records(0).all().count() < 64,
+        "what is about nobody is not held"
+    );
     let owner = world.nodes[0].me.peer;
     assert!(world.members(0).contains(&owner));
     // The owner un-names and removes it, lets the others in again, and ends the subnet.
@@ -484,7 +621,12 @@ fn an_admin_takes_no_address_and_no_name_of_others() {
     let before = world.records(0).resolve(world.now);
     let rogue = world.nodes[1].me.clone();
     let seat = world.records(1).head().seat(rogue.peer).unwrap().since;
-    let old = world.records(1).grants_of(rogue.peer).next().unwrap().clone();
+    let old = world
+        .records(1)
+        .grants_of(rogue.peer)
+        .next()
+        .unwrap()
+        .clone();
     let pools: Vec<ipnet::IpNet> = world.records(0).prefixes();
     let owner_address = before.members[&world.nodes[0].me.peer].addresses[0];
     // One grant for itself with both whole pools and the owner's address and name.
@@ -498,7 +640,12 @@ fn an_admin_takes_no_address_and_no_name_of_others() {
         ..old
     };
     // And one for another member that takes its address and its name away.
-    let victim = world.records(1).grants_of(world.nodes[3].me.peer).next().unwrap().clone();
+    let victim = world
+        .records(1)
+        .grants_of(world.nodes[3].me.peer)
+        .next()
+        .unwrap()
+        .clone();
     let stripped = Grant {
         leases: vec![],
         addresses: vec![],
@@ -508,14 +655,21 @@ fn an_admin_takes_no_address_and_no_name_of_others() {
         seat,
         ..victim
     };
-    let signed = [Body::Grant(all), Body::Grant(stripped)].map(|b| Signed::new(world.id, &b, &rogue.key));
+    let signed =
+        [Body::Grant(all), Body::Grant(stripped)].map(|b| Signed::new(world.id, &b, &rogue.key));
     for node in [0, 2, 3] {
         world.give(node, &signed);
         let after = world.records(node).resolve(world.now);
         for who in [0, 2, 3] {
             let peer = world.nodes[who].me.peer;
-            assert_eq!(after.members[&peer].addresses, before.members[&peer].addresses, "member {who} at {node}");
-            assert_eq!(after.members[&peer].name, before.members[&peer].name, "member {who} at {node}");
+            assert_eq!(
+                after.members[&peer].addresses, before.members[&peer].addresses,
+                "member {who} at {node}"
+            );
+            assert_eq!(
+                after.members[&peer].name, before.members[&peer].name,
+                "member {who} at {node}"
+            );
         }
     }
     world.change(0, |s, me, now| s.remove(me, rogue.peer, now).unwrap());
@@ -544,7 +698,10 @@ fn an_epoch_ends_every_revocation_and_nobodys_membership() {
     world.assert_agreed_but(&[4, 5]);
     // Admins go on admitting and removing.
     let ask = world.ask(4, "m4");
-    world.change(1, |s, me, now| s.admit(me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now).unwrap());
+    world.change(1, |s, me, now| {
+        s.admit(me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now)
+            .unwrap()
+    });
     world.gossip(10);
     assert!(world.members(3).contains(&gone[0]));
 }
@@ -554,8 +711,16 @@ fn ephemeral_members_go_when_they_are_not_seen_and_stay_while_they_are() {
     let mut world = World::found(3, 37);
     for who in 1..3 {
         let ask = world.ask(who, &format!("m{who}"));
-        world
-            .change(0, |s, me, now| s.admit(me, &ask, (Role::Member, Term::Ephemeral), &BTreeMap::new(), now).unwrap());
+        world.change(0, |s, me, now| {
+            s.admit(
+                me,
+                &ask,
+                (Role::Member, Term::Ephemeral),
+                &BTreeMap::new(),
+                now,
+            )
+            .unwrap()
+        });
     }
     let (there, away) = (world.nodes[1].me.peer, world.nodes[2].me.peer);
     world.seen.insert(there);
@@ -569,7 +734,13 @@ fn ephemeral_members_go_when_they_are_not_seen_and_stay_while_they_are() {
 
 #[test]
 fn what_an_owner_signed_with_a_wrong_clock_it_signs_anew() {
-    for wrong in [-400 * 86_400i64, -86_400, 86_400, 200 * 86_400, 30 * 365 * 86_400] {
+    for wrong in [
+        -400 * 86_400i64,
+        -86_400,
+        86_400,
+        200 * 86_400,
+        30 * 365 * 86_400,
+    ] {
         let mut world = with_admins(4, 38);
         let right = world.now;
         world.now = right.saturating_add_signed(wrong);
@@ -587,7 +758,10 @@ fn what_an_owner_signed_with_a_wrong_clock_it_signs_anew() {
         world.assert_agreed();
         assert_eq!(world.members(3).len(), 4, "clock off by {wrong} s");
         let admin = world.nodes[1].me.peer;
-        assert!(world.records(0).resolve(world.now).roll.is_admin(admin), "clock off by {wrong} s");
+        assert!(
+            world.records(0).resolve(world.now).roll.is_admin(admin),
+            "clock off by {wrong} s"
+        );
     }
 }
 
@@ -624,7 +798,11 @@ fn any_two_members_heal_whatever_each_has_missed() {
         // Two members hold any two subsets of all that was ever said.
         let all: Vec<Signed> = sets.into_iter().flatten().collect();
         for node in 0..world.nodes.len() {
-            let mut some: Vec<Signed> = all.iter().filter(|_| world.dice.index(2) == 0).cloned().collect();
+            let mut some: Vec<Signed> = all
+                .iter()
+                .filter(|_| world.dice.index(2) == 0)
+                .cloned()
+                .collect();
             for i in (1..some.len()).rev() {
                 some.swap(i, world.dice.index(i + 1));
             }
@@ -648,16 +826,26 @@ fn of_two_heads_with_one_number_both_remove_and_one_names() {
         let peers: Vec<PeerId> = world.nodes.iter().map(|n| n.me.peer).collect();
         let backup = world.nodes[0].clone();
         // The disk that died named 3 and un-named 1; what was restored names 4.
-        world.change(0, |s, me, now| s.set_admin(me, peers[3], true, now).unwrap());
+        world.change(0, |s, me, now| {
+            s.set_admin(me, peers[3], true, now).unwrap()
+        });
         let lost: Vec<Signed> = world.records(0).head_records();
         world.nodes[0] = backup;
-        world.change(0, |s, me, now| s.set_admin(me, peers[4], true, now).unwrap());
+        world.change(0, |s, me, now| {
+            s.set_admin(me, peers[4], true, now).unwrap()
+        });
         world.give(5, &lost);
         world.give(5, &world.records(0).head_records().clone());
         assert!(world.records(5).forked(), "seed {seed}");
         let named = |world: &World, who: usize| world.records(5).head().seat(peers[who]).is_some();
-        assert!(named(&world, 1) && named(&world, 2), "who was an admin is one, seed {seed}");
-        assert!(named(&world, 3) != named(&world, 4), "one of the two is named, seed {seed}");
+        assert!(
+            named(&world, 1) && named(&world, 2),
+            "who was an admin is one, seed {seed}"
+        );
+        assert!(
+            named(&world, 3) != named(&world, 4),
+            "one of the two is named, seed {seed}"
+        );
         world.gossip(40);
         world.assert_agreed();
         assert!(!world.records(5).forked());
@@ -673,7 +861,12 @@ fn workloads_follow_their_member_to_another_block() {
     let workload = Workload {
         name: "web".parse().unwrap(),
         target: Target::Netns("web".into()),
-        netns: Some(NetnsRef { path: "/run/netns/web".into(), device: 1, inode: 2, cookie: None }),
+        netns: Some(NetnsRef {
+            path: "/run/netns/web".into(),
+            device: 1,
+            inode: 2,
+            cookie: None,
+        }),
         host_link: "bwv1".into(),
         inner_link: "byway0".into(),
         addresses: vec![],
@@ -681,7 +874,9 @@ fn workloads_follow_their_member_to_another_block() {
         mac: None,
         since: 0,
     };
-    world.change(1, |s, me, now| drop(s.attach(me, workload, None, now).unwrap()));
+    world.change(1, |s, me, now| {
+        drop(s.attach(me, workload, None, now).unwrap())
+    });
     world.gossip(10);
     // The owner, restored from a backup, has given the block to somebody else.
     let peer = world.nodes[1].me.peer;
@@ -700,5 +895,10 @@ fn workloads_follow_their_member_to_another_block() {
     let resolved = world.records(2).resolve(world.now);
     let (name, addresses) = &resolved.members[&peer].workloads[0];
     assert_eq!(name.as_str(), "web");
-    assert!(addresses.iter().all(|a| a.to_string().starts_with("10.77.99.")), "{addresses:?}");
+    assert!(
+        addresses
+            .iter()
+            .all(|a| a.to_string().starts_with("10.77.99.")),
+        "{addresses:?}"
+    );
 }

@@ -15,7 +15,9 @@ fn text(words: &str) -> [RecordData; 1] {
 
 fn claim(world: &mut World, node: usize, what: &str) {
     let who = format!("of {node}");
-    world.change(node, |s, me, now| s.dns_add(me, what, &text(&who), 30, now).unwrap());
+    world.change(node, |s, me, now| {
+        s.dns_add(me, what, &text(&who), 30, now).unwrap()
+    });
 }
 
 fn holder(world: &World, node: usize, what: &str) -> Option<PeerId> {
@@ -25,8 +27,15 @@ fn holder(world: &World, node: usize, what: &str) -> Option<PeerId> {
 
 /// A document signed by hand that claims a name, whatever others hold.
 fn forged(world: &World, node: usize, what: &str, version: u64) -> Signed {
-    let names = vec![NameEntry { name: what.into(), data: text("stolen")[0].clone(), ttl: 5 }];
-    let doc = Doc { names, ..doc(version, 0) };
+    let names = vec![NameEntry {
+        name: what.into(),
+        data: text("stolen")[0].clone(),
+        ttl: 5,
+    }];
+    let doc = Doc {
+        names,
+        ..doc(version, 0)
+    };
     Signed::new(world.id, &Body::Doc(doc), &world.nodes[node].me.key)
 }
 
@@ -39,7 +48,11 @@ fn a_name_with_one_claimant_answers_at_once_and_is_registered_unasked() {
     world.gossip(10);
     let peers: Vec<PeerId> = world.nodes.iter().map(|n| n.me.peer).collect();
     for node in 1..4 {
-        assert_eq!(holder(&world, node, "db"), Some(peers[1]), "nobody has to register it first, node {node}");
+        assert_eq!(
+            holder(&world, node, "db"),
+            Some(peers[1]),
+            "nobody has to register it first, node {node}"
+        );
     }
     world.side = vec![0; 4];
     world.gossip(10);
@@ -68,12 +81,20 @@ fn of_two_unregistered_claims_each_node_keeps_the_answer_it_gave() {
     world.side = vec![9, 1, 1, 1, 1];
     world.gossip(20);
     for (node, whose) in [(1, 1), (3, 1), (2, 2), (4, 2)] {
-        assert_eq!(holder(&world, node, "db"), Some(peers[whose]), "node {node}");
+        assert_eq!(
+            holder(&world, node, "db"),
+            Some(peers[whose]),
+            "node {node}"
+        );
         let subnet = &world.nodes[node].subnets[&world.id];
         let resolved = subnet.resolve(world.now);
         assert!(resolved.contested.contains_key("db"));
         let told = subnet.contested_names(&world.nodes[node].me, &resolved);
-        assert_eq!(told.len(), usize::from(node < 3), "the claimants are told, node {node}");
+        assert_eq!(
+            told.len(),
+            usize::from(node < 3),
+            "the claimants are told, node {node}"
+        );
     }
     // The answers outlive a restart: they are saved with what is local.
     let local = world.nodes[3].subnets[&world.id].local.clone();
@@ -86,7 +107,10 @@ fn of_two_unregistered_claims_each_node_keeps_the_answer_it_gave() {
     world.gossip(20);
     let error = {
         let mut subnet = world.nodes[0].edit("lab").unwrap();
-        subnet.dns_release(&world.nodes[0].me.clone(), "db", None, world.now).map(drop).err()
+        subnet
+            .dns_release(&world.nodes[0].me.clone(), "db", None, world.now)
+            .map(drop)
+            .err()
     };
     if let Some(error) = error {
         assert_eq!(error.code, Code::NameContested);
@@ -109,7 +133,9 @@ fn a_dead_hosts_name_moves_by_release_and_stays_moved() {
     world.gossip(10);
     // Node 3 dies; node 4 shall take its place.
     world.side = vec![0, 0, 0, 9, 0];
-    world.change(1, |s, me, now| assert_eq!(s.dns_release(me, "db", None, now).unwrap(), peers[3]));
+    world.change(1, |s, me, now| {
+        assert_eq!(s.dns_release(me, "db", None, now).unwrap(), peers[3])
+    });
     world.gossip(10);
     assert_eq!(holder(&world, 0, "db"), None);
     claim(&mut world, 4, "db");
@@ -119,7 +145,9 @@ fn a_dead_hosts_name_moves_by_release_and_stays_moved() {
     }
     // It comes back and says its name again: too late, and it has its name below its own.
     world.side = vec![0; 5];
-    world.change(3, |s, me, now| s.set_endpoints(me, &["/memory/9".into()], now).unwrap());
+    world.change(3, |s, me, now| {
+        s.set_endpoints(me, &["/memory/9".into()], now).unwrap()
+    });
     world.gossip(30);
     for node in 0..5 {
         assert_eq!(holder(&world, node, "db"), Some(peers[4]), "node {node}");
@@ -151,7 +179,11 @@ fn a_registration_ends_with_detach_leave_and_removal() {
         }
         world.gossip(20);
         for what in ["a", "b", "c"] {
-            assert_eq!(holder(&world, 1, what), Some(peers[2]), "{what} seed {seed}");
+            assert_eq!(
+                holder(&world, 1, what),
+                Some(peers[2]),
+                "{what} seed {seed}"
+            );
         }
     }
 }
@@ -162,7 +194,10 @@ fn nobody_else_claims_at_or_below_a_members_name() {
     world.gossip(10);
     let subnet = world.nodes[2].edit("lab").unwrap();
     for what in ["m1", "www.m1", "_http._tcp.m1"] {
-        let refused = subnet.clone().dns_add(&world.nodes[2].me.clone(), what, &text("x"), 5, world.now);
+        let refused =
+            subnet
+                .clone()
+                .dns_add(&world.nodes[2].me.clone(), what, &text("x"), 5, world.now);
         assert_eq!(refused.unwrap_err().code, Code::NameTaken, "{what}");
         let theft = forged(&world, 2, what, 90);
         world.give(0, &[theft]);
@@ -175,11 +210,18 @@ fn nobody_else_claims_at_or_below_a_members_name() {
     // A newcomer called like a name in use is called otherwise.
     claim(&mut world, 1, "shop");
     world.gossip(5);
-    let ask = byway::model::join::Ask { joiner: PeerId([42; 32]), ..world.ask(1, "shop") };
+    let ask = byway::model::join::Ask {
+        joiner: PeerId([42; 32]),
+        ..world.ask(1, "shop")
+    };
     world.change(0, |s, me, now| {
-        s.admit(me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now).unwrap();
+        s.admit(me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now)
+            .unwrap();
     });
-    assert_eq!(world.records(0).resolve(world.now).members[&PeerId([42; 32])].name, name("shop-2"));
+    assert_eq!(
+        world.records(0).resolve(world.now).members[&PeerId([42; 32])].name,
+        name("shop-2")
+    );
 }
 
 #[test]
@@ -191,14 +233,24 @@ fn every_workload_has_a_name_below_its_members() {
         ipnet::IpNet::V4(net) => std::net::IpAddr::V4((u32::from(net.network()) + 9).into()),
         ipnet::IpNet::V6(_) => unreachable!(),
     };
-    let workloads = vec![WorkloadEntry { name: name("web"), addresses: vec![address] }];
-    let doc = Doc { workloads, ..doc(50, 0) };
+    let workloads = vec![WorkloadEntry {
+        name: name("web"),
+        addresses: vec![address],
+    }];
+    let doc = Doc {
+        workloads,
+        ..doc(50, 0)
+    };
     let signed = Signed::new(world.id, &Body::Doc(doc), &world.nodes[1].me.key);
     world.give(0, &[signed]);
     let view = world.nodes[0].view(1, world.now, &Default::default(), &Default::default());
     let zone = &view.subnets[&world.id].zone;
     for shown in ["web", "web.m1"] {
-        assert_eq!(zone.entries(shown)[0].data, RecordData::Address(address), "{shown}");
+        assert_eq!(
+            zone.entries(shown)[0].data,
+            RecordData::Address(address),
+            "{shown}"
+        );
     }
 }
 
@@ -208,14 +260,23 @@ fn a_name_said_in_two_ways_is_answered_once_and_with_one_time_to_live() {
     world.gossip(10);
     let one = RecordData::Address("10.0.0.1".parse().unwrap());
     let two = RecordData::Address("10.0.0.2".parse().unwrap());
-    for (name, answers, ttl) in [("svc", vec![one.clone()], 60), ("svc.m1", vec![one.clone(), two.clone()], 30)] {
-        world.change(1, |s, me, now| s.dns_add(me, name, &answers, ttl, now).unwrap());
+    for (name, answers, ttl) in [
+        ("svc", vec![one.clone()], 60),
+        ("svc.m1", vec![one.clone(), two.clone()], 30),
+    ] {
+        world.change(1, |s, me, now| {
+            s.dns_add(me, name, &answers, ttl, now).unwrap()
+        });
     }
     claim(&mut world, 1, "svc.m1");
     world.gossip(10);
     let view = world.nodes[0].view(1, world.now, &Default::default(), &Default::default());
     let answers = &view.subnets[&world.id].zone.entries("svc.m1");
-    let addresses: Vec<_> = answers.iter().filter(|e| e.data.kind() == "A").map(|e| (e.ttl, &e.data)).collect();
+    let addresses: Vec<_> = answers
+        .iter()
+        .filter(|e| e.data.kind() == "A")
+        .map(|e| (e.ttl, &e.data))
+        .collect();
     assert_eq!(addresses, [(30, &one), (30, &two)], "RFC 2181, 5 and 5.2");
     assert_eq!(answers.len(), 3, "another type is another set: {answers:?}");
 }
@@ -239,10 +300,15 @@ fn admins_give_blocks_from_parts_of_their_own() {
     world.gossip(10);
     world.side = vec![1, 2];
     let join = |world: &mut World, n: u8| {
-        let ask = byway::model::join::Ask { joiner: PeerId([100 + n; 32]), ..world.ask(1, "x") };
+        let ask = byway::model::join::Ask {
+            joiner: PeerId([100 + n; 32]),
+            ..world.ask(1, "x")
+        };
         let mut outcome = None;
         world.change(1, |s, me, now| {
-            outcome = s.admit(me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now).err();
+            outcome = s
+                .admit(me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now)
+                .err();
         });
         outcome
     };
@@ -250,7 +316,10 @@ fn admins_give_blocks_from_parts_of_their_own() {
         assert_eq!(join(&mut world, n), None, "member {n}");
     }
     let full = join(&mut world, 16).unwrap();
-    assert!(full.code == Code::PoolFull && full.message.contains("owner m0"), "{full:?}");
+    assert!(
+        full.code == Code::PoolFull && full.message.contains("owner m0"),
+        "{full:?}"
+    );
     // The owner is back: it allots more, unasked.
     world.side = vec![0, 0];
     world.gossip(10);
@@ -259,13 +328,25 @@ fn admins_give_blocks_from_parts_of_their_own() {
     world.assert_agreed();
     assert_eq!(world.members(0).len(), 19);
     // They leave, and the owner takes back what nobody uses.
-    let parts = |world: &World| world.records(0).head().seats[0].part.iter().map(|b| b.count).sum::<u32>();
+    let parts = |world: &World| {
+        world.records(0).head().seats[0]
+            .part
+            .iter()
+            .map(|b| b.count)
+            .sum::<u32>()
+    };
     let before = parts(&world);
     for n in 0..17u8 {
-        world.change(0, |s, me, now| s.remove(me, PeerId([100 + n; 32]), now).unwrap());
+        world.change(0, |s, me, now| {
+            s.remove(me, PeerId([100 + n; 32]), now).unwrap()
+        });
     }
     world.gossip(10);
-    assert!(before >= 32 && parts(&world) < before, "{before} -> {}", parts(&world));
+    assert!(
+        before >= 32 && parts(&world) < before,
+        "{before} -> {}",
+        parts(&world)
+    );
 }
 
 #[test]
@@ -275,21 +356,44 @@ fn an_admin_leases_and_places_only_in_its_part() {
     let me = world.nodes[1].me.clone();
     let whom = world.nodes[3].me.peer;
     let outside = "10.77.77.0/24".parse().unwrap();
-    let refused = subnet.lease(&me, &[(outside, whom)], world.now).unwrap_err();
-    assert!(refused.code == Code::NotInPart && refused.message.contains("m0"), "{refused:?}");
+    let refused = subnet
+        .lease(&me, &[(outside, whom)], world.now)
+        .unwrap_err();
+    assert!(
+        refused.code == Code::NotInPart && refused.message.contains("m0"),
+        "{refused:?}"
+    );
     let ask = byway::model::join::Ask {
         joiner: PeerId([88; 32]),
         ip: Some("10.77.77.7".parse().unwrap()),
         ..world.ask(1, "x")
     };
-    let refused = subnet.admit(&me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), world.now).unwrap_err();
+    let refused = subnet
+        .admit(
+            &me,
+            &ask,
+            (Role::Member, Term::Full),
+            &BTreeMap::new(),
+            world.now,
+        )
+        .unwrap_err();
     assert_eq!(refused.code, Code::NotInPart);
     // The owner may, and an admin does not take back what the owner gave.
-    world.change(0, |s, me, now| assert!(s.lease(me, &[(outside, whom)], now).unwrap()));
+    world.change(0, |s, me, now| {
+        assert!(s.lease(me, &[(outside, whom)], now).unwrap())
+    });
     world.gossip(10);
     let mut subnet = world.nodes[1].edit("lab").unwrap();
-    assert_eq!(subnet.unlease(&me, outside, None, world.now).unwrap_err().code, Code::NotOwner);
-    world.change(0, |s, me, now| assert!(s.unlease(me, outside, None, now).unwrap()));
+    assert_eq!(
+        subnet
+            .unlease(&me, outside, None, world.now)
+            .unwrap_err()
+            .code,
+        Code::NotOwner
+    );
+    world.change(0, |s, me, now| {
+        assert!(s.unlease(me, outside, None, now).unwrap())
+    });
 }
 
 #[test]
@@ -297,27 +401,56 @@ fn what_is_over_is_forgotten_once_the_clocks_agree() {
     let mut world = World::found(3, 10);
     world.admit(0, 1, "m1");
     let ask = world.ask(2, "m2");
-    world.change(0, |s, me, now| s.admit(me, &ask, (Role::Member, Term::Trial), &BTreeMap::new(), now).unwrap());
-    let bytes = |world: &World| world.records(1).all().map(|r| r.encode().len()).sum::<usize>();
+    world.change(0, |s, me, now| {
+        s.admit(me, &ask, (Role::Member, Term::Trial), &BTreeMap::new(), now)
+            .unwrap()
+    });
+    let bytes = |world: &World| {
+        world
+            .records(1)
+            .all()
+            .map(|r| r.encode().len())
+            .sum::<usize>()
+    };
     world.side = vec![0, 0, 9];
     world.gossip(5);
     let before = bytes(&world);
     // On trial a member says a kilobyte at most and has no items, and a goodbye says nothing else.
-    let wide = Doc { endpoints: vec!["/dns4/x".repeat(30); 10], ..doc(1, 0) };
-    let goodbye = Doc { left: Some(1), endpoints: vec!["/x".into()], ..doc(2, 0) };
-    let item = Item { kind: 1, slot: vec![], version: 1, issued: 0, expires: u64::MAX, data: vec![] };
+    let wide = Doc {
+        endpoints: vec!["/dns4/x".repeat(30); 10],
+        ..doc(1, 0)
+    };
+    let goodbye = Doc {
+        left: Some(1),
+        endpoints: vec!["/x".into()],
+        ..doc(2, 0)
+    };
+    let item = Item {
+        kind: 1,
+        slot: vec![],
+        version: 1,
+        issued: 0,
+        expires: u64::MAX,
+        data: vec![],
+    };
     for body in [Body::Doc(wide), Body::Doc(goodbye), Body::Item(item)] {
         world.give(1, &[Signed::new(world.id, &body, &world.nodes[2].me.key)]);
     }
     assert_eq!(bytes(&world), before);
     let gone = world.nodes[2].me.peer;
     world.now += 3 * 86_400;
-    assert!(world.records(1).grants_of(gone).next().is_some(), "nothing is forgotten by this node's clock alone");
+    assert!(
+        world.records(1).grants_of(gone).next().is_some(),
+        "nothing is forgotten by this node's clock alone"
+    );
     let old: Vec<Signed> = world.records(1).all().cloned().collect();
     world.change(1, |s, _, now| assert!(s.records.forget(now)));
     assert!(world.records(1).grants_of(gone).next().is_none());
     world.give(1, &old);
-    assert!(world.records(1).grants_of(gone).next().is_none(), "and not taken again");
+    assert!(
+        world.records(1).grants_of(gone).next().is_none(),
+        "and not taken again"
+    );
     assert!(world.members(1).contains(&world.nodes[0].me.peer));
 }
 
@@ -331,15 +464,36 @@ fn items_of_a_kind_nobody_knows_are_held_passed_on_and_mean_nothing() {
     let item = move |slot: u16, version: u64| {
         let data = vec![7; 100];
         let (issued, expires) = (time, time + 1000);
-        let item = Item { kind: 4242, slot: slot.to_be_bytes().to_vec(), version, issued, expires, data };
+        let item = Item {
+            kind: 4242,
+            slot: slot.to_be_bytes().to_vec(),
+            version,
+            issued,
+            expires,
+            data,
+        };
         Signed::new(id, &Body::Item(item), &me.key)
     };
-    let many: Vec<Signed> = (0..200).map(|slot| item(slot, 1)).chain([item(3, 2)]).collect();
+    let many: Vec<Signed> = (0..200)
+        .map(|slot| item(slot, 1))
+        .chain([item(3, 2)])
+        .collect();
     for batch in many.chunks(40) {
         world.give(1, batch);
     }
-    let stranger = Item { kind: 1, slot: vec![], version: 1, issued: 0, expires: u64::MAX, data: vec![] };
-    let stranger = Signed::new(world.id, &Body::Item(stranger), &super::world::identity(99).key);
+    let stranger = Item {
+        kind: 1,
+        slot: vec![],
+        version: 1,
+        issued: 0,
+        expires: u64::MAX,
+        data: vec![],
+    };
+    let stranger = Signed::new(
+        world.id,
+        &Body::Item(stranger),
+        &super::world::identity(99).key,
+    );
     world.give(1, &[stranger]);
     let held = world.records(1).all().count();
     world.gossip(20);
@@ -347,8 +501,14 @@ fn items_of_a_kind_nobody_knows_are_held_passed_on_and_mean_nothing() {
         assert_eq!(world.records(node).all().count(), held, "node {node}");
     }
     assert_eq!(held, world.records(0).all().count());
-    assert!(world.records(2).knows(&item(3, 2).digest()) && !world.records(2).knows(&item(3, 1).digest()));
-    assert!(!world.records(2).knows(&item(199, 1).digest()), "128 of one member at most");
+    assert!(
+        world.records(2).knows(&item(3, 2).digest())
+            && !world.records(2).knows(&item(3, 1).digest())
+    );
+    assert!(
+        !world.records(2).knows(&item(199, 1).digest()),
+        "128 of one member at most"
+    );
     assert_eq!(world.records(0).resolve(world.now).members, before.members);
 }
 
@@ -363,7 +523,12 @@ fn an_answer_is_kept_from_the_moment_it_is_given() {
     world.give(0, &[late]);
     assert_eq!(holder(&world, 0, "db"), Some(first));
     world.look_after(0);
-    assert!(world.records(0).registration(first, world.nodes[0].me.peer).is_some());
+    assert!(
+        world
+            .records(0)
+            .registration(first, world.nodes[0].me.peer)
+            .is_some()
+    );
     // What claims itself is noted as well.
     let theft = forged(&world, 2, "mine", 60);
     claim(&mut world, 1, "mine");
@@ -379,23 +544,43 @@ fn an_admin_takes_no_name_from_a_member_that_is_there_and_was_registered_by_the_
     claim(&mut world, 3, "db");
     world.gossip(10);
     let owner = world.nodes[0].me.peer;
-    assert!(world.records(0).registration(victim, owner).is_some_and(|r| r.names.contains("db")));
+    assert!(
+        world
+            .records(0)
+            .registration(victim, owner)
+            .is_some_and(|r| r.names.contains("db"))
+    );
     let seat = world.records(0).head().seat(rogue.peer).unwrap().since;
     let version = world.records(0).doc(victim).unwrap().version;
     let said = |holder, names: &[&str], released: u64| {
         let names = names.iter().map(|n| (*n).to_owned()).collect();
         let released = [("db".to_owned(), released)].into();
-        let r = Registration { holder, version: 9, seat, names, released };
+        let r = Registration {
+            holder,
+            version: 9,
+            seat,
+            names,
+            released,
+        };
         Signed::new(world.id, &Body::Registration(r), &rogue.key)
     };
     // It takes the name for ever, from the very document, and registers it for itself.
-    let theft = [said(victim, &[], u64::MAX), said(rogue.peer, &["db"], 0), forged(&world, 1, "db", 77)];
+    let theft = [
+        said(victim, &[], u64::MAX),
+        said(rogue.peer, &["db"], 0),
+        forged(&world, 1, "db", 77),
+    ];
     for node in [0, 1, 2, 3] {
         world.give(node, &theft);
         assert_eq!(holder(&world, node, "db"), Some(victim), "node {node}");
     }
-    let r =
-        Registration { holder: victim, version: 10, seat, names: [].into(), released: [("db".into(), version)].into() };
+    let r = Registration {
+        holder: victim,
+        version: 10,
+        seat,
+        names: [].into(),
+        released: [("db".into(), version)].into(),
+    };
     let theft = [Signed::new(world.id, &Body::Registration(r), &rogue.key)];
     for node in [0, 2, 3] {
         world.give(node, &theft);

@@ -37,7 +37,11 @@ fn blocks_given_twice_in_a_partition_are_settled_the_same_everywhere() {
         world.assert_agreed();
         let resolved = world.records(3).resolve(world.now);
         let names: BTreeSet<&Name> = resolved.members.values().map(|m| &m.name).collect();
-        assert_eq!(names.len(), 6, "every member has a name of its own, seed {seed}");
+        assert_eq!(
+            names.len(),
+            6,
+            "every member has a name of its own, seed {seed}"
+        );
     }
 }
 
@@ -46,16 +50,27 @@ fn a_clock_ahead_or_behind_changes_no_membership() {
     let mut world = World::whole(2, 5);
     world.gossip(10);
     let state = &world.nodes[1];
-    assert!(state.clock(0) + 300 >= world.now - 15, "a clock of 1970 does not fall behind what was signed");
+    assert!(
+        state.clock(0) + 300 >= world.now - 15,
+        "a clock of 1970 does not fall behind what was signed"
+    );
     // A grant from the future is held, and counts when it is due: not before, and not never.
     let owner = world.nodes[0].me.clone();
-    let mut grant = world.records(0).grants_of(owner.peer).next().unwrap().clone();
+    let mut grant = world
+        .records(0)
+        .grants_of(owner.peer)
+        .next()
+        .unwrap()
+        .clone();
     (grant.subject, grant.leases, grant.addresses) = (PeerId([50; 32]), vec![], vec![]);
     (grant.not_before, grant.not_after) = (world.now + 1000, world.now + 2000);
     world.give(1, &[Signed::new(world.id, &Body::Grant(grant), &owner.key)]);
     assert!(!world.members(1).contains(&PeerId([50; 32])));
     let next = world.records(1).resolve(world.now).changes_at.unwrap();
-    assert!(next <= world.now + 1000, "the View is built anew when it is due");
+    assert!(
+        next <= world.now + 1000,
+        "the View is built anew when it is due"
+    );
     world.now += 1000;
     assert!(world.members(1).contains(&PeerId([50; 32])));
     world.now += 1000;
@@ -69,13 +84,21 @@ fn saved_state_is_loaded_whole_without_any_peer() {
     let state = &world.nodes[1];
     let empty = State::new(state.me.clone());
     let draft = draft(state.subnets[&world.id].clone());
-    let saved: Vec<(Vec<u8>, Vec<u8>)> =
-        draft.changes(&empty).into_writes().into_iter().filter_map(|(k, v)| v.map(|v| (k, v))).collect();
+    let saved: Vec<(Vec<u8>, Vec<u8>)> = draft
+        .changes(&empty)
+        .into_writes()
+        .into_iter()
+        .filter_map(|(k, v)| v.map(|v| (k, v)))
+        .collect();
     let (loaded, damage) = State::load(state.me.clone(), saved.clone());
     assert_eq!(damage, vec![]);
     assert_eq!(
-        loaded.view(1, world.now, &Default::default(), &Default::default()).host,
-        state.view(1, world.now, &Default::default(), &Default::default()).host
+        loaded
+            .view(1, world.now, &Default::default(), &Default::default())
+            .host,
+        state
+            .view(1, world.now, &Default::default(), &Default::default())
+            .host
     );
     // One flipped bit in one record: it is named and left out, the rest stands, and the others give it back.
     let mut damaged = saved;
@@ -126,7 +149,11 @@ fn a_thousand_members_resolve_in_time() {
             not_after: world.now + 1000,
             labels: BTreeMap::new(),
         };
-        records.absorb(Signed::new(id, &Body::Grant(grant), &owner.key).check().unwrap());
+        records.absorb(
+            Signed::new(id, &Body::Grant(grant), &owner.key)
+                .check()
+                .unwrap(),
+        );
     }
     world.now += 1;
     let began = std::time::Instant::now();
@@ -140,9 +167,14 @@ fn a_thousand_members_resolve_in_time() {
     let mut state = world.nodes[0].clone();
     state.absorb(draft(subnet.clone()));
     let began = std::time::Instant::now();
-    subnet.set_endpoints(&state.me.clone(), &["/memory/1".into()], world.now).unwrap();
+    subnet
+        .set_endpoints(&state.me.clone(), &["/memory/1".into()], world.now)
+        .unwrap();
     let writes = draft(subnet).changes(&state).into_writes().len();
-    println!("one change of a thousand members: {writes} writes, {:?}", began.elapsed());
+    println!(
+        "one change of a thousand members: {writes} writes, {:?}",
+        began.elapsed()
+    );
     assert_eq!(writes, 1);
     assert_eq!(resolved.members.len(), 1000);
     assert!(resolved.members.values().all(|m| m.addresses.len() == 1));
@@ -206,18 +238,31 @@ fn a_newcomer_takes_no_name_by_a_date() {
     world.admit(0, 1, "m1");
     world.gossip(5);
     let text = |t: &str| [RecordData::Txt(t.into())];
-    world.change(1, |s, me, now| s.dns_add(me, "db", &text("mine"), 30, now).unwrap());
+    world.change(1, |s, me, now| {
+        s.dns_add(me, "db", &text("mine"), 30, now).unwrap()
+    });
     world.gossip(5);
     world.now += 60;
     world.admit(0, 2, "m2");
     let thief = world.nodes[2].me.clone();
-    let names = vec![NameEntry { name: "db".into(), data: text("stolen")[0].clone(), ttl: 5 }];
-    let doc = Doc { names, ..doc(u64::MAX, world.now) };
+    let names = vec![NameEntry {
+        name: "db".into(),
+        data: text("stolen")[0].clone(),
+        ttl: 5,
+    }];
+    let doc = Doc {
+        names,
+        ..doc(u64::MAX, world.now)
+    };
     let signed = Signed::new(world.id, &Body::Doc(doc), &thief.key);
     world.give(0, &[signed]);
     for node in 0..2 {
         let resolved = world.records(node).resolve(world.now);
-        assert_eq!(resolved.flat.get("db"), Some(&world.nodes[1].me.peer), "node {node}");
+        assert_eq!(
+            resolved.flat.get("db"),
+            Some(&world.nodes[1].me.peer),
+            "node {node}"
+        );
     }
 }
 
@@ -226,7 +271,12 @@ fn only_a_clock_that_cannot_be_right_takes_its_time_from_records() {
     let mut world = with_admins(4, 26);
     let admin = world.nodes[1].me.clone();
     let true_time = world.now;
-    let mut grant = world.records(1).grants_of(world.nodes[3].me.peer).next().unwrap().clone();
+    let mut grant = world
+        .records(1)
+        .grants_of(world.nodes[3].me.peer)
+        .next()
+        .unwrap()
+        .clone();
     grant.seat = world.records(1).head().seat(admin.peer).unwrap().since;
     (grant.not_before, grant.not_after) = (true_time + 1000, true_time + 2000);
     world.give(0, &[Signed::new(world.id, &Body::Grant(grant), &admin.key)]);
@@ -236,7 +286,13 @@ fn only_a_clock_that_cannot_be_right_takes_its_time_from_records() {
     let join = join(world.id, "m3", 0);
     let records = checked(world.records(2).all());
     let subnet = lost
-        .accept(&join, &world.nodes[2].subnets[&world.id].local.genesis, &records, &Default::default(), 60)
+        .accept(
+            &join,
+            &world.nodes[2].subnets[&world.id].local.genesis,
+            &records,
+            &Default::default(),
+            60,
+        )
         .unwrap();
     lost.absorb(draft(subnet));
     assert!(lost.clock(60) >= true_time - 60 && lost.clock(60) <= true_time + 600);
@@ -258,19 +314,34 @@ fn junk_of_made_up_issuers_pushes_no_admin_out() {
     grant.seat = world.records(0).head().seat(admin).unwrap().since;
     grant.leases = vec!["10.77.99.0/24".parse().unwrap()];
     grant.addresses = vec!["10.77.99.1".parse().unwrap()];
-    let early = Signed::new(world.id, &Body::Grant(grant), &world.nodes[1].me.key.clone());
+    let early = Signed::new(
+        world.id,
+        &Body::Grant(grant),
+        &world.nodes[1].me.key.clone(),
+    );
     world.give(2, &[early]);
     for n in 0..2000u32 {
         let mut seed = [8; 32];
         seed[..4].copy_from_slice(&n.to_be_bytes());
-        let signed = Signed::new(world.id, &Body::Doc(doc.clone()), &Identity::new(&seed, [0; 32], [1; 32]).key);
+        let signed = Signed::new(
+            world.id,
+            &Body::Doc(doc.clone()),
+            &Identity::new(&seed, [0; 32], [1; 32]).key,
+        );
         world.give(2, &[signed]);
     }
-    assert_eq!(world.records(2).held(), before, "junk is not held, and so never compared or sent");
+    assert_eq!(
+        world.records(2).held(),
+        before,
+        "junk is not held, and so never compared or sent"
+    );
     assert!(world.records(2).digests().len() <= before.len() + 256);
     let heads: Vec<Signed> = world.records(0).head_records();
     world.give(2, &heads);
-    assert!(world.members(2).contains(&PeerId([77; 32])), "what came early counts as soon as it can");
+    assert!(
+        world.members(2).contains(&PeerId([77; 32])),
+        "what came early counts as soon as it can"
+    );
 }
 
 #[test]
@@ -287,11 +358,19 @@ fn a_large_routing_table_is_taken_at_once() {
     let began = std::time::Instant::now();
     world.change(0, |s, me, now| {
         assert!(s.lease(me, &entries, now).unwrap());
-        assert!(!s.lease(me, &entries, now).unwrap(), "twice changes nothing");
+        assert!(
+            !s.lease(me, &entries, now).unwrap(),
+            "twice changes nothing"
+        );
         let clash = [(IpNet::V4("10.77.64.0/24".parse().unwrap()), PeerId([1; 32]))];
         assert_eq!(s.lease(me, &clash, now).unwrap_err().code, Code::LeaseTaken);
         let many: Vec<_> = (0..2000u32)
-            .map(|n| (IpNet::V4(Ipv4Net::new((0x0a4d_e000u32 + n).into(), 32).unwrap()), PeerId([1; 32])))
+            .map(|n| {
+                (
+                    IpNet::V4(Ipv4Net::new((0x0a4d_e000u32 + n).into(), 32).unwrap()),
+                    PeerId([1; 32]),
+                )
+            })
             .collect();
         assert_eq!(s.lease(me, &many, now).unwrap_err().code, Code::LeaseMany);
     });

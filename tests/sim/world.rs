@@ -38,7 +38,11 @@ pub fn draft(subnet: Subnet) -> Draft {
 
 /// A document that says nothing.
 pub fn doc(version: u64, issued: u64) -> Doc {
-    Doc { version, issued, ..Doc::default() }
+    Doc {
+        version,
+        issued,
+        ..Doc::default()
+    }
 }
 
 /// A join by ID, with nothing asked for but a name.
@@ -98,7 +102,15 @@ impl World {
         let id = subnet.records.id;
         nodes[0].absorb(draft(subnet));
         let count = nodes.len();
-        World { nodes, side: vec![0; count], now, loss: 0, dice: Dice::new(seed), id, seen: BTreeSet::new() }
+        World {
+            nodes,
+            side: vec![0; count],
+            now,
+            loss: 0,
+            dice: Dice::new(seed),
+            id,
+            seen: BTreeSet::new(),
+        }
     }
 
     /// A world whose owner has admitted all the others; they have not heard of each other yet.
@@ -136,12 +148,21 @@ impl World {
     /// `by` admits `who`, who takes the answer.
     pub fn admit(&mut self, by: usize, who: usize, wanted: &str) {
         let ask = self.ask(who, wanted);
-        self.change(by, |s, me, now| s.admit(me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now).unwrap());
+        self.change(by, |s, me, now| {
+            s.admit(me, &ask, (Role::Member, Term::Full), &BTreeMap::new(), now)
+                .unwrap()
+        });
         let giver = &self.nodes[by].subnets[&self.id];
         let records = checked(giver.records.all());
         let join = join(self.id, wanted, self.now);
         let subnet = self.nodes[who]
-            .accept(&join, &giver.local.genesis.clone(), &records, &Default::default(), self.now)
+            .accept(
+                &join,
+                &giver.local.genesis.clone(),
+                &records,
+                &Default::default(),
+                self.now,
+            )
             .unwrap();
         self.nodes[who].absorb(draft(subnet));
     }
@@ -152,10 +173,20 @@ impl World {
             return;
         }
         for (from, to) in [(a, b), (b, a)] {
-            let Some(source) = self.nodes[from].subnets.get(&self.id) else { continue };
-            let have = self.nodes[to].subnets.get(&self.id).map(|s| s.records.digests()).unwrap_or_default();
-            let mut records: Vec<Signed> =
-                source.records.all().filter(|r| !have.contains(&r.digest())).cloned().collect();
+            let Some(source) = self.nodes[from].subnets.get(&self.id) else {
+                continue;
+            };
+            let have = self.nodes[to]
+                .subnets
+                .get(&self.id)
+                .map(|s| s.records.digests())
+                .unwrap_or_default();
+            let mut records: Vec<Signed> = source
+                .records
+                .all()
+                .filter(|r| !have.contains(&r.digest()))
+                .cloned()
+                .collect();
             for i in (1..records.len()).rev() {
                 records.swap(i, self.dice.index(i + 1));
             }
@@ -180,16 +211,29 @@ impl World {
 
     /// What a node does by itself every second.
     pub fn look_after(&mut self, node: usize) {
-        let around = Attendance { seen: self.seen.clone(), clock_is_off: false };
+        let around = Attendance {
+            seen: self.seen.clone(),
+            clock_is_off: false,
+        };
         self.change(node, |s, me, now| {
-            let endpoints = s.records.doc(me.peer).map(|d| d.endpoints.clone()).unwrap_or_default();
+            let endpoints = s
+                .records
+                .doc(me.peer)
+                .map(|d| d.endpoints.clone())
+                .unwrap_or_default();
             s.upkeep(me, &around, now).unwrap();
             s.keep_own(me, &endpoints, now).unwrap();
         });
     }
 
     pub fn members(&self, node: usize) -> BTreeSet<PeerId> {
-        self.nodes[node].subnets[&self.id].records.resolve(self.now).members.keys().copied().collect()
+        self.nodes[node].subnets[&self.id]
+            .records
+            .resolve(self.now)
+            .members
+            .keys()
+            .copied()
+            .collect()
     }
 
     pub fn assert_agreed(&self) {
@@ -199,19 +243,34 @@ impl World {
     /// The same, some nodes aside.
     pub fn assert_agreed_but(&self, aside: &[usize]) {
         let first = self.nodes[0].subnets[&self.id].records.resolve(self.now);
-        for (n, node) in self.nodes.iter().enumerate().filter(|(n, _)| !aside.contains(n)) {
+        for (n, node) in self
+            .nodes
+            .iter()
+            .enumerate()
+            .filter(|(n, _)| !aside.contains(n))
+        {
             if let Some(subnet) = node.subnets.get(&self.id) {
                 assert_eq!(subnet.records.resolve(self.now), first, "node {n}");
             }
         }
-        let mut leases: Vec<_> = first.members.values().flat_map(|m| m.leases.clone()).collect();
+        let mut leases: Vec<_> = first
+            .members
+            .values()
+            .flat_map(|m| m.leases.clone())
+            .collect();
         leases.sort();
         for (i, a) in leases.iter().enumerate() {
             for b in &leases[i + 1..] {
-                assert!(!byway::model::ipam::overlaps(*a, *b), "{a} and {b} have two owners");
+                assert!(
+                    !byway::model::ipam::overlaps(*a, *b),
+                    "{a} and {b} have two owners"
+                );
             }
         }
-        assert!(first.members.values().all(|m| !m.addresses.is_empty()), "a member lost its address for good");
+        assert!(
+            first.members.values().all(|m| !m.addresses.is_empty()),
+            "a member lost its address for good"
+        );
     }
 
     pub fn give(&mut self, node: usize, records: &[Signed]) {
@@ -227,14 +286,21 @@ impl World {
 
 /// Those of `records` whose signatures hold, as a node checks them before it looks at any.
 pub fn checked<'a>(records: impl IntoIterator<Item = &'a Signed>) -> Vec<Verified> {
-    records.into_iter().filter_map(|record| record.clone().check().ok()).collect()
+    records
+        .into_iter()
+        .filter_map(|record| record.clone().check().ok())
+        .collect()
 }
 
 /// A world of `members`, all admitted by the owner, node 1 (and 2) made admins.
 pub fn with_admins(members: u8, seed: u64) -> World {
     let mut world = World::whole(members, seed);
     let admins = [world.nodes[1].me.peer, world.nodes[2].me.peer];
-    world.change(0, |s, me, now| admins.iter().for_each(|a| s.set_admin(me, *a, true, now).unwrap()));
+    world.change(0, |s, me, now| {
+        admins
+            .iter()
+            .for_each(|a| s.set_admin(me, *a, true, now).unwrap())
+    });
     world.gossip(30);
     world
 }

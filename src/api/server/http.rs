@@ -70,9 +70,18 @@ socket!(TcpStream);
 ///
 /// # Cancel safety
 /// Dropped, the connection is closed, and what the router does for it is dropped.
-pub(crate) async fn connection<S: Socket>(socket: S, router: Router, deadline: Duration, stop: CancellationToken) {
+pub(crate) async fn connection<S: Socket>(
+    socket: S,
+    router: Router,
+    deadline: Duration,
+    stop: CancellationToken,
+) {
     let socket = Arc::new(socket);
-    let client = Client { socket: socket.clone(), deadline, late: None };
+    let client = Client {
+        socket: socket.clone(),
+        deadline,
+        late: None,
+    };
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(deadline)
@@ -111,7 +120,10 @@ async fn gone<S: Socket>(socket: &S) {
 fn hung_up(socket: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::new(socket, PollFlags::empty())];
     let polled = poll(&mut fds, PollTimeout::ZERO).is_ok();
-    let found = fds.first().and_then(PollFd::revents).unwrap_or(PollFlags::empty());
+    let found = fds
+        .first()
+        .and_then(PollFd::revents)
+        .unwrap_or(PollFlags::empty());
     polled && found.intersects(PollFlags::POLLHUP | PollFlags::POLLERR)
 }
 
@@ -124,7 +136,11 @@ struct Client<S> {
 }
 
 impl<S: Socket> AsyncRead for Client<S> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         loop {
             std::task::ready!(self.socket.poll_read_ready(cx))?;
             match self.socket.try_read(buffer.initialize_unfilled()) {
@@ -140,7 +156,11 @@ impl<S: Socket> AsyncRead for Client<S> {
 }
 
 impl<S: Socket> AsyncWrite for Client<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         loop {
             match self.socket.poll_write_ready(cx) {
                 Poll::Ready(Ok(())) => match self.socket.try_write(bytes) {
@@ -153,8 +173,9 @@ impl<S: Socket> AsyncWrite for Client<S> {
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
                     let deadline = self.deadline;
-                    let late =
-                        self.late.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + deadline)));
+                    let late = self.late.get_or_insert_with(|| {
+                        Box::pin(tokio::time::sleep_until(Instant::now() + deadline))
+                    });
                     std::task::ready!(late.as_mut().poll(cx));
                     return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
                 }

@@ -43,21 +43,42 @@ impl Peer {
             Access::Change
         } else {
             // The user database may be on the network.
-            tokio::task::spawn_blocking(move || granted(&groups_of(uid, gid), &group)).await.unwrap_or(Access::None)
+            tokio::task::spawn_blocking(move || granted(&groups_of(uid, gid), &group))
+                .await
+                .unwrap_or(Access::None)
         };
-        Peer { uid, gid, pid, access }
+        Peer {
+            uid,
+            gid,
+            pid,
+            access,
+        }
     }
 
     /// # Errors
     /// `E-PERMISSION` where this one may not ask that.
     pub(super) fn may(&self, request: &Request) -> Result<(), Error> {
-        let (needed, groups) = if request.changes() { (Access::Change, ADMINS) } else { (Access::Read, READERS) };
+        let (needed, groups) = if request.changes() {
+            (Access::Change, ADMINS)
+        } else {
+            (Access::Read, READERS)
+        };
         if self.access >= needed {
             return Ok(());
         }
-        let what = if needed == Access::Change { "change anything" } else { "look" };
-        let message = format!("user {} may not {what} here: that takes root or group {groups}", self.uid);
-        Err(Error::new(ErrorKind::NotPermitted, Code::Permission, message).hint(format!("usermod -aG {groups} USER")))
+        let what = if needed == Access::Change {
+            "change anything"
+        } else {
+            "look"
+        };
+        let message = format!(
+            "user {} may not {what} here: that takes root or group {groups}",
+            self.uid
+        );
+        Err(
+            Error::new(ErrorKind::NotPermitted, Code::Permission, message)
+                .hint(format!("usermod -aG {groups} USER")),
+        )
     }
 }
 
@@ -80,13 +101,21 @@ fn granted(groups: &[u32], lookup: &dyn Fn(&str) -> Option<u32>) -> Access {
 
 /// Number of a group; none where there is no such group.
 pub(super) fn group(name: &str) -> Option<u32> {
-    Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw())
+    Group::from_name(name)
+        .ok()
+        .flatten()
+        .map(|group| group.gid.as_raw())
 }
 
 /// The groups of a user: the connection's own and those of the user database.
 fn groups_of(uid: u32, gid: u32) -> Vec<u32> {
-    let name = User::from_uid(Uid::from_raw(uid)).ok().flatten().and_then(|user| CString::new(user.name).ok());
-    let listed = name.and_then(|name| getgrouplist(&name, Gid::from_raw(gid)).ok()).unwrap_or_default();
+    let name = User::from_uid(Uid::from_raw(uid))
+        .ok()
+        .flatten()
+        .and_then(|user| CString::new(user.name).ok());
+    let listed = name
+        .and_then(|name| getgrouplist(&name, Gid::from_raw(gid)).ok())
+        .unwrap_or_default();
     listed.into_iter().map(Gid::as_raw).chain([gid]).collect()
 }
 
@@ -95,7 +124,12 @@ mod tests {
     use super::*;
 
     fn peer(access: Access) -> Peer {
-        Peer { uid: 1000, gid: 1000, pid: None, access }
+        Peer {
+            uid: 1000,
+            gid: 1000,
+            pid: None,
+            access,
+        }
     }
 
     #[test]
@@ -110,17 +144,26 @@ mod tests {
             (vec![10, 20], Access::Change),
         ] {
             assert_eq!(granted(&groups, &both), access, "{groups:?}");
-            assert_eq!(granted(&groups, &none), Access::None, "without such groups root only");
+            assert_eq!(
+                granted(&groups, &none),
+                Access::None,
+                "without such groups root only"
+            );
         }
         let change = Request::Reload;
-        for (access, read, write) in
-            [(Access::None, false, false), (Access::Read, true, false), (Access::Change, true, true)]
-        {
+        for (access, read, write) in [
+            (Access::None, false, false),
+            (Access::Read, true, false),
+            (Access::Change, true, true),
+        ] {
             assert_eq!(peer(access).may(&Request::Id).is_ok(), read);
             assert_eq!(peer(access).may(&change).is_ok(), write);
         }
         let refusal = peer(Access::Read).may(&change).unwrap_err();
-        assert_eq!((refusal.kind.exit_code(), refusal.code.as_str()), (4, "E-PERMISSION"));
+        assert_eq!(
+            (refusal.kind.exit_code(), refusal.code.as_str()),
+            (4, "E-PERMISSION")
+        );
     }
 
     #[test]

@@ -22,7 +22,10 @@ pub(super) struct Place {
 
 impl Places {
     pub(super) fn new(all: Arc<AtomicUsize>) -> Places {
-        Places { all, taken: Arc::default() }
+        Places {
+            all,
+            taken: Arc::default(),
+        }
     }
 
     /// A place for a client of that user, if there is one. Users other than root have a quarter of all each, and never
@@ -42,7 +45,10 @@ impl Places {
         }
         *taken.entry(uid).or_default() += 1;
         drop(taken);
-        Some(Place { places: self.clone(), uid })
+        Some(Place {
+            places: self.clone(),
+            uid,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u32, usize>> {
@@ -69,11 +75,19 @@ mod tests {
     #[test]
     fn no_user_takes_the_places_of_others_and_root_has_one_always() {
         let places = Places::new(Arc::new(64.into()));
-        let take = |uid: u32| (0..1000).map_while(|_| places.take(uid, false)).collect::<Vec<_>>();
+        let take = |uid: u32| {
+            (0..1000)
+                .map_while(|_| places.take(uid, false))
+                .collect::<Vec<_>>()
+        };
         let (one, two, three) = (take(1000), take(1001), take(1002));
         assert_eq!((one.len(), two.len(), three.len()), (16, 16, 16));
         let fourth = take(1003);
-        assert_eq!((fourth.len(), take(1004).len()), (15, 0), "the last one is root's");
+        assert_eq!(
+            (fourth.len(), take(1004).len()),
+            (15, 0),
+            "the last one is root's"
+        );
         let root = places.take(0, true);
         assert!(root.is_some() && places.take(0, true).is_none());
         drop((one, two, three, fourth, root));

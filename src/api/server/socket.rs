@@ -63,7 +63,10 @@ pub fn bind(path: &Path) -> Result<Listener, Error> {
         let message = format!("{what} {}: {e}", path.display());
         Error::new(ErrorKind::Failed, Code::Socket, message)
     };
-    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     if !directory.exists() {
         std::fs::DirBuilder::new()
             .recursive(true)
@@ -73,7 +76,8 @@ pub fn bind(path: &Path) -> Result<Listener, Error> {
             .map_err(|e| fail("make the directory of the control socket", &e))?;
     }
     // Two daemons that start at once must not both find the old socket dead and remove each other's new one.
-    let _guard = lock(directory).map_err(|e| fail("lock the directory of the control socket", &e))?;
+    let _guard =
+        lock(directory).map_err(|e| fail("lock the directory of the control socket", &e))?;
     remove_stale(path)?;
     // Bound beside its place and linked there with its rights already set: nobody connects before.
     let aside = directory.join(format!(".{}", std::process::id()));
@@ -83,7 +87,11 @@ pub fn bind(path: &Path) -> Result<Listener, Error> {
         std::fs::set_permissions(&aside, PermissionsExt::from_mode(0o660))?;
         give_to_group(&aside)?;
         std::fs::hard_link(&aside, path)?;
-        Ok(Listener { inner, path: path.to_owned(), file: identity(path)? })
+        Ok(Listener {
+            inner,
+            path: path.to_owned(),
+            file: identity(path)?,
+        })
     };
     let result = made().map_err(|e| fail("make the control socket", &e));
     let _ = std::fs::remove_file(&aside);
@@ -120,15 +128,24 @@ fn remove_stale(path: &Path) -> Result<(), Error> {
         Err(Error::new(ErrorKind::Conflict, Code::SocketInUse, message)
             .hint("byway daemon --socket PATH --state-dir DIR"))
     };
-    let Ok(metadata) = std::fs::symlink_metadata(path) else { return Ok(()) };
+    let Ok(metadata) = std::fs::symlink_metadata(path) else {
+        return Ok(());
+    };
     if !metadata.file_type().is_socket() {
         return in_use("a file that is no socket is in the way");
     }
     match UnixStream::connect(path) {
         Ok(_) => in_use("another daemon answers there"),
-        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path).map_err(|e| {
-            Error::new(ErrorKind::Failed, Code::Socket, format!("remove the dead socket {}: {e}", path.display()))
-        }),
-        Err(e) => in_use(&format!("it cannot be told whether another daemon answers there: {e}")),
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)
+            .map_err(|e| {
+                Error::new(
+                    ErrorKind::Failed,
+                    Code::Socket,
+                    format!("remove the dead socket {}: {e}", path.display()),
+                )
+            }),
+        Err(e) => in_use(&format!(
+            "it cannot be told whether another daemon answers there: {e}"
+        )),
     }
 }

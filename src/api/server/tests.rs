@@ -47,10 +47,16 @@ fn handler() -> Handler {
                     tokio::time::sleep(Duration::from_secs(60)).await;
                     Ok(Response::Subnets { subnets: vec![] })
                 }
-                Request::Metrics => Ok(Response::Metrics { text: "x".repeat(8 << 20) }),
-                Request::Id => Err(Error::new(ErrorKind::NotFound, "E-TEST", "nothing here").hint("look elsewhere")),
+                Request::Metrics => Ok(Response::Metrics {
+                    text: "x".repeat(8 << 20),
+                }),
+                Request::Id => Err(Error::new(ErrorKind::NotFound, "E-TEST", "nothing here")
+                    .hint("look elsewhere")),
                 Request::Version => panic!("on purpose"),
-                other => Ok(Response::Done(Done { message: format!("{other:?}"), changed: true })),
+                other => Ok(Response::Done(Done {
+                    message: format!("{other:?}"),
+                    changed: true,
+                })),
             }
         })
     })
@@ -60,8 +66,18 @@ fn start(bounds: Bounds) -> Server {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("run/byway.sock");
     let stop = CancellationToken::new();
-    let task = tokio::spawn(run_bounded(bind(&socket).unwrap(), handler(), stop.clone(), bounds));
-    Server { socket, stop, task, _dir: dir }
+    let task = tokio::spawn(run_bounded(
+        bind(&socket).unwrap(),
+        handler(),
+        stop.clone(),
+        bounds,
+    ));
+    Server {
+        socket,
+        stop,
+        task,
+        _dir: dir,
+    }
 }
 
 async fn raw(socket: &PathBuf, bytes: &[u8]) -> String {
@@ -77,22 +93,47 @@ async fn calls_and_errors_cross_whole() {
     let server = start(Bounds::default());
     let client = Client::new(&server.socket);
     let done = client.call(&Request::Reload).await.unwrap();
-    assert_eq!(done, Response::Done(Done { message: "Reload".into(), changed: true }));
+    assert_eq!(
+        done,
+        Response::Done(Done {
+            message: "Reload".into(),
+            changed: true
+        })
+    );
     let error = client.call(&Request::Id).await.unwrap_err();
-    assert_eq!(error, Error::new(ErrorKind::NotFound, "E-TEST", "nothing here").hint("look elsewhere"));
-    assert_eq!(client.call(&Request::Version).await.unwrap_err().code, "E-INTERNAL");
-    assert!(client.call(&Request::PeerLs).await.is_ok(), "one failed request does not end the server");
+    assert_eq!(
+        error,
+        Error::new(ErrorKind::NotFound, "E-TEST", "nothing here").hint("look elsewhere")
+    );
+    assert_eq!(
+        client.call(&Request::Version).await.unwrap_err().code,
+        "E-INTERNAL"
+    );
+    assert!(
+        client.call(&Request::PeerLs).await.is_ok(),
+        "one failed request does not end the server"
+    );
     let health = raw(&server.socket, b"GET /v1/health HTTP/1.0\r\n\r\n").await;
-    assert!(health.starts_with("HTTP/1.0 200") && health.ends_with("ok\n"), "{health}");
+    assert!(
+        health.starts_with("HTTP/1.0 200") && health.ends_with("ok\n"),
+        "{health}"
+    );
 }
 
 #[tokio::test]
 async fn rights_are_set_and_the_file_goes_with_the_server() {
     let server = start(Bounds::default());
-    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let mode =
+        |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&server.socket), 0o660);
     assert_eq!(mode(server.socket.parent().unwrap()), 0o750);
-    assert_eq!(std::fs::read_dir(server.socket.parent().unwrap()).unwrap().count(), 1, "nothing is left beside it");
+    assert_eq!(
+        std::fs::read_dir(server.socket.parent().unwrap())
+            .unwrap()
+            .count(),
+        1,
+        "nothing is left beside it"
+    );
     server.stop.cancel();
     server.task.await.unwrap().unwrap();
     assert!(!server.socket.exists());
@@ -102,8 +143,16 @@ async fn rights_are_set_and_the_file_goes_with_the_server() {
 async fn a_live_socket_is_left_alone_and_a_dead_one_taken_over() {
     let server = start(Bounds::default());
     let error = bind(&server.socket).unwrap_err();
-    assert_eq!((error.kind.exit_code(), error.code.as_str()), (6, "E-SOCKET-IN-USE"));
-    assert!(Client::new(&server.socket).call(&Request::Reload).await.is_ok());
+    assert_eq!(
+        (error.kind.exit_code(), error.code.as_str()),
+        (6, "E-SOCKET-IN-USE")
+    );
+    assert!(
+        Client::new(&server.socket)
+            .call(&Request::Reload)
+            .await
+            .is_ok()
+    );
 
     let dir = tempfile::tempdir().unwrap();
     let dead = dir.path().join("dead.sock");
@@ -112,7 +161,10 @@ async fn a_live_socket_is_left_alone_and_a_dead_one_taken_over() {
     std::fs::remove_file(&dead).unwrap();
     let other = bind(&dead).unwrap();
     drop(listener);
-    assert!(other.path().exists(), "the socket of another is not removed");
+    assert!(
+        other.path().exists(),
+        "the socket of another is not removed"
+    );
 
     // A store holds its state directory locked for as long as it lives; the socket may lie there all the same.
     let state = std::fs::File::open(dir.path()).unwrap();
@@ -130,43 +182,89 @@ async fn nobody_there_is_told_apart() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("s");
     let error = Client::new(&socket).call(&Request::Id).await.unwrap_err();
-    assert_eq!((error.kind, error.code.as_str()), (ErrorKind::NoDaemon, "E-DAEMON"));
-    assert_eq!(error.hint, format!("byway daemon --socket {} --state-dir DIR", socket.display()));
+    assert_eq!(
+        (error.kind, error.code.as_str()),
+        (ErrorKind::NoDaemon, "E-DAEMON")
+    );
+    assert_eq!(
+        error.hint,
+        format!("byway daemon --socket {} --state-dir DIR", socket.display())
+    );
     let long = PathBuf::from(format!("/{}", "x".repeat(200)));
-    assert_eq!(Client::new(long).call(&Request::Id).await.unwrap_err().code, "E-SOCKET");
+    assert_eq!(
+        Client::new(long).call(&Request::Id).await.unwrap_err().code,
+        "E-SOCKET"
+    );
 }
 
 #[tokio::test]
 async fn slow_clients_are_dropped() {
-    let server = start(Bounds { deadline: Duration::from_millis(50), ..Bounds::default() });
+    let server = start(Bounds {
+        deadline: Duration::from_millis(50),
+        ..Bounds::default()
+    });
     let head = raw(&server.socket, b"POST /v1/call HTTP/1.1\r\nhost: byway\r\n").await;
-    assert!(head.is_empty() || head.starts_with("HTTP/1.1 408"), "{head}");
-    let body = raw(&server.socket, b"POST /v1/call HTTP/1.1\r\nhost: byway\r\ncontent-length: 9\r\n\r\n{").await;
+    assert!(
+        head.is_empty() || head.starts_with("HTTP/1.1 408"),
+        "{head}"
+    );
+    let body = raw(
+        &server.socket,
+        b"POST /v1/call HTTP/1.1\r\nhost: byway\r\ncontent-length: 9\r\n\r\n{",
+    )
+    .await;
     assert!(body.starts_with("HTTP/1.1 504"), "{body}");
-    assert!(Client::new(&server.socket).call(&Request::Reload).await.is_ok());
+    assert!(
+        Client::new(&server.socket)
+            .call(&Request::Reload)
+            .await
+            .is_ok()
+    );
 }
 
 #[tokio::test]
 async fn oversize_requests_are_refused() {
     let server = start(Bounds::default());
-    let entries = (0..=MAX_BODY / 32).map(|i| format!("\"{i:032}\"")).collect::<Vec<_>>().join(",");
-    let text = format!("POST /v1/call HTTP/1.0\r\ncontent-length: {}\r\n\r\n[{entries}]", entries.len() + 2);
+    let entries = (0..=MAX_BODY / 32)
+        .map(|i| format!("\"{i:032}\""))
+        .collect::<Vec<_>>()
+        .join(",");
+    let text = format!(
+        "POST /v1/call HTTP/1.0\r\ncontent-length: {}\r\n\r\n[{entries}]",
+        entries.len() + 2
+    );
     let answer = raw(&server.socket, text.as_bytes()).await;
-    assert!(answer.starts_with("HTTP/1.0 400") && answer.contains("E-REQUEST"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.0 400") && answer.contains("E-REQUEST"),
+        "{answer}"
+    );
 }
 
 #[tokio::test]
 async fn one_client_too_many_is_told_so() {
-    let server = start(Bounds { clients: Arc::new(1.into()), ..Bounds::default() });
+    let server = start(Bounds {
+        clients: Arc::new(1.into()),
+        ..Bounds::default()
+    });
     let mut first = UnixStream::connect(&server.socket).await.unwrap();
     // An answered request proves that the first client holds its place.
-    first.write_all(b"GET /v1/health HTTP/1.1\r\nhost: byway\r\n\r\n").await.unwrap();
+    first
+        .write_all(b"GET /v1/health HTTP/1.1\r\nhost: byway\r\n\r\n")
+        .await
+        .unwrap();
     assert!(first.read(&mut [0; 512]).await.unwrap() > 0);
-    let error = Client::new(&server.socket).call(&Request::Reload).await.unwrap_err();
+    let error = Client::new(&server.socket)
+        .call(&Request::Reload)
+        .await
+        .unwrap_err();
     assert_eq!(error.code, "E-BUSY");
     drop(first);
     for _ in 0..1000 {
-        if Client::new(&server.socket).call(&Request::Reload).await.is_ok() {
+        if Client::new(&server.socket)
+            .call(&Request::Reload)
+            .await
+            .is_ok()
+        {
             return;
         }
         tokio::task::yield_now().await;
@@ -176,24 +274,42 @@ async fn one_client_too_many_is_told_so() {
 
 #[tokio::test]
 async fn work_of_a_reading_verb_ends_with_its_asker_and_of_a_changing_one_goes_on() {
-    let bounds = Bounds { clients: Arc::new(2.into()), ..Bounds::default() };
+    let bounds = Bounds {
+        clients: Arc::new(2.into()),
+        ..Bounds::default()
+    };
     let changes = bounds.changes.clone();
     let server = start(bounds);
     let running = || RUNNING.load(std::sync::atomic::Ordering::SeqCst);
-    let request =
-        |body: &str| format!("POST /v1/call HTTP/1.1\r\nhost: byway\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let request = |body: &str| {
+        format!(
+            "POST /v1/call HTTP/1.1\r\nhost: byway\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    };
     // The second one sends the beginning of another request behind it, which nobody reads yet.
     for more in ["", "GET /v1/health HTTP/1.1\r\n"] {
         let mut stream = UnixStream::connect(&server.socket).await.unwrap();
-        stream.write_all(format!("{}{more}", request("{\"verb\":\"subnet-ls\"}")).as_bytes()).await.unwrap();
+        stream
+            .write_all(format!("{}{more}", request("{\"verb\":\"subnet-ls\"}")).as_bytes())
+            .await
+            .unwrap();
         eventually("the work begins", PATIENCE, async || running() == 1).await;
         drop(stream);
         eventually("the work ends", PATIENCE, async || running() == 0).await;
     }
     // Its place is free.
-    assert!(Client::new(&server.socket).call(&Request::Reload).await.is_ok());
+    assert!(
+        Client::new(&server.socket)
+            .call(&Request::Reload)
+            .await
+            .is_ok()
+    );
     let mut stream = UnixStream::connect(&server.socket).await.unwrap();
-    stream.write_all(request("{\"verb\":\"up\"}").as_bytes()).await.unwrap();
+    stream
+        .write_all(request("{\"verb\":\"up\"}").as_bytes())
+        .await
+        .unwrap();
     eventually("the change begins", PATIENCE, async || running() == 1).await;
     drop(stream);
     server.stop.cancel();
@@ -209,15 +325,23 @@ async fn free(socket: &Path) {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(5), answered).await.expect("the place is free");
+    tokio::time::timeout(Duration::from_secs(5), answered)
+        .await
+        .expect("the place is free");
 }
 
 #[tokio::test]
 async fn who_takes_no_answer_or_asks_nothing_loses_its_place() {
-    let server =
-        start(Bounds { clients: Arc::new(1.into()), deadline: Duration::from_millis(200), ..Bounds::default() });
+    let server = start(Bounds {
+        clients: Arc::new(1.into()),
+        deadline: Duration::from_millis(200),
+        ..Bounds::default()
+    });
     let mut stream = UnixStream::connect(&server.socket).await.unwrap();
-    stream.write_all(b"GET /v1/metrics HTTP/1.1\r\nhost: byway\r\n\r\n").await.unwrap();
+    stream
+        .write_all(b"GET /v1/metrics HTTP/1.1\r\nhost: byway\r\n\r\n")
+        .await
+        .unwrap();
     free(&server.socket).await;
     drop(stream);
     let idle = UnixStream::connect(&server.socket).await.unwrap();
@@ -229,21 +353,41 @@ async fn who_takes_no_answer_or_asks_nothing_loses_its_place() {
 async fn metrics_say_which_format_they_are_in() {
     let server = start(Bounds::default());
     let mut stream = UnixStream::connect(&server.socket).await.unwrap();
-    stream.write_all(b"GET /v1/metrics HTTP/1.1\r\nhost: byway\r\nconnection: close\r\n\r\n").await.unwrap();
+    stream
+        .write_all(b"GET /v1/metrics HTTP/1.1\r\nhost: byway\r\nconnection: close\r\n\r\n")
+        .await
+        .unwrap();
     let mut head = vec![0; 512];
     let length = stream.read(&mut head).await.unwrap();
     let head = String::from_utf8_lossy(&head[..length]);
-    assert!(head.starts_with("HTTP/1.1 200") && head.contains("content-type: application/openmetrics-text"), "{head}");
+    assert!(
+        head.starts_with("HTTP/1.1 200")
+            && head.contains("content-type: application/openmetrics-text"),
+        "{head}"
+    );
 }
 
 #[tokio::test]
 async fn wrong_requests_get_an_answer_that_says_so() {
     let server = start(Bounds::default());
     let deep = format!("{{\"verb\":{}", "[".repeat(100_000));
-    for body in ["", "{}", "null", "{\"verb\":\"fly\"}", "{\"verb\":\"leave\",\"subnet\":\"a\",\"x\":1}", &deep] {
-        let text = format!("POST /v1/call HTTP/1.0\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    for body in [
+        "",
+        "{}",
+        "null",
+        "{\"verb\":\"fly\"}",
+        "{\"verb\":\"leave\",\"subnet\":\"a\",\"x\":1}",
+        &deep,
+    ] {
+        let text = format!(
+            "POST /v1/call HTTP/1.0\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
         let answer = raw(&server.socket, text.as_bytes()).await;
-        assert!(answer.starts_with("HTTP/1.0 400") && answer.contains("E-REQUEST"), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.0 400") && answer.contains("E-REQUEST"),
+            "{answer}"
+        );
     }
     let lost = raw(&server.socket, b"GET /v2 HTTP/1.0\r\n\r\n").await;
     assert!(lost.starts_with("HTTP/1.0 404"), "{lost}");

@@ -76,7 +76,12 @@ pub struct Error {
 impl Error {
     /// An error without a hint.
     pub fn new(kind: ErrorKind, code: impl AsRef<str>, message: impl Into<String>) -> Error {
-        Error { code: code.as_ref().to_owned(), message: message.into(), hint: String::new(), kind }
+        Error {
+            code: code.as_ref().to_owned(),
+            message: message.into(),
+            hint: String::new(),
+            kind,
+        }
     }
 
     /// The same with a command to try next.

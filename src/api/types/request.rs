@@ -62,7 +62,10 @@ pub struct ContainerInterface {
 /// eight characters, as [`find`](crate::model::find) says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "kebab-case", deny_unknown_fields)]
-#[expect(missing_docs, reason = "verbs and fields are those of the command line, documented there")]
+#[expect(
+    missing_docs,
+    reason = "verbs and fields are those of the command line, documented there"
+)]
 pub enum Request {
     Create {
         name: Name,
@@ -298,7 +301,8 @@ mod tests {
 
     #[test]
     fn seeds_of_the_fuzzer_are_requests() {
-        let seeds = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fuzz/seeds/api")).unwrap();
+        let seeds = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fuzz/seeds/api"))
+            .unwrap();
         for seed in seeds {
             let path = seed.unwrap().path();
             let read = serde_json::from_slice::<Request>(&std::fs::read(&path).unwrap());

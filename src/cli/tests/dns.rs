@@ -16,7 +16,9 @@ pub(super) fn dns() -> DnsInfo {
 #[test]
 fn names_look_like_this() {
     shows(
-        Response::Dns { records: vec![dns()] },
+        Response::Dns {
+            records: vec![dns()],
+        },
         "\
 NAME               TYPE  VALUE       TTL  FROM
 web.lab.internal   A     10.77.1.5   60   workload
@@ -26,13 +28,18 @@ web.lab.internal   A     10.77.1.5   60   workload
 
 #[test]
 fn names_become_requests() {
-    let Verb::Dns(add) = parsed("byway dns add lab web 10.0.0.1 fd00::1 --ttl 5m") else { panic!() };
+    let Verb::Dns(add) = parsed("byway dns add lab web 10.0.0.1 fd00::1 --ttl 5m") else {
+        panic!()
+    };
     assert_eq!(
         add.request(),
         Request::DnsAdd {
             subnet: "lab".into(),
             name: "web".into(),
-            data: vec![RecordData::Address(ip("10.0.0.1")), RecordData::Address(ip("fd00::1"))],
+            data: vec![
+                RecordData::Address(ip("10.0.0.1")),
+                RecordData::Address(ip("fd00::1"))
+            ],
             ttl: 300,
         }
     );

@@ -37,7 +37,14 @@ fn what_is_not_well_with_a_map_stands_below() {
     let note = Some("nothing listens at web.lab:80".to_owned());
     let help = Some("let something listen there".to_owned());
     shows(
-        Response::Maps { maps: vec![MapInfo { state: "refused".into(), note, help, ..map() }] },
+        Response::Maps {
+            maps: vec![MapInfo {
+                state: "refused".into(),
+                note,
+                help,
+                ..map()
+            }],
+        },
         "\
 SUBNET  NAME  PROTO  LISTEN         TARGET       STATE     CONNECTIONS  RX/TX
 lab     web   tcp    0.0.0.0:8080   web.lab:80   refused   12           3.1 G / 88 M
@@ -49,7 +56,9 @@ lab     web   tcp    0.0.0.0:8080   web.lab:80   refused   12           3.1 G / 
 #[test]
 fn maps_become_requests() {
     let line = "byway map add lab tcp [::]:53 web:80 --allow 10.0.0.0/8 192.0.2.1 --name m";
-    let Verb::Map(map) = parsed(line) else { panic!() };
+    let Verb::Map(map) = parsed(line) else {
+        panic!()
+    };
     assert_eq!(
         map.request().unwrap(),
         Request::MapAdd {
@@ -60,10 +69,15 @@ fn maps_become_requests() {
             target: "web".into(),
             target_port: 80,
             name: Some(name("m")),
-            allow: vec!["10.0.0.0/8".parse().unwrap(), "192.0.2.1/32".parse().unwrap()],
+            allow: vec![
+                "10.0.0.0/8".parse().unwrap(),
+                "192.0.2.1/32".parse().unwrap()
+            ],
         }
     );
-    let Verb::Map(rm) = parsed("byway map rm lab udp 127.0.0.1:9000") else { panic!() };
+    let Verb::Map(rm) = parsed("byway map rm lab udp 127.0.0.1:9000") else {
+        panic!()
+    };
     assert_eq!(
         rm.request().unwrap(),
         Request::MapRm {
@@ -78,13 +92,27 @@ fn maps_become_requests() {
 
 #[test]
 fn a_port_alone_is_every_address_and_nothing_else_is() {
-    for line in ["byway map add lab tcp 8080 web:80", "byway map add lab tcp :8080 web:80"] {
-        let Verb::Map(map) = parsed(line) else { panic!() };
-        let Request::MapAdd { listen, port, .. } = map.request().unwrap() else { panic!() };
+    for line in [
+        "byway map add lab tcp 8080 web:80",
+        "byway map add lab tcp :8080 web:80",
+    ] {
+        let Verb::Map(map) = parsed(line) else {
+            panic!()
+        };
+        let Request::MapAdd { listen, port, .. } = map.request().unwrap() else {
+            panic!()
+        };
         assert_eq!((listen, port), (None, 8080), "{line}");
     }
-    let Verb::Map(rm) = parsed("byway map rm lab tcp :8080") else { panic!() };
-    let Request::MapRm { listen, port, name, .. } = rm.request().unwrap() else { panic!() };
+    let Verb::Map(rm) = parsed("byway map rm lab tcp :8080") else {
+        panic!()
+    };
+    let Request::MapRm {
+        listen, port, name, ..
+    } = rm.request().unwrap()
+    else {
+        panic!()
+    };
     assert_eq!((listen, port, name), (None, Some(8080), None));
     for (text, code) in [
         ("", "E-PORT"),

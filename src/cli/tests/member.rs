@@ -19,14 +19,20 @@ pub(super) fn member() -> MemberInfo {
 }
 
 pub(super) fn lease() -> LeaseInfo {
-    LeaseInfo { prefix: "10.77.1.0/24".parse().unwrap(), peer_id: PeerId([1; 32]), member: name("a") }
+    LeaseInfo {
+        prefix: "10.77.1.0/24".parse().unwrap(),
+        peer_id: PeerId([1; 32]),
+        member: name("a"),
+    }
 }
 
 #[test]
 fn members_and_leases_look_like_this() {
     let (id1, prefix) = (PeerId([1; 32]), &PeerId([1; 32]).to_string()[..16]);
     shows(
-        Response::Members { members: vec![member()] },
+        Response::Members {
+            members: vec![member()],
+        },
         &format!(
             "\
 MEMBER    ROLE    ADDRESSES  EXPIRES  LABELS        PEER
@@ -46,7 +52,9 @@ a (you)   owner   10.77.1.1  in 90 d  site=berlin   {prefix}
         &format!("NAME  FINGERPRINT  SINCE       PEER\nb     ab12         4 min ago   {prefix}\n"),
     );
     shows(
-        Response::Leases { leases: vec![lease()] },
+        Response::Leases {
+            leases: vec![lease()],
+        },
         &format!("PREFIX         MEMBER  PEER\n10.77.1.0/24   a       {prefix}\n"),
     );
 }
@@ -102,6 +110,13 @@ invite k3
 
 #[test]
 fn an_invite_is_revoked_by_its_own_name() {
-    let Verb::Invite(revoke) = parsed("byway invite revoke lab k3") else { panic!() };
-    assert_eq!(revoke.request(), Request::InviteRevoke { invite: "k3".into() });
+    let Verb::Invite(revoke) = parsed("byway invite revoke lab k3") else {
+        panic!()
+    };
+    assert_eq!(
+        revoke.request(),
+        Request::InviteRevoke {
+            invite: "k3".into()
+        }
+    );
 }

@@ -22,7 +22,12 @@ fn peer_info() -> PeerInfo {
 fn peers_look_like_this() {
     let (id1, prefix) = (PeerId([1; 32]), &PeerId([1; 32]).to_string()[..16]);
     assert_eq!(
-        render(&Response::Peers { peers: vec![peer_info()] }, STYLE),
+        render(
+            &Response::Peers {
+                peers: vec![peer_info()]
+            },
+            STYLE
+        ),
         format!(
             "\
 NAMES  PATH                        RTT       TX/RX       PEER
@@ -49,9 +54,17 @@ peer {id1}  connected
 #[test]
 fn a_datagram_session_is_told() {
     let mut peer = peer_info();
-    peer.path = Path { mtu: Some(1500), ..path("direct", "datagram", "udp", "10.0.0.2:4100", "") };
+    peer.path = Path {
+        mtu: Some(1500),
+        ..path("direct", "datagram", "udp", "10.0.0.2:4100", "")
+    };
     let cipher = Some("aes-256-gcm".to_owned());
-    peer.sessions = vec![SessionInfo { cipher, post_quantum: Some(true), keys: 2, path_changes: 1 }];
+    peer.sessions = vec![SessionInfo {
+        cipher,
+        post_quantum: Some(true),
+        keys: 2,
+        path_changes: 1,
+    }];
     let shown = render(&Response::Peer(Box::new(peer)), STYLE);
     for line in [
         "  path        direct udp 10.0.0.2:4100\n",

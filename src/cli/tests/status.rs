@@ -4,7 +4,15 @@ use std::collections::BTreeMap;
 
 use super::*;
 
-fn peer(n: &str, address: &str, path: Path, rtt: f64, loss: f64, bytes: (u64, u64), workloads: &[&str]) -> PeerStatus {
+fn peer(
+    n: &str,
+    address: &str,
+    path: Path,
+    rtt: f64,
+    loss: f64,
+    bytes: (u64, u64),
+    workloads: &[&str],
+) -> PeerStatus {
     PeerStatus {
         peer_id: PeerId([1; 32]),
         name: name(n),
@@ -57,7 +65,15 @@ pub(super) fn status() -> Status {
                     (20_000_000, 8_000_000),
                     &[],
                 ),
-                peer("d", "10.77.4.1", path("offline", "", "", "", ""), 0.0, 0.0, (0, 0), &["cam"]),
+                peer(
+                    "d",
+                    "10.77.4.1",
+                    path("offline", "", "", "", ""),
+                    0.0,
+                    0.0,
+                    (0, 0),
+                    &["cam"],
+                ),
             ],
             workloads: vec![],
             drops: BTreeMap::from([("filtered".into(), 0), ("no-route".into(), 3)]),
@@ -86,26 +102,64 @@ dropped: no-route 3
 ! c is relayed\\u{1b}[2J   (byway doctor c)
 "
     );
-    let empty = Status { subnets: vec![], problems: vec![], ..status() };
+    let empty = Status {
+        subnets: vec![],
+        problems: vec![],
+        ..status()
+    };
     let shown = render(&Response::Status(Box::new(empty)), STYLE);
     let want = "node a  no subnet yet\n  try:  byway create NAME       (founds one)\n  try:  byway join ID|INVITE    (asks to \
                 be let into one)\n";
     assert_eq!(shown, want);
-    let ended = Problem { code: "E-SUBNET-ENDED".into(), ..status().problems.remove(0) };
-    let ended = Status { subnets: vec![], problems: vec![ended], ..status() };
+    let ended = Problem {
+        code: "E-SUBNET-ENDED".into(),
+        ..status().problems.remove(0)
+    };
+    let ended = Status {
+        subnets: vec![],
+        problems: vec![ended],
+        ..status()
+    };
     let shown = render(&Response::Status(Box::new(ended)), STYLE);
     assert!(shown.starts_with("node a  no subnet any more\n"), "{shown}");
 }
 
 #[test]
 fn a_join_that_waits_is_shown_as_pending_with_whom_it_asked_and_what_to_compare() {
-    let asked = |address: Option<&str>| Asked { peer_id: PeerId([1; 32]), address: address.map(str::to_owned) };
+    let asked = |address: Option<&str>| Asked {
+        peer_id: PeerId([1; 32]),
+        address: address.map(str::to_owned),
+    };
     let shown = |invite, asked: Vec<Asked>, reached| {
-        let waiting = Waiting { fingerprint: "ab12 cd34".into(), since: NOW - 60, invite, asked, reached, terms: None };
+        let waiting = Waiting {
+            fingerprint: "ab12 cd34".into(),
+            since: NOW - 60,
+            invite,
+            asked,
+            reached,
+            terms: None,
+        };
         let mut subnet = status().subnets.remove(0);
-        subnet = SubnetStatus { state: SubnetState::Pending, addresses: vec![], members: 0, peers: vec![], ..subnet };
-        subnet = SubnetStatus { drops: BTreeMap::new(), waiting: Some(waiting), ..subnet };
-        render(&Response::Status(Box::new(Status { subnets: vec![subnet], problems: vec![], ..status() })), STYLE)
+        subnet = SubnetStatus {
+            state: SubnetState::Pending,
+            addresses: vec![],
+            members: 0,
+            peers: vec![],
+            ..subnet
+        };
+        subnet = SubnetStatus {
+            drops: BTreeMap::new(),
+            waiting: Some(waiting),
+            ..subnet
+        };
+        render(
+            &Response::Status(Box::new(Status {
+                subnets: vec![subnet],
+                problems: vec![],
+                ..status()
+            })),
+            STYLE,
+        )
     };
     let waiting = |asked, reached| shown(false, asked, reached);
     let head = "\
@@ -136,7 +190,13 @@ subnet lab  7q3km2wd9xra  pending   you: a
 
 #[test]
 fn colours_only_wrap_words() {
-    let coloured = render(&Response::Status(Box::new(status())), Style { colour: true, ..STYLE });
+    let coloured = render(
+        &Response::Status(Box::new(status())),
+        Style {
+            colour: true,
+            ..STYLE
+        },
+    );
     assert!(coloured.contains("7q3km2wd9xra  \x1b[32mready\x1b[0m   4 members"));
     assert!(coloured.contains("\x1b[33m!\x1b[0m c is relayed\\u{1b}[2J"));
 }
@@ -144,7 +204,10 @@ fn colours_only_wrap_words() {
 #[test]
 fn json_answers_carry_their_schema() {
     let shown = json(&Response::Status(Box::new(status()))).unwrap();
-    assert!(shown.starts_with("{\"schema\":\"byway.status/1\","), "{shown}");
+    assert!(
+        shown.starts_with("{\"schema\":\"byway.status/1\","),
+        "{shown}"
+    );
     let back: Response = serde_json::from_str(&shown).unwrap();
     assert_eq!(back, Response::Status(Box::new(status())));
 }

@@ -32,8 +32,14 @@ subnet lab  7q3km2wd9xra4ce8yn5t0vbz6g
         created.join_flags = "--allow-domain example.org".into();
     }
     let text = render(&open, STYLE);
-    assert!(text.contains("next        byway join byway1abc --allow-domain example.org      on"), "{text}");
-    assert!(text.contains("\n  note        prefixes or domain are not private"), "{text}");
+    assert!(
+        text.contains("next        byway join byway1abc --allow-domain example.org      on"),
+        "{text}"
+    );
+    assert!(
+        text.contains("\n  note        prefixes or domain are not private"),
+        "{text}"
+    );
     let mut joined = Joined {
         host: Default::default(),
         id: id(),
@@ -53,15 +59,28 @@ subnet lab  7q3km2wd9xra4ce8yn5t0vbz6g
          ping and names only      ssh: byway subnet host lab tcp/22\n"
     );
     let open = |host: &str| {
-        let host = Joined { host: host.parse().unwrap(), ..joined.clone() };
-        render(&Response::Joined(host), STYLE).lines().last().unwrap().to_owned()
+        let host = Joined {
+            host: host.parse().unwrap(),
+            ..joined.clone()
+        };
+        render(&Response::Joined(host), STYLE)
+            .lines()
+            .last()
+            .unwrap()
+            .to_owned()
     };
     assert_eq!(
         open("tcp/80,udp/53"),
         "  machine     answers ping, names and tcp/80,udp/53      ssh: byway subnet host lab tcp/22,tcp/80,udp/53"
     );
-    assert_eq!(open("tcp/20-30"), "  machine     answers ping, names and tcp/20-30");
-    assert_eq!(open("open"), "  machine     answers ping, names and every port");
+    assert_eq!(
+        open("tcp/20-30"),
+        "  machine     answers ping, names and tcp/20-30"
+    );
+    assert_eq!(
+        open("open"),
+        "  machine     answers ping, names and every port"
+    );
     joined.terms = Some(Terms {
         founded_as: name("lab"),
         cidr4: "10.77.0.0/16".parse().ok(),
@@ -81,24 +100,51 @@ subnet lab  7q3km2wd9xra4ce8yn5t0vbz6g  ready
 "
     );
     joined.ignored = vec!["--name".into(), "--as".into(), "--host".into()];
-    let note = Outcome::of(&Response::Joined(joined.clone()), STYLE).unwrap().note;
+    let note = Outcome::of(&Response::Joined(joined.clone()), STYLE)
+        .unwrap()
+        .note;
     assert_eq!(
         note,
         "note: this peer is a member of lab already: no effect of --name, --as, --host\n  try:  byway subnet host lab \
          SPEC\n"
     );
     joined.ignored = vec![];
-    assert_eq!(Outcome::of(&Response::Joined(joined.clone()), STYLE).unwrap().note, "");
+    assert_eq!(
+        Outcome::of(&Response::Joined(joined.clone()), STYLE)
+            .unwrap()
+            .note,
+        ""
+    );
     joined.terms = None;
-    joined =
-        Joined { name: None, state: SubnetState::Pending, addresses: vec![], interface: None, member: None, ..joined };
+    joined = Joined {
+        name: None,
+        state: SubnetState::Pending,
+        addresses: vec![],
+        interface: None,
+        member: None,
+        ..joined
+    };
     joined.fingerprint = Some("12345-67890".into());
     // Nobody has to approve who has an invite, and `join ID` would ask for just that.
-    let by_invite = waiting::pending(&Joined { invite: true, ..joined.clone() });
-    assert!(by_invite.message.contains("by itself as soon as who issued that is back"), "{by_invite:?}");
-    assert_eq!((by_invite.code.as_str(), by_invite.hint.as_str()), ("E-PENDING", "byway status"));
+    let by_invite = waiting::pending(&Joined {
+        invite: true,
+        ..joined.clone()
+    });
+    assert!(
+        by_invite
+            .message
+            .contains("by itself as soon as who issued that is back"),
+        "{by_invite:?}"
+    );
+    assert_eq!(
+        (by_invite.code.as_str(), by_invite.hint.as_str()),
+        ("E-PENDING", "byway status")
+    );
     let by_id = waiting::pending(&joined);
-    assert!(by_id.message.contains("must approve") && by_id.hint.contains("continues the same request"), "{by_id:?}");
+    assert!(
+        by_id.message.contains("must approve") && by_id.hint.contains("continues the same request"),
+        "{by_id:?}"
+    );
     assert_eq!(
         render(&Response::Joined(joined), STYLE),
         "subnet 7q3km2wd9xra4ce8yn5t0vbz6g  pending\n  your fingerprint  12345-67890   (who approves compares it)\n"
@@ -175,7 +221,8 @@ lab     7q3km2wd9xra4ce8yn5t0vbz6g   ready  owner   1        10.77.0.0/16   fd7a
 
 #[test]
 fn create_and_join_become_requests() {
-    let Verb::Create(create) = parsed("byway create Lab --cidr4 10.1.0.0/16 --cidr6 none --block4 26 --grant-life 90d")
+    let Verb::Create(create) =
+        parsed("byway create Lab --cidr4 10.1.0.0/16 --cidr6 none --block4 26 --grant-life 90d")
     else {
         panic!()
     };
@@ -196,7 +243,9 @@ fn create_and_join_become_requests() {
         "byway join {} --peer /ip4/10.0.0.1/tcp/4100 --as x --timeout 5s --no-wait --allow-prefix 203.0.113.0/24 --allow-domain Example.org.",
         id()
     );
-    let Verb::Join(join) = parsed(&line) else { panic!() };
+    let Verb::Join(join) = parsed(&line) else {
+        panic!()
+    };
     assert_eq!(
         join.request().unwrap(),
         Request::Join {
@@ -206,7 +255,10 @@ fn create_and_join_become_requests() {
             alias: Some(name("x")),
             ip: None,
             host: Default::default(),
-            allow: Allowed { prefixes: vec!["203.0.113.0/24".parse().unwrap()], domains: vec!["example.org".into()] },
+            allow: Allowed {
+                prefixes: vec!["203.0.113.0/24".parse().unwrap()],
+                domains: vec!["example.org".into()]
+            },
             timeout_ms: 5000,
             wait: false,
         }
@@ -220,12 +272,29 @@ fn the_host_is_shown_by_who_may_look_and_set_by_who_may_change() {
         other => panic!("{other:?}"),
     };
     let show = request("byway subnet host lab");
-    assert_eq!(show, Request::SubnetHost { subnet: "lab".into(), host: None });
+    assert_eq!(
+        show,
+        Request::SubnetHost {
+            subnet: "lab".into(),
+            host: None
+        }
+    );
     let set = request("byway subnet host lab udp/53,tcp/22");
-    assert_eq!(set, Request::SubnetHost { subnet: "lab".into(), host: "tcp/22,udp/53".parse().ok() });
+    assert_eq!(
+        set,
+        Request::SubnetHost {
+            subnet: "lab".into(),
+            host: "tcp/22,udp/53".parse().ok()
+        }
+    );
     assert!(!show.changes() && set.changes());
-    let info =
-        |host: &str| Response::Host(HostInfo { subnet: name("lab"), host: host.parse().unwrap(), changed: false });
+    let info = |host: &str| {
+        Response::Host(HostInfo {
+            subnet: name("lab"),
+            host: host.parse().unwrap(),
+            changed: false,
+        })
+    };
     assert_eq!(
         render(&info("closed"), STYLE),
         "subnet lab\n  machine     answers ping and names only      ssh: byway subnet host lab tcp/22\n"

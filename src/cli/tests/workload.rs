@@ -21,7 +21,9 @@ fn workload() -> WorkloadInfo {
 #[test]
 fn workloads_look_like_this() {
     shows(
-        Response::Workloads { workloads: vec![workload()] },
+        Response::Workloads {
+            workloads: vec![workload()],
+        },
         "\
 WORKLOAD  SUBNET  ADDRESSES  KIND    TARGET           INTERFACE  STATE
 web       lab     10.77.1.5  netns   /run/netns/web   byway0     ready
@@ -80,7 +82,11 @@ workload web  in lab  (attached already)
 
 #[test]
 fn attach_becomes_a_request() {
-    let Verb::Attach(attach) = parsed("byway attach netns ns1 --subnet lab --name web --ip 10.0.0.5") else { panic!() };
+    let Verb::Attach(attach) =
+        parsed("byway attach netns ns1 --subnet lab --name web --ip 10.0.0.5")
+    else {
+        panic!()
+    };
     assert_eq!(
         attach.request(|| panic!("a subnet was named")).unwrap(),
         Request::Attach {

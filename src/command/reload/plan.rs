@@ -56,7 +56,10 @@ pub(super) struct Plan {
 
 /// Whether two declarations say the same, wherever they stand.
 pub(super) fn same(a: &DeclaredSubnet, b: &DeclaredSubnet) -> bool {
-    let plain = |s: &DeclaredSubnet| DeclaredSubnet { origin: String::new(), ..s.clone() };
+    let plain = |s: &DeclaredSubnet| DeclaredSubnet {
+        origin: String::new(),
+        ..s.clone()
+    };
     plain(a) == plain(b)
 }
 
@@ -78,18 +81,33 @@ pub(super) fn plan(
         let unchanged = was.as_ref().is_some_and(|was| same(was, table));
         let stands = (*id).filter(|id| standing.stands.contains(id));
         if !unchanged || stands.is_none() || unfinished.follow.iter().any(|t| same(t, table)) {
-            plan.follow.push(Follow { table: table.clone(), stands, was });
+            plan.follow.push(Follow {
+                table: table.clone(),
+                stands,
+                was,
+            });
         }
     }
     let declared: BTreeSet<SubnetId> = now.iter().filter_map(|n| n.id).collect();
     let here = |id: &SubnetId| standing.stands.contains(id) || standing.refused.contains(id);
     let left = |id: &SubnetId| !declared.contains(id) && here(id);
-    let mut gone: BTreeSet<SubnetId> = unfinished.leave.iter().copied().filter(|id| left(id)).collect();
-    for Meant { id, table } in before.iter().filter(|b| !now.iter().any(|n| same(&n.table, &b.table))) {
+    let mut gone: BTreeSet<SubnetId> = unfinished
+        .leave
+        .iter()
+        .copied()
+        .filter(|id| left(id))
+        .collect();
+    for Meant { id, table } in before
+        .iter()
+        .filter(|b| !now.iter().any(|n| same(&n.table, &b.table)))
+    {
         match id {
             Some(id) if left(id) => {
                 gone.insert(*id);
-                let file = table.origin.rsplit_once(':').map_or(table.origin.as_str(), |(file, _)| file);
+                let file = table
+                    .origin
+                    .rsplit_once(':')
+                    .map_or(table.origin.as_str(), |(file, _)| file);
                 if !exists(file) {
                     plan.missing.push((file.to_owned(), *id));
                 }
@@ -100,7 +118,11 @@ pub(super) fn plan(
         }
     }
     let all_known = now.iter().all(|n| n.id.is_some());
-    *(if all_known { &mut plan.leave } else { &mut plan.kept }) = gone;
+    *(if all_known {
+        &mut plan.leave
+    } else {
+        &mut plan.kept
+    }) = gone;
     plan
 }
 
@@ -124,17 +146,24 @@ pub(super) fn not_taken(
         was.iter().any(|one| !now.contains(one))
     };
     let changed = |list: fn(&DeclaredSubnet) -> Vec<String>| {
-        lost(list) || ready && was.is_some_and(|was| list(now).iter().any(|one| !list(was).contains(one)))
+        lost(list)
+            || ready && was.is_some_and(|was| list(now).iter().any(|one| !list(was).contains(one)))
     };
     let keys = [
         ("name", flagged("--name") || removed(|s| s.name.is_some())),
         ("as", flagged("--as") || removed(|s| s.alias.is_some())),
         ("ip", flagged("--ip") || removed(|s| s.ip.is_some())),
         ("peer", lost(|s| s.peers.clone())),
-        ("allow_prefix", changed(|s| s.allow.prefixes.iter().map(ToString::to_string).collect())),
+        (
+            "allow_prefix",
+            changed(|s| s.allow.prefixes.iter().map(ToString::to_string).collect()),
+        ),
         ("allow_domain", changed(|s| s.allow.domains.clone())),
     ];
-    keys.into_iter().filter(|(_, kept)| *kept).map(|(key, _)| key).collect()
+    keys.into_iter()
+        .filter(|(_, kept)| *kept)
+        .map(|(key, _)| key)
+        .collect()
 }
 
 #[cfg(test)]

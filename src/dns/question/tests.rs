@@ -18,12 +18,24 @@ pub(in crate::dns) fn served() -> Served {
     };
     let members = zone.prefixes.clone();
     let index = Arc::new(ZoneIndex::new(zone).unwrap());
-    let reach = |owned: Owned| Arc::new(Reach { zones: vec![Arc::clone(&index)], owned });
+    let reach = |owned: Owned| {
+        Arc::new(Reach {
+            zones: vec![Arc::clone(&index)],
+            owned,
+        })
+    };
     Served {
         members,
         machine: [LOCAL.parse().unwrap()].into(),
-        all: reach(owned(&["lab.internal", "prod.internal"], &["10.42.0.0/16", "10.50.0.0/16"])),
-        workloads: [(WORKLOAD.parse().unwrap(), reach(owned(&["lab.internal"], &["10.42.0.0/16"])))].into(),
+        all: reach(owned(
+            &["lab.internal", "prod.internal"],
+            &["10.42.0.0/16", "10.50.0.0/16"],
+        )),
+        workloads: [(
+            WORKLOAD.parse().unwrap(),
+            reach(owned(&["lab.internal"], &["10.42.0.0/16"])),
+        )]
+        .into(),
         index,
         forwards: true,
     }
@@ -74,7 +86,11 @@ fn see(bytes: &[u8], source: IpAddr, protocol: Protocol) -> Seen {
 }
 
 fn decide(message: &Message, source: &str) -> Seen {
-    see(&message.to_vec().unwrap(), source.parse().unwrap(), Protocol::Udp)
+    see(
+        &message.to_vec().unwrap(),
+        source.parse().unwrap(),
+        Protocol::Udp,
+    )
 }
 
 fn reply(seen: Seen) -> Message {
@@ -92,9 +108,15 @@ fn code(message: &Message, source: &str) -> ResponseCode {
 fn own_names_are_answered_with_authority() {
     let message = reply(decide(&question("DB.lab.internal", RecordType::A), MEMBER));
     assert!(message.metadata.authoritative && message.metadata.recursion_desired);
-    assert!(!message.metadata.recursion_available, "a member may not recurse");
+    assert!(
+        !message.metadata.recursion_available,
+        "a member may not recurse"
+    );
     assert_eq!((message.metadata.id, message.answers.len()), (77, 1));
-    assert_eq!(message.queries.first().map(|q| q.name().to_string()), Some("DB.lab.internal.".to_owned()));
+    assert_eq!(
+        message.queries.first().map(|q| q.name().to_string()),
+        Some("DB.lab.internal.".to_owned())
+    );
 }
 
 #[test]
@@ -102,14 +124,20 @@ fn only_local_askers_are_forwarded() {
     let outside = question("example.org", RecordType::A);
     assert_eq!(code(&outside, MEMBER), ResponseCode::Refused);
     for local in [LOCAL, WORKLOAD, "127.0.0.9", "::1", "::ffff:10.42.7.1"] {
-        assert!(matches!(decide(&outside, local), Seen::Forward(..)), "{local}");
+        assert!(
+            matches!(decide(&outside, local), Seen::Forward(..)),
+            "{local}"
+        );
     }
 }
 
 #[test]
 fn foreign_sources_get_silence() {
     for source in ["192.0.2.1", "10.50.0.1", "::ffff:192.0.2.1", "2001:db8::1"] {
-        assert!(matches!(decide(&question("db.lab.internal", RecordType::A), source), Seen::Foreign));
+        assert!(matches!(
+            decide(&question("db.lab.internal", RecordType::A), source),
+            Seen::Foreign
+        ));
     }
 }
 
@@ -117,23 +145,45 @@ fn foreign_sources_get_silence() {
 fn what_another_subnet_is_called_concerns_only_its_own_askers() {
     for name in ["db.prod.internal", "1.0.50.10.in-addr.arpa"] {
         // The machine is in both, and its names do not leave it.
-        assert_eq!(code(&question(name, RecordType::A), LOCAL), ResponseCode::NXDomain);
-        assert_eq!(code(&question(name, RecordType::A), MEMBER), ResponseCode::Refused);
+        assert_eq!(
+            code(&question(name, RecordType::A), LOCAL),
+            ResponseCode::NXDomain
+        );
+        assert_eq!(
+            code(&question(name, RecordType::A), MEMBER),
+            ResponseCode::Refused
+        );
         // A workload is in one: to it the other's names are names like any outside.
-        let Seen::Forward(forward, _) = decide(&question(name, RecordType::A), WORKLOAD) else { panic!("{name}") };
-        assert_eq!(forward.reach.owned.prefixes, ["10.42.0.0/16".parse().unwrap()], "its answers may point there too");
+        let Seen::Forward(forward, _) = decide(&question(name, RecordType::A), WORKLOAD) else {
+            panic!("{name}")
+        };
+        assert_eq!(
+            forward.reach.owned.prefixes,
+            ["10.42.0.0/16".parse().unwrap()],
+            "its answers may point there too"
+        );
     }
     for name in ["nothing.lab.internal", "9.9.42.10.in-addr.arpa"] {
-        assert_eq!(code(&question(name, RecordType::A), WORKLOAD), ResponseCode::NXDomain, "its own do not leave");
+        assert_eq!(
+            code(&question(name, RecordType::A), WORKLOAD),
+            ResponseCode::NXDomain,
+            "its own do not leave"
+        );
     }
 }
 
 #[test]
 fn alias_to_the_outside_is_followed_for_local_askers() {
     let message = question("out.lab.internal", RecordType::A);
-    let Seen::Forward(forward, request) = decide(&message, LOCAL) else { panic!("not forwarded") };
+    let Seen::Forward(forward, request) = decide(&message, LOCAL) else {
+        panic!("not forwarded")
+    };
     assert_eq!(forward.name, absolute("example.org").unwrap());
-    let whole = Message::from_vec(&encoded(forward.finish(ResponseCode::NoError, vec![], vec![]), &request)).unwrap();
+    let whole = Message::from_vec(&encoded(
+        forward.finish(ResponseCode::NoError, vec![], vec![]),
+        &request,
+    ))
+    .unwrap();
     assert_eq!(whole.answers.len(), 1);
     assert_eq!(reply(decide(&message, MEMBER)).answers.len(), 1);
 }
@@ -147,7 +197,9 @@ fn large_answers_are_cut_on_udp_and_whole_on_tcp() {
     message.set_edns(edns);
     let wide = message.to_vec().unwrap();
     for (bytes, limit) in [(&plain, 512), (&wide, 1232)] {
-        let Seen::Answer(bytes) = see(bytes, LOCAL.parse().unwrap(), Protocol::Udp) else { panic!("no answer") };
+        let Seen::Answer(bytes) = see(bytes, LOCAL.parse().unwrap(), Protocol::Udp) else {
+            panic!("no answer")
+        };
         assert!(bytes.len() <= limit);
         assert!(Message::from_vec(&bytes).unwrap().metadata.truncation);
     }
@@ -163,26 +215,44 @@ fn edns_is_answered_and_its_future_versions_refused() {
         edns.set_max_payload(size);
         message.set_edns(edns);
         let answer = reply(decide(&message, LOCAL));
-        assert_eq!(answer.edns.map(|e| e.max_payload()), Some(MAX_UDP), "{size}");
+        assert_eq!(
+            answer.edns.map(|e| e.max_payload()),
+            Some(MAX_UDP),
+            "{size}"
+        );
     }
     let mut edns = Edns::new();
     edns.set_version(1);
     message.set_edns(edns);
     // BADVERS and BADSIG are one number (RFC 6895, section 2.3).
-    assert_eq!(u16::from(code(&message, LOCAL)), u16::from(ResponseCode::BADVERS));
-    assert!(reply(decide(&question("db.lab.internal", RecordType::A), LOCAL)).edns.is_none());
+    assert_eq!(
+        u16::from(code(&message, LOCAL)),
+        u16::from(ResponseCode::BADVERS)
+    );
+    assert!(
+        reply(decide(&question("db.lab.internal", RecordType::A), LOCAL))
+            .edns
+            .is_none()
+    );
 }
 
 #[test]
 fn transfers_updates_and_unknown_opcodes_are_turned_away() {
     for kind in [RecordType::AXFR, RecordType::IXFR] {
-        assert_eq!(code(&question("lab.internal", kind), LOCAL), ResponseCode::Refused);
+        assert_eq!(
+            code(&question("lab.internal", kind), LOCAL),
+            ResponseCode::Refused
+        );
     }
     for opcode in [1u8, 2, 3, 4, 5, 6, 15] {
         let mut bytes = question("lab.internal", RecordType::SOA).to_vec().unwrap();
         bytes[2] = (bytes[2] & 0x87) | (opcode << 3);
         let answer = reply(see(&bytes, LOCAL.parse().unwrap(), Protocol::Udp));
-        assert_eq!(answer.metadata.response_code, ResponseCode::NotImp, "{opcode}");
+        assert_eq!(
+            answer.metadata.response_code,
+            ResponseCode::NotImp,
+            "{opcode}"
+        );
     }
 }
 
@@ -199,7 +269,11 @@ fn exactly_one_question_is_taken() {
         let mut bytes = question("db.lab.internal", RecordType::A).to_vec().unwrap();
         bytes[4..6].copy_from_slice(&count.to_be_bytes());
         let answer = reply(see(&bytes, LOCAL.parse().unwrap(), Protocol::Udp));
-        assert_eq!(answer.metadata.response_code, ResponseCode::FormErr, "{count}");
+        assert_eq!(
+            answer.metadata.response_code,
+            ResponseCode::FormErr,
+            "{count}"
+        );
     }
 }
 
@@ -219,14 +293,21 @@ fn answers_and_scraps_get_silence() {
     bytes[2] |= 0x80;
     let local: IpAddr = LOCAL.parse().unwrap();
     assert!(matches!(see(&bytes, local, Protocol::Udp), Seen::Drop));
-    assert!(matches!(see(&bytes[..11], local, Protocol::Udp), Seen::Drop));
+    assert!(matches!(
+        see(&bytes[..11], local, Protocol::Udp),
+        Seen::Drop
+    ));
 }
 
 #[test]
 fn a_question_with_a_pointer_is_not_repeated() {
     // The name ends with a pointer at the ID, which reads as the root: repeated in a reply, it would be another name.
-    let bytes = [0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, b'a', 0xc0, 0, 0, 1, 0, 1];
-    let Seen::Malformed(answer) = see(&bytes, LOCAL.parse().unwrap(), Protocol::Udp) else { panic!("taken") };
+    let bytes = [
+        0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, b'a', 0xc0, 0, 0, 1, 0, 1,
+    ];
+    let Seen::Malformed(answer) = see(&bytes, LOCAL.parse().unwrap(), Protocol::Udp) else {
+        panic!("taken")
+    };
     assert_eq!(answer, [0, 1, 0x80, 1, 0, 0, 0, 0, 0, 0, 0, 0]);
 }
 
@@ -249,7 +330,11 @@ fn checked(bytes: &[u8]) {
                 assert!(transport == Protocol::Tcp || b.len() <= usize::from(MAX_UDP));
             }
             Seen::Forward(forward, _) => {
-                assert!(!served.all.owned.covers(&forward.name), "left: {}", forward.name);
+                assert!(
+                    !served.all.owned.covers(&forward.name),
+                    "left: {}",
+                    forward.name
+                );
                 let _ = forward.fail();
             }
             Seen::Drop | Seen::Foreign => {}

@@ -32,8 +32,15 @@ pub(super) async fn list(own: &OwnRuns) -> Result<Vec<Chain>, Error> {
 fn parse(listed: &[u8]) -> Option<Vec<Chain>> {
     let listed: Value = serde_json::from_slice(listed).ok()?;
     let chain = |chain: &Value| {
-        let field = |name: &str| chain.get(name).and_then(Value::as_str).map(ToOwned::to_owned);
-        let hook = (field("type").as_deref() == Some("filter")).then(|| field("hook")).flatten();
+        let field = |name: &str| {
+            chain
+                .get(name)
+                .and_then(Value::as_str)
+                .map(ToOwned::to_owned)
+        };
+        let hook = (field("type").as_deref() == Some("filter"))
+            .then(|| field("hook"))
+            .flatten();
         let drops = field("policy").as_deref() == Some("drop");
         Some(Chain {
             family: field("family")?,
@@ -43,7 +50,13 @@ fn parse(listed: &[u8]) -> Option<Vec<Chain>> {
         })
     };
     let objects = listed.get("nftables")?.as_array()?;
-    Some(objects.iter().filter_map(|object| object.get("chain")).filter_map(chain).collect())
+    Some(
+        objects
+            .iter()
+            .filter_map(|object| object.get("chain"))
+            .filter_map(chain)
+            .collect(),
+    )
 }
 
 fn hook_of(word: &str) -> Option<Hook> {
@@ -56,31 +69,44 @@ fn hook_of(word: &str) -> Option<Hook> {
 
 /// Whether rules, as nft or iptables print them, may drop: themselves, or in a chain they lead to.
 fn may_drop(rules: &str) -> bool {
-    let words = ["drop", "reject", "jump", "goto", "queue", "DROP", "REJECT", "-j", "-g"];
+    let words = [
+        "drop", "reject", "jump", "goto", "queue", "DROP", "REJECT", "-j", "-g",
+    ];
     rules.split_whitespace().any(|word| words.contains(&word))
 }
 
 /// The base chains of others on the hooks where something was stopped. `integrated` are the programs by which our rules
 /// are in `DOCKER-USER`.
-pub(super) async fn foreign(stopped: &[Stopped], integrated: &BTreeSet<String>, own: &OwnRuns) -> Vec<ForeignChain> {
+pub(super) async fn foreign(
+    stopped: &[Stopped],
+    integrated: &BTreeSet<String>,
+    own: &OwnRuns,
+) -> Vec<ForeignChain> {
     let hooks: BTreeSet<Hook> = stopped.iter().map(|s| s.hook).collect();
     let chains = list(own).await.unwrap_or_default();
     let mut found = Vec::new();
     for chain in &chains {
-        let Some((hook, policy_drops)) = chain.hook.as_ref().and_then(|(hook, drops)| Some((hook_of(hook)?, *drops)))
+        let Some((hook, policy_drops)) = chain
+            .hook
+            .as_ref()
+            .and_then(|(hook, drops)| Some((hook_of(hook)?, *drops)))
         else {
             continue;
         };
-        let theirs = ["ip", "ip6", "inet"].contains(&chain.family.as_str()) && !chain.table.starts_with(TABLE_PREFIX);
+        let theirs = ["ip", "ip6", "inet"].contains(&chain.family.as_str())
+            && !chain.table.starts_with(TABLE_PREFIX);
         if !theirs || !hooks.contains(&hook) {
             continue;
         }
         let args = ["list", "chain", &chain.family, &chain.table, &chain.name];
-        let rules = nft("list a chain", &args, &[], own).await.unwrap_or_default();
+        let rules = nft("list a chain", &args, &[], own)
+            .await
+            .unwrap_or_default();
         let rules = String::from_utf8_lossy(&rules);
         // Behind the line with type, hook and policy.
         let rules = rules.split_once("policy").map_or("", |(_, rules)| rules);
-        let docker = hook == Hook::Forward && has(&chains, &chain.family, &chain.table, DOCKER_USER);
+        let docker =
+            hook == Hook::Forward && has(&chains, &chain.family, &chain.table, DOCKER_USER);
         found.push(ForeignChain {
             family: chain.family.clone(),
             table: chain.table.clone(),
@@ -104,10 +130,23 @@ pub(super) async fn foreign(stopped: &[Stopped], integrated: &BTreeSet<String>, 
 }
 
 /// The chain of the tables of before nftables, where they are in use.
-async fn legacy(family: &str, hook: Hook, integrated: &BTreeSet<String>, own: &OwnRuns) -> Option<ForeignChain> {
-    let name = if hook == Hook::Forward { "FORWARD" } else { "INPUT" };
+async fn legacy(
+    family: &str,
+    hook: Hook,
+    integrated: &BTreeSet<String>,
+    own: &OwnRuns,
+) -> Option<ForeignChain> {
+    let name = if hook == Hook::Forward {
+        "FORWARD"
+    } else {
+        "INPUT"
+    };
     let listed = tables::legacy(family)?.list(name, own).await.ok()??;
-    let ufw = if family == "ip" { "ufw-before-forward" } else { "ufw6-before-forward" };
+    let ufw = if family == "ip" {
+        "ufw-before-forward"
+    } else {
+        "ufw6-before-forward"
+    };
     let docker = hook == Hook::Forward && listed.contains(DOCKER_USER);
     Some(ForeignChain {
         family: family.to_owned(),
@@ -136,13 +175,18 @@ mod tests {
         let chains = parse(listed).unwrap();
         assert_eq!(chains[0].hook, Some(("forward".to_owned(), true)));
         assert_eq!((&chains[1].hook, &chains[2].hook), (&None, &None));
-        assert!(has(&chains, "ip", "filter", DOCKER_USER) && !has(&chains, "ip6", "filter", DOCKER_USER));
+        assert!(
+            has(&chains, "ip", "filter", DOCKER_USER)
+                && !has(&chains, "ip6", "filter", DOCKER_USER)
+        );
         assert_eq!(parse(b"no JSON"), None);
     }
 
     #[test]
     fn rules_that_only_accept_and_count_do_not_drop() {
-        assert!(!may_drop("\n\t\tiifname \"x\" counter packets 1 bytes 2 accept\n\t}\n}"));
+        assert!(!may_drop(
+            "\n\t\tiifname \"x\" counter packets 1 bytes 2 accept\n\t}\n}"
+        ));
         assert!(may_drop("reject with icmpx admin-prohibited"));
         assert!(may_drop("-A FORWARD -i eth0 -j NFQUEUE"));
     }

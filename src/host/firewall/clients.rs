@@ -24,20 +24,32 @@ struct Seen {
 
 impl Clients {
     /// Takes the counters of this look. Of what was counted while rules of ours were missing (`repaired`) nothing follows.
-    pub(super) fn count(&mut self, counts: BTreeMap<MapKey, MapCount>, repaired: bool, now: Instant) {
+    pub(super) fn count(
+        &mut self,
+        counts: BTreeMap<MapKey, MapCount>,
+        repaired: bool,
+        now: Instant,
+    ) {
         self.0.retain(|key, _| counts.contains_key(key));
         for (key, count) in counts {
-            let known = self.0.entry(key).or_insert(Seen { count, ..Seen::default() });
+            let known = self.0.entry(key).or_insert(Seen {
+                count,
+                ..Seen::default()
+            });
             if repaired || count.rx_bytes != known.count.rx_bytes {
                 (known.waits, known.stopped) = (false, None);
             } else if known.waits {
                 // Its packets had a whole look to pass.
                 (known.waits, known.stopped) = (false, Some(now));
-            } else if known.stopped.is_some_and(|when| now.saturating_duration_since(when) > REMEMBERED) {
+            } else if known
+                .stopped
+                .is_some_and(|when| now.saturating_duration_since(when) > REMEMBERED)
+            {
                 known.stopped = None;
             }
-            known.waits |=
-                !repaired && count.connections > known.count.connections && count.rx_bytes == known.count.rx_bytes;
+            known.waits |= !repaired
+                && count.connections > known.count.connections
+                && count.rx_bytes == known.count.rx_bytes;
             known.count = count;
         }
     }
@@ -50,7 +62,9 @@ impl Clients {
     /// The families in which clients do not come through.
     pub(super) fn stopped(&self) -> impl Iterator<Item = Family> {
         [Family::V4, Family::V6].into_iter().filter(|family| {
-            self.0.iter().any(|(key, seen)| Family::of(&key.listen) == *family && seen.stopped.is_some())
+            self.0
+                .iter()
+                .any(|(key, seen)| Family::of(&key.listen) == *family && seen.stopped.is_some())
         })
     }
 }
@@ -60,14 +74,24 @@ mod tests {
     use super::*;
     use crate::model::host::Proto;
 
-    const MAP: MapKey =
-        MapKey { proto: Proto::Tcp, listen: std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), port: 8080 };
+    const MAP: MapKey = MapKey {
+        proto: Proto::Tcp,
+        listen: std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+        port: 8080,
+    };
 
     /// One look a second, each with the connections begun and bytes passed until then, and whether rules were missing.
     fn looks(looks: &[(u64, u64, bool)]) -> Vec<bool> {
         let (mut clients, start) = (Clients::default(), Instant::now());
         let look = |(second, &(connections, rx_bytes, repaired)): (u64, &(u64, u64, bool))| {
-            let counts = BTreeMap::from([(MAP, MapCount { connections, rx_bytes, tx_bytes: 0 })]);
+            let counts = BTreeMap::from([(
+                MAP,
+                MapCount {
+                    connections,
+                    rx_bytes,
+                    tx_bytes: 0,
+                },
+            )]);
             clients.count(counts, repaired, start + Duration::from_secs(second));
             clients.stopped().next().is_some()
         };
@@ -76,9 +100,15 @@ mod tests {
 
     #[test]
     fn who_did_not_come_through_by_the_next_look_was_stopped() {
-        assert_eq!(looks(&[(0, 0, false), (1, 0, false), (1, 0, false), (1, 0, false)]), [false, false, true, true]);
+        assert_eq!(
+            looks(&[(0, 0, false), (1, 0, false), (1, 0, false), (1, 0, false)]),
+            [false, false, true, true]
+        );
         // Its first packet was under way at the look.
-        assert_eq!(looks(&[(0, 0, false), (1, 0, false), (1, 60, false), (1, 60, false)]), [false; 4]);
+        assert_eq!(
+            looks(&[(0, 0, false), (1, 0, false), (1, 60, false), (1, 60, false)]),
+            [false; 4]
+        );
         // One comes through: nobody is stopped.
         assert!(!looks(&[(0, 0, false), (1, 0, false), (2, 0, false), (3, 60, false)])[3]);
         assert!(looks(&[(0, 0, false), (1, 0, false), (2, 0, false), (3, 0, false)])[3]);
@@ -86,9 +116,15 @@ mod tests {
 
     #[test]
     fn nothing_follows_from_who_came_while_our_rules_were_missing() {
-        assert_eq!(looks(&[(0, 0, false), (5, 0, true), (5, 0, false), (5, 0, false)]), [false; 4]);
+        assert_eq!(
+            looks(&[(0, 0, false), (5, 0, true), (5, 0, false), (5, 0, false)]),
+            [false; 4]
+        );
         // It was waiting when they were made again.
-        assert_eq!(looks(&[(0, 0, false), (5, 0, false), (5, 0, true), (5, 0, false)]), [false; 4]);
+        assert_eq!(
+            looks(&[(0, 0, false), (5, 0, false), (5, 0, true), (5, 0, false)]),
+            [false; 4]
+        );
     }
 
     #[test]

@@ -22,7 +22,9 @@ const TRUSTED: &str = "trusted";
 
 async fn firewall_cmd(args: &[&str], own: &OwnRuns) -> Result<String, String> {
     match program("firewall-cmd", args, &[], own).await {
-        Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        Ok(output) if output.status.success() => {
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        }
         Ok(output) => Err(complaint(&output)),
         Err(error) => Err(format!("run firewall-cmd: {error}")),
     }
@@ -31,35 +33,63 @@ async fn firewall_cmd(args: &[&str], own: &OwnRuns) -> Result<String, String> {
 /// Whether the chain sends a link, `+` at its end for any ending, into some zone: where the administrator put it into
 /// one, it stays there.
 fn has_zone(zones: &str, link: &str) -> bool {
-    let name = link.strip_suffix('+').map_or_else(|| link.to_owned(), |prefix| format!("{prefix}*"));
+    let name = link
+        .strip_suffix('+')
+        .map_or_else(|| link.to_owned(), |prefix| format!("{prefix}*"));
     zones.contains(&format!("iifname \"{name}\" "))
 }
 
 /// Brings our links in line with `links`.
-pub(super) async fn follow(firewalls: &mut Firewalls, chains: &[Chain], links: &BTreeSet<String>) -> Vec<Failure> {
+pub(super) async fn follow(
+    firewalls: &mut Firewalls,
+    chains: &[Chain],
+    links: &BTreeSet<String>,
+) -> Vec<Failure> {
     let mut failures = Vec::new();
     let runs = has(chains, "inet", TABLE, ZONES);
-    let gone: Vec<(String, String)> =
-        firewalls.journal.zones().clone().into_iter().filter(|(link, _)| !links.contains(link)).collect();
+    let gone: Vec<(String, String)> = firewalls
+        .journal
+        .zones()
+        .clone()
+        .into_iter()
+        .filter(|(link, _)| !links.contains(link))
+        .collect();
     for (link, zone) in gone {
-        let args = [format!("--zone={zone}"), format!("--remove-interface={link}")];
+        let args = [
+            format!("--zone={zone}"),
+            format!("--remove-interface={link}"),
+        ];
         let removed = match (runs, firewalls.in_time()) {
             (true, Err(why)) => Err(why),
-            (true, Ok(())) => firewall_cmd(&args.each_ref().map(String::as_str), &firewalls.own).await,
+            (true, Ok(())) => {
+                firewall_cmd(&args.each_ref().map(String::as_str), &firewalls.own).await
+            }
             // What it had at run time went with it.
             (false, _) => Ok(String::new()),
         };
         let forgotten = removed.and_then(|_| {
-            firewalls.journal.change(|data| drop(data.zones.remove(&link))).map_err(|error| format!("{error:#}"))
+            firewalls
+                .journal
+                .change(|data| drop(data.zones.remove(&link)))
+                .map_err(|error| format!("{error:#}"))
         });
         if let Err(why) = forgotten {
-            failures.push(failure(format!("take {link} out of firewalld's zone {zone}"), why));
+            failures.push(failure(
+                format!("take {link} out of firewalld's zone {zone}"),
+                why,
+            ));
         }
     }
     if !runs || links.is_empty() {
         return failures;
     }
-    let listed = nft("list firewalld's zones", &["list", "chain", "inet", TABLE, ZONES], &[], &firewalls.own).await;
+    let listed = nft(
+        "list firewalld's zones",
+        &["list", "chain", "inet", TABLE, ZONES],
+        &[],
+        &firewalls.own,
+    )
+    .await;
     let listed = match listed {
         Ok(listed) => String::from_utf8_lossy(&listed).into_owned(),
         // It is being reloaded: the next look comes with the events of that.
@@ -68,7 +98,10 @@ pub(super) async fn follow(firewalls: &mut Firewalls, chains: &[Chain], links: &
             return failures;
         }
     };
-    let missing: Vec<&String> = links.iter().filter(|link| !has_zone(&listed, link)).collect();
+    let missing: Vec<&String> = links
+        .iter()
+        .filter(|link| !has_zone(&listed, link))
+        .collect();
     if missing.is_empty() {
         return failures;
     }
@@ -80,16 +113,26 @@ pub(super) async fn follow(firewalls: &mut Firewalls, chains: &[Chain], links: &
 
 async fn add(firewalls: &mut Firewalls, links: &[&String]) -> Result<(), String> {
     let zones = firewall_cmd(&["--get-zones"], &firewalls.own).await?;
-    let zone = if zones.split_whitespace().any(|zone| zone == OWN_ZONE) { OWN_ZONE } else { TRUSTED };
-    let note =
-        firewalls.journal.change(|data| data.zones.extend(links.iter().map(|link| ((*link).clone(), zone.to_owned()))));
+    let zone = if zones.split_whitespace().any(|zone| zone == OWN_ZONE) {
+        OWN_ZONE
+    } else {
+        TRUSTED
+    };
+    let note = firewalls.journal.change(|data| {
+        data.zones
+            .extend(links.iter().map(|link| ((*link).clone(), zone.to_owned())))
+    });
     note.map_err(|error| format!("{error:#}"))?;
     let mut args = vec![format!("--zone={zone}")];
     args.extend(links.iter().map(|link| format!("--add-interface={link}")));
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     firewall_cmd(&args, &firewalls.own).await?;
     firewalls.made = true;
-    tracing::info!(zone, links = links.len(), "links of ours are in a zone of firewalld");
+    tracing::info!(
+        zone,
+        links = links.len(),
+        "links of ours are in a zone of firewalld"
+    );
     Ok(())
 }
 

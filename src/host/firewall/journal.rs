@@ -41,7 +41,10 @@ impl Journal {
             }),
             Err(_) => Data::default(),
         };
-        Journal { file: Journaled::new(path), data }
+        Journal {
+            file: Journaled::new(path),
+            data,
+        }
     }
 
     /// Tells whether the record could be written.
@@ -67,8 +70,19 @@ impl Journal {
 
     /// What is owed to firewalld and ufw, in the words of when it is done.
     pub(super) fn words(&self) -> Vec<String> {
-        let zones = self.data.zones.iter().map(|(link, zone)| format!("took {link} out of firewalld's zone {zone}"));
-        zones.chain(self.data.ufw.iter().map(|link| format!("removed ufw's rules for {link}"))).collect()
+        let zones = self
+            .data
+            .zones
+            .iter()
+            .map(|(link, zone)| format!("took {link} out of firewalld's zone {zone}"));
+        zones
+            .chain(
+                self.data
+                    .ufw
+                    .iter()
+                    .map(|link| format!("removed ufw's rules for {link}")),
+            )
+            .collect()
     }
 
     /// Changes the record, durably.
@@ -78,7 +92,10 @@ impl Journal {
     pub(super) fn change<T>(&mut self, change: impl FnOnce(&mut Data) -> T) -> anyhow::Result<()> {
         let mut next = self.data.clone();
         change(&mut next);
-        self.file.replace(next != self.data, (next != Data::default()).then_some(&next))?;
+        self.file.replace(
+            next != self.data,
+            (next != Data::default()).then_some(&next),
+        )?;
         self.data = next;
         Ok(())
     }

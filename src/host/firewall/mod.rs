@@ -72,7 +72,12 @@ pub(super) struct Firewalls {
 }
 
 impl Firewalls {
-    pub(super) fn new(instance: &str, integrate: Integrate, state_dir: &Path, own: Arc<OwnRuns>) -> Firewalls {
+    pub(super) fn new(
+        instance: &str,
+        integrate: Integrate,
+        state_dir: &Path,
+        own: Arc<OwnRuns>,
+    ) -> Firewalls {
         let journal = Journal::open(state_dir);
         Firewalls {
             instance: instance.to_owned(),
@@ -116,7 +121,11 @@ impl Firewalls {
         self.followed = None;
         let none = BTreeSet::new();
         let wanted = |switch: bool| if switch { &links } else { &none };
-        let Integrate { docker, firewalld, ufw } = self.integrate;
+        let Integrate {
+            docker,
+            firewalld,
+            ufw,
+        } = self.integrate;
         // Nothing wanted, nothing owed: nobody is asked anything.
         if (links.is_empty() || self.integrate == Integrate::NONE) && self.journal.is_empty() {
             self.followed = Some(links);
@@ -149,18 +158,35 @@ pub(super) async fn follow(
         firewalls.start_until = until.and_then(|until| until.checked_sub(SLOW_PROGRAM));
         firewalls.follow(&desired).await
     };
-    let Some(until) = until else { return follow.await };
-    let late = || vec![failure("take our links out of the firewalls of others", "there was no time left")];
-    tokio::time::timeout_at(until.into(), follow).await.unwrap_or_else(|_| late())
+    let Some(until) = until else {
+        return follow.await;
+    };
+    let late = || {
+        vec![failure(
+            "take our links out of the firewalls of others",
+            "there was no time left",
+        )]
+    };
+    tokio::time::timeout_at(until.into(), follow)
+        .await
+        .unwrap_or_else(|_| late())
 }
 
 /// Removes what a daemon that is gone left in the firewalls of others; of every daemon where `instance` is none. What was
 /// removed, in words, and what was not.
-pub(super) async fn cleanup(instance: Option<&str>, state_dir: &Path) -> (Vec<String>, Vec<Failure>) {
+pub(super) async fn cleanup(
+    instance: Option<&str>,
+    state_dir: &Path,
+) -> (Vec<String>, Vec<Failure>) {
     let own = Arc::new(OwnRuns::default());
     let chains = chains::list(&own).await.unwrap_or_default();
     let (mut done, mut failures) = tables::cleanup(instance, &chains, &own).await;
-    let mut firewalls = Firewalls::new(instance.unwrap_or_default(), Integrate::NONE, state_dir, own);
+    let mut firewalls = Firewalls::new(
+        instance.unwrap_or_default(),
+        Integrate::NONE,
+        state_dir,
+        own,
+    );
     let nothing = BTreeSet::new();
     let owed = firewalls.journal.words();
     failures.extend(firewalld::follow(&mut firewalls, &chains, &nothing).await);
@@ -168,7 +194,10 @@ pub(super) async fn cleanup(instance: Option<&str>, state_dir: &Path) -> (Vec<St
     let left = firewalls.journal.words();
     done.extend(owed.into_iter().filter(|words| !left.contains(words)));
     if let Err(error) = firewalls.journal.change(|data| data.docker.clear()) {
-        failures.push(failure("forget the rules in other firewalls", format!("{error:#}")));
+        failures.push(failure(
+            "forget the rules in other firewalls",
+            format!("{error:#}"),
+        ));
     }
     (done, failures)
 }
@@ -252,7 +281,11 @@ impl Watch {
         }
     }
 
-    async fn look(&self, wanted: &watch::Receiver<Arc<HostConfig>>, clients: &mut Clients) -> Vec<Obstacle> {
+    async fn look(
+        &self,
+        wanted: &watch::Receiver<Arc<HostConfig>>,
+        clients: &mut Clients,
+    ) -> Vec<Obstacle> {
         let desired = &*Arc::clone(&wanted.borrow());
         if desired.tuns.is_empty() {
             return Vec::new();
@@ -294,7 +327,11 @@ impl Watch {
             return;
         }
         for failure in firewalls.repair(links).await {
-            tracing::warn!(what = failure.what, why = failure.why, "the firewall of another program refused");
+            tracing::warn!(
+                what = failure.what,
+                why = failure.why,
+                "the firewall of another program refused"
+            );
         }
     }
 
@@ -310,11 +347,20 @@ impl Watch {
         };
         clients.count(counts, made, Instant::now());
         let what = || BTreeSet::from(["what comes in by port maps".to_owned()]);
-        clients.stopped().map(|family| Stopped { hook: Hook::Forward, family, what: what() }).collect()
+        clients
+            .stopped()
+            .map(|family| Stopped {
+                hook: Hook::Forward,
+                family,
+                what: what(),
+            })
+            .collect()
     }
 }
 
 /// Whether there is a chain of that name.
 fn has(chains: &[Chain], family: &str, table: &str, name: &str) -> bool {
-    chains.iter().any(|c| (c.family.as_str(), c.table.as_str(), c.name.as_str()) == (family, table, name))
+    chains
+        .iter()
+        .any(|c| (c.family.as_str(), c.table.as_str(), c.name.as_str()) == (family, table, name))
 }

@@ -26,7 +26,12 @@ const PASSING: Duration = Duration::from_millis(50);
 const SECOND_TRY_DELAY: Duration = Duration::from_millis(300);
 
 /// What did not pass, twice.
-pub(super) async fn stopped(desired: &HostConfig, table: &str, inject: &InjectTun, own: &OwnRuns) -> Vec<Stopped> {
+pub(super) async fn stopped(
+    desired: &HostConfig,
+    table: &str,
+    inject: &InjectTun,
+    own: &OwnRuns,
+) -> Vec<Stopped> {
     // Nobody sends: not even the counters are worth a look.
     if desired.workloads.is_empty() {
         return Vec::new();
@@ -44,22 +49,41 @@ pub(super) async fn stopped(desired: &HostConfig, table: &str, inject: &InjectTu
             Way::Enter => (Hook::Forward, "from members to workloads"),
             Way::Leave => (Hook::Forward, "from workloads to members"),
             Way::Local => (Hook::Forward, "between workloads"),
-            Way::Names => (Hook::Input, "what workloads ask this machine, names among it"),
+            Way::Names => (
+                Hook::Input,
+                "what workloads ask this machine, names among it",
+            ),
         };
-        match stopped.iter_mut().find(|s| (s.hook, s.family) == (hook, family)) {
+        match stopped
+            .iter_mut()
+            .find(|s| (s.hook, s.family) == (hook, family))
+        {
             Some(known) => drop(known.what.insert(what.to_owned())),
-            None => stopped.push(Stopped { hook, family, what: BTreeSet::from([what.to_owned()]) }),
+            None => stopped.push(Stopped {
+                hook,
+                family,
+                what: BTreeSet::from([what.to_owned()]),
+            }),
         }
     }
     stopped
 }
 
 /// Sends once each way. What never entered says nothing.
-async fn lost(desired: &HostConfig, table: &str, inject: &InjectTun, own: &OwnRuns) -> BTreeSet<(Way, Family)> {
-    let Ok(before) = read(table, own).await else { return BTreeSet::new() };
+async fn lost(
+    desired: &HostConfig,
+    table: &str,
+    inject: &InjectTun,
+    own: &OwnRuns,
+) -> BTreeSet<(Way, Family)> {
+    let Ok(before) = read(table, own).await else {
+        return BTreeSet::new();
+    };
     send(desired, table, inject).await;
     tokio::time::sleep(PASSING).await;
-    let Ok(after) = read(table, own).await else { return BTreeSet::new() };
+    let Ok(after) = read(table, own).await else {
+        return BTreeSet::new();
+    };
     judge(&before, &after)
 }
 
@@ -76,17 +100,27 @@ fn judge(before: &Seen, after: &Seen) -> BTreeSet<(Way, Family)> {
 
 async fn send(desired: &HostConfig, table: &str, inject: &InjectTun) {
     for tun in &desired.tuns {
-        let here: Vec<&WorkloadConfig> = desired.workloads.iter().filter(|w| w.tun == tun.name).collect();
+        let here: Vec<&WorkloadConfig> = desired
+            .workloads
+            .iter()
+            .filter(|w| w.tun == tun.name)
+            .collect();
         for workload in here.iter().take(SENDERS) {
             let mut ways = Vec::new();
             for from in &workload.addresses {
                 let family = Family::of(from);
                 let mut way = |to: Option<IpAddr>, port, way| {
                     if let Some(to) = to {
-                        ways.push((SocketAddr::new(*from, 0), SocketAddr::new(to, port), payload(table, way)));
+                        ways.push((
+                            SocketAddr::new(*from, 0),
+                            SocketAddr::new(to, port),
+                            payload(table, way),
+                        ));
                     }
                 };
-                let of = |addresses: &[IpAddr]| addresses.iter().copied().find(|a| Family::of(a) == family);
+                let of = |addresses: &[IpAddr]| {
+                    addresses.iter().copied().find(|a| Family::of(a) == family)
+                };
                 let far = far(tun, desired, family);
                 way(of(&workload.gateways), NAMES, Way::Names);
                 way(far, DISCARD, Way::Leave);
@@ -115,9 +149,19 @@ async fn send(desired: &HostConfig, table: &str, inject: &InjectTun) {
 /// An address of the subnet that is reached by its TUN: that of another member, else the last of its prefix.
 fn far(tun: &TunConfig, desired: &HostConfig, family: Family) -> Option<IpAddr> {
     let here = |address: &IpAddr| {
-        tun.addresses.contains(address) || desired.workloads.iter().any(|w| w.addresses.contains(address))
+        tun.addresses.contains(address)
+            || desired
+                .workloads
+                .iter()
+                .any(|w| w.addresses.contains(address))
     };
-    let of = |prefixes: &[IpNet]| prefixes.iter().filter(|p| Family::of(&p.addr()) == family).map(last).collect();
+    let of = |prefixes: &[IpNet]| {
+        prefixes
+            .iter()
+            .filter(|p| Family::of(&p.addr()) == family)
+            .map(last)
+            .collect()
+    };
     let (others, own): (Vec<IpAddr>, Vec<IpAddr>) = (of(&tun.others), of(&tun.prefixes));
     others.into_iter().chain(own).find(|address| !here(address))
 }
@@ -125,7 +169,9 @@ fn far(tun: &TunConfig, desired: &HostConfig, family: Family) -> Option<IpAddr> 
 /// The last address of a prefix that is no broadcast.
 fn last(prefix: &IpNet) -> IpAddr {
     match prefix {
-        IpNet::V4(net) if net.prefix_len() < 31 => Ipv4Addr::from(u32::from(net.broadcast()).saturating_sub(1)).into(),
+        IpNet::V4(net) if net.prefix_len() < 31 => {
+            Ipv4Addr::from(u32::from(net.broadcast()).saturating_sub(1)).into()
+        }
         IpNet::V4(net) => net.broadcast().into(),
         IpNet::V6(net) => Ipv6Addr::from(u128::from(net.broadcast())).into(),
     }
@@ -136,9 +182,16 @@ fn udp(from: IpAddr, to: IpAddr, port: u16, payload: &[u8; 8]) -> Vec<u8> {
     const UDP: u8 = 17;
     const LENGTH: u16 = 16;
     let mut segment = Vec::with_capacity(LENGTH.into());
-    segment.extend([port, port, LENGTH, 0].iter().flat_map(|field| field.to_be_bytes()));
+    segment.extend(
+        [port, port, LENGTH, 0]
+            .iter()
+            .flat_map(|field| field.to_be_bytes()),
+    );
     segment.extend(payload);
-    let sum = checksum::finish(checksum::sum(&segment, checksum::pseudo(from, to, UDP, segment.len())));
+    let sum = checksum::finish(checksum::sum(
+        &segment,
+        checksum::pseudo(from, to, UDP, segment.len()),
+    ));
     let mut packet = Vec::with_capacity(56);
     match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
@@ -188,7 +241,10 @@ mod tests {
     fn what_entered_and_did_not_come_out_is_lost() {
         let seen = |entered, passed| Seen::from([((Way::Local, Family::V4), (entered, passed))]);
         assert_eq!(judge(&seen(1, 1), &seen(3, 3)), BTreeSet::new());
-        assert_eq!(judge(&seen(1, 1), &seen(3, 2)), BTreeSet::from([(Way::Local, Family::V4)]));
+        assert_eq!(
+            judge(&seen(1, 1), &seen(3, 2)),
+            BTreeSet::from([(Way::Local, Family::V4)])
+        );
         // Nothing entered, or the table was written again.
         assert_eq!(judge(&seen(5, 1), &seen(5, 1)), BTreeSet::new());
         assert_eq!(judge(&seen(5, 5), &seen(2, 0)), BTreeSet::new());
@@ -196,10 +252,15 @@ mod tests {
 
     #[test]
     fn the_last_address_of_a_prefix_is_no_broadcast() {
-        for (prefix, address) in
-            [("10.7.0.0/16", "10.7.255.254"), ("10.7.2.9/32", "10.7.2.9"), ("fd00:7::/112", "fd00:7::ffff")]
-        {
-            assert_eq!(last(&prefix.parse().unwrap()), address.parse::<IpAddr>().unwrap());
+        for (prefix, address) in [
+            ("10.7.0.0/16", "10.7.255.254"),
+            ("10.7.2.9/32", "10.7.2.9"),
+            ("fd00:7::/112", "fd00:7::ffff"),
+        ] {
+            assert_eq!(
+                last(&prefix.parse().unwrap()),
+                address.parse::<IpAddr>().unwrap()
+            );
         }
     }
 }

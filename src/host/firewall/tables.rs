@@ -37,30 +37,52 @@ pub(super) fn program(family: &str, legacy: bool) -> &'static str {
 
 /// The tables of a family.
 pub(super) fn tables(family: &str, legacy: bool) -> Tables {
-    let plain = if family == "ip6" { "ip6tables" } else { "iptables" };
-    Tables { program: program(family, legacy), plain }
+    let plain = if family == "ip6" {
+        "ip6tables"
+    } else {
+        "iptables"
+    };
+    Tables {
+        program: program(family, legacy),
+        plain,
+    }
 }
 
 /// The tables of before nftables, where somebody uses them: only to ask would make them.
 pub(super) fn legacy(family: &str) -> Option<Tables> {
-    let names = if family == "ip6" { "/proc/net/ip6_tables_names" } else { "/proc/net/ip_tables_names" };
-    let used = std::fs::read_to_string(names).is_ok_and(|names| names.lines().any(|name| name == "filter"));
+    let names = if family == "ip6" {
+        "/proc/net/ip6_tables_names"
+    } else {
+        "/proc/net/ip_tables_names"
+    };
+    let used = std::fs::read_to_string(names)
+        .is_ok_and(|names| names.lines().any(|name| name == "filter"));
     used.then(|| tables(family, true))
 }
 
 /// Whether anybody uses the tables of before nftables.
 pub(super) fn is_legacy_used() -> bool {
-    ["ip", "ip6"].into_iter().any(|family| legacy(family).is_some())
+    ["ip", "ip6"]
+        .into_iter()
+        .any(|family| legacy(family).is_some())
 }
 
 impl Tables {
     /// Runs it, with what is behind its name. None: it is not installed.
-    async fn run(self, suffix: &str, args: &[&str], input: &str, own: &OwnRuns) -> Option<Result<String, String>> {
+    async fn run(
+        self,
+        suffix: &str,
+        args: &[&str],
+        input: &str,
+        own: &OwnRuns,
+    ) -> Option<Result<String, String>> {
         for name in [self.program, self.plain] {
             return match run(&format!("{name}{suffix}"), args, input.as_bytes(), own).await {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => Some(Err(error.to_string())),
-                Ok(output) if output.status.success() => Some(Ok(String::from_utf8_lossy(&output.stdout).into_owned())),
+                Ok(output) if output.status.success() => {
+                    Some(Ok(String::from_utf8_lossy(&output.stdout).into_owned()))
+                }
                 Ok(output) => Some(Err(complaint(&output))),
             };
         }
@@ -69,7 +91,10 @@ impl Tables {
 
     /// The rules of a chain; none where there is no such chain, or no program for it.
     pub(super) async fn list(self, chain: &str, own: &OwnRuns) -> Result<Option<String>, String> {
-        match self.run("", &["-w", LOCK_TIMEOUT_S, "-S", chain], "", own).await {
+        match self
+            .run("", &["-w", LOCK_TIMEOUT_S, "-S", chain], "", own)
+            .await
+        {
             Some(Ok(rules)) => Ok(Some(rules)),
             Some(Err(why)) if !lacks_chain(&why) => Err(why),
             _ => Ok(None),
@@ -78,7 +103,15 @@ impl Tables {
 
     /// Changes rules, all of them or none.
     async fn restore(self, changes: &str, own: &OwnRuns) -> Result<(), String> {
-        match self.run("-restore", &["-w", LOCK_TIMEOUT_S, "--noflush"], changes, own).await {
+        match self
+            .run(
+                "-restore",
+                &["-w", LOCK_TIMEOUT_S, "--noflush"],
+                changes,
+                own,
+            )
+            .await
+        {
             Some(done) => done.map(drop),
             None => Err(format!("{} is not installed", self.plain)),
         }
@@ -91,13 +124,21 @@ fn lacks_chain(complaint: &str) -> bool {
 
 /// Where Docker has its chain.
 fn places(chains: &[Chain]) -> impl Iterator<Item = Tables> {
-    let today = ["ip", "ip6"].into_iter().filter(|family| has(chains, family, "filter", DOCKER_USER));
+    let today = ["ip", "ip6"]
+        .into_iter()
+        .filter(|family| has(chains, family, "filter", DOCKER_USER));
     let today: Vec<Tables> = today.map(|family| tables(family, false)).collect();
-    today.into_iter().chain(["ip", "ip6"].into_iter().filter_map(legacy))
+    today
+        .into_iter()
+        .chain(["ip", "ip6"].into_iter().filter_map(legacy))
 }
 
 /// Brings our rules in line with `links`.
-pub(super) async fn follow(firewalls: &mut Firewalls, chains: &[Chain], links: &BTreeSet<String>) -> Vec<Failure> {
+pub(super) async fn follow(
+    firewalls: &mut Firewalls,
+    chains: &[Chain],
+    links: &BTreeSet<String>,
+) -> Vec<Failure> {
     let mut failures = Vec::new();
     if links.is_empty() && firewalls.journal.docker().is_empty() {
         return failures;
@@ -112,10 +153,14 @@ pub(super) async fn follow(firewalls: &mut Firewalls, chains: &[Chain], links: &
                 continue;
             }
         };
-        let Some(changes) = chain_changes(&firewalls.instance, DOCKER_USER, links, &listed) else { continue };
+        let Some(changes) = chain_changes(&firewalls.instance, DOCKER_USER, links, &listed) else {
+            continue;
+        };
         let noted = |error: anyhow::Error| failure(what(), format!("{error:#}"));
         if !links.is_empty()
-            && let Err(error) = firewalls.journal.change(|data| data.docker.insert(place.program.to_owned()))
+            && let Err(error) = firewalls
+                .journal
+                .change(|data| data.docker.insert(place.program.to_owned()))
         {
             failures.push(noted(error));
             continue;
@@ -123,7 +168,10 @@ pub(super) async fn follow(firewalls: &mut Firewalls, chains: &[Chain], links: &
         match place.restore(&changes, &firewalls.own).await {
             Ok(()) => {
                 firewalls.made |= !links.is_empty();
-                tracing::info!(program = place.program, "rules of ours in {DOCKER_USER} follow our links");
+                tracing::info!(
+                    program = place.program,
+                    "rules of ours in {DOCKER_USER} follow our links"
+                );
             }
             // Whoever removed the chain since it was listed removed our rules with it.
             Err(why) if lacks_chain(&why) => {}
@@ -134,27 +182,44 @@ pub(super) async fn follow(firewalls: &mut Firewalls, chains: &[Chain], links: &
         && failures.is_empty()
         && let Err(error) = firewalls.journal.change(|data| data.docker.clear())
     {
-        failures.push(failure("forget the rules in other firewalls", format!("{error:#}")));
+        failures.push(failure(
+            "forget the rules in other firewalls",
+            format!("{error:#}"),
+        ));
     }
     failures
 }
 
 /// Removes the rules of one daemon, or of all. Returns what it removed, in words, and what it could not remove.
-pub(super) async fn cleanup(instance: Option<&str>, chains: &[Chain], own: &OwnRuns) -> (Vec<String>, Vec<Failure>) {
+pub(super) async fn cleanup(
+    instance: Option<&str>,
+    chains: &[Chain],
+    own: &OwnRuns,
+) -> (Vec<String>, Vec<Failure>) {
     let (mut done, mut failures) = (Vec::new(), Vec::new());
     for place in places(chains) {
         let listed = match place.list(DOCKER_USER, own).await {
             Ok(Some(listed)) => listed,
             Ok(None) => continue,
             Err(why) => {
-                failures.push(failure(format!("look at {DOCKER_USER} of {}", place.program), why));
+                failures.push(failure(
+                    format!("look at {DOCKER_USER} of {}", place.program),
+                    why,
+                ));
                 continue;
             }
         };
-        let marks: BTreeSet<&str> =
-            listed.split_whitespace().filter_map(|word| word.trim_matches('"').strip_prefix("byway:")).collect();
-        for mark in marks.into_iter().filter(|mark| instance.is_none_or(|instance| instance == *mark)) {
-            let Some(changes) = chain_changes(mark, DOCKER_USER, &BTreeSet::new(), &listed) else { continue };
+        let marks: BTreeSet<&str> = listed
+            .split_whitespace()
+            .filter_map(|word| word.trim_matches('"').strip_prefix("byway:"))
+            .collect();
+        for mark in marks
+            .into_iter()
+            .filter(|mark| instance.is_none_or(|instance| instance == *mark))
+        {
+            let Some(changes) = chain_changes(mark, DOCKER_USER, &BTreeSet::new(), &listed) else {
+                continue;
+            };
             let rules = format!("rules in {DOCKER_USER} of {}", place.program);
             match place.restore(&changes, own).await {
                 Ok(()) => done.push(format!("removed {rules}")),

@@ -30,7 +30,11 @@ async fn ufw(args: &[&str], own: &OwnRuns) -> Result<(), String> {
 }
 
 /// Brings the rules in line with `links`.
-pub(super) async fn follow(firewalls: &mut Firewalls, chains: &[Chain], links: &BTreeSet<String>) -> Vec<Failure> {
+pub(super) async fn follow(
+    firewalls: &mut Firewalls,
+    chains: &[Chain],
+    links: &BTreeSet<String>,
+) -> Vec<Failure> {
     let mut failures = Vec::new();
     let gone: Vec<String> = firewalls.journal.ufw().difference(links).cloned().collect();
     for link in gone {
@@ -49,7 +53,10 @@ pub(super) async fn follow(firewalls: &mut Firewalls, chains: &[Chain], links: &
             };
         }
         let forgotten = done.and_then(|()| {
-            firewalls.journal.change(|data| data.ufw.remove(&link)).map_err(|error| format!("{error:#}"))
+            firewalls
+                .journal
+                .change(|data| data.ufw.remove(&link))
+                .map_err(|error| format!("{error:#}"))
         });
         if let Err(why) = forgotten {
             failures.push(failure(what(), why));
@@ -59,7 +66,10 @@ pub(super) async fn follow(firewalls: &mut Firewalls, chains: &[Chain], links: &
     if links.is_empty() || !has(chains, "ip", "filter", FORWARD) {
         return failures;
     }
-    let listed = match tables::tables("ip", false).list(FORWARD, &firewalls.own).await {
+    let listed = match tables::tables("ip", false)
+        .list(FORWARD, &firewalls.own)
+        .await
+    {
         Ok(listed) => listed.unwrap_or_default(),
         Err(why) => {
             failures.push(failure("look at ufw's rules", why));
@@ -67,12 +77,21 @@ pub(super) async fn follow(firewalls: &mut Firewalls, chains: &[Chain], links: &
         }
     };
     let comment = mark(&firewalls.instance);
-    for link in links.iter().filter(|link| !listed.contains(&format!("-A {FORWARD} -i {link} -j ACCEPT"))) {
-        let mut done =
-            firewalls.journal.change(|data| data.ufw.insert(link.clone())).map_err(|error| format!("{error:#}"));
+    for link in links
+        .iter()
+        .filter(|link| !listed.contains(&format!("-A {FORWARD} -i {link} -j ACCEPT")))
+    {
+        let mut done = firewalls
+            .journal
+            .change(|data| data.ufw.insert(link.clone()))
+            .map_err(|error| format!("{error:#}"));
         for rule in rules(link) {
             if done.is_ok() {
-                done = ufw(&[&rule[..], &["comment", &comment]].concat(), &firewalls.own).await;
+                done = ufw(
+                    &[&rule[..], &["comment", &comment]].concat(),
+                    &firewalls.own,
+                )
+                .await;
             }
         }
         match done {

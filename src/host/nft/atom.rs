@@ -30,12 +30,20 @@ pub enum Atom {
 impl Atom {
     /// A prefix; one of full length is an address, as nft prints it.
     pub fn net(net: IpNet) -> Self {
-        if net.prefix_len() == net.max_prefix_len() { Atom::Addr(net.addr()) } else { Atom::Net(net.trunc()) }
+        if net.prefix_len() == net.max_prefix_len() {
+            Atom::Addr(net.addr())
+        } else {
+            Atom::Net(net.trunc())
+        }
     }
 
     /// A range; one of a single port is that port, as nft prints it.
     pub fn ports(first: u16, last: u16) -> Self {
-        if first == last { Atom::Port(first) } else { Atom::Ports(first, last) }
+        if first == last {
+            Atom::Port(first)
+        } else {
+            Atom::Ports(first, last)
+        }
     }
 
     fn json(&self) -> Expression<'static> {
@@ -48,7 +56,10 @@ impl Atom {
             Atom::Proto(proto) => Expression::String(proto.to_string().into()),
             Atom::Port(port) => Expression::Number(u32::from(*port)),
             Atom::Ports(first, last) => Expression::Range(Box::new(Range {
-                range: [Expression::Number(u32::from(*first)), Expression::Number(u32::from(*last))],
+                range: [
+                    Expression::Number(u32::from(*first)),
+                    Expression::Number(u32::from(*last)),
+                ],
             })),
             Atom::Link(name) => Expression::String(name.clone().into()),
             Atom::Family(family) => Expression::String(family_word(*family).into()),
@@ -119,14 +130,20 @@ pub type Entry = (Tuple, Option<Tuple>);
 
 /// `a . b . c`, as nft writes a concatenation.
 pub fn text(tuple: &[Atom]) -> String {
-    tuple.iter().map(Atom::to_string).collect::<Vec<_>>().join(" . ")
+    tuple
+        .iter()
+        .map(Atom::to_string)
+        .collect::<Vec<_>>()
+        .join(" . ")
 }
 
 /// The same for a transaction in JSON.
 pub fn json(tuple: &[Atom]) -> Expression<'static> {
     match tuple {
         [one] => one.json(),
-        many => Expression::Named(NamedExpression::Concat(many.iter().map(Atom::json).collect())),
+        many => Expression::Named(NamedExpression::Concat(
+            many.iter().map(Atom::json).collect(),
+        )),
     }
 }
 
@@ -144,7 +161,11 @@ pub struct MapKey {
 impl MapKey {
     /// The key of a configured map.
     pub fn of(map: &MapConfig) -> Self {
-        MapKey { proto: map.proto, listen: map.listen, port: map.port }
+        MapKey {
+            proto: map.proto,
+            listen: map.listen,
+            port: map.port,
+        }
     }
 
     /// The key as set elements have it: with the address for one address, without for all.
@@ -161,13 +182,22 @@ impl MapKey {
     pub fn parse(set: &str, tuple: &[Atom]) -> Option<Self> {
         match tuple {
             [Atom::Proto(proto), Atom::Port(port)] => {
-                let listen: IpAddr =
-                    if set.ends_with('6') { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
-                Some(MapKey { proto: *proto, listen, port: *port })
+                let listen: IpAddr = if set.ends_with('6') {
+                    Ipv6Addr::UNSPECIFIED.into()
+                } else {
+                    Ipv4Addr::UNSPECIFIED.into()
+                };
+                Some(MapKey {
+                    proto: *proto,
+                    listen,
+                    port: *port,
+                })
             }
-            [Atom::Addr(listen), Atom::Proto(proto), Atom::Port(port)] => {
-                Some(MapKey { proto: *proto, listen: *listen, port: *port })
-            }
+            [Atom::Addr(listen), Atom::Proto(proto), Atom::Port(port)] => Some(MapKey {
+                proto: *proto,
+                listen: *listen,
+                port: *port,
+            }),
             _ => None,
         }
     }
@@ -175,6 +205,11 @@ impl MapKey {
 
 impl fmt::Display for MapKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.proto, std::net::SocketAddr::new(self.listen, self.port))
+        write!(
+            f,
+            "{} {}",
+            self.proto,
+            std::net::SocketAddr::new(self.listen, self.port)
+        )
     }
 }

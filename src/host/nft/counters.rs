@@ -58,7 +58,9 @@ impl Counters {
         let mut maps: BTreeMap<MapKey, MapCount> = BTreeMap::new();
         for (set, elements) in &self.sets {
             for (key, count) in elements {
-                let Some(key) = MapKey::parse(set, key) else { continue };
+                let Some(key) = MapKey::parse(set, key) else {
+                    continue;
+                };
                 let map = maps.entry(key).or_default();
                 match set.split('_').next() {
                     Some("conn") => map.connections = count.packets,
@@ -91,9 +93,14 @@ impl Counters {
         }
         for (set, elements) in &older.sets {
             let mine = self.sets.entry(set.clone()).or_default();
-            elements.iter().for_each(|(key, count)| larger(mine.entry(key.clone()).or_default(), *count));
+            elements
+                .iter()
+                .for_each(|(key, count)| larger(mine.entry(key.clone()).or_default(), *count));
         }
-        older.drops.iter().for_each(|(name, count)| larger(self.drops.entry(name.clone()).or_default(), *count));
+        older
+            .drops
+            .iter()
+            .for_each(|(name, count)| larger(self.drops.entry(name.clone()).or_default(), *count));
     }
 
     /// Forgets elements that were deleted: should one come back, it starts at zero.
@@ -108,7 +115,8 @@ impl Counters {
     /// Forgets elements that `elements` no longer has.
     pub fn retain(&mut self, elements: &Elements) {
         for (set, counts) in &mut self.sets {
-            let live: std::collections::BTreeSet<&Tuple> = elements.in_set(set).map(|(key, _)| key).collect();
+            let live: std::collections::BTreeSet<&Tuple> =
+                elements.in_set(set).map(|(key, _)| key).collect();
             counts.retain(|key, _| live.contains(key));
         }
     }
@@ -141,10 +149,20 @@ impl Listing {
 
     fn object(&mut self, kind: &str, mut body: serde_json::Map<String, Value>) {
         body.remove("handle");
-        let name = body.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let name = body
+            .get("name")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned();
         match kind {
             "set" | "map" => {
-                for element in body.remove("elem").as_ref().and_then(Value::as_array).into_iter().flatten() {
+                for element in body
+                    .remove("elem")
+                    .as_ref()
+                    .and_then(Value::as_array)
+                    .into_iter()
+                    .flatten()
+                {
                     if self.element(&name, element).is_none() {
                         // Not one of ours by its shape: makes the listing differ from what was written.
                         self.skeleton.push(element.clone());
@@ -176,7 +194,11 @@ impl Listing {
         };
         let key = tuple(Some(set), key)?;
         if let Some(counted) = counted {
-            self.counters.sets.entry(set.to_owned()).or_default().insert(key.clone(), count(counted));
+            self.counters
+                .sets
+                .entry(set.to_owned())
+                .or_default()
+                .insert(key.clone(), count(counted));
         }
         self.elements.insert(set, key, value);
         Some(())
@@ -185,7 +207,10 @@ impl Listing {
 
 fn count(body: &Value) -> Count {
     let field = |name| body.get(name).and_then(Value::as_u64).unwrap_or_default();
-    Count { packets: field("packets"), bytes: field("bytes") }
+    Count {
+        packets: field("packets"),
+        bytes: field("bytes"),
+    }
 }
 
 /// Reads a key of `set`, or a value.
@@ -200,7 +225,11 @@ fn tuple(set: Option<&str>, value: &Value) -> Option<Tuple> {
     {
         // Words mean what the set says: a link may be called `tcp`.
         if set == FAMILIES {
-            *first = Atom::Family([Family::V4, Family::V6].into_iter().find(|f| family_word(*f) == word)?);
+            *first = Atom::Family(
+                [Family::V4, Family::V6]
+                    .into_iter()
+                    .find(|f| family_word(*f) == word)?,
+            );
         } else if BY_LINK.contains(&set) {
             *first = Atom::Link(word.clone());
         }
@@ -214,7 +243,11 @@ fn atom(value: &Value) -> Option<Atom> {
         let len = u8::try_from(prefix.get("len")?.as_u64()?).ok()?;
         return IpNet::new(addr, len).ok().map(Atom::net);
     }
-    if let Some([first, last]) = value.get("range").and_then(Value::as_array).map(Vec::as_slice) {
+    if let Some([first, last]) = value
+        .get("range")
+        .and_then(Value::as_array)
+        .map(Vec::as_slice)
+    {
         let port = |value: &Value| value.as_u64().and_then(|n| u16::try_from(n).ok());
         return Some(Atom::ports(port(first)?, port(last)?));
     }
@@ -223,7 +256,9 @@ fn atom(value: &Value) -> Option<Atom> {
         Value::String(text) => Some(match text.as_str() {
             "tcp" => Atom::Proto(Proto::Tcp),
             "udp" => Atom::Proto(Proto::Udp),
-            text => text.parse().map_or_else(|_| Atom::Link(text.to_owned()), Atom::Addr),
+            text => text
+                .parse()
+                .map_or_else(|_| Atom::Link(text.to_owned()), Atom::Addr),
         }),
         _ => None,
     }
@@ -264,9 +299,23 @@ mod tests {
             {"counter":{"name":"filtered","handle":9,"packets":7,"bytes":420}}]}"#;
         let listing = Listing::parse(json).unwrap();
         let targets = listing.elements.targets();
-        assert_eq!(targets.into_iter().next().unwrap().1, ("fd00::2".parse().unwrap(), 8080));
-        let key = MapKey { proto: Proto::Udp, listen: "192.0.2.1".parse().unwrap(), port: 53 };
-        assert_eq!(listing.counters.maps()[&key], MapCount { connections: 2, rx_bytes: 90, tx_bytes: 0 });
+        assert_eq!(
+            targets.into_iter().next().unwrap().1,
+            ("fd00::2".parse().unwrap(), 8080)
+        );
+        let key = MapKey {
+            proto: Proto::Udp,
+            listen: "192.0.2.1".parse().unwrap(),
+            port: 53,
+        };
+        assert_eq!(
+            listing.counters.maps()[&key],
+            MapCount {
+                connections: 2,
+                rx_bytes: 90,
+                tx_bytes: 0
+            }
+        );
         assert_eq!(listing.counters.drops["filtered"].packets, 7);
         assert!(!format!("{:?}", listing.skeleton).contains("handle"));
     }

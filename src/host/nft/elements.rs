@@ -12,7 +12,9 @@ use nftables::schema::{Element, NfCmd, NfListObject, NfObject, Nftables};
 use nftables::types::NfFamily;
 
 use super::atom::{Atom, CLOSED, Entry, FAMILIES, MapKey, Tuple, json, version};
-use crate::model::host::{Barred, Crowd, Family, HostConfig, HostPolicy, MapConfig, Ports, is_link_name, shut};
+use crate::model::host::{
+    Barred, Crowd, Family, HostConfig, HostPolicy, MapConfig, Ports, is_link_name, shut,
+};
 use crate::model::id::SubnetId;
 
 /// Elements of every set and map of our table: set name, key, and the value where it is a map.
@@ -41,7 +43,11 @@ impl Elements {
 
     /// The elements of one set, in order.
     pub fn in_set(&self, set: &str) -> impl Iterator<Item = (&Tuple, Option<&Tuple>)> {
-        self.sets.get(set).into_iter().flatten().map(|(key, value)| (key, value.as_ref()))
+        self.sets
+            .get(set)
+            .into_iter()
+            .flatten()
+            .map(|(key, value)| (key, value.as_ref()))
     }
 
     /// Adds an element, or replaces the value of its key.
@@ -52,7 +58,10 @@ impl Elements {
     fn links(&mut self, config: &HostConfig, failures: &mut Vec<String>) {
         for tun in &config.tuns {
             if !is_link_name(&tun.name) {
-                failures.push(format!("filter packets of {:?}: not the name of an interface", tun.name));
+                failures.push(format!(
+                    "filter packets of {:?}: not the name of an interface",
+                    tun.name
+                ));
                 continue;
             }
             let link = Atom::Link(tun.name.clone());
@@ -63,15 +72,29 @@ impl Elements {
             for addr in &tun.addresses {
                 let v = version(addr);
                 self.insert(format!("own{v}"), vec![Atom::Addr(*addr)], None);
-                self.insert(format!("local{v}"), vec![link.clone(), Atom::Addr(*addr)], None);
-                if self.in_set(&format!("source{v}")).all(|(key, _)| key.as_slice() != std::slice::from_ref(&link)) {
-                    self.insert(format!("source{v}"), vec![link.clone()], Some(vec![Atom::Addr(*addr)]));
+                self.insert(
+                    format!("local{v}"),
+                    vec![link.clone(), Atom::Addr(*addr)],
+                    None,
+                );
+                if self
+                    .in_set(&format!("source{v}"))
+                    .all(|(key, _)| key.as_slice() != std::slice::from_ref(&link))
+                {
+                    self.insert(
+                        format!("source{v}"),
+                        vec![link.clone()],
+                        Some(vec![Atom::Addr(*addr)]),
+                    );
                 }
             }
         }
         for workload in &config.workloads {
             if !is_link_name(&workload.host_link) {
-                failures.push(format!("filter packets of {:?}: not the name of an interface", workload.host_link));
+                failures.push(format!(
+                    "filter packets of {:?}: not the name of an interface",
+                    workload.host_link
+                ));
                 continue;
             }
             let link = Atom::Link(workload.host_link.clone());
@@ -79,10 +102,17 @@ impl Elements {
             self.insert("flood", vec![link.clone()], None);
             self.insert("links", vec![link.clone()], None);
             let tuns = || config.tuns.iter().filter(|t| t.subnet == workload.subnet);
-            self.host(&link, tuns().next().map_or(&HostPolicy::Closed, |tun| &tun.host));
+            self.host(
+                &link,
+                tuns().next().map_or(&HostPolicy::Closed, |tun| &tun.host),
+            );
             self.members(&link, tuns().flat_map(|t| t.prefixes.iter()).copied());
             for addr in tuns().flat_map(|t| &t.addresses).chain(&workload.gateways) {
-                self.insert(format!("local{}", version(addr)), vec![link.clone(), Atom::Addr(*addr)], None);
+                self.insert(
+                    format!("local{}", version(addr)),
+                    vec![link.clone(), Atom::Addr(*addr)],
+                    None,
+                );
             }
             for addr in &workload.addresses {
                 let v = version(addr);
@@ -90,7 +120,11 @@ impl Elements {
                 self.insert(format!("leases{v}"), vec![link.clone(), own.clone()], None);
                 let gateway = tuns().flat_map(|t| &t.addresses).chain(&workload.gateways);
                 if let Some(gateway) = gateway.into_iter().find(|g| g.is_ipv4() == addr.is_ipv4()) {
-                    self.insert(format!("self{v}"), vec![own.clone(), own], Some(vec![Atom::Addr(*gateway)]));
+                    self.insert(
+                        format!("self{v}"),
+                        vec![own.clone(), own],
+                        Some(vec![Atom::Addr(*gateway)]),
+                    );
                 }
             }
         }
@@ -103,7 +137,11 @@ impl Elements {
             self.insert("host_open", vec![link.clone()], None);
         }
         for Ports { proto, first, last } in policy.ports() {
-            let key = vec![link.clone(), Atom::Proto(*proto), Atom::ports(*first, *last)];
+            let key = vec![
+                link.clone(),
+                Atom::Proto(*proto),
+                Atom::ports(*first, *last),
+            ];
             self.insert("host_ports", key, None);
         }
     }
@@ -112,22 +150,35 @@ impl Elements {
     #[cfg(test)]
     pub fn policy(&self, link: &str) -> Option<HostPolicy> {
         let link = Atom::Link(link.to_owned());
-        if !self.in_set(CLOSED).any(|(key, _)| key.first() == Some(&link)) {
+        if !self
+            .in_set(CLOSED)
+            .any(|(key, _)| key.first() == Some(&link))
+        {
             return None;
         }
-        if self.in_set("host_open").any(|(key, _)| key.first() == Some(&link)) {
+        if self
+            .in_set("host_open")
+            .any(|(key, _)| key.first() == Some(&link))
+        {
             return Some(HostPolicy::Open);
         }
         let ports = |key: &Tuple| match key.as_slice() {
-            [of, Atom::Proto(proto), Atom::Port(port)] if *of == link => {
-                Some(Ports { proto: *proto, first: *port, last: *port })
-            }
-            [of, Atom::Proto(proto), Atom::Ports(first, last)] if *of == link => {
-                Some(Ports { proto: *proto, first: *first, last: *last })
-            }
+            [of, Atom::Proto(proto), Atom::Port(port)] if *of == link => Some(Ports {
+                proto: *proto,
+                first: *port,
+                last: *port,
+            }),
+            [of, Atom::Proto(proto), Atom::Ports(first, last)] if *of == link => Some(Ports {
+                proto: *proto,
+                first: *first,
+                last: *last,
+            }),
             _ => None,
         };
-        let listed = self.in_set("host_ports").filter_map(|(key, _)| ports(key)).collect();
+        let listed = self
+            .in_set("host_ports")
+            .filter_map(|(key, _)| ports(key))
+            .collect();
         // A list that is too long was none of ours: everything it let in is looked at.
         Some(HostPolicy::of(listed).unwrap_or(HostPolicy::Open))
     }
@@ -135,20 +186,30 @@ impl Elements {
     /// Who has a quota of what it begins, and who begins nothing.
     fn quotas(&mut self, config: &HostConfig, crowd: &Crowd) {
         for (_, net) in config.outer_leases() {
-            self.insert(format!("crowd{}", version(&net.addr())), vec![Atom::net(net)], None);
+            self.insert(
+                format!("crowd{}", version(&net.addr())),
+                vec![Atom::net(net)],
+                None,
+            );
         }
         let (links, leases) = shut(config, crowd);
         for link in links.into_iter().filter(|link| is_link_name(link)) {
             self.insert("over", vec![Atom::Link(link.to_owned())], None);
         }
         for net in leases {
-            self.insert(format!("over{}", version(&net.addr())), vec![Atom::net(net)], None);
+            self.insert(
+                format!("over{}", version(&net.addr())),
+                vec![Atom::net(net)],
+                None,
+            );
         }
     }
 
     fn bars(&mut self, barred: &Barred) {
         for (set, links) in [("barred4", &barred.v4), ("barred6", &barred.v6)] {
-            links.iter().for_each(|link| self.insert(set, vec![Atom::Link(link.clone())], None));
+            links
+                .iter()
+                .for_each(|link| self.insert(set, vec![Atom::Link(link.clone())], None));
         }
         if barred.all_v6 {
             self.insert(FAMILIES, vec![Atom::Family(Family::V6)], None);
@@ -157,22 +218,35 @@ impl Elements {
 
     fn members(&mut self, link: &Atom, prefixes: impl Iterator<Item = IpNet>) {
         for net in merged(prefixes) {
-            self.insert(format!("member{}", version(&net.addr())), vec![link.clone(), Atom::net(net)], None);
+            self.insert(
+                format!("member{}", version(&net.addr())),
+                vec![link.clone(), Atom::net(net)],
+                None,
+            );
         }
     }
 
     fn subnets(&mut self, config: &HostConfig) {
         let mut of: BTreeMap<SubnetId, Vec<IpNet>> = BTreeMap::new();
         for tun in &config.tuns {
-            of.entry(tun.subnet).or_default().extend(tun.prefixes.iter().copied());
+            of.entry(tun.subnet)
+                .or_default()
+                .extend(tun.prefixes.iter().copied());
         }
         for net in merged(config.tuns.iter().flat_map(|tun| config.overlay(tun))) {
-            self.insert(format!("overlay{}", version(&net.addr())), vec![Atom::net(net)], None);
+            self.insert(
+                format!("overlay{}", version(&net.addr())),
+                vec![Atom::net(net)],
+                None,
+            );
         }
         for prefixes in of.into_values() {
             let nets = merged(prefixes.into_iter());
             for from in &nets {
-                for to in nets.iter().filter(|to| to.addr().is_ipv4() == from.addr().is_ipv4()) {
+                for to in nets
+                    .iter()
+                    .filter(|to| to.addr().is_ipv4() == from.addr().is_ipv4())
+                {
                     let key = vec![Atom::net(*from), Atom::net(*to)];
                     self.insert(format!("within{}", version(&from.addr())), key, None);
                 }
@@ -211,7 +285,11 @@ impl Elements {
 
     fn map(&mut self, map: &MapConfig, key: MapKey, target: IpAddr, config: &HostConfig) {
         let v = version(&map.listen);
-        let kind = if map.listen.is_unspecified() { "any" } else { "exact" };
+        let kind = if map.listen.is_unspecified() {
+            "any"
+        } else {
+            "exact"
+        };
         let tuple = key.tuple();
         let value = vec![Atom::Addr(target), Atom::Port(map.target_port)];
         self.insert(format!("{kind}{v}"), tuple.clone(), Some(value));
@@ -220,12 +298,23 @@ impl Elements {
             self.insert(format!("{counted}_{kind}{v}"), tuple.clone(), None);
         }
         if let (false, Some(source)) = (map.local, map.source) {
-            for tun in config.tuns.iter().filter(|t| t.subnet == map.subnet && is_link_name(&t.name)) {
-                self.insert(format!("source{v}"), vec![Atom::Link(tun.name.clone())], Some(vec![Atom::Addr(source)]));
+            for tun in config
+                .tuns
+                .iter()
+                .filter(|t| t.subnet == map.subnet && is_link_name(&t.name))
+            {
+                self.insert(
+                    format!("source{v}"),
+                    vec![Atom::Link(tun.name.clone())],
+                    Some(vec![Atom::Addr(source)]),
+                );
             }
         }
         // A prefix of length 0 lets everybody in: the same as no list.
-        let family = map.allow.iter().filter(|net| net.addr().is_ipv4() == map.listen.is_ipv4());
+        let family = map
+            .allow
+            .iter()
+            .filter(|net| net.addr().is_ipv4() == map.listen.is_ipv4());
         if map.allow.is_empty() || family.clone().any(|net| net.prefix_len() == 0) {
             return;
         }
@@ -242,7 +331,9 @@ impl Elements {
             .iter()
             .flat_map(|set| self.in_set(set).map(move |(key, value)| (*set, key, value)))
             .filter_map(|(set, key, value)| match value.map(Vec::as_slice) {
-                Some([Atom::Addr(addr), Atom::Port(port)]) => Some((MapKey::parse(set, key)?, (*addr, *port))),
+                Some([Atom::Addr(addr), Atom::Port(port)]) => {
+                    Some((MapKey::parse(set, key)?, (*addr, *port)))
+                }
                 _ => None,
             })
             .collect()
@@ -251,11 +342,25 @@ impl Elements {
     /// Who may use a guarded map; none where everybody may.
     fn allowed(&self, key: &MapKey) -> Option<Vec<&Tuple>> {
         let v = version(&key.listen);
-        let kind = if key.listen.is_unspecified() { "any" } else { "exact" };
+        let kind = if key.listen.is_unspecified() {
+            "any"
+        } else {
+            "exact"
+        };
         let tuple = key.tuple();
         self.sets.get(&format!("guarded_{kind}{v}"))?.get(&tuple)?;
-        let clients = self.sets.get(&format!("allowed_{kind}{v}")).map(|set| set.range(tuple.clone()..));
-        Some(clients.into_iter().flatten().map(|(k, _)| k).take_while(|k| k.starts_with(&tuple)).collect())
+        let clients = self
+            .sets
+            .get(&format!("allowed_{kind}{v}"))
+            .map(|set| set.range(tuple.clone()..));
+        Some(
+            clients
+                .into_iter()
+                .flatten()
+                .map(|(k, _)| k)
+                .take_while(|k| k.starts_with(&tuple))
+                .collect(),
+        )
     }
 
     /// Maps of `self` that are gone in `next`, lead elsewhere, or let in other clients: flows they began must end.
@@ -264,7 +369,9 @@ impl Elements {
         for (v, kind) in [("4", "any"), ("6", "any"), ("4", "exact"), ("6", "exact")] {
             let name = format!("{kind}{v}");
             let lists = ["guarded", "allowed"].map(|list| format!("{list}_{kind}{v}"));
-            let same_lists = lists.iter().all(|list| self.sets.get(list) == next.sets.get(list));
+            let same_lists = lists
+                .iter()
+                .all(|list| self.sets.get(list) == next.sets.get(list));
             let after = next.sets.get(&name);
             for (tuple, value) in self.sets.get(&name).into_iter().flatten() {
                 let same_target = after.and_then(|after| after.get(tuple)) == Some(value);
@@ -288,10 +395,20 @@ impl Elements {
         let names: BTreeSet<&String> = self.sets.keys().chain(next.sets.keys()).collect();
         let none = BTreeMap::new();
         for name in names {
-            let (old, new) = (self.sets.get(name).unwrap_or(&none), next.sets.get(name).unwrap_or(&none));
-            let gone: Vec<Tuple> = old.iter().filter(|(k, v)| new.get(*k) != Some(v)).map(|(k, _)| k.clone()).collect();
-            let come: Vec<_> =
-                new.iter().filter(|(k, v)| old.get(*k) != Some(v)).map(|(k, v)| (k.clone(), v.clone())).collect();
+            let (old, new) = (
+                self.sets.get(name).unwrap_or(&none),
+                next.sets.get(name).unwrap_or(&none),
+            );
+            let gone: Vec<Tuple> = old
+                .iter()
+                .filter(|(k, v)| new.get(*k) != Some(v))
+                .map(|(k, _)| k.clone())
+                .collect();
+            let come: Vec<_> = new
+                .iter()
+                .filter(|(k, v)| old.get(*k) != Some(v))
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect();
             if !gone.is_empty() {
                 delta.delete.push((name.clone(), gone));
             }
@@ -334,7 +451,10 @@ impl Delta {
             })
         };
         let deletes = self.delete.iter().map(|(set, keys)| {
-            NfObject::CmdObject(NfCmd::Delete(element(set, keys.iter().map(|key| json(key)).collect())))
+            NfObject::CmdObject(NfCmd::Delete(element(
+                set,
+                keys.iter().map(|key| json(key)).collect(),
+            )))
         });
         let adds = self.add.iter().map(|(set, elements)| {
             let elem = elements.iter().map(|(key, value)| match value {
@@ -343,7 +463,9 @@ impl Delta {
             });
             NfObject::CmdObject(NfCmd::Add(element(set, elem.collect())))
         });
-        Nftables { objects: deletes.chain(adds).collect::<Vec<_>>().into() }
+        Nftables {
+            objects: deletes.chain(adds).collect::<Vec<_>>().into(),
+        }
     }
 }
 
@@ -369,8 +491,14 @@ pub(super) mod tests {
             subnet: subnet(n),
             name: format!("bw-net{n}"),
             mtu: 1420,
-            addresses: vec![IpAddr::from([10, n, 1, 1]), format!("fd00:{n}::1").parse().unwrap()],
-            prefixes: vec![format!("10.{n}.0.0/16").parse().unwrap(), format!("fd00:{n}::/48").parse().unwrap()],
+            addresses: vec![
+                IpAddr::from([10, n, 1, 1]),
+                format!("fd00:{n}::1").parse().unwrap(),
+            ],
+            prefixes: vec![
+                format!("10.{n}.0.0/16").parse().unwrap(),
+                format!("fd00:{n}::/48").parse().unwrap(),
+            ],
             held: vec![],
             host: HostPolicy::Closed,
             others: vec![],
@@ -384,10 +512,21 @@ pub(super) mod tests {
             tun: format!("bw-net{n}"),
             host_link: format!("bwv{n:04}{host:04}"),
             inner_link: "byway0".to_owned(),
-            netns: NetnsRef { path: "/run/netns/none".into(), device: 0, inode: 0, cookie: None },
+            netns: NetnsRef {
+                path: "/run/netns/none".into(),
+                device: 0,
+                inode: 0,
+                cookie: None,
+            },
             mtu: 1420,
-            addresses: vec![IpAddr::from([10, n, 1, host]), format!("fd00:{n}::{host}").parse().unwrap()],
-            gateways: vec![IpAddr::from([10, n, 1, 1]), format!("fd00:{n}::1").parse().unwrap()],
+            addresses: vec![
+                IpAddr::from([10, n, 1, host]),
+                format!("fd00:{n}::{host}").parse().unwrap(),
+            ],
+            gateways: vec![
+                IpAddr::from([10, n, 1, 1]),
+                format!("fd00:{n}::1").parse().unwrap(),
+            ],
             prefixes: vec![],
             resolv_conf: ResolvConf::None,
             search: "net.internal".to_owned(),
@@ -395,7 +534,14 @@ pub(super) mod tests {
         }
     }
 
-    pub fn map(n: u8, proto: Proto, listen: &str, port: u16, target: &str, target_port: u16) -> MapConfig {
+    pub fn map(
+        n: u8,
+        proto: Proto,
+        listen: &str,
+        port: u16,
+        target: &str,
+        target_port: u16,
+    ) -> MapConfig {
         let listen: IpAddr = listen.parse().unwrap();
         MapConfig {
             subnet: subnet(n),
@@ -406,7 +552,10 @@ pub(super) mod tests {
             target: Some(target.parse().unwrap()),
             target_port,
             local: true,
-            source: tun(n).addresses.into_iter().find(|a| a.is_ipv4() == listen.is_ipv4()),
+            source: tun(n)
+                .addresses
+                .into_iter()
+                .find(|a| a.is_ipv4() == listen.is_ipv4()),
             allow: vec![],
         }
     }
@@ -501,7 +650,9 @@ pub(super) mod tests {
     #[test]
     fn a_map_of_an_underlay_port_is_refused() {
         let mut config = config();
-        config.maps.push(map(7, Proto::Udp, "0.0.0.0", 4001, "10.7.1.2", 80));
+        config
+            .maps
+            .push(map(7, Proto::Udp, "0.0.0.0", 4001, "10.7.1.2", 80));
         let (elements, failures) = elements(&config);
         assert!(elements.targets().is_empty());
         assert_eq!(failures.len(), 1, "{failures:?}");
@@ -510,10 +661,17 @@ pub(super) mod tests {
     #[test]
     fn two_maps_never_share_a_key() {
         let mut config = config();
-        config.maps.push(map(7, Proto::Tcp, "0.0.0.0", 80, "10.7.1.2", 80));
-        config.maps.push(map(8, Proto::Tcp, "0.0.0.0", 80, "10.8.1.2", 80));
+        config
+            .maps
+            .push(map(7, Proto::Tcp, "0.0.0.0", 80, "10.7.1.2", 80));
+        config
+            .maps
+            .push(map(8, Proto::Tcp, "0.0.0.0", 80, "10.8.1.2", 80));
         let (elements, failures) = elements(&config);
-        assert_eq!(elements.targets().into_values().collect::<Vec<_>>(), [("10.7.1.2".parse().unwrap(), 80)]);
+        assert_eq!(
+            elements.targets().into_values().collect::<Vec<_>>(),
+            [("10.7.1.2".parse().unwrap(), 80)]
+        );
         assert_eq!(failures.len(), 1, "{failures:?}");
     }
 
@@ -521,12 +679,18 @@ pub(super) mod tests {
     fn overlapping_allow_prefixes_become_one() {
         let mut config = config();
         let mut m = map(7, Proto::Tcp, "0.0.0.0", 80, "10.7.1.2", 80);
-        m.allow =
-            vec!["192.0.2.0/24".parse().unwrap(), "192.0.2.7/32".parse().unwrap(), "2001:db8::/32".parse().unwrap()];
+        m.allow = vec![
+            "192.0.2.0/24".parse().unwrap(),
+            "192.0.2.7/32".parse().unwrap(),
+            "2001:db8::/32".parse().unwrap(),
+        ];
         config.maps.push(m);
         let (elements, _) = elements(&config);
         assert_eq!(
-            elements.in_set("allowed_any4").map(|(k, _)| text(k)).collect::<Vec<_>>(),
+            elements
+                .in_set("allowed_any4")
+                .map(|(k, _)| text(k))
+                .collect::<Vec<_>>(),
             ["tcp . 80 . 192.0.2.0/24"]
         );
         assert_eq!(elements.in_set("guarded_any4").count(), 1);
@@ -535,8 +699,12 @@ pub(super) mod tests {
     #[test]
     fn a_narrower_allow_list_ends_flows_of_the_map_only() {
         let mut config = config();
-        config.maps.push(map(7, Proto::Tcp, "0.0.0.0", 80, "10.7.1.2", 80));
-        config.maps.push(map(7, Proto::Udp, "192.0.2.1", 53, "10.7.1.2", 53));
+        config
+            .maps
+            .push(map(7, Proto::Tcp, "0.0.0.0", 80, "10.7.1.2", 80));
+        config
+            .maps
+            .push(map(7, Proto::Udp, "192.0.2.1", 53, "10.7.1.2", 53));
         let before = elements(&config).0;
         config.maps[0].allow = vec!["192.0.2.0/24".parse().unwrap()];
         let after = elements(&config).0;
@@ -564,11 +732,24 @@ pub(super) mod tests {
     #[test]
     fn a_lease_inside_another_has_no_quota_of_its_own() {
         let mut config = config();
-        let nets = |list: &[&str]| list.iter().map(|net| net.parse().unwrap()).collect::<Vec<IpNet>>();
-        config.tuns[0].others = nets(&["10.7.3.5/32", "10.7.2.0/24", "10.7.3.0/24", "fd00:7:0:2::/64"]);
+        let nets = |list: &[&str]| {
+            list.iter()
+                .map(|net| net.parse().unwrap())
+                .collect::<Vec<IpNet>>()
+        };
+        config.tuns[0].others = nets(&[
+            "10.7.3.5/32",
+            "10.7.2.0/24",
+            "10.7.3.0/24",
+            "fd00:7:0:2::/64",
+        ]);
         config.tuns[1].others = nets(&["10.7.3.64/26", "10.8.3.0/24"]);
         let of = elements(&config).0;
-        let set = |name: &str| of.in_set(name).map(|(key, _)| text(key)).collect::<Vec<_>>();
+        let set = |name: &str| {
+            of.in_set(name)
+                .map(|(key, _)| text(key))
+                .collect::<Vec<_>>()
+        };
         assert_eq!(set("crowd4"), ["10.7.2.0/24", "10.7.3.0/24", "10.8.3.0/24"]);
         assert_eq!(set("crowd6"), ["fd00:7:0:2::/64"]);
     }

@@ -30,8 +30,15 @@ const SILENCE: Duration = Duration::from_millis(400);
 const PATIENCE: Duration = Duration::from_secs(5);
 
 fn ip(args: &str) {
-    let done = Command::new("ip").args(args.split_whitespace()).output().unwrap();
-    assert!(done.status.success(), "ip {args}: {}", String::from_utf8_lossy(&done.stderr));
+    let done = Command::new("ip")
+        .args(args.split_whitespace())
+        .output()
+        .unwrap();
+    assert!(
+        done.status.success(),
+        "ip {args}: {}",
+        String::from_utf8_lossy(&done.stderr)
+    );
 }
 
 /// A network namespace and a thread inside it that runs futures.
@@ -51,12 +58,20 @@ impl Ns {
         let thread = std::thread::spawn(move || {
             let file = std::fs::File::open(format!("/run/netns/{inside}")).unwrap();
             setns(file, CloneFlags::CLONE_NEWNET).unwrap();
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
             started.send(runtime.handle().clone()).unwrap();
             let _ = runtime.block_on(stopped);
             runtime.shutdown_timeout(Duration::from_secs(1));
         });
-        let ns = Ns { name, handle: handle.recv().unwrap(), stop: Some(stop), thread: Some(thread) };
+        let ns = Ns {
+            name,
+            handle: handle.recv().unwrap(),
+            stop: Some(stop),
+            thread: Some(thread),
+        };
         ns.sh("ip link set lo up");
         ns
     }
@@ -71,9 +86,15 @@ impl Ns {
     }
 
     fn try_sh(&self, command: &str) -> (bool, String) {
-        let done = Command::new("ip").args(["netns", "exec", &self.name, "sh", "-c", command]).output().unwrap();
+        let done = Command::new("ip")
+            .args(["netns", "exec", &self.name, "sh", "-c", command])
+            .output()
+            .unwrap();
         let text = [done.stdout, done.stderr].concat();
-        (done.status.success(), String::from_utf8_lossy(&text).into_owned())
+        (
+            done.status.success(),
+            String::from_utf8_lossy(&text).into_owned(),
+        )
     }
 
     fn sh(&self, command: &str) -> String {
@@ -90,7 +111,9 @@ impl Ns {
                 loop {
                     let (mut stream, from) = tcp.accept().await.unwrap();
                     tokio::spawn(async move {
-                        let _ = stream.write_all(format!("{}\n", from.ip().to_canonical()).as_bytes()).await;
+                        let _ = stream
+                            .write_all(format!("{}\n", from.ip().to_canonical()).as_bytes())
+                            .await;
                         let (mut r, mut w) = stream.split();
                         let _ = tokio::io::copy(&mut r, &mut w).await;
                     });
@@ -100,7 +123,9 @@ impl Ns {
             tokio::spawn(async move {
                 let mut buffer = [0; 2048];
                 while let Ok((_, from)) = udp.recv_from(&mut buffer).await {
-                    let _ = udp.send_to(from.ip().to_canonical().to_string().as_bytes(), from).await;
+                    let _ = udp
+                        .send_to(from.ip().to_canonical().to_string().as_bytes(), from)
+                        .await;
                 }
             });
         });
@@ -110,10 +135,18 @@ impl Ns {
     fn connect(&self, to: &str, wait: Duration) -> Option<(TcpStream, IpAddr)> {
         let to: SocketAddr = to.parse().unwrap();
         self.run(async move {
-            let mut stream = tokio::time::timeout(wait, TcpStream::connect(to)).await.ok()?.ok()?;
+            let mut stream = tokio::time::timeout(wait, TcpStream::connect(to))
+                .await
+                .ok()?
+                .ok()?;
             let mut line = Vec::new();
             while line.last() != Some(&b'\n') {
-                line.push(tokio::time::timeout(wait, stream.read_u8()).await.ok()?.ok()?);
+                line.push(
+                    tokio::time::timeout(wait, stream.read_u8())
+                        .await
+                        .ok()?
+                        .ok()?,
+                );
             }
             Some((stream, String::from_utf8_lossy(&line).trim().parse().ok()?))
         })
@@ -132,7 +165,10 @@ impl Ns {
             socket.connect(to).await.ok()?;
             socket.send(b"who am I").await.ok()?;
             let mut buffer = [0; 100];
-            let n = tokio::time::timeout(wait, socket.recv(&mut buffer)).await.ok()?.ok()?;
+            let n = tokio::time::timeout(wait, socket.recv(&mut buffer))
+                .await
+                .ok()?
+                .ok()?;
             String::from_utf8_lossy(&buffer[..n]).parse().ok()
         })
     }
@@ -148,7 +184,9 @@ impl Drop for Ns {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        let _ = Command::new("ip").args(["netns", "del", &self.name]).output();
+        let _ = Command::new("ip")
+            .args(["netns", "del", &self.name])
+            .output();
     }
 }
 
@@ -159,7 +197,10 @@ fn echoes(ns: &Ns, stream: &Arc<Mutex<TcpStream>>, wait: Duration) -> bool {
         let mut stream = stream.lock().await;
         let mut echo = [0; 4];
         stream.write_all(b"ping").await.is_ok()
-            && matches!(tokio::time::timeout(wait, stream.read_exact(&mut echo)).await, Ok(Ok(_)))
+            && matches!(
+                tokio::time::timeout(wait, stream.read_exact(&mut echo)).await,
+                Ok(Ok(_))
+            )
     })
 }
 
@@ -202,12 +243,15 @@ impl Lab {
         };
         let (h, w) = (&lab.host.name, &lab.neighbour.name);
         lab.host.sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0");
-        ip(&format!("link add lan0 netns {h} type veth peer name eth0 netns {w}"));
+        ip(&format!(
+            "link add lan0 netns {h} type veth peer name eth0 netns {w}"
+        ));
         lab.host
             .sh("ip addr add 192.0.2.1/24 dev lan0; ip addr add 2001:db8::1/64 dev lan0 nodad; ip link set lan0 up");
         lab.neighbour
             .sh("ip addr add 192.0.2.2/24 dev eth0; ip addr add 2001:db8::2/64 dev eth0 nodad; ip link set eth0 up");
-        lab.neighbour.sh("ip route add 10.0.0.0/8 via 192.0.2.1; ip -6 route add fd00::/16 via 2001:db8::1");
+        lab.neighbour
+            .sh("ip route add 10.0.0.0/8 via 192.0.2.1; ip -6 route add fd00::/16 via 2001:db8::1");
         // A veth stands for the TUN: what matters is its name.
         ip(&format!(
             "link add bw-net7 netns {h} address 02:00:00:00:00:07 type veth peer name tun0 netns {} address 02:00:00:00:00:70",
@@ -219,7 +263,10 @@ impl Lab {
         lab.host.sh("ip tuntap add dev bw-net8 mode tun; ip addr add 10.8.1.1/32 dev bw-net8; ip addr add fd00:8::1/128 dev bw-net8 nodad; ip link set bw-net8 up");
         for (ns, n, w) in [(&lab.a, 7u8, 2u8), (&lab.b, 7, 3), (&lab.c, 8, 2)] {
             let link = format!("bwv{n:04}{w:04}");
-            let (out, inn) = (format!("02:00:00:{n:02}:{w:02}:01"), format!("02:00:00:{n:02}:{w:02}:02"));
+            let (out, inn) = (
+                format!("02:00:00:{n:02}:{w:02}:01"),
+                format!("02:00:00:{n:02}:{w:02}:02"),
+            );
             ip(&format!(
                 "link add {link} netns {h} address {out} type veth peer name byway0 netns {} address {inn}",
                 ns.name
@@ -238,17 +285,22 @@ impl Lab {
 
     fn sync_barred(&self, config: &HostConfig, barred: &Barred) -> Vec<String> {
         let (nft, config, barred) = (self.nft.clone(), config.clone(), barred.clone());
-        self.host.run(async move { nft.lock().await.sync(&config, &barred, &Crowd::new()).await }).unwrap()
+        self.host
+            .run(async move { nft.lock().await.sync(&config, &barred, &Crowd::new()).await })
+            .unwrap()
     }
 
     fn counts(&self) -> Counts {
         let nft = self.nft.clone();
-        self.host.run(async move { nft.lock().await.counters().await }).unwrap()
+        self.host
+            .run(async move { nft.lock().await.counters().await })
+            .unwrap()
     }
 
     fn table(&self) -> String {
         let nft = Arc::clone(&self.nft);
-        self.host.run(async move { nft.lock().await.table().to_owned() })
+        self.host
+            .run(async move { nft.lock().await.table().to_owned() })
     }
 
     fn ruleset(&self) -> String {
@@ -307,17 +359,28 @@ fn maps_answer_from_everywhere_and_only_as_asked() {
     // Not asked for: the wrong protocol, the wrong address, the wrong port, the workload itself.
     assert_eq!(n.connect("[2001:db8::1]:9090", SILENCE).map(|c| c.1), None);
     assert_eq!(n.udp("192.0.2.1:9090", SILENCE), None);
-    assert_eq!(lab.peer.connect("10.7.1.1:9090", SILENCE).map(|c| c.1), None);
+    assert_eq!(
+        lab.peer.connect("10.7.1.1:9090", SILENCE).map(|c| c.1),
+        None
+    );
     for direct in ["10.7.1.2:80", "[fd00:7::2]:80"] {
         assert_eq!(n.connect(direct, SILENCE).map(|c| c.1), None, "{direct}");
         assert_eq!(n.udp(direct, SILENCE), None, "{direct}");
     }
     let counts = lab.counts();
-    let key = MapKey { proto: Proto::Tcp, listen: "0.0.0.0".parse().unwrap(), port: 8080 };
+    let key = MapKey {
+        proto: Proto::Tcp,
+        listen: "0.0.0.0".parse().unwrap(),
+        port: 8080,
+    };
     let web = counts.maps[&key];
     assert_eq!(web.connections, 7, "{counts:?}");
     assert!(web.rx_bytes > 7 * 100 && web.tx_bytes > 7 * 100, "{web:?}");
-    let remote = counts.maps[&MapKey { listen: "192.0.2.1".parse().unwrap(), port: 9090, ..key }];
+    let remote = counts.maps[&MapKey {
+        listen: "192.0.2.1".parse().unwrap(),
+        port: 9090,
+        ..key
+    }];
     assert_eq!(remote.connections, 2);
     assert!(counts.drops["weak_host"].packets > 0, "{counts:?}");
 }
@@ -336,18 +399,28 @@ fn workloads_keep_to_their_address_and_subnet() {
     assert!(!lab.a.ping("10.8.1.2") && !lab.a.ping("10.8.1.1") && !lab.a.ping("fd00:8::2"));
     assert!(!lab.a.ping("192.0.2.2"));
     assert_eq!(lab.a.connect("192.0.2.1:7777", SILENCE).map(|c| c.1), None);
-    assert_eq!(lab.a.connect("[2001:db8::1]:7777", SILENCE).map(|c| c.1), None);
+    assert_eq!(
+        lab.a.connect("[2001:db8::1]:7777", SILENCE).map(|c| c.1),
+        None
+    );
     assert_eq!(lab.a.connect("10.8.1.1:7777", SILENCE).map(|c| c.1), None);
-    assert_eq!(lab.peer.connect("192.0.2.1:7777", SILENCE).map(|c| c.1), None);
+    assert_eq!(
+        lab.peer.connect("192.0.2.1:7777", SILENCE).map(|c| c.1),
+        None
+    );
     // Somebody else's address, both families.
-    lab.a.sh("ip addr add 10.7.1.3/32 dev byway0; ip addr add fd00:7::3/128 dev byway0 nodad");
+    lab.a
+        .sh("ip addr add 10.7.1.3/32 dev byway0; ip addr add fd00:7::3/128 dev byway0 nodad");
     assert!(!lab.a.ping("-I 10.7.1.3 10.7.1.1") && !lab.a.ping("-I fd00:7::3 fd00:7::1"));
     assert!(lab.a.ping("-I 10.7.1.2 10.7.1.1"));
     // A neighbour that sends to, or as, the overlay.
     assert!(!lab.neighbour.ping("10.7.1.1") && !lab.neighbour.ping("fd00:7::1"));
     lab.neighbour.sh("ip addr add 10.7.2.9/32 dev eth0");
     assert!(!lab.neighbour.ping("-I 10.7.2.9 192.0.2.1"));
-    assert!(lab.neighbour.ping("192.0.2.1"), "other traffic is not ours to judge");
+    assert!(
+        lab.neighbour.ping("192.0.2.1"),
+        "other traffic is not ours to judge"
+    );
     let drops = lab.counts().drops;
     for reason in ["filtered", "source_not_leased", "weak_host"] {
         assert!(drops[reason].packets > 0, "{reason}: {drops:?}");
@@ -365,14 +438,22 @@ fn removing_a_map_leaves_the_ruleset_as_it_was_and_ends_its_flows() {
     config.maps = web();
     config.maps[0].allow = vec!["192.0.2.0/25".parse().unwrap()];
     lab.sync(&config);
-    let stream = |to: &str| lab.neighbour.connect(to, PATIENCE).map(|(s, _)| Arc::new(Mutex::new(s))).unwrap();
+    let stream = |to: &str| {
+        lab.neighbour
+            .connect(to, PATIENCE)
+            .map(|(s, _)| Arc::new(Mutex::new(s)))
+            .unwrap()
+    };
     let (kept, cut) = (stream("192.0.2.1:9090"), stream("192.0.2.1:8080"));
     let cut6 = stream("[2001:db8::1]:8080");
     assert!(echoes(&lab.neighbour, &cut, PATIENCE) && echoes(&lab.neighbour, &cut6, PATIENCE));
     config.maps.retain(|m| m.port != 8080);
     lab.sync(&config);
     assert!(!echoes(&lab.neighbour, &cut, SILENCE) && !echoes(&lab.neighbour, &cut6, SILENCE));
-    assert!(echoes(&lab.neighbour, &kept, PATIENCE), "flows of other maps go on");
+    assert!(
+        echoes(&lab.neighbour, &kept, PATIENCE),
+        "flows of other maps go on"
+    );
     config.maps.clear();
     lab.sync(&config);
     assert!(!echoes(&lab.neighbour, &kept, SILENCE));
@@ -380,7 +461,10 @@ fn removing_a_map_leaves_the_ruleset_as_it_was_and_ends_its_flows() {
     // The table goes with the last subnet; the administrator's stays.
     lab.sync(&HostConfig::default());
     let left = lab.ruleset();
-    assert!(left.contains("table ip admin") && !left.contains("byway"), "{left}");
+    assert!(
+        left.contains("table ip admin") && !left.contains("byway"),
+        "{left}"
+    );
 }
 
 #[test]
@@ -390,14 +474,20 @@ fn a_target_that_moves_takes_new_flows_and_ends_old_ones() {
     let mut config = wanted();
     config.maps = vec![map(7, Proto::Tcp, "0.0.0.0", 8080, "10.7.1.2", 80)];
     lab.sync(&config);
-    let old = Arc::new(Mutex::new(lab.neighbour.connect("192.0.2.1:8080", PATIENCE).unwrap().0));
+    let old = Arc::new(Mutex::new(
+        lab.neighbour.connect("192.0.2.1:8080", PATIENCE).unwrap().0,
+    ));
     config.maps[0].target = addr("10.7.2.1");
     config.maps[0].local = false;
     lab.sync(&config);
     assert!(!echoes(&lab.neighbour, &old, SILENCE));
     assert_eq!(lab.neighbour.tcp("192.0.2.1:8080"), addr("10.7.1.1"));
     let key = MapKey::of(&config.maps[0]);
-    assert_eq!(lab.counts().maps[&key].connections, 2, "the count of a map outlives its target");
+    assert_eq!(
+        lab.counts().maps[&key].connections,
+        2,
+        "the count of a map outlives its target"
+    );
 }
 
 #[test]
@@ -407,7 +497,10 @@ fn only_allowed_clients_reach_a_guarded_map() {
     let mut config = wanted();
     config.maps = web();
     for map in &mut config.maps {
-        map.allow = vec!["203.0.113.0/24".parse().unwrap(), "2001:db8:1::/48".parse().unwrap()];
+        map.allow = vec![
+            "203.0.113.0/24".parse().unwrap(),
+            "2001:db8:1::/48".parse().unwrap(),
+        ];
     }
     lab.sync(&config);
     let n = &lab.neighbour;
@@ -431,7 +524,10 @@ fn deltas_leave_in_the_kernel_what_a_fresh_table_has() {
     let lab = Lab::new();
     let mut full = wanted();
     full.maps = web();
-    full.maps[2].allow = vec!["192.0.2.0/25".parse().unwrap(), "203.0.113.7/32".parse().unwrap()];
+    full.maps[2].allow = vec![
+        "192.0.2.0/25".parse().unwrap(),
+        "203.0.113.7/32".parse().unwrap(),
+    ];
     let mut less = full.clone();
     less.tuns.remove(1);
     less.workloads.truncate(1);
@@ -439,16 +535,26 @@ fn deltas_leave_in_the_kernel_what_a_fresh_table_has() {
     less.maps[2].allow = vec!["192.0.2.0/24".parse().unwrap()];
     less.maps[0].target_port = 81;
     // A table written anew has a handle of its own.
-    let handle = || lab.host.sh("nft -a list table inet byway_0123abcd | head -1");
+    let handle = || {
+        lab.host
+            .sh("nft -a list table inet byway_0123abcd | head -1")
+    };
     lab.sync(&wanted());
     let first = handle();
     for config in [&full, &less, &wanted(), &full, &less] {
         assert!(lab.sync(config).is_empty());
         let listing = {
             let nft = lab.nft.clone();
-            lab.host.run(async move { nft.lock().await.list().await }).unwrap().unwrap()
+            lab.host
+                .run(async move { nft.lock().await.list().await })
+                .unwrap()
+                .unwrap()
         };
-        assert!(listing.elements.same(&elements(config).0), "{:?}", listing.elements.delta(&elements(config).0));
+        assert!(
+            listing.elements.same(&elements(config).0),
+            "{:?}",
+            listing.elements.delta(&elements(config).0)
+        );
         assert_eq!(handle(), first, "deltas only");
     }
 }
@@ -460,20 +566,44 @@ fn a_table_left_by_a_crash_is_taken_over_and_cleaned_up() {
     let mut config = wanted();
     config.maps = web();
     lab.sync(&config);
-    let flow = Arc::new(Mutex::new(lab.neighbour.connect("192.0.2.1:8080", PATIENCE).unwrap().0));
-    let other = Arc::new(Mutex::new(lab.neighbour.connect("192.0.2.1:9090", PATIENCE).unwrap().0));
+    let flow = Arc::new(Mutex::new(
+        lab.neighbour.connect("192.0.2.1:8080", PATIENCE).unwrap().0,
+    ));
+    let other = Arc::new(Mutex::new(
+        lab.neighbour.connect("192.0.2.1:9090", PATIENCE).unwrap().0,
+    ));
     // A new daemon, with one map less.
     let next = Arc::new(Mutex::new(Nft::new("0123abcd", Repair::Yes)));
     let removed = config.maps.remove(0);
     assert_eq!(removed.port, 9090);
     let (nft, wish) = (next.clone(), config.clone());
-    lab.host.run(async move { nft.lock().await.sync(&wish, &Barred::default(), &Crowd::new()).await }).unwrap();
-    assert!(echoes(&lab.neighbour, &flow, PATIENCE), "flows of maps that stay go on");
-    assert!(!echoes(&lab.neighbour, &other, SILENCE), "flows of maps that went are over");
-    let counts = lab.host.run(async move { next.lock().await.counters().await }).unwrap();
+    lab.host
+        .run(async move {
+            nft.lock()
+                .await
+                .sync(&wish, &Barred::default(), &Crowd::new())
+                .await
+        })
+        .unwrap();
+    assert!(
+        echoes(&lab.neighbour, &flow, PATIENCE),
+        "flows of maps that stay go on"
+    );
+    assert!(
+        !echoes(&lab.neighbour, &other, SILENCE),
+        "flows of maps that went are over"
+    );
+    let counts = lab
+        .host
+        .run(async move { next.lock().await.counters().await })
+        .unwrap();
     assert_eq!(counts.maps[&MapKey::of(&config.maps[1])].connections, 1);
-    lab.host.sh("nft add table inet byway_ffffffff; nft add table inet stranger");
-    assert_eq!(lab.host.run(cleanup(Some("ffffffff"))).unwrap(), ["byway_ffffffff"]);
+    lab.host
+        .sh("nft add table inet byway_ffffffff; nft add table inet stranger");
+    assert_eq!(
+        lab.host.run(cleanup(Some("ffffffff"))).unwrap(),
+        ["byway_ffffffff"]
+    );
     assert_eq!(lab.host.run(cleanup(None)).unwrap(), ["byway_0123abcd"]);
     assert_eq!(lab.host.run(cleanup(None)).unwrap(), Vec::<String>::new());
     assert_eq!(lab.ruleset().trim(), "table inet stranger {\n}");
@@ -487,11 +617,19 @@ fn however_many_elements_come_and_go_connections_are_tracked() {
     let mut config = wanted();
     lab.sync(&config);
     for round in 0..40u8 {
-        config.tuns[0].others = (1..=40).map(|n| format!("10.7.{n}.{round}/32").parse().unwrap()).collect();
+        config.tuns[0].others = (1..=40)
+            .map(|n| format!("10.7.{n}.{round}/32").parse().unwrap())
+            .collect();
         lab.sync(&config);
     }
     lab.sync(&wanted());
-    let flow = lab.host.run(async { UdpSocket::bind("127.0.0.1:0").await.unwrap().send_to(b"x", "127.0.0.1:9").await });
+    let flow = lab.host.run(async {
+        UdpSocket::bind("127.0.0.1:0")
+            .await
+            .unwrap()
+            .send_to(b"x", "127.0.0.1:9")
+            .await
+    });
     assert!(flow.is_ok());
     let tracked = lab.host.sh("conntrack -L 2>/dev/null");
     assert!(tracked.contains("dst=127.0.0.1"), "{tracked}");
@@ -514,7 +652,11 @@ fn a_flooding_workload_leaves_conntrack_to_others() {
     let most = 5000 - u64::from(ruleset::WORKLOAD_CONNECTIONS.0);
     assert!((most / 4..=most).contains(&dropped), "{dropped}");
     assert_eq!(lab.b.tcp("10.7.2.1:80"), addr("10.7.1.3"));
-    assert_eq!(lab.ruleset(), before, "counting leaves no trace in the listing");
+    assert_eq!(
+        lab.ruleset(),
+        before,
+        "counting leaves no trace in the listing"
+    );
 }
 
 #[test]
@@ -531,25 +673,41 @@ fn probes_are_counted_before_and_behind_the_chains_of_others() {
         });
         let own = OwnRuns::default();
         let table = table.clone();
-        lab.host.run(async move { probes::read(&table, &own).await }).unwrap()[&(probes::Way::Local, Family::V4)]
+        lab.host
+            .run(async move { probes::read(&table, &own).await })
+            .unwrap()[&(probes::Way::Local, Family::V4)]
     };
     let before = lab.ruleset();
-    let heard = lab.b.run(async { UdpSocket::bind("10.7.1.3:9").await.unwrap() });
+    let heard = lab
+        .b
+        .run(async { UdpSocket::bind("10.7.1.3:9").await.unwrap() });
     assert_eq!(probe(9), (1, 1), "it enters and comes out");
     // A drop by policy, a drop by rule, before us and behind us: whoever it is.
-    for (at, chain) in
-        ["0; policy drop; }", "-450; policy drop; }", "400; policy accept; } ; add rule ip o f udp dport 9 drop"]
-            .iter()
-            .enumerate()
+    for (at, chain) in [
+        "0; policy drop; }",
+        "-450; policy drop; }",
+        "400; policy accept; } ; add rule ip o f udp dport 9 drop",
+    ]
+    .iter()
+    .enumerate()
     {
-        lab.host.sh(&format!("nft 'add table ip o; add chain ip o f {{ type filter hook forward priority {chain}'"));
+        lab.host.sh(&format!(
+            "nft 'add table ip o; add chain ip o f {{ type filter hook forward priority {chain}'"
+        ));
         assert_eq!(probe(9), (2 + at as u64, 1), "{chain}");
         lab.host.sh("nft delete table ip o");
     }
     assert_eq!(probe(9), (5, 2), "and passes again");
-    assert_eq!(lab.ruleset(), before, "counting leaves no trace in the listing");
+    assert_eq!(
+        lab.ruleset(),
+        before,
+        "counting leaves no trace in the listing"
+    );
     let mut buffer = [0; 64];
-    assert!(heard.try_recv_from(&mut buffer).is_err(), "a workload never gets one");
+    assert!(
+        heard.try_recv_from(&mut buffer).is_err(),
+        "a workload never gets one"
+    );
 }
 
 #[test]
@@ -561,10 +719,18 @@ fn flows_of_a_removed_member_end() {
     let flow = flow("10.7.1.3:80");
     assert!(echoes(&lab.a, &flow, PATIENCE));
     let gone: Vec<IpAddr> = addr("10.7.1.3").into_iter().collect();
-    let ended = lab.host.run(async move { conntrack::delete_addresses(&gone).await }).unwrap();
+    let ended = lab
+        .host
+        .run(async move { conntrack::delete_addresses(&gone).await })
+        .unwrap();
     assert_eq!(ended, 1);
     let again: Vec<IpAddr> = addr("10.7.1.3").into_iter().collect();
-    assert_eq!(lab.host.run(async move { conntrack::delete_addresses(&again).await }).unwrap(), 0);
+    assert_eq!(
+        lab.host
+            .run(async move { conntrack::delete_addresses(&again).await })
+            .unwrap(),
+        0
+    );
 }
 
 #[test]
@@ -573,24 +739,43 @@ fn loopback_maps_answer_here_and_nowhere_else() {
     let lab = Lab::new();
     let mut config = wanted();
     config.maps = web();
-    config.maps.push(map(7, Proto::Tcp, "127.0.0.1", 9000, "10.7.1.2", 80));
+    config
+        .maps
+        .push(map(7, Proto::Tcp, "127.0.0.1", 9000, "10.7.1.2", 80));
     lab.sync(&config);
     let proxies = Arc::new(Mutex::new(Proxies::new()));
     let sync = |maps: &[MapConfig]| {
         let (proxies, maps) = (proxies.clone(), maps.to_vec());
-        lab.host.run(async move { proxies.lock().await.sync(&maps, &BTreeSet::new()).await })
+        lab.host
+            .run(async move { proxies.lock().await.sync(&maps, &BTreeSet::new()).await })
     };
     assert!(sync(&config.maps).is_empty());
-    for (tcp, seen) in [("127.0.0.1:8080", "10.7.1.1"), ("[::1]:8080", "fd00:7::1"), ("127.0.0.1:9000", "10.7.1.1")] {
+    for (tcp, seen) in [
+        ("127.0.0.1:8080", "10.7.1.1"),
+        ("[::1]:8080", "fd00:7::1"),
+        ("127.0.0.1:9000", "10.7.1.1"),
+    ] {
         assert_eq!(lab.host.tcp(tcp), addr(seen), "{tcp}");
     }
     assert_eq!(lab.host.udp("127.0.0.1:8080", PATIENCE), addr("10.7.1.1"));
     assert_eq!(lab.host.udp("[::1]:8080", PATIENCE), addr("fd00:7::1"));
     // From the LAN: the port on loopback is closed, however it is asked for.
-    assert_eq!(lab.neighbour.connect("192.0.2.1:9000", SILENCE).map(|c| c.1), None);
+    assert_eq!(
+        lab.neighbour
+            .connect("192.0.2.1:9000", SILENCE)
+            .map(|c| c.1),
+        None
+    );
     lab.neighbour.sh("ip route add 127.0.0.1/32 via 192.0.2.1 table 77; ip rule add to 127.0.0.1 lookup 77 priority 0; ip link set lo down; sysctl -qw net.ipv4.conf.all.route_localnet=1");
-    assert_eq!(lab.neighbour.connect("127.0.0.1:9000", SILENCE).map(|c| c.1), None);
-    let cut = Arc::new(Mutex::new(lab.host.connect("127.0.0.1:8080", PATIENCE).unwrap().0));
+    assert_eq!(
+        lab.neighbour
+            .connect("127.0.0.1:9000", SILENCE)
+            .map(|c| c.1),
+        None
+    );
+    let cut = Arc::new(Mutex::new(
+        lab.host.connect("127.0.0.1:8080", PATIENCE).unwrap().0,
+    ));
     assert!(sync(&[]).is_empty());
     assert!(!echoes(&lab.host, &cut, SILENCE));
 }
@@ -600,7 +785,9 @@ fn loopback_maps_answer_here_and_nowhere_else() {
 fn ten_thousand_maps_change_one_at_a_time() {
     let lab = Lab::new();
     let mut config = wanted();
-    config.maps = (10_000u16..20_000).map(|port| map(7, Proto::Tcp, "0.0.0.0", port, "10.7.1.2", 80)).collect();
+    config.maps = (10_000u16..20_000)
+        .map(|port| map(7, Proto::Tcp, "0.0.0.0", port, "10.7.1.2", 80))
+        .collect();
     let start = std::time::Instant::now();
     lab.sync(&config);
     let whole = start.elapsed();
@@ -618,12 +805,26 @@ fn ten_thousand_maps_change_one_at_a_time() {
     lab.sync(&config);
     let change = start.elapsed();
     let start = std::time::Instant::now();
-    let (before, after) = (elements(&config).0, elements(&HostConfig { maps: vec![], ..config.clone() }).0);
+    let (before, after) = (
+        elements(&config).0,
+        elements(&HostConfig {
+            maps: vec![],
+            ..config.clone()
+        })
+        .0,
+    );
     assert_eq!(before.ended(&after).len(), 9_999);
     let pure = start.elapsed();
-    eprintln!("10,000 maps: whole table {whole:?}, one change {change:?}, elements and their difference {pure:?}");
+    eprintln!(
+        "10,000 maps: whole table {whole:?}, one change {change:?}, elements and their difference {pure:?}"
+    );
     assert!(lab.neighbour.tcp("192.0.2.1:19998").is_some());
-    assert_eq!(lab.neighbour.connect(&format!("192.0.2.1:{}", last.port), SILENCE).map(|c| c.1), None);
+    assert_eq!(
+        lab.neighbour
+            .connect(&format!("192.0.2.1:{}", last.port), SILENCE)
+            .map(|c| c.1),
+        None
+    );
     stop.cancel();
     lab.host.run(async move { watching.0.await.unwrap() });
 }

@@ -104,7 +104,10 @@ impl Nft {
     /// The table of the daemon `instance` (eight hex digits). Changes nothing.
     pub fn new(instance: &str, repair: Repair) -> Self {
         // The name goes into text: whatever is no letter or digit cannot be part of it.
-        let instance: String = instance.chars().filter(char::is_ascii_alphanumeric).collect();
+        let instance: String = instance
+            .chars()
+            .filter(char::is_ascii_alphanumeric)
+            .collect();
         Nft {
             table: format!("{TABLE_PREFIX}{instance}"),
             applied: None,
@@ -142,7 +145,12 @@ impl Nft {
     ///
     /// # Cancel safety
     /// The next call looks at the table first.
-    pub async fn sync(&mut self, desired: &HostConfig, barred: &Barred, crowd: &Crowd) -> Result<Vec<String>, Error> {
+    pub async fn sync(
+        &mut self,
+        desired: &HostConfig,
+        barred: &Barred,
+        crowd: &Crowd,
+    ) -> Result<Vec<String>, Error> {
         if desired.tuns.is_empty() {
             self.remove_all().await?;
             return Ok(Vec::new());
@@ -182,13 +190,19 @@ impl Nft {
             Err(error) => return Err(error),
         };
         let written = self.applied.take().map(|a| a.elements);
-        let before = written.or_else(|| listing.as_ref().map(|l| l.elements.clone())).unwrap_or_default();
+        let before = written
+            .or_else(|| listing.as_ref().map(|l| l.elements.clone()))
+            .unwrap_or_default();
         if listing.is_some() {
             delete_table(&self.table, &self.own).await?;
             debug!(table = self.table, "nftables table removed");
         }
         *self.seen.lock() = Counters::default();
-        for failure in self.owed.settle(&before, &Elements::default(), &HostConfig::default()).await {
+        for failure in self
+            .owed
+            .settle(&before, &Elements::default(), &HostConfig::default())
+            .await
+        {
             warn!(failure, "flows of removed maps go on");
         }
         Ok(())
@@ -199,7 +213,9 @@ impl Nft {
     /// # Errors
     /// nft is missing or refused.
     pub async fn counters(&self) -> Result<Counts, Error> {
-        let Some(mut counters) = self.list().await?.map(|l| l.counters) else { return Ok(Counts::default()) };
+        let Some(mut counters) = self.list().await?.map(|l| l.counters) else {
+            return Ok(Counts::default());
+        };
         // Between a flush and the repair the last figures still stand.
         let mut seen = self.seen.lock();
         counters.keep(&seen);
@@ -209,19 +225,32 @@ impl Nft {
         *seen = counters.clone();
         let mut closed = self.closed_before.clone();
         add_closed(&mut closed, &counters, &self.subnets);
-        Ok(Counts { maps: counters.maps(), drops: counters.drops, closed })
+        Ok(Counts {
+            maps: counters.maps(),
+            drops: counters.drops,
+            closed,
+        })
     }
 
     /// Keeps what was counted on links that go.
     async fn keep_closed(&mut self, target: &Elements) -> Result<(), Error> {
         let stay: BTreeSet<&Tuple> = target.in_set(CLOSED).map(|(key, _)| key).collect();
-        let Some(applied) = &self.applied else { return Ok(()) };
-        let goes: Vec<Tuple> =
-            applied.elements.in_set(CLOSED).map(|(key, _)| key).filter(|key| !stay.contains(key)).cloned().collect();
+        let Some(applied) = &self.applied else {
+            return Ok(());
+        };
+        let goes: Vec<Tuple> = applied
+            .elements
+            .in_set(CLOSED)
+            .map(|(key, _)| key)
+            .filter(|key| !stay.contains(key))
+            .cloned()
+            .collect();
         if goes.is_empty() {
             return Ok(());
         }
-        let Some(mut counters) = self.list().await?.map(|l| l.counters) else { return Ok(()) };
+        let Some(mut counters) = self.list().await?.map(|l| l.counters) else {
+            return Ok(());
+        };
         counters.keep(&self.seen.lock());
         if let Some(counts) = counters.sets.get_mut(CLOSED) {
             counts.retain(|key, _| goes.contains(key));
@@ -262,7 +291,8 @@ impl Nft {
                 return Err(error);
             }
         };
-        let same = |l: Listing| l.elements.same(&applied.elements) && applied.skeleton == Some(l.skeleton);
+        let same =
+            |l: Listing| l.elements.same(&applied.elements) && applied.skeleton == Some(l.skeleton);
         let intact = listing.is_some_and(same);
         if intact {
             applied.verified = Instant::now();
@@ -272,20 +302,29 @@ impl Nft {
                 "nobody can say whether the nftables table is as it was written: writing it again"
             );
         } else {
-            warn!(table = self.table, "nftables table was removed or altered by another program: writing it again");
+            warn!(
+                table = self.table,
+                "nftables table was removed or altered by another program: writing it again"
+            );
         }
         Ok(intact)
     }
 
     /// Sends the difference; where the kernel refuses it, the whole table.
-    async fn change(&mut self, mut applied: Applied, target: &Elements) -> Result<(Elements, Applied), Error> {
+    async fn change(
+        &mut self,
+        mut applied: Applied,
+        target: &Elements,
+    ) -> Result<(Elements, Applied), Error> {
         let delta = applied.elements.delta(target);
         if delta.is_empty() {
             return Ok((target.clone(), applied));
         }
         let what = "change elements";
-        let input = serde_json::to_vec(&delta.commands(&self.table))
-            .map_err(|e| Error::Run { what, source: std::io::Error::other(e) })?;
+        let input = serde_json::to_vec(&delta.commands(&self.table)).map_err(|e| Error::Run {
+            what,
+            source: std::io::Error::other(e),
+        })?;
         match nft(what, &["-j", "-f", "-"], &input, &self.own).await {
             Ok(_) => {
                 let before = std::mem::replace(&mut applied.elements, target.clone());
@@ -324,15 +363,33 @@ impl Nft {
         debug!(table = self.table, "nftables table written");
         let skeleton = self.list().await?.map(|l| l.skeleton);
         // One transaction since then, which is ours: nobody else had a hand in what was read.
-        let alone = before.zip(watch::generation()).is_some_and(|(before, now)| now == before.wrapping_add(1));
+        let alone = before
+            .zip(watch::generation())
+            .is_some_and(|(before, now)| now == before.wrapping_add(1));
         let skeleton = skeleton.filter(|_| alone);
-        Ok((old.elements, Applied { elements: target.clone(), skeleton, verified: Instant::now() }))
+        Ok((
+            old.elements,
+            Applied {
+                elements: target.clone(),
+                skeleton,
+                verified: Instant::now(),
+            },
+        ))
     }
 
     /// Our own table, and no other: what other programs write there need not parse.
     async fn list(&self) -> Result<Option<Listing>, Error> {
-        match nft("list the table", &["-j", "list", "table", "inet", &self.table], &[], &self.own).await {
-            Ok(json) => Listing::parse(&json).map(Some).ok_or_else(|| Error::Listing(self.table.clone())),
+        match nft(
+            "list the table",
+            &["-j", "list", "table", "inet", &self.table],
+            &[],
+            &self.own,
+        )
+        .await
+        {
+            Ok(json) => Listing::parse(&json)
+                .map(Some)
+                .ok_or_else(|| Error::Listing(self.table.clone())),
             Err(error) if error.is_absent() => Ok(None),
             Err(error) => Err(error),
         }
@@ -340,7 +397,11 @@ impl Nft {
 }
 
 /// Adds what was refused on each link to its subnet's.
-fn add_closed(closed: &mut BTreeMap<SubnetId, u64>, counters: &Counters, subnets: &BTreeMap<String, SubnetId>) {
+fn add_closed(
+    closed: &mut BTreeMap<SubnetId, u64>,
+    counters: &Counters,
+    subnets: &BTreeMap<String, SubnetId>,
+) {
     for (link, packets) in counters.closed() {
         if let Some(subnet) = subnets.get(&link) {
             let sum = closed.entry(*subnet).or_default();
@@ -352,11 +413,23 @@ fn add_closed(closed: &mut BTreeMap<SubnetId, u64>, counters: &Counters, subnets
 /// The subnet of each link of ours.
 fn subnets_of_links(config: &HostConfig) -> BTreeMap<String, SubnetId> {
     let tuns = config.tuns.iter().map(|t| (t.name.clone(), t.subnet));
-    tuns.chain(config.workloads.iter().map(|w| (w.host_link.clone(), w.subnet))).collect()
+    tuns.chain(
+        config
+            .workloads
+            .iter()
+            .map(|w| (w.host_link.clone(), w.subnet)),
+    )
+    .collect()
 }
 
 async fn delete_table(table: &str, own: &OwnRuns) -> Result<(), Error> {
-    let gone = nft("delete the table", &["delete", "table", "inet", table], &[], own).await;
+    let gone = nft(
+        "delete the table",
+        &["delete", "table", "inet", table],
+        &[],
+        own,
+    )
+    .await;
     match gone {
         Err(error) if !error.is_absent() => Err(error),
         _ => Ok(()),
@@ -375,10 +448,18 @@ pub async fn cleanup(instance: Option<&str>) -> Result<Vec<String>, Error> {
     };
     let listed = String::from_utf8_lossy(&listed);
     let mut deleted = Vec::new();
-    for table in listed.lines().filter_map(|line| line.trim().strip_prefix("table inet ")) {
-        let ours = table.strip_prefix(TABLE_PREFIX).is_some_and(|of| instance.is_none_or(|wanted| wanted == of));
+    for table in listed
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("table inet "))
+    {
+        let ours = table
+            .strip_prefix(TABLE_PREFIX)
+            .is_some_and(|of| instance.is_none_or(|wanted| wanted == of));
         if ours {
-            let mut nft = Nft::new(table.strip_prefix(TABLE_PREFIX).unwrap_or_default(), Repair::No);
+            let mut nft = Nft::new(
+                table.strip_prefix(TABLE_PREFIX).unwrap_or_default(),
+                Repair::No,
+            );
             // It was listed a moment ago.
             nft.written = true;
             nft.remove_all().await?;
@@ -391,10 +472,15 @@ pub async fn cleanup(instance: Option<&str>) -> Result<Vec<String>, Error> {
 /// Reads a listing and makes of it what a comparison with the wanted state makes, for tests/fuzz.
 #[cfg(any(fuzzing, test))]
 pub fn fuzz(json: &[u8]) {
-    let Some(listing) = counters::Listing::parse(json) else { return };
+    let Some(listing) = counters::Listing::parse(json) else {
+        return;
+    };
     let empty = Elements::default();
     assert!(listing.elements.same(&listing.elements));
-    for delta in [listing.elements.delta(&empty), empty.delta(&listing.elements)] {
+    for delta in [
+        listing.elements.delta(&empty),
+        empty.delta(&listing.elements),
+    ] {
         let _ = delta.commands("byway_00000000");
     }
     let _ = (listing.elements.ended(&empty), listing.counters.maps());

@@ -29,13 +29,20 @@ pub(super) struct Owed {
 impl Owed {
     /// Does what the step from `before` to `after` asks for, and what is still owed of earlier steps. Returns what could not
     /// be done, each ready to be shown.
-    pub(super) async fn settle(&mut self, before: &Elements, after: &Elements, desired: &HostConfig) -> Vec<String> {
+    pub(super) async fn settle(
+        &mut self,
+        before: &Elements,
+        after: &Elements,
+        desired: &HostConfig,
+    ) -> Vec<String> {
         let maps: Vec<MapFlows> = after.targets().into_iter().map(map_flows).collect();
-        self.gone.extend(before.ended(after).into_iter().map(map_flows));
+        self.gone
+            .extend(before.ended(after).into_iter().map(map_flows));
         // What came back meanwhile has flows of its own.
         self.gone.retain(|map| !maps.contains(map));
         // What is not as it was, seen from the other end: what ends on the way back begins on the way there.
-        self.begun.extend(after.ended(before).into_iter().map(map_flows));
+        self.begun
+            .extend(after.ended(before).into_iter().map(map_flows));
         self.begun.retain(|map| maps.contains(map));
         let mut failures = Vec::new();
         failures.extend(self.end().await);
@@ -65,8 +72,17 @@ impl Owed {
         if self.begun.is_empty() {
             return None;
         }
-        let overlay = desired.tuns.iter().flat_map(|tun| tun.prefixes.iter().copied()).collect();
-        match conntrack::delete_before(Begun { maps: self.begun.clone(), overlay }).await {
+        let overlay = desired
+            .tuns
+            .iter()
+            .flat_map(|tun| tun.prefixes.iter().copied())
+            .collect();
+        match conntrack::delete_before(Begun {
+            maps: self.begun.clone(),
+            overlay,
+        })
+        .await
+        {
             Ok(forgotten) => {
                 debug!(forgotten, "flows of before a map forgotten");
                 self.begun.clear();
@@ -78,8 +94,14 @@ impl Owed {
 
     /// Ends what conntrack still holds of what a subnet is not let into any more, and lets go on what it is let into again.
     async fn judge(&mut self, maps: Vec<MapFlows>, desired: &HostConfig) -> Option<String> {
-        self.judged.retain(|name, _| desired.tuns.iter().any(|tun| tun.name == *name));
-        let changed = || desired.tuns.iter().filter(|tun| self.judged.get(&tun.name) != Some(&tun.host));
+        self.judged
+            .retain(|name, _| desired.tuns.iter().any(|tun| tun.name == *name));
+        let changed = || {
+            desired
+                .tuns
+                .iter()
+                .filter(|tun| self.judged.get(&tun.name) != Some(&tun.host))
+        };
         let flows: Vec<HostFlows> = changed()
             .map(|tun| HostFlows {
                 prefixes: tun.prefixes.clone(),
@@ -94,15 +116,25 @@ impl Owed {
         match conntrack::judge_host(flows, maps).await {
             Ok(judged) => {
                 debug!(judged, "flows to this machine judged anew");
-                let policies: Vec<_> = changed().map(|tun| (tun.name.clone(), tun.host.clone())).collect();
+                let policies: Vec<_> = changed()
+                    .map(|tun| (tun.name.clone(), tun.host.clone()))
+                    .collect();
                 self.judged.extend(policies);
                 None
             }
-            Err(error) => Some(format!("end the flows to this machine that are no longer let in: {error}")),
+            Err(error) => Some(format!(
+                "end the flows to this machine that are no longer let in: {error}"
+            )),
         }
     }
 }
 
 fn map_flows((key, (target, target_port)): (MapKey, (IpAddr, u16))) -> MapFlows {
-    MapFlows { proto: key.proto, listen: key.listen, port: key.port, target, target_port }
+    MapFlows {
+        proto: key.proto,
+        listen: key.listen,
+        port: key.port,
+        target,
+        target_port,
+    }
 }

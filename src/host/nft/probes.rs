@@ -39,7 +39,11 @@ impl Way {
     }
 
     fn hook(self) -> &'static str {
-        if self == Way::Names { "input" } else { "forward" }
+        if self == Way::Names {
+            "input"
+        } else {
+            "forward"
+        }
     }
 }
 
@@ -51,7 +55,9 @@ fn version(family: Family) -> char {
 }
 
 fn keys() -> impl Iterator<Item = (Way, Family)> {
-    Way::ALL.into_iter().flat_map(|way| [Family::V4, Family::V6].map(|family| (way, family)))
+    Way::ALL
+        .into_iter()
+        .flat_map(|way| [Family::V4, Family::V6].map(|family| (way, family)))
 }
 
 fn name(stage: &str, way: Way, family: Family) -> String {
@@ -60,12 +66,16 @@ fn name(stage: &str, way: Way, family: Family) -> String {
 
 /// Names of the counters.
 pub fn names() -> impl Iterator<Item = String> {
-    STAGES.into_iter().flat_map(|(stage, _)| keys().map(move |(way, family)| name(stage, way, family)))
+    STAGES
+        .into_iter()
+        .flat_map(|(stage, _)| keys().map(move |(way, family)| name(stage, way, family)))
 }
 
 /// The first four bytes of this table's probes: FNV-1a of its name.
 fn mark(table: &str) -> u32 {
-    table.bytes().fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+    table.bytes().fold(0x811c_9dc5, |hash: u32, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    })
 }
 
 /// What a probe carries.
@@ -79,7 +89,10 @@ pub fn chains(table: &str) -> String {
     for (stage, priority) in STAGES {
         for hook in ["forward", "input"] {
             let _ = writeln!(out, "\tchain {stage}_{hook} {{");
-            let _ = writeln!(out, "\t\ttype filter hook {hook} priority {priority}; policy accept;");
+            let _ = writeln!(
+                out,
+                "\t\ttype filter hook {hook} priority {priority}; policy accept;"
+            );
             let _ = writeln!(out, "\t\tmeta l4proto != udp return");
             let _ = writeln!(out, "\t\tudp length != 16 return");
             let _ = writeln!(out, "\t\t@th,64,32 != {} return", mark(table));
@@ -107,15 +120,42 @@ pub type Seen = BTreeMap<(Way, Family), (u64, u64)>;
 /// # Errors
 /// nft is missing or refused; there is no table.
 pub async fn read(table: &str, own: &OwnRuns) -> Result<Seen, Error> {
-    let listed = nft("list the probes", &["-j", "list", "counters", "table", "inet", table], &[], own).await?;
-    let listed: Value = serde_json::from_slice(&listed).map_err(|_| Error::Listing(table.to_owned()))?;
-    let objects = listed.get("nftables").and_then(Value::as_array).into_iter().flatten();
+    let listed = nft(
+        "list the probes",
+        &["-j", "list", "counters", "table", "inet", table],
+        &[],
+        own,
+    )
+    .await?;
+    let listed: Value =
+        serde_json::from_slice(&listed).map_err(|_| Error::Listing(table.to_owned()))?;
+    let objects = listed
+        .get("nftables")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten();
     let count = |counter: &Value| {
-        Some((counter.get("name")?.as_str()?.to_owned(), counter.get("packets").and_then(Value::as_u64)?))
+        Some((
+            counter.get("name")?.as_str()?.to_owned(),
+            counter.get("packets").and_then(Value::as_u64)?,
+        ))
     };
-    let counts: BTreeMap<String, u64> = objects.filter_map(|object| object.get("counter")).filter_map(count).collect();
-    let count = |stage, way, family| counts.get(&name(stage, way, family)).copied().unwrap_or_default();
+    let counts: BTreeMap<String, u64> = objects
+        .filter_map(|object| object.get("counter"))
+        .filter_map(count)
+        .collect();
+    let count = |stage, way, family| {
+        counts
+            .get(&name(stage, way, family))
+            .copied()
+            .unwrap_or_default()
+    };
     Ok(keys()
-        .map(|(way, family)| ((way, family), (count("probed", way, family), count("passed", way, family))))
+        .map(|(way, family)| {
+            (
+                (way, family),
+                (count("probed", way, family), count("passed", way, family)),
+            )
+        })
         .collect())
 }

@@ -63,47 +63,87 @@ struct SetSpec {
 }
 
 fn set(name: impl Into<String>, body: impl Into<String>) -> SetSpec {
-    SetSpec { kind: "set", name: name.into(), body: body.into() }
+    SetSpec {
+        kind: "set",
+        name: name.into(),
+        body: body.into(),
+    }
 }
 
 fn map(name: impl Into<String>, body: impl Into<String>) -> SetSpec {
-    SetSpec { kind: "map", name: name.into(), body: body.into() }
+    SetSpec {
+        kind: "map",
+        name: name.into(),
+        body: body.into(),
+    }
 }
 
 /// Every set and map, in the order they are written.
 fn specs() -> Vec<SetSpec> {
-    let mut specs = vec![set("links", "type ifname"), set("tuns", "type ifname"), set("workloads", "type ifname")];
+    let mut specs = vec![
+        set("links", "type ifname"),
+        set("tuns", "type ifname"),
+        set("workloads", "type ifname"),
+    ];
     specs.push(set(FAMILIES, "type nf_proto"));
     // Not a dynamic set: the kernel would collect elements without connections, and the listing would change by itself.
-    specs.push(set("flood", format!("type ifname; {}", over(WORKLOAD_CONNECTIONS))));
+    specs.push(set(
+        "flood",
+        format!("type ifname; {}", over(WORKLOAD_CONNECTIONS)),
+    ));
     specs.push(set("over", "type ifname"));
     specs.push(set("host_open", "type ifname"));
-    specs.push(set("host_ports", "type ifname . inet_proto . inet_service; flags interval"));
+    specs.push(set(
+        "host_ports",
+        "type ifname . inet_proto . inet_service; flags interval",
+    ));
     specs.push(set(CLOSED, "type ifname; counter"));
     for (v, addr) in [("4", "ipv4_addr"), ("6", "ipv6_addr")] {
         let own = [
             set(format!("barred{v}"), "type ifname"),
-            set(format!("crowd{v}"), format!("type {addr}; flags interval; {}", over(MEMBER_CONNECTIONS))),
+            set(
+                format!("crowd{v}"),
+                format!("type {addr}; flags interval; {}", over(MEMBER_CONNECTIONS)),
+            ),
             set(format!("over{v}"), format!("type {addr}; flags interval")),
-            set(format!("overlay{v}"), format!("type {addr}; flags interval")),
+            set(
+                format!("overlay{v}"),
+                format!("type {addr}; flags interval"),
+            ),
             set(format!("own{v}"), format!("type {addr}")),
             set(format!("leases{v}"), format!("type ifname . {addr}")),
             set(format!("local{v}"), format!("type ifname . {addr}")),
-            set(format!("member{v}"), format!("type ifname . {addr}; flags interval")),
-            set(format!("within{v}"), format!("type {addr} . {addr}; flags interval")),
+            set(
+                format!("member{v}"),
+                format!("type ifname . {addr}; flags interval"),
+            ),
+            set(
+                format!("within{v}"),
+                format!("type {addr} . {addr}; flags interval"),
+            ),
             map(format!("source{v}"), format!("type ifname : {addr}")),
             map(format!("self{v}"), format!("type {addr} . {addr} : {addr}")),
         ];
         specs.extend(own);
-        for (kind, key) in
-            [("exact", format!("{addr} . inet_proto . inet_service")), ("any", "inet_proto . inet_service".to_owned())]
-        {
-            specs.push(map(format!("{kind}{v}"), format!("type {key} : {addr} . inet_service")));
+        for (kind, key) in [
+            ("exact", format!("{addr} . inet_proto . inet_service")),
+            ("any", "inet_proto . inet_service".to_owned()),
+        ] {
+            specs.push(map(
+                format!("{kind}{v}"),
+                format!("type {key} : {addr} . inet_service"),
+            ));
             specs.push(set(format!("mapped_{kind}{v}"), format!("type {key}")));
             specs.push(set(format!("guarded_{kind}{v}"), format!("type {key}")));
-            specs.push(set(format!("allowed_{kind}{v}"), format!("type {key} . {addr}; flags interval")));
+            specs.push(set(
+                format!("allowed_{kind}{v}"),
+                format!("type {key} . {addr}; flags interval"),
+            ));
             for counted in ["conn", "rx", "tx"] {
-                specs.push(set(format!("{counted}_{kind}{v}"), format!("type {key}; counter")));
+                specs.push(set(
+                    format!("{counted}_{kind}{v}"),
+                    format!("type {key}; counter"),
+                ));
             }
         }
     }
@@ -162,17 +202,25 @@ fn mapped_chain() -> String {
 /// The transaction that brings table `table` from any state to `elements`, with counters going on from `counters`.
 pub fn whole(table: &str, elements: &Elements, counters: &Counters) -> String {
     // Without the first line the second fails where there is no table; `destroy` is unknown to nft 1.0.6.
-    let mut out = format!("add table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n");
+    let mut out =
+        format!("add table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n");
     for drop in DROPS {
         let Count { packets, bytes } = counters.drops.get(drop).copied().unwrap_or_default();
-        let _ = writeln!(out, "\tcounter {drop} {{ packets {packets} bytes {bytes}; }}");
+        let _ = writeln!(
+            out,
+            "\tcounter {drop} {{ packets {packets} bytes {bytes}; }}"
+        );
     }
     for name in probes::names() {
         let _ = writeln!(out, "\tcounter {name} {{ packets 0 bytes 0; }}");
     }
     let none = BTreeMap::new();
     for SetSpec { kind, name, body } in specs() {
-        let _ = writeln!(out, "\t{kind} {name} {{\n\t\t{}", body.replace("; ", "\n\t\t"));
+        let _ = writeln!(
+            out,
+            "\t{kind} {name} {{\n\t\t{}",
+            body.replace("; ", "\n\t\t")
+        );
         let counts = counters.sets.get(&name).unwrap_or(&none);
         let counted = body.ends_with("counter");
         let lines: Vec<String> = elements
@@ -212,13 +260,25 @@ mod tests {
     fn golden_config() -> crate::model::host::HostConfig {
         let mut config = config();
         let mut guarded = map(7, Proto::Tcp, "192.0.2.1", 443, "10.7.1.2", 8443);
-        guarded.allow = vec!["198.51.100.0/24".parse().unwrap(), "203.0.113.9/32".parse().unwrap()];
-        config.maps.push(map(7, Proto::Tcp, "0.0.0.0", 8080, "10.7.1.2", 80));
-        config.maps.push(map(8, Proto::Udp, "::", 53, "fd00:8::2", 5353));
-        config.maps.push(map(7, Proto::Tcp, "127.0.0.1", 9000, "10.7.1.2", 80));
+        guarded.allow = vec![
+            "198.51.100.0/24".parse().unwrap(),
+            "203.0.113.9/32".parse().unwrap(),
+        ];
+        config
+            .maps
+            .push(map(7, Proto::Tcp, "0.0.0.0", 8080, "10.7.1.2", 80));
+        config
+            .maps
+            .push(map(8, Proto::Udp, "::", 53, "fd00:8::2", 5353));
+        config
+            .maps
+            .push(map(7, Proto::Tcp, "127.0.0.1", 9000, "10.7.1.2", 80));
         config.maps.push(guarded);
         config.tuns[0].host = "tcp/22,udp/8000-8010".parse().unwrap();
-        config.tuns[0].others = vec!["10.7.2.0/24".parse().unwrap(), "fd00:7:0:2::/64".parse().unwrap()];
+        config.tuns[0].others = vec![
+            "10.7.2.0/24".parse().unwrap(),
+            "fd00:7:0:2::/64".parse().unwrap(),
+        ];
         config.tuns[1].host = crate::model::host::HostPolicy::Open;
         config
     }
@@ -239,7 +299,11 @@ mod tests {
     #[test]
     fn rules_do_not_depend_on_the_configuration() {
         let tail = |text: &str| text.split_once("\tchain raw").map(|(_, t)| t.to_owned());
-        let full = whole("byway_0123abcd", &elements(&golden_config()).0, &Counters::default());
+        let full = whole(
+            "byway_0123abcd",
+            &elements(&golden_config()).0,
+            &Counters::default(),
+        );
         let empty = whole("byway_0123abcd", &Elements::default(), &Counters::default());
         assert!(tail(&full).is_some());
         assert_eq!(tail(&full), tail(&empty));

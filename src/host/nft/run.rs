@@ -27,7 +27,9 @@ const REMEMBERED: usize = 64;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no nft.
-    #[error("run nft: not installed; port maps and the packet filter need it: install the package nftables (E-NO-NFT)")]
+    #[error(
+        "run nft: not installed; port maps and the packet filter need it: install the package nftables (E-NO-NFT)"
+    )]
     Missing,
     /// It could not be started or spoken to.
     #[error("run nft to {what}")]
@@ -114,7 +116,12 @@ fn spawn(program: &str, args: &[&str]) -> Result<Child, io::Error> {
 ///
 /// # Cancel safety
 /// A dropped call kills the process.
-pub async fn program(program: &str, args: &[&str], input: &[u8], own: &OwnRuns) -> io::Result<Output> {
+pub async fn program(
+    program: &str,
+    args: &[&str],
+    input: &[u8],
+    own: &OwnRuns,
+) -> io::Result<Output> {
     let mut child = spawn(program, args)?;
     // Before it has its input: the change must not be reported before its author is known.
     if let Some(pid) = child.id() {
@@ -129,13 +136,21 @@ pub async fn program(program: &str, args: &[&str], input: &[u8], own: &OwnRuns) 
         }
     };
     let both = async { tokio::join!(feed, child.wait_with_output()).1 };
-    tokio::time::timeout(TIMEOUT, both).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    tokio::time::timeout(TIMEOUT, both)
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 /// The first lines of what a program complained of.
 pub fn complaint(output: &Output) -> String {
     let said = String::from_utf8_lossy(&output.stderr);
-    said.lines().take(6).collect::<Vec<_>>().join("; ").chars().take(600).collect()
+    said.lines()
+        .take(6)
+        .collect::<Vec<_>>()
+        .join("; ")
+        .chars()
+        .take(600)
+        .collect()
 }
 
 /// Runs nft with `args`, `input` on its stdin, and returns its stdout.
@@ -145,11 +160,25 @@ pub fn complaint(output: &Output) -> String {
 ///
 /// # Cancel safety
 /// A dropped call kills the process; the kernel then has the whole transaction or nothing of it.
-pub async fn nft(what: &'static str, args: &[&str], input: &[u8], own: &OwnRuns) -> Result<Vec<u8>, Error> {
-    let output = program("nft", args, input, own).await.map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => Error::Missing,
-        io::ErrorKind::TimedOut => Error::Timeout(what),
-        _ => Error::Run { what, source },
-    })?;
-    if output.status.success() { Ok(output.stdout) } else { Err(Error::Refused { what, stderr: complaint(&output) }) }
+pub async fn nft(
+    what: &'static str,
+    args: &[&str],
+    input: &[u8],
+    own: &OwnRuns,
+) -> Result<Vec<u8>, Error> {
+    let output = program("nft", args, input, own)
+        .await
+        .map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => Error::Missing,
+            io::ErrorKind::TimedOut => Error::Timeout(what),
+            _ => Error::Run { what, source },
+        })?;
+    if output.status.success() {
+        Ok(output.stdout)
+    } else {
+        Err(Error::Refused {
+            what,
+            stderr: complaint(&output),
+        })
+    }
 }

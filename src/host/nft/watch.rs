@@ -53,7 +53,11 @@ enum Event {
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes.get(at..at.checked_add(2)?)?.try_into().ok().map(u16::from_ne_bytes)
+    bytes
+        .get(at..at.checked_add(2)?)?
+        .try_into()
+        .ok()
+        .map(u16::from_ne_bytes)
 }
 
 /// Splits `bytes` after a length of `length` rounded up to four.
@@ -80,14 +84,18 @@ fn events(mut datagram: &[u8], table: &str) -> Vec<Event> {
     // struct nlmsghdr: u32 length, u16 type, u16 flags, u32 sequence, u32 port; then struct nfgenmsg, 4 bytes.
     while let (Some(length), Some(kind)) = (datagram.get(..4), u16_at(datagram, 4)) {
         let length = length.try_into().map_or(0, u32::from_ne_bytes) as usize;
-        let Some(attributes) = datagram.get(20..length) else { break };
+        let Some(attributes) = datagram.get(20..length) else {
+            break;
+        };
         let [message, subsystem] = kind.to_le_bytes();
         if subsystem == NFNL_SUBSYS_NFTABLES {
             if message == NFT_MSG_NEWGEN {
                 let pid = attribute(attributes, NFTA_GEN_PROC_PID);
                 let pid = pid.and_then(|v| v.try_into().ok()).map(u32::from_be_bytes);
                 events.push(Event::Generation { pid });
-            } else if attribute(attributes, NFTA_TABLE).and_then(|v| v.strip_suffix(b"\0")) == Some(table.as_bytes()) {
+            } else if attribute(attributes, NFTA_TABLE).and_then(|v| v.strip_suffix(b"\0"))
+                == Some(table.as_bytes())
+            {
                 events.push(Event::Ours);
             } else if RULES.contains(&message) {
                 events.push(Event::Theirs);
@@ -192,7 +200,9 @@ impl Watcher {
     fn discard(&self) {
         let more = |read: io::Result<_>| match read {
             Ok(_) => true,
-            Err(e) => e.raw_os_error() == Some(libc::ENOBUFS) || e.kind() == io::ErrorKind::Interrupted,
+            Err(e) => {
+                e.raw_os_error() == Some(libc::ENOBUFS) || e.kind() == io::ErrorKind::Interrupted
+            }
         };
         // Bounded: somebody may write faster than this reads; then the next overflow comes back here.
         for _ in 0..DISCARDED {
@@ -217,7 +227,11 @@ impl Watcher {
                                     self.theirs.notify_one();
                                 }
                                 if std::mem::take(&mut touched) && !own {
-                                    debug!(table = self.table, ?pid, "table changed by another process");
+                                    debug!(
+                                        table = self.table,
+                                        ?pid,
+                                        "table changed by another process"
+                                    );
                                     self.alarm();
                                 }
                             }
@@ -254,7 +268,10 @@ mod tests {
             body.extend(*value);
             body.resize(body.len().next_multiple_of(4), 0);
         }
-        let mut out = u32::try_from(body.len() + 16).unwrap().to_ne_bytes().to_vec();
+        let mut out = u32::try_from(body.len() + 16)
+            .unwrap()
+            .to_ne_bytes()
+            .to_vec();
         out.extend([kind, NFNL_SUBSYS_NFTABLES]);
         out.extend([0; 10]);
         out.extend(body);
@@ -265,13 +282,22 @@ mod tests {
     fn only_our_table_and_the_author_are_read() {
         let mut datagram = message(0, &[(1, b"byway_x\0")]);
         datagram.extend(message(2, &[(1, b"other\0")]));
-        datagram.extend(message(NFT_MSG_NEWGEN, &[(1, &[0, 0, 0, 9]), (2, &[0, 0, 1, 2]), (3, b"nft\0")]));
+        datagram.extend(message(
+            NFT_MSG_NEWGEN,
+            &[(1, &[0, 0, 0, 9]), (2, &[0, 0, 1, 2]), (3, b"nft\0")],
+        ));
         let end = Event::Generation { pid: Some(258) };
-        assert_eq!(events(&datagram, "byway_x"), [Event::Ours, Event::Theirs, end]);
+        assert_eq!(
+            events(&datagram, "byway_x"),
+            [Event::Ours, Event::Theirs, end]
+        );
         // An element of somebody's set is no rule.
         let mut element = message(12, &[(1, b"other\0")]);
         element.extend(message(NFT_MSG_NEWGEN, &[]));
-        assert_eq!(events(&element, "byway_x"), [Event::Generation { pid: None }]);
+        assert_eq!(
+            events(&element, "byway_x"),
+            [Event::Generation { pid: None }]
+        );
     }
 
     proptest! {

@@ -35,7 +35,11 @@ async fn server(listen: &str, name: &'static str) -> (SocketAddr, JoinHandle<()>
 }
 
 async fn free(listen: &str) -> SocketAddr {
-    TcpListener::bind(listen).await.unwrap().local_addr().unwrap()
+    TcpListener::bind(listen)
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap()
 }
 
 async fn hello(addr: SocketAddr) -> (TcpStream, String) {
@@ -52,7 +56,12 @@ async fn tcp_follows_its_map() {
         let listen = free(family).await;
         let mut proxies = Proxies::new();
         let mut map = map(Proto::Tcp, listen, one);
-        assert!(proxies.sync(std::slice::from_ref(&map), &BTreeSet::new()).await.is_empty());
+        assert!(
+            proxies
+                .sync(std::slice::from_ref(&map), &BTreeSet::new())
+                .await
+                .is_empty()
+        );
         let (mut stream, name) = hello(listen).await;
         assert_eq!(name, "one");
         stream.write_all(b"ping").await.unwrap();
@@ -60,11 +69,23 @@ async fn tcp_follows_its_map() {
         stream.read_exact(&mut echo).await.unwrap();
         assert_eq!(&echo, b"ping");
         let count = proxies.counters()[&MapKey::of(&map)];
-        assert_eq!(count, MapCount { connections: 1, rx_bytes: 4, tx_bytes: 7 });
+        assert_eq!(
+            count,
+            MapCount {
+                connections: 1,
+                rx_bytes: 4,
+                tx_bytes: 7
+            }
+        );
 
         // The target moves: the socket stays, running flows end, new ones go there.
         map.target_port = two.port();
-        assert!(proxies.sync(std::slice::from_ref(&map), &BTreeSet::new()).await.is_empty());
+        assert!(
+            proxies
+                .sync(std::slice::from_ref(&map), &BTreeSet::new())
+                .await
+                .is_empty()
+        );
         assert_eq!(stream.read(&mut echo).await.unwrap_or(0), 0);
         let (mut stream, name) = hello(listen).await;
         assert_eq!(name, "two");
@@ -83,7 +104,9 @@ async fn the_end_of_one_direction_leaves_the_other() {
     let (target, task) = server("127.0.0.1:0", "srv").await;
     let listen = free("127.0.0.1:0").await;
     let mut proxies = Proxies::new();
-    proxies.sync(&[map(Proto::Tcp, listen, target)], &BTreeSet::new()).await;
+    proxies
+        .sync(&[map(Proto::Tcp, listen, target)], &BTreeSet::new())
+        .await;
     let (mut stream, _) = hello(listen).await;
     stream.write_all(b"last words").await.unwrap();
     stream.shutdown().await.unwrap();
@@ -104,10 +127,19 @@ async fn udp_clients_get_their_own_answers() {
             target.send_to(&buffer[..n], from).await.unwrap();
         }
     });
-    let listen = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let listen = UdpSocket::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let mut proxies = Proxies::new();
     let map = map(Proto::Udp, listen, addr);
-    assert!(proxies.sync(std::slice::from_ref(&map), &BTreeSet::new()).await.is_empty());
+    assert!(
+        proxies
+            .sync(std::slice::from_ref(&map), &BTreeSet::new())
+            .await
+            .is_empty()
+    );
     for text in ["a", "bb"] {
         let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         client.connect(listen).await.unwrap();
@@ -117,7 +149,14 @@ async fn udp_clients_get_their_own_answers() {
         assert_eq!(&buffer[..n], text.as_bytes());
     }
     let count = proxies.counters()[&MapKey::of(&map)];
-    assert_eq!(count, MapCount { connections: 2, rx_bytes: 3, tx_bytes: 3 });
+    assert_eq!(
+        count,
+        MapCount {
+            connections: 2,
+            rx_bytes: 3,
+            tx_bytes: 3
+        }
+    );
     echo.abort();
 }
 
@@ -128,11 +167,15 @@ async fn clients_outside_the_allow_list_get_nothing() {
     let mut map = map(Proto::Tcp, listen, target);
     map.allow = vec!["192.0.2.0/24".parse().unwrap()];
     let mut proxies = Proxies::new();
-    proxies.sync(std::slice::from_ref(&map), &BTreeSet::new()).await;
+    proxies
+        .sync(std::slice::from_ref(&map), &BTreeSet::new())
+        .await;
     let mut stream = TcpStream::connect(listen).await.unwrap();
     assert_eq!(stream.read(&mut [0; 4]).await.unwrap_or(0), 0);
     map.allow = vec!["127.0.0.0/8".parse().unwrap()];
-    proxies.sync(std::slice::from_ref(&map), &BTreeSet::new()).await;
+    proxies
+        .sync(std::slice::from_ref(&map), &BTreeSet::new())
+        .await;
     assert_eq!(hello(listen).await.1, "srv");
     task.abort();
 }
@@ -155,8 +198,13 @@ async fn a_taken_port_is_a_failure_that_heals() {
 async fn who_sits_on_connections_keeps_nobody_out() {
     let (target, task) = server("127.0.0.1:0", "srv").await;
     let listen = free("127.0.0.1:0").await;
-    let mut proxies = Proxies { running: BTreeMap::new(), flows: Flows::within(20) };
-    proxies.sync(&[map(Proto::Tcp, listen, target)], &BTreeSet::new()).await;
+    let mut proxies = Proxies {
+        running: BTreeMap::new(),
+        flows: Flows::within(20),
+    };
+    proxies
+        .sync(&[map(Proto::Tcp, listen, target)], &BTreeSet::new())
+        .await;
     let mut idle = Vec::new();
     for n in 0..30 {
         let (stream, name) = hello(listen).await;
@@ -164,7 +212,11 @@ async fn who_sits_on_connections_keeps_nobody_out() {
         idle.push(stream);
     }
     assert_eq!(proxies.flows.used(), 20);
-    assert_eq!(idle[0].read(&mut [0; 1]).await.unwrap_or(0), 0, "the first one has made room");
+    assert_eq!(
+        idle[0].read(&mut [0; 1]).await.unwrap_or(0),
+        0,
+        "the first one has made room"
+    );
     let mut last = idle.pop().unwrap();
     last.write_all(b"x").await.unwrap();
     assert_eq!(last.read(&mut [0; 1]).await.unwrap(), 1);
@@ -182,11 +234,26 @@ async fn who_sits_on_connections_keeps_nobody_out() {
 #[tokio::test]
 async fn one_map_leaves_descriptors_to_the_others() {
     let target = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let (addr, web) = (target.local_addr().unwrap(), server("127.0.0.1:0", "srv").await);
-    let listen = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let (addr, web) = (
+        target.local_addr().unwrap(),
+        server("127.0.0.1:0", "srv").await,
+    );
+    let listen = UdpSocket::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let tcp = free("127.0.0.1:0").await;
-    let mut proxies = Proxies { running: BTreeMap::new(), flows: Flows::within(16) };
-    proxies.sync(&[map(Proto::Udp, listen, addr), map(Proto::Tcp, tcp, web.0)], &BTreeSet::new()).await;
+    let mut proxies = Proxies {
+        running: BTreeMap::new(),
+        flows: Flows::within(16),
+    };
+    proxies
+        .sync(
+            &[map(Proto::Udp, listen, addr), map(Proto::Tcp, tcp, web.0)],
+            &BTreeSet::new(),
+        )
+        .await;
     let mut buffer = [0; 64];
     let mut clients = Vec::new();
     for n in 0..100u8 {
@@ -196,7 +263,11 @@ async fn one_map_leaves_descriptors_to_the_others() {
         assert_eq!(buffer[..length], [n]);
         if n == 99 {
             target.send_to(b"yes", from).await.unwrap();
-            assert_eq!(client.recv(&mut buffer).await.unwrap(), 3, "the newest one has its answer");
+            assert_eq!(
+                client.recv(&mut buffer).await.unwrap(),
+                3,
+                "the newest one has its answer"
+            );
         }
         clients.push(client);
     }
@@ -214,5 +285,9 @@ async fn a_silent_flow_ends() {
     tokio::time::sleep(limit / 2).await;
     ticket.touch();
     ticket.silent(limit).await;
-    assert!(quiet.elapsed() >= limit + limit / 2 - Duration::from_millis(5), "{:?}", quiet.elapsed());
+    assert!(
+        quiet.elapsed() >= limit + limit / 2 - Duration::from_millis(5),
+        "{:?}",
+        quiet.elapsed()
+    );
 }

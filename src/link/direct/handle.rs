@@ -46,7 +46,13 @@ impl Answerer {
     pub async fn give(mut self, answer: Option<SessionMessage>) {
         if let Some(orders) = self.orders.take() {
             // The receiver is gone only when the task has stopped.
-            let _ = orders.send(Command::Answer { key: self.key, number: self.number, answer }).await;
+            let _ = orders
+                .send(Command::Answer {
+                    key: self.key,
+                    number: self.number,
+                    answer,
+                })
+                .await;
         }
     }
 }
@@ -55,7 +61,11 @@ impl Drop for Answerer {
     fn drop(&mut self) {
         if let Some(orders) = self.orders.take() {
             // Full: the session's own timer ends the question.
-            let _ = orders.try_send(Command::Answer { key: self.key, number: self.number, answer: None });
+            let _ = orders.try_send(Command::Answer {
+                key: self.key,
+                number: self.number,
+                answer: None,
+            });
         }
     }
 }
@@ -63,15 +73,36 @@ impl Drop for Answerer {
 /// What the task is asked for.
 #[derive(Debug)]
 pub(super) enum Command {
-    Connected { peer: PeerId },
-    Begin { peer: PeerId },
-    Closed { peer: PeerId },
-    Request { key: Key, message: SessionMessage, answer: oneshot::Sender<SessionMessage> },
-    Answer { key: Key, number: u64, answer: Option<SessionMessage> },
-    Candidates { peer: PeerId, addresses: Vec<SocketAddr>, origin: Origin },
+    Connected {
+        peer: PeerId,
+    },
+    Begin {
+        peer: PeerId,
+    },
+    Closed {
+        peer: PeerId,
+    },
+    Request {
+        key: Key,
+        message: SessionMessage,
+        answer: oneshot::Sender<SessionMessage>,
+    },
+    Answer {
+        key: Key,
+        number: u64,
+        answer: Option<SessionMessage>,
+    },
+    Candidates {
+        peer: PeerId,
+        addresses: Vec<SocketAddr>,
+        origin: Origin,
+    },
     Endpoints(Vec<SocketAddr>),
     Retain(Arc<View>),
-    Ping { key: Key, answer: oneshot::Sender<Duration> },
+    Ping {
+        key: Key,
+        answer: oneshot::Sender<Duration>,
+    },
     Status(oneshot::Sender<HashMap<Key, DirectStatus>>),
 }
 
@@ -139,13 +170,23 @@ impl Handle {
     /// Dropped before it is done, the message may have been taken all the same.
     pub async fn request(&self, key: Key, message: SessionMessage) -> Option<SessionMessage> {
         let (answer, answered) = oneshot::channel();
-        self.order(Command::Request { key, message, answer }).await;
+        self.order(Command::Request {
+            key,
+            message,
+            answer,
+        })
+        .await;
         answered.await.ok()
     }
 
     /// Where a peer may be, best first.
     pub async fn candidates(&self, peer: PeerId, addresses: Vec<SocketAddr>, origin: Origin) {
-        self.order(Command::Candidates { peer, addresses, origin }).await;
+        self.order(Command::Candidates {
+            peer,
+            addresses,
+            origin,
+        })
+        .await;
     }
 
     /// Where we may be reached, best first; the first eight are told to peers. Replaces what was said before.

@@ -67,7 +67,10 @@ fn view(me: u8, subnets: u16, members: &[u8]) -> Arc<View> {
         name: name.clone(),
     };
     let subnets: BTreeMap<_, _> = (0..subnets).map(|n| (subnet(n), Arc::new(of(n)))).collect();
-    Arc::new(View { subnets, ..View::default() })
+    Arc::new(View {
+        subnets,
+        ..View::default()
+    })
 }
 
 impl Streams {
@@ -80,7 +83,9 @@ impl Streams {
         std::thread::spawn(move || {
             while let Ok(mut read) = frames.next_batch() {
                 while let Some(frame) = read.next_frame() {
-                    let Some(mut packets) = read.packets_of(frame) else { continue };
+                    let Some(mut packets) = read.packets_of(frame) else {
+                        continue;
+                    };
                     while packets.next().is_some() {}
                 }
             }
@@ -98,17 +103,40 @@ impl Streams {
         tokio::spawn(self.clone().carry(peer(n), asks));
         handle.retain(view).await;
         handle.endpoints(vec![at]).await;
-        Side { me: peer(n), links, handle, stop, task, at }
+        Side {
+            me: peer(n),
+            links,
+            handle,
+            stop,
+            task,
+            at,
+        }
     }
 
     /// Carries the questions of one daemon.
     async fn carry(self, from: PeerId, mut asks: mpsc::Receiver<Ask>) {
-        while let Some(Ask { key, message, answer }) = asks.recv().await {
+        while let Some(Ask {
+            key,
+            message,
+            answer,
+        }) = asks.recv().await
+        {
             let to = lock(&self.handles).get(&key.peer).cloned();
             let to = to.filter(|_| !self.down.load(Ordering::Relaxed));
             tokio::spawn(async move {
                 let Some(to) = to else { return };
-                answer.give(to.request(Key { subnet: key.subnet, peer: from }, message).await).await;
+                answer
+                    .give(
+                        to.request(
+                            Key {
+                                subnet: key.subnet,
+                                peer: from,
+                            },
+                            message,
+                        )
+                        .await,
+                    )
+                    .await;
             });
         }
     }
@@ -117,7 +145,10 @@ impl Streams {
 impl Side {
     fn key(&self, subnet_number: u16, other: &Side) -> Key {
         debug_assert_ne!(self.me, other.me);
-        Key { subnet: subnet(subnet_number), peer: other.me }
+        Key {
+            subnet: subnet(subnet_number),
+            peer: other.me,
+        }
     }
 
     fn route(&self, other: &Side) -> Option<Arc<Route>> {
@@ -142,7 +173,10 @@ async fn pair(streams: &Streams, aes: [bool; 2]) -> (Side, Side) {
 }
 
 async fn both_up(a: &Side, b: &Side) -> Duration {
-    eventually("a path both ways", SOON, async || a.route(b).is_some() && b.route(a).is_some()).await
+    eventually("a path both ways", SOON, async || {
+        a.route(b).is_some() && b.route(a).is_some()
+    })
+    .await
 }
 
 #[tokio::test]
@@ -163,8 +197,10 @@ async fn two_members_leave_the_stream() {
         assert_eq!(status.path_changes, 1);
         let rtt = a.handle.ping(a.key(0, &b)).await.unwrap();
         assert!(rtt < Duration::from_secs(1));
-        eventually("the size is known", SOON, async || a.route(&b).is_some_and(|r| r.settled && r.payload >= 1472))
-            .await;
+        eventually("the size is known", SOON, async || {
+            a.route(&b).is_some_and(|r| r.settled && r.payload >= 1472)
+        })
+        .await;
         a.end().await;
         b.end().await;
     }
@@ -178,9 +214,18 @@ async fn one_who_stops_says_so() {
     streams.down.store(true, Ordering::Relaxed);
     a.end().await;
     let took = eventually("back to the stream", SOON, async || {
-        b.links.link(Key { subnet: subnet(0), peer: peer(1) }).route().is_none()
+        b.links
+            .link(Key {
+                subnet: subnet(0),
+                peer: peer(1),
+            })
+            .route()
+            .is_none()
     });
-    assert!(took.await < Duration::from_secs(1), "without waiting for missed probes");
+    assert!(
+        took.await < Duration::from_secs(1),
+        "without waiting for missed probes"
+    );
     b.end().await;
 }
 
@@ -195,7 +240,8 @@ async fn one_who_was_killed_and_comes_again_is_used_again() {
     let again = streams.start(2, view(2, 1, &[1, 2]), true).await;
     again.handle.connected(a.me).await;
     a.handle.connected(again.me).await;
-    let there = async || a.route(&again).is_some_and(|r| r.to == again.at) && again.route(&a).is_some();
+    let there =
+        async || a.route(&again).is_some_and(|r| r.to == again.at) && again.route(&a).is_some();
     eventually("a path to the new one", 2 * SOON, there).await;
     assert!(again.handle.ping(again.key(0, &a)).await.is_some());
     a.end().await;
@@ -211,18 +257,39 @@ async fn only_members_with_a_certified_key_get_a_session() {
     // And one whose key is another than its grant says.
     let impostor = streams.start(2, view(2, 1, &[1, 2]), true).await;
     impostor.handle.retain(view(2, 1, &[])).await;
-    let key = Key { subnet: subnet(0), peer: stranger.me };
+    let key = Key {
+        subnet: subnet(0),
+        peer: stranger.me,
+    };
     for message in [vec![], vec![0], vec![1; 300]] {
-        let message = SessionMessage { message, endpoints: vec![] };
+        let message = SessionMessage {
+            message,
+            endpoints: vec![],
+        };
         assert_eq!(a.handle.request(key, message.clone()).await, None);
-        assert_eq!(a.handle.request(Key { subnet: subnet(9), peer: peer(2) }, message).await, None);
+        assert_eq!(
+            a.handle
+                .request(
+                    Key {
+                        subnet: subnet(9),
+                        peer: peer(2)
+                    },
+                    message
+                )
+                .await,
+            None
+        );
     }
     a.handle.connected(stranger.me).await;
     stranger.handle.connected(a.me).await;
     a.handle.connected(impostor.me).await;
     let status = a.handle.status().await;
     assert!(!status.contains_key(&key));
-    assert!(status.values().all(|s| s.path.is_none() && s.cipher.is_none()));
+    assert!(
+        status
+            .values()
+            .all(|s| s.path.is_none() && s.cipher.is_none())
+    );
     for side in [a, stranger, impostor] {
         side.end().await;
     }
@@ -240,7 +307,10 @@ async fn who_is_removed_is_cut_off_at_once() {
     let strayed = async || a.links.unmatched().unknown.load(Ordering::Relaxed) > before;
     // Its probes open nothing any more, and it goes back to the stream.
     eventually("its frames are nobody's", 2 * SOON, strayed).await;
-    eventually("b is on the stream", 2 * SOON, async || b.route(&a).is_none()).await;
+    eventually("b is on the stream", 2 * SOON, async || {
+        b.route(&a).is_none()
+    })
+    .await;
     a.end().await;
     b.end().await;
 }
@@ -257,7 +327,15 @@ async fn an_address_inside_the_overlay_is_no_path() {
         Arc::new(view)
     };
     a.handle.retain(loopback(1, &[1, 2])).await;
-    assert_eq!(a.handle.status().await.values().filter(|s| s.path.is_some()).count(), 0);
+    assert_eq!(
+        a.handle
+            .status()
+            .await
+            .values()
+            .filter(|s| s.path.is_some())
+            .count(),
+        0
+    );
     assert!(a.route(&b).is_none());
     a.end().await;
     b.end().await;
@@ -275,31 +353,50 @@ const ALONE: &str = "BYWAY_TEST_ALONE";
 #[test]
 fn two_hundred_sessions_take_little_memory() {
     if std::env::var_os(ALONE).is_some() {
-        return tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(two_hundred());
+        return tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(two_hundred());
     }
     let run = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "link::direct::tests::two_hundred_sessions_take_little_memory", "--nocapture"])
+        .args([
+            "--exact",
+            "link::direct::tests::two_hundred_sessions_take_little_memory",
+            "--nocapture",
+        ])
         .env(ALONE, "1")
         // What was freed is no cost of a session: the allocator gives it back.
-        .envs([("MALLOC_ARENA_MAX", "1"), ("MALLOC_TRIM_THRESHOLD_", "0"), ("MALLOC_TOP_PAD_", "0")])
+        .envs([
+            ("MALLOC_ARENA_MAX", "1"),
+            ("MALLOC_TRIM_THRESHOLD_", "0"),
+            ("MALLOC_TOP_PAD_", "0"),
+        ])
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&run.stdout);
-    assert!(run.status.success() && said.contains("kB a session"), "{said}{}", String::from_utf8_lossy(&run.stderr));
+    assert!(
+        run.status.success() && said.contains("kB a session"),
+        "{said}{}",
+        String::from_utf8_lossy(&run.stderr)
+    );
     print!("{said}");
 }
 
 async fn two_hundred() {
     const COUNT: u16 = 200;
     let streams = Streams::default();
-    let (a, b) =
-        (streams.start(1, view(1, COUNT, &[1, 2]), true).await, streams.start(2, view(2, COUNT, &[1, 2]), true).await);
+    let (a, b) = (
+        streams.start(1, view(1, COUNT, &[1, 2]), true).await,
+        streams.start(2, view(2, COUNT, &[1, 2]), true).await,
+    );
     let before = resident();
     a.handle.connected(b.me).await;
     b.handle.connected(a.me).await;
     let all = async || {
         let up = |s: HashMap<Key, DirectStatus>| s.values().filter(|s| s.path.is_some()).count();
-        up(a.handle.status().await) == usize::from(COUNT) && up(b.handle.status().await) == usize::from(COUNT)
+        up(a.handle.status().await) == usize::from(COUNT)
+            && up(b.handle.status().await) == usize::from(COUNT)
     };
     let took = eventually("all paths", 12 * SOON, all).await;
     let each = (resident() - before) / (2 * usize::from(COUNT));

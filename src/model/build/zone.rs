@@ -39,10 +39,17 @@ impl Fragment {
         let mut names: BTreeMap<String, Vec<Entry>> = BTreeMap::new();
         let mut pointers = BTreeMap::new();
         let mut add = |name: &str, ttl: u32, data: &RecordData| {
-            names.entry(name.to_owned()).or_default().push(Entry { ttl, data: data.clone() });
+            names.entry(name.to_owned()).or_default().push(Entry {
+                ttl,
+                data: data.clone(),
+            });
         };
         for address in &member.addresses {
-            add(member.name.as_str(), NAME_TTL, &RecordData::Address(*address));
+            add(
+                member.name.as_str(),
+                NAME_TTL,
+                &RecordData::Address(*address),
+            );
             pointers.insert(*address, format!("{}.{domain}", member.name).into());
         }
         // Below its member's name a workload has a name that nobody can contest; the flat one is whose it is.
@@ -60,7 +67,11 @@ impl Fragment {
             }
         }
         for entry in member.names.iter().filter(|entry| data_fits(&entry.data)) {
-            add(&format!("{}.{}", entry.name, member.name), entry.ttl, &entry.data);
+            add(
+                &format!("{}.{}", entry.name, member.name),
+                entry.ttl,
+                &entry.data,
+            );
             if resolved.holds(peer, &entry.name) {
                 add(&entry.name, entry.ttl, &entry.data);
             }
@@ -68,9 +79,17 @@ impl Fragment {
         names.values_mut().for_each(as_sets);
         let holds = |address: &IpAddr| member.leases.iter().any(|lease| lease.contains(address));
         for (address, shown) in added(peer, member, resolved, holds) {
-            pointers.entry(address).or_insert_with(|| format!("{shown}.{domain}").into());
+            pointers
+                .entry(address)
+                .or_insert_with(|| format!("{shown}.{domain}").into());
         }
-        Fragment { names: names.into_iter().map(|(name, entries)| (name, entries.into())).collect(), pointers }
+        Fragment {
+            names: names
+                .into_iter()
+                .map(|(name, entries)| (name, entries.into()))
+                .collect(),
+            pointers,
+        }
     }
 }
 
@@ -90,27 +109,47 @@ fn as_sets(answers: &mut Vec<Entry>) {
 }
 
 /// What the names that a member added call addresses, below the zone: flat names first.
-fn added(peer: PeerId, member: &Member, resolved: &Resolved, of: impl Fn(&IpAddr) -> bool) -> Vec<(IpAddr, String)> {
+fn added(
+    peer: PeerId,
+    member: &Member,
+    resolved: &Resolved,
+    of: impl Fn(&IpAddr) -> bool,
+) -> Vec<(IpAddr, String)> {
     let mut found = Vec::new();
     for entry in &member.names {
-        let RecordData::Address(address) = entry.data else { continue };
+        let RecordData::Address(address) = entry.data else {
+            continue;
+        };
         if of(&address) {
             let flat = resolved.holds(peer, &entry.name);
-            let shown = if flat { entry.name.clone() } else { format!("{}.{}", entry.name, member.name) };
+            let shown = if flat {
+                entry.name.clone()
+            } else {
+                format!("{}.{}", entry.name, member.name)
+            };
             found.push((!flat, address, shown));
         }
     }
     found.sort();
-    found.into_iter().map(|(_, address, shown)| (address, shown)).collect()
+    found
+        .into_iter()
+        .map(|(_, address, shown)| (address, shown))
+        .collect()
 }
 
 /// What those who have a say call addresses of others, and of nobody. They are few, so all of it is looked at each time.
 fn given(resolved: &Resolved, domain: &str) -> BTreeMap<IpAddr, Arc<str>> {
     let mut given = BTreeMap::new();
-    for (peer, member) in resolved.members.iter().filter(|(_, member)| member.role != Role::Member) {
+    for (peer, member) in resolved
+        .members
+        .iter()
+        .filter(|(_, member)| member.role != Role::Member)
+    {
         let others = |address: &IpAddr| !member.leases.iter().any(|lease| lease.contains(address));
         for (address, shown) in added(*peer, member, resolved, others) {
-            given.entry(address).or_insert_with(|| format!("{shown}.{domain}").into());
+            given
+                .entry(address)
+                .or_insert_with(|| format!("{shown}.{domain}").into());
         }
     }
     given
@@ -129,11 +168,19 @@ pub(super) fn of(
         Some((_, before)) => touched(resolved, &before.resolved),
         None => resolved.members.keys().copied().collect(),
     };
-    let mut fragments = before.map(|(_, before)| before.fragments.clone()).unwrap_or_default();
+    let mut fragments = before
+        .map(|(_, before)| before.fragments.clone())
+        .unwrap_or_default();
     let mut moved: Vec<(Arc<Fragment>, Arc<Fragment>)> = Vec::new();
     for peer in touched {
-        let new = resolved.members.get(&peer).map(|member| Arc::new(Fragment::new(peer, member, resolved, domain)));
-        built.work.fragments = built.work.fragments.saturating_add(usize::from(new.is_some()));
+        let new = resolved
+            .members
+            .get(&peer)
+            .map(|member| Arc::new(Fragment::new(peer, member, resolved, domain)));
+        built.work.fragments = built
+            .work
+            .fragments
+            .saturating_add(usize::from(new.is_some()));
         let old = fragments.remove(&peer);
         if let Some(new) = &new {
             fragments.insert(peer, Arc::clone(new));
@@ -145,14 +192,19 @@ pub(super) fn of(
     built.fragments = fragments;
     built.pointers.given = given(&built.resolved, domain);
     let mut zone = match before {
-        Some((zone, before)) if moved.is_empty() && before.pointers.given == built.pointers.given => {
+        Some((zone, before))
+            if moved.is_empty() && before.pointers.given == built.pointers.given =>
+        {
             built.pointers = before.pointers.clone();
             return Arc::clone(zone);
         }
         Some((zone, _)) => Zone::clone(zone),
         None => Zone::new(domain.clone(), subnet.records.prefixes()),
     };
-    for address in before.iter().flat_map(|(_, before)| &before.pointers.standing) {
+    for address in before
+        .iter()
+        .flat_map(|(_, before)| &before.pointers.standing)
+    {
         zone.unpoint(*address);
     }
     let (mut zone, names) = renewed(zone, &moved);
@@ -171,8 +223,16 @@ pub(super) fn of(
 /// Members that bring something else than they did, perhaps.
 fn touched(new: &Resolved, old: &Resolved) -> BTreeSet<PeerId> {
     let other = |a: &Resolved, b: &Resolved| -> Vec<PeerId> {
-        let same = |peer, member| b.members.get(peer).is_some_and(|other| Arc::ptr_eq(member, other));
-        a.members.iter().filter(|(peer, member)| !same(*peer, *member)).map(|(peer, _)| *peer).collect()
+        let same = |peer, member| {
+            b.members
+                .get(peer)
+                .is_some_and(|other| Arc::ptr_eq(member, other))
+        };
+        a.members
+            .iter()
+            .filter(|(peer, member)| !same(*peer, *member))
+            .map(|(peer, _)| *peer)
+            .collect()
     };
     let mut all: BTreeSet<PeerId> = other(new, old).into_iter().chain(other(old, new)).collect();
     for (_, now, before) in new.flat.differences(&old.flat, PeerId::eq) {
@@ -185,18 +245,33 @@ fn touched(new: &Resolved, old: &Resolved) -> BTreeSet<PeerId> {
 fn renewed(mut zone: Zone, moved: &[(Arc<Fragment>, Arc<Fragment>)]) -> (Zone, usize) {
     let mut count = 0_usize;
     for (old, new) in moved {
-        for name in old.names.keys().filter(|name| !new.names.contains_key(*name)) {
+        for name in old
+            .names
+            .keys()
+            .filter(|name| !new.names.contains_key(*name))
+        {
             zone.remove(name);
             count = count.saturating_add(1);
         }
-        old.pointers.keys().filter(|a| !new.pointers.contains_key(*a)).for_each(|a| zone.unpoint(*a));
+        old.pointers
+            .keys()
+            .filter(|a| !new.pointers.contains_key(*a))
+            .for_each(|a| zone.unpoint(*a));
     }
     for (old, new) in moved {
-        for (name, entries) in new.names.iter().filter(|(name, entries)| old.names.get(*name) != Some(*entries)) {
+        for (name, entries) in new
+            .names
+            .iter()
+            .filter(|(name, entries)| old.names.get(*name) != Some(*entries))
+        {
             zone.set(name, Arc::clone(entries));
             count = count.saturating_add(1);
         }
-        for (address, name) in new.pointers.iter().filter(|(a, name)| old.pointers.get(*a) != Some(*name)) {
+        for (address, name) in new
+            .pointers
+            .iter()
+            .filter(|(a, name)| old.pointers.get(*a) != Some(*name))
+        {
             zone.point(*address, Arc::clone(name));
         }
     }

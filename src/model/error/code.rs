@@ -230,7 +230,9 @@ impl FromStr for Code {
     type Err = UnknownCode;
 
     fn from_str(text: &str) -> Result<Code, UnknownCode> {
-        let at = Code::ALL.binary_search_by(|code| code.as_str().cmp(text)).map_err(|_| UnknownCode)?;
+        let at = Code::ALL
+            .binary_search_by(|code| code.as_str().cmp(text))
+            .map_err(|_| UnknownCode)?;
         Code::ALL.get(at).copied().ok_or(UnknownCode)
     }
 }
@@ -249,14 +251,28 @@ mod tests {
     #[test]
     fn every_text_is_well_formed_and_belongs_to_one_code() {
         let texts: Vec<&str> = Code::ALL.iter().map(|code| code.as_str()).collect();
-        assert!(texts.windows(2).all(|pair| pair[0] < pair[1]), "each once, and in order: parsing searches by halves");
+        assert!(
+            texts.windows(2).all(|pair| pair[0] < pair[1]),
+            "each once, and in order: parsing searches by halves"
+        );
         for code in Code::ALL {
             let text = code.as_str();
             let words = text.strip_prefix("E-").unwrap().split('-');
-            assert!(words.clone().all(|w| !w.is_empty() && w.bytes().all(|b| b.is_ascii_uppercase())), "{text}");
+            assert!(
+                words
+                    .clone()
+                    .all(|w| !w.is_empty() && w.bytes().all(|b| b.is_ascii_uppercase())),
+                "{text}"
+            );
             // The variant is its text in another spelling, so that neither is renamed alone.
-            let spelled: String = words.map(|word| word[..1].to_owned() + &word[1..].to_ascii_lowercase()).collect();
-            let spelled = if spelled == "Self" { "Oneself".to_owned() } else { spelled };
+            let spelled: String = words
+                .map(|word| word[..1].to_owned() + &word[1..].to_ascii_lowercase())
+                .collect();
+            let spelled = if spelled == "Self" {
+                "Oneself".to_owned()
+            } else {
+                spelled
+            };
             assert_eq!((format!("{code:?}"), text.parse()), (spelled, Ok(*code)));
             assert_eq!(code.to_string(), text);
         }
@@ -284,8 +300,11 @@ mod tests {
             assert_eq!(text.parse::<Code>().is_ok(), here, "{text}");
         }
         // "Used, expired, revoked or forged invite: exit 7, `E-INVITE-…`".
-        let invites: Vec<&str> =
-            Code::ALL.iter().map(|code| code.as_str()).filter(|text| text.starts_with(Code::OF_INVITES)).collect();
+        let invites: Vec<&str> = Code::ALL
+            .iter()
+            .map(|code| code.as_str())
+            .filter(|text| text.starts_with(Code::OF_INVITES))
+            .collect();
         assert_eq!(
             invites,
             [

@@ -50,7 +50,10 @@ pub struct Excess {
 impl fmt::Display for Excess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Excess { held, share } = self;
-        write!(f, "holds {held} entries of this machine's connection tracking, its share is {share}: ")?;
+        write!(
+            f,
+            "holds {held} entries of this machine's connection tracking, its share is {share}: "
+        )?;
         f.write_str("what it begins is dropped until it holds less")
     }
 }
@@ -61,7 +64,10 @@ pub type Crowd = BTreeMap<Beginner, Excess>;
 impl HostConfig {
     /// Leases of other members that lie in no other one, with their subnet: a lease inside another counts with that.
     pub fn outer_leases(&self) -> Vec<(SubnetId, IpNet)> {
-        let leases = self.tuns.iter().flat_map(|tun| tun.others.iter().map(|net| (tun.subnet, net.trunc())));
+        let leases = self
+            .tuns
+            .iter()
+            .flat_map(|tun| tun.others.iter().map(|net| (tun.subnet, net.trunc())));
         let mut leases: Vec<(SubnetId, IpNet)> = leases.collect();
         leases.sort_by_key(|(_, net)| *net);
         let mut outer: Vec<(SubnetId, IpNet)> = Vec::new();
@@ -89,12 +95,22 @@ impl Census {
         let mut census = Census::default();
         for workload in &config.workloads {
             let place = census.counts.len();
-            let (subnet, name, link) = (workload.subnet, workload.name.clone(), workload.host_link.clone());
-            census.counts.push((Beginner::Workload { subnet, name, link }, 0));
-            census.workloads.extend(workload.addresses.iter().map(|address| (*address, place)));
+            let (subnet, name, link) = (
+                workload.subnet,
+                workload.name.clone(),
+                workload.host_link.clone(),
+            );
+            census
+                .counts
+                .push((Beginner::Workload { subnet, name, link }, 0));
+            census
+                .workloads
+                .extend(workload.addresses.iter().map(|address| (*address, place)));
         }
         for (subnet, net) in config.outer_leases() {
-            census.leases.insert(net.network(), (net, census.counts.len()));
+            census
+                .leases
+                .insert(net.network(), (net, census.counts.len()));
             census.counts.push((Beginner::Lease { subnet, net }, 0));
         }
         census
@@ -102,8 +118,17 @@ impl Census {
 
     /// An entry that was begun from that address.
     pub fn count(&mut self, from: IpAddr) {
-        let lease = || self.leases.range(..=from).next_back().filter(|(_, (net, _))| net.contains(&from));
-        let place = self.workloads.get(&from).copied().or_else(|| lease().map(|(_, (_, place))| *place));
+        let lease = || {
+            self.leases
+                .range(..=from)
+                .next_back()
+                .filter(|(_, (net, _))| net.contains(&from))
+        };
+        let place = self
+            .workloads
+            .get(&from)
+            .copied()
+            .or_else(|| lease().map(|(_, (_, place))| *place));
         if let Some((_, count)) = place.and_then(|place| self.counts.get_mut(place)) {
             *count = count.saturating_add(1);
         }
@@ -112,13 +137,21 @@ impl Census {
     /// Who holds too much of a table that has room for `most`. Who did `before` still does until an eighth less would be
     /// enough: else it came and went with every entry.
     pub fn crowd(&self, most: u64, before: &Crowd) -> Crowd {
-        let counts = || self.counts.iter().map(|(_, count)| *count).collect::<Vec<_>>();
+        let counts = || {
+            self.counts
+                .iter()
+                .map(|(_, count)| *count)
+                .collect::<Vec<_>>()
+        };
         let all = most / 2;
         let (share, less) = (share(counts(), all), share(counts(), all - all / 8));
-        let over = self.counts.iter().filter_map(|(who, held)| match before.get(who) {
-            Some(excess) => (*held > less).then(|| (who.clone(), *excess)),
-            None => (*held > share).then(|| (who.clone(), Excess { held: *held, share })),
-        });
+        let over = self
+            .counts
+            .iter()
+            .filter_map(|(who, held)| match before.get(who) {
+                Some(excess) => (*held > less).then(|| (who.clone(), *excess)),
+                None => (*held > share).then(|| (who.clone(), Excess { held: *held, share })),
+            });
         over.collect()
     }
 }
@@ -166,12 +199,21 @@ impl Occupancy {
 /// no element overlaps another.
 pub fn shut<'a>(config: &'a HostConfig, crowd: &'a Crowd) -> (BTreeSet<&'a str>, Vec<IpNet>) {
     let links = config.workloads.iter().filter(|w| {
-        let link = |who: &Beginner| matches!(who, Beginner::Workload { link, .. } if *link == w.host_link);
+        let link =
+            |who: &Beginner| matches!(who, Beginner::Workload { link, .. } if *link == w.host_link);
         crowd.keys().any(link)
     });
     let leases = config.outer_leases().into_iter();
-    let leases = leases.filter(|(subnet, net)| crowd.contains_key(&Beginner::Lease { subnet: *subnet, net: *net }));
-    (links.map(|w| w.host_link.as_str()).collect(), leases.map(|(_, net)| net).collect())
+    let leases = leases.filter(|(subnet, net)| {
+        crowd.contains_key(&Beginner::Lease {
+            subnet: *subnet,
+            net: *net,
+        })
+    });
+    (
+        links.map(|w| w.host_link.as_str()).collect(),
+        leases.map(|(_, net)| net).collect(),
+    )
 }
 
 #[cfg(test)]
@@ -199,7 +241,12 @@ mod tests {
             tun: "bw-lab".to_owned(),
             host_link: format!("bwv-{name}"),
             inner_link: "byway0".to_owned(),
-            netns: NetnsRef { path: "/run/netns/none".into(), device: 0, inode: 0, cookie: None },
+            netns: NetnsRef {
+                path: "/run/netns/none".into(),
+                device: 0,
+                inode: 0,
+                cookie: None,
+            },
             mtu: 1400,
             addresses: vec![address.parse().unwrap()],
             gateways: vec![],
@@ -208,11 +255,18 @@ mod tests {
             search: "lab.internal".to_owned(),
             mac: None,
         };
-        HostConfig { tuns: vec![tun], workloads: workloads.iter().map(workload).collect(), ..HostConfig::default() }
+        HostConfig {
+            tuns: vec![tun],
+            workloads: workloads.iter().map(workload).collect(),
+            ..HostConfig::default()
+        }
     }
 
     fn lease(net: &str) -> Beginner {
-        Beginner::Lease { subnet: SUBNET, net: net.parse().unwrap() }
+        Beginner::Lease {
+            subnet: SUBNET,
+            net: net.parse().unwrap(),
+        }
     }
 
     fn census(config: &HostConfig, held: &[(&str, u64)]) -> Census {
@@ -225,50 +279,117 @@ mod tests {
 
     #[test]
     fn an_entry_counts_for_who_began_it_and_for_nobody_else() {
-        let config = config(&["10.7.2.0/24", "10.7.2.8/32", "fd00:7:0:2::/64"], &[("db", "10.7.1.2")]);
-        let froms = ["10.7.2.0", "10.7.2.8", "10.7.2.255", "fd00:7:0:2::9", "10.7.1.2"];
-        let others = ["10.7.1.255", "10.7.3.0", "10.7.1.3", "192.0.2.1", "fd00:7:0:3::", "::"];
+        let config = config(
+            &["10.7.2.0/24", "10.7.2.8/32", "fd00:7:0:2::/64"],
+            &[("db", "10.7.1.2")],
+        );
+        let froms = [
+            "10.7.2.0",
+            "10.7.2.8",
+            "10.7.2.255",
+            "fd00:7:0:2::9",
+            "10.7.1.2",
+        ];
+        let others = [
+            "10.7.1.255",
+            "10.7.3.0",
+            "10.7.1.3",
+            "192.0.2.1",
+            "fd00:7:0:3::",
+            "::",
+        ];
         let held: Vec<(&str, u64)> = froms.iter().chain(&others).map(|from| (*from, 1)).collect();
         let counts: BTreeMap<Beginner, u64> = census(&config, &held).counts.into_iter().collect();
-        let db = Beginner::Workload { subnet: SUBNET, name: "db".parse().unwrap(), link: "bwv-db".to_owned() };
-        let expected = [(lease("10.7.2.0/24"), 3), (lease("fd00:7:0:2::/64"), 1), (db, 1)];
+        let db = Beginner::Workload {
+            subnet: SUBNET,
+            name: "db".parse().unwrap(),
+            link: "bwv-db".to_owned(),
+        };
+        let expected = [
+            (lease("10.7.2.0/24"), 3),
+            (lease("fd00:7:0:2::/64"), 1),
+            (db, 1),
+        ];
         assert_eq!(counts, expected.into_iter().collect());
     }
 
     #[test]
     fn who_holds_more_than_its_share_begins_nothing_and_others_lose_nothing() {
         let config = config(&["10.7.2.0/24", "10.7.3.0/24", "10.7.4.0/24"], &[]);
-        let census = census(&config, &[("10.7.2.1", 450), ("10.7.3.1", 60), ("10.7.4.1", 10)]);
+        let census = census(
+            &config,
+            &[("10.7.2.1", 450), ("10.7.3.1", 60), ("10.7.4.1", 10)],
+        );
         let crowd = census.crowd(1000, &Crowd::new());
-        assert_eq!(crowd, [(lease("10.7.2.0/24"), Excess { held: 450, share: 430 })].into_iter().collect());
+        assert_eq!(
+            crowd,
+            [(
+                lease("10.7.2.0/24"),
+                Excess {
+                    held: 450,
+                    share: 430
+                }
+            )]
+            .into_iter()
+            .collect()
+        );
         let (links, leases) = shut(&config, &crowd);
-        assert_eq!((links.len(), leases), (0, vec!["10.7.2.0/24".parse().unwrap()]));
-        assert!(census.crowd(2000, &Crowd::new()).is_empty(), "there is enough for all");
+        assert_eq!(
+            (links.len(), leases),
+            (0, vec!["10.7.2.0/24".parse().unwrap()])
+        );
+        assert!(
+            census.crowd(2000, &Crowd::new()).is_empty(),
+            "there is enough for all"
+        );
     }
 
     #[test]
     fn nobody_is_let_in_and_shut_out_by_turns() {
         let config = config(&["10.7.2.0/24"], &[("db", "10.7.1.2")]);
-        let crowd = |held: u64, before: &Crowd| census(&config, &[("10.7.1.2", held)]).crowd(1000, before);
+        let crowd =
+            |held: u64, before: &Crowd| census(&config, &[("10.7.1.2", held)]).crowd(1000, before);
         let begun = crowd(501, &Crowd::new());
-        assert_eq!(begun.values().collect::<Vec<_>>(), [&Excess { held: 501, share: 500 }]);
-        assert_eq!(shut(&config, &begun).0.into_iter().collect::<Vec<_>>(), ["bwv-db"]);
+        assert_eq!(
+            begun.values().collect::<Vec<_>>(),
+            [&Excess {
+                held: 501,
+                share: 500
+            }]
+        );
+        assert_eq!(
+            shut(&config, &begun).0.into_iter().collect::<Vec<_>>(),
+            ["bwv-db"]
+        );
         assert!(crowd(500, &Crowd::new()).is_empty());
         assert_eq!(crowd(450, &begun), begun, "the figures are those of then");
         assert!(crowd(438, &begun).is_empty());
-        let room = |entries| Occupancy { entries, most: 1000 };
+        let room = |entries| Occupancy {
+            entries,
+            most: 1000,
+        };
         assert!(room(501).is_scarce(false) && !room(500).is_scarce(false));
         assert!(room(450).is_scarce(true) && !room(438).is_scarce(true));
-        assert!(!Occupancy { entries: 1 << 40, most: 0 }.is_scarce(true));
+        assert!(
+            !Occupancy {
+                entries: 1 << 40,
+                most: 0
+            }
+            .is_scarce(true)
+        );
     }
 
     #[test]
     fn who_is_gone_is_no_element() {
         let before = config(&["10.7.2.8/32", "10.7.3.0/24"], &[]);
-        let crowd = census(&before, &[("10.7.2.8", 300), ("10.7.3.1", 300)]).crowd(1000, &Crowd::new());
+        let crowd =
+            census(&before, &[("10.7.2.8", 300), ("10.7.3.1", 300)]).crowd(1000, &Crowd::new());
         assert_eq!(crowd.len(), 2);
         let after = config(&["10.7.2.0/24", "10.7.2.8/32"], &[]);
-        assert!(shut(&after, &crowd).1.is_empty(), "what it lies in now is another lease");
+        assert!(
+            shut(&after, &crowd).1.is_empty(),
+            "what it lies in now is another lease"
+        );
     }
 
     proptest! {

@@ -54,11 +54,25 @@ pub enum Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Finding::Outranked { place, family, priority, what } => {
-                let family = if *family == Family::V4 { "IPv4" } else { "IPv6" };
-                write!(f, "the {family} rule {priority} ({what}) of another program is asked before byway's")?;
+            Finding::Outranked {
+                place,
+                family,
+                priority,
+                what,
+            } => {
+                let family = if *family == Family::V4 {
+                    "IPv4"
+                } else {
+                    "IPv6"
+                };
+                write!(
+                    f,
+                    "the {family} rule {priority} ({what}) of another program is asked before byway's"
+                )?;
                 match place {
-                    Namespace::Host => write!(f, ": packets for the overlay may leave by it, in the clear"),
+                    Namespace::Host => {
+                        write!(f, ": packets for the overlay may leave by it, in the clear")
+                    }
                     Namespace::Netns(netns) => write!(f, " in {}", netns.path.display()),
                 }
             }
@@ -66,15 +80,34 @@ impl fmt::Display for Finding {
                 Beginner::Lease { net, .. } => write!(f, "the member with {net} {excess}"),
                 Beginner::Workload { name, .. } => write!(f, "workload {name} {excess}"),
             },
-            Finding::Overlap { prefix, tun, network, link, held, .. } => {
-                write!(f, "{network} of {link} overlaps {prefix} of the subnet behind {tun}: ")?;
+            Finding::Overlap {
+                prefix,
+                tun,
+                network,
+                link,
+                held,
+                ..
+            } => {
+                write!(
+                    f,
+                    "{network} of {link} overlaps {prefix} of the subnet behind {tun}: "
+                )?;
                 match held.as_slice() {
                     [] => write!(f, "no member holds anything of it, so it is left to {link}"),
                     held => {
-                        let named: Vec<String> = held.iter().take(SHOWN).map(ToString::to_string).collect();
+                        let named: Vec<String> =
+                            held.iter().take(SHOWN).map(ToString::to_string).collect();
                         let more = held.len().saturating_sub(SHOWN);
-                        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-                        write!(f, "members hold {}{more}, which {link} therefore does not reach", named.join(", "))
+                        let more = if more > 0 {
+                            format!(" and {more} more")
+                        } else {
+                            String::new()
+                        };
+                        write!(
+                            f,
+                            "members hold {}{more}, which {link} therefore does not reach",
+                            named.join(", ")
+                        )
                     }
                 }
             }
@@ -87,23 +120,32 @@ pub fn findings(desired: &HostConfig, observed: &Observed) -> Vec<Finding> {
     let mut found = Vec::new();
     outranked(desired, observed, &mut found);
     let crowd = observed.crowd.iter();
-    found.extend(crowd.map(|(who, excess)| Finding::Crowded { who: who.clone(), excess: *excess }));
+    found.extend(crowd.map(|(who, excess)| Finding::Crowded {
+        who: who.clone(),
+        excess: *excess,
+    }));
     for tun in &desired.tuns {
-        found.extend(desired.overlaps(tun).map(|(prefix, network, link)| Finding::Overlap {
-            subnet: tun.subnet,
-            prefix: *prefix,
-            tun: tun.name.clone(),
-            network: *network,
-            link: link.clone(),
-            held: tun.held_of(network),
-        }));
+        found.extend(
+            desired
+                .overlaps(tun)
+                .map(|(prefix, network, link)| Finding::Overlap {
+                    subnet: tun.subnet,
+                    prefix: *prefix,
+                    tun: tun.name.clone(),
+                    network: *network,
+                    link: link.clone(),
+                    held: tun.held_of(network),
+                }),
+        );
     }
     found
 }
 
 fn outranked(desired: &HostConfig, observed: &Observed, found: &mut Vec<Finding>) {
     for (place, want) in wanted(desired, observed) {
-        let Some(scene) = observed.places.get(&place) else { continue };
+        let Some(scene) = observed.places.get(&place) else {
+            continue;
+        };
         for (family, ahead) in &scene.ahead {
             let first = want
                 .rules
@@ -113,7 +155,12 @@ fn outranked(desired: &HostConfig, observed: &Observed, found: &mut Vec<Finding>
                 .min();
             if first.is_some_and(|first| ahead.priority <= first) {
                 let (priority, what) = (ahead.priority, ahead.what.clone());
-                found.push(Finding::Outranked { place: place.clone(), family: *family, priority, what });
+                found.push(Finding::Outranked {
+                    place: place.clone(),
+                    family: *family,
+                    priority,
+                    what,
+                });
             }
         }
     }
@@ -135,15 +182,26 @@ mod tests {
             host: HostPolicy::Closed,
             others: vec![],
         };
-        HostConfig { instance: "01234567".to_owned(), tuns: vec![tun], ..HostConfig::default() }
+        HostConfig {
+            instance: "01234567".to_owned(),
+            tuns: vec![tun],
+            ..HostConfig::default()
+        }
     }
 
     /// The kernel after `config` was applied, with a rule of another program.
     fn kernel(priority: u32, local: u32) -> Observed {
         let mut observed = Observed::default();
         follow(&mut observed);
-        let ahead = Ahead { priority, local, what: "lookup 51820".to_owned() };
-        observed.scene(&Namespace::Host).ahead.insert(Family::V4, ahead);
+        let ahead = Ahead {
+            priority,
+            local,
+            what: "lookup 51820".to_owned(),
+        };
+        observed
+            .scene(&Namespace::Host)
+            .ahead
+            .insert(Family::V4, ahead);
         observed
     }
 
@@ -155,16 +213,29 @@ mod tests {
     }
 
     fn priorities(observed: &Observed) -> Vec<u32> {
-        observed.places[&Namespace::Host].rules.iter().map(|rule| rule.priority).collect()
+        observed.places[&Namespace::Host]
+            .rules
+            .iter()
+            .map(|rule| rule.priority)
+            .collect()
     }
 
     #[test]
     fn our_rule_stands_before_any_other_but_that_for_own_addresses() {
-        for (other, local, ours) in [(4109, 0, 4108), (PRIORITY, 0, 4109), (1, 0, 0), (5000, 0, PRIORITY), (60, 50, 59)]
-        {
+        for (other, local, ours) in [
+            (4109, 0, 4108),
+            (PRIORITY, 0, 4109),
+            (1, 0, 0),
+            (5000, 0, PRIORITY),
+            (60, 50, 59),
+        ] {
             let mut observed = kernel(other, local);
             follow(&mut observed);
-            assert_eq!((priorities(&observed), findings(&config(), &observed)), (vec![ours], vec![]), "{other}");
+            assert_eq!(
+                (priorities(&observed), findings(&config(), &observed)),
+                (vec![ours], vec![]),
+                "{other}"
+            );
             // It goes back when the other one goes.
             observed.scene(&Namespace::Host).ahead.clear();
             follow(&mut observed);
@@ -179,14 +250,22 @@ mod tests {
             follow(&mut observed);
             assert_eq!(priorities(&observed), [PRIORITY], "{other}");
             let found = findings(&config(), &observed);
-            assert!(matches!(found[..], [Finding::Outranked { priority, .. }] if priority == other), "{found:?}");
+            assert!(
+                matches!(found[..], [Finding::Outranked { priority, .. }] if priority == other),
+                "{found:?}"
+            );
         }
         let mut observed = kernel(4109, 0);
         observed.stay.insert(Namespace::Host);
         follow(&mut observed);
         assert_eq!(priorities(&observed), [PRIORITY]);
         assert_eq!(findings(&config(), &observed).len(), 1);
-        let rule = Rule { family: Family::V4, source: None, table: TABLE, priority: PRIORITY };
+        let rule = Rule {
+            family: Family::V4,
+            source: None,
+            table: TABLE,
+            priority: PRIORITY,
+        };
         assert!(observed.places[&Namespace::Host].rules.contains(&rule));
     }
 
@@ -194,12 +273,19 @@ mod tests {
     fn an_overlap_names_both_and_what_members_hold_of_it() {
         let with = |network: &str| {
             let connected = vec![(network.parse().unwrap(), "eth1".to_owned())];
-            findings(&HostConfig { connected, ..config() }, &Observed::default())
+            findings(
+                &HostConfig {
+                    connected,
+                    ..config()
+                },
+                &Observed::default(),
+            )
         };
         assert_eq!(with("192.0.2.0/24"), vec![]);
         let free = with("10.77.250.0/24")[0].to_string();
         assert!(
-            free.contains("10.77.250.0/24 of eth1 overlaps 10.77.0.0/16") && free.ends_with("left to eth1"),
+            free.contains("10.77.250.0/24 of eth1 overlaps 10.77.0.0/16")
+                && free.ends_with("left to eth1"),
             "{free}"
         );
         let held = with("10.77.1.128/25")[0].to_string();

@@ -30,13 +30,21 @@ impl Former {
     pub fn parse(text: &str) -> Former {
         let mut former = Former::default();
         for line in text.lines() {
-            let mut words = line.split_ascii_whitespace().take_while(|word| !word.starts_with(['#', ';']));
+            let mut words = line
+                .split_ascii_whitespace()
+                .take_while(|word| !word.starts_with(['#', ';']));
             match words.next() {
                 Some("nameserver") => former.servers.extend(words.next().and_then(Server::parse)),
                 // The last of them counts.
-                Some("search") => former.search = words.filter(is_word).map(str::to_owned).collect(),
-                Some("domain") => former.search = words.take(1).filter(is_word).map(str::to_owned).collect(),
-                Some("options") => former.options.extend(words.filter(is_word).map(str::to_owned)),
+                Some("search") => {
+                    former.search = words.filter(is_word).map(str::to_owned).collect()
+                }
+                Some("domain") => {
+                    former.search = words.take(1).filter(is_word).map(str::to_owned).collect()
+                }
+                Some("options") => former
+                    .options
+                    .extend(words.filter(is_word).map(str::to_owned)),
                 _ => {}
             }
         }
@@ -74,8 +82,15 @@ mod tests {
                     nameserver\t2001:db8::1 trailing\nnameserver fe80::1%eth0\nnameserver 0.0.0.0\nnameserver\n\
                     nameserverx 1.1.1.1\noptions ndots:0 edns0\noptions timeout:1\n";
         let former = Former::parse(text);
-        let server = |ip: &str, zone: Option<&str>| Server { ip: ip.parse().unwrap(), zone: zone.map(str::to_owned) };
-        let servers = [server("192.0.2.1", None), server("2001:db8::1", None), server("fe80::1", Some("eth0"))];
+        let server = |ip: &str, zone: Option<&str>| Server {
+            ip: ip.parse().unwrap(),
+            zone: zone.map(str::to_owned),
+        };
+        let servers = [
+            server("192.0.2.1", None),
+            server("2001:db8::1", None),
+            server("fe80::1", Some("eth0")),
+        ];
         assert_eq!(former.servers, servers);
         assert_eq!(former.search, ["a.example", "b.example"]);
         assert_eq!(former.options, ["ndots:0", "edns0", "timeout:1"]);

@@ -35,7 +35,10 @@ pub struct Barred {
 /// Whether a link can be named in a rule: no wildcard, no quote, no longer than the kernel's 15 bytes. What cannot be
 /// barred is not opened.
 pub fn is_link_name(name: &str) -> bool {
-    (1..=15).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    (1..=15).contains(&name.len())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
 }
 
 /// The family, the link and the name in the key of a link's sysctl.
@@ -48,20 +51,27 @@ fn parts(key: &str) -> Option<(&str, &str, &str)> {
 /// The switch of every link that turns on what `key` turns on for one; none where `key` is no such switch.
 pub fn switch_of_every_link(key: &str) -> Option<SysctlKey> {
     let (family, link, name) = parts(key)?;
-    let switch = (family, name) == ("ipv4", "forwarding") || (family, name) == ("ipv6", "force_forwarding");
+    let switch =
+        (family, name) == ("ipv4", "forwarding") || (family, name) == ("ipv6", "force_forwarding");
     (switch && link != "all").then(|| format!("net/{family}/conf/all/{name}"))
 }
 
 impl Observed {
     /// Whether a sysctl of the host is on.
     pub(super) fn is_on(&self, key: &str) -> bool {
-        self.places.get(&Namespace::Host).and_then(|host| host.sysctls.get(key)).is_some_and(|value| value == "1")
+        self.places
+            .get(&Namespace::Host)
+            .and_then(|host| host.sysctls.get(key))
+            .is_some_and(|value| value == "1")
     }
 
     /// Switches we turned on for one link that became somebody else's: they turned on that of every link afterwards.
     pub(super) fn lost_switches(&self) -> impl Iterator<Item = &SysctlKey> {
         let lost = |key: &str| switch_of_every_link(key).is_some_and(|every| self.is_on(&every));
-        self.kept_sysctls.iter().filter(move |(key, beside)| !**beside && lost(key)).map(|(key, _)| key)
+        self.kept_sysctls
+            .iter()
+            .filter(move |(key, beside)| !**beside && lost(key))
+            .map(|(key, _)| key)
     }
 }
 
@@ -77,7 +87,9 @@ pub fn barred(observed: &Observed, changes: &[Change]) -> (Barred, Barred) {
                 switches.remove(key.as_str());
                 after.remove(key.as_str());
             }
-            Change::SetSysctl { key, keep: true, .. } => {
+            Change::SetSysctl {
+                key, keep: true, ..
+            } => {
                 switches.insert(key);
                 after.insert(key);
             }
@@ -137,7 +149,10 @@ mod tests {
     }
 
     fn set(observed: &mut Observed, key: &str, value: &str) {
-        observed.scene(&Namespace::Host).sysctls.insert(key.to_owned(), value.to_owned());
+        observed
+            .scene(&Namespace::Host)
+            .sysctls
+            .insert(key.to_owned(), value.to_owned());
     }
 
     fn value(observed: &Observed, key: &str) -> Option<String> {
@@ -171,7 +186,11 @@ mod tests {
                 host: HostPolicy::Closed,
                 others: vec![],
             }],
-            maps: if mapped { vec![map("0.0.0.0", "10.7.1.2"), map("::", "fd00:7::2")] } else { vec![] },
+            maps: if mapped {
+                vec![map("0.0.0.0", "10.7.1.2"), map("::", "fd00:7::2")]
+            } else {
+                vec![]
+            },
             ..HostConfig::default()
         }
     }
@@ -180,31 +199,52 @@ mod tests {
     fn pass(observed: &mut Observed, mapped: bool) -> (Barred, Barred) {
         let changes = plan(&config(mapped), observed);
         let bars = barred(observed, &changes);
-        changes.iter().for_each(|change| observed.absorb(&config(mapped), change));
+        changes
+            .iter()
+            .for_each(|change| observed.absorb(&config(mapped), change));
         assert_eq!(plan(&config(mapped), observed), vec![]);
         bars
     }
 
     fn eth0(v4: bool, v6: bool) -> Barred {
         let link = |on: bool| on.then(|| "eth0".to_owned()).into_iter().collect();
-        Barred { v4: link(v4), v6: link(v6), all_v6: false }
+        Barred {
+            v4: link(v4),
+            v6: link(v6),
+            all_v6: false,
+        }
     }
 
     #[test]
     fn a_link_is_barred_from_before_it_forwards_until_after_it_stops() {
         let mut observed = kernel(true);
-        assert_eq!(pass(&mut observed, false), (Barred::default(), Barred::default()));
-        assert_eq!(pass(&mut observed, true), (eth0(true, true), eth0(true, true)));
+        assert_eq!(
+            pass(&mut observed, false),
+            (Barred::default(), Barred::default())
+        );
+        assert_eq!(
+            pass(&mut observed, true),
+            (eth0(true, true), eth0(true, true))
+        );
         assert_eq!(value(&observed, ETH0).as_deref(), Some("1"));
         // As after a kill: only the record tells.
-        assert_eq!(pass(&mut observed, true), (eth0(true, true), eth0(true, true)));
-        assert_eq!(pass(&mut observed, false), (eth0(true, true), Barred::default()));
+        assert_eq!(
+            pass(&mut observed, true),
+            (eth0(true, true), eth0(true, true))
+        );
+        assert_eq!(
+            pass(&mut observed, false),
+            (eth0(true, true), Barred::default())
+        );
     }
 
     #[test]
     fn without_force_forwarding_all_of_ipv6_is_barred() {
         let mut observed = kernel(false);
-        let all = Barred { all_v6: true, ..eth0(true, false) };
+        let all = Barred {
+            all_v6: true,
+            ..eth0(true, false)
+        };
         assert_eq!(pass(&mut observed, true), (all.clone(), all.clone()));
         assert_eq!(value(&observed, EVERY_V6).as_deref(), Some("1"));
         assert_eq!(pass(&mut observed, true), (all.clone(), all.clone()));
@@ -221,7 +261,10 @@ mod tests {
         for key in [ETH0, "net/ipv6/conf/eth0/force_forwarding"] {
             set(&mut router, key, "1");
         }
-        assert_eq!(pass(&mut router, true), (Barred::default(), Barred::default()));
+        assert_eq!(
+            pass(&mut router, true),
+            (Barred::default(), Barred::default())
+        );
         // An IPv6 router of the old kind.
         let mut router = kernel(true);
         set(&mut router, EVERY_V6, "1");
@@ -236,11 +279,24 @@ mod tests {
             set(&mut observed, key, "1");
         }
         let changes = plan(&config(true), &observed);
-        assert_eq!(changes, [Change::ForgetSysctl { key: ETH0.to_owned() }]);
-        assert_eq!(pass(&mut observed, true), (Barred::default(), Barred::default()));
+        assert_eq!(
+            changes,
+            [Change::ForgetSysctl {
+                key: ETH0.to_owned()
+            }]
+        );
+        assert_eq!(
+            pass(&mut observed, true),
+            (Barred::default(), Barred::default())
+        );
         // The map goes, their forwarding stays.
         let changes = plan(&config(false), &observed);
-        assert!(!changes.contains(&Change::RestoreSysctl { key: ETH0.to_owned() }), "{changes:?}");
+        assert!(
+            !changes.contains(&Change::RestoreSysctl {
+                key: ETH0.to_owned()
+            }),
+            "{changes:?}"
+        );
         // Off again behind our back: on for the map, and barred.
         for key in [EVERY_V4, ETH0, EVERY_V6] {
             set(&mut observed, key, "0");
@@ -255,7 +311,12 @@ mod tests {
         assert_eq!(pass(&mut observed, true).0, eth0(true, true));
         assert_eq!(pass(&mut observed, true).0, eth0(true, true));
         let changes = plan(&config(false), &observed);
-        assert!(changes.contains(&Change::RestoreSysctl { key: ETH0.to_owned() }), "{changes:?}");
+        assert!(
+            changes.contains(&Change::RestoreSysctl {
+                key: ETH0.to_owned()
+            }),
+            "{changes:?}"
+        );
     }
 
     #[test]
@@ -263,15 +324,27 @@ mod tests {
         let mut observed = kernel(true);
         let addresses = observed.uplinks.remove("eth0").unwrap();
         observed.uplinks.insert("eth*".to_owned(), addresses);
-        assert_eq!(pass(&mut observed, true), (Barred::default(), Barred::default()));
+        assert_eq!(
+            pass(&mut observed, true),
+            (Barred::default(), Barred::default())
+        );
         assert_eq!(value(&observed, "net/ipv4/conf/eth*/forwarding"), None);
     }
 
     #[test]
     fn only_switches_of_one_link_have_one_of_every_link() {
         assert_eq!(switch_of_every_link(ETH0).as_deref(), Some(EVERY_V4));
-        assert_eq!(switch_of_every_link("net/ipv6/conf/eth0/force_forwarding").as_deref(), Some(EVERY_V6_FORCED));
-        for other in [EVERY_V4, EVERY_V6, "net/ipv6/conf/eth0/forwarding", "net/ipv4/conf/eth0/rp_filter", "kernel/x"] {
+        assert_eq!(
+            switch_of_every_link("net/ipv6/conf/eth0/force_forwarding").as_deref(),
+            Some(EVERY_V6_FORCED)
+        );
+        for other in [
+            EVERY_V4,
+            EVERY_V6,
+            "net/ipv6/conf/eth0/forwarding",
+            "net/ipv4/conf/eth0/rp_filter",
+            "kernel/x",
+        ] {
             assert_eq!(switch_of_every_link(other), None, "{other}");
         }
     }

@@ -27,24 +27,42 @@ pub struct Integrate {
 
 impl Integrate {
     /// Nobody's rules are touched.
-    pub const NONE: Integrate = Integrate { docker: false, firewalld: false, ufw: false };
+    pub const NONE: Integrate = Integrate {
+        docker: false,
+        firewalld: false,
+        ufw: false,
+    };
     /// Those whose places do not outlive a boot.
-    pub const DEFAULT: Integrate = Integrate { docker: true, firewalld: true, ufw: false };
+    pub const DEFAULT: Integrate = Integrate {
+        docker: true,
+        firewalld: true,
+        ufw: false,
+    };
 }
 
 /// Our links as iptables, ufw and firewalld write them: a TUN by its name, the links of all workloads as `bwv+`, so that
 /// a workload that comes or goes changes nobody's rules.
 pub fn patterns(desired: &HostConfig) -> BTreeSet<String> {
-    let workloads = desired.workloads.iter().map(|w| match w.host_link.starts_with(WORKLOADS) {
-        true => format!("{WORKLOADS}+"),
-        false => w.host_link.clone(),
-    });
-    desired.tuns.iter().map(|t| t.name.clone()).chain(workloads).collect()
+    let workloads = desired
+        .workloads
+        .iter()
+        .map(|w| match w.host_link.starts_with(WORKLOADS) {
+            true => format!("{WORKLOADS}+"),
+            false => w.host_link.clone(),
+        });
+    desired
+        .tuns
+        .iter()
+        .map(|t| t.name.clone())
+        .chain(workloads)
+        .collect()
 }
 
 /// A pattern as nft writes it.
 fn wildcard(pattern: &str) -> String {
-    pattern.strip_suffix('+').map_or_else(|| pattern.to_owned(), |prefix| format!("{prefix}*"))
+    pattern
+        .strip_suffix('+')
+        .map_or_else(|| pattern.to_owned(), |prefix| format!("{prefix}*"))
 }
 
 /// The mark of a rule of ours in a chain of others.
@@ -54,11 +72,15 @@ pub fn mark(instance: &str) -> String {
 
 /// A line of `iptables -S` in words, without the quotes that some versions print.
 fn words(line: &str) -> Vec<&str> {
-    line.split_whitespace().map(|word| word.trim_matches('"')).collect()
+    line.split_whitespace()
+        .map(|word| word.trim_matches('"'))
+        .collect()
 }
 
 fn has_pair(words: &[&str], first: &str, second: impl Fn(&str) -> bool) -> bool {
-    words.windows(2).any(|pair| matches!(pair, [a, b] if *a == first && second(b)))
+    words
+        .windows(2)
+        .any(|pair| matches!(pair, [a, b] if *a == first && second(b)))
 }
 
 /// What iptables-restore is to do (`--noflush`) so that `chain`, printed by `iptables -S`, has exactly the rules of this
@@ -66,23 +88,46 @@ fn has_pair(words: &[&str], first: &str, second: impl Fn(&str) -> bool) -> bool 
 ///
 /// Rules of ours stand behind those of the administrator and before the first rule that ends every packet's way through
 /// the chain (Docker's own last one returns).
-pub fn chain_changes(instance: &str, chain: &str, wanted: &BTreeSet<String>, listed: &str) -> Option<String> {
+pub fn chain_changes(
+    instance: &str,
+    chain: &str,
+    wanted: &BTreeSet<String>,
+    listed: &str,
+) -> Option<String> {
     let mark = mark(instance);
-    let rule = |side: &str, link: &str| format!("{side} {link} -m comment --comment {mark} -j ACCEPT");
-    let target: Vec<String> = wanted.iter().flat_map(|link| ["-i", "-o"].map(|side| rule(side, link))).collect();
+    let rule =
+        |side: &str, link: &str| format!("{side} {link} -m comment --comment {mark} -j ACCEPT");
+    let target: Vec<String> = wanted
+        .iter()
+        .flat_map(|link| ["-i", "-o"].map(|side| rule(side, link)))
+        .collect();
     let head = format!("-A {chain} ");
-    let rules: Vec<Vec<&str>> = listed.lines().filter_map(|line| line.strip_prefix(&head)).map(words).collect();
+    let rules: Vec<Vec<&str>> = listed
+        .lines()
+        .filter_map(|line| line.strip_prefix(&head))
+        .map(words)
+        .collect();
     let ours = |rule: &Vec<&str>| has_pair(rule, "--comment", |comment| comment == mark);
     let ends = |rule: &Vec<&str>| matches!(rule.as_slice(), ["-j", ..]);
     let end = rules.iter().position(ends).unwrap_or(rules.len());
-    let found: Vec<String> = rules.iter().filter(|rule| ours(rule)).map(|rule| rule.join(" ")).collect();
+    let found: Vec<String> = rules
+        .iter()
+        .filter(|rule| ours(rule))
+        .map(|rule| rule.join(" "))
+        .collect();
     let last = rules.iter().rposition(ours);
     if found == target && last.is_none_or(|last| last < end) {
         return None;
     }
     let mut text = "*filter\n".to_owned();
-    found.iter().for_each(|rule| text.push_str(&format!("-D {chain} {rule}\n")));
-    let place = rules.iter().filter(|rule| !ours(rule)).position(ends).map(|before| before + 1);
+    found
+        .iter()
+        .for_each(|rule| text.push_str(&format!("-D {chain} {rule}\n")));
+    let place = rules
+        .iter()
+        .filter(|rule| !ours(rule))
+        .position(ends)
+        .map(|before| before + 1);
     for (at, rule) in target.iter().enumerate() {
         match place {
             Some(place) => text.push_str(&format!("-I {chain} {} {rule}\n", place + at)),
@@ -145,23 +190,39 @@ impl ForeignChain {
     /// nothing that our own table does not judge.
     fn remedy(&self, patterns: &BTreeSet<String>) -> String {
         let each = |command: &dyn Fn(&String) -> Vec<String>| {
-            patterns.iter().flat_map(command).collect::<Vec<_>>().join(" && ")
+            patterns
+                .iter()
+                .flat_map(command)
+                .collect::<Vec<_>>()
+                .join(" && ")
         };
-        let sides: &[&str] = if self.hook == Hook::Forward { &["-i", "-o"] } else { &["-i"] };
+        let sides: &[&str] = if self.hook == Hook::Forward {
+            &["-i", "-o"]
+        } else {
+            &["-i"]
+        };
         if self.table == "firewalld" {
-            let links: Vec<String> = patterns.iter().map(|link| format!("--change-interface={link}")).collect();
+            let links: Vec<String> = patterns
+                .iter()
+                .map(|link| format!("--change-interface={link}"))
+                .collect();
             return format!("firewall-cmd --zone=trusted {}", links.join(" "));
         }
         if self.ufw {
             return match self.hook {
-                Hook::Forward => {
-                    each(&|link| ["in", "out"].map(|side| format!("ufw route allow {side} on {link}")).to_vec())
-                }
+                Hook::Forward => each(&|link| {
+                    ["in", "out"]
+                        .map(|side| format!("ufw route allow {side} on {link}"))
+                        .to_vec()
+                }),
                 Hook::Input => each(&|link| vec![format!("ufw allow in on {link}")]),
             };
         }
         // Chains that iptables made bear the names of its own.
-        if self.table == "filter" && self.family != "inet" && ["FORWARD", "INPUT"].contains(&self.name.as_str()) {
+        if self.table == "filter"
+            && self.family != "inet"
+            && ["FORWARD", "INPUT"].contains(&self.name.as_str())
+        {
             let program = match (self.family.as_str(), self.legacy) {
                 ("ip", false) => "iptables",
                 ("ip", true) => "iptables-legacy",
@@ -170,14 +231,23 @@ impl ForeignChain {
             };
             let chain = if self.docker { DOCKER_USER } else { &self.name };
             return each(&|link| {
-                sides.iter().map(|side| format!("{program} -I {chain} {side} {link} -j ACCEPT")).collect()
+                sides
+                    .iter()
+                    .map(|side| format!("{program} -I {chain} {side} {link} -j ACCEPT"))
+                    .collect()
             });
         }
-        let links: Vec<String> = patterns.iter().map(|link| format!("\"{}\"", wildcard(link))).collect();
+        let links: Vec<String> = patterns
+            .iter()
+            .map(|link| format!("\"{}\"", wildcard(link)))
+            .collect();
         let links = links.join(", ");
         let rule = |side: &&str| {
             let name = if *side == "-i" { "iifname" } else { "oifname" };
-            format!("nft insert rule {} {name} {{ {links} }} accept", self.path())
+            format!(
+                "nft insert rule {} {name} {{ {links} }} accept",
+                self.path()
+            )
         };
         sides.iter().map(rule).collect::<Vec<_>>().join(" && ")
     }
@@ -210,14 +280,30 @@ pub struct Obstacle {
 /// Which of the chains may be the ones that stopped it: those that drop what they do not accept; where there is none,
 /// those with rules that drop. One that has our rules already is the last to be suspected.
 fn suspects<'a>(chains: &'a [ForeignChain], stopped: &Stopped) -> Vec<&'a ForeignChain> {
-    let there: Vec<&ForeignChain> =
-        chains.iter().filter(|c| c.hook == stopped.hook && c.sees(stopped.family)).collect();
+    let there: Vec<&ForeignChain> = chains
+        .iter()
+        .filter(|c| c.hook == stopped.hook && c.sees(stopped.family))
+        .collect();
     let strict = |c: &&ForeignChain| c.policy_drops;
     let loose = |c: &&ForeignChain| c.rules_drop;
-    let tests: [&dyn Fn(&&ForeignChain) -> bool; 4] =
-        [&|c| strict(c) && !c.integrated, &|c| loose(c) && !c.integrated, &strict, &loose];
-    let found = |test: &&dyn Fn(&&ForeignChain) -> bool| there.iter().copied().filter(|c| test(c)).collect::<Vec<_>>();
-    tests.iter().map(found).find(|found| !found.is_empty()).unwrap_or_default()
+    let tests: [&dyn Fn(&&ForeignChain) -> bool; 4] = [
+        &|c| strict(c) && !c.integrated,
+        &|c| loose(c) && !c.integrated,
+        &strict,
+        &loose,
+    ];
+    let found = |test: &&dyn Fn(&&ForeignChain) -> bool| {
+        there
+            .iter()
+            .copied()
+            .filter(|c| test(c))
+            .collect::<Vec<_>>()
+    };
+    tests
+        .iter()
+        .map(found)
+        .find(|found| !found.is_empty())
+        .unwrap_or_default()
 }
 
 /// What one chain is blamed for.
@@ -230,33 +316,59 @@ struct Blame {
 
 impl Blame {
     fn obstacle(self, patterns: &BTreeSet<String>) -> Obstacle {
-        let name = |family: &Family| if *family == Family::V4 { "IPv4" } else { "IPv6" };
+        let name = |family: &Family| {
+            if *family == Family::V4 {
+                "IPv4"
+            } else {
+                "IPv6"
+            }
+        };
         let families: Vec<&str> = self.families.iter().map(name).collect();
         let what: Vec<String> = self.what.into_iter().collect();
         let (who, remedy) = match &self.chain {
             Some(chain) => (chain.path(), chain.remedy(patterns)),
-            None => ("a rule of another program".to_owned(), "nft list ruleset".to_owned()),
+            None => (
+                "a rule of another program".to_owned(),
+                "nft list ruleset".to_owned(),
+            ),
         };
         let message = format!("{who} drops {} {}", families.join(" and "), what.join(", "));
-        Obstacle { hook: self.hook, families: self.families, message, remedy }
+        Obstacle {
+            hook: self.hook,
+            families: self.families,
+            message,
+            remedy,
+        }
     }
 }
 
 /// What there is to say: one finding for each hook and chain; with its remedies obeyed, everything passes.
-pub fn obstacles(patterns: &BTreeSet<String>, chains: &[ForeignChain], stopped: &[Stopped]) -> Vec<Obstacle> {
+pub fn obstacles(
+    patterns: &BTreeSet<String>,
+    chains: &[ForeignChain],
+    stopped: &[Stopped],
+) -> Vec<Obstacle> {
     let mut blames: Vec<Blame> = Vec::new();
     for one in stopped {
         let suspects = suspects(chains, one);
         let unknown = suspects.is_empty().then_some(None);
         for chain in suspects.into_iter().cloned().map(Some).chain(unknown) {
-            match blames.iter_mut().find(|blame| (&blame.chain, blame.hook) == (&chain, one.hook)) {
+            match blames
+                .iter_mut()
+                .find(|blame| (&blame.chain, blame.hook) == (&chain, one.hook))
+            {
                 Some(blame) => {
                     blame.families.insert(one.family);
                     blame.what.extend(one.what.iter().cloned());
                 }
                 None => {
                     let (families, what) = ([one.family].into(), one.what.clone());
-                    blames.push(Blame { chain, hook: one.hook, families, what });
+                    blames.push(Blame {
+                        chain,
+                        hook: one.hook,
+                        families,
+                        what,
+                    });
                 }
             }
         }
@@ -264,7 +376,10 @@ pub fn obstacles(patterns: &BTreeSet<String>, chains: &[ForeignChain], stopped: 
     let mut found: Vec<Obstacle> = Vec::new();
     for obstacle in blames.into_iter().map(|blame| blame.obstacle(patterns)) {
         // One command of ufw is for both families.
-        match found.iter_mut().find(|known| (known.hook, &known.remedy) == (obstacle.hook, &obstacle.remedy)) {
+        match found
+            .iter_mut()
+            .find(|known| (known.hook, &known.remedy) == (obstacle.hook, &obstacle.remedy))
+        {
             Some(known) => {
                 known.families.extend(obstacle.families);
                 known.message = format!("{}; {}", known.message, obstacle.message);
@@ -292,7 +407,10 @@ mod tests {
         for line in changes.lines() {
             if let Some(rule) = line.strip_prefix("-D ") {
                 let bare = |l: &String| l.replace('"', "") == format!("-A {rule}");
-                let at = lines.iter().position(bare).expect("only what is there is deleted");
+                let at = lines
+                    .iter()
+                    .position(bare)
+                    .expect("only what is there is deleted");
                 lines.remove(at);
             } else if let Some(rule) = line.strip_prefix("-A ") {
                 lines.push(format!("-A {rule}"));
@@ -314,7 +432,12 @@ mod tests {
             .map(|side| format!("-A DOCKER-USER {side} {MARK}\n"))
             .collect();
         let quoted = all.replace("byway:01234567", "\"byway:01234567\"");
-        let place = |ours: &str| theirs.replace("-A DOCKER-USER -j RETURN", &format!("{ours}-A DOCKER-USER -j RETURN"));
+        let place = |ours: &str| {
+            theirs.replace(
+                "-A DOCKER-USER -j RETURN",
+                &format!("{ours}-A DOCKER-USER -j RETURN"),
+            )
+        };
         for before in [
             theirs.to_owned(),
             // Behind the end, as somebody else's `-I` of the end leaves them; half of them; twice; one too many.
@@ -324,17 +447,33 @@ mod tests {
             place(&format!("{quoted}-A DOCKER-USER -i bw-old {MARK}\n")),
         ] {
             let changes = chain_changes("01234567", DOCKER_USER, &wanted, &before).expect(&before);
-            assert_eq!(restored(&before, &changes), place(&all), "{before}\n{changes}");
+            assert_eq!(
+                restored(&before, &changes),
+                place(&all),
+                "{before}\n{changes}"
+            );
         }
-        assert_eq!(chain_changes("01234567", DOCKER_USER, &wanted, &place(&quoted)), None);
+        assert_eq!(
+            chain_changes("01234567", DOCKER_USER, &wanted, &place(&quoted)),
+            None
+        );
         // None wanted: exactly theirs is left, and what another daemon marked.
         let other = place(&format!("{quoted}{}", all.replace("01234567", "89abcdef")));
         let changes = chain_changes("01234567", DOCKER_USER, &BTreeSet::new(), &other).unwrap();
-        assert_eq!(restored(&other, &changes), place(&all.replace("01234567", "89abcdef")));
-        assert_eq!(chain_changes("01234567", DOCKER_USER, &BTreeSet::new(), theirs), None);
+        assert_eq!(
+            restored(&other, &changes),
+            place(&all.replace("01234567", "89abcdef"))
+        );
+        assert_eq!(
+            chain_changes("01234567", DOCKER_USER, &BTreeSet::new(), theirs),
+            None
+        );
         // A chain without an end.
         let changes = chain_changes("01234567", DOCKER_USER, &wanted, "-N DOCKER-USER").unwrap();
-        assert_eq!(restored("-N DOCKER-USER", &changes), format!("-N DOCKER-USER\n{}", all.trim_end()));
+        assert_eq!(
+            restored("-N DOCKER-USER", &changes),
+            format!("-N DOCKER-USER\n{}", all.trim_end())
+        );
     }
 
     fn chain(family: &str, table: &str, name: &str, hook: Hook) -> ForeignChain {
@@ -365,16 +504,28 @@ mod tests {
             says(chain("ip6", "filter", "INPUT", Hook::Input)),
             "ip6tables -I INPUT -i bw-lab -j ACCEPT && ip6tables -I INPUT -i bwv+ -j ACCEPT"
         );
-        let docker = ForeignChain { docker: true, ..chain("ip", "filter", "FORWARD", Hook::Forward) };
+        let docker = ForeignChain {
+            docker: true,
+            ..chain("ip", "filter", "FORWARD", Hook::Forward)
+        };
         assert_eq!(
             says(docker),
             "iptables -I DOCKER-USER -i bw-lab -j ACCEPT && iptables -I DOCKER-USER -o bw-lab -j ACCEPT && \
              iptables -I DOCKER-USER -i bwv+ -j ACCEPT && iptables -I DOCKER-USER -o bwv+ -j ACCEPT"
         );
-        let legacy = ForeignChain { legacy: true, ..chain("ip", "filter", "INPUT", Hook::Input) };
+        let legacy = ForeignChain {
+            legacy: true,
+            ..chain("ip", "filter", "INPUT", Hook::Input)
+        };
         assert!(says(legacy).starts_with("iptables-legacy -I INPUT -i bw-lab"));
-        let ufw = ForeignChain { ufw: true, ..chain("ip", "filter", "FORWARD", Hook::Forward) };
-        assert!(says(ufw).starts_with("ufw route allow in on bw-lab && ufw route allow out on bw-lab && "));
+        let ufw = ForeignChain {
+            ufw: true,
+            ..chain("ip", "filter", "FORWARD", Hook::Forward)
+        };
+        assert!(
+            says(ufw)
+                .starts_with("ufw route allow in on bw-lab && ufw route allow out on bw-lab && ")
+        );
         assert_eq!(
             says(chain("inet", "firewalld", "filter_FORWARD", Hook::Forward)),
             "firewall-cmd --zone=trusted --change-interface=bw-lab --change-interface=bwv+"
@@ -383,28 +534,63 @@ mod tests {
 
     #[test]
     fn who_drops_by_policy_is_suspected_first_and_who_has_our_rules_last() {
-        let stopped = |family| Stopped { hook: Hook::Forward, family, what: links(&["between workloads"]) };
+        let stopped = |family| Stopped {
+            hook: Hook::Forward,
+            family,
+            what: links(&["between workloads"]),
+        };
         let docker = chain("ip", "filter", "FORWARD", Hook::Forward);
         let other = chain("inet", "fw", "fwd", Hook::Forward);
-        let quiet = ForeignChain { policy_drops: false, rules_drop: true, ..chain("inet", "z", "f", Hook::Forward) };
+        let quiet = ForeignChain {
+            policy_drops: false,
+            rules_drop: true,
+            ..chain("inet", "z", "f", Hook::Forward)
+        };
         let input = chain("inet", "fw", "in", Hook::Input);
         let names = |chains: &[ForeignChain], families: &[Family]| {
             let stopped: Vec<Stopped> = families.iter().copied().map(stopped).collect();
-            obstacles(&links(&["bw-lab"]), chains, &stopped).into_iter().map(|f| f.message).collect::<Vec<_>>()
+            obstacles(&links(&["bw-lab"]), chains, &stopped)
+                .into_iter()
+                .map(|f| f.message)
+                .collect::<Vec<_>>()
         };
         let all = [docker.clone(), other.clone(), quiet.clone(), input];
         assert_eq!(
             names(&all, &[Family::V4, Family::V6]),
-            ["ip filter FORWARD drops IPv4 between workloads", "inet fw fwd drops IPv4 and IPv6 between workloads"]
+            [
+                "ip filter FORWARD drops IPv4 between workloads",
+                "inet fw fwd drops IPv4 and IPv6 between workloads"
+            ]
         );
-        let ours = ForeignChain { integrated: true, ..docker };
-        assert_eq!(names(&[ours.clone(), other], &[Family::V4]), ["inet fw fwd drops IPv4 between workloads"]);
-        assert_eq!(names(&[ours.clone(), quiet], &[Family::V4]), ["inet z f drops IPv4 between workloads"]);
-        assert_eq!(names(&[ours], &[Family::V4]), ["ip filter FORWARD drops IPv4 between workloads"]);
-        assert_eq!(names(&[], &[Family::V6]), ["a rule of another program drops IPv6 between workloads"]);
+        let ours = ForeignChain {
+            integrated: true,
+            ..docker
+        };
+        assert_eq!(
+            names(&[ours.clone(), other], &[Family::V4]),
+            ["inet fw fwd drops IPv4 between workloads"]
+        );
+        assert_eq!(
+            names(&[ours.clone(), quiet], &[Family::V4]),
+            ["inet z f drops IPv4 between workloads"]
+        );
+        assert_eq!(
+            names(&[ours], &[Family::V4]),
+            ["ip filter FORWARD drops IPv4 between workloads"]
+        );
+        assert_eq!(
+            names(&[], &[Family::V6]),
+            ["a rule of another program drops IPv6 between workloads"]
+        );
         // One command for two chains is said once.
-        let ufw = ["ip", "ip6"].map(|f| ForeignChain { ufw: true, ..chain(f, "filter", "FORWARD", Hook::Forward) });
+        let ufw = ["ip", "ip6"].map(|f| ForeignChain {
+            ufw: true,
+            ..chain(f, "filter", "FORWARD", Hook::Forward)
+        });
         let once = names(&ufw, &[Family::V4, Family::V6]);
-        assert!(once.len() == 1 && once[0].contains("IPv4") && once[0].contains("IPv6"), "{once:?}");
+        assert!(
+            once.len() == 1 && once[0].contains("IPv4") && once[0].contains("IPv6"),
+            "{once:?}"
+        );
     }
 }

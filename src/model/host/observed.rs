@@ -34,7 +34,11 @@ pub enum Family {
 impl Family {
     /// Family of an address.
     pub fn of(address: &IpAddr) -> Family {
-        if address.is_ipv4() { Family::V4 } else { Family::V6 }
+        if address.is_ipv4() {
+            Family::V4
+        } else {
+            Family::V6
+        }
     }
 }
 
@@ -405,9 +409,17 @@ impl fmt::Display for Route {
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let family = if self.family == Family::V4 { "IPv4" } else { "IPv6" };
+        let family = if self.family == Family::V4 {
+            "IPv4"
+        } else {
+            "IPv6"
+        };
         match self.source {
-            Some(source) => write!(f, "{} of {family} from {source} lookup {}", self.priority, self.table),
+            Some(source) => write!(
+                f,
+                "{} of {family} from {source} lookup {}",
+                self.priority, self.table
+            ),
             None => write!(f, "{} of {family} lookup {}", self.priority, self.table),
         }
     }
@@ -420,28 +432,58 @@ impl fmt::Display for Change {
             Change::OpenTun(tun) => write!(f, "open TUN {}", tun.name),
             Change::CloseTun { name, .. } => write!(f, "close TUN {name}"),
             Change::CreateVeth(w) => {
-                write!(f, "make veth {} for {} in {}", w.host_link, w.name, w.netns.path.display())
+                write!(
+                    f,
+                    "make veth {} for {} in {}",
+                    w.host_link,
+                    w.name,
+                    w.netns.path.display()
+                )
             }
             Change::DeleteLink { name, .. } => write!(f, "delete link {name}"),
-            Change::Rename { place, from, to } => write!(f, "rename link {from} to {to}{}", In(place)),
+            Change::Rename { place, from, to } => {
+                write!(f, "rename link {from} to {to}{}", In(place))
+            }
             Change::SetLink { place, link, .. } => write!(f, "set up link {link}{}", In(place)),
-            Change::AddAddress { place, link, address } => write!(f, "add address {address} to {link}{}", In(place)),
-            Change::DelAddress { place, link, address } => {
+            Change::AddAddress {
+                place,
+                link,
+                address,
+            } => write!(f, "add address {address} to {link}{}", In(place)),
+            Change::DelAddress {
+                place,
+                link,
+                address,
+            } => {
                 write!(f, "remove address {address} from {link}{}", In(place))
             }
-            Change::SetNeighbour { place, link, address, .. } => {
+            Change::SetNeighbour {
+                place,
+                link,
+                address,
+                ..
+            } => {
                 write!(f, "enter neighbour {address} on {link}{}", In(place))
             }
-            Change::DelNeighbour { place, link, address } => {
+            Change::DelNeighbour {
+                place,
+                link,
+                address,
+            } => {
                 write!(f, "remove neighbour {address} from {link}{}", In(place))
             }
             Change::SetRoute { place, route, .. } => write!(f, "add route {route}{}", In(place)),
             Change::DelRoute { place, route } => write!(f, "remove route {route}{}", In(place)),
             Change::AddRule { place, rule } => write!(f, "add rule {rule}{}", In(place)),
             Change::DelRule { place, rule } => write!(f, "remove rule {rule}{}", In(place)),
-            Change::SetSysctl { place, key, value, .. } => write!(f, "set sysctl {key} to {value}{}", In(place)),
+            Change::SetSysctl {
+                place, key, value, ..
+            } => write!(f, "set sysctl {key} to {value}{}", In(place)),
             Change::RestoreSysctl { key } => write!(f, "restore sysctl {key}"),
-            Change::ForgetSysctl { key } => write!(f, "leave sysctl {key} to who turned on forwarding of every link"),
+            Change::ForgetSysctl { key } => write!(
+                f,
+                "leave sysctl {key} to who turned on forwarding of every link"
+            ),
             Change::WriteResolver { path, .. } => write!(f, "write resolver {}", path.display()),
             Change::RestoreResolver { path } => write!(f, "restore resolver {}", path.display()),
         }
@@ -455,24 +497,40 @@ impl Observed {
         match change {
             Change::Conflict { .. } => {}
             Change::OpenTun(tun) => {
-                let link = Link { name: tun.name.clone(), mtu: 1500, ..Link::default() };
-                self.scene(&Namespace::Host).links.insert(tun.name.clone(), link);
+                let link = Link {
+                    name: tun.name.clone(),
+                    mtu: 1500,
+                    ..Link::default()
+                };
+                self.scene(&Namespace::Host)
+                    .links
+                    .insert(tun.name.clone(), link);
             }
             Change::CloseTun { link, .. } | Change::DeleteLink { link, .. } => self.drop_link(link),
             Change::CreateVeth(w) => {
                 let (host, inner) = (
                     super::host_mac(&desired.instance, &w.host_link),
-                    w.mac.unwrap_or_else(|| super::inner_mac(&desired.instance, &w.host_link)),
+                    w.mac
+                        .unwrap_or_else(|| super::inner_mac(&desired.instance, &w.host_link)),
                 );
-                self.pairs.insert(w.host_link.clone(), (w.netns.clone(), w.inner_link.clone()));
-                for (place, name, mac) in
-                    [(Namespace::Host, &w.host_link, host), (Namespace::Netns(w.netns.clone()), &w.inner_link, inner)]
-                {
-                    let link = Link { name: name.clone(), mtu: 1500, mac: Some(mac), ..Link::default() };
+                self.pairs
+                    .insert(w.host_link.clone(), (w.netns.clone(), w.inner_link.clone()));
+                for (place, name, mac) in [
+                    (Namespace::Host, &w.host_link, host),
+                    (Namespace::Netns(w.netns.clone()), &w.inner_link, inner),
+                ] {
+                    let link = Link {
+                        name: name.clone(),
+                        mtu: 1500,
+                        mac: Some(mac),
+                        ..Link::default()
+                    };
                     self.scene(&place).links.insert(name.clone(), link);
                 }
             }
-            Change::Rename { place, to, .. } => self.edit(place, to, |link| link.name.clone_from(to)),
+            Change::Rename { place, to, .. } => {
+                self.edit(place, to, |link| link.name.clone_from(to))
+            }
             Change::SetLink { place, link, set } => self.edit(place, link, |l| {
                 if let Some(alias) = &set.alias {
                     l.alias.clone_from(alias);
@@ -483,16 +541,33 @@ impl Observed {
                 l.mac = set.mac.or(l.mac);
                 l.up |= set.up;
             }),
-            Change::AddAddress { place, link, address } => self.edit(place, link, |l| {
+            Change::AddAddress {
+                place,
+                link,
+                address,
+            } => self.edit(place, link, |l| {
                 l.addresses.insert(*address);
             }),
-            Change::DelAddress { place, link, address } => self.edit(place, link, |l| {
+            Change::DelAddress {
+                place,
+                link,
+                address,
+            } => self.edit(place, link, |l| {
                 l.addresses.remove(address);
             }),
-            Change::SetNeighbour { place, link, address, mac } => self.edit(place, link, |l| {
+            Change::SetNeighbour {
+                place,
+                link,
+                address,
+                mac,
+            } => self.edit(place, link, |l| {
                 l.neighbours.insert(*address, *mac);
             }),
-            Change::DelNeighbour { place, link, address } => self.edit(place, link, |l| {
+            Change::DelNeighbour {
+                place,
+                link,
+                address,
+            } => self.edit(place, link, |l| {
                 l.neighbours.remove(address);
             }),
             Change::SetRoute { place, route, .. } => {
@@ -509,10 +584,16 @@ impl Observed {
             Change::DelRule { place, rule } => {
                 self.scene(place).rules.remove(rule);
             }
-            Change::SetSysctl { place, key, value, keep } => {
+            Change::SetSysctl {
+                place,
+                key,
+                value,
+                keep,
+            } => {
                 self.scene(place).sysctls.insert(key.clone(), value.clone());
                 if *keep {
-                    let beside = super::switch_of_every_link(key).is_some_and(|every| self.is_on(&every));
+                    let beside =
+                        super::switch_of_every_link(key).is_some_and(|every| self.is_on(&every));
                     self.kept_sysctls.entry(key.clone()).or_insert(beside);
                 }
             }
@@ -541,12 +622,17 @@ impl Observed {
 
     /// Our share of the host's namespace: its links by the name they should have, with routes of [`TABLE`].
     pub fn host_links(&self) -> impl Iterator<Item = &Link> {
-        self.places.get(&Namespace::Host).into_iter().flat_map(|scene| scene.links.values())
+        self.places
+            .get(&Namespace::Host)
+            .into_iter()
+            .flat_map(|scene| scene.links.values())
     }
 
     /// Whether any route of ours is in the host's table.
     pub fn has_host_routes(&self) -> bool {
-        self.places.get(&Namespace::Host).is_some_and(|scene| scene.routes.iter().any(|r| r.table == TABLE))
+        self.places
+            .get(&Namespace::Host)
+            .is_some_and(|scene| scene.routes.iter().any(|r| r.table == TABLE))
     }
 
     fn edit(&mut self, place: &Namespace, link: &str, edit: impl FnOnce(&mut Link)) {
@@ -557,13 +643,18 @@ impl Observed {
 
     /// A host link goes, and with it its routes, its sysctls and, of a pair, the other end.
     fn drop_link(&mut self, link: &str) {
-        let other = self.pairs.remove(link).map(|(netns, inner)| (Namespace::Netns(netns), inner));
+        let other = self
+            .pairs
+            .remove(link)
+            .map(|(netns, inner)| (Namespace::Netns(netns), inner));
         let ends = [Some((Namespace::Host, link.to_owned())), other];
         for (place, name) in ends.into_iter().flatten() {
             let scene = self.scene(&place);
             scene.links.remove(&name);
             scene.routes.retain(|r| r.link != name);
-            scene.sysctls.retain(|key, _| key.split('/').nth(3) != Some(name.as_str()));
+            scene
+                .sysctls
+                .retain(|key, _| key.split('/').nth(3) != Some(name.as_str()));
         }
     }
 }

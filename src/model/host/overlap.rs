@@ -18,7 +18,10 @@ impl HostConfig {
         let mut parts: Vec<IpNet> = tun.prefixes.iter().map(IpNet::trunc).collect();
         for (_, network, _) in self.overlaps(tun) {
             // Another network may have left a part of it over.
-            parts = parts.iter().flat_map(|part| without(*part, *network)).collect();
+            parts = parts
+                .iter()
+                .flat_map(|part| without(*part, *network))
+                .collect();
         }
         for held in tun.held.iter().map(IpNet::trunc) {
             if !parts.iter().any(|part| part.contains(&held)) {
@@ -35,7 +38,10 @@ impl HostConfig {
         tun: &'a TunConfig,
     ) -> impl Iterator<Item = (&'a IpNet, &'a IpNet, &'a String)> {
         self.connected.iter().filter_map(|(network, link)| {
-            let prefix = tun.prefixes.iter().find(|prefix| overlap(prefix, network))?;
+            let prefix = tun
+                .prefixes
+                .iter()
+                .find(|prefix| overlap(prefix, network))?;
             Some((prefix, network, link))
         })
     }
@@ -44,7 +50,11 @@ impl HostConfig {
 impl TunConfig {
     /// What members hold of a network.
     pub(super) fn held_of(&self, network: &IpNet) -> Vec<IpNet> {
-        self.held.iter().filter(|held| overlap(held, network)).copied().collect()
+        self.held
+            .iter()
+            .filter(|held| overlap(held, network))
+            .copied()
+            .collect()
     }
 }
 
@@ -56,7 +66,9 @@ fn without(prefix: IpNet, gone: IpNet) -> Vec<IpNet> {
     if !prefix.contains(&gone) {
         return vec![prefix];
     }
-    let Ok(halves) = prefix.subnets(prefix.prefix_len().saturating_add(1)) else { return vec![prefix] };
+    let Ok(halves) = prefix.subnets(prefix.prefix_len().saturating_add(1)) else {
+        return vec![prefix];
+    };
     halves.flat_map(|half| without(half, gone)).collect()
 }
 
@@ -83,21 +95,45 @@ mod tests {
             host: HostPolicy::Closed,
             others: vec![],
         };
-        let connected = connected.into_iter().map(|net| (net, "eth1".to_owned())).collect();
-        HostConfig { connected, ..HostConfig::default() }.overlay(&tun)
+        let connected = connected
+            .into_iter()
+            .map(|net| (net, "eth1".to_owned()))
+            .collect();
+        HostConfig {
+            connected,
+            ..HostConfig::default()
+        }
+        .overlay(&tun)
     }
 
     #[test]
     fn a_connected_network_gets_what_nobody_holds() {
-        let of = |held: &[&str], connected: &[&str]| overlay("10.77.0.0/16", nets(held), nets(connected));
-        assert_eq!(of(&["10.77.1.0/24"], &["192.0.2.0/24"]), nets(&["10.77.0.0/16"]));
+        let of = |held: &[&str], connected: &[&str]| {
+            overlay("10.77.0.0/16", nets(held), nets(connected))
+        };
+        assert_eq!(
+            of(&["10.77.1.0/24"], &["192.0.2.0/24"]),
+            nets(&["10.77.0.0/16"])
+        );
         let left = of(&["10.77.1.0/24", "10.77.250.128/25"], &["10.77.250.0/24"]);
-        let goes = |to: &str| left.iter().any(|net| net.contains(&to.parse::<IpAddr>().unwrap()));
-        assert!(goes("10.77.1.9") && goes("10.77.2.9") && goes("10.77.250.200") && !goes("10.77.250.9"), "{left:?}");
+        let goes = |to: &str| {
+            left.iter()
+                .any(|net| net.contains(&to.parse::<IpAddr>().unwrap()))
+        };
+        assert!(
+            goes("10.77.1.9") && goes("10.77.2.9") && goes("10.77.250.200") && !goes("10.77.250.9"),
+            "{left:?}"
+        );
         // Inside a lease there is nothing that nobody holds.
-        assert_eq!(of(&["10.77.2.0/24"], &["10.77.2.16/28"]), nets(&["10.77.0.0/16"]));
+        assert_eq!(
+            of(&["10.77.2.0/24"], &["10.77.2.16/28"]),
+            nets(&["10.77.0.0/16"])
+        );
         // Around the pool: only the leases are left.
-        assert_eq!(of(&["10.77.1.0/24"], &["10.0.0.0/8"]), nets(&["10.77.1.0/24"]));
+        assert_eq!(
+            of(&["10.77.1.0/24"], &["10.0.0.0/8"]),
+            nets(&["10.77.1.0/24"])
+        );
         assert_eq!(overlay("fd77::/48", vec![], nets(&["fd77::/64"])).len(), 16);
     }
 

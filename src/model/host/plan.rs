@@ -8,7 +8,8 @@ use std::path::PathBuf;
 
 use super::desired::{LinkWant, NamespaceWant, alive, resolvers, wanted};
 use super::{
-    Change, GSO_MAX_SIZE, HostConfig, Link, LinkSet, Namespace, NamespaceState, Observed, ResolvConf, WorkloadConfig,
+    Change, GSO_MAX_SIZE, HostConfig, Link, LinkSet, Namespace, NamespaceState, Observed,
+    ResolvConf, WorkloadConfig,
 };
 
 /// The changes that lead from what is to what should be; empty when nothing differs.
@@ -19,10 +20,19 @@ pub fn plan(desired: &HostConfig, observed: &Observed) -> Vec<Change> {
     let mut want = wanted(desired, observed);
     let empty = NamespaceState::default();
     let host = observed.places.get(&Namespace::Host).unwrap_or(&empty);
-    plan.adds.extend(observed.lost_switches().map(|key| Change::ForgetSysctl { key: key.clone() }));
+    plan.adds.extend(
+        observed
+            .lost_switches()
+            .map(|key| Change::ForgetSysctl { key: key.clone() }),
+    );
     plan.make_links(desired, observed, host, &mut want);
     for (place, scene) in &want {
-        plan.scene(place, scene, observed.places.get(place).unwrap_or(&empty), observed);
+        plan.scene(
+            place,
+            scene,
+            observed.places.get(place).unwrap_or(&empty),
+            observed,
+        );
     }
     // Namespaces nothing is wanted in any more: only rules outlive a link there.
     for (place, scene) in &observed.places {
@@ -58,7 +68,11 @@ impl Plan {
         host: &NamespaceState,
         want: &mut BTreeMap<Namespace, NamespaceWant>,
     ) {
-        for tun in desired.tuns.iter().filter(|t| !host.links.contains_key(&t.name)) {
+        for tun in desired
+            .tuns
+            .iter()
+            .filter(|t| !host.links.contains_key(&t.name))
+        {
             if host.foreign.contains(&tun.name) {
                 self.refuse(&Namespace::Host, &tun.name, want);
             } else {
@@ -86,7 +100,11 @@ impl Plan {
             return;
         }
         let taken = [
-            (&Namespace::Host, &workload.host_link, host.foreign.contains(&workload.host_link)),
+            (
+                &Namespace::Host,
+                &workload.host_link,
+                host.foreign.contains(&workload.host_link),
+            ),
             (
                 &inner_place,
                 &workload.inner_link,
@@ -94,7 +112,10 @@ impl Plan {
             ),
         ];
         if let Some((place, name, _)) = taken.iter().find(|(.., taken)| *taken) {
-            self.adds.push(Change::Conflict { place: (*place).clone(), link: (*name).clone() });
+            self.adds.push(Change::Conflict {
+                place: (*place).clone(),
+                link: (*name).clone(),
+            });
             forget(&Namespace::Host, &workload.host_link, want);
             forget(&inner_place, &workload.inner_link, want);
             return;
@@ -102,38 +123,76 @@ impl Plan {
         // Half a pair is of no use (its other end was moved away), and its name is needed: the one delete ahead of
         // an add.
         if let Some(link) = outer {
-            self.adds.push(Change::DeleteLink { link: workload.host_link.clone(), name: link.name.clone() });
+            self.adds.push(Change::DeleteLink {
+                link: workload.host_link.clone(),
+                name: link.name.clone(),
+            });
         }
-        self.adds.push(Change::CreateVeth(Box::new(workload.clone())));
-        self.fresh.insert((Namespace::Host, workload.host_link.clone()));
-        self.fresh.insert((inner_place, workload.inner_link.clone()));
+        self.adds
+            .push(Change::CreateVeth(Box::new(workload.clone())));
+        self.fresh
+            .insert((Namespace::Host, workload.host_link.clone()));
+        self.fresh
+            .insert((inner_place, workload.inner_link.clone()));
     }
 
-    fn refuse(&mut self, place: &Namespace, link: &str, want: &mut BTreeMap<Namespace, NamespaceWant>) {
-        self.adds.push(Change::Conflict { place: place.clone(), link: link.to_owned() });
+    fn refuse(
+        &mut self,
+        place: &Namespace,
+        link: &str,
+        want: &mut BTreeMap<Namespace, NamespaceWant>,
+    ) {
+        self.adds.push(Change::Conflict {
+            place: place.clone(),
+            link: link.to_owned(),
+        });
         forget(place, link, want);
     }
 
     /// Everything within one namespace.
-    fn scene(&mut self, place: &Namespace, want: &NamespaceWant, scene: &NamespaceState, observed: &Observed) {
+    fn scene(
+        &mut self,
+        place: &Namespace,
+        want: &NamespaceWant,
+        scene: &NamespaceState,
+        observed: &Observed,
+    ) {
         for name in want.links.keys() {
-            if let Some(link) = scene.links.get(name).filter(|l| l.name != *name && !self.is_fresh(place, name)) {
-                self.adds.push(Change::Rename { place: place.clone(), from: link.name.clone(), to: name.clone() });
+            if let Some(link) = scene
+                .links
+                .get(name)
+                .filter(|l| l.name != *name && !self.is_fresh(place, name))
+            {
+                self.adds.push(Change::Rename {
+                    place: place.clone(),
+                    from: link.name.clone(),
+                    to: name.clone(),
+                });
             }
         }
         self.sysctls(place, want, scene);
         for (name, link) in &want.links {
             let fresh = Link::default();
-            let is = if self.is_fresh(place, name) { &fresh } else { scene.links.get(name).unwrap_or(&fresh) };
+            let is = if self.is_fresh(place, name) {
+                &fresh
+            } else {
+                scene.links.get(name).unwrap_or(&fresh)
+            };
             self.link(place, name, link, is);
         }
         self.routes(place, want, scene);
         for rule in want.rules.difference(&scene.rules) {
-            self.adds.push(Change::AddRule { place: place.clone(), rule: rule.clone() });
+            self.adds.push(Change::AddRule {
+                place: place.clone(),
+                rule: rule.clone(),
+            });
         }
         let keep_rules = *place == Namespace::Host && observed.table_shared;
         for rule in scene.rules.difference(&want.rules).filter(|_| !keep_rules) {
-            self.deletes.push(Change::DelRule { place: place.clone(), rule: rule.clone() });
+            self.deletes.push(Change::DelRule {
+                place: place.clone(),
+                rule: rule.clone(),
+            });
         }
     }
 
@@ -144,7 +203,11 @@ impl Plan {
     /// A sysctl of a fresh link is written without looking; one that does not exist elsewhere is not written at all.
     fn sysctls(&mut self, place: &Namespace, want: &NamespaceWant, scene: &NamespaceState) {
         for sysctl in &want.sysctls {
-            let fresh = sysctl.key.split('/').nth(3).is_some_and(|link| self.is_fresh(place, link));
+            let fresh = sysctl
+                .key
+                .split('/')
+                .nth(3)
+                .is_some_and(|link| self.is_fresh(place, link));
             let value = scene.sysctls.get(&sysctl.key).map(String::as_str);
             let differs = match (fresh, sysctl.only_over) {
                 (true, _) => true,
@@ -173,26 +236,56 @@ impl Plan {
         };
         let link = name.to_owned();
         if set != LinkSet::default() {
-            self.adds.push(Change::SetLink { place: place.clone(), link: link.clone(), set });
+            self.adds.push(Change::SetLink {
+                place: place.clone(),
+                link: link.clone(),
+                set,
+            });
         }
         for address in want.addresses.difference(&is.addresses) {
-            self.adds.push(Change::AddAddress { place: place.clone(), link: link.clone(), address: *address });
+            self.adds.push(Change::AddAddress {
+                place: place.clone(),
+                link: link.clone(),
+                address: *address,
+            });
         }
-        for (address, mac) in want.neighbours.iter().filter(|(address, mac)| is.neighbours.get(address) != Some(mac)) {
+        for (address, mac) in want
+            .neighbours
+            .iter()
+            .filter(|(address, mac)| is.neighbours.get(address) != Some(mac))
+        {
             let (address, mac) = (*address, *mac);
-            self.adds.push(Change::SetNeighbour { place: place.clone(), link: link.clone(), address, mac });
+            self.adds.push(Change::SetNeighbour {
+                place: place.clone(),
+                link: link.clone(),
+                address,
+                mac,
+            });
         }
         for address in is.addresses.difference(&want.addresses) {
-            self.deletes.push(Change::DelAddress { place: place.clone(), link: link.clone(), address: *address });
+            self.deletes.push(Change::DelAddress {
+                place: place.clone(),
+                link: link.clone(),
+                address: *address,
+            });
         }
-        for address in is.neighbours.keys().filter(|address| !want.neighbours.contains_key(address)) {
-            self.deletes.push(Change::DelNeighbour { place: place.clone(), link: link.clone(), address: *address });
+        for address in is
+            .neighbours
+            .keys()
+            .filter(|address| !want.neighbours.contains_key(address))
+        {
+            self.deletes.push(Change::DelNeighbour {
+                place: place.clone(),
+                link: link.clone(),
+                address: *address,
+            });
         }
     }
 
     fn routes(&mut self, place: &Namespace, want: &NamespaceWant, scene: &NamespaceState) {
-        let lives =
-            |link: &str| want.links.contains_key(link) && !self.fresh.contains(&(place.clone(), link.to_owned()));
+        let lives = |link: &str| {
+            want.links.contains_key(link) && !self.fresh.contains(&(place.clone(), link.to_owned()))
+        };
         // Routes of a link that goes, or was made anew, went with it.
         let here: BTreeSet<_> = scene.routes.iter().filter(|r| lives(&r.link)).collect();
         let mut missing: Vec<_> = want.routes.iter().filter(|r| !here.contains(r)).collect();
@@ -205,11 +298,22 @@ impl Plan {
             if replace {
                 replaced.insert(key);
             }
-            self.adds.push(Change::SetRoute { place: place.clone(), route: route.clone(), replace });
+            self.adds.push(Change::SetRoute {
+                place: place.clone(),
+                route: route.clone(),
+                replace,
+            });
         }
         for route in here {
-            if !want.routes.contains(route) && !replaced.contains(&(route.table, route.destination)) {
-                self.deletes.insert(0, Change::DelRoute { place: place.clone(), route: route.clone() });
+            if !want.routes.contains(route) && !replaced.contains(&(route.table, route.destination))
+            {
+                self.deletes.insert(
+                    0,
+                    Change::DelRoute {
+                        place: place.clone(),
+                        route: route.clone(),
+                    },
+                );
             }
         }
     }
@@ -220,7 +324,10 @@ impl Plan {
             let is = observed.resolvers.get(path);
             let foreign = is.is_some() && !observed.kept_resolvers.contains(path);
             if is != Some(&resolver.text) && !(resolver.create && foreign) {
-                self.adds.push(Change::WriteResolver { path: path.clone(), text: resolver.text.clone() });
+                self.adds.push(Change::WriteResolver {
+                    path: path.clone(),
+                    text: resolver.text.clone(),
+                });
             }
         }
         let stay = |path: &PathBuf| {
@@ -234,29 +341,45 @@ impl Plan {
                 })
         };
         for path in observed.kept_resolvers.iter().filter(|path| !stay(path)) {
-            self.deletes.push(Change::RestoreResolver { path: path.clone() });
+            self.deletes
+                .push(Change::RestoreResolver { path: path.clone() });
         }
     }
 
-    fn delete_links(&mut self, desired: &HostConfig, host: &NamespaceState, want: Option<&NamespaceWant>) {
+    fn delete_links(
+        &mut self,
+        desired: &HostConfig,
+        host: &NamespaceState,
+        want: Option<&NamespaceWant>,
+    ) {
         for (key, link) in &host.links {
             if want.is_some_and(|want| want.links.contains_key(key)) {
                 continue;
             }
             let (link, name) = (key.clone(), link.name.clone());
-            let is_tun = host
-                .links
-                .get(key)
-                .is_some_and(|l| l.mac.is_none() || l.alias == super::alias(&desired.instance, "tun", key));
-            self.deletes.push(if is_tun { Change::CloseTun { link, name } } else { Change::DeleteLink { link, name } });
+            let is_tun = host.links.get(key).is_some_and(|l| {
+                l.mac.is_none() || l.alias == super::alias(&desired.instance, "tun", key)
+            });
+            self.deletes.push(if is_tun {
+                Change::CloseTun { link, name }
+            } else {
+                Change::DeleteLink { link, name }
+            });
         }
     }
 
     fn restore_sysctls(&mut self, observed: &Observed, want: Option<&NamespaceWant>) {
-        let stays = |key: &String| want.is_some_and(|want| want.sysctls.iter().any(|s| s.keep && s.key == *key));
+        let stays = |key: &String| {
+            want.is_some_and(|want| want.sysctls.iter().any(|s| s.keep && s.key == *key))
+        };
         let lost: BTreeSet<&String> = observed.lost_switches().collect();
-        for key in observed.kept_sysctls.keys().filter(|key| !stays(key) && !lost.contains(key)) {
-            self.deletes.push(Change::RestoreSysctl { key: key.clone() });
+        for key in observed
+            .kept_sysctls
+            .keys()
+            .filter(|key| !stays(key) && !lost.contains(key))
+        {
+            self.deletes
+                .push(Change::RestoreSysctl { key: key.clone() });
         }
     }
 }
@@ -266,14 +389,18 @@ fn forget(place: &Namespace, link: &str, want: &mut BTreeMap<Namespace, Namespac
     if let Some(scene) = want.get_mut(place) {
         scene.links.remove(link);
         scene.routes.retain(|r| r.link != link);
-        scene.sysctls.retain(|s| s.key.split('/').nth(3) != Some(link));
+        scene
+            .sysctls
+            .retain(|s| s.key.split('/').nth(3) != Some(link));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::host::{HostPolicy, MapConfig, Namespace, NetnsRef, Proto, Route, TABLE, TunConfig};
+    use crate::model::host::{
+        HostPolicy, MapConfig, Namespace, NetnsRef, Proto, Route, TABLE, TunConfig,
+    };
     use crate::model::id::SubnetId;
     use ipnet::IpNet;
     use proptest::prelude::*;
@@ -288,7 +415,12 @@ mod tests {
     }
 
     fn netns(n: u64) -> NetnsRef {
-        NetnsRef { path: format!("/run/netns/ns{n}").into(), device: 4, inode: n, cookie: None }
+        NetnsRef {
+            path: format!("/run/netns/ns{n}").into(),
+            device: 4,
+            inode: n,
+            cookie: None,
+        }
     }
 
     /// Subnet `s` with two families and possibly other addresses and prefixes (`variant`).
@@ -297,8 +429,14 @@ mod tests {
             subnet: SubnetId([s; 16]),
             name: format!("bw-net{s}"),
             mtu: 1400 + u16::from(variant),
-            addresses: vec![ip(&format!("10.{s}.{variant}.1")), ip(&format!("fd00:{s}::{variant}:1"))],
-            prefixes: vec![net(&format!("10.{s}.0.0/16")), net(&format!("fd00:{s}::/48"))],
+            addresses: vec![
+                ip(&format!("10.{s}.{variant}.1")),
+                ip(&format!("fd00:{s}::{variant}:1")),
+            ],
+            prefixes: vec![
+                net(&format!("10.{s}.0.0/16")),
+                net(&format!("fd00:{s}::/48")),
+            ],
             held: vec![],
             host: HostPolicy::Closed,
             others: vec![],
@@ -316,7 +454,10 @@ mod tests {
             inner_link: format!("byway{}", s * 4 + w),
             netns: netns(u64::from(w % 2 + variant)),
             mtu: tun.mtu,
-            addresses: vec![ip(&format!("10.{s}.{variant}.{}", 10 + w)), ip(&format!("fd00:{s}::{variant}:1{w}"))],
+            addresses: vec![
+                ip(&format!("10.{s}.{variant}.{}", 10 + w)),
+                ip(&format!("fd00:{s}::{variant}:1{w}")),
+            ],
             gateways: tun.addresses,
             prefixes: tun.prefixes,
             resolv_conf: match (w + variant) % 3 {
@@ -336,7 +477,11 @@ mod tests {
             proto: Proto::Tcp,
             listen: ip(if n == 0 { "0.0.0.0" } else { "::" }),
             port: 80,
-            target: Some(ip(&if n == 0 { format!("10.{s}.0.10") } else { format!("fd00:{s}::10") })),
+            target: Some(ip(&if n == 0 {
+                format!("10.{s}.0.10")
+            } else {
+                format!("fd00:{s}::10")
+            })),
             target_port: 80,
             local: true,
             source: None,
@@ -370,12 +515,20 @@ mod tests {
             uplinks: BTreeMap::from([("eth0".to_owned(), uplink)]),
             ..Observed::default()
         };
-        observed.resolvers.insert("/containers/2/resolv.conf".into(), "nameserver 192.0.2.53\n".to_owned());
-        observed.resolvers.insert("/etc/netns/ns1/resolv.conf".into(), "nameserver 192.0.2.54\n".to_owned());
+        observed.resolvers.insert(
+            "/containers/2/resolv.conf".into(),
+            "nameserver 192.0.2.53\n".to_owned(),
+        );
+        observed.resolvers.insert(
+            "/etc/netns/ns1/resolv.conf".into(),
+            "nameserver 192.0.2.54\n".to_owned(),
+        );
         let host = observed.scene(&Namespace::Host);
         host.foreign.insert("eth0".to_owned());
-        host.sysctls.insert("net/ipv4/conf/eth0/forwarding".to_owned(), "0".to_owned());
-        host.sysctls.insert("net/ipv6/conf/eth0/accept_ra".to_owned(), "1".to_owned());
+        host.sysctls
+            .insert("net/ipv4/conf/eth0/forwarding".to_owned(), "0".to_owned());
+        host.sysctls
+            .insert("net/ipv6/conf/eth0/accept_ra".to_owned(), "1".to_owned());
         observed
     }
 
@@ -399,8 +552,14 @@ mod tests {
                 host.routes.retain(|r| r.link != first);
             }
             (3, _) => host.links.values_mut().for_each(|link| link.up = false),
-            (4, _) => host.links.values_mut().for_each(|link| link.addresses.clear()),
-            (5, _) => host.links.values_mut().for_each(|link| link.name = format!("{}x", link.name)),
+            (4, _) => host
+                .links
+                .values_mut()
+                .for_each(|link| link.addresses.clear()),
+            (5, _) => host
+                .links
+                .values_mut()
+                .for_each(|link| link.name = format!("{}x", link.name)),
             (6, _) => host.sysctls.clear(),
             (7, _) => host.links.values_mut().for_each(|link| {
                 link.addresses.insert("198.51.100.1".parse().unwrap());
@@ -477,9 +636,15 @@ mod tests {
     #[test]
     fn foreign_kernel_objects_survive() {
         let mut observed = kernel(true, true);
-        observed.scene(&Namespace::Host).foreign.insert("bw-net1".to_owned());
+        observed
+            .scene(&Namespace::Host)
+            .foreign
+            .insert("bw-net1".to_owned());
         let changes = plan(&one(), &observed);
-        assert!(changes.contains(&Change::Conflict { place: Namespace::Host, link: "bw-net1".to_owned() }));
+        assert!(changes.contains(&Change::Conflict {
+            place: Namespace::Host,
+            link: "bw-net1".to_owned()
+        }));
         let touches = |c: &Change| match c {
             Change::OpenTun(t) => t.name == "bw-net1",
             Change::SetLink { link, .. } | Change::AddAddress { link, .. } => link == "bw-net1",
@@ -490,7 +655,11 @@ mod tests {
         // A resolver that is already there is not replaced by one we would only have made.
         let mut desired = one();
         desired.workloads[0].resolv_conf = ResolvConf::Create("/etc/netns/ns1/resolv.conf".into());
-        assert!(!plan(&desired, &observed).iter().any(|c| matches!(c, Change::WriteResolver { .. })));
+        assert!(
+            !plan(&desired, &observed)
+                .iter()
+                .any(|c| matches!(c, Change::WriteResolver { .. }))
+        );
     }
 
     #[test]
@@ -499,17 +668,29 @@ mod tests {
         let path = PathBuf::from("/containers/1/resolv.conf");
         desired.workloads[0].resolv_conf = ResolvConf::Replace(path.clone());
         let mut observed = kernel(true, true);
-        let before = "search corp.example net1.internal\nnameserver 127.0.0.11\noptions ndots:0 timeout:1\n";
+        let before =
+            "search corp.example net1.internal\nnameserver 127.0.0.11\noptions ndots:0 timeout:1\n";
         observed.formers.insert(path.clone(), before.to_owned());
-        let written = plan(&desired, &observed).into_iter().find_map(|change| match change {
-            Change::WriteResolver { text, .. } => Some(text),
-            _ => None,
-        });
+        let written = plan(&desired, &observed)
+            .into_iter()
+            .find_map(|change| match change {
+                Change::WriteResolver { text, .. } => Some(text),
+                _ => None,
+            });
         let text = written.unwrap();
-        assert!(text.contains("search net1.internal corp.example\n"), "{text}");
-        assert!(text.contains("options ndots:0 timeout:1\n") && !text.contains("127.0.0.11"), "{text}");
+        assert!(
+            text.contains("search net1.internal corp.example\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("options ndots:0 timeout:1\n") && !text.contains("127.0.0.11"),
+            "{text}"
+        );
         let asked = super::super::former_servers(&desired, &observed);
-        assert_eq!(asked[&path].iter().map(|s| s.ip).collect::<Vec<_>>(), [ip("127.0.0.11")]);
+        assert_eq!(
+            asked[&path].iter().map(|s| s.ip).collect::<Vec<_>>(),
+            [ip("127.0.0.11")]
+        );
         // A file that we make where there was none takes nobody's place.
         desired.workloads[0].resolv_conf = ResolvConf::Create(path);
         assert!(super::super::former_servers(&desired, &observed).is_empty());
@@ -520,8 +701,20 @@ mod tests {
         let mut observed = kernel(true, true);
         reach(&one(), &mut observed);
         observed.table_shared = true;
-        let changes = plan(&HostConfig { instance: one().instance, ..HostConfig::default() }, &observed);
-        assert!(!changes.iter().any(|c| matches!(c, Change::DelRule { place: Namespace::Host, .. })));
+        let changes = plan(
+            &HostConfig {
+                instance: one().instance,
+                ..HostConfig::default()
+            },
+            &observed,
+        );
+        assert!(!changes.iter().any(|c| matches!(
+            c,
+            Change::DelRule {
+                place: Namespace::Host,
+                ..
+            }
+        )));
     }
 
     #[test]
@@ -530,14 +723,31 @@ mod tests {
         let desired = one();
         reach(&desired, &mut observed);
         let mut unreadable = observed.clone();
-        unreadable.unreadable.insert(desired.workloads[0].netns.clone());
-        unreadable.places.retain(|place, _| *place == Namespace::Host);
+        unreadable
+            .unreadable
+            .insert(desired.workloads[0].netns.clone());
+        unreadable
+            .places
+            .retain(|place, _| *place == Namespace::Host);
         assert_eq!(plan(&desired, &unreadable), Vec::new());
-        observed.dead.insert((desired.workloads[0].subnet, desired.workloads[0].name.clone()));
+        observed.dead.insert((
+            desired.workloads[0].subnet,
+            desired.workloads[0].name.clone(),
+        ));
         observed.places.retain(|place, _| *place == Namespace::Host);
         let changes = reach(&desired, &mut observed);
-        assert!(changes.iter().any(|c| matches!(c, Change::DeleteLink { .. })), "{changes:?}");
-        assert!(!observed.places[&Namespace::Host].routes.iter().any(|r| r.link.starts_with("bwv")));
+        assert!(
+            changes
+                .iter()
+                .any(|c| matches!(c, Change::DeleteLink { .. })),
+            "{changes:?}"
+        );
+        assert!(
+            !observed.places[&Namespace::Host]
+                .routes
+                .iter()
+                .any(|r| r.link.starts_with("bwv"))
+        );
     }
 
     #[test]
@@ -554,7 +764,11 @@ mod tests {
             gateway: None,
             source: Some(ip("10.1.9.9")),
         };
-        assert!(changes.contains(&Change::SetRoute { place: Namespace::Host, route, replace: true }));
+        assert!(changes.contains(&Change::SetRoute {
+            place: Namespace::Host,
+            route,
+            replace: true
+        }));
         assert!(
             !changes
                 .iter()

@@ -39,7 +39,9 @@ pub enum HostPolicy {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
     /// A part is not of the form.
-    #[error("{0:?} is not tcp/PORT, tcp/PORT-PORT, udp/PORT or udp/PORT-PORT with ports from 1 to 65535")]
+    #[error(
+        "{0:?} is not tcp/PORT, tcp/PORT-PORT, udp/PORT or udp/PORT-PORT with ports from 1 to 65535"
+    )]
     Part(String),
     /// More than the kernel's sets should hold.
     #[error("more than {MAX_RANGES} ranges of ports")]
@@ -52,7 +54,9 @@ impl HostPolicy {
         match self {
             HostPolicy::Closed => false,
             HostPolicy::Open => true,
-            HostPolicy::Ports(list) => list.iter().any(|p| p.proto == proto && (p.first..=p.last).contains(&port)),
+            HostPolicy::Ports(list) => list
+                .iter()
+                .any(|p| p.proto == proto && (p.first..=p.last).contains(&port)),
         }
     }
 
@@ -62,8 +66,11 @@ impl HostPolicy {
             (HostPolicy::Open, _) | (_, HostPolicy::Closed) => true,
             (_, HostPolicy::Open) => false,
             (_, HostPolicy::Ports(list)) => {
-                let inside = |p: &Ports, q: &Ports| p.proto == q.proto && q.first <= p.first && p.last <= q.last;
-                list.iter().all(|p| self.ports().iter().any(|q| inside(p, q)))
+                let inside = |p: &Ports, q: &Ports| {
+                    p.proto == q.proto && q.first <= p.first && p.last <= q.last
+                };
+                list.iter()
+                    .all(|p| self.ports().iter().any(|q| inside(p, q)))
             }
         }
     }
@@ -85,7 +92,9 @@ impl HostPolicy {
         let mut joined: Vec<Ports> = Vec::new();
         for next in ports {
             match joined.last_mut() {
-                Some(last) if last.proto == next.proto && next.first <= last.last.saturating_add(1) => {
+                Some(last)
+                    if last.proto == next.proto && next.first <= last.last.saturating_add(1) =>
+                {
                     last.last = last.last.max(next.last);
                 }
                 _ => joined.push(next),
@@ -110,10 +119,16 @@ impl FromStr for Ports {
                 "udp" => Proto::Udp,
                 _ => return None,
             };
-            let port = |text: &str| text.parse::<u16>().ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit()));
+            let port = |text: &str| {
+                text.parse::<u16>()
+                    .ok()
+                    .filter(|_| text.bytes().all(|b| b.is_ascii_digit()))
+            };
             let (first, last) = range.split_once('-').unwrap_or((range, range));
             let (first, last) = (port(first)?, port(last)?);
-            (1..=last).contains(&first).then_some(Ports { proto, first, last })
+            (1..=last)
+                .contains(&first)
+                .then_some(Ports { proto, first, last })
         };
         // A whole screen of text is of no help in an error.
         parse().ok_or_else(|| PolicyError::Part(text.chars().take(40).collect()))
@@ -128,7 +143,11 @@ impl FromStr for HostPolicy {
         match text.to_ascii_lowercase().as_str() {
             "closed" => Ok(HostPolicy::Closed),
             "open" => Ok(HostPolicy::Open),
-            _ => HostPolicy::of(text.split(',').map(|part| part.trim().parse()).collect::<Result<_, _>>()?),
+            _ => HostPolicy::of(
+                text.split(',')
+                    .map(|part| part.trim().parse())
+                    .collect::<Result<_, _>>()?,
+            ),
         }
     }
 }
@@ -150,7 +169,11 @@ impl From<HostPolicy> for String {
 impl fmt::Display for Ports {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.proto, self.first)?;
-        if self.last == self.first { Ok(()) } else { write!(f, "-{}", self.last) }
+        if self.last == self.first {
+            Ok(())
+        } else {
+            write!(f, "-{}", self.last)
+        }
     }
 }
 
@@ -178,24 +201,49 @@ mod tests {
 
     #[test]
     fn a_list_is_sorted_and_joined() {
-        assert_eq!(policy("udp/53, tcp/8000-8010,tcp/22").to_string(), "tcp/22,tcp/8000-8010,udp/53");
-        assert_eq!(policy("tcp/1-3,TCP/2-5,tcp/6,udp/6").to_string(), "tcp/1-6,udp/6");
+        assert_eq!(
+            policy("udp/53, tcp/8000-8010,tcp/22").to_string(),
+            "tcp/22,tcp/8000-8010,udp/53"
+        );
+        assert_eq!(
+            policy("tcp/1-3,TCP/2-5,tcp/6,udp/6").to_string(),
+            "tcp/1-6,udp/6"
+        );
         assert_eq!(policy("tcp/1-65535,tcp/65535").to_string(), "tcp/1-65535");
         assert_eq!(policy(" Open ").to_string(), "open");
         assert_eq!(policy("closed"), HostPolicy::default());
-        assert!(policy("tcp/22").permits(Proto::Tcp, 22) && !policy("tcp/22").permits(Proto::Udp, 22));
+        assert!(
+            policy("tcp/22").permits(Proto::Tcp, 22) && !policy("tcp/22").permits(Proto::Udp, 22)
+        );
         assert!(policy("open").permits(Proto::Udp, 1) && !policy("closed").permits(Proto::Tcp, 22));
     }
 
     #[test]
     fn what_is_no_policy_is_refused() {
-        for text in
-            ["", ",", "tcp", "tcp/", "tcp/0", "tcp/65536", "tcp/9-8", "icmp/1", "tcp/+22", "tcp/22,", "22", "ssh"]
-        {
-            assert!(matches!(text.parse::<HostPolicy>(), Err(PolicyError::Part(_))), "{text:?}");
+        for text in [
+            "",
+            ",",
+            "tcp",
+            "tcp/",
+            "tcp/0",
+            "tcp/65536",
+            "tcp/9-8",
+            "icmp/1",
+            "tcp/+22",
+            "tcp/22,",
+            "22",
+            "ssh",
+        ] {
+            assert!(
+                matches!(text.parse::<HostPolicy>(), Err(PolicyError::Part(_))),
+                "{text:?}"
+            );
         }
         let many: Vec<String> = (0..65).map(|n| format!("tcp/{}", 2 * n + 1)).collect();
-        assert_eq!(many.join(",").parse::<HostPolicy>(), Err(PolicyError::TooMany));
+        assert_eq!(
+            many.join(",").parse::<HostPolicy>(),
+            Err(PolicyError::TooMany)
+        );
         assert!(many[1..].join(",").parse::<HostPolicy>().is_ok());
     }
 

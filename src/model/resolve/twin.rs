@@ -25,13 +25,32 @@ struct Twin {
 
 impl Twin {
     fn of(resolved: &Resolved) -> Twin {
-        let plain = |m: &Member| Member { names: vec![], void: BTreeSet::new(), ..m.clone() };
-        let text = |map: &Chunks<Arc<str>, PeerId>| map.iter().map(|(name, by)| (name.to_string(), *by)).collect();
+        let plain = |m: &Member| Member {
+            names: vec![],
+            void: BTreeSet::new(),
+            ..m.clone()
+        };
+        let text = |map: &Chunks<Arc<str>, PeerId>| {
+            map.iter()
+                .map(|(name, by)| (name.to_string(), *by))
+                .collect()
+        };
         Twin {
-            members: resolved.members.iter().map(|(peer, m)| (*peer, plain(m))).collect(),
-            names: resolved.names().map(|(by, n)| (n.name.clone(), n.data.clone(), n.ttl, by)).collect(),
+            members: resolved
+                .members
+                .iter()
+                .map(|(peer, m)| (*peer, plain(m)))
+                .collect(),
+            names: resolved
+                .names()
+                .map(|(by, n)| (n.name.clone(), n.data.clone(), n.ttl, by))
+                .collect(),
             flat: text(&resolved.flat),
-            contested: resolved.contested.iter().map(|(name, by)| (name.to_string(), by.clone())).collect(),
+            contested: resolved
+                .contested
+                .iter()
+                .map(|(name, by)| (name.to_string(), by.clone()))
+                .collect(),
             unregistered: text(&resolved.unregistered),
             changes_at: resolved.changes_at,
         }
@@ -56,7 +75,10 @@ impl Records {
         for (subject, entry) in &roll.members {
             for grant in entry.grants().iter().map(Granted::grant) {
                 let begins = grant.not_before.saturating_sub(SKEW);
-                [begins, grant.not_after].into_iter().filter(|at| *at > now).for_each(&mut change);
+                [begins, grant.not_after]
+                    .into_iter()
+                    .filter(|at| *at > now)
+                    .for_each(&mut change);
             }
             // The owner's own place is founded by the genesis: it does not run out while the owner is away, who could else
             // never come back to renew anything.
@@ -64,7 +86,10 @@ impl Records {
             valid.extend(Placed::new(entry, |g| *subject == owner || due(g)));
         }
         valid.sort_by_key(|p| (p.order, p.grant.generation, p.grant.subject));
-        let mut resolved = Twin { changes_at, ..Twin::default() };
+        let mut resolved = Twin {
+            changes_at,
+            ..Twin::default()
+        };
         self.members_slowly(valid, &roll, &mut resolved);
         self.names_slowly(&roll, seen, &mut resolved);
         resolved
@@ -75,7 +100,9 @@ impl Records {
         let mut names: BTreeMap<Name, usize> = BTreeMap::new();
         for Placed { grant, issuer, .. } in valid {
             let subject = grant.subject;
-            let free = |l: &IpNet| taken.overlapping(*l).is_none() && self.lease_counts(subject, issuer, *l);
+            let free = |l: &IpNet| {
+                taken.overlapping(*l).is_none() && self.lease_counts(subject, issuer, *l)
+            };
             let leases: Vec<IpNet> = grant.leases.iter().copied().filter(free).collect();
             leases.iter().for_each(|l| taken.insert(*l, ()));
             let name = free_name(&mut names, &grant.name);
@@ -86,16 +113,24 @@ impl Records {
             } else {
                 Role::Member
             };
-            let addresses = grant.addresses.iter().copied().filter(|a| leases.iter().any(|l| l.contains(a))).collect();
+            let addresses = grant
+                .addresses
+                .iter()
+                .copied()
+                .filter(|a| leases.iter().any(|l| l.contains(a)))
+                .collect();
             let doc = self.doc(subject).filter(|d| d.left.is_none());
             let mut used = BTreeSet::new();
             let mut own = |a: &IpAddr| leases.iter().any(|l| l.contains(a)) && used.insert(*a);
             let workloads = doc.map(|d| {
                 let entries = d.workloads.iter().map(|w| {
-                    let addresses: Vec<IpAddr> = w.addresses.iter().copied().filter(&mut own).collect();
+                    let addresses: Vec<IpAddr> =
+                        w.addresses.iter().copied().filter(&mut own).collect();
                     (w.name.clone(), addresses)
                 });
-                entries.filter(|(_, addresses)| !addresses.is_empty()).collect()
+                entries
+                    .filter(|(_, addresses)| !addresses.is_empty())
+                    .collect()
             });
             let member = Member {
                 issuer,
@@ -116,28 +151,49 @@ impl Records {
     /// Names: a member's own name and all below it are its own. Any other name with one claimant is that claimant's; of
     /// several the registered one's; of several unregistered ones the one this node has answered before.
     fn names_slowly(&self, roll: &Roll, seen: &BTreeMap<String, PeerId>, resolved: &mut Twin) {
-        let own: BTreeMap<&str, PeerId> = resolved.members.iter().map(|(p, m)| (m.name.as_str(), *p)).collect();
+        let own: BTreeMap<&str, PeerId> = resolved
+            .members
+            .iter()
+            .map(|(p, m)| (m.name.as_str(), *p))
+            .collect();
         let mut claims: Vec<Claims<'_>> = Vec::new();
         for (peer, member) in &resolved.members {
-            let Some(doc) = self.doc(*peer).filter(|d| d.left.is_none()) else { continue };
+            let Some(doc) = self.doc(*peer).filter(|d| d.left.is_none()) else {
+                continue;
+            };
             let workloads = member.workloads.iter().map(|(name, _)| name.as_str());
             let added = doc.names.iter().map(|n| n.name.as_str());
             let may = |name: &&str| {
                 let last = name.rsplit('.').next().unwrap_or(name);
-                own.get(last).is_none_or(|holder| holder == peer && last != *name)
+                own.get(last)
+                    .is_none_or(|holder| holder == peer && last != *name)
                     && !self.is_released(roll, *peer, name)
             };
-            let names = workloads.chain(added).filter(may).map(str::to_owned).collect();
-            claims.push(Claims { by: *peer, doc, names });
+            let names = workloads
+                .chain(added)
+                .filter(may)
+                .map(str::to_owned)
+                .collect();
+            claims.push(Claims {
+                by: *peer,
+                doc,
+                names,
+            });
         }
         let mut claimants: BTreeMap<&str, Vec<PeerId>> = BTreeMap::new();
         for claim in &claims {
-            claim.names.iter().for_each(|name| claimants.entry(name).or_default().push(claim.by));
+            claim
+                .names
+                .iter()
+                .for_each(|name| claimants.entry(name).or_default().push(claim.by));
         }
         let registered = self.registered_slowly(roll, resolved);
         let mut flat = BTreeMap::new();
         for (name, by) in claimants {
-            let holder = registered.get(name).and_then(|holders| holders.iter().find(|h| by.contains(*h))).copied();
+            let holder = registered
+                .get(name)
+                .and_then(|holders| holders.iter().find(|h| by.contains(*h)))
+                .copied();
             let kept = seen.get(name).filter(|held| by.contains(*held)).copied();
             let found = match (holder, by.as_slice()) {
                 (Some(holder), _) => Some(holder),
@@ -157,9 +213,13 @@ impl Records {
         // A workload's name is not also an added one's.
         for claim in &claims {
             let member = resolved.members.get(&claim.by);
-            let workload = |name: &str| member.is_some_and(|m| m.workloads.iter().any(|(w, _)| w.as_str() == name));
+            let workload = |name: &str| {
+                member.is_some_and(|m| m.workloads.iter().any(|(w, _)| w.as_str() == name))
+            };
             let answers = claim.doc.names.iter().filter(|n| !workload(&n.name));
-            resolved.names.extend(answers.map(|n| (n.name.clone(), n.data.clone(), n.ttl, claim.by)));
+            resolved
+                .names
+                .extend(answers.map(|n| (n.name.clone(), n.data.clone(), n.ttl, claim.by)));
         }
         resolved.flat = flat;
     }
@@ -167,19 +227,34 @@ impl Records {
     /// Holders of each registered name, whose word counts most first.
     fn registered_slowly(&self, roll: &Roll, resolved: &Twin) -> BTreeMap<&str, Vec<PeerId>> {
         let order = |by: &PeerId| {
-            let place = || roll.admins.iter().position(|a| a == by).map(|n| n.saturating_add(1));
-            if *by == self.genesis.owner { Some(0) } else { place() }
+            let place = || {
+                roll.admins
+                    .iter()
+                    .position(|a| a == by)
+                    .map(|n| n.saturating_add(1))
+            };
+            if *by == self.genesis.owner {
+                Some(0)
+            } else {
+                place()
+            }
         };
         let mut all: Vec<_> = (self.registrations.iter())
             .filter_map(|((holder, by), r)| {
                 let member = resolved.members.get(holder)?;
-                Some(((order(by)?, member.grant.generation, *holder), *holder, &r.body.names))
+                Some((
+                    (order(by)?, member.grant.generation, *holder),
+                    *holder,
+                    &r.body.names,
+                ))
             })
             .collect();
         all.sort_by_key(|(rank, ..)| *rank);
         let mut names: BTreeMap<&str, Vec<PeerId>> = BTreeMap::new();
         for (_, holder, registered) in all {
-            registered.iter().for_each(|name| names.entry(name).or_default().push(holder));
+            registered
+                .iter()
+                .for_each(|name| names.entry(name).or_default().push(holder));
         }
         names
     }
@@ -192,7 +267,9 @@ fn identity(n: usize) -> Identity {
 
 const PEERS: usize = 8;
 /// Names that members contend for; some are members' names, or below them.
-const NAMES: [&str; 12] = ["db", "web", "m1", "m2", "m3", "db.m1", "x.m2", "a.b.m3", "m3-x", "b.web", "db-2", "mail"];
+const NAMES: [&str; 12] = [
+    "db", "web", "m1", "m2", "m3", "db.m1", "x.m2", "a.b.m3", "m3-x", "b.web", "db-2", "mail",
+];
 
 struct World {
     state: State,
@@ -219,7 +296,12 @@ impl World {
             salt: [1; 16],
         };
         let subnet = state.found(founding, now).unwrap();
-        World { state, subnet, now, dice: Dice::new(seed) }
+        World {
+            state,
+            subnet,
+            now,
+            dice: Dice::new(seed),
+        }
     }
 
     /// One of the things that happen; what is refused has changed nothing.
@@ -243,7 +325,8 @@ impl World {
                     asked: now,
                     proof: None,
                 };
-                let term = [Term::Full, Term::Full, Term::Ephemeral, Term::Trial][self.dice.index(4)];
+                let term =
+                    [Term::Full, Term::Full, Term::Ephemeral, Term::Trial][self.dice.index(4)];
                 copy.admit(&owner, &ask, (Role::Member, term), &BTreeMap::new(), now)
             }
             2 => copy.set_admin(&owner, me.peer, self.dice.below(3) != 0, now),
@@ -252,16 +335,37 @@ impl World {
                 self.document(&mut copy, &me);
                 Ok(())
             }
-            8 => copy.dns_release(&other, name, (self.dice.below(2) == 0).then_some(me.peer), now).map(drop),
+            8 => copy
+                .dns_release(
+                    &other,
+                    name,
+                    (self.dice.below(2) == 0).then_some(me.peer),
+                    now,
+                )
+                .map(drop),
             9 => copy.say_goodbye(&me, now),
             10 => {
-                let seen = (0..PEERS).filter(|_| self.dice.below(2) == 0).map(|n| identity(n).peer).collect();
-                copy.upkeep(&me, &Attendance { seen, clock_is_off: false }, now)
+                let seen = (0..PEERS)
+                    .filter(|_| self.dice.below(2) == 0)
+                    .map(|n| identity(n).peer)
+                    .collect();
+                copy.upkeep(
+                    &me,
+                    &Attendance {
+                        seen,
+                        clock_is_off: false,
+                    },
+                    now,
+                )
             }
             11 => {
                 // The clock goes either way.
                 let far = [40, 400, 5_000, 30_000][self.dice.index(4)];
-                self.now = if self.dice.below(4) == 0 { now - far } else { now + far };
+                self.now = if self.dice.below(4) == 0 {
+                    now - far
+                } else {
+                    now + far
+                };
                 copy.records.forget(self.now);
                 Ok(())
             }
@@ -278,8 +382,16 @@ impl World {
         let mut doc = copy.records.doc(me.peer).cloned().unwrap_or_default();
         doc.version += 1;
         let resolved = copy.resolve(self.now);
-        let leases = resolved.members.get(&me.peer).map(|m| m.leases.clone()).unwrap_or_default();
-        let mut used: BTreeSet<IpAddr> = resolved.members.values().flat_map(|m| m.addresses.clone()).collect();
+        let leases = resolved
+            .members
+            .get(&me.peer)
+            .map(|m| m.leases.clone())
+            .unwrap_or_default();
+        let mut used: BTreeSet<IpAddr> = resolved
+            .members
+            .values()
+            .flat_map(|m| m.addresses.clone())
+            .collect();
         match self.dice.index(4) {
             0 => doc.names.clear(),
             1 => doc.workloads.clear(),
@@ -290,7 +402,8 @@ impl World {
             }
             _ => {
                 used.extend(doc.workloads.iter().flat_map(|w| w.addresses.clone()));
-                let mut addresses = free_addresses(&copy.records.pools(), &leases, &used, &[]).unwrap_or_default();
+                let mut addresses =
+                    free_addresses(&copy.records.pools(), &leases, &used, &[]).unwrap_or_default();
                 if self.dice.below(4) == 0 {
                     addresses = vec!["10.0.2.9".parse().unwrap()];
                 }
@@ -305,16 +418,28 @@ impl World {
 }
 
 fn assert_same(made: &View, anew: &View, what: &str) {
-    assert_eq!((&made.rolls, &made.host, made.changes_at), (&anew.rolls, &anew.host, anew.changes_at), "{what}");
+    assert_eq!(
+        (&made.rolls, &made.host, made.changes_at),
+        (&anew.rolls, &anew.host, anew.changes_at),
+        "{what}"
+    );
     assert!(made.subnets.keys().eq(anew.subnets.keys()), "{what}");
     for (a, b) in made.subnets.values().zip(anew.subnets.values()) {
         let mut zone = (*a.zone).clone();
         // It stays as long as no name changes; made anew it is always the newest.
         zone.serial = b.zone.serial;
         assert_eq!(&zone, &*b.zone, "{what}");
-        assert_eq!((&a.members, &a.hosts, &a.data_keys), (&b.members, &b.hosts, &b.data_keys), "{what}");
+        assert_eq!(
+            (&a.members, &a.hosts, &a.data_keys),
+            (&b.members, &b.hosts, &b.data_keys),
+            "{what}"
+        );
         assert_eq!(a.routes, b.routes, "{what}");
-        assert_eq!((&a.addresses, &a.name, &a.interface), (&b.addresses, &b.name, &b.interface), "{what}");
+        assert_eq!(
+            (&a.addresses, &a.name, &a.interface),
+            (&b.addresses, &b.name, &b.interface),
+            "{what}"
+        );
     }
 }
 
@@ -333,22 +458,45 @@ fn what_is_made_in_steps_is_what_is_made_whole() {
                 continue;
             }
             let made = world.subnet.remember(world.now);
-            let slow: BTreeMap<String, PeerId> =
-                world.subnet.local.seen.iter().map(|(name, by)| (name.to_string(), *by)).collect();
-            assert_eq!(Twin::of(&made), world.subnet.records.resolve_slowly(world.now, &slow), "{what}");
-            let anew = world.subnet.records.resolve_with(world.now, &world.subnet.local.seen);
+            let slow: BTreeMap<String, PeerId> = world
+                .subnet
+                .local
+                .seen
+                .iter()
+                .map(|(name, by)| (name.to_string(), *by))
+                .collect();
+            assert_eq!(
+                Twin::of(&made),
+                world.subnet.records.resolve_slowly(world.now, &slow),
+                "{what}"
+            );
+            let anew = world
+                .subnet
+                .records
+                .resolve_with(world.now, &world.subnet.local.seen);
             assert_eq!(*made, anew, "{what}");
             let mut draft = Draft::default();
             draft.put(world.subnet.clone());
             let _ = world.state.absorb(draft);
             let next = world.state.view(step, world.now, &here, &view);
-            assert_same(&next, &world.state.view(step, world.now, &here, &View::default()), &what);
+            assert_same(
+                &next,
+                &world.state.view(step, world.now, &here, &View::default()),
+                &what,
+            );
             steps += 1;
-            shared += usize::from(next.built.values().all(|b| b.work().fragments < made.members.len()));
+            shared += usize::from(
+                next.built
+                    .values()
+                    .all(|b| b.work().fragments < made.members.len()),
+            );
             view = next;
         }
     }
-    assert!(shared * 2 > steps, "{shared} of {steps} Views shared something");
+    assert!(
+        shared * 2 > steps,
+        "{shared} of {steps} Views shared something"
+    );
 }
 
 /// A subnet of `members` with `workloads` each, all named and registered, at its owner.
@@ -368,19 +516,39 @@ fn large(members: usize, workloads: usize) -> World {
             asked: world.now,
             proof: None,
         };
-        world.subnet.admit(&owner, &ask, (Role::Member, Term::Full), &BTreeMap::new(), world.now).unwrap();
+        world
+            .subnet
+            .admit(
+                &owner,
+                &ask,
+                (Role::Member, Term::Full),
+                &BTreeMap::new(),
+                world.now,
+            )
+            .unwrap();
         let lease = world.subnet.remember(world.now).members[&who.peer].leases[0];
         if n == 0 {
             continue;
         }
         let addresses = lease.hosts().skip(5);
-        let entry =
-            |(w, address)| WorkloadEntry { name: format!("w{w}-{n}").parse().unwrap(), addresses: vec![address] };
-        let doc = Doc { version: 1, workloads: (0..workloads).zip(addresses).map(entry).collect(), ..Doc::default() };
-        let record = Signed::new(world.subnet.records.id, &Body::Doc(doc), &who.key).check().unwrap();
+        let entry = |(w, address)| WorkloadEntry {
+            name: format!("w{w}-{n}").parse().unwrap(),
+            addresses: vec![address],
+        };
+        let doc = Doc {
+            version: 1,
+            workloads: (0..workloads).zip(addresses).map(entry).collect(),
+            ..Doc::default()
+        };
+        let record = Signed::new(world.subnet.records.id, &Body::Doc(doc), &who.key)
+            .check()
+            .unwrap();
         let _ = world.subnet.records.absorb(record);
     }
-    world.subnet.upkeep(&owner, &Attendance::default(), world.now).unwrap();
+    world
+        .subnet
+        .upkeep(&owner, &Attendance::default(), world.now)
+        .unwrap();
     world.subnet.remember(world.now);
     world
 }
@@ -392,7 +560,8 @@ impl World {
         let mut draft = Draft::default();
         draft.put(self.subnet.clone());
         let _ = self.state.absorb(draft);
-        self.state.view(former.generation + 1, self.now, &Here::default(), former)
+        self.state
+            .view(former.generation + 1, self.now, &Here::default(), former)
     }
 }
 
@@ -407,51 +576,120 @@ fn one_changed_document_makes_one_member_and_its_names() {
     let first = world.view(&View::default());
     let (resolved, built) = works(&first);
     assert_eq!((built.fragments, built.routes), (100, 100));
-    assert_eq!(resolved.places, 0, "the owner's own upkeep has found out already");
+    assert_eq!(
+        resolved.places, 0,
+        "the owner's own upkeep has found out already"
+    );
     let who = identity(40);
     let mut doc = world.subnet.records.doc(who.peer).cloned().unwrap();
     (doc.version, doc.workloads[3].name) = (2, "other".parse().unwrap());
-    let record = Signed::new(world.subnet.records.id, &Body::Doc(doc.clone()), &who.key).check().unwrap();
+    let record = Signed::new(world.subnet.records.id, &Body::Doc(doc.clone()), &who.key)
+        .check()
+        .unwrap();
     let _ = world.subnet.records.absorb(record);
     let second = world.view(&first);
     let (resolved, built) = works(&second);
-    assert_eq!(resolved, Work { places: 0, members: 1, names: 2 });
+    assert_eq!(
+        resolved,
+        Work {
+            places: 0,
+            members: 1,
+            names: 2
+        }
+    );
     // The old name and the new one, each alone and below the member's.
-    assert_eq!(built, crate::model::build::Work { fragments: 1, names: 4, routes: 0 });
+    assert_eq!(
+        built,
+        crate::model::build::Work {
+            fragments: 1,
+            names: 4,
+            routes: 0
+        }
+    );
     let id = world.subnet.records.id;
-    assert!(Arc::ptr_eq(&first.subnets[&id].routes, &second.subnets[&id].routes));
+    assert!(Arc::ptr_eq(
+        &first.subnets[&id].routes,
+        &second.subnets[&id].routes
+    ));
     // The same in another version changes no name.
     doc.version = 3;
     let record = Signed::new(id, &Body::Doc(doc), &who.key).check().unwrap();
     let _ = world.subnet.records.absorb(record);
     let third = world.view(&second);
-    assert_eq!(works(&third), (Work { places: 0, members: 1, names: 0 }, Default::default()));
-    assert!(Arc::ptr_eq(&second.subnets[&id].zone, &third.subnets[&id].zone), "its serial stays, too");
+    assert_eq!(
+        works(&third),
+        (
+            Work {
+                places: 0,
+                members: 1,
+                names: 0
+            },
+            Default::default()
+        )
+    );
+    assert!(
+        Arc::ptr_eq(&second.subnets[&id].zone, &third.subnets[&id].zone),
+        "its serial stays, too"
+    );
 }
 
 #[test]
 fn own_commands_and_upkeep_make_what_they_change() {
     let (mut world, owner) = (large(100, 20), identity(0));
     let first = world.view(&View::default());
-    world.subnet.dns_add(&owner, "wiki", &[RecordData::Txt("x".into())], 60, world.now).unwrap();
+    world
+        .subnet
+        .dns_add(
+            &owner,
+            "wiki",
+            &[RecordData::Txt("x".into())],
+            60,
+            world.now,
+        )
+        .unwrap();
     let second = world.view(&first);
     assert_eq!(
         works(&second),
-        (Work { places: 0, members: 1, names: 1 }, crate::model::build::Work { fragments: 1, names: 2, routes: 0 })
+        (
+            Work {
+                places: 0,
+                members: 1,
+                names: 1
+            },
+            crate::model::build::Work {
+                fragments: 1,
+                names: 2,
+                routes: 0
+            }
+        )
     );
     // Upkeep registers that one name; what it means is the same.
     let before = world.subnet.records.clone();
-    world.subnet.upkeep(&owner, &Attendance::default(), world.now).unwrap();
+    world
+        .subnet
+        .upkeep(&owner, &Attendance::default(), world.now)
+        .unwrap();
     world.subnet.keep_own(&owner, &[], world.now).unwrap();
-    let changed = world.subnet.records.registrations.differences(&before.registrations, Arc::ptr_eq).len();
+    let changed = world
+        .subnet
+        .records
+        .registrations
+        .differences(&before.registrations, Arc::ptr_eq)
+        .len();
     assert_eq!(changed, 1);
     let third = world.view(&second);
     assert_eq!(works(&third).1, Default::default());
     assert!(works(&third).0.names <= 1);
     // And with nothing to do nothing is made.
     let before = world.subnet.clone();
-    world.subnet.upkeep(&owner, &Attendance::default(), world.now).unwrap();
+    world
+        .subnet
+        .upkeep(&owner, &Attendance::default(), world.now)
+        .unwrap();
     world.subnet.keep_own(&owner, &[], world.now).unwrap();
     assert!(world.subnet == before && before.own_is_true(&owner, &[], world.now));
-    assert!(Arc::ptr_eq(&before.resolve(world.now), &world.subnet.resolve(world.now)), "found once");
+    assert!(
+        Arc::ptr_eq(&before.resolve(world.now), &world.subnet.resolve(world.now)),
+        "found once"
+    );
 }

@@ -28,21 +28,33 @@ enum What {
 
 impl Addition {
     pub(super) fn of_workload(subnet: SubnetId, workload: Workload) -> Addition {
-        Addition { subnet, what: What::Workload(Box::new(workload)) }
+        Addition {
+            subnet,
+            what: What::Workload(Box::new(workload)),
+        }
     }
 
     pub(super) fn already(subnet: SubnetId, workload: Name) -> Addition {
-        Addition { subnet, what: What::Already(workload) }
+        Addition {
+            subnet,
+            what: What::Already(workload),
+        }
     }
 
     /// `before` was given that namespace.
     pub(super) fn of_placed(subnet: SubnetId, before: Workload, netns: NetnsRef) -> Addition {
-        Addition { subnet, what: What::Placed(Box::new(before), netns) }
+        Addition {
+            subnet,
+            what: What::Placed(Box::new(before), netns),
+        }
     }
 
     /// Maps of one name.
     pub(super) fn of_maps(subnet: SubnetId, name: Name, maps: Vec<Map>) -> Addition {
-        Addition { subnet, what: What::Maps(name, maps) }
+        Addition {
+            subnet,
+            what: What::Maps(name, maps),
+        }
     }
 }
 
@@ -54,7 +66,9 @@ impl Core {
     pub fn confirm(&mut self, added: &Addition) -> Result<(), Error> {
         let mut subnet = self.state.edit(&added.subnet.to_string())?;
         match &added.what {
-            What::Workload(workload) | What::Placed(workload, _) => subnet.confirm(&workload.name, Added::Workload),
+            What::Workload(workload) | What::Placed(workload, _) => {
+                subnet.confirm(&workload.name, Added::Workload)
+            }
             What::Already(name) => subnet.confirm(name, Added::Workload),
             What::Maps(name, _) => subnet.confirm(name, Added::Map),
         }
@@ -67,7 +81,9 @@ impl Core {
     /// # Errors
     /// As [`Core::commit`].
     pub fn undo(&mut self, added: &Addition) -> Result<bool, Error> {
-        let Some(mut subnet) = self.state.subnets.get(&added.subnet).cloned() else { return Ok(false) };
+        let Some(mut subnet) = self.state.subnets.get(&added.subnet).cloned() else {
+            return Ok(false);
+        };
         let unconfirmed = &subnet.local.unconfirmed;
         match &added.what {
             What::Already(_) => return Ok(false),
@@ -77,8 +93,10 @@ impl Core {
                 }
             }
             What::Workload(workload) => {
-                let same =
-                    |w: &Workload| (&w.name, &w.target, w.since) == (&workload.name, &workload.target, workload.since);
+                let same = |w: &Workload| {
+                    (&w.name, &w.target, w.since)
+                        == (&workload.name, &workload.target, workload.since)
+                };
                 let doubted = unconfirmed.workloads.contains(&workload.name);
                 if !doubted || !subnet.local.workloads.iter().any(same) {
                     return Ok(false);
@@ -86,7 +104,9 @@ impl Core {
                 subnet.detach(&self.state.me.clone(), workload.name.as_str(), self.now())?;
             }
             What::Maps(name, maps) => {
-                if !unconfirmed.maps.contains(name) || !subnet.local.maps.iter().any(|map| maps.contains(map)) {
+                if !unconfirmed.maps.contains(name)
+                    || !subnet.local.maps.iter().any(|map| maps.contains(map))
+                {
                     return Ok(false);
                 }
                 subnet.map_remove(|map| maps.contains(map));
@@ -98,7 +118,9 @@ impl Core {
 
     /// The maps of an addition as they are now.
     pub(in crate::node) fn maps_of(&self, added: &Addition) -> Vec<MapInfo> {
-        let (Some(subnet), What::Maps(_, maps)) = (self.state.subnets.get(&added.subnet), &added.what) else {
+        let (Some(subnet), What::Maps(_, maps)) =
+            (self.state.subnets.get(&added.subnet), &added.what)
+        else {
             return vec![];
         };
         let resolved = subnet.resolve(self.now());

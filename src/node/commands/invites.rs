@@ -40,7 +40,12 @@ impl Core {
         let issued = Issued {
             public: key.verifying_key().to_bytes(),
             seat: subnet.records.seat_of(me).unwrap_or(0),
-            generation: subnet.records.grants_of(me).map(|g| g.generation).max().unwrap_or(0),
+            generation: subnet
+                .records
+                .grants_of(me)
+                .map(|g| g.generation)
+                .max()
+                .unwrap_or(0),
             uses,
             used: vec![],
             expires,
@@ -72,16 +77,30 @@ impl Core {
             subnet.require_owner(&self.state.me)?;
         }
         if role == Role::Owner {
-            return Err(Error::new(ErrorKind::Usage, Code::Role, "an invite is for a member or an admin"));
+            return Err(Error::new(
+                ErrorKind::Usage,
+                Code::Role,
+                "an invite is for a member or an admin",
+            ));
         }
-        let (issued, invite) = self.new_invite(&subnet, uses.max(1), expires_ms, (role, term), labels)?;
+        let (issued, invite) =
+            self.new_invite(&subnet, uses.max(1), expires_ms, (role, term), labels)?;
         let (id, expires, uses) = (issued.id(), issued.expires, issued.uses);
         // Spent invites of long ago tell nothing any more.
-        subnet.local.invites.retain(|i| now < i.expires.saturating_add(7 * 86_400));
+        subnet
+            .local
+            .invites
+            .retain(|i| now < i.expires.saturating_add(7 * 86_400));
         subnet.local.invites.push(issued);
         let join_flags = flags(&subnet.records.genesis);
         self.save(subnet)?;
-        Ok(Response::Invite(InviteCreated { id, invite, uses, expires, join_flags }))
+        Ok(Response::Invite(InviteCreated {
+            id,
+            invite,
+            uses,
+            expires,
+            join_flags,
+        }))
     }
 
     /// `invite revoke`.
@@ -90,11 +109,25 @@ impl Core {
     /// `E-NO-INVITE`, `E-AMBIGUOUS`.
     pub fn invite_revoke(&mut self, id: &str) -> Result<Response, Error> {
         // People paste the invite itself as well as its short name.
-        let public = Invite::parse(id).ok().map(|i| i.key().verifying_key().to_bytes());
-        let text = public.map_or_else(|| id.to_ascii_lowercase(), |public| HEXLOWER.encode(&public));
-        let issued = self.state.subnets.values().flat_map(|s| s.local.invites.iter().map(|i| (s.records.id, i.public)));
-        let all: Vec<Named<(SubnetId, [u8; 32])>> =
-            issued.map(|what| Named { what, id: Some(Id::plain(HEXLOWER.encode(&what.1))), names: vec![] }).collect();
+        let public = Invite::parse(id)
+            .ok()
+            .map(|i| i.key().verifying_key().to_bytes());
+        let text = public.map_or_else(
+            || id.to_ascii_lowercase(),
+            |public| HEXLOWER.encode(&public),
+        );
+        let issued = self
+            .state
+            .subnets
+            .values()
+            .flat_map(|s| s.local.invites.iter().map(|i| (s.records.id, i.public)));
+        let all: Vec<Named<(SubnetId, [u8; 32])>> = issued
+            .map(|what| Named {
+                what,
+                id: Some(Id::plain(HEXLOWER.encode(&what.1))),
+                names: vec![],
+            })
+            .collect();
         let none = || {
             crate::model::error::Error::new(
                 crate::model::error::Kind::NotFound,
@@ -106,7 +139,12 @@ impl Core {
         let (subnet, public) = find(&all, &text).map_err(|miss| miss.error(id, none))?;
         let mut subnet = self.state.edit(&subnet.to_string())?;
         let mut changed = false;
-        for invite in subnet.local.invites.iter_mut().filter(|i| i.public == public) {
+        for invite in subnet
+            .local
+            .invites
+            .iter_mut()
+            .filter(|i| i.public == public)
+        {
             changed |= !invite.revoked;
             invite.revoked = true;
         }

@@ -12,14 +12,22 @@ impl Core {
     ///
     /// # Errors
     /// `E-NOT-ADMIN`, `E-LEASE-OUTSIDE`, `E-LEASE-TAKEN`, `E-LEASE-MANY`.
-    pub fn lease_add(&mut self, text: &str, entries: &[(IpNet, PeerId)]) -> Result<Response, Error> {
+    pub fn lease_add(
+        &mut self,
+        text: &str,
+        entries: &[(IpNet, PeerId)],
+    ) -> Result<Response, Error> {
         let mut subnet = self.state.edit(text)?;
         let changed = subnet.lease(&self.state.me.clone(), entries, self.now())?;
         self.save(subnet)?;
         Ok(done(
             format!(
                 "{} leased",
-                if entries.len() == 1 { "1 prefix".to_owned() } else { format!("{} prefixes", entries.len()) }
+                if entries.len() == 1 {
+                    "1 prefix".to_owned()
+                } else {
+                    format!("{} prefixes", entries.len())
+                }
             ),
             changed,
         ))
@@ -31,7 +39,9 @@ impl Core {
     /// `E-NO-SUBNET`, `E-NO-MEMBER`.
     pub fn lease_owner(&self, text: &str, member: Option<&str>) -> Result<PeerId, Error> {
         let subnet = self.state.find(text)?;
-        let Some(member) = member else { return Ok(self.state.me.peer) };
+        let Some(member) = member else {
+            return Ok(self.state.me.peer);
+        };
         match member.parse::<PeerId>() {
             Ok(peer) => Ok(peer),
             Err(_) => {
@@ -45,7 +55,12 @@ impl Core {
     ///
     /// # Errors
     /// `E-NO-MEMBER`, `E-NO-LEASE`, `E-NOT-ADMIN`, `E-LEASE-OWN`.
-    pub fn lease_rm(&mut self, text: &str, prefix: IpNet, member: Option<&str>) -> Result<Response, Error> {
+    pub fn lease_rm(
+        &mut self,
+        text: &str,
+        prefix: IpNet,
+        member: Option<&str>,
+    ) -> Result<Response, Error> {
         let from = member.map(|_| self.lease_owner(text, member)).transpose()?;
         let mut subnet = self.state.edit(text)?;
         if !subnet.unlease(&self.state.me.clone(), prefix, from, self.now())? {

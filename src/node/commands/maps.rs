@@ -40,39 +40,79 @@ pub fn prepare_map(
 ) -> Result<NewMap, Error> {
     let usage = |code: Code, message: String| Error::new(ErrorKind::Usage, code, message);
     if port == 0 || target_port == 0 {
-        return Err(usage(Code::Port, "a port is a number from 1 to 65535".into()));
+        return Err(usage(
+            Code::Port,
+            "a port is a number from 1 to 65535".into(),
+        ));
     }
     let address = target.parse::<IpAddr>().ok();
     if let (Some(listen), Some(address)) = (listen, address)
         && address.is_ipv4() != listen.is_ipv4()
     {
-        return Err(usage(Code::Family, format!("{listen} and {address} are of different families")));
+        return Err(usage(
+            Code::Family,
+            format!("{listen} and {address} are of different families"),
+        ));
     }
     if let Some(listen) = listen
-        && let Some(other) = allow.iter().find(|p| p.addr().is_ipv4() != listen.is_ipv4())
+        && let Some(other) = allow
+            .iter()
+            .find(|p| p.addr().is_ipv4() != listen.is_ipv4())
     {
-        return Err(usage(Code::Family, format!("--allow {other} is not of the family of {listen}")));
+        return Err(usage(
+            Code::Family,
+            format!("--allow {other} is not of the family of {listen}"),
+        ));
     }
-    let family = if listen.is_none_or(|l| l.is_ipv4()) { "" } else { "6" };
-    let default = format!("{proto}{family}-{port}").parse::<Name>().map_err(|e| usage(Code::Name, e.to_string()))?;
+    let family = if listen.is_none_or(|l| l.is_ipv4()) {
+        ""
+    } else {
+        "6"
+    };
+    let default = format!("{proto}{family}-{port}")
+        .parse::<Name>()
+        .map_err(|e| usage(Code::Name, e.to_string()))?;
     let (name_is_default, everywhere) = (name.is_none(), listen.is_none());
     let name = name.unwrap_or(default);
-    let every = [IpAddr::from(Ipv4Addr::UNSPECIFIED), IpAddr::from(Ipv6Addr::UNSPECIFIED)];
+    let every = [
+        IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        IpAddr::from(Ipv6Addr::UNSPECIFIED),
+    ];
     let at = |listen: IpAddr| {
-        let allowed = allow.iter().copied().filter(|p| p.addr().is_ipv4() == listen.is_ipv4()).collect::<Vec<_>>();
+        let allowed = allow
+            .iter()
+            .copied()
+            .filter(|p| p.addr().is_ipv4() == listen.is_ipv4())
+            .collect::<Vec<_>>();
         // Without a prefix of its family left it would be open to everyone.
-        let fits = address.is_none_or(|a| a.is_ipv4() == listen.is_ipv4()) && allowed.is_empty() == allow.is_empty();
+        let fits = address.is_none_or(|a| a.is_ipv4() == listen.is_ipv4())
+            && allowed.is_empty() == allow.is_empty();
         let (name, target) = (name.clone(), target.clone());
-        fits.then_some(Map { name, proto, listen, port, target, target_port, allow: allowed })
+        fits.then_some(Map {
+            name,
+            proto,
+            listen,
+            port,
+            target,
+            target_port,
+            allow: allowed,
+        })
     };
     let maps: Vec<Map> = match listen {
         Some(listen) => at(listen).into_iter().collect(),
         None => every.into_iter().filter_map(at).collect(),
     };
     if maps.is_empty() {
-        return Err(usage(Code::Family, format!("{target} and the prefixes of --allow are of different families")));
+        return Err(usage(
+            Code::Family,
+            format!("{target} and the prefixes of --allow are of different families"),
+        ));
     }
-    Ok(NewMap { maps, name_is_default, everywhere })
+    Ok(NewMap {
+        maps,
+        name_is_default,
+        everywhere,
+    })
 }
 
 impl Core {
@@ -82,7 +122,12 @@ impl Core {
     /// See [`Subnet::map_add`](crate::model::members::Subnet::map_add).
     pub fn map_add(&mut self, text: &str, new: NewMap) -> Result<Addition, Error> {
         let mut subnet = self.state.edit(text)?;
-        let others: Vec<Map> = self.state.subnets.values().flat_map(|s| s.local.maps.iter().cloned()).collect();
+        let others: Vec<Map> = self
+            .state
+            .subnets
+            .values()
+            .flat_map(|s| s.local.maps.iter().cloned())
+            .collect();
         let first = new.maps.first().map(|map| map.name.clone());
         let nothing = || Error::new(ErrorKind::Usage, Code::Family, "there is nothing to map");
         let mut name = first.ok_or_else(nothing)?;
@@ -91,10 +136,15 @@ impl Core {
         }
         let (mut made, mut without) = (Vec::new(), None);
         for map in new.maps {
-            let map = Map { name: name.clone(), ..map };
+            let map = Map {
+                name: name.clone(),
+                ..map
+            };
             match subnet.map_add(&self.state.me.clone(), map.clone(), &others, self.now()) {
                 Ok(()) => made.push(map),
-                Err(error) if new.everywhere && error.code == Code::NoTarget => without = Some(error),
+                Err(error) if new.everywhere && error.code == Code::NoTarget => {
+                    without = Some(error)
+                }
                 Err(error) => return Err(error.into()),
             }
         }
@@ -125,8 +175,16 @@ impl Core {
             }
             (None, None) => false,
         };
-        let Some(gone) = subnet.local.maps.iter().find(|m| matches(m)).map(|m| m.name.clone()) else {
-            let at = |a: Option<IpAddr>, port| a.map_or_else(|| format!("{port}"), |a| endpoint(a, port));
+        let Some(gone) = subnet
+            .local
+            .maps
+            .iter()
+            .find(|m| matches(m))
+            .map(|m| m.name.clone())
+        else {
+            let at = |a: Option<IpAddr>, port| {
+                a.map_or_else(|| format!("{port}"), |a| endpoint(a, port))
+            };
             let what = name
                 .map(printable)
                 .or_else(|| key.map(|(p, a, port)| format!("{p} {}", at(a, port))))

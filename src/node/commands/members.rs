@@ -21,7 +21,11 @@ impl Core {
         let now = self.now();
         let resolved = subnet.resolve(now);
         let peer = subnet.find_member(&resolved, member, now)?;
-        let name = resolved.members.get(&peer).map(|m| m.name.clone()).unwrap_or_else(|| Name::from_host("member"));
+        let name = resolved
+            .members
+            .get(&peer)
+            .map(|m| m.name.clone())
+            .unwrap_or_else(|| Name::from_host("member"));
         act(&mut subnet, &self.state.me.clone(), peer, now)?;
         self.save(subnet)?;
         Ok(name)
@@ -31,7 +35,12 @@ impl Core {
     ///
     /// # Errors
     /// `E-NO-REQUEST`, `E-AMBIGUOUS`, `E-NOT-ADMIN`, `E-POOL-FULL`.
-    pub fn decide_request(&mut self, text: &str, who: &str, approve: bool) -> Result<Response, Error> {
+    pub fn decide_request(
+        &mut self,
+        text: &str,
+        who: &str,
+        approve: bool,
+    ) -> Result<Response, Error> {
         let mut subnet = self.state.edit(text)?;
         let now = self.now();
         let resolved = subnet.resolve(now);
@@ -39,37 +48,59 @@ impl Core {
         let request = match subnet.find_request(who) {
             Ok(peer) => subnet.requests.get(&peer).cloned(),
             // A denial is taken back by the ID that it named: the peer's next question waits again.
-            Err(error) if error.code == Code::NoRequest && approve && subnet.was_denied(who).is_some() => {
+            Err(error)
+                if error.code == Code::NoRequest && approve && subnet.was_denied(who).is_some() =>
+            {
                 let peer = subnet.was_denied(who);
                 subnet.local.denied.retain(|p, _| Some(*p) != peer);
                 self.save(subnet)?;
-                let told = format!("{} is denied no more: approve it when it asks again", printable(who));
+                let told = format!(
+                    "{} is denied no more: approve it when it asks again",
+                    printable(who)
+                );
                 return Ok(done(told, true));
             }
             // Approving twice is no error.
             Err(error)
-                if error.code == Code::NoRequest && approve && subnet.find_member(&resolved, who, now).is_ok() =>
+                if error.code == Code::NoRequest
+                    && approve
+                    && subnet.find_member(&resolved, who, now).is_ok() =>
             {
                 None
             }
             Err(error) => return Err(error.into()),
         };
         let Some(request) = request else {
-            return Ok(done(format!("{} is a member already", printable(who)), false));
+            return Ok(done(
+                format!("{} is a member already", printable(who)),
+                false,
+            ));
         };
         let me = self.state.me.clone();
         if approve {
-            subnet.admit(&me, &request.ask, (Role::Member, Term::Full), &BTreeMap::new(), now)?;
+            subnet.admit(
+                &me,
+                &request.ask,
+                (Role::Member, Term::Full),
+                &BTreeMap::new(),
+                now,
+            )?;
         } else {
             subnet.requests.remove(&request.ask.joiner);
-            subnet.local.denied.insert(request.ask.joiner, now.saturating_add(REQUEST_LIFE));
+            subnet
+                .local
+                .denied
+                .insert(request.ask.joiner, now.saturating_add(REQUEST_LIFE));
         }
         self.save(subnet)?;
         let (name, peer) = (&request.ask.name, request.ask.joiner);
         let told = if approve {
             format!("approved {name} ({peer})")
         } else {
-            format!("denied {name} ({peer}) for {} minutes; approve its ID to take that back", REQUEST_LIFE / 60)
+            format!(
+                "denied {name} ({peer}) for {} minutes; approve its ID to take that back",
+                REQUEST_LIFE / 60
+            )
         };
         Ok(done(told, true))
     }
@@ -109,7 +140,13 @@ impl Core {
             changed = s.records.head().seat(peer).is_some() != admin;
             s.set_admin(me, peer, admin, now)
         })?;
-        Ok(done(format!("{name} is {} now", if admin { "an admin" } else { "a member" }), changed))
+        Ok(done(
+            format!(
+                "{name} is {} now",
+                if admin { "an admin" } else { "a member" }
+            ),
+            changed,
+        ))
     }
 
     /// `member label`: an empty value takes a label away.
@@ -122,7 +159,9 @@ impl Core {
         member: &str,
         labels: &BTreeMap<String, String>,
     ) -> Result<Response, Error> {
-        let name = self.on_member(text, member, |s, me, peer, now| s.label(me, peer, labels, now))?;
+        let name = self.on_member(text, member, |s, me, peer, now| {
+            s.label(me, peer, labels, now)
+        })?;
         Ok(done(format!("labelled {name}"), true))
     }
 }

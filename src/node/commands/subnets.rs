@@ -38,12 +38,24 @@ impl Core {
         let name = founding.name.clone();
         let mut subnet = self.state.found(founding, now_ms / 1000)?;
         subnet.set_endpoints(&self.state.me, &self.endpoints, now_ms / 1000)?;
-        let (issued, text) = self.new_invite(&subnet, 1, 86_400_000, (Role::Member, Term::Full), BTreeMap::new())?;
+        let (issued, text) = self.new_invite(
+            &subnet,
+            1,
+            86_400_000,
+            (Role::Member, Term::Full),
+            BTreeMap::new(),
+        )?;
         subnet.local.invites.push(issued);
         let created = self.created(&subnet, Some(text), now_ms / 1000)?;
         let mut draft = Draft::default();
         draft.put(subnet);
-        let past = self.state.past.iter().filter(|p| p.name != name).cloned().collect();
+        let past = self
+            .state
+            .past
+            .iter()
+            .filter(|p| p.name != name)
+            .cloned()
+            .collect();
         draft.remember(past);
         self.commit(draft)?;
         Ok(created)
@@ -76,7 +88,9 @@ impl Core {
         let id = match self.state.find_joined_or_waiting(text) {
             Ok(id) => id,
             Err(error) if error.code == Code::NoSubnet => {
-                let Some(id) = self.state.find_past(text).map(|past| past.id) else { return Err(error.into()) };
+                let Some(id) = self.state.find_past(text).map(|past| past.id) else {
+                    return Err(error.into());
+                };
                 self.told_of_end(id)?;
                 return Ok(Leaving::Gone);
             }
@@ -93,7 +107,10 @@ impl Core {
             return Err(Error::new(
                 ErrorKind::Conflict,
                 Code::OwnerStays,
-                format!("the owner cannot leave subnet {} while it has other members", subnet.name()),
+                format!(
+                    "the owner cannot leave subnet {} while it has other members",
+                    subnet.name()
+                ),
             )
             .hint(Hint::Destroy(subnet.name().clone())));
         }
@@ -110,7 +127,9 @@ impl Core {
     /// When it could not be saved.
     fn told_of_end(&mut self, id: SubnetId) -> Result<(), Error> {
         let mut past = self.state.past.clone();
-        past.iter_mut().filter(|p| p.id == id).for_each(|p| p.untold = false);
+        past.iter_mut()
+            .filter(|p| p.id == id)
+            .for_each(|p| p.untold = false);
         if past != self.state.past {
             let mut draft = Draft::default();
             draft.remember(past);
@@ -140,7 +159,9 @@ impl Core {
     pub fn destroy(&mut self, text: &str) -> Result<Option<SubnetId>, Error> {
         let mut subnet = match self.state.edit(text) {
             Ok(subnet) => subnet,
-            Err(error) if error.code == Code::NoSubnet && self.state.find_past(text).is_some() => return Ok(None),
+            Err(error) if error.code == Code::NoSubnet && self.state.find_past(text).is_some() => {
+                return Ok(None);
+            }
             Err(error) => return Err(error.into()),
         };
         subnet.destroy(&self.state.me.clone(), self.now())?;
@@ -168,7 +189,11 @@ impl Core {
     /// `E-NO-SUBNET`.
     pub fn host_policy(&self, text: &str) -> Result<HostInfo, Error> {
         let subnet = self.state.find(text)?;
-        Ok(HostInfo { subnet: subnet.name().clone(), host: subnet.local.host.clone(), changed: false })
+        Ok(HostInfo {
+            subnet: subnet.name().clone(),
+            host: subnet.local.host.clone(),
+            changed: false,
+        })
     }
 
     /// `subnet host SUBNET SPEC`: replaces it.
@@ -177,7 +202,11 @@ impl Core {
     /// `E-NO-SUBNET`, or it could not be saved.
     pub fn set_host_policy(&mut self, text: &str, host: HostPolicy) -> Result<HostInfo, Error> {
         let mut subnet = self.state.edit(text)?;
-        let info = HostInfo { subnet: subnet.name().clone(), changed: subnet.local.host != host, host };
+        let info = HostInfo {
+            subnet: subnet.name().clone(),
+            changed: subnet.local.host != host,
+            host,
+        };
         if info.changed {
             subnet.local.host = info.host.clone();
             self.save(subnet)?;
@@ -203,6 +232,9 @@ impl Core {
         }
         self.commit(draft)?;
         let names: Vec<&str> = chosen.iter().map(|s| s.name().as_str()).collect();
-        Ok(done(format!("{} {}", names.join(", "), if up { "up" } else { "down" }), changed))
+        Ok(done(
+            format!("{} {}", names.join(", "), if up { "up" } else { "down" }),
+            changed,
+        ))
     }
 }

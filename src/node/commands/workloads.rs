@@ -40,12 +40,16 @@ impl NewWorkload {
     /// it. An engine may ask before it has a namespace, and again without naming it.
     fn is(&self, here: &Workload, ip: Option<IpAddr>) -> bool {
         let same_mac = self.mac.is_none_or(|mac| here.mac == Some(mac));
-        self.means(here, ip) && same_mac && self.netns.as_ref().is_none_or(|netns| here.is_in(netns))
+        self.means(here, ip)
+            && same_mac
+            && self.netns.as_ref().is_none_or(|netns| here.is_in(netns))
     }
 
     /// Whether `here` waits for the namespace that is told now. Its hardware address may be told with it.
     fn places(&self, here: &Workload, ip: Option<IpAddr>) -> bool {
-        let fits = self.mac.is_none_or(|mac| here.mac.is_none_or(|known| known == mac));
+        let fits = self
+            .mac
+            .is_none_or(|mac| here.mac.is_none_or(|known| known == mac));
         self.means(here, ip) && fits && here.netns.is_none()
     }
 
@@ -56,7 +60,9 @@ impl NewWorkload {
             (Target::Netns(_), Target::Netns(_)) => true,
             _ => here.is_same_attachment(&self.target, &self.inner_link),
         };
-        thing && (self.name_is_default || self.name == here.name) && ip.is_none_or(|ip| here.addresses.contains(&ip))
+        thing
+            && (self.name_is_default || self.name == here.name)
+            && ip.is_none_or(|ip| here.addresses.contains(&ip))
     }
 }
 
@@ -75,12 +81,18 @@ impl Core {
         let mut subnet = self.state.edit(text)?;
         let id = subnet.records.id;
         if let Some(here) = subnet.local.workloads.iter().find(|here| new.is(here, ip)) {
-            let attached = Attached { already: true, ..self.attached(&subnet, here)? };
+            let attached = Attached {
+                already: true,
+                ..self.attached(&subnet, here)?
+            };
             return Ok((attached, Addition::already(id, here.name.clone())));
         }
         let elsewhere = self.state.subnets.values().any(|s| {
             let is = |w: &Workload| {
-                let netns = new.netns.as_ref().is_some_and(|n| w.is_in(n) && w.inner_link == new.inner_link);
+                let netns = new
+                    .netns
+                    .as_ref()
+                    .is_some_and(|n| w.is_in(n) && w.inner_link == new.inner_link);
                 netns || w.is_same_attachment(&new.target, &new.inner_link)
             };
             s.records.id != subnet.records.id && s.local.workloads.iter().any(is)
@@ -89,10 +101,18 @@ impl Core {
             return Err(Error::new(
                 ErrorKind::Conflict,
                 Code::Attached,
-                format!("{} has a link {} of another subnet", new.name, new.inner_link),
+                format!(
+                    "{} has a link {} of another subnet",
+                    new.name, new.inner_link
+                ),
             ));
         }
-        let waits = subnet.local.workloads.iter().find(|here| new.places(here, ip)).cloned();
+        let waits = subnet
+            .local
+            .workloads
+            .iter()
+            .find(|here| new.places(here, ip))
+            .cloned();
         if let (Some(before), Some(netns)) = (waits, new.netns.clone()) {
             let placed = subnet.place(&before.name, netns.clone(), new.mac)?;
             let attached = self.attached(&subnet, &placed)?;
@@ -145,7 +165,12 @@ impl Core {
     ///
     /// # Errors
     /// `E-NO-WORKLOAD`, `E-AMBIGUOUS`.
-    pub fn detach(&mut self, workload: &str, subnet: Option<&str>, interface: Option<&str>) -> Result<Response, Error> {
+    pub fn detach(
+        &mut self,
+        workload: &str,
+        subnet: Option<&str>,
+        interface: Option<&str>,
+    ) -> Result<Response, Error> {
         let (id, name) = self.find_workload(workload, subnet, interface)?;
         let mut subnet = self.state.edit(&id.to_string())?;
         let gone = subnet.detach(&self.state.me.clone(), name.as_str(), self.now())?;
@@ -164,25 +189,52 @@ impl Core {
         subnet: Option<&str>,
         interface: Option<&str>,
     ) -> Result<(SubnetId, Name), Error> {
-        let only = subnet.map(|subnet| self.state.find(subnet).map(|s| s.records.id)).transpose()?;
-        let chosen = self.state.subnets.values().filter(|s| only.is_none_or(|id| id == s.records.id));
+        let only = subnet
+            .map(|subnet| self.state.find(subnet).map(|s| s.records.id))
+            .transpose()?;
+        let chosen = self
+            .state
+            .subnets
+            .values()
+            .filter(|s| only.is_none_or(|id| id == s.records.id));
         let (mut named, mut attached) = (Vec::new(), Vec::new());
-        let is_name = chosen.clone().flat_map(|s| &s.local.workloads).any(|w| w.name.as_str() == text);
+        let is_name = chosen
+            .clone()
+            .flat_map(|s| &s.local.workloads)
+            .any(|w| w.name.as_str() == text);
         for subnet in chosen {
             let meant = |w: &&Workload| interface.is_none_or(|name| w.inner_link == name);
             for workload in subnet.local.workloads.iter().filter(meant) {
                 let what = (subnet.records.id, workload.name.clone());
                 // An engine's ID may be any text: alone it does not stand before a name.
-                let is_id = !matches!(workload.target, Target::Engine { .. }) || interface.is_some() || !is_name;
-                let id = workload.target.container().filter(|_| is_id).map(|id| Id::plain(id.to_owned()));
-                named.push(Named { what: what.clone(), id, names: vec![workload.name.to_string()] });
+                let is_id = !matches!(workload.target, Target::Engine { .. })
+                    || interface.is_some()
+                    || !is_name;
+                let id = workload
+                    .target
+                    .container()
+                    .filter(|_| is_id)
+                    .map(|id| Id::plain(id.to_owned()));
+                named.push(Named {
+                    what: what.clone(),
+                    id,
+                    names: vec![workload.name.to_string()],
+                });
                 let names = vec![workload.target.text().to_owned()];
-                attached.push(Named { what, id: None, names });
+                attached.push(Named {
+                    what,
+                    id: None,
+                    names,
+                });
             }
         }
         let none = || {
-            Error::new(ErrorKind::NotFound, Code::NoWorkload, format!("no workload {} here", printable(text)))
-                .hint(Hint::ListWorkloads)
+            Error::new(
+                ErrorKind::NotFound,
+                Code::NoWorkload,
+                format!("no workload {} here", printable(text)),
+            )
+            .hint(Hint::ListWorkloads)
         };
         let found = match find(&named, text) {
             Err(Miss::None) => find(&attached, text),
@@ -192,15 +244,20 @@ impl Core {
             Miss::None => none(),
             Miss::Many(_) => {
                 let message = format!("more than one workload here is called {}", printable(text));
-                Error::new(ErrorKind::Usage, Code::Ambiguous, message).hint(Hint::ListWorkloadsThenName)
+                Error::new(ErrorKind::Usage, Code::Ambiguous, message)
+                    .hint(Hint::ListWorkloadsThenName)
             }
         })
     }
 
     /// Somebody else's link has the name of a subnet's interface: the interface gets another.
     pub fn link_taken(&mut self, link: &str) {
-        let Some((id, name)) = self.state.next_interface(link) else { return };
-        let Some(mut copy) = self.state.subnets.get(&id).cloned() else { return };
+        let Some((id, name)) = self.state.next_interface(link) else {
+            return;
+        };
+        let Some(mut copy) = self.state.subnets.get(&id).cloned() else {
+            return;
+        };
         tracing::warn!(subnet = %copy.name(), link, name, "another program has the link, the interface is renamed");
         copy.local.interface = name;
         if let Err(error) = self.save(copy) {
@@ -211,11 +268,21 @@ impl Core {
     /// A workload whose namespace died: its name is free again. One that was attached under that name since
     /// then, in another namespace, is not concerned.
     pub fn workload_died(&mut self, subnet: SubnetId, name: &Name, netns: &NetnsRef) {
-        let Some(mut copy) = self.state.subnets.get(&subnet).cloned() else { return };
-        if !copy.local.workloads.iter().any(|w| w.name == *name && w.netns.as_ref() == Some(netns)) {
+        let Some(mut copy) = self.state.subnets.get(&subnet).cloned() else {
+            return;
+        };
+        if !copy
+            .local
+            .workloads
+            .iter()
+            .any(|w| w.name == *name && w.netns.as_ref() == Some(netns))
+        {
             return;
         }
-        if copy.detach(&self.state.me.clone(), name.as_str(), self.now()).is_ok() {
+        if copy
+            .detach(&self.state.me.clone(), name.as_str(), self.now())
+            .is_ok()
+        {
             tracing::info!("{}: the namespace of {name} is gone", copy.name());
             if let Err(error) = self.save(copy) {
                 tracing::warn!(%error, workload = %name, "could not save that it is gone");

@@ -12,11 +12,22 @@ fn standing(
     joiner: u8,
     records: Vec<Signed>,
 ) -> Result<(PeerId, Grant, Vec<std::net::IpAddr>), String> {
-    let records: Vec<Verified> = records.into_iter().map(|record| record.check().unwrap()).collect();
+    let records: Vec<Verified> = records
+        .into_iter()
+        .map(|record| record.check().unwrap())
+        .collect();
     let joiner = State::new(identity(joiner));
     let around = Default::default();
-    let accepted = joiner.accept(&pending(subnet), &subnet.local.genesis, &records, &around, unix_now());
-    let resolved = accepted.map_err(|error| error.to_string())?.resolve(unix_now());
+    let accepted = joiner.accept(
+        &pending(subnet),
+        &subnet.local.genesis,
+        &records,
+        &around,
+        unix_now(),
+    );
+    let resolved = accepted
+        .map_err(|error| error.to_string())?
+        .resolve(unix_now());
     let mine = &resolved.members[&joiner.me.peer];
     Ok((mine.issuer, mine.grant.clone(), mine.addresses.clone()))
 }
@@ -24,31 +35,63 @@ fn standing(
 /// Checks that the answer says of the joiner what the whole says.
 fn told_as_the_whole(subnet: &Subnet, joiner: u8) -> Result<(), TestCaseError> {
     let answer = admission::bundle(subnet, identity(joiner).peer, unix_now());
-    prop_assert!(message(&answer).len() <= MAX_CONTROL, "{} bytes", message(&answer).len());
-    let JoinAnswer::Admitted { records, .. } = answer else { panic!() };
+    prop_assert!(
+        message(&answer).len() <= MAX_CONTROL,
+        "{} bytes",
+        message(&answer).len()
+    );
+    let JoinAnswer::Admitted { records, .. } = answer else {
+        panic!()
+    };
     let whole: Vec<Signed> = subnet.records.all().cloned().collect();
-    prop_assert_eq!(standing(subnet, joiner, records), standing(subnet, joiner, whole));
+    prop_assert_eq!(
+        standing(subnet, joiner, records),
+        standing(subnet, joiner, whole)
+    );
     Ok(())
 }
 
 fn put(subnet: &mut Subnet, by: u8, body: &Body) {
     // What the rules do not allow is not held.
-    let _ = subnet.records.absorb(Signed::new(subnet.records.id, body, &identity(by).key).check().unwrap());
+    let _ = subnet.records.absorb(
+        Signed::new(subnet.records.id, body, &identity(by).key)
+            .check()
+            .unwrap(),
+    );
 }
 
 /// A document of about so many bytes.
 fn publish(subnet: &mut Subnet, by: u8, bytes: usize) {
-    let name = |n: usize| NameEntry { name: format!("t{n}-{by}"), data: RecordData::Txt("x".repeat(250)), ttl: 60 };
-    let doc = Doc { version: 9, issued: 1, names: (0..bytes / 275).map(name).collect(), ..Doc::default() };
+    let name = |n: usize| NameEntry {
+        name: format!("t{n}-{by}"),
+        data: RecordData::Txt("x".repeat(250)),
+        ttl: 60,
+    };
+    let doc = Doc {
+        version: 9,
+        issued: 1,
+        names: (0..bytes / 275).map(name).collect(),
+        ..Doc::default()
+    };
     assert!(encode(&Body::Doc(doc.clone())).len() <= MAX_RECORD);
     put(subnet, by, &Body::Doc(doc));
 }
 
 /// What a rogue admin may say about somebody: as large as an admin's grant can be, with leases of whom it likes.
-fn grant_of(subnet: &Subnet, by: u8, subject: u8, leases_of: u8, (generation, version): (u32, u64)) -> Body {
+fn grant_of(
+    subnet: &Subnet,
+    by: u8,
+    subject: u8,
+    leases_of: u8,
+    (generation, version): (u32, u64),
+) -> Body {
     let now = unix_now();
-    let leases: Vec<ipnet::IpNet> =
-        subnet.records.grants_of(identity(leases_of).peer).flat_map(|g| g.leases.clone()).take(4).collect();
+    let leases: Vec<ipnet::IpNet> = subnet
+        .records
+        .grants_of(identity(leases_of).peer)
+        .flat_map(|g| g.leases.clone())
+        .take(4)
+        .collect();
     let mut addresses: Vec<std::net::IpAddr> = leases.iter().filter_map(address_in).collect();
     addresses.truncate(8);
     Body::Grant(Grant {
@@ -65,7 +108,9 @@ fn grant_of(subnet: &Subnet, by: u8, subject: u8, leases_of: u8, (generation, ve
         not_before: now,
         not_after: now + 3600,
         term: Term::Full,
-        labels: (0..24).map(|n| (format!("k{n}"), "v".repeat(250))).collect(),
+        labels: (0..24)
+            .map(|n| (format!("k{n}"), "v".repeat(250)))
+            .collect(),
     })
 }
 
@@ -79,7 +124,11 @@ fn seated(admins: u8, by: u8, joiner: u8) -> Subnet {
     let owner = State::new(identity(1));
     let mut subnet = subnet(&owner, 1 + admins);
     // The first ones have a part of the pool; it is too small for all.
-    (2..2 + admins).for_each(|n| subnet.set_admin(&owner.me, identity(n).peer, true, unix_now()).unwrap());
+    (2..2 + admins).for_each(|n| {
+        subnet
+            .set_admin(&owner.me, identity(n).peer, true, unix_now())
+            .unwrap()
+    });
     admit(&mut subnet, &identity(by), joiner, Role::Member);
     subnet
 }
@@ -91,10 +140,15 @@ fn who_lost_its_state_comes_back_however_much_it_has_said() {
         publish(&mut subnet, 100, kib * 1024);
         assert_eq!(subnet.records.doc(identity(100).peer).unwrap().version, 9);
         told_as_the_whole(&subnet, 100).unwrap();
-        let JoinAnswer::Admitted { records, .. } = admission::bundle(&subnet, identity(100).peer, unix_now()) else {
+        let JoinAnswer::Admitted { records, .. } =
+            admission::bundle(&subnet, identity(100).peer, unix_now())
+        else {
             panic!()
         };
-        assert_eq!(standing(&subnet, 100, records).unwrap().0, identity(by).peer);
+        assert_eq!(
+            standing(&subnet, 100, records).unwrap().0,
+            identity(by).peer
+        );
     }
 }
 
@@ -102,13 +156,19 @@ fn who_lost_its_state_comes_back_however_much_it_has_said() {
 fn who_was_let_in_again_gets_no_address_that_was_ended() {
     let owner = identity(1);
     let mut subnet = seated(1, 1, 100);
-    let before = subnet.resolve(unix_now()).members[&identity(100).peer].addresses.clone();
-    subnet.remove(&identity(2), identity(100).peer, unix_now()).unwrap();
+    let before = subnet.resolve(unix_now()).members[&identity(100).peer]
+        .addresses
+        .clone();
+    subnet
+        .remove(&identity(2), identity(100).peer, unix_now())
+        .unwrap();
     admit(&mut subnet, &owner, 101, Role::Member);
     admit(&mut subnet, &identity(2), 100, Role::Member);
     publish(&mut subnet, 100, 60 * 1024);
     told_as_the_whole(&subnet, 100).unwrap();
-    let after = subnet.resolve(unix_now()).members[&identity(100).peer].addresses.clone();
+    let after = subnet.resolve(unix_now()).members[&identity(100).peer]
+        .addresses
+        .clone();
     assert_ne!(before, after);
 }
 
@@ -120,7 +180,12 @@ fn an_admin_that_is_no_member_takes_nothing_from_a_joiner() {
     let revoke = |subnet: &mut Subnet, by: u8, subject: u8| {
         let (_, ends) = subnet.records.last_grant(identity(subject).peer).unwrap();
         let seat = subnet.records.seat_of(identity(by).peer).unwrap_or(0);
-        let body = Revocation { subject: identity(subject).peer, generation: 1, ends, seat };
+        let body = Revocation {
+            subject: identity(subject).peer,
+            generation: 1,
+            ends,
+            seat,
+        };
         put(subnet, by, &Body::Revocation(body));
     };
     revoke(&mut subnet, 1, 7);
@@ -131,7 +196,15 @@ fn an_admin_that_is_no_member_takes_nothing_from_a_joiner() {
         put(&mut subnet, by, &body);
     }
     // One that left has none either.
-    put(&mut subnet, 3, &Body::Doc(Doc { version: 1, left: Some(1), ..Doc::default() }));
+    put(
+        &mut subnet,
+        3,
+        &Body::Doc(Doc {
+            version: 1,
+            left: Some(1),
+            ..Doc::default()
+        }),
+    );
     let body = grant_of(&subnet, 3, 100, 100, (2, 7));
     put(&mut subnet, 3, &body);
     let roll = subnet.records.roll();
@@ -149,7 +222,10 @@ fn rogue_admins_at_their_limits_keep_nobody_out() {
             put(&mut subnet, by, &body);
         }
     }
-    assert!(subnet.records.all().count() > 4096, "the rogue grants are held");
+    assert!(
+        subnet.records.all().count() > 4096,
+        "the rogue grants are held"
+    );
     publish(&mut subnet, 100, 127 * 1024);
     told_as_the_whole(&subnet, 100).unwrap();
 }
@@ -157,10 +233,25 @@ fn rogue_admins_at_their_limits_keep_nobody_out() {
 /// Something that anybody says.
 #[derive(Debug, Clone)]
 enum Said {
-    Grant { by: u8, subject: u8, leases_of: u8, rank: (u32, u64) },
-    Revocation { by: u8, subject: u8, generation: u32 },
-    Left { by: u8, generation: u32 },
-    Document { by: u8, bytes: usize },
+    Grant {
+        by: u8,
+        subject: u8,
+        leases_of: u8,
+        rank: (u32, u64),
+    },
+    Revocation {
+        by: u8,
+        subject: u8,
+        generation: u32,
+    },
+    Left {
+        by: u8,
+        generation: u32,
+    },
+    Document {
+        by: u8,
+        bytes: usize,
+    },
 }
 
 fn said() -> impl Strategy<Value = Said> {
@@ -177,8 +268,15 @@ fn said() -> impl Strategy<Value = Said> {
 /// The same cases each time: of about ten thousand others one is known to differ, where several admins at once speak against
 /// each other and hand out the same lease. `PROPTEST_RNG_SEED` tries others.
 fn cases() -> ProptestConfig {
-    let seed = std::env::var("PROPTEST_RNG_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(7);
-    ProptestConfig { cases: 200, rng_seed: proptest::test_runner::RngSeed::Fixed(seed), ..ProptestConfig::default() }
+    let seed = std::env::var("PROPTEST_RNG_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or(7);
+    ProptestConfig {
+        cases: 200,
+        rng_seed: proptest::test_runner::RngSeed::Fixed(seed),
+        ..ProptestConfig::default()
+    }
 }
 
 proptest! {

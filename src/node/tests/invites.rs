@@ -12,7 +12,15 @@ async fn invited() -> (Lab, Subnet) {
     let mut state = State::new(identity(2));
     let _ = state.absorb(draft);
     let lab = start(state);
-    let make = |core: &mut Core| core.invite_create("lab", 3, 3_600_000, (Role::Member, Term::Full), BTreeMap::new());
+    let make = |core: &mut Core| {
+        core.invite_create(
+            "lab",
+            3,
+            3_600_000,
+            (Role::Member, Term::Full),
+            BTreeMap::new(),
+        )
+    };
     lab.node.run(make).await.unwrap().unwrap();
     (lab, subnet)
 }
@@ -20,10 +28,14 @@ async fn invited() -> (Lab, Subnet) {
 impl Lab {
     /// Whether the invite is open once the node has heard all of this.
     async fn is_open_after(&self, subnet: &Subnet) -> bool {
-        self.receive(1, subnet.records.all().cloned().collect()).await;
+        self.receive(1, subnet.records.all().cloned().collect())
+            .await;
         self.settled().await;
         let id = self.id;
-        self.node.run(move |core| !core.state.subnets[&id].local.invites[0].revoked).await.unwrap()
+        self.node
+            .run(move |core| !core.state.subnets[&id].local.invites[0].revoked)
+            .await
+            .unwrap()
     }
 }
 
@@ -38,7 +50,10 @@ async fn an_invite_ends_with_the_removal_of_its_admin_and_stays_so() {
     subnet.remove(&owner, peer(2), now).unwrap();
     assert!(!lab.is_open_after(&subnet).await);
     admit(&mut subnet, &owner, 2, Role::Admin);
-    assert!(!lab.is_open_after(&subnet).await, "though it is an admin again");
+    assert!(
+        !lab.is_open_after(&subnet).await,
+        "though it is an admin again"
+    );
     assert!(subnet.records.roll().is_admin(peer(2)));
 }
 
@@ -57,7 +72,10 @@ async fn an_invite_ends_where_another_admin_removed_its_admin_and_the_seat_staye
         let (lab, mut subnet) = invited().await;
         subnet.remove(&identity(3), peer(2), unix_now()).unwrap();
         admit(&mut subnet, &identity(by), 2, Role::Member);
-        assert!(subnet.records.roll().is_admin(peer(2)), "it has its seat again");
+        assert!(
+            subnet.records.roll().is_admin(peer(2)),
+            "it has its seat again"
+        );
         assert!(!lab.is_open_after(&subnet).await, "let in by {by}");
     }
 }
@@ -66,9 +84,19 @@ async fn an_invite_ends_where_another_admin_removed_its_admin_and_the_seat_staye
 async fn an_invite_outlives_what_takes_no_seat() {
     let (owner, now) = (identity(1), unix_now());
     let (lab, mut subnet) = invited().await;
-    subnet.label(&owner, peer(2), &BTreeMap::from([("a".into(), "b".into())]), now).unwrap();
+    subnet
+        .label(
+            &owner,
+            peer(2),
+            &BTreeMap::from([("a".into(), "b".into())]),
+            now,
+        )
+        .unwrap();
     subnet.set_admin(&owner, peer(3), false, now).unwrap();
-    assert!(lab.is_open_after(&subnet).await, "another one's seat and a new grant");
+    assert!(
+        lab.is_open_after(&subnet).await,
+        "another one's seat and a new grant"
+    );
     admit(&mut subnet, &owner, 4, Role::Member);
     subnet.remove(&owner, peer(4), now).unwrap();
     subnet.begin_epoch(&owner, now).unwrap();

@@ -11,7 +11,12 @@ fn workload(name: &str, inode: u64) -> NewWorkload {
         name: name.parse().unwrap(),
         name_is_default: false,
         target: Target::Netns(name.to_owned()),
-        netns: Some(NetnsRef { path: format!("/run/netns/{name}-{inode}").into(), device: 1, inode, cookie: None }),
+        netns: Some(NetnsRef {
+            path: format!("/run/netns/{name}-{inode}").into(),
+            device: 1,
+            inode,
+            cookie: None,
+        }),
         inner_link: "byway0".into(),
         resolv_conf: ResolvConf::None,
         mac: None,
@@ -19,7 +24,12 @@ fn workload(name: &str, inode: u64) -> NewWorkload {
 }
 
 async fn attach(node: &Node, name: &'static str, inode: u64, ip: Option<IpAddr>) -> Vec<IpAddr> {
-    node.attach("lab".into(), workload(name, inode), ip).await.unwrap().answer.0.addresses
+    node.attach("lab".into(), workload(name, inode), ip)
+        .await
+        .unwrap()
+        .answer
+        .0
+        .addresses
 }
 
 async fn detach(node: &Node, name: &'static str) {
@@ -46,9 +56,19 @@ pub(super) async fn restarted(lab: Lab) -> Lab {
     let store = Store::open(lab._dir.path()).unwrap();
     let (state, damage) = State::load(identity(1), store.load().unwrap().records);
     assert_eq!(damage.len(), 0, "{damage:?}");
-    let parts = Parts { state, damage, store, here: Here::default(), node_name: "a".parse().unwrap() };
+    let parts = Parts {
+        state,
+        damage,
+        store,
+        here: Here::default(),
+        node_name: "a".parse().unwrap(),
+    };
     let (node, pushes) = Node::start(parts).unwrap();
-    Lab { node, pushes, ..lab }
+    Lab {
+        node,
+        pushes,
+        ..lab
+    }
 }
 
 #[tokio::test]
@@ -57,7 +77,13 @@ async fn what_the_kernel_has_not_taken_does_not_stand_after_a_restart() {
     let node = &lab.node;
     let mut added = Vec::new();
     for (name, inode) in [("sure", 1), ("doubted", 2)] {
-        added.push(node.attach("lab".into(), workload(name, inode), None).await.unwrap().answer.1);
+        added.push(
+            node.attach("lab".into(), workload(name, inode), None)
+                .await
+                .unwrap()
+                .answer
+                .1,
+        );
     }
     let mut mapped = Vec::new();
     for port in [80, 81] {
@@ -65,7 +91,10 @@ async fn what_the_kernel_has_not_taken_does_not_stand_after_a_restart() {
     }
     node.confirm(added.remove(0)).await.unwrap();
     let made = node.confirm_map(mapped.remove(0)).await.unwrap();
-    assert_eq!(made.iter().map(|m| m.name.as_str()).collect::<Vec<_>>(), ["tcp-80"]);
+    assert_eq!(
+        made.iter().map(|m| m.name.as_str()).collect::<Vec<_>>(),
+        ["tcp-80"]
+    );
     assert_eq!(here(node).await, "sure doubted, tcp-80 tcp-81");
     let mut lab = restarted(lab).await;
     for _ in 0..2 {
@@ -74,7 +103,12 @@ async fn what_the_kernel_has_not_taken_does_not_stand_after_a_restart() {
         lab.node.run(|core| core.tick()).await.unwrap().unwrap();
         let told = |core: &mut Core| {
             let subnet = core.state.subnets.values().next().unwrap();
-            subnet.records.doc(core.state.me.peer).unwrap().workloads.len()
+            subnet
+                .records
+                .doc(core.state.me.peer)
+                .unwrap()
+                .workloads
+                .len()
         };
         assert_eq!(lab.node.read(told).await.unwrap(), 1);
         lab = restarted(lab).await;
@@ -85,14 +119,22 @@ async fn what_the_kernel_has_not_taken_does_not_stand_after_a_restart() {
 async fn what_the_kernel_refused_is_taken_back_and_nothing_else() {
     let lab = lab(1).await;
     let node = &lab.node;
-    let added = async |name: &str, inode| node.attach("lab".into(), workload(name, inode), None).await.unwrap().answer;
+    let added = async |name: &str, inode| {
+        node.attach("lab".into(), workload(name, inode), None)
+            .await
+            .unwrap()
+            .answer
+    };
     let mapped = async |port| node.map_add("lab".into(), map(port)).await.unwrap().answer;
     node.confirm(added("sure", 1).await.1).await.unwrap();
     let (doubted, refused) = (added("doubted", 2).await.1, mapped(80).await);
     assert_eq!(here(node).await, "sure doubted, tcp-80");
     assert!(node.undo(doubted.clone()).await.unwrap() && node.undo(refused.clone()).await.unwrap());
     assert_eq!(here(node).await, "sure, ");
-    assert!(!node.undo(doubted.clone()).await.unwrap() && !node.undo(refused.clone()).await.unwrap(), "it is gone");
+    assert!(
+        !node.undo(doubted.clone()).await.unwrap() && !node.undo(refused.clone()).await.unwrap(),
+        "it is gone"
+    );
     // What stands, and what came since under the same name, is another's.
     let (again, same) = (added("sure", 1).await, added("doubted", 3).await.1);
     assert!(again.0.already && !node.undo(again.1).await.unwrap());
@@ -102,9 +144,14 @@ async fn what_the_kernel_refused_is_taken_back_and_nothing_else() {
     assert_eq!(here(node).await, "sure doubted, tcp-80");
     // A map that was removed while the kernel was asked stays removed.
     let removed = mapped(81).await;
-    node.map_rm("lab".into(), Some("tcp-81".into()), None).await.unwrap();
+    node.map_rm("lab".into(), Some("tcp-81".into()), None)
+        .await
+        .unwrap();
     assert_eq!(node.confirm_map(removed).await.unwrap(), []);
-    assert_eq!(here(&restarted(lab).await.node).await, "sure doubted, tcp-80");
+    assert_eq!(
+        here(&restarted(lab).await.node).await,
+        "sure doubted, tcp-80"
+    );
 }
 
 #[tokio::test]
@@ -112,18 +159,42 @@ async fn half_of_a_map_that_the_kernel_refused_leaves_the_other_half() {
     let lab = start(State::new(identity(1)));
     let node = &lab.node;
     node.create(super::twice::founding("lab")).await.unwrap();
-    node.confirm(node.attach("lab".into(), workload("sure", 1), None).await.unwrap().answer.1).await.unwrap();
+    node.confirm(
+        node.attach("lab".into(), workload("sure", 1), None)
+            .await
+            .unwrap()
+            .answer
+            .1,
+    )
+    .await
+    .unwrap();
     let half = |listen: &str| {
         let name = Some("web".parse().unwrap());
-        prepare_map(Proto::Tcp, Some(listen.parse().unwrap()), 80, "sure".into(), 80, name, vec![]).unwrap()
+        prepare_map(
+            Proto::Tcp,
+            Some(listen.parse().unwrap()),
+            80,
+            "sure".into(),
+            80,
+            name,
+            vec![],
+        )
+        .unwrap()
     };
-    let one = node.map_add("lab".into(), half("0.0.0.0")).await.unwrap().answer;
+    let one = node
+        .map_add("lab".into(), half("0.0.0.0"))
+        .await
+        .unwrap()
+        .answer;
     node.confirm_map(one).await.unwrap();
     let other = node.map_add("lab".into(), half("::")).await.unwrap().answer;
     assert_eq!(here(node).await, "sure, web web");
     assert!(node.undo(other).await.unwrap());
     let left = node.maps(Some("lab".into())).await.unwrap();
-    assert_eq!(left.iter().map(|m| m.listen.as_str()).collect::<Vec<_>>(), ["0.0.0.0:80"]);
+    assert_eq!(
+        left.iter().map(|m| m.listen.as_str()).collect::<Vec<_>>(),
+        ["0.0.0.0:80"]
+    );
 }
 
 #[tokio::test]
@@ -133,7 +204,10 @@ async fn an_address_comes_back_to_its_workload() {
     detach(&lab.node, "web").await;
     // Another name does not get it meanwhile, and a new namespace under the old name does, also after a restart.
     let db = attach(&lab.node, "db", 2, None).await;
-    assert!(web.len() == 1 && db.iter().all(|a| !web.contains(a)), "{web:?} {db:?}");
+    assert!(
+        web.len() == 1 && db.iter().all(|a| !web.contains(a)),
+        "{web:?} {db:?}"
+    );
     let lab = restarted(lab).await;
     assert_eq!(attach(&lab.node, "web", 3, None).await, web);
     detach(&lab.node, "web").await;
@@ -153,7 +227,10 @@ async fn in_a_full_block_the_name_that_is_gone_for_longest_gives_its_address_up(
     // One after the other comes and goes until the whole block is kept for somebody.
     while n < 253 {
         let got = attach(&lab.node, name(n), n + 1, None).await;
-        assert!(had.values().all(|former| *former != got), "{n} got what is kept");
+        assert!(
+            had.values().all(|former| *former != got),
+            "{n} got what is kept"
+        );
         had.insert(n, got);
         detach(&lab.node, name(n)).await;
         n += 1;
@@ -169,7 +246,19 @@ async fn in_a_full_block_the_name_that_is_gone_for_longest_gives_its_address_up(
 async fn a_lease_is_taken_back_from_the_member_that_is_named() {
     let lab = lab(3).await;
     let prefix: ipnet::IpNet = "10.77.200.0/24".parse().unwrap();
-    let pool = lab.node.read(|core| core.state.subnets.values().next().unwrap().records.prefixes()).await.unwrap();
+    let pool = lab
+        .node
+        .read(|core| {
+            core.state
+                .subnets
+                .values()
+                .next()
+                .unwrap()
+                .records
+                .prefixes()
+        })
+        .await
+        .unwrap();
     let prefix = match pool.first() {
         Some(ipnet::IpNet::V4(pool)) => {
             let base = u32::from(pool.network()) | 200 << 8;
@@ -186,5 +275,8 @@ async fn a_lease_is_taken_back_from_the_member_that_is_named() {
         (wrong.code, wrong.message, unknown.code, right)
     });
     let message = format!("m3 does not hold {prefix} in subnet lab: m2 does");
-    assert_eq!(result.await.unwrap(), ("E-NO-LEASE".into(), message, "E-NO-MEMBER".into(), true));
+    assert_eq!(
+        result.await.unwrap(),
+        ("E-NO-LEASE".into(), message, "E-NO-MEMBER".into(), true)
+    );
 }

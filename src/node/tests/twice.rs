@@ -32,14 +32,24 @@ fn changed(answer: Result<Response, Error>) -> bool {
 async fn a_subnet_that_is_created_again_with_the_same_values_is_there_already() {
     let lab = lab(1).await;
     let create = async |founding: Founding| match lab.node.create(founding).await {
-        Ok(Effect { answer: created, .. }) => Ok((created.id, created.invite.is_some())),
+        Ok(Effect {
+            answer: created, ..
+        }) => Ok((created.id, created.invite.is_some())),
         Err(error) => Err(error.code),
     };
     let (id, invited) = create(founding("one")).await.unwrap();
     assert!(invited);
     assert_eq!(create(founding("one")).await, Ok((id, false)));
-    let given = Founding { domain: Some("one.internal".into()), grant_life: Some(90 * 86_400), ..founding("one") };
-    assert_eq!(create(given).await, Ok((id, false)), "the defaults, spelled out");
+    let given = Founding {
+        domain: Some("one.internal".into()),
+        grant_life: Some(90 * 86_400),
+        ..founding("one")
+    };
+    assert_eq!(
+        create(given).await,
+        Ok((id, false)),
+        "the defaults, spelled out"
+    );
     let other: [fn(&mut Founding); 7] = [
         |f| f.cidr4 = None,
         |f| f.cidr4 = Some(Some("10.200.0.0/16".parse().unwrap())),
@@ -53,13 +63,24 @@ async fn a_subnet_that_is_created_again_with_the_same_values_is_there_already() 
         let mut founding = founding("one");
         change(&mut founding);
         let shown = format!("{founding:?}");
-        assert_eq!(create(founding).await, Err("E-SUBNET-EXISTS".into()), "{shown}");
+        assert_eq!(
+            create(founding).await,
+            Err("E-SUBNET-EXISTS".into()),
+            "{shown}"
+        );
     }
     // What was opened since is compared only where it is asked for.
     let opened: HostPolicy = "tcp/22".parse().unwrap();
-    lab.node.run(move |core| core.set_host_policy("one", opened)).await.unwrap().unwrap();
+    lab.node
+        .run(move |core| core.set_host_policy("one", opened))
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(create(founding("one")).await, Ok((id, false)));
-    let asked = |host: &str| Founding { host: Some(host.parse().unwrap()), ..founding("one") };
+    let asked = |host: &str| Founding {
+        host: Some(host.parse().unwrap()),
+        ..founding("one")
+    };
     assert_eq!(create(asked("tcp/22")).await, Ok((id, false)));
     assert_eq!(create(asked("closed")).await, Err("E-SUBNET-EXISTS".into()));
 }
@@ -70,18 +91,31 @@ async fn a_member_is_removed_twice_while_its_revocation_is_kept() {
     let answers = lab.node.run(|core| {
         let peer = identity(2).peer.to_string();
         let first = changed(core.member_remove("lab", "m2"));
-        let again = [changed(core.member_remove("lab", "m2")), changed(core.member_remove("lab", &peer))];
+        let again = [
+            changed(core.member_remove("lab", "m2")),
+            changed(core.member_remove("lab", &peer)),
+        ];
         let never = core.member_remove("lab", "m9").unwrap_err().code;
         // An epoch ends every revocation: from then on nothing tells that there was such a member.
         let mut subnet = core.state.edit("lab").unwrap();
-        subnet.begin_epoch(&core.state.me.clone(), core.now()).unwrap();
+        subnet
+            .begin_epoch(&core.state.me.clone(), core.now())
+            .unwrap();
         let mut draft = Draft::default();
         draft.put(subnet);
         core.commit(draft).unwrap();
-        (first, again, never, core.member_remove("lab", "m2").unwrap_err().code)
+        (
+            first,
+            again,
+            never,
+            core.member_remove("lab", "m2").unwrap_err().code,
+        )
     });
     let none = String::from("E-NO-MEMBER");
-    assert_eq!(answers.await.unwrap(), (true, [false, false], none.clone(), none));
+    assert_eq!(
+        answers.await.unwrap(),
+        (true, [false, false], none.clone(), none)
+    );
 }
 
 #[tokio::test]
@@ -89,12 +123,18 @@ async fn who_may_not_remove_may_not_ask_twice_either() {
     let mut draft = Draft::default();
     let owner = State::new(identity(1));
     let mut subnet = subnet(&owner, 3);
-    subnet.remove(&owner.me, identity(3).peer, unix_now()).unwrap();
+    subnet
+        .remove(&owner.me, identity(3).peer, unix_now())
+        .unwrap();
     draft.put(subnet);
     let mut state = State::new(identity(2));
     let _ = state.absorb(draft);
     let lab = start(state);
-    let refused = lab.node.run(|core| core.member_remove("lab", "m3").unwrap_err().code).await.unwrap();
+    let refused = lab
+        .node
+        .run(|core| core.member_remove("lab", "m3").unwrap_err().code)
+        .await
+        .unwrap();
     assert_eq!(refused, "E-NOT-ADMIN");
 }
 
@@ -105,19 +145,34 @@ async fn a_lease_that_nobody_holds_is_given_back_already() {
         let pool = core.state.find("lab").unwrap().records.pools().v4.unwrap();
         let net = u32::from(pool.network()) | 200 << 8;
         let prefix = ipnet::IpNet::new(std::net::Ipv4Addr::from(net).into(), 24).unwrap();
-        core.lease_add("lab", &[(prefix, identity(2).peer)]).unwrap();
+        core.lease_add("lab", &[(prefix, identity(2).peer)])
+            .unwrap();
         // Who named a part of a lease, or more than it, would think that it is given back.
         let near = [25, 23].map(|len| ipnet::IpNet::new(prefix.addr(), len).unwrap().trunc());
         let near = near.map(|near| core.lease_rm("lab", near, None).unwrap_err());
         assert!(
-            near.iter().all(|e| e.code == "E-NO-LEASE" && e.message.contains(&format!("m2 holds {prefix}"))),
+            near.iter().all(
+                |e| e.code == "E-NO-LEASE" && e.message.contains(&format!("m2 holds {prefix}"))
+            ),
             "{near:?}"
         );
-        let given = [changed(core.lease_rm("lab", prefix, None)), changed(core.lease_rm("lab", prefix, None))];
+        let given = [
+            changed(core.lease_rm("lab", prefix, None)),
+            changed(core.lease_rm("lab", prefix, None)),
+        ];
         let named = changed(core.lease_rm("lab", prefix, Some("m2")));
-        (given, named, core.lease_rm("lab", "192.0.2.0/24".parse().unwrap(), None).unwrap_err().code)
+        (
+            given,
+            named,
+            core.lease_rm("lab", "192.0.2.0/24".parse().unwrap(), None)
+                .unwrap_err()
+                .code,
+        )
     });
-    assert_eq!(answers.await.unwrap(), ([true, false], false, "E-NO-LEASE".to_owned()));
+    assert_eq!(
+        answers.await.unwrap(),
+        ([true, false], false, "E-NO-LEASE".to_owned())
+    );
 }
 
 #[tokio::test]

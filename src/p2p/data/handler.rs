@@ -17,7 +17,9 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use futures::{AsyncReadExt, AsyncWriteExt, FutureExt};
 use libp2p::core::upgrade::ReadyUpgrade;
-use libp2p::swarm::handler::{ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound};
+use libp2p::swarm::handler::{
+    ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound,
+};
 use libp2p::swarm::{ConnectionHandler, ConnectionHandlerEvent, SubstreamProtocol};
 use libp2p::{Stream, StreamProtocol};
 use tokio::time::{Instant, Sleep};
@@ -61,7 +63,10 @@ enum Out {
     /// Preamble on its way; the peer's consent awaited.
     Greeting(BoxFuture<'static, io::Result<Stream>>),
     /// In use.
-    Open { leash: Arc<StreamGuard>, since: Instant },
+    Open {
+        leash: Arc<StreamGuard>,
+        since: Instant,
+    },
     /// Failed; the pause runs.
     Resting(Pin<Box<Sleep>>),
 }
@@ -95,9 +100,16 @@ enum Incoming {
     /// The preamble is being read.
     Reading(BoxFuture<'static, Option<(SubnetId, Stream)>>),
     /// Waits for its subnet to become common.
-    Parked { subnet: SubnetId, stream: Stream, deadline: Pin<Box<Sleep>> },
+    Parked {
+        subnet: SubnetId,
+        stream: Stream,
+        deadline: Pin<Box<Sleep>>,
+    },
     /// The consent is being written.
-    Answering { subnet: SubnetId, answer: BoxFuture<'static, io::Result<Stream>> },
+    Answering {
+        subnet: SubnetId,
+        answer: BoxFuture<'static, io::Result<Stream>>,
+    },
 }
 
 /// See the module.
@@ -140,7 +152,10 @@ impl Handler {
             kept
         });
         for subnet in subnets {
-            self.outbound.entry(subnet).or_insert(Outbound { state: Out::Due, failures: 0 });
+            self.outbound.entry(subnet).or_insert(Outbound {
+                state: Out::Due,
+                failures: 0,
+            });
         }
         self.wake();
     }
@@ -154,8 +169,15 @@ impl Handler {
     fn hand_out(&mut self, subnet: SubnetId, stream: Stream) {
         let (stream, leash) = DataStream::new(stream, self.vitals.clone());
         if let Some(out) = self.outbound.get_mut(&subnet) {
-            out.state = Out::Open { leash, since: Instant::now() };
-            self.ready.push_back(FromHandler { subnet, direction: Direction::Outbound, stream });
+            out.state = Out::Open {
+                leash,
+                since: Instant::now(),
+            };
+            self.ready.push_back(FromHandler {
+                subnet,
+                direction: Direction::Outbound,
+                stream,
+            });
         }
     }
 
@@ -165,8 +187,13 @@ impl Handler {
             older.revoke();
         }
         // Only the newest stream of a subnet waits for its turn: a peer that opens many cannot fill the queue.
-        self.ready.retain(|r| r.subnet != subnet || r.direction != Direction::Inbound);
-        self.ready.push_back(FromHandler { subnet, direction: Direction::Inbound, stream });
+        self.ready
+            .retain(|r| r.subnet != subnet || r.direction != Direction::Inbound);
+        self.ready.push_back(FromHandler {
+            subnet,
+            direction: Direction::Inbound,
+            stream,
+        });
     }
 
     /// Advances outbound streams; returns a subnet for which one has to be asked.
@@ -219,18 +246,31 @@ impl Handler {
                     Incoming::Reading(mut reading) => match reading.poll_unpin(cx) {
                         Poll::Pending => break Some(Incoming::Reading(reading)),
                         Poll::Ready(None) => break None,
-                        Poll::Ready(Some((subnet, stream))) => {
-                            Incoming::Parked { subnet, stream, deadline: Box::pin(tokio::time::sleep(PREAMBLE)) }
-                        }
+                        Poll::Ready(Some((subnet, stream))) => Incoming::Parked {
+                            subnet,
+                            stream,
+                            deadline: Box::pin(tokio::time::sleep(PREAMBLE)),
+                        },
                     },
-                    Incoming::Parked { subnet, stream, mut deadline } => {
+                    Incoming::Parked {
+                        subnet,
+                        stream,
+                        mut deadline,
+                    } => {
                         if self.outbound.contains_key(&subnet) {
-                            Incoming::Answering { subnet, answer: consent(stream).boxed() }
+                            Incoming::Answering {
+                                subnet,
+                                answer: consent(stream).boxed(),
+                            }
                         } else if deadline.as_mut().poll(cx).is_ready() {
                             tracing::debug!(%subnet, "data stream refused: the peer is no member");
                             break None;
                         } else {
-                            break Some(Incoming::Parked { subnet, stream, deadline });
+                            break Some(Incoming::Parked {
+                                subnet,
+                                stream,
+                                deadline,
+                            });
                         }
                     }
                     Incoming::Answering { subnet, mut answer } => match answer.poll_unpin(cx) {
@@ -288,7 +328,11 @@ async fn greet(mut stream: Stream, subnet: SubnetId) -> io::Result<Stream> {
         Ok(read) => read?,
         Err(_) => return Err(io::ErrorKind::TimedOut.into()),
     }
-    if answer == [stream_header::ACCEPTED] { Ok(stream) } else { Err(io::ErrorKind::InvalidData.into()) }
+    if answer == [stream_header::ACCEPTED] {
+        Ok(stream)
+    } else {
+        Err(io::ErrorKind::InvalidData.into())
+    }
 }
 
 /// Reads the preamble of an inbound stream.
@@ -351,12 +395,17 @@ impl ConnectionHandler for Handler {
         event: ConnectionEvent<'_, Self::InboundProtocol, Self::OutboundProtocol, (), SubnetId>,
     ) {
         match event {
-            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol: stream, .. })
-                if self.incoming.len() < READING =>
-            {
-                self.incoming.push(Incoming::Reading(listen(stream).boxed()));
+            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
+                protocol: stream,
+                ..
+            }) if self.incoming.len() < READING => {
+                self.incoming
+                    .push(Incoming::Reading(listen(stream).boxed()));
             }
-            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol: stream, info: subnet }) => {
+            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
+                protocol: stream,
+                info: subnet,
+            }) => {
                 if let Some(out) = self.outbound.get_mut(&subnet)
                     && matches!(out.state, Out::Opening)
                 {

@@ -62,11 +62,18 @@ pub(super) struct Asks {
 impl Asks {
     /// Whether a request waits for a connection to the peer, rather than for its next try.
     pub(super) fn wait_for(&self, peer: PeerId) -> bool {
-        self.waiting.get(&peer).is_some_and(|asks| asks.iter().any(|ask| ask.after.is_none()))
+        self.waiting
+            .get(&peer)
+            .is_some_and(|asks| asks.iter().any(|ask| ask.after.is_none()))
     }
 
     /// The answer, or why there is none.
-    pub(super) fn finish(&mut self, protocol: Protocol, id: OutboundRequestId, result: Result<Vec<u8>, AskError>) {
+    pub(super) fn finish(
+        &mut self,
+        protocol: Protocol,
+        id: OutboundRequestId,
+        result: Result<Vec<u8>, AskError>,
+    ) {
         if let Some(sent) = self.sent.remove(&(protocol, id)) {
             // Whoever asked may have gone away.
             let _ = sent.reply.send(result);
@@ -75,14 +82,22 @@ impl Asks {
 
     /// There is no answer. A member's request whose connection ended, or whose receiver does not take us for a member, waits
     /// to be sent again: every one of control may be taken twice, and of the others the receiver takes none twice.
-    pub(super) fn failed(&mut self, protocol: Protocol, id: OutboundRequestId, failure: OutboundFailure, now: Instant) {
+    pub(super) fn failed(
+        &mut self,
+        protocol: Protocol,
+        id: OutboundRequestId,
+        failure: OutboundFailure,
+        now: Instant,
+    ) {
         let most = match &failure {
             _ if !protocol.is_for_members() => 1,
             OutboundFailure::ConnectionClosed | OutboundFailure::UnsupportedProtocols => TRIES,
             // So ends a request that the peer does not want to answer, too: it is not pressed.
             OutboundFailure::Io(_) | OutboundFailure::DialFailure | OutboundFailure::Timeout => 1,
         };
-        let Some(mut ask) = self.sent.remove(&(protocol, id)) else { return };
+        let Some(mut ask) = self.sent.remove(&(protocol, id)) else {
+            return;
+        };
         let pause = RESEND.pause(ask.tries);
         ask.tries = ask.tries.saturating_add(1);
         if ask.tries >= most || now + pause >= ask.deadline || ask.reply.is_closed() {
@@ -95,20 +110,39 @@ impl Asks {
 
     /// Peers for whom a request is due again.
     pub(super) fn due_again(&self, now: Instant) -> Vec<PeerId> {
-        let due = |asks: &Vec<Ask>| asks.iter().any(|ask| ask.after.is_some_and(|after| after <= now));
-        self.waiting.iter().filter(|(_, asks)| due(asks)).map(|(peer, _)| *peer).collect()
+        let due = |asks: &Vec<Ask>| {
+            asks.iter()
+                .any(|ask| ask.after.is_some_and(|after| after <= now))
+        };
+        self.waiting
+            .iter()
+            .filter(|(_, asks)| due(asks))
+            .map(|(peer, _)| *peer)
+            .collect()
     }
 
     /// Ends what is too late, and forgets what nobody waits for any more.
     pub(super) fn expire(&mut self, now: Instant) {
-        self.end_waiting(|ask| now >= ask.deadline || ask.reply.is_closed(), &AskError::Unreachable);
-        let late: Vec<_> = self.sent.iter().filter(|(_, sent)| now >= sent.deadline).map(|(key, _)| *key).collect();
-        late.into_iter().for_each(|(protocol, id)| self.finish(protocol, id, Err(AskError::Timeout)));
+        self.end_waiting(
+            |ask| now >= ask.deadline || ask.reply.is_closed(),
+            &AskError::Unreachable,
+        );
+        let late: Vec<_> = self
+            .sent
+            .iter()
+            .filter(|(_, sent)| now >= sent.deadline)
+            .map(|(key, _)| *key)
+            .collect();
+        late.into_iter()
+            .for_each(|(protocol, id)| self.finish(protocol, id, Err(AskError::Timeout)));
     }
 
     /// A removed peer has no protocol for members any more.
     pub(super) fn fail_of_member(&mut self, peer: PeerId) {
-        self.end_waiting(|ask| ask.peer == peer && ask.protocol.is_for_members(), &AskError::Refused);
+        self.end_waiting(
+            |ask| ask.peer == peer && ask.protocol.is_for_members(),
+            &AskError::Refused,
+        );
     }
 
     /// The task stops.
@@ -136,7 +170,9 @@ fn error_of(failure: OutboundFailure) -> AskError {
         OutboundFailure::Timeout => AskError::Timeout,
         OutboundFailure::ConnectionClosed => AskError::Closed,
         OutboundFailure::UnsupportedProtocols => AskError::Refused,
-        OutboundFailure::Io(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => AskError::Closed,
+        OutboundFailure::Io(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+            AskError::Closed
+        }
         OutboundFailure::Io(error) => AskError::Failed(error.to_string()),
     }
 }
@@ -151,7 +187,12 @@ impl Driver {
             return self.send(ask);
         } else if !self.book.has(&ask.peer) && self.links_of(ask.peer).is_empty() {
             Some(AskError::NoAddress)
-        } else if self.asks.waiting.get(&ask.peer).is_some_and(|asks| asks.len() >= WAITING) {
+        } else if self
+            .asks
+            .waiting
+            .get(&ask.peer)
+            .is_some_and(|asks| asks.len() >= WAITING)
+        {
             Some(AskError::Busy)
         } else {
             None
@@ -168,16 +209,28 @@ impl Driver {
     /// Whether a connection of the right class is there.
     fn can_send(&self, peer: PeerId, protocol: Protocol) -> bool {
         let fits = |class| !protocol.is_for_members() || class == Class::Member;
-        self.links.values().any(|link| link.peer == peer && !link.closing && fits(link.class))
+        self.links
+            .values()
+            .any(|link| link.peer == peer && !link.closing && fits(link.class))
     }
 
     fn send(&mut self, ask: Ask) {
-        let Some(lib) = crate::p2p::peer_to_lib(ask.peer) else { return };
+        let Some(lib) = crate::p2p::peer_to_lib(ask.peer) else {
+            return;
+        };
         let behaviour = self.swarm.behaviour_mut();
         let id = match ask.protocol {
             Protocol::Join => behaviour.join.send_request(&lib, ask.body.clone()),
-            Protocol::Control => behaviour.gate.inner.control.send_request(&lib, ask.body.clone()),
-            Protocol::Service => behaviour.gate.inner.service.send_request(&lib, ask.body.clone()),
+            Protocol::Control => behaviour
+                .gate
+                .inner
+                .control
+                .send_request(&lib, ask.body.clone()),
+            Protocol::Service => behaviour
+                .gate
+                .inner
+                .service
+                .send_request(&lib, ask.body.clone()),
         };
         self.asks.sent.insert((ask.protocol, id), ask);
     }
@@ -201,7 +254,9 @@ impl Driver {
         channel: ResponseChannel<Vec<u8>>,
     ) {
         // A connection that was cut says nothing more, whatever is still in its buffers.
-        let Some(link) = self.links.get_mut(&id).filter(|link| !link.closing) else { return };
+        let Some(link) = self.links.get_mut(&id).filter(|link| !link.closing) else {
+            return;
+        };
         link.answering += 1;
         let (respond, answer) = oneshot::channel();
         let event = Event::Asked {
@@ -213,14 +268,31 @@ impl Driver {
             body,
             responder: Responder(respond),
         };
-        self.answers.push(async move { Answer { protocol, connection: id, channel, body: answer.await.ok() } }.boxed());
+        self.answers.push(
+            async move {
+                Answer {
+                    protocol,
+                    connection: id,
+                    channel,
+                    body: answer.await.ok(),
+                }
+            }
+            .boxed(),
+        );
         self.emit(event);
     }
 
     pub(super) fn handle_answer(&mut self, answer: Answer) {
-        let Answer { protocol, connection, channel, body } = answer;
+        let Answer {
+            protocol,
+            connection,
+            channel,
+            body,
+        } = answer;
         // Without an answer the channel is dropped, and the behaviour reports the omission.
-        let Some(body) = body.filter(|body| body.len() <= protocol.answer_cap()) else { return };
+        let Some(body) = body.filter(|body| body.len() <= protocol.answer_cap()) else {
+            return;
+        };
         let behaviour = self.swarm.behaviour_mut();
         let gone = match protocol {
             Protocol::Join => behaviour.join.send_response(channel, body),

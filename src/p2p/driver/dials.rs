@@ -37,7 +37,12 @@ pub(super) struct Dialling {
 
 impl Dialling {
     fn new(now: Instant, delay: Duration) -> Self {
-        Dialling { redial: Redial::new(now, delay), second: None, attempts: BTreeSet::new(), again: Some(now) }
+        Dialling {
+            redial: Redial::new(now, delay),
+            second: None,
+            attempts: BTreeSet::new(),
+            again: Some(now),
+        }
     }
 
     /// Whether a round is due, the first or the second.
@@ -56,31 +61,47 @@ pub(super) struct Waiter {
 impl Driver {
     /// Whether the peer is to be dialled until it answers.
     fn is_needed(&self, peer: PeerId) -> bool {
-        let member = self.members.contains_key(&peer) && !self.is_linked(peer) && !self.held.contains(&peer);
+        let member =
+            self.members.contains_key(&peer) && !self.is_linked(peer) && !self.held.contains(&peer);
         peer != self.me && (member || self.asks.wait_for(peer))
     }
 
     /// A connection of the peer is gone: if it was the last that carries packets, dial.
     pub(super) fn handle_lost(&mut self, peer: PeerId, now: Instant) {
         if self.is_needed(peer) {
-            let courtesy = if self.me > peer { COURTESY } else { Duration::ZERO };
-            self.dialling.entry(peer).or_insert_with(|| Dialling::new(now, courtesy));
+            let courtesy = if self.me > peer {
+                COURTESY
+            } else {
+                Duration::ZERO
+            };
+            self.dialling
+                .entry(peer)
+                .or_insert_with(|| Dialling::new(now, courtesy));
         }
     }
 
     /// There is news of a peer: dial it soon.
     pub(super) fn hurry(&mut self, peer: PeerId, now: Instant) {
         if self.is_needed(peer) {
-            self.dialling.entry(peer).or_insert_with(|| Dialling::new(now, Duration::ZERO)).redial.hurry(now);
+            self.dialling
+                .entry(peer)
+                .or_insert_with(|| Dialling::new(now, Duration::ZERO))
+                .redial
+                .hurry(now);
         }
     }
 
     /// Packets or a request wait for the peer. Of that, too, what was heard is tried again, once in a while.
     pub(super) fn handle_wanted(&mut self, peer: PeerId, now: Instant) {
         if self.is_needed(peer) {
-            let dialling = self.dialling.entry(peer).or_insert_with(|| Dialling::new(now, Duration::ZERO));
+            let dialling = self
+                .dialling
+                .entry(peer)
+                .or_insert_with(|| Dialling::new(now, Duration::ZERO));
             dialling.redial.nudge(now);
-            if !self.book.is_due(&peer, now) && dialling.again.is_none_or(|at| now >= at + WANTED_AGAIN) {
+            if !self.book.is_due(&peer, now)
+                && dialling.again.is_none_or(|at| now >= at + WANTED_AGAIN)
+            {
                 dialling.again = Some(now);
                 self.book.again(&peer);
             }
@@ -90,28 +111,44 @@ impl Driver {
 
     /// Starts the dials that are due, those first that are so for longest, as far as the budget goes.
     pub(super) fn handle_dials(&mut self, now: Instant) {
-        let done: Vec<_> = self.dialling.keys().filter(|peer| !self.is_needed(**peer)).copied().collect();
+        let done: Vec<_> = self
+            .dialling
+            .keys()
+            .filter(|peer| !self.is_needed(**peer))
+            .copied()
+            .collect();
         for peer in done {
             self.dialling.remove(&peer);
         }
-        let due = self.dialling.iter().filter(|(_, dialling)| dialling.is_due(now));
-        let mut due: Vec<_> = due.map(|(peer, dialling)| (dialling.redial.due(), *peer)).collect();
+        let due = self
+            .dialling
+            .iter()
+            .filter(|(_, dialling)| dialling.is_due(now));
+        let mut due: Vec<_> = due
+            .map(|(peer, dialling)| (dialling.redial.due(), *peer))
+            .collect();
         due.sort_unstable();
         for (_, peer) in due {
-            let Some(dialling) = self.dialling.get_mut(&peer) else { continue };
+            let Some(dialling) = self.dialling.get_mut(&peer) else {
+                continue;
+            };
             let mut round = Vec::new();
             if let Some((_, late)) = dialling.second.take_if(|(when, _)| now >= *when) {
                 round = late;
             }
             // Without an address to try there is nothing to count: the next one that is learned is dialled at once.
-            if dialling.redial.is_due(now) && self.book.is_due(&peer, now) && self.budget.take(now, &dialling.redial) {
+            if dialling.redial.is_due(now)
+                && self.book.is_due(&peer, now)
+                && self.budget.take(now, &dialling.redial)
+            {
                 dialling.redial.dialled(now, jitter());
                 let (mut first, second) = self.book.due(&peer, self.config.prefer, now);
                 if first.is_empty() {
                     round.extend(second);
                 } else {
                     round.append(&mut first);
-                    dialling.second = Some((now + HEAD_START, second)).filter(|(_, late)| !late.is_empty());
+                    dialling.second =
+                        Some((now + HEAD_START, second)).filter(|(_, late)| !late.is_empty());
                 }
             }
             if !round.is_empty() {
@@ -121,20 +158,31 @@ impl Driver {
     }
 
     /// Dials a peer at addresses of the book. What was heard is judged again: addresses of ours come and go.
-    fn dial(&mut self, peer: PeerId, mut addresses: Vec<Multiaddr>, now: Instant) -> Option<ConnectionId> {
+    fn dial(
+        &mut self,
+        peer: PeerId,
+        mut addresses: Vec<Multiaddr>,
+        now: Instant,
+    ) -> Option<ConnectionId> {
         let lib = crate::p2p::peer_to_lib(peer)?;
         self.book.dialled(&peer, &addresses, now);
         self.own.refresh(now);
         let overlay = self.overlay.load_full();
         addresses.retain(|address| {
-            let heard = || Heard::of(address.clone(), true).is_some_and(|heard| heard.may_dial(&overlay, &self.own));
+            let heard = || {
+                Heard::of(address.clone(), true)
+                    .is_some_and(|heard| heard.may_dial(&overlay, &self.own))
+            };
             self.book.is_typed(&peer, address) || heard()
         });
         if addresses.is_empty() {
             return None;
         }
         // Always: a connection that is dying, or one-sided, must not keep a new one from being made.
-        let options = DialOpts::peer_id(lib).condition(PeerCondition::Always).addresses(addresses).build();
+        let options = DialOpts::peer_id(lib)
+            .condition(PeerCondition::Always)
+            .addresses(addresses)
+            .build();
         let id = options.connection_id();
         match self.swarm.dial(options) {
             Ok(()) => {
@@ -173,7 +221,11 @@ impl Driver {
             self.book.again(&peer);
             self.hurry(peer, now);
         }
-        let mut waiter = Waiter { attempts: BTreeSet::new(), errors: Vec::new(), reply };
+        let mut waiter = Waiter {
+            attempts: BTreeSet::new(),
+            errors: Vec::new(),
+            reply,
+        };
         if let Some(peer) = peer {
             if !self.links_of(peer).is_empty() {
                 // Whoever asked may have gone away.
@@ -191,7 +243,11 @@ impl Driver {
         }
         if waiter.attempts.is_empty() {
             let failed = ConnectError::Failed(waiter.errors.join("; "));
-            let _ = waiter.reply.send(Err(if waiter.errors.is_empty() { ConnectError::NoAddress } else { failed }));
+            let _ = waiter.reply.send(Err(if waiter.errors.is_empty() {
+                ConnectError::NoAddress
+            } else {
+                failed
+            }));
         } else {
             self.waiters.push(waiter);
         }
@@ -202,7 +258,10 @@ impl Driver {
         let named = address.peer().and_then(crate::p2p::peer_to_lib);
         let bare = crate::p2p::address::bare(&address.0);
         let options = match named {
-            Some(peer) => DialOpts::peer_id(peer).condition(PeerCondition::Always).addresses(vec![bare]).build(),
+            Some(peer) => DialOpts::peer_id(peer)
+                .condition(PeerCondition::Always)
+                .addresses(vec![bare])
+                .build(),
             None => DialOpts::unknown_peer_id().address(bare).build(),
         };
         let id = options.connection_id();
@@ -232,7 +291,9 @@ impl Driver {
             waiter.errors.push(reason(error));
             if waiter.attempts.is_empty() {
                 let waiter = self.waiters.swap_remove(at);
-                let _ = waiter.reply.send(Err(ConnectError::Failed(waiter.errors.join("; "))));
+                let _ = waiter
+                    .reply
+                    .send(Err(ConnectError::Failed(waiter.errors.join("; "))));
             }
         }
         for dialling in self.dialling.values_mut() {
@@ -250,10 +311,14 @@ impl Driver {
 fn reason(error: &DialError) -> String {
     match error {
         DialError::Transport(failures) => {
-            let each = failures.iter().map(|(address, error)| format!("{address}: {}", innermost(error)));
+            let each = failures
+                .iter()
+                .map(|(address, error)| format!("{address}: {}", innermost(error)));
             each.collect::<Vec<_>>().join("; ")
         }
-        DialError::WrongPeerId { obtained, address } => format!("{address}: another peer answers there: {obtained}"),
+        DialError::WrongPeerId { obtained, address } => {
+            format!("{address}: another peer answers there: {obtained}")
+        }
         DialError::LocalPeerId { address } => format!("{address}: that is this daemon itself"),
         other => other.to_string(),
     }

@@ -59,12 +59,18 @@ impl Link {
 impl Driver {
     /// Open connections to a peer.
     pub(super) fn links_of(&self, peer: PeerId) -> Vec<ConnectionId> {
-        self.links.iter().filter(|(_, link)| link.peer == peer && !link.closing).map(|(id, _)| *id).collect()
+        self.links
+            .iter()
+            .filter(|(_, link)| link.peer == peer && !link.closing)
+            .map(|(id, _)| *id)
+            .collect()
     }
 
     /// Whether packets can go to and come from the peer.
     pub(super) fn is_linked(&self, peer: PeerId) -> bool {
-        self.links.values().any(|link| link.peer == peer && link.carries())
+        self.links
+            .values()
+            .any(|link| link.peer == peer && link.carries())
     }
 
     pub(super) fn handle_established(
@@ -107,7 +113,8 @@ impl Driver {
         tracing::debug!(%peer, connection = number, ?class, %remote, outbound, "connected");
         let typed = self.typed.remove(&id);
         if outbound {
-            self.book.worked(peer, &remote, if typed { Word::Typed } else { Word::Peer });
+            self.book
+                .worked(peer, &remote, if typed { Word::Typed } else { Word::Peer });
         } else {
             // It came by itself: whoever was told to leave it alone no longer has to.
             self.held.remove(&peer);
@@ -131,7 +138,9 @@ impl Driver {
                 }
                 self.dialling.remove(&peer);
                 let old: Vec<_> = self.links_of(peer);
-                old.into_iter().filter(|old| *old != id).for_each(|old| self.retire(old, now));
+                old.into_iter()
+                    .filter(|old| *old != id)
+                    .for_each(|old| self.retire(old, now));
             }
             (Class::Stranger, false) => {}
         }
@@ -164,12 +173,18 @@ impl Driver {
     }
 
     fn report_closed(&mut self, id: ConnectionId, why: &str) {
-        let Some(link) = self.links.get_mut(&id).filter(|link| !link.closing) else { return };
+        let Some(link) = self.links.get_mut(&id).filter(|link| !link.closing) else {
+            return;
+        };
         link.closing = true;
         let (peer, connection) = (link.peer, link.number);
         tracing::debug!(%peer, connection, why, "connection closed");
         let remaining = self.links_of(peer).len();
-        self.emit(Event::Closed { peer, connection, remaining });
+        self.emit(Event::Closed {
+            peer,
+            connection,
+            remaining,
+        });
         self.handle_lost(peer, Instant::now());
     }
 
@@ -206,14 +221,27 @@ impl Driver {
         let age = self.config.timing.surplus;
         // A connection that has gone quiet may be dead: the live one beside it must not be closed for its sake.
         let lively = self.config.timing.ping.mul_f32(1.5);
-        let mut by_peer: BTreeMap<PeerId, Vec<(ConnectionId, Candidate, Duration)>> = BTreeMap::new();
+        let mut by_peer: BTreeMap<PeerId, Vec<(ConnectionId, Candidate, Duration)>> =
+            BTreeMap::new();
         let alive = |link: &Link| link.carries() && now.duration_since(link.heard) <= lively;
         for (id, link) in self.links.iter().filter(|(_, link)| alive(link)) {
-            let candidate = Candidate { number: link.number, carrier: link.carrier, outbound: link.outbound };
-            by_peer.entry(link.peer).or_default().push((*id, candidate, now.duration_since(link.since)));
+            let candidate = Candidate {
+                number: link.number,
+                carrier: link.carrier,
+                outbound: link.outbound,
+            };
+            by_peer.entry(link.peer).or_default().push((
+                *id,
+                candidate,
+                now.duration_since(link.since),
+            ));
         }
         for (peer, links) in by_peer.into_iter().filter(|(_, links)| links.len() > 1) {
-            let youngest = links.iter().map(|(_, _, age)| *age).min().unwrap_or_default();
+            let youngest = links
+                .iter()
+                .map(|(_, _, age)| *age)
+                .min()
+                .unwrap_or_default();
             let candidates: Vec<_> = links.iter().map(|(_, candidate, _)| *candidate).collect();
             let closed = if youngest >= age {
                 surplus(&candidates, self.me < peer, youngest >= age * TIE_AGES)

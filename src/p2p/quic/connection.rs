@@ -31,7 +31,12 @@ pub(crate) struct Muxer {
 
 impl Muxer {
     pub(super) fn new(connection: quinn::Connection) -> Self {
-        Muxer { connection, inbound: None, outbound: None, closing: None }
+        Muxer {
+            connection,
+            inbound: None,
+            outbound: None,
+            closing: None,
+        }
     }
 }
 
@@ -42,14 +47,21 @@ fn poll_opening(
 ) -> Poll<Result<Stream, ConnectionError>> {
     let opened = std::task::ready!(slot.get_or_insert_with(make).poll_unpin(cx));
     *slot = None;
-    Poll::Ready(opened.map(|(send, recv)| Stream { send, recv, closed: false }))
+    Poll::Ready(opened.map(|(send, recv)| Stream {
+        send,
+        recv,
+        closed: false,
+    }))
 }
 
 impl StreamMuxer for Muxer {
     type Substream = Stream;
     type Error = ConnectionError;
 
-    fn poll_inbound(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Stream, ConnectionError>> {
+    fn poll_inbound(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Stream, ConnectionError>> {
         let this = self.get_mut();
         let connection = &this.connection;
         let make = || {
@@ -59,7 +71,10 @@ impl StreamMuxer for Muxer {
         poll_opening(&mut this.inbound, make, cx)
     }
 
-    fn poll_outbound(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Stream, ConnectionError>> {
+    fn poll_outbound(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Stream, ConnectionError>> {
         let this = self.get_mut();
         let connection = &this.connection;
         let make = || {
@@ -79,12 +94,17 @@ impl StreamMuxer for Muxer {
         });
         match std::task::ready!(closing.poll_unpin(cx)) {
             // We, or the peer at the same time.
-            ConnectionError::LocallyClosed | ConnectionError::ApplicationClosed(_) => Poll::Ready(Ok(())),
+            ConnectionError::LocallyClosed | ConnectionError::ApplicationClosed(_) => {
+                Poll::Ready(Ok(()))
+            }
             error => Poll::Ready(Err(error)),
         }
     }
 
-    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<StreamMuxerEvent, ConnectionError>> {
+    fn poll(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Result<StreamMuxerEvent, ConnectionError>> {
         Poll::Pending
     }
 }
@@ -98,14 +118,24 @@ pub(crate) struct Stream {
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
         self.recv.poll_read(cx, buf).map_err(io::Error::from)
     }
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.send).poll_write(cx, buf).map_err(io::Error::from)
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.send)
+            .poll_write(cx, buf)
+            .map_err(io::Error::from)
     }
 
     /// QUIC sends what it is given without being asked.

@@ -78,7 +78,11 @@ fn choose(bound: &[Option<SocketAddr>], wanted: SocketAddr) -> Option<usize> {
     bound
         .iter()
         .position(|local| local.as_ref().is_some_and(exact))
-        .or_else(|| bound.iter().position(|local| local.as_ref().is_some_and(agrees)))
+        .or_else(|| {
+            bound
+                .iter()
+                .position(|local| local.as_ref().is_some_and(agrees))
+        })
 }
 
 /// IPv4 as IPv4, whatever the socket called it.

@@ -9,8 +9,8 @@ use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::rustls::NoKeyLog;
 use quinn::rustls::client::Resumption;
 use quinn::{
-    ClientConfig, ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, NoneTokenStore,
-    ServerConfig, TransportConfig, VarInt,
+    ClientConfig, ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout,
+    MtuDiscoveryConfig, NoneTokenStore, ServerConfig, TransportConfig, VarInt,
 };
 use quinn_proto::{InvalidCid, RandomConnectionIdGenerator};
 
@@ -47,20 +47,27 @@ pub(super) struct Settings {
 /// [`Error::Identity`] when the identity makes no certificate.
 pub(super) fn settings(key: &Keypair) -> Result<Settings, Error> {
     let transport = Arc::new(transport());
-    let mut client_tls = libp2p_tls::make_client_config(key, None).map_err(|e| Error::Identity(e.to_string()))?;
+    let mut client_tls =
+        libp2p_tls::make_client_config(key, None).map_err(|e| Error::Identity(e.to_string()))?;
     // All peers have one name, so a ticket of one would be shown to the next. Every handshake proves both keys anew.
     client_tls.resumption = Resumption::disabled();
     client_tls.enable_sni = false;
     // libp2p writes secrets to $SSLKEYLOGFILE.
     client_tls.key_log = Arc::new(NoKeyLog {});
-    let client_tls = QuicClientConfig::try_from(client_tls).map_err(|e| Error::Identity(e.to_string()))?;
+    let client_tls =
+        QuicClientConfig::try_from(client_tls).map_err(|e| Error::Identity(e.to_string()))?;
     let mut client = ClientConfig::new(Arc::new(client_tls));
-    client.transport_config(transport.clone()).token_store(Arc::new(NoneTokenStore)).version(VERSION);
+    client
+        .transport_config(transport.clone())
+        .token_store(Arc::new(NoneTokenStore))
+        .version(VERSION);
 
-    let mut server_tls = libp2p_tls::make_server_config(key).map_err(|e| Error::Identity(e.to_string()))?;
+    let mut server_tls =
+        libp2p_tls::make_server_config(key).map_err(|e| Error::Identity(e.to_string()))?;
     server_tls.send_tls13_tickets = 0;
     server_tls.key_log = Arc::new(NoKeyLog {});
-    let server_tls = QuicServerConfig::try_from(server_tls).map_err(|e| Error::Identity(e.to_string()))?;
+    let server_tls =
+        QuicServerConfig::try_from(server_tls).map_err(|e| Error::Identity(e.to_string()))?;
     let mut server = ServerConfig::with_crypto(Arc::new(server_tls));
     server
         .transport_config(transport)
@@ -70,13 +77,23 @@ pub(super) fn settings(key: &Keypair) -> Result<Settings, Error> {
         .incoming_buffer_size_total(WAITING_BYTES.1);
 
     let mut endpoint = EndpointConfig::default();
-    endpoint.grease_quic_bit(false).supported_versions(vec![VERSION]).cid_generator(|| Box::new(Silent::default()));
-    Ok(Settings { endpoint, server, client })
+    endpoint
+        .grease_quic_bit(false)
+        .supported_versions(vec![VERSION])
+        .cid_generator(|| Box::new(Silent::default()));
+    Ok(Settings {
+        endpoint,
+        server,
+        client,
+    })
 }
 
 fn transport() -> TransportConfig {
-    let congestion: Arc<dyn ControllerFactory + Send + Sync> =
-        if BBR { Arc::new(BbrConfig::default()) } else { Arc::new(CubicConfig::default()) };
+    let congestion: Arc<dyn ControllerFactory + Send + Sync> = if BBR {
+        Arc::new(BbrConfig::default())
+    } else {
+        Arc::new(CubicConfig::default())
+    };
     let mut transport = TransportConfig::default();
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(u32::try_from(STREAMS).unwrap_or(64)))

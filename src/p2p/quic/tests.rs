@@ -44,8 +44,16 @@ fn socket(local: &str) -> Socket {
 
 /// Ours on one socket, without the guards above it.
 fn on(seed: u8, socket: &Socket, admission: Admission) -> stock::Transport {
-    let transport = Transport::new(&key(seed), std::slice::from_ref(&socket.quic), admission, PATIENCE).unwrap();
-    transport.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))).boxed()
+    let transport = Transport::new(
+        &key(seed),
+        std::slice::from_ref(&socket.quic),
+        admission,
+        PATIENCE,
+    )
+    .unwrap();
+    transport
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
+        .boxed()
 }
 
 fn roomy() -> Admission {
@@ -84,7 +92,10 @@ fn first_flight() -> Vec<Vec<u8>> {
         }
         flight.push(datagram);
     }
-    assert!(flight.len() >= 2 && flight.iter().all(|d| d.len() == 1200), "a ClientHello with ML-KEM takes two");
+    assert!(
+        flight.len() >= 2 && flight.iter().all(|d| d.len() == 1200),
+        "a ClientHello with ML-KEM takes two"
+    );
     flight
 }
 
@@ -116,7 +127,10 @@ async fn nothing_but_a_well_formed_initial_is_answered() {
     let mut transport = on(70, &socket, roomy());
     listening(&mut transport, LOCAL).await;
     let server = serve(transport);
-    assert!(answered(&first_flight(), to).await.is_some(), "what all others are made of");
+    assert!(
+        answered(&first_flight(), to).await.is_some(),
+        "what all others are made of"
+    );
 
     let altered = |change: &dyn Fn(&mut Vec<u8>)| {
         let mut flight = first_flight();
@@ -125,18 +139,30 @@ async fn nothing_but_a_well_formed_initial_is_answered() {
     };
     let short = |first: u8, length: usize| vec![[vec![first], vec![0xa7; length - 1]].concat()];
     for (what, datagrams) in [
-        ("an unknown version", altered(&|d| d[1..5].copy_from_slice(&[0x1a, 0x2a, 0x3a, 0x4a]))),
-        ("version 2", altered(&|d| d[1..5].copy_from_slice(&[0x6b, 0x33, 0x43, 0xcf]))),
+        (
+            "an unknown version",
+            altered(&|d| d[1..5].copy_from_slice(&[0x1a, 0x2a, 0x3a, 0x4a])),
+        ),
+        (
+            "version 2",
+            altered(&|d| d[1..5].copy_from_slice(&[0x6b, 0x33, 0x43, 0xcf])),
+        ),
         ("version negotiation", altered(&|d| d[1..5].fill(0))),
         ("a greased QUIC bit", altered(&|d| d[0] &= !0x40)),
-        ("an Initial of less than 1200 bytes", altered(&|d| d.truncate(1199))),
+        (
+            "an Initial of less than 1200 bytes",
+            altered(&|d| d.truncate(1199)),
+        ),
         ("an Initial that does not open", altered(&|d| d[600] ^= 1)),
         ("0-RTT", altered(&|d| d[0] |= 0x10)),
         ("a handshake packet", altered(&|d| d[0] |= 0x20)),
         ("a Retry", altered(&|d| d[0] |= 0x30)),
         ("a short connection ID", altered(&|d| d[5] = 4)),
         ("a long header and junk", short(0xc0, 1200)),
-        ("a short header of a connection long gone", short(0x45, 1200)),
+        (
+            "a short header of a connection long gone",
+            short(0x45, 1200),
+        ),
         ("a small short header", short(0x7f, 43)),
         ("STUN", short(0x00, 20)),
         ("a sealed frame", short(0x04, 1000)),
@@ -144,7 +170,11 @@ async fn nothing_but_a_well_formed_initial_is_answered() {
         ("a byte", short(0xff, 1)),
     ] {
         let answer = unasked(&datagrams, to).await;
-        assert!(answer.is_none(), "{what} got {} bytes", answer.unwrap().len());
+        assert!(
+            answer.is_none(),
+            "{what} got {} bytes",
+            answer.unwrap().len()
+        );
     }
     assert!(answered(&first_flight(), to).await.is_some(), "still there");
     server.abort();
@@ -167,7 +197,12 @@ async fn every_datagram_between_us_says_that_it_is_quic() {
     echoed(&mut x.1, &mut y.1, 500_000).await;
     for socket in [&here, &there] {
         let (sent, received) = (socket.quic.sent(), socket.received.lock());
-        assert!(sent.len() > 300 && received.len() > 300, "{} {}", sent.len(), received.len());
+        assert!(
+            sent.len() > 300 && received.len() > 300,
+            "{} {}",
+            sent.len(),
+            received.len()
+        );
         assert!(sent.iter().chain(received.iter()).all(|d| d[0] >= 0x40));
     }
 }
@@ -196,7 +231,9 @@ async fn a_peer_whose_source_is_busy_proves_its_address() {
     assert!(!is_retry(&answer), "takes the place and goes no further");
     assert!(is_retry(&answered(&first_flight(), to).await.unwrap()));
     let before = socket.quic.sent().len();
-    let dial = stock_quic(77).dial(address, dial_options(Role::Dialer)).unwrap();
+    let dial = stock_quic(77)
+        .dial(address, dial_options(Role::Dialer))
+        .unwrap();
     let (peer, _muxer) = timeout(PATIENCE, dial).await.unwrap().unwrap();
     assert_eq!(peer, key(76).public().to_peer_id());
     let sent = socket.quic.sent();
@@ -226,12 +263,16 @@ async fn a_flood_of_initials_does_not_keep_us_from_dialling() {
         }
     });
     let used_up = async { while unasked(&first_flight(), to).await.is_some() {} };
-    timeout(PATIENCE, used_up).await.expect("its share is used up");
+    timeout(PATIENCE, used_up)
+        .await
+        .expect("its share is used up");
     let dial = ours.dial(address, dial_options(Role::Dialer)).unwrap();
     let ours = serve(ours);
     let (peer, _muxer) = timeout(PATIENCE, dial).await.unwrap().unwrap();
     assert_eq!(peer, key(92).public().to_peer_id());
-    [flood, theirs, ours].iter().for_each(tokio::task::JoinHandle::abort);
+    [flood, theirs, ours]
+        .iter()
+        .for_each(tokio::task::JoinHandle::abort);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -252,9 +293,15 @@ async fn a_hole_is_punched_and_the_peer_comes_through_it() {
         if theirs_is_stock {
             b = stock_quic(81);
         }
-        let (at_a, at_b) = (listening(&mut a, LOCAL).await, listening(&mut b, LOCAL).await);
+        let (at_a, at_b) = (
+            listening(&mut a, LOCAL).await,
+            listening(&mut b, LOCAL).await,
+        );
         let let_in = a.dial(at_b.clone(), dial_options(Role::Listener)).unwrap();
-        assert!(a.dial(at_b, dial_options(Role::Listener)).is_err(), "one at a time");
+        assert!(
+            a.dial(at_b, dial_options(Role::Listener)).is_err(),
+            "one at a time"
+        );
         let let_in = tokio::spawn(let_in);
         let (server_a, server_b) = (serve(a), {
             // The other side dials when some came, from the port that is punched to.
@@ -263,12 +310,18 @@ async fn a_hole_is_punched_and_the_peer_comes_through_it() {
                     sleep(Duration::from_millis(10)).await;
                 }
             };
-            timeout(PATIENCE, punched).await.expect("a hole is punched again and again");
+            timeout(PATIENCE, punched)
+                .await
+                .expect("a hole is punched again and again");
             let dial = b.dial(at_a, dial_options(Role::Dialer)).unwrap();
             (tokio::spawn(dial), serve(b))
         });
         let (peer, mut inbound) = timeout(PATIENCE, let_in).await.unwrap().unwrap().unwrap();
-        let (_, mut outbound) = timeout(PATIENCE, server_b.0).await.unwrap().unwrap().unwrap();
+        let (_, mut outbound) = timeout(PATIENCE, server_b.0)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
         assert_eq!(peer, key(81).public().to_peer_id());
         echoed(&mut inbound, &mut outbound, 10_000).await;
         // Not locked any longer: the connection goes on.
@@ -284,12 +337,21 @@ async fn a_hole_is_punched_and_the_peer_comes_through_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hole_that_nobody_comes_through_is_given_up() {
     let socket = socket("127.0.0.1:0");
-    let mut a =
-        Transport::new(&key(82), std::slice::from_ref(&socket.quic), roomy(), Duration::from_millis(300)).unwrap();
+    let mut a = Transport::new(
+        &key(82),
+        std::slice::from_ref(&socket.quic),
+        roomy(),
+        Duration::from_millis(300),
+    )
+    .unwrap();
     let nobody: Multiaddr = "/ip4/127.0.0.1/udp/9/quic-v1".parse().unwrap();
     for _ in 0..2 {
-        let let_in = libp2p::Transport::dial(&mut a, nobody.clone(), dial_options(Role::Listener)).unwrap();
-        assert!(matches!(timeout(PATIENCE, let_in).await.unwrap(), Err(Error::Slow)));
+        let let_in =
+            libp2p::Transport::dial(&mut a, nobody.clone(), dial_options(Role::Listener)).unwrap();
+        assert!(matches!(
+            timeout(PATIENCE, let_in).await.unwrap(),
+            Err(Error::Slow)
+        ));
     }
 }
 
@@ -299,13 +361,21 @@ async fn a_removed_listener_takes_no_connection_with_it() {
     let (mut a, mut b) = (on(83, &here, roomy()), on(84, &there, roomy()));
     let id = ListenerId::next();
     b.listen_on(id, LOCAL.parse().unwrap()).unwrap();
-    let TransportEvent::NewAddress { listen_addr, .. } = next(&mut b).await else { panic!() };
-    assert!(b.listen_on(ListenerId::next(), LOCAL.parse().unwrap()).is_err(), "taken");
+    let TransportEvent::NewAddress { listen_addr, .. } = next(&mut b).await else {
+        panic!()
+    };
+    assert!(
+        b.listen_on(ListenerId::next(), LOCAL.parse().unwrap())
+            .is_err(),
+        "taken"
+    );
     let (mut x, mut y) = connected(&mut a, &mut b, listen_addr.clone()).await;
     assert!(b.remove_listener(id));
     assert!(!b.remove_listener(id));
     let closed = next(&mut b).await;
-    assert!(matches!(closed, TransportEvent::ListenerClosed { listener_id, reason: Ok(()) } if listener_id == id));
+    assert!(
+        matches!(closed, TransportEvent::ListenerClosed { listener_id, reason: Ok(()) } if listener_id == id)
+    );
     echoed(&mut x.1, &mut y.1, 10_000).await;
     listening(&mut b, LOCAL).await;
     connected(&mut a, &mut b, listen_addr).await;
@@ -314,13 +384,20 @@ async fn a_removed_listener_takes_no_connection_with_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wildcard_listener_announces_the_interfaces_with_the_socket_s_port() {
     for (bind, listen, wanted) in [
-        ("0.0.0.0:0", "/ip4/0.0.0.0/udp/0/quic-v1", "/ip4/127.0.0.1/udp"),
+        (
+            "0.0.0.0:0",
+            "/ip4/0.0.0.0/udp/0/quic-v1",
+            "/ip4/127.0.0.1/udp",
+        ),
         ("[::]:0", "/ip6/::/udp/0/quic-v1", "/ip6/::1/udp"),
     ] {
         let socket = socket(bind);
-        let wanted: Multiaddr = format!("{wanted}/{}/quic-v1", socket.local().port()).parse().unwrap();
+        let wanted: Multiaddr = format!("{wanted}/{}/quic-v1", socket.local().port())
+            .parse()
+            .unwrap();
         let mut a = on(85, &socket, roomy());
-        a.listen_on(ListenerId::next(), listen.parse().unwrap()).unwrap();
+        a.listen_on(ListenerId::next(), listen.parse().unwrap())
+            .unwrap();
         loop {
             match next(&mut a).await {
                 TransportEvent::NewAddress { listen_addr, .. } if listen_addr == wanted => break,
@@ -357,7 +434,10 @@ async fn streams_end_as_libp2p_wants_them_to() {
     let mut into = accepted(&mut y).await;
     drop(out);
     let mut got = Vec::new();
-    let error = timeout(PATIENCE, into.read_to_end(&mut got)).await.unwrap().unwrap_err();
+    let error = timeout(PATIENCE, into.read_to_end(&mut got))
+        .await
+        .unwrap()
+        .unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     // Its other direction was dropped as well: the writer learns of it.
     let stopped = async { while into.write(&[0; 1000]).await.is_ok() {} };
@@ -369,8 +449,18 @@ async fn streams_end_as_libp2p_wants_them_to() {
     let mut into = accepted(&mut y).await;
     into.read_exact(&mut [0; 5]).await.unwrap();
     timeout(PATIENCE, x.close()).await.unwrap().unwrap();
-    assert!(timeout(PATIENCE, into.read(&mut [0; 5])).await.unwrap().is_err());
-    assert!(timeout(PATIENCE, poll_fn(|cx| y.poll_inbound_unpin(cx))).await.unwrap().is_err());
+    assert!(
+        timeout(PATIENCE, into.read(&mut [0; 5]))
+            .await
+            .unwrap()
+            .is_err()
+    );
+    assert!(
+        timeout(PATIENCE, poll_fn(|cx| y.poll_inbound_unpin(cx)))
+            .await
+            .unwrap()
+            .is_err()
+    );
     timeout(PATIENCE, y.close()).await.unwrap().unwrap();
 }
 
@@ -399,9 +489,19 @@ async fn a_dial_needs_a_socket_of_the_family() {
         "/ip4/127.0.0.1/tcp/9",
         "/ip4/127.0.0.1/udp/9/quic",
     ] {
-        assert!(a.dial(address.parse().unwrap(), dial_options(Role::Dialer)).is_err(), "{address}");
+        assert!(
+            a.dial(address.parse().unwrap(), dial_options(Role::Dialer))
+                .is_err(),
+            "{address}"
+        );
     }
-    assert!(a.dial("/ip4/127.0.0.1/udp/9/quic-v1".parse().unwrap(), dial_options(Role::Dialer)).is_ok());
+    assert!(
+        a.dial(
+            "/ip4/127.0.0.1/udp/9/quic-v1".parse().unwrap(),
+            dial_options(Role::Dialer)
+        )
+        .is_ok()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -409,7 +509,9 @@ async fn a_dial_leaves_from_the_address_that_the_kernel_would_choose() {
     let (far, near) = (socket("127.0.0.9:0"), socket("127.0.0.1:0"));
     let sockets = [far.quic, near.quic.clone()];
     let a = Transport::new(&key(93), &sockets, roomy(), PATIENCE).unwrap();
-    let mut a = a.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))).boxed();
+    let mut a = a
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
+        .boxed();
     // The first one listens, but replies of a host on 127.0.0.1 are expected there.
     let _ = listening(&mut a, "/ip4/127.0.0.9/udp/0/quic-v1").await;
     let mut stock = stock_quic(94);
@@ -420,10 +522,15 @@ async fn a_dial_leaves_from_the_address_that_the_kernel_would_choose() {
 
 #[test]
 fn a_listener_gets_the_socket_that_is_bound_there() {
-    let all: Vec<Option<SocketAddr>> = ["0.0.0.0:4100", "[::]:4100", "127.0.0.1:5000", "127.0.0.1:6000"]
-        .into_iter()
-        .map(|text| Some(text.parse().unwrap()))
-        .collect();
+    let all: Vec<Option<SocketAddr>> = [
+        "0.0.0.0:4100",
+        "[::]:4100",
+        "127.0.0.1:5000",
+        "127.0.0.1:6000",
+    ]
+    .into_iter()
+    .map(|text| Some(text.parse().unwrap()))
+    .collect();
     let chosen = |text: &str| choose(&all, text.parse().unwrap());
     for (wanted, expected) in [
         ("0.0.0.0:4100", Some(0)),
@@ -439,5 +546,9 @@ fn a_listener_gets_the_socket_that_is_bound_there() {
     ] {
         assert_eq!(chosen(wanted), expected, "{wanted}");
     }
-    assert_eq!(choose(&[None, all[0]], "0.0.0.0:0".parse().unwrap()), Some(1), "one listener each");
+    assert_eq!(
+        choose(&[None, all[0]], "0.0.0.0:0".parse().unwrap()),
+        Some(1),
+        "one listener each"
+    );
 }

@@ -88,19 +88,34 @@ impl Transport {
         admission: Admission,
         patience: Duration,
     ) -> Result<Self, super::super::Error> {
-        let Settings { endpoint, server, client } = settings(key)?;
+        let Settings {
+            endpoint,
+            server,
+            client,
+        } = settings(key)?;
         let mut ports = Vec::new();
         for socket in sockets {
             let (socket, local) = (Arc::clone(socket), socket.local());
             let (endpoint, server) = (endpoint.clone(), Some(server.clone()));
             let runtime = Arc::new(quinn::TokioRuntime);
-            let endpoint = quinn::Endpoint::new_with_abstract_socket(endpoint, server, socket.clone(), runtime)
-                .map_err(super::super::Error::Quic)?;
+            let endpoint = quinn::Endpoint::new_with_abstract_socket(
+                endpoint,
+                server,
+                socket.clone(),
+                runtime,
+            )
+            .map_err(super::super::Error::Quic)?;
             let incoming = futures::stream::unfold(endpoint.clone(), |endpoint| async {
                 let incoming = endpoint.accept().await?;
                 Some((incoming, endpoint))
             });
-            ports.push(Port { socket, endpoint, local, incoming: incoming.boxed().fuse(), listener: None });
+            ports.push(Port {
+                socket,
+                endpoint,
+                local,
+                incoming: incoming.boxed().fuse(),
+                listener: None,
+            });
         }
         Ok(Transport {
             ports,
@@ -135,11 +150,15 @@ impl Transport {
         {
             return Some(port);
         }
-        fitting().find(|port| port.listener.is_some()).or_else(|| fitting().next())
+        fitting()
+            .find(|port| port.listener.is_some())
+            .or_else(|| fitting().next())
     }
 
     fn dial_out(&self, port: &Port, remote: SocketAddr) -> Result<Upgrade, Error> {
-        let connecting = port.endpoint.connect_with(self.client.clone(), remote, NAME)?;
+        let connecting = port
+            .endpoint
+            .connect_with(self.client.clone(), remote, NAME)?;
         let expected = port.socket.expect(remote);
         let established = establish(connecting, None, self.patience);
         Ok(async move {
@@ -182,14 +201,18 @@ impl Transport {
     }
 
     fn poll_port(&mut self, at: usize, cx: &mut Context<'_>) -> Poll<Event> {
-        let Some(port) = self.ports.get_mut(at) else { return Poll::Pending };
+        let Some(port) = self.ports.get_mut(at) else {
+            return Poll::Pending;
+        };
         if let Some(listener) = &mut port.listener
             && let Poll::Ready(event) = listener.poll_interfaces(port.local, cx)
         {
             return Poll::Ready(event);
         }
         for _ in 0..BURST {
-            let Some(port) = self.ports.get_mut(at) else { return Poll::Pending };
+            let Some(port) = self.ports.get_mut(at) else {
+                return Poll::Pending;
+            };
             match std::task::ready!(port.incoming.poll_next_unpin(cx)) {
                 Some(incoming) => {
                     if let Some(event) = self.handle_incoming(at, incoming) {
@@ -198,7 +221,9 @@ impl Transport {
                 }
                 None => {
                     // The socket has failed; the endpoint is dead.
-                    let Some(listener) = port.listener.take() else { return Poll::Pending };
+                    let Some(listener) = port.listener.take() else {
+                        return Poll::Pending;
+                    };
                     return Poll::Ready(TransportEvent::ListenerClosed {
                         listener_id: listener.id,
                         reason: Err(Error::Closed),
@@ -214,16 +239,26 @@ impl Transport {
     fn handle_incoming(&mut self, at: usize, incoming: quinn::Incoming) -> Option<Event> {
         let port = self.ports.get(at)?;
         let remote = canonical(incoming.remote_address());
-        let local = SocketAddr::new(incoming.local_ip().unwrap_or_else(|| port.local.ip()), port.local.port());
+        let local = SocketAddr::new(
+            incoming.local_ip().unwrap_or_else(|| port.local.ip()),
+            port.local.port(),
+        );
         // A peer that a hole is punched for is expected: no limit, no Retry, and its connection belongs to the dial.
-        let expected = self.punching.get(&remote).is_some_and(|waiting| !waiting.is_closed());
+        let expected = self
+            .punching
+            .get(&remote)
+            .is_some_and(|waiting| !waiting.is_closed());
         let place = match &port.listener {
             _ if expected => None,
             None => {
                 incoming.ignore();
                 return None;
             }
-            Some(_) => match self.admission.judge(remote.ip(), incoming.remote_address_validated(), Instant::now()) {
+            Some(_) => match self.admission.judge(
+                remote.ip(),
+                incoming.remote_address_validated(),
+                Instant::now(),
+            ) {
                 Verdict::Begin(place) => Some(place),
                 Verdict::Prove => {
                     if let Err(error) = incoming.retry() {
@@ -264,26 +299,39 @@ impl Transport {
 
 impl Listener {
     fn poll_interfaces(&mut self, local: SocketAddr, cx: &mut Context<'_>) -> Poll<Event> {
-        let Some(watcher) = &mut self.interfaces else { return Poll::Pending };
+        let Some(watcher) = &mut self.interfaces else {
+            return Poll::Pending;
+        };
         let listener_id = self.id;
         loop {
             let event = std::task::ready!(watcher.poll_if_event(cx));
-            let here =
-                |ip: IpAddr| (ip.is_ipv4() == local.is_ipv4()).then(|| multiaddr(SocketAddr::new(ip, local.port())));
+            let here = |ip: IpAddr| {
+                (ip.is_ipv4() == local.is_ipv4())
+                    .then(|| multiaddr(SocketAddr::new(ip, local.port())))
+            };
             match event {
                 Ok(IfEvent::Up(net)) => {
                     if let Some(listen_addr) = here(net.addr()) {
-                        return Poll::Ready(TransportEvent::NewAddress { listener_id, listen_addr });
+                        return Poll::Ready(TransportEvent::NewAddress {
+                            listener_id,
+                            listen_addr,
+                        });
                     }
                 }
                 Ok(IfEvent::Down(net)) => {
                     if let Some(listen_addr) = here(net.addr()) {
-                        return Poll::Ready(TransportEvent::AddressExpired { listener_id, listen_addr });
+                        return Poll::Ready(TransportEvent::AddressExpired {
+                            listener_id,
+                            listen_addr,
+                        });
                     }
                 }
                 Err(error) => {
                     self.interfaces = None;
-                    return Poll::Ready(TransportEvent::ListenerError { listener_id, error: Error::Io(error) });
+                    return Poll::Ready(TransportEvent::ListenerError {
+                        listener_id,
+                        error: Error::Io(error),
+                    });
                 }
             }
         }
@@ -296,15 +344,28 @@ impl libp2p::Transport for Transport {
     type ListenerUpgrade = Upgrade;
     type Dial = Upgrade;
 
-    fn listen_on(&mut self, id: ListenerId, address: Multiaddr) -> Result<(), TransportError<Error>> {
-        let Some(wanted) = udp_of(&address) else { return Err(TransportError::MultiaddrNotSupported(address)) };
-        let free: Vec<_> = self.ports.iter().map(|port| port.listener.is_none().then_some(port.local)).collect();
+    fn listen_on(
+        &mut self,
+        id: ListenerId,
+        address: Multiaddr,
+    ) -> Result<(), TransportError<Error>> {
+        let Some(wanted) = udp_of(&address) else {
+            return Err(TransportError::MultiaddrNotSupported(address));
+        };
+        let free: Vec<_> = self
+            .ports
+            .iter()
+            .map(|port| port.listener.is_none().then_some(port.local))
+            .collect();
         let port = choose(&free, wanted).and_then(|at| self.ports.get_mut(at));
         let port = port.ok_or(TransportError::Other(Error::NoSocket(wanted)))?;
         let interfaces = if port.local.ip().is_unspecified() {
             Some(IfWatcher::new().map_err(|error| TransportError::Other(Error::Io(error)))?)
         } else {
-            self.events.push_back(TransportEvent::NewAddress { listener_id: id, listen_addr: multiaddr(port.local) });
+            self.events.push_back(TransportEvent::NewAddress {
+                listener_id: id,
+                listen_addr: multiaddr(port.local),
+            });
             None
         };
         port.listener = Some(Listener { id, interfaces });
@@ -314,19 +375,38 @@ impl libp2p::Transport for Transport {
 
     /// Ends the listening only: connections stay, and dials go on leaving from there.
     fn remove_listener(&mut self, id: ListenerId) -> bool {
-        let listens = |port: &&mut Port| port.listener.as_ref().is_some_and(|listener| listener.id == id);
-        let Some(port) = self.ports.iter_mut().find(listens) else { return false };
+        let listens = |port: &&mut Port| {
+            port.listener
+                .as_ref()
+                .is_some_and(|listener| listener.id == id)
+        };
+        let Some(port) = self.ports.iter_mut().find(listens) else {
+            return false;
+        };
         port.listener = None;
-        self.events.push_back(TransportEvent::ListenerClosed { listener_id: id, reason: Ok(()) });
+        self.events.push_back(TransportEvent::ListenerClosed {
+            listener_id: id,
+            reason: Ok(()),
+        });
         self.wake();
         true
     }
 
-    fn dial(&mut self, address: Multiaddr, options: DialOpts) -> Result<Upgrade, TransportError<Error>> {
-        let remote =
-            udp_of(&address).map(canonical).map(with_link).filter(|a| a.port() != 0 && !a.ip().is_unspecified());
-        let Some(remote) = remote else { return Err(TransportError::MultiaddrNotSupported(address)) };
-        let port = self.port_for(remote).ok_or(TransportError::Other(Error::NoSocket(remote)))?;
+    fn dial(
+        &mut self,
+        address: Multiaddr,
+        options: DialOpts,
+    ) -> Result<Upgrade, TransportError<Error>> {
+        let remote = udp_of(&address)
+            .map(canonical)
+            .map(with_link)
+            .filter(|a| a.port() != 0 && !a.ip().is_unspecified());
+        let Some(remote) = remote else {
+            return Err(TransportError::MultiaddrNotSupported(address));
+        };
+        let port = self
+            .port_for(remote)
+            .ok_or(TransportError::Other(Error::NoSocket(remote)))?;
         let upgrade = match options.role {
             Role::Dialer => self.dial_out(port, remote),
             Role::Listener => {
@@ -362,7 +442,13 @@ async fn punch(socket: &QuicSocket, destination: SocketAddr) -> Infallible {
         let _ = getrandom::fill(&mut noise);
         let pause = u64::from(noise[PUNCH - 1]) % 191;
         noise[0] = PUNCH_FIRST;
-        let transmit = Transmit { destination, ecn: None, contents: &noise, segment_size: None, src_ip: None };
+        let transmit = Transmit {
+            destination,
+            ecn: None,
+            contents: &noise,
+            segment_size: None,
+            src_ip: None,
+        };
         if let Err(error) = socket.try_send(&transmit) {
             tracing::debug!(%destination, %error, "punch a hole");
         }
@@ -372,7 +458,11 @@ async fn punch(socket: &QuicSocket, destination: SocketAddr) -> Infallible {
 
 /// The address that the kernel would send from; `None` where it knows no way.
 fn source_towards(remote: SocketAddr) -> Option<IpAddr> {
-    let any: IpAddr = if remote.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr = if remote.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
     let probe = std::net::UdpSocket::bind((any, 0)).ok()?;
     // Sends nothing.
     probe.connect(remote).ok()?;
@@ -380,5 +470,7 @@ fn source_towards(remote: SocketAddr) -> Option<IpAddr> {
 }
 
 fn multiaddr(address: SocketAddr) -> Multiaddr {
-    Multiaddr::from(address.ip()).with(Protocol::Udp(address.port())).with(Protocol::QuicV1)
+    Multiaddr::from(address.ip())
+        .with(Protocol::Udp(address.port()))
+        .with(Protocol::QuicV1)
 }

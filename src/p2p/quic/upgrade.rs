@@ -26,7 +26,8 @@ pub(super) async fn establish(
         let peer = authenticate(&connection).await?;
         Ok((peer, Muxer::new(connection)))
     };
-    let established = tokio::time::timeout(patience, established).map(|done| done.unwrap_or(Err(Error::Slow)));
+    let established =
+        tokio::time::timeout(patience, established).map(|done| done.unwrap_or(Err(Error::Slow)));
     match place {
         None => established.await,
         Some(place) => place.hold(established).await.unwrap_or(Err(Error::Crowded)),
@@ -45,7 +46,9 @@ pub(super) async fn establish(
 /// [`Error::Identity`] without a certificate of libp2p's kind.
 async fn authenticate(connection: &quinn::Connection) -> Result<PeerId, Error> {
     let shown = connection.peer_identity().ok_or(Error::Identity)?;
-    let chain = shown.downcast::<Vec<CertificateDer<'static>>>().map_err(|_| Error::Identity)?;
+    let chain = shown
+        .downcast::<Vec<CertificateDer<'static>>>()
+        .map_err(|_| Error::Identity)?;
     let own = chain.first().ok_or(Error::Identity)?;
     let certificate = libp2p_tls::certificate::parse(own).map_err(|_| Error::Identity)?;
     Ok(certificate.peer_id())

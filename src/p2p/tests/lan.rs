@@ -19,7 +19,9 @@ impl Lan {
         let [a, b] = &names;
         ip(&format!("netns add {a}"));
         ip(&format!("netns add {b}"));
-        ip(&format!("-n {a} link add u0 type veth peer name u0 netns {b}"));
+        ip(&format!(
+            "-n {a} link add u0 type veth peer name u0 netns {b}"
+        ));
         for (n, side) in names.iter().enumerate() {
             ip(&format!("-n {side} link set lo up"));
             ip(&format!("-n {side} link set u0 up"));
@@ -27,7 +29,10 @@ impl Lan {
                 ip(&format!("-n {side} addr add 192.0.2.{}/24 dev u0", n + 1));
             }
             if families.contains(&6) {
-                ip(&format!("-n {side} addr add 2001:db8::{}/64 dev u0 nodad", n + 1));
+                ip(&format!(
+                    "-n {side} addr add 2001:db8::{}/64 dev u0 nodad",
+                    n + 1
+                ));
             }
         }
         Lan(names)
@@ -43,22 +48,31 @@ impl Lan {
         std::thread::spawn(move || {
             let namespace = std::fs::File::open(path).unwrap();
             nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(body());
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap()
+                .block_on(body());
         })
     }
 }
 
 impl Drop for Lan {
     fn drop(&mut self) {
-        self.0.iter().for_each(|name| ip(&format!("netns del {name}")));
+        self.0
+            .iter()
+            .for_each(|name| ip(&format!("netns del {name}")));
     }
 }
 
 fn wildcard(seed: u8) -> Config {
     let mut config = Config::new([seed; 32]);
-    for listen in
-        ["/ip4/0.0.0.0/tcp/4100", "/ip4/0.0.0.0/udp/4100/quic-v1", "/ip6/::/tcp/4100", "/ip6/::/udp/4100/quic-v1"]
-    {
+    for listen in [
+        "/ip4/0.0.0.0/tcp/4100",
+        "/ip4/0.0.0.0/udp/4100/quic-v1",
+        "/ip6/::/tcp/4100",
+        "/ip6/::/udp/4100/quic-v1",
+    ] {
         listen_also(&mut config, listen);
     }
     config
@@ -75,7 +89,10 @@ fn found(families: &[u8], name: &str) {
     let (done, finish) = channel::channel::<()>();
     let other = lan.inside(1, move || async move {
         let node = Node::start(wildcard(2)).await;
-        tokio::task::spawn_blocking(move || finish.recv()).await.unwrap().ok();
+        tokio::task::spawn_blocking(move || finish.recv())
+            .await
+            .unwrap()
+            .ok();
         node.stop().await;
     });
     let one = lan.inside(0, move || async move {
@@ -147,7 +164,10 @@ fn an_unplugged_peer_is_missed_and_its_return_noticed() {
     let other = lan.inside(1, move || async move {
         let node = Node::start(wildcard(2)).await;
         node.members(&[(peer_of(1), &[LAB])]).await;
-        tokio::task::spawn_blocking(move || finish.recv()).await.unwrap().ok();
+        tokio::task::spawn_blocking(move || finish.recv())
+            .await
+            .unwrap()
+            .ok();
         node.stop().await;
     });
     let names = lan.0.clone();

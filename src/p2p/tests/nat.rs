@@ -14,30 +14,54 @@ const LISTEN: &str = "/ip4/0.0.0.0/udp/4100/quic-v1";
 struct Nats([String; 4]);
 
 fn ip(args: &str) {
-    assert!(Process::new("ip").args(args.split(' ')).status().unwrap().success(), "ip {args}");
+    assert!(
+        Process::new("ip")
+            .args(args.split(' '))
+            .status()
+            .unwrap()
+            .success(),
+        "ip {args}"
+    );
 }
 
 impl Nats {
     fn new() -> Nats {
         let id = std::process::id();
         let names = ["a", "ra", "rb", "b"].map(|side| format!("p2p-nat-{id}-{side}"));
-        names.iter().for_each(|name| ip(&format!("netns add {name}")));
+        names
+            .iter()
+            .for_each(|name| ip(&format!("netns add {name}")));
         let nats = Nats(names);
         let [a, ra, rb, b] = &nats.0;
-        ip(&format!("-n {ra} link add wan type veth peer name wan netns {rb}"));
+        ip(&format!(
+            "-n {ra} link add wan type veth peer name wan netns {rb}"
+        ));
         for (n, host, router) in [(1, a, ra), (2, b, rb)] {
-            ip(&format!("-n {host} link add lan type veth peer name lan netns {router}"));
+            ip(&format!(
+                "-n {host} link add lan type veth peer name lan netns {router}"
+            ));
             ip(&format!("-n {host} addr add 10.{n}.0.2/24 dev lan"));
             ip(&format!("-n {router} addr add 10.{n}.0.1/24 dev lan"));
             ip(&format!("-n {router} addr add 192.0.2.{n}/24 dev wan"));
-            for (space, link) in [(host, "lo"), (host, "lan"), (router, "lo"), (router, "lan"), (router, "wan")] {
+            for (space, link) in [
+                (host, "lo"),
+                (host, "lan"),
+                (router, "lo"),
+                (router, "lan"),
+                (router, "wan"),
+            ] {
                 ip(&format!("-n {space} link set {link} up"));
             }
             ip(&format!("-n {host} route add default via 10.{n}.0.1"));
-            ip(&format!("netns exec {router} sysctl -qw net.ipv4.ip_forward=1"));
+            ip(&format!(
+                "netns exec {router} sysctl -qw net.ipv4.ip_forward=1"
+            ));
             // Whatever the router did not translate itself ends there.
             let rules = "add table ip nat { chain out { type nat hook postrouting priority 100; oifname wan masquerade; }; chain in { type filter hook input priority 0; iifname wan drop; }; }";
-            let nft = Process::new("ip").args(["netns", "exec", router, "nft", rules]).status().unwrap();
+            let nft = Process::new("ip")
+                .args(["netns", "exec", router, "nft", rules])
+                .status()
+                .unwrap();
             assert!(nft.success());
         }
         nats
@@ -52,10 +76,18 @@ impl Nats {
         std::thread::spawn(move || {
             let namespace = std::fs::File::open(path).unwrap();
             nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
             runtime.block_on(async move {
                 let mut transport = ours(u8::try_from(side).unwrap() + 1, LISTEN);
-                transport.listen_on(libp2p::core::transport::ListenerId::next(), LISTEN.parse().unwrap()).unwrap();
+                transport
+                    .listen_on(
+                        libp2p::core::transport::ListenerId::next(),
+                        LISTEN.parse().unwrap(),
+                    )
+                    .unwrap();
                 body(transport).await;
             });
         })
@@ -64,7 +96,9 @@ impl Nats {
 
 impl Drop for Nats {
     fn drop(&mut self) {
-        self.0.iter().for_each(|name| ip(&format!("netns del {name}")));
+        self.0
+            .iter()
+            .for_each(|name| ip(&format!("netns del {name}")));
     }
 }
 
@@ -74,7 +108,9 @@ async fn dialled(
     to: &str,
     role: Endpoint,
 ) -> Result<(libp2p::PeerId, libp2p::core::muxing::StreamMuxerBox), std::io::Error> {
-    let dial = transport.dial(to.parse::<Multiaddr>().unwrap(), dial_options(role)).unwrap();
+    let dial = transport
+        .dial(to.parse::<Multiaddr>().unwrap(), dial_options(role))
+        .unwrap();
     let mut dial = std::pin::pin!(dial);
     std::future::poll_fn(|cx| {
         while std::pin::Pin::new(&mut *transport).poll(cx).is_ready() {}
@@ -92,7 +128,9 @@ fn a_hole_is_punched_through_two_nats() {
     let b = nats.inside(3, move |mut transport| async move {
         start.await.unwrap();
         let to = "/ip4/192.0.2.1/udp/4100/quic-v1";
-        let (peer, mut muxer) = dialled(&mut transport, to, Endpoint::Listener).await.unwrap();
+        let (peer, mut muxer) = dialled(&mut transport, to, Endpoint::Listener)
+            .await
+            .unwrap();
         assert_eq!(peer, key(1).public().to_peer_id());
         let mut stream = accepted(&mut muxer).await;
         let mut got = Vec::new();
@@ -103,12 +141,19 @@ fn a_hole_is_punched_through_two_nats() {
     });
     let a = nats.inside(0, move |mut transport| async move {
         let to = "/ip4/192.0.2.2/udp/4100/quic-v1";
-        assert!(dialled(&mut transport, to, Endpoint::Dialer).await.is_err(), "the NAT lets nothing in");
+        assert!(
+            dialled(&mut transport, to, Endpoint::Dialer).await.is_err(),
+            "the NAT lets nothing in"
+        );
         go.send(()).unwrap();
         let begun = Instant::now();
         let (peer, mut muxer) = dialled(&mut transport, to, Endpoint::Dialer).await.unwrap();
         assert_eq!(peer, key(4).public().to_peer_id());
-        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+        assert!(
+            begun.elapsed() < Duration::from_secs(3),
+            "{:?}",
+            begun.elapsed()
+        );
         let mut stream = opened(&mut muxer).await;
         stream.write_all(b"through").await.unwrap();
         stream.close().await.unwrap();

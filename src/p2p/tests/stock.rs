@@ -21,12 +21,19 @@ pub(in super::super) fn key(seed: u8) -> Keypair {
 
 /// The daemon's transports, guards and all.
 pub(in super::super) fn ours(seed: u8, listen: &str) -> Transport {
-    transport::build(&on_loopback(seed, listen), &key(seed), &Default::default(), &Default::default()).unwrap()
+    transport::build(
+        &on_loopback(seed, listen),
+        &key(seed),
+        &Default::default(),
+        &Default::default(),
+    )
+    .unwrap()
 }
 
 pub(in super::super) fn stock_quic(seed: u8) -> Transport {
     let quic = libp2p_quic::tokio::Transport::new(libp2p_quic::Config::new(&key(seed)));
-    quic.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))).boxed()
+    quic.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
+        .boxed()
 }
 
 fn stock_tcp(seed: u8) -> Transport {
@@ -39,21 +46,32 @@ fn stock_tcp(seed: u8) -> Transport {
 }
 
 pub(in super::super) async fn listening(transport: &mut Transport, address: &str) -> Multiaddr {
-    transport.listen_on(ListenerId::next(), address.parse().unwrap()).unwrap();
+    transport
+        .listen_on(ListenerId::next(), address.parse().unwrap())
+        .unwrap();
     match next(transport).await {
         TransportEvent::NewAddress { listen_addr, .. } => listen_addr,
         other => panic!("{other:?}"),
     }
 }
 
-pub(in super::super) type Next = TransportEvent<<Transport as libp2p::Transport>::ListenerUpgrade, std::io::Error>;
+pub(in super::super) type Next =
+    TransportEvent<<Transport as libp2p::Transport>::ListenerUpgrade, std::io::Error>;
 
 pub(in super::super) async fn next(transport: &mut Transport) -> Next {
-    timeout(PATIENCE, poll_fn(|cx| std::pin::Pin::new(&mut *transport).poll(cx))).await.unwrap()
+    timeout(
+        PATIENCE,
+        poll_fn(|cx| std::pin::Pin::new(&mut *transport).poll(cx)),
+    )
+    .await
+    .unwrap()
 }
 
 pub(in super::super) fn dial_options(role: Endpoint) -> DialOpts {
-    DialOpts { role, port_use: PortUse::Reuse }
+    DialOpts {
+        role,
+        port_use: PortUse::Reuse,
+    }
 }
 
 /// Both ends of a new connection, the dialler's first.
@@ -70,7 +88,9 @@ pub(in super::super) async fn connected(
             }
         }
     };
-    let (dialled, accepted) = timeout(PATIENCE, futures::future::join(dial, accept)).await.unwrap();
+    let (dialled, accepted) = timeout(PATIENCE, futures::future::join(dial, accept))
+        .await
+        .unwrap();
     (dialled.unwrap(), accepted.unwrap())
 }
 
@@ -103,7 +123,11 @@ async fn driven<T>(muxer: &mut StreamMuxerBox, work: impl Future<Output = T>) ->
 }
 
 /// One stream from `a` to `b`: `length` bytes there, closed, and the same bytes back to the end.
-pub(in super::super) async fn echoed(a: &mut StreamMuxerBox, b: &mut StreamMuxerBox, length: usize) {
+pub(in super::super) async fn echoed(
+    a: &mut StreamMuxerBox,
+    b: &mut StreamMuxerBox,
+    length: usize,
+) {
     let sent: Vec<u8> = (0..length).map(|n| (n * 7) as u8).collect();
     // Both connections are kept going until both ends are done.
     let done = tokio::sync::Barrier::new(2);
@@ -131,11 +155,18 @@ pub(in super::super) async fn echoed(a: &mut StreamMuxerBox, b: &mut StreamMuxer
         driven(b, work).await
     };
     let (here, there) = (std::pin::pin!(here), std::pin::pin!(there));
-    let (back, ()) = timeout(PATIENCE, futures::future::join(there, here)).await.unwrap();
+    let (back, ()) = timeout(PATIENCE, futures::future::join(there, here))
+        .await
+        .unwrap();
     assert!(back == sent);
 }
 
-async fn speaks_with(mut from: Transport, mut to: Transport, listen: &str, (dialler, listener): (u8, u8)) {
+async fn speaks_with(
+    mut from: Transport,
+    mut to: Transport,
+    listen: &str,
+    (dialler, listener): (u8, u8),
+) {
     let address = listening(&mut to, listen).await;
     let (mut a, mut b) = connected(&mut from, &mut to, address).await;
     assert_eq!(a.0, key(listener).public().to_peer_id());

@@ -55,18 +55,21 @@ pub(super) struct Candidates(Vec<Candidate>);
 /// The address as it is kept, without flow label and IPv4 mapping; `None` where nobody may send: overlay addresses in any
 /// form, unspecified, multicast, broadcast, port 0, and from hearsay link-local IPv6, which means nothing without its interface.
 pub fn usable(address: SocketAddr, origin: Origin, overlay: &[IpNet]) -> Option<SocketAddr> {
-    let address = match address {
-        SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
-            Some(ip) => SocketAddr::new(IpAddr::V4(ip), v6.port()),
-            None if v6.ip().is_unicast_link_local() => {
-                SocketAddr::V6(std::net::SocketAddrV6::new(*v6.ip(), v6.port(), 0, v6.scope_id()))
-            }
-            None => SocketAddr::new(IpAddr::V6(*v6.ip()), v6.port()),
-        },
-        v4 => v4,
-    };
+    let address =
+        match address {
+            SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
+                Some(ip) => SocketAddr::new(IpAddr::V4(ip), v6.port()),
+                None if v6.ip().is_unicast_link_local() => SocketAddr::V6(
+                    std::net::SocketAddrV6::new(*v6.ip(), v6.port(), 0, v6.scope_id()),
+                ),
+                None => SocketAddr::new(IpAddr::V6(*v6.ip()), v6.port()),
+            },
+            v4 => v4,
+        };
     let usable = match address.ip() {
-        IpAddr::V4(ip) => ip.octets().first() != Some(&0) && !ip.is_multicast() && !ip.is_broadcast(),
+        IpAddr::V4(ip) => {
+            ip.octets().first() != Some(&0) && !ip.is_multicast() && !ip.is_broadcast()
+        }
         IpAddr::V6(ip) => {
             let scoped = ip.is_unicast_link_local() && origin == Origin::Told;
             !ip.is_unspecified() && !ip.is_multicast() && !scoped
@@ -92,7 +95,9 @@ impl Candidates {
         overlay: &[IpNet],
         keep: Option<SocketAddr>,
     ) {
-        let good = addresses.iter().filter_map(|address| usable(*address, origin, overlay));
+        let good = addresses
+            .iter()
+            .filter_map(|address| usable(*address, origin, overlay));
         let good: Vec<SocketAddr> = good.take(MAX_CANDIDATES).collect();
         for address in good.into_iter().rev() {
             let known = self.0.iter().position(|c| c.address == address);
@@ -128,7 +133,9 @@ impl Candidates {
     }
 
     fn remove_last(&mut self, which: impl Fn(&Candidate) -> bool) -> bool {
-        let Some(index) = self.0.iter().rposition(which) else { return false };
+        let Some(index) = self.0.iter().rposition(which) else {
+            return false;
+        };
         self.0.remove(index);
         true
     }
@@ -161,9 +168,13 @@ impl Candidates {
 
     /// A small probe was answered: whether padded ones are to follow now.
     pub(super) fn answered(&mut self, now: Instant, address: SocketAddr) -> bool {
-        let Some(candidate) = self.0.iter_mut().find(|c| c.address == address) else { return false };
+        let Some(candidate) = self.0.iter_mut().find(|c| c.address == address) else {
+            return false;
+        };
         candidate.answered = true;
-        if candidate.padded_at.is_some_and(|sent| sent + HURRY > now) || candidate.padded >= THIN_TRIES {
+        if candidate.padded_at.is_some_and(|sent| sent + HURRY > now)
+            || candidate.padded >= THIN_TRIES
+        {
             return false;
         }
         candidate.padded = candidate.padded.saturating_add(1);

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::mtu::{self, Search};
 use super::{
-    BUSY_PROBE_INTERVAL, CHALLENGE, CHALLENGE_REPEAT, Entropy, IDLE_PROBE_INTERVAL, LOST, LOST_PROBES, MAX_ANSWER_TIME,
-    Output, Paths, Pending, REPEAT, SETTLED, SUSPECT, jittered,
+    BUSY_PROBE_INTERVAL, CHALLENGE, CHALLENGE_REPEAT, Entropy, IDLE_PROBE_INTERVAL, LOST,
+    LOST_PROBES, MAX_ANSWER_TIME, Output, Paths, Pending, REPEAT, SETTLED, SUSPECT, jittered,
 };
 
 /// What became of the last keep-alives: a bit each, set where it was lost, the newest one lowest.
@@ -75,7 +75,10 @@ pub(super) struct Challenge {
 impl Live {
     /// How long an answer may take before its probe counts as missed; at least `least`.
     pub(super) fn patience(&self, least: Duration) -> Duration {
-        self.rtt.map_or(least, |rtt| rtt.saturating_mul(2).clamp(least, MAX_ANSWER_TIME.max(least)))
+        self.rtt.map_or(least, |rtt| {
+            rtt.saturating_mul(2)
+                .clamp(least, MAX_ANSWER_TIME.max(least))
+        })
     }
 
     pub(super) fn search_wait(&self) -> Duration {
@@ -84,13 +87,21 @@ impl Live {
 
     /// Until a missed keep-alive is sent again.
     pub(super) fn repeat(&self) -> Duration {
-        self.patience(if self.suspect.is_some() { SUSPECT } else { REPEAT })
+        self.patience(if self.suspect.is_some() {
+            SUSPECT
+        } else {
+            REPEAT
+        })
     }
 
     /// When the path is lost, should nothing be answered any more.
     pub(super) fn lost_at(&self) -> Option<Instant> {
         let settled = self.enough? + self.repeat();
-        Some(if self.suspect.is_some() { settled } else { settled.max(self.answered + LOST) })
+        Some(if self.suspect.is_some() {
+            settled
+        } else {
+            settled.max(self.answered + LOST)
+        })
     }
 
     /// Whether frames from elsewhere are a reason to ask: not while that is being done, and not soon after the path's own
@@ -98,7 +109,8 @@ impl Live {
     pub(super) fn may_be_challenged(&self, now: Instant) -> bool {
         // The second probe is sent when the first was missed.
         let silent = self.missed >= 2;
-        self.challenge.is_none() && (silent || self.settled.is_none_or(|settled| settled + SETTLED <= now))
+        self.challenge.is_none()
+            && (silent || self.settled.is_none_or(|settled| settled + SETTLED <= now))
     }
 
     /// When a missed padded probe means a hole.
@@ -109,7 +121,13 @@ impl Live {
 }
 
 impl Paths {
-    pub(super) fn on_live(&mut self, now: Instant, probe: &Pending, rtt: Duration, entropy: Entropy<'_>) {
+    pub(super) fn on_live(
+        &mut self,
+        now: Instant,
+        probe: &Pending,
+        rtt: Duration,
+        entropy: Entropy<'_>,
+    ) {
         let interval = jittered(BUSY_PROBE_INTERVAL, entropy);
         let Some(live) = &mut self.live else { return };
         live.rtt = Some(live.rtt.map_or(rtt, |smooth| (smooth * 7 + rtt) / 8));
@@ -124,7 +142,11 @@ impl Paths {
             live.enough = None;
             live.next = now + interval;
         }
-        if live.challenge.take_if(|challenge| probe.sent >= challenge.started).is_some() {
+        if live
+            .challenge
+            .take_if(|challenge| probe.sent >= challenge.started)
+            .is_some()
+        {
             live.settled = Some(now);
         }
         if let Some(hole) = live.hole.as_mut().filter(|hole| probe.sent >= hole.first) {
@@ -141,7 +163,14 @@ impl Paths {
         }
     }
 
-    pub(super) fn up(&mut self, now: Instant, to: SocketAddr, size: u16, rtt: Option<Duration>, entropy: Entropy<'_>) {
+    pub(super) fn up(
+        &mut self,
+        now: Instant,
+        to: SocketAddr,
+        size: u16,
+        rtt: Option<Duration>,
+        entropy: Entropy<'_>,
+    ) {
         let mut live = Live {
             to,
             since: now,
@@ -181,7 +210,12 @@ impl Paths {
     /// That address has to answer, and the path's must not.
     pub(super) fn begin_challenge(&mut self, now: Instant, to: SocketAddr, entropy: Entropy<'_>) {
         if let Some(live) = &mut self.live {
-            live.challenge = Some(Challenge { to, started: now, next: now, answered: false });
+            live.challenge = Some(Challenge {
+                to,
+                started: now,
+                next: now,
+                answered: false,
+            });
             self.challenge(now, entropy);
         }
     }
@@ -189,7 +223,9 @@ impl Paths {
     /// Sends the two probes of a challenge, or decides it.
     pub(super) fn challenge(&mut self, now: Instant, entropy: Entropy<'_>) {
         let Some(live) = &mut self.live else { return };
-        let Some(challenge) = &mut live.challenge else { return };
+        let Some(challenge) = &mut live.challenge else {
+            return;
+        };
         if now < challenge.started + CHALLENGE {
             let (old, new) = (live.to, challenge.to);
             challenge.next = (now + CHALLENGE_REPEAT).min(challenge.started + CHALLENGE);
@@ -257,7 +293,10 @@ impl Paths {
         let Some(live) = &mut self.live else { return };
         let to = live.to;
         let calm = live.suspect.is_none() && live.hole.is_none() && !busy;
-        if live.missed == 0 && calm && now < live.answered + IDLE_PROBE_INTERVAL - IDLE_PROBE_INTERVAL / 16 {
+        if live.missed == 0
+            && calm
+            && now < live.answered + IDLE_PROBE_INTERVAL - IDLE_PROBE_INTERVAL / 16
+        {
             live.next = live.answered + jittered(IDLE_PROBE_INTERVAL, entropy);
             return;
         }
@@ -272,7 +311,12 @@ impl Paths {
                 // Traffic of that size went out: does it arrive?
                 live.data = self.data;
                 let size = live.search.mtu();
-                live.hole = Some(Hole { size, first: now, again: None, small: false });
+                live.hole = Some(Hole {
+                    size,
+                    first: now,
+                    again: None,
+                    small: false,
+                });
                 (padded, small) = (Some(size), false);
             }
             Some(hole) if hole.again.is_none() => {
@@ -287,8 +331,14 @@ impl Paths {
                 probe.counts = true;
             }
         }
-        if let Some(live) = self.live.as_mut().filter(|live| live.missed >= 2 && live.may_be_challenged(now))
-            && let Some(to) = live.elsewhere.take().or_else(|| self.candidates.spare(live.to))
+        if let Some(live) = self
+            .live
+            .as_mut()
+            .filter(|live| live.missed >= 2 && live.may_be_challenged(now))
+            && let Some(to) = live
+                .elsewhere
+                .take()
+                .or_else(|| self.candidates.spare(live.to))
         {
             self.begin_challenge(now, to, entropy);
         }

@@ -111,7 +111,12 @@ impl Search {
     }
 
     /// The sizes to probe now; `None` where not even [`BASE`] is answered.
-    pub(super) fn step(&mut self, now: Instant, wait: Duration, rest: Duration) -> Option<Vec<u16>> {
+    pub(super) fn step(
+        &mut self,
+        now: Instant,
+        wait: Duration,
+        rest: Duration,
+    ) -> Option<Vec<u16>> {
         if self.mtu >= FIRST {
             if self.mtu < JUMBO && self.jumbo < JUMBO_TRIES {
                 self.jumbo = self.jumbo.saturating_add(1);

@@ -13,7 +13,10 @@ enum Message {
 
 /// A frame from there, to the only address of ours.
 fn from(remote: SocketAddr) -> Pair {
-    Pair { local: None, remote }
+    Pair {
+        local: None,
+        remote,
+    }
 }
 
 /// Bytes of the IP packet: headers, 40 of the frame, and the control message or its padding.
@@ -91,11 +94,15 @@ impl World {
         // As of peers that a stream connects at these hosts.
         self.sides[0].offer(self.net.now, &[b], Origin::Host, &[]);
         self.sides[1].offer(self.net.now, &[a], Origin::Host, &[]);
-        self.sides.iter_mut().for_each(|side| side.start(self.net.now));
+        self.sides
+            .iter_mut()
+            .for_each(|side| side.start(self.net.now));
     }
 
     fn mtu(&mut self, mtu: usize) {
-        self.reach.values_mut().for_each(|(_, carries)| *carries = mtu);
+        self.reach
+            .values_mut()
+            .for_each(|(_, carries)| *carries = mtu);
     }
 
     fn elapsed(&self) -> Duration {
@@ -106,7 +113,11 @@ impl World {
         while let Some(output) = self.sides[side].poll() {
             self.log.push((self.elapsed(), side, output));
             let (to, message, size) = match output {
-                Output::Up { pair, payload, settled } => {
+                Output::Up {
+                    pair,
+                    payload,
+                    settled,
+                } => {
                     self.settled[side] = settled;
                     self.route[side] = Some((pair.remote, payload));
                     continue;
@@ -115,12 +126,15 @@ impl World {
                     self.route[side] = None;
                     continue;
                 }
-                Output::Probe { pair: Pair { remote: to, .. }, token, pad_to } => {
-                    (to, Message::Probe(token), size_of(to, PROBE, pad_to))
-                }
-                Output::Answer { pair: Pair { remote: to, .. }, token } => {
-                    (to, Message::Answer(token), size_of(to, ANSWER, 0))
-                }
+                Output::Probe {
+                    pair: Pair { remote: to, .. },
+                    token,
+                    pad_to,
+                } => (to, Message::Probe(token), size_of(to, PROBE, pad_to)),
+                Output::Answer {
+                    pair: Pair { remote: to, .. },
+                    token,
+                } => (to, Message::Answer(token), size_of(to, ANSWER, 0)),
             };
             *self.sent.entry((side, to)).or_default() += size;
             let lost = self.net.loses();
@@ -130,7 +144,14 @@ impl World {
                 && size <= carries
             {
                 let from = self.source6.filter(|_| to.is_ipv6()).unwrap_or(self.source)[side];
-                self.net.after(self.delay, InFlight { to: end, from, message });
+                self.net.after(
+                    self.delay,
+                    InFlight {
+                        to: end,
+                        from,
+                        message,
+                    },
+                );
             }
         }
     }
@@ -145,7 +166,10 @@ impl World {
             let timeouts = self.sides.iter().filter_map(Paths::poll_timeout);
             // The control task looks every 50 ms.
             let tick = Duration::from_millis(50);
-            let next = timeouts.map(|t| t.max(self.net.now)).chain(self.net.next()).min();
+            let next = timeouts
+                .map(|t| t.max(self.net.now))
+                .chain(self.net.next())
+                .min();
             let next = next.unwrap_or(end).min(self.net.now + tick);
             if next >= end {
                 self.net.now = end;
@@ -172,7 +196,10 @@ impl World {
                     self.sides[side].data(frames);
                 }
                 let random = &mut self.net.dice;
-                if self.sides[side].poll_timeout().is_some_and(|due| due <= next) {
+                if self.sides[side]
+                    .poll_timeout()
+                    .is_some_and(|due| due <= next)
+                {
                     self.sides[side].handle_timeout(next, &mut |b| random.fill(b));
                 }
             }
@@ -205,7 +232,13 @@ fn a_path_is_up_in_two_round_trips_and_carries_1500() {
     world.begin();
     world.run(25 * MS);
     let payload = 1500 - 28;
-    assert_eq!(world.route, [Some((world.source[1], payload)), Some((world.source[0], payload))]);
+    assert_eq!(
+        world.route,
+        [
+            Some((world.source[1], payload)),
+            Some((world.source[0], payload))
+        ]
+    );
     assert_eq!(world.sides[0].path().unwrap().rtt, Some(10 * MS));
     assert_eq!(world.sides[0].changes(), 1);
 }
@@ -314,7 +347,11 @@ fn lost_packets_do_not_lose_the_path() {
     assert!(world.until(5 * SECOND, World::both_up).is_some());
     world.run(1800 * SECOND);
     assert_eq!((world.sides[0].changes(), world.sides[1].changes()), (1, 1));
-    let falls = world.log.iter().filter(|(_, _, o)| matches!(o, Output::Up { payload: 1252, .. })).count();
+    let falls = world
+        .log
+        .iter()
+        .filter(|(_, _, o)| matches!(o, Output::Up { payload: 1252, .. }))
+        .count();
     assert!(falls < 20, "{falls} falls in 1440 padded probes");
 }
 
@@ -349,7 +386,11 @@ fn the_mtu_is_what_the_path_carries() {
         world.mtu(carries);
         world.begin();
         world.run(2 * SECOND);
-        assert_eq!(world.sides[0].path().map(|p| p.mtu), Some(found), "a path of {carries}");
+        assert_eq!(
+            world.sides[0].path().map(|p| p.mtu),
+            Some(found),
+            "a path of {carries}"
+        );
         assert_eq!(world.route[0].map(|r| r.1), Some(usize::from(found) - 28));
         assert!(world.settled[0]);
     }
@@ -362,7 +403,11 @@ fn large_frames_are_tried_twice_at_most() {
     world.begin();
     world.run(600 * SECOND);
     let jumbo = |o: &Output| matches!(o, Output::Probe { pad_to, .. } if *pad_to > 1500);
-    let tries = world.log.iter().filter(|(_, side, o)| *side == 0 && jumbo(o)).count();
+    let tries = world
+        .log
+        .iter()
+        .filter(|(_, side, o)| *side == 0 && jumbo(o))
+        .count();
     assert_eq!(tries, 2);
 }
 
@@ -391,7 +436,10 @@ fn an_interface_that_refuses_is_not_asked_again() {
         }
     }
     assert_eq!(large, 1);
-    assert_eq!(paths.path().map(|p| (p.pair.remote, p.mtu)), Some((a, 1500)));
+    assert_eq!(
+        paths.path().map(|p| (p.pair.remote, p.mtu)),
+        Some((a, 1500))
+    );
 }
 
 #[test]
@@ -403,14 +451,18 @@ fn a_black_hole_stalls_no_longer_than_three_seconds() {
         world.run(Duration::from_millis(4000 + 97 * seed));
         assert_eq!(world.sides[0].path().unwrap().mtu, 1500);
         world.mtu(1400);
-        let took = world.until(10 * SECOND, |w| w.route[0].is_some_and(|r| r.1 <= 1372)).unwrap();
+        let took = world
+            .until(10 * SECOND, |w| w.route[0].is_some_and(|r| r.1 <= 1372))
+            .unwrap();
         assert!(took < 2600 * MS, "{took:?}");
         world.run(SECOND);
         assert_eq!(world.sides[0].path().unwrap().mtu, 1400);
         assert_eq!(world.sides[0].changes(), 1, "the path itself stays");
         // Nothing flowed the other way: it is found out with the first traffic.
         world.busy = [false, true];
-        let took = world.until(10 * SECOND, |w| w.route[1].is_some_and(|r| r.1 <= 1372)).unwrap();
+        let took = world
+            .until(10 * SECOND, |w| w.route[1].is_some_and(|r| r.1 <= 1372))
+            .unwrap();
         assert!(took < 3000 * MS, "{took:?}");
     }
 }
@@ -439,7 +491,10 @@ fn an_interface_that_shrank_is_heeded_at_once() {
     let (now, random) = (world.net.now, &mut world.net.dice);
     world.sides[0].too_big(now, &mut |b| random.fill(b));
     world.run(MS);
-    assert_eq!((world.route[0].map(|r| r.1), world.settled[0]), (Some(1252), false));
+    assert_eq!(
+        (world.route[0].map(|r| r.1), world.settled[0]),
+        (Some(1252), false)
+    );
     world.run(SECOND);
     assert!(world.settled[0]);
     assert_eq!(world.route[0].map(|r| r.1), Some(1372));
@@ -457,7 +512,11 @@ fn a_path_below_1280_is_none() {
     world.busy = [true; 2];
     world.run(5 * SECOND);
     world.mtu(900);
-    assert!(world.until(5 * SECOND, |w| w.route == [None, None]).is_some());
+    assert!(
+        world
+            .until(5 * SECOND, |w| w.route == [None, None])
+            .is_some()
+    );
     world.run(60 * SECOND);
     assert_eq!(world.route, [None, None]);
 }
@@ -471,7 +530,13 @@ fn cost(world: &mut World, seconds: u32) -> usize {
 
 #[test]
 fn an_idle_peer_costs_less_than_300_bytes_a_second() {
-    let six = || World::between(8, address("[2001:db8::1]:4100"), address("[2001:db8::2]:4100"));
+    let six = || {
+        World::between(
+            8,
+            address("[2001:db8::1]:4100"),
+            address("[2001:db8::2]:4100"),
+        )
+    };
     for mut world in [World::new(8), six()] {
         world.begin();
         world.run(10 * SECOND);
@@ -490,7 +555,9 @@ fn an_idle_peer_costs_less_than_300_bytes_a_second() {
 fn an_unreachable_peer_costs_less_than_300_bytes_a_second() {
     let mut world = World::new(8);
     world.blocked = true;
-    let many: Vec<SocketAddr> = (1..=20).map(|n| address(&format!("[2001:db8::{n}]:4100"))).collect();
+    let many: Vec<SocketAddr> = (1..=20)
+        .map(|n| address(&format!("[2001:db8::{n}]:4100")))
+        .collect();
     world.sides[0].offer(world.net.now, &many, Origin::Told, &[]);
     world.sides[0].start(world.net.now);
     world.run(30 * SECOND);
@@ -510,7 +577,9 @@ fn a_peer_that_moved_is_followed_after_a_second() {
         world.reach.insert(new, (1, 1500));
         world.source[1] = new;
         // The first frame from there is the peer's next probe.
-        let took = world.until(5 * SECOND, |w| w.route[0].is_some_and(|r| r.0 == new)).unwrap();
+        let took = world
+            .until(5 * SECOND, |w| w.route[0].is_some_and(|r| r.0 == new))
+            .unwrap();
         assert!(took < 2600 * MS, "{took:?}");
         world.run(SECOND);
         assert_eq!(world.route[0], Some((new, 1472)));
@@ -533,9 +602,18 @@ fn another_address_that_has_answered_takes_a_silent_path_over_without_the_stream
         let other = both.into_iter().find(|address| *address != first).unwrap();
         world.reach.remove(&first);
         world.log.clear();
-        let took = world.until(10 * SECOND, |world| world.route[0].is_some_and(|route| route.0 == other)).unwrap();
+        let took = world
+            .until(10 * SECOND, |world| {
+                world.route[0].is_some_and(|route| route.0 == other)
+            })
+            .unwrap();
         assert!(took < if busy { 2900 * MS } else { 3700 * MS }, "{took:?}");
-        assert!(world.log.iter().all(|(_, side, output)| *side == 1 || *output != Output::Lost));
+        assert!(
+            world
+                .log
+                .iter()
+                .all(|(_, side, output)| *side == 1 || *output != Output::Lost)
+        );
         world.run(SECOND);
         assert_eq!(world.route[0], Some((other, 1472)));
     }
@@ -543,7 +621,11 @@ fn another_address_that_has_answered_takes_a_silent_path_over_without_the_stream
 
 #[test]
 fn an_address_that_only_frames_came_from_is_no_spare() {
-    let (now, path, copied) = (some_moment(), address("192.0.2.2:4100"), address("198.51.100.66:666"));
+    let (now, path, copied) = (
+        some_moment(),
+        address("192.0.2.2:4100"),
+        address("198.51.100.66:666"),
+    );
     let mut list = Candidates::default();
     list.offer(now, &[path], Origin::Host, &[], Some(path));
     list.offer(now, &[copied], Origin::Frame, &[], Some(path));
@@ -569,7 +651,11 @@ fn frames_sent_on_from_elsewhere_do_not_take_the_path() {
     world.run(5 * SECOND);
     world.source[1] = home;
     world.run(30 * SECOND);
-    assert!(world.log.iter().all(|(_, _, output)| !matches!(output, Output::Up { pair, .. } if pair.remote == thief)));
+    assert!(
+        world.log.iter().all(
+            |(_, _, output)| !matches!(output, Output::Up { pair, .. } if pair.remote == thief)
+        )
+    );
     assert_eq!(world.route[0].map(|r| r.0), Some(home));
 }
 
@@ -579,17 +665,30 @@ fn two_families_that_both_answer_are_not_fought_over() {
         let mut world = World::new(seed);
         let six = [address("[2001:db8::1]:4100"), address("[2001:db8::2]:4100")];
         world.source6 = Some(six);
-        world.reach.extend([(six[0], (0, 1500)), (six[1], (1, 1500))]);
+        world
+            .reach
+            .extend([(six[0], (0, 1500)), (six[1], (1, 1500))]);
         world.busy = [true, seed % 2 == 0];
         // One end finds the other by IPv4 first, the other by IPv6: each one's frames come from elsewhere than it sends to.
         world.sides[0].offer(world.net.now, &[six[1]], Origin::Told, &[]);
         world.sides[1].offer(world.net.now, &[world.source[0]], Origin::Told, &[]);
-        world.sides.iter_mut().for_each(|side| side.start(world.net.now));
+        world
+            .sides
+            .iter_mut()
+            .for_each(|side| side.start(world.net.now));
         world.run(SECOND);
         world.log.clear();
         world.run(60 * SECOND);
-        assert_eq!([0, 1].map(|side| world.sides[side].changes()), [1, 1], "the paths stay where they are");
-        let probes = world.log.iter().filter(|(_, _, output)| matches!(output, Output::Probe { .. })).count();
+        assert_eq!(
+            [0, 1].map(|side| world.sides[side].changes()),
+            [1, 1],
+            "the paths stay where they are"
+        );
+        let probes = world
+            .log
+            .iter()
+            .filter(|(_, _, output)| matches!(output, Output::Probe { .. }))
+            .count();
         assert!(probes < 2 * 60 + 20, "{probes} probes in a minute");
     }
 }
@@ -621,7 +720,10 @@ fn a_guessed_token_is_no_answer() {
     world.run(SECOND);
     let (now, random) = (world.net.now, &mut world.net.dice);
     for token in 0..1000 {
-        assert_eq!(world.sides[0].on_answer(now, token, &mut |b| random.fill(b)), None);
+        assert_eq!(
+            world.sides[0].on_answer(now, token, &mut |b| random.fill(b)),
+            None
+        );
     }
     assert_eq!(world.sides[0].path(), None);
 }
@@ -629,10 +731,15 @@ fn a_guessed_token_is_no_answer() {
 #[test]
 fn of_many_addresses_the_one_that_answers_first_wins() {
     let mut world = World::new(6);
-    let mut addresses: Vec<SocketAddr> = (1..=7).map(|n| address(&format!("198.51.100.{n}:4100"))).collect();
+    let mut addresses: Vec<SocketAddr> = (1..=7)
+        .map(|n| address(&format!("198.51.100.{n}:4100")))
+        .collect();
     addresses.push(world.source[1]);
     world.sides[0].offer(world.net.now, &addresses, Origin::Told, &[]);
-    world.sides.iter_mut().for_each(|side| side.start(world.net.now));
+    world
+        .sides
+        .iter_mut()
+        .for_each(|side| side.start(world.net.now));
     // The other side is told nothing: it learns from the probe.
     assert!(world.until(SECOND, World::both_up).is_some());
     assert_eq!(world.route[0].map(|r| r.0), Some(world.source[1]));
@@ -640,7 +747,10 @@ fn of_many_addresses_the_one_that_answers_first_wins() {
 
 #[test]
 fn addresses_nobody_may_send_to_are_left_out() {
-    let overlay = ["10.7.0.0/16".parse().unwrap(), "fd00:7::/48".parse().unwrap()];
+    let overlay = [
+        "10.7.0.0/16".parse().unwrap(),
+        "fd00:7::/48".parse().unwrap(),
+    ];
     for bad in [
         "10.7.1.1:4100",
         "[fd00:7::1]:4100",
@@ -659,9 +769,15 @@ fn addresses_nobody_may_send_to_are_left_out() {
         assert_eq!(usable(address(bad), Origin::Told, &overlay), None, "{bad}");
     }
     for good in ["10.8.1.1:4100", "[fd00:8::1]:4100", "127.0.0.1:4100"] {
-        assert_eq!(usable(address(good), Origin::Told, &overlay), Some(address(good)));
+        assert_eq!(
+            usable(address(good), Origin::Told, &overlay),
+            Some(address(good))
+        );
     }
-    assert_eq!(usable(address("[::ffff:10.8.1.1]:1"), Origin::Told, &overlay), Some(address("10.8.1.1:1")));
+    assert_eq!(
+        usable(address("[::ffff:10.8.1.1]:1"), Origin::Told, &overlay),
+        Some(address("10.8.1.1:1"))
+    );
     assert!(usable(address("[fe80::1%3]:4100"), Origin::Frame, &overlay).is_some());
 }
 
@@ -673,7 +789,11 @@ fn a_new_overlay_prefix_ends_a_path_inside_it() {
     world.sides[0].avoid(world.net.now, &["192.0.2.0/24".parse().unwrap()]);
     world.drain(0);
     assert_eq!(world.route[0], None);
-    assert_eq!(world.sides[0].poll_timeout(), None, "and no address is left");
+    assert_eq!(
+        world.sides[0].poll_timeout(),
+        None,
+        "and no address is left"
+    );
 }
 
 #[test]
@@ -685,8 +805,16 @@ fn loopback_is_tried_only_where_there_is_nothing_else() {
         paths.offer(now, addresses, origin, &[]);
         paths.start(now);
         paths.handle_timeout(now, &mut |bytes: &mut [u8]| bytes.fill(1));
-        let to = |output| if let Output::Probe { pair, .. } = output { Some(pair.remote) } else { None };
-        std::iter::from_fn(|| paths.poll()).filter_map(to).collect::<Vec<_>>()
+        let to = |output| {
+            if let Output::Probe { pair, .. } = output {
+                Some(pair.remote)
+            } else {
+                None
+            }
+        };
+        std::iter::from_fn(|| paths.poll())
+            .filter_map(to)
+            .collect::<Vec<_>>()
     };
     assert_eq!(probed(&[own, far], Origin::Told), [far]);
     assert_eq!(probed(&[own], Origin::Told), [own]);
@@ -694,7 +822,8 @@ fn loopback_is_tried_only_where_there_is_nothing_else() {
 }
 
 #[test]
-fn hearsay_that_nobody_answers_is_probed_once_a_minute_and_a_host_that_was_reached_every_four_seconds() {
+fn hearsay_that_nobody_answers_is_probed_once_a_minute_and_a_host_that_was_reached_every_four_seconds()
+ {
     let (start, to) = (some_moment(), address("198.51.100.7:4100"));
     let probes = |origin, answered: bool| {
         let mut list = Candidates::default();
@@ -702,7 +831,10 @@ fn hearsay_that_nobody_answers_is_probed_once_a_minute_and_a_host_that_was_reach
         let mut sent = 0;
         for step in 0..6000 {
             let now = start + step * 100 * MS;
-            while list.take_due(now, &mut |bytes: &mut [u8]| bytes.fill(1)).is_some() {
+            while list
+                .take_due(now, &mut |bytes: &mut [u8]| bytes.fill(1))
+                .is_some()
+            {
                 sent += 1;
             }
             if answered && step == 0 {
@@ -734,7 +866,15 @@ fn the_newest_addresses_are_kept_and_the_path_always() {
     for n in 100..=200 {
         list.offer(now, &[numbered(n)], Origin::Frame, &[], Some(live));
     }
-    expected = vec![numbered(200), numbered(199), numbered(50), numbered(49), numbered(48), numbered(47), numbered(46)];
+    expected = vec![
+        numbered(200),
+        numbered(199),
+        numbered(50),
+        numbered(49),
+        numbered(48),
+        numbered(47),
+        numbered(46),
+    ];
     expected.push(live);
     assert_eq!(list.addresses(), expected);
 }

@@ -9,8 +9,8 @@ use sha2::{Digest as _, Sha256};
 use super::messages::{Control, Id, encode, id_of};
 use super::rekey::Timer;
 use super::{
-    Action, Entropy, FRAME_RATE, OVERLAP, REFUSE_AFTER, REKEY_AFTER, REKEY_FRAMES, RETIRED, RETRY_FIRST, STAGGER,
-    Session,
+    Action, Entropy, FRAME_RATE, OVERLAP, REFUSE_AFTER, REKEY_AFTER, REKEY_FRAMES, RETIRED,
+    RETRY_FIRST, STAGGER, Session,
 };
 use crate::crypto::frame::{Cipher, Opener, Sealer};
 use crate::crypto::handshake::{Keys, Secret};
@@ -35,7 +35,10 @@ impl Indices {
     pub fn new(entropy: Entropy<'_>) -> Indices {
         let mut secret = [0; 32];
         entropy(&mut secret);
-        Indices(Arc::new(Numbers { secret, next: AtomicU32::new(0) }))
+        Indices(Arc::new(Numbers {
+            secret,
+            next: AtomicU32::new(0),
+        }))
     }
 
     /// One that no other key of this machine has; never 0.
@@ -56,7 +59,10 @@ impl Numbers {
         let mask = (1 << HALF) - 1;
         let (mut left, mut right) = (number >> HALF & mask, number & mask);
         for round in 0..4u8 {
-            let hash = Sha256::new().chain_update(self.secret).chain_update([round]).chain_update(right.to_be_bytes());
+            let hash = Sha256::new()
+                .chain_update(self.secret)
+                .chain_update([round])
+                .chain_update(right.to_be_bytes());
             let bytes: [u8; 32] = hash.finalize().into();
             let [first, second, ..] = bytes;
             let mixed = u32::from(u16::from_be_bytes([first, second])) & mask;
@@ -93,7 +99,13 @@ impl Epoch {
     }
 
     pub(super) fn rekey_at(&self) -> Instant {
-        self.made + REKEY_AFTER + if self.initiator { Duration::ZERO } else { STAGGER }
+        self.made
+            + REKEY_AFTER
+            + if self.initiator {
+                Duration::ZERO
+            } else {
+                STAGGER
+            }
     }
 
     /// When to look at the counter: the earliest moment it could reach its limit, at least a second from now.
@@ -122,11 +134,15 @@ impl Session {
     pub(super) fn began(&mut self, now: Instant, keys: Keys, index: u32, cipher: Cipher) {
         let epoch = self.install(now, keys, index, cipher, true);
         let former = [self.next.take().map(|n| n.epoch), self.current.take()];
-        former.into_iter().flatten().for_each(|old| self.retire(old));
+        former
+            .into_iter()
+            .flatten()
+            .for_each(|old| self.retire(old));
         let id = epoch.id;
         self.use_now(now, epoch);
         self.confirming = Some(Timer::start(now));
-        self.actions.push_back(Action::Send(encode(&Control::Confirm { id })));
+        self.actions
+            .push_back(Action::Send(encode(&Control::Confirm { id })));
     }
 
     /// The peer's handshake is answered: the keys are used when the peer was seen using them, or if there are no others.
@@ -150,7 +166,14 @@ impl Session {
         }
     }
 
-    pub(super) fn install(&mut self, now: Instant, keys: Keys, index: u32, cipher: Cipher, initiator: bool) -> Epoch {
+    pub(super) fn install(
+        &mut self,
+        now: Instant,
+        keys: Keys,
+        index: u32,
+        cipher: Cipher,
+        initiator: bool,
+    ) -> Epoch {
         let library = self.config.aes.unwrap_or_default();
         let opener = Opener::new(cipher, library, &keys.receive);
         self.actions.push_back(Action::Install { index, opener });
@@ -173,7 +196,8 @@ impl Session {
     }
 
     pub(super) fn use_now(&mut self, now: Instant, epoch: Epoch) {
-        self.actions.push_back(Action::Use(Arc::clone(&epoch.sealer)));
+        self.actions
+            .push_back(Action::Use(Arc::clone(&epoch.sealer)));
         self.look = Some(epoch.look_at(now));
         (self.rekeying, self.confirming) = (None, None);
         self.current = Some(epoch);
@@ -181,28 +205,39 @@ impl Session {
 
     /// The peer uses the key it began: so do we.
     pub(super) fn promote(&mut self, now: Instant) {
-        let Some(Next { epoch, .. }) = self.next.take() else { return };
+        let Some(Next { epoch, .. }) = self.next.take() else {
+            return;
+        };
         if let Some(old) = self.current.take() {
             self.retire(old);
         }
         let id = epoch.id;
         self.use_now(now, epoch);
         self.confirmed(now);
-        self.actions.push_back(Action::Send(encode(&Control::Confirmed { id })));
+        self.actions
+            .push_back(Action::Send(encode(&Control::Confirmed { id })));
     }
 
     /// The peer was seen using the current key: the former ones end soon.
     pub(super) fn confirmed(&mut self, now: Instant) {
-        let Some(current) = self.current.as_mut().filter(|c| !c.confirmed) else { return };
+        let Some(current) = self.current.as_mut().filter(|c| !c.confirmed) else {
+            return;
+        };
         current.confirmed = true;
         self.confirming = None;
-        self.retired.iter_mut().for_each(|r| r.until = r.until.min(now + OVERLAP));
+        self.retired
+            .iter_mut()
+            .for_each(|r| r.until = r.until.min(now + OVERLAP));
     }
 
     /// Opens frames of that key for a while yet.
     pub(super) fn retire(&mut self, epoch: Epoch) {
         let until = epoch.refused_at();
-        self.retired.push_back(Retired { index: epoch.index, sealer: epoch.sealer, until });
+        self.retired.push_back(Retired {
+            index: epoch.index,
+            sealer: epoch.sealer,
+            until,
+        });
         if self.retired.len() > RETIRED
             && let Some(oldest) = self.retired.pop_front()
         {
@@ -212,6 +247,8 @@ impl Session {
 
     pub(super) fn remove(&mut self, retired: Retired) {
         retired.sealer.close();
-        self.actions.push_back(Action::Remove { index: retired.index });
+        self.actions.push_back(Action::Remove {
+            index: retired.index,
+        });
     }
 }

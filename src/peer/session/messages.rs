@@ -11,8 +11,15 @@ pub(super) type Id = [u8; 8];
 #[derive(Serialize, Deserialize)]
 pub(super) enum Request {
     Want,
-    Offer { version: u8, aes: bool, kem: Vec<u8>, required: bool },
-    Begin { noise: Vec<u8> },
+    Offer {
+        version: u8,
+        aes: bool,
+        kem: Vec<u8>,
+        required: bool,
+    },
+    Begin {
+        noise: Vec<u8>,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -25,10 +32,22 @@ pub(super) enum Reply {
 
 #[derive(Serialize, Deserialize)]
 pub(super) enum Control {
-    Rekey { base: Id, attempt: u32, noise: Vec<u8> },
-    Answer { base: Id, attempt: u32, noise: Vec<u8> },
-    Confirm { id: Id },
-    Confirmed { id: Id },
+    Rekey {
+        base: Id,
+        attempt: u32,
+        noise: Vec<u8>,
+    },
+    Answer {
+        base: Id,
+        attempt: u32,
+        noise: Vec<u8>,
+    },
+    Confirm {
+        id: Id,
+    },
+    Confirmed {
+        id: Id,
+    },
 }
 
 pub(super) fn encode<T: Serialize>(message: &T) -> Vec<u8> {

@@ -15,7 +15,11 @@ pub(super) struct Timer {
 
 impl Timer {
     pub(super) fn start(now: Instant) -> Timer {
-        Timer { at: now + RESEND_FIRST, delay: RESEND_FIRST, until: now + REKEY_TIMEOUT }
+        Timer {
+            at: now + RESEND_FIRST,
+            delay: RESEND_FIRST,
+            until: now + REKEY_TIMEOUT,
+        }
     }
 
     pub(super) fn next(&mut self, now: Instant) {
@@ -35,7 +39,14 @@ pub(super) struct Rekeying {
 
 impl Session {
     /// The peer rekeys the current session.
-    pub(super) fn on_rekey(&mut self, now: Instant, base: Id, attempt: u32, noise: &[u8], entropy: Entropy<'_>) {
+    pub(super) fn on_rekey(
+        &mut self,
+        now: Instant,
+        base: Id,
+        attempt: u32,
+        noise: &[u8],
+        entropy: Entropy<'_>,
+    ) {
         // Our answer arrived if the peer goes on from it, though no frame under the new key was seen yet.
         if self.next.as_ref().is_some_and(|n| n.epoch.id == base) {
             self.promote(now);
@@ -50,7 +61,10 @@ impl Session {
         }
         // Both at once: the smaller peer ID's goes on.
         let ours = self.rekeying.is_some() && self.begins();
-        let due = self.current.as_ref().is_some_and(|c| c.id == base && attempt > c.answered);
+        let due = self
+            .current
+            .as_ref()
+            .is_some_and(|c| c.id == base && attempt > c.answered);
         if ours || !due || noise.len() != MESSAGE_1 || !self.handshakes.take(now) {
             return;
         }
@@ -59,18 +73,33 @@ impl Session {
         let terms = self.terms(false, (cipher, current.hybrid), current.hash, attempt);
         let index = self.indices.take();
         let own = self.own(index, entropy);
-        let Ok((keys, reply)) = handshake::respond(own, &terms, current.next_psk.clone(), noise) else { return };
+        let Ok((keys, reply)) = handshake::respond(own, &terms, current.next_psk.clone(), noise)
+        else {
+            return;
+        };
         if let Some(current) = &mut self.current {
             current.answered = attempt;
         }
-        let answer = encode(&Control::Answer { base, attempt, noise: reply });
-        self.joined(now, keys, index, cipher, Some((noise.to_vec(), answer.clone())));
+        let answer = encode(&Control::Answer {
+            base,
+            attempt,
+            noise: reply,
+        });
+        self.joined(
+            now,
+            keys,
+            index,
+            cipher,
+            Some((noise.to_vec(), answer.clone())),
+        );
         self.actions.push_back(Action::Send(answer));
     }
 
     /// Looks whether a rekey is due and begins it; whether a session is needed over the stream.
     pub(super) fn rekey(&mut self, now: Instant, entropy: Entropy<'_>) -> bool {
-        let Some(current) = &mut self.current else { return false };
+        let Some(current) = &mut self.current else {
+            return false;
+        };
         if let Some(due) = current.due {
             return now >= due + REKEY_TIMEOUT && self.asking.is_none() && self.again.is_none();
         }
@@ -88,7 +117,9 @@ impl Session {
     }
 
     pub(super) fn begin_rekey(&mut self, now: Instant, entropy: Entropy<'_>) {
-        let Some(current) = &mut self.current else { return };
+        let Some(current) = &mut self.current else {
+            return;
+        };
         current.attempts = current.attempts.saturating_add(1);
         let (attempt, base, hash) = (current.attempts, current.id, current.hash);
         let (cipher, psk) = (current.sealer.cipher(), current.next_psk.clone());
@@ -96,10 +127,22 @@ impl Session {
         let terms = self.terms(true, kept, hash, attempt);
         let index = self.indices.take();
         // Should it fail, the stream is asked when patience ends.
-        let Ok((begun, noise)) = Begun::new(self.own(index, entropy), &terms, psk) else { return };
-        let message = encode(&Control::Rekey { base, attempt, noise });
+        let Ok((begun, noise)) = Begun::new(self.own(index, entropy), &terms, psk) else {
+            return;
+        };
+        let message = encode(&Control::Rekey {
+            base,
+            attempt,
+            noise,
+        });
         self.actions.push_back(Action::Send(message.clone()));
-        self.rekeying = Some(Rekeying { begun, index, attempt, message, timer: Timer::start(now) });
+        self.rekeying = Some(Rekeying {
+            begun,
+            index,
+            attempt,
+            message,
+            timer: Timer::start(now),
+        });
     }
 
     /// Sends again what was not answered.
@@ -108,11 +151,16 @@ impl Session {
         self.confirming.take_if(|t| now >= t.until);
         if let Some(rekeying) = self.rekeying.as_mut().filter(|r| now >= r.timer.at) {
             rekeying.timer.next(now);
-            self.actions.push_back(Action::Send(rekeying.message.clone()));
+            self.actions
+                .push_back(Action::Send(rekeying.message.clone()));
         }
-        if let (Some(timer), Some(current)) = (self.confirming.as_mut().filter(|t| now >= t.at), &self.current) {
+        if let (Some(timer), Some(current)) = (
+            self.confirming.as_mut().filter(|t| now >= t.at),
+            &self.current,
+        ) {
             timer.next(now);
-            self.actions.push_back(Action::Send(encode(&Control::Confirm { id: current.id })));
+            self.actions
+                .push_back(Action::Send(encode(&Control::Confirm { id: current.id })));
         }
     }
 }

@@ -11,8 +11,15 @@ use crate::crypto::handshake::{self, Begun, KEM_KEY, Kem, MESSAGE_1, Refused, Se
 /// A question out over the stream.
 pub(super) enum Asking {
     Want,
-    Offer { kem: Option<Kem>, offer: Vec<u8> },
-    Begin { begun: Begun, index: u32, cipher: Cipher },
+    Offer {
+        kem: Option<Kem>,
+        offer: Vec<u8>,
+    },
+    Begin {
+        begun: Begun,
+        index: u32,
+        cipher: Cipher,
+    },
 }
 
 /// The peer's offer, accepted.
@@ -30,13 +37,31 @@ impl Session {
         }
         self.again = None;
         let (asking, message) = if self.begins() {
-            let made = (self.config.post_quantum != PostQuantum::Off).then(Kem::new).transpose();
-            let Ok(made) = made else { return self.later(now, now, RETRY_FIRST) };
+            let made = (self.config.post_quantum != PostQuantum::Off)
+                .then(Kem::new)
+                .transpose();
+            let Ok(made) = made else {
+                return self.later(now, now, RETRY_FIRST);
+            };
             let (kem, key) = made.unzip();
-            let (aes, required) = (self.config.aes.is_some(), self.config.post_quantum == PostQuantum::Require);
+            let (aes, required) = (
+                self.config.aes.is_some(),
+                self.config.post_quantum == PostQuantum::Require,
+            );
             let kem_key = key.unwrap_or_default();
-            let offer = encode(&Request::Offer { version: handshake::VERSION, aes, kem: kem_key, required });
-            (Asking::Offer { kem, offer: offer.clone() }, offer)
+            let offer = encode(&Request::Offer {
+                version: handshake::VERSION,
+                aes,
+                kem: kem_key,
+                required,
+            });
+            (
+                Asking::Offer {
+                    kem,
+                    offer: offer.clone(),
+                },
+                offer,
+            )
         } else {
             (Asking::Want, encode(&Request::Want))
         };
@@ -53,10 +78,16 @@ impl Session {
     }
 
     /// The secret in an accept; none where one end does no ML-KEM.
-    pub(super) fn shared(&self, kem: Option<Kem>, ciphertext: &[u8]) -> Result<Option<Secret>, Refused> {
+    pub(super) fn shared(
+        &self,
+        kem: Option<Kem>,
+        ciphertext: &[u8],
+    ) -> Result<Option<Secret>, Refused> {
         match kem {
             Some(kem) if !ciphertext.is_empty() => kem.open(ciphertext).map(Some),
-            _ if !ciphertext.is_empty() || self.config.post_quantum == PostQuantum::Require => Err(Refused),
+            _ if !ciphertext.is_empty() || self.config.post_quantum == PostQuantum::Require => {
+                Err(Refused)
+            }
             _ => Ok(None),
         }
     }
@@ -80,11 +111,26 @@ impl Session {
         if !self.handshakes.take(now) {
             return Err(SessionError::TooOften);
         }
-        let (kem, secret) = hybrid.then(|| handshake::encapsulate(key)).transpose()?.unzip();
-        let accept = encode(&Reply::Accept { aes: self.config.aes.is_some(), kem: kem.unwrap_or_default() });
-        let terms = self.terms(false, (self.cipher_with(aes), hybrid), handshake::transcript(offer, &accept), 0);
+        let (kem, secret) = hybrid
+            .then(|| handshake::encapsulate(key))
+            .transpose()?
+            .unzip();
+        let accept = encode(&Reply::Accept {
+            aes: self.config.aes.is_some(),
+            kem: kem.unwrap_or_default(),
+        });
+        let terms = self.terms(
+            false,
+            (self.cipher_with(aes), hybrid),
+            handshake::transcript(offer, &accept),
+            0,
+        );
         let psk = terms.psk(secret.as_ref())?;
-        self.offered = Some(Offered { terms, psk, until: now + OFFER_PATIENCE });
+        self.offered = Some(Offered {
+            terms,
+            psk,
+            until: now + OFFER_PATIENCE,
+        });
         Ok(accept)
     }
 
@@ -102,13 +148,26 @@ impl Session {
         let psk = terms.psk(secret.as_ref())?;
         let index = self.indices.take();
         let (begun, noise) = Begun::new(self.own(index, entropy), &terms, psk)?;
-        self.asking = Some((Asking::Begin { begun, index, cipher }, now));
-        self.actions.push_back(Action::Ask(encode(&Request::Begin { noise })));
+        self.asking = Some((
+            Asking::Begin {
+                begun,
+                index,
+                cipher,
+            },
+            now,
+        ));
+        self.actions
+            .push_back(Action::Ask(encode(&Request::Begin { noise })));
         Ok(())
     }
 
     /// Answers the first handshake.
-    pub(super) fn finish(&mut self, now: Instant, noise: &[u8], entropy: Entropy<'_>) -> Result<Vec<u8>, SessionError> {
+    pub(super) fn finish(
+        &mut self,
+        now: Instant,
+        noise: &[u8],
+        entropy: Entropy<'_>,
+    ) -> Result<Vec<u8>, SessionError> {
         if noise.len() != MESSAGE_1 {
             return Err(SessionError::Malformed);
         }

@@ -60,10 +60,28 @@ pub(super) struct End {
 
 #[derive(Clone)]
 pub(super) enum Happening {
-    Ask { from: usize, life: usize, subnet: SubnetId, number: u64, message: Vec<u8> },
-    Answer { to: usize, life: usize, subnet: SubnetId, number: u64, answer: Option<(Vec<u8>, SocketAddr)> },
-    Datagram { from: SocketAddr, to: SocketAddr, bytes: Vec<u8> },
-    Data { from: usize },
+    Ask {
+        from: usize,
+        life: usize,
+        subnet: SubnetId,
+        number: u64,
+        message: Vec<u8>,
+    },
+    Answer {
+        to: usize,
+        life: usize,
+        subnet: SubnetId,
+        number: u64,
+        answer: Option<(Vec<u8>, SocketAddr)>,
+    },
+    Datagram {
+        from: SocketAddr,
+        to: SocketAddr,
+        bytes: Vec<u8>,
+    },
+    Data {
+        from: usize,
+    },
 }
 
 pub(super) struct World {
@@ -87,7 +105,12 @@ pub(super) struct World {
 
 fn new_peer(end: usize, dice: &mut Dice) -> Peer {
     let secret = Zeroizing::new(secret(end));
-    let config = Config { me: id(end), secret, aes: Some(Library::AwsLc), post_quantum: Default::default() };
+    let config = Config {
+        me: id(end),
+        secret,
+        aes: Some(Library::AwsLc),
+        post_quantum: Default::default(),
+    };
     let mut entropy = |out: &mut [u8]| dice.fill(out);
     let indices = Indices::new(&mut entropy);
     Peer::new(id(1 - end), config, indices, Arc::default(), &mut entropy)
@@ -132,14 +155,23 @@ impl World {
     /// Connected, with a path in every subnet, both ways.
     pub(super) fn live(seed: u64, shared: u8) -> World {
         let mut world = World::new(seed, shared);
-        assert!(world.until(5 * SECOND, World::all_up).is_some(), "no path at all");
+        assert!(
+            world.until(5 * SECOND, World::all_up).is_some(),
+            "no path at all"
+        );
         world
     }
 
     /// Does something with one end's object, then all it asks for.
-    pub(super) fn call<T>(&mut self, end: usize, run: impl FnOnce(&mut Peer, Instant, Entropy<'_>) -> T) -> T {
+    pub(super) fn call<T>(
+        &mut self,
+        end: usize,
+        run: impl FnOnce(&mut Peer, Instant, Entropy<'_>) -> T,
+    ) -> T {
         let (now, dice) = (self.net.now, &mut self.net.dice);
-        let result = run(&mut self.ends[end].peer, now, &mut |out: &mut [u8]| dice.fill(out));
+        let result = run(&mut self.ends[end].peer, now, &mut |out: &mut [u8]| {
+            dice.fill(out)
+        });
         self.obey(end);
         result
     }
@@ -147,21 +179,54 @@ impl World {
     fn obey(&mut self, end: usize) {
         while let Some(event) = self.ends[end].peer.poll_event() {
             match event {
-                Event::Install { subnet, index, opener } => {
-                    let installed = Installed { subnet, opener, window: Window::new(), way: None };
-                    assert!(self.ends[end].installed.insert(index, installed).is_none(), "an index in use");
+                Event::Install {
+                    subnet,
+                    index,
+                    opener,
+                } => {
+                    let installed = Installed {
+                        subnet,
+                        opener,
+                        window: Window::new(),
+                        way: None,
+                    };
+                    assert!(
+                        self.ends[end].installed.insert(index, installed).is_none(),
+                        "an index in use"
+                    );
                 }
-                Event::Remove { index } => assert!(self.ends[end].installed.remove(&index).is_some()),
-                Event::Route { subnet, route: Some(route) } => {
-                    assert!(self.subnets[end].contains(&subnet), "a route where there is no member");
+                Event::Remove { index } => {
+                    assert!(self.ends[end].installed.remove(&index).is_some())
+                }
+                Event::Route {
+                    subnet,
+                    route: Some(route),
+                } => {
+                    assert!(
+                        self.subnets[end].contains(&subnet),
+                        "a route where there is no member"
+                    );
                     self.ends[end].routes.insert(subnet, route);
                 }
-                Event::Route { subnet, route: None } => {
+                Event::Route {
+                    subnet,
+                    route: None,
+                } => {
                     self.ends[end].routes.remove(&subnet);
                 }
-                Event::Ask { subnet, number, message } => {
+                Event::Ask {
+                    subnet,
+                    number,
+                    message,
+                } => {
                     let life = self.ends[end].life;
-                    self.net.later(Happening::Ask { from: end, life, subnet, number, message });
+                    self.net.later(Happening::Ask {
+                        from: end,
+                        life,
+                        subnet,
+                        number,
+                        message,
+                    });
                 }
                 Event::Answered { token, rtt } => self.ends[end].answered.push((token, rtt)),
             }
@@ -182,7 +247,11 @@ impl World {
         let header = Header::decode(&bytes).expect("a sealed frame");
         let nonce = (header.receiver as usize + (end << 40), header.counter);
         assert!(self.nonces.insert(nonce), "a nonce was used twice");
-        if !self.ends[end].is_up || self.blocked || bytes.len() + HEADERS > self.mtu || self.net.loses() {
+        if !self.ends[end].is_up
+            || self.blocked
+            || bytes.len() + HEADERS > self.mtu
+            || self.net.loses()
+        {
             return;
         }
         let from = self.ends[end].at;
@@ -190,12 +259,23 @@ impl World {
     }
 
     fn receive(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
-        let Some(end) = self.ends.iter().position(|end| end.is_up && end.at == to) else { return };
-        let pair = Pair { local: None, remote: from };
+        let Some(end) = self.ends.iter().position(|end| end.is_up && end.at == to) else {
+            return;
+        };
+        let pair = Pair {
+            local: None,
+            remote: from,
+        };
         let (clear, sealed) = bytes.split_first_chunk::<HEADER>().unwrap();
         assert_eq!(clear[0], SEALED);
         let Header { receiver, counter } = Header::decode(clear).unwrap();
-        let Some(Installed { subnet, opener, window, way }) = self.ends[end].installed.get_mut(&receiver) else {
+        let Some(Installed {
+            subnet,
+            opener,
+            window,
+            way,
+        }) = self.ends[end].installed.get_mut(&receiver)
+        else {
             return;
         };
         let subnet = *subnet;
@@ -203,7 +283,9 @@ impl World {
             return;
         }
         let mut plain = vec![0; sealed.len()];
-        let length = opener.open(clear, sealed, &mut plain).expect("what the peer sealed opens");
+        let length = opener
+            .open(clear, sealed, &mut plain)
+            .expect("what the peer sealed opens");
         let newest = window.newest().is_none_or(|newest| counter > newest);
         assert!(window.commit(counter));
         plain.truncate(length);
@@ -215,27 +297,51 @@ impl World {
         let way = way.unwrap_or(pair);
         // The news may be lost: a bounded queue that never waits.
         if let Some(index) = news.filter(|_| !self.net.loses()) {
-            self.call(end, |peer, now, entropy| peer.handle_packet_seen(now, subnet, index, pair, entropy));
+            self.call(end, |peer, now, entropy| {
+                peer.handle_packet_seen(now, subnet, index, pair, entropy)
+            });
         }
         if trailer[..] == Trailer::Control.encode() {
-            self.call(end, |peer, now, entropy| peer.handle_control(now, (subnet, receiver), way, &plain, entropy));
+            self.call(end, |peer, now, entropy| {
+                peer.handle_control(now, (subnet, receiver), way, &plain, entropy)
+            });
             return;
         }
         assert_eq!(plain[8..], subnet.0, "a packet of another subnet");
         let number = u64::from_be_bytes(plain[..8].try_into().unwrap());
-        assert!(self.delivered.insert(number), "a packet was delivered twice");
+        assert!(
+            self.delivered.insert(number),
+            "a packet was delivered twice"
+        );
         *self.ends[end].arrived.entry(subnet).or_default() += 1;
     }
 
     /// A packet in each subnet that has a route.
     fn data(&mut self, end: usize) {
-        let routes: Vec<(SubnetId, Route)> = self.ends[end].routes.iter().map(|(s, r)| (*s, r.clone())).collect();
+        let routes: Vec<(SubnetId, Route)> = self.ends[end]
+            .routes
+            .iter()
+            .map(|(s, r)| (*s, r.clone()))
+            .collect();
         for (subnet, route) in routes {
             self.data += 1;
             let body = [&self.data.to_be_bytes()[..], &subnet.0].concat();
-            let nonce = route.sealer.take(1).expect("a key in use gives nonces").next().unwrap();
+            let nonce = route
+                .sealer
+                .take(1)
+                .expect("a key in use gives nonces")
+                .next()
+                .unwrap();
             let mut bytes = vec![0; body.len() + OVERHEAD];
-            route.sealer.seal(nonce, &body, &Trailer::Packet { partial: false }.encode(), &mut bytes).unwrap();
+            route
+                .sealer
+                .seal(
+                    nonce,
+                    &body,
+                    &Trailer::Packet { partial: false }.encode(),
+                    &mut bytes,
+                )
+                .unwrap();
             let header = Header::decode(&bytes).unwrap();
             if !self.ends[1 - end].installed.contains_key(&header.receiver) {
                 *self.lost.entry(subnet).or_default() += 1;
@@ -243,7 +349,8 @@ impl World {
             self.put(end, route.pair.remote, bytes);
         }
         if let Some(pace) = self.pace {
-            self.net.after(Duration::from_millis(pace), Happening::Data { from: end });
+            self.net
+                .after(Duration::from_millis(pace), Happening::Data { from: end });
         }
     }
 
@@ -267,7 +374,13 @@ impl World {
 
     fn happen(&mut self, happening: Happening) {
         match happening {
-            Happening::Ask { from, life, subnet, number, message } => {
+            Happening::Ask {
+                from,
+                life,
+                subnet,
+                number,
+                message,
+            } => {
                 let to = 1 - from;
                 let mut answer = None;
                 if self.stream && self.ends[to].is_up && self.ends[from].life == life {
@@ -279,9 +392,21 @@ impl World {
                     });
                 }
                 let answer = answer.map(|message| (message, self.ends[to].at));
-                self.net.later(Happening::Answer { to: from, life, subnet, number, answer });
+                self.net.later(Happening::Answer {
+                    to: from,
+                    life,
+                    subnet,
+                    number,
+                    answer,
+                });
             }
-            Happening::Answer { to, life, subnet, number, answer } => {
+            Happening::Answer {
+                to,
+                life,
+                subnet,
+                number,
+                answer,
+            } => {
                 if life == self.ends[to].life && self.ends[to].is_up {
                     let answer = answer.filter(|_| self.stream);
                     self.call(to, |peer, now, entropy| {
@@ -303,10 +428,20 @@ impl World {
         let end = self.net.now + time;
         let mut still = (self.net.now, 0);
         loop {
-            let timer = |e: usize| self.ends[e].peer.poll_timeout().filter(|_| self.ends[e].is_up).map(|at| (at, e));
+            let timer = |e: usize| {
+                self.ends[e]
+                    .peer
+                    .poll_timeout()
+                    .filter(|_| self.ends[e].is_up)
+                    .map(|at| (at, e))
+            };
             let timer = (0..2).filter_map(timer).min();
             let event = self.net.next();
-            let at = [timer.map(|t| t.0), event].into_iter().flatten().min().filter(|at| *at <= end);
+            let at = [timer.map(|t| t.0), event]
+                .into_iter()
+                .flatten()
+                .min()
+                .filter(|at| *at <= end);
             let Some(at) = at else { break };
             self.net.now = self.net.now.max(at);
             if let Some(happening) = self.net.due() {
@@ -315,14 +450,22 @@ impl World {
                 self.ends[e].timers += 1;
                 self.call(e, |peer, now, entropy| peer.handle_timeout(now, entropy));
             }
-            still = if still.0 == self.net.now { (still.0, still.1 + 1) } else { (self.net.now, 0) };
+            still = if still.0 == self.net.now {
+                (still.0, still.1 + 1)
+            } else {
+                (self.net.now, 0)
+            };
             assert!(still.1 < 5000, "time stands still");
         }
         self.net.now = end;
     }
 
     /// Lets time pass until `done`, at most `time`; how long it took.
-    pub(super) fn until(&mut self, time: Duration, done: impl Fn(&World) -> bool) -> Option<Duration> {
+    pub(super) fn until(
+        &mut self,
+        time: Duration,
+        done: impl Fn(&World) -> bool,
+    ) -> Option<Duration> {
         let begin = self.net.now;
         while !done(self) {
             if self.net.now - begin >= time {
@@ -338,7 +481,9 @@ impl World {
         for end in 0..2 {
             let (subnets, at) = (self.subnets[end].clone(), self.ends[1 - end].at);
             self.call(end, |peer, now, entropy| {
-                subnets.iter().for_each(|subnet| peer.join(*subnet, public(1 - end)));
+                subnets
+                    .iter()
+                    .for_each(|subnet| peer.join(*subnet, public(1 - end)));
                 peer.connected(now, entropy);
                 peer.offer(now, &[at], Origin::Connection);
             });
@@ -360,7 +505,14 @@ impl World {
     /// And is there again, with nothing of what it had.
     pub(super) fn revive(&mut self, end: usize) {
         let peer = new_peer(end, &mut self.net.dice);
-        let End { peer: old, installed, routes, life, is_up, .. } = &mut self.ends[end];
+        let End {
+            peer: old,
+            installed,
+            routes,
+            life,
+            is_up,
+            ..
+        } = &mut self.ends[end];
         *old = peer;
         installed.clear();
         routes.clear();
@@ -377,7 +529,13 @@ impl World {
     pub(super) fn leave(&mut self, end: usize, subnet: SubnetId) {
         self.subnets[end].remove(&subnet);
         self.call(end, |peer, _, _| peer.leave(subnet));
-        assert!(self.ends[end].installed.values().all(|installed| installed.subnet != subnet), "its keys open nothing");
+        assert!(
+            self.ends[end]
+                .installed
+                .values()
+                .all(|installed| installed.subnet != subnet),
+            "its keys open nothing"
+        );
         assert!(!self.ends[end].routes.contains_key(&subnet));
     }
 
@@ -405,11 +563,16 @@ impl World {
         self.all_up()
             && (0..2).all(|end| {
                 let far = &self.ends[1 - end];
-                self.subnets[0].intersection(&self.subnets[1]).all(|subnet| {
-                    let Some(route) = self.ends[end].routes.get(subnet) else { return false };
-                    let key = far.installed.get(&route.sealer.receiver());
-                    route.pair.remote == far.at && key.is_some_and(|installed| installed.subnet == *subnet)
-                })
+                self.subnets[0]
+                    .intersection(&self.subnets[1])
+                    .all(|subnet| {
+                        let Some(route) = self.ends[end].routes.get(subnet) else {
+                            return false;
+                        };
+                        let key = far.installed.get(&route.sealer.receiver());
+                        route.pair.remote == far.at
+                            && key.is_some_and(|installed| installed.subnet == *subnet)
+                    })
             })
     }
 

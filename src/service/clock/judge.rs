@@ -35,10 +35,19 @@ fn said(known: &[(PeerId, i64)], peer: PeerId) -> Option<i64> {
 impl Voices {
     /// By who is in, and who is connected.
     pub(super) fn of(roll: &Roll, members: Arc<BTreeSet<PeerId>>, connected: &[PeerId]) -> Voices {
-        let mut voices = Voices { members, ..Voices::default() };
+        let mut voices = Voices {
+            members,
+            ..Voices::default()
+        };
         let [owner, admins, plain] = &mut voices.ranks;
         for peer in connected.iter().copied() {
-            let Some(entry) = roll.members.get(&peer).filter(|_| voices.members.contains(&peer)) else { continue };
+            let Some(entry) = roll
+                .members
+                .get(&peer)
+                .filter(|_| voices.members.contains(&peer))
+            else {
+                continue;
+            };
             if roll.owner == Some(peer) {
                 owner.push(peer);
             } else if roll.is_admin(peer) {
@@ -64,7 +73,10 @@ impl Voices {
 
     /// Whether one of them has said anything.
     pub(super) fn has_spoken(&self, known: &[(PeerId, i64)]) -> bool {
-        self.ranks.iter().flatten().any(|peer| said(known, *peer).is_some())
+        self.ranks
+            .iter()
+            .flatten()
+            .any(|peer| said(known, *peer).is_some())
     }
 
     /// Whether members are there and none has said anything.
@@ -75,8 +87,10 @@ impl Voices {
     /// What they say of this machine's clock.
     fn verdict(&self, known: &[(PeerId, i64)]) -> Verdict {
         for rank in &self.ranks {
-            let (off, agree): (Vec<i64>, Vec<i64>) =
-                rank.iter().filter_map(|peer| said(known, *peer)).partition(|offset| is_off(*offset));
+            let (off, agree): (Vec<i64>, Vec<i64>) = rank
+                .iter()
+                .filter_map(|peer| said(known, *peer))
+                .partition(|offset| is_off(*offset));
             match off.len().cmp(&agree.len()) {
                 Ordering::Greater => return Verdict::Off,
                 Ordering::Less => return Verdict::Agreed,
@@ -111,12 +125,19 @@ pub(super) struct Opinion {
 
 impl Opinion {
     pub(super) fn new(clock: Reading) -> Opinion {
-        Opinion { said: BTreeMap::new(), last: clock, anew: clock.at, far: false }
+        Opinion {
+            said: BTreeMap::new(),
+            last: clock,
+            anew: clock.at,
+            far: false,
+        }
     }
 
     /// Whether the members of a subnet contradict the clock.
     pub(super) fn contradicts(&self, subnet: SubnetId) -> bool {
-        self.said.get(&subnet).is_some_and(|(verdict, _)| *verdict == Verdict::Off)
+        self.said
+            .get(&subnet)
+            .is_some_and(|(verdict, _)| *verdict == Verdict::Off)
     }
 
     /// Whether some subnet's members contradict it and no subnet's agree with it.
@@ -145,7 +166,10 @@ impl Opinion {
         // What was said of a clock that is no more is void; what was said of this one stands, also where who said so is
         // gone, but not where that one is a member no more.
         self.said.retain(|id, (_, speakers)| {
-            set <= MOST && subnets.get(id).is_some_and(|s| !s.members.is_disjoint(speakers))
+            set <= MOST
+                && subnets
+                    .get(id)
+                    .is_some_and(|s| !s.members.is_disjoint(speakers))
         });
         for (id, subnet) in subnets {
             let speakers = subnet.speakers(known);
@@ -158,10 +182,19 @@ impl Opinion {
         let spoken = subnets.values().any(|s| s.has_spoken(known));
         self.far = !spoken && (silent || waiting) && (self.far || set > MOST);
         let wrong = self.is_wrong();
-        subnets.iter().map(|(id, subnet)| (*id, self.word((*id, subnet), known, waiting, wrong))).collect()
+        subnets
+            .iter()
+            .map(|(id, subnet)| (*id, self.word((*id, subnet), known, waiting, wrong)))
+            .collect()
     }
 
-    fn word(&self, (id, subnet): (SubnetId, &Voices), known: &[(PeerId, i64)], waiting: bool, wrong: bool) -> Word {
+    fn word(
+        &self,
+        (id, subnet): (SubnetId, &Voices),
+        known: &[(PeerId, i64)],
+        waiting: bool,
+        wrong: bool,
+    ) -> Word {
         let unheard = subnet.is_silent(known) || (subnet.is_empty() && waiting);
         // Where members are and nobody is there, nothing that is signed reaches anybody: that can wait.
         let deserted = subnet.is_empty() && !subnet.guests && !subnet.members.is_empty();
@@ -171,7 +204,10 @@ impl Opinion {
         };
         // What is forgotten is lost for good: only by the word of those who are there now.
         let agreed = !subnet.is_empty() && subnet.verdict(known) == Verdict::Agreed;
-        Word { doubted: off || unheard, agreed }
+        Word {
+            doubted: off || unheard,
+            agreed,
+        }
     }
 }
 

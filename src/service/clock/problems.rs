@@ -12,14 +12,31 @@ const WRITTEN: u64 = 1_767_225_600;
 const REMEDY: &str = "timedatectl set-ntp true";
 
 /// What `status` says of clocks that differ.
-pub(crate) fn problems(judgement: &Judgement, connected: &[PeerId], name: impl Fn(PeerId) -> String) -> Vec<Problem> {
-    let off = judgement.known.iter().filter(|(peer, offset)| is_off(*offset) && connected.binary_search(peer).is_ok());
+pub(crate) fn problems(
+    judgement: &Judgement,
+    connected: &[PeerId],
+    name: impl Fn(PeerId) -> String,
+) -> Vec<Problem> {
+    let off = judgement
+        .known
+        .iter()
+        .filter(|(peer, offset)| is_off(*offset) && connected.binary_search(peer).is_ok());
     let told = off.map(|(peer, offset)| {
-        let stops = judgement.against.iter().any(|members| members.contains(peer));
+        let stops = judgement
+            .against
+            .iter()
+            .any(|members| members.contains(peer));
         // Members of one subnet set no clock that another's agree with.
-        tell(&name(*peer), *offset, (stops, stops && judgement.contradicted))
+        tell(
+            &name(*peer),
+            *offset,
+            (stops, stops && judgement.contradicted),
+        )
     });
-    impossible(unix_now_ms() / 1000).into_iter().chain(told).collect()
+    impossible(unix_now_ms() / 1000)
+        .into_iter()
+        .chain(told)
+        .collect()
 }
 
 /// A difference in words. `stops`: it is why no grants are renewed in a subnet; `mine`: this machine's clock is the wrong
@@ -28,7 +45,9 @@ fn tell(name: &str, offset: i64, (stops, mine): (bool, bool)) -> Problem {
     let size = span(offset.unsigned_abs() / 1000);
     let side = if offset > 0 { "ahead of" } else { "behind" };
     let effect = match (stops, mine) {
-        (_, true) => "; until this one is set, no grants are renewed here in a subnet where most say so",
+        (_, true) => {
+            "; until this one is set, no grants are renewed here in a subnet where most say so"
+        }
         (true, false) => "; until they agree, no grants are renewed here in that member's subnet",
         (false, false) => "",
     };
@@ -36,7 +55,11 @@ fn tell(name: &str, offset: i64, (stops, mine): (bool, bool)) -> Problem {
         code: Code::Clock.to_string(),
         severity: if mine { "error" } else { "warning" }.into(),
         message: format!("the clock of {name} is {size} {side} this machine's{effect}"),
-        help: if mine { REMEDY.into() } else { format!("on {name}: {REMEDY}") },
+        help: if mine {
+            REMEDY.into()
+        } else {
+            format!("on {name}: {REMEDY}")
+        },
     }
 }
 
@@ -57,13 +80,20 @@ fn impossible(now: u64) -> Option<Problem> {
 fn is_by_clock(code: &str) -> bool {
     matches!(
         code.parse(),
-        Ok(Code::NotMember | Code::GrantExpires | Code::NoTarget | Code::NameTaken | Code::NameContested)
+        Ok(Code::NotMember
+            | Code::GrantExpires
+            | Code::NoTarget
+            | Code::NameTaken
+            | Code::NameContested)
     )
 }
 
 /// While this machine's clock is not believed, to set it is the only remedy for what follows from it.
 pub(crate) fn blame(judgement: &Judgement, problems: &mut [Problem]) {
-    for problem in problems.iter_mut().filter(|p| judgement.contradicted && is_by_clock(&p.code)) {
+    for problem in problems
+        .iter_mut()
+        .filter(|p| judgement.contradicted && is_by_clock(&p.code))
+    {
         problem.message += ", by this machine's clock";
         problem.help = REMEDY.into();
     }
@@ -94,16 +124,33 @@ mod tests {
 
     #[test]
     fn a_clock_that_another_subnet_confirms_is_not_the_one_to_set() {
-        let told = [(false, false), (true, false), (true, true)].map(|how| tell("m1", 150_000, how));
-        assert!(told.iter().all(|p| p.code == "E-CLOCK" && p.message.contains("m1 is 2 minutes ahead of")));
-        assert_eq!(told.each_ref().map(|p| p.severity.as_str()), ["warning", "warning", "error"]);
-        assert_eq!(told.each_ref().map(|p| p.message.contains("no grants are renewed")), [false, true, true]);
-        assert_eq!(told.each_ref().map(|p| p.help == REMEDY), [false, false, true]);
+        let told =
+            [(false, false), (true, false), (true, true)].map(|how| tell("m1", 150_000, how));
+        assert!(
+            told.iter()
+                .all(|p| p.code == "E-CLOCK" && p.message.contains("m1 is 2 minutes ahead of"))
+        );
+        assert_eq!(
+            told.each_ref().map(|p| p.severity.as_str()),
+            ["warning", "warning", "error"]
+        );
+        assert_eq!(
+            told.each_ref()
+                .map(|p| p.message.contains("no grants are renewed")),
+            [false, true, true]
+        );
+        assert_eq!(
+            told.each_ref().map(|p| p.help == REMEDY),
+            [false, false, true]
+        );
     }
 
     #[test]
     fn a_clock_that_was_never_set_is_told_without_asking_anybody() {
-        assert_eq!([impossible(0).is_some(), impossible(WRITTEN - 1).is_some()], [true; 2]);
+        assert_eq!(
+            [impossible(0).is_some(), impossible(WRITTEN - 1).is_some()],
+            [true; 2]
+        );
         assert_eq!(impossible(WRITTEN), None);
     }
 

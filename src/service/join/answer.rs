@@ -42,7 +42,10 @@ struct Meters {
 impl Default for Rates {
     fn default() -> Rates {
         let meter = || Meter::new(MINUTE, ASKERS);
-        Rates(Mutex::new(Meters { asked: meter(), passed_on: meter() }))
+        Rates(Mutex::new(Meters {
+            asked: meter(),
+            passed_on: meter(),
+        }))
     }
 }
 
@@ -58,25 +61,46 @@ impl Rates {
 
     /// Whether one more join request of `payer` may be passed on at our expense.
     fn may_pass_on(&self, payer: Payer) -> bool {
-        self.lock().passed_on.allows(payer, PASSED_ON, Instant::now())
+        self.lock()
+            .passed_on
+            .allows(payer, PASSED_ON, Instant::now())
     }
 }
 
 /// A request of the join protocol. It is decided in a task of its own, or refused where `payer` has used up its rate.
-pub(crate) fn arrived(mesh: &Arc<Mesh>, payer: Payer, peer: PeerId, body: Vec<u8>, responder: Responder) {
-    if mesh.joins.rates.may_ask(payer, mesh.config().limits.joins_per_minute) {
+pub(crate) fn arrived(
+    mesh: &Arc<Mesh>,
+    payer: Payer,
+    peer: PeerId,
+    body: Vec<u8>,
+    responder: Responder,
+) {
+    if mesh
+        .joins
+        .rates
+        .may_ask(payer, mesh.config().limits.joins_per_minute)
+    {
         mesh.spawn(on_join(Arc::clone(mesh), peer, payer, body, responder));
     } else {
         let message = "too many requests from this address; wait a minute".to_owned();
-        mesh.table.refuse(peer, Protocol::Join, "too many join requests from one source");
-        responder.respond(control::encode(&JoinAnswer::Refused { code: Code::Rate.to_string(), message }));
+        mesh.table.refuse(
+            peer,
+            Protocol::Join,
+            "too many join requests from one source",
+        );
+        responder.respond(control::encode(&JoinAnswer::Refused {
+            code: Code::Rate.to_string(),
+            message,
+        }));
     }
 }
 
 /// A stranger's request, or a member's about joining.
 async fn on_join(mesh: Arc<Mesh>, peer: PeerId, payer: Payer, body: Vec<u8>, responder: Responder) {
     let Ok(request) = control::decode::<JoinRequest>(&body) else {
-        return mesh.table.refuse(peer, Protocol::Join, "a malformed request");
+        return mesh
+            .table
+            .refuse(peer, Protocol::Join, "a malformed request");
     };
     if let Some(answer) = decide(&mesh, peer, payer, request, false).await {
         responder.respond(control::encode(&answer));
@@ -94,29 +118,51 @@ pub(crate) async fn decide(
     let refused = |code: String, message: String| Some(JoinAnswer::Refused { code, message });
     // The member pays for whom it passes on.
     if passed_on && !mesh.joins.rates.may_ask(Payer::Member(peer), FORWARDED) {
-        mesh.table.refuse(peer, Protocol::Join, "too many join requests passed on by one member");
+        mesh.table.refuse(
+            peer,
+            Protocol::Join,
+            "too many join requests passed on by one member",
+        );
         return Some(crowded());
     }
     let question = match mesh.node.checker().question(request.clone()).await {
         Ok(question) => question,
         Err(error) => return refused(error.code.into(), error.message),
     };
-    match mesh.node.decide_join(peer, payer, question, passed_on).await {
+    match mesh
+        .node
+        .decide_join(peer, payer, question, passed_on)
+        .await
+    {
         Ok(JoinDecision::Answer(answer)) => Some(answer),
         Ok(JoinDecision::Forward(_)) if !mesh.joins.rates.may_pass_on(payer) => Some(crowded()),
         Ok(JoinDecision::Forward(deciders)) => Some(forward(mesh, deciders, request).await),
         Err(error) if error.code == Code::Busy => {
-            mesh.table.refuse(peer, Protocol::Join, "too many join requests of one source wait");
-            refused(Code::Rate.into(), "too many requests from this address wait; try again".to_owned())
+            mesh.table.refuse(
+                peer,
+                Protocol::Join,
+                "too many join requests of one source wait",
+            );
+            refused(
+                Code::Rate.into(),
+                "too many requests from this address wait; try again".to_owned(),
+            )
         }
         Err(error) if error.code == Code::Stopping => None,
-        Err(error) => Some(JoinAnswer::Refused { code: error.code, message: error.message }),
+        Err(error) => Some(JoinAnswer::Refused {
+            code: error.code,
+            message: error.message,
+        }),
     }
 }
 
 fn crowded() -> JoinAnswer {
-    let message = "too many requests are passed on here; wait a minute, or ask another member".to_owned();
-    JoinAnswer::Refused { code: Code::Rate.to_string(), message }
+    let message =
+        "too many requests are passed on here; wait a minute, or ask another member".to_owned();
+    JoinAnswer::Refused {
+        code: Code::Rate.to_string(),
+        message,
+    }
 }
 
 /// Passes a stranger's request on to whoever may decide and is connected; the first who answers decides.
@@ -128,15 +174,23 @@ async fn forward(mesh: &Arc<Mesh>, deciders: Vec<PeerId>, request: JoinRequest) 
     let ask = |decider| {
         let body = body.clone();
         async move {
-            let answer = mesh.peers.ask(decider, Protocol::Control, body, Duration::from_secs(5)).await.ok()?;
+            let answer = mesh
+                .peers
+                .ask(decider, Protocol::Control, body, Duration::from_secs(5))
+                .await
+                .ok()?;
             match control::decode(&answer).ok()? {
                 ControlAnswer::Forwarded(answer) => Some(answer),
                 _ => None,
             }
         }
     };
-    let connected = deciders.into_iter().filter(|decider| connected.contains(decider));
-    first_answer(connected.map(ask), DECIDER_TIMEOUT).await.unwrap_or(JoinAnswer::Pending { reached: false })
+    let connected = deciders
+        .into_iter()
+        .filter(|decider| connected.contains(decider));
+    first_answer(connected.map(ask), DECIDER_TIMEOUT)
+        .await
+        .unwrap_or(JoinAnswer::Pending { reached: false })
 }
 
 /// The first answer of several questions; each is begun when all before it failed, or did not answer within `patience`.
@@ -191,11 +245,20 @@ mod tests {
             }
         };
         let silent = [None, None, Some(Some(3))];
-        assert_eq!(first_answer(silent.into_iter().map(ask), brief).await, Some(3));
+        assert_eq!(
+            first_answer(silent.into_iter().map(ask), brief).await,
+            Some(3)
+        );
         // Who fails is not waited for at all.
         let failing = [Some(None), Some(Some(2)), Some(Some(3))];
-        assert_eq!(first_answer(failing.into_iter().map(ask), forever).await, Some(2));
-        assert_eq!(first_answer([Some(None), Some(None)].into_iter().map(ask), forever).await, None);
+        assert_eq!(
+            first_answer(failing.into_iter().map(ask), forever).await,
+            Some(2)
+        );
+        assert_eq!(
+            first_answer([Some(None), Some(None)].into_iter().map(ask), forever).await,
+            None
+        );
         assert_eq!(first_answer([].into_iter().map(ask), forever).await, None);
     }
 }

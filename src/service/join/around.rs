@@ -26,17 +26,32 @@ impl Surroundings {
     /// # Errors
     /// `E-NETLINK`.
     async fn look(&self) -> Result<Around, Error> {
-        let Surroundings::Kernel { instance } = self else { return Ok(Around::default()) };
+        let Surroundings::Kernel { instance } = self else {
+            return Ok(Around::default());
+        };
         let failed = |e: anyhow::Error| {
-            Error::new(ErrorKind::Failed, Code::Netlink, format!("read this machine's routes: {e:#}"))
+            Error::new(
+                ErrorKind::Failed,
+                Code::Netlink,
+                format!("read this machine's routes: {e:#}"),
+            )
         };
         let routed = host::used_prefixes(instance).await.map_err(failed)?;
         let gateways = host::gateways(instance).await.map_err(failed)?;
         let links = host::foreign_links(instance).await.map_err(failed)?;
-        let need = |what: &'static str| move |address: IpAddr| Need { address, what: format!("the {what} {address}") };
+        let need = |what: &'static str| {
+            move |address: IpAddr| Need {
+                address,
+                what: format!("the {what} {address}"),
+            }
+        };
         let needs = gateways.into_iter().map(need("gateway"));
         let resolvers = dns::resolvers().await.into_iter().map(need("resolver"));
-        Ok(Around { routed, needs: needs.chain(resolvers).collect(), links })
+        Ok(Around {
+            routed,
+            needs: needs.chain(resolvers).collect(),
+            links,
+        })
     }
 }
 
@@ -45,14 +60,33 @@ impl Surroundings {
 pub(crate) async fn around(mesh: &Arc<Mesh>) -> Result<Around, Error> {
     let mut around = mesh.surroundings.look().await?;
     let peers = mesh.peers.status().await.unwrap_or_default();
-    let connected = peers.iter().flat_map(|p| &p.connections).filter_map(|c| c.remote.parse::<Address>().ok()?.ip());
-    let reached = peers.iter().flat_map(|p| &p.reached).filter_map(Address::ip);
-    let mut addresses: BTreeSet<IpAddr> = connected.chain(reached).map(|ip| ip.to_canonical()).collect();
+    let connected = peers
+        .iter()
+        .flat_map(|p| &p.connections)
+        .filter_map(|c| c.remote.parse::<Address>().ok()?.ip());
+    let reached = peers
+        .iter()
+        .flat_map(|p| &p.reached)
+        .filter_map(Address::ip);
+    let mut addresses: BTreeSet<IpAddr> = connected
+        .chain(reached)
+        .map(|ip| ip.to_canonical())
+        .collect();
     let (here, typed) = mesh.node.prefixes_and_hints().await?;
-    addresses.extend(typed.iter().chain(&mesh.config().bootstrap).filter_map(|a| a.parse::<Address>().ok()?.ip()));
+    addresses.extend(
+        typed
+            .iter()
+            .chain(&mesh.config().bootstrap)
+            .filter_map(|a| a.parse::<Address>().ok()?.ip()),
+    );
     addresses.retain(|ip| !ip.is_loopback());
-    let what = |address: IpAddr| Need { address, what: format!("{address}, where a peer is reached") };
+    let what = |address: IpAddr| Need {
+        address,
+        what: format!("{address}, where a peer is reached"),
+    };
     around.needs.extend(addresses.into_iter().map(what));
-    around.needs.retain(|need| !here.iter().any(|prefix| prefix.contains(&need.address)));
+    around
+        .needs
+        .retain(|need| !here.iter().any(|prefix| prefix.contains(&need.address)));
     Ok(around)
 }

@@ -32,7 +32,9 @@ impl Tried {
     fn is_due(&mut self, peer: PeerId, heard: &[Heard], pause: Option<Duration>) -> bool {
         let now = Instant::now();
         let due = match self.0.get(&peer) {
-            Some((known, at)) if known == heard => pause.is_some_and(|pause| now.duration_since(*at) >= pause),
+            Some((known, at)) if known == heard => {
+                pause.is_some_and(|pause| now.duration_since(*at) >= pause)
+            }
             _ => !heard.is_empty() && self.0.len() < MAX_TRIED,
         };
         if due {
@@ -46,7 +48,12 @@ impl Tried {
 ///
 /// The addresses in an invite are its maker's word, although a person pasted it: nobody reads them. They are judged like any
 /// that are heard, names among them are not looked up, and they are dialled again only while the join lasts, ever more seldom.
-pub(super) async fn candidates(mesh: &Mesh, join: &PendingJoin, tried: &mut Tried, round: u32) -> Vec<PeerId> {
+pub(super) async fn candidates(
+    mesh: &Mesh,
+    join: &PendingJoin,
+    tried: &mut Tried,
+    round: u32,
+) -> Vec<PeerId> {
     let issuer = join.invite.as_ref().map(|i| i.issuer);
     let mut dials = JoinSet::new();
     let mut dial = |typed: Vec<Typed>, heard: Vec<Heard>, peer: Option<PeerId>| {
@@ -58,13 +65,28 @@ pub(super) async fn candidates(mesh: &Mesh, join: &PendingJoin, tried: &mut Trie
                     None => peers.connect(typed, peer).await,
                 }
             };
-            tokio::time::timeout(QUESTION_TIMEOUT, dialled).await.ok()?.ok()
+            tokio::time::timeout(QUESTION_TIMEOUT, dialled)
+                .await
+                .ok()?
+                .ok()
         });
     };
     let connected = mesh.table.connected();
-    if let Some(invite) = join.invite.as_ref().filter(|i| !connected.contains(&i.issuer)) {
-        let of_issuer: Vec<Heard> = invite.addresses.iter().filter_map(|a| Heard::parse(a)).collect();
-        let pause = if round < EAGER_ROUNDS { INVITE_AGAIN } else { INVITE_LATER };
+    if let Some(invite) = join
+        .invite
+        .as_ref()
+        .filter(|i| !connected.contains(&i.issuer))
+    {
+        let of_issuer: Vec<Heard> = invite
+            .addresses
+            .iter()
+            .filter_map(|a| Heard::parse(a))
+            .collect();
+        let pause = if round < EAGER_ROUNDS {
+            INVITE_AGAIN
+        } else {
+            INVITE_LATER
+        };
         if tried.is_due(invite.issuer, &of_issuer, Some(pause)) {
             dial(Vec::new(), of_issuer, Some(invite.issuer));
         }
@@ -76,7 +98,12 @@ pub(super) async fn candidates(mesh: &Mesh, join: &PendingJoin, tried: &mut Trie
         }
     }
     let mut found: Vec<PeerId> = connected.clone();
-    for (peer, heard) in mesh.table.neighbours().into_iter().filter(|(p, _)| !connected.contains(p)) {
+    for (peer, heard) in mesh
+        .table
+        .neighbours()
+        .into_iter()
+        .filter(|(p, _)| !connected.contains(p))
+    {
         // A neighbour that has answered before is known to be one; its idle connection was closed, not it.
         let pause = mesh.table.has_met(peer).then_some(NEIGHBOUR_AGAIN);
         if tried.is_due(peer, &heard, pause) {
@@ -84,7 +111,11 @@ pub(super) async fn candidates(mesh: &Mesh, join: &PendingJoin, tried: &mut Trie
         }
     }
     // Whoever answers first is asked first; a dead address must not hold the others up.
-    let deadline = tokio::time::sleep(if found.is_empty() { QUESTION_TIMEOUT } else { Duration::from_secs(1) });
+    let deadline = tokio::time::sleep(if found.is_empty() {
+        QUESTION_TIMEOUT
+    } else {
+        Duration::from_secs(1)
+    });
     tokio::pin!(deadline);
     loop {
         tokio::select! {

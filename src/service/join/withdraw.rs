@@ -23,7 +23,9 @@ pub(super) async fn tell(mesh: Arc<Mesh>, join: PendingJoin, mut asked: Vec<Peer
             tokio::time::sleep(LATER).await;
         }
         // Whoever is away is dialled again where the join found it.
-        let away = asked.iter().any(|peer| !mesh.table.connected().contains(peer));
+        let away = asked
+            .iter()
+            .any(|peer| !mesh.table.connected().contains(peer));
         if away {
             candidates(&mesh, &join, &mut tried, round).await;
         }
@@ -42,12 +44,17 @@ pub(super) async fn tell(mesh: Arc<Mesh>, join: PendingJoin, mut asked: Vec<Peer
 
 /// Tells one of them; whether that is done. Who has let this peer in meanwhile gets its grant back.
 async fn told(mesh: &Arc<Mesh>, join: &PendingJoin, peer: PeerId) -> bool {
-    let request = JoinRequest::Withdraw { subnet: join.subnet, joiner: mesh.peers.peer() };
+    let request = JoinRequest::Withdraw {
+        subnet: join.subnet,
+        joiner: mesh.peers.peer(),
+    };
     match exchange(mesh, peer, &request).await {
         Some(JoinAnswer::Admitted { genesis, records }) => {
             let records = mesh.node.checker().proof(records).await;
             let goodbye = mesh.node.decline(join.clone(), genesis, records).await;
-            let Ok(Some(goodbye)) = goodbye else { return true };
+            let Ok(Some(goodbye)) = goodbye else {
+                return true;
+            };
             decline(mesh, join, Some(goodbye)).await;
             // Asked again it says whether it was heard.
             false

@@ -54,7 +54,10 @@ pub(in crate::service) struct Pushes {
 
 impl Default for Pushes {
     fn default() -> Pushes {
-        Pushes { waiting: VecDeque::new(), rests_until: Instant::now() }
+        Pushes {
+            waiting: VecDeque::new(),
+            rests_until: Instant::now(),
+        }
     }
 }
 
@@ -74,7 +77,14 @@ impl Pushes {
         // Who is in and who is out comes before what members say of themselves, whatever the order they came in.
         records.sort_by_key(|record| !removes(record));
         let records = VecDeque::from(records);
-        self.waiting.push_back(Push { subnet, records, junk: 0, waiting: false, responder, _place: place });
+        self.waiting.push_back(Push {
+            subnet,
+            records,
+            junk: 0,
+            waiting: false,
+            responder,
+            _place: place,
+        });
     }
 
     /// Takes the next piece, when this member does not have to wait any more; or nothing, where something `came` meanwhile.
@@ -88,9 +98,15 @@ impl Pushes {
         came: &Notify,
     ) -> Result<(), Error> {
         let urgent = self.waiting.iter().position(Push::is_urgent);
-        let Some(push) = self.waiting.get_mut(urgent.unwrap_or(0)) else { return Ok(()) };
+        let Some(push) = self.waiting.get_mut(urgent.unwrap_or(0)) else {
+            return Ok(());
+        };
         let rests_until = self.rests_until;
-        let until = if urgent.is_some() { rests_until.min(Instant::now() + HEAD_WAITS) } else { rests_until };
+        let until = if urgent.is_some() {
+            rests_until.min(Instant::now() + HEAD_WAITS)
+        } else {
+            rests_until
+        };
         if until > Instant::now() {
             tokio::select! {
                 () = tokio::time::sleep_until(until) => {}
@@ -104,7 +120,11 @@ impl Pushes {
         push.waiting |= taken.waiting;
         self.rests_until = Instant::now() + taken.rest;
         if push.junk >= MAX_JUNK {
-            mesh.table.refuse(peer, Protocol::Control, "a member sends forged records, or records of nobody known");
+            mesh.table.refuse(
+                peer,
+                Protocol::Control,
+                "a member sends forged records, or records of nobody known",
+            );
             push.waiting = true;
             push.records.clear();
         }
@@ -122,7 +142,11 @@ fn finish(mesh: &Arc<Mesh>, peer: PeerId, push: Push) {
     let node = mesh.node.clone();
     mesh.spawn(async move {
         let saved = node.saved_for(peer).await.unwrap_or(false);
-        let answer = if saved && !push.waiting { ControlAnswer::Done } else { ControlAnswer::Different };
+        let answer = if saved && !push.waiting {
+            ControlAnswer::Done
+        } else {
+            ControlAnswer::Different
+        };
         push.responder.respond(control::encode(&answer));
     });
 }
@@ -138,7 +162,9 @@ fn piece_of(records: &mut VecDeque<Signed>) -> Vec<Signed> {
     let mut room = PIECE_BYTES;
     let mut piece = Vec::new();
     while piece.len() < PIECE
-        && records.front().is_some_and(|r| removes(r) == heads && (piece.is_empty() || r.body.len() <= room))
+        && records
+            .front()
+            .is_some_and(|r| removes(r) == heads && (piece.is_empty() || r.body.len() <= room))
         && let Some(record) = records.pop_front()
     {
         room = room.saturating_sub(record.body.len());
@@ -158,13 +184,24 @@ struct Taken {
 }
 
 /// Checks a piece, charges who sent it, and hands it to the node when it is that peer's turn.
-async fn take_piece(mesh: &Arc<Mesh>, peer: PeerId, subnet: SubnetId, piece: Vec<Signed>) -> Result<Taken, Error> {
+async fn take_piece(
+    mesh: &Arc<Mesh>,
+    peer: PeerId,
+    subnet: SubnetId,
+    piece: Vec<Signed>,
+) -> Result<Taken, Error> {
     let urgent = piece.first().is_some_and(removes);
     let all = piece.len();
     let checked = mesh.node.checker().records(subnet, piece).await;
     let forged = u64::try_from(checked.forged).unwrap_or(u64::MAX);
-    let cost = u64::try_from(all).unwrap_or(u64::MAX).saturating_add(forged.saturating_mul(FORGED_COST));
-    let mut taken = Taken { junk: checked.forged, rest: mesh.inbox.charge(peer, cost), ..Taken::default() };
+    let cost = u64::try_from(all)
+        .unwrap_or(u64::MAX)
+        .saturating_add(forged.saturating_mul(FORGED_COST));
+    let mut taken = Taken {
+        junk: checked.forged,
+        rest: mesh.inbox.charge(peer, cost),
+        ..Taken::default()
+    };
     if checked.good.is_empty() {
         return Ok(taken);
     }
@@ -214,14 +251,29 @@ mod tests {
 
     fn doc(endpoints: usize) -> Signed {
         let endpoints = (0..endpoints).map(|n| format!("{n:0250}")).collect();
-        signed(&Body::Doc(Doc { version: 1, endpoints, ..Doc::default() }))
+        signed(&Body::Doc(Doc {
+            version: 1,
+            endpoints,
+            ..Doc::default()
+        }))
     }
 
     #[test]
     fn a_piece_holds_heads_or_others_and_no_more_than_its_share() {
-        let head = signed(&Body::Head(Head { number: 1, seats: vec![], least: 0, destroyed: false, issued: 0 }));
-        let mut records: VecDeque<Signed> =
-            [vec![head.clone(), head], vec![doc(0); 100], vec![doc(32); 100]].concat().into();
+        let head = signed(&Body::Head(Head {
+            number: 1,
+            seats: vec![],
+            least: 0,
+            destroyed: false,
+            issued: 0,
+        }));
+        let mut records: VecDeque<Signed> = [
+            vec![head.clone(), head],
+            vec![doc(0); 100],
+            vec![doc(32); 100],
+        ]
+        .concat()
+        .into();
         let mut sizes = Vec::new();
         while !records.is_empty() {
             let piece = piece_of(&mut records);
@@ -234,6 +286,9 @@ mod tests {
         let mut large = doc(1);
         large.body = vec![2; PIECE_BYTES + 1];
         let mut records = VecDeque::from([large.clone(), large]);
-        assert_eq!((piece_of(&mut records).len(), piece_of(&mut records).len()), (1, 1));
+        assert_eq!(
+            (piece_of(&mut records).len(), piece_of(&mut records).len()),
+            (1, 1)
+        );
     }
 }

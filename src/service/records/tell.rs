@@ -18,7 +18,9 @@ use crate::model::record::{Signed, Verified};
 use crate::node::{PIECE, Push, Told, wanted};
 use crate::p2p::{AskError, Protocol};
 use crate::service::Mesh;
-use crate::wire::control::{self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest, RECORDS_BUDGET};
+use crate::wire::control::{
+    self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest, RECORDS_BUDGET,
+};
 
 /// Between two comparisons with every connected member: what a lost push costs at most.
 const COMPARE_INTERVAL: Duration = Duration::from_secs(30);
@@ -71,26 +73,43 @@ pub(crate) async fn run(
 fn send(mesh: &Arc<Mesh>, push: Push) {
     let connected = mesh.table.connected();
     let receivers: Vec<PeerId> = match push.to {
-        Told::Removed(removed) => removed.into_iter().filter(|p| connected.contains(p)).collect(),
+        Told::Removed(removed) => removed
+            .into_iter()
+            .filter(|p| connected.contains(p))
+            .collect(),
         Told::Members { except, new_life } => {
             if let Some(peer) = except.filter(|peer| new_life && connected.contains(peer)) {
                 mesh.spawn(tell_both(Arc::clone(mesh), peer, push.clone()));
             }
             let view = mesh.node.view().load_full();
             let members = view.rolls.get(&push.subnet).cloned().unwrap_or_default();
-            let others = connected.into_iter().filter(|p| Some(*p) != except && members.contains(p)).collect();
+            let others = connected
+                .into_iter()
+                .filter(|p| Some(*p) != except && members.contains(p))
+                .collect();
             // Whose news it is tells everybody it is connected to; who hears of it need only reach those it missed.
-            if except.is_some() { some_of(mesh, others, &push.records) } else { others }
+            if except.is_some() {
+                some_of(mesh, others, &push.records)
+            } else {
+                others
+            }
         }
     };
     let mut records = push.records.as_slice();
     while !records.is_empty() {
         // One message carries as much as the other end reads.
         let part = control::fitting(records.iter().map(Verified::signed), RECORDS_BUDGET);
-        let Some(rest) = records.get(part.len().max(1)..) else { return };
+        let Some(rest) = records.get(part.len().max(1)..) else {
+            return;
+        };
         records = rest;
-        let body = control::encode(&ControlRequest::Push { subnet: push.subnet, records: part });
-        receivers.iter().for_each(|peer| mesh.spawn(tell(Arc::clone(mesh), *peer, body.clone())));
+        let body = control::encode(&ControlRequest::Push {
+            subnet: push.subnet,
+            records: part,
+        });
+        receivers
+            .iter()
+            .for_each(|peer| mesh.spawn(tell(Arc::clone(mesh), *peer, body.clone())));
     }
 }
 
@@ -98,13 +117,23 @@ fn send(mesh: &Arc<Mesh>, push: Push) {
 /// runs on two machines, the other one hears of it so.
 async fn tell_both(mesh: Arc<Mesh>, peer: PeerId, push: Push) {
     let records = control::fitting(
-        push.records.iter().map(Verified::signed).filter(|record| record.issuer == peer),
+        push.records
+            .iter()
+            .map(Verified::signed)
+            .filter(|record| record.issuer == peer),
         RECORDS_BUDGET,
     );
-    let body = control::encode(&ControlRequest::Push { subnet: push.subnet, records });
+    let body = control::encode(&ControlRequest::Push {
+        subnet: push.subnet,
+        records,
+    });
     for _ in 0..2 {
         // Lost or refused: the comparisons of the next seconds make up for it.
-        drop(mesh.peers.ask(peer, Protocol::Control, body.clone(), QUESTION_TIMEOUT).await);
+        drop(
+            mesh.peers
+                .ask(peer, Protocol::Control, body.clone(), QUESTION_TIMEOUT)
+                .await,
+        );
     }
 }
 
@@ -112,11 +141,16 @@ async fn tell_both(mesh: Arc<Mesh>, peer: PeerId, push: Push) {
 fn some_of(mesh: &Arc<Mesh>, mut peers: Vec<PeerId>, news: &[Verified]) -> Vec<PeerId> {
     if peers.len() > FANOUT {
         let mut seed = Sha256::new();
-        news.iter().for_each(|record| seed.update(record.signed().signature_r));
+        news.iter()
+            .for_each(|record| seed.update(record.signed().signature_r));
         seed.update(mesh.peers.peer().0);
         let seed: [u8; 32] = seed.finalize().into();
         peers.sort_by_cached_key(|p| {
-            let order: [u8; 32] = Sha256::new().chain_update(seed).chain_update(p.0).finalize().into();
+            let order: [u8; 32] = Sha256::new()
+                .chain_update(seed)
+                .chain_update(p.0)
+                .finalize()
+                .into();
             order
         });
         peers.truncate(FANOUT);
@@ -125,7 +159,10 @@ fn some_of(mesh: &Arc<Mesh>, mut peers: Vec<PeerId>, news: &[Verified]) -> Vec<P
 }
 
 async fn tell(mesh: Arc<Mesh>, peer: PeerId, body: Vec<u8>) {
-    let answer = mesh.peers.ask(peer, Protocol::Control, body, QUESTION_TIMEOUT).await;
+    let answer = mesh
+        .peers
+        .ask(peer, Protocol::Control, body, QUESTION_TIMEOUT)
+        .await;
     let answer = answer.map(|body| control::decode::<ControlAnswer>(&body));
     if matches!(answer, Ok(Ok(ControlAnswer::Done))) {
         return;
@@ -162,11 +199,17 @@ impl Comparing {
             return None;
         }
         under.running = under.running.saturating_add(1);
-        Some(Comparison { comparing: self, peer, ended: false })
+        Some(Comparison {
+            comparing: self,
+            peer,
+            ended: false,
+        })
     }
 
     fn end(all: &mut BTreeMap<PeerId, Under>, peer: PeerId) {
-        let Some(under) = all.get_mut(&peer) else { return };
+        let Some(under) = all.get_mut(&peer) else {
+            return;
+        };
         under.running = under.running.saturating_sub(1);
         if under.running == 0 {
             all.remove(&peer);
@@ -185,7 +228,10 @@ impl Comparison<'_> {
     /// Ends, unless it is to be followed by another.
     fn next(mut self) -> Option<Self> {
         let mut all = self.comparing.lock();
-        if all.get_mut(&self.peer).is_some_and(|under| std::mem::take(&mut under.again)) {
+        if all
+            .get_mut(&self.peer)
+            .is_some_and(|under| std::mem::take(&mut under.again))
+        {
             drop(all);
             return Some(self);
         }
@@ -214,12 +260,18 @@ pub(crate) async fn with_peer(mesh: Arc<Mesh>, peer: PeerId) {
 
 async fn compare_all(mesh: &Arc<Mesh>, peer: PeerId) {
     let view = mesh.node.view().load_full();
-    let common: Vec<SubnetId> = view.rolls.iter().filter(|(_, roll)| roll.contains(&peer)).map(|(id, _)| *id).collect();
+    let common: Vec<SubnetId> = view
+        .rolls
+        .iter()
+        .filter(|(_, roll)| roll.contains(&peer))
+        .map(|(id, _)| *id)
+        .collect();
     for subnet in common {
         match compare(mesh, peer, subnet).await {
             Ok(()) => {}
             // It does not see us as a member: perhaps we are none any more, and it can prove it.
-            Err(Failure::Ask(AskError::Refused | AskError::Unreachable)) | Err(Failure::NotMember) => {
+            Err(Failure::Ask(AskError::Refused | AskError::Unreachable))
+            | Err(Failure::NotMember) => {
                 if introduce(mesh, peer, subnet).await
                     && let Err(error) = compare(mesh, peer, subnet).await
                 {
@@ -239,10 +291,19 @@ enum Failure {
     Stopped,
 }
 
-async fn ask(mesh: &Arc<Mesh>, peer: PeerId, request: &ControlRequest) -> Result<ControlAnswer, Failure> {
+async fn ask(
+    mesh: &Arc<Mesh>,
+    peer: PeerId,
+    request: &ControlRequest,
+) -> Result<ControlAnswer, Failure> {
     let body = mesh
         .peers
-        .ask(peer, Protocol::Control, control::encode(request), QUESTION_TIMEOUT)
+        .ask(
+            peer,
+            Protocol::Control,
+            control::encode(request),
+            QUESTION_TIMEOUT,
+        )
         .await
         .map_err(Failure::Ask)?;
     control::decode(&body).map_err(|_| Failure::Malformed)
@@ -251,27 +312,58 @@ async fn ask(mesh: &Arc<Mesh>, peer: PeerId, request: &ControlRequest) -> Result
 async fn compare(mesh: &Arc<Mesh>, peer: PeerId, subnet: SubnetId) -> Result<(), Failure> {
     let mut sent = BTreeSet::new();
     for _ in 0..ROUNDS {
-        let question = mesh.node.compare(peer, subnet).await.map_err(|_| Failure::Stopped)?;
-        let Some(question) = question else { return Ok(()) };
+        let question = mesh
+            .node
+            .compare(peer, subnet)
+            .await
+            .map_err(|_| Failure::Stopped)?;
+        let Some(question) = question else {
+            return Ok(());
+        };
         match ask(mesh, peer, &question).await? {
             ControlAnswer::Different => {}
             ControlAnswer::NotMember => return Err(Failure::NotMember),
             _ => return Ok(()),
         }
-        let question = mesh.node.pull(peer, subnet).await.map_err(|_| Failure::Stopped)?;
-        let Some(question) = question else { return Ok(()) };
+        let question = mesh
+            .node
+            .pull(peer, subnet)
+            .await
+            .map_err(|_| Failure::Stopped)?;
+        let Some(question) = question else {
+            return Ok(());
+        };
         let ControlAnswer::Records { records, want } = ask(mesh, peer, &question).await? else {
             return Err(Failure::Malformed);
         };
-        let changed = take::take(mesh, peer, subnet, records).await.map_err(|_| Failure::Stopped)?;
+        let changed = take::take(mesh, peer, subnet, records)
+            .await
+            .map_err(|_| Failure::Stopped)?;
         // What it says it lacks may be a long list: it is looked through beside the node's thread.
-        let held = mesh.node.records_for(peer, subnet).await.map_err(|_| Failure::Stopped)?;
+        let held = mesh
+            .node
+            .records_for(peer, subnet)
+            .await
+            .map_err(|_| Failure::Stopped)?;
         let Some(held) = held else { return Ok(()) };
-        let mut mine = mesh.node.checker().work(move || wanted(&held, want)).await.unwrap_or_default();
+        let mut mine = mesh
+            .node
+            .checker()
+            .work(move || wanted(&held, want))
+            .await
+            .unwrap_or_default();
         // What it did not take the first time it does not take the second.
         mine.retain(|r| sent.insert(r.digest()));
         if !mine.is_empty() {
-            ask(mesh, peer, &ControlRequest::Push { subnet, records: mine }).await?;
+            ask(
+                mesh,
+                peer,
+                &ControlRequest::Push {
+                    subnet,
+                    records: mine,
+                },
+            )
+            .await?;
         } else if !changed {
             // Both may hold what the other will not have: another round would bring the same.
             return Ok(());
@@ -284,18 +376,33 @@ async fn compare(mesh: &Arc<Mesh>, peer: PeerId, subnet: SubnetId) -> Result<(),
 /// whether it was.
 async fn introduce(mesh: &Arc<Mesh>, peer: PeerId, subnet: SubnetId) -> bool {
     let body = control::encode(&JoinRequest::Probe(subnet));
-    let Ok(answer) = mesh.peers.ask(peer, Protocol::Join, body, QUESTION_TIMEOUT).await else { return false };
+    let Ok(answer) = mesh
+        .peers
+        .ask(peer, Protocol::Join, body, QUESTION_TIMEOUT)
+        .await
+    else {
+        return false;
+    };
     let mut answer = control::decode(&answer);
     if let Ok(JoinAnswer::Known) = answer {
-        let Ok(records) = mesh.node.to_show(subnet).await else { return false };
-        let Some(shown) = show(mesh, peer, subnet, records).await else { return false };
+        let Ok(records) = mesh.node.to_show(subnet).await else {
+            return false;
+        };
+        let Some(shown) = show(mesh, peer, subnet, records).await else {
+            return false;
+        };
         answer = Ok(shown);
         if let Ok(JoinAnswer::Known) = answer {
             return true;
         }
     }
     if let Ok(JoinAnswer::Ended { heads, .. }) = answer {
-        let heads = mesh.node.checker().records(subnet, heads.into_iter().take(PIECE).collect()).await.good;
+        let heads = mesh
+            .node
+            .checker()
+            .records(subnet, heads.into_iter().take(PIECE).collect())
+            .await
+            .good;
         if let Err(error) = mesh.node.take_ended(subnet, heads).await {
             tracing::warn!(%error, "save the end of a subnet");
         }
@@ -311,9 +418,18 @@ async fn introduce(mesh: &Arc<Mesh>, peer: PeerId, subnet: SubnetId) -> bool {
 }
 
 /// Shows records to a member that does not take ours.
-async fn show(mesh: &Arc<Mesh>, peer: PeerId, subnet: SubnetId, records: Vec<Signed>) -> Option<JoinAnswer> {
+async fn show(
+    mesh: &Arc<Mesh>,
+    peer: PeerId,
+    subnet: SubnetId,
+    records: Vec<Signed>,
+) -> Option<JoinAnswer> {
     let body = control::encode(&JoinRequest::Show { subnet, records });
-    let answer = mesh.peers.ask(peer, Protocol::Join, body, QUESTION_TIMEOUT).await.ok()?;
+    let answer = mesh
+        .peers
+        .ask(peer, Protocol::Join, body, QUESTION_TIMEOUT)
+        .await
+        .ok()?;
     control::decode(&answer).ok()
 }
 
@@ -332,10 +448,16 @@ mod tests {
         let (a, b) = (PeerId([1; 32]), PeerId([2; 32]));
         let (first, second) = (comparing.begin(a).unwrap(), comparing.begin(a).unwrap());
         assert!((0..10).all(|_| comparing.begin(a).is_none()));
-        assert!(comparing.begin(b).is_some(), "another member's are not counted with it");
+        assert!(
+            comparing.begin(b).is_some(),
+            "another member's are not counted with it"
+        );
         let first = first.next().unwrap();
         assert!(second.next().is_none(), "one more is enough");
-        assert!(comparing.begin(a).is_some() && first.next().is_none(), "nobody was turned away since");
+        assert!(
+            comparing.begin(a).is_some() && first.next().is_none(),
+            "nobody was turned away since"
+        );
         assert!(comparing.lock().is_empty());
         assert!(comparing.begin(a).is_some());
     }

@@ -61,7 +61,11 @@ pub struct Dedup<W> {
 
 impl<W> Default for Dedup<W> {
     fn default() -> Self {
-        Dedup { peers: BTreeMap::new(), count: 0, bytes: 0 }
+        Dedup {
+            peers: BTreeMap::new(),
+            count: 0,
+            bytes: 0,
+        }
     }
 }
 
@@ -75,11 +79,17 @@ impl<W> Dedup<W> {
             None => Lookup::New(waiter),
             // A number is used once: this is another request.
             Some(entry) if entry.kind != kind => Lookup::Gone(waiter),
-            Some(Entry { state: State::Running(waiters), .. }) if waiters.len() < WAITERS => {
+            Some(Entry {
+                state: State::Running(waiters),
+                ..
+            }) if waiters.len() < WAITERS => {
                 waiters.push(waiter);
                 Lookup::Waits
             }
-            Some(Entry { state: State::Done(_, Some(answer)), .. }) => Lookup::Kept(waiter, answer.clone()),
+            Some(Entry {
+                state: State::Done(_, Some(answer)),
+                ..
+            }) => Lookup::Kept(waiter, answer.clone()),
             Some(_) => Lookup::Gone(waiter),
         }
     }
@@ -87,14 +97,22 @@ impl<W> Dedup<W> {
     /// A request begins to run.
     pub fn begin(&mut self, peer: PeerId, id: u64, kind: u16, waiter: W) {
         let entries = self.peers.entry(peer).or_default();
-        entries.push_back(Entry { id, kind, state: State::Running(vec![waiter]) });
+        entries.push_back(Entry {
+            id,
+            kind,
+            state: State::Running(vec![waiter]),
+        });
         let crowded = entries.len() > OF_PEER;
         self.count = self.count.saturating_add(1);
         if crowded {
             self.drop_oldest(peer);
         }
         while self.count > ALL {
-            let most = self.peers.iter().max_by_key(|(_, entries)| entries.len()).map(|(peer, _)| *peer);
+            let most = self
+                .peers
+                .iter()
+                .max_by_key(|(_, entries)| entries.len())
+                .map(|(peer, _)| *peer);
             if !most.is_some_and(|peer| self.drop_oldest(peer)) {
                 break;
             }
@@ -103,14 +121,21 @@ impl<W> Dedup<W> {
 
     /// A request is answered: who waits for it. Of one that is not remembered nobody waits.
     pub fn finish(&mut self, peer: PeerId, id: u64, answer: &[u8], now: Instant) -> Vec<W> {
-        let entry = self.peers.get_mut(&peer).and_then(|entries| entries.iter_mut().rev().find(|entry| entry.id == id));
-        let Some(entry) = entry else { return Vec::new() };
+        let entry = self
+            .peers
+            .get_mut(&peer)
+            .and_then(|entries| entries.iter_mut().rev().find(|entry| entry.id == id));
+        let Some(entry) = entry else {
+            return Vec::new();
+        };
         let kept = (answer.len() <= MAX_KEPT).then(|| answer.to_vec());
         self.bytes = self.bytes.saturating_add(kept.as_ref().map_or(0, Vec::len));
         let waiters = match std::mem::replace(&mut entry.state, State::Done(now, kept)) {
             State::Running(waiters) => waiters,
             State::Done(_, former) => {
-                self.bytes = self.bytes.saturating_sub(former.map_or(0, |former| former.len()));
+                self.bytes = self
+                    .bytes
+                    .saturating_sub(former.map_or(0, |former| former.len()));
                 Vec::new()
             }
         };
@@ -130,9 +155,12 @@ impl<W> Dedup<W> {
 
     /// Forgets what one peer was answered long ago.
     fn expire(&mut self, peer: PeerId, now: Instant) {
-        let old =
-            |entry: &Entry<W>| matches!(entry.state, State::Done(at, _) if now.saturating_duration_since(at) >= LIFE);
-        while self.peers.get(&peer).is_some_and(|entries| entries.iter().any(old)) {
+        let old = |entry: &Entry<W>| matches!(entry.state, State::Done(at, _) if now.saturating_duration_since(at) >= LIFE);
+        while self
+            .peers
+            .get(&peer)
+            .is_some_and(|entries| entries.iter().any(old))
+        {
             self.remove(peer, old);
         }
     }
@@ -150,8 +178,13 @@ impl<W> Dedup<W> {
 
     /// Removes the oldest that fits; whether there was one.
     fn remove(&mut self, peer: PeerId, fits: impl Fn(&Entry<W>) -> bool) -> bool {
-        let Some(entries) = self.peers.get_mut(&peer) else { return false };
-        let removed = entries.iter().position(fits).and_then(|place| entries.remove(place));
+        let Some(entries) = self.peers.get_mut(&peer) else {
+            return false;
+        };
+        let removed = entries
+            .iter()
+            .position(fits)
+            .and_then(|place| entries.remove(place));
         if entries.is_empty() {
             self.peers.remove(&peer);
         }
@@ -170,8 +203,15 @@ impl<W> Dedup<W> {
             _ => 0,
         };
         while self.bytes > ALL_KEPT {
-            let most = self.peers.values_mut().max_by_key(|entries| entries.iter().map(kept).sum::<usize>());
-            let Some(oldest) = most.and_then(|entries| entries.iter_mut().find(|entry| kept(entry) > 0)) else { break };
+            let most = self
+                .peers
+                .values_mut()
+                .max_by_key(|entries| entries.iter().map(kept).sum::<usize>());
+            let Some(oldest) =
+                most.and_then(|entries| entries.iter_mut().find(|entry| kept(entry) > 0))
+            else {
+                break;
+            };
             let size = kept(oldest);
             if let State::Done(_, answer) = &mut oldest.state {
                 *answer = None;
@@ -196,11 +236,25 @@ mod tests {
         assert_eq!(answers.look(peer(1), 7, 2, 'a', now), Lookup::New('a'));
         answers.begin(peer(1), 7, 2, 'a');
         assert_eq!(answers.look(peer(1), 7, 2, 'b', now), Lookup::Waits);
-        assert_eq!(answers.look(peer(2), 7, 2, 'c', now), Lookup::New('c'), "another's number is another's");
+        assert_eq!(
+            answers.look(peer(2), 7, 2, 'c', now),
+            Lookup::New('c'),
+            "another's number is another's"
+        );
         assert_eq!(answers.finish(peer(1), 7, b"yes", now), ['a', 'b']);
-        assert_eq!(answers.look(peer(1), 7, 2, 'd', now + LIFE / 2), Lookup::Kept('d', b"yes".to_vec()));
-        assert_eq!(answers.look(peer(1), 7, 3, 'e', now), Lookup::Gone('e'), "one number, two requests");
-        assert_eq!(answers.look(peer(1), 7, 2, 'f', now + LIFE), Lookup::New('f'));
+        assert_eq!(
+            answers.look(peer(1), 7, 2, 'd', now + LIFE / 2),
+            Lookup::Kept('d', b"yes".to_vec())
+        );
+        assert_eq!(
+            answers.look(peer(1), 7, 3, 'e', now),
+            Lookup::Gone('e'),
+            "one number, two requests"
+        );
+        assert_eq!(
+            answers.look(peer(1), 7, 2, 'f', now + LIFE),
+            Lookup::New('f')
+        );
         assert_eq!(answers.size(), (0, 0));
     }
 
@@ -237,7 +291,10 @@ mod tests {
             (0..1_100).for_each(|id| run(&mut answers, n, id, 500));
         }
         let (count, bytes) = answers.size();
-        assert!(count == ALL && bytes <= ALL_KEPT, "{count} requests, {bytes} bytes");
+        assert!(
+            count == ALL && bytes <= ALL_KEPT,
+            "{count} requests, {bytes} bytes"
+        );
         assert_eq!(
             answers.look(peer(0), 0, 1, (), now),
             Lookup::Kept((), vec![0; 10]),

@@ -88,8 +88,16 @@ impl<W> Default for Inflight<W> {
 impl<W> Inflight<W> {
     /// Decides about a request that has come.
     pub fn admit(&mut self, asked: &Arrival, waiter: W, now: Instant) -> Admit<W> {
-        let Arrival { peer, id, kind, bytes, route } = *asked;
-        let cost = route.map_or(1, |(cost, _)| cost).saturating_add(u64::try_from(bytes / UNIT).unwrap_or(u64::MAX));
+        let Arrival {
+            peer,
+            id,
+            kind,
+            bytes,
+            route,
+        } = *asked;
+        let cost = route
+            .map_or(1, |(cost, _)| cost)
+            .saturating_add(u64::try_from(bytes / UNIT).unwrap_or(u64::MAX));
         if let Err(retry) = self.rates.try_take(peer, cost, now) {
             // Rounded up: who waits as long as it is told is let in.
             let retry_ms = u32::try_from(retry.as_nanos().div_ceil(1_000_000)).unwrap_or(u32::MAX);
@@ -119,13 +127,28 @@ impl<W> Inflight<W> {
 
     /// Refuses a request that there is no room for at all.
     pub fn slow_down(&mut self, peer: PeerId, waiter: W, retry_ms: u32, now: Instant) -> Admit<W> {
-        let pace = if self.told.take(peer, 1, now) { Pace::Now } else { Pace::Slow };
-        Admit::Refused(waiter, Refusal { code: ServiceCode::SlowDown, retry_ms }, pace)
+        let pace = if self.told.take(peer, 1, now) {
+            Pace::Now
+        } else {
+            Pace::Slow
+        };
+        Admit::Refused(
+            waiter,
+            Refusal {
+                code: ServiceCode::SlowDown,
+                retry_ms,
+            },
+            pace,
+        )
     }
 
     /// Bytes that are no request pay as a full bucket's tenth. Gives whether their sender may be told at once.
     pub fn malformed(&mut self, peer: PeerId, now: Instant) -> Pace {
-        if self.rates.try_take(peer, BUCKET.burst / 10, now).is_ok() { Pace::Now } else { Pace::Slow }
+        if self.rates.try_take(peer, BUCKET.burst / 10, now).is_ok() {
+            Pace::Now
+        } else {
+            Pace::Slow
+        }
     }
 
     /// A request that ran has its answer: who waits for it.
@@ -178,7 +201,13 @@ mod tests {
     }
 
     fn asked(n: u16, id: u64) -> Arrival {
-        Arrival { peer: peer(n), id, kind: 1, bytes: 0, route: Some((1, 100)) }
+        Arrival {
+            peer: peer(n),
+            id,
+            kind: 1,
+            bytes: 0,
+            route: Some((1, 100)),
+        }
     }
 
     fn refused(verdict: &Admit<()>) -> Option<(ServiceCode, u32, Pace)> {
@@ -189,7 +218,11 @@ mod tests {
     }
 
     /// Admits and answers at once.
-    fn served(inflight: &mut Inflight<()>, asked: &Arrival, now: Instant) -> Option<(ServiceCode, u32, Pace)> {
+    fn served(
+        inflight: &mut Inflight<()>,
+        asked: &Arrival,
+        now: Instant,
+    ) -> Option<(ServiceCode, u32, Pace)> {
         let verdict = inflight.admit(asked, (), now);
         if verdict == Admit::Run {
             assert_eq!(inflight.finish(asked.peer, asked.id, b"", now), [()]);
@@ -200,44 +233,92 @@ mod tests {
     #[test]
     fn a_hundred_at_once_fifty_a_second_and_who_waits_as_told_is_let_in() {
         let (mut inflight, start) = (Inflight::default(), Instant::now());
-        let done = (0..1000).filter(|id| served(&mut inflight, &asked(1, *id), start).is_none()).count();
+        let done = (0..1000)
+            .filter(|id| served(&mut inflight, &asked(1, *id), start).is_none())
+            .count();
         assert_eq!(done, 100);
-        assert_eq!(served(&mut inflight, &asked(2, 1), start), None, "another's bucket is another's");
+        assert_eq!(
+            served(&mut inflight, &asked(2, 1), start),
+            None,
+            "another's bucket is another's"
+        );
         let now = start + Duration::from_secs(1);
-        assert_eq!((1000..2000).filter(|id| served(&mut inflight, &asked(1, *id), now).is_none()).count(), 50);
-        let dear = Arrival { route: Some((10, 100)), ..asked(1, 3000) };
-        let Some((ServiceCode::SlowDown, retry, _)) = served(&mut inflight, &dear, now) else { panic!("let in") };
+        assert_eq!(
+            (1000..2000)
+                .filter(|id| served(&mut inflight, &asked(1, *id), now).is_none())
+                .count(),
+            50
+        );
+        let dear = Arrival {
+            route: Some((10, 100)),
+            ..asked(1, 3000)
+        };
+        let Some((ServiceCode::SlowDown, retry, _)) = served(&mut inflight, &dear, now) else {
+            panic!("let in")
+        };
         assert_eq!(retry, 200);
         let early = now + Duration::from_millis(u64::from(retry) - 5);
         assert!(served(&mut inflight, &dear, early).is_some());
-        assert_eq!(served(&mut inflight, &dear, now + Duration::from_millis(u64::from(retry))), None);
+        assert_eq!(
+            served(
+                &mut inflight,
+                &dear,
+                now + Duration::from_millis(u64::from(retry))
+            ),
+            None
+        );
     }
 
     #[test]
     fn a_large_body_pays_for_its_size() {
         let (mut inflight, now) = (Inflight::default(), Instant::now());
-        let large = |id| Arrival { bytes: 1024 * 1024, route: Some((1, 2 * 1024 * 1024)), ..asked(1, id) };
-        assert_eq!((0..100).filter(|id| served(&mut inflight, &large(*id), now).is_none()).count(), 5);
+        let large = |id| Arrival {
+            bytes: 1024 * 1024,
+            route: Some((1, 2 * 1024 * 1024)),
+            ..asked(1, id)
+        };
+        assert_eq!(
+            (0..100)
+                .filter(|id| served(&mut inflight, &large(*id), now).is_none())
+                .count(),
+            5
+        );
     }
 
     #[test]
     fn who_does_not_heed_a_refusal_is_told_slowly() {
         let (mut inflight, now) = (Inflight::default(), Instant::now());
-        let paces: Vec<Pace> =
-            (0..1000).filter_map(|id| served(&mut inflight, &asked(1, id), now)).map(|(_, _, pace)| pace).collect();
+        let paces: Vec<Pace> = (0..1000)
+            .filter_map(|id| served(&mut inflight, &asked(1, id), now))
+            .map(|(_, _, pace)| pace)
+            .collect();
         assert_eq!(paces.iter().filter(|pace| **pace == Pace::Now).count(), 100);
         assert_eq!(paces.len(), 900);
-        let junk = (0..1000).filter(|_| inflight.malformed(peer(2), now) == Pace::Now).count();
+        let junk = (0..1000)
+            .filter(|_| inflight.malformed(peer(2), now) == Pace::Now)
+            .count();
         assert_eq!(junk, 10);
     }
 
     #[test]
     fn unknown_kinds_and_bodies_too_large_are_answered_and_not_run() {
         let (mut inflight, now) = (Inflight::default(), Instant::now());
-        let unknown = Arrival { route: None, ..asked(1, 1) };
-        assert_eq!(served(&mut inflight, &unknown, now), Some((ServiceCode::Unknown, 0, Pace::Now)));
-        let large = Arrival { bytes: 101, ..asked(1, 2) };
-        assert_eq!(served(&mut inflight, &large, now), Some((ServiceCode::Invalid, 0, Pace::Now)));
+        let unknown = Arrival {
+            route: None,
+            ..asked(1, 1)
+        };
+        assert_eq!(
+            served(&mut inflight, &unknown, now),
+            Some((ServiceCode::Unknown, 0, Pace::Now))
+        );
+        let large = Arrival {
+            bytes: 101,
+            ..asked(1, 2)
+        };
+        assert_eq!(
+            served(&mut inflight, &large, now),
+            Some((ServiceCode::Invalid, 0, Pace::Now))
+        );
         assert_eq!(inflight.running(), 0);
     }
 
@@ -245,15 +326,21 @@ mod tests {
     fn sixty_four_of_a_peer_run_at_a_time_and_four_thousand_in_all() {
         let (mut inflight, mut now) = (Inflight::default(), Instant::now());
         let runs = |inflight: &mut Inflight<()>, n: u16, ids: std::ops::Range<u64>, now| {
-            ids.filter(|id| inflight.admit(&asked(n, *id), (), now) == Admit::Run).count()
+            ids.filter(|id| inflight.admit(&asked(n, *id), (), now) == Admit::Run)
+                .count()
         };
         assert_eq!(runs(&mut inflight, 0, 0..80, now), RUNNING);
         assert_eq!(
             refused(&inflight.admit(&asked(0, 99), (), now)),
             Some((ServiceCode::SlowDown, CROWDED_RETRY_MS, Pace::Now))
         );
-        let others: usize = (1..100).map(|n| runs(&mut inflight, n, 0..RUNNING as u64, now)).sum();
-        assert_eq!((others, inflight.running()), (ALL_RUNNING - RUNNING, ALL_RUNNING));
+        let others: usize = (1..100)
+            .map(|n| runs(&mut inflight, n, 0..RUNNING as u64, now))
+            .sum();
+        assert_eq!(
+            (others, inflight.running()),
+            (ALL_RUNNING - RUNNING, ALL_RUNNING)
+        );
         // One that ends, in whichever way, makes room for one.
         now += Duration::from_secs(10);
         inflight.abandon(peer(0), 0);
@@ -269,7 +356,10 @@ mod tests {
         assert_eq!(inflight.admit(&asked(1, 1), (), now), Admit::Waits);
         assert_eq!(inflight.running(), 1);
         assert_eq!(inflight.finish(peer(1), 1, b"yes", now).len(), 2);
-        assert_eq!(inflight.admit(&asked(1, 1), (), now), Admit::Again((), b"yes".to_vec()));
+        assert_eq!(
+            inflight.admit(&asked(1, 1), (), now),
+            Admit::Again((), b"yes".to_vec())
+        );
         assert_eq!(inflight.running(), 0);
     }
 }

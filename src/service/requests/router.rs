@@ -46,7 +46,11 @@ impl<H> Router<H> {
     /// [`KindTaken`] where the kind has one.
     pub fn add(&mut self, kind: u16, route: Method<H>) -> Result<(), KindTaken> {
         if let Some(first) = self.0.get(&kind) {
-            return Err(KindTaken { kind, first: first.name, second: route.name });
+            return Err(KindTaken {
+                kind,
+                first: first.name,
+                second: route.name,
+            });
         }
         self.0.insert(kind, route);
         Ok(())
@@ -70,13 +74,32 @@ mod tests {
     #[test]
     fn a_second_handler_of_a_kind_is_an_error() {
         let mut router = Router::default();
-        let route = |name, handler| Method { name, cost: 1, most: 0, handler };
+        let route = |name, handler| Method {
+            name,
+            cost: 1,
+            most: 0,
+            handler,
+        };
         assert_eq!(router.add(1, route("ping", 'a')), Ok(()));
         assert_eq!(router.add(2, route("clock", 'b')), Ok(()));
         let taken = router.add(1, route("echo", 'c')).unwrap_err();
-        assert_eq!(taken, KindTaken { kind: 1, first: "ping", second: "echo" });
-        assert_eq!(router.route(1).map(|r| r.handler), Some('a'), "the first one stays");
+        assert_eq!(
+            taken,
+            KindTaken {
+                kind: 1,
+                first: "ping",
+                second: "echo"
+            }
+        );
+        assert_eq!(
+            router.route(1).map(|r| r.handler),
+            Some('a'),
+            "the first one stays"
+        );
         assert!(router.route(3).is_none());
-        assert_eq!(router.names().collect::<Vec<_>>(), [(1, "ping"), (2, "clock")]);
+        assert_eq!(
+            router.names().collect::<Vec<_>>(),
+            [(1, "ping"), (2, "clock")]
+        );
     }
 }

@@ -59,15 +59,30 @@ impl AsFd for Device {
 pub fn open(name: &str, mtu: u16) -> io::Result<LinuxTun> {
     // tun-rs would make the node itself, a device file nobody asked for.
     if !Path::new(DEVICE).exists() {
-        return Err(io::Error::new(io::ErrorKind::NotFound, format!("open {DEVICE}: no such device")));
+        return Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("open {DEVICE}: no such device"),
+        ));
     }
     let context = |e: io::Error| io::Error::new(e.kind(), format!("open TUN {name}: {e}"));
-    let device = DeviceBuilder::new().name(name).mtu(mtu).offload(true).enable(false).build_sync().map_err(context)?;
+    let device = DeviceBuilder::new()
+        .name(name)
+        .mtu(mtu)
+        .offload(true)
+        .enable(false)
+        .build_sync()
+        .map_err(context)?;
     device.set_nonblocking(true).map_err(context)?;
     let (woken, wake) = io::pipe().map_err(context)?;
     let udp_gso = device.udp_gso();
     tracing::debug!(interface = name, mtu, udp_gso, "TUN opened");
-    Ok(LinuxTun { device: Device(device), udp_gso, closed: AtomicBool::new(false), wake, woken })
+    Ok(LinuxTun {
+        device: Device(device),
+        udp_gso,
+        closed: AtomicBool::new(false),
+        wake,
+        woken,
+    })
 }
 
 impl LinuxTun {
@@ -115,8 +130,18 @@ impl Tun for LinuxTun {
         let mut header = [0u8; virtio::LENGTH];
         let mut parts = [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)];
         match self.device.0.recv_vectored(&mut parts) {
-            Ok(length) => Ok(Some((virtio::decode(header), length.saturating_sub(virtio::LENGTH)))),
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
+            Ok(length) => Ok(Some((
+                virtio::decode(header),
+                length.saturating_sub(virtio::LENGTH),
+            ))),
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) =>
+            {
+                Ok(None)
+            }
             Err(e) => Err(sort(e)),
         }
     }
@@ -124,7 +149,11 @@ impl Tun for LinuxTun {
     fn send(&self, offload: TunOffload, packet: &[u8]) -> Result<(), TunError> {
         let header = virtio::encode(offload);
         loop {
-            match self.device.0.send_vectored(&[IoSlice::new(&header), IoSlice::new(packet)]) {
+            match self
+                .device
+                .0
+                .send_vectored(&[IoSlice::new(&header), IoSlice::new(packet)])
+            {
                 Ok(_) => return Ok(()),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(sort(e)),
@@ -133,7 +162,10 @@ impl Tun for LinuxTun {
     }
 
     fn takes(&self, offload: TunOffload) -> bool {
-        self.udp_gso || offload.segments.is_none_or(|segments| segments.kind != SegmentKind::Udp)
+        self.udp_gso
+            || offload
+                .segments
+                .is_none_or(|segments| segments.kind != SegmentKind::Udp)
     }
 
     fn close(&self) {

@@ -36,7 +36,10 @@ pub fn decode(header: [u8; LENGTH]) -> TunOffload {
     };
     TunOffload {
         checksum: (flags & NEEDS_CSUM != 0).then_some(PartialChecksum { start, offset }),
-        segments: kind.map(|kind| Segments { kind, size: u16::from_ne_bytes([g0, g1]) }),
+        segments: kind.map(|kind| Segments {
+            kind,
+            size: u16::from_ne_bytes([g0, g1]),
+        }),
         header_len: u16::from_ne_bytes([h0, h1]),
     }
 }
@@ -50,10 +53,17 @@ pub fn encode(offload: TunOffload) -> [u8; LENGTH] {
         Some(SegmentKind::Udp) => GSO_UDP_L4,
         Some(SegmentKind::Unknown) => !GSO_ECN,
     };
-    let flags = if offload.checksum.is_some() { NEEDS_CSUM } else { 0 };
+    let flags = if offload.checksum.is_some() {
+        NEEDS_CSUM
+    } else {
+        0
+    };
     let PartialChecksum { start, offset } = offload.checksum.unwrap_or_default();
     let [h0, h1] = offload.header_len.to_ne_bytes();
-    let [g0, g1] = offload.segments.map_or(0, |segments| segments.size).to_ne_bytes();
+    let [g0, g1] = offload
+        .segments
+        .map_or(0, |segments| segments.size)
+        .to_ne_bytes();
     let ([s0, s1], [o0, o1]) = (start.to_ne_bytes(), offset.to_ne_bytes());
     [flags, gso_type, h0, h1, g0, g1, s0, s1, o0, o1]
 }
@@ -83,9 +93,18 @@ mod tests {
         for (bytes, means) in [
             (header(0, 0, [0, 0, 0, 0]), TunOffload::default()),
             (header(1, 0, [28, 0, 20, 6]), undone(checksum(6), None, 28)),
-            (header(1, 1, [52, 1348, 20, 16]), undone(checksum(16), Some(SegmentKind::Tcp4), 52)),
-            (header(1, 4, [72, 1348, 20, 16]), undone(checksum(16), Some(SegmentKind::Tcp6), 72)),
-            (header(1, 5, [28, 1348, 20, 6]), undone(checksum(6), Some(SegmentKind::Udp), 28)),
+            (
+                header(1, 1, [52, 1348, 20, 16]),
+                undone(checksum(16), Some(SegmentKind::Tcp4), 52),
+            ),
+            (
+                header(1, 4, [72, 1348, 20, 16]),
+                undone(checksum(16), Some(SegmentKind::Tcp6), 72),
+            ),
+            (
+                header(1, 5, [28, 1348, 20, 6]),
+                undone(checksum(6), Some(SegmentKind::Udp), 28),
+            ),
         ] {
             assert_eq!(decode(bytes), means);
             assert_eq!(encode(means), bytes);
@@ -94,7 +113,11 @@ mod tests {
 
     #[test]
     fn a_segment_with_cwr_is_a_segment_and_a_kind_not_asked_for_is_told_apart() {
-        let kind = |gso_type| decode(header(1, gso_type, [52, 1348, 20, 16])).segments.map(|segments| segments.kind);
+        let kind = |gso_type| {
+            decode(header(1, gso_type, [52, 1348, 20, 16]))
+                .segments
+                .map(|segments| segments.kind)
+        };
         assert_eq!(kind(GSO_TCPV4 | GSO_ECN), Some(SegmentKind::Tcp4));
         assert_eq!(kind(GSO_ECN), None);
         // UDP fragments (`VIRTIO_NET_HDR_GSO_UDP`), which no TUN of ours asks for.

@@ -72,7 +72,12 @@ struct Waiting {
 
 impl std::fmt::Debug for Waiting {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} messages, {} bytes", self.messages.len(), self.bytes.len())
+        write!(
+            f,
+            "{} messages, {} bytes",
+            self.messages.len(),
+            self.bytes.len()
+        )
     }
 }
 
@@ -112,7 +117,10 @@ impl QuicSocket {
     /// Lets the first packets of handshakes from `remote` pass, whatever all others send, while the answer lives.
     pub fn expect(self: &Arc<Self>, remote: SocketAddr) -> Expected {
         lock(&self.screen).expect(remote);
-        Expected { socket: Arc::clone(self), remote }
+        Expected {
+            socket: Arc::clone(self),
+            remote,
+        }
     }
 
     /// Remembers who was sent something.
@@ -121,14 +129,30 @@ impl QuicSocket {
     }
 
     /// Screens datagrams and queues for quinn those that pass; counts the others, and what finds too many waiting.
-    pub(super) fn give(&self, from: SocketAddr, local: Option<IpAddr>, ecn: u8, segment: usize, bytes: &[u8]) {
+    pub(super) fn give(
+        &self,
+        from: SocketAddr,
+        local: Option<IpAddr>,
+        ecn: u8,
+        segment: usize,
+        bytes: &[u8],
+    ) {
         if bytes.is_empty() {
             return;
         }
         let segment = segment.clamp(1, bytes.len());
         let queue = |bytes: &[u8]| {
             if !bytes.is_empty() {
-                self.queue(Given { from, local, ecn, segment: segment.min(bytes.len()), length: bytes.len() }, bytes);
+                self.queue(
+                    Given {
+                        from,
+                        local,
+                        ecn,
+                        segment: segment.min(bytes.len()),
+                        length: bytes.len(),
+                    },
+                    bytes,
+                );
             }
         };
         let mut screen = lock(&self.screen);
@@ -155,7 +179,8 @@ impl QuicSocket {
     fn queue(&self, given: Given, bytes: &[u8]) {
         let datagrams = bytes.len().div_ceil(given.segment.max(1));
         let mut inbox = lock(&self.inbox);
-        let fits = inbox.datagrams + datagrams <= MAX_DATAGRAMS && inbox.bytes + bytes.len() <= MAX_BYTES;
+        let fits =
+            inbox.datagrams + datagrams <= MAX_DATAGRAMS && inbox.bytes + bytes.len() <= MAX_BYTES;
         if !fits || inbox.closed {
             drop(inbox);
             self.count_dropped(datagrams);
@@ -185,7 +210,10 @@ impl QuicSocket {
     }
 
     fn count_dropped(&self, datagrams: usize) {
-        self.tally.quic_dropped.fetch_add(u64::try_from(datagrams).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.tally.quic_dropped.fetch_add(
+            u64::try_from(datagrams).unwrap_or(u64::MAX),
+            Ordering::Relaxed,
+        );
     }
 
     /// What left so far, datagram by datagram.
@@ -198,7 +226,12 @@ impl QuicSocket {
     fn transmit(&self, message: Outgoing<'_>) -> Result<(), Errno> {
         self.socket.send(message).map_err(|error| errno(&error))?;
         #[cfg(test)]
-        lock(&self.sent).extend(message.bytes.chunks(message.segment.unwrap_or(usize::MAX)).map(<[u8]>::to_vec));
+        lock(&self.sent).extend(
+            message
+                .bytes
+                .chunks(message.segment.unwrap_or(usize::MAX))
+                .map(<[u8]>::to_vec),
+        );
         Ok(())
     }
 
@@ -215,8 +248,15 @@ impl Waiting {
     fn pop(&mut self, buffer: &mut [u8]) -> Option<(Given, bool)> {
         let next = self.messages.front_mut()?;
         let whole = |bytes: usize| bytes / next.segment.max(1) * next.segment;
-        let fitting = if next.length <= buffer.len() { next.length } else { whole(buffer.len()).max(next.segment) };
-        let length = next.length.min(fitting).min(next.segment.saturating_mul(MAX_HANDED));
+        let fitting = if next.length <= buffer.len() {
+            next.length
+        } else {
+            whole(buffer.len()).max(next.segment)
+        };
+        let length = next
+            .length
+            .min(fitting)
+            .min(next.segment.saturating_mul(MAX_HANDED));
         let out = Given { length, ..*next };
         next.length -= length;
         if next.length == 0 {
@@ -227,7 +267,9 @@ impl Waiting {
         if let Some(place) = place {
             let (front, back) = self.bytes.as_slices();
             let (to_front, to_back) = place.split_at_mut(front.len().min(length));
-            if let (Some(front), Some(back)) = (front.get(..to_front.len()), back.get(..to_back.len())) {
+            if let (Some(front), Some(back)) =
+                (front.get(..to_front.len()), back.get(..to_back.len()))
+            {
                 to_front.copy_from_slice(front);
                 to_back.copy_from_slice(back);
             }
@@ -239,17 +281,28 @@ impl Waiting {
 
 impl AsyncUdpSocket for QuicSocket {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Box::pin(Poller { socket: self, writable: None })
+        Box::pin(Poller {
+            socket: self,
+            writable: None,
+        })
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let (to, ecn, local) = (transmit.destination, transmit.ecn, transmit.src_ip);
         self.note(to);
-        let segment = transmit.segment_size.filter(|size| (1..transmit.contents.len()).contains(size));
+        let segment = transmit
+            .segment_size
+            .filter(|size| (1..transmit.contents.len()).contains(size));
         let cut = segment.filter(|_| self.socket.gso.load(Ordering::Relaxed));
         let mut refused = None;
         if segment.is_none() || cut.is_some() {
-            match self.transmit(Outgoing { bytes: transmit.contents, to, segment: cut, ecn, local }) {
+            match self.transmit(Outgoing {
+                bytes: transmit.contents,
+                to,
+                segment: cut,
+                ecn,
+                local,
+            }) {
                 Ok(()) => return Ok(()),
                 Err(Errno::EAGAIN) => return self.would_block(),
                 // Any other error is the network's: quinn finds the loss itself.
@@ -259,8 +312,17 @@ impl AsyncUdpSocket for QuicSocket {
         }
         // Without offload, or where it was just refused: one by one. One that goes alone shows that it was the offload.
         let mut any = false;
-        for bytes in transmit.contents.chunks(segment.unwrap_or(transmit.contents.len()).max(1)) {
-            match self.transmit(Outgoing { bytes, to, segment: None, ecn, local }) {
+        for bytes in transmit
+            .contents
+            .chunks(segment.unwrap_or(transmit.contents.len()).max(1))
+        {
+            match self.transmit(Outgoing {
+                bytes,
+                to,
+                segment: None,
+                ecn,
+                local,
+            }) {
                 Ok(()) => {
                     if let Some(error) = refused.filter(|_| !any) {
                         self.socket.refuse_gso(error);
@@ -300,7 +362,9 @@ impl AsyncUdpSocket for QuicSocket {
             let mut places = bufs.iter_mut().zip(meta.iter_mut());
             let mut place = places.next();
             while let Some((buffer, meta)) = &mut place {
-                let Some((given, is_dropped)) = taken.pop(buffer) else { break };
+                let Some((given, is_dropped)) = taken.pop(buffer) else {
+                    break;
+                };
                 datagrams += given.length.div_ceil(given.segment.max(1));
                 bytes += given.length;
                 if is_dropped {
@@ -335,7 +399,11 @@ impl AsyncUdpSocket for QuicSocket {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        if self.socket.gso.load(Ordering::Relaxed) { MAX_SEGMENTS } else { 1 }
+        if self.socket.gso.load(Ordering::Relaxed) {
+            MAX_SEGMENTS
+        } else {
+            1
+        }
     }
 
     fn max_receive_segments(&self) -> usize {
@@ -377,7 +445,9 @@ impl UdpPoller for Poller {
             Some(writable) => writable,
             None if !this.socket.full.load(Ordering::Acquire) => return Poll::Ready(Ok(())),
             // A descriptor of its own, for the reactor takes each but once. What is writable by now is told at once.
-            None => this.writable.insert(tokio::net::UdpSocket::from_std(this.socket.socket.udp.try_clone()?)?),
+            None => this.writable.insert(tokio::net::UdpSocket::from_std(
+                this.socket.socket.udp.try_clone()?,
+            )?),
         };
         let result = ready!(writable.poll_send_ready(cx));
         this.writable = None;

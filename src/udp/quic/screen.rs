@@ -54,7 +54,8 @@ struct Peer {
 impl Peer {
     /// Whether it was sent something lately.
     fn is_known(&self, now: Instant) -> bool {
-        self.sent.is_some_and(|sent| now.saturating_duration_since(sent) < STRANGER_AFTER)
+        self.sent
+            .is_some_and(|sent| now.saturating_duration_since(sent) < STRANGER_AFTER)
     }
 }
 
@@ -76,10 +77,17 @@ impl Screen {
             return;
         }
         if self.peers.len() >= MAX_KNOWN {
-            self.peers.retain(|_, peer| peer.expected > 0 || peer.is_known(now));
+            self.peers
+                .retain(|_, peer| peer.expected > 0 || peer.is_known(now));
         }
         if self.peers.len() < MAX_KNOWN {
-            self.peers.insert(to, Peer { sent: Some(now), expected: 0 });
+            self.peers.insert(
+                to,
+                Peer {
+                    sent: Some(now),
+                    expected: 0,
+                },
+            );
         }
     }
 
@@ -171,14 +179,23 @@ struct Rate {
 
 impl Default for Rate {
     fn default() -> Self {
-        Rate { hash: RandomState::new(), since: None, all: 0, slots: Box::new([0; SLOTS]), sites: Box::new([0; SLOTS]) }
+        Rate {
+            hash: RandomState::new(),
+            since: None,
+            all: 0,
+            slots: Box::new([0; SLOTS]),
+            sites: Box::new([0; SLOTS]),
+        }
     }
 }
 
 impl Rate {
     /// Whether one more Initial of that source may pass.
     fn allows(&mut self, source: IpAddr, now: Instant) -> bool {
-        if self.since.is_none_or(|since| now.saturating_duration_since(since) >= Duration::from_secs(1)) {
+        if self
+            .since
+            .is_none_or(|since| now.saturating_duration_since(since) >= Duration::from_secs(1))
+        {
             self.since = Some(now);
             self.all = 0;
             self.slots.fill(0);
@@ -186,8 +203,13 @@ impl Rate {
         }
         let source = Source::of(source);
         let slot = |hash: u64| usize::try_from(hash % SLOTS as u64).unwrap_or(0);
-        let (own, site) = (slot(self.hash.hash_one(source)), slot(self.hash.hash_one(source.site())));
-        let (Some(own), Some(site)) = (self.slots.get_mut(own), self.sites.get_mut(site)) else { return false };
+        let (own, site) = (
+            slot(self.hash.hash_one(source)),
+            slot(self.hash.hash_one(source.site())),
+        );
+        let (Some(own), Some(site)) = (self.slots.get_mut(own), self.sites.get_mut(site)) else {
+            return false;
+        };
         if *own >= PER_SOURCE || *site >= PER_SITE || self.all >= IN_ALL {
             return false;
         }
@@ -242,13 +264,25 @@ mod tests {
         let (mut screen, now) = (Screen::default(), Instant::now());
         let from: SocketAddr = "192.0.2.1:4100".parse().unwrap();
         let (initial, other) = (long(0, 1, 8, 8), [0x4a; 30]);
-        let passes = |screen: &mut Screen, datagram: &[u8], at| screen.origin(from, at).passes(datagram);
+        let passes =
+            |screen: &mut Screen, datagram: &[u8], at| screen.origin(from, at).passes(datagram);
         assert!(passes(&mut screen, &initial, now) && !passes(&mut screen, &other, now));
-        assert!(!passes(&mut screen, &long(2, 1, 8, 8), now), "a handshake that nobody began");
+        assert!(
+            !passes(&mut screen, &long(2, 1, 8, 8), now),
+            "a handshake that nobody began"
+        );
         screen.sent(from, now);
         assert!(passes(&mut screen, &other, now) && passes(&mut screen, &long(2, 1, 8, 8), now));
-        assert!(!passes(&mut screen, &other, now + STRANGER_AFTER), "a stranger again");
-        assert!(!screen.origin("192.0.2.1:4101".parse().unwrap(), now).passes(&other), "another port is another");
+        assert!(
+            !passes(&mut screen, &other, now + STRANGER_AFTER),
+            "a stranger again"
+        );
+        assert!(
+            !screen
+                .origin("192.0.2.1:4101".parse().unwrap(), now)
+                .passes(&other),
+            "another port is another"
+        );
     }
 
     #[test]
@@ -285,7 +319,9 @@ mod tests {
         let passed = (0..10_000).filter(|_| rate.allows(flood, now)).count();
         assert_eq!(passed, usize::from(PER_SOURCE));
         // One of 50 may share its slot.
-        let others = (1..=50).filter(|n| rate.allows(IpAddr::from([198, 51, 100, *n]), now)).count();
+        let others = (1..=50)
+            .filter(|n| rate.allows(IpAddr::from([198, 51, 100, *n]), now))
+            .count();
         assert!(others >= 45, "{others}");
         assert!(rate.allows(flood, now + Duration::from_secs(1)));
     }
@@ -293,17 +329,24 @@ mod tests {
     #[test]
     fn a_flood_of_all_sources_is_bounded() {
         let (mut rate, now) = (Rate::default(), Instant::now());
-        let passed = (0..100_000u32).filter(|n| rate.allows(IpAddr::from(n.to_be_bytes()), now)).count();
+        let passed = (0..100_000u32)
+            .filter(|n| rate.allows(IpAddr::from(n.to_be_bytes()), now))
+            .count();
         assert_eq!(passed, usize::from(IN_ALL));
     }
 
     #[test]
     fn a_flood_from_all_addresses_of_a_site_leaves_room_for_others() {
         let (mut rate, now) = (Rate::default(), Instant::now());
-        let of_site = |n: u32| IpAddr::from([0x2001, 0xdb8, 0, n as u16, 0, 0, (n >> 16) as u16, 1]);
-        let passed = (0..100_000).filter(|n| rate.allows(of_site(*n), now)).count();
+        let of_site =
+            |n: u32| IpAddr::from([0x2001, 0xdb8, 0, n as u16, 0, 0, (n >> 16) as u16, 1]);
+        let passed = (0..100_000)
+            .filter(|n| rate.allows(of_site(*n), now))
+            .count();
         assert_eq!(passed, usize::from(PER_SITE));
-        let others = (1..=50).filter(|n| rate.allows(IpAddr::from([198, 51, 100, *n]), now)).count();
+        let others = (1..=50)
+            .filter(|n| rate.allows(IpAddr::from([198, 51, 100, *n]), now))
+            .count();
         assert!(others >= 40, "{others}");
     }
 

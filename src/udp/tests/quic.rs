@@ -19,12 +19,21 @@ pub(super) fn read_quic(quic: &QuicSocket, size: usize) -> (Poll<io::Result<usiz
     let mut memory = vec![vec![0u8; size]; 4];
     let mut metas = [RecvMeta::default(); 4];
     let mut buffers: Vec<IoSliceMut<'_>> = memory.iter_mut().map(|m| IoSliceMut::new(m)).collect();
-    let count = quic.poll_recv(&mut Context::from_waker(Waker::noop()), &mut buffers, &mut metas);
+    let count = quic.poll_recv(
+        &mut Context::from_waker(Waker::noop()),
+        &mut buffers,
+        &mut metas,
+    );
     let came = match &count {
         Poll::Ready(Ok(count)) => *count,
         _ => 0,
     };
-    let bytes = memory.iter().zip(metas).take(came).map(|(m, meta)| (m[..meta.len].to_vec(), meta.stride)).collect();
+    let bytes = memory
+        .iter()
+        .zip(metas)
+        .take(came)
+        .map(|(m, meta)| (m[..meta.len].to_vec(), meta.stride))
+        .collect();
     (count, bytes)
 }
 
@@ -74,7 +83,10 @@ fn strangers_wake_nobody_but_with_the_first_packet_of_a_handshake() {
     assert_eq!(port.counts().other, 4);
     quic.note(from);
     quic.give(from, None, 0, 20, &[0x40; 20]);
-    assert_eq!(read_quic(quic, 2000).1, [(initial(), 1200), (initial(), 1200), (vec![0x40; 20], 20)]);
+    assert_eq!(
+        read_quic(quic, 2000).1,
+        [(initial(), 1200), (initial(), 1200), (vec![0x40; 20], 20)]
+    );
 }
 
 #[test]
@@ -85,11 +97,17 @@ fn a_flood_of_handshakes_wakes_nobody_for_long_and_who_is_dialled_gets_through()
     let start = Instant::now();
     begin(10_000);
     let passed = 10_000 - port.counts().other;
-    assert!(passed <= 128 * (start.elapsed().as_secs() + 2), "{passed} in {:?}", start.elapsed());
+    assert!(
+        passed <= 128 * (start.elapsed().as_secs() + 2),
+        "{passed} in {:?}",
+        start.elapsed()
+    );
     while read_quic(&quic, 2000).0.is_ready() {}
     let expected = quic.expect(from);
     begin(500);
-    let came = std::iter::from_fn(|| Some(read_quic(&quic, 2000).1.len()).filter(|count| *count > 0)).sum::<usize>();
+    let came =
+        std::iter::from_fn(|| Some(read_quic(&quic, 2000).1.len()).filter(|count| *count > 0))
+            .sum::<usize>();
     assert_eq!(came, 500);
     drop(expected);
 }
@@ -112,12 +130,28 @@ fn quic_datagrams_are_handed_out_whole_in_order_and_as_many_as_fit() {
 
     quic.give(address(&port), None, 2, 1000, &bytes);
     let (_, came) = read_quic(quic, 2100);
-    assert_eq!(came, [(bytes[..2000].to_vec(), 1000), (bytes[2000..].to_vec(), 350)]);
+    assert_eq!(
+        came,
+        [
+            (bytes[..2000].to_vec(), 1000),
+            (bytes[2000..].to_vec(), 350)
+        ]
+    );
     // Not more than ten at once.
     quic.give(address(&port), None, 2, 100, &bytes);
     let (_, came) = read_quic(quic, 65_536);
-    assert_eq!(came.iter().map(|(bytes, _)| bytes.len()).collect::<Vec<_>>(), [1000, 1000, 350]);
-    assert_eq!(came.into_iter().flat_map(|(bytes, _)| bytes).collect::<Vec<_>>(), bytes);
+    assert_eq!(
+        came.iter()
+            .map(|(bytes, _)| bytes.len())
+            .collect::<Vec<_>>(),
+        [1000, 1000, 350]
+    );
+    assert_eq!(
+        came.into_iter()
+            .flat_map(|(bytes, _)| bytes)
+            .collect::<Vec<_>>(),
+        bytes
+    );
 }
 
 #[test]
@@ -125,7 +159,12 @@ fn congestion_marks_cross_both_ways() {
     for bound in [V4, V6] {
         let (here, there) = (port(&[bound]), port(&[bound]));
         let mut receiver = there.receiver().unwrap();
-        for ecn in [None, Some(EcnCodepoint::Ect0), Some(EcnCodepoint::Ect1), Some(EcnCodepoint::Ce)] {
+        for ecn in [
+            None,
+            Some(EcnCodepoint::Ect0),
+            Some(EcnCodepoint::Ect1),
+            Some(EcnCodepoint::Ce),
+        ] {
             let transmit = Transmit {
                 destination: address(&there),
                 ecn,
@@ -136,8 +175,15 @@ fn congestion_marks_cross_both_ways() {
             here.quic()[0].try_send(&transmit).unwrap();
             let came = collect(&there, &mut receiver, 3);
             let bits = ecn.map_or(0, |ecn| ecn as u8);
-            assert!(came.iter().all(|(from, got, _)| *got == bits && *from == address(&here)));
-            assert!(came.iter().map(|(.., bytes)| bytes.len()).eq([900, 900, 200]));
+            assert!(
+                came.iter()
+                    .all(|(from, got, _)| *got == bits && *from == address(&here))
+            );
+            assert!(
+                came.iter()
+                    .map(|(.., bytes)| bytes.len())
+                    .eq([900, 900, 200])
+            );
         }
     }
 }
@@ -151,7 +197,9 @@ async fn a_poller_waits_only_after_a_send_found_no_room() {
     assert!(poller.as_mut().poll_writable(&mut cx).is_ready());
     quic.pretend_full();
     // There is room by now: the reactor says so, and from then on nobody asks it.
-    std::future::poll_fn(|cx| poller.as_mut().poll_writable(cx)).await.unwrap();
+    std::future::poll_fn(|cx| poller.as_mut().poll_writable(cx))
+        .await
+        .unwrap();
     assert!(poller.as_mut().poll_writable(&mut cx).is_ready());
 }
 
@@ -163,7 +211,9 @@ fn pump(port: &Port) -> (Arc<AtomicU64>, JoinHandle<Vec<u32>>) {
     let thread = thread::spawn(move || {
         let mut ours = Vec::new();
         while let Ok(read) = receiver.next_batch() {
-            ours.extend(read.map(|datagram| u32::from_be_bytes(datagram.bytes[1..5].try_into().unwrap())));
+            ours.extend(
+                read.map(|datagram| u32::from_be_bytes(datagram.bytes[1..5].try_into().unwrap())),
+            );
             count.store(ours.len() as u64, Ordering::Relaxed);
         }
         ours
@@ -172,7 +222,12 @@ fn pump(port: &Port) -> (Arc<AtomicU64>, JoinHandle<Vec<u32>>) {
 }
 
 /// Sends bursts of frames, each when the one before has come or 5 ms passed, until told to stop; how many.
-fn stream(port: &Port, to: SocketAddr, seen: Arc<AtomicU64>, stop: Arc<AtomicBool>) -> JoinHandle<u64> {
+fn stream(
+    port: &Port,
+    to: SocketAddr,
+    seen: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+) -> JoinHandle<u64> {
     let mut sender = port.sender();
     thread::spawn(move || {
         let mut number = 0u32;
@@ -236,7 +291,11 @@ async fn quinn_and_our_frames_share_a_port_both_ways() {
             stream(&ports[0], address(&ports[1]), seen1.clone(), stop.clone()),
         ];
         let transfer = async {
-            let connection = endpoints[0].connect(address(&ports[1]), "l").unwrap().await.unwrap();
+            let connection = endpoints[0]
+                .connect(address(&ports[1]), "l")
+                .unwrap()
+                .await
+                .unwrap();
             let (mut send, mut receive) = connection.open_bi().await.unwrap();
             let sent: Vec<u8> = (0..=250).cycle().take(BYTES).collect();
             send.write_all(&sent).await.unwrap();
@@ -263,7 +322,11 @@ async fn quinn_and_our_frames_share_a_port_both_ways() {
             }
             port.close();
             let came = pump.join().unwrap();
-            assert!(sent > 0 && came.len() as u64 >= enough, "{sent} sent, {} came", came.len());
+            assert!(
+                sent > 0 && came.len() as u64 >= enough,
+                "{sent} sent, {} came",
+                came.len()
+            );
             assert!(came.is_sorted_by(|a, b| a < b), "in order, each once");
             assert_eq!((port.counts().other, port.counts().send_failed), (0, 0));
         }

@@ -8,7 +8,8 @@ fuzz_target!(|data: &[u8]| {
     if let Ok(request) = serde_json::from_slice::<Request>(data) {
         let _ = request.changes();
         let written = serde_json::to_vec(&request).expect("a request that cannot be written");
-        let again: Request = serde_json::from_slice(&written).expect("a request that cannot be read again");
+        let again: Request =
+            serde_json::from_slice(&written).expect("a request that cannot be read again");
         assert_eq!(serde_json::to_vec(&again).ok(), Some(written));
     }
     if let Ok(response) = serde_json::from_slice::<Response>(data) {

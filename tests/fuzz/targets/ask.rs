@@ -19,7 +19,10 @@ fuzz_target!(|data: &[u8]| {
             assert_eq!(read, ask);
         }
         if let Some(proof) = &ask.proof {
-            assert!(!proof.holds(ask.subnet, ask.joiner, proof.issuer, proof.nonce), "a forged proof");
+            assert!(
+                !proof.holds(ask.subnet, ask.joiner, proof.issuer, proof.nonce),
+                "a forged proof"
+            );
         }
     }
 });

@@ -1,7 +1,9 @@
 //! Messages between peers: whatever decodes encodes to something that decodes to the same.
 #![no_main]
 
-use byway::wire::control::{ControlAnswer, ControlRequest, JoinAnswer, JoinRequest, decode, encode};
+use byway::wire::control::{
+    ControlAnswer, ControlRequest, JoinAnswer, JoinRequest, decode, encode,
+};
 use libfuzzer_sys::fuzz_target;
 
 macro_rules! same {

@@ -12,10 +12,14 @@ use libfuzzer_sys::fuzz_target;
 /// Ends a run: headers, then the payloads of `count` pieces.
 fn finish(run: &mut [u8], first: &Piece, count: usize) {
     let length = run.len();
-    let Ok(offload) = rejoin(run, first, count) else { return };
+    let Ok(offload) = rejoin(run, first, count) else {
+        return;
+    };
     let packet = parse(run).expect("joined to something that is no packet");
     assert_eq!((packet.length, packet.headers), (length, first.headers));
-    let Ok(rebuild) = Rebuild::plan(&packet, &offload) else { return };
+    let Ok(rebuild) = Rebuild::plan(&packet, &offload) else {
+        return;
+    };
     rebuild.apply(run);
     let (mut pieces, mut payload) = (0, 0);
     segment(run, &packet, &offload, &mut Vec::new(), |piece| {
@@ -31,9 +35,15 @@ fuzz_target!(|data: &[u8]| {
     let (mut rest, mut open) = (data, None::<(Vec<u8>, Piece, u16, usize)>);
     // Each plaintext stands behind its length.
     while let Some(([l0, l1], behind)) = rest.split_first_chunk() {
-        let (plaintext, later) = behind.split_at(behind.len().min(usize::from(u16::from_be_bytes([*l0, *l1]))));
+        let (plaintext, later) = behind.split_at(
+            behind
+                .len()
+                .min(usize::from(u16::from_be_bytes([*l0, *l1]))),
+        );
         rest = later;
-        let Some((length, trailer)) = split(plaintext) else { continue };
+        let Some((length, trailer)) = split(plaintext) else {
+            continue;
+        };
         let body = &plaintext[..length];
         assert_eq!(trailer.encode(), plaintext[length..]);
         match trailer {
@@ -55,9 +65,16 @@ fuzz_target!(|data: &[u8]| {
                 }
             }
             Trailer::Piece { piece, id } => {
-                let Some(payload) = length.checked_sub(piece.headers).filter(|p| piece.holds(*p)) else { continue };
+                let Some(payload) = length
+                    .checked_sub(piece.headers)
+                    .filter(|p| piece.holds(*p))
+                else {
+                    continue;
+                };
                 match &mut open {
-                    Some((run, first, former, count)) if *former == id && first.is_followed_by(*count, &piece) => {
+                    Some((run, first, former, count))
+                        if *former == id && first.is_followed_by(*count, &piece) =>
+                    {
                         run.extend_from_slice(&body[..payload]);
                         *count += 1;
                     }

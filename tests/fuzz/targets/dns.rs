@@ -10,7 +10,9 @@ use libfuzzer_sys::fuzz_target;
 static FIXTURE: LazyLock<Fixture> = LazyLock::new(Fixture::new);
 
 fuzz_target!(|data: &[u8]| {
-    let Some((how, data)) = data.split_first() else { return };
+    let Some((how, data)) = data.split_first() else {
+        return;
+    };
     let tcp = how & 1 != 0;
     if let Some(answer) = FIXTURE.answer(data, how & 2 != 0, tcp) {
         assert_eq!(answer.first_chunk::<2>(), data.first_chunk::<2>());

@@ -31,7 +31,9 @@ fn frames(data: &[u8], mut cut: impl FnMut() -> usize) -> (Vec<(String, Vec<u8>)
 }
 
 fuzz_target!(|data: &[u8]| {
-    let Some((cuts, data)) = data.split_first_chunk::<4>() else { return };
+    let Some((cuts, data)) = data.split_first_chunk::<4>() else {
+        return;
+    };
     let mut at = 0;
     let pieces = frames(data, || {
         at += 1;

@@ -18,7 +18,10 @@ fn inner(six: Ipv6Addr) -> Vec<Ipv4Addr> {
     let isatap = o[8] & 0xfd == 0 && o[9..12] == [0, 0x5e, 0xfe];
     let six_to_four = o[..2] == [0x20, 0x02];
     let behind = (low || mapped || nat64 || isatap).then(|| at(12));
-    behind.into_iter().chain(six_to_four.then(|| at(2))).collect()
+    behind
+        .into_iter()
+        .chain(six_to_four.then(|| at(2)))
+        .collect()
 }
 
 fn is_own(address: Ipv4Addr) -> bool {
@@ -35,21 +38,39 @@ fuzz_target!(|data: &[u8]| {
     {
         let (six, port) = (Ipv6Addr::from(*octets), u16::from_be_bytes(*port));
         let four = Ipv4Addr::new(octets[0], octets[1], octets[2], octets[3]);
-        for (address, leads) in [(IpAddr::V4(four), vec![four]), (IpAddr::V6(six), inner(six))] {
+        for (address, leads) in [
+            (IpAddr::V4(four), vec![four]),
+            (IpAddr::V6(six), inner(six)),
+        ] {
             let (dials, names) = (may_dial(address, port, &|_| false), may_name(address));
             if dials || names {
-                assert!(!leads.into_iter().any(is_own), "{address} leads to this machine");
-                assert!(!address.is_loopback() && !address.is_unspecified() && !address.is_multicast());
+                assert!(
+                    !leads.into_iter().any(is_own),
+                    "{address} leads to this machine"
+                );
+                assert!(
+                    !address.is_loopback() && !address.is_unspecified() && !address.is_multicast()
+                );
             }
             assert!(!dials || port >= 1024 || port == 443, "port {port}");
             assert!(!names || !is_link_local(address), "{address}");
         }
     }
-    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
     if let Some(heard) = Heard::parse(text) {
         let address = heard.address();
-        assert!(address.ip().is_some() || address.to_string().contains("/memory/"), "{address} is a name");
+        assert!(
+            address.ip().is_some() || address.to_string().contains("/memory/"),
+            "{address} is a name"
+        );
         assert_eq!(address.to_string().parse::<Address>().as_ref(), Ok(address));
-        let _ = (address.udp(), address.port(), address.carrier(), address.peer());
+        let _ = (
+            address.udp(),
+            address.port(),
+            address.carrier(),
+            address.peer(),
+        );
     }
 });

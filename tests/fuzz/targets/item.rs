@@ -9,7 +9,8 @@ use std::sync::LazyLock;
 
 use byway::model::members::Identity;
 use byway::model::record::{
-    Admission, Body, Genesis, Grant, Head, Item, MAX_ITEM, Prefix6, Role, Seat, Signed, Term, Verified,
+    Admission, Body, Genesis, Grant, Head, Item, MAX_ITEM, Prefix6, Role, Seat, Signed, Term,
+    Verified,
 };
 use byway::model::subnet::Records;
 use libfuzzer_sys::fuzz_target;
@@ -17,8 +18,11 @@ use libfuzzer_sys::fuzz_target;
 const NOW: u64 = 1_800_000_000;
 
 /// The owner first.
-static KEYS: LazyLock<Vec<Identity>> =
-    LazyLock::new(|| (1..=3).map(|n| Identity::new(&[n; 32], [n; 32], [n + 100; 32])).collect());
+static KEYS: LazyLock<Vec<Identity>> = LazyLock::new(|| {
+    (1..=3)
+        .map(|n| Identity::new(&[n; 32], [n; 32], [n + 100; 32]))
+        .collect()
+});
 
 static GENESIS: LazyLock<Genesis> = LazyLock::new(|| Genesis {
     version: 1,
@@ -61,15 +65,35 @@ fn statement(word: &[u8; 8]) -> (usize, Body) {
             (0, Body::Grant(grant))
         }
         8..12 => {
-            let seat = Seat { admin: KEYS[1].peer, since: 1, part: vec![] };
+            let seat = Seat {
+                admin: KEYS[1].peer,
+                since: 1,
+                part: vec![],
+            };
             let seats = if kind & 1 == 0 { vec![seat] } else { vec![] };
             let number = u64::from(version) + 1;
-            (0, Body::Head(Head { number, seats, least: 0, destroyed: false, issued: moment }))
+            (
+                0,
+                Body::Head(Head {
+                    number,
+                    seats,
+                    least: 0,
+                    destroyed: false,
+                    issued: moment,
+                }),
+            )
         }
         _ => {
             let data = vec![filler; (usize::from(size) * 17).min(MAX_ITEM)];
             let (kind, slot) = (u16::from(kind % 4), vec![slot; usize::from(slot % 3)]);
-            let item = Item { kind, slot, version: u64::from(version), issued: moment, expires: moment, data };
+            let item = Item {
+                kind,
+                slot,
+                version: u64::from(version),
+                issued: moment,
+                expires: moment,
+                data,
+            };
             (usize::from(who % 3), Body::Item(item))
         }
     }
@@ -101,10 +125,16 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(one.held(), other.held(), "the order decides what is held");
     for key in KEYS.iter() {
         let items: Vec<&Item> = one.items_of(key.peer).collect();
-        let bytes: usize = items.iter().map(|item| item.slot.len() + item.data.len()).sum();
+        let bytes: usize = items
+            .iter()
+            .map(|item| item.slot.len() + item.data.len())
+            .sum();
         assert!(items.len() <= 512 && bytes <= 1024 * 1024);
         let member = one.seat_of(key.peer).is_none();
-        assert!(!member || (items.len() <= 128 && bytes <= 256 * 1024), "more than a member may have");
+        assert!(
+            !member || (items.len() <= 128 && bytes <= 256 * 1024),
+            "more than a member may have"
+        );
     }
     one.forget(NOW + 3600);
     other.forget(NOW + 5000);

@@ -8,8 +8,12 @@ use byway::tun::linux::virtio;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    let Some((head, data)) = data.split_first_chunk::<15>() else { return };
-    let Ok(packet) = parse::parse(data) else { return };
+    let Some((head, data)) = data.split_first_chunk::<15>() else {
+        return;
+    };
+    let Ok(packet) = parse::parse(data) else {
+        return;
+    };
     assert!(packet.length <= data.len() && packet.headers <= packet.length);
     let data = &data[..packet.length];
     let mut header = [0; virtio::LENGTH];
@@ -19,12 +23,22 @@ fuzz_target!(|data: &[u8]| {
         if let Some((start, offset)) = outgoing.complete {
             checksum::complete(&mut bytes, start, offset);
         }
-        assert!(Rebuild::plan(&packet, &outgoing.offload).is_ok(), "a receiver refuses what we send");
+        assert!(
+            Rebuild::plan(&packet, &outgoing.offload).is_ok(),
+            "a receiver refuses what we send"
+        );
     }
     let kind = Kind::from_number(head[10] % 7).unwrap_or(Kind::None);
     let gso_size = u16::from_be_bytes([head[11], head[12]]);
     let header_len = u16::from_be_bytes([head[13], head[14]]);
-    if let Ok(rebuild) = Rebuild::plan(&packet, &Offload { kind, gso_size, header_len }) {
+    if let Ok(rebuild) = Rebuild::plan(
+        &packet,
+        &Offload {
+            kind,
+            gso_size,
+            header_len,
+        },
+    ) {
         let mut bytes = data.to_vec();
         let undone = rebuild.apply(&mut bytes);
         assert_eq!(bytes.len(), data.len());

@@ -11,8 +11,8 @@ use byway::model::id::Name;
 use byway::model::ipam::overlaps;
 use byway::model::members::Identity;
 use byway::model::record::{
-    Admission, Blocks, Body, Doc, Genesis, Grant, Head, Item, NameEntry, Prefix6, Registration, Revocation, Role, Seat,
-    Signed, Term, Verified, WorkloadEntry,
+    Admission, Blocks, Body, Doc, Genesis, Grant, Head, Item, NameEntry, Prefix6, Registration,
+    Revocation, Role, Seat, Signed, Term, Verified, WorkloadEntry,
 };
 use byway::model::subnet::Records;
 use byway::model::zone::RecordData;
@@ -21,7 +21,11 @@ use libfuzzer_sys::fuzz_target;
 const NOW: u64 = 1_800_000_000;
 
 /// The owner first.
-static KEYS: LazyLock<Vec<Identity>> = LazyLock::new(|| (1..=5).map(|n| Identity::new(&[n; 32], [n; 32], [n + 100; 32])).collect());
+static KEYS: LazyLock<Vec<Identity>> = LazyLock::new(|| {
+    (1..=5)
+        .map(|n| Identity::new(&[n; 32], [n; 32], [n + 100; 32]))
+        .collect()
+});
 
 static GENESIS: LazyLock<Genesis> = LazyLock::new(|| Genesis {
     version: 1,
@@ -38,17 +42,26 @@ static GENESIS: LazyLock<Genesis> = LazyLock::new(|| Genesis {
 });
 
 fn name(n: u8) -> Name {
-    ["lab", "db", "web", "cam"][usize::from(n % 4)].parse().expect("a name")
+    ["lab", "db", "web", "cam"][usize::from(n % 4)]
+        .parse()
+        .expect("a name")
 }
 
 /// What eight bytes say; `ends` are the digests of the grants so far.
 fn body(word: &[u8; 8], ends: &[[u8; 32]]) -> Body {
     let [kind, _, about, low, high, more, block, time] = *word;
     let subject = KEYS[usize::from(about % 5)].peer;
-    let (seat, moment) = (u64::from(high % 4), NOW.saturating_add_signed((i64::from(time) - 128) * 86_400));
+    let (seat, moment) = (
+        u64::from(high % 4),
+        NOW.saturating_add_signed((i64::from(time) - 128) * 86_400),
+    );
     match kind % 6 {
         0 => {
-            let lease = format!("10.77.{}.0/{}", block % 8, [24, 24, 23, 32][usize::from(block >> 6)]);
+            let lease = format!(
+                "10.77.{}.0/{}",
+                block % 8,
+                [24, 24, 23, 32][usize::from(block >> 6)]
+            );
             let lease: ipnet::IpNet = lease.parse().expect("a prefix");
             Body::Grant(Grant {
                 subject,
@@ -72,7 +85,10 @@ fn body(word: &[u8; 8], ends: &[[u8; 32]]) -> Body {
             let seat = |n: u8| Seat {
                 admin: KEYS[usize::from(n)].peer,
                 since: u64::from((high >> n) % 4),
-                part: vec![Blocks { first: u32::from(n) * 2, count: 2 }],
+                part: vec![Blocks {
+                    first: u32::from(n) * 2,
+                    count: 2,
+                }],
             };
             Body::Head(Head {
                 number: u64::from(low % 8),
@@ -85,30 +101,54 @@ fn body(word: &[u8; 8], ends: &[[u8; 32]]) -> Body {
         2 => Body::Revocation(Revocation {
             subject,
             generation: u32::from(low % 6),
-            ends: ends.get(usize::from(more) % ends.len().max(1)).copied().unwrap_or([0; 32]),
+            ends: ends
+                .get(usize::from(more) % ends.len().max(1))
+                .copied()
+                .unwrap_or([0; 32]),
             seat,
         }),
         3 => Body::Registration(Registration {
             holder: subject,
             version: u64::from(low),
             seat,
-            names: (0..4).filter(|n| more & (1 << n) != 0).map(|n| name(n).to_string()).collect(),
-            released: (0..4).filter(|n| block & (1 << n) != 0).map(|n| (name(n).to_string(), u64::from(time))).collect(),
+            names: (0..4)
+                .filter(|n| more & (1 << n) != 0)
+                .map(|n| name(n).to_string())
+                .collect(),
+            released: (0..4)
+                .filter(|n| block & (1 << n) != 0)
+                .map(|n| (name(n).to_string(), u64::from(time)))
+                .collect(),
         }),
         4 => {
             let left = (more > 200).then_some(u32::from(low % 6));
             let quiet = left.is_some();
             let address: std::net::IpAddr = [10, 77, block % 8, 9].into();
-            let workload = WorkloadEntry { name: name(high), addresses: vec![address] };
-            let entry = NameEntry { name: name(time).to_string(), data: RecordData::Address(address), ttl: 5 };
+            let workload = WorkloadEntry {
+                name: name(high),
+                addresses: vec![address],
+            };
+            let entry = NameEntry {
+                name: name(time).to_string(),
+                data: RecordData::Address(address),
+                ttl: 5,
+            };
             Body::Doc(Doc {
                 version: u64::from(low),
                 issued: moment,
                 life: 0,
                 left,
                 endpoints: vec![],
-                workloads: if quiet || more & 1 == 0 { vec![] } else { vec![workload] },
-                names: if quiet || more & 2 == 0 { vec![] } else { vec![entry] },
+                workloads: if quiet || more & 1 == 0 {
+                    vec![]
+                } else {
+                    vec![workload]
+                },
+                names: if quiet || more & 2 == 0 {
+                    vec![]
+                } else {
+                    vec![entry]
+                },
             })
         }
         _ => Body::Item(Item {
@@ -153,19 +193,40 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(one.held(), other.held(), "the order decides what is held");
     for now in [NOW - 30 * 86_400, NOW, NOW + 60 * 86_400] {
         let resolved = one.resolve(now);
-        assert_eq!(resolved, other.resolve(now), "the order decides what is believed");
-        let leases: Vec<_> = resolved.members.iter().flat_map(|(of, m)| m.leases.iter().map(move |l| (of, l))).collect();
+        assert_eq!(
+            resolved,
+            other.resolve(now),
+            "the order decides what is believed"
+        );
+        let leases: Vec<_> = resolved
+            .members
+            .iter()
+            .flat_map(|(of, m)| m.leases.iter().map(move |l| (of, l)))
+            .collect();
         for (at, (of, lease)) in leases.iter().enumerate() {
-            let other = leases[..at].iter().find(|(by, taken)| by != of && overlaps(**taken, **lease));
+            let other = leases[..at]
+                .iter()
+                .find(|(by, taken)| by != of && overlaps(**taken, **lease));
             assert!(other.is_none(), "{lease} belongs to two");
         }
         let names: BTreeSet<&Name> = resolved.members.values().map(|m| &m.name).collect();
-        assert_eq!(names.len(), resolved.members.len(), "two members have one name");
-        let owners = resolved.members.iter().filter(|(_, m)| m.role == Role::Owner);
+        assert_eq!(
+            names.len(),
+            resolved.members.len(),
+            "two members have one name"
+        );
+        let owners = resolved
+            .members
+            .iter()
+            .filter(|(_, m)| m.role == Role::Owner);
         owners.for_each(|(peer, _)| assert_eq!(*peer, GENESIS.owner, "somebody else is the owner"));
     }
     let (mut one, mut other) = (one, other);
     one.forget(NOW + 200 * 86_400);
     other.forget(NOW + 200 * 86_400);
-    assert_eq!(one.held(), other.held(), "the order decides what is forgotten");
+    assert_eq!(
+        one.held(),
+        other.held(),
+        "the order decides what is forgotten"
+    );
 });

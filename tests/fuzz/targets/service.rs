@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use byway::model::id::PeerId;
 use byway::service::requests::dedup::ALL_KEPT;
-use byway::service::requests::inflight::{Arrival, Inflight, RUNNING, Admit};
+use byway::service::requests::inflight::{Admit, Arrival, Inflight, RUNNING};
 use byway::wire::agent::Agent;
 use byway::wire::service::{ServiceAnswer, ServiceRequest, parse_clock};
 use libfuzzer_sys::fuzz_target;
@@ -27,18 +27,34 @@ fuzz_target!(|data: &[u8]| {
         assert!(agent.program.len() <= 32 && agent.versions.least <= agent.versions.most);
         let _ = agent.no_common();
     }
-    let (mut inflight, mut now, mut running, mut ran) = (Inflight::default(), *START, BTreeSet::new(), BTreeSet::new());
+    let (mut inflight, mut now, mut running, mut ran) = (
+        Inflight::default(),
+        *START,
+        BTreeSet::new(),
+        BTreeSet::new(),
+    );
     for word in data.as_chunks::<4>().0.iter().take(2000) {
         let [what, who, id, more] = *word;
         let (peer, id) = (PeerId([who % 3; 32]), u64::from(id));
         match what % 4 {
             0 => now += Duration::from_millis(u64::from(more)),
-            1 if running.remove(&(peer, id)) => drop(inflight.finish(peer, id, &vec![0; usize::from(more) * 64], now)),
+            1 if running.remove(&(peer, id)) => {
+                drop(inflight.finish(peer, id, &vec![0; usize::from(more) * 64], now))
+            }
             _ => {
                 let route = (more != 0).then_some((u64::from(more % 20), 4096));
-                let asked = Arrival { peer, id, kind: u16::from(what / 4 % 2), bytes: usize::from(more), route };
+                let asked = Arrival {
+                    peer,
+                    id,
+                    kind: u16::from(what / 4 % 2),
+                    bytes: usize::from(more),
+                    route,
+                };
                 if inflight.admit(&asked, (), now) == Admit::Run {
-                    assert!(running.insert((peer, id)) && ran.insert((peer, id)), "run twice");
+                    assert!(
+                        running.insert((peer, id)) && ran.insert((peer, id)),
+                        "run twice"
+                    );
                 }
             }
         }

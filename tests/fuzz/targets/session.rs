@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use byway::crypto::frame::{HEADER, Opener, Sealer};
-use byway::peer::session::{Action, Config, Indices, MAX_MESSAGE, Session};
 use byway::model::id::{PeerId, SubnetId};
+use byway::peer::session::{Action, Config, Indices, MAX_MESSAGE, Session};
 use libfuzzer_sys::fuzz_target;
 
 fn fill(out: &mut [u8]) {
@@ -15,7 +15,9 @@ fn fill(out: &mut [u8]) {
 }
 
 fn end(n: u8) -> Session {
-    let public = |n: u8| x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from([n; 32])).to_bytes();
+    let public = |n: u8| {
+        x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from([n; 32])).to_bytes()
+    };
     let config = Config {
         me: PeerId([n; 32]),
         peer: PeerId([3 - n; 32]),
@@ -67,13 +69,19 @@ fn junk(session: &mut Session, now: Instant, bytes: &[u8]) -> bool {
 fn joined(sealer: &Sealer, opener: &Opener) {
     let nonce = sealer.take(1).and_then(|mut n| n.next()).expect("a nonce");
     let (mut frame, mut plain) = ([0; 64], [0; 64]);
-    let length = sealer.seal(nonce, b"body", b"tail", &mut frame).expect("a frame");
-    let (header, sealed) = frame[..length].split_first_chunk::<HEADER>().expect("a header");
+    let length = sealer
+        .seal(nonce, b"body", b"tail", &mut frame)
+        .expect("a frame");
+    let (header, sealed) = frame[..length]
+        .split_first_chunk::<HEADER>()
+        .expect("a header");
     assert_eq!(opener.open(header, sealed, &mut plain), Some(8));
 }
 
 fuzz_target!(|data: &[u8]| {
-    let Some(([how, at_high, at_low], data)) = data.split_first_chunk::<3>() else { return };
+    let Some(([how, at_high, at_low], data)) = data.split_first_chunk::<3>() else {
+        return;
+    };
     let (mut now, mut small, mut great) = (Instant::now(), end(1), end(2));
     // The bytes themselves, or the true message with the bytes laid over it somewhere.
     let bad = |message: &[u8]| {
@@ -82,7 +90,11 @@ fuzz_target!(|data: &[u8]| {
         }
         let at = usize::from(u16::from_be_bytes([*at_high, *at_low])) % message.len();
         let mut bytes = message.to_vec();
-        bytes.iter_mut().skip(at).zip(data).for_each(|(to, from)| *to ^= from);
+        bytes
+            .iter_mut()
+            .skip(at)
+            .zip(data)
+            .for_each(|(to, from)| *to ^= from);
         bytes
     };
     let meddle = |step: u8, session: &mut Session, now: Instant, message: &[u8]| {

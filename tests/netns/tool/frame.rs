@@ -25,7 +25,9 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
 }
 
 fn v4_at(bytes: &[u8], at: usize) -> Option<Ipv4Addr> {
-    Some(Ipv4Addr::from(<[u8; 4]>::try_from(bytes.get(at..at + 4)?).ok()?))
+    Some(Ipv4Addr::from(
+        <[u8; 4]>::try_from(bytes.get(at..at + 4)?).ok()?,
+    ))
 }
 
 /// The datagram in a frame that begins at its IP header, if it is one over IPv4.
@@ -37,7 +39,11 @@ pub fn inner_udp(ip: &[u8]) -> Option<Udp<'_>> {
     let head = usize::from(first & 15) * 4;
     let from = SocketAddrV4::new(v4_at(ip, 12)?, u16_at(ip, head)?);
     let to = SocketAddrV4::new(v4_at(ip, 16)?, u16_at(ip, head + 2)?);
-    Some(Udp { from, to, payload: ip.get(head + 8..)? })
+    Some(Udp {
+        from,
+        to,
+        payload: ip.get(head + 8..)?,
+    })
 }
 
 /// The datagram in an Ethernet frame, if it is one over IPv4.
@@ -49,7 +55,10 @@ pub fn udp(frame: &[u8]) -> Option<Udp<'_>> {
 }
 
 fn sum(bytes: &[u8]) -> u32 {
-    bytes.chunks(2).map(|c| u32::from(c[0]) << 8 | c.get(1).map_or(0, |b| u32::from(*b))).sum()
+    bytes
+        .chunks(2)
+        .map(|c| u32::from(c[0]) << 8 | c.get(1).map_or(0, |b| u32::from(*b)))
+        .sum()
 }
 
 fn fold(mut total: u32) -> u16 {
@@ -60,7 +69,13 @@ fn fold(mut total: u32) -> u16 {
 }
 
 /// An Ethernet frame with one datagram; both checksums are right.
-pub fn make(source: Mac, target: Mac, from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Vec<u8> {
+pub fn make(
+    source: Mac,
+    target: Mac,
+    from: SocketAddrV4,
+    to: SocketAddrV4,
+    payload: &[u8],
+) -> Vec<u8> {
     let mut frame = Vec::with_capacity(HEADERS + payload.len());
     frame.extend(target);
     frame.extend(source);

@@ -39,7 +39,10 @@ pub struct Words {
 
 impl Words {
     fn parse(words: impl Iterator<Item = String>) -> Words {
-        let mut all = Words { plain: Vec::new(), named: BTreeMap::new() };
+        let mut all = Words {
+            plain: Vec::new(),
+            named: BTreeMap::new(),
+        };
         for word in words {
             match word.split_once('=') {
                 Some((name, value)) => drop(all.named.insert(name.to_owned(), value.to_owned())),
@@ -62,7 +65,10 @@ impl Words {
     /// # Errors
     /// It cannot be read.
     pub fn find<T: FromStr>(&self, name: &str) -> Result<Option<T>> {
-        let parse = |text: &String| text.parse().map_err(|_| anyhow::anyhow!("{name}={text} cannot be read\n{USAGE}"));
+        let parse = |text: &String| {
+            text.parse()
+                .map_err(|_| anyhow::anyhow!("{name}={text} cannot be read\n{USAGE}"))
+        };
         self.named.get(name).map(parse).transpose()
     }
 
@@ -71,7 +77,8 @@ impl Words {
     /// # Errors
     /// It is not, or cannot be read.
     pub fn need<T: FromStr>(&self, name: &str) -> Result<T> {
-        self.find(name)?.with_context(|| format!("{name}= is missing\n{USAGE}"))
+        self.find(name)?
+            .with_context(|| format!("{name}= is missing\n{USAGE}"))
     }
 
     /// A named value, or `otherwise`.
@@ -85,10 +92,15 @@ impl Words {
 
 /// An Ethernet address as text.
 pub fn mac(text: &str) -> Result<frame::Mac> {
-    let parts = text.split(':').map(|p| u8::from_str_radix(p, 16)).collect::<Result<Vec<_>, _>>();
+    let parts = text
+        .split(':')
+        .map(|p| u8::from_str_radix(p, 16))
+        .collect::<Result<Vec<_>, _>>();
     let parts = parts.with_context(|| format!("{text} is no Ethernet address"))?;
     ensure!(parts.len() == 6, "{text} is no Ethernet address");
-    parts.try_into().map_err(|_| anyhow::anyhow!("{text} is no Ethernet address"))
+    parts
+        .try_into()
+        .map_err(|_| anyhow::anyhow!("{text} is no Ethernet address"))
 }
 
 fn run(mut words: impl Iterator<Item = String>) -> Result<()> {

@@ -26,7 +26,10 @@ use super::Words;
 /// # Errors
 /// The model refuses a record of the subnet made here.
 pub fn run(words: &Words) -> Result<()> {
-    let (members, workloads) = (words.or("members", 1000_usize)?, words.or("workloads", 50_usize)?);
+    let (members, workloads) = (
+        words.or("members", 1000_usize)?,
+        words.or("workloads", 50_usize)?,
+    );
     let prefixes = words.or("prefixes", 100_000_usize)?;
     let now = byway::node::unix_now();
     let state = state(members, workloads, now)?;
@@ -34,8 +37,10 @@ pub fn run(words: &Words) -> Result<()> {
     let (next_ms, next_kb) = next_view(&state, workloads, now)?;
     let (view_ms, view_kb) = view(&state, now)?;
     let lookup_ns = lookup(prefixes)?;
-    let node: Vec<String> =
-        super::node::run(state)?.into_iter().map(|(what, ms)| format!(",\"{what}\":{ms:.3}")).collect();
+    let node: Vec<String> = super::node::run(state)?
+        .into_iter()
+        .map(|(what, ms)| format!(",\"{what}\":{ms:.3}"))
+        .collect();
     println!(
         "{{\"members\":{members},\"workloads\":{workloads},\"view_ms\":{view_ms:.2},\"view_kb\":{view_kb},\
          \"next_view_ms\":{next_ms:.3},\"next_view_kb\":{next_kb},\
@@ -46,7 +51,8 @@ pub fn run(words: &Words) -> Result<()> {
 }
 
 pub(super) fn name(text: &str) -> Result<Name> {
-    text.parse().map_err(|e| anyhow::anyhow!("name {text}: {e}"))
+    text.parse()
+        .map_err(|e| anyhow::anyhow!("name {text}: {e}"))
 }
 
 pub(super) fn identity(n: usize) -> Identity {
@@ -79,15 +85,33 @@ fn state(members: usize, workloads: usize, now: u64) -> Result<State> {
     let resolved = subnet.records.resolve(now);
     for n in 0..members {
         let who = identity(n);
-        let member = resolved.members.get(&who.peer).context("a member that was admitted")?;
+        let member = resolved
+            .members
+            .get(&who.peer)
+            .context("a member that was admitted")?;
         let entries = (0..workloads).map(|w| {
-            let addresses = member.leases.iter().filter_map(|l| inside(*l, w as u32 + 10)).collect();
-            Ok(WorkloadEntry { name: name(&format!("w{w}-{n}"))?, addresses })
+            let addresses = member
+                .leases
+                .iter()
+                .filter_map(|l| inside(*l, w as u32 + 10))
+                .collect();
+            Ok(WorkloadEntry {
+                name: name(&format!("w{w}-{n}"))?,
+                addresses,
+            })
         });
         let workloads = entries.collect::<Result<_>>()?;
-        let doc = Doc { version: 1, issued: now, workloads, ..Doc::default() };
+        let doc = Doc {
+            version: 1,
+            issued: now,
+            workloads,
+            ..Doc::default()
+        };
         let signed = Signed::new(subnet.records.id, &Body::Doc(doc), &who.key);
-        ensure!(matches!(subnet.records.absorb(signed.check()?), Absorbed::New), "a document was refused");
+        ensure!(
+            matches!(subnet.records.absorb(signed.check()?), Absorbed::New),
+            "a document was refused"
+        );
     }
     let mut draft = Draft::default();
     draft.put(subnet);
@@ -116,7 +140,9 @@ fn admit(subnet: &mut Subnet, me: &Identity, n: usize, now: u64) -> Result<()> {
 fn inside(prefix: IpNet, n: u32) -> Option<IpAddr> {
     match prefix {
         IpNet::V4(p) => Some(Ipv4Addr::from_bits(p.network().to_bits().checked_add(n)?).into()),
-        IpNet::V6(p) => Some(Ipv6Addr::from_bits(p.network().to_bits().checked_add(u128::from(n))?).into()),
+        IpNet::V6(p) => {
+            Some(Ipv6Addr::from_bits(p.network().to_bits().checked_add(u128::from(n))?).into())
+        }
     }
 }
 
@@ -130,12 +156,20 @@ fn view(state: &State, now: u64) -> Result<(f64, i64)> {
     let before = rss_kb()?;
     for generation in 1..=ROUNDS as u64 {
         let start = Instant::now();
-        kept.push(black_box(state.view(generation, now, &here, &View::default())));
+        kept.push(black_box(state.view(
+            generation,
+            now,
+            &here,
+            &View::default(),
+        )));
         times.push(start.elapsed().as_secs_f64() * 1000.0);
     }
     let each = (rss_kb()? - before) / ROUNDS as i64;
     times.sort_by(f64::total_cmp);
-    ensure!(kept.iter().all(|v| v.subnets.len() == 1), "a view without its subnet");
+    ensure!(
+        kept.iter().all(|v| v.subnets.len() == 1),
+        "a view without its subnet"
+    );
     Ok((*times.get(ROUNDS / 2).context("a median")?, each))
 }
 
@@ -151,17 +185,32 @@ fn next_view(state: &State, workloads: usize, now: u64) -> Result<(f64, i64)> {
     for round in 0..ROUNDS.min(state.subnets[&id].records.docs().count().saturating_sub(1)) {
         let who = identity(round + 1);
         let mut subnet = state.subnets[&id].clone();
-        let mut doc = subnet.records.doc(who.peer).cloned().context("its document")?;
+        let mut doc = subnet
+            .records
+            .doc(who.peer)
+            .cloned()
+            .context("its document")?;
         doc.version += 1;
-        doc.workloads.get_mut(workloads / 2).context("a workload")?.name = name(&format!("next-{round}"))?;
+        doc.workloads
+            .get_mut(workloads / 2)
+            .context("a workload")?
+            .name = name(&format!("next-{round}"))?;
         let signed = Signed::new(id, &Body::Doc(doc), &who.key).check()?;
         let start = Instant::now();
-        ensure!(matches!(subnet.records.absorb(signed), Absorbed::New), "a document was refused");
+        ensure!(
+            matches!(subnet.records.absorb(signed), Absorbed::New),
+            "a document was refused"
+        );
         let mut draft = Draft::default();
         draft.put(subnet);
         let _ = state.absorb(draft);
         state.remember(now);
-        let view = state.view(round as u64 + 2, now, &here, kept.last().context("the view before")?);
+        let view = state.view(
+            round as u64 + 2,
+            now,
+            &here,
+            kept.last().context("the view before")?,
+        );
         times.push(start.elapsed().as_secs_f64() * 1000.0);
         kept.push(view);
     }
@@ -172,7 +221,10 @@ fn next_view(state: &State, workloads: usize, now: u64) -> Result<(f64, i64)> {
 
 fn rss_kb() -> Result<i64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("VmRSS")?;
+    let line = status
+        .lines()
+        .find_map(|l| l.strip_prefix("VmRSS:"))
+        .context("VmRSS")?;
     Ok(line.trim().trim_end_matches("kB").trim().parse()?)
 }
 
@@ -184,14 +236,28 @@ fn lookup(prefixes: usize) -> Result<f64> {
     while held.len() < prefixes {
         let random = dice.roll();
         let (prefix, address): (IpNet, IpAddr) = if random & 3 == 0 {
-            let address =
-                Ipv6Addr::from_bits(0xfd << 120 | u128::from(dice.roll()) << 48 | u128::from(dice.roll() >> 16));
-            (Ipv6Net::new(address, 48 + (random >> 8) as u8 % 81)?.trunc().into(), address.into())
+            let address = Ipv6Addr::from_bits(
+                0xfd << 120 | u128::from(dice.roll()) << 48 | u128::from(dice.roll() >> 16),
+            );
+            (
+                Ipv6Net::new(address, 48 + (random >> 8) as u8 % 81)?
+                    .trunc()
+                    .into(),
+                address.into(),
+            )
         } else {
             let address = Ipv4Addr::from_bits(10 << 24 | random as u32 >> 8);
-            (Ipv4Net::new(address, 20 + (random >> 40) as u8 % 13)?.trunc().into(), address.into())
+            (
+                Ipv4Net::new(address, 20 + (random >> 40) as u8 % 13)?
+                    .trunc()
+                    .into(),
+                address.into(),
+            )
         };
-        if held.insert(prefix, Owner::Member(PeerId([random as u8; 32]))).is_none() {
+        if held
+            .insert(prefix, Owner::Member(PeerId([random as u8; 32])))
+            .is_none()
+        {
             addresses.push(address);
         }
     }

@@ -33,15 +33,26 @@ pub fn run(state: State) -> Result<Vec<(&'static str, f64)>> {
     let all = subnet.records.all().filter(|r| r.body.first() == Some(&2));
     // This node says itself what it is.
     let mut docs: Vec<Signed> = all.filter(|r| r.issuer != state.me.peer).cloned().collect();
-    let keys: BTreeMap<PeerId, Identity> = (0..=docs.len()).map(identity).map(|who| (who.peer, who)).collect();
+    let keys: BTreeMap<PeerId, Identity> = (0..=docs.len())
+        .map(identity)
+        .map(|who| (who.peer, who))
+        .collect();
     let few = docs.split_off(docs.len().saturating_sub(ROUNDS));
-    let parts =
-        Parts { store: Store::open(dir.path())?, state, damage: vec![], here: Here::default(), node_name: name("m0")? };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let parts = Parts {
+        store: Store::open(dir.path())?,
+        state,
+        damage: vec![],
+        here: Here::default(),
+        node_name: name("m0")?,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async move {
         let (node, _pushes) = Node::start(parts)?;
         let peer = identity(1).peer;
-        let (mut receive, mut save, mut compare, mut pull, mut ask) = (vec![], vec![], vec![], vec![], vec![]);
+        let (mut receive, mut save, mut compare, mut pull, mut ask) =
+            (vec![], vec![], vec![], vec![], vec![]);
         let (mut one, mut own, mut upkeep, mut saved) = (vec![], vec![], vec![], vec![]);
         // What this node has to say of itself, and the names it has to register, is said once before.
         look(&node).await?;
@@ -49,22 +60,48 @@ pub fn run(state: State) -> Result<Vec<(&'static str, f64)>> {
         for round in 0..ROUNDS {
             let piece = newer(&docs, &keys, 2 * round)?;
             let other = newer(&docs, &keys, 2 * round + 1)?;
-            receive.push(time(&node, move |core| core.receive(id, piece, Some(peer)).news).await.and_then(
-                |(ms, news)| {
-                    ensure!(news == PIECE, "{news} of {PIECE} documents were taken");
-                    Ok(ms)
-                },
-            )?);
+            receive.push(
+                time(&node, move |core| core.receive(id, piece, Some(peer)).news)
+                    .await
+                    .and_then(|(ms, news)| {
+                        ensure!(news == PIECE, "{news} of {PIECE} documents were taken");
+                        Ok(ms)
+                    })?,
+            );
             let began = Instant::now();
-            save.push(hold(&node, move |core| core.take(id, other, None).map(drop)).await?.0);
+            save.push(
+                hold(&node, move |core| core.take(id, other, None).map(drop))
+                    .await?
+                    .0,
+            );
             saved.push(began.elapsed().as_secs_f64() * 1000.0);
             let changed = renamed(&few, &keys, round)?;
-            one.push(hold(&node, move |core| core.take(id, vec![changed], None).map(drop)).await?.0);
+            one.push(
+                hold(&node, move |core| {
+                    core.take(id, vec![changed], None).map(drop)
+                })
+                .await?
+                .0,
+            );
             let (added, text) = (format!("own-{round}"), RecordData::Txt("x".into()));
-            own.push(hold(&node, move |core| core.dns_add("lab", &added, &[text], 60).map(drop)).await?.0);
+            own.push(
+                hold(&node, move |core| {
+                    core.dns_add("lab", &added, &[text], 60).map(drop)
+                })
+                .await?
+                .0,
+            );
             upkeep.push(look(&node).await?);
-            compare.push(time(&node, move |core| core.answer_compare(peer, id, [0; 32])).await?.0);
-            pull.push(time(&node, move |core| core.records_for(peer, id).is_some()).await?.0);
+            compare.push(
+                time(&node, move |core| core.answer_compare(peer, id, [0; 32]))
+                    .await?
+                    .0,
+            );
+            pull.push(
+                time(&node, move |core| core.records_for(peer, id).is_some())
+                    .await?
+                    .0,
+            );
             ask.push(stranger(&node, id).await?);
         }
         node.close().await;
@@ -90,7 +127,9 @@ pub fn run(state: State) -> Result<Vec<(&'static str, f64)>> {
 fn newer(docs: &[Signed], keys: &BTreeMap<PeerId, Identity>, step: usize) -> Result<Vec<Verified>> {
     let some = docs.iter().cycle().skip(step * PIECE).take(PIECE);
     some.map(|signed| {
-        let Body::Doc(mut doc) = signed.verify()? else { anyhow::bail!("a document was expected") };
+        let Body::Doc(mut doc) = signed.verify()? else {
+            anyhow::bail!("a document was expected")
+        };
         doc.version += 1 + step as u64;
         let who = keys.get(&signed.issuer).context("its member")?;
         Ok(Signed::new(signed.subnet, &Body::Doc(doc), &who.key).check()?)
@@ -105,19 +144,35 @@ async fn hold<T: Send + 'static>(
     job: impl FnOnce(&mut Core) -> Result<T, Error> + Send + 'static,
 ) -> Result<(f64, T)> {
     let wrong = |e: Error| anyhow::anyhow!("{e}");
-    node.run_in(Lane::Own, |core| core.longest()).await.map_err(wrong)?;
-    let done = node.run_in(Lane::Own, job).await.map_err(wrong)?.map_err(wrong)?;
-    let wanted = node.run_in(Lane::Own, |core| core.generation()).await.map_err(wrong)?;
+    node.run_in(Lane::Own, |core| core.longest())
+        .await
+        .map_err(wrong)?;
+    let done = node
+        .run_in(Lane::Own, job)
+        .await
+        .map_err(wrong)?
+        .map_err(wrong)?;
+    let wanted = node
+        .run_in(Lane::Own, |core| core.generation())
+        .await
+        .map_err(wrong)?;
     let mut shown = node.published();
     shown.wait_for(|shown| *shown >= wanted).await?;
-    let longest = node.run_in(Lane::Own, |core| core.longest()).await.map_err(wrong)?;
+    let longest = node
+        .run_in(Lane::Own, |core| core.longest())
+        .await
+        .map_err(wrong)?;
     Ok((longest.as_secs_f64() * 1000.0, done))
 }
 
 /// The longest hold of a look at the subnet, as soon as one is due: each leaves the thread to others for twenty times as long
 /// as it took.
 async fn look(node: &Node) -> Result<f64> {
-    let looks = || async { node.run_in(Lane::Own, |core| core.work().looks).await.map_err(|e| anyhow::anyhow!("{e}")) };
+    let looks = || async {
+        node.run_in(Lane::Own, |core| core.work().looks)
+            .await
+            .map_err(|e| anyhow::anyhow!("{e}"))
+    };
     let before = looks().await?;
     for _ in 0..2400 {
         let (held, ()) = hold(node, Core::tick).await?;
@@ -132,7 +187,9 @@ async fn look(node: &Node) -> Result<f64> {
 /// A document of a member in which one workload has another name.
 fn renamed(docs: &[Signed], keys: &BTreeMap<PeerId, Identity>, round: usize) -> Result<Verified> {
     let signed = docs.get(round).context("a document")?;
-    let Body::Doc(mut doc) = signed.verify()? else { anyhow::bail!("a document was expected") };
+    let Body::Doc(mut doc) = signed.verify()? else {
+        anyhow::bail!("a document was expected")
+    };
     doc.version += 10_000;
     doc.workloads.last_mut().context("a workload")?.name = name(&format!("other-{round}"))?;
     let who = keys.get(&signed.issuer).context("its member")?;
@@ -154,16 +211,33 @@ async fn stranger(node: &Node, id: SubnetId) -> Result<f64> {
         proof: None,
     };
     let request = JoinRequest::Ask(SignedAsk::new(&asked, &who.key));
-    let question = node.checker().question(request).await.map_err(|e| anyhow::anyhow!("{e}"))?;
-    Ok(time(node, move |core| core.decide_join(who.peer, Payer::Inside, &question, false)).await?.0)
+    let question = node
+        .checker()
+        .question(request)
+        .await
+        .map_err(|e| anyhow::anyhow!("{e}"))?;
+    Ok(time(node, move |core| {
+        core.decide_join(who.peer, Payer::Inside, &question, false)
+    })
+    .await?
+    .0)
 }
 
-async fn time<T: Send + 'static>(node: &Node, job: impl FnOnce(&mut Core) -> T + Send + 'static) -> Result<(f64, T)> {
-    let lane = Lane::Peer { from: Payer::Member(PeerId([9; 32])), urgent: false, cost: 1 };
+async fn time<T: Send + 'static>(
+    node: &Node,
+    job: impl FnOnce(&mut Core) -> T + Send + 'static,
+) -> Result<(f64, T)> {
+    let lane = Lane::Peer {
+        from: Payer::Member(PeerId([9; 32])),
+        urgent: false,
+        cost: 1,
+    };
     let timed = move |core: &mut Core| {
         let start = Instant::now();
         let result = job(core);
         (start.elapsed().as_secs_f64() * 1000.0, result)
     };
-    node.run_in(lane, timed).await.map_err(|e| anyhow::anyhow!("{e}"))
+    node.run_in(lane, timed)
+        .await
+        .map_err(|e| anyhow::anyhow!("{e}"))
 }

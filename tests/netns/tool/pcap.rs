@@ -35,7 +35,9 @@ impl Writer {
     /// # Errors
     /// The disk is full.
     pub fn write(&mut self, frame: &[u8]) -> Result<()> {
-        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let time = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         let length = frame.len() as u32;
         for word in [time.as_secs() as u32, time.subsec_micros(), length, length] {
             self.0.write_all(&word.to_ne_bytes())?;
@@ -58,12 +60,18 @@ impl Writer {
 /// It is no capture.
 pub fn read(path: &Path) -> Result<Vec<Vec<u8>>> {
     let bytes = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
-    ensure!(bytes.get(..4) == Some(&MAGIC.to_ne_bytes()), "{} is no capture", path.display());
+    ensure!(
+        bytes.get(..4) == Some(&MAGIC.to_ne_bytes()),
+        "{} is no capture",
+        path.display()
+    );
     let mut rest = bytes.get(24..).unwrap_or_default();
     let mut frames = Vec::new();
     while let Some((head, after)) = rest.split_at_checked(16) {
         let length = u32::from_ne_bytes([head[8], head[9], head[10], head[11]]) as usize;
-        let Some((frame, next)) = after.split_at_checked(length) else { break };
+        let Some((frame, next)) = after.split_at_checked(length) else {
+            break;
+        };
         frames.push(frame.to_vec());
         rest = next;
     }

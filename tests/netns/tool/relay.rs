@@ -23,25 +23,38 @@ const SMALL: usize = 200;
 /// # Errors
 /// An interface is missing, or fails.
 pub fn run(words: &Words) -> Result<()> {
-    let (left, right) = (Arc::new(Packets::open(words.at(0)?)?), Arc::new(Packets::open(words.at(1)?)?));
+    let (left, right) = (
+        Arc::new(Packets::open(words.at(0)?)?),
+        Arc::new(Packets::open(words.at(1)?)?),
+    );
     let delay = Duration::from_micros(words.or("delay", 0)?);
     let (loss, queue) = (words.or("loss", 0_u64)?, words.or("queue", 4000_usize)?);
     println!("ready");
     let (a, b) = (Arc::clone(&left), Arc::clone(&right));
     let back = thread::spawn(move || carry(&b, &a, delay, loss, queue, 2));
     carry(&left, &right, delay, loss, queue, 1)?;
-    back.join().map_err(|_| anyhow::anyhow!("the way back panicked"))?
+    back.join()
+        .map_err(|_| anyhow::anyhow!("the way back panicked"))?
 }
 
 /// Takes packets in and gives them out `delay` later; without end.
-fn carry(from: &Packets, to: &Packets, delay: Duration, loss: u64, limit: usize, seed: u64) -> Result<()> {
+fn carry(
+    from: &Packets,
+    to: &Packets,
+    delay: Duration,
+    loss: u64,
+    limit: usize,
+    seed: u64,
+) -> Result<()> {
     let mut dice = Dice::new(seed);
     let mut queue: VecDeque<(Instant, Vec<u8>)> = VecDeque::with_capacity(limit);
     let mut spare: Vec<Vec<u8>> = Vec::new();
     let mut batch = Batch::new(2048);
     loop {
         let idle = Duration::from_secs(1);
-        let due = queue.front().map_or(idle, |(at, _)| at.saturating_duration_since(Instant::now()));
+        let due = queue
+            .front()
+            .map_or(idle, |(at, _)| at.saturating_duration_since(Instant::now()));
         if wait(from, due)? {
             receive(from, &mut batch)?;
             let at = Instant::now() + delay;
@@ -58,11 +71,18 @@ fn carry(from: &Packets, to: &Packets, delay: Duration, loss: u64, limit: usize,
         }
         let now = Instant::now();
         loop {
-            let due = queue.iter().take(BATCH).take_while(|(at, _)| *at <= now).count();
+            let due = queue
+                .iter()
+                .take(BATCH)
+                .take_while(|(at, _)| *at <= now)
+                .count();
             if due == 0 {
                 break;
             }
-            let sent = send(to, queue.iter().take(due).map(|(_, packet)| packet.as_slice()))?;
+            let sent = send(
+                to,
+                queue.iter().take(due).map(|(_, packet)| packet.as_slice()),
+            )?;
             // A full queue of the interface loses what it does not take, as a wire does.
             let gone = if sent == 0 { due } else { sent };
             spare.extend(queue.drain(..gone).map(|(_, packet)| packet));

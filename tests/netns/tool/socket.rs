@@ -24,13 +24,20 @@ pub struct Batch {
 impl Batch {
     /// Room for [`BATCH`] messages of `size` bytes each; longer ones are cut.
     pub fn new(size: usize) -> Batch {
-        Batch { size, bytes: vec![0; size * BATCH], lengths: [0; BATCH], count: 0 }
+        Batch {
+            size,
+            bytes: vec![0; size * BATCH],
+            lengths: [0; BATCH],
+            count: 0,
+        }
     }
 
     /// What the last call brought.
     pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
         let parts = self.bytes.chunks(self.size).zip(self.lengths);
-        parts.take(self.count).map(|(part, length)| part.get(..length).unwrap_or(part))
+        parts
+            .take(self.count)
+            .map(|(part, length)| part.get(..length).unwrap_or(part))
     }
 }
 
@@ -47,11 +54,18 @@ impl Packets {
         // SAFETY: `name` is a string that ends with zero and lives through the call.
         let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
         if index == 0 {
-            return Err(io::Error::last_os_error()).with_context(|| format!("interface {interface}"));
+            return Err(io::Error::last_os_error())
+                .with_context(|| format!("interface {interface}"));
         }
         let all = (libc::ETH_P_ALL as u16).to_be();
         // SAFETY: no pointers; the descriptor is checked and owned at once.
-        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::c_int::from(all)) };
+        let fd = unsafe {
+            libc::socket(
+                libc::AF_PACKET,
+                libc::SOCK_RAW | libc::SOCK_CLOEXEC,
+                libc::c_int::from(all),
+            )
+        };
         if fd < 0 {
             return Err(io::Error::last_os_error()).context("open a packet socket");
         }
@@ -76,8 +90,20 @@ impl Packets {
     fn set(&self, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> Result<()> {
         let length = size_of::<libc::c_int>() as libc::socklen_t;
         // SAFETY: the value is an int of that length and lives through the call.
-        let done = unsafe { libc::setsockopt(self.0.as_raw_fd(), level, option, (&raw const value).cast(), length) };
-        if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()).context("set a socket option") }
+        let done = unsafe {
+            libc::setsockopt(
+                self.0.as_raw_fd(),
+                level,
+                option,
+                (&raw const value).cast(),
+                length,
+            )
+        };
+        if done == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error()).context("set a socket option")
+        }
     }
 
     /// No queueing discipline and no copy to who captures there: for floods.
@@ -100,9 +126,16 @@ impl AsRawFd for Packets {
 /// # Errors
 /// The kernel refuses.
 pub fn wait(socket: &impl AsRawFd, limit: Duration) -> io::Result<bool> {
-    let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let mut poll = libc::pollfd {
+        fd: socket.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
     let seconds = libc::time_t::try_from(limit.as_secs()).unwrap_or(libc::time_t::MAX);
-    let time = libc::timespec { tv_sec: seconds, tv_nsec: libc::c_long::from(limit.subsec_nanos()) };
+    let time = libc::timespec {
+        tv_sec: seconds,
+        tv_nsec: libc::c_long::from(limit.subsec_nanos()),
+    };
     // SAFETY: one pollfd and one timespec that live through the call; no signal mask.
     let ready = unsafe { libc::ppoll(&raw mut poll, 1, &raw const time, std::ptr::null()) };
     match ready {
@@ -121,22 +154,41 @@ pub fn wait(socket: &impl AsRawFd, limit: Duration) -> io::Result<bool> {
 /// Anything but "nothing there".
 pub fn receive(socket: &impl AsRawFd, batch: &mut Batch) -> io::Result<usize> {
     // SAFETY: every field of these plain structures may be zero.
-    let (mut parts, mut heads): ([libc::iovec; BATCH], [libc::mmsghdr; BATCH]) = unsafe { std::mem::zeroed() };
-    for ((part, head), bytes) in parts.iter_mut().zip(&mut heads).zip(batch.bytes.chunks_mut(batch.size)) {
-        *part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    let (mut parts, mut heads): ([libc::iovec; BATCH], [libc::mmsghdr; BATCH]) =
+        unsafe { std::mem::zeroed() };
+    for ((part, head), bytes) in parts
+        .iter_mut()
+        .zip(&mut heads)
+        .zip(batch.bytes.chunks_mut(batch.size))
+    {
+        *part = libc::iovec {
+            iov_base: bytes.as_mut_ptr().cast(),
+            iov_len: bytes.len(),
+        };
         head.msg_hdr.msg_iov = part;
         head.msg_hdr.msg_iovlen = 1;
     }
     // SAFETY: each header points to one part, each part to its own piece of `batch.bytes`; all outlive the call.
     let count = unsafe {
         let none = std::ptr::null_mut();
-        libc::recvmmsg(socket.as_raw_fd(), heads.as_mut_ptr(), BATCH as u32, libc::MSG_DONTWAIT, none)
+        libc::recvmmsg(
+            socket.as_raw_fd(),
+            heads.as_mut_ptr(),
+            BATCH as u32,
+            libc::MSG_DONTWAIT,
+            none,
+        )
     };
     let Ok(count) = usize::try_from(count) else {
         batch.count = 0;
         let error = io::Error::last_os_error();
-        let quiet = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
-            || matches!(error.raw_os_error(), Some(libc::ENETDOWN | libc::ECONNREFUSED));
+        let quiet = matches!(
+            error.kind(),
+            io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+        ) || matches!(
+            error.raw_os_error(),
+            Some(libc::ENETDOWN | libc::ECONNREFUSED)
+        );
         return if quiet { Ok(0) } else { Err(error) };
     };
     batch.count = count;
@@ -150,12 +202,19 @@ pub fn receive(socket: &impl AsRawFd, batch: &mut Batch) -> io::Result<usize> {
 ///
 /// # Errors
 /// It took none, for another reason than a full queue or a link that is down.
-pub fn send<'a>(socket: &impl AsRawFd, messages: impl Iterator<Item = &'a [u8]>) -> io::Result<usize> {
+pub fn send<'a>(
+    socket: &impl AsRawFd,
+    messages: impl Iterator<Item = &'a [u8]>,
+) -> io::Result<usize> {
     // SAFETY: every field of these plain structures may be zero.
-    let (mut parts, mut heads): ([libc::iovec; BATCH], [libc::mmsghdr; BATCH]) = unsafe { std::mem::zeroed() };
+    let (mut parts, mut heads): ([libc::iovec; BATCH], [libc::mmsghdr; BATCH]) =
+        unsafe { std::mem::zeroed() };
     let mut count = 0_u32;
     for ((part, head), bytes) in parts.iter_mut().zip(&mut heads).zip(messages) {
-        *part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        *part = libc::iovec {
+            iov_base: bytes.as_ptr().cast_mut().cast(),
+            iov_len: bytes.len(),
+        };
         head.msg_hdr.msg_iov = part;
         head.msg_hdr.msg_iovlen = 1;
         count += 1;
@@ -166,7 +225,14 @@ pub fn send<'a>(socket: &impl AsRawFd, messages: impl Iterator<Item = &'a [u8]>)
         let error = io::Error::last_os_error();
         let full = matches!(
             error.raw_os_error(),
-            Some(libc::ENOBUFS | libc::EAGAIN | libc::ENETDOWN | libc::ECONNREFUSED | libc::EINTR | libc::EPERM)
+            Some(
+                libc::ENOBUFS
+                    | libc::EAGAIN
+                    | libc::ENETDOWN
+                    | libc::ECONNREFUSED
+                    | libc::EINTR
+                    | libc::EPERM
+            )
         );
         return if full { Ok(0) } else { Err(error) };
     };

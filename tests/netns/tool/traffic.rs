@@ -39,7 +39,10 @@ struct Pace {
 
 impl Pace {
     fn new(rate: u64) -> Pace {
-        Pace { start: Instant::now(), rate: rate.max(1) }
+        Pace {
+            start: Instant::now(),
+            rate: rate.max(1),
+        }
     }
 
     fn wait(&self, sent: u64) {
@@ -56,7 +59,8 @@ pub fn capture(words: &Words) -> Result<()> {
     let (interface, file) = (words.at(0)?, words.at(1)?);
     let stop = stopped()?;
     let socket = Packets::open(interface)?;
-    let kind = std::fs::read_to_string(format!("/sys/class/net/{interface}/type")).unwrap_or_default();
+    let kind =
+        std::fs::read_to_string(format!("/sys/class/net/{interface}/type")).unwrap_or_default();
     let mut writer = Writer::create(Path::new(file), if kind.trim() == "1" { 1 } else { 101 })?;
     let end = Instant::now() + Duration::from_secs(words.or("for", 3600)?);
     let (mut room, mut batch) = (words.or("max", 1_usize << 30)?, Batch::new(LONGEST));
@@ -81,26 +85,47 @@ pub fn capture(words: &Words) -> Result<()> {
 /// The interface or the file fails.
 pub fn replay(words: &Words) -> Result<()> {
     let socket = Packets::open(words.at(0)?)?;
-    let (to, from) = (words.need::<SocketAddrV4>("to")?, words.find::<SocketAddrV4>("from")?);
-    let (alias, target) = (words.find::<SocketAddrV4>("as")?, words.find::<String>("mac")?);
+    let (to, from) = (
+        words.need::<SocketAddrV4>("to")?,
+        words.find::<SocketAddrV4>("from")?,
+    );
+    let (alias, target) = (
+        words.find::<SocketAddrV4>("as")?,
+        words.find::<String>("mac")?,
+    );
     let mut again = Vec::new();
     for old in read(Path::new(words.at(1)?))? {
-        let Some(udp) = frame::udp(&old) else { continue };
-        if udp.to != to || from.is_some_and(|f| f != udp.from) || frame::sealed(udp.payload).is_none() {
+        let Some(udp) = frame::udp(&old) else {
+            continue;
+        };
+        if udp.to != to
+            || from.is_some_and(|f| f != udp.from)
+            || frame::sealed(udp.payload).is_none()
+        {
             continue;
         }
         let target: Mac = match &target {
             Some(text) => super::mac(text)?,
             None => old[..6].try_into()?,
         };
-        again.push(frame::make(old[6..12].try_into()?, target, alias.unwrap_or(udp.from), to, udp.payload));
+        again.push(frame::make(
+            old[6..12].try_into()?,
+            target,
+            alias.unwrap_or(udp.from),
+            to,
+            udp.payload,
+        ));
     }
     let last = words.or("last", usize::MAX)?;
     let again = again.split_off(again.len().saturating_sub(last));
     let pace = Pace::new(words.or("pps", 20_000)?);
     let mut sent = 0;
     while sent < again.len() {
-        let part = again.iter().skip(sent).take(BATCH.min(32)).map(Vec::as_slice);
+        let part = again
+            .iter()
+            .skip(sent)
+            .take(BATCH.min(32))
+            .map(Vec::as_slice);
         let taken = send(&socket, part)?;
         sent += taken;
         pace.wait(sent as u64);
@@ -130,11 +155,19 @@ pub fn thief(words: &Words) -> Result<()> {
         }
         receive(&input, &mut batch)?;
         for old in batch.iter() {
-            let Some(udp) = frame::udp(old).filter(|u| u.from == from && u.to == to) else { continue };
+            let Some(udp) = frame::udp(old).filter(|u| u.from == from && u.to == to) else {
+                continue;
+            };
             if frame::sealed(udp.payload).is_none() {
                 continue;
             }
-            let copy = frame::make(old[6..12].try_into()?, old[..6].try_into()?, alias, to, udp.payload);
+            let copy = frame::make(
+                old[6..12].try_into()?,
+                old[..6].try_into()?,
+                alias,
+                to,
+                udp.payload,
+            );
             copied += send(&output, std::iter::once(copy.as_slice()))? as u64;
         }
     }
@@ -146,7 +179,14 @@ pub fn thief(words: &Words) -> Result<()> {
 const STOCK: u64 = 8192;
 
 /// One datagram of a flood: random, or a frame as if of ours under a receiver index.
-fn junk(n: u64, target: Mac, from: Option<SocketAddrV4>, to: SocketAddrV4, index: Option<u32>, size: usize) -> Vec<u8> {
+fn junk(
+    n: u64,
+    target: Mac,
+    from: Option<SocketAddrV4>,
+    to: SocketAddrV4,
+    index: Option<u32>,
+    size: usize,
+) -> Vec<u8> {
     let mut dice = Dice::new(n);
     let mut payload = vec![0; size];
     dice.fill(&mut payload);
@@ -173,17 +213,29 @@ pub fn flood(words: &Words) -> Result<()> {
     let stop = stopped()?;
     let socket = Packets::open(words.at(0)?)?;
     socket.bypass()?;
-    let (target, to) = (super::mac(&words.need::<String>("mac")?)?, words.need::<SocketAddrV4>("to")?);
-    let (from, index) = (words.find::<SocketAddrV4>("from")?, words.find::<u32>("index")?);
+    let (target, to) = (
+        super::mac(&words.need::<String>("mac")?)?,
+        words.need::<SocketAddrV4>("to")?,
+    );
+    let (from, index) = (
+        words.find::<SocketAddrV4>("from")?,
+        words.find::<u32>("index")?,
+    );
     let (size, count) = (words.or("size", 148_usize)?, words.or("count", u64::MAX)?);
     let pace = Pace::new(words.or("pps", 100_000)?);
     ensure!((16..=1472).contains(&size), "size is 16 to 1472");
     // Made before, so that the flood costs the machine little beside the sending.
-    let frames: Vec<Vec<u8>> = (0..STOCK).map(|n| junk(n, target, from, to, index, size)).collect();
+    let frames: Vec<Vec<u8>> = (0..STOCK)
+        .map(|n| junk(n, target, from, to, index, size))
+        .collect();
     let mut sent = 0;
     while sent < count && !stop.load(Ordering::Relaxed) {
         let left = usize::try_from(count - sent).unwrap_or(usize::MAX);
-        let next = frames.iter().cycle().skip(sent as usize % frames.len()).take(BATCH.min(left));
+        let next = frames
+            .iter()
+            .cycle()
+            .skip(sent as usize % frames.len())
+            .take(BATCH.min(left));
         let taken = send(&socket, next.map(Vec::as_slice))?;
         sent += taken as u64;
         if taken == 0 {
@@ -215,7 +267,10 @@ pub fn blast(words: &Words) -> Result<()> {
         refused += 32 - taken;
         pace.wait(sent + refused);
     }
-    println!("{{\"sent\":{sent},\"refused\":{refused},\"seconds\":{:.3}}}", pace.start.elapsed().as_secs_f64());
+    println!(
+        "{{\"sent\":{sent},\"refused\":{refused},\"seconds\":{:.3}}}",
+        pace.start.elapsed().as_secs_f64()
+    );
     Ok(())
 }
 
@@ -230,7 +285,8 @@ pub fn sink(words: &Words) -> Result<()> {
     nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &(8 << 20))
         .context("a large buffer")?;
     let end = Instant::now() + Duration::from_secs(words.or("for", 60)?);
-    let (mut batch, mut count, mut first, mut last) = (Batch::new(2048), 0_u64, None, Instant::now());
+    let (mut batch, mut count, mut first, mut last) =
+        (Batch::new(2048), 0_u64, None, Instant::now());
     println!("ready");
     while Instant::now() < end && !stop.load(Ordering::Relaxed) {
         let more = wait(&socket, Duration::from_millis(100))?;

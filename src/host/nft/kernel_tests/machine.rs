@@ -38,16 +38,24 @@ fn the_machine_answers_ping_and_names_and_what_it_is_told_to() {
         }
         assert!(from.ping("10.7.1.1") && from.ping("fd00:7::1"));
         for names in ["10.7.1.1:53", "[fd00:7::1]:53"] {
-            assert!(reach(from, names) && from.udp(names, PATIENCE).is_some(), "{names}");
+            assert!(
+                reach(from, names) && from.udp(names, PATIENCE).is_some(),
+                "{names}"
+            );
         }
     }
     // Other addresses of the machine are the machine; those of its other subnet are not even asked.
     assert!(!reach(&lab.a, "192.0.2.1:2222") && lab.a.ping("192.0.2.1"));
-    assert!(!reach(&lab.a, "192.0.2.1:53"), "port 53 of our own addresses only");
+    assert!(
+        !reach(&lab.a, "192.0.2.1:53"),
+        "port 53 of our own addresses only"
+    );
     assert!(!lab.a.ping("10.8.1.1"));
     assert!(closed(&lab) >= 10, "{}", closed(&lab));
     // Who is refused hears of it at once.
-    let (_, text) = lab.peer.try_sh("timeout 3 bash -c 'exec 3<>/dev/tcp/10.7.1.1/2222' 2>&1");
+    let (_, text) = lab
+        .peer
+        .try_sh("timeout 3 bash -c 'exec 3<>/dev/tcp/10.7.1.1/2222' 2>&1");
     assert!(text.contains("No route to host"), "{text}");
     // What the machine itself asks is answered.
     assert!(reach(&lab.host, "10.7.2.1:80") && lab.host.udp("[fd00:7::2]:80", PATIENCE).is_some());
@@ -59,7 +67,10 @@ fn the_machine_answers_ping_and_names_and_what_it_is_told_to() {
         }
     }
     assert!(reach(&lab.a, "192.0.2.1:2222"));
-    assert!(!reach(&lab.c, "10.8.1.1:2222"), "the other subnet has its own policy");
+    assert!(
+        !reach(&lab.c, "10.8.1.1:2222"),
+        "the other subnet has its own policy"
+    );
     assert!(lab.sync(&open("udp/2000-3000", vec![])).is_empty());
     assert!(!reach(&lab.peer, every[0]) && lab.peer.udp(every[0], PATIENCE).is_some());
     assert!(lab.sync(&open("open", vec![])).is_empty());
@@ -75,20 +86,45 @@ fn policies_are_changed_by_elements_alone() {
     let rules = |text: String| text.lines().filter(|l| !l.contains("elements")).count();
     lab.sync(&open(CLOSED, vec![]));
     let before = lab.ruleset();
-    for spec in ["tcp/22,udp/53,tcp/8000-8010", "tcp/1-65535", "tcp/8000-8009,udp/53", "open", "tcp/22"] {
+    for spec in [
+        "tcp/22,udp/53,tcp/8000-8010",
+        "tcp/1-65535",
+        "tcp/8000-8009,udp/53",
+        "open",
+        "tcp/22",
+    ] {
         let mut config = open(spec, vec![]);
-        config.tuns[0].others = vec!["10.7.2.0/24".parse().unwrap(), "10.7.2.9/32".parse().unwrap()];
+        config.tuns[0].others = vec![
+            "10.7.2.0/24".parse().unwrap(),
+            "10.7.2.9/32".parse().unwrap(),
+        ];
         config.tuns[1].others = vec!["fd00:8:0:2::/64".parse().unwrap()];
         assert!(lab.sync(&config).is_empty());
         let (nft, wish) = (lab.nft.clone(), config.clone());
         let listing = lab.host.run(async move {
             let nft = nft.lock().await;
-            assert!(nft.applied.as_ref().unwrap().elements.same(&elements(&wish).0));
+            assert!(
+                nft.applied
+                    .as_ref()
+                    .unwrap()
+                    .elements
+                    .same(&elements(&wish).0)
+            );
             nft.list().await.unwrap().unwrap()
         });
-        assert!(listing.elements.same(&elements(&config).0), "{:?}", listing.elements.delta(&elements(&config).0));
-        assert_eq!(listing.elements.policy("bw-net7"), Some(spec.parse::<HostPolicy>().unwrap()));
-        assert_eq!(listing.elements.policy("bwv00070002"), Some(spec.parse::<HostPolicy>().unwrap()));
+        assert!(
+            listing.elements.same(&elements(&config).0),
+            "{:?}",
+            listing.elements.delta(&elements(&config).0)
+        );
+        assert_eq!(
+            listing.elements.policy("bw-net7"),
+            Some(spec.parse::<HostPolicy>().unwrap())
+        );
+        assert_eq!(
+            listing.elements.policy("bwv00070002"),
+            Some(spec.parse::<HostPolicy>().unwrap())
+        );
         assert_eq!(listing.elements.policy("bw-net8"), Some(HostPolicy::Closed));
     }
     assert!(rules(lab.ruleset()) > 100);
@@ -103,7 +139,10 @@ fn what_is_no_longer_let_in_ends_and_the_rest_goes_on() {
     lab.host.serve(2223);
     lab.sync(&open("tcp/2222,tcp/2223,udp/2222", vec![]));
     let flow = |from: &Ns, to: &str| Arc::new(Mutex::new(from.connect(to, PATIENCE).unwrap().0));
-    let (ends, stays) = (flow(&lab.peer, "10.7.1.1:2222"), flow(&lab.a, "[fd00:7::1]:2223"));
+    let (ends, stays) = (
+        flow(&lab.peer, "10.7.1.1:2222"),
+        flow(&lab.a, "[fd00:7::1]:2223"),
+    );
     let elsewhere = flow(&lab.a, "192.0.2.1:2222");
     let own = flow(&lab.host, "10.7.2.1:80");
     // A server that speaks by itself, and one flow that goes on answering.
@@ -172,12 +211,17 @@ fn what_is_no_longer_let_in_ends_and_the_rest_goes_on() {
 fn a_policy_that_a_killed_process_wrote_is_carried_out_by_the_next() {
     let lab = lab();
     lab.sync(&open("tcp/2222", vec![]));
-    let flow = Arc::new(Mutex::new(lab.peer.connect("10.7.1.1:2222", PATIENCE).unwrap().0));
+    let flow = Arc::new(Mutex::new(
+        lab.peer.connect("10.7.1.1:2222", PATIENCE).unwrap().0,
+    ));
     // The rules of the next policy are written, and then nothing is done about flows.
     let (elements, _) = Elements::of(&open(CLOSED, vec![]), &Barred::default(), &Crowd::new());
     let rules = ruleset::whole(&lab.table(), &elements, &Counters::default());
     lab.host.sh(&format!("nft -f - <<'RULES'\n{rules}RULES"));
-    assert!(echoes(&lab.peer, &flow, PATIENCE), "the rules alone end no connection");
+    assert!(
+        echoes(&lab.peer, &flow, PATIENCE),
+        "the rules alone end no connection"
+    );
     let next = Nft::new(lab.table().trim_start_matches(TABLE_PREFIX), Repair::No);
     let nft = lab.nft.clone();
     lab.host.run(async move { *nft.lock().await = next });
@@ -201,13 +245,21 @@ fn a_map_is_a_permission_of_its_own() {
             true => ("192.0.2.1", "[2001:db8::1]"),
             false => ("10.7.1.1", "[fd00:7::1]"),
         };
-        assert!(from.tcp(&format!("{four}:8080")).is_some() && from.tcp(&format!("{six}:8080")).is_some());
+        assert!(
+            from.tcp(&format!("{four}:8080")).is_some()
+                && from.tcp(&format!("{six}:8080")).is_some()
+        );
         assert!(from.tcp(&format!("{four}:8081")).is_some());
     }
-    assert!(lab.peer.connect("10.7.1.1:2222", SILENCE).is_none(), "the target's port is not opened by it");
+    assert!(
+        lab.peer.connect("10.7.1.1:2222", SILENCE).is_none(),
+        "the target's port is not opened by it"
+    );
     // Narrowing the policy leaves the map's flows alone; narrowing the map ends them.
     lab.sync(&open("tcp/2222", maps.clone()));
-    let flow = Arc::new(Mutex::new(lab.peer.connect("10.7.1.1:8080", PATIENCE).unwrap().0));
+    let flow = Arc::new(Mutex::new(
+        lab.peer.connect("10.7.1.1:8080", PATIENCE).unwrap().0,
+    ));
     lab.sync(&open(CLOSED, maps.clone()));
     assert!(echoes(&lab.peer, &flow, PATIENCE));
     lab.sync(&open(CLOSED, maps[1..].to_vec()));
@@ -221,8 +273,12 @@ fn what_another_program_translates_counts_as_the_machine_by_its_first_port() {
     let lab = lab();
     // As Docker does: a container behind a bridge, published by a rule of its own.
     let container = Ns::new(format!("{}d", lab.host.name));
-    ip(&format!("link add docker0 netns {} type veth peer name eth0 netns {}", lab.host.name, container.name));
-    lab.host.sh("ip addr add 172.17.0.1/16 dev docker0; ip link set docker0 up");
+    ip(&format!(
+        "link add docker0 netns {} type veth peer name eth0 netns {}",
+        lab.host.name, container.name
+    ));
+    lab.host
+        .sh("ip addr add 172.17.0.1/16 dev docker0; ip link set docker0 up");
     container.sh("ip addr add 172.17.0.2/16 dev eth0; ip link set eth0 up; ip route add default via 172.17.0.1");
     container.serve(80);
     lab.host.sh("nft 'add table ip docker; add chain ip docker pre { type nat hook prerouting priority dstnat; }; add rule ip docker pre fib daddr type local tcp dport 8088 dnat to 172.17.0.2:80; add rule ip docker pre fib daddr type local tcp dport 8089 redirect to 2222'");
@@ -232,9 +288,15 @@ fn what_another_program_translates_counts_as_the_machine_by_its_first_port() {
     // A redirect needs an address on the link, which the workloads' have not.
     assert!(!reach(&lab.peer, 8088) && !reach(&lab.peer, 8089) && !reach(&lab.a, 8088));
     assert!(closed(&lab) >= before + 3);
-    assert!(lab.neighbour.tcp("192.0.2.1:8088").is_some(), "not ours to judge");
+    assert!(
+        lab.neighbour.tcp("192.0.2.1:8088").is_some(),
+        "not ours to judge"
+    );
     lab.sync(&open("tcp/80,tcp/2222", vec![]));
-    assert!(!reach(&lab.a, 8088) && !reach(&lab.peer, 8089), "the port it was asked for counts");
+    assert!(
+        !reach(&lab.a, 8088) && !reach(&lab.peer, 8089),
+        "the port it was asked for counts"
+    );
     lab.sync(&open("tcp/8088,tcp/8089", vec![]));
     assert!(reach(&lab.peer, 8088) && reach(&lab.peer, 8089) && reach(&lab.a, 8088));
     // Also into a workload of the same or another subnet.
@@ -254,16 +316,22 @@ fn a_member_that_floods_leaves_conntrack_to_others() {
     let lab = lab();
     let mut config = open("udp/10000-50000", vec![]);
     // Two members, the second behind the same link.
-    config.tuns[0].others = vec!["10.7.2.0/24".parse().unwrap(), "10.7.3.0/24".parse().unwrap()];
+    config.tuns[0].others = vec![
+        "10.7.2.0/24".parse().unwrap(),
+        "10.7.3.0/24".parse().unwrap(),
+    ];
     lab.sync(&config);
     let before = lab.ruleset();
     lab.peer.sh("ip addr add 10.7.3.1/32 dev tun0");
-    lab.host.sh("ip neigh add 10.7.3.1 lladdr 02:00:00:00:00:70 dev bw-net7");
+    lab.host
+        .sh("ip neigh add 10.7.3.1 lladdr 02:00:00:00:00:70 dev bw-net7");
     let sent = ruleset::MEMBER_CONNECTIONS.0 + 2000;
     lab.peer.run(async move {
         let socket = UdpSocket::bind("10.7.2.1:0").await.unwrap();
         for port in 0..sent {
-            let _ = socket.send_to(b"x", ("10.7.1.1", 10_000 + port as u16)).await;
+            let _ = socket
+                .send_to(b"x", ("10.7.1.1", 10_000 + port as u16))
+                .await;
             if port % 64 == 0 {
                 tokio::task::yield_now().await;
             }
@@ -274,10 +342,16 @@ fn a_member_that_floods_leaves_conntrack_to_others() {
     let other = lab.peer.run(async {
         let socket = UdpSocket::bind("10.7.3.1:0").await.unwrap();
         socket.send_to(b"x", ("10.7.1.1", 53)).await.unwrap();
-        tokio::time::timeout(PATIENCE, socket.recv(&mut [0; 100])).await.is_ok()
+        tokio::time::timeout(PATIENCE, socket.recv(&mut [0; 100]))
+            .await
+            .is_ok()
     });
     assert!(other, "the other member is answered");
-    assert_eq!(lab.ruleset(), before, "counting leaves no trace in the listing");
+    assert_eq!(
+        lab.ruleset(),
+        before,
+        "counting leaves no trace in the listing"
+    );
 }
 
 #[test]
@@ -288,7 +362,10 @@ fn a_barred_link_forwards_maps_and_translated_packets_and_nothing_else() {
     config.maps = web();
     // A network behind the host that is none of ours.
     let private = Ns::new(format!("{}p", lab.host.name));
-    ip(&format!("link add in1 netns {} type veth peer name in2 netns {}", lab.host.name, private.name));
+    ip(&format!(
+        "link add in1 netns {} type veth peer name in2 netns {}",
+        lab.host.name, private.name
+    ));
     lab.host
         .sh("ip addr add 198.51.100.1/24 dev in1; ip -6 addr add 2001:db8:9::1/64 dev in1 nodad; ip link set in1 up");
     private
@@ -302,17 +379,36 @@ fn a_barred_link_forwards_maps_and_translated_packets_and_nothing_else() {
     let (four, six) = ("198.51.100.2:80", "[2001:db8:9::2]:80");
     let bar = |v4: bool, v6: bool, all_v6: bool| {
         let link = |on: bool| on.then(|| "lan0".to_owned()).into_iter().collect();
-        lab.sync_barred(&config, &Barred { v4: link(v4), v6: link(v6), all_v6 })
+        lab.sync_barred(
+            &config,
+            &Barred {
+                v4: link(v4),
+                v6: link(v6),
+                all_v6,
+            },
+        )
     };
     assert!(bar(false, false, false).is_empty());
     assert!(passes(four) && passes(six), "the host is a router");
-    for (v4, v6, all_v6) in [(true, false, false), (false, true, false), (false, false, true), (true, true, false)] {
+    for (v4, v6, all_v6) in [
+        (true, false, false),
+        (false, true, false),
+        (false, false, true),
+        (true, true, false),
+    ] {
         assert!(bar(v4, v6, all_v6).is_empty());
-        assert_eq!((passes(four), passes(six)), (!v4, !(v6 || all_v6)), "{v4} {v6} {all_v6}");
+        assert_eq!(
+            (passes(four), passes(six)),
+            (!v4, !(v6 || all_v6)),
+            "{v4} {v6} {all_v6}"
+        );
         // Our maps, and what other links begin, pass.
         assert!(passes("192.0.2.1:8080") && passes("[2001:db8::1]:8080"));
         assert!(private.connect("192.0.2.2:81", PATIENCE).is_some());
-        assert_eq!(private.connect("[2001:db8::2]:81", SILENCE).is_some(), !all_v6);
+        assert_eq!(
+            private.connect("[2001:db8::2]:81", SILENCE).is_some(),
+            !all_v6
+        );
     }
     // A datagram, and a segment of no connection.
     assert_eq!(n.udp(four, SILENCE), None);

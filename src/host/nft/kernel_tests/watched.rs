@@ -12,7 +12,10 @@ fn a_flushed_or_altered_table_is_repaired_within_a_second() {
     config.maps = web();
     lab.sync(&config);
     assert!(lab.neighbour.tcp("192.0.2.1:8080").is_some());
-    assert_eq!(lab.counts().maps[&MapKey::of(&config.maps[2])].connections, 1);
+    assert_eq!(
+        lab.counts().maps[&MapKey::of(&config.maps[2])].connections,
+        1
+    );
     let good = lab.ruleset();
     let (nft, wish, syncs) = (lab.nft.clone(), config.clone(), Arc::new(AtomicU32::new(0)));
     let (stop, count) = (CancellationToken::new(), syncs.clone());
@@ -24,7 +27,11 @@ fn a_flushed_or_altered_table_is_repaired_within_a_second() {
         let repairing = tokio::spawn(async move {
             loop {
                 changed.notified().await;
-                nft.lock().await.sync(&wish, &Barred::default(), &Crowd::new()).await.unwrap();
+                nft.lock()
+                    .await
+                    .sync(&wish, &Barred::default(), &Crowd::new())
+                    .await
+                    .unwrap();
                 count.fetch_add(1, Ordering::Relaxed);
             }
         });
@@ -50,13 +57,18 @@ fn a_flushed_or_altered_table_is_repaired_within_a_second() {
     // Again and again, each as soon as the last is repaired: it comes while the table that was just written is read back.
     for harm in harms.iter().cycle().take(6 * harms.len()) {
         lab.host.sh(harm);
-        assert!(until(&|| lab.ruleset() == good), "{harm}:\n{}", lab.ruleset());
+        assert!(
+            until(&|| lab.ruleset() == good),
+            "{harm}:\n{}",
+            lab.ruleset()
+        );
     }
     // Our own changes and those of other tables are no alarm.
     let quiet = |n: u32| until(&|| syncs.load(Ordering::Relaxed) > n);
     while quiet(syncs.load(Ordering::Relaxed)) {}
     let before = syncs.load(Ordering::Relaxed);
-    lab.host.sh("nft add table ip other; nft add chain ip other c; nft delete table ip other");
+    lab.host
+        .sh("nft add table ip other; nft add chain ip other c; nft delete table ip other");
     let mut more = config.clone();
     more.maps.pop();
     lab.sync(&more);
@@ -78,9 +90,13 @@ fn what_overflowed_is_not_blamed_on_the_next_program() {
     let mut config = wanted();
     lab.sync(&config);
     let nft = lab.nft.clone();
-    let watcher = lab.host.run(async move { nft.lock().await.watch().unwrap() });
+    let watcher = lab
+        .host
+        .run(async move { nft.lock().await.watch().unwrap() });
     // Nobody reads while this is written.
-    config.maps = (10_000u16..13_000).map(|port| map(7, Proto::Tcp, "0.0.0.0", port, "10.7.1.2", 80)).collect();
+    config.maps = (10_000u16..13_000)
+        .map(|port| map(7, Proto::Tcp, "0.0.0.0", port, "10.7.1.2", 80))
+        .collect();
     lab.sync(&config);
     let (alarms, stop) = (Arc::new(AtomicU32::new(0)), CancellationToken::new());
     let (count, token) = (alarms.clone(), stop.clone());
@@ -103,7 +119,8 @@ fn what_overflowed_is_not_blamed_on_the_next_program() {
     std::thread::sleep(SILENCE);
     let before = rung();
     assert!((1..=2).contains(&before), "{before} alarms");
-    lab.host.sh("nft add table ip other; nft delete table ip other");
+    lab.host
+        .sh("nft add table ip other; nft delete table ip other");
     std::thread::sleep(SILENCE);
     assert_eq!(rung(), before, "another program's own table is no alarm");
     lab.host.sh("nft flush map inet byway_0123abcd any4");

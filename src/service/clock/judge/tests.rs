@@ -21,9 +21,14 @@ fn peer(n: u8) -> PeerId {
 
 /// A subnet where all of these are, by rank, and nobody is away.
 fn ranks(owner: &[u8], admins: &[u8], plain: &[u8]) -> Voices {
-    let ranks = [owner, admins, plain].map(|rank| rank.iter().copied().map(peer).collect::<Vec<_>>());
+    let ranks =
+        [owner, admins, plain].map(|rank| rank.iter().copied().map(peer).collect::<Vec<_>>());
     let members = Arc::new(ranks.iter().flatten().copied().collect());
-    Voices { ranks, members, guests: false }
+    Voices {
+        ranks,
+        members,
+        guests: false,
+    }
 }
 
 /// A subnet of plain members.
@@ -46,9 +51,20 @@ struct Machine {
 impl Machine {
     fn new() -> Machine {
         let start = Instant::now();
-        let opinion = Opinion::new(Reading { unix_ms: 1_800_000_000_000, at: start });
+        let opinion = Opinion::new(Reading {
+            unix_ms: 1_800_000_000_000,
+            at: start,
+        });
         let (subnets, others) = (BTreeMap::new(), BTreeMap::new());
-        Machine { start, passed: 0, ahead: 0, held: Held::default(), opinion, subnets, others }
+        Machine {
+            start,
+            passed: 0,
+            ahead: 0,
+            held: Held::default(),
+            opinion,
+            subnets,
+            others,
+        }
     }
 
     /// Long after the start, with one member that agrees.
@@ -67,31 +83,49 @@ impl Machine {
     fn between(home: Voices, foreign: Voices) -> Machine {
         let mut machine = Machine::new();
         let said = |peer: &PeerId| (*peer, if peer.0[0] > 100 { 150 } else { 0 });
-        machine.others = [&home, &foreign].into_iter().flat_map(|s| s.members.iter()).map(said).collect();
+        machine.others = [&home, &foreign]
+            .into_iter()
+            .flat_map(|s| s.members.iter())
+            .map(said)
+            .collect();
         machine.subnets = BTreeMap::from([(HOME, home), (FOREIGN, foreign)]);
         machine
     }
 
     fn clock(&self) -> Reading {
         let unix_ms = (1_800_000_000 + self.passed).saturating_add_signed(self.ahead) * 1000;
-        Reading { unix_ms, at: self.start + Duration::from_secs(self.passed) }
+        Reading {
+            unix_ms,
+            at: self.start + Duration::from_secs(self.passed),
+        }
     }
 
     /// Everybody who is there says what its clock shows.
     fn answer(&mut self) {
         for peer in self.connected() {
             let theirs = self.others.get(&peer).copied().unwrap_or(0);
-            self.held.offsets.insert(peer, ((theirs - self.ahead) * 1000, self.clock()));
+            self.held
+                .offsets
+                .insert(peer, ((theirs - self.ahead) * 1000, self.clock()));
         }
     }
 
     fn connected(&self) -> Vec<PeerId> {
-        self.subnets.values().flat_map(|s| s.ranks.iter().flatten()).copied().collect()
+        self.subnets
+            .values()
+            .flat_map(|s| s.ranks.iter().flatten())
+            .copied()
+            .collect()
     }
 
     /// Nobody of a subnet is there any more; all are members as before.
     fn deserted(&mut self, subnet: SubnetId) {
-        for rank in self.subnets.get_mut(&subnet).into_iter().flat_map(|s| s.ranks.iter_mut()) {
+        for rank in self
+            .subnets
+            .get_mut(&subnet)
+            .into_iter()
+            .flat_map(|s| s.ranks.iter_mut())
+        {
             rank.clear();
         }
     }
@@ -120,20 +154,44 @@ impl Machine {
     }
 }
 
-const BELIEVED: Word = Word { doubted: false, agreed: true };
-const DOUBTED: Word = Word { doubted: true, agreed: false };
-const UNSURE: Word = Word { doubted: false, agreed: false };
+const BELIEVED: Word = Word {
+    doubted: false,
+    agreed: true,
+};
+const DOUBTED: Word = Word {
+    doubted: true,
+    agreed: false,
+};
+const UNSURE: Word = Word {
+    doubted: false,
+    agreed: false,
+};
 
 #[test]
 fn most_members_decide_whose_clock_is_wrong() {
     let verdict = |known: &[(PeerId, i64)]| plain(&[1, 2, 3]).verdict(known);
     assert_eq!(verdict(&[]), Verdict::Divided);
     assert_eq!(verdict(&[(peer(1), 900)]), Verdict::Agreed);
-    assert_eq!(verdict(&[(peer(1), 60_000)]), Verdict::Agreed, "a minute is ordinary");
+    assert_eq!(
+        verdict(&[(peer(1), 60_000)]),
+        Verdict::Agreed,
+        "a minute is ordinary"
+    );
     assert_eq!(verdict(&[(peer(1), -DAY)]), Verdict::Off);
-    assert_eq!(verdict(&[(peer(1), DAY), (peer(2), 0)]), Verdict::Divided, "one against one tells nothing");
-    assert_eq!(verdict(&[(peer(1), DAY), (peer(2), 0), (peer(3), -5)]), Verdict::Agreed);
-    assert_eq!(verdict(&[(peer(7), DAY), (peer(8), DAY)]), Verdict::Divided, "they are in another subnet");
+    assert_eq!(
+        verdict(&[(peer(1), DAY), (peer(2), 0)]),
+        Verdict::Divided,
+        "one against one tells nothing"
+    );
+    assert_eq!(
+        verdict(&[(peer(1), DAY), (peer(2), 0), (peer(3), -5)]),
+        Verdict::Agreed
+    );
+    assert_eq!(
+        verdict(&[(peer(7), DAY), (peer(8), DAY)]),
+        Verdict::Divided,
+        "they are in another subnet"
+    );
 }
 
 #[test]
@@ -141,17 +199,40 @@ fn the_owner_and_the_admins_are_not_outvoted_by_plain_members() {
     let subnet = ranks(&[1], &[2, 3, 4], &[5, 6, 7, 8, 9]);
     // Who is heard, and whose clocks differ.
     let verdict = |heard: &[u8], off: &[u8]| {
-        let known: Vec<_> = heard.iter().map(|n| (peer(*n), if off.contains(n) { DAY } else { 0 })).collect();
+        let known: Vec<_> = heard
+            .iter()
+            .map(|n| (peer(*n), if off.contains(n) { DAY } else { 0 }))
+            .collect();
         subnet.verdict(&known)
     };
     let (all, liars) = ([1, 2, 3, 4, 5, 6, 7, 8, 9], [5, 6, 7, 8, 9]);
     assert_eq!(verdict(&all, &liars), Verdict::Agreed);
-    assert_eq!(verdict(&[1, 5, 6, 7, 8, 9], &liars), Verdict::Agreed, "the owner alone");
-    assert_eq!(verdict(&[2, 3, 4, 5, 6, 7, 8, 9], &[4, 5, 6, 7, 8, 9]), Verdict::Agreed, "two admins of three");
-    assert_eq!(verdict(&[1, 5, 6, 7, 8, 9], &[1]), Verdict::Off, "nor is what they contradict");
+    assert_eq!(
+        verdict(&[1, 5, 6, 7, 8, 9], &liars),
+        Verdict::Agreed,
+        "the owner alone"
+    );
+    assert_eq!(
+        verdict(&[2, 3, 4, 5, 6, 7, 8, 9], &[4, 5, 6, 7, 8, 9]),
+        Verdict::Agreed,
+        "two admins of three"
+    );
+    assert_eq!(
+        verdict(&[1, 5, 6, 7, 8, 9], &[1]),
+        Verdict::Off,
+        "nor is what they contradict"
+    );
     assert_eq!(verdict(&[2, 3, 4, 5, 6, 7, 8, 9], &[2, 3]), Verdict::Off);
-    assert_eq!(verdict(&[1, 2, 3, 4], &[2, 3, 4]), Verdict::Agreed, "the owner before admins");
-    assert_eq!(verdict(&[2, 3, 5, 6, 7], &[2, 5, 6]), Verdict::Off, "where admins are divided the others decide");
+    assert_eq!(
+        verdict(&[1, 2, 3, 4], &[2, 3, 4]),
+        Verdict::Agreed,
+        "the owner before admins"
+    );
+    assert_eq!(
+        verdict(&[2, 3, 5, 6, 7], &[2, 5, 6]),
+        Verdict::Off,
+        "where admins are divided the others decide"
+    );
     assert_eq!(verdict(&[2, 3, 5, 6, 7], &[2, 5]), Verdict::Agreed);
 }
 
@@ -159,7 +240,10 @@ fn the_owner_and_the_admins_are_not_outvoted_by_plain_members() {
 fn members_of_one_subnet_stop_nothing_in_another() {
     let mut machine = Machine::between(plain(&[1]), ranks(&[101], &[102], &[103, 104]));
     assert_eq!(machine.seconds(10), [BELIEVED, DOUBTED]);
-    assert!(!machine.opinion.contradicted(), "one subnet confirms the clock");
+    assert!(
+        !machine.opinion.contradicted(),
+        "one subnet confirms the clock"
+    );
     // What was said at home stands when everybody there has gone.
     machine.deserted(HOME);
     assert_eq!(machine.seconds(300), [UNSURE, DOUBTED]);
@@ -225,7 +309,13 @@ fn the_word_of_who_was_removed_does_not_stand() {
     assert_eq!(machine.seconds(10)[0], DOUBTED);
     machine.deserted(HOME);
     assert_eq!(machine.seconds(10)[0], DOUBTED);
-    machine.subnets.insert(HOME, Voices { members: Arc::new([peer(9)].into()), ..Voices::default() });
+    machine.subnets.insert(
+        HOME,
+        Voices {
+            members: Arc::new([peer(9)].into()),
+            ..Voices::default()
+        },
+    );
     assert_eq!(machine.seconds(1)[0], UNSURE);
 }
 
@@ -248,8 +338,15 @@ fn who_has_a_say_follows_from_the_grants_and_seats() {
     };
     let now = 1_800_000_000;
     let mut subnet = owner.found(founding, now).unwrap();
-    let given = [(2, Role::Admin, Term::Full), (3, Role::Member, Term::Full), (4, Role::Member, Term::Ephemeral)];
-    for (n, role, term) in given.into_iter().chain([5, 6, 7, 8].map(|n| (n, Role::Member, Term::Trial))) {
+    let given = [
+        (2, Role::Admin, Term::Full),
+        (3, Role::Member, Term::Full),
+        (4, Role::Member, Term::Ephemeral),
+    ];
+    for (n, role, term) in given
+        .into_iter()
+        .chain([5, 6, 7, 8].map(|n| (n, Role::Member, Term::Trial)))
+    {
         let ask = Ask {
             subnet: subnet.records.id,
             joiner: me(n).peer,
@@ -261,16 +358,27 @@ fn who_has_a_say_follows_from_the_grants_and_seats() {
             asked: now,
             proof: None,
         };
-        subnet.admit(&owner.me, &ask, (role, term), &BTreeMap::new(), now).unwrap();
+        subnet
+            .admit(&owner.me, &ask, (role, term), &BTreeMap::new(), now)
+            .unwrap();
     }
     let roll = subnet.records.roll();
     let members = Arc::new(roll.members.keys().copied().collect());
     // The last one is no member at all.
     let connected: Vec<PeerId> = (1..=9).map(|n| me(n).peer).collect();
     let voices = Voices::of(&roll, Arc::clone(&members), &connected);
-    assert_eq!(voices.ranks, [vec![me(1).peer], vec![me(2).peer], vec![me(3).peer, me(4).peer]]);
+    assert_eq!(
+        voices.ranks,
+        [
+            vec![me(1).peer],
+            vec![me(2).peer],
+            vec![me(3).peer, me(4).peer]
+        ]
+    );
     // An outsider with four keys against one member; then the outsider alone, as if nobody were there.
-    let mut known: Vec<_> = [3, 5, 6, 7, 8].map(|n| (me(n).peer, if n == 3 { 0 } else { DAY })).into();
+    let mut known: Vec<_> = [3, 5, 6, 7, 8]
+        .map(|n| (me(n).peer, if n == 3 { 0 } else { DAY }))
+        .into();
     known.sort_unstable();
     assert_eq!(voices.verdict(&known), Verdict::Agreed);
     let guests = Voices::of(&roll, members, &connected[4..]);
@@ -302,7 +410,10 @@ fn a_clock_is_no_better_because_whoever_said_so_is_gone() {
     machine.answer();
     assert!(machine.second());
     machine.deserted(HOME);
-    assert!((0..300).all(|_| machine.second()), "nobody has said that it is right");
+    assert!(
+        (0..300).all(|_| machine.second()),
+        "nobody has said that it is right"
+    );
     // Set right with nobody there to say so: what was said was of another clock.
     machine.ahead = 0;
     assert_eq!((0..10).position(|_| !machine.second()), Some(2));
@@ -314,7 +425,10 @@ fn an_answer_that_is_too_old_does_not_make_a_clock_right() {
     machine.ahead = YEARS;
     machine.second();
     machine.answer();
-    assert!((0..300).all(|_| machine.second()), "it is there and answers no more");
+    assert!(
+        (0..300).all(|_| machine.second()),
+        "it is there and answers no more"
+    );
 }
 
 #[test]
