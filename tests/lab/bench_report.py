@@ -4,6 +4,7 @@ VALUES has lines "name, congestion, setting, metric, value" with tabs between. W
 latter; ends with 1 where a figure that must be reached is not.
 """
 import json
+import math
 import os
 import statistics
 import sys
@@ -79,6 +80,7 @@ def local():
             added = less(own(metric), raw(metric))
             most(f"the same on one processor, none else to be woken, {what}, {cc}", bound, "", added, "ms", f"{show(own(metric), 3)} to {show(raw(metric), 3)} ms", 3)
         most(f"ping under load, average, {cc}", 1.5, "", own("ping_loaded_ms"), "ms", f"raw {show(raw('ping_loaded_ms'))} ms")
+        beside_base(cc)
     # UDP has no congestion control: all rounds count.
     both = lambda name, metric: pooled(name, "on", metric)
     offered = float(os.environ["UDP64_PPS"]) / 1000
@@ -159,17 +161,64 @@ def peers():
 
 def idle():
     for cc in CONGESTION:
-        if ("byway", cc, "idle") in MEDIANS:
-            most("idle traffic of a pair, both directions", 1000, "", get("byway", cc, "idle", "bytes_per_s"), "B/s", "", 0)
-            most("idle processor time of a daemon with one peer", 1, "", get("byway", cc, "idle", "cpu_percent"), "% of a core", f"{show(get('byway', cc, 'idle', 'rss_kb'), 0)} kB resident")
+        if ("byway", cc, "idle-1") not in MEDIANS:
+            continue
+        one = lambda metric: get("byway", cc, "idle-1", metric)
+        three = lambda metric: get("byway", cc, "idle-3", metric)
+        most("idle traffic of a pair, both directions", 1000, "", one("bytes_per_s"), "B/s", "", 0)
+        most("idle processor time of a daemon with one peer", 1, "", one("cpu_percent"), "% of a core", f"{show(one('rss_kb'), 0)} kB resident", 3)
+        for what, metric, unit, digits in (("traffic", "bytes_per_s", "B/s", 0), ("processor time", "cpu_percent", "% of a core", 3)):
+            beside = f"{show(three(metric), digits)} beside {show(one(metric), digits)} {unit}"
+            most(f"idle {what} of a pair that shares three subnets", 1.2, "", ratio(three(metric), one(metric)), "of one that shares one", beside)
+
+
+# The 97.5th percentile of Student's t, by degrees of freedom from 1 on; 1.96 beyond.
+STUDENT = [12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09]
+
+
+def interval(pairs):
+    """The geometric mean of the ratios of pairs with its 95 % interval: ratios are compared by their logarithms."""
+    logs = [math.log(own / base) for own, base in pairs if own > 0 and base > 0]
+    if len(logs) < 2:
+        return None
+    middle = statistics.mean(logs)
+    free = len(logs) - 1
+    student = STUDENT[free - 1] if free <= len(STUDENT) else 1.96
+    half = student * statistics.stdev(logs) / math.sqrt(len(logs))
+    return math.exp(middle - half), math.exp(middle), math.exp(middle + half)
+
+
+def beside_base(cc):
+    """Each figure of `local` beside that of BYWAY_BASE in the same round; above 1 is better, also for what should be small."""
+    own, base = VALUES.get(("byway", cc, "on"), {}), VALUES.get(("base", cc, "on"), {})
+    for metric, work, larger in (
+        ("tcp1_gbit", "TCP, 1 stream", True),
+        ("tcp4_gbit", "TCP, 4 streams", True),
+        ("cpu_s_per_gb", "CPU for each GB of one TCP stream", False),
+        ("ping_idle_ms", "idle ping", False),
+        ("ping_one_ms", "idle ping on one processor", False),
+        ("ping_loaded_ms", "ping under load", False),
+        ("udp64_kpps", "UDP 64 B", True),
+        ("udp1200_gbit", "UDP 1200 B", True),
+    ):
+        mine, former = own.get(metric, []), base.get(metric, [])
+        if not former:
+            continue
+        pairs = list(zip(mine, former)) if larger else list(zip(former, mine))
+        # A round that failed leaves the two without their partners: no pair is made up.
+        found = interval(pairs) if len(mine) == len(former) else None
+        got = "-" if found is None else f"{found[1]:.2f} ({found[0]:.2f} to {found[2]:.2f})"
+        medians = f"medians {show(statistics.median(mine), 3) if mine else '-'} beside {show(statistics.median(former), 3)}, {len(pairs)} pairs"
+        row(f"{work}, {cc}, beside the base", "interval not wholly below 0.97", "", got, None if found is None else found[2] >= 0.97, medians)
 
 
 def model():
     own = lambda metric: get("byway", "-", "model", metric)
+    most("View after one changed document, at 1,000 members x 50 workloads", 10, "", own("next_view_ms"), "ms")
     row("View of 1,000 members x 50 workloads", "reported", "", f"whole {show(own('view_ms'), 0)} ms, {show(own('view_kb'), 0)} kB; after one changed document {show(own('next_view_ms'), 2)} ms, {show(own('next_view_kb'), 0)} kB more", True)
     worst = [own(f"{what}_ms") for what in ("receive", "save", "document", "dns_add", "upkeep", "compare", "pull", "ask")]
     most("node's thread for a message, an own command or upkeep there", 5, "", max(filter(None, worst), default=None), "ms", f"one document {show(own('document_ms'), 1)} ms, dns add {show(own('dns_add_ms'), 1)} ms, upkeep {show(own('upkeep_ms'), 1)} ms; 64 documents {show(own('save_ms'), 1)} ms, saved after {show(own('saved_ms'), 1)} ms", 1)
-    row("lookup among 100,000 prefixes", "reported", "", f"{show(own('lookup_ns'), 0)} ns", True)
+    most("lookup among 100,000 prefixes", 40, "", own("lookup_ns"), "ns", "", 0)
 
 
 def head():
