@@ -31,6 +31,7 @@ mod counters;
 mod handler;
 mod listen;
 mod question;
+mod reverse;
 mod upstream;
 mod way;
 mod zone;

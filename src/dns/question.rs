@@ -15,7 +15,8 @@ use hickory_server::server::Request;
 use hickory_server::zone_handler::{MessageResponseBuilder, Queries};
 use ipnet::IpNet;
 
-use super::zone::{Answer, ZoneIndex, owned_reverse};
+use super::reverse::owned_reverse;
+use super::zone::{Answer, ZoneIndex};
 
 /// Largest UDP answer in bytes: passes every usual path unfragmented (DNS flag day 2020).
 pub const MAX_UDP: u16 = 1232;
