@@ -1,48 +1,26 @@
 //! Links, addresses, routes, rules and neighbours over rtnetlink, in the namespace of the thread that opened it.
 
+mod changes;
+mod messages;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
-use std::os::fd::{AsRawFd, BorrowedFd};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use futures::{Stream, TryStreamExt};
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::address::{
-    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
-};
-use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage};
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
-};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType, RouteVia,
-};
-use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use netlink_packet_route::address::{AddressHeaderFlags, AddressMessage, AddressScope};
+use netlink_packet_route::neighbour::NeighbourState;
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::Handle;
 use tokio::task::JoinHandle;
 
-use super::rules::rule_message;
-use crate::model::host::{
-    Change, Link, LinkSet, NamespaceState, PROTOCOL, Route, Rule, TABLE, WorkloadConfig,
-    alias_name, host_mac, inner_mac,
-};
+pub use messages::LinkInfo;
+use messages::RouteInfo;
+pub(super) use messages::{link_info, local_address, neighbour_of, route_info};
 
-/// A link as the kernel lists it.
-#[derive(Debug, Clone, Default)]
-pub struct LinkInfo {
-    /// Index.
-    pub index: u32,
-    /// Name.
-    pub name: String,
-    /// Loopback.
-    pub loopback: bool,
-    /// Index of the other end of a pair, in its own namespace.
-    pub other_end: u32,
-    /// Number the other end's namespace has here.
-    pub other_netns: Option<i32>,
-    /// What we compare.
-    pub link: Link,
-}
+use crate::model::host::{NamespaceState, Route, Rule, TABLE, alias_name};
 
 /// A look at one namespace.
 pub(super) struct Look {
@@ -57,16 +35,6 @@ pub(super) struct Look {
     pub ends: BTreeMap<String, u32>,
     /// Numbers of the namespaces those are in.
     pub numbers: BTreeMap<String, i32>,
-}
-
-/// A route as the kernel lists it, of whatever table.
-pub(super) struct RouteInfo {
-    pub(super) route: Route,
-    pub(super) link: Option<u32>,
-    /// Gateways of a route over several links, and of another family.
-    pub(super) hops: Vec<IpAddr>,
-    pub(super) ours: bool,
-    kind: RouteType,
 }
 
 /// One netlink connection for requests.
@@ -97,14 +65,6 @@ pub(super) fn errno(error: &rtnetlink::Error) -> Option<i32> {
     match error {
         rtnetlink::Error::NetlinkError(message) => Some(message.raw_code().abs()),
         _ => None,
-    }
-}
-
-/// A refusal that says the state is as wanted already.
-fn unless(result: Result<(), rtnetlink::Error>, fine: &[i32]) -> anyhow::Result<()> {
-    match result {
-        Err(error) if errno(&error).is_some_and(|code| fine.contains(&code)) => Ok(()),
-        other => other.map_err(plain),
     }
 }
 
@@ -316,220 +276,6 @@ impl Netlink {
         Ok(look)
     }
 
-    /// Makes one change to links, addresses, routes, rules or neighbours.
-    ///
-    /// # Errors
-    /// When the kernel refuses; what is done or gone already is no error.
-    pub async fn apply(&self, change: &Change) -> anyhow::Result<()> {
-        match change {
-            Change::Conflict { link, .. } => bail!("a link named {link} exists that is not ours"),
-            Change::DeleteLink { name, .. } => self.delete_link(name).await,
-            Change::Rename { from, to, .. } => self.rename(from, to).await,
-            Change::SetLink { link, set, .. } => self.set_link(link, set).await,
-            Change::AddAddress { link, address, .. } => self.add_address(link, *address).await,
-            Change::DelAddress { link, address, .. } => self.del_address(link, *address).await,
-            Change::SetNeighbour {
-                link, address, mac, ..
-            } => {
-                let index = self.index(link).await?;
-                let request = self
-                    .handle
-                    .neighbours()
-                    .add(index, *address)
-                    .link_layer_address(mac)
-                    .replace();
-                request.execute().await.map_err(plain)
-            }
-            Change::DelNeighbour { link, address, .. } => {
-                let index = self.index(link).await?;
-                let mut request = self.handle.neighbours().add(index, *address);
-                let message = std::mem::take(request.message_mut());
-                unless(
-                    self.handle.neighbours().del(message).execute().await,
-                    &[libc::ENOENT, libc::ESRCH],
-                )
-            }
-            Change::SetRoute { route, replace, .. } => {
-                let message = self.route_message(route).await?;
-                let mut request = self.handle.route().add(message);
-                if *replace {
-                    request = request.replace();
-                }
-                request.execute().await.map_err(plain)
-            }
-            Change::DelRoute { route, .. } => {
-                let message = self.route_message(route).await?;
-                unless(
-                    self.handle.route().del(message).execute().await,
-                    &[libc::ESRCH, libc::ENOENT],
-                )
-            }
-            Change::AddRule { rule, .. } => {
-                let mut request = self.handle.rule().add();
-                *request.message_mut() = rule_message(rule);
-                unless(request.execute().await, &[libc::EEXIST])
-            }
-            Change::DelRule { rule, .. } => {
-                let message = rule_message(rule);
-                unless(
-                    self.handle.rule().del(message).execute().await,
-                    &[libc::ENOENT, libc::ESRCH],
-                )
-            }
-            other => bail!("{other} is not done over netlink"),
-        }
-    }
-
-    /// Makes a veth pair with the far end in the namespace of that descriptor.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub async fn create_veth(
-        &self,
-        instance: &str,
-        workload: &WorkloadConfig,
-        netns: BorrowedFd<'_>,
-    ) -> anyhow::Result<()> {
-        let inner = workload
-            .mac
-            .unwrap_or_else(|| inner_mac(instance, &workload.host_link));
-        let peer = LinkMessageBuilder::<LinkUnspec>::new()
-            .name(workload.inner_link.clone())
-            .address(inner.to_vec())
-            .mtu(u32::from(workload.mtu))
-            .setns_by_fd(netns.as_raw_fd())
-            .build();
-        let pair = LinkVeth::new(&workload.host_link, &workload.inner_link)
-            .address(host_mac(instance, &workload.host_link).to_vec())
-            .mtu(u32::from(workload.mtu))
-            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
-            .build();
-        self.handle.link().add(pair).execute().await.map_err(plain)
-    }
-
-    async fn delete_link(&self, name: &str) -> anyhow::Result<()> {
-        let Ok(index) = self.index(name).await else {
-            return Ok(());
-        };
-        unless(
-            self.handle.link().del(index).execute().await,
-            &[libc::ENODEV],
-        )
-    }
-
-    /// Older kernels rename only what is down.
-    async fn rename(&self, from: &str, to: &str) -> anyhow::Result<()> {
-        let index = self.index(from).await?;
-        let named = || LinkUnspec::new_with_index(index).name(to.to_owned());
-        match self.handle.link().change(named().build()).execute().await {
-            Err(error) if errno(&error) == Some(libc::EBUSY) => {
-                let down = LinkUnspec::new_with_index(index).down().build();
-                self.handle
-                    .link()
-                    .change(down)
-                    .execute()
-                    .await
-                    .map_err(plain)?;
-                self.handle
-                    .link()
-                    .change(named().build())
-                    .execute()
-                    .await
-                    .map_err(plain)?;
-                let up = LinkUnspec::new_with_index(index).up().build();
-                self.handle.link().change(up).execute().await.map_err(plain)
-            }
-            other => other.map_err(plain),
-        }
-    }
-
-    async fn set_link(&self, name: &str, set: &LinkSet) -> anyhow::Result<()> {
-        let index = self.index(name).await?;
-        let mut link = LinkUnspec::new_with_index(index);
-        if let Some(alias) = &set.alias {
-            link = link.alias(alias.clone());
-        }
-        if let Some(mac) = set.mac {
-            link = link.address(mac.to_vec());
-        }
-        if let Some(mtu) = set.mtu {
-            link = link.mtu(mtu);
-        }
-        if let Some(length) = set.txqueuelen {
-            link = link.txqueuelen(length);
-        }
-        if let Some(size) = set.gso_max_size {
-            link = link.append_extra_attribute(LinkAttribute::GsoMaxSize(size));
-        }
-        if set.up {
-            link = link.up();
-        }
-        self.handle
-            .link()
-            .change(link.build())
-            .execute()
-            .await
-            .map_err(plain)
-    }
-
-    async fn add_address(&self, link: &str, address: IpAddr) -> anyhow::Result<()> {
-        let index = self.index(link).await?;
-        let mut request = self
-            .handle
-            .address()
-            .add(index, address, host_length(&address))
-            .replace();
-        let message = request.message_mut();
-        // No duplicate detection: leases are unique, and a tentative address would not answer for a second.
-        message.header.flags |= AddressHeaderFlags::Nodad;
-        message.attributes.push(AddressAttribute::Flags(
-            AddressFlags::Noprefixroute | AddressFlags::Nodad,
-        ));
-        request.execute().await.map_err(plain)
-    }
-
-    /// Whatever prefix length it was entered with.
-    async fn del_address(&self, link: &str, address: IpAddr) -> anyhow::Result<()> {
-        let index = self.index(link).await?;
-        let family = if address.is_ipv4() {
-            AddressFamily::Inet
-        } else {
-            AddressFamily::Inet6
-        };
-        let mut found = Vec::new();
-        self.address_messages(index, family, |message| {
-            if local_address(&message) == Some(address) {
-                found.push(message);
-            }
-        })
-        .await?;
-        for message in found {
-            unless(
-                self.handle.address().del(message).execute().await,
-                &[libc::EADDRNOTAVAIL],
-            )?;
-        }
-        Ok(())
-    }
-
-    async fn route_message(&self, route: &Route) -> anyhow::Result<RouteMessage> {
-        let index = self.index(&route.link).await?;
-        let mut builder = RouteMessageBuilder::<IpAddr>::new()
-            .destination_prefix(route.destination.addr(), route.destination.prefix_len())?
-            .output_interface(index)
-            .table_id(route.table)
-            .protocol(RouteProtocol::Other(PROTOCOL));
-        builder = match route.gateway {
-            Some(gateway) => builder.gateway(gateway)?,
-            None if route.destination.addr().is_ipv4() => builder.scope(RouteScope::Link),
-            None => builder,
-        };
-        if let Some(source) = route.source {
-            builder = builder.pref_source(source)?;
-        }
-        Ok(builder.build())
-    }
-
     /// Every prefix in use on this machine, with the device it leads to, except what is ours: routes of every table and
     /// addresses, without default routes, multicast and link-local ones.
     ///
@@ -652,126 +398,4 @@ fn counts(prefix: &IpNet) -> bool {
         IpAddr::V6(address) => address.is_unicast_link_local(),
     };
     prefix.prefix_len() != 0 && !prefix.addr().is_multicast() && !link_local
-}
-
-fn host_length(address: &IpAddr) -> u8 {
-    if address.is_ipv4() { 32 } else { 128 }
-}
-
-pub(super) fn link_info(message: &LinkMessage) -> LinkInfo {
-    let flags = message.header.flags;
-    // The kernel leaves the other end's index out only where both are the same.
-    let index = message.header.index;
-    let mut info = LinkInfo {
-        index,
-        other_end: index,
-        ..LinkInfo::default()
-    };
-    info.loopback = flags.contains(LinkFlags::Loopback);
-    info.link.up = flags.contains(LinkFlags::Up);
-    for attribute in &message.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => info.name.clone_from(name),
-            LinkAttribute::IfAlias(alias) => info.link.alias.clone_from(alias),
-            LinkAttribute::Link(other) => info.other_end = *other,
-            LinkAttribute::LinkNetNsId(number) => info.other_netns = Some(*number),
-            LinkAttribute::Mtu(mtu) => info.link.mtu = *mtu,
-            LinkAttribute::TxQueueLen(length) => info.link.txqueuelen = *length,
-            LinkAttribute::GsoMaxSize(size) => info.link.gso_max_size = *size,
-            LinkAttribute::Address(mac) => info.link.mac = mac.as_slice().try_into().ok(),
-            _ => {}
-        }
-    }
-    info.link.name.clone_from(&info.name);
-    info
-}
-
-/// On a point-to-point link `IFA_ADDRESS` is the far end and `IFA_LOCAL` ours; IPv6 has no `IFA_LOCAL` elsewhere.
-pub(super) fn local_address(message: &AddressMessage) -> Option<IpAddr> {
-    let local = message.attributes.iter().find_map(|a| match a {
-        AddressAttribute::Local(address) => Some(*address),
-        _ => None,
-    });
-    local.or_else(|| {
-        message.attributes.iter().find_map(|a| match a {
-            AddressAttribute::Address(address) => Some(*address),
-            _ => None,
-        })
-    })
-}
-
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
-        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
-        _ => None,
-    }
-}
-
-pub(super) fn route_info(message: &RouteMessage) -> Option<RouteInfo> {
-    let unspecified = match message.header.address_family {
-        AddressFamily::Inet => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
-        AddressFamily::Inet6 => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
-        _ => return None,
-    };
-    let (mut table, mut destination, mut gateway, mut source) =
-        (u32::from(message.header.table), unspecified, None, None);
-    let (mut link, mut hops) = (None, Vec::new());
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Table(id) => table = *id,
-            RouteAttribute::Destination(address) => destination = ip(address)?,
-            RouteAttribute::Gateway(address) => gateway = ip(address),
-            RouteAttribute::PrefSource(address) => source = ip(address),
-            RouteAttribute::Oif(index) => link = Some(*index),
-            RouteAttribute::Via(RouteVia::Inet6(address)) => hops.push(IpAddr::V6(*address)),
-            RouteAttribute::MultiPath(several) => {
-                link = link.or(several.first().map(|hop| hop.interface_index));
-                hops.extend(several.iter().flat_map(|hop| &hop.attributes).filter_map(
-                    |attribute| match attribute {
-                        RouteAttribute::Gateway(address) => ip(address),
-                        RouteAttribute::Via(RouteVia::Inet6(address)) => Some(IpAddr::V6(*address)),
-                        _ => None,
-                    },
-                ));
-            }
-            _ => {}
-        }
-    }
-    let destination = IpNet::new(destination, message.header.destination_prefix_length)
-        .ok()?
-        .trunc();
-    let ours = message.header.protocol == RouteProtocol::Other(PROTOCOL)
-        && message.header.kind == RouteType::Unicast;
-    let route = Route {
-        table,
-        destination,
-        link: String::new(),
-        gateway,
-        source,
-    };
-    Some(RouteInfo {
-        route,
-        link,
-        hops,
-        ours,
-        kind: message.header.kind,
-    })
-}
-
-pub(super) fn neighbour_of(message: &NeighbourMessage) -> Option<(u32, IpAddr, [u8; 6])> {
-    let address = message.attributes.iter().find_map(|a| match a {
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
-            Some(IpAddr::V4(*address))
-        }
-        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
-            Some(IpAddr::V6(*address))
-        }
-        _ => None,
-    })?;
-    let mac = message.attributes.iter().find_map(|a| match a {
-        NeighbourAttribute::LinkLayerAddress(mac) => mac.as_slice().try_into().ok(),
-        _ => None,
-    })?;
-    Some((message.header.ifindex, address, mac))
 }
