@@ -1,3 +1,4 @@
+use super::entry::Direction;
 use super::*;
 use proptest::prelude::*;
 
