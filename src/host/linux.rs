@@ -1,5 +1,7 @@
 //! The kernel of this machine.
 
+mod namespaces;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv6Addr, UdpSocket};
 use std::os::fd::AsFd;
@@ -8,52 +10,31 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use super::crowd::Conntrack;
 use super::firewall::{self, Firewalls};
-use super::inner::Expected;
 use super::journal::Journal;
 use super::netlink::{LinkInfo, Netlink};
-use super::netns::{self, NetnsError};
 use super::nft::Repair;
 use super::rules::Moves;
-use super::{Host, TunControl, events, failure, netconf, nft, proxy, resolver, sysctl, within};
+use super::{
+    Host, TunControl, events, failure, netconf, netns, nft, proxy, resolver, sysctl, within,
+};
 use crate::model::host::neighbour::{Integrate, Obstacle};
 use crate::model::host::{
-    Barred, Change, Failure, HostConfig, Namespace, NamespaceState, NetnsRef, Observed,
-    WorkloadConfig, alias_name, barred, host_mac, inner_mac, inner_table, resolvers, sysctl_keys,
+    Barred, Change, Failure, HostConfig, Namespace, NetnsRef, Observed, alias_name, barred,
+    host_mac, resolvers, sysctl_keys,
 };
 use crate::model::unwritten::Unwritten;
+use namespaces::Inside;
 
-/// How long what was seen inside a workload's namespace is believed where no news come from there.
-const BELIEVED: Duration = Duration::from_secs(5);
 /// How often it is checked that the namespaces of workloads are still at their paths.
 const LIVENESS: Duration = Duration::from_secs(2);
-/// Namespaces that are looked into at the same time.
-const AT_ONCE: usize = 8;
 /// How long a closed TUN may take to vanish before it is deleted.
 const TUN_CLOSING: Duration = Duration::from_millis(300);
-
-/// What is known of one workload's namespace.
-#[derive(Debug, Default)]
-struct Inside {
-    /// Tells it from a later one with the same inode number.
-    cookie: Option<u64>,
-    /// What was seen last, and when.
-    seen: Option<(Instant, NamespaceState)>,
-}
-
-/// What there is to do about one namespace.
-enum Prepared {
-    /// Nothing: it was seen a moment ago.
-    Known(NamespaceState),
-    /// Look, if it is the one with this cookie.
-    Look(Option<u64>, netns::Look),
-}
 
 /// The kernel of this machine, in the namespace it was made in.
 pub struct LinuxHost {
@@ -263,149 +244,6 @@ impl LinuxHost {
         Ok(())
     }
 
-    /// Namespaces of the desired workloads, and those where rules of ours still stand.
-    async fn observe_inside(&mut self, desired: &HostConfig, observed: &mut Observed) {
-        let mut places: BTreeSet<NetnsRef> = desired.namespaces().into_iter().cloned().collect();
-        places.extend(self.journal.rules().iter().map(|(netns, _)| netns.clone()));
-        self.inside.retain(|netns, _| places.contains(netns));
-        self.gone.retain(|netns| places.contains(netns));
-        let keys = sysctl_keys(desired, observed);
-        let news = within::take(&self.heard);
-        let mut looks = Vec::new();
-        for netns in places {
-            let sysctls = keys
-                .get(&Namespace::Netns(netns.clone()))
-                .cloned()
-                .unwrap_or_default();
-            self.believe_no_more(desired, &netns, &news);
-            looks.push((
-                netns.clone(),
-                self.prepare(desired, observed, &netns, sysctls),
-            ));
-        }
-        // Side by side: one namespace that takes long holds no other up.
-        let outcomes: Vec<_> = futures::stream::iter(looks)
-            .map(|(netns, prepared)| async move {
-                let seen = match prepared {
-                    Ok(Prepared::Known(scene)) => Ok((scene, None)),
-                    Ok(Prepared::Look(cookie, look)) => netns::observe(&netns, cookie, look)
-                        .await
-                        .map(|(scene, cookie)| (scene, Some(cookie))),
-                    Err(error) => Err(error),
-                };
-                (netns, seen)
-            })
-            .buffer_unordered(AT_ONCE)
-            .collect()
-            .await;
-        for (netns, seen) in outcomes {
-            match seen {
-                Ok((scene, fresh)) => {
-                    if let Some(cookie) = fresh {
-                        let known = self.inside.entry(netns.clone()).or_default();
-                        known.cookie = known.cookie.or(cookie);
-                        known.seen = Some((Instant::now(), scene.clone()));
-                    }
-                    observed.places.insert(Namespace::Netns(netns), scene);
-                }
-                Err(NetnsError::Gone(path)) => {
-                    if self.gone.insert(netns.clone()) {
-                        tracing::info!(netns = %path.display(), "network namespace is gone");
-                    }
-                    let dead = desired.workloads.iter().filter(|w| w.netns == netns);
-                    observed
-                        .dead
-                        .extend(dead.map(|w| (w.subnet, w.name.clone())));
-                }
-                Err(error) => {
-                    tracing::warn!(netns = %netns.path.display(), %error, "network namespace cannot be read");
-                    observed.unreadable.insert(netns);
-                }
-            }
-        }
-        // Rules in a namespace that is gone are gone; those that were seen to be gone elsewhere as well.
-        let stand = |netns: &NetnsRef, rule| {
-            let unreadable = observed.unreadable.contains(netns);
-            let scene = observed.places.get(&Namespace::Netns(netns.clone()));
-            unreadable || scene.is_some_and(|scene| scene.rules.contains(rule))
-        };
-        let rules = self
-            .journal
-            .rules()
-            .iter()
-            .filter(|(netns, rule)| stand(netns, rule))
-            .cloned()
-            .collect();
-        if let Err(error) = self.journal.set_rules(rules) {
-            tracing::warn!(
-                error = format!("{error:#}"),
-                "rules of workloads not recorded"
-            );
-        }
-    }
-
-    /// What was seen in a namespace counts no more when something changed there since then.
-    fn believe_no_more(&mut self, desired: &HostConfig, netns: &NetnsRef, news: &within::News) {
-        let mut here = desired.workloads.iter().filter(|w| w.netns == *netns);
-        if here.any(|w| news.concerns(self.numbers.get(&w.host_link).copied()))
-            && let Some(known) = self.inside.get_mut(netns)
-        {
-            known.seen = None;
-        }
-    }
-
-    /// What has to be looked at in a namespace, or what was seen there a moment ago.
-    fn prepare(
-        &mut self,
-        desired: &HostConfig,
-        observed: &Observed,
-        netns: &NetnsRef,
-        sysctls: BTreeSet<String>,
-    ) -> Result<Prepared, NetnsError> {
-        if self.gone.contains(netns) || !netns::exists(netns)? {
-            return Err(NetnsError::Gone(netns.path.clone()));
-        }
-        let here: Vec<&WorkloadConfig> = desired
-            .workloads
-            .iter()
-            .filter(|w| w.netns == *netns)
-            .collect();
-        let host = observed.places.get(&Namespace::Host);
-        let pairs = here
-            .iter()
-            .all(|w| host.is_some_and(|scene| scene.links.contains_key(&w.host_link)));
-        let known = self.inside.entry(netns.clone()).or_default();
-        if let Some((when, scene)) = known
-            .seen
-            .as_ref()
-            .filter(|(when, _)| pairs && when.elapsed() < BELIEVED)
-        {
-            tracing::trace!(netns = %netns.path.display(), age = ?when.elapsed(), "believed");
-            return Ok(Prepared::Known(scene.clone()));
-        }
-        let link = |w: &&WorkloadConfig| Expected {
-            name: w.inner_link.clone(),
-            index: self.ends.get(&w.host_link).copied(),
-            mac: w
-                .mac
-                .unwrap_or_else(|| inner_mac(&self.instance, &w.host_link)),
-            table: inner_table(&w.inner_link),
-        };
-        let look = netns::Look {
-            instance: self.instance.clone(),
-            links: here.iter().map(link).collect(),
-            rules: self
-                .journal
-                .rules()
-                .iter()
-                .filter(|(place, _)| place == netns)
-                .map(|(_, rule)| rule.clone())
-                .collect(),
-            sysctls,
-        };
-        Ok(Prepared::Look(known.cookie, look))
-    }
-
     fn observe_files(&self, desired: &HostConfig, observed: &mut Observed) {
         observed.kept_sysctls = self
             .journal
@@ -497,40 +335,6 @@ impl LinuxHost {
             name: name.to_owned(),
         };
         self.netlink.apply(&delete).await
-    }
-
-    /// Changes inside one namespace, entered once.
-    async fn change_inside(&mut self, netns: &NetnsRef, changes: Vec<Change>) -> Vec<Failure> {
-        let mut rules = self.journal.rules().clone();
-        rules.extend(changes.iter().filter_map(|change| match change {
-            Change::AddRule { rule, .. } => Some((netns.clone(), rule.clone())),
-            _ => None,
-        }));
-        if let Err(error) = self.journal.set_rules(rules) {
-            return vec![failure(
-                format!("configure {}", netns.path.display()),
-                format!("{error:#}"),
-            )];
-        }
-        let mut left = self.journal.rules().clone();
-        for change in &changes {
-            if let Change::DelRule { rule, .. } = change {
-                left.remove(&(netns.clone(), rule.clone()));
-            }
-        }
-        let known = self.inside.entry(netns.clone()).or_default();
-        known.seen = None;
-        let mut failures = netns::apply(netns, known.cookie, changes).await;
-        // Where one failed, the next look tells which rules still stand.
-        if failures.is_empty()
-            && let Err(error) = self.journal.set_rules(left)
-        {
-            failures.push(failure(
-                format!("configure {}", netns.path.display()),
-                format!("{error:#}"),
-            ));
-        }
-        failures
     }
 
     /// Ruleset and proxies. Whether the ruleset stands, and what could not be done.

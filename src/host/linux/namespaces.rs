@@ -1,0 +1,220 @@
+//! The namespaces of workloads: what is in ours there, looked at and changed from without.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+
+use super::LinuxHost;
+use crate::host::inner::Expected;
+use crate::host::netns::{self, NetnsError};
+use crate::host::{failure, within};
+use crate::model::host::{
+    Change, Failure, HostConfig, Namespace, NamespaceState, NetnsRef, Observed, WorkloadConfig,
+    inner_mac, inner_table, sysctl_keys,
+};
+
+/// How long what was seen inside a workload's namespace is believed where no news come from there.
+const BELIEVED: Duration = Duration::from_secs(5);
+/// Namespaces that are looked into at the same time.
+const AT_ONCE: usize = 8;
+
+/// What is known of one workload's namespace.
+#[derive(Debug, Default)]
+pub(super) struct Inside {
+    /// Tells it from a later one with the same inode number.
+    pub(super) cookie: Option<u64>,
+    /// What was seen last, and when.
+    pub(super) seen: Option<(Instant, NamespaceState)>,
+}
+
+/// What there is to do about one namespace.
+enum Prepared {
+    /// Nothing: it was seen a moment ago.
+    Known(NamespaceState),
+    /// Look, if it is the one with this cookie.
+    Look(Option<u64>, netns::Look),
+}
+
+impl LinuxHost {
+    /// Namespaces of the desired workloads, and those where rules of ours still stand.
+    pub(super) async fn observe_inside(&mut self, desired: &HostConfig, observed: &mut Observed) {
+        let mut places: BTreeSet<NetnsRef> = desired.namespaces().into_iter().cloned().collect();
+        places.extend(self.journal.rules().iter().map(|(netns, _)| netns.clone()));
+        self.inside.retain(|netns, _| places.contains(netns));
+        self.gone.retain(|netns| places.contains(netns));
+        let keys = sysctl_keys(desired, observed);
+        let news = within::take(&self.heard);
+        let mut looks = Vec::new();
+        for netns in places {
+            let sysctls = keys
+                .get(&Namespace::Netns(netns.clone()))
+                .cloned()
+                .unwrap_or_default();
+            self.believe_no_more(desired, &netns, &news);
+            looks.push((
+                netns.clone(),
+                self.prepare(desired, observed, &netns, sysctls),
+            ));
+        }
+        // Side by side: one namespace that takes long holds no other up.
+        let outcomes: Vec<_> = futures::stream::iter(looks)
+            .map(|(netns, prepared)| async move {
+                let seen = match prepared {
+                    Ok(Prepared::Known(scene)) => Ok((scene, None)),
+                    Ok(Prepared::Look(cookie, look)) => netns::observe(&netns, cookie, look)
+                        .await
+                        .map(|(scene, cookie)| (scene, Some(cookie))),
+                    Err(error) => Err(error),
+                };
+                (netns, seen)
+            })
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await;
+        for (netns, seen) in outcomes {
+            match seen {
+                Ok((scene, fresh)) => {
+                    if let Some(cookie) = fresh {
+                        let known = self.inside.entry(netns.clone()).or_default();
+                        known.cookie = known.cookie.or(cookie);
+                        known.seen = Some((Instant::now(), scene.clone()));
+                    }
+                    observed.places.insert(Namespace::Netns(netns), scene);
+                }
+                Err(NetnsError::Gone(path)) => {
+                    if self.gone.insert(netns.clone()) {
+                        tracing::info!(netns = %path.display(), "network namespace is gone");
+                    }
+                    let dead = desired.workloads.iter().filter(|w| w.netns == netns);
+                    observed
+                        .dead
+                        .extend(dead.map(|w| (w.subnet, w.name.clone())));
+                }
+                Err(error) => {
+                    tracing::warn!(netns = %netns.path.display(), %error, "network namespace cannot be read");
+                    observed.unreadable.insert(netns);
+                }
+            }
+        }
+        // Rules in a namespace that is gone are gone; those that were seen to be gone elsewhere as well.
+        let stand = |netns: &NetnsRef, rule| {
+            let unreadable = observed.unreadable.contains(netns);
+            let scene = observed.places.get(&Namespace::Netns(netns.clone()));
+            unreadable || scene.is_some_and(|scene| scene.rules.contains(rule))
+        };
+        let rules = self
+            .journal
+            .rules()
+            .iter()
+            .filter(|(netns, rule)| stand(netns, rule))
+            .cloned()
+            .collect();
+        if let Err(error) = self.journal.set_rules(rules) {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "rules of workloads not recorded"
+            );
+        }
+    }
+
+    /// What was seen in a namespace counts no more when something changed there since then.
+    fn believe_no_more(&mut self, desired: &HostConfig, netns: &NetnsRef, news: &within::News) {
+        let mut here = desired.workloads.iter().filter(|w| w.netns == *netns);
+        if here.any(|w| news.concerns(self.numbers.get(&w.host_link).copied()))
+            && let Some(known) = self.inside.get_mut(netns)
+        {
+            known.seen = None;
+        }
+    }
+
+    /// What has to be looked at in a namespace, or what was seen there a moment ago.
+    fn prepare(
+        &mut self,
+        desired: &HostConfig,
+        observed: &Observed,
+        netns: &NetnsRef,
+        sysctls: BTreeSet<String>,
+    ) -> Result<Prepared, NetnsError> {
+        if self.gone.contains(netns) || !netns::exists(netns)? {
+            return Err(NetnsError::Gone(netns.path.clone()));
+        }
+        let here: Vec<&WorkloadConfig> = desired
+            .workloads
+            .iter()
+            .filter(|w| w.netns == *netns)
+            .collect();
+        let host = observed.places.get(&Namespace::Host);
+        let pairs = here
+            .iter()
+            .all(|w| host.is_some_and(|scene| scene.links.contains_key(&w.host_link)));
+        let known = self.inside.entry(netns.clone()).or_default();
+        if let Some((when, scene)) = known
+            .seen
+            .as_ref()
+            .filter(|(when, _)| pairs && when.elapsed() < BELIEVED)
+        {
+            tracing::trace!(netns = %netns.path.display(), age = ?when.elapsed(), "believed");
+            return Ok(Prepared::Known(scene.clone()));
+        }
+        let link = |w: &&WorkloadConfig| Expected {
+            name: w.inner_link.clone(),
+            index: self.ends.get(&w.host_link).copied(),
+            mac: w
+                .mac
+                .unwrap_or_else(|| inner_mac(&self.instance, &w.host_link)),
+            table: inner_table(&w.inner_link),
+        };
+        let look = netns::Look {
+            instance: self.instance.clone(),
+            links: here.iter().map(link).collect(),
+            rules: self
+                .journal
+                .rules()
+                .iter()
+                .filter(|(place, _)| place == netns)
+                .map(|(_, rule)| rule.clone())
+                .collect(),
+            sysctls,
+        };
+        Ok(Prepared::Look(known.cookie, look))
+    }
+
+    /// Changes inside one namespace, entered once.
+    pub(super) async fn change_inside(
+        &mut self,
+        netns: &NetnsRef,
+        changes: Vec<Change>,
+    ) -> Vec<Failure> {
+        let mut rules = self.journal.rules().clone();
+        rules.extend(changes.iter().filter_map(|change| match change {
+            Change::AddRule { rule, .. } => Some((netns.clone(), rule.clone())),
+            _ => None,
+        }));
+        if let Err(error) = self.journal.set_rules(rules) {
+            return vec![failure(
+                format!("configure {}", netns.path.display()),
+                format!("{error:#}"),
+            )];
+        }
+        let mut left = self.journal.rules().clone();
+        for change in &changes {
+            if let Change::DelRule { rule, .. } = change {
+                left.remove(&(netns.clone(), rule.clone()));
+            }
+        }
+        let known = self.inside.entry(netns.clone()).or_default();
+        known.seen = None;
+        let mut failures = netns::apply(netns, known.cookie, changes).await;
+        // Where one failed, the next look tells which rules still stand.
+        if failures.is_empty()
+            && let Err(error) = self.journal.set_rules(left)
+        {
+            failures.push(failure(
+                format!("configure {}", netns.path.display()),
+                format!("{error:#}"),
+            ));
+        }
+        failures
+    }
+}
