@@ -3,6 +3,7 @@
 //! PURE. `HostConfig` is derived from the state; `host` makes the kernel follow it: it observes ([`Observed`]), plans
 //! ([`plan()`]) and applies ([`Change`]).
 
+mod change;
 mod crowd;
 mod desired;
 mod finding;
@@ -21,14 +22,14 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use change::{Change, LinkSet};
 pub use crowd::{Beginner, Census, Crowd, Excess, Occupancy, shut};
 pub use desired::{Resolver, former_servers, inner_table, resolvers, sysctl_keys};
 pub use finding::{Finding, findings};
 pub use former::{Former, Server};
 pub use forwarding::{Barred, barred, is_link_name, switch_of_every_link};
 pub use observed::{
-    Ahead, Change, Family, Link, LinkSet, Namespace, NamespaceState, NetnsRule, Observed, Route,
-    Rule, SysctlKey,
+    Ahead, Family, Link, Namespace, NamespaceState, NetnsRule, Observed, Route, Rule, SysctlKey,
 };
 pub use plan::plan;
 pub use policy::{HostPolicy, PolicyError, Ports};

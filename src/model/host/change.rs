@@ -1,0 +1,294 @@
+//! The single changes that lead from one state of the kernel to another.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use super::{Namespace, Route, Rule, SysctlKey, TunConfig, WorkloadConfig};
+
+/// Attributes of a link to set; `None` leaves one as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LinkSet {
+    /// Alias.
+    pub alias: Option<String>,
+    /// Bytes.
+    pub mtu: Option<u32>,
+    /// Packets.
+    pub txqueuelen: Option<u32>,
+    /// Bytes.
+    pub gso_max_size: Option<u32>,
+    /// Hardware address.
+    pub mac: Option<[u8; 6]>,
+    /// Set it up.
+    pub up: bool,
+}
+
+/// One step towards the desired state. Links are named by the name they should have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing can be done: a link of somebody else has the name we need.
+    Conflict {
+        /// Where.
+        place: Namespace,
+        /// The name.
+        link: String,
+    },
+    /// Open the TUN device and start its packet loops.
+    OpenTun(TunConfig),
+    /// Close the TUN device: its link, addresses and routes go with it.
+    CloseTun {
+        /// The name it should have had.
+        link: String,
+        /// The name it has.
+        name: String,
+    },
+    /// Make a veth pair, the far end directly in the workload's namespace.
+    CreateVeth(Box<WorkloadConfig>),
+    /// Delete a link; the far end of a veth pair goes with it.
+    DeleteLink {
+        /// The name it should have had.
+        link: String,
+        /// The name it has.
+        name: String,
+    },
+    /// Give a link its name back.
+    Rename {
+        /// Where.
+        place: Namespace,
+        /// The name it has.
+        from: String,
+        /// The name it should have.
+        to: String,
+    },
+    /// Set attributes of a link.
+    SetLink {
+        /// Where.
+        place: Namespace,
+        /// The link.
+        link: String,
+        /// What to set.
+        set: LinkSet,
+    },
+    /// Add an address as /32 or /128 without a prefix route.
+    AddAddress {
+        /// Where.
+        place: Namespace,
+        /// The link.
+        link: String,
+        /// The address.
+        address: IpAddr,
+    },
+    /// Remove an address.
+    DelAddress {
+        /// Where.
+        place: Namespace,
+        /// The link.
+        link: String,
+        /// The address.
+        address: IpAddr,
+    },
+    /// Enter a permanent neighbour.
+    SetNeighbour {
+        /// Where.
+        place: Namespace,
+        /// The link.
+        link: String,
+        /// The neighbour's address.
+        address: IpAddr,
+        /// Its hardware address.
+        mac: [u8; 6],
+    },
+    /// Remove a neighbour.
+    DelNeighbour {
+        /// Where.
+        place: Namespace,
+        /// The link.
+        link: String,
+        /// The neighbour's address.
+        address: IpAddr,
+    },
+    /// Add a route, or replace one of ours with the same table and destination.
+    SetRoute {
+        /// Where.
+        place: Namespace,
+        /// The route.
+        route: Route,
+        /// Whether one of ours is replaced; otherwise one that exists is somebody else's and stays.
+        replace: bool,
+    },
+    /// Remove a route.
+    DelRoute {
+        /// Where.
+        place: Namespace,
+        /// The route.
+        route: Route,
+    },
+    /// Add a rule.
+    AddRule {
+        /// Where.
+        place: Namespace,
+        /// The rule.
+        rule: Rule,
+    },
+    /// Remove a rule.
+    DelRule {
+        /// Where.
+        place: Namespace,
+        /// The rule.
+        rule: Rule,
+    },
+    /// Write a sysctl.
+    SetSysctl {
+        /// Where.
+        place: Namespace,
+        /// Path below `/proc/sys`.
+        key: SysctlKey,
+        /// The value.
+        value: String,
+        /// Whether it outlives our links, so that the former value is kept.
+        keep: bool,
+    },
+    /// Put back the former value of a sysctl, if ours still stands.
+    RestoreSysctl {
+        /// Path below `/proc/sys`.
+        key: SysctlKey,
+    },
+    /// Leave a sysctl as it is for good: somebody else wants what we wanted.
+    ForgetSysctl {
+        /// Path below `/proc/sys`.
+        key: SysctlKey,
+    },
+    /// Write a resolver file in place.
+    WriteResolver {
+        /// The file.
+        path: PathBuf,
+        /// Its whole text.
+        text: String,
+    },
+    /// Put back the former content of a resolver file, if ours still stands; remove it if there was none.
+    RestoreResolver {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl Change {
+    /// Whether it only takes something of ours away. What does not is made behind a ruleset that stands, or not at all.
+    pub fn removes(&self) -> bool {
+        matches!(
+            self,
+            Change::CloseTun { .. }
+                | Change::DeleteLink { .. }
+                | Change::DelAddress { .. }
+                | Change::DelNeighbour { .. }
+                | Change::DelRoute { .. }
+                | Change::DelRule { .. }
+                | Change::RestoreSysctl { .. }
+                | Change::ForgetSysctl { .. }
+                | Change::RestoreResolver { .. }
+        )
+    }
+
+    /// The namespace the change is made in.
+    pub fn place(&self) -> &Namespace {
+        match self {
+            Change::Conflict { place, .. }
+            | Change::Rename { place, .. }
+            | Change::SetLink { place, .. }
+            | Change::AddAddress { place, .. }
+            | Change::DelAddress { place, .. }
+            | Change::SetNeighbour { place, .. }
+            | Change::DelNeighbour { place, .. }
+            | Change::SetRoute { place, .. }
+            | Change::DelRoute { place, .. }
+            | Change::AddRule { place, .. }
+            | Change::DelRule { place, .. }
+            | Change::SetSysctl { place, .. } => place,
+            Change::OpenTun(_)
+            | Change::CloseTun { .. }
+            | Change::CreateVeth(_)
+            | Change::DeleteLink { .. }
+            | Change::RestoreSysctl { .. }
+            | Change::ForgetSysctl { .. }
+            | Change::WriteResolver { .. }
+            | Change::RestoreResolver { .. } => &Namespace::Host,
+        }
+    }
+}
+
+/// ` in /run/netns/x`, or nothing for the host.
+struct In<'a>(&'a Namespace);
+
+impl fmt::Display for In<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Namespace::Host => Ok(()),
+            Namespace::Netns(netns) => write!(f, " in {}", netns.path.display()),
+        }
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Change::Conflict { place, link } => write!(f, "make link {link}{}", In(place)),
+            Change::OpenTun(tun) => write!(f, "open TUN {}", tun.name),
+            Change::CloseTun { name, .. } => write!(f, "close TUN {name}"),
+            Change::CreateVeth(w) => {
+                write!(
+                    f,
+                    "make veth {} for {} in {}",
+                    w.host_link,
+                    w.name,
+                    w.netns.path.display()
+                )
+            }
+            Change::DeleteLink { name, .. } => write!(f, "delete link {name}"),
+            Change::Rename { place, from, to } => {
+                write!(f, "rename link {from} to {to}{}", In(place))
+            }
+            Change::SetLink { place, link, .. } => write!(f, "set up link {link}{}", In(place)),
+            Change::AddAddress {
+                place,
+                link,
+                address,
+            } => write!(f, "add address {address} to {link}{}", In(place)),
+            Change::DelAddress {
+                place,
+                link,
+                address,
+            } => {
+                write!(f, "remove address {address} from {link}{}", In(place))
+            }
+            Change::SetNeighbour {
+                place,
+                link,
+                address,
+                ..
+            } => {
+                write!(f, "enter neighbour {address} on {link}{}", In(place))
+            }
+            Change::DelNeighbour {
+                place,
+                link,
+                address,
+            } => {
+                write!(f, "remove neighbour {address} from {link}{}", In(place))
+            }
+            Change::SetRoute { place, route, .. } => write!(f, "add route {route}{}", In(place)),
+            Change::DelRoute { place, route } => write!(f, "remove route {route}{}", In(place)),
+            Change::AddRule { place, rule } => write!(f, "add rule {rule}{}", In(place)),
+            Change::DelRule { place, rule } => write!(f, "remove rule {rule}{}", In(place)),
+            Change::SetSysctl {
+                place, key, value, ..
+            } => write!(f, "set sysctl {key} to {value}{}", In(place)),
+            Change::RestoreSysctl { key } => write!(f, "restore sysctl {key}"),
+            Change::ForgetSysctl { key } => write!(
+                f,
+                "leave sysctl {key} to who turned on forwarding of every link"
+            ),
+            Change::WriteResolver { path, .. } => write!(f, "write resolver {}", path.display()),
+            Change::RestoreResolver { path } => write!(f, "restore resolver {}", path.display()),
+        }
+    }
+}
