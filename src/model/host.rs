@@ -14,6 +14,8 @@ mod observed;
 mod overlap;
 mod plan;
 mod policy;
+mod resolver_files;
+mod sysctls;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -24,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 pub use change::{Change, LinkSet};
 pub use crowd::{Beginner, Census, Crowd, Excess, Occupancy, shut};
-pub use desired::{Resolver, former_servers, inner_table, resolvers, sysctl_keys};
+pub use desired::{inner_table, sysctl_keys};
 pub use finding::{Finding, findings};
 pub use former::{Former, Server};
 pub use forwarding::{Barred, barred, is_link_name, switch_of_every_link};
@@ -33,6 +35,7 @@ pub use observed::{
 };
 pub use plan::plan;
 pub use policy::{HostPolicy, PolicyError, Ports};
+pub use resolver_files::{Resolver, former_servers, resolvers};
 
 use super::id::{Name, SubnetId};
 

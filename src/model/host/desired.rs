@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::PathBuf;
 
 use ipnet::IpNet;
 
+use super::sysctls::{SysctlWant, global_sysctls, link_ipv6, tun_sysctls, veth_sysctls};
 use super::{
-    Family, Former, HostConfig, LAST_PRIORITY, Namespace, NamespaceState, NetnsRef, Observed,
-    PRIORITY, ResolvConf, Route, Rule, Server, SysctlKey, TABLE, TX_QUEUE, TunConfig,
-    WorkloadConfig, alias, forwarding, host_mac, inner_mac, is_link_name,
+    Family, HostConfig, LAST_PRIORITY, Namespace, NamespaceState, NetnsRef, Observed, PRIORITY,
+    Route, Rule, SysctlKey, TABLE, TX_QUEUE, TunConfig, WorkloadConfig, alias, forwarding,
+    host_mac, inner_mac,
 };
 
 /// Table `main` of a workload's namespace.
@@ -26,17 +26,6 @@ pub(super) struct LinkWant {
     pub neighbours: BTreeMap<IpAddr, [u8; 6]>,
 }
 
-/// One sysctl as it should be.
-#[derive(Debug, Clone)]
-pub(super) struct SysctlWant {
-    pub key: SysctlKey,
-    pub value: &'static str,
-    /// It outlives our links: the former value is kept.
-    pub keep: bool,
-    /// Written only over this value.
-    pub only_over: Option<&'static str>,
-}
-
 /// One namespace as it should be.
 #[derive(Debug, Clone, Default)]
 pub(super) struct NamespaceWant {
@@ -45,15 +34,6 @@ pub(super) struct NamespaceWant {
     pub rules: BTreeSet<Rule>,
     /// In the order they are to be written.
     pub sysctls: Vec<SysctlWant>,
-}
-
-/// A resolver file as it should be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Resolver {
-    /// Whether it may only be made, never written over somebody else's.
-    pub create: bool,
-    /// Its whole text.
-    pub text: String,
 }
 
 /// Families the kernel speaks.
@@ -409,126 +389,6 @@ fn of_family(addresses: &[IpAddr], like: &IpAddr) -> Option<IpAddr> {
         .copied()
 }
 
-fn own(key: String, value: &'static str) -> SysctlWant {
-    SysctlWant {
-        key,
-        value,
-        keep: false,
-        only_over: None,
-    }
-}
-
-fn lasting(key: String, value: &'static str) -> SysctlWant {
-    SysctlWant {
-        key,
-        value,
-        keep: true,
-        only_over: None,
-    }
-}
-
-/// IPv6 on a link of ours: on even where the namespace turned it off by default (container engines do), no router
-/// advertisements, no link-local address (`addr_gen_mode` 1: nothing of ours needs one, and it would send MLD and
-/// solicitations into the overlay).
-fn link_ipv6(link: &str) -> impl Iterator<Item = SysctlWant> + use<'_> {
-    [
-        ("disable_ipv6", "0"),
-        ("addr_gen_mode", "1"),
-        ("accept_ra", "0"),
-    ]
-    .into_iter()
-    .map(move |(name, value)| own(format!("net/ipv6/conf/{link}/{name}"), value))
-}
-
-/// Forwarding from a link of ours. Linux decides by the link a packet came in on; for IPv6 `force_forwarding` alone
-/// is enough, and without it only `conf.all.forwarding` counts.
-fn link_forwarding(link: &str, observed: &Observed, ipv6: bool) -> Vec<SysctlWant> {
-    let mut wants = vec![own(format!("net/ipv4/conf/{link}/forwarding"), "1")];
-    if ipv6 && observed.ipv6 && observed.force_forwarding {
-        wants.push(own(format!("net/ipv6/conf/{link}/force_forwarding"), "1"));
-    }
-    wants
-}
-
-fn tun_sysctls(tun: &TunConfig, observed: &Observed) -> Vec<SysctlWant> {
-    let ipv6 = tun.addresses.iter().any(IpAddr::is_ipv6);
-    // Loose: what a peer may send is checked against its leases before it is written to the TUN.
-    let mut wants = vec![own(format!("net/ipv4/conf/{}/rp_filter", tun.name), "2")];
-    if ipv6 && observed.ipv6 {
-        wants.extend(link_ipv6(&tun.name));
-    }
-    // Always: what comes in for this machine may be sent on by rules of other programs, and must be answered where it
-    // is refused. The ruleset lets pass what was asked for.
-    wants.extend(link_forwarding(&tun.name, observed, ipv6));
-    wants
-}
-
-fn veth_sysctls(workload: &WorkloadConfig, observed: &Observed) -> Vec<SysctlWant> {
-    let ipv6 = workload.addresses.iter().any(IpAddr::is_ipv6);
-    // Strict: a workload may send from its own addresses only.
-    let mut wants = vec![own(
-        format!("net/ipv4/conf/{}/rp_filter", workload.host_link),
-        "1",
-    )];
-    if ipv6 && observed.ipv6 {
-        wants.extend(link_ipv6(&workload.host_link));
-    }
-    wants.extend(link_forwarding(&workload.host_link, observed, ipv6));
-    wants
-}
-
-/// Sysctls that outlive our links: the links clients of port maps come in on must forward, and a kernel without
-/// `force_forwarding` forwards IPv6 everywhere or nowhere. There a link that listens to router advertisements goes on
-/// doing so (`accept_ra` 2).
-fn global_sysctls(desired: &HostConfig, observed: &Observed) -> Vec<SysctlWant> {
-    let mut wants = Vec::new();
-    for (link, addresses) in observed
-        .uplinks
-        .iter()
-        .filter(|(link, _)| is_link_name(link))
-    {
-        let takes = |family: Family| {
-            desired.maps.iter().any(|map| {
-                map.target.is_some_and(|t| Family::of(&t) == family)
-                    && !map.listen.is_loopback()
-                    && Family::of(&map.listen) == family
-                    && addresses.iter().any(|a| {
-                        Family::of(a) == family && (map.listen.is_unspecified() || map.listen == *a)
-                    })
-            })
-        };
-        if takes(Family::V4) {
-            wants.push(lasting(format!("net/ipv4/conf/{link}/forwarding"), "1"));
-        }
-        if observed.ipv6 && observed.force_forwarding && takes(Family::V6) {
-            wants.push(lasting(
-                format!("net/ipv6/conf/{link}/force_forwarding"),
-                "1",
-            ));
-        }
-    }
-    let forwards_v6 = desired
-        .workloads
-        .iter()
-        .flat_map(|w| &w.addresses)
-        .any(IpAddr::is_ipv6)
-        || desired
-            .maps
-            .iter()
-            .filter_map(|m| m.target)
-            .any(|t| t.is_ipv6());
-    if observed.ipv6 && !observed.force_forwarding && forwards_v6 {
-        wants.extend(observed.uplinks.keys().map(|link| SysctlWant {
-            key: format!("net/ipv6/conf/{link}/accept_ra"),
-            value: "2",
-            keep: true,
-            only_over: Some("1"),
-        }));
-        wants.push(lasting("net/ipv6/conf/all/forwarding".to_owned(), "1"));
-    }
-    wants
-}
-
 /// The sysctls whose values `plan` needs, namespace by namespace.
 pub fn sysctl_keys(
     desired: &HostConfig,
@@ -543,92 +403,6 @@ pub fn sysctl_keys(
         .or_default()
         .extend(forwarding::SWITCHES.map(str::to_owned));
     all
-}
-
-/// The resolver files of the workloads that are alive, one text for all workloads that share a file.
-///
-/// Only our own servers are named: a resolver that asks all of its servers at once would otherwise believe a foreign one
-/// that does not know our names. Those that were named before are asked by ours ([`Former::servers`]); the domains that
-/// were searched are searched behind the subnets', and options stay.
-pub fn resolvers(desired: &HostConfig, observed: &Observed) -> BTreeMap<PathBuf, Resolver> {
-    let mut files: BTreeMap<PathBuf, (bool, Vec<String>, Vec<IpAddr>)> = BTreeMap::new();
-    for workload in alive(desired, observed) {
-        let (path, create) = match &workload.resolv_conf {
-            ResolvConf::None => continue,
-            ResolvConf::Create(path) => (path, true),
-            ResolvConf::Replace(path) => (path, false),
-        };
-        let (_, search, servers) =
-            files
-                .entry(path.clone())
-                .or_insert((create, Vec::new(), Vec::new()));
-        if !search.contains(&workload.search) {
-            search.push(workload.search.clone());
-        }
-        // Where no socket of IPv6 is to be had, nobody answers there.
-        let answered = |server: &&IpAddr| server.is_ipv4() || !observed.no_ipv6_sockets;
-        servers.extend(workload.gateways.iter().filter(answered));
-    }
-    let text =
-        |(path, (create, mut search, servers)): (PathBuf, (bool, Vec<String>, Vec<IpAddr>))| {
-            let former = observed
-                .formers
-                .get(&path)
-                .map(|text| Former::parse(text))
-                .unwrap_or_default();
-            for domain in former.search.into_iter().filter(|domain| domain != ".") {
-                if !search.contains(&domain) {
-                    search.push(domain);
-                }
-            }
-            (path, resolver(create, &search, servers, &former.options))
-        };
-    files.into_iter().map(text).collect()
-}
-
-/// Whom the files that are rewritten asked before, and who is still asked behind us.
-pub fn former_servers(desired: &HostConfig, observed: &Observed) -> BTreeMap<PathBuf, Vec<Server>> {
-    let replaced = alive(desired, observed).filter_map(|workload| match &workload.resolv_conf {
-        ResolvConf::Replace(path) => Some(path),
-        ResolvConf::None | ResolvConf::Create(_) => None,
-    });
-    replaced
-        .filter_map(|path| {
-            Some((
-                path.clone(),
-                Former::parse(observed.formers.get(path)?).servers,
-            ))
-        })
-        .filter(|(_, servers)| !servers.is_empty())
-        .collect()
-}
-
-fn resolver(
-    create: bool,
-    search: &[String],
-    mut servers: Vec<IpAddr>,
-    options: &[String],
-) -> Resolver {
-    servers.sort_by_key(IpAddr::is_ipv6);
-    servers.dedup();
-    // MAXNS of resolv.conf(5).
-    let servers: String = servers
-        .iter()
-        .take(3)
-        .map(|server| format!("nameserver {server}\n"))
-        .collect();
-    let options = if options.is_empty() {
-        String::new()
-    } else {
-        format!("options {}\n", options.join(" "))
-    };
-    Resolver {
-        create,
-        text: format!(
-            "# Written by byway.\nsearch {}\n{servers}{options}",
-            search.join(" ")
-        ),
-    }
 }
 
 impl HostConfig {

@@ -6,10 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use super::desired::{LinkWant, NamespaceWant, alive, resolvers, wanted};
+use super::desired::{LinkWant, NamespaceWant, alive, wanted};
 use super::{
     Change, GSO_MAX_SIZE, HostConfig, Link, LinkSet, Namespace, NamespaceState, Observed,
-    ResolvConf, WorkloadConfig,
+    ResolvConf, WorkloadConfig, resolvers,
 };
 
 /// The changes that lead from what is to what should be; empty when nothing differs.
