@@ -12,6 +12,7 @@ pub mod log;
 pub mod multiaddr;
 mod read;
 pub mod subnet;
+mod value;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -26,8 +27,8 @@ use crate::model::host::neighbour::Integrate;
 use crate::model::id::{Name, PeerId};
 
 pub use crate::peer::session::PostQuantum;
-pub use keys::{Kind, Value};
 pub use subnet::DeclaredSubnet;
+pub use value::{Kind, Value};
 
 /// The file that is read when none is named; it need not exist.
 pub const DEFAULT_FILE: &str = "/etc/byway/byway.toml";
@@ -495,7 +496,7 @@ fn environment(config: &mut Config, env: &[(String, String)], errors: &mut Vec<C
             let Some((_, text)) = env.iter().find(|(n, _)| *n == name) else {
                 continue;
             };
-            match keys::from_variable(key.kind, text) {
+            match value::from_variable(key.kind, text) {
                 Ok(value) => config.set(key, &value, name, errors),
                 Err(why) => errors.push(ConfigError::value(name, key.path, text, &why)),
             }

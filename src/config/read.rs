@@ -6,8 +6,9 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::keys::{self, Kind, Value};
+use super::keys;
 use super::subnet::{self, DeclaredSubnet};
+use super::value::{Kind, Value};
 use super::{Config, ConfigError};
 use crate::model::error::Code;
 

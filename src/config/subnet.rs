@@ -6,8 +6,9 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 
-use super::keys::{Value, absolute};
+use super::keys::absolute;
 use super::multiaddr;
+use super::value::Value;
 use crate::model::host::HostPolicy;
 use crate::model::id::{Name, SubnetId};
 use crate::model::policy::Allowed;
