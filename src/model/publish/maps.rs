@@ -1,0 +1,174 @@
+//! The port maps of this machine, which nobody else is told, and where they lead.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::Added;
+use crate::model::error::{Code, Error, Hint, Kind, Result};
+use crate::model::id::PeerId;
+use crate::model::local::Map;
+use crate::model::members::{Identity, Subnet, holds_address, printable};
+use crate::model::resolve::Resolved;
+use crate::model::zone::RecordData;
+
+impl Subnet {
+    /// Address of a map's target in the family of `like`, and whether it is attached here.
+    pub fn target_address(
+        &self,
+        me: &Identity,
+        resolved: &Resolved,
+        target: &str,
+        like: IpAddr,
+    ) -> Option<(IpAddr, bool)> {
+        let family = |a: &&IpAddr| a.is_ipv4() == like.is_ipv4();
+        if let Ok(address) = target.parse::<IpAddr>() {
+            let (peer, _) = resolved
+                .members
+                .iter()
+                .find(|(_, m)| holds_address(m, address))?;
+            return Some((address, *peer == me.peer));
+        }
+        let name = self.relative(target);
+        let short = name
+            .strip_suffix(&format!(".{}", self.name()))
+            .unwrap_or(&name)
+            .to_owned();
+        let find = |peer: &PeerId, name: &str| {
+            let member = resolved.members.get(peer)?;
+            let addresses = member
+                .workloads
+                .iter()
+                .find(|(w, _)| w.as_str() == name)
+                .map(|(_, a)| a);
+            addresses?
+                .iter()
+                .find(family)
+                .map(|a| (*a, *peer == me.peer))
+        };
+        if let Some(peer) = resolved.member_named(&short) {
+            let own = resolved.members.get(&peer)?.addresses.iter().find(family);
+            return own.map(|a| (*a, peer == me.peer));
+        }
+        // What stands below a member's name is that member's.
+        let below = short
+            .rsplit_once('.')
+            .and_then(|(name, last)| Some((resolved.member_named(last)?, name)));
+        let (holder, name) = match below {
+            Some((peer, name)) => (peer, name),
+            None => (*resolved.flat.get(short.as_str())?, short.as_str()),
+        };
+        if let Some(found) = find(&holder, name) {
+            return Some(found);
+        }
+        let added = resolved
+            .members
+            .get(&holder)?
+            .names
+            .iter()
+            .find_map(|entry| match entry.data {
+                RecordData::Address(a) if entry.name == name && a.is_ipv4() == like.is_ipv4() => {
+                    Some(a)
+                }
+                _ => None,
+            })?;
+        let (peer, _) = resolved
+            .members
+            .iter()
+            .find(|(_, m)| holds_address(m, added))?;
+        Some((added, *peer == me.peer))
+    }
+
+    /// Whether a map's target is a name that several members claim and nobody registered.
+    pub fn is_contested(&self, resolved: &Resolved, target: &str) -> bool {
+        let name = self.relative(target);
+        let short = name
+            .strip_suffix(&format!(".{}", self.name()))
+            .unwrap_or(&name);
+        resolved.contested.contains_key(short)
+    }
+
+    /// Adds a port map. `others` are the maps of every subnet here.
+    ///
+    /// # Errors
+    /// `E-NO-TARGET`, `E-PORT-TAKEN`, `E-NAME-TAKEN`.
+    pub fn map_add(&mut self, me: &Identity, map: Map, others: &[Map], now: u64) -> Result<()> {
+        let resolved = self.resolve(now);
+        self.myself(me, &resolved)?;
+        let wild = |a: &Map, b: &Map| {
+            a.listen == b.listen || a.listen.is_unspecified() || b.listen.is_unspecified()
+        };
+        let clash = |o: &&Map| {
+            o.proto == map.proto
+                && o.port == map.port
+                && o.listen.is_ipv4() == map.listen.is_ipv4()
+                && wild(o, &map)
+        };
+        if let Some(other) = others.iter().find(clash) {
+            return Err(Error::new(
+                Kind::Conflict,
+                Code::PortTaken,
+                format!(
+                    "{} {} is mapped already, by {}",
+                    map.proto,
+                    endpoint(map.listen, map.port),
+                    other.name
+                ),
+            )
+            .hint(Hint::ListMaps));
+        }
+        // One that listens on every address is one of each family, under one name.
+        let other_half = |m: &Map| {
+            let wild = m.listen.is_unspecified() && map.listen.is_unspecified();
+            let same = (m.proto, m.port, &m.target, m.target_port)
+                == (map.proto, map.port, &map.target, map.target_port);
+            wild && same && m.listen.is_ipv4() != map.listen.is_ipv4()
+        };
+        if self
+            .local
+            .maps
+            .iter()
+            .any(|m| m.name == map.name && !other_half(m))
+        {
+            return Err(Error::new(
+                Kind::Conflict,
+                Code::NameTaken,
+                format!("a map named {} exists in subnet {}", map.name, self.name()),
+            )
+            .hint(Hint::ListMaps));
+        }
+        if self
+            .target_address(me, &resolved, &map.target, map.listen)
+            .is_none()
+        {
+            let (family, other) = match map.listen {
+                IpAddr::V4(_) => ("IPv4", IpAddr::from(Ipv6Addr::UNSPECIFIED)),
+                IpAddr::V6(_) => ("IPv6", IpAddr::from(Ipv4Addr::UNSPECIFIED)),
+            };
+            let (name, target) = (self.name(), printable(&map.target));
+            let message = match self.target_address(me, &resolved, &map.target, other) {
+                Some(_) => format!("{target} has no {family} address in subnet {name}"),
+                None => format!("subnet {name} has no workload or member {target}"),
+            };
+            return Err(Error::new(Kind::NotFound, Code::NoTarget, message)
+                .hint(Hint::ShowSubnet(self.name().clone())));
+        }
+        self.local.unconfirmed.maps.insert(map.name.clone());
+        self.local.maps.push(map);
+        Ok(())
+    }
+
+    /// Removes the port maps that are meant.
+    pub fn map_remove(&mut self, is: impl Fn(&Map) -> bool) {
+        let (gone, stay) = std::mem::take(&mut self.local.maps)
+            .into_iter()
+            .partition::<Vec<Map>, _>(|map| is(map));
+        self.local.maps = stay;
+        for map in gone {
+            self.confirm(&map.name, Added::Map);
+        }
+    }
+}
+
+/// `A:P`, with brackets around version 6.
+pub fn endpoint(address: IpAddr, port: u16) -> String {
+    std::net::SocketAddr::new(address, port).to_string()
+}

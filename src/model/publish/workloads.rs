@@ -1,0 +1,262 @@
+//! The workloads attached to this machine: their names, addresses and namespaces.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::Added;
+use crate::model::error::{Code, Error, Hint, Kind, Result};
+use crate::model::host::NetnsRef;
+use crate::model::id::Name;
+use crate::model::ipam::free_addresses;
+use crate::model::local::{Kept, Target, Workload};
+use crate::model::members::{Identity, Subnet, printable};
+use crate::model::record::WorkloadEntry;
+
+/// Names of workloads that are gone whose addresses are kept, in each subnet.
+const MAX_KEPT: usize = 1024;
+
+impl Subnet {
+    /// Whether no workload here `but` that one has the namespace of this one, or is of the same container.
+    fn is_apart(&self, workload: &Workload, but: Option<&Name>) -> Result<()> {
+        let in_it = |w: &&Workload| workload.netns.as_ref().is_some_and(|netns| w.is_in(netns));
+        // All interfaces of a container are in one namespace.
+        let same = |w: &&Workload| {
+            matches!(w.target, Target::Engine { .. }) && w.target == workload.target
+        };
+        let mut all = self.local.workloads.iter().filter(|w| Some(&w.name) != but);
+        let (what, other) = match (all.clone().find(in_it), all.find(same)) {
+            (Some(other), _) => (
+                format!("has the network namespace of {}, which", other.name),
+                other,
+            ),
+            (None, Some(other)) => (
+                format!(
+                    "has the interface {} as {}, which",
+                    other.inner_link, other.name
+                ),
+                other,
+            ),
+            (None, None) => return Ok(()),
+        };
+        let message = format!(
+            "{} {what} is attached to subnet {} already",
+            workload.target.text(),
+            self.name()
+        );
+        Err(
+            Error::new(Kind::Conflict, Code::Attached, message).hint(Hint::Detach {
+                workload: other.name.clone(),
+                subnet: self.name().clone(),
+            }),
+        )
+    }
+
+    /// Gives a workload without a namespace the one that its engine has made. Its name and addresses stay: the others hear
+    /// nothing of it. Where the kernel refuses it, [`unplace`](Self::unplace) takes the namespace away again.
+    ///
+    /// # Errors
+    /// `E-ATTACHED`, `E-NO-WORKLOAD`.
+    pub fn place(
+        &mut self,
+        name: &Name,
+        netns: NetnsRef,
+        mac: Option<[u8; 6]>,
+    ) -> Result<Workload> {
+        let waits = |w: &&mut Workload| w.name == *name && w.netns.is_none();
+        let gone = || {
+            Error::new(
+                Kind::NotFound,
+                Code::NoWorkload,
+                format!("no workload {name} waits here"),
+            )
+        };
+        let workload = self
+            .local
+            .workloads
+            .iter_mut()
+            .find(waits)
+            .ok_or_else(gone)?;
+        let placed = Workload {
+            netns: Some(netns),
+            mac: mac.or(workload.mac),
+            ..workload.clone()
+        };
+        self.is_apart(&placed, Some(name))?;
+        self.local
+            .workloads
+            .iter_mut()
+            .filter(|w| w.name == *name)
+            .for_each(|w| *w = placed.clone());
+        Ok(placed)
+    }
+
+    /// Takes the namespace of a workload away that [`place`](Self::place) gave it; `before` is what it was. Whether it still
+    /// had that namespace.
+    pub fn unplace(&mut self, before: &Workload, netns: &NetnsRef) -> bool {
+        let is = |w: &&mut Workload| {
+            (&w.name, &w.target, w.since) == (&before.name, &before.target, before.since)
+                && w.netns.as_ref() == Some(netns)
+        };
+        match self.local.workloads.iter_mut().find(is) {
+            Some(workload) => {
+                *workload = before.clone();
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Attaches a workload: a free name and free addresses out of this node's leases. `workload` comes without
+    /// addresses.
+    ///
+    /// # Errors
+    /// `E-NAME-TAKEN`, `E-ATTACHED`, `E-ADDRESS-TAKEN`, `E-NOT-LEASED`, `E-BLOCK-FULL`.
+    pub fn attach(
+        &mut self,
+        me: &Identity,
+        mut workload: Workload,
+        ip: Option<IpAddr>,
+        now: u64,
+    ) -> Result<Workload> {
+        let resolved = self.resolve(now);
+        let mine = self.myself(me, &resolved)?;
+        self.is_apart(&workload, None)?;
+        if self.name_is_taken(me, &resolved, workload.name.as_str()) {
+            let message = format!(
+                "the name {} is taken in subnet {}",
+                workload.name,
+                self.name()
+            );
+            let error = Error::new(Kind::Conflict, Code::NameTaken, message);
+            let (kind, target) = (
+                workload.target.kind().to_owned(),
+                workload.target.text().to_owned(),
+            );
+            return Err(match workload.target {
+                // The engine chooses the name.
+                Target::Engine { .. } => error,
+                _ => error.hint(Hint::AttachNamed {
+                    kind,
+                    target,
+                    subnet: self.name().clone(),
+                }),
+            });
+        }
+        let mut used: BTreeSet<IpAddr> = self
+            .local
+            .workloads
+            .iter()
+            .flat_map(|w| w.addresses.iter().copied())
+            .collect();
+        // What others hold elsewhere is none of those that are looked for.
+        let near = |a: &IpAddr| mine.leases.iter().any(|l| l.contains(a));
+        used.extend(
+            resolved
+                .members
+                .values()
+                .flat_map(|m| m.addresses.iter().copied())
+                .filter(near),
+        );
+        workload.addresses = self.addresses_for(&workload.name, &mine.leases, &used, ip)?;
+        workload.since = now;
+        self.local
+            .unconfirmed
+            .workloads
+            .insert(workload.name.clone());
+        self.local.workloads.push(workload.clone());
+        self.publish_workloads(me, now)?;
+        Ok(workload)
+    }
+
+    /// The addresses that the name had before, else free ones that belong to no other name: until no other are left, then
+    /// the name that is gone for longest gives its up.
+    fn addresses_for(
+        &mut self,
+        name: &Name,
+        leases: &[IpNet],
+        used: &BTreeSet<IpAddr>,
+        ip: Option<IpAddr>,
+    ) -> Result<Vec<IpAddr>> {
+        let pools = self.records.pools();
+        let mut wanted: Vec<IpAddr> = ip.into_iter().collect();
+        let ours = |a: &IpAddr| {
+            pools.usable(*a) && !used.contains(a) && leases.iter().any(|l| l.contains(a))
+        };
+        for address in self
+            .local
+            .kept
+            .iter()
+            .filter(|k| k.name == *name)
+            .flat_map(|k| &k.addresses)
+        {
+            if ours(address) && !wanted.iter().any(|w| w.is_ipv4() == address.is_ipv4()) {
+                wanted.push(*address);
+            }
+        }
+        // What could be had if nothing was kept: of a family that is used up no address is missed.
+        let families = free_addresses(&pools, leases, used, &wanted)?.len();
+        self.local
+            .kept
+            .retain(|k| k.name != *name && !k.addresses.iter().any(|a| wanted.contains(a)));
+        loop {
+            let kept = self
+                .local
+                .kept
+                .iter()
+                .flat_map(|k| k.addresses.iter().copied());
+            let avoid = used.iter().copied().chain(kept).collect();
+            match free_addresses(&pools, leases, &avoid, &wanted) {
+                Ok(found) if found.len() >= families => return Ok(found),
+                other if self.local.kept.is_empty() => return other,
+                _ => drop(self.local.kept.remove(0)),
+            }
+        }
+    }
+
+    fn publish_workloads(&mut self, me: &Identity, now: u64) -> Result<()> {
+        let entries = self.workload_entries();
+        self.publish(me, now, |d| d.workloads = entries)
+    }
+
+    /// The workloads attached here, as this node's document says them.
+    pub(in crate::model) fn workload_entries(&self) -> Vec<WorkloadEntry> {
+        let entry = |w: &Workload| WorkloadEntry {
+            name: w.name.clone(),
+            addresses: w.addresses.clone(),
+        };
+        self.local.workloads.iter().map(entry).collect()
+    }
+
+    /// Detaches a workload; its name is free again, its addresses are kept for when that comes back.
+    ///
+    /// # Errors
+    /// `E-NO-WORKLOAD`.
+    pub fn detach(&mut self, me: &Identity, name: &str, now: u64) -> Result<Workload> {
+        let place = self
+            .local
+            .workloads
+            .iter()
+            .position(|w| w.name.as_str().eq_ignore_ascii_case(name));
+        let Some(place) = place else {
+            return Err(Error::new(
+                Kind::NotFound,
+                Code::NoWorkload,
+                format!("no workload {} here", printable(name)),
+            )
+            .hint(Hint::ListWorkloads));
+        };
+        let gone = self.local.workloads.remove(place);
+        self.confirm(&gone.name, Added::Workload);
+        self.local.kept.retain(|k| k.name != gone.name);
+        self.local.kept.push(Kept {
+            name: gone.name.clone(),
+            addresses: gone.addresses.clone(),
+        });
+        let surplus = self.local.kept.len().saturating_sub(MAX_KEPT);
+        self.local.kept.drain(..surplus);
+        self.publish_workloads(me, now)?;
+        Ok(gone)
+    }
+}
