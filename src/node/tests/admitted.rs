@@ -3,8 +3,54 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::model::local::PendingJoin;
 use crate::model::record::{Grant, MAX_RECORD, NameEntry, Revocation, encode};
 use crate::wire::control::{MAX_CONTROL, encode as message};
+
+/// A join that waits.
+fn pending(subnet: &Subnet) -> PendingJoin {
+    PendingJoin {
+        subnet: subnet.records.id,
+        invite: None,
+        hints: vec![],
+        name: "m".parse().unwrap(),
+        name_is_default: true,
+        alias: None,
+        ip: None,
+        host: Default::default(),
+        allow: Default::default(),
+        since: unix_now(),
+        founded_as: None,
+        refused: None,
+    }
+}
+
+/// What the last one that was let in makes of the answer, which has room for a part of a large subnet.
+fn joined(subnet: &Subnet, joiner: u8) -> Subnet {
+    let joiner = State::new(identity(joiner));
+    let JoinAnswer::Admitted { genesis, records } =
+        admission::bundle(subnet, joiner.me.peer, unix_now())
+    else {
+        panic!()
+    };
+    assert!(
+        records.len() < subnet.records.all().count(),
+        "all of it fits"
+    );
+    let records: Vec<Verified> = records
+        .into_iter()
+        .map(|record| record.check().unwrap())
+        .collect();
+    joiner
+        .accept(
+            &pending(subnet),
+            &genesis,
+            &records,
+            &Default::default(),
+            unix_now(),
+        )
+        .unwrap()
+}
 
 /// What a joiner that knows nothing makes of these records: whose grant, which one, its addresses; or why not.
 fn standing(
@@ -131,6 +177,53 @@ fn seated(admins: u8, by: u8, joiner: u8) -> Subnet {
     });
     admit(&mut subnet, &identity(by), joiner, Role::Member);
     subnet
+}
+
+#[test]
+fn who_an_admin_lets_into_a_large_subnet_can_tell_that_it_is_in() {
+    let owner = State::new(identity(1));
+    let mut subnet = subnet(&owner, 1);
+    // Its own grant comes last.
+    let admin = (2..=220).max_by_key(|n| identity(*n).peer).unwrap();
+    (2..=220).for_each(|n| {
+        admit(
+            &mut subnet,
+            &owner.me,
+            n,
+            if n == admin {
+                Role::Admin
+            } else {
+                Role::Member
+            },
+        )
+    });
+    admit(&mut subnet, &identity(admin), 221, Role::Member);
+    let resolved = joined(&subnet, 221).resolve(unix_now());
+    assert_eq!(
+        resolved.members[&identity(221).peer].issuer,
+        identity(admin).peer
+    );
+}
+
+#[test]
+fn who_gets_the_block_of_a_former_member_of_a_large_subnet_can_tell_that_it_is_in() {
+    let owner = State::new(identity(1));
+    let mut subnet = subnet(&owner, 220);
+    // One whose grant is among the first.
+    let former = (2..=220).min_by_key(|n| identity(*n).peer).unwrap();
+    let block = subnet.resolve(unix_now()).members[&identity(former).peer]
+        .leases
+        .clone();
+    subnet
+        .remove(&owner.me, identity(former).peer, unix_now())
+        .unwrap();
+    admit(&mut subnet, &owner.me, 221, Role::Member);
+    let resolved = joined(&subnet, 221).resolve(unix_now());
+    assert_eq!(
+        resolved.members[&identity(221).peer].leases,
+        block,
+        "the first block that is free"
+    );
 }
 
 #[test]
