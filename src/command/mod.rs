@@ -31,6 +31,7 @@ use crate::model::members::printable;
 use crate::model::record::Term;
 use crate::node::{Addition, Claim, Effect, Leaving, Node};
 use crate::p2p::{self, Command};
+use crate::report::peers::{peer_list, peer_show};
 use crate::report::{Platform, Report, maps as maps_now, metrics, status};
 use crate::service::{Mesh, clock};
 
@@ -238,7 +239,7 @@ pub(crate) async fn call(ctx: &Commands, request: Request) -> Result<Response, E
         }
         Request::PeerConnect { peer } => peers::connect(ctx, &peer).await,
         Request::PeerDisconnect { peer } => {
-            let found = status::peer_show(&ctx.report, &peer).await?;
+            let found = peer_show(&ctx.report, &peer).await?;
             let gone = || Error::new(ErrorKind::Failed, Code::Stopping, "the daemon is stopping");
             ctx.peers
                 .send(Command::Disconnect {
@@ -322,10 +323,10 @@ async fn looking(ctx: &Commands, request: Request) -> Result<Response, Error> {
             }))
         }
         Request::PeerLs => Ok(Response::Peers {
-            peers: status::peer_list(&ctx.report).await?,
+            peers: peer_list(&ctx.report).await?,
         }),
         Request::PeerShow { peer } => Ok(Response::Peer(Box::new(
-            status::peer_show(&ctx.report, &peer).await?,
+            peer_show(&ctx.report, &peer).await?,
         ))),
         Request::Config => Ok(Response::Config(reload::show(ctx).await?)),
         Request::Metrics => Ok(Response::Metrics {

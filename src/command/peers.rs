@@ -12,7 +12,8 @@ use crate::model::id::{PeerId, SubnetId};
 use crate::model::members::printable;
 use crate::node::TargetPeer;
 use crate::p2p::Typed;
-use crate::report::{status, unwell};
+use crate::report::peers::peer_show;
+use crate::report::unwell;
 use crate::service::ping;
 
 pub(super) async fn connect(ctx: &Commands, peer: &str) -> Result<Response, Error> {
@@ -27,7 +28,7 @@ pub(super) async fn connect(ctx: &Commands, peer: &str) -> Result<Response, Erro
     let known = if peer.starts_with('/') {
         None
     } else {
-        Some(status::peer_show(&ctx.report, peer).await)
+        Some(peer_show(&ctx.report, peer).await)
     };
     let found = match known {
         Some(Ok(found)) => found,
@@ -87,11 +88,7 @@ async fn resolve(
             subnet,
             address,
         }) => Ok((peer, Some(subnet), address)),
-        None => Ok((
-            status::peer_show(&ctx.report, target).await?.peer_id,
-            None,
-            None,
-        )),
+        None => Ok((peer_show(&ctx.report, target).await?.peer_id, None, None)),
     }
 }
 
@@ -174,7 +171,7 @@ pub(super) async fn ping(
         &control_rtt_ms
     };
     let received = u32::try_from(counted.iter().flatten().count()).unwrap_or(0);
-    let path = status::peer_show(&ctx.report, &peer.to_string())
+    let path = peer_show(&ctx.report, &peer.to_string())
         .await
         .map(|p| p.path)?;
     let refused = match subnet {

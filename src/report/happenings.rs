@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::{Report, status};
+use super::{Report, paths};
 use crate::api::types::Path;
 use crate::cli::print;
 use crate::link::Key;
@@ -50,7 +50,7 @@ pub(crate) async fn run(ctx: Report, stop: CancellationToken) -> anyhow::Result<
                 told = now;
             }
             _ = look.tick() => {
-                let seen = status::paths(&ctx).await;
+                let seen = paths::paths(&ctx).await;
                 for line in paths.look(seen, |key| Some(named(told.get(&key.subnet)?, key.peer))) {
                     tracing::info!("{line}");
                 }

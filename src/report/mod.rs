@@ -12,6 +12,8 @@ mod lives;
 pub(crate) mod maps;
 pub(crate) mod metrics;
 pub(crate) mod notify;
+mod paths;
+pub(crate) mod peers;
 mod platform;
 pub(crate) mod status;
 mod storage;

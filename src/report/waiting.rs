@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Report;
-use super::status::endpoint_text;
+use super::paths::endpoint_text;
 use crate::api::types::{Asked, Error, SubnetState, SubnetStatus, Waiting};
 use crate::model::build::MTU;
 use crate::model::id::SubnetId;

@@ -1,0 +1,236 @@
+//! How packets reach each peer: by datagrams, by a stream, or since when by nothing. What links, sessions and connections
+//! know of that, as the API shows it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::Report;
+use crate::api::types::{self, Carriers, Path, SessionInfo};
+use crate::config::PostQuantum;
+use crate::link::direct::{DirectStatus, PathStatus};
+use crate::link::{Carried, Key, LinkStatus};
+use crate::model::build::MTU;
+use crate::model::id::PeerId;
+use crate::node::unix_now;
+use crate::p2p;
+use crate::wire::datagram::OVERHEAD;
+
+/// Addresses shown of a peer that is offline.
+const SHOWN: usize = 2;
+
+/// What the peers' task knows, by peer.
+pub(super) type Peers = BTreeMap<PeerId, p2p::PeerStatus>;
+
+/// What the control task of the datagrams knows.
+pub(super) type Sessions = HashMap<Key, DirectStatus>;
+
+pub(super) async fn peers(ctx: &Report) -> Peers {
+    ctx.peers
+        .status()
+        .await
+        .unwrap_or_default()
+        .into_iter()
+        .map(|p| (p.peer, p))
+        .collect()
+}
+
+pub(super) fn rtt_ms(status: Option<&p2p::PeerStatus>) -> Option<f64> {
+    status?
+        .connections
+        .iter()
+        .rev()
+        .find_map(|c| c.rtt)
+        .map(millis)
+}
+
+/// Milliseconds, to the microsecond.
+pub(super) fn millis(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// `A:P` of a multiaddr with an IP address; any other as it is.
+pub(super) fn endpoint_text(remote: &str) -> String {
+    let address = remote.parse::<p2p::Address>().ok();
+    let endpoint = address
+        .as_ref()
+        .and_then(|a| Some(SocketAddr::new(a.ip()?, a.port()?)));
+    endpoint.map_or_else(|| remote.to_owned(), |e| e.to_string())
+}
+
+pub(super) async fn sessions(ctx: &Report) -> Sessions {
+    match &ctx.mesh.direct {
+        Some(direct) => direct.status().await,
+        None => Sessions::new(),
+    }
+}
+
+pub(super) fn seconds(time: SystemTime) -> Option<u64> {
+    time.duration_since(UNIX_EPOCH).ok().map(|d| d.as_secs())
+}
+
+pub(super) fn carried(carried: Carried) -> types::Carried {
+    let Carried {
+        tx_bytes,
+        rx_bytes,
+        tx_packets,
+        rx_packets,
+    } = carried;
+    types::Carried {
+        tx_bytes,
+        rx_bytes,
+        tx_packets,
+        rx_packets,
+    }
+}
+
+pub(super) fn carriers(link: &LinkStatus) -> Carriers {
+    Carriers {
+        datagram: carried(link.datagrams),
+        stream: carried(link.streams),
+    }
+}
+
+pub(super) fn session(status: &DirectStatus) -> SessionInfo {
+    SessionInfo {
+        cipher: status.cipher.map(|cipher| cipher.to_string()),
+        post_quantum: status.hybrid,
+        keys: status.keys,
+        path_changes: status.path_changes,
+    }
+}
+
+/// Bytes of the largest packet of a subnet on a path: what the underlay's headers and the frame leave of it.
+pub(super) fn inner_mtu(path: &PathStatus) -> u16 {
+    let headers = if path.to.is_ipv4() { 28 } else { 48 };
+    let frame = u16::try_from(OVERHEAD).unwrap_or(u16::MAX);
+    path.mtu
+        .saturating_sub(headers)
+        .saturating_sub(frame)
+        .min(MTU)
+}
+
+/// The path of datagrams.
+fn datagrams(path: &PathStatus) -> Path {
+    Path {
+        kind: "direct".into(),
+        carrier: Some("datagram".into()),
+        transport: Some("udp".into()),
+        via: Some(path.to.to_string()),
+        reason: None,
+        since: seconds(path.since).unwrap_or_else(unix_now),
+        mtu: Some(path.mtu),
+    }
+}
+
+/// How packets reach a peer: by datagrams, by the stream in use, or since when by nothing.
+pub(super) fn path(
+    ctx: &Report,
+    peer: PeerId,
+    link: Option<&LinkStatus>,
+    direct: Option<&PathStatus>,
+    status: Option<&p2p::PeerStatus>,
+) -> Path {
+    if let Some(direct) = direct {
+        return datagrams(direct);
+    }
+    let since = link.and_then(|l| l.since).and_then(seconds);
+    let direct = |transport: &str, via: String, since| Path {
+        kind: "direct".into(),
+        carrier: Some("stream".into()),
+        transport: Some(transport.into()),
+        via: Some(endpoint_text(&via)),
+        reason: None,
+        since,
+        mtu: None,
+    };
+    if let Some(via) = link.and_then(|l| l.via.as_ref()) {
+        return direct(
+            via.transport,
+            via.remote.clone(),
+            since.unwrap_or_else(unix_now),
+        );
+    }
+    // Where no stream may carry packets, a connection is no way for them.
+    let by_streams = ctx.config.post_quantum != PostQuantum::Require;
+    // Connected, but in no common subnet's stream yet.
+    if let (None, Some(connection)) = (
+        link,
+        status
+            .and_then(|s| s.connections.last())
+            .filter(|_| by_streams),
+    ) {
+        return direct(
+            connection.transport,
+            connection.remote.clone(),
+            unix_now().saturating_sub(connection.age.as_secs()),
+        );
+    }
+    let gone = ctx
+        .mesh
+        .table
+        .gone_since(peer)
+        .or(since)
+        .unwrap_or_else(|| unix_now().saturating_sub(ctx.started.elapsed().as_secs()));
+    let (reason, via) = unreached(status).unzip();
+    let reason = reason.map(str::to_owned);
+    Path {
+        kind: "offline".into(),
+        carrier: None,
+        transport: None,
+        via: via.flatten(),
+        reason,
+        since: gone,
+        mtu: None,
+    }
+}
+
+/// Why a peer that is not connected is not, and where it was not reached; nothing where nobody has tried yet.
+fn unreached(status: Option<&p2p::PeerStatus>) -> Option<(&'static str, Option<String>)> {
+    let Some(status) = status.filter(|s| !s.addresses.is_empty()) else {
+        return Some(("no-address", None));
+    };
+    let mut tried: Vec<String> = Vec::new();
+    for address in &status.addresses {
+        let text = endpoint_text(&address.to_string());
+        if !tried.contains(&text) {
+            tried.push(text);
+        }
+    }
+    let more = tried.len().saturating_sub(SHOWN);
+    tried.truncate(SHOWN);
+    let list = tried.join(", ");
+    let list = if more > 0 {
+        format!("{list} and {more} more")
+    } else {
+        list
+    };
+    (status.failures > 0).then_some(("not-reached", Some(list)))
+}
+
+/// How packets reach each member that is connected, or has a path of datagrams.
+pub(super) async fn paths(ctx: &Report) -> BTreeMap<Key, Path> {
+    let view = ctx.node.view().load_full();
+    let sessions = sessions(ctx).await;
+    let connected = ctx.mesh.table.members();
+    let mut paths = BTreeMap::new();
+    for subnet in view.subnets.values() {
+        let by_datagrams = sessions
+            .iter()
+            .filter(|(key, s)| key.subnet == subnet.id && s.path.is_some());
+        let peers = by_datagrams
+            .map(|(key, _)| key.peer)
+            .chain(connected.iter().copied());
+        for peer in peers.filter(|peer| subnet.members.contains(peer)) {
+            let key = Key {
+                subnet: subnet.id,
+                peer,
+            };
+            let direct = sessions.get(&key).and_then(|s| s.path.as_ref());
+            paths
+                .entry(key)
+                .or_insert_with(|| path(ctx, peer, Some(&ctx.links.status(key)), direct, None));
+        }
+    }
+    paths
+}
