@@ -2,16 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::paths::{carriers, inner_mtu, millis, path, peers, rtt_ms, seconds, session, sessions};
+use super::paths::{
+    Peers, Sessions, carriers, inner_mtu, millis, path, peers, rtt_ms, seconds, session, sessions,
+};
 use super::{Report, unwell};
-use crate::api::types::{Error, Problem, Status, SubnetState};
+use crate::api::types::{Error, MapInfo, PeerStatus, Problem, Status, SubnetState, SubnetStatus};
 use crate::host::Rules;
 use crate::link::Key;
 use crate::model::build::MTU;
 use crate::model::error::Code;
 use crate::model::host::neighbour::{Hook, Obstacle};
 use crate::model::id::{PeerId, SubnetId};
-use crate::node::{Called, Overview, unix_now};
+use crate::node::{Called, Overview, SubnetOverview, unix_now};
 use crate::service::{self, clock, versions};
 
 /// Names of byway's own links.
@@ -22,81 +24,31 @@ fn own_links(ctx: &Report) -> BTreeSet<String> {
         .collect()
 }
 
+/// What peers and sessions see, asked once for a whole status.
+struct Seen {
+    peers: Peers,
+    sessions: Sessions,
+    dropped: DroppedByRules,
+}
+
 /// `status`.
 pub(crate) async fn status(ctx: &Report, only: Option<String>) -> Result<Status, Error> {
-    let Overview {
-        only,
-        subnets: parts,
-        mut maps,
-        contested,
-        damage,
-        asking,
-        twice,
-        ended,
-        refused,
-    } = ctx.node.overview(only).await?;
-    let known = peers(ctx).await;
-    let sessions = sessions(ctx).await;
+    let mut overview = ctx.node.overview(only).await?;
+    let (known, sessions) = (peers(ctx).await, sessions(ctx).await);
     let mut problems = problems(ctx);
     problems.extend(blocked(ctx));
-    super::maps::count(ctx, &mut maps).await;
-    // Where the whole subnet is off, that is the problem, and not each of its maps.
-    maps.retain(|map| {
-        parts
-            .iter()
-            .any(|p| p.status.name == map.subnet && p.status.state == SubnetState::Ready)
-    });
-    problems.extend(super::condition::of_maps(&maps));
-    if ctx.platform.is_kernel() && parts.iter().any(|part| !part.peers.is_empty()) {
+    let maps = std::mem::take(&mut overview.maps);
+    problems.extend(of_maps(ctx, maps, &overview.subnets).await);
+    if ctx.platform.is_kernel() && overview.subnets.iter().any(|part| !part.peers.is_empty()) {
         problems.extend(super::condition::no_way_out(&own_links(ctx)));
     }
-    let dropped = dropped_by_rules(ctx).await;
-    problems.extend(damage.into_iter().map(|d| {
-        Problem {
-            code: Code::StateDamaged.to_string(),
-            severity: "warning".into(),
-            message: format!("{} was left out of the saved state: {}", d.what, d.why),
-            help:
-                "nothing has to be done: it is fetched from the other members when one is connected"
-                    .into(),
-        }
-    }));
-    problems.extend(asking.into_iter().map(|(subnet, names)| {
-        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-        Problem {
-            code: Code::JoinRequests.to_string(),
-            severity: "info".into(),
-            message: format!("asking to join {subnet}: {}", names.join(", ")),
-            help: format!("byway member requests {subnet}"),
-        }
-    }));
-    for part in &parts {
-        let name = &part.status.name;
-        problems.extend(
-            part.mine
-                .as_ref()
-                .and_then(|mine| unwell::renamed_member(name, mine)),
-        );
-        problems.extend(part.forked.then(|| unwell::forked(name)));
-        problems.extend(
-            part.restored
-                .and_then(|invites| unwell::restored(name, invites)),
-        );
-    }
-    problems.extend(
-        twice
-            .iter()
-            .map(|twice| super::lives::problem(twice, &ctx.config.state_dir)),
-    );
-    problems.extend(ended.iter().map(|(name, id)| unwell::ended(name, *id)));
-    problems.extend(refused.iter().filter_map(unwell::not_let_in));
-    problems.extend(unwell::idle(&ctx.settings.borrow()));
-    problems.extend(contested.into_iter().map(|(subnet, name, members)| Problem {
-        code: Code::NameContested.to_string(),
-        severity: "warning".into(),
-        message: format!("{} claim the name {name} in {subnet}, and nobody has registered it", members.join(" and ")),
-        help: format!("an admin: byway dns release {subnet} {name} --member MEMBER; or one of them gives it up"),
-    }));
+    let seen = Seen {
+        peers: known,
+        sessions,
+        dropped: dropped_by_rules(ctx).await,
+    };
+    problems.extend(of_memberships(ctx, &overview));
+    let parts = overview.subnets;
     let names: BTreeMap<PeerId, String> = parts
         .iter()
         .flat_map(|p| p.peers.iter().map(|(peer, s)| (*peer, s.name.to_string())))
@@ -105,87 +57,12 @@ pub(crate) async fn status(ctx: &Report, only: Option<String>) -> Result<Status,
     problems.extend(super::found::problems(ctx, name));
     let judgement = ctx.mesh.clocks.judgement();
     problems.extend(clock::problems(&judgement, &ctx.mesh.table.members(), name));
-    problems.extend(versions::problems(known.values(), name));
+    problems.extend(versions::problems(seen.peers.values(), name));
     let mut subnets = Vec::new();
     for part in parts {
-        let mut status = part.status;
-        for (peer, mut info) in part.peers {
-            let key = Key {
-                subnet: status.id,
-                peer,
-            };
-            // Off the wire there is no path, and what was measured before says nothing of now.
-            if status.state == SubnetState::Down {
-                status.peers.push(info);
-                continue;
-            }
-            let called = Called {
-                member: info.name.clone(),
-                subnet: part.named.clone(),
-            };
-            problems.extend(unwell::closed_machine(ctx, key, &called));
-            let link = ctx.links.status(key);
-            let direct = sessions.get(&key).and_then(|s| s.path.as_ref());
-            info.path = path(ctx, peer, Some(&link), direct, known.get(&peer));
-            info.rtt_ms = match direct.and_then(|path| path.rtt) {
-                Some(rtt) => Some(millis(rtt)),
-                None if info.path.kind == "offline" => None,
-                None => rtt_ms(known.get(&peer)),
-            };
-            // Nobody of a subnet that this node is out of was seen since the start: no time is known.
-            if status.state == SubnetState::Removed
-                && ctx
-                    .mesh
-                    .table
-                    .gone_since(peer)
-                    .or(link.since.and_then(seconds))
-                    .is_none()
-            {
-                info.path.since = 0;
-            }
-            problems.extend(unwell::unanswered(&info, sessions.get(&key), unix_now()));
-            problems.extend(unwell::unmet(
-                &info,
-                sessions.get(&key),
-                ctx.config.post_quantum,
-            ));
-            info.loss = direct.and_then(|path| path.loss);
-            info.mtu = direct.map_or(MTU, inner_mtu);
-            info.tx_bytes = link.carried().tx_bytes;
-            info.rx_bytes = link.carried().rx_bytes;
-            info.carriers = carriers(&link);
-            info.session = sessions.get(&key).map(session);
-            status.peers.push(info);
-        }
-        status.drops = ctx
-            .datapath
-            .drops(status.id)
-            .into_iter()
-            .map(|(reason, n)| (reason.text().to_owned(), n))
-            .collect();
-        // The ruleset counts for the machine: it is shown where the workloads are.
-        if !status.workloads.is_empty() {
-            for (reason, packets) in &dropped.by_reason {
-                let count = status.drops.entry(reason.clone()).or_insert(0);
-                *count = count.saturating_add(*packets);
-            }
-        }
-        status.drops.insert(
-            "host-closed".to_owned(),
-            dropped.closed.get(&status.id).copied().unwrap_or(0),
-        );
-        match part.ended {
-            true => problems.push(unwell::ended(&status.name, status.id)),
-            false => {
-                let grant = part
-                    .mine
-                    .map(|mine| (mine.grant.not_before, mine.grant.not_after));
-                problems.extend(unwell::expiry((&status.name, status.id), grant, unix_now()));
-            }
-        }
-        subnets.push(status);
+        subnets.push(subnet_now(ctx, &seen, part, &mut problems));
     }
-    super::waiting::add(ctx, only, &mut subnets).await?;
+    super::waiting::add(ctx, overview.only, &mut subnets).await?;
     clock::blame(&judgement, &mut problems);
     let applied = ctx.applied.borrow().generation;
     Ok(Status {
@@ -199,6 +76,135 @@ pub(crate) async fn status(ctx: &Report, only: Option<String>) -> Result<Status,
         subnets,
         problems,
     })
+}
+
+/// What keeps port maps from working.
+async fn of_maps(ctx: &Report, mut maps: Vec<MapInfo>, parts: &[SubnetOverview]) -> Vec<Problem> {
+    super::maps::count(ctx, &mut maps).await;
+    // Where the whole subnet is off, that is the problem, and not each of its maps.
+    maps.retain(|map| {
+        parts
+            .iter()
+            .any(|p| p.status.name == map.subnet && p.status.state == SubnetState::Ready)
+    });
+    super::condition::of_maps(&maps)
+}
+
+/// What the node knows to be wrong, before anybody looks at the kernel, the peers and the links.
+fn of_memberships(ctx: &Report, overview: &Overview) -> Vec<Problem> {
+    let damaged = overview.damage.iter().map(unwell::damaged);
+    let mut problems: Vec<Problem> = damaged.collect();
+    let asking = overview.asking.iter();
+    problems.extend(asking.map(|(subnet, names)| unwell::asked(subnet, names)));
+    for part in &overview.subnets {
+        let name = &part.status.name;
+        problems.extend(
+            part.mine
+                .as_ref()
+                .and_then(|mine| unwell::renamed_member(name, mine)),
+        );
+        problems.extend(part.forked.then(|| unwell::forked(name)));
+        problems.extend(
+            part.restored
+                .and_then(|invites| unwell::restored(name, invites)),
+        );
+    }
+    let twice = overview.twice.iter();
+    problems.extend(twice.map(|twice| super::lives::problem(twice, &ctx.config.state_dir)));
+    let ended = overview.ended.iter();
+    problems.extend(ended.map(|(name, id)| unwell::ended(name, *id)));
+    problems.extend(overview.refused.iter().filter_map(unwell::not_let_in));
+    problems.extend(unwell::idle(&ctx.settings.borrow()));
+    let contested = overview.contested.iter();
+    problems
+        .extend(contested.map(|(subnet, name, members)| unwell::contested(subnet, name, members)));
+    problems
+}
+
+/// A membership with what is seen of its members now; what is wrong with it and them goes to `problems`.
+fn subnet_now(
+    ctx: &Report,
+    seen: &Seen,
+    part: SubnetOverview,
+    problems: &mut Vec<Problem>,
+) -> SubnetStatus {
+    let mut status = part.status;
+    for (peer, mut info) in part.peers {
+        // Off the wire there is no path, and what was measured before says nothing of now.
+        if status.state != SubnetState::Down {
+            let key = Key {
+                subnet: status.id,
+                peer,
+            };
+            let called = Called {
+                member: info.name.clone(),
+                subnet: part.named.clone(),
+            };
+            problems.extend(unwell::closed_machine(ctx, key, &called));
+            member_now(ctx, seen, key, status.state, &mut info);
+            let session = seen.sessions.get(&key);
+            problems.extend(unwell::unanswered(&info, session, unix_now()));
+            problems.extend(unwell::unmet(&info, session, ctx.config.post_quantum));
+        }
+        status.peers.push(info);
+    }
+    add_drops(ctx, &seen.dropped, &mut status);
+    match part.ended {
+        true => problems.push(unwell::ended(&status.name, status.id)),
+        false => {
+            let grant = part
+                .mine
+                .map(|mine| (mine.grant.not_before, mine.grant.not_after));
+            problems.extend(unwell::expiry((&status.name, status.id), grant, unix_now()));
+        }
+    }
+    status
+}
+
+/// Adds to a member of a subnet in `state` how its packets travel, and what was measured of that.
+fn member_now(ctx: &Report, seen: &Seen, key: Key, state: SubnetState, info: &mut PeerStatus) {
+    let link = ctx.links.status(key);
+    let known = seen.peers.get(&key.peer);
+    let found = seen.sessions.get(&key);
+    let direct = found.and_then(|s| s.path.as_ref());
+    info.path = path(ctx, key.peer, Some(&link), direct, known);
+    info.rtt_ms = match direct.and_then(|path| path.rtt) {
+        Some(rtt) => Some(millis(rtt)),
+        None if info.path.kind == "offline" => None,
+        None => rtt_ms(known),
+    };
+    // Nobody of a subnet that this node is out of was seen since the start: no time is known.
+    let gone = ctx.mesh.table.gone_since(key.peer);
+    if state == SubnetState::Removed && gone.or(link.since.and_then(seconds)).is_none() {
+        info.path.since = 0;
+    }
+    info.loss = direct.and_then(|path| path.loss);
+    info.mtu = direct.map_or(MTU, inner_mtu);
+    info.tx_bytes = link.carried().tx_bytes;
+    info.rx_bytes = link.carried().rx_bytes;
+    info.carriers = carriers(&link);
+    info.session = found.map(session);
+}
+
+/// Adds to a subnet how many of its packets were dropped, by reason.
+fn add_drops(ctx: &Report, dropped: &DroppedByRules, status: &mut SubnetStatus) {
+    status.drops = ctx
+        .datapath
+        .drops(status.id)
+        .into_iter()
+        .map(|(reason, n)| (reason.text().to_owned(), n))
+        .collect();
+    // The ruleset counts for the machine: it is shown where the workloads are.
+    if !status.workloads.is_empty() {
+        for (reason, packets) in &dropped.by_reason {
+            let count = status.drops.entry(reason.clone()).or_insert(0);
+            *count = count.saturating_add(*packets);
+        }
+    }
+    status.drops.insert(
+        "host-closed".to_owned(),
+        dropped.closed.get(&status.id).copied().unwrap_or(0),
+    );
 }
 
 /// What the ruleset dropped.

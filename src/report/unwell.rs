@@ -11,11 +11,52 @@ use crate::model::host::Proto;
 use crate::model::id::{Name, SubnetId};
 use crate::model::local::PendingJoin;
 use crate::model::resolve::Member;
+use crate::model::state::Damage;
 use crate::node::{Called, Nearness, nearness};
 use crate::packet::parse::{TCP, UDP};
 
 /// Seconds that a path of datagrams may take to be found.
 const PATH_SEARCH_TIME: u64 = 15;
+
+/// Something was left out of the saved state.
+pub(super) fn damaged(damage: &Damage) -> Problem {
+    Problem {
+        code: Code::StateDamaged.to_string(),
+        severity: "warning".into(),
+        message: format!(
+            "{} was left out of the saved state: {}",
+            damage.what, damage.why
+        ),
+        help: "nothing has to be done: it is fetched from the other members when one is connected"
+            .into(),
+    }
+}
+
+/// Somebody waits to be let in, and this node may decide.
+pub(super) fn asked(subnet: &Name, names: &[Name]) -> Problem {
+    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+    Problem {
+        code: Code::JoinRequests.to_string(),
+        severity: "info".into(),
+        message: format!("asking to join {subnet}: {}", names.join(", ")),
+        help: format!("byway member requests {subnet}"),
+    }
+}
+
+/// Several members claim a name.
+pub(super) fn contested(subnet: &Name, name: &str, members: &[String]) -> Problem {
+    Problem {
+        code: Code::NameContested.to_string(),
+        severity: "warning".into(),
+        message: format!(
+            "{} claim the name {name} in {subnet}, and nobody has registered it",
+            members.join(" and ")
+        ),
+        help: format!(
+            "an admin: byway dns release {subnet} {name} --member MEMBER; or one of them gives it up"
+        ),
+    }
+}
 
 /// The owner ended the subnet, perhaps while this node was away: said until a person leaves it. Its name may be another's
 /// by then.
