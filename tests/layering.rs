@@ -410,7 +410,10 @@ fn use_trees_are_taken_apart() {
         ["wire::frame::parse"]
     );
     assert_eq!(
-        targets("use super::super::node::{Core, Lane};", "daemon::tell"),
+        targets(
+            "use super::super::node::{Core, Lane};",
+            "daemon::apply_view"
+        ),
         ["node::Core", "node::Lane"]
     );
     assert_eq!(

@@ -6,11 +6,11 @@
 //!        -> tasks of the protocols end -> port closes -> node lets go of the state directory            (5 s in all)
 //! ```
 
+mod apply_view;
 mod cleanup;
 mod door;
 mod machine;
 mod port;
-mod tell;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -279,7 +279,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         report: report.clone(),
         stop: api_stop.clone(),
     };
-    let listeners = tell::Listeners {
+    let listeners = apply_view::Listeners {
         node: node.clone(),
         peers: peers.clone(),
         links: links.clone(),
@@ -304,7 +304,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         tasks.start("sessions", sessions::run(Arc::clone(&mesh), asks, until()));
     }
     tasks.start("events", dispatch::run(Arc::clone(&mesh), events, until()));
-    tasks.start("view", tell::run(listeners, desired, until()));
+    tasks.start("view", apply_view::run(listeners, desired, until()));
     tasks.start("happenings", happenings::run(report.clone(), until()));
     tasks.start(
         "sync",
@@ -315,7 +315,10 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         "links",
         dispatch::follow_wanted(Arc::clone(&mesh), wanted, until()),
     );
-    tasks.start("devices", tell::follow_devices(node.clone(), died, until()));
+    tasks.start(
+        "devices",
+        apply_view::follow_devices(node.clone(), died, until()),
+    );
     let former = dns::Formers {
         applied: applied_rx,
         door: door::door(),

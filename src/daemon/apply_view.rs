@@ -1,4 +1,4 @@
-//! Telling everyone what follows from a new View: the host, the gate, the links, the address book.
+//! Applies a new View: hands it to the host, the gate, the links, the address book and the protocols with peers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::service::{Mesh, join};
 /// packets are refused from the first moment.
 const LAST_WORD: Duration = Duration::from_millis(300);
 
-/// Whom a new View is told.
+/// Whom a new View is handed to.
 pub(crate) struct Listeners {
     pub node: Node,
     pub peers: p2p::Handle,
@@ -86,6 +86,7 @@ pub(crate) async fn run(
     }
 }
 
+/// Hands out one View; who may speak control by it.
 async fn spread(
     ctx: &Listeners,
     view: &Arc<View>,
