@@ -32,7 +32,7 @@ use crate::model::record::Term;
 use crate::node::{Addition, Claim, Effect, Leaving, Node};
 use crate::p2p::{self, Command};
 use crate::report::peers::{peer_list, peer_show};
-use crate::report::{Platform, Report, maps as maps_now, metrics, status};
+use crate::report::{PlatformKind, Report, maps as maps_now, metrics, status};
 use crate::service::{Mesh, clock};
 
 /// What commands are carried out with. Cheap to clone.
@@ -41,7 +41,7 @@ pub(crate) struct Commands {
     /// What the daemon was started with.
     pub config: Arc<Config>,
     pub settings: reload::Settings,
-    pub platform: Platform,
+    pub platform: PlatformKind,
     pub node: Node,
     pub peers: p2p::Handle,
     pub links: Links,

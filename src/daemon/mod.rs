@@ -9,7 +9,7 @@
 mod apply_view;
 mod cleanup;
 mod door;
-mod machine;
+mod platform;
 mod port;
 
 use std::path::Path;
@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 use zeroize::Zeroizing;
 
 pub use cleanup::cleanup;
-pub use machine::Machine;
+pub use platform::Platform;
 
 use crate::api::server;
 use crate::api::types::{Error, ErrorKind, Request, Response};
@@ -45,7 +45,7 @@ use crate::model::members::Identity;
 use crate::model::state::State;
 use crate::node::{Node, Parts};
 use crate::p2p;
-use crate::report::{Platform, Report, happenings, metrics, notify};
+use crate::report::{PlatformKind, Report, happenings, metrics, notify};
 use crate::service::{self, Mesh, clock, dispatch, join, records, sessions};
 use crate::store::{self, Store};
 use crate::udp::Port;
@@ -88,7 +88,7 @@ pub fn run(config: Config) -> Result<(), Error> {
     let result = runtime.block_on(async {
         let stop = CancellationToken::new();
         tokio::spawn(on_signal(stop.clone()));
-        serve(config, Machine::Kernel, stop).await
+        serve(config, Platform::Kernel, stop).await
     });
     runtime.shutdown_timeout(Duration::from_millis(200));
     result
@@ -143,11 +143,15 @@ async fn on_hangup(commands: Commands, stop: CancellationToken) -> anyhow::Resul
     Ok(())
 }
 
-/// Everything between reading the state and the last goodbye, on the machine it is told: the kernel, or memory in tests.
+/// Everything between reading the state and the last goodbye, on the platform it is told: the kernel, or memory in tests.
 ///
 /// # Errors
 /// As [`run`].
-pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) -> Result<(), Error> {
+pub async fn serve(
+    config: Config,
+    platform: Platform,
+    stop: CancellationToken,
+) -> Result<(), Error> {
     let failed =
         |code: Code| move |e: anyhow::Error| Error::new(ErrorKind::Failed, code, format!("{e:#}"));
     let Loaded {
@@ -183,12 +187,12 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         .context("start the node's thread")
         .map_err(failed(Code::Start))?;
 
-    let port = match machine.transport() {
+    let port = match platform.transport() {
         p2p::TransportKind::Network => port::bind(&mut listen)?,
         p2p::TransportKind::Memory => None,
     };
     let (peers, events, driver) =
-        network(&config, machine.transport(), seed, listen, port.as_ref())?;
+        network(&config, platform.transport(), seed, listen, port.as_ref())?;
     let (links, wanted) = Links::new(tokio::runtime::Handle::current(), port);
     let (datapath, died) = Datapath::new(node.view(), links.clone());
     datapath
@@ -208,7 +212,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
     let (desired, desired_rx) = watch::channel((0, Arc::new(HostConfig::default())));
     let (applied, applied_rx) = watch::channel(Applied::default());
     let dns = Dns::new(dns::DnsConfig {
-        mode: if config.dns_mode == DnsMode::Off || !machine.is_kernel() {
+        mode: if config.dns_mode == DnsMode::Off || !platform.is_kernel() {
             dns::Mode::Off
         } else {
             dns::Mode::Split
@@ -221,7 +225,7 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         Repair::No
     };
     let integrate = config.firewall_integrate;
-    let host = machine
+    let host = platform
         .host(
             &instance,
             &config.state_dir,
@@ -240,14 +244,14 @@ pub async fn serve(config: Config, machine: Machine, stop: CancellationToken) ->
         datapath: datapath.clone(),
         direct: direct_handle,
         config: settings.follow(),
-        surroundings: machine.surroundings(&instance),
+        surroundings: platform.surroundings(&instance),
     })?;
     // Also where the start fails, or a part does not stop in time.
     let _ended = mesh.ends_with();
     let report = Report {
         config: config.clone(),
         settings: settings.follow(),
-        platform: machine.platform(),
+        platform: platform.kind(),
         node: node.clone(),
         peers: peers.clone(),
         links: links.clone(),
@@ -555,5 +559,5 @@ fn addresses(texts: &[String]) -> Result<Vec<p2p::Address>, Error> {
 /// # Errors
 /// The first thing that is missing, with its remedy.
 pub fn preflight(_config: &Config) -> Result<(), Error> {
-    Platform::Kernel.ready()
+    PlatformKind::Kernel.ready()
 }

@@ -14,7 +14,7 @@ pub(crate) mod metrics;
 pub(crate) mod notify;
 mod paths;
 pub(crate) mod peers;
-mod platform;
+mod preflight;
 pub(crate) mod status;
 mod storage;
 pub(crate) mod unwell;
@@ -26,7 +26,7 @@ use std::time::Instant;
 use tokio::sync::watch;
 
 pub(crate) use condition::Probes;
-pub(crate) use platform::Platform;
+pub(crate) use preflight::PlatformKind;
 
 use crate::config::Config;
 use crate::datapath::Datapath;
@@ -45,7 +45,7 @@ pub(crate) struct Report {
     pub config: Arc<Config>,
     /// What of it is in force now.
     pub settings: watch::Receiver<Arc<Config>>,
-    pub platform: Platform,
+    pub platform: PlatformKind,
     pub node: Node,
     pub peers: p2p::Handle,
     pub links: Links,

@@ -12,7 +12,7 @@ use byway::api::types::{
     Admission, Cidr, Created, Error, Joined, MemberInfo, Request, Response, Role, Status,
 };
 use byway::config::Config;
-use byway::daemon::{Machine, serve};
+use byway::daemon::{Platform, serve};
 use byway::model::host::TunConfig;
 use byway::model::id::{PeerId, SubnetId};
 use byway::tun::Tun;
@@ -84,13 +84,13 @@ impl Home {
         let client = Client::new(&config.socket);
         let taps = Taps::default();
         let opened = taps.clone();
-        let machine = Machine::Memory(Arc::new(move |tun: &TunConfig| -> Arc<dyn Tun> {
+        let platform = Platform::Memory(Arc::new(move |tun: &TunConfig| -> Arc<dyn Tun> {
             let (device, kernel) = pair(Segmentation::Offload);
             opened.lock().unwrap().insert(tun.subnet, kernel);
             Arc::new(device)
         }));
         let stop = CancellationToken::new();
-        let task = tokio::spawn(serve(config, machine, stop.clone()));
+        let task = tokio::spawn(serve(config, platform, stop.clone()));
         let deadline = Instant::now() + PATIENCE;
         let peer = loop {
             match client.call(&Request::Id).await {

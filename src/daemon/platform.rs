@@ -1,4 +1,4 @@
-//! The machine below: the kernel, or memory in tests of whole daemons without root.
+//! The platform below: the kernel, or memory in tests of whole daemons without root.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::model::host::{Change, HostConfig, Observed, TunConfig};
 use crate::model::unwritten::Unwritten;
 use crate::p2p::TransportKind;
 use crate::packet::TunOffload;
-use crate::report::Platform;
+use crate::report::PlatformKind;
 use crate::service::join::Surroundings;
 use crate::tun::{self, Tun};
 
@@ -83,29 +83,29 @@ impl Host for AnyHost {
 
 /// What the daemon runs on.
 #[derive(Clone)]
-pub enum Machine {
+pub enum Platform {
     /// This network namespace's kernel.
     Kernel,
     /// Nothing but memory: TUNs come from the test, the host only remembers.
     Memory(OpenMemoryTun),
 }
 
-impl Machine {
+impl Platform {
     pub(crate) fn is_kernel(&self) -> bool {
-        matches!(self, Machine::Kernel)
+        matches!(self, Platform::Kernel)
     }
 
-    pub(crate) fn platform(&self) -> Platform {
+    pub(crate) fn kind(&self) -> PlatformKind {
         match self {
-            Machine::Kernel => Platform::Kernel,
-            Machine::Memory(_) => Platform::Memory,
+            Platform::Kernel => PlatformKind::Kernel,
+            Platform::Memory(_) => PlatformKind::Memory,
         }
     }
 
     pub(crate) fn transport(&self) -> TransportKind {
         match self {
-            Machine::Kernel => TransportKind::Network,
-            Machine::Memory(_) => TransportKind::Memory,
+            Platform::Kernel => TransportKind::Network,
+            Platform::Memory(_) => TransportKind::Memory,
         }
     }
 
@@ -121,16 +121,16 @@ impl Machine {
         repair: Repair,
         integrate: Integrate,
     ) -> anyhow::Result<AnyHost> {
-        let machine = self.clone();
+        let platform = self.clone();
         let (opening, closing) = (datapath.clone(), datapath);
         type Open = std::collections::HashMap<String, (crate::model::id::SubnetId, Arc<dyn Tun>)>;
         let names: Arc<parking_lot::Mutex<Open>> = Arc::default();
         let (known, open) = (names.clone(), names.clone());
         let tuns = TunControl {
             open: Arc::new(move |config: &TunConfig| {
-                let tun: Arc<dyn Tun> = match &machine {
-                    Machine::Kernel => Arc::new(tun::linux::open(&config.name, config.mtu)?),
-                    Machine::Memory(open) => open(config),
+                let tun: Arc<dyn Tun> = match &platform {
+                    Platform::Kernel => Arc::new(tun::linux::open(&config.name, config.mtu)?),
+                    Platform::Memory(open) => open(config),
                 };
                 known
                     .lock()
@@ -154,24 +154,24 @@ impl Machine {
             }),
         };
         Ok(match self {
-            Machine::Kernel => AnyHost::Linux(Box::new(LinuxHost::new(
+            Platform::Kernel => AnyHost::Linux(Box::new(LinuxHost::new(
                 instance.to_owned(),
                 state_dir.to_path_buf(),
                 tuns,
                 repair,
                 integrate,
             )?)),
-            Machine::Memory(_) => AnyHost::Memory(Box::new(MemoryHost::new(tuns).0)),
+            Platform::Memory(_) => AnyHost::Memory(Box::new(MemoryHost::new(tuns).0)),
         })
     }
 
     /// What a subnet must leave to this machine.
     pub(crate) fn surroundings(&self, instance: &str) -> Surroundings {
         match self {
-            Machine::Kernel => Surroundings::Kernel {
+            Platform::Kernel => Surroundings::Kernel {
                 instance: instance.into(),
             },
-            Machine::Memory(_) => Surroundings::Memory,
+            Platform::Memory(_) => Surroundings::Memory,
         }
     }
 }

@@ -4,18 +4,18 @@ use crate::api::types::{Error, ErrorKind};
 use crate::host;
 use crate::model::error::Code;
 
-/// What the daemon runs on.
+/// What kind of platform the daemon runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Platform {
+pub(crate) enum PlatformKind {
     /// The kernel of this network namespace.
     Kernel,
     /// Nothing but memory, in tests of whole daemons without root.
     Memory,
 }
 
-impl Platform {
+impl PlatformKind {
     pub(crate) fn is_kernel(self) -> bool {
-        self == Platform::Kernel
+        self == PlatformKind::Kernel
     }
 
     /// Whether the kernel gives us what we need: the first thing that is missing, with its remedy.
