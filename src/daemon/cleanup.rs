@@ -182,7 +182,7 @@ fn done(Cleaned { done, left }: Cleaned, config: &Config, all: bool) -> Result<D
 
 #[cfg(test)]
 mod tests {
-    use super::super::load;
+    use super::super::load::load;
     use super::*;
 
     fn config(dir: &Path) -> Config {

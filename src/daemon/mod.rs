@@ -9,22 +9,24 @@
 mod apply_view;
 mod cleanup;
 mod door;
+mod load;
 mod platform;
 mod port;
+mod tasks;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use zeroize::Zeroizing;
 
 pub use cleanup::cleanup;
 pub use platform::Platform;
+
+use self::load::{Loaded, load};
+use self::tasks::{Tasks, outcome};
 
 use crate::api::server;
 use crate::api::types::{Error, ErrorKind, Request, Response};
@@ -34,26 +36,18 @@ use crate::config::{Config, DnsMode, PostQuantum};
 use crate::datapath::Datapath;
 use crate::dns::{self, Dns};
 use crate::host::nft::Repair;
-use crate::host::{Applied, Failure, reconcile};
+use crate::host::{Applied, reconcile};
 use crate::link::Links;
 use crate::link::direct::Direct;
 use crate::model::build::Here;
 use crate::model::error::Code;
 use crate::model::host::HostConfig;
 use crate::model::id::PeerId;
-use crate::model::members::Identity;
-use crate::model::state::State;
 use crate::node::{Node, Parts};
 use crate::p2p;
 use crate::report::{PlatformKind, Report, happenings, metrics, notify};
 use crate::service::{self, Mesh, clock, dispatch, join, records, sessions};
-use crate::store::{self, Store};
 use crate::udp::Port;
-
-/// Name of the file with the key of datagram sessions.
-const DATA_KEY_FILE: &str = "data.key";
-/// Name of the file with the key that opens what is sealed for this node alone.
-const SEAL_KEY_FILE: &str = "seal.key";
 
 /// Time from the first signal to the end of the process.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
@@ -423,124 +417,9 @@ fn network(
     })
 }
 
-/// The tasks of a daemon, by name. Each runs until it is told to stop: one that ends by itself ends the daemon.
-#[derive(Default)]
-struct Tasks(JoinSet<(&'static str, anyhow::Result<()>)>);
-
-/// A task that has ended.
-type Ended = Result<(&'static str, anyhow::Result<()>), JoinError>;
-
-impl Tasks {
-    fn start(
-        &mut self,
-        name: &'static str,
-        task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
-    ) {
-        self.0.spawn(async move { (name, task.await) });
-    }
-
-    /// The same for one that cannot fail.
-    fn keep(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        self.start(name, async move {
-            task.await;
-            Ok(())
-        });
-    }
-}
-
-/// How it went: `early` ended before it was told to, `left` is what the reconciler could not remove.
-fn outcome(early: Option<Ended>, left: Option<Vec<Failure>>, config: &Config) -> Result<(), Error> {
-    let why = match early {
-        None => return nothing_left(left, config),
-        Some(Ok((name, result))) => {
-            let why = result
-                .err()
-                .unwrap_or_else(|| anyhow!("it ended by itself"));
-            format!("task {name} ended early: {why:#}")
-        }
-        Some(Err(panic)) => format!("a task died: {panic}"),
-    };
-    Err(Error::new(ErrorKind::Failed, Code::Task, why))
-}
-
-/// Whether a stop removed everything. `left` is unknown where the host did not end in time.
-fn nothing_left(left: Option<Vec<Failure>>, config: &Config) -> Result<(), Error> {
-    let text = match left {
-        Some(left) if left.is_empty() => return Ok(()),
-        Some(left) => left
-            .iter()
-            .map(|f| format!("{}: {}", f.what, f.why))
-            .collect::<Vec<_>>()
-            .join("; "),
-        None => "the kernel did not let go in time".to_owned(),
-    };
-    Err(Error::new(
-        ErrorKind::Failed,
-        Code::NotRemoved,
-        format!("stopped, but not everything was removed: {text}"),
-    )
-    .hint(cleanup::again(config, "")))
-}
-
 /// Eight hex digits of the key: marks this daemon's objects in the kernel.
 fn instance_of(peer: PeerId) -> String {
     data_encoding::HEXLOWER.encode(peer.0.get(..4).unwrap_or_default())
-}
-
-struct Loaded {
-    identity: Identity,
-    seed: [u8; 32],
-    data_secret: Zeroizing<[u8; 32]>,
-    state: State,
-    damage: Vec<crate::model::state::Damage>,
-    store: Store,
-}
-
-/// Reads keys and records. Nothing outside the state directory is touched.
-fn load(config: &Config) -> Result<Loaded, Error> {
-    let on_store = |e: store::StoreError| {
-        if e.is_forbidden() {
-            return Error::new(ErrorKind::NotPermitted, Code::Permission, e.to_string())
-                .hint("byway daemon --state-dir DIR --socket PATH      (directories of its own, or run it as root)");
-        }
-        let kind = if e.is_conflict() {
-            ErrorKind::Conflict
-        } else {
-            ErrorKind::Failed
-        };
-        Error::new(kind, e.code(), e.to_string()).hint(e.hint())
-    };
-    let dir: &Path = &config.state_dir;
-    // Keys before state: killed in between, the next start finds keys without a state and goes on.
-    let keyed = [store::IDENTITY_FILE, DATA_KEY_FILE, SEAL_KEY_FILE]
-        .iter()
-        .all(|name| dir.join(name).exists());
-    let exists = keyed || store::holds_something(dir);
-    let seed = store::identity(dir, config.identity_file.as_deref(), exists).map_err(on_store)?;
-    let data_secret = store::secret(dir, DATA_KEY_FILE, exists).map_err(on_store)?;
-    // Nothing is sealed yet: only its public half leaves this function, in this node's grants.
-    let seal_secret = store::secret(dir, SEAL_KEY_FILE, exists).map_err(on_store)?;
-    let store = Store::open(dir).map_err(on_store)?;
-    let saved = store.load().map_err(on_store)?;
-    let public = |secret: [u8; 32]| {
-        x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(secret)).to_bytes()
-    };
-    let mut identity = Identity::new(&seed, public(*data_secret), public(*seal_secret));
-    identity.life =
-        getrandom::u64().map_err(|e| Error::new(ErrorKind::Failed, Code::Random, e.to_string()))?;
-    let seed = *seed;
-    let (state, damage) = State::load(identity.clone(), saved.records);
-    for item in &damage {
-        tracing::warn!(what = %item.what, why = %item.why, "left out of the saved state; it is fetched from the other members");
-    }
-    Ok(Loaded {
-        identity,
-        seed,
-        data_secret,
-        state,
-        damage,
-        store,
-    })
 }
 
 fn addresses(texts: &[String]) -> Result<Vec<p2p::Address>, Error> {
