@@ -17,11 +17,18 @@ const DATA_KEY_FILE: &str = "data.key";
 /// Name of the file with the key that opens what is sealed for this node alone.
 const SEAL_KEY_FILE: &str = "seal.key";
 
+/// Secrets of the network.
+pub(super) struct Keys {
+    /// Of the identity: libp2p's.
+    pub seed: [u8; 32],
+    /// Of datagram sessions.
+    pub data: Zeroizing<[u8; 32]>,
+}
+
 /// What a daemon begins with.
 pub(super) struct Loaded {
     pub identity: Identity,
-    pub seed: [u8; 32],
-    pub data_secret: Zeroizing<[u8; 32]>,
+    pub keys: Keys,
     pub state: State,
     pub damage: Vec<Damage>,
     pub store: Store,
@@ -66,8 +73,10 @@ pub(super) fn load(config: &Config) -> Result<Loaded, Error> {
     }
     Ok(Loaded {
         identity,
-        seed,
-        data_secret,
+        keys: Keys {
+            seed,
+            data: data_secret,
+        },
         state,
         damage,
         store,

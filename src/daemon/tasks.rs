@@ -1,23 +1,42 @@
-//! The tasks of a daemon, and what is said of how they ended.
+//! The tasks of a daemon: started together, stopped in order, and what is said of how they ended.
 
-use anyhow::anyhow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use super::cleanup;
+use super::build::{Doors, HostLoop, Loops};
+use super::network::NetworkLoops;
+use super::{apply_view, cleanup, door, on_hangup};
+use crate::api::server;
 use crate::api::types::{Error, ErrorKind};
-use crate::config::Config;
-use crate::host::Failure;
+use crate::command::{self, Commands};
+use crate::config::{Config, PostQuantum};
+use crate::datapath::TunDied;
+use crate::dns;
+use crate::host::{Failure, reconcile};
 use crate::model::error::Code;
+use crate::model::host::HostConfig;
+use crate::node::Push;
+use crate::report::{happenings, metrics, notify};
+use crate::service::{clock, dispatch, records, sessions};
+
+/// How long commands that still run are waited for at a stop. One may ask a container engine that does not answer.
+const LAST_COMMANDS: Duration = Duration::from_secs(1);
 
 /// The tasks of a daemon, by name. Each runs until it is told to stop: one that ends by itself ends the daemon.
 #[derive(Default)]
-pub(super) struct Tasks(pub JoinSet<(&'static str, anyhow::Result<()>)>);
+struct Tasks(JoinSet<(&'static str, anyhow::Result<()>)>);
 
 /// A task that has ended.
 pub(super) type Ended = Result<(&'static str, anyhow::Result<()>), JoinError>;
 
 impl Tasks {
-    pub fn start(
+    fn start(
         &mut self,
         name: &'static str,
         task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
@@ -26,11 +45,173 @@ impl Tasks {
     }
 
     /// The same for one that cannot fail.
-    pub fn keep(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+    fn keep(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         self.start(name, async move {
             task.await;
             Ok(())
         });
+    }
+}
+
+/// A daemon whose tasks run. They stop one after the other, so each group has its own token; that of the API is the
+/// commands' own.
+pub(super) struct Running {
+    tasks: Tasks,
+    /// Ends what follows peers, Views and this machine.
+    net_stop: CancellationToken,
+    /// Has the host remove everything.
+    host_stop: CancellationToken,
+    /// What the reconciler could not remove, once it has ended.
+    left: oneshot::Receiver<Vec<Failure>>,
+    /// Commands that change something.
+    changes: TaskTracker,
+}
+
+impl Running {
+    /// Starts every task.
+    pub fn start(commands: &Commands, loops: Loops) -> Running {
+        let (tell_left, left) = oneshot::channel();
+        let mut running = Running {
+            tasks: Tasks::default(),
+            net_stop: CancellationToken::new(),
+            host_stop: CancellationToken::new(),
+            left,
+            changes: TaskTracker::new(),
+        };
+        let Loops {
+            host,
+            network,
+            desired,
+            pushes,
+            doors,
+        } = loops;
+        running.reconcile(host, tell_left);
+        let died = running.follow_peers(commands, network, pushes);
+        running.follow_views(commands, desired, died);
+        running.open(commands, doors);
+        let report = commands.report.clone();
+        let stop = running.net_stop.clone();
+        running.tasks.start("notify", notify::run(report, stop));
+        running
+    }
+
+    /// Brings the kernel to what a View says.
+    fn reconcile(&mut self, host: HostLoop, tell_left: oneshot::Sender<Vec<Failure>>) {
+        let stop = self.host_stop.clone();
+        let reconciled = reconcile::run(host.host, host.desired, host.applied, stop);
+        // Who waits is gone only where the daemon has been stopped by force.
+        self.tasks.keep("host", async move {
+            drop(tell_left.send(reconciled.await));
+        });
+    }
+
+    /// What peers say, and what is said to them. Returns the devices that are gone.
+    fn follow_peers(
+        &mut self,
+        commands: &Commands,
+        network: NetworkLoops,
+        pushes: mpsc::UnboundedReceiver<Push>,
+    ) -> mpsc::Receiver<TunDied> {
+        let NetworkLoops {
+            driver,
+            events,
+            direct,
+            wanted,
+            died,
+        } = network;
+        let mesh = || Arc::clone(&commands.mesh);
+        let until = || self.net_stop.clone();
+        let tasks = &mut self.tasks;
+        tasks.keep("peers", driver.run(until()));
+        if let Some((direct, asks)) = direct {
+            tasks.keep("direct", direct.run(until()));
+            tasks.start("sessions", sessions::run(mesh(), asks, until()));
+        }
+        tasks.start("events", dispatch::run(mesh(), events, until()));
+        tasks.start("sync", records::tell::run(mesh(), pushes, until()));
+        tasks.start("clock", clock::run(mesh(), until()));
+        let wants = dispatch::follow_wanted(mesh(), wanted, until());
+        tasks.start("links", wants);
+        died
+    }
+
+    /// What follows from a View, but for the kernel.
+    fn follow_views(
+        &mut self,
+        commands: &Commands,
+        desired: watch::Sender<(u64, Arc<HostConfig>)>,
+        died: mpsc::Receiver<TunDied>,
+    ) {
+        let Commands { node, applied, .. } = commands;
+        let until = || self.net_stop.clone();
+        let listeners = apply_view::Listeners {
+            node: node.clone(),
+            peers: commands.peers.clone(),
+            links: commands.links.clone(),
+            mesh: Arc::clone(&commands.mesh),
+            applied: applied.clone(),
+            by_streams: commands.config.post_quantum != PostQuantum::Require,
+        };
+        let tasks = &mut self.tasks;
+        tasks.start("view", apply_view::run(listeners, desired, until()));
+        let devices = apply_view::follow_devices(node.clone(), died, until());
+        tasks.start("devices", devices);
+        let report = commands.report.clone();
+        tasks.start("happenings", happenings::run(report, until()));
+        let former = dns::Formers {
+            applied: applied.clone(),
+            door: door::door(),
+        };
+        let (dns, view, ticks) = (commands.dns.clone(), node.view(), node.published());
+        let names = dns.run(view, ticks, former, until());
+        tasks.keep("dns", names);
+    }
+
+    /// Where people and programs of this machine ask.
+    fn open(&mut self, commands: &Commands, doors: Doors) {
+        let bounds = server::Bounds {
+            clients: commands.settings.api_clients(),
+            changes: self.changes.clone(),
+            ..server::Bounds::default()
+        };
+        let handler = command::handler(commands.clone());
+        let served = server::run_bounded(doors.control, handler, commands.stop.clone(), bounds);
+        self.tasks.start("api", async move {
+            served.await.context("serve the control socket")
+        });
+        let hangups = on_hangup(commands.clone(), commands.stop.clone());
+        self.tasks.start("hangup", hangups);
+        let (report, stop) = (commands.report.clone(), self.net_stop.clone());
+        let metrics = metrics::run(report, doors.metrics, doors.moves, stop);
+        self.tasks.start("metrics", metrics);
+    }
+
+    /// The next task that ends.
+    ///
+    /// # Cancel safety
+    /// Dropped before one has ended, nothing is lost.
+    pub async fn next_ended(&mut self) -> Option<Ended> {
+        self.tasks.0.join_next().await
+    }
+
+    /// Stops everything in order, and says what the host could not remove; nothing where it did not end `within` that time.
+    pub async fn stop(mut self, commands: &Commands, within: Duration) -> Option<Vec<Failure>> {
+        let drain = async {
+            commands.stop.cancel();
+            records::tell::goodbye().await;
+            self.host_stop.cancel();
+            self.net_stop.cancel();
+            while self.tasks.0.join_next().await.is_some() {}
+            // A command whose client has gone hears now that the kernel follows no more, and takes back what it added.
+            self.changes.close();
+            let _ = tokio::time::timeout(LAST_COMMANDS, self.changes.wait()).await;
+            commands.mesh.stop().await;
+            // The last datagrams told the peers; now nobody reads any more.
+            commands.links.close_port();
+            commands.node.close().await;
+        };
+        let _ = tokio::time::timeout(within, drain).await;
+        self.left.try_recv().ok()
     }
 }
 

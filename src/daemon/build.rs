@@ -1,0 +1,200 @@
+//! Builds every part of a daemon: keys and records first, which touches nothing else; then sockets; then what stands on them.
+
+use std::iter;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::load::load;
+use super::network::{Network, NetworkLoops, addresses};
+use super::platform::AnyHost;
+use super::{Platform, failed, instance_of};
+use crate::api::server;
+use crate::api::types::Error;
+use crate::command::Commands;
+use crate::command::reload::Settings;
+use crate::config::{Config, DnsMode};
+use crate::dns::{self, Dns};
+use crate::host::Applied;
+use crate::host::nft::Repair;
+use crate::model::build::Here;
+use crate::model::error::Code;
+use crate::model::host::HostConfig;
+use crate::node::{Node, Parts, Push};
+use crate::p2p::Address;
+use crate::report::{Report, metrics};
+use crate::service::{self, Mesh};
+
+/// Everything of a daemon before its first task runs.
+pub(super) struct Built {
+    /// What everybody shares.
+    pub commands: Commands,
+    pub loops: Loops,
+}
+
+/// What the tasks of a daemon take: the parts that run by themselves, and the ends of the channels between them.
+pub(super) struct Loops {
+    pub host: HostLoop,
+    pub network: NetworkLoops,
+    /// Where the host hears what it is to match.
+    pub desired: watch::Sender<(u64, Arc<HostConfig>)>,
+    /// What is to be told to other members.
+    pub pushes: mpsc::UnboundedReceiver<Push>,
+    pub doors: Doors,
+}
+
+/// What brings the kernel to what a View says.
+pub(super) struct HostLoop {
+    pub host: AnyHost,
+    pub desired: watch::Receiver<(u64, Arc<HostConfig>)>,
+    pub applied: watch::Sender<Applied>,
+}
+
+/// Where people and programs of this machine ask.
+pub(super) struct Doors {
+    pub control: server::Listener,
+    pub metrics: Option<TcpListener>,
+    /// Where metrics are to be served from now on.
+    pub moves: mpsc::Receiver<metrics::Move>,
+}
+
+impl Doors {
+    /// Opens the control socket, and the listener of metrics where there is to be one.
+    async fn open(config: &Config, moves: mpsc::Receiver<metrics::Move>) -> Result<Doors, Error> {
+        Ok(Doors {
+            control: server::bind(&config.socket)?,
+            metrics: match config.metrics_listen {
+                Some(address) => Some(metrics::bind(address).await?),
+                None => None,
+            },
+            moves,
+        })
+    }
+}
+
+/// Builds a daemon for a platform.
+///
+/// # Errors
+/// The first part that cannot be had, by its own code. What was opened before is closed again.
+pub(super) async fn build(config: Config, platform: &Platform) -> Result<Built, Error> {
+    let loaded = load(&config)?;
+    let instance = instance_of(loaded.identity.peer);
+    let unwritten = loaded.store.unwritten();
+    let (settings, moves) = Settings::new(Arc::new(config));
+    let config = settings.now();
+    let doors = Doors::open(&config, moves).await?;
+    let listen = addresses(&config.listen)?;
+    let parts = Parts {
+        state: loaded.state,
+        damage: loaded.damage,
+        store: loaded.store,
+        here: Here {
+            instance: instance.clone(),
+            underlay_ports: listen.iter().filter_map(Address::port).collect(),
+        },
+        node_name: config.node_name.clone(),
+    };
+    let (node, pushes) = Node::start(parts)
+        .context("start the node's thread")
+        .map_err(failed(Code::Start))?;
+    let network = Network::open(&config, platform.transport(), loaded.keys, listen, &node)?;
+    let (host, desired) = host(&config, platform, &instance, &network)?;
+    let mesh = Mesh::new(service::Parts {
+        node: node.clone(),
+        peers: network.peers.clone(),
+        links: network.links.clone(),
+        datapath: network.datapath.clone(),
+        direct: network.direct,
+        config: settings.follow(),
+        surroundings: platform.surroundings(&instance),
+    })?;
+    let report = Report {
+        dns: names(&config, platform),
+        config,
+        settings: settings.follow(),
+        platform: platform.kind(),
+        node,
+        peers: network.peers,
+        links: network.links,
+        datapath: network.datapath,
+        applied: host.applied.subscribe(),
+        rules: host.host.rules(),
+        unwritten: iter::once(unwritten).chain(host.host.unwritten()).collect(),
+        probes: Arc::default(),
+        mesh,
+        started: Instant::now(),
+    };
+    let loops = Loops {
+        host,
+        network: network.loops,
+        desired,
+        pushes,
+        doors,
+    };
+    let commands = commands(report, settings);
+    Ok(Built { commands, loops })
+}
+
+/// Opens what changes the kernel, and the end where it hears what it is to match.
+fn host(
+    config: &Config,
+    platform: &Platform,
+    instance: &str,
+    network: &Network,
+) -> Result<(HostLoop, watch::Sender<(u64, Arc<HostConfig>)>), Error> {
+    let repair = if config.firewall_repair {
+        Repair::Yes
+    } else {
+        Repair::No
+    };
+    let host = platform
+        .host(
+            instance,
+            &config.state_dir,
+            network.datapath.clone(),
+            repair,
+            config.firewall_integrate,
+        )
+        .map_err(failed(Code::Netlink))?;
+    let (desire, desired) = watch::channel((0, Arc::new(HostConfig::default())));
+    let (applied, _) = watch::channel(Applied::default());
+    let run = HostLoop {
+        host,
+        desired,
+        applied,
+    };
+    Ok((run, desire))
+}
+
+/// What answers names.
+fn names(config: &Config, platform: &Platform) -> Dns {
+    Dns::new(dns::DnsConfig {
+        mode: if config.dns_mode == DnsMode::Off || !platform.is_kernel() {
+            dns::Mode::Off
+        } else {
+            dns::Mode::Split
+        },
+        ..dns::DnsConfig::default()
+    })
+}
+
+/// What commands are carried out with.
+fn commands(report: Report, settings: Settings) -> Commands {
+    Commands {
+        config: Arc::clone(&report.config),
+        settings,
+        platform: report.platform,
+        node: report.node.clone(),
+        peers: report.peers.clone(),
+        links: report.links.clone(),
+        dns: report.dns.clone(),
+        applied: report.applied.clone(),
+        mesh: Arc::clone(&report.mesh),
+        report,
+        stop: CancellationToken::new(),
+    }
+}
