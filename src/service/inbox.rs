@@ -333,6 +333,10 @@ async fn open(mesh: &Arc<Mesh>, peer: PeerId, request: Request, pushes: &mut Pus
             let Ok(answer) = mesh.node.answer_compare(peer, subnet, hash).await else {
                 return;
             };
+            if answer == ControlAnswer::Same {
+                mesh.agreed
+                    .note(peer, subnet, hash, Instant::now().into_std());
+            }
             answer
         }
         Ok(ControlRequest::Pull { subnet, have }) => {

@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 use super::clock::{self, Clocks};
 use super::inbox::Inbox;
 use super::join::{Joins, Surroundings};
+use super::records::agreed::Agreed;
 use super::records::tell::Comparing;
 use super::sessions::Endpoints;
 use super::table::Table;
@@ -55,6 +56,8 @@ pub(crate) struct Mesh {
     pub inbox: Inbox,
     /// Comparisons of records that run.
     pub comparing: Comparing,
+    /// What members found equal when they asked.
+    pub agreed: Agreed,
     /// What members ask each other beside records and sessions.
     pub service: Service,
     /// This node's own joins.
@@ -98,6 +101,7 @@ impl Mesh {
             table: Table::default(),
             inbox: Inbox::default(),
             comparing: Comparing::default(),
+            agreed: Agreed::default(),
             service,
             joins: Joins::default(),
             clocks,

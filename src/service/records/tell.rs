@@ -10,6 +10,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, MutexGuard};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::take;
@@ -22,7 +23,7 @@ use crate::wire::control::{
     self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest, RECORDS_BUDGET,
 };
 
-/// Between two comparisons with every connected member: what a lost push costs at most.
+/// Between two comparisons with every connected member, whichever of the two asks: what a lost push costs at most.
 const COMPARE_INTERVAL: Duration = Duration::from_secs(30);
 /// Between a push that was not taken and the comparison that makes up for it.
 const CATCH_UP_DELAY: Duration = Duration::from_millis(500);
@@ -53,8 +54,9 @@ pub(crate) async fn run(
                 None => return Ok(()),
             },
             _ = tick.tick() => {
+                mesh.agreed.forget(COMPARE_INTERVAL, Instant::now().into_std());
                 for peer in mesh.table.members() {
-                    mesh.spawn(with_peer(Arc::clone(&mesh), peer));
+                    mesh.spawn(in_turn(Arc::clone(&mesh), peer));
                 }
             }
             _ = unsettled.tick() => {
@@ -249,16 +251,36 @@ impl Drop for Comparison<'_> {
     }
 }
 
+/// Which subnets a comparison with a member is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum About {
+    /// Every common one.
+    All,
+    /// Those that the member has not asked about itself in this interval, or where this node holds something else by now.
+    Unasked,
+}
+
 /// Compares every common subnet with a member that is connected.
 pub(crate) async fn with_peer(mesh: Arc<Mesh>, peer: PeerId) {
+    compare_until_done(&mesh, peer, About::All).await;
+}
+
+/// The regular comparison: of the two ends of a pair the one asks whose turn comes first.
+async fn in_turn(mesh: Arc<Mesh>, peer: PeerId) {
+    compare_until_done(&mesh, peer, About::Unasked).await;
+}
+
+async fn compare_until_done(mesh: &Arc<Mesh>, peer: PeerId, mut about: About) {
     let mut comparison = mesh.comparing.begin(peer);
     while let Some(running) = comparison {
-        compare_all(&mesh, peer).await;
+        compare_all(mesh, peer, about).await;
+        // Who was turned away meanwhile may have wanted more than the regular one.
+        about = About::All;
         comparison = running.next();
     }
 }
 
-async fn compare_all(mesh: &Arc<Mesh>, peer: PeerId) {
+async fn compare_all(mesh: &Arc<Mesh>, peer: PeerId, about: About) {
     let view = mesh.node.view().load_full();
     let common: Vec<SubnetId> = view
         .rolls
@@ -267,13 +289,13 @@ async fn compare_all(mesh: &Arc<Mesh>, peer: PeerId) {
         .map(|(id, _)| *id)
         .collect();
     for subnet in common {
-        match compare(mesh, peer, subnet).await {
+        match compare(mesh, peer, subnet, about).await {
             Ok(()) => {}
             // It does not see us as a member: perhaps we are none any more, and it can prove it.
             Err(Failure::Ask(AskError::Refused | AskError::Unreachable))
             | Err(Failure::NotMember) => {
                 if introduce(mesh, peer, subnet).await
-                    && let Err(error) = compare(mesh, peer, subnet).await
+                    && let Err(error) = compare(mesh, peer, subnet, About::All).await
                 {
                     tracing::debug!(%peer, %subnet, ?error, "compare records after an introduction");
                 }
@@ -309,7 +331,12 @@ async fn ask(
     control::decode(&body).map_err(|_| Failure::Malformed)
 }
 
-async fn compare(mesh: &Arc<Mesh>, peer: PeerId, subnet: SubnetId) -> Result<(), Failure> {
+async fn compare(
+    mesh: &Arc<Mesh>,
+    peer: PeerId,
+    subnet: SubnetId,
+    about: About,
+) -> Result<(), Failure> {
     let mut sent = BTreeSet::new();
     for _ in 0..ROUNDS {
         let question = mesh
@@ -320,6 +347,18 @@ async fn compare(mesh: &Arc<Mesh>, peer: PeerId, subnet: SubnetId) -> Result<(),
         let Some(question) = question else {
             return Ok(());
         };
+        if about == About::Unasked
+            && let ControlRequest::Compare { hash, .. } = &question
+            && mesh.agreed.within(
+                COMPARE_INTERVAL,
+                peer,
+                subnet,
+                hash,
+                Instant::now().into_std(),
+            )
+        {
+            return Ok(());
+        }
         match ask(mesh, peer, &question).await? {
             ControlAnswer::Different => {}
             ControlAnswer::NotMember => return Err(Failure::NotMember),
