@@ -23,6 +23,9 @@ use crate::service::{Mesh, join};
 /// packets are refused from the first moment.
 const LAST_WORD: Duration = Duration::from_millis(300);
 
+/// Where the host hears what the kernel must match, with the number of the View it follows from.
+pub(super) type Desired = watch::Sender<(u64, Arc<HostConfig>)>;
+
 /// Whom a new View is handed to.
 pub(crate) struct Listeners {
     pub node: Node,
@@ -39,7 +42,7 @@ pub(crate) struct Listeners {
 /// Follows the View, and time: the node's own timers run here.
 pub(crate) async fn run(
     ctx: Listeners,
-    desired: watch::Sender<(u64, Arc<HostConfig>)>,
+    desired: Desired,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut published = ctx.node.published();
@@ -91,7 +94,7 @@ async fn spread(
     ctx: &Listeners,
     view: &Arc<View>,
     told: &mut BTreeMap<PeerId, Vec<String>>,
-    desired: &watch::Sender<(u64, Arc<HostConfig>)>,
+    desired: &Desired,
 ) -> anyhow::Result<Members> {
     // Before a TUN gets an address nobody may announce or dial it.
     let prefixes: Vec<IpNet> = view

@@ -9,6 +9,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::apply_view::Desired;
 use super::load::load;
 use super::network::{Network, NetworkLoops, addresses};
 use super::platform::AnyHost;
@@ -41,7 +42,7 @@ pub(super) struct Loops {
     pub host: HostLoop,
     pub network: NetworkLoops,
     /// Where the host hears what it is to match.
-    pub desired: watch::Sender<(u64, Arc<HostConfig>)>,
+    pub desired: Desired,
     /// What is to be told to other members.
     pub pushes: mpsc::UnboundedReceiver<Push>,
     pub doors: Doors,
@@ -145,7 +146,7 @@ fn host(
     platform: &Platform,
     instance: &str,
     network: &Network,
-) -> Result<(HostLoop, watch::Sender<(u64, Arc<HostConfig>)>), Error> {
+) -> Result<(HostLoop, Desired), Error> {
     let repair = if config.firewall_repair {
         Repair::Yes
     } else {

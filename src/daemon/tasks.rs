@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::apply_view::Desired;
 use super::build::{Doors, HostLoop, Loops};
 use super::network::NetworkLoops;
 use super::{apply_view, cleanup, door, on_hangup};
@@ -20,7 +21,6 @@ use crate::datapath::TunDied;
 use crate::dns;
 use crate::host::{Failure, reconcile};
 use crate::model::error::Code;
-use crate::model::host::HostConfig;
 use crate::node::Push;
 use crate::report::{happenings, metrics, notify};
 use crate::service::{clock, dispatch, records, sessions};
@@ -139,7 +139,7 @@ impl Running {
     fn follow_views(
         &mut self,
         commands: &Commands,
-        desired: watch::Sender<(u64, Arc<HostConfig>)>,
+        desired: Desired,
         died: mpsc::Receiver<TunDied>,
     ) {
         let Commands { node, applied, .. } = commands;
