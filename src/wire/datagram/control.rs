@@ -1,0 +1,226 @@
+//! The control messages that go in frames of their own.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use super::OVERHEAD;
+
+const PROBE: u8 = 1;
+const ANSWER: u8 = 2;
+const REKEY: u8 = 3;
+const CLOSE: u8 = 4;
+/// Bytes of the largest control body: what a datagram takes.
+pub const MAX_CONTROL: usize = 65_507 - OVERHEAD;
+
+/// The body of a control frame. Zeros may follow each message, to make the datagram as long as it shall be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Control<'a> {
+    /// To be answered; padded, it asks whether the path carries datagrams of that size.
+    Probe {
+        /// Random: tells answers apart.
+        token: u64,
+    },
+    /// The answer, to where the probe came from.
+    Answer {
+        /// The probe's.
+        token: u64,
+        /// Where the probe came from.
+        seen: SocketAddr,
+    },
+    /// A message of `peer::session`.
+    Rekey(&'a [u8]),
+    /// The sender leaves this session.
+    Close,
+}
+
+impl<'a> Control<'a> {
+    /// Replaces what `out` holds by the body: the message, then zeros up to `pad_to` bytes (a longer one is not cut; 0 for
+    /// no padding). False, and `out` empty, where it would be larger than [`MAX_CONTROL`].
+    pub fn encode(&self, pad_to: usize, out: &mut Vec<u8>) -> bool {
+        out.clear();
+        match self {
+            Control::Probe { token } => {
+                out.push(PROBE);
+                out.extend_from_slice(&token.to_be_bytes());
+            }
+            Control::Answer { token, seen } => {
+                out.push(ANSWER);
+                out.extend_from_slice(&token.to_be_bytes());
+                out.extend_from_slice(&seen.port().to_be_bytes());
+                match seen.ip().to_canonical() {
+                    IpAddr::V4(ip) => {
+                        out.push(4);
+                        out.extend_from_slice(&ip.octets());
+                    }
+                    IpAddr::V6(ip) => {
+                        out.push(6);
+                        out.extend_from_slice(&ip.octets());
+                    }
+                }
+            }
+            Control::Rekey(message) => {
+                let Ok(length) = u16::try_from(message.len()) else {
+                    return false;
+                };
+                out.push(REKEY);
+                out.extend_from_slice(&length.to_be_bytes());
+                out.extend_from_slice(message);
+            }
+            Control::Close => out.push(CLOSE),
+        }
+        if out.len().max(pad_to) > MAX_CONTROL {
+            out.clear();
+            return false;
+        }
+        out.resize(out.len().max(pad_to), 0);
+        true
+    }
+
+    /// Reads a body; none where it is of no known kind, cut short, or padded with anything but zeros.
+    pub fn decode(body: &'a [u8]) -> Option<Control<'a>> {
+        let (kind, rest) = body.split_first()?;
+        let (control, padding) = match *kind {
+            PROBE => {
+                let (token, rest) = rest.split_first_chunk()?;
+                (
+                    Control::Probe {
+                        token: u64::from_be_bytes(*token),
+                    },
+                    rest,
+                )
+            }
+            ANSWER => {
+                let (token, rest) = rest.split_first_chunk()?;
+                let ([p0, p1, family], rest) = rest.split_first_chunk()?;
+                let (ip, rest) = match *family {
+                    4 => rest
+                        .split_first_chunk()
+                        .map(|(ip, rest)| (IpAddr::V4(Ipv4Addr::from(*ip)), rest))?,
+                    6 => rest
+                        .split_first_chunk()
+                        .map(|(ip, rest)| (IpAddr::V6(Ipv6Addr::from(*ip)), rest))?,
+                    _ => return None,
+                };
+                let seen = SocketAddr::new(ip.to_canonical(), u16::from_be_bytes([*p0, *p1]));
+                (
+                    Control::Answer {
+                        token: u64::from_be_bytes(*token),
+                        seen,
+                    },
+                    rest,
+                )
+            }
+            REKEY => {
+                let (length, rest) = rest.split_first_chunk()?;
+                let (message, rest) =
+                    rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
+                (Control::Rekey(message), rest)
+            }
+            CLOSE => (Control::Close, rest),
+            _ => return None,
+        };
+        padding.iter().all(|byte| *byte == 0).then_some(control)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn bytes_are_as_written_down() {
+        let encoded = |control: Control<'_>, pad| {
+            let mut out = Vec::new();
+            assert!(control.encode(pad, &mut out));
+            out
+        };
+        assert_eq!(
+            encoded(
+                Control::Probe {
+                    token: 0x0102_0304_0506_0708
+                },
+                12
+            ),
+            [1, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0]
+        );
+        let seen = "192.0.2.7:4100".parse().unwrap();
+        assert_eq!(
+            encoded(Control::Answer { token: 9, seen }, 0),
+            [2, 0, 0, 0, 0, 0, 0, 0, 9, 0x10, 0x04, 4, 192, 0, 2, 7]
+        );
+        let mapped = "[::ffff:192.0.2.7]:4100".parse().unwrap();
+        assert_eq!(
+            Control::decode(&encoded(
+                Control::Answer {
+                    token: 9,
+                    seen: mapped
+                },
+                0
+            )),
+            Some(Control::Answer { token: 9, seen })
+        );
+        assert_eq!(
+            encoded(
+                Control::Answer {
+                    token: 9,
+                    seen: "[2001:db8::1]:1".parse().unwrap()
+                },
+                0
+            )[9..14],
+            [0, 1, 6, 0x20, 0x01]
+        );
+        assert_eq!(
+            encoded(Control::Rekey(b"abc"), 7),
+            [3, 0, 3, b'a', b'b', b'c', 0]
+        );
+        assert_eq!(encoded(Control::Close, 0), [4]);
+        for bad in [
+            &[][..],
+            &[0],
+            &[5],
+            &[2, 0, 0, 0, 0, 0, 0, 0, 9, 0, 1, 5, 1, 2, 3, 4],
+            &[3, 0, 4, 1, 2, 3],
+            &[4, 0, 1],
+        ] {
+            assert_eq!(Control::decode(bad), None, "{bad:?}");
+        }
+        let mut out = Vec::new();
+        assert!(
+            !Control::Close.encode(MAX_CONTROL + 1, &mut out)
+                && !Control::Rekey(&[0; 65_505]).encode(0, &mut out)
+        );
+        assert!(out.is_empty());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(96))]
+        #[test]
+        fn control_reads_back(token: u64, port: u16, v4: [u8; 4], v6: [u8; 16], which in 0u8..5, message in prop::collection::vec(any::<u8>(), 0..1300), pad in 0usize..1500) {
+            let sent = match which {
+                0 => Control::Probe { token },
+                1 => Control::Answer { token, seen: (Ipv4Addr::from(v4), port).into() },
+                2 => Control::Answer { token, seen: SocketAddr::new(IpAddr::V6(v6.into()).to_canonical(), port) },
+                3 => Control::Rekey(&message),
+                _ => Control::Close,
+            };
+            let mut body = vec![7; 3];
+            prop_assert!(sent.encode(pad, &mut body));
+            prop_assert!(body.len() >= pad);
+            prop_assert_eq!(Control::decode(&body), Some(sent));
+            if pad < body.len() {
+                for short in 0..body.len() { prop_assert_eq!(Control::decode(&body[..short]), None); }
+            }
+            body.push(1);
+            prop_assert_eq!(Control::decode(&body), None, "padding is zeros");
+        }
+
+        #[test]
+        fn control_decode_never_panics(body in prop::collection::vec(0u8..8, 0..60)) {
+            if let Some(control) = Control::decode(&body) {
+                let mut again = Vec::new();
+                prop_assert!(control.encode(body.len(), &mut again));
+                prop_assert!(Control::decode(&again) == Some(control) && again.len() == body.len());
+            }
+        }
+    }
+}
