@@ -1,6 +1,11 @@
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
 use super::*;
+use crate::model::view::View;
 use crate::packet::Offload;
 use crate::testing::pipe::{End, pipe};
+use crate::wire::frame;
 use futures::AsyncReadExt;
 
 const SUBNET: SubnetId = SubnetId([1; 16]);
