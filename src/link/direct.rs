@@ -8,6 +8,7 @@
 //! gone. Everything is bounded: what cannot be queued is lost, and asked again by a timer.
 
 mod handle;
+mod members;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -27,9 +28,8 @@ use handle::Command;
 
 use super::receive::SessionUpdates;
 use super::{FourTuple, Key, Link, Links, Route, RxEvent, lock};
-use crate::model::address::is_within;
 use crate::model::id::{PeerId, SubnetId};
-use crate::model::view::{SubnetView, View};
+use crate::model::view::View;
 use crate::peer::path;
 use crate::peer::session::Indices;
 use crate::peer::{Buffers, Event, Pair, Peer};
@@ -350,122 +350,6 @@ impl Direct {
             }
         }
         self.carry_out(key.peer);
-    }
-
-    /// The subnets here that the peer is a member of.
-    fn common(&self, peer: PeerId) -> impl Iterator<Item = Key> {
-        let of = move |(id, subnet): (&_, &Arc<SubnetView>)| {
-            subnet
-                .members
-                .contains(&peer)
-                .then_some(Key { subnet: *id, peer })
-        };
-        self.view.subnets.iter().filter_map(of)
-    }
-
-    /// Keeps the peer in every subnet that it is a member of.
-    fn enter(&mut self, peer: PeerId) {
-        let common: Vec<Key> = self.common(peer).collect();
-        for key in common {
-            self.entry(key);
-        }
-    }
-
-    /// The public key of a member.
-    fn peer_key(view: &View, key: Key) -> Option<[u8; 32]> {
-        let subnet = view
-            .subnets
-            .get(&key.subnet)
-            .filter(|subnet| subnet.members.contains(&key.peer))?;
-        subnet.data_keys.get(&key.peer).copied()
-    }
-
-    /// What is kept of a member, made on first use. None where it is no member, or its grant has no key.
-    fn entry(&mut self, key: Key) -> Option<&mut Entry> {
-        let peer_key = Self::peer_key(&self.view, key)?;
-        let entry = self.peers.entry(key.peer).or_insert_with(|| {
-            let (config, indices, overlay) = (
-                self.config.clone(),
-                self.indices.clone(),
-                Arc::clone(&self.overlay),
-            );
-            let peer = Peer::new(key.peer, config, indices, overlay, &mut entropy);
-            Entry {
-                peer,
-                links: HashMap::new(),
-                came: 0,
-                pings: Vec::new(),
-                due: None,
-            }
-        });
-        entry
-            .links
-            .entry(key.subnet)
-            .or_insert_with(|| self.links.link(key));
-        entry.peer.join(key.subnet, peer_key);
-        Some(entry)
-    }
-
-    /// Follows the View: sessions of those who are members no more, or have another key, end.
-    fn retain(&mut self, now: Instant, view: Arc<View>) {
-        self.view = Arc::clone(&view);
-        let peers: Vec<PeerId> = self.peers.keys().copied().collect();
-        for id in &peers {
-            let is_kept = |subnet, peer_key| {
-                Self::peer_key(&view, Key { subnet, peer: *id }) == Some(peer_key)
-            };
-            self.keep_members(*id, is_kept);
-        }
-        let prefixes = |subnet: &Arc<SubnetView>| {
-            [subnet.cidr4.map(IpNet::V4), subnet.cidr6.map(IpNet::V6)]
-                .into_iter()
-                .flatten()
-        };
-        let overlay: Arc<[IpNet]> = view.subnets.values().flat_map(prefixes).collect();
-        if overlay != self.overlay {
-            self.overlay = overlay;
-            self.endpoints
-                .retain(|address| !is_within(address.ip(), &self.overlay));
-            for id in peers {
-                if let Some(entry) = self.peers.get_mut(&id) {
-                    entry
-                        .peer
-                        .avoid(now, Arc::clone(&self.overlay), &mut entropy);
-                }
-                self.carry_out(id);
-            }
-        }
-    }
-
-    /// Ends the sessions with a peer that are not to be kept: their keys open and seal nothing more. Without any it is
-    /// forgotten.
-    fn keep_members(&mut self, id: PeerId, is_kept: impl Fn(SubnetId, [u8; 32]) -> bool) {
-        let Some(entry) = self.peers.get_mut(&id) else {
-            return;
-        };
-        let all: Vec<(SubnetId, [u8; 32])> = entry.peer.memberships().collect();
-        let gone: Vec<SubnetId> = all
-            .iter()
-            .filter(|(subnet, key)| !is_kept(*subnet, *key))
-            .map(|m| m.0)
-            .collect();
-        if gone.is_empty() {
-            return;
-        }
-        gone.iter().for_each(|subnet| entry.peer.leave(*subnet));
-        self.carry_out(id);
-        let Some(entry) = self.peers.get_mut(&id) else {
-            return;
-        };
-        entry.links.retain(|subnet, _| !gone.contains(subnet));
-        if gone.len() == all.len()
-            && let Some(due) = entry.due
-        {
-            self.timers.remove(&(due, id));
-        }
-        if gone.len() == all.len() {
-            self.peers.remove(&id);
-        }
     }
 
     /// Does what a peer asks for, and sets its timer.
