@@ -273,18 +273,7 @@ impl Direct {
                 key,
                 number,
                 answer,
-            } => {
-                let Some(Entry { peer, .. }) = self.peers.get_mut(&key.peer) else {
-                    return;
-                };
-                let message = answer.as_ref().map(|said| said.message.as_slice());
-                if peer.handle_answer(now, key.subnet, number, message, &mut entropy)
-                    && let Some(said) = &answer
-                {
-                    peer.offer(now, &said.endpoints, Origin::Told);
-                }
-                self.carry_out(key.peer);
-            }
+            } => self.on_answer(now, key, number, answer.as_ref()),
             Command::Candidates {
                 peer,
                 addresses,
@@ -295,28 +284,9 @@ impl Direct {
                 }
                 self.carry_out(peer);
             }
-            Command::Endpoints(addresses) => {
-                let usable =
-                    |address: &SocketAddr| path::usable(*address, Origin::Told, &self.overlay);
-                self.endpoints = addresses
-                    .iter()
-                    .filter_map(usable)
-                    .take(ENDPOINTS)
-                    .collect();
-            }
+            Command::Endpoints(addresses) => self.set_endpoints(&addresses),
             Command::Retain(view) => self.retain(now, view),
-            Command::Ping { key, answer } => {
-                let Some(Entry { peer, pings, .. }) = self.peers.get_mut(&key.peer) else {
-                    return;
-                };
-                pings.retain(|(_, answer)| !answer.is_closed());
-                if pings.len() < PINGS
-                    && let Some(token) = peer.ping(now, key.subnet, &mut entropy)
-                {
-                    pings.push((token, answer));
-                }
-                self.carry_out(key.peer);
-            }
+            Command::Ping { key, answer } => self.on_ping(now, key, answer),
             Command::Status(answer) => {
                 let status = self
                     .peers
@@ -352,84 +322,128 @@ impl Direct {
         self.carry_out(key.peer);
     }
 
+    fn on_answer(&mut self, now: Instant, key: Key, number: u64, answer: Option<&SessionMessage>) {
+        let Some(Entry { peer, .. }) = self.peers.get_mut(&key.peer) else {
+            return;
+        };
+        let message = answer.map(|said| said.message.as_slice());
+        if peer.handle_answer(now, key.subnet, number, message, &mut entropy)
+            && let Some(said) = answer
+        {
+            peer.offer(now, &said.endpoints, Origin::Told);
+        }
+        self.carry_out(key.peer);
+    }
+
+    fn on_ping(&mut self, now: Instant, key: Key, answer: oneshot::Sender<Duration>) {
+        let Some(Entry { peer, pings, .. }) = self.peers.get_mut(&key.peer) else {
+            return;
+        };
+        pings.retain(|(_, answer)| !answer.is_closed());
+        if pings.len() < PINGS
+            && let Some(token) = peer.ping(now, key.subnet, &mut entropy)
+        {
+            pings.push((token, answer));
+        }
+        self.carry_out(key.peer);
+    }
+
+    /// Keeps those of our own addresses that a peer may be told.
+    fn set_endpoints(&mut self, addresses: &[SocketAddr]) {
+        let usable = |address: &SocketAddr| path::usable(*address, Origin::Told, &self.overlay);
+        self.endpoints = addresses
+            .iter()
+            .filter_map(usable)
+            .take(ENDPOINTS)
+            .collect();
+    }
+
     /// Does what a peer asks for, and sets its timer.
     fn carry_out(&mut self, id: PeerId) {
+        while let Some(event) = self
+            .peers
+            .get_mut(&id)
+            .and_then(|entry| entry.peer.poll_event())
+        {
+            self.on_event(id, event);
+        }
+        if let Some(entry) = self.peers.get_mut(&id) {
+            entry.transmit(&self.port, &mut self.buffers);
+        }
+        self.set_timer(id);
+    }
+
+    /// Carries out one thing that a peer asks for: keys, routes, questions, answers to pings.
+    fn on_event(&mut self, id: PeerId, event: Event) {
         let Some(entry) = self.peers.get_mut(&id) else {
             return;
         };
-        while let Some(event) = entry.peer.poll_event() {
-            match event {
-                Event::Install {
-                    subnet,
-                    index,
-                    opener,
-                } => {
-                    if let Some(link) = entry.links.get(&subnet) {
-                        self.updates.install(index, opener, Arc::clone(link));
-                    }
+        match event {
+            Event::Install {
+                subnet,
+                index,
+                opener,
+            } => {
+                if let Some(link) = entry.links.get(&subnet) {
+                    self.updates.install(index, opener, Arc::clone(link));
                 }
-                Event::Remove { index } => self.updates.remove(index),
-                Event::Route { subnet, route } => {
-                    tracing::debug!(%subnet, peer = %id, to = ?route.as_ref().map(|route| route.pair), "datagram route");
-                    if let Some(link) = entry.links.get(&subnet) {
-                        link.set_route(route.map(|route| Arc::new(route.into())));
-                    }
+            }
+            Event::Remove { index } => self.updates.remove(index),
+            Event::Route { subnet, route } => {
+                tracing::debug!(%subnet, peer = %id, to = ?route.as_ref().map(|route| route.pair), "datagram route");
+                if let Some(link) = entry.links.get(&subnet) {
+                    link.set_route(route.map(|route| Arc::new(route.into())));
                 }
-                Event::Ask {
-                    subnet,
-                    number,
-                    message,
-                } => {
-                    let key = Key { subnet, peer: id };
-                    let message = SessionMessage {
-                        message,
-                        endpoints: self.endpoints.clone(),
-                    };
-                    let answer = Answerer {
-                        key,
-                        number,
-                        orders: Some(self.own_orders.clone()),
-                    };
-                    if self
-                        .asks
-                        .try_send(Ask {
-                            key,
-                            message,
-                            answer,
-                        })
-                        .is_err()
-                    {
-                        tracing::debug!(%subnet, peer = %id, "session: no room to ask");
-                    }
-                }
-                Event::Answered { token, rtt } => {
-                    if let Some(at) = entry.pings.iter().position(|(ping, _)| *ping == token) {
-                        let _ = entry.pings.swap_remove(at).1.send(rtt);
-                    }
+            }
+            Event::Ask {
+                subnet,
+                number,
+                message,
+            } => self.ask(Key { subnet, peer: id }, number, message),
+            Event::Answered { token, rtt } => {
+                if let Some(at) = entry.pings.iter().position(|(ping, _)| *ping == token) {
+                    let _ = entry.pings.swap_remove(at).1.send(rtt);
                 }
             }
         }
-        while let Some(transmit) = entry.peer.poll_transmit(&mut self.buffers) {
-            let sent = self.port.send_one(
-                self.buffers.frame(),
-                transmit.pair.remote,
-                transmit.pair.local,
-            );
-            if sent.is_err_and(|error| error.raw_os_error() == Some(libc::EMSGSIZE))
-                && let Some(token) = transmit.probe
-            {
-                entry.peer.handle_refused(token);
-            }
+    }
+
+    /// Has a session's message asked over the stream; without room for it there is no answer.
+    fn ask(&self, key: Key, number: u64, message: Vec<u8>) {
+        let message = SessionMessage {
+            message,
+            endpoints: self.endpoints.clone(),
+        };
+        let answer = Answerer {
+            key,
+            number,
+            orders: Some(self.own_orders.clone()),
+        };
+        let ask = Ask {
+            key,
+            message,
+            answer,
+        };
+        if self.asks.try_send(ask).is_err() {
+            tracing::debug!(subnet = %key.subnet, peer = %key.peer, "session: no room to ask");
         }
+    }
+
+    /// Enters when a peer's next timer is due.
+    fn set_timer(&mut self, id: PeerId) {
+        let Some(entry) = self.peers.get_mut(&id) else {
+            return;
+        };
         let due = entry.peer.poll_timeout();
-        if due != entry.due {
-            if let Some(former) = entry.due {
-                self.timers.remove(&(former, id));
-            }
-            if let Some(due) = due {
-                self.timers.insert((due, id));
-            }
-            entry.due = due;
+        let former = std::mem::replace(&mut entry.due, due);
+        if due == former {
+            return;
+        }
+        if let Some(former) = former {
+            self.timers.remove(&(former, id));
+        }
+        if let Some(due) = due {
+            self.timers.insert((due, id));
         }
     }
 }
@@ -470,6 +484,18 @@ impl From<crate::peer::Route> for Route {
 }
 
 impl Entry {
+    /// Sends what the peer has for the port; a probe that the kernel refuses as too large has its answer.
+    fn transmit(&mut self, port: &Port, buffers: &mut Buffers) {
+        while let Some(transmit) = self.peer.poll_transmit(buffers) {
+            let sent = port.send_one(buffers.frame(), transmit.pair.remote, transmit.pair.local);
+            if sent.is_err_and(|error| error.raw_os_error() == Some(libc::EMSGSIZE))
+                && let Some(token) = transmit.probe
+            {
+                self.peer.handle_refused(token);
+            }
+        }
+    }
+
     /// How the datagrams to the peer fare, in each subnet.
     fn status(&self, id: PeerId, now: Instant) -> impl Iterator<Item = (Key, DirectStatus)> {
         self.peer.memberships().map(move |(subnet, _)| {

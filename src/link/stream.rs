@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
-use super::{Bound, Key, Link, Links, lock};
+use super::{Bound, Chunk, Key, Link, Links, lock};
 use crate::packet::{DropReason, Offload};
 use crate::wire::frame::{self, Decoder, Frame, FrameError, HEADER_LEN};
 
@@ -41,32 +41,7 @@ async fn drain(
     stop: &CancellationToken,
     stream: &mut (impl AsyncWrite + Unpin),
 ) -> std::io::Result<()> {
-    loop {
-        let next = {
-            let mut state = lock(&link.state);
-            // Checked under the lock: a replaced writer must not take what belongs to its successor.
-            if stop.is_cancelled() {
-                return Ok(());
-            }
-            state.queue.pop()
-        };
-        let Some(chunk) = next else {
-            let wait = async {
-                stream.flush().await?;
-                link.queued.notified().await;
-                std::io::Result::Ok(())
-            };
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => {
-                    // The call that woke this task may have been meant for its successor.
-                    link.queued.notify_one();
-                    return Ok(());
-                }
-                waited = wait => waited?,
-            }
-            continue;
-        };
+    while let Some(chunk) = next_chunk(link, stop, stream).await? {
         let written = tokio::select! {
             biased;
             written = stream.write_all(chunk.bytes()) => written.map(|()| true),
@@ -83,21 +58,64 @@ async fn drain(
             links.0.pool.put(chunk);
             continue;
         }
-        // Part of it may have arrived: IP allows a packet to come twice, its loss would cost more.
-        let mut state = lock(&link.state);
-        if state.closed {
-            return written.map(|_| ());
-        }
-        let dropped = state.queue.put_back(chunk, Bound::Carried);
-        drop(state);
-        link.queued.notify_one();
-        link.count(DropReason::QueueFull, dropped);
-        // A stream cut in the middle of a frame is of no more use: it is dropped, not closed in order.
+        let is_queued = put_back(link, chunk);
         return match written {
-            Ok(_) => Err(std::io::ErrorKind::ConnectionAborted.into()),
+            // A stream cut in the middle of a frame is of no more use: it is dropped, not closed in order.
+            Ok(_) if is_queued => Err(std::io::ErrorKind::ConnectionAborted.into()),
+            Ok(_) => Ok(()),
             Err(error) => Err(error),
         };
     }
+    Ok(())
+}
+
+/// The next chunk of the link; while there is none, `stream` is flushed. None when stopped.
+async fn next_chunk(
+    link: &Link,
+    stop: &CancellationToken,
+    stream: &mut (impl AsyncWrite + Unpin),
+) -> std::io::Result<Option<Chunk>> {
+    loop {
+        let next = {
+            let mut state = lock(&link.state);
+            // Checked under the lock: a replaced writer must not take what belongs to its successor.
+            if stop.is_cancelled() {
+                return Ok(None);
+            }
+            state.queue.pop()
+        };
+        if next.is_some() {
+            return Ok(next);
+        }
+        let wait = async {
+            stream.flush().await?;
+            link.queued.notified().await;
+            std::io::Result::Ok(())
+        };
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {
+                // The call that woke this task may have been meant for its successor.
+                link.queued.notify_one();
+                return Ok(None);
+            }
+            waited = wait => waited?,
+        }
+    }
+}
+
+/// Leaves a chunk that was written in part to the next stream; false where the link is cut. Part of it may have arrived: IP
+/// allows a packet to come twice, its loss would cost more.
+fn put_back(link: &Link, chunk: Chunk) -> bool {
+    let mut state = lock(&link.state);
+    if state.closed {
+        return false;
+    }
+    let dropped = state.queue.put_back(chunk, Bound::Carried);
+    drop(state);
+    link.queued.notify_one();
+    link.count(DropReason::QueueFull, dropped);
+    true
 }
 
 /// Ends some time after the stream was replaced: cutting it in the middle of a chunk would lose what it has taken before.
