@@ -6,6 +6,7 @@
 mod asks;
 mod dials;
 mod links;
+mod listeners;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use self::asks::{Answer, Asks};
 use self::dials::{Dialling, Waiter};
 use self::links::Link;
-use super::address::{is_link_local_v6, is_loopback, is_private, may_tell};
+use super::address::{is_private, may_tell};
 use super::address_book::{Book, Word};
 use super::admission::Seen;
 use super::behaviour::{Behaviour, BehaviourEvent, MembersEvent};
@@ -189,13 +190,7 @@ impl Driver {
                 peer,
                 reply,
             } => self.handle_connect(typed, &heard, peer, reply, now),
-            Command::Disconnect { peer } => {
-                self.held.insert(peer);
-                self.dialling.remove(&peer);
-                self.links_of(peer)
-                    .into_iter()
-                    .for_each(|id| self.close(id, "disconnected by command"));
-            }
+            Command::Disconnect { peer } => self.handle_disconnect(peer),
             Command::Ask {
                 peer,
                 protocol,
@@ -221,15 +216,7 @@ impl Driver {
                 peer,
                 heard,
                 answered,
-            } => {
-                for address in self.believed(&answered, now) {
-                    self.book.worked(peer, &address, Word::Peer);
-                }
-                let heard = self.believed(&heard, now);
-                if self.book.heard(peer, &heard) || !answered.is_empty() {
-                    self.hurry(peer, now);
-                }
-            }
+            } => self.handle_known(peer, &heard, &answered, now),
             Command::Whereabouts(documents) => self.seen.say(documents),
             Command::Overlay(prefixes) => self.overlay.store(Arc::new(prefixes)),
             Command::Wanted { peer } => self.handle_wanted(peer, now),
@@ -240,6 +227,25 @@ impl Driver {
             Command::StatusOf { peer, reply } => {
                 let _ = reply.send(self.status_of(peer, now));
             }
+        }
+    }
+
+    fn handle_disconnect(&mut self, peer: PeerId) {
+        self.held.insert(peer);
+        self.dialling.remove(&peer);
+        self.links_of(peer)
+            .into_iter()
+            .for_each(|id| self.close(id, "disconnected by command"));
+    }
+
+    /// Takes what the node knows of a peer's addresses: those in `answered` have worked before.
+    fn handle_known(&mut self, peer: PeerId, heard: &[Heard], answered: &[Heard], now: Instant) {
+        for address in self.believed(answered, now) {
+            self.book.worked(peer, &address, Word::Peer);
+        }
+        let heard = self.believed(heard, now);
+        if self.book.heard(peer, &heard) || !answered.is_empty() {
+            self.hurry(peer, now);
         }
     }
 
@@ -334,50 +340,8 @@ impl Driver {
             } => {
                 tracing::debug!(remote = %send_back_addr, %error, "incoming connection failed");
             }
-            SwarmEvent::NewListenAddr {
-                listener_id,
-                address,
-            } => {
-                tracing::debug!(%address, "listening");
-                self.listening.insert((listener_id, address));
-                self.emit_listening();
-                // A new address is a new network: peers that could not be reached may be now.
-                self.book.all_again();
-                let peers: Vec<_> = self.dialling.keys().copied().collect();
-                peers.into_iter().for_each(|peer| self.hurry(peer, now));
-            }
-            SwarmEvent::ExpiredListenAddr {
-                listener_id,
-                address,
-            } => {
-                self.listening.remove(&(listener_id, address));
-                self.emit_listening();
-            }
-            SwarmEvent::ListenerClosed {
-                listener_id,
-                reason,
-                ..
-            } => {
-                tracing::warn!(?reason, "a listener has closed");
-                self.listening.retain(|(id, _)| *id != listener_id);
-                self.emit_listening();
-            }
-            SwarmEvent::ListenerError { error, .. } => tracing::debug!(%error, "listener"),
-            _ => {}
+            event => self.handle_listener(event, now),
         }
-    }
-
-    fn emit_listening(&mut self) {
-        let all: BTreeSet<_> = self
-            .listening
-            .iter()
-            .map(|(_, a)| a)
-            .filter(|a| !is_link_local_v6(a))
-            .collect();
-        let routable = all.iter().any(|a| !is_loopback(a));
-        let told = all.into_iter().filter(|a| !routable || !is_loopback(a));
-        let addresses = told.cloned().map(Address).collect();
-        self.emit(Event::Listening { addresses });
     }
 
     fn handle_behaviour(&mut self, event: BehaviourEvent, now: Instant) {

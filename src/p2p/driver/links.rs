@@ -50,6 +50,34 @@ pub(super) struct Link {
 }
 
 impl Link {
+    /// A connection that is made now.
+    fn new(
+        peer: PeerId,
+        number: u64,
+        class: Class,
+        carrier: Carrier,
+        remote: Multiaddr,
+        outbound: bool,
+        now: Instant,
+    ) -> Link {
+        Link {
+            peer,
+            number,
+            class,
+            carrier,
+            remote,
+            outbound,
+            since: now,
+            heard: now,
+            rtt: None,
+            one_sided: false,
+            answering: 0,
+            retire: None,
+            closing: false,
+            agent: None,
+        }
+    }
+
     /// Whether it is a member's and usable in both directions.
     fn carries(&self) -> bool {
         self.class == Class::Member && !self.closing && !self.one_sided
@@ -91,25 +119,8 @@ impl Driver {
         let carrier = carrier_of(&remote).unwrap_or(Carrier::Memory);
         let number = self.next_link;
         self.next_link += 1;
-        self.links.insert(
-            id,
-            Link {
-                peer,
-                number,
-                class,
-                carrier,
-                remote: remote.clone(),
-                outbound,
-                since: now,
-                heard: now,
-                rtt: None,
-                one_sided: false,
-                answering: 0,
-                retire: None,
-                closing: false,
-                agent: None,
-            },
-        );
+        let link = Link::new(peer, number, class, carrier, remote.clone(), outbound, now);
+        self.links.insert(id, link);
         tracing::debug!(%peer, connection = number, ?class, %remote, outbound, "connected");
         let typed = self.typed.remove(&id);
         if outbound {
@@ -132,19 +143,22 @@ impl Driver {
             // The members changed while the handshake ran.
             (Class::Member, false) => self.close(id, "no member any more"),
             (Class::Stranger, true) => self.retire(id, now),
-            (Class::Member, true) => {
-                if let Some(address) = ip_of(&remote) {
-                    self.seen.see(peer, address);
-                }
-                self.dialling.remove(&peer);
-                let old: Vec<_> = self.links_of(peer);
-                old.into_iter()
-                    .filter(|old| *old != id)
-                    .for_each(|old| self.retire(old, now));
-            }
+            (Class::Member, true) => self.handle_reached(peer, id, &remote, now),
             (Class::Stranger, false) => {}
         }
         self.send_waiting(peer, now);
+    }
+
+    /// A member is connected: it is dialled no more, and what it had as a stranger gives way.
+    fn handle_reached(&mut self, peer: PeerId, id: ConnectionId, remote: &Multiaddr, now: Instant) {
+        if let Some(address) = ip_of(remote) {
+            self.seen.see(peer, address);
+        }
+        self.dialling.remove(&peer);
+        let old: Vec<_> = self.links_of(peer);
+        old.into_iter()
+            .filter(|old| *old != id)
+            .for_each(|old| self.retire(old, now));
     }
 
     /// A stranger's connection gives way soon: not at once, because the answer that tells the peer of its admission may

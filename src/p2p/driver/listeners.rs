@@ -1,0 +1,61 @@
+//! Listen addresses: which there are, and telling of them.
+
+use std::collections::BTreeSet;
+
+use libp2p::swarm::SwarmEvent;
+use tokio::time::Instant;
+
+use super::Driver;
+use crate::p2p::address::{is_link_local_v6, is_loopback};
+use crate::p2p::behaviour::BehaviourEvent;
+use crate::p2p::{Address, Event};
+
+impl Driver {
+    pub(super) fn handle_listener(&mut self, event: SwarmEvent<BehaviourEvent>, now: Instant) {
+        match event {
+            SwarmEvent::NewListenAddr {
+                listener_id,
+                address,
+            } => {
+                tracing::debug!(%address, "listening");
+                self.listening.insert((listener_id, address));
+                self.emit_listening();
+                // A new address is a new network: peers that could not be reached may be now.
+                self.book.all_again();
+                let peers: Vec<_> = self.dialling.keys().copied().collect();
+                peers.into_iter().for_each(|peer| self.hurry(peer, now));
+            }
+            SwarmEvent::ExpiredListenAddr {
+                listener_id,
+                address,
+            } => {
+                self.listening.remove(&(listener_id, address));
+                self.emit_listening();
+            }
+            SwarmEvent::ListenerClosed {
+                listener_id,
+                reason,
+                ..
+            } => {
+                tracing::warn!(?reason, "a listener has closed");
+                self.listening.retain(|(id, _)| *id != listener_id);
+                self.emit_listening();
+            }
+            SwarmEvent::ListenerError { error, .. } => tracing::debug!(%error, "listener"),
+            _ => {}
+        }
+    }
+
+    fn emit_listening(&mut self) {
+        let all: BTreeSet<_> = self
+            .listening
+            .iter()
+            .map(|(_, a)| a)
+            .filter(|a| !is_link_local_v6(a))
+            .collect();
+        let routable = all.iter().any(|a| !is_loopback(a));
+        let told = all.into_iter().filter(|a| !routable || !is_loopback(a));
+        let addresses = told.cloned().map(Address).collect();
+        self.emit(Event::Listening { addresses });
+    }
+}
