@@ -132,12 +132,7 @@ pub fn parse(bytes: &[u8]) -> Result<Packet, DropReason> {
         .len()
         .checked_sub(behind.len())
         .ok_or(DropReason::Malformed)?;
-    let own_header = match (fragment, protocol) {
-        (Fragment::Whole, TCP) => tcp_header(behind)?,
-        (Fragment::Whole, UDP) if behind.len() >= 8 => 8,
-        (Fragment::Whole, UDP) => return Err(DropReason::Malformed),
-        _ => 0,
-    };
+    let own_header = transport_header(fragment, protocol, behind)?;
     Ok(Packet {
         version,
         source: ip.source_addr(),
@@ -157,6 +152,16 @@ fn fragment(offset: u16, is_piece: bool) -> Fragment {
         (false, _) => Fragment::Whole,
         (true, 0) => Fragment::First,
         (true, _) => Fragment::Later,
+    }
+}
+
+/// Bytes of the TCP or UDP header; 0 for another protocol, or a fragment.
+fn transport_header(fragment: Fragment, protocol: u8, behind: &[u8]) -> Result<usize, DropReason> {
+    match (fragment, protocol) {
+        (Fragment::Whole, TCP) => tcp_header(behind),
+        (Fragment::Whole, UDP) if behind.len() >= 8 => Ok(8),
+        (Fragment::Whole, UDP) => Err(DropReason::Malformed),
+        _ => Ok(0),
     }
 }
 
