@@ -73,9 +73,10 @@
 //! 2. The current View is taken once per batch. The TUN fixes the subnet, so equal prefixes never mix.
 //! 3. The packet is parsed in place; [`SubnetView::route`](model::view::SubnetView::route) says whether our source may
 //!    send it and where it goes: longest prefix, or an ICMP answer instead of silence.
-//! 4. Where the peer has a datagram path ([`link::Route`]) that carries it ([`link::Framing`]) a super-packet is cut into
-//!    frames that fit ([`packet::cut`]), each sealed straight from the packet into the send buffer ([`link::Datagrams`]) and
-//!    all handed to the kernel in one call; small packets that are there already share a frame.
+//! 4. Where the peer has a datagram path ([`link::Route`]) that carries it ([`link::Framing`]) a super-packet is cut
+//!    into frames that fit ([`packet::segment_plan`]), each sealed straight from the packet into the send buffer
+//!    ([`link::Datagrams`]) and all handed to the kernel in one call; small packets that are there already share a
+//!    frame.
 //! 5. Else a run of packets is handed to the peer's bounded ring; when it is full its oldest goes. The peer's task writes
 //!    the ring to a libp2p stream in large writes. The loop never waits for a peer.
 //!

@@ -49,9 +49,9 @@ use model::subnet::Absorbed;
 use model::upkeep::Attendance;
 use model::view::SubnetView;
 use model::zone::Zone;
-use packet::cut::Cut;
 use packet::offload::{Kind, Offload, Rebuild};
-use packet::rejoin::{Piece, rejoin};
+use packet::reassemble::{Segment, reassemble};
+use packet::segment_plan::SegmentPlan;
 use packet::{mss, parse};
 use wire::datagram::{Bundle, OVERHEAD, TRAILER, Trailer, append, split};
 
@@ -104,7 +104,7 @@ const STEPS: &[Step] = &[
     Step {
         name: "cut",
         limit: 1138,
-        what: "60 KB in 44 pieces: plan, ranges, trailers",
+        what: "60 KB in 44 segments: plan, ranges, trailers",
         run: cut,
     },
     Step {
@@ -302,24 +302,24 @@ fn super_packet() -> Result<(Vec<u8>, Offload), Box<dyn Error>> {
 fn cut() -> Result<(), Box<dyn Error>> {
     let (bytes, offload) = super_packet()?;
     let packet = parse(&bytes)?;
-    Cut::plan(&packet, &offload, PATH - OVERHEAD)
-        .filter(|cut| cut.count == 44)
+    SegmentPlan::new(&packet, &offload, PATH - OVERHEAD)
+        .filter(|plan| plan.count == 44)
         .ok_or("cut otherwise")?;
     counted_window(&mut || {
-        let Some(cut) = Cut::plan(
+        let Some(plan) = SegmentPlan::new(
             black_box(&packet),
             black_box(&offload),
             black_box(PATH - OVERHEAD),
         ) else {
             return;
         };
-        for index in 0..cut.count {
-            let trailer = Trailer::Piece {
-                piece: cut.describe(index),
+        for index in 0..plan.count {
+            let trailer = Trailer::Segment {
+                segment: plan.describe(index),
                 id: 7,
             }
             .encode();
-            black_box((bytes.get(cut.piece(index)), trailer));
+            black_box((bytes.get(plan.range(index)), trailer));
         }
     });
     Ok(())
@@ -327,15 +327,15 @@ fn cut() -> Result<(), Box<dyn Error>> {
 
 fn join() -> Result<(), Box<dyn Error>> {
     let (bytes, offload) = super_packet()?;
-    let cut = Cut::plan(&parse(&bytes)?, &offload, PATH - OVERHEAD).ok_or("not cut")?;
+    let plan = SegmentPlan::new(&parse(&bytes)?, &offload, PATH - OVERHEAD).ok_or("not cut")?;
     // What is left of each plaintext once it was opened to the end of the one before: the end of its payload is enough.
     let mut ends = Vec::new();
-    for index in 0..cut.count {
-        let mut end = bytes.get(cut.piece(index)).ok_or("out of range")?.to_vec();
-        end.extend_from_slice(bytes.get(..cut.headers).ok_or("out of range")?);
+    for index in 0..plan.count {
+        let mut end = bytes.get(plan.range(index)).ok_or("out of range")?.to_vec();
+        end.extend_from_slice(bytes.get(..plan.headers).ok_or("out of range")?);
         end.extend_from_slice(
-            &Trailer::Piece {
-                piece: cut.describe(index),
+            &Trailer::Segment {
+                segment: plan.describe(index),
                 id: 7,
             }
             .encode(),
@@ -344,26 +344,26 @@ fn join() -> Result<(), Box<dyn Error>> {
     }
     let mut whole = bytes.clone();
     let mut joined = || -> Option<usize> {
-        let mut run: Option<(Piece, u16, usize)> = None;
+        let mut run: Option<(Segment, u16, usize)> = None;
         for plaintext in &ends {
-            let (body, Trailer::Piece { piece, id }) = split(black_box(plaintext))? else {
+            let (body, Trailer::Segment { segment, id }) = split(black_box(plaintext))? else {
                 return None;
             };
-            let payload = body.checked_sub(piece.headers)?;
+            let payload = body.checked_sub(segment.headers)?;
             match &mut run {
-                _ if !piece.holds(payload) => return None,
+                _ if !segment.holds(payload) => return None,
                 Some((first, former, count))
-                    if *former == id && first.is_followed_by(*count, &piece) =>
+                    if *former == id && first.is_followed_by(*count, &segment) =>
                 {
                     *count += 1
                 }
-                _ => run = Some((piece, id, 1)),
+                _ => run = Some((segment, id, 1)),
             }
         }
         let (first, _, count) = run?;
         // The headers as they came: the last round has changed them.
         whole.get_mut(..52)?.copy_from_slice(bytes.get(..52)?);
-        let offload = rejoin(black_box(&mut whole), &first, count).ok()?;
+        let offload = reassemble(black_box(&mut whole), &first, count).ok()?;
         let packet = parse(&whole).ok()?;
         let undone = Rebuild::plan(&packet, &offload).ok()?.apply(&mut whole);
         black_box(virtio::encode(undone));

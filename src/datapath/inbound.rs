@@ -245,7 +245,7 @@ impl<'a> Delivery<'a> {
     }
 }
 
-/// Writes one packet, whole or, where this kernel does not take it so, in pieces; whether the TUN turned out to be gone.
+/// Writes one packet, whole or, where this kernel does not take it so, in segments; whether the TUN turned out to be gone.
 fn write(
     port: &Port,
     rebuild: &Rebuild,
@@ -272,8 +272,8 @@ fn write(
     }
     let mut failed = 0u64;
     // Off the common path: one buffer per super-packet that this kernel does not take.
-    segment(bytes, packet, offload, &mut Vec::new(), |piece| {
-        if port.tun.send(TunOffload::default(), piece).is_err() {
+    segment(bytes, packet, offload, &mut Vec::new(), |segment| {
+        if port.tun.send(TunOffload::default(), segment).is_err() {
             failed = failed.saturating_add(1);
         }
     })?;

@@ -1,8 +1,9 @@
 //! Frames to packets: what the one thread that reads the port pulls.
 //!
 //! Each frame is opened straight to the end of the super-packet that grows in one buffer: the trailer and the headers of
-//! the frame before are overwritten, so that consecutive pieces join without a copy. The [`FrameReceiver`] owns the keys,
-//! the replay windows and the buffers; keys come to it through a [`SessionUpdates`], what is not a packet goes to the control task.
+//! the frame before are overwritten, so that consecutive segments join without a copy. The [`FrameReceiver`] owns the keys,
+//! the replay windows and the buffers; keys come to it through a [`SessionUpdates`], what is not a packet goes to the
+//! control task.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -16,7 +17,7 @@ use super::{FourTuple, Key, Link, RxEvent, lock};
 use crate::crypto::frame::{HEADER, Header, Opener};
 use crate::crypto::replay::Window;
 use crate::packet::offload::Kind;
-use crate::packet::rejoin::{Piece, rejoin};
+use crate::packet::reassemble::{Segment, reassemble};
 use crate::packet::{DropReason, Offload};
 use crate::udp::{Closed, Datagram, Datagrams, Receiver};
 use crate::wire::datagram::{Bundle, TRAILER, Trailer};
@@ -285,10 +286,10 @@ impl Default for ReassemblyBuffer {
     }
 }
 
-/// Consecutive pieces of one super-packet; payload from [`BASE`] on, headers in front of it.
+/// Consecutive segments of one super-packet; payload from [`BASE`] on, headers in front of it.
 #[derive(Debug, Clone, Copy)]
 struct Joined {
-    first: Piece,
+    first: Segment,
     id: u16,
     count: usize,
     end: usize,
@@ -334,8 +335,8 @@ impl PeerPackets<'_, '_> {
             };
             match trailer {
                 Trailer::Control => self.tell(body),
-                Trailer::Piece { piece, id } if self.room.continues(&piece, id, &body) => {
-                    if self.room.extend(&piece, &body)
+                Trailer::Segment { segment, id } if self.room.continues(&segment, id, &body) => {
+                    if self.room.extend(&segment, &body)
                         && let Some(packet) = self.end_run()
                     {
                         return Some(packet);
@@ -347,8 +348,8 @@ impl PeerPackets<'_, '_> {
                         return Some(packet);
                     }
                 }
-                Trailer::Piece { piece, id } => {
-                    if !self.room.begin(piece, id, body) {
+                Trailer::Segment { segment, id } => {
+                    if !self.room.begin(segment, id, body) {
                         self.session.link.counts.add(DropReason::Malformed, 1);
                     }
                 }
@@ -428,7 +429,7 @@ impl PeerPackets<'_, '_> {
     fn end_run(&mut self) -> Option<(Offload, Range<usize>)> {
         let run = self.room.run.take()?;
         let range = BASE.saturating_sub(run.first.headers)..run.end;
-        match rejoin(
+        match reassemble(
             self.room.bytes.get_mut(range.clone())?,
             &run.first,
             run.count,
@@ -474,34 +475,34 @@ impl ReassemblyBuffer {
         }))
     }
 
-    /// Whether this piece is the run's next one.
-    fn continues(&self, piece: &Piece, id: u16, body: &Range<usize>) -> bool {
+    /// Whether this segment is the run's next one.
+    fn continues(&self, segment: &Segment, id: u16, body: &Range<usize>) -> bool {
         self.run.is_some_and(|run| {
-            let payload = body.len().saturating_sub(piece.headers);
+            let payload = body.len().saturating_sub(segment.headers);
             run.id == id
-                && run.first.is_followed_by(run.count, piece)
-                && piece.holds(payload)
+                && run.first.is_followed_by(run.count, segment)
+                && segment.holds(payload)
                 && body.start == run.end
                 && run
                     .end
                     .saturating_add(payload)
-                    .saturating_add(piece.headers)
+                    .saturating_add(segment.headers)
                     <= BASE.saturating_add(LARGEST)
         })
     }
 
-    /// Adds the piece that [continues](Self::continues) the run; whether the super-packet is whole now.
-    fn extend(&mut self, piece: &Piece, body: &Range<usize>) -> bool {
-        let payload = body.len().saturating_sub(piece.headers);
+    /// Adds the segment that [continues](Self::continues) the run; whether the super-packet is whole now.
+    fn extend(&mut self, segment: &Segment, body: &Range<usize>) -> bool {
+        let payload = body.len().saturating_sub(segment.headers);
         self.run.as_mut().is_some_and(|run| {
             run.count = run.count.saturating_add(1);
             run.end = run.end.saturating_add(payload);
-            piece.index == piece.last
+            segment.index == segment.last
         })
     }
 
     /// Begins a run: the headers go in front of the payload. False where the body is too short for them.
-    fn begin(&mut self, first: Piece, id: u16, body: Range<usize>) -> bool {
+    fn begin(&mut self, first: Segment, id: u16, body: Range<usize>) -> bool {
         let Some(payload) = body
             .len()
             .checked_sub(first.headers)

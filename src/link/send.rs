@@ -10,9 +10,9 @@ use tokio::sync::mpsc;
 
 use super::{Key, Link, Route, RxEvent};
 use crate::crypto::frame::Nonce;
-use crate::packet::cut::Cut;
 use crate::packet::offload::Kind;
 use crate::packet::segment::segment;
+use crate::packet::segment_plan::SegmentPlan;
 use crate::packet::{DropCounts, DropReason, Offload, Packet};
 use crate::udp::{Port, Run, Sender};
 use crate::wire::datagram::{self, OVERHEAD, TRAILER, Trailer};
@@ -38,10 +38,10 @@ const RUNS: usize = 256;
 pub enum Framing {
     /// In one frame, which small packets share.
     One,
-    /// A super-packet, cut: each frame describes its piece.
-    Pieces(Cut),
-    /// A super-packet that no frame describes (hundreds of tiny segments, very long headers): its segments one by one.
-    Segments,
+    /// A super-packet, cut: each frame describes its segment.
+    Segments(SegmentPlan),
+    /// A super-packet that no frame describes (hundreds of tiny segments, very long headers): each segment as a packet.
+    Packets,
 }
 
 impl Route {
@@ -50,9 +50,9 @@ impl Route {
         let room = self.inner();
         match offload.kind {
             Kind::None | Kind::Partial => (packet.length <= room).then_some(Framing::One),
-            _ => match Cut::plan(packet, offload, room) {
-                Some(cut) => Some(Framing::Pieces(cut)),
-                None => (offload.segment_length(packet) <= room).then_some(Framing::Segments),
+            _ => match SegmentPlan::new(packet, offload, room) {
+                Some(plan) => Some(Framing::Segments(plan)),
+                None => (offload.segment_length(packet) <= room).then_some(Framing::Packets),
             },
         }
     }
@@ -124,13 +124,13 @@ impl Datagrams {
                 self.close_bundle_of(link);
                 self.seal_one(route, link.key, bytes, Trailer::Packet { partial })
             }
-            Framing::Pieces(cut) => {
+            Framing::Segments(plan) => {
                 self.close_bundle_of(link);
-                self.pieces(route, link.key, &cut, bytes)
+                self.segments(route, link.key, &plan, bytes)
             }
-            Framing::Segments => {
+            Framing::Packets => {
                 self.close_bundle_of(link);
-                self.segments(route, link.key, packet, offload, bytes);
+                self.packets(route, link.key, packet, offload, bytes);
                 true
             }
         };
@@ -151,36 +151,36 @@ impl Datagrams {
     }
 
     /// A super-packet, cut; false where the key is used up.
-    fn pieces(&mut self, route: &Route, key: Key, cut: &Cut, bytes: &[u8]) -> bool {
-        let headers = cut.headers;
+    fn segments(&mut self, route: &Route, key: Key, plan: &SegmentPlan, bytes: &[u8]) -> bool {
+        let headers = plan.headers;
         let mut tail = [0u8; u8::MAX as usize + TRAILER];
         let (Some(to), Some(from)) = (tail.get_mut(..headers), bytes.get(..headers)) else {
             return false;
         };
         to.copy_from_slice(from);
         let behind = headers.saturating_add(TRAILER);
-        let most = cut
+        let most = plan
             .count
             .saturating_mul(OVERHEAD.saturating_add(headers))
             .saturating_add(bytes.len());
         self.make_room(most);
-        let Some(mut nonces) = u32::try_from(cut.count)
+        let Some(mut nonces) = u32::try_from(plan.count)
             .ok()
             .and_then(|count| route.sealer.take(count))
         else {
             return false;
         };
         self.id = self.id.wrapping_add(1);
-        for index in 0..cut.count {
-            let trailer = Trailer::Piece {
-                piece: cut.describe(index),
+        for index in 0..plan.count {
+            let trailer = Trailer::Segment {
+                segment: plan.describe(index),
                 id: self.id,
             }
             .encode();
             if let Some(room) = tail.get_mut(headers..behind) {
                 room.copy_from_slice(&trailer);
             }
-            let body = bytes.get(cut.piece(index)).unwrap_or_default();
+            let body = bytes.get(plan.range(index)).unwrap_or_default();
             let Some(nonce) = nonces.next() else { break };
             self.seal(
                 route,
@@ -193,8 +193,8 @@ impl Datagrams {
         true
     }
 
-    /// The segments of a super-packet, one by one.
-    fn segments(
+    /// The segments of a super-packet, each as a packet.
+    fn packets(
         &mut self,
         route: &Route,
         key: Key,
@@ -204,10 +204,10 @@ impl Datagrams {
     ) {
         // Off the common path: a buffer for its segments.
         let mut all = true;
-        let cut = segment(bytes, packet, offload, &mut Vec::new(), |one| {
+        let segmented = segment(bytes, packet, offload, &mut Vec::new(), |one| {
             all &= self.seal_one(route, key, one, Trailer::Packet { partial: false });
         });
-        match cut {
+        match segmented {
             Ok(()) if all => {}
             Ok(()) => self.counts.add(DropReason::QueueFull, 1),
             Err(reason) => self.counts.add(reason, 1),

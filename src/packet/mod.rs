@@ -1,4 +1,4 @@
-//! PURE: one IP packet: what it says, its checksums, cutting and joining super-packets, the MSS, ICMP
+//! PURE: one IP packet: what it says, its checksums, segmenting and reassembling super-packets, the MSS, ICMP
 //! replies, why it was dropped.
 //!
 //! Owns no buffer and knows no peer, route or device; every function works on bytes the caller holds.
@@ -6,14 +6,14 @@
 
 pub mod checksum;
 pub(crate) mod coalesce;
-pub mod cut;
 pub mod drops;
 pub mod icmp;
 pub mod mss;
 pub mod offload;
 pub mod parse;
-pub mod rejoin;
+pub mod reassemble;
 pub mod segment;
+pub mod segment_plan;
 
 pub use drops::{DropCounts, DropReason};
 pub use offload::{Offload, TunOffload};

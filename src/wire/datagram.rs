@@ -57,20 +57,20 @@
 //! the datagram's size IP and UDP add 28 (IPv4) or 48 (IPv6).
 //!
 //! ```text
-//! 0                 n-8     n-7      n-6     n-5    n-4      n-2     n
-//! +-----------------+-------+--------+-------+------+--------+-------+
-//! | body            | kinds | header | piece | last | size   | id    |
-//! |                 |       | length | index |      |        |       |
-//! +-----------------+-------+--------+-------+------+--------+-------+
+//! 0                 n-8     n-7      n-6       n-5    n-4      n-2     n
+//! +-----------------+-------+--------+---------+------+--------+-------+
+//! | body            | kinds | header | segment | last | size   | id    |
+//! |                 |       | length | index   |      |        |       |
+//! +-----------------+-------+--------+---------+------+--------+-------+
 //!
 //! kinds   body                                                       other fields
 //! 0x10    one packet, complete                                       must be zero
 //! 0x11    one packet, its TCP or UDP checksum to be computed         must be zero
 //! 0x20    a bundle of small packets                                  must be zero
-//! 0x32    a piece of a super-packet: TCP over IPv4                   used
-//! 0x33                               TCP over IPv6                   used
-//! 0x34                               UDP over IPv4                   used
-//! 0x35                               UDP over IPv6                   used
+//! 0x32    a segment of a super-packet: TCP over IPv4                 used
+//! 0x33                                 TCP over IPv6                 used
+//! 0x34                                 UDP over IPv4                 used
+//! 0x35                                 UDP over IPv6                 used
 //! 0x40    a control message                                          must be zero
 //! ```
 //!
@@ -98,11 +98,11 @@
 //! bits and the fourth byte must be zero. At the first entry that is wrong the receiver drops the rest of the bundle; what
 //! came before it counts.
 //!
-//! ## A piece of a super-packet
+//! ## A segment of a super-packet
 //!
 //! A kernel with segmentation offload hands over TCP segments or UDP datagrams of one flow as one super-packet: headers,
-//! and up to 64 KB of payload. Its payload is cut into pieces of `size` bytes, the last may be shorter (1 to `size`); each
-//! travels in a frame of its own, the payload first and the super-packet's headers, unchanged, behind it:
+//! and up to 64 KB of payload. Its payload is cut into segments of `size` bytes, the last may be shorter (1 to `size`);
+//! each travels in a frame of its own, the payload first and the super-packet's headers, unchanged, behind it:
 //!
 //! ```text
 //! 0           p                p + header length
@@ -112,27 +112,29 @@
 //! ```
 //!
 //! `header length` counts IP header, options, extension headers and the TCP header with its options, or the UDP header; 255
-//! at most. `piece index` is from 0, `last` the index of the last piece. For UDP `size` is the payload of one datagram; for
-//! TCP the sender may choose it smaller than its kernel asked for, so that a frame fits the path. `id` is a number that the
-//! sender changes with every super-packet. IP length, IPv4 header checksum, UDP length and transport checksum in those
+//! at most. `segment index` is from 0, `last` the index of the last segment. For UDP `size` is the payload of one datagram;
+//! for TCP the sender may choose it smaller than its kernel asked for, so that a frame fits the path. `id` is a number that
+//! the sender changes with every super-packet. IP length, IPv4 header checksum, UDP length and transport checksum in those
 //! headers are of no meaning.
 //!
-//! Piece *i* is the packet of these headers and its payload with
+//! Segment *i* is the packet of these headers and its payload with
 //! - the IP length that follows, and in IPv4 the identification plus *i* (modulo 2^16) and a new header checksum;
-//! - TCP: sequence number plus *i* * `size` (modulo 2^32); FIN and PSH cleared but in the last piece, CWR but in the first;
+//! - TCP: sequence number plus *i* * `size` (modulo 2^32); FIN and PSH cleared but in the last segment, CWR but in the
+//!   first;
 //! - UDP: the length that follows;
 //! - the checksum of TCP or UDP computed.
 //!
-//! A receiver may write each piece so, by itself. Better, it joins a *run*: frames that it opened one directly after the
+//! A receiver may write each segment so, by itself. Better, it joins a *run*: frames that it opened one directly after the
 //! other, with equal `kinds`, `header length`, `last`, `size` and `id`, and indices that follow each other. The payloads of
-//! a run behind the headers of its first piece are a super-packet again: identification and sequence number as of the first
-//! piece, FIN and PSH if the last piece is in it, CWR if the first is, segment size `size`. Since the payload comes
-//! first, each frame can be opened to the end of the payload before it, over that one's headers and trailer. A lost frame
-//! ends a run and costs its own segment only. [`Piece`](crate::packet::rejoin::Piece) and [`rejoin`](crate::packet::rejoin) do this.
+//! a run behind the headers of its first segment are a super-packet again: identification and sequence number as of the
+//! first segment, FIN and PSH if the last segment is in it, CWR if the first is, segment size `size`. Since the payload
+//! comes first, each frame can be opened to the end of the payload before it, over that one's headers and trailer. A lost
+//! frame ends a run and costs its own segment only. [`Segment`](crate::packet::reassemble::Segment) and
+//! [`reassemble`](crate::packet::reassemble) do this.
 //!
-//! A piece must be dropped when
-//! - `piece index` > `last`, or `size` is 0, or `header length` + `last` * `size` is above 65,574;
-//! - its payload has not `size` bytes (in the last piece: not 1 to `size`), or the body is shorter than `header length`;
+//! A segment must be dropped when
+//! - `segment index` > `last`, or `size` is 0, or `header length` + `last` * `size` is above 65,574;
+//! - its payload has not `size` bytes (in the last segment: not 1 to `size`), or the body is shorter than `header length`;
 //! - IP version, protocol or the end of the TCP or UDP header in the headers are not what `kinds` and `header length` say,
 //!   or they are those of a fragment;
 //! - joined, it would make more than an IP packet can hold (65,535 bytes; with IPv6, behind its header), or less than 8

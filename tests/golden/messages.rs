@@ -14,7 +14,7 @@ use byway::model::record::{
 };
 use byway::model::zone::RecordData;
 use byway::packet::offload::{Kind, Offload};
-use byway::packet::rejoin::Piece;
+use byway::packet::reassemble::Segment;
 use byway::wire::agent::{self, Agent};
 use byway::wire::control::{
     self, ControlAnswer, ControlRequest, JoinAnswer, JoinRequest, set_hash, short,
@@ -430,7 +430,7 @@ fn services(golden: &mut Golden) {
 /// Frames on the UDP port. Those of a path's probes belong to the peer, and are few: they are written anew where it
 /// changes them before the first release.
 fn datagrams(golden: &mut Golden) {
-    let piece = Piece {
+    let segment = Segment {
         kind: Kind::Tcp4,
         headers: 52,
         index: 1,
@@ -440,7 +440,13 @@ fn datagrams(golden: &mut Golden) {
     let trailers = [
         ("packet", Trailer::Packet { partial: false }),
         ("packet-partial", Trailer::Packet { partial: true }),
-        ("piece", Trailer::Piece { piece, id: 0x1234 }),
+        (
+            "piece",
+            Trailer::Segment {
+                segment,
+                id: 0x1234,
+            },
+        ),
         ("bundle", Trailer::Bundle),
         ("control", Trailer::Control),
     ];

@@ -3,32 +3,32 @@
 mod by_hand;
 
 use super::*;
-use crate::packet::cut::Cut;
 use crate::packet::parse::MAX_PACKET;
 use crate::packet::parse::samples::{arrivals, fates, ip, super_packets, udp};
-use crate::packet::rejoin::{Piece, rejoin};
+use crate::packet::reassemble::{Segment, reassemble};
 use crate::packet::segment::{segment, tests::slow_twin};
+use crate::packet::segment_plan::SegmentPlan;
 use crate::packet::{offload::Rebuild, parse};
 use proptest::prelude::*;
 
-/// What a sender seals: one plaintext for each piece.
-fn plaintexts(bytes: &[u8], cut: &Cut, id: u16) -> Vec<Vec<u8>> {
+/// What a sender seals: one plaintext for each segment.
+fn plaintexts(bytes: &[u8], plan: &SegmentPlan, id: u16) -> Vec<Vec<u8>> {
     let plaintext = |index| {
-        let trailer = Trailer::Piece {
-            piece: cut.describe(index),
+        let trailer = Trailer::Segment {
+            segment: plan.describe(index),
             id,
         }
         .encode();
-        [&bytes[cut.piece(index)], &bytes[..cut.headers], &trailer].concat()
+        [&bytes[plan.range(index)], &bytes[..plan.headers], &trailer].concat()
     };
-    (0..cut.count).map(plaintext).collect()
+    (0..plan.count).map(plaintext).collect()
 }
 
 /// A receiver as `link` has it: every plaintext is opened to the end of the growing packet, over the headers and the
 /// trailer of the one before.
 struct Receiver {
     buffer: Vec<u8>,
-    run: Option<(Piece, u16, usize)>,
+    run: Option<(Segment, u16, usize)>,
     end: usize,
     got: Vec<Vec<u8>>,
 }
@@ -55,17 +55,20 @@ impl Receiver {
             Self::BASE
         };
         self.buffer[at..at + plaintext.len()].copy_from_slice(plaintext);
-        let Some((body, Trailer::Piece { piece, id })) =
+        let Some((body, Trailer::Segment { segment, id })) =
             split(&self.buffer[at..at + plaintext.len()])
         else {
             return;
         };
-        let Some(payload) = body.checked_sub(piece.headers).filter(|p| piece.holds(*p)) else {
+        let Some(payload) = body
+            .checked_sub(segment.headers)
+            .filter(|p| segment.holds(*p))
+        else {
             return;
         };
         match &mut self.run {
             Some((first, former, count))
-                if *former == id && first.is_followed_by(*count, &piece) =>
+                if *former == id && first.is_followed_by(*count, &segment) =>
             {
                 *count += 1
             }
@@ -73,8 +76,9 @@ impl Receiver {
                 self.flush();
                 self.buffer.copy_within(at..at + body, Self::BASE);
                 let headers = Self::BASE + payload..Self::BASE + body;
-                self.buffer.copy_within(headers, Self::BASE - piece.headers);
-                self.run = Some((piece, id, 1));
+                self.buffer
+                    .copy_within(headers, Self::BASE - segment.headers);
+                self.run = Some((segment, id, 1));
                 self.end = Self::BASE;
             }
         }
@@ -87,7 +91,7 @@ impl Receiver {
         };
         let bytes = &mut self.buffer[Self::BASE - first.headers..self.end];
         self.end = Self::BASE;
-        let Ok(offload) = rejoin(bytes, &first, count) else {
+        let Ok(offload) = reassemble(bytes, &first, count) else {
             return;
         };
         let Ok(packet) = parse(bytes) else { return };
@@ -108,13 +112,13 @@ proptest! {
     fn two_readings_of_the_format_agree((bytes, offload) in super_packets(), room in 60usize..2000, id: u16, fates in fates()) {
         let packet = parse(&bytes).unwrap();
         prop_assume!(Rebuild::plan(&packet, &offload).is_ok());
-        let Some(cut) = Cut::plan(&packet, &offload, room) else { return Ok(()) };
-        let sent = plaintexts(&bytes, &cut, id);
-        let twin = slow_twin(&bytes, cut.size);
+        let Some(plan) = SegmentPlan::new(&packet, &offload, room) else { return Ok(()) };
+        let sent = plaintexts(&bytes, &plan, id);
+        let twin = slow_twin(&bytes, plan.size);
         let by_hand: Vec<_> = sent.iter().flat_map(|p| by_hand::packets(p)).collect();
         prop_assert_eq!(&by_hand, &twin);
         let (mut receiver, mut want) = (Receiver::new(), Vec::new());
-        for index in arrivals(cut.count, &fates) {
+        for index in arrivals(plan.count, &fates) {
             prop_assert!(sent[index].len() <= room + TRAILER);
             receiver.take(&sent[index]);
             want.push(twin[index].clone());
@@ -126,8 +130,8 @@ proptest! {
     #[test]
     fn damage_never_panics_nor_grows_a_packet((bytes, offload) in super_packets(), room in 100usize..2000, damage in prop::collection::vec((any::<prop::sample::Index>(), 0usize..150, any::<u8>()), 1..40)) {
         let packet = parse(&bytes).unwrap();
-        let Some(cut) = Cut::plan(&packet, &offload, room) else { return Ok(()) };
-        let (mut sent, mut receiver) = (plaintexts(&bytes, &cut, 7), Receiver::new());
+        let Some(plan) = SegmentPlan::new(&packet, &offload, room) else { return Ok(()) };
+        let (mut sent, mut receiver) = (plaintexts(&bytes, &plan, 7), Receiver::new());
         for (which, back, value) in damage {
             // Trailer and headers are at the end.
             let plaintext = which.get_mut(&mut sent);

@@ -3,11 +3,11 @@
 use super::TRAILER;
 use crate::packet::offload::Kind;
 use crate::packet::parse::MAX_PACKET;
-use crate::packet::rejoin::Piece;
+use crate::packet::reassemble::Segment;
 
 const PACKET: u8 = 1;
 const BUNDLE: u8 = 2;
-const PIECE: u8 = 3;
+const SEGMENT: u8 = 3;
 const CONTROL: u8 = 4;
 
 /// The end of a plaintext: what the bytes before it, the body, are.
@@ -18,10 +18,10 @@ pub enum Trailer {
         /// Its TCP or UDP checksum is still to be computed.
         partial: bool,
     },
-    /// A piece of a super-packet: payload, then the super-packet's headers.
-    Piece {
-        /// Which piece.
-        piece: Piece,
+    /// A segment of a super-packet: payload, then the super-packet's headers.
+    Segment {
+        /// Which segment.
+        segment: Segment,
         /// Which super-packet of this sender, to tell neighbours apart.
         id: u16,
     },
@@ -32,8 +32,8 @@ pub enum Trailer {
 }
 
 impl Trailer {
-    /// The eight bytes. Numbers of a piece beyond their field (which [`Cut`](crate::packet::cut::Cut) never makes) give
-    /// a trailer that no receiver takes.
+    /// The eight bytes. Numbers of a segment beyond their field (which
+    /// [`SegmentPlan`](crate::packet::segment_plan::SegmentPlan) never makes) give a trailer that no receiver takes.
     pub fn encode(&self) -> [u8; TRAILER] {
         match *self {
             Trailer::Packet { partial } => {
@@ -41,19 +41,19 @@ impl Trailer {
             }
             Trailer::Bundle => first_byte(BUNDLE, Kind::None),
             Trailer::Control => first_byte(CONTROL, Kind::None),
-            Trailer::Piece { piece, id } => {
+            Trailer::Segment { segment, id } => {
                 let byte = |value: usize| u8::try_from(value);
                 let (Ok(headers), Ok(index), Ok(last), Ok(size)) = (
-                    byte(piece.headers),
-                    byte(piece.index),
-                    byte(piece.last),
-                    u16::try_from(piece.size),
+                    byte(segment.headers),
+                    byte(segment.index),
+                    byte(segment.last),
+                    u16::try_from(segment.size),
                 ) else {
                     return [0; TRAILER];
                 };
                 let ([s0, s1], [i0, i1]) = (size.to_be_bytes(), id.to_be_bytes());
                 [
-                    PIECE << 4 | piece.kind as u8,
+                    SEGMENT << 4 | segment.kind as u8,
                     headers,
                     index,
                     last,
@@ -70,11 +70,11 @@ impl Trailer {
     pub fn decode(bytes: [u8; TRAILER]) -> Option<Trailer> {
         let [kinds, headers, index, last, s0, s1, i0, i1] = bytes;
         let kind = Kind::from_number(kinds & 15)?;
-        if kinds >> 4 == PIECE {
+        if kinds >> 4 == SEGMENT {
             let size = usize::from(u16::from_be_bytes([s0, s1]));
             let (headers, index, last) =
                 (usize::from(headers), usize::from(index), usize::from(last));
-            let piece = Piece {
+            let segment = Segment {
                 kind,
                 headers,
                 index,
@@ -84,8 +84,8 @@ impl Trailer {
             let fits = headers.saturating_add(last.saturating_mul(size)) < MAX_PACKET;
             let good =
                 !matches!(kind, Kind::None | Kind::Partial) && index <= last && size > 0 && fits;
-            return good.then_some(Trailer::Piece {
-                piece,
+            return good.then_some(Trailer::Segment {
+                segment,
                 id: u16::from_be_bytes([i0, i1]),
             });
         }
@@ -131,8 +131,8 @@ mod tests {
         );
         assert_eq!(Trailer::Bundle.encode(), [0x20, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(Trailer::Control.encode(), [0x40, 0, 0, 0, 0, 0, 0, 0]);
-        // TCP over IPv4, 52 bytes of headers, piece 3 of 44 (0 to 43), 1368 bytes each, super-packet 0xabcd.
-        let piece = Piece {
+        // TCP over IPv4, 52 bytes of headers, segment 3 of 44 (0 to 43), 1368 bytes each, super-packet 0xabcd.
+        let segment = Segment {
             kind: Kind::Tcp4,
             headers: 52,
             index: 3,
@@ -140,10 +140,14 @@ mod tests {
             size: 1368,
         };
         assert_eq!(
-            Trailer::Piece { piece, id: 0xabcd }.encode(),
+            Trailer::Segment {
+                segment,
+                id: 0xabcd
+            }
+            .encode(),
             [0x32, 52, 3, 43, 0x05, 0x58, 0xab, 0xcd]
         );
-        let udp6 = Piece {
+        let udp6 = Segment {
             kind: Kind::Udp6,
             headers: 48,
             index: 0,
@@ -152,7 +156,10 @@ mod tests {
         };
         assert_eq!(
             Trailer::decode([0x35, 48, 0, 255, 0, 1, 0, 0]),
-            Some(Trailer::Piece { piece: udp6, id: 0 })
+            Some(Trailer::Segment {
+                segment: udp6,
+                id: 0
+            })
         );
         for (bad, why) in [
             ([0x00, 0, 0, 0, 0, 0, 0, 0], "no kind"),
@@ -164,7 +171,10 @@ mod tests {
             ([0x10, 0, 0, 0, 0, 0, 0, 1], "an unused field in use"),
             ([0x21, 0, 0, 0, 0, 0, 0, 0], "an unused field in use"),
             ([0x41, 0, 0, 0, 0, 0, 0, 0], "an unused field in use"),
-            ([0x31, 52, 0, 0, 0, 100, 0, 0], "a piece of no super-packet"),
+            (
+                [0x31, 52, 0, 0, 0, 100, 0, 0],
+                "a segment of no super-packet",
+            ),
             ([0x36, 52, 0, 0, 0, 100, 0, 0], "unknown offload kind"),
             ([0x32, 52, 2, 1, 0, 100, 0, 0], "behind the last"),
             ([0x32, 52, 0, 1, 0, 0, 0, 0], "no size"),
@@ -175,15 +185,15 @@ mod tests {
         ] {
             assert_eq!(Trailer::decode(bad), None, "{why}");
         }
-        let too_many = Piece {
+        let too_many = Segment {
             index: 256,
             last: 256,
             ..udp6
         };
         assert_eq!(
             Trailer::decode(
-                Trailer::Piece {
-                    piece: too_many,
+                Trailer::Segment {
+                    segment: too_many,
                     id: 0
                 }
                 .encode()
@@ -205,8 +215,8 @@ mod tests {
             if zeros { bytes[1..].fill(0); }
             if let Some(trailer) = Trailer::decode(bytes) {
                 prop_assert_eq!(trailer.encode(), bytes);
-                if let Trailer::Piece { piece, .. } = trailer {
-                    prop_assert!(piece.index <= piece.last && piece.headers + piece.last * piece.size < MAX_PACKET);
+                if let Trailer::Segment { segment, .. } = trailer {
+                    prop_assert!(segment.index <= segment.last && segment.headers + segment.last * segment.size < MAX_PACKET);
                 }
             }
         }

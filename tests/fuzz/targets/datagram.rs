@@ -1,18 +1,18 @@
-//! Opened datagrams, as a member's own words: every plaintext is taken apart, runs of pieces are joined as the receiver
+//! Opened datagrams, as a member's own words: every plaintext is taken apart, runs of segments are joined as the receiver
 //! does it. Whatever comes out is a packet that lies in what came in, and a control message says the same when written again.
 #![no_main]
 
 use byway::packet::offload::Rebuild;
 use byway::packet::parse;
-use byway::packet::rejoin::{Piece, rejoin};
+use byway::packet::reassemble::{Segment, reassemble};
 use byway::packet::segment::segment;
 use byway::wire::datagram::{Bundle, Control, Trailer, split};
 use libfuzzer_sys::fuzz_target;
 
-/// Ends a run: headers, then the payloads of `count` pieces.
-fn finish(run: &mut [u8], first: &Piece, count: usize) {
+/// Ends a run: headers, then the payloads of `count` segments.
+fn finish(run: &mut [u8], first: &Segment, count: usize) {
     let length = run.len();
-    let Ok(offload) = rejoin(run, first, count) else {
+    let Ok(offload) = reassemble(run, first, count) else {
         return;
     };
     let packet = parse(run).expect("joined to something that is no packet");
@@ -21,18 +21,18 @@ fn finish(run: &mut [u8], first: &Piece, count: usize) {
         return;
     };
     rebuild.apply(run);
-    let (mut pieces, mut payload) = (0, 0);
-    segment(run, &packet, &offload, &mut Vec::new(), |piece| {
-        let part = parse(piece).expect("a segment that is no packet");
-        pieces += 1;
+    let (mut segments, mut payload) = (0, 0);
+    segment(run, &packet, &offload, &mut Vec::new(), |segment| {
+        let part = parse(segment).expect("a segment that is no packet");
+        segments += 1;
         payload += part.payload();
     })
     .expect("a plan that was made twice");
-    assert_eq!((pieces, payload), (count, length - first.headers));
+    assert_eq!((segments, payload), (count, length - first.headers));
 }
 
 fuzz_target!(|data: &[u8]| {
-    let (mut rest, mut open) = (data, None::<(Vec<u8>, Piece, u16, usize)>);
+    let (mut rest, mut open) = (data, None::<(Vec<u8>, Segment, u16, usize)>);
     // Each plaintext stands behind its length.
     while let Some(([l0, l1], behind)) = rest.split_first_chunk() {
         let (plaintext, later) = behind.split_at(
@@ -64,16 +64,16 @@ fuzz_target!(|data: &[u8]| {
                     assert_eq!(Control::decode(&again), Some(control));
                 }
             }
-            Trailer::Piece { piece, id } => {
+            Trailer::Segment { segment, id } => {
                 let Some(payload) = length
-                    .checked_sub(piece.headers)
-                    .filter(|p| piece.holds(*p))
+                    .checked_sub(segment.headers)
+                    .filter(|p| segment.holds(*p))
                 else {
                     continue;
                 };
                 match &mut open {
                     Some((run, first, former, count))
-                        if *former == id && first.is_followed_by(*count, &piece) =>
+                        if *former == id && first.is_followed_by(*count, &segment) =>
                     {
                         run.extend_from_slice(&body[..payload]);
                         *count += 1;
@@ -82,7 +82,7 @@ fuzz_target!(|data: &[u8]| {
                         if let Some((mut run, first, _, count)) = open.take() {
                             finish(&mut run, &first, count);
                         }
-                        open = Some(([&body[payload..], &body[..payload]].concat(), piece, id, 1));
+                        open = Some(([&body[payload..], &body[..payload]].concat(), segment, id, 1));
                     }
                 }
             }

@@ -1,5 +1,5 @@
-//! A second reading of the format, made from its description alone: no function of the codec, of `rejoin` or of the
-//! checksums is called. Every piece becomes a packet of its own, as a receiver without offload would write it.
+//! A second reading of the format, made from its description alone: no function of the codec, of `reassemble` or of the
+//! checksums is called. Every segment becomes a packet of its own, as a receiver without offload would write it.
 
 fn number(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0, |n, b| n << 8 | u64::from(*b))
@@ -56,7 +56,7 @@ pub(super) fn packets(plaintext: &[u8]) -> Vec<Vec<u8>> {
             }
             out
         }
-        3 => vec![piece(body, t)],
+        3 => vec![segment(body, t)],
         kind => panic!("kind {kind}"),
     }
 }
@@ -76,7 +76,7 @@ fn packet(bytes: &[u8], partial: bool) -> Vec<u8> {
     out
 }
 
-fn piece(body: &[u8], t: &[u8]) -> Vec<u8> {
+fn segment(body: &[u8], t: &[u8]) -> Vec<u8> {
     let (kind, headers, index, last) = (t[0] & 15, usize::from(t[1]), usize::from(t[2]), t[3]);
     let (v4, tcp) = (kind == 2 || kind == 4, kind == 2 || kind == 3);
     let size = number(&t[4..6]) as usize;

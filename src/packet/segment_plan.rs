@@ -1,41 +1,41 @@
-//! Cutting a super-packet for a path, without touching it: which payload goes into which piece.
+//! Cutting a super-packet for a path, without touching it: which payload goes into which segment.
 //!
-//! Cheaper than [`segment`](super::segment): the headers travel with every piece as they are and the receiver, which joins
-//! consecutive pieces again ([`rejoin`](super::rejoin)), works out what changes from piece to piece.
+//! Cheaper than [`segment`](super::segment): the headers travel with every segment as they are and the receiver, which
+//! joins consecutive segments again ([`reassemble`](super::reassemble)), works out what changes from segment to segment.
 
 use std::ops::Range;
 
 use super::offload::{Kind, Offload};
 use super::parse::Packet;
-use super::rejoin::Piece;
+use super::reassemble::Segment;
 
-/// Most pieces of one super-packet: an index is one byte.
-const MAX_PIECES: usize = 256;
+/// Most segments of one super-packet: an index is one byte.
+const MAX_SEGMENTS: usize = 256;
 /// Bytes of the largest headers: their length is one byte.
 const MAX_HEADERS: usize = 255;
-/// Least payload of a piece of TCP, as the receiver wants it: the kernel's least MSS without its options.
+/// Least payload of a segment of TCP, as the receiver wants it: the kernel's least MSS without its options.
 const MIN_TCP_SIZE: usize = 8;
 
 /// How one super-packet is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cut {
-    /// Bytes of its headers, which every piece carries.
+pub struct SegmentPlan {
+    /// Bytes of its headers, which every segment carries.
     pub headers: usize,
-    /// Payload bytes of every piece but the last.
+    /// Payload bytes of every segment but the last.
     pub size: usize,
-    /// Pieces, 1 to 256.
+    /// Segments, 1 to 256.
     pub count: usize,
     kind: Kind,
     length: usize,
 }
 
-impl Cut {
+impl SegmentPlan {
     /// How to cut a super-packet whose `offload` was checked by [`Outgoing`](super::offload::Outgoing), for frames that
     /// take `room` bytes of headers and payload. None where it is no super-packet or cannot be cut so: the caller makes
     /// packets of it by [`segment`](super::segment::segment).
     ///
-    /// TCP is a stream of bytes and may be cut smaller than its kernel asked for; of UDP every piece is a datagram.
-    pub fn plan(packet: &Packet, offload: &Offload, room: usize) -> Option<Cut> {
+    /// TCP is a stream of bytes and may be cut smaller than its kernel asked for; of UDP every segment is a datagram.
+    pub fn new(packet: &Packet, offload: &Offload, room: usize) -> Option<SegmentPlan> {
         let (headers, wanted) = (packet.headers, usize::from(offload.gso_size));
         let fitting = room.checked_sub(headers)?;
         let (size, least) = match offload.kind {
@@ -47,18 +47,18 @@ impl Cut {
             return None;
         }
         let count = packet.payload().div_ceil(size);
-        let cut = Cut {
+        let plan = SegmentPlan {
             headers,
             size,
             count,
             kind: offload.kind,
             length: packet.length,
         };
-        (1..=MAX_PIECES).contains(&count).then_some(cut)
+        (1..=MAX_SEGMENTS).contains(&count).then_some(plan)
     }
 
-    /// Where the payload of piece `index` lies in the packet; empty behind the last.
-    pub fn piece(&self, index: usize) -> Range<usize> {
+    /// Where the payload of segment `index` lies in the packet; empty behind the last.
+    pub fn range(&self, index: usize) -> Range<usize> {
         let start = self
             .headers
             .saturating_add(index.saturating_mul(self.size))
@@ -66,10 +66,10 @@ impl Cut {
         start..start.saturating_add(self.size).min(self.length)
     }
 
-    /// What the receiver is told about piece `index`.
-    pub fn describe(&self, index: usize) -> Piece {
+    /// What the receiver is told about segment `index`.
+    pub fn describe(&self, index: usize) -> Segment {
         let last = self.count.saturating_sub(1);
-        Piece {
+        Segment {
             kind: self.kind,
             headers: self.headers,
             index,
@@ -89,26 +89,26 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pieces_cover_the_payload_once_and_fit((bytes, offload) in super_packets(), room in 0usize..3000) {
+        fn segments_cover_the_payload_once_and_fit((bytes, offload) in super_packets(), room in 0usize..3000) {
             let packet = parse(&bytes).unwrap();
             prop_assume!(Rebuild::plan(&packet, &offload).is_ok());
             let wanted = usize::from(offload.gso_size);
             let is_udp = matches!(offload.kind, Kind::Udp4 | Kind::Udp6);
-            let Some(cut) = Cut::plan(&packet, &offload, room) else {
+            let Some(plan) = SegmentPlan::new(&packet, &offload, room) else {
                 let size = room.saturating_sub(packet.headers).min(wanted);
                 prop_assert!(size < 8 || (is_udp && size < wanted) || packet.payload().div_ceil(size) > 256);
                 return Ok(());
             };
-            prop_assert!(!is_udp || cut.size == wanted);
+            prop_assert!(!is_udp || plan.size == wanted);
             let mut at = packet.headers;
-            for index in 0..cut.count {
-                let range = cut.piece(index);
+            for index in 0..plan.count {
+                let range = plan.range(index);
                 prop_assert_eq!(range.start, at);
-                prop_assert!(range.len() + packet.headers <= room && cut.describe(index).holds(range.len()));
+                prop_assert!(range.len() + packet.headers <= room && plan.describe(index).holds(range.len()));
                 at = range.end;
             }
             prop_assert_eq!(at, bytes.len());
-            prop_assert!(cut.piece(cut.count).is_empty() && cut.piece(usize::MAX).is_empty());
+            prop_assert!(plan.range(plan.count).is_empty() && plan.range(usize::MAX).is_empty());
         }
     }
 
@@ -126,31 +126,31 @@ mod tests {
             header_len: packet.headers as u16,
         };
         assert_eq!(
-            Cut::plan(&packet, &offload, 2000).map(|c| (c.size, c.count)),
+            SegmentPlan::new(&packet, &offload, 2000).map(|c| (c.size, c.count)),
             Some((1400, 4))
         );
         assert_eq!(
-            Cut::plan(&packet, &offload, 1052).map(|c| (c.size, c.count)),
+            SegmentPlan::new(&packet, &offload, 1052).map(|c| (c.size, c.count)),
             Some((1000, 5)),
             "smaller for the path"
         );
         assert_eq!(
-            Cut::plan(&packet, &offload, 52 + 19),
+            SegmentPlan::new(&packet, &offload, 52 + 19),
             None,
-            "more than 256 pieces"
+            "more than 256 segments"
         );
         assert_eq!(
-            Cut::plan(&packet, &offload, 52 + 7),
+            SegmentPlan::new(&packet, &offload, 52 + 7),
             None,
             "less than a receiver takes"
         );
         assert_eq!(
-            Cut::plan(&packet, &offload, 51),
+            SegmentPlan::new(&packet, &offload, 51),
             None,
             "no room for headers"
         );
         assert_eq!(
-            Cut::plan(
+            SegmentPlan::new(
                 &packet,
                 &Offload {
                     kind: Kind::Udp4,
@@ -161,9 +161,9 @@ mod tests {
             None,
             "a datagram is not cut"
         );
-        assert_eq!(Cut::plan(&packet, &Offload::NONE, 9000), None);
+        assert_eq!(SegmentPlan::new(&packet, &Offload::NONE, 9000), None);
         assert_eq!(
-            Cut::plan(
+            SegmentPlan::new(
                 &Packet {
                     headers: 256,
                     ..packet

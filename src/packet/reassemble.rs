@@ -1,32 +1,32 @@
-//! Joining pieces of a super-packet, as they came, into a packet for the kernel.
+//! Reassembling segments of a super-packet, as they came, into a packet for the kernel.
 //!
-//! The other half of [`cut`](super::cut). Each piece brought the headers of the whole super-packet and its share of the
-//! payload; a run of consecutive pieces becomes one smaller super-packet, with the headers that the sender's kernel would
-//! have given those segments (the rules of [`segment`](super::segment)). What was lost between two runs costs nothing but
-//! itself.
+//! The other half of [`segment_plan`](super::segment_plan). Each segment brought the headers of the whole super-packet and
+//! its share of the payload; a run of consecutive segments becomes one smaller super-packet, with the headers that the
+//! sender's kernel would have given those segments (the rules of [`segment`](super::segment)). What was lost between two
+//! runs costs nothing but itself.
 
 use super::drops::DropReason;
 use super::offload::{Kind, Offload, write_ip_lengths};
 use super::parse::{TCP, UDP, Version, parse};
 use super::segment::{Place, number_headers};
 
-/// What a sender says about one piece of a super-packet.
+/// What a sender says about one segment of a super-packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Piece {
+pub struct Segment {
     /// Kind of the super-packet: one of the four that are one.
     pub kind: Kind,
     /// Bytes of the super-packet's headers, at most 255.
     pub headers: usize,
-    /// Which piece, from 0; at most 255.
+    /// Which segment, from 0; at most 255.
     pub index: usize,
-    /// Index of the super-packet's last piece.
+    /// Index of the super-packet's last segment.
     pub last: usize,
-    /// Payload bytes of every piece but the last, which holds 1 to this many.
+    /// Payload bytes of every segment but the last, which holds 1 to this many.
     pub size: usize,
 }
 
-impl Piece {
-    /// Whether this piece may hold `payload` bytes.
+impl Segment {
+    /// Whether this segment may hold `payload` bytes.
     pub fn holds(&self, payload: usize) -> bool {
         if self.index < self.last {
             payload == self.size
@@ -35,23 +35,23 @@ impl Piece {
         }
     }
 
-    /// Whether `next` is the piece behind a run of `count` that began with this one, as far as numbers tell; that both
+    /// Whether `next` is the segment behind a run of `count` that began with this one, as far as numbers tell; that both
     /// have the same super-packet's ID is the caller's to see.
-    pub fn is_followed_by(&self, count: usize, next: &Piece) -> bool {
+    pub fn is_followed_by(&self, count: usize, next: &Segment) -> bool {
         self.index.checked_add(count) == Some(next.index)
             && (self.kind, self.headers, self.last, self.size)
                 == (next.kind, next.headers, next.last, next.size)
     }
 }
 
-/// Makes a packet of a run of `count` consecutive pieces that begins with `first`: `bytes` are the headers as they came
+/// Makes a packet of a run of `count` consecutive segments that begins with `first`: `bytes` are the headers as they came
 /// with `first`, then the payloads. Writes lengths, IPv4 identification and header checksum, TCP sequence number and flags
-/// (FIN and PSH stay with the last piece, CWR with the first), UDP length; the TCP or UDP checksum is the business of
+/// (FIN and PSH stay with the last segment, CWR with the first), UDP length; the TCP or UDP checksum is the business of
 /// [`Rebuild`](super::offload::Rebuild), for the kind that is returned. Nothing is allocated, nothing but headers written.
 ///
 /// # Errors
 /// [`DropReason::Malformed`] where a number of the sender does not agree with the bytes, which are spoilt then.
-pub fn rejoin(bytes: &mut [u8], first: &Piece, count: usize) -> Result<Offload, DropReason> {
+pub fn reassemble(bytes: &mut [u8], first: &Segment, count: usize) -> Result<Offload, DropReason> {
     let (version, protocol) = match first.kind {
         Kind::None | Kind::Partial => return Err(DropReason::Malformed),
         Kind::Tcp4 => (Version::V4, TCP),
@@ -94,9 +94,9 @@ pub fn rejoin(bytes: &mut [u8], first: &Piece, count: usize) -> Result<Offload, 
     })
 }
 
-/// Whether the run ends with the super-packet's last piece; none where headers and `count` payloads do not make `length`
+/// Whether the run ends with the super-packet's last segment; none where headers and `count` payloads do not make `length`
 /// bytes.
-fn run_ends_with_last(length: usize, first: &Piece, count: usize) -> Option<bool> {
+fn run_ends_with_last(length: usize, first: &Segment, count: usize) -> Option<bool> {
     let before = count.checked_sub(1)?;
     let end = first
         .index
@@ -104,7 +104,7 @@ fn run_ends_with_last(length: usize, first: &Piece, count: usize) -> Option<bool
         .filter(|end| *end <= first.last)?;
     let payload = length.checked_sub(first.headers)?;
     let tail = payload.checked_sub(before.checked_mul(first.size)?)?;
-    Piece {
+    Segment {
         index: end,
         ..*first
     }
@@ -114,16 +114,16 @@ fn run_ends_with_last(length: usize, first: &Piece, count: usize) -> Option<bool
 
 #[cfg(test)]
 mod tests {
-    use super::super::cut::Cut;
     use super::super::offload::{Rebuild, put};
     use super::super::parse::samples::{arrivals, fates, super_packets};
     use super::super::segment::{segment, tests::slow_twin};
+    use super::super::segment_plan::SegmentPlan;
     use super::*;
     use proptest::prelude::*;
 
     /// What a receiver's kernel makes of one run: complete packets.
-    fn deliver(run: &mut [u8], first: &Piece, count: usize) -> Result<Vec<Vec<u8>>, DropReason> {
-        let offload = rejoin(run, first, count)?;
+    fn deliver(run: &mut [u8], first: &Segment, count: usize) -> Result<Vec<Vec<u8>>, DropReason> {
+        let offload = reassemble(run, first, count)?;
         let packet = parse(run)?;
         Rebuild::plan(&packet, &offload)?.apply(run);
         let mut out = Vec::new();
@@ -136,27 +136,27 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(128))]
         #[test]
-        fn joined_pieces_equal_the_slow_twin_without_the_lost((bytes, offload) in super_packets(), room in 60usize..2000, fates in fates()) {
+        fn reassembled_segments_equal_the_slow_twin_without_the_lost((bytes, offload) in super_packets(), room in 60usize..2000, fates in fates()) {
             let packet = parse(&bytes).unwrap();
             prop_assume!(Rebuild::plan(&packet, &offload).is_ok());
-            let Some(cut) = Cut::plan(&packet, &offload, room) else { return Ok(()) };
-            let twin = slow_twin(&bytes, cut.size);
-            prop_assert_eq!(cut.count, twin.len());
-            let order = arrivals(cut.count, &fates);
+            let Some(plan) = SegmentPlan::new(&packet, &offload, room) else { return Ok(()) };
+            let twin = slow_twin(&bytes, plan.size);
+            prop_assert_eq!(plan.count, twin.len());
+            let order = arrivals(plan.count, &fates);
             let want: Vec<_> = order.iter().map(|i| twin[*i].clone()).collect();
             let (mut got, mut run, mut open) = (Vec::new(), Vec::new(), None);
             for index in order {
-                let piece = cut.describe(index);
-                let payload = &bytes[cut.piece(index)];
-                prop_assert!(piece.holds(payload.len()) && cut.headers + payload.len() <= room);
+                let segment = plan.describe(index);
+                let payload = &bytes[plan.range(index)];
+                prop_assert!(segment.holds(payload.len()) && plan.headers + payload.len() <= room);
                 open = match open.take() {
-                    Some((first, count)) if Piece::is_followed_by(&first, count, &piece) => Some((first, count + 1)),
+                    Some((first, count)) if Segment::is_followed_by(&first, count, &segment) => Some((first, count + 1)),
                     former => {
                         if let Some((first, count)) = former {
                             got.extend(deliver(&mut run, &first, count).unwrap());
                         }
-                        run = bytes[..cut.headers].to_vec();
-                        Some((piece, 1))
+                        run = bytes[..plan.headers].to_vec();
+                        Some((segment, 1))
                     }
                 };
                 run.extend_from_slice(payload);
@@ -174,7 +174,7 @@ mod tests {
             last in 0usize..256, size in prop_oneof![3 => Just(None), 1 => any::<u16>().prop_map(Some)], count in 0usize..300,
         ) {
             let true_headers = usize::from(offload.header_len);
-            let first = Piece {
+            let first = Segment {
                 kind: Kind::from_number(number).unwrap_or(offload.kind),
                 headers: headers.unwrap_or(true_headers),
                 index,
@@ -186,7 +186,7 @@ mod tests {
             }
             if short > 0 { bytes.truncate(short); }
             let length = bytes.len();
-            if let Ok(offload) = rejoin(&mut bytes, &first, count) {
+            if let Ok(offload) = reassemble(&mut bytes, &first, count) {
                 let packet = parse(&bytes).unwrap();
                 prop_assert_eq!((packet.length, packet.headers), (length, first.headers));
                 prop_assert_eq!(packet.payload().div_ceil(first.size), count);
@@ -195,8 +195,8 @@ mod tests {
         }
     }
 
-    /// 20 + 20 bytes of headers and pieces of 10 bytes.
-    fn run(index: usize, last: usize, payload: usize) -> (Vec<u8>, Piece) {
+    /// 20 + 20 bytes of headers and segments of 10 bytes.
+    fn run(index: usize, last: usize, payload: usize) -> (Vec<u8>, Segment) {
         let mut bytes = vec![0u8; 40 + payload];
         (bytes[0], bytes[8], bytes[9]) = (0x45, 64, TCP);
         (bytes[32], bytes[33]) = (0x50, 0x80 | 0x10 | 0x08 | 0x01);
@@ -204,7 +204,7 @@ mod tests {
         put(&mut bytes, 4, 0xffff);
         (
             bytes,
-            Piece {
+            Segment {
                 kind: Kind::Tcp4,
                 headers: 40,
                 index,
@@ -218,7 +218,7 @@ mod tests {
     fn numbers_and_flags_are_those_of_the_place() {
         let want = |index: usize, last: usize, count: usize, payload: usize| {
             let (mut bytes, first) = run(index, last, payload);
-            let offload = rejoin(&mut bytes, &first, count).unwrap();
+            let offload = reassemble(&mut bytes, &first, count).unwrap();
             let sequence = u32::from_be_bytes(bytes[24..28].try_into().unwrap());
             (
                 offload.kind,
@@ -246,12 +246,12 @@ mod tests {
         assert_eq!(
             want(4, 4, 1, 1),
             (Kind::Partial, 0, 3, 39, 0x19),
-            "one piece is no super-packet"
+            "one segment is no super-packet"
         );
         assert_eq!(
             want(0, 0, 1, 10),
             (Kind::Partial, 0, 0xffff, u32::MAX, 0x99),
-            "a super-packet of one piece"
+            "a super-packet of one segment"
         );
     }
 
@@ -259,23 +259,23 @@ mod tests {
     fn numbers_that_do_not_agree_are_refused() {
         let refused = |index, last, count, payload| {
             let (mut bytes, first) = run(index, last, payload);
-            rejoin(&mut bytes, &first, count) == Err(DropReason::Malformed)
+            reassemble(&mut bytes, &first, count) == Err(DropReason::Malformed)
         };
         assert!(!refused(1, 4, 2, 20));
-        assert!(refused(1, 4, 0, 0) && refused(1, 4, 0, 20), "no piece");
+        assert!(refused(1, 4, 0, 0) && refused(1, 4, 0, 20), "no segment");
         assert!(
             refused(1, 4, 2, 19) && refused(1, 4, 2, 21),
-            "a short piece in the middle"
+            "a short segment in the middle"
         );
         assert!(
             refused(3, 4, 2, 10) && refused(3, 4, 2, 21),
-            "an empty or a long last piece"
+            "an empty or a long last segment"
         );
-        assert!(refused(3, 4, 3, 30), "a piece behind the last");
-        let with = |change: fn(&mut Vec<u8>, &mut Piece)| {
+        assert!(refused(3, 4, 3, 30), "a segment behind the last");
+        let with = |change: fn(&mut Vec<u8>, &mut Segment)| {
             let (mut bytes, mut first) = run(1, 4, 20);
             change(&mut bytes, &mut first);
-            rejoin(&mut bytes, &first, 2) == Err(DropReason::Malformed)
+            reassemble(&mut bytes, &first, 2) == Err(DropReason::Malformed)
         };
         assert!(
             with(|_, p| p.kind = Kind::Partial) && with(|_, p| p.kind = Kind::None),
@@ -308,7 +308,7 @@ mod tests {
         let (mut bytes, mut first) = run(0, 1, 65_516);
         first.size = 65_515;
         assert_eq!(
-            rejoin(&mut bytes, &first, 2),
+            reassemble(&mut bytes, &first, 2),
             Err(DropReason::Malformed),
             "larger than a packet can be"
         );
