@@ -227,15 +227,32 @@ impl Direct {
         };
         match heard {
             RxEvent::Control {
-                index, ends, body, ..
+                index,
+                four_tuple,
+                body,
+                ..
             } => {
-                peer.handle_control(now, (key.subnet, index), ends.into(), &body, &mut entropy);
+                peer.handle_control(
+                    now,
+                    (key.subnet, index),
+                    four_tuple.into(),
+                    &body,
+                    &mut entropy,
+                );
             }
-            RxEvent::First { index, ends, .. } => {
-                peer.handle_packet_seen(now, key.subnet, Some(index), ends.into(), &mut entropy);
+            RxEvent::First {
+                index, four_tuple, ..
+            } => {
+                peer.handle_packet_seen(
+                    now,
+                    key.subnet,
+                    Some(index),
+                    four_tuple.into(),
+                    &mut entropy,
+                );
             }
-            RxEvent::Moved { ends, .. } => {
-                peer.handle_packet_seen(now, key.subnet, None, ends.into(), &mut entropy)
+            RxEvent::Moved { four_tuple, .. } => {
+                peer.handle_packet_seen(now, key.subnet, None, four_tuple.into(), &mut entropy)
             }
             RxEvent::TooBig { .. } => peer.handle_too_big(now, &mut entropy),
         }
@@ -457,10 +474,10 @@ async fn sleep_until(at: Option<tokio::time::Instant>) {
 }
 
 impl From<FourTuple> for Pair {
-    fn from(ends: FourTuple) -> Pair {
+    fn from(four_tuple: FourTuple) -> Pair {
         Pair {
-            local: ends.local,
-            remote: ends.from,
+            local: four_tuple.local,
+            remote: four_tuple.from,
         }
     }
 }

@@ -79,7 +79,7 @@ impl Route {
     }
 }
 
-/// The two ends of the way a frame came.
+/// The addresses that a frame came from and to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FourTuple {
     /// The peer's address.
@@ -97,8 +97,8 @@ pub(crate) enum RxEvent {
         key: Key,
         /// Under which of our receiver indices.
         index: u32,
-        /// The two ends of the way it came.
-        ends: FourTuple,
+        /// Where it came from and to.
+        four_tuple: FourTuple,
         /// The message.
         body: Vec<u8>,
     },
@@ -108,15 +108,15 @@ pub(crate) enum RxEvent {
         key: Key,
         /// Which index.
         index: u32,
-        /// The two ends of the way it came.
-        ends: FourTuple,
+        /// Where it came from and to.
+        four_tuple: FourTuple,
     },
     /// The newest frame came from another address than the one before, or to another one.
     Moved {
         /// From whom.
         key: Key,
-        /// The two ends of the way it came.
-        ends: FourTuple,
+        /// Where it came from and to.
+        four_tuple: FourTuple,
     },
     /// The kernel refused frames as too big for the way out.
     TooBig {

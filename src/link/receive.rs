@@ -93,7 +93,7 @@ impl SessionUpdates {
             opener,
             window: Window::default(),
             link,
-            way: None,
+            return_path: None,
         };
         self.order(|orders| orders.install(index, Box::new(session)));
     }
@@ -131,8 +131,8 @@ struct Session {
     opener: Opener,
     window: Window,
     link: Arc<Link>,
-    /// Which way the newest frame came.
-    way: Option<FourTuple>,
+    /// Where the newest frame came from and to.
+    return_path: Option<FourTuple>,
 }
 
 /// Reads the port and opens what comes; owned by the receiving thread. Made by [`Links::frames`](super::Links::frames).
@@ -379,7 +379,7 @@ impl PeerPackets<'_, '_> {
             header,
             datagram: Datagram { from, local, bytes },
         } = *frame;
-        let ends = FourTuple { from, local };
+        let four_tuple = FourTuple { from, local };
         let (clear, sealed) = bytes.split_first_chunk::<HEADER>()?;
         if !self.session.window.check(header.counter) {
             counts.add(DropReason::Replayed, 1);
@@ -400,11 +400,15 @@ impl PeerPackets<'_, '_> {
             counts.add(DropReason::Replayed, 1);
             return None;
         }
-        if newest && self.session.way != Some(ends) {
+        if newest && self.session.return_path != Some(four_tuple) {
             let (key, index) = (self.session.link.key, self.session.index);
-            let heard = match self.session.way.replace(ends) {
-                None => RxEvent::First { key, index, ends },
-                Some(_) => RxEvent::Moved { key, ends },
+            let heard = match self.session.return_path.replace(four_tuple) {
+                None => RxEvent::First {
+                    key,
+                    index,
+                    four_tuple,
+                },
+                Some(_) => RxEvent::Moved { key, four_tuple },
             };
             // Full: the control task is behind; its own probes find the path.
             let _ = self.heard.try_send(heard);
@@ -445,11 +449,13 @@ impl PeerPackets<'_, '_> {
     /// Hands a control message to the control task.
     fn tell(&self, body: Range<usize>) {
         let (key, index) = (self.session.link.key, self.session.index);
-        if let (Some(ends), Some(bytes)) = (self.session.way, self.room.bytes.get(body)) {
+        if let (Some(four_tuple), Some(bytes)) =
+            (self.session.return_path, self.room.bytes.get(body))
+        {
             let _ = self.heard.try_send(RxEvent::Control {
                 key,
                 index,
-                ends,
+                four_tuple,
                 body: bytes.to_vec(),
             });
         }
