@@ -46,7 +46,7 @@ pub(super) enum Direction {
 
 struct Connection {
     peer: LibPeer,
-    vitals: Arc<Activity>,
+    activity: Arc<Activity>,
     subnets: BTreeSet<SubnetId>,
 }
 
@@ -90,7 +90,7 @@ impl Behaviour {
     /// Makes all streams of a connection fail at once, before the connection itself has closed.
     pub(super) fn cut(&self, connection: ConnectionId) {
         if let Some(connection) = self.connections.get(&connection) {
-            connection.vitals.cut();
+            connection.activity.cut();
         }
     }
 
@@ -98,18 +98,18 @@ impl Behaviour {
     pub(super) fn take_heard(&self, connection: ConnectionId) -> bool {
         self.connections
             .get(&connection)
-            .is_some_and(|c| c.vitals.take_heard())
+            .is_some_and(|c| c.activity.take_heard())
     }
 
     fn handler(&mut self, id: ConnectionId, peer: LibPeer) -> Handler {
-        let vitals = Arc::new(Activity::default());
+        let activity = Arc::new(Activity::default());
         let subnets = common(&self.members, &peer);
-        let handler = Handler::new(subnets.clone(), vitals.clone());
+        let handler = Handler::new(subnets.clone(), activity.clone());
         self.connections.insert(
             id,
             Connection {
                 peer,
-                vitals,
+                activity,
                 subnets,
             },
         );
@@ -162,7 +162,7 @@ impl NetworkBehaviour for Behaviour {
             _ => return,
         };
         if let Some(connection) = self.connections.remove(&gone) {
-            connection.vitals.cut();
+            connection.activity.cut();
         }
     }
 

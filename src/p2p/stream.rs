@@ -1,6 +1,6 @@
 //! The stream that packets travel on, as seen outside this module: bytes in or out, nothing of libp2p.
 //!
-//! A [`DataStream`] is on a leash: when its connection is cut, its subnet taken away or a newer stream takes its place,
+//! A [`DataStream`] has a guard: when its connection is cut, its subnet taken away or a newer stream takes its place,
 //! it fails at once, whatever the transport below is still doing.
 
 use std::io;
@@ -33,7 +33,7 @@ impl Activity {
     }
 }
 
-/// The other end of a stream's leash, held by the connection's handler.
+/// What ends a stream from outside; held by it and by the connection's handler.
 #[derive(Debug, Default)]
 pub(super) struct StreamGuard {
     revoked: AtomicBool,
@@ -73,29 +73,29 @@ impl StreamGuard {
 #[derive(Debug)]
 pub struct DataStream {
     inner: libp2p::Stream,
-    vitals: Arc<Activity>,
-    leash: Arc<StreamGuard>,
+    activity: Arc<Activity>,
+    guard: Arc<StreamGuard>,
 }
 
 impl DataStream {
-    /// Puts a negotiated substream on a leash.
-    pub(super) fn new(inner: libp2p::Stream, vitals: Arc<Activity>) -> (Self, Arc<StreamGuard>) {
-        let leash = Arc::new(StreamGuard::default());
+    /// Takes a negotiated substream, and gives the guard that ends it.
+    pub(super) fn new(inner: libp2p::Stream, activity: Arc<Activity>) -> (Self, Arc<StreamGuard>) {
+        let guard = Arc::new(StreamGuard::default());
         (
             DataStream {
                 inner,
-                vitals,
-                leash: leash.clone(),
+                activity,
+                guard: guard.clone(),
             },
-            leash,
+            guard,
         )
     }
 
     fn is_taken(&self) -> bool {
-        self.leash.revoked.load(Ordering::Acquire) || self.vitals.cut.load(Ordering::Acquire)
+        self.guard.revoked.load(Ordering::Acquire) || self.activity.cut.load(Ordering::Acquire)
     }
 
-    fn guard<T>(
+    fn guarded<T>(
         &mut self,
         cx: &mut Context<'_>,
         waker: fn(&StreamGuard) -> &AtomicWaker,
@@ -107,7 +107,7 @@ impl DataStream {
         let ready = step(Pin::new(&mut self.inner), cx);
         if ready.is_pending() {
             // Register first, look again after: a revocation between the two is then never missed.
-            waker(&self.leash).register(cx.waker());
+            waker(&self.guard).register(cx.waker());
             if self.is_taken() {
                 return Poll::Ready(Err(taken()));
             }
@@ -129,9 +129,9 @@ impl AsyncRead for DataStream {
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let ready = self.guard(cx, |l| &l.reader, |s, cx| s.poll_read(cx, buf));
+        let ready = self.guarded(cx, |guard| &guard.reader, |s, cx| s.poll_read(cx, buf));
         if let Poll::Ready(Ok(1..)) = ready {
-            self.vitals.heard.store(true, Ordering::Relaxed);
+            self.activity.heard.store(true, Ordering::Relaxed);
         }
         ready
     }
@@ -143,7 +143,7 @@ impl AsyncWrite for DataStream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.guard(cx, |l| &l.writer, |s, cx| s.poll_write(cx, buf))
+        self.guarded(cx, |guard| &guard.writer, |s, cx| s.poll_write(cx, buf))
     }
 
     fn poll_write_vectored(
@@ -151,21 +151,25 @@ impl AsyncWrite for DataStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.guard(cx, |l| &l.writer, |s, cx| s.poll_write_vectored(cx, bufs))
+        self.guarded(
+            cx,
+            |guard| &guard.writer,
+            |s, cx| s.poll_write_vectored(cx, bufs),
+        )
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.guard(cx, |l| &l.writer, |s, cx| s.poll_flush(cx))
+        self.guarded(cx, |guard| &guard.writer, |s, cx| s.poll_flush(cx))
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.guard(cx, |l| &l.writer, |s, cx| s.poll_close(cx))
+        self.guarded(cx, |guard| &guard.writer, |s, cx| s.poll_close(cx))
     }
 }
 
 impl Drop for DataStream {
     fn drop(&mut self) {
-        self.leash.dropped.store(true, Ordering::Release);
-        self.leash.holder.wake();
+        self.guard.dropped.store(true, Ordering::Release);
+        self.guard.holder.wake();
     }
 }

@@ -64,7 +64,7 @@ enum Out {
     Greeting(BoxFuture<'static, io::Result<Stream>>),
     /// In use.
     Open {
-        leash: Arc<StreamGuard>,
+        guard: Arc<StreamGuard>,
         since: Instant,
     },
     /// Failed; the pause runs.
@@ -114,7 +114,7 @@ enum Incoming {
 
 /// See the module.
 pub(in crate::p2p) struct Handler {
-    vitals: Arc<Activity>,
+    activity: Arc<Activity>,
     outbound: BTreeMap<SubnetId, Outbound>,
     incoming: Vec<Incoming>,
     inbound: BTreeMap<SubnetId, Arc<StreamGuard>>,
@@ -123,9 +123,9 @@ pub(in crate::p2p) struct Handler {
 }
 
 impl Handler {
-    pub(super) fn new(subnets: BTreeSet<SubnetId>, vitals: Arc<Activity>) -> Self {
+    pub(super) fn new(subnets: BTreeSet<SubnetId>, activity: Arc<Activity>) -> Self {
         let mut handler = Handler {
-            vitals,
+            activity,
             outbound: BTreeMap::new(),
             incoming: Vec::new(),
             inbound: BTreeMap::new(),
@@ -139,15 +139,15 @@ impl Handler {
     fn set_subnets(&mut self, subnets: BTreeSet<SubnetId>) {
         self.outbound.retain(|subnet, out| {
             let kept = subnets.contains(subnet);
-            if let (false, Out::Open { leash, .. }) = (kept, &out.state) {
-                leash.revoke();
+            if let (false, Out::Open { guard, .. }) = (kept, &out.state) {
+                guard.revoke();
             }
             kept
         });
-        self.inbound.retain(|subnet, leash| {
+        self.inbound.retain(|subnet, guard| {
             let kept = subnets.contains(subnet);
             if !kept {
-                leash.revoke();
+                guard.revoke();
             }
             kept
         });
@@ -167,10 +167,10 @@ impl Handler {
     }
 
     fn hand_out(&mut self, subnet: SubnetId, stream: Stream) {
-        let (stream, leash) = DataStream::new(stream, self.vitals.clone());
+        let (stream, guard) = DataStream::new(stream, self.activity.clone());
         if let Some(out) = self.outbound.get_mut(&subnet) {
             out.state = Out::Open {
-                leash,
+                guard,
                 since: Instant::now(),
             };
             self.ready.push_back(FromHandler {
@@ -182,8 +182,8 @@ impl Handler {
     }
 
     fn hand_in(&mut self, subnet: SubnetId, stream: Stream) {
-        let (stream, leash) = DataStream::new(stream, self.vitals.clone());
-        if let Some(older) = self.inbound.insert(subnet, leash) {
+        let (stream, guard) = DataStream::new(stream, self.activity.clone());
+        if let Some(older) = self.inbound.insert(subnet, guard) {
             older.revoke();
         }
         // Only the newest stream of a subnet waits for its turn: a peer that opens many cannot fill the queue.
@@ -211,8 +211,8 @@ impl Handler {
                     }
                     Poll::Pending => {}
                 },
-                Out::Open { leash, since } => {
-                    if leash.poll_dropped(cx).is_ready() {
+                Out::Open { guard, since } => {
+                    if guard.poll_dropped(cx).is_ready() {
                         if since.elapsed() >= LIVED {
                             out.failures = 0;
                         }
@@ -298,11 +298,11 @@ impl Drop for Handler {
     fn drop(&mut self) {
         // The connection is closing: whoever still waits on one of its streams learns it now.
         for out in self.outbound.values() {
-            if let Out::Open { leash, .. } = &out.state {
-                leash.revoke();
+            if let Out::Open { guard, .. } = &out.state {
+                guard.revoke();
             }
         }
-        self.inbound.values().for_each(|leash| leash.revoke());
+        self.inbound.values().for_each(|guard| guard.revoke());
     }
 }
 
