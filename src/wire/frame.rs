@@ -1,11 +1,11 @@
 //! Packets on a byte stream: frames, one behind the other.
 //!
-//! All numbers are big-endian. The side that opened the stream first sends a preamble that names the version and the subnet,
-//! and waits for the other side's consent: both belong to `p2p`, which opens streams, and are shown here to have the whole
-//! stream in one place. From then on the stream carries frames in the opener's direction only.
+//! All numbers are big-endian. The side that opened the stream first sends a stream header, which names the version and the
+//! subnet, and waits for the other side's consent: both belong to `p2p`, which opens streams, and are shown here to have the
+//! whole stream in one place. From then on the stream carries frames in the opener's direction only.
 //!
 //! ```text
-//! preamble   0         1                                17       consent    0          1
+//! header     0         1                                17       consent    0          1
 //!           +---------+--------------------------------+                   +----------+
 //!           | version | subnet ID                      |                   | accepted |
 //!           +---------+--------------------------------+                   +----------+

@@ -32,8 +32,8 @@ use crate::p2p::stream_header;
 
 /// What packets travel on.
 const PROTOCOL: StreamProtocol = StreamProtocol::new("/byway/data/1");
-/// Time for the preamble to arrive and for its subnet to become a common one.
-const PREAMBLE: Duration = Duration::from_secs(10);
+/// Time for the stream header to arrive and for its subnet to become a common one.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Inbound streams that are still being looked at: more are refused at once.
 const READING: usize = 16;
 /// First and longest pause before a failed outbound stream is opened again.
@@ -60,7 +60,7 @@ enum Out {
     Due,
     /// Asked for.
     Opening,
-    /// Preamble on its way; the peer's consent awaited.
+    /// Stream header on its way; the peer's consent awaited.
     Greeting(BoxFuture<'static, io::Result<Stream>>),
     /// In use.
     Open {
@@ -97,7 +97,7 @@ impl Outbound {
 
 /// An inbound stream whose subnet is known but not common, or that still has to be answered.
 enum Incoming {
-    /// The preamble is being read.
+    /// The stream header is being read.
     Reading(BoxFuture<'static, Option<(SubnetId, Stream)>>),
     /// Waits for its subnet to become common.
     Parked {
@@ -249,7 +249,7 @@ impl Handler {
                         Poll::Ready(Some((subnet, stream))) => Incoming::Parked {
                             subnet,
                             stream,
-                            deadline: Box::pin(tokio::time::sleep(PREAMBLE)),
+                            deadline: Box::pin(tokio::time::sleep(HEADER_TIMEOUT)),
                         },
                     },
                     Incoming::Parked {
@@ -306,15 +306,15 @@ impl Drop for Handler {
     }
 }
 
-/// Within [`PREAMBLE`], or not at all.
+/// Within [`HEADER_TIMEOUT`], or not at all.
 async fn timely<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    match tokio::time::timeout(PREAMBLE, step).await {
+    match tokio::time::timeout(HEADER_TIMEOUT, step).await {
         Ok(done) => done,
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
     }
 }
 
-/// Sends the preamble and waits for the peer's consent.
+/// Sends the stream header and waits for the peer's consent.
 async fn greet(mut stream: Stream, subnet: SubnetId) -> io::Result<Stream> {
     timely(async {
         stream.write_all(&stream_header::encode(subnet)).await?;
@@ -322,8 +322,8 @@ async fn greet(mut stream: Stream, subnet: SubnetId) -> io::Result<Stream> {
     })
     .await?;
     let mut answer = [0u8; 1];
-    // The peer may park us for the time of a preamble; a moment more for the answer's way.
-    let patience = PREAMBLE + Duration::from_secs(2);
+    // The peer may park us for as long as it waits for a header; a moment more for the answer's way.
+    let patience = HEADER_TIMEOUT + Duration::from_secs(2);
     match tokio::time::timeout(patience, stream.read_exact(&mut answer)).await {
         Ok(read) => read?,
         Err(_) => return Err(io::ErrorKind::TimedOut.into()),
@@ -335,7 +335,7 @@ async fn greet(mut stream: Stream, subnet: SubnetId) -> io::Result<Stream> {
     }
 }
 
-/// Reads the preamble of an inbound stream.
+/// Reads the header of an inbound stream.
 async fn listen(mut stream: Stream) -> Option<(SubnetId, Stream)> {
     let mut bytes = [0u8; stream_header::LEN];
     timely(stream.read_exact(&mut bytes)).await.ok()?;
