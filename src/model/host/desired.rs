@@ -137,17 +137,7 @@ fn host_want(
             .filter(|p| families.keep(&p.addr()))
         {
             let source = of_family(&tun.addresses, &prefix.addr());
-            let (link, destination) = (tun.name.clone(), prefix.trunc());
-            add_route(
-                host,
-                Route {
-                    table: TABLE,
-                    destination,
-                    link,
-                    gateway: None,
-                    source,
-                },
-            );
+            add_route(host, host_route(prefix.trunc(), &tun.name, source));
         }
     }
     for workload in alive(desired, observed) {
@@ -158,56 +148,65 @@ fn host_want(
         host.sysctls.extend(veth_sysctls(workload, observed));
         for address in workload.addresses.iter().filter(|a| families.keep(a)) {
             let source = of_family(&workload.gateways, address);
-            let (link, destination) = (workload.host_link.clone(), IpNet::from(*address));
-            add_route(
-                host,
-                Route {
-                    table: TABLE,
-                    destination,
-                    link,
-                    gateway: None,
-                    source,
-                },
-            );
+            let destination = IpNet::from(*address);
+            add_route(host, host_route(destination, &workload.host_link, source));
         }
     }
-    // A namespace that cannot be read keeps what it has: the pair, its routes.
-    if let Some(scene) = observed.places.get(&Namespace::Host) {
-        for workload in desired
-            .workloads
-            .iter()
-            .filter(|w| observed.unreadable.contains(&w.netns))
-        {
-            if scene.links.contains_key(&workload.host_link) {
-                host.links.insert(
-                    workload.host_link.clone(),
-                    veth_want(desired, workload, families),
-                );
-            }
-            host.routes.extend(
-                scene
-                    .routes
-                    .iter()
-                    .filter(|r| r.link == workload.host_link)
-                    .cloned(),
+    keep_unreadable(host, desired, observed, families);
+    host.rules.extend(host_rules(desired, families));
+}
+
+/// A route of the host's table, to what is on the link itself.
+fn host_route(destination: IpNet, link: &str, source: Option<IpAddr>) -> Route {
+    Route {
+        table: TABLE,
+        destination,
+        link: link.to_owned(),
+        gateway: None,
+        source,
+    }
+}
+
+/// A namespace that cannot be read keeps what it has: the pair, its routes.
+fn keep_unreadable(
+    host: &mut NamespaceWant,
+    desired: &HostConfig,
+    observed: &Observed,
+    families: &Families,
+) {
+    let Some(seen) = observed.places.get(&Namespace::Host) else {
+        return;
+    };
+    for workload in desired
+        .workloads
+        .iter()
+        .filter(|w| observed.unreadable.contains(&w.netns))
+    {
+        if seen.links.contains_key(&workload.host_link) {
+            host.links.insert(
+                workload.host_link.clone(),
+                veth_want(desired, workload, families),
             );
         }
+        let routes = seen.routes.iter().filter(|r| r.link == workload.host_link);
+        host.routes.extend(routes.cloned());
     }
+}
+
+/// The rules that lead into the host's table, one for each family. Another daemon's routes in the table need them as well.
+fn host_rules(desired: &HostConfig, families: &Families) -> impl Iterator<Item = Rule> {
     let any = !desired.tuns.is_empty() || !desired.workloads.is_empty();
-    // Another daemon's routes in the table need the rules as well.
     let families = [Some(Family::V4), families.ipv6.then_some(Family::V6)];
-    host.rules.extend(
-        families
-            .into_iter()
-            .flatten()
-            .filter(|_| any)
-            .map(|family| Rule {
-                family,
-                source: None,
-                table: TABLE,
-                priority: PRIORITY,
-            }),
-    );
+    families
+        .into_iter()
+        .flatten()
+        .filter(move |_| any)
+        .map(|family| Rule {
+            family,
+            source: None,
+            table: TABLE,
+            priority: PRIORITY,
+        })
 }
 
 /// A table has one route to a destination. Two workloads of one subnet in one namespace: what bears no source yet goes
@@ -259,23 +258,12 @@ fn veth_want(desired: &HostConfig, workload: &WorkloadConfig, families: &Familie
     }
 }
 
-/// The workload's end and the routes there.
-///
-/// The subnet goes through the gateway in table `main`. What bears the workload's overlay address as its source goes
-/// there whatever its destination: clients of a port map are outside the subnet and must be answered along the way
-/// they came.
+/// The workload's end, and the routes, rules and sysctls there.
 fn inner_want(
     desired: &HostConfig,
     workload: &WorkloadConfig,
     families: &Families,
 ) -> NamespaceWant {
-    let gateway_mac = host_mac(&desired.instance, &workload.host_link);
-    let addresses: BTreeSet<IpAddr> = workload
-        .addresses
-        .iter()
-        .filter(|a| families.keep(a))
-        .copied()
-        .collect();
     let own: Vec<IpAddr> = workload
         .addresses
         .iter()
@@ -288,40 +276,67 @@ fn inner_want(
         .filter(|g| of_family(&own, g).is_some())
         .copied()
         .collect();
-    let link = LinkWant {
+    let sysctls = if families.ipv6 && own.iter().any(IpAddr::is_ipv6) {
+        link_ipv6(&workload.inner_link).collect()
+    } else {
+        Vec::new()
+    };
+    NamespaceWant {
+        links: BTreeMap::from([(
+            workload.inner_link.clone(),
+            inner_link_want(desired, workload, &own, &gateways),
+        )]),
+        routes: inner_routes(workload, &own, &gateways),
+        rules: inner_rules(workload, &own, &gateways),
+        sysctls,
+    }
+}
+
+/// The workload's end, with the gateways entered as permanent neighbours.
+fn inner_link_want(
+    desired: &HostConfig,
+    workload: &WorkloadConfig,
+    own: &[IpAddr],
+    gateways: &[IpAddr],
+) -> LinkWant {
+    let gateway_mac = host_mac(&desired.instance, &workload.host_link);
+    let mac = workload
+        .mac
+        .unwrap_or_else(|| inner_mac(&desired.instance, &workload.host_link));
+    LinkWant {
         alias: alias(&desired.instance, "inner", &workload.inner_link),
         mtu: u32::from(workload.mtu),
         txqueuelen: None,
-        mac: Some(
-            workload
-                .mac
-                .unwrap_or_else(|| inner_mac(&desired.instance, &workload.host_link)),
-        ),
-        addresses,
+        mac: Some(mac),
+        addresses: own.iter().copied().collect(),
         neighbours: gateways.iter().map(|g| (*g, gateway_mac)).collect(),
-    };
+    }
+}
+
+/// The routes inside a workload's namespace.
+///
+/// The subnet goes through the gateway in table `main`. What bears the workload's overlay address as its source goes
+/// there whatever its destination: clients of a port map are outside the subnet and must be answered along the way
+/// they came.
+fn inner_routes(workload: &WorkloadConfig, own: &[IpAddr], gateways: &[IpAddr]) -> BTreeSet<Route> {
     let table = inner_table(&workload.inner_link);
     let route = |table, destination: IpNet, gateway| Route {
         table,
         destination,
         link: workload.inner_link.clone(),
         gateway,
-        source: of_family(&own, &destination.addr()),
+        source: of_family(own, &destination.addr()),
     };
     let mut routes: BTreeSet<Route> = gateways
         .iter()
         .map(|g| route(MAIN, IpNet::from(*g), None))
         .collect();
     for prefix in &workload.prefixes {
-        if let Some(gateway) = of_family(&gateways, &prefix.addr()) {
+        if let Some(gateway) = of_family(gateways, &prefix.addr()) {
             routes.insert(route(MAIN, prefix.trunc(), Some(gateway)));
         }
     }
-    let mut rules = BTreeSet::new();
-    for gateway in [Family::V4, Family::V6]
-        .into_iter()
-        .filter_map(|f| gateways.iter().find(|g| Family::of(g) == f))
-    {
+    for gateway in first_of_each_family(gateways) {
         let default = if gateway.is_ipv4() {
             "0.0.0.0/0"
         } else {
@@ -332,36 +347,40 @@ fn inner_want(
             routes.insert(route(table, IpNet::from(*gateway), None));
             routes.insert(route(table, default, Some(*gateway)));
         }
-        rules.extend(
-            own.iter()
-                .filter(|a| Family::of(a) == Family::of(gateway))
-                .map(|address| Rule {
-                    family: Family::of(address),
-                    source: Some(*address),
-                    table,
-                    priority: PRIORITY,
-                }),
-        );
+    }
+    routes
+}
+
+/// The rules that lead into the table of the workload's link.
+fn inner_rules(workload: &WorkloadConfig, own: &[IpAddr], gateways: &[IpAddr]) -> BTreeSet<Rule> {
+    let table = inner_table(&workload.inner_link);
+    let mut rules = BTreeSet::new();
+    for gateway in first_of_each_family(gateways) {
+        let family = Family::of(gateway);
+        let of_own = own.iter().filter(|a| Family::of(a) == family);
+        rules.extend(of_own.map(|address| Rule {
+            family,
+            source: Some(*address),
+            table,
+            priority: PRIORITY,
+        }));
         // A server bound to every address answers before it has chosen one: where the namespace knows no other way to
         // a client of a port map, this is it.
         rules.insert(Rule {
-            family: Family::of(gateway),
+            family,
             source: None,
             table,
             priority: LAST_PRIORITY,
         });
     }
-    let sysctls = if families.ipv6 && own.iter().any(IpAddr::is_ipv6) {
-        link_ipv6(&workload.inner_link).collect()
-    } else {
-        Vec::new()
-    };
-    NamespaceWant {
-        links: BTreeMap::from([(workload.inner_link.clone(), link)]),
-        routes,
-        rules,
-        sysctls,
-    }
+    rules
+}
+
+/// The first address of IPv4 and the first of IPv6, as far as there are any.
+fn first_of_each_family(addresses: &[IpAddr]) -> impl Iterator<Item = &IpAddr> {
+    [Family::V4, Family::V6]
+        .into_iter()
+        .filter_map(|family| addresses.iter().find(|a| Family::of(a) == family))
 }
 
 /// Each link in a workload's namespace has a table of its own: 4110 for `byway0`, 4111 for `byway1`…, one by its name for a
