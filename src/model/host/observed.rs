@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Change, Crowd, HostConfig, NetnsRef, TABLE};
+use super::{Change, Crowd, HostConfig, NetnsRef, TABLE, WorkloadConfig};
 use crate::model::id::{Name, SubnetId};
 
 /// A network namespace we work in.
@@ -115,6 +115,38 @@ pub struct Link {
     pub neighbours: BTreeMap<IpAddr, [u8; 6]>,
 }
 
+impl Link {
+    /// What a change of this one link makes of it; any other change makes nothing of it.
+    fn absorb(&mut self, change: &Change) {
+        match change {
+            Change::Rename { to, .. } => self.name.clone_from(to),
+            Change::SetLink { set, .. } => {
+                if let Some(alias) = &set.alias {
+                    self.alias.clone_from(alias);
+                }
+                self.mtu = set.mtu.unwrap_or(self.mtu);
+                self.txqueuelen = set.txqueuelen.unwrap_or(self.txqueuelen);
+                self.gso_max_size = set.gso_max_size.unwrap_or(self.gso_max_size);
+                self.mac = set.mac.or(self.mac);
+                self.up |= set.up;
+            }
+            Change::AddAddress { address, .. } => {
+                self.addresses.insert(*address);
+            }
+            Change::DelAddress { address, .. } => {
+                self.addresses.remove(address);
+            }
+            Change::SetNeighbour { address, mac, .. } => {
+                self.neighbours.insert(*address, *mac);
+            }
+            Change::DelNeighbour { address, .. } => {
+                self.neighbours.remove(address);
+            }
+            _ => {}
+        }
+    }
+}
+
 /// Path of a sysctl below `/proc/sys`, with slashes: `net/ipv4/conf/eth0/forwarding`.
 pub type SysctlKey = String;
 
@@ -209,80 +241,21 @@ impl Observed {
     pub fn absorb(&mut self, desired: &HostConfig, change: &Change) {
         match change {
             Change::Conflict { .. } => {}
-            Change::OpenTun(tun) => {
-                let link = Link {
-                    name: tun.name.clone(),
-                    mtu: 1500,
-                    ..Link::default()
-                };
-                self.scene(&Namespace::Host)
-                    .links
-                    .insert(tun.name.clone(), link);
-            }
+            Change::OpenTun(tun) => self.add_link(&Namespace::Host, &tun.name, None),
             Change::CloseTun { link, .. } | Change::DeleteLink { link, .. } => self.drop_link(link),
-            Change::CreateVeth(w) => {
-                let (host, inner) = (
-                    super::host_mac(&desired.instance, &w.host_link),
-                    w.mac
-                        .unwrap_or_else(|| super::inner_mac(&desired.instance, &w.host_link)),
-                );
-                self.pairs
-                    .insert(w.host_link.clone(), (w.netns.clone(), w.inner_link.clone()));
-                for (place, name, mac) in [
-                    (Namespace::Host, &w.host_link, host),
-                    (Namespace::Netns(w.netns.clone()), &w.inner_link, inner),
-                ] {
-                    let link = Link {
-                        name: name.clone(),
-                        mtu: 1500,
-                        mac: Some(mac),
-                        ..Link::default()
-                    };
-                    self.scene(&place).links.insert(name.clone(), link);
+            Change::CreateVeth(workload) => self.add_pair(&desired.instance, workload),
+            Change::Rename {
+                place, to: link, ..
+            }
+            | Change::SetLink { place, link, .. }
+            | Change::AddAddress { place, link, .. }
+            | Change::DelAddress { place, link, .. }
+            | Change::SetNeighbour { place, link, .. }
+            | Change::DelNeighbour { place, link, .. } => {
+                if let Some(link) = self.scene(place).links.get_mut(link) {
+                    link.absorb(change);
                 }
             }
-            Change::Rename { place, to, .. } => {
-                self.edit(place, to, |link| link.name.clone_from(to))
-            }
-            Change::SetLink { place, link, set } => self.edit(place, link, |l| {
-                if let Some(alias) = &set.alias {
-                    l.alias.clone_from(alias);
-                }
-                l.mtu = set.mtu.unwrap_or(l.mtu);
-                l.txqueuelen = set.txqueuelen.unwrap_or(l.txqueuelen);
-                l.gso_max_size = set.gso_max_size.unwrap_or(l.gso_max_size);
-                l.mac = set.mac.or(l.mac);
-                l.up |= set.up;
-            }),
-            Change::AddAddress {
-                place,
-                link,
-                address,
-            } => self.edit(place, link, |l| {
-                l.addresses.insert(*address);
-            }),
-            Change::DelAddress {
-                place,
-                link,
-                address,
-            } => self.edit(place, link, |l| {
-                l.addresses.remove(address);
-            }),
-            Change::SetNeighbour {
-                place,
-                link,
-                address,
-                mac,
-            } => self.edit(place, link, |l| {
-                l.neighbours.insert(*address, *mac);
-            }),
-            Change::DelNeighbour {
-                place,
-                link,
-                address,
-            } => self.edit(place, link, |l| {
-                l.neighbours.remove(address);
-            }),
             Change::SetRoute { place, route, .. } => {
                 let routes = &mut self.scene(place).routes;
                 routes.retain(|r| (r.table, r.destination) != (route.table, route.destination));
@@ -305,9 +278,7 @@ impl Observed {
             } => {
                 self.scene(place).sysctls.insert(key.clone(), value.clone());
                 if *keep {
-                    let beside =
-                        super::switch_of_every_link(key).is_some_and(|every| self.is_on(&every));
-                    self.kept_sysctls.entry(key.clone()).or_insert(beside);
+                    self.keep_sysctl(key);
                 }
             }
             Change::RestoreSysctl { key } => {
@@ -348,10 +319,35 @@ impl Observed {
             .is_some_and(|scene| scene.routes.iter().any(|r| r.table == TABLE))
     }
 
-    fn edit(&mut self, place: &Namespace, link: &str, edit: impl FnOnce(&mut Link)) {
-        if let Some(link) = self.scene(place).links.get_mut(link) {
-            edit(link);
-        }
+    /// The former value of a sysctl is kept from now on.
+    fn keep_sysctl(&mut self, key: &SysctlKey) {
+        let beside = super::switch_of_every_link(key).is_some_and(|every| self.is_on(&every));
+        self.kept_sysctls.entry(key.clone()).or_insert(beside);
+    }
+
+    /// A new link, as the kernel makes one.
+    fn add_link(&mut self, place: &Namespace, name: &str, mac: Option<[u8; 6]>) {
+        let link = Link {
+            name: name.to_owned(),
+            mtu: 1500,
+            mac,
+            ..Link::default()
+        };
+        self.scene(place).links.insert(name.to_owned(), link);
+    }
+
+    /// A new veth pair, one end here and one in the workload's namespace.
+    fn add_pair(&mut self, instance: &str, workload: &WorkloadConfig) {
+        let (host, inner) = (&workload.host_link, &workload.inner_link);
+        let inner_mac = workload
+            .mac
+            .unwrap_or_else(|| super::inner_mac(instance, host));
+        self.pairs
+            .insert(host.clone(), (workload.netns.clone(), inner.clone()));
+        let host_mac = super::host_mac(instance, host);
+        self.add_link(&Namespace::Host, host, Some(host_mac));
+        let netns = Namespace::Netns(workload.netns.clone());
+        self.add_link(&netns, inner, Some(inner_mac));
     }
 
     /// A host link goes, and with it its routes, its sysctls and, of a pair, the other end.
