@@ -94,25 +94,27 @@ impl fmt::Display for Finding {
                 )?;
                 match held.as_slice() {
                     [] => write!(f, "no member holds anything of it, so it is left to {link}"),
-                    held => {
-                        let named: Vec<String> =
-                            held.iter().take(SHOWN).map(ToString::to_string).collect();
-                        let more = held.len().saturating_sub(SHOWN);
-                        let more = if more > 0 {
-                            format!(" and {more} more")
-                        } else {
-                            String::new()
-                        };
-                        write!(
-                            f,
-                            "members hold {}{more}, which {link} therefore does not reach",
-                            named.join(", ")
-                        )
-                    }
+                    held => write!(
+                        f,
+                        "members hold {}, which {link} therefore does not reach",
+                        shown(held)
+                    ),
                 }
             }
         }
     }
+}
+
+/// The first [`SHOWN`] of these, and how many more there are.
+fn shown(held: &[IpNet]) -> String {
+    let named: Vec<String> = held.iter().take(SHOWN).map(ToString::to_string).collect();
+    let more = held.len().saturating_sub(SHOWN);
+    let more = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
+    format!("{}{more}", named.join(", "))
 }
 
 /// Everything found, once `desired` was applied to what was observed.

@@ -186,6 +186,16 @@ impl ForeignChain {
         format!("{} {} {}", self.family, self.table, self.name)
     }
 
+    /// The program that made it, if iptables did.
+    fn iptables(&self) -> &'static str {
+        match (self.family.as_str(), self.legacy) {
+            ("ip", false) => "iptables",
+            ("ip", true) => "iptables-legacy",
+            (_, false) => "ip6tables",
+            (_, true) => "ip6tables-legacy",
+        }
+    }
+
     /// The command that lets our links through, in the tool that owns the chain. Enough for this chain, and it opens
     /// nothing that our own table does not judge.
     fn remedy(&self, patterns: &BTreeSet<String>) -> String {
@@ -223,12 +233,7 @@ impl ForeignChain {
             && self.family != "inet"
             && ["FORWARD", "INPUT"].contains(&self.name.as_str())
         {
-            let program = match (self.family.as_str(), self.legacy) {
-                ("ip", false) => "iptables",
-                ("ip", true) => "iptables-legacy",
-                (_, false) => "ip6tables",
-                (_, true) => "ip6tables-legacy",
-            };
+            let program = self.iptables();
             let chain = if self.docker { DOCKER_USER } else { &self.name };
             return each(&|link| {
                 sides
