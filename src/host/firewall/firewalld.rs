@@ -45,8 +45,42 @@ pub(super) async fn follow(
     chains: &[Chain],
     links: &BTreeSet<String>,
 ) -> Vec<Failure> {
-    let mut failures = Vec::new();
     let runs = has(chains, "inet", TABLE, ZONES);
+    let mut failures = take_out(firewalls, runs, links).await;
+    if !runs || links.is_empty() {
+        return failures;
+    }
+    let listed = nft(
+        "list firewalld's zones",
+        &["list", "chain", "inet", TABLE, ZONES],
+        &[],
+        &firewalls.own,
+    )
+    .await;
+    let listed = match listed {
+        Ok(listed) => String::from_utf8_lossy(&listed).into_owned(),
+        // It is being reloaded: the next look comes with the events of that.
+        Err(error) => {
+            tracing::debug!(%error, "firewalld's zones cannot be read now");
+            return failures;
+        }
+    };
+    let missing: Vec<&String> = links
+        .iter()
+        .filter(|link| !has_zone(&listed, link))
+        .collect();
+    if missing.is_empty() {
+        return failures;
+    }
+    if let Err(why) = add(firewalls, &missing).await {
+        failures.push(failure("put our links into a zone of firewalld", why));
+    }
+    failures
+}
+
+/// Takes links that are no longer ours out of the zones they were put into.
+async fn take_out(firewalls: &mut Firewalls, runs: bool, links: &BTreeSet<String>) -> Vec<Failure> {
+    let mut failures = Vec::new();
     let gone: Vec<(String, String)> = firewalls
         .journal
         .zones()
@@ -79,34 +113,6 @@ pub(super) async fn follow(
                 why,
             ));
         }
-    }
-    if !runs || links.is_empty() {
-        return failures;
-    }
-    let listed = nft(
-        "list firewalld's zones",
-        &["list", "chain", "inet", TABLE, ZONES],
-        &[],
-        &firewalls.own,
-    )
-    .await;
-    let listed = match listed {
-        Ok(listed) => String::from_utf8_lossy(&listed).into_owned(),
-        // It is being reloaded: the next look comes with the events of that.
-        Err(error) => {
-            tracing::debug!(%error, "firewalld's zones cannot be read now");
-            return failures;
-        }
-    };
-    let missing: Vec<&String> = links
-        .iter()
-        .filter(|link| !has_zone(&listed, link))
-        .collect();
-    if missing.is_empty() {
-        return failures;
-    }
-    if let Err(why) = add(firewalls, &missing).await {
-        failures.push(failure("put our links into a zone of firewalld", why));
     }
     failures
 }

@@ -35,33 +35,7 @@ pub(super) async fn follow(
     chains: &[Chain],
     links: &BTreeSet<String>,
 ) -> Vec<Failure> {
-    let mut failures = Vec::new();
-    let gone: Vec<String> = firewalls.journal.ufw().difference(links).cloned().collect();
-    for link in gone {
-        let what = || format!("remove ufw's rules for {link}");
-        let mut done = Ok(());
-        for rule in rules(&link) {
-            // `ufw delete` of what is not there ends well.
-            let args = match rule.split_first() {
-                Some((&"route", rest)) => [&["route", "delete"], rest].concat(),
-                _ => [&["delete"], &rule[..]].concat(),
-            };
-            let began = firewalls.in_time();
-            done = match (done, began) {
-                (Ok(()), Ok(())) => ufw(&args, &firewalls.own).await,
-                (Err(why), _) | (_, Err(why)) => Err(why),
-            };
-        }
-        let forgotten = done.and_then(|()| {
-            firewalls
-                .journal
-                .change(|data| data.ufw.remove(&link))
-                .map_err(|error| format!("{error:#}"))
-        });
-        if let Err(why) = forgotten {
-            failures.push(failure(what(), why));
-        }
-    }
+    let mut failures = remove(firewalls, links).await;
     // ufw is on where its chains are.
     if links.is_empty() || !has(chains, "ip", "filter", FORWARD) {
         return failures;
@@ -97,6 +71,38 @@ pub(super) async fn follow(
         match done {
             Ok(()) => firewalls.made = true,
             Err(why) => failures.push(failure(format!("let {link} through ufw"), why)),
+        }
+    }
+    failures
+}
+
+/// Removes the rules of links that are no longer ours.
+async fn remove(firewalls: &mut Firewalls, links: &BTreeSet<String>) -> Vec<Failure> {
+    let mut failures = Vec::new();
+    let gone: Vec<String> = firewalls.journal.ufw().difference(links).cloned().collect();
+    for link in gone {
+        let what = || format!("remove ufw's rules for {link}");
+        let mut done = Ok(());
+        for rule in rules(&link) {
+            // `ufw delete` of what is not there ends well.
+            let args = match rule.split_first() {
+                Some((&"route", rest)) => [&["route", "delete"], rest].concat(),
+                _ => [&["delete"], &rule[..]].concat(),
+            };
+            let began = firewalls.in_time();
+            done = match (done, began) {
+                (Ok(()), Ok(())) => ufw(&args, &firewalls.own).await,
+                (Err(why), _) | (_, Err(why)) => Err(why),
+            };
+        }
+        let forgotten = done.and_then(|()| {
+            firewalls
+                .journal
+                .change(|data| data.ufw.remove(&link))
+                .map_err(|error| format!("{error:#}"))
+        });
+        if let Err(why) = forgotten {
+            failures.push(failure(what(), why));
         }
     }
     failures
