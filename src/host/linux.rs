@@ -120,6 +120,40 @@ impl LinuxHost {
     }
 }
 
+/// The tasks that fire `wake` when the kernel changes, the ruleset of others by `theirs` as well. Where one of them cannot
+/// listen, the slow look sees what it would have told.
+///
+/// # Errors
+/// When netlink does not tell of links.
+fn watchers(
+    nft: &nft::Nft,
+    wake: &Arc<Notify>,
+    indexes: &Arc<Mutex<BTreeSet<u32>>>,
+    heard: &within::Heard,
+    theirs: &Arc<Notify>,
+) -> anyhow::Result<Vec<JoinHandle<()>>> {
+    let mut watchers = vec![events::of_links(Arc::clone(wake), Arc::clone(indexes))?];
+    match netconf::watch(Arc::clone(wake)) {
+        Ok(watcher) => watchers.push(watcher),
+        Err(error) => tracing::warn!(%error, "changes of forwarding by others are seen late"),
+    }
+    match within::watch(Arc::clone(wake), Arc::clone(heard)) {
+        Ok(watcher) => watchers.push(watcher),
+        Err(error) => tracing::warn!(%error, "changes inside workloads are seen late"),
+    }
+    match events::of_rules(nft, Arc::clone(wake), Arc::clone(theirs)) {
+        Ok(watcher) => watchers.push(watcher),
+        // Without the right to listen there is no right to change anything either: `preflight` names it.
+        Err(error) => {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "changes of the ruleset by others are seen late"
+            )
+        }
+    }
+    Ok(watchers)
+}
+
 impl Drop for LinuxHost {
     fn drop(&mut self) {
         self.watchers.iter().for_each(JoinHandle::abort);
@@ -141,28 +175,10 @@ impl LinuxHost {
     ) -> anyhow::Result<LinuxHost> {
         let wake = Arc::new(Notify::new());
         let indexes = Arc::default();
-        let nft = nft::Nft::new(&instance, repair);
-        let mut watchers = vec![events::of_links(Arc::clone(&wake), Arc::clone(&indexes))?];
-        match netconf::watch(Arc::clone(&wake)) {
-            Ok(watcher) => watchers.push(watcher),
-            Err(error) => tracing::warn!(%error, "changes of forwarding by others are seen late"),
-        }
         let heard = within::Heard::default();
-        match within::watch(Arc::clone(&wake), Arc::clone(&heard)) {
-            Ok(watcher) => watchers.push(watcher),
-            Err(error) => tracing::warn!(%error, "changes inside workloads are seen late"),
-        }
         let theirs = Arc::new(Notify::new());
-        match events::of_rules(&nft, Arc::clone(&wake), Arc::clone(&theirs)) {
-            Ok(watcher) => watchers.push(watcher),
-            // Without the right to listen there is no right to change anything either: `preflight` names it.
-            Err(error) => {
-                tracing::warn!(
-                    error = format!("{error:#}"),
-                    "changes of the ruleset by others are seen late"
-                )
-            }
-        }
+        let nft = nft::Nft::new(&instance, repair);
+        let mut watchers = watchers(&nft, &wake, &indexes, &heard, &theirs)?;
         let (own, table) = (nft.own(), nft.table().to_owned());
         let (obstacles, blocked) = watch::channel(Vec::new());
         let rules = Rules(
@@ -280,6 +296,31 @@ impl LinuxHost {
                 }
             }
         }
+    }
+
+    /// Makes the changes in order, those that follow each other inside one namespace at once. Goes on after a failure.
+    async fn change_all(
+        &mut self,
+        desired: &HostConfig,
+        changes: impl Iterator<Item = Change>,
+    ) -> Vec<Failure> {
+        let mut failures = Vec::new();
+        let mut changes = changes.peekable();
+        while let Some(change) = changes.next() {
+            tracing::debug!(%change, "apply");
+            if let Namespace::Netns(netns) = change.place().clone() {
+                let mut batch = vec![change];
+                while let Some(next) =
+                    changes.next_if(|next| *next.place() == Namespace::Netns(netns.clone()))
+                {
+                    batch.push(next);
+                }
+                failures.extend(self.change_inside(&netns, batch).await);
+            } else if let Err(error) = self.change(desired, &change).await {
+                failures.push(failure(&change, format!("{error:#}")));
+            }
+        }
+        failures
     }
 
     async fn change(&mut self, desired: &HostConfig, change: &Change) -> anyhow::Result<()> {
@@ -409,24 +450,10 @@ impl Host for LinuxHost {
             self.rules_and_ports(desired, observed, &barred).await
         };
         // Without their guard no link is made, and none forwards: the next pass tries again.
-        let mut changes = changes
+        let changes = changes
             .into_iter()
-            .filter(|change| guarded || change.removes())
-            .peekable();
-        while let Some(change) = changes.next() {
-            tracing::debug!(%change, "apply");
-            if let Namespace::Netns(netns) = change.place().clone() {
-                let mut batch = vec![change];
-                while let Some(next) =
-                    changes.next_if(|next| *next.place() == Namespace::Netns(netns.clone()))
-                {
-                    batch.push(next);
-                }
-                failures.extend(self.change_inside(&netns, batch).await);
-            } else if let Err(error) = self.change(desired, &change).await {
-                failures.push(failure(&change, format!("{error:#}")));
-            }
-        }
+            .filter(|change| guarded || change.removes());
+        failures.extend(self.change_all(desired, changes).await);
         // Rules in the firewalls of others stand only while our own table judges what they let through.
         if let Some(ending) = ending {
             let died = |error| {

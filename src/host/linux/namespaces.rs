@@ -52,10 +52,8 @@ impl LinuxHost {
                 .cloned()
                 .unwrap_or_default();
             self.believe_no_more(desired, &netns, &news);
-            looks.push((
-                netns.clone(),
-                self.prepare(desired, observed, &netns, sysctls),
-            ));
+            let prepared = self.prepare(desired, observed, &netns, sysctls);
+            looks.push((netns, prepared));
         }
         // Side by side: one namespace that takes long holds no other up.
         let outcomes: Vec<_> = futures::stream::iter(looks)
@@ -97,7 +95,12 @@ impl LinuxHost {
                 }
             }
         }
-        // Rules in a namespace that is gone are gone; those that were seen to be gone elsewhere as well.
+        self.record_rules(observed);
+    }
+
+    /// Records which of our rules still stand: those in a namespace that is gone are gone, and those that were seen to be
+    /// gone elsewhere as well.
+    fn record_rules(&mut self, observed: &Observed) {
         let stand = |netns: &NetnsRef, rule| {
             let unreadable = observed.unreadable.contains(netns);
             let scene = observed.places.get(&Namespace::Netns(netns.clone()));
