@@ -23,6 +23,7 @@ pub(super) use messages::{link_info, local_address, neighbour_of, route_info};
 use crate::model::host::{NamespaceState, Route, Rule, TABLE, alias_name};
 
 /// A look at one namespace.
+#[derive(Default)]
 pub(super) struct Look {
     pub scene: NamespaceState,
     pub table_shared: bool,
@@ -35,6 +36,42 @@ pub(super) struct Look {
     pub ends: BTreeMap<String, u32>,
     /// Numbers of the namespaces those are in.
     pub numbers: BTreeMap<String, i32>,
+}
+
+impl Look {
+    /// Adds a link of ours by the name it should have.
+    fn add_own(&mut self, name: String, info: LinkInfo) {
+        self.indexes.insert(info.index);
+        self.ends.insert(name.clone(), info.other_end);
+        self.numbers
+            .extend(info.other_netns.map(|number| (name.clone(), number)));
+        self.scene.links.insert(name, info.link);
+    }
+
+    /// Adds a link of somebody else, with those of all `addresses` and `link_local` ones that are on it.
+    fn add_foreign(
+        &mut self,
+        info: LinkInfo,
+        addresses: &[(u32, IpAddr, u8)],
+        link_local: &[(u32, Ipv6Addr)],
+    ) {
+        if !info.loopback {
+            let networks = addresses.iter().filter(|(link, ..)| *link == info.index);
+            let networks =
+                networks.filter_map(|(_, address, length)| IpNet::new(*address, *length).ok());
+            let several =
+                networks.filter(|network| network.prefix_len() < network.max_prefix_len());
+            self.connected
+                .extend(several.map(|network| (network.trunc(), info.name.clone())));
+            let here = link_local.iter().filter(|(link, _)| *link == info.index);
+            self.link_local
+                .extend(here.map(|(link, address)| (*address, *link)));
+            if !info.link.addresses.is_empty() {
+                self.uplinks.insert(info.name.clone(), info.link.addresses);
+            }
+        }
+        self.scene.foreign.insert(info.name);
+    }
 }
 
 /// One netlink connection for requests.
@@ -217,44 +254,16 @@ impl Netlink {
                 info.link.neighbours.insert(address, mac);
             }
         }
-        let mut look = Look {
-            scene: NamespaceState::default(),
-            table_shared: false,
-            uplinks: BTreeMap::new(),
-            connected: Vec::new(),
-            link_local: BTreeSet::new(),
-            indexes: BTreeSet::new(),
-            ends: BTreeMap::new(),
-            numbers: BTreeMap::new(),
-        };
+        let mut look = Look::default();
         // A route names its link by the name the link should have.
         let mut names = BTreeMap::new();
         for (index, info) in links {
             if let Some(key) = ours(&info) {
-                look.indexes.insert(index);
-                look.ends.insert(key.clone(), info.other_end);
-                look.numbers
-                    .extend(info.other_netns.map(|number| (key.clone(), number)));
                 names.insert(index, key.clone());
-                look.scene.links.insert(key, info.link);
-                continue;
+                look.add_own(key, info);
+            } else {
+                look.add_foreign(info, &addresses, &link_local);
             }
-            if !info.loopback {
-                let networks = addresses.iter().filter(|(link, ..)| *link == index);
-                let networks =
-                    networks.filter_map(|(_, address, length)| IpNet::new(*address, *length).ok());
-                let several =
-                    networks.filter(|network| network.prefix_len() < network.max_prefix_len());
-                look.connected
-                    .extend(several.map(|network| (network.trunc(), info.name.clone())));
-                let here = link_local.iter().filter(|(link, _)| *link == index);
-                look.link_local
-                    .extend(here.map(|(link, address)| (*address, *link)));
-            }
-            if !info.loopback && !info.link.addresses.is_empty() {
-                look.uplinks.insert(info.name.clone(), info.link.addresses);
-            }
-            look.scene.foreign.insert(info.name);
         }
         for info in self.routes(Some(TABLE)).await? {
             match info.link.and_then(|index| names.get(&index)) {
