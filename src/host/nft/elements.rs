@@ -13,7 +13,8 @@ use nftables::types::NfFamily;
 
 use super::atom::{Atom, CLOSED, Entry, FAMILIES, MapKey, Tuple, json, version};
 use crate::model::host::{
-    Barred, Crowd, Family, HostConfig, HostPolicy, MapConfig, Ports, is_link_name, shut,
+    Barred, Crowd, Family, HostConfig, HostPolicy, MapConfig, Ports, TunConfig, WorkloadConfig,
+    is_link_name, shut,
 };
 use crate::model::id::SubnetId;
 
@@ -56,76 +57,82 @@ impl Elements {
     }
 
     fn links(&mut self, config: &HostConfig, failures: &mut Vec<String>) {
+        let refusal =
+            |link: &str| format!("filter packets of {link:?}: not the name of an interface");
         for tun in &config.tuns {
-            if !is_link_name(&tun.name) {
-                failures.push(format!(
-                    "filter packets of {:?}: not the name of an interface",
-                    tun.name
-                ));
-                continue;
-            }
-            let link = Atom::Link(tun.name.clone());
-            self.insert("tuns", vec![link.clone()], None);
-            self.insert("links", vec![link.clone()], None);
-            self.host(&link, &tun.host);
-            self.members(&link, tun.prefixes.iter().copied());
-            for addr in &tun.addresses {
-                let v = version(addr);
-                self.insert(format!("own{v}"), vec![Atom::Addr(*addr)], None);
-                self.insert(
-                    format!("local{v}"),
-                    vec![link.clone(), Atom::Addr(*addr)],
-                    None,
-                );
-                if self
-                    .in_set(&format!("source{v}"))
-                    .all(|(key, _)| key.as_slice() != std::slice::from_ref(&link))
-                {
-                    self.insert(
-                        format!("source{v}"),
-                        vec![link.clone()],
-                        Some(vec![Atom::Addr(*addr)]),
-                    );
-                }
+            if is_link_name(&tun.name) {
+                self.tun(tun);
+            } else {
+                failures.push(refusal(&tun.name));
             }
         }
         for workload in &config.workloads {
-            if !is_link_name(&workload.host_link) {
-                failures.push(format!(
-                    "filter packets of {:?}: not the name of an interface",
-                    workload.host_link
-                ));
-                continue;
+            if is_link_name(&workload.host_link) {
+                self.workload(workload, config);
+            } else {
+                failures.push(refusal(&workload.host_link));
             }
-            let link = Atom::Link(workload.host_link.clone());
-            self.insert("workloads", vec![link.clone()], None);
-            self.insert("flood", vec![link.clone()], None);
-            self.insert("links", vec![link.clone()], None);
-            let tuns = || config.tuns.iter().filter(|t| t.subnet == workload.subnet);
-            self.host(
-                &link,
-                tuns().next().map_or(&HostPolicy::Closed, |tun| &tun.host),
+        }
+    }
+
+    /// A link to the members of a subnet.
+    fn tun(&mut self, tun: &TunConfig) {
+        let link = Atom::Link(tun.name.clone());
+        self.insert("tuns", vec![link.clone()], None);
+        self.insert("links", vec![link.clone()], None);
+        self.host(&link, &tun.host);
+        self.members(&link, tun.prefixes.iter().copied());
+        for addr in &tun.addresses {
+            let v = version(addr);
+            self.insert(format!("own{v}"), vec![Atom::Addr(*addr)], None);
+            self.insert(
+                format!("local{v}"),
+                vec![link.clone(), Atom::Addr(*addr)],
+                None,
             );
-            self.members(&link, tuns().flat_map(|t| t.prefixes.iter()).copied());
-            for addr in tuns().flat_map(|t| &t.addresses).chain(&workload.gateways) {
+            if self
+                .in_set(&format!("source{v}"))
+                .all(|(key, _)| key.as_slice() != std::slice::from_ref(&link))
+            {
                 self.insert(
-                    format!("local{}", version(addr)),
-                    vec![link.clone(), Atom::Addr(*addr)],
-                    None,
+                    format!("source{v}"),
+                    vec![link.clone()],
+                    Some(vec![Atom::Addr(*addr)]),
                 );
             }
-            for addr in &workload.addresses {
-                let v = version(addr);
-                let own = Atom::Addr(*addr);
-                self.insert(format!("leases{v}"), vec![link.clone(), own.clone()], None);
-                let gateway = tuns().flat_map(|t| &t.addresses).chain(&workload.gateways);
-                if let Some(gateway) = gateway.into_iter().find(|g| g.is_ipv4() == addr.is_ipv4()) {
-                    self.insert(
-                        format!("self{v}"),
-                        vec![own.clone(), own],
-                        Some(vec![Atom::Addr(*gateway)]),
-                    );
-                }
+        }
+    }
+
+    /// A link to a workload.
+    fn workload(&mut self, workload: &WorkloadConfig, config: &HostConfig) {
+        let link = Atom::Link(workload.host_link.clone());
+        self.insert("workloads", vec![link.clone()], None);
+        self.insert("flood", vec![link.clone()], None);
+        self.insert("links", vec![link.clone()], None);
+        let tuns = || config.tuns.iter().filter(|t| t.subnet == workload.subnet);
+        self.host(
+            &link,
+            tuns().next().map_or(&HostPolicy::Closed, |tun| &tun.host),
+        );
+        self.members(&link, tuns().flat_map(|t| t.prefixes.iter()).copied());
+        for addr in tuns().flat_map(|t| &t.addresses).chain(&workload.gateways) {
+            self.insert(
+                format!("local{}", version(addr)),
+                vec![link.clone(), Atom::Addr(*addr)],
+                None,
+            );
+        }
+        for addr in &workload.addresses {
+            let v = version(addr);
+            let own = Atom::Addr(*addr);
+            self.insert(format!("leases{v}"), vec![link.clone(), own.clone()], None);
+            let gateway = tuns().flat_map(|t| &t.addresses).chain(&workload.gateways);
+            if let Some(gateway) = gateway.into_iter().find(|g| g.is_ipv4() == addr.is_ipv4()) {
+                self.insert(
+                    format!("self{v}"),
+                    vec![own.clone(), own],
+                    Some(vec![Atom::Addr(*gateway)]),
+                );
             }
         }
     }

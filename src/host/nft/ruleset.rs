@@ -80,73 +80,88 @@ fn map(name: impl Into<String>, body: impl Into<String>) -> SetSpec {
 
 /// Every set and map, in the order they are written.
 fn specs() -> Vec<SetSpec> {
-    let mut specs = vec![
+    let mut specs = link_specs();
+    for (v, addr) in [("4", "ipv4_addr"), ("6", "ipv6_addr")] {
+        specs.extend(address_specs(v, addr));
+        specs.extend(map_specs(
+            &format!("exact{v}"),
+            &format!("{addr} . inet_proto . inet_service"),
+            addr,
+        ));
+        specs.extend(map_specs(
+            &format!("any{v}"),
+            "inet_proto . inet_service",
+            addr,
+        ));
+    }
+    specs
+}
+
+/// The sets of links, and of what of the machine itself each reaches.
+fn link_specs() -> Vec<SetSpec> {
+    vec![
         set("links", "type ifname"),
         set("tuns", "type ifname"),
         set("workloads", "type ifname"),
+        set(FAMILIES, "type nf_proto"),
+        // Not a dynamic set: the kernel would collect elements without connections, and the listing would change by itself.
+        set(
+            "flood",
+            format!("type ifname; {}", over(WORKLOAD_CONNECTIONS)),
+        ),
+        set("over", "type ifname"),
+        set("host_open", "type ifname"),
+        set(
+            "host_ports",
+            "type ifname . inet_proto . inet_service; flags interval",
+        ),
+        set(CLOSED, "type ifname; counter"),
+    ]
+}
+
+/// The sets and maps of addresses of one family, `v`.
+fn address_specs(v: &str, addr: &str) -> [SetSpec; 11] {
+    [
+        set(format!("barred{v}"), "type ifname"),
+        set(
+            format!("crowd{v}"),
+            format!("type {addr}; flags interval; {}", over(MEMBER_CONNECTIONS)),
+        ),
+        set(format!("over{v}"), format!("type {addr}; flags interval")),
+        set(
+            format!("overlay{v}"),
+            format!("type {addr}; flags interval"),
+        ),
+        set(format!("own{v}"), format!("type {addr}")),
+        set(format!("leases{v}"), format!("type ifname . {addr}")),
+        set(format!("local{v}"), format!("type ifname . {addr}")),
+        set(
+            format!("member{v}"),
+            format!("type ifname . {addr}; flags interval"),
+        ),
+        set(
+            format!("within{v}"),
+            format!("type {addr} . {addr}; flags interval"),
+        ),
+        map(format!("source{v}"), format!("type ifname : {addr}")),
+        map(format!("self{v}"), format!("type {addr} . {addr} : {addr}")),
+    ]
+}
+
+/// The maps of ports of one kind and family, such as `any4`, with who may use them and what they count.
+fn map_specs(kind: &str, key: &str, addr: &str) -> Vec<SetSpec> {
+    let mut specs = vec![
+        map(kind, format!("type {key} : {addr} . inet_service")),
+        set(format!("mapped_{kind}"), format!("type {key}")),
+        set(format!("guarded_{kind}"), format!("type {key}")),
+        set(
+            format!("allowed_{kind}"),
+            format!("type {key} . {addr}; flags interval"),
+        ),
     ];
-    specs.push(set(FAMILIES, "type nf_proto"));
-    // Not a dynamic set: the kernel would collect elements without connections, and the listing would change by itself.
-    specs.push(set(
-        "flood",
-        format!("type ifname; {}", over(WORKLOAD_CONNECTIONS)),
-    ));
-    specs.push(set("over", "type ifname"));
-    specs.push(set("host_open", "type ifname"));
-    specs.push(set(
-        "host_ports",
-        "type ifname . inet_proto . inet_service; flags interval",
-    ));
-    specs.push(set(CLOSED, "type ifname; counter"));
-    for (v, addr) in [("4", "ipv4_addr"), ("6", "ipv6_addr")] {
-        let own = [
-            set(format!("barred{v}"), "type ifname"),
-            set(
-                format!("crowd{v}"),
-                format!("type {addr}; flags interval; {}", over(MEMBER_CONNECTIONS)),
-            ),
-            set(format!("over{v}"), format!("type {addr}; flags interval")),
-            set(
-                format!("overlay{v}"),
-                format!("type {addr}; flags interval"),
-            ),
-            set(format!("own{v}"), format!("type {addr}")),
-            set(format!("leases{v}"), format!("type ifname . {addr}")),
-            set(format!("local{v}"), format!("type ifname . {addr}")),
-            set(
-                format!("member{v}"),
-                format!("type ifname . {addr}; flags interval"),
-            ),
-            set(
-                format!("within{v}"),
-                format!("type {addr} . {addr}; flags interval"),
-            ),
-            map(format!("source{v}"), format!("type ifname : {addr}")),
-            map(format!("self{v}"), format!("type {addr} . {addr} : {addr}")),
-        ];
-        specs.extend(own);
-        for (kind, key) in [
-            ("exact", format!("{addr} . inet_proto . inet_service")),
-            ("any", "inet_proto . inet_service".to_owned()),
-        ] {
-            specs.push(map(
-                format!("{kind}{v}"),
-                format!("type {key} : {addr} . inet_service"),
-            ));
-            specs.push(set(format!("mapped_{kind}{v}"), format!("type {key}")));
-            specs.push(set(format!("guarded_{kind}{v}"), format!("type {key}")));
-            specs.push(set(
-                format!("allowed_{kind}{v}"),
-                format!("type {key} . {addr}; flags interval"),
-            ));
-            for counted in ["conn", "rx", "tx"] {
-                specs.push(set(
-                    format!("{counted}_{kind}{v}"),
-                    format!("type {key}; counter"),
-                ));
-            }
-        }
-    }
+    let counters = ["conn", "rx", "tx"]
+        .map(|counted| set(format!("{counted}_{kind}"), format!("type {key}; counter")));
+    specs.extend(counters);
     specs
 }
 

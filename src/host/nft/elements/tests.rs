@@ -2,7 +2,7 @@
 
 use super::super::atom::text;
 use super::*;
-use crate::model::host::{NetnsRef, Proto, ResolvConf, TunConfig, WorkloadConfig};
+use crate::model::host::{NetnsRef, Proto, ResolvConf};
 use proptest::prelude::*;
 
 /// The elements of `config` where nothing is barred.
