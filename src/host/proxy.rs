@@ -9,7 +9,6 @@
 //! (`host::flows`). A further one takes the place of the one that has been silent longest, and one that is silent
 //! too long ends by itself.
 
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -321,15 +320,7 @@ async fn tcp(
         }
         let ticket = places.enter(key, 2, CONNECTIONS);
         let number = ticket.number();
-        let (mut goals, tally) = (goals.clone(), tally.clone());
-        let task = flows.spawn(async move {
-            tokio::select! {
-                () = ticket.silent(QUIET) => debug!(target = %goal.target, "silent connection ended"),
-                end = connection(client, &goal, &tally, &ticket) => return end,
-                _ = goals.wait_for(|now| *now != goal) => {}
-            }
-            End::Done
-        });
+        let task = flows.spawn(serve(client, goal, goals.clone(), tally.clone(), ticket));
         places.runs(number, task);
     }
 }
@@ -339,6 +330,22 @@ enum End {
     Done,
     /// Its target refused it.
     Refused,
+}
+
+/// Serves one client until the connection ends, is silent for [`QUIET`], or the map leads elsewhere.
+async fn serve(
+    client: TcpStream,
+    goal: Goal,
+    mut goals: watch::Receiver<Goal>,
+    tally: Arc<Tally>,
+    ticket: Ticket,
+) -> End {
+    tokio::select! {
+        () = ticket.silent(QUIET) => debug!(target = %goal.target, "silent connection ended"),
+        end = connection(client, &goal, &tally, &ticket) => return end,
+        _ = goals.wait_for(|now| *now != goal) => {}
+    }
+    End::Done
 }
 
 async fn connection(client: TcpStream, goal: &Goal, tally: &Tally, ticket: &Ticket) -> End {
@@ -458,14 +465,7 @@ async fn udp(
                 clients.drain().for_each(|(_, client)| client.task.abort());
                 continue;
             }
-            received = listener.recv_from(&mut buffer) => match received {
-                Ok(received) => received,
-                // The answer to something sent before (port unreachable): says nothing of the next datagram.
-                Err(error) => {
-                    debug!(%error, "receive on loopback");
-                    continue;
-                }
-            },
+            received = receive(&listener, &mut buffer) => received,
         };
         let goal = goals.borrow().clone();
         let Some(datagram) = buffer.get(..n).filter(|_| goal.lets_in(from.ip())) else {
@@ -474,37 +474,23 @@ async fn udp(
         // One that was ended for another flow a moment ago begins anew.
         if clients
             .get(&from)
-            .is_some_and(|client| client.task.is_finished())
+            .is_none_or(|client| client.task.is_finished())
         {
             clients.remove(&from);
-        }
-        let client = match clients.entry(from) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(free) => {
-                let ticket = Arc::new(places.enter(key, 1, CLIENTS));
-                let socket = match connected(goal.target).await {
-                    Ok(socket) => Arc::new(socket),
-                    Err(error) => {
-                        debug!(%error, target = %goal.target, "open a socket for a loopback client");
-                        continue;
-                    }
-                };
-                add(&tally.connections, 1);
-                let run = answer(
-                    socket.clone(),
-                    listener.clone(),
-                    from,
-                    ticket.clone(),
-                    tally.clone(),
-                );
-                let task = answers.spawn(run);
-                places.runs(ticket.number(), task.clone());
-                free.insert(Client {
-                    socket,
-                    ticket,
-                    task,
-                })
+            let ticket = Arc::new(places.enter(key, 1, CLIENTS));
+            match begin(&listener, from, &goal, ticket, &tally, &mut answers).await {
+                Ok(client) => {
+                    places.runs(client.ticket.number(), client.task.clone());
+                    clients.insert(from, client);
+                }
+                Err(error) => {
+                    debug!(%error, target = %goal.target, "open a socket for a loopback client");
+                    continue;
+                }
             }
+        }
+        let Some(client) = clients.get(&from) else {
+            continue;
         };
         client.ticket.touch();
         // A full queue or a target that refuses loses the datagram, as UDP may.
@@ -512,6 +498,42 @@ async fn udp(
             add(&tally.rx, n);
         }
     }
+}
+
+/// The length of the next datagram, and who sent it.
+async fn receive(listener: &UdpSocket, buffer: &mut [u8]) -> (usize, SocketAddr) {
+    loop {
+        match listener.recv_from(buffer).await {
+            Ok(received) => return received,
+            // The answer to something sent before (port unreachable): says nothing of the next datagram.
+            Err(error) => debug!(%error, "receive on loopback"),
+        }
+    }
+}
+
+/// Opens a socket to the target for a new client, and passes the answers on.
+async fn begin(
+    listener: &Arc<UdpSocket>,
+    from: SocketAddr,
+    goal: &Goal,
+    ticket: Arc<Ticket>,
+    tally: &Arc<Tally>,
+    answers: &mut JoinSet<()>,
+) -> io::Result<Client> {
+    let socket = Arc::new(connected(goal.target).await?);
+    add(&tally.connections, 1);
+    let run = answer(
+        socket.clone(),
+        listener.clone(),
+        from,
+        ticket.clone(),
+        tally.clone(),
+    );
+    Ok(Client {
+        socket,
+        ticket,
+        task: answers.spawn(run),
+    })
 }
 
 async fn connected(target: SocketAddr) -> io::Result<UdpSocket> {
