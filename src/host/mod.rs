@@ -7,7 +7,6 @@
 
 mod cleanup;
 pub mod conntrack;
-mod cookie;
 mod crowd;
 pub mod door;
 mod events;

@@ -18,7 +18,6 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType};
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
-use super::cookie::{is_netns, netns_cookie};
 use super::inner::Expected;
 use super::netlink::Netlink;
 use super::{failure, sysctl};
@@ -26,6 +25,8 @@ use crate::model::host::{Change, Failure, NamespaceState, NetnsRef, ResolvConf, 
 
 /// Longest a job inside a namespace may take.
 const JOB_TIMEOUT: Duration = Duration::from_secs(5);
+/// `_IO(0xb7, 3)`, see ioctl_ns(2).
+const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
 
 /// Why no work could be done in a namespace.
 #[derive(Debug, thiserror::Error)]
@@ -203,6 +204,53 @@ fn open_namespace(path: &Path) -> io::Result<Option<File>> {
     }
     let file = File::open(format!("/proc/self/fd/{}", place.as_raw_fd()))?;
     Ok(is_netns(&file)?.then_some(file))
+}
+
+/// Whether a file of the namespaces' file system is a network namespace (Linux 4.11).
+///
+/// # Errors
+/// When the kernel does not know the question, for example because the file is none of these.
+#[expect(unsafe_code, reason = "ioctl(NS_GET_NSTYPE) has no safe wrapper")]
+fn is_netns(file: &File) -> io::Result<bool> {
+    // SAFETY: the descriptor is open for the whole call, and the request takes no argument.
+    let kind = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) };
+    if kind < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(kind == libc::CLONE_NEWNET)
+    }
+}
+
+/// A number no other network namespace has had since boot (`SO_NETNS_COOKIE`, Linux 5.14).
+///
+/// Inode numbers of namespaces are used again as soon as one is gone; this is not.
+///
+/// # Errors
+/// When the kernel does not know the option.
+#[expect(
+    unsafe_code,
+    reason = "getsockopt(SO_NETNS_COOKIE) has no safe wrapper"
+)]
+fn netns_cookie() -> io::Result<u64> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    let mut cookie = 0u64;
+    let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is open for the whole call; the kernel writes at most `length` bytes, the size of
+    // `cookie`, to a pointer that is valid and aligned for them.
+    let rc = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if rc == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Looks at a path, and enters it once to see that it works.
