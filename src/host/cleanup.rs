@@ -32,11 +32,11 @@ fn past(change: &Change) -> String {
         Change::DeleteLink { name, .. } => format!("removed link {name}"),
         Change::DelRoute { route, .. } => format!("removed route {route}"),
         Change::DelRule {
-            place: Namespace::Host,
+            ns: Namespace::Host,
             rule,
         } => format!("removed rule {rule}"),
         Change::DelRule {
-            place: Namespace::Netns(netns),
+            ns: Namespace::Netns(netns),
             rule,
         } => {
             format!("removed rule {rule} in {}", netns.path.display())
@@ -101,7 +101,7 @@ async fn inner_rules(kept: &mut Journal, cleaned: &mut Cleaned) -> anyhow::Resul
     let mut stay = BTreeSet::new();
     for (netns, rule) in kept.rules().clone() {
         let change = Change::DelRule {
-            place: Namespace::Netns(netns.clone()),
+            ns: Namespace::Netns(netns.clone()),
             rule: rule.clone(),
         };
         let text = past(&change);
@@ -151,7 +151,7 @@ async fn routes_and_rules(
     if instance.is_none() {
         for route in routes.drain(..) {
             let change = Change::DelRoute {
-                place: Namespace::Host,
+                ns: Namespace::Host,
                 route,
             };
             cleaned.note(&change, netlink.apply(&change).await);
@@ -163,7 +163,7 @@ async fn routes_and_rules(
             .filter(|rule| rule.table == TABLE && rule.source.is_none())
         {
             let change = Change::DelRule {
-                place: Namespace::Host,
+                ns: Namespace::Host,
                 rule,
             };
             cleaned.note(&change, netlink.apply(&change).await);

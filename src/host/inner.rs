@@ -98,13 +98,13 @@ impl Netlink {
 
     /// Our share of the namespace: the expected links with all that hangs on them, and those of `rules` that stand.
     /// Sysctls are not read.
-    pub(super) async fn inner_scene(
+    pub(super) async fn inner_state(
         &self,
         instance: &str,
         expected: &[Expected],
         rules: &BTreeSet<Rule>,
     ) -> anyhow::Result<NamespaceState> {
-        let mut scene = NamespaceState::default();
+        let mut state = NamespaceState::default();
         for wanted in expected {
             let ours = |info: &LinkInfo| match alias_name(instance, &info.link.alias) {
                 Some(name) => name == wanted.name,
@@ -116,7 +116,7 @@ impl Netlink {
                 None => None,
             };
             if let Some(info) = named.iter().find(|info| !ours(info)) {
-                scene.foreign.insert(info.name.clone());
+                state.foreign.insert(info.name.clone());
             }
             let Some(mut info) = indexed.into_iter().chain(named).find(ours) else {
                 continue;
@@ -131,17 +131,17 @@ impl Netlink {
             .await?;
             for table in [MAIN, wanted.table] {
                 self.routes_of(info.index, table, |route| {
-                    scene.routes.insert(Route {
+                    state.routes.insert(Route {
                         link: wanted.name.clone(),
                         ..route
                     });
                 })
                 .await?;
             }
-            scene.links.insert(wanted.name.clone(), info.link);
+            state.links.insert(wanted.name.clone(), info.link);
         }
-        (scene.rules, scene.ahead) = self.rules(|rule| rules.contains(rule)).await?;
-        Ok(scene)
+        (state.rules, state.ahead) = self.rules(|rule| rules.contains(rule)).await?;
+        Ok(state)
     }
 
     async fn addresses_of(

@@ -244,19 +244,19 @@ impl LinuxHost {
     ) -> anyhow::Result<()> {
         let (instance, opened) = (self.instance.clone(), self.opened.clone());
         let ours = move |info: &LinkInfo| Self::owned(&instance, &opened, info);
-        let look = self.netlink.scene(&ours).await?;
+        let look = self.netlink.host_state(&ours).await?;
         observed.table_shared = look.table_shared;
         observed.uplinks = look.uplinks;
         observed.connected = look.connected;
         observed.link_local = look.link_local;
-        observed.places.insert(Namespace::Host, look.scene);
+        observed.namespaces.insert(Namespace::Host, look.state);
         (self.ends, self.numbers) = (look.ends, look.numbers);
         *self.indexes.lock() = look.indexes;
         let mut keys = sysctl_keys(desired, observed)
             .remove(&Namespace::Host)
             .unwrap_or_default();
         keys.extend(self.journal.sysctls().keys().cloned());
-        observed.scene(&Namespace::Host).sysctls = sysctl::read_all(&keys);
+        observed.namespace_mut(&Namespace::Host).sysctls = sysctl::read_all(&keys);
         Ok(())
     }
 
@@ -308,10 +308,10 @@ impl LinuxHost {
         let mut changes = changes.peekable();
         while let Some(change) = changes.next() {
             tracing::debug!(%change, "apply");
-            if let Namespace::Netns(netns) = change.place().clone() {
+            if let Namespace::Netns(netns) = change.namespace().clone() {
                 let mut batch = vec![change];
                 while let Some(next) =
-                    changes.next_if(|next| *next.place() == Namespace::Netns(netns.clone()))
+                    changes.next_if(|next| *next.namespace() == Namespace::Netns(netns.clone()))
                 {
                     batch.push(next);
                 }

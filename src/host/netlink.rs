@@ -25,7 +25,7 @@ use crate::model::host::{NamespaceState, Route, Rule, TABLE, alias_name};
 /// A look at one namespace.
 #[derive(Default)]
 pub(super) struct Look {
-    pub scene: NamespaceState,
+    pub state: NamespaceState,
     pub table_shared: bool,
     pub uplinks: BTreeMap<String, BTreeSet<IpAddr>>,
     pub connected: Vec<(IpNet, String)>,
@@ -45,7 +45,7 @@ impl Look {
         self.ends.insert(name.clone(), info.other_end);
         self.numbers
             .extend(info.other_netns.map(|number| (name.clone(), number)));
-        self.scene.links.insert(name, info.link);
+        self.state.links.insert(name, info.link);
     }
 
     /// Adds a link of somebody else, with those of all `addresses` and `link_local` ones that are on it.
@@ -70,7 +70,7 @@ impl Look {
                 self.uplinks.insert(info.name.clone(), info.link.addresses);
             }
         }
-        self.scene.foreign.insert(info.name);
+        self.state.foreign.insert(info.name);
     }
 }
 
@@ -238,7 +238,7 @@ impl Netlink {
     }
 
     /// Our share of this machine's own namespace. `ours` tells the name a link of ours should have. Sysctls are not read.
-    pub(super) async fn scene(
+    pub(super) async fn host_state(
         &self,
         ours: &(dyn Fn(&LinkInfo) -> Option<String> + Sync),
     ) -> anyhow::Result<Look> {
@@ -268,7 +268,7 @@ impl Netlink {
         for info in self.routes(Some(TABLE)).await? {
             match info.link.and_then(|index| names.get(&index)) {
                 Some(name) if info.ours => {
-                    look.scene.routes.insert(Route {
+                    look.state.routes.insert(Route {
                         link: name.clone(),
                         ..info.route
                     });
@@ -277,7 +277,7 @@ impl Netlink {
                 None => look.table_shared |= info.ours && info.route.table == TABLE,
             }
         }
-        (look.scene.rules, look.scene.ahead) = self
+        (look.state.rules, look.state.ahead) = self
             .rules(|rule| rule.table == TABLE && rule.source.is_none())
             .await?;
         look.connected.sort();

@@ -396,23 +396,23 @@ pub(super) async fn observe(
     cookie: Option<u64>,
     look: Look,
 ) -> Result<(NamespaceState, Option<u64>), NetnsError> {
-    let (scene, cookie) = inside(netns, cookie, move || async move {
+    let (state, cookie) = inside(netns, cookie, move || async move {
         let read = async {
             let netlink = Netlink::open()?;
             netlink
-                .inner_scene(&look.instance, &look.links, &look.rules)
+                .inner_state(&look.instance, &look.links, &look.rules)
                 .await
         };
-        let mut scene = read
+        let mut state = read
             .await
             .map_err(|error| io::Error::other(format!("{error:#}")))?;
-        scene.sysctls = sysctl::read_all(&look.sysctls);
-        Ok::<_, io::Error>(scene)
+        state.sysctls = sysctl::read_all(&look.sysctls);
+        Ok::<_, io::Error>(state)
     })
     .await?;
     let path = netns.path.clone();
     Ok((
-        scene.map_err(|source| NetnsError::Io {
+        state.map_err(|source| NetnsError::Io {
             what: "read",
             path,
             source,

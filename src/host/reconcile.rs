@@ -152,7 +152,7 @@ async fn pass<H: Host>(host: &mut H, config: &HostConfig) -> Outcome {
     let findings = findings(config, &observed);
     let conflict = |change: &Change| match change {
         Change::Conflict {
-            place: Namespace::Host,
+            ns: Namespace::Host,
             link,
         } => Some(link.clone()),
         _ => None,

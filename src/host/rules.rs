@@ -173,22 +173,22 @@ impl Moves {
 
     /// Notes which of the changes that are being made move a rule of ours forward.
     pub(super) fn note(&mut self, observed: &Observed, changes: &[Change], now: Instant) {
-        let forward = |place: &Namespace, rule: &Rule| {
+        let forward = |ns: &Namespace, rule: &Rule| {
             let behind = |old: &Rule| old.is_same_as(rule) && old.priority > rule.priority;
             observed
-                .places
-                .get(place)
-                .is_some_and(|scene| scene.rules.iter().any(behind))
+                .namespaces
+                .get(ns)
+                .is_some_and(|state| state.rules.iter().any(behind))
         };
         let moved: BTreeSet<&Namespace> = changes
             .iter()
             .filter_map(|change| match change {
-                Change::AddRule { place, rule } if forward(place, rule) => Some(place),
+                Change::AddRule { ns, rule } if forward(ns, rule) => Some(ns),
                 _ => None,
             })
             .collect();
-        for place in moved {
-            self.0.entry(place.clone()).or_default().push_back(now);
+        for ns in moved {
+            self.0.entry(ns.clone()).or_default().push_back(now);
         }
     }
 }

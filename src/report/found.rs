@@ -28,11 +28,9 @@ fn problem(found: &Finding, view: &View, name: &impl Fn(PeerId) -> String) -> Pr
             .map_or_else(|| id.to_string(), |s| s.name.to_string())
     };
     let (code, severity, help) = match found {
-        Finding::Outranked {
-            place, priority, ..
-        } => (
+        Finding::Outranked { ns, priority, .. } => (
             Code::RuleOrder,
-            if *place == Namespace::Host {
+            if *ns == Namespace::Host {
                 "error"
             } else {
                 "info"

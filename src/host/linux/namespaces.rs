@@ -39,14 +39,15 @@ enum Prepared {
 impl LinuxHost {
     /// Namespaces of the desired workloads, and those where rules of ours still stand.
     pub(super) async fn observe_inside(&mut self, desired: &HostConfig, observed: &mut Observed) {
-        let mut places: BTreeSet<NetnsRef> = desired.namespaces().into_iter().cloned().collect();
-        places.extend(self.journal.rules().iter().map(|(netns, _)| netns.clone()));
-        self.inside.retain(|netns, _| places.contains(netns));
-        self.gone.retain(|netns| places.contains(netns));
+        let mut namespaces: BTreeSet<NetnsRef> =
+            desired.namespaces().into_iter().cloned().collect();
+        namespaces.extend(self.journal.rules().iter().map(|(netns, _)| netns.clone()));
+        self.inside.retain(|netns, _| namespaces.contains(netns));
+        self.gone.retain(|netns| namespaces.contains(netns));
         let keys = sysctl_keys(desired, observed);
         let news = within::take(&self.heard);
         let mut looks = Vec::new();
-        for netns in places {
+        for netns in namespaces {
             let sysctls = keys
                 .get(&Namespace::Netns(netns.clone()))
                 .cloned()
@@ -59,10 +60,10 @@ impl LinuxHost {
         let outcomes: Vec<_> = futures::stream::iter(looks)
             .map(|(netns, prepared)| async move {
                 let seen = match prepared {
-                    Ok(Prepared::Known(scene)) => Ok((scene, None)),
+                    Ok(Prepared::Known(state)) => Ok((state, None)),
                     Ok(Prepared::Look(cookie, look)) => netns::observe(&netns, cookie, look)
                         .await
-                        .map(|(scene, cookie)| (scene, Some(cookie))),
+                        .map(|(state, cookie)| (state, Some(cookie))),
                     Err(error) => Err(error),
                 };
                 (netns, seen)
@@ -72,13 +73,13 @@ impl LinuxHost {
             .await;
         for (netns, seen) in outcomes {
             match seen {
-                Ok((scene, fresh)) => {
+                Ok((state, fresh)) => {
                     if let Some(cookie) = fresh {
                         let known = self.inside.entry(netns.clone()).or_default();
                         known.cookie = known.cookie.or(cookie);
-                        known.seen = Some((Instant::now(), scene.clone()));
+                        known.seen = Some((Instant::now(), state.clone()));
                     }
-                    observed.places.insert(Namespace::Netns(netns), scene);
+                    observed.namespaces.insert(Namespace::Netns(netns), state);
                 }
                 Err(NetnsError::Gone(path)) => {
                     if self.gone.insert(netns.clone()) {
@@ -103,8 +104,8 @@ impl LinuxHost {
     fn record_rules(&mut self, observed: &Observed) {
         let stand = |netns: &NetnsRef, rule| {
             let unreadable = observed.unreadable.contains(netns);
-            let scene = observed.places.get(&Namespace::Netns(netns.clone()));
-            unreadable || scene.is_some_and(|scene| scene.rules.contains(rule))
+            let state = observed.namespaces.get(&Namespace::Netns(netns.clone()));
+            unreadable || state.is_some_and(|state| state.rules.contains(rule))
         };
         let rules = self
             .journal
@@ -147,18 +148,18 @@ impl LinuxHost {
             .iter()
             .filter(|w| w.netns == *netns)
             .collect();
-        let host = observed.places.get(&Namespace::Host);
+        let host = observed.namespaces.get(&Namespace::Host);
         let pairs = here
             .iter()
-            .all(|w| host.is_some_and(|scene| scene.links.contains_key(&w.host_link)));
+            .all(|w| host.is_some_and(|state| state.links.contains_key(&w.host_link)));
         let known = self.inside.entry(netns.clone()).or_default();
-        if let Some((when, scene)) = known
+        if let Some((when, state)) = known
             .seen
             .as_ref()
             .filter(|(when, _)| pairs && when.elapsed() < BELIEVED)
         {
             tracing::trace!(netns = %netns.path.display(), age = ?when.elapsed(), "believed");
-            return Ok(Prepared::Known(scene.clone()));
+            return Ok(Prepared::Known(state.clone()));
         }
         let link = |w: &&WorkloadConfig| Expected {
             name: w.inner_link.clone(),
@@ -175,7 +176,7 @@ impl LinuxHost {
                 .journal
                 .rules()
                 .iter()
-                .filter(|(place, _)| place == netns)
+                .filter(|(ns, _)| ns == netns)
                 .map(|(_, rule)| rule.clone())
                 .collect(),
             sysctls,

@@ -150,7 +150,7 @@ fn what_a_workload_heaps_up_in_its_namespace_is_not_read() {
         assert!(evil.pings("10.77.0.12"));
         let mut host = linux(&state);
         let observed = host.observe(&desired).await.unwrap();
-        let seen = &observed.places[&Namespace::Netns(netns_evil.clone())];
+        let seen = &observed.namespaces[&Namespace::Netns(netns_evil.clone())];
         assert!(
             seen.foreign.is_empty() && seen.links.len() == 1,
             "{:?} {:?}",

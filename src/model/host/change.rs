@@ -29,7 +29,7 @@ pub enum Change {
     /// Nothing can be done: a link of somebody else has the name we need.
     Conflict {
         /// Where.
-        place: Namespace,
+        ns: Namespace,
         /// The name.
         link: String,
     },
@@ -54,7 +54,7 @@ pub enum Change {
     /// Give a link its name back.
     Rename {
         /// Where.
-        place: Namespace,
+        ns: Namespace,
         /// The name it has.
         from: String,
         /// The name it should have.
@@ -63,7 +63,7 @@ pub enum Change {
     /// Set attributes of a link.
     SetLink {
         /// Where.
-        place: Namespace,
+        ns: Namespace,
         /// The link.
         link: String,
         /// What to set.
@@ -72,7 +72,7 @@ pub enum Change {
     /// Add an address as /32 or /128 without a prefix route.
     AddAddress {
         /// Where.
-        place: Namespace,
+        ns: Namespace,
         /// The link.
         link: String,
         /// The address.
@@ -81,7 +81,7 @@ pub enum Change {
     /// Remove an address.
     DelAddress {
         /// Where.
-        place: Namespace,
+        ns: Namespace,
         /// The link.
         link: String,
         /// The address.
@@ -90,7 +90,7 @@ pub enum Change {
     /// Enter a permanent neighbour.
     SetNeighbour {
         /// Where.
-        place: Namespace,
+        ns: Namespace,
         /// The link.
         link: String,
         /// The neighbour's address.
@@ -101,7 +101,7 @@ pub enum Change {
     /// Remove a neighbour.
     DelNeighbour {
         /// Where.
-        place: Namespace,
+        ns: Namespace,
         /// The link.
         link: String,
         /// The neighbour's address.
@@ -110,7 +110,7 @@ pub enum Change {
     /// Add a route, or replace one of ours with the same table and destination.
     SetRoute {
         /// Where.
-        place: Namespace,
+        ns: Namespace,
         /// The route.
         route: Route,
         /// Whether one of ours is replaced; otherwise one that exists is somebody else's and stays.
@@ -119,28 +119,28 @@ pub enum Change {
     /// Remove a route.
     DelRoute {
         /// Where.
-        place: Namespace,
+        ns: Namespace,
         /// The route.
         route: Route,
     },
     /// Add a rule.
     AddRule {
         /// Where.
-        place: Namespace,
+        ns: Namespace,
         /// The rule.
         rule: Rule,
     },
     /// Remove a rule.
     DelRule {
         /// Where.
-        place: Namespace,
+        ns: Namespace,
         /// The rule.
         rule: Rule,
     },
     /// Write a sysctl.
     SetSysctl {
         /// Where.
-        place: Namespace,
+        ns: Namespace,
         /// Path below `/proc/sys`.
         key: SysctlKey,
         /// The value.
@@ -190,20 +190,20 @@ impl Change {
     }
 
     /// The namespace the change is made in.
-    pub fn place(&self) -> &Namespace {
+    pub fn namespace(&self) -> &Namespace {
         match self {
-            Change::Conflict { place, .. }
-            | Change::Rename { place, .. }
-            | Change::SetLink { place, .. }
-            | Change::AddAddress { place, .. }
-            | Change::DelAddress { place, .. }
-            | Change::SetNeighbour { place, .. }
-            | Change::DelNeighbour { place, .. }
-            | Change::SetRoute { place, .. }
-            | Change::DelRoute { place, .. }
-            | Change::AddRule { place, .. }
-            | Change::DelRule { place, .. }
-            | Change::SetSysctl { place, .. } => place,
+            Change::Conflict { ns, .. }
+            | Change::Rename { ns, .. }
+            | Change::SetLink { ns, .. }
+            | Change::AddAddress { ns, .. }
+            | Change::DelAddress { ns, .. }
+            | Change::SetNeighbour { ns, .. }
+            | Change::DelNeighbour { ns, .. }
+            | Change::SetRoute { ns, .. }
+            | Change::DelRoute { ns, .. }
+            | Change::AddRule { ns, .. }
+            | Change::DelRule { ns, .. }
+            | Change::SetSysctl { ns, .. } => ns,
             Change::OpenTun(_)
             | Change::CloseTun { .. }
             | Change::CreateVeth(_)
@@ -231,7 +231,7 @@ impl fmt::Display for In<'_> {
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Change::Conflict { place, link } => write!(f, "make link {link}{}", In(place)),
+            Change::Conflict { ns, link } => write!(f, "make link {link}{}", In(ns)),
             Change::OpenTun(tun) => write!(f, "open TUN {}", tun.name),
             Change::CloseTun { name, .. } => write!(f, "close TUN {name}"),
             Change::CreateVeth(w) => {
@@ -244,44 +244,31 @@ impl fmt::Display for Change {
                 )
             }
             Change::DeleteLink { name, .. } => write!(f, "delete link {name}"),
-            Change::Rename { place, from, to } => {
-                write!(f, "rename link {from} to {to}{}", In(place))
+            Change::Rename { ns, from, to } => {
+                write!(f, "rename link {from} to {to}{}", In(ns))
             }
-            Change::SetLink { place, link, .. } => write!(f, "set up link {link}{}", In(place)),
-            Change::AddAddress {
-                place,
-                link,
-                address,
-            } => write!(f, "add address {address} to {link}{}", In(place)),
-            Change::DelAddress {
-                place,
-                link,
-                address,
-            } => {
-                write!(f, "remove address {address} from {link}{}", In(place))
+            Change::SetLink { ns, link, .. } => write!(f, "set up link {link}{}", In(ns)),
+            Change::AddAddress { ns, link, address } => {
+                write!(f, "add address {address} to {link}{}", In(ns))
+            }
+            Change::DelAddress { ns, link, address } => {
+                write!(f, "remove address {address} from {link}{}", In(ns))
             }
             Change::SetNeighbour {
-                place,
-                link,
-                address,
-                ..
+                ns, link, address, ..
             } => {
-                write!(f, "enter neighbour {address} on {link}{}", In(place))
+                write!(f, "enter neighbour {address} on {link}{}", In(ns))
             }
-            Change::DelNeighbour {
-                place,
-                link,
-                address,
-            } => {
-                write!(f, "remove neighbour {address} from {link}{}", In(place))
+            Change::DelNeighbour { ns, link, address } => {
+                write!(f, "remove neighbour {address} from {link}{}", In(ns))
             }
-            Change::SetRoute { place, route, .. } => write!(f, "add route {route}{}", In(place)),
-            Change::DelRoute { place, route } => write!(f, "remove route {route}{}", In(place)),
-            Change::AddRule { place, rule } => write!(f, "add rule {rule}{}", In(place)),
-            Change::DelRule { place, rule } => write!(f, "remove rule {rule}{}", In(place)),
-            Change::SetSysctl {
-                place, key, value, ..
-            } => write!(f, "set sysctl {key} to {value}{}", In(place)),
+            Change::SetRoute { ns, route, .. } => write!(f, "add route {route}{}", In(ns)),
+            Change::DelRoute { ns, route } => write!(f, "remove route {route}{}", In(ns)),
+            Change::AddRule { ns, rule } => write!(f, "add rule {rule}{}", In(ns)),
+            Change::DelRule { ns, rule } => write!(f, "remove rule {rule}{}", In(ns)),
+            Change::SetSysctl { ns, key, value, .. } => {
+                write!(f, "set sysctl {key} to {value}{}", In(ns))
+            }
             Change::RestoreSysctl { key } => write!(f, "restore sysctl {key}"),
             Change::ForgetSysctl { key } => write!(
                 f,

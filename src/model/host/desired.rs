@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::sysctls::{SysctlWant, global_sysctls, link_ipv6, tun_sysctls, veth_sysctls};
+use super::sysctls::{DesiredSysctl, global_sysctls, link_ipv6, tun_sysctls, veth_sysctls};
 use super::{
     Family, HostConfig, LAST_PRIORITY, Namespace, NamespaceState, NetnsRef, Observed, PRIORITY,
     Route, Rule, SysctlKey, TABLE, TX_QUEUE, TunConfig, WorkloadConfig, alias, forwarding,
@@ -17,7 +17,7 @@ const MAIN: u32 = 254;
 
 /// One link as it should be.
 #[derive(Debug, Clone)]
-pub(super) struct LinkWant {
+pub(super) struct DesiredLink {
     pub alias: String,
     pub mtu: u32,
     pub txqueuelen: Option<u32>,
@@ -28,12 +28,12 @@ pub(super) struct LinkWant {
 
 /// One namespace as it should be.
 #[derive(Debug, Clone, Default)]
-pub(super) struct NamespaceWant {
-    pub links: BTreeMap<String, LinkWant>,
+pub(super) struct DesiredNamespace {
+    pub links: BTreeMap<String, DesiredLink>,
     pub routes: BTreeSet<Route>,
     pub rules: BTreeSet<Rule>,
     /// In the order they are to be written.
-    pub sysctls: Vec<SysctlWant>,
+    pub sysctls: Vec<DesiredSysctl>,
 }
 
 /// Families the kernel speaks.
@@ -59,40 +59,40 @@ pub(super) fn alive<'a>(
 }
 
 /// The whole desired state, namespace by namespace.
-pub(super) fn wanted(
+pub(super) fn desired_namespaces(
     desired: &HostConfig,
     observed: &Observed,
-) -> BTreeMap<Namespace, NamespaceWant> {
+) -> BTreeMap<Namespace, DesiredNamespace> {
     let families = Families {
         ipv6: observed.ipv6,
     };
-    let mut places = BTreeMap::from([(Namespace::Host, NamespaceWant::default())]);
+    let mut namespaces = BTreeMap::from([(Namespace::Host, DesiredNamespace::default())]);
     for workload in alive(desired, observed) {
-        let inner = inner_want(desired, workload, &families);
-        let scene: &mut NamespaceWant = places
+        let inner = desired_inner(desired, workload, &families);
+        let state: &mut DesiredNamespace = namespaces
             .entry(Namespace::Netns(workload.netns.clone()))
             .or_default();
-        scene.links.extend(inner.links);
+        state.links.extend(inner.links);
         inner
             .routes
             .into_iter()
-            .for_each(|route| add_route(scene, route));
-        scene.rules.extend(inner.rules);
-        scene.sysctls.extend(inner.sysctls);
+            .for_each(|route| add_route(state, route));
+        state.rules.extend(inner.rules);
+        state.sysctls.extend(inner.sysctls);
     }
-    if let Some(host) = places.get_mut(&Namespace::Host) {
-        host_want(host, desired, observed, &families);
+    if let Some(host) = namespaces.get_mut(&Namespace::Host) {
+        desired_host(host, desired, observed, &families);
     }
-    for (place, scene) in &mut places {
-        if let Some(seen) = observed.places.get(place) {
-            let stay = observed.stay.contains(place);
-            scene.rules = std::mem::take(&mut scene.rules)
+    for (ns, state) in &mut namespaces {
+        if let Some(seen) = observed.namespaces.get(ns) {
+            let stay = observed.stay.contains(ns);
+            state.rules = std::mem::take(&mut state.rules)
                 .into_iter()
                 .map(|rule| in_front(rule, seen, stay))
                 .collect();
         }
     }
-    places
+    namespaces
 }
 
 /// A rule of ours that is to be first, before the first of any other program: whoever adds a rule without a priority gets
@@ -120,8 +120,8 @@ fn in_front(rule: Rule, seen: &NamespaceState, stay: bool) -> Rule {
     Rule { priority, ..rule }
 }
 
-fn host_want(
-    host: &mut NamespaceWant,
+fn desired_host(
+    host: &mut DesiredNamespace,
     desired: &HostConfig,
     observed: &Observed,
     families: &Families,
@@ -129,7 +129,7 @@ fn host_want(
     host.sysctls.extend(global_sysctls(desired, observed));
     for tun in &desired.tuns {
         host.links
-            .insert(tun.name.clone(), tun_want(desired, tun, families));
+            .insert(tun.name.clone(), desired_tun(desired, tun, families));
         host.sysctls.extend(tun_sysctls(tun, observed));
         for prefix in desired
             .overlay(tun)
@@ -143,7 +143,7 @@ fn host_want(
     for workload in alive(desired, observed) {
         host.links.insert(
             workload.host_link.clone(),
-            veth_want(desired, workload, families),
+            desired_veth(desired, workload, families),
         );
         host.sysctls.extend(veth_sysctls(workload, observed));
         for address in workload.addresses.iter().filter(|a| families.keep(a)) {
@@ -169,12 +169,12 @@ fn host_route(destination: IpNet, link: &str, source: Option<IpAddr>) -> Route {
 
 /// A namespace that cannot be read keeps what it has: the pair, its routes.
 fn keep_unreadable(
-    host: &mut NamespaceWant,
+    host: &mut DesiredNamespace,
     desired: &HostConfig,
     observed: &Observed,
     families: &Families,
 ) {
-    let Some(seen) = observed.places.get(&Namespace::Host) else {
+    let Some(seen) = observed.namespaces.get(&Namespace::Host) else {
         return;
     };
     for workload in desired
@@ -185,7 +185,7 @@ fn keep_unreadable(
         if seen.links.contains_key(&workload.host_link) {
             host.links.insert(
                 workload.host_link.clone(),
-                veth_want(desired, workload, families),
+                desired_veth(desired, workload, families),
             );
         }
         let routes = seen.routes.iter().filter(|r| r.link == workload.host_link);
@@ -211,18 +211,18 @@ fn host_rules(desired: &HostConfig, families: &Families) -> impl Iterator<Item =
 
 /// A table has one route to a destination. Two workloads of one subnet in one namespace: what bears no source yet goes
 /// along the first, and each answers along its own by its rule.
-fn add_route(scene: &mut NamespaceWant, route: Route) {
-    if !scene
+fn add_route(state: &mut DesiredNamespace, route: Route) {
+    if !state
         .routes
         .iter()
         .any(|r| (r.table, r.destination) == (route.table, route.destination))
     {
-        scene.routes.insert(route);
+        state.routes.insert(route);
     }
 }
 
-fn tun_want(desired: &HostConfig, tun: &TunConfig, families: &Families) -> LinkWant {
-    LinkWant {
+fn desired_tun(desired: &HostConfig, tun: &TunConfig, families: &Families) -> DesiredLink {
+    DesiredLink {
         alias: alias(&desired.instance, "tun", &tun.name),
         mtu: u32::from(tun.mtu),
         txqueuelen: Some(TX_QUEUE),
@@ -239,11 +239,15 @@ fn tun_want(desired: &HostConfig, tun: &TunConfig, families: &Families) -> LinkW
 
 /// The host end: no address of its own, the workload entered as a permanent neighbour so that nobody can answer for
 /// it.
-fn veth_want(desired: &HostConfig, workload: &WorkloadConfig, families: &Families) -> LinkWant {
+fn desired_veth(
+    desired: &HostConfig,
+    workload: &WorkloadConfig,
+    families: &Families,
+) -> DesiredLink {
     let inner = workload
         .mac
         .unwrap_or_else(|| inner_mac(&desired.instance, &workload.host_link));
-    LinkWant {
+    DesiredLink {
         alias: alias(&desired.instance, "veth", &workload.host_link),
         mtu: u32::from(workload.mtu),
         txqueuelen: None,
@@ -259,11 +263,11 @@ fn veth_want(desired: &HostConfig, workload: &WorkloadConfig, families: &Familie
 }
 
 /// The workload's end, and the routes, rules and sysctls there.
-fn inner_want(
+fn desired_inner(
     desired: &HostConfig,
     workload: &WorkloadConfig,
     families: &Families,
-) -> NamespaceWant {
+) -> DesiredNamespace {
     let own: Vec<IpAddr> = workload
         .addresses
         .iter()
@@ -281,10 +285,10 @@ fn inner_want(
     } else {
         Vec::new()
     };
-    NamespaceWant {
+    DesiredNamespace {
         links: BTreeMap::from([(
             workload.inner_link.clone(),
-            inner_link_want(desired, workload, &own, &gateways),
+            desired_inner_link(desired, workload, &own, &gateways),
         )]),
         routes: inner_routes(workload, &own, &gateways),
         rules: inner_rules(workload, &own, &gateways),
@@ -293,17 +297,17 @@ fn inner_want(
 }
 
 /// The workload's end, with the gateways entered as permanent neighbours.
-fn inner_link_want(
+fn desired_inner_link(
     desired: &HostConfig,
     workload: &WorkloadConfig,
     own: &[IpAddr],
     gateways: &[IpAddr],
-) -> LinkWant {
+) -> DesiredLink {
     let gateway_mac = host_mac(&desired.instance, &workload.host_link);
     let mac = workload
         .mac
         .unwrap_or_else(|| inner_mac(&desired.instance, &workload.host_link));
-    LinkWant {
+    DesiredLink {
         alias: alias(&desired.instance, "inner", &workload.inner_link),
         mtu: u32::from(workload.mtu),
         txqueuelen: None,
@@ -413,10 +417,10 @@ pub fn sysctl_keys(
     desired: &HostConfig,
     observed: &Observed,
 ) -> BTreeMap<Namespace, BTreeSet<SysctlKey>> {
-    let keys = |scene: NamespaceWant| scene.sysctls.into_iter().map(|want| want.key).collect();
-    let mut all: BTreeMap<Namespace, BTreeSet<SysctlKey>> = wanted(desired, observed)
+    let keys = |state: DesiredNamespace| state.sysctls.into_iter().map(|want| want.key).collect();
+    let mut all: BTreeMap<Namespace, BTreeSet<SysctlKey>> = desired_namespaces(desired, observed)
         .into_iter()
-        .map(|(place, scene)| (place, keys(scene)))
+        .map(|(ns, state)| (ns, keys(state)))
         .collect();
     all.entry(Namespace::Host)
         .or_default()

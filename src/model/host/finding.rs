@@ -6,7 +6,7 @@ use std::fmt;
 
 use ipnet::IpNet;
 
-use super::desired::wanted;
+use super::desired::desired_namespaces;
 use super::{Beginner, Excess, Family, HostConfig, Namespace, Observed, PRIORITY};
 use crate::model::id::SubnetId;
 
@@ -19,7 +19,7 @@ pub enum Finding {
     /// A rule of policy routing is asked before ours: packets for the overlay may leave in the clear.
     Outranked {
         /// Where.
-        place: Namespace,
+        ns: Namespace,
         /// Family of both.
         family: Family,
         /// Priority of the other rule.
@@ -55,7 +55,7 @@ impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Finding::Outranked {
-                place,
+                ns,
                 family,
                 priority,
                 what,
@@ -69,7 +69,7 @@ impl fmt::Display for Finding {
                     f,
                     "the {family} rule {priority} ({what}) of another program is asked before byway's"
                 )?;
-                match place {
+                match ns {
                     Namespace::Host => {
                         write!(f, ": packets for the overlay may leave by it, in the clear")
                     }
@@ -144,11 +144,11 @@ pub fn findings(desired: &HostConfig, observed: &Observed) -> Vec<Finding> {
 }
 
 fn outranked(desired: &HostConfig, observed: &Observed, found: &mut Vec<Finding>) {
-    for (place, want) in wanted(desired, observed) {
-        let Some(scene) = observed.places.get(&place) else {
+    for (ns, want) in desired_namespaces(desired, observed) {
+        let Some(state) = observed.namespaces.get(&ns) else {
             continue;
         };
-        for (family, ahead) in &scene.ahead {
+        for (family, ahead) in &state.ahead {
             let first = want
                 .rules
                 .iter()
@@ -158,7 +158,7 @@ fn outranked(desired: &HostConfig, observed: &Observed, found: &mut Vec<Finding>
             if first.is_some_and(|first| ahead.priority <= first) {
                 let (priority, what) = (ahead.priority, ahead.what.clone());
                 found.push(Finding::Outranked {
-                    place: place.clone(),
+                    ns: ns.clone(),
                     family: *family,
                     priority,
                     what,
@@ -201,7 +201,7 @@ mod tests {
             what: "lookup 51820".to_owned(),
         };
         observed
-            .scene(&Namespace::Host)
+            .namespace_mut(&Namespace::Host)
             .ahead
             .insert(Family::V4, ahead);
         observed
@@ -215,7 +215,7 @@ mod tests {
     }
 
     fn priorities(observed: &Observed) -> Vec<u32> {
-        observed.places[&Namespace::Host]
+        observed.namespaces[&Namespace::Host]
             .rules
             .iter()
             .map(|rule| rule.priority)
@@ -239,7 +239,7 @@ mod tests {
                 "{other}"
             );
             // It goes back when the other one goes.
-            observed.scene(&Namespace::Host).ahead.clear();
+            observed.namespace_mut(&Namespace::Host).ahead.clear();
             follow(&mut observed);
             assert_eq!(priorities(&observed), [PRIORITY]);
         }
@@ -268,7 +268,7 @@ mod tests {
             table: TABLE,
             priority: PRIORITY,
         };
-        assert!(observed.places[&Namespace::Host].rules.contains(&rule));
+        assert!(observed.namespaces[&Namespace::Host].rules.contains(&rule));
     }
 
     #[test]

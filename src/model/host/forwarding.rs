@@ -59,7 +59,7 @@ pub fn switch_of_every_link(key: &str) -> Option<SysctlKey> {
 impl Observed {
     /// Whether a sysctl of the host is on.
     pub(super) fn is_on(&self, key: &str) -> bool {
-        self.places
+        self.namespaces
             .get(&Namespace::Host)
             .and_then(|host| host.sysctls.get(key))
             .is_some_and(|value| value == "1")
@@ -150,13 +150,16 @@ mod tests {
 
     fn set(observed: &mut Observed, key: &str, value: &str) {
         observed
-            .scene(&Namespace::Host)
+            .namespace_mut(&Namespace::Host)
             .sysctls
             .insert(key.to_owned(), value.to_owned());
     }
 
     fn value(observed: &Observed, key: &str) -> Option<String> {
-        observed.places[&Namespace::Host].sysctls.get(key).cloned()
+        observed.namespaces[&Namespace::Host]
+            .sysctls
+            .get(key)
+            .cloned()
     }
 
     /// One subnet with a port of every local address mapped in both families, or with none.

@@ -171,7 +171,7 @@ pub struct NamespaceState {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Observed {
     /// Our share of the host's namespace and of the workloads'.
-    pub places: BTreeMap<Namespace, NamespaceState>,
+    pub namespaces: BTreeMap<Namespace, NamespaceState>,
     /// Namespaces that exist and could not be read: nothing of theirs is changed.
     pub unreadable: BTreeSet<NetnsRef>,
     /// Whether the kernel speaks IPv6.
@@ -244,46 +244,46 @@ impl Observed {
             Change::OpenTun(tun) => self.add_link(&Namespace::Host, &tun.name, None),
             Change::CloseTun { link, .. } | Change::DeleteLink { link, .. } => self.drop_link(link),
             Change::CreateVeth(workload) => self.add_pair(&desired.instance, workload),
-            Change::Rename {
-                place, to: link, ..
-            }
-            | Change::SetLink { place, link, .. }
-            | Change::AddAddress { place, link, .. }
-            | Change::DelAddress { place, link, .. }
-            | Change::SetNeighbour { place, link, .. }
-            | Change::DelNeighbour { place, link, .. } => {
-                if let Some(link) = self.scene(place).links.get_mut(link) {
+            Change::Rename { ns, to: link, .. }
+            | Change::SetLink { ns, link, .. }
+            | Change::AddAddress { ns, link, .. }
+            | Change::DelAddress { ns, link, .. }
+            | Change::SetNeighbour { ns, link, .. }
+            | Change::DelNeighbour { ns, link, .. } => {
+                if let Some(link) = self.namespace_mut(ns).links.get_mut(link) {
                     link.absorb(change);
                 }
             }
-            Change::SetRoute { place, route, .. } => {
-                let routes = &mut self.scene(place).routes;
+            Change::SetRoute { ns, route, .. } => {
+                let routes = &mut self.namespace_mut(ns).routes;
                 routes.retain(|r| (r.table, r.destination) != (route.table, route.destination));
                 routes.insert(route.clone());
             }
-            Change::DelRoute { place, route } => {
-                self.scene(place).routes.remove(route);
+            Change::DelRoute { ns, route } => {
+                self.namespace_mut(ns).routes.remove(route);
             }
-            Change::AddRule { place, rule } => {
-                self.scene(place).rules.insert(rule.clone());
+            Change::AddRule { ns, rule } => {
+                self.namespace_mut(ns).rules.insert(rule.clone());
             }
-            Change::DelRule { place, rule } => {
-                self.scene(place).rules.remove(rule);
+            Change::DelRule { ns, rule } => {
+                self.namespace_mut(ns).rules.remove(rule);
             }
             Change::SetSysctl {
-                place,
+                ns,
                 key,
                 value,
                 keep,
             } => {
-                self.scene(place).sysctls.insert(key.clone(), value.clone());
+                self.namespace_mut(ns)
+                    .sysctls
+                    .insert(key.clone(), value.clone());
                 if *keep {
                     self.keep_sysctl(key);
                 }
             }
             Change::RestoreSysctl { key } => {
                 self.kept_sysctls.remove(key);
-                self.scene(&Namespace::Host).sysctls.remove(key);
+                self.namespace_mut(&Namespace::Host).sysctls.remove(key);
             }
             Change::ForgetSysctl { key } => {
                 self.kept_sysctls.remove(key);
@@ -300,23 +300,23 @@ impl Observed {
     }
 
     /// Our share of a namespace, made if there was none.
-    pub fn scene(&mut self, place: &Namespace) -> &mut NamespaceState {
-        self.places.entry(place.clone()).or_default()
+    pub fn namespace_mut(&mut self, ns: &Namespace) -> &mut NamespaceState {
+        self.namespaces.entry(ns.clone()).or_default()
     }
 
     /// Our share of the host's namespace: its links by the name they should have, with routes of [`TABLE`].
     pub fn host_links(&self) -> impl Iterator<Item = &Link> {
-        self.places
+        self.namespaces
             .get(&Namespace::Host)
             .into_iter()
-            .flat_map(|scene| scene.links.values())
+            .flat_map(|state| state.links.values())
     }
 
     /// Whether any route of ours is in the host's table.
     pub fn has_host_routes(&self) -> bool {
-        self.places
+        self.namespaces
             .get(&Namespace::Host)
-            .is_some_and(|scene| scene.routes.iter().any(|r| r.table == TABLE))
+            .is_some_and(|state| state.routes.iter().any(|r| r.table == TABLE))
     }
 
     /// The former value of a sysctl is kept from now on.
@@ -326,14 +326,14 @@ impl Observed {
     }
 
     /// A new link, as the kernel makes one.
-    fn add_link(&mut self, place: &Namespace, name: &str, mac: Option<[u8; 6]>) {
+    fn add_link(&mut self, ns: &Namespace, name: &str, mac: Option<[u8; 6]>) {
         let link = Link {
             name: name.to_owned(),
             mtu: 1500,
             mac,
             ..Link::default()
         };
-        self.scene(place).links.insert(name.to_owned(), link);
+        self.namespace_mut(ns).links.insert(name.to_owned(), link);
     }
 
     /// A new veth pair, one end here and one in the workload's namespace.
@@ -357,11 +357,11 @@ impl Observed {
             .remove(link)
             .map(|(netns, inner)| (Namespace::Netns(netns), inner));
         let ends = [Some((Namespace::Host, link.to_owned())), other];
-        for (place, name) in ends.into_iter().flatten() {
-            let scene = self.scene(&place);
-            scene.links.remove(&name);
-            scene.routes.retain(|r| r.link != name);
-            scene
+        for (ns, name) in ends.into_iter().flatten() {
+            let state = self.namespace_mut(&ns);
+            state.links.remove(&name);
+            state.routes.retain(|r| r.link != name);
+            state
                 .sysctls
                 .retain(|key, _| key.split('/').nth(3) != Some(name.as_str()));
         }

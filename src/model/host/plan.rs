@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use super::desired::{LinkWant, NamespaceWant, alive, wanted};
+use super::desired::{DesiredLink, DesiredNamespace, alive, desired_namespaces};
 use super::{
     Change, GSO_MAX_SIZE, HostConfig, Link, LinkSet, Namespace, NamespaceState, Observed,
     ResolvConf, WorkloadConfig, resolvers,
@@ -17,27 +17,27 @@ use super::{
 /// Objects that do not bear our mark are never in it, except as [`Change::Conflict`] where one has a name we need.
 pub fn plan(desired: &HostConfig, observed: &Observed) -> Vec<Change> {
     let mut plan = Plan::default();
-    let mut want = wanted(desired, observed);
+    let mut want = desired_namespaces(desired, observed);
     let empty = NamespaceState::default();
-    let host = observed.places.get(&Namespace::Host).unwrap_or(&empty);
+    let host = observed.namespaces.get(&Namespace::Host).unwrap_or(&empty);
     plan.adds.extend(
         observed
             .lost_switches()
             .map(|key| Change::ForgetSysctl { key: key.clone() }),
     );
     plan.make_links(desired, observed, host, &mut want);
-    for (place, scene) in &want {
-        plan.scene(
-            place,
-            scene,
-            observed.places.get(place).unwrap_or(&empty),
+    for (ns, state) in &want {
+        plan.namespace(
+            ns,
+            state,
+            observed.namespaces.get(ns).unwrap_or(&empty),
             observed,
         );
     }
     // Namespaces nothing is wanted in any more: only rules outlive a link there.
-    for (place, scene) in &observed.places {
-        if !want.contains_key(place) && !unreadable(place, observed) {
-            plan.scene(place, &NamespaceWant::default(), scene, observed);
+    for (ns, state) in &observed.namespaces {
+        if !want.contains_key(ns) && !unreadable(ns, observed) {
+            plan.namespace(ns, &DesiredNamespace::default(), state, observed);
         }
     }
     plan.resolvers(desired, observed);
@@ -47,8 +47,8 @@ pub fn plan(desired: &HostConfig, observed: &Observed) -> Vec<Change> {
     plan.adds
 }
 
-fn unreadable(place: &Namespace, observed: &Observed) -> bool {
-    matches!(place, Namespace::Netns(netns) if observed.unreadable.contains(netns))
+fn unreadable(ns: &Namespace, observed: &Observed) -> bool {
+    matches!(ns, Namespace::Netns(netns) if observed.unreadable.contains(netns))
 }
 
 #[derive(Default)]
@@ -66,7 +66,7 @@ impl Plan {
         desired: &HostConfig,
         observed: &Observed,
         host: &NamespaceState,
-        want: &mut BTreeMap<Namespace, NamespaceWant>,
+        want: &mut BTreeMap<Namespace, DesiredNamespace>,
     ) {
         for tun in desired
             .tuns
@@ -90,11 +90,11 @@ impl Plan {
         workload: &WorkloadConfig,
         observed: &Observed,
         host: &NamespaceState,
-        want: &mut BTreeMap<Namespace, NamespaceWant>,
+        want: &mut BTreeMap<Namespace, DesiredNamespace>,
     ) {
-        let inner_place = Namespace::Netns(workload.netns.clone());
-        let inner = observed.places.get(&inner_place);
-        let has_inner = inner.is_some_and(|scene| scene.links.contains_key(&workload.inner_link));
+        let inner_ns = Namespace::Netns(workload.netns.clone());
+        let inner = observed.namespaces.get(&inner_ns);
+        let has_inner = inner.is_some_and(|state| state.links.contains_key(&workload.inner_link));
         let outer = host.links.get(&workload.host_link);
         if outer.is_some() && has_inner {
             return;
@@ -106,18 +106,18 @@ impl Plan {
                 host.foreign.contains(&workload.host_link),
             ),
             (
-                &inner_place,
+                &inner_ns,
                 &workload.inner_link,
-                inner.is_some_and(|scene| scene.foreign.contains(&workload.inner_link)),
+                inner.is_some_and(|state| state.foreign.contains(&workload.inner_link)),
             ),
         ];
-        if let Some((place, name, _)) = taken.iter().find(|(.., taken)| *taken) {
+        if let Some((ns, name, _)) = taken.iter().find(|(.., taken)| *taken) {
             self.adds.push(Change::Conflict {
-                place: (*place).clone(),
+                ns: (*ns).clone(),
                 link: (*name).clone(),
             });
             forget(&Namespace::Host, &workload.host_link, want);
-            forget(&inner_place, &workload.inner_link, want);
+            forget(&inner_ns, &workload.inner_link, want);
             return;
         }
         // Half a pair is of no use (its other end was moved away), and its name is needed: the one delete ahead of
@@ -132,83 +132,82 @@ impl Plan {
             .push(Change::CreateVeth(Box::new(workload.clone())));
         self.fresh
             .insert((Namespace::Host, workload.host_link.clone()));
-        self.fresh
-            .insert((inner_place, workload.inner_link.clone()));
+        self.fresh.insert((inner_ns, workload.inner_link.clone()));
     }
 
     fn refuse(
         &mut self,
-        place: &Namespace,
+        ns: &Namespace,
         link: &str,
-        want: &mut BTreeMap<Namespace, NamespaceWant>,
+        want: &mut BTreeMap<Namespace, DesiredNamespace>,
     ) {
         self.adds.push(Change::Conflict {
-            place: place.clone(),
+            ns: ns.clone(),
             link: link.to_owned(),
         });
-        forget(place, link, want);
+        forget(ns, link, want);
     }
 
     /// Everything within one namespace.
-    fn scene(
+    fn namespace(
         &mut self,
-        place: &Namespace,
-        want: &NamespaceWant,
-        scene: &NamespaceState,
+        ns: &Namespace,
+        want: &DesiredNamespace,
+        state: &NamespaceState,
         observed: &Observed,
     ) {
         for name in want.links.keys() {
-            if let Some(link) = scene
+            if let Some(link) = state
                 .links
                 .get(name)
-                .filter(|l| l.name != *name && !self.is_fresh(place, name))
+                .filter(|l| l.name != *name && !self.is_fresh(ns, name))
             {
                 self.adds.push(Change::Rename {
-                    place: place.clone(),
+                    ns: ns.clone(),
                     from: link.name.clone(),
                     to: name.clone(),
                 });
             }
         }
-        self.sysctls(place, want, scene);
+        self.sysctls(ns, want, state);
         for (name, link) in &want.links {
             let fresh = Link::default();
-            let is = if self.is_fresh(place, name) {
+            let is = if self.is_fresh(ns, name) {
                 &fresh
             } else {
-                scene.links.get(name).unwrap_or(&fresh)
+                state.links.get(name).unwrap_or(&fresh)
             };
-            self.link(place, name, link, is);
+            self.link(ns, name, link, is);
         }
-        self.routes(place, want, scene);
-        for rule in want.rules.difference(&scene.rules) {
+        self.routes(ns, want, state);
+        for rule in want.rules.difference(&state.rules) {
             self.adds.push(Change::AddRule {
-                place: place.clone(),
+                ns: ns.clone(),
                 rule: rule.clone(),
             });
         }
-        let keep_rules = *place == Namespace::Host && observed.table_shared;
-        for rule in scene.rules.difference(&want.rules).filter(|_| !keep_rules) {
+        let keep_rules = *ns == Namespace::Host && observed.table_shared;
+        for rule in state.rules.difference(&want.rules).filter(|_| !keep_rules) {
             self.deletes.push(Change::DelRule {
-                place: place.clone(),
+                ns: ns.clone(),
                 rule: rule.clone(),
             });
         }
     }
 
-    fn is_fresh(&self, place: &Namespace, link: &str) -> bool {
-        self.fresh.contains(&(place.clone(), link.to_owned()))
+    fn is_fresh(&self, ns: &Namespace, link: &str) -> bool {
+        self.fresh.contains(&(ns.clone(), link.to_owned()))
     }
 
     /// A sysctl of a fresh link is written without looking; one that does not exist elsewhere is not written at all.
-    fn sysctls(&mut self, place: &Namespace, want: &NamespaceWant, scene: &NamespaceState) {
+    fn sysctls(&mut self, ns: &Namespace, want: &DesiredNamespace, state: &NamespaceState) {
         for sysctl in &want.sysctls {
             let fresh = sysctl
                 .key
                 .split('/')
                 .nth(3)
-                .is_some_and(|link| self.is_fresh(place, link));
-            let value = scene.sysctls.get(&sysctl.key).map(String::as_str);
+                .is_some_and(|link| self.is_fresh(ns, link));
+            let value = state.sysctls.get(&sysctl.key).map(String::as_str);
             let differs = match (fresh, sysctl.only_over) {
                 (true, _) => true,
                 (false, Some(over)) => value == Some(over),
@@ -216,7 +215,7 @@ impl Plan {
             };
             if differs {
                 self.adds.push(Change::SetSysctl {
-                    place: place.clone(),
+                    ns: ns.clone(),
                     key: sysctl.key.clone(),
                     value: sysctl.value.to_owned(),
                     keep: sysctl.keep,
@@ -225,7 +224,7 @@ impl Plan {
         }
     }
 
-    fn link(&mut self, place: &Namespace, name: &str, want: &LinkWant, is: &Link) {
+    fn link(&mut self, ns: &Namespace, name: &str, want: &DesiredLink, is: &Link) {
         let set = LinkSet {
             alias: (is.alias != want.alias).then(|| want.alias.clone()),
             mtu: (is.mtu != want.mtu).then_some(want.mtu),
@@ -237,14 +236,14 @@ impl Plan {
         let link = name.to_owned();
         if set != LinkSet::default() {
             self.adds.push(Change::SetLink {
-                place: place.clone(),
+                ns: ns.clone(),
                 link: link.clone(),
                 set,
             });
         }
         for address in want.addresses.difference(&is.addresses) {
             self.adds.push(Change::AddAddress {
-                place: place.clone(),
+                ns: ns.clone(),
                 link: link.clone(),
                 address: *address,
             });
@@ -256,7 +255,7 @@ impl Plan {
         {
             let (address, mac) = (*address, *mac);
             self.adds.push(Change::SetNeighbour {
-                place: place.clone(),
+                ns: ns.clone(),
                 link: link.clone(),
                 address,
                 mac,
@@ -264,7 +263,7 @@ impl Plan {
         }
         for address in is.addresses.difference(&want.addresses) {
             self.deletes.push(Change::DelAddress {
-                place: place.clone(),
+                ns: ns.clone(),
                 link: link.clone(),
                 address: *address,
             });
@@ -275,19 +274,19 @@ impl Plan {
             .filter(|address| !want.neighbours.contains_key(address))
         {
             self.deletes.push(Change::DelNeighbour {
-                place: place.clone(),
+                ns: ns.clone(),
                 link: link.clone(),
                 address: *address,
             });
         }
     }
 
-    fn routes(&mut self, place: &Namespace, want: &NamespaceWant, scene: &NamespaceState) {
+    fn routes(&mut self, ns: &Namespace, want: &DesiredNamespace, state: &NamespaceState) {
         let lives = |link: &str| {
-            want.links.contains_key(link) && !self.fresh.contains(&(place.clone(), link.to_owned()))
+            want.links.contains_key(link) && !self.fresh.contains(&(ns.clone(), link.to_owned()))
         };
         // Routes of a link that goes, or was made anew, went with it.
-        let here: BTreeSet<_> = scene.routes.iter().filter(|r| lives(&r.link)).collect();
+        let here: BTreeSet<_> = state.routes.iter().filter(|r| lives(&r.link)).collect();
         let mut missing: Vec<_> = want.routes.iter().filter(|r| !here.contains(r)).collect();
         // Next hops must be reachable when they are named.
         missing.sort_by_key(|r| r.gateway.is_some());
@@ -299,7 +298,7 @@ impl Plan {
                 replaced.insert(key);
             }
             self.adds.push(Change::SetRoute {
-                place: place.clone(),
+                ns: ns.clone(),
                 route: route.clone(),
                 replace,
             });
@@ -310,7 +309,7 @@ impl Plan {
                 self.deletes.insert(
                     0,
                     Change::DelRoute {
-                        place: place.clone(),
+                        ns: ns.clone(),
                         route: route.clone(),
                     },
                 );
@@ -350,7 +349,7 @@ impl Plan {
         &mut self,
         desired: &HostConfig,
         host: &NamespaceState,
-        want: Option<&NamespaceWant>,
+        want: Option<&DesiredNamespace>,
     ) {
         for (key, link) in &host.links {
             if want.is_some_and(|want| want.links.contains_key(key)) {
@@ -368,7 +367,7 @@ impl Plan {
         }
     }
 
-    fn restore_sysctls(&mut self, observed: &Observed, want: Option<&NamespaceWant>) {
+    fn restore_sysctls(&mut self, observed: &Observed, want: Option<&DesiredNamespace>) {
         let stays = |key: &String| {
             want.is_some_and(|want| want.sysctls.iter().any(|s| s.keep && s.key == *key))
         };
@@ -385,11 +384,11 @@ impl Plan {
 }
 
 /// Takes a link that cannot be made out of the wanted state.
-fn forget(place: &Namespace, link: &str, want: &mut BTreeMap<Namespace, NamespaceWant>) {
-    if let Some(scene) = want.get_mut(place) {
-        scene.links.remove(link);
-        scene.routes.retain(|r| r.link != link);
-        scene
+fn forget(ns: &Namespace, link: &str, want: &mut BTreeMap<Namespace, DesiredNamespace>) {
+    if let Some(state) = want.get_mut(ns) {
+        state.links.remove(link);
+        state.routes.retain(|r| r.link != link);
+        state
             .sysctls
             .retain(|s| s.key.split('/').nth(3) != Some(link));
     }

@@ -6,7 +6,7 @@ use super::{Family, HostConfig, Observed, SysctlKey, TunConfig, WorkloadConfig, 
 
 /// One sysctl as it should be.
 #[derive(Debug, Clone)]
-pub(super) struct SysctlWant {
+pub(super) struct DesiredSysctl {
     pub key: SysctlKey,
     pub value: &'static str,
     /// It outlives our links: the former value is kept.
@@ -15,8 +15,8 @@ pub(super) struct SysctlWant {
     pub only_over: Option<&'static str>,
 }
 
-fn own(key: String, value: &'static str) -> SysctlWant {
-    SysctlWant {
+fn own(key: String, value: &'static str) -> DesiredSysctl {
+    DesiredSysctl {
         key,
         value,
         keep: false,
@@ -24,8 +24,8 @@ fn own(key: String, value: &'static str) -> SysctlWant {
     }
 }
 
-fn lasting(key: String, value: &'static str) -> SysctlWant {
-    SysctlWant {
+fn lasting(key: String, value: &'static str) -> DesiredSysctl {
+    DesiredSysctl {
         key,
         value,
         keep: true,
@@ -36,7 +36,7 @@ fn lasting(key: String, value: &'static str) -> SysctlWant {
 /// IPv6 on a link of ours: on even where the namespace turned it off by default (container engines do), no router
 /// advertisements, no link-local address (`addr_gen_mode` 1: nothing of ours needs one, and it would send MLD and
 /// solicitations into the overlay).
-pub(super) fn link_ipv6(link: &str) -> impl Iterator<Item = SysctlWant> + use<'_> {
+pub(super) fn link_ipv6(link: &str) -> impl Iterator<Item = DesiredSysctl> + use<'_> {
     [
         ("disable_ipv6", "0"),
         ("addr_gen_mode", "1"),
@@ -48,7 +48,7 @@ pub(super) fn link_ipv6(link: &str) -> impl Iterator<Item = SysctlWant> + use<'_
 
 /// Forwarding from a link of ours. Linux decides by the link a packet came in on; for IPv6 `force_forwarding` alone
 /// is enough, and without it only `conf.all.forwarding` counts.
-fn link_forwarding(link: &str, observed: &Observed, ipv6: bool) -> Vec<SysctlWant> {
+fn link_forwarding(link: &str, observed: &Observed, ipv6: bool) -> Vec<DesiredSysctl> {
     let mut wants = vec![own(format!("net/ipv4/conf/{link}/forwarding"), "1")];
     if ipv6 && observed.ipv6 && observed.force_forwarding {
         wants.push(own(format!("net/ipv6/conf/{link}/force_forwarding"), "1"));
@@ -56,7 +56,7 @@ fn link_forwarding(link: &str, observed: &Observed, ipv6: bool) -> Vec<SysctlWan
     wants
 }
 
-pub(super) fn tun_sysctls(tun: &TunConfig, observed: &Observed) -> Vec<SysctlWant> {
+pub(super) fn tun_sysctls(tun: &TunConfig, observed: &Observed) -> Vec<DesiredSysctl> {
     let ipv6 = tun.addresses.iter().any(IpAddr::is_ipv6);
     // Loose: what a peer may send is checked against its leases before it is written to the TUN.
     let mut wants = vec![own(format!("net/ipv4/conf/{}/rp_filter", tun.name), "2")];
@@ -69,7 +69,7 @@ pub(super) fn tun_sysctls(tun: &TunConfig, observed: &Observed) -> Vec<SysctlWan
     wants
 }
 
-pub(super) fn veth_sysctls(workload: &WorkloadConfig, observed: &Observed) -> Vec<SysctlWant> {
+pub(super) fn veth_sysctls(workload: &WorkloadConfig, observed: &Observed) -> Vec<DesiredSysctl> {
     let ipv6 = workload.addresses.iter().any(IpAddr::is_ipv6);
     // Strict: a workload may send from its own addresses only.
     let mut wants = vec![own(
@@ -86,7 +86,7 @@ pub(super) fn veth_sysctls(workload: &WorkloadConfig, observed: &Observed) -> Ve
 /// Sysctls that outlive our links: the links clients of port maps come in on must forward, and a kernel without
 /// `force_forwarding` forwards IPv6 everywhere or nowhere. There a link that listens to router advertisements goes on
 /// doing so (`accept_ra` 2).
-pub(super) fn global_sysctls(desired: &HostConfig, observed: &Observed) -> Vec<SysctlWant> {
+pub(super) fn global_sysctls(desired: &HostConfig, observed: &Observed) -> Vec<DesiredSysctl> {
     let mut wants = Vec::new();
     for (link, addresses) in observed
         .uplinks
@@ -124,7 +124,7 @@ pub(super) fn global_sysctls(desired: &HostConfig, observed: &Observed) -> Vec<S
             .filter_map(|m| m.target)
             .any(|t| t.is_ipv6());
     if observed.ipv6 && !observed.force_forwarding && forwards_v6 {
-        wants.extend(observed.uplinks.keys().map(|link| SysctlWant {
+        wants.extend(observed.uplinks.keys().map(|link| DesiredSysctl {
             key: format!("net/ipv6/conf/{link}/accept_ra"),
             value: "2",
             keep: true,

@@ -126,7 +126,7 @@ fn kernel(ipv6: bool, force_forwarding: bool) -> Observed {
         "/etc/netns/ns1/resolv.conf".into(),
         "nameserver 192.0.2.54\n".to_owned(),
     );
-    let host = observed.scene(&Namespace::Host);
+    let host = observed.namespace_mut(&Namespace::Host);
     host.foreign.insert("eth0".to_owned());
     host.sysctls
         .insert("net/ipv4/conf/eth0/forwarding".to_owned(), "0".to_owned());
@@ -145,7 +145,7 @@ fn reach(desired: &HostConfig, observed: &mut Observed) -> Vec<Change> {
 
 /// Someone takes things away.
 fn disturb(observed: &mut Observed, what: u8) {
-    let host = observed.scene(&Namespace::Host);
+    let host = observed.namespace_mut(&Namespace::Host);
     let first = host.links.keys().next().cloned();
     match (what, first) {
         (0, _) => host.routes.clear(),
@@ -167,7 +167,7 @@ fn disturb(observed: &mut Observed, what: u8) {
         (7, _) => host.links.values_mut().for_each(|link| {
             link.addresses.insert("198.51.100.1".parse().unwrap());
         }),
-        (8, _) => observed.places.retain(|place, _| *place == Namespace::Host),
+        (8, _) => observed.namespaces.retain(|ns, _| *ns == Namespace::Host),
         _ => host.links.values_mut().for_each(|link| link.alias.clear()),
     }
 }
@@ -196,8 +196,8 @@ proptest! {
         let mut observed = kernel(ipv6, force);
         reach(&desired, &mut observed);
         reach(&HostConfig { instance: desired.instance, ..HostConfig::default() }, &mut observed);
-        for scene in observed.places.values() {
-            prop_assert!(scene.links.is_empty() && scene.routes.is_empty() && scene.rules.is_empty());
+        for state in observed.namespaces.values() {
+            prop_assert!(state.links.is_empty() && state.routes.is_empty() && state.rules.is_empty());
         }
         prop_assert!(observed.kept_sysctls.is_empty() && observed.kept_resolvers.is_empty());
     }
@@ -240,12 +240,12 @@ fn one() -> HostConfig {
 fn foreign_kernel_objects_survive() {
     let mut observed = kernel(true, true);
     observed
-        .scene(&Namespace::Host)
+        .namespace_mut(&Namespace::Host)
         .foreign
         .insert("bw-net1".to_owned());
     let changes = plan(&one(), &observed);
     assert!(changes.contains(&Change::Conflict {
-        place: Namespace::Host,
+        ns: Namespace::Host,
         link: "bw-net1".to_owned()
     }));
     let touches = |c: &Change| match c {
@@ -314,7 +314,7 @@ fn rules_stay_while_another_daemon_has_routes() {
     assert!(!changes.iter().any(|c| matches!(
         c,
         Change::DelRule {
-            place: Namespace::Host,
+            ns: Namespace::Host,
             ..
         }
     )));
@@ -329,15 +329,13 @@ fn dead_workload_is_removed_and_unreadable_one_stays() {
     unreadable
         .unreadable
         .insert(desired.workloads[0].netns.clone());
-    unreadable
-        .places
-        .retain(|place, _| *place == Namespace::Host);
+    unreadable.namespaces.retain(|ns, _| *ns == Namespace::Host);
     assert_eq!(plan(&desired, &unreadable), Vec::new());
     observed.dead.insert((
         desired.workloads[0].subnet,
         desired.workloads[0].name.clone(),
     ));
-    observed.places.retain(|place, _| *place == Namespace::Host);
+    observed.namespaces.retain(|ns, _| *ns == Namespace::Host);
     let changes = reach(&desired, &mut observed);
     assert!(
         changes
@@ -346,7 +344,7 @@ fn dead_workload_is_removed_and_unreadable_one_stays() {
         "{changes:?}"
     );
     assert!(
-        !observed.places[&Namespace::Host]
+        !observed.namespaces[&Namespace::Host]
             .routes
             .iter()
             .any(|r| r.link.starts_with("bwv"))
@@ -368,7 +366,7 @@ fn changed_source_replaces_the_route() {
         source: Some(ip("10.1.9.9")),
     };
     assert!(changes.contains(&Change::SetRoute {
-        place: Namespace::Host,
+        ns: Namespace::Host,
         route,
         replace: true
     }));
