@@ -42,13 +42,7 @@ pub(super) async fn run(args: PingArgs, context: &Context) -> Result<Outcome, Er
             _ = tokio::signal::ctrl_c() => break,
             _ = clock.tick() => {}
         }
-        let Response::Ping(probe) = context.client.call(&request).await? else {
-            return Err(Error::new(
-                ErrorKind::Failed,
-                Code::Api,
-                "the daemon answered something else than a ping",
-            ));
-        };
+        let probe = probe(context, &request).await?;
         let first = total.is_none();
         let sum = match total.as_mut() {
             Some(sum) => {
@@ -69,9 +63,23 @@ pub(super) async fn run(args: PingArgs, context: &Context) -> Result<Outcome, Er
             }
         }
     }
-    let Some(sum) = total else {
-        return Ok(Outcome::default());
-    };
+    total.map_or_else(|| Ok(Outcome::default()), |sum| told(sum, context))
+}
+
+/// Sends one probe.
+async fn probe(context: &Context, request: &Request) -> Result<PingInfo, Error> {
+    match context.client.call(request).await? {
+        Response::Ping(probe) => Ok(probe),
+        _ => Err(Error::new(
+            ErrorKind::Failed,
+            Code::Api,
+            "the daemon answered something else than a ping",
+        )),
+    }
+}
+
+/// What all probes come to.
+fn told(sum: PingInfo, context: &Context) -> Result<Outcome, Error> {
     let error = (sum.received == 0).then(|| {
         let message = format!(
             "no answer from {}: none of {} probes came back",

@@ -179,33 +179,46 @@ fn subnet(s: &SubnetStatus, style: Style) -> String {
         }
         out += &table.render();
     }
-    if !s.workloads.is_empty() {
-        let here: Vec<String> = s
-            .workloads
-            .iter()
-            .map(|w| {
-                format!(
-                    "{} {}",
-                    w.workload,
-                    w.addresses
-                        .first()
-                        .map(ToString::to_string)
-                        .unwrap_or_default()
-                )
-            })
-            .collect();
-        out += &format!("here: {}\n", print::clean(&here.join(", ")));
+    out += &attached_here(s);
+    out += &dropped(s);
+    out
+}
+
+/// The line of the workloads that are attached to this machine, if any.
+fn attached_here(s: &SubnetStatus) -> String {
+    if s.workloads.is_empty() {
+        return String::new();
     }
+    let here: Vec<String> = s
+        .workloads
+        .iter()
+        .map(|w| {
+            format!(
+                "{} {}",
+                w.workload,
+                w.addresses
+                    .first()
+                    .map(ToString::to_string)
+                    .unwrap_or_default()
+            )
+        })
+        .collect();
+    format!("here: {}\n", print::clean(&here.join(", ")))
+}
+
+/// The line of the packets that were dropped, by reason, if any were.
+fn dropped(s: &SubnetStatus) -> String {
     let drops: Vec<String> = s
         .drops
         .iter()
         .filter(|(_, n)| **n > 0)
         .map(|(why, n)| format!("{why} {n}"))
         .collect();
-    if !drops.is_empty() {
-        out += &format!("dropped: {}\n", print::clean(&drops.join(", ")));
+    if drops.is_empty() {
+        String::new()
+    } else {
+        format!("dropped: {}\n", print::clean(&drops.join(", ")))
     }
-    out
 }
 
 fn peer_row(p: &PeerStatus, style: Style) -> [String; 7] {

@@ -166,42 +166,9 @@ pub(super) fn report(refused: &clap::Error, args: &[OsString]) -> u8 {
 /// The error of a value is its own; the parser's are `E-USAGE`.
 fn error(refused: &clap::Error) -> Error {
     if let Some(own) = std::error::Error::source(refused).and_then(|e| e.downcast_ref::<Error>()) {
-        let argument = refused
-            .get(ContextKind::InvalidArg)
-            .map(ToString::to_string)
-            .unwrap_or_default();
-        let argument = argument
-            .split_whitespace()
-            .next()
-            .unwrap_or_default()
-            .to_owned();
-        let message = if argument.is_empty() {
-            own.message.clone()
-        } else {
-            format!("{argument}: {}", own.message)
-        };
-        return Error {
-            message,
-            ..own.clone()
-        };
+        return of_argument(refused, own);
     }
-    let usage = match refused.get(ContextKind::Usage) {
-        Some(ContextValue::StyledStr(text)) => text.to_string(),
-        // Where the whole help is the error, its usage is a line of it.
-        _ => refused
-            .render()
-            .to_string()
-            .lines()
-            .find(|line| line.starts_with("Usage: "))
-            .unwrap_or_default()
-            .to_owned(),
-    };
-    let usage = usage
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .trim_start_matches("Usage: ")
-        .to_owned();
+    let usage = usage_line(refused);
     let command: Vec<&str> = usage
         .split(' ')
         .take_while(|w| !w.starts_with(['<', '[', '-']))
@@ -229,6 +196,43 @@ fn error(refused: &clap::Error) -> Error {
         usage
     };
     wrong(Code::Usage, message.join(" ")).hint(hint)
+}
+
+/// The error of a value, with the argument that it was given for.
+fn of_argument(refused: &clap::Error, own: &Error) -> Error {
+    let argument = refused
+        .get(ContextKind::InvalidArg)
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    let message = match argument.split_whitespace().next() {
+        Some(argument) => format!("{argument}: {}", own.message),
+        None => own.message.clone(),
+    };
+    Error {
+        message,
+        ..own.clone()
+    }
+}
+
+/// How the command that was refused is used: one line, without `Usage: `.
+fn usage_line(refused: &clap::Error) -> String {
+    let usage = match refused.get(ContextKind::Usage) {
+        Some(ContextValue::StyledStr(text)) => text.to_string(),
+        // Where the whole help is the error, its usage is a line of it.
+        _ => refused
+            .render()
+            .to_string()
+            .lines()
+            .find(|line| line.starts_with("Usage: "))
+            .unwrap_or_default()
+            .to_owned(),
+    };
+    usage
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .trim_start_matches("Usage: ")
+        .to_owned()
 }
 
 /// A word where a verb is expected: one of a later version, one close to a verb that does no harm, or any other.
