@@ -171,57 +171,63 @@ impl Reader<'_> {
                 ..DeclaredSubnet::default()
             };
             let before = self.errors.len();
-            for (name, value) in table {
-                let place = self.place(name.span().start);
-                let key = name.get_ref().as_ref();
-                if !subnet::KEYS.contains(&key) {
-                    self.errors
-                        .push(unknown(place, "subnet", key, subnet::KEYS.to_vec()));
-                    continue;
-                }
-                let kind = if subnet::LISTS.contains(&key) {
-                    Kind::List
-                } else {
-                    Kind::Text
-                };
-                let Some(taken) = self.value(&format!("subnet.{key}"), kind, value) else {
-                    continue;
-                };
-                if let Err(why) = subnet.set(key, &taken) {
-                    self.errors.push(ConfigError::value(
-                        place,
-                        &format!("subnet.{key}"),
-                        &taken.to_string(),
-                        &why,
-                    ));
-                }
-            }
-            let twin = subnet
-                .id
-                .and_then(|id| config.subnets.iter().find(|s| s.id == Some(id)));
+            self.subnet_keys(&mut subnet, table);
             if self.errors.len() > before {
                 continue;
-            } else if subnet.id.is_none() && subnet.invite_file.is_none() {
-                let message = "[[subnet]] needs id or invite_file".to_owned();
-                self.errors.push(ConfigError {
-                    code: Code::ConfigKey,
+            }
+            match undeclarable(&subnet, &config.subnets) {
+                Some((code, message)) => self.errors.push(ConfigError {
+                    code,
                     place: origin,
                     key: "subnet.id".into(),
                     message,
-                });
-            } else if let Some(twin) = twin {
-                let message = format!("this subnet is declared already at {}", twin.origin);
-                self.errors.push(ConfigError {
-                    code: Code::ConfigValue,
-                    place: origin,
-                    key: "subnet.id".into(),
-                    message,
-                });
-            } else {
-                config.subnets.push(subnet);
+                }),
+                None => config.subnets.push(subnet),
             }
         }
     }
+
+    /// Reads the keys of one `[[subnet]]` table.
+    fn subnet_keys(&mut self, subnet: &mut DeclaredSubnet, table: &DeTable<'_>) {
+        for (name, value) in table {
+            let place = self.place(name.span().start);
+            let key = name.get_ref().as_ref();
+            if !subnet::KEYS.contains(&key) {
+                self.errors
+                    .push(unknown(place, "subnet", key, subnet::KEYS.to_vec()));
+                continue;
+            }
+            let kind = if subnet::LISTS.contains(&key) {
+                Kind::List
+            } else {
+                Kind::Text
+            };
+            let Some(taken) = self.value(&format!("subnet.{key}"), kind, value) else {
+                continue;
+            };
+            if let Err(why) = subnet.set(key, &taken) {
+                self.errors.push(ConfigError::value(
+                    place,
+                    &format!("subnet.{key}"),
+                    &taken.to_string(),
+                    &why,
+                ));
+            }
+        }
+    }
+}
+
+/// Why a subnet cannot be declared beside those before it.
+fn undeclarable(subnet: &DeclaredSubnet, others: &[DeclaredSubnet]) -> Option<(Code, String)> {
+    if subnet.id.is_none() && subnet.invite_file.is_none() {
+        let message = "[[subnet]] needs id or invite_file".to_owned();
+        return Some((Code::ConfigKey, message));
+    }
+    let twin = subnet
+        .id
+        .and_then(|id| others.iter().find(|s| s.id == Some(id)))?;
+    let message = format!("this subnet is declared already at {}", twin.origin);
+    Some((Code::ConfigValue, message))
 }
 
 /// Names that may stand in the table `prefix`.
