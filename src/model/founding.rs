@@ -61,6 +61,10 @@ impl Founding {
     }
 }
 
+fn usage(code: Code, message: String) -> Error {
+    Error::new(Kind::Usage, code, message)
+}
+
 fn prefix6(asked: Option<Option<Ipv6Net>>) -> Prefix6 {
     match asked {
         None => Prefix6::None,
@@ -168,41 +172,9 @@ impl State {
         same.then_some(subnet)
     }
 
-    /// Founds a subnet: this node owns it and is its first member.
-    ///
-    /// # Errors
-    /// `E-SUBNET-EXISTS`, `E-CIDR`, `E-CIDR-OVERLAP`, `E-POOL-NONE`.
-    pub fn found(&self, founding: Founding, now: u64) -> Result<Subnet> {
-        self.check_alias(&founding.name, Coming::Founded)?;
-        let taken: Vec<IpNet> = founding
-            .around
-            .taken()
-            .chain(self.subnets.values().flat_map(|s| s.records.prefixes()))
-            .collect();
-        let usage = |code, message: String| Error::new(Kind::Usage, code, message);
-        let cidr4 = match founding.cidr4 {
-            None => None,
-            Some(Some(given)) => Some(given),
-            Some(None) => Some(pick_pool4(
-                &taken,
-                founding.salt.first().copied().unwrap_or(0),
-            )?),
-        };
-        for given in cidr4
-            .map(IpNet::V4)
-            .into_iter()
-            .chain(founding.cidr6.flatten().map(IpNet::V6))
-        {
-            if let Some(why) = pool_fault(given) {
-                return Err(usage(Code::Cidr, format!("{given} {why}")));
-            }
-        }
-        if cidr4.is_none() && founding.cidr6.is_none() {
-            return Err(usage(
-                Code::Cidr,
-                "a subnet needs a version 4 or a version 6 pool".to_owned(),
-            ));
-        }
+    /// The founding statement of a subnet with these values; what was left open is chosen.
+    fn genesis_of(&self, founding: &Founding, now: u64) -> Result<Genesis> {
+        let cidr4 = self.pool4_of(founding)?;
         let pool_len = cidr4.map_or(16, |c| c.prefix_len());
         let block4 = founding.block4.unwrap_or_else(|| default_block4(pool_len));
         if block4 < pool_len || block4 > 32 {
@@ -232,8 +204,50 @@ impl State {
             created: now,
             salt: founding.salt,
         };
-        let genesis = Genesis::parse(&genesis.encode())
-            .map_err(|_| usage(Code::Cidr, "these values make no subnet".to_owned()))?;
+        Genesis::parse(&genesis.encode())
+            .map_err(|_| usage(Code::Cidr, "these values make no subnet".to_owned()))
+    }
+
+    /// The version 4 pool, picked where none is given. Pools of either version that cannot be had are refused.
+    fn pool4_of(&self, founding: &Founding) -> Result<Option<Ipv4Net>> {
+        let taken: Vec<IpNet> = founding
+            .around
+            .taken()
+            .chain(self.subnets.values().flat_map(|s| s.records.prefixes()))
+            .collect();
+        let cidr4 = match founding.cidr4 {
+            None => None,
+            Some(Some(given)) => Some(given),
+            Some(None) => Some(pick_pool4(
+                &taken,
+                founding.salt.first().copied().unwrap_or(0),
+            )?),
+        };
+        for given in cidr4
+            .map(IpNet::V4)
+            .into_iter()
+            .chain(founding.cidr6.flatten().map(IpNet::V6))
+        {
+            if let Some(why) = pool_fault(given) {
+                return Err(usage(Code::Cidr, format!("{given} {why}")));
+            }
+        }
+        if cidr4.is_none() && founding.cidr6.is_none() {
+            return Err(usage(
+                Code::Cidr,
+                "a subnet needs a version 4 or a version 6 pool".to_owned(),
+            ));
+        }
+        Ok(cidr4)
+    }
+
+    /// Founds a subnet: this node owns it and is its first member.
+    ///
+    /// # Errors
+    /// `E-SUBNET-EXISTS`, `E-CIDR`, `E-CIDR-OVERLAP`, `E-POOL-NONE`.
+    pub fn found(&self, founding: Founding, now: u64) -> Result<Subnet> {
+        self.check_alias(&founding.name, Coming::Founded)?;
+        let genesis = self.genesis_of(&founding, now)?;
         let id = genesis.id();
         let records = Records::new(genesis);
         self.check_overlap(

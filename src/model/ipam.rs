@@ -335,17 +335,13 @@ impl Pools {
     }
 }
 
-/// One address per family out of `leases` for a workload, none of them in `used`; v4 and v6 get the same host number
-/// where they can. `wanted` has at most one of a family.
-///
-/// # Errors
-/// `E-ADDRESS-TAKEN`, `E-NOT-LEASED` for a wanted one; `E-BLOCK-FULL`.
-pub fn free_addresses(
+/// Refuses a wanted address that is not leased, or in use.
+fn check_wanted(
     pools: &Pools,
     leases: &[IpNet],
     used: &BTreeSet<IpAddr>,
     wanted: &[IpAddr],
-) -> Result<Vec<IpAddr>> {
+) -> Result<()> {
     for &address in wanted {
         if !leases.iter().any(|l| l.contains(&address)) || !pools.usable(address) {
             return Err(Error::new(
@@ -363,26 +359,60 @@ pub fn free_addresses(
             ));
         }
     }
+    Ok(())
+}
+
+/// Addresses of a version 4 lease that a workload may get.
+fn hosts4(lease: Ipv4Net) -> impl Iterator<Item = IpAddr> {
+    let first = u32::from(lease.network());
+    let last = u32::from(lease.broadcast());
+    // Blocks have network and broadcast addresses of their own only in people's eyes; theirs are left unused.
+    let (from, to) = if lease.prefix_len() >= 31 {
+        (first, last)
+    } else {
+        (first.saturating_add(2), last.saturating_sub(1))
+    };
+    (from..=to).map(|a| IpAddr::V4(a.into()))
+}
+
+/// Addresses of a version 6 lease that a workload may get: the one with host number `same` first, where it has that.
+fn hosts6(lease: Ipv6Net, same: Option<u32>) -> impl Iterator<Item = IpAddr> {
+    let base = u128::from(lease.network());
+    let span = 1u128
+        .checked_shl(128 - u32::from(lease.prefix_len()))
+        .unwrap_or(u128::MAX)
+        .min(1 << 20);
+    let first = same.filter(|s| u128::from(*s) < span).map(u128::from);
+    let range = if lease.prefix_len() == 128 {
+        0..1
+    } else {
+        2..span
+    };
+    first
+        .into_iter()
+        .chain(range)
+        .map(move |i| IpAddr::V6(Ipv6Addr::from(base.saturating_add(i))))
+}
+
+/// One address per family out of `leases` for a workload, none of them in `used`; v4 and v6 get the same host number
+/// where they can. `wanted` has at most one of a family.
+///
+/// # Errors
+/// `E-ADDRESS-TAKEN`, `E-NOT-LEASED` for a wanted one; `E-BLOCK-FULL`.
+pub fn free_addresses(
+    pools: &Pools,
+    leases: &[IpNet],
+    used: &BTreeSet<IpAddr>,
+    wanted: &[IpAddr],
+) -> Result<Vec<IpAddr>> {
+    check_wanted(pools, leases, used, wanted)?;
+    let free = |a: &IpAddr| pools.usable(*a) && !used.contains(a);
     let mut found: Vec<IpAddr> = wanted.to_vec();
-    let v4 = leases
-        .iter()
-        .filter_map(|l| if let IpNet::V4(n) = l { Some(*n) } else { None });
     if !found.iter().any(IpAddr::is_ipv4) {
-        let pick = v4.flat_map(|n| {
-            let first = u32::from(n.network());
-            let last = u32::from(n.broadcast());
-            // Blocks have network and broadcast addresses of their own only in people's eyes; theirs are left unused.
-            let (from, to) = if n.prefix_len() >= 31 {
-                (first, last)
-            } else {
-                (first.saturating_add(2), last.saturating_sub(1))
-            };
-            (from..=to).map(|a| IpAddr::V4(a.into()))
-        });
-        found.extend(
-            pick.take(1 << 20)
-                .find(|a| pools.usable(*a) && !used.contains(a)),
-        );
+        let v4 = leases
+            .iter()
+            .filter_map(|l| if let IpNet::V4(n) = l { Some(*n) } else { None });
+        found.extend(v4.flat_map(hosts4).take(1 << 20).find(free));
     }
     if !found.iter().any(IpAddr::is_ipv6) {
         let same = found.iter().find_map(|a| {
@@ -392,23 +422,10 @@ pub fn free_addresses(
                 None
             }
         });
-        let mut pick = leases
+        let v6 = leases
             .iter()
-            .filter_map(|l| if let IpNet::V6(n) = l { Some(*n) } else { None })
-            .flat_map(|n| {
-                let base = u128::from(n.network());
-                let span = 1u128
-                    .checked_shl(128 - u32::from(n.prefix_len()))
-                    .unwrap_or(u128::MAX)
-                    .min(1 << 20);
-                let first = same.filter(|s| u128::from(*s) < span).map(u128::from);
-                let range = if n.prefix_len() == 128 { 0..1 } else { 2..span };
-                first
-                    .into_iter()
-                    .chain(range)
-                    .map(move |i| IpAddr::V6(Ipv6Addr::from(base.saturating_add(i))))
-            });
-        found.extend(pick.find(|a| pools.usable(*a) && !used.contains(a)));
+            .filter_map(|l| if let IpNet::V6(n) = l { Some(*n) } else { None });
+        found.extend(v6.flat_map(|n| hosts6(n, same)).find(free));
     }
     if found.is_empty() {
         return Err(Error::new(

@@ -94,19 +94,7 @@ impl Subnet {
         self.require_admin(me, &resolved)?;
         let pools = self.records.pools();
         let mut fresh: BTreeMap<PeerId, Vec<IpNet>> = BTreeMap::new();
-        let mut held: Prefixes<PeerId> = Prefixes::default();
-        let leased = resolved
-            .members
-            .iter()
-            .flat_map(|(p, m)| m.leases.iter().map(move |l| (*l, *p)));
-        let reserved = self
-            .local
-            .reserved
-            .iter()
-            .flat_map(|(p, leases)| leases.iter().map(move |l| (*l, *p)));
-        leased
-            .chain(reserved)
-            .for_each(|(lease, peer)| held.insert(lease, peer));
+        let mut held = self.holders(&resolved);
         for (prefix, owner) in entries {
             if *prefix == prefix.trunc() && pools.covers(*prefix) && !self.may_lease(me, *prefix) {
                 return Err(self.not_in_part(&resolved, &prefix.to_string()));
@@ -137,20 +125,7 @@ impl Subnet {
                 }
             }
         }
-        for (owner, prefixes) in &fresh {
-            let before = resolved.members.get(owner).map_or_else(
-                || self.local.reserved.get(owner).map_or(0, Vec::len),
-                |member| member.grant.leases.len(),
-            );
-            // Two places are left for the block a peer gets when it joins.
-            if before.saturating_add(prefixes.len()).saturating_add(2) > MAX_LEASES {
-                return Err(Error::new(
-                    Kind::Conflict,
-                    Code::LeaseMany,
-                    format!("one member holds at most {} leases", MAX_LEASES - 2),
-                ));
-            }
-        }
+        self.check_number(&fresh, &resolved)?;
         let changed = !fresh.is_empty();
         for (owner, prefixes) in fresh {
             match resolved.members.get(&owner) {
@@ -164,6 +139,47 @@ impl Subnet {
             }
         }
         Ok(changed)
+    }
+
+    /// Who holds which prefix, or is to hold it.
+    fn holders(&self, resolved: &Resolved) -> Prefixes<PeerId> {
+        let leased = resolved
+            .members
+            .iter()
+            .flat_map(|(p, m)| m.leases.iter().map(move |l| (*l, *p)));
+        let reserved = self
+            .local
+            .reserved
+            .iter()
+            .flat_map(|(p, leases)| leases.iter().map(move |l| (*l, *p)));
+        let mut held = Prefixes::default();
+        leased
+            .chain(reserved)
+            .for_each(|(lease, peer)| held.insert(lease, peer));
+        held
+    }
+
+    /// Refuses more leases for one member than a grant has room for.
+    fn check_number(
+        &self,
+        fresh: &BTreeMap<PeerId, Vec<IpNet>>,
+        resolved: &Resolved,
+    ) -> Result<()> {
+        for (owner, prefixes) in fresh {
+            let before = resolved.members.get(owner).map_or_else(
+                || self.local.reserved.get(owner).map_or(0, Vec::len),
+                |member| member.grant.leases.len(),
+            );
+            // Two places are left for the block a peer gets when it joins.
+            if before.saturating_add(prefixes.len()).saturating_add(2) > MAX_LEASES {
+                return Err(Error::new(
+                    Kind::Conflict,
+                    Code::LeaseMany,
+                    format!("one member holds at most {} leases", MAX_LEASES - 2),
+                ));
+            }
+        }
+        Ok(())
     }
 
     fn may_lease(&self, me: &Identity, prefix: IpNet) -> bool {
@@ -214,6 +230,18 @@ impl Subnet {
         Ok(false)
     }
 
+    /// Keeps a prefix no longer for peers that are no members yet, or for one of them; whether it was kept.
+    fn unreserve(&mut self, prefix: IpNet, from: Option<PeerId>) -> bool {
+        let mut found = false;
+        self.local.reserved.retain(|peer, leases| {
+            let before = leases.len();
+            leases.retain(|l| *l != prefix || from.is_some_and(|from| from != *peer));
+            found |= leases.len() != before;
+            !leases.is_empty()
+        });
+        found
+    }
+
     /// Takes a lease back, from a member where one is named; whether anybody held it. The block that holds the member's own
     /// address stays, and what the owner gave only the owner takes back.
     ///
@@ -249,14 +277,7 @@ impl Subnet {
                 .hint(Hint::ListLeases(self.name().clone())));
         }
         let Some(member) = holder else {
-            let mut found = false;
-            self.local.reserved.retain(|peer, leases| {
-                let before = leases.len();
-                leases.retain(|l| *l != prefix || from.is_some_and(|from| from != *peer));
-                found |= leases.len() != before;
-                !leases.is_empty()
-            });
-            return if found {
+            return if self.unreserve(prefix, from) {
                 Ok(true)
             } else {
                 self.holds_nobody(prefix, &resolved)

@@ -32,6 +32,17 @@ impl Granted {
     pub fn grant(&self) -> &Grant {
         &self.held.body
     }
+
+    /// Of two grants of one subject the greater counts.
+    fn rank(&self) -> (u32, u64, std::cmp::Reverse<usize>, Digest) {
+        let grant = self.grant();
+        (
+            grant.generation,
+            grant.version,
+            std::cmp::Reverse(self.order),
+            self.held.digest,
+        )
+    }
 }
 
 /// A member: every grant of its that counts, the one that counts most first.
@@ -90,6 +101,16 @@ impl Roll {
     }
 }
 
+/// Who is out by these revocations, of which those that are spent end nothing above them.
+fn out_by(ends: &[(PeerId, &Revocation, bool)], owner: PeerId) -> Option<Out> {
+    let unspent = ends.iter().filter(|(.., spent)| !spent);
+    let (by, r, _) = unspent.max_by_key(|(by, r, _)| (r.generation, *by == owner))?;
+    Some(Out {
+        generation: r.generation,
+        by: *by,
+    })
+}
+
 impl Records {
     /// Who is in.
     ///
@@ -101,15 +122,7 @@ impl Records {
         let owner = self.genesis.owner;
         let seats: &[Seat] = &head.seats;
         let named = |peer: PeerId| peer == owner || head.seat(peer).is_some();
-        let removed = |admin: PeerId| {
-            about(&self.revocations, admin)
-                .any(|(by, r)| named(by) && !self.is_spent(&r.body, by, &named))
-        };
-        let admins: Vec<PeerId> = seats
-            .iter()
-            .map(|s| s.admin)
-            .filter(|a| self.is_in(*a) && !removed(*a))
-            .collect();
+        let admins = self.admins(&named);
         let counts = |issuer: PeerId| issuer == owner || admins.contains(&issuer);
         let order: BTreeMap<PeerId, usize> = std::iter::once(owner)
             .chain(seats.iter().map(|s| s.admin))
@@ -154,33 +167,24 @@ impl Records {
                     });
                 }
             }
-            let rank = |g: &Granted| {
-                let grant = g.grant();
-                (
-                    grant.generation,
-                    grant.version,
-                    std::cmp::Reverse(g.order),
-                    g.held.digest,
-                )
-            };
-            grants.sort_by_key(|g| std::cmp::Reverse(rank(g)));
+            grants.sort_by_key(|g| std::cmp::Reverse(g.rank()));
             if !grants.is_empty() {
                 roll.members.insert(subject, Entry { grants });
-            } else if let Some((by, r, _)) = ends
-                .iter()
-                .filter(|(.., spent)| !spent)
-                .max_by_key(|(by, r, _)| (r.generation, *by == owner))
-            {
-                roll.out.insert(
-                    subject,
-                    Out {
-                        generation: r.generation,
-                        by: *by,
-                    },
-                );
+            } else if let Some(out) = out_by(&ends, owner) {
+                roll.out.insert(subject, out);
             }
         }
         roll
+    }
+
+    /// Admins whose word counts, in the head's order; `named` are all that the head names, and the owner.
+    fn admins(&self, named: &dyn Fn(PeerId) -> bool) -> Vec<PeerId> {
+        let removed = |admin: PeerId| {
+            about(&self.revocations, admin)
+                .any(|(by, r)| named(by) && !self.is_spent(&r.body, by, named))
+        };
+        let seated = self.seats().iter().map(|s| s.admin);
+        seated.filter(|a| self.is_in(*a) && !removed(*a)).collect()
     }
 
     /// Whether the peer holds any grant of somebody named, left ones aside: an admin that never was a member has no say.

@@ -172,6 +172,11 @@ impl<Id: Copy + Ord> Places<Id> {
         now: Instant,
     ) -> Taken<Id> {
         let source = Source::of(address);
+        let holder = |member| Holder {
+            source,
+            member,
+            since: now,
+        };
         if let Some(peer) = member
             && self.holders.len() < self.sizes.all
             && self
@@ -181,25 +186,11 @@ impl<Id: Copy + Ord> Places<Id> {
                 .count()
                 < PER_MEMBER
         {
-            self.holders.insert(
-                id,
-                Holder {
-                    source,
-                    member,
-                    since: now,
-                },
-            );
+            self.holders.insert(id, holder(member));
             return Taken::Free;
         }
         if self.has_room(address) {
-            self.holders.insert(
-                id,
-                Holder {
-                    source,
-                    member: None,
-                    since: now,
-                },
-            );
+            self.holders.insert(id, holder(None));
             return Taken::Free;
         }
         let of_site = |h: &&Holder| h.member.is_none() && h.source.site() == source.site();
@@ -215,14 +206,7 @@ impl<Id: Copy + Ord> Places<Id> {
         {
             Some((other, _)) => {
                 self.holders.remove(&other);
-                self.holders.insert(
-                    id,
-                    Holder {
-                        source,
-                        member: None,
-                        since: now,
-                    },
-                );
+                self.holders.insert(id, holder(None));
                 Taken::Instead(other)
             }
             None => Taken::Full,

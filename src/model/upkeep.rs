@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use super::error::Result;
 use super::id::PeerId;
-use super::ipam::free_addresses;
+use super::ipam::{Pools, free_addresses};
 use super::members::{Identity, REQUEST_LIFE, Subnet};
-use super::record::{Body, Doc, Grant, MAX_ADMIN_GENERATION, MAX_RUNS, Term, WorkloadEntry};
+use super::record::{Body, Doc, Grant, Head, MAX_ADMIN_GENERATION, MAX_RUNS, Term, WorkloadEntry};
 use super::resolve::{Resolved, SKEW};
 
 /// Revocations above which the owner ends them all by an epoch.
@@ -61,6 +61,27 @@ impl Subnet {
     }
 
     fn keep_head(&mut self, me: &Identity, resolved: &Resolved, now: u64) -> Result<()> {
+        self.unseat(me, resolved, now)?;
+        let mut head = self.records.next_head(now);
+        let mut changed = self.records.forked();
+        changed |= resize_parts(&mut head, &self.records.pools(), resolved);
+        if head.seats.iter().map(|s| s.part.len()).sum::<usize>() > MAX_RUNS {
+            // Parts in too many pieces stay as they are: the head has to fit.
+            head.seats = self.records.seats().to_vec();
+            changed = self.records.forked();
+        }
+        if self.records.live_revocations() > MAX_REVOCATIONS {
+            return self.begin_epoch(me, now);
+        }
+        if changed {
+            self.issue(me, Body::Head(head))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Takes the seats of admins that are members no more.
+    fn unseat(&mut self, me: &Identity, resolved: &Resolved, now: u64) -> Result<()> {
         // Who left or was removed administers nothing; what it granted is granted anew. A wrong clock decides nothing
         // here: whose grant has run out is granted one.
         let seated = self.records.seats().iter().map(|s| s.admin);
@@ -80,70 +101,7 @@ impl Subnet {
             head.seats.retain(|s| !gone.contains(&s.admin));
             self.issue(me, Body::Head(head))?;
         }
-        let mut head = self.records.next_head(now);
-        let mut changed = self.records.forked();
-        let pools = self.records.pools();
-        let held = resolved
-            .members
-            .values()
-            .filter(|_| !head.seats.is_empty())
-            .flat_map(|m| m.leases.iter().copied());
-        let leases: Vec<_> = held.collect();
-        let touched = pools.touched(&leases);
-        for place in 0..head.seats.len() {
-            let Some(seat) = head.seats.get(place) else {
-                continue;
-            };
-            let blocks = seat
-                .part
-                .iter()
-                .flat_map(|b| b.first..b.first.saturating_add(b.count));
-            let (used, free): (Vec<u32>, Vec<u32>) = blocks.partition(|b| touched.contains(b));
-            let (size, part) = (
-                used.len().saturating_add(free.len()),
-                pools.part_size() as usize,
-            );
-            if used.len().saturating_mul(4) >= size.saturating_mul(3) {
-                let more = pools.allot(&leases, &head.seats, pools.part_size());
-                changed |= !more.is_empty();
-                let all = seat
-                    .part
-                    .iter()
-                    .chain(&more)
-                    .flat_map(|b| b.first..b.first.saturating_add(b.count));
-                let all = runs(&all.collect());
-                head.seats
-                    .iter_mut()
-                    .skip(place)
-                    .take(1)
-                    .for_each(|s| s.part = all.clone());
-            } else if free.len() > part.saturating_add(part / 2) {
-                // What its members gave back is the owner's to allot again; one part stays free for those to come.
-                let kept: BTreeSet<u32> = used
-                    .into_iter()
-                    .chain(free.into_iter().take(part))
-                    .collect();
-                changed = true;
-                head.seats
-                    .iter_mut()
-                    .skip(place)
-                    .take(1)
-                    .for_each(|s| s.part = runs(&kept));
-            }
-        }
-        if head.seats.iter().map(|s| s.part.len()).sum::<usize>() > MAX_RUNS {
-            // Parts in too many pieces stay as they are: the head has to fit.
-            head.seats = self.records.seats().to_vec();
-            changed = self.records.forked();
-        }
-        if self.records.live_revocations() > MAX_REVOCATIONS {
-            return self.begin_epoch(me, now);
-        }
-        if changed {
-            self.issue(me, Body::Head(head))
-        } else {
-            Ok(())
-        }
+        Ok(())
     }
 
     /// Ends every revocation: the living are granted anew with a generation that no revocation names, and the head says
@@ -406,6 +364,60 @@ impl Subnet {
         }
         Ok(())
     }
+}
+
+/// Gives a part more blocks that has little left, and takes those of one that has plenty; whether any changed.
+fn resize_parts(head: &mut Head, pools: &Pools, resolved: &Resolved) -> bool {
+    let held = resolved
+        .members
+        .values()
+        .filter(|_| !head.seats.is_empty())
+        .flat_map(|m| m.leases.iter().copied());
+    let leases: Vec<_> = held.collect();
+    let touched = pools.touched(&leases);
+    let mut changed = false;
+    for place in 0..head.seats.len() {
+        let Some(seat) = head.seats.get(place) else {
+            continue;
+        };
+        let blocks = seat
+            .part
+            .iter()
+            .flat_map(|b| b.first..b.first.saturating_add(b.count));
+        let (used, free): (Vec<u32>, Vec<u32>) = blocks.partition(|b| touched.contains(b));
+        let (size, part) = (
+            used.len().saturating_add(free.len()),
+            pools.part_size() as usize,
+        );
+        if used.len().saturating_mul(4) >= size.saturating_mul(3) {
+            let more = pools.allot(&leases, &head.seats, pools.part_size());
+            changed |= !more.is_empty();
+            let all = seat
+                .part
+                .iter()
+                .chain(&more)
+                .flat_map(|b| b.first..b.first.saturating_add(b.count));
+            let all = runs(&all.collect());
+            head.seats
+                .iter_mut()
+                .skip(place)
+                .take(1)
+                .for_each(|s| s.part = all.clone());
+        } else if free.len() > part.saturating_add(part / 2) {
+            // What its members gave back is the owner's to allot again; one part stays free for those to come.
+            let kept: BTreeSet<u32> = used
+                .into_iter()
+                .chain(free.into_iter().take(part))
+                .collect();
+            changed = true;
+            head.seats
+                .iter_mut()
+                .skip(place)
+                .take(1)
+                .for_each(|s| s.part = runs(&kept));
+        }
+    }
+    changed
 }
 
 /// Whether a grant is to be signed anew. `(owner, own)`: whether the owner judges, and whether it signed the grant itself.

@@ -168,28 +168,10 @@ pub(super) fn of(
         Some((_, before)) => touched(resolved, &before.resolved),
         None => resolved.members.keys().copied().collect(),
     };
-    let mut fragments = before
+    built.fragments = before
         .map(|(_, before)| before.fragments.clone())
         .unwrap_or_default();
-    let mut moved: Vec<(Arc<Fragment>, Arc<Fragment>)> = Vec::new();
-    for peer in touched {
-        let new = resolved
-            .members
-            .get(&peer)
-            .map(|member| Arc::new(Fragment::new(peer, member, resolved, domain)));
-        built.work.fragments = built
-            .work
-            .fragments
-            .saturating_add(usize::from(new.is_some()));
-        let old = fragments.remove(&peer);
-        if let Some(new) = &new {
-            fragments.insert(peer, Arc::clone(new));
-        }
-        if old != new {
-            moved.push((old.unwrap_or_default(), new.unwrap_or_default()));
-        }
-    }
-    built.fragments = fragments;
+    let moved = remade(built, touched, domain);
     built.pointers.given = given(&built.resolved, domain);
     let mut zone = match before {
         Some((zone, before))
@@ -218,6 +200,34 @@ pub(super) fn of(
     // Generations are milliseconds since 1970 or more: their seconds fit a serial until 2106.
     zone.serial = u32::try_from((generation / 1000) & u64::from(u32::MAX)).unwrap_or(1);
     Arc::new(zone)
+}
+
+/// Makes the parts of these members anew. Gives those that changed, the old one first.
+fn remade(
+    built: &mut Built,
+    touched: BTreeSet<PeerId>,
+    domain: &str,
+) -> Vec<(Arc<Fragment>, Arc<Fragment>)> {
+    let resolved = &built.resolved;
+    let mut moved = Vec::new();
+    for peer in touched {
+        let new = resolved
+            .members
+            .get(&peer)
+            .map(|member| Arc::new(Fragment::new(peer, member, resolved, domain)));
+        built.work.fragments = built
+            .work
+            .fragments
+            .saturating_add(usize::from(new.is_some()));
+        let old = built.fragments.remove(&peer);
+        if let Some(new) = &new {
+            built.fragments.insert(peer, Arc::clone(new));
+        }
+        if old != new {
+            moved.push((old.unwrap_or_default(), new.unwrap_or_default()));
+        }
+    }
+    moved
 }
 
 /// Members that bring something else than they did, perhaps.

@@ -7,7 +7,7 @@ use crate::model::error::{Code, Error, Hint, Kind, Result};
 use crate::model::id::PeerId;
 use crate::model::local::Map;
 use crate::model::members::{Identity, Subnet, holds_address, printable};
-use crate::model::resolve::Resolved;
+use crate::model::resolve::{Member, Resolved};
 use crate::model::zone::RecordData;
 
 impl Subnet {
@@ -21,11 +21,7 @@ impl Subnet {
     ) -> Option<(IpAddr, bool)> {
         let family = |a: &&IpAddr| a.is_ipv4() == like.is_ipv4();
         if let Ok(address) = target.parse::<IpAddr>() {
-            let (peer, _) = resolved
-                .members
-                .iter()
-                .find(|(_, m)| holds_address(m, address))?;
-            return Some((address, *peer == me.peer));
+            return Some((address, holder_of(resolved, address)? == me.peer));
         }
         let name = self.relative(target);
         let short = name
@@ -59,22 +55,8 @@ impl Subnet {
         if let Some(found) = find(&holder, name) {
             return Some(found);
         }
-        let added = resolved
-            .members
-            .get(&holder)?
-            .names
-            .iter()
-            .find_map(|entry| match entry.data {
-                RecordData::Address(a) if entry.name == name && a.is_ipv4() == like.is_ipv4() => {
-                    Some(a)
-                }
-                _ => None,
-            })?;
-        let (peer, _) = resolved
-            .members
-            .iter()
-            .find(|(_, m)| holds_address(m, added))?;
-        Some((added, *peer == me.peer))
+        let added = added_address(resolved.members.get(&holder)?, name, like)?;
+        Some((added, holder_of(resolved, added)? == me.peer))
     }
 
     /// Whether a map's target is a name that several members claim and nobody registered.
@@ -139,21 +121,26 @@ impl Subnet {
             .target_address(me, &resolved, &map.target, map.listen)
             .is_none()
         {
-            let (family, other) = match map.listen {
-                IpAddr::V4(_) => ("IPv4", IpAddr::from(Ipv6Addr::UNSPECIFIED)),
-                IpAddr::V6(_) => ("IPv6", IpAddr::from(Ipv4Addr::UNSPECIFIED)),
-            };
-            let (name, target) = (self.name(), printable(&map.target));
-            let message = match self.target_address(me, &resolved, &map.target, other) {
-                Some(_) => format!("{target} has no {family} address in subnet {name}"),
-                None => format!("subnet {name} has no workload or member {target}"),
-            };
-            return Err(Error::new(Kind::NotFound, Code::NoTarget, message)
-                .hint(Hint::ShowSubnet(self.name().clone())));
+            return Err(self.no_target(me, &resolved, &map));
         }
         self.local.unconfirmed.maps.insert(map.name.clone());
         self.local.maps.push(map);
         Ok(())
+    }
+
+    /// Why a map leads nowhere.
+    fn no_target(&self, me: &Identity, resolved: &Resolved, map: &Map) -> Error {
+        let (family, other) = match map.listen {
+            IpAddr::V4(_) => ("IPv4", IpAddr::from(Ipv6Addr::UNSPECIFIED)),
+            IpAddr::V6(_) => ("IPv6", IpAddr::from(Ipv4Addr::UNSPECIFIED)),
+        };
+        let (name, target) = (self.name(), printable(&map.target));
+        let message = match self.target_address(me, resolved, &map.target, other) {
+            Some(_) => format!("{target} has no {family} address in subnet {name}"),
+            None => format!("subnet {name} has no workload or member {target}"),
+        };
+        Error::new(Kind::NotFound, Code::NoTarget, message)
+            .hint(Hint::ShowSubnet(self.name().clone()))
     }
 
     /// Removes the port maps that are meant.
@@ -166,6 +153,22 @@ impl Subnet {
             self.confirm(&map.name, Added::Map);
         }
     }
+}
+
+/// The member that an address belongs to.
+fn holder_of(resolved: &Resolved, address: IpAddr) -> Option<PeerId> {
+    let mut members = resolved.members.iter();
+    members
+        .find(|(_, m)| holds_address(m, address))
+        .map(|(peer, _)| *peer)
+}
+
+/// The address that a member gave a name by itself, in the family of `like`.
+fn added_address(member: &Member, name: &str, like: IpAddr) -> Option<IpAddr> {
+    member.names.iter().find_map(|entry| match entry.data {
+        RecordData::Address(a) if entry.name == name && a.is_ipv4() == like.is_ipv4() => Some(a),
+        _ => None,
+    })
 }
 
 /// `A:P`, with brackets around version 6.
