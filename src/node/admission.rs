@@ -41,11 +41,15 @@ fn refused(error: &crate::model::error::Error) -> JoinAnswer {
     }
 }
 
-fn refuse(code: impl AsRef<str>, message: &str) -> JoinDecision {
-    JoinDecision::Answer(JoinAnswer::Refused {
+fn refusal(code: impl AsRef<str>, message: &str) -> JoinAnswer {
+    JoinAnswer::Refused {
         code: code.as_ref().to_owned(),
         message: message.to_owned(),
-    })
+    }
+}
+
+fn refuse(code: impl AsRef<str>, message: &str) -> JoinDecision {
+    JoinDecision::Answer(refusal(code, message))
 }
 
 impl Core {
@@ -89,22 +93,12 @@ impl Core {
                 issuer,
                 joiner,
             } => {
-                if !self.state.subnets.contains_key(subnet) {
-                    JoinDecision::Answer(JoinAnswer::Unknown)
-                } else if *issuer == self.state.me.peer {
-                    self.give_nonce(
-                        Way {
-                            subnet: *subnet,
-                            joiner: *joiner,
-                            from,
-                        },
-                        payer,
-                    )
-                } else if passed_on {
-                    JoinDecision::Answer(JoinAnswer::Unknown)
-                } else {
-                    JoinDecision::Forward(vec![*issuer])
-                }
+                let way = Way {
+                    subnet: *subnet,
+                    joiner: *joiner,
+                    from,
+                };
+                self.nonce_of(*issuer, way, payer, passed_on)
             }
             Asked::Withdraw { subnet, joiner } => {
                 self.withdrawn((*subnet, *joiner), payer, passed_on)
@@ -282,6 +276,25 @@ impl Core {
             .into_iter()
             .map(|revocation| head.clone().into_iter().chain([revocation]).collect())
             .collect()
+    }
+
+    /// The nonce for an attempt with an invite of `issuer`'s, who alone gives one.
+    fn nonce_of(
+        &mut self,
+        issuer: PeerId,
+        way: Way,
+        payer: Payer,
+        passed_on: bool,
+    ) -> JoinDecision {
+        if !self.state.subnets.contains_key(&way.subnet) {
+            JoinDecision::Answer(JoinAnswer::Unknown)
+        } else if issuer == self.state.me.peer {
+            self.give_nonce(way, payer)
+        } else if passed_on {
+            JoinDecision::Answer(JoinAnswer::Unknown)
+        } else {
+            JoinDecision::Forward(vec![issuer])
+        }
     }
 
     fn give_nonce(&mut self, way: Way, payer: Payer) -> JoinDecision {

@@ -14,6 +14,7 @@ use crate::model::error::{Code, Error, Kind};
 use crate::model::id::{PeerId, SubnetId};
 use crate::model::join::Ask;
 use crate::model::record::{Digest, RecordError, Signed, Verified};
+use crate::model::state::State;
 use crate::wire::control::{JoinRequest, MAX_SHOWN};
 
 /// Records of one piece: what is checked, and judged by the node's thread, in one go.
@@ -26,6 +27,17 @@ pub const PIECE_BYTES: usize = 256 * 1024;
 pub(super) struct Known(RwLock<BTreeMap<SubnetId, HashSet<Digest>>>);
 
 impl Known {
+    /// What a state holds.
+    pub(super) fn of(state: &State) -> Known {
+        let known = Known::default();
+        let subnets = state.subnets.iter();
+        known.change(
+            subnets.flat_map(|(id, s)| s.records.entries().map(|(digest, _)| (*id, *digest))),
+            [],
+        );
+        known
+    }
+
     /// Whether a record is held.
     pub(super) fn holds(&self, subnet: SubnetId, digest: &Digest) -> bool {
         let held = self.0.read();

@@ -14,7 +14,7 @@ use super::Core;
 use crate::api::types::Error;
 use crate::limit::{Buckets, Limit};
 use crate::model::id::{PeerId, SubnetId};
-use crate::model::record::{Digest, Doc, Verified};
+use crate::model::record::{Digest, Verified};
 use crate::model::restored::had_forgotten;
 
 /// New documents of one member taken at once, and a second after that: each is a synced write here and a message to
@@ -109,6 +109,26 @@ impl Intake {
     }
 }
 
+impl Intake {
+    /// Lets a record wait, instead of the older document that it replaces.
+    fn enter(&mut self, subnet: SubnetId, record: Verified, from: Option<PeerId>) {
+        let waiting = self.subnets.entry(subnet).or_default();
+        let (issuer, digest) = (record.signed().issuer, record.digest());
+        let mut replaced = None;
+        if let Verified::Doc(doc) = &record {
+            let doc = doc.body();
+            replaced = waiting.docs.insert(issuer, (doc.version, digest));
+            self.words |= doc.left.is_some();
+        }
+        self.words |= record.is_roll();
+        if replaced.is_some_and(|(_, old)| waiting.records.remove(&old).is_some()) {
+            self.count = self.count.saturating_sub(1);
+        }
+        waiting.records.insert(digest, (record, from));
+        self.count = self.count.saturating_add(1);
+    }
+}
+
 impl Core {
     /// Judges checked records that `from` sent. What is new is saved within 50 ms, together with what else comes.
     pub fn receive(
@@ -131,15 +151,12 @@ impl Core {
                 continue;
             }
             let issuer = record.signed().issuer;
-            let newest = |doc: &Doc| {
-                let waits = [Some(&*waiting), flying].into_iter().flatten();
-                let waits = waits.filter_map(|w| w.docs.get(&issuer).map(|(version, _)| *version));
-                let held = held.records.doc(issuer).map(|d| d.version);
-                held.into_iter()
-                    .chain(waits)
-                    .all(|version| version < doc.version)
-            };
-            if matches!(&record, Verified::Doc(doc) if !newest(doc.body())) {
+            let waits = [Some(&*waiting), flying].into_iter().flatten();
+            let waits = waits.filter_map(|w| w.docs.get(&issuer).map(|(version, _)| *version));
+            let said = held.records.doc(issuer);
+            let newest = said.map(|d| d.version).into_iter().chain(waits).max();
+            if matches!(&record, Verified::Doc(doc) if newest.is_some_and(|v| v >= doc.body().version))
+            {
                 continue;
             }
             // What its issuer has replaced, or has no room for, is not charged to it again, whoever hands it in.
@@ -149,7 +166,7 @@ impl Core {
             }
             // The owner's and admins' words are never put off, nor is a goodbye, whatever its member said before: it makes
             // room. What nobody known says has no rate of its own.
-            let left = held.records.doc(issuer).and_then(|d| d.left);
+            let left = said.and_then(|d| d.left);
             let known = held.records.is_subject(issuer);
             let goodbye = known && matches!(&record, Verified::Doc(doc) if doc.body().left > left);
             if matches!(record, Verified::Doc(_) | Verified::Item(_)) && !goodbye {
@@ -159,18 +176,7 @@ impl Core {
                 }
                 verdict.unknown = verdict.unknown.saturating_add(usize::from(!known));
             }
-            let mut replaced = None;
-            if let Verified::Doc(doc) = &record {
-                let doc = doc.body();
-                replaced = waiting.docs.insert(issuer, (doc.version, digest));
-                self.intake.words |= doc.left.is_some();
-            }
-            self.intake.words |= record.is_roll();
-            if replaced.is_some_and(|(_, old)| waiting.records.remove(&old).is_some()) {
-                self.intake.count = self.intake.count.saturating_sub(1);
-            }
-            waiting.records.insert(digest, (record, from));
-            self.intake.count = self.intake.count.saturating_add(1);
+            self.intake.enter(subnet, record, from);
             verdict.news = verdict.news.saturating_add(1);
         }
         if verdict.waiting {

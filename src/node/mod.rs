@@ -69,6 +69,7 @@ use crate::model::build::Here;
 use crate::model::error::{Code, Kind};
 use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::lives::Lives;
+use crate::model::members::Identity;
 use crate::model::record::{Digest, Verified};
 use crate::model::roll::Roll;
 use crate::model::state::{Damage, Draft, State};
@@ -211,13 +212,8 @@ impl Node {
         // Unbounded on purpose: the node must never wait for the network; what is queued is bounded by our own commands
         // and by records that were new, and the reader only ever sends.
         let (pushes, pushes_rx) = mpsc::unbounded_channel();
-        let known = Arc::new(Known::default());
-        let subnets = parts.state.subnets.iter();
-        known.change(
-            subnets.flat_map(|(id, s)| s.records.entries().map(|(digest, _)| (*id, *digest))),
-            [],
-        );
-        let mut core = Core {
+        let known = Arc::new(Known::of(&parts.state));
+        let core = Core {
             state: parts.state,
             saver: Saver::start(parts.store, Arc::clone(&queue))?,
             decided: None,
@@ -256,39 +252,8 @@ impl Node {
         let served = Arc::clone(&queue);
         std::thread::Builder::new()
             .name("node".into())
-            .spawn(move || {
-                // Also where a job panics: whoever waits for this thread hears that it is gone.
-                let served = Served(served);
-                core.publish();
-                while core.closing.is_none() {
-                    let next = served.0.next(core.intake.due(), core.flight.is_some());
-                    let began = Instant::now();
-                    match next {
-                        Next::Job(job) => {
-                            let reply = job(&mut core);
-                            core.launch(reply);
-                        }
-                        Next::Saved(result) => core.landed(result),
-                        Next::Due => core.save_due(),
-                        Next::Closed => break,
-                    }
-                    core.longest = core.longest.max(began.elapsed());
-                }
-                for _ in 0..2 {
-                    // What is being saved first, then what was received meanwhile.
-                    if core.flight.is_some() {
-                        core.landed(served.0.wait_saved());
-                    }
-                    core.save_due();
-                }
-                drop(served);
-                let done = core.closing.take();
-                drop(core);
-                if let Some(done) = done {
-                    // Whoever asked may have gone away.
-                    let _ = done.send(());
-                }
-            })?;
+            // Also where a job panics: whoever waits for this thread hears that it is gone.
+            .spawn(move || core.serve(Served(served)))?;
         let node = Node {
             door: Arc::new(Door(queue)),
             checker: Checker::new(known),
@@ -398,6 +363,39 @@ impl Core {
         Ok(true)
     }
 
+    /// Serves jobs until the node is closed, then saves what is left and lets go of the state directory.
+    fn serve(mut self, served: Served) {
+        self.publish();
+        while self.closing.is_none() {
+            let next = served.0.next(self.intake.due(), self.flight.is_some());
+            let began = Instant::now();
+            match next {
+                Next::Job(job) => {
+                    let reply = job(&mut self);
+                    self.launch(reply);
+                }
+                Next::Saved(result) => self.landed(result),
+                Next::Due => self.save_due(),
+                Next::Closed => break,
+            }
+            self.longest = self.longest.max(began.elapsed());
+        }
+        for _ in 0..2 {
+            // What is being saved first, then what was received meanwhile.
+            if self.flight.is_some() {
+                self.landed(served.0.wait_saved());
+            }
+            self.save_due();
+        }
+        drop(served);
+        let done = self.closing.take();
+        drop(self);
+        if let Some(done) = done {
+            // Whoever asked may have gone away.
+            let _ = done.send(());
+        }
+    }
+
     /// Saves what was received. Who sent it hears of an error, and so does the log.
     fn save_due(&mut self) {
         let saved = self.save_received();
@@ -446,41 +444,12 @@ impl Core {
             && self
                 .contradicted
                 .is_some_and(|at| at.elapsed() < CONTRADICT_EVERY);
-        if look && !patient {
-            self.contradicted = Some(Instant::now());
-        }
-        let mut memos = Vec::new();
-        for subnet in self.state.subnets.values().filter(|_| look) {
-            if subnet.records.destroyed() {
-                ended.push(subnet.records.id);
-            }
-            let attested = self.pulse.attested(subnet.records.id);
-            self.attendance.clock_is_off = self.pulse.is_off(subnet.records.id);
-            let forgets = attested.is_some_and(|attested| subnet.records.may_forget(attested));
-            let seated = subnet.records.seat_of(me.peer).is_some();
-            if !seated && !forgets && subnet.own_is_true(&me, &self.endpoints, now) {
-                continue;
-            }
-            self.work.looks = self.work.looks.saturating_add(1);
-            let mut copy = subnet.clone();
-            // What fails in one subnet keeps no other from being looked after, nor the rest of its own upkeep.
-            if seated && let Err(error) = copy.upkeep(&me, &self.attendance, now) {
-                tracing::warn!(subnet = %subnet.name(), %error, "upkeep");
-            }
-            if !patient && let Err(error) = copy.keep_own(&me, &self.endpoints, now) {
-                tracing::warn!(subnet = %subnet.name(), %error, "publish what this node says of itself");
-            }
-            if attested.is_some_and(|attested| copy.records.forget(attested)) {
-                tracing::debug!(subnet = %subnet.name(), "forgot members whose grants have ended");
-            }
-            if copy == *subnet {
-                memos.push((subnet.records.id, copy.memo));
-            } else {
-                draft.put(copy);
-            }
-        }
-        self.state.keep_memos(memos);
         if look {
+            if !patient {
+                self.contradicted = Some(Instant::now());
+            }
+            draft = self.look_after(&me, patient, now);
+            ended = self.ended();
             self.pulse.took(began.elapsed());
         }
         if !draft.is_empty() && self.settle(draft, &BTreeMap::new())? {
@@ -499,6 +468,50 @@ impl Core {
             self.want_view(true);
         }
         Ok(())
+    }
+
+    /// Looks after every subnet; a `patient` node does not contradict another machine that has its identity. Gives what that
+    /// changes.
+    fn look_after(&mut self, me: &Identity, patient: bool, now: u64) -> Draft {
+        let mut draft = Draft::default();
+        let mut memos = Vec::new();
+        for subnet in self.state.subnets.values() {
+            let attested = self.pulse.attested(subnet.records.id);
+            self.attendance.clock_is_off = self.pulse.is_off(subnet.records.id);
+            let forgets = attested.is_some_and(|attested| subnet.records.may_forget(attested));
+            let seated = subnet.records.seat_of(me.peer).is_some();
+            if !seated && !forgets && subnet.own_is_true(me, &self.endpoints, now) {
+                continue;
+            }
+            self.work.looks = self.work.looks.saturating_add(1);
+            let mut copy = subnet.clone();
+            // What fails in one subnet keeps no other from being looked after, nor the rest of its own upkeep.
+            if seated && let Err(error) = copy.upkeep(me, &self.attendance, now) {
+                tracing::warn!(subnet = %subnet.name(), %error, "upkeep");
+            }
+            if !patient && let Err(error) = copy.keep_own(me, &self.endpoints, now) {
+                tracing::warn!(subnet = %subnet.name(), %error, "publish what this node says of itself");
+            }
+            if attested.is_some_and(|attested| copy.records.forget(attested)) {
+                tracing::debug!(subnet = %subnet.name(), "forgot members whose grants have ended");
+            }
+            if copy == *subnet {
+                memos.push((subnet.records.id, copy.memo));
+            } else {
+                draft.put(copy);
+            }
+        }
+        self.state.keep_memos(memos);
+        draft
+    }
+
+    /// Subnets that were ended.
+    fn ended(&self) -> Vec<SubnetId> {
+        let ended = self.state.subnets.values();
+        ended
+            .filter(|subnet| subnet.records.destroyed())
+            .map(|subnet| subnet.records.id)
+            .collect()
     }
 
     /// Says in every subnet where this node can be dialled.

@@ -1,5 +1,7 @@
 //! The verbs that only look.
 
+use std::net::IpAddr;
+
 use super::Core;
 use crate::api::types::{
     DnsInfo, Error, ErrorKind, InviteInfo, JoinRequestInfo, LeaseInfo, MapInfo, MemberInfo,
@@ -273,39 +275,32 @@ impl Core {
         Ok(self.dns_infos(subnet, &subnet.resolve(self.now())))
     }
 
+    /// What keeps all maps of a subnet from working, said instead of what follows from it for each: their state, and why.
+    fn maps_off(&self, subnet: &Subnet, resolved: &Resolved) -> Option<(&'static str, String)> {
+        let name = subnet.name();
+        match self.subnet_state(subnet, resolved) {
+            SubnetState::Removed => Some((
+                "no-target",
+                format!("this node is no member of {name} any more"),
+            )),
+            SubnetState::Down => Some(("blocked", format!("subnet {name} is down"))),
+            SubnetState::Ready | SubnetState::Pending | SubnetState::Refused => None,
+        }
+    }
+
     pub(super) fn map_infos(
         &self,
         subnet: &Subnet,
         resolved: &Resolved,
         chosen: impl Fn(&Map) -> bool,
     ) -> Vec<MapInfo> {
-        // What keeps all of them from working is said instead of what follows from it for each.
-        let (off, note) = match self.subnet_state(subnet, resolved) {
-            SubnetState::Removed => (
-                Some("no-target"),
-                Some(format!(
-                    "this node is no member of {} any more",
-                    subnet.name()
-                )),
-            ),
-            SubnetState::Down => (
-                Some("blocked"),
-                Some(format!("subnet {} is down", subnet.name())),
-            ),
-            SubnetState::Ready | SubnetState::Pending | SubnetState::Refused => (None, None),
-        };
+        let (off, note) = self.maps_off(subnet, resolved).unzip();
         let info = |m: &Map| {
             let target = subnet.target_address(&self.state.me, resolved, &m.target, m.listen);
-            let host = m.target.parse().map_or_else(
-                |_| m.target.clone(),
-                |a: std::net::IpAddr| {
-                    if a.is_ipv6() {
-                        format!("[{a}]")
-                    } else {
-                        a.to_string()
-                    }
-                },
-            );
+            let host = match m.target.parse() {
+                Ok(IpAddr::V6(address)) => format!("[{address}]"),
+                _ => m.target.clone(),
+            };
             MapInfo {
                 subnet: subnet.name().clone(),
                 name: m.name.clone(),

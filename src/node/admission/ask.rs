@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use super::waiting::make_room;
-use super::{JoinDecision, is_valid, refuse, refused};
+use super::{JoinDecision, is_valid, refusal, refuse, refused};
 use crate::model::error::Code;
 use crate::model::id::{PeerId, SubnetId};
-use crate::model::join::{Ask, Proof};
+use crate::model::join::{Ask, Issued, Proof};
 use crate::model::members::{REQUEST_LIFE, Request, Subnet};
 use crate::model::record::{Admission, Grant, Role, Term};
 use crate::model::resolve::SKEW;
@@ -30,6 +30,13 @@ fn clocks_differ(asked: u64, now: u64) -> Option<String> {
              again, nothing was used up"
         )
     })
+}
+
+fn unknown_invite() -> JoinAnswer {
+    refusal(
+        Code::InviteUnknown,
+        "this invite was not issued here, or is forged",
+    )
 }
 
 impl Core {
@@ -104,33 +111,24 @@ impl Core {
             },
             Instant::now(),
         );
-        let unknown = || JoinAnswer::Refused {
-            code: Code::InviteUnknown.into(),
-            message: "this invite was not issued here, or is forged".into(),
-        };
         let Some(nonce) = nonce else {
-            return JoinAnswer::Refused {
-                code: Code::InviteStale.into(),
-                message: "the attempt took too long; try again".into(),
-            };
+            return refusal(Code::InviteStale, "the attempt took too long; try again");
         };
         // The proof is one of what it names; it has to name this attempt.
         if !proven || proof.issuer != self.state.me.peer || proof.nonce != nonce {
-            return unknown();
+            return unknown_invite();
         }
+        self.let_in_by_invite(ask, proof, now)
+    }
+
+    /// Admits by an invite whose proof holds.
+    fn let_in_by_invite(&mut self, ask: &Ask, proof: &Proof, now: u64) -> JoinAnswer {
         let Some(mut subnet) = self.state.subnets.get(&ask.subnet).cloned() else {
             return JoinAnswer::Unknown;
         };
-        let Some(place) = subnet
-            .local
-            .invites
-            .iter()
-            .position(|i| i.public == proof.public)
-        else {
-            return unknown();
-        };
-        let Some(issued) = subnet.local.invites.get(place).cloned() else {
-            return unknown();
+        let invite = |i: &&Issued| i.public == proof.public;
+        let Some(issued) = subnet.local.invites.iter().find(invite).cloned() else {
+            return unknown_invite();
         };
         // Its first word was a goodbye: it was let in and never came.
         let declined = subnet
@@ -141,11 +139,10 @@ impl Core {
             return refused(&error);
         }
         if subnet.records.roll().out.contains_key(&ask.joiner) {
-            return JoinAnswer::Refused {
-                code: Code::Removed.into(),
-                message: "this peer was removed from the subnet: only an approval lets it in again"
-                    .into(),
-            };
+            return refusal(
+                Code::Removed,
+                "this peer was removed from the subnet: only an approval lets it in again",
+            );
         }
         if let Err(error) = subnet.admit(
             &self.state.me.clone(),
@@ -159,7 +156,8 @@ impl Core {
         if let Some(invite) = subnet
             .local
             .invites
-            .get_mut(place)
+            .iter_mut()
+            .find(|invite| invite.public == proof.public)
             .filter(|invite| !invite.used.contains(&ask.joiner))
         {
             invite.used.push(ask.joiner);
@@ -181,29 +179,11 @@ impl Core {
             .get(&ask.joiner)
             .is_some_and(|until| now < *until)
         {
-            return JoinAnswer::Refused {
-                code: Code::Denied.into(),
-                message: format!("the request to join {} was denied", subnet.name()),
-            };
+            let message = format!("the request to join {} was denied", subnet.name());
+            return refusal(Code::Denied, &message);
         }
         if subnet.records.genesis.admission == Admission::Open && !was_removed {
-            if !self.may_open(ask.subnet, now) {
-                return JoinAnswer::Refused {
-                    code: Code::Rate.into(),
-                    message: "too many have come in within a minute; try again".into(),
-                };
-            }
-            let me = self.state.me.clone();
-            return match subnet.admit(
-                &me,
-                ask,
-                (Role::Member, Term::Trial),
-                &Default::default(),
-                now,
-            ) {
-                Ok(()) => self.let_in(subnet, ask.joiner),
-                Err(error) => refused(&error),
-            };
+            return self.let_in_openly(subnet, ask, now);
         }
         subnet
             .requests
@@ -211,10 +191,10 @@ impl Core {
         if !subnet.requests.contains_key(&ask.joiner)
             && !make_room(&mut subnet.requests, payer, now)
         {
-            return JoinAnswer::Refused {
-                code: Code::RequestsFull.into(),
-                message: "too many requests from here wait for approval; try later".into(),
-            };
+            return refusal(
+                Code::RequestsFull,
+                "too many requests from here wait for approval; try later",
+            );
         }
         let alias = subnet.name().clone();
         let request = subnet.requests.entry(ask.joiner).or_insert_with(|| {
@@ -232,10 +212,28 @@ impl Core {
         draft.put(subnet);
         match self.commit(draft) {
             Ok(_) => JoinAnswer::Pending { reached: true },
-            Err(error) => JoinAnswer::Refused {
-                code: error.code,
-                message: error.message,
-            },
+            Err(error) => refusal(&error.code, &error.message),
+        }
+    }
+
+    /// Admits on trial whoever asks.
+    fn let_in_openly(&mut self, mut subnet: Subnet, ask: &Ask, now: u64) -> JoinAnswer {
+        if !self.may_open(ask.subnet, now) {
+            return refusal(
+                Code::Rate,
+                "too many have come in within a minute; try again",
+            );
+        }
+        let me = self.state.me.clone();
+        match subnet.admit(
+            &me,
+            ask,
+            (Role::Member, Term::Trial),
+            &Default::default(),
+            now,
+        ) {
+            Ok(()) => self.let_in(subnet, ask.joiner),
+            Err(error) => refused(&error),
         }
     }
 
@@ -262,10 +260,7 @@ impl Core {
                 tracing::debug!(peer = %joiner, subnet = %id, "grant signed");
                 answer
             }
-            Err(error) => JoinAnswer::Refused {
-                code: error.code,
-                message: error.message,
-            },
+            Err(error) => refusal(&error.code, &error.message),
         }
     }
 }

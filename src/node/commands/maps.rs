@@ -8,7 +8,7 @@ use super::{Addition, done};
 use crate::api::types::{Error, ErrorKind, Response};
 use crate::model::error::{Code, Hint};
 use crate::model::host::Proto;
-use crate::model::id::Name;
+use crate::model::id::{IdError, Name};
 use crate::model::local::Map;
 use crate::model::members::printable;
 use crate::model::publish::endpoint;
@@ -25,6 +25,40 @@ pub struct NewMap {
     pub everywhere: bool,
 }
 
+fn usage(code: Code, message: String) -> Error {
+    Error::new(ErrorKind::Usage, code, message)
+}
+
+/// Refuses a target or an allowed prefix of another family than the listening address.
+fn check_family(listen: IpAddr, target: Option<IpAddr>, allow: &[IpNet]) -> Result<(), Error> {
+    if let Some(target) = target.filter(|t| t.is_ipv4() != listen.is_ipv4()) {
+        return Err(usage(
+            Code::Family,
+            format!("{listen} and {target} are of different families"),
+        ));
+    }
+    let other = |p: &&IpNet| p.addr().is_ipv4() != listen.is_ipv4();
+    if let Some(other) = allow.iter().find(other) {
+        return Err(usage(
+            Code::Family,
+            format!("--allow {other} is not of the family of {listen}"),
+        ));
+    }
+    Ok(())
+}
+
+/// What a map is called that nobody named.
+fn default_name(proto: Proto, listen: Option<IpAddr>, port: u16) -> Result<Name, Error> {
+    let family = if listen.is_none_or(|l| l.is_ipv4()) {
+        ""
+    } else {
+        "6"
+    };
+    format!("{proto}{family}-{port}")
+        .parse()
+        .map_err(|e: IdError| usage(Code::Name, e.to_string()))
+}
+
 /// Checks a map's form and gives it a name.
 ///
 /// # Errors
@@ -38,7 +72,6 @@ pub fn prepare_map(
     name: Option<Name>,
     allow: Vec<IpNet>,
 ) -> Result<NewMap, Error> {
-    let usage = |code: Code, message: String| Error::new(ErrorKind::Usage, code, message);
     if port == 0 || target_port == 0 {
         return Err(usage(
             Code::Port,
@@ -46,38 +79,13 @@ pub fn prepare_map(
         ));
     }
     let address = target.parse::<IpAddr>().ok();
-    if let (Some(listen), Some(address)) = (listen, address)
-        && address.is_ipv4() != listen.is_ipv4()
-    {
-        return Err(usage(
-            Code::Family,
-            format!("{listen} and {address} are of different families"),
-        ));
+    if let Some(listen) = listen {
+        check_family(listen, address, &allow)?;
     }
-    if let Some(listen) = listen
-        && let Some(other) = allow
-            .iter()
-            .find(|p| p.addr().is_ipv4() != listen.is_ipv4())
-    {
-        return Err(usage(
-            Code::Family,
-            format!("--allow {other} is not of the family of {listen}"),
-        ));
-    }
-    let family = if listen.is_none_or(|l| l.is_ipv4()) {
-        ""
-    } else {
-        "6"
-    };
-    let default = format!("{proto}{family}-{port}")
-        .parse::<Name>()
-        .map_err(|e| usage(Code::Name, e.to_string()))?;
+    let default = default_name(proto, listen, port)?;
     let (name_is_default, everywhere) = (name.is_none(), listen.is_none());
     let name = name.unwrap_or(default);
-    let every = [
-        IpAddr::from(Ipv4Addr::UNSPECIFIED),
-        IpAddr::from(Ipv6Addr::UNSPECIFIED),
-    ];
+    let every: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
     let at = |listen: IpAddr| {
         let allowed = allow
             .iter()

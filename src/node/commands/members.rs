@@ -47,18 +47,10 @@ impl Core {
         subnet.require_admin(&self.state.me, &resolved)?;
         let request = match subnet.find_request(who) {
             Ok(peer) => subnet.requests.get(&peer).cloned(),
-            // A denial is taken back by the ID that it named: the peer's next question waits again.
             Err(error)
                 if error.code == Code::NoRequest && approve && subnet.was_denied(who).is_some() =>
             {
-                let peer = subnet.was_denied(who);
-                subnet.local.denied.retain(|p, _| Some(*p) != peer);
-                self.save(subnet)?;
-                let told = format!(
-                    "{} is denied no more: approve it when it asks again",
-                    printable(who)
-                );
-                return Ok(done(told, true));
+                return self.undeny(subnet, who);
             }
             // Approving twice is no error.
             Err(error)
@@ -78,13 +70,8 @@ impl Core {
         };
         let me = self.state.me.clone();
         if approve {
-            subnet.admit(
-                &me,
-                &request.ask,
-                (Role::Member, Term::Full),
-                &BTreeMap::new(),
-                now,
-            )?;
+            let full = (Role::Member, Term::Full);
+            subnet.admit(&me, &request.ask, full, &BTreeMap::new(), now)?;
         } else {
             subnet.requests.remove(&request.ask.joiner);
             subnet
@@ -102,6 +89,18 @@ impl Core {
                 REQUEST_LIFE / 60
             )
         };
+        Ok(done(told, true))
+    }
+
+    /// Takes a denial back by the ID that it named: the peer's next question waits again.
+    fn undeny(&mut self, mut subnet: Subnet, who: &str) -> Result<Response, Error> {
+        let peer = subnet.was_denied(who);
+        subnet.local.denied.retain(|p, _| Some(*p) != peer);
+        self.save(subnet)?;
+        let told = format!(
+            "{} is denied no more: approve it when it asks again",
+            printable(who)
+        );
         Ok(done(told, true))
     }
 

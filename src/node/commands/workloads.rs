@@ -11,7 +11,7 @@ use crate::model::build::MTU;
 use crate::model::error::{Code, Hint};
 use crate::model::find::{Id, Miss, Named, find};
 use crate::model::host::{NetnsRef, ResolvConf};
-use crate::model::id::{Name, SubnetId};
+use crate::model::id::{Name, PeerId, SubnetId};
 use crate::model::local::{Target, Workload};
 use crate::model::members::{Subnet, printable};
 use crate::node::Core;
@@ -53,6 +53,15 @@ impl NewWorkload {
         self.means(here, ip) && fits && here.netns.is_none()
     }
 
+    /// Whether it would have the link that a workload of another subnet has.
+    fn is_on_link_of(&self, there: &Workload) -> bool {
+        let netns = self
+            .netns
+            .as_ref()
+            .is_some_and(|n| there.is_in(n) && there.inner_link == self.inner_link);
+        netns || there.is_same_attachment(&self.target, &self.inner_link)
+    }
+
     /// The same, wherever it lives.
     fn means(&self, here: &Workload, ip: Option<IpAddr>) -> bool {
         let thing = match (&self.target, &here.target) {
@@ -64,6 +73,30 @@ impl NewWorkload {
             && (self.name_is_default || self.name == here.name)
             && ip.is_none_or(|ip| here.addresses.contains(&ip))
     }
+}
+
+/// Why a text means no workload, or not one.
+fn not_found(miss: &Miss, text: &str) -> Error {
+    match miss {
+        Miss::None => {
+            let message = format!("no workload {} here", printable(text));
+            Error::new(ErrorKind::NotFound, Code::NoWorkload, message).hint(Hint::ListWorkloads)
+        }
+        Miss::Many(_) => {
+            let message = format!("more than one workload here is called {}", printable(text));
+            Error::new(ErrorKind::Usage, Code::Ambiguous, message).hint(Hint::ListWorkloadsThenName)
+        }
+    }
+}
+
+/// Name of the machine's end of a workload's link.
+fn host_link(subnet: SubnetId, me: PeerId, workload: &Name) -> String {
+    let mut hash = Sha256::new();
+    hash.update(subnet.0);
+    hash.update(me.0);
+    hash.update(workload.as_str());
+    let tail = HEXLOWER.encode(hash.finalize().get(..5).unwrap_or_default());
+    format!("bwv{tail}")
 }
 
 impl Core {
@@ -87,17 +120,11 @@ impl Core {
             };
             return Ok((attached, Addition::already(id, here.name.clone())));
         }
-        let elsewhere = self.state.subnets.values().any(|s| {
-            let is = |w: &Workload| {
-                let netns = new
-                    .netns
-                    .as_ref()
-                    .is_some_and(|n| w.is_in(n) && w.inner_link == new.inner_link);
-                netns || w.is_same_attachment(&new.target, &new.inner_link)
-            };
-            s.records.id != subnet.records.id && s.local.workloads.iter().any(is)
-        });
-        if elsewhere {
+        let others = self.state.subnets.values().filter(|s| s.records.id != id);
+        if others
+            .flat_map(|s| &s.local.workloads)
+            .any(|there| new.is_on_link_of(there))
+        {
             return Err(Error::new(
                 ErrorKind::Conflict,
                 Code::Attached,
@@ -122,16 +149,11 @@ impl Core {
         if new.name_is_default {
             new.name = subnet.free_name(&self.state.me, &subnet.resolve(self.now()), &new.name);
         }
-        let mut hash = Sha256::new();
-        hash.update(subnet.records.id.0);
-        hash.update(self.state.me.peer.0);
-        hash.update(new.name.as_str());
-        let tail = HEXLOWER.encode(hash.finalize().get(..5).unwrap_or_default());
         let workload = Workload {
+            host_link: host_link(id, self.state.me.peer, &new.name),
             name: new.name,
             target: new.target,
             netns: new.netns,
-            host_link: format!("bwv{tail}"),
             inner_link: new.inner_link,
             addresses: vec![],
             resolv_conf: new.resolv_conf,
@@ -228,26 +250,11 @@ impl Core {
                 });
             }
         }
-        let none = || {
-            Error::new(
-                ErrorKind::NotFound,
-                Code::NoWorkload,
-                format!("no workload {} here", printable(text)),
-            )
-            .hint(Hint::ListWorkloads)
-        };
         let found = match find(&named, text) {
             Err(Miss::None) => find(&attached, text),
             other => other,
         };
-        found.map_err(|miss| match miss {
-            Miss::None => none(),
-            Miss::Many(_) => {
-                let message = format!("more than one workload here is called {}", printable(text));
-                Error::new(ErrorKind::Usage, Code::Ambiguous, message)
-                    .hint(Hint::ListWorkloadsThenName)
-            }
-        })
+        found.map_err(|miss| not_found(&miss, text))
     }
 
     /// Somebody else's link has the name of a subnet's interface: the interface gets another.
